@@ -1,0 +1,138 @@
+"""What each command is asked to do: one frozen record per command, without heavy imports.
+
+None means that the option was left out and the records of model and data set decide.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+from lary.types import BenchmarkProtocol
+
+Mode = Literal["image", "video"]
+ProbeType = Literal["mlp"]
+ActionMode = Literal["absolute"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class ExtractConfig:
+    """Extraction of one split.
+
+    Attributes:
+        model: Model key.
+        dataset: Data set key.
+        split: Split of the data set.
+        mode: image or video; the data set's record knows, a contradicting one is refused.
+        stride: Frames between source and target; the record knows, a contradicting one is refused.
+        gpus: CUDA devices, such as 0 or 0,1,2,3: one process each. Without CUDA one CPU process runs.
+        input: Table to read in place of LARY_ROOT/data/DATASET_metadata_SPLIT.csv.
+        limit: Only the first rows of the table.
+        batch_size: Samples per forward pass.
+        workers: Threads that read media; default: one per core, at most 8.
+        protocol: corrected computes what the benchmark describes, paper what its published code computes.
+        weights: Checkpoint in place of the model's variable: folder, file or hub id.
+        revision: Revision of a hub checkpoint.
+        seed: Seed of models with random weights.
+        overwrite: Replace latents of another extraction in the same folder.
+    """
+
+    model: str
+    dataset: str
+    split: str
+    mode: Mode | None = None
+    stride: int | None = None
+    gpus: str | None = None
+    input: Path | None = None
+    limit: int | None = None
+    batch_size: int = 16
+    workers: int | None = None
+    protocol: BenchmarkProtocol = "corrected"
+    weights: str | None = None
+    revision: str | None = None
+    seed: int = 0
+    overwrite: bool = False
+
+
+@dataclass(frozen=True, kw_only=True)
+class ClassifyConfig:
+    """A classification probe on extracted latents.
+
+    Attributes:
+        model: Model key.
+        dataset: Data set key.
+        dim: Latent dimension; the latents know, a contradicting one is refused.
+        classes: Number of classes; the record knows, a contradicting one is refused.
+        gpus: CUDA device to train on. Without CUDA the CPU trains.
+        protocol: corrected picks head and epoch on a held-out tenth, paper on the reported split as published.
+        probe_preset: Size of the probe: paper, or demo for a CPU.
+        seed: Seed of weights and sampling.
+        epochs: Epochs in place of the preset's.
+        probe_batch_size: Batch size in place of the preset's.
+        overwrite: Replace the result of another run in the same folder.
+    """
+
+    model: str
+    dataset: str
+    dim: int | None = None
+    classes: int | None = None
+    gpus: str | None = None
+    protocol: BenchmarkProtocol = "corrected"
+    probe_preset: str = "paper"
+    seed: int = 0
+    epochs: int | None = None
+    probe_batch_size: int | None = None
+    overwrite: bool = False
+
+
+@dataclass(frozen=True, kw_only=True)
+class RegressConfig:
+    """A regression probe on extracted latents.
+
+    Attributes:
+        model: Model key.
+        dataset: Data set key.
+        stride: Frames between source and target; the record knows, a contradicting one is refused.
+        mode: image or video; the record knows, a contradicting one is refused.
+        model_type: Probe: mlp.
+        action_mode: Target: absolute action chunks.
+        gpus: CUDA device to train on; default: the first of CUDA_VISIBLE_DEVICES. Without CUDA the CPU trains.
+        protocol: corrected picks the epoch on a held-out tenth, paper on the reported split as published.
+        probe_preset: Size of the probe: paper, or demo for a CPU.
+        seed: Seed of weights and sampling.
+        epochs: Epochs in place of the preset's.
+        probe_batch_size: Batch size in place of the preset's.
+        overwrite: Replace the result of another run in the same folder.
+    """
+
+    model: str
+    dataset: str
+    stride: int | None = None
+    mode: Mode | None = None
+    model_type: ProbeType = "mlp"
+    action_mode: ActionMode = "absolute"
+    gpus: str | None = None
+    protocol: BenchmarkProtocol = "corrected"
+    probe_preset: str = "paper"
+    seed: int = 42
+    epochs: int | None = None
+    probe_batch_size: int | None = None
+    overwrite: bool = False
+
+
+@dataclass(frozen=True, kw_only=True)
+class DemoConfig:
+    """The whole benchmark on simulated robots.
+
+    Attributes:
+        out: Folder for data, latents, results and report.
+        seed: Seed of simulation, random weights and probes.
+        pairs: Image pairs to simulate, over all splits.
+        clips: Clips to simulate, over all splits.
+    """
+
+    out: Path = Path("demo_output")
+    seed: int = 0
+    pairs: int = 800
+    clips: int = 400

@@ -1,0 +1,1 @@
+"""Data: records of datasets, their tables, frames and action chunks."""

@@ -1,0 +1,328 @@
+"""Tables of samples: finding, reading and checking the CSV of a split, and the files that its rows name.
+
+Both published path forms are read: with the folders ``images/`` and ``actions/``, and without them. Rows are counted
+from 1 in messages, and the line of the file stands beside them.
+"""
+
+from __future__ import annotations
+
+import csv
+import hashlib
+import os
+import re
+from collections.abc import Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+import numpy.typing as npt
+
+from lary import fileio
+from lary.data.spec import DatasetSpec, LabelSpace
+from lary.registry import suggest
+from lary.types import Media, Sample, UsageError
+
+if TYPE_CHECKING:
+    import pandas
+
+MEDIA_COLUMNS: dict[Media, tuple[str, ...]] = {"pair": ("src_img", "tgt_img"), "clip": ("video_path",)}
+INDEX_COLUMN = "sample_indices"
+TARGET_COLUMN = "action"
+EMBODIMENT_COLUMN = "embodiment"
+IMAGE_FOLDER, ACTION_FOLDER = "images", "actions"
+
+INDICES = re.compile(r"\s*\d+\s*(,\s*\d+\s*)*")
+UNSAFE_PATH = re.compile(r"[/\\]|[^/\\]*:|(.*[/\\])?\.\.([/\\]|$)")
+"""What no path of a table may start with: a root, a drive, or a way upwards (`fileio.inside` checks again)."""
+
+THREADS = 16
+"""For many small reads: on network file systems the wait is what costs."""
+
+
+@dataclass(frozen=True, eq=False)
+class SampleTable:
+    """The samples of one split, in the order of its table; memory-light, each `Sample` is made when asked for.
+
+    Attributes:
+        path: the CSV.
+        frame: all its columns as strings, as they stand in the file; its index is the row in the file, from 0.
+        root: the folder that the paths in the table start from.
+        digest: of the file's bytes.
+    """
+
+    spec: DatasetSpec
+    split: str
+    path: Path
+    frame: pandas.DataFrame
+    root: Path
+    digest: str
+
+    def __len__(self) -> int:
+        return len(self.frame)
+
+    def __getitem__(self, position: int) -> Sample:
+        """The sample at a position of this table; its ``row`` is the row in the file."""
+        if not -len(self) <= position < len(self):
+            raise IndexError(position)
+        cells = [str(self._columns[name][position]) for name in MEDIA_COLUMNS[self.spec.media]]
+        media = tuple(self._place(cell, IMAGE_FOLDER) for cell in cells)
+        target = str(self._columns[TARGET_COLUMN][position])
+        if not isinstance(self.spec.target, LabelSpace):
+            target = self._place(target, ACTION_FOLDER)
+        frame_index: tuple[int, ...] = ()
+        if self.spec.media == "clip":
+            frame_index = tuple(int(part) for part in str(self._columns[INDEX_COLUMN][position]).split(","))
+        return Sample(
+            id=fileio.digest(*media, ",".join(map(str, frame_index)), target),
+            row=int(self._rows[position]),
+            media=media,
+            frame_index=frame_index,
+            target=target,
+            group=self._group(media[0]),
+            embodiment=self._embodiment(position),
+        )
+
+    def __iter__(self) -> Iterator[Sample]:
+        return (self[position] for position in range(len(self)))
+
+    def take(self, positions: Sequence[int]) -> SampleTable:
+        """The table of some of the samples, which keep their ``row``."""
+        return SampleTable(self.spec, self.split, self.path, self.frame.iloc[list(positions)], self.root, self.digest)
+
+    def labels(self) -> npt.NDArray[np.int64]:
+        """Labels (n,) int64: positions in the record's classes. Raises UsageError for a regression data set."""
+        position = {name: label for label, name in enumerate(self.spec.labels.classes)}
+        return np.array([position[name] for name in self._columns[TARGET_COLUMN]], dtype=np.int64)
+
+    def groups(self) -> tuple[str, ...]:
+        """The episode or video of every sample, n names."""
+        column = self._columns[MEDIA_COLUMNS[self.spec.media][0]]
+        return tuple(self._group(self._place(str(cell), IMAGE_FOLDER)) for cell in column)
+
+    def embodiments(self) -> tuple[str, ...]:
+        """The robot type of every sample, n names; empty where the table has an empty cell."""
+        return tuple(self._embodiment(position) for position in range(len(self)))
+
+    def media_path(self, sample: Sample) -> tuple[Path, ...]:
+        """Absolute paths of a sample's images or clip. Raises UsageError for a path that leaves the root."""
+        return self._media_at(self._position[sample.row])
+
+    def action_path(self, sample: Sample) -> Path:
+        """Absolute path of a sample's action file. Raises UsageError for a classification data set."""
+        _ = self.spec.actions
+        return self._locate(self._position[sample.row], TARGET_COLUMN, ACTION_FOLDER)
+
+    def _media_at(self, position: int) -> tuple[Path, ...]:
+        return tuple(self._locate(position, column, IMAGE_FOLDER) for column in MEDIA_COLUMNS[self.spec.media])
+
+    @cached_property
+    def _columns(self) -> dict[str, npt.NDArray[np.object_]]:
+        return {name: self.frame[name].to_numpy(dtype=object) for name in self.frame.columns}
+
+    @cached_property
+    def _rows(self) -> npt.NDArray[np.int64]:
+        return self.frame.index.to_numpy(dtype=np.int64)
+
+    @cached_property
+    def _position(self) -> dict[int, int]:
+        return {int(row): position for position, row in enumerate(self._rows)}
+
+    def _place(self, cell: str, folder: str) -> str:
+        if self.spec.path_repair:
+            cell = re.sub(*self.spec.path_repair, cell)
+        return placed(cell, folder, self.spec.media_depth)
+
+    def _group(self, first: str) -> str:
+        """The match of the record's pattern; a path that doesn't match is a group of its own."""
+        short = re.sub(rf"(^|/){IMAGE_FOLDER}/", r"\1", first, count=1) if self.spec.media_depth is not None else first
+        found = re.search(self.spec.group_pattern, short)
+        if found is None:
+            return short
+        return found[1] if found.re.groups and found[1] is not None else found[0]
+
+    def _embodiment(self, position: int) -> str:
+        column = self._embodiment_column
+        return self.spec.embodiment if column is None else str(self._columns[column][position]).strip()
+
+    @cached_property
+    def _embodiment_column(self) -> str | None:
+        return embodiment_column(self.spec, list(self.frame.columns))
+
+    def _locate(self, position: int, column: str, folder: str) -> Path:
+        """The file at the usual place, or the one that the table literally names where only that exists."""
+        cell = str(self._columns[column][position])
+        place = self._place(cell, folder)
+        usual = fileio.inside(self.root, place)
+        if cell == place or usual.exists():
+            return usual
+        for other in dict.fromkeys((placed(cell, folder, None), placed(cell, folder, 0))):
+            path = fileio.inside(self.root, other)
+            if other != place and path.exists():
+                return path
+        return usual
+
+
+def placed(cell: str, folder: str, depth: int | None) -> str:
+    """A path of a table with forward slashes and, unless `depth` is None, with `folder` behind `depth` folders."""
+    parts = [part for part in cell.strip().replace("\\", "/").split("/") if part not in ("", ".")]
+    if depth is not None and folder not in parts[:-1]:
+        parts.insert(min(depth, max(len(parts) - 1, 0)), folder)
+    return "/".join(parts)
+
+
+def embodiment_column(spec: DatasetSpec, columns: Sequence[str]) -> str | None:
+    """The column with the robot type: the record's, or one called ``embodiment`` where the table has it."""
+    if spec.embodiment_column is not None:
+        return spec.embodiment_column
+    return EMBODIMENT_COLUMN if EMBODIMENT_COLUMN in columns else None
+
+
+def find_table(spec: DatasetSpec, split: str, root: Path, explicit: Path | None = None) -> Path:
+    """The CSV of a split: `explicit`, or else under ``root/data`` by the published names.
+
+    Args:
+        root: ``$LARY_ROOT``.
+
+    Raises:
+        UsageError: unknown split, or no table; names every place that was looked at.
+    """
+    names = dict.fromkeys(
+        (spec.table_name(split), f"{spec.name}_metadata_{split}.csv", f"{spec.name}_{split}.csv"),
+    )
+    tried = [explicit] if explicit is not None else [root / "data" / name for name in names]
+    for path in tried:
+        if path.is_file():
+            return path
+    listed = " nor ".join(str(path) for path in tried)
+    hint = "Check the path" if explicit is not None else "Set LARY_ROOT to the folder above data/, or pass --input"
+    raise UsageError(f"There is no table of {spec.name} {split}: neither {listed} exists. {hint}." if len(tried) > 1
+                     else f"There is no table of {spec.name} {split}: {listed} does not exist. {hint}.")  # fmt: skip
+
+
+def read_table(spec: DatasetSpec, split: str, *, path: Path, data_dir: Path, limit: int | None = None) -> SampleTable:
+    """Read and check the table of a split; nothing but the CSV is opened.
+
+    Args:
+        data_dir: ``$DATA_DIR``, the split's media root is below it.
+        limit: read this many rows at most.
+
+    Raises:
+        UsageError: the file is missing, empty or no CSV; a column is missing; a cell is empty or holds an unknown
+            class, a path that leaves its root, or frame indices that can't be read.
+    """
+    import pandas
+
+    root = data_dir / spec.split(split).root
+    columns, rows = read_csv(path, limit)
+    cells = dict(zip(columns, zip(*rows, strict=True), strict=True))
+    del rows
+    needed = [*MEDIA_COLUMNS[spec.media], TARGET_COLUMN]
+    if spec.media == "clip":
+        needed.insert(1, INDEX_COLUMN)
+    embodiment = embodiment_column(spec, columns)
+    for name in [*needed, *([embodiment] if embodiment else [])]:
+        if name not in columns:
+            raise UsageError(f"{path} has no column '{name}', which {spec.name} needs; it has: {', '.join(columns)}.")
+    check_cells(spec, path, {name: cells[name] for name in needed})
+    frame = pandas.DataFrame(cells, dtype=object)
+    return SampleTable(spec, split, path, frame, root.absolute(), file_digest(path))
+
+
+def read_csv(path: Path, limit: int | None = None) -> tuple[list[str], list[list[str]]]:
+    """Header and rows of a CSV, UTF-8 with or without byte order mark, any line ends; blank lines are skipped.
+
+    Raises:
+        UsageError: the file can't be read, has no header or no rows, or a row has another number of cells.
+    """
+    if limit is not None and limit < 1:
+        raise UsageError(f"--limit {limit}: must be at least 1.")
+    rows: list[list[str]] = []
+    known: dict[str, str] = {}
+    try:
+        with path.open(encoding="utf-8-sig", newline="") as file:
+            reader = csv.reader(file)
+            header = [name.strip() for name in next(reader, [])]
+            if not any(header):
+                raise UsageError(f"The table {path} is empty: its first line names the columns.")
+            if len(set(header)) < len(header):
+                raise UsageError(f"The table {path} names a column twice: {', '.join(header)}.")
+            for row in reader:
+                if not row:
+                    continue
+                if len(row) != len(header):
+                    raise UsageError(
+                        f"{path}, row {len(rows) + 1} (line {reader.line_num}): {len(row)} cells under "
+                        f"{len(header)} column names; quote cells that hold a comma."
+                    )
+                # Most cells repeat (class, robot, task): one string each.
+                rows.append([known.setdefault(cell, cell) if len(cell) < 32 else cell for cell in row])
+                if len(rows) == limit:
+                    break
+    except FileNotFoundError:
+        raise UsageError(f"The table {path} does not exist.") from None
+    except (OSError, UnicodeDecodeError, csv.Error) as error:
+        raise UsageError(f"The table {path} can't be read as CSV in UTF-8: {error}.") from error
+    if not rows:
+        raise UsageError(f"The table {path} holds column names but no rows.")
+    return header, rows
+
+
+def check_cells(spec: DatasetSpec, path: Path, columns: Mapping[str, Sequence[str]]) -> None:
+    """Hold every cell that is used against what it must be. Raises UsageError with the row and line of the first."""
+    classes = spec.target.classes if isinstance(spec.target, LabelSpace) else None
+    known = frozenset(classes or ())
+    for name, cells in columns.items():
+        for row, cell in enumerate(cells):
+            if not cell or cell.isspace():
+                problem = f"column '{name}' is empty"
+            elif name == INDEX_COLUMN:
+                if INDICES.fullmatch(cell):
+                    continue
+                problem = f"column '{name}' holds '{cell}', which is no list of frame numbers such as '3,9,20'"
+            elif name == TARGET_COLUMN and classes is not None:
+                if cell in known:
+                    continue
+                problem = f"'{cell}' is no class of {spec.name}.{suggest(cell, classes)}"
+            elif UNSAFE_PATH.match(cell.lstrip()):
+                problem = f"the path '{cell}' leaves its root: paths in tables are relative and inside it"
+            else:
+                continue
+            raise UsageError(f"{path}, row {row + 1} (line {line_of(path, row)}): {problem.rstrip('.')}.")
+
+
+def line_of(path: Path, row: int) -> int:
+    """The line on which a row (from 0) of a CSV ends; cells may hold line ends, so lines are not rows."""
+    with path.open(encoding="utf-8-sig", newline="") as file:
+        reader = csv.reader(file)
+        count = -2
+        for cells in reader:
+            count += bool(cells)
+            if count == row:
+                break
+        return reader.line_num
+
+
+def file_digest(path: Path) -> str:
+    """A hexadecimal SHA-256 prefix of a file's bytes."""
+    state = hashlib.sha256()
+    with path.open("rb") as file:
+        while block := file.read(1 << 20):
+            state.update(block)
+    return state.hexdigest()[:16]
+
+
+def check_media(table: SampleTable, positions: Sequence[int] | None = None) -> list[Path]:
+    """The media files that are missing, in table order, each once; files are looked for but not opened.
+
+    Args:
+        positions: which samples to look at; all of them by default.
+    """
+    chosen = range(len(table)) if positions is None else positions
+    wanted = list(dict.fromkeys(path for position in chosen for path in table._media_at(position)))
+    parts = [wanted[start : start + 256] for start in range(0, len(wanted), 256)]
+    with ThreadPoolExecutor(THREADS) as pool:
+        missing = pool.map(lambda part: [path for path in part if not os.path.isfile(path)], parts)
+        return [path for part in missing for path in part]

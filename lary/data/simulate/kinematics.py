@@ -1,0 +1,132 @@
+"""Rotations and inverse kinematics.
+
+Rotations are matrices (3, 3) float64; a pose is a position in metres and a rotation, both in the robot's base frame,
+which is the world. Roll, pitch and yaw are turns about the fixed x, y and z axes in that order, in radians.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+Array = npt.NDArray[np.float64]
+Pose = tuple[Array, Array]
+
+POSITION_TOLERANCE = 2e-4
+"""Metres; ten times finer than what one pixel of a frame shows."""
+ROTATION_TOLERANCE = 2e-3
+"""Radians."""
+DAMPING = 0.03
+RAIL = 0.15
+"""How willingly a rail moves, compared with a turning joint."""
+LARGEST_STEP = 0.25
+"""Radians (metres on a rail) that a joint may move in one iteration."""
+
+
+def turn(axis: tuple[float, float, float] | Array, angle: float) -> Array:
+    """Rotation by `angle` about `axis` (Rodrigues)."""
+    x, y, z = np.asarray(axis, dtype=float) / np.linalg.norm(axis)
+    cross = np.array([[0, -z, y], [z, 0, -x], [-y, x, 0]])
+    return np.asarray(np.eye(3) + math.sin(angle) * cross + (1 - math.cos(angle)) * (cross @ cross))
+
+
+def from_rpy(roll: float, pitch: float, yaw: float) -> Array:
+    """Rotation (3, 3) from roll, pitch, yaw."""
+    return turn((0, 0, 1), yaw) @ turn((0, 1, 0), pitch) @ turn((1, 0, 0), roll)
+
+
+def to_rpy(rotation: Array) -> Array:
+    """Roll, pitch, yaw (3,) of a rotation; pitch in [-pi/2, pi/2]."""
+    pitch = math.asin(float(np.clip(-rotation[2, 0], -1, 1)))
+    roll = math.atan2(rotation[2, 1], rotation[2, 2])
+    return np.array([roll, pitch, math.atan2(rotation[1, 0], rotation[0, 0])])
+
+
+def rotation_vector(rotation: Array) -> Array:
+    """Axis times angle (3,) of a rotation, angle in [0, pi)."""
+    vector = 0.5 * np.array(
+        [rotation[2, 1] - rotation[1, 2], rotation[0, 2] - rotation[2, 0], rotation[1, 0] - rotation[0, 1]]
+    )
+    sine, cosine = float(np.linalg.norm(vector)), 0.5 * (float(np.trace(rotation)) - 1)
+    if sine < 1e-9:
+        return np.zeros(3)
+    return np.asarray(vector * (math.atan2(sine, cosine) / sine))
+
+
+def quaternion(rotation: Array) -> Array:
+    """Unit quaternion (w, x, y, z) of a rotation."""
+    import mujoco
+
+    result = np.empty(4)
+    mujoco.mju_mat2Quat(result, np.ascontiguousarray(rotation).ravel())
+    return result
+
+
+def compose(first: Pose, second: Pose) -> Pose:
+    """The pose `second`, given in the frame of `first`, in the frame that `first` is given in."""
+    return first[0] + first[1] @ second[0], first[1] @ second[1]
+
+
+def invert(pose: Pose) -> Pose:
+    """The pose that undoes `pose`."""
+    return -(pose[1].T @ pose[0]), pose[1].T
+
+
+class Solver:
+    """Damped least squares for the seven joints of an arm; what the task leaves free is drawn to the home posture."""
+
+    def __init__(self, model: Any, data: Any, home: tuple[float, ...]) -> None:
+        import mujoco
+
+        self.model, self.data, self.home = model, data, np.array(home)
+        self.site = mujoco.mj_name2id(model, mujoco.mjtObj.mjOBJ_SITE, "tool")
+        self.low, self.high = model.jnt_range[:7, 0].copy(), model.jnt_range[:7, 1].copy()
+        self.willing = np.where(model.jnt_type[:7] == mujoco.mjtJoint.mjJNT_SLIDE, RAIL, 1.0)
+
+    def reached(self, joints: Array) -> Pose:
+        """Forward kinematics: the tool's pose at joints (7,)."""
+        import mujoco
+
+        self.data.qpos[:7] = joints
+        mujoco.mj_kinematics(self.model, self.data)
+        return self.data.site_xpos[self.site].copy(), self.data.site_xmat[self.site].reshape(3, 3).copy()
+
+    def solve(self, target: Pose, start: Array, iterations: int = 80) -> tuple[Array, float]:
+        """Joints (7,) that bring the tool to `target`, and the distance in metres that is left."""
+        import mujoco
+
+        joints = start.copy()
+        moves, turns = np.empty((3, self.model.nv)), np.empty((3, self.model.nv))
+        for step in range(iterations + 1):
+            position, rotation = self.reached(joints)
+            error = np.concatenate([target[0] - position, rotation_vector(target[1] @ rotation.T)])
+            distance, angle = float(np.linalg.norm(error[:3])), float(np.linalg.norm(error[3:]))
+            if step == iterations or (distance < POSITION_TOLERANCE and angle < ROTATION_TOLERANCE):
+                break
+            error[:3] *= min(1.0, 0.2 / max(distance, 1e-9))
+            error[3:] *= min(1.0, 0.5 / max(angle, 1e-9))
+            mujoco.mj_comPos(self.model, self.data)
+            mujoco.mj_jacSite(self.model, self.data, moves, turns, self.site)
+            jacobian = np.concatenate([moves[:, :7], turns[:, :7]])
+            joints = self._step(jacobian, error, joints, DAMPING**2 * min(1.0, distance + angle) + 1e-9)
+        return joints, distance
+
+    def _step(self, jacobian: Array, error: Array, joints: Array, damping: float) -> Array:
+        """One damped step; a joint that would pass its limit is put there and left out, and the others try again."""
+        free = np.ones(7)
+        rest = 0.05 * (self.home - joints)
+        for _ in range(3):
+            used = jacobian * free
+            square = (used * self.willing) @ used.T
+            inverse = self.willing[:, None] * np.linalg.solve(square + damping * np.eye(6), used).T
+            change = inverse @ error + free * rest - inverse @ (used @ rest)
+            change *= min(1.0, LARGEST_STEP / float(np.abs(change).max() + 1e-12))
+            wanted = joints + change
+            beyond = (free > 0) & ((wanted < self.low) | (wanted > self.high))
+            if not beyond.any():
+                break
+            free[beyond] = 0.0
+        return np.asarray(np.clip(wanted, self.low, self.high))

@@ -1,0 +1,142 @@
+"""The record of a data set: what it shows, what is to be read from it, and where its files lie."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+
+from lary.registry import Registry
+from lary.types import Media, UsageError
+
+
+@dataclass(frozen=True)
+class LabelSpace:
+    """The classes of a data set, the same for every split: a label is a position in `classes` (sorted names)."""
+
+    classes: tuple[str, ...]
+
+    def __post_init__(self) -> None:
+        if list(self.classes) != sorted(set(self.classes)):
+            raise UsageError("The classes of a LabelSpace are distinct and sorted.")
+
+
+@dataclass(frozen=True)
+class Normalisation:
+    """How action chunks are normalised: constants, or a statistics file with mean and std per robot type.
+
+    ``mean`` and ``std`` have A values, tiled over the K steps. ``stats_file`` is relative to ``DATA_DIR``; a
+    missing file or robot type is an error that names ``command``, never mean 0 and std 1. A record with neither is
+    normalised by statistics measured on its own training split. ``relative_command`` makes the statistics of
+    relative actions.
+    """
+
+    mean: tuple[float, ...] = ()
+    std: tuple[float, ...] = ()
+    stats_file: str | None = None
+    command: str = ""
+    relative_command: str = ""
+
+
+@dataclass(frozen=True)
+class ActionSpace:
+    """The actions between two frames: K = `horizon` steps of A = len(`dims`) values, absolute, in `units`."""
+
+    dims: tuple[str, ...]
+    horizon: int
+    normalisation: Normalisation = Normalisation()
+    groups: Mapping[str, tuple[int, ...]] = field(default_factory=dict)
+    units: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
+class Split:
+    """One split: its table, looked up under ``$LARY_ROOT/data``, and the folder under ``DATA_DIR`` it starts from."""
+
+    root: str
+    table: str | None = None
+
+
+@dataclass(frozen=True)
+class Licence:
+    """The terms of one source of a data set."""
+
+    source: str
+    name: str
+    commercial: bool
+    url: str = ""
+
+
+@dataclass(frozen=True)
+class DatasetSpec:
+    """One data set.
+
+    Attributes:
+        name: the key on the command line.
+        title: the name in the paper's tables.
+        media: ``pair`` (columns src_img, tgt_img) or ``clip`` (columns video_path, sample_indices).
+        target: a LabelSpace (column ``action`` holds a class name) or an ActionSpace (it holds a .npy path).
+        splits: by name; a split without ``table`` is read from ``<name>_metadata_<split>.csv``.
+        train, validation, unseen: which splits probes train on, validate on and, where there is one, test on unseen.
+        stride: frames between source and target; K of the action chunk.
+        group_pattern: regular expression on the first media path, taken without its ``images`` folder, whose match
+            (group 1 if it has one) names the episode or video of a sample.
+        media_depth: how many folders stand before ``images`` / ``actions`` in a table's paths; None where the data
+            set has no such folders. Published tables exist with and without them.
+        path_repair: regular expression and replacement for paths that the published tables spell wrongly; a file of
+            the literal name is used where the repaired one does not exist.
+        embodiment_column: column with the robot type; None reads a column ``embodiment`` where the table has one.
+        embodiment: the robot type where there is no column.
+    """
+
+    name: str
+    title: str
+    media: Media
+    target: LabelSpace | ActionSpace
+    splits: Mapping[str, Split]
+    licences: tuple[Licence, ...]
+    train: str = "train"
+    validation: str = "val"
+    unseen: str | None = None
+    stride: int | None = None
+    group_pattern: str = r".*/"
+    media_depth: int | None = None
+    path_repair: tuple[str, str] | None = None
+    embodiment_column: str | None = None
+    embodiment: str = "robot"
+    revision: str = ""
+    description: str = ""
+    in_demo: bool = False
+
+    def split(self, name: str) -> Split:
+        """The split called `name`. Raises UsageError with the names there are."""
+        from lary.registry import suggest
+
+        if name not in self.splits:
+            raise UsageError(f"Data set '{self.name}' has no split '{name}'.{suggest(name, list(self.splits))}")
+        return self.splits[name]
+
+    def table_name(self, split: str) -> str:
+        """File name of a split's table."""
+        return self.split(split).table or f"{self.name}_metadata_{split}.csv"
+
+    @property
+    def labels(self) -> LabelSpace:
+        """The label space. Raises UsageError for a regression data set."""
+        if not isinstance(self.target, LabelSpace):
+            raise UsageError(f"Data set '{self.name}' holds action chunks, not classes: use 'lary regress'.")
+        return self.target
+
+    @property
+    def actions(self) -> ActionSpace:
+        """The action space. Raises UsageError for a classification data set."""
+        if not isinstance(self.target, ActionSpace):
+            raise UsageError(f"Data set '{self.name}' holds classes, not action chunks: use 'lary classify'.")
+        return self.target
+
+
+DATASETS: Registry[DatasetSpec] = Registry("data set", modules=("lary.data.catalog",), group="lary.datasets")
+
+
+def register_dataset(spec: DatasetSpec) -> DatasetSpec:
+    """Add a data set to the registry; returns it."""
+    return DATASETS.add(spec)

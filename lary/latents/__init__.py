@@ -1,0 +1,1 @@
+"""Latents: extraction of tokens and the store that holds them."""

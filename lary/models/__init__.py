@@ -1,0 +1,1 @@
+"""Models: records of encoders, their preprocessing and the classes that run them."""

@@ -1,0 +1,194 @@
+"""Image backbones, each frame by itself: DINOv2, DINOv3 and SigLIP 2 through transformers."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from lary.models.preprocess import CUBIC_224, CUBIC_224_IMAGENET, CUBIC_224_SIGNED, mix_planes
+from lary.models.spec import ModelContext, ModelSpec, Weights, register_model
+from lary.models.weights import find_weights, load_transformers, read_config, read_tensors
+from lary.runtime import log
+from lary.types import Latents, UsageError
+
+if TYPE_CHECKING:
+    import torch
+
+
+@dataclass(frozen=True)
+class Backbone:
+    """How transformers runs checkpoints of one ``model_type``.
+
+    Attributes:
+        model: class of transformers.
+        leading: tokens before the patches, besides the register tokens that the configuration counts.
+        patches: the model wants flattened patches instead of an image.
+        one_size: position embeddings exist for the configuration's image size alone.
+        prefix: of the image tower's keys in a file that holds a text tower too.
+        unused: beginnings of keys on which the patch tokens don't depend; they may be missing and aren't read.
+    """
+
+    model: str
+    leading: int
+    patches: bool = False
+    one_size: bool = False
+    prefix: str = ""
+    unused: tuple[str, ...] = ()
+
+
+_MASK = ("embeddings.mask_token",)
+_TEXT_AND_POOLING = ("text_model.", "logit_scale", "logit_bias", "head.", "vision_model.head.")
+_SIGLIP = Backbone("SiglipVisionModel", leading=0, one_size=True, prefix="vision_model.", unused=_TEXT_AND_POOLING)
+_SIGLIP2 = Backbone("Siglip2VisionModel", leading=0, patches=True, prefix="vision_model.", unused=_TEXT_AND_POOLING)
+
+BACKBONES = {
+    "dinov2": Backbone("Dinov2Model", leading=1, unused=_MASK),
+    "dinov2_with_registers": Backbone("Dinov2WithRegistersModel", leading=1, unused=_MASK),
+    "dinov3_vit": Backbone("DINOv3ViTModel", leading=1, unused=_MASK),
+    "siglip": _SIGLIP,
+    "siglip_vision_model": _SIGLIP,
+    "siglip2": _SIGLIP2,
+    "siglip2_vision_model": _SIGLIP2,
+}
+
+_MIXED = "frames are reshaped, not permuted: each image mixes colour planes of several frames"
+
+DINOV2 = ModelSpec(
+    name="dinov2-origin",
+    paradigm="semantic encoder",
+    dim=1024,
+    weights=Weights(
+        variable="DINO_V2_PATH", folder="DINOv2", hub="facebook/dinov2-large",
+        revision="47b73eefe95e8d44ec3623f8890bd894b6ea2d6c",
+    ),
+    preprocess=CUBIC_224_IMAGENET,
+    preprocess_paper=CUBIC_224_SIGNED,
+    options={"accepts": ("dinov2", "dinov2_with_registers"), "mix_planes": False},
+    options_paper={"mix_planes": True},
+    paper_differences=(_MIXED, "pixels are x * 2 - 1 instead of ImageNet's normalisation"),
+    parameters_m=304.37,
+    licence="Apache-2.0",
+    reference="Oquab et al. 2023, arXiv 2304.07193",
+    description="DINOv2 ViT-L/14, patch tokens of each frame",
+    in_demo=True,
+)  # fmt: skip
+
+DINOV3 = ModelSpec(
+    name="dinov3-origin",
+    paradigm="semantic encoder",
+    dim=1024,
+    weights=Weights(
+        variable="DINO_V3_PATH", folder="DINOv3", hub="facebook/dinov3-vitl16-pretrain-lvd1689m",
+        revision="ea8dc2863c51be0a264bab82070e3e8836b02d51",
+    ),
+    preprocess=CUBIC_224_IMAGENET,
+    preprocess_paper=CUBIC_224_SIGNED,
+    options={"accepts": ("dinov3_vit",), "mix_planes": False},
+    options_paper={"mix_planes": True},
+    paper_differences=(_MIXED, "pixels are x * 2 - 1 instead of ImageNet's normalisation"),
+    parameters_m=303.13,
+    licence="DINOv3 License",
+    reference="Siméoni et al. 2025, arXiv 2508.10104",
+    description="DINOv3 ViT-L/16, patch tokens of each frame",
+)  # fmt: skip
+
+SIGLIP2 = ModelSpec(
+    name="siglip2-origin",
+    paradigm="semantic encoder",
+    dim=768,
+    weights=Weights(
+        variable="SIGLIP2_PATH", folder="SigLIP2", hub="google/siglip2-base-patch16-224",
+        revision="75de2d55ec2d0b4efc50b3e9ad70dba96a7b2fa2",
+    ),
+    preprocess=CUBIC_224_SIGNED,
+    preprocess_paper=CUBIC_224,
+    options={"accepts": ("siglip", "siglip_vision_model", "siglip2", "siglip2_vision_model"), "mix_planes": False},
+    options_paper={"mix_planes": True},
+    paper_differences=(_MIXED, "pixels stay in [0, 1] instead of x * 2 - 1"),
+    parameters_m=85.80,
+    licence="Apache-2.0",
+    reference="Tschannen et al. 2025, arXiv 2502.14786",
+    description="Image tower of SigLIP 2 base, patch 16, without its pooling head: patch tokens of each frame",
+)  # fmt: skip
+
+
+@register_model(DINOV2, DINOV3, SIGLIP2)
+class ImageEncoder:
+    """Patch tokens of every frame, after the backbone's final norm: P = T, N patches in rows, D of the checkpoint.
+
+    The checkpoint's ``config.json`` decides about architecture, size and leading tokens. A checkpoint of another
+    size than the record's is run, and said so: the latents carry its D and its digest.
+
+    Attributes:
+        dim: D.
+        weights_digest: names the weights and their configuration.
+        weights_revision: the hub's commit, if they came from there.
+    """
+
+    def __init__(self, spec: ModelSpec, context: ModelContext) -> None:
+        import transformers
+
+        options = {**spec.options, **(spec.options_paper if context.protocol == "paper" else {})}
+        source = find_weights(spec, context)
+        config = read_config(source.folder)
+        kind = config["model_type"]
+        if kind not in options["accepts"]:
+            expected = " or ".join(options["accepts"])
+            raise UsageError(f"Weights of '{spec.name}': {source.folder} holds a {kind} model, expected {expected}.")
+        backbone = BACKBONES[kind]
+        model_class = getattr(transformers, backbone.model)
+        settings = model_class.config_class.from_dict(_image_tower(config))
+        size = spec.preprocessing(context.protocol).size
+        if backbone.one_size and settings.image_size != size:
+            raise UsageError(
+                f"Weights of '{spec.name}': {source.folder} is for images of {settings.image_size} pixels, "
+                f"the record prepares {size}."
+            )
+        tensors = read_tensors(source.files, backbone.unused)
+        if backbone.prefix:
+            tensors = {backbone.prefix + key.removeprefix(backbone.prefix): value for key, value in tensors.items()}
+        self._model = load_transformers(
+            model_class, settings, tensors, unused=backbone.unused, folder=source.folder
+        ).to(context.device)  # fmt: skip
+        self._device = context.device
+        self._mix_planes: bool = options["mix_planes"]
+        self._leading = backbone.leading + int(getattr(settings, "num_register_tokens", 0) or 0)
+        self._patch: int | None = settings.patch_size if backbone.patches else None
+        self.dim: int = settings.hidden_size
+        self.weights_digest = source.digest
+        self.weights_revision = source.revision
+        if spec.dim is not None and self.dim != spec.dim:
+            log.info("%s: D = %d in %s, not the %d of its record", spec.name, self.dim, source.folder, spec.dim)
+
+    def encode(self, clips: torch.Tensor) -> Latents:
+        """Clips (B, T, 3, H, W) to tokens (B, T, N, D) float32, on the encoder's device."""
+        import torch
+
+        batch, frames = clips.shape[:2]
+        if self._mix_planes:
+            clips = mix_planes(clips)
+        images = clips.flatten(0, 1).to(self._device, torch.float32)
+        with torch.inference_mode():
+            inputs = {"pixel_values": images} if self._patch is None else patch_inputs(images, self._patch)
+            tokens = self._model(**inputs).last_hidden_state[:, self._leading :]
+        return Latents(tokens.reshape(batch, frames, *tokens.shape[1:]))
+
+
+def _image_tower(config: dict[str, Any]) -> dict[str, Any]:
+    """The image tower's part of a configuration, without its pooling head, which the patch tokens don't pass."""
+    tower = dict(config.get("vision_config", config))
+    return {**tower, "vision_use_head": False} if "siglip" in config["model_type"] else tower
+
+
+def patch_inputs(images: torch.Tensor, patch: int) -> dict[str, torch.Tensor]:
+    """Inputs of a model of variable resolution: images (B, 3, H, W) cut into patches (B, N, patch * patch * 3)."""
+    import torch
+
+    batch, channels, height, width = images.shape
+    rows, columns = height // patch, width // patch
+    cut = images[:, :, : rows * patch, : columns * patch].reshape(batch, channels, rows, patch, columns, patch)
+    return {
+        "pixel_values": cut.permute(0, 2, 4, 3, 5, 1).reshape(batch, rows * columns, patch * patch * channels),
+        "pixel_attention_mask": torch.ones(batch, rows * columns, dtype=torch.int32, device=images.device),
+        "spatial_shapes": torch.tensor([[rows, columns]], device=images.device).expand(batch, 2),
+    }

@@ -1,0 +1,155 @@
+"""From decoded frames to a model's input, with exactly the arithmetic that each model's record asks for.
+
+Frames are resized as uint8, which every record's resize defines down to the grey level, and only then scaled.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import replace
+from typing import TYPE_CHECKING, Any, TypeVar
+
+import numpy as np
+import numpy.typing as npt
+
+from lary.models.spec import Preprocess
+from lary.types import LaryError
+
+if TYPE_CHECKING:
+    import torch
+
+Frame = npt.NDArray[np.uint8]
+Clip = TypeVar("Clip", "npt.NDArray[Any]", "torch.Tensor")
+
+IMAGENET_MEAN = (0.485, 0.456, 0.406)
+IMAGENET_STD = (0.229, 0.224, 0.225)
+HALF = (0.5, 0.5, 0.5)
+
+CUBIC_224 = Preprocess()
+"""OpenCV's cubic resize to [0, 1]: every model of the published code without its own rule."""
+CUBIC_224_SIGNED = replace(CUBIC_224, mean=HALF, std=HALF)
+"""The same to [-1, 1]: what the published code hands to DINO backbones and, for clips, to FLUX.2."""
+CUBIC_224_IMAGENET = replace(CUBIC_224, mean=IMAGENET_MEAN, std=IMAGENET_STD)
+"""The same with ImageNet's statistics: DINOv2, DINOv3, UniVLA."""
+VJEPA2 = Preprocess(resize="cv2_linear", short_side=256, mean=IMAGENET_MEAN, std=IMAGENET_STD, reader="pil")
+"""Short side to 256 and the centre 224 x 224 of it."""
+LANCZOS_224_SIGNED = Preprocess(resize="pil_lanczos", mean=HALF, std=HALF, reader="pil")
+"""Wan2.2, and FLUX.2 on image pairs as described."""
+FLUX2_PAPER_IMAGE = replace(LANCZOS_224_SIGNED, scale=1.0)
+"""FLUX.2 on image pairs as published: the division by 255 is missing, values lie in [-1, 509]."""
+VILLA_X_IMAGE = Preprocess(resize="pil_lanczos", mean=IMAGENET_MEAN, std=IMAGENET_STD, reader="pil")
+VILLA_X_PAPER_CLIP = replace(VILLA_X_IMAGE, resize="torch_bilinear")
+"""villa-X on clips as published: torchvision's antialiased bilinear resize of uint8 frames."""
+
+
+def prepare(clip: Frame, preprocess: Preprocess) -> npt.NDArray[np.float32]:
+    """Resize, scale and normalise a clip.
+
+    Args:
+        clip: (T, H, W, 3) uint8 RGB.
+
+    Returns:
+        (T, 3, H', W') float32, contiguous, H' = W' = ``preprocess.size``.
+    """
+    import cv2
+
+    frames = resize(clip, preprocess)
+    out = np.empty((len(frames), 3, *frames.shape[1:3]), dtype=np.float32)
+    for frame, target in zip(frames, out, strict=True):
+        for plane, channel in zip(cv2.split(frame), target, strict=True):
+            np.divide(plane, np.float32(preprocess.scale), out=channel, dtype=np.float32)
+    mean, std = (np.asarray(value, dtype=np.float32)[:, None, None] for value in (preprocess.mean, preprocess.std))
+    if mean.any():
+        out -= mean
+    if (std != 1).any():
+        out /= std
+    return out
+
+
+def resize(clip: Frame, preprocess: Preprocess) -> Frame:
+    """The uint8 part of `prepare`: (T, H, W, 3) to (T, H', W', 3), rounded to grey levels.
+
+    Raises:
+        LaryError: the clip isn't uint8 RGB frames, or the record's crop is larger than the resized frame.
+    """
+    if clip.ndim != 4 or clip.shape[-1] != 3 or clip.dtype != np.uint8 or not clip.size:
+        raise LaryError(f"A clip has to be uint8 frames (T, H, W, 3), not {clip.dtype} {clip.shape}.")
+    height, width = clip.shape[1:3]
+    size = preprocess.size
+    if preprocess.short_side is None:
+        goal = (size, size)
+    elif width < height:
+        goal = (int(preprocess.short_side * height / width), preprocess.short_side)
+    else:
+        goal = (preprocess.short_side, int(preprocess.short_side * width / height))
+    frames = clip if goal == (height, width) else RESIZERS[preprocess.resize](clip, *goal)
+    if frames.shape[1:3] == (size, size):
+        return frames
+    if min(frames.shape[1:3]) < size:
+        raise LaryError(f"A frame of {width} x {height} pixels is too small for the record's crop of {size}.")
+    top, left = (round((side - size) / 2) for side in frames.shape[1:3])
+    return frames[:, top : top + size, left : left + size]
+
+
+def _cv2(interpolation: str) -> Callable[[Frame, int, int], Frame]:
+    def resize_frames(clip: Frame, height: int, width: int) -> Frame:
+        import cv2
+
+        out = np.empty((len(clip), height, width, 3), dtype=np.uint8)
+        for frame, target in zip(clip, out, strict=True):
+            cv2.resize(frame, (width, height), dst=target, interpolation=getattr(cv2, interpolation))
+        return out
+
+    return resize_frames
+
+
+def _lanczos(clip: Frame, height: int, width: int) -> Frame:
+    from PIL import Image
+
+    images = (Image.fromarray(frame).resize((width, height), Image.Resampling.LANCZOS) for frame in clip)
+    return np.stack([np.asarray(image) for image in images])
+
+
+def _torch_bilinear(clip: Frame, height: int, width: int) -> Frame:
+    import torch
+
+    planes = torch.from_numpy(np.ascontiguousarray(clip)).permute(0, 3, 1, 2).float()
+    planes = torch.nn.functional.interpolate(planes, (height, width), mode="bilinear", antialias=True)
+    frames: Frame = planes.round_().clamp_(0, 255).byte().permute(0, 2, 3, 1).contiguous().numpy()
+    return frames
+
+
+def _as_it_is(clip: Frame, height: int, width: int) -> Frame:
+    return clip
+
+
+RESIZERS: dict[str, Callable[[Frame, int, int], Frame]] = {
+    "cv2_cubic": _cv2("INTER_CUBIC"),
+    "cv2_linear": _cv2("INTER_LINEAR"),
+    "cv2_area": _cv2("INTER_AREA"),
+    "pil_lanczos": _lanczos,
+    "torch_bilinear": _torch_bilinear,
+    "none": _as_it_is,
+}
+
+
+def neighbour_pairs(clips: Clip) -> Clip:
+    """Pairs of neighbouring frames: (..., T, 3, H, W) to (..., P, 2, 3, H, W) with P = T - 1.
+
+    Raises:
+        LaryError: fewer than two frames.
+    """
+    count = clips.shape[-4]
+    if count < 2:
+        raise LaryError(f"A model of neighbouring frames needs at least two of them, the sample has {count}.")
+    index = [[first, first + 1] for first in range(count - 1)]
+    return clips[..., index, :, :, :]
+
+
+def mix_planes(clips: Clip) -> Clip:
+    """The reshape of the published code that stands where a permutation was meant: (..., T, 3, H, W) to the same shape.
+
+    A sample's planes are ordered channel by channel (all frames of R, then G, then B) and image k is made of planes
+    3k to 3k + 2, so each image holds colour planes of several frames.
+    """
+    return clips.swapaxes(-4, -3).reshape(clips.shape)

@@ -1,0 +1,146 @@
+"""The record of a model: what it encodes, how its frames are prepared, and where its weights come from."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any, Literal
+
+from lary.registry import Registry
+from lary.types import BenchmarkProtocol, Encoder, UsageError
+
+ResizeMethod = Literal["cv2_cubic", "cv2_linear", "cv2_area", "pil_lanczos", "torch_bilinear", "none"]
+Paradigm = Literal["semantic encoder", "pixel encoder", "embodied LAM", "general LAM", "baseline"]
+
+
+@dataclass(frozen=True)
+class Preprocess:
+    """From decoded frames (T, H, W, 3) uint8 to the model's input (T, 3, H', W') float32.
+
+    Attributes:
+        size: height and width of the output in pixels.
+        resize: whose arithmetic resizes.
+        short_side: resize the short side to this and crop the centre, instead of resizing to `size` directly.
+        scale: divide by this (255 maps to [0, 1]).
+        mean, std: per channel, after scaling.
+        reader: library that decodes images; both give the same pixels for PNG, JPEG may differ by a grey level.
+    """
+
+    size: int = 224
+    resize: ResizeMethod = "cv2_cubic"
+    short_side: int | None = None
+    scale: float = 255.0
+    mean: tuple[float, float, float] = (0.0, 0.0, 0.0)
+    std: tuple[float, float, float] = (1.0, 1.0, 1.0)
+    reader: Literal["cv2", "pil"] = "cv2"
+
+
+@dataclass(frozen=True)
+class Weights:
+    """Where a model's weights lie: a variable with a path, a folder under ``MODEL_DIR``, or a hub repository."""
+
+    variable: str | None = None
+    folder: str | None = None
+    hub: str | None = None
+    revision: str | None = None
+
+
+@dataclass(frozen=True)
+class ModelContext:
+    """What the constructor of a model class gets besides its record."""
+
+    device: str
+    protocol: BenchmarkProtocol
+    weights: str | None = None
+    revision: str | None = None
+    seed: int = 0
+
+
+@dataclass(frozen=True)
+class ModelSpec:
+    """One model.
+
+    Attributes:
+        name: the key on the command line.
+        paradigm: as in the paper's tables.
+        dim: D of the tokens; None if the weights decide.
+        preprocess: under the ``corrected`` protocol; ``preprocess_paper`` under ``paper`` where it differs.
+        weights: None for a model that needs none.
+        options: constants for the model class, differences between records that share one; `options_paper` are
+            laid over them under the ``paper`` protocol.
+        paper_differences: what the ``paper`` protocol changes for this model, in sentences; empty if nothing.
+        in_demo: whether ``lary demo`` runs the model where its weights lie on the machine; it runs every one without.
+    """
+
+    name: str
+    paradigm: Paradigm
+    dim: int | None
+    preprocess: Preprocess
+    weights: Weights | None = None
+    preprocess_paper: Preprocess | None = None
+    options: dict[str, Any] = field(default_factory=dict)
+    options_paper: dict[str, Any] = field(default_factory=dict)
+    paper_differences: tuple[str, ...] = ()
+    parameters_m: float | None = None
+    licence: str = ""
+    reference: str = ""
+    description: str = ""
+    in_demo: bool = False
+    factory: Callable[[ModelSpec, ModelContext], Encoder] | None = None
+
+    def preprocessing(self, protocol: BenchmarkProtocol) -> Preprocess:
+        """The preprocessing that a protocol asks for."""
+        return self.preprocess_paper if protocol == "paper" and self.preprocess_paper else self.preprocess
+
+
+MODELS: Registry[ModelSpec] = Registry(
+    "model", modules=("lary.models.image", "lary.models.baselines"), group="lary.models"
+)
+
+
+def register_model(*specs: ModelSpec) -> Callable[[Callable[[ModelSpec, ModelContext], Encoder]], Any]:
+    """Class decorator: register records that this class runs. The class is called as ``cls(spec, context)``."""
+
+    def decorate(factory: Callable[[ModelSpec, ModelContext], Encoder]) -> Any:
+        for spec in specs:
+            MODELS.add(replace(spec, factory=factory))
+        return factory
+
+    return decorate
+
+
+def build(spec: ModelSpec, context: ModelContext) -> Encoder:
+    """The encoder of a record, with its weights, on its device."""
+    if spec.factory is None:
+        raise UsageError(f"Model '{spec.name}' has no class: register it with @register_model.")
+    return spec.factory(spec, context)
+
+
+def locate_weights(spec: ModelSpec, values: dict[str, str], override: str | None = None) -> str | None:
+    """The path or hub id to load from: ``--weights``, the record's variable, its folder under MODEL_DIR, its hub id.
+
+    Raises:
+        UsageError: the named path doesn't exist, or there is nowhere to look.
+    """
+    weights = spec.weights
+    if weights is None:
+        return None
+    named = override or (values.get(weights.variable) if weights.variable else None)
+    if named:
+        path = Path(named).expanduser()
+        if path.exists():
+            return str(path)
+        looks_like_path = named.startswith((".", "/", "~")) or path.is_absolute() or named.count("/") != 1
+        if looks_like_path:
+            source = "--weights" if override else weights.variable
+            raise UsageError(f"Weights of '{spec.name}': {source} points to {named}, which does not exist.")
+        return named
+    folder = (
+        Path(values["MODEL_DIR"]).expanduser() / weights.folder if weights.folder and values.get("MODEL_DIR") else None
+    )
+    if folder is not None and folder.exists():
+        return str(folder)
+    if weights.hub:
+        return weights.hub
+    raise UsageError(f"Weights of '{spec.name}': set {weights.variable} or pass --weights.")

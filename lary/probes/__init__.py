@@ -1,0 +1,1 @@
+"""Probes: what is trained on latents, and how it is scored."""

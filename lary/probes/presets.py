@@ -1,0 +1,109 @@
+"""How large the probes are and how long they train: records by name, chosen with ``--probe-preset``.
+
+``paper`` is the published setting (arXiv 2604.11689 and its public configuration). ``demo`` is a narrow, short one for
+a CPU: it ranks representations, and its numbers are not comparable with the published tables.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from lary.registry import Registry
+
+
+@dataclass(frozen=True)
+class HeadSettings:
+    """One head of the classification probe: its AdamW learning rate and weight decay, and where a cosine takes them.
+
+    `warmup` counts epochs, during which the learning rate rises from `start_lr`. A ``final_weight_decay`` or
+    ``start_lr`` of None means that the value stays, or starts, at its reference.
+    """
+
+    lr: float
+    weight_decay: float
+    final_lr: float = 0.0
+    final_weight_decay: float | None = None
+    start_lr: float | None = None
+    warmup: float = 0.0
+
+
+@dataclass(frozen=True)
+class ClassifierSettings:
+    """The attentive probe.
+
+    `depth` counts the cross-attention block; `bfloat16` applies to training on CUDA alone. `standardise` brings every
+    channel of the latents to mean 0 and standard deviation 1 on the training rows; the published probe takes them as
+    they are, and learns little from small values in few epochs.
+    """
+
+    model_dim: int
+    num_heads: int
+    depth: int
+    epochs: int
+    batch_size: int
+    heads: tuple[HeadSettings, ...]
+    max_temporal_len: int = 128
+    label_smoothing: float = 0.1
+    bfloat16: bool = False
+    recompute_activations: bool = False
+    standardise: bool = False
+
+
+@dataclass(frozen=True)
+class RegressorSettings:
+    """The MLP probe; `warmup` is the share of all updates during which the learning rate rises from 0."""
+
+    hidden_dim: int
+    num_blocks: int
+    epochs: int
+    batch_size: int
+    lr: float
+    weight_decay: float
+    warmup: float = 0.1
+
+
+@dataclass(frozen=True)
+class ProbePreset:
+    """Settings of both probes under one name, which every result states."""
+
+    name: str
+    description: str
+    classifier: ClassifierSettings
+    regressor: RegressorSettings
+
+
+PRESETS: Registry[ProbePreset] = Registry("probe preset")
+
+PRESETS.add(
+    ProbePreset(
+        name="paper",
+        description="the published widths, epochs and learning rates",
+        classifier=ClassifierSettings(
+            model_dim=768, num_heads=16, depth=4, epochs=20, batch_size=256,
+            heads=(
+                HeadSettings(5e-3, 0.01), HeadSettings(3e-3, 0.1), HeadSettings(1e-3, 0.4),
+                HeadSettings(3e-4, 0.8), HeadSettings(1e-4, 0.01),
+            ),
+            bfloat16=True, recompute_activations=True,
+        ),
+        regressor=RegressorSettings(
+            hidden_dim=4096, num_blocks=2, epochs=20, batch_size=256, lr=1e-4, weight_decay=1e-4
+        ),
+    )
+)  # fmt: skip
+
+PRESETS.add(
+    ProbePreset(
+        name="demo",
+        description="narrow and short, seconds on a CPU; not comparable with published numbers",
+        classifier=ClassifierSettings(
+            model_dim=32, num_heads=4, depth=1, epochs=8, batch_size=16,
+            heads=(
+                HeadSettings(2e-2, 0.01), HeadSettings(1e-2, 0.1), HeadSettings(7e-3, 0.4),
+                HeadSettings(5e-3, 0.01), HeadSettings(2e-3, 0.01),
+            ),
+            standardise=True,
+        ),
+        regressor=RegressorSettings(hidden_dim=128, num_blocks=1, epochs=20, batch_size=32, lr=1e-3, weight_decay=1e-2),
+    )
+)  # fmt: skip

@@ -1,0 +1,116 @@
+"""Named records with suggestions for wrong names, loaded on first use and open to plug-ins."""
+
+from __future__ import annotations
+
+import importlib
+import importlib.util
+import sys
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+from typing import Generic, Protocol, TypeVar
+
+from lary.types import UsageError
+
+
+class Named(Protocol):
+    """Anything with a name: a record."""
+
+    @property
+    def name(self) -> str: ...
+
+
+Record = TypeVar("Record", bound=Named)
+
+
+def suggest(wrong: str, known: Sequence[str]) -> str:
+    """``' Did you mean x?'``, or the list of what there is when nothing is near."""
+    import difflib
+
+    near = difflib.get_close_matches(wrong, known, n=2, cutoff=0.6)
+    if near:
+        return f" Did you mean {' or '.join(near)}?"
+    return f" Known: {', '.join(known)}." if known else ""
+
+
+class Registry(Generic[Record]):
+    """Records of one kind by name.
+
+    ``modules`` are imported at the first look-up (they register what they define), then every entry point of
+    ``group`` that other packages declare. The same name twice is an error.
+    """
+
+    def __init__(self, kind: str, *, modules: Sequence[str] = (), group: str | None = None) -> None:
+        self.kind = kind
+        self._modules = modules
+        self._group = group
+        self._records: dict[str, Record] = {}
+        self._families: list[Callable[[str], Record | None]] = []
+        self._loaded = False
+
+    def add(self, record: Record) -> Record:
+        """Register a record. Raises UsageError if its name is taken."""
+        if record.name in self._records:
+            raise UsageError(f"The {self.kind} '{record.name}' is registered twice: names must be unique.")
+        self._records[record.name] = record
+        return record
+
+    def add_family(self, make: Callable[[str], Record | None]) -> None:
+        """Register records that are made from their name: `make` gives one, or None for a name of another form."""
+        self._families.append(make)
+
+    def get(self, name: str) -> Record:
+        """The record called `name`. Raises UsageError with a suggestion if there is none."""
+        self._load()
+        if name not in self._records:
+            for make in self._families:
+                record = make(name)
+                if record is not None:
+                    return record
+            raise UsageError(f"Unknown {self.kind} '{name}'.{suggest(name, self.names())}")
+        return self._records[name]
+
+    def names(self) -> list[str]:
+        """All names, in the order in which they were registered."""
+        self._load()
+        return list(self._records)
+
+    def __iter__(self) -> Iterator[Record]:
+        self._load()
+        return iter(list(self._records.values()))
+
+    def _load(self) -> None:
+        if self._loaded:
+            return
+        self._loaded = True
+        for module in self._modules:
+            importlib.import_module(module)
+        if self._group:
+            from importlib import metadata
+
+            for point in metadata.entry_points(group=self._group):
+                point.load()
+
+
+def load_plugin(path: str | Path) -> None:
+    """Run a Python file that registers models or data sets; a second call with the same file does nothing.
+
+    Raises:
+        UsageError: the file doesn't exist, or fails when run.
+    """
+    file = Path(path).expanduser().resolve()
+    name = f"lary_plugin_{file.stem}_{abs(hash(str(file))):x}"
+    if name in sys.modules:
+        return
+    spec = importlib.util.spec_from_file_location(name, file) if file.is_file() else None
+    if spec is None or spec.loader is None:
+        raise UsageError(f"Plug-in {file} is not a Python file that can be read.")
+    module = importlib.util.module_from_spec(spec)
+    sys.modules[name] = module
+    try:
+        spec.loader.exec_module(module)
+    except UsageError:
+        del sys.modules[name]
+        raise
+    except Exception as error:
+        del sys.modules[name]
+        raise UsageError(f"Plug-in {file} failed: {type(error).__name__}: {error}") from error

@@ -1,0 +1,1 @@
+"""Results: the record of a run, its statistics, figures and report."""

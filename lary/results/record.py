@@ -1,0 +1,240 @@
+"""The schema of ``result.json``: what was asked, what was run, on what, with which outcome."""
+
+from __future__ import annotations
+
+from datetime import datetime, timezone
+from pathlib import Path
+from typing import Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+from lary import fileio
+from lary.probes.outcome import SelectionName
+from lary.types import BenchmarkProtocol, LaryError
+
+SCHEMA_VERSION = 1
+FILE_NAME = "result.json"
+
+Unit = Literal["fraction", "normalised", "none"]
+
+
+class Strict(BaseModel):
+    """Unknown fields and non-finite numbers are refused: a result is read years later."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False, protected_namespaces=())
+
+
+class Metric(Strict):
+    """One number with its 95 % interval."""
+
+    value: float = Field(description="The estimate over all validation samples.")
+    low: float | None = Field(
+        default=None, description="Lower end of the 95 % interval; null with too few episodes or videos."
+    )
+    high: float | None = Field(
+        default=None, description="Upper end of the 95 % interval; null with too few episodes or videos."
+    )
+    unit: Unit = Field(
+        default="none", description="'fraction' is shown in per cent, 'normalised' is in units of the target's std."
+    )
+    higher_is_better: bool = Field(default=True, description="Whether a larger value is a better one.")
+
+    def text(self) -> str:
+        """The number and its interval for a terminal, fractions in per cent."""
+        scale, digits = (100.0, 1) if self.unit == "fraction" else (1.0, 3)
+        value = f"{self.value * scale:.{digits}f}"
+        if self.low is None or self.high is None:
+            return value
+        return f"{value} [{self.low * scale:.{digits}f}, {self.high * scale:.{digits}f}]"
+
+
+class SplitFacts(Strict):
+    """Size of one split."""
+
+    rows: int = Field(description="Samples that were used.")
+    groups: int = Field(description="Episodes or videos that they come from: the clusters of the bootstrap.")
+
+
+class DatasetFacts(Strict):
+    """Which data set was used."""
+
+    name: str = Field(description="Key of the data set.")
+    title: str = Field(default="", description="Name of the data set in the paper's tables.")
+    revision: str = Field(default="", description="Revision of the data set's record.")
+    tables: dict[str, str] = Field(default_factory=dict, description="Digest of each split's table, by split.")
+    splits: dict[str, SplitFacts] = Field(default_factory=dict, description="Size of each split, by split name.")
+    stride: int | None = Field(default=None, description="Frames between source and target image.")
+    units: tuple[str, ...] = Field(default=(), description="Physical unit of each action dimension.")
+
+
+class ModelFacts(Strict):
+    """Which representation was probed."""
+
+    name: str = Field(description="Key of the model.")
+    paradigm: str = Field(description="Kind of model as in the paper's tables; 'baseline' for one without training.")
+    revision: str = Field(default="", description="Revision of the weights, or the folder that they were read from.")
+    weights: str = Field(default="", description="Digest of the weights; empty for a model that has none.")
+    dim: int | None = Field(default=None, description="D, the size of one token.")
+    shape: tuple[int, ...] = Field(default=(), description="Shape of one sample's tokens, (P, N, D) or (N, D).")
+    parameters_m: float | None = Field(default=None, description="Parameters of the encoder in millions.")
+
+
+class Provenance(Strict):
+    """Where the numbers come from."""
+
+    command: tuple[str, ...] = Field(default=(), description="The command line.")
+    versions: dict[str, str] = Field(default_factory=dict, description="Versions of lary, Python and libraries.")
+    commit: str | None = Field(default=None, description="Commit of the source tree; null for an installed package.")
+    dirty: bool | None = Field(default=None, description="Whether files of the source tree differed from that commit.")
+    machine: dict[str, str | int | float] = Field(default_factory=dict, description="System, processor, cores, device.")
+
+
+class RunFacts(Strict):
+    """What is known about a run before its outcome: the part that the caller fills in."""
+
+    schema_version: int = Field(default=SCHEMA_VERSION, description="Version of this schema; a newer one is refused.")
+    created: str = Field(
+        default_factory=lambda: datetime.now(timezone.utc).isoformat(timespec="seconds"),
+        description="When the result was made, ISO 8601 in UTC.",
+    )
+    status: Literal["complete", "incomplete"] = Field(
+        default="complete", description="'incomplete' if samples of the split are missing from the evaluation."
+    )
+    identity: str = Field(
+        default="", description="Digest of the options and latents: a run with the same one is not done again."
+    )
+    dataset: DatasetFacts = Field(description="Which data set was used.")
+    model: ModelFacts = Field(description="Which representation was probed.")
+    probe: str = Field(default="", description="Kind of probe, such as attentive or mlp.")
+    action_mode: Literal["absolute", "relative"] | None = Field(default=None, description="Target of a regression.")
+    protocol: BenchmarkProtocol = Field(
+        default="corrected", description="Whether the description or the published code is followed."
+    )
+    protocol_notes: tuple[str, ...] = Field(
+        default=(), description="What the protocol changes in this run, in sentences."
+    )
+    preset: str = Field(
+        default="paper", description="Probe preset: 'paper' has the published size, 'demo' a smaller one."
+    )
+    seed: int = Field(default=0, description="Seed of the run.")
+    options_given: dict[str, Any] = Field(default_factory=dict, description="Options as they were given.")
+    options: dict[str, Any] = Field(default_factory=dict, description="All options as they were resolved.")
+    provenance: Provenance = Field(default_factory=lambda: Provenance(), description="Where the numbers come from.")
+    timings: dict[str, float] = Field(default_factory=dict, description="Seconds by stage.")
+    failures: int = Field(default=0, description="Samples left out because their media or latents could not be read.")
+    files: tuple[str, ...] = Field(default=(), description="Files written beside this one, relative to it.")
+
+
+class Selection(Strict):
+    """The outcome under one way of choosing head and epoch."""
+
+    epoch: int = Field(description="Epoch that was chosen.")
+    head: int | None = Field(default=None, description="Head that was chosen, from 0; null for a probe with one head.")
+    loss: dict[str, float] = Field(default_factory=dict, description="Validation loss by split.")
+    metrics: dict[str, Metric] = Field(description="Metrics by name.")
+
+
+class Control(Strict):
+    """What a rule without any representation reaches on the same samples."""
+
+    metrics: dict[str, Metric] = Field(description="Metrics by name, as for a selection.")
+    gain: Metric = Field(description="Headline metric of the run minus that of the control, with a paired interval.")
+
+
+class ClassRow(Strict):
+    """One class under the headline selection."""
+
+    name: str = Field(description="Class name.")
+    train: int = Field(description="Training samples of the class.")
+    true: int = Field(description="Validation samples of the class.")
+    predicted: int = Field(description="Validation samples predicted as the class.")
+    precision: float = Field(description="Correct over predicted.")
+    recall: Metric | None = Field(description="Correct over true; null for a class without validation samples.")
+    f1: float = Field(description="Harmonic mean of precision and recall.")
+
+
+class DimensionRow(Strict):
+    """One action dimension on one split under the headline selection."""
+
+    split: str = Field(description="'seen' or 'unseen'.")
+    name: str = Field(description="Name of the dimension.")
+    mse: Metric = Field(description="Mean squared error in normalised units.")
+    r2: float | None = Field(description="Explained part of the variance; null where the targets are constant.")
+    rmse: float = Field(description="Root mean squared error in physical units.")
+    unit: str = Field(default="", description="Physical unit.")
+
+
+class GroupRow(Strict):
+    """One group of dimensions on one split under the headline selection."""
+
+    split: str = Field(description="'seen' or 'unseen'.")
+    name: str = Field(description="Name of the group.")
+    mse: Metric = Field(description="Mean squared error over the group's dimensions in normalised units.")
+
+
+class Example(Strict):
+    """One action chunk for the eye, chosen by the rank of its error, never by hand."""
+
+    sample: str = Field(description="Sample id.")
+    media: tuple[str, ...] = Field(description="Media paths of the sample.")
+    group: str = Field(description="Episode or video.")
+    quantile: float = Field(description="Rank of the sample's error in the split, 0 best and 1 worst.")
+    mse: float = Field(description="Mean squared error of the sample in normalised units.")
+    predicted: tuple[tuple[float, ...], ...] = Field(description="Predicted chunk (K, A) in physical units.")
+    true: tuple[tuple[float, ...], ...] = Field(description="True chunk (K, A) in physical units.")
+    pictures: tuple[str, ...] = Field(default=(), description="Source and target frame as files, relative to this one.")
+
+
+class EvalResult(RunFacts):
+    """One result.json."""
+
+    task: Literal["classification", "regression"] = Field(description="Kind of target.")
+    headline: SelectionName = Field(description="The selection that is reported first.")
+    primary: str = Field(description="Name of the metric that ranks runs.")
+    selections: dict[SelectionName, Selection] = Field(description="The outcome, by way of choosing head and epoch.")
+    controls: dict[str, Control] = Field(description="Rules without any representation, on the same samples.")
+    interval: str = Field(description="How the intervals were made.")
+    classes: tuple[ClassRow, ...] = Field(default=(), description="Per-class table of a classification.")
+    confusion: tuple[tuple[int, ...], ...] = Field(
+        default=(), description="Counts, rows predicted and columns true, class order."
+    )
+    dimensions: tuple[DimensionRow, ...] = Field(default=(), description="Per-dimension table of a regression.")
+    dimension_groups: tuple[GroupRow, ...] = Field(default=(), description="Per-group table of a regression.")
+    examples: tuple[Example, ...] = Field(default=(), description="Chunks of a regression for the eye.")
+    history: tuple[dict[str, Any], ...] = Field(default=(), description="One entry per epoch.")
+    warnings: tuple[str, ...] = Field(default=(), description="What a reader of the numbers has to know.")
+
+    @property
+    def score(self) -> Metric:
+        """The metric that ranks this run."""
+        return self.selections[self.headline].metrics[self.primary]
+
+
+def json_schema() -> dict[str, Any]:
+    """JSON Schema of result.json."""
+    return EvalResult.model_json_schema()
+
+
+def write_result(path: Path, result: EvalResult) -> None:
+    """Write a result atomically."""
+    fileio.write_json(path, result.model_dump(mode="json"))
+
+
+def read_result(path: Path) -> EvalResult:
+    """Read a result.
+
+    Raises:
+        LaryError: the file is missing, isn't JSON, was written by a newer schema, or doesn't fit the schema.
+    """
+    data = fileio.read_json(path, "result")
+    version = data.get("schema_version") if isinstance(data, dict) else None
+    if not isinstance(version, int):
+        raise LaryError(f"{path} is no result of lary: it has no schema_version.")
+    if version > SCHEMA_VERSION:
+        raise LaryError(f"{path} has schema version {version}, this lary reads up to {SCHEMA_VERSION}: update lary.")
+    try:
+        return EvalResult.model_validate(data)
+    except ValidationError as error:
+        first = error.errors()[0]
+        place = ".".join(str(part) for part in first["loc"])
+        raise LaryError(f"{path} does not fit the schema of a result: {place}: {first['msg']}.") from error

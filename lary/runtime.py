@@ -1,0 +1,166 @@
+"""The run around the work: log, progress, seeds, devices, and where a number comes from."""
+
+from __future__ import annotations
+
+import functools
+import logging
+import os
+import sys
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from lary import __version__
+from lary.types import UsageError
+
+log = logging.getLogger("lary")
+
+SECONDS_BETWEEN_LINES = 10.0
+"""Of progress, where stderr is no terminal."""
+
+REPORTED_PACKAGES = (
+    "numpy", "torch", "transformers", "diffusers", "av", "opencv-python-headless", "pillow", "mujoco", "scikit-learn",
+)  # fmt: skip
+
+
+def setup_logging(verbose: bool = False) -> None:
+    """Log to stderr; results alone go to stdout."""
+    handler = logging.StreamHandler(sys.stderr)
+    handler.setFormatter(logging.Formatter("lary: %(message)s"))
+    log.handlers[:] = [handler]
+    log.setLevel(logging.DEBUG if verbose else logging.INFO)
+    log.propagate = False
+
+
+class ProgressBar:
+    """Rate and remaining time on stderr: a bar on a terminal, elsewhere a line of the log every few seconds."""
+
+    def __init__(self, total: int, title: str, unit: str = "sample", done: int = 0) -> None:
+        self._title, self._unit, self._total = title, unit, total
+        self._first, self._done = done, done
+        self._started = self._told = time.monotonic()
+        self._bar: Any = None
+        if sys.stderr.isatty():
+            from tqdm import tqdm
+
+            self._bar = tqdm(total=total, initial=done, desc=title, unit=f" {unit}s", dynamic_ncols=True, leave=False)
+
+    def advance(self, count: int = 1) -> None:
+        """Count finished work."""
+        self._done += count
+        if self._bar is not None:
+            self._bar.update(count)
+        elif time.monotonic() - self._told > SECONDS_BETWEEN_LINES:
+            self._told = time.monotonic()
+            rate = (self._done - self._first) / (self._told - self._started)
+            left = f"{(self._total - self._done) / rate:.0f} s left" if rate > 0 else "time left unknown"
+            log.info("%s: %d of %d, %.1f %ss/s, %s", self._title, self._done, self._total, rate, self._unit, left)
+
+    def close(self) -> None:
+        """End the bar with one line that says how long the work took."""
+        if self._bar is not None:
+            self._bar.close()
+        seconds = time.monotonic() - self._started
+        log.info("%s: %d of %d in %.1f s", self._title, self._done, self._total, seconds)
+
+
+@contextmanager
+def progress(total: int, title: str, unit: str = "sample", done: int = 0) -> Iterator[ProgressBar]:
+    """A progress bar for the length of a block."""
+    bar = ProgressBar(total, title, unit, done)
+    try:
+        yield bar
+    finally:
+        bar.close()
+
+
+def seed_everything(seed: int) -> None:
+    """Seed Python, NumPy and torch."""
+    import random
+
+    import numpy as np
+    import torch
+
+    random.seed(seed)
+    np.random.seed(seed)  # noqa: NPY002 (libraries below us draw from the global state)
+    torch.manual_seed(seed)
+
+
+@functools.cache
+def tell_once(message: str) -> None:
+    """Log a line that would otherwise come again and again."""
+    log.info(message)
+
+
+def pick_devices(gpus: str | None) -> list[str]:
+    """Torch device names for ``--gpus 0,1``; one CPU, with a line that says so, where there is no CUDA.
+
+    Raises:
+        UsageError: the list isn't one of numbers, or names a device that this machine lacks.
+    """
+    import torch
+
+    try:
+        wanted = [int(part) for part in (gpus or "0").split(",")]
+    except ValueError:
+        raise UsageError(f"--gpus '{gpus}': expected device numbers such as 0 or 0,1,2,3.") from None
+    if not torch.cuda.is_available():
+        tell_once("no CUDA device here: one process on the CPU")
+        return ["cpu"]
+    count = torch.cuda.device_count()
+    if missing := [index for index in wanted if not 0 <= index < count]:
+        raise UsageError(f"--gpus {gpus}: this machine has CUDA devices 0 to {count - 1}, not {missing[0]}.")
+    return [f"cuda:{index}" for index in wanted]
+
+
+def provenance(argv: Sequence[str] | None = None) -> dict[str, Any]:
+    """Versions, commit, machine and command line of this run, for its result."""
+    import importlib.metadata
+    import importlib.util
+    import platform
+
+    versions = {"lary": __version__, "python": platform.python_version()}
+    for package in REPORTED_PACKAGES:
+        try:
+            versions[package] = importlib.metadata.version(package)
+        except importlib.metadata.PackageNotFoundError:
+            continue
+    commit, dirty = _git_state(Path(__file__).parent)
+    device = "cpu"
+    if importlib.util.find_spec("torch") and "torch" in sys.modules:
+        import torch
+
+        if torch.cuda.is_available():
+            device = torch.cuda.get_device_name()
+    return {
+        "command": list(sys.argv if argv is None else argv),
+        "versions": versions,
+        "commit": commit,
+        "dirty": dirty,
+        "machine": {
+            "system": platform.platform(),
+            "processor": platform.machine(),
+            "cores": os.cpu_count() or 1,
+            "device": device,
+        },
+    }
+
+
+def _git_state(folder: Path) -> tuple[str | None, bool | None]:
+    """Commit and whether files differ from it, where lary runs from a checkout of its own."""
+    import subprocess
+
+    try:
+        head = ["git", "-C", str(folder), "rev-parse", "HEAD"]
+        top = subprocess.run(head, capture_output=True, text=True, timeout=10)
+        if top.returncode != 0:
+            return None, None
+        changed = subprocess.run(
+            ["git", "-C", str(folder), "status", "--porcelain", "--untracked-files=no", "."],
+            capture_output=True, text=True, timeout=10,
+        )  # fmt: skip
+    except (OSError, subprocess.TimeoutExpired):
+        return None, None
+    return top.stdout.strip(), bool(changed.stdout.strip())

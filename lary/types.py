@@ -1,0 +1,120 @@
+"""The data contract: every type that passes between two parts of lary, written once.
+
+Letters in shapes, here and everywhere: B batch, T frames, H W pixels, P latent steps, N tokens per step,
+D latent dimension, K length of an action chunk, A action dimensions, L classes.
+
+====================  ==========  ==================  ====================================================
+what                  dtype       axes                range and meaning
+====================  ==========  ==================  ====================================================
+clip (decoded)        uint8       (T, H, W, 3)        RGB, 0..255; an image pair is T = 2 (source, target)
+clip (preprocessed)   float32     (B, T, 3, H, W)     as the model's ``Preprocess`` says
+tokens                float32     (B, P, N, D)        or (B, N, D) if the encoder mixes time
+codes                 int64       (B, P, N)           codebook ids; empty if the model has no codebook
+action chunk          float32     (K, A)              units of the data set; step-major when flattened
+label                 int64       ()                  position of the class in its ``LabelSpace``
+====================  ==========  ==================  ====================================================
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Literal, Protocol
+
+if TYPE_CHECKING:
+    import numpy as np
+    import numpy.typing as npt
+    import torch
+
+BenchmarkProtocol = Literal["corrected", "paper"]
+"""``corrected`` computes what the benchmark describes, ``paper`` what its published code computes."""
+
+Media = Literal["pair", "clip"]
+"""What a sample shows: an image pair (source, target) or a video clip with sampled frame indices."""
+
+
+class LaryError(Exception):
+    """A failed run, told in one sentence: what is wrong, where, and what to do. Exit code 1."""
+
+    exit_code = 1
+
+
+class UsageError(LaryError):
+    """A wrong request: an unknown name, a contradicting option, a missing setting. Exit code 2."""
+
+    exit_code = 2
+
+
+class MediaError(LaryError):
+    """An image, video or array that can't be read. Costs its own sample, never the run."""
+
+
+@dataclass(frozen=True, slots=True)
+class Sample:
+    """One item of a data set, made from one row of its table.
+
+    ``id`` is a hash of the row's content (media, frame index, target), never its position. ``group`` is the
+    episode or video that the sample was cut from: samples of one group depend on each other, so splits and
+    bootstrap resampling keep a group together. ``target`` is a class name, or the path of the action file
+    relative to the split's root.
+    """
+
+    id: str
+    row: int
+    media: tuple[str, ...]
+    frame_index: tuple[int, ...]
+    target: str
+    group: str
+    embodiment: str
+
+
+@dataclass(frozen=True)
+class Latents:
+    """What an encoder returns for a batch: tokens (B, P, N, D) or (B, N, D) float, codes (B, P, N) or None."""
+
+    tokens: torch.Tensor
+    codes: torch.Tensor | None = None
+
+
+class Encoder(Protocol):
+    """What a model class has to offer. No base class: a constructor ``(spec, context)`` and this method."""
+
+    def encode(self, clips: torch.Tensor) -> Latents:
+        """Encode clips (B, T, 3, H, W), preprocessed as the model's record says, into latents."""
+        ...
+
+
+class LatentSource(Protocol):
+    """Random access to the latents of one split, in the order of its samples."""
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """Shape of one sample's tokens: (P, N, D) or (N, D)."""
+        ...
+
+    def __len__(self) -> int: ...
+
+    def read(self, rows: Sequence[int] | npt.NDArray[np.int64]) -> npt.NDArray[np.float32]:
+        """Tokens of the samples at these positions, (B, *shape) float32."""
+        ...
+
+
+@dataclass(frozen=True, slots=True)
+class Failure:
+    """A sample that was skipped, as it stands in a failures file."""
+
+    row: int
+    path: str
+    reason: str
+
+
+class Progress(Protocol):
+    """A progress bar as the long-running functions see it."""
+
+    def advance(self, count: int = 1) -> None: ...
+
+
+def as_path(text: str | Path) -> Path:
+    """A path from a setting or option, with ``~`` expanded."""
+    return Path(text).expanduser()

@@ -1,0 +1,19 @@
+"""What all tests share: no variable of the user's environment leaks into a test, one thread does the arithmetic."""
+
+from __future__ import annotations
+
+import os
+
+os.environ.setdefault("OMP_NUM_THREADS", "2")
+
+import pytest
+
+from lary.settings import NAMES
+
+
+@pytest.fixture(autouse=True)
+def clean_environment(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Settings come from the test alone, and nothing reaches for a hub."""
+    for name in (*NAMES, "LARY_CONFIG"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setenv("HF_HUB_OFFLINE", "1")

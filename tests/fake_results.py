@@ -1,0 +1,153 @@
+"""Made-up outcomes of probes, for tests of results and for the design of the report."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+
+from lary.fileio import write_bytes
+from lary.probes.outcome import (
+    ActionPredictions,
+    ClassificationOutcome,
+    ClassPredictions,
+    RegressionOutcome,
+    SampleColumns,
+    SplitOutcome,
+)
+from lary.results.published import encode_png
+from lary.results.record import FILE_NAME, DatasetFacts, ModelFacts, Provenance, RunFacts, SplitFacts, write_result
+from lary.results.summarise import classification_result, example_rows, regression_result
+
+VERBS = ("close", "lift", "lower", "open", "pour", "pull", "push", "reach", "rotate", "sweep")
+DIMS = ("x", "y", "z", "roll", "pitch", "yaw", "gripper")
+UNITS = ("m", "m", "m", "rad", "rad", "rad", "")
+GROUPS = {"position": (0, 1, 2), "orientation": (3, 4, 5), "gripper": (6,)}
+
+
+def columns(count: int, episodes: int, kind: str) -> SampleColumns:
+    groups = tuple(f"{kind}/ep_{index % episodes:04d}/" for index in range(count))
+    media = tuple((f"{group}{index:05d}_src.png", f"{group}{index:05d}_tgt.png") for index, group in enumerate(groups))
+    ids = tuple(f"{index:016x}" for index in range(count))
+    return SampleColumns(ids, media, groups, ("arm_a",) * count)
+
+
+def class_outcome(
+    skill: float, *, seed: int = 0, count: int = 120, episodes: int = 60, classes: tuple[str, ...] = VERBS
+) -> ClassificationOutcome:
+    """Random scores (n, L) whose true class is raised by `skill`, by another amount for every class."""
+    rng = np.random.default_rng(seed)
+    labels = rng.integers(0, len(classes), count)
+    logits = rng.normal(size=(count, len(classes))).astype(np.float32)
+    logits[np.arange(count), labels] += skill * (0.5 + rng.random(len(classes))[labels])
+    better = logits.copy()
+    better[np.arange(count), labels] += 0.2
+    counts = rng.integers(10, 60, len(classes))
+    return ClassificationOutcome(
+        classes=classes,
+        samples=columns(count, episodes, "clips"),
+        labels=labels,
+        selections={"held_out": ClassPredictions(7, 2, logits), "best_on_validation": ClassPredictions(9, 1, better)},
+        controls={"majority_class": np.full(count, int(np.argmax(counts)))},
+        train_counts=counts,
+        history=[{"epoch": epoch, "train_loss": 2.0 / epoch, "val_acc": [0.1, float("nan")]} for epoch in range(1, 11)],
+        settings={"heads": 5},
+    )
+
+
+def split_outcome(
+    error: float, *, seed: int = 0, count: int = 96, episodes: int = 24, kind: str = "val"
+) -> SplitOutcome:
+    """Smooth chunks (n, 5, 7) of unit variance, and predictions with about the mean squared error `error`."""
+    rng = np.random.default_rng(seed)
+    start = rng.normal(size=(count, 1, len(DIMS)))
+    targets = (start + 0.15 * rng.normal(size=(count, 5, len(DIMS))).cumsum(axis=1)).astype(np.float32)
+    scale = np.sqrt(error * np.linspace(0.4, 1.6, len(DIMS)))
+    wrong = scale * rng.normal(size=(count, 1, len(DIMS))) * np.exp(0.4 * rng.normal(size=(count, 1, 1)))
+    values = (targets * (1 - min(error, 1.0) / 2) + 0.7 * wrong).astype(np.float32)
+    mean = np.tile(np.array([0.4, 0.1, 0.3, 3.1, 0.0, 0.2, 0.0], dtype=np.float32), (count, 1))
+    std = np.tile(np.array([0.14, 0.1, 0.06, 0.5, 0.2, 0.6, 0.99], dtype=np.float32), (count, 1))
+    return SplitOutcome(
+        samples=columns(count, episodes, kind),
+        targets=targets,
+        mean=mean,
+        std=std,
+        selections={
+            "held_out": ActionPredictions(14, values),
+            "best_on_validation": ActionPredictions(12, values * 0.99),
+        },
+        controls={"mean_action": np.zeros_like(targets)},
+        loss={"held_out": 0.4 * error, "best_on_validation": 0.39 * error},
+    )
+
+
+def action_outcome(error: float, *, seed: int = 0, unseen: bool = True) -> RegressionOutcome:
+    splits = {"seen": split_outcome(error, seed=seed)}
+    if unseen:
+        splits["unseen"] = split_outcome(1.6 * error, seed=seed + 1, count=40, episodes=10, kind="unseen")
+    history = [{"epoch": epoch, "train_loss": 1.0 / epoch} for epoch in range(1, 21)]
+    return RegressionOutcome(dims=DIMS, groups=GROUPS, splits=splits, history=history)
+
+
+def facts(model: str, dataset: str, paradigm: str = "baseline", **more: object) -> RunFacts:
+    """What a caller knows about a run."""
+    values: dict[str, object] = {
+        "created": "2026-01-02T03:04:05+00:00",
+        "dataset": DatasetFacts(
+            name=dataset, title=dataset, revision="1", tables={"train": "0f3a", "val": "91bc"}, units=UNITS,
+            splits={"train": SplitFacts(rows=320, groups=160), "val": SplitFacts(rows=120, groups=60)},
+        ),
+        "model": ModelFacts(name=model, paradigm=paradigm, dim=384, shape=(2, 256, 384), parameters_m=22.1),
+        "probe": "attentive",
+        "preset": "demo",
+        "seed": 0,
+        "options": {"epochs": 10, "batch_size": 64},
+        "provenance": Provenance(
+            command=("lary", "classify", "--model", model), versions={"lary": "0.1.0", "torch": "2.13.0"},
+            machine={"system": "Linux", "processor": "x86_64", "cores": 2, "device": "cpu"},
+        ),
+        "timings": {"extract": 41.2, "probe": 73.9, "evaluate": 1.4},
+    }  # fmt: skip
+    return RunFacts.model_validate({**values, **more})
+
+
+def frames(row: int) -> np.ndarray:
+    """Two frames (2, 96, 96, 3) uint8: a disc that moves over a shaded table."""
+    height, width = np.mgrid[0:96, 0:96]
+    clip = np.empty((2, 96, 96, 3), dtype=np.uint8)
+    for step in range(2):
+        base = np.stack([90 + height * 0.8, 100 + height * 0.5, 110 + width * 0.4], axis=-1)
+        disc = (height - 50 - 6 * step) ** 2 + (width - 30 - row % 30 - 14 * step) ** 2 < 120
+        base[disc] = (200, 80, 40)
+        clip[step] = base.clip(0, 255).astype(np.uint8)
+    return clip
+
+
+def write_classification(
+    folder: Path, model: str, skill: float, paradigm: str = "baseline", *, seed: int = 0, **more: object
+) -> Path:
+    outcome = class_outcome(skill, seed=seed)
+    path = folder / FILE_NAME
+    write_result(path, classification_result(outcome, facts(model, "verbs", paradigm, seed=seed, **more)))
+    return path
+
+
+def write_pictures(folder: Path, outcome: RegressionOutcome) -> tuple[str, ...]:
+    """The frames of the examples alone: figures take time, and the report draws its own."""
+    names = []
+    for index, (row, _, _) in enumerate(example_rows(outcome.splits["seen"], "held_out")):
+        for part, picture in zip(("src", "tgt"), frames(row), strict=True):
+            names.append(f"eval_vis/epoch_14/sample_{index}_{part}.png")
+            write_bytes(folder / names[-1], encode_png(picture))
+    return tuple(names)
+
+
+def write_regression(
+    folder: Path, model: str, error: float, paradigm: str = "baseline", *, seed: int = 0, **more: object
+) -> Path:
+    outcome = action_outcome(error, seed=seed)
+    files = write_pictures(folder, outcome)
+    path = folder / FILE_NAME
+    more = {"probe": "mlp", "action_mode": "absolute", "files": files, "seed": seed, **more}
+    write_result(path, regression_result(outcome, facts(model, "arm", paradigm, **more)))
+    return path

@@ -1,0 +1,132 @@
+"""The probes against the published code: network outputs, schedules, draws, errors."""
+
+from __future__ import annotations
+
+import re
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+import torch.nn.functional as F
+
+from lary.probes import metrics
+from lary.probes.attentive import AttentiveProbe
+from lary.probes.mlp import ActionExpertMLP
+from lary.probes.presets import PRESETS, HeadSettings
+from lary.probes.sampler import balanced_indices, class_weights, validation_indices
+from lary.probes.schedule import learning_rate, weight_decay
+from tests.parity import fill
+from tests.parity.conftest import Case, case_names, load_case
+
+GROUPS = {
+    "calvin": {"position": (0, 1, 2), "orientation": (3, 4, 5), "gripper": (6,)},
+    "agibotbeta": {"position": tuple(range(6)), "orientation": tuple(range(6, 14)), "gripper": (14, 15)},
+    "robocoin": {"position": (0, 1, 2, 6, 7, 8), "orientation": (3, 4, 5, 9, 10, 11)},
+}
+
+
+def load_weights(network: torch.nn.Module, case: Case) -> None:
+    """Give the network the weights of the case; its keys and shapes have to be exactly those."""
+    assert {key: list(value.shape) for key, value in network.state_dict().items()} == case.about["keys"]
+    network.load_state_dict({key: torch.from_numpy(value) for key, value in case.weights().items()}, strict=True)
+    network.eval()
+
+
+@pytest.mark.parametrize("name", [*case_names("probe_small*"), *case_names("probe_full*")])
+def test_attentive_probe(name: str) -> None:
+    case = load_case(name)
+    config = case.config
+    probe = AttentiveProbe(
+        config["input_dim"], config["num_classes"], config["model_dim"], config["num_heads"], config["depth"],
+        config["max_temporal_len"],
+    )  # fmt: skip
+    load_weights(probe, case)
+    for kind in case.about["input"]:
+        tokens = torch.from_numpy(case.draw(kind) * 4 - 2)
+        with torch.no_grad():
+            logits = probe(tokens)
+        case.check(f"logits_{kind}", logits.numpy())
+        labels = 3 * torch.arange(len(tokens)) % config["num_classes"]
+        smoothing = PRESETS.get("paper").classifier.label_smoothing
+        case.check(f"loss_smooth_{kind}", F.cross_entropy(logits, labels, label_smoothing=smoothing).numpy())
+
+
+@pytest.mark.parametrize("name", case_names("regression_mlp_*"))
+def test_regression_mlp(name: str) -> None:
+    case = load_case(name)
+    network = ActionExpertMLP(**case.config)
+    load_weights(network, case)
+    with torch.no_grad():
+        predicted = network(torch.from_numpy(case.draw("latent") * 4 - 2)).numpy()
+    target = case.draw("target") * 6 - 3
+    case.check("prediction", predicted)
+    case.check("huber", metrics.huber_loss(predicted, target, len(target)))
+    case.check("mse", metrics.mse(predicted, target))
+
+
+def trace(heads: list[HeadSettings], epochs: int, per_epoch: int) -> dict[str, np.ndarray]:
+    total = epochs * per_epoch
+    steps = range(1, total + 1)
+    return {
+        "lr": np.array([[learning_rate(head, step, total, per_epoch) for head in heads] for step in steps]),
+        "wd": np.array([[weight_decay(head, step, total) for head in heads] for step in steps]),
+    }
+
+
+@pytest.mark.parametrize("name", case_names("probe_schedule*"))
+def test_schedule(name: str) -> None:
+    case = load_case(name)
+    epochs, per_epoch = case.config["num_epochs"], case.config["iterations_per_epoch"]
+    traces = trace([HeadSettings(**head) for head in case.config["heads"]], epochs, per_epoch)
+    rising = HeadSettings(0.003, 0.4, final_lr=0.0001, final_weight_decay=0.04, start_lr=0.0005, warmup=0.7)
+    traces |= {f"warmup_{key}": value for key, value in trace([rising], epochs, per_epoch).items()}
+    for output in case.about["outputs"]:
+        key, part = output.split("/")
+        first, count = re.fullmatch(r"(first|last)(\d+)", part).groups()  # type: ignore[union-attr]
+        rows = traces[key][: int(count)] if first == "first" else traces[key][-int(count) :]
+        case.check(output, rows)
+
+
+def test_paper_preset_has_the_published_heads() -> None:
+    case = load_case("probe_schedule")
+    preset = PRESETS.get("paper").classifier
+    published = [(head["lr"], head["weight_decay"], head["final_lr"], head["warmup"]) for head in case.config["heads"]]
+    assert [(head.lr, head.weight_decay, head.final_lr, head.warmup) for head in preset.heads] == published
+
+
+@pytest.mark.parametrize("name", case_names("probe_sampler*"))
+def test_sampler(name: str) -> None:
+    case = load_case(name)
+    labels = np.unique(case.config["actions"], return_inverse=True)[1]
+    weights = class_weights(labels)
+    case.check("label_ids", labels)
+    np.testing.assert_allclose(weights, case.arrays["weights"], rtol=1e-15)
+    for output in case.arrays:
+        if match := re.fullmatch(r"indices/world(\d+)/rank(\d+)/epoch(\d+)", output):
+            world, rank, epoch = map(int, match.groups())
+            case.check(output, balanced_indices(weights, epoch, seed=0, processes=world, rank=rank))
+        elif match := re.fullmatch(r"val_indices/world(\d+)/rank(\d+)", output):
+            world, rank = map(int, match.groups())
+            case.check(output, validation_indices(len(labels), processes=world, rank=rank))
+
+
+def metric_inputs(about: dict[str, Any], dims: int) -> tuple[np.ndarray, np.ndarray]:
+    """Predictions and targets of one metric case as chunks (n, K, A)."""
+    steps = about["steps"]
+    predicted = fill.uniform(about["pred"]["draw"], tuple(about["pred"]["shape"])) * 4 - 2
+    target = fill.uniform(about["target"]["draw"], tuple(about["target"]["shape"])) * 4 - 2
+    target = (target * np.linspace(0.5, 1.5, steps * dims)).astype(np.float32)
+    return predicted.reshape(-1, steps, dims), target.reshape(-1, steps, dims)
+
+
+@pytest.mark.parametrize("name", case_names("regression_metrics*"))
+def test_regression_metrics(name: str) -> None:
+    case = load_case(name)
+    for key, about in case.about["input"].items():
+        predicted, target = metric_inputs(about, len(case.arrays[f"{key}/per_dim"]))
+        case.check(f"{key}/mse", metrics.mse(predicted, target))
+        case.check(f"{key}/per_dim", metrics.mse_per_dim(predicted, target))
+        groups = metrics.mse_per_group(predicted, target, GROUPS.get(about["dataset"], {}))
+        case.check(f"{key}/groups", np.array(list(groups.values())))
+        case.check(f"{key}/val_loss", metrics.huber_loss(predicted, target, 4))
