@@ -14,7 +14,7 @@ from typing import Annotated, TypeVar
 from cyclopts import App, CycloptsError, Group, Parameter
 
 from lary import __version__
-from lary.configs import ClassifyConfig, DemoConfig, ExtractConfig, RegressConfig
+from lary.configs import CheckModelConfig, ClassifyConfig, DemoConfig, ExtractConfig, RegressConfig
 from lary.registry import load_plugin
 from lary.runtime import log, setup_logging
 from lary.settings import CONFIG_NAME, Settings, init_config, load_settings, set_config
@@ -68,6 +68,7 @@ class Places:
 
 
 ALL_DEFAULT = Places()
+CHECK_DEFAULT = CheckModelConfig()
 DEMO_DEFAULT = DemoConfig()
 Star = Parameter(name="*")
 
@@ -167,6 +168,44 @@ def report(folder: Path | None = None, *, out: Path | None = None, places: Place
 
     print(write_report(folder or places.settings().path("LARY_LOG_DIR"), out))
     return 0
+
+
+@app.command
+def models(key: str | None = None, *, places: Places = ALL_DEFAULT) -> int:
+    """List the models and whether their weights are here, or show the record of one.
+
+    Args:
+        key: Model to show.
+    """
+    places.load_plugins()
+    from lary.models.overview import model_text, models_table
+    from lary.models.spec import MODELS
+
+    values = places.settings().values()
+    print(model_text(MODELS.get(key), values) if key else models_table(values))
+    return 0
+
+
+@app.command
+def check_model(
+    key: str, config: Annotated[CheckModelConfig, Star] = CHECK_DEFAULT, places: Places = ALL_DEFAULT
+) -> int:
+    """Try a model on generated frames: shapes, range, determinism, use of the second frame, time.
+
+    Args:
+        key: Model, or FILE.py:NAME for one that a file registers.
+    """
+    places.load_plugins()
+    file, colon, name = key.rpartition(":")
+    if colon and file.endswith(".py"):
+        load_plugin(file)
+        key = name
+    from lary.models.check import check_model as run
+    from lary.models.spec import MODELS
+
+    report = run(MODELS.get(key), config, places.settings().values())
+    print(report.text())
+    return 1 if report.problems else 0
 
 
 @config_app.command

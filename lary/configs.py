@@ -12,6 +12,9 @@ from typing import Literal
 from lary.types import BenchmarkProtocol
 
 Mode = Literal["image", "video"]
+LatentKind = Literal["continuous", "quantized", "noisy"]
+Precision = Literal["fp32", "bf16", "fp16"]
+DeviceChoice = Literal["auto", "cpu", "cuda", "mps"]
 ProbeType = Literal["mlp"]
 ActionMode = Literal["absolute"]
 
@@ -34,6 +37,10 @@ class ExtractConfig:
         protocol: corrected computes what the benchmark describes, paper what its published code computes.
         weights: Checkpoint in place of the model's variable: folder, file or hub id.
         revision: Revision of a hub checkpoint.
+        latent: What a quantized model stores: continuous latents, its codebook rows, or noisy draws as published.
+        precision: Arithmetic of the forward pass; fp32, or bf16 and fp16 by autocast.
+        compile: Compile the network with torch.compile.
+        device: auto takes the CUDA devices of --gpus, or else the CPU.
         seed: Seed of models with random weights.
         overwrite: Replace latents of another extraction in the same folder.
     """
@@ -51,6 +58,10 @@ class ExtractConfig:
     protocol: BenchmarkProtocol = "corrected"
     weights: str | None = None
     revision: str | None = None
+    latent: LatentKind | None = None
+    precision: Precision = "fp32"
+    compile: bool = False
+    device: DeviceChoice = "auto"
     seed: int = 0
     overwrite: bool = False
 
@@ -66,6 +77,7 @@ class ClassifyConfig:
         classes: Number of classes; the record knows, a contradicting one is refused.
         gpus: CUDA device to train on. Without CUDA the CPU trains.
         protocol: corrected picks head and epoch on a held-out tenth, paper on the reported split as published.
+        latent: Kind of latents, as given to extract.
         probe_preset: Size of the probe: paper, or demo for a CPU.
         seed: Seed of weights and sampling.
         epochs: Epochs in place of the preset's.
@@ -79,6 +91,7 @@ class ClassifyConfig:
     classes: int | None = None
     gpus: str | None = None
     protocol: BenchmarkProtocol = "corrected"
+    latent: LatentKind | None = None
     probe_preset: str = "paper"
     seed: int = 0
     epochs: int | None = None
@@ -99,6 +112,7 @@ class RegressConfig:
         action_mode: Target: absolute action chunks.
         gpus: CUDA device to train on; default: the first of CUDA_VISIBLE_DEVICES. Without CUDA the CPU trains.
         protocol: corrected picks the epoch on a held-out tenth, paper on the reported split as published.
+        latent: Kind of latents, as given to extract.
         probe_preset: Size of the probe: paper, or demo for a CPU.
         seed: Seed of weights and sampling.
         epochs: Epochs in place of the preset's.
@@ -114,6 +128,7 @@ class RegressConfig:
     action_mode: ActionMode = "absolute"
     gpus: str | None = None
     protocol: BenchmarkProtocol = "corrected"
+    latent: LatentKind | None = None
     probe_preset: str = "paper"
     seed: int = 42
     epochs: int | None = None
@@ -136,3 +151,26 @@ class DemoConfig:
     seed: int = 0
     pairs: int = 800
     clips: int = 400
+
+
+@dataclass(frozen=True, kw_only=True)
+class CheckModelConfig:
+    """A trial of one model on generated frames.
+
+    Attributes:
+        weights: Checkpoint in place of the model's variable: folder, file or hub id.
+        revision: Revision of a hub checkpoint.
+        protocol: corrected or paper.
+        latent: What a quantized model returns.
+        precision: Arithmetic of the forward pass.
+        device: auto takes the first CUDA device, or else the CPU.
+        seed: Seed of the frames and of models with random weights.
+    """
+
+    weights: str | None = None
+    revision: str | None = None
+    protocol: BenchmarkProtocol = "corrected"
+    latent: LatentKind | None = None
+    precision: Precision = "fp32"
+    device: DeviceChoice = "auto"
+    seed: int = 0

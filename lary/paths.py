@@ -1,11 +1,12 @@
 """Where the benchmark's files lie: names of tables and folders, as the published layout has them.
 
-A run under the ``paper`` protocol has ``@paper`` behind the model's name in every file and folder name, so that
-numbers of two protocols never mix. ``corrected``, the default, has the published names.
+What differs from the default (the ``paper`` protocol, another kind of latent) stands behind the model's name in every
+file and folder name, as in ``lapa@paper``, so that numbers never mix. The default has the published names.
 """
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 
 from lary.settings import Settings
@@ -14,9 +15,10 @@ from lary.types import BenchmarkProtocol, Media
 TABLE_FOLDER = "data"
 
 
-def tagged(model: str, protocol: BenchmarkProtocol) -> str:
-    """The model's name as it stands in file and folder names."""
-    return model if protocol == "corrected" else f"{model}@{protocol}"
+def tagged(model: str, protocol: BenchmarkProtocol, latent: str | None = None) -> str:
+    """The model's name as it stands in file and folder names, where slashes and colons can't."""
+    name = re.sub(r"[^\w.@+-]+", "_", model)
+    return "@".join([name, *([protocol] if protocol != "corrected" else []), *([latent] if latent else [])])
 
 
 def latent_table(settings: Settings, dataset: str, split: str, media: Media, stride: int | None, model: str) -> Path:

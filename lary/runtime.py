@@ -94,11 +94,15 @@ def tell_once(message: str) -> None:
     log.info(message)
 
 
-def pick_devices(gpus: str | None) -> list[str]:
+def pick_devices(gpus: str | None, choice: str = "auto") -> list[str]:
     """Torch device names for ``--gpus 0,1``; one CPU, with a line that says so, where there is no CUDA.
 
+    Args:
+        gpus: numbers of CUDA devices; None is the first.
+        choice: ``auto``, or the one kind of device that is allowed: ``cpu``, ``cuda`` or ``mps``.
+
     Raises:
-        UsageError: the list isn't one of numbers, or names a device that this machine lacks.
+        UsageError: the list isn't one of numbers, or this machine lacks a device.
     """
     import torch
 
@@ -106,12 +110,21 @@ def pick_devices(gpus: str | None) -> list[str]:
         wanted = [int(part) for part in (gpus or "0").split(",")]
     except ValueError:
         raise UsageError(f"--gpus '{gpus}': expected device numbers such as 0 or 0,1,2,3.") from None
+    if choice == "cpu":
+        return ["cpu"]
+    if choice == "mps":
+        if not torch.backends.mps.is_available():
+            raise UsageError("--device mps: this machine has no Metal device; use --device auto.")
+        return ["mps"]
     if not torch.cuda.is_available():
+        if choice == "cuda":
+            raise UsageError("--device cuda: torch finds no CUDA device here; use --device auto.")
         tell_once("no CUDA device here: one process on the CPU")
         return ["cpu"]
     count = torch.cuda.device_count()
     if missing := [index for index in wanted if not 0 <= index < count]:
         raise UsageError(f"--gpus {gpus}: this machine has CUDA devices 0 to {count - 1}, not {missing[0]}.")
+    torch.backends.cudnn.allow_tf32 = False  # patch embeddings are convolutions: fp32 means fp32
     return [f"cuda:{index}" for index in wanted]
 
 

@@ -25,6 +25,8 @@ from lary.types import BenchmarkProtocol, LaryError, UsageError
 from tests.tiny import KINDS, TINY_DIM, save_tiny
 
 NAMES = MODELS.names()
+LIGHT = [name for name in NAMES if name in KINDS or MODELS.get(name).weights is None]
+"""Models that run here on tiny checkpoints or none; the others have test files of their own."""
 WEIGHTLESS = [name for name in NAMES if MODELS.get(name).weights is None]
 
 
@@ -64,7 +66,7 @@ def batch_for(name: str, frames: int, protocol: BenchmarkProtocol = "corrected")
 
 
 @pytest.mark.parametrize("protocol", ["corrected", "paper"])
-@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("name", LIGHT)
 def test_every_model_gives_what_its_record_says(
     name: str, protocol: BenchmarkProtocol, checkpoints: dict[str, Path]
 ) -> None:
@@ -91,14 +93,25 @@ def test_every_model_gives_what_its_record_says(
 @pytest.mark.parametrize("name", NAMES)
 def test_records_name_what_the_paper_protocol_changes(name: str) -> None:
     spec = MODELS.get(name)
-    differs = spec.preprocess_paper is not None or bool(spec.options_paper)
-    assert differs == bool(spec.paper_differences)
+    prepared = [spec.preprocess_paper, spec.preprocess_paper_clip, spec.options_paper]
+    assert any(prepared) == bool(spec.paper_differences)
     assert spec.description
+    assert spec.pair_shape
+    assert spec.clip_shape
+    assert spec.dim in (None, spec.pair_shape[-1])
+    assert spec.dim in (None, spec.clip_shape[-1])
     if spec.weights:
         assert spec.licence
         assert spec.reference
-        assert spec.weights.revision
-        assert spec.weights.variable
+        assert spec.weights.variable or spec.weights.folder
+
+
+@pytest.mark.parametrize("name", WEIGHTLESS)
+@pytest.mark.parametrize("frames", [2, 9])
+def test_tokens_have_the_promised_shape(name: str, frames: int) -> None:
+    spec = MODELS.get(name)
+    promised = spec.pair_shape if frames == 2 else spec.clip_shape
+    assert tuple(make(name, None).encode(batch_for(name, frames)).tokens.shape[1:]) == promised
 
 
 @pytest.mark.parametrize("name", list(KINDS))
@@ -293,7 +306,7 @@ def test_weights_are_searched_in_their_order(tmp_path: Path) -> None:
     assert locate_weights(MODELS.get("pixels"), values) is None
     with pytest.raises(UsageError, match=r"DINO_V2_PATH points to /nowhere/at/all, which does not exist"):
         locate_weights(spec, {**values, "DINO_V2_PATH": "/nowhere/at/all"})
-    with pytest.raises(UsageError, match="set DINO_V2_PATH or pass --weights"):
+    with pytest.raises(UsageError, match="set DINO_V2_PATH, or pass --weights"):
         locate_weights(replace(spec, weights=Weights(variable="DINO_V2_PATH")), {})
 
 

@@ -18,7 +18,15 @@ PACKAGE = Path(lary.__file__).parent
 MODULES = sorted(PACKAGE.rglob("*.py"))
 
 # A module may import from its own layer and from those before it.
-LAYERS = (("",), ("nets",), ("models", "data"), ("latents",), ("probes", "lam"), ("results",), ("demo", "cli"))
+LAYERS = (
+    ("",),
+    ("nets",),
+    ("models", "data"),
+    ("latents",),
+    ("probes", "lam"),
+    ("results",),
+    ("demo", "cli", "cli_data"),
+)
 APART = (("models", "data"), ("data", "models"), ("probes", "models"))
 HEAVY = ("torch", "transformers", "diffusers", "ray", "pandas", "mujoco", "cv2", "matplotlib", "sklearn", "scipy", "av")
 

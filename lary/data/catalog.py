@@ -75,6 +75,7 @@ register_dataset(
             ),
         ),
         group_pattern=CLIP,
+        integrity_group="Human_1st",
         description="652,297 clips of people seen from their own eyes, 123 verbs.",
     )
 )
@@ -89,6 +90,7 @@ register_dataset(
         splits={"train": Split("classification"), "val": Split("classification")},
         licences=(AGIBOT,),
         group_pattern=CLIP,
+        integrity_group="Robot_1st",
         description="538,423 clips from the head camera of a two-armed robot, 54 verbs.",
     )
 )
@@ -130,11 +132,16 @@ register_dataset(
         licences=(Licence("CALVIN", MIT, True, "https://github.com/mees/calvin"),),
         group_pattern=EPISODE,
         media_depth=0,
+        integrity_group="CALVIN",
         description="209,921 pairs of a simulated arm; scenes A, B and C train, scene D validates.",
     )
 )
 
-for name, title, stride in (("vlabench", "VLABench", 5), ("vlabench_15", "VLABench, stride 15", 15), ("vlabench_30", "VLABench, stride 30", 30)):  # fmt: skip # noqa: E501
+for name, title, stride, group in (
+    ("vlabench", "VLABench", 5, "VLABench"),
+    ("vlabench_15", "VLABench, stride 15", 15, ""),
+    ("vlabench_30", "VLABench, stride 30", 30, ""),
+):
     register_dataset(
         DatasetSpec(
             name=name,
@@ -159,6 +166,7 @@ for name, title, stride in (("vlabench", "VLABench", 5), ("vlabench_15", "VLABen
             media_depth=0,
             # A cleaning step took the text "_<stride>/" out of the paths of episode <stride>.
             path_repair=(r"\bep(frame|state|action)_", rf"ep_{stride}/\1_"),
+            integrity_group=group,
             description=f"Pairs {stride} frames apart of simulated manipulation; the published split is by row.",
         )
     )
@@ -200,6 +208,7 @@ register_dataset(
         group_pattern=EPISODE,
         media_depth=1,
         embodiment_column="robot_type",
+        integrity_group="RoboCOIN",
         description="148,767 pairs of two-armed robots of several makes.",
     )
 )
@@ -229,6 +238,7 @@ register_dataset(
         group_pattern=EPISODE,
         media_depth=1,
         embodiment_column="robot_type",
+        integrity_group="Agibot",
         description="124,519 pairs of one make of two-armed robot.",
     )
 )

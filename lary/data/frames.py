@@ -37,7 +37,9 @@ NEAR = 8
 """A key frame at most this many frames ahead is reached sooner by decoding on than by a seek."""
 
 
-def read_clip(paths: Sequence[Path], frame_index: Sequence[int], reader: Reader = "cv2") -> Image:
+def read_clip(
+    paths: Sequence[Path], frame_index: Sequence[int], reader: Reader = "cv2", *, clamp: bool = True
+) -> Image:
     """Decode a sample's frames, (T, H, W, 3) uint8 RGB.
 
     Args:
@@ -45,6 +47,7 @@ def read_clip(paths: Sequence[Path], frame_index: Sequence[int], reader: Reader 
         frame_index: empty for images; for a video the wanted frames from 0, in any order, also repeated; an index
             behind the last frame gives the last frame.
         reader: library that decodes images.
+        clamp: whether an index behind the last frame is allowed.
 
     Raises:
         MediaError: a file is missing, torn, empty or of no known format, or the images differ in size.
@@ -52,7 +55,7 @@ def read_clip(paths: Sequence[Path], frame_index: Sequence[int], reader: Reader 
     if frame_index:
         if len(paths) != 1:
             raise UsageError(f"Frame indices belong to one video, not to {len(paths)} files.")
-        return read_video(paths[0], frame_index)
+        return read_video(paths[0], frame_index, clamp=clamp)
     images = [read_image(path, reader) for path in paths]
     if len({image.shape for image in images}) > 1:
         sizes = ", ".join(f"{image.shape[1]}x{image.shape[0]}" for image in images)
@@ -184,14 +187,14 @@ class FrameTable:
     targets: tuple[int, ...]
 
 
-def read_video(path: Path, frame_index: Sequence[int]) -> Image:
+def read_video(path: Path, frame_index: Sequence[int], *, clamp: bool = True) -> Image:
     """The wanted frames of a video, (T, H, W, 3) uint8 RGB, in the order asked for; see `read_clip`.
 
     Only the packets are read in full; pictures are decoded from the last key frame before a wanted one, and the
     wanted ones alone are converted. Where packets don't tell the frames, all are decoded in order.
 
     Raises:
-        MediaError: the video is missing, torn or holds no frames.
+        MediaError: the video is missing, torn or holds no frames, or, without `clamp`, ends before an index.
     """
     if min(frame_index) < 0:
         raise UsageError(f"Frame indices count from 0: {min(frame_index)} is none.")
@@ -207,6 +210,8 @@ def read_video(path: Path, frame_index: Sequence[int]) -> Image:
         reason = getattr(error, "strerror", None) or error
         raise MediaError(f"The video {path} can't be read: {reason}.") from error
     last = max(frames)
+    if not clamp and max(frame_index) > last:
+        raise MediaError(f"The video {path} ends with frame {last}, and frame {max(frame_index)} is asked for.")
     return np.stack([frames[min(index, last)] for index in frame_index])
 
 
@@ -306,6 +311,48 @@ def decode_in_order(container: Any, stream: Any, frame_index: Sequence[int]) -> 
         raise ValueError("it holds no frames")
     found[count - 1] = to_rgb(frame)
     return found
+
+
+def decode_video(path: Path) -> Iterator[Any]:
+    """All frames of a video in order of presentation, as PyAV has them, decoded as they are asked for.
+
+    Raises:
+        MediaError: the video is missing, torn, damaged or holds no frames; the frames before that are given.
+    """
+    count = 0
+    try:
+        with _av().open(str(path)) as container:
+            for packet in container.demux(_video_stream(container)):
+                if packet.size and packet.is_corrupt:
+                    raise ValueError("the file ends within a frame")
+                for frame in packet.decode():
+                    if frame.is_corrupt:
+                        raise ValueError(f"frame {count} is damaged")
+                    count += 1
+                    yield frame
+        if not count:
+            raise ValueError("it holds no frames")
+    except (_av().error.FFmpegError, OSError, ValueError) as error:
+        reason = getattr(error, "strerror", None) or error
+        raise MediaError(f"The video {path} can't be read: {reason}.") from error
+
+
+def announced_frames(path: Path) -> int:
+    """The number of frames that a video's container announces, as OpenCV reads it; 0 where it doesn't say.
+
+    Raises:
+        MediaError: the video is missing, torn or holds no video stream.
+    """
+    try:
+        with _av().open(str(path)) as container:
+            stream = _video_stream(container)
+            if stream.frames or not stream.average_rate:
+                return int(stream.frames)
+            seconds = stream.duration * stream.time_base if stream.duration else (container.duration or 0) / 1e6
+            return int(seconds * stream.average_rate + 0.5)
+    except (_av().error.FFmpegError, OSError, ValueError) as error:
+        reason = getattr(error, "strerror", None) or error
+        raise MediaError(f"The video {path} can't be read: {reason}.") from error
 
 
 def to_rgb(frame: Any) -> Image:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import csv
 import hashlib
+import io
 import os
 import re
 from collections.abc import Iterator, Mapping, Sequence
@@ -23,7 +24,7 @@ import numpy.typing as npt
 from lary import fileio
 from lary.data.spec import DatasetSpec, LabelSpace
 from lary.registry import suggest
-from lary.types import Media, Sample, UsageError
+from lary.types import Failure, Media, Sample, UsageError
 
 if TYPE_CHECKING:
     import pandas
@@ -131,9 +132,7 @@ class SampleTable:
         return {int(row): position for position, row in enumerate(self._rows)}
 
     def _place(self, cell: str, folder: str) -> str:
-        if self.spec.path_repair:
-            cell = re.sub(*self.spec.path_repair, cell)
-        return placed(cell, folder, self.spec.media_depth)
+        return usual_place(self.spec, cell, folder)
 
     def _group(self, first: str) -> str:
         """The match of the record's pattern; a path that doesn't match is a group of its own."""
@@ -153,16 +152,25 @@ class SampleTable:
 
     def _locate(self, position: int, column: str, folder: str) -> Path:
         """The file at the usual place, or the one that the table literally names where only that exists."""
-        cell = str(self._columns[column][position])
-        place = self._place(cell, folder)
-        usual = fileio.inside(self.root, place)
-        if cell == place or usual.exists():
+        usual, *others = (
+            fileio.inside(self.root, place) for place in places(self.spec, str(self._columns[column][position]), folder)
+        )
+        if not others or usual.exists():
             return usual
-        for other in dict.fromkeys((placed(cell, folder, None), placed(cell, folder, 0))):
-            path = fileio.inside(self.root, other)
-            if other != place and path.exists():
-                return path
-        return usual
+        return next((path for path in others if path.exists()), usual)
+
+
+def usual_place(spec: DatasetSpec, cell: str, folder: str) -> str:
+    """A path of a table below its root, repaired and with its folder, as the record says."""
+    return placed(re.sub(*spec.path_repair, cell) if spec.path_repair else cell, folder, spec.media_depth)
+
+
+def places(spec: DatasetSpec, cell: str, folder: str) -> tuple[str, ...]:
+    """Where the file of a cell may lie below its root: the usual place first, then what the table literally says."""
+    usual = usual_place(spec, cell, folder)
+    if cell == usual:
+        return (usual,)
+    return tuple(dict.fromkeys((usual, placed(cell, folder, None), placed(cell, folder, 0))))
 
 
 def placed(cell: str, folder: str, depth: int | None) -> str:
@@ -268,6 +276,23 @@ def read_csv(path: Path, limit: int | None = None) -> tuple[list[str], list[list
     if not rows:
         raise UsageError(f"The table {path} holds column names but no rows.")
     return header, rows
+
+
+def write_csv(path: Path, columns: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
+    """Write a whole CSV atomically."""
+    text = io.StringIO(newline="")
+    writer = csv.writer(text, lineterminator="\n")
+    writer.writerow(columns)
+    writer.writerows(rows)
+    fileio.write_text(path, text.getvalue())
+
+
+def write_failures(path: Path, failures: Sequence[Failure]) -> None:
+    """List failures in a CSV (row from 0, path, reason); without any, an old list is removed."""
+    if failures:
+        write_csv(path, ["row", "path", "reason"], [[str(item.row), item.path, item.reason] for item in failures])
+    else:
+        path.unlink(missing_ok=True)
 
 
 def check_cells(spec: DatasetSpec, path: Path, columns: Mapping[str, Sequence[str]]) -> None:

@@ -86,6 +86,7 @@ class DatasetSpec:
             the literal name is used where the repaired one does not exist.
         embodiment_column: column with the robot type; None reads a column ``embodiment`` where the table has one.
         embodiment: the robot type where there is no column.
+        integrity_group: name in the published integrity report; empty where that report leaves the data set out.
     """
 
     name: str
@@ -106,6 +107,7 @@ class DatasetSpec:
     revision: str = ""
     description: str = ""
     in_demo: bool = False
+    integrity_group: str = ""
 
     def split(self, name: str) -> Split:
         """The split called `name`. Raises UsageError with the names there are."""

@@ -38,19 +38,24 @@ class SplitLatents:
 
 
 def find_latent_table(
-    settings: Settings, dataset: DatasetSpec, split: str, model: str, protocol: BenchmarkProtocol
+    settings: Settings, dataset: DatasetSpec, split: str, model: str, protocol: BenchmarkProtocol, latent: str | None
 ) -> Path | None:
     """The table of an extraction, or None. Under ``paper`` the published file name is taken too."""
-    tags = dict.fromkeys((paths.tagged(model, protocol), model))
-    for tag in tags if protocol == "paper" else [model]:
-        path = paths.latent_table(settings, dataset.name, split, dataset.media, dataset.stride, tag)
+    tag = paths.tagged(model, protocol, latent)
+    for name in (tag, model) if protocol == "paper" and not latent else (tag,):
+        path = paths.latent_table(settings, dataset.name, split, dataset.media, dataset.stride, name)
         if path.is_file():
             return path
     return None
 
 
 def open_latents(
-    settings: Settings, dataset: DatasetSpec, split: str, model: str, protocol: BenchmarkProtocol
+    settings: Settings,
+    dataset: DatasetSpec,
+    split: str,
+    model: str,
+    protocol: BenchmarkProtocol,
+    latent: str | None = None,
 ) -> SplitLatents:
     """Open the latents of a split.
 
@@ -58,11 +63,12 @@ def open_latents(
         UsageError: there is no table, or its latents belong to another model or protocol.
         LaryError: a latent file that the table names is missing or torn, or no row has latents.
     """
-    tag = paths.tagged(model, protocol)
-    file = find_latent_table(settings, dataset, split, model, protocol)
+    tag = paths.tagged(model, protocol, latent)
+    file = find_latent_table(settings, dataset, split, model, protocol, latent)
     if file is None:
         wanted = paths.latent_table(settings, dataset.name, split, dataset.media, dataset.stride, tag)
         option = "" if protocol == "corrected" else f" --protocol {protocol}"
+        option += f" --latent {latent}" if latent else ""
         raise UsageError(
             f"There are no latents of '{model}' for {dataset.name} {split}: {wanted} does not exist. Run "
             f"'lary extract --model {model} --dataset {dataset.name} --split {split}{option}' first."

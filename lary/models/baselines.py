@@ -46,6 +46,8 @@ def with_place(tokens: torch.Tensor) -> torch.Tensor:
         name="pixels",
         paradigm="baseline",
         dim=3 * FINE**2 + PLACE,
+        pair_shape=(2, 64, 50),
+        clip_shape=(9, 64, 50),
         preprocess=Preprocess(size=GRID * FINE, resize="cv2_area", mean=(0.5, 0.5, 0.5), std=(0.25, 0.25, 0.25)),
         description="Each frame averaged to 32 x 32 pixels: 8 x 8 cells of 4 x 4 colours",
     )
@@ -69,6 +71,8 @@ class Pixels:
         paradigm="baseline",
         dim=4 * FINE**2 + PLACE,
         # Differences of moving things are about a tenth of the range: divided by 0.1 they reach the probe near 1.
+        pair_shape=(1, 64, 66),
+        clip_shape=(8, 64, 66),
         preprocess=Preprocess(size=64, resize="cv2_area", std=(0.1, 0.1, 0.1)),
         description="Neighbouring frames: 8 x 8 cells of 4 x 4 mean signed and mean absolute differences",
     )
@@ -98,6 +102,8 @@ class FrameDifference:
         name="optical-flow",
         paradigm="baseline",
         dim=4 + PLACE,
+        pair_shape=(1, 64, 6),
+        clip_shape=(8, 64, 6),
         preprocess=Preprocess(size=128, resize="cv2_area", scale=1.0),
         reference="Kroeger et al. 2016, arXiv 1603.03590",
         description="Dense inverse search flow between neighbouring frames: 8 x 8 cells of mean and spread",
@@ -138,6 +144,8 @@ class OpticalFlow:
         name="random-vit",
         paradigm="baseline",
         dim=192,
+        pair_shape=(2, 64, 192),
+        clip_shape=(9, 64, 192),
         preprocess=Preprocess(mean=IMAGENET_MEAN, std=IMAGENET_STD),
         options={"patch": 28, "layers": 4, "heads": 3},
         parameters_m=2.24,

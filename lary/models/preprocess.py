@@ -38,7 +38,7 @@ LANCZOS_224_SIGNED = Preprocess(resize="pil_lanczos", mean=HALF, std=HALF, reade
 FLUX2_PAPER_IMAGE = replace(LANCZOS_224_SIGNED, scale=1.0)
 """FLUX.2 on image pairs as published: the division by 255 is missing, values lie in [-1, 509]."""
 VILLA_X_IMAGE = Preprocess(resize="pil_lanczos", mean=IMAGENET_MEAN, std=IMAGENET_STD, reader="pil")
-VILLA_X_PAPER_CLIP = replace(VILLA_X_IMAGE, resize="torch_bilinear")
+VILLA_X_PAPER_CLIP = replace(VILLA_X_IMAGE, resize="torch_bilinear", clamp=False)
 """villa-X on clips as published: torchvision's antialiased bilinear resize of uint8 frames."""
 
 
@@ -103,11 +103,14 @@ def _cv2(interpolation: str) -> Callable[[Frame, int, int], Frame]:
     return resize_frames
 
 
-def _lanczos(clip: Frame, height: int, width: int) -> Frame:
-    from PIL import Image
+def _pillow(resampling: str) -> Callable[[Frame, int, int], Frame]:
+    def resize_frames(clip: Frame, height: int, width: int) -> Frame:
+        from PIL import Image
 
-    images = (Image.fromarray(frame).resize((width, height), Image.Resampling.LANCZOS) for frame in clip)
-    return np.stack([np.asarray(image) for image in images])
+        how = Image.Resampling[resampling]
+        return np.stack([np.asarray(Image.fromarray(frame).resize((width, height), how)) for frame in clip])
+
+    return resize_frames
 
 
 def _torch_bilinear(clip: Frame, height: int, width: int) -> Frame:
@@ -127,7 +130,9 @@ RESIZERS: dict[str, Callable[[Frame, int, int], Frame]] = {
     "cv2_cubic": _cv2("INTER_CUBIC"),
     "cv2_linear": _cv2("INTER_LINEAR"),
     "cv2_area": _cv2("INTER_AREA"),
-    "pil_lanczos": _lanczos,
+    "pil_lanczos": _pillow("LANCZOS"),
+    "pil_bicubic": _pillow("BICUBIC"),
+    "pil_bilinear": _pillow("BILINEAR"),
     "torch_bilinear": _torch_bilinear,
     "none": _as_it_is,
 }

@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal
 
 from lary.registry import Registry
-from lary.types import BenchmarkProtocol, Encoder, UsageError
+from lary.types import BenchmarkProtocol, Encoder, Media, UsageError
 
-ResizeMethod = Literal["cv2_cubic", "cv2_linear", "cv2_area", "pil_lanczos", "torch_bilinear", "none"]
+ResizeMethod = Literal[
+    "cv2_cubic", "cv2_linear", "cv2_area", "pil_lanczos", "pil_bicubic", "pil_bilinear", "torch_bilinear", "none"
+]
 Paradigm = Literal["semantic encoder", "pixel encoder", "embodied LAM", "general LAM", "baseline"]
 
 
@@ -25,6 +27,7 @@ class Preprocess:
         scale: divide by this (255 maps to [0, 1]).
         mean, std: per channel, after scaling.
         reader: library that decodes images; both give the same pixels for PNG, JPEG may differ by a grey level.
+        clamp: an index behind the last frame of a clip gives that frame; without it the sample fails.
     """
 
     size: int = 224
@@ -34,6 +37,7 @@ class Preprocess:
     mean: tuple[float, float, float] = (0.0, 0.0, 0.0)
     std: tuple[float, float, float] = (1.0, 1.0, 1.0)
     reader: Literal["cv2", "pil"] = "cv2"
+    clamp: bool = True
 
 
 @dataclass(frozen=True)
@@ -48,13 +52,14 @@ class Weights:
 
 @dataclass(frozen=True)
 class ModelContext:
-    """What the constructor of a model class gets besides its record."""
+    """What the constructor of a model class gets besides its record; `settings` are the variables that have a value."""
 
     device: str
     protocol: BenchmarkProtocol
     weights: str | None = None
     revision: str | None = None
     seed: int = 0
+    settings: Mapping[str, str] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -65,11 +70,14 @@ class ModelSpec:
         name: the key on the command line.
         paradigm: as in the paper's tables.
         dim: D of the tokens; None if the weights decide.
-        preprocess: under the ``corrected`` protocol; ``preprocess_paper`` under ``paper`` where it differs.
+        preprocess: under the ``corrected`` protocol; `preprocess_paper` under ``paper`` where it differs, and
+            `preprocess_paper_clip` for clips where the published code prepares them in yet another way.
         weights: None for a model that needs none.
+        pair_shape, clip_shape: tokens of one image pair, and of one clip of nine frames, (P, N, D) or (N, D).
         options: constants for the model class, differences between records that share one; `options_paper` are
             laid over them under the ``paper`` protocol.
         paper_differences: what the ``paper`` protocol changes for this model, in sentences; empty if nothing.
+        notes: known facts and defects, in sentences, for ``docs/models.md``.
         in_demo: whether ``lary demo`` runs the model where its weights lie on the machine; it runs every one without.
     """
 
@@ -78,10 +86,14 @@ class ModelSpec:
     dim: int | None
     preprocess: Preprocess
     weights: Weights | None = None
+    pair_shape: tuple[int, ...] = ()
+    clip_shape: tuple[int, ...] = ()
     preprocess_paper: Preprocess | None = None
+    preprocess_paper_clip: Preprocess | None = None
     options: dict[str, Any] = field(default_factory=dict)
     options_paper: dict[str, Any] = field(default_factory=dict)
     paper_differences: tuple[str, ...] = ()
+    notes: tuple[str, ...] = ()
     parameters_m: float | None = None
     licence: str = ""
     reference: str = ""
@@ -89,13 +101,27 @@ class ModelSpec:
     in_demo: bool = False
     factory: Callable[[ModelSpec, ModelContext], Encoder] | None = None
 
-    def preprocessing(self, protocol: BenchmarkProtocol) -> Preprocess:
-        """The preprocessing that a protocol asks for."""
-        return self.preprocess_paper if protocol == "paper" and self.preprocess_paper else self.preprocess
+    def preprocessing(self, protocol: BenchmarkProtocol, media: Media = "pair") -> Preprocess:
+        """The preprocessing that a protocol asks for, for image pairs or clips."""
+        if protocol == "corrected":
+            return self.preprocess
+        clip = self.preprocess_paper_clip if media == "clip" else None
+        return clip or self.preprocess_paper or self.preprocess
 
 
 MODELS: Registry[ModelSpec] = Registry(
-    "model", modules=("lary.models.image", "lary.models.baselines"), group="lary.models"
+    "model",
+    modules=(
+        "lary.models.image",
+        "lary.models.lapa",
+        "lary.models.univla",
+        "lary.models.villa",
+        "lary.models.autoencoders",
+        "lary.models.vjepa",
+        "lary.models.anyvision",
+        "lary.models.baselines",
+    ),
+    group="lary.models",
 )
 
 
@@ -108,6 +134,20 @@ def register_model(*specs: ModelSpec) -> Callable[[Callable[[ModelSpec, ModelCon
         return factory
 
     return decorate
+
+
+def with_latent(spec: ModelSpec, latent: str | None) -> ModelSpec:
+    """The record with another kind of latent, under both protocols; None leaves it as it is.
+
+    Raises:
+        UsageError: the model has one kind of latent only.
+    """
+    if latent is None:
+        return spec
+    if "latent" not in spec.options:
+        raise UsageError(f"--latent {latent}: model '{spec.name}' has one kind of latent; leave the option out.")
+    choice = {"latent": latent}
+    return replace(spec, options=spec.options | choice, options_paper=spec.options_paper | choice)
 
 
 def build(spec: ModelSpec, context: ModelContext) -> Encoder:
@@ -143,4 +183,6 @@ def locate_weights(spec: ModelSpec, values: dict[str, str], override: str | None
         return str(folder)
     if weights.hub:
         return weights.hub
-    raise UsageError(f"Weights of '{spec.name}': set {weights.variable} or pass --weights.")
+    places = [f"set {weights.variable}"] if weights.variable else []
+    places += [f"put {weights.folder} into MODEL_DIR"] if weights.folder else []
+    raise UsageError(f"Weights of '{spec.name}' are not here: {', '.join([*places, 'or pass --weights'])}.")

@@ -67,7 +67,9 @@ def classify(config: ClassifyConfig, settings: Settings) -> ProbeRun:
     preset = PRESETS.get(config.probe_preset)
     splits = open_splits(settings, dataset, model, config)
     check_dim(config.dim, splits)
-    folder = paths.classification_folder(settings, dataset.name, paths.tagged(model.name, config.protocol))
+    folder = paths.classification_folder(
+        settings, dataset.name, paths.tagged(model.name, config.protocol, config.latent)
+    )
     if (found := finished(folder, config, splits)) is not None:
         return ProbeRun(folder, found, new=False)
 
@@ -106,7 +108,7 @@ def regress(config: RegressConfig, settings: Settings) -> ProbeRun:
     check_mode(dataset, config.mode)
     preset = PRESETS.get(config.probe_preset)
     splits = open_splits(settings, dataset, model, config)
-    tag = paths.tagged(model.name, config.protocol)
+    tag = paths.tagged(model.name, config.protocol, config.latent)
     folder = paths.regression_folder(
         settings, dataset.name, dataset.stride, tag, config.model_type, config.action_mode
     )  # fmt: skip
@@ -153,12 +155,13 @@ def open_splits(
     """Latents by role: ``train``, ``seen`` (the validation split) and, where it was extracted, ``unseen``."""
     roles = {"train": dataset.train, "seen": dataset.validation}
     if dataset.unseen is not None:
-        if find_latent_table(settings, dataset, dataset.unseen, model.name, config.protocol) is None:
+        if find_latent_table(settings, dataset, dataset.unseen, model.name, config.protocol, config.latent) is None:
             log.info("%s has no latents of %s %s: scored without it", model.name, dataset.name, dataset.unseen)
         else:
             roles["unseen"] = dataset.unseen
     splits = {
-        role: open_latents(settings, dataset, split, model.name, config.protocol) for role, split in roles.items()
+        role: open_latents(settings, dataset, split, model.name, config.protocol, config.latent)
+        for role, split in roles.items()
     }
     shapes = {role: split.source.shape for role, split in splits.items()}
     if len(set(shapes.values())) > 1:

@@ -2,15 +2,28 @@
 
 from __future__ import annotations
 
+import json
+import re
+
 import numpy as np
 import torch
 
 from tests.parity.conftest import Case
 
 
+def check_input(case: Case, name: str, then: str) -> None:
+    """Make sure that an input is transformed as the test does it: its description begins with `then`."""
+    told = case.about["input"][name]["then"]
+    assert told.startswith(then), f"{case.name} {name}: no reading for the input '{told}'"
+
+
 def check_tokens(case: Case, name: str, tokens: torch.Tensor) -> None:
     """Hold `tokens` against an output, whole or summarised (first values, and mean, std, L2 norm), in tolerance."""
     values = tokens.numpy()
+    told = re.search(r"shape (\[[\d, ]+\])", case.about["outputs"][name])
+    assert told, f"{case.name} {name}: the case tells no shape"
+    whole = json.loads(told[1])
+    assert list(values.shape) == whole, f"{case.name} {name}: shape {list(values.shape)}, expected {whole}"
     if name in case.arrays:
         case.check(name, values)
         return

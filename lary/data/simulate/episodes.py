@@ -88,14 +88,15 @@ def stage(job: Job) -> Staged:
     kinds = shapes.UNSEEN_THINGS if job.unseen else shapes.TRAIN_THINGS
     for attempt in range(ATTEMPTS):
         rng = np.random.Generator(np.random.PCG64([*job.key, attempt]))
-        script = BEHAVIOURS[job.verb](Stage(rng, kinds, math.copysign(1.0, room.azimuth)))
+        side = 1.0 if job.pairs else math.copysign(1.0, room.azimuth)
+        script = BEHAVIOURS[job.verb](Stage(rng, kinds, side))
         taken = [item.pose[0] for item in script.placed]
         taken += [script.path.at(float(time)).position for time in times(9)]
         placed = script.placed + scenes.distractors(rng, kinds, taken)
         palette = arm.unseen_palette if job.unseen else arm.palettes[rng.integers(len(arm.palettes))]
-        view = scenes.view_of(room, rng)
+        view = scenes.fixed_view(job.room, rng) if job.pairs else scenes.view_of(room, rng)
         lamp = scenes.lamp_of(room, view, rng)
-        scene = scenes.build(arm, palette, room, placed)
+        scene = scenes.build(arm, palette, scenes.tinted(room, rng), placed)
         solved = follow(scene, script, arm.home, job.frames)
         if solved is not None:
             return Staged(script, scene, view, lamp, *solved)

@@ -20,7 +20,7 @@ HANDLING = ("lift", "lower", "pull", "push", "reach", "rotate")
 """The verbs that are about one loose object, and so can show objects that training never held."""
 ROBOTS = ("heron", "badger")
 STRIDE = 5
-PAIRS_PER_EPISODE = 8
+PAIRS_PER_EPISODE = 4
 SAMPLED = 9
 FEWEST = 10
 PAIR_COLUMNS = (

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -81,7 +81,11 @@ ROOMS: dict[str, Room] = {
         (-55, 40, 1.16), -0.03,
     ),
 }  # fmt: skip
-"""Scenes A, B and C are trained on; D shares neither texture nor camera with them."""
+"""Scenes A, B and C are trained on; D shares no texture with them."""
+
+PAIR_CAMERAS = {"A": (42.0, 34.0, 1.24), "B": (36.0, 32.0, 1.22), "C": (48.0, 36.0, 1.20), "D": (40.0, 35.0, 1.21)}
+"""Azimuth and elevation in degrees and distance of the fixed camera that records the poses of a scene, as in CALVIN:
+nearly the same in all scenes. Clips look from the rooms' own sides, and no camera of theirs stands still."""
 
 
 @dataclass(frozen=True)
@@ -179,12 +183,33 @@ def distractors(rng: np.random.Generator, kinds: Sequence[str], taken: Sequence[
     return result
 
 
+def tinted(room: Room, rng: np.random.Generator) -> Room:
+    """The room in other shades, as paint and cloth differ from one day to the next."""
+
+    def tint(material: Material) -> Material:
+        factor = rng.uniform(0.7, 1.25) * rng.uniform(0.88, 1.12, 3)
+        red, green, blue = (np.clip(np.stack([material.first, material.second]) * factor, 0.02, 0.95)).T.tolist()
+        return replace(material, first=(red[0], green[0], blue[0]), second=(red[1], green[1], blue[1]))
+
+    return replace(room, table=tint(room.table), wall=tint(room.wall), floor=tint(room.floor))
+
+
 def view_of(room: Room, rng: np.random.Generator) -> View:
     """The room's camera, nudged by a few degrees and centimetres."""
     azimuth = room.azimuth + float(rng.normal(0, 0.05))
     elevation = room.elevation + float(rng.normal(0, 0.03))
     distance = room.distance * float(rng.uniform(0.95, 1.06))
-    target = np.array([0.43, 0.0, 0.125]) + rng.normal(0, 0.012, 3)
+    return _look(azimuth, elevation, distance, rng.normal(0, 0.012, 3))
+
+
+def fixed_view(room: str, rng: np.random.Generator) -> View:
+    """The camera that records poses in a room, nudged by what a tripod gives way."""
+    azimuth, elevation, distance = PAIR_CAMERAS[room]
+    return _look(math.radians(azimuth), math.radians(elevation), distance, rng.normal(0, 0.004, 3))
+
+
+def _look(azimuth: float, elevation: float, distance: float, shift: Array) -> View:
+    target = np.array([0.43, 0.0, 0.125]) + shift
     flat = math.cos(elevation)
     offset = np.array([flat * math.cos(azimuth), flat * math.sin(azimuth), math.sin(elevation)])
     return View(target + distance * offset, target, math.radians(36.0))

@@ -1,0 +1,285 @@
+"""Latent action models of the LAQ family: LAPA on pixels, and the same on features of DINOv2, DINOv3, SigLIP 2 and
+Open-MAGVIT2, with the ablations of the benchmark's paper."""
+
+from __future__ import annotations
+
+import re
+from dataclasses import replace
+from typing import TYPE_CHECKING
+
+from lary.fileio import digest
+from lary.models.checkpoint import file_digest, find_checkpoint, read_checkpoint
+from lary.models.laq import load_network
+from lary.models.preprocess import CUBIC_224, CUBIC_224_SIGNED, neighbour_pairs
+from lary.models.spec import MODELS, ModelContext, ModelSpec, Weights, register_model
+from lary.types import LaryError, Latents, UsageError
+
+if TYPE_CHECKING:
+    import torch
+
+_SIZES = {
+    "dim": 1024, "quant_dim": 32, "codebook_size": 8, "image_size": 224, "patch_size": 16, "spatial_depth": 4,
+    "temporal_depth": 4, "dim_head": 64, "heads": 16, "code_seq_len": 16,
+}  # fmt: skip
+LATENTS = ("continuous", "quantized", "noisy")
+"""What tokens can be made of: the latent, its codebook rows, or random draws around it."""
+_NOISE = "noise substitution stays on: tokens are random draws around the continuous latent"
+_BENCHMARK = "Nie et al. 2026, arXiv 2604.11689"
+
+LAPA = ModelSpec(
+    name="lapa",
+    paradigm="embodied LAM",
+    dim=1024,
+    pair_shape=(4, 1024),
+    clip_shape=(8, 4, 1024),
+    preprocess=CUBIC_224,
+    weights=Weights(folder="laq_openx.pt", hub="latent-action-pretraining/LAPA-7B-openx"),
+    options={
+        "network": {**_SIZES, "patch_size": 32, "spatial_depth": 8, "temporal_depth": 8, "code_seq_len": 4,
+                    "patch_input": True, "pixel_output": True},
+        "features": None,
+        "latent": "continuous",
+    },
+    options_paper={"latent": "noisy"},
+    paper_differences=(_NOISE,),
+    parameters_m=343.80,
+    licence="MIT",
+    reference="Ye et al. 2024, arXiv 2410.11758",
+    description="LAPA's latent action quantizer, trained on Open X-Embodiment: 4 tokens per pair of frames",
+)  # fmt: skip
+
+DINOV2 = ModelSpec(
+    name="dinov2",
+    paradigm="general LAM",
+    dim=1024,
+    pair_shape=(16, 1024),
+    clip_shape=(8, 16, 1024),
+    preprocess=CUBIC_224_SIGNED,
+    weights=Weights(folder="laq_dinov2.pt"),
+    options={
+        "network": {**_SIZES, "patch_size": 14},
+        "features": {
+            "kind": "transformers", "library": "Dinov2Model", "prefix": "dino_tokenizer.", "leading": 1,
+            "variable": "DINO_V2_PATH", "hub": "facebook/dinov2-large", "unused": (), "prefix_on_disk": "",
+            "config": {
+                "hidden_size": 1024, "num_hidden_layers": 24, "num_attention_heads": 16, "mlp_ratio": 4,
+                "hidden_act": "gelu", "layer_norm_eps": 1e-6, "image_size": 518, "patch_size": 14, "num_channels": 3,
+                "qkv_bias": True, "layerscale_value": 1.0, "use_swiglu_ffn": False, "use_mask_token": True,
+            },
+        },
+        "latent": "continuous",
+    },
+    options_paper={"latent": "noisy"},
+    paper_differences=(_NOISE,),
+    parameters_m=473.69,
+    licence="MIT; the backbone Apache-2.0",
+    reference=_BENCHMARK,
+    description="LAPA's quantizer on patch tokens of DINOv2 ViT-L/14: 16 tokens per pair of frames",
+)  # fmt: skip
+
+DINOV3 = ModelSpec(
+    name="dinov3",
+    paradigm="general LAM",
+    dim=1024,
+    pair_shape=(16, 1024),
+    clip_shape=(8, 16, 1024),
+    preprocess=CUBIC_224_SIGNED,
+    weights=Weights(folder="laq_dinov3.pt"),
+    options={
+        "network": _SIZES,
+        "features": {
+            "kind": "transformers", "library": "DINOv3ViTModel", "prefix": "dino_tokenizer.", "leading": 1,
+            "variable": "DINO_V3_PATH", "hub": "facebook/dinov3-vitl16-pretrain-lvd1689m", "unused": (),
+            "prefix_on_disk": "",
+            "config": {
+                "hidden_size": 1024, "num_hidden_layers": 24, "num_attention_heads": 16, "intermediate_size": 4096,
+                "hidden_act": "gelu", "layer_norm_eps": 1e-5, "rope_theta": 100.0, "image_size": 224,
+                "patch_size": 16, "num_channels": 3, "query_bias": True, "key_bias": False, "value_bias": True,
+                "proj_bias": True, "mlp_bias": True, "layerscale_value": 1.0, "use_gated_mlp": False,
+                "num_register_tokens": 4, "pos_embed_rescale": 2.0,
+            },
+        },
+        "latent": "continuous",
+    },
+    options_paper={"latent": "noisy"},
+    paper_differences=(_NOISE,),
+    parameters_m=472.45,
+    licence="MIT; the backbone DINOv3 License",
+    reference=_BENCHMARK,
+    description="LAPA's quantizer on patch tokens of DINOv3 ViT-L/16: 16 tokens per pair of frames",
+)  # fmt: skip
+
+SIGLIP2 = ModelSpec(
+    name="siglip2",
+    paradigm="general LAM",
+    dim=768,
+    pair_shape=(16, 768),
+    clip_shape=(8, 16, 768),
+    preprocess=CUBIC_224,
+    weights=Weights(folder="siglip2.pt"),
+    options={
+        "network": {**_SIZES, "dim": 768},
+        "features": {
+            "kind": "transformers", "library": "SiglipVisionModel", "prefix": "encoder.vision_model.", "leading": 0,
+            "variable": "SIGLIP2_PATH", "hub": "google/siglip2-base-patch16-224",
+            "unused": ("text_model.", "logit_scale", "logit_bias"), "prefix_on_disk": "vision_model.",
+            "config": {
+                "hidden_size": 768, "num_hidden_layers": 12, "num_attention_heads": 12, "intermediate_size": 3072,
+                "hidden_act": "gelu_pytorch_tanh", "layer_norm_eps": 1e-6, "image_size": 224, "patch_size": 16,
+                "num_channels": 3, "vision_use_head": True,
+            },
+        },
+        "latent": "continuous",
+    },
+    options_paper={"latent": "noisy"},
+    paper_differences=(_NOISE,),
+    parameters_m=200.83,
+    licence="MIT; the backbone Apache-2.0",
+    reference=_BENCHMARK,
+    description="LAPA's quantizer on patch tokens of SigLIP 2 base: 16 tokens per pair of frames",
+)  # fmt: skip
+
+MAGVIT2 = ModelSpec(
+    name="magvit2",
+    paradigm="general LAM",
+    dim=18,
+    pair_shape=(16, 18),
+    clip_shape=(8, 16, 18),
+    preprocess=CUBIC_224,
+    weights=Weights(folder="magvit2.pt"),
+    options={
+        "network": {**_SIZES, "dim": 18, "pixel_output": True},
+        "features": {
+            "kind": "open-magvit2", "prefix": "magvit2_tokenizer.", "variable": "MAGVIT2_TOKENIZER_PATH",
+            "config_variable": "MAGVIT2_CONFIG_PATH", "unused": ("loss.",),
+            "config": {
+                "z_channels": 18, "ch": 128, "ch_mult": [1, 1, 2, 2, 4], "num_res_blocks": 4, "in_channels": 3,
+                "out_ch": 3, "model_type": "en18",
+            },
+        },
+        "latent": "continuous",
+    },
+    options_paper={"latent": "noisy"},
+    paper_differences=(_NOISE,),
+    parameters_m=116.40,
+    licence="MIT; the tokenizer Apache-2.0",
+    reference=_BENCHMARK,
+    description="LAPA's quantizer on the continuous map of Open-MAGVIT2's encoder: 16 tokens per pair of frames",
+)  # fmt: skip
+
+ABLATION = re.compile(r"dinov3-(cs(\d+)_sl(\d+)_dim(\d+)_lr([0-9.]+[eE][-+]?[0-9]+))")
+"""Codebook size, code length, width of a code, learning rate (it names the file and nothing else)."""
+PUBLISHED_ABLATIONS = tuple(
+    f"dinov3-cs{codebook}_sl{length}_dim{width}_lr1e-4"
+    for codebook, length, width in (
+        (8, 49, 256), (64, 49, 256), (256, 49, 256), (64, 16, 256), (64, 64, 256), (64, 49, 32), (64, 49, 64),
+        (64, 49, 512), (64, 49, 1024),
+    )
+)  # fmt: skip
+"""The settings of the paper's ablations."""
+
+
+def ablation(name: str) -> ModelSpec | None:
+    """The record of an ablation model, made from its name; None for a name of another form."""
+    match = ABLATION.fullmatch(name)
+    if match is None:
+        return None
+    codebook, length, width = (int(match[group]) for group in (2, 3, 4))
+    network = {**_SIZES, "codebook_size": codebook, "code_seq_len": length, "quant_dim": width}
+    return replace(
+        DINOV3,
+        name=name,
+        pair_shape=(length, 1024),
+        clip_shape=(8, length, 1024),
+        weights=Weights(folder=f"dinov3_{match[1]}.pt"),
+        options={**DINOV3.options, "network": network},
+        parameters_m=None,
+        description=f"Ablation of dinov3: {codebook} codes of width {width}, code length {length}",
+    )
+
+
+@register_model(LAPA, DINOV2, DINOV3, SIGLIP2, MAGVIT2, *filter(None, map(ablation, PUBLISHED_ABLATIONS)))
+class LatentActions:
+    """What changed between neighbouring frames: tokens (B, N, D) of a pair, (B, P, N, D) of a clip, P = T - 1.
+
+    Codes have the same axes without D, int64. The record's option ``latent`` says what the tokens are made of:
+    ``continuous``, the latent as it is; ``quantized``, its codebook rows; ``noisy``, the latent moved by its
+    quantization error in a random direction, as the published code stores it. The direction is drawn from the
+    context's seed and the frames of the sample, so it doesn't depend on the batch or on the order of samples.
+
+    Attributes:
+        dim: D.
+        weights_digest: names the weights.
+        weights_revision: the hub's commit, if they came from there.
+    """
+
+    def __init__(self, spec: ModelSpec, context: ModelContext) -> None:
+        options = {**spec.options, **(spec.options_paper if context.protocol == "paper" else {})}
+        if options["latent"] not in LATENTS:
+            raise UsageError(f"Latent '{options['latent']}' of '{spec.name}': there is {', '.join(LATENTS)}.")
+        file = find_checkpoint(spec, context)
+        network, features = load_network(spec, options, read_checkpoint(file), file, context.settings)
+        self._network = network.to(context.device)
+        self.dim = network.config.dim
+        self._latent: str = options["latent"]
+        self._device = context.device
+        self._seed = context.seed
+        self._size = spec.preprocessing(context.protocol).size
+        self.weights_digest = digest(file_digest(file), features)
+        cached = file.parent.parent.name == "snapshots"  # how the hub's cache keeps the files of a commit
+        self.weights_revision = file.parent.name if cached else None
+
+    def encode(self, clips: torch.Tensor) -> Latents:
+        """Clips (B, T, 3, H, W) to latents, float32, on the encoder's device.
+
+        Raises:
+            LaryError: the frames have another size than the record's, or there is only one.
+        """
+        import torch
+
+        if clips.shape[-2:] != (self._size, self._size):
+            raise LaryError(f"Frames of {self._size} x {self._size} pixels expected, got {tuple(clips.shape)}.")
+        # The kernels of a CPU round differently for another batch size, those of a GPU get slow with single samples.
+        parts = torch.split(clips, 1) if self._device == "cpu" else (clips,)
+        with torch.inference_mode():
+            tokens, codes = (torch.cat(part) for part in zip(*map(self._encode, parts), strict=True))
+        if clips.shape[1] == 2:  # a pair has no axis of latent steps
+            tokens, codes = tokens.squeeze(1), codes.squeeze(1)
+        return Latents(tokens, codes)
+
+    def _encode(self, clips: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        """Clips (B, T, 3, H, W) to tokens (B, P, N, D) and codes (B, P, N)."""
+        import torch
+
+        batch, frames = clips.shape[:2]
+        network = self._network
+        embedded = network.embed(clips.to(self._device, torch.float32).flatten(0, 1))
+        embedded = embedded.reshape(batch, frames, *embedded.shape[1:])
+        latent = network.latent(neighbour_pairs(embedded).flatten(0, 1))
+        codes = network.vq.codes(latent)
+        rows = latent
+        if self._latent == "quantized":
+            rows = network.vq.quantized(codes)
+        elif self._latent == "noisy":
+            rows = network.vq.with_noise(latent, codes, self._draw(clips, latent))
+        tokens = network.vq.tokens(rows)
+        return tokens.reshape(batch, -1, *tokens.shape[1:]), codes.reshape(batch, -1, *codes.shape[1:])
+
+    def _draw(self, clips: torch.Tensor, latent: torch.Tensor) -> torch.Tensor:
+        """Standard-normal values like `latent` (B * P, N, Q), for each sample from the seed and its own frames."""
+        import torch
+
+        steps = len(latent) // len(clips)
+        draws = []
+        for clip in clips[..., ::7, ::7].cpu().contiguous():  # a part of the pixels tells samples apart
+            seed = int(digest(str(self._seed), clip.numpy().tobytes()), 16) % 2**63
+            draws.append(torch.randn(steps, *latent.shape[1:], generator=torch.Generator().manual_seed(seed)))
+        return torch.cat(draws).to(latent)
+
+
+def _any_ablation(name: str) -> ModelSpec | None:
+    record = ablation(name)
+    return replace(record, factory=LatentActions) if record else None
+
+
+MODELS.add_family(_any_ablation)

@@ -1,0 +1,189 @@
+"""Loading of the LAQ family: one file with the latent action model and, mostly, the encoder of frames inside it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from lary.models.checkpoint import assign, file_digest, read_checkpoint, take
+from lary.models.spec import ModelContext, ModelSpec, Weights
+from lary.models.weights import Source, find_weights, load_transformers, read_tensors
+from lary.types import UsageError
+
+if TYPE_CHECKING:
+    import torch
+
+    from lary.nets.lam import LatentActionModel
+
+Tensors = dict[str, "torch.Tensor"]
+
+
+def load_network(
+    spec: ModelSpec,
+    options: Mapping[str, Any],
+    tensors: Mapping[str, torch.Tensor],
+    origin: Path,
+    settings: Mapping[str, str],
+) -> tuple[LatentActionModel, str]:
+    """The network that a record's options describe, with exactly these tensors, without its decoder.
+
+    The encoder of frames is read from `tensors` too; where they hold nothing of it, from its own file.
+
+    Args:
+        spec: the record, for errors.
+        options: ``network`` (fields of `LaqConfig`) and ``features`` (how frames are encoded, or None).
+        origin: where the tensors come from, for errors.
+        settings: values of the variables that name the encoder's own files.
+
+    Returns:
+        The network, and the digest of the encoder's own file where one was read, or else an empty text.
+
+    Raises:
+        LaryError: keys are missing, unexpected or of another shape.
+        UsageError: the sizes fit together with no network, or the encoder of frames is nowhere.
+    """
+    import torch
+
+    from lary.nets.lam import LaqConfig, LatentActionModel
+
+    try:
+        config = LaqConfig(**options["network"])
+        with torch.device("meta"):
+            network = LatentActionModel(config)
+    except (TypeError, ValueError) as error:
+        raise UsageError(f"Model '{spec.name}' can't be built: {error}.") from error
+    rest = dict(tensors)
+    features, digest_of_features = options["features"], ""
+    inside = take(rest, features["prefix"]) if features else {}
+    assign(network, rest, source=str(origin))
+    network.drop_decoder()
+    if features:
+        load = LOADERS[features["kind"]]
+        network.features, digest_of_features = load(spec, features, inside, origin, config.grid, settings)
+    return network.eval().requires_grad_(False), digest_of_features
+
+
+def _from_transformers(
+    spec: ModelSpec,
+    features: Mapping[str, Any],
+    tensors: Tensors,
+    origin: Path,
+    grid: int,
+    settings: Mapping[str, str],
+) -> tuple[torch.nn.Module, str]:
+    """A backbone of transformers, whose patch tokens stand on the model's grid."""
+    import transformers
+
+    from lary.nets.lam import PatchTokens
+
+    model_class = getattr(transformers, features["library"])
+    config = features["config"]
+    beginning, digest_of_folder = features["prefix_on_disk"], ""
+    if not tensors:
+        own = _backbone_folder(spec, features, settings)
+        tensors = {
+            key.removeprefix(beginning): value for key, value in read_tensors(own.files, features["unused"]).items()
+        }
+        origin, digest_of_folder = own.folder, own.digest
+    named = {beginning + key: value for key, value in tensors.items()}
+    model: Any = load_transformers(model_class, model_class.config_class(**config), named, unused=(), folder=origin)
+    tower = getattr(model, "vision_model", model)
+    if getattr(tower, "use_head", False):  # pools the tokens; loaded, since files hold it, and never needed
+        tower.use_head = False
+        del tower.head
+    return PatchTokens(model, features["leading"] + config.get("num_register_tokens", 0), grid), digest_of_folder
+
+
+def _backbone_folder(spec: ModelSpec, features: Mapping[str, Any], settings: Mapping[str, str]) -> Source:
+    """The backbone's own weights: the folder or hub id of its variable, or else its published repository."""
+    variable = features["variable"]
+    location = settings.get(variable) or features["hub"]
+    record = replace(spec, weights=Weights(variable=variable, hub=features["hub"]))
+    return find_weights(record, ModelContext("cpu", "corrected", weights=location))
+
+
+def _from_magvit(
+    spec: ModelSpec,
+    features: Mapping[str, Any],
+    tensors: Tensors,
+    origin: Path,
+    grid: int,
+    settings: Mapping[str, str],
+) -> tuple[torch.nn.Module, str]:
+    """The encoder of Open-MAGVIT2, of the configuration that its variable names, or else the record's."""
+    import torch
+
+    from lary.nets.magvit import Tokenizer, TokenizerConfig
+
+    described = settings.get(features["config_variable"])
+    changes = _tokenizer_config(Path(described).expanduser()) if described else {}
+    fields = {**features["config"], **changes}
+    with torch.device("meta"):
+        tokenizer = Tokenizer(TokenizerConfig(**fields))
+    digest_of_file = ""
+    if not tensors:
+        named = settings.get(features["variable"])
+        if not named or not Path(named).expanduser().is_file():
+            reason = f"points to {named}, which is no file" if named else "is not set"
+            raise UsageError(
+                f"Weights of '{spec.name}': {origin} holds no tokenizer (keys {features['prefix']}*), and "
+                f"{features['variable']} {reason}. Set it to the tokenizer's own checkpoint."
+            )
+        origin = Path(named).expanduser()
+        digest_of_file = file_digest(origin)
+        tensors = {
+            key: value for key, value in read_checkpoint(origin).items() if not key.startswith(features["unused"])
+        }  # fmt: skip
+    assign(tokenizer, tensors, source=str(origin))
+    tokenizer.drop_unused()
+    return tokenizer, digest_of_file
+
+
+TOKENIZER_FIELDS = ("z_channels", "ch", "ch_mult", "num_res_blocks", "in_channels", "out_ch")
+
+
+def _tokenizer_config(file: Path) -> dict[str, Any]:
+    """Fields of ``ddconfig`` of a published configuration file.
+
+    Raises:
+        UsageError: the file can't be read or has none.
+    """
+    import yaml
+
+    try:
+        content: Any = yaml.safe_load(file.read_text(encoding="utf-8"))
+    except (OSError, ValueError, yaml.YAMLError) as error:
+        raise UsageError(f"The tokenizer configuration {file} can't be read: {error}.") from error
+    for name in ("model", "init_args", "ddconfig"):
+        if isinstance(content, dict) and isinstance(content.get(name), dict):
+            content = content[name]
+    if not isinstance(content, dict) or any(name not in content for name in TOKENIZER_FIELDS):
+        raise UsageError(f"The tokenizer configuration {file} has no ddconfig with {', '.join(TOKENIZER_FIELDS)}.")
+    return {name: content[name] for name in TOKENIZER_FIELDS}
+
+
+def count_parameters(options: Mapping[str, Any]) -> int:
+    """Parameters of the network that a record's options describe, decoder and encoder of frames included."""
+    import torch
+    import transformers
+
+    from lary.nets.lam import LaqConfig, LatentActionModel
+    from lary.nets.magvit import Tokenizer, TokenizerConfig
+
+    features = options["features"] or {}
+    with torch.device("meta"):
+        parts: list[torch.nn.Module] = [LatentActionModel(LaqConfig(**options["network"]))]
+        if "library" in features:
+            model_class = getattr(transformers, features["library"])
+            parts.append(model_class(model_class.config_class(**features["config"])))
+        elif features:
+            parts.append(Tokenizer(TokenizerConfig(**features["config"])))
+    return sum(parameter.numel() for part in parts for parameter in part.parameters())
+
+
+Loader = Callable[
+    ["ModelSpec", Mapping[str, Any], Tensors, Path, int, Mapping[str, str]], "tuple[torch.nn.Module, str]"
+]
+LOADERS: dict[str, Loader] = {"transformers": _from_transformers, "open-magvit2": _from_magvit}

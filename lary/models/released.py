@@ -1,0 +1,193 @@
+"""Checkpoints as single files: the file that a model's authors released, or the one in a library's folder."""
+
+from __future__ import annotations
+
+import hashlib
+import zipfile
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from lary.fileio import digest, read_json
+from lary.models.spec import ModelContext, ModelSpec
+from lary.models.weights import CONFIG, LISTED, read_tensors
+from lary.types import LaryError, UsageError
+
+if TYPE_CHECKING:
+    import torch
+
+
+@dataclass(frozen=True)
+class Layout:
+    """In which files a model's checkpoint comes.
+
+    Attributes:
+        files: names under a folder or repository; the first that is there is read.
+        kind: field and value in ``config.json`` beside the weights by which a library's folder is known; without
+            them the file is the released one, and the record describes the network.
+        unused: beginnings of keys that play no part in encoding; they may be absent and aren't kept.
+        section: entry of a released pickled file that holds the tensors; None if it holds nothing else.
+    """
+
+    files: tuple[str, ...]
+    kind: tuple[str, str]
+    unused: tuple[str, ...] = ()
+    section: str | None = None
+
+
+@dataclass(frozen=True)
+class Checkpoint:
+    """A checkpoint that was found.
+
+    Attributes:
+        file: the weights.
+        config: the library's configuration beside them; None for a released file.
+        digest: of the weights and their configuration.
+        revision: the hub's commit, if they came from there.
+    """
+
+    file: Path
+    config: Mapping[str, Any] | None
+    digest: str
+    revision: str | None
+
+
+def find_checkpoint(spec: ModelSpec, context: ModelContext, layout: Layout) -> Checkpoint:
+    """The checkpoint that ``context.weights`` names: a file, a folder, or a repository of the hub.
+
+    Raises:
+        UsageError: none given, the hub can't be reached or doesn't give it, or no known file is there.
+    """
+    location = context.weights
+    if location is None:
+        raise UsageError(f"Weights of '{spec.name}': none given. {_advice(spec, layout)}")
+    path, revision = Path(location).expanduser(), None
+    if not path.exists():
+        pinned = spec.weights.revision if spec.weights and location == spec.weights.hub else None
+        path = _fetch(spec, location, context.revision or pinned, layout)
+        revision = path.name
+    if path.is_dir():
+        found = [path / name for name in layout.files if (path / name).is_file()]
+        if not found:
+            raise UsageError(f"Weights of '{spec.name}': {path} holds no {' or '.join(layout.files)}.")
+        path = found[0]
+    config = _library_config(path.parent / CONFIG, layout)
+    files = [path] if config is None else [path.parent / CONFIG, path]
+    parts = (part for file in files for part in (file.name, _sha256(file)))
+    return Checkpoint(path, config, digest(*parts), revision)
+
+
+def _advice(spec: ModelSpec, layout: Layout) -> str:
+    variable = spec.weights.variable if spec.weights else None
+    target = f"Set {variable} to" if variable else "Name"
+    return f"{target} {' or '.join(layout.files)} or its folder, or pass --weights."
+
+
+def _library_config(file: Path, layout: Layout) -> dict[str, Any] | None:
+    if not file.is_file():
+        return None
+    config = read_json(file, "model configuration")
+    field, value = layout.kind
+    return config if isinstance(config, dict) and config.get(field) == value else None
+
+
+def _sha256(file: Path) -> str:
+    state = hashlib.sha256()
+    with file.open("rb") as stream:
+        while block := stream.read(1 << 22):
+            state.update(block)
+    return state.hexdigest()
+
+
+def _fetch(spec: ModelSpec, repository: str, revision: str | None, layout: Layout) -> Path:
+    """Download the first of the layout's files that the repository has, or find it in the cache; returns the folder."""
+    import huggingface_hub
+    from huggingface_hub import errors
+
+    try:
+        for name in layout.files:
+            patterns = [name, (Path(name).parent / CONFIG).as_posix()]
+            folder = Path(huggingface_hub.snapshot_download(repository, revision=revision, allow_patterns=patterns))
+            if (folder / name).is_file():
+                return folder
+        reason = f"holds no {' or '.join(layout.files)}"
+    except errors.GatedRepoError:
+        reason = f"is gated: ask for access at https://huggingface.co/{repository} and run `hf auth login`"
+    except errors.RepositoryNotFoundError:
+        reason = "is neither a file here nor a public repository"
+    except errors.HFValidationError:
+        reason = "is neither a file here nor the name of a repository"
+    except Exception as error:  # each HTTP library that huggingface_hub has used raises its own
+        reason = f"can't be fetched from the hub ({_first_line(error)})"
+    raise UsageError(f"Weights of '{spec.name}': {repository} {reason}. {_advice(spec, layout)}")
+
+
+def _first_line(error: Exception) -> str:
+    return (str(error).splitlines() or [type(error).__name__])[0].rstrip(".")
+
+
+def read_checkpoint(found: Checkpoint, layout: Layout) -> dict[str, torch.Tensor]:
+    """The tensors of a checkpoint by their key in the file, float32 where they are floating, without unused ones.
+
+    Raises:
+        LaryError: the file is damaged, holds more than tensors, or lacks the section.
+    """
+    import torch
+
+    if found.file.suffix == ".safetensors":
+        tensors = read_tensors([found.file], layout.unused)
+    else:
+        tensors = _read_pickled(found.file, layout)
+    return {
+        key: value.to(torch.float32) if value.is_floating_point() else value
+        for key, value in tensors.items()
+        if not key.startswith(layout.unused)
+    }
+
+
+def _read_pickled(file: Path, layout: Layout) -> dict[str, torch.Tensor]:
+    """Tensors of a file of ``torch.save``. Only what is used is read, since these files also hold training states."""
+    import torch
+
+    try:
+        content = torch.load(file, map_location="cpu", weights_only=True, mmap=zipfile.is_zipfile(file))
+    except Exception as error:  # the unpickler of a hostile or broken file may raise anything
+        raise LaryError(
+            f"The weights {file} can't be read as plain tensors ({_first_line(error)}): fetch them again, or convert "
+            f"them to safetensors if you trust them."
+        ) from error
+    if layout.section is not None:
+        if not isinstance(content, dict) or layout.section not in content:
+            there = named(map(str, content)) if isinstance(content, dict) else type(content).__name__
+            raise LaryError(f"The weights {file} have no entry '{layout.section}', only {there}: wrong file?")
+        content = content[layout.section]
+    if not isinstance(content, dict) or not all(isinstance(value, torch.Tensor) for value in content.values()):
+        raise LaryError(f"The weights {file} are not a dictionary of tensors: is this the released file?")
+    return {key: value.clone() for key, value in content.items() if not key.startswith(layout.unused)}
+
+
+def named(keys: Iterable[str]) -> str:
+    """The first keys by name, the rest as a number."""
+    listed = list(keys)
+    more = f" and {len(listed) - LISTED} more" if len(listed) > LISTED else ""
+    return ", ".join(listed[:LISTED]) + more
+
+
+def fill(network: torch.nn.Module, tensors: Mapping[str, torch.Tensor], origin: Path) -> None:
+    """Put tensors into a network that was built on the meta device; its keys and shapes are all there are.
+
+    Raises:
+        LaryError: keys are missing, unexpected or of another shape; all of them are counted, the first named.
+    """
+    want = {key: list(value.shape) for key, value in network.state_dict().items()}
+    have = {key: list(value.shape) for key, value in tensors.items()}
+    problems = {
+        "missing": [key for key in want if key not in have],
+        "unexpected": [key for key in have if key not in want],
+        "misshaped": [f"{key} {have[key]} for {want[key]}" for key in want if have.get(key, want[key]) != want[key]],
+    }
+    if any(problems.values()):
+        told = "; ".join(f"{len(keys)} {what}: {named(keys)}" for what, keys in problems.items() if keys)
+        raise LaryError(f"The weights {origin} don't fit {type(network).__name__} as configured: {told}.")
+    network.load_state_dict(dict(tensors), assign=True)

@@ -1,0 +1,194 @@
+"""UniVLA: latent actions between neighbouring frames, from the features of a DINOv2 with registers."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from lary.models.keys import cut_joint
+from lary.models.network import check_frames, run_alone, tell_dim
+from lary.models.preprocess import CUBIC_224_IMAGENET
+from lary.models.released import Layout, fill, find_checkpoint, read_checkpoint
+from lary.models.spec import ModelContext, ModelSpec, Weights, register_model
+from lary.models.weights import load_transformers
+from lary.types import LaryError, Latents
+
+if TYPE_CHECKING:
+    import torch
+
+WRAPPER = "lam."
+"""Taken out of every key, wherever it stands, as the published loader does."""
+BACKBONE = "dino_encoder."
+TRAINING = ("decoder.", "patch_up.", "action_up.", "action_up_uncontrol.", f"{BACKBONE}mask_token")
+"""What encoding needs nothing of: the decoder, what feeds it, and the backbone's mask."""
+LAYOUT = Layout(
+    files=("lam-stage-2.ckpt",),
+    kind=("", ""),  # no library has this model
+    unused=(*TRAINING, *(WRAPPER + key for key in TRAINING)),
+    section="state_dict",
+)
+
+UNIVLA = ModelSpec(
+    name="univla",
+    paradigm="embodied LAM",
+    dim=128,
+    weights=Weights(variable="UNIVLA_CKPT_PATH", folder="univla", hub="qwbu/univla-latent-action-model"),
+    pair_shape=(4, 128),
+    clip_shape=(8, 4, 128),
+    preprocess=CUBIC_224_IMAGENET,
+    options={
+        "network": {
+            "in_dim": 3, "model_dim": 768, "latent_dim": 128, "num_latents": 16, "patch_size": 14,
+            "enc_blocks": 12, "dec_blocks": 12, "num_heads": 12, "dropout": 0.0,
+        },
+        "backbone": {
+            "img_size": 518, "patch_size": 14, "embed_dim": 768, "depth": 12, "num_heads": 12,
+            "mlp_ratio": 4, "num_register_tokens": 4, "layerscale": True,
+        },
+    },
+    parameters_m=287.75,
+    licence="Apache-2.0",
+    reference="Bu et al. 2025, arXiv 2505.06111",
+    description=(
+        "UniVLA latent action model on DINOv2 ViT-B/14 features: four task-centric codes per transition; parameters "
+        "count the training decoder, which isn't loaded"
+    ),
+)  # fmt: skip
+
+
+@register_model(UNIVLA)
+class UniVLA:
+    """Codebook rows of the transitions between frames: N = 4 controllable latent actions.
+
+    A pair gives tokens (B, 4, D) and codes (B, 4), a clip of T frames tokens (B, T - 1, 4, D) and codes
+    (B, T - 1, 4). The backbone's weights come from the same file; each frame passes it once.
+
+    Attributes:
+        backbone: DINOv2 of transformers.
+        network: what stands on its features.
+        dim: D.
+        weights_digest: names the weights.
+        weights_revision: the hub's commit, if they came from there.
+    """
+
+    def __init__(self, spec: ModelSpec, context: ModelContext) -> None:
+        import torch
+
+        from lary.nets.univla import UniVLAConfig, UniVLANetwork
+
+        config, backbone = UniVLAConfig(**spec.options["network"]), spec.options["backbone"]
+        found = find_checkpoint(spec, context, LAYOUT)
+        tensors = {key.replace(WRAPPER, ""): value for key, value in read_checkpoint(found, LAYOUT).items()}
+        inner = {key: tensors.pop(key) for key in list(tensors) if key.startswith(BACKBONE)}
+        with torch.device("meta"):
+            network = UniVLANetwork(config)
+        fill(network, tensors, found.file)
+        self.network = network.to(context.device).eval().requires_grad_(False)
+        self.backbone = load_backbone(backbone, inner, found.file).to(context.device)
+        self._spec, self._device = spec, context.device
+        self._patch: int = backbone["patch_size"]
+        self._leading: int = 1 + backbone["num_register_tokens"]
+        self.dim: int = config.latent_dim
+        self.weights_digest = found.digest
+        self.weights_revision = found.revision
+        tell_dim(spec, self.dim, found.file)
+
+    def encode(self, clips: torch.Tensor) -> Latents:
+        """Clips (B, T, 3, H, W), T at least 2, to tokens float32 and codes int64 on the encoder's device.
+
+        Raises:
+            LaryError: not clips, fewer than two frames, or a size that is no multiple of the backbone's patches.
+        """
+        import torch
+
+        check_frames(self._spec, clips, multiple=self._patch)
+        if clips.shape[1] < 2:
+            raise LaryError(f"{self._spec.name} encodes what changes between frames: two or more, not one.")
+        latent = run_alone(self._latents, clips.to(self._device, torch.float32))
+        with torch.inference_mode():
+            _, tokens, codes = self.network.vq_action(latent)
+        return Latents(tokens[:, 0], codes[:, 0]) if clips.shape[1] == 2 else Latents(tokens, codes)
+
+    def features(self, clips: torch.Tensor) -> torch.Tensor:
+        """Patch features (B, T, N, 768) of clips (B, T, 3, H, W), after the backbone's final norm."""
+        hidden = self.backbone(pixel_values=clips.flatten(0, 1)).last_hidden_state
+        features: torch.Tensor = hidden[:, self._leading :].unflatten(0, clips.shape[:2])
+        return features
+
+    def _latents(self, clips: torch.Tensor) -> torch.Tensor:
+        import torch
+
+        features = self.features(clips)
+        pairs = torch.stack([features[:, :-1], features[:, 1:]], dim=2)
+        latent: torch.Tensor = self.network(pairs.flatten(0, 1)).latent.unflatten(0, pairs.shape[:2])
+        return latent
+
+
+RENAMED = {
+    "cls_token": "embeddings.cls_token",
+    "register_tokens": "embeddings.register_tokens",
+    "pos_embed": "embeddings.position_embeddings",
+    "patch_embed.proj.": "embeddings.patch_embeddings.projection.",
+    "norm.": "layernorm.",
+    "blocks.": "encoder.layer.",
+}
+"""Beginnings of the backbone's keys in its published code, and on disk in transformers."""
+RENAMED_IN_BLOCK = {
+    ".attn.qkv.": ".attention.attention.qkv.",
+    ".attn.proj.": ".attention.output.dense.",
+    ".ls1.gamma": ".layer_scale1.lambda1",
+    ".ls2.gamma": ".layer_scale2.lambda1",
+}
+
+
+def transformers_tensors(tensors: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+    """The backbone's tensors, keys with its prefix, under the names that transformers has for them on disk."""
+    renamed: dict[str, torch.Tensor] = {}
+    for key, value in tensors.items():
+        name = key.removeprefix(BACKBONE)
+        start = next((start for start in RENAMED if name.startswith(start)), None)
+        name = f"{key} (unknown)" if start is None else RENAMED[start] + name.removeprefix(start)
+        for old, new in RENAMED_IN_BLOCK.items():
+            name = name.replace(old, new)
+        renamed[name] = value
+    return cut_joint(renamed, "qkv", ("query", "key", "value"))
+
+
+def backbone_config(config: Mapping[str, Any]) -> Any:
+    """The configuration of transformers for a backbone in the words of DINOv2's published code."""
+    import transformers
+
+    return transformers.Dinov2WithRegistersConfig(
+        image_size=config["img_size"],
+        patch_size=config["patch_size"],
+        hidden_size=config["embed_dim"],
+        num_hidden_layers=config["depth"],
+        num_attention_heads=config["num_heads"],
+        mlp_ratio=int(config["mlp_ratio"]),
+        num_register_tokens=config["num_register_tokens"],
+    )
+
+
+def load_backbone(config: Mapping[str, Any], tensors: Mapping[str, torch.Tensor], file: Path) -> torch.nn.Module:
+    """The backbone as a transformers model with these tensors.
+
+    Args:
+        config: see `backbone_config`.
+        tensors: by key with the backbone's prefix.
+
+    Raises:
+        LaryError: missing, unexpected or misshaped keys, under the names that transformers has for them.
+    """
+    import torch
+    import transformers
+
+    renamed = transformers_tensors(tensors)
+    if not config["layerscale"]:
+        ones = torch.ones(config["embed_dim"])
+        for index in range(config["depth"]):
+            renamed |= {f"encoder.layer.{index}.layer_scale{part}.lambda1": ones.clone() for part in (1, 2)}
+    model_class = transformers.Dinov2WithRegistersModel
+    return load_transformers(
+        model_class, backbone_config(config), renamed, unused=("embeddings.mask_token",), folder=file
+    )  # fmt: skip

@@ -1,0 +1,172 @@
+"""villa-X: latent actions between neighbouring frames, from an encoder that sees windows of up to `d_t` frames."""
+
+from __future__ import annotations
+
+from dataclasses import fields, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from lary.fileio import digest, read_json
+from lary.models.network import run_alone, tell_dim
+from lary.models.preprocess import VILLA_X_IMAGE, VILLA_X_PAPER_CLIP
+from lary.models.released import Checkpoint, Layout, fill, find_checkpoint, read_checkpoint
+from lary.models.spec import ModelContext, ModelSpec, Weights, register_model
+from lary.runtime import log
+from lary.types import LaryError, Latents
+
+if TYPE_CHECKING:
+    import torch
+
+    from lary.nets.villa import VillaConfig
+
+CONFIG = "model_config.json"
+ARCHITECTURE = "IgorModel"
+"""What the configuration calls the network."""
+HUB_FOLDER = "lam"
+"""Where the hub's repository keeps these files; a copy of the whole repository is accepted, too."""
+CONFIG_LAYOUT = Layout(files=(CONFIG, f"{HUB_FOLDER}/{CONFIG}"), kind=("", ""))
+LAYOUT = Layout(files=("model.safetensors", "model.bin", "pytorch_model.bin"), kind=("", ""), unused=("decoder.",))
+"""Encoding needs no decoder: its weights may be absent and aren't read."""
+DERIVED = ("grid_size", "embed_tokens")
+"""Fields that follow from others: the published loader overwrites them."""
+
+VILLA_X = ModelSpec(
+    name="villa-x",
+    paradigm="embodied LAM",
+    dim=32,
+    weights=Weights(variable="VILLA_X_CKPT_PATH", folder="villa-x", hub="microsoft/villa-x"),
+    pair_shape=(2, 32),
+    clip_shape=(8, 2, 32),
+    preprocess=VILLA_X_IMAGE,
+    preprocess_paper_clip=VILLA_X_PAPER_CLIP,
+    paper_differences=(
+        "frames of clips are resized by torchvision (bilinear, antialiased), those of pairs by Pillow (Lanczos)",
+        "a frame index beyond the end of a clip is an error of its sample instead of the last frame",
+    ),
+    parameters_m=238.71,
+    licence="MIT",
+    reference="Chen et al. 2025, arXiv 2507.23682",
+    description=(
+        "villa-X latent action model: two codes per transition between neighbouring frames; parameters count the "
+        "training decoder, which isn't loaded"
+    ),
+)
+
+
+@register_model(VILLA_X)
+class VillaX:
+    """Codebook rows of the transitions between frames: N learned tokens of width D, as the weights' config says.
+
+    A pair gives tokens (B, N, D) and codes (B, N, 1), a clip of T frames tokens (B, T - 1, N, D) and codes
+    (B, T - 1, N): the shapes that the benchmark stores.
+
+    Attributes:
+        network: the encoder and its codebook.
+        dim: D.
+        weights_digest: names the weights and their configuration.
+        weights_revision: the hub's commit, if they came from there.
+    """
+
+    def __init__(self, spec: ModelSpec, context: ModelContext) -> None:
+        import torch
+
+        from lary.nets.villa import VillaNetwork
+
+        described, found = find_parts(spec, context)
+        config = read_config(described.file)
+        with torch.device("meta"):
+            network = VillaNetwork(config)
+        fill(network, read_checkpoint(found, LAYOUT), found.file)
+        self.network = network.to(context.device).eval().requires_grad_(False)
+        self._spec, self._device = spec, context.device
+        self._resolution = config.resolution
+        self._preprocess = spec.preprocessing(context.protocol)
+        self.dim: int = config.action_latent_dim
+        self.weights_digest = digest(described.digest, found.digest)
+        self.weights_revision = found.revision
+        tell_dim(spec, self.dim, found.file)
+
+    def encode(self, clips: torch.Tensor) -> Latents:
+        """Clips (B, T, 3, H, W), T at least 2, to tokens float32 and codes int64 on the encoder's device.
+
+        Raises:
+            LaryError: not clips, or fewer than two frames.
+        """
+        import torch
+
+        if clips.ndim != 5 or clips.shape[2] != 3 or clips.shape[1] < 2:
+            told = f"clips (B, T, 3, H, W) of two or more frames, not {list(clips.shape)}"
+            raise LaryError(f"{self._spec.name} encodes {told}.")
+        latent = run_alone(self.network.latents, self._fitted(clips.to(self._device, torch.float32)))
+        with torch.inference_mode():
+            tokens, codes = self.network.quantize(latent)
+        if clips.shape[1] == 2:
+            return Latents(tokens[:, 0], codes[:, 0, :, None])
+        return Latents(tokens, codes)
+
+    def _fitted(self, clips: torch.Tensor) -> torch.Tensor:
+        """Clips in the resolution of the weights, resized as grey levels where they have another, as published."""
+        import torch
+
+        side = self._resolution
+        if clips.shape[-2:] == (side, side):
+            return clips
+        record = self._preprocess
+        mean, std = (torch.tensor(value, device=clips.device)[:, None, None] for value in (record.mean, record.std))
+        levels = ((clips * std + mean) * record.scale).flatten(0, 1)
+        levels = torch.nn.functional.interpolate(levels, (side, side), mode="bilinear", antialias=True)
+        fitted = (levels.round().clamp(0, record.scale) / record.scale - mean) / std
+        return fitted.reshape(*clips.shape[:3], side, side)
+
+
+def find_parts(spec: ModelSpec, context: ModelContext) -> tuple[Checkpoint, Checkpoint]:
+    """The configuration and the weights beside it.
+
+    Raises:
+        UsageError: one of them is not there, or the hub does not give it.
+    """
+    given = Path(context.weights).expanduser() if context.weights else None
+    if given is not None and given.is_file():
+        given = given.parent
+        context = replace(context, weights=str(given))
+    config = find_checkpoint(spec, context, CONFIG_LAYOUT)
+    folder = config.file.parent
+    if folder == given or folder.name == config.revision:
+        return config, find_checkpoint(spec, context, LAYOUT)
+    inner = replace(LAYOUT, files=tuple(f"{HUB_FOLDER}/{name}" for name in LAYOUT.files))
+    return config, find_checkpoint(spec, context, inner)
+
+
+def read_config(file: Path) -> VillaConfig:
+    """The network's configuration, every field of it; fields that it does not have are named in the log.
+
+    Raises:
+        LaryError: not the configuration of this network, or values that make none.
+    """
+    from lary.nets.villa import VillaConfig
+
+    content = read_json(file, "model configuration")
+    values = content.get("config") if isinstance(content, dict) else None
+    if not isinstance(values, dict) or content.get("architecture") != ARCHITECTURE:
+        raise LaryError(f"{file} is not the configuration of a villa-X latent action model ({ARCHITECTURE}).")
+    known = {field.name: field.default for field in fields(VillaConfig)}
+    if strange := sorted(values.keys() - known.keys() - set(DERIVED)):
+        log.warning("%s has fields that the published loader ignores: %s", file, ", ".join(strange))
+    chosen = {name: value for name, value in values.items() if name in known}
+    if unfit := [f"{name} {value!r}" for name, value in chosen.items() if not fits(value, known[name])]:
+        raise LaryError(f"{file} has values that make no network: {', '.join(unfit)}.")
+    config = VillaConfig(**chosen)
+    for whole, part in config.multiples():
+        if getattr(config, whole) % getattr(config, part):
+            told = f"{whole} {getattr(config, whole)} is no multiple of {part} {getattr(config, part)}"
+            raise LaryError(f"{file} describes no network: {told}.")
+    return config
+
+
+def fits(value: Any, default: Any) -> bool:
+    """Whether a value is of the default's kind, and positive where it is a number."""
+    if isinstance(default, bool) or isinstance(value, bool):
+        return isinstance(value, bool) and isinstance(default, bool | None)
+    if isinstance(default, (int, float)):
+        return isinstance(value, int if isinstance(default, int) else (int, float)) and value > 0
+    return True  # augmentation and choice of kernel, which encoding doesn't use

@@ -1,0 +1,166 @@
+"""V-JEPA 2: a video transformer whose tokens each see the whole clip, through transformers."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any
+
+from lary.models.keys import VJEPA_KEYS, cut_joint, rename_keys
+from lary.models.network import check_frames, run_alone, tell_dim
+from lary.models.preprocess import VJEPA2 as VJEPA2_PREPROCESS
+from lary.models.released import Layout, fill, find_checkpoint, read_checkpoint
+from lary.models.spec import ModelContext, ModelSpec, Weights, register_model
+from lary.types import LaryError, Latents
+
+if TYPE_CHECKING:
+    import torch
+
+LAYOUT = Layout(
+    files=("model.safetensors", "vitl.pt", "original/model.pth"),
+    kind=("model_type", "vjepa2"),
+    unused=("predictor.",),
+    section="target_encoder",
+)
+
+VJEPA2 = ModelSpec(
+    name="vjepa2",
+    paradigm="semantic encoder",
+    dim=1024,
+    weights=Weights(
+        variable="VJEPA2_CKPT_PATH", folder="V-JEPA2", hub="facebook/vjepa2-vitl-fpc64-256",
+        revision="b3c1679b7c34d3255ef3547f27c7b226aefab26f",
+    ),
+    preprocess=VJEPA2_PREPROCESS,
+    pair_shape=(196, 1024),
+    clip_shape=(980, 1024),
+    options={
+        "config": {
+            "img_size": 224, "patch_size": 16, "num_frames": 16, "tubelet_size": 2, "embed_dim": 1024, "depth": 24,
+            "num_heads": 16,
+        },
+        "incomplete_tubelet": "repeat the last frame",
+    },
+    options_paper={"incomplete_tubelet": "drop"},
+    paper_differences=("tubelets hold two frames and an odd last one is dropped: of nine frames, eight are encoded",),
+    notes=(
+        "Tokens have no axis of time: a probe adds no temporal embedding to them.",
+        "The published code loads weights without a check: tensors that don't fit stay random there, here they stop.",
+    ),
+    parameters_m=303.89,
+    licence="MIT",
+    reference="Assran et al. 2025, arXiv 2506.09985",
+    description="V-JEPA 2 ViT-L/16, tokens of the target encoder after its final norm",
+)  # fmt: skip
+
+
+def vjepa_arguments(
+    *,
+    img_size: int,
+    patch_size: int,
+    num_frames: int,
+    tubelet_size: int,
+    embed_dim: int,
+    depth: int,
+    num_heads: int,
+) -> dict[str, Any]:
+    """Arguments of transformers' VJEPA2Config for a configuration in the words of the published code.
+
+    `img_size` and `num_frames` have no part in the arithmetic: rotary positions count the cells of the clip.
+    """
+    return {
+        "patch_size": patch_size,
+        "crop_size": img_size,
+        "frames_per_clip": num_frames,
+        "tubelet_size": tubelet_size,
+        "hidden_size": embed_dim,
+        "num_hidden_layers": depth,
+        "num_attention_heads": num_heads,
+        "mlp_ratio": 4.0,
+        "layer_norm_eps": 1e-6,
+        "qkv_bias": True,
+    }
+
+
+def build_empty(arguments: Mapping[str, Any], origin: object = "the record") -> Any:
+    """VJEPA2Model without memory yet, and without its predictor.
+
+    Raises:
+        LaryError: the arguments, which come from `origin`, describe no network.
+    """
+    import torch
+    import transformers
+
+    try:
+        config = transformers.VJEPA2Config.from_dict({**arguments, "pred_num_hidden_layers": 0})
+        with torch.device("meta"):
+            network: Any = transformers.VJEPA2Model(config)
+    except (TypeError, ValueError) as error:
+        raise LaryError(f"The configuration of {origin} describes no VJEPA2Model: {error}.") from error
+    del network.predictor
+    return network.eval().requires_grad_(False)
+
+
+@register_model(VJEPA2)
+class VJepaEncoder:
+    """Tokens of a whole clip, (N, D) per sample: N = steps of tubelets x rows x columns, in this order.
+
+    A pair fills one tubelet. Under ``corrected`` the last frame is repeated until the last tubelet is full (nine
+    frames: five steps), under ``paper`` an incomplete tubelet is dropped (four steps).
+
+    Attributes:
+        dim: D.
+        weights_digest: names the weights and their configuration.
+        weights_revision: the hub's commit, if they came from there.
+    """
+
+    def __init__(self, spec: ModelSpec, context: ModelContext) -> None:
+        options = {**spec.options, **(spec.options_paper if context.protocol == "paper" else {})}
+        found = find_checkpoint(spec, context, LAYOUT)
+        tensors = read_checkpoint(found, LAYOUT)
+        if found.config is None:
+            tensors = {key.replace("module.", "").replace("backbone.", ""): value for key, value in tensors.items()}
+            tensors = rename_keys(cut_joint(tensors, "qkv", ("query", "key", "value")), VJEPA_KEYS)
+        self._size = spec.preprocessing(context.protocol).size
+        arguments = found.config or vjepa_arguments(**options["config"])
+        # The library lays out the grid of positions by this size, not by the frames that come.
+        network = build_empty({**arguments, "crop_size": self._size}, found.file)
+        fill(network, tensors, found.file)
+        self._network = network.to(context.device)
+        self._spec, self._device = spec, context.device
+        self._repeat = options["incomplete_tubelet"] == "repeat the last frame"
+        self._tubelet: int = network.config.tubelet_size
+        self.dim: int = network.config.hidden_size
+        self.weights_digest = found.digest
+        self.weights_revision = found.revision
+        tell_dim(spec, self.dim, found.file)
+
+    def encode(self, clips: torch.Tensor) -> Latents:
+        """Clips (B, T, 3, H, W) to tokens (B, N, D) float32.
+
+        Raises:
+            LaryError: frames of another size than the record's, or fewer than a tubelet holds.
+        """
+        check_frames(self._spec, clips, multiple=self._network.config.patch_size)
+        if clips.shape[-2:] != (self._size, self._size):
+            height, width = clips.shape[-2:]
+            raise LaryError(f"{self._spec.name} needs frames of {self._size} x {self._size}, not {width} x {height}.")
+        clips = whole_tubelets(clips.to(self._device), self._tubelet, repeat=self._repeat)
+        if not clips.shape[1]:
+            raise LaryError(f"{self._spec.name} needs at least {self._tubelet} frames.")
+        return Latents(run_alone(self._tokens, clips))
+
+    def _tokens(self, clips: torch.Tensor) -> torch.Tensor:
+        tokens: torch.Tensor = self._network.encoder(pixel_values_videos=clips).last_hidden_state
+        return tokens
+
+
+def whole_tubelets(clips: torch.Tensor, tubelet: int, *, repeat: bool) -> torch.Tensor:
+    """Clips (B, T, ...) with T a multiple of `tubelet`: the last frame repeated, or the rest dropped."""
+    import torch
+
+    rest = clips.shape[1] % tubelet
+    if not rest:
+        return clips
+    if not repeat:
+        return clips[:, : clips.shape[1] - rest]
+    return torch.cat([clips, clips[:, -1:].expand(-1, tubelet - rest, *clips.shape[2:])], dim=1)

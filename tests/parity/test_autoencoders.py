@@ -1,0 +1,149 @@
+"""The autoencoders of Wan2.2 and FLUX.2 against what the published code computes, loaded from released files."""
+
+from __future__ import annotations
+
+import json
+import re
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import numpy.typing as npt
+import pytest
+import torch
+from safetensors.numpy import save_file
+
+from lary.models import autoencoders
+from lary.models.keys import FLUX_KEYS, WAN_KEYS, rename
+from lary.models.spec import MODELS, ModelContext, ModelSpec, build
+from lary.types import BenchmarkProtocol
+from tests.parity import fill
+from tests.parity.conftest import Case, case_names, load_case
+from tests.parity.summary import check_input, check_tokens
+from tests.parity.tables import table_names
+
+WAN_CASES = case_names("wan2-2_*")
+FLUX_CASES = case_names("flux2_*")
+METADATA = {"scale_factor_temporal", "scale_factor_spatial", "sample_size"}
+"""Arguments of diffusers that only tell pipelines about sizes."""
+
+
+def used_weights(case: Case) -> dict[str, np.ndarray]:
+    """The case's weights without ignored keys, its exceptions computed."""
+    ignored = tuple(pattern.rstrip("*") for pattern in case.about["ignored_keys"])
+    shapes = {key: tuple(shape) for key, shape in case.about["keys"].items() if not key.startswith(ignored)}
+    weights = fill.fill_state_dict(shapes)
+    for key, rule in case.about.get("fill_overrides", {}).items():
+        shift = re.fullmatch(r"([\d.]+) \+ fill_tensor\(name, shape\)", str(rule))
+        assert shift, f"{case.name}: no reading for the fill of {key}: {rule}"
+        weights[key] = (float(shift[1]) + fill.fill_tensor(key, shapes[key])).astype(np.float32)
+    return weights
+
+
+def recorded(case: Case) -> ModelSpec:
+    """The model's record with the case's configuration."""
+    spec = MODELS.get(case.about["model"])
+    constants = {name: case.about[name] for name in ("latents_mean", "latents_std") if name in case.about}
+    return replace(spec, options={**spec.options, "config": case.config, **constants})
+
+
+def encode(case: Case, file: Path, protocol: BenchmarkProtocol, clips: npt.NDArray[np.float32]) -> torch.Tensor:
+    encoder = build(recorded(case), ModelContext("cpu", protocol, weights=str(file)))
+    return encoder.encode(torch.from_numpy(np.ascontiguousarray(clips))).tokens
+
+
+def save_wan(case: Case, folder: Path) -> Path:
+    file = folder / "Wan2.2_VAE.pth"
+    torch.save({key: torch.from_numpy(value) for key, value in used_weights(case).items()}, file)
+    return file
+
+
+def save_flux(case: Case, folder: Path) -> Path:
+    file = folder / "ae.safetensors"
+    save_file(used_weights(case), file)
+    return file
+
+
+def wan_clip(case: Case, name: str) -> npt.NDArray[np.float32]:
+    """One sample (1, T, 3, H, W) in [-1, 1]; the case has channels first."""
+    check_input(case, name, "x * 2 - 1")
+    return (case.draw(name) * 2 - 1).swapaxes(0, 1)[None]
+
+
+@pytest.mark.parametrize("name", WAN_CASES)
+def test_wan_tokens_equal_the_published_ones(name: str, tmp_path: Path) -> None:
+    case = load_case(name)
+    file = save_wan(case, tmp_path)
+    for kind in ("image", "video"):
+        tokens = encode(case, file, "paper", wan_clip(case, f"clip_{kind}"))
+        check_tokens(case, f"tokens_{kind}", tokens[0])
+
+
+@pytest.mark.parametrize("name", WAN_CASES)
+def test_wan_frames_of_a_corrected_pair_are_images(name: str, tmp_path: Path) -> None:
+    case = load_case(name)
+    file, pair = save_wan(case, tmp_path), wan_clip(case, "clip_image")
+    tokens = encode(case, file, "corrected", pair)
+    assert tokens.shape[1] == pair.shape[1] == 2
+    check_tokens(case, "tokens_image", tokens[0, :1])  # all that the published code sees
+    swapped = encode(case, file, "corrected", pair[:, ::-1])
+    assert torch.equal(tokens.flip(1), swapped)
+    assert not torch.equal(tokens[:, 0], tokens[:, 1])
+
+
+def flux_clips(case: Case, protocol: BenchmarkProtocol, name: str) -> npt.NDArray[np.float32]:
+    """The case's frames, normalised as the record or, for clips, the published code does: (B, T, 3, H, W)."""
+    if name == "video":
+        check_input(case, name, "x in [0,1) stands for the resized frames / 255, (B, T, H, W, 3)")
+        frames = case.draw(name) * 2 - 1
+    else:
+        check_input(case, name, "uint8 = floor(x * 256), (B, T=2, H, W, 3), already resized")
+        rule = recorded(case).preprocessing(protocol, "pair")
+        pixels = np.floor(case.draw(name) * 256).astype(np.float32)
+        frames = (pixels / np.float32(rule.scale) - np.float32(rule.mean)) / np.float32(rule.std)
+    return np.moveaxis(frames, -1, 2)
+
+
+@pytest.mark.parametrize("name", FLUX_CASES)
+def test_flux_latents_equal_the_published_ones(name: str, tmp_path: Path) -> None:
+    case = load_case(name)
+    check_input(case, "pixels", "x * 2 - 1 (N, 3, H, W)")
+    images = case.draw("pixels") * 2 - 1
+    tokens = encode(case, save_flux(case, tmp_path), "corrected", images[:, None])
+    cells = [side // 2 ** len(case.config["ch_mult"]) for side in images.shape[2:]]
+    check_tokens(case, "latents", tokens[:, 0].transpose(1, 2).unflatten(2, cells))
+
+
+@pytest.mark.parametrize("kind", ["image_pair", "video"])
+@pytest.mark.parametrize("name", FLUX_CASES)
+def test_flux_tokens_equal_the_published_and_the_corrected_ones(name: str, kind: str, tmp_path: Path) -> None:
+    case = load_case(name)
+    file, output = save_flux(case, tmp_path), kind.removesuffix("_pair")
+    check_tokens(case, f"tokens_{output}_upstream", encode(case, file, "paper", flux_clips(case, "paper", kind)))
+    check_tokens(case, f"tokens_{output}_fixed", encode(case, file, "corrected", flux_clips(case, "corrected", kind)))
+
+
+def test_flux_pixels_of_a_published_pair_reach_509() -> None:
+    rule = MODELS.get("flux2").preprocessing("paper")
+    assert [(value / rule.scale - rule.mean[0]) / rule.std[0] for value in (0, 255)] == [-1, 509]
+
+
+@pytest.mark.parametrize("name", [*WAN_CASES, *FLUX_CASES])
+def test_keys_arguments_and_constants_are_those_of_the_case(name: str) -> None:
+    case = load_case(name)
+    rules, layout, arguments, library = {
+        "wan2-2": (WAN_KEYS, autoencoders.WAN_LAYOUT, autoencoders.wan_arguments, "AutoencoderKLWan"),
+        "flux2": (FLUX_KEYS, autoencoders.FLUX_LAYOUT, autoencoders.flux_arguments, "AutoencoderKLFlux2"),
+    }[case.about["model"]]
+    ignored = tuple(pattern.rstrip("*") for pattern in case.about["ignored_keys"])
+    used = [key for key in case.about["keys"] if not key.startswith(ignored)]
+    named = table_names(case.about["diffusers_mapping"], used, num_res_blocks=case.config["num_res_blocks"])
+    assert {key: rename(key, rules) for key in used} == named
+    assert [key for key in case.about["keys"] if not key.startswith(layout.unused)] == used
+    network = autoencoders.build_empty(library, arguments(**case.config))
+    expected = {key: value for key, value in case.about["diffusers_config"].items() if key not in METADATA}
+    assert json.loads(json.dumps({key: network.config[key] for key in expected})) == expected
+    options = MODELS.get(case.about["model"]).options
+    for constant in ("latents_mean", "latents_std"):
+        if len(case.about.get(constant, ())) == case.config.get("z_dim") == 48:
+            assert list(options[constant]) == case.about[constant]

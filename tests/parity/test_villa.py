@@ -1,0 +1,97 @@
+"""villa-X against what the published code computes, loaded from a checkpoint folder as users have it."""
+
+from __future__ import annotations
+
+import json
+import re
+from dataclasses import fields, replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from safetensors.numpy import save_file
+
+from lary.models.preprocess import prepare
+from lary.models.spec import MODELS, ModelContext, build
+from lary.models.villa import DERIVED, VILLA_X, VillaX
+from lary.nets.villa import VillaConfig, VillaNetwork, training_shapes
+from tests.parity import fill
+from tests.parity.conftest import Case, case_names, load_case
+from tests.parity.test_univla import check_all
+
+pytestmark = pytest.mark.timeout(1200)  # full sizes take minutes on a busy machine
+CASES = case_names("villa-x_*")
+
+
+def load_encoder(case: Case, folder: Path) -> VillaX:
+    """The encoder from the case's weights on disk; small cases come with the training decoder, too."""
+    weights = case.weights()
+    if case.about["size"] != "small":
+        weights = {key: value for key, value in weights.items() if key not in case.about["ignored_keys"]}
+    config = {"architecture": case.about["upstream_class"], "description": "", "version": 0, "config": case.config}
+    (folder / "model_config.json").write_text(json.dumps(config))
+    save_file(weights, folder / "model.safetensors")
+    encoder = build(MODELS.get(VILLA_X.name), ModelContext("cpu", "corrected", weights=str(folder)))
+    assert isinstance(encoder, VillaX)
+    return encoder
+
+
+def clips_of(case: Case) -> torch.Tensor:
+    """The case's input as the record prepares it, without a resize."""
+    entry = case.about["input"]["clips"]
+    factor = re.fullmatch(r"floor\(draw \* (\d+)\) as uint8.*", entry["then"])
+    assert factor, entry["then"]
+    frames = np.floor(case.draw("clips") * np.float32(factor[1])).astype(np.uint8)
+    record = replace(VILLA_X.preprocess, size=frames.shape[2])
+    return torch.from_numpy(np.stack([prepare(clip, record) for clip in frames]))
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_every_output_equals_the_published_one(name: str, tmp_path: Path) -> None:
+    case = load_case(name)
+    encoder, clips = load_encoder(case, tmp_path), clips_of(case)
+    latents, network = encoder.encode(clips), encoder.network
+    probe = fill.uniform(f"{case.about['input']['clips']['draw']}/vq_probe", (64, encoder.dim))
+    with torch.inference_mode():
+        continuous = network.latents(clips)
+        window = network.encoder.tokens(network.encoder.patches(clips[:, : network.window]))
+        _, nearest = network.quantize(torch.from_numpy(2 * probe - 1))
+    check_all(
+        case,
+        encoder_tokens=window.flatten(0, 1),
+        latent=continuous.flatten(2).unsqueeze(2),
+        tokens=latents.tokens,
+        indices=latents.codes,
+        vq_probe_indices=nearest,
+        preprocessed_corner=clips[..., :4, :4],
+    )
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_keys_shapes_and_fields_are_the_published_ones(name: str) -> None:
+    case = load_case(name)
+    known = {field.name for field in fields(VillaConfig)}
+    config = VillaConfig(**{key: value for key, value in case.config.items() if key not in DERIVED})
+    complete = case.about["config_complete"]
+    assert {key: complete[key] for key in known} == {
+        key: list(value) if isinstance(value := getattr(config, key), tuple) else value for key in known
+    }
+    assert complete.keys() == known | set(DERIVED)
+    assert config.embed_tokens == complete["embed_tokens"]
+    with torch.device("meta"):
+        own = {key: list(value.shape) for key, value in VillaNetwork(config).state_dict().items()}
+    unused = {key: list(shape) for key, shape in training_shapes(config).items()}
+    assert own | unused == case.about["keys"]
+    assert unused.keys() == set(case.about["ignored_keys"])
+    assert not case.about["integer_keys"]
+
+
+@pytest.mark.parametrize("name", [name for name in CASES if isinstance(name, str)])
+def test_tokens_do_not_depend_on_the_batch(name: str, tmp_path: Path) -> None:
+    case = load_case(name)
+    encoder, clips = load_encoder(case, tmp_path), clips_of(case)
+    whole = encoder.encode(clips)
+    single = [encoder.encode(clip[None]) for clip in clips]
+    assert torch.equal(torch.cat([part.tokens for part in single]), whole.tokens)
+    assert torch.equal(torch.cat([part.codes for part in single]), whole.codes)
