@@ -11,16 +11,16 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, TypeVar
 
-from cyclopts import App, CycloptsError, Group, Parameter
+from cyclopts import App, CycloptsError, Parameter
 
 from lary import __version__
+from lary.cli_data import PLACES, data_app, indices
 from lary.configs import CheckModelConfig, ClassifyConfig, DemoConfig, ExtractConfig, RegressConfig
 from lary.registry import load_plugin
 from lary.runtime import log, setup_logging
 from lary.settings import CONFIG_NAME, Settings, init_config, load_settings, set_config
 from lary.types import LaryError, UsageError
 
-PLACES = Group("Places (command line > environment > lary.yaml > default)", sort_key=9)
 Outcome = TypeVar("Outcome")
 
 app = App(
@@ -31,6 +31,8 @@ app = App(
 )
 config_app = App(name="config", help="Show or change settings.", help_format="plaintext")
 app.command(config_app)
+app.command(data_app)
+app.command(indices)
 
 
 @Parameter(name="*", group=PLACES)

@@ -1,0 +1,232 @@
+"""Clips of SSv2 and EgoDex: which ones the tables name, and which part of which recording each is.
+
+Both sources may not be redistributed, so the benchmark ships seed tables (``seed_ssv2.csv``, ``seed_egodex.csv``)
+from which users cut the clips: the column ``video_path`` and, in ``seed_output``, lines such as ``0.5 - 2.0 pick up``.
+A clip's name holds the row of its seed table and the line; ``_rev`` marks the reversed clip.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+from collections.abc import Iterable, Sequence
+from concurrent.futures import ThreadPoolExecutor, as_completed
+from dataclasses import dataclass
+from pathlib import Path, PurePosixPath
+from typing import Literal, NamedTuple
+
+from lary import fileio
+from lary.data.cutting import Cutter, cut_forward, cut_reversed, find_cutter
+from lary.data.samples import read_csv, write_csv
+from lary.runtime import log, progress
+from lary.types import Failure, MediaError, UsageError
+
+Times = Literal["clock", "published"]
+
+NUMBER = r"(\d+(?:\.\d*)?)"
+SECONDS = re.compile(rf"{NUMBER}\s*-\s*{NUMBER}")
+CLOCK_TIME = r"((?:\d+:)?\d{1,2}:\d{2}(?:\.\d*)?)"
+CLOCK = re.compile(rf"{CLOCK_TIME}\s*-\s*{CLOCK_TIME}")
+"""``mm:ss`` or ``h:mm:ss``, with decimals."""
+
+UNPACKED = "unzipped/"
+"""EgoDex paths of the seed table are those behind this folder."""
+
+SUFFIX, REVERSED = ".mp4", "_rev"
+CLIP_TABLES = ("human_1st_metadata_train.csv", "human_1st_metadata_val.csv")
+"""Tables that name the clips."""
+
+SOURCES = ("SSv2", "EgoDex")
+"""Values of the column ``dataset``, and first folders of the clips."""
+
+
+class Span(NamedTuple):
+    """A part of a recording: the line that names it (from 0), its start and duration in seconds."""
+
+    line: int
+    start: float
+    duration: float
+
+
+class Task(NamedTuple):
+    """A clip to make: recording, start and duration in seconds, file, and whether time runs backwards."""
+
+    source: Path
+    start: float
+    duration: float
+    out: Path
+    reverse: bool
+
+
+def parse_clips(value: object, times: Times = "clock") -> list[Span]:
+    """The spans of a cell of the seed table, in the order of its lines; lines without a usable span are passed over.
+
+    The first range of a line counts. Under ``clock``, a line whose times have colons is read as minutes and seconds;
+    ``published`` reads the numbers at the colons' edges, as the published tool does (``00:01 - 00:05`` gives nothing).
+    """
+    found = []
+    for number, line in enumerate(str(value).replace("\\n", "\n").strip().split("\n")):
+        clock = CLOCK.search(line) if times == "clock" else None
+        match = clock or SECONDS.search(line)
+        if match is None:
+            continue
+        start, end = (seconds(text) for text in match.groups())
+        duration = round(end - start, 2)
+        if duration > 0:
+            found.append(Span(number, start, duration))
+    return found
+
+
+def seconds(text: str) -> float:
+    """Seconds of ``12.5``, ``1:02.5`` or ``1:00:02``."""
+    total = 0.0
+    for part in text.split(":"):
+        total = total * 60 + float(part)
+    return total
+
+
+def ssv2_tasks(seeds: Iterable[tuple[str, str]], root: Path, out: Path, wanted: frozenset[str], times: Times = "clock") -> list[Task]:  # fmt: skip # noqa: E501
+    """The clips among `wanted` that seed rows (video_path, seed_output) give: ``SSv2/<row>_<line>[_rev].mp4``."""
+    tasks = []
+    for row, (video, text) in enumerate(seeds):
+        name = PurePosixPath(video.replace("\\", "/")).name
+        tasks += named_tasks(f"{SOURCES[0]}/{row}", name, text, root, out, wanted, times)
+    return tasks
+
+
+def egodex_tasks(seeds: Iterable[tuple[str, str]], root: Path, out: Path, wanted: frozenset[str], times: Times = "clock") -> list[Task]:  # fmt: skip # noqa: E501
+    """Likewise ``EgoDex/<video>/<row>_<line>[_rev].mp4``."""
+    tasks = []
+    for row, (video, text) in enumerate(seeds):
+        path = video.replace("\\", "/")
+        inner = path.split(UNPACKED, 1)[1] if UNPACKED in path else PurePosixPath(path).name
+        tasks += named_tasks(f"{SOURCES[1]}/{PurePosixPath(path).stem}/{row}", inner, text, root, out, wanted, times)
+    return tasks
+
+
+def named_tasks(
+    stem: str, video: str, text: str, root: Path, out: Path, wanted: frozenset[str], times: Times
+) -> list[Task]:
+    """The clips of one seed row, forward before reversed."""
+    tasks = []
+    for span in parse_clips(text, times):
+        for ending, reverse in ((SUFFIX, False), (REVERSED + SUFFIX, True)):
+            name = f"{stem}_{span.line}{ending}"
+            if name in wanted:
+                # Both come from tables, which are data: neither may lead out of its folder.
+                source, target = fileio.inside(root, video), fileio.inside(out, name)
+                tasks.append(Task(source, span.start, span.duration, target, reverse))
+    return tasks
+
+
+@dataclass(frozen=True, kw_only=True)
+class ClipRequest:
+    """What to cut: roots and seed tables by source (`SOURCES`), the tables that name the clips, the output folder."""
+
+    roots: dict[str, Path]
+    seeds: dict[str, Path]
+    tables: tuple[Path, ...]
+    out: Path
+    workers: int = 4
+    times: Times = "clock"
+    cutter: Cutter | None = None
+
+
+@dataclass(frozen=True)
+class ClipReport:
+    """What was done: clips asked for, made now, and there before, the failures, and the file that lists them."""
+
+    wanted: int
+    made: int
+    kept: int
+    failures: tuple[Failure, ...]
+    listed: Path
+
+
+def prepare_clips(request: ClipRequest) -> ClipReport:
+    """Cut every clip that the tables name and that isn't there yet; every clip that fails is named with its reason.
+
+    A reversed clip is made of its finished forward clip, which is cut too where only the reversed one is named.
+
+    Raises:
+        UsageError: a table or column is missing.
+    """
+    wanted = wanted_clips(request.tables, tuple(request.roots))
+    cutter = request.cutter or find_cutter()
+    log.info("cutting with %s", cutter.name)
+    tasks = []
+    for source, make in zip(SOURCES, (ssv2_tasks, egodex_tasks), strict=True):
+        if source in request.roots:
+            seeds = read_columns(request.seeds[source], ("video_path", "seed_output"))
+            pairs = [(video, text) for video, text in seeds]
+            tasks += make(pairs, request.roots[source], request.out, wanted, request.times)
+    failures = [
+        Failure(-1, name, "no line of the seed table gives this clip")
+        for name in sorted(wanted - {task.out.relative_to(request.out).as_posix() for task in tasks})
+    ]
+    groups: dict[Path, list[Task]] = {}
+    for task in tasks:
+        groups.setdefault(forward_path(task), []).append(task)
+    made = kept = 0
+    workers = min(request.workers, 4 * (os.cpu_count() or 1))
+    with progress(len(tasks), "cutting", "clip") as bar, ThreadPoolExecutor(workers) as pool:
+        for done in as_completed([pool.submit(make_clips, group, cutter) for group in groups.values()]):
+            for task, result in done.result():
+                made, kept = made + (result == "made"), kept + (result == "kept")
+                if result not in ("made", "kept"):
+                    failures.append(Failure(-1, task.out.relative_to(request.out).as_posix(), result))
+                bar.advance()
+    failures.sort(key=lambda item: item.path)
+    listed = request.out / "clip_failures.csv"
+    if failures:
+        write_csv(listed, ["path", "reason"], [[item.path, item.reason] for item in failures])
+    else:
+        listed.unlink(missing_ok=True)
+    return ClipReport(len(wanted), made, kept, tuple(failures), listed)
+
+
+def wanted_clips(tables: Sequence[Path], sources: Sequence[str]) -> frozenset[str]:
+    """The clips of `sources` that the tables name."""
+    rows = [row for table in tables for row in read_columns(table, ("dataset", "video_path"))]
+    return frozenset(path.strip().replace("\\", "/") for source, path in rows if source.strip() in sources)
+
+
+def read_columns(table: Path, names: tuple[str, str]) -> list[tuple[str, str]]:
+    """Two columns of a CSV. Raises UsageError if there is none of the name."""
+    columns, rows = read_csv(table)
+    for name in names:
+        if name not in columns:
+            raise UsageError(f"{table} has no column '{name}'; it has: {', '.join(columns)}.")
+    first, second = (columns.index(name) for name in names)
+    return [(row[first], row[second]) for row in rows]
+
+
+def forward_path(task: Task) -> Path:
+    """The forward clip of a task."""
+    return task.out.with_name(task.out.name.removesuffix(REVERSED + SUFFIX) + SUFFIX) if task.reverse else task.out
+
+
+def make_clips(tasks: Sequence[Task], cutter: Cutter) -> list[tuple[Task, str]]:
+    """Make the forward and the reversed clip of one span; each task with ``made``, ``kept`` or why it failed."""
+    done = []
+    for task in sorted(tasks, key=lambda task: task.reverse):
+        try:
+            if present(task.out):
+                done.append((task, "kept"))
+                continue
+            forward = forward_path(task)
+            if not present(forward):
+                if not task.source.is_file():
+                    raise MediaError(f"The recording {task.source} does not exist.")
+                cut_forward(cutter, task.source, task.start, task.duration, forward)
+            if task.reverse:
+                cut_reversed(forward, task.out)
+            done.append((task, "made"))
+        except (MediaError, OSError) as error:
+            done.append((task, str(error)))
+    return done
+
+
+def present(path: Path) -> bool:
+    """Whether a clip was made before: clips take their names when complete, so one that isn't empty is whole."""
+    return path.is_file() and path.stat().st_size > 0

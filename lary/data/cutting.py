@@ -1,0 +1,220 @@
+"""Cutting and reversing videos: H.264 by the ffmpeg executable or by PyAV, without sound, whole or not at all."""
+
+from __future__ import annotations
+
+import itertools
+import os
+import shutil
+import subprocess
+import tempfile
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from fractions import Fraction
+from pathlib import Path
+from typing import Any, Literal
+
+from lary import fileio
+from lary.data.frames import decode_video
+from lary.types import MediaError, UsageError
+
+Backend = Literal["auto", "ffmpeg", "pyav"]
+
+ENCODER = {"preset": "ultrafast", "crf": "23"}
+EVEN = "ceil(iw/2)*2:ceil(ih/2)*2"
+"""H.264 with halved colour needs even sides: a line is added at the right and below."""
+
+TURNS = {1: ("transpose=cclock",), 2: ("hflip", "vflip"), 3: ("transpose=clock",)}
+"""Filters that set a picture upright, by quarter turns against the clock."""
+
+HALF_TICK = Fraction(1, 2_000_000)
+"""Slack of times in seconds, half of FFmpeg's microsecond."""
+
+BLOCK = 48
+"""Frames held at once while reversing: 150 MB of 1080p pictures."""
+
+REVERSED_BITS = 64
+"""Bits per pixel that a reversed clip may take, as OpenCV's writer allows: it adds no visible loss."""
+
+MPEG4_TICKS = 65535
+"""Largest number of ticks a second in MPEG-4 (ISO/IEC 14496-2, vop_time_increment_resolution)."""
+
+
+@dataclass(frozen=True)
+class Cutter:
+    """What cuts: PyAV, or an ffmpeg executable."""
+
+    executable: str | None = None
+
+    @property
+    def name(self) -> str:
+        return self.executable or "PyAV"
+
+
+def find_cutter(backend: Backend = "auto") -> Cutter:
+    """The ffmpeg executable where there is one, else PyAV. Raises UsageError if ffmpeg is asked for and missing."""
+    if backend == "pyav":
+        return Cutter()
+    found = shutil.which("ffmpeg")
+    if found is None and backend == "ffmpeg":
+        raise UsageError("There is no ffmpeg executable in PATH: install it, or cut with --backend pyav.")
+    return Cutter(found)
+
+
+def cut_forward(cutter: Cutter, source: Path, start: float, duration: float, out: Path) -> None:
+    """Cut `duration` seconds from `start` on, frame-exact, as H.264.
+
+    Raises:
+        MediaError: the recording is broken, or holds no frame in that span.
+    """
+    if cutter.executable is None:
+        _cut_with_pyav(source, start, duration, out)
+    else:
+        _cut_with_ffmpeg(cutter.executable, source, start, duration, out)
+
+
+def _cut_with_ffmpeg(executable: str, source: Path, start: float, duration: float, out: Path) -> None:
+    out.parent.mkdir(parents=True, exist_ok=True)
+    handle, name = tempfile.mkstemp(prefix=f".{out.name}.", suffix=".tmp", dir=out.parent)
+    os.close(handle)
+    options = [item for key, value in ENCODER.items() for item in (f"-{key}", value)]
+    command = [executable, "-nostdin", "-v", "error", "-y", "-ss", str(start), "-t", str(duration)]
+    command += ["-i", str(source.absolute()), "-vf", f"pad={EVEN}", "-c:v", "libx264", *options, "-threads", "1"]
+    command += ["-pix_fmt", "yuv420p", "-an", "-f", "mp4", name]
+    try:
+        done = subprocess.run(command, capture_output=True, text=True, errors="replace")
+        if done.returncode:
+            lines = done.stderr.strip().splitlines() or [f"exit code {done.returncode}"]
+            raise MediaError(f"ffmpeg can't cut {source}: {lines[-1]}.")
+        for _ in itertools.islice(_named(decode_video(Path(name)), source, start), 1):
+            pass
+        os.chmod(name, 0o666 & ~fileio.UMASK)
+        os.replace(name, out)
+    finally:
+        Path(name).unlink(missing_ok=True)
+
+
+def _named(frames: Iterable[Any], source: Path, start: float) -> Iterator[Any]:
+    try:
+        yield from frames
+    except MediaError:
+        raise MediaError(f"The recording {source} has no frame from {start} s on.") from None
+
+
+def _cut_with_pyav(source: Path, start: float, duration: float, out: Path) -> None:
+    import av
+
+    try:
+        with av.open(str(source)) as container:
+            if not container.streams.video:
+                raise ValueError("it holds no video stream")
+            stream = container.streams.video[0]
+            stream.codec_context.thread_count = 1
+            rate = stream.average_rate or Fraction(30)
+            frames = _span(container, stream, Fraction(str(start)), Fraction(str(duration)))
+            first = next(frames, None)
+            if first is None:
+                raise ValueError(f"it has no frame from {start} s on")
+            origin = _offset(container) + Fraction(str(start))
+            _encode(_upright(itertools.chain([first], frames), first), out, rate, origin)
+    except (av.error.FFmpegError, OSError, ValueError) as error:
+        raise MediaError(f"{source} can't be cut: {getattr(error, 'strerror', None) or error}.") from error
+
+
+def _offset(container: Any) -> Fraction:
+    """Time stamp of the recording's start in seconds; cuts are counted from it, as ffmpeg does."""
+    return Fraction(container.start_time or 0, 1_000_000)
+
+
+def _span(container: Any, stream: Any, start: Fraction, duration: Fraction) -> Iterator[Any]:
+    """The frames from `start` on, for `duration` from the first of them on (so does ffmpeg), both in seconds."""
+    begin, first = _offset(container) + start - HALF_TICK, None
+    if start > 0:
+        container.seek(int(begin / stream.time_base), stream=stream, backward=True)
+    for packet in container.demux(stream):
+        if packet.size and packet.is_corrupt:
+            raise ValueError("the file ends within a frame")
+        for frame in packet.decode():
+            if frame.pts is None:
+                raise ValueError("its frames have no time stamps")
+            if frame.pts * frame.time_base < begin:
+                continue
+            first = frame.pts if first is None else first
+            if frame.pts - first >= round(duration / frame.time_base):
+                return
+            yield frame
+
+
+def _upright(frames: Iterable[Any], first: Any) -> Iterator[Any]:
+    """Frames turned as their recording says, padded to even sides, in the pixel format of H.264."""
+    import av
+
+    graph = av.filter.Graph()
+    # No stream is handed over: its time base may differ from the frames'.
+    source = graph.add_buffer(
+        width=first.width, height=first.height, format=first.format, time_base=first.time_base
+    )  # fmt: skip
+    turn = round(getattr(first, "rotation", 0) / 90) % 4
+    links = [source]
+    for text in (*TURNS.get(turn, ()), f"pad={EVEN}", "format=yuv420p"):
+        name, _, arguments = text.partition("=")
+        links.append(graph.add(name, arguments or None))
+    links.append(graph.add("buffersink"))
+    for before, after in itertools.pairwise(links):
+        before.link_to(after)
+    graph.configure()
+    for frame in frames:
+        source.push(frame)
+        yield links[-1].pull()
+
+
+def _encode(frames: Iterable[Any], out: Path, rate: Fraction, origin: Fraction) -> None:
+    """Write frames with their own times, counted from `origin` in seconds."""
+    import av
+
+    with fileio.atomic_write(out) as file, av.open(file, "w", format="mp4") as container:
+        stream: Any = None
+        last = -1
+        for frame in frames:
+            if stream is None:
+                stream = container.add_stream("libx264", rate=rate, options=ENCODER)
+                stream.width, stream.height, stream.pix_fmt = frame.width, frame.height, "yuv420p"
+                stream.codec_context.thread_count = 1
+                stream.codec_context.time_base = frame.time_base
+            ticks = int((frame.pts * frame.time_base - origin) / stream.codec_context.time_base + Fraction(1, 2))
+            last = max(ticks, last + 1)
+            frame.pts, frame.time_base, frame.pict_type = last, stream.codec_context.time_base, 0
+            container.mux(stream.encode(frame))
+        container.mux(stream.encode(None))
+
+
+def cut_reversed(forward: Path, out: Path) -> None:
+    """All frames of a clip in reverse order, MPEG-4, at its rate and size.
+
+    Raises:
+        MediaError: the forward clip is broken.
+    """
+    import av
+
+    try:
+        with av.open(str(forward)) as container:
+            rate = container.streams.video[0].average_rate or Fraction(30)
+        rate = rate.limit_denominator(max(1, min(1001, int(MPEG4_TICKS / rate))))
+        count = sum(1 for _ in decode_video(forward))
+        with fileio.atomic_write(out) as file, av.open(file, "w", format="mp4") as container:
+            stream: Any = container.add_stream("mpeg4", rate=rate)
+            for number, frame in enumerate(_backwards(forward, count)):
+                if number == 0:
+                    stream.width, stream.height, stream.pix_fmt = frame.width, frame.height, "yuv420p"
+                    stream.bit_rate = int(min(REVERSED_BITS * rate * frame.width * frame.height, 2**30))
+                    stream.codec_context.thread_count = 1
+                frame.pts, frame.time_base, frame.pict_type = number, 1 / stream.codec_context.rate, 0
+                container.mux(stream.encode(frame))
+            container.mux(stream.encode(None))
+    except (av.error.FFmpegError, OSError, ValueError, IndexError) as error:
+        raise MediaError(f"{forward} can't be reversed: {getattr(error, 'strerror', None) or error}.") from error
+
+
+def _backwards(path: Path, count: int) -> Iterator[Any]:
+    """The frames of a clip from the last to the first, a block of them in memory at a time."""
+    for stop in range(count, 0, -BLOCK):
+        yield from reversed(list(itertools.islice(decode_video(path), max(0, stop - BLOCK), stop)))

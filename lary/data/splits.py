@@ -1,0 +1,189 @@
+"""Splitting a table into training and validation: by row as published, or by video, episode or segment.
+
+The paper splits composite actions 70:30 and everything else 75:25, stratified by class. By row is
+``sklearn.model_selection.train_test_split`` with its random state; rows keep the shuffled order.
+"""
+
+from __future__ import annotations
+
+import math
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+import numpy as np
+import numpy.typing as npt
+
+from lary.data.catalog import CLIP, EPISODE
+from lary.data.samples import IMAGE_FOLDER, MEDIA_COLUMNS, TARGET_COLUMN, read_csv, usual_place, write_csv
+from lary.data.spec import DatasetSpec, LabelSpace
+from lary.types import UsageError
+
+Rows = npt.NDArray[np.int64]
+Unit = Literal["row", "video", "episode", "segment"]
+
+SEGMENT = r"^(.*)/"
+"""The folder of the first file: what was cut from a recording at once."""
+
+PATTERNS: dict[str, str] = {"video": CLIP, "episode": EPISODE, "segment": SEGMENT}
+PUBLISHED_SEED = 42
+CLIPS, PAIRS = 0.3, 0.25
+"""The paper's shares of validation."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class SplitRequest:
+    """What to split.
+
+    Attributes:
+        table: CSV of all samples.
+        by: what stays together: row, video, episode or segment.
+        spec: record whose pattern names videos and episodes, and which knows the paper's share.
+        share: of validation; None takes the paper's.
+        stratify: column whose values keep their shares in both parts; None: the class where there are classes.
+        seed: of the shuffle.
+        train: CSV to write; None puts ``train_`` in place of ``all_`` in the table's name.
+        val: likewise with ``val_``.
+    """
+
+    table: Path
+    by: Unit = "row"
+    spec: DatasetSpec | None = None
+    share: float | None = None
+    stratify: str | None = None
+    seed: int = PUBLISHED_SEED
+    train: Path | None = None
+    val: Path | None = None
+
+
+@dataclass(frozen=True)
+class SplitReport:
+    """What was written: both tables with their numbers of rows and of groups."""
+
+    train: Path
+    val: Path
+    rows: tuple[int, int]
+    groups: tuple[int, int]
+
+
+def write_split(request: SplitRequest) -> SplitReport:
+    """Split a table into two, with its columns.
+
+    Raises:
+        UsageError: the table or a column is missing, the parts would be empty or overwrite the table, or a class is
+            too rare to be in both.
+    """
+    targets = output_paths(request)
+    columns, rows = read_csv(request.table)
+    media = next((names[0] for names in MEDIA_COLUMNS.values() if names[0] in columns), None)
+    if media is None:
+        raise UsageError(f"{request.table} has neither of the columns src_img and video_path.")
+    strata = read_strata(request, columns, rows, clips=media in MEDIA_COLUMNS["clip"])
+    share = request.share
+    if share is None:
+        share = CLIPS if media in MEDIA_COLUMNS["clip"] else PAIRS
+    groups = group_names(request, [row[columns.index(media)] for row in rows])
+    if request.by == "row":
+        parts = split_rows(len(rows), share, strata, request.seed)
+    else:
+        parts = split_groups(groups, share, strata, request.seed)
+    for path, part in zip(targets, parts, strict=True):
+        write_csv(path, columns, [rows[index] for index in part])
+    counts = [len({groups[index] for index in part}) for part in parts]
+    return SplitReport(*targets, rows=(len(parts[0]), len(parts[1])), groups=(counts[0], counts[1]))
+
+
+def output_paths(request: SplitRequest) -> tuple[Path, Path]:
+    """Where both parts go. Raises UsageError where that would be the table itself or one file for both."""
+    table, paths = request.table, []
+    for given, name in ((request.train, "train_"), (request.val, "val_")):
+        if given is None and "all_" not in table.name:
+            raise UsageError(f"Name --train and --val: {table.name} has no 'all_' to replace by their names.")
+        paths.append(given or table.with_name(table.name.replace("all_", name)))
+    if len({path.resolve() for path in (*paths, table)}) < 3:
+        raise UsageError(f"--train {paths[0]}, --val {paths[1]} and the table {table} must be three files.")
+    return paths[0], paths[1]
+
+
+def read_strata(
+    request: SplitRequest, columns: Sequence[str], rows: Sequence[Sequence[str]], *, clips: bool
+) -> list[str] | None:
+    """The value of each row that both parts share evenly; None for a table of action files.
+
+    Raises:
+        UsageError: there is no such column.
+    """
+    name = request.stratify
+    if name is None:
+        classes = isinstance(request.spec.target, LabelSpace) if request.spec else clips
+        if not classes:
+            return None
+        name = TARGET_COLUMN
+    if name not in columns:
+        raise UsageError(f"{request.table} has no column '{name}' to stratify by; it has: {', '.join(columns)}.")
+    at = columns.index(name)
+    return [row[at] for row in rows]
+
+
+def group_names(request: SplitRequest, cells: Sequence[str]) -> list[str]:
+    """What each row belongs to: itself, or its video, episode or segment."""
+    if request.by == "row":
+        return [str(row) for row in range(len(cells))]
+    pattern = PATTERNS[request.by]
+    if request.spec is not None and request.by != "segment":
+        pattern = request.spec.group_pattern
+    rule, names = re.compile(pattern), []
+    for cell in cells:
+        path = usual_place(request.spec, cell, IMAGE_FOLDER) if request.spec else cell.strip().replace("\\", "/")
+        found = rule.search(re.sub(rf"(^|/){IMAGE_FOLDER}/", r"\1", path, count=1))
+        names.append(path if found is None else found[1] if rule.groups and found[1] is not None else found[0])
+    return names
+
+
+def split_rows(count: int, share: float, strata: Sequence[str] | None, seed: int) -> tuple[Rows, Rows]:
+    """Row numbers of training and validation, shuffled: scikit-learn's draw, as published.
+
+    Raises:
+        UsageError: the share leaves a part empty, or a class has a single row.
+    """
+    from sklearn.model_selection import train_test_split
+
+    try:
+        train, val = train_test_split(
+            np.arange(count), test_size=share, random_state=seed, shuffle=True, stratify=strata
+        )  # fmt: skip
+    except ValueError as error:
+        raise UsageError(f"The table can't be split so: {str(error).rstrip('.')}.") from error
+    return np.asarray(train, dtype=np.int64), np.asarray(val, dtype=np.int64)
+
+
+def split_groups(groups: Sequence[str], share: float, strata: Sequence[str] | None, seed: int) -> tuple[Rows, Rows]:
+    """Row numbers of training and validation, in the table's order, with whole groups in either.
+
+    Groups are taken in random order; one goes to validation where that brings the counts of its classes nearer to
+    their shares, so that every class ends within half of its largest group of its share.
+
+    Raises:
+        UsageError: the share leaves a part empty.
+    """
+    if not 0 < share < 1:
+        raise UsageError(f"--test-size {share}: expected a share between 0 and 1.")
+    names, group_of = np.unique(np.asarray(groups), return_inverse=True)
+    classes, class_of = np.unique(np.asarray(strata if strata is not None else [""] * len(groups)), return_inverse=True)
+    totals = np.bincount(class_of, minlength=len(classes)).astype(np.float64)
+    wanted, taken = share * totals, np.zeros(len(classes))
+    order = np.argsort(group_of, kind="stable")
+    starts = np.searchsorted(group_of[order], np.arange(len(names) + 1))
+    chosen = np.zeros(len(names), dtype=bool)
+    for group in np.random.default_rng(seed).permutation(len(names)):
+        members, sizes = np.unique(class_of[order[starts[group] : starts[group + 1]]], return_counts=True)
+        gain = ((2 * (taken[members] - wanted[members]) + sizes) * sizes / totals[members]).sum()
+        if gain < 0 and not math.isclose(gain, 0, abs_tol=1e-12):
+            chosen[group] = True
+            taken[members] += sizes
+    validates = chosen[group_of]
+    if validates.all() or not validates.any():
+        raise UsageError(f"The table has {len(names)} groups, too few to put a share of {share} into validation.")
+    return np.flatnonzero(~validates), np.flatnonzero(validates)

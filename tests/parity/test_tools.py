@@ -1,0 +1,203 @@
+"""The data tools against what the published ones write."""
+
+from __future__ import annotations
+
+import csv
+import json
+import re
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from lary.data import clips, relative, splits, statistics, verify
+from lary.data.spec import DATASETS
+from tests.parity import fill
+from tests.parity.conftest import case_names, load_case
+from tests.tree import SIZE, write_image, write_video
+
+
+def write_csv(path: Path, rows: list[dict[str, Any]]) -> Path:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with path.open("w", newline="") as file:
+        writer = csv.DictWriter(file, list(rows[0]))
+        writer.writeheader()
+        writer.writerows(rows)
+    return path
+
+
+def drawn(draw: str, shape: list[int], then: str) -> np.ndarray:
+    """An action chunk: scaled, and a dimension set to a constant where the description says so."""
+    scaled = re.match(r"x \* ([\d.]+) - ([\d.]+) in float32", then)
+    assert scaled, then
+    chunk = fill.uniform(draw, tuple(shape)) * np.float32(scaled[1]) - np.float32(scaled[2])
+    if constant := re.search(r"dimension (\d+) set to ([\d.]+)", then):
+        chunk[:, int(constant[1])] = float(constant[2])
+    return chunk
+
+
+def save(path: Path, values: np.ndarray) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    np.save(path, values)
+
+
+def with_actions(path: str) -> str:
+    return path if "actions" in Path(path).parts else f"actions/{path}"
+
+
+def assert_statistics(found: Any, expected: Any, tolerance: float) -> None:
+    """Ours hold ``m2`` besides."""
+    assert found["count"] == expected["count"]
+    for key in ("mean", "std"):
+        np.testing.assert_allclose(found[key], expected[key], rtol=0, atol=tolerance)
+
+
+@pytest.mark.parametrize("name", case_names("tools_robot_stats*"))
+def test_robot_statistics(name: str, tmp_path: Path) -> None:
+    case = load_case(name)
+    spec, root = DATASETS.get(case.config["dataset"]), tmp_path / "all"
+    rows = case.about["input"]["rows"]
+    for row in rows:
+        if row["kind"] != "missing":
+            place = root / spec.split(spec.train).root / with_actions(row["action"])
+            save(place, drawn(row["draw"], row["shape"], row["then"]))
+    cells = [{"robot_type": row["robot_type"] or "", "action": row["action"]} for row in rows]
+    table = write_csv(tmp_path / "table.csv", cells)
+    report = statistics.write_statistics(spec, table, root, workers=2)
+    found, expected = json.loads(report.out.read_text()), case.about["output"]
+    assert report.out == root / str(spec.actions.normalisation.stats_file)
+    for key in ("dataset", "action_mode", "action_dim", "missing_actions", "missing_action_examples"):
+        assert found[key] == expected[key], key
+    assert found["action_root"] == expected["action_root"].replace("<data-root>", str(root))
+    assert_statistics(found["global"], expected["global"], case.about["atol"])
+    assert list(found["robot_stats"]) == list(expected["robot_stats"])
+    for robot, entry in expected["robot_stats"].items():
+        assert_statistics(found["robot_stats"][robot], entry, case.about["atol"])
+
+
+@pytest.mark.parametrize("name", case_names("tools_relative*"))
+def test_relative_actions(name: str, tmp_path: Path) -> None:
+    case = load_case(name)
+    spec, tables = DATASETS.get(case.config["dataset"]), []
+    for file, entry in case.about["input"].items():
+        folder = tmp_path / spec.split(relative.split_of(spec, Path(file))).root
+        for number, row in enumerate(entry["rows"]):
+            draw = entry["draw"].replace("<row>", str(number))
+            save(folder / with_actions(row["action"]), drawn(draw, entry["shape"], entry["then"]))
+        tables.append(write_csv(tmp_path / "tables" / file, entry["rows"]))
+    request = relative.RelativeRequest(
+        spec=spec, tables=tuple(tables), input_root=tmp_path, output_root=tmp_path, workers=2
+    )
+    first, second = relative.write_relative(request), relative.write_relative(request)
+    assert [[each.written, each.skipped] for each in second.tables] == case.about["second_run_written_skipped"]
+    assert [each.written for each in first.tables] == [len(entry["rows"]) for entry in case.about["input"].values()]
+    made = [path.relative_to(tmp_path).as_posix() for path in (tmp_path / "regression_relative").rglob("*.*")]
+    assert sorted(made) == sorted(case.about["files"])
+    for key, expected in case.arrays.items():
+        values = np.load(tmp_path / key)
+        assert values.dtype == expected.dtype
+        case.check(key, values)
+    for key, expected in case.about["stats"].items():
+        found = json.loads((tmp_path / key).read_text())
+        for field in ("action_mode", "definition", "dataset"):
+            assert found[field] == expected[field]
+        if "robot_stats" not in expected:
+            assert_statistics(found, expected, case.about["atol"])
+            continue
+        assert list(found["robot_stats"]) == list(expected["robot_stats"])
+        for robot, entry in expected["robot_stats"].items():
+            assert_statistics(found["robot_stats"][robot], entry, case.about["atol"])
+
+
+@pytest.mark.parametrize("name", case_names("tools_split*"))
+def test_split(name: str, tmp_path: Path) -> None:
+    case = load_case(name)
+    labels, config = case.about["input"]["actions"], case.config
+    rows = [{"video_path": f"{row}.mp4", "action": label} for row, label in enumerate(labels)]
+    table = write_csv(tmp_path / "all_clips.csv", rows)
+    for kind, strata in (("stratified", labels), ("plain", None)):
+        parts = splits.split_rows(len(labels), config["test_size"], strata, config["random_state"])
+        for part, rows_of in zip(("train", "val"), parts, strict=True):
+            case.check(f"{kind}/{part}", rows_of)
+    report = splits.write_split(
+        splits.SplitRequest(table=table, seed=config["random_state"], share=config["test_size"])
+    )
+    for part, path in (("train", report.train), ("val", report.val)):
+        assert path.name == f"{part}_clips.csv"
+        with path.open() as file:
+            order = [int(Path(row["video_path"]).stem) for row in csv.DictReader(file)]
+        assert order == case.arrays[f"stratified/{part}"].tolist()
+
+
+@pytest.mark.parametrize("name", case_names("tools_clips*"))
+def test_clips(name: str) -> None:
+    about = load_case(name).about
+    for entry in about["table"]:
+        found = [list(span) for span in clips.parse_clips(entry["input"], "published")]
+        assert found == entry["clips"], entry["input"]
+    naming = about["naming"]
+    wanted, out, tasks = frozenset(naming["required"]), Path("<output>"), []
+    for make, source in ((clips.ssv2_tasks, "ssv2"), (clips.egodex_tasks, "egodex")):
+        seeds = [(row["video_path"], row["seed_output"]) for row in naming[f"seed_{source}"]]
+        tasks += make(seeds, Path(f"<{source}-root>"), out, wanted, "published")
+    expected = [
+        (task["src"], task["start_t"], task["duration"], task["out_path"], task["rev"]) for task in naming["tasks"]
+    ]
+    assert [(str(task[0]), task[1], task[2], str(task[3]), task[4]) for task in tasks] == expected
+
+
+KINDS = {"absent": None, "valid": "valid", "accepted by ffprobe": "valid", "not an image": b"text", "zero bytes": b""}
+
+
+def plant(path: Path, state: str) -> None:
+    """A file as the case describes it."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    if state == "a directory":
+        path.mkdir()
+    elif KINDS[state] == "valid":
+        picture = np.zeros((SIZE, SIZE, 3), np.uint8)
+        if path.suffix == ".npy":
+            np.save(path, np.zeros((5, 7), np.float32))
+        elif path.suffix == ".mp4":
+            write_video(path, [picture] * 3)
+        else:
+            write_image(path, picture)
+    elif KINDS[state] is not None:
+        path.write_bytes(KINDS[state])
+
+
+@pytest.mark.parametrize("name", case_names("tools_integrity*"))
+def test_integrity_report(name: str, tmp_path: Path) -> None:
+    about = load_case(name).about
+    root, groups, roots = tmp_path / "all", [], about["roots"]
+    for group, tables in about["groups"].items():
+        for table in tables:
+            if table not in about["input"]:
+                continue
+            groups.append(group)
+            entry = about["input"][table]
+            cells = [dict(zip(entry["columns"], row, strict=True)) for row in entry["rows"]]
+            write_csv(tmp_path / "data" / table, cells)
+            folder = root / (roots[group][table] if isinstance(roots[group], dict) else roots[group])
+            for path in {cell for row in entry["rows"] for cell in row if cell in about["input"]["files"]}:
+                if not (folder / path).exists():
+                    plant(folder / path, about["input"]["files"][path])
+    report = verify.verify(
+        verify.VerifyRequest(
+            data_root=root, table_root=tmp_path, groups=tuple(groups), output=tmp_path / "report.txt", workers=1,
+            timeout=60, depth="headers",
+        )
+    )  # fmt: skip
+    found = report.output.read_text().split("\n")
+    expected = [line.replace("<data-root>", str(root)) for line in about["report"]]
+    method = next(row for row, line in enumerate(expected) if line.startswith("Check method"))
+    assert found[method].startswith("Check method: ")
+    assert found[:method] + found[method + 1 :] == expected[:method] + expected[method + 1 :]
+
+
+def test_groups_are_the_published_ones() -> None:
+    for name in case_names("tools_integrity*"):
+        published = load_case(name).about["groups"]
+        ours = {spec.integrity_group: [spec.table_name(split) for split in spec.splits] for spec in DATASETS}
+        assert {group: tables for group, tables in ours.items() if group} == published
