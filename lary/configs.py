@@ -145,12 +145,14 @@ class DemoConfig:
         seed: Seed of simulation, random weights and probes.
         pairs: Image pairs to simulate, over all splits.
         clips: Clips to simulate, over all splits.
+        size: Height and width of the simulated frames in pixels.
     """
 
     out: Path = Path("demo_output")
     seed: int = 0
     pairs: int = 800
     clips: int = 400
+    size: int = 200
 
 
 @dataclass(frozen=True, kw_only=True)

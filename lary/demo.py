@@ -29,7 +29,7 @@ def run_demo(config: DemoConfig) -> int:
         UsageError: the folder holds a demo with other options, or MuJoCo isn't installed.
     """
     started = time.monotonic()
-    simulate(SimulateConfig(config.out, config.seed, config.pairs, config.clips))
+    simulate(SimulateConfig(config.out, config.seed, config.pairs, config.clips, config.size))
     settings = demo_settings(config.out)
     models = demo_models(settings)
     extracted = failed = 0
