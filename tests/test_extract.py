@@ -136,7 +136,7 @@ def test_several_processes_give_the_same_files(root: Path, monkeypatch: pytest.M
     folder = root / "latent_actions" / "calvin" / "train" / MODEL
     expected, table = contents(folder), single.table.read_bytes()
     shutil.rmtree(folder)
-    monkeypatch.setattr(extraction, "pick_devices", lambda gpus: ["cpu", "cpu"])
+    monkeypatch.setattr(extraction, "pick_devices", lambda gpus, choice: ["cpu", "cpu"])
     extract(ask("train", batch_size=4), settings)
     assert contents(folder) == expected
     assert single.table.read_bytes() == table
