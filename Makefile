@@ -10,7 +10,7 @@ demo: $(VENV)/demo.installed
 	$(BIN)/lary demo
 
 test: $(VENV)/dev.installed
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest -n 2 --dist loadfile
 
 check: $(VENV)/dev.installed
 	$(BIN)/ruff format --check .
@@ -23,6 +23,7 @@ format: $(VENV)/dev.installed
 
 $(BIN)/python:
 	$(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip --disable-pip-version-check install --quiet --upgrade pip
 
 $(VENV)/demo.installed: pyproject.toml constraints.txt | $(BIN)/python
 	@echo "installing lary and its libraries into $(VENV), about two minutes"

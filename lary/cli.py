@@ -5,22 +5,23 @@ Exit codes: 0 done, 1 a failed run or skipped samples, 2 a wrong request.
 
 from __future__ import annotations
 
+import os
 import sys
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, TypeVar
 
-from cyclopts import App, CycloptsError, Parameter
+from cyclopts import App, CycloptsError, Group, Parameter
 
 from lary import __version__
-from lary.cli_data import PLACES, data_app, indices
 from lary.configs import CheckModelConfig, ClassifyConfig, DemoConfig, ExtractConfig, RegressConfig
 from lary.registry import load_plugin
 from lary.runtime import log, setup_logging
 from lary.settings import CONFIG_NAME, Settings, init_config, load_settings, set_config
 from lary.types import LaryError, UsageError
 
+PLACES = Group("Places (command line > environment > lary.yaml > default)", sort_key=9)
 Outcome = TypeVar("Outcome")
 
 app = App(
@@ -31,8 +32,12 @@ app = App(
 )
 config_app = App(name="config", help="Show or change settings.", help_format="plaintext")
 app.command(config_app)
-app.command(data_app)
-app.command(indices)
+# By import path: help must answer without loading them.
+app.command("lary.cli_tools:data_app", name="data", help="Download, import, prepare, check, audit and split data.")
+app.command("lary.cli_data:indices", name="indices", help="Choose which frames of each clip are sampled.")
+app.command("lary.cli_import:datasets", name="datasets", help="List the data sets with their terms, or show one.")
+app.command("lary.cli_compare:compare", name="compare", help="Compare finished runs: paired differences, p values.")
+app.command("lary.cli_compare:controls", name="controls", help="Run the controls of a model and state its margins.")
 
 
 @Parameter(name="*", group=PLACES)
@@ -253,6 +258,9 @@ def guarded(call: Callable[[], Outcome]) -> Outcome | int:
         return error.exit_code
     except CycloptsError:
         return UsageError.exit_code
+    except BrokenPipeError:  # the reader of our output, such as head, has seen enough
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 0
     except KeyboardInterrupt:
         log.error("stopped; start the same command again to go on")
         return 130

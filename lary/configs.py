@@ -15,8 +15,10 @@ Mode = Literal["image", "video"]
 LatentKind = Literal["continuous", "quantized", "noisy"]
 Precision = Literal["fp32", "bf16", "fp16"]
 DeviceChoice = Literal["auto", "cpu", "cuda", "mps"]
-ProbeType = Literal["mlp"]
-ActionMode = Literal["absolute"]
+RandomWeights = Literal["random"]
+ProbeType = Literal["mlp", "dit", "ridge"]
+ActionMode = Literal["absolute", "relative"]
+ProbeControl = Literal["static-pair", "shuffled-order", "shuffled-targets"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -35,7 +37,7 @@ class ExtractConfig:
         batch_size: Samples per forward pass.
         workers: Threads that read media; default: one per core, at most 8.
         protocol: corrected computes what the benchmark describes, paper what its published code computes.
-        weights: Checkpoint in place of the model's variable: folder, file or hub id.
+        weights: Checkpoint in place of the model's variable: folder, file or hub id, or random: drawn from the seed.
         revision: Revision of a hub checkpoint.
         latent: What a quantized model stores: continuous latents, its codebook rows, or noisy draws as published.
         precision: Arithmetic of the forward pass; fp32, or bf16 and fp16 by autocast.
@@ -78,8 +80,13 @@ class ClassifyConfig:
         gpus: CUDA device to train on. Without CUDA the CPU trains.
         protocol: corrected picks head and epoch on a held-out tenth, paper on the reported split as published.
         latent: Kind of latents, as given to extract.
+        weights: random, as given to extract: latents of the same architecture with random weights.
         probe_preset: Size of the probe: paper, or demo for a CPU.
         seed: Seed of weights and sampling.
+        seeds: Seeds such as 0,1,2 in place of --seed: one probe each, metrics are their means.
+        control: static-pair repeats the first frame, shuffled-order permutes the frames of every sample,
+            shuffled-targets trains on the targets of other samples.
+        project: Project the latents to this many dimensions at random.
         epochs: Epochs in place of the preset's.
         probe_batch_size: Batch size in place of the preset's.
         overwrite: Replace the result of another run in the same folder.
@@ -92,8 +99,12 @@ class ClassifyConfig:
     gpus: str | None = None
     protocol: BenchmarkProtocol = "corrected"
     latent: LatentKind | None = None
+    weights: RandomWeights | None = None
     probe_preset: str = "paper"
     seed: int = 0
+    seeds: str | None = None
+    control: ProbeControl | None = None
+    project: int | None = None
     epochs: int | None = None
     probe_batch_size: int | None = None
     overwrite: bool = False
@@ -108,13 +119,19 @@ class RegressConfig:
         dataset: Data set key.
         stride: Frames between source and target; the record knows, a contradicting one is refused.
         mode: image or video; the record knows, a contradicting one is refused.
-        model_type: Probe: mlp.
-        action_mode: Target: absolute action chunks.
+        model_type: Probe: mlp or dit as published, or ridge, a closed-form linear one.
+        action_mode: Target: absolute action chunks, or relative motion between the two images.
+        sampler_steps: Steps by which the dit draws a chunk: 500 as published, fewer by DDIM.
         gpus: CUDA device to train on; default: the first of CUDA_VISIBLE_DEVICES. Without CUDA the CPU trains.
         protocol: corrected picks the epoch on a held-out tenth, paper on the reported split as published.
         latent: Kind of latents, as given to extract.
+        weights: random, as given to extract: latents of the same architecture with random weights.
         probe_preset: Size of the probe: paper, or demo for a CPU.
         seed: Seed of weights and sampling.
+        seeds: Seeds such as 0,1,2 in place of --seed: one probe each, metrics are their means.
+        control: static-pair repeats the first frame, shuffled-order permutes the frames of every sample,
+            shuffled-targets trains on the targets of other samples.
+        project: Project the latents to this many dimensions at random.
         epochs: Epochs in place of the preset's.
         probe_batch_size: Batch size in place of the preset's.
         overwrite: Replace the result of another run in the same folder.
@@ -126,13 +143,51 @@ class RegressConfig:
     mode: Mode | None = None
     model_type: ProbeType = "mlp"
     action_mode: ActionMode = "absolute"
+    sampler_steps: int | None = None
+    gpus: str | None = None
+    protocol: BenchmarkProtocol = "corrected"
+    latent: LatentKind | None = None
+    weights: RandomWeights | None = None
+    probe_preset: str = "paper"
+    seed: int = 42
+    seeds: str | None = None
+    control: ProbeControl | None = None
+    project: int | None = None
+    epochs: int | None = None
+    probe_batch_size: int | None = None
+    overwrite: bool = False
+
+
+@dataclass(frozen=True, kw_only=True)
+class ControlsConfig:
+    """A model with its controls; latents that are missing are extracted.
+
+    Attributes:
+        model: Model key.
+        dataset: Data set key.
+        project: Dimensions of the random projection.
+        model_type: Regression probe: mlp, dit or ridge.
+        action_mode: Target of a regression: absolute action chunks, or relative motion between the two images.
+        gpus: CUDA device to work on. Without CUDA the CPU works.
+        protocol: corrected or paper, for all runs.
+        latent: Kind of latents of the model, as given to extract.
+        probe_preset: Size of the probe: paper, or demo for a CPU.
+        seeds: Seeds such as 0,1,2: one probe each, metrics are their means. Default: the probe's own seed.
+        epochs: Epochs in place of the preset's.
+        overwrite: Replace results of other runs in the same folders.
+    """
+
+    model: str
+    dataset: str
+    project: int = 16
+    model_type: ProbeType = "mlp"
+    action_mode: ActionMode = "absolute"
     gpus: str | None = None
     protocol: BenchmarkProtocol = "corrected"
     latent: LatentKind | None = None
     probe_preset: str = "paper"
-    seed: int = 42
+    seeds: str | None = None
     epochs: int | None = None
-    probe_batch_size: int | None = None
     overwrite: bool = False
 
 
@@ -160,7 +215,7 @@ class CheckModelConfig:
     """A trial of one model on generated frames.
 
     Attributes:
-        weights: Checkpoint in place of the model's variable: folder, file or hub id.
+        weights: Checkpoint in place of the model's variable: folder, file or hub id, or random: drawn from the seed.
         revision: Revision of a hub checkpoint.
         protocol: corrected or paper.
         latent: What a quantized model returns.

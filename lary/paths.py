@@ -1,7 +1,8 @@
 """Where the benchmark's files lie: names of tables and folders, as the published layout has them.
 
-What differs from the default (the ``paper`` protocol, another kind of latent) stands behind the model's name in every
-file and folder name, as in ``lapa@paper``, so that numbers never mix. The default has the published names.
+What differs from the default (the ``paper`` protocol, another kind of latent, random weights) stands behind the
+model's name in every file and folder name, as in ``lapa@paper``, so that numbers never mix. The default has the
+published names.
 """
 
 from __future__ import annotations
@@ -10,15 +11,16 @@ import re
 from pathlib import Path
 
 from lary.settings import Settings
-from lary.types import BenchmarkProtocol, Media
+from lary.types import RANDOM, BenchmarkProtocol, Media
 
 TABLE_FOLDER = "data"
 
 
-def tagged(model: str, protocol: BenchmarkProtocol, latent: str | None = None) -> str:
+def tagged(model: str, protocol: BenchmarkProtocol, latent: str | None = None, weights: str | None = None) -> str:
     """The model's name as it stands in file and folder names, where slashes and colons can't."""
     name = re.sub(r"[^\w.@+-]+", "_", model)
-    return "@".join([name, *([protocol] if protocol != "corrected" else []), *([latent] if latent else [])])
+    differences = (protocol if protocol != "corrected" else None, latent, weights if weights == RANDOM else None)
+    return "@".join([name, *filter(None, differences)])
 
 
 def latent_table(settings: Settings, dataset: str, split: str, media: Media, stride: int | None, model: str) -> Path:

@@ -34,6 +34,10 @@ Media = Literal["pair", "clip"]
 """What a sample shows: an image pair (source, target) or a video clip with sampled frame indices."""
 
 
+RANDOM = "random"
+"""What ``--weights`` takes in place of a path: the same architecture with weights drawn from the seed."""
+
+
 class LaryError(Exception):
     """A failed run, told in one sentence: what is wrong, where, and what to do. Exit code 1."""
 

@@ -25,7 +25,7 @@ LAYERS = (
     ("latents",),
     ("probes", "lam"),
     ("results",),
-    ("demo", "cli", "cli_data"),
+    ("demo", "cli", "cli_tools", "cli_data", "cli_audit", "cli_import", "cli_compare"),
 )
 APART = (("models", "data"), ("data", "models"), ("probes", "models"))
 HEAVY = ("torch", "transformers", "diffusers", "ray", "pandas", "mujoco", "cv2", "matplotlib", "sklearn", "scipy", "av")
@@ -37,9 +37,11 @@ def name_of(path: Path) -> str:
 
 
 def part_of(module: str) -> str:
-    """Which part of the package a module belongs to; base modules have the empty name."""
+    """Which part of the package a module belongs to; base modules have the empty name, commands are in ``cli*``."""
     parts = module.split(".")
     known = {part for layer in LAYERS for part in layer}
+    if len(parts) > 1 and parts[1].startswith("cli"):
+        return "cli"
     return parts[1] if len(parts) > 1 and parts[1] in known else ""
 
 

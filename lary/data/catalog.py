@@ -9,10 +9,33 @@ from __future__ import annotations
 import csv
 from pathlib import Path
 
-from lary.data.spec import ActionSpace, DatasetSpec, LabelSpace, Licence, Normalisation, Split, register_dataset
+from lary.data.spec import (
+    ActionSpace,
+    DatasetSpec,
+    Draw,
+    LabelSpace,
+    Licence,
+    Normalisation,
+    Orientation,
+    Split,
+    register_dataset,
+)
 
 PUBLISHED = "2026-04-27"
 """Day on which the published data sets were opened in full."""
+
+REPOSITORY = "meituan-longcat/LARYBench"
+"""On Hugging Face and ModelScope alike."""
+
+CITATION = """@misc{nie2026larylatentactionrepresentation,
+  title={LARY: A Latent Action Representation Yielding Benchmark for Generalizable Vision-to-Action Alignment},
+  author={Dujun Nie and Fengjiao Chen and Qi Lv and Jun Kuang and Xiaoyu Li and Xuezhi Cao and Xunliang Cai},
+  year={2026},
+  eprint={2604.11689},
+  archivePrefix={arXiv},
+  primaryClass={cs.CV},
+  url={https://arxiv.org/abs/2604.11689},
+}"""
 
 EPISODE = r"^(.*?ep_[^/]+)/"
 """Group of a pair: its episode folder, with the task folder before it where there is one."""
@@ -24,6 +47,13 @@ SSv2 and EgoDex clips are named ``<row of the seed table>_<line>``: clips of one
 """
 
 MIT = "MIT"
+
+
+def drawn(by: str, pattern: str | None = None) -> dict[str, Draw]:
+    """The published training and validation rows split anew, 75:25 by whole groups of the kind `by`."""
+    return {
+        f"{part}_by_{by}": Draw(("train", "val"), validates=part == "val", pattern=pattern) for part in ("train", "val")
+    }
 
 
 def class_names(dataset: str) -> tuple[str, ...]:
@@ -41,10 +71,14 @@ register_dataset(
         name="libero",
         title="Atomic Robot",
         revision=PUBLISHED,
+        repository=REPOSITORY,
+        citation=CITATION,
+        samples=25_940,
         media="pair",
         target=LabelSpace(class_names("libero")),
         splits={"train": Split("classification/LIBERO"), "val": Split("classification/LIBERO")},
         licences=(Licence("LIBERO", MIT, True, "https://github.com/Lifelong-Robot-Learning/LIBERO"),),
+        drawn={**drawn("episode"), **drawn("segment", r"^(.*)/")},
         group_pattern=r"^(.*?/demo_[^/]+)/",
         description=(
             "25,940 image pairs, 28 kinematic primitives; start and end of a segment in both orders, the other order "
@@ -58,6 +92,9 @@ register_dataset(
         name="human_1st",
         title="Composite Human",
         revision=PUBLISHED,
+        repository=REPOSITORY,
+        citation=CITATION,
+        samples=652_297,
         media="clip",
         target=LabelSpace(class_names("human_1st")),
         splits={"train": Split("classification"), "val": Split("classification")},
@@ -85,6 +122,9 @@ register_dataset(
         name="robot_1st",
         title="Composite Robot",
         revision=PUBLISHED,
+        repository=REPOSITORY,
+        citation=CITATION,
+        samples=538_423,
         media="clip",
         target=LabelSpace(class_names("robot_1st")),
         splits={"train": Split("classification"), "val": Split("classification")},
@@ -99,6 +139,7 @@ register_dataset(
 
 EULER_ARM = ("x", "y", "z", "roll", "pitch", "yaw", "gripper")
 EULER_ARM_UNITS = ("m", "m", "m", "rad", "rad", "rad", "")
+EULER_ARM_ORIENTATION = (Orientation("arm", (3, 4, 5), "euler_xyz"),)
 EULER_ARM_GROUPS = {"position": (0, 1, 2), "orientation": (3, 4, 5), "gripper": (6,)}
 
 
@@ -115,6 +156,9 @@ register_dataset(
         name="calvin",
         title="CALVIN",
         revision=PUBLISHED,
+        repository=REPOSITORY,
+        citation=CITATION,
+        samples=209_921,
         media="pair",
         stride=5,
         target=ActionSpace(
@@ -127,6 +171,7 @@ register_dataset(
             ),
             groups=EULER_ARM_GROUPS,
             units=EULER_ARM_UNITS,
+            orientations=EULER_ARM_ORIENTATION,
         ),
         splits={"train": Split("regression/calvin/train_stride5"), "val": Split("regression/calvin/val_stride5")},
         licences=(Licence("CALVIN", MIT, True, "https://github.com/mees/calvin"),),
@@ -137,16 +182,19 @@ register_dataset(
     )
 )
 
-for name, title, stride, group in (
-    ("vlabench", "VLABench", 5, "VLABench"),
-    ("vlabench_15", "VLABench, stride 15", 15, ""),
-    ("vlabench_30", "VLABench, stride 30", 30, ""),
+for name, title, stride, group, count in (
+    ("vlabench", "VLABench", 5, "VLABench", 112_030),
+    ("vlabench_15", "VLABench, stride 15", 15, "", None),
+    ("vlabench_30", "VLABench, stride 30", 30, "", 16_728),
 ):
     register_dataset(
         DatasetSpec(
             name=name,
             title=title,
             revision=PUBLISHED,
+            repository=REPOSITORY,
+            citation=CITATION,
+            samples=count,
             media="pair",
             stride=stride,
             # No groups: the published results of these keys have single dimensions only.
@@ -159,8 +207,10 @@ for name, title, stride, group in (
                     relative_command=relative_command(name, stride),
                 ),
                 units=EULER_ARM_UNITS,
+                orientations=EULER_ARM_ORIENTATION,
             ),
             splits={"train": Split("regression/vlabench"), "val": Split("regression/vlabench")},
+            drawn=drawn("episode"),
             licences=(Licence("VLABench", MIT, True, "https://github.com/OpenMOSS/VLABench"),),
             group_pattern=EPISODE,
             media_depth=0,
@@ -191,6 +241,9 @@ register_dataset(
         name="robocoin",
         title="RoboCOIN",
         revision=PUBLISHED,
+        repository=REPOSITORY,
+        citation=CITATION,
+        samples=148_767,
         media="pair",
         stride=10,
         target=ActionSpace(
@@ -199,6 +252,10 @@ register_dataset(
             normalisation=robot_statistics("robocoin", "robocoin_10", 10),
             groups={"position": (0, 1, 2, 6, 7, 8), "orientation": (3, 4, 5, 9, 10, 11)},
             units=("m", "m", "m", "rad", "rad", "rad") * 2,
+            orientations=(
+                Orientation("left arm", (3, 4, 5), "euler_xyz"),
+                Orientation("right arm", (9, 10, 11), "euler_xyz"),
+            ),
         ),
         splits=seen_and_unseen("regression/robocoin_10"),
         licences=(Licence("RoboCOIN", MIT, True, "https://github.com/FlagOpen/RoboCOIN"),),
@@ -218,6 +275,9 @@ register_dataset(
         name="agibotbeta",
         title="AgiBotWorld-Beta",
         revision=PUBLISHED,
+        repository=REPOSITORY,
+        citation=CITATION,
+        samples=124_519,
         media="pair",
         stride=45,
         target=ActionSpace(
@@ -229,6 +289,10 @@ register_dataset(
             normalisation=robot_statistics("agibotbeta", "agibot_45", 45),
             groups={"position": tuple(range(6)), "orientation": tuple(range(6, 14)), "gripper": (14, 15)},
             units=("m",) * 6 + ("",) * 10,
+            orientations=(
+                Orientation("left arm", (6, 7, 8, 9), "quaternion_xyzw"),
+                Orientation("right arm", (10, 11, 12, 13), "quaternion_xyzw"),
+            ),
         ),
         splits=seen_and_unseen("regression/agibot_45"),
         licences=(AGIBOT,),
@@ -256,6 +320,7 @@ SIM_ACTIONS = ActionSpace(
     ),
     groups=EULER_ARM_GROUPS,
     units=EULER_ARM_UNITS,
+    orientations=EULER_ARM_ORIENTATION,
 )
 SIM_SPLITS = {split: Split(f"regression/simarm/{split}_stride5") for split in ("train", "val", "unseen")}
 

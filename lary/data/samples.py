@@ -6,16 +6,13 @@ from 1 in messages, and the line of the file stands beside them.
 
 from __future__ import annotations
 
-import csv
 import hashlib
-import io
 import os
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import cached_property
-from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -23,6 +20,10 @@ import numpy as np
 import numpy.typing as npt
 
 from lary import fileio
+from lary.data.columns import BLOCK, read_frame
+from lary.data.columns import line_of as line_of
+from lary.data.columns import read_csv as read_csv
+from lary.data.columns import write_csv as write_csv
 from lary.data.spec import DatasetSpec, LabelSpace
 from lary.registry import suggest
 from lary.types import Failure, Media, Sample, UsageError
@@ -42,9 +43,6 @@ UNSAFE_PATH = re.compile(r"[/\\]|[^/\\]*:|(.*[/\\])?\.\.([/\\]|$)")
 
 NOT_PLAIN = ("..", ":", "\\", "\n/", "\n\n", "\n ", *"\t\r\v\f\x1c\x1d\x1e\x1f")
 """What a path in lines of ASCII must not hold to be certainly safe and not empty."""
-
-BLOCK = 4096
-"""Rows of a table that are held as lists at a time."""
 
 THREADS = 16
 """For many small reads: on network file systems the wait is what costs."""
@@ -142,12 +140,7 @@ class SampleTable:
         return usual_place(self.spec, cell, folder)
 
     def _group(self, first: str) -> str:
-        """The match of the record's pattern; a path that doesn't match is a group of its own."""
-        short = re.sub(rf"(^|/){IMAGE_FOLDER}/", r"\1", first, count=1) if self.spec.media_depth is not None else first
-        found = re.search(self.spec.group_pattern, short)
-        if found is None:
-            return short
-        return found[1] if found.re.groups and found[1] is not None else found[0]
+        return group_name(self.spec, first)
 
     def _embodiment(self, position: int) -> str:
         column = self._embodiment_column
@@ -167,6 +160,19 @@ class SampleTable:
         return next((path for path in others if path.exists()), usual)
 
 
+def group_name(spec: DatasetSpec, first: str, pattern: str | None = None) -> str:
+    """The group of a sample from its first path, as `usual_place` gives it; one that doesn't match is alone.
+
+    Args:
+        pattern: in place of the record's.
+    """
+    short = re.sub(rf"(^|/){IMAGE_FOLDER}/", r"\1", first, count=1) if spec.media_depth is not None else first
+    found = re.search(pattern or spec.group_pattern, short)
+    if found is None:
+        return short
+    return found[1] if found.re.groups and found[1] is not None else found[0]
+
+
 def usual_place(spec: DatasetSpec, cell: str, folder: str) -> str:
     """A path of a table below its root, repaired and with its folder, as the record says."""
     return placed(re.sub(*spec.path_repair, cell) if spec.path_repair else cell, folder, spec.media_depth)
@@ -182,6 +188,10 @@ def places(spec: DatasetSpec, cell: str, folder: str) -> tuple[str, ...]:
 
 def placed(cell: str, folder: str, depth: int | None) -> str:
     """A path of a table with forward slashes and, unless `depth` is None, with `folder` behind `depth` folders."""
+    named = depth is None or cell.startswith(f"{folder}/") or f"/{folder}/" in cell
+    plain = cell[:1].isalnum() and cell[-1].isalnum() and "\\" not in cell and "//" not in cell and "/." not in cell
+    if named and plain:
+        return cell  # nearly all of them
     parts = [part for part in cell.strip().replace("\\", "/").split("/") if part not in ("", ".")]
     if depth is not None and folder not in parts[:-1]:
         parts.insert(min(depth, max(len(parts) - 1, 0)), folder)
@@ -196,7 +206,7 @@ def embodiment_column(spec: DatasetSpec, columns: Sequence[str]) -> str | None:
 
 
 def find_table(spec: DatasetSpec, split: str, root: Path, explicit: Path | None = None) -> Path:
-    """The CSV of a split: `explicit`, or else under ``root/data`` by the published names.
+    """The CSV of a split: `explicit`, or else under ``root/data`` by the published names; a drawn one is drawn.
 
     Args:
         root: ``$LARY_ROOT``.
@@ -208,6 +218,10 @@ def find_table(spec: DatasetSpec, split: str, root: Path, explicit: Path | None 
         (spec.table_name(split), f"{spec.name}_metadata_{split}.csv", f"{spec.name}_{split}.csv"),
     )
     tried = [explicit] if explicit is not None else [root / "data" / name for name in names]
+    if explicit is None and split in spec.drawn:
+        from lary.data.draws import draw_table
+
+        return draw_table(spec, split, root)
     for path in tried:
         if path.is_file():
             return path
@@ -228,11 +242,9 @@ def read_table(spec: DatasetSpec, split: str, *, path: Path, data_dir: Path, lim
         UsageError: the file is missing, empty or no CSV; a column is missing; a cell is empty or holds an unknown
             class, a path that leaves its root, or frame indices that can't be read.
     """
-    import pandas
-
     root = data_dir / spec.split(split).root
-    cells = read_columns(path, limit)
-    columns = list(cells)
+    frame = read_frame(path, limit)
+    columns = list(frame.columns)
     needed = [*MEDIA_COLUMNS[spec.media], TARGET_COLUMN]
     if spec.media == "clip":
         needed.insert(1, INDEX_COLUMN)
@@ -240,79 +252,8 @@ def read_table(spec: DatasetSpec, split: str, *, path: Path, data_dir: Path, lim
     for name in [*needed, *([embodiment] if embodiment else [])]:
         if name not in columns:
             raise UsageError(f"{path} has no column '{name}', which {spec.name} needs; it has: {', '.join(columns)}.")
-    check_cells(spec, path, {name: cells[name] for name in needed})
-    frame = pandas.DataFrame(cells, dtype=object)
+    check_cells(spec, path, {name: frame[name].tolist() for name in needed})
     return SampleTable(spec, split, path, frame, root.absolute(), file_digest(path))
-
-
-def read_csv(path: Path, limit: int | None = None) -> tuple[list[str], list[list[str]]]:
-    """Header and rows of a CSV, UTF-8 with or without byte order mark, any line ends; blank lines are skipped.
-
-    Raises:
-        UsageError: the file can't be read, has no header or no rows, or a row has another number of cells.
-    """
-    blocks = read_blocks(path, limit)
-    (header,) = next(blocks)
-    return header, [row for block in blocks for row in block]
-
-
-def read_columns(path: Path, limit: int | None = None) -> dict[str, list[str]]:
-    """The columns of a CSV by name, read as `read_csv` does but never held as rows: half the time and memory.
-
-    Raises:
-        UsageError: as `read_csv`.
-    """
-    blocks = read_blocks(path, limit)
-    columns: dict[str, list[str]] = {name: [] for name in next(blocks)[0]}
-    known: dict[str, str] = {}
-    for block in blocks:
-        for column, cells in zip(columns.values(), zip(*block, strict=True), strict=True):
-            if cells[0] == cells[-1] or cells[0] in known:  # classes, robots, tasks: one string each
-                column += [known.setdefault(cell, cell) for cell in cells]
-            else:
-                column += cells
-    return columns
-
-
-def read_blocks(path: Path, limit: int | None = None) -> Iterator[list[list[str]]]:
-    """A CSV in blocks of rows; the first block is the header alone. Raises UsageError, see `read_csv`."""
-    if limit is not None and limit < 1:
-        raise UsageError(f"--limit {limit}: must be at least 1.")
-    count = 0
-    try:
-        with path.open(encoding="utf-8-sig", newline="") as file:
-            reader = csv.reader(file)
-            header = [name.strip() for name in next(reader, [])]
-            if not any(header):
-                raise UsageError(f"The table {path} is empty: its first line names the columns.")
-            if len(set(header)) < len(header):
-                raise UsageError(f"The table {path} names a column twice: {', '.join(header)}.")
-            yield [header]
-            filled = islice(filter(None, reader), limit)
-            while block := list(islice(filled, BLOCK)):
-                if set(map(len, block)) != {len(header)}:
-                    row = next(row for row, cells in enumerate(block) if len(cells) != len(header))
-                    raise UsageError(
-                        f"{path}, row {count + row + 1} (line {line_of(path, count + row)}): {len(block[row])} cells "
-                        f"under {len(header)} column names; quote cells that hold a comma."
-                    )
-                count += len(block)
-                yield block
-    except FileNotFoundError:
-        raise UsageError(f"The table {path} does not exist.") from None
-    except (OSError, UnicodeDecodeError, csv.Error) as error:
-        raise UsageError(f"The table {path} can't be read as CSV in UTF-8: {error}.") from error
-    if not count:
-        raise UsageError(f"The table {path} holds column names but no rows.")
-
-
-def write_csv(path: Path, columns: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
-    """Write a whole CSV atomically."""
-    text = io.StringIO(newline="")
-    writer = csv.writer(text, lineterminator="\n")
-    writer.writerow(columns)
-    writer.writerows(rows)
-    fileio.write_text(path, text.getvalue())
 
 
 def write_failures(path: Path, failures: Sequence[Failure]) -> None:
@@ -361,18 +302,6 @@ def plainly_right(name: str, cells: Sequence[str], classes: frozenset[str]) -> b
         ):
             return False
     return True
-
-
-def line_of(path: Path, row: int) -> int:
-    """The line on which a row (from 0) of a CSV ends; cells may hold line ends, so lines are not rows."""
-    with path.open(encoding="utf-8-sig", newline="") as file:
-        reader = csv.reader(file)
-        count = -2
-        for cells in reader:
-            count += bool(cells)
-            if count == row:
-                break
-        return reader.line_num
 
 
 def file_digest(path: Path) -> str:

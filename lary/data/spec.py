@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from typing import Literal
 
 from lary.registry import Registry
 from lary.types import Media, UsageError
@@ -37,15 +38,32 @@ class Normalisation:
     relative_command: str = ""
 
 
+Convention = Literal["euler_xyz", "quaternion_xyzw"]
+"""Roll, pitch, yaw in radians about the fixed axes x, y, z; or a quaternion with its real part last."""
+
+
+@dataclass(frozen=True)
+class Orientation:
+    """Which action dimensions are one orientation, and what their values mean."""
+
+    name: str
+    dims: tuple[int, ...]
+    convention: Convention
+
+
 @dataclass(frozen=True)
 class ActionSpace:
-    """The actions between two frames: K = `horizon` steps of A = len(`dims`) values, absolute, in `units`."""
+    """The actions between two frames: K = `horizon` steps of A = len(`dims`) values, absolute, in `units`.
+
+    `groups` are the published ones; `orientations` are measured as angles.
+    """
 
     dims: tuple[str, ...]
     horizon: int
     normalisation: Normalisation = Normalisation()
     groups: Mapping[str, tuple[int, ...]] = field(default_factory=dict)
     units: tuple[str, ...] = ()
+    orientations: tuple[Orientation, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -54,6 +72,24 @@ class Split:
 
     root: str
     table: str | None = None
+
+
+@dataclass(frozen=True)
+class Draw:
+    """A split drawn from the tables of `sources` (splits with one root) by whole groups.
+
+    A group is in the part that validates if a hash of its name falls below `share`. So the draw needs no seed, does
+    not depend on the order of rows, and gives an episode the same part in every table that shows it.
+
+    Attributes:
+        validates: whether this is the part that validates, or the rest.
+        pattern: names the groups in place of the record's `group_pattern`.
+    """
+
+    sources: tuple[str, ...]
+    validates: bool
+    share: float = 0.25
+    pattern: str | None = None
 
 
 @dataclass(frozen=True)
@@ -76,6 +112,7 @@ class DatasetSpec:
         media: ``pair`` (columns src_img, tgt_img) or ``clip`` (columns video_path, sample_indices).
         target: a LabelSpace (column ``action`` holds a class name) or an ActionSpace (it holds a .npy path).
         splits: by name; a split without ``table`` is read from ``<name>_metadata_<split>.csv``.
+        drawn: further splits by name, drawn from the tables of the others when they are asked for.
         train, validation, unseen: which splits probes train on, validate on and, where there is one, test on unseen.
         stride: frames between source and target; K of the action chunk.
         group_pattern: regular expression on the first media path, taken without its ``images`` folder, whose match
@@ -87,6 +124,9 @@ class DatasetSpec:
         embodiment_column: column with the robot type; None reads a column ``embodiment`` where the table has one.
         embodiment: the robot type where there is no column.
         integrity_group: name in the published integrity report; empty where that report leaves the data set out.
+        samples: number of samples over all splits; None where it isn't published.
+        repository: where ``lary data download`` finds it, owner/name; empty for a data set that is made or imported.
+        citation: BibTeX.
     """
 
     name: str
@@ -95,6 +135,7 @@ class DatasetSpec:
     target: LabelSpace | ActionSpace
     splits: Mapping[str, Split]
     licences: tuple[Licence, ...]
+    drawn: Mapping[str, Draw] = field(default_factory=dict)
     train: str = "train"
     validation: str = "val"
     unseen: str | None = None
@@ -108,13 +149,19 @@ class DatasetSpec:
     description: str = ""
     in_demo: bool = False
     integrity_group: str = ""
+    samples: int | None = None
+    repository: str = ""
+    citation: str = ""
 
     def split(self, name: str) -> Split:
         """The split called `name`. Raises UsageError with the names there are."""
         from lary.registry import suggest
 
+        if name in self.drawn:
+            return Split(self.splits[self.drawn[name].sources[0]].root)
         if name not in self.splits:
-            raise UsageError(f"Data set '{self.name}' has no split '{name}'.{suggest(name, list(self.splits))}")
+            known = [*self.splits, *self.drawn]
+            raise UsageError(f"Data set '{self.name}' has no split '{name}'.{suggest(name, known)}")
         return self.splits[name]
 
     def table_name(self, split: str) -> str:

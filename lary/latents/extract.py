@@ -58,7 +58,7 @@ def extract(config: ExtractConfig, settings: Settings, *, plugins: tuple[Path, .
     explicit = config.input.expanduser() if config.input else None
     source = find_table(dataset, config.split, settings.path("LARY_ROOT"), explicit)
     table = read_table(dataset, config.split, path=source, data_dir=settings.path("DATA_DIR"), limit=config.limit)
-    tag = paths.tagged(model.name, config.protocol, config.latent)
+    tag = paths.tagged(model.name, config.protocol, config.latent, config.weights)
     folder = paths.latent_folder(settings, dataset.name, config.split, tag)
     weights = locate_weights(model, settings.values(), config.weights)
     job = Job(config, settings.path("DATA_DIR"), source, folder, weights, settings.values(), plugins)
@@ -83,6 +83,8 @@ def extract(config: ExtractConfig, settings: Settings, *, plugins: tuple[Path, .
         warn_about_media(table, pending)
         if before:
             log.info("%s %s: %d of %d rows are done", dataset.name, config.split, before, len(table))
+        if len(devices) > 1:
+            encoder = None  # each device's process loads its own
         failures = run_job(job, table, pending, devices, encoder)
         add_timing(folder, len(pending) - len(failures), time.monotonic() - started)
     else:

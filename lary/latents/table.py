@@ -38,11 +38,12 @@ class SplitLatents:
 
 
 def find_latent_table(
-    settings: Settings, dataset: DatasetSpec, split: str, model: str, protocol: BenchmarkProtocol, latent: str | None
-) -> Path | None:
+    settings: Settings, dataset: DatasetSpec, split: str, model: str, protocol: BenchmarkProtocol, latent: str | None,
+    weights: str | None = None,
+) -> Path | None:  # fmt: skip
     """The table of an extraction, or None. Under ``paper`` the published file name is taken too."""
-    tag = paths.tagged(model, protocol, latent)
-    for name in (tag, model) if protocol == "paper" and not latent else (tag,):
+    tag = paths.tagged(model, protocol, latent, weights)
+    for name in (tag, model) if protocol == "paper" and not latent and not weights else (tag,):
         path = paths.latent_table(settings, dataset.name, split, dataset.media, dataset.stride, name)
         if path.is_file():
             return path
@@ -56,6 +57,7 @@ def open_latents(
     model: str,
     protocol: BenchmarkProtocol,
     latent: str | None = None,
+    weights: str | None = None,
 ) -> SplitLatents:
     """Open the latents of a split.
 
@@ -63,12 +65,13 @@ def open_latents(
         UsageError: there is no table, or its latents belong to another model or protocol.
         LaryError: a latent file that the table names is missing or torn, or no row has latents.
     """
-    tag = paths.tagged(model, protocol, latent)
-    file = find_latent_table(settings, dataset, split, model, protocol, latent)
+    tag = paths.tagged(model, protocol, latent, weights)
+    file = find_latent_table(settings, dataset, split, model, protocol, latent, weights)
     if file is None:
         wanted = paths.latent_table(settings, dataset.name, split, dataset.media, dataset.stride, tag)
         option = "" if protocol == "corrected" else f" --protocol {protocol}"
         option += f" --latent {latent}" if latent else ""
+        option += f" --weights {weights}" if weights else ""
         raise UsageError(
             f"There are no latents of '{model}' for {dataset.name} {split}: {wanted} does not exist. Run "
             f"'lary extract --model {model} --dataset {dataset.name} --split {split}{option}' first."

@@ -10,10 +10,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from lary.models.preprocess import IMAGENET_MEAN, IMAGENET_STD
+from lary.models.randomly import draw_transformers, weights_name
 from lary.models.spec import MODELS, ModelContext, ModelSpec, Preprocess, ResizeMethod, Weights
-from lary.models.weights import find_weights, load_transformers, read_config, read_tensors
+from lary.models.weights import CONFIG, Source, find_weights, load_transformers, read_config, read_tensors
 from lary.runtime import log
-from lary.types import LaryError, Latents, UsageError
+from lary.types import RANDOM, LaryError, Latents, UsageError
 
 if TYPE_CHECKING:
     import torch
@@ -39,7 +40,7 @@ def any_backbone(name: str) -> ModelSpec | None:
     if not name.startswith(PREFIX):
         return None
     location = name.removeprefix(PREFIX)
-    if not location:
+    if not location or location == RANDOM:  # which is no folder in a model's context
         raise UsageError(f"Model '{name}': name a folder or a hub id, such as {PREFIX}google/vit-base-patch16-224.")
     return ModelSpec(
         name=name,
@@ -98,12 +99,27 @@ def _three(values: Any) -> tuple[float, float, float]:
     return first, second, third
 
 
-def _fetch(repository: str) -> Path | None:
-    """The file from the hub or its cache; None where the repository has none or can't be reached."""
+def find_configuration(spec: ModelSpec, context: ModelContext) -> Source:
+    """The folder of the checkpoint's ``config.json``, all that random weights need, and what stands for their digest.
+
+    Raises:
+        UsageError: there is no such file.
+    """
+    location = spec.weights.hub if spec.weights and spec.weights.hub else ""
+    file = Path(location).expanduser() / CONFIG
+    if not file.parent.exists():
+        file = _fetch(location, CONFIG, context.revision) or file
+    if not file.is_file():
+        raise UsageError(f"Model '{spec.name}': {location} has no {CONFIG}, or can't be reached.")
+    return Source(file.parent, (), weights_name(context.seed, file.read_text(encoding="utf-8")))
+
+
+def _fetch(repository: str, name: str = PROCESSOR, revision: str | None = None) -> Path | None:
+    """A file from the hub or its cache; None where the repository has none or can't be reached."""
     import huggingface_hub
 
     try:
-        return Path(huggingface_hub.hf_hub_download(repository, PROCESSOR))
+        return Path(huggingface_hub.hf_hub_download(repository, name, revision=revision))
     except Exception:  # the weights are fetched next, and their error names what is wrong
         return None
 
@@ -117,16 +133,20 @@ class AnyBackbone:
     def __init__(self, spec: ModelSpec, context: ModelContext) -> None:
         import transformers
 
-        source = find_weights(spec, context)
+        random = context.weights == RANDOM
+        source = find_configuration(spec, context) if random else find_weights(spec, context)
         config = transformers.AutoConfig.for_model(**read_config(source.folder))
         config = getattr(config, "vision_config", config)
         model_class: Any = transformers.MODEL_MAPPING.get(type(config), None)
         if model_class is None:
             raise UsageError(f"Model '{spec.name}': transformers has no backbone for a '{config.model_type}' model.")
-        own = f"{model_class.base_model_prefix}."
-        unused = (*UNUSED, *(own + key for key in UNUSED))
-        tensors = read_tensors(source.files, unused)
-        self._model = load_transformers(model_class, config, tensors, unused=unused, folder=source.folder)
+        if random:
+            self._model = draw_transformers(model_class, config, context.seed)
+        else:
+            own = f"{model_class.base_model_prefix}."
+            unused = (*UNUSED, *(own + key for key in UNUSED))
+            tensors = read_tensors(source.files, unused)
+            self._model = load_transformers(model_class, config, tensors, unused=unused, folder=source.folder)
         self._model.to(context.device)
         self._device = context.device
         self._patches = _patches(config, spec.preprocess.size)

@@ -12,8 +12,10 @@ from typing import TYPE_CHECKING, Any
 from lary.models.keys import FLUX_KEYS, WAN_KEYS, rename_keys
 from lary.models.network import check_frames, run_alone, tell_dim
 from lary.models.preprocess import CUBIC_224_SIGNED, FLUX2_PAPER_IMAGE, LANCZOS_224_SIGNED
-from lary.models.released import Layout, fill, find_checkpoint, read_checkpoint
+from lary.models.randomly import draw
+from lary.models.released import Checkpoint, Layout, find_checkpoint, read_checkpoint
 from lary.models.spec import ModelContext, ModelSpec, Weights, register_model
+from lary.models.tensors import fill
 from lary.types import LaryError, Latents
 
 if TYPE_CHECKING:
@@ -204,11 +206,12 @@ class WanEncoder:
 
         options = {**spec.options, **(spec.options_paper if context.protocol == "paper" else {})}
         found = find_checkpoint(spec, context, WAN_LAYOUT)
-        tensors = read_checkpoint(found, WAN_LAYOUT)
-        if found.config is None:
-            tensors = rename_keys(tensors, WAN_KEYS)
         self._network = build_empty("AutoencoderKLWan", found.config or wan_arguments(**options["config"]), found.file)
-        fill(self._network, tensors, found.file)
+        if found.seed is None:
+            tensors = read_checkpoint(found, WAN_LAYOUT)
+            fill(self._network, tensors if found.config else rename_keys(tensors, WAN_KEYS), found.file)
+        else:
+            draw(self._network, found.seed)
         self._network.to(context.device)
         constants = options if found.config is None else self._network.config
         mean, std = (torch.tensor(constants[name], device=context.device) for name in ("latents_mean", "latents_std"))
@@ -243,6 +246,20 @@ class WanEncoder:
         return (mean - self._mean) * self._scale
 
 
+def read_flux(found: Checkpoint) -> dict[str, torch.Tensor]:
+    """The tensors of a checkpoint of FLUX.2's autoencoder under the library's names."""
+    import torch
+
+    tensors = read_checkpoint(found, FLUX_LAYOUT)
+    if found.config is None:
+        # Released as 1 x 1 convolutions, in diffusers linear layers.
+        tensors = {
+            key: value.flatten(1) if ".attentions." in key and value.ndim == 4 else value
+            for key, value in rename_keys(tensors, FLUX_KEYS).items()
+        }
+    return {**tensors, "bn.num_batches_tracked": torch.tensor(0)}
+
+
 @register_model(FLUX2)
 class FluxEncoder:
     """Latents of FLUX.2's autoencoder, each frame by itself: P = T, N cells of 16 x 16 pixels in rows, D = 128.
@@ -254,22 +271,15 @@ class FluxEncoder:
     """
 
     def __init__(self, spec: ModelSpec, context: ModelContext) -> None:
-        import torch
-
         options = {**spec.options, **(spec.options_paper if context.protocol == "paper" else {})}
         found = find_checkpoint(spec, context, FLUX_LAYOUT)
-        tensors = read_checkpoint(found, FLUX_LAYOUT)
-        if found.config is None:
-            tensors = rename_keys(tensors, FLUX_KEYS)
-            # Released as 1 x 1 convolutions, in diffusers linear layers.
-            tensors = {
-                key: value.flatten(1) if ".attentions." in key and value.ndim == 4 else value
-                for key, value in tensors.items()
-            }
         self._network = build_empty(
             "AutoencoderKLFlux2", found.config or flux_arguments(**options["config"]), found.file
         )
-        fill(self._network, {**tensors, "bn.num_batches_tracked": torch.tensor(0)}, found.file)
+        if found.seed is None:
+            fill(self._network, read_flux(found), found.file)
+        else:
+            draw(self._network, found.seed)
         self._network.to(context.device)
         statistics, config = self._network.bn, self._network.config
         self._mean = statistics.running_mean[:, None, None]

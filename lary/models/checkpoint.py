@@ -2,22 +2,18 @@
 
 from __future__ import annotations
 
-import hashlib
-import zipfile
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from lary.models.spec import ModelContext, ModelSpec
+from lary.models.tensors import first_line, read_safetensors, unpickle
+from lary.models.weights import HUB_SECONDS
 from lary.types import LaryError, UsageError
 
 if TYPE_CHECKING:
     import torch
 
-HUB_SECONDS = 10
-"""How long the hub may take to answer before its cache, or an error, answers instead."""
-LISTED = 8
-"""How many keys an error names before it only counts."""
 WRAPPED = "module."
 """What training on several devices puts into key names."""
 
@@ -55,21 +51,8 @@ def _fetch(spec: ModelSpec, name: str, revision: str | None, advice: str) -> Pat
         raise UsageError(f"Weights of '{spec.name}': {repository} {reason}. {advice}") from error
     except Exception as error:  # each HTTP library that huggingface_hub has used raises its own
         raise UsageError(
-            f"Weights of '{spec.name}': {name} can't be fetched from {repository} ({_first_line(error)}). {advice}"
+            f"Weights of '{spec.name}': {name} can't be fetched from {repository} ({first_line(error)}). {advice}"
         ) from error
-
-
-def _first_line(error: Exception) -> str:
-    return (str(error).splitlines() or [type(error).__name__])[0].rstrip(".")
-
-
-def file_digest(file: Path, length: int = 16) -> str:
-    """A hexadecimal SHA-256 prefix over a file's content."""
-    state = hashlib.sha256()
-    with file.open("rb") as stream:
-        while block := stream.read(1 << 22):
-            state.update(block)
-    return state.hexdigest()[:length]
 
 
 def read_checkpoint(file: Path, entries: Sequence[str] = ("model", "state_dict")) -> dict[str, torch.Tensor]:
@@ -83,9 +66,7 @@ def read_checkpoint(file: Path, entries: Sequence[str] = ("model", "state_dict")
     """
     import torch
 
-    from lary.models.weights import read_tensors
-
-    content: Any = read_tensors([file]) if file.suffix == ".safetensors" else _unpickle(file)
+    content: Any = read_safetensors(file) if file.suffix == ".safetensors" else unpickle(file)
     if isinstance(content, Mapping):
         content = next((content[entry] for entry in entries if isinstance(content.get(entry), Mapping)), content)
     found = list(content.items()) if isinstance(content, Mapping) else []
@@ -101,48 +82,6 @@ def read_checkpoint(file: Path, entries: Sequence[str] = ("model", "state_dict")
     }
 
 
-def _unpickle(file: Path) -> Any:
-    import torch
-
-    try:
-        return torch.load(file, map_location="cpu", weights_only=True, mmap=zipfile.is_zipfile(file))
-    except Exception as error:  # the unpickler of a hostile or broken file may raise anything
-        raise LaryError(
-            f"The weights {file} are refused: damaged, or not plain tensors ({_first_line(error)}). Fetch them again, "
-            f"or convert them to safetensors if you trust them."
-        ) from error
-
-
 def take(tensors: dict[str, torch.Tensor], prefix: str) -> dict[str, torch.Tensor]:
     """Remove the tensors whose key starts with `prefix` and return them by the rest of their key."""
     return {key[len(prefix) :]: tensors.pop(key) for key in list(tensors) if key.startswith(prefix)}
-
-
-def assign(module: torch.nn.Module, tensors: Mapping[str, torch.Tensor], *, source: str) -> None:
-    """Put exactly these tensors into a module, which may be without memory yet.
-
-    Args:
-        source: the file, for errors.
-
-    Raises:
-        LaryError: missing, unexpected or misshaped keys, with their list.
-    """
-    wanted = module.state_dict()
-    problems = {
-        "missing": [key for key in wanted if key not in tensors],
-        "unexpected": [key for key in tensors if key not in wanted],
-        "misshaped": [
-            f"{key} {list(tensors[key].shape)} for {list(value.shape)}"
-            for key, value in wanted.items()
-            if key in tensors and tensors[key].shape != value.shape
-        ],
-    }
-    if any(problems.values()):
-        told = "; ".join(f"{len(keys)} {what}: {_listed(sorted(keys))}" for what, keys in problems.items() if keys)
-        raise LaryError(f"The weights in {source} don't fit {type(module).__name__} of this configuration: {told}.")
-    module.load_state_dict(dict(tensors), assign=True)
-
-
-def _listed(keys: Sequence[str]) -> str:
-    more = f" and {len(keys) - LISTED} more" if len(keys) > LISTED else ""
-    return ", ".join(keys[:LISTED]) + more

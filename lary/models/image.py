@@ -3,13 +3,17 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from lary.models.backbones import DINOV2_LARGE, DINOV3_LARGE, SIGLIP2_BASE
+from lary.models.network import run_alone
 from lary.models.preprocess import CUBIC_224, CUBIC_224_IMAGENET, CUBIC_224_SIGNED, mix_planes
+from lary.models.randomly import draw_transformers, weights_name
 from lary.models.spec import ModelContext, ModelSpec, Weights, register_model
-from lary.models.weights import find_weights, load_transformers, read_config, read_tensors
+from lary.models.weights import Source, find_weights, load_transformers, read_config, read_tensors
 from lary.runtime import log
-from lary.types import Latents, UsageError
+from lary.types import RANDOM, Latents, UsageError
 
 if TYPE_CHECKING:
     import torch
@@ -65,7 +69,10 @@ DINOV2 = ModelSpec(
     clip_shape=(9, 256, 1024),
     preprocess=CUBIC_224_IMAGENET,
     preprocess_paper=CUBIC_224_SIGNED,
-    options={"accepts": ("dinov2", "dinov2_with_registers"), "mix_planes": False},
+    options={
+        "accepts": ("dinov2", "dinov2_with_registers"), "mix_planes": False,
+        "config": {"model_type": "dinov2", **DINOV2_LARGE},
+    },
     options_paper={"mix_planes": True},
     paper_differences=(_MIXED, "pixels are x * 2 - 1 instead of ImageNet's normalisation"),
     parameters_m=304.37,
@@ -87,7 +94,9 @@ DINOV3 = ModelSpec(
     clip_shape=(9, 196, 1024),
     preprocess=CUBIC_224_IMAGENET,
     preprocess_paper=CUBIC_224_SIGNED,
-    options={"accepts": ("dinov3_vit",), "mix_planes": False},
+    options={
+        "accepts": ("dinov3_vit",), "mix_planes": False, "config": {"model_type": "dinov3_vit", **DINOV3_LARGE},
+    },
     options_paper={"mix_planes": True},
     paper_differences=(_MIXED, "pixels are x * 2 - 1 instead of ImageNet's normalisation"),
     parameters_m=303.13,
@@ -108,7 +117,10 @@ SIGLIP2 = ModelSpec(
     clip_shape=(9, 196, 768),
     preprocess=CUBIC_224_SIGNED,
     preprocess_paper=CUBIC_224,
-    options={"accepts": ("siglip", "siglip_vision_model", "siglip2", "siglip2_vision_model"), "mix_planes": False},
+    options={
+        "accepts": ("siglip", "siglip_vision_model", "siglip2", "siglip2_vision_model"), "mix_planes": False,
+        "config": {"model_type": "siglip_vision_model", **SIGLIP2_BASE},
+    },
     options_paper={"mix_planes": True},
     paper_differences=(_MIXED, "pixels stay in [0, 1] instead of x * 2 - 1"),
     parameters_m=85.80,
@@ -135,8 +147,12 @@ class ImageEncoder:
         import transformers
 
         options = {**spec.options, **(spec.options_paper if context.protocol == "paper" else {})}
-        source = find_weights(spec, context)
-        config = read_config(source.folder)
+        random = context.weights == RANDOM
+        if random:
+            source, config = Source(Path(RANDOM), (), weights_name(context.seed)), options["config"]
+        else:
+            source = find_weights(spec, context)
+            config = read_config(source.folder)
         kind = config["model_type"]
         if kind not in options["accepts"]:
             expected = " or ".join(options["accepts"])
@@ -150,12 +166,11 @@ class ImageEncoder:
                 f"Weights of '{spec.name}': {source.folder} is for images of {settings.image_size} pixels, "
                 f"the record prepares {size}."
             )
-        tensors = read_tensors(source.files, backbone.unused)
-        if backbone.prefix:
-            tensors = {backbone.prefix + key.removeprefix(backbone.prefix): value for key, value in tensors.items()}
-        self._model = load_transformers(
-            model_class, settings, tensors, unused=backbone.unused, folder=source.folder
-        ).to(context.device)  # fmt: skip
+        if random:
+            self._model = draw_transformers(model_class, settings, context.seed)
+        else:
+            self._model = load_backbone(backbone, model_class, settings, source)
+        self._model.to(context.device)
         self._device = context.device
         self._mix_planes: bool = options["mix_planes"]
         self._leading = backbone.leading + int(getattr(settings, "num_register_tokens", 0) or 0)
@@ -170,14 +185,23 @@ class ImageEncoder:
         """Clips (B, T, 3, H, W) to tokens (B, T, N, D) float32, on the encoder's device."""
         import torch
 
-        batch, frames = clips.shape[:2]
         if self._mix_planes:
             clips = mix_planes(clips)
-        images = clips.flatten(0, 1).to(self._device, torch.float32)
-        with torch.inference_mode():
-            inputs = {"pixel_values": images} if self._patch is None else patch_inputs(images, self._patch)
-            tokens = self._model(**inputs).last_hidden_state[:, self._leading :]
-        return Latents(tokens.reshape(batch, frames, *tokens.shape[1:]))
+        return Latents(run_alone(self._tokens, clips.to(self._device, torch.float32)))
+
+    def _tokens(self, clips: torch.Tensor) -> torch.Tensor:
+        images = clips.flatten(0, 1)
+        inputs = {"pixel_values": images} if self._patch is None else patch_inputs(images, self._patch)
+        tokens: torch.Tensor = self._model(**inputs).last_hidden_state[:, self._leading :]
+        return tokens.reshape(*clips.shape[:2], *tokens.shape[1:])
+
+
+def load_backbone(backbone: Backbone, model_class: Any, settings: Any, source: Source) -> torch.nn.Module:
+    """The image tower with the weights of a checkpoint. Raises LaryError where they don't fit."""
+    tensors = read_tensors(source.files, backbone.unused)
+    if backbone.prefix:
+        tensors = {backbone.prefix + key.removeprefix(backbone.prefix): value for key, value in tensors.items()}
+    return load_transformers(model_class, settings, tensors, unused=backbone.unused, folder=source.folder)
 
 
 def _image_tower(config: dict[str, Any]) -> dict[str, Any]:

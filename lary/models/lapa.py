@@ -8,11 +8,14 @@ from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from lary.fileio import digest
-from lary.models.checkpoint import file_digest, find_checkpoint, read_checkpoint
-from lary.models.laq import load_network
+from lary.models.backbones import DINOV2_LARGE, DINOV3_LARGE, SIGLIP2_BASE
+from lary.models.checkpoint import find_checkpoint, read_checkpoint
+from lary.models.laq import draw_network, load_network
 from lary.models.preprocess import CUBIC_224, CUBIC_224_SIGNED, neighbour_pairs
+from lary.models.randomly import weights_name
 from lary.models.spec import MODELS, ModelContext, ModelSpec, Weights, register_model
-from lary.types import LaryError, Latents, UsageError
+from lary.models.tensors import sha256_of
+from lary.types import RANDOM, LaryError, Latents, UsageError
 
 if TYPE_CHECKING:
     import torch
@@ -61,11 +64,7 @@ DINOV2 = ModelSpec(
         "features": {
             "kind": "transformers", "library": "Dinov2Model", "prefix": "dino_tokenizer.", "leading": 1,
             "variable": "DINO_V2_PATH", "hub": "facebook/dinov2-large", "unused": (), "prefix_on_disk": "",
-            "config": {
-                "hidden_size": 1024, "num_hidden_layers": 24, "num_attention_heads": 16, "mlp_ratio": 4,
-                "hidden_act": "gelu", "layer_norm_eps": 1e-6, "image_size": 518, "patch_size": 14, "num_channels": 3,
-                "qkv_bias": True, "layerscale_value": 1.0, "use_swiglu_ffn": False, "use_mask_token": True,
-            },
+            "config": DINOV2_LARGE,
         },
         "latent": "continuous",
     },
@@ -91,13 +90,7 @@ DINOV3 = ModelSpec(
             "kind": "transformers", "library": "DINOv3ViTModel", "prefix": "dino_tokenizer.", "leading": 1,
             "variable": "DINO_V3_PATH", "hub": "facebook/dinov3-vitl16-pretrain-lvd1689m", "unused": (),
             "prefix_on_disk": "",
-            "config": {
-                "hidden_size": 1024, "num_hidden_layers": 24, "num_attention_heads": 16, "intermediate_size": 4096,
-                "hidden_act": "gelu", "layer_norm_eps": 1e-5, "rope_theta": 100.0, "image_size": 224,
-                "patch_size": 16, "num_channels": 3, "query_bias": True, "key_bias": False, "value_bias": True,
-                "proj_bias": True, "mlp_bias": True, "layerscale_value": 1.0, "use_gated_mlp": False,
-                "num_register_tokens": 4, "pos_embed_rescale": 2.0,
-            },
+            "config": DINOV3_LARGE,
         },
         "latent": "continuous",
     },
@@ -123,11 +116,7 @@ SIGLIP2 = ModelSpec(
             "kind": "transformers", "library": "SiglipVisionModel", "prefix": "encoder.vision_model.", "leading": 0,
             "variable": "SIGLIP2_PATH", "hub": "google/siglip2-base-patch16-224",
             "unused": ("text_model.", "logit_scale", "logit_bias"), "prefix_on_disk": "vision_model.",
-            "config": {
-                "hidden_size": 768, "num_hidden_layers": 12, "num_attention_heads": 12, "intermediate_size": 3072,
-                "hidden_act": "gelu_pytorch_tanh", "layer_norm_eps": 1e-6, "image_size": 224, "patch_size": 16,
-                "num_channels": 3, "vision_use_head": True,
-            },
+            "config": SIGLIP2_BASE,
         },
         "latent": "continuous",
     },
@@ -217,17 +206,21 @@ class LatentActions:
         options = {**spec.options, **(spec.options_paper if context.protocol == "paper" else {})}
         if options["latent"] not in LATENTS:
             raise UsageError(f"Latent '{options['latent']}' of '{spec.name}': there is {', '.join(LATENTS)}.")
-        file = find_checkpoint(spec, context)
-        network, features = load_network(spec, options, read_checkpoint(file), file, context.settings)
+        if context.weights == RANDOM:
+            network, self.weights_digest = draw_network(spec, options, context.seed), weights_name(context.seed)
+            self.weights_revision = None
+        else:
+            file = find_checkpoint(spec, context)
+            network, features = load_network(spec, options, read_checkpoint(file), file, context.settings)
+            self.weights_digest = digest(sha256_of(file), features)
+            cached = file.parent.parent.name == "snapshots"  # how the hub's cache keeps the files of a commit
+            self.weights_revision = file.parent.name if cached else None
         self._network = network.to(context.device)
         self.dim = network.config.dim
         self._latent: str = options["latent"]
         self._device = context.device
         self._seed = context.seed
         self._size = spec.preprocessing(context.protocol).size
-        self.weights_digest = digest(file_digest(file), features)
-        cached = file.parent.parent.name == "snapshots"  # how the hub's cache keeps the files of a commit
-        self.weights_revision = file.parent.name if cached else None
 
     def encode(self, clips: torch.Tensor) -> Latents:
         """Clips (B, T, 3, H, W) to latents, float32, on the encoder's device.

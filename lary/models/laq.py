@@ -7,8 +7,10 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from lary.models.checkpoint import assign, file_digest, read_checkpoint, take
+from lary.models.checkpoint import read_checkpoint, take
+from lary.models.randomly import draw, draw_transformers
 from lary.models.spec import ModelContext, ModelSpec, Weights
+from lary.models.tensors import fill, sha256_of
 from lary.models.weights import Source, find_weights, load_transformers, read_tensors
 from lary.types import UsageError
 
@@ -44,25 +46,45 @@ def load_network(
         LaryError: keys are missing, unexpected or of another shape.
         UsageError: the sizes fit together with no network, or the encoder of frames is nowhere.
     """
+    network = _without_memory(spec, options)
+    rest = dict(tensors)
+    features, digest_of_features = options["features"], ""
+    inside = take(rest, features["prefix"]) if features else {}
+    fill(network, rest, origin)
+    network.drop_decoder()
+    if features:
+        load = LOADERS[features["kind"]]
+        network.features, digest_of_features = load(
+            spec, features, inside, origin, network.config.grid, settings
+        )  # fmt: skip
+    return network.eval().requires_grad_(False), digest_of_features
+
+
+def draw_network(spec: ModelSpec, options: Mapping[str, Any], seed: int) -> LatentActionModel:
+    """The network that a record's options describe with random weights, its encoder of frames too, without its decoder.
+
+    Raises:
+        UsageError: the sizes fit together with no network.
+    """
+    network = _without_memory(spec, options)
+    network.drop_decoder()
+    draw(network, seed)
+    if features := options["features"]:
+        network.features = DRAWN[features["kind"]](features, network.config.grid, seed)
+    return network
+
+
+def _without_memory(spec: ModelSpec, options: Mapping[str, Any]) -> LatentActionModel:
+    """The network on the meta device, without its encoder of frames. Raises UsageError if its sizes make none."""
     import torch
 
     from lary.nets.lam import LaqConfig, LatentActionModel
 
     try:
-        config = LaqConfig(**options["network"])
         with torch.device("meta"):
-            network = LatentActionModel(config)
+            return LatentActionModel(LaqConfig(**options["network"]))
     except (TypeError, ValueError) as error:
         raise UsageError(f"Model '{spec.name}' can't be built: {error}.") from error
-    rest = dict(tensors)
-    features, digest_of_features = options["features"], ""
-    inside = take(rest, features["prefix"]) if features else {}
-    assign(network, rest, source=str(origin))
-    network.drop_decoder()
-    if features:
-        load = LOADERS[features["kind"]]
-        network.features, digest_of_features = load(spec, features, inside, origin, config.grid, settings)
-    return network.eval().requires_grad_(False), digest_of_features
 
 
 def _from_transformers(
@@ -74,12 +96,7 @@ def _from_transformers(
     settings: Mapping[str, str],
 ) -> tuple[torch.nn.Module, str]:
     """A backbone of transformers, whose patch tokens stand on the model's grid."""
-    import transformers
-
-    from lary.nets.lam import PatchTokens
-
-    model_class = getattr(transformers, features["library"])
-    config = features["config"]
+    model_class, config = _library(features)
     beginning, digest_of_folder = features["prefix_on_disk"], ""
     if not tensors:
         own = _backbone_folder(spec, features, settings)
@@ -88,12 +105,42 @@ def _from_transformers(
         }
         origin, digest_of_folder = own.folder, own.digest
     named = {beginning + key: value for key, value in tensors.items()}
-    model: Any = load_transformers(model_class, model_class.config_class(**config), named, unused=(), folder=origin)
+    model = load_transformers(model_class, config, named, unused=(), folder=origin)
+    return _patch_tokens(model, features, grid), digest_of_folder
+
+
+def _library(features: Mapping[str, Any]) -> tuple[Any, Any]:
+    """The class of transformers that runs a backbone, and its configuration."""
+    import transformers
+
+    model_class = getattr(transformers, features["library"])
+    return model_class, model_class.config_class(**features["config"])
+
+
+def _patch_tokens(model: Any, features: Mapping[str, Any], grid: int) -> torch.nn.Module:
+    """A backbone's patch tokens, without the head that pools them: files hold it, and it is never needed."""
+    from lary.nets.lam import PatchTokens
+
     tower = getattr(model, "vision_model", model)
-    if getattr(tower, "use_head", False):  # pools the tokens; loaded, since files hold it, and never needed
+    if getattr(tower, "use_head", False):
         tower.use_head = False
         del tower.head
-    return PatchTokens(model, features["leading"] + config.get("num_register_tokens", 0), grid), digest_of_folder
+    return PatchTokens(model, features["leading"] + features["config"].get("num_register_tokens", 0), grid)
+
+
+def _drawn_transformers(features: Mapping[str, Any], grid: int, seed: int) -> torch.nn.Module:
+    return _patch_tokens(draw_transformers(*_library(features), seed), features, grid)
+
+
+def _drawn_magvit(features: Mapping[str, Any], grid: int, seed: int) -> torch.nn.Module:
+    import torch
+
+    from lary.nets.magvit import Tokenizer, TokenizerConfig
+
+    with torch.device("meta"):
+        tokenizer = Tokenizer(TokenizerConfig(**features["config"]))
+    tokenizer.drop_unused()
+    return draw(tokenizer, seed)
 
 
 def _backbone_folder(spec: ModelSpec, features: Mapping[str, Any], settings: Mapping[str, str]) -> Source:
@@ -132,11 +179,11 @@ def _from_magvit(
                 f"{features['variable']} {reason}. Set it to the tokenizer's own checkpoint."
             )
         origin = Path(named).expanduser()
-        digest_of_file = file_digest(origin)
+        digest_of_file = sha256_of(origin)
         tensors = {
             key: value for key, value in read_checkpoint(origin).items() if not key.startswith(features["unused"])
         }  # fmt: skip
-    assign(tokenizer, tensors, source=str(origin))
+    fill(tokenizer, tensors, origin)
     tokenizer.drop_unused()
     return tokenizer, digest_of_file
 
@@ -167,7 +214,6 @@ def _tokenizer_config(file: Path) -> dict[str, Any]:
 def count_parameters(options: Mapping[str, Any]) -> int:
     """Parameters of the network that a record's options describe, decoder and encoder of frames included."""
     import torch
-    import transformers
 
     from lary.nets.lam import LaqConfig, LatentActionModel
     from lary.nets.magvit import Tokenizer, TokenizerConfig
@@ -176,8 +222,8 @@ def count_parameters(options: Mapping[str, Any]) -> int:
     with torch.device("meta"):
         parts: list[torch.nn.Module] = [LatentActionModel(LaqConfig(**options["network"]))]
         if "library" in features:
-            model_class = getattr(transformers, features["library"])
-            parts.append(model_class(model_class.config_class(**features["config"])))
+            model_class, config = _library(features)
+            parts.append(model_class(config))
         elif features:
             parts.append(Tokenizer(TokenizerConfig(**features["config"])))
     return sum(parameter.numel() for part in parts for parameter in part.parameters())
@@ -187,3 +233,7 @@ Loader = Callable[
     ["ModelSpec", Mapping[str, Any], Tensors, Path, int, Mapping[str, str]], "tuple[torch.nn.Module, str]"
 ]
 LOADERS: dict[str, Loader] = {"transformers": _from_transformers, "open-magvit2": _from_magvit}
+DRAWN: dict[str, Callable[[Mapping[str, Any], int, int], torch.nn.Module]] = {
+    "transformers": _drawn_transformers,
+    "open-magvit2": _drawn_magvit,
+}

@@ -2,17 +2,17 @@
 
 from __future__ import annotations
 
-import hashlib
-import zipfile
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from lary.fileio import digest, read_json
+from lary.models import randomly
 from lary.models.spec import ModelContext, ModelSpec
-from lary.models.weights import CONFIG, LISTED, read_tensors
-from lary.types import LaryError, UsageError
+from lary.models.tensors import first_line, listed, read_safetensors, sha256_of, unpickle
+from lary.models.weights import CONFIG
+from lary.types import RANDOM, LaryError, UsageError
 
 if TYPE_CHECKING:
     import torch
@@ -38,28 +38,32 @@ class Layout:
 
 @dataclass(frozen=True)
 class Checkpoint:
-    """A checkpoint that was found.
+    """A checkpoint that was found, or that there are random weights instead.
 
     Attributes:
-        file: the weights.
+        file: the weights; the word for random ones.
         config: the library's configuration beside them; None for a released file.
         digest: of the weights and their configuration.
         revision: the hub's commit, if they came from there.
+        seed: of random weights; None where a file is read.
     """
 
     file: Path
     config: Mapping[str, Any] | None
     digest: str
-    revision: str | None
+    revision: str | None = None
+    seed: int | None = None
 
 
 def find_checkpoint(spec: ModelSpec, context: ModelContext, layout: Layout) -> Checkpoint:
-    """The checkpoint that ``context.weights`` names: a file, a folder, or a repository of the hub.
+    """The checkpoint that ``context.weights`` names: a file, a folder, a repository of the hub, or random weights.
 
     Raises:
         UsageError: none given, the hub can't be reached or doesn't give it, or no known file is there.
     """
     location = context.weights
+    if location == RANDOM:
+        return Checkpoint(Path(RANDOM), None, randomly.weights_name(context.seed), seed=context.seed)
     if location is None:
         raise UsageError(f"Weights of '{spec.name}': none given. {_advice(spec, layout)}")
     path, revision = Path(location).expanduser(), None
@@ -74,7 +78,7 @@ def find_checkpoint(spec: ModelSpec, context: ModelContext, layout: Layout) -> C
         path = found[0]
     config = _library_config(path.parent / CONFIG, layout)
     files = [path] if config is None else [path.parent / CONFIG, path]
-    parts = (part for file in files for part in (file.name, _sha256(file)))
+    parts = (part for file in files for part in (file.name, sha256_of(file)))
     return Checkpoint(path, config, digest(*parts), revision)
 
 
@@ -90,14 +94,6 @@ def _library_config(file: Path, layout: Layout) -> dict[str, Any] | None:
     config = read_json(file, "model configuration")
     field, value = layout.kind
     return config if isinstance(config, dict) and config.get(field) == value else None
-
-
-def _sha256(file: Path) -> str:
-    state = hashlib.sha256()
-    with file.open("rb") as stream:
-        while block := stream.read(1 << 22):
-            state.update(block)
-    return state.hexdigest()
 
 
 def _fetch(spec: ModelSpec, repository: str, revision: str | None, layout: Layout) -> Path:
@@ -119,12 +115,8 @@ def _fetch(spec: ModelSpec, repository: str, revision: str | None, layout: Layou
     except errors.HFValidationError:
         reason = "is neither a file here nor the name of a repository"
     except Exception as error:  # each HTTP library that huggingface_hub has used raises its own
-        reason = f"can't be fetched from the hub ({_first_line(error)})"
+        reason = f"can't be fetched from the hub ({first_line(error)})"
     raise UsageError(f"Weights of '{spec.name}': {repository} {reason}. {_advice(spec, layout)}")
-
-
-def _first_line(error: Exception) -> str:
-    return (str(error).splitlines() or [type(error).__name__])[0].rstrip(".")
 
 
 def read_checkpoint(found: Checkpoint, layout: Layout) -> dict[str, torch.Tensor]:
@@ -136,7 +128,7 @@ def read_checkpoint(found: Checkpoint, layout: Layout) -> dict[str, torch.Tensor
     import torch
 
     if found.file.suffix == ".safetensors":
-        tensors = read_tensors([found.file], layout.unused)
+        tensors = read_safetensors(found.file, layout.unused)
     else:
         tensors = _read_pickled(found.file, layout)
     return {
@@ -150,44 +142,12 @@ def _read_pickled(file: Path, layout: Layout) -> dict[str, torch.Tensor]:
     """Tensors of a file of ``torch.save``. Only what is used is read, since these files also hold training states."""
     import torch
 
-    try:
-        content = torch.load(file, map_location="cpu", weights_only=True, mmap=zipfile.is_zipfile(file))
-    except Exception as error:  # the unpickler of a hostile or broken file may raise anything
-        raise LaryError(
-            f"The weights {file} can't be read as plain tensors ({_first_line(error)}): fetch them again, or convert "
-            f"them to safetensors if you trust them."
-        ) from error
+    content = unpickle(file)
     if layout.section is not None:
         if not isinstance(content, dict) or layout.section not in content:
-            there = named(map(str, content)) if isinstance(content, dict) else type(content).__name__
+            there = listed(map(str, content)) if isinstance(content, dict) else type(content).__name__
             raise LaryError(f"The weights {file} have no entry '{layout.section}', only {there}: wrong file?")
         content = content[layout.section]
     if not isinstance(content, dict) or not all(isinstance(value, torch.Tensor) for value in content.values()):
         raise LaryError(f"The weights {file} are not a dictionary of tensors: is this the released file?")
     return {key: value.clone() for key, value in content.items() if not key.startswith(layout.unused)}
-
-
-def named(keys: Iterable[str]) -> str:
-    """The first keys by name, the rest as a number."""
-    listed = list(keys)
-    more = f" and {len(listed) - LISTED} more" if len(listed) > LISTED else ""
-    return ", ".join(listed[:LISTED]) + more
-
-
-def fill(network: torch.nn.Module, tensors: Mapping[str, torch.Tensor], origin: Path) -> None:
-    """Put tensors into a network that was built on the meta device; its keys and shapes are all there are.
-
-    Raises:
-        LaryError: keys are missing, unexpected or of another shape; all of them are counted, the first named.
-    """
-    want = {key: list(value.shape) for key, value in network.state_dict().items()}
-    have = {key: list(value.shape) for key, value in tensors.items()}
-    problems = {
-        "missing": [key for key in want if key not in have],
-        "unexpected": [key for key in have if key not in want],
-        "misshaped": [f"{key} {have[key]} for {want[key]}" for key in want if have.get(key, want[key]) != want[key]],
-    }
-    if any(problems.values()):
-        told = "; ".join(f"{len(keys)} {what}: {named(keys)}" for what, keys in problems.items() if keys)
-        raise LaryError(f"The weights {origin} don't fit {type(network).__name__} as configured: {told}.")
-    network.load_state_dict(dict(tensors), assign=True)

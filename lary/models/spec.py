@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from lary.registry import Registry
-from lary.types import BenchmarkProtocol, Encoder, Media, UsageError
+from lary.types import RANDOM, BenchmarkProtocol, Encoder, Media, UsageError
 
 ResizeMethod = Literal[
     "cv2_cubic", "cv2_linear", "cv2_area", "pil_lanczos", "pil_bicubic", "pil_bilinear", "torch_bilinear", "none"
@@ -151,21 +151,37 @@ def with_latent(spec: ModelSpec, latent: str | None) -> ModelSpec:
 
 
 def build(spec: ModelSpec, context: ModelContext) -> Encoder:
-    """The encoder of a record, with its weights, on its device."""
+    """The encoder of a record, with its weights, on its device.
+
+    Raises:
+        UsageError: the record has no class, or its class has read weights where random ones were asked for.
+    """
     if spec.factory is None:
         raise UsageError(f"Model '{spec.name}' has no class: register it with @register_model.")
-    return spec.factory(spec, context)
+    encoder = spec.factory(spec, context)
+    if context.weights == RANDOM and RANDOM not in str(getattr(encoder, "weights_digest", "")):
+        raise UsageError(
+            f"--weights {RANDOM}: the class of '{spec.name}' doesn't draw its weights from the seed. Where it does, "
+            f"its weights_digest says '{RANDOM}'."
+        )
+    return encoder
 
 
 def locate_weights(spec: ModelSpec, values: dict[str, str], override: str | None = None) -> str | None:
     """The path or hub id to load from: ``--weights``, the record's variable, its folder under MODEL_DIR, its hub id.
 
+    ``--weights random`` is no path and stays as it is; a folder of that name is ``./random``.
+
     Raises:
-        UsageError: the named path doesn't exist, or there is nowhere to look.
+        UsageError: the named path doesn't exist, there is nowhere to look, or random weights for a model without any.
     """
     weights = spec.weights
     if weights is None:
+        if override == RANDOM:
+            raise UsageError(f"--weights {RANDOM}: model '{spec.name}' has no weights; leave the option out.")
         return None
+    if override == RANDOM:
+        return RANDOM
     named = override or (values.get(weights.variable) if weights.variable else None)
     if named:
         path = Path(named).expanduser()

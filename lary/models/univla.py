@@ -9,8 +9,10 @@ from typing import TYPE_CHECKING, Any
 from lary.models.keys import cut_joint
 from lary.models.network import check_frames, run_alone, tell_dim
 from lary.models.preprocess import CUBIC_224_IMAGENET
-from lary.models.released import Layout, fill, find_checkpoint, read_checkpoint
+from lary.models.randomly import draw, draw_transformers
+from lary.models.released import Layout, find_checkpoint, read_checkpoint
 from lary.models.spec import ModelContext, ModelSpec, Weights, register_model
+from lary.models.tensors import fill
 from lary.models.weights import load_transformers
 from lary.types import LaryError, Latents
 
@@ -74,18 +76,26 @@ class UniVLA:
 
     def __init__(self, spec: ModelSpec, context: ModelContext) -> None:
         import torch
+        import transformers
 
         from lary.nets.univla import UniVLAConfig, UniVLANetwork
 
         config, backbone = UniVLAConfig(**spec.options["network"]), spec.options["backbone"]
         found = find_checkpoint(spec, context, LAYOUT)
-        tensors = {key.replace(WRAPPER, ""): value for key, value in read_checkpoint(found, LAYOUT).items()}
-        inner = {key: tensors.pop(key) for key in list(tensors) if key.startswith(BACKBONE)}
         with torch.device("meta"):
             network = UniVLANetwork(config)
-        fill(network, tensors, found.file)
+        if found.seed is None:
+            tensors = {key.replace(WRAPPER, ""): value for key, value in read_checkpoint(found, LAYOUT).items()}
+            inner = {key: tensors.pop(key) for key in list(tensors) if key.startswith(BACKBONE)}
+            fill(network, tensors, found.file)
+            self.backbone = load_backbone(backbone, inner, found.file)
+        else:
+            draw(network, found.seed)
+            self.backbone = draw_transformers(
+                transformers.Dinov2WithRegistersModel, backbone_config(backbone), found.seed
+            )  # fmt: skip
         self.network = network.to(context.device).eval().requires_grad_(False)
-        self.backbone = load_backbone(backbone, inner, found.file).to(context.device)
+        self.backbone.to(context.device)
         self._spec, self._device = spec, context.device
         self._patch: int = backbone["patch_size"]
         self._leading: int = 1 + backbone["num_register_tokens"]

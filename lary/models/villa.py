@@ -9,8 +9,10 @@ from typing import TYPE_CHECKING, Any
 from lary.fileio import digest, read_json
 from lary.models.network import run_alone, tell_dim
 from lary.models.preprocess import VILLA_X_IMAGE, VILLA_X_PAPER_CLIP
-from lary.models.released import Checkpoint, Layout, fill, find_checkpoint, read_checkpoint
+from lary.models.randomly import draw
+from lary.models.released import Checkpoint, Layout, find_checkpoint, read_checkpoint
 from lary.models.spec import ModelContext, ModelSpec, Weights, register_model
+from lary.models.tensors import fill
 from lary.runtime import log
 from lary.types import LaryError, Latents
 
@@ -39,6 +41,7 @@ VILLA_X = ModelSpec(
     clip_shape=(8, 2, 32),
     preprocess=VILLA_X_IMAGE,
     preprocess_paper_clip=VILLA_X_PAPER_CLIP,
+    options={"config": {"action_latent_dim": 32, "num_learned_tokens": 2, "decoder_depth": 12}},
     paper_differences=(
         "frames of clips are resized by torchvision (bilinear, antialiased), those of pairs by Pillow (Lanczos)",
         "a frame index beyond the end of a clip is an error of its sample instead of the last frame",
@@ -70,19 +73,22 @@ class VillaX:
     def __init__(self, spec: ModelSpec, context: ModelContext) -> None:
         import torch
 
-        from lary.nets.villa import VillaNetwork
+        from lary.nets.villa import VillaConfig, VillaNetwork
 
         described, found = find_parts(spec, context)
-        config = read_config(described.file)
+        config = read_config(described.file) if found.seed is None else VillaConfig(**spec.options["config"])
         with torch.device("meta"):
             network = VillaNetwork(config)
-        fill(network, read_checkpoint(found, LAYOUT), found.file)
+        if found.seed is None:
+            fill(network, read_checkpoint(found, LAYOUT), found.file)
+        else:
+            draw(network, found.seed)
         self.network = network.to(context.device).eval().requires_grad_(False)
         self._spec, self._device = spec, context.device
         self._resolution = config.resolution
         self._preprocess = spec.preprocessing(context.protocol)
         self.dim: int = config.action_latent_dim
-        self.weights_digest = digest(described.digest, found.digest)
+        self.weights_digest = digest(described.digest, found.digest) if found.seed is None else found.digest
         self.weights_revision = found.revision
         tell_dim(spec, self.dim, found.file)
 

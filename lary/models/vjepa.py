@@ -8,8 +8,10 @@ from typing import TYPE_CHECKING, Any
 from lary.models.keys import VJEPA_KEYS, cut_joint, rename_keys
 from lary.models.network import check_frames, run_alone, tell_dim
 from lary.models.preprocess import VJEPA2 as VJEPA2_PREPROCESS
-from lary.models.released import Layout, fill, find_checkpoint, read_checkpoint
+from lary.models.randomly import draw
+from lary.models.released import Checkpoint, Layout, find_checkpoint, read_checkpoint
 from lary.models.spec import ModelContext, ModelSpec, Weights, register_model
+from lary.models.tensors import fill
 from lary.types import LaryError, Latents
 
 if TYPE_CHECKING:
@@ -100,6 +102,15 @@ def build_empty(arguments: Mapping[str, Any], origin: object = "the record") -> 
     return network.eval().requires_grad_(False)
 
 
+def read_tensors(found: Checkpoint) -> dict[str, torch.Tensor]:
+    """The tensors of a checkpoint under the library's names."""
+    tensors = read_checkpoint(found, LAYOUT)
+    if found.config is not None:
+        return tensors
+    tensors = {key.replace("module.", "").replace("backbone.", ""): value for key, value in tensors.items()}
+    return rename_keys(cut_joint(tensors, "qkv", ("query", "key", "value")), VJEPA_KEYS)
+
+
 @register_model(VJEPA2)
 class VJepaEncoder:
     """Tokens of a whole clip, (N, D) per sample: N = steps of tubelets x rows x columns, in this order.
@@ -116,15 +127,14 @@ class VJepaEncoder:
     def __init__(self, spec: ModelSpec, context: ModelContext) -> None:
         options = {**spec.options, **(spec.options_paper if context.protocol == "paper" else {})}
         found = find_checkpoint(spec, context, LAYOUT)
-        tensors = read_checkpoint(found, LAYOUT)
-        if found.config is None:
-            tensors = {key.replace("module.", "").replace("backbone.", ""): value for key, value in tensors.items()}
-            tensors = rename_keys(cut_joint(tensors, "qkv", ("query", "key", "value")), VJEPA_KEYS)
         self._size = spec.preprocessing(context.protocol).size
         arguments = found.config or vjepa_arguments(**options["config"])
         # The library lays out the grid of positions by this size, not by the frames that come.
         network = build_empty({**arguments, "crop_size": self._size}, found.file)
-        fill(network, tensors, found.file)
+        if found.seed is None:
+            fill(network, read_tensors(found), found.file)
+        else:
+            draw(network, found.seed)
         self._network = network.to(context.device)
         self._spec, self._device = spec, context.device
         self._repeat = options["incomplete_tubelet"] == "repeat the last frame"

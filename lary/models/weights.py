@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import os
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -13,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 from lary.fileio import digest, inside, read_json
 from lary.models.spec import ModelContext, ModelSpec
+from lary.models.tensors import first_line, listed, read_safetensors, sha256_of, told, unpickle
 from lary.runtime import log
 from lary.types import LaryError, UsageError
 
@@ -22,8 +22,6 @@ if TYPE_CHECKING:
 CONFIG = "config.json"
 HUB_SECONDS = 10
 """How long the hub may take to answer before its cache, or an error, answers instead."""
-LISTED = 8
-"""How many keys an error names before it only counts."""
 
 
 @dataclass(frozen=True)
@@ -91,7 +89,7 @@ def fetch(spec: ModelSpec, repository: str, revision: str | None) -> Path:
         if cached is not None:
             log.info("%s: the hub can't be reached, %s comes from its cache", spec.name, repository)
             return cached
-        raise UsageError(_refusal(spec, repository, f"can't be fetched from the hub ({_first_line(error)})")) from error
+        raise UsageError(_refusal(spec, repository, f"can't be fetched from the hub ({first_line(error)})")) from error
 
 
 def _cached(repository: str, revision: str | None) -> Path | None:
@@ -109,10 +107,6 @@ def _cached(repository: str, revision: str | None) -> Path | None:
 
 def _refusal(spec: ModelSpec, repository: str, reason: str) -> str:
     return f"Weights of '{spec.name}': {repository} {reason}. {_advice(spec)}"
-
-
-def _first_line(error: Exception) -> str:
-    return (str(error).splitlines() or [type(error).__name__])[0].rstrip(".")
 
 
 def _advice(spec: ModelSpec) -> str:
@@ -148,23 +142,15 @@ def _shards(index: Path) -> tuple[Path, ...]:
         raise LaryError(f"{index} lists no weight files under weight_map.")
     files = tuple(inside(index.parent, str(name)) for name in sorted(set(names.values())))
     if missing := [file.name for file in files if not file.is_file()]:
-        raise LaryError(f"{index} names files that are not there: {_listed(missing)}.")
+        raise LaryError(f"{index} names files that are not there: {listed(missing)}.")
     return files
 
 
 def _digest(files: Sequence[Path]) -> str:
-    def of(file: Path) -> str:
-        state = hashlib.sha256()
-        with file.open("rb") as stream:
-            while block := stream.read(1 << 22):
-                state.update(block)
-        return state.hexdigest()
-
     there = [file for file in files if file.is_file()]
     with ThreadPoolExecutor(min(4, os.cpu_count() or 1)) as pool:
-        return digest(
-            *(part for file, value in zip(there, pool.map(of, there), strict=True) for part in (file.name, value))
-        )
+        values = list(pool.map(sha256_of, there))
+    return digest(*(part for file, value in zip(there, values, strict=True) for part in (file.name, value)))
 
 
 def read_config(folder: Path) -> dict[str, Any]:
@@ -187,38 +173,17 @@ def read_tensors(files: Sequence[Path], unused: tuple[str, ...] = ()) -> dict[st
     Raises:
         LaryError: a file is damaged, or holds more than tensors.
     """
-    tensors: dict[str, torch.Tensor] = {}
-    for file in files:
-        found = _read_safetensors(file, unused) if file.suffix == ".safetensors" else _read_pickled(file)
-        tensors.update((key, value) for key, value in found.items() if not key.startswith(unused))
-    return tensors
-
-
-def _read_safetensors(file: Path, unused: tuple[str, ...]) -> dict[str, torch.Tensor]:
-    from safetensors import SafetensorError, safe_open
-
-    try:
-        with safe_open(file, framework="pt", device="cpu") as stream:
-            return {key: stream.get_tensor(key) for key in stream.keys() if not key.startswith(unused)}  # noqa: SIM118
-    except (SafetensorError, OSError) as error:
-        raise LaryError(f"The weights {file} can't be read: {error}. Fetch them again.") from error
-
-
-def _read_pickled(file: Path) -> dict[str, torch.Tensor]:
     import torch
 
-    try:
-        content = torch.load(file, map_location="cpu", weights_only=True)
-    except Exception as error:  # the unpickler of a hostile or broken file may raise anything
-        reason = (str(error).splitlines() or [type(error).__name__])[0]
-        raise LaryError(
-            f"The weights {file} are refused, since they are not plain tensors ({reason}): convert them to safetensors."
-        ) from error
-    if not isinstance(content, dict) or not all(isinstance(value, torch.Tensor) for value in content.values()):
-        raise LaryError(
-            f"The weights {file} are refused: expected a dictionary of tensors. Convert them to safetensors."
-        )
-    return content
+    tensors: dict[str, torch.Tensor] = {}
+    for file in files:
+        found = read_safetensors(file, unused) if file.suffix == ".safetensors" else unpickle(file)
+        if not isinstance(found, dict) or not all(isinstance(value, torch.Tensor) for value in found.values()):
+            raise LaryError(
+                f"The weights {file} are refused: expected a dictionary of tensors. Convert them to safetensors."
+            )
+        tensors.update((key, value) for key, value in found.items() if not key.startswith(unused))
+    return tensors
 
 
 def load_transformers(
@@ -246,9 +211,8 @@ def load_transformers(
         "failed": sorted(str(message) for message in report.get("error_msgs", ())),
     }
     if any(problems.values()):
-        told = "; ".join(f"{len(keys)} {what}: {_listed(keys)}" for what, keys in problems.items() if keys)
         raise LaryError(
-            f"The weights in {folder} don't fit {model_class.__name__} as its {CONFIG} describes it: {told}."
+            f"The weights in {folder} don't fit {model_class.__name__} as its {CONFIG} describes it: {told(problems)}."
         )
     module: torch.nn.Module = model.eval().requires_grad_(False)
     return module
@@ -260,11 +224,6 @@ def _misshaped(entry: Any) -> str:
         return entry
     key, found, wanted = entry
     return f"{key} {list(found)} for {list(wanted)}"
-
-
-def _listed(keys: Sequence[str]) -> str:
-    more = f" and {len(keys) - LISTED} more" if len(keys) > LISTED else ""
-    return ", ".join(keys[:LISTED]) + more
 
 
 @contextmanager

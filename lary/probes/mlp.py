@@ -46,3 +46,11 @@ class ActionExpertMLP(nn.Module):
 
     def forward(self, tokens: Tensor) -> Tensor:
         return self.model(tokens.flatten(1))  # type: ignore[no-any-return]
+
+    def loss(self, tokens: Tensor, target: Tensor) -> Tensor:
+        """Huber loss of the predicted chunk against `target` (B, K * A)."""
+        return F.huber_loss(self(tokens), target)
+
+    def predict(self, tokens: Tensor) -> Tensor:
+        """The predicted chunk (B, K * A)."""
+        return self(tokens)  # type: ignore[no-any-return]

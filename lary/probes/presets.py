@@ -63,13 +63,38 @@ class RegressorSettings:
 
 
 @dataclass(frozen=True)
+class DitSettings:
+    """The DiT probe; `sampler_steps` of 500 is the published sampling, any other number DDIM."""
+
+    hidden_dim: int = 512
+    depth: int = 6
+    num_heads: int = 8
+    epochs: int = 20
+    batch_size: int = 256
+    lr: float = 1e-4
+    weight_decay: float = 1e-4
+    warmup: float = 0.1
+    sampler_steps: int = 500
+
+
+@dataclass(frozen=True)
+class RidgeSettings:
+    """The ridge probe: its penalties, as multiples of the mean non-zero eigenvalue of the features' Gram matrix."""
+
+    shrinkages: tuple[float, ...] = (1e-4, 1e-3, 1e-2, 1e-1, 1.0, 1e1, 1e2, 1e3)
+    batch_size: int = 256
+
+
+@dataclass(frozen=True)
 class ProbePreset:
-    """Settings of both probes under one name, which every result states."""
+    """Settings of all probes under one name, which every result states."""
 
     name: str
     description: str
     classifier: ClassifierSettings
     regressor: RegressorSettings
+    dit: DitSettings = DitSettings()
+    ridge: RidgeSettings = RidgeSettings()
 
 
 PRESETS: Registry[ProbePreset] = Registry("probe preset")
@@ -105,5 +130,8 @@ PRESETS.add(
             standardise=True,
         ),
         regressor=RegressorSettings(hidden_dim=128, num_blocks=1, epochs=20, batch_size=32, lr=1e-3, weight_decay=1e-2),
+        dit=DitSettings(
+            hidden_dim=64, depth=2, num_heads=4, epochs=20, batch_size=32, lr=1e-3, weight_decay=1e-2, sampler_steps=10
+        ),
     )
 )  # fmt: skip

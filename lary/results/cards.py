@@ -25,7 +25,7 @@ def run_card(entry: Entry, opened: bool = False) -> str:
     result = entry.result
     name = markup.metric_name(result.primary)
     score = f'<span class="score">{text(name)} {markup.sentence_value(result.score)}</span>'
-    title = f"<h3>{text(result.model.name)}{model_badge(result)}</h3>"
+    title = f"<h3>{text(result.label)}{model_badge(result)}</h3>"
     data = f'<span class="set">{text(dataset_title(result))}</span>'
     body = "".join((_story(result), _warnings(result), _selections(entry), _outcome(entry), _making(entry)))
     state = " open" if opened else ""

@@ -4,25 +4,34 @@ from __future__ import annotations
 
 import json
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
-
-import numpy as np
-import numpy.typing as npt
+from typing import TYPE_CHECKING, Any
 
 from lary import paths
 from lary.configs import ClassifyConfig, RegressConfig
-from lary.data.actions import Normaliser, Targets, load_normaliser, load_targets
-from lary.data.frames import read_clip
+from lary.data.actions import Targets, load_normaliser
 from lary.data.spec import DATASETS, DatasetSpec
 from lary.fileio import digest, read_json
-from lary.latents.extract import FAILURES, TIMING, check_mode, check_stride, write_failures
-from lary.latents.table import SplitLatents, find_latent_table, open_latents
+from lary.latents.extract import TIMING, check_mode, check_stride
+from lary.latents.table import SplitLatents
 from lary.models.spec import MODELS, ModelSpec
-from lary.probes.outcome import SampleColumns
 from lary.probes.presets import PRESETS
+from lary.results.inputs import (
+    ProbeConfig,
+    check_dim,
+    columns,
+    frames_of,
+    open_splits,
+    report_failures,
+    seeds_of,
+    shown,
+    shuffled,
+    variant_of,
+    with_targets,
+)
+from lary.results.predictions import action_scores, class_scores, write_scores
 from lary.results.published import write_classification_files, write_regression_files
 from lary.results.record import (
     FILE_NAME,
@@ -39,9 +48,12 @@ from lary.results.record import (
 from lary.results.summarise import classification_result, regression_result
 from lary.runtime import log, pick_devices, progress, provenance
 from lary.settings import Settings
-from lary.types import Failure, LaryError, MediaError, UsageError
+from lary.types import Failure, Progress, UsageError
 
-ProbeConfig = ClassifyConfig | RegressConfig
+if TYPE_CHECKING:
+    from lary.probes.outcome import RegressionOutcome
+    from lary.probes.presets import ProbePreset
+    from lary.probes.regress import RegressorInputs
 
 
 @dataclass(frozen=True)
@@ -67,9 +79,8 @@ def classify(config: ClassifyConfig, settings: Settings) -> ProbeRun:
     preset = PRESETS.get(config.probe_preset)
     splits = open_splits(settings, dataset, model, config)
     check_dim(config.dim, splits)
-    folder = paths.classification_folder(
-        settings, dataset.name, paths.tagged(model.name, config.protocol, config.latent)
-    )
+    tag = paths.tagged(model.name, config.protocol, config.latent, config.weights) + variant_of(config)
+    folder = paths.classification_folder(settings, dataset.name, tag)
     if (found := finished(folder, config, splits)) is not None:
         return ProbeRun(folder, found, new=False)
 
@@ -77,20 +88,29 @@ def classify(config: ClassifyConfig, settings: Settings) -> ProbeRun:
 
     train, validation = splits["train"], splits["seen"]
     started = time.monotonic()
-    inputs = ClassifierInputs(
-        train=train.source, train_labels=train.table.labels(), train_groups=train.table.groups(),
-        validation=validation.source, labels=validation.table.labels(), samples=columns(validation), classes=classes,
-    )  # fmt: skip
-    epochs = config.epochs or preset.classifier.epochs
-    with progress(epochs * len(train.table), f"probe {dataset.name} {model.name}") as bar:
-        outcome = train_classifier(
-            inputs, preset, protocol=config.protocol, device=pick_devices(config.gpus)[0], seed=config.seed,
-            folder=folder, progress=bar, epochs=config.epochs, batch_size=config.probe_batch_size,
-        )  # fmt: skip
+    epochs, seeds = config.epochs or preset.classifier.epochs, seeds_of(config)
+    outcomes = []
+    with progress(len(seeds) * epochs * len(train.table), f"probe {dataset.name} {model.name}") as bar:
+        for seed in seeds:
+            labels = train.table.labels()
+            inputs = ClassifierInputs(
+                train=shown(train, config, seed, training=True),
+                train_labels=labels[shuffled(len(labels), config, seed)],
+                train_groups=train.table.groups(), validation=shown(validation, config, seed, training=False),
+                labels=validation.table.labels(), samples=columns(validation), classes=classes,
+            )  # fmt: skip
+            outcomes.append(
+                train_classifier(
+                    inputs, preset, protocol=config.protocol, device=pick_devices(config.gpus)[0], seed=seed,
+                    folder=folder_of(folder, seed, seeds), progress=bar, epochs=config.epochs,
+                    batch_size=config.probe_batch_size,
+                )
+            )  # fmt: skip
     seconds = time.monotonic() - started
-    files = ("log_r0.csv", "latest.pt", *write_classification_files(folder, outcome))
-    facts = run_facts(config, dataset, model, splits, outcome.settings, files, seconds, probe="attentive")
-    result = classification_result(outcome, facts)
+    scores = write_scores(folder, class_scores(outcomes), seeds)
+    files = ("log_r0.csv", "latest.pt", *write_classification_files(folder, outcomes[0]), scores)
+    facts = run_facts(config, dataset, model, splits, outcomes[0].settings, files, seconds, probe="attentive")
+    result = classification_result(outcomes[0], facts, outcomes[1:])
     write_result(folder / FILE_NAME, result)
     return ProbeRun(folder, result, new=True)
 
@@ -108,108 +128,104 @@ def regress(config: RegressConfig, settings: Settings) -> ProbeRun:
     check_mode(dataset, config.mode)
     preset = PRESETS.get(config.probe_preset)
     splits = open_splits(settings, dataset, model, config)
-    tag = paths.tagged(model.name, config.protocol, config.latent)
+    tag = paths.tagged(model.name, config.protocol, config.latent, config.weights) + variant_of(config)
     folder = paths.regression_folder(
         settings, dataset.name, dataset.stride, tag, config.model_type, config.action_mode
     )  # fmt: skip
     if (found := finished(folder, config, splits)) is not None:
         return ProbeRun(folder, found, new=False)
 
-    from lary.probes.regress import EvaluatedSplit, RegressorInputs, train_regressor
-
     started = time.monotonic()
-    normaliser = load_normaliser(dataset, settings.path("DATA_DIR"), config.action_mode, splits["train"].table)
+    data_dir = settings.path("DATA_DIR")
+    normaliser = load_normaliser(dataset, data_dir, config.action_mode, splits["train"].table)
     targets: dict[str, Targets] = {}
     failures: list[Failure] = []
     for role, split in splits.items():
-        splits[role], targets[role] = with_targets(split, normaliser, failures)
+        splits[role], targets[role] = with_targets(split, normaliser, config.action_mode, data_dir, failures)
     report_failures(folder, failures)
-    evaluated = {
-        role: EvaluatedSplit(split.source, targets[role].values, columns(split), targets[role].mean, targets[role].std)
-        for role, split in splits.items()
-        if role != "train"
-    }
-    train = splits["train"]
-    inputs = RegressorInputs(
-        train=train.source, train_targets=targets["train"].values, train_groups=train.table.groups(),
-        evaluated=evaluated, dims=actions.dims, groups=actions.groups,
-    )  # fmt: skip
-    epochs = config.epochs or preset.regressor.epochs
-    with progress(epochs * len(train.table), f"probe {dataset.name} {model.name}") as bar:
-        outcome = train_regressor(
-            inputs, preset, protocol=config.protocol, device=pick_devices(config.gpus)[0], seed=config.seed,
-            folder=folder, progress=bar, epochs=config.epochs, batch_size=config.probe_batch_size,
-        )  # fmt: skip
+    seeds = seeds_of(config)
+    rounds = len(preset.ridge.shrinkages) if config.model_type == "ridge" else epochs_of(config, preset)
+    with progress(len(seeds) * rounds * len(splits["train"].table), f"probe {dataset.name} {model.name}") as bar:
+        outcomes = [
+            train_actions(
+                config, preset, regressor_inputs(config, dataset, splits, targets, seed), seed,
+                folder_of(folder, seed, seeds), bar,
+            )
+            for seed in seeds
+        ]  # fmt: skip
     seconds = time.monotonic() - started
-    written = write_regression_files(folder, outcome, frames_of(splits["seen"]), actions.units)
-    files = ("best_model.pth", *written)
-    facts = run_facts(config, dataset, model, splits, outcome.settings, files, seconds, probe=config.model_type)
-    result = regression_result(outcome, facts)
+    written = write_regression_files(folder, outcomes[0], frames_of(splits["seen"]), actions.units)
+    files = ("best_model.pth", *written, write_scores(folder, action_scores(outcomes), seeds))
+    facts = run_facts(config, dataset, model, splits, outcomes[0].settings, files, seconds, probe=config.model_type)
+    orientations = actions.orientations if config.action_mode == "absolute" else ()
+    result = regression_result(outcomes[0], facts, outcomes[1:], orientations)
     write_result(folder / FILE_NAME, result)
     return ProbeRun(folder, result, new=True)
 
 
-def open_splits(
-    settings: Settings, dataset: DatasetSpec, model: ModelSpec, config: ProbeConfig
-) -> dict[str, SplitLatents]:
-    """Latents by role: ``train``, ``seen`` (the validation split) and, where it was extracted, ``unseen``."""
-    roles = {"train": dataset.train, "seen": dataset.validation}
-    if dataset.unseen is not None:
-        if find_latent_table(settings, dataset, dataset.unseen, model.name, config.protocol, config.latent) is None:
-            log.info("%s has no latents of %s %s: scored without it", model.name, dataset.name, dataset.unseen)
-        else:
-            roles["unseen"] = dataset.unseen
-    splits = {
-        role: open_latents(settings, dataset, split, model.name, config.protocol, config.latent)
-        for role, split in roles.items()
-    }
-    shapes = {role: split.source.shape for role, split in splits.items()}
-    if len(set(shapes.values())) > 1:
-        told = ", ".join(f"{roles[role]} {shape}" for role, shape in shapes.items())
-        raise UsageError(f"The splits of '{dataset.name}' hold latents of different shapes ({told}): extract again.")
-    return splits
+def regressor_inputs(
+    config: RegressConfig, dataset: DatasetSpec, splits: Mapping[str, SplitLatents], targets: Mapping[str, Targets],
+    seed: int,
+) -> RegressorInputs:  # fmt: skip
+    """What a regression probe of one seed is trained and scored on."""
+    from lary.probes.regress import EvaluatedSplit, RegressorInputs
 
-
-def with_targets(split: SplitLatents, normaliser: Normaliser, failures: list[Failure]) -> tuple[SplitLatents, Targets]:
-    """A split and its normalised targets, without the rows whose action file can't be read; those join `failures`.
-
-    Raises:
-        LaryError: a robot type has no statistics, or no action file of the split can be read.
-    """
-    targets = load_targets(split.table, normaliser)
-    if not targets.failures:
-        return split, targets
-    failures += targets.failures
-    rows = np.flatnonzero(targets.readable)
-    if not len(rows):
-        raise LaryError(
-            f"None of the {len(targets.failures)} action files of {split.table.path} can be read; the first: "
-            f"{targets.failures[0].reason} Check DATA_DIR: they are expected under {split.table.root}."
+    train = splits["train"]
+    evaluated = {
+        role: EvaluatedSplit(
+            shown(split, config, seed, training=False),
+            targets[role].values,
+            columns(split),
+            targets[role].mean,
+            targets[role].std,
         )
-    kept = Targets(targets.values[rows], targets.mean[rows], targets.std[rows], ())
-    return split.take(rows.tolist()), kept
+        for role, split in splits.items()
+        if role != "train"
+    }
+    values = targets["train"].values
+    return RegressorInputs(
+        train=shown(train, config, seed, training=True), train_targets=values[shuffled(len(values), config, seed)],
+        train_groups=train.table.groups(), evaluated=evaluated, dims=dataset.actions.dims,
+        groups=dataset.actions.groups,
+    )  # fmt: skip
 
 
-def report_failures(folder: Path, failures: Sequence[Failure]) -> None:
-    """Write the rows that were left out to the run's failures file; none, and there is no such file."""
-    file = folder / FAILURES
-    if not failures:
-        file.unlink(missing_ok=True)
-        return
-    write_failures(file, failures)
-    log.error("%d rows have no readable action and are left out: see %s", len(failures), file)
+def train_actions(
+    config: RegressConfig, preset: ProbePreset, inputs: RegressorInputs, seed: int, folder: Path, bar: Progress
+) -> RegressionOutcome:
+    """Train the kind of regression probe that was asked for. Raises UsageError for options it doesn't have."""
+    if config.model_type == "ridge":
+        from lary.probes.ridge import fit_ridge
+
+        options = {"epochs": config.epochs, "probe-batch-size": config.probe_batch_size}
+        options["sampler-steps"] = config.sampler_steps
+        for name, value in options.items():
+            if value is not None:
+                raise UsageError(f"--{name} {value}: the ridge probe is not trained; leave the option out.")
+        return fit_ridge(inputs, preset, protocol=config.protocol, seed=seed, folder=folder, progress=bar)
+
+    from lary.probes.regress import train_regressor
+
+    return train_regressor(
+        inputs, preset, protocol=config.protocol, device=pick_devices(config.gpus)[0], seed=seed, folder=folder,
+        progress=bar, epochs=config.epochs, batch_size=config.probe_batch_size, probe=config.model_type,
+        sampler_steps=config.sampler_steps,
+    )  # fmt: skip
 
 
-def check_dim(dim: int | None, splits: Mapping[str, SplitLatents]) -> None:
-    """Refuse a ``--dim`` that contradicts the latents. Raises UsageError."""
-    found = splits["train"].source.shape[-1]
-    if dim is not None and dim != found:
-        raise UsageError(f"--dim {dim}: the latents have dimension {found}; leave the option out.")
+def epochs_of(config: RegressConfig, preset: ProbePreset) -> int:
+    """How many epochs a network is trained for."""
+    return config.epochs or (preset.dit if config.model_type == "dit" else preset.regressor).epochs
+
+
+def folder_of(folder: Path, seed: int, seeds: Sequence[int]) -> Path:
+    """Where the probe of a seed leaves its weights: in the run's folder, or for further seeds in one below it."""
+    return folder if seed == seeds[0] else folder / f"seed_{seed}"
 
 
 def identity_of(config: ProbeConfig, splits: Mapping[str, SplitLatents]) -> str:
     """A digest of what decides a run: its options and the latents that it reads."""
-    asked = {name: value for name, value in asdict(config).items() if name != "overwrite"}
+    asked = {name: value for name, value in asdict(config).items() if name != "overwrite" and value is not None}
     inputs = {role: [split.table.digest, split.store.get("key")] for role, split in splits.items()}
     return digest(json.dumps([SCHEMA_VERSION, asked, inputs], sort_keys=True))
 
@@ -233,33 +249,6 @@ def finished(folder: Path, config: ProbeConfig, splits: Mapping[str, SplitLatent
         f"{file} holds the result of another run (preset {result.preset}, seed {result.seed}, of {result.created}) or "
         "of other latents. Pass --overwrite to replace it, or --lary-log-dir for another folder."
     )
-
-
-def columns(split: SplitLatents) -> SampleColumns:
-    """Who the samples of a split are."""
-    samples = [split.table[row] for row in range(len(split.table))]
-    return SampleColumns(
-        ids=tuple(sample.id for sample in samples),
-        media=tuple(sample.media for sample in samples),
-        groups=tuple(sample.group for sample in samples),
-        embodiments=tuple(sample.embodiment for sample in samples),
-    )
-
-
-def frames_of(split: SplitLatents) -> Callable[[int], npt.NDArray[np.uint8]] | None:
-    """Decoded frames by row, for pictures; None where the media aren't on this machine."""
-    table = split.table
-
-    def read(row: int) -> npt.NDArray[np.uint8]:
-        sample = table[row]
-        return read_clip(table.media_path(sample), sample.frame_index)
-
-    try:
-        read(0)
-    except MediaError as error:
-        log.warning("no pictures beside the trajectories: %s", error)
-        return None
-    return read
 
 
 def run_facts(
@@ -291,7 +280,8 @@ def run_facts(
             parameters_m=model.parameters_m,
         ),
         probe=probe, action_mode=getattr(config, "action_mode", None), protocol=config.protocol, protocol_notes=notes,
-        preset=config.probe_preset, seed=config.seed,
+        preset=config.probe_preset, seed=seeds_of(config)[0], seeds=seeds_of(config), control=config.control,
+        project=config.project,
         options_given=json.loads(json.dumps(asdict(config), default=str)),
         options=json.loads(json.dumps(dict(resolved), default=str)),
         provenance=Provenance(**provenance()),
@@ -309,7 +299,7 @@ def read_timing(split: SplitLatents) -> float:
 def summary(result: EvalResult) -> str:
     """A few lines for the terminal: both selections and the controls, with intervals."""
     setting = f"protocol {result.protocol}, preset {result.preset}"
-    lines = [f"{result.task} of {result.dataset.name} with {result.model.name} ({setting})"]
+    lines = [f"{result.task} of {result.dataset.name} with {result.label} ({setting})"]
     for name, selection in result.selections.items():
         mark = "  <- headline" if name == result.headline else ""
         lines.append(f"  {name:20} {result.primary} {selection.metrics[result.primary].text()}{mark}")
@@ -317,4 +307,5 @@ def summary(result: EvalResult) -> str:
         lines.append(f"  control {rule:12} {result.primary} {control.metrics[result.primary].text()}")
     lines += [f"  note: {note}" for note in result.protocol_notes]
     lines += [f"  warning: {warning}" for warning in result.warnings]
+    lines += [f"  seed {row.seed}: {result.primary} {row.metrics[result.primary]:.4f}" for row in result.per_seed]
     return "\n".join(lines)

@@ -96,9 +96,9 @@ def _metric_cells(metrics: dict[str, Metric], board: Board) -> list[Cell]:
 
 def _run_row(entry: Entry, board: Board) -> Row:
     result = entry.result
-    title = f'<a href="#{entry.anchor}">{text(result.model.name)}</a>{model_badge(result)}{_marks(result)}'
+    title = f'<a href="#{entry.anchor}">{text(result.label)}</a>{model_badge(result)}{_marks(result)}'
     best = result.selections.get("best_on_validation")
-    cells = [Cell(title, result.model.name), *_metric_cells(_headline(result), board)]
+    cells = [Cell(title, result.label), *_metric_cells(_headline(result), board)]
     cells.append(markup.number_cell(best.metrics[board.primary].value if best else None, board.example.unit))
     if any(board.paper.values()):
         known = board.paper[entry.anchor]

@@ -19,7 +19,8 @@ from lary import fileio
 from lary.probes import metrics
 from lary.probes.outcome import ClassificationOutcome, RegressionOutcome, SplitOutcome
 from lary.results import figures
-from lary.results.summarise import example_rows, headline
+from lary.results.measure import headline
+from lary.results.summarise import example_rows
 
 Frames = Callable[[int], npt.NDArray[np.uint8]]
 """From a row of the seen split to its frames, (T, H, W, 3) uint8 RGB."""

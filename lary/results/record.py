@@ -10,12 +10,14 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from lary import fileio
 from lary.probes.outcome import SelectionName
-from lary.types import BenchmarkProtocol, LaryError
+from lary.types import RANDOM, BenchmarkProtocol, LaryError
 
-SCHEMA_VERSION = 1
+SCHEMA_VERSION = 2
 FILE_NAME = "result.json"
+USUAL_PROBES = ("", "attentive", "mlp")
+"""Probes of the paper's leaderboards."""
 
-Unit = Literal["fraction", "normalised", "none"]
+Unit = Literal["fraction", "normalised", "physical", "degrees", "none"]
 
 
 class Strict(BaseModel):
@@ -35,7 +37,11 @@ class Metric(Strict):
         default=None, description="Upper end of the 95 % interval; null with too few episodes or videos."
     )
     unit: Unit = Field(
-        default="none", description="'fraction' is shown in per cent, 'normalised' is in units of the target's std."
+        default="none",
+        description=(
+            "'fraction' is shown in per cent, 'normalised' is in units of the target's std, 'physical' in those of the "
+            "data set, squared for a squared error."
+        ),
     )
     higher_is_better: bool = Field(default=True, description="Whether a larger value is a better one.")
 
@@ -116,7 +122,16 @@ class RunFacts(Strict):
     preset: str = Field(
         default="paper", description="Probe preset: 'paper' has the published size, 'demo' a smaller one."
     )
-    seed: int = Field(default=0, description="Seed of the run.")
+    seed: int = Field(default=0, description="Seed of the run; the first one of several.")
+    seeds: tuple[int, ...] = Field(
+        default=(), description="Seeds of the probes that were trained; metrics are means over them."
+    )
+    control: str | None = Field(
+        default=None, description="The control that this run is, such as shuffled-targets; null for a model's own run."
+    )
+    project: int | None = Field(
+        default=None, description="Dimensions that the latents were projected to at random; null for all of them."
+    )
     options_given: dict[str, Any] = Field(default_factory=dict, description="Options as they were given.")
     options: dict[str, Any] = Field(default_factory=dict, description="All options as they were resolved.")
     provenance: Provenance = Field(default_factory=lambda: Provenance(), description="Where the numbers come from.")
@@ -128,10 +143,19 @@ class RunFacts(Strict):
 class Selection(Strict):
     """The outcome under one way of choosing head and epoch."""
 
+    epoch: int = Field(description="Epoch that was chosen, in a ridge probe the penalty's number; of the first seed.")
+    head: int | None = Field(default=None, description="Head that was chosen, from 0; null for a probe with one head.")
+    loss: dict[str, float] = Field(default_factory=dict, description="Validation loss by split, of the first seed.")
+    metrics: dict[str, Metric] = Field(description="Metrics by name, means over the seeds.")
+
+
+class SeedRow(Strict):
+    """One of several probes that differ in their seed, under the headline selection."""
+
+    seed: int = Field(description="Seed of weights, sampling and the held-out tenth.")
     epoch: int = Field(description="Epoch that was chosen.")
     head: int | None = Field(default=None, description="Head that was chosen, from 0; null for a probe with one head.")
-    loss: dict[str, float] = Field(default_factory=dict, description="Validation loss by split.")
-    metrics: dict[str, Metric] = Field(description="Metrics by name.")
+    metrics: dict[str, float] = Field(description="Metrics by name, as in the selection.")
 
 
 class Control(Strict):
@@ -139,6 +163,16 @@ class Control(Strict):
 
     metrics: dict[str, Metric] = Field(description="Metrics by name, as for a selection.")
     gain: Metric = Field(description="Headline metric of the run minus that of the control, with a paired interval.")
+
+
+class Margin(Strict):
+    """How this run stands against another one on the same samples, such as one of its controls."""
+
+    name: str = Field(description="What the other run is, in words.")
+    value: float = Field(description="Headline metric of the other run.")
+    gain: Metric = Field(description="Headline metric of this run minus that of the other, with a paired interval.")
+    p: float | None = Field(description="Two-sided p value, corrected by Holm; null with too few episodes or videos.")
+    result: str = Field(default="", description="Digest of the options and latents of the other run.")
 
 
 class ClassRow(Strict):
@@ -161,6 +195,7 @@ class DimensionRow(Strict):
     mse: Metric = Field(description="Mean squared error in normalised units.")
     r2: float | None = Field(description="Explained part of the variance; null where the targets are constant.")
     rmse: float = Field(description="Root mean squared error in physical units.")
+    physical_mse: Metric | None = Field(default=None, description="Mean squared error in physical units, squared.")
     unit: str = Field(default="", description="Physical unit.")
 
 
@@ -170,6 +205,36 @@ class GroupRow(Strict):
     split: str = Field(description="'seen' or 'unseen'.")
     name: str = Field(description="Name of the group.")
     mse: Metric = Field(description="Mean squared error over the group's dimensions in normalised units.")
+    r2: float | None = Field(default=None, description="Explained part of the variance over the group's dimensions.")
+    physical_mse: Metric | None = Field(
+        default=None, description="Mean squared error in physical units, squared; null where the units differ."
+    )
+    unit: str = Field(default="", description="Physical unit that the group's dimensions share.")
+
+
+class RobotRow(Strict):
+    """One robot type on one split under the headline selection."""
+
+    split: str = Field(description="'seen' or 'unseen'.")
+    name: str = Field(description="Robot type.")
+    rows: int = Field(description="Samples of the type.")
+    groups: int = Field(description="Episodes that they come from.")
+    mse: Metric = Field(description="Mean squared error in normalised units.")
+    r2: float | None = Field(description="Explained part of the variance; null where the targets are constant.")
+    degrees: Metric | None = Field(
+        default=None, description="Mean angle between predicted and true orientations; null without orientations."
+    )
+
+
+class OrientationRow(Strict):
+    """One orientation on one split under the headline selection."""
+
+    split: str = Field(description="'seen' or 'unseen'.")
+    name: str = Field(description="Which orientation, such as that of one of two arms.")
+    convention: str = Field(
+        description="What its values are: euler_xyz in radians about fixed axes, or quaternion_xyzw."
+    )
+    degrees: Metric = Field(description="Mean angle between predicted and true orientation over samples and steps.")
 
 
 class Example(Strict):
@@ -194,15 +259,32 @@ class EvalResult(RunFacts):
     selections: dict[SelectionName, Selection] = Field(description="The outcome, by way of choosing head and epoch.")
     controls: dict[str, Control] = Field(description="Rules without any representation, on the same samples.")
     interval: str = Field(description="How the intervals were made.")
-    classes: tuple[ClassRow, ...] = Field(default=(), description="Per-class table of a classification.")
+    classes: tuple[ClassRow, ...] = Field(default=(), description="Per-class table of the first seed.")
     confusion: tuple[tuple[int, ...], ...] = Field(
-        default=(), description="Counts, rows predicted and columns true, class order."
+        default=(), description="Counts, rows predicted and columns true, class order; of the first seed."
     )
     dimensions: tuple[DimensionRow, ...] = Field(default=(), description="Per-dimension table of a regression.")
     dimension_groups: tuple[GroupRow, ...] = Field(default=(), description="Per-group table of a regression.")
+    robots: tuple[RobotRow, ...] = Field(default=(), description="Per-robot-type table of a regression.")
+    orientations: tuple[OrientationRow, ...] = Field(
+        default=(), description="Angular errors of a regression on absolute actions."
+    )
+    per_seed: tuple[SeedRow, ...] = Field(default=(), description="The probes one by one where several were trained.")
+    margins: tuple[Margin, ...] = Field(
+        default=(), description="Distance from the controls, as 'lary controls' ran them."
+    )
     examples: tuple[Example, ...] = Field(default=(), description="Chunks of a regression for the eye.")
-    history: tuple[dict[str, Any], ...] = Field(default=(), description="One entry per epoch.")
+    history: tuple[dict[str, Any], ...] = Field(default=(), description="One entry per epoch of the first seed.")
     warnings: tuple[str, ...] = Field(default=(), description="What a reader of the numbers has to know.")
+
+    @property
+    def label(self) -> str:
+        """The model's name, with what sets this run apart from the usual one of its kind."""
+        parts = [f"{self.probe} probe"] if self.probe not in USUAL_PROBES else []
+        parts += [f"{RANDOM} weights"] if self.model.revision == RANDOM else []
+        parts += [self.control.replace("-", " ")] if self.control else []
+        parts += [f"{self.project} random dimensions"] if self.project is not None else []
+        return f"{self.model.name} ({', '.join(parts)})" if parts else self.model.name
 
     @property
     def score(self) -> Metric:
@@ -224,7 +306,8 @@ def read_result(path: Path) -> EvalResult:
     """Read a result.
 
     Raises:
-        LaryError: the file is missing, isn't JSON, was written by a newer schema, or doesn't fit the schema.
+        LaryError: the file is missing, isn't JSON, was written by a newer schema, or doesn't fit the schema. An older
+            one is brought to this schema (`migrated`).
     """
     data = fileio.read_json(path, "result")
     version = data.get("schema_version") if isinstance(data, dict) else None
@@ -233,8 +316,15 @@ def read_result(path: Path) -> EvalResult:
     if version > SCHEMA_VERSION:
         raise LaryError(f"{path} has schema version {version}, this lary reads up to {SCHEMA_VERSION}: update lary.")
     try:
-        return EvalResult.model_validate(data)
+        return EvalResult.model_validate(migrated(data, version))
     except ValidationError as error:
         first = error.errors()[0]
         place = ".".join(str(part) for part in first["loc"])
         raise LaryError(f"{path} does not fit the schema of a result: {place}: {first['msg']}.") from error
+
+
+def migrated(data: dict[str, Any], version: int) -> dict[str, Any]:
+    """A result of an older schema in this one. Version 1 had one seed and no tables of robots and orientations."""
+    if version < 2:
+        data = {**data, "schema_version": 2, "seeds": [data.get("seed", 0)]}
+    return data

@@ -8,10 +8,17 @@ a percentile bootstrap of G clusters is too narrow by sqrt((G - 1) / G) and uses
 belongs, so its levels are moved out to Phi(-+ sqrt(G / (G - 1)) t). It stays in the range of the data. Below
 `MIN_CLUSTERS` clusters no interval is given: the bootstrap can't leave the range of the clusters, and with five of
 them the truth lies outside that range more than one time in twenty (2 * 0.5**5 = 6 %).
+
+Several seeds of a probe are a second factor, crossed with the clusters: sums are then (S, G, M), the estimate is the
+mean over seeds, and a resample draws clusters and seeds. Three seeds drawn with replacement have ten outcomes and too
+small a spread, so the mean over seeds is drawn from a normal distribution with their unbiased variance (a parametric
+bootstrap), and the interval is stretched by the ratio of Student's quantiles for the degrees of freedom of the sum
+(Welch and Satterthwaite) and for the clusters alone.
 """
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
@@ -66,30 +73,112 @@ def bootstrap(
 ) -> Interval:
     """The statistic of all clusters and its interval.
 
-    `sums` (G, M) are sums per cluster; `statistic` maps totals (R, M) to values (R, S), row by row, and may answer NaN
-    where a resample leaves a value undefined. `support` (S,) says how many clusters a value rests on where that isn't
-    all of them, as with the recall of one class; values on fewer than `MIN_CLUSTERS` have NaN bounds.
+    `sums` (G, M), or (S, G, M) for S seeds, are sums per cluster; `statistic` maps totals (R, M) to values (R, K), row
+    by row, and may answer NaN where a resample leaves a value undefined. `support` (K,) says how many clusters a value
+    rests on where that isn't all of them, as with the recall of one class; values on fewer than `MIN_CLUSTERS` have NaN
+    bounds.
     """
-    value = statistic(sums.sum(axis=0, keepdims=True))[0]
-    clusters = len(sums)
+    value = statistic(by_seed(sums).sum(axis=1)).mean(axis=0)
+    clusters = sums.shape[-2]
     if clusters < MIN_CLUSTERS:
         return Interval(value, None, None)
-    draws = np.random.default_rng(seed).multinomial(clusters, np.full(clusters, 1 / clusters), size=resamples)
-    replicates = statistic(draws.astype(np.float64) @ sums)
+    counts = np.full(len(value), clusters) if support is None else support
+    drawn = resample([(1.0, sums)], statistic, counts, seed=seed, resamples=resamples)
+    return interval_of(value, drawn, counts, level)
+
+
+def interval_of(value: Array, drawn: Resamples, support: Ints, level: float = LEVEL) -> Interval:
+    """The interval of estimates (K,) from their resamples, each on `support` (K,) clusters."""
     low, high = np.full_like(value, np.nan), np.full_like(value, np.nan)
-    for column, number in enumerate(np.full(len(value), clusters) if support is None else support):
-        defined = replicates[~np.isnan(replicates[:, column]), column]
+    for column, number in enumerate(support):
+        defined = drawn.values[~np.isnan(drawn.values[:, column]), column]
         if number >= MIN_CLUSTERS and len(defined):
-            tail = _expanded_tail(int(number), level)
-            low[column], high[column] = np.quantile(defined, (tail, 1 - tail))
+            ends = np.quantile(defined, (tail := _expanded_tail(int(number), level), 1 - tail))
+            if drawn.freedom[column] < number - 1:
+                stretch = _quantile(drawn.freedom[column], level) / _quantile(number - 1, level)
+                ends = value[column] + stretch * (ends - value[column])
+            low[column], high[column] = ends
     return Interval(value, low, high)
 
 
-def _expanded_tail(clusters: int, level: float) -> float:
-    from scipy.special import ndtr, stdtrit
+@dataclass(frozen=True)
+class Resamples:
+    """Values (R, K) of the resamples, and the degrees of freedom (K,) of their spread."""
 
-    widened = np.sqrt(clusters / (clusters - 1)) * stdtrit(clusters - 1, (1 + level) / 2)
-    return float(ndtr(-widened))
+    values: Array
+    freedom: Array
+
+
+def by_seed(sums: Array) -> Array:
+    """Sums as (S, G, M), with one seed where there is no axis for them."""
+    return sums if sums.ndim == 3 else sums[None]
+
+
+def cluster_draws(clusters: int, seed: int, resamples: int) -> Array:
+    """How often each cluster stands in each resample, (R, G) float64."""
+    draws = np.random.default_rng(seed).multinomial(clusters, np.full(clusters, 1 / clusters), size=resamples)
+    return draws.astype(np.float64)
+
+
+def resample(
+    parts: Sequence[tuple[float, Array]], statistic: Statistic, support: Ints, *, seed: int, resamples: int
+) -> Resamples:
+    """The weighted sum of a statistic of several runs in resamples of clusters, shared by the runs, and of their seeds.
+
+    `parts` are pairs of weight and sums (S, G, M) or (G, M): one of weight 1 for a run, 1 and -1 for a difference.
+    """
+    draws = cluster_draws(parts[0][1].shape[-2], seed, resamples)
+    mean: Array = np.zeros(())
+    moved, between, shares = mean, mean, mean
+    for index, (weight, sums) in enumerate(parts):
+        each = np.stack([statistic(draws @ run) for run in by_seed(sums)])
+        mean, seeds = mean + weight * each.mean(axis=0), len(each)
+        if seeds == 1:
+            continue
+        variance = statistic(by_seed(sums).sum(axis=1)).var(axis=0, ddof=1) / seeds
+        noise = np.random.default_rng([seed, index, seeds]).standard_normal((resamples, 1))
+        moved = moved + weight * np.sqrt(variance) * noise
+        between, shares = between + variance, shares + variance**2 / (seeds - 1)
+    full = np.maximum(support - 1.0, 1.0)
+    if between.ndim == 0:  # one seed each
+        return Resamples(mean, full)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", RuntimeWarning)  # a column that is undefined in every resample
+        within = np.nanvar(mean, axis=0)
+    total = within**2 / full + shares
+    freedom = np.divide((within + between) ** 2, total, out=full.copy(), where=total > 0)
+    return Resamples(mean + moved, np.minimum(freedom, full))
+
+
+def _quantile(freedom: float, level: float) -> float:
+    from scipy.special import stdtrit
+
+    return float(stdtrit(freedom, (1 + level) / 2))
+
+
+def _expanded_tail(clusters: int, level: float) -> float:
+    from scipy.special import ndtr
+
+    return float(ndtr(-np.sqrt(clusters / (clusters - 1)) * _quantile(clusters - 1, level)))
+
+
+def p_value(values: Array, clusters: int, freedom: float) -> float:
+    """Two-sided p of no difference from resampled differences (R,): the level at which the interval reaches zero."""
+    from scipy.special import ndtri, stdtr
+
+    size = len(values)
+    below = (np.sum(values < 0) + 0.5 * np.sum(values == 0) + 0.5) / (size + 1)
+    t = abs(float(ndtri(below))) * np.sqrt((clusters - 1) / clusters)
+    return float(min(1.0, 2 * stdtr(freedom, -t)))
+
+
+def holm(values: Sequence[float]) -> list[float]:
+    """p values corrected for their number as by Holm (1979), in the given order."""
+    corrected, reached = [0.0] * len(values), 0.0
+    for rank, index in enumerate(sorted(range(len(values)), key=lambda index: values[index])):
+        reached = max(reached, min(1.0, (len(values) - rank) * values[index]))
+        corrected[index] = reached
+    return corrected
 
 
 def ratio(totals: Array) -> Array:
@@ -100,13 +189,13 @@ def ratio(totals: Array) -> Array:
 
 
 def fraction_interval(hits: Array, counts: Array, *, seed: int = 0) -> Interval:
-    """Interval of fractions such as accuracy, or recall per class, from hits and trials per cluster, both (G, S).
+    """Interval of fractions such as accuracy, or recall per class, from hits and trials per cluster.
 
-    Where all or no trials of a column hit, resampling shows no spread; there the bound is Clopper and Pearson's for as
-    many independent trials as clusters hold any.
+    Both are (G, K), or (S, G, K) for S seeds. Where all or no trials of a column hit, resampling shows no spread; there
+    the bound is Clopper and Pearson's for as many independent trials as clusters hold any.
     """
-    support: Ints = (counts > 0).sum(axis=0)
-    found = bootstrap(np.hstack([hits, counts]), ratio, support=support, seed=seed)
+    support: Ints = (by_seed(counts)[0] > 0).sum(axis=0)
+    found = bootstrap(np.concatenate([hits, counts], axis=-1), ratio, support=support, seed=seed)
     if found.low is None or found.high is None:
         return found
     reach = np.where(support < MIN_CLUSTERS, np.nan, ((1 - LEVEL) / 2) ** (1 / np.maximum(support, 1)))

@@ -1,18 +1,22 @@
-"""From what a probe hands on to the record of a run: metrics, intervals, controls, tables."""
+"""From what probes hand on to the record of a run: metrics, intervals, controls, tables.
+
+Several probes that differ in their seed alone make one record: its metrics are means over them.
+"""
 
 from __future__ import annotations
 
-import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import PurePosixPath
-from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
+from lary.data.spec import Orientation
 from lary.probes import metrics
-from lary.probes.outcome import ClassificationOutcome, RegressionOutcome, SelectionName, SplitOutcome
+from lary.probes.outcome import ClassificationOutcome, Floats, RegressionOutcome, SelectionName, SplitOutcome
+from lary.results import errors
 from lary.results import statistics as stats
+from lary.results.measure import check_finite, headline, interval_note, means, metric, plain_history, seed_sums
 from lary.results.record import (
     ClassRow,
     Control,
@@ -21,11 +25,12 @@ from lary.results.record import (
     Example,
     GroupRow,
     Metric,
+    OrientationRow,
+    RobotRow,
     RunFacts,
+    SeedRow,
     Selection,
-    Unit,
 )
-from lary.types import LaryError
 
 EXAMPLE_QUANTILES = (0.1, 0.5, 0.9)
 """Ranks of the errors whose chunks are shown: a good one, the median, a bad one."""
@@ -33,79 +38,34 @@ EXAMPLE_QUANTILES = (0.1, 0.5, 0.9)
 TOP_K = 5
 
 
-def headline(selections: Mapping[SelectionName, Any]) -> SelectionName:
-    """The selection to report first: picked on held-out data where there is one."""
-    return "held_out" if "held_out" in selections else "best_on_validation"
-
-
-def interval_note(groups: int, samples: int) -> str:
-    """How the intervals of a run were made, in a sentence."""
-    if groups < stats.MIN_CLUSTERS:
-        need = f"{stats.MIN_CLUSTERS} are needed"
-        return f"No intervals: the {samples} samples come from {groups} episodes or videos, and {need}."
-    method = f"95 % expanded percentile bootstrap, {stats.RESAMPLES} resamples"
-    return f"{method} over {groups} episodes or videos ({samples} samples)."
-
-
-def _metric(found: stats.Interval, index: int, unit: Unit, higher: bool = True) -> Metric:
-    def bound(values: stats.Array | None) -> float | None:
-        return None if values is None or math.isnan(values[index]) else float(values[index])
-
-    return Metric(
-        value=float(found.value[index]),
-        low=bound(found.low),
-        high=bound(found.high),
-        unit=unit,
-        higher_is_better=higher,
-    )
-
-
-def _check(values: npt.NDArray[Any], what: str) -> None:
-    if len(values) == 0:
-        raise LaryError(f"No {what}: the validation split is empty.")
-    if not np.isfinite(values).all():
-        raise LaryError(f"The {what} contain NaN or infinity: the probe diverged; lower its learning rate.")
-
-
-def _history(entries: list[dict[str, Any]]) -> tuple[dict[str, Any], ...]:
-    """History with null in place of numbers that JSON can't hold."""
-
-    def plain(value: Any) -> Any:
-        if isinstance(value, np.generic):
-            value = value.item()
-        if isinstance(value, float) and not math.isfinite(value):
-            return None
-        if isinstance(value, (list, tuple)):
-            return [plain(item) for item in value]
-        return {str(key): plain(item) for key, item in value.items()} if isinstance(value, dict) else value
-
-    return tuple(plain(entry) for entry in entries)
-
-
 # --- classification ---------------------------------------------------------------------------------------------------
 
 
-def _accuracy(correct: npt.NDArray[np.bool_], clusters: stats.Ints, seed: int) -> Metric:
-    columns = np.stack([correct, np.ones_like(correct)], axis=1)
-    hits, trials = np.split(stats.cluster_sums(columns, clusters), 2, axis=1)
-    return _metric(stats.fraction_interval(hits, trials, seed=seed), 0, "fraction")
+def _accuracy(correct: Sequence[npt.NDArray[np.bool_]], clusters: stats.Ints, seed: int) -> Metric:
+    columns = [np.stack([own, np.ones_like(own)], axis=1) for own in correct]
+    hits, trials = np.split(seed_sums(columns, clusters), 2, axis=-1)
+    return metric(stats.fraction_interval(hits, trials, seed=seed), 0, "fraction")
 
 
 def _class_metrics(
-    labels: stats.Ints, predicted: stats.Ints, classes: int, clusters: stats.Ints, seed: int
+    labels: stats.Ints, predicted: Sequence[stats.Ints], classes: int, clusters: stats.Ints, seed: int
 ) -> dict[str, Metric]:
-    macro = stats.bootstrap(stats.class_sums(labels, predicted, classes, clusters), stats.macro_scores, seed=seed)
+    sums = [stats.class_sums(labels, own, classes, clusters) for own in predicted]
+    macro = stats.bootstrap(sums[0] if len(sums) == 1 else np.stack(sums), stats.macro_scores, seed=seed)
     return {
-        "top1": _accuracy(labels == predicted, clusters, seed),
-        "macro_recall": _metric(macro, 0, "fraction"),
-        "macro_f1": _metric(macro, 1, "fraction"),
+        "top1": _accuracy([labels == own for own in predicted], clusters, seed),
+        "macro_recall": metric(macro, 0, "fraction"),
+        "macro_f1": metric(macro, 1, "fraction"),
     }
 
 
-def _class_gain(labels: stats.Ints, ours: stats.Ints, theirs: stats.Ints, clusters: stats.Ints, seed: int) -> Metric:
-    difference = (ours == labels).astype(np.float64) - (theirs == labels)
-    sums = stats.cluster_sums(np.stack([difference, np.ones_like(difference)], axis=1), clusters)
-    return _metric(stats.bootstrap(sums, stats.ratio, seed=seed), 0, "fraction")
+def _score_metrics(labels: stats.Ints, logits: Sequence[Floats], clusters: stats.Ints, seed: int) -> dict[str, Metric]:
+    count = logits[0].shape[1]
+    found = _class_metrics(labels, [own.argmax(axis=1) for own in logits], count, clusters, seed)
+    if count > TOP_K:
+        best = [np.argsort(-own, axis=1, kind="stable")[:, :TOP_K] for own in logits]
+        found[f"top{TOP_K}"] = _accuracy([(own == labels[:, None]).any(axis=1) for own in best], clusters, seed)
+    return found
 
 
 def _class_rows(
@@ -123,39 +83,55 @@ def _class_rows(
             true=int(true[index]),
             predicted=int(matrix[index].sum()),
             precision=float(table.precision[index]),
-            recall=_metric(recall, index, "fraction") if true[index] else None,
+            recall=metric(recall, index, "fraction") if true[index] else None,
             f1=float(table.f1[index]),
         )
         for index, name in enumerate(outcome.classes)
     )
 
 
-def classification_result(outcome: ClassificationOutcome, facts: RunFacts) -> EvalResult:
+def classification_result(
+    outcome: ClassificationOutcome, facts: RunFacts, others: Sequence[ClassificationOutcome] = ()
+) -> EvalResult:
     """The record of a classification run: Top-1, mean recall, macro F1 and Top-5 with intervals, controls, class table.
+
+    `others` are probes with the further seeds of `facts`, on the same samples.
 
     Raises:
         LaryError: the split is empty or scores aren't finite.
     """
+    runs = (outcome, *others)
     labels, count, seed = outcome.labels, len(outcome.classes), facts.seed
-    clusters = stats.cluster_index(outcome.samples.groups, seed)
+    groups = outcome.samples.groups
+    clusters = stats.cluster_index(groups, seed)
     selections: dict[SelectionName, Selection] = {}
     for name, chosen in outcome.selections.items():
-        _check(chosen.logits, "scores of the probe")
-        found = _class_metrics(labels, chosen.logits.argmax(axis=1), count, clusters, seed)
-        if count > TOP_K:
-            best = np.argsort(-chosen.logits, axis=1, kind="stable")[:, :TOP_K]
-            found[f"top{TOP_K}"] = _accuracy((best == labels[:, None]).any(axis=1), clusters, seed)
+        logits = [run.selections[name].logits for run in runs]
+        for own in logits:
+            check_finite(own, "scores of the probe")
+        found = _score_metrics(labels, logits, clusters, seed)
         selections[name] = Selection(epoch=chosen.epoch, head=chosen.head, metrics=found)
     first = headline(outcome.selections)
-    predicted = outcome.selections[first].logits.argmax(axis=1)
-    matrix = metrics.confusion_matrix(labels, predicted, count)
-    controls = {
-        name: Control(
-            metrics=_class_metrics(labels, guess, count, clusters, seed),
-            gain=_class_gain(labels, predicted, guess, clusters, seed),
+    predicted = [run.selections[first].logits.argmax(axis=1) for run in runs]
+    matrix = metrics.confusion_matrix(labels, predicted[0], count)
+    controls: dict[str, Control] = {}
+    for control in outcome.controls:
+        guesses = [run.controls[control] for run in runs]
+        gains = [
+            ((own == labels).astype(np.float64) - (guess == labels))[:, None]
+            for own, guess in zip(predicted, guesses, strict=True)
+        ]
+        controls[control] = Control(
+            metrics=_class_metrics(labels, guesses, count, clusters, seed),
+            gain=metric(means(gains, groups, seed), 0, "fraction"),
         )
-        for name, guess in outcome.controls.items()
-    }
+    per_seed = [
+        SeedRow(
+            seed=number, epoch=run.selections[first].epoch, head=run.selections[first].head,
+            metrics=_values(_score_metrics(labels, [run.selections[first].logits], clusters, seed)),
+        )
+        for number, run in zip(facts.seeds, runs, strict=False)
+    ]  # fmt: skip
     return EvalResult(
         **dict(facts),
         task="classification",
@@ -163,85 +139,23 @@ def classification_result(outcome: ClassificationOutcome, facts: RunFacts) -> Ev
         primary="top1",
         selections=selections,
         controls=controls,
-        interval=interval_note(len(set(outcome.samples.groups)), len(labels)),
-        classes=_class_rows(outcome, predicted, clusters, matrix),
+        interval=interval_note(len(set(groups)), len(labels), len(runs)),
+        classes=_class_rows(outcome, predicted[0], clusters, matrix),
         confusion=tuple(tuple(row) for row in matrix.tolist()),
-        history=_history(outcome.history),
-        warnings=outcome.warnings,
+        per_seed=tuple(per_seed) if others else (),
+        history=plain_history(outcome.history),
+        warnings=_warnings(runs),
     )
 
 
 # --- regression -------------------------------------------------------------------------------------------------------
 
 
-def _error_metrics(
-    role: str, prediction: npt.NDArray[np.float32], split: SplitOutcome, seed: int
-) -> tuple[dict[str, Metric], stats.Interval]:
-    """Overall metrics of a split and the interval of every dimension (columns of `statistics.error_scores`)."""
-    clusters = stats.cluster_index(split.samples.groups, seed)
-    sums = stats.cluster_sums(stats.error_columns(prediction, split.targets), clusters)
-    found = stats.bootstrap(sums, stats.error_scores, seed=seed)
-    dims = split.targets.shape[2]
-    overall = {f"{role}_mse": _metric(found, dims, "normalised", higher=False)}
-    if not math.isnan(found.value[2 * dims + 1]):
-        overall[f"{role}_r2"] = _metric(found, 2 * dims + 1, "none")
-    return overall, found
-
-
-def _error_gain(
-    split: SplitOutcome, ours: npt.NDArray[np.float32], theirs: npt.NDArray[np.float32], seed: int
-) -> Metric:
+def _error_gain(split: SplitOutcome, ours: Sequence[Floats], theirs: Sequence[Floats], seed: int) -> Metric:
     """MSE of the run minus that of a control, paired by sample: negative where the run is better."""
-    clusters = stats.cluster_index(split.samples.groups, seed)
-    targets = split.targets.astype(np.float64)
-    difference = (ours - targets) ** 2 - (theirs - targets) ** 2
-    per_sample = np.stack([difference.mean(axis=(1, 2)), np.ones(len(targets))], axis=1)
-    sums = stats.cluster_sums(per_sample, clusters)
-    return _metric(stats.bootstrap(sums, stats.ratio, seed=seed), 0, "normalised", higher=False)
-
-
-def _dimension_rows(
-    role: str,
-    split: SplitOutcome,
-    prediction: npt.NDArray[np.float32],
-    found: stats.Interval,
-    names: tuple[str, ...],
-    units: tuple[str, ...],
-) -> list[DimensionRow]:
-    physical = (prediction.astype(np.float64) - split.targets) * split.std[:, None, :]
-    rmse = np.sqrt((physical**2).mean(axis=(0, 1)))
-    explained = found.value[len(names) + 1 :]
-    return [
-        DimensionRow(
-            split=role,
-            name=name,
-            mse=_metric(found, index, "normalised", higher=False),
-            r2=None if math.isnan(explained[index]) else float(explained[index]),
-            rmse=float(rmse[index]),
-            unit=units[index] if index < len(units) else "",
-        )
-        for index, name in enumerate(names)
-    ]
-
-
-def _group_rows(
-    role: str,
-    split: SplitOutcome,
-    prediction: npt.NDArray[np.float32],
-    groups: Mapping[str, tuple[int, ...]],
-    seed: int,
-) -> list[GroupRow]:
-    if not groups:
-        return []
-    clusters = stats.cluster_index(split.samples.groups, seed)
-    squared = (prediction.astype(np.float64) - split.targets) ** 2
-    means = np.stack([squared[:, :, list(members)].mean(axis=(1, 2)) for members in groups.values()], axis=1)
-    sums = stats.cluster_sums(np.hstack([means, np.ones_like(means)]), clusters)
-    found = stats.bootstrap(sums, stats.ratio, seed=seed)
-    return [
-        GroupRow(split=role, name=name, mse=_metric(found, index, "normalised", higher=False))
-        for index, name in enumerate(groups)
-    ]
+    pairs = zip(errors.squared(split, ours), errors.squared(split, theirs), strict=True)
+    gains = [(own - other).mean(axis=1)[:, None] for own, other in pairs]
+    return metric(means(gains, split.samples.groups, seed), 0, "normalised", higher=False)
 
 
 def example_rows(split: SplitOutcome, selection: SelectionName) -> list[tuple[int, float, float]]:
@@ -275,33 +189,49 @@ def _examples(split: SplitOutcome, selection: SelectionName, files: tuple[str, .
     return tuple(found)
 
 
-def regression_result(outcome: RegressionOutcome, facts: RunFacts) -> EvalResult:
-    """The record of a regression run: MSE and R2 with intervals per split, dimension and group, controls, examples.
+def regression_result(
+    outcome: RegressionOutcome,
+    facts: RunFacts,
+    others: Sequence[RegressionOutcome] = (),
+    orientations: Sequence[Orientation] = (),
+) -> EvalResult:
+    """The record of a regression run: MSE and R2 with intervals per split, dimension, group, robot type and
+    orientation, controls, examples.
 
-    Physical units come from `facts.dataset.units`; pictures of the examples from `facts.files`.
+    Physical units come from `facts.dataset.units`; pictures of the examples from `facts.files`. `others` are probes
+    with the further seeds of `facts`, on the same samples. `orientations` are for absolute actions: the difference of
+    two orientations' values is none.
 
     Raises:
         LaryError: a split is empty or predictions aren't finite.
     """
+    runs = (outcome, *others)
+    seed, units = facts.seed, facts.dataset.units
     first = headline(outcome.splits["seen"].selections)
     found: dict[SelectionName, dict[str, Metric]] = {}
     controls: dict[str, dict[str, Metric]] = {}
     dimensions: list[DimensionRow] = []
     groups: list[GroupRow] = []
+    robots: list[RobotRow] = []
+    turns: list[OrientationRow] = []
     for role, split in outcome.splits.items():
-        for name, chosen in split.selections.items():
-            _check(chosen.values, f"predictions on the {role} split")
-            overall, per_dimension = _error_metrics(role, chosen.values, split, facts.seed)
-            found.setdefault(name, {}).update(overall)
+        for name in split.selections:
+            values = [run.splits[role].selections[name].values for run in runs]
+            for own in values:
+                check_finite(own, f"predictions on the {role} split")
+            interval = errors.error_interval(split, values, seed)
+            found.setdefault(name, {}).update(errors.overall(role, split, interval))
             if name == first:
-                dimensions += _dimension_rows(
-                    role, split, chosen.values, per_dimension, outcome.dims, facts.dataset.units
-                )
-                groups += _group_rows(role, split, chosen.values, outcome.groups, facts.seed)
-        for control, values in split.controls.items():
-            controls.setdefault(control, {}).update(_error_metrics(role, values, split, facts.seed)[0])
+                dimensions += errors.dimension_rows(role, split, values, interval, outcome.dims, units, seed)
+                groups += errors.group_rows(role, split, values, outcome.groups, units, seed)
+                robots += errors.robot_rows(role, split, values, orientations, seed)
+                turns += errors.orientation_rows(role, split, values, orientations, seed)
+        for control in split.controls:
+            guesses = [run.splits[role].controls[control] for run in runs]
+            metrics_of = errors.overall(role, split, errors.error_interval(split, guesses, seed))
+            controls.setdefault(control, {}).update(metrics_of)
     seen = outcome.splits["seen"]
-    ours = seen.selections[first].values
+    ours = [run.splits["seen"].selections[first].values for run in runs]
     return EvalResult(
         **dict(facts),
         task="regression",
@@ -316,14 +246,42 @@ def regression_result(outcome: RegressionOutcome, facts: RunFacts) -> EvalResult
             for name, values in found.items()
         },
         controls={
-            name: Control(metrics=values, gain=_error_gain(seen, ours, seen.controls[name], facts.seed))
+            name: Control(
+                metrics=values,
+                gain=_error_gain(seen, ours, [run.splits["seen"].controls[name] for run in runs], seed),
+            )
             for name, values in controls.items()
             if name in seen.controls
         },
-        interval=interval_note(len(set(seen.samples.groups)), len(seen.targets)),
+        interval=interval_note(len(set(seen.samples.groups)), len(seen.targets), len(runs)),
         dimensions=tuple(dimensions),
         dimension_groups=tuple(groups),
+        robots=tuple(robots),
+        orientations=tuple(turns),
+        per_seed=_seed_rows(runs, facts.seeds, first, seed) if others else (),
         examples=_examples(seen, first, facts.files),
-        history=_history(outcome.history),
-        warnings=outcome.warnings,
+        history=plain_history(outcome.history),
+        warnings=_warnings(runs),
     )
+
+
+def _seed_rows(
+    runs: Sequence[RegressionOutcome], seeds: Sequence[int], name: SelectionName, seed: int
+) -> tuple[SeedRow, ...]:
+    rows = []
+    for number, run in zip(seeds, runs, strict=True):
+        found: dict[str, float] = {}
+        for role, split in run.splits.items():
+            interval = errors.error_interval(split, [split.selections[name].values], seed)
+            found |= _values(errors.overall(role, split, interval))
+        rows.append(SeedRow(seed=number, epoch=run.splits["seen"].selections[name].epoch, metrics=found))
+    return tuple(rows)
+
+
+def _values(found: Mapping[str, Metric]) -> dict[str, float]:
+    return {name: each.value for name, each in found.items()}
+
+
+def _warnings(runs: Sequence[ClassificationOutcome | RegressionOutcome]) -> tuple[str, ...]:
+    """Warnings of all seeds, each once."""
+    return tuple(dict.fromkeys(warning for run in runs for warning in run.warnings))

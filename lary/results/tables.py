@@ -58,8 +58,8 @@ def read_reference(name: str) -> list[dict[str, str]]:
 
 
 def published_score(result: EvalResult) -> Metric | None:
-    """The paper's number for the same model and data set, where it has one."""
-    if result.action_mode == "relative":
+    """The paper's number for the same model, data set and kind of probe, where it has one."""
+    if result.action_mode == "relative" or result.label != result.model.name:
         return None
     for source in PUBLISHED:
         if source.higher_is_better is not result.score.higher_is_better:
@@ -95,7 +95,7 @@ def order(metric: Metric) -> float:
 
 def rank(entry: Entry) -> tuple[float, str]:
     """Sorts runs from the best to the worst."""
-    return (order(entry.result.score), entry.result.model.name)
+    return (order(entry.result.score), entry.result.label)
 
 
 def settings_of(result: EvalResult) -> str:
@@ -118,7 +118,7 @@ def overview(comparisons: Mapping[str, Sequence[Entry]]) -> str:
     for name, group in comparisons.items():
         for place, entry in enumerate(group):
             result = entry.result
-            key = (result.model.name, result.protocol, result.preset)
+            key = (result.label, result.protocol, result.preset)
             found.setdefault(key, {}).setdefault(name, []).append(result)
             places.setdefault(key, []).append(place / len(group))
     columns = [Column("Model", numeric=False, first="asc")]
@@ -182,8 +182,8 @@ def heat_table(name: str, group: Sequence[Entry]) -> str:
 
 def _short(entry: Entry, group: Sequence[Entry]) -> str:
     result = entry.result
-    alone = sum(other.result.model.name == result.model.name for other in group) == 1
-    return result.model.name if alone else f"{result.model.name}, {settings_of(result)}"
+    alone = sum(other.result.label == result.label for other in group) == 1
+    return result.label if alone else f"{result.label}, {settings_of(result)}"
 
 
 def published_table(source: Published) -> str:

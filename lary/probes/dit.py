@@ -1,0 +1,256 @@
+"""The DiT probe of action regression: a small transformer that denoises an action chunk, given the latents.
+
+Keys, arithmetic and sampling are those of the published probe (arXiv 2604.11689), which follows the action model of
+CogACT (arXiv 2411.19650) with the noise of DDPM (arXiv 2006.11239): the latents enter as one token in front of the
+steps of the chunk. Fewer sampling steps are taken as in DDIM (arXiv 2010.02502) without noise.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+TRAINING_STEPS = 1000
+PUBLISHED_SAMPLER_STEPS = 500
+CONDITION_DROPOUT = 0.1
+CLIP = 1.0
+"""The published sampler keeps every predicted value inside one standard deviation of the targets."""
+TIME_CHANNELS = 256
+INIT_STD = 0.02
+
+Noise = Callable[[int | None], Tensor]
+"""The start of a sampling for None, and the noise (B, K, A) that is added at a timestep."""
+
+
+def alphas_cumprod() -> Tensor:
+    """Share of the signal's variance that is left at each of the 1,000 timesteps, (1000,) float32.
+
+    The squared cosine of Nichol and Dhariwal (arXiv 2102.09672), no beta above 0.999.
+    """
+
+    def left(time: float) -> float:
+        return math.cos((time + 0.008) / 1.008 * math.pi / 2) ** 2
+
+    betas = [
+        min(1 - left((step + 1) / TRAINING_STEPS) / left(step / TRAINING_STEPS), 0.999)
+        for step in range(TRAINING_STEPS)
+    ]
+    return torch.cumprod(1.0 - torch.tensor(betas, dtype=torch.float32), dim=0)
+
+
+def sampling_timesteps(steps: int) -> list[int]:
+    """The timesteps of a sampling, falling to 0: every (1000 // steps)-th one."""
+    stride = TRAINING_STEPS // steps
+    return [stride * index for index in range(steps)][::-1]
+
+
+def add_noise(action: Tensor, noise: Tensor, timesteps: Tensor) -> Tensor:
+    """The chunk (B, K, A) at `timesteps` (B,) of the diffusion."""
+    left = alphas_cumprod().to(action.device)[timesteps][:, None, None]
+    return left.sqrt() * action + (1 - left).sqrt() * noise
+
+
+class SelfAttention(nn.Module):
+    """Multi-head attention, (B, S, C) -> (B, S, C)."""
+
+    def __init__(self, dim: int, heads: int) -> None:
+        super().__init__()
+        self.heads = heads
+        self.qkv = nn.Linear(dim, 3 * dim)
+        self.proj = nn.Linear(dim, dim)
+
+    def forward(self, x: Tensor) -> Tensor:
+        q, k, v = self.qkv(x).unflatten(2, (3, self.heads, -1)).permute(2, 0, 3, 1, 4)
+        return self.proj(F.scaled_dot_product_attention(q, k, v).transpose(1, 2).flatten(2))  # type: ignore[no-any-return]
+
+
+class Mlp(nn.Module):
+    """Linear, GELU in its tanh form, Linear, four times as wide inside."""
+
+    def __init__(self, dim: int) -> None:
+        super().__init__()
+        self.fc1 = nn.Linear(dim, 4 * dim)
+        self.fc2 = nn.Linear(4 * dim, dim)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.fc2(F.gelu(self.fc1(x), approximate="tanh"))  # type: ignore[no-any-return]
+
+
+def plain_norm(x: Tensor) -> Tensor:
+    """LayerNorm over the last axis without weights."""
+    return F.layer_norm(x, x.shape[-1:], eps=1e-6)
+
+
+class Block(nn.Module):
+    """Pre-norm attention and MLP with residuals; the timestep enters through the condition token alone."""
+
+    def __init__(self, dim: int, heads: int) -> None:
+        super().__init__()
+        self.attn = SelfAttention(dim, heads)
+        self.mlp = Mlp(dim)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = x + self.attn(plain_norm(x))
+        return x + self.mlp(plain_norm(x))  # type: ignore[no-any-return]
+
+
+class Embedder(nn.Module):
+    """One linear layer under the key ``linear``."""
+
+    def __init__(self, size: int, dim: int) -> None:
+        super().__init__()
+        self.linear = nn.Linear(size, dim)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.linear(x)  # type: ignore[no-any-return]
+
+
+class ConditionEmbedder(Embedder):
+    """Latents (B, D') -> (B, C); in training one sample in ten gets a learned vector in place of its latents."""
+
+    def __init__(self, size: int, dim: int) -> None:
+        super().__init__(size, dim)
+        self.uncondition = nn.Parameter(torch.zeros(1, size))
+
+    def forward(self, x: Tensor) -> Tensor:
+        if self.training:
+            dropped = torch.rand(len(x), device=x.device) < CONDITION_DROPOUT
+            x = torch.where(dropped[:, None], self.uncondition, x)
+        return self.linear(x)  # type: ignore[no-any-return]
+
+
+class TimestepEmbedder(nn.Module):
+    """Timesteps (B,) -> (B, C): cosines and sines, Linear, SiLU, Linear."""
+
+    def __init__(self, dim: int) -> None:
+        super().__init__()
+        self.mlp = nn.Sequential(nn.Linear(TIME_CHANNELS, dim), nn.SiLU(), nn.Linear(dim, dim))
+
+    def forward(self, timesteps: Tensor) -> Tensor:
+        half = TIME_CHANNELS // 2
+        places = torch.arange(half, dtype=torch.float32, device=timesteps.device)
+        angles = timesteps.float()[:, None] * torch.exp(-math.log(10000.0) * places / half)
+        return self.mlp(torch.cat([angles.cos(), angles.sin()], dim=-1))  # type: ignore[no-any-return]
+
+
+class DiffusionTransformer(nn.Module):
+    """Noise in a chunk: noisy (B, K, A), timesteps (B,), latents (B, D') -> (B, K, A).
+
+    `history_embedder` takes no part; published checkpoints hold it.
+    """
+
+    def __init__(self, latent_dim: int, action_dim: int, steps: int, dim: int, depth: int, heads: int) -> None:
+        super().__init__()
+        self.positional_embedding = nn.Parameter(torch.zeros(steps + 1, dim))
+        self.history_embedder = Embedder(action_dim, dim)
+        self.x_embedder = Embedder(action_dim, dim)
+        self.t_embedder = TimestepEmbedder(dim)
+        self.z_embedder = ConditionEmbedder(latent_dim, dim)
+        self.blocks = nn.ModuleList(Block(dim, heads) for _ in range(depth))
+        self.final_layer = Embedder(dim, action_dim)
+        self._initialise()
+
+    def forward(self, noisy: Tensor, timesteps: Tensor, latents: Tensor) -> Tensor:
+        condition = self.t_embedder(timesteps) + self.z_embedder(latents)
+        x = torch.cat([condition[:, None], self.x_embedder(noisy)], dim=1) + self.positional_embedding
+        for block in self.blocks:
+            x = block(x)
+        return self.final_layer(plain_norm(x))[:, 1:]  # type: ignore[no-any-return]
+
+    @torch.no_grad()
+    def _initialise(self) -> None:
+        """As in DiT (arXiv 2212.09748) and CogACT: the last layer starts at zero."""
+        for module in self.modules():
+            if isinstance(module, nn.Linear):
+                nn.init.xavier_uniform_(module.weight)
+                nn.init.zeros_(module.bias)
+        for module in (self.t_embedder, self.x_embedder, self.z_embedder, self.history_embedder):
+            for parameter in module.parameters():
+                if parameter.ndim == 2:
+                    nn.init.normal_(parameter, std=INIT_STD)
+        nn.init.normal_(self.positional_embedding, std=self.positional_embedding.shape[1] ** -0.5)
+        nn.init.zeros_(self.final_layer.linear.weight)
+
+
+@dataclass(frozen=True)
+class Sampler:
+    """How chunks are drawn: `steps` of 500 as published (DDPM), any other number by DDIM without noise."""
+
+    steps: int = PUBLISHED_SAMPLER_STEPS
+    seed: int = 0
+
+
+class ActionExpertDiT(nn.Module):
+    """Tokens (B, ...), every axis flattened in storage order -> normalised chunk (B, K * A), step-major."""
+
+    def __init__(
+        self,
+        latent_dim: int,
+        action_dim: int,
+        action_steps: int,
+        hidden_size: int = 512,
+        depth: int = 6,
+        num_heads: int = 8,
+        sampler: Sampler | None = None,
+    ) -> None:
+        super().__init__()
+        self.shape = (action_steps, action_dim)
+        self.sampler = sampler or Sampler()
+        self.dit = DiffusionTransformer(latent_dim, action_dim, action_steps, hidden_size, depth, num_heads)
+
+    def forward(self, noisy: Tensor, timesteps: Tensor, tokens: Tensor) -> Tensor:
+        """Predicted noise (B, K, A)."""
+        return self.dit(noisy, timesteps, tokens.flatten(1))  # type: ignore[no-any-return]
+
+    def loss(self, tokens: Tensor, target: Tensor) -> Tensor:
+        """Huber loss of the predicted noise at a random timestep per sample; `target` (B, K * A)."""
+        action = target.reshape(-1, *self.shape)
+        noise = torch.randn(action.shape).to(action.device)
+        timesteps = torch.randint(TRAINING_STEPS, (len(action),)).to(action.device)
+        return F.huber_loss(self(add_noise(action, noise, timesteps), timesteps, tokens), noise)
+
+    @torch.no_grad()
+    def predict(self, tokens: Tensor) -> Tensor:
+        """Draw one chunk (B, K * A) per sample; the same noise for the same seed and batch, on every device."""
+        generator = torch.Generator().manual_seed(self.sampler.seed)
+
+        def noise(_: int | None) -> Tensor:
+            return torch.randn((len(tokens), *self.shape), generator=generator)
+
+        *_, last = self.trajectory(tokens, noise)
+        return last.flatten(1)
+
+    @torch.no_grad()
+    def trajectory(self, tokens: Tensor, noise: Noise) -> Iterator[Tensor]:
+        """The state (B, K, A) after each step of a sampling."""
+        left = alphas_cumprod().tolist()
+        published = self.sampler.steps == PUBLISHED_SAMPLER_STEPS
+        timesteps = sampling_timesteps(self.sampler.steps)
+        state = noise(None).to(tokens.device)
+        for timestep, following in zip(timesteps, [*timesteps[1:], None], strict=True):
+            times = torch.full((len(tokens),), timestep, device=tokens.device)
+            here, there = left[timestep], 1.0 if following is None else left[following]
+            predicted = self(state, times, tokens)
+            clean = ((state - math.sqrt(1 - here) * predicted) / math.sqrt(here)).clamp(-CLIP, CLIP)
+            if published:
+                fresh = noise(timestep).to(tokens.device) if timestep else None
+                state = _ddpm_step(state, clean, here, there, fresh)
+            else:  # the noise that fits the clipped value, not the predicted one
+                rest = (state - math.sqrt(here) * clean) / math.sqrt(1 - here)
+                state = math.sqrt(there) * clean + math.sqrt(1 - there) * rest
+            yield state
+
+
+def _ddpm_step(state: Tensor, clean: Tensor, here: float, there: float, fresh: Tensor | None) -> Tensor:
+    """One step of DDPM with the small fixed variance; `here` and `there` are the shares of signal left."""
+    alpha = here / there
+    beta = 1 - alpha
+    mean = math.sqrt(there) * beta / (1 - here) * clean + math.sqrt(alpha) * (1 - there) / (1 - here) * state
+    if fresh is None:
+        return mean
+    return mean + math.sqrt(max((1 - there) / (1 - here) * beta, 1e-20)) * fresh

@@ -1,0 +1,189 @@
+"""What a probe run reads: the latents of its splits, their targets, and who their samples are."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import numpy.typing as npt
+
+from lary.configs import ClassifyConfig, ProbeControl, RegressConfig
+from lary.data.actions import ActionMode, Normaliser, Targets, load_targets
+from lary.data.frames import read_clip
+from lary.data.relative import in_frame
+from lary.data.samples import SampleTable
+from lary.data.spec import DatasetSpec
+from lary.latents.extract import FAILURES, write_failures
+from lary.latents.table import SplitLatents, find_latent_table, open_latents
+from lary.models.spec import ModelSpec
+from lary.probes.outcome import SampleColumns
+from lary.probes.sources import ProjectedSource, ShuffledOrderSource, StaticSource
+from lary.runtime import log
+from lary.settings import Settings
+from lary.types import Failure, LaryError, LatentSource, MediaError, UsageError
+
+ProbeConfig = ClassifyConfig | RegressConfig
+
+FRAME_CONTROLS: tuple[ProbeControl, ...] = ("static-pair", "shuffled-order")
+"""Controls that change what the encoder sees, not what the probe is told."""
+
+
+def seeds_of(config: ProbeConfig) -> tuple[int, ...]:
+    """The seeds to train with: ``--seeds``, or the one of ``--seed``. Raises UsageError."""
+    if config.seeds is None:
+        return (config.seed,)
+    try:
+        seeds = tuple(int(part) for part in config.seeds.split(","))
+    except ValueError:
+        raise UsageError(f"--seeds '{config.seeds}': expected numbers such as 0,1,2.") from None
+    if len(set(seeds)) != len(seeds):
+        raise UsageError(f"--seeds {config.seeds}: a seed stands there twice.")
+    return seeds
+
+
+def variant_of(config: ProbeConfig) -> str:
+    """What stands behind the model's name in folder names for a control: ``@static-pair``, ``@project16``."""
+    parts: list[str] = [config.control] if config.control else []
+    parts += [f"project{config.project}"] if config.project is not None else []
+    return "".join(f"@{part}" for part in parts)
+
+
+def open_splits(
+    settings: Settings, dataset: DatasetSpec, model: ModelSpec, config: ProbeConfig
+) -> dict[str, SplitLatents]:
+    """Latents by role: ``train``, ``seen`` (the validation split) and, where it was extracted, ``unseen``."""
+    roles = {"train": dataset.train, "seen": dataset.validation}
+    asked = (model.name, config.protocol, config.latent, config.weights)
+    if dataset.unseen is not None:
+        if find_latent_table(settings, dataset, dataset.unseen, *asked) is None:
+            log.info("%s has no latents of %s %s: scored without it", model.name, dataset.name, dataset.unseen)
+        else:
+            roles["unseen"] = dataset.unseen
+    splits = {role: open_latents(settings, dataset, split, *asked) for role, split in roles.items()}
+    shapes = {role: split.source.shape for role, split in splits.items()}
+    if len(set(shapes.values())) > 1:
+        told = ", ".join(f"{roles[role]} {shape}" for role, shape in shapes.items())
+        raise UsageError(f"The splits of '{dataset.name}' hold latents of different shapes ({told}): extract again.")
+    if config.control in FRAME_CONTROLS:
+        for split in splits.values():
+            check_steps(split, config)
+    return splits
+
+
+def check_steps(split: SplitLatents, config: ProbeConfig) -> None:
+    """Refuse a control of the frames on latents that don't hold one step per frame.
+
+    Under ``paper`` some encoders mix the frames even where there is a step for each.
+
+    Raises:
+        UsageError: says which latents the control can be had for.
+    """
+    frames = len(split.table[0].frame_index) or len(split.table[0].media)
+    shape = split.source.shape
+    separate = len(shape) == 3 and shape[0] == frames and config.protocol == "corrected"
+    if not separate:
+        held = f"{shape[0]} steps" if len(shape) == 3 else "no steps"
+        raise UsageError(
+            f"--control {config.control}: the latents of '{config.model}' (protocol {config.protocol}) hold {held} for "
+            f"{frames} frames, so frames can't be exchanged after extraction. Use a model that encodes each frame by "
+            "itself, or --control shuffled-targets."
+        )
+
+
+def shown(split: SplitLatents, config: ProbeConfig, seed: int, *, training: bool) -> LatentSource:
+    """The latents of a split as the probe sees them: through the control and the projection that were asked for.
+
+    Every split goes through the same projection; orders are shuffled anew.
+    """
+    source: LatentSource = split.source
+    if config.control == "static-pair":
+        source = StaticSource(source)
+    elif config.control == "shuffled-order":
+        source = ShuffledOrderSource(source, seed if training else seed + 1)
+    return source if config.project is None else ProjectedSource(source, config.project, seed)
+
+
+def shuffled(count: int, config: ProbeConfig, seed: int) -> npt.NDArray[np.int64]:
+    """Whose target each of `count` training samples gets: its own, or that of another under ``shuffled-targets``."""
+    if config.control != "shuffled-targets":
+        return np.arange(count, dtype=np.int64)
+    return np.random.default_rng(seed).permutation(count).astype(np.int64)
+
+
+def with_targets(
+    split: SplitLatents, normaliser: Normaliser, mode: ActionMode, data_dir: Path, failures: list[Failure]
+) -> tuple[SplitLatents, Targets]:
+    """A split and its normalised targets, without the rows whose action file can't be read; those join `failures`.
+
+    Raises:
+        LaryError: a robot type has no statistics, or no action file of the split can be read.
+    """
+    table = relative_table(split.table, data_dir) if mode == "relative" else split.table
+    targets = load_targets(table, normaliser, mode=mode)
+    if not targets.failures:
+        return split, targets
+    failures += targets.failures
+    rows = np.flatnonzero(targets.readable)
+    if not len(rows):
+        raise LaryError(
+            f"None of the {len(targets.failures)} action files of {table.path} can be read; the first: "
+            f"{targets.failures[0].reason} Check DATA_DIR: they are expected under {table.root}."
+        )
+    kept = Targets(targets.values[rows], targets.mean[rows], targets.std[rows], ())
+    return split.take(rows.tolist()), kept
+
+
+def relative_table(table: SampleTable, data_dir: Path) -> SampleTable:
+    """The table over ``regression_relative/`` where the relative actions were made, else itself.
+
+    Without those files the motion is computed from the absolute chunks; the values are the same.
+    """
+    root = (data_dir / in_frame(table.spec.split(table.split).root, "world")).absolute()
+    moved = replace(table, root=root)
+    return moved if moved.action_path(moved[0]).is_file() else table
+
+
+def report_failures(folder: Path, failures: Sequence[Failure]) -> None:
+    """Write the rows that were left out to the run's failures file; none, and there is no such file."""
+    file = folder / FAILURES
+    if not failures:
+        file.unlink(missing_ok=True)
+        return
+    write_failures(file, failures)
+    log.error("%d rows have no readable action and are left out: see %s", len(failures), file)
+
+
+def check_dim(dim: int | None, splits: Mapping[str, SplitLatents]) -> None:
+    """Refuse a ``--dim`` that contradicts the latents. Raises UsageError."""
+    found = splits["train"].source.shape[-1]
+    if dim is not None and dim != found:
+        raise UsageError(f"--dim {dim}: the latents have dimension {found}; leave the option out.")
+
+
+def columns(split: SplitLatents) -> SampleColumns:
+    """Who the samples of a split are."""
+    samples = [split.table[row] for row in range(len(split.table))]
+    return SampleColumns(
+        ids=tuple(sample.id for sample in samples),
+        media=tuple(sample.media for sample in samples),
+        groups=tuple(sample.group for sample in samples),
+        embodiments=tuple(sample.embodiment for sample in samples),
+    )
+
+
+def frames_of(split: SplitLatents) -> Callable[[int], npt.NDArray[np.uint8]] | None:
+    """Decoded frames by row, for pictures; None where the media aren't on this machine."""
+    table = split.table
+
+    def read(row: int) -> npt.NDArray[np.uint8]:
+        sample = table[row]
+        return read_clip(table.media_path(sample), sample.frame_index)
+
+    try:
+        read(0)
+    except MediaError as error:
+        log.warning("no pictures beside the trajectories: %s", error)
+        return None
+    return read

@@ -1,0 +1,154 @@
+"""Writes tiny LeRobot data sets in the formats v2.1 and v3.0: videos in H.264 or AV1, or images; two cameras."""
+
+from __future__ import annotations
+
+import io
+import json
+from collections.abc import Sequence
+from fractions import Fraction
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+from PIL import Image
+
+FPS, HEIGHT, WIDTH = 10, 64, 80
+FRONT, WRIST = "observation.images.front", "observation.images.wrist"
+CAMERAS = (WRIST, FRONT)
+NAMES = ["x", "y", "z", "gripper", "gripper"]
+CODECS = {"h264": "libx264", "av1": "libsvtav1"}
+LENGTHS = (13, 9, 11, 12)
+
+
+def picture(camera: str, episode: int, frame: int) -> np.ndarray:
+    """A picture (H, W, 3) uint8 that tells camera, episode and frame: a binary number in large squares."""
+    number = frame + 32 * episode + 128 * CAMERAS.index(camera)
+    image = np.full((HEIGHT, WIDTH, 3), 60, dtype=np.uint8)
+    for bit in range(8):
+        row, column = divmod(bit, 4)
+        image[8 + 28 * row : 28 + 28 * row, 4 + 19 * column : 19 + 19 * column] = 230 if number >> bit & 1 else 20
+    return image
+
+
+def told(image: np.ndarray) -> tuple[str, int, int]:
+    """Camera, episode and frame that a picture tells."""
+    number = 0
+    for bit in range(8):
+        row, column = divmod(bit, 4)
+        number |= int(image[12 + 28 * row : 24 + 28 * row, 8 + 19 * column : 15 + 19 * column].mean() > 125) << bit
+    return CAMERAS[number >> 7], number >> 5 & 3, number & 31
+
+
+def actions(episode: int, length: int) -> np.ndarray:
+    """Values (length, 5) float32."""
+    values = np.random.default_rng(episode).normal(size=(length, 5)).astype(np.float32)
+    values[:, 0] = 100 * episode + np.arange(length)
+    return values
+
+
+def write_video(path: Path, frames: Sequence[np.ndarray], codec: str) -> None:
+    import av
+
+    path.parent.mkdir(parents=True, exist_ok=True)
+    options = {"crf": "12", "g": "4"} if codec == "h264" else {"crf": "12", "preset": "12", "g": "4"}
+    with av.open(str(path), "w") as container:
+        stream: Any = container.add_stream(CODECS[codec], rate=Fraction(FPS), options=options)
+        stream.width, stream.height, stream.pix_fmt = WIDTH, HEIGHT, "yuv420p"
+        for image in frames:
+            container.mux(stream.encode(av.VideoFrame.from_ndarray(image, format="rgb24")))
+        container.mux(stream.encode(None))
+
+
+def image_cell(image: np.ndarray, kind: str) -> dict[str, Any]:
+    out = io.BytesIO()
+    Image.fromarray(image).save(out, format=kind)
+    return {"bytes": out.getvalue(), "path": "frame.png"}
+
+
+def episode_rows(episode: int, length: int, start: int, images: str | None) -> dict[str, Any]:
+    rows: dict[str, Any] = {
+        "action": pa.array(actions(episode, length).tolist(), pa.list_(pa.float32())),
+        "observation.state": pa.array((-actions(episode, length)[:, :2]).tolist(), pa.list_(pa.float32())),
+        "timestamp": pa.array((np.arange(length) / FPS).astype(np.float32)),
+        "frame_index": pa.array(range(length), pa.int64()),
+        "episode_index": pa.array([episode] * length, pa.int64()),
+        "index": pa.array(range(start, start + length), pa.int64()),
+        "task_index": pa.array([0] * length, pa.int64()),
+    }
+    for camera in CAMERAS if images else ():
+        rows[camera] = pa.array([image_cell(picture(camera, episode, at), str(images)) for at in range(length)])
+    return rows
+
+
+def info_of(version: str, images: str | None, **changes: Any) -> dict[str, Any]:
+    kind = "image" if images else "video"
+    vector = {"dtype": "float32"}
+    places = {
+        "v2.1": ("data/chunk-{episode_chunk:03d}/episode_{episode_index:06d}.parquet",
+                 "videos/chunk-{episode_chunk:03d}/{video_key}/episode_{episode_index:06d}.mp4"),
+        "v3.0": ("data/chunk-{chunk_index:03d}/file-{file_index:03d}.parquet",
+                 "videos/{video_key}/chunk-{chunk_index:03d}/file-{file_index:03d}.mp4"),
+    }[version]  # fmt: skip
+    features = {camera: {"dtype": kind, "shape": [HEIGHT, WIDTH, 3], "names": ["height", "width", "channels"]}
+                for camera in CAMERAS}  # fmt: skip
+    return {
+        "codebase_version": version, "robot_type": "so100", "fps": FPS, "chunks_size": 3, "splits": {"train": "0:4"},
+        "total_episodes": len(LENGTHS), "total_frames": sum(LENGTHS),
+        "data_path": places[0], "video_path": None if images else places[1],
+        "features": {
+            **features,
+            "action": {**vector, "shape": [5], "names": {"motors": NAMES}},
+            "observation.state": {**vector, "shape": [2], "names": None},
+            "timestamp": {**vector, "shape": [1], "names": None},
+            "frame_index": {"dtype": "int64", "shape": [1], "names": None},
+        },
+        **changes,
+    }  # fmt: skip
+
+
+def write_parquet(path: Path, columns: dict[str, Any]) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    pq.write_table(pa.table(columns), path)
+
+
+def write_lerobot(root: Path, version: str, codec: str = "h264", images: str | None = None, **changes: Any) -> Path:
+    """A data set of four episodes; in v3.0 two share a file. ``images`` is PNG or JPEG instead of videos."""
+    (root / "meta").mkdir(parents=True)
+    (root / "meta" / "info.json").write_text(json.dumps(info_of(version, images, **changes)))
+    (root / "README.md").write_text("---\nlicense: apache-2.0\ntags:\n- LeRobot\n---\n# A data set\n")
+    starts = np.concatenate([[0], np.cumsum(LENGTHS)])
+    if version == "v2.1":
+        lines = [{"episode_index": e, "tasks": ["pick, then place"], "length": n} for e, n in enumerate(LENGTHS)]
+        (root / "meta" / "episodes.jsonl").write_text("\n".join(map(json.dumps, lines)) + "\n")
+        for episode, length in enumerate(LENGTHS):
+            chunk = f"chunk-{episode // 3:03d}"
+            rows = episode_rows(episode, length, int(starts[episode]), images)
+            write_parquet(root / "data" / chunk / f"episode_{episode:06d}.parquet", rows)
+            for camera in CAMERAS if not images else ():
+                frames = [picture(camera, episode, at) for at in range(length)]
+                write_video(root / "videos" / chunk / camera / f"episode_{episode:06d}.mp4", frames, codec)
+        return root
+    listed: list[dict[str, Any]] = []
+    for file in range(2):
+        pair = (2 * file, 2 * file + 1)
+        parts = [episode_rows(episode, LENGTHS[episode], int(starts[episode]), images) for episode in pair]
+        joined = {key: pa.concat_arrays([part[key] for part in parts]) for key in parts[0]}
+        write_parquet(root / "data" / "chunk-000" / f"file-{file:03d}.parquet", joined)
+        for camera in CAMERAS if not images else ():
+            frames = [picture(camera, episode, at) for episode in pair for at in range(LENGTHS[episode])]
+            write_video(root / "videos" / camera / "chunk-000" / f"file-{file:03d}.mp4", frames, codec)
+        time = 0.0
+        for episode in pair:
+            row = {"episode_index": episode, "tasks": ["pick, then place"], "length": LENGTHS[episode],
+                   "data/chunk_index": 0, "data/file_index": file, "stats/action/mean": [0.0]}  # fmt: skip
+            for camera in CAMERAS if not images else ():
+                place = f"videos/{camera}"
+                row |= {f"{place}/chunk_index": 0, f"{place}/file_index": file, f"{place}/from_timestamp": time,
+                        f"{place}/to_timestamp": time + LENGTHS[episode] / FPS}  # fmt: skip
+            time += LENGTHS[episode] / FPS
+            listed.append(row)
+    path = root / "meta" / "episodes" / "chunk-000" / "file-000.parquet"
+    write_parquet(path, {key: [row[key] for row in listed] for key in listed[0]})
+    return root

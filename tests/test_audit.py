@@ -1,0 +1,347 @@
+"""The audit: what it must find in the published tables, in planted files, and in splits drawn by episode."""
+
+from __future__ import annotations
+
+import json
+import lzma
+from collections import Counter
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from lary.cli_audit import AuditConfig
+from lary.cli_audit import audit as command
+from lary.cli_data import Tables
+from lary.data.audit import AuditReport, AuditRequest, Finding, audit
+from lary.data.draws import validates
+from lary.data.hashing import FrameSource, hash_frame, hash_sources, nearest
+from lary.data.samples import find_table, read_csv, read_table
+from lary.data.spec import DATASETS, DatasetSpec, LabelSpace
+from lary.types import Failure, LaryError, UsageError
+from tests.tree import make_calvin, make_robot, write_image, write_table
+
+PUBLISHED = Path(__file__).parent / "data" / "published"
+HEADS = Path(__file__).parent / "data" / "metadata"
+
+
+def lines_of(name: str) -> list[list[str]]:
+    text = lzma.decompress((PUBLISHED / name).read_bytes()).decode()
+    return [line.split(",") for line in text.splitlines()]
+
+
+@pytest.fixture(scope="module")
+def published(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Published tables, from the parts of them that tell rows apart; the rows are sorted."""
+    root = tmp_path_factory.mktemp("published")
+    for split in ("train", "val"):
+        rows = []
+        for episode, number in lines_of(f"vlabench_30_{split}.csv.xz"):
+            folder, at = f"ep_{episode}/" if episode else "ep", int(number)
+            rows.append(
+                {
+                    "src_img": f"images/{folder}frame_{at:06d}.png",
+                    "tgt_img": f"images/{folder}frame_{at + 30:06d}.png",
+                    "action": f"actions/{folder}action_{at:06d}to{at + 29:06d}.npy",
+                }
+            )
+        write_table(root / "data" / f"vlabench_30_metadata_{split}.csv", rows)
+    rows = []
+    for path, action in lines_of("libero_val.csv.xz"):
+        folder, _, name = path.rpartition("/")
+        other = {"action_start": "action_end", "action_end": "action_start"}[name]
+        rows.append({"src_img": f"{path}.png", "tgt_img": f"{folder}/{other}.png", "action": action})
+    write_table(root / "data" / "libero_metadata_val.csv", rows)
+    return root
+
+
+def run(root: Path, dataset: str | DatasetSpec, **options: object) -> AuditReport:
+    spec = DATASETS.get(dataset) if isinstance(dataset, str) else dataset
+    return audit(AuditRequest(spec=spec, table_root=root, data_dir=root / "data", **options))  # type: ignore[arg-type]
+
+
+def found(report: AuditReport, kind: str, *splits: str) -> Finding:
+    (finding,) = (item for item in report.findings if item.kind == kind and (not splits or item.splits == splits))
+    return finding
+
+
+def kinds(report: AuditReport) -> set[str]:
+    return {finding.kind for finding in report.findings}
+
+
+# The published tables
+
+
+def test_vlabench_30_shares_its_episodes_and_lost_a_folder(published: Path) -> None:
+    report = run(published, "vlabench_30")
+    assert [facts.rows for facts in report.splits] == [12546, 4182]
+    shared = found(report, "same_group")
+    assert (shared.severity, shared.count, shared.total, shared.splits) == ("leak", 2770, 2932, ("train", "val"))
+    assert "1 whose folder the table lost (ep_30)" in shared.text
+    assert found(report, "same_file").count == 4392
+    assert found(report, "lost_folder", "train").count == 2
+    lost = found(report, "lost_folder", "val")
+    assert lost.examples == ("images/epframe_003134.png (read as images/ep_30/frame_003134.png)",)
+    assert {item.kind for item in report.leaks} == {"same_file", "same_group"}
+    assert "leak    train and val: 2770 of 2932 episodes of val are in train too" in report.text()
+
+
+def test_vlabench_30_by_episode_shares_nothing(published: Path) -> None:
+    report = run(published, "vlabench_30", splits=("train_by_episode", "val_by_episode"))
+    assert sum(facts.rows for facts in report.splits) == 12546 + 4182
+    assert not report.leaks
+    assert 0.23 < report.splits[1].rows / (12546 + 4182) < 0.27
+    names = [path.name for path in sorted((published / "data").glob("*by_episode*"))]
+    assert names == ["vlabench_30_metadata_train_by_episode.csv", "vlabench_30_metadata_val_by_episode.csv"]
+
+
+def test_libero_pairs_run_both_ways_and_are_split_by_row(published: Path) -> None:
+    report = run(published, "libero")
+    assert found(report, "reversed_pair").text.startswith("3239 of 6485 pairs run from end to start, 3246 from start")
+    both = found(report, "both_directions")
+    assert (both.severity, both.count, both.total) == ("warning", 604, 5881)
+    assert report.splits[0].classes["Open"] == 1447
+    assert report.splits[0].classes["Forward"] == 11
+
+
+@pytest.mark.parametrize("by", ["episode", "segment"])
+def test_libero_directions_stay_together_when_drawn(published: Path, tmp_path: Path, by: str) -> None:
+    header, rows = read_csv(published / "data" / "libero_metadata_val.csv")
+    for split, part in (("train", rows[::2]), ("val", rows[1::2])):
+        table = [dict(zip(header, row, strict=True)) for row in part]
+        write_table(tmp_path / "data" / f"libero_metadata_{split}.csv", table)
+    assert run(tmp_path, "libero").leaks
+    drawn = run(tmp_path, "libero", splits=(f"train_by_{by}", f"val_by_{by}"))
+    directions = {item.splits[0]: item.count for item in drawn.findings if item.kind == "both_directions"}
+    assert sum(directions.values()) == 604
+    assert ("same_group" in {item.kind for item in drawn.leaks}) == (by == "segment")
+    assert not {"same_file", "same_segment", "same_sample"} & {item.kind for item in drawn.leaks}
+
+
+def test_robots_without_a_type_are_counted(tmp_path: Path) -> None:
+    report = run(tmp_path, "robocoin", tables={"unseen": HEADS / "robocoin_metadata_unseen.csv"})
+    table = read_table(
+        DATASETS.get("robocoin"), "unseen", path=HEADS / "robocoin_metadata_unseen.csv", data_dir=tmp_path
+    )
+    empty = found(report, "empty_robot_type")
+    assert empty.count == table.embodiments().count("") > 0
+    assert empty.examples[0].startswith("G1edu-u3")
+
+
+# Drawn splits
+
+
+def test_draw_depends_on_names_alone(published: Path) -> None:
+    spec = DATASETS.get("vlabench_30")
+    for part in ("train", "val"):
+        path = find_table(spec, f"{part}_by_episode", published)
+        groups = read_table(spec, f"{part}_by_episode", path=path, data_dir=published).groups()
+        assert {validates(group, 0.25) for group in groups} == {part == "val"}
+    counts = Counter(validates(f"ep_{number}", 0.25) for number in range(4000))
+    assert abs(counts[True] - 1000) < 100
+
+
+def test_drawn_table_that_is_not_ours_is_refused(tmp_path: Path) -> None:
+    spec = DATASETS.get("vlabench_15")
+    rows = [{"src_img": f"ep_{n}/a.png", "tgt_img": f"ep_{n}/b.png", "action": f"ep_{n}/a.npy"} for n in range(20)]
+    write_table(tmp_path / "data" / "vlabench_15_metadata_train.csv", rows)
+    with pytest.raises(UsageError, match="no table of vlabench_15 val"):
+        find_table(spec, "val_by_episode", tmp_path)
+    write_table(tmp_path / "data" / "vlabench_15_metadata_val.csv", rows[:3])
+    path = find_table(spec, "val_by_episode", tmp_path)
+    before = path.read_bytes()
+    assert find_table(spec, "val_by_episode", tmp_path).read_bytes() == before
+    path.write_text("src_img,tgt_img,action\nep_1/a.png,ep_1/b.png,ep_1/a.npy\n")
+    with pytest.raises(UsageError, match="remove it"):
+        find_table(spec, "val_by_episode", tmp_path)
+    with pytest.raises(UsageError, match="Did you mean val_by_episode"):
+        spec.split("val_by_episodes")
+
+
+# Planted defects
+
+
+def test_clean_splits_do_not_leak(tmp_path: Path) -> None:
+    make_calvin(tmp_path, {"train": 3, "val": 2})
+    make_robot(tmp_path, {"train": 4, "val": 4})
+    assert not run(tmp_path, "calvin").leaks  # both splits have an ep_0, under different roots
+    assert not run(tmp_path, "robot_1st").leaks
+
+
+def rows_of(root: Path, name: str) -> list[dict[str, str]]:
+    header, rows = read_csv(root / "data" / f"{name}.csv")
+    return [dict(zip(header, row, strict=True)) for row in rows]
+
+
+def test_rows_that_repeat_or_contradict(tmp_path: Path) -> None:
+    make_robot(tmp_path, {"train": 4, "val": 4})
+    rows = rows_of(tmp_path, "robot_1st_metadata_train")
+    rows += [rows[0], {**rows[1], "action": "pour"}]
+    write_table(tmp_path / "data" / "robot_1st_metadata_train.csv", rows)
+    report = run(tmp_path, "robot_1st")
+    assert (found(report, "repeated_row").count, found(report, "contradiction").count) == (1, 1)
+    assert found(report, "absent_class", "train").total == 54
+
+
+def test_clip_and_its_reversal_in_two_splits(tmp_path: Path) -> None:
+    row = {"dataset": "TACO", "video_path": "TACO/a/take.mp4", "action": "cut", "sample_indices": "0,1"}
+    write_table(tmp_path / "data" / "human_1st_metadata_train.csv", [row])
+    write_table(
+        tmp_path / "data" / "human_1st_metadata_val.csv",
+        [{**row, "video_path": "TACO/a/take_rev.mp4", "action": "open"}],
+    )
+    report = run(tmp_path, "human_1st")
+    assert [item.kind for item in report.leaks] == ["same_group"]
+    assert found(report, "class_not_in_training").examples == ("open",)
+    assert found(report, "class_shares").count == 1
+
+
+def test_pairs_of_other_stride_and_episodes_without_a_name(tmp_path: Path) -> None:
+    make_calvin(tmp_path, {"train": 2})
+    rows = rows_of(tmp_path, "calvin_metadata_train")
+    rows[0] = {**rows[0], "tgt_img": "images/ep_0/frame_000010.png"}
+    rows[1] = {**rows[1], "tgt_img": rows[1]["src_img"]}
+    rows[2] = {**rows[2], "src_img": "images/stray.png"}
+    write_table(tmp_path / "data" / "calvin_metadata_train.csv", rows)
+    report = run(tmp_path, "calvin")
+    assert found(report, "other_stride").count == 2
+    assert found(report, "same_frame").count == 1
+    assert found(report, "no_group").examples == ("images/stray.png",)
+
+
+def test_action_files_are_opened(tmp_path: Path) -> None:
+    make_calvin(tmp_path, {"train": 2})
+    folder = tmp_path / "data" / "regression" / "calvin" / "train_stride5" / "actions" / "ep_0"
+    first, second = sorted(folder.glob("*.npy"))[:2]
+    np.save(first, np.tile(np.load(first)[:1], (5, 1)))
+    second.write_bytes(b"")
+    report = run(tmp_path, "calvin", actions=True)
+    constant = found(report, "constant_dimension")
+    assert constant.examples == ("z", "roll", "pitch", "yaw", "gripper")
+    assert (found(report, "no_motion").count, found(report, "no_motion").total) == (1, 5)
+    assert found(report, "unreadable").count == 1
+
+
+def test_frames_under_another_name(tmp_path: Path) -> None:
+    make_calvin(tmp_path, {"train": 2, "val": 2})
+    roots = {
+        name: tmp_path / "data" / "regression" / "calvin" / f"{name}_stride5" / "images" for name in ("train", "val")
+    }
+    twin, alike = sorted(roots["val"].glob("*/*.png"))[:2]
+    source = sorted(roots["train"].glob("*/*.png"))[0]
+    from PIL import Image
+
+    picture = np.asarray(Image.open(source))
+    Image.fromarray(picture).save(twin, compress_level=0)  # other bytes, same pixels
+    write_image(alike, np.clip(picture.astype(int) + 3, 0, 255).astype(np.uint8))
+    report = run(tmp_path, "calvin", frames=True)
+    same = found(report, "same_frame_content")
+    assert (same.severity, same.count) == ("leak", 1)
+    assert same.examples[0].endswith(f"= regression/calvin/train_stride5/images/{source.parent.name}/{source.name}")
+    near = found(report, "alike_frame")
+    assert near.severity == "warning"
+    assert any(alike.name in example for example in near.examples)
+    assert "same_frame_content" not in kinds(run(tmp_path, "calvin"))
+
+
+def test_frames_of_clips_and_pairs_without_motion(tmp_path: Path) -> None:
+    make_robot(tmp_path, {"train": 4, "val": 4})
+    folder = tmp_path / "data" / "classification" / "AgiBotWorld-Beta"
+    (folder / "val" / "2.mp4").write_bytes((folder / "train" / "1.mp4").read_bytes())
+    (folder / "val" / "3.mp4").write_bytes(b"nothing")
+    report = run(tmp_path, "robot_1st", frames=True, cache=tmp_path / "cache.sqlite")
+    assert found(report, "same_frame_content").count == 1
+    assert found(report, "unreadable").count == 1
+    again = run(tmp_path, "robot_1st", frames=True, cache=tmp_path / "cache.sqlite")
+    assert again == report
+    with pytest.raises(UsageError, match="--distance 9"):
+        run(tmp_path, "robot_1st", frames=True, distance=9)
+
+
+def test_wrong_requests(tmp_path: Path) -> None:
+    with pytest.raises(UsageError, match=r"nothing to audit.*calvin val"):
+        run(tmp_path, "calvin")
+    with pytest.raises(UsageError, match="no table of calvin val"):
+        run(tmp_path, "calvin", splits=("val",))
+    with pytest.raises(UsageError, match="no split 'vla'"):
+        run(tmp_path, "calvin", splits=("vla",))
+
+
+def test_command_writes_both_reports(published: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    places = Tables(lary_root=str(published))
+    config = AuditConfig(json=tmp_path / "audit.json", output=tmp_path / "audit.txt")
+    assert command("vlabench_30", config, places) == 1
+    assert capsys.readouterr().out == (tmp_path / "audit.txt").read_text()
+    content = json.loads((tmp_path / "audit.json").read_text())
+    assert content["leaks"] == 2
+    assert content["findings"][0]["splits"] == ["train", "val"]
+    assert command("libero", AuditConfig(), places) == 0
+    with pytest.raises(UsageError, match="SPLIT=FILE"):
+        command("libero", AuditConfig(table=("val",)), places)
+
+
+# Hashes
+
+
+def scene(seed: int) -> np.ndarray:
+    rng = np.random.default_rng(seed)
+    return np.kron(rng.integers(0, 255, (8, 8, 3)), np.ones((16, 16, 1))).astype(np.uint8)
+
+
+def test_hash_of_pixels_and_of_the_look() -> None:
+    import cv2
+
+    picture = scene(1)
+    smaller = cv2.resize(picture, (96, 96), interpolation=cv2.INTER_AREA)
+    one, two, other = (hash_frame(image) for image in (picture, smaller, scene(2)))
+    assert one.content != two.content
+    assert one == hash_frame(picture.copy())
+    bits = [np.unpackbits(np.frombuffer(item.look, np.uint8)) for item in (one, two, other)]
+    assert (bits[0] != bits[1]).sum() <= 7
+    assert (bits[0] != bits[2]).sum() > 60
+    assert hash_frame(np.full((50, 60, 3), 9, np.uint8)).look == b""
+
+
+def test_nearest_is_what_comparing_all_gives() -> None:
+    rng = np.random.default_rng(3)
+    base = rng.integers(0, 256, (300, 32), dtype=np.uint8)
+    queries = base[rng.integers(0, 300, 120)].copy()
+    for row, query in enumerate(queries):  # 0 to 11 bits away
+        for bit in rng.choice(256, row % 12, replace=False):
+            query[bit // 8] ^= 1 << (bit % 8)
+    differ = np.unpackbits(queries[:, None] ^ base[None], axis=2).sum(axis=2)
+    for distance in (0, 4, 7):
+        positions, bits = nearest(queries, base, distance)
+        near = differ.min(axis=1) <= distance
+        assert (positions >= 0).tolist() == near.tolist()
+        assert positions[near].tolist() == differ.argmin(axis=1)[near].tolist()
+        assert bits[near].tolist() == differ.min(axis=1)[near].tolist()
+    assert nearest(queries, base[:0], 4)[0].tolist() == [-1] * 120
+
+
+def test_cache_knows_a_changed_file(tmp_path: Path) -> None:
+    image, cache = tmp_path / "a.png", tmp_path / "folder" / "cache.sqlite"
+    sources = [FrameSource(image), FrameSource(tmp_path / "missing.png")]
+    write_image(image, scene(4))
+    first = dict(hash_sources(sources, cache=cache))
+    assert isinstance(first[1], Failure)
+    assert dict(hash_sources(sources, cache=cache)) == first == dict(hash_sources(sources))
+    write_image(image, scene(5))
+    assert dict(hash_sources(sources, cache=cache))[0] != first[0]
+    cache.write_bytes(b"no data base" * 100)
+    with pytest.raises(LaryError, match="can't be used"):
+        list(hash_sources(sources, cache=cache))
+
+
+def test_own_classes_need_no_public_record(tmp_path: Path) -> None:
+    spec = replace(DATASETS.get("libero"), name="own", target=LabelSpace(("Close", "Open")), drawn={})
+    rows = [
+        {"src_img": "s/t/demo_1/a/start.png", "tgt_img": "s/t/demo_1/a/end.png", "action": "Open"},
+        {"src_img": "s/t/demo_1/b/start.png", "tgt_img": "s/t/demo_1/b/end.png", "action": "Close"},
+    ]
+    write_table(tmp_path / "data" / "own_metadata_train.csv", rows)
+    swapped = {**rows[0], "src_img": rows[0]["tgt_img"], "tgt_img": rows[0]["src_img"], "action": "Close"}
+    write_table(tmp_path / "data" / "own_metadata_val.csv", [swapped])
+    report = run(tmp_path, spec)
+    assert {item.kind for item in report.leaks} == {"same_file", "same_sample", "same_group", "same_segment"}

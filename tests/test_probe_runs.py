@@ -1,0 +1,255 @@
+"""Probe runs from tables and latents to results: kinds of probes and targets, seeds, controls, comparisons."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from cyclopts import App
+
+from lary import cli_compare
+from lary.configs import ClassifyConfig, ExtractConfig, RegressConfig
+from lary.latents.extract import extract
+from lary.results import figures
+from lary.results.evaluate import classify, regress
+from lary.results.predictions import read_scores
+from lary.results.record import EvalResult, read_result
+from lary.settings import Settings, load_settings
+from lary.types import LaryError, UsageError
+from tests.tree import make_calvin, make_robot
+
+MODEL = "pixels"
+"""Encodes each frame by itself, without weights."""
+
+
+@pytest.fixture(scope="module")
+def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A tree of pairs and clips with latents of `MODEL`."""
+    root = tmp_path_factory.mktemp("runs")
+    make_calvin(root, {"train": 10, "val": 7})
+    make_robot(root, {"train": 24, "val": 12})
+    for dataset in ("calvin", "robot_1st"):
+        for split in ("train", "val"):
+            extract(ExtractConfig(model=MODEL, dataset=dataset, split=split, workers=1), settings_of(root))
+    return root
+
+
+@pytest.fixture(autouse=True)
+def no_figures(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Figures take seconds each and have tests of their own."""
+    monkeypatch.setattr(figures, "trajectory_figure", lambda *_: b"")
+    monkeypatch.setattr(figures, "trajectory_book", lambda *_: b"")
+
+
+def settings_of(root: Path, logs: Path | None = None) -> Settings:
+    given = {
+        "LARY_ROOT": str(root), "DATA_DIR": str(root / "data"), "LARY_LA_DIR": str(root / "latents"),
+        "LARY_LOG_DIR": str(logs or root / "logs"),
+    }  # fmt: skip
+    return load_settings(given, environment={})
+
+
+def run(place: Path, logs: Path, **options: Any) -> tuple[Path, EvalResult]:
+    asked = {"model": MODEL, "dataset": "calvin", "probe_preset": "demo", "epochs": 2, **options}
+    if asked.get("model_type") == "ridge":
+        del asked["epochs"]
+    done = regress(RegressConfig(**asked), settings_of(place, logs))
+    assert read_result(done.folder / "result.json") == done.result
+    return done.folder, done.result
+
+
+def write_relative_statistics(place: Path) -> None:
+    folder = place / "data" / "regression_relative" / "calvin"
+    folder.mkdir(parents=True, exist_ok=True)
+    stats = {"mean": [0.0] * 7, "std": [0.5, 0.5, *([1.0] * 5)]}
+    (folder / "relative_action_stats_calvin.json").write_text(json.dumps(stats))
+
+
+def test_relative_targets_are_the_motion(place: Path, tmp_path: Path) -> None:
+    with pytest.raises(LaryError, match=r"relative_action_stats_calvin.json do not exist.*prepare_relative_actions"):
+        run(place, tmp_path / "none", action_mode="relative")
+    write_relative_statistics(place)
+    folder, result = run(place, tmp_path, action_mode="relative")
+    assert folder.name == "calvin_5_pixels_mlp_relative"
+    assert result.action_mode == "relative"
+    assert result.orientations == ()
+    example = result.examples[0]
+    assert np.shape(example.true) == (1, 7)
+    sources = sorted((place / "data/regression/calvin/val_stride5/actions").rglob("*.npy"))
+    moves = np.stack([chunk[-1] - chunk[0] for chunk in map(np.load, sources)])
+    assert np.abs(moves - np.array(example.true[0])).max(axis=1).min() < 1e-4
+
+
+def test_relative_files_are_read_where_they_are(place: Path, tmp_path: Path) -> None:
+    """Files with other values than the chunks' own motion show which ones were read."""
+    write_relative_statistics(place)
+    made = []
+    for split in ("train", "val"):
+        root = place / "data" / "regression" / "calvin" / f"{split}_stride5" / "actions"
+        for source in root.rglob("*.npy"):
+            target = place / "data" / "regression_relative" / source.relative_to(place / "data" / "regression")
+            target.parent.mkdir(parents=True, exist_ok=True)
+            np.save(target, np.arange(7, dtype=np.float32))
+            made.append(target)
+    _, result = run(place, tmp_path, action_mode="relative")
+    for target in made:
+        target.unlink()
+    np.testing.assert_allclose(result.examples[0].true, [np.arange(7)], atol=1e-4)
+
+
+def test_the_dit_probe_runs_and_says_what_its_sampler_keeps_out(place: Path, tmp_path: Path) -> None:
+    folder, result = run(place, tmp_path, model_type="dit", sampler_steps=3)
+    assert folder.name == "calvin_5_pixels_dit_absolute"
+    assert result.options["sampler_steps"] == 3
+    assert "one standard deviation" in result.warnings[0]
+    assert result.label == "pixels (dit probe)"
+    mean, std = (np.array(values) for values in zip(*_normalisation(), strict=True))
+    for example in result.examples:
+        assert (np.abs((np.array(example.predicted) - mean) / std) < 1.001).all()
+
+
+def _normalisation() -> list[tuple[float, float]]:
+    from lary.data.spec import DATASETS
+
+    rule = DATASETS.get("calvin").actions.normalisation
+    return list(zip(rule.mean, rule.std, strict=True))
+
+
+def test_ridge_is_the_fast_reference(place: Path, tmp_path: Path) -> None:
+    folder, result = run(place, tmp_path, model_type="ridge")
+    assert folder.name == "calvin_5_pixels_ridge_absolute"
+    assert result.score.value < result.controls["mean_action"].metrics["seen_mse"].value
+    assert [row["shrinkage"] for row in result.history] == sorted(row["shrinkage"] for row in result.history)
+    with pytest.raises(UsageError, match="--sampler-steps 5: the ridge probe is not trained"):
+        run(place, tmp_path / "other", model_type="ridge", sampler_steps=5)
+    with pytest.raises(UsageError, match="only the probe dit draws samples"):
+        run(place, tmp_path / "other", sampler_steps=5)
+    with pytest.raises(UsageError, match="from 1 to 1000"):
+        run(place, tmp_path / "other", model_type="dit", sampler_steps=0)
+
+
+def test_several_seeds_make_one_result(place: Path, tmp_path: Path) -> None:
+    folder, result = run(place, tmp_path / "all", seeds="3,1")
+    alone = [run(place, tmp_path / str(seed), seed=seed)[1] for seed in (3, 1)]
+    assert result.seeds == (3, 1)
+    assert [row.seed for row in result.per_seed] == [3, 1]
+    for name, value in result.selections[result.headline].metrics.items():
+        values = [one.selections[one.headline].metrics[name].value for one in alone]
+        assert [row.metrics[name] for row in result.per_seed] == pytest.approx(values)
+        assert value.value == pytest.approx(np.mean(values))
+    assert result.score.low is not None
+    assert alone[0].score.low is not None
+    assert read_scores(folder).scores.shape == (2, 21)
+    assert (folder / "seed_1" / "best_model.pth").is_file()
+    again = regress(
+        RegressConfig(model=MODEL, dataset="calvin", probe_preset="demo", epochs=2, seeds="3,1"),
+        settings_of(place, tmp_path / "all"),
+    )
+    assert not again.new
+    for wrong in ("1,1", "a", ""):
+        with pytest.raises(UsageError, match="--seeds"):
+            run(place, tmp_path / "wrong", seeds=wrong)
+
+
+def test_scores_of_samples_average_to_the_metric(place: Path, tmp_path: Path) -> None:
+    folder, result = run(place, tmp_path)
+    found = read_scores(folder)
+    assert found.scores.mean() == pytest.approx(result.score.value, rel=1e-5)
+    assert len(set(found.ids)) == 21
+    assert len(set(found.groups)) == 7
+    with pytest.raises(LaryError, match="no scores of the split 'unseen'"):
+        read_scores(folder, "unseen")
+    (folder / "predictions.npz").write_bytes(b"PK")
+    with pytest.raises(LaryError, match="can't be read"):
+        read_scores(folder)
+
+
+def test_controls_stand_beside_the_run(place: Path, tmp_path: Path) -> None:
+    _, own = run(place, tmp_path, model_type="ridge")
+    results = {
+        control: run(place, tmp_path, model_type="ridge", control=control)
+        for control in ("static-pair", "shuffled-order", "shuffled-targets")
+    }
+    for control, (folder, result) in results.items():
+        assert folder.name == f"calvin_5_pixels@{control}_ridge_absolute"
+        assert result.control == control
+        assert result.score.value > own.score.value
+    folder, small = run(place, tmp_path, model_type="ridge", project=2)
+    assert folder.name == "calvin_5_pixels@project2_ridge_absolute"
+    assert small.options["tokens"][-1] == 2
+    for size in (0, 10_000):
+        with pytest.raises(UsageError, match=f"--project {size}: must be from 1 to"):
+            run(place, tmp_path / "wrong", model_type="ridge", project=size)
+
+
+def test_controls_of_frames_need_one_step_per_frame(place: Path, tmp_path: Path) -> None:
+    for split in ("train", "val"):
+        extract(ExtractConfig(model="frame-difference", dataset="calvin", split=split, workers=1), settings_of(place))
+    with pytest.raises(UsageError, match=r"--control static-pair: the latents of 'frame-difference'.*1 steps for 2"):
+        run(place, tmp_path, model="frame-difference", control="static-pair")
+
+
+def test_classification_has_seeds_and_controls(place: Path, tmp_path: Path) -> None:
+    config = ClassifyConfig(model=MODEL, dataset="robot_1st", probe_preset="demo", epochs=1, seeds="0,1")
+    done = classify(config, settings_of(place, tmp_path))
+    values = [row.metrics["top1"] for row in done.result.per_seed]
+    assert done.result.score.value == pytest.approx(np.mean(values))
+    assert read_scores(done.folder).scores.mean(axis=1) == pytest.approx(values)
+    control = classify(replace(config, control="shuffled-targets"), settings_of(place, tmp_path))
+    assert control.folder.name == "pixels@shuffled-targets"
+    assert control.result.label == "pixels (shuffled targets)"
+
+
+def test_the_controls_command_states_margins(place: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    app = App()
+    app.command(cli_compare.controls)
+    folders = ["--lary-root", str(place), "--data-dir", str(place / "data"), "--lary-la-dir", str(place / "latents")]
+    command = ["controls", "--model", MODEL, "--dataset", "calvin", "--model-type", "ridge", "--probe-preset", "demo"]
+    command += ["--project", "2", *folders, "--lary-log-dir", str(tmp_path)]
+    assert app(command, result_action="return_value") == 0
+    printed = capsys.readouterr().out
+    result = read_result(tmp_path / "regression" / "logs" / "calvin_5_pixels_ridge_absolute" / "result.json")
+    names = [margin.name for margin in result.margins]
+    own = [f"pixels (ridge probe, {name})" for name in ("shuffled targets", "static pair", "shuffled order")]
+    assert names[:4] == [*own, "pixels (ridge probe, 2 random dimensions)"]
+    assert {"frame-difference (ridge probe)", "optical-flow (ridge probe)"} <= set(names)
+    for margin in result.margins:
+        assert margin.gain.value == pytest.approx(result.score.value - margin.value, abs=1e-5)
+        assert margin.name in printed
+    targets = result.margins[0]
+    assert targets.gain.high is not None
+    assert targets.gain.high < 0, "the model beats targets of other samples"
+    before = (tmp_path / "regression" / "logs" / "calvin_5_pixels_ridge_absolute" / "result.json").read_bytes()
+    assert app(command, result_action="return_value") == 0
+    after = (tmp_path / "regression" / "logs" / "calvin_5_pixels_ridge_absolute" / "result.json").read_bytes()
+    assert before == after
+
+
+def test_training_and_validation_go_through_the_same_projection() -> None:
+    from types import SimpleNamespace
+    from typing import cast
+
+    from lary.configs import RegressConfig
+    from lary.latents.table import SplitLatents
+    from lary.results.inputs import shown
+
+    tokens = np.random.default_rng(0).standard_normal((6, 2, 4, 8)).astype(np.float32)
+
+    class Source:
+        shape = tokens.shape[1:]
+
+        def __len__(self) -> int:
+            return len(tokens)
+
+        def read(self, rows: Any) -> Any:
+            return tokens[np.asarray(rows)]
+
+    split = cast("SplitLatents", SimpleNamespace(source=Source()))
+    config = RegressConfig(model="m", dataset="d", project=3)
+    train, validation = (shown(split, config, 5, training=training).read(range(6)) for training in (True, False))
+    assert train.shape == (6, 2, 4, 3)
+    np.testing.assert_array_equal(train, validation)
