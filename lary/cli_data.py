@@ -11,8 +11,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Literal
 
-from cyclopts import App, Group, Parameter
+from cyclopts import App, Parameter
 
+from lary.cli_places import PLACES
 from lary.registry import load_plugin
 from lary.runtime import setup_logging
 from lary.settings import Settings, load_settings
@@ -21,7 +22,6 @@ from lary.types import Failure, UsageError
 if TYPE_CHECKING:
     from lary.data.spec import DatasetSpec
 
-PLACES = Group("Places (command line > environment > lary.yaml > default)", sort_key=9)
 Star = Parameter(name="*")
 SHOWN = 20
 """Failures that are printed; all of them stand in a file or report."""

@@ -2,10 +2,7 @@
 
 from __future__ import annotations
 
-import hashlib
-import json
 import os
-import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path, PurePosixPath
@@ -33,6 +30,8 @@ def atomic_write(path: Path) -> Iterator[IO[bytes]]:
     Raises:
         LaryError: the folder can't be made or written to.
     """
+    import tempfile
+
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         handle, name = tempfile.mkstemp(prefix=f".{path.name}.", suffix=".tmp", dir=path.parent)
@@ -63,6 +62,8 @@ def write_text(path: Path, text: str) -> None:
 
 def write_json(path: Path, value: Any) -> None:
     """Write JSON atomically; NaN and infinity are refused, since JSON has none."""
+    import json
+
     write_text(path, json.dumps(value, indent=1, allow_nan=False, ensure_ascii=False) + "\n")
 
 
@@ -72,6 +73,8 @@ def read_json(path: Path, what: str) -> Any:
     Raises:
         LaryError: the file is missing or isn't JSON.
     """
+    import json
+
     try:
         return json.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
@@ -94,6 +97,8 @@ def inside(root: Path, relative: str) -> Path:
 
 def digest(*parts: str | bytes, length: int = 16) -> str:
     """A hexadecimal SHA-256 prefix over parts, each counted with its length so that borders matter."""
+    import hashlib
+
     state = hashlib.sha256()
     for part in parts:
         data = part.encode() if isinstance(part, str) else part
