@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 from cyclopts import App
 
-from lary import cli, cli_import
+from lary import cli_import, cli_run
 from lary.data.frames import read_clip
 from lary.data.records import load_record
 from lary.data.samples import SampleTable, read_table
@@ -184,7 +184,7 @@ def test_wrong_requests(tmp_path: Path) -> None:
 def test_imported_videos_run_through_extraction(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     write_videos(tmp_path, method_note=[""] * 8)
     app = App(name="lary")
-    app.command(cli.extract)
+    app.command(cli_run.extract)
     app.command(cli_import.import_videos)
 
     def call(*tokens: str) -> Any:

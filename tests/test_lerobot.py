@@ -15,7 +15,7 @@ import pyarrow.parquet as pq
 import pytest
 from cyclopts import App
 
-from lary import cli, cli_import
+from lary import cli_import, cli_run
 from lary.data import lerobot
 from lary.data.actions import load_normaliser
 from lary.data.frames import read_image, read_video
@@ -299,7 +299,7 @@ def test_seconds_of_a_video(tmp_path: Path, codec: str) -> None:
 
 def call(tokens: Sequence[str]) -> Any:
     app = App(name="lary")
-    for command in (cli.extract, cli.regress, cli_import.import_lerobot):
+    for command in (cli_run.extract, cli_run.regress, cli_import.import_lerobot):
         app.command(command)
     return app(list(tokens), exit_on_error=False, result_action="return_value")
 
