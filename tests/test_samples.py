@@ -59,7 +59,7 @@ def test_both_path_forms_give_the_same_samples() -> None:
 def test_task_folder_stays_in_front() -> None:
     table = published("robocoin", "unseen")
     assert table[1].group == "R1_Lite_move_the_position_of_the_spoon/ep_19"
-    assert table.embodiments()[:2] == ("", "galaxea_r1_lite")
+    assert table.embodiments()[:2] == ("G1edu-u3", "galaxea_r1_lite")
     assert "nan" not in table.embodiments()
     task = "R1_Lite_move_the_position_of_the_spoon"
     assert placed(f"{task}/ep_19/frame_005506.png", "images", 1) == f"{task}/images/ep_19/frame_005506.png"

@@ -11,7 +11,7 @@ import io
 import math
 from collections.abc import Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path, PurePosixPath
 from typing import Any, Literal, NamedTuple
 
@@ -20,7 +20,7 @@ import numpy.typing as npt
 
 from lary import fileio
 from lary.data.samples import THREADS, SampleTable
-from lary.data.spec import ActionSpace, DatasetSpec
+from lary.data.spec import NO_ROBOT, ActionSpace, DatasetSpec
 from lary.types import Failure, LaryError, MediaError, Progress, Sample, UsageError
 
 Floats = npt.NDArray[np.float32]
@@ -168,19 +168,21 @@ def load_normaliser(
 ) -> Normaliser:
     """The normaliser that a record asks for: its constants, its statistics file, or measured on `train`.
 
-    Relative actions always have a statistics file, beside the relative actions.
+    Relative actions always have a statistics file, beside the relative actions. A robot type that the record gives to
+    rows without one (`DatasetSpec.unnamed_robot`) takes the numbers under `NO_ROBOT` where the file has none of its own.
 
     Raises:
         LaryError: the statistics file is missing or holds no usable numbers; names the command that makes it.
         UsageError: the record has neither constants nor a file, and there is no `train`.
     """
     rule, size = spec.actions.normalisation, len(spec.actions.dims)
-    if mode == "relative":
-        return read_statistics(
-            data_dir / relative_stats_file(spec), size, rule.relative_command, per_robot=rule.stats_file is not None
-        )
-    if rule.stats_file is not None:
-        return read_statistics(data_dir / rule.stats_file, size, rule.command, per_robot=True)
+    if mode == "relative" or rule.stats_file is not None:
+        place = relative_stats_file(spec) if mode == "relative" else str(rule.stats_file)
+        command = rule.relative_command if mode == "relative" else rule.command
+        found = read_statistics(data_dir / place, size, command, per_robot=rule.stats_file is not None)
+        if spec.unnamed_robot is not None and NO_ROBOT in found.robots:
+            return replace(found, robots={spec.unnamed_robot[1]: found.robots[NO_ROBOT], **found.robots})
+        return found
     if rule.mean:
         where = f"the record of {spec.name}"
         return Normaliser(where, shared=Statistics.of(rule.mean, rule.std, size, where))

@@ -38,6 +38,9 @@ class Normalisation:
     relative_command: str = ""
 
 
+NO_ROBOT = "nan"
+"""Key of rows without a robot type in statistics files, as the published tool writes it."""
+
 Convention = Literal["euler_xyz", "quaternion_xyzw"]
 """Roll, pitch, yaw in radians about the fixed axes x, y, z; or a quaternion with its real part last."""
 
@@ -123,6 +126,8 @@ class DatasetSpec:
             the literal name is used where the repaired one does not exist.
         embodiment_column: column with the robot type; None reads a column ``embodiment`` where the table has one.
         embodiment: the robot type where there is no column.
+        unnamed_robot: regular expression on the first media path, and the robot type of the rows that match it and
+            have an empty cell; statistics files may hold theirs under `NO_ROBOT`. Other empty cells stay empty.
         integrity_group: name in the published integrity report; empty where that report leaves the data set out.
         samples: number of samples over all splits; None where it isn't published.
         repository: where ``lary data download`` finds it, owner/name; empty for a data set that is made or imported.
@@ -145,6 +150,7 @@ class DatasetSpec:
     path_repair: tuple[str, str] | None = None
     embodiment_column: str | None = None
     embodiment: str = "robot"
+    unnamed_robot: tuple[str, str] | None = None
     revision: str = ""
     description: str = ""
     in_demo: bool = False

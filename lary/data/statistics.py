@@ -19,16 +19,13 @@ import numpy.typing as npt
 from lary import fileio
 from lary.data.actions import SMALLEST_STD, parse_npy
 from lary.data.samples import ACTION_FOLDER, TARGET_COLUMN, embodiment_column, places, read_csv
-from lary.data.spec import DatasetSpec
+from lary.data.spec import NO_ROBOT, DatasetSpec
 from lary.runtime import progress
 from lary.types import LaryError, MediaError, UsageError
 
 Doubles = npt.NDArray[np.float64]
 Values = npt.NDArray[Any]
 Result = TypeVar("Result")
-
-NO_ROBOT = "nan"
-"""Key of the rows without a robot type, as the published tool writes it."""
 
 EXAMPLES = 20
 BATCH = 32
