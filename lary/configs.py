@@ -18,6 +18,7 @@ DeviceChoice = Literal["auto", "cpu", "cuda", "mps"]
 RandomWeights = Literal["random"]
 ProbeType = Literal["mlp", "dit", "ridge"]
 ActionMode = Literal["absolute", "relative"]
+RelativeFrame = Literal["world", "local"]
 ProbeControl = Literal["static-pair", "shuffled-order", "shuffled-targets"]
 
 
@@ -75,6 +76,7 @@ class ClassifyConfig:
     Attributes:
         model: Model key.
         dataset: Data set key.
+        splits: Splits drawn anew in place of the published ones, such as by-episode; 'lary datasets KEY' lists them.
         dim: Latent dimension; the latents know, a contradicting one is refused.
         classes: Number of classes; the record knows, a contradicting one is refused.
         gpus: CUDA device to train on. Without CUDA the CPU trains.
@@ -94,6 +96,7 @@ class ClassifyConfig:
 
     model: str
     dataset: str
+    splits: str | None = None
     dim: int | None = None
     classes: int | None = None
     gpus: str | None = None
@@ -117,10 +120,13 @@ class RegressConfig:
     Attributes:
         model: Model key.
         dataset: Data set key.
+        splits: Splits drawn anew in place of the published ones, such as by-episode; 'lary datasets KEY' lists them.
         stride: Frames between source and target; the record knows, a contradicting one is refused.
         mode: image or video; the record knows, a contradicting one is refused.
         model_type: Probe: mlp or dit as published, or ridge, a closed-form linear one.
         action_mode: Target: absolute action chunks, or relative motion between the two images.
+        relative_frame: Relative motion as the difference of the steps (world, as published), or as the last pose seen
+            from the first one (local).
         sampler_steps: Steps by which the dit draws a chunk: 500 as published, fewer by DDIM.
         gpus: CUDA device to train on; default: the first of CUDA_VISIBLE_DEVICES. Without CUDA the CPU trains.
         protocol: corrected picks the epoch on a held-out tenth, paper on the reported split as published.
@@ -139,10 +145,12 @@ class RegressConfig:
 
     model: str
     dataset: str
+    splits: str | None = None
     stride: int | None = None
     mode: Mode | None = None
     model_type: ProbeType = "mlp"
     action_mode: ActionMode = "absolute"
+    relative_frame: RelativeFrame | None = None
     sampler_steps: int | None = None
     gpus: str | None = None
     protocol: BenchmarkProtocol = "corrected"
@@ -165,9 +173,12 @@ class ControlsConfig:
     Attributes:
         model: Model key.
         dataset: Data set key.
+        splits: Splits drawn anew in place of the published ones, such as by-episode; 'lary datasets KEY' lists them.
         project: Dimensions of the random projection.
         model_type: Regression probe: mlp, dit or ridge.
         action_mode: Target of a regression: absolute action chunks, or relative motion between the two images.
+        relative_frame: Relative motion as the difference of the steps (world, as published), or as the last pose seen
+            from the first one (local).
         gpus: CUDA device to work on. Without CUDA the CPU works.
         protocol: corrected or paper, for all runs.
         latent: Kind of latents of the model, as given to extract.
@@ -179,9 +190,11 @@ class ControlsConfig:
 
     model: str
     dataset: str
+    splits: str | None = None
     project: int = 16
     model_type: ProbeType = "mlp"
     action_mode: ActionMode = "absolute"
+    relative_frame: RelativeFrame | None = None
     gpus: str | None = None
     protocol: BenchmarkProtocol = "corrected"
     latent: LatentKind | None = None

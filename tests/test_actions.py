@@ -22,9 +22,9 @@ from lary.data.actions import (
     read_chunk,
     read_relative,
     read_statistics,
-    relative,
     relative_stats_file,
 )
+from lary.data.poses import motion
 from lary.data.samples import SampleTable, read_table
 from lary.data.spec import DATASETS, ActionSpace, DatasetSpec, Normalisation, Split
 from lary.data.statistics import write_statistics
@@ -144,8 +144,8 @@ def test_denormalise_is_the_inverse(chunk: np.ndarray, mean: np.ndarray, std: np
 
 @given(chunk=arrays(np.float32, (4, 3), elements=numbers))
 def test_relative_is_last_minus_first(chunk: np.ndarray) -> None:
-    np.testing.assert_array_equal(relative(chunk), [chunk[3] - chunk[0]])
-    np.testing.assert_array_equal(relative(chunk[::-1]), -relative(chunk))
+    np.testing.assert_array_equal(motion(chunk), chunk[3] - chunk[0])
+    np.testing.assert_array_equal(motion(chunk[::-1]), -motion(chunk))
 
 
 def test_targets_of_two_robots(tmp_path: Path) -> None:

@@ -248,7 +248,9 @@ def make_record(data: LeRobot, plan: Plan, request: LeRobotRequest) -> DatasetSp
             normalisation=Normalisation(
                 stats_file=f"{root}/{name}_stats.json",
                 command=f"lary data stats --dataset {name} --plugin {plugin}",
-                relative_command=f"lary data relative --dataset {name} --plugin {plugin}",
+                relative_command=(
+                    f"lary data relative --dataset {name} --csv data/{name}_metadata_train.csv --plugin {plugin}"
+                ),
             ),
         ),
         splits={"train": Split(root), "val": Split(root)},

@@ -170,6 +170,29 @@ class DatasetSpec:
             raise UsageError(f"Data set '{self.name}' has no split '{name}'.{suggest(name, known)}")
         return self.splits[name]
 
+    @property
+    def split_sets(self) -> tuple[str, ...]:
+        """Names of the pairs of drawn splits that can stand in for the published ones, such as ``by-episode``."""
+        mark = f"{self.train}_"
+        found = [name.removeprefix(mark) for name in self.drawn if name.startswith(mark)]
+        return tuple(name.replace("_", "-") for name in found if f"{self.validation}_{name}" in self.drawn)
+
+    def roles(self, chosen: str | None = None) -> dict[str, str]:
+        """Splits by role: ``train``, ``seen`` (which validates) and, where the record has one, ``unseen``.
+
+        Args:
+            chosen: one of `split_sets`; None for the published splits.
+
+        Raises:
+            UsageError: the data set has no such set.
+        """
+        if chosen is not None and chosen not in self.split_sets:
+            known = f"it has: {', '.join(self.split_sets)}" if self.split_sets else "it has only the published ones"
+            raise UsageError(f"--splits {chosen}: data set '{self.name}' has no splits of that name, {known}.")
+        mark = "" if chosen is None else f"_{chosen.replace('-', '_')}"
+        found = {"train": self.train + mark, "seen": self.validation + mark}
+        return found if self.unseen is None else {**found, "unseen": self.unseen}
+
     def table_name(self, split: str) -> str:
         """File name of a split's table."""
         return self.split(split).table or f"{self.name}_metadata_{split}.csv"

@@ -124,8 +124,10 @@ def check_alike(first: Run, other: Run) -> None:
     one, two = first.result, other.result
     pairs = (
         ("data set", one.dataset.name, two.dataset.name),
+        ("choice of splits", one.dataset.split_set or "published", two.dataset.split_set or "published"),
         ("metric", one.primary, two.primary),
         ("target", one.action_mode, two.action_mode),
+        ("frame of motion", one.relative_frame, two.relative_frame),
     )
     for what, own, theirs in pairs:
         if own != theirs:

@@ -113,18 +113,19 @@ def run_one(
     options: dict[str, Any] = {
         "model": model.name, "dataset": dataset.name, "gpus": config.gpus, "protocol": protocol, "latent": latent,
         "probe_preset": config.probe_preset, "seeds": config.seeds, "epochs": config.epochs,
-        "overwrite": config.overwrite, **changes,
+        "overwrite": config.overwrite, "splits": config.splits, **changes,
     }  # fmt: skip
     if isinstance(dataset.target, LabelSpace):
         return classify(ClassifyConfig(**options), settings)
     options |= {"model_type": config.model_type, "action_mode": config.action_mode}
+    options["relative_frame"] = config.relative_frame
     return regress(RegressConfig(**options), settings)
 
 
 def splits_of(dataset: DatasetSpec, settings: Settings, config: ControlsConfig) -> list[str]:
     """Training and validation split; the unseen one too where the model's own latents of it are there."""
-    splits = [dataset.train, dataset.validation]
-    unseen = dataset.unseen
+    roles = dataset.roles(config.splits)
+    splits, unseen = [roles["train"], roles["seen"]], roles.get("unseen")
     if unseen and find_latent_table(settings, dataset, unseen, config.model, config.protocol, config.latent):
         splits.append(unseen)
     return splits

@@ -71,6 +71,9 @@ class DatasetFacts(Strict):
     splits: dict[str, SplitFacts] = Field(default_factory=dict, description="Size of each split, by split name.")
     stride: int | None = Field(default=None, description="Frames between source and target image.")
     units: tuple[str, ...] = Field(default=(), description="Physical unit of each action dimension.")
+    split_set: str = Field(
+        default="", description="Splits that stand for the published ones, such as by-episode; empty for those."
+    )
 
 
 class ModelFacts(Strict):
@@ -113,6 +116,13 @@ class RunFacts(Strict):
     model: ModelFacts = Field(description="Which representation was probed.")
     probe: str = Field(default="", description="Kind of probe, such as attentive or mlp.")
     action_mode: Literal["absolute", "relative"] | None = Field(default=None, description="Target of a regression.")
+    relative_frame: Literal["world", "local"] | None = Field(
+        default=None,
+        description=(
+            "Relative targets: the difference of the steps ('world'), or the last pose seen from the first ('local'); "
+            "null for absolute ones."
+        ),
+    )
     protocol: BenchmarkProtocol = Field(
         default="corrected", description="Whether the description or the published code is followed."
     )

@@ -59,7 +59,7 @@ def read_reference(name: str) -> list[dict[str, str]]:
 
 def published_score(result: EvalResult) -> Metric | None:
     """The paper's number for the same model, data set and kind of probe, where it has one."""
-    if result.action_mode == "relative" or result.label != result.model.name:
+    if result.action_mode == "relative" or result.dataset.split_set or result.label != result.model.name:
         return None
     for source in PUBLISHED:
         if source.higher_is_better is not result.score.higher_is_better:
@@ -74,10 +74,13 @@ def published_score(result: EvalResult) -> Metric | None:
 
 
 def series(entries: Sequence[Entry]) -> dict[str, list[Entry]]:
-    """Runs that may be ranked together, by the name of their comparison: same data set, task and kind of target."""
+    """Runs that may be ranked together, by the name of their comparison: same data set, splits, task, target."""
     found: dict[str, list[Entry]] = {}
     for entry in entries:
         mode = " (relative actions)" if entry.result.action_mode == "relative" else ""
+        mode = " (local relative actions)" if entry.result.relative_frame == "local" else mode
+        if entry.result.dataset.split_set:
+            mode = f" (splits {entry.result.dataset.split_set}){mode}"
         found.setdefault(f"{dataset_title(entry.result)}{mode}", []).append(entry)
     return {name: sorted(group, key=rank) for name, group in sorted(found.items())}
 
