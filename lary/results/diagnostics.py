@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -135,10 +136,14 @@ def diagnose(config: DiagnoseConfig, settings: Settings) -> tuple[Diagnosis, str
     latents = open_latents(settings, dataset, split, model.name, config.protocol, config.latent, config.weights)
     found = diagnose_latents(latents, model, config)
     tag = paths.tagged(model.name, config.protocol, config.latent, config.weights)
-    default = settings.path("LARY_LOG_DIR") / "diagnostics" / dataset.name / split / f"{tag}.json"
-    file = config.json or default
+    file = config.json or diagnosis_file(settings, dataset.name, split, tag)
     write_json(file, as_json(found))
     return found, str(file)
+
+
+def diagnosis_file(settings: Settings, dataset: str, split: str, tag: str) -> Path:
+    """Where the diagnosis of a split's latents stands; `tag` is the model's name in file names."""
+    return settings.path("LARY_LOG_DIR") / "diagnostics" / dataset / split / f"{tag}.json"
 
 
 def diagnose_latents(latents: SplitLatents, model: ModelSpec, config: DiagnoseConfig) -> Diagnosis:

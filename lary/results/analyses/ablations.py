@@ -5,18 +5,14 @@ Where the paper has a number for the same model and data set, it stands beside o
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
-from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from collections.abc import Mapping, Sequence
+from pathlib import Path
 
-import numpy as np
-
+from lary import paths
 from lary.data.spec import DATASETS
+from lary.fileio import read_json
 from lary.models.spec import MODELS
 from lary.results.analyses.base import (
-    COLOURS,
-    MARKERS,
     Analysis,
     Context,
     FinishedRun,
@@ -26,47 +22,14 @@ from lary.results.analyses.base import (
     slug,
     write_analysis,
 )
-from lary.results.figures import GRID, MUTED, new_figure
-from lary.results.markup import metric_name
-from lary.results.record import Metric
+from lary.results.analyses.lines import Line, Panel, Point, drawn
+from lary.results.diagnostics import diagnosis_file
 from lary.results.tables import dataset_title, published_score, read_reference
 from lary.types import UsageError
-
-if TYPE_CHECKING:
-    from matplotlib.figure import Figure
 
 PUBLISHED_ABLATION = "lam_ablation"
 COLUMNS = {"codebook size": "codebook_size", "sequence length": "sequence_length", "latent dimension": "latent_dim"}
 """Names of the settings in the table of the paper's ablations."""
-
-
-@dataclass(frozen=True)
-class Point:
-    """A run at one value of a setting; `published` is the paper's number on the same scale as the score."""
-
-    at: float
-    run: FinishedRun
-    published: float | None
-
-    @property
-    def score(self) -> Metric:
-        return self.run.result.score
-
-
-@dataclass(frozen=True)
-class Line:
-    """Runs that differ in one setting alone, by rising value of it."""
-
-    label: str
-    points: tuple[Point, ...]
-
-
-@dataclass(frozen=True)
-class Panel:
-    """Lines over one setting."""
-
-    setting: str
-    lines: tuple[Line, ...]
 
 
 def stride(context: Context) -> Analysis:
@@ -76,7 +39,7 @@ def stride(context: Context) -> Analysis:
         NotPossible: no model has runs at two strides of a series.
     """
     placed = [run for run in context.runs if run.result.dataset.stride is not None]
-    files: list[Any] = []
+    files: list[Path] = []
     for (series, *_), runs in by_series(placed).items():
         labels = dict.fromkeys(run.result.label for run in runs)
         lines = []
@@ -133,13 +96,13 @@ def codebook(context: Context) -> Analysis:
         raise NotPossible(
             "there is no finished run of an ablated model, such as dinov3-cs64_sl49_dim256_lr1e-4: see 'lary models'"
         )
-    files: list[Any] = []
+    files: list[Path] = []
     left_out = []
     for (dataset, *_), group in grouped(runs, lambda run: (run.result.dataset.name, *run.settings)).items():
         panels = [
             Panel(name, lines)
             for name in dict.fromkeys(name for own in settings.values() for name in own)
-            if (lines := ablation_lines(name, group, settings))
+            if (lines := ablation_lines(name, group, settings, context))
         ]
         if not panels:
             left_out.append(f"codebook: no two runs on {dataset} differ in one setting alone")
@@ -160,7 +123,7 @@ def ablation_of(run: FinishedRun) -> Mapping[str, float]:
 
 
 def ablation_lines(
-    name: str, runs: Sequence[FinishedRun], settings: Mapping[str, Mapping[str, float]]
+    name: str, runs: Sequence[FinishedRun], settings: Mapping[str, Mapping[str, float]], context: Context
 ) -> tuple[Line, ...]:
     """Runs that differ in the setting `name` alone; the label of a line tells the other settings."""
     found: dict[tuple[tuple[str, float], ...], list[FinishedRun]] = {}
@@ -173,7 +136,10 @@ def ablation_lines(
     for others, group in found.items():
         points = sorted(
             (
-                Point(settings[run.result.model.name][name], run, published_ablation(run, settings))
+                Point(
+                    settings[run.result.model.name][name], run, published_ablation(run, settings),
+                    codes_used(run, context),
+                )
                 for run in group
             ),
             key=lambda point: point.at,
@@ -196,7 +162,20 @@ def published_ablation(run: FinishedRun, settings: Mapping[str, Mapping[str, flo
     return None
 
 
-def write(context: Context, stem: str, panels: Sequence[Panel], title: str) -> list[Any]:
+def codes_used(run: FinishedRun, context: Context) -> float | None:
+    """Share of the codebook in use, 0 to 1, from what 'lary diagnose' wrote of the latents; None where it didn't."""
+    result = run.result
+    given = {name: result.options_given.get(name) for name in ("latent", "weights")}
+    tag = paths.tagged(result.model.name, result.protocol, given["latent"], given["weights"])
+    try:
+        file = diagnosis_file(context.settings, result.dataset.name, DATASETS.get(result.dataset.name).validation, tag)
+        codes = read_json(file, "diagnosis")["codes"] if file.is_file() else None
+    except UsageError:  # the plug-in that made a data set may be absent
+        return None
+    return codes["used"] / codes["size"] if codes and codes["size"] else None
+
+
+def write(context: Context, stem: str, panels: Sequence[Panel], title: str) -> list[Path]:
     """The figure and the data of some panels."""
     first = panels[0].lines[0].points[0].run
     rows = []
@@ -209,6 +188,7 @@ def write(context: Context, stem: str, panels: Sequence[Panel], title: str) -> l
                         "setting": panel.setting, "value": point.at, "line": line.label, "model": result.model.name,
                         "label": result.label, "dataset": result.dataset.name, "metric": result.primary,
                         "score": score.value, "low": score.low, "high": score.high, "published": point.published,
+                        "codes_used": point.codes_used,
                     }
                 )  # fmt: skip
     facts = {
@@ -217,71 +197,3 @@ def write(context: Context, stem: str, panels: Sequence[Panel], title: str) -> l
     }  # fmt: skip
     about = f"{title}\n{settings_text(first)}, 95 % intervals"
     return write_analysis(context.out, stem, lambda: drawn(panels, first, about), rows, facts)
-
-
-@contextmanager
-def drawn(panels: Sequence[Panel], first: FinishedRun, title: str) -> Iterator[Figure]:
-    """A panel per setting; lines with intervals, the paper's numbers as open marks on dotted lines."""
-    score = first.result.score
-    scale, sign = (100.0, " [%]") if score.unit == "fraction" else (1.0, "")
-    unit = ", normalised" if score.unit == "normalised" else sign
-    arrow = "higher is better" if score.higher_is_better else "lower is better"
-    entries = max(len(panel.lines) for panel in panels) + 1
-    longest = max(len(line.label) for panel in panels for line in panel.lines)
-    beside = len(panels) == 1 and longest < 40
-    width = 3.4 * len(panels) + (1.0 + 0.075 * longest if beside else 0.8)
-    height = max(3.0, 0.6 + 0.2 * entries) if beside else 3.1 + 0.17 * entries
-    with new_figure(width, height) as figure:
-        columns = figure.subplots(1, len(panels), squeeze=False, sharey=True)[0]
-        paper = False
-        for axes, panel in zip(columns, panels, strict=True):
-            places = sorted({point.at for line in panel.lines for point in line.points})
-            for number, line in enumerate(panel.lines):
-                paper |= draw_line(axes, line, number, places, len(panel.lines), scale)
-            axes.set_xticks(range(len(places)), [f"{place:g}" for place in places])
-            axes.set_xlabel(panel.setting)
-            axes.set_xlim(-0.4, len(places) - 0.6)
-            axes.grid(color=GRID, linewidth=0.5)
-            axes.set_axisbelow(True)
-            marks, names = axes.get_legend_handles_labels()
-            if not beside:
-                axes.legend(
-                    marks, [name.replace(", ", "\n") for name in names], fontsize=6.5, frameon=False,
-                    loc="upper center", bbox_to_anchor=(0.5, -0.2), title="others fixed at", title_fontsize=7,
-                )  # fmt: skip
-        columns[0].set_ylabel(f"{metric_name(first.result.primary)}{unit}, {arrow}")
-        if beside:
-            if paper:
-                columns[0].plot([], [], color=MUTED, marker="o", linestyle=":", markerfacecolor="white", label="paper")
-            columns[0].legend(loc="center left", bbox_to_anchor=(1.02, 0.5), frameon=False, fontsize=8)
-        elif paper:
-            title += "; open marks: paper"
-        figure.suptitle(title, fontsize=9.5)
-        yield figure
-
-
-def draw_line(axes: Any, line: Line, number: int, places: Sequence[float], count: int, scale: float) -> bool:
-    """One line at its places along the axis, moved a little aside from the others; returns whether the paper has it."""
-    colour, marker = COLOURS[number % len(COLOURS)], MARKERS[(number + number // len(COLOURS)) % len(MARKERS)]
-    aside = 0.0 if count == 1 else 0.24 * (number / (count - 1) - 0.5)
-    at = np.array([places.index(point.at) for point in line.points]) + aside
-    values = np.array([point.score.value for point in line.points]) * scale
-    reach = np.array(
-        [
-            (point.score.value - point.score.low, point.score.high - point.score.value)
-            if point.score.low is not None and point.score.high is not None
-            else (0.0, 0.0)
-            for point in line.points
-        ]
-    )
-    bars = np.maximum(reach, 0).T * scale
-    axes.errorbar(
-        at, values, yerr=bars, color=colour, marker=marker, markersize=4.5, linewidth=1.3, elinewidth=0.9, capsize=2,
-        label=line.label,
-    )  # fmt: skip
-    known = [(place, point.published * scale) for place, point in zip(at, line.points, strict=True)
-             if point.published is not None]  # fmt: skip
-    if known:
-        axes.plot(*zip(*known, strict=True), color=colour, marker=marker, markersize=5, linestyle=":", linewidth=1,
-                  markerfacecolor="white")  # fmt: skip
-    return bool(known)

@@ -19,6 +19,7 @@ from lary.results.analyses.base import (
     Analysis,
     Context,
     FinishedRun,
+    NotPossible,
     grouped,
     settings_text,
     slug,
@@ -54,7 +55,7 @@ def analyse(context: Context) -> Analysis:
     """One figure per data set and settings.
 
     Raises:
-        UsageError: no classification run, or a window that doesn't fit.
+        UsageError: no classification run, a window that doesn't fit, or classes that are all equally frequent.
     """
     runs = context.of_task("classification", "classify")
     files, left_out = [], []
@@ -67,6 +68,9 @@ def analyse(context: Context) -> Analysis:
                 raise UsageError(f"--window {window}: {reason} from 1 to {shown} of them.")
             left_out.append(f"frequency: {reason} at least {window}")
             continue
+        if len({row.train for row in group[0].result.classes if row.true and row.train}) == 1:
+            left_out.append(f"frequency: all classes of {dataset} occur equally often in training")
+            continue
         curves = [curve(run.result, window) for run in group]
         rows, facts = table(group, curves, window)
         files += write_analysis(
@@ -76,6 +80,8 @@ def analyse(context: Context) -> Analysis:
             rows,
             facts,
         )
+    if not files:
+        raise NotPossible("; ".join(reason.removeprefix("frequency: ") for reason in left_out))
     return Analysis(tuple(files), tuple(left_out))
 
 
@@ -144,18 +150,20 @@ def drawn(curves: Sequence[Curve], first: FinishedRun, window: int) -> Iterator[
             axes.grid(color=GRID, linewidth=0.5)
             axes.set_axisbelow(True)
             told = "" if own.correlation is None else f"\nSpearman {own.correlation:+.2f}"
-            axes.set_title(f"{own.label}{told}", fontsize=8.5)
+            axes.set_title(f"{own.label}{told}", fontsize=8.5, fontweight="normal")
         for axes in panels[len(curves) :]:
             axes.set_visible(False)
         for index, axes in enumerate(panels[: len(curves)]):
-            axes.tick_params(labelbottom=index + columns >= len(curves))
+            axes.tick_params(labelbottom=index + columns >= len(curves), labelsize=8)
+            if index + columns >= len(curves):
+                axes.set_xlabel("training samples of the class", fontsize=8)
+            if index % columns == 0:
+                axes.set_ylabel("F1", fontsize=8)
             axes.minorticks_off()
             plain_ticks(axes, curves)
         names = ["class", f"mean of {window} classes", "means of the other models"]
         marks = [dots, line, *([plot_line(LIGHT)] if len(curves) > 1 else [])]
         figure.legend(marks, names[: len(marks)], loc="outside lower center", ncols=3, frameon=False, fontsize=8)
-        figure.supxlabel("training samples of the class", fontsize=9)
-        figure.supylabel("F1", fontsize=9)
         figure.suptitle(f"{dataset_title(first.result)}: F1 by class frequency\n{settings_text(first)}", fontsize=9.5)
         yield figure
 

@@ -152,6 +152,8 @@ def drawn(pairs: Sequence[Pair], classes: Sequence[str], gaps: npt.NDArray[np.fl
                     axes.text(column, row, f"{value:+.2f}", ha="center", va="center", fontsize=7, color=colour)
         first = pairs[0]
         sides = [dataset_title(run.result) for run in (first.human, first.robot)]
-        axes.set_title(f"F1 on {sides[0]} minus F1 on {sides[1]}\n{settings_text(first.human)}", fontsize=9.5)
+        axes.set_title(
+            f"F1 on {sides[0]} minus F1 on {sides[1]}\n{settings_text(first.human)}", fontsize=9.5, fontweight="normal"
+        )
         figure.colorbar(image, ax=axes, fraction=0.03, pad=0.01, label="F1 gap")
         yield figure

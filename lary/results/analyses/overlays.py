@@ -72,7 +72,8 @@ def drawn(run: FinishedRun, steps: Sequence[tuple[int, ...]], side: int, shown: 
                     bars(axes, weights[step], max(limit, 1.0), first=step == 0)
                 share = 100 * own.weights[step].sum()
                 axes.set_title(f"step {step}: {share:.0f} %", fontsize=7, pad=2, fontweight="normal")
-                bracket(figure, [left + pitch * part[0], left + pitch * part[-1] + cell], upper - 0.05, (width, height))
+                ends = [left + pitch * part[0], left + pitch * part[-1] + cell]
+                bracket(figure, ends, upper - (0.05 if step % 2 == 0 else 0.11), (width, height))
         if side:
             bar = figure.add_axes(((width - 0.82) / width, (bottom + 0.3) / height, 0.13 / width, 1.8 / height))
             figure.colorbar(image, cax=bar, extend="max", label="attention, uniform = 1")
