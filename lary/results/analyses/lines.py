@@ -88,7 +88,10 @@ def side_by_side(panels: Sequence[Panel], scale: float, label: str) -> Iterator[
             if not beside:
                 where = {"loc": "upper center", "bbox_to_anchor": (0.5, -0.2), "fontsize": 7, "title_fontsize": 7}
                 where["title"] = "with"
-            axes.legend(frameon=False, **where)
+            marks, names = axes.get_legend_handles_labels()
+            axes.legend(
+                marks, names if beside else [name.replace(", ", "\n") for name in names], frameon=False, **where
+            )
         columns[0].set_ylabel(label)
         yield figure
 
@@ -157,6 +160,7 @@ def draw_line(
     for place, value, point in zip(at, values, line.points, strict=True):
         if point.codes_used is not None:
             axes.annotate(
-                f"{100 * point.codes_used:.0f} % of codes", (place, value), xytext=(5, 5), textcoords="offset points",
-                fontsize=6, color=MUTED,
+                f"{100 * point.codes_used:.0f} % of codes", (place, value), xytext=(0, -22), ha="center",
+                textcoords="offset points", fontsize=6, color=MUTED, zorder=5,
+                bbox={"facecolor": "white", "edgecolor": "none", "alpha": 0.8, "pad": 0.8},
             )  # fmt: skip
