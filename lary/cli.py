@@ -41,6 +41,8 @@ COMMANDS = (
     ("datasets", "lary.cli_import:datasets", "List the data sets with their terms, or show one."),
     ("compare", "lary.cli_compare:compare", "Compare finished runs: paired differences, p values."),
     ("controls", "lary.cli_compare:controls", "Run the controls of a model and state its margins."),
+    ("diagnose", "lary.cli_analyze:diagnose", "Diagnose latents: channels, rank, codes, additivity."),
+    ("analyze", "lary.cli_analyze:analyze", "Make figures and tables from finished runs."),
 )
 """Name, place and meaning of every command."""
 

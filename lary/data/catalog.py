@@ -197,6 +197,7 @@ for name, title, stride, group, count in (
             samples=count,
             media="pair",
             stride=stride,
+            stride_series="VLABench",
             # No groups: the published results of these keys have single dimensions only.
             target=ActionSpace(
                 dims=EULER_ARM,

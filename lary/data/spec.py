@@ -118,6 +118,7 @@ class DatasetSpec:
         drawn: further splits by name, drawn from the tables of the others when they are asked for.
         train, validation, unseen: which splits probes train on, validate on and, where there is one, test on unseen.
         stride: frames between source and target; K of the action chunk.
+        stride_series: data sets that differ in their stride alone share this name; empty for one on its own.
         group_pattern: regular expression on the first media path, taken without its ``images`` folder, whose match
             (group 1 if it has one) names the episode or video of a sample.
         media_depth: how many folders stand before ``images`` / ``actions`` in a table's paths; None where the data
@@ -145,6 +146,7 @@ class DatasetSpec:
     validation: str = "val"
     unseen: str | None = None
     stride: int | None = None
+    stride_series: str = ""
     group_pattern: str = r".*/"
     media_depth: int | None = None
     path_repair: tuple[str, str] | None = None

@@ -61,6 +61,7 @@ WAN = ModelSpec(
     preprocess=LANCZOS_224_SIGNED,
     pair_shape=(2, 196, 48),
     clip_shape=(3, 196, 48),
+    first_frame_alone=True,
     options={
         "config": {
             "dim": 160, "dec_dim": 256, "z_dim": 48, "dim_mult": (1, 2, 4, 4), "num_res_blocks": 2,

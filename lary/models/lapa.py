@@ -24,6 +24,8 @@ _SIZES = {
     "dim": 1024, "quant_dim": 32, "codebook_size": 8, "image_size": 224, "patch_size": 16, "spatial_depth": 4,
     "temporal_depth": 4, "dim_head": 64, "heads": 16, "code_seq_len": 16,
 }  # fmt: skip
+_NO_PLACES = 0
+"""The quantizer re-reads its rows so that every token mixes entries of several places."""
 LATENTS = ("continuous", "quantized", "noisy")
 """What tokens can be made of: the latent, its codebook rows, or random draws around it."""
 _NOISE = "noise substitution stays on: tokens are random draws around the continuous latent"
@@ -35,6 +37,8 @@ LAPA = ModelSpec(
     dim=1024,
     pair_shape=(4, 1024),
     clip_shape=(8, 4, 1024),
+    grid=_NO_PLACES,
+    codebook=_SIZES["codebook_size"],
     preprocess=CUBIC_224,
     weights=Weights(folder="laq_openx.pt", hub="latent-action-pretraining/LAPA-7B-openx"),
     options={
@@ -57,6 +61,8 @@ DINOV2 = ModelSpec(
     dim=1024,
     pair_shape=(16, 1024),
     clip_shape=(8, 16, 1024),
+    grid=_NO_PLACES,
+    codebook=_SIZES["codebook_size"],
     preprocess=CUBIC_224_SIGNED,
     weights=Weights(folder="laq_dinov2.pt"),
     options={
@@ -82,6 +88,8 @@ DINOV3 = ModelSpec(
     dim=1024,
     pair_shape=(16, 1024),
     clip_shape=(8, 16, 1024),
+    grid=_NO_PLACES,
+    codebook=_SIZES["codebook_size"],
     preprocess=CUBIC_224_SIGNED,
     weights=Weights(folder="laq_dinov3.pt"),
     options={
@@ -108,6 +116,8 @@ SIGLIP2 = ModelSpec(
     dim=768,
     pair_shape=(16, 768),
     clip_shape=(8, 16, 768),
+    grid=_NO_PLACES,
+    codebook=_SIZES["codebook_size"],
     preprocess=CUBIC_224,
     weights=Weights(folder="siglip2.pt"),
     options={
@@ -134,6 +144,8 @@ MAGVIT2 = ModelSpec(
     dim=18,
     pair_shape=(16, 18),
     clip_shape=(8, 16, 18),
+    grid=_NO_PLACES,
+    codebook=_SIZES["codebook_size"],
     preprocess=CUBIC_224,
     weights=Weights(folder="magvit2.pt"),
     options={
@@ -183,8 +195,13 @@ def ablation(name: str) -> ModelSpec | None:
         weights=Weights(folder=f"dinov3_{match[1]}.pt"),
         options={**DINOV3.options, "network": network},
         parameters_m=None,
+        codebook=codebook,
+        ablation={
+            "codebook size": codebook, "sequence length": length, "latent dimension": width,
+            "learning rate": float(match[5]),
+        },
         description=f"Ablation of dinov3: {codebook} codes of width {width}, code length {length}",
-    )
+    )  # fmt: skip
 
 
 @register_model(LAPA, DINOV2, DINOV3, SIGLIP2, MAGVIT2, *filter(None, map(ablation, PUBLISHED_ABLATIONS)))

@@ -79,6 +79,12 @@ class ModelSpec:
         paper_differences: what the ``paper`` protocol changes for this model, in sentences; empty if nothing.
         notes: known facts and defects, in sentences, for ``docs/models.md``.
         in_demo: whether ``lary demo`` runs the model where its weights lie on the machine; it runs every one without.
+        grid: rows and columns of the square of places that the tokens of a step stand for, row by row; 0 where a token
+            stands for no place, None where the root of N tells.
+        first_frame_alone: whether the first latent step of a compressed clip shows the first frame alone and the others
+            equal parts of the rest, as in causal autoencoders; elsewhere all steps show equal parts.
+        codebook: how many codes the model has; None without a codebook.
+        ablation: what an ablation varies in this record, by name of the setting; empty for other models.
     """
 
     name: str
@@ -99,6 +105,10 @@ class ModelSpec:
     reference: str = ""
     description: str = ""
     in_demo: bool = False
+    grid: int | None = None
+    first_frame_alone: bool = False
+    codebook: int | None = None
+    ablation: Mapping[str, float] = field(default_factory=dict)
     factory: Callable[[ModelSpec, ModelContext], Encoder] | None = None
 
     def preprocessing(self, protocol: BenchmarkProtocol, media: Media = "pair") -> Preprocess:

@@ -38,6 +38,8 @@ UNIVLA = ModelSpec(
     weights=Weights(variable="UNIVLA_CKPT_PATH", folder="univla", hub="qwbu/univla-latent-action-model"),
     pair_shape=(4, 128),
     clip_shape=(8, 4, 128),
+    grid=0,
+    codebook=16,
     preprocess=CUBIC_224_IMAGENET,
     options={
         "network": {

@@ -39,6 +39,8 @@ VILLA_X = ModelSpec(
     weights=Weights(variable="VILLA_X_CKPT_PATH", folder="villa-x", hub="microsoft/villa-x"),
     pair_shape=(2, 32),
     clip_shape=(8, 2, 32),
+    grid=0,
+    codebook=32,
     preprocess=VILLA_X_IMAGE,
     preprocess_paper_clip=VILLA_X_PAPER_CLIP,
     options={"config": {"action_latent_dim": 32, "num_learned_tokens": 2, "decoder_depth": 12}},

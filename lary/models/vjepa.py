@@ -35,6 +35,7 @@ VJEPA2 = ModelSpec(
     preprocess=VJEPA2_PREPROCESS,
     pair_shape=(196, 1024),
     clip_shape=(980, 1024),
+    grid=14,
     options={
         "config": {
             "img_size": 224, "patch_size": 16, "num_frames": 16, "tubelet_size": 2, "embed_dim": 1024, "depth": 24,

@@ -18,6 +18,7 @@ from lary.latents.extract import TIMING, check_mode, check_stride
 from lary.latents.table import SplitLatents
 from lary.models.spec import MODELS, ModelSpec
 from lary.probes.presets import PRESETS
+from lary.results.chunks import write_chunks
 from lary.results.inputs import (
     ProbeConfig,
     check_dim,
@@ -157,7 +158,8 @@ def regress(config: RegressConfig, settings: Settings) -> ProbeRun:
         ]  # fmt: skip
     seconds = time.monotonic() - started
     written = write_regression_files(folder, outcomes[0], frames_of(splits["seen"]), actions.units)
-    files = ("best_model.pth", *written, write_scores(folder, action_scores(outcomes), seeds))
+    scores = write_scores(folder, action_scores(outcomes), seeds)
+    files = ("best_model.pth", *written, scores, write_chunks(folder, outcomes[0]))
     facts = run_facts(config, dataset, model, splits, outcomes[0].settings, files, seconds, probe=config.model_type)
     # The difference of two orientations' values is no orientation, the turn from one to the other is.
     orientations = actions.orientations if frame != "world" else ()
