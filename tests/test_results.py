@@ -13,7 +13,7 @@ from scipy import stats as scipy_stats
 
 from lary.probes import metrics
 from lary.probes.outcome import ActionPredictions, ClassPredictions
-from lary.results import figures, published, statistics
+from lary.results import figures, published, scores, statistics
 from lary.results.record import FILE_NAME, SCHEMA_VERSION, EvalResult, json_schema, read_result, write_result
 from lary.results.summarise import classification_result, example_rows, headline, regression_result
 from lary.types import LaryError
@@ -22,7 +22,7 @@ from tests import fake_results as fake
 
 def ratio_interval(values: np.ndarray, clusters: np.ndarray, seed: int = 0) -> statistics.Interval:
     sums = statistics.cluster_sums(np.stack([values, np.ones_like(values)], axis=1), clusters)
-    return statistics.bootstrap(sums, statistics.ratio, seed=seed)
+    return statistics.bootstrap(sums, scores.ratio, seed=seed)
 
 
 # --- statistics -------------------------------------------------------------------------------------------------------
@@ -61,7 +61,7 @@ def test_interval_covers_the_truth_about_95_times_of_100(clusters: int) -> None:
         sizes = rng.integers(3, 12, clusters)
         hits = rng.binomial(sizes, rng.beta(3, 2, clusters))
         sums = np.stack([hits, sizes], axis=1).astype(np.float64)
-        found = statistics.bootstrap(sums, statistics.ratio, seed=seed, resamples=600)
+        found = statistics.bootstrap(sums, scores.ratio, seed=seed, resamples=600)
         assert found.low is not None
         assert found.high is not None
         covered += int(found.low[0] <= 0.6 <= found.high[0])
@@ -113,8 +113,8 @@ def test_macro_scores_are_those_of_the_probes_metrics() -> None:
     rng = np.random.default_rng(0)
     labels, predicted = rng.integers(0, 4, 60), rng.integers(0, 5, 60)  # class 4 is predicted only, class 5 never
     matrix = metrics.confusion_matrix(labels, predicted, 6)
-    sums = statistics.class_sums(labels, predicted, 6, np.arange(60) % 7)
-    recall, f1 = statistics.macro_scores(sums.sum(axis=0, keepdims=True))[0]
+    sums = scores.class_sums(labels, predicted, 6, np.arange(60) % 7)
+    recall, f1 = scores.macro_scores(sums.sum(axis=0, keepdims=True))[0]
     assert recall == pytest.approx(metrics.mean_class_accuracy(matrix))
     assert f1 == pytest.approx(metrics.macro_f1(matrix))
 
@@ -122,7 +122,7 @@ def test_macro_scores_are_those_of_the_probes_metrics() -> None:
 def test_error_scores_by_hand() -> None:
     target = np.array([[[0.0, 1.0]], [[2.0, 1.0]]])
     guess = np.array([[[0.0, 1.0]], [[1.0, 3.0]]])
-    found = statistics.error_scores(statistics.error_columns(guess, target).sum(axis=0, keepdims=True))[0]
+    found = scores.error_scores(scores.error_columns(guess, target).sum(axis=0, keepdims=True))[0]
     assert found[:3] == pytest.approx([0.5, 2.0, 1.25])
     assert found[3] == pytest.approx(1 - 1 / 2)
     assert np.isnan(found[4]), "a constant target has no variance to explain"

@@ -14,6 +14,7 @@ import numpy.typing as npt
 
 from lary.data.spec import Orientation
 from lary.probes.outcome import Floats, SplitOutcome
+from lary.results import scores
 from lary.results import statistics as stats
 from lary.results.measure import means, metric, seed_sums
 from lary.results.record import DimensionRow, GroupRow, Metric, OrientationRow, RobotRow
@@ -24,10 +25,10 @@ SMALLEST_NORM = 1e-8
 
 
 def error_interval(split: SplitOutcome, predictions: Sequence[Floats], seed: int) -> stats.Interval:
-    """Error and R2 of every dimension and of all, as `statistics.error_scores` orders them."""
+    """Error and R2 of every dimension and of all, as `scores.error_scores` orders them."""
     clusters = stats.cluster_index(split.samples.groups, seed)
-    columns = [stats.error_columns(prediction, split.targets) for prediction in predictions]
-    return stats.bootstrap(seed_sums(columns, clusters), stats.error_scores, seed=seed)
+    columns = [scores.error_columns(prediction, split.targets) for prediction in predictions]
+    return stats.bootstrap(seed_sums(columns, clusters), scores.error_scores, seed=seed)
 
 
 def overall(role: str, split: SplitOutcome, found: stats.Interval) -> dict[str, Metric]:
@@ -56,7 +57,7 @@ def dimension_rows(
     seed: int,
 ) -> list[DimensionRow]:
     """One row per action dimension; `found` is the `error_interval` of the same predictions."""
-    physical = means(squared(split, predictions, physical=True), split.samples.groups, seed)
+    physical = means(squared(split, predictions, physical=True), split.samples.groups, seed, scores.magnitude)
     explained = found.value[len(names) + 1 :]
     return [
         DimensionRow(
@@ -89,7 +90,7 @@ def group_rows(
         per_seed = [
             np.stack([own[:, list(members)].mean(axis=1) for members in groups.values()], axis=1) for own in errors
         ]
-        tables.append(means(per_seed, split.samples.groups, seed))
+        tables.append(means(per_seed, split.samples.groups, seed, scores.magnitude))
     rows = []
     for index, (name, members) in enumerate(groups.items()):
         own = {units[member] for member in members if member < len(units)}
@@ -111,7 +112,7 @@ def explained(split: SplitOutcome, predictions: Sequence[Floats], members: Seque
     """R2 over some dimensions, the mean over seeds; None where their targets are constant."""
     chosen = list(members)
     values = [
-        stats.error_scores(stats.error_columns(own[..., chosen], split.targets[..., chosen]).sum(axis=0)[None])[0, -1]
+        scores.error_scores(scores.error_columns(own[..., chosen], split.targets[..., chosen]).sum(axis=0)[None])[0, -1]
         for own in predictions
     ]
     return optional(float(np.mean(values)))
@@ -131,10 +132,11 @@ def robot_rows(
     for robot in sorted(set(split.samples.embodiments)):
         chosen = np.flatnonzero(robots == robot)
         groups = [split.samples.groups[row] for row in chosen]
-        errors = means([own[chosen].mean(axis=1)[:, None] for own in squared(split, predictions)], groups, seed)
+        own_errors = [own[chosen].mean(axis=1)[:, None] for own in squared(split, predictions)]
+        errors = means(own_errors, groups, seed, scores.magnitude)
         targets = split.targets[chosen]
-        scores = [
-            stats.error_scores(stats.error_columns(own[chosen], targets).sum(axis=0)[None])[0, -1]
+        shares = [
+            scores.error_scores(scores.error_columns(own[chosen], targets).sum(axis=0)[None])[0, -1]
             for own in predictions
         ]
         rows.append(
@@ -144,7 +146,7 @@ def robot_rows(
                 rows=len(chosen),
                 groups=len(set(groups)),
                 mse=metric(errors, 0, "normalised", higher=False),
-                r2=optional(float(np.mean(scores))),
+                r2=optional(float(np.mean(shares))),
                 degrees=_degrees([own[chosen] for own in angles], groups, seed),
             )
         )
@@ -176,7 +178,8 @@ def _degrees(angles: Sequence[Doubles], groups: Sequence[str], seed: int) -> Met
     """Mean of angles (n,) per seed; None where there are none."""
     if not angles or np.isnan(angles[0]).all():
         return None
-    return metric(means([own[:, None] for own in angles], groups, seed), 0, "degrees", higher=False)
+    found = means([own[:, None] for own in angles], groups, seed, scores.magnitude)
+    return metric(found, 0, "degrees", higher=False)
 
 
 def mean_angle(split: SplitOutcome, prediction: Floats, orientations: Sequence[Orientation]) -> Doubles:

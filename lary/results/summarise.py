@@ -14,7 +14,7 @@ import numpy.typing as npt
 from lary.data.spec import Orientation
 from lary.probes import metrics
 from lary.probes.outcome import ClassificationOutcome, Floats, RegressionOutcome, SelectionName, SplitOutcome
-from lary.results import errors
+from lary.results import errors, scores
 from lary.results import statistics as stats
 from lary.results.measure import check_finite, headline, interval_note, means, metric, plain_history, seed_sums
 from lary.results.record import (
@@ -50,8 +50,8 @@ def _accuracy(correct: Sequence[npt.NDArray[np.bool_]], clusters: stats.Ints, se
 def _class_metrics(
     labels: stats.Ints, predicted: Sequence[stats.Ints], classes: int, clusters: stats.Ints, seed: int
 ) -> dict[str, Metric]:
-    sums = [stats.class_sums(labels, own, classes, clusters) for own in predicted]
-    macro = stats.bootstrap(sums[0] if len(sums) == 1 else np.stack(sums), stats.macro_scores, seed=seed)
+    sums = [scores.class_sums(labels, own, classes, clusters) for own in predicted]
+    macro = stats.bootstrap(sums[0] if len(sums) == 1 else np.stack(sums), scores.macro_scores, seed=seed)
     return {
         "top1": _accuracy([labels == own for own in predicted], clusters, seed),
         "macro_recall": metric(macro, 0, "fraction"),
@@ -73,7 +73,7 @@ def _class_rows(
 ) -> tuple[ClassRow, ...]:
     count = len(outcome.classes)
     table = metrics.class_statistics(matrix)
-    sums = stats.class_sums(outcome.labels, predicted, count, clusters)
+    sums = scores.class_sums(outcome.labels, predicted, count, clusters)
     recall = stats.fraction_interval(sums[:, :count], sums[:, count : 2 * count])
     true = matrix.sum(axis=0)
     return tuple(
