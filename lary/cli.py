@@ -41,6 +41,7 @@ COMMANDS = (
     ("datasets", "lary.cli_import:datasets", "List the data sets with their terms, or show one."),
     ("compare", "lary.cli_compare:compare", "Compare finished runs: paired differences, p values."),
     ("controls", "lary.cli_compare:controls", "Run the controls of a model and state its margins."),
+    ("schema", "lary.cli_compare:schema", "Print the JSON Schema of result.json."),
 )
 """Name, place and meaning of every command."""
 

@@ -86,7 +86,7 @@ def test_p_of_a_difference_without_spread_is_the_smallest_that_resamples_can_sho
 
 
 def test_p_of_no_difference_is_rarely_small() -> None:
-    small, runs = 0, 300
+    small, runs = 0, 200
     for seed in range(runs):
         values = np.random.default_rng(seed).normal(0, 1, 40)
         sums = np.stack([values, np.ones(40)], axis=1)
@@ -249,7 +249,7 @@ def test_angular_error_is_the_angle_of_the_rotation_between(convention: str, siz
     np.testing.assert_allclose(errors.angular_error(split, prediction, arm), degrees, atol=0.05)
     (row,) = errors.orientation_rows("seen", split, [prediction], [arm], 0)
     assert row.degrees.value == pytest.approx(90, abs=0.05)
-    robots = errors.robot_rows("seen", split, [prediction], [arm], 0)
+    robots = errors.robot_rows("seen", split, [prediction], {}, (), [arm], 0)
     assert [(each.name, each.rows) for each in robots] == [("a", 10), ("b", 10)]
     assert [each.degrees.value for each in robots if each.degrees] == pytest.approx([10, 170], abs=0.05)
 

@@ -13,11 +13,11 @@ import numpy as np
 import numpy.typing as npt
 
 from lary.data.spec import Orientation
-from lary.probes.outcome import Floats, SplitOutcome
+from lary.probes.outcome import Floats, SampleColumns, SplitOutcome
 from lary.results import scores
 from lary.results import statistics as stats
 from lary.results.measure import means, metric, seed_sums
-from lary.results.record import DimensionRow, GroupRow, Metric, OrientationRow, RobotRow
+from lary.results.record import DimensionRow, GroupRow, Metric, OrientationRow, PhysicalError, RobotRow
 
 Doubles = npt.NDArray[np.float64]
 SMALLEST_NORM = 1e-8
@@ -45,6 +45,13 @@ def squared(split: SplitOutcome, predictions: Sequence[Floats], physical: bool =
     scale = split.std.astype(np.float64)[:, None] if physical else 1.0
     targets = split.targets.astype(np.float64)
     return [np.square((prediction - targets) * scale).mean(axis=1) for prediction in predictions]
+
+
+def plain(role: str, split: SplitOutcome, prediction: Floats) -> dict[str, float]:
+    """The metrics of a whole split of one prediction, without intervals."""
+    total = scores.error_columns(prediction, split.targets).sum(axis=0)[None]
+    found = overall(role, split, stats.Interval(scores.error_scores(total)[0], None, None))
+    return {name: each.value for name, each in found.items()}
 
 
 def dimension_rows(
@@ -122,35 +129,49 @@ def robot_rows(
     role: str,
     split: SplitOutcome,
     predictions: Sequence[Floats],
+    groups: Mapping[str, tuple[int, ...]],
+    units: Sequence[str],
     orientations: Sequence[Orientation],
     seed: int,
 ) -> list[RobotRow]:
-    """One row per robot type."""
+    """One row per robot type; in physical units for groups of dimensions that share one."""
     robots = np.array(split.samples.embodiments)
-    angles = [mean_angle(split, prediction, orientations) for prediction in predictions] if orientations else []
     rows = []
     for robot in sorted(set(split.samples.embodiments)):
         chosen = np.flatnonzero(robots == robot)
-        groups = [split.samples.groups[row] for row in chosen]
-        own_errors = [own[chosen].mean(axis=1)[:, None] for own in squared(split, predictions)]
-        errors = means(own_errors, groups, seed, scores.magnitude)
-        targets = split.targets[chosen]
-        shares = [
-            scores.error_scores(scores.error_columns(own[chosen], targets).sum(axis=0)[None])[0, -1]
-            for own in predictions
-        ]
+        own, values = rows_of(split, chosen), [prediction[chosen] for prediction in predictions]
+        found = overall(role, own, error_interval(own, values, seed))
+        explained = found.get(f"{role}_r2")
+        angles = [mean_angle(own, prediction, orientations) for prediction in values] if orientations else []
         rows.append(
             RobotRow(
                 split=role,
                 name=robot,
                 rows=len(chosen),
-                groups=len(set(groups)),
-                mse=metric(errors, 0, "normalised", higher=False),
-                r2=optional(float(np.mean(shares))),
-                degrees=_degrees([own[chosen] for own in angles], groups, seed),
+                groups=len(set(own.samples.groups)),
+                mse=found[f"{role}_mse"],
+                r2=None if explained is None else explained.value,
+                degrees=_degrees(angles, own.samples.groups, seed),
+                physical={
+                    row.name: PhysicalError(mse=row.physical_mse, unit=row.unit)
+                    for row in group_rows(role, own, values, groups, units, seed)
+                    if row.physical_mse is not None
+                },
             )
         )
     return rows
+
+
+def rows_of(split: SplitOutcome, rows: npt.NDArray[np.int64]) -> SplitOutcome:
+    """Some rows of a split, without its predictions."""
+    samples = split.samples
+    kept = SampleColumns(
+        ids=tuple(samples.ids[row] for row in rows),
+        media=tuple(samples.media[row] for row in rows),
+        groups=tuple(samples.groups[row] for row in rows),
+        embodiments=tuple(samples.embodiments[row] for row in rows),
+    )
+    return SplitOutcome(kept, split.targets[rows], split.mean[rows], split.std[rows], {}, {}, {})
 
 
 def orientation_rows(

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import numpy.typing as npt
@@ -46,15 +46,22 @@ def metric(found: stats.Interval, index: int, unit: Unit, higher: bool = True) -
     )
 
 
+def reading(gain: Metric) -> Literal["", "even", "better", "worse"]:
+    """What the interval of a difference says of the run; nothing without an interval."""
+    if gain.low is None or gain.high is None:
+        return ""
+    if gain.low <= 0 <= gain.high:
+        return "even"
+    return "better" if (gain.low > 0) == gain.higher_is_better else "worse"
+
+
 def seed_sums(columns: Sequence[npt.ArrayLike], clusters: stats.Ints) -> stats.Array:
     """Sums (S, G, M) within clusters of one table of columns (n, M) per seed; (G, M) for a single one."""
     sums = [stats.cluster_sums(table, clusters) for table in columns]
     return sums[0] if len(sums) == 1 else np.stack(sums)
 
 
-def means(
-    values: Sequence[npt.ArrayLike], groups: Sequence[str], seed: int, kind: Statistic = ratio
-) -> stats.Interval:
+def means(values: Sequence[npt.ArrayLike], groups: Sequence[str], seed: int, kind: Statistic = ratio) -> stats.Interval:
     """Interval of the mean over samples of each column, from one table (n, K) per seed; NaN entries don't count.
 
     `kind` says in which range the means lie: `ratio` anywhere, `magnitude` from 0.

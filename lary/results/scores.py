@@ -1,7 +1,7 @@
 """Metrics as functions of sums over samples, with their slopes: what intervals are made for.
 
-A `Statistic` maps totals (R, M) to values (R, K), row by row, and knows how each value reacts to each total, so that the
-spread of a value under resampling of clusters is found without resampling (the delta method).
+A `Statistic` maps totals (R, M) to values (R, K), row by row, and knows how each value reacts to each total, so that
+the standard error of a value over clusters is found without resampling (the delta method).
 """
 
 from __future__ import annotations
@@ -45,13 +45,14 @@ def statistic_of(function: Callable[[Array], Array], sums: Array) -> Statistic:
     """A `Statistic` from any smooth function of totals, with numerical slopes in steps suited to `sums` (..., M)."""
     if isinstance(function, Statistic):
         return function
-    steps = STEP * np.maximum(np.abs(sums).sum(axis=tuple(range(sums.ndim - 1))), 1e-12)
-    every = np.arange(sums.shape[-1])
+    steps = STEP * np.abs(sums).sum(axis=tuple(range(sums.ndim - 1)))
+    every = np.flatnonzero(steps)  # a column of zeros pulls at nothing
+    unit = np.eye(sums.shape[-1])
 
     def slopes(totals: Array) -> Iterator[tuple[Ints, Array]]:
         moved = [
-            (function(totals + step * (every == column)) - function(totals - step * (every == column))) / (2 * step)
-            for column, step in enumerate(steps)
+            (function(totals + steps * unit[column]) - function(totals - steps * unit[column])) / (2 * steps[column])
+            for column in every
         ]
         for value in range(moved[0].shape[1]):
             yield every, np.stack([each[:, value] for each in moved], axis=1)
@@ -75,7 +76,10 @@ def _ratio_slopes(totals: Array) -> Iterator[tuple[Ints, Array]]:
     half = totals.shape[1] // 2
     for column in range(half):
         above, below = totals[:, column], totals[:, half + column]
-        yield np.array([column, half + column]), np.stack([_over(np.ones_like(below), below), -_over(above, below**2)], 1)
+        yield (
+            np.array([column, half + column]),
+            np.stack([_over(np.ones_like(below), below), -_over(above, below**2)], 1),
+        )
 
 
 def within(low: float, high: float) -> Callable[[int], tuple[Array, Array]]:

@@ -107,15 +107,15 @@ class Spread:
         if self.support[column] < MIN_CLUSTERS or not len(own):
             return np.nan, np.nan
         tail = (1 - level) / 2
-        low, high = np.quantile(own, (tail, 1 - tail))
-        variance = self.variance[column]
-        parts = [(each[column], _student(freedom, level)) for each, freedom in self.seeds]
+        low, high = quantile(own, tail), quantile(own, 1 - tail)
+        variance = float(self.variance[column])
+        parts = [(float(each[column]), _student(freedom, level)) for each, freedom in self.seeds]
         total = variance + sum(each for each, _ in parts)
         if total <= 0:
             return 0.0, 0.0
-        across = sum(each * quantile for each, quantile in parts)
-        below, above = ((variance * max(float(side), 0.0) + across) / np.sqrt(total) for side in (high, -low))
-        return float(below), float(above)
+        across = sum(each * student for each, student in parts)
+        below, above = ((variance * max(side, 0.0) + across) / total**0.5 for side in (high, -low))
+        return below, above
 
 
 def bootstrap(
@@ -211,6 +211,14 @@ def _resampled(runs: Sequence[Part], statistic: Statistic, draws: Array) -> tupl
         pull = sum(slope @ own[held].T for slope, own in pulls)
         errors[:, column] = np.sqrt(np.einsum("rg,rg,rg->r", draws[:, held], pull, pull))
     return mean, errors
+
+
+def quantile(ordered: Array, share: float) -> float:
+    """A quantile of sorted values by linear interpolation, as NumPy's."""
+    place = share * (len(ordered) - 1)
+    index = min(int(place), len(ordered) - 2) if len(ordered) > 1 else 0
+    ends = ordered[index : index + 2]
+    return float(ends[0] + (place - index) * (ends[-1] - ends[0]))
 
 
 def _student(freedom: float, level: float) -> float:
