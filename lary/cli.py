@@ -43,6 +43,7 @@ COMMANDS = (
     ("controls", "lary.cli_compare:controls", "Run the controls of a model and state its margins."),
     ("diagnose", "lary.cli_analyze:diagnose", "Diagnose latents: channels, rank, codes, additivity."),
     ("analyze", "lary.cli_analyze:analyze", "Make figures and tables from finished runs."),
+    ("schema", "lary.cli_compare:schema", "Print the JSON Schema of result.json."),
 )
 """Name, place and meaning of every command."""
 

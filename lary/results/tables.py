@@ -102,12 +102,15 @@ def rank(entry: Entry) -> tuple[float, str]:
 
 
 def settings_of(result: EvalResult) -> str:
-    """Protocol, preset and seed in short."""
-    return f"{result.protocol}, {result.preset}, seed {result.seed}"
+    """Protocol, preset and seeds in short."""
+    several = f"seeds {', '.join(map(str, result.seeds))}" if len(result.seeds) > 1 else f"seed {result.seed}"
+    return f"{result.protocol}, {result.preset}, {several}"
 
 
 def model_badge(result: EvalResult) -> str:
-    """The kind of a model as a label."""
+    """The kind of a model as a label, or that the run is a control."""
+    if result.is_control:
+        return markup.badge("control", "control")
     return markup.badge(result.model.paradigm, BASELINE if result.model.paradigm == BASELINE else "model")
 
 
@@ -115,12 +118,14 @@ Setting = tuple[str, str, str]
 
 
 def overview(comparisons: Mapping[str, Sequence[Entry]]) -> str:
-    """One row per model, protocol and preset, one column per comparison; several seeds are averaged."""
+    """One row per model, protocol and preset, one column per comparison; several runs of one are averaged."""
     found: dict[Setting, dict[str, list[EvalResult]]] = {}
     places: dict[Setting, list[float]] = {}
     for name, group in comparisons.items():
         for place, entry in enumerate(group):
             result = entry.result
+            if result.is_control:
+                continue
             key = (result.label, result.protocol, result.preset)
             found.setdefault(key, {}).setdefault(name, []).append(result)
             places.setdefault(key, []).append(place / len(group))
