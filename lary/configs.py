@@ -16,6 +16,8 @@ LatentKind = Literal["continuous", "quantized", "noisy"]
 Precision = Literal["fp32", "bf16", "fp16"]
 DeviceChoice = Literal["auto", "cpu", "cuda", "mps"]
 RandomWeights = Literal["random"]
+ProbePrecision = Literal["fp32", "bf16"]
+TrackerName = Literal["none", "tensorboard", "wandb", "trackio"]
 ProbeType = Literal["mlp", "dit", "ridge"]
 ActionMode = Literal["absolute", "relative"]
 RelativeFrame = Literal["world", "local"]
@@ -80,7 +82,8 @@ class ClassifyConfig:
         splits: Splits drawn anew in place of the published ones, such as by-episode; 'lary datasets KEY' lists them.
         dim: Latent dimension; the latents know, a contradicting one is refused.
         classes: Number of classes; the record knows, a contradicting one is refused.
-        gpus: CUDA device to train on. Without CUDA the CPU trains.
+        gpus: CUDA devices to train on, such as 0 or 0,1: one process each, same protocol. Without CUDA the CPU trains.
+        precision: bf16 trains by autocast, fp32 without; default: the preset's on CUDA, fp32 on a CPU.
         protocol: corrected picks head and epoch on a held-out tenth, paper on the reported split as published.
         latent: Kind of latents, as given to extract.
         weights: random, as given to extract: latents of the same architecture with random weights.
@@ -91,7 +94,9 @@ class ClassifyConfig:
             shuffled-targets trains on the targets of other samples.
         project: Project the latents to this many dimensions at random.
         epochs: Epochs in place of the preset's.
-        probe_batch_size: Batch size in place of the preset's.
+        probe_batch_size: Batch size in place of the preset's, over all devices together.
+        tracker: Where losses and metrics are followed: none, tensorboard, wandb or trackio.
+        resume: Go on where the same command was interrupted; --no-resume starts over.
         overwrite: Replace the result of another run in the same folder.
     """
 
@@ -101,6 +106,7 @@ class ClassifyConfig:
     dim: int | None = None
     classes: int | None = None
     gpus: str | None = None
+    precision: ProbePrecision | None = None
     protocol: BenchmarkProtocol = "corrected"
     latent: LatentKind | None = None
     weights: RandomWeights | None = None
@@ -111,6 +117,8 @@ class ClassifyConfig:
     project: int | None = None
     epochs: int | None = None
     probe_batch_size: int | None = None
+    tracker: TrackerName = "none"
+    resume: bool = True
     overwrite: bool = False
 
 
@@ -129,7 +137,8 @@ class RegressConfig:
         relative_frame: Relative motion as the difference of the steps (world, as published), or as the last pose seen
             from the first one (local).
         sampler_steps: Steps by which the dit draws a chunk: 500 as published, fewer by DDIM.
-        gpus: CUDA device to train on; default: the first of CUDA_VISIBLE_DEVICES. Without CUDA the CPU trains.
+        gpus: CUDA devices to train on, such as 0 or 0,1: one process each, same protocol; default: the first of
+            CUDA_VISIBLE_DEVICES. Without CUDA the CPU trains.
         protocol: corrected picks the epoch on a held-out tenth, paper on the reported split as published.
         latent: Kind of latents, as given to extract.
         weights: random, as given to extract: latents of the same architecture with random weights.
@@ -140,7 +149,9 @@ class RegressConfig:
             shuffled-targets trains on the targets of other samples.
         project: Project the latents to this many dimensions at random.
         epochs: Epochs in place of the preset's.
-        probe_batch_size: Batch size in place of the preset's.
+        probe_batch_size: Batch size in place of the preset's, over all devices together.
+        tracker: Where losses and metrics are followed: none, tensorboard, wandb or trackio.
+        resume: Go on where the same command was interrupted; --no-resume starts over.
         overwrite: Replace the result of another run in the same folder.
     """
 
@@ -164,6 +175,8 @@ class RegressConfig:
     project: int | None = None
     epochs: int | None = None
     probe_batch_size: int | None = None
+    tracker: TrackerName = "none"
+    resume: bool = True
     overwrite: bool = False
 
 

@@ -47,15 +47,16 @@ from lary.results.record import (
     read_result,
     write_result,
 )
+from lary.results.running import NOT_DECIDING, Place, check_stores, run_on, several_devices
 from lary.results.summarise import classification_result, regression_result
-from lary.runtime import log, pick_devices, progress, provenance
+from lary.runtime import log, provenance
 from lary.settings import Settings
 from lary.types import Failure, Progress, UsageError
 
 if TYPE_CHECKING:
+    from lary.probes.chunks import RegressorInputs
     from lary.probes.outcome import RegressionOutcome
     from lary.probes.presets import ProbePreset
-    from lary.probes.regress import RegressorInputs
 
 
 @dataclass(frozen=True)
@@ -80,11 +81,16 @@ def classify(config: ClassifyConfig, settings: Settings) -> ProbeRun:
         raise UsageError(f"--classes {config.classes}: data set '{dataset.name}' has {len(classes)} classes.")
     preset = PRESETS.get(config.probe_preset)
     splits = open_splits(settings, dataset, model, config)
+    check_stores(dataset.name, splits)
     check_dim(config.dim, splits)
     tag = paths.tagged(model.name, config.protocol, config.latent, config.weights) + variant_of(config)
     folder = paths.classification_folder(settings, dataset.name, tag)
     if (found := finished(folder, config, splits)) is not None:
         return ProbeRun(folder, found, new=False)
+    if devices := several_devices(config):
+        run_on(devices, classify, config, settings)
+        return ProbeRun(folder, read_result(folder / FILE_NAME), new=True)
+    place = Place.of(config)
 
     from lary.probes.classify import ClassifierInputs, train_classifier
 
@@ -92,7 +98,7 @@ def classify(config: ClassifyConfig, settings: Settings) -> ProbeRun:
     started = time.monotonic()
     epochs, seeds = config.epochs or preset.classifier.epochs, seeds_of(config)
     outcomes = []
-    with progress(len(seeds) * epochs * len(train.table), f"probe {dataset.name} {model.name}") as bar:
+    with place.progress(len(seeds) * epochs * len(train.table), f"probe {dataset.name} {model.name}") as bar:
         for seed in seeds:
             labels = train.table.labels()
             inputs = ClassifierInputs(
@@ -101,19 +107,23 @@ def classify(config: ClassifyConfig, settings: Settings) -> ProbeRun:
                 train_groups=train.table.groups(), validation=shown(validation, config, seed, training=False),
                 labels=validation.table.labels(), samples=columns(validation), classes=classes,
             )  # fmt: skip
-            outcomes.append(
-                train_classifier(
-                    inputs, preset, protocol=config.protocol, device=pick_devices(config.gpus)[0], seed=seed,
-                    folder=folder_of(folder, seed, seeds), progress=bar, epochs=config.epochs,
-                    batch_size=config.probe_batch_size,
-                )
-            )  # fmt: skip
+            own = folder_of(folder, seed, seeds)
+            with place.session(config, identity_of(config, splits), seed, own) as session:
+                outcomes.append(
+                    train_classifier(
+                        inputs, preset, protocol=config.protocol, device=place.device, seed=seed, folder=own,
+                        progress=bar, epochs=config.epochs, batch_size=config.probe_batch_size,
+                        precision=config.precision, session=session,
+                    )
+                )  # fmt: skip
+    place.team.leave()
     seconds = time.monotonic() - started
     scores = write_scores(folder, class_scores(outcomes), seeds)
     files = ("log_r0.csv", "latest.pt", *write_classification_files(folder, outcomes[0]), scores)
     facts = run_facts(config, dataset, model, splits, outcomes[0].settings, files, seconds, probe="attentive")
     result = warned(classification_result(outcomes[0], facts, outcomes[1:]), dataset, splits)
     write_result(folder / FILE_NAME, result)
+    remove_states(folder, seeds)
     return ProbeRun(folder, result, new=True)
 
 
@@ -130,12 +140,17 @@ def regress(config: RegressConfig, settings: Settings) -> ProbeRun:
     check_mode(dataset, config.mode)
     preset = PRESETS.get(config.probe_preset)
     splits = open_splits(settings, dataset, model, config)
+    check_stores(dataset.name, splits)
     tag = paths.tagged(model.name, config.protocol, config.latent, config.weights) + variant_of(config)
     frame = frame_of(config)
     target = f"{config.action_mode}_{frame}" if frame == "local" else config.action_mode
     folder = paths.regression_folder(settings, dataset.name, dataset.stride, tag, config.model_type, target)
     if (found := finished(folder, config, splits)) is not None:
         return ProbeRun(folder, found, new=False)
+    if config.model_type != "ridge" and (devices := several_devices(config)):
+        run_on(devices, regress, config, settings)
+        return ProbeRun(folder, read_result(folder / FILE_NAME), new=True)
+    place = Place.of(config)
 
     started = time.monotonic()
     data_dir = settings.path("DATA_DIR")
@@ -148,14 +163,15 @@ def regress(config: RegressConfig, settings: Settings) -> ProbeRun:
     report_failures(folder, failures)
     seeds = seeds_of(config)
     rounds = len(preset.ridge.shrinkages) if config.model_type == "ridge" else epochs_of(config, preset)
-    with progress(len(seeds) * rounds * len(splits["train"].table), f"probe {dataset.name} {model.name}") as bar:
+    with place.progress(len(seeds) * rounds * len(splits["train"].table), f"probe {dataset.name} {model.name}") as bar:
         outcomes = [
             train_actions(
                 config, preset, regressor_inputs(config, dataset, splits, targets, seed), seed,
-                folder_of(folder, seed, seeds), bar,
+                folder_of(folder, seed, seeds), bar, place, identity_of(config, splits),
             )
             for seed in seeds
         ]  # fmt: skip
+    place.team.leave()
     seconds = time.monotonic() - started
     written = write_regression_files(folder, outcomes[0], frames_of(splits["seen"]), actions.units)
     scores = write_scores(folder, action_scores(outcomes), seeds)
@@ -165,6 +181,7 @@ def regress(config: RegressConfig, settings: Settings) -> ProbeRun:
     orientations = actions.orientations if frame != "world" else ()
     result = warned(regression_result(outcomes[0], facts, outcomes[1:], orientations), dataset, splits)
     write_result(folder / FILE_NAME, result)
+    remove_states(folder, seeds)
     return ProbeRun(folder, result, new=True)
 
 
@@ -187,7 +204,7 @@ def regressor_inputs(
     seed: int,
 ) -> RegressorInputs:  # fmt: skip
     """What a regression probe of one seed is trained and scored on."""
-    from lary.probes.regress import EvaluatedSplit, RegressorInputs
+    from lary.probes.chunks import EvaluatedSplit, RegressorInputs
 
     train = splits["train"]
     evaluated = {
@@ -210,8 +227,9 @@ def regressor_inputs(
 
 
 def train_actions(
-    config: RegressConfig, preset: ProbePreset, inputs: RegressorInputs, seed: int, folder: Path, bar: Progress
-) -> RegressionOutcome:
+    config: RegressConfig, preset: ProbePreset, inputs: RegressorInputs, seed: int, folder: Path,
+    bar: Progress | None, place: Place, identity: str,
+) -> RegressionOutcome:  # fmt: skip
     """Train the kind of regression probe that was asked for. Raises UsageError for options it doesn't have."""
     if config.model_type == "ridge":
         from lary.probes.ridge import fit_ridge
@@ -225,11 +243,12 @@ def train_actions(
 
     from lary.probes.regress import train_regressor
 
-    return train_regressor(
-        inputs, preset, protocol=config.protocol, device=pick_devices(config.gpus)[0], seed=seed, folder=folder,
-        progress=bar, epochs=config.epochs, batch_size=config.probe_batch_size, probe=config.model_type,
-        sampler_steps=config.sampler_steps,
-    )  # fmt: skip
+    with place.session(config, identity, seed, folder) as session:
+        return train_regressor(
+            inputs, preset, protocol=config.protocol, device=place.device, seed=seed, folder=folder, progress=bar,
+            epochs=config.epochs, batch_size=config.probe_batch_size, probe=config.model_type,
+            sampler_steps=config.sampler_steps, session=session,
+        )  # fmt: skip
 
 
 def epochs_of(config: RegressConfig, preset: ProbePreset) -> int:
@@ -242,9 +261,17 @@ def folder_of(folder: Path, seed: int, seeds: Sequence[int]) -> Path:
     return folder if seed == seeds[0] else folder / f"seed_{seed}"
 
 
+def remove_states(folder: Path, seeds: Sequence[int]) -> None:
+    """Remove what an interrupted run would have gone on from, now that there is a result."""
+    from lary.probes.state import remove_state
+
+    for seed in seeds:
+        remove_state(folder_of(folder, seed, seeds))
+
+
 def identity_of(config: ProbeConfig, splits: Mapping[str, SplitLatents]) -> str:
     """A digest of what decides a run: its options and the latents that it reads."""
-    asked = {name: value for name, value in asdict(config).items() if name != "overwrite" and value is not None}
+    asked = {name: value for name, value in asdict(config).items() if name not in NOT_DECIDING and value is not None}
     inputs = {role: [split.table.digest, split.store.get("key")] for role, split in splits.items()}
     return digest(json.dumps([SCHEMA_VERSION, asked, inputs], sort_keys=True))
 

@@ -19,10 +19,10 @@ from lary.latents.extract import FAILURES, write_failures
 from lary.latents.table import SplitLatents, find_latent_table, open_latents
 from lary.models.spec import ModelSpec
 from lary.probes.outcome import SampleColumns
-from lary.probes.sources import ProjectedSource, ShuffledOrderSource, StaticSource
+from lary.probes.sources import NamedSource, ProjectedSource, ShuffledOrderSource, StaticSource
 from lary.runtime import log
 from lary.settings import Settings
-from lary.types import Failure, LaryError, LatentSource, MediaError, UsageError
+from lary.types import Failure, LaryError, LatentSource, MediaError, Sample, UsageError
 
 ProbeConfig = ClassifyConfig | RegressConfig
 
@@ -112,12 +112,17 @@ def shown(split: SplitLatents, config: ProbeConfig, seed: int, *, training: bool
 
     Every split goes through the same projection; orders are shuffled anew.
     """
-    source: LatentSource = split.source
+    source: LatentSource = NamedSource(split.source, lambda row: name_of(split.table[row]))
     if config.control == "static-pair":
         source = StaticSource(source)
     elif config.control == "shuffled-order":
         source = ShuffledOrderSource(source, seed if training else seed + 1)
     return source if config.project is None else ProjectedSource(source, config.project, seed)
+
+
+def name_of(sample: Sample) -> str:
+    """A sample for a message: its id and the media that it was cut from."""
+    return f"sample {sample.id} ({', '.join(dict.fromkeys(sample.media))})"
 
 
 def shuffled(count: int, config: ProbeConfig, seed: int) -> npt.NDArray[np.int64]:
