@@ -19,6 +19,8 @@ RandomWeights = Literal["random"]
 ProbeType = Literal["mlp", "dit", "ridge"]
 ActionMode = Literal["absolute", "relative"]
 ProbeControl = Literal["static-pair", "shuffled-order", "shuffled-targets"]
+StoreKind = Literal["npz", "shards"]
+LatentDtype = Literal["float32", "float16", "bfloat16"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -44,6 +46,10 @@ class ExtractConfig:
         compile: Compile the network with torch.compile.
         device: auto takes the CUDA devices of --gpus, or else the CPU.
         seed: Seed of models with random weights.
+        store: npz, one file per sample as published, or shards: safetensors files of many rows with an index.
+        dtype: Number format of the stored tokens; bfloat16 needs shards.
+        pool: Pooling over the tokens of each step before they are stored: none, mean, cls or grid:K.
+        shard_rows: Rows per shard.
         overwrite: Replace latents of another extraction in the same folder.
     """
 
@@ -65,6 +71,10 @@ class ExtractConfig:
     compile: bool = False
     device: DeviceChoice = "auto"
     seed: int = 0
+    store: StoreKind = "npz"
+    dtype: LatentDtype = "float32"
+    pool: str = "none"
+    shard_rows: int = 1024
     overwrite: bool = False
 
 
@@ -81,6 +91,7 @@ class ClassifyConfig:
         protocol: corrected picks head and epoch on a held-out tenth, paper on the reported split as published.
         latent: Kind of latents, as given to extract.
         weights: random, as given to extract: latents of the same architecture with random weights.
+        pool: Pooling over the tokens of each step, as given to extract; pooled here where only all tokens are stored.
         probe_preset: Size of the probe: paper, or demo for a CPU.
         seed: Seed of weights and sampling.
         seeds: Seeds such as 0,1,2 in place of --seed: one probe each, metrics are their means.
@@ -100,6 +111,7 @@ class ClassifyConfig:
     protocol: BenchmarkProtocol = "corrected"
     latent: LatentKind | None = None
     weights: RandomWeights | None = None
+    pool: str | None = None
     probe_preset: str = "paper"
     seed: int = 0
     seeds: str | None = None
@@ -126,6 +138,7 @@ class RegressConfig:
         protocol: corrected picks the epoch on a held-out tenth, paper on the reported split as published.
         latent: Kind of latents, as given to extract.
         weights: random, as given to extract: latents of the same architecture with random weights.
+        pool: Pooling over the tokens of each step, as given to extract; pooled here where only all tokens are stored.
         probe_preset: Size of the probe: paper, or demo for a CPU.
         seed: Seed of weights and sampling.
         seeds: Seeds such as 0,1,2 in place of --seed: one probe each, metrics are their means.
@@ -148,6 +161,7 @@ class RegressConfig:
     protocol: BenchmarkProtocol = "corrected"
     latent: LatentKind | None = None
     weights: RandomWeights | None = None
+    pool: str | None = None
     probe_preset: str = "paper"
     seed: int = 42
     seeds: str | None = None

@@ -6,7 +6,7 @@ import json
 import multiprocessing
 import time
 from collections.abc import Sequence
-from concurrent.futures import ProcessPoolExecutor, ThreadPoolExecutor, as_completed
+from concurrent.futures import ProcessPoolExecutor, as_completed
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -16,8 +16,9 @@ from lary.configs import ExtractConfig, Mode
 from lary.data.samples import SampleTable, check_media, find_table, read_table
 from lary.data.spec import DATASETS, DatasetSpec
 from lary.fileio import digest, read_json, write_json, write_text
-from lary.latents.pipeline import Job, encode_blocks, make_encoder, model_of
-from lary.latents.store import StoreIdentity, open_store, read_stamp
+from lary.latents.pipeline import Job, encode_units, make_encoder, model_of
+from lary.latents.pooling import check_pool
+from lary.latents.store import LatentStore, StoreIdentity, check_format, open_store
 from lary.models.spec import ModelSpec, locate_weights
 from lary.registry import load_plugin
 from lary.runtime import log, pick_devices
@@ -54,14 +55,16 @@ def extract(config: ExtractConfig, settings: Settings, *, plugins: tuple[Path, .
     started = time.monotonic()
     model, dataset = model_of(config), DATASETS.get(config.dataset)
     check_request(dataset, config)
+    check_pool(model, config.pool)
+    check_format(config.store, config.dtype)
     devices = pick_devices(config.gpus, config.device)
     explicit = config.input.expanduser() if config.input else None
     source = find_table(dataset, config.split, settings.path("LARY_ROOT"), explicit)
     table = read_table(dataset, config.split, path=source, data_dir=settings.path("DATA_DIR"), limit=config.limit)
-    tag = paths.tagged(model.name, config.protocol, config.latent, config.weights)
+    tag = paths.tagged(model.name, config.protocol, config.latent, config.weights, config.pool)
     folder = paths.latent_folder(settings, dataset.name, config.split, tag)
     weights = locate_weights(model, settings.values(), config.weights)
-    job = Job(config, settings.path("DATA_DIR"), source, folder, weights, settings.values(), plugins)
+    job = Job(config, settings.path("DATA_DIR"), source, weights, settings.values(), plugins)
 
     encoder: Encoder | None = None
     digest_of_weights = ""
@@ -74,10 +77,13 @@ def extract(config: ExtractConfig, settings: Settings, *, plugins: tuple[Path, .
         "weights_from": weights,
         "batch_size": config.batch_size,
     }
-    open_store(folder, identity, details, overwrite=config.overwrite)
-    job = replace(job, identity=identity)
+    store = open_store(
+        folder, identity, details, overwrite=config.overwrite, kind=config.store, unit_rows=config.shard_rows,
+        batch_size=config.batch_size,
+    )  # fmt: skip
+    job = replace(job, store=store)
 
-    pending = missing_rows(table, folder, identity)
+    pending = store.missing(table)
     before = len(table) - len(pending)
     if pending:
         warn_about_media(table, pending)
@@ -91,7 +97,8 @@ def extract(config: ExtractConfig, settings: Settings, *, plugins: tuple[Path, .
         log.info("%s %s with %s: all %d rows are done", dataset.name, config.split, tag, len(table))
         failures = []
     target = paths.latent_table(settings, dataset.name, config.split, dataset.media, dataset.stride, tag)
-    write_tables(table, target, folder, settings.path("LARY_LA_DIR"), failures)
+    store.finish(table)
+    write_tables(table, target, store, settings.path("LARY_LA_DIR"), failures)
     return ExtractReport(
         target, len(table), before, len(pending) - len(failures), tuple(failures), time.monotonic() - started
     )  # fmt: skip
@@ -102,7 +109,8 @@ def check_request(dataset: DatasetSpec, config: ExtractConfig) -> None:
     dataset.split(config.split)
     check_mode(dataset, config.mode)
     check_stride(dataset, config.stride)
-    for name, value in (("--limit", config.limit), ("--batch-size", config.batch_size), ("--workers", config.workers)):
+    for name, value in (("--limit", config.limit), ("--batch-size", config.batch_size), ("--workers", config.workers),
+                        ("--shard-rows", config.shard_rows)):  # fmt: skip
         if value is not None and value < 1:
             raise UsageError(f"{name} {value}: must be at least 1.")
 
@@ -134,21 +142,9 @@ def store_identity(model: ModelSpec, dataset: DatasetSpec, config: ExtractConfig
     fields = {**record_of(model, config.protocol, dataset.media), "precision": config.precision}
     record = digest(json.dumps(fields, sort_keys=True, default=str))
     return StoreIdentity(
-        model.name, dataset.name, config.split, config.protocol, record, weights_digest, config.seed
+        model.name, dataset.name, config.split, config.protocol, record, weights_digest, config.seed,
+        dataset.revision, config.pool, config.dtype,
     )  # fmt: skip
-
-
-def missing_rows(table: SampleTable, folder: Path, identity: StoreIdentity) -> list[int]:
-    """Rows whose latents aren't there, belong to another sample, or come from another store."""
-    if not folder.exists():
-        return list(range(len(table)))
-
-    def is_missing(row: int) -> bool:
-        stamp = read_stamp(folder / paths.latent_name(row))
-        return stamp is None or stamp.store != identity.key or stamp.sample != table[row].id
-
-    with ThreadPoolExecutor(8) as pool:
-        return [row for row, missing in enumerate(pool.map(is_missing, range(len(table)))) if missing]
 
 
 def warn_about_media(table: SampleTable, pending: Sequence[int]) -> None:
@@ -169,14 +165,14 @@ def run_job(
     job: Job, table: SampleTable, pending: Sequence[int], devices: Sequence[str], encoder: Encoder | None
 ) -> list[Failure]:
     """Work on the pending rows: in this process on one device, else in one process per device."""
-    size = job.config.batch_size
-    blocks = sorted({row // size for row in pending})
+    assert job.store is not None
+    units = sorted({row // job.store.unit_rows for row in pending})
     if len(devices) == 1:
-        return encode_blocks(job, table, blocks, set(pending), devices[0], encoder)
+        return encode_units(job, table, units, set(pending), devices[0], encoder)
     failures: list[Failure] = []
     with ProcessPoolExecutor(len(devices), mp_context=multiprocessing.get_context("spawn")) as pool:
         parts = {
-            pool.submit(work_on_device, job, blocks[index :: len(devices)], sorted(pending), device): device
+            pool.submit(work_on_device, job, units[index :: len(devices)], sorted(pending), device): device
             for index, device in enumerate(devices)
         }
         for part in as_completed(parts):
@@ -184,8 +180,8 @@ def run_job(
     return sorted(failures, key=lambda failure: failure.row)
 
 
-def work_on_device(job: Job, blocks: list[int], pending: list[int], device: str) -> list[Failure]:
-    """A worker process: some of the blocks on one device."""
+def work_on_device(job: Job, units: list[int], pending: list[int], device: str) -> list[Failure]:
+    """A worker process: some of the units on one device."""
     from lary.runtime import setup_logging
 
     setup_logging()
@@ -193,7 +189,7 @@ def work_on_device(job: Job, blocks: list[int], pending: list[int], device: str)
         load_plugin(plugin)
     dataset = DATASETS.get(job.config.dataset)
     table = read_table(dataset, job.config.split, path=job.table, data_dir=job.data_dir, limit=job.config.limit)
-    return encode_blocks(job, table, blocks, set(pending), device, None)
+    return encode_units(job, table, units, set(pending), device, None)
 
 
 def add_timing(folder: Path, rows: int, seconds: float) -> None:
@@ -204,17 +200,13 @@ def add_timing(folder: Path, rows: int, seconds: float) -> None:
 
 
 def write_tables(
-    table: SampleTable, target: Path, folder: Path, latent_root: Path, failures: Sequence[Failure]
+    table: SampleTable, target: Path, store: LatentStore, latent_root: Path, failures: Sequence[Failure]
 ) -> None:
     """Write the table with ``la_path`` (empty for a failed row) and the failures file beside the latents."""
-    failed = {failure.row for failure in failures}
-    relative = folder.relative_to(latent_root).as_posix()
     frame = table.frame.copy()
-    frame["la_path"] = [
-        "" if row in failed else f"{relative}/{paths.latent_name(row)}" for row in range(len(table))
-    ]  # fmt: skip
+    frame["la_path"] = store.entries(table, latent_root, {failure.row for failure in failures})
     write_text(target, to_csv(frame))
-    report = folder / FAILURES
+    report = store.folder / FAILURES
     if failures:
         write_failures(report, failures)
         log.error("%d rows could not be read: see %s", len(failures), report)

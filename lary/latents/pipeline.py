@@ -11,16 +11,17 @@ from collections import deque
 from collections.abc import Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
+from itertools import groupby
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
-from lary import paths
 from lary.configs import ExtractConfig
 from lary.data.samples import SampleTable
-from lary.latents.store import Stamp, StoreIdentity, write_latents
+from lary.latents.pooling import pooled_latents
+from lary.latents.store import LatentStore
 from lary.models.precision import in_precision
 from lary.models.spec import MODELS, ModelContext, ModelSpec, build, with_latent
 from lary.runtime import progress
@@ -34,11 +35,10 @@ class Job:
     config: ExtractConfig
     data_dir: Path
     table: Path
-    folder: Path
     weights: str | None
     variables: dict[str, str]
     plugins: tuple[Path, ...]
-    identity: StoreIdentity | None = None
+    store: LatentStore | None = None
 
 
 def model_of(config: ExtractConfig) -> ModelSpec:
@@ -60,38 +60,49 @@ def model_context(job: Job, device: str) -> ModelContext:
     )  # fmt: skip
 
 
-def encode_blocks(
-    job: Job, table: SampleTable, blocks: Sequence[int], pending: set[int], device: str, encoder: Encoder | None
+def encode_units(
+    job: Job, table: SampleTable, units: Sequence[int], pending: set[int], device: str, encoder: Encoder | None
 ) -> list[Failure]:
-    """Read, encode and write blocks of rows; reading and writing overlap with the encoder in threads."""
-    assert job.identity is not None
+    """Read, encode and write units of rows; reading and writing overlap with the encoder in threads."""
+    assert job.store is not None
     model = model_of(job.config)
     encoder = encoder or make_encoder(job, model, device)
-    size = job.config.batch_size
+    size, unit_rows = job.config.batch_size, job.store.unit_rows
     alone = device == "cpu"  # rows are encoded one by one there, so what is done in a block needs no company
+    wanted = sorted(row for row in pending if row // unit_rows in set(units))
     rows = [
         [row for row in range(block * size, min((block + 1) * size, len(table))) if not alone or row in pending]
-        for block in blocks
+        for block in sorted({row // size for row in wanted})
     ]
     failures: list[Failure] = []
-    writes: deque[Future[None]] = deque()
     threads = job.config.workers or min(8, (os.cpu_count() or 2))
     title = f"{model.name} {job.config.dataset} {job.config.split} on {device}"
-    total = sum(row in pending for block in rows for row in block)
-    with progress(total, title) as bar, ThreadPoolExecutor(2) as writers:
-        for block in read_blocks(table, model, job.config, rows, threads):
-            for row, tokens, codes in encode_block(encoder, block, size, device):
-                if row in pending:
-                    stamp = Stamp(table[row].id, job.identity.key, job.identity.model)
-                    target = job.folder / paths.latent_name(row)
-                    writes.append(writers.submit(write_latents, target, tokens, codes, stamp))
-            failures += [failure for failure in block.failures if failure.row in pending]
-            while len(writes) > 4 * size or (writes and writes[0].done()):
-                writes.popleft().result()
-            bar.advance(sum(row in pending for row in block.rows))
-        for write in writes:
-            write.result()
-    return failures
+    with progress(len(wanted), title) as bar, ThreadPoolExecutor(2) as threads_of_writers:
+        blocks = read_blocks(table, model, job.config, rows, threads)
+        for unit, members in groupby(blocks, lambda block: block.rows[0] // unit_rows):
+            with job.store.writer(unit) as writer:
+                writes: deque[tuple[int, Future[None]]] = deque()
+                for block in members:
+                    for row, tokens, codes in encode_block(encoder, block, size, device, job.config.pool):
+                        if row in pending:
+                            add = threads_of_writers.submit(writer.add, row, table[row].id, tokens, codes)
+                            writes.append((row, add))
+                    failures += [failure for failure in block.failures if failure.row in pending]
+                    while len(writes) > 4 * size or (writes and writes[0][1].done()):
+                        failures += outcome(table, *writes.popleft())
+                    bar.advance(sum(row in pending for row in block.rows))
+                for write in writes:
+                    failures += outcome(table, *write)
+    return sorted(failures, key=lambda failure: failure.row)
+
+
+def outcome(table: SampleTable, row: int, write: Future[None]) -> list[Failure]:
+    """Wait until a row is written; a row that the store can't hold is a failure, a full disk ends the run."""
+    try:
+        write.result()
+    except MediaError as error:
+        return [Failure(row, table[row].media[0], str(error))]
+    return []
 
 
 @dataclass
@@ -142,7 +153,7 @@ def read_blocks(
 
 
 def encode_block(
-    encoder: Encoder, block: Block, size: int, device: str
+    encoder: Encoder, block: Block, size: int, device: str, pool: str = "none"
 ) -> Iterator[tuple[int, npt.NDArray[Any], npt.NDArray[Any] | None]]:
     """Tokens and codes of each readable row; a row with tokens that aren't finite joins the block's failures.
 
@@ -158,7 +169,7 @@ def encode_block(
         for row, place in members:
             batch[place] = block.clips[row]
         with torch.inference_mode():
-            latents = encoder.encode(torch.from_numpy(batch).to(device))
+            latents = pooled_latents(encoder.encode(torch.from_numpy(batch).to(device)), pool)
         tokens = checked_tokens(latents, places)
         codes = None if latents.codes is None else latents.codes.cpu().numpy()
         for row, place in members:
