@@ -19,6 +19,7 @@ RandomWeights = Literal["random"]
 ProbeType = Literal["mlp", "dit", "ridge"]
 ActionMode = Literal["absolute", "relative"]
 ProbeControl = Literal["static-pair", "shuffled-order", "shuffled-targets"]
+EngineKind = Literal["local", "ray"]
 StoreKind = Literal["npz", "shards"]
 LatentDtype = Literal["float32", "float16", "bfloat16"]
 
@@ -37,7 +38,8 @@ class ExtractConfig:
         input: Table to read in place of LARY_ROOT/data/DATASET_metadata_SPLIT.csv.
         limit: Only the first rows of the table.
         batch_size: Samples per forward pass.
-        workers: Threads that read media; default: one per core, at most 8.
+        workers: Processes that read media, per device; default: the cores shared by the devices, at most 8 each.
+        read_timeout: Seconds after which a sample that can't be read is given up.
         protocol: corrected computes what the benchmark describes, paper what its published code computes.
         weights: Checkpoint in place of the model's variable: folder, file or hub id, or random: drawn from the seed.
         revision: Revision of a hub checkpoint.
@@ -51,6 +53,10 @@ class ExtractConfig:
         pool: Pooling over the tokens of each step before they are stored: none, mean, cls or grid:K.
         shard_rows: Rows per shard.
         overwrite: Replace latents of another extraction in the same folder.
+        retry_failed: Only the rows that the failures file of the last run names.
+        dry_run: Measure a few samples and tell time, bytes and free disk; nothing is written.
+        engine: local, this machine, or ray, the machines of a Ray cluster; needs the extra lary[ray].
+        address: Of the Ray cluster; auto is the one that this machine belongs to, local starts one.
     """
 
     model: str
@@ -63,6 +69,7 @@ class ExtractConfig:
     limit: int | None = None
     batch_size: int = 16
     workers: int | None = None
+    read_timeout: float = 60.0
     protocol: BenchmarkProtocol = "corrected"
     weights: str | None = None
     revision: str | None = None
@@ -76,6 +83,10 @@ class ExtractConfig:
     pool: str = "none"
     shard_rows: int = 1024
     overwrite: bool = False
+    retry_failed: bool = False
+    dry_run: bool = False
+    engine: EngineKind = "local"
+    address: str = "auto"
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -83,6 +83,12 @@ class Worker:
             raise error if isinstance(error, NoAnswer) else NoAnswer("the decoder crashed") from error
         return answer
 
+    def kill(self) -> None:
+        """Kill the process from another thread: who waits for its answer gets none."""
+        process = self._process
+        if process is not None:
+            process.kill()
+
     def stop(self) -> None:
         """Kill the process; one that can't even be killed (a dead network file system) is left behind."""
         process, self._process, self._buffer = self._process, None, b""
@@ -108,10 +114,10 @@ class Worker:
             started = self._line(SECONDS_TO_START).strip() == READY.encode()
         except NoAnswer as error:
             self.stop()
-            raise LaryError(f"A worker process does not start: {error}.") from error
+            raise LaryError(f"The worker process {self._command[2]} does not start: {error}.") from error
         if not started:
             self.stop()
-            raise LaryError("A worker process does not start: it says something else than it should.")
+            raise LaryError(f"The worker process {self._command[2]} does not start: it says something else.")
 
     def _line(self, seconds: float) -> bytes:
         assert self._process is not None

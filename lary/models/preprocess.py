@@ -65,12 +65,17 @@ def to_planes(frames: Frame, out: Frame) -> None:
         cv2.split(frame, list(target))
 
 
-def normalise(planes: Frame, preprocess: Preprocess) -> npt.NDArray[np.float32]:
-    """Scale and normalise resized frames: (..., 3, H, W) uint8 to float32."""
-    out = np.empty(planes.shape, dtype=np.float32)
+def normalise(
+    planes: Frame, preprocess: Preprocess, out: npt.NDArray[np.float32] | None = None
+) -> npt.NDArray[np.float32]:
+    """Scale and normalise resized frames: (..., 3, H, W) uint8 to float32, in `out` if it is given."""
+    if out is None:
+        out = np.empty(planes.shape, dtype=np.float32)
     scale = np.float32(preprocess.scale)
     # Plane by plane: what one step has written is in the processor's cache for the next one.
-    for plane, target in zip(planes.reshape(-1, 3, *planes.shape[-2:]), out.reshape(-1, 3, *out.shape[-2:]), strict=True):
+    for plane, target in zip(
+        planes.reshape(-1, 3, *planes.shape[-2:]), out.reshape(-1, 3, *out.shape[-2:]), strict=True
+    ):
         for colour, channel, mean, std in zip(plane, target, preprocess.mean, preprocess.std, strict=True):
             np.copyto(channel, colour)
             channel /= scale
