@@ -114,10 +114,12 @@ class Worker:
             started = self._line(SECONDS_TO_START).strip() == READY.encode()
         except NoAnswer as error:
             self.stop()
-            raise LaryError(f"The worker process {self._command[2]} does not start: {error}.") from error
+            raise LaryError(f"The worker process '{' '.join(self._command[1:3])}' does not start: {error}.") from error
         if not started:
             self.stop()
-            raise LaryError(f"The worker process {self._command[2]} does not start: it says something else.")
+            raise LaryError(
+                f"The worker process '{' '.join(self._command[1:3])}' does not start: it says something else."
+            )
 
     def _line(self, seconds: float) -> bytes:
         assert self._process is not None

@@ -178,8 +178,8 @@ def unfinished(run: Run, left: int) -> LaryError:
     if run.job.config.retry_failed:
         return LaryError(f"{rest}, so there is no table yet: run the same command without --retry-failed.")
     own = Path(sys.argv[0]).name in ("lary", "cli.py")
-    again = f"'{shlex.join(['lary', *sys.argv[1:]])}'" if own else "the same command again"
-    return Interrupted(f"Stopped: {rest}. Everything up to here is kept; go on with {again}.")
+    again = shlex.join(["lary", *sys.argv[1:]]) if own else "the same command again"
+    return Interrupted(f"Stopped: {rest}. Everything up to here is kept; go on with {again}")
 
 
 def failed_rows(folder: Path, missing: Sequence[int]) -> list[int]:
