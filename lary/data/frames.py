@@ -10,6 +10,8 @@ from __future__ import annotations
 
 import functools
 import io
+import os
+import stat
 import struct
 import zlib
 from bisect import bisect_right
@@ -63,6 +65,13 @@ def read_clip(
     return np.stack(images)
 
 
+def check_regular(path: Path) -> None:
+    """Refuse what is there but no file: a pipe would keep its reader waiting. Raises ValueError, OSError."""
+    mode = os.stat(path).st_mode
+    if not stat.S_ISREG(mode) and not stat.S_ISDIR(mode):
+        raise ValueError("it is no regular file")
+
+
 # Images
 
 
@@ -73,9 +82,10 @@ def read_image(path: Path, reader: Reader = "cv2") -> Image:
         MediaError: the file is missing, torn or of no known format.
     """
     try:
+        check_regular(path)
         data = path.read_bytes()
-    except OSError as error:
-        raise MediaError(f"The image {path} can't be read: {error.strerror}.") from error
+    except (OSError, ValueError) as error:
+        raise MediaError(f"The image {path} can't be read: {getattr(error, 'strerror', None) or error}.") from error
     if problem := image_problem(data):
         raise MediaError(f"The image {path} is broken: {problem}.")
     return decode_with_cv2(path, data) if reader == "cv2" else decode_with_pillow(path, data)
@@ -199,6 +209,7 @@ def read_video(path: Path, frame_index: Sequence[int], *, clamp: bool = True) ->
     if min(frame_index) < 0:
         raise UsageError(f"Frame indices count from 0: {min(frame_index)} is none.")
     try:
+        check_regular(path)
         with _av().open(str(path)) as container:
             stream = _video_stream(container)
             table = scan_packets(container, stream)

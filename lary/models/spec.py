@@ -78,6 +78,7 @@ class ModelSpec:
             laid over them under the ``paper`` protocol.
         paper_differences: what the ``paper`` protocol changes for this model, in sentences; empty if nothing.
         notes: known facts and defects, in sentences, for ``docs/models.md``.
+        class_token: whether the class gives a class token for every step, as ``Latents.cls``.
         in_demo: whether ``lary demo`` runs the model where its weights lie on the machine; it runs every one without.
         grid: rows and columns of the square of places that the tokens of a step stand for, row by row; 0 where a token
             stands for no place, None where the root of N tells.
@@ -104,6 +105,7 @@ class ModelSpec:
     licence: str = ""
     reference: str = ""
     description: str = ""
+    class_token: bool = False
     in_demo: bool = False
     grid: int | None = None
     first_frame_alone: bool = False
