@@ -541,8 +541,8 @@ def test_list_of_data_sets(capsys: pytest.CaptureFixture[str]) -> None:
 @pytest.mark.parametrize("asked", [["datasets"], ["datasets", "human_1st"]])
 def test_list_loads_no_heavy_library(asked: list[str]) -> None:
     """The whole command: what it doesn't import decides how fast it answers."""
-    heavy = ("torch", "pandas", "numpy", "pyarrow", "cv2", "av", "PIL", "huggingface_hub", "scipy", "sklearn", "pydantic",
-             "requests", "httpx", "yaml", "mujoco")  # fmt: skip
+    heavy = ("torch", "pandas", "numpy", "pyarrow", "cv2", "av", "PIL", "huggingface_hub", "scipy", "sklearn",
+             "pydantic", "requests", "httpx", "yaml", "mujoco")  # fmt: skip
     code = f"""
 import sys
 from lary.cli import main

@@ -41,7 +41,7 @@ def read_chunk(path: Path, space: ActionSpace) -> Floats:
     Raises:
         MediaError: the file is missing, no .npy of numbers, of another shape, or holds NaN or infinity.
     """
-    values, size = _read_array(path), len(space.dims)
+    values, size = read_numbers(path), len(space.dims)
     if values.shape not in ((space.horizon, size), (space.horizon * size,)):
         raise MediaError(
             f"The action file {path} has shape {values.shape}, expected ({space.horizon}, {size}) or "
@@ -56,7 +56,7 @@ def read_relative(path: Path, space: ActionSpace, arms: Sequence[Pose] = ()) -> 
     Raises:
         MediaError: as `read_chunk`, or a pose has no orientation.
     """
-    values, size = _read_array(path), len(space.dims)
+    values, size = read_numbers(path), len(space.dims)
     if values.size == size and values.shape in ((size,), (1, size)):
         return values.reshape(1, size)
     try:
@@ -65,7 +65,12 @@ def read_relative(path: Path, space: ActionSpace, arms: Sequence[Pose] = ()) -> 
         raise MediaError(f"The action file {path} holds no poses: {error}.") from error
 
 
-def _read_array(path: Path) -> Floats:
+def read_numbers(path: Path) -> Floats:
+    """The array of a .npy file as float32, of any shape.
+
+    Raises:
+        MediaError: the file is missing, no .npy of numbers, or holds NaN or infinity.
+    """
     try:
         values = parse_npy(path.read_bytes())
     except (OSError, ValueError, EOFError) as error:

@@ -169,16 +169,25 @@ def group_name(spec: DatasetSpec, first: str, pattern: str | None = None) -> str
     Args:
         pattern: in place of the record's.
     """
-    short = re.sub(rf"(^|/){IMAGE_FOLDER}/", r"\1", first, count=1) if spec.media_depth is not None else first
+    short = without_images(first) if spec.media_depth is not None else first
     found = re.search(pattern or spec.group_pattern, short)
     if found is None:
         return short
     return found[1] if found.re.groups and found[1] is not None else found[0]
 
 
+def without_images(path: str) -> str:
+    """A path without its first folder of that name, by string methods: tables have a million of them."""
+    if path.startswith(f"{IMAGE_FOLDER}/"):
+        return path[len(IMAGE_FOLDER) + 1 :]
+    return path.replace(f"/{IMAGE_FOLDER}/", "/", 1)
+
+
 def usual_place(spec: DatasetSpec, cell: str, folder: str) -> str:
     """A path of a table below its root, repaired and with its folder, as the record says."""
-    return placed(re.sub(*spec.path_repair, cell) if spec.path_repair else cell, folder, spec.media_depth)
+    if spec.path_repair is not None and re.search(spec.path_repair[0], cell):
+        cell = re.sub(*spec.path_repair, cell)
+    return placed(cell, folder, spec.media_depth)
 
 
 def places(spec: DatasetSpec, cell: str, folder: str) -> tuple[str, ...]:
