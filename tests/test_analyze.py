@@ -324,7 +324,14 @@ def test_all_makes_what_the_runs_allow_and_says_the_rest(tmp_path: Path, capsys:
     app = App()
     app.command(cli_analyze.analyze)
     out = tmp_path / "out"
-    asked = ["analyze", f"--lary-log-dir={tmp_path / 'logs'}", f"--lary-root={tmp_path}", "--out", str(out)]
+    asked = [
+        "analyze",
+        f"--lary-log-dir={tmp_path / 'logs'}",
+        f"--lary-root={tmp_path}",
+        "--out",
+        str(out),
+        "--count=1",
+    ]
     asked.append(f"--data-dir={tmp_path}")
     assert app(asked, result_action="return_value", exit_on_error=False) == 0
     printed = capsys.readouterr().out

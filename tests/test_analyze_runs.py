@@ -134,9 +134,11 @@ def test_chunks_of_a_run_are_the_actions_on_disk(
     table = open_latents(place, DATASETS.get("calvin"), "val", MODEL, "corrected").table
     for row, sample in enumerate(table):
         np.testing.assert_allclose(chunks.true[row], np.load(table.action_path(sample)), rtol=1e-4, atol=1e-5)
-    found = run(place, tmp_path, "trajectories", episode=("ep_3/", "ep_3"))
+    found = run(place, tmp_path, "trajectories", episode=("ep_3",))
     assert len(found.files) == 4
     facts = json.loads(next(file for file in found.files if file.suffix == ".json").read_text())
+    with pytest.raises(UsageError, match=r"--episode ep_33: no run .* Did you mean ep_3"):
+        run(place, tmp_path, "trajectories", episode=("ep_33",))
     assert facts["model"] == f"{MODEL} (ridge probe)"
     (done.folder / "actions.npz").write_bytes(b"torn")
     with pytest.raises(LaryError, match="can't be read"):
