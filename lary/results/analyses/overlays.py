@@ -27,14 +27,14 @@ Pictures = npt.NDArray[np.uint8]
 
 @dataclass(frozen=True)
 class Shown:
-    """One sample: who it is, what the head says, numbers of its frames, weights (P, N), frames (T, H, W, 3) or None."""
+    """One sample: who it is, what the head says, names of its frames, weights (P, N), frames (T, H, W, 3) or None."""
 
     sample: str
     media: tuple[str, ...]
     true: str
     predicted: str
     probability: float
-    numbers: tuple[int, ...]
+    names: tuple[str, ...]
     weights: npt.NDArray[np.float32]
     frames: Pictures | None
 
@@ -63,7 +63,7 @@ def drawn(run: FinishedRun, steps: Sequence[tuple[int, ...]], side: int, shown: 
             for frame in range(count):
                 axes = panel(left + pitch * frame, upper)
                 picture(axes, own.frames, frame)
-                axes.set_title(f"frame {own.numbers[frame]}", fontsize=7, pad=2, fontweight="normal")
+                axes.set_title(own.names[frame], fontsize=7, pad=2, fontweight="normal")
             for step, part in enumerate(steps):
                 axes = panel(left + pitch * (part[0] + part[-1]) / 2, lower)
                 if side:
