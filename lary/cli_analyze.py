@@ -27,14 +27,15 @@ def diagnose(config: Annotated[DiagnoseConfig, Star], places: Places = ALL_DEFAU
 
 def analyze(
     kind: AnalysisKind = "all",
-    config: Annotated[AnalyzeConfig, Star] = ANALYZE_DEFAULT,
+    *,
+    config: Annotated[AnalyzeConfig, Parameter(name="*", negative=())] = ANALYZE_DEFAULT,
     places: Places = ALL_DEFAULT,
 ) -> int:
     """Make figures and tables from finished runs.
 
     Args:
-        kind: frequency (F1 against class frequency), gap (F1 of people minus robots), attention (maps of the probe),
-            stride, codebook, trajectories, or all that the runs allow.
+        kind: F1 against class frequency, gap between people and robots, attention maps, stride and codebook ablations,
+            predicted trajectories, or all that the runs allow.
     """
     places.load_plugins()
     from lary.results.analyses.run import analyze as run

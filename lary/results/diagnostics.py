@@ -337,9 +337,9 @@ def relation_text(name: str, what: str, found: RelationFound) -> list[str]:
     if found.why or found.stored is None:
         return [f"  {name:15} {found.why or 'not measured: the latents are zero'}"]
     lines = [f"  {name:15} {what}, {found.count} times in {found.groups} episodes or videos"]
-    lines.append(f"  {'':17}{'':24}{'relative error':28}cosine")
+    lines.append(f"  {'':17}{'':32}{'relative error':28}cosine")
     for title, parts in (("as stored", found.stored), ("without the mean", found.centred)):
         for kind, part in zip(("", "shuffled", "difference"), parts or (), strict=False):
             label = f"{title}, {kind}" if kind else title
-            lines.append(f"  {'':17}{label:28}{part.error.text():28}{part.cosine.text()}")
+            lines.append(f"  {'':17}{label:32}{part.error.text():28}{part.cosine.text()}")
     return lines

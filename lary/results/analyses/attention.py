@@ -30,6 +30,8 @@ from lary.types import LaryError, MediaError, UsageError
 SIDE = 224
 """Pixels of a drawn frame at least."""
 
+PAIR_NAMES = ("source", "target")
+
 Rows = list[int]
 
 
@@ -133,10 +135,10 @@ def write_run(run: FinishedRun, split: SplitLatents, rows: Rows, context: Contex
         sample = split.table[row]
         scores = np.exp(logits - logits.max())
         guess = int(logits.argmax())
-        numbers = sample.frame_index or tuple(range(frames))
+        names = tuple(f"frame {number}" for number in sample.frame_index) or PAIR_NAMES
         shown.append(
             Shown(
-                sample.id, sample.media, sample.target, classes[guess], float(scores[guess] / scores.sum()), numbers,
+                sample.id, sample.media, sample.target, classes[guess], float(scores[guess] / scores.sum()), names,
                 weights.reshape(len(layout.steps), layout.tokens), pictures(split, row, view),
             )
         )  # fmt: skip
@@ -147,7 +149,7 @@ def write_run(run: FinishedRun, split: SplitLatents, rows: Rows, context: Contex
         "samples": [
             {
                 "sample": own.sample, "media": list(own.media), "true": own.true, "predicted": own.predicted,
-                "probability": own.probability, "frame_index": list(own.numbers),
+                "probability": own.probability, "frames": list(own.names),
                 "share_of_steps": own.weights.sum(axis=1).tolist(),
             }
             for own in shown

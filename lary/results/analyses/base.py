@@ -131,10 +131,10 @@ def grouped(runs: Sequence[FinishedRun], key: Callable[[FinishedRun], Any]) -> d
 
 
 def near(wrong: str, known: Sequence[str]) -> str:
-    """A suggestion for a wrong name out of many, or the first of them."""
+    """A suggestion for a wrong name out of many, or one of them."""
     some = list(known[:5000])
     told = suggest(wrong, some)
-    return told if len(some) <= 12 or "Did you mean" in told else f" There are {len(known)}, the first is {some[0]}."
+    return told if len(some) <= 12 or "Did you mean" in told else f" One that is there: {some[0]}."
 
 
 def slug(text: str) -> str:

@@ -27,14 +27,14 @@ Pictures = npt.NDArray[np.uint8]
 
 @dataclass(frozen=True)
 class Shown:
-    """One sample: who it is, what the head says, numbers of its frames, weights (P, N), frames (T, H, W, 3) or None."""
+    """One sample: who it is, what the head says, names of its frames, weights (P, N), frames (T, H, W, 3) or None."""
 
     sample: str
     media: tuple[str, ...]
     true: str
     predicted: str
     probability: float
-    numbers: tuple[int, ...]
+    names: tuple[str, ...]
     weights: npt.NDArray[np.float32]
     frames: Pictures | None
 
@@ -46,7 +46,7 @@ def drawn(run: FinishedRun, steps: Sequence[tuple[int, ...]], side: int, shown: 
     cell = 1.2 if count > 3 else 1.9
     pitch = cell + 0.08
     left, right, top, bottom = 0.35, 1.0, 0.75, 0.3
-    block = 0.42 + 2 * cell + 0.62
+    block = 0.42 + 2 * cell + (0.62 if side else 0.9)
     width = max(left + right + pitch * count, 6.4)
     height = top + bottom + block * len(shown)
     relative = [own.weights * own.weights.size for own in shown]
@@ -63,7 +63,7 @@ def drawn(run: FinishedRun, steps: Sequence[tuple[int, ...]], side: int, shown: 
             for frame in range(count):
                 axes = panel(left + pitch * frame, upper)
                 picture(axes, own.frames, frame)
-                axes.set_title(f"frame {own.numbers[frame]}", fontsize=7, pad=2, fontweight="normal")
+                axes.set_title(own.names[frame], fontsize=7, pad=2, fontweight="normal")
             for step, part in enumerate(steps):
                 axes = panel(left + pitch * (part[0] + part[-1]) / 2, lower)
                 if side:
@@ -79,8 +79,9 @@ def drawn(run: FinishedRun, steps: Sequence[tuple[int, ...]], side: int, shown: 
             figure.colorbar(image, cax=bar, extend="max", label="attention, uniform = 1")
             bar.tick_params(labelsize=7)
         kind = f"{side} x {side} places" if side else f"{shown[0].weights.shape[1]} tokens without a place"
-        title = f"{dataset_title(run.result)}, {run.result.label}: attention of the probe, {kind} per step"
-        figure.suptitle(f"{title}\n{settings_text(run)}", fontsize=9.5, y=1 - 0.12 / height, va="top")
+        title = f"{dataset_title(run.result)}, {run.result.label}: attention of the probe"
+        about = f"{kind} per step; {settings_text(run)}"
+        figure.suptitle(f"{title}\n{about}", fontsize=9.5, y=1 - 0.12 / height, va="top")
         yield figure
 
 

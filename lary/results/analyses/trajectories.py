@@ -144,10 +144,10 @@ def table(run: FinishedRun, episodes: Sequence[Episode]) -> tuple[list[dict[str,
 
 @contextmanager
 def drawn(run: FinishedRun, episodes: Sequence[Episode]) -> Iterator[Figure]:
-    """Dimensions in rows, episodes in columns; a row shares its axis."""
+    """Dimensions in rows, episodes in columns; a row shares its axis; a delta marks relative actions."""
     dims = dims_of(run, episodes[0].true.shape[-1])
     width, height = 0.9 + 3.1 * len(episodes), 1.25 + 0.95 * len(dims)
-    change = "change of " if run.result.action_mode == "relative" else ""
+    change = "Δ " if run.result.action_mode == "relative" else ""
     with new_figure(width, height, layout=None) as figure:
         figure.subplots_adjust(
             left=0.85 / width, right=1 - 0.12 / width, bottom=0.72 / height, top=1 - 0.78 / height, wspace=0.06,
