@@ -10,8 +10,9 @@ where Student's t would stand, so that skewed errors get a skewed interval. Stan
 metric (delta method over clusters) and are widened by sqrt(G / (G - 1)). Two guards: a resample whose standard error
 is below `FLOOR` of the estimate's gets that one, since a few clusters without any spread would make it infinite; and
 the ends stay in the range of the metric. Percentile intervals, also bias-corrected and accelerated ones, hold the truth
-too rarely where errors are skewed and clusters few: `benchmarks/coverage.py` measures it. Below `MIN_CLUSTERS` clusters
-no interval is given.
+too rarely where errors are skewed and clusters few: `benchmarks/coverage.py` measures it. Differences, and whatever
+else has no range, get no quantile below Student's: theirs are often heavy on both sides, and the studentised bootstrap
+then finds one in thirteen pairs of equal runs different. Below `MIN_CLUSTERS` clusters no interval is given.
 
 Several seeds of a probe are a second factor, crossed with the clusters: sums are then (S, G, M), the estimate is the
 mean over seeds, and its variance is that over clusters plus that of a mean of S seeds. Three seeds have a variance
@@ -31,7 +32,7 @@ from functools import lru_cache
 import numpy as np
 import numpy.typing as npt
 
-from lary.results.scores import Statistic, fraction, statistic_of
+from lary.results.scores import Statistic, fraction, no_limits, ratio, statistic_of
 
 Array = npt.NDArray[np.float64]
 Ints = npt.NDArray[np.int64]
@@ -93,8 +94,8 @@ class Spread:
     """What is known of the spread of estimates (K,) on `support` (K,) clusters.
 
     `ratios` (R, K) are the sorted studentised deviations of the resamples, NaN last; `variance` (K,) is that over
-    clusters; `seeds` are pairs of variance (K,) and degrees of freedom, one for each
-    run of several seeds.
+    clusters; `seeds` are pairs of variance (K,) and degrees of freedom, one for each run of several seeds; `ranged`
+    says whether the metric has a range.
     """
 
     value: Array
@@ -102,6 +103,7 @@ class Spread:
     ratios: Array
     variance: Array
     seeds: tuple[tuple[Array, int], ...]
+    ranged: bool
 
     def reach(self, column: int, level: float) -> tuple[float, float]:
         """How far the interval of a value reaches below and above it; NaN where that can't be known."""
@@ -117,7 +119,8 @@ class Spread:
         if total <= 0:
             return 0.0, 0.0
         student = _student(_freedom([(variance, freedom), *((each * (1 + 9 / f**2), f) for each, f in parts)]), level)
-        excess = (side - _student(freedom, level) for side in (high, -low))
+        excess = [side - _student(freedom, level) for side in (high, -low)]
+        excess = excess if self.ranged else [max(each, 0.0) for each in excess]
         below, above = (max(student + variance / total * more, 0.0) * total**0.5 for more in excess)
         return below, above
 
@@ -164,7 +167,7 @@ def _estimate(runs: Array, statistic: Statistic) -> tuple[Array, Array]:
 
 def spread_of(
     parts: Sequence[Part],
-    statistic: Statistic,
+    statistic: Statistic = ratio,
     *,
     support: Ints | None = None,
     seed: int = 0,
@@ -189,7 +192,8 @@ def spread_of(
     ratios = np.divide(deviations, errors, out=np.where(np.isnan(deviations), np.nan, 0.0), where=errors > 0)
     counts = np.full(len(value), clusters) if support is None else np.asarray(support)
     widened = whole[0] ** 2 * counts / np.maximum(counts - 1, 1)
-    return Spread(value, counts, np.sort(ratios, axis=0), widened, tuple(seeds))
+    ranged = statistic.limits is not no_limits
+    return Spread(value, counts, np.sort(ratios, axis=0), widened, tuple(seeds), ranged)
 
 
 def _resampled(runs: Sequence[Part], statistic: Statistic, draws: Array) -> tuple[Array, Array]:
