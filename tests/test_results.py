@@ -15,10 +15,12 @@ from lary import cli_compare
 from lary.probes import metrics
 from lary.probes.outcome import ActionPredictions, ClassPredictions
 from lary.results import figures, published, scores, statistics
+from lary.results.measure import reading
 from lary.results.record import (
     FILE_NAME,
     SCHEMA_VERSION,
     EvalResult,
+    Metric,
     json_schema,
     read_result,
     schema_text,
@@ -192,6 +194,14 @@ def test_intervals_stay_in_the_range_of_the_metric() -> None:
     assert error.low is not None
     assert accuracy.high[0] <= 1
     assert error.low[0] == 0, "two seeds say little"
+
+
+def test_reading_of_a_difference_goes_by_the_corrected_p() -> None:
+    gain = Metric(value=-0.1, low=-0.2, high=-0.01, higher_is_better=False)
+    assert [reading(gain), reading(gain, 0.01), reading(gain, 0.2)] == ["better", "better", "even"]
+    assert reading(gain.model_copy(update={"higher_is_better": True})) == "worse"
+    assert reading(gain.model_copy(update={"high": 0.01})) == "even"
+    assert reading(Metric(value=1.0)) == ""
 
 
 # --- records ----------------------------------------------------------------------------------------------------------

@@ -161,8 +161,8 @@ def _dimension_table(entry: Entry, split: str, limit: float) -> str:
             name = Cell(text(f"all of {group.name}"), f"~{group.name}")
             physical = group.physical_mse
             error = Cell(markup.MISSING) if physical is None else rmse_cell(physical.value, group.unit)
-            cells = (name, markup.metric_cell(group.mse, limit), markup.number_cell(group.r2), error)
-            rows.append(Row(cells, "group"))
+            values = (markup.metric_cell(group.mse, limit), markup.number_cell(group.r2), error)
+            rows.append(Row((name, *values), "group"))
     caption = "Error of every dimension, and of the groups of dimensions."
     return markup.table(f"{entry.anchor}-{split}", caption, columns, rows)
 

@@ -53,7 +53,9 @@ class ControlReport:
         for margin in sorted(result.margins, key=lambda margin: abs(margin.gain.value)):
             value = f"{100 * margin.value:.1f}" if score.unit == "fraction" else f"{margin.value:.3f}"
             p = "" if margin.p is None else f"  p {margin.p:.3g}"
-            lines.append(f"  {margin.name:32} {value:28} margin {margin.gain.text()}{p}{MARKS[reading(margin.gain)]}")
+            lines.append(
+                f"  {margin.name:32} {value:28} margin {margin.gain.text()}{p}{MARKS[reading(margin.gain, margin.p)]}"
+            )
         lines += [f"  left out: {reason}" for reason in self.left_out]
         return "\n".join(lines)
 

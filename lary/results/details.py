@@ -11,9 +11,9 @@ from lary.results.tables import Entry
 READINGS = {"": "", "even": "not told apart", "better": "a clear gain", "worse": "clearly worse"}
 
 
-def verdict(gain: Metric) -> str:
-    """What an interval of a difference says, in words; empty without one."""
-    return READINGS[reading(gain)]
+def verdict(gain: Metric, p: float | None = None) -> str:
+    """What a difference says, in words; empty without an interval."""
+    return READINGS[reading(gain, p)]
 
 
 def difference_cell(gain: Metric) -> Cell:
@@ -46,7 +46,7 @@ def margins_table(entry: Entry) -> str:
         p = Cell(markup.MISSING) if margin.p is None else Cell(f"{margin.p:.2g}", margin.p)
         shown = markup.number_cell(margin.value, result.score.unit)
         cells = (markup.text_cell(margin.name), shown, difference_cell(margin.gain))
-        rows.append(Row((*cells, p, markup.text_cell(verdict(margin.gain)))))
+        rows.append(Row((*cells, p, markup.text_cell(verdict(margin.gain, margin.p)))))
     better = "higher" if result.score.higher_is_better else "lower"
     unit = " in points" if result.score.unit == "fraction" else ""
     caption = f"What this run has to be held against; {better} is better, differences{unit} are paired by sample."

@@ -27,7 +27,7 @@ def interval_note(groups: int, samples: int, seeds: int = 1) -> str:
         need = f"{stats.MIN_CLUSTERS} are needed"
         return f"No intervals: the {samples} samples come from {groups} episodes or videos, and {need}."
     method = f"95 % studentised bootstrap (bootstrap-t), {stats.RESAMPLES} resamples"
-    several = f", with the spread of {seeds} seeds by Student's t (Cochran 1964)" if seeds > 1 else ""
+    several = f", with the spread of {seeds} seeds by Student's t" if seeds > 1 else ""
     return f"{method} over {groups} episodes or videos ({samples} samples){several}."
 
 
@@ -46,11 +46,11 @@ def metric(found: stats.Interval, index: int, unit: Unit, higher: bool = True) -
     )
 
 
-def reading(gain: Metric) -> Literal["", "even", "better", "worse"]:
-    """What the interval of a difference says of the run; nothing without an interval."""
+def reading(gain: Metric, p: float | None = None) -> Literal["", "even", "better", "worse"]:
+    """What a difference says of the run: by its corrected p value where there is one, else by its interval, if any."""
     if gain.low is None or gain.high is None:
         return ""
-    if gain.low <= 0 <= gain.high:
+    if gain.low <= 0 <= gain.high or (p is not None and p >= 1 - stats.LEVEL):
         return "even"
     return "better" if (gain.low > 0) == gain.higher_is_better else "worse"
 

@@ -10,14 +10,17 @@ where Student's t would stand, so that skewed errors get a skewed interval. Stan
 metric (delta method over clusters) and are widened by sqrt(G / (G - 1)). Two guards: a resample whose standard error
 is below `FLOOR` of the estimate's gets that one, since a few clusters without any spread would make it infinite; and
 the ends stay in the range of the metric. Percentile intervals, also bias-corrected and accelerated ones, hold the truth
-too rarely where errors are skewed and clusters few: `benchmarks/coverage.py` measures it. Below `MIN_CLUSTERS` clusters
-no interval is given.
+too rarely where errors are skewed and clusters few: `benchmarks/coverage.py` measures it. Differences, and whatever
+else has no range, get no quantile below Student's: theirs are often heavy on both sides, and the studentised bootstrap
+then finds one in thirteen pairs of equal runs different. Below `MIN_CLUSTERS` clusters no interval is given.
 
 Several seeds of a probe are a second factor, crossed with the clusters: sums are then (S, G, M), the estimate is the
 mean over seeds, and its variance is that over clusters plus that of a mean of S seeds. Three seeds have a variance
-with two degrees of freedom, which no resampling mends, and for which effective degrees of freedom (Satterthwaite) are
-too optimistic. So the quantile is the mean of the clusters' own and Student's t with S - 1 degrees of freedom, weighted
-by the two variances (Cochran 1964), which errs on the wide side.
+with two degrees of freedom, which no resampling mends. So Student's quantile is taken for the sum of both variances,
+and the clusters' share of it moved by as much as their own quantile differs from Student's. The degrees of freedom of
+the sum are Satterthwaite's (1946), but a variance with f of them counts 1 + (3 / f)**2 times in his formula: it
+believes a seed variance that came out small by chance, and where seeds differ much its intervals hold the truth 87
+times of 100 with two seeds and 92 with three. The factor was found by simulation of normal means; it leaves 94 to 97.
 """
 
 from __future__ import annotations
@@ -29,7 +32,7 @@ from functools import lru_cache
 import numpy as np
 import numpy.typing as npt
 
-from lary.results.scores import Statistic, fraction, statistic_of
+from lary.results.scores import Statistic, fraction, no_limits, ratio, statistic_of
 
 Array = npt.NDArray[np.float64]
 Ints = npt.NDArray[np.int64]
@@ -91,7 +94,8 @@ class Spread:
     """What is known of the spread of estimates (K,) on `support` (K,) clusters.
 
     `ratios` (R, K) are the sorted studentised deviations of the resamples, NaN last; `variance` (K,) is that over
-    clusters; `seeds` are pairs of variance (K,) and degrees of freedom, one for each run of several seeds.
+    clusters; `seeds` are pairs of variance (K,) and degrees of freedom, one for each run of several seeds; `ranged`
+    says whether the metric has a range.
     """
 
     value: Array
@@ -99,6 +103,7 @@ class Spread:
     ratios: Array
     variance: Array
     seeds: tuple[tuple[Array, int], ...]
+    ranged: bool
 
     def reach(self, column: int, level: float) -> tuple[float, float]:
         """How far the interval of a value reaches below and above it; NaN where that can't be known."""
@@ -108,13 +113,15 @@ class Spread:
             return np.nan, np.nan
         tail = (1 - level) / 2
         low, high = quantile(own, tail), quantile(own, 1 - tail)
-        variance = float(self.variance[column])
-        parts = [(float(each[column]), _student(freedom, level)) for each, freedom in self.seeds]
+        variance, freedom = float(self.variance[column]), self.support[column] - 1
+        parts = [(float(each[column]), seeds) for each, seeds in self.seeds]
         total = variance + sum(each for each, _ in parts)
         if total <= 0:
             return 0.0, 0.0
-        across = sum(each * student for each, student in parts)
-        below, above = ((variance * max(side, 0.0) + across) / total**0.5 for side in (high, -low))
+        student = _student(_freedom([(variance, freedom), *((each * (1 + 9 / f**2), f) for each, f in parts)]), level)
+        excess = [side - _student(freedom, level) for side in (high, -low)]
+        excess = excess if self.ranged else [max(each, 0.0) for each in excess]
+        below, above = (max(student + variance / total * more, 0.0) * total**0.5 for more in excess)
         return below, above
 
 
@@ -160,7 +167,7 @@ def _estimate(runs: Array, statistic: Statistic) -> tuple[Array, Array]:
 
 def spread_of(
     parts: Sequence[Part],
-    statistic: Statistic,
+    statistic: Statistic = ratio,
     *,
     support: Ints | None = None,
     seed: int = 0,
@@ -185,7 +192,8 @@ def spread_of(
     ratios = np.divide(deviations, errors, out=np.where(np.isnan(deviations), np.nan, 0.0), where=errors > 0)
     counts = np.full(len(value), clusters) if support is None else np.asarray(support)
     widened = whole[0] ** 2 * counts / np.maximum(counts - 1, 1)
-    return Spread(value, counts, np.sort(ratios, axis=0), widened, tuple(seeds))
+    ranged = statistic.limits is not no_limits
+    return Spread(value, counts, np.sort(ratios, axis=0), widened, tuple(seeds), ranged)
 
 
 def _resampled(runs: Sequence[Part], statistic: Statistic, draws: Array) -> tuple[Array, Array]:
@@ -219,6 +227,11 @@ def quantile(ordered: Array, share: float) -> float:
     index = min(int(place), len(ordered) - 2) if len(ordered) > 1 else 0
     ends = ordered[index : index + 2]
     return float(ends[0] + (place - index) * (ends[-1] - ends[0]))
+
+
+def _freedom(parts: Sequence[tuple[float, float]]) -> float:
+    """Degrees of freedom of a sum of variances, from pairs of variance and degrees of freedom (Satterthwaite)."""
+    return float(sum(each for each, _ in parts) ** 2 / sum(each**2 / freedom for each, freedom in parts))
 
 
 def _student(freedom: float, level: float) -> float:
