@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import csv
 import json
 import logging
 import os
@@ -16,8 +17,10 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
+import lary
 from lary.models.baselines import GRID, PLACE, cells
-from lary.models.image import patch_inputs
+from lary.models.image import BACKBONES, image_tower, patch_inputs
+from lary.models.overview import published
 from lary.models.preprocess import CUBIC_224, VJEPA2, mix_planes, neighbour_pairs, prepare
 from lary.models.spec import MODELS, ModelContext, Weights, build, locate_weights
 from lary.types import BenchmarkProtocol, LaryError, UsageError
@@ -103,6 +106,46 @@ def test_records_name_what_the_paper_protocol_changes(name: str) -> None:
         assert spec.licence
         assert spec.reference
         assert spec.weights.variable or spec.weights.folder
+
+
+def table(name: str) -> list[dict[str, str]]:
+    """One of the tables of the paper."""
+    file = Path(lary.__file__).parent / "results" / "reference" / f"{name}.csv"
+    return list(csv.DictReader(file.read_text().splitlines()))
+
+
+@pytest.mark.parametrize("name", ["classification", "regression", "vlabench_stride"])
+def test_records_have_the_parameters_of_the_leaderboards(name: str) -> None:
+    for row in table(f"leaderboard_{name}"):
+        spec = MODELS.get(row["model"])
+        assert f"{spec.parameters_m:.2f}" == row["params_m"]
+        assert spec.paradigm == row["paradigm"]
+
+
+@pytest.mark.parametrize("name", list(KINDS))
+def test_full_backbones_have_the_parameters_of_their_records(name: str) -> None:
+    """The other records are counted in the tests of their families."""
+    import transformers
+
+    spec = MODELS.get(name)
+    config = spec.options["config"]
+    model_class: Any = getattr(transformers, BACKBONES[config["model_type"]].model)
+    with torch.device("meta"):
+        model = model_class(model_class.config_class.from_dict(image_tower(config)))
+    assert f"{sum(value.numel() for value in model.parameters()) / 1e6:.2f}" == f"{spec.parameters_m:.2f}"
+
+
+def test_published_numbers_stand_with_their_models() -> None:
+    for row in table("leaderboard_classification"):
+        told = published(MODELS.get(row["model"]))
+        assert f"classification: average {row['average']}, libero {row['libero']}, " in told[0]
+        assert len(told) == 3
+    for row in table("lam_ablation"):
+        name = f"dinov3-cs{row['codebook_size']}_sl{row['sequence_length']}_dim{row['latent_dim']}_lr1e-4"
+        (line,) = published(MODELS.get(name))
+        assert f"human_1st_accuracy {row['human_1st_accuracy']}, " in line
+    assert published(MODELS.get("dinov2-origin")) == ["the paper's tables have no numbers of this model"]
+    assert not published(MODELS.get("pixels"))
 
 
 @pytest.mark.parametrize("name", WEIGHTLESS)

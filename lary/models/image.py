@@ -78,6 +78,7 @@ DINOV2 = ModelSpec(
     },
     options_paper={"mix_planes": True},
     paper_differences=(_MIXED, "pixels are x * 2 - 1 instead of ImageNet's normalisation"),
+    notes=("Checkpoints with register tokens are accepted too; class and register tokens are left out.",),
     parameters_m=304.37,
     licence="Apache-2.0",
     reference="Oquab et al. 2023, arXiv 2304.07193",
@@ -99,6 +100,7 @@ DINOV3 = ModelSpec(
     },
     options_paper={"mix_planes": True},
     paper_differences=(_MIXED, "pixels are x * 2 - 1 instead of ImageNet's normalisation"),
+    notes=("Class and register tokens are left out. The hub's repository is gated: ask for access on its page.",),
     parameters_m=303.13,
     licence="DINOv3 License",
     reference="Siméoni et al. 2025, arXiv 2508.10104",
@@ -120,6 +122,7 @@ SIGLIP2 = ModelSpec(
     },
     options_paper={"mix_planes": True},
     paper_differences=(_MIXED, "pixels stay in [0, 1] instead of x * 2 - 1"),
+    notes=("The paper's siglip2 row is the latent action model on these tokens, not this encoder.",),
     parameters_m=85.80,
     licence="Apache-2.0",
     reference="Tschannen et al. 2025, arXiv 2502.14786",
@@ -153,7 +156,7 @@ class ImageEncoder:
         backbone = BACKBONES[kind]
         model_class = getattr(transformers, backbone.model)
         with configured_by(source.folder, backbone.model):
-            settings = model_class.config_class.from_dict(_image_tower(config))
+            settings = model_class.config_class.from_dict(image_tower(config))
         self._side: int = spec.preprocessing(context.protocol).size
         if backbone.one_size and settings.image_size != self._side:
             raise UsageError(
@@ -202,7 +205,7 @@ def load_backbone(backbone: Backbone, model_class: Any, settings: Any, source: S
     return load_transformers(model_class, settings, tensors, unused=backbone.unused, folder=source.folder)
 
 
-def _image_tower(config: dict[str, Any]) -> dict[str, Any]:
+def image_tower(config: dict[str, Any]) -> dict[str, Any]:
     """The image tower's part of a configuration, without its pooling head, which the patch tokens don't pass."""
     tower = dict(config.get("vision_config", config))
     return {**tower, "vision_use_head": False} if "siglip" in config["model_type"] else tower

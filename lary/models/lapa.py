@@ -34,6 +34,11 @@ _SIZES = {
 LATENTS = ("continuous", "quantized", "noisy")
 """What tokens can be made of: the latent, its codebook rows, or random draws around it."""
 _NOISE = "noise substitution stays on: tokens are random draws around the continuous latent"
+_ORDER = (
+    "The network re-reads places over time, and the rows of its code, in another order than they were written: tokens "
+    "mix places. The weights were trained so, and both protocols keep it."
+)
+_ONE_FILE = "The encoder of frames is in the file itself, under `{}`; where it isn't, its own weights are read."
 _BENCHMARK = "Nie et al. 2026, arXiv 2604.11689"
 
 LAPA = ModelSpec(
@@ -52,6 +57,8 @@ LAPA = ModelSpec(
     },
     options_paper={"latent": "noisy"},
     paper_differences=(_NOISE,),
+    notes=(_ORDER,
+        "Patches of 32 pixels are embedded by the model itself; no other encoder of frames takes part.",),
     parameters_m=343.80,
     licence="MIT",
     reference="Ye et al. 2024, arXiv 2410.11758",
@@ -77,6 +84,7 @@ DINOV2 = ModelSpec(
     },
     options_paper={"latent": "noisy"},
     paper_differences=(_NOISE,),
+    notes=(_ORDER, _ONE_FILE.format("dino_tokenizer."),),
     parameters_m=473.69,
     licence="MIT; the backbone Apache-2.0",
     reference=_BENCHMARK,
@@ -102,6 +110,7 @@ DINOV3 = ModelSpec(
     },
     options_paper={"latent": "noisy"},
     paper_differences=(_NOISE,),
+    notes=(_ORDER, _ONE_FILE.format("dino_tokenizer."),),
     parameters_m=472.45,
     licence="MIT; the backbone DINOv3 License",
     reference=_BENCHMARK,
@@ -128,6 +137,7 @@ SIGLIP2 = ModelSpec(
     },
     options_paper={"latent": "noisy"},
     paper_differences=(_NOISE,),
+    notes=(_ORDER, _ONE_FILE.format("encoder.vision_model."),),
     parameters_m=200.83,
     licence="MIT; the backbone Apache-2.0",
     reference=_BENCHMARK,
@@ -157,6 +167,9 @@ MAGVIT2 = ModelSpec(
     },
     options_paper={"latent": "noisy"},
     paper_differences=(_NOISE,),
+    notes=(_ORDER, _ONE_FILE.format("magvit2_tokenizer."),
+        "MAGVIT2_CONFIG_PATH may name the tokenizer's configuration; unset, it is the released one of 18 bits.",
+        "The encoder's raw weights run, not their running averages, which the file holds too.",),
     parameters_m=116.40,
     licence="MIT; the tokenizer Apache-2.0",
     reference=_BENCHMARK,

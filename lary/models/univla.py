@@ -48,6 +48,11 @@ UNIVLA = ModelSpec(
             "mlp_ratio": 4, "num_register_tokens": 4, "layerscale": True,
         },
     },
+    notes=(
+        "Tokens are rows of a codebook of 16: a pair has at most 16^4 different answers.",
+        "The four uncontrollable latents of a transition are computed and left out, as published.",
+        "The released file also holds the training decoder; parameters count it, it is neither read nor run.",
+    ),
     parameters_m=287.75,
     licence="Apache-2.0",
     reference="Bu et al. 2025, arXiv 2505.06111",

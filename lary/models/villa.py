@@ -44,6 +44,11 @@ VILLA_X = ModelSpec(
         "frames of clips are resized by torchvision (bilinear, antialiased), those of pairs by Pillow (Lanczos)",
         "a frame index beyond the end of a clip is an error of its sample instead of the last frame",
     ),
+    notes=(
+        "Tokens are rows of a codebook of 32: a pair has at most 32^2 different answers.",
+        "Clips longer than the window of 8 frames are encoded in windows that slide by one frame.",
+        "The released file also holds the training decoder; parameters count it, it is neither read nor run.",
+    ),
     parameters_m=238.71,
     licence="MIT",
     reference="Chen et al. 2025, arXiv 2507.23682",
