@@ -16,6 +16,7 @@ from safetensors.torch import save_file
 from lary.models.spec import MODELS, ModelContext, build, locate_weights
 from lary.nets.villa import VillaConfig
 from lary.types import LaryError, UsageError
+from tests.test_random_weights import VIT
 
 NAMES = [spec.name for spec in MODELS if spec.weights is not None and spec.parameters_m is not None]
 REMEDY = r"(Fetch it again|Is it the right file|Convert them to safetensors|belongs to this model|be of one checkpoint)"
@@ -36,7 +37,7 @@ def place(name: str, folder: Path, suffix: str) -> Path:
     folder.mkdir(parents=True, exist_ok=True)
     options = MODELS.get(name).options
     if "accepts" in options:
-        (folder / "config.json").write_text(json.dumps(options["config"]))
+        (folder / "config.json").write_text(json.dumps({**options["config"], **VIT}))
         return folder / ("model.safetensors" if suffix == ".safetensors" else "pytorch_model.bin")
     if MODELS.get(name).weights == MODELS.get("villa-x").weights:
         config = {"architecture": "IgorModel", "config": {"encoder_depth": VillaConfig.encoder_depth}}
