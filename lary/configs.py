@@ -272,6 +272,7 @@ class CheckModelConfig:
         protocol: corrected or paper.
         latent: What a quantized model returns.
         precision: Arithmetic of the forward pass.
+        compile: Compile the network with torch.compile.
         device: auto takes the first CUDA device, or else the CPU.
         seed: Seed of the frames and of models with random weights.
     """
@@ -281,6 +282,7 @@ class CheckModelConfig:
     protocol: BenchmarkProtocol = "corrected"
     latent: LatentKind | None = None
     precision: Precision = "fp32"
+    compile: bool = False
     device: DeviceChoice = "auto"
     seed: int = 0
 

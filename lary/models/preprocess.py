@@ -9,16 +9,16 @@ from collections.abc import Callable
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any, TypeVar
 
-import numpy as np
-import numpy.typing as npt
-
 from lary.models.spec import Preprocess
 from lary.types import LaryError
 
 if TYPE_CHECKING:
+    import numpy as np
+    import numpy.typing as npt
     import torch
 
-Frame = npt.NDArray[np.uint8]
+    Frame = npt.NDArray[np.uint8]
+
 Clip = TypeVar("Clip", "npt.NDArray[Any]", "torch.Tensor")
 
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
@@ -60,6 +60,7 @@ def prepare(clip: Frame, preprocess: Preprocess) -> npt.NDArray[np.float32]:
 def to_planes(frames: Frame, out: Frame) -> None:
     """Frames (T, H, W, 3) as planes of colour: fills `out`, (T, 3, H, W) uint8."""
     import cv2
+    import numpy as np
 
     for frame, target in zip(frames, out, strict=True):
         cv2.split(frame, list(target))
@@ -115,7 +116,7 @@ def resize(clip: Frame, preprocess: Preprocess) -> Frame:
     Raises:
         LaryError: the clip isn't uint8 RGB frames, or the record's crop is larger than the resized frame.
     """
-    if clip.ndim != 4 or clip.shape[-1] != 3 or clip.dtype != np.uint8 or not clip.size:
+    if clip.ndim != 4 or clip.shape[-1] != 3 or clip.dtype != "uint8" or not clip.size:
         raise LaryError(f"A clip has to be uint8 frames (T, H, W, 3), not {clip.dtype} {clip.shape}.")
     height, width = clip.shape[1:3]
     size = preprocess.size
@@ -137,6 +138,7 @@ def resize(clip: Frame, preprocess: Preprocess) -> Frame:
 def _cv2(interpolation: str) -> Callable[[Frame, int, int], Frame]:
     def resize_frames(clip: Frame, height: int, width: int) -> Frame:
         import cv2
+        import numpy as np
 
         out = np.empty((len(clip), height, width, 3), dtype=np.uint8)
         for frame, target in zip(clip, out, strict=True):
@@ -148,6 +150,7 @@ def _cv2(interpolation: str) -> Callable[[Frame, int, int], Frame]:
 
 def _pillow(resampling: str) -> Callable[[Frame, int, int], Frame]:
     def resize_frames(clip: Frame, height: int, width: int) -> Frame:
+        import numpy as np
         from PIL import Image
 
         how = Image.Resampling[resampling]
@@ -157,6 +160,7 @@ def _pillow(resampling: str) -> Callable[[Frame, int, int], Frame]:
 
 
 def _torch_bilinear(clip: Frame, height: int, width: int) -> Frame:
+    import numpy as np
     import torch
 
     planes = torch.from_numpy(np.ascontiguousarray(clip)).permute(0, 3, 1, 2).float()
