@@ -184,7 +184,8 @@ class ShardSource:
         chosen = np.asarray(rows, dtype=np.int64)
         files, positions = self._file[chosen], self._position[chosen]
         order = np.lexsort((positions, files))  # in the order on disk
-        out = torch.empty((len(chosen), self._first.row_values), dtype=torch.float32)
+        found: Floats = np.empty((len(chosen), self._first.row_values), dtype=np.float32)  # numpy asks for huge pages
+        out = torch.from_numpy(found)
         if self.mode == "mmap":
             for place, file, position in zip(
                 order.tolist(), files[order].tolist(), positions[order].tolist(), strict=True
@@ -192,14 +193,16 @@ class ShardSource:
                 convert(self._open.get(file)[position], out[place])
         else:
             self._fetch(out, order, files[order], positions[order])
-        found: Floats = out.numpy().reshape(len(chosen), *self.shape)
-        return found
+        return found.reshape(len(chosen), *self.shape)
 
     def _fetch(self, out: torch.Tensor, order: Any, files: Any, positions: Any) -> None:
         """Positioned reads into `out`, rows that lie side by side in one."""
         import torch
 
-        raw = torch.empty(out.shape, dtype=getattr(torch, self._first.dtype)) if self._first.dtype != "float32" else out
+        dtype, raw = self._first.dtype, out
+        if dtype != "float32":
+            stored = np.empty(out.shape, dtype=np.int16)  # bits of the number format
+            raw = torch.from_numpy(stored).view(getattr(torch, dtype))
 
         def fetch(places: list[int], file: int, position: int) -> None:
             header, handle = self.headers[file], self._open.get(file)
