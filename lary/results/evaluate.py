@@ -83,7 +83,7 @@ def classify(config: ClassifyConfig, settings: Settings) -> ProbeRun:
     splits = open_splits(settings, dataset, model, config)
     check_stores(dataset.name, splits)
     check_dim(config.dim, splits)
-    tag = paths.tagged(model.name, config.protocol, config.latent, config.weights) + variant_of(config)
+    tag = paths.tagged(model.name, config.protocol, config.latent, config.weights, config.pool) + variant_of(config)
     folder = paths.classification_folder(settings, dataset.name, tag)
     if (found := finished(folder, config, splits)) is not None:
         return ProbeRun(folder, found, new=False)
@@ -141,7 +141,7 @@ def regress(config: RegressConfig, settings: Settings) -> ProbeRun:
     preset = PRESETS.get(config.probe_preset)
     splits = open_splits(settings, dataset, model, config)
     check_stores(dataset.name, splits)
-    tag = paths.tagged(model.name, config.protocol, config.latent, config.weights) + variant_of(config)
+    tag = paths.tagged(model.name, config.protocol, config.latent, config.weights, config.pool) + variant_of(config)
     frame = frame_of(config)
     target = f"{config.action_mode}_{frame}" if frame == "local" else config.action_mode
     folder = paths.regression_folder(settings, dataset.name, dataset.stride, tag, config.model_type, target)

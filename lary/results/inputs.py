@@ -55,11 +55,16 @@ def open_splits(
     settings: Settings, dataset: DatasetSpec, model: ModelSpec, config: ProbeConfig
 ) -> dict[str, SplitLatents]:
     """Latents by role: ``train``, ``seen`` (the validation split) and, where it was extracted, ``unseen``."""
+    from lary.probes.fit import MEMORY_SHARE, memory_bytes
+
     roles = dataset.roles(config.splits)
-    asked = (model.name, config.protocol, config.latent, config.weights)
+    asked = (model.name, config.protocol, config.latent, config.weights, config.pool)
     if "unseen" in roles and find_latent_table(settings, dataset, roles["unseen"], *asked) is None:
         log.info("%s has no latents of %s %s: scored without it", model.name, dataset.name, roles.pop("unseen"))
-    splits = {role: open_latents(settings, dataset, split, *asked) for role, split in roles.items()}
+    memory = int(MEMORY_SHARE * memory_bytes())
+    splits = {
+        role: open_latents(settings, dataset, split, *asked, pack_above=memory) for role, split in roles.items()
+    }  # fmt: skip
     shapes = {role: split.source.shape for role, split in splits.items()}
     if len(set(shapes.values())) > 1:
         told = ", ".join(f"{roles[role]} {shape}" for role, shape in shapes.items())
