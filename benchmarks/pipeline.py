@@ -48,11 +48,11 @@ GOAL = {(16, 1024): 3, (2, 256, 1024): 20, (8, 16, 1024): 3, (9, 256, 1024): 20}
 
 
 def picture(rng: np.random.Generator, height: int, width: int) -> np.ndarray:
-    """(H, W, 3) uint8: soft shapes with a little grain; a PNG of 200 x 200 has about 45 kB, as rendered scenes have."""
+    """(H, W, 3) uint8: soft shapes; a PNG of 200 x 200 has about 45 kB, as rendered scenes have."""
     soft = cv2.resize(
         rng.integers(0, 255, (12, 12, 3), dtype=np.uint8), (width, height), interpolation=cv2.INTER_CUBIC
     )  # fmt: skip
-    return np.clip(soft.astype(np.int16) + rng.integers(-1, 2, soft.shape), 0, 255).astype(np.uint8)
+    return soft & 0xFC
 
 
 def make_pairs(root: Path, count: int) -> None:
