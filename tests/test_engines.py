@@ -122,7 +122,8 @@ def damage(folder: Path) -> dict[str, str]:
         (folder / "9.mp4").chmod(0)
         closed = "denied"
     return {
-        "1.mp4": "", "2.mp4": "", "3.mp4": "", "4.mp4": "video stream", "5.mp4": "No such file", "6.mp4": "no regular file",
+        "1.mp4": "", "2.mp4": "", "3.mp4": "", "4.mp4": "video stream", "5.mp4": "No such file",
+        "6.mp4": "no regular file",
         "hangs.mp4": "no answer within 3 s", "crashes.mp4": "crashed", "9.mp4": closed,
     }  # fmt: skip
 

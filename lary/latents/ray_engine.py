@@ -139,8 +139,9 @@ def connected(address: str) -> Iterator[Any]:
         yield ray
         return
     try:
+        knock(address)
         ray.init(address=address, logging_level=logging.ERROR, log_to_driver=False)
-    except (ConnectionError, ValueError, RuntimeError) as error:
+    except (OSError, ValueError, RuntimeError) as error:
         raise UsageError(
             f"--address {address}: there is no Ray cluster ({first_line(error)}). Start one with 'ray start --head', "
             "or pass --address local to use this machine alone."
@@ -149,6 +150,15 @@ def connected(address: str) -> Iterator[Any]:
         yield ray
     finally:
         ray.shutdown()
+
+
+def knock(address: str) -> None:
+    """Try a HOST:PORT, which Ray itself would do for minutes. Raises OSError, ValueError."""
+    import socket
+
+    host, colon, port = address.removeprefix("ray://").rpartition(":")
+    if colon:
+        socket.create_connection((host.strip("[]"), int(port)), timeout=10).close()
 
 
 def told(error: Any) -> Exception:
