@@ -23,7 +23,6 @@ import numpy as np
 from lary.latents.npz import NpzSource
 from lary.latents.pack import packed
 from lary.latents.reader import ShardSource
-from lary.latents.shardfile import STORED
 from lary.latents.store import StoreIdentity, open_store
 from lary.paths import latent_name
 from lary.probes.fit import read_batches

@@ -90,6 +90,29 @@ class ExtractConfig:
 
 
 @dataclass(frozen=True, kw_only=True)
+class LatentsConfig:
+    """The latents of one split, as they were asked for.
+
+    Attributes:
+        model: Model key.
+        dataset: Data set key.
+        split: Split of the data set.
+        protocol: corrected or paper, as given to extract.
+        latent: Kind of latents, as given to extract.
+        weights: random, as given to extract.
+        pool: Pooling, as given to extract.
+    """
+
+    model: str
+    dataset: str
+    split: str
+    protocol: BenchmarkProtocol = "corrected"
+    latent: LatentKind | None = None
+    weights: RandomWeights | None = None
+    pool: str | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
 class ClassifyConfig:
     """A classification probe on extracted latents.
 

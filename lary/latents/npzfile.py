@@ -11,6 +11,7 @@ import io
 import json
 import math
 import os
+import stat
 import struct
 import zipfile
 import zlib
@@ -91,6 +92,8 @@ def read_arrays(path: Path, *names: str) -> list[npt.NDArray[Any] | None]:
         MediaError: the file is missing, torn, no archive, or an array is none of numbers, or larger than it may be.
     """
     try:
+        if not stat.S_ISREG(os.stat(path).st_mode):
+            raise ValueError("it is no regular file")
         with zipfile.ZipFile(path) as archive:
             members = {info.filename: info for info in archive.infolist()}
             return [

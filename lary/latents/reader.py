@@ -21,7 +21,7 @@ import numpy as np
 import numpy.typing as npt
 
 from lary.latents.shardfile import STORED, ShardHeader, broken, open_plain, stamp_of
-from lary.latents.store import Floats
+from lary.latents.store import Floats, convert
 from lary.types import LaryError, UsageError
 
 if TYPE_CHECKING:
@@ -189,7 +189,7 @@ class ShardSource:
             for place, file, position in zip(
                 order.tolist(), files[order].tolist(), positions[order].tolist(), strict=True
             ):
-                out[place].copy_(self._open.get(file)[position])
+                convert(self._open.get(file)[position], out[place])
         else:
             self._fetch(out, order, files[order], positions[order])
         found: Floats = out.numpy().reshape(len(chosen), *self.shape)
@@ -199,20 +199,17 @@ class ShardSource:
         """Positioned reads into `out`, rows that lie side by side in one."""
         import torch
 
-        raw = np.empty((len(order), self._first.row_values), dtype=STORED[self._first.dtype])
-        if self._first.dtype == "float32":
-            raw = out.numpy()
-        with ThreadPoolExecutor(AT_ONCE) as pool:
-            list(pool.map(lambda part: self._fetch_run(raw, *part), neighbours(order, files, positions)))
-        if self._first.dtype == "bfloat16":
-            out.copy_(torch.from_numpy(raw.view(np.int16)).view(torch.bfloat16))
-        elif self._first.dtype == "float16":
-            out.copy_(torch.from_numpy(raw))
+        raw = torch.empty(out.shape, dtype=getattr(torch, self._first.dtype)) if self._first.dtype != "float32" else out
 
-    def _fetch_run(self, raw: npt.NDArray[Any], places: list[int], file: int, position: int) -> None:
-        header, handle = self.headers[file], self._open.get(file)
-        buffers = [memoryview(raw[place]).cast("B") for place in places]
-        read_into(handle.number, buffers, header.start + position * header.row_bytes, header.path)
+        def fetch(places: list[int], file: int, position: int) -> None:
+            header, handle = self.headers[file], self._open.get(file)
+            buffers = [memoryview(raw[place].view(torch.uint8).numpy()) for place in places]
+            read_into(handle.number, buffers, header.start + position * header.row_bytes, header.path)
+            for place in places if raw is not out else ():
+                convert(raw[place], out[place])
+
+        with ThreadPoolExecutor(AT_ONCE) as pool:
+            list(pool.map(lambda part: fetch(*part), neighbours(order, files, positions)))
 
     def codes(self, rows: Collection[int]) -> list[npt.NDArray[Any] | None]:
         """Codes of samples."""

@@ -12,8 +12,10 @@ rows are read from their offsets in the file, for which the library has no words
 
 from __future__ import annotations
 
+import functools
 import json
 import math
+import operator
 import os
 import stat
 import zlib
@@ -87,8 +89,9 @@ class ShardHeader:
 
 def open_plain(path: Path) -> int:
     """A descriptor of a regular file that is no link. Raises LaryError."""
+    flags = (getattr(os, name, 0) for name in ("O_NOFOLLOW", "O_CLOEXEC", "O_NONBLOCK"))  # a pipe must not make us wait
     try:
-        handle = os.open(path, os.O_RDONLY | getattr(os, "O_NOFOLLOW", 0) | getattr(os, "O_CLOEXEC", 0))
+        handle = os.open(path, functools.reduce(operator.or_, flags, os.O_RDONLY))
     except OSError as error:
         if path.is_symlink():
             raise LaryError(f"{path} is a link: a store holds files only.") from error
@@ -189,23 +192,13 @@ def check_tensor(facts: dict[str, Any], begin: int, itemsize: int) -> tuple[tupl
     return tuple(shape), offsets[1]
 
 
-def header_bytes(
-    facts: dict[str, str], rows: Sequence[int], samples: Sequence[str], checksums: Sequence[int],
-    tensors: dict[str, tuple[str, tuple[int, ...], int]],
-) -> bytes:  # fmt: skip
-    """Length and header, padded with blanks; `tensors` are tag, shape of a row and bytes of a row by name."""
-    header: dict[str, Any] = {
-        "__metadata__": {
-            "format": VERSION, **facts,
-            "rows": ",".join(map(str, rows)), "samples": ",".join(samples),
-            "checksums": ",".join(f"{value:08x}" for value in checksums),
-        }
-    }  # fmt: skip
+def header_bytes(metadata: dict[str, str], tensors: dict[str, tuple[str, tuple[int, ...], int]]) -> bytes:
+    """Length and header, padded with blanks; `tensors` are tag, shape and bytes by name, in the file's order."""
+    header: dict[str, Any] = {"__metadata__": metadata}
     begin = 0
     for name, (tag, shape, size) in tensors.items():
-        end = begin + size * len(rows)
-        header[name] = {"dtype": tag, "shape": [len(rows), *shape], "data_offsets": [begin, end]}
-        begin = end
+        header[name] = {"dtype": tag, "shape": list(shape), "data_offsets": [begin, begin + size]}
+        begin += size
     text = json.dumps(header, separators=(",", ":")).encode()
     text += b" " * (-(8 + len(text)) % ALIGNMENT)
     return len(text).to_bytes(8, "little") + text
@@ -241,10 +234,18 @@ class Spool:
 
     def _header(self, rows: Sequence[int], samples: Sequence[str], checksums: Sequence[int]) -> bytes:
         assert self.shape is not None
-        tensors = {"tokens": (TAGS[self.dtype], self.shape, self._row_bytes)}
+        metadata = {
+            "format": VERSION, **self.facts,
+            "rows": ",".join(map(str, rows)), "samples": ",".join(samples),
+            "checksums": ",".join(f"{value:08x}" for value in checksums),
+        }  # fmt: skip
+        kinds = {"tokens": (TAGS[self.dtype], self.shape, self._row_bytes)}
         if self.codes is not None:
-            tensors["codes"] = self.codes
-        return header_bytes(self.facts, rows, samples, checksums, tensors)
+            kinds["codes"] = self.codes
+        count = len(rows)
+        return header_bytes(
+            metadata, {name: (tag, (count, *shape), count * size) for name, (tag, shape, size) in kinds.items()}
+        )  # fmt: skip
 
     def put(self, row: int, sample: str, stored: npt.NDArray[Any], codes: npt.NDArray[Any] | None) -> None:
         """Write a row's tokens, in the number format, to their place."""

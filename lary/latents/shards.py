@@ -29,6 +29,9 @@ if TYPE_CHECKING:
 
 INDEX_COLUMNS = ("sample", "row", "shard", "position", "checksum")
 
+LARGEST_LINE = 512
+"""Bytes that a line of the index may take."""
+
 Place = tuple[str, int]
 """Name of a shard, and a row in it."""
 
@@ -231,11 +234,13 @@ def read_index(folder: Path, headers: Mapping[str, ShardHeader]) -> list[tuple[i
     if file.is_symlink():
         raise LaryError(f"{file} is a link: a store holds files only.")
     try:
-        table = pyarrow.parquet.read_table(file, columns=list(INDEX_COLUMNS), memory_map=False)
+        found = pyarrow.parquet.ParquetFile(file, memory_map=False)
+        check_index_size(file, found.metadata, headers)
+        table = found.read(columns=list(INDEX_COLUMNS))
         columns = [table[name].to_pylist() for name in INDEX_COLUMNS]
     except (OSError, KeyError, ValueError, pyarrow.ArrowException) as error:
         raise LaryError(f"The index {file} can't be read ({error}): 'lary extract' writes it again.") from error
-    found = []
+    listed = []
     for line, (sample, row, shard, position, checksum) in enumerate(zip(*columns, strict=True)):
         header = headers.get(shard)
         fits = header is not None and type(position) is int and 0 <= position < len(header)
@@ -247,5 +252,16 @@ def read_index(folder: Path, headers: Mapping[str, ShardHeader]) -> list[tuple[i
                 f"{file}, line {line + 1}: it places sample {sample} in row {position} of {shard}, where the shard "
                 "doesn't have it. Run 'lary extract' again, which writes the index anew."
             )
-        found.append((int(row), (str(shard), int(position))))
-    return found
+        listed.append((int(row), (str(shard), int(position))))
+    return listed
+
+
+def check_index_size(file: Path, metadata: Any, headers: Mapping[str, ShardHeader]) -> None:
+    """Refuse an index that unpacks to more than its shards explain. Raises LaryError."""
+    rows = sum(map(len, headers.values()))
+    size = sum(metadata.row_group(group).total_byte_size for group in range(min(metadata.num_row_groups, rows + 1)))
+    if metadata.num_rows > rows or metadata.num_row_groups > rows + 1 or size > LARGEST_LINE * rows + (1 << 20):
+        raise LaryError(
+            f"The index {file} lists {metadata.num_rows} rows in {size} bytes; its shards hold {rows} rows. "
+            "'lary extract' writes it again."
+        )

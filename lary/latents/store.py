@@ -23,6 +23,8 @@ from lary.fileio import digest, read_json, write_json
 from lary.types import LaryError, LatentSource, MediaError, UsageError
 
 if TYPE_CHECKING:
+    import torch
+
     from lary.data.samples import SampleTable
 
 MANIFEST = "store.json"
@@ -244,31 +246,37 @@ def differences(found: dict[str, Any], identity: StoreIdentity) -> str:
     )
 
 
+LARGEST: dict[LatentDtype, float] = {"float32": np.inf, "float16": 65520.0, "bfloat16": 255.5 * 2.0**120}
+"""What is rounded to infinity: half a step above the largest number of the format."""
+
+PIECE = 32768
+"""Numbers per conversion: as many as torch leaves to one thread. More threads would wait for each other longer."""
+
+
 def narrow(tokens: Floats, dtype: LatentDtype) -> npt.NDArray[Any]:
     """Tokens in the store's number format: float32, float16, or bfloat16 as its bits in uint16, rounded to nearest.
 
     Raises:
-        MediaError: a value is not finite, or too large for float16.
+        MediaError: a value is not finite, or too large for the format.
     """
-    import torch
-
-    values = torch.from_numpy(np.ascontiguousarray(tokens, dtype=np.float32))
-    if not bool(torch.isfinite(values).all()):
+    values = np.ascontiguousarray(tokens, dtype=np.float32)
+    largest = max(float(values.max()), -float(values.min())) if values.size else 0.0
+    if not np.isfinite(largest):
         raise MediaError("The model gave tokens that are not finite.")
-    if dtype == "float32":
-        return values.numpy()
-    narrowed = values.to(getattr(torch, dtype))
-    if not bool(torch.isfinite(narrowed).all()):
-        largest = float(values.abs().max())
+    if largest >= LARGEST[dtype]:
         raise MediaError(
             f"A token of {largest:.4g} is too large for {dtype}: extract with --dtype bfloat16 or float32."
         )
+    if dtype == "float32":
+        return values
+    import torch
+
+    narrowed = torch.empty(values.shape, dtype=getattr(torch, dtype))
+    convert(torch.from_numpy(values.reshape(-1)), narrowed.view(-1))
     return narrowed.view(torch.uint16).numpy() if dtype == "bfloat16" else narrowed.numpy()
 
 
-def widen(stored: npt.NDArray[Any], dtype: LatentDtype, out: Floats) -> None:
-    """Write tokens in a store's number format to `out` as float32, both of one shape."""
-    import torch
-
-    source = torch.from_numpy(stored.view(np.int16) if dtype == "bfloat16" else stored)
-    torch.from_numpy(out).copy_(source.view(torch.bfloat16) if dtype == "bfloat16" else source)
+def convert(source: torch.Tensor, target: torch.Tensor) -> None:
+    """Copy numbers (n,) into another number format, in this thread alone."""
+    for start in range(0, len(source), PIECE):
+        target[start : start + PIECE].copy_(source[start : start + PIECE])
