@@ -10,6 +10,7 @@ import shutil
 import signal
 import sys
 import textwrap
+import warnings
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -22,7 +23,7 @@ import torch
 from lary.cli import main
 from lary.configs import ExtractConfig
 from lary.latents import extract as extraction
-from lary.latents import locks, pipeline, reading
+from lary.latents import locks, pipeline, ray_engine, reading
 from lary.latents.encoding import Encoding
 from lary.latents.estimate import estimate
 from lary.latents.extract import extract
@@ -31,6 +32,7 @@ from lary.latents.store import MANIFEST
 from lary.latents.units import Interrupted
 from lary.models.preprocess import CUBIC_224_IMAGENET, DeviceNormaliser, normalise
 from lary.models.spec import MODELS, ModelSpec, Preprocess, register_model
+from lary.registry import load_plugin
 from lary.settings import Settings, load_settings
 from lary.types import LaryError, Latents, Sample, UsageError
 from tests.tree import frame, make_calvin, write_table, write_video
@@ -120,7 +122,8 @@ def damage(folder: Path) -> dict[str, str]:
         (folder / "9.mp4").chmod(0)
         closed = "denied"
     return {
-        "1.mp4": "", "2.mp4": "", "3.mp4": "", "4.mp4": "video stream", "5.mp4": "No such file", "6.mp4": "no regular file",
+        "1.mp4": "", "2.mp4": "", "3.mp4": "", "4.mp4": "video stream", "5.mp4": "No such file",
+        "6.mp4": "no regular file",
         "hangs.mp4": "no answer within 3 s", "crashes.mp4": "crashed", "9.mp4": closed,
     }  # fmt: skip
 
@@ -217,6 +220,52 @@ def test_the_rows_of_a_process_that_dies_are_done_by_another(root: Path, monkeyp
               ("mortal", "pixels")]  # fmt: skip
     assert np.array_equal(*arrays)
     assert len(contents(latents(root, model="mortal"))) == 24
+
+
+# --- a Ray cluster ----------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def cluster(monkeypatch: pytest.MonkeyPatch) -> Iterator[Any]:
+    """Two nodes on this machine."""
+    monkeypatch.setenv("RAY_USAGE_STATS_ENABLED", "0")
+    monkeypatch.setattr(ray_engine, "TASK_ROWS", 8)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        from ray.cluster_utils import Cluster
+
+        nodes = Cluster(initialize_head=True, head_node_args={"num_cpus": 2, "include_dashboard": False})
+        nodes.add_node(num_cpus=2)
+        yield nodes
+        nodes.shutdown()
+
+
+def test_ray_gives_the_same_files_though_an_actor_is_killed(root: Path, cluster: Any) -> None:
+    plugin = root / "mortal.py"
+    plugin.write_text(textwrap.dedent(MORTAL.format(flag=str(root / "dead"))))
+    load_plugin(plugin)
+    (root / "dead").touch()  # not the local one
+    try:
+        local = extract(ask(model="mortal", batch_size=1), settings_of(root), plugins=(plugin,))
+        expected, table = contents(latents(root, model="mortal")), local.table.read_bytes()
+        shutil.rmtree(latents(root, model="mortal"))
+        (root / "dead").unlink()
+        done = extract(
+            ask(model="mortal", batch_size=1, engine="ray", address=cluster.address), settings_of(root),
+            plugins=(plugin,),
+        )  # fmt: skip
+    finally:
+        MODELS._records.pop("mortal", None)
+    assert (root / "dead").exists()
+    assert (done.extracted, done.failures) == (24, ())
+    assert contents(latents(root, model="mortal")) == expected
+    assert done.table.read_bytes() == table
+
+
+def test_ray_without_a_cluster_is_a_wrong_request(root: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    words = ("extract", "--model", "pixels", "--dataset", "calvin", "--split", "val")
+    assert lary(root, *words, "--engine", "ray", "--address", "127.0.0.1:1") == 2
+    assert "there is no Ray cluster" in capsys.readouterr().err
 
 
 # --- interrupts -------------------------------------------------------------------------------------------------------
