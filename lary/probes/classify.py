@@ -232,6 +232,7 @@ class _Training:
                 head.restore(state)
         weights = class_weights(inputs.train_labels[self.fit_rows])
         everything = np.arange(len(validation), dtype=np.int64)
+        kept.restore_random()
         for epoch in range(len(self.history) + 1, settings.epochs + 1):
             rates = _rates(heads, plan, plan.step + 1)
             order = self.fit_rows[balanced_indices(weights, epoch - 1, self.seed)]

@@ -105,8 +105,9 @@ def join() -> tuple[Team, str]:
     """The team that `launch` started this process in, and its own torch device."""
     from accelerate import PartialState
 
-    state = PartialState(cpu=os.environ[MEMBER] == "cpu")
-    return Team(state.process_index, state.num_processes), str(state.device)
+    kind = os.environ[MEMBER]
+    state = PartialState(cpu=kind == "cpu")
+    return Team(state.process_index, state.num_processes), "cpu" if kind == "cpu" else str(state.device)
 
 
 def launch(work: Callable[..., None], arguments: tuple[Any, ...], devices: Sequence[str]) -> None:
@@ -126,7 +127,7 @@ def launch(work: Callable[..., None], arguments: tuple[Any, ...], devices: Seque
     try:
         while not running.join():
             pass
-    except processes.ProcessException as error:
+    except (processes.ProcessExitedException, processes.ProcessRaisedException) as error:
         if errors.empty():
             raise LaryError(f"One of {len(devices)} training processes failed: {error}") from error
         wrong_request, message = errors.get()

@@ -173,6 +173,7 @@ class _Training:
             self.network.load_state_dict(before["network"])
             self.optimizer.load_state_dict(before["optimizer"])
         headline = next(iter(self.picks.values()))
+        kept.restore_random()
         for epoch in range(len(self.history) + 1, settings.epochs + 1):
             row: dict[str, Any] = {"epoch": epoch, "learning_rate": self.rate()}
             row["train_loss"] = self.run_epoch(train, self.order.permutation(self.fit_rows), epoch, progress)

@@ -37,11 +37,12 @@ class StateFile:
         self._identity = digest(identity, str(FORMAT), __version__, torch.__version__)
         self._resume = resume
         self._writes = writes
+        self._random: dict[str, Any] = {}
         self._cost = 0.0
         self._written = time.monotonic()
 
     def load(self) -> dict[str, Any] | None:
-        """What was kept last by this very run, random generators set to what they were; None to start from nothing."""
+        """What was kept last by this very run; None to start from nothing."""
         if self._path is None:
             return None
         if self._writes:
@@ -54,13 +55,19 @@ class StateFile:
             if self._writes:
                 self._path.unlink(missing_ok=True)
             return None
-        random.setstate(found["random"])
-        name, keys, *rest = found["numpy"]
-        np.random.set_state((name, keys.numpy(), *rest))  # noqa: NPY002 (libraries below us draw from the global state)
-        torch.set_rng_state(found["torch"])
+        self._random = {name: found[name] for name in ("random", "numpy", "torch")}
         values: dict[str, Any] = found["values"]
         log.info("%s: going on after epoch %d", self._path, values["epoch"])
         return values
+
+    def restore_random(self) -> None:
+        """Set the random generators to what they were when the loaded state was kept: after all that draws weights."""
+        if self._random:
+            random.setstate(self._random["random"])
+            name, keys, *rest = self._random["numpy"]
+            np.random.set_state((name, keys.numpy(), *rest))  # noqa: NPY002 (libraries draw from the global state)
+            torch.set_rng_state(self._random["torch"])
+        self._random = {}
 
     def keep(self, make: Callable[[], dict[str, Any]], *, beside: tuple[str, ...] = (), last: bool = False) -> None:
         """Write what `make` returns (tensors and plain values, with ``epoch``), if that is worth its time, or `last`.
