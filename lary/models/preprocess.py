@@ -51,6 +51,8 @@ def prepare(clip: Frame, preprocess: Preprocess) -> npt.NDArray[np.float32]:
     Returns:
         (T, 3, H', W') float32, contiguous, H' = W' = ``preprocess.size``.
     """
+    import numpy as np
+
     frames = resize(clip, preprocess)
     planes = np.empty((len(frames), 3, *frames.shape[1:3]), dtype=np.uint8)
     to_planes(frames, planes)
@@ -60,7 +62,6 @@ def prepare(clip: Frame, preprocess: Preprocess) -> npt.NDArray[np.float32]:
 def to_planes(frames: Frame, out: Frame) -> None:
     """Frames (T, H, W, 3) as planes of colour: fills `out`, (T, 3, H, W) uint8."""
     import cv2
-    import numpy as np
 
     for frame, target in zip(frames, out, strict=True):
         cv2.split(frame, list(target))
@@ -70,6 +71,8 @@ def normalise(
     planes: Frame, preprocess: Preprocess, out: npt.NDArray[np.float32] | None = None
 ) -> npt.NDArray[np.float32]:
     """Scale and normalise resized frames: (..., 3, H, W) uint8 to float32, in `out` if it is given."""
+    import numpy as np
+
     if out is None:
         out = np.empty(planes.shape, dtype=np.float32)
     scale = np.float32(preprocess.scale)
