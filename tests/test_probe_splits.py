@@ -11,12 +11,14 @@ import pytest
 from scipy.spatial.transform import Rotation
 
 from lary.cli import main
-from lary.configs import ClassifyConfig, ExtractConfig, RegressConfig
+from lary.configs import ClassifyConfig, ControlsConfig, ExtractConfig, RegressConfig
 from lary.data.relative import RelativeRequest, write_relative
 from lary.data.spec import DATASETS
 from lary.latents.extract import extract
+from lary.models.spec import MODELS
 from lary.results import figures
 from lary.results.compare import compare
+from lary.results.controls import run_one, splits_of
 from lary.results.evaluate import classify, regress
 from lary.results.record import EvalResult, read_result
 from lary.results.tables import Entry, published_score, series
@@ -126,6 +128,18 @@ def test_splits_are_ranked_and_compared_apart(place: Path, tmp_path: Path) -> No
     moved = {"model": one.model.model_copy(update={"name": "dinov3-origin", "revision": ""}), "probe": "mlp"}
     assert published_score(one.model_copy(update=moved)) is not None
     assert published_score(other.model_copy(update=moved)) is None
+
+
+def test_controls_run_on_the_same_splits(place: Path, tmp_path: Path) -> None:
+    config = ControlsConfig(
+        model="pixels", dataset="vlabench", splits="by-episode", model_type="ridge", probe_preset="demo",
+        action_mode="absolute",
+    )  # fmt: skip
+    settings, dataset = settings_of(place, tmp_path), DATASETS.get("vlabench")
+    assert splits_of(dataset, settings, config) == ["train_by_episode", "val_by_episode"]
+    done = run_one(config, settings, dataset, MODELS.get("pixels"), control="shuffled-targets")
+    assert done.folder.name == "vlabench_5_pixels@by-episode@shuffled-targets_ridge_absolute"
+    assert done.result.dataset.split_set == "by-episode"
 
 
 def test_missing_latents_of_a_drawn_split_name_the_command(place: Path, tmp_path: Path) -> None:

@@ -208,8 +208,8 @@ def look_at_rows(part: Part) -> list[Finding]:
     )  # fmt: skip
     folders = dict.fromkeys(part.media[0][row].split("/")[0] for row in part.unnamed)
     nameless = sum(not part.embodiments[row] for row in part.unnamed)
-    known = sorted({part.embodiments[row] for row in part.unnamed} - {""})
-    told = [f"the record knows {len(part.unnamed) - nameless} of them as {', '.join(known)}"] if known else []
+    named = sorted({part.embodiments[row] for row in part.unnamed} - {""})
+    told = [f"the record knows {len(part.unnamed) - nameless} of them as {', '.join(named)}"] if named else []
     told += [f"{nameless} have no statistics to be normalised with"] if nameless else []
     add(
         "warning", "empty_robot_type", part.unnamed,
