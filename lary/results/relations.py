@@ -9,7 +9,7 @@ Both sides of a relation are held against each other and, as a baseline, against
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Hashable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import islice
 
@@ -79,7 +79,7 @@ def find_triples(media: Sequence[tuple[str, ...]], limit: int, seed: int) -> Row
 
 def find_reversals(media: Sequence[tuple[str, ...]], limit: int, seed: int) -> Rows:
     """Rows (R, 2) int64 of samples and their reversals, each couple once, at most `limit` of them."""
-    places: dict[Hashable, int] = {}
+    places: dict[tuple[str, ...], int] = {}
     for row, paths in enumerate(media):
         places.setdefault(paths, row)
     found = []

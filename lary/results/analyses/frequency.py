@@ -102,7 +102,8 @@ def curve(result: EvalResult, window: int) -> Curve:
 
 def moving_average(values: Doubles, window: int) -> Doubles:
     """Means of `window` neighbouring values (C,), (C - window + 1,): whole windows only."""
-    return np.lib.stride_tricks.sliding_window_view(values, window).mean(axis=1)
+    means: Doubles = np.lib.stride_tricks.sliding_window_view(values, window).mean(axis=1)
+    return means
 
 
 def table(

@@ -101,7 +101,7 @@ def gap_table(pairs: Sequence[Pair], shared: Sequence[str]) -> tuple[list[str], 
         for place, name in enumerate(shared):
             if name in human and name in robot:
                 row[place] = human[name] - robot[name]
-    there = np.flatnonzero(~np.isnan(table).all(axis=0))
+    there: list[int] = np.flatnonzero(~np.isnan(table).all(axis=0)).tolist()
     order = sorted(there, key=lambda place: (mean_of(table[:, place]), shared[place]))
     return [shared[place] for place in order], table[:, order]
 
