@@ -305,7 +305,7 @@ def fraction_interval(hits: Array, counts: Array, *, level: float = LEVEL) -> In
     found = _without_resamples([(1.0, sums)], fraction, support)
     trials, normal = by_seed(counts)[0].sum(axis=0), float(ndtri((1 + level) / 2))
     low, high = np.full_like(found.value, np.nan), np.full_like(found.value, np.nan)
-    for column in np.flatnonzero(support >= MIN_CLUSTERS):
+    for column in np.flatnonzero(support >= MIN_CLUSTERS).tolist():
         share = float(found.value[column])
         total, freedom = found.total(column)
         size = float(support[column])
