@@ -196,6 +196,16 @@ def test_intervals_stay_in_the_range_of_the_metric() -> None:
     assert error.low[0] == 0, "two seeds say little"
 
 
+def test_recall_of_a_class_with_a_dozen_samples_is_that_of_independent_trials() -> None:
+    hits, counts = np.array([[1.0]] * 3 + [[0.0]] * 9), np.ones((12, 1))
+    found = statistics.fraction_interval(hits, counts)
+    exact = scipy_stats.binomtest(3, 12).proportion_ci(0.95, method="exact")
+    assert found.low is not None
+    assert found.high is not None
+    assert 0.5 * exact.low < found.low[0] < exact.low
+    assert exact.high < found.high[0] < 1.2 * exact.high, "wider by what Student's quantile is above the normal one"
+
+
 def test_reading_of_a_difference_goes_by_the_corrected_p() -> None:
     gain = Metric(value=-0.1, low=-0.2, high=-0.01, higher_is_better=False)
     assert [reading(gain), reading(gain, 0.01), reading(gain, 0.2)] == ["better", "better", "even"]

@@ -26,7 +26,9 @@ def interval_note(groups: int, samples: int, seeds: int = 1) -> str:
     if groups < stats.MIN_CLUSTERS:
         need = f"{stats.MIN_CLUSTERS} are needed"
         return f"No intervals: the {samples} samples come from {groups} episodes or videos, and {need}."
-    method = f"95 % studentised bootstrap (bootstrap-t), {stats.RESAMPLES} resamples"
+    method = (
+        f"95 % studentised bootstrap, {stats.RESAMPLES} resamples, for shares of right answers Korn and Graubard's,"
+    )
     several = f", with the spread of {seeds} seeds by Student's t" if seeds > 1 else ""
     return f"{method} over {groups} episodes or videos ({samples} samples){several}."
 

@@ -284,8 +284,8 @@ class EvalResult(RunFacts):
     controls: dict[str, Control] = Field(description="Rules without any representation, on the same samples.")
     interval: str = Field(
         description=(
-            "How the intervals were made: by studentised bootstrap over episodes or videos, the spread of several "
-            "seeds by Student's t, or why there are none."
+            "How the intervals were made: by studentised bootstrap over episodes or videos, for shares of right "
+            "answers as by Korn and Graubard, the spread of several seeds by Student's t; or why there are none."
         )
     )
     classes: tuple[ClassRow, ...] = Field(default=(), description="Per-class table of the first seed.")

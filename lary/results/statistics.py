@@ -14,6 +14,8 @@ too rarely where errors are skewed and clusters few: `benchmarks/coverage.py` me
 else has no range, get no quantile below Student's: theirs are often heavy on both sides, and the studentised bootstrap
 then finds one in thirteen pairs of equal runs different. Below `MIN_CLUSTERS` clusters no interval is given.
 
+Shares of right answers have Korn and Graubard's interval (`fraction_interval`): a class may have a dozen samples.
+
 Several seeds of a probe are a second factor, crossed with the clusters: sums are then (S, G, M), the estimate is the
 mean over seeds, and its variance is that over clusters plus that of a mean of S seeds. Three seeds have a variance
 with two degrees of freedom, which no resampling mends. So Student's quantile is taken for the sum of both variances,
@@ -26,7 +28,7 @@ times of 100 with two seeds and 92 with three. The factor was found by simulatio
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import lru_cache
 
 import numpy as np
@@ -113,16 +115,24 @@ class Spread:
             return np.nan, np.nan
         tail = (1 - level) / 2
         low, high = quantile(own, tail), quantile(own, 1 - tail)
-        variance, freedom = float(self.variance[column]), self.support[column] - 1
-        parts = [(float(each[column]), seeds) for each, seeds in self.seeds]
-        total = variance + sum(each for each, _ in parts)
+        total, freedom = self.total(column)
         if total <= 0:
             return 0.0, 0.0
-        student = _student(_freedom([(variance, freedom), *((each * (1 + 9 / f**2), f) for each, f in parts)]), level)
-        excess = [side - _student(freedom, level) for side in (high, -low)]
+        student, own_student = _student(freedom, level), _student(self.support[column] - 1, level)
+        excess = [side - own_student for side in (high, -low)]
         excess = excess if self.ranged else [max(each, 0.0) for each in excess]
-        below, above = (max(student + variance / total * more, 0.0) * total**0.5 for more in excess)
+        share = float(self.variance[column]) / total
+        below, above = (max(student + share * more, 0.0) * total**0.5 for more in excess)
         return below, above
+
+    def total(self, column: int) -> tuple[float, float]:
+        """Variance of a value over clusters and seeds together, and its degrees of freedom."""
+        own = (float(self.variance[column]), float(self.support[column] - 1))
+        parts = [(float(each[column]), freedom) for each, freedom in self.seeds]
+        total = own[0] + sum(each for each, _ in parts)
+        if total <= 0:
+            return 0.0, own[1]
+        return total, _freedom([own, *((each * (1 + 9 / f**2), f) for each, f in parts)])
 
 
 def bootstrap(
@@ -174,6 +184,20 @@ def spread_of(
     resamples: int = RESAMPLES,
 ) -> Spread:
     """The weighted sum of a statistic of several runs, and its spread over clusters, shared by the runs, and seeds."""
+    known = _without_resamples(parts, statistic, support)
+    runs = [(weight, by_seed(sums)) for weight, sums in parts]
+    draws = cluster_draws(runs[0][1].shape[1], seed, resamples)
+    blocks = [_resampled(runs, statistic, draws[start : start + BLOCK]) for start in range(0, resamples, BLOCK)]
+    values, errors = (np.concatenate(part) for part in zip(*blocks, strict=True))
+    whole = np.sqrt(known.variance * (known.support - 1) / known.support)
+    errors = np.maximum(errors, FLOOR * whole)
+    deviations = values - known.value
+    ratios = np.divide(deviations, errors, out=np.where(np.isnan(deviations), np.nan, 0.0), where=errors > 0)
+    return replace(known, ratios=np.sort(ratios, axis=0))
+
+
+def _without_resamples(parts: Sequence[Part], statistic: Statistic, support: Ints | None) -> Spread:
+    """Estimates and their variances over clusters and seeds alone."""
     runs = [(weight, by_seed(sums)) for weight, sums in parts]
     value: Array = np.zeros(())
     seeds = []
@@ -184,16 +208,9 @@ def spread_of(
             seeds.append((weight**2 * variance, len(sums) - 1))
     clusters = runs[0][1].shape[1]
     _, whole = _resampled(runs, statistic, np.ones((1, clusters)))
-    draws = cluster_draws(clusters, seed, resamples)
-    blocks = [_resampled(runs, statistic, draws[start : start + BLOCK]) for start in range(0, resamples, BLOCK)]
-    values, errors = (np.concatenate(part) for part in zip(*blocks, strict=True))
-    errors = np.maximum(errors, FLOOR * whole)
-    deviations = values - value
-    ratios = np.divide(deviations, errors, out=np.where(np.isnan(deviations), np.nan, 0.0), where=errors > 0)
     counts = np.full(len(value), clusters) if support is None else np.asarray(support)
-    widened = whole[0] ** 2 * counts / np.maximum(counts - 1, 1)
-    ranged = statistic.limits is not no_limits
-    return Spread(value, counts, np.sort(ratios, axis=0), widened, tuple(seeds), ranged)
+    variance = whole[0] ** 2 * counts / np.maximum(counts - 1, 1)
+    return Spread(value, counts, np.empty((0, len(value))), variance, tuple(seeds), statistic.limits is not no_limits)
 
 
 def _resampled(runs: Sequence[Part], statistic: Statistic, draws: Array) -> tuple[Array, Array]:
@@ -271,16 +288,32 @@ def holm(values: Sequence[float]) -> list[float]:
     return corrected
 
 
-def fraction_interval(hits: Array, counts: Array, *, seed: int = 0) -> Interval:
+def fraction_interval(hits: Array, counts: Array, *, level: float = LEVEL) -> Interval:
     """Interval of fractions such as accuracy, or recall per class, from hits and trials per cluster.
 
-    Both are (G, K), or (S, G, K) for S seeds. Where all or no trials of a column hit, resampling shows no spread; there
-    the bound is Clopper and Pearson's for as many independent trials as clusters hold any.
+    Both are (G, K), or (S, G, K) for S seeds. That of Korn and Graubard (1998, Survey Methodology 24): Clopper and
+    Pearson's for as many independent trials as have the variance found, fewer by what Student's quantile is above the
+    normal one; for as many trials as clusters where all or no trials hit. Resampling fails for a class with a dozen
+    samples, of which some resamples hold no hit.
     """
+    from scipy.special import betaincinv, ndtri
+
     support: Ints = (by_seed(counts)[0] > 0).sum(axis=0)
-    found = bootstrap(np.concatenate([hits, counts], axis=-1), fraction, support=support, seed=seed)
-    if found.low is None or found.high is None:
-        return found
-    reach = np.where(support < MIN_CLUSTERS, np.nan, ((1 - LEVEL) / 2) ** (1 / np.maximum(support, 1)))
-    low = np.where(found.value == 1, reach, found.low)
-    return Interval(found.value, low, np.where(found.value == 0, 1 - reach, found.high))
+    sums = np.concatenate([hits, counts], axis=-1)
+    if sums.shape[-2] < MIN_CLUSTERS:
+        return Interval(_estimate(by_seed(sums), fraction)[0], None, None)
+    found = _without_resamples([(1.0, sums)], fraction, support)
+    trials, normal = by_seed(counts)[0].sum(axis=0), float(ndtri((1 + level) / 2))
+    low, high = np.full_like(found.value, np.nan), np.full_like(found.value, np.nan)
+    for column in np.flatnonzero(support >= MIN_CLUSTERS).tolist():
+        share = float(found.value[column])
+        total, freedom = found.total(column)
+        size = float(support[column])
+        if 0 < share < 1:
+            size = float(trials[column])
+            if total > 0:
+                size = min(size, share * (1 - share) / total * (normal / _student(freedom, level)) ** 2)
+        right, wrong, tail = share * size, (1 - share) * size, (1 - level) / 2
+        low[column] = betaincinv(right, wrong + 1, tail) if share > 0 else 0.0
+        high[column] = betaincinv(right + 1, wrong, 1 - tail) if share < 1 else 1.0
+    return Interval(found.value, low, high)

@@ -41,10 +41,10 @@ TOP_K = 5
 # --- classification ---------------------------------------------------------------------------------------------------
 
 
-def _accuracy(correct: Sequence[npt.NDArray[np.bool_]], clusters: stats.Ints, seed: int) -> Metric:
+def _accuracy(correct: Sequence[npt.NDArray[np.bool_]], clusters: stats.Ints) -> Metric:
     columns = [np.stack([own, np.ones_like(own)], axis=1) for own in correct]
     hits, trials = np.split(seed_sums(columns, clusters), 2, axis=-1)
-    return metric(stats.fraction_interval(hits, trials, seed=seed), 0, "fraction")
+    return metric(stats.fraction_interval(hits, trials), 0, "fraction")
 
 
 def _class_metrics(
@@ -53,7 +53,7 @@ def _class_metrics(
     sums = [scores.class_sums(labels, own, classes, clusters) for own in predicted]
     macro = stats.bootstrap(sums[0] if len(sums) == 1 else np.stack(sums), scores.macro_scores, seed=seed)
     return {
-        "top1": _accuracy([labels == own for own in predicted], clusters, seed),
+        "top1": _accuracy([labels == own for own in predicted], clusters),
         "macro_recall": metric(macro, 0, "fraction"),
         "macro_f1": metric(macro, 1, "fraction"),
     }
@@ -64,7 +64,7 @@ def _score_metrics(labels: stats.Ints, logits: Sequence[Floats], clusters: stats
     found = _class_metrics(labels, [own.argmax(axis=1) for own in logits], count, clusters, seed)
     if count > TOP_K:
         best = [np.argsort(-own, axis=1, kind="stable")[:, :TOP_K] for own in logits]
-        found[f"top{TOP_K}"] = _accuracy([(own == labels[:, None]).any(axis=1) for own in best], clusters, seed)
+        found[f"top{TOP_K}"] = _accuracy([(own == labels[:, None]).any(axis=1) for own in best], clusters)
     return found
 
 
