@@ -302,7 +302,7 @@ class Hostile:
 def test_code_and_damage_in_files_are_refused_and_never_run(folders: dict[str, Path], tmp_path: Path) -> None:
     pickled = tmp_path / "Wan2.2_VAE.pth"
     torch.save({"encoder.conv1.weight": Hostile(tmp_path / "trace")}, pickled)
-    with pytest.raises(LaryError, match="besides tensors they hold .*pathlib"):
+    with pytest.raises(LaryError, match=r"besides tensors they hold .*pathlib"):
         make("wan2-2", pickled)
     assert not (tmp_path / "trace").exists()
     torch.save({"encoder.conv1.weight": torch.zeros(9999)}, pickled)
