@@ -125,7 +125,6 @@ def test_a_broken_configuration_is_told(name: str, content: str, tmp_path: Path)
 @pytest.mark.parametrize(
     ("name", "changes"),
     [
-        ("dinov2-origin", {"num_attention_heads": 7}),
         ("dinov2-origin", {"hidden_size": "wide"}),
         ("dinov3-origin", {"num_attention_heads": 0}),
         ("siglip2-origin", {"hidden_size": 10, "num_attention_heads": 3}),

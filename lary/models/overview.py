@@ -133,8 +133,8 @@ def published(spec: ModelSpec) -> list[str]:
     sizes = {column: str(network.get(field)) for column, field in ABLATED.items()}
     rows = [row for row in read_table("lam_ablation") if sizes.items() <= row.items()]
     if rows:  # a setting that several ablations share stands in the table more than once, with the same numbers
-        columns = [column for column in rows[0] if column not in ("ablation", *sizes)]
-        found.append(f"ablations: {', '.join(f'{name} {rows[0][name]}' for name in columns)}")
+        others = [column for column in rows[0] if column not in ("ablation", *sizes)]
+        found.append(f"ablations: {', '.join(f'{name} {rows[0][name]}' for name in others)}")
     if not found and spec.weights is not None:
         return ["the paper's tables have no numbers of this model"]
     return found

@@ -45,8 +45,9 @@ def compiled_encode(encoder: Encoder, device: str) -> Callable[[torch.Tensor], L
         try:
             return compiled(clips)
         except BackendCompilerFailed as error:
+            reason = first_line(error.inner_exception)
             raise LaryError(
-                f"--compile: torch can't compile the network for {device} ({first_line(error)}). Install a C++ "
+                f"--compile: torch can't compile the network for {device} ({reason}). Install a C++ "
                 "compiler such as g++, or leave the option out."
             ) from error
 

@@ -71,11 +71,11 @@ def find_weights(spec: ModelSpec, context: ModelContext) -> Source:
         if path.suffix not in SUFFIXES:
             kinds = ", ".join(SUFFIXES)
             raise UsageError(f"Weights of '{spec.name}': {path} is no weight file ({kinds}). {remedy(spec, EXPECTED)}")
-        folder, files = path.parent, (path,)
+        folder, files = path.parent, [path]
     else:
         folder = path.parent if path.is_file() else path
-        files = weight_files(folder)
-    return Source(folder, files, _digest([folder / CONFIG, *files]), revision)
+        files = list(weight_files(folder))
+    return Source(folder, tuple(files), _digest([folder / CONFIG, *files]), revision)
 
 
 def refuse_revision(spec: ModelSpec, context: ModelContext, path: Path) -> None:
