@@ -206,7 +206,7 @@ class ShardSource:
 
         def fetch(places: list[int], file: int, position: int) -> None:
             header, handle = self.headers[file], self._open.get(file)
-            buffers = [memoryview(raw[place].view(torch.uint8).numpy()) for place in places]
+            buffers = [raw[place].view(torch.uint8).numpy().data for place in places]
             read_into(handle.number, buffers, header.start + position * header.row_bytes, header.path)
             for place in places if raw is not out else ():
                 convert(raw[place], out[place])
@@ -267,7 +267,7 @@ def read_codes(header: ShardHeader, handle: int, position: int) -> npt.NDArray[A
     assert header.codes is not None
     start, kind, shape = header.codes
     found = np.empty(shape, dtype=kind)
-    flat = memoryview(found.reshape(-1)).cast("B")
+    flat = found.reshape(-1).data.cast("B")
     read_into(handle, [flat], start + position * header.code_bytes, header.path)
     return found
 
@@ -275,6 +275,6 @@ def read_codes(header: ShardHeader, handle: int, position: int) -> npt.NDArray[A
 def read_stored(header: ShardHeader, handle: int, position: int) -> npt.NDArray[Any]:
     """The tokens of one row as they are stored, bfloat16 as uint16."""
     found = np.empty(header.shape, dtype=STORED[header.dtype])
-    flat = memoryview(found.reshape(-1)).cast("B")
+    flat = found.reshape(-1).data.cast("B")
     read_into(handle, [flat], header.start + position * header.row_bytes, header.path)
     return found
