@@ -14,7 +14,7 @@ import sys
 import tempfile
 import threading
 from collections import deque
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Generator, Iterable, Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -225,7 +225,7 @@ class Reading:
         self._workers, self._seconds = workers, seconds
         self._free = deque(range(count))
 
-    def read(self, batches: Iterable[Batch]) -> Iterator[Batch]:
+    def read(self, batches: Iterable[Batch]) -> Generator[Batch, None, None]:
         """Batches in their order, read ahead; each has to be given back with `release` once its clips were used.
 
         Raises:
