@@ -19,6 +19,7 @@ from pathlib import Path
 from types import SimpleNamespace
 
 import numpy as np
+import pyarrow.parquet  # noqa: F401 (imports are not what is measured)
 
 from lary.latents.npz import NpzSource
 from lary.latents.pack import packed
@@ -102,6 +103,8 @@ def run(folder: Path, shape: tuple[int, ...], count: int, least: int) -> bool:
     payload, batch, few = count * int(np.prod(shape)) * 2, BATCH[shape[0]], min(count, 2_000_000 // int(np.prod(shape)))
     print(f"\n{count} samples of {' x '.join(map(str, shape))}, float16, {payload / 1e6:.0f} MB, batches of {batch}")
     print(f"{'':34}{'write MB/s':>12}{'CPU ms/row':>12}{'bytes/payload':>15}{'rows/s':>10}{'rows/CPU s':>12}")
+    for row in range(100):
+        draw(row, shape)
     writers = {
         "shards": (count, lambda place: write_store(place, "shards", "float16", shape, count)),
         "npz": (count, lambda place: write_store(place, "npz", "float16", shape, count)),

@@ -30,6 +30,7 @@ from lary.latents.store import StoreIdentity, open_store, read_manifest
 from lary.latents.table import open_latents
 from lary.settings import Settings, load_settings
 from lary.types import LaryError, Latents, MediaError, UsageError
+from tests.tiny import save_tiny
 from tests.tree import make_calvin
 
 IDENTITY = StoreIdentity("toy", "calvin", "val", "corrected", "record", "weights", 0)
@@ -364,6 +365,16 @@ def test_class_tokens_of_an_encoder() -> None:
     assert torch.equal(found.tokens, cls[:, :, None])
     with pytest.raises(UsageError, match="no class token"):
         pooled_latents(Latents(torch.zeros(2, 2, 5, 3)), "cls")
+
+
+def test_class_tokens_of_a_backbone_are_stored(root: Path, tmp_path: Path) -> None:
+    folder = save_tiny(tmp_path / "vit", "dinov2")
+    asked: dict[str, Any] = {"model": "dinov2-origin", "weights": str(folder), "limit": 2}
+    for pool in ("none", "cls"):
+        extract(config("val", **asked, pool=pool), settings_of(root))
+    every, cls = (opened(root, model="dinov2-origin", pool=pool).source for pool in (None, "cls"))
+    assert cls.shape == (2, 1, every.shape[-1])
+    assert not (cls.read([0]) == every.read([0])).all(-1).any(), "a class token is none of the patch tokens"
 
 
 @given(side=st.integers(1, 7), cells=st.integers(1, 7), steps=st.sampled_from([(), (3,)]))

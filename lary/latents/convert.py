@@ -286,7 +286,7 @@ def write_array(stream: IO[bytes], shape: tuple[int, ...], blocks: Blocks) -> No
     header = {"descr": "<f4", "fortran_order": False, "shape": shape}
     np.lib.format.write_array_header_1_0(stream, header)
     for block in blocks:
-        stream.write(memoryview(np.ascontiguousarray(block, dtype="<f4").reshape(-1)).cast("B"))
+        stream.write(np.ascontiguousarray(block, dtype="<f4").reshape(-1).data.cast("B"))
 
 
 def ids_of(latents: SplitLatents) -> tuple[list[int], list[str]]:
@@ -327,7 +327,7 @@ def write_safetensors(out: Path, latents: SplitLatents, blocks: Blocks) -> None:
     with atomic_write(out) as stream:
         stream.write(header_bytes(facts, {"tokens": ("F32", (len(rows), *shape), 4 * len(rows) * math.prod(shape))}))
         for block in blocks:
-            stream.write(memoryview(np.ascontiguousarray(block, dtype="<f4").reshape(-1)).cast("B"))
+            stream.write(np.ascontiguousarray(block, dtype="<f4").reshape(-1).data.cast("B"))
 
 
 def write_parquet(out: Path, latents: SplitLatents, blocks: Blocks) -> None:

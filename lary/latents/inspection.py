@@ -240,10 +240,10 @@ def row_problems(header: ShardHeader, handle: int) -> Iterator[str]:
     """What is wrong with the rows of a shard."""
     for position, sample in enumerate(header.samples):
         stored = read_stored(header, handle, position)
-        checksum = zlib.crc32(memoryview(stored.reshape(-1)).cast("B"))
+        checksum = zlib.crc32(stored.reshape(-1).data.cast("B"))
         if header.codes is not None:
             codes = read_codes(header, handle, position)
-            checksum = zlib.crc32(memoryview(codes.reshape(-1)).cast("B"), checksum)
+            checksum = zlib.crc32(codes.reshape(-1).data.cast("B"), checksum)
         where = f"{header.path}, row {position} (row {header.rows[position] + 1} of the table, sample {sample})"
         if checksum != int(header.checksums[position]):
             yield f"{where}: its bytes are not those that were written."

@@ -59,7 +59,7 @@ def write_latents(path: Path, tokens: npt.NDArray[Any], codes: npt.NDArray[Any] 
             with archive.open(zipfile.ZipInfo(f"{name}.npy"), "w") as member:
                 member.write(head.getvalue())
                 if array.size:
-                    member.write(memoryview(array.reshape(-1)).cast("B"))
+                    member.write(array.reshape(-1).data.cast("B"))
         archive.comment = json.dumps(asdict(stamp)).encode()
     write_bytes(path, buffer.getbuffer())
 
@@ -123,7 +123,7 @@ def read_member(archive: zipfile.ZipFile, info: zipfile.ZipInfo) -> npt.NDArray[
         if header + size != info.file_size:
             raise ValueError(f"{info.filename} is said to be {shape} {kind}, but has {info.file_size - header} bytes")
         array = np.empty(math.prod(shape), dtype=kind)  # writable, unlike a view of bytes
-        view = memoryview(array).cast("B") if array.size else memoryview(bytearray())
+        view = array.data.cast("B") if array.size else memoryview(bytearray())
         while view:
             count = member.readinto(view)  # type: ignore[attr-defined]
             if not count:

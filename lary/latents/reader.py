@@ -184,7 +184,8 @@ class ShardSource:
         chosen = np.asarray(rows, dtype=np.int64)
         files, positions = self._file[chosen], self._position[chosen]
         order = np.lexsort((positions, files))  # in the order on disk
-        out = torch.empty((len(chosen), self._first.row_values), dtype=torch.float32)
+        found: Floats = np.empty((len(chosen), self._first.row_values), dtype=np.float32)  # numpy asks for huge pages
+        out = torch.from_numpy(found)
         if self.mode == "mmap":
             for place, file, position in zip(
                 order.tolist(), files[order].tolist(), positions[order].tolist(), strict=True
@@ -192,18 +193,20 @@ class ShardSource:
                 convert(self._open.get(file)[position], out[place])
         else:
             self._fetch(out, order, files[order], positions[order])
-        found: Floats = out.numpy().reshape(len(chosen), *self.shape)
-        return found
+        return found.reshape(len(chosen), *self.shape)
 
     def _fetch(self, out: torch.Tensor, order: Any, files: Any, positions: Any) -> None:
         """Positioned reads into `out`, rows that lie side by side in one."""
         import torch
 
-        raw = torch.empty(out.shape, dtype=getattr(torch, self._first.dtype)) if self._first.dtype != "float32" else out
+        dtype, raw = self._first.dtype, out
+        if dtype != "float32":
+            stored = np.empty(out.shape, dtype=np.int16)  # bits of the number format
+            raw = torch.from_numpy(stored).view(getattr(torch, dtype))
 
         def fetch(places: list[int], file: int, position: int) -> None:
             header, handle = self.headers[file], self._open.get(file)
-            buffers = [memoryview(raw[place].view(torch.uint8).numpy()) for place in places]
+            buffers = [raw[place].view(torch.uint8).numpy().data for place in places]
             read_into(handle.number, buffers, header.start + position * header.row_bytes, header.path)
             for place in places if raw is not out else ():
                 convert(raw[place], out[place])
@@ -264,7 +267,7 @@ def read_codes(header: ShardHeader, handle: int, position: int) -> npt.NDArray[A
     assert header.codes is not None
     start, kind, shape = header.codes
     found = np.empty(shape, dtype=kind)
-    flat = memoryview(found.reshape(-1)).cast("B")
+    flat = found.reshape(-1).data.cast("B")
     read_into(handle, [flat], start + position * header.code_bytes, header.path)
     return found
 
@@ -272,6 +275,6 @@ def read_codes(header: ShardHeader, handle: int, position: int) -> npt.NDArray[A
 def read_stored(header: ShardHeader, handle: int, position: int) -> npt.NDArray[Any]:
     """The tokens of one row as they are stored, bfloat16 as uint16."""
     found = np.empty(header.shape, dtype=STORED[header.dtype])
-    flat = memoryview(found.reshape(-1)).cast("B")
+    flat = found.reshape(-1).data.cast("B")
     read_into(handle, [flat], header.start + position * header.row_bytes, header.path)
     return found

@@ -249,10 +249,10 @@ class Spool:
 
     def put(self, row: int, sample: str, stored: npt.NDArray[Any], codes: npt.NDArray[Any] | None) -> None:
         """Write a row's tokens, in the number format, to their place."""
-        data = memoryview(np.ascontiguousarray(stored)).cast("B")
+        data = np.ascontiguousarray(stored).data.cast("B")
         checksum = zlib.crc32(data)
         if codes is not None:
-            checksum = zlib.crc32(memoryview(codes.reshape(-1)).cast("B"), checksum)
+            checksum = zlib.crc32(codes.reshape(-1).data.cast("B"), checksum)
         write_at(self.handle, data, self._reserved + (row - self.first) * self._row_bytes)
         self._done[row] = (sample, checksum, codes)
 
@@ -275,7 +275,7 @@ class Spool:
             end = move(self.handle, source, end, (last - first + 1) * self._row_bytes)
         for part in codes:
             if part is not None:
-                write_at(self.handle, memoryview(part.reshape(-1)).cast("B"), end)
+                write_at(self.handle, part.reshape(-1).data.cast("B"), end)
                 end += part.nbytes
         os.ftruncate(self.handle, end)
         write_at(self.handle, memoryview(header), 0)

@@ -172,11 +172,11 @@ def open_shards(
     folder = files[0].parent
     source = ShardSource(headers, places[0], places[1], read_mode(folder, settings.get(LARY_READ)))
     for at, sample in enumerate(table):
-        header, position = headers[places[0, at]], int(places[1, at])
-        if header.samples[position] != sample.id:
+        header, place = headers[places[0, at]], int(places[1, at])
+        if header.samples[place] != sample.id:
             raise LaryError(
                 f"{table.path}, row {sample.row + 1}: {header.path} has the latents of another sample in row "
-                f"{position}. Extract this split again; what is done is kept."
+                f"{place}. Extract this split again; what is done is kept."
             )
     store = read_manifest(folder) if (folder / MANIFEST).exists() else {}
     if store and store.get("key") != headers[0].store:
