@@ -74,6 +74,13 @@ class Team:
             whole[torch.from_numpy(own)] = gathered[rank * longest : rank * longest + len(own)]
         return whole
 
+    def wait(self) -> None:
+        """Go on when all processes are here."""
+        if self.size > 1:
+            from accelerate import PartialState
+
+            PartialState().wait_for_everyone()
+
     def leave(self) -> None:
         """End here in all processes but the leading one, which writes what was found. Raises Done in the others."""
         if not self.leads:
