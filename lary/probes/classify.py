@@ -330,12 +330,16 @@ class _Training:
 
 def _plain(chosen: ClassPredictions | None) -> dict[str, Any] | None:
     """A selection as plain values and tensors."""
-    return chosen and {"epoch": chosen.epoch, "head": chosen.head, "logits": torch.from_numpy(chosen.logits)}
+    if chosen is None:
+        return None
+    return {"epoch": chosen.epoch, "head": chosen.head, "logits": torch.from_numpy(chosen.logits)}
 
 
 def _predictions(plain: dict[str, Any] | None) -> ClassPredictions | None:
     """What `_plain` was made of."""
-    return plain and ClassPredictions(plain["epoch"], plain["head"], plain["logits"].numpy())
+    if plain is None:
+        return None
+    return ClassPredictions(plain["epoch"], plain["head"], plain["logits"].numpy())
 
 
 def _rates(heads: Sequence[Head], plan: Plan, step: int) -> list[float]:

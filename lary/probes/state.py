@@ -85,12 +85,12 @@ class StateFile:
             return
         started = time.monotonic()
         name, keys, *rest = np.random.get_state()  # noqa: NPY002
-        keys = torch.from_numpy(np.asarray(keys).copy())
+        generator = (name, torch.from_numpy(np.array(keys)), *rest)
         save_checkpoint(
             self._path,
             {
                 "identity": self._identity, "beside": list(beside), "values": make(), "random": random.getstate(),
-                "numpy": (name, keys, *rest), "torch": torch.get_rng_state(),
+                "numpy": generator, "torch": torch.get_rng_state(),
             },
         )  # fmt: skip
         self._written = time.monotonic()
