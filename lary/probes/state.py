@@ -52,7 +52,7 @@ class StateFile:
 
     def _load(self, path: Path) -> dict[str, Any] | None:
         if self._team.leads:
-            for torn in path.parent.glob(".*.pt*.tmp"):  # what a killed run was writing
+            for torn in path.parent.glob(".*.tmp"):  # what a killed run was writing
                 torn.unlink(missing_ok=True)
         if not path.exists():
             return None
