@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 import subprocess
 import sys
 from dataclasses import replace
@@ -19,10 +20,11 @@ from lary.configs import ClassifyConfig, ExtractConfig, RegressConfig
 from lary.latents.extract import extract
 from lary.results import controls, figures, running
 from lary.results.evaluate import classify, regress
+from lary.results.inputs import shown
 from lary.results.predictions import read_scores
 from lary.results.record import EvalResult, read_result
 from lary.settings import Settings, load_settings
-from lary.types import LaryError, UsageError
+from lary.types import LaryError, Sample, UsageError
 from tests.tree import make_calvin, make_robot
 
 MODEL = "pixels"
@@ -261,7 +263,6 @@ def test_training_and_validation_go_through_the_same_projection() -> None:
 
     from lary.configs import RegressConfig
     from lary.latents.table import SplitLatents
-    from lary.results.inputs import shown
 
     tokens = np.random.default_rng(0).standard_normal((6, 2, 4, 8)).astype(np.float32)
 
@@ -283,6 +284,7 @@ def test_training_and_validation_go_through_the_same_projection() -> None:
 
 KILLS = """
 import os, signal, sys, torch
+import matplotlib.figure, pandas, scipy.stats, lary.probes.classify, lary.probes.regress
 from pathlib import Path
 from lary import fileio
 from lary.probes import state
@@ -298,7 +300,9 @@ options = dict(model="pixels", probe_preset="demo", epochs=4, resume=True)
 left = 0
 def step(name, arguments):
     global left
-    left -= name == "os.rename"  # every file that takes its name, as the audit hook of Python sees it
+    if name != "os.rename":  # a file takes its name, as audit hooks of Python see it
+        return
+    left -= 1
     if not left:
         os.kill(os.getpid(), signal.SIGKILL)
 def run(folder):
@@ -337,8 +341,8 @@ def shown_of(folder: Path) -> dict[str, Any]:
 @pytest.mark.parametrize(
     ("kind", "kills", "folder", "weights"),
     [
-        ("classify", (2, 3, 5, 4), "classification/robot_1st/pixels", "latest.pt"),
-        ("mlp", (1, 3, 6, 4), "regression/logs/calvin_5_pixels_mlp_absolute", "best_model.pth"),
+        ("classify", (3, 6, 3), "classification/robot_1st/pixels", "latest.pt"),
+        ("mlp", (2, 5), "regression/logs/calvin_5_pixels_mlp_absolute", "best_model.pth"),
     ],
 )
 def test_a_killed_run_started_again_ends_like_an_undisturbed_one(
@@ -382,3 +386,53 @@ def test_latents_of_another_data_set_are_refused(place: Path, tmp_path: Path) ->
     )
     with pytest.raises(UsageError, match=r"latents of robot_1st val, not of calvin train: run 'lary extract"):
         running.check_stores("calvin", {"train": cast("Any", split)})
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"gpus": "one"}, "--gpus 'one': expected device numbers such as 0 or 0,1,2,3"),
+        ({"protocol": "paper"}, "There are no latents|holds latents of protocol 'corrected'"),
+    ],
+)
+def test_requests_that_contradict_the_latents_are_refused(
+    place: Path, tmp_path: Path, options: dict[str, Any], message: str
+) -> None:
+    with pytest.raises(UsageError, match=message):
+        run(place, tmp_path, **options)
+
+
+def test_a_device_that_is_not_there_is_refused(place: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    import torch
+
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
+    with pytest.raises(UsageError, match="--gpus 0,5: this machine has CUDA devices 0 to 1, not 5"):
+        run(place, tmp_path, gpus="0,5")
+
+
+def test_latents_that_are_gone_are_counted(place: Path, tmp_path: Path) -> None:
+    shutil.copytree(place / "latents", tmp_path / "latents")
+    gone = sorted((tmp_path / "latents" / "calvin" / "val" / MODEL).glob("latent_action_*.npz"))[2]
+    gone.unlink()
+    settings = load_settings(
+        {
+            "LARY_ROOT": str(place), "DATA_DIR": str(place / "data"), "LARY_LA_DIR": str(tmp_path / "latents"),
+            "LARY_LOG_DIR": str(tmp_path),
+        },
+        environment={},
+    )  # fmt: skip
+    with pytest.raises(LaryError, match=rf"(?s)1 of 21 latent files .* are missing; extract again.*{gone.name}"):
+        regress(RegressConfig(model=MODEL, dataset="calvin", probe_preset="demo", epochs=1), settings)
+
+
+def test_latents_that_are_not_finite_name_their_sample() -> None:
+    tokens = np.zeros((3, 2, 4, 8), np.float32)
+    tokens[1, 0, 0, 0] = np.nan
+    source = SimpleNamespace(shape=tokens.shape[1:], read=lambda rows: tokens[np.asarray(rows)])
+    samples = [Sample(f"id{row}", row, (f"v{row}.mp4",), (), "push", "v", "arm") for row in range(3)]
+    split = cast("Any", SimpleNamespace(source=source, table=samples))
+    for control in (None, "static-pair"):
+        shown_as = shown(split, ClassifyConfig(model="m", dataset="d", control=control), 0, training=True)
+        with pytest.raises(LaryError, match=r"sample id1 \(v1.mp4\) hold NaN or infinity"):
+            shown_as.read([0, 1])

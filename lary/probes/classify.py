@@ -255,7 +255,7 @@ class _Training:
             if epoch == settings.epochs:
                 kept.keep(self._state, beside=(CHECKPOINT,), last=True)
             else:
-                kept.keep(lambda: self._state() | {"heads": [head.state() for head in heads]})
+                kept.keep(lambda: self._state() | self._weights(heads))
 
     def _ready(self, source: LatentSource, scaling: tuple[Floats, Floats] | None) -> LatentSource:
         return keep_in_memory(ScaledSource(source, *scaling) if scaling else source, self.plan.team.size)
@@ -298,14 +298,17 @@ class _Training:
     def _state(self) -> dict[str, Any]:
         return {
             "epoch": len(self.history), "step": self.plan.step, "history": self.history, "dropped": self.dropped,
-            "rank": list(self.best.rank), "chosen": _plain(self.best.chosen), "weights": self.best.weights,
+            "rank": list(self.best.rank), "chosen": _plain(self.best.chosen),
             "last": _plain(self.last),
         }  # fmt: skip
+
+    def _weights(self, heads: Sequence[Head]) -> dict[str, Any]:
+        return {"heads": [head.state() for head in heads], "weights": self.best.weights}
 
     def _restore(self, state: dict[str, Any]) -> None:
         self.plan.step, self.history, self.dropped = state["step"], state["history"], state["dropped"]
         first, second = state["rank"]
-        self.best = _Best((first, second), _predictions(state["chosen"]), state["weights"])
+        self.best = _Best((first, second), _predictions(state["chosen"]), state.get("weights", {}))
         self.last = _predictions(state["last"])
 
     def _write_checkpoint(self, folder: Path, heads: Sequence[Head], scaling: tuple[Floats, Floats] | None) -> None:
@@ -327,12 +330,16 @@ class _Training:
 
 def _plain(chosen: ClassPredictions | None) -> dict[str, Any] | None:
     """A selection as plain values and tensors."""
-    return chosen and {"epoch": chosen.epoch, "head": chosen.head, "logits": torch.from_numpy(chosen.logits)}
+    if chosen is None:
+        return None
+    return {"epoch": chosen.epoch, "head": chosen.head, "logits": torch.from_numpy(chosen.logits)}
 
 
 def _predictions(plain: dict[str, Any] | None) -> ClassPredictions | None:
     """What `_plain` was made of."""
-    return plain and ClassPredictions(plain["epoch"], plain["head"], plain["logits"].numpy())
+    if plain is None:
+        return None
+    return ClassPredictions(plain["epoch"], plain["head"], plain["logits"].numpy())
 
 
 def _rates(heads: Sequence[Head], plan: Plan, step: int) -> list[float]:

@@ -236,7 +236,7 @@ class ActionExpertDiT(nn.Module):
 
     def denoise(self, noisy: Tensor, timesteps: Tensor, embedded: Tensor) -> Tensor:
         """Predicted noise (B, K, A) for latents that are embedded already."""
-        return self.dit.denoise(noisy, timesteps, embedded)  # type: ignore[no-any-return]
+        return self.dit.denoise(noisy, timesteps, embedded)
 
     @torch.no_grad()
     def predict(self, tokens: Tensor) -> Tensor:

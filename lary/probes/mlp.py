@@ -70,7 +70,7 @@ class ResidualMlp(nn.Module):
         if x.requires_grad:
             x = F.relu(first(norm(x)))
         else:
-            x = F.relu(NormedLinear.apply(x, norm.weight, norm.bias, norm.eps, first.weight, first.bias))
+            x = F.relu(NormedLinear.apply(x, norm.weight, norm.bias, norm.eps, first.weight, first.bias))  # type: ignore[no-untyped-call]
         for block in self.mlp_resnet_blocks:
             x = block(x)
         return self.fc2(self.layer_norm2(x))  # type: ignore[no-any-return]

@@ -55,8 +55,8 @@ class Team:
 
     def dealt(self, count: int, batch: int, rank: int | None = None) -> Ints:
         """Positions out of `count` that a process scores: every `size`-th batch of `batch` rows."""
-        places = np.arange(count, dtype=np.int64)
-        return places[places // batch % self.size == (self.rank if rank is None else rank)]
+        mine = np.arange(count) // batch % self.size == (self.rank if rank is None else rank)
+        return np.flatnonzero(mine).astype(np.int64)
 
     def collect(self, part: Tensor, count: int, batch: int, device: str) -> Tensor:
         """Put together what every process computed for its `dealt` positions: (m, ...) -> (count, ...) on the CPU."""
@@ -73,6 +73,13 @@ class Team:
         for rank, own in enumerate(places):
             whole[torch.from_numpy(own)] = gathered[rank * longest : rank * longest + len(own)]
         return whole
+
+    def wait(self) -> None:
+        """Go on when all processes are here."""
+        if self.size > 1:
+            from accelerate import PartialState
+
+            PartialState().wait_for_everyone()
 
     def leave(self) -> None:
         """End here in all processes but the leading one, which writes what was found. Raises Done in the others."""
@@ -116,18 +123,21 @@ def launch(work: Callable[..., None], arguments: tuple[Any, ...], devices: Seque
     Raises:
         LaryError: what a process raised first, in its own words; the others are ended.
     """
-    import torch.multiprocessing as processes
+    import multiprocessing
 
-    errors = processes.get_context("spawn").SimpleQueue()
+    from torch.multiprocessing.spawn import ProcessExitedException, ProcessRaisedException, start_processes
+
+    errors = multiprocessing.get_context("spawn").SimpleQueue()
     with closing(socket.socket()) as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
     given = (work, arguments, tuple(devices), port, errors)
-    running: Any = processes.start_processes(_member, given, nprocs=len(devices), join=False, start_method="spawn")
+    start: Any = start_processes  # without types in torch
+    running = start(_member, given, nprocs=len(devices), join=False, start_method="spawn")
     try:
         while not running.join():
             pass
-    except (processes.ProcessExitedException, processes.ProcessRaisedException) as error:
+    except (ProcessExitedException, ProcessRaisedException) as error:
         if errors.empty():
             raise LaryError(f"One of {len(devices)} training processes failed: {error}") from error
         wrong_request, message = errors.get()

@@ -28,7 +28,7 @@ class Session:
     def state_file(self, folder: Path | None, *parts: object) -> StateFile:
         """The state of the training that `parts` decide, besides the identity."""
         identity = identity_of_training(self.identity, *parts) if self.identity else ""
-        return StateFile(folder, identity, resume=self.resume, writes=self.team.leads)
+        return StateFile(folder, identity, resume=self.resume, team=self.team)
 
 
 UNATTENDED = Session()

@@ -15,6 +15,7 @@ import torch
 from lary import __version__
 from lary.fileio import digest
 from lary.probes.fit import save_checkpoint
+from lary.probes.parallel import ALONE, Team
 from lary.runtime import log
 
 FILE = "training_state.pt"
@@ -29,14 +30,14 @@ class StateFile:
 
     `identity` names the run with everything that its numbers depend on; an empty one keeps no state. A state of
     another identity is removed before the training starts, so that it can't be taken up after this run has replaced
-    the weights beside it. Only one process of several (`writes`) touches the file.
+    the weights beside it. Of a `team` only the leading process touches the file; none goes on before all have read it.
     """
 
-    def __init__(self, folder: Path | None, identity: str, *, resume: bool = True, writes: bool = True) -> None:
+    def __init__(self, folder: Path | None, identity: str, *, resume: bool = True, team: Team = ALONE) -> None:
         self._path = folder / FILE if folder is not None and identity else None
         self._identity = digest(identity, str(FORMAT), __version__, torch.__version__)
         self._resume = resume
-        self._writes = writes
+        self._team = team
         self._random: dict[str, Any] = {}
         self._cost = 0.0
         self._written = time.monotonic()
@@ -45,19 +46,24 @@ class StateFile:
         """What was kept last by this very run; None to start from nothing."""
         if self._path is None:
             return None
-        if self._writes:
-            for torn in self._path.parent.glob(".*.pt*.tmp"):  # what a killed run was writing
+        values = self._load(self._path)
+        self._team.wait()
+        return values
+
+    def _load(self, path: Path) -> dict[str, Any] | None:
+        if self._team.leads:
+            for torn in path.parent.glob(".*.tmp"):  # what a killed run was writing
                 torn.unlink(missing_ok=True)
-        if not self._path.exists():
+        if not path.exists():
             return None
-        found = self._read(self._path)
+        found = self._read(path)
         if found is None:
-            if self._writes:
-                self._path.unlink(missing_ok=True)
+            if self._team.leads:
+                path.unlink(missing_ok=True)
             return None
         self._random = {name: found[name] for name in ("random", "numpy", "torch")}
         values: dict[str, Any] = found["values"]
-        log.info("%s: going on after epoch %d", self._path, values["epoch"])
+        log.info("%s: going on after epoch %d", path, values["epoch"])
         return values
 
     def restore_random(self) -> None:
@@ -75,16 +81,16 @@ class StateFile:
         `beside` names files of the folder without which the state is of no use.
         """
         due = self._cost <= SHARE * (time.monotonic() - self._written)
-        if self._path is None or not self._writes or not (due or last):
+        if self._path is None or not self._team.leads or not (due or last):
             return
         started = time.monotonic()
         name, keys, *rest = np.random.get_state()  # noqa: NPY002
-        keys = torch.from_numpy(np.asarray(keys).copy())
+        generator = (name, torch.from_numpy(np.array(keys)), *rest)
         save_checkpoint(
             self._path,
             {
                 "identity": self._identity, "beside": list(beside), "values": make(), "random": random.getstate(),
-                "numpy": (name, keys, *rest), "torch": torch.get_rng_state(),
+                "numpy": generator, "torch": torch.get_rng_state(),
             },
         )  # fmt: skip
         self._written = time.monotonic()

@@ -53,7 +53,7 @@ class TensorBoard:
         _import("tensorboard", "tensorboard")
         from torch.utils.tensorboard import SummaryWriter
 
-        self._writer: Any = SummaryWriter(str(folder / "tensorboard"))  # type: ignore[no-untyped-call]
+        self._writer: Any = SummaryWriter(str(folder / "tensorboard"))
         self._writer.add_text("options", "\n\n".join(f"{name}: {value}" for name, value in options.items()))
 
     def log(self, values: Mapping[str, float], step: int) -> None:
