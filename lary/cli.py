@@ -63,9 +63,15 @@ def guarded(call: Callable[[], Outcome]) -> Outcome | int:
         return error.exit_code
     except CycloptsError:
         return UsageError.exit_code
+    except (MemoryError, RecursionError) as error:
+        log.error("%s: a file or option asks for more than this machine has", str(error) or "out of memory")
+        return LaryError.exit_code
     except BrokenPipeError:  # the reader of our output, such as head, has seen enough
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 0
+    except OSError as error:
+        log.error("%s", error)
+        return LaryError.exit_code
     except KeyboardInterrupt:
         log.error("stopped; start the same command again to go on")
         return 130

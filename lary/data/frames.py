@@ -21,6 +21,8 @@ from typing import Any, Literal
 import numpy as np
 import numpy.typing as npt
 
+from lary.data.limits import LARGEST_FILE, jpeg_problem, limit_decoder, open_video, size_problem
+from lary.fileio import read_limited
 from lary.types import MediaError, UsageError
 
 Image = npt.NDArray[np.uint8]
@@ -73,9 +75,9 @@ def read_image(path: Path, reader: Reader = "cv2") -> Image:
         MediaError: the file is missing, torn or of no known format.
     """
     try:
-        data = path.read_bytes()
-    except OSError as error:
-        raise MediaError(f"The image {path} can't be read: {error.strerror}.") from error
+        data = read_limited(path, LARGEST_FILE)
+    except (OSError, ValueError) as error:
+        raise MediaError(f"The image {path} can't be read: {getattr(error, 'strerror', None) or error}.") from error
     if problem := image_problem(data):
         raise MediaError(f"The image {path} is broken: {problem}.")
     return decode_with_cv2(path, data) if reader == "cv2" else decode_with_pillow(path, data)
@@ -117,7 +119,7 @@ def image_problem(data: bytes) -> str:
         return png_problem(data)
     # Some cameras append data behind a JPEG's end marker, so it is looked for, not expected at the very end.
     if data.startswith(JPEG) and data.rfind(b"\xff\xd9") > data.rfind(b"\xff\xda"):
-        return ""
+        return jpeg_problem(data)
     return foreign_problem(data)
 
 
@@ -147,13 +149,19 @@ def pixel_problem(header: bytes, stream: bytes) -> str:
     if len(header) != 13:
         return "the PNG has no header"
     width, height, depth, colour, _, _, interlaced = struct.unpack(">IIBBBBB", header)
+    if problem := size_problem(width, height):
+        return problem
     rows = 1 if interlaced else height
     wanted = rows * (1 + (width * depth * PNG_SAMPLES.get(colour, 1) + 7) // 8)
+    # Interlaced rows are up to twice as many; what is packed behind the picture would cost decoders hours.
+    most = 2 * wanted * height if interlaced else wanted
     inflate = zlib.decompressobj()
     try:
-        found = len(inflate.decompress(stream, wanted + 1))
+        found = len(inflate.decompress(stream, most + 1))
     except zlib.error:
         return "the PNG's pixels can't be unpacked"
+    if len(inflate.unconsumed_tail) > 1024:
+        return "the PNG holds more than the picture that it announces"
     return "" if found >= wanted else "the PNG holds fewer pixels than it announces"
 
 
@@ -163,8 +171,10 @@ def foreign_problem(data: bytes) -> str:
 
     try:
         with Pillow.open(io.BytesIO(data)) as image:
+            if problem := size_problem(*image.size):
+                return problem
             image.load()
-    except (OSError, SyntaxError, ValueError, Pillow.DecompressionBombError) as error:
+    except (OSError, SyntaxError, ValueError, Pillow.DecompressionBombError, Pillow.DecompressionBombWarning) as error:
         return str(error).split(" <_io")[0] or type(error).__name__
     return ""
 
@@ -199,12 +209,12 @@ def read_video(path: Path, frame_index: Sequence[int], *, clamp: bool = True) ->
     if min(frame_index) < 0:
         raise UsageError(f"Frame indices count from 0: {min(frame_index)} is none.")
     try:
-        with _av().open(str(path)) as container:
+        with open_video(_av(), path) as container:
             stream = _video_stream(container)
             table = scan_packets(container, stream)
             frames = pick_frames(container, stream, table, frame_index) if table else None
         if frames is None:
-            with _av().open(str(path)) as container:
+            with open_video(_av(), path) as container:
                 frames = decode_in_order(container, _video_stream(container), frame_index)
     except (_av().error.FFmpegError, OSError, ValueError) as error:
         reason = getattr(error, "strerror", None) or error
@@ -321,7 +331,7 @@ def decode_video(path: Path) -> Iterator[Any]:
     """
     count = 0
     try:
-        with _av().open(str(path)) as container:
+        with open_video(_av(), path) as container:
             for packet in container.demux(_video_stream(container)):
                 if packet.size and packet.is_corrupt:
                     raise ValueError("the file ends within a frame")
@@ -344,7 +354,7 @@ def announced_frames(path: Path) -> int:
         MediaError: the video is missing, torn or holds no video stream.
     """
     try:
-        with _av().open(str(path)) as container:
+        with open_video(_av(), path) as container:
             stream = _video_stream(container)
             if stream.frames or not stream.average_rate:
                 return int(stream.frames)
@@ -374,6 +384,7 @@ def _video_stream(container: Any) -> Any:
         raise ValueError("it holds no video stream")
     stream = container.streams.video[0]
     stream.codec_context.thread_count = 1
+    limit_decoder(stream)
     return stream
 
 

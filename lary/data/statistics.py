@@ -17,7 +17,7 @@ import numpy as np
 import numpy.typing as npt
 
 from lary import fileio
-from lary.data.actions import SMALLEST_STD, parse_npy
+from lary.data.actions import LARGEST_ACTIONS, SMALLEST_STD, parse_npy
 from lary.data.samples import ACTION_FOLDER, TARGET_COLUMN, embodiment_column, places, read_csv
 from lary.data.spec import DatasetSpec
 from lary.runtime import progress
@@ -145,7 +145,7 @@ def read_steps(path: Path, size: int) -> Values:
         MediaError: the file can't be read, holds no numbers, or not a multiple of A of them.
     """
     try:
-        values = parse_npy(path.read_bytes())
+        values = parse_npy(fileio.read_limited(path, LARGEST_ACTIONS))
     except (OSError, ValueError, EOFError) as error:
         raise MediaError(
             f"The action file {path} can't be read: {getattr(error, 'strerror', None) or error}."

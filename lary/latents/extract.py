@@ -22,7 +22,7 @@ from lary.models.spec import ModelSpec, locate_weights
 from lary.registry import load_plugin
 from lary.runtime import log, pick_devices
 from lary.settings import Settings
-from lary.types import BenchmarkProtocol, Encoder, Failure, LaryError, Media, UsageError
+from lary.types import BenchmarkProtocol, Encoder, Failure, LaryError, Media, UsageError, as_path
 
 if TYPE_CHECKING:
     import pandas
@@ -55,7 +55,7 @@ def extract(config: ExtractConfig, settings: Settings, *, plugins: tuple[Path, .
     model, dataset = model_of(config), DATASETS.get(config.dataset)
     check_request(dataset, config)
     devices = pick_devices(config.gpus, config.device)
-    explicit = config.input.expanduser() if config.input else None
+    explicit = as_path(config.input) if config.input else None
     source = find_table(dataset, config.split, settings.path("LARY_ROOT"), explicit)
     table = read_table(dataset, config.split, path=source, data_dir=settings.path("DATA_DIR"), limit=config.limit)
     tag = paths.tagged(model.name, config.protocol, config.latent, config.weights)

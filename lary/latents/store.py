@@ -17,7 +17,8 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from lary.fileio import digest, read_json, write_bytes, write_json
+from lary.arrays import read_npz
+from lary.fileio import digest, open_regular, read_object, write_bytes, write_json
 from lary.types import LaryError, MediaError, UsageError
 
 MANIFEST = "store.json"
@@ -63,9 +64,9 @@ def write_latents(path: Path, tokens: npt.NDArray[Any], codes: npt.NDArray[Any] 
 def read_stamp(path: Path) -> Stamp | None:
     """The stamp of a file; None if there is no such file, it is torn, or another program wrote it."""
     try:
-        with zipfile.ZipFile(path) as archive:
+        with open_regular(path) as file, zipfile.ZipFile(file) as archive:
             return Stamp(**json.loads(archive.comment)) if archive.comment else None
-    except (OSError, ValueError, TypeError, zipfile.BadZipFile):
+    except (OSError, ValueError, TypeError, RecursionError, zipfile.BadZipFile):
         return None
 
 
@@ -76,12 +77,13 @@ def read_latents(path: Path) -> npt.NDArray[np.float32]:
         MediaError: the file is missing, torn, or holds no numeric array ``tokens``.
     """
     try:
-        with np.load(path, allow_pickle=False) as file:
-            tokens = file["tokens"]
-            return np.asarray(tokens, dtype=np.float32)
+        (tokens,) = read_npz(path, "tokens")
+        if tokens.dtype.kind not in "fiub":
+            raise ValueError(f"its tokens are of type {tokens.dtype}")
+        return np.asarray(tokens, dtype=np.float32)
     except FileNotFoundError:
         raise MediaError(f"The latents {path} do not exist: extract them again.") from None
-    except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile) as error:
+    except (OSError, ValueError, KeyError) as error:
         raise MediaError(f"The latents {path} can't be read ({error}): extract them again.") from error
 
 
@@ -93,7 +95,7 @@ def open_store(folder: Path, identity: StoreIdentity, details: dict[str, Any], *
     """
     manifest = folder / MANIFEST
     if manifest.exists():
-        found = read_json(manifest, "store manifest")
+        found = read_object(manifest, "store manifest")
         if found.get("key") == identity.key:
             return
         if not overwrite:

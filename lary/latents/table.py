@@ -14,7 +14,7 @@ from typing import Any
 from lary import paths
 from lary.data.samples import SampleTable, read_table
 from lary.data.spec import DatasetSpec
-from lary.fileio import inside, read_json
+from lary.fileio import inside, read_object
 from lary.latents.store import MANIFEST, NpzSource, read_stamp
 from lary.runtime import log
 from lary.settings import Settings
@@ -134,7 +134,7 @@ def check_origin(files: list[Path], table: Path, model: str, protocol: Benchmark
     if stamp.model != model:
         raise UsageError(f"{table} holds latents of '{stamp.model}', not of '{model}': extract '{model}' again.")
     manifest = files[0].parent / MANIFEST
-    found = read_json(manifest, "store manifest") if manifest.exists() else {}
+    found = read_object(manifest, "store manifest") if manifest.exists() else {}
     identity = found.get("identity", {})
     if identity.get("protocol", protocol) != protocol:
         raise UsageError(

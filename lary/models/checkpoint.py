@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 from lary.models.spec import ModelContext, ModelSpec
 from lary.models.tensors import first_line, read_safetensors, unpickle
 from lary.models.weights import HUB_SECONDS
-from lary.types import LaryError, UsageError
+from lary.types import LaryError, UsageError, as_path
 
 if TYPE_CHECKING:
     import torch
@@ -28,7 +28,7 @@ def find_checkpoint(spec: ModelSpec, context: ModelContext) -> Path:
     advice = f"Put {name} into MODEL_DIR, or pass --weights FILE." if name else "Pass --weights FILE."
     if context.weights is None:
         raise UsageError(f"Weights of '{spec.name}': none given. {advice}")
-    path = Path(context.weights).expanduser()
+    path = as_path(context.weights)
     if path.is_dir() and name:
         path = path / name
     if path.is_file():

@@ -7,12 +7,13 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from lary.fileio import read_yaml
 from lary.models.checkpoint import read_checkpoint, take
 from lary.models.randomly import draw, draw_transformers
 from lary.models.spec import ModelContext, ModelSpec, Weights
 from lary.models.tensors import fill, sha256_of
 from lary.models.weights import Source, find_weights, load_transformers, read_tensors
-from lary.types import UsageError
+from lary.types import UsageError, as_path
 
 if TYPE_CHECKING:
     import torch
@@ -165,20 +166,20 @@ def _from_magvit(
     from lary.nets.magvit import Tokenizer, TokenizerConfig
 
     described = settings.get(features["config_variable"])
-    changes = _tokenizer_config(Path(described).expanduser()) if described else {}
+    changes = _tokenizer_config(as_path(described)) if described else {}
     fields = {**features["config"], **changes}
     with torch.device("meta"):
         tokenizer = Tokenizer(TokenizerConfig(**fields))
     digest_of_file = ""
     if not tensors:
         named = settings.get(features["variable"])
-        if not named or not Path(named).expanduser().is_file():
+        if not named or not as_path(named).is_file():
             reason = f"points to {named}, which is no file" if named else "is not set"
             raise UsageError(
                 f"Weights of '{spec.name}': {origin} holds no tokenizer (keys {features['prefix']}*), and "
                 f"{features['variable']} {reason}. Set it to the tokenizer's own checkpoint."
             )
-        origin = Path(named).expanduser()
+        origin = as_path(named)
         digest_of_file = sha256_of(origin)
         tensors = {
             key: value for key, value in read_checkpoint(origin).items() if not key.startswith(features["unused"])
@@ -197,12 +198,7 @@ def _tokenizer_config(file: Path) -> dict[str, Any]:
     Raises:
         UsageError: the file can't be read or has none.
     """
-    import yaml
-
-    try:
-        content: Any = yaml.safe_load(file.read_text(encoding="utf-8"))
-    except (OSError, ValueError, yaml.YAMLError) as error:
-        raise UsageError(f"The tokenizer configuration {file} can't be read: {error}.") from error
+    content: Any = read_yaml(file, "tokenizer configuration")
     for name in ("model", "init_args", "ddconfig"):
         if isinstance(content, dict) and isinstance(content.get(name), dict):
             content = content[name]

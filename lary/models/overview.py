@@ -4,10 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from pathlib import Path
 
 from lary.models.spec import MODELS, ModelSpec, locate_weights
-from lary.types import UsageError
+from lary.types import UsageError, as_path
 
 
 @dataclass(frozen=True)
@@ -26,7 +25,7 @@ def weights_state(spec: ModelSpec, values: Mapping[str, str]) -> WeightsState:
         place = locate_weights(spec, dict(values))
     except UsageError as error:
         return WeightsState(False, str(error))
-    if place is not None and Path(place).expanduser().exists():
+    if place is not None and as_path(place).exists():
         return WeightsState(True, place)
     return WeightsState(False, f"would be fetched from the hub: {place}; {where_to_put(spec)}")
 

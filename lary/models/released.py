@@ -12,7 +12,7 @@ from lary.models import randomly
 from lary.models.spec import ModelContext, ModelSpec
 from lary.models.tensors import first_line, listed, read_safetensors, sha256_of, unpickle
 from lary.models.weights import CONFIG
-from lary.types import RANDOM, LaryError, UsageError
+from lary.types import RANDOM, LaryError, UsageError, as_path
 
 if TYPE_CHECKING:
     import torch
@@ -66,7 +66,7 @@ def find_checkpoint(spec: ModelSpec, context: ModelContext, layout: Layout) -> C
         return Checkpoint(Path(RANDOM), None, randomly.weights_name(context.seed), seed=context.seed)
     if location is None:
         raise UsageError(f"Weights of '{spec.name}': none given. {_advice(spec, layout)}")
-    path, revision = Path(location).expanduser(), None
+    path, revision = as_path(location), None
     if not path.exists():
         pinned = spec.weights.revision if spec.weights and location == spec.weights.hub else None
         path = _fetch(spec, location, context.revision or pinned, layout)

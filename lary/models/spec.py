@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
-from pathlib import Path
 from typing import Any, Literal
 
 from lary.registry import Registry
-from lary.types import RANDOM, BenchmarkProtocol, Encoder, Media, UsageError
+from lary.types import RANDOM, BenchmarkProtocol, Encoder, Media, UsageError, as_path
 
 ResizeMethod = Literal[
     "cv2_cubic", "cv2_linear", "cv2_area", "pil_lanczos", "pil_bicubic", "pil_bilinear", "torch_bilinear", "none"
@@ -61,6 +61,11 @@ class ModelContext:
     seed: int = 0
     settings: Mapping[str, str] = field(default_factory=dict)
 
+    def __post_init__(self) -> None:
+        """Refuse a revision that would lead the hub's cache elsewhere. Raises UsageError."""
+        if self.revision is not None and not REVISION.fullmatch(self.revision):
+            raise UsageError(f"--revision {self.revision!r}: expected a branch, a tag or a commit.")
+
 
 @dataclass(frozen=True)
 class ModelSpec:
@@ -108,6 +113,9 @@ class ModelSpec:
         clip = self.preprocess_paper_clip if media == "clip" else None
         return clip or self.preprocess_paper or self.preprocess
 
+
+REVISION = re.compile(r"(?!.*\.\.)\w[\w./+-]{0,254}")
+"""A name of git: no way upwards, no option, no root."""
 
 MODELS: Registry[ModelSpec] = Registry(
     "model",
@@ -184,7 +192,7 @@ def locate_weights(spec: ModelSpec, values: dict[str, str], override: str | None
         return RANDOM
     named = override or (values.get(weights.variable) if weights.variable else None)
     if named:
-        path = Path(named).expanduser()
+        path = as_path(named)
         if path.exists():
             return str(path)
         looks_like_path = named.startswith((".", "/", "~")) or path.is_absolute() or named.count("/") != 1
@@ -192,9 +200,7 @@ def locate_weights(spec: ModelSpec, values: dict[str, str], override: str | None
             source = "--weights" if override else weights.variable
             raise UsageError(f"Weights of '{spec.name}': {source} points to {named}, which does not exist.")
         return named
-    folder = (
-        Path(values["MODEL_DIR"]).expanduser() / weights.folder if weights.folder and values.get("MODEL_DIR") else None
-    )
+    folder = as_path(values["MODEL_DIR"]) / weights.folder if weights.folder and values.get("MODEL_DIR") else None
     if folder is not None and folder.exists():
         return str(folder)
     if weights.hub:

@@ -14,7 +14,7 @@ from lary.models.released import Checkpoint, Layout, find_checkpoint, read_check
 from lary.models.spec import ModelContext, ModelSpec, Weights, register_model
 from lary.models.tensors import fill
 from lary.runtime import log
-from lary.types import LaryError, Latents
+from lary.types import LaryError, Latents, as_path
 
 if TYPE_CHECKING:
     import torch
@@ -131,7 +131,7 @@ def find_parts(spec: ModelSpec, context: ModelContext) -> tuple[Checkpoint, Chec
     Raises:
         UsageError: one of them is not there, or the hub does not give it.
     """
-    given = Path(context.weights).expanduser() if context.weights else None
+    given = as_path(context.weights) if context.weights else None
     if given is not None and given.is_file():
         given = given.parent
         context = replace(context, weights=str(given))

@@ -14,7 +14,7 @@ from lary.fileio import digest, inside, read_json
 from lary.models.spec import ModelContext, ModelSpec
 from lary.models.tensors import first_line, listed, read_safetensors, sha256_of, told, unpickle
 from lary.runtime import log
-from lary.types import LaryError, UsageError
+from lary.types import LaryError, UsageError, as_path
 
 if TYPE_CHECKING:
     import torch
@@ -46,7 +46,7 @@ def find_weights(spec: ModelSpec, context: ModelContext) -> Source:
     location = context.weights
     if location is None:
         raise UsageError(f"Weights of '{spec.name}': none given. {_advice(spec)}")
-    path, revision = Path(location).expanduser(), None
+    path, revision = as_path(location), None
     if not path.exists():
         pinned = spec.weights.revision if spec.weights and location == spec.weights.hub else None
         path = fetch(spec, location, context.revision or pinned)
