@@ -147,7 +147,7 @@ def test_a_bad_image_costs_its_rows_and_the_exit_code(root: Path, capsys: pytest
     media = root / "data" / "regression" / "calvin" / "val_stride5"
     (media / rows[0]["src_img"]).write_bytes((media / rows[0]["src_img"]).read_bytes()[:60])
     (media / rows[5]["tgt_img"]).unlink()
-    assert lary(root, "extract", "--model", MODEL, "--dataset", "calvin", "--split", "val") == 1
+    assert lary(root, "extract", "--model", MODEL, "--dataset", "calvin", "--split", "val") == 2
     failures = rows_of(root / "latent_actions" / "calvin" / "val" / MODEL / "failures.csv")
     assert [row["row"] for row in failures] == ["1", "6"]
     assert failures[0]["path"] == rows[0]["src_img"]
@@ -214,7 +214,7 @@ def test_data_dir_unset(root: Path, capsys: pytest.CaptureFixture[str]) -> None:
 
 def test_no_media_at_all(root: Path, capsys: pytest.CaptureFixture[str]) -> None:
     shutil.rmtree(root / "data" / "regression")
-    assert lary(root, "extract", "--model", MODEL, "--dataset", "calvin", "--split", "val") == 1
+    assert lary(root, "extract", "--model", MODEL, "--dataset", "calvin", "--split", "val") == 2
     told = capsys.readouterr().err
     assert "None of the 16 media files" in told
     assert told.count("frame_") == 10
@@ -232,13 +232,13 @@ def test_missing_column(root: Path, capsys: pytest.CaptureFixture[str]) -> None:
 @pytest.mark.skipif(os.geteuid() == 0, reason="root may write everywhere")
 def test_no_write_permission(root: Path, capsys: pytest.CaptureFixture[str]) -> None:
     (root / "latent_actions").mkdir(mode=0o500)
-    assert lary(root, "extract", "--model", MODEL, "--dataset", "calvin", "--split", "val") == 1
+    assert lary(root, "extract", "--model", MODEL, "--dataset", "calvin", "--split", "val") == 2
     assert "Cannot write" in capsys.readouterr().err
 
 
 def test_a_file_where_a_folder_belongs(root: Path, capsys: pytest.CaptureFixture[str]) -> None:
     (root / "latent_actions").touch()
-    assert lary(root, "extract", "--model", MODEL, "--dataset", "calvin", "--split", "val") == 1
+    assert lary(root, "extract", "--model", MODEL, "--dataset", "calvin", "--split", "val") == 2
     told = capsys.readouterr().err
     assert "Cannot write" in told
     assert "Traceback" not in told
