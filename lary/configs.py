@@ -19,6 +19,9 @@ RandomWeights = Literal["random"]
 ProbeType = Literal["mlp", "dit", "ridge"]
 ActionMode = Literal["absolute", "relative"]
 ProbeControl = Literal["static-pair", "shuffled-order", "shuffled-targets"]
+EngineKind = Literal["local", "ray"]
+StoreKind = Literal["npz", "shards"]
+LatentDtype = Literal["float32", "float16", "bfloat16"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -35,7 +38,8 @@ class ExtractConfig:
         input: Table to read in place of LARY_ROOT/data/DATASET_metadata_SPLIT.csv.
         limit: Only the first rows of the table.
         batch_size: Samples per forward pass.
-        workers: Threads that read media; default: one per core, at most 8.
+        workers: Processes that read media, per device; default: the cores shared by the devices, at most 8 each.
+        read_timeout: Seconds after which a sample that can't be read is given up.
         protocol: corrected computes what the benchmark describes, paper what its published code computes.
         weights: Checkpoint in place of the model's variable: folder, file or hub id, or random: drawn from the seed.
         revision: Revision of a hub checkpoint.
@@ -44,7 +48,15 @@ class ExtractConfig:
         compile: Compile the network with torch.compile.
         device: auto takes the CUDA devices of --gpus, or else the CPU.
         seed: Seed of models with random weights.
+        store: npz, one file per sample as published, or shards: safetensors files of many rows with an index.
+        dtype: Number format of the stored tokens; bfloat16 needs shards.
+        pool: Pooling over the tokens of each step before they are stored: none, mean, cls or grid:K.
+        shard_rows: Rows per shard.
         overwrite: Replace latents of another extraction in the same folder.
+        retry_failed: Only the rows that the failures file of the last run names.
+        dry_run: Measure a few samples and tell time, bytes and free disk; nothing is written.
+        engine: local, this machine, or ray, the machines of a Ray cluster; needs the extra lary[ray].
+        address: Of the Ray cluster; auto is the one that this machine belongs to, local starts one.
     """
 
     model: str
@@ -57,6 +69,7 @@ class ExtractConfig:
     limit: int | None = None
     batch_size: int = 16
     workers: int | None = None
+    read_timeout: float = 60.0
     protocol: BenchmarkProtocol = "corrected"
     weights: str | None = None
     revision: str | None = None
@@ -65,7 +78,15 @@ class ExtractConfig:
     compile: bool = False
     device: DeviceChoice = "auto"
     seed: int = 0
+    store: StoreKind = "npz"
+    dtype: LatentDtype = "float32"
+    pool: str = "none"
+    shard_rows: int = 1024
     overwrite: bool = False
+    retry_failed: bool = False
+    dry_run: bool = False
+    engine: EngineKind = "local"
+    address: str = "auto"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -81,6 +102,7 @@ class ClassifyConfig:
         protocol: corrected picks head and epoch on a held-out tenth, paper on the reported split as published.
         latent: Kind of latents, as given to extract.
         weights: random, as given to extract: latents of the same architecture with random weights.
+        pool: Pooling over the tokens of each step, as given to extract; pooled here where only all tokens are stored.
         probe_preset: Size of the probe: paper, or demo for a CPU.
         seed: Seed of weights and sampling.
         seeds: Seeds such as 0,1,2 in place of --seed: one probe each, metrics are their means.
@@ -100,6 +122,7 @@ class ClassifyConfig:
     protocol: BenchmarkProtocol = "corrected"
     latent: LatentKind | None = None
     weights: RandomWeights | None = None
+    pool: str | None = None
     probe_preset: str = "paper"
     seed: int = 0
     seeds: str | None = None
@@ -126,6 +149,7 @@ class RegressConfig:
         protocol: corrected picks the epoch on a held-out tenth, paper on the reported split as published.
         latent: Kind of latents, as given to extract.
         weights: random, as given to extract: latents of the same architecture with random weights.
+        pool: Pooling over the tokens of each step, as given to extract; pooled here where only all tokens are stored.
         probe_preset: Size of the probe: paper, or demo for a CPU.
         seed: Seed of weights and sampling.
         seeds: Seeds such as 0,1,2 in place of --seed: one probe each, metrics are their means.
@@ -148,6 +172,7 @@ class RegressConfig:
     protocol: BenchmarkProtocol = "corrected"
     latent: LatentKind | None = None
     weights: RandomWeights | None = None
+    pool: str | None = None
     probe_preset: str = "paper"
     seed: int = 42
     seeds: str | None = None

@@ -7,15 +7,16 @@ Reads the tables that ``lary extract`` writes and those of an earlier extraction
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path, PurePosixPath
 from typing import Any
 
 from lary import paths
 from lary.data.samples import SampleTable, read_table
 from lary.data.spec import DatasetSpec
-from lary.fileio import inside, read_object
-from lary.latents.store import MANIFEST, NpzSource, read_stamp
+from lary.fileio import inside, read_json
+from lary.latents.npz import NpzSource, read_stamp
+from lary.latents.store import MANIFEST, StoredLatents
 from lary.runtime import log
 from lary.settings import Settings
 from lary.types import BenchmarkProtocol, LaryError, UsageError
@@ -23,18 +24,26 @@ from lary.types import BenchmarkProtocol, LaryError, UsageError
 
 @dataclass(frozen=True)
 class SplitLatents:
-    """The samples of one split that have latents, in table order, and their tokens; how many rows were left out."""
+    """The samples of one split that have latents, in table order, and their tokens.
+
+    Attributes:
+        store: the manifest of the store, or a note that another program made the latents.
+        left_out: how many rows of the table have no latents, or were taken out.
+        folder: of the store.
+    """
 
     table: SampleTable
-    source: NpzSource
+    source: StoredLatents
     store: dict[str, Any]
     left_out: int
+    folder: Path
 
     def take(self, positions: Sequence[int]) -> SplitLatents:
         """Some of the samples; the others count as left out."""
-        source = NpzSource([self.source.files[position] for position in positions])
         left_out = self.left_out + len(self.table) - len(positions)
-        return SplitLatents(self.table.take(positions), source, self.store, left_out)
+        return replace(
+            self, table=self.table.take(positions), source=self.source.take(positions), left_out=left_out
+        )  # fmt: skip
 
 
 def find_latent_table(
@@ -88,7 +97,7 @@ def open_latents(
         log.warning("%s: %d of %d rows have no latents and are left out", file.name, left_out, len(entries))
     files = [resolve_latents(settings, dataset, split, tag, entries[row], file) for row in rows]
     store = check_origin(files, file, model, protocol)
-    return SplitLatents(table.take(rows), NpzSource(files), store, len(entries) - len(rows))
+    return SplitLatents(table.take(rows), NpzSource(files), store, len(entries) - len(rows), files[0].parent)
 
 
 def resolve_latents(settings: Settings, dataset: DatasetSpec, split: str, tag: str, entry: str, table: Path) -> Path:
@@ -134,7 +143,7 @@ def check_origin(files: list[Path], table: Path, model: str, protocol: Benchmark
     if stamp.model != model:
         raise UsageError(f"{table} holds latents of '{stamp.model}', not of '{model}': extract '{model}' again.")
     manifest = files[0].parent / MANIFEST
-    found = read_object(manifest, "store manifest") if manifest.exists() else {}
+    found = read_json(manifest, "store manifest") if manifest.exists() else {}
     identity = found.get("identity", {})
     if identity.get("protocol", protocol) != protocol:
         raise UsageError(

@@ -79,6 +79,7 @@ DINOV2 = ModelSpec(
     licence="Apache-2.0",
     reference="Oquab et al. 2023, arXiv 2304.07193",
     description="DINOv2 ViT-L/14, patch tokens of each frame",
+    class_token=True,
     in_demo=True,
 )  # fmt: skip
 
@@ -103,6 +104,7 @@ DINOV3 = ModelSpec(
     licence="DINOv3 License",
     reference="Siméoni et al. 2025, arXiv 2508.10104",
     description="DINOv3 ViT-L/16, patch tokens of each frame",
+    class_token=True,
 )  # fmt: skip
 
 SIGLIP2 = ModelSpec(
@@ -174,6 +176,7 @@ class ImageEncoder:
         self._device = context.device
         self._mix_planes: bool = options["mix_planes"]
         self._leading = backbone.leading + int(getattr(settings, "num_register_tokens", 0) or 0)
+        self._class_token = backbone.leading > 0
         self._patch: int | None = settings.patch_size if backbone.patches else None
         self.dim: int = settings.hidden_size
         self.weights_digest = source.digest
@@ -182,17 +185,20 @@ class ImageEncoder:
             log.info("%s: D = %d in %s, not the %d of its record", spec.name, self.dim, source.folder, spec.dim)
 
     def encode(self, clips: torch.Tensor) -> Latents:
-        """Clips (B, T, 3, H, W) to tokens (B, T, N, D) float32, on the encoder's device."""
+        """Clips (B, T, 3, H, W) to tokens (B, T, N, D) and class tokens (B, T, D) float32, on its device."""
         import torch
 
         if self._mix_planes:
             clips = mix_planes(clips)
-        return Latents(run_alone(self._tokens, clips.to(self._device, torch.float32)))
+        tokens = run_alone(self._tokens, clips.to(self._device, torch.float32))
+        cls = tokens[:, :, 0] if self._class_token else None
+        return Latents(tokens[:, :, self._leading :], cls=cls)
 
     def _tokens(self, clips: torch.Tensor) -> torch.Tensor:
+        """Clips (B, T, 3, H, W) to all tokens (B, T, leading + N, D)."""
         images = clips.flatten(0, 1)
         inputs = {"pixel_values": images} if self._patch is None else patch_inputs(images, self._patch)
-        tokens: torch.Tensor = self._model(**inputs).last_hidden_state[:, self._leading :]
+        tokens: torch.Tensor = self._model(**inputs).last_hidden_state
         return tokens.reshape(*clips.shape[:2], *tokens.shape[1:])
 
 

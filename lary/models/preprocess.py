@@ -51,19 +51,62 @@ def prepare(clip: Frame, preprocess: Preprocess) -> npt.NDArray[np.float32]:
     Returns:
         (T, 3, H', W') float32, contiguous, H' = W' = ``preprocess.size``.
     """
+    frames = resize(clip, preprocess)
+    planes = np.empty((len(frames), 3, *frames.shape[1:3]), dtype=np.uint8)
+    to_planes(frames, planes)
+    return normalise(planes, preprocess)
+
+
+def to_planes(frames: Frame, out: Frame) -> None:
+    """Frames (T, H, W, 3) as planes of colour: fills `out`, (T, 3, H, W) uint8."""
     import cv2
 
-    frames = resize(clip, preprocess)
-    out = np.empty((len(frames), 3, *frames.shape[1:3]), dtype=np.float32)
     for frame, target in zip(frames, out, strict=True):
-        for plane, channel in zip(cv2.split(frame), target, strict=True):
-            np.divide(plane, np.float32(preprocess.scale), out=channel, dtype=np.float32)
-    mean, std = (np.asarray(value, dtype=np.float32)[:, None, None] for value in (preprocess.mean, preprocess.std))
-    if mean.any():
-        out -= mean
-    if (std != 1).any():
-        out /= std
+        cv2.split(frame, list(target))
+
+
+def normalise(
+    planes: Frame, preprocess: Preprocess, out: npt.NDArray[np.float32] | None = None
+) -> npt.NDArray[np.float32]:
+    """Scale and normalise resized frames: (..., 3, H, W) uint8 to float32, in `out` if it is given."""
+    if out is None:
+        out = np.empty(planes.shape, dtype=np.float32)
+    scale = np.float32(preprocess.scale)
+    # Plane by plane: what one step has written is in the processor's cache for the next one.
+    for plane, target in zip(
+        planes.reshape(-1, 3, *planes.shape[-2:]), out.reshape(-1, 3, *out.shape[-2:]), strict=True
+    ):
+        for colour, channel, mean, std in zip(plane, target, preprocess.mean, preprocess.std, strict=True):
+            np.copyto(channel, colour)
+            channel /= scale
+            if mean:
+                channel -= np.float32(mean)
+            if std != 1:
+                channel /= np.float32(std)
     return out
+
+
+class DeviceNormaliser:
+    """`normalise` on a device, equal to it bit by bit: (..., 3, H, W) uint8 tensors to float32.
+
+    Constants are tensors on the device, because CUDA divides by a number of the host by multiplying with its inverse.
+    """
+
+    def __init__(self, preprocess: Preprocess, device: str) -> None:
+        import torch
+
+        self._scale = torch.tensor(preprocess.scale, dtype=torch.float32, device=device)
+        self._mean, self._std = (
+            torch.tensor(value, dtype=torch.float32, device=device).view(3, 1, 1)
+            for value in (preprocess.mean, preprocess.std)
+        )
+        self._has_mean, self._has_std = any(preprocess.mean), any(value != 1 for value in preprocess.std)
+
+    def __call__(self, planes: torch.Tensor) -> torch.Tensor:
+        out = planes.float().div_(self._scale)
+        if self._has_mean:
+            out.sub_(self._mean)
+        return out.div_(self._std) if self._has_std else out
 
 
 def resize(clip: Frame, preprocess: Preprocess) -> Frame:

@@ -83,6 +83,7 @@ class ModelSpec:
             laid over them under the ``paper`` protocol.
         paper_differences: what the ``paper`` protocol changes for this model, in sentences; empty if nothing.
         notes: known facts and defects, in sentences, for ``docs/models.md``.
+        class_token: whether the class gives a class token for every step, as ``Latents.cls``.
         in_demo: whether ``lary demo`` runs the model where its weights lie on the machine; it runs every one without.
     """
 
@@ -103,6 +104,7 @@ class ModelSpec:
     licence: str = ""
     reference: str = ""
     description: str = ""
+    class_token: bool = False
     in_demo: bool = False
     factory: Callable[[ModelSpec, ModelContext], Encoder] | None = None
 

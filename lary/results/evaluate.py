@@ -292,7 +292,7 @@ def run_facts(
 
 def read_timing(split: SplitLatents) -> float:
     """Seconds that the extraction of a split took, all its runs together; 0 where nobody measured."""
-    file = split.source.files[0].parent / TIMING
+    file = split.folder / TIMING
     return float(read_json(file, "timing of the extraction")["seconds"]) if file.exists() else 0.0
 
 
