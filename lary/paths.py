@@ -1,8 +1,8 @@
 """Where the benchmark's files lie: names of tables and folders, as the published layout has them.
 
-What differs from the default (the ``paper`` protocol, another kind of latent, random weights, pooled tokens) stands behind
-the model's name in every file and folder name, as in ``lapa@paper``, so that numbers never mix. The default has the
-published names.
+What differs from the default (the ``paper`` protocol, another kind of latent, random weights, pooled tokens) stands
+behind the model's name in every file and folder name, as in ``lapa@paper``, so that numbers never mix. The default
+has the published names.
 """
 
 from __future__ import annotations

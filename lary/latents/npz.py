@@ -1,4 +1,4 @@
-"""Latents in the published layout: one ``.npz`` per sample with the arrays ``tokens`` and ``indices``.
+"""The store in the published layout: one ``.npz`` per sample with the arrays ``tokens`` and ``indices``.
 
 Each file carries in its zip comment, which other readers pass over, the id of its sample and the identity of the
 store (model, weights, protocol, preprocessing).
@@ -6,14 +6,11 @@ store (model, weights, protocol, preprocessing).
 
 from __future__ import annotations
 
-import io
-import json
 import os
-import zipfile
 from collections.abc import Collection, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -21,21 +18,12 @@ import numpy as np
 import numpy.typing as npt
 
 from lary import paths
-from lary.fileio import write_bytes
-from lary.latents.store import Floats, StoreIdentity, narrow
-from lary.types import LaryError, MediaError
+from lary.latents.npzfile import Stamp, read_arrays, read_latents, read_stamp, write_latents
+from lary.latents.store import Floats, StoreIdentity, narrow, record_table
+from lary.types import LaryError
 
 if TYPE_CHECKING:
     from lary.data.samples import SampleTable
-
-
-@dataclass(frozen=True)
-class Stamp:
-    """The zip comment of one file."""
-
-    sample: str
-    store: str
-    model: str
 
 
 @dataclass(frozen=True)
@@ -74,7 +62,10 @@ class NpzStore:
         ]  # fmt: skip
 
     def finish(self, table: SampleTable) -> None:
-        """The files are all there is."""
+        """Remove what killed writers have left; the files are all there is."""
+        for file in self.folder.glob(".latent_action_*.npz.*.tmp"):
+            file.unlink(missing_ok=True)
+        record_table(self.folder, table)
 
 
 @dataclass(frozen=True)
@@ -88,40 +79,6 @@ class NpzWriter:
         identity = self.store.identity
         stamp = Stamp(sample, identity.key, identity.model)
         write_latents(self.store.folder / paths.latent_name(row), narrow(tokens, identity.dtype), codes, stamp)
-
-
-def write_latents(path: Path, tokens: npt.NDArray[Any], codes: npt.NDArray[Any] | None, stamp: Stamp) -> None:
-    """Write one sample: `tokens` (P, N, D) or (N, D), `codes` (P, N) or None, stored as an empty array."""
-    buffer = io.BytesIO()
-    np.savez(buffer, tokens=tokens, indices=np.array([]) if codes is None else codes)
-    with zipfile.ZipFile(buffer, "a") as archive:
-        archive.comment = json.dumps(asdict(stamp)).encode()
-    write_bytes(path, buffer.getvalue())
-
-
-def read_stamp(path: Path) -> Stamp | None:
-    """The stamp of a file; None if there is no such file, it is torn, or another program wrote it."""
-    try:
-        with zipfile.ZipFile(path) as archive:
-            return Stamp(**json.loads(archive.comment)) if archive.comment else None
-    except (OSError, ValueError, TypeError, zipfile.BadZipFile):
-        return None
-
-
-def read_latents(path: Path) -> Floats:
-    """The tokens of one sample, float32.
-
-    Raises:
-        MediaError: the file is missing, torn, or holds no numeric array ``tokens``.
-    """
-    try:
-        with np.load(path, allow_pickle=False) as file:
-            tokens = file["tokens"]
-            return np.asarray(tokens, dtype=np.float32)
-    except FileNotFoundError:
-        raise MediaError(f"The latents {path} do not exist: extract them again.") from None
-    except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile) as error:
-        raise MediaError(f"The latents {path} can't be read ({error}): extract them again.") from error
 
 
 class NpzSource:
@@ -160,9 +117,5 @@ class NpzSource:
 
     def codes(self, rows: Collection[int]) -> list[npt.NDArray[Any] | None]:
         """Codes of samples."""
-        found: list[npt.NDArray[Any] | None] = []
-        for row in rows:
-            with np.load(self.files[row], allow_pickle=False) as file:
-                indices = file["indices"] if "indices" in file.files else np.array([])
-            found.append(indices if indices.size else None)
-        return found
+        found = [read_arrays(self.files[row], "indices")[0] for row in rows]
+        return [codes if codes is not None and codes.size else None for codes in found]

@@ -8,15 +8,16 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import numpy.typing as npt
 
+from lary.latents.store import Floats, StoredLatents
 from lary.models.spec import MODELS, ModelSpec
-from lary.types import LaryError, Latents, LatentSource, UsageError
+from lary.types import Latents, UsageError
 
 if TYPE_CHECKING:
     import torch
@@ -85,12 +86,10 @@ def pooled_tokens(tokens: torch.Tensor, pooling: Pooling) -> torch.Tensor:
 
 
 class PooledSource:
-    """Latents of all tokens, pooled as they are read."""
+    """A `StoredLatents` of all tokens, pooled as they are read."""
 
-    def __init__(self, source: LatentSource, pool: str) -> None:
-        self._source, self._pooling = source, parse_pool(pool)
-        if len(source.shape) < 2:
-            raise LaryError(f"Latents of shape {source.shape} have no tokens to pool.")
+    def __init__(self, source: StoredLatents, pool: str) -> None:
+        self._source, self._pool_name = source, pool
         self._shape = tuple(self._pool(np.zeros((1, *source.shape), np.float32)).shape[1:])
 
     @property
@@ -100,12 +99,25 @@ class PooledSource:
     def __len__(self) -> int:
         return len(self._source)
 
-    def read(self, rows: Sequence[int] | npt.NDArray[np.int64]) -> npt.NDArray[np.float32]:
+    @property
+    def bytes_on_disk(self) -> int:
+        return self._source.bytes_on_disk
+
+    def take(self, positions: Collection[int]) -> PooledSource:
+        """Some of the samples."""
+        return PooledSource(self._source.take(positions), self._pool_name)
+
+    def read(self, rows: Sequence[int] | npt.NDArray[np.int64]) -> Floats:
         """Pooled tokens (B, *shape) float32."""
         return self._pool(self._source.read(rows))
 
-    def _pool(self, tokens: npt.NDArray[np.float32]) -> npt.NDArray[np.float32]:
+    def codes(self, rows: Collection[int]) -> list[npt.NDArray[Any] | None]:
+        """Codes of samples, of all tokens."""
+        return self._source.codes(rows)
+
+    def _pool(self, tokens: Floats) -> Floats:
         import torch
 
-        found: npt.NDArray[np.float32] = pooled_tokens(torch.from_numpy(tokens), self._pooling).contiguous().numpy()
+        pooled = pooled_tokens(torch.from_numpy(tokens), parse_pool(self._pool_name))
+        found: Floats = pooled.contiguous().numpy()
         return found

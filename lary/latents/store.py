@@ -27,6 +27,9 @@ if TYPE_CHECKING:
 
 MANIFEST = "store.json"
 SHARDS, INDEX = "shard_*.safetensors", "index.parquet"
+SHARD_MARK = "#"
+"""Between a shard and a row in it, in ``la_path``."""
+
 FORMAT = 1
 BATCHES = 8
 """Per unit of a store whose units are nothing on disk."""
@@ -202,6 +205,14 @@ def clear(folder: Path) -> None:
     """Remove the shards of another extraction; ``.npz`` files are replaced one by one."""
     for file in [*folder.glob(SHARDS), folder / INDEX]:
         file.unlink(missing_ok=True)
+
+
+def record_table(folder: Path, table: SampleTable) -> None:
+    """Note in the manifest which table the latents were last extracted from; the samples' ids decide, not this."""
+    facts = {"path": table.path.name, "digest": table.digest, "rows": len(table)}
+    found = read_manifest(folder)
+    if found.get("table") != facts:
+        write_json(folder / MANIFEST, found | {"table": facts})
 
 
 def read_manifest(folder: Path) -> dict[str, Any]:

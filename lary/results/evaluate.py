@@ -79,7 +79,7 @@ def classify(config: ClassifyConfig, settings: Settings) -> ProbeRun:
     preset = PRESETS.get(config.probe_preset)
     splits = open_splits(settings, dataset, model, config)
     check_dim(config.dim, splits)
-    tag = paths.tagged(model.name, config.protocol, config.latent, config.weights) + variant_of(config)
+    tag = paths.tagged(model.name, config.protocol, config.latent, config.weights, config.pool) + variant_of(config)
     folder = paths.classification_folder(settings, dataset.name, tag)
     if (found := finished(folder, config, splits)) is not None:
         return ProbeRun(folder, found, new=False)
@@ -128,7 +128,7 @@ def regress(config: RegressConfig, settings: Settings) -> ProbeRun:
     check_mode(dataset, config.mode)
     preset = PRESETS.get(config.probe_preset)
     splits = open_splits(settings, dataset, model, config)
-    tag = paths.tagged(model.name, config.protocol, config.latent, config.weights) + variant_of(config)
+    tag = paths.tagged(model.name, config.protocol, config.latent, config.weights, config.pool) + variant_of(config)
     folder = paths.regression_folder(
         settings, dataset.name, dataset.stride, tag, config.model_type, config.action_mode
     )  # fmt: skip

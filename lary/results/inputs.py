@@ -55,13 +55,18 @@ def open_splits(
 ) -> dict[str, SplitLatents]:
     """Latents by role: ``train``, ``seen`` (the validation split) and, where it was extracted, ``unseen``."""
     roles = {"train": dataset.train, "seen": dataset.validation}
-    asked = (model.name, config.protocol, config.latent, config.weights)
+    from lary.probes.fit import MEMORY_SHARE, memory_bytes
+
+    asked = (model.name, config.protocol, config.latent, config.weights, config.pool)
     if dataset.unseen is not None:
         if find_latent_table(settings, dataset, dataset.unseen, *asked) is None:
             log.info("%s has no latents of %s %s: scored without it", model.name, dataset.name, dataset.unseen)
         else:
             roles["unseen"] = dataset.unseen
-    splits = {role: open_latents(settings, dataset, split, *asked) for role, split in roles.items()}
+    memory = int(MEMORY_SHARE * memory_bytes())
+    splits = {
+        role: open_latents(settings, dataset, split, *asked, pack_above=memory) for role, split in roles.items()
+    }  # fmt: skip
     shapes = {role: split.source.shape for role, split in splits.items()}
     if len(set(shapes.values())) > 1:
         told = ", ".join(f"{roles[role]} {shape}" for role, shape in shapes.items())
