@@ -28,6 +28,9 @@ COMMANDS = (
     ("extract", "lary.cli_run:extract", "Extract latents of one split with a model."),
     ("classify", "lary.cli_run:classify", "Train the attentive probe that tells actions apart, and score it."),
     ("regress", "lary.cli_run:regress", "Train the probe that decodes the robot's actions, and score it."),
+    ("run", "lary.cli_sweep:run", "Extract what a probe needs and run the probe, in one go."),
+    ("sweep", "lary.cli_sweep:sweep", "Do many runs, from one file, here or on a Ray cluster."),
+    ("doctor", "lary.cli_doctor:doctor", "Check the environment, devices, decoders, settings and weights."),
     ("report", "lary.cli_run:report", "Write one offline HTML page of all results below a folder."),
     ("models", "lary.cli_run:models", "List the models and whether their weights are here, or show one."),
     (

@@ -223,7 +223,7 @@ def test_no_media_at_all(root: Path, capsys: pytest.CaptureFixture[str]) -> None
 
 def test_missing_column(root: Path, capsys: pytest.CaptureFixture[str]) -> None:
     (root / "data" / "calvin_metadata_val.csv").write_text("src_img,action\na.png,b.npy\n")
-    assert lary(root, "extract", "--model", MODEL, "--dataset", "calvin", "--split", "val") == 1
+    assert lary(root, "extract", "--model", MODEL, "--dataset", "calvin", "--split", "val") == 2
     told = capsys.readouterr().err
     assert "tgt_img" in told
     assert "calvin_metadata_val.csv" in told
@@ -407,7 +407,7 @@ def test_missing_latent_files_are_counted(extracted: Path, capsys: pytest.Captur
 def test_unknown_label_names_its_row(root: Path, capsys: pytest.CaptureFixture[str]) -> None:
     table = root / "data" / "robot_1st_metadata_val.csv"
     table.write_text(table.read_text().replace(",place,", ",plase,", 1))
-    assert lary(root, "extract", "--model", MODEL, "--dataset", "robot_1st", "--split", "val") == 1
+    assert lary(root, "extract", "--model", MODEL, "--dataset", "robot_1st", "--split", "val") == 2
     told = capsys.readouterr().err
     assert "plase" in told
     assert "place" in told

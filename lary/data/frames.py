@@ -10,8 +10,6 @@ from __future__ import annotations
 
 import functools
 import io
-import os
-import stat
 import struct
 import zlib
 from bisect import bisect_right
@@ -65,13 +63,6 @@ def read_clip(
         sizes = ", ".join(f"{image.shape[1]}x{image.shape[0]}" for image in images)
         raise MediaError(f"The images of {paths[0]} differ in size: {sizes}.")
     return np.stack(images)
-
-
-def check_regular(path: Path) -> None:
-    """Refuse what is there but no file: a pipe would keep its reader waiting. Raises ValueError, OSError."""
-    mode = os.stat(path).st_mode
-    if not stat.S_ISREG(mode) and not stat.S_ISDIR(mode):
-        raise ValueError("it is no regular file")
 
 
 # Images

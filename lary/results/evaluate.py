@@ -65,8 +65,12 @@ class ProbeRun:
     new: bool
 
 
-def classify(config: ClassifyConfig, settings: Settings) -> ProbeRun:
+def classify(
+    config: ClassifyConfig, settings: Settings, opened: Mapping[str, SplitLatents] | None = None
+) -> ProbeRun:  # fmt: skip
     """Train and score the attentive probe; a run that is done is not done again.
+
+    `opened` are latents by role in place of the stored ones.
 
     Raises:
         UsageError: contradicting options, missing latents, or a folder that holds the result of another run.
@@ -77,10 +81,9 @@ def classify(config: ClassifyConfig, settings: Settings) -> ProbeRun:
     if config.classes is not None and config.classes != len(classes):
         raise UsageError(f"--classes {config.classes}: data set '{dataset.name}' has {len(classes)} classes.")
     preset = PRESETS.get(config.probe_preset)
-    splits = open_splits(settings, dataset, model, config)
+    splits = dict(opened) if opened else open_splits(settings, dataset, model, config)
     check_dim(config.dim, splits)
-    tag = paths.tagged(model.name, config.protocol, config.latent, config.weights, config.pool) + variant_of(config)
-    folder = paths.classification_folder(settings, dataset.name, tag)
+    folder = run_folder(config, settings, dataset, model)
     if (found := finished(folder, config, splits)) is not None:
         return ProbeRun(folder, found, new=False)
 
@@ -115,8 +118,12 @@ def classify(config: ClassifyConfig, settings: Settings) -> ProbeRun:
     return ProbeRun(folder, result, new=True)
 
 
-def regress(config: RegressConfig, settings: Settings) -> ProbeRun:
+def regress(
+    config: RegressConfig, settings: Settings, opened: Mapping[str, SplitLatents] | None = None
+) -> ProbeRun:  # fmt: skip
     """Train and score the action probe; a run that is done is not done again.
+
+    `opened` are latents by role in place of the stored ones.
 
     Raises:
         UsageError: contradicting options, missing latents or statistics, or a folder with the result of another run.
@@ -127,11 +134,8 @@ def regress(config: RegressConfig, settings: Settings) -> ProbeRun:
     check_stride(dataset, config.stride)
     check_mode(dataset, config.mode)
     preset = PRESETS.get(config.probe_preset)
-    splits = open_splits(settings, dataset, model, config)
-    tag = paths.tagged(model.name, config.protocol, config.latent, config.weights, config.pool) + variant_of(config)
-    folder = paths.regression_folder(
-        settings, dataset.name, dataset.stride, tag, config.model_type, config.action_mode
-    )  # fmt: skip
+    splits = dict(opened) if opened else open_splits(settings, dataset, model, config)
+    folder = run_folder(config, settings, dataset, model)
     if (found := finished(folder, config, splits)) is not None:
         return ProbeRun(folder, found, new=False)
 
@@ -218,6 +222,16 @@ def epochs_of(config: RegressConfig, preset: ProbePreset) -> int:
     return config.epochs or (preset.dit if config.model_type == "dit" else preset.regressor).epochs
 
 
+def run_folder(config: ProbeConfig, settings: Settings, dataset: DatasetSpec, model: ModelSpec) -> Path:
+    """Where a run leaves its files."""
+    tag = paths.tagged(model.name, config.protocol, config.latent, config.weights, config.pool) + variant_of(config)
+    if isinstance(config, ClassifyConfig):
+        return paths.classification_folder(settings, dataset.name, tag)
+    return paths.regression_folder(
+        settings, dataset.name, dataset.stride, tag, config.model_type, config.action_mode
+    )  # fmt: skip
+
+
 def folder_of(folder: Path, seed: int, seeds: Sequence[int]) -> Path:
     """Where the probe of a seed leaves its weights: in the run's folder, or for further seeds in one below it."""
     return folder if seed == seeds[0] else folder / f"seed_{seed}"
@@ -283,11 +297,16 @@ def run_facts(
         preset=config.probe_preset, seed=seeds_of(config)[0], seeds=seeds_of(config), control=config.control,
         project=config.project,
         options_given=json.loads(json.dumps(asdict(config), default=str)),
-        options=json.loads(json.dumps(dict(resolved), default=str)),
+        options=json.loads(json.dumps({**resolved, **store_note(train)}, default=str)),
         provenance=Provenance(**provenance()),
         timings={name: value for name, value in timings.items() if value} | {"probe": round(seconds, 3)},
         failures=missing, files=files,
     )  # fmt: skip
+
+
+def store_note(split: SplitLatents) -> dict[str, str]:
+    """An option that says so where the latents came from no store."""
+    return {"store": str(split.store["no_store"])} if "no_store" in split.store else {}
 
 
 def read_timing(split: SplitLatents) -> float:

@@ -15,7 +15,7 @@ from lary.configs import ExtractConfig
 from lary.data.samples import SampleTable, read_table, write_failures
 from lary.data.spec import DATASETS
 from lary.latents.extract import extract
-from lary.latents.store import read_latents
+from lary.latents.npzfile import read_latents
 from lary.latents.table import open_latents
 from lary.runtime import PlainFormatter
 from lary.settings import Settings, load_settings
