@@ -172,3 +172,120 @@ def test_result_names_no_store_in_json(root: Path) -> None:
     done = run(ask(no_store=True, model_type="ridge", epochs=None, splits="train,val"), settings_of(root))
     found = json.loads((done.probe.folder / "result.json").read_text())
     assert found["options"]["store"].startswith("none")
+
+
+# Sweeps
+
+SWEEP = """
+options: {probe_preset: demo, workers: 1, model-type: ridge}
+grid:
+  model: [pixels, frame-difference]
+  dataset: [calvin]
+  project: [null, 4]
+runs:
+  - {model: pixels, dataset: calvin, seed: 7}
+"""
+
+
+def sweep(root: Path, text: str, *words: str) -> int:
+    (root / "sweep.yaml").write_text(text)
+    places = ["--lary-root", str(root), "--data-dir", str(root / "data")]
+    with pytest.raises(SystemExit) as stop:
+        main(["sweep", str(root / "sweep.yaml"), *words, *places])
+    return int(stop.value.code or 0)
+
+
+def results(root: Path) -> dict[str, bytes]:
+    return {path.parent.relative_to(root).as_posix(): path.read_bytes() for path in root.rglob("result.json")}
+
+
+def test_sweep_does_what_is_left_and_goes_on_after_a_failure(root: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert sweep(root, SWEEP, "--dry-run") == 0
+    assert capsys.readouterr().out.count("to do") == 5
+    assert results(root) == {}
+    broken = root / "logs" / "regression" / "logs" / "calvin_5_frame-difference_ridge_absolute"
+    broken.mkdir(parents=True)
+    (broken / "result.json").write_text("{}")
+    assert sweep(root, SWEEP) == 1
+    told = capsys.readouterr().out
+    assert "5 runs: 4 done now, 0 before, 1 failed" in told
+    assert "failed: frame-difference on calvin" in told
+    assert "schema_version" in told
+    assert "seed=7" in str(sorted(results(root)))
+    before = results(root)
+    (broken / "result.json").unlink()
+    assert sweep(root, SWEEP) == 0
+    told = capsys.readouterr().out
+    assert "5 runs: 1 done now, 4 before, 0 failed" in told
+    assert told.count("result there") == 4
+    assert "pixels, project 4" in told.split("better")[1], "a table of all runs"
+    after = results(root)
+    assert {name: after[name] for name in before if name in after and name != str(broken.relative_to(root))} == {
+        name: text for name, text in before.items() if name != str(broken.relative_to(root))
+    }
+
+
+def test_parts_of_a_sweep_are_the_whole(root: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert sweep(root, SWEEP, "--part", "2/2") == 0
+    assert "2 runs: 2 done now" in capsys.readouterr().out
+    assert sweep(root, SWEEP, "--part", "1/2") == 0
+    assert "3 runs: 3 done now" in capsys.readouterr().out
+    assert sweep(root, SWEEP, "--part", "3/2") == 2
+
+
+@pytest.mark.parametrize(("text", "words"), [
+    ("grid: {modle: [pixels]}", "there is no option 'modle'. Did you mean mod"),
+    ("grids: {}", "unknown key 'grids'. Did you mean grid"),
+    ("grid: {model: pixels, dataset: [calvin]}", "has to be a list"),
+    ("grid: {model: [pixel], dataset: [calvin]}", "Did you mean pixels"),
+    ("grid: {model: [pixels], dataset: [calvinn]}", "Did you mean calvin"),
+    ("grid: {model: [pixels]}", "a run needs a dataset"),
+    ("runs: [{model: pixels, dataset: calvin, epochs: many}]", "epochs 'many'"),
+    ("runs: [{model: pixels, dataset: calvin, protocol: papers}]", "protocol 'papers'"),
+    ("runs: [{model: pixels, dataset: calvin, probe_preset: dem}]", "Did you mean demo"),
+    ("runs: [{model: pixels, dataset: robot_1st, model_type: mlp}]", "one of classes"),
+    ("runs: [{model: pixels, dataset: calvin}, {model: pixels, dataset: calvin}]", "same run as number 1"),
+    ("runs: [{model: pixels, dataset: calvin, splits: 'train,valley'}]", "valley"),
+    ("runs: [{model: pixels, dataset: calvin}, {model: pixels, dataset: calvin, precision: bf16}]", "share a folder"),
+    ("runs: {model: pixels}", "expected a list of runs"),
+    ("options: [a]", "NAME: value"),
+    ("[]", "has to hold the keys"),
+    ("grid: {}", "asks for no run"),
+    ("grid: !!python/object/apply:os.system ['touch executed']", "the tag"),
+    ("a: &a [1]\ngrid: {model: *a}", "anchors and aliases"),
+    ("grid: " + "[" * 5000, "nested too deeply"),
+    ("grid: {model: [pixels], dataset: [calvin], seed: ["
+     + ", ".join(map(str, range(200))) + "], epochs: [" + ", ".join(map(str, range(1, 200))) + "]}", "more than 10000"),
+])  # fmt: skip
+def test_wrong_sweeps_are_refused_before_the_first_run(
+    root: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str], text: str, words: str
+) -> None:
+    monkeypatch.chdir(root)
+    assert sweep(root, text) == 2
+    told = " ".join(capfd.readouterr().err.split())
+    assert words in told
+    assert "Traceback" not in told
+    assert not (root / "executed").exists()
+    assert not (root / "logs").exists()
+
+
+def test_sweep_on_a_ray_cluster(root: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Same results as here; a run that fails leaves the others alone. Ray alone takes seconds to start."""
+    ray = pytest.importorskip("ray", reason="needs the extra lary[ray]")
+    text = SWEEP.replace("runs:", "runs:\n  - {model: pixels, dataset: robot_1st, pool: cls}")
+    text = text.replace(", model-type: ridge", "").replace("seed: 7}", "seed: 7, model_type: ridge}")
+    text = text.replace("dataset: [calvin]", "dataset: [calvin]\n  model_type: [ridge]")
+    try:
+        assert sweep(root, text, "--engine", "ray", "--address", "local", "--gpus-per-run", "1") == 1
+        assert sweep(root, text, "--engine", "ray", "--address", "local", "--cpus-per-run", "0.5") == 1
+    finally:
+        ray.shutdown()
+    told = capsys.readouterr().out
+    assert "6 runs: 5 done now, 0 before, 1 failed" in told
+    on_ray = {name: json.loads(found) for name, found in results(root).items()}
+    shutil.rmtree(root / "logs")
+    assert sweep(root, text) == 1
+    here = {name: json.loads(found) for name, found in results(root).items()}
+    assert on_ray.keys() == here.keys()
+    for name, found in here.items():
+        assert found["selections"] == on_ray[name]["selections"], name
