@@ -218,7 +218,7 @@ def test_sweep_does_what_is_left_and_goes_on_after_a_failure(root: Path, capsys:
     told = capsys.readouterr().out
     assert "5 runs: 1 done now, 4 before, 0 failed" in told
     assert told.count("result there") == 4
-    assert "pixels, project 4" in told.split("better")[1], "a table of all runs"
+    assert "pixels, model_type ridge, project 4" in told.split("better")[1], "a table of all runs"
     after = results(root)
     assert {name: after[name] for name in before if name in after and name != str(broken.relative_to(root))} == {
         name: text for name, text in before.items() if name != str(broken.relative_to(root))
