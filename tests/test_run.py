@@ -269,23 +269,41 @@ def test_wrong_sweeps_are_refused_before_the_first_run(
     assert not (root / "logs").exists()
 
 
+ON_RAY = """
+options: {probe_preset: demo, workers: 1}
+runs:
+  - {model: pixels, dataset: calvin, model_type: ridge}
+  - {model: pixels, dataset: robot_1st, pool: cls}
+"""
+
+
 def test_sweep_on_a_ray_cluster(root: Path, capsys: pytest.CaptureFixture[str]) -> None:
     """Same results as here; a run that fails leaves the others alone. Ray alone takes seconds to start."""
     ray = pytest.importorskip("ray", reason="needs the extra lary[ray]")
-    text = SWEEP.replace("runs:", "runs:\n  - {model: pixels, dataset: robot_1st, pool: cls}")
-    text = text.replace(", model-type: ridge", "").replace("seed: 7}", "seed: 7, model_type: ridge}")
-    text = text.replace("dataset: [calvin]", "dataset: [calvin]\n  model_type: [ridge]")
+    ray.init(address="local", num_cpus=2, include_dashboard=False, log_to_driver=False, configure_logging=False)
     try:
-        assert sweep(root, text, "--engine", "ray", "--address", "local", "--gpus-per-run", "1") == 1
-        assert sweep(root, text, "--engine", "ray", "--address", "local", "--cpus-per-run", "0.5") == 1
+        assert sweep(root, ON_RAY, "--engine", "ray", "--cpus-per-run", "0.5") == 1
+        told = capsys.readouterr().out
+        assert "2 runs: 1 done now, 0 before, 1 failed" in told
+        assert "has no class token" in told or "cls" in told.split("failed:")[1]
     finally:
         ray.shutdown()
-    told = capsys.readouterr().out
-    assert "6 runs: 5 done now, 0 before, 1 failed" in told
     on_ray = {name: json.loads(found) for name, found in results(root).items()}
     shutil.rmtree(root / "logs")
-    assert sweep(root, text) == 1
+    assert sweep(root, ON_RAY) == 1
     here = {name: json.loads(found) for name, found in results(root).items()}
+    assert len(here) == 1
     assert on_ray.keys() == here.keys()
     for name, found in here.items():
         assert found["selections"] == on_ray[name]["selections"], name
+
+
+def test_a_cluster_that_has_too_little_is_refused() -> None:
+    from lary.configs import SweepConfig
+    from lary.sweep_ray import check_resources
+
+    check_resources({"CPU": 4.0, "GPU": 1.0}, SweepConfig(gpus_per_run=0.5, cpus_per_run=4))
+    with pytest.raises(LaryError, match="--gpus-per-run 1: the Ray cluster has 0 GPUs"):
+        check_resources({"CPU": 4.0}, SweepConfig(gpus_per_run=1))
+    with pytest.raises(LaryError, match="--cpus-per-run 8"):
+        check_resources({"CPU": 4.0}, SweepConfig(cpus_per_run=8))
