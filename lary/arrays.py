@@ -58,7 +58,7 @@ def array_of(stream: IO[bytes], room: int) -> npt.NDArray[Any]:
     if any(side < 0 for side in shape) or size > room:
         raise ValueError(f"{room} bytes are too few for an array of shape {shape}")
     values = np.empty(size, dtype=np.uint8)
-    filled, view = 0, memoryview(values)
+    filled, view = 0, values.data
     while filled < size and (count := stream.readinto(view[filled:])):  # type: ignore[attr-defined]
         filled += count
     if filled < size:

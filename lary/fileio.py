@@ -115,7 +115,8 @@ def read_yaml(path: Path, what: str) -> Any:
     try:
         text = read_limited(path, LARGEST_YAML).decode("utf-8-sig")
         depth = 0
-        for event in yaml.parse(text, Loader=yaml.SafeLoader):
+        events: Any = yaml.parse(text, Loader=yaml.SafeLoader)
+        for event in events:
             if getattr(event, "anchor", None):
                 raise ValueError("anchors and aliases are not allowed: write the values out")
             if getattr(event, "tag", None):

@@ -177,7 +177,7 @@ def test_result_names_no_store_in_json(root: Path) -> None:
 # Sweeps
 
 SWEEP = """
-options: {probe_preset: demo, workers: 1, model-type: ridge}
+options: {probe_preset: demo, workers: 1, model-type: mlp, epochs: 1}
 grid:
   model: [pixels, frame-difference]
   dataset: [calvin]
@@ -203,7 +203,7 @@ def test_sweep_does_what_is_left_and_goes_on_after_a_failure(root: Path, capsys:
     assert sweep(root, SWEEP, "--dry-run") == 0
     assert capsys.readouterr().out.count("to do") == 5
     assert results(root) == {}
-    broken = root / "logs" / "regression" / "logs" / "calvin_5_frame-difference_ridge_absolute"
+    broken = root / "logs" / "regression" / "logs" / "calvin_5_frame-difference_mlp_absolute"
     broken.mkdir(parents=True)
     (broken / "result.json").write_text("{}")
     assert sweep(root, SWEEP) == 1
@@ -218,7 +218,7 @@ def test_sweep_does_what_is_left_and_goes_on_after_a_failure(root: Path, capsys:
     told = capsys.readouterr().out
     assert "5 runs: 1 done now, 4 before, 0 failed" in told
     assert told.count("result there") == 4
-    assert "pixels, model_type ridge, project 4" in told.split("better")[1], "a table of all runs"
+    assert "pixels, model_type mlp, project 4" in told.split("better")[1], "a table of all runs"
     after = results(root)
     assert {name: after[name] for name in before if name in after and name != str(broken.relative_to(root))} == {
         name: text for name, text in before.items() if name != str(broken.relative_to(root))
@@ -272,7 +272,7 @@ def test_wrong_sweeps_are_refused_before_the_first_run(
 ON_RAY = """
 options: {probe_preset: demo, workers: 1}
 runs:
-  - {model: pixels, dataset: calvin, model_type: ridge}
+  - {model: pixels, dataset: calvin, epochs: 1}
   - {model: pixels, dataset: robot_1st, pool: cls}
 """
 
