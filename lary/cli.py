@@ -28,6 +28,9 @@ COMMANDS = (
     ("extract", "lary.cli_run:extract", "Extract latents of one split with a model."),
     ("classify", "lary.cli_run:classify", "Train the attentive probe that tells actions apart, and score it."),
     ("regress", "lary.cli_run:regress", "Train the probe that decodes the robot's actions, and score it."),
+    ("run", "lary.cli_sweep:run", "Extract what a probe needs and run the probe, in one go."),
+    ("sweep", "lary.cli_sweep:sweep", "Do many runs, from one file, here or on a Ray cluster."),
+    ("doctor", "lary.cli_doctor:doctor", "Check the environment, devices, decoders, settings and weights."),
     ("report", "lary.cli_run:report", "Write one offline HTML page of all results below a folder."),
     ("latents", "lary.cli_latents:latents_app", "Inspect, verify, convert and export extracted latents."),
     ("models", "lary.cli_run:models", "List the models and whether their weights are here, or show one."),
@@ -67,9 +70,15 @@ def guarded(call: Callable[[], Outcome]) -> Outcome | int:
         return error.exit_code
     except CycloptsError:
         return UsageError.exit_code
+    except (MemoryError, RecursionError) as error:
+        log.error("%s: a file or option asks for more than this machine has", str(error) or "out of memory")
+        return LaryError.exit_code
     except BrokenPipeError:  # the reader of our output, such as head, has seen enough
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 0
+    except OSError as error:
+        log.error("%s", error)
+        return LaryError.exit_code
     except KeyboardInterrupt:
         log.error("stopped; start the same command again to go on")
         return 130

@@ -6,14 +6,15 @@ import os
 import time
 from pathlib import Path
 
-from lary.configs import ClassifyConfig, DemoConfig, ExtractConfig, RegressConfig
+from lary.configs import DemoConfig, ExtractConfig
 from lary.data.simulate import SimulateConfig, simulate
-from lary.data.spec import DATASETS, DatasetSpec, LabelSpace
+from lary.data.spec import DATASETS, DatasetSpec
 from lary.latents.extract import extract
 from lary.models.spec import MODELS, ModelSpec, locate_weights
-from lary.results.evaluate import ProbeRun, classify, regress
+from lary.results.evaluate import ProbeRun
 from lary.results.record import EvalResult
 from lary.results.report import write_report
+from lary.results.run import config_for, run_probe
 from lary.runtime import log
 from lary.settings import CONFIG_NAME, NAMES, Settings, load_settings
 from lary.types import UsageError
@@ -42,7 +43,7 @@ def run_demo(config: DemoConfig) -> int:
                 )
                 extracted += done.extracted
                 failed += len(done.failures)
-            runs.append(run_probe(dataset, model, config.seed, settings))
+            runs.append(run_demo_probe(dataset, model, config.seed, settings))
     page = write_report(settings.path("LARY_LOG_DIR"), config.out / "report.html")
     print(demo_table([run.result for run in runs]))
     if not extracted and not any(run.new for run in runs):
@@ -51,12 +52,10 @@ def run_demo(config: DemoConfig) -> int:
     return 1 if failed else 0
 
 
-def run_probe(dataset: DatasetSpec, model: ModelSpec, seed: int, settings: Settings) -> ProbeRun:
+def run_demo_probe(dataset: DatasetSpec, model: ModelSpec, seed: int, settings: Settings) -> ProbeRun:
     """The probe that the target of a data set asks for."""
-    if isinstance(dataset.target, LabelSpace):
-        asked = ClassifyConfig(model=model.name, dataset=dataset.name, probe_preset=PRESET, seed=seed)
-        return classify(asked, settings)
-    return regress(RegressConfig(model=model.name, dataset=dataset.name, probe_preset=PRESET, seed=seed), settings)
+    options = {"model": model.name, "dataset": dataset.name, "probe_preset": PRESET, "seed": seed}
+    return run_probe(config_for(dataset, options), settings)
 
 
 def demo_settings(out: Path) -> Settings:

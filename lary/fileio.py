@@ -2,13 +2,24 @@
 
 from __future__ import annotations
 
+import errno
 import os
+import re
+import stat
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path, PurePosixPath
 from typing import IO, Any
 
 from lary.types import LaryError, UsageError
+
+LARGEST_JSON = 1 << 28
+LARGEST_YAML = 1 << 17
+"""Bytes of a file that people write by hand: a hundred pages."""
+DEEPEST_YAML = 16
+LONGEST_PATH, LONGEST_NAME = 4096, 255
+CONTROL = re.compile("[\\x00-\\x1f\\x7f\\ud800-\\udc7f\\udd00-\\udfff]")
+"""Letters that no path should hold: they steer terminals and break lines; and halves of letters."""
 
 
 def _read_umask() -> int:
@@ -76,11 +87,93 @@ def read_json(path: Path, what: str) -> Any:
     import json
 
     try:
-        return json.loads(path.read_text(encoding="utf-8"))
+        return json.loads(read_limited(path, LARGEST_JSON))
     except FileNotFoundError:
         raise LaryError(f"The {what} {path} does not exist.") from None
     except (OSError, ValueError) as error:
         raise LaryError(f"The {what} {path} can't be read: {error}.") from error
+    except RecursionError:
+        raise LaryError(f"The {what} {path} can't be read: it is nested too deeply.") from None
+
+
+def read_object(path: Path, what: str) -> dict[str, Any]:
+    """Read a JSON file that holds an object. Raises LaryError as `read_json` does, also for a list or a number."""
+    found = read_json(path, what)
+    if not isinstance(found, dict):
+        raise LaryError(f"The {what} {path} can't be read: it holds no JSON object.")
+    return found
+
+
+def read_yaml(path: Path, what: str) -> Any:
+    """Read a small YAML file of plain values: no tags, and no anchors, whose aliases can grow without end.
+
+    Raises:
+        UsageError: the file is missing, too large, too deeply nested, or isn't plain YAML.
+    """
+    import yaml
+
+    try:
+        text = read_limited(path, LARGEST_YAML).decode("utf-8-sig")
+        depth = 0
+        events: Any = yaml.parse(text, Loader=yaml.SafeLoader)
+        for event in events:
+            if getattr(event, "anchor", None):
+                raise ValueError("anchors and aliases are not allowed: write the values out")
+            if getattr(event, "tag", None):
+                raise ValueError(f"the tag {event.tag} is not allowed: write plain values")
+            opens, closes = yaml.CollectionStartEvent, yaml.CollectionEndEvent
+            depth += isinstance(event, opens) - isinstance(event, closes)
+            if depth > DEEPEST_YAML:
+                raise ValueError("it is nested too deeply")
+        return yaml.safe_load(text)
+    except FileNotFoundError:
+        raise UsageError(f"The {what} {path} does not exist.") from None
+    except (OSError, ValueError, yaml.YAMLError) as error:
+        reason = " ".join(str(error).split()).rstrip(".")
+        raise UsageError(f"The {what} {path} can't be read: {reason}.") from None
+
+
+@contextmanager
+def open_regular(path: Path) -> Iterator[IO[bytes]]:
+    """A regular file for reading, looked at once it is open, so that nothing can be swapped in between.
+
+    A pipe would be waited for without end, and a device read without end: neither is read at all.
+
+    Raises:
+        OSError, ValueError: the file can't be opened, or is none.
+    """
+    handle = os.open(path, os.O_RDONLY | getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_BINARY", 0))
+    try:
+        mode = os.fstat(handle).st_mode
+        if stat.S_ISDIR(mode):
+            raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR), str(path))
+        if not stat.S_ISREG(mode):
+            raise OSError(errno.EINVAL, "it is no regular file", str(path))
+        with os.fdopen(handle, "rb", closefd=False) as stream:
+            yield stream
+    finally:
+        os.close(handle)
+
+
+def read_limited(path: Path, limit: int) -> bytes:
+    """All bytes of a regular file of at most `limit` bytes. Raises OSError and ValueError as `open_regular` does."""
+    with open_regular(path) as stream:
+        size = os.fstat(stream.fileno()).st_size
+        if size > limit:
+            raise OSError(errno.EFBIG, f"it has {size} bytes, more than the {limit} allowed", str(path))
+        return stream.read(size)
+
+
+def path_problem(text: str) -> str:
+    """Why a text can't be a path on any system, in words; empty if it can."""
+    if CONTROL.search(text):
+        return "it holds control characters"
+    if len(text) <= LONGEST_NAME // 4:  # letters have up to four bytes
+        return ""
+    data = text.encode("utf-8", "surrogateescape")
+    if len(data) > LONGEST_PATH or any(len(part) > LONGEST_NAME for part in data.split(b"/")):
+        return "it is too long for a path"
+    return ""
 
 
 def inside(root: Path, relative: str) -> Path:
@@ -92,6 +185,8 @@ def inside(root: Path, relative: str) -> Path:
     pure = PurePosixPath(relative.replace("\\", "/"))
     if not relative or pure.is_absolute() or ".." in pure.parts or (pure.parts and ":" in pure.parts[0]):
         raise UsageError(f"The path '{relative}' leaves its root {root}: paths in tables are relative and inside it.")
+    if problem := path_problem(relative):
+        raise UsageError(f"{relative[:60]!r} is no path below {root}: {problem}.")
     return root / pure
 
 

@@ -9,7 +9,8 @@ from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Generic, Protocol, TypeVar
 
-from lary.types import UsageError
+from lary.fileio import path_problem
+from lary.types import UsageError, as_path
 
 
 class Named(Protocol):
@@ -105,7 +106,10 @@ def load_plugin(path: str | Path) -> None:
     Raises:
         UsageError: the file doesn't exist, or fails when run.
     """
-    file = Path(path).expanduser().resolve()
+    file = as_path(path).absolute()
+    if problem := path_problem(str(file)):
+        raise UsageError(f"Plug-in {str(path)[:60]!r} is no file: {problem}.")
+    file = file.resolve()
     name = f"lary_plugin_{file.stem}_{abs(hash(str(file))):x}"
     if name in sys.modules:
         return
@@ -119,7 +123,8 @@ def load_plugin(path: str | Path) -> None:
     except UsageError:
         del sys.modules[name]
         raise
-    except Exception as error:
+    except (Exception, SystemExit) as error:
         del sys.modules[name]
-        raise UsageError(f"Plug-in {file} failed: {type(error).__name__}: {error}") from error
+        reason = " ".join(str(error).split())[:500]
+        raise UsageError(f"Plug-in {file} failed: {type(error).__name__}: {reason}") from error
     _plugins[name] = file

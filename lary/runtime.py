@@ -5,6 +5,7 @@ from __future__ import annotations
 import functools
 import logging
 import os
+import re
 import sys
 import time
 from collections.abc import Iterator, Sequence
@@ -20,15 +21,24 @@ log = logging.getLogger("lary")
 SECONDS_BETWEEN_LINES = 10.0
 """Of progress, where stderr is no terminal."""
 
+CONTROL = re.compile("[\\x00-\\x08\\x0b-\\x1f\\x7f-\\x9f]")
+
 REPORTED_PACKAGES = (
     "numpy", "torch", "transformers", "diffusers", "av", "opencv-python-headless", "pillow", "mujoco", "scikit-learn",
 )  # fmt: skip
 
 
+class PlainFormatter(logging.Formatter):
+    """Lines in which no file name can steer the terminal: control characters but the line end stand as ``\\x1b``."""
+
+    def format(self, record: logging.LogRecord) -> str:
+        return CONTROL.sub(lambda found: f"\\x{ord(found[0]):02x}", super().format(record))
+
+
 def setup_logging(verbose: bool = False) -> None:
     """Log to stderr; results alone go to stdout."""
     handler = logging.StreamHandler(sys.stderr)
-    handler.setFormatter(logging.Formatter("lary: %(message)s"))
+    handler.setFormatter(PlainFormatter("lary: %(message)s"))
     log.handlers[:] = [handler]
     log.setLevel(logging.DEBUG if verbose else logging.INFO)
     log.propagate = False

@@ -13,9 +13,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from lary.fileio import write_text
+from lary.fileio import path_problem, read_yaml, write_text
 from lary.registry import suggest
-from lary.types import UsageError
+from lary.types import UsageError, as_path
 
 CONFIG_NAME = "lary.yaml"
 
@@ -68,6 +68,7 @@ class Settings:
     def __init__(self, items: Mapping[str, Setting], config_file: Path) -> None:
         self.items = dict(items)
         self.config_file = config_file
+        self._folders = {variable.name: variable.folder for variable in VARIABLES}
 
     def get(self, name: str) -> str | None:
         """The value of a variable, or None. Raises UsageError for a name that is no setting."""
@@ -83,7 +84,10 @@ class Settings:
                 f"{name} is not set. {self.items[name].meaning} Set it with 'export {name}=FOLDER', "
                 f"'lary config set {name} FOLDER' or --{name.lower().replace('_', '-')} FOLDER."
             )
-        return Path(value)
+        path = Path(value)
+        if self._folders.get(name) and path.exists() and not path.is_dir():
+            raise UsageError(f"{name} ({self.items[name].origin}) points to {path}, which is a file and no folder.")
+        return path
 
     def values(self) -> dict[str, str]:
         """Every variable that has a value."""
@@ -108,7 +112,9 @@ def load_settings(
     """
     env = os.environ if environment is None else environment
     named = config or env.get("LARY_CONFIG")
-    file = Path(named).expanduser() if named else Path(CONFIG_NAME)
+    if named:
+        check_path("LARY_CONFIG" if not config else "--config", str(named), "the file to read")
+    file = as_path(named) if named else Path(CONFIG_NAME)
     if named and not file.is_file():
         raise UsageError(f"The configuration file {file} does not exist; 'lary config init' writes one.")
     from_file = _read_config(file) if file.is_file() else {}
@@ -129,25 +135,29 @@ def load_settings(
         else:
             items[name] = Setting(name, None, "not set", variable.meaning)
             continue
+        check_path(name, value, origin)
         if variable.folder or value.startswith("~"):
-            value = str(Path(value).expanduser())
+            value = str(as_path(value))
         items[name] = Setting(name, value, origin, variable.meaning)
     return Settings(items, file)
 
 
+def check_path(name: str, value: str, origin: str) -> None:
+    """Refuse a value that no file system takes. Raises UsageError."""
+    if problem := path_problem(value):
+        shown = value if len(value) < 60 else f"{value[:60]}..."
+        raise UsageError(f"{name} ({origin}) is no path: {problem}: {shown!r}.")
+
+
 def _from_folder(folder: Path, value: str, variable: Variable) -> str:
     """A value of the configuration file: its relative paths start from the file's folder; hub ids stay."""
-    path = folder / Path(value).expanduser()
+    check_path(variable.name, value, "lary.yaml")
+    path = folder / as_path(value)
     return str(path) if variable.folder or path.exists() else value
 
 
 def _read_config(file: Path) -> dict[str, str]:
-    import yaml
-
-    try:
-        content: Any = yaml.safe_load(file.read_text(encoding="utf-8"))
-    except (OSError, ValueError, yaml.YAMLError) as error:
-        raise UsageError(f"The configuration file {file} can't be read: {error}") from None
+    content: Any = read_yaml(file, "configuration file")
     if content is None:
         return {}
     if not isinstance(content, dict):

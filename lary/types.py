@@ -129,5 +129,8 @@ class Progress(Protocol):
 
 
 def as_path(text: str | Path) -> Path:
-    """A path from a setting or option, with ``~`` expanded."""
-    return Path(text).expanduser()
+    """A path from a setting or option, with ``~`` expanded. Raises UsageError for the home of an unknown user."""
+    try:
+        return Path(text).expanduser()
+    except RuntimeError:
+        raise UsageError(f"There is no home folder for the path '{text}': name the folder in full.") from None

@@ -113,7 +113,7 @@ def test_wrong_files_are_refused(tmp_path: Path) -> None:
     with pytest.raises(MediaError, match="allow_pickle"):
         read_chunk(path, SPACE)
     np.savez(tmp_path / "b.npz", a=draw(4, 3))
-    with pytest.raises(MediaError, match="no array of numbers"):
+    with pytest.raises(MediaError, match="magic string"):
         read_chunk(tmp_path / "b.npz", SPACE)
 
 

@@ -19,6 +19,7 @@ import numpy as np
 import numpy.typing as npt
 
 from lary import fileio
+from lary.arrays import array_of, header_of
 from lary.data.poses import FOLDERS, Frame, Pose, arms_of, motion
 from lary.data.samples import THREADS, SampleTable
 from lary.data.spec import NO_ROBOT, ActionSpace, DatasetSpec
@@ -30,6 +31,9 @@ ActionMode = Literal["absolute", "relative"]
 
 SMALLEST_STD = 1e-6
 """Below it a dimension counts as constant and is only centred (std 1)."""
+
+LARGEST_ACTIONS = 1 << 28
+"""Bytes of one action file; a chunk has thousands."""
 
 SLICE = 4096
 """Rows that are worked on at once: bounds the queue of reads and the float64 copies."""
@@ -72,7 +76,7 @@ def read_numbers(path: Path) -> Floats:
         MediaError: the file is missing, no .npy of numbers, or holds NaN or infinity.
     """
     try:
-        values = parse_npy(path.read_bytes())
+        values = parse_npy(fileio.read_limited(path, LARGEST_ACTIONS))
     except (OSError, ValueError, EOFError) as error:
         reason = getattr(error, "strerror", None) or error
         raise MediaError(f"The action file {path} can't be read: {reason}.") from error
@@ -92,13 +96,13 @@ def parse_npy(data: bytes) -> Any:
         ValueError: the bytes end early, are no .npy, or hold pickled objects.
     """
     if data[:8] != b"\x93NUMPY\x01\x00":  # format 1.0; others are rare
-        return np.load(io.BytesIO(data), allow_pickle=False)
+        return array_of(io.BytesIO(data), len(data))
     start = 10 + int.from_bytes(data[8:10], "little")
     shape, fortran, dtype = _npy_header(data[8:start])
     if dtype.hasobject:
         raise ValueError("Object arrays cannot be loaded when allow_pickle=False")
     size = math.prod(shape)
-    if len(data) < start + size * dtype.itemsize:
+    if any(side < 0 for side in shape) or len(data) < start + size * dtype.itemsize:
         raise ValueError(f"{len(data)} bytes are too few for an array of shape {shape}")
     return np.frombuffer(data, dtype, size, start).reshape(shape, order="F" if fortran else "C")
 
@@ -106,7 +110,7 @@ def parse_npy(data: bytes) -> Any:
 @functools.lru_cache(maxsize=256)
 def _npy_header(header: bytes) -> tuple[tuple[int, ...], bool, np.dtype[Any]]:
     """Shape, order and type; parsing is what reading a small file costs, and files of one data set share it."""
-    return np.lib.format.read_array_header_1_0(io.BytesIO(header))
+    return header_of(io.BytesIO(header), (1, 0))
 
 
 @dataclass(frozen=True)

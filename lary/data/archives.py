@@ -227,7 +227,7 @@ class _Writer:
         self.name, self.limits = name, limits
         self.files = self.total = self._members = 0
         self.packed = 0
-        self._made: set[Path] = set()
+        self._made: dict[Path, tuple[int, int]] = {}
         self._folder, self._place, self._free, self._progress = folder, place, free, progress
 
     def folder(self, name: str) -> None:
@@ -271,13 +271,14 @@ class _Writer:
             raise LaryError(f"The archive {self.name} unpacks to more than {limits.ratio:g} times its size: {REFUSED}")
 
     def _make(self, path: Path, name: str) -> None:
-        if path in self._made:
-            return
-        try:
-            path.mkdir(parents=True, exist_ok=True)
-        except (FileExistsError, NotADirectoryError):
-            raise LaryError(f"'{shown(name)}' in {self.name} is both a file and a folder: {REFUSED}") from None
-        self._made.add(path)
+        if path not in self._made:
+            try:
+                path.mkdir(parents=True, exist_ok=True)
+            except (FileExistsError, NotADirectoryError):
+                raise LaryError(f"'{shown(name)}' in {self.name} is both a file and a folder: {REFUSED}") from None
+            self._made[path] = identity(path)
+        if self._made[path] != identity(path):
+            raise LaryError(f"The folder {path} was exchanged while {self.name} was unpacked: {REFUSED}")
 
     def _path(self, name: str) -> Path | None:
         """Where a member is written; None for the archive's own root."""
@@ -293,6 +294,12 @@ class _Writer:
         placed = safe_name(self._place(clean), self.limits.name_bytes)
         assert placed, f"'{clean}' must be placed below the target"
         return self._folder / placed
+
+
+def identity(path: Path) -> tuple[int, int]:
+    """Device and number of a folder, none for a link in its place."""
+    facts = path.lstat()
+    return (facts.st_dev, facts.st_ino) if stat.S_ISDIR(facts.st_mode) else (-1, -1)
 
 
 def safe_name(name: str, longest: int = 1024) -> str | None:
@@ -332,6 +339,8 @@ def _move(name: str, source: Path, target: Path) -> int:
 def _pairs(source: Path, target: Path, *, renaming: bool = False) -> Iterator[tuple[Path, Path]]:
     """Paths that exist on both sides; with `renaming` also the topmost ones that are new."""
     for path in sorted(source.iterdir()):
+        if path.is_symlink():
+            raise LaryError(f"{path} became a link while the archive was unpacked: it is refused.")
         there = target / path.name
         if not there.exists():
             if renaming:

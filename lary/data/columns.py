@@ -5,9 +5,10 @@ from __future__ import annotations
 import csv
 import io
 from collections.abc import Iterator, Sequence
+from contextlib import suppress
 from itertools import islice
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import IO, TYPE_CHECKING
 
 from lary import fileio
 from lary.types import UsageError
@@ -17,6 +18,9 @@ if TYPE_CHECKING:
 
 BLOCK = 4096
 """Rows of a table that are held as lists at a time."""
+MOST_COLUMNS = 4096
+LONGEST_LINE = 1 << 22
+"""Letters; what is longer is no table of samples, and is refused before it is split into cells."""
 
 
 def read_csv(path: Path, limit: int | None = None) -> tuple[list[str], list[list[str]]]:
@@ -38,7 +42,9 @@ def read_frame(path: Path, limit: int | None = None) -> pandas.DataFrame:
     """
     import pandas
 
-    header = next(read_blocks(path, limit))[0]
+    # The header and the first row are read strictly: the fast parser makes an index of what that row has too much,
+    # which takes minutes where it has millions of cells.
+    (header,), _ = read_blocks(path, 1 if limit is None else min(limit, 1))
     try:
         frame = pandas.read_csv(
             path, dtype=object, na_filter=False, encoding="utf-8-sig", header=0, names=header, nrows=limit
@@ -59,12 +65,14 @@ def read_blocks(path: Path, limit: int | None = None) -> Iterator[list[list[str]
     count = 0
     try:
         with path.open(encoding="utf-8-sig", newline="") as file:
-            reader = csv.reader(file)
+            reader = csv.reader(lines_of(file))
             header = [name.strip() for name in next(reader, [])]
             if not any(header):
                 raise UsageError(f"The table {path} is empty: its first line names the columns.")
+            if len(header) > MOST_COLUMNS:
+                raise UsageError(f"The table {path} names {len(header)} columns, more than the {MOST_COLUMNS} allowed.")
             if len(set(header)) < len(header):
-                raise UsageError(f"The table {path} names a column twice: {', '.join(header)}.")
+                raise UsageError(f"The table {path} names a column twice: {', '.join(header)[:400]}.")
             yield [header]
             filled = islice(filter(None, reader), limit)
             while block := list(islice(filled, BLOCK)):
@@ -84,6 +92,16 @@ def read_blocks(path: Path, limit: int | None = None) -> Iterator[list[list[str]
         raise UsageError(f"The table {path} holds column names but no rows.")
 
 
+def lines_of(file: IO[str]) -> Iterator[str]:
+    """The lines of a table. Raises csv.Error for one of absurd length, before it fills the memory, and for NUL."""
+    while line := file.readline(LONGEST_LINE):
+        if len(line) == LONGEST_LINE:
+            raise csv.Error(f"a line has more than {LONGEST_LINE} letters")
+        if "\0" in line:
+            raise csv.Error("it holds the letter NUL, so it is no text")
+        yield line
+
+
 def write_csv(path: Path, columns: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
     """Write a whole CSV atomically."""
     text = io.StringIO(newline="")
@@ -98,8 +116,9 @@ def line_of(path: Path, row: int) -> int:
     with path.open(encoding="utf-8-sig", newline="") as file:
         reader = csv.reader(file)
         count = -2
-        for cells in reader:
-            count += bool(cells)
-            if count == row:
-                break
+        with suppress(csv.Error):  # a cell too long for this reader: it stands on this line
+            for cells in reader:
+                count += bool(cells)
+                if count == row:
+                    break
         return reader.line_num

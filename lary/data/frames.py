@@ -18,9 +18,9 @@ import numpy as np
 from lary.data.images import PNG as PNG
 from lary.data.images import Image as Image
 from lary.data.images import Reader as Reader
-from lary.data.images import check_regular
 from lary.data.images import image_problem as image_problem
 from lary.data.images import read_image as read_image
+from lary.data.limits import limit_decoder, open_video
 from lary.types import MediaError, UsageError
 
 SEEKABLE = frozenset({"av1", "ffv1", "h264", "hevc", "mjpeg", "mpeg4", "vp9"})
@@ -99,13 +99,12 @@ def read_video(path: Path, frame_index: Sequence[int], *, clamp: bool = True) ->
     if min(frame_index) < 0:
         raise UsageError(f"Frame indices count from 0: {min(frame_index)} is none.")
     try:
-        check_regular(path)
-        with _av().open(str(path)) as container:
+        with open_video(_av(), path) as container:
             stream = _video_stream(container)
             table = scan_packets(container, stream, keep=True)
             frames = pick_frames(container, stream, table, frame_index) if table else None
         if frames is None:
-            with _av().open(str(path)) as container:
+            with open_video(_av(), path) as container:
                 frames = decode_in_order(container, _video_stream(container), frame_index)
     except (_av().error.FFmpegError, OSError, ValueError) as error:
         reason = getattr(error, "strerror", None) or error
@@ -253,7 +252,7 @@ def decode_video(path: Path) -> Iterator[Any]:
     """
     count = 0
     try:
-        with _av().open(str(path)) as container:
+        with open_video(_av(), path) as container:
             for packet in container.demux(_video_stream(container)):
                 if packet.size and packet.is_corrupt:
                     raise ValueError("the file ends within a frame")
@@ -276,7 +275,7 @@ def announced_frames(path: Path) -> int:
         MediaError: the video is missing, torn or holds no video stream.
     """
     try:
-        with _av().open(str(path)) as container:
+        with open_video(_av(), path) as container:
             stream = _video_stream(container)
             if stream.frames or not stream.average_rate:
                 return int(stream.frames)
@@ -306,6 +305,7 @@ def _video_stream(container: Any) -> Any:
         raise ValueError("it holds no video stream")
     stream = container.streams.video[0]
     stream.codec_context.thread_count = 1
+    limit_decoder(stream)
     return stream
 
 

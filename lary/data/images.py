@@ -8,8 +8,6 @@ from __future__ import annotations
 
 import functools
 import io
-import os
-import stat
 import struct
 import zlib
 from pathlib import Path
@@ -18,6 +16,8 @@ from typing import Literal
 import numpy as np
 import numpy.typing as npt
 
+from lary.data.limits import LARGEST_FILE, jpeg_problem, size_problem
+from lary.fileio import read_limited
 from lary.types import MediaError
 
 Image = npt.NDArray[np.uint8]
@@ -26,13 +26,8 @@ Reader = Literal["cv2", "pil"]
 PNG, JPEG = b"\x89PNG\r\n\x1a\n", b"\xff\xd8\xff"
 PNG_SAMPLES = {0: 1, 2: 3, 3: 1, 4: 2, 6: 4}
 """Values per pixel by PNG colour type."""
-
-
-def check_regular(path: Path) -> None:
-    """Refuse what is there but no file: a pipe would keep its reader waiting. Raises ValueError, OSError."""
-    mode = os.stat(path).st_mode
-    if not stat.S_ISREG(mode) and not stat.S_ISDIR(mode):
-        raise ValueError("it is no regular file")
+UNCOUNTED = 1 << 18
+"""Bytes that even the densest packing, 1 to 1032, unpacks in a moment; a longer stream of pixels is always counted."""
 
 
 def read_image(path: Path, reader: Reader = "cv2", *, noisy: bool = False) -> Image:
@@ -42,8 +37,7 @@ def read_image(path: Path, reader: Reader = "cv2", *, noisy: bool = False) -> Im
         MediaError: the file is missing, torn or of no known format.
     """
     try:
-        check_regular(path)
-        data = path.read_bytes()
+        data = read_limited(path, LARGEST_FILE)
     except (OSError, ValueError) as error:
         raise MediaError(f"The image {path} can't be read: {getattr(error, 'strerror', None) or error}.") from error
     # A PNG with too few pixels is refused by OpenCV itself, with a line on stderr: no need to unpack it twice.
@@ -101,7 +95,7 @@ def image_problem(data: bytes, *, pixels: bool = True) -> str:
         return png_problem(data, pixels=pixels)
     # Some cameras append data behind a JPEG's end marker, so it is looked for, not expected at the very end.
     if data.startswith(JPEG) and data.rfind(b"\xff\xd9") > data.rfind(b"\xff\xda"):
-        return ""
+        return jpeg_problem(data)
     return foreign_problem(data)
 
 
@@ -122,22 +116,30 @@ def png_problem(data: bytes, *, pixels: bool = True) -> str:
         elif kind == b"IDAT":
             stream.append(content)
         elif kind == b"IEND":
-            return pixel_problem(header, b"".join(stream)) if pixels else ""
+            return pixel_problem(header, b"".join(stream), count=pixels)
         at += 12 + size
 
 
-def pixel_problem(header: bytes, stream: bytes) -> str:
+def pixel_problem(header: bytes, stream: bytes, *, count: bool = True) -> str:
     """Whether a PNG's stream of pixels is complete; Pillow fills a short one with zeros and says nothing."""
     if len(header) != 13:
         return "the PNG has no header"
     width, height, depth, colour, _, _, interlaced = struct.unpack(">IIBBBBB", header)
+    if problem := size_problem(width, height):
+        return problem
+    if not count and len(stream) <= UNCOUNTED:
+        return ""
     rows = 1 if interlaced else height
     wanted = rows * (1 + (width * depth * PNG_SAMPLES.get(colour, 1) + 7) // 8)
+    # Interlaced rows are up to twice as many; what is packed behind the picture would cost decoders hours.
+    most = 2 * wanted * height if interlaced else wanted
     inflate = zlib.decompressobj()
     try:
-        found = len(inflate.decompress(stream, wanted + 1))
+        found = len(inflate.decompress(stream, most + 1))
     except zlib.error:
         return "the PNG's pixels can't be unpacked"
+    if len(inflate.unconsumed_tail) > 1024:
+        return "the PNG holds more than the picture that it announces"
     return "" if found >= wanted else "the PNG holds fewer pixels than it announces"
 
 
@@ -147,7 +149,9 @@ def foreign_problem(data: bytes) -> str:
 
     try:
         with Pillow.open(io.BytesIO(data)) as image:
+            if problem := size_problem(*image.size):
+                return problem
             image.load()
-    except (OSError, SyntaxError, ValueError, Pillow.DecompressionBombError) as error:
+    except (OSError, SyntaxError, ValueError, Pillow.DecompressionBombError, Pillow.DecompressionBombWarning) as error:
         return str(error).split(" <_io")[0] or type(error).__name__
     return ""

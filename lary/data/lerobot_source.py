@@ -9,7 +9,7 @@ from pathlib import Path
 from lary.data.hubs import told
 from lary.data.lerobot_plan import Plan
 from lary.data.lerobot_reader import Episode, LeRobot
-from lary.types import UsageError
+from lary.types import UsageError, as_path
 
 REPOSITORY = re.compile(r"[A-Za-z0-9][\w.-]*/[\w.-]+")
 
@@ -21,7 +21,7 @@ def find_source(source: str, revision: str | None) -> tuple[Path, str]:
         UsageError: there is no such folder, and the text is no repository's name.
         LaryError: the hub doesn't give it.
     """
-    folder = Path(source).expanduser()
+    folder = as_path(source)
     if folder.is_dir():
         return folder, ""
     if not REPOSITORY.fullmatch(source):

@@ -37,12 +37,19 @@ TARGET_COLUMN = "action"
 EMBODIMENT_COLUMN = "embodiment"
 IMAGE_FOLDER, ACTION_FOLDER = "images", "actions"
 
-INDICES = re.compile(r"\s*\d+\s*(,\s*\d+\s*)*")
+INDICES = re.compile(r"\s*[0-9]{1,9}\s*(,\s*[0-9]{1,9}\s*)*")
+LONG_NUMBER = re.compile(r"[0-9]{10}")
 UNSAFE_PATH = re.compile(r"[/\\]|[^/\\]*:|(.*[/\\])?\.\.([/\\]|$)")
 """What no path of a table may start with: a root, a drive, or a way upwards (`fileio.inside` checks again)."""
 
-NOT_PLAIN = ("..", ":", "\\", "\n/", "\n\n", "\n ", *"\t\r\v\f\x1c\x1d\x1e\x1f")
+NOT_PLAIN = ("..", ":", "\\", "\n/", "\n\n", "\n ", "\x7f", *map(chr, {*range(32)} - {10}))
 """What a path in lines of ASCII must not hold to be certainly safe and not empty."""
+
+LONGEST_CELL = 4096
+"""Letters of a cell that is used: the longest path of common systems, or a thousand frame numbers."""
+
+SHORT = 255
+"""Letters within which no name of a path can be too long."""
 
 THREADS = 16
 """For many small reads: on network file systems the wait is what costs."""
@@ -272,7 +279,8 @@ def read_table(spec: DatasetSpec, split: str, *, path: Path, data_dir: Path, lim
     embodiment = embodiment_column(spec, columns)
     for name in [*needed, *([embodiment] if embodiment else [])]:
         if name not in columns:
-            raise UsageError(f"{path} has no column '{name}', which {spec.name} needs; it has: {', '.join(columns)}.")
+            found = ", ".join(columns)[:400]
+            raise UsageError(f"{path} has no column '{name}', which {spec.name} needs; it has: {found}.")
     check_cells(spec, path, {name: frame[name].tolist() for name in needed})
     return SampleTable(spec, split, path, frame, root.absolute(), file_digest(path))
 
@@ -295,6 +303,8 @@ def check_cells(spec: DatasetSpec, path: Path, columns: Mapping[str, Sequence[st
         for row, cell in enumerate(cells):
             if not cell or cell.isspace():
                 problem = f"column '{name}' is empty"
+            elif len(cell) > LONGEST_CELL:
+                problem = f"column '{name}' holds {len(cell)} letters, more than the {LONGEST_CELL} allowed"
             elif name == INDEX_COLUMN:
                 if INDICES.fullmatch(cell):
                     continue
@@ -303,6 +313,8 @@ def check_cells(spec: DatasetSpec, path: Path, columns: Mapping[str, Sequence[st
                 if cell in known:
                     continue
                 problem = f"'{cell}' is no class of {spec.name}.{suggest(cell, classes)}"
+            elif reason := fileio.path_problem(cell.strip()):
+                problem = f"column '{name}' holds {cell[:60]!r}, which is no path: {reason}"
             elif UNSAFE_PATH.match(cell.lstrip()):
                 problem = f"the path '{cell}' leaves its root: paths in tables are relative and inside it"
             else:
@@ -315,11 +327,16 @@ def plainly_right(name: str, cells: Sequence[str], classes: frozenset[str]) -> b
     if name == TARGET_COLUMN and classes:
         return classes.issuperset(cells)
     for start in range(0, len(cells), BLOCK):
-        text = "\n" + "\n".join(cells[start : start + BLOCK]) + "\n"
+        part = cells[start : start + BLOCK]
+        text = "\n" + "\n".join(part) + "\n"
+        if max(map(len, part)) > SHORT or text.count("\n") > len(part) + 1:
+            return False
         if not text.isascii() or any(mark in text for mark in NOT_PLAIN):
             return False
         if name == INDEX_COLUMN and (
-            text.encode().translate(None, b"0123456789,\n") or any(mark in text for mark in (",,", "\n,", ",\n"))
+            LONG_NUMBER.search(text)
+            or text.encode().translate(None, b"0123456789,\n")
+            or any(mark in text for mark in (",,", "\n,", ",\n"))
         ):
             return False
     return True

@@ -17,6 +17,7 @@ import numpy as np
 import numpy.typing as npt
 
 from lary import fileio
+from lary.arrays import array_of
 from lary.data.frames import announced_frames, decode_video, to_rgb
 from lary.data.samples import file_digest
 from lary.types import MediaError
@@ -169,7 +170,8 @@ class DifferenceCache:
     @staticmethod
     def _read(place: Path) -> Doubles | None:
         try:
-            values: Any = np.load(io.BytesIO(place.read_bytes()), allow_pickle=False)
+            data = fileio.read_limited(place, 1 << 28)
+            values: Any = array_of(io.BytesIO(data), len(data))
         except (OSError, ValueError, EOFError):
             return None
         usable = isinstance(values, np.ndarray) and values.ndim == 1 and values.dtype == np.float64

@@ -16,7 +16,7 @@ import numpy as np
 import numpy.typing as npt
 
 from lary import fileio
-from lary.data.actions import parse_npy
+from lary.data.actions import LARGEST_ACTIONS, parse_npy
 from lary.data.frames import Image, decode_video, read_image, to_rgb
 from lary.data.motion import ATOMIC_CLASSES, AtomicRule, atomic_segments, both_directions, pairs_at
 from lary.data.samples import EMBODIMENT_COLUMN, write_csv
@@ -255,7 +255,7 @@ def read_trajectory(folder: Path) -> Trajectory:
     if bool(images) == bool(videos) or len(videos) > 1:
         raise MediaError(f"{folder} holds {len(images)} images and {len(videos)} videos: expected images or one video.")
     try:
-        actions = parse_npy((folder / ACTIONS).read_bytes())
+        actions = parse_npy(fileio.read_limited(folder / ACTIONS, LARGEST_ACTIONS))
     except (OSError, ValueError, EOFError) as error:
         raise MediaError(f"{folder / ACTIONS} can't be read: {error}.") from error
     if not isinstance(actions, np.ndarray) or actions.ndim != 2 or actions.dtype.kind not in "fiu" or not actions.size:

@@ -26,7 +26,7 @@ from lary.latents.units import Interrupted, UnitReport, plan_units
 from lary.models.spec import ModelSpec, locate_weights
 from lary.runtime import log, pick_devices, progress
 from lary.settings import Settings
-from lary.types import BenchmarkProtocol, Encoder, Failure, LaryError, Media, UsageError
+from lary.types import BenchmarkProtocol, Encoder, Failure, LaryError, Media, UsageError, as_path
 
 if TYPE_CHECKING:
     import pandas
@@ -112,7 +112,7 @@ def prepare_run(config: ExtractConfig, settings: Settings, plugins: tuple[Path, 
     check_pool(model, config.pool)
     check_format(config.store, config.dtype)
     devices = pick_devices(config.gpus, config.device)
-    explicit = config.input.expanduser() if config.input else None
+    explicit = as_path(config.input) if config.input else None
     source = find_table(dataset, config.split, settings.path("LARY_ROOT"), explicit)
     table = read_table(dataset, config.split, path=source, data_dir=settings.path("DATA_DIR"), limit=config.limit)
     tag = paths.tagged(model.name, config.protocol, config.latent, config.weights, config.pool)

@@ -11,7 +11,6 @@ import io
 import json
 import math
 import os
-import stat
 import struct
 import zipfile
 import zlib
@@ -22,7 +21,7 @@ from typing import IO, Any
 import numpy as np
 import numpy.typing as npt
 
-from lary.fileio import write_bytes
+from lary.fileio import open_regular, write_bytes
 from lary.types import MediaError
 
 MOST_BYTES = 1 << 30
@@ -70,7 +69,7 @@ def read_stamp(path: Path) -> Stamp | None:
     Only the end of the file is read: the comment has to fill it exactly, and the directory to lie before it.
     """
     try:
-        with path.open("rb", buffering=0) as file:
+        with open_regular(path) as file:
             size = file.seek(0, os.SEEK_END)
             file.seek(max(0, size - END.size - LONGEST_STAMP))
             tail = file.read()
@@ -92,9 +91,7 @@ def read_arrays(path: Path, *names: str) -> list[npt.NDArray[Any] | None]:
         MediaError: the file is missing, torn, no archive, or an array is none of numbers, or larger than it may be.
     """
     try:
-        if not stat.S_ISREG(os.stat(path).st_mode):
-            raise ValueError("it is no regular file")
-        with zipfile.ZipFile(path) as archive:
+        with open_regular(path) as file, zipfile.ZipFile(file) as archive:
             members = {info.filename: info for info in archive.infolist()}
             return [
                 read_member(archive, members[f"{name}.npy"]) if f"{name}.npy" in members else None for name in names

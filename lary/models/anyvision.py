@@ -16,7 +16,7 @@ from lary.models.spec import MODELS, ModelContext, ModelSpec, Preprocess, Resize
 from lary.models.tensors import configured_by, first_line
 from lary.models.weights import CONFIG, Source, find_weights, load_transformers, read_config, read_tensors
 from lary.runtime import log
-from lary.types import RANDOM, LaryError, Latents, UsageError
+from lary.types import RANDOM, LaryError, Latents, UsageError, as_path
 
 if TYPE_CHECKING:
     import torch
@@ -65,7 +65,7 @@ def read_preprocess(location: str) -> Preprocess:
     Raises:
         UsageError: the file is there and can't be read, or asks for something that isn't known here.
     """
-    file = Path(location).expanduser() / PROCESSOR if Path(location).expanduser().exists() else _fetch(location)
+    file = as_path(location) / PROCESSOR if as_path(location).exists() else _fetch(location)
     if file is None or not file.is_file():
         log.info("%s has no %s: frames are resized to 224 with ImageNet's mean and std", location, PROCESSOR)
         return Preprocess(resize="pil_bicubic", mean=IMAGENET_MEAN, std=IMAGENET_STD, reader="pil")
@@ -108,7 +108,7 @@ def find_configuration(spec: ModelSpec, context: ModelContext) -> Source:
         UsageError: there is no such file.
     """
     location = spec.weights.hub if spec.weights and spec.weights.hub else ""
-    file = Path(location).expanduser() / CONFIG
+    file = as_path(location) / CONFIG
     if not file.parent.exists():
         file = _fetch(location, CONFIG, context.revision) or file
     if not file.is_file():

@@ -7,12 +7,13 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from lary.fileio import read_yaml
 from lary.models.randomly import draw, draw_transformers
 from lary.models.released import Layout, read_checkpoint
 from lary.models.spec import ModelContext, ModelSpec, locate_weights
 from lary.models.tensors import configured_by, fill, sha256_of, take
 from lary.models.weights import Source, find_weights, load_transformers, read_tensors
-from lary.types import UsageError
+from lary.types import UsageError, as_path
 
 if TYPE_CHECKING:
     import torch
@@ -166,20 +167,20 @@ def _from_magvit(
     from lary.nets.magvit import Tokenizer, TokenizerConfig
 
     described = settings.get(features["config_variable"])
-    changes = _tokenizer_config(Path(described).expanduser()) if described else {}
+    changes = _tokenizer_config(as_path(described)) if described else {}
     with configured_by(described or "the record", "Open-MAGVIT2 tokenizer"), torch.device("meta"):
         tokenizer = Tokenizer(TokenizerConfig(**{**features["config"], **changes}))
     digest_of_file = ""
     if not tensors:
         variable = spec.backbone.variable if spec.backbone else None
         named = settings.get(variable) if variable else None
-        if not named or not Path(named).expanduser().is_file():
+        if not named or not as_path(named).is_file():
             reason = f"points to {named}, which is no file" if named else "is not set"
             raise UsageError(
                 f"Weights of '{spec.name}': {origin} holds no tokenizer (keys {features['prefix']}*), and "
                 f"{variable} {reason}. Set it to the tokenizer's own checkpoint."
             )
-        origin = Path(named).expanduser()
+        origin = as_path(named)
         digest_of_file = sha256_of(origin)
         tensors = read_checkpoint(origin, replace(LAYOUT, unused=features["unused"]))
     fill(tokenizer, tensors, origin)
@@ -196,12 +197,7 @@ def _tokenizer_config(file: Path) -> dict[str, Any]:
     Raises:
         UsageError: the file can't be read or has none.
     """
-    import yaml
-
-    try:
-        content: Any = yaml.safe_load(file.read_text(encoding="utf-8"))
-    except (OSError, ValueError, yaml.YAMLError) as error:
-        raise UsageError(f"The tokenizer configuration {file} can't be read: {error}.") from error
+    content: Any = read_yaml(file, "tokenizer configuration")
     for name in ("model", "init_args", "ddconfig"):
         if isinstance(content, dict) and isinstance(content.get(name), dict):
             content = content[name]

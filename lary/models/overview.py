@@ -10,7 +10,7 @@ from pathlib import Path
 
 import lary
 from lary.models.spec import MODELS, ModelSpec, Weights, locate_weights
-from lary.types import UsageError
+from lary.types import UsageError, as_path
 
 REFERENCE = Path(lary.__file__).parent / "results" / "reference"
 """Where the tables of the benchmark's paper lie."""
@@ -54,7 +54,7 @@ def weights_state(spec: ModelSpec, values: Mapping[str, str]) -> WeightsState:
         place = locate_weights(spec, dict(values))
     except UsageError as error:
         return WeightsState(False, str(error))
-    if place is not None and Path(place).expanduser().exists():
+    if place is not None and as_path(place).exists():
         return WeightsState(True, place)
     return WeightsState(False, f"would be fetched from the hub: {place}; {where_to_put(spec.weights)}")
 

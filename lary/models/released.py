@@ -12,7 +12,7 @@ from lary.models import hub, randomly
 from lary.models.spec import ModelContext, ModelSpec, remedy
 from lary.models.tensors import listed, read_safetensors, sha256_of, unpickle
 from lary.models.weights import CONFIG, refuse_revision
-from lary.types import RANDOM, LaryError, UsageError
+from lary.types import RANDOM, LaryError, UsageError, as_path
 
 if TYPE_CHECKING:
     import torch
@@ -68,7 +68,7 @@ def find_checkpoint(spec: ModelSpec, context: ModelContext, layout: Layout) -> C
         return Checkpoint(Path(RANDOM), None, randomly.weights_name(context.seed), seed=context.seed)
     if location is None:
         raise UsageError(f"Weights of '{spec.name}': none given. {remedy(spec, expected)}")
-    path, revision = Path(location).expanduser(), None
+    path, revision = as_path(location), None
     if path.exists():
         refuse_revision(spec, context, path)
     else:

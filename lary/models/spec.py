@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
-from pathlib import Path
 from typing import Any, Literal
 
 from lary.registry import Registry
-from lary.types import RANDOM, BenchmarkProtocol, Encoder, Media, UsageError
+from lary.types import RANDOM, BenchmarkProtocol, Encoder, Media, UsageError, as_path
 
 ResizeMethod = Literal[
     "cv2_cubic", "cv2_linear", "cv2_area", "pil_lanczos", "pil_bicubic", "pil_bilinear", "torch_bilinear", "none"
@@ -60,6 +60,11 @@ class ModelContext:
     revision: str | None = None
     seed: int = 0
     settings: Mapping[str, str] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        """Refuse a revision that would lead the hub's cache elsewhere. Raises UsageError."""
+        if self.revision is not None and not REVISION.fullmatch(self.revision):
+            raise UsageError(f"--revision {self.revision!r}: expected a branch, a tag or a commit.")
 
 
 @dataclass(frozen=True)
@@ -137,6 +142,9 @@ class ModelSpec:
         return paper if protocol == "paper" and paper else corrected
 
 
+REVISION = re.compile(r"(?!.*\.\.)\w[\w./+-]{0,254}")
+"""A name of git: no way upwards, no option, no root."""
+
 MODELS: Registry[ModelSpec] = Registry(
     "model",
     modules=(
@@ -212,7 +220,7 @@ def locate_weights(spec: ModelSpec, values: dict[str, str], override: str | None
         return RANDOM
     named = override or (values.get(weights.variable) if weights.variable else None)
     if named:
-        path = Path(named).expanduser()
+        path = as_path(named)
         if path.exists():
             return str(path)
         looks_like_path = named.startswith((".", "/", "~")) or path.is_absolute() or named.count("/") != 1
@@ -220,9 +228,7 @@ def locate_weights(spec: ModelSpec, values: dict[str, str], override: str | None
             source = "--weights" if override else weights.variable
             raise UsageError(f"Weights of '{spec.name}': {source} points to {named}, which does not exist. Correct it.")
         return named
-    folder = (
-        Path(values["MODEL_DIR"]).expanduser() / weights.folder if weights.folder and values.get("MODEL_DIR") else None
-    )
+    folder = as_path(values["MODEL_DIR"]) / weights.folder if weights.folder and values.get("MODEL_DIR") else None
     if folder is not None and folder.exists():
         return str(folder)
     if weights.hub:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import zipfile
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -15,6 +16,8 @@ if TYPE_CHECKING:
 
 LISTED = 8
 """How many keys an error names before it only counts."""
+SHARED = 8
+"""How often a byte of a file may stand in tensors, on average."""
 
 
 def sha256_of(file: Path) -> str:
@@ -68,7 +71,12 @@ def unpickle(file: Path) -> Any:
     import torch
 
     try:
-        return torch.load(file, map_location="cpu", weights_only=True, mmap=zipfile.is_zipfile(file))
+        packed = zipfile.is_zipfile(file)
+        if packed:
+            check_stored(file)
+        content = torch.load(file, map_location="cpu", weights_only=True, mmap=packed)
+        check_sizes(content, file.stat().st_size)
+        return content
     except Exception as error:  # the unpickler of a hostile or broken file may raise anything
         if strange := strange_names(file):
             raise LaryError(
@@ -113,6 +121,38 @@ def configured_by(origin: object, name: str) -> Iterator[None]:
         raise
     except Exception as error:  # each library has its own for values that it can't use
         raise LaryError(f"The configuration of {origin} describes no {name}: {first_line(error)}.") from error
+
+
+def check_stored(file: Path) -> None:
+    """Refuse a zip that torch did not write: it packs nothing, so no entry unpacks to more. Raises ValueError."""
+    with zipfile.ZipFile(file) as archive:
+        entries = archive.infolist()
+    if any(entry.compress_type != zipfile.ZIP_STORED for entry in entries):
+        raise ValueError("it is compressed, which torch's files are not")
+    if sum(entry.file_size for entry in entries) > file.stat().st_size:
+        raise ValueError("its entries announce more bytes than it has")
+
+
+def check_sizes(content: Any, size: int) -> None:
+    """Refuse tensors that spread a few bytes over a giant shape: their first copy would fill the memory.
+
+    Tensors that are shared count every time; the most that checkpoints share is a few embeddings.
+
+    Raises:
+        ValueError: the tensors of nested dictionaries and lists announce far more than `size` bytes.
+    """
+    import torch
+
+    announced, waiting, seen = 0, [content], set()
+    while waiting:
+        item = waiting.pop()
+        if isinstance(item, torch.Tensor):
+            announced += item.numel() * item.element_size()
+        elif isinstance(item, Mapping | list | tuple) and id(item) not in seen:
+            seen.add(id(item))
+            waiting += item.values() if isinstance(item, Mapping) else item
+    if announced > SHARED * size:
+        raise ValueError(f"its tensors announce {announced} bytes and it has {size}")
 
 
 def fill(network: torch.nn.Module, tensors: Mapping[str, torch.Tensor], origin: object) -> None:

@@ -12,7 +12,7 @@ from lary.models.preprocess import VILLA_X_IMAGE, VILLA_X_PAPER_CLIP
 from lary.models.released import Checkpoint, Layout, find_checkpoint, read_checkpoint
 from lary.models.spec import ModelContext, ModelSpec, Weights, register_model
 from lary.runtime import log
-from lary.types import RANDOM, LaryError, Latents
+from lary.types import RANDOM, LaryError, Latents, as_path
 
 if TYPE_CHECKING:
     import torch
@@ -130,7 +130,7 @@ def find_parts(spec: ModelSpec, context: ModelContext) -> tuple[Checkpoint, Chec
     Raises:
         UsageError: one of them is not there, or the hub does not give it.
     """
-    given = Path(context.weights).expanduser() if context.weights not in (None, RANDOM) else None
+    given = as_path(context.weights) if context.weights not in (None, RANDOM) else None
     if given is not None and given.is_file():
         given = given.parent
         context = replace(context, weights=str(given))

@@ -14,7 +14,7 @@ from lary.models import hub
 from lary.models.randomly import weights_name
 from lary.models.spec import ModelContext, ModelSpec, remedy
 from lary.models.tensors import configured_by, listed, read_safetensors, sha256_of, told, unpickle
-from lary.types import RANDOM, LaryError, UsageError
+from lary.types import RANDOM, LaryError, UsageError, as_path
 
 if TYPE_CHECKING:
     import torch
@@ -54,7 +54,7 @@ def find_weights(spec: ModelSpec, context: ModelContext) -> Source:
         return Source(Path(RANDOM), (), weights_name(context.seed), seed=context.seed)
     if location is None:
         raise UsageError(f"Weights of '{spec.name}': none given. {remedy(spec, EXPECTED)}")
-    path, revision = Path(location).expanduser(), None
+    path, revision = as_path(location), None
     if path.exists():
         refuse_revision(spec, context, path)
     else:

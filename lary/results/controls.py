@@ -16,15 +16,16 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from lary.configs import ClassifyConfig, ControlsConfig, ExtractConfig, ProbeControl, RegressConfig
+from lary.configs import ControlsConfig, ExtractConfig, ProbeControl
 from lary.data.spec import DATASETS, DatasetSpec, LabelSpace
 from lary.latents.extract import extract
 from lary.latents.table import find_latent_table
 from lary.models.spec import MODELS, ModelSpec
 from lary.results.compare import Difference, compare_runs, open_run
-from lary.results.evaluate import ProbeRun, classify, regress
+from lary.results.evaluate import ProbeRun
 from lary.results.measure import reading
 from lary.results.record import FILE_NAME, EvalResult, Margin, write_result
+from lary.results.run import config_for, run_probe
 from lary.runtime import log
 from lary.settings import Settings
 from lary.types import UsageError
@@ -115,11 +116,10 @@ def run_one(
         "probe_preset": config.probe_preset, "seeds": config.seeds, "epochs": config.epochs,
         "overwrite": config.overwrite, "splits": config.splits, **changes,
     }  # fmt: skip
-    if isinstance(dataset.target, LabelSpace):
-        return classify(ClassifyConfig(**options), settings)
-    options |= {"model_type": config.model_type, "action_mode": config.action_mode}
-    options["relative_frame"] = config.relative_frame
-    return regress(RegressConfig(**options), settings)
+    if not isinstance(dataset.target, LabelSpace):
+        options |= {"model_type": config.model_type, "action_mode": config.action_mode}
+        options["relative_frame"] = config.relative_frame
+    return run_probe(config_for(dataset, options), settings)
 
 
 def splits_of(dataset: DatasetSpec, settings: Settings, config: ControlsConfig) -> list[str]:

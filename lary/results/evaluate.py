@@ -68,8 +68,12 @@ class ProbeRun:
     new: bool
 
 
-def classify(config: ClassifyConfig, settings: Settings) -> ProbeRun:
+def classify(
+    config: ClassifyConfig, settings: Settings, opened: Mapping[str, SplitLatents] | None = None
+) -> ProbeRun:  # fmt: skip
     """Train and score the attentive probe; a run that is done is not done again.
+
+    `opened` are latents by role in place of the stored ones.
 
     Raises:
         UsageError: contradicting options, missing latents, or a folder that holds the result of another run.
@@ -80,11 +84,10 @@ def classify(config: ClassifyConfig, settings: Settings) -> ProbeRun:
     if config.classes is not None and config.classes != len(classes):
         raise UsageError(f"--classes {config.classes}: data set '{dataset.name}' has {len(classes)} classes.")
     preset = PRESETS.get(config.probe_preset)
-    splits = open_splits(settings, dataset, model, config)
+    splits = dict(opened) if opened else open_splits(settings, dataset, model, config)
     check_stores(dataset.name, splits)
     check_dim(config.dim, splits)
-    tag = paths.tagged(model.name, config.protocol, config.latent, config.weights, config.pool) + variant_of(config)
-    folder = paths.classification_folder(settings, dataset.name, tag)
+    folder = run_folder(config, settings, dataset, model)
     if (found := finished(folder, config, splits)) is not None:
         return ProbeRun(folder, found, new=False)
     if devices := several_devices(config):
@@ -127,8 +130,12 @@ def classify(config: ClassifyConfig, settings: Settings) -> ProbeRun:
     return ProbeRun(folder, result, new=True)
 
 
-def regress(config: RegressConfig, settings: Settings) -> ProbeRun:
+def regress(
+    config: RegressConfig, settings: Settings, opened: Mapping[str, SplitLatents] | None = None
+) -> ProbeRun:  # fmt: skip
     """Train and score the action probe; a run that is done is not done again.
+
+    `opened` are latents by role in place of the stored ones.
 
     Raises:
         UsageError: contradicting options, missing latents or statistics, or a folder with the result of another run.
@@ -139,12 +146,9 @@ def regress(config: RegressConfig, settings: Settings) -> ProbeRun:
     check_stride(dataset, config.stride)
     check_mode(dataset, config.mode)
     preset = PRESETS.get(config.probe_preset)
-    splits = open_splits(settings, dataset, model, config)
+    splits = dict(opened) if opened else open_splits(settings, dataset, model, config)
     check_stores(dataset.name, splits)
-    tag = paths.tagged(model.name, config.protocol, config.latent, config.weights, config.pool) + variant_of(config)
-    frame = frame_of(config)
-    target = f"{config.action_mode}_{frame}" if frame == "local" else config.action_mode
-    folder = paths.regression_folder(settings, dataset.name, dataset.stride, tag, config.model_type, target)
+    folder, frame = run_folder(config, settings, dataset, model), frame_of(config)
     if (found := finished(folder, config, splits)) is not None:
         return ProbeRun(folder, found, new=False)
     if config.model_type != "ridge" and (devices := several_devices(config)):
@@ -256,6 +260,16 @@ def epochs_of(config: RegressConfig, preset: ProbePreset) -> int:
     return config.epochs or (preset.dit if config.model_type == "dit" else preset.regressor).epochs
 
 
+def run_folder(config: ProbeConfig, settings: Settings, dataset: DatasetSpec, model: ModelSpec) -> Path:
+    """Where a run leaves its files."""
+    tag = paths.tagged(model.name, config.protocol, config.latent, config.weights, config.pool) + variant_of(config)
+    if isinstance(config, ClassifyConfig):
+        return paths.classification_folder(settings, dataset.name, tag)
+    frame = frame_of(config)
+    target = f"{config.action_mode}_{frame}" if frame == "local" else config.action_mode
+    return paths.regression_folder(settings, dataset.name, dataset.stride, tag, config.model_type, target)
+
+
 def folder_of(folder: Path, seed: int, seeds: Sequence[int]) -> Path:
     """Where the probe of a seed leaves its weights: in the run's folder, or for further seeds in one below it."""
     return folder if seed == seeds[0] else folder / f"seed_{seed}"
@@ -331,11 +345,16 @@ def run_facts(
         preset=config.probe_preset, seed=seeds_of(config)[0], seeds=seeds_of(config), control=config.control,
         project=config.project,
         options_given=json.loads(json.dumps(asdict(config), default=str)),
-        options=json.loads(json.dumps(dict(resolved), default=str)),
+        options=json.loads(json.dumps({**resolved, **store_note(train)}, default=str)),
         provenance=Provenance(**provenance()),
         timings={name: value for name, value in timings.items() if value} | {"probe": round(seconds, 3)},
         failures=missing, files=files,
     )  # fmt: skip
+
+
+def store_note(split: SplitLatents) -> dict[str, str]:
+    """An option that says so where the latents came from no store."""
+    return {"store": str(split.store["no_store"])} if "no_store" in split.store else {}
 
 
 def read_timing(split: SplitLatents) -> float:

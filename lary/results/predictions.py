@@ -14,6 +14,7 @@ from pathlib import Path
 import numpy as np
 import numpy.typing as npt
 
+from lary.arrays import read_npz
 from lary.fileio import atomic_write
 from lary.probes.outcome import ClassificationOutcome, Floats, RegressionOutcome, SampleColumns
 from lary.results.measure import headline
@@ -74,10 +75,9 @@ def read_scores(folder: Path, role: str = "seen") -> Scores:
     if not file.is_file():
         raise LaryError(f"{file} does not exist: run the probe again with --overwrite, then it is written.")
     try:
-        with np.load(file, allow_pickle=False) as found:
-            ids, groups, scores = (found[f"{role}_{part}"] for part in ("ids", "groups", "scores"))
+        ids, groups, scores = read_npz(file, *(f"{role}_{part}" for part in ("ids", "groups", "scores")))
     except KeyError:
         raise LaryError(f"{file} has no scores of the split '{role}'.") from None
-    except (OSError, ValueError, EOFError) as error:
+    except (OSError, ValueError) as error:
         raise LaryError(f"{file} can't be read: {error}. Run the probe again with --overwrite.") from error
     return Scores(tuple(map(str, ids)), tuple(map(str, groups)), scores.astype(np.float32))

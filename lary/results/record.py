@@ -354,7 +354,9 @@ def read_result(path: Path) -> EvalResult:
     if not isinstance(version, int):
         raise LaryError(f"{path} is no result of lary: it has no schema_version.")
     if version > SCHEMA_VERSION:
-        raise LaryError(f"{path} has schema version {version}, this lary reads up to {SCHEMA_VERSION}: update lary.")
+        raise LaryError(
+            f"{path} has schema version {str(version)[:20]}, this lary reads up to {SCHEMA_VERSION}: update lary."
+        )
     try:
         return EvalResult.model_validate(migrated(data, version))
     except ValidationError as error:

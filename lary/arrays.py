@@ -1,0 +1,94 @@
+"""Arrays from files of strangers: ``.npy`` and ``.npz`` without pickles, and never larger than their file can hold.
+
+Format: numpy.lib.format, versions 1.0 and 2.0. Unlike ``np.load``, no memory is taken at the word of a header.
+"""
+
+from __future__ import annotations
+
+import lzma
+import math
+import struct
+import zipfile
+import zlib
+from pathlib import Path
+from typing import IO, Any
+
+import numpy as np
+import numpy.typing as npt
+
+from lary.fileio import open_regular
+
+LARGEST = 1 << 32
+"""Bytes of one array in an .npz."""
+FREE = 1 << 28
+"""Bytes that may come out of any compressed file; above, the ratio counts."""
+RATIO = 200
+"""Bytes out per byte in: tokens of a network are noise to a packer and stay below 2."""
+
+BROKEN = (
+    OSError, ValueError, EOFError, RuntimeError, NotImplementedError, OverflowError, MemoryError, struct.error,
+    zipfile.BadZipFile, zlib.error, lzma.LZMAError,
+)  # fmt: skip
+"""What the reader of a torn or odd zip may raise."""
+
+
+def header_of(stream: IO[bytes], version: tuple[int, int]) -> tuple[tuple[int, ...], bool, np.dtype[Any]]:
+    """Shape, order by columns, and type, from the header behind the magic bytes. Raises ValueError for any other."""
+    try:
+        if version == (1, 0):
+            return np.lib.format.read_array_header_1_0(stream)
+        if version == (2, 0):
+            return np.lib.format.read_array_header_2_0(stream)
+    except Exception as error:  # numpy parses the header as Python, whose parser and lexer raise many kinds
+        reason = str(error).splitlines() or [""]
+        raise ValueError(f"its header can't be read ({reason[0][:200]})") from None
+    raise ValueError(f"format {version[0]}.{version[1]} is not read")
+
+
+def array_of(stream: IO[bytes], room: int) -> npt.NDArray[Any]:
+    """The array of an ``.npy`` that has `room` bytes.
+
+    Raises:
+        ValueError: it is none, holds objects, or announces more than the bytes that are there.
+    """
+    shape, fortran, dtype = header_of(stream, np.lib.format.read_magic(stream))
+    if dtype.hasobject:
+        raise ValueError("it holds pickled objects, which are never loaded")
+    size = math.prod(shape) * dtype.itemsize
+    if any(side < 0 for side in shape) or size > room:
+        raise ValueError(f"{room} bytes are too few for an array of shape {shape}")
+    values = np.empty(size, dtype=np.uint8)
+    filled, view = 0, values.data
+    while filled < size and (count := stream.readinto(view[filled:])):  # type: ignore[attr-defined]
+        filled += count
+    if filled < size:
+        raise ValueError("it ends early")
+    return values.view(dtype).reshape(shape, order="F" if fortran else "C")
+
+
+def read_npz(path: Path, *names: str) -> list[npt.NDArray[Any]]:
+    """The named arrays of an ``.npz``, in this order.
+
+    Raises:
+        FileNotFoundError: there is no such file.
+        KeyError: it has no array of a name.
+        ValueError: why it can't be read, or that it would unpack to far more than its size.
+    """
+    with open_regular(path) as file:
+        size = file.seek(0, 2)
+        try:
+            with zipfile.ZipFile(file) as archive:
+                entries = {entry.filename.removesuffix(".npy"): entry for entry in archive.infolist()}
+                found = []
+                for name in names:
+                    entry = entries[name]
+                    packed = min(entry.compress_size, size)
+                    if entry.file_size > LARGEST or (entry.file_size > FREE and entry.file_size > RATIO * packed):
+                        raise ValueError(f"'{name}' unpacks {packed} bytes to {entry.file_size}, which is refused")
+                    with archive.open(entry) as stream:
+                        found.append(array_of(stream, entry.file_size))
+                return found
+        except KeyError:
+            raise
+        except BROKEN as error:
+            raise ValueError(str(error) or type(error).__name__) from error

@@ -1,0 +1,184 @@
+"""Arrays: latents, actions and scores that hold code, lie about their size, or are no files."""
+
+from __future__ import annotations
+
+import io
+import os
+import pickle
+import struct
+import zipfile
+import zlib
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from lary.data.actions import LARGEST_ACTIONS, read_chunk
+from lary.data.spec import DATASETS
+from lary.latents.npzfile import Stamp, read_latents, read_stamp, write_latents
+from lary.results import predictions
+from tests.hostile.harness import MEBIBYTE, Code, deflated_zeros, refused
+
+SPACE = DATASETS.get("calvin").actions
+GIANT = 16 * 1024 * MEBIBYTE
+
+
+def npy(header: bytes, version: tuple[int, int] = (1, 0)) -> bytes:
+    length = struct.pack("<H" if version == (1, 0) else "<I", len(header))
+    return b"\x93NUMPY" + bytes(version) + length + header
+
+
+def announce(shape: str, kind: str = "<f4") -> bytes:
+    return f"{{'descr': '{kind}', 'fortran_order': False, 'shape': {shape}, }}".encode()
+
+
+def zipped(path: Path, name: str, packed: bytes, size: int, method: int = zipfile.ZIP_DEFLATED, flags: int = 0) -> Path:
+    """A zip of one entry whose headers say what they are told to."""
+    own = name.encode()
+    fields = struct.pack("<HHHHHIII", 20, flags, method, 0, 33, 0, len(packed), min(size, 2**32 - 1))
+    local = b"PK\x03\x04" + fields + struct.pack("<HH", len(own), 0) + own + packed
+    entry = b"PK\x01\x02" + struct.pack("<H", 20) + fields + struct.pack("<HHHHHII", len(own), 0, 0, 0, 0, 0, 0) + own
+    end = b"PK\x05\x06" + struct.pack("<HHHHIIH", 0, 0, 1, 1, len(entry), len(local), 0)
+    path.write_bytes(local + entry + end)
+    return path
+
+
+def raw(data: bytes) -> bytes:
+    packer = zlib.compressobj(9, zlib.DEFLATED, -15)
+    return packer.compress(data) + packer.flush()
+
+
+@pytest.mark.parametrize("packed", [False, True])
+def test_latents_with_objects_run_nothing(tmp_path: Path, packed: bool) -> None:
+    path, mark = tmp_path / "latent.npz", tmp_path / "executed"
+    save = np.savez_compressed if packed else np.savez
+    save(path, tokens=np.array([Code(mark)], dtype=object), indices=np.array([]))  # type: ignore[arg-type]
+    refused(tmp_path, lambda: read_latents(path), "not numbers")
+    assert not mark.exists()
+
+
+def test_pickle_called_npz_runs_nothing(tmp_path: Path) -> None:
+    path, mark = tmp_path / "latent.npz", tmp_path / "executed"
+    path.write_bytes(pickle.dumps(Code(mark)))
+    refused(tmp_path, lambda: read_latents(path), "zip")
+    assert not mark.exists()
+
+
+def test_latents_that_are_a_zip_bomb(tmp_path: Path) -> None:
+    # 3.5 GiB of zeros from 3.5 MB: all that zip's short headers can say.
+    size = 3584 * MEBIBYTE
+    head = npy(announce(f"({size // 4 - 64},)").ljust(117) + b"\n")
+    path = zipped(tmp_path / "latent.npz", "tokens.npy", raw(head)[:-2] + deflated_zeros(size), size)
+    assert path.stat().st_size < 4 * MEBIBYTE
+    refused(tmp_path, lambda: read_latents(path), "more than any latents have")
+
+
+def test_latents_that_announce_a_giant_array(tmp_path: Path) -> None:
+    path = tmp_path / "latent.npz"
+    with zipfile.ZipFile(path, "w") as archive:
+        archive.writestr("tokens.npy", npy(announce(f"({GIANT},)") + b"\n") + bytes(64))
+    refused(tmp_path, lambda: read_latents(path), "is said to be")
+
+
+@pytest.mark.parametrize(("method", "flags"), [(8, 1), (99, 0), (14, 0), (12, 0)], ids=["secret", "odd", "lzma", "bz2"])
+def test_latents_in_an_odd_or_torn_zip(tmp_path: Path, method: int, flags: int) -> None:
+    path = zipped(tmp_path / "latent.npz", "tokens.npy", b"torn bytes", 4096, method, flags)
+    refused(tmp_path, lambda: read_latents(path), "extract them again")
+
+
+def test_latents_of_text(tmp_path: Path) -> None:
+    path = tmp_path / "latent.npz"
+    np.savez(path, tokens=np.array(["=cmd()", "text"]), indices=np.array([]))
+    refused(tmp_path, lambda: read_latents(path), "not numbers")
+
+
+def test_stamp_of_nested_json_belongs_to_nobody(tmp_path: Path) -> None:
+    path = tmp_path / "latent.npz"
+    write_latents(path, np.zeros((1, 2), np.float32), None, Stamp("a", "b", "c"))
+    with zipfile.ZipFile(path, "a") as archive:
+        archive.comment = b"[" * 60_000
+    assert read_stamp(path) is None
+
+
+ODD_HEADERS = {
+    "giant": npy(announce(f"({GIANT}, 7)")),
+    "giant, format 2": npy(announce(f"({GIANT}, 7)"), (2, 0)),
+    "format 3": npy(announce("(5, 7)"), (3, 0)) + bytes(140),
+    "below zero": npy(announce("(-1, 7)")) + bytes(140),
+    "overflow": npy(announce(f"({2**62}, {2**62})")),
+    "wide letters": npy(announce("(5, 7)", f"<U{2**28}")),
+    "signs": npy(b"{'descr': " + b"-" * 9000 + b"1}"),
+    "brackets": npy(b"(" * 9000),
+    "brackets, format 2": npy(b"[" * 9000, (2, 0)),
+    "long header": npy(b" " * (1 << 20), (2, 0)),
+    "objects": npy(announce("(5, 7)", "|O")) + bytes(280),
+    "objects, format 2": npy(announce("(5, 7)", "|O"), (2, 0)) + bytes(280),
+    "raw bytes": npy(announce("(5, 7)", f"|V{2**30}")),
+}
+
+
+@pytest.mark.parametrize("case", ODD_HEADERS)
+def test_action_file_with_a_hostile_header(tmp_path: Path, case: str) -> None:
+    path = tmp_path / "action.npy"
+    path.write_bytes(ODD_HEADERS[case])
+    refused(tmp_path, lambda: read_chunk(path, SPACE), "action file")
+
+
+def test_action_file_with_code_runs_nothing(tmp_path: Path) -> None:
+    path, mark = tmp_path / "action.npy", tmp_path / "executed"
+    for save in (lambda: np.save(path, np.array([Code(mark)] * 35, dtype=object), allow_pickle=True),
+                 lambda: path.write_bytes(pickle.dumps(Code(mark)))):  # fmt: skip
+        save()
+        refused(tmp_path, lambda: read_chunk(path, SPACE), "action file")
+    assert not mark.exists()
+
+
+def test_action_file_that_fills_the_memory(tmp_path: Path) -> None:
+    path = tmp_path / "action.npy"
+    path.write_bytes(b"\x93NUMPY")
+    os.truncate(path, 1 << 40)  # a sparse terabyte
+    refused(tmp_path, lambda: read_chunk(path, SPACE), f"more than the {LARGEST_ACTIONS} allowed")
+
+
+READERS: dict[str, Callable[[Path], Any]] = {
+    "latents": read_latents,
+    "actions": lambda path: read_chunk(path, SPACE),
+}
+
+
+@pytest.mark.parametrize("reader", READERS)
+@pytest.mark.parametrize("kind", ["pipe", "device", "folder"])
+def test_arrays_that_are_no_files(tmp_path: Path, reader: str, kind: str) -> None:
+    path = tmp_path / "array"
+    if kind == "pipe":
+        os.mkfifo(path)
+    elif kind == "device":
+        path.symlink_to("/dev/zero")
+    else:
+        path.mkdir()
+    refused(tmp_path, lambda: READERS[reader](path), "no regular file|directory")
+
+
+def test_scores_that_hold_code_or_a_bomb(tmp_path: Path) -> None:
+    path, mark = tmp_path / predictions.FILE_NAME, tmp_path / "executed"
+    code = np.array([Code(mark)], dtype=object)
+    np.savez(path, seen_ids=code, seen_groups=code, seen_scores=code)
+    refused(tmp_path, lambda: predictions.read_scores(tmp_path), "pickled objects")
+    assert not mark.exists()
+    size = 3584 * MEBIBYTE
+    zipped(path, "seen_ids.npy", deflated_zeros(size), size)
+    refused(tmp_path, lambda: predictions.read_scores(tmp_path), "which is refused")
+
+
+def test_honest_arrays_pass(tmp_path: Path) -> None:
+    """The limits refuse nothing that numpy writes."""
+    values = np.arange(24, dtype=np.float32).reshape(2, 3, 4)
+    for name, save in (("a", np.savez), ("b", np.savez_compressed)):
+        save(tmp_path / f"{name}.npz", tokens=np.asfortranarray(values), indices=np.array([]))  # type: ignore[operator]
+        assert np.array_equal(read_latents(tmp_path / f"{name}.npz"), values)
+    data = io.BytesIO()
+    np.lib.format.write_array(data, np.ones((5, 7)), version=(2, 0))
+    (tmp_path / "action.npy").write_bytes(data.getvalue())
+    assert read_chunk(tmp_path / "action.npy", SPACE).sum() == 35
