@@ -29,6 +29,7 @@ COMMANDS = (
     ("classify", "lary.cli_run:classify", "Train the attentive probe that tells actions apart, and score it."),
     ("regress", "lary.cli_run:regress", "Train the probe that decodes the robot's actions, and score it."),
     ("report", "lary.cli_run:report", "Write one offline HTML page of all results below a folder."),
+    ("latents", "lary.cli_latents:latents_app", "Inspect, verify, convert and export extracted latents."),
     ("models", "lary.cli_run:models", "List the models and whether their weights are here, or show one."),
     (
         "check-model",
@@ -41,6 +42,9 @@ COMMANDS = (
     ("datasets", "lary.cli_import:datasets", "List the data sets with their terms, or show one."),
     ("compare", "lary.cli_compare:compare", "Compare finished runs: paired differences, p values."),
     ("controls", "lary.cli_compare:controls", "Run the controls of a model and state its margins."),
+    ("diagnose", "lary.cli_analyze:diagnose", "Diagnose latents: channels, rank, codes, additivity."),
+    ("analyze", "lary.cli_analyze:analyze", "Make figures and tables from finished runs."),
+    ("schema", "lary.cli_compare:schema", "Print the JSON Schema of result.json."),
 )
 """Name, place and meaning of every command."""
 

@@ -66,6 +66,12 @@ def simulate(
 def extract(config: Annotated[ExtractConfig, Star], places: Places = ALL_DEFAULT) -> int:
     """Extract latents of one split with a model."""
     places.load_plugins()
+    if config.dry_run:
+        from lary.latents.estimate import estimate
+
+        found = estimate(config, places.settings(), plugins=places.plugin)
+        print(found.text())
+        return 0 if found.fits else 1
     from lary.latents.extract import extract as run
 
     report = run(config, places.settings(), plugins=places.plugin)

@@ -20,7 +20,12 @@ ProbePrecision = Literal["fp32", "bf16"]
 TrackerName = Literal["none", "tensorboard", "wandb", "trackio"]
 ProbeType = Literal["mlp", "dit", "ridge"]
 ActionMode = Literal["absolute", "relative"]
+RelativeFrame = Literal["world", "local"]
 ProbeControl = Literal["static-pair", "shuffled-order", "shuffled-targets"]
+AnalysisKind = Literal["all", "frequency", "gap", "attention", "stride", "codebook", "trajectories"]
+EngineKind = Literal["local", "ray"]
+StoreKind = Literal["npz", "shards"]
+LatentDtype = Literal["float32", "float16", "bfloat16"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -37,7 +42,8 @@ class ExtractConfig:
         input: Table to read in place of LARY_ROOT/data/DATASET_metadata_SPLIT.csv.
         limit: Only the first rows of the table.
         batch_size: Samples per forward pass.
-        workers: Threads that read media; default: one per core, at most 8.
+        workers: Processes that read media, per device; default: the cores shared by the devices, at most 8 each.
+        read_timeout: Seconds after which a sample that can't be read is given up.
         protocol: corrected computes what the benchmark describes, paper what its published code computes.
         weights: Checkpoint in place of the model's variable: folder, file or hub id, or random: drawn from the seed.
         revision: Revision of a hub checkpoint.
@@ -46,7 +52,15 @@ class ExtractConfig:
         compile: Compile the network with torch.compile.
         device: auto takes the CUDA devices of --gpus, or else the CPU.
         seed: Seed of models with random weights.
+        store: npz, one file per sample as published, or shards: safetensors files of many rows with an index.
+        dtype: Number format of the stored tokens; bfloat16 needs shards.
+        pool: Pooling over the tokens of each step before they are stored: none, mean, cls or grid:K.
+        shard_rows: Rows per shard.
         overwrite: Replace latents of another extraction in the same folder.
+        retry_failed: Only the rows that the failures file of the last run names.
+        dry_run: Measure a few samples and tell time, bytes and free disk; nothing is written.
+        engine: local, this machine, or ray, the machines of a Ray cluster; needs the extra lary[ray].
+        address: Of the Ray cluster; auto is the one that this machine belongs to, local starts one.
     """
 
     model: str
@@ -59,6 +73,7 @@ class ExtractConfig:
     limit: int | None = None
     batch_size: int = 16
     workers: int | None = None
+    read_timeout: float = 60.0
     protocol: BenchmarkProtocol = "corrected"
     weights: str | None = None
     revision: str | None = None
@@ -67,7 +82,38 @@ class ExtractConfig:
     compile: bool = False
     device: DeviceChoice = "auto"
     seed: int = 0
+    store: StoreKind = "npz"
+    dtype: LatentDtype = "float32"
+    pool: str = "none"
+    shard_rows: int = 1024
     overwrite: bool = False
+    retry_failed: bool = False
+    dry_run: bool = False
+    engine: EngineKind = "local"
+    address: str = "auto"
+
+
+@dataclass(frozen=True, kw_only=True)
+class LatentsConfig:
+    """The latents of one split, as they were asked for.
+
+    Attributes:
+        model: Model key.
+        dataset: Data set key.
+        split: Split of the data set.
+        protocol: corrected or paper, as given to extract.
+        latent: Kind of latents, as given to extract.
+        weights: random, as given to extract.
+        pool: Pooling, as given to extract.
+    """
+
+    model: str
+    dataset: str
+    split: str
+    protocol: BenchmarkProtocol = "corrected"
+    latent: LatentKind | None = None
+    weights: RandomWeights | None = None
+    pool: str | None = None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -77,6 +123,7 @@ class ClassifyConfig:
     Attributes:
         model: Model key.
         dataset: Data set key.
+        splits: Splits drawn anew in place of the published ones, such as by-episode; 'lary datasets KEY' lists them.
         dim: Latent dimension; the latents know, a contradicting one is refused.
         classes: Number of classes; the record knows, a contradicting one is refused.
         gpus: CUDA devices to train on, such as 0 or 0,1: one process each, same protocol. Without CUDA the CPU trains.
@@ -84,6 +131,7 @@ class ClassifyConfig:
         protocol: corrected picks head and epoch on a held-out tenth, paper on the reported split as published.
         latent: Kind of latents, as given to extract.
         weights: random, as given to extract: latents of the same architecture with random weights.
+        pool: Pooling over the tokens of each step, as given to extract; pooled here where only all tokens are stored.
         probe_preset: Size of the probe: paper, or demo for a CPU.
         seed: Seed of weights and sampling.
         seeds: Seeds such as 0,1,2 in place of --seed: one probe each, metrics are their means.
@@ -99,6 +147,7 @@ class ClassifyConfig:
 
     model: str
     dataset: str
+    splits: str | None = None
     dim: int | None = None
     classes: int | None = None
     gpus: str | None = None
@@ -106,6 +155,7 @@ class ClassifyConfig:
     protocol: BenchmarkProtocol = "corrected"
     latent: LatentKind | None = None
     weights: RandomWeights | None = None
+    pool: str | None = None
     probe_preset: str = "paper"
     seed: int = 0
     seeds: str | None = None
@@ -125,16 +175,20 @@ class RegressConfig:
     Attributes:
         model: Model key.
         dataset: Data set key.
+        splits: Splits drawn anew in place of the published ones, such as by-episode; 'lary datasets KEY' lists them.
         stride: Frames between source and target; the record knows, a contradicting one is refused.
         mode: image or video; the record knows, a contradicting one is refused.
         model_type: Probe: mlp or dit as published, or ridge, a closed-form linear one.
         action_mode: Target: absolute action chunks, or relative motion between the two images.
+        relative_frame: Relative motion as the difference of the steps (world, as published), or as the last pose seen
+            from the first one (local).
         sampler_steps: Steps by which the dit draws a chunk: 500 as published, fewer by DDIM.
         gpus: CUDA devices to train on, such as 0 or 0,1: one process each, same protocol; default: the first of
             CUDA_VISIBLE_DEVICES. Without CUDA the CPU trains.
         protocol: corrected picks the epoch on a held-out tenth, paper on the reported split as published.
         latent: Kind of latents, as given to extract.
         weights: random, as given to extract: latents of the same architecture with random weights.
+        pool: Pooling over the tokens of each step, as given to extract; pooled here where only all tokens are stored.
         probe_preset: Size of the probe: paper, or demo for a CPU.
         seed: Seed of weights and sampling.
         seeds: Seeds such as 0,1,2 in place of --seed: one probe each, metrics are their means.
@@ -150,15 +204,18 @@ class RegressConfig:
 
     model: str
     dataset: str
+    splits: str | None = None
     stride: int | None = None
     mode: Mode | None = None
     model_type: ProbeType = "mlp"
     action_mode: ActionMode = "absolute"
+    relative_frame: RelativeFrame | None = None
     sampler_steps: int | None = None
     gpus: str | None = None
     protocol: BenchmarkProtocol = "corrected"
     latent: LatentKind | None = None
     weights: RandomWeights | None = None
+    pool: str | None = None
     probe_preset: str = "paper"
     seed: int = 42
     seeds: str | None = None
@@ -178,9 +235,12 @@ class ControlsConfig:
     Attributes:
         model: Model key.
         dataset: Data set key.
+        splits: Splits drawn anew in place of the published ones, such as by-episode; 'lary datasets KEY' lists them.
         project: Dimensions of the random projection.
         model_type: Regression probe: mlp, dit or ridge.
         action_mode: Target of a regression: absolute action chunks, or relative motion between the two images.
+        relative_frame: Relative motion as the difference of the steps (world, as published), or as the last pose seen
+            from the first one (local).
         gpus: CUDA device to work on. Without CUDA the CPU works.
         protocol: corrected or paper, for all runs.
         latent: Kind of latents of the model, as given to extract.
@@ -192,9 +252,11 @@ class ControlsConfig:
 
     model: str
     dataset: str
+    splits: str | None = None
     project: int = 16
     model_type: ProbeType = "mlp"
     action_mode: ActionMode = "absolute"
+    relative_frame: RelativeFrame | None = None
     gpus: str | None = None
     protocol: BenchmarkProtocol = "corrected"
     latent: LatentKind | None = None
@@ -233,6 +295,7 @@ class CheckModelConfig:
         protocol: corrected or paper.
         latent: What a quantized model returns.
         precision: Arithmetic of the forward pass.
+        compile: Compile the network with torch.compile.
         device: auto takes the first CUDA device, or else the CPU.
         seed: Seed of the frames and of models with random weights.
     """
@@ -242,5 +305,68 @@ class CheckModelConfig:
     protocol: BenchmarkProtocol = "corrected"
     latent: LatentKind | None = None
     precision: Precision = "fp32"
+    compile: bool = False
     device: DeviceChoice = "auto"
     seed: int = 0
+
+
+@dataclass(frozen=True, kw_only=True)
+class DiagnoseConfig:
+    """What the latents of one split are like, before any probe.
+
+    Attributes:
+        model: Model key.
+        dataset: Data set key.
+        split: Split of the data set; default: the one that probes validate on.
+        protocol: Protocol of the latents.
+        latent: Kind of latents, as given to extract.
+        weights: random, as given to extract: latents of the same architecture with random weights.
+        rows: Look at this many samples, evenly spaced; default: all of them.
+        relations: Check at most this many triples, and as many reversed pairs.
+        batch_size: Samples in memory at once.
+        seed: Seed of the draws and of the resampling.
+        json: File for the numbers; default: diagnostics/DATASET/SPLIT/MODEL.json in LARY_LOG_DIR.
+    """
+
+    model: str
+    dataset: str
+    split: str | None = None
+    protocol: BenchmarkProtocol = "corrected"
+    latent: LatentKind | None = None
+    weights: RandomWeights | None = None
+    rows: int | None = None
+    relations: int = 2000
+    batch_size: int = 64
+    seed: int = 0
+    json: Path | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class AnalyzeConfig:
+    """Figures and tables from finished runs.
+
+    Attributes:
+        folder: Folder that holds the runs; default: LARY_LOG_DIR.
+        out: Folder to write to; default: analysis/ in LARY_LOG_DIR.
+        model: Only runs of this model; may be repeated.
+        dataset: Only runs on this data set; may be repeated.
+        window: Classes that the moving average of the frequency analysis spans; default: a tenth of them, at least 3.
+        human: Classification data set of people, for the gap analysis.
+        robot: Classification data set of robots, for the gap analysis.
+        sample: Sample to show attention on, by id or by media path as in case.txt; may be repeated.
+        episode: Episode to show trajectories of, as predictions.npz names it; may be repeated.
+        count: Samples or episodes to show where none is named.
+        square: Lay out tokens that stand for no place as a square over the frames.
+    """
+
+    folder: Path | None = None
+    out: Path | None = None
+    model: tuple[str, ...] = ()
+    dataset: tuple[str, ...] = ()
+    window: int | None = None
+    human: str = "human_1st"
+    robot: str = "robot_1st"
+    sample: tuple[str, ...] = ()
+    episode: tuple[str, ...] = ()
+    count: int = 3
+    square: bool = False

@@ -1,8 +1,8 @@
 """Where the benchmark's files lie: names of tables and folders, as the published layout has them.
 
-What differs from the default (the ``paper`` protocol, another kind of latent, random weights) stands behind the
-model's name in every file and folder name, as in ``lapa@paper``, so that numbers never mix. The default has the
-published names.
+What differs from the default (the ``paper`` protocol, another kind of latent, random weights, pooled tokens) stands
+behind the model's name in every file and folder name, as in ``lapa@paper``, so that numbers never mix. The default
+has the published names.
 """
 
 from __future__ import annotations
@@ -16,10 +16,16 @@ from lary.types import RANDOM, BenchmarkProtocol, Media
 TABLE_FOLDER = "data"
 
 
-def tagged(model: str, protocol: BenchmarkProtocol, latent: str | None = None, weights: str | None = None) -> str:
+def tagged(
+    model: str, protocol: BenchmarkProtocol, latent: str | None = None, weights: str | None = None,
+    pool: str | None = None,
+) -> str:  # fmt: skip
     """The model's name as it stands in file and folder names, where slashes and colons can't."""
     name = re.sub(r"[^\w.@+-]+", "_", model)
-    differences = (protocol if protocol != "corrected" else None, latent, weights if weights == RANDOM else None)
+    pooled = f"pool-{pool.replace(':', '')}" if pool not in (None, "none") else None
+    differences = (
+        protocol if protocol != "corrected" else None, latent, weights if weights == RANDOM else None, pooled
+    )  # fmt: skip
     return "@".join([name, *filter(None, differences)])
 
 

@@ -47,6 +47,7 @@ VARIABLES = (
     Variable("AE_MODEL_PATH", None, "FLUX.2 autoencoder weights.", folder=False),
     Variable("WAN22_VAE_PATH", None, "Wan2.2 autoencoder weights.", folder=False),
     Variable("VJEPA2_CKPT_PATH", None, "V-JEPA 2 checkpoint: original file or folder.", folder=False),
+    Variable("LARY_READ", None, "How shards of latents are read: mmap, or pread as on network folders.", folder=False),
 )
 NAMES = tuple(variable.name for variable in VARIABLES)
 

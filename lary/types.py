@@ -75,10 +75,17 @@ class Sample:
 
 @dataclass(frozen=True)
 class Latents:
-    """What an encoder returns for a batch: tokens (B, P, N, D) or (B, N, D) float, codes (B, P, N) or None."""
+    """What an encoder returns for a batch.
+
+    Attributes:
+        tokens: (B, P, N, D) or (B, N, D) float.
+        codes: (B, P, N), or None for a model without a codebook.
+        cls: class token of every step, (B, P, D) or (B, D) float, or None for a model that has none.
+    """
 
     tokens: torch.Tensor
     codes: torch.Tensor | None = None
+    cls: torch.Tensor | None = None
 
 
 class Encoder(Protocol):

@@ -19,7 +19,7 @@ from lary.cli import main
 from lary.configs import ExtractConfig
 from lary.latents import extract as extraction
 from lary.latents.extract import extract
-from lary.latents.store import read_latents, read_stamp
+from lary.latents.npzfile import read_latents, read_stamp
 from lary.settings import Settings, load_settings
 from tests.tree import make_calvin, make_robot
 

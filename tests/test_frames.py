@@ -107,6 +107,17 @@ def test_indices_repeat_unsorted_and_are_clamped(
         np.testing.assert_array_equal(read_clip([path], index), expected[np.minimum(index, COUNT - 1)])
 
 
+@pytest.mark.parametrize("kind", KINDS)
+def test_videos_too_large_to_keep_give_the_same(
+    kind: str, videos: dict[str, tuple[Path, np.ndarray]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(frames, "BYTES_KEPT", 100)
+    if kind in videos:
+        path, expected = videos[kind]
+        for index in ([COUNT - 1], [0, COUNT // 2, COUNT // 2 + 1], [*range(0, COUNT, 3)]):
+            np.testing.assert_array_equal(read_clip([path], index), expected[index])
+
+
 def test_seeks_are_used_and_pay(
     videos: dict[str, tuple[Path, np.ndarray]], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -317,6 +328,8 @@ def test_torn_images_are_refused(
     with pytest.raises(MediaError, match=r"torn\.png"):
         read_image(path, reader)
     assert capfd.readouterr().err == ""
+    with pytest.raises(MediaError, match=r"torn\.png"):
+        read_image(path, reader, noisy=True)
 
 
 def test_missing_image_and_folder(tmp_path: Path) -> None:

@@ -18,7 +18,7 @@ from cyclopts import App
 from lary import cli_compare
 from lary.configs import ClassifyConfig, ExtractConfig, RegressConfig
 from lary.latents.extract import extract
-from lary.results import figures, running
+from lary.results import controls, figures, running
 from lary.results.evaluate import classify, regress
 from lary.results.inputs import shown
 from lary.results.predictions import read_scores
@@ -232,6 +232,29 @@ def test_the_controls_command_states_margins(place: Path, tmp_path: Path, capsys
     assert app(command, result_action="return_value") == 0
     after = (tmp_path / "regression" / "logs" / "calvin_5_pixels_ridge_absolute" / "result.json").read_bytes()
     assert before == after
+
+
+def test_plug_ins_reach_the_workers_of_the_extractions(
+    place: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Worker processes know nothing of plug-ins that this one has loaded."""
+    plugin = tmp_path / "nothing.py"
+    plugin.write_text("")
+    given = []
+
+    def seen(config: ExtractConfig, settings: Settings, *, plugins: tuple[Path, ...] = ()) -> None:
+        given.append(plugins)
+        raise UsageError("far enough")
+
+    monkeypatch.setattr(controls, "extract", seen)
+    app = App()
+    app.command(cli_compare.controls)
+    with pytest.raises(UsageError, match="far enough"):
+        app(
+            ["controls", "--model", MODEL, "--dataset", "calvin", "--plugin", str(plugin), "--lary-root", str(place)],
+            result_action="return_value", exit_on_error=False,
+        )  # fmt: skip
+    assert given == [(plugin,)]
 
 
 def test_training_and_validation_go_through_the_same_projection() -> None:

@@ -1,45 +1,46 @@
 """Frames as pixels: image pairs and the wanted frames of a clip, uint8 RGB (T, H, W, 3).
 
-Images are held against their container before they are decoded (every PNG chunk and its checksum, the end of a JPEG),
-because decoders differ in what they make of a torn file: nothing, grey rows or zeros. Orientation from EXIF is
-applied by both readers, as ``cv2.imread`` does. Clips are decoded by PyAV, exact by index: frame n is the n-th in
-order of presentation, whatever its time stamp.
+Clips are decoded by PyAV, exact by index: frame n is the n-th in order of presentation, whatever its time stamp.
 """
 
 from __future__ import annotations
 
 import functools
-import io
-import struct
-import zlib
+import threading
 from bisect import bisect_right
-from collections.abc import Iterator, Sequence
+from collections.abc import Container, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 
+from lary.data.images import PNG as PNG
+from lary.data.images import Image as Image
+from lary.data.images import Reader as Reader
+from lary.data.images import check_regular
+from lary.data.images import image_problem as image_problem
+from lary.data.images import read_image as read_image
 from lary.types import MediaError, UsageError
-
-Image = npt.NDArray[np.uint8]
-Reader = Literal["cv2", "pil"]
-
-PNG, JPEG = b"\x89PNG\r\n\x1a\n", b"\xff\xd8\xff"
-PNG_SAMPLES = {0: 1, 2: 3, 3: 1, 4: 2, 6: 4}
-"""Values per pixel by PNG colour type."""
 
 SEEKABLE = frozenset({"av1", "ffv1", "h264", "hevc", "mjpeg", "mpeg4", "vp9"})
 """Codecs that store one shown frame per packet, so that packets can be counted instead of decoded."""
+
+DROPPABLE = frozenset({"h264"})
+"""Codecs whose pictures say whether others refer to them (H.264: nal_ref_idc), so that those that none refers to are
+passed over. HEVC says it for one temporal layer only."""
+
+BYTES_KEPT = 64_000_000
+"""Packets of a clip are read once and kept; those of a longer video are read again where it is decoded."""
 
 NEAR = 8
 """A key frame at most this many frames ahead is reached sooner by decoding on than by a seek."""
 
 
 def read_clip(
-    paths: Sequence[Path], frame_index: Sequence[int], reader: Reader = "cv2", *, clamp: bool = True
-) -> Image:
+    paths: Sequence[Path], frame_index: Sequence[int], reader: Reader = "cv2", *, clamp: bool = True,
+    noisy: bool = False,
+) -> Image:  # fmt: skip
     """Decode a sample's frames, (T, H, W, 3) uint8 RGB.
 
     Args:
@@ -48,6 +49,7 @@ def read_clip(
             behind the last frame gives the last frame.
         reader: library that decodes images.
         clamp: whether an index behind the last frame is allowed.
+        noisy: whether decoders may write to stderr about a torn file: OpenCV is quicker where it may.
 
     Raises:
         MediaError: a file is missing, torn, empty or of no known format, or the images differ in size.
@@ -56,117 +58,11 @@ def read_clip(
         if len(paths) != 1:
             raise UsageError(f"Frame indices belong to one video, not to {len(paths)} files.")
         return read_video(paths[0], frame_index, clamp=clamp)
-    images = [read_image(path, reader) for path in paths]
+    images = [read_image(path, reader, noisy=noisy) for path in paths]
     if len({image.shape for image in images}) > 1:
         sizes = ", ".join(f"{image.shape[1]}x{image.shape[0]}" for image in images)
         raise MediaError(f"The images of {paths[0]} differ in size: {sizes}.")
     return np.stack(images)
-
-
-# Images
-
-
-def read_image(path: Path, reader: Reader = "cv2") -> Image:
-    """Decode a whole image, (H, W, 3) uint8 RGB; alpha is dropped, 16 bits are cut to the upper 8.
-
-    Raises:
-        MediaError: the file is missing, torn or of no known format.
-    """
-    try:
-        data = path.read_bytes()
-    except OSError as error:
-        raise MediaError(f"The image {path} can't be read: {error.strerror}.") from error
-    if problem := image_problem(data):
-        raise MediaError(f"The image {path} is broken: {problem}.")
-    return decode_with_cv2(path, data) if reader == "cv2" else decode_with_pillow(path, data)
-
-
-def decode_with_cv2(path: Path, data: bytes) -> Image:
-    """As ``cv2.imread(path)`` does, then BGR to RGB. Raises MediaError."""
-    import cv2
-
-    try:
-        image = cv2.imdecode(np.frombuffer(data, np.uint8), cv2.IMREAD_COLOR)
-    except cv2.error as error:
-        raise MediaError(f"The image {path} can't be decoded: {error.err}.") from error
-    if image is None:
-        raise MediaError(f"The image {path} can't be decoded: unknown format or broken content.")
-    return np.asarray(cv2.cvtColor(image, cv2.COLOR_BGR2RGB), dtype=np.uint8)
-
-
-def decode_with_pillow(path: Path, data: bytes) -> Image:
-    """By Pillow, turned as EXIF says. Raises MediaError."""
-    from PIL import Image as Pillow
-    from PIL import ImageOps
-
-    try:
-        with Pillow.open(io.BytesIO(data)) as image:
-            turned = ImageOps.exif_transpose(image)
-            if turned.mode.startswith("I;16"):  # convert() would clip to 255 instead of scaling
-                return np.repeat((np.asarray(turned) >> 8).astype(np.uint8)[..., None], 3, axis=2)
-            return np.array(turned.convert("RGB"))
-    except (OSError, SyntaxError, ValueError, Pillow.DecompressionBombError) as error:
-        raise MediaError(f"The image {path} can't be decoded: {error}.") from error
-
-
-def image_problem(data: bytes) -> str:
-    """What is wrong with an image file as a container, in words; empty if nothing."""
-    if not data:
-        return "the file is empty"
-    if data.startswith(PNG):
-        return png_problem(data)
-    # Some cameras append data behind a JPEG's end marker, so it is looked for, not expected at the very end.
-    if data.startswith(JPEG) and data.rfind(b"\xff\xd9") > data.rfind(b"\xff\xda"):
-        return ""
-    return foreign_problem(data)
-
-
-def png_problem(data: bytes) -> str:
-    """Walk a PNG (ISO/IEC 15948): all chunks with their checksums, the end chunk, and as many pixels as announced."""
-    at, header, pixels = len(PNG), b"", []
-    while True:
-        if at + 12 > len(data):
-            return "the PNG ends early"
-        size, kind = struct.unpack_from(">I4s", data, at)
-        if at + 12 + size > len(data):
-            return "the PNG ends early"
-        content = memoryview(data)[at + 8 : at + 8 + size]
-        if zlib.crc32(content, zlib.crc32(kind)) != struct.unpack_from(">I", data, at + 8 + size)[0]:
-            return f"wrong checksum in PNG chunk {kind.decode('latin-1')}"
-        if kind == b"IHDR":
-            header = bytes(content)
-        elif kind == b"IDAT":
-            pixels.append(content)
-        elif kind == b"IEND":
-            return pixel_problem(header, b"".join(pixels))
-        at += 12 + size
-
-
-def pixel_problem(header: bytes, stream: bytes) -> str:
-    """Whether a PNG's stream of pixels is complete; Pillow fills a short one with zeros and says nothing."""
-    if len(header) != 13:
-        return "the PNG has no header"
-    width, height, depth, colour, _, _, interlaced = struct.unpack(">IIBBBBB", header)
-    rows = 1 if interlaced else height
-    wanted = rows * (1 + (width * depth * PNG_SAMPLES.get(colour, 1) + 7) // 8)
-    inflate = zlib.decompressobj()
-    try:
-        found = len(inflate.decompress(stream, wanted + 1))
-    except zlib.error:
-        return "the PNG's pixels can't be unpacked"
-    return "" if found >= wanted else "the PNG holds fewer pixels than it announces"
-
-
-def foreign_problem(data: bytes) -> str:
-    """Formats whose container isn't walked here are decoded once by Pillow, which refuses what ends early."""
-    from PIL import Image as Pillow
-
-    try:
-        with Pillow.open(io.BytesIO(data)) as image:
-            image.load()
-    except (OSError, SyntaxError, ValueError, Pillow.DecompressionBombError) as error:
-        return str(error).split(" <_io")[0] or type(error).__name__
-    return ""
 
 
 # Videos
@@ -180,18 +76,22 @@ class FrameTable:
         stamps: of all frames, ascending; the n-th belongs to frame n.
         seeks: frames from which decoding can start, ascending; the first is always frame 0.
         targets: the time stamp to seek to for each of `seeks`.
+        packets: all of them in the file's order, unless they are too large to keep.
+        starts: the first packet of each of `seeks`.
     """
 
     stamps: tuple[int, ...]
     seeks: tuple[int, ...]
     targets: tuple[int, ...]
+    packets: tuple[Any, ...] = ()
+    starts: tuple[int, ...] = ()
 
 
 def read_video(path: Path, frame_index: Sequence[int], *, clamp: bool = True) -> Image:
     """The wanted frames of a video, (T, H, W, 3) uint8 RGB, in the order asked for; see `read_clip`.
 
-    Only the packets are read in full; pictures are decoded from the last key frame before a wanted one, and the
-    wanted ones alone are converted. Where packets don't tell the frames, all are decoded in order.
+    The packets are read in full, once; pictures are decoded from the last key frame before a wanted one to the last
+    wanted one, and the wanted ones alone are converted. Where packets don't tell the frames, all are decoded in order.
 
     Raises:
         MediaError: the video is missing, torn or holds no frames, or, without `clamp`, ends before an index.
@@ -199,9 +99,10 @@ def read_video(path: Path, frame_index: Sequence[int], *, clamp: bool = True) ->
     if min(frame_index) < 0:
         raise UsageError(f"Frame indices count from 0: {min(frame_index)} is none.")
     try:
+        check_regular(path)
         with _av().open(str(path)) as container:
             stream = _video_stream(container)
-            table = scan_packets(container, stream)
+            table = scan_packets(container, stream, keep=True)
             frames = pick_frames(container, stream, table, frame_index) if table else None
         if frames is None:
             with _av().open(str(path)) as container:
@@ -215,10 +116,16 @@ def read_video(path: Path, frame_index: Sequence[int], *, clamp: bool = True) ->
     return np.stack([frames[min(index, last)] for index in frame_index])
 
 
-def scan_packets(container: Any, stream: Any) -> FrameTable | None:
-    """Read all packets once. None where they don't tell which frame is which. Raises ValueError for a torn file."""
+def scan_packets(container: Any, stream: Any, *, keep: bool = False) -> FrameTable | None:
+    """Read all packets once; None where they don't tell which frame is which. Raises ValueError for a torn file.
+
+    Args:
+        keep: the packets too, unless they are too large.
+    """
     stamps: list[int] = []
-    keys: list[tuple[int, int]] = []
+    keys: list[tuple[int, int, int]] = []
+    packets: list[Any] = []
+    room = BYTES_KEPT if keep else 0
     countable = codec_name(stream) in SEEKABLE
     for packet in container.demux(stream):
         if packet.size == 0:
@@ -227,20 +134,26 @@ def scan_packets(container: Any, stream: Any) -> FrameTable | None:
             raise ValueError("the file ends within a frame")
         if packet.pts is None:
             countable = False
-        if not countable or packet.is_discard:
+        if not countable:
+            continue
+        room -= packet.size
+        if room >= 0:
+            packets.append(packet)
+        if packet.is_discard:
             continue
         stamps.append(packet.pts)
         if packet.is_keyframe and starts_afresh(packet, stream):
             # Containers are indexed by either stamp; the smaller one never lands behind the key frame.
-            keys.append((packet.pts, packet.pts if packet.dts is None else min(packet.pts, packet.dts)))
+            target = packet.pts if packet.dts is None else min(packet.pts, packet.dts)
+            keys.append((packet.pts, target, len(packets) - 1))
     if not countable or len(set(stamps)) < len(stamps) or not keys:
         return None
     stamps.sort()
     order = {stamp: index for index, stamp in enumerate(stamps)}
-    points = sorted((order[pts], target) for pts, target in keys)
-    if points[0][0] != 0:
+    seeks, targets, starts = zip(*sorted((order[pts], target, start) for pts, target, start in keys), strict=True)
+    if seeks[0] != 0:
         return None
-    return FrameTable(tuple(stamps), tuple(index for index, _ in points), tuple(target for _, target in points))
+    return FrameTable(tuple(stamps), seeks, targets, tuple(packets) if room >= 0 else (), starts)
 
 
 def codec_name(stream: Any) -> str:
@@ -281,8 +194,7 @@ def pick_frames(container: Any, stream: Any, table: FrameTable, frame_index: Seq
             continue
         point = bisect_right(table.seeks, index) - 1
         if table.seeks[point] > position + NEAR:
-            container.seek(table.targets[point], stream=stream, backward=True)
-            decoder = container.decode(stream)
+            decoder = decode_from(container, stream, table, point, index_of)
         for frame in decoder:
             if frame.pts is None:
                 return None
@@ -294,6 +206,26 @@ def pick_frames(container: Any, stream: Any, table: FrameTable, frame_index: Seq
         if index not in found:
             return None
     return found
+
+
+def decode_from(
+    container: Any, stream: Any, table: FrameTable, point: int, wanted: Container[int]
+) -> Iterator[Any]:  # fmt: skip
+    """Decode from a seek point on. Frames that are neither wanted nor needed for others may be left out."""
+    context = stream.codec_context
+    if table.packets:
+        context.flush_buffers()
+        packets: Iterable[Any] = table.packets[table.starts[point] :]
+    else:
+        container.seek(table.targets[point], stream=stream, backward=True)
+        packets = container.demux(stream)
+    droppable = codec_name(stream) in DROPPABLE
+    for packet in packets:
+        if droppable:
+            context.skip_frame = "DEFAULT" if packet.pts in wanted else "NONREF"
+        yield from packet.decode()
+    if table.packets:
+        yield from context.decode(None)
 
 
 def decode_in_order(container: Any, stream: Any, frame_index: Sequence[int]) -> dict[int, Image]:
@@ -363,7 +295,7 @@ def to_rgb(frame: Any) -> Image:
     """
     if frame.is_corrupt:
         raise ValueError("a wanted frame is damaged")
-    image = frame.reformat(format="rgb24", interpolation="BICUBIC").to_ndarray()
+    image = _reformatter().reformat(frame, format="rgb24", interpolation="BICUBIC").to_ndarray()
     turns = round(getattr(frame, "rotation", 0) / 90) % 4
     return np.ascontiguousarray(np.rot90(image, turns), dtype=np.uint8)
 
@@ -375,6 +307,16 @@ def _video_stream(container: Any) -> Any:
     stream = container.streams.video[0]
     stream.codec_context.thread_count = 1
     return stream
+
+
+def _reformatter() -> Any:
+    """This thread's converter: one of its own for every frame would be set up anew for each."""
+    if not hasattr(_own, "reformatter"):
+        _own.reformatter = _av().video.reformatter.VideoReformatter()
+    return _own.reformatter
+
+
+_own = threading.local()
 
 
 @functools.cache

@@ -2,108 +2,18 @@
 
 from __future__ import annotations
 
-import contextlib
-import json
-import os
 import queue
-import select
-import subprocess
 import sys
 import threading
-import time
 from collections.abc import Callable, Iterator, Sequence
-from pathlib import Path
-from typing import Any
 
-import lary
-from lary.data.verify_worker import READY, verdict
+from lary.data.verify_worker import verdict
 from lary.types import LaryError
-
-Question = dict[str, Any]
-Answer = dict[str, Any]
+from lary.workers import Answer, NoAnswer, Question, Worker
 
 WORKER = (sys.executable, "-m", "lary.data.verify_worker")
-SECONDS_TO_START = 120.0
 PATIENCE = 4
 """How much longer a file may take that failed to answer, when it is tried again with fewer others at work."""
-
-
-class NoAnswer(Exception):
-    """A worker hung or died; its text says which."""
-
-
-class Worker:
-    """One process, started when first asked, and again after it was killed."""
-
-    def __init__(self, command: Sequence[str]) -> None:
-        self._command = command
-        self._process: subprocess.Popen[bytes] | None = None
-        self._buffer = b""
-
-    def ask(self, question: Question, seconds: float) -> Answer:
-        """The answer to one question. Raises NoAnswer if there is none in time, LaryError if no worker starts."""
-        if self._process is None:
-            self._start()
-        assert self._process is not None
-        assert self._process.stdin is not None
-        try:
-            self._process.stdin.write(json.dumps(question).encode() + b"\n")
-            self._process.stdin.flush()
-            answer: Answer = json.loads(self._line(seconds))
-        except (NoAnswer, OSError, ValueError) as error:
-            self.stop()
-            raise error if isinstance(error, NoAnswer) else NoAnswer("the decoder crashed") from error
-        return answer
-
-    def stop(self) -> None:
-        """Kill the process; one that can't even be killed (a dead network file system) is left behind."""
-        process, self._process, self._buffer = self._process, None, b""
-        if process is None:
-            return
-        process.kill()
-        with contextlib.suppress(subprocess.TimeoutExpired):
-            process.wait(2)
-        for pipe in (process.stdin, process.stdout):
-            with contextlib.suppress(OSError):
-                assert pipe is not None
-                pipe.close()
-
-    def _start(self) -> None:
-        package = str(Path(lary.__file__).parent.parent)
-        path = os.pathsep.join(part for part in (package, os.environ.get("PYTHONPATH")) if part)
-        self._process = subprocess.Popen(
-            self._command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, bufsize=0,
-            env={**os.environ, "PYTHONPATH": path, "OMP_NUM_THREADS": "1"},
-        )  # fmt: skip
-        try:
-            started = self._line(SECONDS_TO_START).strip() == READY.encode()
-        except NoAnswer as error:
-            self.stop()
-            raise LaryError(f"The checker's worker process does not start: {error}.") from error
-        if not started:
-            self.stop()
-            raise LaryError("The checker's worker process does not start: it says something else than it should.")
-
-    def _line(self, seconds: float) -> bytes:
-        assert self._process is not None
-        assert self._process.stdout is not None
-        pipe, end = self._process.stdout.fileno(), time.monotonic() + seconds
-        while b"\n" not in self._buffer:
-            left = end - time.monotonic()
-            if left <= 0 or not select.select([pipe], [], [], left)[0]:
-                raise NoAnswer(f"no answer within {seconds:g} s")
-            block = os.read(pipe, 65536)
-            if not block:
-                with contextlib.suppress(subprocess.TimeoutExpired):
-                    self._process.wait(2)
-                raise NoAnswer(f"the decoder crashed{_signal(self._process.returncode)}")
-            self._buffer += block
-        line, _, self._buffer = self._buffer.partition(b"\n")
-        return line
-
-
-def _signal(code: int | None) -> str:
-    return f" (signal {-code})" if code is not None and code < 0 else ""
 
 
 def ask_all(

@@ -7,10 +7,8 @@ first line that says it is ready.
 from __future__ import annotations
 
 import hashlib
-import json
 import os
 import stat
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -18,8 +16,7 @@ from lary.data.actions import read_chunk
 from lary.data.frames import decode_video, read_image
 from lary.data.spec import ActionSpace
 from lary.types import MediaError
-
-READY = "ready"
+from lary.workers import serve
 
 IMAGE_FORMATS: dict[str, tuple[tuple[bytes, ...], tuple[str, ...]]] = {
     "PNG": ((b"\x89PNG",), (".png",)),
@@ -161,9 +158,7 @@ def digest(path: Path) -> str:
 
 
 def main() -> None:
-    """Answer until stdin ends. Stray output of C libraries goes to stderr, not between the answers."""
-    answers = os.fdopen(os.dup(1), "w", encoding="utf-8")
-    os.dup2(2, 1)
+    """Answer until stdin ends."""
     import av
     import cv2
     from PIL import Image
@@ -171,9 +166,7 @@ def main() -> None:
     Image.init()
     av.logging.set_level(av.logging.PANIC)
     cv2.setNumThreads(1)
-    print(READY, file=answers, flush=True)
-    for line in sys.stdin:
-        print(json.dumps(answer(json.loads(line))), file=answers, flush=True)
+    serve(answer)
 
 
 if __name__ == "__main__":

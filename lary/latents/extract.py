@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import csv
 import json
-import multiprocessing
+import shlex
+import sys
 import time
 from collections.abc import Sequence
-from concurrent.futures import ProcessPoolExecutor, ThreadPoolExecutor, as_completed
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -16,11 +17,14 @@ from lary.configs import ExtractConfig, Mode
 from lary.data.samples import SampleTable, check_media, find_table, read_table
 from lary.data.spec import DATASETS, DatasetSpec
 from lary.fileio import digest, read_json, write_json, write_text
-from lary.latents.pipeline import Job, encode_blocks, make_encoder, model_of
-from lary.latents.store import StoreIdentity, open_store, read_stamp
+from lary.latents.engines import StopRequest, run_here, run_processes
+from lary.latents.locks import locked
+from lary.latents.pipeline import Job, make_encoder, model_of
+from lary.latents.pooling import check_pool
+from lary.latents.store import LatentStore, StoreIdentity, check_format, open_store
+from lary.latents.units import Interrupted, UnitReport, plan_units
 from lary.models.spec import ModelSpec, locate_weights
-from lary.registry import load_plugin
-from lary.runtime import log, pick_devices
+from lary.runtime import log, pick_devices, progress
 from lary.settings import Settings
 from lary.types import BenchmarkProtocol, Encoder, Failure, LaryError, Media, UsageError
 
@@ -30,6 +34,8 @@ if TYPE_CHECKING:
 MODES: dict[Mode, Media] = {"image": "pair", "video": "clip"}
 FAILURES = "failures.csv"
 TIMING = "extraction.json"
+ROWS_LOOKED_AT = 10_000
+"""Of a long table before the work starts; what is missing behind them shows when it is read."""
 
 
 @dataclass(frozen=True)
@@ -49,20 +55,69 @@ def extract(config: ExtractConfig, settings: Settings, *, plugins: tuple[Path, .
 
     Raises:
         UsageError: unknown names, contradicting options, a folder that holds latents of another extraction.
-        LaryError: a missing table, no readable media, a model that can't be loaded.
+        LaryError: a missing table, no readable media, a model that can't be loaded, another process that writes the
+            same latents, a full disk.
+        Interrupted: the user stopped it; what was begun is done.
     """
     started = time.monotonic()
+    run = prepare_run(config, settings, plugins)
+    with locked(run.folder):
+        store = open_run(run)
+        missing = store.missing(run.table)
+        pending = failed_rows(store.folder, missing) if config.retry_failed else missing
+        before = len(run.table) - len(missing)
+        reports: list[UnitReport] = []
+        if pending:
+            if before:
+                log.info("%s: %d of %d rows are done", run.title, before, len(run.table))
+            reports = work(run, store, pending)
+            add_timing(store.folder, sum(report.done for report in reports), time.monotonic() - started)
+        else:
+            log.info("%s: all %d rows are done", run.title, len(run.table))
+        failures = sorted((item for report in reports for item in report.failures), key=lambda failure: failure.row)
+        done = sum(report.done for report in reports)
+        store.finish(run.table)
+        write_failed(store.folder, failures)
+        if left := len(missing) - done - len(failures):
+            raise unfinished(run, left)
+        write_table(run, store, failures)
+    return ExtractReport(run.target, len(run.table), before, done, tuple(failures), time.monotonic() - started)
+
+
+@dataclass(frozen=True)
+class Run:
+    """An extraction with everything looked up and nothing written yet; `encoder` is there if it was needed for that."""
+
+    job: Job
+    model: ModelSpec
+    table: SampleTable
+    devices: tuple[str, ...]
+    identity: StoreIdentity
+    details: dict[str, Any]
+    folder: Path
+    target: Path
+    latent_root: Path
+    encoder: Encoder | None
+
+    @property
+    def title(self) -> str:
+        """What is extracted with what, for messages."""
+        return f"{self.folder.name} on {self.identity.dataset} {self.identity.split}"
+
+
+def prepare_run(config: ExtractConfig, settings: Settings, plugins: tuple[Path, ...]) -> Run:
+    """Look everything up. Raises UsageError and LaryError, as `extract` does."""
     model, dataset = model_of(config), DATASETS.get(config.dataset)
     check_request(dataset, config)
+    check_pool(model, config.pool)
+    check_format(config.store, config.dtype)
     devices = pick_devices(config.gpus, config.device)
     explicit = config.input.expanduser() if config.input else None
     source = find_table(dataset, config.split, settings.path("LARY_ROOT"), explicit)
     table = read_table(dataset, config.split, path=source, data_dir=settings.path("DATA_DIR"), limit=config.limit)
-    tag = paths.tagged(model.name, config.protocol, config.latent, config.weights)
-    folder = paths.latent_folder(settings, dataset.name, config.split, tag)
+    tag = paths.tagged(model.name, config.protocol, config.latent, config.weights, config.pool)
     weights = locate_weights(model, settings.values(), config.weights)
-    job = Job(config, settings.path("DATA_DIR"), source, folder, weights, settings.values(), plugins)
-
+    job = Job(config, settings.path("DATA_DIR"), source, weights, settings.values(), plugins)
     encoder: Encoder | None = None
     digest_of_weights = ""
     if model.weights is not None:
@@ -74,27 +129,67 @@ def extract(config: ExtractConfig, settings: Settings, *, plugins: tuple[Path, .
         "weights_from": weights,
         "batch_size": config.batch_size,
     }
-    open_store(folder, identity, details, overwrite=config.overwrite)
-    job = replace(job, identity=identity)
-
-    pending = missing_rows(table, folder, identity)
-    before = len(table) - len(pending)
-    if pending:
-        warn_about_media(table, pending)
-        if before:
-            log.info("%s %s: %d of %d rows are done", dataset.name, config.split, before, len(table))
-        if len(devices) > 1:
-            encoder = None  # each device's process loads its own
-        failures = run_job(job, table, pending, devices, encoder)
-        add_timing(folder, len(pending) - len(failures), time.monotonic() - started)
-    else:
-        log.info("%s %s with %s: all %d rows are done", dataset.name, config.split, tag, len(table))
-        failures = []
+    folder = paths.latent_folder(settings, dataset.name, config.split, tag)
     target = paths.latent_table(settings, dataset.name, config.split, dataset.media, dataset.stride, tag)
-    write_tables(table, target, folder, settings.path("LARY_LA_DIR"), failures)
-    return ExtractReport(
-        target, len(table), before, len(pending) - len(failures), tuple(failures), time.monotonic() - started
+    return Run(
+        job, model, table, tuple(devices), identity, details, folder, target, settings.path("LARY_LA_DIR"), encoder
     )  # fmt: skip
+
+
+def open_run(run: Run) -> LatentStore:
+    """The store of a run, claimed for its identity. Raises UsageError."""
+    config = run.job.config
+    return open_store(
+        run.folder, run.identity, run.details, overwrite=config.overwrite, kind=config.store,
+        unit_rows=config.shard_rows, batch_size=config.batch_size,
+    )  # fmt: skip
+
+
+def work(run: Run, store: LatentStore, pending: Sequence[int]) -> list[UnitReport]:
+    """Do the pending rows with the engine that was asked for. Raises LaryError."""
+    import torch
+
+    warn_about_media(run.table, pending)
+    config, devices = run.job.config, run.devices
+    local = config.engine == "local"
+    job = replace(
+        run.job, store=store, pending=len(pending), threads=torch.get_num_threads(),
+        processes=len(devices) if local else 1,
+    )  # fmt: skip
+    units = plan_units(pending, store.unit_rows)
+    reports = []
+    with StopRequest() as stop, progress(len(pending), run.title) as bar:
+        if not local:
+            from lary.latents.ray_engine import run_on_ray
+
+            found = run_on_ray(job, units, stop, bar.advance)
+        elif len(devices) > 1:
+            found = run_processes(job, units, devices, stop, bar.advance)
+        else:
+            found = run_here(job, run.table, units, devices[0], run.encoder, stop, bar.advance)
+        for report in found:
+            reports.append(report)
+    return reports
+
+
+def unfinished(run: Run, left: int) -> LaryError:
+    """What to say where rows are left over: after Ctrl-C, or where only failed rows were asked for."""
+    rest = f"{left} of {len(run.table)} rows are still to be done"
+    if run.job.config.retry_failed:
+        return LaryError(f"{rest}, so there is no table yet: run the same command without --retry-failed.")
+    own = Path(sys.argv[0]).name in ("lary", "cli.py")
+    again = shlex.join(["lary", *sys.argv[1:]]) if own else "the same command again"
+    return Interrupted(f"Stopped: {rest}. Everything up to here is kept; go on with {again}")
+
+
+def failed_rows(folder: Path, missing: Sequence[int]) -> list[int]:
+    """The missing rows that the failures file names. Raises UsageError if there is none."""
+    file = folder / FAILURES
+    if not file.is_file():
+        raise UsageError(f"--retry-failed: there is no {file}: the last run had no failures, or didn't end.")
+    with file.open(newline="", encoding="utf-8") as lines:
+        named = {cell for row in csv.DictReader(lines) if (cell := row.get("row") or "").isdigit()}
+    return [row for row in missing if str(row + 1) in named]
 
 
 def check_request(dataset: DatasetSpec, config: ExtractConfig) -> None:
@@ -102,7 +197,10 @@ def check_request(dataset: DatasetSpec, config: ExtractConfig) -> None:
     dataset.split(config.split)
     check_mode(dataset, config.mode)
     check_stride(dataset, config.stride)
-    for name, value in (("--limit", config.limit), ("--batch-size", config.batch_size), ("--workers", config.workers)):
+    if not config.read_timeout > 0:
+        raise UsageError(f"--read-timeout {config.read_timeout:g}: must be more than 0 seconds.")
+    for name, value in (("--limit", config.limit), ("--batch-size", config.batch_size), ("--workers", config.workers),
+                        ("--shard-rows", config.shard_rows)):  # fmt: skip
         if value is not None and value < 1:
             raise UsageError(f"{name} {value}: must be at least 1.")
 
@@ -134,25 +232,14 @@ def store_identity(model: ModelSpec, dataset: DatasetSpec, config: ExtractConfig
     fields = {**record_of(model, config.protocol, dataset.media), "precision": config.precision}
     record = digest(json.dumps(fields, sort_keys=True, default=str))
     return StoreIdentity(
-        model.name, dataset.name, config.split, config.protocol, record, weights_digest, config.seed
+        model.name, dataset.name, config.split, config.protocol, record, weights_digest, config.seed,
+        dataset.revision, config.pool, config.dtype,
     )  # fmt: skip
-
-
-def missing_rows(table: SampleTable, folder: Path, identity: StoreIdentity) -> list[int]:
-    """Rows whose latents aren't there, belong to another sample, or come from another store."""
-    if not folder.exists():
-        return list(range(len(table)))
-
-    def is_missing(row: int) -> bool:
-        stamp = read_stamp(folder / paths.latent_name(row))
-        return stamp is None or stamp.store != identity.key or stamp.sample != table[row].id
-
-    with ThreadPoolExecutor(8) as pool:
-        return [row for row, missing in enumerate(pool.map(is_missing, range(len(table)))) if missing]
 
 
 def warn_about_media(table: SampleTable, pending: Sequence[int]) -> None:
     """Name the first missing files before the work starts. Raises LaryError if no file is there at all."""
+    pending = pending[:ROWS_LOOKED_AT]
     absent = check_media(table, pending)
     if not absent:
         return
@@ -162,38 +249,10 @@ def warn_about_media(table: SampleTable, pending: Sequence[int]) -> None:
             f"None of the {len(absent)} media files of {table.path} exist; the first are\n  {listed}\n"
             f"Check DATA_DIR; this split's files are expected under {table.root}."
         )
-    log.warning("%d media files are missing; their rows will be skipped. The first are\n  %s", len(absent), listed)
-
-
-def run_job(
-    job: Job, table: SampleTable, pending: Sequence[int], devices: Sequence[str], encoder: Encoder | None
-) -> list[Failure]:
-    """Work on the pending rows: in this process on one device, else in one process per device."""
-    size = job.config.batch_size
-    blocks = sorted({row // size for row in pending})
-    if len(devices) == 1:
-        return encode_blocks(job, table, blocks, set(pending), devices[0], encoder)
-    failures: list[Failure] = []
-    with ProcessPoolExecutor(len(devices), mp_context=multiprocessing.get_context("spawn")) as pool:
-        parts = {
-            pool.submit(work_on_device, job, blocks[index :: len(devices)], sorted(pending), device): device
-            for index, device in enumerate(devices)
-        }
-        for part in as_completed(parts):
-            failures += part.result()
-    return sorted(failures, key=lambda failure: failure.row)
-
-
-def work_on_device(job: Job, blocks: list[int], pending: list[int], device: str) -> list[Failure]:
-    """A worker process: some of the blocks on one device."""
-    from lary.runtime import setup_logging
-
-    setup_logging()
-    for plugin in job.plugins:
-        load_plugin(plugin)
-    dataset = DATASETS.get(job.config.dataset)
-    table = read_table(dataset, job.config.split, path=job.table, data_dir=job.data_dir, limit=job.config.limit)
-    return encode_blocks(job, table, blocks, set(pending), device, None)
+    among = f" of the first {ROWS_LOOKED_AT} rows" if len(pending) == ROWS_LOOKED_AT else ""
+    log.warning(
+        "%d media files%s are missing; their rows will be skipped. The first are\n  %s", len(absent), among, listed
+    )
 
 
 def add_timing(folder: Path, rows: int, seconds: float) -> None:
@@ -203,17 +262,15 @@ def add_timing(folder: Path, rows: int, seconds: float) -> None:
     write_json(file, {"rows": before["rows"] + rows, "seconds": round(before["seconds"] + seconds, 3)})
 
 
-def write_tables(
-    table: SampleTable, target: Path, folder: Path, latent_root: Path, failures: Sequence[Failure]
-) -> None:
-    """Write the table with ``la_path`` (empty for a failed row) and the failures file beside the latents."""
-    failed = {failure.row for failure in failures}
-    relative = folder.relative_to(latent_root).as_posix()
-    frame = table.frame.copy()
-    frame["la_path"] = [
-        "" if row in failed else f"{relative}/{paths.latent_name(row)}" for row in range(len(table))
-    ]  # fmt: skip
-    write_text(target, to_csv(frame))
+def write_table(run: Run, store: LatentStore, failures: Sequence[Failure]) -> None:
+    """Write the table with ``la_path``, which is empty for a failed row."""
+    frame = run.table.frame.copy()
+    frame["la_path"] = store.entries(run.table, run.latent_root, {failure.row for failure in failures})
+    write_text(run.target, to_csv(frame))
+
+
+def write_failed(folder: Path, failures: Sequence[Failure]) -> None:
+    """Write the failures file beside the latents; without failures there is none."""
     report = folder / FAILURES
     if failures:
         write_failures(report, failures)

@@ -1,44 +1,64 @@
-"""The stages of an extraction: read and prepare, encode, write, overlapping in threads.
+"""The stages of an extraction: read, encode, write. They overlap, and memory is a few batches.
 
-Rows are worked on in blocks of the batch size, counted from the first row of the table, so that a resumed extraction
-gives the same bits as an undisturbed one.
+Units of rows come one by one; their rows are read by processes (`lary.latents.reading`), encoded here, and written by
+threads. A row has a fixed place in a fixed batch of its unit, so that a resumed extraction gives the same bits as an
+undisturbed one.
 """
 
 from __future__ import annotations
 
 import os
-from collections import deque
-from collections.abc import Iterator, Sequence
+import shutil
+import threading
+from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import ExitStack
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import numpy.typing as npt
 
-from lary import paths
 from lary.configs import ExtractConfig
-from lary.data.samples import SampleTable
-from lary.latents.store import Stamp, StoreIdentity, write_latents
+from lary.data.samples import INDEX_COLUMN, SampleTable
+from lary.latents.encoding import Encoding
+from lary.latents.reading import Batch, Reading, borrow_pool, give_back
+from lary.latents.store import LatentStore, UnitWriter
+from lary.latents.units import Unit, UnitReport
 from lary.models.precision import in_precision
+from lary.models.promise import held_to_record
 from lary.models.spec import MODELS, ModelContext, ModelSpec, build, with_latent
-from lary.runtime import progress
-from lary.types import Encoder, Failure, LaryError, Latents, MediaError
+from lary.types import Encoder, Failure, LaryError, MediaError
+
+MOST_WORKERS = 8
+WRITERS = 2
+BYTES_IN_FLIGHT = 64_000_000
+"""Latents that wait for a writer; more than one row only."""
+ITEM_BYTES = {"float32": 4, "float16": 2, "bfloat16": 2}
+
+Advance = Callable[[int], None]
 
 
 @dataclass(frozen=True)
 class Job:
-    """One extraction with everything looked up: what a worker process needs."""
+    """One extraction with everything looked up: what a worker process needs.
+
+    Attributes:
+        pending: how many rows are to be done, by all workers together.
+        processes: how many share this machine's cores.
+        threads: of torch: their number decides the last bits of a product on a CPU.
+    """
 
     config: ExtractConfig
     data_dir: Path
     table: Path
-    folder: Path
     weights: str | None
     variables: dict[str, str]
     plugins: tuple[Path, ...]
-    identity: StoreIdentity | None = None
+    store: LatentStore | None = None
+    pending: int = 0
+    processes: int = 1
+    threads: int = 1
 
 
 def model_of(config: ExtractConfig) -> ModelSpec:
@@ -48,7 +68,9 @@ def model_of(config: ExtractConfig) -> ModelSpec:
 
 def make_encoder(job: Job, model: ModelSpec, device: str) -> Encoder:
     """The model on its device, in the arithmetic that was asked for."""
-    return in_precision(build(model, model_context(job, device)), device, job.config.precision, job.config.compile)
+    config = job.config
+    encoder = in_precision(build(model, model_context(job, device)), device, config.precision, config.compile)
+    return held_to_record(encoder, model, config.protocol)
 
 
 def model_context(job: Job, device: str) -> ModelContext:
@@ -60,129 +82,186 @@ def model_context(job: Job, device: str) -> ModelContext:
     )  # fmt: skip
 
 
-def encode_blocks(
-    job: Job, table: SampleTable, blocks: Sequence[int], pending: set[int], device: str, encoder: Encoder | None
-) -> list[Failure]:
-    """Read, encode and write blocks of rows; reading and writing overlap with the encoder in threads."""
-    assert job.identity is not None
+def reading_workers(job: Job) -> int:
+    """Processes that read for one encoder: what was asked for, or this machine's cores shared by all encoders."""
+    return job.config.workers or max(1, min(MOST_WORKERS, (os.cpu_count() or 2) // job.processes))
+
+
+def encode_units(
+    job: Job, table: SampleTable, units: Iterable[Unit], device: str, encoder: Encoder | None,
+    *, advance: Advance, stopped: Callable[[], bool] = lambda: False,
+) -> Iterator[UnitReport]:  # fmt: skip
+    """Read, encode and write units of rows; each is reported once it is committed.
+
+    Args:
+        units: taken one at a time, the next one while the last one is still encoded.
+        advance: told how many rows are behind us.
+        stopped: whether to end after the unit in hand.
+
+    Raises:
+        LaryError: a worker that doesn't start, a full disk, an encoder that returns something else than latents.
+    """
+    assert job.store is not None
     model = model_of(job.config)
     encoder = encoder or make_encoder(job, model, device)
+    preprocess = model.preprocessing(job.config.protocol, table.spec.media)
     size = job.config.batch_size
-    alone = device == "cpu"  # rows are encoded one by one there, so what is done in a block needs no company
-    rows = [
-        [row for row in range(block * size, min((block + 1) * size, len(table))) if not alone or row in pending]
-        for block in blocks
-    ]
-    failures: list[Failure] = []
-    writes: deque[Future[None]] = deque()
-    threads = job.config.workers or min(8, (os.cpu_count() or 2))
-    title = f"{model.name} {job.config.dataset} {job.config.split} on {device}"
-    total = sum(row in pending for block in rows for row in block)
-    with progress(total, title) as bar, ThreadPoolExecutor(2) as writers:
-        for block in read_blocks(table, model, job.config, rows, threads):
-            for row, tokens, codes in encode_block(encoder, block, size, device):
-                if row in pending:
-                    stamp = Stamp(table[row].id, job.identity.key, job.identity.model)
-                    target = job.folder / paths.latent_name(row)
-                    writes.append(writers.submit(write_latents, target, tokens, codes, stamp))
-            failures += [failure for failure in block.failures if failure.row in pending]
-            while len(writes) > 4 * size or (writes and writes[0].done()):
-                writes.popleft().result()
-            bar.advance(sum(row in pending for row in block.rows))
-        for write in writes:
-            write.result()
-    return failures
+    encoding = Encoding(encoder, preprocess, device, job.config.pool)
+    with ExitStack() as stack:
+        pool = borrow_pool()
+        stack.callback(give_back, pool)
+        reading = Reading(
+            pool, preprocess, size, most_frames(table), reading_workers(job), job.config.read_timeout
+        )  # fmt: skip
+        stack.enter_context(encoding.fast_memory(reading.memory))
+        writing = stack.enter_context(Writing(job.store, job.pending))
+        batches = reading.read(plan_batches(table, units, job.store.unit_rows, size))
+        stack.callback(batches.close)
+        for batch, rows in encoding.stream(batches, reading.release):
+            if batch.unit != writing.unit:
+                if writing.unit is not None and stopped():
+                    break
+                writing.begin(batch.unit)
+            for index, tokens, codes in rows:
+                writing.add(batch.rows[index], batch.samples[index].id, batch.samples[index].media[0], tokens, codes)
+            writing.fail(batch.failures())
+            advance(len(batch.rows))
+            yield from writing.committed()
+        writing.begin(None)
+        yield from writing.committed(wait=True)
+
+
+def most_frames(table: SampleTable) -> int:
+    """The largest T of a table's samples."""
+    if table.spec.media == "pair":
+        return 2
+    return 1 + max(cell.count(",") for cell in table.frame[INDEX_COLUMN])
+
+
+def plan_batches(table: SampleTable, units: Iterable[Unit], unit_rows: int, size: int) -> Iterator[Batch]:
+    """The batches of units, in order; rows are counted from the first one of their unit."""
+    for unit in units:
+        first = unit.number * unit_rows
+        groups: dict[int, list[int]] = {}
+        for row in unit.rows:
+            groups.setdefault((row - first) // size, []).append(row)
+        for rows in groups.values():
+            samples = [table[row] for row in rows]
+            questions = [
+                {"paths": [str(path) for path in table.media_path(sample)], "index": list(sample.frame_index)}
+                for sample in samples
+            ]
+            lengths = [len(sample.frame_index) or len(sample.media) for sample in samples]
+            yield Batch(unit.number, rows, [(row - first) % size for row in rows], samples, questions, lengths)
 
 
 @dataclass
-class Block:
-    """Decoded and preprocessed clips of consecutive rows: (T, 3, H, W) float32 each."""
+class _OpenUnit:
+    """A unit whose rows are being written."""
 
-    rows: Sequence[int]
-    clips: dict[int, npt.NDArray[np.float32]] = field(default_factory=dict)
+    number: int
+    writer: UnitWriter
+    stack: ExitStack
+    writes: list[Future[Failure | None]] = field(default_factory=list)
     failures: list[Failure] = field(default_factory=list)
 
 
-def read_blocks(
-    table: SampleTable, model: ModelSpec, config: ExtractConfig, rows: Sequence[Sequence[int]], threads: int
-) -> Iterator[Block]:
-    """Blocks in order, read ahead by `threads` threads; at most three blocks are in memory."""
-    from lary.data.frames import read_clip
-    from lary.models.preprocess import prepare
+class Writing:
+    """The writing stage: rows are written by a few threads, units committed by another one, in their order."""
 
-    preprocess = model.preprocessing(config.protocol, table.spec.media)
+    def __init__(self, store: LatentStore, pending: int) -> None:
+        self._store = store
+        self._pending = pending
+        self._unit: _OpenUnit | None = None
+        self._threads = ThreadPoolExecutor(WRITERS)
+        self._committer = ThreadPoolExecutor(1)
+        self._commits: list[Future[UnitReport]] = []
+        self._room = threading.Condition()
+        self._bytes = 0
+        self._error: BaseException | None = None
 
-    def read(row: int) -> npt.NDArray[np.float32] | Failure:
-        sample = table[row]
+    def __enter__(self) -> Writing:
+        return self
+
+    def __exit__(self, kind: Any, error: BaseException | None, trace: Any) -> None:
+        self._threads.shutdown(cancel_futures=error is not None)
+        if error is not None and self._unit is not None:
+            self._unit.stack.__exit__(kind, error, trace)
+        self._committer.shutdown()
+
+    @property
+    def unit(self) -> int | None:
+        """The number of the unit that rows are added to."""
+        return None if self._unit is None else self._unit.number
+
+    def begin(self, number: int | None) -> None:
+        """Commit the unit before, in the background, and open another one."""
+        if self._unit is not None:
+            self._commits.append(self._committer.submit(_commit, self._unit))
+        self._unit = None
+        if number is not None:
+            stack = ExitStack()
+            self._unit = _OpenUnit(number, stack.enter_context(self._store.writer(number)), stack)
+
+    def add(self, row: int, sample: str, name: str, tokens: Any, codes: Any) -> None:
+        """Have a row written; waits where too many are on their way. Raises what a write before it raised."""
+        assert self._unit is not None
+        if self._error is not None:
+            raise self._error
+        if self._pending:
+            check_space(self._store, tokens, codes, self._pending)
+            self._pending = 0
+        size = tokens.nbytes
+        with self._room:
+            self._room.wait_for(lambda: not self._bytes or self._bytes + size <= BYTES_IN_FLIGHT)
+            self._bytes += size
+        self._unit.writes.append(self._threads.submit(self._write, self._unit.writer, row, sample, name, tokens, codes))
+
+    def fail(self, failures: list[Failure]) -> None:
+        """Count rows of this unit that have no latents."""
+        assert self._unit is not None
+        self._unit.failures += failures
+
+    def committed(self, *, wait: bool = False) -> Iterator[UnitReport]:
+        """Reports of the units that were committed since the last call."""
+        while self._commits and (wait or self._commits[0].done()):
+            yield self._commits.pop(0).result()
+
+    def _write(
+        self, writer: UnitWriter, row: int, sample: str, name: str, tokens: npt.NDArray[Any], codes: Any
+    ) -> Failure | None:
         try:
-            return prepare(
-                read_clip(table.media_path(sample), sample.frame_index, preprocess.reader, clamp=preprocess.clamp),
-                preprocess,
-            )
+            writer.add(row, sample, tokens, codes)
         except MediaError as error:
-            return Failure(row, sample.media[0], str(error))
-
-    with ThreadPoolExecutor(threads) as pool:
-        ahead: deque[tuple[Sequence[int], list[Future[Any]]]] = deque()
-        waiting = iter(rows)
-        while True:
-            while len(ahead) < 3 and (block_rows := next(waiting, None)) is not None:
-                ahead.append((block_rows, [pool.submit(read, row) for row in block_rows]))
-            if not ahead:
-                return
-            block_rows, futures = ahead.popleft()
-            block = Block(block_rows)
-            for row, future in zip(block_rows, futures, strict=True):
-                item = future.result()
-                if isinstance(item, Failure):
-                    block.failures.append(item)
-                else:
-                    block.clips[row] = item
-            yield block
+            return Failure(row, name, str(error))
+        except BaseException as error:
+            self._error = error
+            raise
+        finally:
+            with self._room:
+                self._bytes -= tokens.nbytes
+                self._room.notify()
+        return None
 
 
-def encode_block(
-    encoder: Encoder, block: Block, size: int, device: str
-) -> Iterator[tuple[int, npt.NDArray[Any], npt.NDArray[Any] | None]]:
-    """Tokens and codes of each readable row; a row with tokens that aren't finite joins the block's failures.
-
-    A row's result must depend on nothing but the row: kernels round differently for batches of different sizes. On a
-    CPU, where batches gain nothing, rows are encoded one by one. Elsewhere a batch always has `size` places, a row
-    always the same one, and a row that can't be read leaves its place black.
-    """
-    import torch
-
-    for members in batches_of(block, 1 if device == "cpu" else size):
-        places = max(place for _, place in members) + 1 if device == "cpu" else size
-        batch = np.zeros((places, *block.clips[members[0][0]].shape), dtype=np.float32)
-        for row, place in members:
-            batch[place] = block.clips[row]
-        with torch.inference_mode():
-            latents = encoder.encode(torch.from_numpy(batch).to(device))
-        tokens = checked_tokens(latents, places)
-        codes = None if latents.codes is None else latents.codes.cpu().numpy()
-        for row, place in members:
-            if np.isfinite(tokens[place]).all():
-                yield row, tokens[place], None if codes is None else codes[place]
-            else:
-                block.failures.append(Failure(row, "", "The model gave tokens that are not finite."))
+def _commit(unit: _OpenUnit) -> UnitReport:
+    with unit.stack:
+        failures = unit.failures + [found for write in unit.writes if (found := write.result()) is not None]
+        done = len(unit.writes) - (len(failures) - len(unit.failures))
+    return UnitReport(unit.number, done, tuple(sorted(failures, key=lambda failure: failure.row)))
 
 
-def batches_of(block: Block, size: int) -> list[list[tuple[int, int]]]:
-    """Readable rows of a block with their places in a batch of `size`; clips of one batch have one shape."""
-    batches: dict[tuple[Any, ...], list[tuple[int, int]]] = {}
-    for row, clip in sorted(block.clips.items()):
-        batches.setdefault((row // size, clip.shape), []).append((row, row % size))
-    return list(batches.values())
-
-
-def checked_tokens(latents: Latents, places: int) -> npt.NDArray[np.float32]:
-    """Tokens as float32 on the CPU. Raises LaryError for a shape that no encoder may return."""
-    tokens = latents.tokens
-    if tokens.ndim not in (3, 4) or tokens.shape[0] != places:
+def check_space(store: LatentStore, tokens: npt.NDArray[Any], codes: npt.NDArray[Any] | None, rows: int) -> None:
+    """Refuse to start what the disk has no room for. Raises LaryError."""
+    need = rows * row_bytes(store, tokens, codes)
+    free = shutil.disk_usage(store.folder).free
+    if need > free:
         raise LaryError(
-            f"The model returned tokens of shape {tuple(tokens.shape)} for a batch of {places}: expected (B, P, N, D), "
-            "or (B, N, D) if it mixes time."
+            f"{rows} rows of {'x'.join(map(str, tokens.shape))} {store.identity.dtype} need {need / 1e9:.1f} GB, and "
+            f"{store.folder} has {free / 1e9:.1f} GB left: make room, choose --dtype or --pool, or another LARY_LA_DIR."
         )
-    found: npt.NDArray[np.float32] = tokens.float().cpu().numpy()
-    return found
+
+
+def row_bytes(store: LatentStore, tokens: npt.NDArray[Any], codes: npt.NDArray[Any] | None) -> int:
+    """Bytes of one row on disk, without what its container adds."""
+    return tokens.size * ITEM_BYTES[store.identity.dtype] + (0 if codes is None else codes.nbytes)

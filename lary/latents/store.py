@@ -1,32 +1,59 @@
-"""Latents on disk in the published layout: one ``.npz`` per sample with the arrays ``tokens`` and ``indices``.
+"""The latent store: what all its kinds have in common, and who may write into a folder.
 
-Each file carries in its zip comment, which other readers pass over, the id of its sample and the identity of the
-store (model, weights, protocol, preprocessing). Resuming and mixing are decided by these, never by file names.
+A store holds the latents of one split and one identity (model, weights, protocol, preprocessing, data set revision,
+pooling, number format) in one folder, described by ``store.json``. Two kinds write them differently: ``npz`` one file
+per sample, ``shards`` one safetensors file per unit of rows. Resuming and mixing are decided by sample ids and the
+identity's key, never by file names.
 """
 
 from __future__ import annotations
 
-import io
 import json
-import zipfile
-from collections.abc import Sequence
+from collections.abc import Collection
+from contextlib import AbstractContextManager
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
 import numpy.typing as npt
 
-from lary.fileio import digest, read_json, write_bytes, write_json
-from lary.types import LaryError, MediaError, UsageError
+from lary.configs import LatentDtype, StoreKind
+from lary.fileio import digest, read_json, write_json
+from lary.types import LaryError, LatentSource, MediaError, UsageError
+
+if TYPE_CHECKING:
+    import torch
+
+    from lary.data.samples import SampleTable
 
 MANIFEST = "store.json"
+SHARDS, INDEX = "shard_*.safetensors", "index.parquet"
+SHARD_MARK = "#"
+"""Between a shard and a row in it, in ``la_path``."""
+
 FORMAT = 1
+BATCHES = 8
+"""Per unit of a store whose units are nothing on disk."""
+MOST_ROWS = 1 << 20
+LATER_FIELDS = {"revision": "", "pool": "none", "dtype": "float32"}
+"""Fields that identities of the first format lack, with what they were: a key doesn't change where they still are."""
+
+Rows = npt.NDArray[np.int64]
+Floats = npt.NDArray[np.float32]
 
 
 @dataclass(frozen=True)
 class StoreIdentity:
-    """What the latents of one folder have in common. Two identities never share a folder."""
+    """What the latents of one folder have in common. Two identities never share a folder.
+
+    Attributes:
+        record: digest of the model's preprocessing, options and precision.
+        weights: digest of the weights.
+        revision: of the data set.
+        pool: pooling of the tokens when they were written.
+        dtype: number format of the tokens on disk.
+    """
 
     model: str
     dataset: str
@@ -35,101 +62,221 @@ class StoreIdentity:
     record: str
     weights: str
     seed: int
+    revision: str = ""
+    pool: str = "none"
+    dtype: LatentDtype = "float32"
 
     @property
     def key(self) -> str:
         """A digest of all fields."""
-        return digest(json.dumps([FORMAT, asdict(self)], sort_keys=True))
+        fields = {name: value for name, value in asdict(self).items() if LATER_FIELDS.get(name) != value}
+        return digest(json.dumps([FORMAT, fields], sort_keys=True))
 
 
-@dataclass(frozen=True)
-class Stamp:
-    """The zip comment of one file."""
+class UnitWriter(Protocol):
+    """Takes the rows of one unit; `add` may be called from several threads and in any order.
 
-    sample: str
-    store: str
-    model: str
+    Used as a context manager: leaving it without an exception commits the unit, an exception gives it up. Its rows
+    are on disk, for good, once the block has been left.
+    """
 
+    def add(self, row: int, sample: str, tokens: Floats, codes: npt.NDArray[Any] | None) -> None:
+        """Take tokens (P, N, D) or (N, D) float32 and codes (P, N) or None of the sample with the id `sample`.
 
-def write_latents(path: Path, tokens: npt.NDArray[Any], codes: npt.NDArray[Any] | None, stamp: Stamp) -> None:
-    """Write one sample: `tokens` (P, N, D) or (N, D), `codes` (P, N) or None, stored as an empty array."""
-    buffer = io.BytesIO()
-    np.savez(buffer, tokens=tokens, indices=np.array([]) if codes is None else codes)
-    with zipfile.ZipFile(buffer, "a") as archive:
-        archive.comment = json.dumps(asdict(stamp)).encode()
-    write_bytes(path, buffer.getvalue())
-
-
-def read_stamp(path: Path) -> Stamp | None:
-    """The stamp of a file; None if there is no such file, it is torn, or another program wrote it."""
-    try:
-        with zipfile.ZipFile(path) as archive:
-            return Stamp(**json.loads(archive.comment)) if archive.comment else None
-    except (OSError, ValueError, TypeError, zipfile.BadZipFile):
-        return None
+        Raises:
+            MediaError: the tokens aren't finite in the store's number format. Costs this row; the unit goes on.
+            LaryError: the row belongs to another unit, the shape differs from the unit's, the disk is full.
+        """
+        ...
 
 
-def read_latents(path: Path) -> npt.NDArray[np.float32]:
-    """The tokens of one sample, float32.
+class LatentStore(Protocol):
+    """The latents of one split and one identity in one folder: how rows reach the disk. Stores can be pickled.
+
+    Attributes:
+        unit_rows: a unit of work is the rows ``[k * unit_rows, (k + 1) * unit_rows)`` of the table, k from 0.
+    """
+
+    @property
+    def folder(self) -> Path: ...
+
+    @property
+    def identity(self) -> StoreIdentity: ...
+
+    @property
+    def unit_rows(self) -> int: ...
+
+    def missing(self, table: SampleTable) -> list[int]:
+        """Rows of the table, in order, whose latents aren't there, are torn, or are of another sample or store."""
+        ...
+
+    def writer(self, unit: int) -> AbstractContextManager[UnitWriter]:
+        """A writer for some or all rows of a unit. No two may be at work on one unit at the same time."""
+        ...
+
+    def entries(self, table: SampleTable, root: Path, failed: Collection[int] = ()) -> list[str]:
+        """The ``la_path`` of every row, relative to `root`; empty where a row failed or has no latents."""
+        ...
+
+    def finish(self, table: SampleTable) -> None:
+        """Called once by the driver when all writers are done: brings what lists the latents up to date."""
+        ...
+
+
+class StoredLatents(LatentSource, Protocol):
+    """Latents of some samples of a store, in the samples' order."""
+
+    @property
+    def bytes_on_disk(self) -> int:
+        """Bytes of the tokens as they are stored."""
+        ...
+
+    def take(self, positions: Collection[int]) -> StoredLatents:
+        """Some of the samples, by their positions here."""
+        ...
+
+    def codes(self, rows: Collection[int]) -> list[npt.NDArray[Any] | None]:
+        """Codes (P, N) of samples, None for one whose model has no codebook."""
+        ...
+
+
+def check_format(kind: StoreKind, dtype: LatentDtype) -> None:
+    """Refuse a number format that a kind of store can't hold. Raises UsageError."""
+    if kind == "npz" and dtype == "bfloat16":
+        raise UsageError("--dtype bfloat16: .npz files can't hold it; pass --store shards, or --dtype float16.")
+
+
+def open_store(
+    folder: Path, identity: StoreIdentity, details: dict[str, Any], *, overwrite: bool,
+    kind: StoreKind = "npz", unit_rows: int = 1024, batch_size: int = 1,
+) -> LatentStore:  # fmt: skip
+    """Claim a folder for latents of one identity, or go on with what it holds.
+
+    Args:
+        details: further facts for the manifest.
+        unit_rows: rows per unit of a new store of shards, rounded up to a multiple of `batch_size`; units of other
+            kinds are a few batches.
+        batch_size: rows per forward pass; a unit holds whole batches.
 
     Raises:
-        MediaError: the file is missing, torn, or holds no numeric array ``tokens``.
+        UsageError: the folder holds latents of another identity and `overwrite` is off, or latents of another kind
+            or units that the batches don't fit into.
     """
-    try:
-        with np.load(path, allow_pickle=False) as file:
-            tokens = file["tokens"]
-            return np.asarray(tokens, dtype=np.float32)
-    except FileNotFoundError:
-        raise MediaError(f"The latents {path} do not exist: extract them again.") from None
-    except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile) as error:
-        raise MediaError(f"The latents {path} can't be read ({error}): extract them again.") from error
-
-
-def open_store(folder: Path, identity: StoreIdentity, details: dict[str, Any], *, overwrite: bool) -> None:
-    """Claim a folder for latents of one identity.
-
-    Raises:
-        UsageError: the folder holds latents of another identity and `overwrite` is off.
-    """
+    unit_rows = -(-unit_rows // batch_size) * batch_size if kind == "shards" else BATCHES * batch_size
     manifest = folder / MANIFEST
     if manifest.exists():
-        found = read_json(manifest, "store manifest")
+        found = read_manifest(folder)
         if found.get("key") == identity.key:
-            return
-        if not overwrite:
-            before, wanted = found.get("identity", {}), asdict(identity)
-            differing = ", ".join(
-                f"{name} {before.get(name)!r} instead of {value!r}"
-                for name, value in wanted.items()
-                if before.get(name) != value
-            )
-            raise UsageError(
-                f"{folder} holds latents of another extraction ({differing}). Pass --overwrite to replace them."
-            )
-    write_json(manifest, {"format": FORMAT, "key": identity.key, "identity": asdict(identity), **details})
-
-
-class NpzSource:
-    """A ``LatentSource`` over ``.npz`` files, one per sample."""
-
-    def __init__(self, files: Sequence[Path]) -> None:
-        if not files:
-            raise LaryError("There are no latents to read.")
-        self.files = tuple(files)
-        self.shape = tuple(read_latents(self.files[0]).shape)
-
-    def __len__(self) -> int:
-        return len(self.files)
-
-    def read(self, rows: Sequence[int] | npt.NDArray[np.int64]) -> npt.NDArray[np.float32]:
-        """Tokens of the samples at `rows`, (B, *shape) float32."""
-        out = np.empty((len(rows), *self.shape), dtype=np.float32)
-        for position, row in enumerate(rows):
-            tokens = read_latents(self.files[row])
-            if tokens.shape != self.shape:
-                raise LaryError(
-                    f"The latents {self.files[row]} have shape {tokens.shape}, those of {self.files[0]} {self.shape}: "
-                    "one table must hold latents of one extraction."
+            known = found.get("store", "npz")
+            if known != kind:
+                raise UsageError(
+                    f"{folder} is a store of kind {known}: pass --store {known}, or turn it into one of kind {kind} "
+                    f"with 'lary latents convert --store {kind}'."
                 )
-            out[position] = tokens
-        return out
+            if kind == "shards":
+                unit_rows = units_of(folder, found)
+            if unit_rows % batch_size:
+                raise UsageError(
+                    f"--batch-size {batch_size}: the shards of {folder} hold {unit_rows} rows; pass a batch size that "
+                    f"divides this, such as {found.get('batch_size', 1)}."
+                )
+            return store_at(folder, identity, kind, unit_rows)
+        if not overwrite:
+            raise UsageError(
+                f"{folder} holds latents of another extraction ({differences(found, identity)}). "
+                "Pass --overwrite to replace them."
+            )
+        clear(folder)
+    facts = {"store": kind, "unit_rows": unit_rows} if kind == "shards" else {"store": kind}
+    write_json(manifest, {"format": FORMAT, "key": identity.key, "identity": asdict(identity), **facts, **details})
+    return store_at(folder, identity, kind, unit_rows)
+
+
+def store_at(folder: Path, identity: StoreIdentity, kind: StoreKind, unit_rows: int) -> LatentStore:
+    """The store of a kind: the one place where kinds are told apart for writing."""
+    if kind == "shards":
+        from lary.latents.shards import ShardStore
+
+        return ShardStore(folder, identity, unit_rows)
+    from lary.latents.npz import NpzStore
+
+    return NpzStore(folder, identity, unit_rows)
+
+
+def clear(folder: Path) -> None:
+    """Remove the shards of another extraction; ``.npz`` files are replaced one by one."""
+    for file in [*folder.glob(SHARDS), folder / INDEX]:
+        file.unlink(missing_ok=True)
+
+
+def record_table(folder: Path, table: SampleTable) -> None:
+    """Note in the manifest which table the latents were last extracted from; the samples' ids decide, not this."""
+    facts = {"path": table.path.name, "digest": table.digest, "rows": len(table)}
+    found = read_manifest(folder)
+    if found.get("table") != facts:
+        write_json(folder / MANIFEST, found | {"table": facts})
+
+
+def read_manifest(folder: Path) -> dict[str, Any]:
+    """The manifest of a store. Raises LaryError if it is missing, no manifest, or of a newer lary."""
+    file = folder / MANIFEST
+    found = read_json(file, "store manifest")
+    if not isinstance(found, dict) or not isinstance(found.get("identity", {}), dict):
+        raise LaryError(f"{file} is no manifest of a latent store.")
+    if isinstance(found.get("format"), int) and found["format"] > FORMAT:
+        raise LaryError(f"{file} was written by a newer lary (format {found['format']}): update lary.")
+    return found
+
+
+def units_of(folder: Path, manifest: dict[str, Any]) -> int:
+    """Rows per unit of a store of shards. Raises LaryError for a manifest without them."""
+    rows = manifest.get("unit_rows")
+    if not isinstance(rows, int) or not 0 < rows <= MOST_ROWS:
+        raise LaryError(f"{folder / MANIFEST} says {rows!r} rows per shard: it is no manifest of a store of shards.")
+    return rows
+
+
+def differences(found: dict[str, Any], identity: StoreIdentity) -> str:
+    """What an identity differs in from a manifest, for a message."""
+    before = LATER_FIELDS | found.get("identity", {})
+    return ", ".join(
+        f"{name} {before.get(name)!r} instead of {value!r}"
+        for name, value in asdict(identity).items()
+        if before.get(name) != value
+    )
+
+
+LARGEST: dict[LatentDtype, float] = {"float32": np.inf, "float16": 65520.0, "bfloat16": 255.5 * 2.0**120}
+"""What is rounded to infinity: half a step above the largest number of the format."""
+
+PIECE = 32768
+"""Numbers per conversion: as many as torch leaves to one thread. More threads would wait for each other longer."""
+
+
+def narrow(tokens: Floats, dtype: LatentDtype) -> npt.NDArray[Any]:
+    """Tokens in the store's number format: float32, float16, or bfloat16 as its bits in uint16, rounded to nearest.
+
+    Raises:
+        MediaError: a value is not finite, or too large for the format.
+    """
+    values = np.ascontiguousarray(tokens, dtype=np.float32)
+    largest = max(float(values.max()), -float(values.min())) if values.size else 0.0
+    if not np.isfinite(largest):
+        raise MediaError("The model gave tokens that are not finite.")
+    if largest >= LARGEST[dtype]:
+        raise MediaError(
+            f"A token of {largest:.4g} is too large for {dtype}: extract with --dtype bfloat16 or float32."
+        )
+    if dtype == "float32":
+        return values
+    import torch
+
+    narrowed = torch.empty(values.shape, dtype=getattr(torch, dtype))
+    convert(torch.from_numpy(values.reshape(-1)), narrowed.view(-1))
+    return narrowed.view(torch.uint16).numpy() if dtype == "bfloat16" else narrowed.numpy()
+
+
+def convert(source: torch.Tensor, target: torch.Tensor) -> None:
+    """Copy numbers (n,) into another number format, in this thread alone."""
+    for start in range(0, len(source), PIECE):
+        target[start : start + PIECE].copy_(source[start : start + PIECE])

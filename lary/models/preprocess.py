@@ -9,16 +9,16 @@ from collections.abc import Callable
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any, TypeVar
 
-import numpy as np
-import numpy.typing as npt
-
 from lary.models.spec import Preprocess
 from lary.types import LaryError
 
 if TYPE_CHECKING:
+    import numpy as np
+    import numpy.typing as npt
     import torch
 
-Frame = npt.NDArray[np.uint8]
+    Frame = npt.NDArray[np.uint8]
+
 Clip = TypeVar("Clip", "npt.NDArray[Any]", "torch.Tensor")
 
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
@@ -51,19 +51,66 @@ def prepare(clip: Frame, preprocess: Preprocess) -> npt.NDArray[np.float32]:
     Returns:
         (T, 3, H', W') float32, contiguous, H' = W' = ``preprocess.size``.
     """
-    import cv2
+    import numpy as np
 
     frames = resize(clip, preprocess)
-    out = np.empty((len(frames), 3, *frames.shape[1:3]), dtype=np.float32)
+    planes = np.empty((len(frames), 3, *frames.shape[1:3]), dtype=np.uint8)
+    to_planes(frames, planes)
+    return normalise(planes, preprocess)
+
+
+def to_planes(frames: Frame, out: Frame) -> None:
+    """Frames (T, H, W, 3) as planes of colour: fills `out`, (T, 3, H, W) uint8."""
+    import cv2
+
     for frame, target in zip(frames, out, strict=True):
-        for plane, channel in zip(cv2.split(frame), target, strict=True):
-            np.divide(plane, np.float32(preprocess.scale), out=channel, dtype=np.float32)
-    mean, std = (np.asarray(value, dtype=np.float32)[:, None, None] for value in (preprocess.mean, preprocess.std))
-    if mean.any():
-        out -= mean
-    if (std != 1).any():
-        out /= std
+        cv2.split(frame, list(target))
+
+
+def normalise(
+    planes: Frame, preprocess: Preprocess, out: npt.NDArray[np.float32] | None = None
+) -> npt.NDArray[np.float32]:
+    """Scale and normalise resized frames: (..., 3, H, W) uint8 to float32, in `out` if it is given."""
+    import numpy as np
+
+    if out is None:
+        out = np.empty(planes.shape, dtype=np.float32)
+    scale = np.float32(preprocess.scale)
+    # Plane by plane: what one step has written is in the processor's cache for the next one.
+    for plane, target in zip(
+        planes.reshape(-1, 3, *planes.shape[-2:]), out.reshape(-1, 3, *out.shape[-2:]), strict=True
+    ):
+        for colour, channel, mean, std in zip(plane, target, preprocess.mean, preprocess.std, strict=True):
+            np.copyto(channel, colour)
+            channel /= scale
+            if mean:
+                channel -= np.float32(mean)
+            if std != 1:
+                channel /= np.float32(std)
     return out
+
+
+class DeviceNormaliser:
+    """`normalise` on a device, equal to it bit by bit: (..., 3, H, W) uint8 tensors to float32.
+
+    Constants are tensors on the device, because CUDA divides by a number of the host by multiplying with its inverse.
+    """
+
+    def __init__(self, preprocess: Preprocess, device: str) -> None:
+        import torch
+
+        self._scale = torch.tensor(preprocess.scale, dtype=torch.float32, device=device)
+        self._mean, self._std = (
+            torch.tensor(value, dtype=torch.float32, device=device).view(3, 1, 1)
+            for value in (preprocess.mean, preprocess.std)
+        )
+        self._has_mean, self._has_std = any(preprocess.mean), any(value != 1 for value in preprocess.std)
+
+    def __call__(self, planes: torch.Tensor) -> torch.Tensor:
+        out = planes.float().div_(self._scale)
+        if self._has_mean:
+            out.sub_(self._mean)
+        return out.div_(self._std) if self._has_std else out
 
 
 def resize(clip: Frame, preprocess: Preprocess) -> Frame:
@@ -72,7 +119,7 @@ def resize(clip: Frame, preprocess: Preprocess) -> Frame:
     Raises:
         LaryError: the clip isn't uint8 RGB frames, or the record's crop is larger than the resized frame.
     """
-    if clip.ndim != 4 or clip.shape[-1] != 3 or clip.dtype != np.uint8 or not clip.size:
+    if clip.ndim != 4 or clip.shape[-1] != 3 or clip.dtype != "uint8" or not clip.size:
         raise LaryError(f"A clip has to be uint8 frames (T, H, W, 3), not {clip.dtype} {clip.shape}.")
     height, width = clip.shape[1:3]
     size = preprocess.size
@@ -94,6 +141,7 @@ def resize(clip: Frame, preprocess: Preprocess) -> Frame:
 def _cv2(interpolation: str) -> Callable[[Frame, int, int], Frame]:
     def resize_frames(clip: Frame, height: int, width: int) -> Frame:
         import cv2
+        import numpy as np
 
         out = np.empty((len(clip), height, width, 3), dtype=np.uint8)
         for frame, target in zip(clip, out, strict=True):
@@ -105,6 +153,7 @@ def _cv2(interpolation: str) -> Callable[[Frame, int, int], Frame]:
 
 def _pillow(resampling: str) -> Callable[[Frame, int, int], Frame]:
     def resize_frames(clip: Frame, height: int, width: int) -> Frame:
+        import numpy as np
         from PIL import Image
 
         how = Image.Resampling[resampling]
@@ -114,6 +163,7 @@ def _pillow(resampling: str) -> Callable[[Frame, int, int], Frame]:
 
 
 def _torch_bilinear(clip: Frame, height: int, width: int) -> Frame:
+    import numpy as np
     import torch
 
     planes = torch.from_numpy(np.ascontiguousarray(clip)).permute(0, 3, 1, 2).float()

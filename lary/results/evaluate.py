@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from lary import paths
-from lary.configs import ClassifyConfig, RegressConfig
+from lary.configs import ClassifyConfig, RegressConfig, RelativeFrame
 from lary.data.actions import Targets, load_normaliser
 from lary.data.spec import DATASETS, DatasetSpec
 from lary.fileio import digest, read_json
@@ -18,6 +18,7 @@ from lary.latents.extract import TIMING, check_mode, check_stride
 from lary.latents.table import SplitLatents
 from lary.models.spec import MODELS, ModelSpec
 from lary.probes.presets import PRESETS
+from lary.results.chunks import write_chunks
 from lary.results.inputs import (
     ProbeConfig,
     check_dim,
@@ -26,6 +27,7 @@ from lary.results.inputs import (
     open_splits,
     report_failures,
     seeds_of,
+    shared_groups,
     shown,
     shuffled,
     variant_of,
@@ -81,7 +83,7 @@ def classify(config: ClassifyConfig, settings: Settings) -> ProbeRun:
     splits = open_splits(settings, dataset, model, config)
     check_stores(dataset.name, splits)
     check_dim(config.dim, splits)
-    tag = paths.tagged(model.name, config.protocol, config.latent, config.weights) + variant_of(config)
+    tag = paths.tagged(model.name, config.protocol, config.latent, config.weights, config.pool) + variant_of(config)
     folder = paths.classification_folder(settings, dataset.name, tag)
     if (found := finished(folder, config, splits)) is not None:
         return ProbeRun(folder, found, new=False)
@@ -119,7 +121,7 @@ def classify(config: ClassifyConfig, settings: Settings) -> ProbeRun:
     scores = write_scores(folder, class_scores(outcomes), seeds)
     files = ("log_r0.csv", "latest.pt", *write_classification_files(folder, outcomes[0]), scores)
     facts = run_facts(config, dataset, model, splits, outcomes[0].settings, files, seconds, probe="attentive")
-    result = classification_result(outcomes[0], facts, outcomes[1:])
+    result = warned(classification_result(outcomes[0], facts, outcomes[1:]), dataset, splits)
     write_result(folder / FILE_NAME, result)
     remove_states(folder, seeds)
     return ProbeRun(folder, result, new=True)
@@ -139,10 +141,10 @@ def regress(config: RegressConfig, settings: Settings) -> ProbeRun:
     preset = PRESETS.get(config.probe_preset)
     splits = open_splits(settings, dataset, model, config)
     check_stores(dataset.name, splits)
-    tag = paths.tagged(model.name, config.protocol, config.latent, config.weights) + variant_of(config)
-    folder = paths.regression_folder(
-        settings, dataset.name, dataset.stride, tag, config.model_type, config.action_mode
-    )  # fmt: skip
+    tag = paths.tagged(model.name, config.protocol, config.latent, config.weights, config.pool) + variant_of(config)
+    frame = frame_of(config)
+    target = f"{config.action_mode}_{frame}" if frame == "local" else config.action_mode
+    folder = paths.regression_folder(settings, dataset.name, dataset.stride, tag, config.model_type, target)
     if (found := finished(folder, config, splits)) is not None:
         return ProbeRun(folder, found, new=False)
     if config.model_type != "ridge" and (devices := several_devices(config)):
@@ -152,11 +154,12 @@ def regress(config: RegressConfig, settings: Settings) -> ProbeRun:
 
     started = time.monotonic()
     data_dir = settings.path("DATA_DIR")
-    normaliser = load_normaliser(dataset, data_dir, config.action_mode, splits["train"].table)
+    normaliser = load_normaliser(dataset, data_dir, config.action_mode, splits["train"].table, frame or "world")
     targets: dict[str, Targets] = {}
     failures: list[Failure] = []
     for role, split in splits.items():
-        splits[role], targets[role] = with_targets(split, normaliser, config.action_mode, data_dir, failures)
+        asked = (normaliser, config.action_mode, data_dir, failures, frame or "world")
+        splits[role], targets[role] = with_targets(split, *asked)
     report_failures(folder, failures)
     seeds = seeds_of(config)
     rounds = len(preset.ridge.shrinkages) if config.model_type == "ridge" else epochs_of(config, preset)
@@ -171,13 +174,29 @@ def regress(config: RegressConfig, settings: Settings) -> ProbeRun:
     place.team.leave()
     seconds = time.monotonic() - started
     written = write_regression_files(folder, outcomes[0], frames_of(splits["seen"]), actions.units)
-    files = ("best_model.pth", *written, write_scores(folder, action_scores(outcomes), seeds))
+    scores = write_scores(folder, action_scores(outcomes), seeds)
+    files = ("best_model.pth", *written, scores, write_chunks(folder, outcomes[0]))
     facts = run_facts(config, dataset, model, splits, outcomes[0].settings, files, seconds, probe=config.model_type)
-    orientations = actions.orientations if config.action_mode == "absolute" else ()
-    result = regression_result(outcomes[0], facts, outcomes[1:], orientations)
+    # The difference of two orientations' values is no orientation, the turn from one to the other is.
+    orientations = actions.orientations if frame != "world" else ()
+    result = warned(regression_result(outcomes[0], facts, outcomes[1:], orientations), dataset, splits)
     write_result(folder / FILE_NAME, result)
     remove_states(folder, seeds)
     return ProbeRun(folder, result, new=True)
+
+
+def frame_of(config: RegressConfig) -> RelativeFrame | None:
+    """The frame of relative motion; None for absolute actions. Raises UsageError for a frame without motion."""
+    if config.action_mode == "relative":
+        return config.relative_frame or "world"
+    if config.relative_frame is not None:
+        raise UsageError(f"--relative-frame {config.relative_frame}: it needs --action-mode relative.")
+    return None
+
+
+def warned(result: EvalResult, dataset: DatasetSpec, splits: Mapping[str, SplitLatents]) -> EvalResult:
+    """A result with a warning of what its splits share."""
+    return result.model_copy(update={"warnings": (*result.warnings, *shared_groups(dataset, splits))})
 
 
 def regressor_inputs(
@@ -294,7 +313,7 @@ def run_facts(
         identity=identity_of(config, splits),
         dataset=DatasetFacts(
             name=dataset.name, title=dataset.title, revision=dataset.revision,
-            stride=dataset.stride, units=target_units,
+            stride=dataset.stride, units=target_units, split_set=config.splits or "",
             tables={split.table.split: split.table.digest for split in splits.values()},
             splits={
                 split.table.split: SplitFacts(rows=len(split.table), groups=len(set(split.table.groups())))
@@ -306,7 +325,9 @@ def run_facts(
             weights=store.get("weights", ""), dim=train.source.shape[-1], shape=train.source.shape,
             parameters_m=model.parameters_m,
         ),
-        probe=probe, action_mode=getattr(config, "action_mode", None), protocol=config.protocol, protocol_notes=notes,
+        probe=probe, action_mode=getattr(config, "action_mode", None),
+        relative_frame=frame_of(config) if isinstance(config, RegressConfig) else None,
+        protocol=config.protocol, protocol_notes=notes,
         preset=config.probe_preset, seed=seeds_of(config)[0], seeds=seeds_of(config), control=config.control,
         project=config.project,
         options_given=json.loads(json.dumps(asdict(config), default=str)),
@@ -319,7 +340,7 @@ def run_facts(
 
 def read_timing(split: SplitLatents) -> float:
     """Seconds that the extraction of a split took, all its runs together; 0 where nobody measured."""
-    file = split.source.files[0].parent / TIMING
+    file = split.folder / TIMING
     return float(read_json(file, "timing of the extraction")["seconds"]) if file.exists() else 0.0
 
 

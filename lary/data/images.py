@@ -1,0 +1,153 @@
+"""Images as pixels: uint8 RGB (H, W, 3), held against their container before they are decoded.
+
+Every PNG chunk and its checksum and the end of a JPEG are looked at, because decoders differ in what they make of a
+torn file: nothing, grey rows or zeros. Orientation from EXIF is applied by both readers, as ``cv2.imread`` does.
+"""
+
+from __future__ import annotations
+
+import functools
+import io
+import os
+import stat
+import struct
+import zlib
+from pathlib import Path
+from typing import Literal
+
+import numpy as np
+import numpy.typing as npt
+
+from lary.types import MediaError
+
+Image = npt.NDArray[np.uint8]
+Reader = Literal["cv2", "pil"]
+
+PNG, JPEG = b"\x89PNG\r\n\x1a\n", b"\xff\xd8\xff"
+PNG_SAMPLES = {0: 1, 2: 3, 3: 1, 4: 2, 6: 4}
+"""Values per pixel by PNG colour type."""
+
+
+def check_regular(path: Path) -> None:
+    """Refuse what is there but no file: a pipe would keep its reader waiting. Raises ValueError, OSError."""
+    mode = os.stat(path).st_mode
+    if not stat.S_ISREG(mode) and not stat.S_ISDIR(mode):
+        raise ValueError("it is no regular file")
+
+
+def read_image(path: Path, reader: Reader = "cv2", *, noisy: bool = False) -> Image:
+    """Decode a whole image, (H, W, 3) uint8 RGB; alpha is dropped, 16 bits are cut to the upper 8.
+
+    Raises:
+        MediaError: the file is missing, torn or of no known format.
+    """
+    try:
+        check_regular(path)
+        data = path.read_bytes()
+    except (OSError, ValueError) as error:
+        raise MediaError(f"The image {path} can't be read: {getattr(error, 'strerror', None) or error}.") from error
+    # A PNG with too few pixels is refused by OpenCV itself, with a line on stderr: no need to unpack it twice.
+    if problem := image_problem(data, pixels=reader == "pil" or not noisy or not opencv_counts_pixels()):
+        raise MediaError(f"The image {path} is broken: {problem}.")
+    return decode_with_cv2(path, data) if reader == "cv2" else decode_with_pillow(path, data)
+
+
+@functools.cache
+def opencv_counts_pixels() -> bool:
+    """Whether ``cv2.imdecode`` refuses a PNG that holds fewer pixels than it announces, as OpenCV 5 does."""
+    import cv2
+
+    return int(cv2.__version__.split(".")[0]) >= 5
+
+
+def decode_with_cv2(path: Path, data: bytes) -> Image:
+    """As ``cv2.imread(path)`` does, then BGR to RGB. Raises MediaError."""
+    import cv2
+
+    try:
+        image = cv2.imdecode(np.frombuffer(data, np.uint8), cv2.IMREAD_COLOR)
+    except cv2.error as error:
+        raise MediaError(f"The image {path} can't be decoded: {error.err}.") from error
+    if image is None:
+        problem = image_problem(data) or "unknown format or broken content"
+        raise MediaError(f"The image {path} can't be decoded: {problem}.")
+    return np.asarray(cv2.cvtColor(image, cv2.COLOR_BGR2RGB), dtype=np.uint8)
+
+
+def decode_with_pillow(path: Path, data: bytes) -> Image:
+    """By Pillow, turned as EXIF says. Raises MediaError."""
+    from PIL import Image as Pillow
+    from PIL import ImageOps
+
+    try:
+        with Pillow.open(io.BytesIO(data)) as image:
+            turned = ImageOps.exif_transpose(image)
+            if turned.mode.startswith("I;16"):  # convert() would clip to 255 instead of scaling
+                return np.repeat((np.asarray(turned) >> 8).astype(np.uint8)[..., None], 3, axis=2)
+            return np.array(turned.convert("RGB"))
+    except (OSError, SyntaxError, ValueError, Pillow.DecompressionBombError) as error:
+        raise MediaError(f"The image {path} can't be decoded: {error}.") from error
+
+
+def image_problem(data: bytes, *, pixels: bool = True) -> str:
+    """What is wrong with an image file as a container, in words; empty if nothing.
+
+    Args:
+        pixels: also unpack a PNG's pixels and count them.
+    """
+    if not data:
+        return "the file is empty"
+    if data.startswith(PNG):
+        return png_problem(data, pixels=pixels)
+    # Some cameras append data behind a JPEG's end marker, so it is looked for, not expected at the very end.
+    if data.startswith(JPEG) and data.rfind(b"\xff\xd9") > data.rfind(b"\xff\xda"):
+        return ""
+    return foreign_problem(data)
+
+
+def png_problem(data: bytes, *, pixels: bool = True) -> str:
+    """Walk a PNG (ISO/IEC 15948): all chunks with their checksums, the end chunk, and as many pixels as announced."""
+    at, header, stream = len(PNG), b"", []
+    while True:
+        if at + 12 > len(data):
+            return "the PNG ends early"
+        size, kind = struct.unpack_from(">I4s", data, at)
+        if at + 12 + size > len(data):
+            return "the PNG ends early"
+        content = memoryview(data)[at + 8 : at + 8 + size]
+        if zlib.crc32(content, zlib.crc32(kind)) != struct.unpack_from(">I", data, at + 8 + size)[0]:
+            return f"wrong checksum in PNG chunk {kind.decode('latin-1')}"
+        if kind == b"IHDR":
+            header = bytes(content)
+        elif kind == b"IDAT":
+            stream.append(content)
+        elif kind == b"IEND":
+            return pixel_problem(header, b"".join(stream)) if pixels else ""
+        at += 12 + size
+
+
+def pixel_problem(header: bytes, stream: bytes) -> str:
+    """Whether a PNG's stream of pixels is complete; Pillow fills a short one with zeros and says nothing."""
+    if len(header) != 13:
+        return "the PNG has no header"
+    width, height, depth, colour, _, _, interlaced = struct.unpack(">IIBBBBB", header)
+    rows = 1 if interlaced else height
+    wanted = rows * (1 + (width * depth * PNG_SAMPLES.get(colour, 1) + 7) // 8)
+    inflate = zlib.decompressobj()
+    try:
+        found = len(inflate.decompress(stream, wanted + 1))
+    except zlib.error:
+        return "the PNG's pixels can't be unpacked"
+    return "" if found >= wanted else "the PNG holds fewer pixels than it announces"
+
+
+def foreign_problem(data: bytes) -> str:
+    """Formats whose container isn't walked here are decoded once by Pillow, which refuses what ends early."""
+    from PIL import Image as Pillow
+
+    try:
+        with Pillow.open(io.BytesIO(data)) as image:
+            image.load()
+    except (OSError, SyntaxError, ValueError, Pillow.DecompressionBombError) as error:
+        return str(error).split(" <_io")[0] or type(error).__name__
+    return ""
