@@ -20,6 +20,7 @@ from lary.configs import ExtractConfig
 from lary.data.samples import write_csv
 from lary.latents import reading
 from lary.latents.extract import extract
+from lary.workers import Worker
 
 IMAGES = 200
 SHAPE = (4, 256)
@@ -40,9 +41,18 @@ def inside(store: str, count: int) -> None:
         config = ExtractConfig(model=ready_latents(SHAPE), dataset="calvin", split="val", store=store)  # type: ignore[arg-type]
         report = extract(config, settings_of(Path(folder)))
         assert report.extracted == count
-    reading.close_pools()
-    peaks = [resource.getrusage(who).ru_maxrss / 1024 for who in (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN)]
-    print(*(f"{peak:.1f}" for peak in peaks))
+    # A child's own figure starts with the size of the process that it was forked from: ask the kernel for the peak
+    # since its start. Linux alone tells it.
+    readers = [peak for pool in reading._pools for worker in pool._workers if (peak := peak_of(worker))]
+    print(f"{resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024:.1f} {max(readers):.1f}")
+
+
+def peak_of(worker: Worker) -> float:
+    """The largest resident size of a worker so far, in MB; 0 if it doesn't run."""
+    if worker._process is None:
+        return 0.0
+    status = Path(f"/proc/{worker._process.pid}/status").read_text()
+    return int(next(line.split()[1] for line in status.splitlines() if line.startswith("VmHWM"))) / 1024
 
 
 def main() -> None:

@@ -63,8 +63,8 @@ class Encoding:
                 release(batch)
             return
         before: tuple[Batch, list[_Part], Any] | None = None
-        for batch in chain(batches, (None,)):
-            running = None if batch is None else (batch, *self._launch(batch))
+        for following in chain(batches, (None,)):
+            running = None if following is None else (following, *self._launch(following))
             if before is not None:  # fetched while the accelerator works on the batch behind it
                 yield before[0], self._fetch(*before)
                 release(before[0])
@@ -105,7 +105,7 @@ class Encoding:
                 parts.append(_Part(indices, self._to_host(tokens), codes))
         event = None
         if self._device.startswith("cuda"):
-            event = torch.cuda.Event()
+            event = torch.cuda.Event()  # type: ignore[no-untyped-call]
             event.record(torch.cuda.current_stream(self._device))
         return parts, event
 
@@ -135,7 +135,7 @@ class Encoding:
             return
         import torch
 
-        runtime = torch.cuda.cudart()
+        runtime = torch.cuda.cudart()  # type: ignore[no-untyped-call]
         with torch.cuda.device(self._device):
             pinned = int(runtime.cudaHostRegister(memory.ctypes.data, memory.nbytes, 0)) == 0
         if not pinned:

@@ -135,7 +135,7 @@ def most_frames(table: SampleTable) -> int:
     """The largest T of a table's samples."""
     if table.spec.media == "pair":
         return 2
-    return 1 + max(cell.count(",") for cell in table.frame[INDEX_COLUMN])
+    return 1 + max(str(cell).count(",") for cell in table.frame[INDEX_COLUMN])
 
 
 def plan_batches(table: SampleTable, units: Iterable[Unit], unit_rows: int, size: int) -> Iterator[Batch]:

@@ -14,7 +14,7 @@ import sys
 import tempfile
 import threading
 from collections import deque
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Generator, Iterable, Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -128,6 +128,7 @@ class ReadingPool:
         self._command = command
         self._chunks: queue.SimpleQueue[_Chunk | None] = queue.SimpleQueue()
         self._workers: list[Worker] = []
+        self._threads: list[threading.Thread] = []
         self._dropping = False
         self._at_work = 0
         self._changed = threading.Condition()
@@ -137,7 +138,8 @@ class ReadingPool:
         while len(self._workers) < workers:
             worker = Worker((*self._command, str(self.ring.descriptor)), (self.ring.descriptor,))
             self._workers.append(worker)
-            threading.Thread(target=self._look_after, args=(worker,), daemon=True).start()
+            self._threads.append(threading.Thread(target=self._look_after, args=(worker,), daemon=True))
+            self._threads[-1].start()
 
     def submit(self, chunk: _Chunk) -> None:
         """Have some rows read by whoever is free first."""
@@ -162,6 +164,8 @@ class ReadingPool:
         for worker in self._workers:
             self._chunks.put(None)
             worker.kill()
+        for thread in self._threads:
+            thread.join(SECONDS_TO_STOP)
 
     def _look_after(self, worker: Worker) -> None:
         told: tuple[int, Question] | None = None
@@ -221,7 +225,7 @@ class Reading:
         self._workers, self._seconds = workers, seconds
         self._free = deque(range(count))
 
-    def read(self, batches: Iterable[Batch]) -> Iterator[Batch]:
+    def read(self, batches: Iterable[Batch]) -> Generator[Batch, None, None]:
         """Batches in their order, read ahead; each has to be given back with `release` once its clips were used.
 
         Raises:
