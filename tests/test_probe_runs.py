@@ -364,7 +364,7 @@ def test_every_device_of_a_list_trains(place: Path, tmp_path: Path, monkeypatch:
     alone, pair = (run(place, tmp_path / gpus[-1], gpus=gpus)[1] for gpus in ("0", "0,1"))
     assert pair.options["device"] == "cpu"
     assert pair.score.value == pytest.approx(alone.score.value, rel=1e-3)
-    assert pair.splits == alone.splits
+    assert pair.dataset.splits == alone.dataset.splits
     for one, two in zip(alone.history, pair.history, strict=True):
         assert two == pytest.approx(one, rel=1e-3)
 
@@ -382,9 +382,9 @@ def test_a_tracked_run_is_the_same_run(place: Path, tmp_path: Path) -> None:
 def test_latents_of_another_data_set_are_refused(place: Path, tmp_path: Path) -> None:
     split = SimpleNamespace(
         store={"identity": {"dataset": "robot_1st", "split": "val", "model": MODEL}},
-        table=SimpleNamespace(path=Path("train_la.csv")),
+        table=SimpleNamespace(path=Path("train_la.csv"), split="train"),
     )
-    with pytest.raises(UsageError, match=r"latents of robot_1st val, not of calvin train: run 'lary extract"):
+    with pytest.raises(UsageError, match=r"latents of 'robot_1st', not of 'calvin': run .* --split train' again"):
         running.check_stores("calvin", {"train": cast("Any", split)})
 
 

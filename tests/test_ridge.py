@@ -68,7 +68,7 @@ def test_wrong_latents_and_too_many_of_them_are_told(monkeypatch: pytest.MonkeyP
     with pytest.raises(LaryError, match="row 7 "):
         fit(replace(inputs, evaluated={"seen": seen}))
     monkeypatch.setattr(ridge, "memory_bytes", lambda: 10_000)
-    with pytest.raises(UsageError, match="project the latents with --project"):
+    with pytest.raises(UsageError, match="project them with --project"):
         fit(inputs)
 
 

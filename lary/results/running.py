@@ -9,7 +9,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from lary.configs import ClassifyConfig, RegressConfig
-from lary.data.spec import DATASETS
 from lary.latents.table import SplitLatents
 from lary.registry import load_plugin, loaded_plugins
 from lary.runtime import log, pick_devices, progress
@@ -94,15 +93,11 @@ class Place:
 
 
 def check_stores(dataset: str, splits: Mapping[str, SplitLatents]) -> None:
-    """Refuse latents that were extracted from another data set or split than the table is of. Raises UsageError."""
-    record = DATASETS.get(dataset)
-    names = {"train": record.train, "seen": record.validation, "unseen": record.unseen}
-    for role, split in splits.items():
-        name = names[role]
+    """Refuse latents that were extracted from another data set than the table is of. Raises UsageError."""
+    for split in splits.values():
         identity = split.store.get("identity", {})
-        found = identity.get("dataset", dataset), identity.get("split", name)
-        if found != (dataset, name):
+        if (found := identity.get("dataset", dataset)) != dataset:
             raise UsageError(
-                f"{split.table.path} names latents of {found[0]} {found[1]}, not of {dataset} {name}: run 'lary "
-                f"extract --model {identity.get('model')} --dataset {dataset} --split {name}' again."
+                f"{split.table.path} names latents of '{found}', not of '{dataset}': run 'lary extract --model "
+                f"{identity.get('model')} --dataset {dataset} --split {split.table.split}' again."
             )
