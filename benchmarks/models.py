@@ -1,8 +1,10 @@
 """Time and memory of every model at its full size on this machine, with random weights: no files are needed.
 
-    python benchmarks/models.py [--models dinov2-origin lapa] [--repeats 5] [--precision fp32] [--batch 2]
+    python benchmarks/models.py [dinov2-origin lapa ...] [--repeats 5] [--precision fp32] [--batch 2]
 
-Three ways take turns on the same preprocessed image pairs in one process per model, and medians are printed:
+Without names, all models of the benchmark. Each has a process of its own, one after the other, so that its peak memory
+is its own; a model that fails is named, and the others go on. In it three ways take turns on the same preprocessed
+image pairs, and medians are printed:
 
 - ``encode``: the encoder, as extraction calls it;
 - ``bare``: the network's own forward pass and nothing else, in a plain loop over the same items. On the CPU that is
@@ -11,7 +13,8 @@ Three ways take turns on the same preprocessed image pairs in one process per mo
 - ``batched``: the bare network on the whole batch at once.
 
 ``ratio`` is the median of encode / bare over the repeats, on the CPU of processor time, so that other programs on a
-busy machine don't count. Peak memory is that of the process, libraries included.
+busy machine don't count. Peak memory is that of the process, libraries and the drawing of weights included; on a CUDA
+device it is what torch had of the device's.
 """
 
 from __future__ import annotations
@@ -38,10 +41,11 @@ Network = Callable[["torch.Tensor"], "torch.Tensor"]
 COLUMNS = ("model", "params (M)", "encode s/pair", "bare s/pair", "batched s/pair", "ratio", "same bits", "peak GiB")
 
 
-def main() -> None:
-    """Measure every model in a process of its own and print the table."""
+def main() -> int:
+    """Measure every model in a process of its own and print the table. Returns 1 if a model failed."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--models", nargs="+", default=[spec.name for spec in MODELS if is_published(spec)])
+    published = [spec.name for spec in MODELS if is_published(spec)]
+    parser.add_argument("models", nargs="*", choices=[[], *published], default=[], metavar="MODEL")
     parser.add_argument("--repeats", type=int, default=5)
     parser.add_argument("--batch", type=int, default=2, help="image pairs")
     parser.add_argument("--precision", choices=("fp32", "bf16", "fp16"), default="fp32")
@@ -50,17 +54,22 @@ def main() -> None:
     options = parser.parse_args()
     if options.inside:
         print(json.dumps(measure(MODELS.get(options.inside), options)))
-        return
+        return 0
     print("".join(name.rjust(16) for name in COLUMNS), flush=True)
-    for name in options.models:
-        spec = MODELS.get(name)
+    failed = []
+    for name in options.models or published:
         command = [sys.executable, __file__, *sys.argv[1:], "--inside", name]
-        done = subprocess.run(command, stdout=subprocess.PIPE, text=True, check=True)
+        done = subprocess.run(command, stdout=subprocess.PIPE, text=True)
+        if done.returncode:
+            failed.append(name)
+            print(f"{name.rjust(16)}{'failed':>16} (exit code {done.returncode}, see above)", flush=True)
+            continue
         found = json.loads(done.stdout.splitlines()[-1])
-        cells = [name, "-" if spec.parameters_m is None else f"{spec.parameters_m:.2f}"]
+        cells = [name, f"{MODELS.get(name).parameters_m:.2f}"]
         cells += [f"{found[way]:.3f}" for way in ("encode", "bare", "batched", "ratio")]
         cells += ["yes" if found["same"] else "NO", f"{found['peak']:.2f}"]
         print("".join(cell.rjust(16) for cell in cells), flush=True)
+    return 1 if failed else 0
 
 
 def is_published(spec: ModelSpec) -> bool:
@@ -99,9 +108,18 @@ def measure(spec: ModelSpec, options: argparse.Namespace) -> dict[str, Any]:
             times[name].append(wall / options.batch)
             work[name].append(processor if device == "cpu" else wall)
     ratios = [encode / plain for encode, plain in zip(work["encode"], work["bare"], strict=True)]
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
     medians = {name: statistics.median(values) for name, values in times.items()}
-    return {**medians, "ratio": statistics.median(ratios), "same": same, "peak": peak}
+    return {**medians, "ratio": statistics.median(ratios), "same": same, "peak": peak_memory(device)}
+
+
+def peak_memory(device: str) -> float:
+    """The most memory that was in use until now, in GiB: the device's if it is a CUDA one, else the process's."""
+    import torch
+
+    if device.startswith("cuda"):
+        return torch.cuda.max_memory_allocated(device) / 2**30
+    unit = 2**30 if sys.platform == "darwin" else 2**20  # bytes there, KiB elsewhere
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / unit
 
 
 def seconds(way: Callable[[], torch.Tensor], device: str) -> tuple[float, float]:
@@ -188,4 +206,4 @@ def bare_flux(encoder: Any, pairs: torch.Tensor) -> tuple[torch.Tensor, Network]
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(main())

@@ -42,6 +42,9 @@ COMMANDS = (
     ("datasets", "lary.cli_import:datasets", "List the data sets with their terms, or show one."),
     ("compare", "lary.cli_compare:compare", "Compare finished runs: paired differences, p values."),
     ("controls", "lary.cli_compare:controls", "Run the controls of a model and state its margins."),
+    ("diagnose", "lary.cli_analyze:diagnose", "Diagnose latents: channels, rank, codes, additivity."),
+    ("analyze", "lary.cli_analyze:analyze", "Make figures and tables from finished runs."),
+    ("schema", "lary.cli_compare:schema", "Print the JSON Schema of result.json."),
 )
 """Name, place and meaning of every command."""
 

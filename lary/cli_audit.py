@@ -12,6 +12,7 @@ from lary.cli_data import TABLES_DEFAULT, Tables, find_dataset, show_failures
 from lary.types import UsageError
 
 if TYPE_CHECKING:
+    from lary.data.motion import AtomicRule
     from lary.data.trajectories import TrajectoryReport, TrajectoryRequest
 
 Star = Parameter(name="*")
@@ -142,28 +143,56 @@ def pairs(
 
 
 @dataclass(frozen=True, kw_only=True)
-class AtomicConfig:
-    """How trajectories are cut into atomic motions.
+class AtomicColumns:
+    """Where the hand's place stands in the actions.
 
     Attributes:
         position: Columns of actions.npy with the end effector's x, y and z.
         gripper: Column with the gripper's opening; -1 for none.
-        threshold: Displacement from which an axis is part of the label, in the units of the positions.
-        reach: Displacement along an axis that ends a motion.
-        axes: Which of x, y and z point forward, left and up, and in which sense: such as +x,+y,+z.
-        grip: Value between an open and a closed gripper.
-        gripper_high: Whether larger values are open or closed.
-        settle: Frames that the gripper's motion takes.
     """
 
     position: str = "0,1,2"
     gripper: int = 6
+
+
+COLUMNS_DEFAULT = AtomicColumns()
+
+
+@dataclass(frozen=True, kw_only=True)
+class AtomicConfig:
+    """How trajectories are cut into atomic motions.
+
+    Attributes:
+        threshold: Displacement from which an axis is part of the label, in the units of the positions.
+        reach: Displacement along an axis that ends a motion.
+        axes: Which of x, y and z point forward, left and up, and in which sense: such as +x,+y,+z.
+        grip: Value between an open and a closed gripper; default: 0.5, of a LeRobot data set the middle of its range.
+        gripper_high: Whether larger values are open or closed.
+        deltas: Positions are displacements from frame to frame, which are summed up.
+        settle: Frames that the gripper's motion takes.
+    """
+
     threshold: float = 0.03
     reach: float = 0.08
     axes: str = "+x,+y,+z"
-    grip: float = 0.5
+    grip: float | None = None
     gripper_high: Literal["open", "closed"] = "open"
+    deltas: Annotated[bool, Parameter(negative=())] = False
     settle: int = 8
+
+    def rule(self) -> AtomicRule:
+        """What the functions take. Raises UsageError."""
+        from lary.data.motion import AtomicRule
+
+        return AtomicRule(
+            threshold=self.threshold,
+            reach=self.reach,
+            axes=tuple(part.strip() for part in self.axes.split(",")),
+            grip=AtomicRule.grip if self.grip is None else self.grip,
+            open_high=self.gripper_high == "open",
+            deltas=self.deltas,
+            settle=self.settle,
+        )
 
 
 ATOMIC_DEFAULT = AtomicConfig()
@@ -174,6 +203,7 @@ def atomic(
     out: Path,
     config: Annotated[TrajectoryConfig, Star],
     rule: Annotated[AtomicConfig, Star] = ATOMIC_DEFAULT,
+    columns: Annotated[AtomicColumns, Star] = COLUMNS_DEFAULT,
 ) -> int:
     """Cut trajectories into atomic motions: 26 directions, open and close, each in both directions of time.
 
@@ -181,22 +211,13 @@ def atomic(
         source: Folder of episodes: folders with images or a video, and actions.npy with a row per frame.
         out: Folder to write to; it serves as LARY_ROOT, its data/ as DATA_DIR, and holds the record NAME.py.
     """
-    from lary.data.motion import AtomicRule
     from lary.data.trajectories import write_atomic
 
-    if not all(part.strip().isdecimal() for part in rule.position.split(",")):
-        raise UsageError(f"--position {rule.position}: expected three columns, such as 0,1,2.")
-    made = AtomicRule(
-        threshold=rule.threshold,
-        reach=rule.reach,
-        axes=tuple(part.strip() for part in rule.axes.split(",")),
-        grip=rule.grip,
-        open_high=rule.gripper_high == "open",
-        settle=rule.settle,
-    )
-    columns = tuple(int(part) for part in rule.position.split(","))
-    gripper = None if rule.gripper < 0 else rule.gripper
-    return told(write_atomic(config.request(source, out), made, columns, gripper))
+    if not all(part.strip().isdecimal() for part in columns.position.split(",")):
+        raise UsageError(f"--position {columns.position}: expected three columns, such as 0,1,2.")
+    position = tuple(int(part) for part in columns.position.split(","))
+    gripper = None if columns.gripper < 0 else columns.gripper
+    return told(write_atomic(config.request(source, out), rule.rule(), position, gripper))
 
 
 def told(report: TrajectoryReport) -> int:

@@ -1,4 +1,4 @@
-"""The commands ``lary compare`` and ``lary controls``: runs held against each other, and against their controls."""
+"""The commands ``lary compare``, ``lary controls`` and ``lary schema``: runs against each other and their controls."""
 
 from __future__ import annotations
 
@@ -39,10 +39,27 @@ def compare(*results: Path, role: Literal["seen", "unseen"] = "seen", seed: int 
     return 0
 
 
+def schema(*, out: Path | None = None) -> int:
+    """Print the JSON Schema of result.json.
+
+    Args:
+        out: File to write it to instead.
+    """
+    from lary.fileio import write_text
+    from lary.results.record import schema_text
+
+    if out is None:
+        print(schema_text(), end="")
+    else:
+        write_text(out, schema_text())
+        print(f"Wrote {out}")
+    return 0
+
+
 def controls(config: Annotated[ControlsConfig, Star], places: Places = ALL_DEFAULT) -> int:
     """Run a model with its controls and state its margin over each."""
     places.load_plugins()
     from lary.results.controls import run_controls
 
-    print(run_controls(config, places.settings()).text())
+    print(run_controls(config, places.settings(), plugins=places.plugin).text())
     return 0

@@ -8,12 +8,16 @@ from __future__ import annotations
 import sys
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import TYPE_CHECKING, Annotated, Literal
 
 from cyclopts import Parameter
 
+from lary.cli_audit import ATOMIC_DEFAULT, AtomicConfig
 from lary.cli_data import TABLES_DEFAULT, Star, Tables, show_failures
 from lary.types import UsageError
+
+if TYPE_CHECKING:
+    from lary.data.lerobot_atomic import AtomicRequest
 
 Flag = Parameter(negative=())
 
@@ -95,6 +99,9 @@ class LeRobotConfig:
         camera: Camera; default: the first that is not on a wrist.
         actions: Feature to decode, such as action or observation.state; may be repeated. Default: action.
         stride: Frames between source and target image; default: a third of a second.
+        labels: atomic makes labels of atomic motions from the actions, in place of action chunks.
+        position: Names or numbers of the values with the end effector's x, y and z; default: those of these names.
+        gripper: Name or number of the value with the gripper's opening, or none; default: found by its name.
         robot: Robot type; default: the data set's.
         val_share: Share of the episodes that validate, where the data set declares none.
         seed: Seed of their choice.
@@ -110,6 +117,9 @@ class LeRobotConfig:
     camera: str | None = None
     actions: Annotated[tuple[str, ...], Flag] = ()
     stride: int | None = None
+    labels: Literal["atomic"] | None = None
+    position: str | None = None
+    gripper: str | None = None
     robot: str | None = None
     val_share: float = 0.25
     seed: int = 0
@@ -122,9 +132,12 @@ class LeRobotConfig:
 
 
 def import_lerobot(
-    source: str, config: Annotated[LeRobotConfig, Star] = LeRobotConfig(), tables: Tables = TABLES_DEFAULT
+    source: str,
+    config: Annotated[LeRobotConfig, Star] = LeRobotConfig(),
+    rule: Annotated[AtomicConfig, Star] = ATOMIC_DEFAULT,
+    tables: Tables = TABLES_DEFAULT,
 ) -> int:
-    """Import a LeRobot data set (v2.0, v2.1, v3.0) as image pairs with action chunks, split by episode.
+    """Import a LeRobot data set (v2.0, v2.1, v3.0) as image pairs with action chunks or labels, split by episode.
 
     Args:
         source: Folder, or a data set on the hub, owner/name.
@@ -133,7 +146,7 @@ def import_lerobot(
     from lary.data.lerobot import import_lerobot as run
     from lary.data.lerobot_plan import LeRobotRequest, make_plan, preview
     from lary.data.lerobot_reader import LeRobot
-    from lary.data.lerobot_source import fetch_content, find_source
+    from lary.data.lerobot_source import fetch_content, fetch_tables, find_source
 
     folder, revision = find_source(source, config.revision)
     request = LeRobotRequest(
@@ -144,6 +157,7 @@ def import_lerobot(
         camera=config.camera,
         actions=config.actions,
         stride=config.stride,
+        atomic=atomic_request(config, rule),
         robot=config.robot,
         share=config.val_share,
         seed=config.seed,
@@ -153,6 +167,8 @@ def import_lerobot(
         overwrite=config.overwrite,
     )
     data = LeRobot(folder)
+    if revision and request.atomic is not None:
+        fetch_tables(source, revision, data, data.episodes[: config.episodes])
     plan = make_plan(data, request)
     print(preview(data, plan, request))
     if config.preview:
@@ -166,6 +182,21 @@ def import_lerobot(
         f"{request.name}: {counts} pairs, {len(report.failures)} episodes failed; use it with --plugin {report.plugin}"
     )
     return 1 if report.failures else 0
+
+
+def atomic_request(config: LeRobotConfig, rule: AtomicConfig) -> AtomicRequest | None:
+    """What labels were asked for. Raises UsageError for options of labels without them."""
+    if config.labels is None:
+        if rule != ATOMIC_DEFAULT or config.position is not None or config.gripper is not None:
+            raise UsageError(
+                "--position, --gripper, --threshold and so on say how labels are made: add --labels atomic."
+            )
+        return None
+    from lary.data.lerobot_atomic import AtomicRequest
+
+    return AtomicRequest(
+        rule=rule.rule(), position=config.position, gripper=config.gripper, measure_grip=rule.grip is None
+    )
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -16,9 +16,13 @@ LatentKind = Literal["continuous", "quantized", "noisy"]
 Precision = Literal["fp32", "bf16", "fp16"]
 DeviceChoice = Literal["auto", "cpu", "cuda", "mps"]
 RandomWeights = Literal["random"]
+ProbePrecision = Literal["fp32", "bf16"]
+TrackerName = Literal["none", "tensorboard", "wandb", "trackio"]
 ProbeType = Literal["mlp", "dit", "ridge"]
 ActionMode = Literal["absolute", "relative"]
+RelativeFrame = Literal["world", "local"]
 ProbeControl = Literal["static-pair", "shuffled-order", "shuffled-targets"]
+AnalysisKind = Literal["all", "frequency", "gap", "attention", "stride", "codebook", "trajectories"]
 EngineKind = Literal["local", "ray"]
 StoreKind = Literal["npz", "shards"]
 LatentDtype = Literal["float32", "float16", "bfloat16"]
@@ -119,9 +123,11 @@ class ClassifyConfig:
     Attributes:
         model: Model key.
         dataset: Data set key.
+        splits: Splits drawn anew in place of the published ones, such as by-episode; 'lary datasets KEY' lists them.
         dim: Latent dimension; the latents know, a contradicting one is refused.
         classes: Number of classes; the record knows, a contradicting one is refused.
-        gpus: CUDA device to train on. Without CUDA the CPU trains.
+        gpus: CUDA devices to train on, such as 0 or 0,1: one process each, same protocol. Without CUDA the CPU trains.
+        precision: bf16 trains by autocast, fp32 without; default: the preset's on CUDA, fp32 on a CPU.
         protocol: corrected picks head and epoch on a held-out tenth, paper on the reported split as published.
         latent: Kind of latents, as given to extract.
         weights: random, as given to extract: latents of the same architecture with random weights.
@@ -133,15 +139,19 @@ class ClassifyConfig:
             shuffled-targets trains on the targets of other samples.
         project: Project the latents to this many dimensions at random.
         epochs: Epochs in place of the preset's.
-        probe_batch_size: Batch size in place of the preset's.
+        probe_batch_size: Batch size in place of the preset's, over all devices together.
+        tracker: Where losses and metrics are followed: none, tensorboard, wandb or trackio.
+        resume: Go on where the same command was interrupted; --no-resume starts over.
         overwrite: Replace the result of another run in the same folder.
     """
 
     model: str
     dataset: str
+    splits: str | None = None
     dim: int | None = None
     classes: int | None = None
     gpus: str | None = None
+    precision: ProbePrecision | None = None
     protocol: BenchmarkProtocol = "corrected"
     latent: LatentKind | None = None
     weights: RandomWeights | None = None
@@ -153,6 +163,8 @@ class ClassifyConfig:
     project: int | None = None
     epochs: int | None = None
     probe_batch_size: int | None = None
+    tracker: TrackerName = "none"
+    resume: bool = True
     overwrite: bool = False
 
 
@@ -163,12 +175,16 @@ class RegressConfig:
     Attributes:
         model: Model key.
         dataset: Data set key.
+        splits: Splits drawn anew in place of the published ones, such as by-episode; 'lary datasets KEY' lists them.
         stride: Frames between source and target; the record knows, a contradicting one is refused.
         mode: image or video; the record knows, a contradicting one is refused.
         model_type: Probe: mlp or dit as published, or ridge, a closed-form linear one.
         action_mode: Target: absolute action chunks, or relative motion between the two images.
+        relative_frame: Relative motion as the difference of the steps (world, as published), or as the last pose seen
+            from the first one (local).
         sampler_steps: Steps by which the dit draws a chunk: 500 as published, fewer by DDIM.
-        gpus: CUDA device to train on; default: the first of CUDA_VISIBLE_DEVICES. Without CUDA the CPU trains.
+        gpus: CUDA devices to train on, such as 0 or 0,1: one process each, same protocol; default: the first of
+            CUDA_VISIBLE_DEVICES. Without CUDA the CPU trains.
         protocol: corrected picks the epoch on a held-out tenth, paper on the reported split as published.
         latent: Kind of latents, as given to extract.
         weights: random, as given to extract: latents of the same architecture with random weights.
@@ -180,16 +196,20 @@ class RegressConfig:
             shuffled-targets trains on the targets of other samples.
         project: Project the latents to this many dimensions at random.
         epochs: Epochs in place of the preset's.
-        probe_batch_size: Batch size in place of the preset's.
+        probe_batch_size: Batch size in place of the preset's, over all devices together.
+        tracker: Where losses and metrics are followed: none, tensorboard, wandb or trackio.
+        resume: Go on where the same command was interrupted; --no-resume starts over.
         overwrite: Replace the result of another run in the same folder.
     """
 
     model: str
     dataset: str
+    splits: str | None = None
     stride: int | None = None
     mode: Mode | None = None
     model_type: ProbeType = "mlp"
     action_mode: ActionMode = "absolute"
+    relative_frame: RelativeFrame | None = None
     sampler_steps: int | None = None
     gpus: str | None = None
     protocol: BenchmarkProtocol = "corrected"
@@ -203,6 +223,8 @@ class RegressConfig:
     project: int | None = None
     epochs: int | None = None
     probe_batch_size: int | None = None
+    tracker: TrackerName = "none"
+    resume: bool = True
     overwrite: bool = False
 
 
@@ -213,9 +235,12 @@ class ControlsConfig:
     Attributes:
         model: Model key.
         dataset: Data set key.
+        splits: Splits drawn anew in place of the published ones, such as by-episode; 'lary datasets KEY' lists them.
         project: Dimensions of the random projection.
         model_type: Regression probe: mlp, dit or ridge.
         action_mode: Target of a regression: absolute action chunks, or relative motion between the two images.
+        relative_frame: Relative motion as the difference of the steps (world, as published), or as the last pose seen
+            from the first one (local).
         gpus: CUDA device to work on. Without CUDA the CPU works.
         protocol: corrected or paper, for all runs.
         latent: Kind of latents of the model, as given to extract.
@@ -227,9 +252,11 @@ class ControlsConfig:
 
     model: str
     dataset: str
+    splits: str | None = None
     project: int = 16
     model_type: ProbeType = "mlp"
     action_mode: ActionMode = "absolute"
+    relative_frame: RelativeFrame | None = None
     gpus: str | None = None
     protocol: BenchmarkProtocol = "corrected"
     latent: LatentKind | None = None
@@ -268,6 +295,7 @@ class CheckModelConfig:
         protocol: corrected or paper.
         latent: What a quantized model returns.
         precision: Arithmetic of the forward pass.
+        compile: Compile the network with torch.compile.
         device: auto takes the first CUDA device, or else the CPU.
         seed: Seed of the frames and of models with random weights.
     """
@@ -277,5 +305,68 @@ class CheckModelConfig:
     protocol: BenchmarkProtocol = "corrected"
     latent: LatentKind | None = None
     precision: Precision = "fp32"
+    compile: bool = False
     device: DeviceChoice = "auto"
     seed: int = 0
+
+
+@dataclass(frozen=True, kw_only=True)
+class DiagnoseConfig:
+    """What the latents of one split are like, before any probe.
+
+    Attributes:
+        model: Model key.
+        dataset: Data set key.
+        split: Split of the data set; default: the one that probes validate on.
+        protocol: Protocol of the latents.
+        latent: Kind of latents, as given to extract.
+        weights: random, as given to extract: latents of the same architecture with random weights.
+        rows: Look at this many samples, evenly spaced; default: all of them.
+        relations: Check at most this many triples, and as many reversed pairs.
+        batch_size: Samples in memory at once.
+        seed: Seed of the draws and of the resampling.
+        json: File for the numbers; default: diagnostics/DATASET/SPLIT/MODEL.json in LARY_LOG_DIR.
+    """
+
+    model: str
+    dataset: str
+    split: str | None = None
+    protocol: BenchmarkProtocol = "corrected"
+    latent: LatentKind | None = None
+    weights: RandomWeights | None = None
+    rows: int | None = None
+    relations: int = 2000
+    batch_size: int = 64
+    seed: int = 0
+    json: Path | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class AnalyzeConfig:
+    """Figures and tables from finished runs.
+
+    Attributes:
+        folder: Folder that holds the runs; default: LARY_LOG_DIR.
+        out: Folder to write to; default: analysis/ in LARY_LOG_DIR.
+        model: Only runs of this model; may be repeated.
+        dataset: Only runs on this data set; may be repeated.
+        window: Classes that the moving average of the frequency analysis spans; default: a tenth of them, at least 3.
+        human: Classification data set of people, for the gap analysis.
+        robot: Classification data set of robots, for the gap analysis.
+        sample: Sample to show attention on, by id or by media path as in case.txt; may be repeated.
+        episode: Episode to show trajectories of, as predictions.npz names it; may be repeated.
+        count: Samples or episodes to show where none is named.
+        square: Lay out tokens that stand for no place as a square over the frames.
+    """
+
+    folder: Path | None = None
+    out: Path | None = None
+    model: tuple[str, ...] = ()
+    dataset: tuple[str, ...] = ()
+    window: int | None = None
+    human: str = "human_1st"
+    robot: str = "robot_1st"
+    sample: tuple[str, ...] = ()
+    episode: tuple[str, ...] = ()
+    count: int = 3
+    square: bool = False

@@ -91,6 +91,14 @@ class Registry(Generic[Record]):
                 point.load()
 
 
+_plugins: dict[str, Path] = {}
+
+
+def loaded_plugins() -> tuple[Path, ...]:
+    """The plug-ins that ran in this process, for the processes that it starts."""
+    return tuple(_plugins.values())
+
+
 def load_plugin(path: str | Path) -> None:
     """Run a Python file that registers models or data sets; a second call with the same file does nothing.
 
@@ -114,3 +122,4 @@ def load_plugin(path: str | Path) -> None:
     except Exception as error:
         del sys.modules[name]
         raise UsageError(f"Plug-in {file} failed: {type(error).__name__}: {error}") from error
+    _plugins[name] = file

@@ -58,6 +58,14 @@ class ProgressBar:
             left = f"{(self._total - self._done) / rate:.0f} s left" if rate > 0 else "time left unknown"
             log.info("%s: %d of %d, %.1f %ss/s, %s", self._title, self._done, self._total, rate, self._unit, left)
 
+    def skip(self, count: int) -> None:
+        """Count work that was done before; it says nothing about the rate."""
+        self._first += count
+        self._done += count
+        if self._bar is not None:
+            self._bar.initial += count
+            self._bar.update(count)
+
     def close(self) -> None:
         """End the bar with one line that says how long the work took."""
         if self._bar is not None:

@@ -125,6 +125,8 @@ class Progress(Protocol):
 
     def advance(self, count: int = 1) -> None: ...
 
+    def skip(self, count: int) -> None: ...
+
 
 def as_path(text: str | Path) -> Path:
     """A path from a setting or option, with ``~`` expanded."""

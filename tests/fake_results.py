@@ -6,6 +6,7 @@ from pathlib import Path
 
 import numpy as np
 
+from lary.data.spec import Orientation
 from lary.fileio import write_bytes
 from lary.probes.outcome import (
     ActionPredictions,
@@ -16,20 +17,33 @@ from lary.probes.outcome import (
     SplitOutcome,
 )
 from lary.results.published import encode_png
-from lary.results.record import FILE_NAME, DatasetFacts, ModelFacts, Provenance, RunFacts, SplitFacts, write_result
+from lary.results.record import (
+    FILE_NAME,
+    DatasetFacts,
+    Margin,
+    Metric,
+    ModelFacts,
+    Provenance,
+    RunFacts,
+    SplitFacts,
+    read_result,
+    write_result,
+)
 from lary.results.summarise import classification_result, example_rows, regression_result
 
 VERBS = ("close", "lift", "lower", "open", "pour", "pull", "push", "reach", "rotate", "sweep")
 DIMS = ("x", "y", "z", "roll", "pitch", "yaw", "gripper")
 UNITS = ("m", "m", "m", "rad", "rad", "rad", "")
 GROUPS = {"position": (0, 1, 2), "orientation": (3, 4, 5), "gripper": (6,)}
+ORIENTATIONS = (Orientation("hand", (3, 4, 5), "euler_xyz"),)
 
 
 def columns(count: int, episodes: int, kind: str) -> SampleColumns:
     groups = tuple(f"{kind}/ep_{index % episodes:04d}/" for index in range(count))
     media = tuple((f"{group}{index:05d}_src.png", f"{group}{index:05d}_tgt.png") for index, group in enumerate(groups))
     ids = tuple(f"{index:016x}" for index in range(count))
-    return SampleColumns(ids, media, groups, ("arm_a",) * count)
+    robots = tuple(("arm_a", "arm_b")[index % episodes % 2] for index in range(count))
+    return SampleColumns(ids, media, groups, robots)
 
 
 def class_outcome(
@@ -143,11 +157,48 @@ def write_pictures(folder: Path, outcome: RegressionOutcome) -> tuple[str, ...]:
 
 
 def write_regression(
-    folder: Path, model: str, error: float, paradigm: str = "baseline", *, seed: int = 0, **more: object
+    folder: Path,
+    model: str,
+    error: float,
+    paradigm: str = "baseline",
+    *,
+    seed: int = 0,
+    seeds: int = 1,
+    margins: tuple[Margin, ...] = (),
+    **more: object,
 ) -> Path:
-    outcome = action_outcome(error, seed=seed)
+    outcome, *others = (action_outcome(error * (1 + 0.04 * number), seed=seed) for number in range(seeds))
     files = write_pictures(folder, outcome)
     path = folder / FILE_NAME
     more = {"probe": "mlp", "action_mode": "absolute", "files": files, "seed": seed, **more}
-    write_result(path, regression_result(outcome, facts(model, "arm", paradigm, **more)))
+    about = facts(model, "arm", paradigm, seeds=tuple(range(seed, seed + seeds)), **more)
+    result = regression_result(outcome, about, others, ORIENTATIONS)
+    write_result(path, result.model_copy(update={"margins": margins}))
     return path
+
+
+MARGINS = (
+    Margin(
+        name="acme (static pair)", value=0.55, p=0.0021, result="1f",
+        gain=Metric(value=-0.35, low=-0.41, high=-0.28, unit="normalised", higher_is_better=False),
+    ),
+    Margin(
+        name="optical-flow", value=0.21, p=0.64, result="2f",
+        gain=Metric(value=-0.01, low=-0.06, high=0.04, unit="normalised", higher_is_better=False),
+    ),
+)  # fmt: skip
+"""Margins of a run as ``lary controls`` leaves them."""
+
+
+def write_runs(root: Path) -> None:
+    """Runs of both tasks as a report has them: models, baselines, controls, several seeds, both protocols."""
+    warning = "Head 3 of 5 is left out from epoch 4 on: its loss is not finite."
+    write_classification(root / "classification" / "pixels", "pixels", 0.9)
+    write_classification(root / "classification" / "optical-flow", "optical-flow", 3.0)
+    write_classification(root / "classification" / "acme", "acme", 2.0, "general LAM", protocol="paper")
+    write_regression(root / "regression" / "pixels", "pixels", 0.45)
+    write_regression(root / "regression" / "pixels@static-pair", "pixels", 0.9, control="static-pair")
+    path = write_regression(
+        root / "regression" / "acme", "acme", 0.2, "general LAM", failures=2, seeds=3, margins=MARGINS
+    )
+    write_result(path, read_result(path).model_copy(update={"warnings": (warning,)}))

@@ -22,11 +22,12 @@ from lary.data.actions import (
     read_chunk,
     read_relative,
     read_statistics,
-    relative,
     relative_stats_file,
 )
+from lary.data.poses import motion
 from lary.data.samples import SampleTable, read_table
 from lary.data.spec import DATASETS, ActionSpace, DatasetSpec, Normalisation, Split
+from lary.data.statistics import write_statistics
 from lary.types import LaryError, MediaError, UsageError
 
 SPACE = ActionSpace(
@@ -143,8 +144,8 @@ def test_denormalise_is_the_inverse(chunk: np.ndarray, mean: np.ndarray, std: np
 
 @given(chunk=arrays(np.float32, (4, 3), elements=numbers))
 def test_relative_is_last_minus_first(chunk: np.ndarray) -> None:
-    np.testing.assert_array_equal(relative(chunk), [chunk[3] - chunk[0]])
-    np.testing.assert_array_equal(relative(chunk[::-1]), -relative(chunk))
+    np.testing.assert_array_equal(motion(chunk), chunk[3] - chunk[0])
+    np.testing.assert_array_equal(motion(chunk[::-1]), -motion(chunk))
 
 
 def test_targets_of_two_robots(tmp_path: Path) -> None:
@@ -261,3 +262,34 @@ def test_many_small_files(tmp_path: Path) -> None:
     targets = load_targets(table, load_normaliser(ARM, tmp_path))
     print(f"{500 / (time.perf_counter() - started):.0f} action files per second")
     np.testing.assert_array_equal(targets.values, np.stack(chunks))
+
+
+def test_rows_that_lost_their_robot_are_read_as_the_record_says(tmp_path: Path) -> None:
+    """The published first rows: an empty robot type is G1edu-u3, whose statistics the published tool calls nan."""
+    spec = DATASETS.get("robocoin")
+    source = Path(__file__).parent / "data" / "metadata" / "robocoin_metadata_unseen.csv"
+    table = read_table(spec, "unseen", path=source, data_dir=tmp_path)
+    for number, sample in enumerate(table):
+        path = table.action_path(sample)
+        path.parent.mkdir(parents=True, exist_ok=True)
+        np.save(path, draw(10, 12, seed=number))
+    lost = [name == "" for name in table.frame["robot_type"]]
+    assert [name == "G1edu-u3" for name in table.embodiments()] == lost
+    assert True in lost
+    assert [table[row].embodiment for row in range(len(table))] == list(table.embodiments())
+    report = write_statistics(spec, source, tmp_path)
+    assert "nan" in report.robots, "the file has the published key"
+    assert "G1edu-u3" not in report.robots
+    normaliser = load_normaliser(spec, tmp_path)
+    targets = load_targets(table, normaliser)
+    np.testing.assert_allclose(targets.values[lost].mean(axis=(0, 1)), 0, atol=1e-5)
+    np.testing.assert_array_equal(normaliser.statistics("G1edu-u3").mean, normaliser.statistics("nan").mean)
+
+    written = json.loads(report.out.read_text())
+    written["robot_stats"]["G1edu-u3"] = {"mean": [7.0] * 12, "std": [1.0] * 12}
+    report.out.write_text(json.dumps(written))
+    assert load_normaliser(spec, tmp_path).statistics("G1edu-u3").mean[0] == 7, "a key of its own comes first"
+    del written["robot_stats"]["G1edu-u3"], written["robot_stats"]["nan"]
+    report.out.write_text(json.dumps(written))
+    with pytest.raises(LaryError, match=r"no action statistics of robot type 'G1edu-u3'.*galaxea_r1_lite"):
+        load_targets(table, load_normaliser(spec, tmp_path))

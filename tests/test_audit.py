@@ -125,8 +125,24 @@ def test_robots_without_a_type_are_counted(tmp_path: Path) -> None:
         DATASETS.get("robocoin"), "unseen", path=HEADS / "robocoin_metadata_unseen.csv", data_dir=tmp_path
     )
     empty = found(report, "empty_robot_type")
-    assert empty.count == table.embodiments().count("") > 0
+    assert empty.count == list(table.frame["robot_type"]).count("") > 0
     assert empty.examples[0].startswith("G1edu-u3")
+    assert f"the record knows {empty.count} of them as G1edu-u3" in empty.text
+    assert "no statistics" not in empty.text
+    assert "" not in table.embodiments()
+
+
+def test_a_robot_that_no_rule_names_stays_without_one(tmp_path: Path) -> None:
+    columns, rows = read_csv(HEADS / "robocoin_metadata_unseen.csv")
+    listed = [dict(zip(columns, row, strict=True)) for row in rows]
+    for row in listed[:2]:
+        row |= {name: row[name].replace("G1edu-u3", "H2x") for name in ("src_img", "tgt_img", "action")}
+        row["robot_type"] = " "
+    write_table(tmp_path / "mixed.csv", listed)
+    report = run(tmp_path, "robocoin", tables={"unseen": tmp_path / "mixed.csv"})
+    empty = found(report, "empty_robot_type")
+    assert f"the record knows {empty.count - 2} of them as G1edu-u3; 2 have no statistics" in empty.text
+    assert report.splits[0].embodiments[""] == 2
 
 
 # Drawn splits

@@ -7,15 +7,12 @@ import shutil
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 import diffusers
-import huggingface_hub
 import pytest
 import torch
 import transformers
-from huggingface_hub import errors
 from safetensors.torch import load_file, save_file
 
 from lary.models.autoencoders import flux_arguments, wan_arguments
@@ -282,10 +279,10 @@ def test_released_files_of_another_layout_or_content_are_refused(tmp_path: Path)
         make("flux2", other)
     section = tmp_path / "vitl.pt"
     torch.save({"encoder": {}, "epoch": 3}, section)
-    with pytest.raises(LaryError, match="no entry 'target_encoder', only encoder, epoch"):
+    with pytest.raises(LaryError, match="under 'target_encoder', only entries encoder, epoch"):
         make("vjepa2", section)
     torch.save({"target_encoder": {"module.backbone.norm.weight": 1.0}}, section)
-    with pytest.raises(LaryError, match="not a dictionary of tensors"):
+    with pytest.raises(LaryError, match="under 'target_encoder', only entries target_encoder"):
         make("vjepa2", section)
     torch.save({"target_encoder": {"module.backbone.blocks.0.attn.qkv.bias": torch.zeros(7)}}, section)
     with pytest.raises(LaryError, match=r"blocks\.0\.attn\.qkv\.bias \(unknown\)"):
@@ -305,7 +302,7 @@ class Hostile:
 def test_code_and_damage_in_files_are_refused_and_never_run(folders: dict[str, Path], tmp_path: Path) -> None:
     pickled = tmp_path / "Wan2.2_VAE.pth"
     torch.save({"encoder.conv1.weight": Hostile(tmp_path / "trace")}, pickled)
-    with pytest.raises(LaryError, match="can't be read as plain tensors"):
+    with pytest.raises(LaryError, match=r"besides tensors they hold .*pathlib"):
         make("wan2-2", pickled)
     assert not (tmp_path / "trace").exists()
     torch.save({"encoder.conv1.weight": torch.zeros(9999)}, pickled)
@@ -346,11 +343,11 @@ def test_a_configuration_that_does_not_fit_is_told(
 def test_frames_of_the_wrong_size_are_told(folders: dict[str, Path]) -> None:
     for name in NAMES:
         encoder = make(name, folders[name])
-        with pytest.raises(LaryError, match=r"multiples of 16, not 40 x 32"):
+        with pytest.raises(LaryError, match=r"(multiples of 16|frames of 32 x 32 pixels), not 40 x 32"):
             encoder.encode(torch.zeros(1, 2, 3, 32, 40))
         with pytest.raises(LaryError, match=r"not \[1, 3, 2, 32, 32\]"):
             encoder.encode(torch.zeros(1, 3, 2, 32, 32))
-    with pytest.raises(LaryError, match="needs frames of 32 x 32, not 64 x 64"):
+    with pytest.raises(LaryError, match="needs frames of 32 x 32 pixels, not 64 x 64"):
         make("vjepa2", folders["vjepa2"]).encode(torch.zeros(1, 2, 3, 64, 64))
     with pytest.raises(LaryError, match="at least 2 frames"):
         make("vjepa2", folders["vjepa2"], "paper").encode(torch.zeros(1, 1, 3, 32, 32))
@@ -366,46 +363,3 @@ def test_absent_weights_are_named_with_where_they_go(tmp_path: Path) -> None:
             make(name, None)
         with pytest.raises(UsageError, match=f"holds no .*{file}"):
             make(name, tmp_path)
-
-
-# The hub
-
-
-@pytest.fixture
-def hub(folders: dict[str, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> SimpleNamespace:
-    """A hub that serves tiny folders as the published repositories have them, and tells what was asked for."""
-    state = SimpleNamespace(asked=[], failure=None, folder=tmp_path / "5ace")
-    shutil.copytree(folders["wan2-2"], state.folder / "vae")
-
-    def snapshot_download(repository: str, *, revision: str | None, allow_patterns: list[str]) -> str:
-        state.asked.append((repository, revision, allow_patterns))
-        if state.failure:
-            raise state.failure
-        return str(state.folder)
-
-    monkeypatch.setattr(huggingface_hub, "snapshot_download", snapshot_download)
-    return state
-
-
-def test_the_hub_is_asked_for_the_weights_alone(hub: SimpleNamespace, folders: dict[str, Path]) -> None:
-    weights = MODELS.get("wan2-2").weights
-    assert weights is not None
-    encoder = make("wan2-2", weights.hub)
-    assert encoder.weights_revision == "5ace"
-    expected = make("wan2-2", folders["wan2-2"])
-    assert encoder.weights_digest == expected.weights_digest
-    files = ["vae/diffusion_pytorch_model.safetensors", "vae/config.json"]
-    assert hub.asked == [(weights.hub, weights.revision, files)]
-    shutil.rmtree(hub.folder / "vae")
-    with pytest.raises(UsageError, match=r"some/one holds no .*Wan2\.2_VAE\.pth\. Set WAN22_VAE_PATH"):
-        make("wan2-2", "some/one")
-    assert hub.asked[-1] == ("some/one", None, ["Wan2.2_VAE.pth", "config.json"])
-
-
-def test_a_gated_repository_is_said_to_be_gated(hub: SimpleNamespace) -> None:
-    hub.failure = errors.GatedRepoError.__new__(errors.GatedRepoError)
-    with pytest.raises(UsageError, match=r"gated: ask for access at https://huggingface\.co/black-forest-labs/FLUX\.2"):
-        make("flux2", "black-forest-labs/FLUX.2-dev")
-    hub.failure = OSError("No network.\nMore about it.")
-    with pytest.raises(UsageError, match=r"from the hub \(No network\)\. Set AE_MODEL_PATH"):
-        make("flux2", "black-forest-labs/FLUX.2-dev")

@@ -15,7 +15,7 @@ from scipy.spatial.transform import Rotation
 from lary import cli_compare
 from lary.data.spec import DATASETS, ActionSpace, Orientation
 from lary.probes.outcome import ActionPredictions, RegressionOutcome, SampleColumns, SplitOutcome
-from lary.results import errors, statistics
+from lary.results import errors, scores, statistics
 from lary.results.compare import compare
 from lary.results.predictions import FILE_NAME, action_scores, class_scores, write_scores
 from lary.results.record import SCHEMA_VERSION, EvalResult, read_result, write_result
@@ -41,10 +41,10 @@ def width(found: statistics.Interval) -> float:
 def test_equal_seeds_add_nothing_and_different_ones_widen() -> None:
     rng = np.random.default_rng(0)
     values, clusters = rng.normal(1, 1, 200), np.arange(200) % 40
-    one = statistics.bootstrap(seed_sums(values[None], clusters)[0], statistics.ratio)
-    same = statistics.bootstrap(seed_sums(np.stack([values] * 3), clusters), statistics.ratio)
+    one = statistics.bootstrap(seed_sums(values[None], clusters)[0], scores.ratio)
+    same = statistics.bootstrap(seed_sums(np.stack([values] * 3), clusters), scores.ratio)
     apart = statistics.bootstrap(
-        seed_sums(values + np.array([[-0.3], [0.0], [0.3]]), clusters), statistics.ratio
+        seed_sums(values + np.array([[-0.3], [0.0], [0.3]]), clusters), scores.ratio
     )  # fmt: skip
     assert same.value == pytest.approx(one.value)
     assert width(same) == pytest.approx(width(one), rel=1e-6)
@@ -59,7 +59,7 @@ def test_an_interval_over_three_seeds_covers_the_truth() -> None:
         clusters = np.repeat(np.arange(30), 8)
         shared = rng.normal(1, 0.5, 30)[clusters]
         values = np.stack([shared + rng.normal(0, 0.2) + rng.normal(0, 0.5, 240) for _ in range(3)])
-        found = statistics.bootstrap(seed_sums(values, clusters), statistics.ratio, seed=seed, resamples=500)
+        found = statistics.bootstrap(seed_sums(values, clusters), scores.ratio, seed=seed, resamples=500)
         assert found.low is not None
         assert found.high is not None
         covered += int(found.low[0] <= 1 <= found.high[0])
@@ -70,22 +70,28 @@ def test_p_is_the_level_at_which_the_interval_reaches_zero() -> None:
     rng = np.random.default_rng(3)
     values = rng.normal(0.3, 1, 50)
     sums = np.stack([values, np.ones(50)], axis=1)
-    support = np.array([50])
-    drawn = statistics.resample([(1.0, sums)], statistics.ratio, support, seed=0, resamples=20_000)
-    p = statistics.p_value(drawn.values[:, 0], 50, drawn.freedom[0])
-    edge = statistics.interval_of(np.array([values.mean()]), drawn, support, level=1 - p)
+    found = statistics.spread_of([(1.0, sums)], scores.ratio, resamples=20_000)
+    p = statistics.p_value(found)
+    edge = statistics.interval_of(found, level=1 - p)
     assert edge.low is not None
-    assert edge.low[0] == pytest.approx(0, abs=0.01)
+    assert edge.low[0] == pytest.approx(0, abs=1e-6)
     assert p == pytest.approx(scipy_stats.ttest_1samp(values, 0).pvalue, rel=0.25)
 
 
+def test_p_of_a_difference_without_spread_is_the_smallest_that_resamples_can_show() -> None:
+    sums = np.ones((20, 2))
+    assert statistics.p_value(statistics.spread_of([(1.0, sums)], scores.ratio, resamples=999)) == pytest.approx(0.002)
+    zero = statistics.spread_of([(1.0, sums), (-1.0, sums)], scores.ratio)
+    assert statistics.p_value(zero) == 1.0
+
+
 def test_p_of_no_difference_is_rarely_small() -> None:
-    small, runs = 0, 300
+    small, runs = 0, 200
     for seed in range(runs):
         values = np.random.default_rng(seed).normal(0, 1, 40)
         sums = np.stack([values, np.ones(40)], axis=1)
-        drawn = statistics.resample([(1.0, sums)], statistics.ratio, np.array([40]), seed=seed, resamples=500)
-        small += statistics.p_value(drawn.values[:, 0], 40, 39) < 0.05
+        found = statistics.spread_of([(1.0, sums)], scores.ratio, seed=seed, resamples=500)
+        small += statistics.p_value(found) < 0.05
     assert 0.02 <= small / runs <= 0.085
 
 
@@ -243,7 +249,7 @@ def test_angular_error_is_the_angle_of_the_rotation_between(convention: str, siz
     np.testing.assert_allclose(errors.angular_error(split, prediction, arm), degrees, atol=0.05)
     (row,) = errors.orientation_rows("seen", split, [prediction], [arm], 0)
     assert row.degrees.value == pytest.approx(90, abs=0.05)
-    robots = errors.robot_rows("seen", split, [prediction], [arm], 0)
+    robots = errors.robot_rows("seen", split, [prediction], {}, (), [arm], 0)
     assert [(each.name, each.rows) for each in robots] == [("a", 10), ("b", 10)]
     assert [each.degrees.value for each in robots if each.degrees] == pytest.approx([10, 170], abs=0.05)
 

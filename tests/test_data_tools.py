@@ -14,7 +14,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from lary.data import clips, cutting, relative, sampling, splits, statistics
+from lary.data import clips, cutting, poses, relative, sampling, splits, statistics
 from lary.data.frames import announced_frames, decode_video, read_video, to_rgb
 from lary.data.indices import IndexRequest, write_indices
 from lary.data.spec import DATASETS
@@ -193,11 +193,11 @@ def test_local_motion_is_the_same_wherever_it_starts(name: str) -> None:
     from scipy.spatial.transform import Rotation
 
     space = DATASETS.get(name).actions
-    arms, rng = relative.poses(space), np.random.default_rng(3)
+    arms, rng = poses.poses(space), np.random.default_rng(3)
     steps = rng.uniform(-1, 1, (4, len(space.dims))).astype(np.float32)
     moved, turn, shift = steps.copy(), Rotation.random(random_state=4), rng.normal(size=3)
 
-    def read(values: np.ndarray, arm: relative.Pose) -> Rotation:
+    def read(values: np.ndarray, arm: poses.Pose) -> Rotation:
         angles = values[list(arm.orientation)].astype(np.float64)
         return Rotation.from_quat(angles) if arm.quaternion else Rotation.from_euler("xyz", angles)
 
@@ -207,8 +207,8 @@ def test_local_motion_is_the_same_wherever_it_starts(name: str) -> None:
             moved[step, place] = turn.apply(steps[step, place]) + shift
             pose = turn * read(steps[step], arm)
             moved[step, angles] = -pose.as_quat() if arm.quaternion else pose.as_euler("xyz")
-    local = relative.motion(steps, arms)
-    np.testing.assert_allclose(relative.motion(moved, arms), local, atol=2e-6)
+    local = poses.motion(steps, arms)
+    np.testing.assert_allclose(poses.motion(moved, arms), local, atol=2e-6)
     for arm in arms:
         first, last = read(steps[0], arm), read(steps[-1], arm)
         end = steps[0, list(arm.position)] + first.apply(local[list(arm.position)])
@@ -220,9 +220,9 @@ def test_local_motion_is_the_same_wherever_it_starts(name: str) -> None:
 def test_local_angles_do_not_jump_at_half_a_turn() -> None:
     steps = np.zeros((2, 7), np.float32)
     steps[:, 5], steps[:, 6] = (3.1, -3.1), (1, -1)
-    arms = relative.poses(DATASETS.get("calvin").actions)
-    np.testing.assert_allclose(relative.motion(steps), [0, 0, 0, 0, 0, -6.2, -2], rtol=1e-6)
-    np.testing.assert_allclose(relative.motion(steps, arms), [0, 0, 0, 0, 0, 2 * np.pi - 6.2, -2], atol=1e-6)
+    arms = poses.poses(DATASETS.get("calvin").actions)
+    np.testing.assert_allclose(poses.motion(steps), [0, 0, 0, 0, 0, -6.2, -2], rtol=1e-6)
+    np.testing.assert_allclose(poses.motion(steps, arms), [0, 0, 0, 0, 0, 2 * np.pi - 6.2, -2], atol=1e-6)
 
 
 def test_relative_actions_keep_frames_apart_and_name_failures(tmp_path: Path) -> None:
@@ -240,7 +240,7 @@ def test_relative_actions_keep_frames_apart_and_name_failures(tmp_path: Path) ->
         assert [row["row"] for row in read(report.tables[0].listed)] == ["1"]
         assert report.statistics is not None
         assert json.loads(report.statistics.read_text())["count"] == 2
-    world, local = ((data / folder).rglob("*.npy") for folder in relative.FOLDERS.values())
+    world, local = ((data / folder).rglob("*.npy") for folder in poses.FOLDERS.values())
     assert len(list(world)) == len(list(local)) == 2
     with pytest.raises(UsageError, match="holds classes"):
         relative.write_relative(relative.RelativeRequest(

@@ -521,25 +521,40 @@ def test_list_of_data_sets(capsys: pytest.CaptureFixture[str]) -> None:
     assert call(["datasets"]) == 0
     text = capsys.readouterr().out.rstrip("\n")
     assert text == datasets_table()
-    lines = {line.split()[0]: line for line in text.splitlines()}
+    listed, _, notes = text.partition("\n\n")
+    assert "citation" in notes
+    lines = {line.split()[0]: line for line in listed.splitlines()}
     assert set(lines) == {"key", *DATASETS.names()}
-    assert "538,423" in lines["robot_1st"]
+    assert "538,423 samples" in lines["robot_1st"]
     assert "  no  " in lines["robot_1st"]
     assert "  in part  " in lines["human_1st"]
     assert "  yes  " in lines["calvin"]
     assert call(["datasets", "calvin"]) == 0
-    assert "eprint={2604.11689}" in capsys.readouterr().out
+    text = capsys.readouterr().out
+    assert "eprint={2604.11689}" in text
+    assert "size:        209,921 samples" in text
+    assert call(["datasets", "libero"]) == 0
+    text = capsys.readouterr().out
+    assert "train_by_segment, val_by_segment: drawn anew from these tables, for --splits by-segment" in text
 
 
-def test_list_loads_no_heavy_library() -> None:
-    code = """
+@pytest.mark.parametrize("asked", [["datasets"], ["datasets", "human_1st"]])
+def test_list_loads_no_heavy_library(asked: list[str]) -> None:
+    """The whole command: what it doesn't import decides how fast it answers."""
+    heavy = ("torch", "pandas", "numpy", "pyarrow", "cv2", "av", "PIL", "huggingface_hub", "scipy", "sklearn",
+             "pydantic", "requests", "httpx", "yaml", "mujoco")  # fmt: skip
+    code = f"""
 import sys
-from lary.cli_import import datasets
-datasets(); datasets("human_1st")
-heavy = [name for name in ("torch", "pandas", "numpy", "cv2", "av", "huggingface_hub", "scipy") if name in sys.modules]
-assert not heavy, heavy
+from lary.cli import main
+try:
+    main({asked!r})
+except SystemExit as stop:
+    assert not stop.code
+found = [name for name in {heavy!r} if name in sys.modules]
+assert not found, found
 """
-    subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
 
 
 def test_every_record_can_be_shown() -> None:

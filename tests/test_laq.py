@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import csv
-import subprocess
-import sys
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -18,9 +16,10 @@ import lary
 from lary.models import lapa, laq
 from lary.models.spec import MODELS, ModelContext, ModelSpec, build
 from lary.nets.attention import GridBias, PlaceConvolution
+from lary.nets.codes import CODE_STACKS, code_rows
 from lary.nets.lam import LaqConfig, LatentActionModel
 from lary.nets.magvit import Tokenizer, TokenizerConfig
-from lary.nets.quantize import CODE_STACKS, DifferenceQuantizer
+from lary.nets.quantize import DifferenceQuantizer
 from lary.types import BenchmarkProtocol, LaryError, Latents, UsageError
 
 TINY = {
@@ -139,6 +138,7 @@ def test_rows_of_a_code_follow_from_its_length_and_the_grid(length: int, grid: i
     quantizer = DifferenceQuantizer(dim=6, quant_dim=4, codebook_size=5, grid=grid, code_seq_len=length)
     first, last = torch.randn(2, 1, grid**2, 6).unbind()
     assert quantizer.latent(first, last).shape == (1, rows, 4)
+    assert code_rows(length, grid) == rows
 
 
 def test_quantized_tokens_come_from_codebook_rows(weights: Path) -> None:
@@ -163,7 +163,7 @@ def test_unknown_latent_is_refused(weights: Path) -> None:
 def test_frames_of_another_size_are_refused(weights: Path) -> None:
     with pytest.raises(LaryError, match="28 x 28"):
         encode(weights, torch.zeros(1, 2, 3, 32, 28))
-    with pytest.raises(LaryError, match="at least two"):
+    with pytest.raises(LaryError, match="at least 2 frames"):
         encode(weights, clips_of(1, 1))
 
 
@@ -239,37 +239,11 @@ def test_files_that_are_no_weights_are_refused(
     (tmp_path / "cut.pt").write_bytes(weights.read_bytes()[:5000])
     (tmp_path / "text.pt").write_text("not weights")
     for name in (*cases, "cut", "text"):
-        with pytest.raises(LaryError, match=f"{name}.pt (are refused|hold no tensors)"):
+        with pytest.raises(LaryError, match=rf"{name}.pt (are refused: .*print|hold no tensors|can't be read)"):
             encode(tmp_path / f"{name}.pt", clips)
     assert "code was run" not in capsys.readouterr().out
-    with pytest.raises(UsageError, match=r"absent.pt is not a file. Put laq_openx.pt into MODEL_DIR"):
+    with pytest.raises(UsageError, match=r"absent\.pt is neither on this .*Put laq_openx\.pt into MODEL_DIR"):
         encode(tmp_path / "absent.pt", clips)
-
-
-def test_weights_come_from_the_hub_where_the_record_names_one(
-    weights: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    import huggingface_hub
-
-    asked = []
-    cached = tmp_path / "snapshots" / "0123abc" / "laq_openx.pt"
-    cached.parent.mkdir(parents=True)
-    cached.write_bytes(weights.read_bytes())
-
-    def download(repository: str, name: str, *, revision: str | None, **_: Any) -> str:
-        asked.append((repository, name, revision))
-        if revision == "away":
-            raise ConnectionError("no route to host")
-        return str(cached)
-
-    monkeypatch.setattr(huggingface_hub, "hf_hub_download", download)
-    context = ModelContext("cpu", "corrected", weights="latent-action-pretraining/LAPA-7B-openx", revision="main")
-    encoder = build(tiny(), context)
-    assert isinstance(encoder, lapa.LatentActions)
-    assert encoder.weights_revision == "0123abc"
-    assert asked == [("latent-action-pretraining/LAPA-7B-openx", "laq_openx.pt", "main")]
-    with pytest.raises(UsageError, match=r"can't be fetched.*no route to host.*--weights FILE"):
-        build(tiny(), replace(context, revision="away"))
 
 
 def test_misfits_are_listed(weights: Path, tmp_path: Path) -> None:
@@ -337,9 +311,3 @@ def test_tokenizer_comes_from_its_own_files_where_the_file_has_none(tmp_path: Pa
     (tmp_path / "tokenizer.yaml").write_text("model: {init_args: {ddconfig: {ch: 32}}}")
     with pytest.raises(UsageError, match="has no ddconfig"):
         build(asked, own)
-
-
-def test_records_load_no_heavy_library() -> None:
-    heavy = ("torch", "transformers", "huggingface_hub", "cv2")
-    code = f"import sys, lary.models.lapa; print([name for name in {heavy} if name in sys.modules])"
-    assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout == "[]\n"

@@ -18,10 +18,13 @@ from cyclopts import App
 from lary import cli_import, cli_run
 from lary.data import lerobot
 from lary.data.actions import load_normaliser
+from lary.data.audit import AuditRequest, audit
 from lary.data.frames import read_image, read_video
 from lary.data.lerobot import ImportReport, import_lerobot
+from lary.data.lerobot_atomic import AtomicPlan, AtomicRequest, plan_atomic
 from lary.data.lerobot_plan import LeRobotRequest, dimension_names, make_plan, preview
 from lary.data.lerobot_reader import LeRobot, frame_numbers, video_seconds
+from lary.data.motion import ATOMIC_CLASSES, INVERSE, AtomicRule
 from lary.data.records import load_record
 from lary.data.samples import SampleTable, read_table
 from lary.data.spec import DATASETS, DatasetSpec
@@ -240,7 +243,7 @@ def test_values_that_are_not_finite_are_refused(tmp_path: Path) -> None:
 
 def test_a_stopped_import_goes_on(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     write_lerobot(tmp_path / "source", "v2.1", "h264")
-    count, real = 0, lerobot.write_image
+    count, real = 0, lerobot.write_file
 
     def stop(path: Path, content: bytes) -> None:
         nonlocal count
@@ -250,7 +253,7 @@ def test_a_stopped_import_goes_on(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
         real(path, content)
 
     with monkeypatch.context() as patch:
-        patch.setattr(lerobot, "write_image", stop)
+        patch.setattr(lerobot, "write_file", stop)
         with pytest.raises(KeyboardInterrupt):
             run(tmp_path)
     images = tmp_path / "data" / "regression" / "arm" / "images"
@@ -339,13 +342,14 @@ def test_a_data_set_of_the_hub(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) 
     def snapshot(name: str, repo_type: str, revision: str, allow_patterns: list[str]) -> str:
         assert (name, repo_type, revision) == ("own/er.set", "dataset", "abc")
         asked.append(allow_patterns)
-        chosen = ["meta", "README.md"] if len(asked) == 1 else allow_patterns
+        chosen = ["meta", "README.md"] if "meta/*" in allow_patterns else allow_patterns
         for place in chosen:
             target = tmp_path / "cache" / place
             target.parent.mkdir(parents=True, exist_ok=True)
-            shutil.copytree(source / place, target) if (source / place).is_dir() else shutil.copy(
-                source / place, target
-            )
+            if (source / place).is_dir():
+                shutil.copytree(source / place, target, dirs_exist_ok=True)
+            else:
+                shutil.copy(source / place, target)
         return str(tmp_path / "cache")
 
     monkeypatch.setattr(huggingface_hub, "HfApi", Api)
@@ -360,6 +364,11 @@ def test_a_data_set_of_the_hub(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) 
     assert spec.licences[0].url == "https://huggingface.co/datasets/own/er.set"
     with pytest.raises(UsageError, match="owner/name"):
         call(["import-lerobot", "nowhere", *places])
+    shutil.rmtree(tmp_path / "cache")
+    del asked[:]
+    labels = ["--name", "atoms", "--labels", "atomic", "--threshold", "0.1", "--reach", "1"]
+    assert call(["import-lerobot", "own/er.set", *labels, *places]) == 0
+    assert asked[1] == ["data/chunk-000/file-000.parquet", "data/chunk-000/file-001.parquet"]
 
 
 def test_a_damaged_record_is_told(tmp_path: Path) -> None:
@@ -370,3 +379,128 @@ def test_a_damaged_record_is_told(tmp_path: Path) -> None:
     path.write_text(json.dumps(record))
     with pytest.raises(LaryError, match="wrong at 'media'"):
         load_record(path)
+
+
+# Labels of atomic motions
+
+
+def hand(episode: int, length: int) -> np.ndarray:
+    """Places, a gripper from 10 to 90, and one more value: goes forward, closes, goes up; episodes differ in pace."""
+    values = np.zeros((length, 5), dtype=np.float32)
+    pace = 0.04 + 0.01 * episode
+    values[:, 0] = pace * np.minimum(np.arange(length), 3)
+    values[:, 2] = pace * np.maximum(np.arange(length) - 6, 0)
+    values[:, 3] = np.where(np.arange(length) < 4, 90, 10)
+    return values
+
+
+def atomic(**changes: Any) -> AtomicRequest:
+    rule = AtomicRule(threshold=0.03, reach=0.08, settle=2)
+    return AtomicRequest(**{"rule": rule, **changes})
+
+
+@pytest.mark.parametrize(("version", "codec", "images"), [FORMATS[0], FORMATS[3], FORMATS[5]])
+def test_labels_of_atomic_motions(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, version: str, codec: str, images: str | None
+) -> None:
+    """Images of each motion's ends, both directions with inverse labels, in the split of their episode."""
+    monkeypatch.setattr("tests.lerobot_files.actions", hand)
+    source = write_lerobot(tmp_path / "source", version, codec, images)
+    report = run(tmp_path, stride=None, atomic=atomic())
+    assert report.failures == ()
+    spec, splits = tables(tmp_path, report)
+    assert spec.labels.classes == ATOMIC_CLASSES
+    assert (spec.stride, spec.splits["train"].root) == (None, "classification/arm")
+    assert spec.samples == sum(report.rows.values()) == sum(len(table) for table in splits.values())
+    told_labels = set()
+    for table in splits.values():
+        seen = {sample.media: sample.target for sample in table}
+        assert all(INVERSE[seen[target, first]] == label for (first, target), label in seen.items())
+        told_labels |= set(seen.values())
+        for sample in table:
+            ends = [told(read_image(path)) for path in table.media_path(sample)]
+            assert [end[:2] for end in ends] == [(FRONT, int(sample.group[3:]))] * 2
+            values = hand(ends[0][1], LENGTHS[ends[0][1]])
+            moved = values[ends[1][2]] - values[ends[0][2]]
+            if sample.target == "Forward_Up" or sample.target == "Up":
+                assert moved[2] > 0.03
+            elif sample.target == "Close":
+                assert moved[3] < 0
+    assert {"Forward", "Backward", "Close", "Open", "Up", "Down"} <= told_labels
+    groups = [set(table.groups()) for table in splits.values()]
+    assert not groups[0] & groups[1]
+    assert len(groups[0] | groups[1]) == 4
+    request = AuditRequest(spec=spec, table_root=tmp_path / "root", data_dir=tmp_path / "data")
+    assert not audit(request).leaks
+    stamps = {path: path.stat().st_mtime_ns for path in (tmp_path / "data").rglob("*.png")}
+    assert run(tmp_path, stride=None, atomic=atomic()).rows == report.rows
+    assert all(path.stat().st_mtime_ns == stamp for path, stamp in stamps.items()), "nothing is decoded again"
+    with pytest.raises(UsageError, match="other choices"):
+        run(tmp_path, stride=None, atomic=atomic(rule=AtomicRule(threshold=0.02, reach=0.08)))
+    assert source.is_dir()
+
+
+def test_values_of_labels_are_found_by_name_or_number(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("tests.lerobot_files.actions", hand)
+    write_lerobot(tmp_path / "source", "v2.1", images="PNG")
+    data = LeRobot(tmp_path / "source")
+
+    def plan(**changes: Any) -> AtomicPlan:
+        found = make_plan(data, request_of(tmp_path, stride=None, atomic=atomic(**changes))).atomic
+        assert found is not None
+        return found
+
+    usual = plan()
+    assert (usual.position, usual.gripper, usual.rule.grip) == ((0, 1, 2), 3, 50.0)
+    assert plan(measure_grip=False).rule.grip == 0.5
+    assert plan(gripper="none").gripper is None
+    other = plan(position="z, 0,y", gripper="4")
+    assert (other.position, other.gripper) == ((2, 0, 1), 4)
+    for changes, words in (
+        ({"position": "x,y"}, "three values"),
+        ({"position": "x,y,w"}, "--position w: the values are x, y, z"),
+        ({"gripper": "9"}, "--gripper 9"),
+    ):
+        with pytest.raises(UsageError, match=words):
+            plan(**changes)
+    with pytest.raises(UsageError, match=r"None of the values is called x, y and z \(state_0"):
+        make_plan(data, request_of(tmp_path, stride=None, actions=("observation.state",), atomic=atomic()))
+    with pytest.raises(UsageError, match="--stride 3"):
+        make_plan(data, request_of(tmp_path, atomic=atomic()))
+
+
+@pytest.mark.parametrize(
+    ("dims", "position"),
+    [
+        (("a", "left_x", "left_y", "left_z", "right_x", "right_y", "right_z"), (1, 2, 3)),
+        (("x", "z", "Y", "gripper.pos"), (0, 2, 1)),
+        (("ee.x", "ee.y", "ee.z"), (0, 1, 2)),
+    ],
+)
+def test_places_under_other_names(dims: tuple[str, ...], position: tuple[int, ...]) -> None:
+    assert plan_atomic(atomic(measure_grip=False), dims, dict).position == position
+
+
+def test_labels_by_command(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    monkeypatch.setattr("tests.lerobot_files.actions", hand)
+    write_lerobot(tmp_path / "source", "v3.0", "h264")
+    places = ["--lary-root", str(tmp_path / "root"), "--data-dir", str(tmp_path / "data")]
+    asked = ["import-lerobot", str(tmp_path / "source"), "--name", "atoms", *places]
+    labels = ["--labels", "atomic", "--settle", "2"]
+    assert call([*asked, *labels, "--preview"]) == 0
+    text = capsys.readouterr().out
+    assert "labels: atomic motions of x, y, z; gripper: gripper, open above 50" in text
+    assert "Close 4" in text
+    assert "labelled pairs, both directions" in text
+    assert not (tmp_path / "data").exists()
+    assert call([*asked, *labels]) == 0
+    assert "0 episodes failed" in capsys.readouterr().out
+    plugin = ["--plugin", str(tmp_path / "root" / "data" / "atoms_dataset.py")]
+    more = ["--lary-la-dir", str(tmp_path / "la"), "--lary-log-dir", str(tmp_path / "logs")]
+    for split in ("train", "val"):
+        parts = ["extract", "--model", "pixels", "--dataset", "atoms", "--split", split]
+        assert call([*parts, *places, *more, *plugin]) == 0
+    with pytest.raises(UsageError, match="add --labels atomic"):
+        call([*asked, "--threshold", "0.01"])
+    with pytest.raises(LaryError, match="nothing in them moves"):
+        call([*asked[:3], "still", *places, *labels, "--gripper", "none", "--threshold", "9", "--reach", "9"])

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
+import csv
 import json
 import logging
 import os
 import shutil
 from dataclasses import replace
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -17,8 +17,10 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
+import lary
 from lary.models.baselines import GRID, PLACE, cells
-from lary.models.image import patch_inputs
+from lary.models.image import BACKBONES, image_tower, patch_inputs
+from lary.models.overview import published
 from lary.models.preprocess import CUBIC_224, VJEPA2, mix_planes, neighbour_pairs, prepare
 from lary.models.spec import MODELS, ModelContext, Weights, build, locate_weights
 from lary.types import BenchmarkProtocol, LaryError, UsageError
@@ -104,6 +106,46 @@ def test_records_name_what_the_paper_protocol_changes(name: str) -> None:
         assert spec.licence
         assert spec.reference
         assert spec.weights.variable or spec.weights.folder
+
+
+def table(name: str) -> list[dict[str, str]]:
+    """One of the tables of the paper."""
+    file = Path(lary.__file__).parent / "results" / "reference" / f"{name}.csv"
+    return list(csv.DictReader(file.read_text().splitlines()))
+
+
+@pytest.mark.parametrize("name", ["classification", "regression", "vlabench_stride"])
+def test_records_have_the_parameters_of_the_leaderboards(name: str) -> None:
+    for row in table(f"leaderboard_{name}"):
+        spec = MODELS.get(row["model"])
+        assert f"{spec.parameters_m:.2f}" == row["params_m"]
+        assert spec.paradigm == row["paradigm"]
+
+
+@pytest.mark.parametrize("name", list(KINDS))
+def test_full_backbones_have_the_parameters_of_their_records(name: str) -> None:
+    """The other records are counted in the tests of their families."""
+    import transformers
+
+    spec = MODELS.get(name)
+    config = spec.options["config"]
+    model_class: Any = getattr(transformers, BACKBONES[config["model_type"]].model)
+    with torch.device("meta"):
+        model = model_class(model_class.config_class.from_dict(image_tower(config)))
+    assert f"{sum(value.numel() for value in model.parameters()) / 1e6:.2f}" == f"{spec.parameters_m:.2f}"
+
+
+def test_published_numbers_stand_with_their_models() -> None:
+    for row in table("leaderboard_classification"):
+        told = published(MODELS.get(row["model"]))
+        assert f"classification: average {row['average']}, libero {row['libero']}, " in told[0]
+        assert len(told) == 3
+    for row in table("lam_ablation"):
+        name = f"dinov3-cs{row['codebook_size']}_sl{row['sequence_length']}_dim{row['latent_dim']}_lr1e-4"
+        (line,) = published(MODELS.get(name))
+        assert f"human_1st_accuracy {row['human_1st_accuracy']}, " in line
+    assert published(MODELS.get("dinov2-origin")) == ["the paper's tables have no numbers of this model"]
+    assert not published(MODELS.get("pixels"))
 
 
 @pytest.mark.parametrize("name", WEIGHTLESS)
@@ -266,8 +308,7 @@ def test_a_checkpoint_of_another_size_says_so(checkpoints: dict[str, Path], capl
     with caplog.at_level(logging.INFO, logger="lary"):
         encoder = make("dinov3-origin", checkpoints["dinov3"])
     assert encoder.dim == TINY_DIM
-    assert f"D = {TINY_DIM}" in caplog.text
-    assert "not the 1024 of its record" in caplog.text
+    assert f"have D = {TINY_DIM}, not 1024 as in its record" in caplog.text
 
 
 @pytest.mark.parametrize(("name", "kind", "tokens"), [
@@ -306,82 +347,8 @@ def test_weights_are_searched_in_their_order(tmp_path: Path) -> None:
     assert locate_weights(MODELS.get("pixels"), values) is None
     with pytest.raises(UsageError, match=r"DINO_V2_PATH points to /nowhere/at/all, which does not exist"):
         locate_weights(spec, {**values, "DINO_V2_PATH": "/nowhere/at/all"})
-    with pytest.raises(UsageError, match="set DINO_V2_PATH, or pass --weights"):
+    with pytest.raises(UsageError, match="Set DINO_V2_PATH to them, or pass --weights PATH"):
         locate_weights(replace(spec, weights=Weights(variable="DINO_V2_PATH")), {})
-
-
-class FakeHub:
-    """A hub with one checkpoint and a cache, both of which may be out of reach."""
-
-    def __init__(self, checkpoint: Path, cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-        import huggingface_hub
-
-        self.checkpoint, self.snapshot = checkpoint, cache / "0123abc"
-        self.failure: Exception | None = None
-        self.downloads: list[tuple[str, str | None, list[str]]] = []
-        monkeypatch.setattr(huggingface_hub.HfApi, "model_info", self.model_info)
-        monkeypatch.setattr(huggingface_hub, "snapshot_download", self.snapshot_download)
-
-    def model_info(self, repository: str, *, revision: str | None, timeout: float) -> Any:
-        if self.failure is not None:
-            raise self.failure
-        files = [SimpleNamespace(rfilename=file.name) for file in self.checkpoint.iterdir()]
-        return SimpleNamespace(sha=revision or "0123abc", siblings=files)
-
-    def snapshot_download(self, repository: str, *, revision: str | None, **options: Any) -> str:
-        from huggingface_hub.errors import LocalEntryNotFoundError
-
-        if options.get("local_files_only"):
-            if not self.snapshot.exists():
-                raise LocalEntryNotFoundError("Not in the cache.\nMore about it.")
-            return str(self.snapshot)
-        self.downloads.append((repository, revision, options["allow_patterns"]))
-        return str(shutil.copytree(self.checkpoint, self.snapshot, dirs_exist_ok=True))
-
-
-@pytest.fixture
-def hub(dinov2: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> FakeHub:
-    return FakeHub(dinov2, tmp_path / "cache", monkeypatch)
-
-
-def test_the_hub_gives_the_pinned_revision_once(hub: FakeHub) -> None:
-    weights = MODELS.get("dinov2-origin").weights
-    assert weights
-    assert weights.hub
-    assert make("dinov2-origin", Path(weights.hub)).weights_revision == "0123abc"
-    hub.failure = OSError("no network")
-    assert make("dinov2-origin", Path(weights.hub)).weights_revision == "0123abc"
-    assert hub.downloads == [(weights.hub, weights.revision, ["config.json", "*.safetensors*"])]
-
-
-def test_another_repository_is_asked_for_its_newest(hub: FakeHub, caplog: pytest.LogCaptureFixture) -> None:
-    (hub.checkpoint / "model.safetensors").rename(hub.checkpoint.parent / "away")
-    torch.save(load_file(hub.checkpoint.parent / "away"), hub.checkpoint / "pytorch_model.bin")
-    for _ in range(2):
-        assert make("dinov2-origin", Path("someone/else")).weights_revision == "0123abc"
-    assert hub.downloads == [("someone/else", "0123abc", ["config.json", "*.bin*"])] * 2
-    hub.failure = OSError("no network")
-    with caplog.at_level(logging.INFO, logger="lary"):
-        make("dinov2-origin", Path("someone/else"))
-    assert "someone/else comes from its cache" in caplog.text
-
-
-def test_what_the_hub_refuses_is_told_in_a_sentence(hub: FakeHub) -> None:
-    from huggingface_hub import errors
-
-    gated, absent = (kind.__new__(kind) for kind in (errors.GatedRepoError, errors.RepositoryNotFoundError))
-    for failure, told in [
-        (gated, r"is gated: ask for access at https://huggingface\.co/facebook/dinov3 .*Set DINO_V3_PATH"),
-        (absent, r"neither a folder here nor a public repository\. Set DINO_V3_PATH"),
-        (OSError("No network.\nMore about it."), r"from the hub \(No network\)\. Set DINO_V3_PATH"),
-    ]:
-        hub.failure = failure
-        with pytest.raises(UsageError, match=told):
-            make("dinov3-origin", Path("facebook/dinov3"))
-    (hub.checkpoint / "model.safetensors").unlink()
-    hub.failure = None
-    with pytest.raises(UsageError, match="holds no weights"):
-        make("dinov3-origin", Path("facebook/dinov3"))
 
 
 # Baselines

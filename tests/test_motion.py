@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.util
+from dataclasses import replace
 from itertools import pairwise
 from pathlib import Path
 
@@ -11,7 +12,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from lary.cli_audit import AtomicConfig, TrajectoryConfig, atomic, pairs
+from lary.cli_audit import AtomicColumns, AtomicConfig, TrajectoryConfig, atomic, pairs
 from lary.data.actions import read_chunk
 from lary.data.audit import AuditRequest, audit
 from lary.data.frames import read_clip
@@ -74,6 +75,17 @@ def test_gripper_cuts_motions() -> None:
     ]  # fmt: skip
     turned = AtomicRule(threshold=0.03, reach=0.05, settle=2, open_high=False)
     assert [item.label for item in atomic_segments(places, opening, turned)][1::2] == ["Open", "Close"]
+
+
+def test_displacements_are_summed_up() -> None:
+    """The same motion told by places and by the displacement that follows each."""
+    rng = np.random.default_rng(2)
+    steps = rng.normal(0, 0.02, (40, 3))
+    places = np.cumsum(steps, axis=0) - steps
+    rule = AtomicRule(threshold=0.03, reach=0.08)
+    told = atomic_segments(places, None, rule)
+    assert len(told) > 3
+    assert atomic_segments(steps, None, replace(rule, deltas=True)) == told
 
 
 def test_axes_turn_and_swap() -> None:
@@ -265,11 +277,11 @@ def test_commands(source: Path, tmp_path: Path, capsys: pytest.CaptureFixture[st
     assert pairs(source, tmp_path / "out", TrajectoryConfig(name="mine"), stride=4) == 0
     assert "mine_metadata_train.csv: 9 rows" in capsys.readouterr().out
     (source / "0" / "4.png").write_bytes(b"")
-    rule = AtomicConfig(gripper=3, settle=2)
-    assert atomic(source, tmp_path / "out", TrajectoryConfig(name="atoms", test_size=0), rule) == 1
+    rule, columns = AtomicConfig(settle=2), AtomicColumns(gripper=3)
+    assert atomic(source, tmp_path / "out", TrajectoryConfig(name="atoms", test_size=0), rule, columns) == 1
     assert "is broken" in capsys.readouterr().out
     with pytest.raises(UsageError, match="--position 0,b"):
-        atomic(source, tmp_path / "out", TrajectoryConfig(name="more"), AtomicConfig(position="0,b"))
+        atomic(source, tmp_path / "out", TrajectoryConfig(name="more"), columns=AtomicColumns(position="0,b"))
 
 
 def test_names_are_sorted_by_their_numbers() -> None:

@@ -3,9 +3,13 @@
 from __future__ import annotations
 
 import json
+import shutil
+import subprocess
+import sys
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from types import SimpleNamespace
+from typing import Any, cast
 
 import numpy as np
 import pytest
@@ -14,12 +18,13 @@ from cyclopts import App
 from lary import cli_compare
 from lary.configs import ClassifyConfig, ExtractConfig, RegressConfig
 from lary.latents.extract import extract
-from lary.results import figures
+from lary.results import controls, figures, running
 from lary.results.evaluate import classify, regress
+from lary.results.inputs import shown
 from lary.results.predictions import read_scores
 from lary.results.record import EvalResult, read_result
 from lary.settings import Settings, load_settings
-from lary.types import LaryError, UsageError
+from lary.types import LaryError, Sample, UsageError
 from tests.tree import make_calvin, make_robot
 
 MODEL = "pixels"
@@ -229,13 +234,35 @@ def test_the_controls_command_states_margins(place: Path, tmp_path: Path, capsys
     assert before == after
 
 
+def test_plug_ins_reach_the_workers_of_the_extractions(
+    place: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Worker processes know nothing of plug-ins that this one has loaded."""
+    plugin = tmp_path / "nothing.py"
+    plugin.write_text("")
+    given = []
+
+    def seen(config: ExtractConfig, settings: Settings, *, plugins: tuple[Path, ...] = ()) -> None:
+        given.append(plugins)
+        raise UsageError("far enough")
+
+    monkeypatch.setattr(controls, "extract", seen)
+    app = App()
+    app.command(cli_compare.controls)
+    with pytest.raises(UsageError, match="far enough"):
+        app(
+            ["controls", "--model", MODEL, "--dataset", "calvin", "--plugin", str(plugin), "--lary-root", str(place)],
+            result_action="return_value", exit_on_error=False,
+        )  # fmt: skip
+    assert given == [(plugin,)]
+
+
 def test_training_and_validation_go_through_the_same_projection() -> None:
     from types import SimpleNamespace
     from typing import cast
 
     from lary.configs import RegressConfig
     from lary.latents.table import SplitLatents
-    from lary.results.inputs import shown
 
     tokens = np.random.default_rng(0).standard_normal((6, 2, 4, 8)).astype(np.float32)
 
@@ -253,3 +280,159 @@ def test_training_and_validation_go_through_the_same_projection() -> None:
     train, validation = (shown(split, config, 5, training=training).read(range(6)) for training in (True, False))
     assert train.shape == (6, 2, 4, 3)
     np.testing.assert_array_equal(train, validation)
+
+
+KILLS = """
+import os, signal, sys, torch
+import matplotlib.figure, pandas, scipy.stats, lary.probes.classify, lary.probes.regress
+from pathlib import Path
+from lary import fileio
+from lary.probes import state
+from lary.results import figures, running
+from lary.results.evaluate import classify, regress
+from lary.configs import ClassifyConfig, RegressConfig
+from tests.test_probe_runs import settings_of
+torch.set_num_threads(1)
+state.SHARE = float("inf")
+figures.trajectory_figure = figures.trajectory_book = lambda *_: b""
+root, logs, kind = Path(sys.argv[1]), Path(sys.argv[2]), sys.argv[3]
+options = dict(model="pixels", probe_preset="demo", epochs=4, resume=True)
+left = 0
+def step(name, arguments):
+    global left
+    if name != "os.rename":  # a file takes its name, as audit hooks of Python see it
+        return
+    left -= 1
+    if not left:
+        os.kill(os.getpid(), signal.SIGKILL)
+def run(folder):
+    if kind == "classify":
+        return classify(ClassifyConfig(dataset="robot_1st", **options), settings_of(root, folder)).folder
+    return regress(RegressConfig(dataset="calvin", model_type=kind, **options), settings_of(root, folder)).folder
+def child(kill, folder):
+    global left
+    pid = os.fork()
+    if not pid:
+        left = kill
+        sys.addaudithook(step)
+        run(folder)
+        os._exit(0)
+    return os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1])
+kinds = [child(kill, logs / "killed") for kill in map(int, sys.argv[4:])]
+assert kinds == [-signal.SIGKILL] * len(kinds), kinds
+assert child(-1, logs / "killed") == 0
+assert child(-1, logs / "whole") == 0
+"""
+
+
+def run_killed(root: Path, logs: Path, kind: str, kills: tuple[int, ...]) -> None:
+    """Run a probe that is killed when so many files were written, then again; and once undisturbed."""
+    command = [sys.executable, "-c", KILLS, str(root), str(logs), kind, *map(str, kills)]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+
+
+def shown_of(folder: Path) -> dict[str, Any]:
+    """A result without the times and the place of its making."""
+    found = json.loads((folder / "result.json").read_text())
+    return {name: value for name, value in found.items() if name not in ("created", "timings", "provenance")}
+
+
+@pytest.mark.parametrize(
+    ("kind", "kills", "folder", "weights"),
+    [
+        ("classify", (3, 6, 3), "classification/robot_1st/pixels", "latest.pt"),
+        ("mlp", (2, 5), "regression/logs/calvin_5_pixels_mlp_absolute", "best_model.pth"),
+    ],
+)
+def test_a_killed_run_started_again_ends_like_an_undisturbed_one(
+    place: Path, tmp_path: Path, kind: str, kills: tuple[int, ...], folder: str, weights: str
+) -> None:
+    run_killed(place, tmp_path, kind, kills)
+    killed, whole = tmp_path / "killed" / folder, tmp_path / "whole" / folder
+    assert shown_of(killed) == shown_of(whole)
+    for name in (weights, "predictions.npz"):
+        assert (killed / name).read_bytes() == (whole / name).read_bytes()
+    names = [sorted(path.name for path in place.iterdir()) for place in (killed, whole)]
+    assert names[0] == names[1]
+    assert "training_state.pt" not in names[0]
+
+
+def test_every_device_of_a_list_trains(place: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Two processes leave one result, whose numbers are those of one process."""
+    monkeypatch.setattr(running, "pick_devices", lambda gpus, choice="auto": ["cpu"] * len(gpus.split(",")))
+    alone, pair = (run(place, tmp_path / gpus[-1], gpus=gpus)[1] for gpus in ("0", "0,1"))
+    assert pair.options["device"] == "cpu"
+    assert pair.score.value == pytest.approx(alone.score.value, rel=1e-3)
+    assert pair.splits == alone.splits
+    for one, two in zip(alone.history, pair.history, strict=True):
+        assert two == pytest.approx(one, rel=1e-3)
+
+
+def test_a_tracked_run_is_the_same_run(place: Path, tmp_path: Path) -> None:
+    folder, result = run(place, tmp_path, tracker="tensorboard")
+    assert list((folder / "tensorboard").iterdir())
+    again = regress(
+        RegressConfig(model=MODEL, dataset="calvin", probe_preset="demo", epochs=2), settings_of(place, tmp_path)
+    )
+    assert not again.new
+    assert again.result == result
+
+
+def test_latents_of_another_data_set_are_refused(place: Path, tmp_path: Path) -> None:
+    split = SimpleNamespace(
+        store={"identity": {"dataset": "robot_1st", "split": "val", "model": MODEL}},
+        table=SimpleNamespace(path=Path("train_la.csv")),
+    )
+    with pytest.raises(UsageError, match=r"latents of robot_1st val, not of calvin train: run 'lary extract"):
+        running.check_stores("calvin", {"train": cast("Any", split)})
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"gpus": "one"}, "--gpus 'one': expected device numbers such as 0 or 0,1,2,3"),
+        ({"protocol": "paper"}, "There are no latents|holds latents of protocol 'corrected'"),
+    ],
+)
+def test_requests_that_contradict_the_latents_are_refused(
+    place: Path, tmp_path: Path, options: dict[str, Any], message: str
+) -> None:
+    with pytest.raises(UsageError, match=message):
+        run(place, tmp_path, **options)
+
+
+def test_a_device_that_is_not_there_is_refused(place: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    import torch
+
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
+    with pytest.raises(UsageError, match="--gpus 0,5: this machine has CUDA devices 0 to 1, not 5"):
+        run(place, tmp_path, gpus="0,5")
+
+
+def test_latents_that_are_gone_are_counted(place: Path, tmp_path: Path) -> None:
+    shutil.copytree(place / "latents", tmp_path / "latents")
+    gone = sorted((tmp_path / "latents" / "calvin" / "val" / MODEL).glob("latent_action_*.npz"))[2]
+    gone.unlink()
+    settings = load_settings(
+        {
+            "LARY_ROOT": str(place), "DATA_DIR": str(place / "data"), "LARY_LA_DIR": str(tmp_path / "latents"),
+            "LARY_LOG_DIR": str(tmp_path),
+        },
+        environment={},
+    )  # fmt: skip
+    with pytest.raises(LaryError, match=rf"(?s)1 of 21 latent files .* are missing; extract again.*{gone.name}"):
+        regress(RegressConfig(model=MODEL, dataset="calvin", probe_preset="demo", epochs=1), settings)
+
+
+def test_latents_that_are_not_finite_name_their_sample() -> None:
+    tokens = np.zeros((3, 2, 4, 8), np.float32)
+    tokens[1, 0, 0, 0] = np.nan
+    source = SimpleNamespace(shape=tokens.shape[1:], read=lambda rows: tokens[np.asarray(rows)])
+    samples = [Sample(f"id{row}", row, (f"v{row}.mp4",), (), "push", "v", "arm") for row in range(3)]
+    split = cast("Any", SimpleNamespace(source=source, table=samples))
+    for control in (None, "static-pair"):
+        shown_as = shown(split, ClassifyConfig(model="m", dataset="d", control=control), 0, training=True)
+        with pytest.raises(LaryError, match=r"sample id1 \(v1.mp4\) hold NaN or infinity"):
+            shown_as.read([0, 1])

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import html
 import json
 import logging
 import re
@@ -12,6 +13,7 @@ from pathlib import Path
 
 import pytest
 
+from lary.results.record import read_result
 from lary.results.report import write_report
 from lary.results.tables import PUBLISHED, read_reference
 from lary.types import UsageError
@@ -50,11 +52,7 @@ class Page(HTMLParser):
 @pytest.fixture(scope="module")
 def runs(tmp_path_factory: pytest.TempPathFactory) -> Path:
     root = tmp_path_factory.mktemp("logs")
-    fake.write_classification(root / "classification" / "pixels", "pixels", 0.9)
-    fake.write_classification(root / "classification" / "optical-flow", "optical-flow", 3.0)
-    fake.write_classification(root / "classification" / "acme", "acme", 2.0, "general LAM", protocol="paper")
-    fake.write_regression(root / "regression" / "pixels", "pixels", 0.45)
-    fake.write_regression(root / "regression" / "acme", "acme", 0.2, "general LAM", failures=2)
+    fake.write_runs(root)
     return root
 
 
@@ -98,14 +96,51 @@ def test_page_holds_runs_controls_and_published_tables(page: str) -> None:
         "demo",
     ):
         assert text in page.lower()
-    assert page.count('<details class="run card"') == 5
-    assert page.count("data:image/jpeg") == 2 * 3 * 2, "two frames of three samples of two regressions"
-    assert page.count('class="panel"') == 2 * 3 * len(fake.DIMS)
+    assert page.count('<details class="run card"') == 6
+    assert page.count("data:image/jpeg") == 3 * 3 * 2, "two frames of three samples of three regressions"
+    assert page.count('class="panel"') == 3 * 3 * len(fake.DIMS)
     assert "not to be compared" in page, "protocols are mixed in one table"
     for source in PUBLISHED:
         assert f'id="published-{source.file}"' in page
         for row in read_reference(source.file):
             assert all(value in page for value in row.values())
+
+
+def rows(page: str, table: str) -> list[list[str]]:
+    """Cells of a table's body as text."""
+    body = page.split(f'id="{table}"')[1].split("<tbody>")[1].split("</tbody>")[0]
+    cells = (re.findall(r"<t[hd].*?</t[hd]>", row) for row in body.split("</tr>")[:-1])
+    return [[" ".join(re.sub(r"<[^>]+>", " ", cell).split()) for cell in row] for row in cells]
+
+
+def test_a_run_shows_its_margins_seeds_robots_angles_warnings_and_how_intervals_were_made(
+    runs: Path, page: str
+) -> None:
+    result = read_result(runs / "regression" / "acme" / "result.json")
+    anchor = re.findall(r'id="(run-\d+)"[^>]*><summary><h3>acme', page)[0]  # regressions come first
+    card = page.split(f'id="{anchor}"')[1].split("</details>")[0]
+    margins = rows(page, f"{anchor}-margins")
+    assert [row[0] for row in margins] == ["mean action", "optical-flow", "acme (static pair)"]
+    assert margins[1][2:] == ["-0.010 [-0.060, 0.040]", "0.64", "not told apart"]
+    assert margins[2][3:] == ["0.0021", "a clear gain"]
+    assert [row[0] for row in rows(page, f"{anchor}-seeds")] == ["0", "1", "2"]
+    robots = rows(page, f"{anchor}-robots")
+    assert [row[:2] for row in robots] == [[name, split] for split in ("seen", "unseen") for name in ("arm_a", "arm_b")]
+    position = result.robots[0].physical["position"]
+    assert robots[0][6] == f"{position.mse.value**0.5:.3f} {position.unit}"
+    (seen, _) = rows(page, f"{anchor}-angles")
+    assert seen[2].startswith(f"{result.orientations[0].degrees.value:.1f} [")
+    groups = {row[0]: row for row in rows(page, f"{anchor}-seen")}
+    assert groups["all of position"][2] == f"{result.dimension_groups[0].r2:.3f}"
+    for sentence in (result.interval, *result.warnings, "2 samples were left out"):
+        assert html.escape(sentence) in card
+
+
+def test_control_runs_are_marked_and_stand_in_no_overview(page: str) -> None:
+    board = rows(page, "board-1")
+    assert board[2][0] == "pixels (static pair) control"
+    assert not any("static" in row[0] for row in rows(page, "overview"))
+    assert "static pair" not in page.split('id="heat-1"')[1].split("</table>")[0]
 
 
 def test_same_results_give_the_same_page(runs: Path, page: str, tmp_path: Path) -> None:
@@ -204,11 +239,11 @@ def test_tables_are_sorted_in_a_browser(page: str, tmp_path: Path) -> None:
     # Headers are buttons: Enter and Space on them are clicks to the script, too.
     clicks = "<script>document.querySelectorAll('#board-2 th button')[0].click();</script>"
     report.write_text(page.replace("</body>", f"{clicks}</body>"), encoding="utf-8")
-    assert order(page, "board-1") == ["acme", "pixels", "mean"]
+    assert order(page, "board-1") == ["acme", "pixels", "pixels", "mean"]
     assert order(page, "board-2")[0] == "optical-flow"
     document, requests = browse(report, tmp_path / "profile", "#sort=board-1,1,desc")
     assert requests == 0
-    assert order(document, "board-1") == ["mean", "pixels", "acme"]
+    assert order(document, "board-1") == ["mean", "pixels", "pixels", "acme"]
     assert order(document, "board-2") == ["acme", "majority", "optical-flow", "pixels"]
     board = document.split('id="board-1"')[1].split("</thead>")[0]
     assert re.findall(r'aria-sort="(\w+)"', board)[:3] == ["none", "descending", "none"]

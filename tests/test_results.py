@@ -11,10 +11,21 @@ import numpy as np
 import pytest
 from scipy import stats as scipy_stats
 
+from lary import cli_compare
 from lary.probes import metrics
 from lary.probes.outcome import ActionPredictions, ClassPredictions
-from lary.results import figures, published, statistics
-from lary.results.record import FILE_NAME, SCHEMA_VERSION, EvalResult, json_schema, read_result, write_result
+from lary.results import figures, published, scores, statistics
+from lary.results.measure import reading
+from lary.results.record import (
+    FILE_NAME,
+    SCHEMA_VERSION,
+    EvalResult,
+    Metric,
+    json_schema,
+    read_result,
+    schema_text,
+    write_result,
+)
 from lary.results.summarise import classification_result, example_rows, headline, regression_result
 from lary.types import LaryError
 from tests import fake_results as fake
@@ -22,7 +33,7 @@ from tests import fake_results as fake
 
 def ratio_interval(values: np.ndarray, clusters: np.ndarray, seed: int = 0) -> statistics.Interval:
     sums = statistics.cluster_sums(np.stack([values, np.ones_like(values)], axis=1), clusters)
-    return statistics.bootstrap(sums, statistics.ratio, seed=seed)
+    return statistics.bootstrap(sums, scores.ratio, seed=seed)
 
 
 # --- statistics -------------------------------------------------------------------------------------------------------
@@ -61,7 +72,7 @@ def test_interval_covers_the_truth_about_95_times_of_100(clusters: int) -> None:
         sizes = rng.integers(3, 12, clusters)
         hits = rng.binomial(sizes, rng.beta(3, 2, clusters))
         sums = np.stack([hits, sizes], axis=1).astype(np.float64)
-        found = statistics.bootstrap(sums, statistics.ratio, seed=seed, resamples=600)
+        found = statistics.bootstrap(sums, scores.ratio, seed=seed, resamples=600)
         assert found.low is not None
         assert found.high is not None
         covered += int(found.low[0] <= 0.6 <= found.high[0])
@@ -113,8 +124,8 @@ def test_macro_scores_are_those_of_the_probes_metrics() -> None:
     rng = np.random.default_rng(0)
     labels, predicted = rng.integers(0, 4, 60), rng.integers(0, 5, 60)  # class 4 is predicted only, class 5 never
     matrix = metrics.confusion_matrix(labels, predicted, 6)
-    sums = statistics.class_sums(labels, predicted, 6, np.arange(60) % 7)
-    recall, f1 = statistics.macro_scores(sums.sum(axis=0, keepdims=True))[0]
+    sums = scores.class_sums(labels, predicted, 6, np.arange(60) % 7)
+    recall, f1 = scores.macro_scores(sums.sum(axis=0, keepdims=True))[0]
     assert recall == pytest.approx(metrics.mean_class_accuracy(matrix))
     assert f1 == pytest.approx(metrics.macro_f1(matrix))
 
@@ -122,11 +133,85 @@ def test_macro_scores_are_those_of_the_probes_metrics() -> None:
 def test_error_scores_by_hand() -> None:
     target = np.array([[[0.0, 1.0]], [[2.0, 1.0]]])
     guess = np.array([[[0.0, 1.0]], [[1.0, 3.0]]])
-    found = statistics.error_scores(statistics.error_columns(guess, target).sum(axis=0, keepdims=True))[0]
+    found = scores.error_scores(scores.error_columns(guess, target).sum(axis=0, keepdims=True))[0]
     assert found[:3] == pytest.approx([0.5, 2.0, 1.25])
     assert found[3] == pytest.approx(1 - 1 / 2)
     assert np.isnan(found[4]), "a constant target has no variance to explain"
     assert found[5] == pytest.approx(1 - 5 / 2)
+
+
+def totals_of(name: str) -> np.ndarray:
+    """Sums (G, M) for each statistic."""
+    rng = np.random.default_rng(0)
+    if name == "macro_scores":
+        labels, predicted = rng.integers(0, 4, 300), rng.integers(0, 5, 300)
+        return scores.class_sums(labels, predicted, 6, np.arange(300) % 12)
+    if name == "error_scores":
+        target = rng.normal(size=(300, 2, 3))
+        return statistics.cluster_sums(scores.error_columns(target + 0.4, target * 2), np.arange(300) % 12)
+    return rng.random((12, 6)) + 0.5
+
+
+@pytest.mark.parametrize("name", ["ratio", "macro_scores", "error_scores"])
+def test_slopes_are_the_derivatives(name: str) -> None:
+    statistic, sums = getattr(scores, name), totals_of(name)
+    totals = np.stack([sums.sum(axis=0), sums[:7].sum(axis=0)])
+    numerical = scores.statistic_of(lambda values: statistic(values), sums)
+    pairs = list(zip(statistic.slopes(totals), numerical.slopes(totals), strict=True))
+    assert len(pairs) == statistic(totals).shape[1]
+    for (columns, exact), (used, derivatives) in pairs:
+        full, every = np.zeros_like(totals), np.zeros_like(totals)
+        full[:, columns], every[:, used] = exact, derivatives
+        np.testing.assert_allclose(full * sums.any(axis=0), every, rtol=1e-4, atol=1e-7)
+        np.testing.assert_allclose((full * totals).sum(axis=1), 0, atol=1e-9)  # doubling all sums changes nothing
+
+
+def test_a_plain_function_gets_the_interval_of_the_same_statistic() -> None:
+    sums = totals_of("ratio")
+    ours = statistics.bootstrap(sums, scores.ratio)
+    plain = statistics.bootstrap(sums, lambda totals: totals[:, :3] / totals[:, 3:])
+    assert ours.low is not None
+    assert plain.low is not None
+    np.testing.assert_allclose(plain.low, ours.low, rtol=1e-6)
+
+
+def test_standard_error_is_that_of_the_jackknife() -> None:
+    sums = totals_of("error_scores")
+    found = statistics.spread_of([(1.0, sums)], scores.error_scores)
+    without = scores.error_scores(sums.sum(axis=0) - sums)
+    jackknife = (len(sums) - 1) / len(sums) * ((without - without.mean(axis=0)) ** 2).sum(axis=0)
+    np.testing.assert_allclose(found.variance, jackknife, rtol=0.15)
+
+
+def test_intervals_stay_in_the_range_of_the_metric() -> None:
+    rng = np.random.default_rng(0)
+    hits = np.ones(12)
+    hits[:2] = 0.2
+    accuracy = statistics.bootstrap(np.stack([hits, np.ones(12)], axis=1), scores.fraction)
+    runs = np.stack([np.stack([rng.random(12) + add, np.ones(12)], axis=1) for add in (0.0, 0.9)])
+    error = statistics.bootstrap(runs, scores.magnitude)
+    assert accuracy.high is not None
+    assert error.low is not None
+    assert accuracy.high[0] <= 1
+    assert error.low[0] == 0, "two seeds say little"
+
+
+def test_recall_of_a_class_with_a_dozen_samples_is_that_of_independent_trials() -> None:
+    hits, counts = np.array([[1.0]] * 3 + [[0.0]] * 9), np.ones((12, 1))
+    found = statistics.fraction_interval(hits, counts)
+    exact = scipy_stats.binomtest(3, 12).proportion_ci(0.95, method="exact")
+    assert found.low is not None
+    assert found.high is not None
+    assert 0.5 * exact.low < found.low[0] < exact.low
+    assert exact.high < found.high[0] < 1.2 * exact.high, "wider by what Student's quantile is above the normal one"
+
+
+def test_reading_of_a_difference_goes_by_the_corrected_p() -> None:
+    gain = Metric(value=-0.1, low=-0.2, high=-0.01, higher_is_better=False)
+    assert [reading(gain), reading(gain, 0.01), reading(gain, 0.2)] == ["better", "better", "even"]
+    assert reading(gain.model_copy(update={"higher_is_better": True})) == "worse"
+    assert reading(gain.model_copy(update={"high": 0.01})) == "even"
+    assert reading(Metric(value=1.0)) == ""
 
 
 # --- records ----------------------------------------------------------------------------------------------------------
@@ -232,10 +317,37 @@ def test_every_field_of_the_schema_has_a_sentence() -> None:
     assert next(iter(EvalResult.model_fields)) == "schema_version"
     for name, part in {"EvalResult": schema, **schema["$defs"]}.items():
         assert part["additionalProperties"] is False
+        assert part["description"].endswith("."), name
         for field, content in part["properties"].items():
-            # pydantic leaves a description out that repeats that of the type
-            sentence = content.get("description") or schema["$defs"][content["$ref"].split("/")[-1]]["description"]
-            assert sentence.endswith("."), f"{name}.{field}"
+            assert content["description"].endswith("."), f"{name}.{field}"
+
+
+def test_the_schema_in_the_documentation_is_this_one() -> None:
+    kept = Path(__file__).parent.parent / "docs" / "result.schema.json"
+    assert kept.read_text(encoding="utf-8") == schema_text(), "run: lary schema --out docs/result.schema.json"
+
+
+def test_written_results_fit_the_exported_schema(tmp_path: Path) -> None:
+    import jsonschema
+
+    fake.write_runs(tmp_path)
+    checker = jsonschema.Draft202012Validator(json.loads(schema_text()))
+    checker.check_schema(checker.schema)
+    files = sorted(tmp_path.rglob(FILE_NAME))
+    assert len(files) == 6
+    for file in files:
+        checker.validate(json.loads(file.read_text()))
+    data = json.loads(files[0].read_text())
+    wrong = ({**data, "seed": "0"}, {**data, "surprise": 1}, {**data, "task": "cooking"}, {**data, "selections": None})
+    for broken in wrong:
+        assert not checker.is_valid(broken)
+
+
+def test_schema_command(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert cli_compare.schema() == 0
+    assert capsys.readouterr().out == schema_text()
+    assert cli_compare.schema(out=tmp_path / "schema.json") == 0
+    assert (tmp_path / "schema.json").read_text(encoding="utf-8") == schema_text()
 
 
 # --- published files and figures --------------------------------------------------------------------------------------

@@ -10,8 +10,8 @@ import pytest
 import torch
 
 from lary.probes import metrics, ridge
+from lary.probes.chunks import RegressorInputs
 from lary.probes.outcome import RegressionOutcome
-from lary.probes.regress import RegressorInputs
 from lary.probes.ridge import fit_ridge
 from lary.probes.sources import ProjectedSource, ShuffledOrderSource, StaticSource
 from lary.types import LaryError, UsageError

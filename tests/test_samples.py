@@ -1,5 +1,6 @@
 """Tables of samples: both published path forms, ids and groups, and what is said about a wrong table."""
 
+import re
 from dataclasses import replace
 from pathlib import Path
 
@@ -8,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from lary import fileio
-from lary.data.samples import SampleTable, check_media, find_table, line_of, placed, read_table
+from lary.data.samples import SampleTable, check_media, find_table, line_of, placed, read_table, without_images
 from lary.data.spec import DATASETS, ActionSpace, DatasetSpec, LabelSpace, Split
 from lary.types import UsageError
 
@@ -59,7 +60,7 @@ def test_both_path_forms_give_the_same_samples() -> None:
 def test_task_folder_stays_in_front() -> None:
     table = published("robocoin", "unseen")
     assert table[1].group == "R1_Lite_move_the_position_of_the_spoon/ep_19"
-    assert table.embodiments()[:2] == ("", "galaxea_r1_lite")
+    assert table.embodiments()[:2] == ("G1edu-u3", "galaxea_r1_lite")
     assert "nan" not in table.embodiments()
     task = "R1_Lite_move_the_position_of_the_spoon"
     assert placed(f"{task}/ep_19/frame_005506.png", "images", 1) == f"{task}/images/ep_19/frame_005506.png"
@@ -245,3 +246,9 @@ def test_file_without_its_folder_is_found_where_it_lies(tmp_path: Path) -> None:
     (table.root / "ep_1").mkdir(parents=True)
     (table.root / "ep_1" / "a.png").touch()
     assert table.media_path(table[0]) == (table.root / "ep_1/a.png", table.root / "images/ep_1/b.png")
+
+
+@given(st.lists(st.sampled_from(["images", "a", "ximages", "imagesx"]), min_size=1, max_size=5))
+def test_one_folder_of_images_is_left_out(parts: list[str]) -> None:
+    path = "/".join([*parts, "f.png"])
+    assert without_images(path) == re.sub(r"(^|/)images/", r"\1", path, count=1)

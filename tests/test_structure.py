@@ -25,7 +25,7 @@ LAYERS = (
     ("latents",),
     ("probes", "lam"),
     ("results",),
-    ("demo", "cli", "cli_tools", "cli_data", "cli_audit", "cli_import", "cli_compare", "cli_latents"),
+    ("demo", "cli", "cli_tools", "cli_data", "cli_audit", "cli_import", "cli_compare", "cli_analyze", "cli_latents"),
 )
 APART = (("models", "data"), ("data", "models"), ("probes", "models"))
 HEAVY = ("torch", "transformers", "diffusers", "ray", "pandas", "mujoco", "cv2", "matplotlib", "sklearn", "scipy", "av")

@@ -185,10 +185,10 @@ def test_univla_refuses_files_that_are_not_its_own(tmp_path: Path) -> None:
     with pytest.raises(UsageError, match=r"holds no lam-stage-2\.ckpt"):
         load_univla(tmp_path)
     torch.save({"model": {}}, file)
-    with pytest.raises(LaryError, match="no entry 'state_dict'"):
+    with pytest.raises(LaryError, match="no tensors by name at the top or under 'state_dict', only entries model"):
         load_univla(tmp_path)
     torch.save({"state_dict": {}, "hyper_parameters": {"optimizer": torch.optim.AdamW}}, file)
-    with pytest.raises(LaryError, match=r"can't be read as plain tensors"):
+    with pytest.raises(LaryError, match=r"besides tensors they hold .*AdamW"):
         load_univla(file)
     save_univla(file, drawn(univla_shapes()))
     file.write_bytes(file.read_bytes()[:5000])
@@ -200,7 +200,7 @@ def test_univla_refuses_frames_that_make_no_patches_or_no_step(tmp_path: Path) -
     encoder = load_univla(save_univla(tmp_path / "any.ckpt", drawn(univla_shapes())))
     with pytest.raises(LaryError, match="multiples of 14"):
         encoder.encode(clips(2, size=30))
-    with pytest.raises(LaryError, match="two or more"):
+    with pytest.raises(LaryError, match="at least 2 frames"):
         encoder.encode(clips(1))
 
 
@@ -318,5 +318,5 @@ def test_villa_refuses_another_architecture_and_names_strange_fields(
 
 def test_villa_refuses_what_has_no_step(tmp_path: Path) -> None:
     encoder = load_villa(save_villa(tmp_path, villa_tensors()))
-    with pytest.raises(LaryError, match="two or more frames"):
+    with pytest.raises(LaryError, match="at least 2 frames"):
         encoder.encode(clips(1))

@@ -9,9 +9,9 @@ from __future__ import annotations
 import functools
 import io
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path, PurePosixPath
 from typing import Any, Literal, NamedTuple
 
@@ -19,8 +19,9 @@ import numpy as np
 import numpy.typing as npt
 
 from lary import fileio
+from lary.data.poses import FOLDERS, Frame, Pose, arms_of, motion
 from lary.data.samples import THREADS, SampleTable
-from lary.data.spec import ActionSpace, DatasetSpec
+from lary.data.spec import NO_ROBOT, ActionSpace, DatasetSpec
 from lary.types import Failure, LaryError, MediaError, Progress, Sample, UsageError
 
 Floats = npt.NDArray[np.float32]
@@ -40,7 +41,7 @@ def read_chunk(path: Path, space: ActionSpace) -> Floats:
     Raises:
         MediaError: the file is missing, no .npy of numbers, of another shape, or holds NaN or infinity.
     """
-    values, size = _read_array(path), len(space.dims)
+    values, size = read_numbers(path), len(space.dims)
     if values.shape not in ((space.horizon, size), (space.horizon * size,)):
         raise MediaError(
             f"The action file {path} has shape {values.shape}, expected ({space.horizon}, {size}) or "
@@ -49,24 +50,27 @@ def read_chunk(path: Path, space: ActionSpace) -> Floats:
     return values.reshape(space.horizon, size)
 
 
-def read_relative(path: Path, space: ActionSpace) -> Floats:
-    """The motion between the two images, (1, A) float32: last minus first step, or a file that holds it already.
+def read_relative(path: Path, space: ActionSpace, arms: Sequence[Pose] = ()) -> Floats:
+    """The motion between the two images, (1, A) float32: of a chunk (`motion`), or a file that holds it already.
 
     Raises:
-        MediaError: as `read_chunk`.
+        MediaError: as `read_chunk`, or a pose has no orientation.
     """
-    values, size = _read_array(path), len(space.dims)
+    values, size = read_numbers(path), len(space.dims)
     if values.size == size and values.shape in ((size,), (1, size)):
         return values.reshape(1, size)
-    return relative(read_chunk(path, space))
+    try:
+        return motion(read_chunk(path, space), arms)[None]
+    except ValueError as error:
+        raise MediaError(f"The action file {path} holds no poses: {error}.") from error
 
 
-def relative(chunk: Floats) -> Floats:
-    """Last minus first step of a chunk (K, A), as (1, A) float32."""
-    return chunk[-1:] - chunk[:1]
+def read_numbers(path: Path) -> Floats:
+    """The array of a .npy file as float32, of any shape.
 
-
-def _read_array(path: Path) -> Floats:
+    Raises:
+        MediaError: the file is missing, no .npy of numbers, or holds NaN or infinity.
+    """
     try:
         values = parse_npy(path.read_bytes())
     except (OSError, ValueError, EOFError) as error:
@@ -164,23 +168,26 @@ class Normaliser:
 
 
 def load_normaliser(
-    spec: DatasetSpec, data_dir: Path, mode: ActionMode = "absolute", train: SampleTable | None = None
-) -> Normaliser:
+    spec: DatasetSpec, data_dir: Path, mode: ActionMode = "absolute", train: SampleTable | None = None,
+    frame: Frame = "world",
+) -> Normaliser:  # fmt: skip
     """The normaliser that a record asks for: its constants, its statistics file, or measured on `train`.
 
-    Relative actions always have a statistics file, beside the relative actions.
+    Relative actions always have a statistics file, beside the relative actions. A robot type that the record gives to
+    rows without one (`DatasetSpec.unnamed_robot`) takes the numbers under `NO_ROBOT` where the file has none for it.
 
     Raises:
         LaryError: the statistics file is missing or holds no usable numbers; names the command that makes it.
         UsageError: the record has neither constants nor a file, and there is no `train`.
     """
     rule, size = spec.actions.normalisation, len(spec.actions.dims)
-    if mode == "relative":
-        return read_statistics(
-            data_dir / relative_stats_file(spec), size, rule.relative_command, per_robot=rule.stats_file is not None
-        )
-    if rule.stats_file is not None:
-        return read_statistics(data_dir / rule.stats_file, size, rule.command, per_robot=True)
+    if mode == "relative" or rule.stats_file is not None:
+        place = relative_stats_file(spec, frame) if mode == "relative" else str(rule.stats_file)
+        command = relative_command(spec, frame) if mode == "relative" else rule.command
+        found = read_statistics(data_dir / place, size, command, per_robot=rule.stats_file is not None)
+        if spec.unnamed_robot is not None and NO_ROBOT in found.robots:
+            return replace(found, robots={spec.unnamed_robot[1]: found.robots[NO_ROBOT], **found.robots})
+        return found
     if rule.mean:
         where = f"the record of {spec.name}"
         return Normaliser(where, shared=Statistics.of(rule.mean, rule.std, size, where))
@@ -189,11 +196,18 @@ def load_normaliser(
     return measure(train)
 
 
-def relative_stats_file(spec: DatasetSpec) -> str:
+def relative_stats_file(spec: DatasetSpec, frame: Frame = "world") -> str:
     """Where the statistics of relative actions lie under ``DATA_DIR``, beside the relative actions themselves."""
     root = PurePosixPath(next(iter(spec.splits.values())).root)
     folder = root.parts[1] if len(root.parts) > 1 else root.parts[0]
-    return f"regression_relative/{folder}/relative_action_stats_{spec.name}.json"
+    return f"{FOLDERS[frame]}/{folder}/relative_action_stats_{spec.name}.json"
+
+
+def relative_command(spec: DatasetSpec, frame: Frame) -> str:
+    """The command that makes relative actions and their statistics."""
+    made = spec.actions.normalisation.relative_command
+    made = made or f"lary data relative --dataset {spec.name} --csv data/{spec.table_name(spec.train)}"
+    return made if frame == "world" else f"{made} --frame {frame}"
 
 
 def read_statistics(path: Path, size: int, command: str, *, per_robot: bool) -> Normaliser:
@@ -269,8 +283,9 @@ class Targets(NamedTuple):
 
 
 def load_targets(
-    table: SampleTable, normaliser: Normaliser, progress: Progress | None = None, mode: ActionMode = "absolute"
-) -> Targets:
+    table: SampleTable, normaliser: Normaliser, progress: Progress | None = None, mode: ActionMode = "absolute",
+    frame: Frame = "world",
+) -> Targets:  # fmt: skip
     """Read and normalise the actions of a split.
 
     Raises:
@@ -290,7 +305,7 @@ def load_targets(
         np.full(shape, np.nan, np.float32), np.empty(shape[::2], np.float32), np.empty(shape[::2], np.float32), ()
     )
     failures, rows_of = [], {robot: np.array([name == robot for name in robots]) for robot in set(robots)}
-    for position, (_, chunk) in enumerate(_read_all(table, mode)):
+    for position, (_, chunk) in enumerate(_read_all(table, mode, frame)):
         if isinstance(chunk, Failure):
             failures.append(chunk)
         else:
@@ -305,9 +320,13 @@ def load_targets(
     return targets._replace(failures=tuple(failures))
 
 
-def _read_all(table: SampleTable, mode: ActionMode) -> Iterator[tuple[Sample, Floats | Failure]]:
+def _read_all(
+    table: SampleTable, mode: ActionMode, frame: Frame = "world"
+) -> Iterator[tuple[Sample, Floats | Failure]]:
     """Every sample with its actions, in order, read ahead by threads; a file that can't be read is a Failure."""
-    read = read_relative if mode == "relative" else read_chunk
+    read: Callable[[Path, ActionSpace], Floats] = read_chunk
+    if mode == "relative":
+        read = functools.partial(read_relative, arms=arms_of(table.spec.actions, frame))
 
     def one(position: int) -> tuple[Sample, Floats | Failure]:
         sample = table[position]

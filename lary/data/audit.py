@@ -206,12 +206,15 @@ def look_at_rows(part: Part) -> list[Finding]:
         f"{share(len(part.ungrouped), rows, 'rows')} name no {part.unit}, so each counts as one of its own",
         [part.media[0][row] for row in part.ungrouped],
     )  # fmt: skip
-    empty = [row for row, robot in enumerate(part.embodiments) if not robot]
-    folders = dict.fromkeys(part.media[0][row].split("/")[0] for row in empty)
+    folders = dict.fromkeys(part.media[0][row].split("/")[0] for row in part.unnamed)
+    nameless = sum(not part.embodiments[row] for row in part.unnamed)
+    named = sorted({part.embodiments[row] for row in part.unnamed} - {""})
+    told = [f"the record knows {len(part.unnamed) - nameless} of them as {', '.join(named)}"] if named else []
+    told += [f"{nameless} have no statistics to be normalised with"] if nameless else []
     add(
-        "warning", "empty_robot_type", empty,
-        f"{share(len(empty), rows, 'rows')} have an empty robot type, in {len(folders)} folders: they have no "
-        "statistics to be normalised with",
+        "warning", "empty_robot_type", part.unnamed,
+        f"{share(len(part.unnamed), rows, 'rows')} have an empty robot type, in {len(folders)} folders: "
+        + "; ".join(told),
         list(folders),
     )  # fmt: skip
     first: dict[tuple[str, ...], int] = {}

@@ -15,6 +15,7 @@ from lary.data.samples import (
     MEDIA_COLUMNS,
     TARGET_COLUMN,
     SampleTable,
+    embodiment_column,
     group_name,
     usual_place,
 )
@@ -35,6 +36,8 @@ class Part:
         cells: the first media column as the table spells it.
         groups: episode or video of each row, under the root likewise.
         targets: class names, or paths of action files.
+        embodiments: robot types, as the record reads them.
+        unnamed: rows whose robot type is empty in the table.
         repaired: rows whose first path the record's rule changed.
         ungrouped: rows whose path names no group.
     """
@@ -45,6 +48,7 @@ class Part:
     groups: list[str]
     targets: list[str]
     embodiments: list[str]
+    unnamed: tuple[int, ...]
     repaired: frozenset[int]
     ungrouped: tuple[int, ...]
 
@@ -116,6 +120,8 @@ def read_part(table: SampleTable, prefix: str = "") -> Part:
     targets = [str(cell) for cell in table.frame[TARGET_COLUMN]]
     if not isinstance(spec.target, LabelSpace):
         targets = [prefix + usual_place(spec, cell, ACTION_FOLDER) for cell in targets]
+    column = embodiment_column(spec, list(table.frame.columns))
+    robots = [] if column is None else table.frame[column].tolist()
     return Part(
         table=table,
         media=tuple([prefix + path for path in column] if prefix else column for column in media),
@@ -123,6 +129,7 @@ def read_part(table: SampleTable, prefix: str = "") -> Part:
         groups=[prefix + group for group in groups] if prefix else groups,
         targets=targets,
         embodiments=list(table.embodiments()),
+        unnamed=tuple(row for row, robot in enumerate(robots) if not robot or robot.isspace()),
         repaired=repaired,
         ungrouped=ungrouped,
     )

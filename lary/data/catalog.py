@@ -197,6 +197,7 @@ for name, title, stride, group, count in (
             samples=count,
             media="pair",
             stride=stride,
+            stride_series="VLABench",
             # No groups: the published results of these keys have single dimensions only.
             target=ActionSpace(
                 dims=EULER_ARM,
@@ -265,6 +266,8 @@ register_dataset(
         group_pattern=EPISODE,
         media_depth=1,
         embodiment_column="robot_type",
+        # Empty for all tasks of this robot and for no other; everywhere else the task's folder begins with the robot.
+        unnamed_robot=(r"^G1edu-u3_", "G1edu-u3"),
         integrity_group="RoboCOIN",
         description="148,767 pairs of two-armed robots of several makes.",
     )

@@ -2,17 +2,20 @@
 
 from __future__ import annotations
 
+import contextlib
 import re
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
+import numpy.typing as npt
 
+from lary.data.lerobot_atomic import AtomicPlan, AtomicRequest, labels_told, plan_atomic, segments_of
 from lary.data.lerobot_reader import Episode, LeRobot
 from lary.data.spec import Licence
 from lary.registry import suggest
-from lary.types import UsageError
+from lary.types import LaryError, UsageError
 
 ACTION, STATE = "action", "observation.state"
 VALIDATION = ("val", "validation", "valid", "eval", "test")
@@ -33,6 +36,7 @@ class LeRobotRequest:
         camera: key of a video or image feature.
         actions: keys of features whose values stand side by side in a step.
         stride: frames between source and target.
+        atomic: labels of atomic motions in place of action chunks; None for chunks.
         robot: robot type.
         share: of the episodes that validate.
         seed: of the choice of these episodes.
@@ -49,6 +53,7 @@ class LeRobotRequest:
     camera: str | None = None
     actions: tuple[str, ...] = ()
     stride: int | None = None
+    atomic: AtomicRequest | None = None
     robot: str | None = None
     share: float = 0.25
     seed: int = 0
@@ -70,6 +75,7 @@ class Plan:
     episodes: tuple[Episode, ...]
     val: frozenset[int]
     licence: Licence
+    atomic: AtomicPlan | None = None
 
 
 def make_plan(data: LeRobot, request: LeRobotRequest) -> Plan:
@@ -93,17 +99,32 @@ def make_plan(data: LeRobot, request: LeRobotRequest) -> Plan:
             raise UsageError(f"--actions {key}: {request.source} has none of this name.{suggest(key, data.vectors)}")
     if not actions:
         raise UsageError(f"Name what to decode with --actions: {', '.join(data.vectors) or 'there is nothing'}.")
-    stride = request.stride if request.stride is not None else max(1, round(data.fps / PAIRS_PER_SECOND))
+    if request.atomic is not None and request.stride is not None:
+        raise UsageError(f"--stride {request.stride}: motions end where the hand says; leave it out with --labels.")
+    usual = 1 if request.atomic is not None else max(1, round(data.fps / PAIRS_PER_SECOND))
+    stride = request.stride if request.stride is not None else usual
     if stride < 1 or (request.episodes is not None and request.episodes < 2) or not 0 < request.share < 1:
         raise UsageError("--stride must be at least 1, --episodes at least 2, --val-share between 0 and 1.")
     episodes = tuple(episode for episode in data.episodes[: request.episodes] if episode.length > stride)
     if len(episodes) < 2:
         raise UsageError(f"{request.source} has {len(episodes)} episodes of more than {stride} frames: at least two "
                          "are needed, one to train and one to validate.")  # fmt: skip
-    return Plan(
+    plan = Plan(
         camera, actions, dimension_names(data, actions), stride, request.robot or data.robot or "unknown", episodes,
         choose_validation(data, episodes, request.share, request.seed), read_licence(request),
     )  # fmt: skip
+    if request.atomic is None:
+        return plan
+    return replace(plan, atomic=plan_atomic(request.atomic, plan.dims, lambda: episode_values(data, plan)))
+
+
+def episode_values(data: LeRobot, plan: Plan) -> dict[int, npt.NDArray[np.float32]]:
+    """Values (frames, A) of the episodes that can be read, by number."""
+    found = {}
+    for episode in plan.episodes:
+        with contextlib.suppress(LaryError):  # the import names it
+            found[episode.index] = data.values(data.table(episode, plan.actions), plan.actions)
+    return found
 
 
 def dimension_names(data: LeRobot, keys: Sequence[str]) -> tuple[str, ...]:
@@ -147,7 +168,14 @@ def read_licence(request: LeRobotRequest) -> Licence:
 def preview(data: LeRobot, plan: Plan, request: LeRobotRequest) -> str:
     """What would be imported, and from what it was chosen."""
     frames = sum(episode.length for episode in plan.episodes)
-    pairs = {split: sum(len(sources(e, plan.stride)) for e in group) for split, group in by_split(plan).items()}
+    counts = {split: sum(len(sources(e, plan.stride)) for e in group) for split, group in by_split(plan).items()}
+    kind, told = "pairs", [
+        f"stride: {plan.stride} frames ({plan.stride / data.fps:.2f} s); chunks {plan.stride} x {len(plan.dims)}"
+    ]  # fmt: skip
+    if plan.atomic is not None:
+        found = {index: segments_of(plan.atomic, values) for index, values in episode_values(data, plan).items()}
+        counts = {split: sum(2 * len(found.get(e.index, ())) for e in group) for split, group in by_split(plan).items()}
+        kind, told = "labelled pairs, both directions", labels_told(plan.atomic, plan.dims, found)
     lines = [
         f"{request.source}: LeRobot {data.info['codebase_version']}",
         f"episodes: {len(data.episodes)} at {data.fps:g} frames/s",
@@ -158,11 +186,11 @@ def preview(data: LeRobot, plan: Plan, request: LeRobotRequest) -> str:
             for key in data.vectors
         ),
         f"dimensions: {', '.join(plan.dims)}",
-        f"stride: {plan.stride} frames ({plan.stride / data.fps:.2f} s); chunks {plan.stride} x {len(plan.dims)}",
+        *told,
         f"used: {len(plan.episodes)} episodes, {frames} frames",
-        *(f"{split}: {len(group)} episodes, {pairs[split]} pairs" for split, group in by_split(plan).items()),
+        *(f"{split}: {len(group)} episodes, {counts[split]} {kind}" for split, group in by_split(plan).items()),
         f"licence: {plan.licence.name}",
-        f"to: {request.data_dir / root_of(request.name)} and {request.tables}",
+        f"to: {request.data_dir / root_of(request.name, plan)} and {request.tables}",
     ]
     return "\n".join(lines)
 
@@ -185,6 +213,6 @@ def sources(episode: Episode, stride: int) -> range:
     return range(0, episode.length - stride, stride)
 
 
-def root_of(name: str) -> str:
+def root_of(name: str, plan: Plan) -> str:
     """Folder of an imported data set below ``DATA_DIR``."""
-    return f"regression/{name}"
+    return f"{'regression' if plan.atomic is None else 'classification'}/{name}"

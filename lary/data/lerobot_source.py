@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Sequence
 from pathlib import Path
 
 from lary.data.hubs import told
 from lary.data.lerobot_plan import Plan
-from lary.data.lerobot_reader import LeRobot
+from lary.data.lerobot_reader import Episode, LeRobot
 from lary.types import UsageError
 
 REPOSITORY = re.compile(r"[A-Za-z0-9][\w.-]*/[\w.-]+")
@@ -30,6 +31,13 @@ def find_source(source: str, revision: str | None) -> tuple[Path, str]:
     with told("Hugging Face", source):
         commit = huggingface_hub.HfApi().dataset_info(source, revision=revision, timeout=30).sha
         return Path(_fetch(source, str(commit), ["meta/*", "meta/**", "README.md"])), str(commit)
+
+
+def fetch_tables(source: str, commit: str, data: LeRobot, episodes: Sequence[Episode]) -> None:
+    """Fetch the tables of some episodes, which labels are made from before a plan is there. Raises LaryError."""
+    names = sorted({data.data_path(episode).relative_to(data.folder).as_posix() for episode in episodes})
+    with told("Hugging Face", source):
+        _fetch(source, commit, names)
 
 
 def fetch_content(source: str, commit: str, data: LeRobot, plan: Plan) -> None:

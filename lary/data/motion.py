@@ -49,6 +49,7 @@ class AtomicRule:
         axes: which of x, y and z, and in which sense, points forward, left and up.
         grip: value between an open and a closed gripper.
         open_high: whether larger gripper values are open.
+        deltas: positions are displacements from frame to frame, which are summed up.
         settle: frames from the last one before the gripper's state changes to the end of its motion.
     """
 
@@ -57,6 +58,7 @@ class AtomicRule:
     axes: tuple[str, ...] = AXES
     grip: float = 0.5
     open_high: bool = True
+    deltas: bool = False
     settle: int = 8
 
     def __post_init__(self) -> None:
@@ -107,6 +109,8 @@ def atomic_segments(
     picks = ["xyz".index(axis[1:]) for axis in rule.axes]
     senses = np.array([1.0 if axis[0] == "+" else -1.0 for axis in rule.axes])
     places = positions[:, picks].astype(np.float64) * senses
+    if rule.deltas:  # a displacement shows in the next frame
+        places = np.concatenate([np.zeros((1, 3)), np.cumsum(places[:-1], axis=0)])
     segments, start = [], 0
     for before, label in _gripper_changes(gripper, rule):
         if before >= start:  # a change while the gripper still settles belongs to that motion

@@ -6,7 +6,13 @@ import textwrap
 
 from lary.data.spec import DATASETS, DatasetSpec, LabelSpace
 
-HEADER = ("key", "title", "kind", "splits", "samples", "licence", "commercial")
+HEADER = ("key", "title", "kind", "splits", "size", "licence", "commercial")
+
+
+NOTES = (
+    "Terms, splits and citation of one: lary datasets KEY.",
+    "Size in bytes, of its files on the hub: lary data download --include KEY --dry-run.",
+)
 
 
 def kind_of(spec: DatasetSpec) -> str:
@@ -22,16 +28,21 @@ def commercial(spec: DatasetSpec) -> str:
     return "yes" if all(allowed) else "in part" if any(allowed) else "no"
 
 
+def size(spec: DatasetSpec) -> str:
+    """Samples over all splits; the bytes of a published data set are known to its hub alone."""
+    return f"{spec.samples:,} samples" if spec.samples is not None else "-"
+
+
 def datasets_table() -> str:
-    """One line per data set."""
+    """One line per data set, and below them where bytes and citations are."""
     rows = [HEADER]
     for spec in DATASETS:
         names = "; ".join(dict.fromkeys(licence.name for licence in spec.licences))
-        samples = f"{spec.samples:,}" if spec.samples is not None else "-"
-        rows.append((spec.name, spec.title, kind_of(spec), ",".join(spec.splits), samples, names, commercial(spec)))
+        rows.append((spec.name, spec.title, kind_of(spec), ",".join(spec.splits), size(spec), names, commercial(spec)))
     order = (0, 1, 2, 3, 4, 6, 5)  # the licence may be long, so it stands last
     widths = [max(len(row[column]) for row in rows) for column in range(len(HEADER))]
-    return "\n".join("  ".join(row[column].ljust(widths[column]) for column in order).rstrip() for row in rows)
+    lines = ["  ".join(row[column].ljust(widths[column]) for column in order).rstrip() for row in rows]
+    return "\n".join([*lines, "", *NOTES])
 
 
 def dataset_text(spec: DatasetSpec) -> str:
@@ -40,12 +51,14 @@ def dataset_text(spec: DatasetSpec) -> str:
         f"{spec.name}: {spec.title}",
         *textwrap.wrap(spec.description, 100, initial_indent="  ", subsequent_indent="  "),
         f"kind:        {kind_of(spec)}" + (f", stride {spec.stride}" if spec.stride else ""),
-        f"samples:     {f'{spec.samples:,}' if spec.samples is not None else 'not published'}",
+        f"size:        {size(spec) if spec.samples is not None else 'not published'}",
         f"revision:    {spec.revision or '-'}",
-        f"download:    {f'lary data download --include {spec.name}' if spec.repository else '-'}",
+        f"download:    {f'lary data download --include {spec.name} (--dry-run: bytes)' if spec.repository else '-'}",
         "splits:",
         *(f"  {name}: LARY_ROOT/data/{spec.table_name(name)}, DATA_DIR/{split.root}" for name, split in
           spec.splits.items()),
+        *(f"  {', '.join(list(spec.roles(name).values())[:2])}: drawn anew from these tables, for --splits {name}"
+          for name in spec.split_sets),
         f"probes:      train on {spec.train}, validate on {spec.validation}"
         + (f", unseen {spec.unseen}" if spec.unseen else ""),
     ]  # fmt: skip

@@ -1,10 +1,7 @@
 """Relative actions: the motion between the two images of a pair, one file per pair, with statistics.
 
-As published (``frame="world"``): last step minus first step, dimension by dimension. With ``frame="local"``: the last
-pose seen from the first one. Position and orientation are composed as rigid motions (rotations by SciPy), so that
-angles don't jump at +-pi and a quaternion's two signs mean the same; other dimensions are differences.
-
-Local motion goes to ``regression_relative_local``, beside the published ``regression_relative``.
+What motion is says `poses`: the published difference goes to ``regression_relative``, local motion to
+``regression_relative_local`` beside it.
 """
 
 from __future__ import annotations
@@ -14,93 +11,23 @@ import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
-from typing import Any, Final, Literal
 
 import numpy as np
 import numpy.typing as npt
 
 from lary import fileio
 from lary.data.actions import relative_stats_file
+from lary.data.poses import DEFINITIONS, Frame, Pose, arms_of, in_frame, motion
 from lary.data.samples import write_failures
-from lary.data.spec import ActionSpace, DatasetSpec
+from lary.data.spec import DatasetSpec
 from lary.data.statistics import ActionRow, Moments, action_rows, in_batches, merged, read_steps
 from lary.runtime import log
 from lary.types import Failure, LaryError, MediaError, UsageError
 
 Floats = npt.NDArray[np.float32]
-Frame = Literal["world", "local"]
 
 SPLIT_NAMES = ("seen_train", "seen_val", "unseen", "train", "val")
 """Looked for in the name of a table, in this order; none found: training."""
-
-DEFINITIONS: dict[Frame, str] = {
-    "world": "last action step minus first action step",
-    "local": "last pose in the frame of the first pose, other dimensions last minus first",
-}
-FOLDERS: dict[Frame, str] = {"world": "regression_relative", "local": "regression_relative_local"}
-
-EULER_ORDER: Final = "xyz"
-"""Roll, pitch, yaw about the fixed axes, as PyBullet (CALVIN) and ROS have them."""
-
-
-@dataclass(frozen=True)
-class Pose:
-    """Positions of a pose's values among the action dimensions; `quaternion` (x, y, z, w) or Euler angles."""
-
-    position: tuple[int, ...]
-    orientation: tuple[int, ...]
-
-    @property
-    def quaternion(self) -> bool:
-        return len(self.orientation) == 4
-
-
-def poses(space: ActionSpace) -> tuple[Pose, ...]:
-    """The poses among the dimensions, found by their names: ``x y z`` with ``roll pitch yaw`` or ``qx qy qz qw``.
-
-    A prefix such as ``l_`` tells several arms apart.
-
-    Raises:
-        UsageError: there are none.
-    """
-    at, found = {name: index for index, name in enumerate(space.dims)}, []
-    for name in space.dims:
-        if name != "x" and not name.endswith("_x"):
-            continue
-        prefix = name[:-1]
-        for axes in (("roll", "pitch", "yaw"), ("qx", "qy", "qz", "qw")):
-            wanted = [prefix + axis for axis in ("x", "y", "z", *axes)]
-            if all(axis in at for axis in wanted):
-                indices = tuple(at[axis] for axis in wanted)
-                found.append(Pose(indices[:3], indices[3:]))
-    if not found:
-        raise UsageError(f"--frame local needs poses (x y z with roll pitch yaw or qx qy qz qw), not {space.dims}.")
-    return tuple(found)
-
-
-def motion(steps: Floats, arms: Sequence[Pose] = ()) -> Floats:
-    """The motion from the first to the last step (n, A), as (A,) float32; poses of `arms` in their first frame.
-
-    Raises:
-        ValueError: a quaternion is zero.
-    """
-    moved: npt.NDArray[Any] = steps[-1] - steps[0]
-    if not arms:
-        return moved
-    from scipy.spatial.transform import Rotation
-
-    moved, ends = moved.astype(np.float64), steps[[0, -1]].astype(np.float64)
-    for arm in arms:
-        angles = ends[:, arm.orientation]
-        first, last = Rotation.from_quat(angles) if arm.quaternion else Rotation.from_euler(EULER_ORDER, angles)
-        moved[list(arm.position)] = first.inv().apply(moved[list(arm.position)])
-        turn = first.inv() * last
-        if arm.quaternion:
-            values = turn.as_quat()
-            moved[list(arm.orientation)] = -values if values[3] < 0 else values
-        else:
-            moved[list(arm.orientation)] = turn.as_euler(EULER_ORDER)
-    return moved.astype(np.float32)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -155,7 +82,7 @@ def write_relative(request: RelativeRequest) -> RelativeReport:
         UsageError: the data set holds no actions, or a table can't be read.
         LaryError: none of a training table's actions can be read.
     """
-    arms = poses(request.spec.actions) if request.frame == "local" else ()
+    arms = arms_of(request.spec.actions, request.frame)
     shared: Moments | None = None
     robots: dict[str, Moments] = {}
     reports = []
@@ -176,14 +103,9 @@ def write_relative(request: RelativeRequest) -> RelativeReport:
     header = {"action_mode": "relative", "definition": DEFINITIONS[request.frame], "dataset": request.spec.name}
     per_robot = request.spec.actions.normalisation.stats_file is not None
     body = {"robot_stats": {name: each.entry() for name, each in robots.items()}} if per_robot else shared.entry()
-    path = request.output_root / in_frame(relative_stats_file(request.spec), request.frame)
+    path = request.output_root / relative_stats_file(request.spec, request.frame)
     fileio.write_json(path, header | body)
     return RelativeReport(tuple(reports), path)
-
-
-def in_frame(place: str, frame: Frame) -> str:
-    """A path below ``regression_relative`` (or another folder of absolute data) for motion of a kind."""
-    return str(PurePosixPath(FOLDERS[frame], *PurePosixPath(place).parts[1:]))
 
 
 def convert_table(
@@ -225,7 +147,7 @@ def convert_table(
         values.setdefault(row.robot, []).append(result)
     moments = {robot: Moments.of(np.stack(each)) for robot, each in values.items()}
     skipped = len(rows) - written - len(failures)
-    place = PurePosixPath(in_frame(relative_stats_file(spec), request.frame)).parent
+    place = PurePosixPath(relative_stats_file(spec, request.frame)).parent
     listed = request.output_root / place / f"relative_failures_{table.stem}.csv"
     write_failures(listed, failures)
     return TableReport(table, split, written, skipped, tuple(failures), listed), moments

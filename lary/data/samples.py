@@ -109,7 +109,7 @@ class SampleTable:
         return tuple(self._group(self._place(str(cell), IMAGE_FOLDER)) for cell in column)
 
     def embodiments(self) -> tuple[str, ...]:
-        """The robot type of every sample, n names; empty where the table has an empty cell."""
+        """The robot type of every sample, n names; empty where the cell is, unless the record's rule names it."""
         return tuple(self._embodiment(position) for position in range(len(self)))
 
     def media_path(self, sample: Sample) -> tuple[Path, ...]:
@@ -144,7 +144,10 @@ class SampleTable:
 
     def _embodiment(self, position: int) -> str:
         column = self._embodiment_column
-        return self.spec.embodiment if column is None else str(self._columns[column][position]).strip()
+        if column is None:
+            return self.spec.embodiment
+        first = self._columns[MEDIA_COLUMNS[self.spec.media][0]][position]
+        return robot_type(self.spec, str(self._columns[column][position]), str(first))
 
     @cached_property
     def _embodiment_column(self) -> str | None:
@@ -166,16 +169,25 @@ def group_name(spec: DatasetSpec, first: str, pattern: str | None = None) -> str
     Args:
         pattern: in place of the record's.
     """
-    short = re.sub(rf"(^|/){IMAGE_FOLDER}/", r"\1", first, count=1) if spec.media_depth is not None else first
+    short = without_images(first) if spec.media_depth is not None else first
     found = re.search(pattern or spec.group_pattern, short)
     if found is None:
         return short
     return found[1] if found.re.groups and found[1] is not None else found[0]
 
 
+def without_images(path: str) -> str:
+    """A path without its first folder of that name, by string methods: tables have a million of them."""
+    if path.startswith(f"{IMAGE_FOLDER}/"):
+        return path[len(IMAGE_FOLDER) + 1 :]
+    return path.replace(f"/{IMAGE_FOLDER}/", "/", 1)
+
+
 def usual_place(spec: DatasetSpec, cell: str, folder: str) -> str:
     """A path of a table below its root, repaired and with its folder, as the record says."""
-    return placed(re.sub(*spec.path_repair, cell) if spec.path_repair else cell, folder, spec.media_depth)
+    if spec.path_repair is not None and re.search(spec.path_repair[0], cell):
+        cell = re.sub(*spec.path_repair, cell)
+    return placed(cell, folder, spec.media_depth)
 
 
 def places(spec: DatasetSpec, cell: str, folder: str) -> tuple[str, ...]:
@@ -196,6 +208,15 @@ def placed(cell: str, folder: str, depth: int | None) -> str:
     if depth is not None and folder not in parts[:-1]:
         parts.insert(min(depth, max(len(parts) - 1, 0)), folder)
     return "/".join(parts)
+
+
+def robot_type(spec: DatasetSpec, cell: str, first: str) -> str:
+    """The robot type of a row: its cell, or for an empty one what the record's rule says of its first media path."""
+    name = cell.strip()
+    if not name and spec.unnamed_robot is not None:
+        pattern, robot = spec.unnamed_robot
+        return robot if re.search(pattern, usual_place(spec, first, IMAGE_FOLDER)) else ""
+    return name
 
 
 def embodiment_column(spec: DatasetSpec, columns: Sequence[str]) -> str | None:

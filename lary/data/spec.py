@@ -38,6 +38,9 @@ class Normalisation:
     relative_command: str = ""
 
 
+NO_ROBOT = "nan"
+"""Key of rows without a robot type in statistics files, as the published tool writes it."""
+
 Convention = Literal["euler_xyz", "quaternion_xyzw"]
 """Roll, pitch, yaw in radians about the fixed axes x, y, z; or a quaternion with its real part last."""
 
@@ -115,6 +118,7 @@ class DatasetSpec:
         drawn: further splits by name, drawn from the tables of the others when they are asked for.
         train, validation, unseen: which splits probes train on, validate on and, where there is one, test on unseen.
         stride: frames between source and target; K of the action chunk.
+        stride_series: data sets that differ in their stride alone share this name; empty for one on its own.
         group_pattern: regular expression on the first media path, taken without its ``images`` folder, whose match
             (group 1 if it has one) names the episode or video of a sample.
         media_depth: how many folders stand before ``images`` / ``actions`` in a table's paths; None where the data
@@ -123,6 +127,8 @@ class DatasetSpec:
             the literal name is used where the repaired one does not exist.
         embodiment_column: column with the robot type; None reads a column ``embodiment`` where the table has one.
         embodiment: the robot type where there is no column.
+        unnamed_robot: regular expression on the first media path, and the robot type of the rows that match it and
+            have an empty cell; statistics files may hold theirs under `NO_ROBOT`. Other empty cells stay empty.
         integrity_group: name in the published integrity report; empty where that report leaves the data set out.
         samples: number of samples over all splits; None where it isn't published.
         repository: where ``lary data download`` finds it, owner/name; empty for a data set that is made or imported.
@@ -140,11 +146,13 @@ class DatasetSpec:
     validation: str = "val"
     unseen: str | None = None
     stride: int | None = None
+    stride_series: str = ""
     group_pattern: str = r".*/"
     media_depth: int | None = None
     path_repair: tuple[str, str] | None = None
     embodiment_column: str | None = None
     embodiment: str = "robot"
+    unnamed_robot: tuple[str, str] | None = None
     revision: str = ""
     description: str = ""
     in_demo: bool = False
@@ -163,6 +171,29 @@ class DatasetSpec:
             known = [*self.splits, *self.drawn]
             raise UsageError(f"Data set '{self.name}' has no split '{name}'.{suggest(name, known)}")
         return self.splits[name]
+
+    @property
+    def split_sets(self) -> tuple[str, ...]:
+        """Names of the pairs of drawn splits that can stand in for the published ones, such as ``by-episode``."""
+        mark = f"{self.train}_"
+        found = [name.removeprefix(mark) for name in self.drawn if name.startswith(mark)]
+        return tuple(name.replace("_", "-") for name in found if f"{self.validation}_{name}" in self.drawn)
+
+    def roles(self, chosen: str | None = None) -> dict[str, str]:
+        """Splits by role: ``train``, ``seen`` (which validates) and, where the record has one, ``unseen``.
+
+        Args:
+            chosen: one of `split_sets`; None for the published splits.
+
+        Raises:
+            UsageError: the data set has no such set.
+        """
+        if chosen is not None and chosen not in self.split_sets:
+            known = f"it has: {', '.join(self.split_sets)}" if self.split_sets else "it has only the published ones"
+            raise UsageError(f"--splits {chosen}: data set '{self.name}' has no splits of that name, {known}.")
+        mark = "" if chosen is None else f"_{chosen.replace('-', '_')}"
+        found = {"train": self.train + mark, "seen": self.validation + mark}
+        return found if self.unseen is None else {**found, "unseen": self.unseen}
 
     def table_name(self, split: str) -> str:
         """File name of a split's table."""

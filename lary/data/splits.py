@@ -17,7 +17,15 @@ import numpy as np
 import numpy.typing as npt
 
 from lary.data.catalog import CLIP, EPISODE
-from lary.data.samples import IMAGE_FOLDER, MEDIA_COLUMNS, TARGET_COLUMN, read_csv, usual_place, write_csv
+from lary.data.samples import (
+    IMAGE_FOLDER,
+    MEDIA_COLUMNS,
+    TARGET_COLUMN,
+    read_csv,
+    usual_place,
+    without_images,
+    write_csv,
+)
 from lary.data.spec import DatasetSpec, LabelSpace
 from lary.types import UsageError
 
@@ -137,7 +145,7 @@ def group_names(request: SplitRequest, cells: Sequence[str]) -> list[str]:
     rule, names = re.compile(pattern), []
     for cell in cells:
         path = usual_place(request.spec, cell, IMAGE_FOLDER) if request.spec else cell.strip().replace("\\", "/")
-        found = rule.search(re.sub(rf"(^|/){IMAGE_FOLDER}/", r"\1", path, count=1))
+        found = rule.search(without_images(path))
         names.append(path if found is None else found[1] if rule.groups and found[1] is not None else found[0])
     return names
 

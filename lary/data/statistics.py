@@ -17,18 +17,15 @@ import numpy as np
 import numpy.typing as npt
 
 from lary import fileio
-from lary.data.actions import SMALLEST_STD, parse_npy
+from lary.data.actions import SMALLEST_STD, read_numbers
 from lary.data.samples import ACTION_FOLDER, TARGET_COLUMN, embodiment_column, places, read_csv
-from lary.data.spec import DatasetSpec
+from lary.data.spec import NO_ROBOT, DatasetSpec
 from lary.runtime import progress
 from lary.types import LaryError, MediaError, UsageError
 
 Doubles = npt.NDArray[np.float64]
 Values = npt.NDArray[Any]
 Result = TypeVar("Result")
-
-NO_ROBOT = "nan"
-"""Key of the rows without a robot type, as the published tool writes it."""
 
 EXAMPLES = 20
 BATCH = 32
@@ -144,20 +141,10 @@ def read_steps(path: Path, size: int) -> Values:
     Raises:
         MediaError: the file can't be read, holds no numbers, or not a multiple of A of them.
     """
-    try:
-        values = parse_npy(path.read_bytes())
-    except (OSError, ValueError, EOFError) as error:
-        raise MediaError(
-            f"The action file {path} can't be read: {getattr(error, 'strerror', None) or error}."
-        ) from error
-    if not isinstance(values, np.ndarray) or values.dtype.kind not in "fiub":
-        raise MediaError(f"The action file {path} holds no array of numbers.")
+    values = read_numbers(path)
     if not values.size or values.size % size:
         raise MediaError(f"The action file {path} holds {values.size} values, no multiple of {size} action dimensions.")
-    steps = values.astype(np.float32).reshape(-1, size)
-    if not np.isfinite(steps).all():
-        raise MediaError(f"The action file {path} holds NaN or infinity.")
-    return steps
+    return values.reshape(-1, size)
 
 
 def in_batches(

@@ -26,6 +26,7 @@ from lary.latents.reading import Batch, Reading, borrow_pool, give_back
 from lary.latents.store import LatentStore, UnitWriter
 from lary.latents.units import Unit, UnitReport
 from lary.models.precision import in_precision
+from lary.models.promise import held_to_record
 from lary.models.spec import MODELS, ModelContext, ModelSpec, build, with_latent
 from lary.types import Encoder, Failure, LaryError, MediaError
 
@@ -67,7 +68,9 @@ def model_of(config: ExtractConfig) -> ModelSpec:
 
 def make_encoder(job: Job, model: ModelSpec, device: str) -> Encoder:
     """The model on its device, in the arithmetic that was asked for."""
-    return in_precision(build(model, model_context(job, device)), device, job.config.precision, job.config.compile)
+    config = job.config
+    encoder = in_precision(build(model, model_context(job, device)), device, config.precision, config.compile)
+    return held_to_record(encoder, model, config.protocol)
 
 
 def model_context(job: Job, device: str) -> ModelContext:

@@ -9,9 +9,11 @@ import json
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from lary.models.network import check_frames, run_alone
 from lary.models.preprocess import IMAGENET_MEAN, IMAGENET_STD
 from lary.models.randomly import draw_transformers, weights_name
 from lary.models.spec import MODELS, ModelContext, ModelSpec, Preprocess, ResizeMethod, Weights
+from lary.models.tensors import configured_by, first_line
 from lary.models.weights import CONFIG, Source, find_weights, load_transformers, read_config, read_tensors
 from lary.runtime import log
 from lary.types import RANDOM, LaryError, Latents, UsageError
@@ -111,15 +113,27 @@ def find_configuration(spec: ModelSpec, context: ModelContext) -> Source:
         file = _fetch(location, CONFIG, context.revision) or file
     if not file.is_file():
         raise UsageError(f"Model '{spec.name}': {location} has no {CONFIG}, or can't be reached.")
-    return Source(file.parent, (), weights_name(context.seed, file.read_text(encoding="utf-8")))
+    name = weights_name(context.seed, file.read_text(encoding="utf-8"))
+    return Source(file.parent, (), name, seed=context.seed)
 
 
 def _fetch(repository: str, name: str = PROCESSOR, revision: str | None = None) -> Path | None:
-    """A file from the hub or its cache; None where the repository has none or can't be reached."""
+    """A file from the hub or its cache; None where the repository has none, or isn't to be had.
+
+    Raises:
+        UsageError: the hub can't be reached, and nothing is known about the file.
+    """
     import huggingface_hub
+    from huggingface_hub.errors import LocalEntryNotFoundError
 
     try:
         return Path(huggingface_hub.hf_hub_download(repository, name, revision=revision))
+    except LocalEntryNotFoundError as error:
+        known = huggingface_hub.try_to_load_from_cache(repository, name, revision=revision)
+        if known is None:
+            reason = f"the hub can't be asked for its {name} ({first_line(error)})"
+            raise UsageError(f"Model '{PREFIX}{repository}': {reason}. Name a folder, or go online once.") from error
+        return None  # it was asked for before, and isn't there
     except Exception:  # the weights are fetched next, and their error names what is wrong
         return None
 
@@ -133,15 +147,15 @@ class AnyBackbone:
     def __init__(self, spec: ModelSpec, context: ModelContext) -> None:
         import transformers
 
-        random = context.weights == RANDOM
-        source = find_configuration(spec, context) if random else find_weights(spec, context)
-        config = transformers.AutoConfig.for_model(**read_config(source.folder))
+        source = find_configuration(spec, context) if context.weights == RANDOM else find_weights(spec, context)
+        with configured_by(source.folder, "model of transformers"):
+            config = transformers.AutoConfig.for_model(**read_config(source.folder))
         config = getattr(config, "vision_config", config)
         model_class: Any = transformers.MODEL_MAPPING.get(type(config), None)
         if model_class is None:
             raise UsageError(f"Model '{spec.name}': transformers has no backbone for a '{config.model_type}' model.")
-        if random:
-            self._model = draw_transformers(model_class, config, context.seed)
+        if source.seed is not None:
+            self._model = draw_transformers(model_class, config, source.seed)
         else:
             own = f"{model_class.base_model_prefix}."
             unused = (*UNUSED, *(own + key for key in UNUSED))
@@ -150,7 +164,7 @@ class AnyBackbone:
         self._model.to(context.device)
         self._device = context.device
         self._patches = _patches(config, spec.preprocess.size)
-        self._name = spec.name
+        self._spec = spec
         self.weights_digest = source.digest
         self.weights_revision = source.revision
 
@@ -158,20 +172,24 @@ class AnyBackbone:
         """Clips (B, T, 3, H, W) to tokens (B, T, N, D) float32.
 
         Raises:
-            LaryError: the model gives no sequence or map of features.
+            LaryError: not clips, frames of another size than the record's, or the model gives no sequence or map of
+                features.
         """
         import torch
 
-        with torch.inference_mode():
-            found = self._model(clips.flatten(0, 1).to(self._device, torch.float32))
-        features = getattr(found, "last_hidden_state", None)
+        check_frames(self._spec, clips, side=self._spec.preprocess.size)
+        return Latents(run_alone(self._tokens, clips.to(self._device, torch.float32)))
+
+    def _tokens(self, clips: torch.Tensor) -> torch.Tensor:
+        features = getattr(self._model(clips.flatten(0, 1)), "last_hidden_state", None)
         if features is None or features.ndim not in (3, 4):
-            raise LaryError(f"Model '{self._name}' gives no tokens or feature map: it is no vision backbone.")
+            raise LaryError(f"Model '{self._spec.name}' gives no tokens or feature map: it is no vision backbone.")
         if features.ndim == 4:  # a convolutional map (B, C, H, W)
             features = features.flatten(2).transpose(1, 2)
         elif self._patches is not None and features.shape[1] > self._patches:
             features = features[:, features.shape[1] - self._patches :]
-        return Latents(features.reshape(*clips.shape[:2], *features.shape[1:]))
+        tokens: torch.Tensor = features.reshape(*clips.shape[:2], *features.shape[1:])
+        return tokens
 
 
 def _patches(config: Any, size: int) -> int | None:

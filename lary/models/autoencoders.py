@@ -10,12 +10,11 @@ from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from lary.models.keys import FLUX_KEYS, WAN_KEYS, rename_keys
-from lary.models.network import check_frames, run_alone, tell_dim
+from lary.models.network import check_frames, run_alone, tell_dim, with_weights
 from lary.models.preprocess import CUBIC_224_SIGNED, FLUX2_PAPER_IMAGE, LANCZOS_224_SIGNED
-from lary.models.randomly import draw
 from lary.models.released import Checkpoint, Layout, find_checkpoint, read_checkpoint
 from lary.models.spec import ModelContext, ModelSpec, Weights, register_model
-from lary.models.tensors import fill
+from lary.models.tensors import configured_by
 from lary.types import LaryError, Latents
 
 if TYPE_CHECKING:
@@ -61,6 +60,8 @@ WAN = ModelSpec(
     preprocess=LANCZOS_224_SIGNED,
     pair_shape=(2, 196, 48),
     clip_shape=(3, 196, 48),
+    first_frame_alone=True,
+    pair_shape_paper=(1, 196, 48),
     options={
         "config": {
             "dim": 160, "dec_dim": 256, "z_dim": 48, "dim_mult": (1, 2, 4, 4), "num_res_blocks": 2,
@@ -179,13 +180,16 @@ def build_empty(name: str, arguments: Mapping[str, Any], origin: object = "the r
     import diffusers
     import torch
 
-    try:
-        with torch.device("meta"):
-            network = getattr(diffusers, name).from_config(dict(arguments))
-    except (TypeError, ValueError, IndexError) as error:
-        raise LaryError(f"The configuration of {origin} describes no {name}: {error}.") from error
+    with configured_by(origin, name), torch.device("meta"):
+        network = getattr(diffusers, name).from_config(dict(arguments))
     network.decoder = network.post_quant_conv = None
-    return network.eval().requires_grad_(False)
+    return network
+
+
+def read_wan(found: Checkpoint) -> dict[str, torch.Tensor]:
+    """The tensors of a checkpoint of Wan2.2's autoencoder under the library's names."""
+    tensors = read_checkpoint(found.file, WAN_LAYOUT)
+    return rename_keys(tensors, WAN_KEYS) if found.config is None else tensors
 
 
 @register_model(WAN)
@@ -204,15 +208,10 @@ class WanEncoder:
     def __init__(self, spec: ModelSpec, context: ModelContext) -> None:
         import torch
 
-        options = {**spec.options, **(spec.options_paper if context.protocol == "paper" else {})}
+        options = spec.options_under(context.protocol)
         found = find_checkpoint(spec, context, WAN_LAYOUT)
-        self._network = build_empty("AutoencoderKLWan", found.config or wan_arguments(**options["config"]), found.file)
-        if found.seed is None:
-            tensors = read_checkpoint(found, WAN_LAYOUT)
-            fill(self._network, tensors if found.config else rename_keys(tensors, WAN_KEYS), found.file)
-        else:
-            draw(self._network, found.seed)
-        self._network.to(context.device)
+        network = build_empty("AutoencoderKLWan", found.config or wan_arguments(**options["config"]), found.file)
+        self._network = with_weights(network, found, lambda: read_wan(found), context.device)
         constants = options if found.config is None else self._network.config
         mean, std = (torch.tensor(constants[name], device=context.device) for name in ("latents_mean", "latents_std"))
         self.dim: int = self._network.config.z_dim
@@ -250,7 +249,7 @@ def read_flux(found: Checkpoint) -> dict[str, torch.Tensor]:
     """The tensors of a checkpoint of FLUX.2's autoencoder under the library's names."""
     import torch
 
-    tensors = read_checkpoint(found, FLUX_LAYOUT)
+    tensors = read_checkpoint(found.file, FLUX_LAYOUT)
     if found.config is None:
         # Released as 1 x 1 convolutions, in diffusers linear layers.
         tensors = {
@@ -271,16 +270,10 @@ class FluxEncoder:
     """
 
     def __init__(self, spec: ModelSpec, context: ModelContext) -> None:
-        options = {**spec.options, **(spec.options_paper if context.protocol == "paper" else {})}
+        options = spec.options_under(context.protocol)
         found = find_checkpoint(spec, context, FLUX_LAYOUT)
-        self._network = build_empty(
-            "AutoencoderKLFlux2", found.config or flux_arguments(**options["config"]), found.file
-        )
-        if found.seed is None:
-            fill(self._network, read_flux(found), found.file)
-        else:
-            draw(self._network, found.seed)
-        self._network.to(context.device)
+        network = build_empty("AutoencoderKLFlux2", found.config or flux_arguments(**options["config"]), found.file)
+        self._network = with_weights(network, found, lambda: read_flux(found), context.device)
         statistics, config = self._network.bn, self._network.config
         self._mean = statistics.running_mean[:, None, None]
         self._std = (statistics.running_var[:, None, None] + statistics.eps).sqrt()

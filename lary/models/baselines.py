@@ -10,6 +10,7 @@ import math
 from typing import TYPE_CHECKING, Any
 
 from lary.fileio import digest
+from lary.models.network import check_frames
 from lary.models.preprocess import IMAGENET_MEAN, IMAGENET_STD, neighbour_pairs
 from lary.models.spec import ModelContext, ModelSpec, Preprocess, register_model
 from lary.types import Latents
@@ -58,10 +59,11 @@ class Pixels:
     weights_digest = None
 
     def __init__(self, spec: ModelSpec, context: ModelContext) -> None:
-        self._device = context.device
+        self._spec, self._device = spec, context.device
 
     def encode(self, clips: torch.Tensor) -> Latents:
-        """Clips (B, T, 3, 32, 32) to tokens (B, T, 64, 50)."""
+        """Clips (B, T, 3, 32, 32) to tokens (B, T, 64, 50). Raises LaryError for frames of another size."""
+        check_frames(self._spec, clips, side=self._spec.preprocess.size)
         return Latents(with_place(cells(clips.to(self._device), FINE)))
 
 
@@ -83,13 +85,14 @@ class FrameDifference:
     weights_digest = None
 
     def __init__(self, spec: ModelSpec, context: ModelContext) -> None:
-        self._device = context.device
+        self._spec, self._device = spec, context.device
         self._pool = spec.preprocess.size // (GRID * FINE)
 
     def encode(self, clips: torch.Tensor) -> Latents:
-        """Clips (B, T, 3, 64, 64) to tokens (B, T - 1, 64, 66)."""
+        """Clips (B, T, 3, 64, 64) to tokens (B, T - 1, 64, 66). Raises LaryError for frames of another size."""
         import torch
 
+        check_frames(self._spec, clips, side=self._spec.preprocess.size, least=2)
         pairs = neighbour_pairs(clips.to(self._device))
         change = (pairs[:, :, 1] - pairs[:, :, 0]).flatten(0, 1)
         changes = torch.cat([change, change.abs().mean(dim=1, keepdim=True)], dim=1)
@@ -120,15 +123,20 @@ class OpticalFlow:
     def __init__(self, spec: ModelSpec, context: ModelContext) -> None:
         import cv2
 
-        self._device = context.device
+        self._spec, self._device = spec, context.device
         self._cell = spec.preprocess.size // GRID
         self._flow = cv2.DISOpticalFlow.create(cv2.DISOPTICAL_FLOW_PRESET_MEDIUM)
 
     def encode(self, clips: torch.Tensor) -> Latents:
-        """Clips (B, T, 3, 128, 128) in grey levels 0 to 255 to tokens (B, T - 1, 64, 6)."""
+        """Clips (B, T, 3, 128, 128) in grey levels 0 to 255 to tokens (B, T - 1, 64, 6).
+
+        Raises:
+            LaryError: frames of another size, or only one.
+        """
         import numpy as np
         import torch
 
+        check_frames(self._spec, clips, side=self._spec.preprocess.size, least=2)
         calculate: Any = self._flow.calc  # OpenCV's types don't know that it makes its own output
         red, green, blue = clips.cpu().unbind(dim=2)
         grey = (red * 0.299 + green * 0.587 + blue * 0.114).round().byte()  # ITU-R BT.601, as OpenCV converts
@@ -161,15 +169,16 @@ class RandomViT:
     def __init__(self, spec: ModelSpec, context: ModelContext) -> None:
         import torch
 
-        self._device = context.device
+        self._spec, self._device = spec, context.device
         self._model = _vision_transformer(spec, torch.Generator().manual_seed(context.seed)).to(context.device)
         weights = (value.cpu().numpy().tobytes() for value in self._model.state_dict().values())
         self.weights_digest = digest(*weights)
 
     def encode(self, clips: torch.Tensor) -> Latents:
-        """Clips (B, T, 3, 224, 224) to tokens (B, T, 64, 192)."""
+        """Clips (B, T, 3, 224, 224) to tokens (B, T, 64, 192). Raises LaryError for frames of another size."""
         import torch
 
+        check_frames(self._spec, clips, side=self._spec.preprocess.size)
         with torch.inference_mode():
             tokens = self._model(clips.flatten(0, 1).to(self._device))
         return Latents(tokens.reshape(*clips.shape[:2], *tokens.shape[1:]))

@@ -3,17 +3,23 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from lary.models.backbones import DINOV2_LARGE, DINOV3_LARGE, SIGLIP2_BASE
-from lary.models.network import run_alone
+from lary.models.backbones import (
+    DINOV2_LARGE,
+    DINOV2_WEIGHTS,
+    DINOV3_LARGE,
+    DINOV3_WEIGHTS,
+    SIGLIP2_BASE,
+    SIGLIP2_WEIGHTS,
+)
+from lary.models.network import check_frames, run_alone, tell_dim
 from lary.models.preprocess import CUBIC_224, CUBIC_224_IMAGENET, CUBIC_224_SIGNED, mix_planes
-from lary.models.randomly import draw_transformers, weights_name
-from lary.models.spec import ModelContext, ModelSpec, Weights, register_model
+from lary.models.randomly import draw_transformers
+from lary.models.spec import ModelContext, ModelSpec, register_model
+from lary.models.tensors import configured_by
 from lary.models.weights import Source, find_weights, load_transformers, read_config, read_tensors
-from lary.runtime import log
-from lary.types import RANDOM, Latents, UsageError
+from lary.types import Latents, UsageError
 
 if TYPE_CHECKING:
     import torch
@@ -61,10 +67,7 @@ DINOV2 = ModelSpec(
     name="dinov2-origin",
     paradigm="semantic encoder",
     dim=1024,
-    weights=Weights(
-        variable="DINO_V2_PATH", folder="DINOv2", hub="facebook/dinov2-large",
-        revision="47b73eefe95e8d44ec3623f8890bd894b6ea2d6c",
-    ),
+    weights=DINOV2_WEIGHTS,
     pair_shape=(2, 256, 1024),
     clip_shape=(9, 256, 1024),
     preprocess=CUBIC_224_IMAGENET,
@@ -75,6 +78,7 @@ DINOV2 = ModelSpec(
     },
     options_paper={"mix_planes": True},
     paper_differences=(_MIXED, "pixels are x * 2 - 1 instead of ImageNet's normalisation"),
+    notes=("Checkpoints with register tokens are accepted too; class and register tokens are left out.",),
     parameters_m=304.37,
     licence="Apache-2.0",
     reference="Oquab et al. 2023, arXiv 2304.07193",
@@ -87,10 +91,7 @@ DINOV3 = ModelSpec(
     name="dinov3-origin",
     paradigm="semantic encoder",
     dim=1024,
-    weights=Weights(
-        variable="DINO_V3_PATH", folder="DINOv3", hub="facebook/dinov3-vitl16-pretrain-lvd1689m",
-        revision="ea8dc2863c51be0a264bab82070e3e8836b02d51",
-    ),
+    weights=DINOV3_WEIGHTS,
     pair_shape=(2, 196, 1024),
     clip_shape=(9, 196, 1024),
     preprocess=CUBIC_224_IMAGENET,
@@ -100,6 +101,7 @@ DINOV3 = ModelSpec(
     },
     options_paper={"mix_planes": True},
     paper_differences=(_MIXED, "pixels are x * 2 - 1 instead of ImageNet's normalisation"),
+    notes=("Class and register tokens are left out. The hub's repository is gated: ask for access on its page.",),
     parameters_m=303.13,
     licence="DINOv3 License",
     reference="Siméoni et al. 2025, arXiv 2508.10104",
@@ -111,10 +113,7 @@ SIGLIP2 = ModelSpec(
     name="siglip2-origin",
     paradigm="semantic encoder",
     dim=768,
-    weights=Weights(
-        variable="SIGLIP2_PATH", folder="SigLIP2", hub="google/siglip2-base-patch16-224",
-        revision="75de2d55ec2d0b4efc50b3e9ad70dba96a7b2fa2",
-    ),
+    weights=SIGLIP2_WEIGHTS,
     pair_shape=(2, 196, 768),
     clip_shape=(9, 196, 768),
     preprocess=CUBIC_224_SIGNED,
@@ -125,6 +124,7 @@ SIGLIP2 = ModelSpec(
     },
     options_paper={"mix_planes": True},
     paper_differences=(_MIXED, "pixels stay in [0, 1] instead of x * 2 - 1"),
+    notes=("The paper's siglip2 row is the latent action model on these tokens, not this encoder.",),
     parameters_m=85.80,
     licence="Apache-2.0",
     reference="Tschannen et al. 2025, arXiv 2502.14786",
@@ -148,32 +148,29 @@ class ImageEncoder:
     def __init__(self, spec: ModelSpec, context: ModelContext) -> None:
         import transformers
 
-        options = {**spec.options, **(spec.options_paper if context.protocol == "paper" else {})}
-        random = context.weights == RANDOM
-        if random:
-            source, config = Source(Path(RANDOM), (), weights_name(context.seed)), options["config"]
-        else:
-            source = find_weights(spec, context)
-            config = read_config(source.folder)
+        options = spec.options_under(context.protocol)
+        source = find_weights(spec, context)
+        config = options["config"] if source.seed is not None else read_config(source.folder)
         kind = config["model_type"]
         if kind not in options["accepts"]:
             expected = " or ".join(options["accepts"])
             raise UsageError(f"Weights of '{spec.name}': {source.folder} holds a {kind} model, expected {expected}.")
         backbone = BACKBONES[kind]
         model_class = getattr(transformers, backbone.model)
-        settings = model_class.config_class.from_dict(_image_tower(config))
-        size = spec.preprocessing(context.protocol).size
-        if backbone.one_size and settings.image_size != size:
+        with configured_by(source.folder, backbone.model):
+            settings = model_class.config_class.from_dict(image_tower(config))
+        self._side: int = spec.preprocessing(context.protocol).size
+        if backbone.one_size and settings.image_size != self._side:
             raise UsageError(
                 f"Weights of '{spec.name}': {source.folder} is for images of {settings.image_size} pixels, "
-                f"the record prepares {size}."
+                f"the record prepares {self._side}."
             )
-        if random:
-            self._model = draw_transformers(model_class, settings, context.seed)
+        if source.seed is not None:
+            self._model = draw_transformers(model_class, settings, source.seed)
         else:
             self._model = load_backbone(backbone, model_class, settings, source)
         self._model.to(context.device)
-        self._device = context.device
+        self._spec, self._device = spec, context.device
         self._mix_planes: bool = options["mix_planes"]
         self._leading = backbone.leading + int(getattr(settings, "num_register_tokens", 0) or 0)
         self._class_token = backbone.leading > 0
@@ -181,13 +178,17 @@ class ImageEncoder:
         self.dim: int = settings.hidden_size
         self.weights_digest = source.digest
         self.weights_revision = source.revision
-        if spec.dim is not None and self.dim != spec.dim:
-            log.info("%s: D = %d in %s, not the %d of its record", spec.name, self.dim, source.folder, spec.dim)
+        tell_dim(spec, self.dim, source.folder)
 
     def encode(self, clips: torch.Tensor) -> Latents:
-        """Clips (B, T, 3, H, W) to tokens (B, T, N, D) and class tokens (B, T, D) float32, on its device."""
+        """Clips (B, T, 3, H, W) to tokens (B, T, N, D) and class tokens (B, T, D) float32, on its device.
+
+        Raises:
+            LaryError: not clips, or frames of another size than the record's.
+        """
         import torch
 
+        check_frames(self._spec, clips, side=self._side)
         if self._mix_planes:
             clips = mix_planes(clips)
         tokens = run_alone(self._tokens, clips.to(self._device, torch.float32))
@@ -210,7 +211,7 @@ def load_backbone(backbone: Backbone, model_class: Any, settings: Any, source: S
     return load_transformers(model_class, settings, tensors, unused=backbone.unused, folder=source.folder)
 
 
-def _image_tower(config: dict[str, Any]) -> dict[str, Any]:
+def image_tower(config: dict[str, Any]) -> dict[str, Any]:
     """The image tower's part of a configuration, without its pooling head, which the patch tokens don't pass."""
     tower = dict(config.get("vision_config", config))
     return {**tower, "vision_use_head": False} if "siglip" in config["model_type"] else tower

@@ -8,14 +8,21 @@ from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from lary.fileio import digest
-from lary.models.backbones import DINOV2_LARGE, DINOV3_LARGE, SIGLIP2_BASE
-from lary.models.checkpoint import find_checkpoint, read_checkpoint
-from lary.models.laq import draw_network, load_network
+from lary.models.backbones import (
+    DINOV2_LARGE,
+    DINOV2_WEIGHTS,
+    DINOV3_LARGE,
+    DINOV3_WEIGHTS,
+    SIGLIP2_BASE,
+    SIGLIP2_WEIGHTS,
+)
+from lary.models.laq import LAYOUT, draw_network, load_network
+from lary.models.network import check_frames
 from lary.models.preprocess import CUBIC_224, CUBIC_224_SIGNED, neighbour_pairs
-from lary.models.randomly import weights_name
+from lary.models.released import find_checkpoint, read_checkpoint
 from lary.models.spec import MODELS, ModelContext, ModelSpec, Weights, register_model
-from lary.models.tensors import sha256_of
-from lary.types import RANDOM, LaryError, Latents, UsageError
+from lary.nets.codes import code_rows
+from lary.types import Latents, UsageError
 
 if TYPE_CHECKING:
     import torch
@@ -24,9 +31,16 @@ _SIZES = {
     "dim": 1024, "quant_dim": 32, "codebook_size": 8, "image_size": 224, "patch_size": 16, "spatial_depth": 4,
     "temporal_depth": 4, "dim_head": 64, "heads": 16, "code_seq_len": 16,
 }  # fmt: skip
+_NO_PLACES = 0
+"""The quantizer re-reads its rows so that every token mixes entries of several places."""
 LATENTS = ("continuous", "quantized", "noisy")
 """What tokens can be made of: the latent, its codebook rows, or random draws around it."""
 _NOISE = "noise substitution stays on: tokens are random draws around the continuous latent"
+_ORDER = (
+    "The network re-reads places over time, and the rows of its code, in another order than they were written: tokens "
+    "mix places. The weights were trained so, and both protocols keep it."
+)
+_ONE_FILE = "The encoder of frames is in the file itself, under `{}`; where it isn't, its own weights are read."
 _BENCHMARK = "Nie et al. 2026, arXiv 2604.11689"
 
 LAPA = ModelSpec(
@@ -35,6 +49,8 @@ LAPA = ModelSpec(
     dim=1024,
     pair_shape=(4, 1024),
     clip_shape=(8, 4, 1024),
+    grid=_NO_PLACES,
+    codebook=_SIZES["codebook_size"],
     preprocess=CUBIC_224,
     weights=Weights(folder="laq_openx.pt", hub="latent-action-pretraining/LAPA-7B-openx"),
     options={
@@ -45,6 +61,8 @@ LAPA = ModelSpec(
     },
     options_paper={"latent": "noisy"},
     paper_differences=(_NOISE,),
+    notes=(_ORDER,
+        "Patches of 32 pixels are embedded by the model itself; no other encoder of frames takes part.",),
     parameters_m=343.80,
     licence="MIT",
     reference="Ye et al. 2024, arXiv 2410.11758",
@@ -57,19 +75,22 @@ DINOV2 = ModelSpec(
     dim=1024,
     pair_shape=(16, 1024),
     clip_shape=(8, 16, 1024),
+    grid=_NO_PLACES,
+    codebook=_SIZES["codebook_size"],
     preprocess=CUBIC_224_SIGNED,
     weights=Weights(folder="laq_dinov2.pt"),
+    backbone=DINOV2_WEIGHTS,
     options={
         "network": {**_SIZES, "patch_size": 14},
         "features": {
             "kind": "transformers", "library": "Dinov2Model", "prefix": "dino_tokenizer.", "leading": 1,
-            "variable": "DINO_V2_PATH", "hub": "facebook/dinov2-large", "unused": (), "prefix_on_disk": "",
-            "config": DINOV2_LARGE,
+            "unused": (), "prefix_on_disk": "", "config": DINOV2_LARGE,
         },
         "latent": "continuous",
     },
     options_paper={"latent": "noisy"},
     paper_differences=(_NOISE,),
+    notes=(_ORDER, _ONE_FILE.format("dino_tokenizer."),),
     parameters_m=473.69,
     licence="MIT; the backbone Apache-2.0",
     reference=_BENCHMARK,
@@ -82,20 +103,22 @@ DINOV3 = ModelSpec(
     dim=1024,
     pair_shape=(16, 1024),
     clip_shape=(8, 16, 1024),
+    grid=_NO_PLACES,
+    codebook=_SIZES["codebook_size"],
     preprocess=CUBIC_224_SIGNED,
     weights=Weights(folder="laq_dinov3.pt"),
+    backbone=DINOV3_WEIGHTS,
     options={
         "network": _SIZES,
         "features": {
             "kind": "transformers", "library": "DINOv3ViTModel", "prefix": "dino_tokenizer.", "leading": 1,
-            "variable": "DINO_V3_PATH", "hub": "facebook/dinov3-vitl16-pretrain-lvd1689m", "unused": (),
-            "prefix_on_disk": "",
-            "config": DINOV3_LARGE,
+            "unused": (), "prefix_on_disk": "", "config": DINOV3_LARGE,
         },
         "latent": "continuous",
     },
     options_paper={"latent": "noisy"},
     paper_differences=(_NOISE,),
+    notes=(_ORDER, _ONE_FILE.format("dino_tokenizer."),),
     parameters_m=472.45,
     licence="MIT; the backbone DINOv3 License",
     reference=_BENCHMARK,
@@ -108,13 +131,15 @@ SIGLIP2 = ModelSpec(
     dim=768,
     pair_shape=(16, 768),
     clip_shape=(8, 16, 768),
+    grid=_NO_PLACES,
+    codebook=_SIZES["codebook_size"],
     preprocess=CUBIC_224,
     weights=Weights(folder="siglip2.pt"),
+    backbone=SIGLIP2_WEIGHTS,
     options={
         "network": {**_SIZES, "dim": 768},
         "features": {
             "kind": "transformers", "library": "SiglipVisionModel", "prefix": "encoder.vision_model.", "leading": 0,
-            "variable": "SIGLIP2_PATH", "hub": "google/siglip2-base-patch16-224",
             "unused": ("text_model.", "logit_scale", "logit_bias"), "prefix_on_disk": "vision_model.",
             "config": SIGLIP2_BASE,
         },
@@ -122,6 +147,7 @@ SIGLIP2 = ModelSpec(
     },
     options_paper={"latent": "noisy"},
     paper_differences=(_NOISE,),
+    notes=(_ORDER, _ONE_FILE.format("encoder.vision_model."),),
     parameters_m=200.83,
     licence="MIT; the backbone Apache-2.0",
     reference=_BENCHMARK,
@@ -134,12 +160,15 @@ MAGVIT2 = ModelSpec(
     dim=18,
     pair_shape=(16, 18),
     clip_shape=(8, 16, 18),
+    grid=_NO_PLACES,
+    codebook=_SIZES["codebook_size"],
     preprocess=CUBIC_224,
     weights=Weights(folder="magvit2.pt"),
+    backbone=Weights(variable="MAGVIT2_TOKENIZER_PATH"),
     options={
         "network": {**_SIZES, "dim": 18, "pixel_output": True},
         "features": {
-            "kind": "open-magvit2", "prefix": "magvit2_tokenizer.", "variable": "MAGVIT2_TOKENIZER_PATH",
+            "kind": "open-magvit2", "prefix": "magvit2_tokenizer.",
             "config_variable": "MAGVIT2_CONFIG_PATH", "unused": ("loss.",),
             "config": {
                 "z_channels": 18, "ch": 128, "ch_mult": [1, 1, 2, 2, 4], "num_res_blocks": 4, "in_channels": 3,
@@ -150,6 +179,9 @@ MAGVIT2 = ModelSpec(
     },
     options_paper={"latent": "noisy"},
     paper_differences=(_NOISE,),
+    notes=(_ORDER, _ONE_FILE.format("magvit2_tokenizer."),
+        "MAGVIT2_CONFIG_PATH may name the tokenizer's configuration; unset, it is the released one of 18 bits.",
+        "The encoder's raw weights run, not their running averages, which the file holds too.",),
     parameters_m=116.40,
     licence="MIT; the tokenizer Apache-2.0",
     reference=_BENCHMARK,
@@ -175,16 +207,22 @@ def ablation(name: str) -> ModelSpec | None:
         return None
     codebook, length, width = (int(match[group]) for group in (2, 3, 4))
     network = {**_SIZES, "codebook_size": codebook, "code_seq_len": length, "quant_dim": width}
+    rows = code_rows(length, _SIZES["image_size"] // _SIZES["patch_size"])
     return replace(
         DINOV3,
         name=name,
-        pair_shape=(length, 1024),
-        clip_shape=(8, length, 1024),
+        pair_shape=(rows, 1024) if rows else (),
+        clip_shape=(8, rows, 1024) if rows else (),
         weights=Weights(folder=f"dinov3_{match[1]}.pt"),
         options={**DINOV3.options, "network": network},
         parameters_m=None,
+        codebook=codebook,
+        ablation={
+            "codebook size": codebook, "sequence length": length, "latent dimension": width,
+            "learning rate": float(match[5]),
+        },
         description=f"Ablation of dinov3: {codebook} codes of width {width}, code length {length}",
-    )
+    )  # fmt: skip
 
 
 @register_model(LAPA, DINOV2, DINOV3, SIGLIP2, MAGVIT2, *filter(None, map(ablation, PUBLISHED_ABLATIONS)))
@@ -203,22 +241,22 @@ class LatentActions:
     """
 
     def __init__(self, spec: ModelSpec, context: ModelContext) -> None:
-        options = {**spec.options, **(spec.options_paper if context.protocol == "paper" else {})}
+        options = spec.options_under(context.protocol)
         if options["latent"] not in LATENTS:
             raise UsageError(f"Latent '{options['latent']}' of '{spec.name}': there is {', '.join(LATENTS)}.")
-        if context.weights == RANDOM:
-            network, self.weights_digest = draw_network(spec, options, context.seed), weights_name(context.seed)
-            self.weights_revision = None
+        layout = replace(LAYOUT, files=(spec.weights.folder,)) if spec.weights and spec.weights.folder else LAYOUT
+        found = find_checkpoint(spec, context, layout)
+        if found.seed is None:
+            tensors = read_checkpoint(found.file, layout)
+            network, features = load_network(spec, options, tensors, found.file, context.settings)
+            self.weights_digest = digest(found.digest, features)
         else:
-            file = find_checkpoint(spec, context)
-            network, features = load_network(spec, options, read_checkpoint(file), file, context.settings)
-            self.weights_digest = digest(sha256_of(file), features)
-            cached = file.parent.parent.name == "snapshots"  # how the hub's cache keeps the files of a commit
-            self.weights_revision = file.parent.name if cached else None
+            network, self.weights_digest = draw_network(spec, options, found.seed), found.digest
+        self.weights_revision = found.revision
         self._network = network.to(context.device)
         self.dim = network.config.dim
         self._latent: str = options["latent"]
-        self._device = context.device
+        self._spec, self._device = spec, context.device
         self._seed = context.seed
         self._size = spec.preprocessing(context.protocol).size
 
@@ -230,8 +268,7 @@ class LatentActions:
         """
         import torch
 
-        if clips.shape[-2:] != (self._size, self._size):
-            raise LaryError(f"Frames of {self._size} x {self._size} pixels expected, got {tuple(clips.shape)}.")
+        check_frames(self._spec, clips, side=self._size, least=2)
         # The kernels of a CPU round differently for another batch size, those of a GPU get slow with single samples.
         parts = torch.split(clips, 1) if self._device == "cpu" else (clips,)
         with torch.inference_mode():

@@ -7,10 +7,10 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from lary.models.checkpoint import read_checkpoint, take
 from lary.models.randomly import draw, draw_transformers
-from lary.models.spec import ModelContext, ModelSpec, Weights
-from lary.models.tensors import fill, sha256_of
+from lary.models.released import Layout, read_checkpoint
+from lary.models.spec import ModelContext, ModelSpec, locate_weights
+from lary.models.tensors import configured_by, fill, sha256_of, take
 from lary.models.weights import Source, find_weights, load_transformers, read_tensors
 from lary.types import UsageError
 
@@ -20,6 +20,9 @@ if TYPE_CHECKING:
     from lary.nets.lam import LatentActionModel
 
 Tensors = dict[str, "torch.Tensor"]
+
+LAYOUT = Layout(files=(), sections=("model", "state_dict"), wrappers=("module.",))
+"""Of a file of the family, whose name stands in its record, and of the tokenizer's own file."""
 
 
 def load_network(
@@ -99,7 +102,7 @@ def _from_transformers(
     model_class, config = _library(features)
     beginning, digest_of_folder = features["prefix_on_disk"], ""
     if not tensors:
-        own = _backbone_folder(spec, features, settings)
+        own = _backbone_folder(spec, settings)
         tensors = {
             key.removeprefix(beginning): value for key, value in read_tensors(own.files, features["unused"]).items()
         }
@@ -143,12 +146,10 @@ def _drawn_magvit(features: Mapping[str, Any], grid: int, seed: int) -> torch.nn
     return draw(tokenizer, seed)
 
 
-def _backbone_folder(spec: ModelSpec, features: Mapping[str, Any], settings: Mapping[str, str]) -> Source:
-    """The backbone's own weights: the folder or hub id of its variable, or else its published repository."""
-    variable = features["variable"]
-    location = settings.get(variable) or features["hub"]
-    record = replace(spec, weights=Weights(variable=variable, hub=features["hub"]))
-    return find_weights(record, ModelContext("cpu", "corrected", weights=location))
+def _backbone_folder(spec: ModelSpec, settings: Mapping[str, str]) -> Source:
+    """The backbone's own weights, for a file that holds none: where its variable says, in MODEL_DIR or on the hub."""
+    record = replace(spec, name=f"{spec.name}, encoder of frames", weights=spec.backbone)
+    return find_weights(record, ModelContext("cpu", "corrected", weights=locate_weights(record, dict(settings))))
 
 
 def _from_magvit(
@@ -166,23 +167,21 @@ def _from_magvit(
 
     described = settings.get(features["config_variable"])
     changes = _tokenizer_config(Path(described).expanduser()) if described else {}
-    fields = {**features["config"], **changes}
-    with torch.device("meta"):
-        tokenizer = Tokenizer(TokenizerConfig(**fields))
+    with configured_by(described or "the record", "Open-MAGVIT2 tokenizer"), torch.device("meta"):
+        tokenizer = Tokenizer(TokenizerConfig(**{**features["config"], **changes}))
     digest_of_file = ""
     if not tensors:
-        named = settings.get(features["variable"])
+        variable = spec.backbone.variable if spec.backbone else None
+        named = settings.get(variable) if variable else None
         if not named or not Path(named).expanduser().is_file():
             reason = f"points to {named}, which is no file" if named else "is not set"
             raise UsageError(
                 f"Weights of '{spec.name}': {origin} holds no tokenizer (keys {features['prefix']}*), and "
-                f"{features['variable']} {reason}. Set it to the tokenizer's own checkpoint."
+                f"{variable} {reason}. Set it to the tokenizer's own checkpoint."
             )
         origin = Path(named).expanduser()
         digest_of_file = sha256_of(origin)
-        tensors = {
-            key: value for key, value in read_checkpoint(origin).items() if not key.startswith(features["unused"])
-        }  # fmt: skip
+        tensors = read_checkpoint(origin, replace(LAYOUT, unused=features["unused"]))
     fill(tokenizer, tensors, origin)
     tokenizer.drop_unused()
     return tokenizer, digest_of_file

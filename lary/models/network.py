@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from typing import TYPE_CHECKING
+from collections.abc import Callable, Mapping
+from typing import TYPE_CHECKING, Any
 
+from lary.models.randomly import draw
+from lary.models.released import Checkpoint
 from lary.models.spec import ModelSpec
+from lary.models.tensors import fill
 from lary.runtime import log
 from lary.types import LaryError
 
@@ -27,17 +30,45 @@ def run_alone(network: Callable[[torch.Tensor], torch.Tensor], inputs: torch.Ten
         return torch.cat([network(inputs[place : place + 1]) for place in range(len(inputs))])
 
 
-def check_frames(spec: ModelSpec, clips: torch.Tensor, *, multiple: int) -> None:
-    """Refuse clips that a network can't cut into its cells.
+def check_frames(
+    spec: ModelSpec, clips: torch.Tensor, *, side: int | None = None, multiple: int = 1, least: int = 1
+) -> None:
+    """Refuse clips that a network can't encode.
+
+    Args:
+        side: height and width that frames need to have; None for any.
+        multiple: what height and width have to be multiples of.
+        least: how many frames a clip has to have.
 
     Raises:
-        LaryError: clips aren't (B, T, 3, H, W), or H or W is not a multiple of `multiple`.
+        LaryError: clips aren't (B, T, 3, H, W), or have frames of another size, or too few.
     """
     if clips.ndim != 5 or clips.shape[2] != 3 or not clips.numel():
         raise LaryError(f"{spec.name} encodes clips (B, T, 3, H, W), not {list(clips.shape)}.")
     height, width = clips.shape[-2:]
+    if side is not None and (height, width) != (side, side):
+        raise LaryError(f"{spec.name} needs frames of {side} x {side} pixels, not {width} x {height}.")
     if height % multiple or width % multiple:
         raise LaryError(f"{spec.name} needs frames whose sides are multiples of {multiple}, not {width} x {height}.")
+    if clips.shape[1] < least:
+        raise LaryError(f"{spec.name} needs clips of at least {least} frames, not {clips.shape[1]}.")
+
+
+def with_weights(network: Any, found: Checkpoint, read: Callable[[], Mapping[str, torch.Tensor]], device: str) -> Any:
+    """A network, which is without memory yet, with its weights, on its device and ready to run.
+
+    Args:
+        found: names the file; or says that weights are random.
+        read: gives the file's tensors under the network's names; not called for random ones.
+
+    Raises:
+        LaryError: the tensors don't fit.
+    """
+    if found.seed is None:
+        fill(network, read(), found.file)
+    else:
+        draw(network, found.seed)
+    return network.eval().requires_grad_(False).to(device)
 
 
 def tell_dim(spec: ModelSpec, dim: int, origin: object) -> None:

@@ -2,12 +2,40 @@
 
 from __future__ import annotations
 
+import csv
+import functools
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
-from lary.models.spec import MODELS, ModelSpec, locate_weights
+import lary
+from lary.models.spec import MODELS, ModelSpec, Weights, locate_weights
 from lary.types import UsageError
+
+REFERENCE = Path(lary.__file__).parent / "results" / "reference"
+"""Where the tables of the benchmark's paper lie."""
+TABLES = {
+    "leaderboard_classification": ("classification", ("average", "libero", "human_1st", "robot_1st")),
+    "leaderboard_regression": ("regression", ("average", "calvin", "vlabench", "robocoin", "agibotbeta")),
+    "leaderboard_vlabench_stride": ("regression on vlabench by stride", ("stride_5", "stride_15", "stride_30")),
+}
+"""Titles and columns of the tables by model."""
+ABLATED = {"codebook_size": "codebook_size", "sequence_length": "code_seq_len", "latent_dim": "quant_dim"}
+"""Columns of the table of ablations, and the fields of a network that they name."""
+
+
+INTRODUCTION = """\
+# Models
+
+Made from the records by `python -m lary.models.overview`; a test holds it against them.
+
+- *tokens* are (P, N, D): latent steps, tokens per step, latent dimension; (N, D) for a model without steps.
+- *parameters* are counted as in the paper's tables, parts that only training needs included.
+- *published* are the numbers in the tables of the paper (Nie et al. 2026, arXiv 2604.11689): Top-1 accuracy in % for
+  classification, MSE of normalised actions for regression. The `paper` protocol computes as their code does.
+- *paper* is what that protocol changes for the model; without such a line both protocols give the same tokens.
+- *known* are facts and defects that a reader of the numbers should know.
+"""
 
 
 @dataclass(frozen=True)
@@ -28,12 +56,11 @@ def weights_state(spec: ModelSpec, values: Mapping[str, str]) -> WeightsState:
         return WeightsState(False, str(error))
     if place is not None and Path(place).expanduser().exists():
         return WeightsState(True, place)
-    return WeightsState(False, f"would be fetched from the hub: {place}; {where_to_put(spec)}")
+    return WeightsState(False, f"would be fetched from the hub: {place}; {where_to_put(spec.weights)}")
 
 
-def where_to_put(spec: ModelSpec) -> str:
-    """The file or variable that a model's weights are looked for in."""
-    weights = spec.weights
+def where_to_put(weights: Weights | None) -> str:
+    """The file or variable that weights are looked for in."""
     if weights is None:
         return "needs no weights"
     places = [weights.variable] if weights.variable else []
@@ -67,6 +94,10 @@ def model_text(spec: ModelSpec, values: Mapping[str, str]) -> str:
     state = weights_state(spec, values)
     lines = [spec.name, *(f"  {name:12} {value}" for name, value in facts(spec))]
     lines.append(f"  {'weights':12} {'here: ' if state.found and spec.weights else ''}{state.note}")
+    if spec.backbone:
+        part = weights_state(replace(spec, weights=spec.backbone), values)
+        place = f"here: {part.note}" if part.found else part.note
+        lines.append(f"  {'backbone':12} needed where the weights hold none; {place}")
     return "\n".join(lines)
 
 
@@ -85,32 +116,56 @@ def facts(spec: ModelSpec) -> list[tuple[str, str]]:
         ("reference", spec.reference or "-"),
         ("licence", spec.licence or "-"),
     ]
+    found += [("published", numbers) for numbers in published(spec)]
     found += [("paper", difference) for difference in spec.paper_differences]
     found += [("known", note) for note in spec.notes]
     return found
 
 
+def published(spec: ModelSpec) -> list[str]:
+    """A model's numbers in the tables of the benchmark's paper, one line per table."""
+    found = []
+    for table, (title, columns) in TABLES.items():
+        for row in read_table(table):
+            if row["model"] == spec.name:
+                found.append(f"{title}: {', '.join(f'{name} {row[name]}' for name in columns)}")
+    network = spec.options.get("network", {})
+    sizes = {column: str(network.get(field)) for column, field in ABLATED.items()}
+    rows = [row for row in read_table("lam_ablation") if sizes.items() <= row.items()]
+    if rows:  # a setting that several ablations share stands in the table more than once, with the same numbers
+        others = [column for column in rows[0] if column not in ("ablation", *sizes)]
+        found.append(f"ablations: {', '.join(f'{name} {rows[0][name]}' for name in others)}")
+    if not found and spec.weights is not None:
+        return ["the paper's tables have no numbers of this model"]
+    return found
+
+
+@functools.cache
+def read_table(name: str) -> list[dict[str, str]]:
+    """Rows of one of the paper's tables, arXiv 2604.11689."""
+    with (REFERENCE / f"{name}.csv").open(encoding="utf-8", newline="") as stream:
+        return list(csv.DictReader(stream))
+
+
 def models_page() -> str:
     """``docs/models.md``, made from the records."""
-    lines = [
-        "# Models",
-        "",
-        "Made from the records by `python -m lary.models.overview`; a test holds it against them. Tokens are",
-        "(P, N, D): latent steps, tokens per step, latent dimension.",
-    ]
+    lines = INTRODUCTION.splitlines()
     for spec in MODELS:
         lines += ["", f"## `{spec.name}`", "", spec.description + ".", "", "| | |", "|---|---|"]
         lines += [f"| {name} | {text} |" for name, text in facts(spec)[1:]]
-        lines.append(f"| weights | {where_to_put(spec)}{hub_text(spec)} |")
+        lines.append(f"| weights | {where_to_put(spec.weights)}{hub_text(spec.weights)} |")
+        if spec.backbone:
+            place = f"{where_to_put(spec.backbone)}{hub_text(spec.backbone)}"
+            lines.append(f"| backbone | needed where the weights hold none; {place} |")
     return "\n".join(lines) + "\n"
 
 
-def hub_text(spec: ModelSpec) -> str:
-    """Where the hub has the weights, as a half sentence."""
-    if spec.weights is None or not spec.weights.hub:
+def hub_text(weights: Weights | None) -> str:
+    """Where the hub has weights, as a half sentence."""
+    if weights is None or not weights.hub:
         return ""
-    pinned = f" at {spec.weights.revision[:7]}" if spec.weights.revision else ""
-    return f", or fetched from `{spec.weights.hub}`{pinned}"
+    pinned = f" at {weights.revision[:7]}" if weights.revision else ""
+    return f", or fetched from `{weights.hub}`{pinned}"
 
 
 if __name__ == "__main__":

@@ -9,16 +9,16 @@ from collections.abc import Callable
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any, TypeVar
 
-import numpy as np
-import numpy.typing as npt
-
 from lary.models.spec import Preprocess
 from lary.types import LaryError
 
 if TYPE_CHECKING:
+    import numpy as np
+    import numpy.typing as npt
     import torch
 
-Frame = npt.NDArray[np.uint8]
+    Frame = npt.NDArray[np.uint8]
+
 Clip = TypeVar("Clip", "npt.NDArray[Any]", "torch.Tensor")
 
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
@@ -51,6 +51,8 @@ def prepare(clip: Frame, preprocess: Preprocess) -> npt.NDArray[np.float32]:
     Returns:
         (T, 3, H', W') float32, contiguous, H' = W' = ``preprocess.size``.
     """
+    import numpy as np
+
     frames = resize(clip, preprocess)
     planes = np.empty((len(frames), 3, *frames.shape[1:3]), dtype=np.uint8)
     to_planes(frames, planes)
@@ -69,6 +71,8 @@ def normalise(
     planes: Frame, preprocess: Preprocess, out: npt.NDArray[np.float32] | None = None
 ) -> npt.NDArray[np.float32]:
     """Scale and normalise resized frames: (..., 3, H, W) uint8 to float32, in `out` if it is given."""
+    import numpy as np
+
     if out is None:
         out = np.empty(planes.shape, dtype=np.float32)
     scale = np.float32(preprocess.scale)
@@ -115,7 +119,7 @@ def resize(clip: Frame, preprocess: Preprocess) -> Frame:
     Raises:
         LaryError: the clip isn't uint8 RGB frames, or the record's crop is larger than the resized frame.
     """
-    if clip.ndim != 4 or clip.shape[-1] != 3 or clip.dtype != np.uint8 or not clip.size:
+    if clip.ndim != 4 or clip.shape[-1] != 3 or clip.dtype != "uint8" or not clip.size:
         raise LaryError(f"A clip has to be uint8 frames (T, H, W, 3), not {clip.dtype} {clip.shape}.")
     height, width = clip.shape[1:3]
     size = preprocess.size
@@ -137,6 +141,7 @@ def resize(clip: Frame, preprocess: Preprocess) -> Frame:
 def _cv2(interpolation: str) -> Callable[[Frame, int, int], Frame]:
     def resize_frames(clip: Frame, height: int, width: int) -> Frame:
         import cv2
+        import numpy as np
 
         out = np.empty((len(clip), height, width, 3), dtype=np.uint8)
         for frame, target in zip(clip, out, strict=True):
@@ -148,6 +153,7 @@ def _cv2(interpolation: str) -> Callable[[Frame, int, int], Frame]:
 
 def _pillow(resampling: str) -> Callable[[Frame, int, int], Frame]:
     def resize_frames(clip: Frame, height: int, width: int) -> Frame:
+        import numpy as np
         from PIL import Image
 
         how = Image.Resampling[resampling]
@@ -157,6 +163,7 @@ def _pillow(resampling: str) -> Callable[[Frame, int, int], Frame]:
 
 
 def _torch_bilinear(clip: Frame, height: int, width: int) -> Frame:
+    import numpy as np
     import torch
 
     planes = torch.from_numpy(np.ascontiguousarray(clip)).permute(0, 3, 1, 2).float()

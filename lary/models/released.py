@@ -2,16 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from lary.fileio import digest, read_json
-from lary.models import randomly
-from lary.models.spec import ModelContext, ModelSpec
-from lary.models.tensors import first_line, listed, read_safetensors, sha256_of, unpickle
-from lary.models.weights import CONFIG
+from lary.models import hub, randomly
+from lary.models.spec import ModelContext, ModelSpec, remedy
+from lary.models.tensors import listed, read_safetensors, sha256_of, unpickle
+from lary.models.weights import CONFIG, refuse_revision
 from lary.types import RANDOM, LaryError, UsageError
 
 if TYPE_CHECKING:
@@ -25,15 +25,17 @@ class Layout:
     Attributes:
         files: names under a folder or repository; the first that is there is read.
         kind: field and value in ``config.json`` beside the weights by which a library's folder is known; without
-            them the file is the released one, and the record describes the network.
+            them, or where no library has the model, the file is the released one and the record describes the network.
         unused: beginnings of keys that play no part in encoding; they may be absent and aren't kept.
-        section: entry of a released pickled file that holds the tensors; None if it holds nothing else.
+        sections: entries of a pickled file under which the tensors may stand; else they stand at the top.
+        wrappers: parts of keys that training around the model has left; they are taken out wherever they stand.
     """
 
     files: tuple[str, ...]
-    kind: tuple[str, str]
+    kind: tuple[str, str] | None = None
     unused: tuple[str, ...] = ()
-    section: str | None = None
+    sections: tuple[str, ...] = ()
+    wrappers: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -61,20 +63,21 @@ def find_checkpoint(spec: ModelSpec, context: ModelContext, layout: Layout) -> C
     Raises:
         UsageError: none given, the hub can't be reached or doesn't give it, or no known file is there.
     """
-    location = context.weights
+    location, expected = context.weights, " or ".join(layout.files)
     if location == RANDOM:
         return Checkpoint(Path(RANDOM), None, randomly.weights_name(context.seed), seed=context.seed)
     if location is None:
-        raise UsageError(f"Weights of '{spec.name}': none given. {_advice(spec, layout)}")
+        raise UsageError(f"Weights of '{spec.name}': none given. {remedy(spec, expected)}")
     path, revision = Path(location).expanduser(), None
-    if not path.exists():
-        pinned = spec.weights.revision if spec.weights and location == spec.weights.hub else None
-        path = _fetch(spec, location, context.revision or pinned, layout)
+    if path.exists():
+        refuse_revision(spec, context, path)
+    else:
+        path = _fetch(spec, location, context.revision, layout)
         revision = path.name
     if path.is_dir():
         found = [path / name for name in layout.files if (path / name).is_file()]
         if not found:
-            raise UsageError(f"Weights of '{spec.name}': {path} holds no {' or '.join(layout.files)}.")
+            raise UsageError(f"Weights of '{spec.name}': {path} holds no {expected}. {remedy(spec, expected)}")
         path = found[0]
     config = _library_config(path.parent / CONFIG, layout)
     files = [path] if config is None else [path.parent / CONFIG, path]
@@ -82,14 +85,8 @@ def find_checkpoint(spec: ModelSpec, context: ModelContext, layout: Layout) -> C
     return Checkpoint(path, config, digest(*parts), revision)
 
 
-def _advice(spec: ModelSpec, layout: Layout) -> str:
-    variable = spec.weights.variable if spec.weights else None
-    target = f"Set {variable} to" if variable else "Name"
-    return f"{target} {' or '.join(layout.files)} or its folder, or pass --weights."
-
-
 def _library_config(file: Path, layout: Layout) -> dict[str, Any] | None:
-    if not file.is_file():
+    if layout.kind is None or not file.is_file():
         return None
     config = read_json(file, "model configuration")
     field, value = layout.kind
@@ -97,57 +94,55 @@ def _library_config(file: Path, layout: Layout) -> dict[str, Any] | None:
 
 
 def _fetch(spec: ModelSpec, repository: str, revision: str | None, layout: Layout) -> Path:
-    """Download the first of the layout's files that the repository has, or find it in the cache; returns the folder."""
-    import huggingface_hub
-    from huggingface_hub import errors
+    """The folder of a repository with the first of the layout's files that it has."""
 
-    try:
-        for name in layout.files:
-            patterns = [name, (Path(name).parent / CONFIG).as_posix()]
-            folder = Path(huggingface_hub.snapshot_download(repository, revision=revision, allow_patterns=patterns))
-            if (folder / name).is_file():
-                return folder
-        reason = f"holds no {' or '.join(layout.files)}"
-    except errors.GatedRepoError:
-        reason = f"is gated: ask for access at https://huggingface.co/{repository} and run `hf auth login`"
-    except errors.RepositoryNotFoundError:
-        reason = "is neither a file here nor a public repository"
-    except errors.HFValidationError:
-        reason = "is neither a file here nor the name of a repository"
-    except Exception as error:  # each HTTP library that huggingface_hub has used raises its own
-        reason = f"can't be fetched from the hub ({first_line(error)})"
-    raise UsageError(f"Weights of '{spec.name}': {repository} {reason}. {_advice(spec, layout)}")
+    def choose(names: Sequence[str]) -> list[str]:
+        name = next((name for name in layout.files if name in names), None)
+        return [] if name is None else [name, (Path(name).parent / CONFIG).as_posix()]
+
+    return hub.fetch(
+        spec,
+        revision,
+        repository,
+        choose=choose,
+        complete=lambda folder: any((folder / name).is_file() for name in layout.files),
+        expected=" or ".join(layout.files),
+    )
 
 
-def read_checkpoint(found: Checkpoint, layout: Layout) -> dict[str, torch.Tensor]:
-    """The tensors of a checkpoint by their key in the file, float32 where they are floating, without unused ones.
+def read_checkpoint(file: Path, layout: Layout) -> dict[str, torch.Tensor]:
+    """The tensors of a file by their key, float32 where they are floating, without unused ones.
 
     Raises:
-        LaryError: the file is damaged, holds more than tensors, or lacks the section.
+        LaryError: the file is damaged, holds code or something else than tensors by name, or one key twice.
     """
     import torch
 
-    if found.file.suffix == ".safetensors":
-        tensors = read_safetensors(found.file, layout.unused)
-    else:
-        tensors = _read_pickled(found.file, layout)
-    return {
-        key: value.to(torch.float32) if value.is_floating_point() else value
-        for key, value in tensors.items()
-        if not key.startswith(layout.unused)
-    }
+    pickled = file.suffix != ".safetensors"
+    content = _section(unpickle(file), file, layout) if pickled else read_safetensors(file, layout.unused)
+    tensors: dict[str, torch.Tensor] = {}
+    for key, value in content.items():
+        name = str(key)
+        for wrapper in layout.wrappers:
+            name = name.replace(wrapper, "")
+        if name in tensors:
+            raise LaryError(f"The weights {file} hold {name} twice, within and without a wrapper: which is meant?")
+        if not name.startswith(layout.unused):
+            # A copy of what is used, since a file of torch.save is only mapped: a training state in it is never read.
+            kind = torch.float32 if value.is_floating_point() else value.dtype
+            tensors[name] = value.to(kind, copy=pickled)
+    return tensors
 
 
-def _read_pickled(file: Path, layout: Layout) -> dict[str, torch.Tensor]:
-    """Tensors of a file of ``torch.save``. Only what is used is read, since these files also hold training states."""
+def _section(content: Any, file: Path, layout: Layout) -> Mapping[Any, torch.Tensor]:
+    """The part of an unpickled file that holds the tensors."""
     import torch
 
-    content = unpickle(file)
-    if layout.section is not None:
-        if not isinstance(content, dict) or layout.section not in content:
-            there = listed(map(str, content)) if isinstance(content, dict) else type(content).__name__
-            raise LaryError(f"The weights {file} have no entry '{layout.section}', only {there}: wrong file?")
-        content = content[layout.section]
-    if not isinstance(content, dict) or not all(isinstance(value, torch.Tensor) for value in content.values()):
-        raise LaryError(f"The weights {file} are not a dictionary of tensors: is this the released file?")
-    return {key: value.clone() for key, value in content.items() if not key.startswith(layout.unused)}
+    found = content
+    if isinstance(content, Mapping):
+        found = next((content[name] for name in layout.sections if isinstance(content.get(name), Mapping)), content)
+    if isinstance(found, Mapping) and found and all(isinstance(value, torch.Tensor) for value in found.values()):
+        return found
+    places = " or ".join(["at the top", *(f"under '{name}'" for name in layout.sections)])
+    there = f"entries {listed(map(str, content))}" if isinstance(content, Mapping) else f"a {type(content).__name__}"
+    raise LaryError(f"The weights {file} hold no tensors by name {places}, only {there}. Is it the right file?")

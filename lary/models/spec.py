@@ -73,13 +73,21 @@ class ModelSpec:
         preprocess: under the ``corrected`` protocol; `preprocess_paper` under ``paper`` where it differs, and
             `preprocess_paper_clip` for clips where the published code prepares them in yet another way.
         weights: None for a model that needs none.
-        pair_shape, clip_shape: tokens of one image pair, and of one clip of nine frames, (P, N, D) or (N, D).
+        pair_shape, clip_shape: tokens of one image pair, and of one clip of nine frames, (P, N, D) or (N, D);
+            `pair_shape_paper` and `clip_shape_paper` where the ``paper`` protocol has others.
+        backbone: where the weights of an encoder of frames lie that the model's own file may lack; None without one.
         options: constants for the model class, differences between records that share one; `options_paper` are
             laid over them under the ``paper`` protocol.
         paper_differences: what the ``paper`` protocol changes for this model, in sentences; empty if nothing.
         notes: known facts and defects, in sentences, for ``docs/models.md``.
         class_token: whether the class gives a class token for every step, as ``Latents.cls``.
         in_demo: whether ``lary demo`` runs the model where its weights lie on the machine; it runs every one without.
+        grid: rows and columns of the square of places that the tokens of a step stand for, row by row; 0 where a token
+            stands for no place, None where the root of N tells.
+        first_frame_alone: whether the first latent step of a compressed clip shows the first frame alone and the others
+            equal parts of the rest, as in causal autoencoders; elsewhere all steps show equal parts.
+        codebook: how many codes the model has; None without a codebook.
+        ablation: what an ablation varies in this record, by name of the setting; empty for other models.
     """
 
     name: str
@@ -89,6 +97,9 @@ class ModelSpec:
     weights: Weights | None = None
     pair_shape: tuple[int, ...] = ()
     clip_shape: tuple[int, ...] = ()
+    pair_shape_paper: tuple[int, ...] = ()
+    clip_shape_paper: tuple[int, ...] = ()
+    backbone: Weights | None = None
     preprocess_paper: Preprocess | None = None
     preprocess_paper_clip: Preprocess | None = None
     options: dict[str, Any] = field(default_factory=dict)
@@ -101,6 +112,10 @@ class ModelSpec:
     description: str = ""
     class_token: bool = False
     in_demo: bool = False
+    grid: int | None = None
+    first_frame_alone: bool = False
+    codebook: int | None = None
+    ablation: Mapping[str, float] = field(default_factory=dict)
     factory: Callable[[ModelSpec, ModelContext], Encoder] | None = None
 
     def preprocessing(self, protocol: BenchmarkProtocol, media: Media = "pair") -> Preprocess:
@@ -109,6 +124,17 @@ class ModelSpec:
             return self.preprocess
         clip = self.preprocess_paper_clip if media == "clip" else None
         return clip or self.preprocess_paper or self.preprocess
+
+    def options_under(self, protocol: BenchmarkProtocol) -> dict[str, Any]:
+        """The options that a protocol asks for."""
+        return self.options | (self.options_paper if protocol == "paper" else {})
+
+    def shape(self, protocol: BenchmarkProtocol, media: Media) -> tuple[int, ...]:
+        """Tokens of one sample under a protocol; empty where the record doesn't say."""
+        corrected, paper = (
+            (self.pair_shape, self.pair_shape_paper) if media == "pair" else (self.clip_shape, self.clip_shape_paper)
+        )
+        return paper if protocol == "paper" and paper else corrected
 
 
 MODELS: Registry[ModelSpec] = Registry(
@@ -175,12 +201,12 @@ def locate_weights(spec: ModelSpec, values: dict[str, str], override: str | None
     ``--weights random`` is no path and stays as it is; a folder of that name is ``./random``.
 
     Raises:
-        UsageError: the named path doesn't exist, there is nowhere to look, or random weights for a model without any.
+        UsageError: the named path doesn't exist, there is nowhere to look, or the model has no weights to name.
     """
     weights = spec.weights
     if weights is None:
-        if override == RANDOM:
-            raise UsageError(f"--weights {RANDOM}: model '{spec.name}' has no weights; leave the option out.")
+        if override:
+            raise UsageError(f"--weights {override}: model '{spec.name}' has no weights; leave the option out.")
         return None
     if override == RANDOM:
         return RANDOM
@@ -192,7 +218,7 @@ def locate_weights(spec: ModelSpec, values: dict[str, str], override: str | None
         looks_like_path = named.startswith((".", "/", "~")) or path.is_absolute() or named.count("/") != 1
         if looks_like_path:
             source = "--weights" if override else weights.variable
-            raise UsageError(f"Weights of '{spec.name}': {source} points to {named}, which does not exist.")
+            raise UsageError(f"Weights of '{spec.name}': {source} points to {named}, which does not exist. Correct it.")
         return named
     folder = (
         Path(values["MODEL_DIR"]).expanduser() / weights.folder if weights.folder and values.get("MODEL_DIR") else None
@@ -201,6 +227,17 @@ def locate_weights(spec: ModelSpec, values: dict[str, str], override: str | None
         return str(folder)
     if weights.hub:
         return weights.hub
-    places = [f"set {weights.variable}"] if weights.variable else []
+    raise UsageError(f"Weights of '{spec.name}' are not here. {remedy(spec, 'them')}")
+
+
+def remedy(spec: ModelSpec, expected: str) -> str:
+    """Where weights have to be put to be found, as a sentence.
+
+    Args:
+        expected: the files, in words.
+    """
+    weights = spec.weights or Weights()
+    places = [f"set {weights.variable} to {expected}"] if weights.variable else []
     places += [f"put {weights.folder} into MODEL_DIR"] if weights.folder else []
-    raise UsageError(f"Weights of '{spec.name}' are not here: {', '.join([*places, 'or pass --weights'])}.")
+    text = ", ".join([*places, "or pass --weights PATH"]) if places else "pass --weights PATH"
+    return f"{text[0].upper()}{text[1:]}."

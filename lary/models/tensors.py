@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import hashlib
-import zipfile
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -51,7 +51,10 @@ def read_safetensors(file: Path, unused: tuple[str, ...] = ()) -> dict[str, torc
         with safe_open(file, framework="pt", device="cpu") as stream:
             return {key: stream.get_tensor(key) for key in stream.keys() if not key.startswith(unused)}  # noqa: SIM118
     except (SafetensorError, OSError) as error:
-        raise LaryError(f"The weights {file} can't be read: {error}. Fetch them again.") from error
+        raise LaryError(
+            f"The weights {file} can't be read as safetensors ({first_line(error)}): the file is damaged, cut off or "
+            "of another kind. Fetch it again."
+        ) from error
 
 
 def unpickle(file: Path) -> Any:
@@ -60,15 +63,56 @@ def unpickle(file: Path) -> Any:
     Raises:
         LaryError: the file is damaged, or holds something that would run.
     """
+    import zipfile
+
     import torch
 
     try:
         return torch.load(file, map_location="cpu", weights_only=True, mmap=zipfile.is_zipfile(file))
     except Exception as error:  # the unpickler of a hostile or broken file may raise anything
+        if strange := strange_names(file):
+            raise LaryError(
+                f"The weights {file} are refused: besides tensors they hold {listed(strange)}, and reading that would "
+                "run code. Convert them to safetensors, where you trust them."
+            ) from error
         raise LaryError(
-            f"The weights {file} are refused, since they can't be read as plain tensors ({first_line(error)}): fetch "
-            f"them again, or convert them to safetensors if you trust them."
+            f"The weights {file} can't be read as plain tensors ({first_line(error)}): the file is damaged, cut off or "
+            "of another kind. Fetch it again."
         ) from error
+
+
+def strange_names(file: Path) -> list[str]:
+    """Names of classes and functions besides tensors that a file of ``torch.save`` asks for; nothing of it is run."""
+    from torch.serialization import get_unsafe_globals_in_checkpoint
+
+    try:
+        return sorted(map(str, get_unsafe_globals_in_checkpoint(file)))
+    except Exception:  # not a file of torch.save, or cut off
+        return []
+
+
+def take(tensors: dict[str, torch.Tensor], prefix: str) -> dict[str, torch.Tensor]:
+    """Remove the tensors whose key starts with `prefix` and return them by the rest of their key."""
+    return {key[len(prefix) :]: tensors.pop(key) for key in list(tensors) if key.startswith(prefix)}
+
+
+@contextmanager
+def configured_by(origin: object, name: str) -> Iterator[None]:
+    """In here a network is built from a configuration that a user has given: what is wrong with it is told.
+
+    Args:
+        origin: the configuration, for errors.
+        name: of the network, for errors.
+
+    Raises:
+        LaryError: the configuration describes no network.
+    """
+    try:
+        yield
+    except LaryError:
+        raise
+    except Exception as error:  # each library has its own for values that it can't use
+        raise LaryError(f"The configuration of {origin} describes no {name}: {first_line(error)}.") from error
 
 
 def fill(network: torch.nn.Module, tensors: Mapping[str, torch.Tensor], origin: object) -> None:
@@ -88,5 +132,8 @@ def fill(network: torch.nn.Module, tensors: Mapping[str, torch.Tensor], origin: 
         "misshaped": [f"{key} {have[key]} for {want[key]}" for key in want if have.get(key, want[key]) != want[key]],
     }
     if any(problems.values()):
-        raise LaryError(f"The weights {origin} don't fit {type(network).__name__} as configured: {told(problems)}.")
+        raise LaryError(
+            f"The weights {origin} don't fit {type(network).__name__} as configured: {told(problems)}. Name the file "
+            "that belongs to this model."
+        )
     network.load_state_dict(dict(tensors), assign=True)

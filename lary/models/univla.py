@@ -7,14 +7,14 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from lary.models.keys import cut_joint
-from lary.models.network import check_frames, run_alone, tell_dim
+from lary.models.network import check_frames, run_alone, tell_dim, with_weights
 from lary.models.preprocess import CUBIC_224_IMAGENET
-from lary.models.randomly import draw, draw_transformers
+from lary.models.randomly import draw_transformers
 from lary.models.released import Layout, find_checkpoint, read_checkpoint
 from lary.models.spec import ModelContext, ModelSpec, Weights, register_model
-from lary.models.tensors import fill
+from lary.models.tensors import take
 from lary.models.weights import load_transformers
-from lary.types import LaryError, Latents
+from lary.types import Latents
 
 if TYPE_CHECKING:
     import torch
@@ -22,14 +22,13 @@ if TYPE_CHECKING:
 WRAPPER = "lam."
 """Taken out of every key, wherever it stands, as the published loader does."""
 BACKBONE = "dino_encoder."
-TRAINING = ("decoder.", "patch_up.", "action_up.", "action_up_uncontrol.", f"{BACKBONE}mask_token")
-"""What encoding needs nothing of: the decoder, what feeds it, and the backbone's mask."""
 LAYOUT = Layout(
     files=("lam-stage-2.ckpt",),
-    kind=("", ""),  # no library has this model
-    unused=(*TRAINING, *(WRAPPER + key for key in TRAINING)),
-    section="state_dict",
+    unused=("decoder.", "patch_up.", "action_up.", "action_up_uncontrol.", f"{BACKBONE}mask_token"),
+    sections=("state_dict",),
+    wrappers=(WRAPPER,),
 )
+"""Encoding needs neither the decoder nor what feeds it, nor the backbone's mask."""
 
 UNIVLA = ModelSpec(
     name="univla",
@@ -38,6 +37,8 @@ UNIVLA = ModelSpec(
     weights=Weights(variable="UNIVLA_CKPT_PATH", folder="univla", hub="qwbu/univla-latent-action-model"),
     pair_shape=(4, 128),
     clip_shape=(8, 4, 128),
+    grid=0,
+    codebook=16,
     preprocess=CUBIC_224_IMAGENET,
     options={
         "network": {
@@ -49,6 +50,11 @@ UNIVLA = ModelSpec(
             "mlp_ratio": 4, "num_register_tokens": 4, "layerscale": True,
         },
     },
+    notes=(
+        "Tokens are rows of a codebook of 16: a pair has at most 16^4 different answers.",
+        "The four uncontrollable latents of a transition are computed and left out, as published.",
+        "The released file also holds the training decoder; parameters count it, it is neither read nor run.",
+    ),
     parameters_m=287.75,
     licence="Apache-2.0",
     reference="Bu et al. 2025, arXiv 2505.06111",
@@ -84,17 +90,15 @@ class UniVLA:
         found = find_checkpoint(spec, context, LAYOUT)
         with torch.device("meta"):
             network = UniVLANetwork(config)
+        tensors = read_checkpoint(found.file, LAYOUT) if found.seed is None else {}
+        inner = take(tensors, BACKBONE)
+        self.network = with_weights(network, found, lambda: tensors, context.device)
         if found.seed is None:
-            tensors = {key.replace(WRAPPER, ""): value for key, value in read_checkpoint(found, LAYOUT).items()}
-            inner = {key: tensors.pop(key) for key in list(tensors) if key.startswith(BACKBONE)}
-            fill(network, tensors, found.file)
             self.backbone = load_backbone(backbone, inner, found.file)
         else:
-            draw(network, found.seed)
             self.backbone = draw_transformers(
                 transformers.Dinov2WithRegistersModel, backbone_config(backbone), found.seed
             )  # fmt: skip
-        self.network = network.to(context.device).eval().requires_grad_(False)
         self.backbone.to(context.device)
         self._spec, self._device = spec, context.device
         self._patch: int = backbone["patch_size"]
@@ -112,9 +116,7 @@ class UniVLA:
         """
         import torch
 
-        check_frames(self._spec, clips, multiple=self._patch)
-        if clips.shape[1] < 2:
-            raise LaryError(f"{self._spec.name} encodes what changes between frames: two or more, not one.")
+        check_frames(self._spec, clips, multiple=self._patch, least=2)
         latent = run_alone(self._latents, clips.to(self._device, torch.float32))
         with torch.inference_mode():
             _, tokens, codes = self.network.vq_action(latent)
@@ -153,12 +155,11 @@ RENAMED_IN_BLOCK = {
 
 
 def transformers_tensors(tensors: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
-    """The backbone's tensors, keys with its prefix, under the names that transformers has for them on disk."""
+    """The backbone's tensors under the names that transformers has for them on disk."""
     renamed: dict[str, torch.Tensor] = {}
     for key, value in tensors.items():
-        name = key.removeprefix(BACKBONE)
-        start = next((start for start in RENAMED if name.startswith(start)), None)
-        name = f"{key} (unknown)" if start is None else RENAMED[start] + name.removeprefix(start)
+        start = next((start for start in RENAMED if key.startswith(start)), None)
+        name = f"{BACKBONE}{key} (unknown)" if start is None else RENAMED[start] + key.removeprefix(start)
         for old, new in RENAMED_IN_BLOCK.items():
             name = name.replace(old, new)
         renamed[name] = value
@@ -185,7 +186,7 @@ def load_backbone(config: Mapping[str, Any], tensors: Mapping[str, torch.Tensor]
 
     Args:
         config: see `backbone_config`.
-        tensors: by key with the backbone's prefix.
+        tensors: by key without the backbone's prefix.
 
     Raises:
         LaryError: missing, unexpected or misshaped keys, under the names that transformers has for them.

@@ -7,14 +7,12 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from lary.fileio import digest, read_json
-from lary.models.network import run_alone, tell_dim
+from lary.models.network import check_frames, run_alone, tell_dim, with_weights
 from lary.models.preprocess import VILLA_X_IMAGE, VILLA_X_PAPER_CLIP
-from lary.models.randomly import draw
 from lary.models.released import Checkpoint, Layout, find_checkpoint, read_checkpoint
 from lary.models.spec import ModelContext, ModelSpec, Weights, register_model
-from lary.models.tensors import fill
 from lary.runtime import log
-from lary.types import LaryError, Latents
+from lary.types import RANDOM, LaryError, Latents
 
 if TYPE_CHECKING:
     import torch
@@ -26,8 +24,8 @@ ARCHITECTURE = "IgorModel"
 """What the configuration calls the network."""
 HUB_FOLDER = "lam"
 """Where the hub's repository keeps these files; a copy of the whole repository is accepted, too."""
-CONFIG_LAYOUT = Layout(files=(CONFIG, f"{HUB_FOLDER}/{CONFIG}"), kind=("", ""))
-LAYOUT = Layout(files=("model.safetensors", "model.bin", "pytorch_model.bin"), kind=("", ""), unused=("decoder.",))
+CONFIG_LAYOUT = Layout(files=(CONFIG, f"{HUB_FOLDER}/{CONFIG}"))
+LAYOUT = Layout(files=("model.safetensors", "model.bin", "pytorch_model.bin"), unused=("decoder.",))
 """Encoding needs no decoder: its weights may be absent and aren't read."""
 DERIVED = ("grid_size", "embed_tokens")
 """Fields that follow from others: the published loader overwrites them."""
@@ -39,12 +37,19 @@ VILLA_X = ModelSpec(
     weights=Weights(variable="VILLA_X_CKPT_PATH", folder="villa-x", hub="microsoft/villa-x"),
     pair_shape=(2, 32),
     clip_shape=(8, 2, 32),
+    grid=0,
+    codebook=32,
     preprocess=VILLA_X_IMAGE,
     preprocess_paper_clip=VILLA_X_PAPER_CLIP,
     options={"config": {"action_latent_dim": 32, "num_learned_tokens": 2, "decoder_depth": 12}},
     paper_differences=(
         "frames of clips are resized by torchvision (bilinear, antialiased), those of pairs by Pillow (Lanczos)",
         "a frame index beyond the end of a clip is an error of its sample instead of the last frame",
+    ),
+    notes=(
+        "Tokens are rows of a codebook of 32: a pair has at most 32^2 different answers.",
+        "Clips longer than the window of 8 frames are encoded in windows that slide by one frame.",
+        "The released file also holds the training decoder; parameters count it, it is neither read nor run.",
     ),
     parameters_m=238.71,
     licence="MIT",
@@ -79,11 +84,7 @@ class VillaX:
         config = read_config(described.file) if found.seed is None else VillaConfig(**spec.options["config"])
         with torch.device("meta"):
             network = VillaNetwork(config)
-        if found.seed is None:
-            fill(network, read_checkpoint(found, LAYOUT), found.file)
-        else:
-            draw(network, found.seed)
-        self.network = network.to(context.device).eval().requires_grad_(False)
+        self.network = with_weights(network, found, lambda: read_checkpoint(found.file, LAYOUT), context.device)
         self._spec, self._device = spec, context.device
         self._resolution = config.resolution
         self._preprocess = spec.preprocessing(context.protocol)
@@ -100,9 +101,7 @@ class VillaX:
         """
         import torch
 
-        if clips.ndim != 5 or clips.shape[2] != 3 or clips.shape[1] < 2:
-            told = f"clips (B, T, 3, H, W) of two or more frames, not {list(clips.shape)}"
-            raise LaryError(f"{self._spec.name} encodes {told}.")
+        check_frames(self._spec, clips, least=2)
         latent = run_alone(self.network.latents, self._fitted(clips.to(self._device, torch.float32)))
         with torch.inference_mode():
             tokens, codes = self.network.quantize(latent)
@@ -131,7 +130,7 @@ def find_parts(spec: ModelSpec, context: ModelContext) -> tuple[Checkpoint, Chec
     Raises:
         UsageError: one of them is not there, or the hub does not give it.
     """
-    given = Path(context.weights).expanduser() if context.weights else None
+    given = Path(context.weights).expanduser() if context.weights not in (None, RANDOM) else None
     if given is not None and given.is_file():
         given = given.parent
         context = replace(context, weights=str(given))

@@ -6,13 +6,12 @@ from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
 from lary.models.keys import VJEPA_KEYS, cut_joint, rename_keys
-from lary.models.network import check_frames, run_alone, tell_dim
+from lary.models.network import check_frames, run_alone, tell_dim, with_weights
 from lary.models.preprocess import VJEPA2 as VJEPA2_PREPROCESS
-from lary.models.randomly import draw
 from lary.models.released import Checkpoint, Layout, find_checkpoint, read_checkpoint
 from lary.models.spec import ModelContext, ModelSpec, Weights, register_model
-from lary.models.tensors import fill
-from lary.types import LaryError, Latents
+from lary.models.tensors import configured_by
+from lary.types import Latents
 
 if TYPE_CHECKING:
     import torch
@@ -21,7 +20,8 @@ LAYOUT = Layout(
     files=("model.safetensors", "vitl.pt", "original/model.pth"),
     kind=("model_type", "vjepa2"),
     unused=("predictor.",),
-    section="target_encoder",
+    sections=("target_encoder",),
+    wrappers=("module.", "backbone."),
 )
 
 VJEPA2 = ModelSpec(
@@ -35,6 +35,8 @@ VJEPA2 = ModelSpec(
     preprocess=VJEPA2_PREPROCESS,
     pair_shape=(196, 1024),
     clip_shape=(980, 1024),
+    grid=14,
+    clip_shape_paper=(784, 1024),
     options={
         "config": {
             "img_size": 224, "patch_size": 16, "num_frames": 16, "tubelet_size": 2, "embed_dim": 1024, "depth": 24,
@@ -92,22 +94,18 @@ def build_empty(arguments: Mapping[str, Any], origin: object = "the record") -> 
     import torch
     import transformers
 
-    try:
+    with configured_by(origin, "VJEPA2Model"), torch.device("meta"):
         config = transformers.VJEPA2Config.from_dict({**arguments, "pred_num_hidden_layers": 0})
-        with torch.device("meta"):
-            network: Any = transformers.VJEPA2Model(config)
-    except (TypeError, ValueError) as error:
-        raise LaryError(f"The configuration of {origin} describes no VJEPA2Model: {error}.") from error
+        network: Any = transformers.VJEPA2Model(config)
     del network.predictor
-    return network.eval().requires_grad_(False)
+    return network
 
 
 def read_tensors(found: Checkpoint) -> dict[str, torch.Tensor]:
     """The tensors of a checkpoint under the library's names."""
-    tensors = read_checkpoint(found, LAYOUT)
+    tensors = read_checkpoint(found.file, LAYOUT)
     if found.config is not None:
         return tensors
-    tensors = {key.replace("module.", "").replace("backbone.", ""): value for key, value in tensors.items()}
     return rename_keys(cut_joint(tensors, "qkv", ("query", "key", "value")), VJEPA_KEYS)
 
 
@@ -125,17 +123,13 @@ class VJepaEncoder:
     """
 
     def __init__(self, spec: ModelSpec, context: ModelContext) -> None:
-        options = {**spec.options, **(spec.options_paper if context.protocol == "paper" else {})}
+        options = spec.options_under(context.protocol)
         found = find_checkpoint(spec, context, LAYOUT)
         self._size = spec.preprocessing(context.protocol).size
         arguments = found.config or vjepa_arguments(**options["config"])
         # The library lays out the grid of positions by this size, not by the frames that come.
         network = build_empty({**arguments, "crop_size": self._size}, found.file)
-        if found.seed is None:
-            fill(network, read_tensors(found), found.file)
-        else:
-            draw(network, found.seed)
-        self._network = network.to(context.device)
+        self._network = with_weights(network, found, lambda: read_tensors(found), context.device)
         self._spec, self._device = spec, context.device
         self._repeat = options["incomplete_tubelet"] == "repeat the last frame"
         self._tubelet: int = network.config.tubelet_size
@@ -148,15 +142,13 @@ class VJepaEncoder:
         """Clips (B, T, 3, H, W) to tokens (B, N, D) float32.
 
         Raises:
-            LaryError: frames of another size than the record's, or fewer than a tubelet holds.
+            LaryError: not clips, frames of another size than the record's, or fewer than a tubelet holds.
         """
-        check_frames(self._spec, clips, multiple=self._network.config.patch_size)
-        if clips.shape[-2:] != (self._size, self._size):
-            height, width = clips.shape[-2:]
-            raise LaryError(f"{self._spec.name} needs frames of {self._size} x {self._size}, not {width} x {height}.")
-        clips = whole_tubelets(clips.to(self._device), self._tubelet, repeat=self._repeat)
-        if not clips.shape[1]:
-            raise LaryError(f"{self._spec.name} needs at least {self._tubelet} frames.")
+        import torch
+
+        patch: int = self._network.config.patch_size
+        check_frames(self._spec, clips, side=self._size, multiple=patch, least=1 if self._repeat else self._tubelet)
+        clips = whole_tubelets(clips.to(self._device, torch.float32), self._tubelet, repeat=self._repeat)
         return Latents(run_alone(self._tokens, clips))
 
     def _tokens(self, clips: torch.Tensor) -> torch.Tensor:

@@ -4,115 +4,103 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from lary.fileio import digest, inside, read_json
-from lary.models.spec import ModelContext, ModelSpec
-from lary.models.tensors import first_line, listed, read_safetensors, sha256_of, told, unpickle
-from lary.runtime import log
-from lary.types import LaryError, UsageError
+from lary.models import hub
+from lary.models.randomly import weights_name
+from lary.models.spec import ModelContext, ModelSpec, remedy
+from lary.models.tensors import configured_by, listed, read_safetensors, sha256_of, told, unpickle
+from lary.types import RANDOM, LaryError, UsageError
 
 if TYPE_CHECKING:
     import torch
 
 CONFIG = "config.json"
-HUB_SECONDS = 10
-"""How long the hub may take to answer before its cache, or an error, answers instead."""
+EXPECTED = f"model.safetensors beside {CONFIG}"
+SUFFIXES = (".safetensors", ".bin", ".pt", ".pth")
 
 
 @dataclass(frozen=True)
 class Source:
-    """Where weights were found: a folder, the hub's commit if they came from there, and the folder's digest.
+    """Where weights were found: a folder and files in it, or that there are random weights instead.
 
-    The digest covers the names and contents of ``config.json`` and of the weight files that are read.
+    Attributes:
+        folder: the folder of ``config.json``; the word for random weights.
+        files: the weight files.
+        digest: of the names and contents of ``config.json`` and of the weight files.
+        revision: the hub's commit, if they came from there.
+        seed: of random weights; None where files are read.
     """
 
     folder: Path
     files: tuple[Path, ...]
     digest: str
     revision: str | None = None
+    seed: int | None = None
 
 
 def find_weights(spec: ModelSpec, context: ModelContext) -> Source:
-    """The folder of a model's weights, fetched from the hub where they don't lie on disk.
+    """The weights in a library's folder, fetched from the hub where they don't lie on disk, or random ones.
 
     Raises:
         UsageError: no weights given, the hub can't be reached or doesn't give them, or the folder holds none.
     """
     location = context.weights
+    if location == RANDOM:
+        return Source(Path(RANDOM), (), weights_name(context.seed), seed=context.seed)
     if location is None:
-        raise UsageError(f"Weights of '{spec.name}': none given. {_advice(spec)}")
+        raise UsageError(f"Weights of '{spec.name}': none given. {remedy(spec, EXPECTED)}")
     path, revision = Path(location).expanduser(), None
-    if not path.exists():
-        pinned = spec.weights.revision if spec.weights and location == spec.weights.hub else None
-        path = fetch(spec, location, context.revision or pinned)
+    if path.exists():
+        refuse_revision(spec, context, path)
+    else:
+        path = hub.fetch(
+            spec,
+            context.revision,
+            location,
+            choose=_choose,
+            complete=_is_complete,
+            expected=EXPECTED,
+        )
         revision = path.name
-    elif path.is_file():
-        path = path.parent
-    files = weight_files(path)
-    return Source(path, files, _digest([path / CONFIG, *files]), revision)
+    if path.is_file() and path.name != CONFIG:
+        if path.suffix not in SUFFIXES:
+            kinds = ", ".join(SUFFIXES)
+            raise UsageError(f"Weights of '{spec.name}': {path} is no weight file ({kinds}). {remedy(spec, EXPECTED)}")
+        folder, files = path.parent, [path]
+    else:
+        folder = path.parent if path.is_file() else path
+        files = list(weight_files(folder))
+    return Source(folder, tuple(files), _digest([folder / CONFIG, *files]), revision)
 
 
-def fetch(spec: ModelSpec, repository: str, revision: str | None) -> Path:
-    """Configuration and weights of a hub repository, downloaded or from the hub's cache; returns their folder.
+def refuse_revision(spec: ModelSpec, context: ModelContext, path: Path) -> None:
+    """Refuse ``--revision`` for weights on disk. Raises UsageError."""
+    if context.revision is not None:
+        raise UsageError(
+            f"--revision {context.revision}: the weights of '{spec.name}' are on disk, in {path}, and only the hub has "
+            "revisions. Leave the option out, or name a repository by --weights."
+        )
 
-    A pinned commit that lies in the cache needs no network. Pickled weights are fetched only from a repository that
-    has no safetensors.
 
-    Raises:
-        UsageError: why the hub doesn't give them, and which setting names a folder instead.
-    """
-    import huggingface_hub
-    from huggingface_hub import errors
+def _choose(names: Sequence[str]) -> list[str]:
+    """Pickled weights are fetched only from a repository that has no safetensors."""
+    for suffix in (".safetensors", ".bin"):
+        if any(name.endswith(suffix) for name in names):
+            return [CONFIG, f"*{suffix}*"]
+    return []
 
-    cached = None
+
+def _is_complete(folder: Path) -> bool:
     try:
-        cached = _cached(repository, revision)
-        if cached is not None and revision is not None:
-            return cached
-        about = huggingface_hub.HfApi().model_info(repository, revision=revision, timeout=HUB_SECONDS)
-        safe = any(file.rfilename.endswith(".safetensors") for file in about.siblings or ())
-        wanted = [CONFIG, "*.safetensors*" if safe else "*.bin*"]
-        return Path(huggingface_hub.snapshot_download(repository, revision=about.sha, allow_patterns=wanted))
-    except errors.GatedRepoError as error:
-        reason = f"is gated: ask for access at https://huggingface.co/{repository} and run `hf auth login`"
-        raise UsageError(_refusal(spec, repository, reason)) from error
-    except errors.RepositoryNotFoundError as error:
-        raise UsageError(_refusal(spec, repository, "is neither a folder here nor a public repository")) from error
-    except errors.HFValidationError as error:
-        raise UsageError(_refusal(spec, repository, "is neither a folder here nor the name of a repository")) from error
-    except Exception as error:  # each HTTP library that huggingface_hub has used raises its own
-        if cached is not None:
-            log.info("%s: the hub can't be reached, %s comes from its cache", spec.name, repository)
-            return cached
-        raise UsageError(_refusal(spec, repository, f"can't be fetched from the hub ({first_line(error)})")) from error
-
-
-def _cached(repository: str, revision: str | None) -> Path | None:
-    """The folder of a complete earlier download."""
-    import huggingface_hub
-    from huggingface_hub.errors import LocalEntryNotFoundError
-
-    try:
-        folder = Path(huggingface_hub.snapshot_download(repository, revision=revision, local_files_only=True))
         weight_files(folder)
-    except (LocalEntryNotFoundError, LaryError):
-        return None
-    return folder if (folder / CONFIG).is_file() else None
-
-
-def _refusal(spec: ModelSpec, repository: str, reason: str) -> str:
-    return f"Weights of '{spec.name}': {repository} {reason}. {_advice(spec)}"
-
-
-def _advice(spec: ModelSpec) -> str:
-    variable = spec.weights.variable if spec.weights else None
-    target = f"Set {variable} to" if variable else "Name"
-    return f"{target} a folder with {CONFIG} and model.safetensors, or pass --weights."
+    except LaryError:
+        return False
+    return (folder / CONFIG).is_file()
 
 
 def weight_files(folder: Path) -> tuple[Path, ...]:
@@ -129,10 +117,12 @@ def weight_files(folder: Path) -> tuple[Path, ...]:
             return _shards(index)
         found = sorted(folder.glob(f"*{suffix}"))
         if len(found) > 1:
-            raise UsageError(f"{folder} holds {len(found)} {suffix} files and no {index.name}: which are the weights?")
+            raise UsageError(
+                f"{folder} holds {len(found)} {suffix} files and no {index.name}: name the one that is meant."
+            )
         if found:
             return (found[0],)
-    raise UsageError(f"{folder} holds no weights: expected model.safetensors beside {CONFIG}.")
+    raise UsageError(f"{folder} holds no weights: expected {EXPECTED}.")
 
 
 def _shards(index: Path) -> tuple[Path, ...]:
@@ -147,6 +137,8 @@ def _shards(index: Path) -> tuple[Path, ...]:
 
 
 def _digest(files: Sequence[Path]) -> str:
+    from concurrent.futures import ThreadPoolExecutor
+
     there = [file for file in files if file.is_file()]
     with ThreadPoolExecutor(min(4, os.cpu_count() or 1)) as pool:
         values = list(pool.map(sha256_of, there))
@@ -179,9 +171,7 @@ def read_tensors(files: Sequence[Path], unused: tuple[str, ...] = ()) -> dict[st
     for file in files:
         found = read_safetensors(file, unused) if file.suffix == ".safetensors" else unpickle(file)
         if not isinstance(found, dict) or not all(isinstance(value, torch.Tensor) for value in found.values()):
-            raise LaryError(
-                f"The weights {file} are refused: expected a dictionary of tensors. Convert them to safetensors."
-            )
+            raise LaryError(f"The weights {file} are refused: expected a dictionary of tensors. Is it the right file?")
         tensors.update((key, value) for key, value in found.items() if not key.startswith(unused))
     return tensors
 
@@ -199,7 +189,7 @@ def load_transformers(
     """
     import torch
 
-    with quiet_transformers():
+    with quiet_transformers(), configured_by(folder, model_class.__name__):
         model, report = model_class.from_pretrained(
             None, config=config, state_dict=tensors, dtype=torch.float32,
             output_loading_info=True, ignore_mismatched_sizes=True,
@@ -212,7 +202,8 @@ def load_transformers(
     }
     if any(problems.values()):
         raise LaryError(
-            f"The weights in {folder} don't fit {model_class.__name__} as its {CONFIG} describes it: {told(problems)}."
+            f"The weights in {folder} don't fit {model_class.__name__} as its {CONFIG} describes it: {told(problems)}. "
+            f"Weights and {CONFIG} have to be of one checkpoint."
         )
     module: torch.nn.Module = model.eval().requires_grad_(False)
     return module

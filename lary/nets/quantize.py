@@ -8,19 +8,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-Conv = tuple[int | tuple[int, int], int, int]
-"""Kernel, stride, padding."""
-
-CODE_STACKS: dict[int, tuple[Conv, ...]] = {
-    1: ((3, 2, 1), (4, 1, 0)),
-    2: ((3, 2, 1), ((3, 4), 1, 0)),
-    4: ((3, 2, 1), (3, 1, 0)),
-    16: ((3, 2, 1), (3, 2, 1)),
-    49: ((3, 2, 1),),
-    64: ((2, 2, 1),),
-    256: ((3, 2, 1),),
-}
-"""Convolutions by the code length of a configuration. How many rows come out depends on the grid as well."""
+from lary.nets.codes import CODE_STACKS
 
 
 class DifferenceQuantizer(nn.Module):

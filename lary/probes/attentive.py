@@ -11,7 +11,6 @@ import math
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-from torch.utils.checkpoint import checkpoint
 
 INIT_STD = 0.02
 
@@ -94,24 +93,17 @@ class CrossAttentionBlock(nn.Module):
 
 
 class AttentivePooler(nn.Module):
-    """``depth - 1`` self-attention blocks, then one query pools the tokens: (B, S, D) -> (B, 1, D).
+    """``depth - 1`` self-attention blocks, then one query pools the tokens: (B, S, D) -> (B, 1, D)."""
 
-    With `recompute`, activations inside the blocks are computed again in the backward pass instead of kept.
-    """
-
-    def __init__(self, dim: int, heads: int, depth: int, recompute: bool) -> None:
+    def __init__(self, dim: int, heads: int, depth: int) -> None:
         super().__init__()
-        self.recompute = recompute
         self.query_tokens = nn.Parameter(torch.zeros(1, 1, dim))
         self.cross_attention_block = CrossAttentionBlock(dim, heads)
         self.blocks = nn.ModuleList(SelfAttentionBlock(dim, heads) for _ in range(depth - 1))
 
     def forward(self, x: Tensor) -> Tensor:
         for block in self.blocks:
-            if self.recompute and torch.is_grad_enabled():
-                x = checkpoint(block, x, use_reentrant=False, preserve_rng_state=False)
-            else:
-                x = block(x)
+            x = block(x)
         return self.cross_attention_block(self.query_tokens.expand(len(x), -1, -1), x)  # type: ignore[no-any-return]
 
 
@@ -121,12 +113,10 @@ class AttentiveClassifier(nn.Module):
     Only tokens with the axis P get the temporal embedding of their step; nothing tells places in N apart.
     """
 
-    def __init__(
-        self, dim: int, classes: int, heads: int, depth: int, max_temporal_len: int, recompute: bool = False
-    ) -> None:
+    def __init__(self, dim: int, classes: int, heads: int, depth: int, max_temporal_len: int) -> None:
         super().__init__()
         self.temporal_embed = nn.Parameter(torch.zeros(1, max_temporal_len, 1, dim))
-        self.pooler = AttentivePooler(dim, heads, depth, recompute)
+        self.pooler = AttentivePooler(dim, heads, depth)
         self.linear = nn.Linear(dim, classes)
 
     def forward(self, x: Tensor) -> Tensor:
@@ -154,11 +144,10 @@ class AttentiveProbe(nn.Module):
         num_heads: int = 16,
         depth: int = 4,
         max_temporal_len: int = 128,
-        recompute: bool = False,
     ) -> None:
         super().__init__()
         self.projector = nn.Sequential(nn.Linear(input_dim, model_dim), nn.LayerNorm(model_dim), nn.GELU())
-        self.classifier = AttentiveClassifier(model_dim, num_classes, num_heads, depth, max_temporal_len, recompute)
+        self.classifier = AttentiveClassifier(model_dim, num_classes, num_heads, depth, max_temporal_len)
         self._initialise()
 
     def forward(self, tokens: Tensor) -> Tensor:

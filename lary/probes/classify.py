@@ -8,7 +8,6 @@ head of the last epoch on the reported split itself.
 from __future__ import annotations
 
 import math
-import time
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
@@ -16,31 +15,33 @@ from typing import Any
 
 import numpy as np
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
+from lary.configs import ProbePrecision
 from lary.fileio import write_text
-from lary.probes.attentive import AttentiveProbe
 from lary.probes.controls import majority_class
 from lary.probes.fit import (
     ScaledSource,
-    adamw,
     channel_statistics,
+    in_bfloat16,
     keep_in_memory,
-    read_batches,
     save_checkpoint,
-    training_precision,
+    team_batches,
     weights_of,
 )
+from lary.probes.heads import Head, Plan, Scores, make_heads, make_network, score
+from lary.probes.memory import check_memory, count_weights, samples_at_once, training_need
 from lary.probes.outcome import ClassificationOutcome, ClassPredictions, Floats, Ints, SampleColumns, SelectionName
-from lary.probes.presets import ClassifierSettings, HeadSettings, ProbePreset
+from lary.probes.presets import ClassifierSettings, ProbePreset
 from lary.probes.sampler import balanced_indices, class_weights, hold_out
-from lary.probes.schedule import learning_rate, weight_decay
+from lary.probes.schedule import learning_rate
+from lary.probes.session import UNATTENDED, Session
+from lary.probes.state import StateFile
+from lary.probes.tracker import flat
 from lary.runtime import seed_everything
 from lary.types import BenchmarkProtocol, LaryError, LatentSource, Progress, UsageError
 
-SECONDS_BETWEEN_CHECKPOINTS = 60.0
-"""Five heads of the published width are 0.6 GB: writing them after every short epoch would cost more than training."""
+CHECKPOINT = "latest.pt"
 
 
 @dataclass(frozen=True)
@@ -57,57 +58,6 @@ class ClassifierInputs:
 
 
 @dataclass
-class _Head:
-    """One head in training, and in how many batches it was left out."""
-
-    number: int
-    settings: HeadSettings
-    network: AttentiveProbe
-    optimizer: torch.optim.AdamW
-    skipped: int = 0
-
-    def update(self, tokens: Tensor, labels: Tensor, plan: _Plan) -> tuple[int, int]:
-        """One update; returns how many samples were right and how many counted (none if anything isn't finite)."""
-        for group in self.optimizer.param_groups:
-            group["lr"] = learning_rate(self.settings, plan.step, plan.total, plan.per_epoch)
-            group["weight_decay"] = weight_decay(self.settings, plan.step, plan.total)
-        with training_precision(plan.device, plan.settings.bfloat16):
-            logits = self.network(tokens)
-            loss = F.cross_entropy(logits, labels, label_smoothing=plan.settings.label_smoothing)
-        if not bool(torch.isfinite(loss) & torch.isfinite(logits).all()):
-            self.skipped += 1
-            return 0, 0
-        self.optimizer.zero_grad(set_to_none=True)
-        loss.backward()  # type: ignore[no-untyped-call]
-        self.optimizer.step()
-        return int((logits.argmax(dim=1) == labels).sum()), len(labels)
-
-
-@dataclass
-class _Plan:
-    """Settings of this run and the count of updates so far."""
-
-    settings: ClassifierSettings
-    device: str
-    per_epoch: int
-    step: int = 0
-
-    @property
-    def total(self) -> int:
-        return self.per_epoch * self.settings.epochs
-
-
-@dataclass(frozen=True)
-class _Scores:
-    """A head's logits (n, L) on some rows, with their Top-1 and loss; a row that isn't finite counts as wrong."""
-
-    logits: Floats
-    accuracy: float
-    loss: float
-    finite: bool
-
-
-@dataclass
 class _Best:
     """The head and epoch chosen so far on the held-out rows: most right, then smallest loss, then first."""
 
@@ -115,7 +65,7 @@ class _Best:
     chosen: ClassPredictions | None = None
     weights: dict[str, Tensor] = field(default_factory=dict)
 
-    def consider(self, epoch: int, heads: Sequence[_Head], held: list[_Scores], validation: list[_Scores]) -> None:
+    def consider(self, epoch: int, heads: Sequence[Head], held: list[Scores], validation: list[Scores]) -> None:
         for head, own, reported in zip(heads, held, validation, strict=True):
             rank = (own.accuracy, -own.loss)
             if own.finite and reported.finite and rank > self.rank:
@@ -135,67 +85,54 @@ def train_classifier(
     progress: Progress | None,
     epochs: int | None = None,
     batch_size: int | None = None,
+    precision: ProbePrecision | None = None,
+    session: Session = UNATTENDED,
 ) -> ClassificationOutcome:
     """Train all heads and return what the selected ones say about every validation sample.
 
     Epochs count from 1. Every epoch writes ``log_r0.csv`` (epoch, train_acc, val_acc: per cent, best head) into
-    `folder`; the last one, and one a minute before, ``latest.pt`` (``classifiers``: state dicts of all heads;
-    ``selected``: the head to report so far; ``scaling``: mean and std by channel that the heads expect taken off, or
-    None).
-    `progress` advances by the size of the training split in every epoch.
+    `folder`; the last one ``latest.pt`` (``classifiers``: state dicts of all heads; ``selected``: the head to report;
+    ``scaling``: mean and std by channel that the heads expect taken off, or None). `precision` of None is what the
+    preset has on `device`. With an identity in `session` an interrupted training goes on where it was, and ends with
+    the same bits on a CPU. `progress` advances by the size of the training split in every epoch.
 
     Raises:
-        UsageError: the inputs don't fit together, or nothing can be held out.
+        UsageError: the inputs don't fit together, nothing can be held out, or the heads don't fit into memory.
         LaryError: a latent isn't finite, or every head diverged.
     """
     given = preset.classifier
     settings = replace(given, epochs=epochs or given.epochs, batch_size=batch_size or given.batch_size)
     _check(inputs)
+    bfloat16 = in_bfloat16(settings.bfloat16, precision, device)
     seed_everything(seed)
-    fit_rows, held_rows = _split(inputs, protocol, seed)
-    scaling = channel_statistics(inputs.train, fit_rows) if settings.standardise else None
-    train, validation = _ready(inputs.train, scaling), _ready(inputs.validation, scaling)
-    heads = _make_heads(settings, train.shape[-1], len(inputs.classes), device)
-    plan = _Plan(settings, device, per_epoch=math.ceil(len(fit_rows) / settings.batch_size))
-    weights = class_weights(inputs.train_labels[fit_rows])
-    everything = np.arange(len(validation), dtype=np.int64)
-    history: list[dict[str, Any]] = []
-    best = _Best()
-    saved = time.monotonic()
-    for epoch in range(1, settings.epochs + 1):
-        rates = [learning_rate(head.settings, plan.step + 1, plan.total, plan.per_epoch) for head in heads]
-        order = fit_rows[balanced_indices(weights, epoch - 1, seed)]
-        shares = _train_epoch(heads, train, inputs.train_labels, order, plan, progress)
-        held = _score(heads, train, inputs.train_labels, held_rows, plan, progress)
-        scores = _score(heads, validation, inputs.labels, everything, plan, None)
-        history.append(_history_row(epoch, rates, shares, held, scores))
-        if held:
-            best.consider(epoch, heads, held, scores)
-        last = _best_of(epoch, scores)
-        if folder is not None:
-            _write_log(folder, history)
-            if epoch == settings.epochs or time.monotonic() - saved > SECONDS_BETWEEN_CHECKPOINTS:
-                _write_checkpoint(folder, history, heads, best, last, settings, scaling)
-                saved = time.monotonic()
-    if not last or (len(held_rows) and not best.chosen):
-        raise LaryError(
-            "Every head of the probe diverged: check the scale of the latents, or train with another preset."
-        )
-    chosen: dict[SelectionName, ClassPredictions] = {"held_out": best.chosen} if best.chosen else {}
+    rows = _split(inputs, protocol, seed)
+    training = _Training(inputs, settings, device, bfloat16, seed, rows, session)
+    kept = session.state_file(
+        folder, asdict(settings), protocol, seed, device.partition(":")[0], bfloat16, list(inputs.train.shape),
+        inputs.train_labels, inputs.labels, list(inputs.train_groups),
+    )  # fmt: skip
+    training.run(kept, folder, progress)
+    assert training.last is not None
+    best = training.best.chosen
+    held_out: dict[SelectionName, ClassPredictions] = {"held_out": best} if best else {}
+    selections: dict[SelectionName, ClassPredictions] = {**held_out, "best_on_validation": training.last}
+    final = {name: float(np.mean(each.logits.argmax(axis=1) == inputs.labels)) for name, each in selections.items()}
+    session.tracker.log({f"final/{name}_top1": value for name, value in final.items()}, training.plan.step)
     counts = np.bincount(inputs.train_labels, minlength=len(inputs.classes)).astype(np.int64)
     return ClassificationOutcome(
         classes=inputs.classes,
         samples=inputs.samples,
         labels=inputs.labels,
-        selections={**chosen, "best_on_validation": last},
+        selections=selections,
         controls={"majority_class": majority_class(counts, len(inputs.labels))},
         train_counts=counts,
-        history=history,
+        history=training.history,
         settings={
             **asdict(settings), "preset": preset.name, "protocol": protocol, "seed": seed, "device": device,
-            "fit_samples": len(fit_rows), "held_out_samples": len(held_rows), "tokens": list(train.shape),
+            "precision": "bf16" if bfloat16 else "fp32", "fit_samples": len(rows[0]), "held_out_samples": len(rows[1]),
+            "tokens": list(inputs.train.shape),
         },
-        warnings=_warnings(heads, plan),
+        warnings=(*_warnings(inputs), *filter(None, training.dropped)),
     )  # fmt: skip
 
 
@@ -215,6 +152,30 @@ def _check(inputs: ClassifierInputs) -> None:
             f"Training latents have shape {inputs.train.shape}, validation latents {inputs.validation.shape}: "
             "extract both splits with the same model and settings."
         )
+    count = len(inputs.classes)
+    for name, labels in (("training", inputs.train_labels), ("validation", inputs.labels)):
+        if len(outside := labels[(labels < 0) | (labels >= count)]):
+            raise UsageError(
+                f"Label {outside[0]} of the {name} split lies outside the {count} classes (0 to {count - 1}): "
+                "check the label space of the data set's record."
+            )
+    if len(present := np.unique(inputs.train_labels)) == 1:
+        raise UsageError(
+            f"All {len(inputs.train)} training samples are of the class '{inputs.classes[present[0]]}': a probe needs "
+            "at least two classes. Extract more of the training split."
+        )
+
+
+def _warnings(inputs: ClassifierInputs) -> tuple[str, ...]:
+    """Classes that occur in the reported split and can't be learned."""
+    unseen = np.setdiff1d(inputs.labels, inputs.train_labels)
+    if not len(unseen):
+        return ()
+    names = ", ".join(inputs.classes[label] for label in unseen[:5]) + (", ..." if len(unseen) > 5 else "")
+    return (
+        f"{len(unseen)} of {len(inputs.classes)} classes stand in the validation split and not among the "
+        f"{len(inputs.train)} training samples ({names}): extract more of the training split.",
+    )
 
 
 def _split(inputs: ClassifierInputs, protocol: BenchmarkProtocol, seed: int) -> tuple[Ints, Ints]:
@@ -224,61 +185,169 @@ def _split(inputs: ClassifierInputs, protocol: BenchmarkProtocol, seed: int) -> 
     return hold_out(inputs.train_groups, inputs.train_labels, seed=seed)
 
 
-def _ready(source: LatentSource, scaling: tuple[Floats, Floats] | None) -> LatentSource:
-    return keep_in_memory(ScaledSource(source, *scaling) if scaling else source)
+class _Training:
+    """The heads, what they are trained on, and what was found so far."""
+
+    def __init__(
+        self, inputs: ClassifierInputs, settings: ClassifierSettings, device: str, bfloat16: bool, seed: int,
+        rows: tuple[Ints, Ints], session: Session,
+    ) -> None:  # fmt: skip
+        self.inputs, self.settings, self.seed, self.session = inputs, settings, seed, session
+        self.fit_rows, self.held_rows = rows
+        shape = inputs.train.shape
+        self.plan = Plan(
+            settings, device, bfloat16, per_epoch=math.ceil(len(self.fit_rows) / settings.batch_size),
+            at_once=samples_at_once(shape, settings.model_dim, settings.depth, settings.batch_size, device),
+            team=session.team,
+        )  # fmt: skip
+        self.best = _Best()
+        self.last: ClassPredictions | None = None
+        self.history: list[dict[str, Any]] = []
+        self.dropped: list[str] = []
+
+    def run(self, kept: StateFile, folder: Path | None, progress: Progress | None) -> None:
+        """Train from what was kept to the end. Raises LaryError if every head diverged."""
+        before = kept.load()
+        if before is not None and "heads" not in before:  # nothing is left to train
+            self._restore(before)
+        else:
+            self._train(before, kept, folder, progress)
+        if progress and before is not None:
+            progress.skip(before["epoch"] * len(self.inputs.train))
+
+    def _train(
+        self, before: dict[str, Any] | None, kept: StateFile, folder: Path | None, progress: Progress | None
+    ) -> None:
+        inputs, settings, plan = self.inputs, self.settings, self.plan
+        dim, classes = inputs.train.shape[-1], len(inputs.classes)
+        one = count_weights(lambda: make_network(settings, dim, classes))
+        need = training_need((1 + len(settings.heads)) * one, inputs.train.shape, settings.batch_size)
+        check_memory(need, inputs.train.shape, plan.device, f"classification probe of {len(settings.heads)} heads")
+        scaling = channel_statistics(inputs.train, self.fit_rows) if settings.standardise else None
+        train, validation = (self._ready(source, scaling) for source in (inputs.train, inputs.validation))
+        heads = make_heads(settings, dim, classes, plan.device)
+        if before is not None:
+            self._restore(before)
+            for head, state in zip(heads, before["heads"], strict=True):
+                head.restore(state)
+        weights = class_weights(inputs.train_labels[self.fit_rows])
+        everything = np.arange(len(validation), dtype=np.int64)
+        kept.restore_random()
+        for epoch in range(len(self.history) + 1, settings.epochs + 1):
+            rates = _rates(heads, plan, plan.step + 1)
+            order = self.fit_rows[balanced_indices(weights, epoch - 1, self.seed)]
+            shares, losses = self._train_epoch(heads, train, order, progress)
+            held = score(heads, train, inputs.train_labels, self.held_rows, plan)
+            if progress:
+                progress.advance(len(self.held_rows))
+            scores = score(heads, validation, inputs.labels, everything, plan)
+            self.dropped = [head.dropped for head in heads]
+            self._check_alive()
+            self.history.append(_history_row(epoch, rates, shares, losses, held, scores))
+            self.session.tracker.log(flat(self.history[-1]), plan.step)
+            if held:
+                self.best.consider(epoch, heads, held, scores)
+            self.last = _best_of(epoch, scores)
+            if folder is not None and plan.team.leads:
+                _write_log(folder, self.history)
+                if epoch == settings.epochs:
+                    self._write_checkpoint(folder, heads, scaling)
+            if epoch == settings.epochs:
+                kept.keep(self._state, beside=(CHECKPOINT,), last=True)
+            else:
+                kept.keep(lambda: self._state() | self._weights(heads))
+
+    def _ready(self, source: LatentSource, scaling: tuple[Floats, Floats] | None) -> LatentSource:
+        return keep_in_memory(ScaledSource(source, *scaling) if scaling else source, self.plan.team.size)
+
+    def _train_epoch(
+        self, heads: Sequence[Head], source: LatentSource, order: Ints, progress: Progress | None
+    ) -> tuple[list[float], list[float | None]]:
+        """One pass over `order`: by head the share that was right and the mean loss; 0 and None for a dropped one."""
+        plan, tracker = self.plan, self.session.tracker
+        right, losses = [0] * len(heads), [0.0] * len(heads)
+        for rows, tokens, count in team_batches(source, order, plan.settings.batch_size, plan.device, plan.team):
+            plan.step += 1
+            targets = torch.from_numpy(self.inputs.train_labels[rows]).to(plan.device)
+            for head in (head for head in heads if not head.dropped):
+                right[head.number] += head.update(tokens, targets, count, plan)
+                losses[head.number] += head.loss * count
+            self.dropped = [head.dropped for head in heads]
+            self._check_alive()
+            if tracker.wanted:
+                told = {
+                    "batch_loss": [head.loss for head in heads],
+                    "batch_learning_rate": _rates(heads, plan, plan.step),
+                }
+                tracker.log(flat(told), plan.step)
+            if progress:
+                progress.advance(count)
+        return (
+            [0.0 if head.dropped else right[head.number] / len(order) for head in heads],
+            [None if head.dropped else losses[head.number] / len(order) for head in heads],
+        )
+
+    def _check_alive(self) -> None:
+        if all(self.dropped):
+            rates = ", ".join(f"{head.lr:g}" for head in self.settings.heads)
+            raise LaryError(
+                f"Every head of the probe diverged by epoch {self.plan.epoch} (learning rates {rates}): check the "
+                "scale of the latents, or train with another --probe-preset."
+            )
+
+    def _state(self) -> dict[str, Any]:
+        return {
+            "epoch": len(self.history), "step": self.plan.step, "history": self.history, "dropped": self.dropped,
+            "rank": list(self.best.rank), "chosen": _plain(self.best.chosen),
+            "last": _plain(self.last),
+        }  # fmt: skip
+
+    def _weights(self, heads: Sequence[Head]) -> dict[str, Any]:
+        return {"heads": [head.state() for head in heads], "weights": self.best.weights}
+
+    def _restore(self, state: dict[str, Any]) -> None:
+        self.plan.step, self.history, self.dropped = state["step"], state["history"], state["dropped"]
+        first, second = state["rank"]
+        self.best = _Best((first, second), _predictions(state["chosen"]), state.get("weights", {}))
+        self.last = _predictions(state["last"])
+
+    def _write_checkpoint(self, folder: Path, heads: Sequence[Head], scaling: tuple[Floats, Floats] | None) -> None:
+        """``latest.pt``: all heads after this epoch, and the one that is reported."""
+        states = [head.network.state_dict() for head in heads]
+        selected: dict[str, Any] | None = None
+        if self.best.chosen:
+            chosen = self.best.chosen
+            selected = {"head": chosen.head, "epoch": chosen.epoch, "weights": self.best.weights}
+        elif self.last:
+            selected = {"head": self.last.head, "epoch": self.last.epoch, "weights": states[self.last.head]}
+        value = {"classifiers": states, "epoch": len(self.history), "selected": selected}
+        value["settings"] = asdict(self.settings)
+        value["scaling"] = (
+            {"mean": torch.from_numpy(scaling[0]), "std": torch.from_numpy(scaling[1])} if scaling else None
+        )
+        save_checkpoint(folder / CHECKPOINT, value)
 
 
-def _make_heads(settings: ClassifierSettings, input_dim: int, classes: int, device: str) -> list[_Head]:
-    heads = []
-    for number, own in enumerate(settings.heads):
-        network = AttentiveProbe(
-            input_dim, classes, settings.model_dim, settings.num_heads, settings.depth, settings.max_temporal_len,
-            settings.recompute_activations,
-        ).to(device)  # fmt: skip
-        heads.append(_Head(number, own, network, adamw(network, own.lr, own.weight_decay)))
-    return heads
+def _plain(chosen: ClassPredictions | None) -> dict[str, Any] | None:
+    """A selection as plain values and tensors."""
+    if chosen is None:
+        return None
+    return {"epoch": chosen.epoch, "head": chosen.head, "logits": torch.from_numpy(chosen.logits)}
 
 
-def _train_epoch(
-    heads: list[_Head], source: LatentSource, labels: Ints, order: Ints, plan: _Plan, progress: Progress | None
-) -> list[float]:
-    """One pass over `order`; the share that each head had right while training, over the samples it counted."""
-    right, seen = [0] * len(heads), [0] * len(heads)
-    for rows, tokens in read_batches(source, order, plan.settings.batch_size, plan.device):
-        plan.step += 1
-        targets = torch.from_numpy(labels[rows]).to(plan.device)
-        for head in heads:
-            hits, counted = head.update(tokens, targets, plan)
-            right[head.number] += hits
-            seen[head.number] += counted
-        if progress:
-            progress.advance(len(rows))
-    return [hits / max(1, counted) for hits, counted in zip(right, seen, strict=True)]
+def _predictions(plain: dict[str, Any] | None) -> ClassPredictions | None:
+    """What `_plain` was made of."""
+    if plain is None:
+        return None
+    return ClassPredictions(plain["epoch"], plain["head"], plain["logits"].numpy())
 
 
-@torch.no_grad()
-def _score(
-    heads: list[_Head], source: LatentSource, labels: Ints, rows: Ints, plan: _Plan, progress: Progress | None
-) -> list[_Scores]:
-    """Logits of every head for `rows`, in float32; an empty list for no rows."""
-    parts: list[list[Tensor]] = [[] for _ in heads]
-    for done, tokens in read_batches(source, rows, plan.settings.batch_size, plan.device):
-        for head in heads:
-            parts[head.number].append(head.network(tokens).float().cpu())
-        if progress:
-            progress.advance(len(done))
-    targets = torch.from_numpy(labels[rows])
-    return [_judge(torch.cat(part), targets, plan.settings.label_smoothing) for part in parts if part]
+def _rates(heads: Sequence[Head], plan: Plan, step: int) -> list[float]:
+    """The learning rates of all heads at an update."""
+    return [learning_rate(head.settings, step, plan.total, plan.per_epoch) for head in heads]
 
 
-def _judge(logits: Tensor, labels: Tensor, smoothing: float) -> _Scores:
-    finite = torch.isfinite(logits).all(dim=1)
-    right = (logits.argmax(dim=1) == labels) & finite
-    loss = float(F.cross_entropy(logits, labels, label_smoothing=smoothing))
-    return _Scores(logits.numpy(), float(right.double().mean()), loss, bool(finite.all()))
-
-
-def _best_of(epoch: int, scores: list[_Scores]) -> ClassPredictions | None:
+def _best_of(epoch: int, scores: list[Scores]) -> ClassPredictions | None:
     """The published choice: the first of the best heads of one epoch; None if every head diverged."""
     usable = [number for number, own in enumerate(scores) if own.finite]
     if not usable:
@@ -288,10 +357,11 @@ def _best_of(epoch: int, scores: list[_Scores]) -> ClassPredictions | None:
 
 
 def _history_row(
-    epoch: int, rates: list[float], shares: list[float], held: list[_Scores], scores: list[_Scores]
-) -> dict[str, Any]:
+    epoch: int, rates: list[float], shares: list[float], losses: list[float | None], held: list[Scores],
+    scores: list[Scores],
+) -> dict[str, Any]:  # fmt: skip
     """One entry of the history: a list with a value per head under every key, accuracies in [0, 1]."""
-    row: dict[str, Any] = {"epoch": epoch, "learning_rate": rates, "train_accuracy": shares}
+    row: dict[str, Any] = {"epoch": epoch, "learning_rate": rates, "train_accuracy": shares, "train_loss": losses}
     for name, part in (("held_out", held), ("validation", scores)):
         if part:
             row[f"{name}_accuracy"] = [own.accuracy for own in part]
@@ -306,33 +376,3 @@ def _write_log(folder: Path, history: list[dict[str, Any]]) -> None:
         train, validation = 100 * max(row["train_accuracy"]), 100 * max(row["validation_accuracy"])
         lines.append(f"{row['epoch']},{train:.5f},{validation:.5f}")
     write_text(folder / "log_r0.csv", "\n".join(lines) + "\n")
-
-
-def _write_checkpoint(
-    folder: Path,
-    history: list[dict[str, Any]],
-    heads: list[_Head],
-    best: _Best,
-    last: ClassPredictions | None,
-    settings: ClassifierSettings,
-    scaling: tuple[Floats, Floats] | None,
-) -> None:
-    """``latest.pt``: the state of all heads after this epoch, and the head that would be reported."""
-    states = [weights_of(head.network) for head in heads]
-    selected: dict[str, Any] | None = None
-    if best.chosen:
-        selected = {"head": best.chosen.head, "epoch": best.chosen.epoch, "weights": best.weights}
-    elif last:
-        selected = {"head": last.head, "epoch": last.epoch, "weights": states[last.head]}
-    value = {"classifiers": states, "epoch": len(history), "selected": selected, "settings": asdict(settings)}
-    value["scaling"] = {"mean": torch.from_numpy(scaling[0]), "std": torch.from_numpy(scaling[1])} if scaling else None
-    save_checkpoint(folder / "latest.pt", value)
-
-
-def _warnings(heads: list[_Head], plan: _Plan) -> tuple[str, ...]:
-    return tuple(
-        f"Head {head.number} (learning rate {head.settings.lr:g}) was left out of {head.skipped} of {plan.step} "
-        "training batches: its loss or output was not finite."
-        for head in heads
-        if head.skipped
-    )

@@ -23,6 +23,8 @@ CLIP = 1.0
 TIME_CHANNELS = 256
 INIT_STD = 0.02
 
+WHOLE = slice(None)
+
 Noise = Callable[[int | None], Tensor]
 """The start of a sampling for None, and the noise (B, K, A) that is added at a timestep."""
 
@@ -111,17 +113,23 @@ class Embedder(nn.Module):
 
 
 class ConditionEmbedder(Embedder):
-    """Latents (B, D') -> (B, C); in training one sample in ten gets a learned vector in place of its latents."""
+    """Latents (B, D') -> (B, C); in training one sample in ten gets a learned vector in place of its latents.
+
+    `dropped` (B,) bool says which samples; without it they are drawn.
+    """
 
     def __init__(self, size: int, dim: int) -> None:
         super().__init__(size, dim)
         self.uncondition = nn.Parameter(torch.zeros(1, size))
 
-    def forward(self, x: Tensor) -> Tensor:
-        if self.training:
-            dropped = torch.rand(len(x), device=x.device) < CONDITION_DROPOUT
-            x = torch.where(dropped[:, None], self.uncondition, x)
-        return self.linear(x)  # type: ignore[no-any-return]
+    def forward(self, x: Tensor, dropped: Tensor | None = None) -> Tensor:
+        known = self.linear(x)
+        if not self.training:
+            return known  # type: ignore[no-any-return]
+        if dropped is None:
+            dropped = torch.rand(len(x)).to(x.device) < CONDITION_DROPOUT
+        # one product for the one learned vector; replaced before the layer, it would cost the gradient of all latents
+        return torch.where(dropped[:, None], self.linear(self.uncondition), known)
 
 
 class TimestepEmbedder(nn.Module):
@@ -155,8 +163,12 @@ class DiffusionTransformer(nn.Module):
         self.final_layer = Embedder(dim, action_dim)
         self._initialise()
 
-    def forward(self, noisy: Tensor, timesteps: Tensor, latents: Tensor) -> Tensor:
-        condition = self.t_embedder(timesteps) + self.z_embedder(latents)
+    def forward(self, noisy: Tensor, timesteps: Tensor, latents: Tensor, dropped: Tensor | None = None) -> Tensor:
+        return self.denoise(noisy, timesteps, self.z_embedder(latents, dropped))
+
+    def denoise(self, noisy: Tensor, timesteps: Tensor, embedded: Tensor) -> Tensor:
+        """As `forward`, with latents that are embedded already, (B, C)."""
+        condition = self.t_embedder(timesteps) + embedded
         x = torch.cat([condition[:, None], self.x_embedder(noisy)], dim=1) + self.positional_embedding
         for block in self.blocks:
             x = block(x)
@@ -200,19 +212,31 @@ class ActionExpertDiT(nn.Module):
     ) -> None:
         super().__init__()
         self.shape = (action_steps, action_dim)
+        self.size = action_steps * action_dim
         self.sampler = sampler or Sampler()
         self.dit = DiffusionTransformer(latent_dim, action_dim, action_steps, hidden_size, depth, num_heads)
 
-    def forward(self, noisy: Tensor, timesteps: Tensor, tokens: Tensor) -> Tensor:
+    def forward(self, noisy: Tensor, timesteps: Tensor, tokens: Tensor, dropped: Tensor | None = None) -> Tensor:
         """Predicted noise (B, K, A)."""
-        return self.dit(noisy, timesteps, tokens.flatten(1))  # type: ignore[no-any-return]
+        return self.dit(noisy, timesteps, tokens.flatten(1), dropped)  # type: ignore[no-any-return]
 
-    def loss(self, tokens: Tensor, target: Tensor) -> Tensor:
-        """Huber loss of the predicted noise at a random timestep per sample; `target` (B, K * A)."""
-        action = target.reshape(-1, *self.shape)
-        noise = torch.randn(action.shape).to(action.device)
-        timesteps = torch.randint(TRAINING_STEPS, (len(action),)).to(action.device)
-        return F.huber_loss(self(add_noise(action, noise, timesteps), timesteps, tokens), noise)
+    def loss(self, tokens: Tensor, target: Tensor, count: int | None = None, share: slice = WHOLE) -> Tensor:
+        """Huber loss of the predicted noise at a random timestep per sample: the sum over the size of the whole batch.
+
+        `tokens` and `target` (B, K * A) are the `share` of a batch of `count` samples; all of it is drawn for, so that
+        every share sees what it would see in the whole.
+        """
+        count = len(tokens) if count is None else count
+        noise = torch.randn(count, *self.shape)
+        timesteps = torch.randint(TRAINING_STEPS, (count,))
+        dropped = torch.rand(count) < CONDITION_DROPOUT
+        noise, timesteps, dropped = (drawn[share].to(tokens.device) for drawn in (noise, timesteps, dropped))
+        noisy = add_noise(target.reshape(-1, *self.shape), noise, timesteps)
+        return F.huber_loss(self(noisy, timesteps, tokens, dropped), noise, reduction="sum") / (count * self.size)
+
+    def denoise(self, noisy: Tensor, timesteps: Tensor, embedded: Tensor) -> Tensor:
+        """Predicted noise (B, K, A) for latents that are embedded already."""
+        return self.dit.denoise(noisy, timesteps, embedded)
 
     @torch.no_grad()
     def predict(self, tokens: Tensor) -> Tensor:
@@ -232,10 +256,11 @@ class ActionExpertDiT(nn.Module):
         published = self.sampler.steps == PUBLISHED_SAMPLER_STEPS
         timesteps = sampling_timesteps(self.sampler.steps)
         state = noise(None).to(tokens.device)
+        embedded = self.dit.z_embedder(tokens.flatten(1))  # the same at every step
         for timestep, following in zip(timesteps, [*timesteps[1:], None], strict=True):
             times = torch.full((len(tokens),), timestep, device=tokens.device)
             here, there = left[timestep], 1.0 if following is None else left[following]
-            predicted = self(state, times, tokens)
+            predicted = self.denoise(state, times, embedded)
             clean = ((state - math.sqrt(1 - here) * predicted) / math.sqrt(here)).clamp(-CLIP, CLIP)
             if published:
                 fresh = noise(timestep).to(tokens.device) if timestep else None

@@ -15,8 +15,10 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
+from lary.configs import ProbePrecision
 from lary.fileio import atomic_write
 from lary.probes.outcome import Floats, Ints
+from lary.probes.parallel import Team
 from lary.types import LaryError, LatentSource
 
 MEMORY_SHARE = 0.125
@@ -95,10 +97,10 @@ def memory_bytes() -> int:
     return min(limits, default=4 << 30)
 
 
-def keep_in_memory(source: LatentSource) -> LatentSource:
-    """`source` itself, or a copy in memory where that is small against what there is."""
+def keep_in_memory(source: LatentSource, processes: int = 1) -> LatentSource:
+    """`source` itself, or a copy in memory where that is small against what there is for each of `processes`."""
     size = 4 * len(source) * int(np.prod(source.shape))
-    return CachedSource(source) if size <= MEMORY_SHARE * memory_bytes() else source
+    return CachedSource(source) if size <= MEMORY_SHARE * memory_bytes() / processes else source
 
 
 def read_batches(source: LatentSource, rows: Ints, size: int, device: str) -> Iterator[tuple[Ints, Tensor]]:
@@ -107,7 +109,21 @@ def read_batches(source: LatentSource, rows: Ints, size: int, device: str) -> It
     Raises:
         LaryError: a token is not finite.
     """
-    parts = deque(rows[start : start + size] for start in range(0, len(rows), size))
+    return _read_ahead(source, [rows[start : start + size] for start in range(0, len(rows), size)], device)
+
+
+def team_batches(
+    source: LatentSource, rows: Ints, size: int, device: str, team: Team
+) -> Iterator[tuple[Ints, Tensor, int]]:
+    """As `read_batches`, of every batch this process's share, and how many samples the whole batch has."""
+    batches = [rows[start : start + size] for start in range(0, len(rows), size)]
+    shares = _read_ahead(source, [batch[team.share(len(batch))] for batch in batches], device)
+    for batch, (part, tokens) in zip(batches, shares, strict=True):
+        yield part, tokens, len(batch)
+
+
+def _read_ahead(source: LatentSource, batches: Sequence[Ints], device: str) -> Iterator[tuple[Ints, Tensor]]:
+    parts = deque(batches)
     pending: deque[tuple[Ints, Future[Tensor]]] = deque()
     with ThreadPoolExecutor(max_workers=1) as pool:
         while parts or pending:
@@ -119,23 +135,35 @@ def read_batches(source: LatentSource, rows: Ints, size: int, device: str) -> It
 
 
 def _read(source: LatentSource, rows: Ints, device: str) -> Tensor:
+    if not len(rows):
+        return torch.empty((0, *source.shape))
     tokens = source.read(rows)
-    with np.errstate(all="ignore"):
-        suspicious = not np.isfinite(tokens.sum())  # one pass; a sum may overflow though every token is finite
-    if suspicious and (bad := ~np.isfinite(tokens).reshape(len(tokens), -1).all(axis=1)).any():
+    if (bad := first_not_finite(tokens)) is not None:
         raise LaryError(
-            f"The latents of row {rows[np.argmax(bad)]} hold values that are not finite: "
-            "check the model and extract this split again."
+            f"The latents of row {rows[bad]} hold values that are not finite: check the model and extract this split "
+            "again."
         )
     tensor = torch.from_numpy(np.require(tokens, np.float32, ["C", "W"]))
     return tensor.pin_memory() if device.startswith("cuda") else tensor
 
 
+def first_not_finite(tokens: Floats) -> int | None:
+    """Position of the first sample (B, ...) that holds NaN or infinity; None if there is none."""
+    with np.errstate(all="ignore"):
+        if np.isfinite(tokens.sum()):  # one pass; a sum may overflow though every token is finite
+            return None
+    bad = ~np.isfinite(tokens).reshape(len(tokens), -1).all(axis=1)
+    return int(np.argmax(bad)) if bad.any() else None
+
+
+def in_bfloat16(preset: bool, precision: ProbePrecision | None, device: str) -> bool:
+    """Whether a probe is trained in bfloat16: what was asked for, else what its preset has, on CUDA alone."""
+    return preset and device.startswith("cuda") if precision is None else precision == "bf16"
+
+
 def training_precision(device: str, bfloat16: bool) -> AbstractContextManager[Any]:
-    """bfloat16 autocast where a preset asks for it and the device is CUDA; float32 elsewhere."""
-    if bfloat16 and device.startswith("cuda"):
-        return torch.autocast("cuda", dtype=torch.bfloat16)
-    return nullcontext()
+    """bfloat16 autocast, or none."""
+    return torch.autocast(device.partition(":")[0], dtype=torch.bfloat16) if bfloat16 else nullcontext()
 
 
 def adamw(network: torch.nn.Module, lr: float, weight_decay: float) -> torch.optim.AdamW:
@@ -149,6 +177,13 @@ def weights_of(network: torch.nn.Module) -> dict[str, Tensor]:
 
 
 def save_checkpoint(path: Path, value: dict[str, Any]) -> None:
-    """Write tensors and plain values so that ``torch.load(..., weights_only=True)`` reads them."""
-    with atomic_write(path) as stream:
-        torch.save(value, stream)
+    """Write tensors and plain values so that ``torch.load(..., weights_only=True)`` reads them.
+
+    Raises:
+        LaryError: the file can't be written, such as on a full disk.
+    """
+    try:
+        with atomic_write(path) as stream:
+            torch.save(value, stream)
+    except (OSError, RuntimeError) as error:
+        raise LaryError(f"Cannot write {path}: {error}. Check the space left there.") from error

@@ -31,9 +31,9 @@ class HeadSettings:
 class ClassifierSettings:
     """The attentive probe.
 
-    `depth` counts the cross-attention block; `bfloat16` applies to training on CUDA alone. `standardise` brings every
-    channel of the latents to mean 0 and standard deviation 1 on the training rows; the published probe takes them as
-    they are, and learns little from small values in few epochs.
+    `depth` counts the cross-attention block; `bfloat16` applies to training on CUDA, unless ``--precision`` says
+    otherwise. `standardise` brings every channel of the latents to mean 0 and standard deviation 1 on the training
+    rows; the published probe takes them as they are, and learns little from small values in few epochs.
     """
 
     model_dim: int
@@ -45,7 +45,6 @@ class ClassifierSettings:
     max_temporal_len: int = 128
     label_smoothing: float = 0.1
     bfloat16: bool = False
-    recompute_activations: bool = False
     standardise: bool = False
 
 
@@ -109,7 +108,7 @@ PRESETS.add(
                 HeadSettings(5e-3, 0.01), HeadSettings(3e-3, 0.1), HeadSettings(1e-3, 0.4),
                 HeadSettings(3e-4, 0.8), HeadSettings(1e-4, 0.01),
             ),
-            bfloat16=True, recompute_activations=True,
+            bfloat16=True,
         ),
         regressor=RegressorSettings(
             hidden_dim=4096, num_blocks=2, epochs=20, batch_size=256, lr=1e-4, weight_decay=1e-4

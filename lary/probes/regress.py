@@ -6,63 +6,42 @@ the published code does: the epoch with the smallest error on the reported split
 
 from __future__ import annotations
 
+import json
 import math
-from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
 import torch
 
-from lary.probes.controls import mean_action
-from lary.probes.dit import TRAINING_STEPS, ActionExpertDiT, Sampler
-from lary.probes.fit import adamw, keep_in_memory, read_batches, save_checkpoint, weights_of
-from lary.probes.metrics import huber_loss, mse
-from lary.probes.mlp import ActionExpertMLP
-from lary.probes.outcome import (
-    ActionPredictions,
-    Floats,
-    Ints,
-    RegressionOutcome,
-    SampleColumns,
-    SelectionName,
-    SplitOutcome,
+from lary.probes.chunks import (
+    SEEN,
+    RegressorInputs,
+    check_inputs,
+    errors,
+    make_picks,
+    split_outcome,
+    split_rows,
 )
+from lary.probes.dit import TRAINING_STEPS, ActionExpertDiT, Sampler
+from lary.probes.fit import adamw, keep_in_memory, read_batches, save_checkpoint, team_batches
+from lary.probes.memory import check_memory, count_weights, training_need
+from lary.probes.mlp import ActionExpertMLP
+from lary.probes.outcome import Floats, Ints, RegressionOutcome
+from lary.probes.parallel import add_gradients
 from lary.probes.presets import DitSettings, ProbePreset, RegressorSettings
-from lary.probes.sampler import hold_out
 from lary.probes.schedule import warmup_factor
+from lary.probes.session import UNATTENDED, Session
+from lary.probes.state import StateFile
+from lary.probes.tracker import flat
 from lary.runtime import seed_everything
 from lary.types import BenchmarkProtocol, LaryError, LatentSource, Progress, UsageError
 
 Network = ActionExpertMLP | ActionExpertDiT
 NetworkType = Literal["mlp", "dit"]
 
-SEEN = "seen"
-"""The role of the split that the published code picks its epoch on."""
-
-
-@dataclass(frozen=True)
-class EvaluatedSplit:
-    """One split to report: normalised targets (n, K, A) float32; `mean`, `std` (n, A) give physical units back."""
-
-    latents: LatentSource
-    targets: Floats
-    samples: SampleColumns
-    mean: Floats
-    std: Floats
-
-
-@dataclass(frozen=True)
-class RegressorInputs:
-    """Latents and normalised targets (n, K, A) float32; `evaluated` by role: ``seen`` always, ``unseen`` optional."""
-
-    train: LatentSource
-    train_targets: Floats
-    train_groups: tuple[str, ...]
-    evaluated: Mapping[str, EvaluatedSplit]
-    dims: tuple[str, ...]
-    groups: Mapping[str, tuple[int, ...]]
+CHECKPOINT = "best_model.pth"
 
 
 def train_regressor(
@@ -78,52 +57,40 @@ def train_regressor(
     batch_size: int | None = None,
     probe: NetworkType = "mlp",
     sampler_steps: int | None = None,
+    session: Session = UNATTENDED,
 ) -> RegressionOutcome:
     """Train a probe and return what its selected epochs say about every evaluated sample.
 
     Epochs count from 1. ``best_model.pth`` in `folder` is the state dict of the reported epoch, written whenever a
-    better one is found. `progress` advances by the size of the training split in every epoch. The DiT draws every
-    chunk that is scored, with the sampling steps of its settings or `sampler_steps`.
+    better one is found. With an identity in `session` an interrupted training goes on where it was, and ends with the
+    same bits on a CPU. `progress` advances by the size of the training split in every epoch. The DiT draws every chunk
+    that is scored, with the sampling steps of its settings or `sampler_steps`.
 
     Raises:
-        UsageError: the inputs don't fit together, or nothing can be held out.
+        UsageError: the inputs don't fit together, nothing can be held out, or the network doesn't fit into memory.
         LaryError: a latent isn't finite, or the training diverged.
     """
     settings = choose_settings(preset, probe, epochs, batch_size, sampler_steps)
     check_inputs(inputs)
     seed_everything(seed)
-    fit_rows, held_rows = split_rows(inputs, protocol, seed)
-    train = keep_in_memory(inputs.train)
-    latents = {role: keep_in_memory(split.latents) for role, split in inputs.evaluated.items()}
-    network = make_network(settings, train.shape, inputs.train_targets.shape, seed)
-    training = _Training(network.to(device), settings, inputs.train_targets.shape, device, len(fit_rows))
-    picks = make_picks(held_rows)
-    headline = next(iter(picks.values()))
-    order = np.random.default_rng(seed)
-    history: list[dict[str, Any]] = []
-    for epoch in range(1, settings.epochs + 1):
-        row: dict[str, Any] = {"epoch": epoch, "learning_rate": training.rate()}
-        row["train_loss"] = training.run_epoch(train, inputs.train_targets, order.permutation(fit_rows), progress)
-        if len(held_rows):
-            held = training.predict(train, held_rows, progress)
-            row |= errors("held_out", held, inputs.train_targets[held_rows], settings.batch_size)
-        values = {role: training.predict(source, np.arange(len(source))) for role, source in latents.items()}
-        for role, split in inputs.evaluated.items():
-            row |= errors(role, values[role], split.targets, settings.batch_size)
-        if not all(math.isfinite(value) for value in row.values()):
-            raise LaryError(f"The regression probe diverged in epoch {epoch}: check the scale of the latents.")
-        history.append(row)
-        for pick in picks.values():
-            if pick.consider(row, values) and pick is headline and folder is not None:
-                save_checkpoint(folder / "best_model.pth", weights_of(training.network))
+    rows = split_rows(inputs, protocol, seed)
+    kept = session.state_file(
+        folder, probe, asdict(settings), protocol, seed, device.partition(":")[0], list(inputs.train.shape),
+        inputs.train_targets, list(inputs.train_groups), *(split.targets for split in inputs.evaluated.values()),
+    )  # fmt: skip
+    training = _Training(inputs, settings, device, seed, rows, session)
+    training.run(kept, folder, progress)
+    picks = training.picks
+    final = {f"final/{name}_{SEEN}_mse": pick.row[f"{SEEN}_mse"] for name, pick in picks.items()}
+    session.tracker.log(final, training.update)
     return RegressionOutcome(
         dims=inputs.dims,
         groups=inputs.groups,
         splits={role: split_outcome(inputs, role, picks) for role in inputs.evaluated},
-        history=history,
+        history=training.history,
         settings={
             **asdict(settings), "preset": preset.name, "protocol": protocol, "seed": seed, "device": device,
-            "fit_samples": len(fit_rows), "held_out_samples": len(held_rows), "tokens": list(train.shape),
+            "fit_samples": len(rows[0]), "held_out_samples": len(rows[1]), "tokens": list(inputs.train.shape),
         },
         warnings=_warnings(settings, inputs),
     )  # fmt: skip
@@ -144,6 +111,16 @@ def choose_settings(
     return replace(settings, sampler_steps=sampler_steps)
 
 
+def _warnings(settings: RegressorSettings | DitSettings, inputs: RegressorInputs) -> tuple[str, ...]:
+    if not isinstance(settings, DitSettings):
+        return ()
+    beyond = float(np.mean(np.abs(inputs.evaluated[SEEN].targets) > 1))
+    return (
+        f"The sampler of the DiT keeps predictions within one standard deviation, as published; {100 * beyond:.1f} % "
+        "of the targets on the seen split lie beyond.",
+    )
+
+
 def make_network(
     settings: RegressorSettings | DitSettings, tokens: tuple[int, ...], targets: tuple[int, ...], seed: int
 ) -> Network:
@@ -156,129 +133,139 @@ def make_network(
     return ActionExpertMLP(size, dims, steps, hidden_dim=settings.hidden_dim, num_blocks=settings.num_blocks)
 
 
-def _warnings(settings: RegressorSettings | DitSettings, inputs: RegressorInputs) -> tuple[str, ...]:
-    if not isinstance(settings, DitSettings):
-        return ()
-    beyond = float(np.mean(np.abs(inputs.evaluated[SEEN].targets) > 1))
-    return (
-        f"The sampler of the DiT keeps predictions within one standard deviation, as published; {100 * beyond:.1f} % "
-        "of the targets on the seen split lie beyond.",
-    )
-
-
-def errors(name: str, predicted: Floats, targets: Floats, batch_size: int) -> dict[str, float]:
-    """Loss and mean squared error of one split, as columns of the history."""
-    return {f"{name}_loss": huber_loss(predicted, targets, batch_size), f"{name}_mse": mse(predicted, targets)}
-
-
-def check_inputs(inputs: RegressorInputs) -> None:
-    """Refuse inputs that don't fit together."""
-    if SEEN not in inputs.evaluated:
-        raise UsageError("A regression probe needs the split 'seen' to report.")
-    if not len(inputs.train) == len(inputs.train_targets) == len(inputs.train_groups):
-        raise UsageError("Latents, targets and samples of the training split differ in number: extract it again.")
-    for role, split in inputs.evaluated.items():
-        if not len(split.latents) == len(split.targets) == len(split.samples.ids):
-            raise UsageError(f"Latents, targets and samples of the {role} split differ in number: extract it again.")
-        if split.latents.shape != inputs.train.shape:
-            raise UsageError(
-                f"Training latents have shape {inputs.train.shape}, {role} latents {split.latents.shape}: "
-                "extract both splits with the same model and settings."
-            )
-        if split.targets.shape[1:] != inputs.train_targets.shape[1:]:
-            raise UsageError(f"Action chunks of the training and the {role} split differ in length or dimensions.")
-    if not all(len(targets) for targets in (inputs.train_targets, *(s.targets for s in inputs.evaluated.values()))):
-        raise UsageError("A regression probe needs at least one sample in every split.")
-
-
-def split_rows(inputs: RegressorInputs, protocol: BenchmarkProtocol, seed: int) -> tuple[Ints, Ints]:
-    """Rows to fit on and rows held out; the published protocol fits on all of them."""
-    if protocol == "paper":
-        return np.arange(len(inputs.train), dtype=np.int64), np.empty(0, dtype=np.int64)
-    return hold_out(inputs.train_groups, seed=seed)
-
-
-def make_picks(held_rows: Ints) -> dict[SelectionName, Pick]:
-    """The ways to choose an epoch, the headline first; nothing held out leaves the published one."""
-    published: dict[SelectionName, Pick] = {"best_on_validation": Pick(f"{SEEN}_mse")}
-    return {"held_out": Pick("held_out_mse"), **published} if len(held_rows) else published
-
-
-def split_outcome(inputs: RegressorInputs, role: str, picks: Mapping[SelectionName, Pick]) -> SplitOutcome:
-    """What the picked epochs say about one split."""
-    split = inputs.evaluated[role]
-    return SplitOutcome(
-        samples=split.samples,
-        targets=split.targets,
-        mean=split.mean,
-        std=split.std,
-        selections={name: ActionPredictions(pick.row["epoch"], pick.values[role]) for name, pick in picks.items()},
-        controls={"mean_action": mean_action(inputs.train_targets, len(split.targets))},
-        loss={name: pick.row[f"{role}_loss"] for name, pick in picks.items()},
-    )
-
-
-@dataclass
-class Pick:
-    """The epoch with the smallest error so far in one column of the history, and what was predicted then."""
-
-    column: str
-    row: dict[str, Any] = field(default_factory=dict)
-    values: dict[str, Floats] = field(default_factory=dict)
-
-    def consider(self, row: dict[str, Any], values: dict[str, Floats]) -> bool:
-        """Take this epoch if it is strictly better; says whether it was taken."""
-        if row[self.column] >= self.row.get(self.column, math.inf):
-            return False
-        self.row, self.values = row, values
-        return True
-
-
 class _Training:
-    """The network with its optimizer and the count of updates so far."""
+    """The network, what it is trained on, and what was found so far."""
 
     def __init__(
-        self, network: Network, settings: RegressorSettings | DitSettings, targets: tuple[int, ...], device: str,
-        rows: int,
+        self, inputs: RegressorInputs, settings: RegressorSettings | DitSettings, device: str, seed: int,
+        rows: tuple[Ints, Ints], session: Session,
     ) -> None:  # fmt: skip
-        _, self.steps, self.dims = targets
-        self.network = network
-        self.settings = settings
-        self.device = device
-        self.total = settings.epochs * math.ceil(rows / settings.batch_size)
+        self.inputs, self.settings, self.device, self.seed, self.session = inputs, settings, device, seed, session
+        self.fit_rows, self.held_rows = rows
+        _, self.steps, self.dims = inputs.train_targets.shape
+        self.total = settings.epochs * math.ceil(len(self.fit_rows) / settings.batch_size)
         self.update = 0
+        self.history: list[dict[str, Any]] = []
+        self.picks = make_picks(self.held_rows)
+        self.order = np.random.default_rng(seed)
+
+    def run(self, kept: StateFile, folder: Path | None, progress: Progress | None) -> None:
+        """Train from what was kept to the end. Raises LaryError if the training diverges."""
+        before = kept.load()
+        if before is not None:
+            self._restore(before)
+        if len(self.history) < self.settings.epochs:
+            self._train(before, kept, folder, progress)
+        if progress and before is not None:
+            progress.skip(before["epoch"] * len(self.inputs.train))
+
+    def _train(
+        self, before: dict[str, Any] | None, kept: StateFile, folder: Path | None, progress: Progress | None
+    ) -> None:
+        inputs, settings, team = self.inputs, self.settings, self.session.team
+        shapes = inputs.train.shape, inputs.train_targets.shape
+        self._check_memory(*shapes)
+        train = keep_in_memory(inputs.train, team.size)
+        latents = {role: keep_in_memory(split.latents, team.size) for role, split in inputs.evaluated.items()}
+        self.network = make_network(settings, *shapes, self.seed).to(self.device)
         self.optimizer = adamw(self.network, settings.lr, settings.weight_decay)
+        if before is not None:
+            self.network.load_state_dict(before["network"])
+            self.optimizer.load_state_dict(before["optimizer"])
+        headline = next(iter(self.picks.values()))
+        kept.restore_random()
+        for epoch in range(len(self.history) + 1, settings.epochs + 1):
+            row: dict[str, Any] = {"epoch": epoch, "learning_rate": self.rate()}
+            row["train_loss"] = self.run_epoch(train, self.order.permutation(self.fit_rows), epoch, progress)
+            if len(self.held_rows):
+                held = self.predict(train, self.held_rows)
+                row |= errors("held_out", held, inputs.train_targets[self.held_rows], settings.batch_size)
+                if progress:
+                    progress.advance(len(self.held_rows))
+            values = {role: self.predict(source, np.arange(len(source))) for role, source in latents.items()}
+            for role, split in inputs.evaluated.items():
+                row |= errors(role, values[role], split.targets, settings.batch_size)
+            if not all(math.isfinite(value) for value in row.values()):
+                raise self._diverged(epoch, "its predictions are not finite")
+            self.history.append(row)
+            self.session.tracker.log(flat(row), self.update)
+            for pick in self.picks.values():
+                if pick.consider(row, values) and pick is headline and folder is not None and team.leads:
+                    save_checkpoint(folder / CHECKPOINT, self.network.state_dict())
+            if epoch == settings.epochs:
+                kept.keep(self._state, beside=(CHECKPOINT,), last=True)
+            else:
+                kept.keep(lambda: self._state() | self._weights(), beside=(CHECKPOINT,))
+
+    def _check_memory(self, tokens: tuple[int, ...], targets: tuple[int, ...]) -> None:
+        weights = count_weights(lambda: make_network(self.settings, tokens, targets, self.seed))
+        kind = "dit" if isinstance(self.settings, DitSettings) else "mlp"
+        check_memory(training_need(weights, tokens, self.settings.batch_size), tokens, self.device, f"probe {kind}")
+
+    def _diverged(self, epoch: int, what: str) -> LaryError:
+        return LaryError(
+            f"The regression probe diverged in epoch {epoch}, update {self.update} (learning rate {self.rate():.3g} of "
+            f"{self.settings.lr:g}): {what}. Check the scale of the latents, or train with another --probe-preset."
+        )
 
     def rate(self) -> float:
         """Learning rate of the next update."""
         return self.settings.lr * warmup_factor(self.update, self.total, self.settings.warmup)
 
-    def run_epoch(self, source: LatentSource, targets: Floats, order: Ints, progress: Progress | None) -> float:
-        """One pass over `order`; the mean of the batches' losses."""
+    def run_epoch(self, source: LatentSource, order: Ints, epoch: int, progress: Progress | None) -> float:
+        """One pass over `order`; the mean of the batches' losses. Raises LaryError where one isn't finite."""
         losses = []
+        size, team, tracker = self.settings.batch_size, self.session.team, self.session.tracker
         self.network.train()
-        for rows, tokens in read_batches(source, order, self.settings.batch_size, self.device):
+        for rows, tokens, count in team_batches(source, order, size, self.device, team):
             for group in self.optimizer.param_groups:
                 group["lr"] = self.rate()
-            wanted = torch.from_numpy(targets[rows]).flatten(1).to(self.device)
-            loss = self.network.loss(tokens, wanted)
+            wanted = torch.from_numpy(self.inputs.train_targets[rows]).flatten(1).to(self.device)
+            loss = self.network.loss(tokens, wanted, count, team.share(count))
             self.optimizer.zero_grad(set_to_none=True)
             loss.backward()  # type: ignore[no-untyped-call]
+            total = loss.detach()
+            team.add([total])
+            losses.append(float(total))
+            if not math.isfinite(losses[-1]):
+                raise self._diverged(epoch, "its loss is not finite")
+            add_gradients(self.network, team)
             self.optimizer.step()
+            if tracker.wanted:
+                tracker.log({"batch_loss": losses[-1], "batch_learning_rate": self.rate()}, self.update)
             self.update += 1
-            losses.append(loss.detach())
             if progress:
-                progress.advance(len(rows))
-        return float(torch.stack(losses).mean())
+                progress.advance(count)
+        return float(np.mean(losses))
 
     @torch.no_grad()
-    def predict(self, source: LatentSource, rows: Ints, progress: Progress | None = None) -> Floats:
+    def predict(self, source: LatentSource, rows: Ints) -> Floats:
         """Predicted chunks (n, K, A) float32 for `rows`."""
-        parts = []
+        size, team = self.settings.batch_size, self.session.team
+        parts = [torch.empty(0, self.steps * self.dims)]
         self.network.eval()
-        for done, tokens in read_batches(source, rows, self.settings.batch_size, self.device):
+        for _, tokens in read_batches(source, rows[team.dealt(len(rows), size)], size, self.device):
             parts.append(self.network.predict(tokens).float().cpu())
-            if progress:
-                progress.advance(len(done))
-        chunks: Floats = torch.cat(parts).numpy()
+        chunks: Floats = team.collect(torch.cat(parts), len(rows), size, self.device).numpy()
         return chunks.reshape(-1, self.steps, self.dims)
+
+    def _weights(self) -> dict[str, Any]:
+        return {"network": self.network.state_dict(), "optimizer": self.optimizer.state_dict()}
+
+    def _state(self) -> dict[str, Any]:
+        picks = {
+            name: {"row": pick.row, "values": {role: torch.from_numpy(value) for role, value in pick.values.items()}}
+            for name, pick in self.picks.items()
+        }
+        order = json.dumps(self.order.bit_generator.state)
+        return {
+            "epoch": len(self.history), "update": self.update, "history": self.history, "picks": picks, "order": order
+        }  # fmt: skip
+
+    def _restore(self, state: dict[str, Any]) -> None:
+        self.update, self.history = state["update"], state["history"]
+        self.order.bit_generator.state = json.loads(state["order"])
+        for name, pick in self.picks.items():
+            kept = state["picks"][name]
+            pick.row = kept["row"]
+            pick.values = {role: value.numpy() for role, value in kept["values"].items()}

@@ -17,10 +17,10 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from lary.probes.fit import CHUNK, memory_bytes, save_checkpoint
+from lary.probes.chunks import RegressorInputs, check_inputs, errors, make_picks, split_outcome, split_rows
+from lary.probes.fit import CHUNK, first_not_finite, memory_bytes, save_checkpoint
 from lary.probes.outcome import Floats, Ints, RegressionOutcome
 from lary.probes.presets import ProbePreset
-from lary.probes.regress import RegressorInputs, check_inputs, errors, make_picks, split_outcome, split_rows
 from lary.types import BenchmarkProtocol, LaryError, LatentSource, Progress, UsageError
 
 Doubles = npt.NDArray[np.float64]
@@ -140,18 +140,17 @@ def check_memory(rows: int, size: int) -> None:
     if needed > MEMORY_SHARE * there:
         raise UsageError(
             f"The ridge probe needs {needed / 1e9:.1f} GB for {rows} samples of {size} values, this machine has "
-            f"{there / 1e9:.1f} GB: project the latents with --project, or use --model-type mlp."
+            f"{there / 1e9:.1f} GB: pool the latents with --pool, project them with --project, or use --model-type mlp."
         )
 
 
 def read(source: LatentSource, rows: Ints) -> Floats:
     """Tokens of `rows`. Raises LaryError if one isn't finite."""
     tokens: Floats = source.read(rows)
-    bad = ~np.isfinite(tokens).reshape(len(tokens), -1).all(axis=1)
-    if bad.any():
+    if (bad := first_not_finite(tokens)) is not None:
         raise LaryError(
-            f"The latents of row {rows[np.argmax(bad)]} hold values that are not finite: "
-            "check the model and extract this split again."
+            f"The latents of row {rows[bad]} hold values that are not finite: check the model and extract this split "
+            "again."
         )
     return tokens
 

@@ -5,15 +5,39 @@ Static pairs and shuffled orders act on the axis P, and so only on latents with 
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import numpy as np
 import numpy.typing as npt
 
+from lary.probes.fit import first_not_finite
 from lary.probes.outcome import Floats
-from lary.types import LatentSource, UsageError
+from lary.types import LaryError, LatentSource, UsageError
 
 Rows = Sequence[int] | npt.NDArray[np.int64]
+
+
+class NamedSource:
+    """Latents that are refused by the name of the sample where one isn't finite; `name` tells it by row."""
+
+    def __init__(self, source: LatentSource, name: Callable[[int], str]) -> None:
+        self._source, self._name = source, name
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        return self._source.shape
+
+    def __len__(self) -> int:
+        return len(self._source)
+
+    def read(self, rows: Rows) -> Floats:
+        tokens: Floats = self._source.read(rows)
+        if (bad := first_not_finite(tokens)) is not None:
+            raise LaryError(
+                f"The latents of {self._name(int(rows[bad]))} hold NaN or infinity: check the model with "
+                "'lary check-model', and extract this split again."
+            )
+        return tokens
 
 
 class StaticSource:

@@ -7,8 +7,9 @@ from collections.abc import Sequence
 
 from lary import fileio
 from lary.results import charts, markup
+from lary.results.details import details, rmse_cell, verdict
 from lary.results.markup import Cell, Column, Row, text
-from lary.results.record import EvalResult, Example, Metric
+from lary.results.record import EvalResult, Example
 from lary.results.tables import Entry, dataset_title, model_badge
 from lary.types import UsageError
 
@@ -27,7 +28,9 @@ def run_card(entry: Entry, opened: bool = False) -> str:
     score = f'<span class="score">{text(name)} {markup.sentence_value(result.score)}</span>'
     title = f"<h3>{text(result.label)}{model_badge(result)}</h3>"
     data = f'<span class="set">{text(dataset_title(result))}</span>'
-    body = "".join((_story(result), _warnings(result), _selections(entry), _outcome(entry), _making(entry)))
+    body = "".join(
+        (_story(result), _warnings(result), _selections(entry), details(entry), _outcome(entry), _making(entry))
+    )
     state = " open" if opened else ""
     return (
         f'<details class="run card" id="{entry.anchor}"{state}><summary>{title}{data}{score}</summary>'
@@ -42,16 +45,9 @@ def _story(result: EvalResult) -> str:
         if (value := control.metrics.get(result.primary)) is None:
             continue
         parts.append(f"The control <em>{text(name.replace('_', ' '))}</em> has {markup.sentence_value(value)};")
-        parts.append(f"the difference is {markup.difference(control.gain)}{_verdict(control.gain)}.")
+        reading = f", {verdict(control.gain)}" if verdict(control.gain) else ""
+        parts.append(f"the difference is {markup.difference(control.gain)}{reading}.")
     return f"<p>{' '.join(parts)}</p><p class=note>{text(result.interval)}</p>"
-
-
-def _verdict(gain: Metric) -> str:
-    if gain.low is None or gain.high is None:
-        return ""
-    if gain.low <= 0 <= gain.high:
-        return ", not told apart from none"
-    return ", a clear gain" if (gain.low > 0) == gain.higher_is_better else ", clearly worse"
 
 
 def _warnings(result: EvalResult) -> str:
@@ -158,14 +154,15 @@ def _dimension_table(entry: Entry, split: str, limit: float) -> str:
     rows = []
     for row in entry.result.dimensions:
         if row.split == split:
-            error = Cell(f'{markup.number(row.rmse)}<span class="unit">{text(row.unit)}</span>', row.rmse)
-            name = markup.text_cell(row.name)
-            rows.append(Row((name, markup.metric_cell(row.mse, limit), markup.number_cell(row.r2), error)))
+            cells = (markup.text_cell(row.name), markup.metric_cell(row.mse, limit), markup.number_cell(row.r2))
+            rows.append(Row((*cells, rmse_cell(row.rmse**2, row.unit))))
     for group in entry.result.dimension_groups:
         if group.split == split:
             name = Cell(text(f"all of {group.name}"), f"~{group.name}")
-            empty = (Cell(markup.MISSING), Cell(markup.MISSING))
-            rows.append(Row((name, markup.metric_cell(group.mse, limit), *empty), "group"))
+            physical = group.physical_mse
+            error = Cell(markup.MISSING) if physical is None else rmse_cell(physical.value, group.unit)
+            values = (markup.metric_cell(group.mse, limit), markup.number_cell(group.r2), error)
+            rows.append(Row((name, *values), "group"))
     caption = "Error of every dimension, and of the groups of dimensions."
     return markup.table(f"{entry.anchor}-{split}", caption, columns, rows)
 
@@ -227,7 +224,7 @@ def _making(entry: Entry) -> str:
             "Probe",
             text(", ".join(part for part in (result.probe, f"preset {result.preset}", result.action_mode) if part)),
         ),
-        ("Protocol, seed", text(f"{result.protocol}, {result.seed}")),
+        ("Protocol, seeds", text(f"{result.protocol}, {', '.join(map(str, result.seeds or (result.seed,)))}")),
         ("Time", text(times)),
         ("Machine", text(machine)),
         ("Versions", text(versions)),

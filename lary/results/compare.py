@@ -1,7 +1,7 @@
 """Paired comparison of finished runs on the samples that they share.
 
-The first run is held against each of the others. Clusters (episodes, videos) are drawn for both runs at once, seeds
-for each by itself; p values come from the same resamples and are corrected by Holm (1979).
+The first run is held against each of the others. Clusters (episodes, videos) are drawn for both runs at once, the
+seeds of each run add their own spread; p values come from the same resamples and are corrected by Holm (1979).
 """
 
 from __future__ import annotations
@@ -17,6 +17,7 @@ from lary.results import statistics as stats
 from lary.results.measure import metric, seed_sums
 from lary.results.predictions import Scores, read_scores
 from lary.results.record import FILE_NAME, EvalResult, Metric, read_result
+from lary.results.scores import ratio
 from lary.types import LaryError, UsageError
 
 RESAMPLES = 10_000
@@ -124,8 +125,10 @@ def check_alike(first: Run, other: Run) -> None:
     one, two = first.result, other.result
     pairs = (
         ("data set", one.dataset.name, two.dataset.name),
+        ("choice of splits", one.dataset.split_set or "published", two.dataset.split_set or "published"),
         ("metric", one.primary, two.primary),
         ("target", one.action_mode, two.action_mode),
+        ("frame of motion", one.relative_frame, two.relative_frame),
     )
     for what, own, theirs in pairs:
         if own != theirs:
@@ -142,16 +145,11 @@ def difference(first: Run, other: Run, seed: int) -> Difference:
     groups = [first.scores.groups[row] for row in ours]
     clusters = stats.cluster_index(groups, seed)
     parts = [(1.0, _sums(first.scores, ours, clusters)), (-1.0, _sums(other.scores, theirs, clusters))]
-    value = np.zeros(1)
-    for weight, sums in parts:
-        value += weight * stats.ratio(stats.by_seed(sums).sum(axis=1)).mean(axis=0)
     score, count = first.result.score, parts[0][1].shape[-2]
-    interval, p = stats.Interval(value, None, None), None
-    if count >= stats.MIN_CLUSTERS:
-        support = np.array([count], dtype=np.int64)
-        drawn = stats.resample(parts, stats.ratio, support, seed=seed, resamples=RESAMPLES)
-        interval = stats.interval_of(value, drawn, support)
-        p = stats.p_value(drawn.values[:, 0], count, float(drawn.freedom[0]))
+    found = stats.spread_of(parts, ratio, seed=seed, resamples=RESAMPLES)
+    known = count >= stats.MIN_CLUSTERS
+    interval = stats.interval_of(found) if known else stats.Interval(found.value, None, None)
+    p = stats.p_value(found) if known else None
     gain = metric(interval, 0, score.unit, higher=score.higher_is_better)
     return Difference(other, len(ours), len(set(groups)), gain, p)
 

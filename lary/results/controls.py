@@ -13,6 +13,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 from lary.configs import ClassifyConfig, ControlsConfig, ExtractConfig, ProbeControl, RegressConfig
@@ -22,6 +23,7 @@ from lary.latents.table import find_latent_table
 from lary.models.spec import MODELS, ModelSpec
 from lary.results.compare import Difference, compare_runs, open_run
 from lary.results.evaluate import ProbeRun, classify, regress
+from lary.results.measure import reading
 from lary.results.record import FILE_NAME, EvalResult, Margin, write_result
 from lary.runtime import log
 from lary.settings import Settings
@@ -29,6 +31,8 @@ from lary.types import UsageError
 
 CONTROLS: tuple[ProbeControl, ...] = ("shuffled-targets", "static-pair", "shuffled-order")
 BASELINE = "baseline"
+MARKS = {"": "", "better": "", "even": "  (not told apart)", "worse": "  (the control is better)"}
+"""What stands behind a control that the model does not beat."""
 
 
 @dataclass(frozen=True)
@@ -49,35 +53,29 @@ class ControlReport:
         for margin in sorted(result.margins, key=lambda margin: abs(margin.gain.value)):
             value = f"{100 * margin.value:.1f}" if score.unit == "fraction" else f"{margin.value:.3f}"
             p = "" if margin.p is None else f"  p {margin.p:.3g}"
-            lines.append(f"  {margin.name:32} {value:28} margin {margin.gain.text()}{p}{verdict(margin)}")
+            lines.append(
+                f"  {margin.name:32} {value:28} margin {margin.gain.text()}{p}{MARKS[reading(margin.gain, margin.p)]}"
+            )
         lines += [f"  left out: {reason}" for reason in self.left_out]
         return "\n".join(lines)
 
 
-def verdict(margin: Margin) -> str:
-    """A mark behind a control that the model does not beat."""
-    gain = margin.gain
-    if gain.low is None or gain.high is None:
-        return ""
-    if gain.low <= 0 <= gain.high:
-        return "  (not told apart)"
-    return "" if (gain.low > 0) == gain.higher_is_better else "  (the control is better)"
-
-
-def run_controls(config: ControlsConfig, settings: Settings) -> ControlReport:
+def run_controls(config: ControlsConfig, settings: Settings, *, plugins: tuple[Path, ...] = ()) -> ControlReport:
     """Run a model and its controls, what is done isn't done again, and write the margins into the model's result.
+
+    `plugins` are files for the worker processes of an extraction, as `extract` takes them.
 
     Raises:
         UsageError: wrong options or missing tables.
         LaryError: a failed extraction or training of the model itself.
     """
     model, dataset = MODELS.get(config.model), DATASETS.get(config.dataset)
-    own = run_one(config, settings, dataset, model)
+    own = run_one(config, settings, dataset, model, plugins)
     others: list[ProbeRun] = []
     left_out: list[str] = []
     for asked, changes in plan(config, model, own.result):
         try:
-            others.append(run_one(config, settings, dataset, asked, **changes))
+            others.append(run_one(config, settings, dataset, asked, plugins, **changes))
         except UsageError as error:
             left_out.append(f"{asked.name} {' '.join(map(str, changes.values()))}: {error}".replace(" : ", ": "))
             log.warning("%s", error)
@@ -96,8 +94,9 @@ def plan(config: ControlsConfig, model: ModelSpec, own: EvalResult) -> list[tupl
 
 
 def run_one(
-    config: ControlsConfig, settings: Settings, dataset: DatasetSpec, model: ModelSpec, **changes: Any
-) -> ProbeRun:
+    config: ControlsConfig, settings: Settings, dataset: DatasetSpec, model: ModelSpec, plugins: tuple[Path, ...],
+    **changes: Any,
+) -> ProbeRun:  # fmt: skip
     """One probe run, with the latents that it needs; baselines have one kind of latent and no protocols."""
     weights = changes.get("weights")
     itself = model.name == config.model
@@ -109,22 +108,24 @@ def run_one(
                 gpus=config.gpus,
             ),
             settings,
+            plugins=plugins,
         )  # fmt: skip
     options: dict[str, Any] = {
         "model": model.name, "dataset": dataset.name, "gpus": config.gpus, "protocol": protocol, "latent": latent,
         "probe_preset": config.probe_preset, "seeds": config.seeds, "epochs": config.epochs,
-        "overwrite": config.overwrite, **changes,
+        "overwrite": config.overwrite, "splits": config.splits, **changes,
     }  # fmt: skip
     if isinstance(dataset.target, LabelSpace):
         return classify(ClassifyConfig(**options), settings)
     options |= {"model_type": config.model_type, "action_mode": config.action_mode}
+    options["relative_frame"] = config.relative_frame
     return regress(RegressConfig(**options), settings)
 
 
 def splits_of(dataset: DatasetSpec, settings: Settings, config: ControlsConfig) -> list[str]:
     """Training and validation split; the unseen one too where the model's own latents of it are there."""
-    splits = [dataset.train, dataset.validation]
-    unseen = dataset.unseen
+    roles = dataset.roles(config.splits)
+    splits, unseen = [roles["train"], roles["seen"]], roles.get("unseen")
     if unseen and find_latent_table(settings, dataset, unseen, config.model, config.protocol, config.latent):
         splits.append(unseen)
     return splits

@@ -13,10 +13,11 @@ import numpy as np
 import numpy.typing as npt
 
 from lary.data.spec import Orientation
-from lary.probes.outcome import Floats, SplitOutcome
+from lary.probes.outcome import Floats, SampleColumns, SplitOutcome
+from lary.results import scores
 from lary.results import statistics as stats
 from lary.results.measure import means, metric, seed_sums
-from lary.results.record import DimensionRow, GroupRow, Metric, OrientationRow, RobotRow
+from lary.results.record import DimensionRow, GroupRow, Metric, OrientationRow, PhysicalError, RobotRow
 
 Doubles = npt.NDArray[np.float64]
 SMALLEST_NORM = 1e-8
@@ -24,10 +25,10 @@ SMALLEST_NORM = 1e-8
 
 
 def error_interval(split: SplitOutcome, predictions: Sequence[Floats], seed: int) -> stats.Interval:
-    """Error and R2 of every dimension and of all, as `statistics.error_scores` orders them."""
+    """Error and R2 of every dimension and of all, as `scores.error_scores` orders them."""
     clusters = stats.cluster_index(split.samples.groups, seed)
-    columns = [stats.error_columns(prediction, split.targets) for prediction in predictions]
-    return stats.bootstrap(seed_sums(columns, clusters), stats.error_scores, seed=seed)
+    columns = [scores.error_columns(prediction, split.targets) for prediction in predictions]
+    return stats.bootstrap(seed_sums(columns, clusters), scores.error_scores, seed=seed)
 
 
 def overall(role: str, split: SplitOutcome, found: stats.Interval) -> dict[str, Metric]:
@@ -46,6 +47,13 @@ def squared(split: SplitOutcome, predictions: Sequence[Floats], physical: bool =
     return [np.square((prediction - targets) * scale).mean(axis=1) for prediction in predictions]
 
 
+def plain(role: str, split: SplitOutcome, prediction: Floats) -> dict[str, float]:
+    """The metrics of a whole split of one prediction, without intervals."""
+    total = scores.error_columns(prediction, split.targets).sum(axis=0)[None]
+    found = overall(role, split, stats.Interval(scores.error_scores(total)[0], None, None))
+    return {name: each.value for name, each in found.items()}
+
+
 def dimension_rows(
     role: str,
     split: SplitOutcome,
@@ -56,7 +64,7 @@ def dimension_rows(
     seed: int,
 ) -> list[DimensionRow]:
     """One row per action dimension; `found` is the `error_interval` of the same predictions."""
-    physical = means(squared(split, predictions, physical=True), split.samples.groups, seed)
+    physical = means(squared(split, predictions, physical=True), split.samples.groups, seed, scores.magnitude)
     explained = found.value[len(names) + 1 :]
     return [
         DimensionRow(
@@ -89,7 +97,7 @@ def group_rows(
         per_seed = [
             np.stack([own[:, list(members)].mean(axis=1) for members in groups.values()], axis=1) for own in errors
         ]
-        tables.append(means(per_seed, split.samples.groups, seed))
+        tables.append(means(per_seed, split.samples.groups, seed, scores.magnitude))
     rows = []
     for index, (name, members) in enumerate(groups.items()):
         own = {units[member] for member in members if member < len(units)}
@@ -111,7 +119,7 @@ def explained(split: SplitOutcome, predictions: Sequence[Floats], members: Seque
     """R2 over some dimensions, the mean over seeds; None where their targets are constant."""
     chosen = list(members)
     values = [
-        stats.error_scores(stats.error_columns(own[..., chosen], split.targets[..., chosen]).sum(axis=0)[None])[0, -1]
+        scores.error_scores(scores.error_columns(own[..., chosen], split.targets[..., chosen]).sum(axis=0)[None])[0, -1]
         for own in predictions
     ]
     return optional(float(np.mean(values)))
@@ -121,34 +129,49 @@ def robot_rows(
     role: str,
     split: SplitOutcome,
     predictions: Sequence[Floats],
+    groups: Mapping[str, tuple[int, ...]],
+    units: Sequence[str],
     orientations: Sequence[Orientation],
     seed: int,
 ) -> list[RobotRow]:
-    """One row per robot type."""
+    """One row per robot type; in physical units for groups of dimensions that share one."""
     robots = np.array(split.samples.embodiments)
-    angles = [mean_angle(split, prediction, orientations) for prediction in predictions] if orientations else []
     rows = []
     for robot in sorted(set(split.samples.embodiments)):
         chosen = np.flatnonzero(robots == robot)
-        groups = [split.samples.groups[row] for row in chosen]
-        errors = means([own[chosen].mean(axis=1)[:, None] for own in squared(split, predictions)], groups, seed)
-        targets = split.targets[chosen]
-        scores = [
-            stats.error_scores(stats.error_columns(own[chosen], targets).sum(axis=0)[None])[0, -1]
-            for own in predictions
-        ]
+        own, values = rows_of(split, chosen), [prediction[chosen] for prediction in predictions]
+        found = overall(role, own, error_interval(own, values, seed))
+        explained = found.get(f"{role}_r2")
+        angles = [mean_angle(own, prediction, orientations) for prediction in values] if orientations else []
         rows.append(
             RobotRow(
                 split=role,
                 name=robot,
                 rows=len(chosen),
-                groups=len(set(groups)),
-                mse=metric(errors, 0, "normalised", higher=False),
-                r2=optional(float(np.mean(scores))),
-                degrees=_degrees([own[chosen] for own in angles], groups, seed),
+                groups=len(set(own.samples.groups)),
+                mse=found[f"{role}_mse"],
+                r2=None if explained is None else explained.value,
+                degrees=_degrees(angles, own.samples.groups, seed),
+                physical={
+                    row.name: PhysicalError(mse=row.physical_mse, unit=row.unit)
+                    for row in group_rows(role, own, values, groups, units, seed)
+                    if row.physical_mse is not None
+                },
             )
         )
     return rows
+
+
+def rows_of(split: SplitOutcome, rows: npt.NDArray[np.int64]) -> SplitOutcome:
+    """Some rows of a split, without its predictions."""
+    samples = split.samples
+    kept = SampleColumns(
+        ids=tuple(samples.ids[row] for row in rows),
+        media=tuple(samples.media[row] for row in rows),
+        groups=tuple(samples.groups[row] for row in rows),
+        embodiments=tuple(samples.embodiments[row] for row in rows),
+    )
+    return SplitOutcome(kept, split.targets[rows], split.mean[rows], split.std[rows], {}, {}, {})
 
 
 def orientation_rows(
@@ -176,7 +199,8 @@ def _degrees(angles: Sequence[Doubles], groups: Sequence[str], seed: int) -> Met
     """Mean of angles (n,) per seed; None where there are none."""
     if not angles or np.isnan(angles[0]).all():
         return None
-    return metric(means([own[:, None] for own in angles], groups, seed), 0, "degrees", higher=False)
+    found = means([own[:, None] for own in angles], groups, seed, scores.magnitude)
+    return metric(found, 0, "degrees", higher=False)
 
 
 def mean_angle(split: SplitOutcome, prediction: Floats, orientations: Sequence[Orientation]) -> Doubles:

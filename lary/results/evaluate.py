@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from lary import paths
-from lary.configs import ClassifyConfig, RegressConfig
+from lary.configs import ClassifyConfig, RegressConfig, RelativeFrame
 from lary.data.actions import Targets, load_normaliser
 from lary.data.spec import DATASETS, DatasetSpec
 from lary.fileio import digest, read_json
@@ -18,6 +18,7 @@ from lary.latents.extract import TIMING, check_mode, check_stride
 from lary.latents.table import SplitLatents
 from lary.models.spec import MODELS, ModelSpec
 from lary.probes.presets import PRESETS
+from lary.results.chunks import write_chunks
 from lary.results.inputs import (
     ProbeConfig,
     check_dim,
@@ -26,6 +27,7 @@ from lary.results.inputs import (
     open_splits,
     report_failures,
     seeds_of,
+    shared_groups,
     shown,
     shuffled,
     variant_of,
@@ -45,15 +47,16 @@ from lary.results.record import (
     read_result,
     write_result,
 )
+from lary.results.running import NOT_DECIDING, Place, check_stores, run_on, several_devices
 from lary.results.summarise import classification_result, regression_result
-from lary.runtime import log, pick_devices, progress, provenance
+from lary.runtime import log, provenance
 from lary.settings import Settings
 from lary.types import Failure, Progress, UsageError
 
 if TYPE_CHECKING:
+    from lary.probes.chunks import RegressorInputs
     from lary.probes.outcome import RegressionOutcome
     from lary.probes.presets import ProbePreset
-    from lary.probes.regress import RegressorInputs
 
 
 @dataclass(frozen=True)
@@ -78,11 +81,16 @@ def classify(config: ClassifyConfig, settings: Settings) -> ProbeRun:
         raise UsageError(f"--classes {config.classes}: data set '{dataset.name}' has {len(classes)} classes.")
     preset = PRESETS.get(config.probe_preset)
     splits = open_splits(settings, dataset, model, config)
+    check_stores(dataset.name, splits)
     check_dim(config.dim, splits)
     tag = paths.tagged(model.name, config.protocol, config.latent, config.weights, config.pool) + variant_of(config)
     folder = paths.classification_folder(settings, dataset.name, tag)
     if (found := finished(folder, config, splits)) is not None:
         return ProbeRun(folder, found, new=False)
+    if devices := several_devices(config):
+        run_on(devices, classify, config, settings)
+        return ProbeRun(folder, read_result(folder / FILE_NAME), new=True)
+    place = Place.of(config)
 
     from lary.probes.classify import ClassifierInputs, train_classifier
 
@@ -90,7 +98,7 @@ def classify(config: ClassifyConfig, settings: Settings) -> ProbeRun:
     started = time.monotonic()
     epochs, seeds = config.epochs or preset.classifier.epochs, seeds_of(config)
     outcomes = []
-    with progress(len(seeds) * epochs * len(train.table), f"probe {dataset.name} {model.name}") as bar:
+    with place.progress(len(seeds) * epochs * len(train.table), f"probe {dataset.name} {model.name}") as bar:
         for seed in seeds:
             labels = train.table.labels()
             inputs = ClassifierInputs(
@@ -99,19 +107,23 @@ def classify(config: ClassifyConfig, settings: Settings) -> ProbeRun:
                 train_groups=train.table.groups(), validation=shown(validation, config, seed, training=False),
                 labels=validation.table.labels(), samples=columns(validation), classes=classes,
             )  # fmt: skip
-            outcomes.append(
-                train_classifier(
-                    inputs, preset, protocol=config.protocol, device=pick_devices(config.gpus)[0], seed=seed,
-                    folder=folder_of(folder, seed, seeds), progress=bar, epochs=config.epochs,
-                    batch_size=config.probe_batch_size,
-                )
-            )  # fmt: skip
+            own = folder_of(folder, seed, seeds)
+            with place.session(config, identity_of(config, splits), seed, own) as session:
+                outcomes.append(
+                    train_classifier(
+                        inputs, preset, protocol=config.protocol, device=place.device, seed=seed, folder=own,
+                        progress=bar, epochs=config.epochs, batch_size=config.probe_batch_size,
+                        precision=config.precision, session=session,
+                    )
+                )  # fmt: skip
+    place.team.leave()
     seconds = time.monotonic() - started
     scores = write_scores(folder, class_scores(outcomes), seeds)
     files = ("log_r0.csv", "latest.pt", *write_classification_files(folder, outcomes[0]), scores)
     facts = run_facts(config, dataset, model, splits, outcomes[0].settings, files, seconds, probe="attentive")
-    result = classification_result(outcomes[0], facts, outcomes[1:])
+    result = warned(classification_result(outcomes[0], facts, outcomes[1:]), dataset, splits)
     write_result(folder / FILE_NAME, result)
+    remove_states(folder, seeds)
     return ProbeRun(folder, result, new=True)
 
 
@@ -128,39 +140,63 @@ def regress(config: RegressConfig, settings: Settings) -> ProbeRun:
     check_mode(dataset, config.mode)
     preset = PRESETS.get(config.probe_preset)
     splits = open_splits(settings, dataset, model, config)
+    check_stores(dataset.name, splits)
     tag = paths.tagged(model.name, config.protocol, config.latent, config.weights, config.pool) + variant_of(config)
-    folder = paths.regression_folder(
-        settings, dataset.name, dataset.stride, tag, config.model_type, config.action_mode
-    )  # fmt: skip
+    frame = frame_of(config)
+    target = f"{config.action_mode}_{frame}" if frame == "local" else config.action_mode
+    folder = paths.regression_folder(settings, dataset.name, dataset.stride, tag, config.model_type, target)
     if (found := finished(folder, config, splits)) is not None:
         return ProbeRun(folder, found, new=False)
+    if config.model_type != "ridge" and (devices := several_devices(config)):
+        run_on(devices, regress, config, settings)
+        return ProbeRun(folder, read_result(folder / FILE_NAME), new=True)
+    place = Place.of(config)
 
     started = time.monotonic()
     data_dir = settings.path("DATA_DIR")
-    normaliser = load_normaliser(dataset, data_dir, config.action_mode, splits["train"].table)
+    normaliser = load_normaliser(dataset, data_dir, config.action_mode, splits["train"].table, frame or "world")
     targets: dict[str, Targets] = {}
     failures: list[Failure] = []
     for role, split in splits.items():
-        splits[role], targets[role] = with_targets(split, normaliser, config.action_mode, data_dir, failures)
+        asked = (normaliser, config.action_mode, data_dir, failures, frame or "world")
+        splits[role], targets[role] = with_targets(split, *asked)
     report_failures(folder, failures)
     seeds = seeds_of(config)
     rounds = len(preset.ridge.shrinkages) if config.model_type == "ridge" else epochs_of(config, preset)
-    with progress(len(seeds) * rounds * len(splits["train"].table), f"probe {dataset.name} {model.name}") as bar:
+    with place.progress(len(seeds) * rounds * len(splits["train"].table), f"probe {dataset.name} {model.name}") as bar:
         outcomes = [
             train_actions(
                 config, preset, regressor_inputs(config, dataset, splits, targets, seed), seed,
-                folder_of(folder, seed, seeds), bar,
+                folder_of(folder, seed, seeds), bar, place, identity_of(config, splits),
             )
             for seed in seeds
         ]  # fmt: skip
+    place.team.leave()
     seconds = time.monotonic() - started
     written = write_regression_files(folder, outcomes[0], frames_of(splits["seen"]), actions.units)
-    files = ("best_model.pth", *written, write_scores(folder, action_scores(outcomes), seeds))
+    scores = write_scores(folder, action_scores(outcomes), seeds)
+    files = ("best_model.pth", *written, scores, write_chunks(folder, outcomes[0]))
     facts = run_facts(config, dataset, model, splits, outcomes[0].settings, files, seconds, probe=config.model_type)
-    orientations = actions.orientations if config.action_mode == "absolute" else ()
-    result = regression_result(outcomes[0], facts, outcomes[1:], orientations)
+    # The difference of two orientations' values is no orientation, the turn from one to the other is.
+    orientations = actions.orientations if frame != "world" else ()
+    result = warned(regression_result(outcomes[0], facts, outcomes[1:], orientations), dataset, splits)
     write_result(folder / FILE_NAME, result)
+    remove_states(folder, seeds)
     return ProbeRun(folder, result, new=True)
+
+
+def frame_of(config: RegressConfig) -> RelativeFrame | None:
+    """The frame of relative motion; None for absolute actions. Raises UsageError for a frame without motion."""
+    if config.action_mode == "relative":
+        return config.relative_frame or "world"
+    if config.relative_frame is not None:
+        raise UsageError(f"--relative-frame {config.relative_frame}: it needs --action-mode relative.")
+    return None
+
+
+def warned(result: EvalResult, dataset: DatasetSpec, splits: Mapping[str, SplitLatents]) -> EvalResult:
+    """A result with a warning of what its splits share."""
+    return result.model_copy(update={"warnings": (*result.warnings, *shared_groups(dataset, splits))})
 
 
 def regressor_inputs(
@@ -168,7 +204,7 @@ def regressor_inputs(
     seed: int,
 ) -> RegressorInputs:  # fmt: skip
     """What a regression probe of one seed is trained and scored on."""
-    from lary.probes.regress import EvaluatedSplit, RegressorInputs
+    from lary.probes.chunks import EvaluatedSplit, RegressorInputs
 
     train = splits["train"]
     evaluated = {
@@ -191,8 +227,9 @@ def regressor_inputs(
 
 
 def train_actions(
-    config: RegressConfig, preset: ProbePreset, inputs: RegressorInputs, seed: int, folder: Path, bar: Progress
-) -> RegressionOutcome:
+    config: RegressConfig, preset: ProbePreset, inputs: RegressorInputs, seed: int, folder: Path,
+    bar: Progress | None, place: Place, identity: str,
+) -> RegressionOutcome:  # fmt: skip
     """Train the kind of regression probe that was asked for. Raises UsageError for options it doesn't have."""
     if config.model_type == "ridge":
         from lary.probes.ridge import fit_ridge
@@ -206,11 +243,12 @@ def train_actions(
 
     from lary.probes.regress import train_regressor
 
-    return train_regressor(
-        inputs, preset, protocol=config.protocol, device=pick_devices(config.gpus)[0], seed=seed, folder=folder,
-        progress=bar, epochs=config.epochs, batch_size=config.probe_batch_size, probe=config.model_type,
-        sampler_steps=config.sampler_steps,
-    )  # fmt: skip
+    with place.session(config, identity, seed, folder) as session:
+        return train_regressor(
+            inputs, preset, protocol=config.protocol, device=place.device, seed=seed, folder=folder, progress=bar,
+            epochs=config.epochs, batch_size=config.probe_batch_size, probe=config.model_type,
+            sampler_steps=config.sampler_steps, session=session,
+        )  # fmt: skip
 
 
 def epochs_of(config: RegressConfig, preset: ProbePreset) -> int:
@@ -223,9 +261,17 @@ def folder_of(folder: Path, seed: int, seeds: Sequence[int]) -> Path:
     return folder if seed == seeds[0] else folder / f"seed_{seed}"
 
 
+def remove_states(folder: Path, seeds: Sequence[int]) -> None:
+    """Remove what an interrupted run would have gone on from, now that there is a result."""
+    from lary.probes.state import remove_state
+
+    for seed in seeds:
+        remove_state(folder_of(folder, seed, seeds))
+
+
 def identity_of(config: ProbeConfig, splits: Mapping[str, SplitLatents]) -> str:
     """A digest of what decides a run: its options and the latents that it reads."""
-    asked = {name: value for name, value in asdict(config).items() if name != "overwrite" and value is not None}
+    asked = {name: value for name, value in asdict(config).items() if name not in NOT_DECIDING and value is not None}
     inputs = {role: [split.table.digest, split.store.get("key")] for role, split in splits.items()}
     return digest(json.dumps([SCHEMA_VERSION, asked, inputs], sort_keys=True))
 
@@ -267,7 +313,7 @@ def run_facts(
         identity=identity_of(config, splits),
         dataset=DatasetFacts(
             name=dataset.name, title=dataset.title, revision=dataset.revision,
-            stride=dataset.stride, units=target_units,
+            stride=dataset.stride, units=target_units, split_set=config.splits or "",
             tables={split.table.split: split.table.digest for split in splits.values()},
             splits={
                 split.table.split: SplitFacts(rows=len(split.table), groups=len(set(split.table.groups())))
@@ -279,7 +325,9 @@ def run_facts(
             weights=store.get("weights", ""), dim=train.source.shape[-1], shape=train.source.shape,
             parameters_m=model.parameters_m,
         ),
-        probe=probe, action_mode=getattr(config, "action_mode", None), protocol=config.protocol, protocol_notes=notes,
+        probe=probe, action_mode=getattr(config, "action_mode", None),
+        relative_frame=frame_of(config) if isinstance(config, RegressConfig) else None,
+        protocol=config.protocol, protocol_notes=notes,
         preset=config.probe_preset, seed=seeds_of(config)[0], seeds=seeds_of(config), control=config.control,
         project=config.project,
         options_given=json.loads(json.dumps(asdict(config), default=str)),

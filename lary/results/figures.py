@@ -45,6 +45,10 @@ def _figure(width: float, height: float, layout: Literal["constrained"] | None =
         yield figure
 
 
+new_figure = _figure
+"""For figures that other modules draw."""
+
+
 def render(figure: Figure, format: Format) -> bytes:
     """The figure as a file, without date or program version."""
     metadata: dict[Format, Any] = {

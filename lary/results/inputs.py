@@ -12,17 +12,17 @@ import numpy.typing as npt
 from lary.configs import ClassifyConfig, ProbeControl, RegressConfig
 from lary.data.actions import ActionMode, Normaliser, Targets, load_targets
 from lary.data.frames import read_clip
-from lary.data.relative import in_frame
+from lary.data.poses import Frame, in_frame
 from lary.data.samples import SampleTable
 from lary.data.spec import DatasetSpec
 from lary.latents.extract import FAILURES, write_failures
 from lary.latents.table import SplitLatents, find_latent_table, open_latents
 from lary.models.spec import ModelSpec
 from lary.probes.outcome import SampleColumns
-from lary.probes.sources import ProjectedSource, ShuffledOrderSource, StaticSource
+from lary.probes.sources import NamedSource, ProjectedSource, ShuffledOrderSource, StaticSource
 from lary.runtime import log
 from lary.settings import Settings
-from lary.types import Failure, LaryError, LatentSource, MediaError, UsageError
+from lary.types import Failure, LaryError, LatentSource, MediaError, Sample, UsageError
 
 ProbeConfig = ClassifyConfig | RegressConfig
 
@@ -44,8 +44,9 @@ def seeds_of(config: ProbeConfig) -> tuple[int, ...]:
 
 
 def variant_of(config: ProbeConfig) -> str:
-    """What stands behind the model's name in folder names for a control: ``@static-pair``, ``@project16``."""
-    parts: list[str] = [config.control] if config.control else []
+    """What stands behind the model's name in folder names: ``@by-episode``, ``@static-pair``, ``@project16``."""
+    parts: list[str] = [config.splits] if config.splits else []
+    parts += [config.control] if config.control else []
     parts += [f"project{config.project}"] if config.project is not None else []
     return "".join(f"@{part}" for part in parts)
 
@@ -54,15 +55,12 @@ def open_splits(
     settings: Settings, dataset: DatasetSpec, model: ModelSpec, config: ProbeConfig
 ) -> dict[str, SplitLatents]:
     """Latents by role: ``train``, ``seen`` (the validation split) and, where it was extracted, ``unseen``."""
-    roles = {"train": dataset.train, "seen": dataset.validation}
     from lary.probes.fit import MEMORY_SHARE, memory_bytes
 
+    roles = dataset.roles(config.splits)
     asked = (model.name, config.protocol, config.latent, config.weights, config.pool)
-    if dataset.unseen is not None:
-        if find_latent_table(settings, dataset, dataset.unseen, *asked) is None:
-            log.info("%s has no latents of %s %s: scored without it", model.name, dataset.name, dataset.unseen)
-        else:
-            roles["unseen"] = dataset.unseen
+    if "unseen" in roles and find_latent_table(settings, dataset, roles["unseen"], *asked) is None:
+        log.info("%s has no latents of %s %s: scored without it", model.name, dataset.name, roles.pop("unseen"))
     memory = int(MEMORY_SHARE * memory_bytes())
     splits = {
         role: open_latents(settings, dataset, split, *asked, pack_above=memory) for role, split in roles.items()
@@ -75,6 +73,23 @@ def open_splits(
         for split in splits.values():
             check_steps(split, config)
     return splits
+
+
+def shared_groups(dataset: DatasetSpec, splits: Mapping[str, SplitLatents]) -> tuple[str, ...]:
+    """A warning per scored split that shows episodes or videos of the training split, told by the tables themselves."""
+    train = splits["train"].table
+    known, found = set(train.groups()), []
+    for table in (split.table for role, split in splits.items() if role != "train"):
+        groups = set(table.groups())
+        both = len(groups & known) if table.root == train.root else 0  # equal names under two roots are two episodes
+        if both:
+            apart = [name for name in dataset.split_sets if not dataset.drawn[dataset.roles(name)["train"]].pattern]
+            advice = f"; '--splits {apart[0]}' keeps them apart" if apart else ""
+            found.append(
+                f"{both:,} of the {len(groups):,} episodes or videos of {table.split} are in {train.split} as well, so "
+                f"the scores say little about new ones{advice}"
+            )
+    return tuple(found)
 
 
 def check_steps(split: SplitLatents, config: ProbeConfig) -> None:
@@ -102,12 +117,17 @@ def shown(split: SplitLatents, config: ProbeConfig, seed: int, *, training: bool
 
     Every split goes through the same projection; orders are shuffled anew.
     """
-    source: LatentSource = split.source
+    source: LatentSource = NamedSource(split.source, lambda row: name_of(split.table[row]))
     if config.control == "static-pair":
         source = StaticSource(source)
     elif config.control == "shuffled-order":
         source = ShuffledOrderSource(source, seed if training else seed + 1)
     return source if config.project is None else ProjectedSource(source, config.project, seed)
+
+
+def name_of(sample: Sample) -> str:
+    """A sample for a message: its id and the media that it was cut from."""
+    return f"sample {sample.id} ({', '.join(dict.fromkeys(sample.media))})"
 
 
 def shuffled(count: int, config: ProbeConfig, seed: int) -> npt.NDArray[np.int64]:
@@ -118,15 +138,16 @@ def shuffled(count: int, config: ProbeConfig, seed: int) -> npt.NDArray[np.int64
 
 
 def with_targets(
-    split: SplitLatents, normaliser: Normaliser, mode: ActionMode, data_dir: Path, failures: list[Failure]
-) -> tuple[SplitLatents, Targets]:
+    split: SplitLatents, normaliser: Normaliser, mode: ActionMode, data_dir: Path, failures: list[Failure],
+    frame: Frame = "world",
+) -> tuple[SplitLatents, Targets]:  # fmt: skip
     """A split and its normalised targets, without the rows whose action file can't be read; those join `failures`.
 
     Raises:
         LaryError: a robot type has no statistics, or no action file of the split can be read.
     """
-    table = relative_table(split.table, data_dir) if mode == "relative" else split.table
-    targets = load_targets(table, normaliser, mode=mode)
+    table = relative_table(split.table, data_dir, frame) if mode == "relative" else split.table
+    targets = load_targets(table, normaliser, mode=mode, frame=frame)
     if not targets.failures:
         return split, targets
     failures += targets.failures
@@ -140,12 +161,12 @@ def with_targets(
     return split.take(rows.tolist()), kept
 
 
-def relative_table(table: SampleTable, data_dir: Path) -> SampleTable:
-    """The table over ``regression_relative/`` where the relative actions were made, else itself.
+def relative_table(table: SampleTable, data_dir: Path, frame: Frame = "world") -> SampleTable:
+    """The table over ``regression_relative/`` (or that of local motion) where its files were made, else itself.
 
     Without those files the motion is computed from the absolute chunks; the values are the same.
     """
-    root = (data_dir / in_frame(table.spec.split(table.split).root, "world")).absolute()
+    root = (data_dir / in_frame(table.spec.split(table.split).root, frame)).absolute()
     moved = replace(table, root=root)
     return moved if moved.action_path(moved[0]).is_file() else table
 

@@ -105,7 +105,7 @@ def _run_row(entry: Entry, board: Board) -> Row:
         cells.append(markup.number_cell(known.value if known else None, board.example.unit))
     if board.settings:
         cells.append(markup.text_cell(settings_of(result)))
-    return Row(tuple(cells))
+    return Row(tuple(cells), "control" if result.is_control else "")
 
 
 def _control_row(name: str, metrics: dict[str, Metric], board: Board) -> Row:

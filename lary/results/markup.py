@@ -64,9 +64,9 @@ def metric_name(name: str) -> str:
 
 
 def number(value: float, unit: str = "none") -> str:
-    """A number as it is printed: per cent with one decimal for fractions, else three decimals or digits."""
-    if unit == "fraction":
-        return f"{100 * value:.1f}"
+    """A number as it is printed: one decimal for per cent and degrees, else three decimals or digits."""
+    if unit in ("fraction", "degrees"):
+        return f"{100 * value if unit == 'fraction' else value:.1f}"
     return f"{value:.3f}" if 0.0005 <= abs(value) < 1000 or value == 0 else f"{value:.3g}"
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import numpy.typing as npt
@@ -12,6 +12,7 @@ import numpy.typing as npt
 from lary.probes.outcome import SelectionName
 from lary.results import statistics as stats
 from lary.results.record import Metric, Unit
+from lary.results.scores import Statistic, ratio
 from lary.types import LaryError
 
 
@@ -25,8 +26,10 @@ def interval_note(groups: int, samples: int, seeds: int = 1) -> str:
     if groups < stats.MIN_CLUSTERS:
         need = f"{stats.MIN_CLUSTERS} are needed"
         return f"No intervals: the {samples} samples come from {groups} episodes or videos, and {need}."
-    method = f"95 % expanded percentile bootstrap, {stats.RESAMPLES} resamples"
-    several = f" and over {seeds} seeds" if seeds > 1 else ""
+    method = (
+        f"95 % studentised bootstrap, {stats.RESAMPLES} resamples, for shares of right answers Korn and Graubard's,"
+    )
+    several = f", with the spread of {seeds} seeds by Student's t" if seeds > 1 else ""
     return f"{method} over {groups} episodes or videos ({samples} samples){several}."
 
 
@@ -45,21 +48,33 @@ def metric(found: stats.Interval, index: int, unit: Unit, higher: bool = True) -
     )
 
 
+def reading(gain: Metric, p: float | None = None) -> Literal["", "even", "better", "worse"]:
+    """What a difference says of the run: by its corrected p value where there is one, else by its interval, if any."""
+    if gain.low is None or gain.high is None:
+        return ""
+    if gain.low <= 0 <= gain.high or (p is not None and p >= 1 - stats.LEVEL):
+        return "even"
+    return "better" if (gain.low > 0) == gain.higher_is_better else "worse"
+
+
 def seed_sums(columns: Sequence[npt.ArrayLike], clusters: stats.Ints) -> stats.Array:
     """Sums (S, G, M) within clusters of one table of columns (n, M) per seed; (G, M) for a single one."""
     sums = [stats.cluster_sums(table, clusters) for table in columns]
     return sums[0] if len(sums) == 1 else np.stack(sums)
 
 
-def means(values: Sequence[npt.ArrayLike], groups: Sequence[str], seed: int) -> stats.Interval:
-    """Interval of the mean over samples of each column, from one table (n, K) per seed; NaN entries don't count."""
+def means(values: Sequence[npt.ArrayLike], groups: Sequence[str], seed: int, kind: Statistic = ratio) -> stats.Interval:
+    """Interval of the mean over samples of each column, from one table (n, K) per seed; NaN entries don't count.
+
+    `kind` says in which range the means lie: `ratio` anywhere, `magnitude` from 0.
+    """
     clusters = stats.cluster_index(groups, seed)
     tables = []
     for table in values:
         array = np.asarray(table, dtype=np.float64)
         there = ~np.isnan(array)
         tables.append(np.hstack([np.where(there, array, 0.0), there]))
-    return stats.bootstrap(seed_sums(tables, clusters), stats.ratio, seed=seed)
+    return stats.bootstrap(seed_sums(tables, clusters), kind, seed=seed)
 
 
 def check_finite(values: npt.NDArray[Any], what: str) -> None:

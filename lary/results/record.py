@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from datetime import datetime, timezone
 from pathlib import Path
 from typing import Any, Literal
@@ -71,6 +72,9 @@ class DatasetFacts(Strict):
     splits: dict[str, SplitFacts] = Field(default_factory=dict, description="Size of each split, by split name.")
     stride: int | None = Field(default=None, description="Frames between source and target image.")
     units: tuple[str, ...] = Field(default=(), description="Physical unit of each action dimension.")
+    split_set: str = Field(
+        default="", description="Splits that stand for the published ones, such as by-episode; empty for those."
+    )
 
 
 class ModelFacts(Strict):
@@ -109,10 +113,17 @@ class RunFacts(Strict):
     identity: str = Field(
         default="", description="Digest of the options and latents: a run with the same one is not done again."
     )
-    dataset: DatasetFacts = Field(description="Which data set was used.")
-    model: ModelFacts = Field(description="Which representation was probed.")
+    dataset: DatasetFacts = Field(description="The data set, with its revision and the digests of its tables.")
+    model: ModelFacts = Field(description="The model, with its revision and the digest of its weights.")
     probe: str = Field(default="", description="Kind of probe, such as attentive or mlp.")
     action_mode: Literal["absolute", "relative"] | None = Field(default=None, description="Target of a regression.")
+    relative_frame: Literal["world", "local"] | None = Field(
+        default=None,
+        description=(
+            "Relative targets: the difference of the steps ('world'), or the last pose seen from the first ('local'); "
+            "null for absolute ones."
+        ),
+    )
     protocol: BenchmarkProtocol = Field(
         default="corrected", description="Whether the description or the published code is followed."
     )
@@ -134,7 +145,9 @@ class RunFacts(Strict):
     )
     options_given: dict[str, Any] = Field(default_factory=dict, description="Options as they were given.")
     options: dict[str, Any] = Field(default_factory=dict, description="All options as they were resolved.")
-    provenance: Provenance = Field(default_factory=lambda: Provenance(), description="Where the numbers come from.")
+    provenance: Provenance = Field(
+        default_factory=lambda: Provenance(), description="Command, versions, commit and machine of the run."
+    )
     timings: dict[str, float] = Field(default_factory=dict, description="Seconds by stage.")
     failures: int = Field(default=0, description="Samples left out because their media or latents could not be read.")
     files: tuple[str, ...] = Field(default=(), description="Files written beside this one, relative to it.")
@@ -212,6 +225,13 @@ class GroupRow(Strict):
     unit: str = Field(default="", description="Physical unit that the group's dimensions share.")
 
 
+class PhysicalError(Strict):
+    """An error in physical units."""
+
+    mse: Metric = Field(description="Mean squared error in physical units, squared.")
+    unit: str = Field(description="Physical unit, before squaring.")
+
+
 class RobotRow(Strict):
     """One robot type on one split under the headline selection."""
 
@@ -223,6 +243,10 @@ class RobotRow(Strict):
     r2: float | None = Field(description="Explained part of the variance; null where the targets are constant.")
     degrees: Metric | None = Field(
         default=None, description="Mean angle between predicted and true orientations; null without orientations."
+    )
+    physical: dict[str, PhysicalError] = Field(
+        default_factory=dict,
+        description="Error of each group of dimensions that share a physical unit, by the group's name.",
     )
 
 
@@ -258,7 +282,12 @@ class EvalResult(RunFacts):
     primary: str = Field(description="Name of the metric that ranks runs.")
     selections: dict[SelectionName, Selection] = Field(description="The outcome, by way of choosing head and epoch.")
     controls: dict[str, Control] = Field(description="Rules without any representation, on the same samples.")
-    interval: str = Field(description="How the intervals were made.")
+    interval: str = Field(
+        description=(
+            "How the intervals were made: by studentised bootstrap over episodes or videos, for shares of right "
+            "answers as by Korn and Graubard, the spread of several seeds by Student's t; or why there are none."
+        )
+    )
     classes: tuple[ClassRow, ...] = Field(default=(), description="Per-class table of the first seed.")
     confusion: tuple[tuple[int, ...], ...] = Field(
         default=(), description="Counts, rows predicted and columns true, class order; of the first seed."
@@ -287,14 +316,25 @@ class EvalResult(RunFacts):
         return f"{self.model.name} ({', '.join(parts)})" if parts else self.model.name
 
     @property
+    def is_control(self) -> bool:
+        """Whether this run was made to be held against another one, such as one on shuffled targets."""
+        return self.control is not None or self.project is not None or self.model.revision == RANDOM
+
+    @property
     def score(self) -> Metric:
         """The metric that ranks this run."""
         return self.selections[self.headline].metrics[self.primary]
 
 
 def json_schema() -> dict[str, Any]:
-    """JSON Schema of result.json."""
-    return EvalResult.model_json_schema()
+    """JSON Schema of result.json, draft 2020-12; every field has a sentence of its own."""
+    found = EvalResult.model_json_schema(mode="serialization")
+    return {"$schema": "https://json-schema.org/draft/2020-12/schema", **found}
+
+
+def schema_text() -> str:
+    """The schema as the file that stands in the documentation."""
+    return json.dumps(json_schema(), indent=1, ensure_ascii=False) + "\n"
 
 
 def write_result(path: Path, result: EvalResult) -> None:

@@ -115,7 +115,8 @@ def _leaderboards(comparisons: dict[str, list[Entry]]) -> str:
         )
     for index, (name, group) in enumerate(comparisons.items(), start=1):
         board = leaderboard(f"board-{index}", group, _caption(group))
-        heat = f"<h4>{_heat_title(group[0])}</h4>{tables.heat_table(f'heat-{index}', group)}" if len(group) > 1 else ""
+        models = [entry for entry in group if not entry.result.is_control]
+        heat = f"<h4>{_heat_title(group[0])}</h4>{tables.heat_table(f'heat-{index}', models)}" if models[1:] else ""
         title = f'<div class="head"><h3>{text(name)}</h3><span class="about">{text(_kind(group[0]))}</span></div>'
         parts.append(f'<div class="card">{title}{board}{heat}</div>')
     return "".join(parts)

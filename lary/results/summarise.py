@@ -5,7 +5,7 @@ Several probes that differ in their seed alone make one record: its metrics are 
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import PurePosixPath
 
 import numpy as np
@@ -14,7 +14,7 @@ import numpy.typing as npt
 from lary.data.spec import Orientation
 from lary.probes import metrics
 from lary.probes.outcome import ClassificationOutcome, Floats, RegressionOutcome, SelectionName, SplitOutcome
-from lary.results import errors
+from lary.results import errors, scores
 from lary.results import statistics as stats
 from lary.results.measure import check_finite, headline, interval_note, means, metric, plain_history, seed_sums
 from lary.results.record import (
@@ -41,19 +41,19 @@ TOP_K = 5
 # --- classification ---------------------------------------------------------------------------------------------------
 
 
-def _accuracy(correct: Sequence[npt.NDArray[np.bool_]], clusters: stats.Ints, seed: int) -> Metric:
+def _accuracy(correct: Sequence[npt.NDArray[np.bool_]], clusters: stats.Ints) -> Metric:
     columns = [np.stack([own, np.ones_like(own)], axis=1) for own in correct]
     hits, trials = np.split(seed_sums(columns, clusters), 2, axis=-1)
-    return metric(stats.fraction_interval(hits, trials, seed=seed), 0, "fraction")
+    return metric(stats.fraction_interval(hits, trials), 0, "fraction")
 
 
 def _class_metrics(
     labels: stats.Ints, predicted: Sequence[stats.Ints], classes: int, clusters: stats.Ints, seed: int
 ) -> dict[str, Metric]:
-    sums = [stats.class_sums(labels, own, classes, clusters) for own in predicted]
-    macro = stats.bootstrap(sums[0] if len(sums) == 1 else np.stack(sums), stats.macro_scores, seed=seed)
+    sums = [scores.class_sums(labels, own, classes, clusters) for own in predicted]
+    macro = stats.bootstrap(sums[0] if len(sums) == 1 else np.stack(sums), scores.macro_scores, seed=seed)
     return {
-        "top1": _accuracy([labels == own for own in predicted], clusters, seed),
+        "top1": _accuracy([labels == own for own in predicted], clusters),
         "macro_recall": metric(macro, 0, "fraction"),
         "macro_f1": metric(macro, 1, "fraction"),
     }
@@ -64,8 +64,20 @@ def _score_metrics(labels: stats.Ints, logits: Sequence[Floats], clusters: stats
     found = _class_metrics(labels, [own.argmax(axis=1) for own in logits], count, clusters, seed)
     if count > TOP_K:
         best = [np.argsort(-own, axis=1, kind="stable")[:, :TOP_K] for own in logits]
-        found[f"top{TOP_K}"] = _accuracy([(own == labels[:, None]).any(axis=1) for own in best], clusters, seed)
+        found[f"top{TOP_K}"] = _accuracy([(own == labels[:, None]).any(axis=1) for own in best], clusters)
     return found
+
+
+def _plain_metrics(labels: stats.Ints, logits: Floats) -> dict[str, float]:
+    """The metrics of one probe without intervals."""
+    count = logits.shape[1]
+    matrix = metrics.confusion_matrix(labels, logits.argmax(axis=1), count)
+    found = {
+        "top1": metrics.accuracy(labels, logits.argmax(axis=1)),
+        "macro_recall": metrics.mean_class_accuracy(matrix),
+        "macro_f1": metrics.macro_f1(matrix),
+    }
+    return found | ({f"top{TOP_K}": metrics.top_k_accuracy(labels, logits, TOP_K)} if count > TOP_K else {})
 
 
 def _class_rows(
@@ -73,7 +85,7 @@ def _class_rows(
 ) -> tuple[ClassRow, ...]:
     count = len(outcome.classes)
     table = metrics.class_statistics(matrix)
-    sums = stats.class_sums(outcome.labels, predicted, count, clusters)
+    sums = scores.class_sums(outcome.labels, predicted, count, clusters)
     recall = stats.fraction_interval(sums[:, :count], sums[:, count : 2 * count])
     true = matrix.sum(axis=0)
     return tuple(
@@ -125,12 +137,12 @@ def classification_result(
             metrics=_class_metrics(labels, guesses, count, clusters, seed),
             gain=metric(means(gains, groups, seed), 0, "fraction"),
         )
-    per_seed = [
+    per_seed = [] if not others else [
         SeedRow(
             seed=number, epoch=run.selections[first].epoch, head=run.selections[first].head,
-            metrics=_values(_score_metrics(labels, [run.selections[first].logits], clusters, seed)),
+            metrics=_plain_metrics(labels, run.selections[first].logits),
         )
-        for number, run in zip(facts.seeds, runs, strict=False)
+        for number, run in zip(facts.seeds, runs, strict=True)
     ]  # fmt: skip
     return EvalResult(
         **dict(facts),
@@ -142,7 +154,7 @@ def classification_result(
         interval=interval_note(len(set(groups)), len(labels), len(runs)),
         classes=_class_rows(outcome, predicted[0], clusters, matrix),
         confusion=tuple(tuple(row) for row in matrix.tolist()),
-        per_seed=tuple(per_seed) if others else (),
+        per_seed=tuple(per_seed),
         history=plain_history(outcome.history),
         warnings=_warnings(runs),
     )
@@ -224,7 +236,7 @@ def regression_result(
             if name == first:
                 dimensions += errors.dimension_rows(role, split, values, interval, outcome.dims, units, seed)
                 groups += errors.group_rows(role, split, values, outcome.groups, units, seed)
-                robots += errors.robot_rows(role, split, values, orientations, seed)
+                robots += errors.robot_rows(role, split, values, outcome.groups, units, orientations, seed)
                 turns += errors.orientation_rows(role, split, values, orientations, seed)
         for control in split.controls:
             guesses = [run.splits[role].controls[control] for run in runs]
@@ -258,28 +270,21 @@ def regression_result(
         dimension_groups=tuple(groups),
         robots=tuple(robots),
         orientations=tuple(turns),
-        per_seed=_seed_rows(runs, facts.seeds, first, seed) if others else (),
+        per_seed=_seed_rows(runs, facts.seeds, first) if others else (),
         examples=_examples(seen, first, facts.files),
         history=plain_history(outcome.history),
         warnings=_warnings(runs),
     )
 
 
-def _seed_rows(
-    runs: Sequence[RegressionOutcome], seeds: Sequence[int], name: SelectionName, seed: int
-) -> tuple[SeedRow, ...]:
+def _seed_rows(runs: Sequence[RegressionOutcome], seeds: Sequence[int], name: SelectionName) -> tuple[SeedRow, ...]:
     rows = []
     for number, run in zip(seeds, runs, strict=True):
         found: dict[str, float] = {}
         for role, split in run.splits.items():
-            interval = errors.error_interval(split, [split.selections[name].values], seed)
-            found |= _values(errors.overall(role, split, interval))
+            found |= errors.plain(role, split, split.selections[name].values)
         rows.append(SeedRow(seed=number, epoch=run.splits["seen"].selections[name].epoch, metrics=found))
     return tuple(rows)
-
-
-def _values(found: Mapping[str, Metric]) -> dict[str, float]:
-    return {name: each.value for name, each in found.items()}
 
 
 def _warnings(runs: Sequence[ClassificationOutcome | RegressionOutcome]) -> tuple[str, ...]:

@@ -59,7 +59,7 @@ def read_reference(name: str) -> list[dict[str, str]]:
 
 def published_score(result: EvalResult) -> Metric | None:
     """The paper's number for the same model, data set and kind of probe, where it has one."""
-    if result.action_mode == "relative" or result.label != result.model.name:
+    if result.action_mode == "relative" or result.dataset.split_set or result.label != result.model.name:
         return None
     for source in PUBLISHED:
         if source.higher_is_better is not result.score.higher_is_better:
@@ -74,10 +74,13 @@ def published_score(result: EvalResult) -> Metric | None:
 
 
 def series(entries: Sequence[Entry]) -> dict[str, list[Entry]]:
-    """Runs that may be ranked together, by the name of their comparison: same data set, task and kind of target."""
+    """Runs that may be ranked together, by the name of their comparison: same data set, splits, task, target."""
     found: dict[str, list[Entry]] = {}
     for entry in entries:
         mode = " (relative actions)" if entry.result.action_mode == "relative" else ""
+        mode = " (local relative actions)" if entry.result.relative_frame == "local" else mode
+        if entry.result.dataset.split_set:
+            mode = f" (splits {entry.result.dataset.split_set}){mode}"
         found.setdefault(f"{dataset_title(entry.result)}{mode}", []).append(entry)
     return {name: sorted(group, key=rank) for name, group in sorted(found.items())}
 
@@ -99,12 +102,15 @@ def rank(entry: Entry) -> tuple[float, str]:
 
 
 def settings_of(result: EvalResult) -> str:
-    """Protocol, preset and seed in short."""
-    return f"{result.protocol}, {result.preset}, seed {result.seed}"
+    """Protocol, preset and seeds in short."""
+    several = f"seeds {', '.join(map(str, result.seeds))}" if len(result.seeds) > 1 else f"seed {result.seed}"
+    return f"{result.protocol}, {result.preset}, {several}"
 
 
 def model_badge(result: EvalResult) -> str:
-    """The kind of a model as a label."""
+    """The kind of a model as a label, or that the run is a control."""
+    if result.is_control:
+        return markup.badge("control", "control")
     return markup.badge(result.model.paradigm, BASELINE if result.model.paradigm == BASELINE else "model")
 
 
@@ -112,12 +118,14 @@ Setting = tuple[str, str, str]
 
 
 def overview(comparisons: Mapping[str, Sequence[Entry]]) -> str:
-    """One row per model, protocol and preset, one column per comparison; several seeds are averaged."""
+    """One row per model, protocol and preset, one column per comparison; several runs of one are averaged."""
     found: dict[Setting, dict[str, list[EvalResult]]] = {}
     places: dict[Setting, list[float]] = {}
     for name, group in comparisons.items():
         for place, entry in enumerate(group):
             result = entry.result
+            if result.is_control:
+                continue
             key = (result.label, result.protocol, result.preset)
             found.setdefault(key, {}).setdefault(name, []).append(result)
             places.setdefault(key, []).append(place / len(group))

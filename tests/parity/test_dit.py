@@ -81,11 +81,11 @@ def test_a_perfect_network_is_sampled_exactly(steps: int, monkeypatch: pytest.Mo
     network = ActionExpertDiT(5, 2, 3, hidden_size=8, depth=1, num_heads=2, sampler=Sampler(steps)).eval()
     clean = torch.tensor([[[0.5, -0.9], [0.0, 0.3], [0.8, 4.0]]])
 
-    def known(noisy: torch.Tensor, times: torch.Tensor, tokens: torch.Tensor) -> torch.Tensor:
+    def known(noisy: torch.Tensor, times: torch.Tensor, embedded: torch.Tensor) -> torch.Tensor:
         left = alphas_cumprod()[times][:, None, None]
         return (noisy - left.sqrt() * clean) / (1 - left).sqrt()
 
-    monkeypatch.setattr(network, "forward", known)
+    monkeypatch.setattr(network, "denoise", known)
     found = network.predict(torch.zeros(1, 5)).unflatten(1, (3, 2))
     torch.testing.assert_close(found, clean.clamp(-1, 1), atol=2e-3, rtol=0)
 

@@ -1,0 +1,167 @@
+"""What the analyses share: which runs there are, which may stand in one figure, how figures and data are written."""
+
+from __future__ import annotations
+
+import csv
+import io
+import re
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from lary import fileio
+from lary.configs import AnalyzeConfig
+from lary.registry import suggest
+from lary.results.figures import Format, render
+from lary.results.record import USUAL_PROBES, EvalResult
+from lary.results.report import find_results
+from lary.settings import Settings
+from lary.types import UsageError
+
+if TYPE_CHECKING:
+    from contextlib import AbstractContextManager
+
+    from matplotlib.figure import Figure
+
+COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#222222")
+"""Okabe and Ito without their yellow, which is too light for lines."""
+MARKERS = ("o", "s", "^", "D", "v", "P", "X")
+LIGHT = "#c8c8c8"
+FORMATS: tuple[Format, ...] = ("png", "svg")
+
+Row = Mapping[str, Any]
+"""One line of a table; the keys are the columns."""
+
+
+class NotPossible(UsageError):
+    """The runs don't allow an analysis: an error where it was asked for by name, a line where all were."""
+
+
+@dataclass(frozen=True)
+class FinishedRun:
+    """A finished run: its folder and its result."""
+
+    folder: Path
+    result: EvalResult
+
+    @property
+    def settings(self) -> tuple[str, ...]:
+        """What runs must share to stand in one figure, besides the data set."""
+        result = self.result
+        probe = "" if result.probe in USUAL_PROBES else result.probe
+        return (result.protocol, result.preset, result.action_mode or "", probe)
+
+    @property
+    def suffix(self) -> str:
+        """The settings that aren't the usual ones, for file names."""
+        usual = ("corrected", "paper", "absolute", "")
+        return "".join(
+            f"_{own}" for own, common in zip(self.settings, usual, strict=True) if own not in (common, "")
+        )  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Analysis:
+    """What an analysis wrote, and what it left out and why, in sentences."""
+
+    files: tuple[Path, ...]
+    left_out: tuple[str, ...] = ()
+
+    def text(self) -> str:
+        """The files, then what was left out, as lines for a terminal."""
+        return "\n".join([*(str(file) for file in self.files), *(f"left out: {reason}" for reason in self.left_out)])
+
+
+@dataclass(frozen=True)
+class Context:
+    """What every analysis gets: the runs, where to write, the options and the settings."""
+
+    runs: tuple[FinishedRun, ...]
+    out: Path
+    config: AnalyzeConfig
+    settings: Settings
+
+    def of_task(self, task: str, command: str) -> list[FinishedRun]:
+        """The runs of one task. Raises NotPossible if there are none, with the command that makes some."""
+        found = [run for run in self.runs if run.result.task == task]
+        if not found:
+            raise NotPossible(f"there is no finished {task} run: run 'lary {command}' first")
+        return found
+
+
+def find_runs(config: AnalyzeConfig, settings: Settings) -> tuple[FinishedRun, ...]:
+    """Every finished run that was asked for; runs of controls and of random projections are no models' own.
+
+    Raises:
+        UsageError: there is no folder, no run in it, or none of the named models or data sets.
+    """
+    folder = config.folder or settings.path("LARY_LOG_DIR")
+    entries, _ = find_results(folder)
+    own = [entry for entry in entries if entry.result.control is None and entry.result.project is None]
+    if not own:
+        raise UsageError(f"There is no finished run below {folder}: run 'lary classify' or 'lary regress' first.")
+    for option, wanted, known in (
+        ("--model", config.model, sorted({entry.result.model.name for entry in own})),
+        ("--dataset", config.dataset, sorted({entry.result.dataset.name for entry in own})),
+    ):
+        for name in wanted:
+            if name not in known:
+                raise UsageError(f"{option} {name}: no run below {folder} has it.{suggest(name, known)}")
+    chosen = [
+        FinishedRun(entry.path.parent, entry.result)
+        for entry in own
+        if (not config.model or entry.result.model.name in config.model)
+        and (not config.dataset or entry.result.dataset.name in config.dataset)
+    ]
+    if not chosen:
+        raise UsageError(f"No run below {folder} has both the --model and the --dataset that were asked for.")
+    return tuple(sorted(chosen, key=lambda run: (run.result.dataset.name, run.settings, run.result.label, run.folder)))
+
+
+def grouped(runs: Sequence[FinishedRun], key: Callable[[FinishedRun], Any]) -> dict[Any, list[FinishedRun]]:
+    """Runs by a key, in the order in which they come; of several of one label, the latest counts."""
+    found: dict[Any, dict[str, FinishedRun]] = {}
+    for run in runs:
+        group = found.setdefault(key(run), {})
+        before = group.get(run.result.label)
+        if before is None or (run.result.created, run.folder) > (before.result.created, before.folder):
+            group[run.result.label] = run
+    return {name: list(group.values()) for name, group in found.items()}
+
+
+def near(wrong: str, known: Sequence[str]) -> str:
+    """A suggestion for a wrong name out of many, or one of them."""
+    some = list(known[:5000])
+    told = suggest(wrong, some)
+    return told if len(some) <= 12 or "Did you mean" in told else f" One that is there: {some[0]}."
+
+
+def slug(text: str) -> str:
+    """A text as part of a file name."""
+    return re.sub(r"[^\w.+-]+", "-", text).strip("-")
+
+
+def settings_text(run: FinishedRun) -> str:
+    """The settings of a figure's runs, for its title."""
+    protocol, preset, mode, probe = run.settings
+    parts = [f"protocol {protocol}", f"preset {preset}", f"{mode} actions" if mode else "", f"{probe} probe"]
+    return ", ".join(part for part in parts if part and part != " probe")
+
+
+def write_analysis(
+    out: Path, stem: str, figure: Callable[[], AbstractContextManager[Figure]], rows: Sequence[Row], facts: Row
+) -> list[Path]:
+    """Write a figure as PNG and SVG, its data as CSV, and CSV and facts together as JSON; returns the files."""
+    written = []
+    with figure() as drawn:
+        for format in FORMATS:
+            written.append(out / f"{stem}.{format}")
+            fileio.write_bytes(written[-1], render(drawn, format))
+    text = io.StringIO()
+    writer = csv.DictWriter(text, list(dict.fromkeys(key for row in rows for key in row)), lineterminator="\n")
+    writer.writeheader()
+    writer.writerows(rows)
+    fileio.write_text(out / f"{stem}.csv", text.getvalue())
+    fileio.write_json(out / f"{stem}.json", {"format": 1, **facts, "rows": list(rows)})
+    return [*written, out / f"{stem}.csv", out / f"{stem}.json"]

@@ -1,0 +1,53 @@
+"""``lary analyze``: one analysis, or all that the finished runs allow."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+
+from lary.configs import AnalysisKind, AnalyzeConfig
+from lary.results.analyses import ablations, attention, frequency, gap, trajectories
+from lary.results.analyses.base import Analysis, Context, NotPossible, find_runs
+from lary.settings import Settings
+from lary.types import LaryError, UsageError
+
+ANALYSES: Mapping[str, Callable[[Context], Analysis]] = {
+    "frequency": frequency.analyse,
+    "gap": gap.analyse,
+    "attention": attention.analyse,
+    "stride": ablations.stride,
+    "codebook": ablations.codebook,
+    "trajectories": trajectories.analyse,
+}
+
+
+def analyze(kind: AnalysisKind, config: AnalyzeConfig, settings: Settings) -> Analysis:
+    """Run one analysis, or every one that the runs allow.
+
+    Raises:
+        UsageError: no runs, runs that the analysis can't be made from, or a sample or episode that isn't there.
+        LaryError: files of the runs are missing or torn; with ``all``, nothing could be made.
+    """
+    for name, value in (("count", config.count), ("window", config.window)):
+        if value is not None and value < 1:
+            raise UsageError(f"--{name} {value}: must be at least 1.")
+    out = config.out or settings.path("LARY_LOG_DIR") / "analysis"
+    context = Context(find_runs(config, settings), out, config, settings)
+    if kind != "all":
+        try:
+            return ANALYSES[kind](context)
+        except LaryError as error:
+            raise type(error)(f"{kind}: {error}") from error
+    files, left_out = [], []
+    for name, analyse in ANALYSES.items():
+        try:
+            found = analyse(context)
+        except LaryError as error:
+            if isinstance(error, UsageError) and not isinstance(error, NotPossible):
+                raise
+            left_out.append(f"{name}: {error}")
+            continue
+        files += found.files
+        left_out += found.left_out
+    if not files:
+        raise LaryError("No analysis can be made of these runs:\n  " + "\n  ".join(left_out))
+    return Analysis(tuple(files), tuple(left_out))
