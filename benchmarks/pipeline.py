@@ -225,8 +225,7 @@ def ratio(pairs: int, clips: int) -> None:
             else:
                 make_clips(root, count, 480, 854, 90)
             config = ExtractConfig(model="dinov2-origin", dataset=dataset, split="val", weights=str(weights))
-            settings = settings_of(root)
-            job = Job(config, root / "data", root, str(weights), settings.values(), ())
+            job = Job(config, root / "data", root, str(weights), settings_of(root).values(), ())
             encoder = make_encoder(job, model_of(config), "cpu")
             frames = 2 if dataset == "calvin" else FRAMES
             inputs = torch.randn(1, frames, 3, 224, 224)
@@ -235,10 +234,13 @@ def ratio(pairs: int, clips: int) -> None:
                 bare = min(timed(lambda encoder=encoder, inputs=inputs, count=count:
                                  [encoder.encode(inputs) for _ in range(count)]) for _ in range(2))  # fmt: skip
             del encoder
-            warm = ExtractConfig(**{**vars(config), "limit": 2})
-            extract(warm, settings)
-            report = extract(ExtractConfig(**{**vars(config), "overwrite": True}), settings)
-            whole = report.seconds * count / report.extracted
+            # A long run less a short one: loading the model and starting the readers are no matter of rows.
+            spent = []
+            for rows in (max(1, count // 4), count):
+                with tempfile.TemporaryDirectory() as out:
+                    limited = ExtractConfig(**{**vars(config), "limit": rows})
+                    spent.append(extract(limited, settings_of(root, LARY_LA_DIR=out)).seconds)
+            whole = (spent[1] - spent[0]) * count / (count - max(1, count // 4))
             print(f"{title:>22}: forward {1000 * bare / count:7.1f} ms, pipeline {1000 * whole / count:7.1f} ms per "
                   f"sample, ratio {whole / bare:.3f}", flush=True)  # fmt: skip
 
