@@ -47,8 +47,8 @@ class Memory:
         self.most = max(self.most, len(rows))
         return self.tokens[np.asarray(rows)].astype(np.float32)
 
-    def codes(self, rows: Sequence[int]) -> np.ndarray | None:
-        return None if self.ids is None else self.ids[np.asarray(rows)]
+    def codes(self, rows: Sequence[int]) -> list[np.ndarray | None]:
+        return [None if self.ids is None else self.ids[row] for row in rows]
 
 
 def write_pairs(root: Path, pairs: Sequence[tuple[int, int, int]]) -> Path:

@@ -20,6 +20,7 @@ from lary import paths
 from lary.configs import DiagnoseConfig
 from lary.data.spec import DATASETS
 from lary.fileio import write_json
+from lary.latents.store import StoredLatents
 from lary.latents.table import SplitLatents, open_latents
 from lary.models.spec import MODELS, ModelSpec, with_latent
 from lary.results.relations import (
@@ -216,26 +217,14 @@ def read_through(
     return tokens, pooled, total / len(rows), counts
 
 
-def read_codes(source: Any, rows: Rows) -> npt.NDArray[np.int64] | None:
+def read_codes(source: StoredLatents, rows: Rows) -> npt.NDArray[np.int64] | None:
     """Codebook ids of some samples, (B, places) int64; None for a model without codes. The one place that reads them.
 
     Raises:
         LaryError: a file can't be read.
     """
-    if hasattr(source, "codes"):
-        codes = source.codes(rows)
-        return None if codes is None or not np.size(codes) else np.asarray(codes, dtype=np.int64).reshape(len(rows), -1)
-    found = []
-    for row in rows:
-        file = source.files[row]
-        try:
-            with np.load(file, allow_pickle=False) as arrays:
-                if "indices" not in arrays.files or not arrays["indices"].size:
-                    return None
-                found.append(np.asarray(arrays["indices"]).astype(np.int64).reshape(-1))
-        except (OSError, ValueError, EOFError) as error:
-            raise LaryError(f"The codes in {file} can't be read ({error}): extract them again.") from error
-    return np.stack(found)
+    found = [codes.reshape(-1) for codes in source.codes(rows) if codes is not None]
+    return np.stack(found).astype(np.int64) if len(found) == len(rows) else None
 
 
 def add_counts(counts: dict[int, Rows], codes: npt.NDArray[np.int64]) -> dict[int, Rows]:
