@@ -30,7 +30,7 @@ COMMANDS = (
     ("regress", "lary.cli_run:regress", "Train the probe that decodes the robot's actions, and score it."),
     ("report", "lary.cli_run:report", "Write one offline HTML page of all results below a folder."),
     ("latents", "lary.cli_latents:latents_app", "Inspect, verify, convert and export extracted latents."),
-    ("models", "lary.cli_run:models", "List the models and whether their weights are here, or show one."),
+    ("models", "lary.cli_models:models", "List the models and whether their weights are here, or show one."),
     (
         "check-model",
         "lary.cli_run:check_model",
