@@ -82,7 +82,7 @@ def motions(pairs: Sequence[tuple[int, int, int]], noise: float, offset: float =
 def diagnosis(root: Path, tokens: np.ndarray, pairs: Sequence[tuple[int, int, int]], **more: object) -> Diagnosis:
     table = read_table(DATASETS.get("calvin"), "val", path=write_pairs(root, pairs), data_dir=root)
     source = more.pop("source", None) or Memory(tokens)
-    latents = SplitLatents(table, source, {}, 0)  # type: ignore[arg-type]
+    latents = SplitLatents(table, source, {}, 0, root)  # type: ignore[arg-type]
     return diagnose_latents(latents, MODELS.get("lapa"), DiagnoseConfig(model="lapa", dataset="calvin", **more))  # type: ignore[arg-type]
 
 

@@ -218,13 +218,11 @@ def read_through(
 
 
 def read_codes(source: StoredLatents, rows: Rows) -> npt.NDArray[np.int64] | None:
-    """Codebook ids of some samples, (B, places) int64; None for a model without codes. The one place that reads them.
-
-    Raises:
-        LaryError: a file can't be read.
-    """
-    found = [codes.reshape(-1) for codes in source.codes(rows) if codes is not None]
-    return np.stack(found).astype(np.int64) if len(found) == len(rows) else None
+    """Codebook ids of some samples, (B, places) int64; None for a model without codes. Raises LaryError."""
+    found = [codes for codes in source.codes(rows) if codes is not None]
+    if len(found) < len(rows):
+        return None
+    return np.stack([np.asarray(codes, dtype=np.int64).reshape(-1) for codes in found])
 
 
 def add_counts(counts: dict[int, Rows], codes: npt.NDArray[np.int64]) -> dict[int, Rows]:
