@@ -408,7 +408,7 @@ def test_a_folder_that_can_not_be_written_to_stops_a_probe_before_its_training(
 ) -> None:
     (tmp_path / "regression").write_text("a file in the place of the folder")
     monkeypatch.setattr("lary.probes.regress.train_regressor", lambda *_, **__: pytest.fail("trained"))
-    with pytest.raises(LaryError, match="Cannot write .*regression.*Check the folder and its permissions"):
+    with pytest.raises(LaryError, match=r"Cannot write .*regression.*Check the folder and its permissions"):
         run(place, tmp_path)
 
 
