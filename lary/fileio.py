@@ -32,6 +32,23 @@ UMASK = _read_umask()
 """Read once: asking for it changes it for a moment, which threads would see."""
 
 
+def not_writable(path: Path, error: OSError) -> LaryError:
+    """The error of a file or folder that can't be written."""
+    return LaryError(f"Cannot write {path}: {error.strerror}. Check the folder and its permissions.")
+
+
+def check_writable(folder: Path) -> None:
+    """Make a folder and try it, so that hours of work do not end at its door. Raises LaryError."""
+    import tempfile
+
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=folder):
+            pass
+    except OSError as error:
+        raise not_writable(folder, error) from error
+
+
 @contextmanager
 def atomic_write(path: Path) -> Iterator[IO[bytes]]:
     """A binary file that takes its name only once it is complete and on disk.
@@ -47,7 +64,7 @@ def atomic_write(path: Path) -> Iterator[IO[bytes]]:
         path.parent.mkdir(parents=True, exist_ok=True)
         handle, name = tempfile.mkstemp(prefix=f".{path.name}.", suffix=".tmp", dir=path.parent)
     except OSError as error:
-        raise LaryError(f"Cannot write {path}: {error.strerror}. Check the folder and its permissions.") from error
+        raise not_writable(path, error) from error
     try:
         with os.fdopen(handle, "wb") as stream:
             yield stream

@@ -100,7 +100,7 @@ class AnalyzeConfig:
         human: Classification data set of people, for the gap analysis.
         robot: Classification data set of robots, for the gap analysis.
         sample: Sample to show attention on, by id or by media path as in case.txt; may be repeated.
-        episode: Episode to show trajectories of, as predictions.npz names it; may be repeated.
+        episode: Episode to show trajectories of, as actions.npz names it; may be repeated.
         count: Samples or episodes to show where none is named.
         square: Lay out tokens that stand for no place as a square over the frames.
     """

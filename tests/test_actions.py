@@ -184,7 +184,7 @@ def test_robot_without_statistics_is_an_error(tmp_path: Path, robots: list[str],
 @pytest.mark.parametrize(
     ("text", "words"),
     [
-        (None, "do not exist. Make it with: make them"),
+        (None, "do not exist. Make them with: make them"),
         ("{", "can't be read"),
         ("[]", "no JSON object"),
         ("{}", "no robot type"),
@@ -224,7 +224,8 @@ def test_shared_statistics_are_not_taken_for_robots(tmp_path: Path) -> None:
 )
 def test_relative_statistics_lie_beside_the_relative_actions(name: str, file: str, tmp_path: Path) -> None:
     assert relative_stats_file(DATASETS.get(name)) == file
-    with pytest.raises(LaryError, match=rf"Make it with: python utils/prepare_relative_actions\.py --dataset {name} "):
+    made = rf"Make them with: python utils/prepare_relative_actions\.py --dataset {name} "
+    with pytest.raises(LaryError, match=made):
         load_normaliser(DATASETS.get(name), tmp_path, "relative")
 
 

@@ -179,6 +179,8 @@ def test_what_can_not_be_compared_is_refused(tmp_path: Path) -> None:
     write_actions(tmp_path / "b", "two", 0.5)
     with pytest.raises(UsageError, match="at least two"):
         compare([tmp_path / "a"])
+    with pytest.raises(UsageError, match=r"nowhere holds no result\.json: name the folder of a finished run"):
+        compare([tmp_path / "a", tmp_path / "nowhere"])
     result = read_result(tmp_path / "b" / "result.json")
     write_result(tmp_path / "b" / "result.json", result.model_copy(update={"action_mode": "relative"}))
     with pytest.raises(UsageError, match="their target is absolute and relative"):

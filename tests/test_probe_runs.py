@@ -392,6 +392,7 @@ def test_latents_of_another_data_set_are_refused(place: Path, tmp_path: Path) ->
     ("options", "message"),
     [
         ({"gpus": "one"}, "--gpus 'one': expected device numbers such as 0 or 0,1,2,3"),
+        ({"latent": "quantized"}, "--latent quantized: model 'pixels' has one kind of latent; leave the option out"),
         ({"protocol": "paper"}, "There are no latents|holds latents of protocol 'corrected'"),
     ],
 )
@@ -400,6 +401,15 @@ def test_requests_that_contradict_the_latents_are_refused(
 ) -> None:
     with pytest.raises(UsageError, match=message):
         run(place, tmp_path, **options)
+
+
+def test_a_folder_that_can_not_be_written_to_stops_a_probe_before_its_training(
+    place: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "regression").write_text("a file in the place of the folder")
+    monkeypatch.setattr("lary.probes.regress.train_regressor", lambda *_, **__: pytest.fail("trained"))
+    with pytest.raises(LaryError, match=r"Cannot write .*regression.*Check the folder and its permissions"):
+        run(place, tmp_path)
 
 
 def test_a_device_that_is_not_there_is_refused(place: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -222,7 +222,7 @@ def read_statistics(path: Path, size: int, command: str, *, per_robot: bool) -> 
     Raises:
         LaryError: the file is missing, isn't JSON or holds no usable numbers.
     """
-    make = f" Make it with: {command}" if command else ""
+    make = f" Make them with: {command}" if command else ""
     if not path.is_file():
         raise LaryError(f"The action statistics {path} do not exist.{make}")
     found = fileio.read_json(path, "statistics file")

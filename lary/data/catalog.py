@@ -143,11 +143,11 @@ EULER_ARM_ORIENTATION = (Orientation("arm", (3, 4, 5), "euler_xyz"),)
 EULER_ARM_GROUPS = {"position": (0, 1, 2), "orientation": (3, 4, 5), "gripper": (6,)}
 
 
-def relative_command(dataset: str, stride: int, train: str = "train") -> str:
+def relative_command(dataset: str, train: str = "train") -> str:
     """The command that makes relative actions and their statistics, as the benchmark's description has it."""
     return (
         f"python utils/prepare_relative_actions.py --dataset {dataset} --input-root $DATA_DIR "
-        f"--output-root $DATA_DIR --csv data/{train}_la_{dataset}_{stride}_<model>.csv"
+        f"--output-root $DATA_DIR --csv data/{dataset}_metadata_{train}.csv"
     )
 
 
@@ -167,7 +167,7 @@ register_dataset(
             normalisation=Normalisation(
                 mean=(0.03993005, -0.1113833, 0.50033228, 1.04580053, -0.08165425, 1.58390577, -0.08441296),
                 std=(0.14403107, 0.09919957, 0.05518382, 2.89455128, 0.13053949, 0.57474015, 0.99643086),
-                relative_command=relative_command("calvin", 5),
+                relative_command=relative_command("calvin"),
             ),
             groups=EULER_ARM_GROUPS,
             units=EULER_ARM_UNITS,
@@ -205,7 +205,7 @@ for name, title, stride, group, count in (
                 normalisation=Normalisation(
                     mean=(0.02959172, 0.39965126, 0.25788001, 1.0136418, -0.38189239, -0.13961033, 0.54842541),
                     std=(0.15966601, 0.13813421, 0.1362726, 2.70449661, 0.63210694, 1.72885403, 0.49764945),
-                    relative_command=relative_command(name, stride),
+                    relative_command=relative_command(name),
                 ),
                 units=EULER_ARM_UNITS,
                 orientations=EULER_ARM_ORIENTATION,
@@ -228,7 +228,7 @@ def robot_statistics(dataset: str, folder: str, stride: int) -> Normalisation:
     return Normalisation(
         stats_file=f"regression/{folder}/{dataset}_stats.json",
         command=f"python utils/compute_robot_action_stats.py --dataset {dataset} --data-root $DATA_DIR",
-        relative_command=relative_command(dataset, stride, "seen_train"),
+        relative_command=relative_command(dataset, "seen_train"),
     )
 
 
@@ -319,7 +319,7 @@ SIM_ACTIONS = ActionSpace(
     normalisation=Normalisation(
         stats_file="regression/simarm/simarm_stats.json",
         command="lary simulate OUT",
-        relative_command=relative_command("simarm", 5),
+        relative_command=relative_command("simarm"),
     ),
     groups=EULER_ARM_GROUPS,
     units=EULER_ARM_UNITS,

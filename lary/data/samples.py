@@ -255,6 +255,8 @@ def find_table(spec: DatasetSpec, split: str, root: Path, explicit: Path | None 
             return path
     listed = " nor ".join(str(path) for path in tried)
     hint = "Check the path" if explicit is not None else "Set LARY_ROOT to the folder above data/, or pass --input"
+    if explicit is None and spec.repository:
+        hint += f"; 'lary data download --include {spec.name}' fetches it"
     raise UsageError(f"There is no table of {spec.name} {split}: neither {listed} exists. {hint}." if len(tried) > 1
                      else f"There is no table of {spec.name} {split}: {listed} does not exist. {hint}.")  # fmt: skip
 

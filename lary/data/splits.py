@@ -193,5 +193,8 @@ def split_groups(groups: Sequence[str], share: float, strata: Sequence[str] | No
             taken[members] += sizes
     validates = chosen[group_of]
     if validates.all() or not validates.any():
-        raise UsageError(f"The table has {len(names)} groups, too few to put a share of {share} into validation.")
+        raise UsageError(
+            f"The table has {len(names)} groups, too few to put a share of {share} of their classes into validation: "
+            "add episodes or videos, or choose another share."
+        )
     return np.flatnonzero(~validates), np.flatnonzero(validates)

@@ -85,8 +85,10 @@ def _mean(run: Run) -> str:
 
 
 def open_run(place: Path, role: str = "seen") -> Run:
-    """A finished run from its folder or its ``result.json``. Raises LaryError if either file is missing."""
+    """A finished run from its folder or its ``result.json``. Raises UsageError or LaryError if a file is missing."""
     folder = place.parent if place.name == FILE_NAME else place
+    if not (folder / FILE_NAME).exists():
+        raise UsageError(f"{folder} holds no {FILE_NAME}: name the folder of a finished run, below $LARY_LOG_DIR.")
     return Run(folder, read_result(folder / FILE_NAME), read_scores(folder, role))
 
 

@@ -21,7 +21,7 @@ from lary.data.spec import DATASETS
 from lary.fileio import write_json
 from lary.latents.store import StoredLatents
 from lary.latents.table import SplitLatents, open_latents
-from lary.models.spec import MODELS, ModelSpec
+from lary.models.spec import MODELS, ModelSpec, with_latent
 from lary.results.relations import (
     RelationFound,
     additive,
@@ -131,7 +131,7 @@ def diagnose(config: DiagnoseConfig, settings: Settings) -> tuple[Diagnosis, str
     for name, value in (("rows", config.rows), ("relations", config.relations), ("batch-size", config.batch_size)):
         if value is not None and value < 1:
             raise UsageError(f"--{name} {value}: must be at least 1.")
-    model, dataset = MODELS.get(config.model), DATASETS.get(config.dataset)
+    model, dataset = with_latent(MODELS.get(config.model), config.latent), DATASETS.get(config.dataset)
     split = config.split or dataset.validation
     dataset.split(split)
     latents = open_latents(settings, dataset, split, model.name, config.protocol, config.latent, config.weights)

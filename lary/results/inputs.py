@@ -17,7 +17,7 @@ from lary.data.samples import SampleTable
 from lary.data.spec import DatasetSpec
 from lary.latents.extract import FAILURES, write_failures
 from lary.latents.table import SplitLatents, find_latent_table, open_latents
-from lary.models.spec import ModelSpec
+from lary.models.spec import ModelSpec, with_latent
 from lary.probes.outcome import SampleColumns
 from lary.probes.sources import NamedSource, ProjectedSource, ShuffledOrderSource, StaticSource
 from lary.runtime import log
@@ -57,14 +57,18 @@ def open_splits(
     """Latents by role: ``train``, ``seen`` (the validation split) and, where it was extracted, ``unseen``."""
     from lary.probes.fit import MEMORY_SHARE, memory_bytes
 
+    with_latent(model, config.latent)
     roles = dataset.roles(config.splits)
     asked = (model.name, config.protocol, config.latent, config.weights, config.pool)
+    absent = None
     if "unseen" in roles and find_latent_table(settings, dataset, roles["unseen"], *asked) is None:
-        log.info("%s has no latents of %s %s: scored without it", model.name, dataset.name, roles.pop("unseen"))
+        absent = roles.pop("unseen")
     memory = int(MEMORY_SHARE * memory_bytes())
     splits = {
         role: open_latents(settings, dataset, split, *asked, pack_above=memory) for role, split in roles.items()
     }  # fmt: skip
+    if absent is not None:
+        log.info("%s has no latents of %s %s: scored without it", model.name, dataset.name, absent)
     shapes = {role: split.source.shape for role, split in splits.items()}
     if len(set(shapes.values())) > 1:
         told = ", ".join(f"{roles[role]} {shape}" for role, shape in shapes.items())

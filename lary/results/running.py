@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from lary.configs import ClassifyConfig, RegressConfig
+from lary.fileio import check_writable
 from lary.latents.table import SplitLatents
 from lary.registry import load_plugin, loaded_plugins
 from lary.runtime import log, pick_devices, progress
@@ -79,12 +80,15 @@ class Place:
 
         Raises:
             UsageError: the library of ``--tracker`` isn't installed.
+            LaryError: the folder can't be written to.
         """
         from lary.probes.session import Session
         from lary.probes.tracker import Silent, open_tracker
 
         options = {name: value for name, value in asdict(config).items() if value is not None} | {"seed": seed}
         name = f"{config.dataset} {folder.name} seed {seed}"
+        if self.team.leads:
+            check_writable(folder)
         tracker = open_tracker(config.tracker, folder, name, options) if self.team.leads else Silent()
         try:
             yield Session(identity, config.resume, tracker, self.team)
