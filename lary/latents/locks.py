@@ -14,6 +14,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
+from lary.fileio import cannot_write
 from lary.types import LaryError
 
 try:
@@ -36,7 +37,7 @@ def locked(folder: Path) -> Iterator[None]:
         folder.mkdir(parents=True, exist_ok=True)
         handle = _take(file)
     except OSError as error:
-        raise LaryError(f"Cannot write {file}: {error.strerror}. Check the folder and its permissions.") from error
+        raise cannot_write(file, error) from error
     try:
         yield
     finally:
