@@ -148,6 +148,7 @@ def kill_extraction(store: str, kills: int, rows: int, home: Path, data: Path, s
         outcome.twice += len(all_rows) - len(set(all_rows))
         if len(set(all_rows)) != good:
             outcome.wrong.append(f"round {outcome.rounds}: {len(set(all_rows))} rows encoded, not {good}")
+        print(outcome.line(), file=sys.stderr, flush=True)
     if outcome.worst > scene.UNIT or outcome.twice > outcome.landed * scene.UNIT:
         outcome.wrong.append(f"{outcome.twice} rows encoded twice, {outcome.worst} after one kill")
     return outcome
@@ -209,6 +210,7 @@ def kill_probe(kind: str, kills: int, home: Path, data: Path, seed: int) -> Outc
                     continue
             code = process.wait()
         finish_round(outcome, root, code, wanted, expected=0)
+        print(outcome.line(), file=sys.stderr, flush=True)
     return outcome
 
 
@@ -220,7 +222,6 @@ def finish_round(outcome: Outcome, root: Path, code: int, wanted: dict[str, byte
     if code != expected:
         outcome.wrong.append(f"round {outcome.rounds}: exit code {code}")
     shutil.rmtree(root)
-    print(outcome.line(), file=sys.stderr, flush=True)
 
 
 def shares(total: int, parts: int) -> list[int]:
