@@ -66,7 +66,7 @@ def atomic_write(path: Path) -> Iterator[IO[bytes]]:
     except BaseException as error:
         with suppress(OSError):
             Path(name).unlink()
-        if (cause := disk_error(error)) is not None:
+        if (cause := disk_error(error, name)) is not None:
             raise cannot_write(path, cause) from error
         raise
 
@@ -83,11 +83,14 @@ def cannot_write(path: Path, error: OSError) -> WriteError:
     return WriteError(f"Cannot write {path}: {error.strerror or error}. {remedy}")
 
 
-def disk_error(error: BaseException | None) -> OSError | None:
-    """The error of a full or broken disk that an error is, or that a library has turned into another one."""
+def disk_error(error: BaseException | None, file: str) -> OSError | None:
+    """The error of a full or broken disk that an error is, or that a library has turned into another one.
+
+    One that names another file than the one being written, `file`, comes from reading and is none.
+    """
     seen: set[int] = set()
     while error is not None and id(error) not in seen:
-        if isinstance(error, OSError) and error.errno in BROKEN_DISK:
+        if isinstance(error, OSError) and error.errno in BROKEN_DISK and error.filename in (None, file):
             return error
         seen.add(id(error))
         error = error.__cause__ or error.__context__

@@ -106,8 +106,11 @@ def on_ray(
     twice = len(rows) - len(set(rows))
     if twice > max(1, len(landed)) * TASK_ROWS * 2:
         wrong.append(f"{name}: {twice} rows encoded twice")
-    print(f"{name:7} {len(landed)} landed, {len(rows)} rows encoded for {len(set(rows))}, {twice} twice, "
-          f"{len(wanted)} files compared, {len(wrong)} differences, {time.monotonic() - begun:.0f} s", flush=True)  # fmt: skip
+    print(
+        f"{name:7} {len(landed)} landed, {len(rows)} rows encoded for {len(set(rows))}, {twice} twice, "
+        f"{len(wanted)} files compared, {len(wrong)} differences, {time.monotonic() - begun:.0f} s",
+        flush=True,
+    )
     return wrong if landed else [*wrong, f"{name}: nothing was killed"]
 
 

@@ -1,6 +1,8 @@
 """What the scripts beside this one share: a small data set, commands, and comparisons of folders.
 
-    python -m benchmarks.faults.scene FOLDER      # the data set alone, to look at
+    python -m benchmarks.faults.scene FOLDER
+
+makes the data set alone, to look at.
 """
 
 from __future__ import annotations
