@@ -35,7 +35,7 @@ from benchmarks.faults import scene
 STORES, PROBES = ("npz", "shards"), ("classify", "regress")
 PHASES = ("start", "work", "end")
 SECONDS_PER_ROW = 0.04
-EPOCHS = {"classify": 40, "regress": 400}
+EPOCHS = {"classify": 30, "regress": 200}
 LOOK = 0.005
 LATER = ("store.json", "index.parquet")
 """Of a store: files that are written again at the end, so that they may be older ones in between."""

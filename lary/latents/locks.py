@@ -53,14 +53,23 @@ def _take(file: Path) -> int:
             if not _hold(handle):
                 raise LaryError(f"{file.parent} is being written {_holder(file)}: wait for it, or stop it first.")
             if _is_still(handle, file):
-                os.truncate(handle, 0)
-                about = {"pid": os.getpid(), "host": socket.gethostname(), "since": time.strftime("%Y-%m-%d %H:%M:%S")}
-                os.pwrite(handle, json.dumps(about).encode(), 0)
+                _sign(handle, file)
                 return handle
         except BaseException:
             os.close(handle)
             raise
         os.close(handle)  # its holder removed it meanwhile: the file of this name is another one
+
+
+def _sign(handle: int, file: Path) -> None:
+    """Write who holds the lock into its file, which goes again where the disk has no room for that."""
+    about = {"pid": os.getpid(), "host": socket.gethostname(), "since": time.strftime("%Y-%m-%d %H:%M:%S")}
+    try:
+        os.truncate(handle, 0)
+        os.pwrite(handle, json.dumps(about).encode(), 0)
+    except OSError:
+        file.unlink(missing_ok=True)
+        raise
 
 
 def _hold(handle: int) -> bool:
