@@ -140,7 +140,8 @@ def fill_case(case: str, rows: int, home: Path, data: Path, seed: int) -> Outcom
             used = disk.used()
             if REFUSED in lines[-1]:
                 outcome.refused += 1
-                disk.resize(used + latents_alone(whole, disk.place, case, rows))
+                lock = 1
+                disk.resize(max(disk.pages + 1, used + latents_alone(whole, disk.place, case, rows) + lock))
             else:
                 disk.resize(max(disk.pages, used) + (1 if stored else draw.randint(1, max(1, 2 * total // STOPS))))
         found = scene.contents(disk.place)
