@@ -207,7 +207,7 @@ def codec(name: str, encoder: str, container: str, picture: Any) -> Finding:
             out.mux(stream.encode(av.VideoFrame.from_ndarray(picture, format="rgb24")))
         out.mux(stream.encode(None))
     data.seek(0)
-    with av.open(data, "r") as source:
+    with av.open(data, mode="r") as source:
         frames = [frame.to_ndarray(format="rgb24") for frame in source.decode(video=0)]
     near = len(frames) == FRAMES and int(np.abs(frames[-1].astype(int) - picture).max()) <= 16
     return Finding("decoders", f"{name} by PyAV", "ok" if near else "broken", "reads" if near else "gives other frames")

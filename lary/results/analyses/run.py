@@ -37,7 +37,8 @@ def analyze(kind: AnalysisKind, config: AnalyzeConfig, settings: Settings) -> An
             return ANALYSES[kind](context)
         except LaryError as error:
             raise type(error)(f"{kind}: {error}") from error
-    files, left_out = [], []
+    files: list[Path] = []
+    left_out: list[str] = []
     for name, analyse in ANALYSES.items():
         try:
             found = analyse(context)
