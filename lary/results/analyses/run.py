@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from pathlib import Path
 
 from lary.results.analyses import ablations, attention, frequency, gap, trajectories
 from lary.results.analyses.base import Analysis, Context, NotPossible, find_runs
