@@ -207,7 +207,7 @@ def codec(name: str, encoder: str, container: str, picture: Any) -> Finding:
             out.mux(stream.encode(av.VideoFrame.from_ndarray(picture, format="rgb24")))
         out.mux(stream.encode(None))
     data.seek(0)
-    with av.open(data) as source:
+    with av.open(data, mode="r") as source:
         frames = [frame.to_ndarray(format="rgb24") for frame in source.decode(video=0)]
     near = len(frames) == FRAMES and int(np.abs(frames[-1].astype(int) - picture).max()) <= 16
     return Finding("decoders", f"{name} by PyAV", "ok" if near else "broken", "reads" if near else "gives other frames")
@@ -244,7 +244,9 @@ def variables(settings: Settings) -> Iterator[Finding]:
 
 def weights(settings: Settings) -> Iterator[Finding]:
     """The models whose weights lie on this machine, or are fetched from the hub."""
-    here, away, missing = [], [], []
+    here: list[str] = []
+    away: list[str] = []
+    missing: list[str] = []
     for model in MODELS:
         if model.weights is None:
             here.append(model.name)

@@ -7,7 +7,7 @@ import os
 import re
 import stat
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path, PurePosixPath
 from typing import IO, Any
 
@@ -21,6 +21,14 @@ LONGEST_PATH, LONGEST_NAME = 4096, 255
 CONTROL = re.compile("[\\x00-\\x1f\\x7f\\ud800-\\udc7f\\udd00-\\udfff]")
 """Letters that no path should hold: they steer terminals and break lines; and halves of letters."""
 
+NO_ROOM = (errno.ENOSPC, getattr(errno, "EDQUOT", errno.ENOSPC))
+BROKEN_DISK = (*NO_ROOM, errno.EIO, errno.EROFS, errno.EFBIG)
+"""What a write raises that no other sample or file would fare better with."""
+
+
+class WriteError(LaryError, OSError):
+    """A file that can't be written; also an `OSError`, for callers that make a failed sample of one."""
+
 
 def _read_umask() -> int:
     mask = os.umask(0)
@@ -32,11 +40,6 @@ UMASK = _read_umask()
 """Read once: asking for it changes it for a moment, which threads would see."""
 
 
-def not_writable(path: Path, error: OSError) -> LaryError:
-    """The error of a file or folder that can't be written."""
-    return LaryError(f"Cannot write {path}: {error.strerror}. Check the folder and its permissions.")
-
-
 def check_writable(folder: Path) -> None:
     """Make a folder and try it, so that hours of work do not end at its door. Raises LaryError."""
     import tempfile
@@ -46,7 +49,7 @@ def check_writable(folder: Path) -> None:
         with tempfile.TemporaryFile(dir=folder):
             pass
     except OSError as error:
-        raise not_writable(folder, error) from error
+        raise cannot_write(folder, error) from error
 
 
 @contextmanager
@@ -56,7 +59,7 @@ def atomic_write(path: Path) -> Iterator[IO[bytes]]:
     Written to a temporary file in the same folder, flushed, fsynced and renamed; removed if the block fails.
 
     Raises:
-        LaryError: the folder can't be made or written to.
+        WriteError: the folder can't be made or written to, or the disk is full or broken.
     """
     import tempfile
 
@@ -64,7 +67,7 @@ def atomic_write(path: Path) -> Iterator[IO[bytes]]:
         path.parent.mkdir(parents=True, exist_ok=True)
         handle, name = tempfile.mkstemp(prefix=f".{path.name}.", suffix=".tmp", dir=path.parent)
     except OSError as error:
-        raise not_writable(path, error) from error
+        raise cannot_write(path, error) from error
     try:
         with os.fdopen(handle, "wb") as stream:
             yield stream
@@ -72,9 +75,48 @@ def atomic_write(path: Path) -> Iterator[IO[bytes]]:
             os.fsync(stream.fileno())
         os.chmod(name, 0o666 & ~UMASK)
         os.replace(name, path)
-    except BaseException:
-        Path(name).unlink(missing_ok=True)
+    except BaseException as error:
+        with suppress(OSError):
+            Path(name).unlink()
+        if (cause := disk_error(error, name)) is not None:
+            raise cannot_write(path, cause) from error
         raise
+
+
+def cannot_write(path: Path, error: OSError) -> WriteError:
+    """The sentence for a file that can't be written."""
+    remedies = {
+        **dict.fromkeys(NO_ROOM, "Free space and start the same command again."),
+        errno.EFBIG: "Its file system or a limit of this account allows no file of this size.",
+        errno.EROFS: "Choose another folder.",
+        errno.EIO: "Check the disk, then start the same command again.",
+    }
+    remedy = remedies.get(error.errno or 0, "Check the folder and its permissions.")
+    return WriteError(f"Cannot write {path}: {error.strerror or error}. {remedy}")
+
+
+def disk_error(error: BaseException | None, file: str) -> OSError | None:
+    """The error of a full or broken disk that an error is, or that a library has turned into another one.
+
+    One that names another file than the one being written, `file`, comes from reading and is none.
+    """
+    seen: set[int] = set()
+    while error is not None and id(error) not in seen:
+        if isinstance(error, OSError) and error.errno in BROKEN_DISK and error.filename in (None, file):
+            return error
+        seen.add(id(error))
+        error = error.__cause__ or error.__context__
+    return None
+
+
+def remove_torn(folder: Path, name: str = "*", *, below: bool = False) -> None:
+    """Remove what killed writers of `atomic_write` have left of files of a name; `below` also in folders below.
+
+    Only for a folder that no other process writes to.
+    """
+    for file in (folder.rglob if below else folder.glob)(f".{name}.*.tmp"):
+        with suppress(OSError):
+            file.unlink()
 
 
 def write_bytes(path: Path, data: bytes | memoryview) -> None:

@@ -46,7 +46,7 @@ def run_on_ray(
                 "'ray start --head', or pass --address local."
             ) from error
     try:
-        check_resources(ray.cluster_resources(), config)
+        check_resources(ray.cluster_resources(), config)  # type: ignore[no-untyped-call]
         task = ray.remote(num_cpus=config.cpus_per_run, num_gpus=config.gpus_per_run, max_retries=TRIES)(work)
         values = absolute_values(settings)
         files = tuple(plugin.absolute() for plugin in plugins)

@@ -16,7 +16,7 @@ from lary import paths
 from lary.configs import ExtractConfig, Mode
 from lary.data.samples import SampleTable, check_media, find_table, read_table
 from lary.data.spec import DATASETS, DatasetSpec
-from lary.fileio import digest, read_json, write_json, write_text
+from lary.fileio import digest, read_json, remove_torn, write_json, write_text
 from lary.latents.engines import StopRequest, run_here, run_processes
 from lary.latents.locks import locked
 from lary.latents.pipeline import Job, make_encoder, model_of
@@ -62,6 +62,9 @@ def extract(config: ExtractConfig, settings: Settings, *, plugins: tuple[Path, .
     started = time.monotonic()
     run = prepare_run(config, settings, plugins)
     with locked(run.folder):
+        # What killed runs were writing: now, since it may be what fills the disk.
+        remove_torn(run.folder)
+        remove_torn(run.target.parent, run.target.name)
         store = open_run(run)
         missing = store.missing(run.table)
         pending = failed_rows(store.folder, missing) if config.retry_failed else missing

@@ -14,6 +14,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
+from lary.fileio import cannot_write
 from lary.types import LaryError
 
 try:
@@ -36,7 +37,7 @@ def locked(folder: Path) -> Iterator[None]:
         folder.mkdir(parents=True, exist_ok=True)
         handle = _take(file)
     except OSError as error:
-        raise LaryError(f"Cannot write {file}: {error.strerror}. Check the folder and its permissions.") from error
+        raise cannot_write(file, error) from error
     try:
         yield
     finally:
@@ -52,14 +53,23 @@ def _take(file: Path) -> int:
             if not _hold(handle):
                 raise LaryError(f"{file.parent} is being written {_holder(file)}: wait for it, or stop it first.")
             if _is_still(handle, file):
-                os.truncate(handle, 0)
-                about = {"pid": os.getpid(), "host": socket.gethostname(), "since": time.strftime("%Y-%m-%d %H:%M:%S")}
-                os.pwrite(handle, json.dumps(about).encode(), 0)
+                _sign(handle, file)
                 return handle
         except BaseException:
             os.close(handle)
             raise
         os.close(handle)  # its holder removed it meanwhile: the file of this name is another one
+
+
+def _sign(handle: int, file: Path) -> None:
+    """Write who holds the lock into its file, which goes again where the disk has no room for that."""
+    about = {"pid": os.getpid(), "host": socket.gethostname(), "since": time.strftime("%Y-%m-%d %H:%M:%S")}
+    try:
+        os.truncate(handle, 0)
+        os.pwrite(handle, json.dumps(about).encode(), 0)
+    except OSError:
+        file.unlink(missing_ok=True)
+        raise
 
 
 def _hold(handle: int) -> bool:

@@ -18,6 +18,7 @@ import numpy as np
 import numpy.typing as npt
 
 from lary import paths
+from lary.fileio import remove_torn
 from lary.latents.npzfile import Stamp, read_arrays, read_latents, read_stamp, write_latents
 from lary.latents.store import Floats, StoreIdentity, narrow, record_table
 from lary.types import LaryError
@@ -63,8 +64,7 @@ class NpzStore:
 
     def finish(self, table: SampleTable) -> None:
         """Remove what killed writers have left; the files are all there is."""
-        for file in self.folder.glob(".latent_action_*.npz.*.tmp"):
-            file.unlink(missing_ok=True)
+        remove_torn(self.folder)
         record_table(self.folder, table)
 
 

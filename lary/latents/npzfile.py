@@ -21,7 +21,7 @@ from typing import IO, Any
 import numpy as np
 import numpy.typing as npt
 
-from lary.fileio import open_regular, write_bytes
+from lary.fileio import atomic_write, open_regular
 from lary.types import MediaError
 
 MOST_BYTES = 1 << 30
@@ -49,8 +49,7 @@ class Stamp:
 
 def write_latents(path: Path, tokens: npt.NDArray[Any], codes: npt.NDArray[Any] | None, stamp: Stamp) -> None:
     """Write one sample: `tokens` (P, N, D) or (N, D), `codes` (P, N) or None, stored as an empty array."""
-    buffer = io.BytesIO()
-    with zipfile.ZipFile(buffer, "w", zipfile.ZIP_STORED) as archive:
+    with atomic_write(path) as stream, zipfile.ZipFile(stream, "w", zipfile.ZIP_STORED) as archive:
         for name, array in (("tokens", tokens), ("indices", np.array([]) if codes is None else codes)):
             head = io.BytesIO()
             array = np.ascontiguousarray(array)
@@ -60,7 +59,6 @@ def write_latents(path: Path, tokens: npt.NDArray[Any], codes: npt.NDArray[Any] 
                 if array.size:
                     member.write(array.reshape(-1).data.cast("B"))
         archive.comment = json.dumps(asdict(stamp)).encode()
-    write_bytes(path, buffer.getbuffer())
 
 
 def read_stamp(path: Path) -> Stamp | None:

@@ -18,7 +18,7 @@ import numpy as np
 import numpy.typing as npt
 
 from lary.configs import LatentDtype
-from lary.fileio import digest, read_json, write_json
+from lary.fileio import digest, read_json, remove_torn, write_json
 from lary.latents.npz import NpzSource
 from lary.latents.npzfile import read_arrays, read_tokens
 from lary.latents.reader import ShardSource
@@ -61,6 +61,9 @@ def packed(source: NpzSource, folder: Path, mode: str) -> StoredLatents:
     except MediaError:
         raise
     except LaryError as error:
+        if (found := open_pack(place, key, len(source), mode)) is not None:  # another process was faster
+            return found
+        shutil.rmtree(place, ignore_errors=True)  # half of it would only take the room that others need
         log.warning("these latents can't be packed (%s); reading stays slow", error)
         return source
     for other in (folder / PACKED).iterdir():
@@ -115,6 +118,7 @@ def write_pack(source: NpzSource, place: Path, key: str, dtype: LatentDtype) -> 
                         raise MediaError(f"The latents {source.files[row]} can't be used: {error}") from error
                     bar.advance()
     write_json(place / DONE, {"files": len(source)})
+    remove_torn(place)  # of packings that were killed
 
 
 Item = tuple[int, npt.NDArray[Any], "npt.NDArray[Any] | None"]

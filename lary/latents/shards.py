@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import numpy.typing as npt
 
-from lary.fileio import UMASK, atomic_write
+from lary.fileio import UMASK, atomic_write, cannot_write, remove_torn
 from lary.latents.shardfile import CODE_TAGS, ShardHeader, Spool, read_header
 from lary.latents.store import INDEX, SHARD_MARK, SHARDS, Floats, StoreIdentity, narrow, record_table
 from lary.types import LaryError
@@ -90,7 +90,7 @@ class ShardStore:
             self.folder.mkdir(parents=True, exist_ok=True)
             handle, name = tempfile.mkstemp(prefix=f".{shard_name(unit)}.", suffix=".tmp", dir=self.folder)
         except OSError as error:
-            raise LaryError(f"Cannot write to {self.folder}: {error.strerror}.") from error
+            raise cannot_write(self.folder / shard_name(unit), error) from error
         writer = ShardWriter(self, unit, handle, Path(name))
         try:
             yield writer
@@ -109,8 +109,7 @@ class ShardStore:
 
     def finish(self, table: SampleTable) -> None:
         """Rebuild the index from the headers, and remove what killed writers have left."""
-        for file in self.folder.glob(f".{SHARDS}.*.tmp"):
-            file.unlink(missing_ok=True)
+        remove_torn(self.folder)
         write_index(self.folder, list(self.headers()), self.identity.key)
         record_table(self.folder, table)
 
@@ -150,7 +149,7 @@ class ShardWriter:
         try:
             self._spool.put(row, sample, stored, codes)
         except OSError as error:
-            raise LaryError(f"Cannot write to {self._store.folder}: {error.strerror}.") from error
+            raise cannot_write(self._store.folder / shard_name(self._unit), error) from error
 
     def _check_first(self, sample: str, stored: npt.NDArray[Any]) -> None:
         if not 2 <= stored.ndim <= 4 or not stored.size:
@@ -179,7 +178,7 @@ class ShardWriter:
             if (target := self._free_name(samples)) is not None:
                 os.replace(self._temporary, target)
         except OSError as error:
-            raise LaryError(f"Cannot write to {self._store.folder}: {error.strerror}.") from error
+            raise cannot_write(self._store.folder / shard_name(self._unit), error) from error
 
     def _free_name(self, samples: Mapping[int, str]) -> Path | None:
         """The first name of the unit that no whole shard has; None if one holds these rows already."""

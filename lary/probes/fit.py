@@ -185,5 +185,7 @@ def save_checkpoint(path: Path, value: dict[str, Any]) -> None:
     try:
         with atomic_write(path) as stream:
             torch.save(value, stream)
+    except LaryError:
+        raise
     except (OSError, RuntimeError) as error:
         raise LaryError(f"Cannot write {path}: {error}. Check the space left there.") from error

@@ -13,7 +13,7 @@ from lary import paths
 from lary.configs import ClassifyConfig, RegressConfig, RelativeFrame
 from lary.data.actions import Targets, load_normaliser
 from lary.data.spec import DATASETS, DatasetSpec
-from lary.fileio import digest, read_json
+from lary.fileio import digest, read_json, remove_torn
 from lary.latents.extract import TIMING, check_mode, check_stride
 from lary.latents.table import SplitLatents
 from lary.models.spec import MODELS, ModelSpec
@@ -276,11 +276,12 @@ def folder_of(folder: Path, seed: int, seeds: Sequence[int]) -> Path:
 
 
 def remove_states(folder: Path, seeds: Sequence[int]) -> None:
-    """Remove what an interrupted run would have gone on from, now that there is a result."""
+    """Remove what an interrupted run would have gone on from or was writing, now that there is a result."""
     from lary.probes.state import remove_state
 
     for seed in seeds:
         remove_state(folder_of(folder, seed, seeds))
+    remove_torn(folder, below=True)
 
 
 def identity_of(config: ProbeConfig, splits: Mapping[str, SplitLatents]) -> str:
@@ -302,7 +303,10 @@ def finished(folder: Path, config: ProbeConfig, splits: Mapping[str, SplitLatent
     result = read_result(file)
     if result.identity == identity_of(config, splits):
         log.info("%s is done; --overwrite does it again", file)
-        return None if config.overwrite else result
+        if config.overwrite:
+            return None
+        remove_states(folder, seeds_of(config))  # it may have been killed when the result was just written
+        return result
     if config.overwrite:
         return None
     raise UsageError(

@@ -20,6 +20,7 @@ from lary.data.samples import SampleTable
 from lary.results import statistics as stats
 from lary.results.measure import metric
 from lary.results.record import Metric
+from lary.results.scores import ratio
 from lary.tool_configs import DiagnoseConfig
 from lary.types import LatentSource
 
@@ -177,7 +178,7 @@ def errors_and_cosines(totals: Doubles) -> Doubles:
     """
     columns = []
     for own in np.split(totals, 2, axis=1):
-        columns += [np.sqrt(stats.ratio(own[:, :2])[:, 0]), stats.ratio(own[:, 2:])[:, 0]]
+        columns += [np.sqrt(ratio(own[:, :2])[:, 0]), ratio(own[:, 2:])[:, 0]]
     found: Doubles = np.stack([*columns, columns[0] - columns[2], columns[1] - columns[3]], axis=1)
     return found
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from pathlib import Path
 
 from lary.results.analyses import ablations, attention, frequency, gap, trajectories
 from lary.results.analyses.base import Analysis, Context, NotPossible, find_runs
@@ -37,7 +38,8 @@ def analyze(kind: AnalysisKind, config: AnalyzeConfig, settings: Settings) -> An
             return ANALYSES[kind](context)
         except LaryError as error:
             raise type(error)(f"{kind}: {error}") from error
-    files, left_out = [], []
+    files: list[Path] = []
+    left_out: list[str] = []
     for name, analyse in ANALYSES.items():
         try:
             found = analyse(context)

@@ -1,0 +1,115 @@
+"""Full disks and kills: a short run of ``benchmarks/faults``, and the sentences of a full disk."""
+
+from __future__ import annotations
+
+import errno
+import os
+import pickle
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from lary.fileio import WriteError, atomic_write, remove_torn, write_text
+from lary.latents.shards import ShardStore
+from lary.latents.store import StoreIdentity
+from lary.probes.fit import save_checkpoint
+from lary.types import LaryError
+
+REPOSITORY = Path(__file__).parent.parent
+
+
+def test_extractions_that_are_killed() -> None:
+    command = [sys.executable, "-W", "ignore", "-m", "benchmarks.faults.kills", "--kills", "4", "--probe-kills", "0",
+               "--rows", "32"]  # fmt: skip
+    done = subprocess.run(command, cwd=REPOSITORY, capture_output=True, text=True, timeout=600)
+    assert done.returncode == 0, done.stderr
+    last = done.stdout.splitlines()[-1]
+    assert "4 kills" in last, last
+    assert " 0 differences" in last, last
+
+
+def raising(number: int) -> Callable[..., None]:
+    """A system call that fails."""
+
+    def call(*arguments: object) -> None:
+        raise OSError(number, os.strerror(number))
+
+    return call
+
+
+@pytest.mark.parametrize(
+    ("number", "remedy"),
+    [(errno.ENOSPC, "Free space and start"), (errno.EDQUOT, "Free space and start"), (errno.EIO, "Check the disk"),
+     (errno.EROFS, "another folder"), (errno.EFBIG, "no file of this size")],
+)  # fmt: skip
+def test_a_disk_that_takes_nothing_more_is_told_with_the_file(
+    number: int, remedy: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    file = tmp_path / "a.txt"
+    write_text(file, "before")
+    monkeypatch.setattr(os, "fsync", raising(number))
+    with pytest.raises(LaryError, match=f"^Cannot write {file}: {os.strerror(number)}. .*{remedy}") as caught:
+        write_text(file, "after")
+    assert isinstance(caught.value, OSError)  # for those who make a failed sample of it
+    again = pickle.loads(pickle.dumps(caught.value))  # noqa: S301 (our own; errors come from other processes)
+    assert (type(again), str(again)) == (WriteError, str(caught.value))
+    assert [(path.name, path.read_text()) for path in tmp_path.iterdir()] == [("a.txt", "before")]
+
+
+def test_what_a_library_makes_of_a_full_disk_is_a_full_disk(tmp_path: Path) -> None:
+    def library() -> None:
+        try:
+            raising(errno.ENOSPC)()
+        except OSError:
+            raise RuntimeError("unexpected pos 64 vs 0")  # noqa: B904 (as libraries do)
+
+    with pytest.raises(WriteError, match="No space left on device"), atomic_write(tmp_path / "a"):
+        library()
+    with pytest.raises(ValueError, match="mine"), atomic_write(tmp_path / "a"):
+        raise ValueError("mine")
+    with pytest.raises(FileNotFoundError), atomic_write(tmp_path / "a"):
+        (tmp_path / "absent").read_text()
+    with pytest.raises(OSError, match="too large") as caught, atomic_write(tmp_path / "a"):
+        raise OSError(errno.EFBIG, "too large", "another file that was read")
+    assert not isinstance(caught.value, WriteError)
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="a device that is always full is Linux's")
+def test_a_checkpoint_on_a_full_disk(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    import torch
+
+    opened = os.fdopen
+    monkeypatch.setattr(os, "fdopen", lambda handle, mode: (os.close(handle), opened(os.open("/dev/full", 1), mode))[1])
+    monkeypatch.setattr(os, "fsync", lambda handle: None)
+    with pytest.raises(WriteError, match=r"^Cannot write .*state.pt: No space left on device. Free space"):
+        save_checkpoint(tmp_path / "state.pt", {"weights": torch.zeros(100_000)})
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize("call", ["pwrite", "fsync", "ftruncate"])
+def test_a_shard_on_a_full_disk(call: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    store = ShardStore(tmp_path, StoreIdentity("m", "d", "s", "corrected", "", "", 0), 4)
+    monkeypatch.setattr(os, call, raising(errno.ENOSPC))
+    with (
+        pytest.raises(WriteError, match=r"^Cannot write .*shard_00000.safetensors: No space left on device. Free"),
+        store.writer(0) as writer,
+    ):
+        writer.add(1, "a", np.ones((2, 3, 4), np.float32), None)
+    assert not list(tmp_path.iterdir())
+
+
+def test_only_torn_files_of_a_name_are_removed(tmp_path: Path) -> None:
+    kept = ["a.csv", ".b.csv.x1.tmp", ".hidden", "c.tmp", "below/.a.csv.x2.tmp"]
+    (tmp_path / "below").mkdir()
+    for name in (*kept, ".a.csv.x3.tmp"):
+        (tmp_path / name).touch()
+    remove_torn(tmp_path, "a.csv")
+    left = sorted(path.relative_to(tmp_path).as_posix() for path in tmp_path.rglob("*") if path.is_file())
+    assert left == sorted(kept)
+    remove_torn(tmp_path, below=True)
+    assert sorted(path.name for path in tmp_path.rglob("*") if path.is_file()) == sorted(["a.csv", ".hidden", "c.tmp"])
