@@ -92,7 +92,8 @@ def _claim(config: SimulateConfig, asked: dict[str, Any]) -> None:
         if not config.overwrite:
             what = f"{found} tells of another one" if found is not None else f"{stray} exists without a record"
             raise UsageError(
-                f"{out} can't take this simulation, since {what}: choose another folder or pass --overwrite."
+                f"{out} can't take this simulation, since {what}: choose another folder, remove this one, or pass "
+                "--overwrite to 'lary simulate'."
             )
         for name in OWN:
             shutil.rmtree(data_dir / name, ignore_errors=True)
