@@ -406,9 +406,14 @@ def test_requests_that_contradict_the_latents_are_refused(
 def test_a_folder_that_can_not_be_written_to_stops_a_probe_before_its_training(
     place: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    (tmp_path / "regression").write_text("a file in the place of the folder")
+    def refuse(**_: Any) -> None:
+        raise PermissionError(13, "Permission denied")
+
+    monkeypatch.setattr("tempfile.TemporaryFile", refuse)
     monkeypatch.setattr("lary.probes.regress.train_regressor", lambda *_, **__: pytest.fail("trained"))
-    with pytest.raises(LaryError, match=r"Cannot write .*regression.*Check the folder and its permissions"):
+    with pytest.raises(
+        LaryError, match=r"Cannot write .*regression.*: Permission denied. Check the folder and its permissions"
+    ):
         run(place, tmp_path)
 
 
