@@ -117,10 +117,10 @@ def fill_case(case: str, rows: int, home: Path, data: Path, seed: int) -> Outcom
     with disk_at(home / "disk") as disk:
         if stored:
             plugin = scene.write_plugin(home / "slow.py", home / "counter", 0.0)
-            words, whole = scene.extract_words(plugin, case), scene.make_root(data, home / "whole")
+            asked, whole = scene.extract_words(plugin, case), scene.make_root(data, home / "whole")
             disk.resize(1000)
             scene.make_root(data, disk.place)
-            whole_words, words = (scene.command(data, root, *words) for root in (whole, disk.place))
+            whole_words, words = (scene.command(data, root, *asked) for root in (whole, disk.place))
         else:
             common = latents_for(case, home, data, log)
             whole = home / "whole"
