@@ -33,7 +33,7 @@ COMMANDS = (
     ("doctor", "lary.cli_doctor:doctor", "Check the environment, devices, decoders, settings and weights."),
     ("report", "lary.cli_run:report", "Write one offline HTML page of all results below a folder."),
     ("latents", "lary.cli_latents:latents_app", "Inspect, verify, convert and export extracted latents."),
-    ("models", "lary.cli_run:models", "List the models and whether their weights are here, or show one."),
+    ("models", "lary.cli_models:models", "List the models and whether their weights are here, or show one."),
     (
         "check-model",
         "lary.cli_run:check_model",

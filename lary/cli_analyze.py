@@ -7,7 +7,7 @@ from typing import Annotated
 from cyclopts import Parameter
 
 from lary.cli_places import ALL_DEFAULT, Places
-from lary.configs import AnalysisKind, AnalyzeConfig, DiagnoseConfig
+from lary.tool_configs import AnalysisKind, AnalyzeConfig, DiagnoseConfig
 
 ANALYZE_DEFAULT = AnalyzeConfig()
 Star = Parameter(name="*")

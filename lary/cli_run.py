@@ -8,9 +8,10 @@ from typing import Annotated
 from cyclopts import App, Parameter
 
 from lary.cli_places import ALL_DEFAULT, Places
-from lary.configs import CheckModelConfig, ClassifyConfig, DemoConfig, ExtractConfig, RegressConfig
+from lary.configs import ClassifyConfig, ExtractConfig, RegressConfig
 from lary.registry import load_plugin
 from lary.settings import CONFIG_NAME, init_config, set_config
+from lary.tool_configs import CheckModelConfig, DemoConfig
 
 CHECK_DEFAULT = CheckModelConfig()
 DEMO_DEFAULT = DemoConfig()
@@ -113,21 +114,6 @@ def report(folder: Path | None = None, *, out: Path | None = None, places: Place
     from lary.results.report import write_report
 
     print(write_report(folder or places.settings().path("LARY_LOG_DIR"), out))
-    return 0
-
-
-def models(key: str | None = None, *, places: Places = ALL_DEFAULT) -> int:
-    """List the models and whether their weights are here, or show the record of one.
-
-    Args:
-        key: Model to show.
-    """
-    places.load_plugins()
-    from lary.models.overview import model_text, models_table
-    from lary.models.spec import MODELS
-
-    values = places.settings().values()
-    print(model_text(MODELS.get(key), values) if key else models_table(values))
     return 0
 
 

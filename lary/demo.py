@@ -6,7 +6,7 @@ import os
 import time
 from pathlib import Path
 
-from lary.configs import DemoConfig, ExtractConfig
+from lary.configs import ExtractConfig
 from lary.data.simulate import SimulateConfig, simulate
 from lary.data.spec import DATASETS, DatasetSpec
 from lary.latents.extract import extract
@@ -17,6 +17,7 @@ from lary.results.report import write_report
 from lary.results.run import config_for, run_probe
 from lary.runtime import log
 from lary.settings import CONFIG_NAME, NAMES, Settings, load_settings
+from lary.tool_configs import DemoConfig
 from lary.types import UsageError
 
 PRESET = "demo"

@@ -167,7 +167,7 @@ def decoders() -> Iterator[Finding]:
     """Whether a few generated frames come back: images by both readers, videos by PyAV."""
     import numpy as np
 
-    from lary.data.frames import decode_with_cv2, decode_with_pillow
+    from lary.data.images import decode_with_cv2, decode_with_pillow
 
     picture = np.full((SIDE, SIDE, 3), (200, 60, 30), dtype=np.uint8)
     from PIL import Image

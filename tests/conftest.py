@@ -4,8 +4,11 @@ from __future__ import annotations
 
 import os
 
-# Two test processes with two threads each would fight over two cores.
-os.environ.setdefault("OMP_NUM_THREADS", "1" if "PYTEST_XDIST_WORKER" in os.environ else "2")
+# Two test processes with two threads each would fight over two cores; a worker inherits what its controller has set.
+if "PYTEST_XDIST_WORKER" in os.environ:
+    os.environ["OMP_NUM_THREADS"] = "1"
+else:
+    os.environ.setdefault("OMP_NUM_THREADS", "2")
 
 import pytest
 

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from lary.configs import AnalyzeConfig, ClassifyConfig, ExtractConfig, RegressConfig
+from lary.configs import ClassifyConfig, ExtractConfig, RegressConfig
 from lary.data.spec import DATASETS
 from lary.latents.extract import extract
 from lary.latents.table import open_latents
@@ -21,6 +21,7 @@ from lary.results.analyses.run import analyze
 from lary.results.chunks import read_chunks
 from lary.results.evaluate import ProbeRun, classify, regress
 from lary.settings import Settings, load_settings
+from lary.tool_configs import AnalyzeConfig
 from lary.types import LaryError, UsageError
 from tests.tree import make_calvin, make_robot
 

@@ -13,14 +13,14 @@ import pytest
 from cyclopts import App
 
 from lary import cli_analyze
-from lary.configs import DiagnoseConfig
 from lary.data.samples import read_table
 from lary.data.spec import DATASETS
-from lary.latents.store import Stamp, write_latents
+from lary.latents.npzfile import Stamp, write_latents
 from lary.latents.table import SplitLatents
 from lary.models.spec import MODELS, ModelSpec
 from lary.results.diagnostics import Diagnosis, Scatter, as_json, as_text, diagnose_latents, perplexity
 from lary.results.relations import find_reversals, find_triples, reversal
+from lary.tool_configs import DiagnoseConfig
 from lary.types import LaryError
 
 CONFIG = DiagnoseConfig(model="lapa", dataset="calvin")
@@ -47,8 +47,8 @@ class Memory:
         self.most = max(self.most, len(rows))
         return self.tokens[np.asarray(rows)].astype(np.float32)
 
-    def codes(self, rows: Sequence[int]) -> np.ndarray | None:
-        return None if self.ids is None else self.ids[np.asarray(rows)]
+    def codes(self, rows: Sequence[int]) -> list[np.ndarray | None]:
+        return [None if self.ids is None else self.ids[row] for row in rows]
 
 
 def write_pairs(root: Path, pairs: Sequence[tuple[int, int, int]]) -> Path:
@@ -82,7 +82,7 @@ def motions(pairs: Sequence[tuple[int, int, int]], noise: float, offset: float =
 def diagnosis(root: Path, tokens: np.ndarray, pairs: Sequence[tuple[int, int, int]], **more: object) -> Diagnosis:
     table = read_table(DATASETS.get("calvin"), "val", path=write_pairs(root, pairs), data_dir=root)
     source = more.pop("source", None) or Memory(tokens)
-    latents = SplitLatents(table, source, {}, 0)  # type: ignore[arg-type]
+    latents = SplitLatents(table, source, {}, 0, root)  # type: ignore[arg-type]
     return diagnose_latents(latents, MODELS.get("lapa"), DiagnoseConfig(model="lapa", dataset="calvin", **more))  # type: ignore[arg-type]
 
 

@@ -137,7 +137,7 @@ def test_controls_run_on_the_same_splits(place: Path, tmp_path: Path) -> None:
     )  # fmt: skip
     settings, dataset = settings_of(place, tmp_path), DATASETS.get("vlabench")
     assert splits_of(dataset, settings, config) == ["train_by_episode", "val_by_episode"]
-    done = run_one(config, settings, dataset, MODELS.get("pixels"), control="shuffled-targets")
+    done = run_one(config, settings, dataset, MODELS.get("pixels"), (), control="shuffled-targets")
     assert done.folder.name == "vlabench_5_pixels@by-episode@shuffled-targets_ridge_absolute"
     assert done.result.dataset.split_set == "by-episode"
 

@@ -17,9 +17,9 @@ import numpy as np
 import numpy.typing as npt
 
 from lary import paths
-from lary.configs import DiagnoseConfig
 from lary.data.spec import DATASETS
 from lary.fileio import write_json
+from lary.latents.store import StoredLatents
 from lary.latents.table import SplitLatents, open_latents
 from lary.models.spec import MODELS, ModelSpec
 from lary.results.relations import (
@@ -34,6 +34,7 @@ from lary.results.relations import (
 )
 from lary.runtime import progress
 from lary.settings import Settings
+from lary.tool_configs import DiagnoseConfig
 from lary.types import LaryError, UsageError
 
 DEAD = 1e-6
@@ -216,26 +217,12 @@ def read_through(
     return tokens, pooled, total / len(rows), counts
 
 
-def read_codes(source: Any, rows: Rows) -> npt.NDArray[np.int64] | None:
-    """Codebook ids of some samples, (B, places) int64; None for a model without codes. The one place that reads them.
-
-    Raises:
-        LaryError: a file can't be read.
-    """
-    if hasattr(source, "codes"):
-        codes = source.codes(rows)
-        return None if codes is None or not np.size(codes) else np.asarray(codes, dtype=np.int64).reshape(len(rows), -1)
-    found = []
-    for row in rows:
-        file = source.files[row]
-        try:
-            with np.load(file, allow_pickle=False) as arrays:
-                if "indices" not in arrays.files or not arrays["indices"].size:
-                    return None
-                found.append(np.asarray(arrays["indices"]).astype(np.int64).reshape(-1))
-        except (OSError, ValueError, EOFError) as error:
-            raise LaryError(f"The codes in {file} can't be read ({error}): extract them again.") from error
-    return np.stack(found)
+def read_codes(source: StoredLatents, rows: Rows) -> npt.NDArray[np.int64] | None:
+    """Codebook ids of some samples, (B, places) int64; None for a model without codes. Raises LaryError."""
+    found = [codes for codes in source.codes(rows) if codes is not None]
+    if len(found) < len(rows):
+        return None
+    return np.stack([np.asarray(codes, dtype=np.int64).reshape(-1) for codes in found])
 
 
 def add_counts(counts: dict[int, Rows], codes: npt.NDArray[np.int64]) -> dict[int, Rows]:
