@@ -117,10 +117,10 @@ def fill_case(case: str, rows: int, home: Path, data: Path, seed: int) -> Outcom
     with disk_at(home / "disk") as disk:
         if stored:
             plugin = scene.write_plugin(home / "slow.py", home / "counter", 0.0)
-            words, whole = scene.extract_words(plugin, case), scene.make_root(data, home / "whole")
+            asked, whole = scene.extract_words(plugin, case), scene.make_root(data, home / "whole")
             disk.resize(1000)
             scene.make_root(data, disk.place)
-            whole_words, words = (scene.command(data, root, *words) for root in (whole, disk.place))
+            whole_words, words = (scene.command(data, root, *asked) for root in (whole, disk.place))
         else:
             common = latents_for(case, home, data, log)
             whole = home / "whole"
@@ -143,7 +143,9 @@ def fill_case(case: str, rows: int, home: Path, data: Path, seed: int) -> Outcom
                 lock = 1
                 disk.resize(max(disk.pages + 1, used + latents_alone(whole, disk.place, case, rows) + lock))
             else:
-                disk.resize(max(disk.pages, used) + (1 if stored else draw.randint(1, max(1, 2 * total // STOPS))))
+                # A state of a training takes several times what is left in the end.
+                more = 1 if stored else draw.randint(1, max(1, 2 * total // STOPS, disk.pages // 2))
+                disk.resize(max(disk.pages, used) + more)
         found = scene.contents(disk.place)
         outcome.compared = len(wanted)
         outcome.wrong += [f"at the end: {place}" for place in scene.differences(found, wanted)]

@@ -17,6 +17,7 @@ Exit code 1 if anything differs.
 from __future__ import annotations
 
 import argparse
+import contextlib
 import os
 import random
 import shutil
@@ -37,6 +38,8 @@ PHASES = ("start", "work", "end")
 SECONDS_PER_ROW = 0.04
 EPOCHS = {"classify": 30, "regress": 200}
 LOOK = 0.005
+STATES, RESULTS = ("training_state.pt",), ("best_result.csv", "case.txt")
+"""Files that tell how far a probe is: it is being trained; it was trained, and its files are being written."""
 LATER = ("store.json", "index.parquet")
 """Of a store: files that are written again at the end, so that they may be older ones in between."""
 
@@ -188,10 +191,16 @@ def kill_probe(kind: str, kills: int, home: Path, data: Path, seed: int) -> Outc
     for split in ("train", "val"):
         words = ("extract", "--model", "pixels", "--dataset", dataset, "--split", split)
         scene.finish(scene.command(data, latents, *words), log)
-    words = scene.command(data, latents, *scene.probe_words(kind, EPOCHS[kind]))
+    command = scene.command(data, latents, *scene.probe_words(kind, EPOCHS[kind]))
     whole = home / "whole"
     begun = time.monotonic()
-    scene.finish([*words, "--lary-log-dir", str(whole)], log)
+    process = scene.start([*command, "--lary-log-dir", str(whole)], log)
+    wait_for_change(process, whole, STATES)
+    first = time.monotonic()
+    wait_for_change(process, whole, RESULTS)
+    training = time.monotonic() - first
+    if process.wait():
+        raise RuntimeError(log.read_text()[-3000:])
     seconds = time.monotonic() - begun
     wanted = scene.contents(whole)
     while outcome.landed < kills:
@@ -200,20 +209,38 @@ def kill_probe(kind: str, kills: int, home: Path, data: Path, seed: int) -> Outc
         code: int | None = None
         while code is None:
             outcome.starts += 1
-            process = scene.start([*words, "--lary-log-dir", str(root)], log)
-            if outcome.landed < kills:
-                wait(process, seconds * draw.uniform(0.1, 1.0))
-                states = list(root.rglob("training_state.pt"))
+            process = scene.start([*command, "--lary-log-dir", str(root)], log)
+            trained = bool(ages(root, RESULTS))
+            if outcome.landed < kills and not (trained and draw.random() < 0.5):
+                if trained or draw.random() < 0.3:
+                    wait(process, seconds * draw.uniform(0.1, 1.0))
+                else:
+                    wait_for_change(process, root, STATES + RESULTS)
+                    wait(process, training * draw.random())
                 if kill(process):
-                    results = list(root.rglob("best_result.csv")) + list(root.rglob("case.txt"))
-                    outcome.kills["end" if results else "work" if states else "start"] += 1
-                    seconds *= 1.1
+                    outcome.kills["end" if ages(root, RESULTS) else "work" if ages(root, STATES) else "start"] += 1
                     continue
-                seconds *= 0.8  # it was faster: the machine has less to do, or much of the training was done
             code = process.wait()
         finish_round(outcome, root, code, wanted, expected=0)
         print(outcome.line(), file=sys.stderr, flush=True)
     return outcome
+
+
+def ages(root: Path, names: Sequence[str]) -> dict[Path, int]:
+    """Files of some names below a folder, and when they were changed."""
+    found = {}
+    for name in names:
+        for file in root.rglob(name):
+            with contextlib.suppress(FileNotFoundError):
+                found[file] = file.stat().st_mtime_ns
+    return found
+
+
+def wait_for_change(process: subprocess.Popen[bytes], root: Path, names: Sequence[str]) -> None:
+    """Wait until a file of one of the names is new or changed, or for the end of the process."""
+    before = ages(root, names)
+    while process.poll() is None and ages(root, names) in ({}, before):
+        time.sleep(LOOK)
 
 
 def finish_round(outcome: Outcome, root: Path, code: int, wanted: dict[str, bytes], *, expected: int) -> None:

@@ -89,9 +89,9 @@ def make_pairs(data: Path, counts: Mapping[str, int], *, damaged: bool) -> None:
             action = f"actions/{episode}/action_{first:06d}to{first + 4:06d}.npy"
             for name, point in zip(names, points, strict=True):
                 (folder / name).parent.mkdir(parents=True, exist_ok=True)
-                Image.fromarray(picture(*point, (250, 200, 5 * (index % 40)))).save(folder / name)
+                Image.fromarray(picture(point[0], point[1], (250, 200, 5 * (index % 40)))).save(folder / name)
             chunk = np.zeros((5, 7), dtype=np.float32)
-            chunk[:, :2] = np.linspace(*points, 5)
+            chunk[:, :2] = np.linspace(points[0], points[1], 5)
             (folder / action).parent.mkdir(parents=True, exist_ok=True)
             np.save(folder / action, chunk)
             rows.append({"dataset": "CALVIN", "src_img": names[0], "tgt_img": names[1], "action": action})
@@ -110,7 +110,7 @@ def make_clips(data: Path, counts: Mapping[str, int]) -> None:
             start, move = 0.3 + 0.4 * rng.random(2), np.array(MOVES[index % len(VERBS)])
             name = f"AgiBotWorld-Beta/{split}/{index}.mp4"
             points = (np.clip(start + 0.04 * step * move, 0, 1) for step in range(9))
-            write_video(data / "classification" / name, [picture(*point, (200, 60, 60)) for point in points])
+            write_video(data / "classification" / name, [picture(x, y, (200, 60, 60)) for x, y in points])
             rows.append({"dataset": "AgiBotWorld-Beta", "video_path": name, "action": VERBS[index % len(VERBS)],
                          "sample_indices": "0,1,2,3,4,5,6,7,8"})  # fmt: skip
         write_rows(data / f"robot_1st_metadata_{split}.csv", rows)
