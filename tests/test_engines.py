@@ -179,7 +179,7 @@ def test_retry_failed_takes_only_the_failed_rows(root: Path, capsys: pytest.Capt
 # --- processes that die -----------------------------------------------------------------------------------------------
 
 MORTAL = """
-    import os, signal
+    import os, signal, time
     from pathlib import Path
     from lary.models.spec import MODELS, ModelSpec, register_model
 
@@ -200,14 +200,18 @@ MORTAL = """
                 except FileExistsError:
                     pass
                 else:
+                    time.sleep({seconds})
                     os.kill(os.getpid(), signal.SIGKILL)
             return self.inner.encode(clips)
 """
 
 
-def test_the_rows_of_a_process_that_dies_are_done_by_another(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("seconds", [0, 5], ids=["while the other works", "after the other has found nothing left"])
+def test_the_rows_of_a_process_that_dies_are_done_by_another(
+    root: Path, monkeypatch: pytest.MonkeyPatch, seconds: int
+) -> None:
     plugin = root / "mortal.py"
-    plugin.write_text(textwrap.dedent(MORTAL.format(flag=str(root / "dead"))))
+    plugin.write_text(textwrap.dedent(MORTAL.format(flag=str(root / "dead"), seconds=seconds)))
     monkeypatch.setattr(extraction, "pick_devices", lambda gpus, choice: ["cpu", "cpu"])
     words = ("extract", "--model", "mortal", "--dataset", "calvin", "--split", "val", "--batch-size", "1")
     try:

@@ -88,8 +88,11 @@ def run_processes(
     waiting, tries = deque(units), dict.fromkeys((unit.number for unit in units), 0)
     halt = context.Event()
     helpers = [_start(context, job, device, halt) for device in devices]
+    ended: list[str] = []  # devices whose process found nothing left, until another one died
     try:
-        while helpers:
+        while helpers or (waiting and ended):
+            if not helpers:
+                helpers = [_start(context, job, ended.pop(), halt)]
             if stop.asked:
                 halt.set()
                 waiting.clear()
@@ -99,7 +102,9 @@ def run_processes(
                     message, content = helper.connection.recv()
                 except (EOFError, OSError):
                     helpers.remove(helper)
-                    _bury(helper, waiting, tries, bool(helpers))
+                    if not helper.taken:
+                        ended.append(helper.device)
+                    _bury(helper, waiting, tries, bool(helpers or ended))
                     continue
                 if message == "want":
                     _give(helper, waiting, tries)
