@@ -246,7 +246,7 @@ def cluster(monkeypatch: pytest.MonkeyPatch) -> Iterator[Any]:
 
 def test_ray_gives_the_same_files_though_an_actor_is_killed(root: Path, cluster: Any) -> None:
     plugin = root / "mortal.py"
-    plugin.write_text(textwrap.dedent(MORTAL.format(flag=str(root / "dead"))))
+    plugin.write_text(textwrap.dedent(MORTAL.format(flag=str(root / "dead"), seconds=0)))
     load_plugin(plugin)
     (root / "dead").touch()  # not the local one
     try:
