@@ -220,14 +220,15 @@ def ratio(pairs: int, clips: int) -> None:
         weights = save_small(Path(folder) / "weights")
         for title, dataset, count in (("pairs of 200x200 PNG", "calvin", pairs), ("clips of 480p", "robot_1st", clips)):
             root = Path(folder) / dataset
-            if dataset == "calvin":
+            of_pairs = DATASETS.get(dataset).media == "pair"
+            if of_pairs:
                 make_pairs(root, count)
             else:
                 make_clips(root, count, 480, 854, 90)
             config = ExtractConfig(model="dinov2-origin", dataset=dataset, split="val", weights=str(weights))
             job = Job(config, root / "data", root, str(weights), settings_of(root).values(), ())
             encoder = make_encoder(job, model_of(config), "cpu")
-            frames = 2 if dataset == "calvin" else FRAMES
+            frames = 2 if of_pairs else FRAMES
             inputs = torch.randn(1, frames, 3, 224, 224)
             with torch.inference_mode():
                 encoder.encode(inputs)

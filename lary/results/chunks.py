@@ -13,6 +13,7 @@ from pathlib import Path
 import numpy as np
 import numpy.typing as npt
 
+from lary.arrays import read_npz
 from lary.fileio import atomic_write
 from lary.probes.outcome import Floats, RegressionOutcome
 from lary.results.measure import headline
@@ -57,11 +58,10 @@ def read_chunks(folder: Path, role: str = "seen") -> Chunks:
     if not file.is_file():
         raise LaryError(f"{file} does not exist: run the probe again with --overwrite, then it is written.")
     try:
-        with np.load(file, allow_pickle=False) as found:
-            parts = [found[f"{role}_{part}"] for part in ("ids", "groups", "media", "predicted", "true")]
+        parts = read_npz(file, *(f"{role}_{part}" for part in ("ids", "groups", "media", "predicted", "true")))
     except KeyError:
         raise LaryError(f"{file} has no chunks of the split '{role}'.") from None
-    except (OSError, ValueError, EOFError) as error:
+    except (OSError, ValueError) as error:
         raise LaryError(f"{file} can't be read: {error}. Run the probe again with --overwrite.") from error
     ids, groups, media = (tuple(map(str, part)) for part in parts[:3])
     return Chunks(ids, groups, media, parts[3].astype(np.float32), parts[4].astype(np.float32))
