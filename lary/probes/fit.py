@@ -165,7 +165,8 @@ def has_bfloat16(device: str) -> bool:
     """Whether a device multiplies bfloat16 itself; others emulate it, slower than float32."""
     if device.startswith("cuda"):
         return torch.cuda.get_device_capability(device)[0] >= 8
-    found: dict[str, Any] = getattr(torch.cpu, "get_capabilities", dict)() if device == "cpu" else {}  # older torch does not tell
+    # Older torch doesn't tell.
+    found: dict[str, Any] = getattr(torch.cpu, "get_capabilities", dict)() if device == "cpu" else {}
     return bool(found.get("avx512_bf16") or found.get("amx_bf16"))
 
 
