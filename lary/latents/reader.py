@@ -211,8 +211,13 @@ class ShardSource:
             for place in places if raw is not out else ():
                 convert(raw[place], out[place])
 
-        with ThreadPoolExecutor(AT_ONCE) as pool:
-            list(pool.map(lambda part: fetch(*part), neighbours(order, files, positions)))
+        def fetch_all(parts: list[tuple[list[int], int, int]]) -> None:
+            for part in parts:
+                fetch(*part)
+
+        parts = list(neighbours(order, files, positions))
+        with ThreadPoolExecutor(AT_ONCE) as pool:  # a task for each thread: one per run costs as much as its read
+            list(pool.map(fetch_all, (parts[first::AT_ONCE] for first in range(min(AT_ONCE, len(parts))))))
 
     def codes(self, rows: Collection[int]) -> list[npt.NDArray[Any] | None]:
         """Codes of samples."""
