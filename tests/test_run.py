@@ -355,6 +355,14 @@ def test_sweep_on_a_ray_cluster(root: Path, capsys: pytest.CaptureFixture[str]) 
         assert found["selections"] == on_ray[name]["selections"], name
 
 
+def test_a_sweep_without_a_cluster_is_a_wrong_request(root: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    pytest.importorskip("ray", reason="needs the extra lary[ray]")
+    assert sweep(root, ON_RAY, "--engine", "ray", "--address", "127.0.0.1:1") == 2
+    told = capsys.readouterr().err
+    assert "there is no Ray cluster" in told
+    assert "RAY_AUTH_MODE" in told
+
+
 def test_a_cluster_that_has_too_little_is_refused() -> None:
     from lary.configs import SweepConfig
     from lary.sweep_ray import check_resources
