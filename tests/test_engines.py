@@ -395,6 +395,11 @@ def test_dry_run_measures_and_writes_nothing(root: Path, capsys: pytest.CaptureF
     assert (latents(root) / MANIFEST).exists()
     with pytest.raises(UsageError, match="read-timeout"):
         estimate(ask(read_timeout=0), settings_of(root))
+    for picture in (root / "data" / "regression").rglob("*.png"):
+        picture.write_bytes(b"")
+    nothing = estimate(ask(batch_size=4), settings_of(root))
+    assert nothing.text().count("unknown") == 2, "neither time nor bytes where nothing could be measured"
+    assert nothing.failures
 
 
 # --- stages -----------------------------------------------------------------------------------------------------------
