@@ -17,20 +17,13 @@ from lary.cli import main
 from lary.configs import ClassifyConfig, RegressConfig, RunConfig
 from lary.latents import on_demand
 from lary.latents.units import Interrupted
-from lary.results import figures
 from lary.results.record import EvalResult
 from lary.results.run import FRAME_FAILURES, run
 from lary.settings import Settings, load_settings
 from lary.types import LaryError, Latents, UsageError
 from tests.tree import make_calvin, make_robot
 
-
-@pytest.fixture(autouse=True)
-def no_figures(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Figures take seconds each and have tests of their own."""
-    monkeypatch.setattr(figures, "trajectory_figure", lambda *_: b"")
-    monkeypatch.setattr(figures, "trajectory_book", lambda *_: b"")
-    monkeypatch.setattr(figures, "confusion_figure", lambda *_: b"")
+pytestmark = pytest.mark.usefixtures("no_figures")
 
 
 @pytest.fixture(scope="module")

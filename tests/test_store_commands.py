@@ -16,7 +16,6 @@ from lary.data.spec import DATASETS
 from lary.latents import convert as conversion
 from lary.latents.locks import LOCK, locked
 from lary.latents.table import SplitLatents, open_latents
-from lary.results import figures
 from lary.settings import load_settings
 from tests.tree import make_calvin
 
@@ -228,9 +227,8 @@ def test_wrong_requests(root: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert "made by another program" in capsys.readouterr().out
 
 
-def test_a_probe_on_pooled_latents_has_a_folder_of_its_own(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    for name in ("trajectory_figure", "trajectory_book"):  # seconds each, and tested elsewhere
-        monkeypatch.setattr(figures, name, lambda *_: b"")
+@pytest.mark.usefixtures("no_figures")
+def test_a_probe_on_pooled_latents_has_a_folder_of_its_own(root: Path) -> None:
     words = ("regress", *ASK[:4], "--probe-preset", "demo", "--epochs", "1", "--pool", "mean")
     assert lary(root, *words) == 0
     assert (root / "logs" / "regression" / "logs" / "calvin_5_pixels@pool-mean_mlp_absolute" / "result.json").exists()
