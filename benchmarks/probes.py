@@ -14,8 +14,8 @@ Samples per second count a sample once for all heads together. Times are of the 
 time, which other programs on a busy machine don't count in. Every part runs in a process of its own.
 
 bfloat16 is worth having where the processor multiplies it (AMX, AVX-512 BF16, CUDA); elsewhere it is emulated and slow,
-which is why ours trains in float32 on a CPU unless `--precision bf16` says otherwise. The line `ours / plain` compares
-the fastest precision of ours with each one of the plain loop.
+which is why ours trains in float32 there unless `--precision bf16` says otherwise. The lines `ours / plain` and
+`bound / plain` compare the fastest precision of ours, and what its arithmetic allows, with each one of the plain loop.
 """
 
 from __future__ import annotations
@@ -99,6 +99,8 @@ def compare(part: str, options: argparse.Namespace) -> None:
         best = max(rows, key=lambda precision: rows[precision]["ours"])
         for precision, found in rows.items():
             print(f"  ours in {best} / plain in {precision}: {rows[best]['ours'] / found['plain']:.2f}")
+            if "bound" in options.ways:
+                print(f"  bound in {best} / plain in {precision}: {rows[best]['bound'] / found['plain']:.2f}")
     print()
 
 

@@ -126,7 +126,7 @@ class ClassifyConfig:
         dim: Latent dimension; the latents know, a contradicting one is refused.
         classes: Number of classes; the record knows, a contradicting one is refused.
         gpus: CUDA devices to train on, such as 0 or 0,1: one process each, same protocol. Without CUDA the CPU trains.
-        precision: bf16 trains by autocast, fp32 without; default: the preset's on CUDA, fp32 on a CPU.
+        precision: bf16 trains by autocast, fp32 without; default: the preset's where the device has it.
         protocol: corrected picks head and epoch on a held-out tenth, paper on the reported split as published.
         latent: Kind of latents, as given to extract.
         weights: random, as given to extract: latents of the same architecture with random weights.

@@ -6,11 +6,12 @@ import errno
 import os
 import re
 import stat
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path, PurePosixPath
 from typing import IO, Any
 
+from lary import direct
 from lary.types import LaryError, UsageError
 
 LARGEST_JSON = 1 << 28
@@ -20,6 +21,8 @@ DEEPEST_YAML = 16
 LONGEST_PATH, LONGEST_NAME = 4096, 255
 CONTROL = re.compile("[\\x00-\\x1f\\x7f\\ud800-\\udc7f\\udd00-\\udfff]")
 """Letters that no path should hold: they steer terminals and break lines; and halves of letters."""
+PLAIN = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.-]*(?:/[A-Za-z0-9_][A-Za-z0-9_.-]*)*")
+"""Relative paths that nothing can be wrong with, unless they are too long."""
 
 NO_ROOM = (errno.ENOSPC, getattr(errno, "EDQUOT", errno.ENOSPC))
 BROKEN_DISK = (*NO_ROOM, errno.EIO, errno.EROFS, errno.EFBIG)
@@ -28,16 +31,6 @@ BROKEN_DISK = (*NO_ROOM, errno.EIO, errno.EROFS, errno.EFBIG)
 
 class WriteError(LaryError, OSError):
     """A file that can't be written; also an `OSError`, for callers that make a failed sample of one."""
-
-
-def _read_umask() -> int:
-    mask = os.umask(0)
-    os.umask(mask)
-    return mask
-
-
-UMASK = _read_umask()
-"""Read once: asking for it changes it for a moment, which threads would see."""
 
 
 def check_writable(folder: Path) -> None:
@@ -52,35 +45,73 @@ def check_writable(folder: Path) -> None:
         raise cannot_write(folder, error) from error
 
 
-@contextmanager
-def atomic_write(path: Path) -> Iterator[IO[bytes]]:
-    """A binary file that takes its name only once it is complete and on disk.
+def create_temporary(path: Path) -> tuple[int, str]:
+    """A new file beside `path` under a name that `remove_torn` knows: its descriptor, to read and write, and its name.
 
-    Written to a temporary file in the same folder, flushed, fsynced and renamed; removed if the block fails.
+    Raises:
+        WriteError: the folder can't be made or written to.
+    """
+    flags = os.O_RDWR | os.O_CREAT | os.O_EXCL | getattr(os, "O_NOFOLLOW", 0) | getattr(os, "O_BINARY", 0)
+    try:
+        while True:
+            name = f"{path.parent}{os.sep}.{path.name}.{os.urandom(4).hex()}.tmp"
+            try:
+                return os.open(name, flags, 0o666), name  # less what this process's umask takes away
+            except FileExistsError:
+                continue
+            except FileNotFoundError:
+                path.parent.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise cannot_write(path, error) from error
+
+
+@contextmanager
+def whole_file(path: Path) -> Iterator[int]:
+    """The descriptor of a file that takes its name only once it is complete and on disk.
+
+    Written to a temporary file in the same folder, fsynced and renamed; removed if the block fails.
 
     Raises:
         WriteError: the folder can't be made or written to, or the disk is full or broken.
     """
-    import tempfile
-
+    handle, name = create_temporary(path)
     try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        handle, name = tempfile.mkstemp(prefix=f".{path.name}.", suffix=".tmp", dir=path.parent)
-    except OSError as error:
-        raise cannot_write(path, error) from error
-    try:
-        with os.fdopen(handle, "wb") as stream:
-            yield stream
-            stream.flush()
-            os.fsync(stream.fileno())
-        os.chmod(name, 0o666 & ~UMASK)
+        try:
+            yield handle
+            os.fsync(handle)
+        finally:
+            os.close(handle)
         os.replace(name, path)
     except BaseException as error:
         with suppress(OSError):
-            Path(name).unlink()
+            os.unlink(name)
         if (cause := disk_error(error, name)) is not None:
             raise cannot_write(path, cause) from error
         raise
+
+
+@contextmanager
+def atomic_write(path: Path) -> Iterator[IO[bytes]]:
+    """`whole_file` as a binary stream. Raises WriteError as it does."""
+    with whole_file(path) as handle, os.fdopen(handle, "wb", closefd=False) as stream:
+        yield stream
+
+
+def write_parts(path: Path, parts: Iterable[bytes | memoryview]) -> None:
+    """Write a whole file atomically from parts, one behind the other, that nobody copies together."""
+    views = [memoryview(part).cast("B") for part in parts if len(part)]
+    size = sum(map(len, views))
+    with whole_file(path) as handle:
+        if size >= direct.LEAST and direct.switch(handle, on=True):
+            direct.write_past_cache(handle, views, 0)
+            os.ftruncate(handle, size)
+            return
+        while views:
+            count = os.writev(handle, views) if hasattr(os, "writev") else os.write(handle, views[0])
+            while views and count >= len(views[0]):
+                count -= len(views.pop(0))
+            if count:
+                views[0] = views[0][count:]
 
 
 def cannot_write(path: Path, error: OSError) -> WriteError:
@@ -127,8 +158,7 @@ def refuse_link(folder: Path) -> None:
 
 def write_bytes(path: Path, data: bytes | memoryview) -> None:
     """Write a whole file atomically."""
-    with atomic_write(path) as stream:
-        stream.write(data)
+    write_parts(path, [data])
 
 
 def write_text(path: Path, text: str) -> None:
@@ -247,6 +277,8 @@ def inside(root: Path, relative: str) -> Path:
     Raises:
         UsageError: the path would leave the root.
     """
+    if len(relative) <= LONGEST_NAME and PLAIN.fullmatch(relative):  # nearly all of a million
+        return root / relative
     pure = PurePosixPath(relative.replace("\\", "/"))
     if not relative or pure.is_absolute() or ".." in pure.parts or (pure.parts and ":" in pure.parts[0]):
         raise UsageError(f"The path '{relative}' leaves its root {root}: paths in tables are relative and inside it.")

@@ -42,14 +42,14 @@ BAD_DECODER = """
 import os, sys, time
 from lary.latents import reading_worker
 
-read = reading_worker.read_clip
-def read_clip(paths, *more, **options):
+read = reading_worker.read_frames
+def read_frames(paths, *more, **options):
     if "hangs" in paths[0].name:
         time.sleep(600)
     if "crashes" in paths[0].name:
         os.abort()
     return read(paths, *more, **options)
-reading_worker.read_clip = read_clip
+reading_worker.read_frames = read_frames
 reading_worker.main()
 """
 

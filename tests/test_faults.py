@@ -84,7 +84,7 @@ def test_a_checkpoint_on_a_full_disk(tmp_path: Path, monkeypatch: pytest.MonkeyP
     import torch
 
     opened = os.fdopen
-    monkeypatch.setattr(os, "fdopen", lambda handle, mode: (os.close(handle), opened(os.open("/dev/full", 1), mode))[1])
+    monkeypatch.setattr(os, "fdopen", lambda handle, mode, **_: opened(os.open("/dev/full", 1), mode))
     monkeypatch.setattr(os, "fsync", lambda handle: None)
     with pytest.raises(WriteError, match=r"^Cannot write .*state.pt: No space left on device. Free space"):
         save_checkpoint(tmp_path / "state.pt", {"weights": torch.zeros(100_000)})

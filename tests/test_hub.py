@@ -148,7 +148,7 @@ def test_extraction_from_a_gated_repository_reads_and_writes_nothing(
     make_calvin(tmp_path / "root", {"val": 2})
     values = {"LARY_ROOT": str(tmp_path / "root"), "DATA_DIR": str(tmp_path / "root" / "data")}
     before = sorted((tmp_path / "root").rglob("*"))
-    monkeypatch.setattr("lary.data.frames.read_clip", lambda *_: pytest.fail("frames were read"))
+    monkeypatch.setattr("lary.data.frames.read_frames", lambda *_: pytest.fail("frames were read"))
     hub.gated, hub.allowed = "auto", False
     with pytest.raises(UsageError, match=r"'dinov3-origin': facebook/dinov3-.* is gated"):
         extract(ExtractConfig(model="dinov3-origin", dataset="calvin", split="val"), load_settings(values))

@@ -16,7 +16,9 @@ import torch
 import torch.nn.functional as F
 
 from lary.probes import memory, mlp, state
+from lary.probes.attentive import SHORT, _attend
 from lary.probes.dit import ActionExpertDiT
+from lary.probes.fit import in_bfloat16
 from lary.probes.memory import check_memory, count_weights, training_need
 from lary.probes.mlp import ActionExpertMLP
 from lary.probes.outcome import ClassificationOutcome, RegressionOutcome
@@ -369,6 +371,35 @@ def test_dropped_conditions_have_the_gradients_of_replaced_latents() -> None:
     found = torch.autograd.grad(embedder(latents, dropped).square().sum(), weights)
     replaced = embedder.linear(torch.where(dropped[:, None], embedder.uncondition, latents))
     torch.testing.assert_close(found, torch.autograd.grad(replaced.square().sum(), weights))
+
+
+@pytest.mark.parametrize(
+    ("capabilities", "expected"),
+    [({"avx512_bf16": True}, True), ({"amx_bf16": True}, True), ({"avx512_f": True}, False), ({}, False)],
+)
+def test_the_published_precision_where_the_device_has_it(
+    capabilities: dict[str, bool], expected: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: capabilities, raising=False)
+    assert in_bfloat16(True, None, "cpu") is expected
+    assert not in_bfloat16(False, None, "cpu")
+    assert not in_bfloat16(True, "fp32", "cpu")
+    assert in_bfloat16(False, "bf16", "cpu")
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: (9, 0))
+    assert in_bfloat16(True, None, "cuda:1")
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: (7, 5))
+    assert not in_bfloat16(True, None, "cuda:1")
+    assert not in_bfloat16(True, None, "mps")
+
+
+@pytest.mark.parametrize("length", [3, SHORT, SHORT + 1])
+def test_attention_in_bfloat16_is_attention(length: int) -> None:
+    torch.manual_seed(0)
+    q, k, v = (torch.randn(2, 4, length, 8) for _ in range(3))
+    expected = F.scaled_dot_product_attention(q, k, v)
+    found = _attend(*(part.bfloat16() for part in (q, k, v)))
+    assert found.dtype == torch.bfloat16
+    torch.testing.assert_close(found.float(), expected, atol=0.02, rtol=0.02)
 
 
 def test_bfloat16_is_trained_where_asked_for() -> None:

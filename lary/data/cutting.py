@@ -6,7 +6,6 @@ import itertools
 import os
 import shutil
 import subprocess
-import tempfile
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from fractions import Fraction
@@ -73,8 +72,7 @@ def cut_forward(cutter: Cutter, source: Path, start: float, duration: float, out
 
 
 def _cut_with_ffmpeg(executable: str, source: Path, start: float, duration: float, out: Path) -> None:
-    out.parent.mkdir(parents=True, exist_ok=True)
-    handle, name = tempfile.mkstemp(prefix=f".{out.name}.", suffix=".tmp", dir=out.parent)
+    handle, name = fileio.create_temporary(out)
     os.close(handle)
     options = [item for key, value in ENCODER.items() for item in (f"-{key}", value)]
     command = [executable, "-nostdin", "-v", "error", "-y", "-ss", str(start), "-t", str(duration)]
@@ -87,7 +85,6 @@ def _cut_with_ffmpeg(executable: str, source: Path, start: float, duration: floa
             raise MediaError(f"ffmpeg can't cut {source}: {lines[-1]}.")
         for _ in itertools.islice(_named(decode_video(Path(name)), source, start), 1):
             pass
-        os.chmod(name, 0o666 & ~fileio.UMASK)
         os.replace(name, out)
     finally:
         Path(name).unlink(missing_ok=True)

@@ -54,15 +54,23 @@ def read_clip(
     Raises:
         MediaError: a file is missing, torn, empty or of no known format, or the images differ in size.
     """
+    return np.stack(read_frames(paths, frame_index, reader, clamp=clamp, noisy=noisy))
+
+
+def read_frames(
+    paths: Sequence[Path], frame_index: Sequence[int], reader: Reader = "cv2", *, clamp: bool = True,
+    noisy: bool = False,
+) -> list[Image]:  # fmt: skip
+    """As `read_clip`, T frames (H, W, 3) of one size that nobody has copied together; a repeated one is the same."""
     if frame_index:
         if len(paths) != 1:
             raise UsageError(f"Frame indices belong to one video, not to {len(paths)} files.")
-        return read_video(paths[0], frame_index, clamp=clamp)
+        return video_frames(paths[0], frame_index, clamp=clamp)
     images = [read_image(path, reader, noisy=noisy) for path in paths]
     if len({image.shape for image in images}) > 1:
         sizes = ", ".join(f"{image.shape[1]}x{image.shape[0]}" for image in images)
         raise MediaError(f"The images of {paths[0]} differ in size: {sizes}.")
-    return np.stack(images)
+    return images
 
 
 # Videos
@@ -88,13 +96,19 @@ class FrameTable:
 
 
 def read_video(path: Path, frame_index: Sequence[int], *, clamp: bool = True) -> Image:
-    """The wanted frames of a video, (T, H, W, 3) uint8 RGB, in the order asked for; see `read_clip`.
+    """The wanted frames of a video, (T, H, W, 3) uint8 RGB, in the order asked for; see `read_clip`."""
+    return np.stack(video_frames(path, frame_index, clamp=clamp))
+
+
+def video_frames(path: Path, frame_index: Sequence[int], *, clamp: bool = True) -> list[Image]:
+    """The wanted frames of a video, T times (H, W, 3) uint8 RGB, in the order asked for.
 
     The packets are read in full, once; pictures are decoded from the last key frame before a wanted one to the last
     wanted one, and the wanted ones alone are converted. Where packets don't tell the frames, all are decoded in order.
 
     Raises:
-        MediaError: the video is missing, torn or holds no frames, or, without `clamp`, ends before an index.
+        MediaError: the video is missing, torn or holds no frames, its frames differ in size, or, without `clamp`, it
+            ends before an index.
     """
     if min(frame_index) < 0:
         raise UsageError(f"Frame indices count from 0: {min(frame_index)} is none.")
@@ -112,7 +126,9 @@ def read_video(path: Path, frame_index: Sequence[int], *, clamp: bool = True) ->
     last = max(frames)
     if not clamp and max(frame_index) > last:
         raise MediaError(f"The video {path} ends with frame {last}, and frame {max(frame_index)} is asked for.")
-    return np.stack([frames[min(index, last)] for index in frame_index])
+    if len({frame.shape for frame in frames.values()}) > 1:
+        raise MediaError(f"The video {path} can't be read: its frames differ in size.")
+    return [frames[min(index, last)] for index in frame_index]
 
 
 def scan_packets(container: Any, stream: Any, *, keep: bool = False) -> FrameTable | None:

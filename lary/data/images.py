@@ -10,6 +10,7 @@ import functools
 import io
 import struct
 import zlib
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Literal
 
@@ -55,17 +56,17 @@ def opencv_counts_pixels() -> bool:
 
 
 def decode_with_cv2(path: Path, data: bytes) -> Image:
-    """As ``cv2.imread(path)`` does, then BGR to RGB. Raises MediaError."""
+    """As ``cv2.imread(path)`` does, in the order RGB. Raises MediaError."""
     import cv2
 
     try:
-        image = cv2.imdecode(np.frombuffer(data, np.uint8), cv2.IMREAD_COLOR)
+        image = cv2.imdecode(np.frombuffer(data, np.uint8), cv2.IMREAD_COLOR_RGB)
     except cv2.error as error:
         raise MediaError(f"The image {path} can't be decoded: {error.err}.") from error
     if image is None:
         problem = image_problem(data) or "unknown format or broken content"
         raise MediaError(f"The image {path} can't be decoded: {problem}.")
-    return np.asarray(cv2.cvtColor(image, cv2.COLOR_BGR2RGB), dtype=np.uint8)
+    return np.asarray(image, dtype=np.uint8)
 
 
 def decode_with_pillow(path: Path, data: bytes) -> Image:
@@ -116,18 +117,18 @@ def png_problem(data: bytes, *, pixels: bool = True) -> str:
         elif kind == b"IDAT":
             stream.append(content)
         elif kind == b"IEND":
-            return pixel_problem(header, b"".join(stream), count=pixels)
+            return pixel_problem(header, stream, count=pixels)
         at += 12 + size
 
 
-def pixel_problem(header: bytes, stream: bytes, *, count: bool = True) -> str:
+def pixel_problem(header: bytes, stream: Sequence[memoryview], *, count: bool = True) -> str:
     """Whether a PNG's stream of pixels is complete; Pillow fills a short one with zeros and says nothing."""
     if len(header) != 13:
         return "the PNG has no header"
     width, height, depth, colour, _, _, interlaced = struct.unpack(">IIBBBBB", header)
     if problem := size_problem(width, height):
         return problem
-    if not count and len(stream) <= UNCOUNTED:
+    if not count and sum(map(len, stream)) <= UNCOUNTED:
         return ""
     rows = 1 if interlaced else height
     wanted = rows * (1 + (width * depth * PNG_SAMPLES.get(colour, 1) + 7) // 8)
@@ -135,7 +136,7 @@ def pixel_problem(header: bytes, stream: bytes, *, count: bool = True) -> str:
     most = 2 * wanted * height if interlaced else wanted
     inflate = zlib.decompressobj()
     try:
-        found = len(inflate.decompress(stream, most + 1))
+        found = len(inflate.decompress(b"".join(stream), most + 1))
     except zlib.error:
         return "the PNG's pixels can't be unpacked"
     if len(inflate.unconsumed_tail) > 1024:

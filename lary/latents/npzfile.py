@@ -7,6 +7,7 @@ against the archive's sizes before memory is asked for; arrays of objects are re
 from __future__ import annotations
 
 import ast
+import functools
 import io
 import json
 import math
@@ -21,8 +22,8 @@ from typing import IO, Any
 import numpy as np
 import numpy.typing as npt
 
-from lary.fileio import atomic_write, open_regular
-from lary.types import MediaError
+from lary.fileio import open_regular, write_parts
+from lary.types import LaryError, MediaError
 
 MOST_BYTES = 1 << 30
 """Of one sample's array; the largest of the benchmark has 19 MB."""
@@ -32,6 +33,10 @@ SMALL, LARGEST_RATIO = 64 << 20, 200
 
 LONGEST_HEADER = 10_000
 LONGEST_STAMP = 4096
+LOCAL, ENTRY = struct.Struct("<4s5H3L2H"), struct.Struct("<4s6H3L5H2L")
+"""What stands before a member, and its entry in the directory (APPNOTE.TXT 4.3.7, 4.3.12)."""
+FIRST_DAY = 33
+"""1 January 1980 in an archive's way of counting: the same latents give the same bytes."""
 END = struct.Struct("<4s4H2LH")
 """The last record of a zip archive (APPNOTE.TXT 4.3.16): signature, four counts, size and place of the directory."""
 
@@ -48,17 +53,54 @@ class Stamp:
 
 
 def write_latents(path: Path, tokens: npt.NDArray[Any], codes: npt.NDArray[Any] | None, stamp: Stamp) -> None:
-    """Write one sample: `tokens` (P, N, D) or (N, D), `codes` (P, N) or None, stored as an empty array."""
-    with atomic_write(path) as stream, zipfile.ZipFile(stream, "w", zipfile.ZIP_STORED) as archive:
-        for name, array in (("tokens", tokens), ("indices", np.array([]) if codes is None else codes)):
-            head = io.BytesIO()
-            array = np.ascontiguousarray(array)
-            np.lib.format.write_array_header_1_0(head, np.lib.format.header_data_from_array_1_0(array))
-            with archive.open(zipfile.ZipInfo(f"{name}.npy"), "w") as member:
-                member.write(head.getvalue())
-                if array.size:
-                    member.write(array.reshape(-1).data.cast("B"))
-        archive.comment = json.dumps(asdict(stamp)).encode()
+    """Write one sample: `tokens` (P, N, D) or (N, D), `codes` (P, N) or None, stored as an empty array.
+
+    Raises:
+        LaryError: the tokens are larger than what can be read again, or can't be written.
+    """
+    if tokens.nbytes > MOST_BYTES:
+        raise LaryError(
+            f"Tokens of {'x'.join(map(str, tokens.shape))} take {tokens.nbytes / 1e9:.1f} GB per sample, more than the "
+            f"{MOST_BYTES / 1e9:.1f} GB that {path.name} may hold: extract with --pool mean or --pool grid:4."
+        )
+    arrays = {"tokens": tokens, "indices": np.array([]) if codes is None else codes}
+    members = {f"{name}.npy": array_parts(np.ascontiguousarray(array)) for name, array in arrays.items()}
+    write_parts(path, archive_parts(members, json.dumps(asdict(stamp)).encode()))
+
+
+def array_parts(array: npt.NDArray[Any]) -> list[bytes | memoryview]:
+    """A contiguous array as a ``.npy`` file (NEP 1): its header and its bytes, which are not copied."""
+    header = array_header(array.dtype.str, array.shape)
+    return [header, array.reshape(-1).data.cast("B")] if array.size else [header]
+
+
+@functools.lru_cache(maxsize=64)
+def array_header(kind: str, shape: tuple[int, ...]) -> bytes:
+    """The header of a ``.npy`` file in C order; those of one extraction are nearly all the same."""
+    head = io.BytesIO()
+    np.lib.format.write_array_header_1_0(head, {"descr": kind, "fortran_order": False, "shape": shape})
+    return head.getvalue()
+
+
+def archive_parts(members: dict[str, list[bytes | memoryview]], comment: bytes) -> list[bytes | memoryview]:
+    """A zip archive (APPNOTE.TXT 4.3.6) of members that are stored as they are.
+
+    By hand, because `zipfile` writes a member's size behind it and goes back: five calls and a copy per member, and a
+    large extraction writes a million files.
+    """
+    parts: list[bytes | memoryview] = []
+    directory, start = b"", 0
+    for name, content in members.items():
+        size, checksum = sum(map(len, content)), 0
+        for part in content:
+            checksum = zlib.crc32(part, checksum)
+        facts = (20, 0, zipfile.ZIP_STORED, 0, FIRST_DAY, checksum, size, size, len(name), 0)
+        directory += ENTRY.pack(b"PK\x01\x02", 20, *facts, 0, 0, 0, 0, start) + name.encode()
+        parts += [LOCAL.pack(b"PK\x03\x04", *facts) + name.encode(), *content]
+        start += LOCAL.size + len(name) + size
+    count = len(members)
+    end = END.pack(b"PK\x05\x06", 0, 0, count, count, len(directory), start, len(comment))
+    return [*parts, directory + end + comment]
 
 
 def read_stamp(path: Path) -> Stamp | None:

@@ -34,9 +34,13 @@ MOST_WORKERS = 8
 WRITERS = 2
 BYTES_IN_FLIGHT = 64_000_000
 """Latents that wait for a writer; more than one row only."""
+BYTES_TOGETHER = 1 << 20
+"""Latents that a writer is handed at once."""
 ITEM_BYTES = {"float32": 4, "float16": 2, "bfloat16": 2}
 
 Advance = Callable[[int], None]
+_Row = tuple[int, str, str, npt.NDArray[Any], "npt.NDArray[Any] | None"]
+"""Number, sample id, first medium, tokens and codes."""
 
 
 @dataclass(frozen=True)
@@ -124,6 +128,7 @@ def encode_units(
                 writing.begin(batch.unit)
             for index, tokens, codes in rows:
                 writing.add(batch.rows[index], batch.samples[index].id, batch.samples[index].media[0], tokens, codes)
+            writing.hand_over()
             writing.fail(batch.failures())
             advance(len(batch.rows))
             yield from writing.committed()
@@ -162,17 +167,23 @@ class _OpenUnit:
     number: int
     writer: UnitWriter
     stack: ExitStack
-    writes: list[Future[Failure | None]] = field(default_factory=list)
+    rows: int = 0
+    writes: list[Future[list[Failure]]] = field(default_factory=list)
     failures: list[Failure] = field(default_factory=list)
 
 
 class Writing:
-    """The writing stage: rows are written by a few threads, units committed by another one, in their order."""
+    """The writing stage: rows are written by a few threads, units committed by another one, in their order.
+
+    Small rows are handed over together: waking a thread costs as much as writing one of them.
+    """
 
     def __init__(self, store: LatentStore, pending: int) -> None:
         self._store = store
         self._pending = pending
         self._unit: _OpenUnit | None = None
+        self._gathered: list[_Row] = []
+        self._gathered_bytes = 0
         self._threads = ThreadPoolExecutor(WRITERS)
         self._committer = ThreadPoolExecutor(1)
         self._commits: list[Future[UnitReport]] = []
@@ -197,6 +208,7 @@ class Writing:
     def begin(self, number: int | None) -> None:
         """Commit the unit before, in the background, and open another one."""
         if self._unit is not None:
+            self.hand_over()
             self._commits.append(self._committer.submit(_commit, self._unit))
         self._unit = None
         if number is not None:
@@ -211,11 +223,23 @@ class Writing:
         if self._pending:
             check_space(self._store, tokens, codes, self._pending)
             self._pending = 0
-        size = tokens.nbytes
+        self._unit.rows += 1
+        self._gathered.append((row, sample, name, tokens, codes))
+        self._gathered_bytes += tokens.nbytes
+        if self._gathered_bytes >= BYTES_TOGETHER:
+            self.hand_over()
+
+    def hand_over(self) -> None:
+        """Have the rows written that were gathered: at the end of a batch, so that a kill costs no more."""
+        rows, size = self._gathered, self._gathered_bytes
+        self._gathered, self._gathered_bytes = [], 0
+        if not rows:
+            return
+        assert self._unit is not None
         with self._room:
             self._room.wait_for(lambda: not self._bytes or self._bytes + size <= BYTES_IN_FLIGHT)
             self._bytes += size
-        self._unit.writes.append(self._threads.submit(self._write, self._unit.writer, row, sample, name, tokens, codes))
+        self._unit.writes.append(self._threads.submit(self._write, self._unit.writer, rows, size))
 
     def fail(self, failures: list[Failure]) -> None:
         """Count rows of this unit that have no latents."""
@@ -227,28 +251,29 @@ class Writing:
         while self._commits and (wait or self._commits[0].done()):
             yield self._commits.pop(0).result()
 
-    def _write(
-        self, writer: UnitWriter, row: int, sample: str, name: str, tokens: npt.NDArray[Any], codes: Any
-    ) -> Failure | None:
+    def _write(self, writer: UnitWriter, rows: list[_Row], size: int) -> list[Failure]:
+        failures = []
         try:
-            writer.add(row, sample, tokens, codes)
-        except MediaError as error:
-            return Failure(row, name, str(error))
+            for row, sample, name, tokens, codes in rows:
+                try:
+                    writer.add(row, sample, tokens, codes)
+                except MediaError as error:
+                    failures.append(Failure(row, name, str(error)))
         except BaseException as error:
             self._error = error
             raise
         finally:
             with self._room:
-                self._bytes -= tokens.nbytes
+                self._bytes -= size
                 self._room.notify()
-        return None
+        return failures
 
 
 def _commit(unit: _OpenUnit) -> UnitReport:
     with unit.stack:
-        failures = unit.failures + [found for write in unit.writes if (found := write.result()) is not None]
-        done = len(unit.writes) - (len(failures) - len(unit.failures))
-    return UnitReport(unit.number, done, tuple(sorted(failures, key=lambda failure: failure.row)))
+        unwritten = [failure for write in unit.writes for failure in write.result()]
+    failures = sorted(unit.failures + unwritten, key=lambda failure: failure.row)
+    return UnitReport(unit.number, unit.rows - len(unwritten), tuple(failures))
 
 
 def check_space(store: LatentStore, tokens: npt.NDArray[Any], codes: npt.NDArray[Any] | None, rows: int) -> None:

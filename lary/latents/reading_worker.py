@@ -13,7 +13,7 @@ from typing import Any
 
 import numpy as np
 
-from lary.data.frames import read_clip
+from lary.data.frames import read_frames
 from lary.models.preprocess import resize, to_planes
 from lary.models.spec import Preprocess
 from lary.types import LaryError
@@ -52,7 +52,7 @@ class Reader:
     def _read(self, paths: list[Path], index: list[int], at: int) -> None:
         assert self._memory is not None
         how = self._preprocess
-        frames = resize(read_clip(paths, index, how.reader, clamp=how.clamp, noisy=True), how)
+        frames = resize(read_frames(paths, index, how.reader, clamp=how.clamp, noisy=True), how)
         shape = (len(frames), 3, how.size, how.size)
         to_planes(frames, np.ndarray(shape, np.uint8, self._memory, at))
 

@@ -27,12 +27,12 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from lary import direct
 from lary.configs import LatentDtype
 from lary.types import LaryError
 
 VERSION = "lary-latents-1"
 LONGEST_HEADER = 64 << 20
-ALIGNMENT = 64
 MOVED = 8 << 20
 TOKEN_TYPES: dict[str, LatentDtype] = {"F32": "float32", "F16": "float16", "BF16": "bfloat16"}
 TAGS = {name: tag for tag, name in TOKEN_TYPES.items()}
@@ -192,15 +192,22 @@ def check_tensor(facts: dict[str, Any], begin: int, itemsize: int) -> tuple[tupl
     return tuple(shape), offsets[1]
 
 
-def header_bytes(metadata: dict[str, str], tensors: dict[str, tuple[str, tuple[int, ...], int]]) -> bytes:
-    """Length and header, padded with blanks; `tensors` are tag, shape and bytes by name, in the file's order."""
+def header_bytes(
+    metadata: dict[str, str], tensors: dict[str, tuple[str, tuple[int, ...], int]], least: int = 0
+) -> bytes:
+    """Length and header, padded with blanks to whole blocks and at least `least` bytes.
+
+    Args:
+        tensors: tag, shape and bytes by name, in the file's order.
+    """
     header: dict[str, Any] = {"__metadata__": metadata}
     begin = 0
     for name, (tag, shape, size) in tensors.items():
         header[name] = {"dtype": tag, "shape": list(shape), "data_offsets": [begin, begin + size]}
         begin += size
     text = json.dumps(header, separators=(",", ":")).encode()
-    text += b" " * (-(8 + len(text)) % ALIGNMENT)
+    size = -(-max(least, 8 + len(text)) // direct.BLOCK) * direct.BLOCK
+    text += b" " * (size - 8 - len(text))
     return len(text).to_bytes(8, "little") + text
 
 
@@ -208,8 +215,8 @@ def header_bytes(metadata: dict[str, str], tensors: dict[str, tuple[str, tuple[i
 class Spool:
     """A shard in the making: rows go straight to their places in a file, the header comes last.
 
-    Memory holds no tokens. Places are counted from `first`; where a place stayed empty, or the header is shorter than
-    was reserved, the rows behind it move up once at the end.
+    Memory holds no tokens. Places are counted from `first`; where one stayed empty, the rows behind it move up once at
+    the end. The header always takes the room that one of all places would need.
     """
 
     handle: int
@@ -222,6 +229,7 @@ class Spool:
     sample_length: int = 0
     _row_bytes: int = 0
     _reserved: int = 0
+    _past_cache: bool = False
     _done: dict[int, tuple[str, int, npt.NDArray[Any] | None]] = field(default_factory=dict)
 
     def begin(self, shape: tuple[int, ...], sample: str, codes: npt.NDArray[Any] | None) -> None:
@@ -231,6 +239,8 @@ class Spool:
         self._row_bytes = math.prod(shape) * np.dtype(STORED[self.dtype]).itemsize
         rows = range(self.first, self.first + self.capacity)
         self._reserved = len(self._header(rows, [sample] * self.capacity, [0] * self.capacity))
+        fits = self._row_bytes >= direct.LEAST and self._row_bytes % direct.BLOCK == 0
+        self._past_cache = fits and direct.switch(self.handle, on=True)
 
     def _header(self, rows: Sequence[int], samples: Sequence[str], checksums: Sequence[int]) -> bytes:
         assert self.shape is not None
@@ -244,7 +254,8 @@ class Spool:
             kinds["codes"] = self.codes
         count = len(rows)
         return header_bytes(
-            metadata, {name: (tag, (count, *shape), count * size) for name, (tag, shape, size) in kinds.items()}
+            metadata, {name: (tag, (count, *shape), count * size) for name, (tag, shape, size) in kinds.items()},
+            self._reserved,
         )  # fmt: skip
 
     def put(self, row: int, sample: str, stored: npt.NDArray[Any], codes: npt.NDArray[Any] | None) -> None:
@@ -253,7 +264,11 @@ class Spool:
         checksum = zlib.crc32(data)
         if codes is not None:
             checksum = zlib.crc32(codes.reshape(-1).data.cast("B"), checksum)
-        write_at(self.handle, data, self._reserved + (row - self.first) * self._row_bytes)
+        place = self._reserved + (row - self.first) * self._row_bytes
+        if self._past_cache:
+            direct.write_past_cache(self.handle, [data], place)
+        else:
+            write_at(self.handle, data, place)
         self._done[row] = (sample, checksum, codes)
 
     def __contains__(self, row: int) -> bool:
@@ -266,6 +281,7 @@ class Spool:
 
     def seal(self) -> None:
         """Close the gaps, write codes and header; the file is a whole shard then."""
+        direct.switch(self.handle, on=False)
         rows = sorted(self._done)
         codes = [self._done[row][2] for row in rows]
         header = self._header(rows, [self._done[row][0] for row in rows], [self._done[row][1] for row in rows])

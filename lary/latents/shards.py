@@ -7,7 +7,6 @@ A shard appears whole, with the rows of its unit that could be done; rows that a
 from __future__ import annotations
 
 import os
-import tempfile
 import threading
 from collections.abc import Collection, Iterator, Mapping
 from contextlib import contextmanager
@@ -19,7 +18,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import numpy.typing as npt
 
-from lary.fileio import UMASK, atomic_write, cannot_write, remove_torn
+from lary.fileio import atomic_write, cannot_write, create_temporary, remove_torn
 from lary.latents.shardfile import CODE_TAGS, ShardHeader, Spool, read_header
 from lary.latents.store import INDEX, SHARD_MARK, SHARDS, Floats, StoreIdentity, narrow, record_table
 from lary.types import LaryError
@@ -86,11 +85,7 @@ class ShardStore:
     @contextmanager
     def writer(self, unit: int) -> Iterator[ShardWriter]:
         """A writer for some or all rows of a unit; the shard appears when the block is left without an exception."""
-        try:
-            self.folder.mkdir(parents=True, exist_ok=True)
-            handle, name = tempfile.mkstemp(prefix=f".{shard_name(unit)}.", suffix=".tmp", dir=self.folder)
-        except OSError as error:
-            raise cannot_write(self.folder / shard_name(unit), error) from error
+        handle, name = create_temporary(self.folder / shard_name(unit))
         writer = ShardWriter(self, unit, handle, Path(name))
         try:
             yield writer
@@ -174,7 +169,6 @@ class ShardWriter:
         try:
             self._spool.seal()
             os.fsync(self._spool.handle)
-            os.chmod(self._temporary, 0o666 & ~UMASK)
             if (target := self._free_name(samples)) is not None:
                 os.replace(self._temporary, target)
         except OSError as error:

@@ -5,7 +5,7 @@ Frames are resized as uint8, which every record's resize defines down to the gre
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any, TypeVar
 
@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     import torch
 
     Frame = npt.NDArray[np.uint8]
+    Resizer = Callable[[Frame | Sequence[Frame], int, int], Frame]
 
 Clip = TypeVar("Clip", "npt.NDArray[Any]", "torch.Tensor")
 
@@ -113,15 +114,19 @@ class DeviceNormaliser:
         return out.div_(self._std) if self._has_std else out
 
 
-def resize(clip: Frame, preprocess: Preprocess) -> Frame:
-    """The uint8 part of `prepare`: (T, H, W, 3) to (T, H', W', 3), rounded to grey levels.
+def resize(clip: Frame | Sequence[Frame], preprocess: Preprocess) -> Frame:
+    """The uint8 part of `prepare`: T frames (H, W, 3) of one size to (T, H', W', 3), rounded to grey levels.
 
     Raises:
         LaryError: the clip isn't uint8 RGB frames, or the record's crop is larger than the resized frame.
     """
-    if clip.ndim != 4 or clip.shape[-1] != 3 or clip.dtype != "uint8" or not clip.size:
-        raise LaryError(f"A clip has to be uint8 frames (T, H, W, 3), not {clip.dtype} {clip.shape}.")
-    height, width = clip.shape[1:3]
+    import numpy as np
+
+    shapes = {(str(frame.dtype), frame.shape) for frame in clip}
+    if len(shapes) != 1 or clip[0].dtype != "uint8" or clip[0].shape[2:] != (3,) or not clip[0].size:
+        told = " and ".join(f"{kind} {shape}" for kind, shape in sorted(shapes)) or "none"
+        raise LaryError(f"A clip has to be uint8 frames (H, W, 3) of one size, not {told}.")
+    height, width = clip[0].shape[:2]
     size = preprocess.size
     if preprocess.short_side is None:
         goal = (size, size)
@@ -129,7 +134,7 @@ def resize(clip: Frame, preprocess: Preprocess) -> Frame:
         goal = (int(preprocess.short_side * height / width), preprocess.short_side)
     else:
         goal = (preprocess.short_side, int(preprocess.short_side * width / height))
-    frames = clip if goal == (height, width) else RESIZERS[preprocess.resize](clip, *goal)
+    frames = np.asarray(clip) if goal == (height, width) else RESIZERS[preprocess.resize](clip, *goal)
     if frames.shape[1:3] == (size, size):
         return frames
     if min(frames.shape[1:3]) < size:
@@ -138,8 +143,8 @@ def resize(clip: Frame, preprocess: Preprocess) -> Frame:
     return frames[:, top : top + size, left : left + size]
 
 
-def _cv2(interpolation: str) -> Callable[[Frame, int, int], Frame]:
-    def resize_frames(clip: Frame, height: int, width: int) -> Frame:
+def _cv2(interpolation: str) -> Resizer:
+    def resize_frames(clip: Frame | Sequence[Frame], height: int, width: int) -> Frame:
         import cv2
         import numpy as np
 
@@ -151,8 +156,8 @@ def _cv2(interpolation: str) -> Callable[[Frame, int, int], Frame]:
     return resize_frames
 
 
-def _pillow(resampling: str) -> Callable[[Frame, int, int], Frame]:
-    def resize_frames(clip: Frame, height: int, width: int) -> Frame:
+def _pillow(resampling: str) -> Resizer:
+    def resize_frames(clip: Frame | Sequence[Frame], height: int, width: int) -> Frame:
         import numpy as np
         from PIL import Image
 
@@ -162,7 +167,7 @@ def _pillow(resampling: str) -> Callable[[Frame, int, int], Frame]:
     return resize_frames
 
 
-def _torch_bilinear(clip: Frame, height: int, width: int) -> Frame:
+def _torch_bilinear(clip: Frame | Sequence[Frame], height: int, width: int) -> Frame:
     import numpy as np
     import torch
 
@@ -172,11 +177,13 @@ def _torch_bilinear(clip: Frame, height: int, width: int) -> Frame:
     return frames
 
 
-def _as_it_is(clip: Frame, height: int, width: int) -> Frame:
-    return clip
+def _as_it_is(clip: Frame | Sequence[Frame], height: int, width: int) -> Frame:
+    import numpy as np
+
+    return np.asarray(clip)
 
 
-RESIZERS: dict[str, Callable[[Frame, int, int], Frame]] = {
+RESIZERS: dict[str, Resizer] = {
     "cv2_cubic": _cv2("INTER_CUBIC"),
     "cv2_linear": _cv2("INTER_LINEAR"),
     "cv2_area": _cv2("INTER_AREA"),

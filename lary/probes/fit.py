@@ -157,8 +157,17 @@ def first_not_finite(tokens: Floats) -> int | None:
 
 
 def in_bfloat16(preset: bool, precision: ProbePrecision | None, device: str) -> bool:
-    """Whether a probe is trained in bfloat16: what was asked for, else what its preset has, on CUDA alone."""
-    return preset and device.startswith("cuda") if precision is None else precision == "bf16"
+    """Whether a probe is trained in bfloat16: what was asked for, else what its preset has where the device has it."""
+    return preset and has_bfloat16(device) if precision is None else precision == "bf16"
+
+
+def has_bfloat16(device: str) -> bool:
+    """Whether a device multiplies bfloat16 itself; others emulate it, slower than float32."""
+    if device.startswith("cuda"):
+        return torch.cuda.get_device_capability(device)[0] >= 8
+    # Older torch doesn't tell.
+    found: dict[str, Any] = getattr(torch.cpu, "get_capabilities", dict)() if device == "cpu" else {}
+    return bool(found.get("avx512_bf16") or found.get("amx_bf16"))
 
 
 def training_precision(device: str, bfloat16: bool) -> AbstractContextManager[Any]:

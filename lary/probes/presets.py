@@ -31,9 +31,9 @@ class HeadSettings:
 class ClassifierSettings:
     """The attentive probe.
 
-    `depth` counts the cross-attention block; `bfloat16` applies to training on CUDA, unless ``--precision`` says
-    otherwise. `standardise` brings every channel of the latents to mean 0 and standard deviation 1 on the training
-    rows; the published probe takes them as they are, and learns little from small values in few epochs.
+    `depth` counts the cross-attention block; `bfloat16` applies to training on devices that have it, unless
+    ``--precision`` says otherwise. `standardise` brings every channel of the latents to mean 0 and standard deviation 1
+    on the training rows; the published probe takes them as they are, and learns little from small values in few epochs.
     """
 
     model_dim: int
