@@ -150,6 +150,12 @@ def remove_torn(folder: Path, name: str = "*", *, below: bool = False) -> None:
             file.unlink()
 
 
+def refuse_link(folder: Path) -> None:
+    """Raise LaryError where a folder that lary makes for itself is a link: others made it, and it leads elsewhere."""
+    if folder.is_symlink():
+        raise LaryError(f"{folder} is a link to another place, which lary never makes: remove it.")
+
+
 def write_bytes(path: Path, data: bytes | memoryview) -> None:
     """Write a whole file atomically."""
     write_parts(path, [data])

@@ -19,6 +19,7 @@ from lary.configs import RunConfig, SweepConfig
 from lary.data.spec import DATASETS
 from lary.demo import demo_table
 from lary.fileio import read_yaml
+from lary.latents.units import Interrupted
 from lary.models.spec import MODELS, with_latent
 from lary.probes.presets import PRESETS
 from lary.registry import suggest
@@ -113,9 +114,11 @@ def run_sweep(file: Path, config: SweepConfig, settings: Settings, *, plugins: t
 
 
 def do(planned: Planned, settings: Settings, plugins: tuple[Path, ...]) -> Done:
-    """Do one run. Whatever goes wrong is its own: the others go on."""
+    """Do one run. Whatever goes wrong is its own: the others go on. Raises Interrupted, which stops them all."""
     try:
         report = run(planned.config, planned.settings(settings), plugins=plugins)
+    except Interrupted:
+        raise
     except LaryError as error:
         return Done(planned.number, None, str(error))
     except Exception as error:

@@ -6,16 +6,16 @@ where it finds what was done.
 
 from __future__ import annotations
 
-import os
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
 
 from lary.configs import SweepConfig
+from lary.latents.ray_engine import connected
 from lary.registry import load_plugin
 from lary.settings import VARIABLES, Settings, load_settings
 from lary.sweep import Done, Planned, do, groups_of
-from lary.types import LaryError, UsageError
+from lary.types import LaryError
 
 TRIES = 3
 """How often a task is started again whose machine died."""
@@ -27,26 +27,11 @@ def run_on_ray(
     """Do the runs; each is given back when its task has ended.
 
     Raises:
-        UsageError: Ray isn't installed.
-        LaryError: there is no cluster, or it can never have what a task needs.
+        UsageError: Ray isn't installed, or there is no cluster.
+        LaryError: it can never have what a task needs.
     """
-    os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
-    os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
-    try:
-        import ray
-    except ImportError:
-        raise UsageError("--engine ray needs Ray: pip install 'lary[ray]'.") from None
-    owner = not ray.is_initialized()
-    if owner:
-        try:
-            ray.init(address=config.address, log_to_driver=False, configure_logging=False)
-        except (ConnectionError, ValueError, RuntimeError) as error:
-            raise LaryError(
-                f"--address {config.address}: there is no Ray cluster ({str(error).splitlines()[0]}). Start one with "
-                "'ray start --head', or pass --address local."
-            ) from error
-    try:
-        check_resources(ray.cluster_resources(), config)  # type: ignore[no-untyped-call]
+    with connected(config.address) as ray:
+        check_resources(ray.cluster_resources(), config)
         task = ray.remote(num_cpus=config.cpus_per_run, num_gpus=config.gpus_per_run, max_retries=TRIES)(work)
         values = absolute_values(settings)
         files = tuple(plugin.absolute() for plugin in plugins)
@@ -59,9 +44,6 @@ def run_on_ray(
             except ray.exceptions.RayError as error:
                 reason = (str(error).strip().splitlines() or [type(error).__name__])[-1]
                 yield from (Done(each.number, None, f"its task failed: {reason}") for each in group)
-    finally:
-        if owner:
-            ray.shutdown()
 
 
 def check_resources(there: dict[str, float], config: SweepConfig) -> None:

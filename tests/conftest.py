@@ -21,3 +21,12 @@ def clean_environment(monkeypatch: pytest.MonkeyPatch) -> None:
     for name in (*NAMES, "LARY_CONFIG"):
         monkeypatch.delenv(name, raising=False)
     monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+
+
+@pytest.fixture
+def no_figures(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Probes draw no pictures: they take seconds each and have tests of their own."""
+    from lary.results import figures
+
+    for name in ("trajectory_figure", "trajectory_book", "confusion_figure"):
+        monkeypatch.setattr(figures, name, lambda *_: b"")

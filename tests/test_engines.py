@@ -25,6 +25,7 @@ from lary.configs import ExtractConfig
 from lary.latents import extract as extraction
 from lary.latents import locks, pipeline, ray_engine, reading
 from lary.latents.encoding import Encoding
+from lary.latents.engines import run_processes
 from lary.latents.estimate import estimate
 from lary.latents.extract import extract
 from lary.latents.reading import Batch, ReadingPool
@@ -318,6 +319,48 @@ def test_ctrl_c_finishes_the_unit_and_says_how_to_go_on(
     assert (done.done_before, done.extracted) == (8, 16)
 
 
+HASTY = """
+    import os, signal
+    from lary.models.spec import MODELS, ModelSpec, register_model
+
+    base = MODELS.get("pixels")
+
+    @register_model(ModelSpec(name="hasty", paradigm="baseline", dim=base.dim, preprocess=base.preprocess))
+    class Hasty:
+        calls = 0
+
+        def __init__(self, spec, context):
+            self.inner = base.factory(base, context)
+
+        def encode(self, clips):
+            Hasty.calls += 1
+            if Hasty.calls == 7:
+                os.kill(os.getppid(), signal.SIGINT)
+            return self.inner.encode(clips)
+"""
+
+
+def test_ctrl_c_leaves_what_a_process_has_read_ahead(
+    root: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """The process ends with a unit that it has taken and not begun: it isn't taken for one that died."""
+    plugin = root / "hasty.py"
+    plugin.write_text(textwrap.dedent(HASTY))
+    load_plugin(plugin)
+
+    def in_one_process(job: Any, table: Any, units: Any, device: str, encoder: Any, *more: Any) -> Any:
+        return run_processes(job, units, [device], *more)
+
+    monkeypatch.setattr(extraction, "run_here", in_one_process)
+    try:
+        with pytest.raises(Interrupted, match=r"Stopped: (8|16) of 24 rows are still to be done"):
+            extract(ask(model="hasty", batch_size=1, workers=1), settings_of(root), plugins=(plugin,))
+    finally:
+        MODELS._records.pop("hasty", None)
+    assert "died" not in caplog.text
+    assert len(contents(latents(root, model="hasty"))) in (8, 16)
+
+
 def test_second_ctrl_c_stops_at_once(root: Path, model_that: Any) -> None:
     model_that(lambda call: os.kill(os.getpid(), signal.SIGINT) if call in (2, 3) else None)
     with pytest.raises(KeyboardInterrupt):
@@ -395,6 +438,11 @@ def test_dry_run_measures_and_writes_nothing(root: Path, capsys: pytest.CaptureF
     assert (latents(root) / MANIFEST).exists()
     with pytest.raises(UsageError, match="read-timeout"):
         estimate(ask(read_timeout=0), settings_of(root))
+    for picture in (root / "data" / "regression").rglob("*.png"):
+        picture.write_bytes(b"")
+    nothing = estimate(ask(batch_size=4), settings_of(root))
+    assert nothing.text().count("unknown") == 2, "neither time nor bytes where nothing could be measured"
+    assert nothing.failures
 
 
 # --- stages -----------------------------------------------------------------------------------------------------------

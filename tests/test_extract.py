@@ -26,6 +26,9 @@ from tests.tree import make_calvin, make_robot
 MODEL = "pixels"
 
 
+pytestmark = pytest.mark.usefixtures("no_figures")
+
+
 @pytest.fixture(scope="module")
 def template(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("template")

@@ -46,6 +46,7 @@ def places(root: Path) -> list[str]:
     return ["--lary-root", str(root), "--data-dir", str(root / "data")]
 
 
+@pytest.mark.usefixtures("no_figures")
 def test_example_runs_through_extract_classify_and_regress(root: Path) -> None:
     plugin = ["--plugin", str(EXAMPLE), "--model", "colour-grid"]
     for dataset in ("calvin", "robot_1st"):

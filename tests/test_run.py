@@ -4,28 +4,26 @@ from __future__ import annotations
 
 import json
 import shutil
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
+import torch
 
+from lary import sweep as sweeps
 from lary.cli import main
 from lary.configs import ClassifyConfig, RegressConfig, RunConfig
 from lary.latents import on_demand
-from lary.results import figures
+from lary.latents.units import Interrupted
 from lary.results.record import EvalResult
 from lary.results.run import FRAME_FAILURES, run
 from lary.settings import Settings, load_settings
-from lary.types import LaryError, UsageError
+from lary.types import LaryError, Latents, UsageError
 from tests.tree import make_calvin, make_robot
 
-
-@pytest.fixture(autouse=True)
-def no_figures(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Figures take seconds each and have tests of their own."""
-    monkeypatch.setattr(figures, "trajectory_figure", lambda *_: b"")
-    monkeypatch.setattr(figures, "trajectory_book", lambda *_: b"")
+pytestmark = pytest.mark.usefixtures("no_figures")
 
 
 @pytest.fixture(scope="module")
@@ -105,6 +103,46 @@ def test_little_memory_really_keeps_little(root: Path) -> None:
     rows = np.array([14, 2, 7, 2, 0], dtype=np.int64)
     assert np.array_equal(little.read(rows), all_of_it.read(rows))
     assert np.array_equal(little.read(rows[:0]), all_of_it.read(rows[:0]))
+
+
+class Uneven:
+    """An encoder whose results depend on the place in the batch, as if kernels rounded differently; counts passes."""
+
+    def __init__(self) -> None:
+        self.passes = 0
+
+    def encode(self, clips: torch.Tensor) -> Latents:
+        self.passes += 1
+        places = torch.arange(len(clips)).reshape(-1, 1)
+        return Latents((clips.mean((1, 3, 4)) + 1000 * places).unsqueeze(1))
+
+
+@pytest.mark.parametrize(
+    ("dataset", "rows", "passes"),
+    [("calvin", [9, 0, 23, 1, 2, 3, 4, 14, 9], 2), ("robot_1st", [12, 0, 1, 2, 3, 7], 4)],
+)
+def test_rows_that_are_read_together_share_batches_on_an_accelerator(
+    root: Path, dataset: str, rows: list[int], passes: int
+) -> None:
+    """Each keeps its place, so that its bits are those of an extraction; clips of other lengths have other batches."""
+    from lary.latents.extract import prepare_run
+    from lary.results.run import extract_config
+
+    if dataset == "robot_1st":  # rows 3 and 7 are shorter
+        table = root / "data" / "robot_1st_metadata_train.csv"
+        lines = table.read_text().splitlines()
+        for row in (3, 7):
+            lines[1 + row] = lines[1 + row].replace("0,1,2,4,5,7,8,10,11", "0,1,2")
+        table.write_text("\n".join(lines) + "\n")
+    encoder = Uneven()
+    prepared = prepare_run(extract_config(ask(dataset, batch_size=4), "train"), settings_of(root), ())
+    prepared = replace(prepared, devices=("cpu:0",), encoder=encoder)  # in whole batches, as on an accelerator
+    wanted = on_demand.FrameLatents(prepared, 1 << 30).read(np.array(rows))
+    assert [round(float(tokens.max()) / 1000) for tokens in wanted] == [row % 4 for row in rows]
+    nothing_kept = on_demand.FrameLatents(prepared, 0)
+    encoder.passes = 0
+    assert np.array_equal(nothing_kept.read(np.array(rows)), wanted)
+    assert encoder.passes == passes
 
 
 def test_rows_that_vanish_after_the_first_pass_stop_the_run(root: Path) -> None:
@@ -225,6 +263,18 @@ def test_sweep_does_what_is_left_and_goes_on_after_a_failure(root: Path, capsys:
     }
 
 
+def test_ctrl_c_stops_a_sweep_and_is_no_failure_of_a_run(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    asked = []
+
+    def stopped(config: RunConfig, *_: Any, **__: Any) -> None:
+        asked.append(config)
+        raise Interrupted("Stopped: 3 of 24 rows are still to be done.")
+
+    monkeypatch.setattr(sweeps, "run", stopped)
+    assert sweep(root, SWEEP) == 130
+    assert len(asked) == 1, "no run is started after it"
+
+
 def test_parts_of_a_sweep_are_the_whole(root: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert sweep(root, SWEEP, "--part", "2/2") == 0
     assert "2 runs: 2 done now" in capsys.readouterr().out
@@ -296,6 +346,14 @@ def test_sweep_on_a_ray_cluster(root: Path, capsys: pytest.CaptureFixture[str]) 
     assert on_ray.keys() == here.keys()
     for name, found in here.items():
         assert found["selections"] == on_ray[name]["selections"], name
+
+
+def test_a_sweep_without_a_cluster_is_a_wrong_request(root: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    pytest.importorskip("ray", reason="needs the extra lary[ray]")
+    assert sweep(root, ON_RAY, "--engine", "ray", "--address", "127.0.0.1:1") == 2
+    told = capsys.readouterr().err
+    assert "there is no Ray cluster" in told
+    assert "RAY_AUTH_MODE" in told
 
 
 def test_a_cluster_that_has_too_little_is_refused() -> None:

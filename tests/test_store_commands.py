@@ -14,6 +14,7 @@ from safetensors.numpy import load_file
 from lary.cli import main
 from lary.data.spec import DATASETS
 from lary.latents import convert as conversion
+from lary.latents.locks import LOCK, locked
 from lary.latents.table import SplitLatents, open_latents
 from lary.settings import load_settings
 from tests.tree import make_calvin
@@ -145,6 +146,17 @@ def test_a_conversion_that_was_stopped_goes_on(root: Path, moment: str, monkeypa
     assert lary(root, "latents", "verify", *ASK) == 0
 
 
+def test_a_conversion_and_an_extraction_wait_for_each_other(root: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    before = contents(folder_of(root))
+    with locked(folder_of(root)):
+        assert lary(root, "latents", "convert", *ASK, "--store", "shards") == 1
+    assert "is being written by process" in capsys.readouterr().err
+    assert contents(folder_of(root)) == before
+    assert lary(root, "latents", "convert", *ASK, "--store", "shards") == 0
+    assert not (folder_of(root) / LOCK).exists(), "the lock went with the old folder"
+    assert lary(root, "extract", *ASK, "--batch-size", "2", "--store", "shards") == 0
+
+
 def test_convert_loses_no_rows_that_the_table_does_not_name(root: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert lary(root, "extract", *ASK, "--batch-size", "2", "--limit", "4") == 0
     assert lary(root, "latents", "convert", *ASK, "--store", "shards") == 2
@@ -215,6 +227,7 @@ def test_wrong_requests(root: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert "made by another program" in capsys.readouterr().out
 
 
+@pytest.mark.usefixtures("no_figures")
 def test_a_probe_on_pooled_latents_has_a_folder_of_its_own(root: Path) -> None:
     words = ("regress", *ASK[:4], "--probe-preset", "demo", "--epochs", "1", "--pool", "mean")
     assert lary(root, *words) == 0

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import io
+import itertools
 import math
 import re
 import shutil
@@ -20,8 +21,10 @@ from lary import paths
 from lary.configs import LatentDtype, LatentsConfig, StoreKind
 from lary.data.samples import SampleTable, read_table
 from lary.data.spec import DATASETS
-from lary.fileio import atomic_write, write_text
+from lary.fileio import atomic_write, path_problem, read_limited, refuse_link, write_bytes, write_text
+from lary.latents.extract import LARGEST_FAILURES
 from lary.latents.inspection import NPZ, folder_of, headers_of, held_in, kind_of
+from lary.latents.locks import locked
 from lary.latents.store import LatentStore, StoreIdentity, check_format, open_store
 from lary.latents.table import SplitLatents, find_latent_table, open_latents
 from lary.models.spec import MODELS
@@ -35,6 +38,8 @@ CHUNK = 64
 FORMATS = (".npy", ".npz", ".parquet", ".safetensors")
 KEPT = ("failures.csv", "extraction.json")
 """Files of an extraction that a converted store keeps."""
+LARGEST_IDS = 1 << 28
+"""Bytes of a file of sample ids."""
 
 
 def opened(config: LatentsConfig, settings: Settings) -> SplitLatents:
@@ -59,40 +64,52 @@ def convert(
 
     Raises:
         UsageError: no such store, one without identity, a number format that the kind can't hold.
-        LaryError: latents that can't be read, or that are too large for the number format; a full disk.
+        LaryError: latents that can't be read, or that are too large for the number format; a full disk; another process
+            that writes the same latents.
     """
     if shard_rows < 1:
         raise UsageError(f"--shard-rows {shard_rows}: must be at least 1.")
     folder = recovered(config, settings)
-    before_kind, manifest = kind_of(folder)
-    identity = identity_of(folder, manifest)
-    wanted = replace(identity, dtype=dtype or identity.dtype)
-    check_format(kind, wanted.dtype)
     staging, old = beside(folder)
-    if (before_kind, identity.key) != (kind, wanted.key):
-        check_complete(config, settings, folder, before_kind, manifest)
-        latents = opened(config, settings)
-        details = {name: value for name, value in manifest.items() if name not in STORE_FIELDS}
-        store = open_store(staging, wanted, details, overwrite=True, kind=kind, unit_rows=shard_rows)
-        fill(store, latents)
-        for name in KEPT:
-            if (folder / name).exists():
-                shutil.copyfile(folder / name, staging / name)
-        folder.rename(old)
-        staging.rename(folder)
-    kept = open_store(folder, wanted, {}, overwrite=False, kind=kind)
-    rows = rewrite_table(config, settings, kept)
-    for leftover in (old, staging):
-        shutil.rmtree(leftover, ignore_errors=True)
+    with locked(folder):
+        before_kind, manifest = kind_of(folder)
+        identity = identity_of(folder, manifest)
+        wanted = replace(identity, dtype=dtype or identity.dtype)
+        check_format(kind, wanted.dtype)
+        if (before_kind, identity.key) != (kind, wanted.key):
+            check_complete(config, settings, folder, before_kind, manifest)
+            latents = opened(config, settings)
+            details = {name: value for name, value in manifest.items() if name not in STORE_FIELDS}
+            store = open_store(staging, wanted, details, overwrite=True, kind=kind, unit_rows=shard_rows)
+            fill(store, latents)
+            keep_files(folder, staging)
+            folder.rename(old)
+            staging.rename(folder)
+    with locked(folder):  # the lock before it has moved away with the old folder
+        kept = open_store(folder, wanted, {}, overwrite=False, kind=kind)
+        rows = rewrite_table(config, settings, kept)
+        for leftover in (old, staging):
+            shutil.rmtree(leftover, ignore_errors=True)
     return folder, rows
+
+
+def keep_files(folder: Path, staging: Path) -> None:
+    """Copy what an extraction left beside its latents; links, pipes and devices are no such files."""
+    for name in KEPT:
+        file = folder / name
+        if file.is_file() and not file.is_symlink():
+            write_bytes(staging / name, read_limited(file, LARGEST_FAILURES))
 
 
 STORE_FIELDS = ("format", "key", "identity", "store", "unit_rows", "batch_size", "table")
 
 
 def beside(folder: Path) -> tuple[Path, Path]:
-    """Where the new store grows, and where the old one waits for its end."""
-    return folder.with_name(f".{folder.name}.new"), folder.with_name(f".{folder.name}.old")
+    """Where the new store grows, and where the old one waits for its end. Raises LaryError for links."""
+    places = folder.with_name(f".{folder.name}.new"), folder.with_name(f".{folder.name}.old")
+    for place in places:
+        refuse_link(place)
+    return places
 
 
 def recovered(config: LatentsConfig, settings: Settings) -> Path:
@@ -107,7 +124,8 @@ def recovered(config: LatentsConfig, settings: Settings) -> Path:
         staging, old = beside(folder)
         if not (old.is_dir() and staging.is_dir()):
             raise
-        staging.rename(folder)  # it was whole before the old one was moved away
+        with locked(old):  # by a conversion that is still at work
+            staging.rename(folder)  # it was whole before the old one was moved away
         return folder
 
 
@@ -247,26 +265,38 @@ def selected(table: SampleTable, rows: str | None, ids: str | None) -> list[int]
     found = set(range(len(samples)))
     if rows is not None:
         there = {sample.row + 1: position for position, sample in enumerate(samples)}
-        asked = [number for part in rows.split(",") for number in span(part)]
-        if absent := [number for number in asked if number not in there]:
-            raise UsageError(f"--rows {rows}: row {absent[0]} has no latents.")
-        found &= {there[number] for number in asked}
+        asked = set()
+        for number in itertools.chain.from_iterable(span(part) for part in rows.split(",")):
+            if number not in there:  # said at once: a range may have a thousand million rows
+                raise UsageError(f"--rows {rows[:80]}: row {number} has no latents.")
+            asked.add(there[number])
+        found &= asked
     if ids is not None:
-        words = Path(ids).read_text().split() if Path(ids).is_file() else ids.split(",")
+        words = words_of(ids)
         known = {sample.id: position for position, sample in enumerate(samples)}
         if absent_ids := [word for word in words if word not in known]:
-            raise UsageError(f"--ids: there are no latents of the sample '{absent_ids[0]}'.")
+            raise UsageError(f"--ids: there are no latents of the sample '{absent_ids[0][:80]}'.")
         found &= {known[word] for word in words}
     if not found:
         raise UsageError("No sample is left by --rows and --ids together.")
     return sorted(found)
 
 
+def words_of(ids: str) -> list[str]:
+    """Ids with commas, or those that stand in a text file. Raises UsageError for a file that can't be read."""
+    if path_problem(ids) or not Path(ids).is_file():  # many ids are too long for a path
+        return ids.split(",")
+    try:
+        return read_limited(Path(ids), LARGEST_IDS).decode().split()
+    except (OSError, ValueError) as error:
+        raise UsageError(f"--ids {ids}: the file can't be read: {error}.") from None
+
+
 def span(text: str) -> range:
     """A row or a range of rows. Raises UsageError."""
     match = re.fullmatch(r"\s*(\d{1,9})(?:-(\d{1,9}))?\s*", text)
     if match is None:
-        raise UsageError(f"--rows: '{text}' is no row or range such as 1-100.")
+        raise UsageError(f"--rows: '{text[:80]}' is no row or range such as 1-100.")
     return range(int(match[1]), int(match[2] or match[1]) + 1)
 
 

@@ -102,6 +102,9 @@ def run_processes(
                     message, content = helper.connection.recv()
                 except (EOFError, OSError):
                     helpers.remove(helper)
+                    if halt.is_set():  # what it has read ahead is left for the next start
+                        helper.process.join(SECONDS_TO_END)
+                        continue
                     if not helper.taken:
                         ended.append(helper.device)
                     _bury(helper, waiting, tries, bool(helpers or ended))

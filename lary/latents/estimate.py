@@ -50,11 +50,12 @@ class Estimate:
 
     def text(self) -> str:
         """A few lines for a reader."""
+        unknown = self.seconds is None and self.done < self.rows
         lines = [
             f"{self.title}: {self.rows} samples, {self.done} done, {self.rows - self.done} to do",
             f"  measured on   {self.measured} samples",
-            f"  time          {'unknown' if self.seconds is None else _duration(self.seconds)}",
-            f"  to write      {self.bytes_to_write / 1e9:.3f} GB into {self.folder}",
+            f"  time          {'unknown' if unknown else _duration(self.seconds or 0.0)}",
+            f"  to write      {'unknown' if unknown else f'{self.bytes_to_write / 1e9:.3f} GB'} into {self.folder}",
             f"  free there    {self.bytes_free / 1e9:.3f} GB{'' if self.fits else ': NOT ENOUGH'}",
         ]
         return "\n".join(lines + [f"  unreadable    row {item.row + 1}: {item.reason}" for item in self.failures])

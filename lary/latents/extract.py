@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import csv
+import io
 import json
+import math
 import shlex
 import sys
 import time
@@ -16,7 +18,7 @@ from lary import paths
 from lary.configs import ExtractConfig, Mode
 from lary.data.samples import SampleTable, check_media, find_table, read_table
 from lary.data.spec import DATASETS, DatasetSpec
-from lary.fileio import digest, read_json, remove_torn, write_json, write_text
+from lary.fileio import digest, read_json, read_limited, remove_torn, write_json, write_text
 from lary.latents.engines import StopRequest, run_here, run_processes
 from lary.latents.locks import locked
 from lary.latents.pipeline import Job, make_encoder, model_of
@@ -34,6 +36,8 @@ if TYPE_CHECKING:
 MODES: dict[Mode, Media] = {"image": "pair", "video": "clip"}
 FAILURES = "failures.csv"
 TIMING = "extraction.json"
+LARGEST_FAILURES = 1 << 30
+"""Bytes of a failures file, with millions of rows."""
 ROWS_LOOKED_AT = 10_000
 """Of a long table before the work starts; what is missing behind them shows when it is read."""
 
@@ -70,10 +74,10 @@ def extract(config: ExtractConfig, settings: Settings, *, plugins: tuple[Path, .
         pending = failed_rows(store.folder, missing) if config.retry_failed else missing
         before = len(run.table) - len(missing)
         reports: list[UnitReport] = []
-        if pending:
+        if missing:
             if before:
                 log.info("%s: %d of %d rows are done", run.title, before, len(run.table))
-            reports = work(run, store, pending)
+            reports = work(run, store, pending) if pending else []
             add_timing(store.folder, sum(report.done for report in reports), time.monotonic() - started)
         else:
             log.info("%s: all %d rows are done", run.title, len(run.table))
@@ -186,12 +190,15 @@ def unfinished(run: Run, left: int) -> LaryError:
 
 
 def failed_rows(folder: Path, missing: Sequence[int]) -> list[int]:
-    """The missing rows that the failures file names. Raises UsageError if there is none."""
+    """The missing rows that the failures file names. Raises UsageError if there is none, or it can't be read."""
     file = folder / FAILURES
     if not file.is_file():
         raise UsageError(f"--retry-failed: there is no {file}: the last run had no failures, or didn't end.")
-    with file.open(newline="", encoding="utf-8") as lines:
-        named = {cell for row in csv.DictReader(lines) if (cell := row.get("row") or "").isdigit()}
+    try:
+        text = read_limited(file, LARGEST_FAILURES).decode()
+        named = {row.get("row") for row in csv.DictReader(io.StringIO(text, newline=""))}
+    except (OSError, ValueError, csv.Error) as error:
+        raise UsageError(f"--retry-failed: {file} can't be read ({error}): leave the option out.") from None
     return [row for row in missing if str(row + 1) in named]
 
 
@@ -260,9 +267,24 @@ def warn_about_media(table: SampleTable, pending: Sequence[int]) -> None:
 
 def add_timing(folder: Path, rows: int, seconds: float) -> None:
     """Add a run to the timing file of a store: how long its latents took, over all interrupted runs."""
+    before, spent = read_timing(folder)
+    write_json(folder / TIMING, {"rows": before + rows, "seconds": round(spent + seconds, 3)})
+
+
+def read_timing(folder: Path) -> tuple[int, float]:
+    """How many rows of a store were extracted and in how many seconds; zeros where no file tells, or a damaged one."""
     file = folder / TIMING
-    before = read_json(file, "timing of the extraction") if file.exists() else {"rows": 0, "seconds": 0.0}
-    write_json(file, {"rows": before["rows"] + rows, "seconds": round(before["seconds"] + seconds, 3)})
+    if not file.exists():
+        return 0, 0.0
+    try:
+        found = read_json(file, "timing of the extraction")
+        rows, seconds = int(found["rows"]), float(found["seconds"])
+        if rows < 0 or not (math.isfinite(seconds) and seconds >= 0):
+            raise ValueError("it counts backwards")
+    except (LaryError, KeyError, TypeError, ValueError, OverflowError) as error:
+        log.warning("%s is passed over, as it tells no time: %s", file, error)
+        return 0, 0.0
+    return rows, seconds
 
 
 def write_table(run: Run, store: LatentStore, failures: Sequence[Failure]) -> None:
@@ -277,7 +299,9 @@ def write_failed(folder: Path, failures: Sequence[Failure]) -> None:
     report = folder / FAILURES
     if failures:
         write_failures(report, failures)
-        log.error("%d rows could not be read: see %s", len(failures), report)
+        log.error(
+            "%d rows could not be read: see %s; 'lary extract --retry-failed' takes only these", len(failures), report
+        )
     else:
         report.unlink(missing_ok=True)
 

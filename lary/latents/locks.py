@@ -6,9 +6,11 @@ it has none, the file itself is the lock, and one whose process is gone from thi
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 import socket
+import stat
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
@@ -30,7 +32,7 @@ def locked(folder: Path) -> Iterator[None]:
     """Hold the lock of a folder, which is made if it isn't there.
 
     Raises:
-        LaryError: another process holds it, or the folder can't be written to.
+        LaryError: another process holds it, the folder can't be written to, or the lock is no file of its own.
     """
     file = folder / LOCK
     try:
@@ -41,14 +43,15 @@ def locked(folder: Path) -> Iterator[None]:
     try:
         yield
     finally:
-        with suppress(OSError):
-            file.unlink()
+        if _is_still(handle, file):  # else the folder was exchanged meanwhile
+            with suppress(OSError):
+                file.unlink()
         os.close(handle)
 
 
 def _take(file: Path) -> int:
     while True:
-        handle = os.open(file, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o666)
+        handle = _open(file)
         try:
             if not _hold(handle):
                 raise LaryError(f"{file.parent} is being written {_holder(file)}: wait for it, or stop it first.")
@@ -59,6 +62,26 @@ def _take(file: Path) -> int:
             os.close(handle)
             raise
         os.close(handle)  # its holder removed it meanwhile: the file of this name is another one
+
+
+def _open(file: Path) -> int:
+    """Open or make the file of a lock. Raises LaryError for a link, since what it leads to would be overwritten."""
+    flags = sum(getattr(os, name, 0) for name in ("O_NOFOLLOW", "O_CLOEXEC", "O_NONBLOCK"))
+    try:
+        handle = os.open(file, os.O_RDWR | os.O_CREAT | flags, 0o666)
+    except OSError as error:
+        if error.errno == errno.ELOOP:
+            raise _no_lock(file) from None
+        raise
+    facts = os.fstat(handle)
+    if not stat.S_ISREG(facts.st_mode) or facts.st_nlink > 1:
+        os.close(handle)
+        raise _no_lock(file)
+    return handle
+
+
+def _no_lock(file: Path) -> LaryError:
+    return LaryError(f"{file} is a link or no regular file, so it can't be a lock: remove it.")
 
 
 def _sign(handle: int, file: Path) -> None:
@@ -105,7 +128,7 @@ def _alive(pid: int) -> bool:
 
 def _is_still(handle: int, file: Path) -> bool:
     try:
-        return os.path.samestat(os.fstat(handle), file.stat())
+        return os.path.samestat(os.fstat(handle), file.lstat())
     except FileNotFoundError:
         return False
 

@@ -1,13 +1,14 @@
 """Latents without a store: encoded from the frames when a probe reads them, kept in memory as far as there is room.
 
-The rows go through the stages of an extraction, each in its own place of its own batch, so that a probe sees the same
-bits as from a store. The first pass finds the rows that can't be read, and keeps the latents of the first rows that
-fit; the others are encoded again whenever they are read.
+The rows go through the stages of an extraction, each in its own place of a batch, so that a probe sees the same bits as
+from a store. The first pass finds the rows that can't be read, and keeps the latents of the first rows that fit; the
+others are encoded again whenever they are read: those that are asked for together share batches.
 """
 
 from __future__ import annotations
 
 import threading
+from collections import Counter
 from collections.abc import Callable, Collection, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, replace
@@ -78,7 +79,7 @@ class FrameLatents:
         self.shape: tuple[int, ...] = ()
         self.failures: list[Failure] = []
         with progress(len(run.table), f"{run.title}, without a store") as bar:
-            self.failures = self._encode(range(len(run.table)), self._keep, bar.advance)
+            self.failures = self._encode(run.table, range(len(run.table)), self._keep, bar.advance)
         if not self.shape:
             first = f"; the first: {self.failures[0].reason}" if self.failures else ""
             raise LaryError(f"No row of {run.table.path} can be encoded{first}")
@@ -100,22 +101,26 @@ class FrameLatents:
             for position in absent.tolist():
                 wanted.setdefault(int(rows[position]), []).append(position)
 
-            def fill(row: int, tokens: Floats) -> None:
-                out[wanted.pop(row)] = tokens
+            table, rows_at = side_by_side(self._run.table, sorted(wanted), self._run.job.config.batch_size)
 
-            failures = self._encode(sorted(wanted), fill, lambda count: None)
+            def fill(slot: int, tokens: Floats) -> None:
+                out[wanted.pop(rows_at[slot])] = tokens
+
+            failures = self._encode(table, sorted(rows_at), fill, lambda count: None)
             if wanted:
                 reason = failures[0].reason if failures else "it was given up."
                 raise LaryError(f"Row {min(wanted) + 1} of {self._run.table.path} can't be read any more: {reason}")
         return out
 
-    def _encode(self, rows: Sequence[int], take: Sink, advance: Callable[[int], None]) -> list[Failure]:
+    def _encode(
+        self, table: SampleTable, rows: Sequence[int], take: Sink, advance: Callable[[int], None]
+    ) -> list[Failure]:
         run, size = self._run, self._run.job.config.batch_size
         sink = _Sink(run.folder, run.identity, BATCHES * size, take)
         job = replace(run.job, store=sink)
         with self._lock:  # one encoder, one ring of memory
             reports = encode_units(
-                job, run.table, plan_units(rows, sink.unit_rows), run.devices[0], self._encoder, advance=advance
+                job, table, plan_units(rows, sink.unit_rows), run.devices[0], self._encoder, advance=advance
             )  # fmt: skip
             return sorted((item for report in reports for item in report.failures), key=lambda failure: failure.row)
 
@@ -132,6 +137,27 @@ class FrameLatents:
                 self._kept[self._count] = tokens
                 self._place[row] = self._count
                 self._count += 1
+
+
+def side_by_side(table: SampleTable, rows: Sequence[int], size: int) -> tuple[SampleTable, dict[int, int]]:
+    """A table in which rows of another one share as few batches of `size` places as they can.
+
+    A row keeps the place that it has in an extraction, since the last bits on an accelerator may depend on it, and
+    nothing else: rows of different places go into one batch. Clips of different lengths don't, as the network runs
+    once per length.
+
+    Returns:
+        The table, and the row of the other one by the position here; all other positions are not to be read.
+    """
+    batches: dict[tuple[int, int], int] = {}
+    found: Counter[tuple[int, int]] = Counter()
+    rows_at: dict[int, int] = {}
+    for row in rows:
+        length, place = len(table[row].frame_index), row % size
+        number = batches.setdefault((length, found[length, place]), len(batches))
+        found[length, place] += 1
+        rows_at[number * size + place] = row
+    return table.take([rows_at.get(slot, rows[0]) for slot in range(max(rows_at) + 1)]), rows_at
 
 
 @dataclass(frozen=True)

@@ -48,6 +48,10 @@ def packed(source: NpzSource, folder: Path, mode: str) -> StoredLatents:
     """
     key = key_of(source)
     place = folder / PACKED / key
+    for own in (place.parent, place):
+        if own.is_symlink():  # what lies where it leads would be overwritten and removed
+            log.warning("%s is a link to another place: remove it; until then reading stays slow", own)
+            return source
     if (found := open_pack(place, key, len(source), mode)) is not None:
         return found
     dtype: LatentDtype = "float16" if read_tokens(source.files[0]).dtype == np.float16 else "float32"

@@ -144,7 +144,8 @@ def connected(address: str) -> Iterator[Any]:
     except (OSError, ValueError, RuntimeError) as error:
         raise UsageError(
             f"--address {address}: there is no Ray cluster ({first_line(error)}). Start one with 'ray start --head', "
-            "or pass --address local to use this machine alone."
+            "or pass --address local to use this machine alone. One that asks for a token needs ~/.ray/auth_token of "
+            "its first machine and RAY_AUTH_MODE=token here."
         ) from error
     try:
         yield ray

@@ -19,7 +19,7 @@ RECORD = "simulation.json"
 UNFINISHED = ".simulation-unfinished.json"
 OWN = ("regression/simarm", "classification/SimArm")
 """Folders under DATA_DIR that belong to the simulation alone."""
-SETTINGS = "LARY_ROOT: .\nDATA_DIR: data\nLARY_LA_DIR: latent_actions\nLARY_LOG_DIR: logs\nMODEL_DIR: models\n"
+SETTINGS = "LARY_ROOT: .\nDATA_DIR: data\nLARY_LA_DIR: latent_actions\nLARY_LOG_DIR: logs\n"
 STATS = "regression/simarm/simarm_stats.json"
 
 
