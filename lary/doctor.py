@@ -17,6 +17,7 @@ from typing import Any, Literal
 
 from lary.fileio import read_limited
 from lary.models.spec import MODELS, locate_weights
+from lary.runtime import usable_cores
 from lary.settings import VARIABLES, Settings
 from lary.types import UsageError
 
@@ -148,9 +149,9 @@ def devices() -> Iterator[Finding]:
 
     from lary.probes.fit import memory_bytes
 
-    cores, allowed = os.cpu_count() or 1, len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else 0
+    cores = os.cpu_count() or 1
     threads = f"{torch.get_num_threads()} of torch, OMP_NUM_THREADS {os.environ.get('OMP_NUM_THREADS') or 'not set'}"
-    yield Finding("devices", "cpu", "ok", f"{cores} cores, {allowed or cores} for this process; threads: {threads}")
+    yield Finding("devices", "cpu", "ok", f"{cores} cores, {usable_cores()} for this process; threads: {threads}")
     yield Finding("devices", "memory", "ok", f"{memory_bytes() / GIGABYTE:.1f} GB")
     if not torch.cuda.is_available():
         metal = torch.backends.mps.is_available()

@@ -28,6 +28,11 @@ REPORTED_PACKAGES = (
 )  # fmt: skip
 
 
+def usable_cores() -> int:
+    """Cores that this process may use, which can be fewer than the machine has."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
 class PlainFormatter(logging.Formatter):
     """Lines in which no file name can steer the terminal: control characters but the line end stand as ``\\x1b``."""
 

@@ -26,6 +26,8 @@ Answer = dict[str, Any]
 
 READY = "ready"
 SECONDS_TO_START = 120.0
+SLICE = 1.0
+"""Seconds of one wait for an answer."""
 SECONDS_BETWEEN_LOOKS = 2.0
 """Of a worker for the process that started it."""
 
@@ -124,11 +126,16 @@ class Worker:
     def _line(self, seconds: float) -> bytes:
         assert self._process is not None
         assert self._process.stdout is not None
-        pipe, end = self._process.stdout.fileno(), time.monotonic() + seconds
+        pipe, left = self._process.stdout.fileno(), seconds
         while b"\n" not in self._buffer:
-            left = end - time.monotonic()
-            if left <= 0 or not select.select([pipe], [], [], left)[0]:
-                raise Hung(f"no answer within {seconds:g} s")
+            # Counted in slices: the time in which this process is stopped, or its machine sleeps, is no waiting.
+            part, started = min(SLICE, left), time.monotonic()
+            if not select.select([pipe], [], [], part)[0]:
+                left -= part
+                if left <= 0:
+                    raise Hung(f"no answer within {seconds:g} s")
+                continue
+            left -= min(part, time.monotonic() - started)
             block = os.read(pipe, 65536)
             if not block:
                 with contextlib.suppress(subprocess.TimeoutExpired):

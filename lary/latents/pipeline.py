@@ -7,7 +7,6 @@ undisturbed one.
 
 from __future__ import annotations
 
-import os
 import shutil
 import threading
 from collections.abc import Callable, Iterable, Iterator
@@ -28,6 +27,7 @@ from lary.latents.units import Unit, UnitReport
 from lary.models.precision import in_precision
 from lary.models.promise import held_to_record
 from lary.models.spec import MODELS, ModelContext, ModelSpec, build, with_latent
+from lary.runtime import usable_cores
 from lary.types import Encoder, Failure, LaryError, MediaError
 
 MOST_WORKERS = 8
@@ -88,7 +88,7 @@ def model_context(job: Job, device: str) -> ModelContext:
 
 def reading_workers(job: Job) -> int:
     """Processes that read for one encoder: what was asked for, or this machine's cores shared by all encoders."""
-    return job.config.workers or max(1, min(MOST_WORKERS, (os.cpu_count() or 2) // job.processes))
+    return job.config.workers or max(1, min(MOST_WORKERS, usable_cores() // job.processes))
 
 
 def encode_units(

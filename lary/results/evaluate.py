@@ -13,8 +13,8 @@ from lary import paths
 from lary.configs import ClassifyConfig, RegressConfig, RelativeFrame
 from lary.data.actions import Targets, load_normaliser
 from lary.data.spec import DATASETS, DatasetSpec
-from lary.fileio import digest, read_json, remove_torn
-from lary.latents.extract import TIMING, check_mode, check_stride
+from lary.fileio import digest, remove_torn
+from lary.latents.extract import check_mode, check_stride, read_timing
 from lary.latents.table import SplitLatents
 from lary.models.spec import MODELS, ModelSpec
 from lary.probes.presets import PRESETS
@@ -325,7 +325,7 @@ def run_facts(
     missing = sum(split.left_out for split in splits.values())
     notes = model.paper_differences if config.protocol == "paper" else ()
     target_units = getattr(dataset.target, "units", ())
-    timings = {f"extract {split.table.split}": read_timing(split) for split in splits.values()}
+    timings = {f"extract {split.table.split}": read_timing(split.folder)[1] for split in splits.values()}
     return RunFacts(
         status="incomplete" if missing else "complete",
         identity=identity_of(config, splits),
@@ -359,12 +359,6 @@ def run_facts(
 def store_note(split: SplitLatents) -> dict[str, str]:
     """An option that says so where the latents came from no store."""
     return {"store": str(split.store["no_store"])} if "no_store" in split.store else {}
-
-
-def read_timing(split: SplitLatents) -> float:
-    """Seconds that the extraction of a split took, all its runs together; 0 where nobody measured."""
-    file = split.folder / TIMING
-    return float(read_json(file, "timing of the extraction")["seconds"]) if file.exists() else 0.0
 
 
 def summary(result: EvalResult) -> str:
