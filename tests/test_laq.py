@@ -283,20 +283,23 @@ def test_backbone_comes_from_its_own_folder_where_the_file_has_none(tmp_path: Pa
     assert encoders[0].weights_digest != encoders[1].weights_digest
 
 
-def test_tokenizer_comes_from_its_own_files_where_the_file_has_none(tmp_path: Path) -> None:
+@pytest.mark.parametrize("averages", [True, False])
+def test_tokenizer_comes_from_its_own_files_where_the_file_has_none(averages: bool, tmp_path: Path) -> None:
     sizes = {"z_channels": 6, "ch": 32, "ch_mult": [1, 2], "num_res_blocks": 1, "in_channels": 3, "out_ch": 3}
-    spec = tiny("magvit2", {**sizes, "model_type": "en18"})
+    spec = tiny("magvit2", {**sizes, "model_type": "en18", "use_ema": averages})
     full = MODELS.get("magvit2").options["features"]["config"]
     asked = replace(spec, options={**spec.options, "features": {**spec.options["features"], "config": full}})
     torch.manual_seed(1)
-    inside = Tokenizer(TokenizerConfig(**sizes)).state_dict()
+    inside = Tokenizer(TokenizerConfig(**sizes, use_ema=averages)).state_dict()
+    assert averages == any(key.startswith("model_ema.") for key in inside)
     inside = {key: torch.nan_to_num(value) for key, value in inside.items()}
     torch.save(own_weights(spec), tmp_path / "own.pt")
     lightning = {"state_dict": {**inside, "loss.discriminator.weight": torch.ones(2)}, "epoch": 3}
     torch.save(lightning, tmp_path / "tokenizer.ckpt")
     whole = own_weights(spec) | {f"magvit2_tokenizer.{key}": value for key, value in inside.items()}
     torch.save(whole, tmp_path / "whole.pt")
-    config = {"model": {"class_path": "VQModel", "init_args": {"ddconfig": {**sizes, "resolution": 128}}}}
+    arguments = {"ddconfig": {**sizes, "resolution": 128}, "use_ema": averages}
+    config = {"model": {"class_path": "VQModel", "init_args": arguments}}
     (tmp_path / "tokenizer.yaml").write_text(yaml.safe_dump(config))
 
     described = {"MAGVIT2_CONFIG_PATH": str(tmp_path / "tokenizer.yaml")}

@@ -172,7 +172,7 @@ MAGVIT2 = ModelSpec(
             "config_variable": "MAGVIT2_CONFIG_PATH", "unused": ("loss.",),
             "config": {
                 "z_channels": 18, "ch": 128, "ch_mult": [1, 1, 2, 2, 4], "num_res_blocks": 4, "in_channels": 3,
-                "out_ch": 3, "model_type": "en18",
+                "out_ch": 3, "model_type": "en18", "use_ema": True,
             },
         },
         "latent": "continuous",
