@@ -17,7 +17,7 @@ from lary.models.backbones import (
     SIGLIP2_WEIGHTS,
 )
 from lary.models.laq import LAYOUT, draw_network, load_network
-from lary.models.network import check_frames
+from lary.models.network import check_frames, run_alone
 from lary.models.preprocess import CUBIC_224, CUBIC_224_SIGNED, neighbour_pairs
 from lary.models.released import find_checkpoint, read_checkpoint
 from lary.models.spec import MODELS, ModelContext, ModelSpec, Weights, register_model
@@ -269,21 +269,16 @@ class LatentActions:
         import torch
 
         check_frames(self._spec, clips, side=self._size, least=2)
-        # The kernels of a CPU round differently for another batch size, those of a GPU get slow with single samples.
-        parts = torch.split(clips, 1) if self._device == "cpu" else (clips,)
-        with torch.inference_mode():
-            tokens, codes = (torch.cat(part) for part in zip(*map(self._encode, parts), strict=True))
+        tokens, codes = run_alone(self._encode, clips.to(self._device, torch.float32))
         if clips.shape[1] == 2:  # a pair has no axis of latent steps
             tokens, codes = tokens.squeeze(1), codes.squeeze(1)
         return Latents(tokens, codes)
 
     def _encode(self, clips: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         """Clips (B, T, 3, H, W) to tokens (B, P, N, D) and codes (B, P, N)."""
-        import torch
-
         batch, frames = clips.shape[:2]
         network = self._network
-        embedded = network.embed(clips.to(self._device, torch.float32).flatten(0, 1))
+        embedded = network.embed(clips.flatten(0, 1))
         embedded = embedded.reshape(batch, frames, *embedded.shape[1:])
         latent = network.latent(neighbour_pairs(embedded).flatten(0, 1))
         codes = network.vq.codes(latent)

@@ -102,9 +102,7 @@ class VillaX:
         import torch
 
         check_frames(self._spec, clips, least=2)
-        latent = run_alone(self.network.latents, self.fitted(clips.to(self._device, torch.float32)))
-        with torch.inference_mode():
-            tokens, codes = self.network.quantize(latent)
+        tokens, codes = run_alone(self.network, self.fitted(clips.to(self._device, torch.float32)))
         if clips.shape[1] == 2:
             return Latents(tokens[:, 0], codes[:, 0, :, None])
         return Latents(tokens, codes)
