@@ -208,10 +208,16 @@ def test_any_ablation_has_a_record_made_from_its_name() -> None:
 
 
 def test_a_code_length_without_convolutions_is_refused(tmp_path: Path) -> None:
-    spec = MODELS.get("dinov3-cs8_sl196_dim32_lr1e-4")
+    with pytest.raises(UsageError, match=r"no code has length 196; there is 1, 2, 4, 16, 49, 64, 256\."):
+        MODELS.get("dinov3-cs8_sl196_dim32_lr1e-4")
+    spec = MODELS.get("dinov3-cs8_sl16_dim32_lr1e-4")
+    network = {**spec.options["network"], "code_seq_len": 196}
     torch.save({"x": torch.ones(1)}, tmp_path / "w.pt")
     with pytest.raises(UsageError, match="code length 196"):
-        build(spec, ModelContext("cpu", "corrected", weights=str(tmp_path / "w.pt")))
+        build(
+            replace(spec, options={**spec.options, "network": network}),
+            ModelContext("cpu", "corrected", weights=str(tmp_path / "w.pt")),
+        )
 
 
 def test_weights_in_a_folder_and_in_safetensors_are_found(weights: Path, tmp_path: Path) -> None:

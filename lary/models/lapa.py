@@ -21,7 +21,7 @@ from lary.models.network import check_frames, run_alone
 from lary.models.preprocess import CUBIC_224, CUBIC_224_SIGNED, neighbour_pairs
 from lary.models.released import find_checkpoint, read_checkpoint
 from lary.models.spec import MODELS, ModelContext, ModelSpec, Weights, register_model
-from lary.nets.codes import code_rows
+from lary.nets.codes import CODE_STACKS, code_rows
 from lary.types import Latents, UsageError
 
 if TYPE_CHECKING:
@@ -201,18 +201,24 @@ PUBLISHED_ABLATIONS = tuple(
 
 
 def ablation(name: str) -> ModelSpec | None:
-    """The record of an ablation model, made from its name; None for a name of another form."""
+    """The record of an ablation model, made from its name; None for a name of another form.
+
+    Raises:
+        UsageError: no convolutions make a code of this length.
+    """
     match = ABLATION.fullmatch(name)
     if match is None:
         return None
     codebook, length, width = (int(match[group]) for group in (2, 3, 4))
     network = {**_SIZES, "codebook_size": codebook, "code_seq_len": length, "quant_dim": width}
     rows = code_rows(length, _SIZES["image_size"] // _SIZES["patch_size"])
+    if not rows:
+        raise UsageError(f"Model '{name}': no code has length {length}; there is {', '.join(map(str, CODE_STACKS))}.")
     return replace(
         DINOV3,
         name=name,
-        pair_shape=(rows, 1024) if rows else (),
-        clip_shape=(8, rows, 1024) if rows else (),
+        pair_shape=(rows, 1024),
+        clip_shape=(8, rows, 1024),
         weights=Weights(folder=f"dinov3_{match[1]}.pt"),
         options={**DINOV3.options, "network": network},
         parameters_m=None,
