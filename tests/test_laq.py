@@ -194,6 +194,7 @@ def test_published_ablations_are_listed(name: str) -> None:
     assert spec.weights.folder == name.replace("dinov3-", "dinov3_") + ".pt"
     assert spec.options["network"]["code_seq_len"] in CODE_STACKS
     assert spec.options["features"] == lapa.DINOV3.options["features"]
+    assert f"{laq.count_parameters(spec.options) / 1e6:.2f}" == f"{spec.parameters_m:.2f}"
 
 
 def test_any_ablation_has_a_record_made_from_its_name() -> None:

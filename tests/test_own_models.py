@@ -66,6 +66,11 @@ def test_example_passes_check_model(capsys: pytest.CaptureFixture[str]) -> None:
     assert "everything as it should be" in told
 
 
+def test_check_model_asks_for_the_name_in_a_file(capsys: pytest.CaptureFixture[str]) -> None:
+    assert lary("check-model", EXAMPLE) == 2
+    assert f"name the model that the file registers, as {EXAMPLE}:NAME." in capsys.readouterr().err
+
+
 def test_installed_package_offers_its_model(tmp_path: Path) -> None:
     """A package with the entry point group lary.models, as pip would lay it out."""
     (tmp_path / "acme_models.py").write_text(EXAMPLE.read_text().replace("colour-grid", "acme-grid"))

@@ -4,8 +4,9 @@ Open-MAGVIT2, with the ablations of the benchmark's paper."""
 from __future__ import annotations
 
 import re
+from collections.abc import Mapping
 from dataclasses import replace
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from lary.fileio import digest
 from lary.models.backbones import (
@@ -21,7 +22,7 @@ from lary.models.network import check_frames, run_alone
 from lary.models.preprocess import CUBIC_224, CUBIC_224_SIGNED, neighbour_pairs
 from lary.models.released import find_checkpoint, read_checkpoint
 from lary.models.spec import MODELS, ModelContext, ModelSpec, Weights, register_model
-from lary.nets.codes import CODE_STACKS, code_rows
+from lary.nets.codes import CODE_STACKS, code_rows, quantizer_parameters
 from lary.types import Latents, UsageError
 
 if TYPE_CHECKING:
@@ -188,6 +189,14 @@ MAGVIT2 = ModelSpec(
     description="LAPA's quantizer on the continuous map of Open-MAGVIT2's encoder: 16 tokens per pair of frames",
 )  # fmt: skip
 
+
+def _quantizer(network: Mapping[str, Any]) -> int:
+    """Parameters of the quantizer, the one part of the network that ablations vary."""
+    names = ("dim", "quant_dim", "codebook_size", "code_seq_len")
+    return quantizer_parameters(**{name: network[name] for name in names})
+
+
+_DINOV3_BUT_QUANTIZER = 472_454_512 - _quantizer(DINOV3.options["network"])
 ABLATION = re.compile(r"dinov3-(cs(\d+)_sl(\d+)_dim(\d+)_lr([0-9.]+[eE][-+]?[0-9]+))")
 """Codebook size, code length, width of a code, learning rate (it names the file and nothing else)."""
 PUBLISHED_ABLATIONS = tuple(
@@ -221,7 +230,7 @@ def ablation(name: str) -> ModelSpec | None:
         clip_shape=(8, rows, 1024),
         weights=Weights(folder=f"dinov3_{match[1]}.pt"),
         options={**DINOV3.options, "network": network},
-        parameters_m=None,
+        parameters_m=round((_DINOV3_BUT_QUANTIZER + _quantizer(network)) / 1e6, 2),
         codebook=codebook,
         ablation={
             "codebook size": codebook, "sequence length": length, "latent dimension": width,
