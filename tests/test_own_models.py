@@ -149,9 +149,11 @@ def test_any_transformers_backbone(root: Path, tmp_path: Path, capsys: pytest.Ca
     assert (record.size, record.resize, record.mean, record.std) == (32, "pil_bicubic", (0.5,) * 3, (0.25,) * 3)
     assert lary("check-model", name) == 0
     assert "2 x 16 x 16" in capsys.readouterr().out
-    for split in ("train", "val"):
-        assert lary("extract", "--model", name, "--dataset", "calvin", "--split", split, *places(root)) == 0
+    for dataset in ("calvin", "robot_1st"):
+        for split in ("train", "val"):
+            assert lary("extract", "--model", name, "--dataset", dataset, "--split", split, *places(root)) == 0
     preset = ["--probe-preset", "demo", "--epochs", "1"]
+    assert lary("classify", "--model", name, "--dataset", "robot_1st", *preset, *places(root)) == 0
     assert lary("regress", "--model", name, "--dataset", "calvin", *preset, *places(root)) == 0
 
 
