@@ -87,6 +87,7 @@ def test_compiled_encoders_give_the_same(name: str, monkeypatch: pytest.MonkeyPa
 
 @pytest.mark.slow
 @pytest.mark.timeout(1200)
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")  # torch's compiler uses what torch has deprecated
 @pytest.mark.parametrize("name", [*TRACED, "wan2-2", "flux2"])
 def test_encoders_compiled_to_machine_code_give_the_same(name: str) -> None:
     torch.compiler.reset()
