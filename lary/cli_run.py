@@ -12,6 +12,7 @@ from lary.configs import ClassifyConfig, ExtractConfig, RegressConfig
 from lary.registry import load_plugin
 from lary.settings import CONFIG_NAME, init_config, set_config
 from lary.tool_configs import CheckModelConfig, DemoConfig
+from lary.types import UsageError
 
 CHECK_DEFAULT = CheckModelConfig()
 DEMO_DEFAULT = DemoConfig()
@@ -130,6 +131,8 @@ def check_model(
     if colon and file.endswith(".py"):
         load_plugin(file)
         key = name
+    elif key.endswith(".py"):
+        raise UsageError(f"check-model {key}: name the model that the file registers, as {key}:NAME.")
     from lary.models.check import check_model as run
     from lary.models.spec import MODELS
 

@@ -196,6 +196,38 @@ def test_any_backbone_offline_says_so(tmp_path: Path, monkeypatch: pytest.Monkey
         MODELS.get("hf:some/one")
 
 
+def test_any_backbone_without_a_network_says_so_at_once(hub: FakeHub, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(huggingface_hub, "hf_hub_download", lambda *_, **__: pytest.fail("its library tries again"))
+    hub.failure = OSError("No network.\nMore about it.")
+    told = (
+        r"'hf:some/one': the hub can't be asked .*: some/one can't be fetched .*\(No network\)\. Name a folder, or go"
+    )
+    with pytest.raises(UsageError, match=told):
+        MODELS.get("hf:some/one")
+
+
+@pytest.mark.parametrize("online", [True, False])
+def test_preparation_of_any_backbone_comes_from_hub_or_cache(
+    online: bool, hub: FakeHub, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (hub.repository / "preprocessor_config.json").write_text('{"size": 40}')
+    file = str(hub.repository / "preprocessor_config.json")
+    monkeypatch.setattr(huggingface_hub, "try_to_load_from_cache", lambda *_, **__: None if online else file)
+    asked: list[tuple[str, str, str]] = []
+
+    def download(repository: str, name: str, *, revision: str) -> str:
+        asked.append((repository, name, revision))
+        return file
+
+    monkeypatch.setattr(huggingface_hub, "hf_hub_download", download)
+    hub.failure = None if online else OSError("no network")
+    assert MODELS.get("hf:some/one").preprocess.size == 40
+    assert asked == ([("some/one", "preprocessor_config.json", NEWEST)] if online else [])
+    (hub.repository / "preprocessor_config.json").unlink()
+    if online:
+        assert MODELS.get("hf:some/one").preprocess.size == 224
+
+
 def test_a_name_that_is_no_repository(hub: FakeHub) -> None:
     hub.failure = errors.HFValidationError("Repo id must be in the form ...")
     with pytest.raises(UsageError, match="neither on this machine nor the name of a repository"):

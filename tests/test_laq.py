@@ -194,6 +194,7 @@ def test_published_ablations_are_listed(name: str) -> None:
     assert spec.weights.folder == name.replace("dinov3-", "dinov3_") + ".pt"
     assert spec.options["network"]["code_seq_len"] in CODE_STACKS
     assert spec.options["features"] == lapa.DINOV3.options["features"]
+    assert f"{laq.count_parameters(spec.options) / 1e6:.2f}" == f"{spec.parameters_m:.2f}"
 
 
 def test_any_ablation_has_a_record_made_from_its_name() -> None:
@@ -208,10 +209,16 @@ def test_any_ablation_has_a_record_made_from_its_name() -> None:
 
 
 def test_a_code_length_without_convolutions_is_refused(tmp_path: Path) -> None:
-    spec = MODELS.get("dinov3-cs8_sl196_dim32_lr1e-4")
+    with pytest.raises(UsageError, match=r"no code has length 196; there is 1, 2, 4, 16, 49, 64, 256\."):
+        MODELS.get("dinov3-cs8_sl196_dim32_lr1e-4")
+    spec = MODELS.get("dinov3-cs8_sl16_dim32_lr1e-4")
+    network = {**spec.options["network"], "code_seq_len": 196}
     torch.save({"x": torch.ones(1)}, tmp_path / "w.pt")
     with pytest.raises(UsageError, match="code length 196"):
-        build(spec, ModelContext("cpu", "corrected", weights=str(tmp_path / "w.pt")))
+        build(
+            replace(spec, options={**spec.options, "network": network}),
+            ModelContext("cpu", "corrected", weights=str(tmp_path / "w.pt")),
+        )
 
 
 def test_weights_in_a_folder_and_in_safetensors_are_found(weights: Path, tmp_path: Path) -> None:
@@ -283,20 +290,23 @@ def test_backbone_comes_from_its_own_folder_where_the_file_has_none(tmp_path: Pa
     assert encoders[0].weights_digest != encoders[1].weights_digest
 
 
-def test_tokenizer_comes_from_its_own_files_where_the_file_has_none(tmp_path: Path) -> None:
+@pytest.mark.parametrize("averages", [True, False])
+def test_tokenizer_comes_from_its_own_files_where_the_file_has_none(averages: bool, tmp_path: Path) -> None:
     sizes = {"z_channels": 6, "ch": 32, "ch_mult": [1, 2], "num_res_blocks": 1, "in_channels": 3, "out_ch": 3}
-    spec = tiny("magvit2", {**sizes, "model_type": "en18"})
+    spec = tiny("magvit2", {**sizes, "model_type": "en18", "use_ema": averages})
     full = MODELS.get("magvit2").options["features"]["config"]
     asked = replace(spec, options={**spec.options, "features": {**spec.options["features"], "config": full}})
     torch.manual_seed(1)
-    inside = Tokenizer(TokenizerConfig(**sizes)).state_dict()
+    inside = Tokenizer(TokenizerConfig(**sizes, use_ema=averages)).state_dict()
+    assert averages == any(key.startswith("model_ema.") for key in inside)
     inside = {key: torch.nan_to_num(value) for key, value in inside.items()}
     torch.save(own_weights(spec), tmp_path / "own.pt")
     lightning = {"state_dict": {**inside, "loss.discriminator.weight": torch.ones(2)}, "epoch": 3}
     torch.save(lightning, tmp_path / "tokenizer.ckpt")
     whole = own_weights(spec) | {f"magvit2_tokenizer.{key}": value for key, value in inside.items()}
     torch.save(whole, tmp_path / "whole.pt")
-    config = {"model": {"class_path": "VQModel", "init_args": {"ddconfig": {**sizes, "resolution": 128}}}}
+    arguments = {"ddconfig": {**sizes, "resolution": 128}, "use_ema": averages}
+    config = {"model": {"class_path": "VQModel", "init_args": arguments}}
     (tmp_path / "tokenizer.yaml").write_text(yaml.safe_dump(config))
 
     described = {"MAGVIT2_CONFIG_PATH": str(tmp_path / "tokenizer.yaml")}

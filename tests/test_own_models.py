@@ -67,6 +67,11 @@ def test_example_passes_check_model(capsys: pytest.CaptureFixture[str]) -> None:
     assert "everything as it should be" in told
 
 
+def test_check_model_asks_for_the_name_in_a_file(capsys: pytest.CaptureFixture[str]) -> None:
+    assert lary("check-model", EXAMPLE) == 2
+    assert f"name the model that the file registers, as {EXAMPLE}:NAME." in capsys.readouterr().err
+
+
 def test_installed_package_offers_its_model(tmp_path: Path) -> None:
     """A package with the entry point group lary.models, as pip would lay it out."""
     (tmp_path / "acme_models.py").write_text(EXAMPLE.read_text().replace("colour-grid", "acme-grid"))
@@ -145,9 +150,11 @@ def test_any_transformers_backbone(root: Path, tmp_path: Path, capsys: pytest.Ca
     assert (record.size, record.resize, record.mean, record.std) == (32, "pil_bicubic", (0.5,) * 3, (0.25,) * 3)
     assert lary("check-model", name) == 0
     assert "2 x 16 x 16" in capsys.readouterr().out
-    for split in ("train", "val"):
-        assert lary("extract", "--model", name, "--dataset", "calvin", "--split", split, *places(root)) == 0
+    for dataset in ("calvin", "robot_1st"):
+        for split in ("train", "val"):
+            assert lary("extract", "--model", name, "--dataset", dataset, "--split", split, *places(root)) == 0
     preset = ["--probe-preset", "demo", "--epochs", "1"]
+    assert lary("classify", "--model", name, "--dataset", "robot_1st", *preset, *places(root)) == 0
     assert lary("regress", "--model", name, "--dataset", "calvin", *preset, *places(root)) == 0
 
 

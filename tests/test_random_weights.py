@@ -32,7 +32,7 @@ UNIVLA = {
     "backbone": {"depth": 1, "mlp_ratio": 1},
 }
 VILLA = {"encoder_depth": 1, "encoder_embed_dim": 24, "encoder_n_heads": 2, "map_heads": 2, "action_latent_dim": 5}
-NAMES = [spec.name for spec in MODELS if spec.weights is not None and spec.parameters_m is not None]
+NAMES = [spec.name for spec in MODELS if spec.weights is not None and not spec.ablation]
 
 
 def merged(record: dict[str, Any], changes: dict[str, Any]) -> dict[str, Any]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import logging
 import subprocess
 import sys
 from dataclasses import replace
@@ -18,8 +19,15 @@ from lary.models.spec import MODELS, ModelContext, ModelSpec, Preprocess, build
 from lary.types import RANDOM, LaryError, Latents
 from tests.test_random_weights import NAMES, tiny
 
-COMPILED = ("dinov2-origin", "lapa", "univla", "villa-x", "vjepa2")
-"""One model of each class, but for the autoencoders of diffusers, which take minutes to trace."""
+TRACED = {
+    "dinov2-origin": "aot_eager",
+    "lapa": "eager",
+    "univla": "aot_eager",
+    "villa-x": "aot_eager",
+    "vjepa2": "aot_eager",
+}
+"""One model of each class, but for the autoencoders of diffusers, and how far it is compiled: to graphs of single
+operations that run as they are. Those of lapa have other strides than their kernels give, so it is traced only."""
 HEAVY = ("torch", "transformers", "diffusers", "numpy", "pandas", "pydantic", "cv2", "huggingface_hub", "yaml")
 
 
@@ -62,14 +70,75 @@ def test_bf16_is_near_fp32_and_says_the_same_of_itself(name: str) -> None:
     assert (rounded.weights_digest, rounded.dim) == (encoder.weights_digest, encoder.dim)  # type: ignore[attr-defined]
 
 
-@pytest.mark.parametrize("name", COMPILED)
-def test_compiled_encoders_give_the_same(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Traced by torch.compile, then run as it is: a backend that makes code would only take time."""
-    torch.compiler.reset()
-    monkeypatch.setattr(torch, "compile", functools.partial(torch.compile, backend="eager"))
+def assert_compiled_alike(name: str) -> None:
     encoder, pairs = drawn(name)
     compiled = in_precision(encoder, "cpu", "fp32", compiled=True)
-    torch.testing.assert_close(compiled.encode(pairs).tokens, encoder.encode(pairs).tokens, rtol=1e-4, atol=1e-5)
+    with torch.inference_mode():
+        torch.testing.assert_close(compiled.encode(pairs).tokens, encoder.encode(pairs).tokens, rtol=1e-4, atol=1e-5)
+        torch.testing.assert_close(compiled.encode(pairs[:1]).tokens, compiled.encode(pairs).tokens[:1])
+
+
+@pytest.mark.parametrize("name", TRACED)
+def test_compiled_encoders_give_the_same(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    torch.compiler.reset()
+    monkeypatch.setattr(torch, "compile", functools.partial(torch.compile, backend=TRACED[name]))
+    assert_compiled_alike(name)
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(1200)
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")  # torch's compiler uses what torch has deprecated
+@pytest.mark.parametrize("name", [*TRACED, "wan2-2", "flux2"])
+def test_encoders_compiled_to_machine_code_give_the_same(name: str) -> None:
+    torch.compiler.reset()
+    assert_compiled_alike(name)
+
+
+def test_network_is_compiled_once_whatever_the_batch(monkeypatch: pytest.MonkeyPatch) -> None:
+    graphs = []
+
+    def counting(graph: Any, _: Any) -> Any:
+        graphs.append(graph)
+        return graph.forward
+
+    torch.compiler.reset()
+    monkeypatch.setattr(torch, "compile", functools.partial(torch.compile, backend=counting))
+    encoder, pairs = drawn("dinov2-origin")
+    compiled = in_precision(encoder, "cpu", "fp32", compiled=True)
+    for batch in (1, 2, 5):
+        compiled.encode(pairs[:1].repeat(batch, 1, 1, 1, 1))
+    assert len(graphs) == 1
+
+
+class Scaled:
+    """An encoder as an author writes it: no part of the package runs its network."""
+
+    def __init__(self, network: torch.nn.Module | None) -> None:
+        self.network = network
+
+    def encode(self, clips: torch.Tensor) -> Latents:
+        means = clips.mean((3, 4))
+        return Latents(means if self.network is None else self.network(means))
+
+
+def test_modules_of_an_author_are_compiled(monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture) -> None:
+    ran = []
+
+    class Network(torch.nn.Module):
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            ran.append(torch.compiler.is_compiling())
+            return x * 2
+
+    torch.compiler.reset()
+    monkeypatch.setattr(Network, "compile", lambda self: torch.nn.Module.compile(self, backend="eager"))
+    pairs = torch.rand(2, 2, 3, 8, 8)
+    plain = Scaled(Network()).encode(pairs).tokens
+    compiled = in_precision(Scaled(Network()), "cpu", "fp32", compiled=True)
+    assert torch.equal(compiled.encode(pairs).tokens, plain)
+    assert True in ran
+    with caplog.at_level(logging.INFO, logger="lary"):
+        in_precision(Scaled(None), "cpu", "fp32", compiled=True).encode(pairs)
+    assert "--compile changes nothing: Scaled holds no network" in caplog.text
 
 
 def test_a_machine_that_cannot_compile_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -80,7 +149,7 @@ def test_a_machine_that_cannot_compile_is_told(monkeypatch: pytest.MonkeyPatch) 
     monkeypatch.setattr(torch, "compile", functools.partial(torch.compile, backend=no_compiler))
     encoder = build(MODELS.get("random-vit"), ModelContext("cpu", "corrected"))
     compiled = in_precision(encoder, "cpu", "fp32", compiled=True)
-    with pytest.raises(LaryError, match=r"--compile: .*No working C\+\+ compiler found.*or leave the option out"):
+    with pytest.raises(LaryError, match=r"--compile: .*No working C\+\+ compiler found\)\. Leave the option out, or"):
         compiled.encode(torch.zeros(1, 2, 3, 224, 224))
 
 

@@ -253,7 +253,7 @@ def test_villa_takes_frames_of_another_size_as_the_published_code_does(tmp_path:
     as_it_is = replace(VILLA_X.preprocess, resize="none", size=40)
     whole = torch.from_numpy(prepare(frames[:, :, :40].copy(), as_it_is))[None]
     fitted = prepare(frames[:, :, :40].copy(), replace(as_it_is, resize="torch_bilinear", size=28))
-    torch.testing.assert_close(encoder._fitted(whole)[0], torch.from_numpy(fitted), rtol=0, atol=1e-5)
+    torch.testing.assert_close(encoder.fitted(whole)[0], torch.from_numpy(fitted), rtol=0, atol=1e-5)
     assert torch.equal(encoder.encode(whole).tokens, encoder.encode(torch.from_numpy(fitted)[None]).tokens)
 
 

@@ -18,7 +18,7 @@ from lary.nets.villa import VillaConfig
 from lary.types import LaryError, UsageError
 from tests.test_random_weights import VIT
 
-NAMES = [spec.name for spec in MODELS if spec.weights is not None and spec.parameters_m is not None]
+NAMES = [spec.name for spec in MODELS if spec.weights is not None and not spec.ablation]
 REMEDY = r"(Fetch it again|Is it the right file|Convert them to safetensors|belongs to this model|be of one checkpoint)"
 
 

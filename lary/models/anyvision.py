@@ -6,14 +6,14 @@ The checkpoint's ``preprocessor_config.json`` says how its frames are prepared, 
 from __future__ import annotations
 
 import json
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from lary.models.hub import fetch_file
 from lary.models.network import check_frames, run_alone
 from lary.models.preprocess import IMAGENET_MEAN, IMAGENET_STD
 from lary.models.randomly import draw_transformers, weights_name
 from lary.models.spec import MODELS, ModelContext, ModelSpec, Preprocess, ResizeMethod, Weights
-from lary.models.tensors import configured_by, first_line
+from lary.models.tensors import configured_by
 from lary.models.weights import CONFIG, Source, find_weights, load_transformers, read_config, read_tensors
 from lary.runtime import log
 from lary.types import RANDOM, LaryError, Latents, UsageError, as_path
@@ -65,7 +65,7 @@ def read_preprocess(location: str) -> Preprocess:
     Raises:
         UsageError: the file is there and can't be read, or asks for something that isn't known here.
     """
-    file = as_path(location) / PROCESSOR if as_path(location).exists() else _fetch(location)
+    file = as_path(location) / PROCESSOR if as_path(location).exists() else fetch_file(location, PROCESSOR)
     if file is None or not file.is_file():
         log.info("%s has no %s: frames are resized to 224 with ImageNet's mean and std", location, PROCESSOR)
         return Preprocess(resize="pil_bicubic", mean=IMAGENET_MEAN, std=IMAGENET_STD, reader="pil")
@@ -110,32 +110,11 @@ def find_configuration(spec: ModelSpec, context: ModelContext) -> Source:
     location = spec.weights.hub if spec.weights and spec.weights.hub else ""
     file = as_path(location) / CONFIG
     if not file.parent.exists():
-        file = _fetch(location, CONFIG, context.revision) or file
+        file = fetch_file(location, CONFIG, context.revision) or file
     if not file.is_file():
         raise UsageError(f"Model '{spec.name}': {location} has no {CONFIG}, or can't be reached.")
     name = weights_name(context.seed, file.read_text(encoding="utf-8"))
     return Source(file.parent, (), name, seed=context.seed)
-
-
-def _fetch(repository: str, name: str = PROCESSOR, revision: str | None = None) -> Path | None:
-    """A file from the hub or its cache; None where the repository has none, or isn't to be had.
-
-    Raises:
-        UsageError: the hub can't be reached, and nothing is known about the file.
-    """
-    import huggingface_hub
-    from huggingface_hub.errors import LocalEntryNotFoundError
-
-    try:
-        return Path(huggingface_hub.hf_hub_download(repository, name, revision=revision))
-    except LocalEntryNotFoundError as error:
-        known = huggingface_hub.try_to_load_from_cache(repository, name, revision=revision)
-        if known is None:
-            reason = f"the hub can't be asked for its {name} ({first_line(error)})"
-            raise UsageError(f"Model '{PREFIX}{repository}': {reason}. Name a folder, or go online once.") from error
-        return None  # it was asked for before, and isn't there
-    except Exception:  # the weights are fetched next, and their error names what is wrong
-        return None
 
 
 class AnyBackbone:

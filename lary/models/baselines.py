@@ -10,7 +10,7 @@ import math
 from typing import TYPE_CHECKING, Any
 
 from lary.fileio import digest
-from lary.models.network import check_frames
+from lary.models.network import check_frames, run_alone
 from lary.models.preprocess import IMAGENET_MEAN, IMAGENET_STD, neighbour_pairs
 from lary.models.spec import ModelContext, ModelSpec, Preprocess, register_model
 from lary.types import Latents
@@ -176,12 +176,12 @@ class RandomViT:
 
     def encode(self, clips: torch.Tensor) -> Latents:
         """Clips (B, T, 3, 224, 224) to tokens (B, T, 64, 192). Raises LaryError for frames of another size."""
-        import torch
-
         check_frames(self._spec, clips, side=self._spec.preprocess.size)
-        with torch.inference_mode():
-            tokens = self._model(clips.flatten(0, 1).to(self._device))
-        return Latents(tokens.reshape(*clips.shape[:2], *tokens.shape[1:]))
+        return Latents(run_alone(self._tokens, clips.to(self._device)))
+
+    def _tokens(self, clips: torch.Tensor) -> torch.Tensor:
+        tokens: torch.Tensor = self._model(clips.flatten(0, 1))
+        return tokens.reshape(*clips.shape[:2], *tokens.shape[1:])
 
 
 def _vision_transformer(spec: ModelSpec, generator: torch.Generator) -> torch.nn.Module:

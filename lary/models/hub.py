@@ -64,6 +64,35 @@ def fetch(
     raise UsageError(f"Weights of '{spec.name}': {repository} {reason}. {remedy(spec, expected)}") from cause
 
 
+def fetch_file(repository: str, name: str, revision: str | None = None) -> Path | None:
+    """One file of a repository, from the hub or its cache; None where the repository has none, or isn't to be had.
+
+    The hub is asked once, without the retries that its library announces line by line.
+
+    Raises:
+        UsageError: the hub can't be reached, and nothing is known about the file.
+    """
+    import huggingface_hub
+
+    known: object = None
+    try:
+        known = huggingface_hub.try_to_load_from_cache(repository, name, revision=revision)
+        hub = huggingface_hub.HfApi()
+        about = hub.model_info(repository, revision=revision, timeout=SECONDS)
+        if all(file.rfilename != name for file in about.siblings or ()):
+            return None
+        if about.gated:
+            hub.auth_check(repository)
+        return Path(huggingface_hub.hf_hub_download(repository, name, revision=about.sha))
+    except Exception as error:  # see above
+        if is_denial(error):  # the weights are fetched next, and their error names what is wrong
+            return None
+        if known is not None:  # a path, or that the file was asked for before and isn't there
+            return Path(known) if isinstance(known, str) else None
+        reason = f"the hub can't be asked for its {name}: {repository} {refusal(error, repository, revision)}"
+        raise UsageError(f"Model 'hf:{repository}': {reason}. Name a folder, or go online once.") from error
+
+
 def find_in_cache(repository: str, revision: str | None, complete: Callable[[Path], bool]) -> Path | None:
     """The folder of an earlier download that has all that is needed, or None."""
     import huggingface_hub

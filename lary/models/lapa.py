@@ -4,8 +4,9 @@ Open-MAGVIT2, with the ablations of the benchmark's paper."""
 from __future__ import annotations
 
 import re
+from collections.abc import Mapping
 from dataclasses import replace
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from lary.fileio import digest
 from lary.models.backbones import (
@@ -17,11 +18,11 @@ from lary.models.backbones import (
     SIGLIP2_WEIGHTS,
 )
 from lary.models.laq import LAYOUT, draw_network, load_network
-from lary.models.network import check_frames
+from lary.models.network import check_frames, run_alone
 from lary.models.preprocess import CUBIC_224, CUBIC_224_SIGNED, neighbour_pairs
 from lary.models.released import find_checkpoint, read_checkpoint
 from lary.models.spec import MODELS, ModelContext, ModelSpec, Weights, register_model
-from lary.nets.codes import code_rows
+from lary.nets.codes import CODE_STACKS, code_rows, quantizer_parameters
 from lary.types import Latents, UsageError
 
 if TYPE_CHECKING:
@@ -172,7 +173,7 @@ MAGVIT2 = ModelSpec(
             "config_variable": "MAGVIT2_CONFIG_PATH", "unused": ("loss.",),
             "config": {
                 "z_channels": 18, "ch": 128, "ch_mult": [1, 1, 2, 2, 4], "num_res_blocks": 4, "in_channels": 3,
-                "out_ch": 3, "model_type": "en18",
+                "out_ch": 3, "model_type": "en18", "use_ema": True,
             },
         },
         "latent": "continuous",
@@ -188,6 +189,14 @@ MAGVIT2 = ModelSpec(
     description="LAPA's quantizer on the continuous map of Open-MAGVIT2's encoder: 16 tokens per pair of frames",
 )  # fmt: skip
 
+
+def _quantizer(network: Mapping[str, Any]) -> int:
+    """Parameters of the quantizer, the one part of the network that ablations vary."""
+    names = ("dim", "quant_dim", "codebook_size", "code_seq_len")
+    return quantizer_parameters(**{name: network[name] for name in names})
+
+
+_DINOV3_BUT_QUANTIZER = 472_454_512 - _quantizer(DINOV3.options["network"])
 ABLATION = re.compile(r"dinov3-(cs(\d+)_sl(\d+)_dim(\d+)_lr([0-9.]+[eE][-+]?[0-9]+))")
 """Codebook size, code length, width of a code, learning rate (it names the file and nothing else)."""
 PUBLISHED_ABLATIONS = tuple(
@@ -201,21 +210,27 @@ PUBLISHED_ABLATIONS = tuple(
 
 
 def ablation(name: str) -> ModelSpec | None:
-    """The record of an ablation model, made from its name; None for a name of another form."""
+    """The record of an ablation model, made from its name; None for a name of another form.
+
+    Raises:
+        UsageError: no convolutions make a code of this length.
+    """
     match = ABLATION.fullmatch(name)
     if match is None:
         return None
     codebook, length, width = (int(match[group]) for group in (2, 3, 4))
     network = {**_SIZES, "codebook_size": codebook, "code_seq_len": length, "quant_dim": width}
     rows = code_rows(length, _SIZES["image_size"] // _SIZES["patch_size"])
+    if not rows:
+        raise UsageError(f"Model '{name}': no code has length {length}; there is {', '.join(map(str, CODE_STACKS))}.")
     return replace(
         DINOV3,
         name=name,
-        pair_shape=(rows, 1024) if rows else (),
-        clip_shape=(8, rows, 1024) if rows else (),
+        pair_shape=(rows, 1024),
+        clip_shape=(8, rows, 1024),
         weights=Weights(folder=f"dinov3_{match[1]}.pt"),
         options={**DINOV3.options, "network": network},
-        parameters_m=None,
+        parameters_m=round((_DINOV3_BUT_QUANTIZER + _quantizer(network)) / 1e6, 2),
         codebook=codebook,
         ablation={
             "codebook size": codebook, "sequence length": length, "latent dimension": width,
@@ -269,21 +284,16 @@ class LatentActions:
         import torch
 
         check_frames(self._spec, clips, side=self._size, least=2)
-        # The kernels of a CPU round differently for another batch size, those of a GPU get slow with single samples.
-        parts = torch.split(clips, 1) if self._device == "cpu" else (clips,)
-        with torch.inference_mode():
-            tokens, codes = (torch.cat(part) for part in zip(*map(self._encode, parts), strict=True))
+        tokens, codes = run_alone(self._encode, clips.to(self._device, torch.float32))
         if clips.shape[1] == 2:  # a pair has no axis of latent steps
             tokens, codes = tokens.squeeze(1), codes.squeeze(1)
         return Latents(tokens, codes)
 
     def _encode(self, clips: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         """Clips (B, T, 3, H, W) to tokens (B, P, N, D) and codes (B, P, N)."""
-        import torch
-
         batch, frames = clips.shape[:2]
         network = self._network
-        embedded = network.embed(clips.to(self._device, torch.float32).flatten(0, 1))
+        embedded = network.embed(clips.flatten(0, 1))
         embedded = embedded.reshape(batch, frames, *embedded.shape[1:])
         latent = network.latent(neighbour_pairs(embedded).flatten(0, 1))
         codes = network.vq.codes(latent)

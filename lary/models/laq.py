@@ -129,7 +129,8 @@ def _patch_tokens(model: Any, features: Mapping[str, Any], grid: int) -> torch.n
     if getattr(tower, "use_head", False):
         tower.use_head = False
         del tower.head
-    return PatchTokens(model, features["leading"] + features["config"].get("num_register_tokens", 0), grid)
+    registers = getattr(model.config, "num_register_tokens", 0) or 0
+    return PatchTokens(model, features["leading"] + registers, grid)
 
 
 def _drawn_transformers(features: Mapping[str, Any], grid: int, seed: int) -> torch.nn.Module:
@@ -192,18 +193,20 @@ TOKENIZER_FIELDS = ("z_channels", "ch", "ch_mult", "num_res_blocks", "in_channel
 
 
 def _tokenizer_config(file: Path) -> dict[str, Any]:
-    """Fields of ``ddconfig`` of a published configuration file.
+    """Fields of ``ddconfig`` of a published configuration file, and ``use_ema`` beside it, if it is there.
 
     Raises:
         UsageError: the file can't be read or has none.
     """
     content: Any = read_yaml(file, "tokenizer configuration")
+    found: dict[str, Any] = {}
     for name in ("model", "init_args", "ddconfig"):
         if isinstance(content, dict) and isinstance(content.get(name), dict):
+            found |= {key: bool(content[key]) for key in ("use_ema",) if key in content}
             content = content[name]
     if not isinstance(content, dict) or any(name not in content for name in TOKENIZER_FIELDS):
         raise UsageError(f"The tokenizer configuration {file} has no ddconfig with {', '.join(TOKENIZER_FIELDS)}.")
-    return {name: content[name] for name in TOKENIZER_FIELDS}
+    return found | {name: content[name] for name in TOKENIZER_FIELDS}
 
 
 def count_parameters(options: Mapping[str, Any]) -> int:

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
-from typing import TYPE_CHECKING, Any
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from contextvars import ContextVar
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from lary.models.randomly import draw
 from lary.models.released import Checkpoint
@@ -16,18 +19,48 @@ if TYPE_CHECKING:
     import torch
 
 
-def run_alone(network: Callable[[torch.Tensor], torch.Tensor], inputs: torch.Tensor) -> torch.Tensor:
-    """The network's output for a batch (B, ...), on the CPU one item at a time.
+Output = TypeVar("Output", "torch.Tensor", "tuple[torch.Tensor, ...]")
+
+
+@dataclass
+class Compilation:
+    """That networks are to be compiled; `used` once `run_alone` has compiled one."""
+
+    used: bool = False
+
+
+_compilation: ContextVar[Compilation | None] = ContextVar("compilation", default=None)
+
+
+@contextmanager
+def compiled_networks() -> Iterator[Compilation]:
+    """In here, `run_alone` compiles what it runs."""
+    asked = Compilation()
+    token = _compilation.set(asked)
+    try:
+        yield asked
+    finally:
+        _compilation.reset(token)
+
+
+def run_alone(network: Callable[[torch.Tensor], Output], inputs: torch.Tensor) -> Output:
+    """The network's output, or outputs, for a batch (B, ...), on the CPU one item at a time.
 
     Convolutions and matrix products of a CPU round differently for batches of different sizes. One by one costs
     no time there, and an item's result depends on nothing but the item.
     """
     import torch
 
+    if asked := _compilation.get():
+        asked.used = True
+        network = torch.compile(network)
     with torch.inference_mode():
         if inputs.device.type != "cpu":
             return network(inputs)
-        return torch.cat([network(inputs[place : place + 1]) for place in range(len(inputs))])
+        parts = [network(inputs[place : place + 1]) for place in range(len(inputs))]
+        if isinstance(parts[0], torch.Tensor):
+            return torch.cat(parts)
+        return tuple(torch.cat(part) for part in zip(*parts, strict=True))
 
 
 def check_frames(

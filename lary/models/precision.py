@@ -6,7 +6,9 @@ from collections.abc import Callable
 from typing import TYPE_CHECKING
 
 from lary.configs import Precision
+from lary.models.network import compiled_networks
 from lary.models.tensors import first_line
+from lary.runtime import log
 from lary.types import Encoder, LaryError, Latents
 
 if TYPE_CHECKING:
@@ -35,23 +37,44 @@ class _InPrecision:
 
 
 def compiled_encode(encoder: Encoder, device: str) -> Callable[[torch.Tensor], Latents]:
-    """The encoder's `encode`, compiled when it is first called. It raises LaryError if torch can't compile here."""
-    import torch
-    from torch._dynamo.exc import BackendCompilerFailed
+    """The encoder's `encode`, whose networks are compiled when it is first called.
 
-    compiled = torch.compile(encoder.encode)
+    What `run_alone` runs is compiled; of an encoder that doesn't run its network so, the modules that it holds are.
+    The function raises LaryError if torch can't compile here.
+    """
+    from torch._dynamo.exc import TorchDynamoException
+
+    modules_asked = False
 
     def encode(clips: torch.Tensor) -> Latents:
+        nonlocal modules_asked
         try:
-            return compiled(clips)
-        except BackendCompilerFailed as error:
-            reason = first_line(error.inner_exception)
+            with compiled_networks() as asked:
+                latents = encoder.encode(clips)
+            if asked.used or modules_asked:
+                return latents
+            modules_asked = True
+            return encoder.encode(clips) if compile_modules(encoder) else latents
+        except TorchDynamoException as error:
+            reason = first_line(getattr(error, "inner_exception", error))
             raise LaryError(
-                f"--compile: torch can't compile the network for {device} ({reason}). Install a C++ "
-                "compiler such as g++, or leave the option out."
+                f"--compile: torch can't compile the network for {device} ({reason}). Leave the option out, or, where "
+                "a compiler is missing, install one, such as g++."
             ) from error
 
     return encode
+
+
+def compile_modules(encoder: Encoder) -> bool:
+    """Compile the modules that an encoder holds as its attributes, in place; whether there is one."""
+    from torch import nn
+
+    modules = [value for value in vars(encoder).values() if isinstance(value, nn.Module)]
+    for module in modules:
+        module.compile()
+    if not modules:
+        log.info("--compile changes nothing: %s holds no network", type(encoder).__name__)
+    return bool(modules)
 
 
 def in_precision(encoder: Encoder, device: str, precision: Precision, compiled: bool = False) -> Encoder:

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import hashlib
+import pickletools
+import warnings
 import zipfile
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, BinaryIO
 
 from lary.types import LaryError
 
@@ -30,8 +32,11 @@ def sha256_of(file: Path) -> str:
 
 
 def first_line(error: Exception) -> str:
-    """The beginning of another library's message, without its full stop."""
-    return (str(error).splitlines() or [type(error).__name__])[0].rstrip(".")
+    """The beginning of another library's message, without its full stop; a heading with what stands under it."""
+    first, *rest = [line.strip() for line in str(error).splitlines() if line.strip()] or [type(error).__name__]
+    if first.endswith(":") and rest:
+        first = f"{first} {rest[0]}"
+    return first.rstrip(".:")
 
 
 def listed(keys: Iterable[str]) -> str:
@@ -66,15 +71,16 @@ def unpickle(file: Path) -> Any:
     Raises:
         LaryError: the file is damaged, or holds something that would run.
     """
-    import zipfile
-
     import torch
 
+    packed = False
     try:
         packed = zipfile.is_zipfile(file)
         if packed:
             check_stored(file)
-        content = torch.load(file, map_location="cpu", weights_only=True, mmap=packed)
+        with warnings.catch_warnings():
+            warnings.filterwarnings("ignore", "Detected pickle protocol")  # it is read, or it is refused below
+            content = torch.load(file, map_location="cpu", weights_only=True, mmap=packed)
         check_sizes(content, file.stat().st_size)
         return content
     except Exception as error:  # the unpickler of a hostile or broken file may raise anything
@@ -84,19 +90,56 @@ def unpickle(file: Path) -> Any:
                 "run code. Convert them to safetensors, where you trust them."
             ) from error
         raise LaryError(
-            f"The weights {file} can't be read as plain tensors ({first_line(error)}): the file is damaged, cut off or "
-            "of another kind. Fetch it again."
+            f"The weights {file} can't be read as plain tensors{_reason(error, packed)}: the file is damaged, cut off "
+            "or of another kind. Fetch it again."
         ) from error
 
 
+def _reason(error: Exception, packed: bool) -> str:
+    """An unpickler's message in brackets, where it says more than that the file is none of its own.
+
+    Torch advises to read a file that it refuses without its safeguard. Nobody is told that here.
+    """
+    telling = isinstance(error, ValueError) or (packed and "weights_only" not in str(error))
+    return f" ({first_line(error)})" if telling else ""
+
+
 def strange_names(file: Path) -> list[str]:
-    """Names of classes and functions besides tensors that a file of ``torch.save`` asks for; nothing of it is run."""
+    """Names of classes and functions besides tensors that a pickled file asks for; nothing of it is run."""
     from torch.serialization import get_unsafe_globals_in_checkpoint
 
     try:
         return sorted(map(str, get_unsafe_globals_in_checkpoint(file)))
     except Exception:  # not a file of torch.save, or cut off
-        return []
+        return pickled_names(file)
+
+
+def pickled_names(file: Path) -> list[str]:
+    """Names of classes and functions besides tensors that plain pickles ask for; none for a file that has no whole one.
+
+    Torch's older files begin with three pickles about themselves.
+    """
+    names: set[str] = set()
+    with file.open("rb") as stream:
+        for _ in range(4):
+            try:
+                names |= _names_of_next(stream)
+            except Exception:  # cut off, or no pickle
+                break
+    return sorted(name for name in names if not name.startswith(("torch.", "collections.OrderedDict")))
+
+
+def _names_of_next(stream: BinaryIO) -> set[str]:
+    """Names that the pickle at the stream's place asks for."""
+    names, texts = set(), [""]
+    for operation, value, _ in pickletools.genops(stream):
+        if operation.name == "GLOBAL":
+            names.add(str(value).replace(" ", "."))
+        elif operation.name == "STACK_GLOBAL":
+            names.add(".".join(texts[-2:]))
+        elif isinstance(value, str):
+            texts = [texts[-1], value]
+    return names
 
 
 def take(tensors: dict[str, torch.Tensor], prefix: str) -> dict[str, torch.Tensor]:

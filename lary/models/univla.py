@@ -117,9 +117,7 @@ class UniVLA:
         import torch
 
         check_frames(self._spec, clips, multiple=self._patch, least=2)
-        latent = run_alone(self._latents, clips.to(self._device, torch.float32))
-        with torch.inference_mode():
-            _, tokens, codes = self.network.vq_action(latent)
+        tokens, codes = run_alone(self._actions, clips.to(self._device, torch.float32))
         return Latents(tokens[:, 0], codes[:, 0]) if clips.shape[1] == 2 else Latents(tokens, codes)
 
     def features(self, clips: torch.Tensor) -> torch.Tensor:
@@ -128,13 +126,14 @@ class UniVLA:
         features: torch.Tensor = hidden[:, self._leading :].unflatten(0, clips.shape[:2])
         return features
 
-    def _latents(self, clips: torch.Tensor) -> torch.Tensor:
+    def _actions(self, clips: torch.Tensor) -> tuple[torch.Tensor, ...]:
+        """Clips (B, T, 3, H, W) to tokens (B, T - 1, 4, D) and codes (B, T - 1, 4)."""
         import torch
 
         features = self.features(clips)
         pairs = torch.stack([features[:, :-1], features[:, 1:]], dim=2)
-        latent: torch.Tensor = self.network(pairs.flatten(0, 1)).latent.unflatten(0, pairs.shape[:2])
-        return latent
+        actions = self.network(pairs.flatten(0, 1))
+        return tuple(part.unflatten(0, pairs.shape[:2]) for part in (actions.tokens, actions.codes))
 
 
 RENAMED = {

@@ -102,14 +102,12 @@ class VillaX:
         import torch
 
         check_frames(self._spec, clips, least=2)
-        latent = run_alone(self.network.latents, self._fitted(clips.to(self._device, torch.float32)))
-        with torch.inference_mode():
-            tokens, codes = self.network.quantize(latent)
+        tokens, codes = run_alone(self.network, self.fitted(clips.to(self._device, torch.float32)))
         if clips.shape[1] == 2:
             return Latents(tokens[:, 0], codes[:, 0, :, None])
         return Latents(tokens, codes)
 
-    def _fitted(self, clips: torch.Tensor) -> torch.Tensor:
+    def fitted(self, clips: torch.Tensor) -> torch.Tensor:
         """Clips in the resolution of the weights, resized as grey levels where they have another, as published."""
         import torch
 

@@ -1,4 +1,4 @@
-"""How many rows a code of the LAQ family has; without torch, since records say it too."""
+"""How many rows a code of the LAQ family has, and parameters; without torch, since records say it too."""
 
 from __future__ import annotations
 
@@ -25,3 +25,12 @@ def code_rows(code_seq_len: int, grid: int) -> int:
         height = (height + 2 * padding - high) // stride + 1
         width = (width + 2 * padding - wide) // stride + 1
     return height * width if code_seq_len in CODE_STACKS else 0
+
+
+def quantizer_parameters(dim: int, quant_dim: int, codebook_size: int, code_seq_len: int) -> int:
+    """Parameters of a `DifferenceQuantizer`: codebook, projections in and out, convolutions."""
+    count = codebook_size * quant_dim + (dim + 1) * quant_dim + (quant_dim + 1) * dim
+    for kernel, _, _ in CODE_STACKS[code_seq_len]:
+        high, wide = kernel if isinstance(kernel, tuple) else (kernel, kernel)
+        count += quant_dim * (quant_dim * high * wide + 1)
+    return count

@@ -20,6 +20,7 @@ class TokenizerConfig:
         z_channels: channels of the encoder's map. in_channels, out_ch: of images.
         ch: channels of the first level; ch_mult: multiples of it, level by level. num_res_blocks: per level.
         model_type: ``en18`` for the map of `z_channels`, ``en512`` for the map before the last convolution.
+        use_ema: whether checkpoints hold running averages of the weights beside them.
     """
 
     z_channels: int
@@ -29,6 +30,7 @@ class TokenizerConfig:
     in_channels: int = 3
     out_ch: int = 3
     model_type: str = "en18"
+    use_ema: bool = True
 
 
 class ResidualBlock(nn.Module):
@@ -125,16 +127,22 @@ class Tokenizer(nn.Module):
         super().__init__()
         self.encoder = Encoder(config)
         self.decoder = _decoder(config)
+        if config.use_ema:
+            self.model_ema = self._averages()
+
+    def _averages(self) -> nn.Module:
         averages = nn.Module()
         averages.register_buffer("decay", torch.tensor(0.999))
         averages.register_buffer("num_updates", torch.tensor(0, dtype=torch.int))
         for key, value in self.named_parameters():
             averages.register_buffer(key.replace(".", ""), torch.empty_like(value))
-        self.model_ema = averages
+        return averages
 
     def drop_unused(self) -> None:
         """Free the weights that encoding doesn't need."""
-        del self.decoder, self.model_ema
+        del self.decoder
+        if hasattr(self, "model_ema"):
+            del self.model_ema
 
     def forward(self, images: Tensor) -> Tensor:
         """Images (B, 3, H', W') to tokens (B, H, W, Z)."""

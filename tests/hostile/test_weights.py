@@ -27,16 +27,27 @@ from tests.hostile.test_arrays import zipped
 def test_torch_file_with_code_runs_nothing(tmp_path: Path, zipped_form: bool) -> None:
     path, mark = tmp_path / "model.pt", tmp_path / "executed"
     torch.save({"model": {"w": torch.ones(2)}, "extra": Code(mark)}, path, _use_new_zipfile_serialization=zipped_form)
-    refused(tmp_path, lambda: read_checkpoint(path, LAYOUT), "refused|can't be read as plain tensors")
-    refused(tmp_path, lambda: read_tensors([path]), "refused|can't be read as plain tensors")
+    told = r"refused: besides tensors they hold \w+\.system, and reading that would run code"
+    refused(tmp_path, lambda: read_checkpoint(path, LAYOUT), told)
+    refused(tmp_path, lambda: read_tensors([path]), told)
     assert not mark.exists()
 
 
-def test_plain_pickle_with_code_runs_nothing(tmp_path: Path) -> None:
+@pytest.mark.parametrize("version", [0, 2, 4, 5])
+def test_plain_pickle_with_code_runs_nothing(tmp_path: Path, version: int) -> None:
     path, mark = tmp_path / "latest.pt", tmp_path / "executed"
-    path.write_bytes(pickle.dumps(Code(mark)))
-    refused(tmp_path, lambda: read_checkpoint(path, LAYOUT), "refused|can't be read as plain tensors")
+    path.write_bytes(pickle.dumps(Code(mark), protocol=version))
+    told = r"refused: besides tensors they hold \w+\.system, and reading that would run code"
+    refused(tmp_path, lambda: read_checkpoint(path, LAYOUT), told)
     assert not mark.exists()
+
+
+@pytest.mark.parametrize("content", [b"", b"hello", b"config\nmodel\n", pickle.dumps([1] * 99)[:50], b"PK\x03\x04" * 9])
+def test_files_that_are_no_pickle_are_told_without_advice_to_run_them(tmp_path: Path, content: bytes) -> None:
+    path = tmp_path / "model.pt"
+    path.write_bytes(content)
+    told = r"can't be read as plain tensors: the file is damaged, cut off or of another kind\. Fetch it again\.$"
+    refused(tmp_path, lambda: read_checkpoint(path, LAYOUT), told)
 
 
 def test_pickle_that_doubles_with_every_line(tmp_path: Path) -> None:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import re
 from dataclasses import replace
 from pathlib import Path
 
@@ -17,27 +16,18 @@ from lary.models import autoencoders
 from lary.models.keys import FLUX_KEYS, WAN_KEYS, rename
 from lary.models.spec import MODELS, ModelContext, ModelSpec, build
 from lary.types import BenchmarkProtocol
-from tests.parity import fill
-from tests.parity.conftest import Case, case_names, load_case
-from tests.parity.summary import check_input, check_tokens
+from tests.parity.conftest import Case, load_case, model_cases
 from tests.parity.tables import table_names
 
-WAN_CASES = case_names("wan2-2_*")
-FLUX_CASES = case_names("flux2_*")
+WAN_CASES = model_cases("wan2-2")
+FLUX_CASES = model_cases("flux2")
 METADATA = {"scale_factor_temporal", "scale_factor_spatial", "sample_size"}
 """Arguments of diffusers that only tell pipelines about sizes."""
 
 
-def used_weights(case: Case) -> dict[str, np.ndarray]:
-    """The case's weights without ignored keys, its exceptions computed."""
-    ignored = tuple(pattern.rstrip("*") for pattern in case.about["ignored_keys"])
-    shapes = {key: tuple(shape) for key, shape in case.about["keys"].items() if not key.startswith(ignored)}
-    weights = fill.fill_state_dict(shapes)
-    for key, rule in case.about.get("fill_overrides", {}).items():
-        shift = re.fullmatch(r"([\d.]+) \+ fill_tensor\(name, shape\)", str(rule))
-        assert shift, f"{case.name}: no reading for the fill of {key}: {rule}"
-        weights[key] = (float(shift[1]) + fill.fill_tensor(key, shapes[key])).astype(np.float32)
-    return weights
+def ignored(case: Case) -> tuple[str, ...]:
+    """Beginnings of the keys that take no part."""
+    return tuple(pattern.rstrip("*") for pattern in case.about["ignored_keys"])
 
 
 def recorded(case: Case) -> ModelSpec:
@@ -54,29 +44,27 @@ def encode(case: Case, file: Path, protocol: BenchmarkProtocol, clips: npt.NDArr
 
 def save_wan(case: Case, folder: Path) -> Path:
     file = folder / "Wan2.2_VAE.pth"
-    torch.save({key: torch.from_numpy(value) for key, value in used_weights(case).items()}, file)
+    torch.save({key: torch.from_numpy(value) for key, value in case.weights(without=ignored(case)).items()}, file)
     return file
 
 
 def save_flux(case: Case, folder: Path) -> Path:
     file = folder / "ae.safetensors"
-    save_file(used_weights(case), file)
+    save_file(case.weights(without=ignored(case)), file)
     return file
 
 
 def wan_clip(case: Case, name: str) -> npt.NDArray[np.float32]:
     """One sample (1, T, 3, H, W) in [-1, 1]; the case has channels first."""
-    check_input(case, name, "x * 2 - 1")
-    return (case.draw(name) * 2 - 1).swapaxes(0, 1)[None]
+    return (case.draw(name, "x * 2 - 1") * 2 - 1).swapaxes(0, 1)[None]
 
 
 @pytest.mark.parametrize("name", WAN_CASES)
 def test_wan_tokens_equal_the_published_ones(name: str, tmp_path: Path) -> None:
     case = load_case(name)
-    file = save_wan(case, tmp_path)
-    for kind in ("image", "video"):
-        tokens = encode(case, file, "paper", wan_clip(case, f"clip_{kind}"))
-        check_tokens(case, f"tokens_{kind}", tokens[0])
+    file, kinds = save_wan(case, tmp_path), ("image", "video")
+    clips = {kind: wan_clip(case, f"clip_{kind}") for kind in kinds}
+    case.check_all(**{f"tokens_{kind}": encode(case, file, "paper", clips[kind])[0] for kind in kinds})
 
 
 @pytest.mark.parametrize("name", WAN_CASES)
@@ -85,7 +73,7 @@ def test_wan_frames_of_a_corrected_pair_are_images(name: str, tmp_path: Path) ->
     file, pair = save_wan(case, tmp_path), wan_clip(case, "clip_image")
     tokens = encode(case, file, "corrected", pair)
     assert tokens.shape[1] == pair.shape[1] == 2
-    check_tokens(case, "tokens_image", tokens[0, :1])  # all that the published code sees
+    case.check("tokens_image", tokens[0, :1])  # all that the published code sees
     swapped = encode(case, file, "corrected", pair[:, ::-1])
     assert torch.equal(tokens.flip(1), swapped)
     assert not torch.equal(tokens[:, 0], tokens[:, 1])
@@ -94,33 +82,32 @@ def test_wan_frames_of_a_corrected_pair_are_images(name: str, tmp_path: Path) ->
 def flux_clips(case: Case, protocol: BenchmarkProtocol, name: str) -> npt.NDArray[np.float32]:
     """The case's frames, normalised as the record or, for clips, the published code does: (B, T, 3, H, W)."""
     if name == "video":
-        check_input(case, name, "x in [0,1) stands for the resized frames / 255, (B, T, H, W, 3)")
-        frames = case.draw(name) * 2 - 1
+        frames = case.draw(name, "x in [0,1) stands for the resized frames / 255, (B, T, H, W, 3)") * 2 - 1
     else:
-        check_input(case, name, "uint8 = floor(x * 256), (B, T=2, H, W, 3), already resized")
         rule = recorded(case).preprocessing(protocol, "pair")
-        pixels = np.floor(case.draw(name) * 256).astype(np.float32)
+        drawn = case.draw(name, "uint8 = floor(x * 256), (B, T=2, H, W, 3), already resized")
+        pixels = np.floor(drawn * 256).astype(np.float32)
         frames = (pixels / np.float32(rule.scale) - np.float32(rule.mean)) / np.float32(rule.std)
     return np.moveaxis(frames, -1, 2)
 
 
-@pytest.mark.parametrize("name", FLUX_CASES)
-def test_flux_latents_equal_the_published_ones(name: str, tmp_path: Path) -> None:
-    case = load_case(name)
-    check_input(case, "pixels", "x * 2 - 1 (N, 3, H, W)")
-    images = case.draw("pixels") * 2 - 1
-    tokens = encode(case, save_flux(case, tmp_path), "corrected", images[:, None])
+def flux_latents(case: Case, file: Path) -> torch.Tensor:
+    """Latents of the case's images on their grid, (N, D, H / cell, W / cell)."""
+    images = case.draw("pixels", "x * 2 - 1 (N, 3, H, W)") * 2 - 1
     cells = [side // 2 ** len(case.config["ch_mult"]) for side in images.shape[2:]]
-    check_tokens(case, "latents", tokens[:, 0].transpose(1, 2).unflatten(2, cells))
+    return encode(case, file, "corrected", images[:, None])[:, 0].transpose(1, 2).unflatten(2, cells)
 
 
-@pytest.mark.parametrize("kind", ["image_pair", "video"])
 @pytest.mark.parametrize("name", FLUX_CASES)
-def test_flux_tokens_equal_the_published_and_the_corrected_ones(name: str, kind: str, tmp_path: Path) -> None:
+def test_flux_latents_and_tokens_equal_the_published_and_the_corrected_ones(name: str, tmp_path: Path) -> None:
     case = load_case(name)
-    file, output = save_flux(case, tmp_path), kind.removesuffix("_pair")
-    check_tokens(case, f"tokens_{output}_upstream", encode(case, file, "paper", flux_clips(case, "paper", kind)))
-    check_tokens(case, f"tokens_{output}_fixed", encode(case, file, "corrected", flux_clips(case, "corrected", kind)))
+    file = save_flux(case, tmp_path)
+    found = {"latents": flux_latents(case, file)}
+    for kind in ("image_pair", "video"):
+        output = kind.removesuffix("_pair")
+        found[f"tokens_{output}_upstream"] = encode(case, file, "paper", flux_clips(case, "paper", kind))
+        found[f"tokens_{output}_fixed"] = encode(case, file, "corrected", flux_clips(case, "corrected", kind))
+    case.check_all(**found)
 
 
 def test_flux_pixels_of_a_published_pair_reach_509() -> None:
@@ -135,8 +122,7 @@ def test_keys_arguments_and_constants_are_those_of_the_case(name: str) -> None:
         "wan2-2": (WAN_KEYS, autoencoders.WAN_LAYOUT, autoencoders.wan_arguments, "AutoencoderKLWan"),
         "flux2": (FLUX_KEYS, autoencoders.FLUX_LAYOUT, autoencoders.flux_arguments, "AutoencoderKLFlux2"),
     }[case.about["model"]]
-    ignored = tuple(pattern.rstrip("*") for pattern in case.about["ignored_keys"])
-    used = [key for key in case.about["keys"] if not key.startswith(ignored)]
+    used = [key for key in case.about["keys"] if not key.startswith(ignored(case))]
     named = table_names(case.about["diffusers_mapping"], used, num_res_blocks=case.config["num_res_blocks"])
     assert {key: rename(key, rules) for key in used} == named
     assert [key for key in case.about["keys"] if not key.startswith(layout.unused)] == used

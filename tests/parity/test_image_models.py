@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -16,10 +17,15 @@ from safetensors.numpy import save_file
 from lary.models.preprocess import mix_planes
 from lary.models.spec import MODELS, ModelContext, ModelSpec, build
 from lary.types import BenchmarkProtocol
-from tests.parity.conftest import Case, case_names, load_case
+from tests.parity.conftest import Case, load_case, model_cases
 
-CASES = case_names("*-origin_*")
-PREFIXED = [name for name in CASES if "prefix_in_published_file" in load_case(str(name)).about["backbone"]]
+CASES = model_cases("*-origin")
+
+
+def published_prefix(name: Any) -> str:
+    """What the keys of a case's published file begin with, empty if nothing; `name` may be a marked parameter."""
+    backbone = load_case(getattr(name, "values", (name,))[0]).about["backbone"]
+    return (backbone.get("prefix_in_published_file") or " ").split(" ")[0]
 
 
 def save_checkpoint(case: Case, folder: Path, prefix: str = "") -> None:
@@ -29,6 +35,11 @@ def save_checkpoint(case: Case, folder: Path, prefix: str = "") -> None:
     config = {"model_type": config_class.model_type, **case.config["backbone"]}
     (folder / "config.json").write_text(json.dumps(config))
     save_file({prefix + key: value for key, value in case.weights().items()}, folder / "model.safetensors")
+
+
+def clips_of(case: Case) -> npt.NDArray[np.float32]:
+    """The case's frames (B, T, 3, H, W) in [0, 1)."""
+    return np.ascontiguousarray(case.draw("x", "none: (B, 3, F, H, W) in [0, 1)").swapaxes(1, 2))
 
 
 def of_size(spec: ModelSpec, size: int) -> ModelSpec:
@@ -52,7 +63,7 @@ def encode(case: Case, folder: Path, protocol: BenchmarkProtocol, clips: npt.NDA
 def test_paper_tokens_and_planes_equal_the_published_ones(name: str, tmp_path: Path) -> None:
     case = load_case(name)
     save_checkpoint(case, tmp_path / "weights")
-    clips = np.ascontiguousarray(case.draw("x").swapaxes(1, 2))
+    clips = clips_of(case)
     case.check("mixed_images_corner", mix_planes(clips)[..., :4, :4].reshape(-1, 3, 4, 4))
     case.check("tokens", encode(case, tmp_path / "weights", "paper", clips))
 
@@ -61,15 +72,15 @@ def test_paper_tokens_and_planes_equal_the_published_ones(name: str, tmp_path: P
 def test_corrected_tokens_are_those_of_single_frames(name: str, tmp_path: Path) -> None:
     case = load_case(name)
     save_checkpoint(case, tmp_path / "weights")
-    clips = np.ascontiguousarray(case.draw("x").swapaxes(1, 2))
+    clips = clips_of(case)
     tokens = encode(case, tmp_path / "weights", "corrected", clips)
     assert tokens.shape == case.arrays["tokens"].shape
     case.check("tokens_unmixed_first_image", tokens[:, :1])
 
 
-@pytest.mark.parametrize("name", PREFIXED)
+@pytest.mark.parametrize("name", [name for name in CASES if published_prefix(name)])
 def test_published_file_with_a_prefix_gives_the_same_tokens(name: str, tmp_path: Path) -> None:
     case = load_case(name)
-    save_checkpoint(case, tmp_path / "weights", case.about["backbone"]["prefix_in_published_file"].split()[0])
-    clips = np.ascontiguousarray(case.draw("x").swapaxes(1, 2))
+    save_checkpoint(case, tmp_path / "weights", published_prefix(name))
+    clips = clips_of(case)
     case.check("tokens", encode(case, tmp_path / "weights", "paper", clips))

@@ -14,7 +14,7 @@ import pytest
 from lary.models import preprocess as pre
 from lary.models.spec import Preprocess
 from tests.parity import fill
-from tests.parity.conftest import Case, case_names, load_case
+from tests.parity.conftest import Case, load_case, model_cases
 
 Array = npt.NDArray[Any]
 Output = tuple[str, Array, tuple[int, int], Preprocess, "int | None"]
@@ -64,7 +64,7 @@ def grey_level(record: Preprocess) -> float:
     return 1 / record.scale / min(record.std)
 
 
-@pytest.mark.parametrize("name", case_names("preprocess"))
+@pytest.mark.parametrize("name", model_cases("preprocessing (*"))
 def test_every_model_gets_the_published_values(name: str) -> None:
     case = load_case(name)
     for key in case.about["outputs"]:
@@ -111,7 +111,7 @@ def lam_outputs(pair: Array, clip: Array, size: int) -> Iterator[Output]:
     yield "video.villa-x", pre.resize(clip, villa_clip), inner, villa_clip, 0
 
 
-@pytest.mark.parametrize("name", case_names("preprocess_lam_*"))
+@pytest.mark.parametrize("name", model_cases("preprocessing of *"))
 def test_latent_action_models_get_the_published_values(name: str) -> None:
     case = load_case(name)
     seen = set()

@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import re
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pytest
@@ -14,37 +12,16 @@ import torch
 from lary.models.spec import MODELS, ModelContext, build
 from lary.models.univla import BACKBONE, UNIVLA, WRAPPER, UniVLA
 from lary.nets.univla import UniVLAConfig, UniVLANetwork, training_shapes
-from tests.parity.conftest import Case, case_names, load_case
+from tests.parity.conftest import Case, load_case, model_cases
 
 pytestmark = pytest.mark.timeout(1200)  # full sizes take minutes on a busy machine
-CASES = case_names("univla_*")
-
-
-def check_all(case: Case, **values: Any) -> None:
-    """Hold every output of the case against a value: itself, or its first values and statistics where it is long."""
-    checked = set()
-    for name, value in values.items():
-        array = np.asarray(value)
-        if name in case.arrays:
-            case.check(name, array)
-            checked.add(name)
-            continue
-        shape = re.search(r"full shape (\[[\d, ]*\])", case.about["outputs"][f"{name}.first4096"])
-        assert shape, f"{case.name}: the full shape of {name} isn't told"
-        assert str(list(array.shape)) == shape[1], f"{case.name} {name}"
-        wide = array.astype(np.float64)
-        case.check(f"{name}.first4096", array.ravel()[:4096])
-        case.check(f"{name}.stats", [wide.mean(), wide.std(), np.linalg.norm(wide)])
-        checked |= {f"{name}.first4096", f"{name}.stats"}
-    assert checked == set(case.arrays) == set(case.about["outputs"])
+CASES = model_cases("univla")
 
 
 def load_encoder(case: Case, folder: Path) -> UniVLA:
     """The encoder from a Lightning file with the case's weights; small cases come with the training decoder, too."""
-    ignored = case.about["ignored_keys"] if case.about["size"] != "small" else ()
-    state = {
-        WRAPPER + key: torch.from_numpy(value) for key, value in case.weights().items() if key not in ignored
-    }  # fmt: skip
+    ignored = tuple(case.about["ignored_keys"]) if case.about["size"] != "small" else ()
+    state = {WRAPPER + key: torch.from_numpy(value) for key, value in case.weights(without=ignored).items()}
     torch.save({"epoch": 3, "state_dict": state, "hyper_parameters": {"stage": "stage-2"}}, folder / "lam-stage-2.ckpt")
     del state
     backbone = {key: value for key, value in case.about["backbone"]["config"].items() if key not in ("hub", "name")}
@@ -57,9 +34,9 @@ def load_encoder(case: Case, folder: Path) -> UniVLA:
 
 def clips_of(case: Case) -> torch.Tensor:
     """The case's input, which the published model normalises inside, as the record prepares it: (B, T, 3, H, W)."""
-    assert case.about["input"]["video"]["then"].startswith("none: values in [0, 1), (B, C, T=2, H, W)")
+    video = case.draw("video", "none: values in [0, 1), (B, C, T=2, H, W); normalised inside the model")
     mean, std = (np.float32(value)[:, None, None] for value in (UNIVLA.preprocess.mean, UNIVLA.preprocess.std))
-    return torch.from_numpy(np.ascontiguousarray((case.draw("video").swapaxes(1, 2) - mean) / std))
+    return torch.from_numpy(np.ascontiguousarray((video.swapaxes(1, 2) - mean) / std))
 
 
 @pytest.mark.parametrize("name", CASES)
@@ -71,8 +48,7 @@ def test_every_output_equals_the_published_one(name: str, tmp_path: Path) -> Non
         features = encoder.features(clips)
         encoded = network.encode(features)
         controllable, uncontrollable = network.controllable(encoded), network.uncontrollable(encoded)
-    check_all(
-        case,
+    case.check_all(
         patches=features,
         latent=controllable.latent,
         indices=latents.codes,

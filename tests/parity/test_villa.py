@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import json
-import re
-from dataclasses import fields, replace
+from dataclasses import fields
 from pathlib import Path
 
 import numpy as np
@@ -12,23 +11,20 @@ import pytest
 import torch
 from safetensors.numpy import save_file
 
-from lary.models.preprocess import prepare
+from lary.models.preprocess import normalise
 from lary.models.spec import MODELS, ModelContext, build
 from lary.models.villa import DERIVED, VILLA_X, VillaX
 from lary.nets.villa import VillaConfig, VillaNetwork, training_shapes
 from tests.parity import fill
-from tests.parity.conftest import Case, case_names, load_case
-from tests.parity.test_univla import check_all
+from tests.parity.conftest import Case, load_case, model_cases
 
 pytestmark = pytest.mark.timeout(1200)  # full sizes take minutes on a busy machine
-CASES = case_names("villa-x_*")
+CASES = model_cases("villa-x")
 
 
 def load_encoder(case: Case, folder: Path) -> VillaX:
     """The encoder from the case's weights on disk; small cases come with the training decoder, too."""
-    weights = case.weights()
-    if case.about["size"] != "small":
-        weights = {key: value for key, value in weights.items() if key not in case.about["ignored_keys"]}
+    weights = case.weights(without=tuple(case.about["ignored_keys"]) if case.about["size"] != "small" else ())
     config = {"architecture": case.about["upstream_class"], "description": "", "version": 0, "config": case.config}
     (folder / "model_config.json").write_text(json.dumps(config))
     save_file(weights, folder / "model.safetensors")
@@ -39,12 +35,8 @@ def load_encoder(case: Case, folder: Path) -> VillaX:
 
 def clips_of(case: Case) -> torch.Tensor:
     """The case's input as the record prepares it, without a resize."""
-    entry = case.about["input"]["clips"]
-    factor = re.fullmatch(r"floor\(draw \* (\d+)\) as uint8.*", entry["then"])
-    assert factor, entry["then"]
-    frames = np.floor(case.draw("clips") * np.float32(factor[1])).astype(np.uint8)
-    record = replace(VILLA_X.preprocess, size=frames.shape[2])
-    return torch.from_numpy(np.stack([prepare(clip, record) for clip in frames]))
+    frames = np.floor(case.draw("clips", "floor(draw * 255) as uint8, (B, T, H, W, 3)") * np.float32(255))
+    return torch.from_numpy(normalise(np.moveaxis(frames.astype(np.uint8), -1, -3), VILLA_X.preprocess))
 
 
 @pytest.mark.parametrize("name", CASES)
@@ -52,13 +44,13 @@ def test_every_output_equals_the_published_one(name: str, tmp_path: Path) -> Non
     case = load_case(name)
     encoder, clips = load_encoder(case, tmp_path), clips_of(case)
     latents, network = encoder.encode(clips), encoder.network
+    clips = encoder.fitted(clips)
     probe = fill.uniform(f"{case.about['input']['clips']['draw']}/vq_probe", (64, encoder.dim))
     with torch.inference_mode():
         continuous = network.latents(clips)
         window = network.encoder.tokens(network.encoder.patches(clips[:, : network.window]))
         _, nearest = network.quantize(torch.from_numpy(2 * probe - 1))
-    check_all(
-        case,
+    case.check_all(
         encoder_tokens=window.flatten(0, 1),
         latent=continuous.flatten(2).unsqueeze(2),
         tokens=latents.tokens,

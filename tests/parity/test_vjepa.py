@@ -15,11 +15,10 @@ from lary.models.keys import VJEPA_KEYS, cut_joint, rename_keys
 from lary.models.preprocess import IMAGENET_MEAN, IMAGENET_STD
 from lary.models.spec import MODELS, ModelContext, build
 from lary.types import BenchmarkProtocol
-from tests.parity.conftest import Case, case_names, load_case
-from tests.parity.summary import check_input, check_tokens
+from tests.parity.conftest import Case, load_case, model_cases
 from tests.parity.tables import expand, table_names
 
-CASES = case_names("vjepa2_*")
+CASES = model_cases("vjepa2")
 
 
 def save_released(case: Case, folder: Path) -> Path:
@@ -32,8 +31,7 @@ def save_released(case: Case, folder: Path) -> Path:
 
 def normalised(case: Case, name: str) -> npt.NDArray[np.float32]:
     """Clips (B, T, 3, H, W) with ImageNet's statistics; the case has channels first."""
-    check_input(case, name, "(x - mean) / std per channel on axis 1, ImageNet mean and std")
-    clips = case.draw(name).swapaxes(1, 2)
+    clips = case.draw(name, "(x - mean) / std per channel on axis 1, ImageNet mean and std").swapaxes(1, 2)
     mean, std = (np.float32(value)[:, None, None] for value in (IMAGENET_MEAN, IMAGENET_STD))
     return np.ascontiguousarray((clips - mean) / std)
 
@@ -52,10 +50,9 @@ def encode(case: Case, file: Path, protocol: BenchmarkProtocol, clips: npt.NDArr
 @pytest.mark.parametrize("name", CASES)
 def test_tokens_equal_the_published_ones(name: str, tmp_path: Path) -> None:
     case = load_case(name)
-    file = save_released(case, tmp_path)
-    for kind in ("image", "video"):
-        tokens = encode(case, file, "paper", normalised(case, f"clip_{kind}"))
-        check_tokens(case, f"tokens_{kind}", tokens)
+    file, kinds = save_released(case, tmp_path), ("image", "video")
+    clips = {kind: normalised(case, f"clip_{kind}") for kind in kinds}
+    case.check_all(**{f"tokens_{kind}": encode(case, file, "paper", clips[kind]) for kind in kinds})
 
 
 @pytest.mark.parametrize("name", CASES)
