@@ -102,6 +102,15 @@ def run_one(
     weights = changes.get("weights")
     itself = model.name == config.model
     protocol, latent = config.protocol, config.latent if itself else None
+    options: dict[str, Any] = {
+        "model": model.name, "dataset": dataset.name, "gpus": config.gpus, "protocol": protocol, "latent": latent,
+        "probe_preset": config.probe_preset, "seeds": config.seeds, "epochs": config.epochs,
+        "overwrite": config.overwrite, "splits": config.splits, **changes,
+    }  # fmt: skip
+    if not isinstance(dataset.target, LabelSpace):
+        options |= {"model_type": config.model_type, "action_mode": config.action_mode}
+        options["relative_frame"] = config.relative_frame
+    probe = config_for(dataset, options)
     for split in splits_of(dataset, settings, config):
         extract(
             ExtractConfig(
@@ -111,15 +120,7 @@ def run_one(
             settings,
             plugins=plugins,
         )  # fmt: skip
-    options: dict[str, Any] = {
-        "model": model.name, "dataset": dataset.name, "gpus": config.gpus, "protocol": protocol, "latent": latent,
-        "probe_preset": config.probe_preset, "seeds": config.seeds, "epochs": config.epochs,
-        "overwrite": config.overwrite, "splits": config.splits, **changes,
-    }  # fmt: skip
-    if not isinstance(dataset.target, LabelSpace):
-        options |= {"model_type": config.model_type, "action_mode": config.action_mode}
-        options["relative_frame"] = config.relative_frame
-    return run_probe(config_for(dataset, options), settings)
+    return run_probe(probe, settings)
 
 
 def splits_of(dataset: DatasetSpec, settings: Settings, config: ControlsConfig) -> list[str]:
