@@ -17,7 +17,8 @@ import pytest
 
 from tests.parity import fill
 
-FOLDER = Path(os.environ.get("LARY_PARITY_DIR") or Path(__file__).parent / "cases")
+SHIPPED = Path(__file__).parent / "cases"
+FOLDER = Path(os.environ.get("LARY_PARITY_DIR") or SHIPPED)
 
 
 @dataclass(frozen=True)
@@ -64,11 +65,11 @@ def case_names(pattern: str) -> list[Any]:
     return [pytest.param(name, marks=pytest.mark.slow) if "_full" in name else name for name in found]
 
 
-def load_case(name: str) -> Case:
+def load_case(name: str, folder: Path = FOLDER) -> Case:
     """Read a case by name."""
-    about = json.loads((FOLDER / f"{name}.json").read_text())
+    about = json.loads((folder / f"{name}.json").read_text())
     arrays = {}
-    if (FOLDER / f"{name}.npz").exists():
-        with np.load(FOLDER / f"{name}.npz", allow_pickle=False) as file:
+    if (folder / f"{name}.npz").exists():
+        with np.load(folder / f"{name}.npz", allow_pickle=False) as file:
             arrays = {key: file[key] for key in file.files}
     return Case(name, about, arrays)

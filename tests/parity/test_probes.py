@@ -17,7 +17,7 @@ from lary.probes.presets import PRESETS, HeadSettings
 from lary.probes.sampler import balanced_indices, class_weights, validation_indices
 from lary.probes.schedule import learning_rate, weight_decay
 from tests.parity import fill
-from tests.parity.conftest import Case, case_names, load_case
+from tests.parity.conftest import SHIPPED, Case, case_names, load_case
 
 GROUPS = {
     "calvin": {"position": (0, 1, 2), "orientation": (3, 4, 5), "gripper": (6,)},
@@ -89,7 +89,7 @@ def test_schedule(name: str) -> None:
 
 
 def test_paper_preset_has_the_published_heads() -> None:
-    case = load_case("probe_schedule")
+    case = load_case("probe_schedule", SHIPPED)  # cases of another folder may have heads of their own
     preset = PRESETS.get("paper").classifier
     published = [(head["lr"], head["weight_decay"], head["final_lr"], head["warmup"]) for head in case.config["heads"]]
     assert [(head.lr, head.weight_decay, head.final_lr, head.warmup) for head in preset.heads] == published
