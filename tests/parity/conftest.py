@@ -59,9 +59,12 @@ class Case:
         np.testing.assert_allclose(actual, expected, rtol=0, atol=tolerance, err_msg=f"{self.name} {name}")
 
 
-def case_names(pattern: str) -> list[Any]:
-    """Names of the cases that match a glob pattern, as parameters; ``_full`` ones are marked slow."""
-    found = sorted(path.stem for path in FOLDER.glob(f"{pattern}.json"))
+def case_names(pattern: str, *, but: tuple[str, ...] = ()) -> list[Any]:
+    """Names of the cases that match a glob pattern, as parameters; ``_full`` ones are marked slow.
+
+    Names that begin like one of `but` are left out.
+    """
+    found = sorted(path.stem for path in FOLDER.glob(f"{pattern}.json") if not path.stem.startswith(but))
     return [pytest.param(name, marks=pytest.mark.slow) if "_full" in name else name for name in found]
 
 

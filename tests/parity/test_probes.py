@@ -33,7 +33,7 @@ def load_weights(network: torch.nn.Module, case: Case) -> None:
     network.eval()
 
 
-@pytest.mark.parametrize("name", [*case_names("probe_small*"), *case_names("probe_full*")])
+@pytest.mark.parametrize("name", case_names("probe_*", but=("probe_schedule", "probe_sampler")))
 def test_attentive_probe(name: str) -> None:
     case = load_case(name)
     config = case.config
