@@ -191,13 +191,6 @@ def test_controls_stand_beside_the_run(place: Path, tmp_path: Path) -> None:
             run(place, tmp_path / "wrong", model_type="ridge", project=size)
 
 
-def test_controls_of_frames_need_one_step_per_frame(place: Path, tmp_path: Path) -> None:
-    for split in ("train", "val"):
-        extract(ExtractConfig(model="frame-difference", dataset="calvin", split=split, workers=1), settings_of(place))
-    with pytest.raises(UsageError, match=r"--control static-pair: the latents of 'frame-difference'.*1 steps for 2"):
-        run(place, tmp_path, model="frame-difference", control="static-pair")
-
-
 def test_classification_has_seeds_and_controls(place: Path, tmp_path: Path) -> None:
     config = ClassifyConfig(model=MODEL, dataset="robot_1st", probe_preset="demo", epochs=1, seeds="0,1")
     done = classify(config, settings_of(place, tmp_path))

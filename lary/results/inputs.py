@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 import numpy.typing as npt
 
-from lary.configs import ClassifyConfig, ProbeControl, RegressConfig
+from lary.configs import ClassifyConfig, RegressConfig
 from lary.data.actions import ActionMode, Normaliser, Targets, load_targets
 from lary.data.frames import read_clip
 from lary.data.poses import Frame, in_frame
@@ -22,14 +22,12 @@ from lary.latents.table import SplitLatents, find_latent_table, open_latents
 from lary.models.spec import ModelSpec, with_latent
 from lary.probes.outcome import SampleColumns
 from lary.probes.sources import NamedSource, ProjectedSource, ShuffledOrderSource, StaticSource
+from lary.results.changed import CHANGED, FRAME_CONTROLS, open_changed, separate
 from lary.runtime import device_numbers, log
 from lary.settings import Settings
 from lary.types import Failure, LaryError, LatentSource, MediaError, Sample, UsageError
 
 ProbeConfig = ClassifyConfig | RegressConfig
-
-FRAME_CONTROLS: tuple[ProbeControl, ...] = ("static-pair", "shuffled-order")
-"""Controls that change what the encoder sees, not what the probe is told."""
 
 CHECKED_ROWS = 1024
 """Of a split, whose latents are held against their sample."""
@@ -96,8 +94,9 @@ def open_splits(
         raise UsageError(f"The splits of '{dataset.name}' hold latents of different shapes ({told}): extract again.")
     check_samples(settings, splits)
     if config.control in FRAME_CONTROLS:
-        for split in splits.values():
-            check_steps(split, config)
+        for role, split in splits.items():
+            if not separate(split, config.protocol):
+                splits[role] = open_changed(settings, split, config.control, asked, memory)
     return splits
 
 
@@ -152,34 +151,25 @@ def shared_groups(dataset: DatasetSpec, splits: Mapping[str, SplitLatents]) -> t
 
 
 def check_steps(split: SplitLatents, config: ProbeConfig) -> None:
-    """Refuse a control of the frames on latents that don't hold one step per frame.
-
-    Under ``paper`` some encoders mix the frames even where there is a step for each.
-
-    Raises:
-        UsageError: says which latents the control can be had for.
-    """
-    frames = len(split.table[0].frame_index) or len(split.table[0].media)
-    shape = split.source.shape
-    separate = len(shape) == 3 and shape[0] == frames and config.protocol == "corrected"
-    if not separate:
-        held = f"{shape[0]} steps" if len(shape) == 3 else "no steps"
+    """Refuse a control of the frames on latents without a store that mix frames. Raises UsageError."""
+    if not separate(split, config.protocol):
         raise UsageError(
-            f"--control {config.control}: the latents of '{config.model}' (protocol {config.protocol}) hold {held} for "
-            f"{frames} frames, so frames can't be exchanged after extraction. Use a model that encodes each frame by "
-            "itself, or --control shuffled-targets."
+            f"--control {config.control}: '{config.model}' (protocol {config.protocol}) mixes the frames of a sample, "
+            "so they have to be changed before they are encoded: leave --no-store out."
         )
 
 
 def shown(split: SplitLatents, config: ProbeConfig, seed: int, *, training: bool) -> LatentSource:
     """The latents of a split as the probe sees them: through the control and the projection that were asked for.
 
-    Every split goes through the same projection; orders are shuffled anew.
+    Every split goes through the same projection; orders are shuffled anew. Frames that were changed before they were
+    encoded stay as they are.
     """
     source: LatentSource = NamedSource(split.source, lambda row: name_of(split.table[row]))
-    if config.control == "static-pair":
+    control = None if CHANGED in split.store else config.control
+    if control == "static-pair":
         source = StaticSource(source)
-    elif config.control == "shuffled-order":
+    elif control == "shuffled-order":
         source = ShuffledOrderSource(source, seed if training else seed + 1)
     return source if config.project is None else ProjectedSource(source, config.project, seed)
 
