@@ -268,7 +268,7 @@ def test_training_and_validation_go_through_the_same_projection() -> None:
         def read(self, rows: Any) -> Any:
             return tokens[np.asarray(rows)]
 
-    split = cast("SplitLatents", SimpleNamespace(source=Source()))
+    split = cast("SplitLatents", SimpleNamespace(source=Source(), store={}))
     config = RegressConfig(model="m", dataset="d", project=3)
     train, validation = (shown(split, config, 5, training=training).read(range(6)) for training in (True, False))
     assert train.shape == (6, 2, 4, 3)
@@ -439,7 +439,7 @@ def test_latents_that_are_not_finite_name_their_sample() -> None:
     tokens[1, 0, 0, 0] = np.nan
     source = SimpleNamespace(shape=tokens.shape[1:], read=lambda rows: tokens[np.asarray(rows)])
     samples = [Sample(f"id{row}", row, (f"v{row}.mp4",), (), "push", "v", "arm") for row in range(3)]
-    split = cast("Any", SimpleNamespace(source=source, table=samples))
+    split = cast("Any", SimpleNamespace(source=source, table=samples, store={}))
     for control in (None, "static-pair"):
         shown_as = shown(split, ClassifyConfig(model="m", dataset="d", control=control), 0, training=True)
         with pytest.raises(LaryError, match=r"sample id1 \(v1.mp4\) hold NaN or infinity"):
