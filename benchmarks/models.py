@@ -74,7 +74,7 @@ def main() -> int:
 
 def is_published(spec: ModelSpec) -> bool:
     """The models of the benchmark's table; its ablations have the architecture of one of these."""
-    return spec.weights is not None and spec.parameters_m is not None
+    return spec.weights is not None and not spec.ablation
 
 
 def measure(spec: ModelSpec, options: argparse.Namespace) -> dict[str, Any]:

@@ -117,6 +117,17 @@ def tell_once(message: str) -> None:
     log.info(message)
 
 
+def device_numbers(gpus: str) -> list[int]:
+    """The numbers of a list such as 0,1. Raises UsageError."""
+    try:
+        wanted = [int(part) for part in gpus.split(",")]
+    except ValueError:
+        raise UsageError(f"--gpus '{gpus}': expected device numbers such as 0 or 0,1,2,3.") from None
+    if min(wanted) < 0 or len(set(wanted)) < len(wanted):
+        raise UsageError(f"--gpus {gpus}: expected numbers from 0, each once, such as 0 or 0,1,2,3.")
+    return wanted
+
+
 def pick_devices(gpus: str | None, choice: str = "auto") -> list[str]:
     """Torch device names for ``--gpus 0,1``; one CPU, with a line that says so, where there is no CUDA.
 
@@ -129,10 +140,7 @@ def pick_devices(gpus: str | None, choice: str = "auto") -> list[str]:
     """
     import torch
 
-    try:
-        wanted = [int(part) for part in (gpus or "0").split(",")]
-    except ValueError:
-        raise UsageError(f"--gpus '{gpus}': expected device numbers such as 0 or 0,1,2,3.") from None
+    wanted = device_numbers(gpus or "0")
     if choice == "cpu":
         return ["cpu"]
     if choice == "mps":
@@ -142,11 +150,14 @@ def pick_devices(gpus: str | None, choice: str = "auto") -> list[str]:
     if not torch.cuda.is_available():
         if choice == "cuda":
             raise UsageError("--device cuda: torch finds no CUDA device here; use --device auto.")
-        tell_once("no CUDA device here: one process on the CPU")
+        asked = f"--gpus {gpus}: torch finds " if gpus else ""
+        remedy = "; to use one, install its driver and a torch that is built for CUDA" if gpus else ""
+        tell_once(f"{asked}no CUDA device here: one process on the CPU{remedy}")
         return ["cpu"]
     count = torch.cuda.device_count()
-    if missing := [index for index in wanted if not 0 <= index < count]:
-        raise UsageError(f"--gpus {gpus}: this machine has CUDA devices 0 to {count - 1}, not {missing[0]}.")
+    if missing := [index for index in wanted if index >= count]:
+        there = "CUDA device 0 alone" if count == 1 else f"CUDA devices 0 to {count - 1}"
+        raise UsageError(f"--gpus {gpus}: this machine has {there}, not {missing[0]}: name those that are there.")
     torch.backends.cudnn.allow_tf32 = False  # patch embeddings are convolutions: fp32 means fp32
     return [f"cuda:{index}" for index in wanted]
 

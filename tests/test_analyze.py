@@ -18,9 +18,11 @@ from lary.data.spec import DATASETS
 from lary.models.spec import MODELS
 from lary.probes.attention import attention_weights
 from lary.probes.attentive import CrossAttention
+from lary.results import figures
 from lary.results.analyses import base
 from lary.results.analyses.attention import frames_of_steps, layout_of
-from lary.results.analyses.frequency import moving_average
+from lary.results.analyses.base import fitted
+from lary.results.analyses.frequency import Curve, line_of, moving_average
 from lary.results.analyses.run import analyze
 from lary.results.analyses.trajectories import chosen, episode_of
 from lary.results.chunks import Chunks, write_chunks
@@ -112,9 +114,48 @@ def test_frequency_refuses_what_it_cannot_average(tmp_path: Path) -> None:
     add_classification(tmp_path, "siglip2", "libero", 2.0)
     with pytest.raises(UsageError, match="--window 400: libero has 28 classes"):
         run(tmp_path, "frequency", window=400)
-    add_classification(tmp_path, "siglip2", "libero", 2.0, train=7)
-    with pytest.raises(UsageError, match="all classes of libero occur equally often"):
-        run(tmp_path, "frequency")
+
+
+def test_the_average_has_one_point_per_frequency() -> None:
+    own = Curve("", (), np.empty(0), np.empty(0), np.array([5.0, 5, 7]), np.array([0.2, 0.4, 0.9]), None)
+    places, heights = line_of(own)
+    np.testing.assert_allclose(places, [5, 7])
+    np.testing.assert_allclose(heights, [0.3, 0.9])
+
+
+def test_classes_that_are_all_equally_frequent_are_drawn_by_name(tmp_path: Path) -> None:
+    for model, skill in (("siglip2", 2.0), ("dinov3", 4.0)):
+        add_classification(tmp_path, model, "libero", skill, train=7)
+    files, left_out = run(tmp_path, "frequency")
+    assert files == {f"frequency_libero{suffix}" for suffix in SUFFIXES}
+    assert not left_out
+    table = rows_of(tmp_path / "logs" / "analysis" / "frequency_libero.csv")
+    assert {(row["train"], row["moving_average"]) for row in table} == {("7", "")}
+    picture = (tmp_path / "logs" / "analysis" / "frequency_libero.svg").read_text()
+    order = [picture.index(f">{name}<") for name in by_mean_f1(table)]
+    assert order == sorted(order)
+    assert "each with 7 training samples" in picture
+
+
+def by_mean_f1(table: list[dict[str, str]]) -> list[str]:
+    """Names of the classes by rising mean of F1 over the models."""
+    values: dict[str, list[float]] = {}
+    for row in table:
+        values.setdefault(row["class"], []).append(float(row["f1"]))
+    return sorted(values, key=lambda name: (np.mean(values[name]), name))
+
+
+@pytest.mark.parametrize("width", [4.2, 6.4, 9.6])
+def test_titles_fit_their_figures(width: float) -> None:
+    text = "protocol corrected, preset paper, absolute actions, 95 % intervals; lower is better; open marks: paper"
+    lines = fitted(f"VLABench: score by stride\n{text}", width).splitlines()
+    assert lines[0] == "VLABench: score by stride"
+    assert " ".join(lines[1:]) == text
+    with figures.new_figure(width, 2) as figure:
+        title = figure.suptitle("\n".join(lines), fontsize=9.5)
+        box = title.get_window_extent(figure.canvas.get_renderer())  # type: ignore[attr-defined]
+        assert box.x0 >= 0
+        assert box.x1 <= figure.bbox.width
 
 
 # --- gap --------------------------------------------------------------------------------------------------------------

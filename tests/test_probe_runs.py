@@ -191,13 +191,6 @@ def test_controls_stand_beside_the_run(place: Path, tmp_path: Path) -> None:
             run(place, tmp_path / "wrong", model_type="ridge", project=size)
 
 
-def test_controls_of_frames_need_one_step_per_frame(place: Path, tmp_path: Path) -> None:
-    for split in ("train", "val"):
-        extract(ExtractConfig(model="frame-difference", dataset="calvin", split=split, workers=1), settings_of(place))
-    with pytest.raises(UsageError, match=r"--control static-pair: the latents of 'frame-difference'.*1 steps for 2"):
-        run(place, tmp_path, model="frame-difference", control="static-pair")
-
-
 def test_classification_has_seeds_and_controls(place: Path, tmp_path: Path) -> None:
     config = ClassifyConfig(model=MODEL, dataset="robot_1st", probe_preset="demo", epochs=1, seeds="0,1")
     done = classify(config, settings_of(place, tmp_path))
@@ -275,7 +268,7 @@ def test_training_and_validation_go_through_the_same_projection() -> None:
         def read(self, rows: Any) -> Any:
             return tokens[np.asarray(rows)]
 
-    split = cast("SplitLatents", SimpleNamespace(source=Source()))
+    split = cast("SplitLatents", SimpleNamespace(source=Source(), store={}))
     config = RegressConfig(model="m", dataset="d", project=3)
     train, validation = (shown(split, config, 5, training=training).read(range(6)) for training in (True, False))
     assert train.shape == (6, 2, 4, 3)
@@ -446,7 +439,7 @@ def test_latents_that_are_not_finite_name_their_sample() -> None:
     tokens[1, 0, 0, 0] = np.nan
     source = SimpleNamespace(shape=tokens.shape[1:], read=lambda rows: tokens[np.asarray(rows)])
     samples = [Sample(f"id{row}", row, (f"v{row}.mp4",), (), "push", "v", "arm") for row in range(3)]
-    split = cast("Any", SimpleNamespace(source=source, table=samples))
+    split = cast("Any", SimpleNamespace(source=source, table=samples, store={}))
     for control in (None, "static-pair"):
         shown_as = shown(split, ClassifyConfig(model="m", dataset="d", control=control), 0, training=True)
         with pytest.raises(LaryError, match=r"sample id1 \(v1.mp4\) hold NaN or infinity"):

@@ -6,6 +6,7 @@ import csv
 import json
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -26,6 +27,7 @@ from lary.results.record import (
     schema_text,
     write_result,
 )
+from lary.results.report import find_results, write_report
 from lary.results.summarise import classification_result, example_rows, headline, regression_result
 from lary.types import LaryError
 from tests import fake_results as fake
@@ -310,6 +312,45 @@ def test_files_that_are_no_results_are_refused_in_a_sentence(tmp_path: Path) -> 
     path.write_text("{")
     with pytest.raises(LaryError, match="can't be read"):
         read_result(path)
+
+
+@pytest.mark.parametrize("task", ["classification", "regression"])
+def test_results_that_the_first_schema_wrote_are_brought_to_this_one(tmp_path: Path, task: str) -> None:
+    import jsonschema
+
+    file = Path(__file__).parent / "data" / "results" / f"version_1_{task}.json"
+    before = json.loads(file.read_text())
+    assert before["schema_version"] == 1
+    result = read_result(file)
+    after = result.model_dump(mode="json")
+    assert (result.schema_version, result.seeds, result.task) == (SCHEMA_VERSION, (before["seed"],), task)
+    kept_in(before, {**after, "schema_version": 1})
+    jsonschema.Draft202012Validator(json.loads(schema_text())).validate(after)
+    write_result(tmp_path / FILE_NAME, result)
+    assert read_result(tmp_path / FILE_NAME) == result
+    assert find_results(tmp_path)[1] == []
+    assert result.model.name in write_report(tmp_path).read_text()
+
+
+def kept_in(before: Any, after: Any, place: str = "") -> None:
+    """Whether all that stood in a result still stands there."""
+    if isinstance(before, dict):
+        for name, value in before.items():
+            kept_in(value, after[name], f"{place}.{name}")
+    elif isinstance(before, list):
+        assert len(before) == len(after), place
+        for index, value in enumerate(before):
+            kept_in(value, after[index], f"{place}.{index}")
+    else:
+        assert before == after, place
+
+
+def test_relative_motion_before_there_were_frames_was_that_of_the_world(tmp_path: Path) -> None:
+    path = fake.write_regression(tmp_path, "pixels", 0.4, action_mode="relative")
+    data = json.loads(path.read_text())
+    assert data.pop("relative_frame") is None
+    path.write_text(json.dumps(data))
+    assert read_result(path).relative_frame == "world"
 
 
 def test_every_field_of_the_schema_has_a_sentence() -> None:

@@ -121,14 +121,16 @@ class Statistics:
     std: Doubles
 
     @classmethod
-    def of(cls, mean: Any, std: Any, size: int, where: str) -> Statistics:
-        """From lists of numbers. Raises LaryError if they aren't A finite ones."""
+    def of(cls, mean: Any, std: Any, size: int, where: str, make: str = "") -> Statistics:
+        """From lists of numbers. Raises LaryError if they aren't A finite ones; `make` says how to make them."""
         try:
             pair = np.array(mean, dtype=np.float64), np.array(std, dtype=np.float64)
         except (TypeError, ValueError):
             pair = np.zeros(0), np.zeros(0)
         if any(values.shape != (size,) or not np.isfinite(values).all() for values in pair) or (pair[1] < 0).any():
-            raise LaryError(f"The statistics of {where} are not {size} finite means and deviations.")
+            counts = {values.size for values in pair}
+            told = f", but {counts.pop()}, as another data set has" if len(counts) == 1 and counts != {size} else ""
+            raise LaryError(f"The statistics of {where} are not {size} finite means and deviations{told}.{make}")
         return cls(pair[0], np.where(pair[1] < SMALLEST_STD, 1.0, pair[1]))
 
 
@@ -231,9 +233,9 @@ def read_statistics(path: Path, size: int, command: str, *, per_robot: bool) -> 
     if not per_robot:
         if not {"mean", "std"} <= set(found):
             raise LaryError(f"The action statistics {path} have no mean and std.{make}")
-        return Normaliser(str(path), command, shared=Statistics.of(found["mean"], found["std"], size, str(path)))
+        return Normaliser(str(path), command, shared=Statistics.of(found["mean"], found["std"], size, str(path), make))
     robots = {
-        str(name): Statistics.of(entry["mean"], entry["std"], size, f"robot type '{name}' in {path}")
+        str(name): Statistics.of(entry["mean"], entry["std"], size, f"robot type '{name}' in {path}", make)
         for name, entry in (found["robot_stats"] if isinstance(found.get("robot_stats"), dict) else found).items()
         if isinstance(entry, dict) and {"mean", "std"} <= set(entry)
     }

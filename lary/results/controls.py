@@ -2,7 +2,8 @@
 
 shuffled targets: trained on the targets of other samples; what remains is chance (Hewitt and Liang 2019).
 static pair, shuffled order: the frames are repeated or permuted; what remains is read off single frames, or does not
-    depend on their order. Only for latents with one step per frame.
+    depend on their order. Where a model mixes its frames they are changed before it sees them, in an extraction of its
+    own.
 random projection: the same latents in few dimensions.
 random weights: the same architecture without training.
 baselines: models without weights, such as raw pixels, frame difference and optical flow.
@@ -21,6 +22,7 @@ from lary.data.spec import DATASETS, DatasetSpec, LabelSpace
 from lary.latents.extract import extract
 from lary.latents.table import find_latent_table
 from lary.models.spec import MODELS, ModelSpec
+from lary.results.changed import FRAME_CONTROLS, extract_changed
 from lary.results.compare import Difference, compare_runs, open_run
 from lary.results.evaluate import ProbeRun
 from lary.results.measure import reading
@@ -28,7 +30,7 @@ from lary.results.record import FILE_NAME, EvalResult, Margin, write_result
 from lary.results.run import config_for, run_probe
 from lary.runtime import log
 from lary.settings import Settings
-from lary.types import UsageError
+from lary.types import LaryError, UsageError
 
 CONTROLS: tuple[ProbeControl, ...] = ("shuffled-targets", "static-pair", "shuffled-order")
 BASELINE = "baseline"
@@ -77,7 +79,9 @@ def run_controls(config: ControlsConfig, settings: Settings, *, plugins: tuple[P
     for asked, changes in plan(config, model, own.result):
         try:
             others.append(run_one(config, settings, dataset, asked, plugins, **changes))
-        except UsageError as error:
+        except LaryError as error:
+            if not isinstance(error, UsageError) and changes.get("control") not in FRAME_CONTROLS:
+                raise
             left_out.append(f"{asked.name} {' '.join(map(str, changes.values()))}: {error}".replace(" : ", ": "))
             log.warning("%s", error)
     return ControlReport(with_margins(own, others), tuple(left_out))
@@ -102,15 +106,6 @@ def run_one(
     weights = changes.get("weights")
     itself = model.name == config.model
     protocol, latent = config.protocol, config.latent if itself else None
-    for split in splits_of(dataset, settings, config):
-        extract(
-            ExtractConfig(
-                model=model.name, dataset=dataset.name, split=split, protocol=protocol, latent=latent, weights=weights,
-                gpus=config.gpus,
-            ),
-            settings,
-            plugins=plugins,
-        )  # fmt: skip
     options: dict[str, Any] = {
         "model": model.name, "dataset": dataset.name, "gpus": config.gpus, "protocol": protocol, "latent": latent,
         "probe_preset": config.probe_preset, "seeds": config.seeds, "epochs": config.epochs,
@@ -119,7 +114,16 @@ def run_one(
     if not isinstance(dataset.target, LabelSpace):
         options |= {"model_type": config.model_type, "action_mode": config.action_mode}
         options["relative_frame"] = config.relative_frame
-    return run_probe(config_for(dataset, options), settings)
+    probe = config_for(dataset, options)
+    for split in splits_of(dataset, settings, config):
+        asked = ExtractConfig(
+            model=model.name, dataset=dataset.name, split=split, protocol=protocol, latent=latent, weights=weights,
+            gpus=config.gpus,
+        )  # fmt: skip
+        extract(asked, settings, plugins=plugins)
+        if probe.control in FRAME_CONTROLS:
+            extract_changed(asked, probe.control, settings, plugins)
+    return run_probe(probe, settings)
 
 
 def splits_of(dataset: DatasetSpec, settings: Settings, config: ControlsConfig) -> list[str]:

@@ -22,6 +22,7 @@ from lary.results.chunks import write_chunks
 from lary.results.inputs import (
     ProbeConfig,
     check_dim,
+    check_options,
     columns,
     frames_of,
     open_splits,
@@ -79,10 +80,13 @@ def classify(
         UsageError: contradicting options, missing latents, or a folder that holds the result of another run.
         LaryError: unreadable latents, or a training that diverged.
     """
+    check_options(config)
     model, dataset = MODELS.get(config.model), DATASETS.get(config.dataset)
     classes = dataset.labels.classes
     if config.classes is not None and config.classes != len(classes):
-        raise UsageError(f"--classes {config.classes}: data set '{dataset.name}' has {len(classes)} classes.")
+        raise UsageError(
+            f"--classes {config.classes}: data set '{dataset.name}' has {len(classes)} classes; leave the option out."
+        )
     preset = PRESETS.get(config.probe_preset)
     splits = dict(opened) if opened else open_splits(settings, dataset, model, config)
     check_stores(dataset.name, splits)
@@ -141,6 +145,7 @@ def regress(
         UsageError: contradicting options, missing latents or statistics, or a folder with the result of another run.
         LaryError: unreadable latents or actions, or a training that diverged.
     """
+    check_options(config)
     model, dataset = MODELS.get(config.model), DATASETS.get(config.dataset)
     actions = dataset.actions
     check_stride(dataset, config.stride)

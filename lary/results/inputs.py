@@ -9,25 +9,31 @@ from pathlib import Path
 import numpy as np
 import numpy.typing as npt
 
-from lary.configs import ClassifyConfig, ProbeControl, RegressConfig
+from lary.configs import ClassifyConfig, RegressConfig
 from lary.data.actions import ActionMode, Normaliser, Targets, load_targets
 from lary.data.frames import read_clip
 from lary.data.poses import Frame, in_frame
 from lary.data.samples import SampleTable
 from lary.data.spec import DatasetSpec
 from lary.latents.extract import FAILURES, write_failures
+from lary.latents.npzfile import read_stamp
+from lary.latents.store import SHARD_MARK
 from lary.latents.table import SplitLatents, find_latent_table, open_latents
 from lary.models.spec import ModelSpec, with_latent
 from lary.probes.outcome import SampleColumns
 from lary.probes.sources import NamedSource, ProjectedSource, ShuffledOrderSource, StaticSource
-from lary.runtime import log
+from lary.results.changed import CHANGED, FRAME_CONTROLS, open_changed, separate
+from lary.runtime import device_numbers, log
 from lary.settings import Settings
 from lary.types import Failure, LaryError, LatentSource, MediaError, Sample, UsageError
 
 ProbeConfig = ClassifyConfig | RegressConfig
 
-FRAME_CONTROLS: tuple[ProbeControl, ...] = ("static-pair", "shuffled-order")
-"""Controls that change what the encoder sees, not what the probe is told."""
+CHECKED_ROWS = 1024
+"""Of a split, whose latents are held against their sample."""
+
+SEEDS = 2**32
+"""So many there are, from 0."""
 
 
 def seeds_of(config: ProbeConfig) -> tuple[int, ...]:
@@ -39,8 +45,21 @@ def seeds_of(config: ProbeConfig) -> tuple[int, ...]:
     except ValueError:
         raise UsageError(f"--seeds '{config.seeds}': expected numbers such as 0,1,2.") from None
     if len(set(seeds)) != len(seeds):
-        raise UsageError(f"--seeds {config.seeds}: a seed stands there twice.")
+        raise UsageError(f"--seeds {config.seeds}: a seed stands there twice; name each once.")
     return seeds
+
+
+def check_options(config: ProbeConfig) -> None:
+    """Refuse options that no data can make right, before anything is read. Raises UsageError."""
+    for name in ("epochs", "probe_batch_size"):
+        value = getattr(config, name)
+        if value is not None and value < 1:
+            raise UsageError(f"--{name.replace('_', '-')} {value}: must be at least 1, or leave the option out.")
+    if outside := [seed for seed in seeds_of(config) if not 0 <= seed < SEEDS]:
+        option = "--seed" if config.seeds is None else "--seeds"
+        raise UsageError(f"{option} {outside[0]}: a seed is a number from 0 to {SEEDS - 1}.")
+    if config.gpus is not None:
+        device_numbers(config.gpus)
 
 
 def variant_of(config: ProbeConfig) -> str:
@@ -73,10 +92,45 @@ def open_splits(
     if len(set(shapes.values())) > 1:
         told = ", ".join(f"{roles[role]} {shape}" for role, shape in shapes.items())
         raise UsageError(f"The splits of '{dataset.name}' hold latents of different shapes ({told}): extract again.")
+    check_samples(settings, splits)
     if config.control in FRAME_CONTROLS:
-        for split in splits.values():
-            check_steps(split, config)
+        for role, split in splits.items():
+            if not separate(split, config.protocol):
+                splits[role] = open_changed(settings, split, config.control, asked, memory)
     return splits
+
+
+def check_samples(settings: Settings, splits: Mapping[str, SplitLatents]) -> None:
+    """Refuse latents in single files that were made of another sample of these splits than their row names.
+
+    Rows of shards were checked when they were opened; files of other programs don't tell. Of many rows some are looked
+    at, evenly spaced: a table that was sorted or shifted shows in any of them.
+
+    Raises:
+        LaryError: names the row, the file, and whose latents it holds.
+    """
+    for split in splits.values():
+        entries = split.table.frame["la_path"].tolist()
+        for position in range(0, len(entries), -(-len(entries) // CHECKED_ROWS)):
+            entry = entries[position]
+            if SHARD_MARK in entry:
+                continue
+            file = settings.path("LARY_LA_DIR") / entry if "/" in entry else split.folder / entry
+            stamp, own = read_stamp(file), split.table[position]
+            if stamp is not None and stamp.sample != own.id and (other := find_sample(stamp.sample, splits)):
+                raise LaryError(
+                    f"{split.table.path}, row {own.row + 1}: {file} holds the latents of {other}, not of "
+                    f"{name_of(own)}. Run 'lary extract' on this split again; what is done is kept."
+                )
+
+
+def find_sample(wanted: str, splits: Mapping[str, SplitLatents]) -> str | None:
+    """The sample of an id, for a message; None where no split has it, such as after a correction of its label."""
+    for split in splits.values():
+        for sample in split.table:
+            if sample.id == wanted:
+                return name_of(sample)
+    return None
 
 
 def shared_groups(dataset: DatasetSpec, splits: Mapping[str, SplitLatents]) -> tuple[str, ...]:
@@ -97,34 +151,25 @@ def shared_groups(dataset: DatasetSpec, splits: Mapping[str, SplitLatents]) -> t
 
 
 def check_steps(split: SplitLatents, config: ProbeConfig) -> None:
-    """Refuse a control of the frames on latents that don't hold one step per frame.
-
-    Under ``paper`` some encoders mix the frames even where there is a step for each.
-
-    Raises:
-        UsageError: says which latents the control can be had for.
-    """
-    frames = len(split.table[0].frame_index) or len(split.table[0].media)
-    shape = split.source.shape
-    separate = len(shape) == 3 and shape[0] == frames and config.protocol == "corrected"
-    if not separate:
-        held = f"{shape[0]} steps" if len(shape) == 3 else "no steps"
+    """Refuse a control of the frames on latents without a store that mix frames. Raises UsageError."""
+    if not separate(split, config.protocol):
         raise UsageError(
-            f"--control {config.control}: the latents of '{config.model}' (protocol {config.protocol}) hold {held} for "
-            f"{frames} frames, so frames can't be exchanged after extraction. Use a model that encodes each frame by "
-            "itself, or --control shuffled-targets."
+            f"--control {config.control}: '{config.model}' (protocol {config.protocol}) mixes the frames of a sample, "
+            "so they have to be changed before they are encoded: leave --no-store out."
         )
 
 
 def shown(split: SplitLatents, config: ProbeConfig, seed: int, *, training: bool) -> LatentSource:
     """The latents of a split as the probe sees them: through the control and the projection that were asked for.
 
-    Every split goes through the same projection; orders are shuffled anew.
+    Every split goes through the same projection; orders are shuffled anew. Frames that were changed before they were
+    encoded stay as they are.
     """
     source: LatentSource = NamedSource(split.source, lambda row: name_of(split.table[row]))
-    if config.control == "static-pair":
+    control = None if CHANGED in split.store else config.control
+    if control == "static-pair":
         source = StaticSource(source)
-    elif config.control == "shuffled-order":
+    elif control == "shuffled-order":
         source = ShuffledOrderSource(source, seed if training else seed + 1)
     return source if config.project is None else ProjectedSource(source, config.project, seed)
 

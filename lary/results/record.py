@@ -366,7 +366,13 @@ def read_result(path: Path) -> EvalResult:
 
 
 def migrated(data: dict[str, Any], version: int) -> dict[str, Any]:
-    """A result of an older schema in this one. Version 1 had one seed and no tables of robots and orientations."""
+    """A result of an older schema in this one.
+
+    Version 1 had one seed and no tables of robots and orientations. Before relative motion had a choice of frames it
+    was that of the world.
+    """
     if version < 2:
         data = {**data, "schema_version": 2, "seeds": [data.get("seed", 0)]}
+    if data.get("action_mode") == "relative" and data.get("relative_frame") is None:
+        data = {**data, "relative_frame": "world"}
     return data

@@ -14,8 +14,9 @@ from lary.latents.extract import extract, prepare_run, write_failures
 from lary.latents.store import check_format
 from lary.latents.table import SplitLatents
 from lary.models.spec import MODELS
+from lary.results.changed import FRAME_CONTROLS, extract_changed
 from lary.results.evaluate import ProbeRun, classify, finished, regress, run_folder
-from lary.results.inputs import FRAME_CONTROLS, check_steps
+from lary.results.inputs import check_options, check_steps
 from lary.runtime import log, pick_devices
 from lary.settings import Settings
 from lary.types import RANDOM, Failure, LaryError, UsageError
@@ -58,6 +59,10 @@ def run(config: RunConfig, settings: Settings, *, plugins: tuple[Path, ...] = ()
         done = extract(extract_config(config, split), settings, plugins=plugins)
         extracted += done.extracted
         failures += len(done.failures)
+        if probe.control in FRAME_CONTROLS:
+            changed = extract_changed(extract_config(config, split), probe.control, settings, plugins)
+            extracted += changed.extracted if changed else 0
+            failures += len(changed.failures) if changed else 0
     found = run_probe(probe, settings)
     return RunReport(found, extracted, max(failures, found.result.failures))
 
@@ -75,9 +80,15 @@ def config_for(dataset: DatasetSpec, options: Mapping[str, Any]) -> ClassifyConf
     """The configuration of the probe that a data set's target asks for; None leaves an option at its default.
 
     Raises:
-        UsageError: an option of the regression probes for a data set of classes.
+        UsageError: an option of the regression probes for a data set of classes, or one that no data can make right.
     """
-    given = {name: value for name, value in options.items() if value is not None}
+    found = config_of(dataset, {name: value for name, value in options.items() if value is not None})
+    check_options(found)
+    return found
+
+
+def config_of(dataset: DatasetSpec, given: Mapping[str, Any]) -> ClassifyConfig | RegressConfig:
+    """The configuration of the probe that a target asks for. Raises UsageError for an option of the other kind."""
     if not isinstance(dataset.target, LabelSpace):
         if "precision" in given:
             raise UsageError(f"--probe-precision: data set '{dataset.name}' is one of actions; leave the option out.")

@@ -132,9 +132,13 @@ def models_of_cases() -> dict[str, str]:
     return {name: about["model"] for name, about in found.items() if "case" in about}
 
 
-def case_names(pattern: str) -> list[Any]:
-    """Names of the cases that match a pattern, as parameters; ``_full`` ones are marked slow."""
-    return _parameters([name for name in models_of_cases() if fnmatchcase(name, pattern)])
+def case_names(pattern: str, *, but: tuple[str, ...] = ()) -> list[Any]:
+    """Names of the cases that match a pattern, as parameters; ``_full`` ones are marked slow.
+
+    Names that begin like one of `but` are left out.
+    """
+    found = [name for name in models_of_cases() if fnmatchcase(name, pattern) and not name.startswith(but)]
+    return _parameters(found)
 
 
 def model_cases(*patterns: str) -> list[Any]:

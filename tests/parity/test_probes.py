@@ -33,7 +33,7 @@ def load_weights(network: torch.nn.Module, case: Case) -> None:
     network.eval()
 
 
-@pytest.mark.parametrize("name", [*case_names("probe_small*"), *case_names("probe_full*")])
+@pytest.mark.parametrize("name", case_names("probe_*", but=("probe_schedule", "probe_sampler")))
 def test_attentive_probe(name: str) -> None:
     case = load_case(name)
     config = case.config
@@ -89,7 +89,7 @@ def test_schedule(name: str) -> None:
 
 
 def test_paper_preset_has_the_published_heads() -> None:
-    case = load_case("probe_schedule", OWN)
+    case = load_case("probe_schedule", OWN)  # cases of another folder may have heads of their own
     preset = PRESETS.get("paper").classifier
     published = [(head["lr"], head["weight_decay"], head["final_lr"], head["warmup"]) for head in case.config["heads"]]
     assert [(head.lr, head.weight_decay, head.final_lr, head.warmup) for head in preset.heads] == published

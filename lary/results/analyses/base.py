@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import io
 import re
+import textwrap
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -28,6 +29,8 @@ COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#2
 """Okabe and Ito without their yellow, which is too light for lines."""
 MARKERS = ("o", "s", "^", "D", "v", "P", "X")
 LIGHT = "#c8c8c8"
+LETTERS_PER_INCH = 13
+"""Of a title."""
 FORMATS: tuple[Format, ...] = ("png", "svg")
 
 Row = Mapping[str, Any]
@@ -147,6 +150,11 @@ def settings_text(run: FinishedRun) -> str:
     protocol, preset, mode, probe = run.settings
     parts = [f"protocol {protocol}", f"preset {preset}", f"{mode} actions" if mode else "", f"{probe} probe"]
     return ", ".join(part for part in parts if part and part != " probe")
+
+
+def fitted(title: str, width: float) -> str:
+    """A title in lines that fit a figure of this width in inches."""
+    return "\n".join(textwrap.fill(line, int(LETTERS_PER_INCH * width)) for line in title.splitlines())
 
 
 def write_analysis(

@@ -1,7 +1,7 @@
 """F1 of each class against how often the class occurs in training, with a moving average over the classes.
 
 Classes are ordered by their training samples; a point of the average is the mean F1 of `window` neighbouring classes,
-drawn at the geometric mean of their counts.
+drawn at the geometric mean of their counts. Where all classes are equally frequent they are drawn by name instead.
 """
 
 from __future__ import annotations
@@ -20,6 +20,7 @@ from lary.results.analyses.base import (
     Context,
     FinishedRun,
     NotPossible,
+    fitted,
     grouped,
     settings_text,
     slug,
@@ -55,28 +56,29 @@ def analyse(context: Context) -> Analysis:
     """One figure per data set and settings.
 
     Raises:
-        UsageError: no classification run, a window that doesn't fit, or classes that are all equally frequent.
+        UsageError: no classification run, or a window that doesn't fit.
     """
     runs = context.of_task("classification", "classify")
     files, left_out = [], []
     for (dataset, *_), group in grouped(runs, lambda run: (run.result.dataset.name, *run.settings)).items():
         shown = sum(row.true > 0 and row.train > 0 for row in group[0].result.classes)
+        even = len({row.train for run in group for row in run.result.classes if row.true and row.train}) == 1
         window = context.config.window or max(LEAST, round(shown / 10))
-        if not 1 <= window <= shown:
+        if not even and not 1 <= window <= shown:
             reason = f"{dataset} has {shown} classes with training and validation samples, the moving average spans"
             if context.config.window:
                 raise UsageError(f"--window {window}: {reason} from 1 to {shown} of them.")
             left_out.append(f"frequency: {reason} at least {window}")
             continue
-        if len({row.train for row in group[0].result.classes if row.true and row.train}) == 1:
-            left_out.append(f"frequency: all classes of {dataset} occur equally often in training")
-            continue
-        curves = [curve(run.result, window) for run in group]
-        rows, facts = table(group, curves, window)
+        span = None if even else window
+        curves = [curve(run.result, span) for run in group]
+        rows, facts = table(group, curves, span)
         files += write_analysis(
             context.out,
             f"frequency_{slug(dataset)}{group[0].suffix}",
-            lambda curves=curves, first=group[0], window=window: drawn(curves, first, window),  # type: ignore[misc]
+            lambda curves=curves, first=group[0], span=span: (  # type: ignore[misc]
+                by_name(curves, first) if span is None else drawn(curves, first, span)
+            ),
             rows,
             facts,
         )
@@ -85,17 +87,22 @@ def analyse(context: Context) -> Analysis:
     return Analysis(tuple(files), tuple(left_out))
 
 
-def curve(result: EvalResult, window: int) -> Curve:
-    """Classes that occur in training and validation by rising frequency, names deciding ties, with their average."""
+def curve(result: EvalResult, window: int | None) -> Curve:
+    """Classes that occur in training and validation by rising frequency, names deciding ties, with their average.
+
+    A `window` of None makes no average: classes that are all equally frequent have no order.
+    """
     from scipy.stats import spearmanr
 
     rows = sorted((row for row in result.classes if row.true and row.train), key=lambda row: (row.train, row.name))
     train = np.array([row.train for row in rows], dtype=np.float64)
     f1 = np.array([row.f1 for row in rows], dtype=np.float64)
     varied = len(set(train)) > 1 and len(set(f1)) > 1
+    nothing: Doubles = np.empty(0)
     return Curve(
         result.label, tuple(row.name for row in rows), train, f1,
-        centres=np.exp(moving_average(np.log(train), window)), average=moving_average(f1, window),
+        centres=nothing if window is None else np.exp(moving_average(np.log(train), window)),
+        average=nothing if window is None else moving_average(f1, window),
         correlation=float(spearmanr(train, f1).statistic) if varied else None,
     )  # fmt: skip
 
@@ -106,14 +113,20 @@ def moving_average(values: Doubles, window: int) -> Doubles:
     return means
 
 
+def line_of(own: Curve) -> tuple[Doubles, Doubles]:
+    """Places and heights of the drawn average: one point per place, since equally frequent classes have no order."""
+    places, groups = np.unique(own.centres, return_inverse=True)
+    return places, np.bincount(groups, own.average) / np.bincount(groups)
+
+
 def table(
-    group: Sequence[FinishedRun], curves: Sequence[Curve], window: int
+    group: Sequence[FinishedRun], curves: Sequence[Curve], window: int | None
 ) -> tuple[list[dict[str, Any]], dict[str, Any]]:
     """The data of a figure: a row per model and class, and facts per model."""
     rows = []
     for run, own in zip(group, curves, strict=True):
         places = {name: place for place, name in enumerate(own.names)}
-        before = (window - 1) // 2
+        before = (window - 1) // 2 if window else 0
         for row in run.result.classes:
             middle = places.get(row.name, -1) - before
             average = float(own.average[middle]) if row.name in places and 0 <= middle < len(own.average) else None
@@ -143,9 +156,9 @@ def drawn(curves: Sequence[Curve], first: FinishedRun, window: int) -> Iterator[
         for axes, own in zip(panels, curves, strict=False):
             for other in curves:
                 if other is not own:
-                    axes.plot(other.centres, other.average, color=LIGHT, linewidth=0.9, zorder=1)
+                    axes.plot(*line_of(other), color=LIGHT, linewidth=0.9, zorder=1)
             dots = axes.scatter(own.train, own.f1, s=9, color=BLUE, alpha=0.55, linewidths=0, zorder=2)
-            line = axes.plot(own.centres, own.average, color=VERMILION, linewidth=1.8, zorder=3)[0]
+            line = axes.plot(*line_of(own), color=VERMILION, linewidth=1.8, zorder=3)[0]
             axes.set_xscale("log")
             axes.set_ylim(-0.03, 1.03)
             axes.grid(color=GRID, linewidth=0.5)
@@ -165,7 +178,44 @@ def drawn(curves: Sequence[Curve], first: FinishedRun, window: int) -> Iterator[
         names = ["class", f"mean of {window} classes", "means of the other models"]
         marks = [dots, line, *([plot_line(LIGHT)] if len(curves) > 1 else [])]
         figure.legend(marks, names[: len(marks)], loc="outside lower center", ncols=3, frameon=False, fontsize=8)
-        figure.suptitle(f"{dataset_title(first.result)}: F1 by class frequency\n{settings_text(first)}", fontsize=9.5)
+        title = f"{dataset_title(first.result)}: F1 by class frequency\n{settings_text(first)}"
+        figure.suptitle(fitted(title, figure.get_figwidth()), fontsize=9.5)
+        yield figure
+
+
+@contextmanager
+def by_name(curves: Sequence[Curve], first: FinishedRun) -> Iterator[Figure]:
+    """A panel per model: its F1 of every class, the classes by their mean F1, with those of the others in grey."""
+    found = [dict(zip(own.names, own.f1.tolist(), strict=True)) for own in curves]
+    names = {name for values in found for name in values}
+    order = sorted(names, key=lambda name: (np.mean([own[name] for own in found if name in own]), name))
+    columns = min(len(curves), 4)
+    lines = -(-len(curves) // columns)
+    heights = [[own.get(name, np.nan) for name in order] for own in found]
+    places = np.arange(len(order))
+    with new_figure(max(1.6 + 1.7 * columns, 4.2), 1.25 + lines * (0.6 + 0.17 * len(order))) as figure:
+        panels = np.asarray(figure.subplots(lines, columns, squeeze=False, sharex=True, sharey=True)).ravel()
+        for index, (axes, own) in enumerate(zip(panels, curves, strict=False)):
+            others = [values for number, values in enumerate(heights) if number != index]
+            for values in others:
+                rest = axes.scatter(values, places, s=9, color=LIGHT, linewidths=0, zorder=1)
+            dots = axes.scatter(heights[index], places, s=16, color=BLUE, linewidths=0, zorder=3)
+            line = axes.axvline(float(own.f1.mean()), color=VERMILION, linewidth=1.2, zorder=2)
+            axes.set_xlim(-0.03, 1.03)
+            axes.set_yticks(places, order, fontsize=7.5)
+            axes.grid(color=GRID, linewidth=0.5)
+            axes.set_axisbelow(True)
+            axes.set_title(own.label, fontsize=8.5, fontweight="normal")
+            axes.tick_params(labelbottom=index + columns >= len(curves), labelsize=8)
+            if index + columns >= len(curves):
+                axes.set_xlabel("F1", fontsize=8)
+        for axes in panels[len(curves) :]:
+            axes.set_visible(False)
+        marks = [dots, line, *([rest] if len(curves) > 1 else [])]
+        told = ["class", "mean of the classes", "the other models"]
+        figure.legend(marks, told[: len(marks)], loc="outside lower center", ncols=3, frameon=False, fontsize=8)
+        about = f"F1 by class, each with {curves[0].train[0]:,.0f} training samples"
+        figure.suptitle(f"{dataset_title(first.result)}\n{about}\n{settings_text(first)}", fontsize=9.5)
         yield figure
 
 

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from lary.results.analyses.base import COLOURS, LIGHT, MARKERS, FinishedRun
+from lary.results.analyses.base import COLOURS, LIGHT, MARKERS, FinishedRun, fitted
 from lary.results.figures import BLUE, GRID, MUTED, new_figure
 from lary.results.markup import metric_name
 from lary.results.record import Metric
@@ -64,7 +64,7 @@ def drawn(panels: Sequence[Panel], first: FinishedRun, title: str) -> Iterator[F
         about += "; open marks: paper"
     draw = multiples if len(panels) == 1 and len(panels[0].lines) > TOGETHER else side_by_side
     with draw(panels, scale, label) as figure:
-        figure.suptitle(about, fontsize=9.5)
+        figure.suptitle(fitted(about, figure.get_figwidth()), fontsize=9.5)
         yield figure
 
 
