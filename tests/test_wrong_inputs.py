@@ -207,6 +207,12 @@ def borrow(rows: Rows) -> None:
         row["la_path"] = row["la_path"].replace("/val/", "/train/")
 
 
+def test_latents_of_two_extractions_are_refused(place: Path) -> None:
+    change(clips_of(place, "val"), lambda rows: borrow(rows[-1:]))
+    with pytest.raises(LaryError, match=r"row \d+: .*\.npz was made by another extraction than the rows before"):
+        run_classify(place)
+
+
 @pytest.mark.parametrize(("split", "edit"), [("train", shift), ("val", borrow)])
 def test_latents_of_another_sample_are_refused(place: Path, split: str, edit: Callable[[Rows], None]) -> None:
     change(clips_of(place, split), edit)

@@ -219,7 +219,10 @@ def check_mode(dataset: DatasetSpec, mode: Mode | None) -> None:
     """Refuse a ``--mode`` that contradicts the record. Raises UsageError."""
     if mode is not None and MODES[mode] != dataset.media:
         right = next(mode for mode, media in MODES.items() if media == dataset.media)
-        raise UsageError(f"--mode {mode}: data set '{dataset.name}' holds {dataset.media}s, so its mode is {right}.")
+        raise UsageError(
+            f"--mode {mode}: data set '{dataset.name}' holds {dataset.media}s, so its mode is {right}; leave the "
+            "option out."
+        )
 
 
 def check_stride(dataset: DatasetSpec, stride: int | None) -> None:

@@ -101,7 +101,8 @@ def open_splits(
 
 
 def check_samples(settings: Settings, splits: Mapping[str, SplitLatents]) -> None:
-    """Refuse latents in single files that were made of another sample of these splits than their row names.
+    """Refuse latents in single files that were made of another sample of these splits than their row names, or by
+    another extraction than the first row's.
 
     Rows of shards were checked when they were opened; files of other programs don't tell. Of many rows some are looked
     at, evenly spaced: a table that was sorted or shifted shows in any of them.
@@ -117,6 +118,11 @@ def check_samples(settings: Settings, splits: Mapping[str, SplitLatents]) -> Non
                 continue
             file = settings.path("LARY_LA_DIR") / entry if "/" in entry else split.folder / entry
             stamp, own = read_stamp(file), split.table[position]
+            if stamp is not None and stamp.store != split.store.get("stamp", {}).get("store", stamp.store):
+                raise LaryError(
+                    f"{split.table.path}, row {own.row + 1}: {file} was made by another extraction than the rows "
+                    "before: one table must hold latents of one. Run 'lary extract' on this split again."
+                )
             if stamp is not None and stamp.sample != own.id and (other := find_sample(stamp.sample, splits)):
                 raise LaryError(
                     f"{split.table.path}, row {own.row + 1}: {file} holds the latents of {other}, not of "
