@@ -27,7 +27,8 @@ import statistics
 import subprocess
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
@@ -186,6 +187,7 @@ def classification(shape: tuple[int, ...], batch: int, samples: int, precision: 
     networks = [make_network(settings, shape[-1], CLASSES).to(device) for _ in settings.heads]
     optimizers = [torch.optim.AdamW(network.parameters(), lr=1e-4) for network in networks]
 
+    @torch_attention()
     def plain() -> None:
         for network, optimizer in zip(networks, optimizers, strict=True):
             for start in range(0, samples, batch):
@@ -203,6 +205,18 @@ def classification(shape: tuple[int, ...], batch: int, samples: int, precision: 
     length = math.prod(shape[:-1])
     bound = products(sizes, length * at_once, samples / at_once * len(settings.heads), dtype, device)
     return Task(ours, plain, bound, samples, operations)
+
+
+@contextmanager
+def torch_attention() -> Iterator[None]:
+    """In here the probe's attention is torch's for every length, as one writes it first."""
+    from lary.probes import attentive
+
+    kept, attentive.SHORT = attentive.SHORT, 0
+    try:
+        yield
+    finally:
+        attentive.SHORT = kept
 
 
 def checkpointed(network: Any, tokens: torch.Tensor) -> torch.Tensor:
