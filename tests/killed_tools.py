@@ -140,6 +140,19 @@ class Halves:
         self.file.close()
 
 
+def halved(steps: Steps) -> Callable[[int, Any], int]:
+    """`os.writev` that writes in halves, with a step before each."""
+
+    def writev(handle: int, parts: Any) -> int:
+        whole = b"".join(parts)
+        for part in (whole[: len(whole) // 2], whole[len(whole) // 2 :]):
+            steps.step()
+            os.write(handle, part)
+        return len(whole)
+
+    return writev
+
+
 def child(tool: Callable[[], None], folder: Path, steps: Steps, count: Path | None = None) -> int:
     """Run a tool in a folder in a process of its own; how that ended. The number of steps goes to `count`."""
     pid = os.fork()
@@ -150,6 +163,7 @@ def child(tool: Callable[[], None], folder: Path, steps: Steps, count: Path | No
         os.chdir(folder)
         fdopen, fsync = os.fdopen, lambda _: None  # what is on disk after a loss of power is not asked here
         os.fdopen = lambda *given, **options: Halves(fdopen(*given, **options), steps)  # type: ignore[assignment,return-value]
+        os.writev = halved(steps)  # type: ignore[assignment]
         os.fsync, os.replace = steps.around(fsync), steps.around(os.replace)
         with contextlib.redirect_stdout(None), open(os.devnull, "w") as sink, contextlib.redirect_stderr(sink):
             tool()

@@ -16,6 +16,8 @@ pytest.importorskip("mujoco", reason="the simulator is part of the extra 'demo'"
 
 import itertools
 
+import cv2
+
 from lary.data.simulate import (
     VERBS,
     SimulateConfig,
@@ -29,6 +31,7 @@ from lary.data.simulate import (
 )
 from lary.data.simulate.arms import ARMS
 from lary.data.simulate.behaviours import BEHAVIOURS, Stage
+from lary.data.simulate.episodes import encode_video
 from lary.data.simulate.kinematics import Solver, from_rpy, quaternion, rotation_vector, to_rpy, turn
 from lary.data.simulate.render import Renderer
 from lary.types import UsageError
@@ -360,3 +363,11 @@ def test_records_agree_with_what_is_made(made: Path) -> None:
         for split, place in record.splits.items():
             assert (made / "data" / record.table_name(split)).is_file()
             assert (made / "data" / place.root).is_dir()
+
+
+def test_the_same_frames_are_the_same_bytes() -> None:
+    rng = np.random.default_rng(0)
+    for _ in range(20):  # an encoder that reads what it must not does so now and then
+        scene = cv2.resize(rng.integers(0, 255, (9, 9, 3), np.uint8), (240, 240), interpolation=cv2.INTER_CUBIC)
+        frames = [np.ascontiguousarray(scene[at : at + 200, 2 * at : 2 * at + 200]) for at in range(20)]
+        assert encode_video(frames) == encode_video(frames)

@@ -29,6 +29,8 @@ ATTEMPTS = 40
 FINGER_PLAY = 0.006
 """Metres from the middle of a finger to its inner face."""
 ENCODERS = ("libx264", "libopenh264", "h264")
+X264 = {"crf": "18", "preset": "veryfast", "x264-params": "cpu-independent=1"}
+"""Without the last one, machines disagree, and on some (AVX-512) two encodings of the same frames do."""
 
 
 @dataclass(frozen=True)
@@ -169,7 +171,7 @@ def encode_video(frames: list[Frame]) -> bytes:
         raise LaryError("This PyAV has no H.264 encoder: install the wheel of 'av' from PyPI.")
     buffer = io.BytesIO()
     with av.open(buffer, "w", format="mp4") as container:
-        options = {"crf": "18", "preset": "veryfast"} if encoder == "libx264" else {}
+        options = X264 if encoder == "libx264" else {}
         stream: Any = container.add_stream(encoder, rate=FRAMES_PER_SECOND, options=options)
         stream.height, stream.width = frames[0].shape[:2]
         stream.pix_fmt = "yuv420p"
