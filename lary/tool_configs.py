@@ -18,7 +18,7 @@ class DemoConfig:
 
     Attributes:
         out: Folder for data, latents, results and report.
-        seed: Seed of simulation, random weights and probes.
+        seed: Seed of simulation and random weights; probes have their own.
         pairs: Image pairs to simulate, over all splits.
         clips: Clips to simulate, over all splits.
         size: Height and width of the simulated frames in pixels.

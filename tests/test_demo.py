@@ -17,6 +17,7 @@ from lary.models.spec import MODELS
 
 COMMAND = [sys.executable, "-m", "lary.cli", "demo", "--pairs", "40", "--clips", "40", "--size", "48", "--out"]
 ENVIRONMENT = os.environ | {"OMP_NUM_THREADS": "1"}
+PYTHONPATH = {"PYTHONPATH": str(Path(__file__).parent.parent)}
 WEIGHTLESS = [spec.name for spec in MODELS if spec.weights is None]
 VOLATILE = ("created", "timings", "provenance")
 
@@ -98,3 +99,22 @@ def test_demo_with_other_options_is_refused(undisturbed: tuple[Path, str]) -> No
     done = subprocess.run([*COMMAND, str(undisturbed[0]), "--seed", "5"], capture_output=True, text=True)
     assert done.returncode == 2
     assert "Traceback" not in done.stderr
+
+
+@pytest.mark.parametrize(("command", "dataset"), [("regress", "simarm"), ("classify", "simarm_actions")])
+def test_commands_find_the_probes_of_the_demo(undisturbed: tuple[Path, str], command: str, dataset: str) -> None:
+    asked = [
+        sys.executable,
+        "-m",
+        "lary.cli",
+        command,
+        "--model",
+        "pixels",
+        "--dataset",
+        dataset,
+        "--probe-preset",
+        "demo",
+    ]
+    done = subprocess.run(asked, cwd=undisturbed[0], capture_output=True, text=True, env=ENVIRONMENT | PYTHONPATH)
+    assert done.returncode == 0, done.stderr
+    assert "result.json is done" in done.stderr
