@@ -74,18 +74,18 @@ def write_past_cache(handle: int, parts: Iterable[memoryview], place: int) -> No
 
 
 def _put(handle: int, data: memoryview, place: int) -> None:
-    """Write one piece; by way of the cache what is left of it where the file system wants it so."""
+    """Write one piece; by way of the cache what is left of it where the file system wants it so.
+
+    A refusal counts once, whatever the descriptor says: another thread may have switched it off meanwhile.
+    """
+    refused = False
     while data:
         try:
             written = os.pwrite(handle, data, place)
         except OSError as error:
-            if error.errno != errno.EINVAL or not _is_on(handle):
+            if error.errno != errno.EINVAL or refused:
                 raise
-            written = 0
+            written, refused = 0, True
         data, place = data[written:], place + written
         if data:
             switch(handle, on=False)
-
-
-def _is_on(handle: int) -> bool:
-    return fcntl is not None and bool(fcntl.fcntl(handle, fcntl.F_GETFL) & FLAG)

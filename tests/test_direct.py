@@ -83,6 +83,26 @@ def test_a_write_that_stops_halfway_is_finished(tmp_path: Path, monkeypatch: pyt
     assert (tmp_path / "a").read_bytes() == data
 
 
+def test_a_refusal_that_another_thread_has_dealt_with_is_no_error(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    written, refusals = os.pwrite, [True, False]
+
+    def pwrite(handle: int, data: Any, place: int) -> int:
+        if refusals and refusals.pop(0):
+            direct.switch(handle, on=False)  # as the other thread did between this write and its answer
+            raise OSError(errno.EINVAL, "Invalid argument")
+        return written(handle, data, place)
+
+    monkeypatch.setattr(os, "pwrite", pwrite)
+    data = drawn(direct.PIECE + 5)
+    fileio.write_bytes(tmp_path / "a", data)
+    assert (tmp_path / "a").read_bytes() == data
+    refusals[:] = [True, True]
+    with pytest.raises(OSError, match="Invalid argument"):  # twice the same piece: an error of its own
+        fileio.write_bytes(tmp_path / "b", data)
+
+
 def test_systems_without_it_write_as_usual(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(direct, "FLAG", 0)
     data = drawn(direct.PIECE + 5)
