@@ -19,7 +19,7 @@ from benchmarks.pipeline import make_pairs, ready_latents, settings_of
 from lary.configs import ExtractConfig
 from lary.data.samples import write_csv
 from lary.latents import reading
-from lary.latents.extract import extract
+from lary.runs.extract import extract
 from lary.workers import Worker
 
 IMAGES = 200

@@ -36,10 +36,10 @@ from lary.configs import ExtractConfig
 from lary.data.samples import write_csv
 from lary.data.spec import DATASETS
 from lary.latents import reading
-from lary.latents.extract import extract
 from lary.latents.pipeline import Job, make_encoder, model_of
 from lary.models.preprocess import prepare
 from lary.models.spec import MODELS, ModelContext, ModelSpec, Preprocess, register_model
+from lary.runs.extract import extract
 from lary.settings import Settings, load_settings
 from lary.types import Latents
 

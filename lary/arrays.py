@@ -16,7 +16,7 @@ from typing import IO, Any
 import numpy as np
 import numpy.typing as npt
 
-from lary.fileio import open_regular
+from lary.files import open_regular
 
 LARGEST = 1 << 32
 """Bytes of one array in an .npz."""

@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Generic, Protocol, TypeVar
 
-from lary.fileio import path_problem
+from lary.files import path_problem
 from lary.types import UsageError, as_path
 
 

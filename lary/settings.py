@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from lary.fileio import path_problem, read_yaml, write_text
+from lary.files import path_problem, read_yaml, write_text
 from lary.registry import suggest
 from lary.types import UsageError, as_path
 

@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 
 from lary.data.spec import Orientation
-from lary.fileio import write_bytes
+from lary.files import write_bytes
 from lary.probes.outcome import (
     ActionPredictions,
     ClassificationOutcome,

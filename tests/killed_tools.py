@@ -21,9 +21,10 @@ from typing import Any
 
 import numpy as np
 
-from lary.data import clips, cutting, indices, relative, splits, statistics, trajectories
-from lary.data.motion import AtomicRule
+from lary.data import clips, cutting, indices, relative, splits, statistics
 from lary.data.spec import DATASETS
+from lary.importers import trajectories
+from lary.importers.motions import AtomicRule
 from lary.types import LaryError
 from tests.tree import frame, make_calvin, make_robot, write_image, write_table, write_video
 

@@ -13,7 +13,7 @@ import pytest
 import torch
 from cyclopts import App
 
-from lary import cli_analyze
+from lary.cli import analyze as cli_analyze
 from lary.data.spec import DATASETS
 from lary.models.spec import MODELS
 from lary.probes.attention import attention_weights

@@ -12,14 +12,14 @@ import pytest
 
 from lary.configs import ClassifyConfig, ExtractConfig, RegressConfig
 from lary.data.spec import DATASETS
-from lary.latents.extract import extract
 from lary.latents.table import open_latents
 from lary.probes.attention import load_head, look
 from lary.results import figures
 from lary.results.analyses.base import Analysis
 from lary.results.analyses.run import analyze
 from lary.results.chunks import read_chunks
-from lary.results.evaluate import ProbeRun, classify, regress
+from lary.runs.extract import extract
+from lary.runs.probe import ProbeRun, classify, regress
 from lary.settings import Settings, load_settings
 from lary.tool_configs import AnalyzeConfig
 from lary.types import LaryError, UsageError

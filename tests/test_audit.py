@@ -11,9 +11,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from lary.cli_audit import AuditConfig
-from lary.cli_audit import audit as command
-from lary.cli_data import Tables
+from lary.cli.audit import AuditConfig
+from lary.cli.audit import audit as command
+from lary.cli.data import Tables
 from lary.data.audit import AuditReport, AuditRequest, Finding, audit
 from lary.data.draws import validates
 from lary.data.hashing import FrameSource, hash_frame, hash_sources, nearest

@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from lary.fileio import atomic_write, digest, inside, read_json, write_json, write_text
+from lary.files import atomic_write, digest, inside, read_json, write_json, write_text
 from lary.registry import Registry, load_plugin
 from lary.types import LaryError, UsageError
 

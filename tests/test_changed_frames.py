@@ -12,13 +12,14 @@ import pytest
 from lary.configs import ControlsConfig, ExtractConfig, ProbeControl, RegressConfig, RunConfig
 from lary.data.samples import INDEX_COLUMN, read_table
 from lary.data.spec import DATASETS
-from lary.latents.extract import ExtractReport, extract
 from lary.models.spec import MODELS
-from lary.results import changed, controls, figures
-from lary.results.changed import CHANGED, FRAME_CONTROLS, changed_rows, extract_changed, place_of
-from lary.results.evaluate import regress
-from lary.results.inputs import open_splits, shown
-from lary.results.run import run
+from lary.results import figures
+from lary.runs import changed, controls
+from lary.runs.changed import CHANGED, FRAME_CONTROLS, changed_rows, extract_changed, place_of
+from lary.runs.extract import ExtractReport, extract
+from lary.runs.inputs import open_splits, shown
+from lary.runs.probe import regress
+from lary.runs.run import run
 from lary.settings import Settings, load_settings
 from lary.types import LaryError, UsageError
 from tests.tree import make_calvin, make_robot

@@ -12,7 +12,7 @@ from cyclopts import App
 from scipy import stats as scipy_stats
 from scipy.spatial.transform import Rotation
 
-from lary import cli_compare
+from lary.cli import compare as cli_compare
 from lary.data.spec import DATASETS, ActionSpace, Orientation
 from lary.probes.outcome import ActionPredictions, RegressionOutcome, SampleColumns, SplitOutcome
 from lary.results import errors, scores, statistics

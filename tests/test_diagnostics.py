@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 from cyclopts import App
 
-from lary import cli_analyze
+from lary.cli import analyze as cli_analyze
 from lary.data.samples import read_table
 from lary.data.spec import DATASETS
 from lary.latents.npzfile import Stamp, write_latents

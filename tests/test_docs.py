@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from lary.cli import app
+from lary.cli.app import app
 
 ROOT = Path(__file__).parent.parent
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]

@@ -7,9 +7,9 @@ from pathlib import Path
 
 import pytest
 
-from lary import doctor
 from lary.cli import main
-from lary.doctor import Report, examine, numbers, package
+from lary.runs import doctor
+from lary.runs.doctor import Report, examine, numbers, package
 from lary.settings import load_settings
 
 

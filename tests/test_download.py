@@ -20,7 +20,7 @@ import huggingface_hub
 import pytest
 from cyclopts import App
 
-from lary import cli_import
+from lary.cli import imports as cli_import
 from lary.data import download as module
 from lary.data.download import (
     MANIFEST,

@@ -22,18 +22,19 @@ import torch
 
 from lary.cli import main
 from lary.configs import ExtractConfig
-from lary.latents import extract as extraction
-from lary.latents import locks, pipeline, ray_engine, reading
+from lary.latents import locks, pipeline, reading
 from lary.latents.encoding import Encoding
-from lary.latents.engines import run_processes
-from lary.latents.estimate import estimate
-from lary.latents.extract import extract
 from lary.latents.reading import Batch, ReadingPool
 from lary.latents.store import MANIFEST
 from lary.latents.units import Interrupted
 from lary.models.preprocess import CUBIC_224_IMAGENET, DeviceNormaliser, normalise
 from lary.models.spec import MODELS, ModelSpec, Preprocess, register_model
 from lary.registry import load_plugin
+from lary.runs import extract as extraction
+from lary.runs import ray_engine
+from lary.runs.engines import run_processes
+from lary.runs.estimate import estimate
+from lary.runs.extract import extract
 from lary.settings import Settings, load_settings
 from lary.types import LaryError, Latents, Sample, UsageError
 from tests.tree import frame, make_calvin, write_table, write_video

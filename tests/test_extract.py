@@ -17,9 +17,9 @@ import pytest
 
 from lary.cli import main
 from lary.configs import ExtractConfig
-from lary.latents import extract as extraction
-from lary.latents.extract import extract
 from lary.latents.npzfile import read_latents, read_stamp
+from lary.runs import extract as extraction
+from lary.runs.extract import extract
 from lary.settings import Settings, load_settings
 from tests.tree import make_calvin, make_robot
 

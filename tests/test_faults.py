@@ -13,7 +13,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from lary.fileio import WriteError, atomic_write, remove_torn, write_text
+from lary.files import WriteError, atomic_write, remove_torn, write_text
 from lary.latents.shards import ShardStore
 from lary.latents.store import StoreIdentity
 from lary.probes.fit import save_checkpoint

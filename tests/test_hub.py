@@ -15,8 +15,8 @@ from huggingface_hub import constants, errors
 from safetensors.torch import load_file
 
 from lary.configs import ExtractConfig
-from lary.latents.extract import extract
 from lary.models.spec import MODELS, ModelContext, build
+from lary.runs.extract import extract
 from lary.settings import load_settings
 from lary.types import LaryError, UsageError
 from tests.tiny import save_tiny

@@ -11,12 +11,13 @@ import numpy as np
 import pytest
 from cyclopts import App
 
-from lary import cli_import, cli_run
+from lary.cli import benchmark as cli_run
+from lary.cli import imports as cli_import
 from lary.data.frames import read_clip
-from lary.data.records import load_record
 from lary.data.samples import SampleTable, read_table
 from lary.data.spec import DATASETS, DatasetSpec
-from lary.data.videos import VideosReport, VideosRequest, import_videos
+from lary.importers.records import load_record
+from lary.importers.videos import VideosReport, VideosRequest, import_videos
 from lary.types import LaryError, UsageError
 from tests.tree import frame, write_table, write_video
 

@@ -15,19 +15,20 @@ import pyarrow.parquet as pq
 import pytest
 from cyclopts import App
 
-from lary import cli_import, cli_run
-from lary.data import lerobot
+from lary.cli import benchmark as cli_run
+from lary.cli import imports as cli_import
 from lary.data.actions import load_normaliser
 from lary.data.audit import AuditRequest, audit
 from lary.data.frames import read_image, read_video
-from lary.data.lerobot import ImportReport, import_lerobot
-from lary.data.lerobot_atomic import AtomicPlan, AtomicRequest, plan_atomic
-from lary.data.lerobot_plan import LeRobotRequest, dimension_names, make_plan, preview
-from lary.data.lerobot_reader import LeRobot, frame_numbers, video_seconds
-from lary.data.motion import ATOMIC_CLASSES, INVERSE, AtomicRule
-from lary.data.records import load_record
 from lary.data.samples import SampleTable, read_table
 from lary.data.spec import DATASETS, DatasetSpec
+from lary.importers import lerobot
+from lary.importers.lerobot import ImportReport, import_lerobot
+from lary.importers.lerobot_atomic import AtomicPlan, AtomicRequest, plan_atomic
+from lary.importers.lerobot_plan import LeRobotRequest, dimension_names, make_plan, preview
+from lary.importers.lerobot_reader import LeRobot, frame_numbers, video_seconds
+from lary.importers.motions import ATOMIC_CLASSES, INVERSE, AtomicRule
+from lary.importers.records import load_record
 from lary.types import LaryError, MediaError, UsageError
 from tests.lerobot_files import FPS, FRONT, LENGTHS, WRIST, actions, told, write_lerobot
 

@@ -12,11 +12,13 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from lary.cli_audit import AtomicColumns, AtomicConfig, TrajectoryConfig, atomic, pairs
+from lary.cli.audit import AtomicColumns, AtomicConfig, TrajectoryConfig, atomic, pairs
 from lary.data.actions import read_chunk
 from lary.data.audit import AuditRequest, audit
 from lary.data.frames import read_clip
-from lary.data.motion import (
+from lary.data.samples import SampleTable, read_table
+from lary.data.spec import DATASETS, DatasetSpec
+from lary.importers.motions import (
     ATOMIC_CLASSES,
     INVERSE,
     AtomicRule,
@@ -26,9 +28,7 @@ from lary.data.motion import (
     label_of,
     pairs_at,
 )
-from lary.data.samples import SampleTable, read_table
-from lary.data.spec import DATASETS, DatasetSpec
-from lary.data.trajectories import TrajectoryReport, TrajectoryRequest, natural, write_atomic, write_pairs
+from lary.importers.trajectories import TrajectoryReport, TrajectoryRequest, natural, write_atomic, write_pairs
 from lary.types import LaryError, UsageError
 from tests.tree import frame, write_image, write_video
 

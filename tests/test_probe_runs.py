@@ -15,14 +15,16 @@ import numpy as np
 import pytest
 from cyclopts import App
 
-from lary import cli_compare
+from lary.cli import compare as cli_compare
 from lary.configs import ClassifyConfig, ExtractConfig, RegressConfig
-from lary.latents.extract import extract
-from lary.results import controls, figures, running
-from lary.results.evaluate import classify, regress
-from lary.results.inputs import shown
+from lary.results import figures
 from lary.results.predictions import read_scores
 from lary.results.record import EvalResult, read_result
+from lary.runs import controls
+from lary.runs import devices as running
+from lary.runs.extract import extract
+from lary.runs.inputs import shown
+from lary.runs.probe import classify, regress
 from lary.settings import Settings, load_settings
 from lary.types import LaryError, Sample, UsageError
 from tests.tree import make_calvin, make_robot
@@ -279,10 +281,11 @@ KILLS = """
 import os, signal, sys, torch
 import matplotlib.figure, pandas, scipy.stats, lary.probes.classify, lary.probes.regress
 from pathlib import Path
-from lary import fileio
+from lary import files as fileio
 from lary.probes import state
-from lary.results import figures, running
-from lary.results.evaluate import classify, regress
+from lary.results import figures
+from lary.runs import devices as running
+from lary.runs.probe import classify, regress
 from lary.configs import ClassifyConfig, RegressConfig
 from tests.test_probe_runs import settings_of
 torch.set_num_threads(1)

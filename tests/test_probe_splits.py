@@ -14,14 +14,14 @@ from lary.cli import main
 from lary.configs import ClassifyConfig, ControlsConfig, ExtractConfig, RegressConfig
 from lary.data.relative import RelativeRequest, write_relative
 from lary.data.spec import DATASETS
-from lary.latents.extract import extract
 from lary.models.spec import MODELS
 from lary.results import figures
 from lary.results.compare import compare
-from lary.results.controls import run_one, splits_of
-from lary.results.evaluate import classify, regress
 from lary.results.record import EvalResult, read_result
 from lary.results.tables import Entry, published_score, series
+from lary.runs.controls import run_one, splits_of
+from lary.runs.extract import extract
+from lary.runs.probe import classify, regress
 from lary.settings import Settings, load_settings
 from lary.types import LaryError, UsageError
 from tests.tree import frame, write_image, write_table

@@ -15,10 +15,10 @@ import torch
 from lary import paths
 from lary.configs import ExtractConfig
 from lary.data.spec import DATASETS
-from lary.latents.extract import extract, store_identity
 from lary.latents.table import open_latents
 from lary.models.randomly import TABLE_STD, draw, draw_transformers
 from lary.models.spec import MODELS, ModelContext, ModelSpec, build, locate_weights
+from lary.runs.extract import extract, store_identity
 from lary.settings import load_settings
 from lary.types import RANDOM, Latents, UsageError
 from tests.tiny import save_tiny

@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 from scipy import stats as scipy_stats
 
-from lary import cli_compare
+from lary.cli import compare as cli_compare
 from lary.probes import metrics
 from lary.probes.outcome import ActionPredictions, ClassPredictions
 from lary.results import figures, published, scores, statistics

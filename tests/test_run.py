@@ -12,13 +12,13 @@ import numpy as np
 import pytest
 import torch
 
-from lary import sweep as sweeps
 from lary.cli import main
 from lary.configs import ClassifyConfig, RegressConfig, RunConfig
-from lary.latents import on_demand
 from lary.latents.units import Interrupted
 from lary.results.record import EvalResult
-from lary.results.run import FRAME_FAILURES, run
+from lary.runs import on_demand
+from lary.runs import sweep as sweeps
+from lary.runs.run import FRAME_FAILURES, run
 from lary.settings import Settings, load_settings
 from lary.types import LaryError, Latents, UsageError
 from tests.tree import make_calvin, make_robot
@@ -93,8 +93,8 @@ def test_no_store_gives_the_same_bits(root: Path, monkeypatch: pytest.MonkeyPatc
 
 
 def test_little_memory_really_keeps_little(root: Path) -> None:
-    from lary.latents.extract import prepare_run
-    from lary.results.run import extract_config
+    from lary.runs.extract import prepare_run
+    from lary.runs.run import extract_config
 
     prepared = prepare_run(extract_config(ask(), "val"), settings_of(root), ())
     all_of_it = on_demand.FrameLatents(prepared, 1 << 30)
@@ -125,8 +125,8 @@ def test_rows_that_are_read_together_share_batches_on_an_accelerator(
     root: Path, dataset: str, rows: list[int], passes: int
 ) -> None:
     """Each keeps its place, so that its bits are those of an extraction; clips of other lengths have other batches."""
-    from lary.latents.extract import prepare_run
-    from lary.results.run import extract_config
+    from lary.runs.extract import prepare_run
+    from lary.runs.run import extract_config
 
     if dataset == "robot_1st":  # rows 3 and 7 are shorter
         table = root / "data" / "robot_1st_metadata_train.csv"
@@ -146,8 +146,8 @@ def test_rows_that_are_read_together_share_batches_on_an_accelerator(
 
 
 def test_rows_that_vanish_after_the_first_pass_stop_the_run(root: Path) -> None:
-    from lary.latents.extract import prepare_run
-    from lary.results.run import extract_config
+    from lary.runs.extract import prepare_run
+    from lary.runs.run import extract_config
 
     prepared = prepare_run(extract_config(ask(), "val"), settings_of(root), ())
     latents = on_demand.FrameLatents(prepared, 0)
@@ -358,7 +358,7 @@ def test_a_sweep_without_a_cluster_is_a_wrong_request(root: Path, capsys: pytest
 
 def test_a_cluster_that_has_too_little_is_refused() -> None:
     from lary.configs import SweepConfig
-    from lary.sweep_ray import check_resources
+    from lary.runs.sweep_ray import check_resources
 
     check_resources({"CPU": 4.0, "GPU": 1.0}, SweepConfig(gpus_per_run=0.5, cpus_per_run=4))
     with pytest.raises(LaryError, match="--gpus-per-run 1: the Ray cluster has 0 GPUs"):

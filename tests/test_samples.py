@@ -8,9 +8,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from lary import fileio
 from lary.data.samples import SampleTable, check_media, find_table, line_of, placed, read_table, without_images
 from lary.data.spec import DATASETS, ActionSpace, DatasetSpec, LabelSpace, Split
+from lary.files import inside
 from lary.types import UsageError
 
 TABLES = Path(__file__).parent / "data" / "metadata"
@@ -209,7 +209,7 @@ def test_no_path_leaves_the_root(
 def test_placing_is_stable_and_stays_inside(segments: list[str], depth: int | None) -> None:
     once = placed("/".join(segments), "images", depth)
     assert placed(once, "images", depth) == once
-    assert fileio.inside(Path("/root"), once).is_relative_to("/root")
+    assert inside(Path("/root"), once).is_relative_to("/root")
     assert ("images" in once.split("/")) == (depth is not None)
 
 

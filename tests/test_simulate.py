@@ -18,7 +18,7 @@ import itertools
 
 import cv2
 
-from lary.data.simulate import (
+from lary.simulate import (
     VERBS,
     SimulateConfig,
     contact_sheet,
@@ -29,11 +29,11 @@ from lary.data.simulate import (
     simulate,
     write_sheets,
 )
-from lary.data.simulate.arms import ARMS
-from lary.data.simulate.behaviours import BEHAVIOURS, Stage
-from lary.data.simulate.episodes import encode_video
-from lary.data.simulate.kinematics import Solver, from_rpy, quaternion, rotation_vector, to_rpy, turn
-from lary.data.simulate.render import Renderer
+from lary.simulate.arms import ARMS
+from lary.simulate.behaviours import BEHAVIOURS, Stage
+from lary.simulate.episodes import encode_video
+from lary.simulate.kinematics import Solver, from_rpy, quaternion, rotation_vector, to_rpy, turn
+from lary.simulate.render import Renderer
 from lary.types import UsageError
 
 TINY = {"seed": 3, "pairs": 12, "clips": 10, "size": 48, "processes": 1}
@@ -314,7 +314,7 @@ def test_rays_see_what_stands_there() -> None:
     lamp = scene.Lamp(np.array([0.45, 1.5, 1.5]), np.full(3, 0.9), np.full(3, 0.3))
     import mujoco
 
-    from lary.data.simulate.behaviours import Placed
+    from lary.simulate.behaviours import Placed
 
     arm = ARMS["heron"]
     built = scene.build(arm, arm.palettes[0], room, [Placed(red, (place, np.eye(3)), moves=True)])

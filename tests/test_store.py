@@ -19,7 +19,6 @@ from safetensors.numpy import load_file
 from lary.configs import ExtractConfig
 from lary.data.samples import SampleTable, read_table
 from lary.data.spec import DATASETS
-from lary.latents.extract import extract
 from lary.latents.npzfile import Stamp, read_latents, read_stamp, write_latents
 from lary.latents.pack import PACKED, packed
 from lary.latents.pooling import PooledSource, parse_pool, pooled_latents, pooled_tokens
@@ -28,6 +27,7 @@ from lary.latents.shardfile import read_header
 from lary.latents.shards import ShardStore
 from lary.latents.store import StoreIdentity, open_store, read_manifest
 from lary.latents.table import open_latents
+from lary.runs.extract import extract
 from lary.settings import Settings, load_settings
 from lary.types import LaryError, Latents, MediaError, UsageError
 from tests.tiny import save_tiny

@@ -22,23 +22,11 @@ LAYERS = (
     ("",),
     ("nets",),
     ("models", "data"),
-    ("latents",),
+    ("importers", "simulate", "latents"),
     ("probes", "lam"),
     ("results",),
-    (
-        "demo",
-        "sweep",
-        "sweep_ray",
-        "doctor",
-        "cli",
-        "cli_tools",
-        "cli_data",
-        "cli_audit",
-        "cli_import",
-        "cli_compare",
-        "cli_analyze",
-        "cli_latents",
-    ),
+    ("runs",),
+    ("cli",),
 )
 APART = (("models", "data"), ("data", "models"), ("probes", "models"))
 HEAVY = ("torch", "transformers", "diffusers", "ray", "pandas", "mujoco", "cv2", "matplotlib", "sklearn", "scipy", "av")
@@ -53,8 +41,6 @@ def part_of(module: str) -> str:
     """Which part of the package a module belongs to; base modules have the empty name, commands are in ``cli*``."""
     parts = module.split(".")
     known = {part for layer in LAYERS for part in layer}
-    if len(parts) > 1 and parts[1].startswith("cli"):
-        return "cli"
     return parts[1] if len(parts) > 1 and parts[1] in known else ""
 
 

@@ -15,11 +15,11 @@ import pytest
 from lary import runtime
 from lary.configs import ClassifyConfig, ControlsConfig, ExtractConfig, RegressConfig
 from lary.data.spec import DATASETS
-from lary.latents.extract import extract
 from lary.results import figures
-from lary.results.controls import run_controls
-from lary.results.evaluate import classify, regress
-from lary.results.run import config_for
+from lary.runs.controls import run_controls
+from lary.runs.extract import extract
+from lary.runs.probe import classify, regress
+from lary.runs.run import config_for
 from lary.settings import Settings, load_settings
 from lary.types import LaryError, UsageError
 from tests.tree import make_calvin, make_robot

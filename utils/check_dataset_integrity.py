@@ -1,6 +1,6 @@
 """Check that data are whole: 'lary data check' under the benchmark's name."""
 
-from lary.cli_data import script
+from lary.cli.data import script
 
 if __name__ == "__main__":
     script("check")

@@ -1,6 +1,6 @@
 """Action statistics per robot type: 'lary data stats' under the benchmark's name."""
 
-from lary.cli_data import script
+from lary.cli.data import script
 
 if __name__ == "__main__":
     script("stats")

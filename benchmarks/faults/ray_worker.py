@@ -27,9 +27,9 @@ from typing import Any
 
 from benchmarks.faults import scene
 from lary.configs import ExtractConfig
-from lary.latents import ray_engine
-from lary.latents.extract import extract
 from lary.registry import load_plugin
+from lary.runs import ray_engine
+from lary.runs.extract import extract
 from lary.settings import load_settings
 
 SECONDS_PER_ROW = 0.1

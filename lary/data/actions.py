@@ -18,11 +18,11 @@ from typing import Any, Literal, NamedTuple
 import numpy as np
 import numpy.typing as npt
 
-from lary import fileio
 from lary.arrays import array_of, header_of
 from lary.data.poses import FOLDERS, Frame, Pose, arms_of, motion
 from lary.data.samples import THREADS, SampleTable
 from lary.data.spec import NO_ROBOT, ActionSpace, DatasetSpec
+from lary.files import read_json, read_limited
 from lary.types import Failure, LaryError, MediaError, Progress, Sample, UsageError
 
 Floats = npt.NDArray[np.float32]
@@ -76,7 +76,7 @@ def read_numbers(path: Path) -> Floats:
         MediaError: the file is missing, no .npy of numbers, or holds NaN or infinity.
     """
     try:
-        values = parse_npy(fileio.read_limited(path, LARGEST_ACTIONS))
+        values = parse_npy(read_limited(path, LARGEST_ACTIONS))
     except (OSError, ValueError, EOFError) as error:
         reason = getattr(error, "strerror", None) or error
         raise MediaError(f"The action file {path} can't be read: {reason}.") from error
@@ -227,7 +227,7 @@ def read_statistics(path: Path, size: int, command: str, *, per_robot: bool) -> 
     make = f" Make them with: {command}" if command else ""
     if not path.is_file():
         raise LaryError(f"The action statistics {path} do not exist.{make}")
-    found = fileio.read_json(path, "statistics file")
+    found = read_json(path, "statistics file")
     if not isinstance(found, dict):
         raise LaryError(f"The action statistics {path} are no JSON object.{make}")
     if not per_robot:

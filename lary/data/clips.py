@@ -15,9 +15,9 @@ from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 from typing import Literal, NamedTuple
 
-from lary import fileio
 from lary.data.cutting import Cutter, cut_forward, cut_reversed, find_cutter
 from lary.data.samples import read_csv, write_csv
+from lary.files import inside
 from lary.runtime import log, progress
 from lary.types import Failure, MediaError, UsageError
 
@@ -114,7 +114,7 @@ def named_tasks(
             name = f"{stem}_{span.line}{ending}"
             if name in wanted:
                 # Both come from tables, which are data: neither may lead out of its folder.
-                source, target = fileio.inside(root, video), fileio.inside(out, name)
+                source, target = inside(root, video), inside(out, name)
                 tasks.append(Task(source, span.start, span.duration, target, reverse))
     return tasks
 

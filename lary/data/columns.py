@@ -10,7 +10,7 @@ from itertools import islice
 from pathlib import Path
 from typing import IO, TYPE_CHECKING
 
-from lary import fileio
+from lary.files import write_text
 from lary.types import UsageError
 
 if TYPE_CHECKING:
@@ -108,7 +108,7 @@ def write_csv(path: Path, columns: Sequence[str], rows: Sequence[Sequence[str]])
     writer = csv.writer(text, lineterminator="\n")
     writer.writerow(columns)
     writer.writerows(rows)
-    fileio.write_text(path, text.getvalue())
+    write_text(path, text.getvalue())
 
 
 def line_of(path: Path, row: int) -> int:

@@ -12,8 +12,8 @@ from fractions import Fraction
 from pathlib import Path
 from typing import Any, Literal
 
-from lary import fileio
 from lary.data.frames import decode_video
+from lary.files import atomic_write, create_temporary
 from lary.types import MediaError, UsageError
 
 Backend = Literal["auto", "ffmpeg", "pyav"]
@@ -72,7 +72,7 @@ def cut_forward(cutter: Cutter, source: Path, start: float, duration: float, out
 
 
 def _cut_with_ffmpeg(executable: str, source: Path, start: float, duration: float, out: Path) -> None:
-    handle, name = fileio.create_temporary(out)
+    handle, name = create_temporary(out)
     os.close(handle)
     options = [item for key, value in ENCODER.items() for item in (f"-{key}", value)]
     command = [executable, "-nostdin", "-v", "error", "-y", "-ss", str(start), "-t", str(duration)]
@@ -168,7 +168,7 @@ def _encode(frames: Iterable[Any], out: Path, rate: Fraction, origin: Fraction) 
     """Write frames with their own times, counted from `origin` in seconds."""
     import av
 
-    with fileio.atomic_write(out) as file, av.open(file, "w", format="mp4") as container:
+    with atomic_write(out) as file, av.open(file, "w", format="mp4") as container:
         stream: Any = None
         last = -1
         for frame in frames:
@@ -197,7 +197,7 @@ def cut_reversed(forward: Path, out: Path) -> None:
             rate = container.streams.video[0].average_rate or Fraction(30)
         rate = rate.limit_denominator(max(1, min(1001, int(MPEG4_TICKS / rate))))
         count = sum(1 for _ in decode_video(forward))
-        with fileio.atomic_write(out) as file, av.open(file, "w", format="mp4") as container:
+        with atomic_write(out) as file, av.open(file, "w", format="mp4") as container:
             stream: Any = container.add_stream("mpeg4", rate=rate)
             for number, frame in enumerate(_backwards(forward, count)):
                 if number == 0:

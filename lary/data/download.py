@@ -15,10 +15,10 @@ from dataclasses import dataclass, field
 from pathlib import Path, PurePosixPath
 from typing import Any
 
-from lary import fileio
 from lary.data.archives import SCRATCH, group_parts, is_archive, member_names, unpack, whole_name
 from lary.data.hubs import Hub, RemoteFile, content_problem
 from lary.data.spec import DATASETS, DatasetSpec, Licence
+from lary.files import inside, read_json, write_bytes, write_json
 from lary.runtime import log, progress
 from lary.types import Failure, LaryError, UsageError
 
@@ -83,7 +83,7 @@ class Manifest:
         """The manifest, empty if there is none. Raises LaryError for one that can't be read or is newer."""
         if not path.exists():
             return cls(path)
-        found = fileio.read_json(path, "download manifest")
+        found = read_json(path, "download manifest")
         if not isinstance(found, dict) or not isinstance(found.get("files"), dict):
             raise LaryError(f"The download manifest {path} is damaged: move it away, and files are checked anew.")
         if found.get("version", 0) > VERSION:
@@ -103,7 +103,7 @@ class Manifest:
 
     def save(self) -> None:
         keys = ("source", "repository", "revision", "files")
-        fileio.write_json(self.path, {"version": VERSION, **{key: getattr(self, key) for key in keys}})
+        write_json(self.path, {"version": VERSION, **{key: getattr(self, key) for key in keys}})
 
 
 # Licences
@@ -338,7 +338,7 @@ def finish(
         if any(manifest.state(by_path[part]) != FETCHED and manifest.state(by_path[part]) != DONE for part in parts):
             continue  # a part has failed, which is told already
         try:
-            unpack_archive(request, whole, [fileio.inside(cache, part) for part in parts])
+            unpack_archive(request, whole, [inside(cache, part) for part in parts])
         except LaryError as error:
             failures.append(Failure(0, whole, str(error)))
             continue
@@ -346,11 +346,11 @@ def finish(
         for part in parts:
             manifest.put(by_path[part], DONE)
         for part in () if request.keep_archives else parts:  # only now: a stop before leaves all that is needed
-            fileio.inside(cache, part).unlink(missing_ok=True)
+            inside(cache, part).unlink(missing_ok=True)
     for file in files:
         if not is_archive(file.path) and manifest.state(file) == FETCHED:
             try:
-                put_file(request, file.path, fileio.inside(cache, file.path))
+                put_file(request, file.path, inside(cache, file.path))
             except (LaryError, OSError) as error:
                 failures.append(Failure(0, file.path, str(error)))
                 continue
@@ -372,12 +372,12 @@ def unpack_archive(request: DownloadRequest, whole: str, parts: Sequence[Path]) 
 def put_file(request: DownloadRequest, path: str, source: Path) -> None:
     """A single file: tables to the tables, others into the layout; a table of one's own is never replaced."""
     table = path.endswith(".csv") and not set(PurePosixPath(path).parts) & set(TRACKS)
-    target = request.tables / source.name if table else fileio.inside(request.data_dir, _from_track(path))
+    target = request.tables / source.name if table else inside(request.data_dir, _from_track(path))
     if target.exists() and target.read_bytes() != source.read_bytes():
         raise LaryError(f"{target} exists with other content than in {request.repository}: move it away.")
     target.parent.mkdir(parents=True, exist_ok=True)
     if table:
-        fileio.write_bytes(target, source.read_bytes())
+        write_bytes(target, source.read_bytes())
     else:
         os.replace(source, target)
 

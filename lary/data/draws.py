@@ -10,10 +10,10 @@ import csv
 import io
 from pathlib import Path
 
-from lary import fileio
 from lary.data.columns import read_csv
 from lary.data.samples import IMAGE_FOLDER, MEDIA_COLUMNS, find_table, group_name, usual_place
 from lary.data.spec import DatasetSpec
+from lary.files import digest, write_text
 from lary.types import UsageError
 
 
@@ -29,7 +29,7 @@ def draw_table(spec: DatasetSpec, split: str, root: Path) -> Path:
         return path  # it was drawn elsewhere
     text = draw(spec, split, root)
     if not path.is_file():
-        fileio.write_text(path, text)
+        write_text(path, text)
     elif path.read_bytes() != text.encode():
         raise UsageError(
             f"The table {path} is not what the tables of {' and '.join(spec.drawn[split].sources)} give: remove it to "
@@ -62,7 +62,7 @@ def draw(spec: DatasetSpec, split: str, root: Path) -> str:
 
 def validates(group: str, share: float) -> bool:
     """Whether a group is among the `share` of all groups that validate: a hash of its name decides."""
-    return int(fileio.digest(group, length=8), 16) < share * 16**8
+    return int(digest(group, length=8), 16) < share * 16**8
 
 
 def _has_table(spec: DatasetSpec, split: str, root: Path) -> bool:

@@ -17,7 +17,7 @@ from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 from typing import Any, Literal, Protocol
 
-from lary.fileio import inside
+from lary.files import inside
 from lary.types import LaryError, UsageError
 
 SourceName = Literal["huggingface", "modelscope"]

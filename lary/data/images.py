@@ -18,7 +18,7 @@ import numpy as np
 import numpy.typing as npt
 
 from lary.data.limits import LARGEST_FILE, jpeg_problem, size_problem
-from lary.fileio import read_limited
+from lary.files import read_limited
 from lary.types import MediaError
 
 Image = npt.NDArray[np.uint8]

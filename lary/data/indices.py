@@ -10,10 +10,10 @@ from typing import Any
 
 import numpy as np
 
-from lary import fileio
 from lary.data.frames import Image, read_video
 from lary.data.samples import INDEX_COLUMN, MEDIA_COLUMNS, read_csv, write_csv, write_failures
 from lary.data.sampling import FRAMES, DifferenceCache, Method, Sampled, sample_video
+from lary.files import inside, write_bytes
 from lary.runtime import progress
 from lary.types import Failure, MediaError, UsageError
 
@@ -97,7 +97,7 @@ def sample_all(request: IndexRequest, cells: Sequence[str]) -> dict[str, Sampled
 
     def one(cell: str) -> Sampled | str:
         try:
-            return sample_video(fileio.inside(request.root, cell), request.frames, request.method, cache)
+            return sample_video(inside(request.root, cell), request.frames, request.method, cache)
         except (MediaError, UsageError) as error:
             return str(error)
 
@@ -122,7 +122,7 @@ def draw_sheets(request: IndexRequest, clips: Sequence[tuple[str, Sampled | str]
     paths = []
     for start in range(0, len(clips), ROWS_PER_SHEET):
         strips = [
-            strip(cell, read_video(fileio.inside(request.root, cell), result.indices), result)
+            strip(cell, read_video(inside(request.root, cell), result.indices), result)
             for cell, result in clips[start : start + ROWS_PER_SHEET]
             if not isinstance(result, str)
         ]
@@ -130,7 +130,7 @@ def draw_sheets(request: IndexRequest, clips: Sequence[tuple[str, Sampled | str]
         padded = [np.pad(part, ((0, 6), (0, width - part.shape[1]), (0, 0)), constant_values=255) for part in strips]
         _, data = cv2.imencode(".png", cv2.cvtColor(np.concatenate(padded), cv2.COLOR_RGB2BGR))
         path = request.visualize / f"{request.table.stem}_{start // ROWS_PER_SHEET:03d}.png"
-        fileio.write_bytes(path, data.tobytes())
+        write_bytes(path, data.tobytes())
         paths.append(path)
     return tuple(paths)
 

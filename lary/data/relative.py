@@ -15,12 +15,12 @@ from pathlib import Path, PurePosixPath
 import numpy as np
 import numpy.typing as npt
 
-from lary import fileio
 from lary.data.actions import relative_stats_file
 from lary.data.poses import DEFINITIONS, Frame, Pose, arms_of, in_frame, motion
 from lary.data.samples import write_failures
 from lary.data.spec import DatasetSpec
 from lary.data.statistics import ActionRow, Moments, action_rows, in_batches, merged, read_steps
+from lary.files import inside, write_bytes, write_json
 from lary.runtime import log
 from lary.types import Failure, LaryError, MediaError, UsageError
 
@@ -104,7 +104,7 @@ def write_relative(request: RelativeRequest) -> RelativeReport:
     per_robot = request.spec.actions.normalisation.stats_file is not None
     body = {"robot_stats": {name: each.entry() for name, each in robots.items()}} if per_robot else shared.entry()
     path = request.output_root / relative_stats_file(request.spec, request.frame)
-    fileio.write_json(path, header | body)
+    write_json(path, header | body)
     return RelativeReport(tuple(reports), path)
 
 
@@ -117,7 +117,7 @@ def convert_table(
     target, size = request.output_root / in_frame(root, request.frame), len(spec.actions.dims)
 
     def convert(row: ActionRow) -> tuple[Floats | Failure, bool]:
-        path = fileio.inside(target, row.relative)
+        path = inside(target, row.relative)
         try:
             if (known := read_moved(path, size)) is not None:
                 return known, False
@@ -129,7 +129,7 @@ def convert_table(
             return Failure(row.row, row.cell, str(error)), False
         data = io.BytesIO()
         np.save(data, moved, allow_pickle=False)
-        fileio.write_bytes(path, data.getvalue())
+        write_bytes(path, data.getvalue())
         return moved, True
 
     rows = action_rows(spec, table, request.input_root / root, robots=spec.actions.normalisation.stats_file is not None)

@@ -19,12 +19,12 @@ from typing import TYPE_CHECKING
 import numpy as np
 import numpy.typing as npt
 
-from lary import fileio
 from lary.data.columns import BLOCK, read_frame
 from lary.data.columns import line_of as line_of
 from lary.data.columns import read_csv as read_csv
 from lary.data.columns import write_csv as write_csv
 from lary.data.spec import DatasetSpec, LabelSpace
+from lary.files import digest, inside, path_problem
 from lary.registry import suggest
 from lary.types import Failure, Media, Sample, UsageError
 
@@ -40,7 +40,7 @@ IMAGE_FOLDER, ACTION_FOLDER = "images", "actions"
 INDICES = re.compile(r"\s*[0-9]{1,9}\s*(,\s*[0-9]{1,9}\s*)*")
 LONG_NUMBER = re.compile(r"[0-9]{10}")
 UNSAFE_PATH = re.compile(r"[/\\]|[^/\\]*:|(.*[/\\])?\.\.([/\\]|$)")
-"""What no path of a table may start with: a root, a drive, or a way upwards (`fileio.inside` checks again)."""
+"""What no path of a table may start with: a root, a drive, or a way upwards (`inside` checks again)."""
 
 NOT_PLAIN = ("..", ":", "\\", "\n/", "\n\n", "\n ", "\x7f", *map(chr, {*range(32)} - {10}))
 """What a path in lines of ASCII must not hold to be certainly safe and not empty."""
@@ -89,7 +89,7 @@ class SampleTable:
         if self.spec.media == "clip":
             frame_index = tuple(int(part) for part in str(self._columns[INDEX_COLUMN][position]).split(","))
         return Sample(
-            id=fileio.digest(*media, ",".join(map(str, frame_index)), target),
+            id=digest(*media, ",".join(map(str, frame_index)), target),
             row=int(self._rows[position]),
             media=media,
             frame_index=frame_index,
@@ -163,7 +163,7 @@ class SampleTable:
     def _locate(self, position: int, column: str, folder: str) -> Path:
         """The file at the usual place, or the one that the table literally names where only that exists."""
         usual, *others = (
-            fileio.inside(self.root, place) for place in places(self.spec, str(self._columns[column][position]), folder)
+            inside(self.root, place) for place in places(self.spec, str(self._columns[column][position]), folder)
         )
         if not others or usual.exists():
             return usual
@@ -315,7 +315,7 @@ def check_cells(spec: DatasetSpec, path: Path, columns: Mapping[str, Sequence[st
                 if cell in known:
                     continue
                 problem = f"'{cell}' is no class of {spec.name}.{suggest(cell, classes)}"
-            elif reason := fileio.path_problem(cell.strip()):
+            elif reason := path_problem(cell.strip()):
                 problem = f"column '{name}' holds {cell[:60]!r}, which is no path: {reason}"
             elif UNSAFE_PATH.match(cell.lstrip()):
                 problem = f"the path '{cell}' leaves its root: paths in tables are relative and inside it"

@@ -16,10 +16,10 @@ from typing import Any, Literal
 import numpy as np
 import numpy.typing as npt
 
-from lary import fileio
 from lary.arrays import array_of
 from lary.data.frames import announced_frames, decode_video, to_rgb
 from lary.data.samples import file_digest
+from lary.files import read_limited, write_bytes
 from lary.types import MediaError
 
 Doubles = npt.NDArray[np.float64]
@@ -164,13 +164,13 @@ class DifferenceCache:
             found = motion(gray_frames(path))
             data = io.BytesIO()
             np.save(data, found, allow_pickle=False)
-            fileio.write_bytes(place, data.getvalue())
+            write_bytes(place, data.getvalue())
         return found
 
     @staticmethod
     def _read(place: Path) -> Doubles | None:
         try:
-            data = fileio.read_limited(place, 1 << 28)
+            data = read_limited(place, 1 << 28)
             values: Any = array_of(io.BytesIO(data), len(data))
         except (OSError, ValueError, EOFError):
             return None

@@ -16,10 +16,10 @@ from typing import Any, TypeVar
 import numpy as np
 import numpy.typing as npt
 
-from lary import fileio
 from lary.data.actions import SMALLEST_STD, read_numbers
 from lary.data.samples import ACTION_FOLDER, TARGET_COLUMN, embodiment_column, places, read_csv
 from lary.data.spec import NO_ROBOT, DatasetSpec
+from lary.files import inside, read_json, write_json
 from lary.runtime import progress
 from lary.types import LaryError, MediaError, UsageError
 
@@ -126,10 +126,8 @@ def action_rows(spec: DatasetSpec, table: Path, root: Path, *, robots: bool) -> 
             found.append(ActionRow(number, cell, (path,), inner, robot))
             continue
         try:
-            inside = places(spec, cell, ACTION_FOLDER)
-            found.append(
-                ActionRow(number, cell, tuple(fileio.inside(root, place) for place in inside), inside[0], robot)
-            )
+            relative = places(spec, cell, ACTION_FOLDER)
+            found.append(ActionRow(number, cell, tuple(inside(root, place) for place in relative), relative[0], robot))
         except UsageError as error:
             raise UsageError(f"{table}, row {number + 1}: {error}") from None
     return found
@@ -216,7 +214,7 @@ def write_statistics(
         )
     examples = [_below(path, data_root) for path in missing[:EXAMPLES]]
     header = {"source_csv": str(table), "action_root": str(root)}
-    fileio.write_json(target, _document(spec.name, header, robots, len(missing), examples))
+    write_json(target, _document(spec.name, header, robots, len(missing), examples))
     return StatisticsReport(target, {robot: robots[robot].count for robot in sorted(robots)}, len(missing))
 
 
@@ -228,7 +226,7 @@ def merge_statistics(spec: DatasetSpec, files: Sequence[Path], out: Path) -> Sta
     """
     parts, missing, examples = [], 0, []
     for path in files:
-        found = fileio.read_json(path, "statistics file")
+        found = read_json(path, "statistics file")
         entries = found.get("robot_stats") if isinstance(found, dict) else None
         if not isinstance(entries, dict) or found.get("dataset") != spec.name:
             raise LaryError(f"{path} holds no statistics per robot type of {spec.name}.")
@@ -238,7 +236,7 @@ def merge_statistics(spec: DatasetSpec, files: Sequence[Path], out: Path) -> Sta
         missing += int(found.get("missing_actions", 0))
         examples += list(found.get("missing_action_examples", []))
     robots, source = merged(parts), ", ".join(str(path) for path in files)
-    fileio.write_json(out, _document(spec.name, {"source_csv": source, "action_root": ""}, robots, missing, examples))
+    write_json(out, _document(spec.name, {"source_csv": source, "action_root": ""}, robots, missing, examples))
     return StatisticsReport(out, {robot: robots[robot].count for robot in sorted(robots)}, missing)
 
 

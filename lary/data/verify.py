@@ -15,13 +15,13 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
-from lary import fileio
 from lary.data.samples import ACTION_FOLDER, IMAGE_FOLDER, MEDIA_COLUMNS, TARGET_COLUMN, file_digest, find_table, places
 from lary.data.samples import read_csv as read_rows
 from lary.data.spec import DATASETS, ActionSpace, DatasetSpec
 from lary.data.verify_pool import WORKER, ask_all
 from lary.data.verify_records import Journal, Manifest
 from lary.data.verify_table import table_problems
+from lary.files import digest, inside, write_json, write_text
 from lary.registry import suggest
 from lary.runtime import log, progress
 from lary.types import UsageError
@@ -148,8 +148,8 @@ def verify(request: VerifyRequest) -> VerifyReport:
     for group in groups:
         compare_pairs(group)
     report = VerifyReport(tuple(groups), by_manifest, request.output, request.output.with_suffix(".json"))
-    fileio.write_text(report.output, text_report(request, groups))
-    fileio.write_json(report.json, json_report(request, report))
+    write_text(report.output, text_report(request, groups))
+    write_json(report.json, json_report(request, report))
     return report
 
 
@@ -205,7 +205,7 @@ def read_group(group: Checked, request: VerifyRequest) -> str:
             collect(group, spec, path, cells, request.data_root.absolute() / spec.split(split).root)
             if request.depth == "decode":
                 group.problems += [problem(path, *found) for found in table_problems(spec, path, cells)]
-    return fileio.digest(*digests)
+    return digest(*digests)
 
 
 def problem(path: Path, column: str, refs: int, reason: str) -> Reference:
@@ -230,7 +230,7 @@ def collect(group: Checked, spec: DatasetSpec, path: Path, cells: dict[str, tupl
                 continue
             item = Reference(kind, (), path.name, name, shape)
             try:
-                item.places = tuple(str(fileio.inside(root, place)) for place in places(spec, cell, folder))
+                item.places = tuple(str(inside(root, place)) for place in places(spec, cell, folder))
             except UsageError:
                 item.places = (cell,)
                 item.settle("corrupt", f"the path leaves its root {root}")
@@ -248,7 +248,7 @@ def collect(group: Checked, spec: DatasetSpec, path: Path, cells: dict[str, tupl
 def check_files(request: VerifyRequest, groups: Sequence[Checked], digests: Sequence[str]) -> int:
     """Settle every file, by the journal, the manifest's digests or decoding; returns how many digests sufficed."""
     manifest = Manifest.read(request.manifest, request.data_root)
-    identity = fileio.digest(str(request.data_root.absolute()), request.depth, manifest.digest, *digests)
+    identity = digest(str(request.data_root.absolute()), request.depth, manifest.digest, *digests)
     journal = Journal(request.output.with_name(f".{request.output.name}.journal"), identity, fresh=request.restart)
     waiting: list[Reference] = []
     for item in (item for group in groups for item in group.files.values() if not item.status):

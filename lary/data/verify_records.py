@@ -6,7 +6,7 @@ import json
 from pathlib import Path
 from typing import IO, Any
 
-from lary import fileio
+from lary.files import digest, write_text
 from lary.types import UsageError
 
 JOURNAL_VERSION = MANIFEST_VERSION = 1
@@ -24,7 +24,7 @@ class Journal:
         self.known: dict[str, dict[str, Any]] = {} if fresh else self._read(path, identity)
         header = [json.dumps({"version": JOURNAL_VERSION, "request": identity})]
         lines = header + [json.dumps([key, answer]) for key, answer in self.known.items()]
-        fileio.write_text(path, "\n".join(lines) + "\n")
+        write_text(path, "\n".join(lines) + "\n")
         self._file: IO[str] = path.open("a", encoding="utf-8")
 
     @staticmethod
@@ -67,7 +67,7 @@ class Manifest:
     def __init__(self, path: Path | None, root: Path, entries: dict[str, list[Any]]) -> None:
         self._path, self._root, self._entries = path, root.absolute(), entries
         self._changed = False
-        self.digest = fileio.digest(json.dumps(sorted(entries.items()))) if path is not None else ""
+        self.digest = digest(json.dumps(sorted(entries.items()))) if path is not None else ""
 
     @classmethod
     def read(cls, path: Path | None, root: Path) -> Manifest:
@@ -108,7 +108,7 @@ class Manifest:
         if self._path is not None and (self._changed or not self._path.exists()):
             lines = [json.dumps({"manifest": MANIFEST_VERSION})]
             lines += [json.dumps([name, *entry], ensure_ascii=False) for name, entry in sorted(self._entries.items())]
-            fileio.write_text(self._path, "\n".join(lines) + "\n")
+            write_text(self._path, "\n".join(lines) + "\n")
 
     def _name(self, path: str) -> str:
         pure = Path(path)

@@ -16,7 +16,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
-from lary.fileio import cannot_write
+from lary.files import cannot_write
 from lary.types import LaryError
 
 try:

@@ -18,7 +18,7 @@ import numpy as np
 import numpy.typing as npt
 
 from lary import paths
-from lary.fileio import remove_torn
+from lary.files import remove_torn
 from lary.latents.npzfile import Stamp, read_arrays, read_latents, read_stamp, write_latents
 from lary.latents.store import Floats, StoreIdentity, narrow, record_table
 from lary.types import LaryError

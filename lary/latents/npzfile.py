@@ -22,7 +22,7 @@ from typing import IO, Any
 import numpy as np
 import numpy.typing as npt
 
-from lary.fileio import open_regular, write_parts
+from lary.files import open_regular, write_parts
 from lary.types import LaryError, MediaError
 
 MOST_BYTES = 1 << 30

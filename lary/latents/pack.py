@@ -18,7 +18,7 @@ import numpy as np
 import numpy.typing as npt
 
 from lary.configs import LatentDtype
-from lary.fileio import digest, read_json, remove_torn, write_json
+from lary.files import digest, read_json, remove_torn, write_json
 from lary.latents.npz import NpzSource
 from lary.latents.npzfile import read_arrays, read_tokens
 from lary.latents.reader import ShardSource

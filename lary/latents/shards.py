@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import numpy.typing as npt
 
-from lary.fileio import atomic_write, cannot_write, create_temporary, remove_torn
+from lary.files import atomic_write, cannot_write, create_temporary, remove_torn
 from lary.latents.shardfile import CODE_TAGS, ShardHeader, Spool, read_header
 from lary.latents.store import INDEX, SHARD_MARK, SHARDS, Floats, StoreIdentity, narrow, record_table
 from lary.types import LaryError

@@ -19,7 +19,7 @@ import numpy as np
 import numpy.typing as npt
 
 from lary.configs import LatentDtype, StoreKind
-from lary.fileio import digest, read_json, write_json
+from lary.files import digest, read_json, write_json
 from lary.types import LaryError, LatentSource, MediaError, UsageError
 
 if TYPE_CHECKING:
@@ -41,6 +41,10 @@ LATER_FIELDS = {"revision": "", "pool": "none", "dtype": "float32"}
 
 Rows = npt.NDArray[np.int64]
 Floats = npt.NDArray[np.float32]
+
+
+LARGEST_FAILURES = 1 << 30
+"""Bytes of a failures file, with millions of rows."""
 
 
 @dataclass(frozen=True)

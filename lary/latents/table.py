@@ -17,7 +17,7 @@ import numpy as np
 from lary import paths
 from lary.data.samples import SampleTable, read_table
 from lary.data.spec import DatasetSpec
-from lary.fileio import inside
+from lary.files import inside
 from lary.latents.npz import NpzSource
 from lary.latents.npzfile import read_stamp
 from lary.latents.pack import packed

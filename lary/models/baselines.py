@@ -9,7 +9,7 @@ from __future__ import annotations
 import math
 from typing import TYPE_CHECKING, Any
 
-from lary.fileio import digest
+from lary.files import digest
 from lary.models.network import check_frames, run_alone
 from lary.models.preprocess import IMAGENET_MEAN, IMAGENET_STD, neighbour_pairs
 from lary.models.spec import ModelContext, ModelSpec, Preprocess, register_model

@@ -8,7 +8,7 @@ from collections.abc import Mapping
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
-from lary.fileio import digest
+from lary.files import digest
 from lary.models.backbones import (
     DINOV2_LARGE,
     DINOV2_WEIGHTS,

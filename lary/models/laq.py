@@ -7,7 +7,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from lary.fileio import read_yaml
+from lary.files import read_yaml
 from lary.models.randomly import draw, draw_transformers
 from lary.models.released import Layout, read_checkpoint
 from lary.models.spec import ModelContext, ModelSpec, locate_weights

@@ -12,7 +12,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
-from lary.fileio import digest
+from lary.files import digest
 
 if TYPE_CHECKING:
     import torch

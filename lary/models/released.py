@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from lary.fileio import digest, read_json
+from lary.files import digest, read_json
 from lary.models import hub, randomly
 from lary.models.spec import ModelContext, ModelSpec, remedy
 from lary.models.tensors import listed, read_safetensors, sha256_of, unpickle

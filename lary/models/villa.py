@@ -6,7 +6,7 @@ from dataclasses import fields, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from lary.fileio import digest, read_json
+from lary.files import digest, read_json
 from lary.models.network import check_frames, run_alone, tell_dim, with_weights
 from lary.models.preprocess import VILLA_X_IMAGE, VILLA_X_PAPER_CLIP
 from lary.models.released import Checkpoint, Layout, find_checkpoint, read_checkpoint

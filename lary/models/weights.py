@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from lary.fileio import digest, inside, read_json
+from lary.files import digest, inside, read_json
 from lary.models import hub
 from lary.models.randomly import weights_name
 from lary.models.spec import ModelContext, ModelSpec, remedy

@@ -18,7 +18,7 @@ import torch
 from torch import Tensor
 
 from lary.configs import ProbePrecision
-from lary.fileio import write_text
+from lary.files import write_text
 from lary.probes.controls import majority_class
 from lary.probes.fit import (
     ScaledSource,

@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from lary.configs import ProbePrecision
-from lary.fileio import atomic_write
+from lary.files import atomic_write
 from lary.probes.outcome import Floats, Ints
 from lary.probes.parallel import Team
 from lary.types import LaryError, LatentSource

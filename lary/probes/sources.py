@@ -1,7 +1,7 @@
 """Latents as the controls change them: other targets, other frames, fewer dimensions.
 
 Static pairs and shuffled orders act on the axis P, and so only on latents with one step per frame; for others the
-frames themselves are changed (`lary.results.changed`).
+frames themselves are changed (`lary.runs.changed`).
 """
 
 from __future__ import annotations

@@ -13,7 +13,7 @@ import numpy as np
 import torch
 
 from lary import __version__
-from lary.fileio import digest
+from lary.files import digest
 from lary.probes.fit import save_checkpoint
 from lary.probes.parallel import ALONE, Team
 from lary.runtime import log

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Sequence
 
-from lary import fileio
+from lary.files import inside
 from lary.results import charts, markup
 from lary.results.details import details, rmse_cell, verdict
 from lary.results.markup import Cell, Column, Row, text
@@ -189,7 +189,7 @@ def _example(entry: Entry, example: Example, dims: Sequence[str]) -> str:
     frames = ""
     for part, file in zip(("source", "target"), example.pictures, strict=False):
         try:
-            address = charts.picture(fileio.inside(entry.path.parent, file))
+            address = charts.picture(inside(entry.path.parent, file))
         except UsageError:
             address = None
         if address:

@@ -14,7 +14,7 @@ import numpy as np
 import numpy.typing as npt
 
 from lary.arrays import read_npz
-from lary.fileio import atomic_write
+from lary.files import atomic_write
 from lary.probes.outcome import Floats, RegressionOutcome
 from lary.results.measure import headline
 from lary.types import LaryError

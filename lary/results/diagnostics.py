@@ -18,7 +18,7 @@ import numpy.typing as npt
 
 from lary import paths
 from lary.data.spec import DATASETS
-from lary.fileio import write_json
+from lary.files import write_json
 from lary.latents.store import StoredLatents
 from lary.latents.table import SplitLatents, open_latents
 from lary.models.spec import MODELS, ModelSpec, with_latent

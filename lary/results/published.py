@@ -15,7 +15,7 @@ from pathlib import Path
 import numpy as np
 import numpy.typing as npt
 
-from lary import fileio
+from lary.files import write_bytes, write_json, write_text
 from lary.probes import metrics
 from lary.probes.outcome import ClassificationOutcome, RegressionOutcome, SplitOutcome
 from lary.results import figures
@@ -36,12 +36,12 @@ def write_classification_files(folder: Path, outcome: ClassificationOutcome) -> 
     names = outcome.classes
     matrix = metrics.confusion_matrix(outcome.labels, predicted, len(names))
     table = metrics.class_statistics(matrix)
-    fileio.write_json(
+    write_json(
         folder / "confusion_matrix.json",
         {"rows": "predicted", "columns": "true", "classes": list(names), "matrix": matrix.tolist()},
     )
     title = f"Top-1 {100 * np.trace(matrix) / max(matrix.sum(), 1):.2f} %"
-    fileio.write_bytes(folder / "confusion_matrix.png", figures.confusion_figure(matrix, names, title))
+    write_bytes(folder / "confusion_matrix.png", figures.confusion_figure(matrix, names, title))
     statistics = {
         name: {
             "precision": float(table.precision[index]),
@@ -51,12 +51,12 @@ def write_classification_files(folder: Path, outcome: ClassificationOutcome) -> 
         }
         for index, name in enumerate(names)
     }
-    fileio.write_json(folder / "classification_stats.json", statistics)
+    write_json(folder / "classification_stats.json", statistics)
     lines = (
         f"{media[-1]}\t{names[guess]}\t{names[label]}\n"
         for media, guess, label in zip(outcome.samples.media, predicted, outcome.labels, strict=True)
     )
-    fileio.write_text(folder / "case.txt", "".join(lines))
+    write_text(folder / "case.txt", "".join(lines))
     return ("confusion_matrix.json", "confusion_matrix.png", "classification_stats.json", "case.txt")
 
 
@@ -103,9 +103,9 @@ def write_regression_files(
             files[f"{stem}_action.{suffix}"] = figures.trajectory_figure(chunk, outcome.dims, units, suffix)
         chunks.append(chunk)
         for file, data in files.items():
-            fileio.write_bytes(folder / file, data)
+            write_bytes(folder / file, data)
         written += files
-    fileio.write_bytes(folder / place / "action.pdf", figures.trajectory_book(chunks, outcome.dims, units))
+    write_bytes(folder / place / "action.pdf", figures.trajectory_book(chunks, outcome.dims, units))
     return (*written, f"{place}/action.pdf")
 
 
@@ -131,4 +131,4 @@ def _write_row(path: Path, row: Mapping[str, float | int]) -> None:
     writer = csv.DictWriter(text, list(row), lineterminator="\n")
     writer.writeheader()
     writer.writerow(row)
-    fileio.write_text(path, text.getvalue())
+    write_text(path, text.getvalue())

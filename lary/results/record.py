@@ -9,7 +9,7 @@ from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
-from lary import fileio
+from lary.files import read_json, write_json
 from lary.probes.outcome import SelectionName
 from lary.types import RANDOM, BenchmarkProtocol, LaryError
 
@@ -339,7 +339,7 @@ def schema_text() -> str:
 
 def write_result(path: Path, result: EvalResult) -> None:
     """Write a result atomically."""
-    fileio.write_json(path, result.model_dump(mode="json"))
+    write_json(path, result.model_dump(mode="json"))
 
 
 def read_result(path: Path) -> EvalResult:
@@ -349,7 +349,7 @@ def read_result(path: Path) -> EvalResult:
         LaryError: the file is missing, isn't JSON, was written by a newer schema, or doesn't fit the schema. An older
             one is brought to this schema (`migrated`).
     """
-    data = fileio.read_json(path, "result")
+    data = read_json(path, "result")
     version = data.get("schema_version") if isinstance(data, dict) else None
     if not isinstance(version, int):
         raise LaryError(f"{path} is no result of lary: it has no schema_version.")

@@ -6,7 +6,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from string import Template
 
-from lary import __version__, fileio
+from lary import __version__
+from lary.files import write_text
 from lary.results import markup, tables
 from lary.results.cards import run_card
 from lary.results.leaderboard import leaderboard
@@ -52,7 +53,7 @@ def write_report(folder: Path, target: Path | None = None) -> Path:
     if not entries and not broken:
         raise UsageError(f"No {FILE_NAME} below {folder}: run 'lary classify' or 'lary regress' first.")
     path = target or folder / REPORT_NAME
-    fileio.write_text(path, build_page(entries, broken))
+    write_text(path, build_page(entries, broken))
     return path
 
 

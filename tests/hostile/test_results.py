@@ -11,14 +11,14 @@ from typing import Any
 import pytest
 
 from lary.configs import ExtractConfig
-from lary.data.records import load_record
 from lary.data.spec import DATASETS
-from lary.latents.extract import extract
+from lary.importers.records import load_record
 from lary.latents.store import MANIFEST
 from lary.latents.table import open_latents
 from lary.results.compare import open_run
 from lary.results.record import FILE_NAME, read_result
 from lary.results.report import write_report
+from lary.runs.extract import extract
 from lary.settings import Settings, load_settings
 from lary.types import LaryError
 from tests import fake_results as fake

@@ -9,9 +9,9 @@ from pathlib import Path
 import pytest
 
 from lary.configs import ExtractConfig
-from lary.latents.extract import extract
 from lary.models.laq import _tokenizer_config
 from lary.registry import load_plugin
+from lary.runs.extract import extract
 from lary.settings import load_settings
 from tests.hostile.harness import refused
 

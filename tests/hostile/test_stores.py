@@ -14,10 +14,10 @@ import pytest
 from lary.configs import ExtractConfig, LatentsConfig
 from lary.data.spec import DATASETS
 from lary.latents.convert import convert, export
-from lary.latents.extract import FAILURES, TIMING, extract, read_timing
 from lary.latents.locks import LOCK
 from lary.latents.pack import PACKED, key_of
 from lary.latents.table import open_latents
+from lary.runs.extract import FAILURES, TIMING, extract, read_timing
 from lary.settings import Settings, load_settings
 from tests.hostile.harness import bounded, refused
 from tests.tree import make_calvin

@@ -14,9 +14,9 @@ from lary.cli import main
 from lary.configs import ExtractConfig
 from lary.data.samples import SampleTable, read_table, write_failures
 from lary.data.spec import DATASETS
-from lary.latents.extract import extract
 from lary.latents.npzfile import read_latents
 from lary.latents.table import open_latents
+from lary.runs.extract import extract
 from lary.runtime import PlainFormatter
 from lary.settings import Settings, load_settings
 from lary.types import Failure

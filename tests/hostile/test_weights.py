@@ -13,11 +13,11 @@ import pytest
 import torch
 
 from lary.configs import ExtractConfig
-from lary.latents.extract import extract
 from lary.models.laq import LAYOUT
 from lary.models.released import read_checkpoint
 from lary.models.spec import MODELS, ModelContext, locate_weights
 from lary.models.weights import find_weights, read_config, read_tensors, weight_files
+from lary.runs.extract import extract
 from lary.settings import load_settings
 from tests.hostile.harness import MEBIBYTE, Code, deflated_zeros, refused
 from tests.hostile.test_arrays import zipped

@@ -10,7 +10,7 @@ from pathlib import Path
 
 from lary import paths
 from lary.data.spec import DATASETS
-from lary.fileio import read_json
+from lary.files import read_json
 from lary.models.spec import MODELS
 from lary.results.analyses.base import (
     Analysis,

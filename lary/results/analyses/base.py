@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from lary import fileio
+from lary.files import write_bytes, write_json, write_text
 from lary.registry import suggest
 from lary.results.figures import Format, render
 from lary.results.record import USUAL_PROBES, EvalResult
@@ -165,11 +165,11 @@ def write_analysis(
     with figure() as drawn:
         for format in FORMATS:
             written.append(out / f"{stem}.{format}")
-            fileio.write_bytes(written[-1], render(drawn, format))
+            write_bytes(written[-1], render(drawn, format))
     text = io.StringIO()
     writer = csv.DictWriter(text, list(dict.fromkeys(key for row in rows for key in row)), lineterminator="\n")
     writer.writeheader()
     writer.writerows(rows)
-    fileio.write_text(out / f"{stem}.csv", text.getvalue())
-    fileio.write_json(out / f"{stem}.json", {"format": 1, **facts, "rows": list(rows)})
+    write_text(out / f"{stem}.csv", text.getvalue())
+    write_json(out / f"{stem}.json", {"format": 1, **facts, "rows": list(rows)})
     return [*written, out / f"{stem}.csv", out / f"{stem}.json"]

@@ -1,0 +1,5 @@
+"""The command line of lary."""
+
+from lary.cli.app import main
+
+__all__ = ["main"]

@@ -1,0 +1,292 @@
+"""Files that appear whole or not at all, and paths that stay inside their root."""
+
+from __future__ import annotations
+
+import errno
+import os
+import re
+import stat
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path, PurePosixPath
+from typing import IO, Any
+
+from lary.types import LaryError, UsageError
+
+LARGEST_JSON = 1 << 28
+LARGEST_YAML = 1 << 17
+"""Bytes of a file that people write by hand: a hundred pages."""
+DEEPEST_YAML = 16
+LONGEST_PATH, LONGEST_NAME = 4096, 255
+CONTROL = re.compile("[\\x00-\\x1f\\x7f\\ud800-\\udc7f\\udd00-\\udfff]")
+"""Letters that no path should hold: they steer terminals and break lines; and halves of letters."""
+PLAIN = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.-]*(?:/[A-Za-z0-9_][A-Za-z0-9_.-]*)*")
+"""Relative paths that nothing can be wrong with, unless they are too long."""
+
+NO_ROOM = (errno.ENOSPC, getattr(errno, "EDQUOT", errno.ENOSPC))
+BROKEN_DISK = (*NO_ROOM, errno.EIO, errno.EROFS, errno.EFBIG)
+"""What a write raises that no other sample or file would fare better with."""
+
+
+class WriteError(LaryError, OSError):
+    """A file that can't be written; also an `OSError`, for callers that make a failed sample of one."""
+
+
+def check_writable(folder: Path) -> None:
+    """Make a folder and try it, so that hours of work do not end at its door. Raises LaryError."""
+    import tempfile
+
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=folder):
+            pass
+    except OSError as error:
+        raise cannot_write(folder, error) from error
+
+
+def create_temporary(path: Path) -> tuple[int, str]:
+    """A new file beside `path` under a name that `remove_torn` knows: its descriptor, to read and write, and its name.
+
+    Raises:
+        WriteError: the folder can't be made or written to.
+    """
+    flags = os.O_RDWR | os.O_CREAT | os.O_EXCL | getattr(os, "O_NOFOLLOW", 0) | getattr(os, "O_BINARY", 0)
+    try:
+        while True:
+            name = f"{path.parent}{os.sep}.{path.name}.{os.urandom(4).hex()}.tmp"
+            try:
+                return os.open(name, flags, 0o666), name  # less what this process's umask takes away
+            except FileExistsError:
+                continue
+            except FileNotFoundError:
+                path.parent.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise cannot_write(path, error) from error
+
+
+@contextmanager
+def whole_file(path: Path) -> Iterator[int]:
+    """The descriptor of a file that takes its name only once it is complete and on disk.
+
+    Written to a temporary file in the same folder, fsynced and renamed; removed if the block fails.
+
+    Raises:
+        WriteError: the folder can't be made or written to, or the disk is full or broken.
+    """
+    handle, name = create_temporary(path)
+    try:
+        try:
+            yield handle
+            os.fsync(handle)
+        finally:
+            os.close(handle)
+        os.replace(name, path)
+    except BaseException as error:
+        with suppress(OSError):
+            os.unlink(name)
+        if (cause := disk_error(error, name)) is not None:
+            raise cannot_write(path, cause) from error
+        raise
+
+
+@contextmanager
+def atomic_write(path: Path) -> Iterator[IO[bytes]]:
+    """`whole_file` as a binary stream. Raises WriteError as it does."""
+    with whole_file(path) as handle, os.fdopen(handle, "wb", closefd=False) as stream:
+        yield stream
+
+
+def write_parts(path: Path, parts: Iterable[bytes | memoryview]) -> None:
+    """Write a whole file atomically from parts, one behind the other, that nobody copies together."""
+    views = [memoryview(part).cast("B") for part in parts if len(part)]
+    with whole_file(path) as handle:
+        while views:
+            count = os.writev(handle, views) if hasattr(os, "writev") else os.write(handle, views[0])
+            while views and count >= len(views[0]):
+                count -= len(views.pop(0))
+            if count:
+                views[0] = views[0][count:]
+
+
+def cannot_write(path: Path, error: OSError) -> WriteError:
+    """The sentence for a file that can't be written."""
+    remedies = {
+        **dict.fromkeys(NO_ROOM, "Free space and start the same command again."),
+        errno.EFBIG: "Its file system or a limit of this account allows no file of this size.",
+        errno.EROFS: "Choose another folder.",
+        errno.EIO: "Check the disk, then start the same command again.",
+    }
+    remedy = remedies.get(error.errno or 0, "Check the folder and its permissions.")
+    return WriteError(f"Cannot write {path}: {error.strerror or error}. {remedy}")
+
+
+def disk_error(error: BaseException | None, file: str) -> OSError | None:
+    """The error of a full or broken disk that an error is, or that a library has turned into another one.
+
+    One that names another file than the one being written, `file`, comes from reading and is none.
+    """
+    seen: set[int] = set()
+    while error is not None and id(error) not in seen:
+        if isinstance(error, OSError) and error.errno in BROKEN_DISK and error.filename in (None, file):
+            return error
+        seen.add(id(error))
+        error = error.__cause__ or error.__context__
+    return None
+
+
+def remove_torn(folder: Path, name: str = "*", *, below: bool = False) -> None:
+    """Remove what killed writers of `atomic_write` have left of files of a name; `below` also in folders below.
+
+    Only for a folder that no other process writes to.
+    """
+    for file in (folder.rglob if below else folder.glob)(f".{name}.*.tmp"):
+        with suppress(OSError):
+            file.unlink()
+
+
+def refuse_link(folder: Path) -> None:
+    """Raise LaryError where a folder that lary makes for itself is a link: others made it, and it leads elsewhere."""
+    if folder.is_symlink():
+        raise LaryError(f"{folder} is a link to another place, which lary never makes: remove it.")
+
+
+def write_bytes(path: Path, data: bytes | memoryview) -> None:
+    """Write a whole file atomically."""
+    write_parts(path, [data])
+
+
+def write_text(path: Path, text: str) -> None:
+    """Write a whole UTF-8 file atomically."""
+    write_bytes(path, text.encode())
+
+
+def write_json(path: Path, value: Any) -> None:
+    """Write JSON atomically; NaN and infinity are refused, since JSON has none."""
+    import json
+
+    write_text(path, json.dumps(value, indent=1, allow_nan=False, ensure_ascii=False) + "\n")
+
+
+def read_json(path: Path, what: str) -> Any:
+    """Read a JSON file that `what` names for the user.
+
+    Raises:
+        LaryError: the file is missing or isn't JSON.
+    """
+    import json
+
+    try:
+        return json.loads(read_limited(path, LARGEST_JSON))
+    except FileNotFoundError:
+        raise LaryError(f"The {what} {path} does not exist.") from None
+    except (OSError, ValueError) as error:
+        raise LaryError(f"The {what} {path} can't be read: {error}.") from error
+    except RecursionError:
+        raise LaryError(f"The {what} {path} can't be read: it is nested too deeply.") from None
+
+
+def read_object(path: Path, what: str) -> dict[str, Any]:
+    """Read a JSON file that holds an object. Raises LaryError as `read_json` does, also for a list or a number."""
+    found = read_json(path, what)
+    if not isinstance(found, dict):
+        raise LaryError(f"The {what} {path} can't be read: it holds no JSON object.")
+    return found
+
+
+def read_yaml(path: Path, what: str) -> Any:
+    """Read a small YAML file of plain values: no tags, and no anchors, whose aliases can grow without end.
+
+    Raises:
+        UsageError: the file is missing, too large, too deeply nested, or isn't plain YAML.
+    """
+    import yaml
+
+    try:
+        text = read_limited(path, LARGEST_YAML).decode("utf-8-sig")
+        depth = 0
+        events: Any = yaml.parse(text, Loader=yaml.SafeLoader)
+        for event in events:
+            if getattr(event, "anchor", None):
+                raise ValueError("anchors and aliases are not allowed: write the values out")
+            if getattr(event, "tag", None):
+                raise ValueError(f"the tag {event.tag} is not allowed: write plain values")
+            opens, closes = yaml.CollectionStartEvent, yaml.CollectionEndEvent
+            depth += isinstance(event, opens) - isinstance(event, closes)
+            if depth > DEEPEST_YAML:
+                raise ValueError("it is nested too deeply")
+        return yaml.safe_load(text)
+    except FileNotFoundError:
+        raise UsageError(f"The {what} {path} does not exist.") from None
+    except (OSError, ValueError, yaml.YAMLError) as error:
+        reason = " ".join(str(error).split()).rstrip(".")
+        raise UsageError(f"The {what} {path} can't be read: {reason}.") from None
+
+
+@contextmanager
+def open_regular(path: Path) -> Iterator[IO[bytes]]:
+    """A regular file for reading, looked at once it is open, so that nothing can be swapped in between.
+
+    A pipe would be waited for without end, and a device read without end: neither is read at all.
+
+    Raises:
+        OSError, ValueError: the file can't be opened, or is none.
+    """
+    handle = os.open(path, os.O_RDONLY | getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_BINARY", 0))
+    try:
+        mode = os.fstat(handle).st_mode
+        if stat.S_ISDIR(mode):
+            raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR), str(path))
+        if not stat.S_ISREG(mode):
+            raise OSError(errno.EINVAL, "it is no regular file", str(path))
+        with os.fdopen(handle, "rb", closefd=False) as stream:
+            yield stream
+    finally:
+        os.close(handle)
+
+
+def read_limited(path: Path, limit: int) -> bytes:
+    """All bytes of a regular file of at most `limit` bytes. Raises OSError and ValueError as `open_regular` does."""
+    with open_regular(path) as stream:
+        size = os.fstat(stream.fileno()).st_size
+        if size > limit:
+            raise OSError(errno.EFBIG, f"it has {size} bytes, more than the {limit} allowed", str(path))
+        return stream.read(size)
+
+
+def path_problem(text: str) -> str:
+    """Why a text can't be a path on any system, in words; empty if it can."""
+    if CONTROL.search(text):
+        return "it holds control characters"
+    if len(text) <= LONGEST_NAME // 4:  # letters have up to four bytes
+        return ""
+    data = text.encode("utf-8", "surrogateescape")
+    if len(data) > LONGEST_PATH or any(len(part) > LONGEST_NAME for part in data.split(b"/")):
+        return "it is too long for a path"
+    return ""
+
+
+def inside(root: Path, relative: str) -> Path:
+    """`relative` under `root`, refusing absolute paths and ``..`` (a table is data, not to be trusted).
+
+    Raises:
+        UsageError: the path would leave the root.
+    """
+    if len(relative) <= LONGEST_NAME and PLAIN.fullmatch(relative):  # nearly all of a million
+        return root / relative
+    pure = PurePosixPath(relative.replace("\\", "/"))
+    if not relative or pure.is_absolute() or ".." in pure.parts or (pure.parts and ":" in pure.parts[0]):
+        raise UsageError(f"The path '{relative}' leaves its root {root}: paths in tables are relative and inside it.")
+    if problem := path_problem(relative):
+        raise UsageError(f"{relative[:60]!r} is no path below {root}: {problem}.")
+    return root / pure
+
+
+def digest(*parts: str | bytes, length: int = 16) -> str:
+    """A hexadecimal SHA-256 prefix over parts, each counted with its length so that borders matter."""
+    import hashlib
+
+    state = hashlib.sha256()
+    for part in parts:
+        data = part.encode() if isinstance(part, str) else part
+        state.update(str(len(data)).encode() + b":" + data)
+    return state.hexdigest()[:length]

@@ -1,0 +1,1 @@
+"""Importers of recordings into the tables and media of the benchmark."""

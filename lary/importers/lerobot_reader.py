@@ -1,0 +1,307 @@
+"""Reading LeRobot data sets, formats v2.0, v2.1 and v3.0, by pyarrow and PyAV alone.
+
+Facts of the format (documentation of ``huggingface/lerobot``): ``meta/info.json`` names version, rate, robot, features
+and the templates of paths. v2 has one Parquet file and one video per camera and episode, and ``meta/episodes.jsonl``.
+v3 joins episodes in larger files; ``meta/episodes/*/*.parquet`` says which file and which seconds of it are an
+episode's. Images are frames of a video, or PNG and JPEG bytes in a column with the fields ``bytes`` and ``path``.
+"""
+
+from __future__ import annotations
+
+import importlib
+import json
+import re
+from bisect import bisect_left
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from itertools import pairwise
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from lary.data.frames import codec_name, decode_video, scan_packets
+from lary.files import inside, read_json
+from lary.types import LaryError, MediaError, UsageError
+
+Floats = npt.NDArray[np.float32]
+VISUAL = ("video", "image")
+FIELD = re.compile(r"\{(\w+)(?::0?(\d+)d)?\}")
+TEMPLATES = {
+    2: ("data/chunk-{episode_chunk:03d}/episode_{episode_index:06d}.parquet",
+        "videos/chunk-{episode_chunk:03d}/{video_key}/episode_{episode_index:06d}.mp4"),
+    3: ("data/chunk-{chunk_index:03d}/file-{file_index:03d}.parquet",
+        "videos/{video_key}/chunk-{chunk_index:03d}/file-{file_index:03d}.mp4"),
+}  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Feature:
+    """One column or camera: its kind, its shape, and the names of its values as far as the data set has them."""
+
+    key: str
+    dtype: str
+    shape: tuple[int, ...]
+    names: tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class Episode:
+    """One episode: its number, its length in frames, and what v3 says about the places of its parts."""
+
+    index: int
+    length: int
+    row: Mapping[str, Any]
+
+
+class LeRobot:
+    """A LeRobot data set in a folder.
+
+    Raises:
+        UsageError: the folder holds none, or one of a version that is not read.
+        LaryError: its metadata are damaged.
+    """
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        if not (folder / "meta" / "info.json").is_file():
+            raise UsageError(f"{folder} is no LeRobot data set: it has no meta/info.json.")
+        info = read_json(folder / "meta" / "info.json", "description")
+        found = re.match(r"v(\d+)\.(\d+)", str(info.get("codebase_version", ""))) if isinstance(info, dict) else None
+        if found is None or int(found[1]) not in TEMPLATES:
+            version = info.get("codebase_version") if isinstance(info, dict) else None
+            raise UsageError(f"{folder} is of LeRobot version {version}; v2.0, v2.1 and v3.0 are read.")
+        self.version = int(found[1])
+        self.info: dict[str, Any] = info
+        self.fps = float(info.get("fps") or 0)
+        self.robot = str(info.get("robot_type") or "").strip()
+        if self.fps <= 0:
+            raise LaryError(f"{folder / 'meta' / 'info.json'} names no frame rate.")
+
+    @cached_property
+    def features(self) -> dict[str, Feature]:
+        """All features by key."""
+        found = self.info.get("features")
+        if not isinstance(found, dict):
+            raise LaryError(f"{self.folder / 'meta' / 'info.json'} names no features.")
+        return {str(key): _feature(str(key), entry) for key, entry in found.items()}
+
+    @property
+    def cameras(self) -> list[str]:
+        """Keys of videos and images, in the data set's order."""
+        return [key for key, feature in self.features.items() if feature.dtype in VISUAL]
+
+    @property
+    def vectors(self) -> list[str]:
+        """Keys of numbers of a fixed count per frame: actions and states."""
+        return [
+            key
+            for key, feature in self.features.items()
+            if feature.dtype.startswith(("float", "int")) and len(feature.shape) == 1 and key not in BOOKKEEPING
+        ]
+
+    @cached_property
+    def episodes(self) -> list[Episode]:
+        """All episodes, by number. Raises LaryError if the metadata are damaged."""
+        meta = self.folder / "meta"
+        try:
+            rows = _episode_rows_v2(meta) if self.version == 2 else _episode_rows_v3(meta)
+            found = [Episode(int(row["episode_index"]), int(row["length"]), row) for row in rows]
+        except (OSError, ValueError, KeyError, TypeError) as error:
+            raise LaryError(f"The list of episodes in {meta} can't be read: {error!r}.") from error
+        numbers = [episode.index for episode in found]
+        if not found or len(set(numbers)) < len(numbers) or min(numbers) < 0:
+            raise LaryError(f"The list of episodes in {meta} is empty or names an episode twice.")
+        return sorted(found, key=lambda episode: episode.index)
+
+    def declared_splits(self) -> dict[str, range]:
+        """Ranges of episodes by split, as ``info.json`` declares them (``"0:50"``)."""
+        declared = self.info.get("splits")
+        found = {}
+        for name, text in declared.items() if isinstance(declared, dict) else ():
+            if match := re.fullmatch(r"\s*(\d+)\s*:\s*(\d+)\s*", str(text)):
+                found[str(name)] = range(int(match[1]), int(match[2]))
+        return found
+
+    def data_path(self, episode: Episode) -> Path:
+        """The Parquet file that holds an episode's rows. Raises LaryError if the metadata don't tell."""
+        return self._file(self.info.get("data_path") or TEMPLATES[self.version][0], episode, "data")
+
+    def table(self, episode: Episode, columns: Sequence[str]) -> Any:
+        """The rows of an episode, as a pyarrow table in the order of its frames.
+
+        Raises:
+            MediaError: the file is missing or damaged, lacks a column, or has another number of rows.
+        """
+        path = self.data_path(episode)
+        wanted = list(dict.fromkeys([*columns, "episode_index", "frame_index", "timestamp"]))
+        try:
+            rows = arrow("parquet").read_table(path, columns=wanted, filters=[("episode_index", "=", episode.index)])
+            lacking = [name for name in wanted if name not in rows.column_names]
+        except (OSError, ValueError, KeyError, arrow("lib").ArrowException) as error:
+            raise MediaError(f"The table {path} of episode {episode.index} can't be read: {_short(error)}.") from error
+        if lacking:
+            raise MediaError(f"The table {path} has no column '{lacking[0]}'.")
+        rows = rows.sort_by("frame_index")
+        if rows.num_rows != episode.length:
+            raise MediaError(f"Episode {episode.index} has {rows.num_rows} rows in {path}, not {episode.length}.")
+        return rows
+
+    def values(self, rows: Any, keys: Sequence[str]) -> Floats:
+        """Numbers of some features side by side, (frames, A) float32. Raises MediaError if they aren't finite."""
+        parts = []
+        for key in keys:
+            size = self.features[key].shape[0]
+            try:
+                part = np.array(rows.column(key).to_pylist(), dtype=np.float32).reshape(rows.num_rows, -1)
+            except (ValueError, TypeError) as error:
+                raise MediaError(f"The column '{key}' is not {size} numbers per frame: {_short(error)}.") from error
+            if part.shape[1] != size or not np.isfinite(part).all():
+                raise MediaError(f"The column '{key}' is not {size} finite numbers in every frame.")
+            parts.append(part)
+        return np.concatenate(parts, axis=1)
+
+    def video(self, episode: Episode, camera: str) -> tuple[Path, float]:
+        """The video of a camera in an episode, and the second at which the episode begins in it."""
+        template = self.info.get("video_path") or TEMPLATES[self.version][1]
+        path = self._file(template, episode, f"videos/{camera}", camera)
+        return path, float(episode.row.get(f"videos/{camera}/from_timestamp") or 0.0) if self.version > 2 else 0.0
+
+    def _file(self, template: str, episode: Episode, place: str, camera: str = "") -> Path:
+        """A path of the data set: fields of the template filled, and never outside the folder."""
+        size = int(self.info.get("chunks_size") or 1000)
+        fields: dict[str, Any] = {"episode_index": episode.index, "episode_chunk": episode.index // size}
+        fields |= {"video_key": camera, "image_key": camera}
+        for name in ("chunk_index", "file_index"):
+            if f"{place}/{name}" in episode.row:
+                fields[name] = int(episode.row[f"{place}/{name}"])
+
+        def fill(found: re.Match[str]) -> str:
+            if found[1] not in fields:
+                raise LaryError(f"The template '{template}' of {self.folder} asks for '{found[1]}', which episode "
+                                f"{episode.index} doesn't have.")  # fmt: skip
+            value = fields[found[1]]
+            return f"{value:0{found[2]}d}" if found[2] and isinstance(value, int) else str(value)
+
+        return inside(self.folder, FIELD.sub(fill, template))
+
+
+BOOKKEEPING = frozenset(
+    ("index", "frame_index", "episode_index", "task_index", "timestamp", "next.done", "next.reward", "next.success")
+)
+"""Columns that every data set has, which are no actions or states."""
+
+
+def _feature(key: str, entry: Any) -> Feature:
+    try:
+        shape = tuple(int(size) for size in entry.get("shape") or ())
+        return Feature(key, str(entry["dtype"]), shape, tuple(_names(entry.get("names"))))
+    except (KeyError, TypeError, ValueError, AttributeError) as error:
+        raise LaryError(f"The feature '{key}' of the data set is described wrongly: {error!r}.") from error
+
+
+def _names(found: Any) -> Iterator[str]:
+    """Names of values, flat: data sets write a list, lists by group, or positions by name."""
+    if isinstance(found, dict) and found and all(isinstance(at, int) for at in found.values()):
+        yield from sorted(map(str, found), key=lambda name: found[name])
+    elif isinstance(found, dict):
+        for part in found.values():
+            yield from _names(part)
+    elif isinstance(found, list):
+        for part in found:
+            yield from _names(part) if isinstance(part, dict | list) else [str(part)]
+
+
+def _episode_rows_v2(meta: Path) -> list[dict[str, Any]]:
+    lines = (meta / "episodes.jsonl").read_text(encoding="utf-8").splitlines()
+    return [json.loads(line) for line in lines if line.strip()]
+
+
+def _episode_rows_v3(meta: Path) -> list[dict[str, Any]]:
+    rows: list[dict[str, Any]] = []
+    for path in sorted((meta / "episodes").glob("*/*.parquet")):
+        names = arrow("parquet").read_schema(path).names
+        rows += arrow("parquet").read_table(path, columns=[n for n in names if not n.startswith("stats/")]).to_pylist()
+    return rows
+
+
+def arrow(module: str) -> Any:
+    """A module of pyarrow. Raises UsageError if it isn't installed."""
+    try:
+        return importlib.import_module(f"pyarrow.{module}")
+    except ImportError:
+        raise UsageError("Reading LeRobot data sets needs pyarrow: pip install pyarrow.") from None
+
+
+def _short(error: BaseException) -> str:
+    return str(error).strip().splitlines()[0].rstrip(".") if str(error).strip() else type(error).__name__
+
+
+# Frames
+
+
+def video_seconds(path: Path) -> npt.NDArray[np.float64]:
+    """The second at which every frame of a video is shown, (frames,) float64 ascending. Raises MediaError."""
+    import av
+
+    av.logging.set_level(av.logging.PANIC)
+    try:
+        with av.open(str(path)) as container:
+            if not container.streams.video:
+                raise ValueError("it holds no video stream")
+            stream = container.streams.video[0]
+            table = scan_packets(container, stream)
+            if table is not None:
+                seconds = float(stream.time_base or 0) * np.array(table.stamps, dtype=np.float64)
+                return np.asarray(seconds, dtype=np.float64)
+            kind = codec_name(stream)
+    except (av.error.FFmpegError, OSError, ValueError) as error:
+        raise MediaError(f"The video {path} can't be read: {_short(error)}.") from error
+    stamps = [frame.time for frame in decode_video(path)]
+    if None in stamps or sorted(set(stamps)) != stamps:
+        raise MediaError(f"The video {path} ({kind}) has no ascending time stamps.")
+    return np.array(stamps, dtype=np.float64)
+
+
+def frame_numbers(
+    seconds: npt.NDArray[np.float64], start: float, stamps: Sequence[float], fps: float
+) -> npt.NDArray[np.int64]:
+    """Which frames of a video belong to the rows of an episode, (rows,) int64: those shown nearest to their times.
+
+    Args:
+        seconds: of the video's frames.
+        start: second at which the episode begins in it.
+        stamps: seconds of the rows since the episode began.
+
+    Raises:
+        MediaError: a row has no frame within half a frame's time, or two rows share one.
+    """
+    found = []
+    for row, stamp in enumerate(stamps):
+        time = start + stamp
+        at = bisect_left(seconds, time)
+        near = min(
+            (index for index in (at - 1, at) if 0 <= index < len(seconds)), key=lambda index: abs(seconds[index] - time)
+        )
+        if abs(seconds[near] - time) > 0.5 / fps:
+            raise MediaError(
+                f"No frame is shown at {time:.3f} s, row {row} of the episode: nearest {seconds[near]:.3f} s."
+            )
+        found.append(near)
+    if any(later <= earlier for earlier, later in pairwise(found)):
+        raise MediaError("Two rows of the episode fall on the same frame: rate and time stamps contradict each other.")
+    return np.array(found, dtype=np.int64)
+
+
+def embedded_image(cell: Any, folder: Path) -> bytes:
+    """The file of an image cell: its bytes, or the file that it names. Raises MediaError if it has neither."""
+    if isinstance(cell, dict) and cell.get("bytes"):
+        return bytes(cell["bytes"])
+    if isinstance(cell, dict) and cell.get("path"):
+        try:
+            return inside(folder, str(cell["path"])).read_bytes()
+        except (OSError, UsageError) as error:
+            raise MediaError(f"The image {cell['path']} can't be read: {_short(error)}.") from error
+    raise MediaError("An image cell holds neither bytes nor a path.")

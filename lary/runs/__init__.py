@@ -1,0 +1,1 @@
+"""Everything that starts work: extraction, probes, controls, sweeps and the demo."""

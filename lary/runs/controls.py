@@ -1,0 +1,149 @@
+"""The controls of a model as ordinary runs, and how far the model stands above each.
+
+shuffled targets: trained on the targets of other samples; what remains is chance (Hewitt and Liang 2019).
+static pair, shuffled order: the frames are repeated or permuted; what remains is read off single frames, or does not
+    depend on their order. Where a model mixes its frames they are changed before it sees them, in an extraction of its
+    own.
+random projection: the same latents in few dimensions.
+random weights: the same architecture without training.
+baselines: models without weights, such as raw pixels, frame difference and optical flow.
+Majority class and mean action need no run of their own: they stand in every result.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from lary.configs import ControlsConfig, ExtractConfig, ProbeControl
+from lary.data.spec import DATASETS, DatasetSpec, LabelSpace
+from lary.latents.table import find_latent_table
+from lary.models.spec import MODELS, ModelSpec
+from lary.results.compare import Difference, compare_runs, open_run
+from lary.results.measure import reading
+from lary.results.record import FILE_NAME, EvalResult, Margin, write_result
+from lary.runs.changed import FRAME_CONTROLS, extract_changed
+from lary.runs.extract import extract
+from lary.runs.probe import ProbeRun
+from lary.runs.run import config_for, run_probe
+from lary.runtime import log
+from lary.settings import Settings
+from lary.types import LaryError, UsageError
+
+CONTROLS: tuple[ProbeControl, ...] = ("shuffled-targets", "static-pair", "shuffled-order")
+BASELINE = "baseline"
+MARKS = {"": "", "better": "", "even": "  (not told apart)", "worse": "  (the control is better)"}
+"""What stands behind a control that the model does not beat."""
+
+
+@dataclass(frozen=True)
+class ControlReport:
+    """The model's result with its margins, and the controls that could not be had, with the reason."""
+
+    result: EvalResult
+    left_out: tuple[str, ...]
+
+    def text(self) -> str:
+        """One line per control, the ones nearest to the model first."""
+        result, score = self.result, self.result.score
+        better = "higher" if score.higher_is_better else "lower"
+        lines = [f"{result.label} on {result.dataset.name}: {result.primary} {score.text()} ({better} is better)"]
+        for name, control in result.controls.items():
+            value = control.metrics[result.primary].text()
+            lines.append(f"  {name.replace('_', ' '):32} {value:28} margin {control.gain.text()}")
+        for margin in sorted(result.margins, key=lambda margin: abs(margin.gain.value)):
+            value = f"{100 * margin.value:.1f}" if score.unit == "fraction" else f"{margin.value:.3f}"
+            p = "" if margin.p is None else f"  p {margin.p:.3g}"
+            lines.append(
+                f"  {margin.name:32} {value:28} margin {margin.gain.text()}{p}{MARKS[reading(margin.gain, margin.p)]}"
+            )
+        lines += [f"  left out: {reason}" for reason in self.left_out]
+        return "\n".join(lines)
+
+
+def run_controls(config: ControlsConfig, settings: Settings, *, plugins: tuple[Path, ...] = ()) -> ControlReport:
+    """Run a model and its controls, what is done isn't done again, and write the margins into the model's result.
+
+    `plugins` are files for the worker processes of an extraction, as `extract` takes them.
+
+    Raises:
+        UsageError: wrong options or missing tables.
+        LaryError: a failed extraction or training of the model itself.
+    """
+    model, dataset = MODELS.get(config.model), DATASETS.get(config.dataset)
+    own = run_one(config, settings, dataset, model, plugins)
+    others: list[ProbeRun] = []
+    left_out: list[str] = []
+    for asked, changes in plan(config, model, own.result):
+        try:
+            others.append(run_one(config, settings, dataset, asked, plugins, **changes))
+        except LaryError as error:
+            if not isinstance(error, UsageError) and changes.get("control") not in FRAME_CONTROLS:
+                raise
+            left_out.append(f"{asked.name} {' '.join(map(str, changes.values()))}: {error}".replace(" : ", ": "))
+            log.warning("%s", error)
+    return ControlReport(with_margins(own, others), tuple(left_out))
+
+
+def plan(config: ControlsConfig, model: ModelSpec, own: EvalResult) -> list[tuple[ModelSpec, dict[str, Any]]]:
+    """The models to run besides the model's own run, and the options in which they differ from it."""
+    found: list[tuple[ModelSpec, dict[str, Any]]] = [(model, {"control": control}) for control in CONTROLS]
+    if own.model.dim is not None and config.project < own.model.dim:
+        found.append((model, {"project": config.project}))
+    if model.weights is not None:
+        found.append((model, {"weights": "random"}))
+    baselines = [other for other in MODELS if other.paradigm == BASELINE and other.weights is None]
+    return found + [(other, {}) for other in baselines if other.name != model.name]
+
+
+def run_one(
+    config: ControlsConfig, settings: Settings, dataset: DatasetSpec, model: ModelSpec, plugins: tuple[Path, ...],
+    **changes: Any,
+) -> ProbeRun:  # fmt: skip
+    """One probe run, with the latents that it needs; baselines have one kind of latent and no protocols."""
+    weights = changes.get("weights")
+    itself = model.name == config.model
+    protocol, latent = config.protocol, config.latent if itself else None
+    options: dict[str, Any] = {
+        "model": model.name, "dataset": dataset.name, "gpus": config.gpus, "protocol": protocol, "latent": latent,
+        "probe_preset": config.probe_preset, "seeds": config.seeds, "epochs": config.epochs,
+        "overwrite": config.overwrite, "splits": config.splits, **changes,
+    }  # fmt: skip
+    if not isinstance(dataset.target, LabelSpace):
+        options |= {"model_type": config.model_type, "action_mode": config.action_mode}
+        options["relative_frame"] = config.relative_frame
+    probe = config_for(dataset, options)
+    for split in splits_of(dataset, settings, config):
+        asked = ExtractConfig(
+            model=model.name, dataset=dataset.name, split=split, protocol=protocol, latent=latent, weights=weights,
+            gpus=config.gpus,
+        )  # fmt: skip
+        extract(asked, settings, plugins=plugins)
+        if probe.control in FRAME_CONTROLS:
+            extract_changed(asked, probe.control, settings, plugins)
+    return run_probe(probe, settings)
+
+
+def splits_of(dataset: DatasetSpec, settings: Settings, config: ControlsConfig) -> list[str]:
+    """Training and validation split; the unseen one too where the model's own latents of it are there."""
+    roles = dataset.roles(config.splits)
+    splits, unseen = [roles["train"], roles["seen"]], roles.get("unseen")
+    if unseen and find_latent_table(settings, dataset, unseen, config.model, config.protocol, config.latent):
+        splits.append(unseen)
+    return splits
+
+
+def with_margins(own: ProbeRun, others: Sequence[ProbeRun]) -> EvalResult:
+    """The model's result with its margin over each other run, which is written in its place."""
+    compared = compare_runs(open_run(own.folder), [open_run(other.folder) for other in others])
+    result = own.result.model_copy(update={"margins": tuple(margin_of(each) for each in compared.differences)})
+    write_result(own.folder / FILE_NAME, result)
+    return result
+
+
+def margin_of(found: Difference) -> Margin:
+    """A difference as it stands in a result."""
+    other = found.other.result
+    return Margin(name=other.label, value=other.score.value, gain=found.gain, p=found.p, result=other.identity)

@@ -1,0 +1,319 @@
+"""Extraction: from a split's table to one latent file per row and the table that points to them."""
+
+from __future__ import annotations
+
+import csv
+import io
+import json
+import math
+import shlex
+import sys
+import time
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from lary import paths
+from lary.configs import ExtractConfig, Mode
+from lary.data.samples import SampleTable, check_media, find_table, read_table
+from lary.data.spec import DATASETS, DatasetSpec
+from lary.files import digest, read_json, read_limited, remove_torn, write_json, write_text
+from lary.latents.locks import locked
+from lary.latents.pipeline import Job, make_encoder, model_of
+from lary.latents.pooling import check_pool
+from lary.latents.store import LARGEST_FAILURES, LatentStore, StoreIdentity, check_format, open_store
+from lary.latents.units import Interrupted, UnitReport, plan_units
+from lary.models.spec import ModelSpec, locate_weights
+from lary.runs.engines import StopRequest, run_here, run_processes
+from lary.runtime import log, pick_devices, progress
+from lary.settings import Settings
+from lary.types import BenchmarkProtocol, Encoder, Failure, LaryError, Media, UsageError, as_path
+
+if TYPE_CHECKING:
+    import pandas
+
+MODES: dict[Mode, Media] = {"image": "pair", "video": "clip"}
+FAILURES = "failures.csv"
+TIMING = "extraction.json"
+ROWS_LOOKED_AT = 10_000
+"""Of a long table before the work starts; what is missing behind them shows when it is read."""
+
+
+@dataclass(frozen=True)
+class ExtractReport:
+    """What an extraction did."""
+
+    table: Path
+    rows: int
+    done_before: int
+    extracted: int
+    failures: tuple[Failure, ...]
+    seconds: float
+
+
+def extract(config: ExtractConfig, settings: Settings, *, plugins: tuple[Path, ...] = ()) -> ExtractReport:
+    """Extract the latents of one split; what is done already, by sample id and store identity, is not redone.
+
+    Raises:
+        UsageError: unknown names, contradicting options, a folder that holds latents of another extraction.
+        LaryError: a missing table, no readable media, a model that can't be loaded, another process that writes the
+            same latents, a full disk.
+        Interrupted: the user stopped it; what was begun is done.
+    """
+    started = time.monotonic()
+    run = prepare_run(config, settings, plugins)
+    with locked(run.folder):
+        # What killed runs were writing: now, since it may be what fills the disk.
+        remove_torn(run.folder)
+        remove_torn(run.target.parent, run.target.name)
+        store = open_run(run)
+        missing = store.missing(run.table)
+        pending = failed_rows(store.folder, missing) if config.retry_failed else missing
+        before = len(run.table) - len(missing)
+        reports: list[UnitReport] = []
+        if missing:
+            if before:
+                log.info("%s: %d of %d rows are done", run.title, before, len(run.table))
+            reports = work(run, store, pending) if pending else []
+            add_timing(store.folder, sum(report.done for report in reports), time.monotonic() - started)
+        else:
+            log.info("%s: all %d rows are done", run.title, len(run.table))
+        failures = sorted((item for report in reports for item in report.failures), key=lambda failure: failure.row)
+        done = sum(report.done for report in reports)
+        store.finish(run.table)
+        write_failed(store.folder, failures)
+        if left := len(missing) - done - len(failures):
+            raise unfinished(run, left)
+        write_table(run, store, failures)
+    return ExtractReport(run.target, len(run.table), before, done, tuple(failures), time.monotonic() - started)
+
+
+@dataclass(frozen=True)
+class Run:
+    """An extraction with everything looked up and nothing written yet; `encoder` is there if it was needed for that."""
+
+    job: Job
+    model: ModelSpec
+    table: SampleTable
+    devices: tuple[str, ...]
+    identity: StoreIdentity
+    details: dict[str, Any]
+    folder: Path
+    target: Path
+    latent_root: Path
+    encoder: Encoder | None
+
+    @property
+    def title(self) -> str:
+        """What is extracted with what, for messages."""
+        return f"{self.folder.name} on {self.identity.dataset} {self.identity.split}"
+
+
+def prepare_run(config: ExtractConfig, settings: Settings, plugins: tuple[Path, ...]) -> Run:
+    """Look everything up. Raises UsageError and LaryError, as `extract` does."""
+    model, dataset = model_of(config), DATASETS.get(config.dataset)
+    check_request(dataset, config)
+    check_pool(model, config.pool)
+    check_format(config.store, config.dtype)
+    devices = pick_devices(config.gpus, config.device)
+    explicit = as_path(config.input) if config.input else None
+    source = find_table(dataset, config.split, settings.path("LARY_ROOT"), explicit)
+    table = read_table(dataset, config.split, path=source, data_dir=settings.path("DATA_DIR"), limit=config.limit)
+    tag = paths.tagged(model.name, config.protocol, config.latent, config.weights, config.pool)
+    weights = locate_weights(model, settings.values(), config.weights)
+    job = Job(config, settings.path("DATA_DIR"), source, weights, settings.values(), plugins)
+    encoder: Encoder | None = None
+    digest_of_weights = ""
+    if model.weights is not None:
+        encoder = make_encoder(job, model, devices[0])
+        digest_of_weights = str(getattr(encoder, "weights_digest", "") or "")
+    identity = store_identity(model, dataset, config, digest_of_weights)
+    details = {
+        "record": record_of(model, config.protocol, dataset.media),
+        "weights_from": weights,
+        "batch_size": config.batch_size,
+    }
+    folder = paths.latent_folder(settings, dataset.name, config.split, tag)
+    target = paths.latent_table(settings, dataset.name, config.split, dataset.media, dataset.stride, tag)
+    return Run(
+        job, model, table, tuple(devices), identity, details, folder, target, settings.path("LARY_LA_DIR"), encoder
+    )  # fmt: skip
+
+
+def open_run(run: Run) -> LatentStore:
+    """The store of a run, claimed for its identity. Raises UsageError."""
+    config = run.job.config
+    return open_store(
+        run.folder, run.identity, run.details, overwrite=config.overwrite, kind=config.store,
+        unit_rows=config.shard_rows, batch_size=config.batch_size,
+    )  # fmt: skip
+
+
+def work(run: Run, store: LatentStore, pending: Sequence[int]) -> list[UnitReport]:
+    """Do the pending rows with the engine that was asked for. Raises LaryError."""
+    import torch
+
+    warn_about_media(run.table, pending)
+    config, devices = run.job.config, run.devices
+    local = config.engine == "local"
+    job = replace(
+        run.job, store=store, pending=len(pending), threads=torch.get_num_threads(),
+        processes=len(devices) if local else 1,
+    )  # fmt: skip
+    units = plan_units(pending, store.unit_rows)
+    reports = []
+    with StopRequest() as stop, progress(len(pending), run.title) as bar:
+        if not local:
+            from lary.runs.ray_engine import run_on_ray
+
+            found = run_on_ray(job, units, stop, bar.advance)
+        elif len(devices) > 1:
+            found = run_processes(job, units, devices, stop, bar.advance)
+        else:
+            found = run_here(job, run.table, units, devices[0], run.encoder, stop, bar.advance)
+        for report in found:
+            reports.append(report)
+    return reports
+
+
+def unfinished(run: Run, left: int) -> LaryError:
+    """What to say where rows are left over: after Ctrl-C, or where only failed rows were asked for."""
+    rest = f"{left} of {len(run.table)} rows are still to be done"
+    if run.job.config.retry_failed:
+        return LaryError(f"{rest}, so there is no table yet: run the same command without --retry-failed.")
+    own = Path(sys.argv[0]).name in ("lary", "cli.py")
+    again = shlex.join(["lary", *sys.argv[1:]]) if own else "the same command again"
+    return Interrupted(f"Stopped: {rest}. Everything up to here is kept; go on with {again}")
+
+
+def failed_rows(folder: Path, missing: Sequence[int]) -> list[int]:
+    """The missing rows that the failures file names. Raises UsageError if there is none, or it can't be read."""
+    file = folder / FAILURES
+    if not file.is_file():
+        raise UsageError(f"--retry-failed: there is no {file}: the last run had no failures, or didn't end.")
+    try:
+        text = read_limited(file, LARGEST_FAILURES).decode()
+        named = {row.get("row") for row in csv.DictReader(io.StringIO(text, newline=""))}
+    except (OSError, ValueError, csv.Error) as error:
+        raise UsageError(f"--retry-failed: {file} can't be read ({error}): leave the option out.") from None
+    return [row for row in missing if str(row + 1) in named]
+
+
+def check_request(dataset: DatasetSpec, config: ExtractConfig) -> None:
+    """Refuse options that contradict the record. Raises UsageError."""
+    dataset.split(config.split)
+    check_mode(dataset, config.mode)
+    check_stride(dataset, config.stride)
+    if not config.read_timeout > 0:
+        raise UsageError(f"--read-timeout {config.read_timeout:g}: must be more than 0 seconds.")
+    for name, value in (("--limit", config.limit), ("--batch-size", config.batch_size), ("--workers", config.workers),
+                        ("--shard-rows", config.shard_rows)):  # fmt: skip
+        if value is not None and value < 1:
+            raise UsageError(f"{name} {value}: must be at least 1.")
+
+
+def check_mode(dataset: DatasetSpec, mode: Mode | None) -> None:
+    """Refuse a ``--mode`` that contradicts the record. Raises UsageError."""
+    if mode is not None and MODES[mode] != dataset.media:
+        right = next(mode for mode, media in MODES.items() if media == dataset.media)
+        raise UsageError(
+            f"--mode {mode}: data set '{dataset.name}' holds {dataset.media}s, so its mode is {right}; leave the "
+            "option out."
+        )
+
+
+def check_stride(dataset: DatasetSpec, stride: int | None) -> None:
+    """Refuse a ``--stride`` that contradicts the record. Raises UsageError."""
+    if stride is None or stride == dataset.stride:
+        return
+    if dataset.stride is None:
+        raise UsageError(f"--stride {stride}: data set '{dataset.name}' has no stride; leave the option out.")
+    raise UsageError(f"--stride {stride}: data set '{dataset.name}' has stride {dataset.stride}; leave the option out.")
+
+
+def record_of(model: ModelSpec, protocol: BenchmarkProtocol, media: Media) -> dict[str, Any]:
+    """The fields of a model's record that decide its latents under a protocol."""
+    options = model.options | (model.options_paper if protocol == "paper" else {})
+    return {"preprocess": asdict(model.preprocessing(protocol, media)), "options": options}
+
+
+def store_identity(model: ModelSpec, dataset: DatasetSpec, config: ExtractConfig, weights_digest: str) -> StoreIdentity:
+    """The identity of the latents that a configuration asks for."""
+    fields = {**record_of(model, config.protocol, dataset.media), "precision": config.precision}
+    record = digest(json.dumps(fields, sort_keys=True, default=str))
+    return StoreIdentity(
+        model.name, dataset.name, config.split, config.protocol, record, weights_digest, config.seed,
+        dataset.revision, config.pool, config.dtype,
+    )  # fmt: skip
+
+
+def warn_about_media(table: SampleTable, pending: Sequence[int]) -> None:
+    """Name the first missing files before the work starts. Raises LaryError if no file is there at all."""
+    pending = pending[:ROWS_LOOKED_AT]
+    absent = check_media(table, pending)
+    if not absent:
+        return
+    listed = "\n  ".join(str(path) for path in absent[:10])
+    if len(absent) == len({path for row in pending for path in table.media_path(table[row])}):
+        raise LaryError(
+            f"None of the {len(absent)} media files of {table.path} exist; the first are\n  {listed}\n"
+            f"Check DATA_DIR; this split's files are expected under {table.root}."
+        )
+    among = f" of the first {ROWS_LOOKED_AT} rows" if len(pending) == ROWS_LOOKED_AT else ""
+    log.warning(
+        "%d media files%s are missing; their rows will be skipped. The first are\n  %s", len(absent), among, listed
+    )
+
+
+def add_timing(folder: Path, rows: int, seconds: float) -> None:
+    """Add a run to the timing file of a store: how long its latents took, over all interrupted runs."""
+    before, spent = read_timing(folder)
+    write_json(folder / TIMING, {"rows": before + rows, "seconds": round(spent + seconds, 3)})
+
+
+def read_timing(folder: Path) -> tuple[int, float]:
+    """How many rows of a store were extracted and in how many seconds; zeros where no file tells, or a damaged one."""
+    file = folder / TIMING
+    if not file.exists():
+        return 0, 0.0
+    try:
+        found = read_json(file, "timing of the extraction")
+        rows, seconds = int(found["rows"]), float(found["seconds"])
+        if rows < 0 or not (math.isfinite(seconds) and seconds >= 0):
+            raise ValueError("it counts backwards")
+    except (LaryError, KeyError, TypeError, ValueError, OverflowError) as error:
+        log.warning("%s is passed over, as it tells no time: %s", file, error)
+        return 0, 0.0
+    return rows, seconds
+
+
+def write_table(run: Run, store: LatentStore, failures: Sequence[Failure]) -> None:
+    """Write the table with ``la_path``, which is empty for a failed row."""
+    frame = run.table.frame.copy()
+    frame["la_path"] = store.entries(run.table, run.latent_root, {failure.row for failure in failures})
+    write_text(run.target, to_csv(frame))
+
+
+def write_failed(folder: Path, failures: Sequence[Failure]) -> None:
+    """Write the failures file beside the latents; without failures there is none."""
+    report = folder / FAILURES
+    if failures:
+        write_failures(report, failures)
+        log.error(
+            "%d rows could not be read: see %s; 'lary extract --retry-failed' takes only these", len(failures), report
+        )
+    else:
+        report.unlink(missing_ok=True)
+
+
+def write_failures(file: Path, failures: Sequence[Failure]) -> None:
+    """Write skipped rows with their path and reason; rows count from 1, as in messages."""
+    import pandas
+
+    write_text(file, to_csv(pandas.DataFrame([asdict(replace(item, row=item.row + 1)) for item in failures])))
+
+
+def to_csv(frame: pandas.DataFrame) -> str:
+    """A table as CSV text with plain newlines."""
+    return str(frame.to_csv(index=False, lineterminator="\n"))

@@ -1,0 +1,306 @@
+"""``lary sweep``: many runs from one file, planned and checked before the first one starts, each by itself.
+
+The file is YAML with three keys: `options` for all runs, `grid` with lists whose combinations are run, `runs` with
+single ones. Keys are the options of ``lary run``.
+"""
+
+from __future__ import annotations
+
+import itertools
+import math
+import re
+import traceback
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass, fields
+from pathlib import Path
+from typing import Any, get_type_hints
+
+from lary.configs import RunConfig, SweepConfig
+from lary.data.spec import DATASETS
+from lary.files import read_yaml
+from lary.latents.units import Interrupted
+from lary.models.spec import MODELS, with_latent
+from lary.probes.presets import PRESETS
+from lary.registry import suggest
+from lary.results.record import FILE_NAME, EvalResult
+from lary.runs.demo import demo_table
+from lary.runs.probe import run_folder
+from lary.runs.run import probe_config, run
+from lary.runtime import log
+from lary.settings import Settings, load_settings
+from lary.types import LaryError, UsageError
+
+SECTIONS = ("options", "grid", "runs")
+NAMES = tuple(field.name for field in fields(RunConfig))
+MOST_RUNS = 10_000
+
+IN_FOLDER = (
+    "model", "dataset", "protocol", "weights", "latent", "pool", "model_type", "action_mode", "control", "project",
+)  # fmt: skip
+"""Options that a result's folder tells apart; runs that differ in others get a folder of their own."""
+
+OF_LATENTS = (
+    "revision", "precision", "model_seed", "dtype", "store", "shard_rows", "limit", "batch_size", "compile", "device",
+    "mode", "stride",
+)  # fmt: skip
+"""Options that change latents but not their folder: all runs of a sweep share them."""
+
+
+@dataclass(frozen=True)
+class Planned:
+    """One run of a sweep: its number from 1, what is asked, and the folder of results that it has to itself."""
+
+    number: int
+    config: RunConfig
+    own: str
+
+    @property
+    def title(self) -> str:
+        """What sets this run apart, in a line."""
+        default = asdict(RunConfig(model="", dataset=""))
+        told = [
+            f"{name} {value}" for name, value in asdict(self.config).items()
+            if name in IN_FOLDER[2:] and value != default[name]
+        ]  # fmt: skip
+        return ", ".join([f"{self.config.model} on {self.config.dataset}", *told, *filter(None, [self.own])])
+
+    def settings(self, settings: Settings) -> Settings:
+        """The settings of this run."""
+        if not self.own:
+            return settings
+        values = settings.values() | {"LARY_LOG_DIR": str(settings.path("LARY_LOG_DIR") / self.own)}
+        return load_settings(values, environment={})
+
+    def folder(self, settings: Settings) -> Path:
+        """Where the run leaves its result."""
+        dataset, model = DATASETS.get(self.config.dataset), MODELS.get(self.config.model)
+        return run_folder(probe_config(self.config, dataset), self.settings(settings), dataset, model)
+
+
+@dataclass(frozen=True)
+class Done:
+    """What became of a run: its result, or why there is none; `problems` counts rows that were left out."""
+
+    number: int
+    result: EvalResult | None
+    reason: str = ""
+    problems: int = 0
+    new: bool = False
+
+
+def run_sweep(file: Path, config: SweepConfig, settings: Settings, *, plugins: tuple[Path, ...] = ()) -> int:
+    """Plan, run what isn't done, and print a table; returns the exit code.
+
+    Raises:
+        UsageError: the file can't be read, or asks for something that there isn't; names the place in the file.
+    """
+    plan = part_of(read_plan(file), config.part)
+    print(plan_text(plan, settings))
+    if config.dry_run:
+        return 0
+    if config.engine == "ray":
+        from lary.runs.sweep_ray import run_on_ray
+
+        found = run_on_ray(plan, config, settings, plugins)
+    else:
+        found = (do(each, settings, plugins) for each in plan)
+    done = []
+    for each in found:
+        done.append(each)
+        tell(each, plan)
+    done.sort(key=lambda each: each.number)
+    print(outcome_text(done, plan))
+    return 1 if any(each.result is None or each.problems for each in done) else 0
+
+
+def do(planned: Planned, settings: Settings, plugins: tuple[Path, ...]) -> Done:
+    """Do one run. Whatever goes wrong is its own: the others go on. Raises Interrupted, which stops them all."""
+    try:
+        report = run(planned.config, planned.settings(settings), plugins=plugins)
+    except Interrupted:
+        raise
+    except LaryError as error:
+        return Done(planned.number, None, str(error))
+    except Exception as error:
+        log.debug("%s", traceback.format_exc())
+        return Done(planned.number, None, f"{type(error).__name__}: {error}")
+    return Done(planned.number, report.probe.result, problems=report.failures, new=report.probe.new)
+
+
+# The file
+
+
+def read_plan(file: Path) -> list[Planned]:
+    """The runs of a file, checked. Raises UsageError."""
+    content = read_yaml(file, "sweep file")
+    if not isinstance(content, dict):
+        raise UsageError(f"The sweep file {file} has to hold the keys {', '.join(SECTIONS)}.")
+    for name in content:
+        if name not in SECTIONS:
+            raise UsageError(f"The sweep file {file} has an unknown key '{name}'.{suggest(str(name), SECTIONS)}")
+    shared = options_of(content.get("options") or {}, f"{file}, options")
+    plan: list[Planned] = []
+    seen: dict[str, int] = {}
+    for place, options in itertools.chain(from_grid(content, file), from_runs(content, file)):
+        config = checked(shared | options, place)
+        key = repr(config)
+        if key in seen:
+            raise UsageError(f"{place}: this is the same run as number {seen[key]}.")
+        seen[key] = len(plan) + 1
+        plan.append(Planned(len(plan) + 1, config, own_folder(options)))
+        if len(plan) > MOST_RUNS:
+            raise UsageError(f"The sweep file {file} asks for more than {MOST_RUNS} runs: split it.")
+    if not plan:
+        raise UsageError(f"The sweep file {file} asks for no run: it needs a grid or runs.")
+    check_latents(plan, file)
+    return plan
+
+
+def from_grid(content: Mapping[str, Any], file: Path) -> Iterator[tuple[str, dict[str, Any]]]:
+    """Every combination of the grid's values, the last key changing fastest."""
+    grid = options_of(content.get("grid") or {}, f"{file}, grid")
+    if not grid:
+        return
+    for name, values in grid.items():
+        if not isinstance(values, list) or not values:
+            raise UsageError(f"{file}, grid: {name} has to be a list of values; one value for all stands in options.")
+    if math.prod(len(values) for values in grid.values()) > MOST_RUNS:
+        raise UsageError(f"The sweep file {file} asks for more than {MOST_RUNS} runs: split it.")
+    for values in itertools.product(*grid.values()):
+        combination = dict(zip(grid, values, strict=True))
+        yield f"{file}, grid {', '.join(f'{name} {value}' for name, value in combination.items())}", combination
+
+
+def from_runs(content: Mapping[str, Any], file: Path) -> Iterator[tuple[str, dict[str, Any]]]:
+    """The single runs."""
+    runs = content.get("runs") or []
+    if not isinstance(runs, list):
+        raise UsageError(f"{file}, runs: expected a list of runs, each with its options.")
+    for index, options in enumerate(runs, start=1):
+        yield f"{file}, run {index}", options_of(options, f"{file}, run {index}")
+
+
+def options_of(options: Any, place: str) -> dict[str, Any]:
+    """Options by field name; dashes are taken for underscores. Raises UsageError with a suggestion."""
+    if not isinstance(options, dict):
+        raise UsageError(f"{place}: expected options as lines of the form NAME: value.")
+    found = {}
+    for name, value in options.items():
+        plain = str(name).replace("-", "_")
+        if plain not in NAMES:
+            raise UsageError(f"{place}: there is no option '{name}'.{suggest(plain, NAMES)}")
+        found[plain] = value
+    return found
+
+
+def checked(options: Mapping[str, Any], place: str) -> RunConfig:
+    """The run of these options, as far as it can be checked without its data. Raises UsageError."""
+    from pydantic import ConfigDict, TypeAdapter, ValidationError
+
+    for name in ("model", "dataset"):
+        if not isinstance(options.get(name), str):
+            raise UsageError(f"{place}: a run needs a {name}.")
+    given = {name: value for name, value in options.items() if value is not None}
+    if isinstance(given.get("seeds"), list):
+        given["seeds"] = ",".join(map(str, given["seeds"]))
+    for name in ("seeds", "gpus"):  # one number is text on the command line too
+        if isinstance(given.get(name), int):
+            given[name] = str(given[name])
+    hints = get_type_hints(RunConfig)
+    for name, value in given.items():
+        try:
+            TypeAdapter(hints[name], config=ConfigDict(strict=True)).validate_python(value)
+        except ValidationError as error:
+            raise UsageError(f"{place}: {name} {str(value)[:60]!r}: {error.errors()[0]['msg']}.") from None
+    config = RunConfig(**given)
+    try:
+        dataset, model = DATASETS.get(config.dataset), MODELS.get(config.model)
+        with_latent(model, config.latent)
+        PRESETS.get(config.probe_preset)
+        probe_config(config, dataset)
+        dataset.roles(config.splits)
+    except UsageError as error:
+        raise UsageError(f"{place}: {error}") from None
+    return config
+
+
+def own_folder(options: Mapping[str, Any]) -> str:
+    """The folder below LARY_LOG_DIR for a run that differs from others in options no folder tells apart."""
+    odd = {name: value for name, value in sorted(options.items()) if name not in IN_FOLDER and value is not None}
+    return ",".join(f"{name}={re.sub(r'[^A-Za-z0-9.+-]+', '_', str(value))}" for name, value in odd.items())[:200]
+
+
+def check_latents(plan: Sequence[Planned], file: Path) -> None:
+    """Refuse runs that would write different latents into one folder. Raises UsageError."""
+    for name in OF_LATENTS:
+        found: dict[tuple[Any, ...], Any] = {}
+        for each in plan:
+            options = asdict(each.config)
+            key = tuple(options[part] for part in ("model", "dataset", "protocol", "weights", "latent", "pool"))
+            if found.setdefault(key, options[name]) != options[name]:
+                raise UsageError(
+                    f"The sweep file {file} asks for {each.config.model} on {each.config.dataset} with {name} "
+                    f"{found[key]} and {options[name]}: their latents would share a folder; make two sweeps of it, "
+                    "with another LARY_LA_DIR and LARY_ROOT."
+                )
+
+
+def part_of(plan: list[Planned], part: str | None) -> list[Planned]:
+    """One of several parts of a plan; runs that share latents stay together. Raises UsageError."""
+    if part is None:
+        return plan
+    found = re.fullmatch(r"(\d{1,6})/(\d{1,6})", part)
+    if found is None or not 1 <= int(found[1]) <= int(found[2]):
+        raise UsageError(f"--part {part}: expected K/N with K from 1 to N, such as 1/4.")
+    return [each for group in groups_of(plan)[int(found[1]) - 1 :: int(found[2])] for each in group]
+
+
+def groups_of(plan: Sequence[Planned]) -> list[list[Planned]]:
+    """Runs by the latents that they read: those of one group come one after the other."""
+    groups: dict[tuple[Any, ...], list[Planned]] = {}
+    for each in plan:
+        config = each.config
+        key = (config.model, config.dataset, config.protocol, config.weights, config.latent, config.pool)
+        groups.setdefault(key, []).append(each)
+    return list(groups.values())
+
+
+# What is told
+
+
+def plan_text(plan: Sequence[Planned], settings: Settings) -> str:
+    """The runs, and which of them have a result already."""
+    lines = [f"{len(plan)} runs, those of one model and data set share their latents:"]
+    for each in plan:
+        mark = "result there" if (each.folder(settings) / FILE_NAME).is_file() else "to do"
+        lines.append(f"  {each.number:4d}  {each.title:70} {mark}")
+    return "\n".join(lines)
+
+
+def tell(done: Done, plan: Sequence[Planned]) -> None:
+    """A line of the log for a run that ended."""
+    title = next(each.title for each in plan if each.number == done.number)
+    if done.result is None:
+        log.error("run %d, %s: failed: %s", done.number, title, done.reason)
+    else:
+        state = "done" if done.new else "was done before"
+        log.info("run %d, %s: %s, %s", done.number, title, state, done.result.score.text())
+
+
+def outcome_text(done: Sequence[Done], plan: Sequence[Planned]) -> str:
+    """Leaderboards of what there is, and what failed."""
+    titles = {each.number: each for each in plan}
+    boards: dict[tuple[str, str], list[EvalResult]] = {}
+    for each in done:
+        if each.result is not None:
+            config = titles[each.number].config
+            label = titles[each.number].title.replace(f" on {config.dataset}", "")
+            model = each.result.model.model_copy(update={"name": label})
+            board = (each.result.dataset.name, each.result.task)
+            boards.setdefault(board, []).append(each.result.model_copy(update={"model": model}))
+    lines = [demo_table(results) for results in boards.values()]
+    failed = [each for each in done if each.result is None]
+    new = sum(each.new for each in done)
+    lines.append(f"{len(done)} runs: {new} done now, {len(done) - new - len(failed)} before, {len(failed)} failed")
+    lines += [f"  failed: {titles[each.number].title}: {each.reason}" for each in failed]
+    return "\n\n".join([*lines[: len(boards)], "\n".join(lines[len(boards) :])])

@@ -1,0 +1,182 @@
+"""One episode or clip: staged, solved, drawn and written."""
+
+from __future__ import annotations
+
+import io
+import math
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import cv2
+import numpy as np
+import numpy.typing as npt
+
+from lary.files import write_bytes
+from lary.simulate import scene as scenes
+from lary.simulate import shapes
+from lary.simulate.arms import ARMS
+from lary.simulate.behaviours import BEHAVIOURS, Script, Stage
+from lary.simulate.kinematics import Array, Solver, to_rpy
+from lary.simulate.plan import STRIDE, Job
+from lary.simulate.render import Frame, Renderer
+from lary.types import LaryError
+
+FRAMES_PER_SECOND = 10
+FARTHEST_MISS = 0.003
+"""Metres that the tool may miss its path by; a situation that the arm can't reach is drawn anew."""
+ATTEMPTS = 40
+FINGER_PLAY = 0.006
+"""Metres from the middle of a finger to its inner face."""
+ENCODERS = ("libx264", "libopenh264", "h264")
+X264 = {"crf": "18", "preset": "veryfast", "x264-params": "cpu-independent=1"}
+"""Without the last one, machines disagree, and on some (AVX-512) two encodings of the same frames do."""
+
+
+@dataclass(frozen=True)
+class Take:
+    """What an episode of T frames holds: drawn frames, states (T, 15) and actions (T - 1, 7) float32.
+
+    A state is: tool position x y z (metres) and roll pitch yaw (radians) in the robot's base frame, the gripper's
+    opening (metres), the seven joints (radians; the first of ``badger`` is its rail, in metres), and the gripper's
+    command.
+    The action at frame t is the pose that the state at t + 1 has, and the command (-1 closed, 1 open).
+    """
+
+    frames: list[Frame]
+    states: npt.NDArray[np.float32]
+    actions: npt.NDArray[np.float32]
+
+
+@dataclass(frozen=True)
+class Staged:
+    """A script in its scene, with the joints (T, 7) and tool poses (T, 6) that the arm goes through."""
+
+    script: Script
+    scene: scenes.Scene
+    view: scenes.View
+    lamp: scenes.Lamp
+    joints: Array
+    poses: Array
+
+
+def times(frames: int) -> Array:
+    """Times in [0, 1] of T frames."""
+    return np.linspace(0.0, 1.0, frames)
+
+
+def follow(scene: scenes.Scene, script: Script, home: tuple[float, ...], frames: int) -> tuple[Array, Array] | None:
+    """Joints (T, 7) and tool poses (T, 6) along a script, or None where the arm can't follow."""
+    solver = Solver(scene.model, scene.data, home)
+    joints, miss = solver.solve(script.path.at(0.0).pose, np.array(home), iterations=400)
+    states, poses = [], []
+    for time in times(frames):
+        joints, miss = solver.solve(script.path.at(float(time)).pose, joints)
+        if miss > FARTHEST_MISS:
+            return None
+        position, rotation = solver.reached(joints)
+        states.append(joints)
+        poses.append(np.concatenate([position, to_rpy(rotation)]))
+    return np.array(states), np.array(poses)
+
+
+def stage(job: Job) -> Staged:
+    """Draw situations for a job until the arm can follow the script.
+
+    Raises:
+        LaryError: none of many situations could be reached, which only a changed behaviour or arm can cause.
+    """
+    arm, room = ARMS[job.robot], scenes.ROOMS[job.room]
+    kinds = shapes.UNSEEN_THINGS if job.unseen else shapes.TRAIN_THINGS
+    for attempt in range(ATTEMPTS):
+        rng = np.random.Generator(np.random.PCG64([*job.key, attempt]))
+        side = 1.0 if job.pairs else math.copysign(1.0, room.azimuth)
+        script = BEHAVIOURS[job.verb](Stage(rng, kinds, side))
+        taken = [item.pose[0] for item in script.placed]
+        taken += [script.path.at(float(time)).position for time in times(9)]
+        placed = script.placed + scenes.distractors(rng, kinds, taken)
+        palette = arm.unseen_palette if job.unseen else arm.palettes[rng.integers(len(arm.palettes))]
+        view = scenes.fixed_view(job.room, rng) if job.pairs else scenes.view_of(room, rng)
+        lamp = scenes.lamp_of(room, view, rng)
+        scene = scenes.build(arm, palette, scenes.tinted(room, rng), placed)
+        solved = follow(scene, script, arm.home, job.frames)
+        if solved is not None:
+            return Staged(script, scene, view, lamp, *solved)
+    raise LaryError(f"The arm {job.robot} reached none of {ATTEMPTS} situations of '{job.verb}': check its behaviour.")
+
+
+def play(job: Job, size: int) -> Take:
+    """Stage a job and draw the frames that it wants."""
+    import mujoco
+
+    staged = stage(job)
+    script, data = staged.script, staged.scene.data
+    tools = [script.path.at(float(time)) for time in times(job.frames)]
+    renderer: Renderer | None = None
+    frames = []
+    for index in job.wanted:
+        data.qpos[:7], data.qpos[7:9] = staged.joints[index], tools[index].width / 2 + FINGER_PLAY
+        for name, motion in script.motions.items():
+            staged.scene.place(name, *motion(float(times(job.frames)[index])))
+        mujoco.mj_kinematics(staged.scene.model, data)
+        renderer = renderer or Renderer(staged.scene, staged.view, staged.lamp, size)
+        frames.append(renderer.frame())
+    command = np.array([[tool.command] for tool in tools])
+    width = np.array([[tool.width] for tool in tools])
+    states = np.concatenate([staged.poses, width, staged.joints, command], axis=1).astype(np.float32)
+    actions = np.concatenate([states[1:, :6], states[1:, 14:]], axis=1)
+    return Take(frames, states, actions)
+
+
+def perform(job: Job, data_dir: Path, size: int) -> None:
+    """Play a job and write its files."""
+    cv2.setNumThreads(1)
+    root = data_dir / job.folder
+    take = play(job, size)
+    if not job.pairs:
+        write_bytes(root / job.name, encode_video(take.frames))
+        return
+    for image, frame in zip(take.frames, job.wanted, strict=True):
+        write_bytes(root / job.image(frame), encode_png(image))
+        write_bytes(root / job.state(frame), encode_array(take.states[frame]))
+    for frame in job.wanted[:-1]:
+        write_bytes(root / job.action(frame), encode_array(take.actions[frame : frame + STRIDE]))
+
+
+def encode_png(image: Frame) -> bytes:
+    """An RGB image (H, W, 3) as PNG."""
+    done, data = cv2.imencode(".png", image[..., ::-1], [cv2.IMWRITE_PNG_COMPRESSION, 4])
+    if not done:
+        raise LaryError("OpenCV could not encode a PNG.")
+    return data.tobytes()
+
+
+def encode_array(array: npt.NDArray[np.float32]) -> bytes:
+    """An array as .npy."""
+    buffer = io.BytesIO()
+    np.save(buffer, np.ascontiguousarray(array), allow_pickle=False)
+    return buffer.getvalue()
+
+
+def encode_video(frames: list[Frame]) -> bytes:
+    """RGB frames (H, W, 3) as H.264 in MP4, by one thread, so that the bytes depend on nothing else.
+
+    Raises:
+        LaryError: this PyAV has no H.264 encoder.
+    """
+    import av
+
+    encoder = next((name for name in ENCODERS if name in av.codecs_available), None)
+    if encoder is None:
+        raise LaryError("This PyAV has no H.264 encoder: install the wheel of 'av' from PyPI.")
+    buffer = io.BytesIO()
+    with av.open(buffer, "w", format="mp4") as container:
+        options = X264 if encoder == "libx264" else {}
+        stream: Any = container.add_stream(encoder, rate=FRAMES_PER_SECOND, options=options)
+        stream.height, stream.width = frames[0].shape[:2]
+        stream.pix_fmt = "yuv420p"
+        stream.codec_context.thread_count = 1
+        for frame in frames:
+            container.mux(stream.encode(av.VideoFrame.from_ndarray(frame, format="rgb24")))
+        container.mux(stream.encode(None))
+    return buffer.getvalue()
