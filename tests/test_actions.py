@@ -268,7 +268,7 @@ def test_many_small_files(tmp_path: Path) -> None:
 def test_rows_that_lost_their_robot_are_read_as_the_record_says(tmp_path: Path) -> None:
     """The published first rows: an empty robot type is G1edu-u3, whose statistics the published tool calls nan."""
     spec = DATASETS.get("robocoin")
-    source = Path(__file__).parent / "data" / "metadata" / "robocoin_metadata_unseen.csv"
+    source = Path(__file__).parent / "fixtures" / "metadata" / "robocoin_metadata_unseen.csv"
     table = read_table(spec, "unseen", path=source, data_dir=tmp_path)
     for number, sample in enumerate(table):
         path = table.action_path(sample)

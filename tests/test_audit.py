@@ -22,8 +22,8 @@ from lary.data.spec import DATASETS, DatasetSpec, LabelSpace
 from lary.types import Failure, LaryError, UsageError
 from tests.tree import make_calvin, make_robot, write_image, write_table
 
-PUBLISHED = Path(__file__).parent / "data" / "published"
-HEADS = Path(__file__).parent / "data" / "metadata"
+PUBLISHED = Path(__file__).parent / "fixtures" / "published"
+HEADS = Path(__file__).parent / "fixtures" / "metadata"
 
 
 def lines_of(name: str) -> list[list[str]]:

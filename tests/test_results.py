@@ -318,7 +318,7 @@ def test_files_that_are_no_results_are_refused_in_a_sentence(tmp_path: Path) -> 
 def test_results_that_the_first_schema_wrote_are_brought_to_this_one(tmp_path: Path, task: str) -> None:
     import jsonschema
 
-    file = Path(__file__).parent / "data" / "results" / f"version_1_{task}.json"
+    file = Path(__file__).parent / "fixtures" / "results" / f"version_1_{task}.json"
     before = json.loads(file.read_text())
     assert before["schema_version"] == 1
     result = read_result(file)

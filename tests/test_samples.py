@@ -13,7 +13,7 @@ from lary.data.spec import DATASETS, ActionSpace, DatasetSpec, LabelSpace, Split
 from lary.files import inside
 from lary.types import UsageError
 
-TABLES = Path(__file__).parent / "data" / "metadata"
+TABLES = Path(__file__).parent / "fixtures" / "metadata"
 PAIR = DatasetSpec(
     name="two", title="Two", media="pair", target=LabelSpace(("close", "open")), splits={"val": Split("here")},
     licences=(), media_depth=0, group_pattern=r"^(.*?ep_\d+)/",

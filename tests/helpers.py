@@ -1,0 +1,44 @@
+"""Functions that the tests of all packages share: settings of a folder, and commands run in this process."""
+
+from __future__ import annotations
+
+import contextlib
+import io
+from dataclasses import dataclass
+from pathlib import Path
+
+from lary.cli import main
+from lary.settings import Settings, load_settings
+
+FIXTURES = Path(__file__).parent / "fixtures"
+"""Tables of the published form, results of older versions, and a tree that version 0.1 wrote."""
+
+
+@dataclass(frozen=True)
+class Done:
+    """A finished command: its exit code and what it printed."""
+
+    code: int
+    out: str
+    err: str
+
+
+def settings_of(root: Path, **given: str | Path) -> Settings:
+    """Settings whose folders are all below `root`, with the layout that the benchmark describes."""
+    values = {"LARY_ROOT": root, "DATA_DIR": root / "data", "LARY_LOG_DIR": root / "logs", **given}
+    return load_settings({name: str(value) for name, value in values.items()}, environment={})
+
+
+def lary(*words: str | Path, root: Path | None = None) -> Done:
+    """Run a command in this process, as ``lary WORDS``; `root` serves as LARY_ROOT with data/ and logs/ below it."""
+    folders = (
+        [] if root is None else ["--lary-root", root, "--data-dir", root / "data", "--lary-log-dir", root / "logs"]
+    )
+    out, err = io.StringIO(), io.StringIO()
+    code = 0
+    with contextlib.redirect_stdout(out), contextlib.redirect_stderr(err):
+        try:
+            main([str(word) for word in (*words, *folders)])
+        except SystemExit as stop:
+            code = stop.code if isinstance(stop.code, int) else int(bool(stop.code))
+    return Done(code, out.getvalue(), err.getvalue())
