@@ -21,10 +21,10 @@ from lary import paths
 from lary.configs import LatentDtype, LatentsConfig, StoreKind
 from lary.data.samples import SampleTable, read_table
 from lary.data.spec import DATASETS
-from lary.files import atomic_write, path_problem, read_limited, refuse_link, write_bytes, write_text
+from lary.files import LARGEST_FAILURES, atomic_write, path_problem, read_limited, refuse_link, write_bytes, write_text
 from lary.latents.inspection import NPZ, folder_of, headers_of, held_in, kind_of
 from lary.latents.locks import locked
-from lary.latents.store import LARGEST_FAILURES, LatentStore, StoreIdentity, check_format, open_store
+from lary.latents.store import LatentStore, StoreIdentity, check_format, open_store
 from lary.latents.table import SplitLatents, find_latent_table, open_latents
 from lary.models.spec import MODELS
 from lary.runtime import progress
