@@ -123,9 +123,7 @@ class RunFacts(Strict):
     status: Literal["complete", "incomplete"] = Field(
         default="complete", description="'incomplete' if samples of the split are missing from the evaluation."
     )
-    identity: str = Field(
-        default="", description="Digest over the inputs: a run with the same one is not done again."
-    )
+    identity: str = Field(default="", description="Digest over the inputs: a run with the same one is not done again.")
     inputs: tuple[NamedDigest, ...] = Field(
         default=(), description="What decides the run, as named digests; empty in results of schema 1 and 2."
     )
