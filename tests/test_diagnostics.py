@@ -13,8 +13,8 @@ import pytest
 from cyclopts import App
 
 from lary.cli import analyze as cli_analyze
-from lary.data.samples import read_table
 from lary.data.spec import DATASETS
+from lary.data.tables import read_table
 from lary.latents.npzfile import Stamp, write_latents
 from lary.latents.table import SplitLatents
 from lary.models.spec import MODELS, ModelSpec

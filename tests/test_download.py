@@ -19,6 +19,7 @@ from typing import Any
 import huggingface_hub
 import pytest
 from cyclopts import App
+from lary.data.overview import dataset_text, datasets_table
 
 from lary.cli import imports as cli_import
 from lary.data import download as module
@@ -37,7 +38,6 @@ from lary.data.download import (
     licence_text,
 )
 from lary.data.hubs import HuggingFace, ModelScope, RemoteFile, content_problem, open_hub
-from lary.data.overview import dataset_text, datasets_table
 from lary.data.spec import DATASETS
 from lary.types import LaryError, UsageError
 

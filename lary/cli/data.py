@@ -86,7 +86,6 @@ class ClipConfig:
 def clip(config: Annotated[ClipConfig, Star] = ClipConfig(), tables: Tables = TABLES_DEFAULT) -> int:
     """Cut the clips of SSv2 and EgoDex out of their recordings; clips that are there are kept."""
     from lary.data.clips import CLIP_TABLES, SOURCES, ClipRequest, prepare_clips
-    from lary.data.cutting import find_cutter
 
     settings = tables.settings()
     folder = settings.path("LARY_ROOT") / "data"
@@ -108,7 +107,7 @@ def clip(config: Annotated[ClipConfig, Star] = ClipConfig(), tables: Tables = TA
             out=config.output_dir or settings.path("DATA_DIR") / "classification",
             workers=config.workers,
             times=config.times,
-            cutter=find_cutter(config.backend),
+            backend=config.backend,
         )
     )
     show_failures(report.failures, f"all in {report.listed}")
@@ -137,7 +136,7 @@ def stats(
         workers: Threads.
         merge: Merge these statistics files of parts into --output, and read no actions; may be repeated.
     """
-    from lary.data.samples import find_table
+    from lary.data.splits import find_table
     from lary.data.statistics import merge_statistics, write_statistics
 
     settings = tables.settings(data_root)
@@ -176,7 +175,7 @@ def relative(
         workers: Threads.
         frame: world: last step minus first, as published; local: the last pose seen from the first one.
     """
-    from lary.data.relative import RelativeRequest, write_relative
+    from lary.data.statistics import RelativeRequest, write_relative
 
     settings = tables.settings(input_root)
     source = settings.path("DATA_DIR")
@@ -305,8 +304,6 @@ class IndicesConfig:
         frames: Indices per clip.
         cache: Folder that keeps the motion of clips by the content of their files.
         workers: Threads.
-        visualize: Folder for contact sheets of what was chosen.
-        sheet_clips: Clips shown in the contact sheets, from the start of the table.
     """
 
     data_root: Path | None = None
@@ -316,8 +313,6 @@ class IndicesConfig:
     frames: int = 9
     cache: Path | None = None
     workers: int = 4
-    visualize: Path | None = None
-    sheet_clips: int = 48
 
 
 def indices(
@@ -328,7 +323,7 @@ def indices(
     Args:
         table: CSV with the column video_path.
     """
-    from lary.data.indices import IndexRequest, write_indices
+    from lary.data.sampling import IndexRequest, write_indices
 
     settings = tables.settings(config.data_root)
     report = write_indices(
@@ -340,13 +335,9 @@ def indices(
             frames=config.frames,
             cache=config.cache,
             workers=config.workers,
-            visualize=config.visualize,
-            sheet_clips=config.sheet_clips,
         )
     )
     show_failures(report.failures, "left out of the table")
-    for path in report.sheets:
-        print(path)
     print(f"{report.out}: {report.rows} rows, {len(report.failures)} failed")
     return 1 if report.failures else 0
 

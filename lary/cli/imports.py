@@ -270,8 +270,7 @@ def datasets(key: str | None = None, *, tables: Tables = TABLES_DEFAULT) -> int:
         key: Data set to show.
     """
     tables.settings()
-    from lary.data.overview import dataset_text, datasets_table
-    from lary.data.spec import DATASETS
+    from lary.data.spec import DATASETS, dataset_text, datasets_table
 
     print(dataset_text(DATASETS.get(key)) if key else datasets_table())
     return 0

@@ -18,7 +18,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from lary.data.samples import SampleTable
+from lary.data.tables import SampleTable
 from lary.latents.pipeline import encode_units, make_encoder
 from lary.latents.store import BATCHES, Floats, StoreIdentity, narrow
 from lary.latents.table import SplitLatents

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from lary import paths
 from lary.configs import ClassifyConfig, RegressConfig, RelativeFrame
-from lary.data.actions import Targets, load_normaliser
+from lary.data.normalisation import Targets, load_normaliser
 from lary.data.spec import DATASETS, DatasetSpec
 from lary.files import digest
 from lary.latents.table import SplitLatents

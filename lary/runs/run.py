@@ -8,8 +8,8 @@ from pathlib import Path
 from typing import Any
 
 from lary.configs import ClassifyConfig, ExtractConfig, RegressConfig, RunConfig
-from lary.data.samples import find_table
 from lary.data.spec import DATASETS, DatasetSpec, LabelSpace
+from lary.data.splits import find_table
 from lary.files import write_failures
 from lary.latents.store import check_format
 from lary.latents.table import SplitLatents
