@@ -10,8 +10,8 @@ from typing import Any
 from lary.configs import ClassifyConfig, ExtractConfig, RegressConfig, RunConfig
 from lary.data.samples import find_table
 from lary.data.spec import DATASETS, DatasetSpec, LabelSpace
+from lary.latents.ref import SplitLatents
 from lary.latents.store import check_format
-from lary.latents.table import SplitLatents
 from lary.models.spec import MODELS
 from lary.runs.changed import FRAME_CONTROLS, extract_changed
 from lary.runs.extract import extract, prepare_run, write_failures
