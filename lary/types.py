@@ -113,9 +113,12 @@ class LatentSource(Protocol):
 
 @dataclass(frozen=True, slots=True)
 class Failure:
-    """A sample that was skipped, as it stands in a failures file."""
+    """A sample, episode or file that was skipped.
 
-    row: int
+    ``row`` is the row of its table, counted from 0, and None for what is no row of a table.
+    """
+
+    row: int | None
     path: str
     reason: str
 

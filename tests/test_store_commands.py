@@ -14,8 +14,8 @@ from safetensors.numpy import load_file
 from lary.cli import main
 from lary.data.spec import DATASETS
 from lary.latents import convert as conversion
-from lary.latents.locks import LOCK, locked
 from lary.latents.ref import LatentsRef, SplitLatents, open_latents
+from lary.locks import LOCK, locked
 from lary.settings import load_settings
 from tests.tree import make_calvin
 

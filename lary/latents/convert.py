@@ -19,11 +19,11 @@ import numpy.typing as npt
 
 from lary.configs import LatentDtype, LatentsConfig, StoreKind
 from lary.data.samples import SampleTable, read_table
-from lary.files import atomic_write, path_problem, read_limited, refuse_link, write_bytes, write_text
+from lary.files import LARGEST_FAILURES, atomic_write, path_problem, read_limited, refuse_link, write_bytes, write_text
 from lary.latents.inspection import NPZ, folder_of, headers_of, held_in, kind_of
-from lary.latents.locks import locked
 from lary.latents.ref import LatentsRef, SplitLatents, find_latent_table, open_latents
-from lary.latents.store import LARGEST_FAILURES, LatentStore, StoreIdentity, check_format, open_store
+from lary.latents.store import LatentStore, StoreIdentity, check_format, open_store
+from lary.locks import locked
 from lary.runtime import progress
 from lary.settings import Settings
 from lary.types import LaryError, MediaError, UsageError

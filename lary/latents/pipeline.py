@@ -272,7 +272,7 @@ class Writing:
 def _commit(unit: _OpenUnit) -> UnitReport:
     with unit.stack:
         unwritten = [failure for write in unit.writes for failure in write.result()]
-    failures = sorted(unit.failures + unwritten, key=lambda failure: failure.row)
+    failures = sorted(unit.failures + unwritten, key=lambda item: item.row or 0)
     return UnitReport(unit.number, unit.rows - len(unwritten), tuple(failures))
 
 

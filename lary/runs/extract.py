@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import csv
-import io
 import json
 import math
 import shlex
@@ -17,13 +15,13 @@ from typing import TYPE_CHECKING, Any
 from lary.configs import ExtractConfig, Mode
 from lary.data.samples import SampleTable, check_media, find_table, read_table
 from lary.data.spec import DATASETS, DatasetSpec
-from lary.files import digest, read_json, read_limited, remove_torn, write_json, write_text
-from lary.latents.locks import locked
+from lary.files import digest, read_failures, read_json, remove_torn, write_failures, write_json, write_text
 from lary.latents.pipeline import Job, make_encoder, model_of
 from lary.latents.pooling import check_pool
 from lary.latents.ref import LatentsRef
-from lary.latents.store import LARGEST_FAILURES, LatentStore, StoreIdentity, check_format, open_store
+from lary.latents.store import LatentStore, StoreIdentity, check_format, open_store
 from lary.latents.units import Interrupted, UnitReport, plan_units
+from lary.locks import locked
 from lary.models.spec import ModelSpec, locate_weights
 from lary.runs.engines import StopRequest, run_here, run_processes
 from lary.runtime import log, pick_devices, progress
@@ -79,7 +77,7 @@ def extract(config: ExtractConfig, settings: Settings, *, plugins: tuple[Path, .
             add_timing(store.folder, sum(report.done for report in reports), time.monotonic() - started)
         else:
             log.info("%s: all %d rows are done", run.title, len(run.table))
-        failures = sorted((item for report in reports for item in report.failures), key=lambda failure: failure.row)
+        failures = sorted((item for report in reports for item in report.failures), key=lambda item: item.row or 0)
         done = sum(report.done for report in reports)
         store.finish(run.table)
         write_failed(store.folder, failures)
@@ -192,11 +190,10 @@ def failed_rows(folder: Path, missing: Sequence[int]) -> list[int]:
     if not file.is_file():
         raise UsageError(f"--retry-failed: there is no {file}: the last run had no failures, or didn't end.")
     try:
-        text = read_limited(file, LARGEST_FAILURES).decode()
-        named = {row.get("row") for row in csv.DictReader(io.StringIO(text, newline=""))}
-    except (OSError, ValueError, csv.Error) as error:
+        named = {failure.row for failure in read_failures(file)}
+    except (OSError, ValueError) as error:
         raise UsageError(f"--retry-failed: {file} can't be read ({error}): leave the option out.") from None
-    return [row for row in missing if str(row + 1) in named]
+    return [row for row in missing if row in named]
 
 
 def check_request(dataset: DatasetSpec, config: ExtractConfig) -> None:
@@ -297,20 +294,11 @@ def write_table(run: Run, store: LatentStore, failures: Sequence[Failure]) -> No
 def write_failed(folder: Path, failures: Sequence[Failure]) -> None:
     """Write the failures file beside the latents; without failures there is none."""
     report = folder / FAILURES
+    write_failures(report, failures)
     if failures:
-        write_failures(report, failures)
         log.error(
             "%d rows could not be read: see %s; 'lary extract --retry-failed' takes only these", len(failures), report
         )
-    else:
-        report.unlink(missing_ok=True)
-
-
-def write_failures(file: Path, failures: Sequence[Failure]) -> None:
-    """Write skipped rows with their path and reason; rows count from 1, as in messages."""
-    import pandas
-
-    write_text(file, to_csv(pandas.DataFrame([asdict(replace(item, row=item.row + 1)) for item in failures])))
 
 
 def to_csv(frame: pandas.DataFrame) -> str:

@@ -15,14 +15,16 @@ from lary.data.frames import read_clip
 from lary.data.poses import Frame, in_frame
 from lary.data.samples import SampleTable
 from lary.data.spec import DatasetSpec
+from lary.files import write_failures
 from lary.latents.npzfile import read_stamp
 from lary.latents.ref import LatentsRef, SplitLatents, find_latent_table, open_latents
 from lary.latents.store import SHARD_MARK
 from lary.models.spec import ModelSpec, with_latent
 from lary.probes.outcome import SampleColumns
 from lary.probes.sources import NamedSource, ProjectedSource, ShuffledOrderSource, StaticSource
+from lary.results.folder import RunFolder
 from lary.runs.changed import CHANGED, FRAME_CONTROLS, open_changed, separate
-from lary.runs.extract import FAILURES, write_failures
+from lary.runs.extract import FAILURES
 from lary.runtime import device_numbers, log
 from lary.settings import Settings
 from lary.types import Failure, LaryError, LatentSource, MediaError, Sample, UsageError
@@ -221,14 +223,13 @@ def relative_table(table: SampleTable, data_dir: Path, frame: Frame = "world") -
     return moved if moved.action_path(moved[0]).is_file() else table
 
 
-def report_failures(folder: Path, failures: Sequence[Failure]) -> None:
+def report_failures(run: RunFolder, failures: Sequence[Failure]) -> None:
     """Write the rows that were left out to the run's failures file; none, and there is no such file."""
-    file = folder / FAILURES
-    if not failures:
-        file.unlink(missing_ok=True)
-        return
-    write_failures(file, failures)
-    log.error("%d rows have no readable action and are left out: see %s", len(failures), file)
+    write_failures(run.work / FAILURES, failures)
+    if failures:
+        log.error("%d rows have no readable action and are left out: see %s", len(failures), run.folder / FAILURES)
+    else:
+        (run.folder / FAILURES).unlink(missing_ok=True)
 
 
 def check_dim(dim: int | None, splits: Mapping[str, SplitLatents]) -> None:

@@ -122,7 +122,7 @@ class FrameLatents:
             reports = encode_units(
                 job, table, plan_units(rows, sink.unit_rows), run.devices[0], self._encoder, advance=advance
             )  # fmt: skip
-            return sorted((item for report in reports for item in report.failures), key=lambda failure: failure.row)
+            return sorted((item for report in reports for item in report.failures), key=lambda item: item.row or 0)
 
     def _keep(self, row: int, tokens: Floats) -> None:
         """Called by the threads that write; rows come in any order within a batch."""

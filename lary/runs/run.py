@@ -10,11 +10,12 @@ from typing import Any
 from lary.configs import ClassifyConfig, ExtractConfig, RegressConfig, RunConfig
 from lary.data.samples import find_table
 from lary.data.spec import DATASETS, DatasetSpec, LabelSpace
+from lary.files import write_failures
 from lary.latents.ref import SplitLatents
 from lary.latents.store import check_format
 from lary.models.spec import MODELS
 from lary.runs.changed import FRAME_CONTROLS, extract_changed
-from lary.runs.extract import extract, prepare_run, write_failures
+from lary.runs.extract import extract, prepare_run
 from lary.runs.inputs import check_options, check_steps
 from lary.runs.probe import ProbeRun, classify, finished, regress, run_folder
 from lary.runtime import log, pick_devices

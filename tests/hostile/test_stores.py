@@ -12,8 +12,8 @@ import pytest
 
 from lary.configs import ExtractConfig, LatentsConfig
 from lary.latents.convert import convert, export
-from lary.latents.locks import LOCK
 from lary.latents.ref import LatentsRef, open_latents
+from lary.locks import LOCK
 from lary.runs.extract import FAILURES, TIMING, extract, read_timing
 from lary.settings import Settings, load_settings
 from tests.hostile.harness import bounded, refused
@@ -141,5 +141,6 @@ def test_ids_and_rows_without_end(root: Path, tmp_path: Path) -> None:
     refused(tmp_path, exported(ids="a\0b"), "no latents of the sample")
     refused(tmp_path, exported(rows="1-999999999"), "row 4 has no latents")
     refused(tmp_path, exported(rows="9" * 5000), "no row or range")
-    known = [sample.id for sample in open_latents(settings_of(root), LatentsRef(model="pixels", dataset="calvin", split="val")).table]  # fmt: skip
+    opened = open_latents(settings_of(root), LatentsRef(model="pixels", dataset="calvin", split="val"))
+    known = [sample.id for sample in opened.table]
     assert export(ASKED, settings_of(root), tmp_path / "out.npy", ids=",".join(known * 20)) == 3, "no path, but ids"

@@ -12,8 +12,9 @@ import pytest
 
 from lary.cli import main
 from lary.configs import ExtractConfig
-from lary.data.samples import SampleTable, read_table, write_failures
+from lary.data.samples import SampleTable, read_table
 from lary.data.spec import DATASETS
+from lary.files import write_failures
 from lary.latents.npzfile import read_latents
 from lary.latents.ref import LatentsRef, open_latents
 from lary.runs.extract import extract
