@@ -1,7 +1,8 @@
-"""One writer at a time per store: a lock that ends with its process, also when that is killed.
+"""One writer at a time per folder: a lock that ends with its process, also when that is killed.
 
-Where the file system has locks (``flock``; on NFS since version 4 also between machines) the kernel frees them. Where
-it has none, the file itself is the lock, and one whose process is gone from this machine doesn't count.
+The kernel frees the locks of a process that ends (``flock``; on NFS since version 4 also between machines). Where the
+file system has no such locks, a file with the process's number is the lock; it no longer counts once that process is
+gone from this machine.
 """
 
 from __future__ import annotations
@@ -16,15 +17,15 @@ from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
+import filelock
+
 from lary.files import cannot_write
 from lary.types import LaryError
 
-try:
-    import fcntl
-except ImportError:  # Windows
-    fcntl = None  # type: ignore[assignment]
-
-LOCK = "lock"
+LOCK, WITHOUT_FLOCK = "lock", "lock.pid"
+PATIENCE = 0.2
+"""Seconds in which a holder that is just leaving may remove its file."""
+NO_FLOCK = (errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP, errno.EINVAL)
 
 
 @contextmanager
@@ -37,100 +38,59 @@ def locked(folder: Path) -> Iterator[None]:
     file = folder / LOCK
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        handle = _take(file)
+        _check_own(file)
+        lock = _taken(file)
+    except filelock.Timeout:
+        raise LaryError(f"{folder} is being written {_holder(file)}: wait for it, or stop it first.") from None
     except OSError as error:
         raise cannot_write(file, error) from error
+    own = file.lstat() if file.exists() else None
     try:
+        _sign(file)
         yield
     finally:
-        if _is_still(handle, file):  # else the folder was exchanged meanwhile
-            with suppress(OSError):
+        with suppress(OSError):  # the folder may have been exchanged meanwhile, and the file be another one
+            if own is not None and os.path.samestat(own, file.lstat()):
                 file.unlink()
-        os.close(handle)
+        lock.release()
 
 
-def _take(file: Path) -> int:
-    while True:
-        handle = _open(file)
-        try:
-            if not _hold(handle):
-                raise LaryError(f"{file.parent} is being written {_holder(file)}: wait for it, or stop it first.")
-            if _is_still(handle, file):
-                _sign(handle, file)
-                return handle
-        except BaseException:
-            os.close(handle)
-            raise
-        os.close(handle)  # its holder removed it meanwhile: the file of this name is another one
+def _check_own(file: Path) -> None:
+    """Refuse what is no lock, since the file that it leads to would be overwritten. Raises LaryError."""
+    with suppress(FileNotFoundError):
+        facts = file.lstat()
+        if stat.S_ISDIR(facts.st_mode):
+            raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR), str(file))
+        if not stat.S_ISREG(facts.st_mode) or facts.st_nlink > 1:
+            raise LaryError(f"{file} is a link or no regular file, so it can't be a lock: remove it.")
 
 
-def _open(file: Path) -> int:
-    """Open or make the file of a lock. Raises LaryError for a link, since what it leads to would be overwritten."""
-    flags = sum(getattr(os, name, 0) for name in ("O_NOFOLLOW", "O_CLOEXEC", "O_NONBLOCK"))
+def _taken(file: Path) -> filelock.BaseFileLock:
+    """The lock of the kernel, or where that has none for this folder, a file with the process's number."""
+    lock: filelock.BaseFileLock = filelock.FileLock(file, PATIENCE)
     try:
-        handle = os.open(file, os.O_RDWR | os.O_CREAT | flags, 0o666)
-    except OSError as error:
-        if error.errno == errno.ELOOP:
-            raise _no_lock(file) from None
-        raise
-    facts = os.fstat(handle)
-    if not stat.S_ISREG(facts.st_mode) or facts.st_nlink > 1:
-        os.close(handle)
-        raise _no_lock(file)
-    return handle
+        lock.acquire()
+    except (OSError, NotImplementedError) as error:
+        if getattr(error, "errno", None) not in NO_FLOCK and not isinstance(error, NotImplementedError):
+            raise
+        lock = filelock.SoftFileLock(file.with_name(WITHOUT_FLOCK), PATIENCE)
+        lock.acquire()
+    return lock
 
 
-def _no_lock(file: Path) -> LaryError:
-    return LaryError(f"{file} is a link or no regular file, so it can't be a lock: remove it.")
-
-
-def _sign(handle: int, file: Path) -> None:
-    """Write who holds the lock into its file, which goes again where the disk has no room for that."""
+def _sign(file: Path) -> None:
+    """Write who holds the lock into its file, unless the library keeps a record of its own there. Raises LaryError."""
     about = {"pid": os.getpid(), "host": socket.gethostname(), "since": time.strftime("%Y-%m-%d %H:%M:%S")}
     try:
-        os.truncate(handle, 0)
-        os.pwrite(handle, json.dumps(about).encode(), 0)
-    except OSError:
-        file.unlink(missing_ok=True)
-        raise
-
-
-def _hold(handle: int) -> bool:
-    """Lock an open file; by what stands in it where there are no locks."""
-    if fcntl is not None:
+        handle = os.open(file, os.O_RDWR | getattr(os, "O_NOFOLLOW", 0))
         try:
-            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            return True
-        except BlockingIOError:
-            return False
-        except OSError:
-            pass  # no locks on this file system
-    try:
-        about = json.loads(os.pread(handle, 4096, 0) or b"{}")
-    except ValueError:
-        return True
-    if not about:
-        return True
-    return about.get("host") == socket.gethostname() and not _alive(int(about.get("pid", 0)))
-
-
-def _alive(pid: int) -> bool:
-    if pid <= 0 or pid == os.getpid():
-        return False
-    try:
-        os.kill(pid, 0)
-    except ProcessLookupError:
-        return False
-    except PermissionError:
-        pass
-    return True
-
-
-def _is_still(handle: int, file: Path) -> bool:
-    try:
-        return os.path.samestat(os.fstat(handle), file.lstat())
-    except FileNotFoundError:
-        return False
+            if os.pread(handle, 1, 0) in (b"", b"{"):
+                os.truncate(handle, 0)
+                os.pwrite(handle, json.dumps(about).encode(), 0)
+        finally:
+            os.close(handle)
+    except OSError as error:
+        raise cannot_write(file, error) from error
 
 
 def _holder(file: Path) -> str:
@@ -138,4 +98,5 @@ def _holder(file: Path) -> str:
         about = json.loads(file.read_text())
         return f"by process {about['pid']} on {about['host']} since {about['since']}"
     except (OSError, ValueError, KeyError, TypeError):
-        return "by another process"
+        pid = filelock.SoftFileLock(file.with_name(WITHOUT_FLOCK)).pid
+        return f"by process {pid}" if pid else "by another process"
