@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 import numpy as np
 import pytest
 
-from tests.golden.golden import Golden, lary, places, summary
+from tests.golden.golden import Golden, lary, places, plain, summary
 from tests.tree import frame, write_image, write_table
 
 
@@ -79,7 +79,7 @@ def test_targets(name: str, tmp_path: Path, golden: Golden, monkeypatch: pytest.
     if layout.robots:
         lary("data", "stats", *dataset, "--data-root", data, *lary_root)
     for path in sorted(data.rglob("*stats*.json")):
-        golden.check(f"{name}, {path.relative_to(data)}", json.loads(path.read_text()))
+        golden.check(f"{name}, {path.relative_to(data)}", json.loads(plain(path.read_text(), tmp_path)))
     moved = {
         path.relative_to(data).as_posix(): np.load(path)
         for path in sorted(data.rglob("*.npy"))
