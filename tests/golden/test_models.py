@@ -17,17 +17,13 @@ from tests.tree import make_calvin, make_robot
 FROM_CASES = ("lapa", "dinov2", "dinov3", "siglip2", "magvit2", "dinov3-ablation", "univla")
 NETWORKS = ("vjepa2", "wan2-2", "flux2")
 BASELINES = ("pixels", "frame-difference", "optical-flow", "random-vit")
+GOLDEN = Golden("models")
 LATENTS = ("quantized", "noisy")
 MODELS = (
     *KINDS, *NETWORKS, *FROM_CASES, "villa-x", "hf:dinov2-registers", "hf:siglip2-origin", "siglip2-origin@naflex",
     *BASELINES,
     *(f"lapa@{latent}" for latent in LATENTS), *(f"{name}@random" for name in ("lapa", "dinov2", "magvit2", "univla")),
 )  # fmt: skip
-
-
-@pytest.fixture(scope="module")
-def golden() -> Golden:
-    return Golden("models")
 
 
 @pytest.fixture(scope="module")
@@ -65,9 +61,7 @@ def words_of(model: str, weights: Path) -> list[object]:
 @pytest.mark.parametrize("protocol", ["corrected", "paper"])
 @pytest.mark.parametrize("dataset", ["calvin", "robot_1st"])
 @pytest.mark.parametrize("model", MODELS)
-def test_tokens(
-    model: str, dataset: str, protocol: str, root: Path, golden: Golden, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_tokens(model: str, dataset: str, protocol: str, root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(root)
     lary(
         "extract", "--dataset", dataset, "--split", "val", "--protocol", protocol, "--workers", 1, "--device", "cpu",
@@ -81,6 +75,6 @@ def test_tokens(
     for row in rows:
         with np.load(latents / row["la_path"]) as arrays:
             found.append({name: summary(arrays[name]) for name in sorted(arrays)})
-    golden.check(f"{model}, {dataset}, {protocol}", {"table": table.name if "hf:" not in model else "", "rows": found})
+    GOLDEN.check(f"{model}, {dataset}, {protocol}", {"table": table.name if "hf:" not in model else "", "rows": found})
     table.unlink()
     shutil.rmtree(latents)

@@ -37,11 +37,7 @@ MODES: dict[str, tuple[str, ...]] = {
     "local": ("--action-mode", "relative", "--relative-frame", "local"),
 }
 ROWS = 6
-
-
-@pytest.fixture(scope="module")
-def golden() -> Golden:
-    return Golden("targets")
+GOLDEN = Golden("targets")
 
 
 def write_dataset(root: Path, name: str, layout: Layout) -> None:
@@ -67,7 +63,7 @@ def write_dataset(root: Path, name: str, layout: Layout) -> None:
 
 
 @pytest.mark.parametrize("name", LAYOUTS)
-def test_targets(name: str, tmp_path: Path, golden: Golden, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_targets(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     layout = LAYOUTS[name]
     write_dataset(tmp_path, name, layout)
@@ -79,13 +75,13 @@ def test_targets(name: str, tmp_path: Path, golden: Golden, monkeypatch: pytest.
     if layout.robots:
         lary("data", "stats", *dataset, "--data-root", data, *lary_root)
     for path in sorted(data.rglob("*stats*.json")):
-        golden.check(f"{name}, {path.relative_to(data)}", json.loads(plain(path.read_text(), tmp_path)))
+        GOLDEN.check(f"{name}, {path.relative_to(data)}", json.loads(plain(path.read_text(), tmp_path)))
     moved = {
         path.relative_to(data).as_posix(): np.load(path)
         for path in sorted(data.rglob("*.npy"))
         if "regression_relative" in str(path)
     }
-    golden.check(f"{name}, relative", {"files": sorted(moved), "values": summary(np.stack(list(moved.values())))})
+    GOLDEN.check(f"{name}, moved", {"files": sorted(moved), "values": summary(np.stack(list(moved.values())))})
     for split in layout.splits:
         lary(
             "extract", "--model", "frame-difference", *dataset, "--split", split, "--pool", "mean",
@@ -102,4 +98,4 @@ def test_targets(name: str, tmp_path: Path, golden: Golden, monkeypatch: pytest.
         for file in ("actions.npz", "predictions.npz"):
             with np.load(result.parent / file) as arrays:
                 found[file] = {key: summary(arrays[key]) for key in sorted(arrays)}
-        golden.check(f"{name}, {mode}", found)
+        GOLDEN.check(f"{name}, {mode}", found)
