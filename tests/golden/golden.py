@@ -112,6 +112,10 @@ def same(found: Any, expected: Any, where: str) -> None:
     elif isinstance(expected, list):
         assert isinstance(found, list), where
         assert len(found) == len(expected), f"{where}: {len(found)} entries, expected {len(expected)}: {found}"
+        if expected and all(isinstance(value, float) for value in expected):
+            limit = 1e-6 + 1e-5 * float(np.nanmax(np.abs(expected)))  # small values are differences of large ones
+            np.testing.assert_allclose(found, expected, rtol=1e-5, atol=limit, err_msg=where)
+            return
         for index, (one, other) in enumerate(zip(found, expected, strict=True)):
             same(one, other, f"{where}, {index}")
     elif isinstance(expected, float):
