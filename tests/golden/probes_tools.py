@@ -12,9 +12,11 @@ import re
 import subprocess
 import sys
 from collections.abc import Iterable, Sequence
+from fractions import Fraction
 from pathlib import Path
 from typing import Any
 
+import av
 import numpy as np
 import pytest
 
@@ -48,6 +50,17 @@ from lary.cli import main
 main(sys.argv[4:])
 """
 """Runs a command that gets a signal when it is about to give its N-th file its name: no clock decides the moment."""
+
+
+def write_lossless(path: Path, frames: Sequence[Any]) -> None:
+    """A clip of PNG frames in an MP4: x264 gives one of several encodings, depending on where its buffers are."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with av.open(str(path), "w") as container:
+        stream: Any = container.add_stream("png", rate=Fraction(10))
+        stream.height, stream.width, stream.pix_fmt = *frames[0].shape[:2], "rgb24"
+        for picture in frames:
+            container.mux(stream.encode(av.VideoFrame.from_ndarray(picture, format="rgb24")))
+        container.mux(stream.encode(None))
 
 
 class Place:
