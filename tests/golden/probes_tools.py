@@ -184,8 +184,8 @@ def array_facts(array: Any) -> list[Any]:
 
 
 def numbers_of(text: str) -> list[float]:
-    """All numbers of a text: its words may be rewritten."""
-    return [float(found) for found in NUMBER.findall(text)]
+    """All numbers of a text but those in paths: its words may be rewritten."""
+    return [float(found) for found in NUMBER.findall(re.sub(r"\S*/\S*", "", text))]
 
 
 def rounded(value: Any) -> Any:
