@@ -57,7 +57,8 @@ def write_lossless(path: Path, frames: Sequence[Any]) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
     with av.open(str(path), "w") as container:
         stream: Any = container.add_stream("png", rate=Fraction(10))
-        stream.height, stream.width, stream.pix_fmt = *frames[0].shape[:2], "rgb24"
+        stream.height, stream.width = frames[0].shape[:2]
+        stream.pix_fmt = "rgb24"
         for picture in frames:
             container.mux(stream.encode(av.VideoFrame.from_ndarray(picture, format="rgb24")))
         container.mux(stream.encode(None))
@@ -207,7 +208,7 @@ def differences(found: Any, wanted: Any, at: str = "") -> list[str]:
         real = all(isinstance(one, int | float) and not isinstance(one, bool) for one in (found, wanted))
         same = found == pytest.approx(wanted, rel=1e-4, abs=1e-6, nan_ok=True) if real else found == wanted
         return [] if same else [f"{at}: {found!r}, expected {wanted!r}"]
-    return [line for name, *both in pairs for line in differences(*both, f"{at}/{name}")]
+    return [line for name, one, other in pairs for line in differences(one, other, f"{at}/{name}")]
 
 
 def check(name: str, found: Any) -> None:
