@@ -29,6 +29,7 @@ NUMBER = re.compile(r"(?<![\w.])[-+]?\d+(?:\.\d+)?(?:e[-+]?\d+)?(?![\w])")
 VOLATILE = (
     "schema_version", "created", "identity", "provenance", "timings", "options_given", "dataset", "model", "interval",
     "warnings", "protocol_notes", "classes", "confusion", "examples", "options",
+    "inputs", "extra", "files",
 )  # fmt: skip
 """Fields of a result that differ between two machines, hold sentences, or are abridged below."""
 
@@ -153,6 +154,8 @@ def run_facts(folder: Path) -> dict[str, Any]:
     matrix = np.array(result["confusion"])
     facts["confusion"] = [[*map(int, at), int(matrix[tuple(at)])] for at in np.argwhere(matrix)]
     facts["examples"] = [[one["sample"], one["quantile"], one["mse"], one["predicted"]] for one in result["examples"]]
+    facts["margins"] = [{**margin, "result": bool(margin["result"])} for margin in result["margins"]]
+    facts["files"] = sorted(result["files"])  # schema 3 has a digest of each
     names = [path.relative_to(folder).as_posix() for path in files_below(folder)]
     facts["on disk"] = names
     facts["contents"] = {name: contents for name in names if (contents := file_facts(folder / name)) is not None}
