@@ -74,9 +74,9 @@ class Place:
 
     @contextmanager
     def session(
-        self, config: ClassifyConfig | RegressConfig, identity: str, seed: int, folder: Path
+        self, config: ClassifyConfig | RegressConfig, identity: str, seed: int, folder: Path, title: str
     ) -> Iterator[Session]:
-        """What surrounds the training of one seed, whose files go to `folder`.
+        """What surrounds the training of one seed, whose files go to `folder`; trackers show it as `title`.
 
         Raises:
             UsageError: the library of ``--tracker`` isn't installed.
@@ -86,7 +86,7 @@ class Place:
         from lary.probes.tracker import Silent, open_tracker
 
         options = {name: value for name, value in asdict(config).items() if value is not None} | {"seed": seed}
-        name = f"{config.dataset} {folder.name} seed {seed}"
+        name = f"{config.dataset} {title} seed {seed}"
         if self.team.leads:
             check_writable(folder)
         tracker = open_tracker(config.tracker, folder, name, options) if self.team.leads else Silent()

@@ -22,6 +22,7 @@ from lary.latents.table import SplitLatents, find_latent_table, open_latents
 from lary.models.spec import ModelSpec, with_latent
 from lary.probes.outcome import SampleColumns
 from lary.probes.sources import NamedSource, ProjectedSource, ShuffledOrderSource, StaticSource
+from lary.results.folder import RunFolder
 from lary.runs.changed import CHANGED, FRAME_CONTROLS, open_changed, separate
 from lary.runs.extract import FAILURES
 from lary.runtime import device_numbers, log
@@ -227,12 +228,13 @@ def relative_table(table: SampleTable, data_dir: Path, frame: Frame = "world") -
     return moved if moved.action_path(moved[0]).is_file() else table
 
 
-def report_failures(folder: Path, failures: Sequence[Failure]) -> None:
+def report_failures(run: RunFolder, failures: Sequence[Failure]) -> None:
     """Write the rows that were left out to the run's failures file; none, and there is no such file."""
-    file = folder / FAILURES
-    write_failures(file, failures)
+    write_failures(run.work / FAILURES, failures)
     if failures:
-        log.error("%d rows have no readable action and are left out: see %s", len(failures), file)
+        log.error("%d rows have no readable action and are left out: see %s", len(failures), run.folder / FAILURES)
+    else:
+        (run.folder / FAILURES).unlink(missing_ok=True)
 
 
 def check_dim(dim: int | None, splits: Mapping[str, SplitLatents]) -> None:
