@@ -29,7 +29,7 @@ from lary.results.chunks import Chunks, write_chunks
 from lary.results.record import FILE_NAME, DatasetFacts, write_result
 from lary.results.summarise import classification_result, regression_result
 from lary.settings import Settings, load_settings
-from lary.tool_configs import AnalyzeConfig
+from lary.configs import AnalyzeConfig
 from lary.types import LaryError, UsageError
 from tests import fake_results as fake
 

@@ -21,7 +21,7 @@ from lary.results.chunks import read_chunks
 from lary.runs.extract import extract
 from lary.runs.probe import ProbeRun, classify, regress
 from lary.settings import Settings, load_settings
-from lary.tool_configs import AnalyzeConfig
+from lary.configs import AnalyzeConfig
 from lary.types import LaryError, UsageError
 from tests.tree import make_calvin, make_robot
 

@@ -20,7 +20,7 @@ from lary.latents.table import SplitLatents
 from lary.models.spec import MODELS, ModelSpec
 from lary.results.diagnostics import Diagnosis, Scatter, as_json, as_text, diagnose_latents, perplexity
 from lary.results.relations import find_reversals, find_triples, reversal
-from lary.tool_configs import DiagnoseConfig
+from lary.configs import DiagnoseConfig
 from lary.types import LaryError
 
 CONFIG = DiagnoseConfig(model="lapa", dataset="calvin")

@@ -10,12 +10,12 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import numpy.typing as npt
 
+from lary.configs import CheckModelConfig
 from lary.models.precision import in_precision
 from lary.models.preprocess import prepare
 from lary.models.promise import MEDIA, broken_promise
 from lary.models.spec import ModelContext, ModelSpec, build, locate_weights, with_latent
 from lary.runtime import pick_devices
-from lary.tool_configs import CheckModelConfig
 from lary.types import Encoder, Latents, Media
 
 if TYPE_CHECKING:

@@ -17,6 +17,7 @@ import numpy as np
 import numpy.typing as npt
 
 from lary import paths
+from lary.configs import DiagnoseConfig
 from lary.data.spec import DATASETS
 from lary.files import write_json
 from lary.latents.store import StoredLatents
@@ -34,7 +35,6 @@ from lary.results.relations import (
 )
 from lary.runtime import progress
 from lary.settings import Settings
-from lary.tool_configs import DiagnoseConfig
 from lary.types import LaryError, UsageError
 
 DEAD = 1e-6
