@@ -252,12 +252,11 @@ def read_failures(file: Path) -> list[Failure]:
     try:
         lines = csv.DictReader(text)
         if not {"path", "reason"} <= set(lines.fieldnames or ()):
-            raise ValueError("it has no columns of paths and reasons")
-        return [
-            Failure(int(row) - 1 if (row := line.get("row")) else None, line["path"], line["reason"]) for line in lines
-        ]
-    except csv.Error as error:
-        raise ValueError(str(error)) from error
+            raise ValueError("it has no columns path and reason")
+        found = [(line.get("row") or "", line["path"], line["reason"]) for line in lines]
+        return [Failure(int(row) - 1 if row else None, path, reason) for row, path, reason in found]
+    except (csv.Error, KeyError) as error:
+        raise ValueError(f"it is no list of failures: {error}") from error
 
 
 @contextmanager

@@ -14,6 +14,7 @@ import torch
 from cyclopts import App
 
 from lary.cli import analyze as cli_analyze
+from lary.configs import AnalyzeConfig
 from lary.data.spec import DATASETS
 from lary.models.spec import MODELS
 from lary.probes.attention import attention_weights
@@ -29,7 +30,6 @@ from lary.results.chunks import Chunks, write_chunks
 from lary.results.record import FILE_NAME, DatasetFacts, write_result
 from lary.results.summarise import classification_result, regression_result
 from lary.settings import Settings, load_settings
-from lary.configs import AnalyzeConfig
 from lary.types import LaryError, UsageError
 from tests import fake_results as fake
 

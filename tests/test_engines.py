@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import csv
 import itertools
-import json
 import os
 import shutil
 import signal
@@ -20,9 +19,10 @@ import numpy as np
 import pytest
 import torch
 
+from lary import locks
 from lary.cli import main
 from lary.configs import ExtractConfig
-from lary.latents import locks, pipeline, reading
+from lary.latents import pipeline, reading
 from lary.latents.encoding import Encoding
 from lary.latents.reading import Batch, ReadingPool
 from lary.latents.store import MANIFEST
@@ -380,34 +380,6 @@ def test_a_second_writer_is_told_who_is_at_work(root: Path, capsys: pytest.Captu
         assert f"by process {os.getpid()} on " in capsys.readouterr().err
         assert not contents(latents(root))
     assert lary(root, *words) == 0
-
-
-@pytest.mark.parametrize("flock", [True, False], ids=["flock", "no-flock"])
-def test_the_lock_of_a_dead_process_does_not_block(
-    tmp_path: Path, flock: bool, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    if not flock:
-        monkeypatch.setattr(locks, "fcntl", None)
-    file = tmp_path / locks.LOCK
-    dead = json.dumps({"pid": 999999999, "host": locks.socket.gethostname(), "since": "then"})
-    for content in ("", "torn", dead):
-        file.write_text(content)
-        with locks.locked(tmp_path):
-            assert file.exists()
-        assert not file.exists()
-
-
-def test_without_flock_a_living_process_and_another_machine_hold_the_lock(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(locks, "fcntl", None)
-    file = tmp_path / locks.LOCK
-    for pid, host in ((os.getppid(), locks.socket.gethostname()), (999999999, "another-machine")):
-        content = f'{{"pid": {pid}, "host": "{host}", "since": "noon"}}'
-        file.write_text(content)
-        with pytest.raises(LaryError, match=f"by process {pid} on {host} since noon"), locks.locked(tmp_path):
-            pass
-        assert file.read_text() == content
 
 
 # --- disk and dry run -------------------------------------------------------------------------------------------------

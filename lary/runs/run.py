@@ -10,7 +10,7 @@ from typing import Any
 from lary.configs import ClassifyConfig, ExtractConfig, RegressConfig, RunConfig
 from lary.data.samples import find_table
 from lary.data.spec import DATASETS, DatasetSpec, LabelSpace
-from lary.latents.table import SplitLatents
+from lary.latents.ref import SplitLatents
 from lary.runs.changed import FRAME_CONTROLS, extract_changed
 from lary.runs.extract import extract
 from lary.runs.inputs import check_options
