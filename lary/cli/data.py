@@ -336,7 +336,9 @@ def labels_of(config: LeRobotConfig) -> AtomicRequest | None:
     from lary.importers.lerobot_atomic import AtomicRequest
     from lary.importers.motions import AtomicRule
 
-    return AtomicRequest(AtomicRule.of(config), config.position, config.gripper, measure_grip=config.grip is None)
+    return AtomicRequest(
+        rule=AtomicRule.of(config), position=config.position, gripper=config.gripper, measure_grip=config.grip is None
+    )
 
 
 @data_app.command
