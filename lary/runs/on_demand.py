@@ -25,7 +25,7 @@ from lary.latents.table import SplitLatents
 from lary.latents.units import plan_units
 from lary.runs.extract import Run
 from lary.runtime import progress
-from lary.types import Encoder, Failure, LaryError
+from lary.types import Failure, LaryError
 
 NO_STORE = "none: latents were encoded from the frames while the probe was trained"
 
@@ -71,7 +71,7 @@ class FrameLatents:
 
     def __init__(self, run: Run, room: int) -> None:
         self._run, self._room = run, room
-        self._encoder: Encoder = run.encoder or make_encoder(run.job, run.model, run.devices[0])
+        self._encoder = run.encoder or make_encoder(run.job, run.model, run.devices[0])
         self._lock, self._keeping = threading.Lock(), threading.Lock()
         self._kept: Floats = np.empty(0, dtype=np.float32)
         self._place = np.full(len(run.table), -1, dtype=np.int64)
