@@ -9,12 +9,11 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from lary import paths
 from lary.configs import ClassifyConfig, RegressConfig, RelativeFrame
 from lary.data.normalisation import Targets, load_normaliser
 from lary.data.spec import DATASETS, DatasetSpec
 from lary.files import digest
-from lary.latents.table import SplitLatents
+from lary.latents.ref import LatentsRef, SplitLatents
 from lary.models.spec import MODELS, ModelSpec
 from lary.probes.presets import PRESETS
 from lary.results.chunks import write_chunks
@@ -270,12 +269,13 @@ def epochs_of(config: RegressConfig, preset: ProbePreset) -> int:
 
 def run_folder(config: ProbeConfig, settings: Settings, dataset: DatasetSpec, model: ModelSpec) -> Path:
     """Where a run leaves its files."""
-    tag = paths.tagged(model.name, config.protocol, config.latent, config.weights, config.pool) + variant_of(config)
+    tag = LatentsRef.of(config, dataset.validation).tag + variant_of(config)
+    logs = settings.path("LARY_LOG_DIR")
     if isinstance(config, ClassifyConfig):
-        return paths.classification_folder(settings, dataset.name, tag)
+        return logs / "classification" / dataset.name / tag
     frame = frame_of(config)
     target = f"{config.action_mode}_{frame}" if frame == "local" else config.action_mode
-    return paths.regression_folder(settings, dataset.name, dataset.stride, tag, config.model_type, target)
+    return logs / "regression" / "logs" / f"{dataset.name}_{dataset.stride}_{tag}_{config.model_type}_{target}"
 
 
 def folder_of(folder: Path, seed: int, seeds: Sequence[int]) -> Path:
@@ -359,16 +359,11 @@ def run_facts(
         preset=config.probe_preset, seed=seeds_of(config)[0], seeds=seeds_of(config), control=config.control,
         project=config.project,
         options_given=json.loads(json.dumps(asdict(config), default=str)),
-        options=json.loads(json.dumps({**resolved, **store_note(train)}, default=str)),
+        options=json.loads(json.dumps(dict(resolved), default=str)),
         provenance=Provenance(**provenance()),
         timings={name: value for name, value in timings.items() if value} | {"probe": round(seconds, 3)},
         failures=missing, files=dict.fromkeys(files, ""),
     )  # fmt: skip
-
-
-def store_note(split: SplitLatents) -> dict[str, str]:
-    """An option that says so where the latents came from no store."""
-    return {"store": str(split.store["no_store"])} if "no_store" in split.store else {}
 
 
 def summary(result: EvalResult) -> str:
