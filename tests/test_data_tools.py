@@ -326,7 +326,7 @@ def test_a_split_never_overwrites_its_table(tmp_path: Path) -> None:
 def test_motion_is_kept_by_content(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     clip = tmp_path / "a.mp4"
     shutil.copy(CASES / "sampling_motion.mp4", clip)
-    cache = sampling.DifferenceCache(tmp_path / "cache")
+    cache = sampling.MotionCache(tmp_path / "cache")
     first = cache.get(clip)
     clip.rename(tmp_path / "renamed.mp4")
     decoded = []

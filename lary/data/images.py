@@ -115,7 +115,7 @@ def image_problem(data: bytes, *, pixels: bool = True) -> str:
             if not data.startswith(JPEG) or data.rfind(b"\xff\xd9") < data.rfind(b"\xff\xda"):
                 image.load()
     except (OSError, SyntaxError, ValueError, Pillow.DecompressionBombError, Pillow.DecompressionBombWarning) as error:
-        return str(error).split(" <_io")[0] or type(error).__name__
+        return str(error).split(" <_io")[0].rstrip(".") or type(error).__name__
     return ""
 
 

@@ -66,7 +66,7 @@ def test_jpeg_that_announces_a_giant_picture(tmp_path: Path, reader: Any) -> Non
     jpeg[at : at + 4] = struct.pack(">HH", 65_000, 65_000)
     path = tmp_path / "a.jpg"
     path.write_bytes(jpeg)
-    refused(tmp_path, lambda: read_image(path, reader), "announces 65000 x 65000 pixels")
+    refused(tmp_path, lambda: read_image(path, reader), "4225000000 pixels")
 
 
 @pytest.mark.parametrize("kind", ["BMP", "GIF", "TIFF"])
