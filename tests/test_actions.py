@@ -23,7 +23,7 @@ from lary.data.normalisation import (
     relative_stats_file,
 )
 from lary.data.spec import DATASETS, ActionSpace, DatasetSpec, Normalisation, Split
-from lary.data.statistics import write_statistics
+from lary.data.statistics import measure_table
 from lary.data.tables import SampleTable, read_table
 from lary.types import LaryError, MediaError, UsageError
 
@@ -275,7 +275,7 @@ def test_rows_that_lost_their_robot_are_read_as_the_record_says(tmp_path: Path) 
     assert [name == "G1edu-u3" for name in table.embodiments()] == lost
     assert True in lost
     assert [table[row].embodiment for row in range(len(table))] == list(table.embodiments())
-    report = write_statistics(spec, source, tmp_path)
+    report = measure_table(spec, source, tmp_path)
     assert "nan" in report.robots, "the file has the published key"
     assert "G1edu-u3" not in report.robots
     normaliser = load_normaliser(spec, tmp_path)

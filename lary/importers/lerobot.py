@@ -19,7 +19,7 @@ import numpy.typing as npt
 from lary.data.frames import decode_video, to_rgb
 from lary.data.images import PNG, Image, image_problem
 from lary.data.spec import DatasetSpec, Split
-from lary.data.statistics import write_statistics
+from lary.data.statistics import measure_table
 from lary.data.tables import write_csv
 from lary.files import digest, read_json, write_failures, write_json
 from lary.importers.lerobot_cuts import Cut, cut_of, finish_part, part_of, write_file
@@ -72,7 +72,7 @@ def import_lerobot(data: LeRobot, plan: Plan, request: LeRobotRequest) -> Import
     for split, found in listed.items():
         write_csv(request.tables / spec.table_name(split), COLUMNS, found)
     if plan.atomic is None:
-        write_statistics(spec, request.tables / spec.table_name("train"), request.data_dir, workers=4)
+        measure_table(spec, request.tables / spec.table_name("train"), request.data_dir, workers=4)
     return ImportReport(save_record(spec, request.tables), rows, tuple(failures))
 
 
