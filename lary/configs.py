@@ -290,8 +290,7 @@ class ActionOptions:
     relative_frame: Annotated[
         RelativeFrame | None,
         probe_option(
-            "Relative motion as the difference of the steps (world, as published), or as the last pose seen from "
-            "the first one (local)."
+            "Relative motion: difference of the steps (world, as published), or last pose in the first (local)."
         ),
     ] = None
 

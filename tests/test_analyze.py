@@ -13,7 +13,7 @@ import pytest
 import torch
 from cyclopts import App
 
-from lary.cli import analyze as cli_analyze
+from lary.cli import inspect as cli_inspect
 from lary.configs import AnalyzeConfig
 from lary.data.spec import DATASETS
 from lary.models.spec import MODELS
@@ -363,7 +363,7 @@ def test_all_makes_what_the_runs_allow_and_says_the_rest(tmp_path: Path, capsys:
     add_regression(tmp_path, "lapa", "calvin", 0.1, chunks=True)
     add_classification(tmp_path, "lapa", "libero", 9.0, control="shuffled-targets")
     app = App()
-    app.command(cli_analyze.analyze)
+    app.command(cli_inspect.analyze)
     out = tmp_path / "out"
     asked = [
         "analyze",

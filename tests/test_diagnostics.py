@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 from cyclopts import App
 
-from lary.cli import analyze as cli_analyze
+from lary.cli import inspect as cli_inspect
 from lary.configs import DiagnoseConfig
 from lary.data.samples import read_table
 from lary.data.spec import DATASETS
@@ -235,7 +235,7 @@ def test_a_split_without_relations_says_so(tmp_path: Path) -> None:
 
 def run(root: Path, *options: str) -> int:
     app = App()
-    app.command(cli_analyze.diagnose)
+    app.command(cli_inspect.diagnose)
     places = [f"--lary-root={root}", f"--data-dir={root}", f"--lary-la-dir={root / 'la'}", f"--lary-log-dir={root}/log"]
     asked = ["diagnose", "--model", "lapa", "--dataset", "calvin", *places, *options]
     return int(app(asked, result_action="return_value", exit_on_error=False))
