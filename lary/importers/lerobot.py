@@ -9,7 +9,8 @@ from __future__ import annotations
 
 import json
 import shutil
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections import Counter
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -61,7 +62,7 @@ def import_lerobot(plan: LeRobotPlan) -> ImportReport:
             reason = failures[0].reason if failures else "nothing in them moves as far as --threshold says."
             raise LaryError(f"No episode of the {split} split could be imported: {reason}")
     rows = {split: len(found) for split, found in listed.items()}
-    spec = make_record(plan, sum(rows.values()))
+    spec = lerobot_record(plan, sum(rows.values()))
     for split, found in listed.items():
         write_csv(plan.tables / spec.table_name(split), COLUMNS, found)
     if isinstance(plan.cut, PairCut):
@@ -107,76 +108,85 @@ def group_by_file(plan: LeRobotPlan) -> Iterator[list[Episode]]:
 
 def import_group(plan: LeRobotPlan, root: Path, episodes: Sequence[Episode], bar: Progress) -> dict[int, Failure]:
     """Import the episodes of one video (or one episode of images); the failures by episode."""
-    data, failures = plan.data, {}
+    data, cut, failures = plan.data, plan.cut, {}
     wanted: dict[int, tuple[Episode, tuple[str, ...]]] = {}
     seconds: npt.NDArray[np.float64] | None = None
+    cells: Any = None
     for episode in episodes:
         try:
-            if all(folder_of(root, kind, episode).is_dir() for kind in plan.cut.folders):
+            if all(folder_of(root, kind, episode).is_dir() for kind in cut.folders):
                 continue
             rows = data.table(episode, [*plan.actions, *([] if plan.is_video else [plan.camera])])
             values = data.values(rows, plan.actions)
-            segments = plan.cut.segments(values)
-            if isinstance(plan.cut, PairCut):
-                for name, content in plan.cut.chunks(values, segments).items():
+            segments = cut.segments(values)
+            if isinstance(cut, PairCut):
+                for name, content in cut.chunks(values, segments).items():
                     write_part(root, "actions", episode, name, content)
                 finish_part(root, "actions", episode)
             else:
                 listed = json.dumps([[item.start, item.end, item.label] for item in segments])
                 write_part(root, "", episode, LABELS, listed.encode())
-            stems = image_stems(plan.cut, segments)
-            if not plan.is_video or not stems:
-                cells = [] if plan.is_video else rows.column(plan.camera)
-                images = ((at, embedded_image(cells[at].as_py(), data.folder)) for at in sorted(stems))
-                write_images(root, plan.cut.folders[-1], episode, stems, images)
-                finish_part(root, plan.cut.folders[-1], episode)
-                continue
-            path, start = data.video(episode, plan.camera)
-            seconds = video_seconds(path) if seconds is None else seconds
-            numbers = frame_numbers(seconds, start, rows.column("timestamp").to_pylist(), data.fps)
-            wanted |= {int(numbers[at]): (episode, names) for at, names in stems.items()}
+            stems = image_stems(cut, segments)
+            if not stems:
+                finish_part(root, cut.folders[-1], episode)
+            elif plan.is_video:
+                path, start = data.video(episode, plan.camera)
+                seconds = video_seconds(path) if seconds is None else seconds
+                numbers = frame_numbers(seconds, start, rows.column("timestamp").to_pylist(), data.fps)
+                wanted |= {int(numbers[at]): (episode, names) for at, names in stems.items()}
+            else:
+                cells = rows.column(plan.camera)
+                wanted = {at: (episode, names) for at, names in stems.items()}
         except LaryError as error:
             failures[episode.index] = Failure(None, f"episode {episode.index}", str(error))
     if wanted:
-        failures |= extract_frames(data.video(episodes[0], plan.camera)[0], wanted, root, plan.cut.folders[-1])
+        path = None if cells is not None else data.video(episodes[0], plan.camera)[0]
+        contents = stored_images(cells, sorted(wanted), data.folder) if path is None else video_images(path, wanted)
+        failures |= write_images(root, cut.folders[-1], wanted, contents, f" of {path.name}" if path else "")
     bar.advance(len(episodes))
     return failures
 
 
-def extract_frames(
-    path: Path, wanted: Mapping[int, tuple[Episode, tuple[str, ...]]], root: Path, kind: str
-) -> dict[int, Failure]:
-    """Write the wanted frames of a video's episodes in one pass; returns the episodes that it fails for."""
-    left: dict[int, int] = {}
-    for episode, _ in wanted.values():
-        left[episode.index] = left.get(episode.index, 0) + 1
-    last, reason = max(wanted), f"The video {path} ends before the last frame of the episode."
+def write_images(
+    root: Path, kind: str, wanted: Mapping[int, tuple[Episode, tuple[str, ...]]], contents: Iterator[tuple[int, bytes]],
+    source: str,
+) -> dict[int, Failure]:  # fmt: skip
+    """Write the wanted frames of some episodes in one pass over them; the failures by episode.
+
+    An episode takes its name with its last image, so that those before a damaged frame of a shared video are whole.
+    """
+    left = Counter(episode.index for episode, _ in wanted.values())
+    reason = "The video ends before the last frame of the episode."
     try:
-        for number, frame in enumerate(decode_video(path)):
-            if number in wanted:
-                episode, stems = wanted[number]
-                content = image_bytes(to_rgb(frame))
-                for stem in stems:
-                    write_part(root, kind, episode, f"{stem}.png", content)
-                left[episode.index] -= 1
-                if not left[episode.index]:
-                    finish_part(root, kind, episode)
-            if number == last:
-                break
+        for number, content in contents:
+            episode, stems = wanted[number]
+            for stem in stems:
+                write_part(root, kind, episode, f"{stem}.{'png' if content.startswith(PNG) else 'jpg'}", content)
+            left[episode.index] -= 1
+            if not left[episode.index]:
+                finish_part(root, kind, episode)
     except (MediaError, ValueError) as error:
         reason = str(error)
-    return {index: Failure(None, f"episode {index} of {path.name}", reason) for index, count in left.items() if count}
+    return {index: Failure(None, f"episode {index}{source}", reason) for index, count in left.items() if count}
 
 
-def write_images(
-    root: Path, kind: str, episode: Episode, stems: Mapping[int, tuple[str, ...]], images: Iterable[tuple[int, bytes]]
-) -> None:
-    """Write images of an episode with the bytes that they have. Raises MediaError for a broken one."""
-    for at, content in images:
+def video_images(path: Path, wanted: Collection[int]) -> Iterator[tuple[int, bytes]]:
+    """Number and PNG file of the wanted frames of a video. Raises MediaError or ValueError at a damaged frame."""
+    last = max(wanted)
+    for number, frame in enumerate(decode_video(path)):
+        if number in wanted:
+            yield number, image_bytes(to_rgb(frame))
+        if number == last:
+            break
+
+
+def stored_images(cells: Any, wanted: Iterable[int], folder: Path) -> Iterator[tuple[int, bytes]]:
+    """Number and content of the wanted images of a column, with the bytes that they have. Raises MediaError."""
+    for at in wanted:
+        content = embedded_image(cells[at].as_py(), folder)
         if problem := image_problem(content):
             raise MediaError(f"Image {at} of an episode is broken: {problem}.")
-        for stem in stems[at]:
-            write_part(root, kind, episode, f"{stem}.{'png' if content.startswith(PNG) else 'jpg'}", content)
+        yield at, content
 
 
 # Files of an episode
@@ -230,42 +240,31 @@ def table_rows(plan: LeRobotPlan, root: Path, episode: Episode) -> list[list[str
     ]  # fmt: skip
 
 
-def make_record(plan: LeRobotPlan, samples: int) -> DatasetSpec:
+def lerobot_record(plan: LeRobotPlan, samples: int) -> DatasetSpec:
     """The record of the imported data set."""
-    data, name, cut, licence = plan.data, plan.name, plan.cut, plan.licence
-    pairs = cut if isinstance(cut, PairCut) else None
+    data, name, licence, pairs = plan.data, plan.name, plan.licence, isinstance(plan.cut, PairCut)
+    stride = plan.cut.stride if isinstance(plan.cut, PairCut) else 1
     choices = {
-        "actions": plan.actions, "atomic": None if pairs else asdict(cut), "camera": plan.camera, "dims": plan.dims,
-        "episodes": [episode.index for episode in plan.episodes], "licence": asdict(licence), "robot": plan.robot,
-        "stride": pairs.stride if pairs else 1, "val": sorted(plan.val),
+        "actions": plan.actions, "atomic": None if pairs else asdict(plan.cut), "camera": plan.camera,
+        "dims": plan.dims, "episodes": [episode.index for episode in plan.episodes], "licence": asdict(licence),
+        "robot": plan.robot, "stride": stride, "val": sorted(plan.val),
     }  # fmt: skip
-    target: ActionSpace | LabelSpace = LabelSpace(ATOMIC_CLASSES)
-    if pairs:
-        plugin = plan.tables / f"{name}_dataset.py"
-        relative = f"lary data relative --dataset {name} --csv data/{name}_metadata_train.csv --plugin {plugin}"
-        normalisation = Normalisation(
-            stats_file=f"{plan.root}/{name}_stats.json",
-            command=f"lary data stats --dataset {name} --plugin {plugin}",
-            relative_command=relative,
-        )
-        target = ActionSpace(plan.dims, pairs.stride, normalisation)
+    plugin = plan.tables / f"{name}_dataset.py"
+    normalisation = Normalisation(
+        stats_file=f"{plan.root}/{name}_stats.json",
+        command=f"lary data stats --dataset {name} --plugin {plugin}",
+        relative_command=f"lary data relative --dataset {name} --csv data/{name}_metadata_train.csv --plugin {plugin}",
+    )
     return DatasetSpec(
-        name=name,
-        title=name,
-        media="pair",
-        splits={"train": Split(plan.root), "val": Split(plan.root)},
-        target=target,
-        stride=pairs.stride if pairs else None,
+        name=name, title=name, media="pair", splits={"train": Split(plan.root), "val": Split(plan.root)},
+        target=ActionSpace(plan.dims, stride, normalisation) if pairs else LabelSpace(ATOMIC_CLASSES),
+        stride=stride if pairs else None, media_depth=0 if pairs else None,
         group_pattern=EPISODE if pairs else r"^([^/]+)/",
-        media_depth=0 if pairs else None,
-        licences=(licence,),
-        embodiment_column="robot_type",
-        embodiment=plan.robot,
+        licences=(licence,), embodiment_column="robot_type", embodiment=plan.robot, samples=samples,
         revision=digest(repr(sorted(data.info.items())), repr(sorted(choices.items()))),
-        samples=samples,
         description=(
             f"Imported from {licence.source} (LeRobot {data.info['codebase_version']}), camera {plan.camera}, "
             f"{'' if pairs else 'atomic motions of '}{', '.join(plan.actions)} at {data.fps:g} frames/s; split by "
             "episode."
         ),
-    )
+    )  # fmt: skip

@@ -56,7 +56,7 @@ class Feature:
 
 @dataclass(frozen=True)
 class Episode:
-    """One episode: its number, its length in frames, and what v3 says about the places of its parts."""
+    """One episode: its number, its length in frames, and its row in the metadata."""
 
     index: int
     length: int
@@ -107,11 +107,8 @@ class LeRobot:
     @property
     def vectors(self) -> list[str]:
         """Keys of numbers of a fixed count per frame: actions and states."""
-        return [
-            key
-            for key, feature in self.features.items()
-            if feature.dtype.startswith(("float", "int")) and len(feature.shape) == 1 and key not in BOOKKEEPING
-        ]
+        numbers = [key for key, feature in self.features.items() if feature.dtype.startswith(("float", "int"))]
+        return [key for key in numbers if len(self.features[key].shape) == 1 and key not in BOOKKEEPING]
 
     @cached_property
     def episodes(self) -> list[Episode]:
