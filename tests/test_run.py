@@ -71,10 +71,10 @@ def test_no_store_gives_the_same_bits(root: Path, monkeypatch: pytest.MonkeyPatc
     shutil.rmtree(latents)
     tables = sorted(path.name for path in (root / "data").glob("*_la_*"))
 
-    from lary.probes import fit
+    from lary import runtime
 
     memory = 1 << 33 if room == "all fits" else 3 * 4 * stored.probe.result.model.dim * 64 * 9 * 8
-    monkeypatch.setattr(fit, "memory_bytes", lambda: memory)
+    monkeypatch.setattr(runtime, "memory_bytes", lambda: memory)
     again = run(ask(dataset, no_store=True), settings_of(root, "other"))
     assert not latents.exists(), "no store is left"
     assert sorted(path.name for path in (root / "data").glob("*_la_*")) == tables

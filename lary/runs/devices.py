@@ -17,8 +17,7 @@ from lary.settings import Settings
 from lary.types import Progress, UsageError
 
 if TYPE_CHECKING:
-    from lary.probes.parallel import Team
-    from lary.probes.session import Session
+    from lary.probes.session import Session, Team
 
 Run = Callable[[Any, Settings], Any]
 
@@ -28,7 +27,7 @@ NOT_DECIDING = ("overwrite", "resume", "tracker")
 
 def several_devices(config: ClassifyConfig | RegressConfig) -> list[str]:
     """The devices to start a process for each; none where one device is asked for, or in such a process."""
-    from lary.probes.parallel import is_member
+    from lary.probes.session import is_member
 
     if is_member():
         return []
@@ -38,7 +37,7 @@ def several_devices(config: ClassifyConfig | RegressConfig) -> list[str]:
 
 def run_on(devices: list[str], work: Run, config: ClassifyConfig | RegressConfig, settings: Settings) -> None:
     """Do a run with one process per device; the first one writes the result."""
-    from lary.probes.parallel import launch
+    from lary.probes.session import launch
 
     log.info("one process on each of %s", ", ".join(devices))
     launch(_work, (work, config, settings, loaded_plugins()), devices)
@@ -61,7 +60,7 @@ class Place:
     @classmethod
     def of(cls, config: ClassifyConfig | RegressConfig) -> Place:
         """This process's. Raises UsageError for devices that aren't there."""
-        from lary.probes.parallel import ALONE, is_member, join
+        from lary.probes.session import ALONE, is_member, join
 
         if is_member():
             team, device = join()
@@ -82,18 +81,18 @@ class Place:
             UsageError: the library of ``--tracker`` isn't installed.
             LaryError: the folder can't be written to.
         """
-        from lary.probes.session import Session
-        from lary.probes.tracker import Silent, open_tracker
+        from lary.probes.session import Session, open_tracker
 
         options = {name: value for name, value in asdict(config).items() if value is not None} | {"seed": seed}
         name = f"{config.dataset} {folder.name} seed {seed}"
         if self.team.leads:
             check_writable(folder)
-        tracker = open_tracker(config.tracker, folder, name, options) if self.team.leads else Silent()
+        tracker = open_tracker(config.tracker, folder, name, options) if self.team.leads else None
         try:
             yield Session(identity, config.resume, tracker, self.team)
         finally:
-            tracker.close()
+            if tracker is not None:
+                tracker.finish()
 
 
 def check_stores(dataset: str, splits: Mapping[str, SplitLatents]) -> None:

@@ -20,10 +20,10 @@ from lary.latents.store import SHARD_MARK
 from lary.latents.table import SplitLatents, find_latent_table, open_latents
 from lary.models.spec import ModelSpec, with_latent
 from lary.probes.outcome import SampleColumns
-from lary.probes.sources import NamedSource, ProjectedSource, ShuffledOrderSource, StaticSource
+from lary.probes.sources import MEMORY_SHARE, named, projected, shuffled_order, static_pair
 from lary.runs.changed import CHANGED, FRAME_CONTROLS, open_changed, separate
 from lary.runs.extract import FAILURES, write_failures
-from lary.runtime import device_numbers, log
+from lary.runtime import device_numbers, log, memory_bytes
 from lary.settings import Settings
 from lary.types import Failure, LaryError, LatentSource, MediaError, Sample, UsageError
 
@@ -74,8 +74,6 @@ def open_splits(
     settings: Settings, dataset: DatasetSpec, model: ModelSpec, config: ProbeConfig
 ) -> dict[str, SplitLatents]:
     """Latents by role: ``train``, ``seen`` (the validation split) and, where it was extracted, ``unseen``."""
-    from lary.probes.fit import MEMORY_SHARE, memory_bytes
-
     with_latent(model, config.latent)
     roles = dataset.roles(config.splits)
     asked = (model.name, config.protocol, config.latent, config.weights, config.pool)
@@ -171,13 +169,13 @@ def shown(split: SplitLatents, config: ProbeConfig, seed: int, *, training: bool
     Every split goes through the same projection; orders are shuffled anew. Frames that were changed before they were
     encoded stay as they are.
     """
-    source: LatentSource = NamedSource(split.source, lambda row: name_of(split.table[row]))
+    source: LatentSource = named(split.source, lambda row: name_of(split.table[row]))
     control = None if CHANGED in split.store else config.control
     if control == "static-pair":
-        source = StaticSource(source)
+        source = static_pair(source)
     elif control == "shuffled-order":
-        source = ShuffledOrderSource(source, seed if training else seed + 1)
-    return source if config.project is None else ProjectedSource(source, config.project, seed)
+        source = shuffled_order(source, seed if training else seed + 1)
+    return source if config.project is None else projected(source, config.project, seed)
 
 
 def name_of(sample: Sample) -> str:

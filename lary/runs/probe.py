@@ -55,9 +55,9 @@ from lary.settings import Settings
 from lary.types import Failure, Progress, UsageError
 
 if TYPE_CHECKING:
-    from lary.probes.chunks import RegressorInputs
     from lary.probes.outcome import RegressionOutcome
     from lary.probes.presets import ProbePreset
+    from lary.probes.regress import RegressorInputs
 
 
 @dataclass(frozen=True)
@@ -213,7 +213,7 @@ def regressor_inputs(
     seed: int,
 ) -> RegressorInputs:  # fmt: skip
     """What a regression probe of one seed is trained and scored on."""
-    from lary.probes.chunks import EvaluatedSplit, RegressorInputs
+    from lary.probes.regress import EvaluatedSplit, RegressorInputs
 
     train = splits["train"]
     evaluated = {
@@ -282,7 +282,7 @@ def folder_of(folder: Path, seed: int, seeds: Sequence[int]) -> Path:
 
 def remove_states(folder: Path, seeds: Sequence[int]) -> None:
     """Remove what an interrupted run would have gone on from or was writing, now that there is a result."""
-    from lary.probes.state import remove_state
+    from lary.probes.session import remove_state
 
     for seed in seeds:
         remove_state(folder_of(folder, seed, seeds))

@@ -137,8 +137,8 @@ def run_without_store(
     Raises:
         UsageError, LaryError: as `run`.
     """
-    from lary.probes.fit import memory_bytes
     from lary.runs.on_demand import announced, open_frames
+    from lary.runtime import memory_bytes
 
     if config.engine != "local" or len(pick_devices(config.gpus, config.device)) > 1:
         raise UsageError("--no-store: latents are encoded on the device that trains; name one device of this machine.")
