@@ -170,7 +170,7 @@ def write_regression(
     outcome, *others = (action_outcome(error * (1 + 0.04 * number), seed=seed) for number in range(seeds))
     files = write_pictures(folder, outcome)
     path = folder / FILE_NAME
-    more = {"probe": "mlp", "action_mode": "absolute", "files": files, "seed": seed, **more}
+    more = {"probe": "mlp", "action_mode": "absolute", "files": dict.fromkeys(files, ""), "seed": seed, **more}
     about = facts(model, "arm", paradigm, seeds=tuple(range(seed, seed + seeds)), **more)
     result = regression_result(outcome, about, others, ORIENTATIONS)
     write_result(path, result.model_copy(update={"margins": margins}))

@@ -16,7 +16,7 @@ import pytest
 from cyclopts import App
 
 from lary.cli import benchmark as cli_run
-from lary.cli import imports as cli_import
+from lary.cli import data as cli_data
 from lary.data.actions import load_normaliser
 from lary.data.audit import AuditRequest, audit
 from lary.data.frames import read_image, read_video
@@ -200,7 +200,7 @@ def test_one_damaged_video_costs_its_episode(tmp_path: Path) -> None:
     path = next(source.glob(f"videos/*/{FRONT}/episode_000002.mp4"))
     path.write_bytes(path.read_bytes()[:900])
     report = run(tmp_path)
-    assert [failure.row for failure in report.failures] == [2]
+    assert [failure.path for failure in report.failures] == ["episode 2"]
     assert (tmp_path / "root" / "data" / "arm_import_failures.csv").is_file()
     _, splits = tables(tmp_path, report)
     assert not any("ep_2" in sample.group for table in splits.values() for sample in table)
@@ -215,7 +215,7 @@ def test_rows_that_lack_a_frame_are_told(tmp_path: Path) -> None:
     times[3] += 5.0
     pq.write_table(rows.set_column(at, rows.column_names[at], pa.array(times)), path)
     report = run(tmp_path)
-    assert [failure.row for failure in report.failures] == [3]
+    assert [failure.path for failure in report.failures] == ["episode 3"]
     assert "No frame is shown at" in report.failures[0].reason
 
 
@@ -226,7 +226,7 @@ def test_broken_tables_cost_their_episode(tmp_path: Path) -> None:
     rows = pq.read_table(data / "chunk-001" / "episode_000003.parquet")
     pq.write_table(rows.slice(0, 7), data / "chunk-001" / "episode_000003.parquet")
     report = run(tmp_path)
-    assert {failure.row for failure in report.failures} == {0, 3}
+    assert {failure.path for failure in report.failures} == {"episode 0", "episode 3"}
     assert any("7 rows" in failure.reason for failure in report.failures)
 
 
@@ -239,7 +239,7 @@ def test_values_that_are_not_finite_are_refused(tmp_path: Path) -> None:
     at = rows.column_names.index("action")
     pq.write_table(rows.set_column(at, "action", pa.array(values, pa.list_(pa.float32()))), path)
     report = run(tmp_path)
-    assert [(failure.row, "finite" in failure.reason) for failure in report.failures] == [(1, True)]
+    assert [(failure.path, "finite" in failure.reason) for failure in report.failures] == [("episode 1", True)]
 
 
 def test_a_stopped_import_goes_on(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -303,7 +303,7 @@ def test_seconds_of_a_video(tmp_path: Path, codec: str) -> None:
 
 def call(tokens: Sequence[str]) -> Any:
     app = App(name="lary")
-    for command in (cli_run.extract, cli_run.regress, cli_import.import_lerobot):
+    for command in (cli_run.extract, cli_run.regress, cli_data.import_lerobot):
         app.command(command)
     return app(list(tokens), exit_on_error=False, result_action="return_value")
 

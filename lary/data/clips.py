@@ -16,8 +16,8 @@ from pathlib import Path, PurePosixPath
 from typing import Literal, NamedTuple
 
 from lary.data.cutting import Cutter, cut_forward, cut_reversed, find_cutter
-from lary.data.samples import read_csv, write_csv
-from lary.files import inside
+from lary.data.samples import read_csv
+from lary.files import inside, write_failures
 from lary.runtime import log, progress
 from lary.types import Failure, MediaError, UsageError
 
@@ -161,7 +161,7 @@ def prepare_clips(request: ClipRequest) -> ClipReport:
             pairs = [(video, text) for video, text in seeds]
             tasks += make(pairs, request.roots[source], request.out, wanted, request.times)
     failures = [
-        Failure(-1, name, "no line of the seed table gives this clip")
+        Failure(None, name, "no line of the seed table gives this clip")
         for name in sorted(wanted - {task.out.relative_to(request.out).as_posix() for task in tasks})
     ]
     groups: dict[Path, list[Task]] = {}
@@ -174,14 +174,11 @@ def prepare_clips(request: ClipRequest) -> ClipReport:
             for task, result in done.result():
                 made, kept = made + (result == "made"), kept + (result == "kept")
                 if result not in ("made", "kept"):
-                    failures.append(Failure(-1, task.out.relative_to(request.out).as_posix(), result))
+                    failures.append(Failure(None, task.out.relative_to(request.out).as_posix(), result))
                 bar.advance()
     failures.sort(key=lambda item: item.path)
     listed = request.out / "clip_failures.csv"
-    if failures:
-        write_csv(listed, ["path", "reason"], [[item.path, item.reason] for item in failures])
-    else:
-        listed.unlink(missing_ok=True)
+    write_failures(listed, failures)
     return ClipReport(len(wanted), made, kept, tuple(failures), listed)
 
 

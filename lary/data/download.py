@@ -294,14 +294,14 @@ def fetch_all(
     """Fetch and check what is not there yet; one file that fails doesn't stop the others."""
     fetched, failures = 0, []
     with progress(len(files), "fetching", "file") as bar:
-        for number, file in enumerate(files):
+        for file in files:
             if manifest.state(file) == FETCHED and (cache / file.path).is_file():
                 bar.advance()
                 continue
             try:
                 fetch_one(file, revision, hub, cache)
             except (LaryError, OSError) as error:
-                failures.append(Failure(number, file.path, str(error)))
+                failures.append(Failure(None, file.path, str(error)))
             else:
                 manifest.put(file, FETCHED)
                 fetched += 1
@@ -331,7 +331,7 @@ def finish(
     try:
         groups = group_parts(list(by_path))
     except LaryError as error:
-        return 0, [Failure(0, request.repository, str(error))]
+        return 0, [Failure(None, request.repository, str(error))]
     for whole, parts in groups.items():
         if all(manifest.state(by_path[part]) == DONE for part in parts):
             continue
@@ -340,7 +340,7 @@ def finish(
         try:
             unpack_archive(request, whole, [inside(cache, part) for part in parts])
         except LaryError as error:
-            failures.append(Failure(0, whole, str(error)))
+            failures.append(Failure(None, whole, str(error)))
             continue
         unpacked += 1
         for part in parts:
@@ -352,7 +352,7 @@ def finish(
             try:
                 put_file(request, file.path, inside(cache, file.path))
             except (LaryError, OSError) as error:
-                failures.append(Failure(0, file.path, str(error)))
+                failures.append(Failure(None, file.path, str(error)))
                 continue
             manifest.put(file, DONE)
     return unpacked, failures

@@ -97,7 +97,7 @@ def hash_sources(
         try:
             return tuple(hash_frame(image) for image in read_clip([source.path], source.frame_index))
         except MediaError as error:
-            return Failure(0, str(source.path), str(error))
+            return Failure(None, str(source.path), str(error))
 
     with closing(HashCache(cache)) as known, ThreadPoolExecutor(max(workers, 1)) as pool:
         for start in range(0, len(sources), 256):

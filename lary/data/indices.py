@@ -11,9 +11,9 @@ from typing import Any
 import numpy as np
 
 from lary.data.frames import Image, read_video
-from lary.data.samples import INDEX_COLUMN, MEDIA_COLUMNS, read_csv, write_csv, write_failures
+from lary.data.samples import INDEX_COLUMN, MEDIA_COLUMNS, read_csv, write_csv
 from lary.data.sampling import FRAMES, DifferenceCache, Method, Sampled, sample_video
-from lary.files import inside, write_bytes
+from lary.files import inside, write_bytes, write_failures
 from lary.runtime import progress
 from lary.types import Failure, MediaError, UsageError
 

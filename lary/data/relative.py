@@ -17,10 +17,9 @@ import numpy.typing as npt
 
 from lary.data.actions import relative_stats_file
 from lary.data.poses import DEFINITIONS, Frame, Pose, arms_of, in_frame, motion
-from lary.data.samples import write_failures
 from lary.data.spec import DatasetSpec
 from lary.data.statistics import ActionRow, Moments, action_rows, in_batches, merged, read_steps
-from lary.files import inside, write_bytes, write_json
+from lary.files import inside, write_bytes, write_failures, write_json
 from lary.runtime import log
 from lary.types import Failure, LaryError, MediaError, UsageError
 

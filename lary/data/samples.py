@@ -26,7 +26,7 @@ from lary.data.columns import write_csv as write_csv
 from lary.data.spec import DatasetSpec, LabelSpace
 from lary.files import digest, inside, path_problem
 from lary.registry import suggest
-from lary.types import Failure, Media, Sample, UsageError
+from lary.types import Media, Sample, UsageError
 
 if TYPE_CHECKING:
     import pandas
@@ -285,14 +285,6 @@ def read_table(spec: DatasetSpec, split: str, *, path: Path, data_dir: Path, lim
             raise UsageError(f"{path} has no column '{name}', which {spec.name} needs; it has: {found}.")
     check_cells(spec, path, {name: frame[name].tolist() for name in needed})
     return SampleTable(spec, split, path, frame, root.absolute(), file_digest(path))
-
-
-def write_failures(path: Path, failures: Sequence[Failure]) -> None:
-    """List failures in a CSV (row from 0, path, reason); without any, an old list is removed."""
-    if failures:
-        write_csv(path, ["row", "path", "reason"], [[str(item.row), item.path, item.reason] for item in failures])
-    else:
-        path.unlink(missing_ok=True)
 
 
 def check_cells(spec: DatasetSpec, path: Path, columns: Mapping[str, Sequence[str]]) -> None:

@@ -17,10 +17,10 @@ import numpy as np
 import numpy.typing as npt
 
 from lary.data.frames import PNG, Image, decode_video, image_problem, to_rgb
-from lary.data.samples import write_csv, write_failures
+from lary.data.samples import write_csv
 from lary.data.spec import DatasetSpec, Split
 from lary.data.statistics import write_statistics
-from lary.files import digest, read_json, write_json
+from lary.files import digest, read_json, write_failures, write_json
 from lary.importers.lerobot_cuts import Cut, cut_of, finish_part, part_of, write_file
 from lary.importers.lerobot_plan import LeRobotRequest, Plan, by_split, root_of
 from lary.importers.lerobot_reader import Episode, LeRobot, embedded_image, frame_numbers, video_seconds
@@ -54,15 +54,15 @@ def import_lerobot(data: LeRobot, plan: Plan, request: LeRobotRequest) -> Import
     check_name(request.name)
     root, cut = request.data_dir / root_of(request.name, plan), cut_of(plan)
     prepare_root(root, plan, request, cut)
-    failures: list[Failure] = []
+    failed: dict[int, Failure] = {}
     with progress(len(plan.episodes), f"importing {request.name}", "episode") as bar:
         for episodes in by_file(data, plan):
-            failures += import_group(data, plan, cut, root, episodes, bar)
-    bad = {failure.row for failure in failures}
+            failed |= import_group(data, plan, cut, root, episodes, bar)
+    failures = list(failed.values())
     write_failures(request.tables / f"{request.name}_import_failures.csv", failures)
     listed: dict[str, list[list[str]]] = {}
     for split, group in by_split(plan).items():
-        listed[split] = [row for e in group if e.index not in bad for row in table_rows(e, plan, cut, request, root)]
+        listed[split] = [row for e in group if e.index not in failed for row in table_rows(e, plan, cut, request, root)]
         if not listed[split]:
             reason = failures[0].reason if failures else "nothing in them moves as far as --threshold says."
             raise LaryError(f"No episode of the {split} split could be imported: {reason}")
@@ -105,9 +105,9 @@ def by_file(data: LeRobot, plan: Plan) -> Iterator[list[Episode]]:
 
 def import_group(
     data: LeRobot, plan: Plan, cut: Cut, root: Path, episodes: Sequence[Episode], bar: Progress
-) -> list[Failure]:
-    """Import the episodes of one video (or one episode of images)."""
-    failures: list[Failure] = []
+) -> dict[int, Failure]:
+    """Import the episodes of one video (or one episode of images); the failures by episode."""
+    failures: dict[int, Failure] = {}
     wanted: dict[int, tuple[Episode, tuple[str, ...]]] = {}
     image = data.features[plan.camera].dtype != "video"
     seconds: npt.NDArray[np.float64] | None = None
@@ -128,16 +128,16 @@ def import_group(
             numbers = frame_numbers(seconds, start, rows.column("timestamp").to_pylist(), data.fps)
             wanted |= {int(numbers[at]): (episode, stems) for at, stems in names.items()}
         except LaryError as error:
-            failures.append(Failure(episode.index, f"episode {episode.index}", str(error)))
+            failures[episode.index] = Failure(None, f"episode {episode.index}", str(error))
     if wanted:
-        failures += extract_frames(data.video(episodes[0], plan.camera)[0], wanted, root, cut.images)
+        failures |= extract_frames(data.video(episodes[0], plan.camera)[0], wanted, root, cut.images)
     bar.advance(len(episodes))
     return failures
 
 
 def extract_frames(
     path: Path, wanted: Mapping[int, tuple[Episode, tuple[str, ...]]], root: Path, kind: str
-) -> list[Failure]:
+) -> dict[int, Failure]:
     """One pass through a video that writes the wanted frames of its episodes; returns the episodes it fails for."""
     left: dict[int, int] = {}
     for episode, _ in wanted.values():
@@ -157,7 +157,7 @@ def extract_frames(
                 break
     except (MediaError, ValueError) as error:
         reason = str(error)
-    return [Failure(index, path.name, reason) for index, count in left.items() if count]
+    return {index: Failure(None, f"episode {index} of {path.name}", reason) for index, count in left.items() if count}
 
 
 def write_frames(folder: Path, names: Mapping[int, tuple[str, ...]], images: Iterable[tuple[int, bytes]]) -> None:

@@ -168,14 +168,14 @@ def cut_all(request: TrajectoryRequest, cut: Callable[[Trajectory], Rows]) -> tu
     rows: dict[str, Rows] = {}
     failures = []
     with progress(len(folders), "episodes", "episode") as bar:
-        for number, folder in enumerate(folders):
+        for folder in folders:
             name = episode_folder(folder.name)
             try:
                 if name in rows or not EPISODE_NAME.fullmatch(name):
                     raise MediaError(f"{folder} needs another name: letters, digits and ' .+-_', not {name} twice.")
                 rows[name] = cut(read_trajectory(folder))
             except MediaError as error:
-                failures.append(Failure(number, str(folder), str(error)))
+                failures.append(Failure(None, str(folder), str(error)))
             bar.advance()
     if not any(rows.values()):
         reason = failures[0].reason if failures else "they are too short for the stride, or nothing moves far enough."

@@ -26,12 +26,11 @@ from lary.data.samples import (
     file_digest,
     read_csv,
     write_csv,
-    write_failures,
 )
 from lary.data.sampling import Method, sample_video
 from lary.data.spec import DatasetSpec, LabelSpace, Licence, Split
 from lary.data.splits import split_groups
-from lary.files import digest, inside
+from lary.files import digest, inside, write_failures
 from lary.importers.records import check_name, save_record
 from lary.runtime import progress
 from lary.types import Failure, LaryError, MediaError, UsageError

@@ -21,14 +21,13 @@ import numpy.typing as npt
 from lary.configs import ExtractConfig
 from lary.data.samples import INDEX_COLUMN, SampleTable
 from lary.latents.encoding import Encoding
-from lary.latents.reading import Batch, Reading, borrow_pool, give_back
+from lary.latents.reading import Batch, Reading, idle_readers
 from lary.latents.store import LatentStore, UnitWriter
 from lary.latents.units import Unit, UnitReport
-from lary.models.precision import in_precision
-from lary.models.promise import held_to_record
-from lary.models.spec import MODELS, ModelContext, ModelSpec, build, with_latent
+from lary.models.running import LoadedEncoder, build
+from lary.models.spec import MODELS, ModelContext, ModelSpec, with_latent
 from lary.runtime import usable_cores
-from lary.types import Encoder, Failure, LaryError, MediaError
+from lary.types import Failure, LaryError, MediaError
 
 MOST_WORKERS = 8
 WRITERS = 2
@@ -70,11 +69,10 @@ def model_of(config: ExtractConfig) -> ModelSpec:
     return with_latent(MODELS.get(config.model), config.latent)
 
 
-def make_encoder(job: Job, model: ModelSpec, device: str) -> Encoder:
+def make_encoder(job: Job, model: ModelSpec, device: str) -> LoadedEncoder:
     """The model on its device, in the arithmetic that was asked for."""
     config = job.config
-    encoder = in_precision(build(model, model_context(job, device)), device, config.precision, config.compile)
-    return held_to_record(encoder, model, config.protocol)
+    return build(model, model_context(job, device), precision=config.precision, compiled=config.compile)
 
 
 def model_context(job: Job, device: str) -> ModelContext:
@@ -92,7 +90,7 @@ def reading_workers(job: Job) -> int:
 
 
 def encode_units(
-    job: Job, table: SampleTable, units: Iterable[Unit], device: str, encoder: Encoder | None,
+    job: Job, table: SampleTable, units: Iterable[Unit], device: str, encoder: LoadedEncoder | None,
     *, advance: Advance, stopped: Callable[[], bool] = lambda: False,
 ) -> Iterator[UnitReport]:  # fmt: skip
     """Read, encode and write units of rows; each is reported once it is committed.
@@ -112,10 +110,9 @@ def encode_units(
     size = job.config.batch_size
     encoding = Encoding(encoder, preprocess, device, job.config.pool)
     with ExitStack() as stack:
-        pool = borrow_pool()
-        stack.callback(give_back, pool)
         reading = Reading(
-            pool, preprocess, size, most_frames(table), reading_workers(job), job.config.read_timeout
+            stack.enter_context(idle_readers()), preprocess, size, most_frames(table), reading_workers(job),
+            job.config.read_timeout,
         )  # fmt: skip
         stack.enter_context(encoding.fast_memory(reading.memory))
         writing = stack.enter_context(Writing(job.store, job.pending))
@@ -272,7 +269,7 @@ class Writing:
 def _commit(unit: _OpenUnit) -> UnitReport:
     with unit.stack:
         unwritten = [failure for write in unit.writes for failure in write.result()]
-    failures = sorted(unit.failures + unwritten, key=lambda failure: failure.row)
+    failures = sorted(unit.failures + unwritten, key=lambda item: item.row or 0)
     return UnitReport(unit.number, unit.rows - len(unwritten), tuple(failures))
 
 

@@ -43,7 +43,6 @@ Rows = npt.NDArray[np.int64]
 Floats = npt.NDArray[np.float32]
 
 
-LARGEST_FAILURES = 1 << 30
 """Bytes of a failures file, with millions of rows."""
 
 

@@ -329,8 +329,8 @@ class ClassifierTraining(Training):
     def _drop(self, head: Head, where: str) -> None:
         """Train a head no longer, and say so."""
         self.dropped[head.number] = (
-            f"Head {head.number} (learning rate {head.settings.lr:g}) was dropped in epoch {len(self.history) + 1}, {where}: "
-            "its loss or output was not finite. Numbers of earlier epochs still count."
+            f"Head {head.number} (learning rate {head.settings.lr:g}) was dropped in epoch {len(self.history) + 1}, "
+            f"{where}: its loss or output was not finite. Numbers of earlier epochs still count."
         )
         log.warning("%s", self.dropped[head.number])
 

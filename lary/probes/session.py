@@ -322,11 +322,6 @@ class StateFile:
         return found
 
 
-def remove_state(folder: Path) -> None:
-    """Remove the state of a run whose result is written."""
-    (folder / STATE_FILE).unlink(missing_ok=True)
-
-
 def save_checkpoint(path: Path, value: dict[str, Any]) -> None:
     """Write tensors and plain values so that ``torch.load(..., weights_only=True)`` reads them.
 

@@ -3,17 +3,18 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
 from datetime import datetime, timezone
 from pathlib import Path
 from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
-from lary.files import read_json, write_json
+from lary.files import digest, read_json, write_json
 from lary.probes.outcome import SelectionName
 from lary.types import RANDOM, BenchmarkProtocol, LaryError
 
-SCHEMA_VERSION = 2
+SCHEMA_VERSION = 3
 FILE_NAME = "result.json"
 USUAL_PROBES = ("", "attentive", "mlp")
 """Probes of the paper's leaderboards."""
@@ -99,6 +100,18 @@ class Provenance(Strict):
     machine: dict[str, str | int | float] = Field(default_factory=dict, description="System, processor, cores, device.")
 
 
+class NamedDigest(Strict):
+    """One thing that decides a run, such as its options or the latents of a split, as a digest."""
+
+    name: str = Field(description="What it is, such as 'options' or 'latents train'.")
+    digest: str = Field(description="Digest of its content.")
+
+
+def identity_of(inputs: Sequence[NamedDigest]) -> str:
+    """The identity of a run: a digest over all that decides it."""
+    return digest(*(part for each in inputs for part in (each.name, each.digest)))
+
+
 class RunFacts(Strict):
     """What is known about a run before its outcome: the part that the caller fills in."""
 
@@ -110,8 +123,9 @@ class RunFacts(Strict):
     status: Literal["complete", "incomplete"] = Field(
         default="complete", description="'incomplete' if samples of the split are missing from the evaluation."
     )
-    identity: str = Field(
-        default="", description="Digest of the options and latents: a run with the same one is not done again."
+    identity: str = Field(default="", description="Digest over the inputs: a run with the same one is not done again.")
+    inputs: tuple[NamedDigest, ...] = Field(
+        default=(), description="What decides the run, as named digests; empty in results of schema 1 and 2."
     )
     dataset: DatasetFacts = Field(description="The data set, with its revision and the digests of its tables.")
     model: ModelFacts = Field(description="The model, with its revision and the digest of its weights.")
@@ -150,7 +164,16 @@ class RunFacts(Strict):
     )
     timings: dict[str, float] = Field(default_factory=dict, description="Seconds by stage.")
     failures: int = Field(default=0, description="Samples left out because their media or latents could not be read.")
-    files: tuple[str, ...] = Field(default=(), description="Files written beside this one, relative to it.")
+    files: dict[str, str] = Field(
+        default_factory=dict,
+        description=(
+            "SHA-256 of every other file of the run, by its path relative to this one; empty texts in results of "
+            "schema 1 and 2. A file that is not named does not belong to the run."
+        ),
+    )
+    extra: dict[str, Any] = Field(
+        default_factory=dict, description="Room for fields of programs that extend lary, by a name of their own."
+    )
 
 
 class Selection(Strict):
@@ -368,11 +391,15 @@ def read_result(path: Path) -> EvalResult:
 def migrated(data: dict[str, Any], version: int) -> dict[str, Any]:
     """A result of an older schema in this one.
 
-    Version 1 had one seed and no tables of robots and orientations. Before relative motion had a choice of frames it
-    was that of the world.
+    Version 1 had one seed and no tables of robots and orientations. Versions 1 and 2 named files without digests.
+    Before relative motion had a choice of frames it was that of the world.
     """
     if version < 2:
-        data = {**data, "schema_version": 2, "seeds": [data.get("seed", 0)]}
+        data = {**data, "seeds": [data.get("seed", 0)]}
+    if version < 3:
+        names = data.get("files")
+        files = {str(name): "" for name in names} if isinstance(names, list) else names or {}
+        data = {**data, "schema_version": SCHEMA_VERSION, "files": files}
     if data.get("action_mode") == "relative" and data.get("relative_frame") is None:
         data = {**data, "relative_frame": "world"}
     return data

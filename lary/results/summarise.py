@@ -5,7 +5,7 @@ Several probes that differ in their seed alone make one record: its metrics are 
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import PurePosixPath
 
 import numpy as np
@@ -179,7 +179,7 @@ def example_rows(split: SplitOutcome, selection: SelectionName) -> list[tuple[in
     return [(row, quantile, float(error[row])) for row, quantile in rows.items()]
 
 
-def _examples(split: SplitOutcome, selection: SelectionName, files: tuple[str, ...]) -> tuple[Example, ...]:
+def _examples(split: SplitOutcome, selection: SelectionName, files: Iterable[str]) -> tuple[Example, ...]:
     prediction = split.selections[selection].values
     found = []
     for index, (row, quantile, error) in enumerate(example_rows(split, selection)):

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from lary.configs import ClassifyConfig, RegressConfig
 from lary.files import check_writable
-from lary.latents.table import SplitLatents
+from lary.latents.ref import SplitLatents
 from lary.registry import load_plugin, loaded_plugins
 from lary.runtime import log, pick_devices, progress
 from lary.settings import Settings
@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 
 Run = Callable[[Any, Settings], Any]
 
-NOT_DECIDING = ("overwrite", "resume", "tracker")
+NOT_DECIDING = ("device", "overwrite", "resume", "tracker")
 """Options that leave the numbers of a run alone, and so are no part of its identity."""
 
 
@@ -31,7 +31,7 @@ def several_devices(config: ClassifyConfig | RegressConfig) -> list[str]:
 
     if is_member():
         return []
-    devices = pick_devices(config.gpus)
+    devices = pick_devices(config.gpus, config.device)
     return devices if len(devices) > 1 else []
 
 
@@ -65,7 +65,7 @@ class Place:
         if is_member():
             team, device = join()
             return cls(device, team)
-        return cls(pick_devices(config.gpus)[0], ALONE)
+        return cls(pick_devices(config.gpus, config.device)[0], ALONE)
 
     def progress(self, total: int, title: str) -> AbstractContextManager[Progress | None]:
         """A progress bar, in the leading process alone."""
@@ -73,9 +73,9 @@ class Place:
 
     @contextmanager
     def session(
-        self, config: ClassifyConfig | RegressConfig, identity: str, seed: int, folder: Path
+        self, config: ClassifyConfig | RegressConfig, identity: str, seed: int, folder: Path, title: str
     ) -> Iterator[Session]:
-        """What surrounds the training of one seed, whose files go to `folder`.
+        """What surrounds the training of one seed, whose files go to `folder`; trackers show it as `title`.
 
         Raises:
             UsageError: the library of ``--tracker`` isn't installed.
@@ -84,7 +84,7 @@ class Place:
         from lary.probes.session import Session, open_tracker
 
         options = {name: value for name, value in asdict(config).items() if value is not None} | {"seed": seed}
-        name = f"{config.dataset} {folder.name} seed {seed}"
+        name = f"{config.dataset} {title} seed {seed}"
         if self.team.leads:
             check_writable(folder)
         tracker = open_tracker(config.tracker, folder, name, options) if self.team.leads else None

@@ -58,7 +58,9 @@ class Estimate:
             f"  to write      {'unknown' if unknown else f'{self.bytes_to_write / 1e9:.3f} GB'} into {self.folder}",
             f"  free there    {self.bytes_free / 1e9:.3f} GB{'' if self.fits else ': NOT ENOUGH'}",
         ]
-        return "\n".join(lines + [f"  unreadable    row {item.row + 1}: {item.reason}" for item in self.failures])
+        return "\n".join(
+            lines + [f"  unreadable    row {(item.row or 0) + 1}: {item.reason}" for item in self.failures]
+        )
 
 
 def estimate(config: ExtractConfig, settings: Settings, *, plugins: tuple[Path, ...] = ()) -> Estimate:
@@ -106,7 +108,7 @@ def measure(run: Run, missing: Sequence[int]) -> Measurement:
         ):  # fmt: skip
             ends.append(time.monotonic())
             done.append(done[-1] + report.done)
-            failures += [replace(failure, row=chosen[failure.row]) for failure in report.failures]
+            failures += [replace(failure, row=chosen[failure.row or 0]) for failure in report.failures]
         written = sum(file.stat().st_size for file in Path(folder).rglob("*") if file.is_file())
     rows = done[-1]
     if not rows:

@@ -15,15 +15,17 @@ from lary.data.frames import read_clip
 from lary.data.poses import Frame, in_frame
 from lary.data.samples import SampleTable
 from lary.data.spec import DatasetSpec
+from lary.files import write_failures
 from lary.latents.npzfile import read_stamp
+from lary.latents.ref import LatentsRef, SplitLatents, find_latent_table, open_latents
 from lary.latents.store import SHARD_MARK
-from lary.latents.table import SplitLatents, find_latent_table, open_latents
 from lary.models.spec import ModelSpec, with_latent
 from lary.probes.outcome import SampleColumns
-from lary.probes.sources import MEMORY_SHARE, named, projected, shuffled_order, static_pair
+from lary.probes.sources import named, projected, shuffled_order, static_pair
+from lary.results.folder import RunFolder
 from lary.runs.changed import CHANGED, FRAME_CONTROLS, open_changed, separate
-from lary.runs.extract import FAILURES, write_failures
-from lary.runtime import device_numbers, log, memory_bytes
+from lary.runs.extract import FAILURES
+from lary.runtime import device_numbers, log
 from lary.settings import Settings
 from lary.types import Failure, LaryError, LatentSource, MediaError, Sample, UsageError
 
@@ -76,14 +78,11 @@ def open_splits(
     """Latents by role: ``train``, ``seen`` (the validation split) and, where it was extracted, ``unseen``."""
     with_latent(model, config.latent)
     roles = dataset.roles(config.splits)
-    asked = (model.name, config.protocol, config.latent, config.weights, config.pool)
+    refs = {role: LatentsRef.of(config, split) for role, split in roles.items()}
     absent = None
-    if "unseen" in roles and find_latent_table(settings, dataset, roles["unseen"], *asked) is None:
-        absent = roles.pop("unseen")
-    memory = int(MEMORY_SHARE * memory_bytes())
-    splits = {
-        role: open_latents(settings, dataset, split, *asked, pack_above=memory) for role, split in roles.items()
-    }  # fmt: skip
+    if "unseen" in refs and find_latent_table(settings, refs["unseen"]) is None:
+        absent = refs.pop("unseen").split
+    splits = {role: open_latents(settings, ref) for role, ref in refs.items()}
     if absent is not None:
         log.info("%s has no latents of %s %s: scored without it", model.name, dataset.name, absent)
     shapes = {role: split.source.shape for role, split in splits.items()}
@@ -94,7 +93,7 @@ def open_splits(
     if config.control in FRAME_CONTROLS:
         for role, split in splits.items():
             if not separate(split, config.protocol):
-                splits[role] = open_changed(settings, split, config.control, asked, memory)
+                splits[role] = open_changed(settings, split, replace(refs[role], control=config.control))
     return splits
 
 
@@ -152,15 +151,6 @@ def shared_groups(dataset: DatasetSpec, splits: Mapping[str, SplitLatents]) -> t
                 f"the scores say little about new ones{advice}"
             )
     return tuple(found)
-
-
-def check_steps(split: SplitLatents, config: ProbeConfig) -> None:
-    """Refuse a control of the frames on latents without a store that mix frames. Raises UsageError."""
-    if not separate(split, config.protocol):
-        raise UsageError(
-            f"--control {config.control}: '{config.model}' (protocol {config.protocol}) mixes the frames of a sample, "
-            "so they have to be changed before they are encoded: leave --no-store out."
-        )
 
 
 def shown(split: SplitLatents, config: ProbeConfig, seed: int, *, training: bool) -> LatentSource:
@@ -224,14 +214,13 @@ def relative_table(table: SampleTable, data_dir: Path, frame: Frame = "world") -
     return moved if moved.action_path(moved[0]).is_file() else table
 
 
-def report_failures(folder: Path, failures: Sequence[Failure]) -> None:
+def report_failures(run: RunFolder, failures: Sequence[Failure]) -> None:
     """Write the rows that were left out to the run's failures file; none, and there is no such file."""
-    file = folder / FAILURES
-    if not failures:
-        file.unlink(missing_ok=True)
-        return
-    write_failures(file, failures)
-    log.error("%d rows have no readable action and are left out: see %s", len(failures), file)
+    write_failures(run.work / FAILURES, failures)
+    if failures:
+        log.error("%d rows have no readable action and are left out: see %s", len(failures), run.folder / FAILURES)
+    else:
+        (run.folder / FAILURES).unlink(missing_ok=True)
 
 
 def check_dim(dim: int | None, splits: Mapping[str, SplitLatents]) -> None:

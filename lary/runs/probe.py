@@ -9,28 +9,28 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from lary import paths
 from lary.configs import ClassifyConfig, RegressConfig, RelativeFrame
 from lary.data.actions import Targets, load_normaliser
 from lary.data.spec import DATASETS, DatasetSpec
-from lary.files import digest, remove_torn
-from lary.latents.table import SplitLatents
+from lary.files import digest
+from lary.latents.ref import LatentsRef, SplitLatents
 from lary.models.spec import MODELS, ModelSpec
 from lary.probes.presets import PRESETS
 from lary.results.chunks import write_chunks
+from lary.results.folder import settle, writing
 from lary.results.predictions import action_scores, class_scores, write_scores
 from lary.results.published import write_classification_files, write_regression_files
 from lary.results.record import (
     FILE_NAME,
-    SCHEMA_VERSION,
     DatasetFacts,
     EvalResult,
     ModelFacts,
+    NamedDigest,
     Provenance,
     RunFacts,
     SplitFacts,
+    identity_of,
     read_result,
-    write_result,
 )
 from lary.results.summarise import classification_result, regression_result
 from lary.runs.devices import NOT_DECIDING, Place, check_stores, run_on, several_devices
@@ -101,36 +101,36 @@ def classify(
 
     from lary.probes.classify import ClassifierInputs, train_classifier
 
-    train, validation = splits["train"], splits["seen"]
-    started = time.monotonic()
-    epochs, seeds = config.epochs or preset.classifier.epochs, seeds_of(config)
-    outcomes = []
-    with place.progress(len(seeds) * epochs * len(train.table), f"probe {dataset.name} {model.name}") as bar:
-        for seed in seeds:
-            labels = train.table.labels()
-            inputs = ClassifierInputs(
-                train=shown(train, config, seed, training=True),
-                train_labels=labels[shuffled(len(labels), config, seed)],
-                train_groups=train.table.groups(), validation=shown(validation, config, seed, training=False),
-                labels=validation.table.labels(), samples=columns(validation), classes=classes,
-            )  # fmt: skip
-            own = folder_of(folder, seed, seeds)
-            with place.session(config, identity_of(config, splits), seed, own) as session:
-                outcomes.append(
-                    train_classifier(
-                        inputs, preset, protocol=config.protocol, device=place.device, seed=seed, folder=own,
-                        progress=bar, epochs=config.epochs, batch_size=config.probe_batch_size,
-                        precision=config.precision, session=session,
-                    )
+    identity = identity_of(inputs_of(config, splits))
+    with writing(folder, identity, resume=config.resume, leads=place.team.leads) as run:
+        train, validation = splits["train"], splits["seen"]
+        started = time.monotonic()
+        epochs, seeds = config.epochs or preset.classifier.epochs, seeds_of(config)
+        outcomes = []
+        with place.progress(len(seeds) * epochs * len(train.table), f"probe {dataset.name} {model.name}") as bar:
+            for seed in seeds:
+                labels = train.table.labels()
+                inputs = ClassifierInputs(
+                    train=shown(train, config, seed, training=True),
+                    train_labels=labels[shuffled(len(labels), config, seed)],
+                    train_groups=train.table.groups(), validation=shown(validation, config, seed, training=False),
+                    labels=validation.table.labels(), samples=columns(validation), classes=classes,
                 )  # fmt: skip
-    place.team.leave()
-    seconds = time.monotonic() - started
-    scores = write_scores(folder, class_scores(outcomes), seeds)
-    files = ("log_r0.csv", "latest.pt", *write_classification_files(folder, outcomes[0]), scores)
-    facts = run_facts(config, dataset, model, splits, outcomes[0].settings, files, seconds, probe="attentive")
-    result = warned(classification_result(outcomes[0], facts, outcomes[1:]), dataset, splits)
-    write_result(folder / FILE_NAME, result)
-    remove_states(folder, seeds)
+                own = folder_of(run.work, seed, seeds)
+                with place.session(config, identity, seed, own, folder.name) as session:
+                    outcomes.append(
+                        train_classifier(
+                            inputs, preset, protocol=config.protocol, device=place.device, seed=seed, folder=own,
+                            progress=bar, epochs=config.epochs, batch_size=config.probe_batch_size,
+                            precision=config.precision, session=session,
+                        )
+                    )  # fmt: skip
+        place.team.leave()
+        seconds = time.monotonic() - started
+        scores = write_scores(run.work, class_scores(outcomes), seeds)
+        files = ("log_r0.csv", "latest.pt", *write_classification_files(run.work, outcomes[0]), scores)
+        facts = run_facts(config, dataset, model, splits, outcomes[0].settings, files, seconds, probe="attentive")
+        result = run.publish(warned(classification_result(outcomes[0], facts, outcomes[1:]), dataset, splits))
     return ProbeRun(folder, result, new=True)
 
 
@@ -161,36 +161,38 @@ def regress(
         return ProbeRun(folder, read_result(folder / FILE_NAME), new=True)
     place = Place.of(config)
 
-    started = time.monotonic()
-    data_dir = settings.path("DATA_DIR")
-    normaliser = load_normaliser(dataset, data_dir, config.action_mode, splits["train"].table, frame or "world")
-    targets: dict[str, Targets] = {}
-    failures: list[Failure] = []
-    for role, split in splits.items():
-        asked = (normaliser, config.action_mode, data_dir, failures, frame or "world")
-        splits[role], targets[role] = with_targets(split, *asked)
-    report_failures(folder, failures)
-    seeds = seeds_of(config)
-    rounds = len(preset.ridge.shrinkages) if config.model_type == "ridge" else epochs_of(config, preset)
-    with place.progress(len(seeds) * rounds * len(splits["train"].table), f"probe {dataset.name} {model.name}") as bar:
-        outcomes = [
-            train_actions(
-                config, preset, regressor_inputs(config, dataset, splits, targets, seed), seed,
-                folder_of(folder, seed, seeds), bar, place, identity_of(config, splits),
-            )
-            for seed in seeds
-        ]  # fmt: skip
-    place.team.leave()
-    seconds = time.monotonic() - started
-    written = write_regression_files(folder, outcomes[0], frames_of(splits["seen"]), actions.units)
-    scores = write_scores(folder, action_scores(outcomes), seeds)
-    files = ("best_model.pth", *written, scores, write_chunks(folder, outcomes[0]))
-    facts = run_facts(config, dataset, model, splits, outcomes[0].settings, files, seconds, probe=config.model_type)
-    # The difference of two orientations' values is no orientation, the turn from one to the other is.
-    orientations = actions.orientations if frame != "world" else ()
-    result = warned(regression_result(outcomes[0], facts, outcomes[1:], orientations), dataset, splits)
-    write_result(folder / FILE_NAME, result)
-    remove_states(folder, seeds)
+    identity = identity_of(inputs_of(config, splits))
+    with writing(folder, identity, resume=config.resume, leads=place.team.leads) as run:
+        started = time.monotonic()
+        data_dir = settings.path("DATA_DIR")
+        normaliser = load_normaliser(dataset, data_dir, config.action_mode, splits["train"].table, frame or "world")
+        targets: dict[str, Targets] = {}
+        failures: list[Failure] = []
+        for role, split in splits.items():
+            asked = (normaliser, config.action_mode, data_dir, failures, frame or "world")
+            splits[role], targets[role] = with_targets(split, *asked)
+        report_failures(run, failures)
+        seeds = seeds_of(config)
+        rounds = len(preset.ridge.shrinkages) if config.model_type == "ridge" else epochs_of(config, preset)
+        with place.progress(
+            len(seeds) * rounds * len(splits["train"].table), f"probe {dataset.name} {model.name}"
+        ) as bar:
+            outcomes = [
+                train_actions(
+                    config, preset, regressor_inputs(config, dataset, splits, targets, seed), seed,
+                    folder_of(run.work, seed, seeds), bar, place, identity, folder.name,
+                )
+                for seed in seeds
+            ]  # fmt: skip
+        place.team.leave()
+        seconds = time.monotonic() - started
+        written = write_regression_files(run.work, outcomes[0], frames_of(splits["seen"]), actions.units)
+        scores = write_scores(run.work, action_scores(outcomes), seeds)
+        files = ("best_model.pth", *written, scores, write_chunks(run.work, outcomes[0]))
+        facts = run_facts(config, dataset, model, splits, outcomes[0].settings, files, seconds, probe=config.model_type)
+        # The difference of two orientations' values is no orientation, the turn from one to the other is.
+        orientations = actions.orientations if frame != "world" else ()
+        result = run.publish(warned(regression_result(outcomes[0], facts, outcomes[1:], orientations), dataset, splits))
     return ProbeRun(folder, result, new=True)
 
 
@@ -237,7 +239,7 @@ def regressor_inputs(
 
 def train_actions(
     config: RegressConfig, preset: ProbePreset, inputs: RegressorInputs, seed: int, folder: Path,
-    bar: Progress | None, place: Place, identity: str,
+    bar: Progress | None, place: Place, identity: str, title: str,
 ) -> RegressionOutcome:  # fmt: skip
     """Train the kind of regression probe that was asked for. Raises UsageError for options it doesn't have."""
     if config.model_type == "ridge":
@@ -252,7 +254,7 @@ def train_actions(
 
     from lary.probes.regress import train_regressor
 
-    with place.session(config, identity, seed, folder) as session:
+    with place.session(config, identity, seed, folder, title) as session:
         return train_regressor(
             inputs, preset, protocol=config.protocol, device=place.device, seed=seed, folder=folder, progress=bar,
             epochs=config.epochs, batch_size=config.probe_batch_size, probe=config.model_type,
@@ -267,12 +269,13 @@ def epochs_of(config: RegressConfig, preset: ProbePreset) -> int:
 
 def run_folder(config: ProbeConfig, settings: Settings, dataset: DatasetSpec, model: ModelSpec) -> Path:
     """Where a run leaves its files."""
-    tag = paths.tagged(model.name, config.protocol, config.latent, config.weights, config.pool) + variant_of(config)
+    tag = LatentsRef.of(config, dataset.validation).tag + variant_of(config)
+    logs = settings.path("LARY_LOG_DIR")
     if isinstance(config, ClassifyConfig):
-        return paths.classification_folder(settings, dataset.name, tag)
+        return logs / "classification" / dataset.name / tag
     frame = frame_of(config)
     target = f"{config.action_mode}_{frame}" if frame == "local" else config.action_mode
-    return paths.regression_folder(settings, dataset.name, dataset.stride, tag, config.model_type, target)
+    return logs / "regression" / "logs" / f"{dataset.name}_{dataset.stride}_{tag}_{config.model_type}_{target}"
 
 
 def folder_of(folder: Path, seed: int, seeds: Sequence[int]) -> Path:
@@ -280,20 +283,26 @@ def folder_of(folder: Path, seed: int, seeds: Sequence[int]) -> Path:
     return folder if seed == seeds[0] else folder / f"seed_{seed}"
 
 
-def remove_states(folder: Path, seeds: Sequence[int]) -> None:
-    """Remove what an interrupted run would have gone on from or was writing, now that there is a result."""
-    from lary.probes.session import remove_state
+def inputs_of(config: ProbeConfig, splits: Mapping[str, SplitLatents]) -> tuple[NamedDigest, ...]:
+    """Digests of what decides a run: its options and, by role, the tables and latents that it reads."""
+    found = [NamedDigest(name="options", digest=digest(json.dumps(deciding_options(config), sort_keys=True)))]
+    for role, split in splits.items():
+        found.append(NamedDigest(name=f"table {role}", digest=split.table.digest))
+        found.append(NamedDigest(name=f"latents {role}", digest=str(split.store.get("key") or "")))
+    return tuple(found)
 
-    for seed in seeds:
-        remove_state(folder_of(folder, seed, seeds))
-    remove_torn(folder, below=True)
+
+def deciding_options(config: ProbeConfig) -> dict[str, Any]:
+    """The options that decide the numbers of a run."""
+    return {name: value for name, value in asdict(config).items() if name not in NOT_DECIDING and value is not None}
 
 
-def identity_of(config: ProbeConfig, splits: Mapping[str, SplitLatents]) -> str:
-    """A digest of what decides a run: its options and the latents that it reads."""
-    asked = {name: value for name, value in asdict(config).items() if name not in NOT_DECIDING and value is not None}
+def is_of(result: EvalResult, config: ProbeConfig, splits: Mapping[str, SplitLatents]) -> bool:
+    """Whether a result is that of this very run; one of version 0.1 names no inputs, and has a digest of its own."""
+    if result.inputs:
+        return result.identity == identity_of(inputs_of(config, splits))
     inputs = {role: [split.table.digest, split.store.get("key")] for role, split in splits.items()}
-    return digest(json.dumps([SCHEMA_VERSION, asked, inputs], sort_keys=True))
+    return result.identity == digest(json.dumps([2, deciding_options(config), inputs], sort_keys=True))
 
 
 def finished(folder: Path, config: ProbeConfig, splits: Mapping[str, SplitLatents]) -> EvalResult | None:
@@ -302,18 +311,14 @@ def finished(folder: Path, config: ProbeConfig, splits: Mapping[str, SplitLatent
     Raises:
         UsageError: the folder holds the result of another run and ``--overwrite`` was not given.
     """
+    settle(folder)
     file = folder / FILE_NAME
-    if not file.exists():
+    if config.overwrite or not file.exists():
         return None
     result = read_result(file)
-    if result.identity == identity_of(config, splits):
+    if is_of(result, config, splits):
         log.info("%s is done; --overwrite does it again", file)
-        if config.overwrite:
-            return None
-        remove_states(folder, seeds_of(config))  # it may have been killed when the result was just written
         return result
-    if config.overwrite:
-        return None
     raise UsageError(
         f"{file} holds the result of another run (preset {result.preset}, seed {result.seed}, of {result.created}) or "
         "of other latents. Pass --overwrite to replace it, or --lary-log-dir for another folder."
@@ -325,7 +330,7 @@ def run_facts(
     resolved: Mapping[str, Any], files: tuple[str, ...], seconds: float, *, probe: str,
 ) -> RunFacts:  # fmt: skip
     """What is known about a run besides its outcome."""
-    train = splits["train"]
+    train, inputs = splits["train"], inputs_of(config, splits)
     store = train.store.get("identity", {})
     missing = sum(split.left_out for split in splits.values())
     notes = model.paper_differences if config.protocol == "paper" else ()
@@ -333,7 +338,7 @@ def run_facts(
     timings = {f"extract {split.table.split}": read_timing(split.folder)[1] for split in splits.values()}
     return RunFacts(
         status="incomplete" if missing else "complete",
-        identity=identity_of(config, splits),
+        identity=identity_of(inputs), inputs=inputs,
         dataset=DatasetFacts(
             name=dataset.name, title=dataset.title, revision=dataset.revision,
             stride=dataset.stride, units=target_units, split_set=config.splits or "",
@@ -354,16 +359,11 @@ def run_facts(
         preset=config.probe_preset, seed=seeds_of(config)[0], seeds=seeds_of(config), control=config.control,
         project=config.project,
         options_given=json.loads(json.dumps(asdict(config), default=str)),
-        options=json.loads(json.dumps({**resolved, **store_note(train)}, default=str)),
+        options=json.loads(json.dumps(dict(resolved), default=str)),
         provenance=Provenance(**provenance()),
         timings={name: value for name, value in timings.items() if value} | {"probe": round(seconds, 3)},
-        failures=missing, files=files,
+        failures=missing, files=dict.fromkeys(files, ""),
     )  # fmt: skip
-
-
-def store_note(split: SplitLatents) -> dict[str, str]:
-    """An option that says so where the latents came from no store."""
-    return {"store": str(split.store["no_store"])} if "no_store" in split.store else {}
 
 
 def summary(result: EvalResult) -> str:

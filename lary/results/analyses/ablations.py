@@ -8,9 +8,9 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-from lary import paths
 from lary.data.spec import DATASETS
 from lary.files import read_json
+from lary.latents.ref import LatentsRef
 from lary.models.spec import MODELS
 from lary.results.analyses.base import (
     Analysis,
@@ -166,9 +166,12 @@ def codes_used(run: FinishedRun, context: Context) -> float | None:
     """Share of the codebook in use, 0 to 1, from what 'lary diagnose' wrote of the latents; None where it didn't."""
     result = run.result
     given = {name: result.options_given.get(name) for name in ("latent", "weights")}
-    tag = paths.tagged(result.model.name, result.protocol, given["latent"], given["weights"])
     try:
-        file = diagnosis_file(context.settings, result.dataset.name, DATASETS.get(result.dataset.name).validation, tag)
+        ref = LatentsRef(
+            model=result.model.name, dataset=result.dataset.name, protocol=result.protocol,
+            split=DATASETS.get(result.dataset.name).validation, **given,
+        )  # fmt: skip
+        file = diagnosis_file(context.settings, ref)
         codes = read_json(file, "diagnosis")["codes"] if file.is_file() else None
     except UsageError:  # the plug-in that made a data set may be absent
         return None

@@ -19,7 +19,7 @@ import numpy.typing as npt
 from lary.configs import ClassifyConfig
 from lary.data.frames import read_clip
 from lary.data.spec import DATASETS
-from lary.latents.table import SplitLatents, open_latents
+from lary.latents.ref import LatentsRef, SplitLatents, open_latents
 from lary.models.preprocess import resize
 from lary.models.spec import MODELS, ModelSpec, Preprocess
 from lary.results.analyses.base import Analysis, Context, FinishedRun, NotPossible, near, slug, write_analysis
@@ -92,9 +92,8 @@ def latents_of(run: FinishedRun, context: Context) -> SplitLatents:
         raise LaryError("its result doesn't tell the options that it was made with")
     config = config_of(run)
     dataset = DATASETS.get(result.dataset.name)
-    split = open_latents(
-        context.settings, dataset, dataset.validation, config.model, config.protocol, config.latent, config.weights
-    )
+    ref = replace(LatentsRef.of(config, dataset.validation), dataset=dataset.name)
+    split = open_latents(context.settings, ref)
     if result.dataset.tables.get(dataset.validation, split.table.digest) != split.table.digest:
         log.warning("%s: the table of its latents has changed since the run", run.folder)
     return split
