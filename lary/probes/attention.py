@@ -28,7 +28,7 @@ class SelectedHead:
 
 
 @dataclass(frozen=True)
-class Attention:
+class HeadAttention:
     """Scores (B, L) of some samples, and their attention (B, S), the mean over heads of softmax weights; rows sum to 1.
 
     S counts the tokens of all steps, step by step.
@@ -63,7 +63,7 @@ def load_head(folder: Path, classes: int) -> SelectedHead:
 
 
 @torch.no_grad()
-def attend(head: SelectedHead, source: LatentSource, rows: Sequence[int] | Ints) -> Attention:
+def attend(head: SelectedHead, source: LatentSource, rows: Sequence[int] | Ints) -> HeadAttention:
     """Scores and attention of the samples at `rows`, on the CPU."""
     read = standardised(source, *head.scaling) if head.scaling else source
     tokens = torch.from_numpy(np.ascontiguousarray(read.read(np.asarray(rows, dtype=np.int64)), dtype=np.float32))
@@ -77,7 +77,7 @@ def attend(head: SelectedHead, source: LatentSource, rows: Sequence[int] | Ints)
         logits = head.network(tokens)
     finally:
         handle.remove()
-    return Attention(logits.numpy(), seen[0].mean(dim=(1, 2)).numpy())
+    return HeadAttention(logits.numpy(), seen[0].mean(dim=(1, 2)).numpy())
 
 
 def attention_weights(module: QueryAttention, queries: Tensor, tokens: Tensor) -> Tensor:

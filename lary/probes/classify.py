@@ -276,10 +276,9 @@ class ClassifierTraining(Training):
 
         The head is dropped, and keeps its weights, if a loss or an output isn't finite.
         """
-        total = self.per_epoch * self.epochs
         for group in head.optimizer.param_groups:
-            group["lr"] = learning_rate(head.settings, self.step, total, self.per_epoch)
-            group["weight_decay"] = weight_decay(head.settings, self.step, total)
+            group["lr"] = learning_rate(head.settings, self.step, self.total, self.per_epoch)
+            group["weight_decay"] = weight_decay(head.settings, self.step, self.total)
         head.optimizer.zero_grad(set_to_none=True)
         sums = torch.zeros(3, device=self.device)
         for own, part in zip(tokens.split(self.at_once), labels.split(self.at_once), strict=True):
@@ -323,8 +322,7 @@ class ClassifierTraining(Training):
 
     def rates(self, step: int) -> list[float]:
         """The learning rates of all heads at an update."""
-        total = self.per_epoch * self.epochs
-        return [learning_rate(head, step, total, self.per_epoch) for head in self.settings.heads]
+        return [learning_rate(head, step, self.total, self.per_epoch) for head in self.settings.heads]
 
     def _drop(self, head: Head, where: str) -> None:
         """Train a head no longer, and say so."""

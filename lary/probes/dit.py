@@ -15,7 +15,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from lary.probes.nets import WHOLE, FeedForward, SelfAttention
+from lary.probes.nets import WHOLE, GeluMlp, SelfAttention
 
 TRAINING_STEPS = 1000
 PUBLISHED_SAMPLER_STEPS = 500
@@ -68,7 +68,7 @@ class _Block(nn.Module):
     def __init__(self, dim: int, heads: int) -> None:
         super().__init__()
         self.attn = SelfAttention(dim, heads)
-        self.mlp = FeedForward(dim, gelu="tanh")
+        self.mlp = GeluMlp(dim, gelu="tanh")
 
     def forward(self, x: Tensor) -> Tensor:
         x = x + self.attn(plain_norm(x))

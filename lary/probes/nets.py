@@ -37,7 +37,7 @@ def _attend(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
     return F.scaled_dot_product_attention(q, k, v)
 
 
-class FeedForward(nn.Module):
+class GeluMlp(nn.Module):
     """Linear, GELU in its exact or tanh form, Linear, four times as wide inside."""
 
     def __init__(self, dim: int, gelu: str = "none") -> None:
@@ -72,7 +72,7 @@ class _SelfBlock(nn.Module):
         self.norm1 = nn.LayerNorm(dim)
         self.attn = SelfAttention(dim, heads)
         self.norm2 = nn.LayerNorm(dim)
-        self.mlp = FeedForward(dim)
+        self.mlp = GeluMlp(dim)
 
     def forward(self, x: Tensor) -> Tensor:
         x = x + self.attn(self.norm1(x))
@@ -102,7 +102,7 @@ class _CrossBlock(nn.Module):
         self.norm1 = nn.LayerNorm(dim)
         self.xattn = QueryAttention(dim, heads)
         self.norm2 = nn.LayerNorm(dim)
-        self.mlp = FeedForward(dim)
+        self.mlp = GeluMlp(dim)
 
     def forward(self, queries: Tensor, tokens: Tensor) -> Tensor:
         queries = queries + self.xattn(queries, self.norm1(tokens))

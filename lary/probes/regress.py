@@ -318,7 +318,7 @@ class RegressorTraining(Training):
 
     def rate(self, update: int) -> float:
         """Learning rate of an update, counted from 0."""
-        return self.settings.lr * warmup_factor(update, self.epochs * self.per_epoch, self.settings.warmup)
+        return self.settings.lr * warmup_factor(update, self.total, self.settings.warmup)
 
     def _predict(self, source: LatentSource, rows: Ints) -> Floats:
         """Predicted chunks (n, K, A) float32 for `rows`."""

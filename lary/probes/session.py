@@ -44,7 +44,7 @@ STATE_SHARE = 0.05
 """Of the training time that writing may take: a long epoch is always kept, a short one after some others."""
 
 
-class Done(Exception):
+class NothingLeft(Exception):
     """A process of a team has no more to do; `launch` takes it as a good end."""
 
 
@@ -105,9 +105,9 @@ class Team:
             PartialState().wait_for_everyone()
 
     def leave(self) -> None:
-        """End here in all processes but the leading one, which writes the result. Raises Done in the others."""
+        """End here in all processes but the leading one, which writes the result. Raises NothingLeft in the others."""
         if not self.leads:
-            raise Done
+            raise NothingLeft
 
 
 ALONE = Team()
@@ -171,7 +171,7 @@ def _member(
         log.setLevel("ERROR")  # the first one reports what all would
     try:
         work(*arguments)
-    except Done:
+    except NothingLeft:
         pass
     except LaryError as error:
         errors.put((isinstance(error, UsageError), str(error)))

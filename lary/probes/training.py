@@ -53,6 +53,8 @@ class Training(ABC):
         self.session, self.team, self.progress = session, session.team, progress
         self.folder = folder if self.team.leads else None  # the leading process alone writes files
         self.per_epoch = math.ceil(len(self.fit_rows) / batch_size)
+        self.total = self.per_epoch * epochs
+        """Updates of all epochs."""
         self.step = 0
         self.history: list[dict[str, Any]] = []
 

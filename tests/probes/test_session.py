@@ -18,7 +18,7 @@ import torch
 
 from lary.probes.session import (
     STATE_FILE,
-    Done,
+    NothingLeft,
     Session,
     StateFile,
     Team,
@@ -196,7 +196,7 @@ def test_scored_rows_are_dealt_out_once(count: int, batch: int, size: int) -> No
 
 def test_only_the_first_process_writes() -> None:
     Team(0, 2).leave()
-    with pytest.raises(Done):
+    with pytest.raises(NothingLeft):
         Team(1, 2).leave()
 
 
