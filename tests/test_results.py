@@ -13,7 +13,7 @@ import pytest
 from scipy import stats as scipy_stats
 
 from lary.cli import inspect as cli_inspect
-from lary.probes import metrics
+from lary.probes import outcome as metrics
 from lary.probes.outcome import ActionPredictions, ClassPredictions
 from lary.results import figures, published, scores, statistics
 from lary.results.measure import reading

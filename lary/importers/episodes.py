@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from lary.data.frames import Image
+from lary.data.images import Image
 from lary.importers.motions import INVERSE, AtomicRule, Segment, atomic_segments, pairs_at
 from lary.types import Failure
 

@@ -19,10 +19,11 @@ import numpy as np
 import numpy.typing as npt
 
 from lary.data.catalog import EPISODE
-from lary.data.frames import PNG, decode_video, image_problem, to_rgb
-from lary.data.samples import write_csv
+from lary.data.frames import decode_video, to_rgb
+from lary.data.images import PNG, image_problem
 from lary.data.spec import ActionSpace, DatasetSpec, LabelSpace, Normalisation, Split
 from lary.data.statistics import write_statistics
+from lary.data.tables import write_csv
 from lary.files import digest, read_json, write_failures, write_json
 from lary.importers.episodes import ImportReport, PairCut, image_bytes, image_stems
 from lary.importers.lerobot_plan import LeRobotPlan

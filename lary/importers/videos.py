@@ -19,19 +19,12 @@ from pathlib import Path
 import numpy as np
 
 from lary.data.configs import VideosConfig
-from lary.data.frames import read_video
-from lary.data.samples import (
-    EMBODIMENT_COLUMN,
-    INDEX_COLUMN,
-    INDICES,
-    file_digest,
-    read_csv,
-    write_csv,
-)
+from lary.data.frames import read_clip
 from lary.data.sampling import Method, sample_video
 from lary.data.spec import DatasetSpec, LabelSpace, Licence, Split
 from lary.data.splits import split_groups
-from lary.files import digest, inside, write_failures
+from lary.data.tables import EMBODIMENT_COLUMN, INDEX_COLUMN, INDICES, read_csv, write_csv
+from lary.files import digest, file_digest, inside, write_failures
 from lary.importers.episodes import ImportReport
 from lary.importers.records import check_name, save_record
 from lary.runtime import progress
@@ -137,7 +130,7 @@ def import_clip(source: Path, target: Path, clip: Clip, method: Method) -> tuple
     """Frame indices of a video that is now linked to its target, or why it can't be imported."""
     try:
         indices = clip.indices or sample_video(source, method=method).indices
-        read_video(source, indices, clamp=False)
+        read_clip([source], indices, clamp=False)
         link_file(source, target)
     except LaryError as error:
         return str(error)

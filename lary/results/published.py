@@ -16,7 +16,7 @@ import numpy as np
 import numpy.typing as npt
 
 from lary.files import write_bytes, write_json, write_text
-from lary.probes import metrics
+from lary.probes import outcome as metrics
 from lary.probes.outcome import ClassificationOutcome, RegressionOutcome, SplitOutcome
 from lary.results import figures
 from lary.results.measure import headline

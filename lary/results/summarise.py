@@ -12,7 +12,7 @@ import numpy as np
 import numpy.typing as npt
 
 from lary.data.spec import Orientation
-from lary.probes import metrics
+from lary.probes import outcome as metrics
 from lary.probes.outcome import ClassificationOutcome, Floats, RegressionOutcome, SelectionName, SplitOutcome
 from lary.results import errors, scores
 from lary.results import statistics as stats

@@ -14,7 +14,8 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from lary.data.frames import read_image, read_video
+from lary.data.frames import read_clip
+from lary.data.images import read_image
 from lary.importers.motions import ATOMIC_CLASSES, INVERSE
 from lary.importers.records import load_record
 from tests.helpers import lary, rows_of
@@ -69,7 +70,7 @@ def test_frames_and_actions_come_back_exactly(
             name = f"file-{episode // 2:03d}" if joined else f"episode_{episode:06d}"
             path = next((source / "videos").glob(f"**/{camera}/**/{name}.mp4"))
             number = at + (LENGTHS[episode - 1] if joined and episode % 2 else 0)
-            np.testing.assert_array_equal(first, read_video(path, [number])[0])
+            np.testing.assert_array_equal(first, read_clip([path], [number])[0])
         seen.append((episode, at))
     assert sorted(seen) == [(e, at) for e, n in enumerate(LENGTHS) for at in range(0, n - 3, 3)]
     spec = load_record(tmp_path / "data" / "arm_dataset.json")

@@ -7,7 +7,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from lary.data.frames import read_image, read_video
+from lary.data.frames import read_clip
+from lary.data.images import read_image
 from lary.importers.motions import INVERSE
 from lary.importers.trajectories import natural
 from tests.helpers import lary, rows_of
@@ -69,7 +70,7 @@ def test_pairs_are_frames_and_actions_of_the_trajectory(source: Path) -> None:
         assert np.array_equal(chunk, actions[start : start + 4].astype(np.float32))
         for name, at in (("src_img", start), ("tgt_img", start + 4)):
             image = source / episode / f"{at}.png"
-            expected = read_image(image) if image.exists() else read_video(source / "3" / "camera.mp4", [at])[0]
+            expected = read_image(image) if image.exists() else read_clip([source / "3" / "camera.mp4"], [at])[0]
             assert np.array_equal(read_image(data / row[name]), expected)
     assert no_leaks(source, "mine")
 

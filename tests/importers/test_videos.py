@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from lary.data.frames import read_video
+from lary.data.frames import read_clip
 from lary.importers.records import load_record
 from tests.helpers import lary, rows_of
 from tests.tree import frame, write_table, write_video
@@ -59,7 +59,7 @@ def test_videos_become_clips(tmp_path: Path) -> None:
             indices = [int(index) for index in row["sample_indices"].split(",")]
             path = tmp_path / "data" / "classification" / "own" / row["video_path"]
             assert path.samefile(folder / row["video_path"]), "linked, not copied"
-            assert read_video(path, indices, clamp=False).shape == (9, 48, 48, 3)
+            assert read_clip([path], indices, clamp=False).shape == (9, 48, 48, 3)
     assert not days[0] & days[1]
 
 

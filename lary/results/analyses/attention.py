@@ -120,12 +120,12 @@ def rows_of(names: dict[str, int], split: SplitLatents, context: Context) -> Row
 
 def write_run(run: FinishedRun, split: SplitLatents, rows: Rows, context: Context) -> list[Any]:
     """The figure and data of one run."""
-    from lary.probes.attention import load_head, look
+    from lary.probes.attention import attend, load_head
 
     result, config = run.result, config_of(run)
     model = MODELS.get(config.model)
     classes = split.table.spec.labels.classes
-    looks = look(load_head(run.folder, len(classes)), split.source, rows)
+    looks = attend(load_head(run.folder, len(classes)), split.source, rows)
     frames = len(split.table[0].frame_index) or len(split.table[0].media)
     layout = layout_of(tuple(split.source.shape), frames, model, square=context.config.square)
     view = shown_as(model.preprocessing(config.protocol, split.table.spec.media))
