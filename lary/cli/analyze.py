@@ -38,7 +38,7 @@ def analyze(
             predicted trajectories, or all that the runs allow.
     """
     places.load_plugins()
-    from lary.results.analyses.run import analyze as run
+    from lary.results.analyses import make_analysis
 
-    print(run(kind, config, places.settings()).text())
+    print(make_analysis(kind, config, places.settings()).text())
     return 0

@@ -15,7 +15,7 @@ import numpy.typing as npt
 
 from lary.results import statistics as stats
 from lary.results.measure import metric, seed_sums
-from lary.results.predictions import Scores, read_scores
+from lary.results.published import Scores, read_scores
 from lary.results.record import FILE_NAME, EvalResult, Metric, read_result
 from lary.results.scores import ratio
 from lary.types import LaryError, UsageError

@@ -47,9 +47,14 @@ class Metric(Strict):
     )
     higher_is_better: bool = Field(default=True, description="Whether a larger value is a better one.")
 
+    @property
+    def scale(self) -> float:
+        """What the value is multiplied with where it is printed: 100 for a fraction, else 1."""
+        return 100.0 if self.unit == "fraction" else 1.0
+
     def text(self) -> str:
         """The number and its interval for a terminal, fractions in per cent."""
-        scale, digits = (100.0, 1) if self.unit == "fraction" else (1.0, 3)
+        scale, digits = self.scale, 1 if self.unit == "fraction" else 3
         value = f"{self.value * scale:.{digits}f}"
         if self.low is None or self.high is None:
             return value

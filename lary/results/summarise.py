@@ -5,8 +5,10 @@ Several probes that differ in their seed alone make one record: its metrics are 
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+import math
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import PurePosixPath
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -14,9 +16,9 @@ import numpy.typing as npt
 from lary.data.spec import Orientation
 from lary.probes import metrics
 from lary.probes.outcome import ClassificationOutcome, Floats, RegressionOutcome, SelectionName, SplitOutcome
-from lary.results import errors, scores
+from lary.results import measure, scores
 from lary.results import statistics as stats
-from lary.results.measure import check_finite, headline, interval_note, means, metric, plain_history, seed_sums
+from lary.results.measure import check_finite, headline, interval_note, means, metric, seed_sums
 from lary.results.record import (
     ClassRow,
     Control,
@@ -63,21 +65,24 @@ def _score_metrics(labels: stats.Ints, logits: Sequence[Floats], clusters: stats
     count = logits[0].shape[1]
     found = _class_metrics(labels, [own.argmax(axis=1) for own in logits], count, clusters, seed)
     if count > TOP_K:
-        best = [np.argsort(-own, axis=1, kind="stable")[:, :TOP_K] for own in logits]
-        found[f"top{TOP_K}"] = _accuracy([(own == labels[:, None]).any(axis=1) for own in best], clusters)
+        found[f"top{TOP_K}"] = _accuracy([_in_top(labels, own) for own in logits], clusters)
     return found
 
 
 def _plain_metrics(labels: stats.Ints, logits: Floats) -> dict[str, float]:
     """The metrics of one probe without intervals."""
-    count = logits.shape[1]
-    matrix = metrics.confusion_matrix(labels, logits.argmax(axis=1), count)
-    found = {
-        "top1": metrics.accuracy(labels, logits.argmax(axis=1)),
-        "macro_recall": metrics.mean_class_accuracy(matrix),
-        "macro_f1": metrics.macro_f1(matrix),
-    }
-    return found | ({f"top{TOP_K}": metrics.top_k_accuracy(labels, logits, TOP_K)} if count > TOP_K else {})
+    count, predicted = logits.shape[1], logits.argmax(axis=1)
+    totals = scores.class_sums(labels, predicted, count, np.zeros_like(labels))
+    recall, f1 = scores.macro_scores(totals)[0]
+    found = {"top1": float(np.mean(labels == predicted)), "macro_recall": float(recall), "macro_f1": float(f1)}
+    return found | ({f"top{TOP_K}": float(np.mean(_in_top(labels, logits)))} if count > TOP_K else {})
+
+
+def _in_top(labels: stats.Ints, logits: Floats) -> npt.NDArray[np.bool_]:
+    """Whether the class of each sample is among the `TOP_K` highest scores; equal scores count in class order."""
+    best = np.argsort(-logits, axis=1, kind="stable")[:, :TOP_K]
+    found: npt.NDArray[np.bool_] = (best == labels[:, None]).any(axis=1)
+    return found
 
 
 def _class_rows(
@@ -165,7 +170,7 @@ def classification_result(
 
 def _error_gain(split: SplitOutcome, ours: Sequence[Floats], theirs: Sequence[Floats], seed: int) -> Metric:
     """MSE of the run minus that of a control, paired by sample: negative where the run is better."""
-    pairs = zip(errors.squared(split, ours), errors.squared(split, theirs), strict=True)
+    pairs = zip(measure.squared(split, ours), measure.squared(split, theirs), strict=True)
     gains = [(own - other).mean(axis=1)[:, None] for own, other in pairs]
     return metric(means(gains, split.samples.groups, seed), 0, "normalised", higher=False)
 
@@ -231,16 +236,16 @@ def regression_result(
             values = [run.splits[role].selections[name].values for run in runs]
             for own in values:
                 check_finite(own, f"predictions on the {role} split")
-            interval = errors.error_interval(split, values, seed)
-            found.setdefault(name, {}).update(errors.overall(role, split, interval))
+            interval = measure.error_interval(split, values, seed)
+            found.setdefault(name, {}).update(measure.overall(role, split, interval))
             if name == first:
-                dimensions += errors.dimension_rows(role, split, values, interval, outcome.dims, units, seed)
-                groups += errors.group_rows(role, split, values, outcome.groups, units, seed)
-                robots += errors.robot_rows(role, split, values, outcome.groups, units, orientations, seed)
-                turns += errors.orientation_rows(role, split, values, orientations, seed)
+                dimensions += measure.dimension_rows(role, split, values, interval, outcome.dims, units, seed)
+                groups += measure.group_rows(role, split, values, outcome.groups, units, seed)
+                robots += measure.robot_rows(role, split, values, outcome.groups, units, orientations, seed)
+                turns += measure.orientation_rows(role, split, values, orientations, seed)
         for control in split.controls:
             guesses = [run.splits[role].controls[control] for run in runs]
-            metrics_of = errors.overall(role, split, errors.error_interval(split, guesses, seed))
+            metrics_of = measure.overall(role, split, measure.error_interval(split, guesses, seed))
             controls.setdefault(control, {}).update(metrics_of)
     seen = outcome.splits["seen"]
     ours = [run.splits["seen"].selections[first].values for run in runs]
@@ -282,7 +287,7 @@ def _seed_rows(runs: Sequence[RegressionOutcome], seeds: Sequence[int], name: Se
     for number, run in zip(seeds, runs, strict=True):
         found: dict[str, float] = {}
         for role, split in run.splits.items():
-            found |= errors.plain(role, split, split.selections[name].values)
+            found |= measure.plain_errors(role, split, split.selections[name].values)
         rows.append(SeedRow(seed=number, epoch=run.splits["seen"].selections[name].epoch, metrics=found))
     return tuple(rows)
 
@@ -290,3 +295,18 @@ def _seed_rows(runs: Sequence[RegressionOutcome], seeds: Sequence[int], name: Se
 def _warnings(runs: Sequence[ClassificationOutcome | RegressionOutcome]) -> tuple[str, ...]:
     """Warnings of all seeds, each once."""
     return tuple(dict.fromkeys(warning for run in runs for warning in run.warnings))
+
+
+def plain_history(entries: Iterable[Mapping[str, Any]]) -> tuple[dict[str, Any], ...]:
+    """History with null in place of numbers that JSON can't hold."""
+
+    def plain(value: Any) -> Any:
+        if isinstance(value, np.generic):
+            value = value.item()
+        if isinstance(value, float) and not math.isfinite(value):
+            return None
+        if isinstance(value, (list, tuple)):
+            return [plain(item) for item in value]
+        return {str(key): plain(item) for key, item in value.items()} if isinstance(value, dict) else value
+
+    return tuple(plain(entry) for entry in entries)

@@ -17,10 +17,15 @@ from lary.files import digest
 from lary.latents.table import SplitLatents
 from lary.models.spec import MODELS, ModelSpec
 from lary.probes.presets import PRESETS
-from lary.results.chunks import write_chunks
 from lary.results.folder import settle, writing
-from lary.results.predictions import action_scores, class_scores, write_scores
-from lary.results.published import write_classification_files, write_regression_files
+from lary.results.published import (
+    action_scores,
+    class_scores,
+    write_chunks,
+    write_classification_files,
+    write_regression_files,
+    write_scores,
+)
 from lary.results.record import (
     FILE_NAME,
     DatasetFacts,
