@@ -21,11 +21,9 @@ from types import SimpleNamespace
 import numpy as np
 import pyarrow.parquet  # noqa: F401 (imports are not what is measured)
 
-from lary.latents.npz import NpzSource
-from lary.latents.pack import packed
+from lary.latents.npz import NpzSource, latent_name
 from lary.latents.reader import ShardSource
 from lary.latents.store import StoreIdentity, open_store
-from lary.paths import latent_name
 from lary.probes.fit import read_batches
 
 CASES = (((16, 1024), 20_000, 20_000), ((2, 196, 1024), 1_000, 2_000))
@@ -121,8 +119,6 @@ def run(folder: Path, shape: tuple[int, ...], count: int, least: int) -> bool:
         sources = {name: NpzSource(files) if name != "shards" else sharded(place, "float16", count, "mmap")}
         if name == "shards":
             sources["shards, positioned reads"] = sharded(place, "float16", count, "pread")
-        if name == "npz":
-            sources["npz, packed"] = packed(NpzSource(files), place, "mmap")
         for label, source in sources.items():
             speed, per_cpu = rate(source, batch, 10 * few if isinstance(source, NpzSource) else count)
             found[label] = speed

@@ -250,7 +250,10 @@ def read_failures(file: Path) -> list[Failure]:
 
     text = io.StringIO(read_limited(file, LARGEST_FAILURES).decode("utf-8", "surrogateescape"), newline="")
     try:
-        found = [(line.get("row") or "", line["path"], line["reason"]) for line in csv.DictReader(text)]
+        lines = csv.DictReader(text)
+        if not {"path", "reason"} <= set(lines.fieldnames or ()):
+            raise ValueError("it has no columns path and reason")
+        found = [(line.get("row") or "", line["path"], line["reason"]) for line in lines]
         return [Failure(int(row) - 1 if row else None, path, reason) for row, path, reason in found]
     except (csv.Error, KeyError) as error:
         raise ValueError(f"it is no list of failures: {error}") from error

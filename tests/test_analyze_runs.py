@@ -12,7 +12,7 @@ import pytest
 
 from lary.configs import ClassifyConfig, ExtractConfig, RegressConfig
 from lary.data.spec import DATASETS
-from lary.latents.table import open_latents
+from lary.latents.ref import LatentsRef, open_latents
 from lary.probes.attention import load_head, look
 from lary.results import figures
 from lary.results.analyses.base import Analysis
@@ -57,7 +57,7 @@ def rows_of(path: Path) -> list[dict[str, str]]:
 
 
 def test_attention_is_that_of_the_reported_head(place: Settings, classified: ProbeRun, tmp_path: Path) -> None:
-    split = open_latents(place, DATASETS.get("robot_1st"), "val", MODEL, "corrected")
+    split = open_latents(place, LatentsRef(model=MODEL, dataset="robot_1st", split="val"))
     wanted = [split.table[5].id, split.table[2].media[-1]]
     found = run(place, tmp_path, "attention", sample=tuple(wanted))
     stem = f"attention_robot_1st_{MODEL}"
@@ -78,7 +78,7 @@ def test_attention_is_that_of_the_reported_head(place: Settings, classified: Pro
 
 
 def test_attention_does_not_depend_on_the_batch(place: Settings, classified: ProbeRun) -> None:
-    split = open_latents(place, DATASETS.get("robot_1st"), "val", MODEL, "corrected")
+    split = open_latents(place, LatentsRef(model=MODEL, dataset="robot_1st", split="val"))
     head = load_head(classified.folder, len(DATASETS.get("robot_1st").labels.classes))
     both, one = look(head, split.source, [1, 4]), look(head, split.source, [4])
     np.testing.assert_allclose(both.weights[1], one.weights[0], atol=1e-6)
@@ -117,7 +117,7 @@ def test_attention_without_frames_or_checkpoint(
 
 
 def test_a_sample_that_is_not_there_gets_a_suggestion(place: Settings, classified: ProbeRun, tmp_path: Path) -> None:
-    known = open_latents(place, DATASETS.get("robot_1st"), "val", MODEL, "corrected").table[3].id
+    known = open_latents(place, LatentsRef(model=MODEL, dataset="robot_1st", split="val")).table[3].id
     with pytest.raises(UsageError, match=f"no run was scored on such a sample. Did you mean {known}"):
         run(place, tmp_path, "all", sample=(known[:-1] + "x",))
     with pytest.raises(UsageError, match="One that is there: "):
@@ -132,7 +132,7 @@ def test_chunks_of_a_run_are_the_actions_on_disk(
     done = regress(RegressConfig(model=MODEL, dataset="calvin", probe_preset="demo", model_type="ridge"), place)
     assert "actions.npz" in done.result.files
     chunks = read_chunks(done.folder)
-    table = open_latents(place, DATASETS.get("calvin"), "val", MODEL, "corrected").table
+    table = open_latents(place, LatentsRef(model=MODEL, dataset="calvin", split="val")).table
     for row, sample in enumerate(table):
         np.testing.assert_allclose(chunks.true[row], np.load(table.action_path(sample)), rtol=1e-4, atol=1e-5)
     found = run(place, tmp_path, "trajectories", episode=("ep_3",))

@@ -16,7 +16,7 @@ from lary.cli import analyze as cli_analyze
 from lary.data.samples import read_table
 from lary.data.spec import DATASETS
 from lary.latents.npzfile import Stamp, write_latents
-from lary.latents.table import SplitLatents
+from lary.latents.ref import SplitLatents
 from lary.models.spec import MODELS, ModelSpec
 from lary.results.diagnostics import Diagnosis, Scatter, as_json, as_text, diagnose_latents, perplexity
 from lary.results.relations import find_reversals, find_triples, reversal

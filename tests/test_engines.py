@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import csv
 import itertools
-import json
 import os
 import shutil
 import signal
 import sys
 import textwrap
+import time
 import warnings
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -20,11 +20,12 @@ import numpy as np
 import pytest
 import torch
 
+from lary import locks
 from lary.cli import main
 from lary.configs import ExtractConfig
-from lary.latents import locks, pipeline, reading
+from lary.latents import pipeline, reading
 from lary.latents.encoding import Encoding
-from lary.latents.reading import Batch, ReadingPool
+from lary.latents.reading import Batch, Readers
 from lary.latents.store import MANIFEST
 from lary.latents.units import Interrupted
 from lary.models.preprocess import CUBIC_224_IMAGENET, DeviceNormaliser, normalise
@@ -39,20 +40,20 @@ from lary.settings import Settings, load_settings
 from lary.types import LaryError, Latents, Sample, UsageError
 from tests.tree import frame, make_calvin, write_table, write_video
 
-BAD_DECODER = """
-import os, sys, time
-from lary.latents import reading_worker
 
-read = reading_worker.read_frames
-def read_frames(paths, *more, **options):
-    if "hangs" in paths[0].name:
-        time.sleep(600)
-    if "crashes" in paths[0].name:
-        os.abort()
-    return read(paths, *more, **options)
-reading_worker.read_frames = read_frames
-reading_worker.main()
-"""
+def bad_reader(descriptor: str) -> Callable[[dict[str, Any]], dict[str, Any]]:
+    """A reader that hangs or crashes where a file's name says so."""
+    answer = reading.reader(descriptor)
+
+    def bad(question: dict[str, Any]) -> dict[str, Any]:
+        name = Path(question["paths"][0]).name
+        if "hangs" in name:
+            time.sleep(600)
+        if "crashes" in name:
+            os.abort()
+        return answer(question)
+
+    return bad
 
 
 @pytest.fixture
@@ -62,14 +63,12 @@ def root(tmp_path: Path) -> Path:
 
 
 @pytest.fixture
-def bad_decoder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[ReadingPool]:
+def bad_decoder(monkeypatch: pytest.MonkeyPatch) -> Iterator[Readers]:
     """Reading processes that hang or crash where a file's name says so."""
-    script = tmp_path / "decoder.py"
-    script.write_text(BAD_DECODER)
-    pool = ReadingPool((sys.executable, str(script)))
-    monkeypatch.setattr(reading, "_pools", [pool])
-    yield pool
-    pool.close()
+    readers = Readers(f"{__name__}:bad_reader")
+    monkeypatch.setattr(reading, "_idle", [readers])
+    yield readers
+    readers.pool.close()
 
 
 def settings_of(root: Path) -> Settings:
@@ -130,7 +129,7 @@ def damage(folder: Path) -> dict[str, str]:
     }  # fmt: skip
 
 
-def test_five_percent_damaged_files(tmp_path: Path, bad_decoder: ReadingPool) -> None:
+def test_five_percent_damaged_files(tmp_path: Path, bad_decoder: Readers) -> None:
     folder = tmp_path / "data" / "classification" / "AgiBotWorld-Beta" / "val"
     write_video(folder / "0.mp4", [frame(0.1 * step, 0.5, (200, 60, 60)) for step in range(9)])
     for index in range(1, 180):
@@ -380,34 +379,6 @@ def test_a_second_writer_is_told_who_is_at_work(root: Path, capsys: pytest.Captu
         assert f"by process {os.getpid()} on " in capsys.readouterr().err
         assert not contents(latents(root))
     assert lary(root, *words) == 0
-
-
-@pytest.mark.parametrize("flock", [True, False], ids=["flock", "no-flock"])
-def test_the_lock_of_a_dead_process_does_not_block(
-    tmp_path: Path, flock: bool, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    if not flock:
-        monkeypatch.setattr(locks, "fcntl", None)
-    file = tmp_path / locks.LOCK
-    dead = json.dumps({"pid": 999999999, "host": locks.socket.gethostname(), "since": "then"})
-    for content in ("", "torn", dead):
-        file.write_text(content)
-        with locks.locked(tmp_path):
-            assert file.exists()
-        assert not file.exists()
-
-
-def test_without_flock_a_living_process_and_another_machine_hold_the_lock(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(locks, "fcntl", None)
-    file = tmp_path / locks.LOCK
-    for pid, host in ((os.getppid(), locks.socket.gethostname()), (999999999, "another-machine")):
-        content = f'{{"pid": {pid}, "host": "{host}", "since": "noon"}}'
-        file.write_text(content)
-        with pytest.raises(LaryError, match=f"by process {pid} on {host} since noon"), locks.locked(tmp_path):
-            pass
-        assert file.read_text() == content
 
 
 # --- disk and dry run -------------------------------------------------------------------------------------------------

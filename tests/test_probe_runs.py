@@ -257,7 +257,7 @@ def test_training_and_validation_go_through_the_same_projection() -> None:
     from typing import cast
 
     from lary.configs import RegressConfig
-    from lary.latents.table import SplitLatents
+    from lary.latents.ref import SplitLatents
 
     tokens = np.random.default_rng(0).standard_normal((6, 2, 4, 8)).astype(np.float32)
 

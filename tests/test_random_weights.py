@@ -12,10 +12,9 @@ import numpy as np
 import pytest
 import torch
 
-from lary import paths
 from lary.configs import ExtractConfig
 from lary.data.spec import DATASETS
-from lary.latents.table import open_latents
+from lary.latents.ref import LatentsRef, open_latents
 from lary.models.randomly import TABLE_STD, draw, draw_transformers
 from lary.models.spec import MODELS, ModelContext, ModelSpec, build, locate_weights
 from lary.runs.extract import extract, store_identity
@@ -168,9 +167,10 @@ def test_a_class_that_reads_weights_all_the_same_is_refused() -> None:
 
 
 def test_folders_and_stores_are_apart() -> None:
-    assert paths.tagged("lapa", "corrected", None, RANDOM) == "lapa@random"
-    assert paths.tagged("lapa", "paper", "noisy", RANDOM) == "lapa@paper@noisy@random"
-    assert paths.tagged("lapa", "corrected", None, "/weights/laq.pt") == paths.tagged("lapa", "corrected") == "lapa"
+    ref = LatentsRef(model="lapa", dataset="calvin", split="train")
+    assert replace(ref, weights=RANDOM).tag == "lapa@random"
+    assert replace(ref, protocol="paper", latent="noisy", weights=RANDOM).tag == "lapa@paper@noisy@random"
+    assert replace(ref, weights="/weights/laq.pt").tag == ref.tag == "lapa"
     config = ExtractConfig(model="lapa", dataset="calvin", split="train", weights=RANDOM)
     keys = {
         store_identity(MODELS.get("lapa"), DATASETS.get("calvin"), replace(config, seed=seed), digest).key
@@ -182,14 +182,15 @@ def test_folders_and_stores_are_apart() -> None:
 def test_extraction_and_probes_find_their_own_latents(tmp_path: Path) -> None:
     make_calvin(tmp_path, {"val": 2})
     settings = load_settings({"LARY_ROOT": str(tmp_path), "DATA_DIR": str(tmp_path / "data")}, environment={})
-    folder, dataset = save_tiny(tmp_path / "vit", "dinov2"), DATASETS.get("calvin")
+    folder = save_tiny(tmp_path / "vit", "dinov2")
     name = f"hf:{folder}"
     config = ExtractConfig(model=name, dataset="calvin", split="val", limit=2)
     tables = [extract(replace(config, weights=weights), settings).table for weights in (None, RANDOM)]
     assert tables[1].name == tables[0].name.replace(".csv", "@random.csv")
-    read, drawn = (open_latents(settings, dataset, "val", name, "corrected", None, each) for each in (None, RANDOM))
+    ref = LatentsRef(model=name, dataset="calvin", split="val")
+    read, drawn = (open_latents(settings, replace(ref, weights=each)) for each in (None, RANDOM))
     assert not np.array_equal(read.source.read([0, 1]), drawn.source.read([0, 1]))
     assert drawn.store["weights_from"] == RANDOM
     assert drawn.store["identity"]["weights"].startswith("random weights, seed 0")
     with pytest.raises(UsageError, match=r"--split train --weights random' first"):
-        open_latents(settings, dataset, "train", name, "corrected", None, RANDOM)
+        open_latents(settings, replace(ref, split="train", weights=RANDOM))

@@ -19,14 +19,13 @@ from safetensors.numpy import load_file
 from lary.configs import ExtractConfig
 from lary.data.samples import SampleTable, read_table
 from lary.data.spec import DATASETS
-from lary.latents.npzfile import Stamp, read_latents, read_stamp, write_latents
-from lary.latents.pack import PACKED, packed
+from lary.latents.npzfile import Stamp, read_stamp, write_latents
 from lary.latents.pooling import PooledSource, parse_pool, pooled_latents, pooled_tokens
 from lary.latents.reader import ShardSource, file_system, neighbours, read_mode
+from lary.latents.ref import LatentsRef, open_latents
 from lary.latents.shardfile import read_header
 from lary.latents.shards import ShardStore
 from lary.latents.store import StoreIdentity, open_store, read_manifest
-from lary.latents.table import open_latents
 from lary.runs.extract import extract
 from lary.settings import Settings, load_settings
 from lary.types import LaryError, Latents, MediaError, UsageError
@@ -270,9 +269,8 @@ def root(tree: Path, tmp_path: Path) -> Path:
 
 def opened(root: Path, split: str = "val", pool: str | None = None, model: str = "pixels", **more: Any) -> Any:
     environment = more.pop("environment", {})
-    return open_latents(
-        settings_of(root, **environment), DATASETS.get("calvin"), split, model, "corrected", pool=pool, **more
-    )  # fmt: skip
+    ref = LatentsRef(model=model, dataset="calvin", split=split, pool=pool, **more)
+    return open_latents(settings_of(root, **environment), ref)
 
 
 def test_both_kinds_give_the_same_latents(root: Path) -> None:
@@ -393,56 +391,6 @@ def test_grid_cells_are_means_of_their_tokens(side: int, cells: int, steps: tupl
             left, right = column * side // cells, -(-(column + 1) * side // cells)
             expected = grid[..., top:bottom, left:right, :].mean((-3, -2))
             torch.testing.assert_close(found[..., row, column, :], expected)
-
-
-# --- packing ----------------------------------------------------------------------------------------------------------
-
-
-def test_npz_files_are_packed_once(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    report = extract(config("val"), settings_of(root))
-    plain = opened(root)
-    folder = plain.folder
-    assert not (folder / PACKED).exists()
-    first = opened(root, pack_above=0)
-    assert isinstance(first.source, ShardSource)
-    np.testing.assert_array_equal(first.source.read(range(9)), plain.source.read(range(9)))
-    times = {path: path.stat().st_mtime_ns for path in (folder / PACKED).rglob("*")}
-    assert isinstance(opened(root, pack_above=0).source, ShardSource)
-    assert {path: path.stat().st_mtime_ns for path in (folder / PACKED).rglob("*")} == times
-    file = folder / "latent_action_00000004.npz"
-    write_latents(file, read_latents(file) + 1, None, read_stamp(file) or Stamp("", "", ""))
-    changed = opened(root, pack_above=0)
-    np.testing.assert_array_equal(changed.source.read([4]), plain.source.read([4]))
-    assert not np.array_equal(changed.source.read([4]), first.source.read([4]))
-    assert len(list((folder / PACKED).iterdir())) == 1
-    assert extract(config("val"), settings_of(root)).extracted == 0, "the pack is none of the store's rows"
-    damaged = next((folder / PACKED).rglob("shard*"))
-    damaged.write_bytes(damaged.read_bytes()[:-5])
-    np.testing.assert_array_equal(opened(root, pack_above=0).source.read([4]), plain.source.read([4]))
-    monkeypatch.setattr(shutil, "disk_usage", lambda folder: shutil._ntuple_diskusage(10**12, 10**12, 10))  # type: ignore[attr-defined]
-    shutil.rmtree(folder / PACKED)
-    assert not isinstance(opened(root, pack_above=0).source, ShardSource)
-    assert report.table.exists()
-
-
-def test_a_pack_keeps_half_precision_and_codes(tmp_path: Path) -> None:
-    from lary.latents.npz import NpzSource
-
-    tokens, codes = draw(5).astype(np.float16), np.arange(30).reshape(5, 2, 3)
-    files = [tmp_path / f"{row}.npz" for row in range(5)]
-    for row, file in enumerate(files):
-        np.savez_compressed(file, tokens=tokens[row], indices=codes[row])
-    source = packed(NpzSource(files), tmp_path, "mmap")
-    assert isinstance(source, ShardSource)
-    assert source.headers[0].dtype == "float16"
-    np.testing.assert_array_equal(source.read(range(5)), tokens.astype(np.float32))
-    np.testing.assert_array_equal(source.codes([3])[0], codes[3])
-    np.savez(files[2], tokens=np.full((2, 3, 4), np.inf, np.float16))
-    with pytest.raises(MediaError, match=r"2\.npz can't be used: .*not finite"):
-        packed(NpzSource(files), tmp_path, "mmap")
-
-
-# --- parts ------------------------------------------------------------------------------------------------------------
 
 
 @given(

@@ -14,8 +14,8 @@ from safetensors.numpy import load_file
 from lary.cli import main
 from lary.data.spec import DATASETS
 from lary.latents import convert as conversion
-from lary.latents.locks import LOCK, locked
-from lary.latents.table import SplitLatents, open_latents
+from lary.latents.ref import LatentsRef, SplitLatents, open_latents
+from lary.locks import LOCK, locked
 from lary.settings import load_settings
 from tests.tree import make_calvin
 
@@ -45,7 +45,7 @@ def lary(root: Path, *words: str) -> int:
 
 def opened(root: Path) -> SplitLatents:
     settings = load_settings({"LARY_ROOT": str(root), "DATA_DIR": str(root / "data")}, environment={})
-    return open_latents(settings, DATASETS.get("calvin"), "val", "pixels", "corrected")
+    return open_latents(settings, LatentsRef(model="pixels", dataset="calvin", split="val"))
 
 
 def folder_of(root: Path) -> Path:

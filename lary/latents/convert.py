@@ -17,16 +17,13 @@ from typing import IO, Any
 import numpy as np
 import numpy.typing as npt
 
-from lary import paths
 from lary.configs import LatentDtype, LatentsConfig, StoreKind
 from lary.data.samples import SampleTable, read_table
-from lary.data.spec import DATASETS
 from lary.files import LARGEST_FAILURES, atomic_write, path_problem, read_limited, refuse_link, write_bytes, write_text
 from lary.latents.inspection import NPZ, folder_of, headers_of, held_in, kind_of
-from lary.latents.locks import locked
+from lary.latents.ref import LatentsRef, SplitLatents, find_latent_table, open_latents
 from lary.latents.store import LatentStore, StoreIdentity, check_format, open_store
-from lary.latents.table import SplitLatents, find_latent_table, open_latents
-from lary.models.spec import MODELS
+from lary.locks import locked
 from lary.runtime import progress
 from lary.settings import Settings
 from lary.types import LaryError, MediaError, UsageError
@@ -43,10 +40,7 @@ LARGEST_IDS = 1 << 28
 
 def opened(config: LatentsConfig, settings: Settings) -> SplitLatents:
     """The latents of a split as its table names them."""
-    return open_latents(
-        settings, DATASETS.get(config.dataset), config.split, MODELS.get(config.model).name, config.protocol,
-        config.latent, config.weights, config.pool,
-    )  # fmt: skip
+    return open_latents(settings, LatentsRef.of(config))
 
 
 def convert(
@@ -116,10 +110,7 @@ def recovered(config: LatentsConfig, settings: Settings) -> Path:
     try:
         return folder_of(settings, config)
     except UsageError:
-        tag = paths.tagged(
-            MODELS.get(config.model).name, config.protocol, config.latent, config.weights, config.pool
-        )  # fmt: skip
-        folder = paths.latent_folder(settings, DATASETS.get(config.dataset).name, config.split, tag)
+        folder = LatentsRef.of(config).folder(settings)
         staging, old = beside(folder)
         if not (old.is_dir() and staging.is_dir()):
             raise
@@ -159,12 +150,11 @@ def check_complete(
 
 def latent_table(config: LatentsConfig, settings: Settings) -> tuple[Path, SampleTable]:
     """The table that names the latents of a split. Raises UsageError if there is none."""
-    dataset, model = DATASETS.get(config.dataset), MODELS.get(config.model)
-    asked = (settings, dataset, config.split, model.name, config.protocol, config.latent, config.weights)
-    file = find_latent_table(*asked, config.pool)
+    ref = LatentsRef.of(config)
+    file = find_latent_table(settings, ref)
     if file is None:
-        raise UsageError(f"There is no table with the latents of '{model.name}' for {dataset.name} {config.split}.")
-    return file, read_table(dataset, config.split, path=file, data_dir=Path())
+        raise UsageError(f"There is no table with the latents of '{ref.model}' for {ref.dataset} {ref.split}.")
+    return file, read_table(ref.spec, ref.split, path=file, data_dir=Path())
 
 
 def fill(store: LatentStore, latents: SplitLatents) -> None:

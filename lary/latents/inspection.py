@@ -12,16 +12,15 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from lary import paths
 from lary.configs import LatentsConfig
 from lary.data.samples import SampleTable, find_table, read_table
 from lary.data.spec import DATASETS
 from lary.latents.npzfile import read_arrays, read_stamp, read_tokens
 from lary.latents.reader import descriptor, read_codes, read_stored
+from lary.latents.ref import LatentsRef
 from lary.latents.shardfile import ShardHeader, read_header
 from lary.latents.shards import read_index, unit_order
 from lary.latents.store import INDEX, MANIFEST, SHARDS, read_manifest
-from lary.models.spec import MODELS
 from lary.runtime import progress
 from lary.settings import Settings
 from lary.types import LaryError, MediaError, UsageError
@@ -79,13 +78,11 @@ class StoreInfo:
 
 def folder_of(settings: Settings, config: LatentsConfig) -> Path:
     """The folder of a store. Raises UsageError if there is none, or for unknown names."""
-    model, dataset = MODELS.get(config.model), DATASETS.get(config.dataset)
-    dataset.split(config.split)
-    tag = paths.tagged(model.name, config.protocol, config.latent, config.weights, config.pool)
-    folder = paths.latent_folder(settings, dataset.name, config.split, tag)
+    DATASETS.get(config.dataset).split(config.split)
+    folder = LatentsRef.of(config).folder(settings)
     if not folder.is_dir():
         raise UsageError(
-            f"There are no latents of '{model.name}' for {dataset.name} {config.split}: {folder} does not exist."
+            f"There are no latents of '{config.model}' for {config.dataset} {config.split}: {folder} does not exist."
         )
     return folder
 

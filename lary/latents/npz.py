@@ -17,7 +17,6 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import numpy.typing as npt
 
-from lary import paths
 from lary.files import remove_torn
 from lary.latents.npzfile import Stamp, read_arrays, read_latents, read_stamp, write_latents
 from lary.latents.store import Floats, StoreIdentity, narrow, record_table
@@ -25,6 +24,11 @@ from lary.types import LaryError
 
 if TYPE_CHECKING:
     from lary.data.samples import SampleTable
+
+
+def latent_name(row: int) -> str:
+    """File name of the latents of a row."""
+    return f"latent_action_{row:08d}.npz"
 
 
 @dataclass(frozen=True)
@@ -42,7 +46,7 @@ class NpzStore:
         key = self.identity.key
 
         def is_missing(row: int) -> bool:
-            stamp = read_stamp(self.folder / paths.latent_name(row))
+            stamp = read_stamp(self.folder / latent_name(row))
             return stamp is None or stamp.store != key or stamp.sample != table[row].id
 
         with ThreadPoolExecutor(8) as pool:
@@ -57,7 +61,7 @@ class NpzStore:
         """Names by row where the file is there."""
         relative = self.folder.relative_to(root).as_posix()
         there = {entry.name for entry in os.scandir(self.folder)}
-        names = [paths.latent_name(row) for row in range(len(table))]
+        names = [latent_name(row) for row in range(len(table))]
         return [
             f"{relative}/{name}" if name in there and row not in failed else "" for row, name in enumerate(names)
         ]  # fmt: skip
@@ -78,7 +82,7 @@ class NpzWriter:
         """Write one row. Raises MediaError for tokens that aren't finite in the store's number format."""
         identity = self.store.identity
         stamp = Stamp(sample, identity.key, identity.model)
-        write_latents(self.store.folder / paths.latent_name(row), narrow(tokens, identity.dtype), codes, stamp)
+        write_latents(self.store.folder / latent_name(row), narrow(tokens, identity.dtype), codes, stamp)
 
 
 class NpzSource:

@@ -21,7 +21,7 @@ import numpy.typing as npt
 from lary.configs import ExtractConfig
 from lary.data.samples import INDEX_COLUMN, SampleTable
 from lary.latents.encoding import Encoding
-from lary.latents.reading import Batch, Reading, borrow_pool, give_back
+from lary.latents.reading import Batch, Reading, idle_readers
 from lary.latents.store import LatentStore, UnitWriter
 from lary.latents.units import Unit, UnitReport
 from lary.models.precision import in_precision
@@ -112,10 +112,9 @@ def encode_units(
     size = job.config.batch_size
     encoding = Encoding(encoder, preprocess, device, job.config.pool)
     with ExitStack() as stack:
-        pool = borrow_pool()
-        stack.callback(give_back, pool)
         reading = Reading(
-            pool, preprocess, size, most_frames(table), reading_workers(job), job.config.read_timeout
+            stack.enter_context(idle_readers()), preprocess, size, most_frames(table), reading_workers(job),
+            job.config.read_timeout,
         )  # fmt: skip
         stack.enter_context(encoding.fast_memory(reading.memory))
         writing = stack.enter_context(Writing(job.store, job.pending))

@@ -16,11 +16,10 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from lary import paths
 from lary.data.spec import DATASETS
 from lary.files import write_json
+from lary.latents.ref import LatentsRef, SplitLatents, open_latents
 from lary.latents.store import StoredLatents
-from lary.latents.table import SplitLatents, open_latents
 from lary.models.spec import MODELS, ModelSpec, with_latent
 from lary.results.relations import (
     RelationFound,
@@ -134,17 +133,16 @@ def diagnose(config: DiagnoseConfig, settings: Settings) -> tuple[Diagnosis, str
     model, dataset = with_latent(MODELS.get(config.model), config.latent), DATASETS.get(config.dataset)
     split = config.split or dataset.validation
     dataset.split(split)
-    latents = open_latents(settings, dataset, split, model.name, config.protocol, config.latent, config.weights)
-    found = diagnose_latents(latents, model, config)
-    tag = paths.tagged(model.name, config.protocol, config.latent, config.weights)
-    file = config.json or diagnosis_file(settings, dataset.name, split, tag)
+    ref = LatentsRef.of(config, split)
+    found = diagnose_latents(open_latents(settings, ref), model, config)
+    file = config.json or diagnosis_file(settings, ref)
     write_json(file, as_json(found))
     return found, str(file)
 
 
-def diagnosis_file(settings: Settings, dataset: str, split: str, tag: str) -> Path:
-    """Where the diagnosis of a split's latents stands; `tag` is the model's name in file names."""
-    return settings.path("LARY_LOG_DIR") / "diagnostics" / dataset / split / f"{tag}.json"
+def diagnosis_file(settings: Settings, ref: LatentsRef) -> Path:
+    """The file with the diagnosis of a split's latents."""
+    return settings.path("LARY_LOG_DIR") / "diagnostics" / ref.dataset / ref.split / f"{ref.tag}.json"
 
 
 def diagnose_latents(latents: SplitLatents, model: ModelSpec, config: DiagnoseConfig) -> Diagnosis:

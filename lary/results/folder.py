@@ -18,7 +18,7 @@ from pathlib import Path
 
 from lary import __version__
 from lary.files import inside, open_regular, read_limited, refuse_link, remove_torn, write_text
-from lary.latents.locks import locked
+from lary.locks import locked
 from lary.results.record import FILE_NAME, EvalResult, read_result, write_result
 from lary.types import LaryError
 

@@ -19,7 +19,7 @@ from typing import Any
 
 from lary.configs import ControlsConfig, ExtractConfig, ProbeControl
 from lary.data.spec import DATASETS, DatasetSpec, LabelSpace
-from lary.latents.table import find_latent_table
+from lary.latents.ref import LatentsRef, find_latent_table
 from lary.models.spec import MODELS, ModelSpec
 from lary.results.compare import Difference, compare_runs, open_run
 from lary.results.measure import reading
@@ -130,7 +130,10 @@ def splits_of(dataset: DatasetSpec, settings: Settings, config: ControlsConfig) 
     """Training and validation split; the unseen one too where the model's own latents of it are there."""
     roles = dataset.roles(config.splits)
     splits, unseen = [roles["train"], roles["seen"]], roles.get("unseen")
-    if unseen and find_latent_table(settings, dataset, unseen, config.model, config.protocol, config.latent):
+    ref = LatentsRef(
+        model=config.model, dataset=dataset.name, split=unseen or "", protocol=config.protocol, latent=config.latent
+    )
+    if unseen and find_latent_table(settings, ref):
         splits.append(unseen)
     return splits
 

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from lary.configs import ClassifyConfig, RegressConfig
 from lary.files import check_writable
-from lary.latents.table import SplitLatents
+from lary.latents.ref import SplitLatents
 from lary.registry import load_plugin, loaded_plugins
 from lary.runtime import log, pick_devices, progress
 from lary.settings import Settings

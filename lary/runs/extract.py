@@ -12,16 +12,16 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from lary import paths
 from lary.configs import ExtractConfig, Mode
 from lary.data.samples import SampleTable, check_media, find_table, read_table
 from lary.data.spec import DATASETS, DatasetSpec
 from lary.files import digest, read_failures, read_json, remove_torn, write_failures, write_json, write_text
-from lary.latents.locks import locked
 from lary.latents.pipeline import Job, make_encoder, model_of
 from lary.latents.pooling import check_pool
+from lary.latents.ref import LatentsRef
 from lary.latents.store import LatentStore, StoreIdentity, check_format, open_store
 from lary.latents.units import Interrupted, UnitReport, plan_units
+from lary.locks import locked
 from lary.models.spec import ModelSpec, locate_weights
 from lary.runs.engines import StopRequest, run_here, run_processes
 from lary.runtime import log, pick_devices, progress
@@ -118,7 +118,7 @@ def prepare_run(config: ExtractConfig, settings: Settings, plugins: tuple[Path, 
     explicit = as_path(config.input) if config.input else None
     source = find_table(dataset, config.split, settings.path("LARY_ROOT"), explicit)
     table = read_table(dataset, config.split, path=source, data_dir=settings.path("DATA_DIR"), limit=config.limit)
-    tag = paths.tagged(model.name, config.protocol, config.latent, config.weights, config.pool)
+    ref = LatentsRef.of(config)
     weights = locate_weights(model, settings.values(), config.weights)
     job = Job(config, settings.path("DATA_DIR"), source, weights, settings.values(), plugins)
     encoder: Encoder | None = None
@@ -132,10 +132,9 @@ def prepare_run(config: ExtractConfig, settings: Settings, plugins: tuple[Path, 
         "weights_from": weights,
         "batch_size": config.batch_size,
     }
-    folder = paths.latent_folder(settings, dataset.name, config.split, tag)
-    target = paths.latent_table(settings, dataset.name, config.split, dataset.media, dataset.stride, tag)
     return Run(
-        job, model, table, tuple(devices), identity, details, folder, target, settings.path("LARY_LA_DIR"), encoder
+        job, model, table, tuple(devices), identity, details, ref.folder(settings), ref.table(settings),
+        ref.latent_root(settings), encoder,
     )  # fmt: skip
 
 

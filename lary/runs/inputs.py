@@ -17,8 +17,8 @@ from lary.data.samples import SampleTable
 from lary.data.spec import DatasetSpec
 from lary.files import write_failures
 from lary.latents.npzfile import read_stamp
+from lary.latents.ref import LatentsRef, SplitLatents, find_latent_table, open_latents
 from lary.latents.store import SHARD_MARK
-from lary.latents.table import SplitLatents, find_latent_table, open_latents
 from lary.models.spec import ModelSpec, with_latent
 from lary.probes.outcome import SampleColumns
 from lary.probes.sources import NamedSource, ProjectedSource, ShuffledOrderSource, StaticSource
@@ -76,18 +76,13 @@ def open_splits(
     settings: Settings, dataset: DatasetSpec, model: ModelSpec, config: ProbeConfig
 ) -> dict[str, SplitLatents]:
     """Latents by role: ``train``, ``seen`` (the validation split) and, where it was extracted, ``unseen``."""
-    from lary.probes.fit import MEMORY_SHARE, memory_bytes
-
     with_latent(model, config.latent)
     roles = dataset.roles(config.splits)
-    asked = (model.name, config.protocol, config.latent, config.weights, config.pool)
+    refs = {role: LatentsRef.of(config, split) for role, split in roles.items()}
     absent = None
-    if "unseen" in roles and find_latent_table(settings, dataset, roles["unseen"], *asked) is None:
-        absent = roles.pop("unseen")
-    memory = int(MEMORY_SHARE * memory_bytes())
-    splits = {
-        role: open_latents(settings, dataset, split, *asked, pack_above=memory) for role, split in roles.items()
-    }  # fmt: skip
+    if "unseen" in refs and find_latent_table(settings, refs["unseen"]) is None:
+        absent = refs.pop("unseen").split
+    splits = {role: open_latents(settings, ref) for role, ref in refs.items()}
     if absent is not None:
         log.info("%s has no latents of %s %s: scored without it", model.name, dataset.name, absent)
     shapes = {role: split.source.shape for role, split in splits.items()}
@@ -98,7 +93,7 @@ def open_splits(
     if config.control in FRAME_CONTROLS:
         for role, split in splits.items():
             if not separate(split, config.protocol):
-                splits[role] = open_changed(settings, split, config.control, asked, memory)
+                splits[role] = open_changed(settings, split, replace(refs[role], control=config.control))
     return splits
 
 

@@ -20,8 +20,8 @@ import numpy.typing as npt
 
 from lary.data.samples import SampleTable
 from lary.latents.pipeline import encode_units, make_encoder
+from lary.latents.ref import SplitLatents
 from lary.latents.store import BATCHES, Floats, StoreIdentity, narrow
-from lary.latents.table import SplitLatents
 from lary.latents.units import plan_units
 from lary.runs.extract import Run
 from lary.runtime import progress

@@ -9,12 +9,11 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from lary import paths
 from lary.configs import ClassifyConfig, RegressConfig, RelativeFrame
 from lary.data.actions import Targets, load_normaliser
 from lary.data.spec import DATASETS, DatasetSpec
 from lary.files import digest
-from lary.latents.table import SplitLatents
+from lary.latents.ref import LatentsRef, SplitLatents
 from lary.models.spec import MODELS, ModelSpec
 from lary.probes.presets import PRESETS
 from lary.results.folder import settle, writing
@@ -275,12 +274,13 @@ def epochs_of(config: RegressConfig, preset: ProbePreset) -> int:
 
 def run_folder(config: ProbeConfig, settings: Settings, dataset: DatasetSpec, model: ModelSpec) -> Path:
     """Where a run leaves its files."""
-    tag = paths.tagged(model.name, config.protocol, config.latent, config.weights, config.pool) + variant_of(config)
+    tag = LatentsRef.of(config, dataset.validation).tag + variant_of(config)
+    logs = settings.path("LARY_LOG_DIR")
     if isinstance(config, ClassifyConfig):
-        return paths.classification_folder(settings, dataset.name, tag)
+        return logs / "classification" / dataset.name / tag
     frame = frame_of(config)
     target = f"{config.action_mode}_{frame}" if frame == "local" else config.action_mode
-    return paths.regression_folder(settings, dataset.name, dataset.stride, tag, config.model_type, target)
+    return logs / "regression" / "logs" / f"{dataset.name}_{dataset.stride}_{tag}_{config.model_type}_{target}"
 
 
 def folder_of(folder: Path, seed: int, seeds: Sequence[int]) -> Path:

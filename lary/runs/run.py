@@ -11,8 +11,8 @@ from lary.configs import ClassifyConfig, ExtractConfig, RegressConfig, RunConfig
 from lary.data.samples import find_table
 from lary.data.spec import DATASETS, DatasetSpec, LabelSpace
 from lary.files import write_failures
+from lary.latents.ref import SplitLatents
 from lary.latents.store import check_format
-from lary.latents.table import SplitLatents
 from lary.models.spec import MODELS
 from lary.runs.changed import FRAME_CONTROLS, extract_changed
 from lary.runs.extract import extract, prepare_run

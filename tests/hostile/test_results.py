@@ -11,10 +11,9 @@ from typing import Any
 import pytest
 
 from lary.configs import ExtractConfig
-from lary.data.spec import DATASETS
 from lary.importers.records import load_record
+from lary.latents.ref import LatentsRef, open_latents
 from lary.latents.store import MANIFEST
-from lary.latents.table import open_latents
 from lary.results.compare import open_run
 from lary.results.record import FILE_NAME, read_result
 from lary.results.report import write_report
@@ -82,7 +81,7 @@ def test_hostile_manifest_of_a_store(extracted: Path, case: str) -> None:
     manifest.write_bytes(JSON[case].encode("utf-8", "surrogateescape"))
 
     def opened() -> object:
-        return open_latents(settings_of(extracted), DATASETS.get("calvin"), "val", "pixels", "corrected")
+        return open_latents(settings_of(extracted), LatentsRef(model="pixels", dataset="calvin", split="val"))
 
     try:
         refused(extracted, opened, MANIFEST)

@@ -8,15 +8,12 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pytest
 
 from lary.configs import ExtractConfig, LatentsConfig
-from lary.data.spec import DATASETS
 from lary.latents.convert import convert, export
-from lary.latents.locks import LOCK
-from lary.latents.pack import PACKED, key_of
-from lary.latents.table import open_latents
+from lary.latents.ref import LatentsRef, open_latents
+from lary.locks import LOCK
 from lary.runs.extract import FAILURES, TIMING, extract, read_timing
 from lary.settings import Settings, load_settings
 from tests.hostile.harness import bounded, refused
@@ -88,22 +85,6 @@ def test_conversion_into_a_link(root: Path, victim: Path, end: str) -> None:
     refused(root.parent, lambda: convert(ASKED, settings_of(root), kind="shards"), "is a link to another place")
 
 
-@pytest.mark.parametrize("case", ["all packings", "this packing"])
-def test_packing_into_a_link(root: Path, victim: Path, case: str) -> None:
-    """Packings of other contents are removed: not where a link leads to."""
-    split = ("val", "pixels", "corrected")
-    plain = open_latents(settings_of(root), DATASETS.get("calvin"), *split)  # type: ignore[arg-type]
-    link = store_of(root) / PACKED
-    if case == "this packing":
-        link.mkdir()
-        link /= key_of(plain.source)  # type: ignore[arg-type]
-    link.symlink_to(victim)
-    before = sorted(victim.rglob("*"))
-    again = open_latents(settings_of(root), DATASETS.get("calvin"), *split, pack_above=0)  # type: ignore[arg-type]
-    assert sorted(victim.rglob("*")) == before
-    assert np.array_equal(again.source.read([0, 1, 2]), plain.source.read([0, 1, 2]))
-
-
 @pytest.mark.parametrize("name", [FAILURES, TIMING])
 def test_conversion_keeps_no_links(root: Path, name: str) -> None:
     for target in ("/dev/zero", "/etc/passwd"):
@@ -160,7 +141,6 @@ def test_ids_and_rows_without_end(root: Path, tmp_path: Path) -> None:
     refused(tmp_path, exported(ids="a\0b"), "no latents of the sample")
     refused(tmp_path, exported(rows="1-999999999"), "row 4 has no latents")
     refused(tmp_path, exported(rows="9" * 5000), "no row or range")
-    known = [sample.id for sample in open_latents(
-        settings_of(root), DATASETS.get("calvin"), "val", "pixels", "corrected"
-    ).table]  # fmt: skip
+    opened = open_latents(settings_of(root), LatentsRef(model="pixels", dataset="calvin", split="val"))
+    known = [sample.id for sample in opened.table]
     assert export(ASKED, settings_of(root), tmp_path / "out.npy", ids=",".join(known * 20)) == 3, "no path, but ids"

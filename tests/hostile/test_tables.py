@@ -16,7 +16,7 @@ from lary.data.samples import SampleTable, read_table
 from lary.data.spec import DATASETS
 from lary.files import write_failures
 from lary.latents.npzfile import read_latents
-from lary.latents.table import open_latents
+from lary.latents.ref import LatentsRef, open_latents
 from lary.runs.extract import extract
 from lary.runtime import PlainFormatter
 from lary.settings import Settings, load_settings
@@ -180,7 +180,7 @@ def extracted(tmp_path: Path) -> Path:
 
 
 def opened(root: Path) -> Callable[[], object]:
-    return lambda: open_latents(settings_of(root), DATASETS.get("calvin"), "val", "pixels", "corrected")
+    return lambda: open_latents(settings_of(root), LatentsRef(model="pixels", dataset="calvin", split="val"))
 
 
 @pytest.mark.parametrize("case", LATENTS)
@@ -208,7 +208,7 @@ def test_link_in_the_place_of_a_latent_is_replaced_and_not_followed(extracted: P
 
 
 def test_latent_that_becomes_something_else_between_check_and_use(extracted: Path) -> None:
-    split = open_latents(settings_of(extracted), DATASETS.get("calvin"), "val", "pixels", "corrected")
+    split = open_latents(settings_of(extracted), LatentsRef(model="pixels", dataset="calvin", split="val"))
     folder = extracted / "latent_actions" / "calvin" / "val" / "pixels"
     for row, make in enumerate((lambda path: os.mkfifo(path), lambda path: path.symlink_to("/dev/zero"),
                                 lambda path: path.symlink_to(path), lambda path: path.mkdir())):  # fmt: skip

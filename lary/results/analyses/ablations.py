@@ -13,9 +13,9 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from lary import paths
 from lary.data.spec import DATASETS
 from lary.files import read_json
+from lary.latents.ref import LatentsRef
 from lary.models.spec import MODELS
 from lary.results.analyses.base import Analysis, Context, FinishedRun, NotPossible, grouped, set_title, slug
 from lary.results.diagnostics import diagnosis_file
@@ -166,10 +166,13 @@ def published_ablation(run: FinishedRun, settings: Mapping[str, float]) -> float
 def codes_used(run: FinishedRun, context: Context) -> float | None:
     """Share of the codebook in use, 0 to 1, from what 'lary diagnose' wrote of the latents; None where it didn't."""
     result = run.result
-    latent, weights = (result.options_given.get(name) for name in ("latent", "weights"))
-    tag = paths.tagged(result.model.name, result.protocol, latent, weights)
+    given = {name: result.options_given.get(name) for name in ("latent", "weights")}
     try:
-        file = diagnosis_file(context.settings, result.dataset.name, DATASETS.get(result.dataset.name).validation, tag)
+        ref = LatentsRef(
+            model=result.model.name, dataset=result.dataset.name, protocol=result.protocol,
+            split=DATASETS.get(result.dataset.name).validation, **given,
+        )  # fmt: skip
+        file = diagnosis_file(context.settings, ref)
         codes = read_json(file, "diagnosis")["codes"] if file.is_file() else None
     except UsageError:  # the plug-in that made a data set may be absent
         return None

@@ -21,7 +21,7 @@ import numpy.typing as npt
 from lary.configs import ClassifyConfig
 from lary.data.frames import read_clip
 from lary.data.spec import DATASETS
-from lary.latents.table import SplitLatents, open_latents
+from lary.latents.ref import LatentsRef, SplitLatents, open_latents
 from lary.models.preprocess import resize
 from lary.models.spec import MODELS, ModelSpec, Preprocess
 from lary.results.analyses.base import Analysis, Context, FinishedRun, NotPossible, near, slug
@@ -109,8 +109,7 @@ def config_of(run: FinishedRun) -> ClassifyConfig:
 def latents_of(run: FinishedRun, context: Context) -> SplitLatents:
     """The latents that a run was scored on. Raises LaryError if they aren't there any more."""
     config, dataset = config_of(run), DATASETS.get(run.result.dataset.name)
-    asked = (config.model, config.protocol, config.latent, config.weights)
-    split = open_latents(context.settings, dataset, dataset.validation, *asked)
+    split = open_latents(context.settings, replace(LatentsRef.of(config, dataset.validation), dataset=dataset.name))
     if run.result.dataset.tables.get(dataset.validation, split.table.digest) != split.table.digest:
         log.warning("%s: the table of its latents has changed since the run", run.folder)
     return split
