@@ -16,11 +16,10 @@ Star = Parameter(name="*")
 def diagnose(config: Annotated[DiagnoseConfig, Star], places: Places = ALL_DEFAULT) -> int:
     """Diagnose extracted latents: channels, rank, use of codes, additivity and reversibility."""
     places.load_plugins()
-    from lary.results.diagnostics import as_text
     from lary.results.diagnostics import diagnose as run
 
     found, file = run(config, places.settings())
-    print(as_text(found))
+    print(found.text())
     print(f"Written to {file}")
     return 0
 

@@ -56,15 +56,15 @@ def render(figure: Figure, format: Format) -> bytes:
 
 
 def panel_grid(figure: Figure, titles: Sequence[str], columns: int, across: str = "", up: str = "") -> list[Any]:
-    """Axes with shared scales, one per title; only those at the bottom and at the left have labels."""
+    """Axes with a shared scale, one per title; `across` is that of all of them, empty if they differ in it."""
     rows = -(-len(titles) // columns)
-    grid = np.asarray(figure.subplots(rows, columns, squeeze=False, sharex=True, sharey=True)).ravel().tolist()
+    grid = np.asarray(figure.subplots(rows, columns, squeeze=False, sharex=bool(across), sharey=True)).ravel().tolist()
     for axes in grid[len(titles) :]:
         axes.set_visible(False)
     for index, (axes, title) in enumerate(zip(grid, titles, strict=False)):
         last = index + columns >= len(titles)
         axes.set_title(title, fontsize=8.5, fontweight="normal")
-        axes.tick_params(labelbottom=last, labelsize=8)
+        axes.tick_params(labelbottom=last or not across, labelsize=8)
         axes.set_xlabel(across if last else "", fontsize=8)
         axes.set_ylabel("" if index % columns else up, fontsize=8)
         axes.grid()

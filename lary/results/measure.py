@@ -252,7 +252,9 @@ def angular_error(split: SplitOutcome, prediction: Floats, orientation: Orientat
 
     chosen = list(orientation.dims)
     mean, std = (part.astype(np.float64)[:, None, chosen] for part in (split.mean, split.std))
-    guess, truth = ((values[..., chosen] * std + mean).reshape(-1, len(chosen)) for values in (prediction, split.targets))
+    guess, truth = (
+        (values[..., chosen] * std + mean).reshape(-1, len(chosen)) for values in (prediction, split.targets)
+    )
     there = np.ones(len(truth), dtype=bool)
     if orientation.convention == "quaternion_xyzw":
         there = np.linalg.norm(truth, axis=1) > SMALLEST_NORM

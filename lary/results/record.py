@@ -52,13 +52,17 @@ class Metric(Strict):
         """What the value is multiplied with where it is printed: 100 for a fraction, else 1."""
         return 100.0 if self.unit == "fraction" else 1.0
 
+    @property
+    def digits(self) -> int:
+        """Decimals of the printed value."""
+        return 1 if self.unit == "fraction" else 3
+
     def text(self) -> str:
         """The number and its interval for a terminal, fractions in per cent."""
-        scale, digits = self.scale, 1 if self.unit == "fraction" else 3
-        value = f"{self.value * scale:.{digits}f}"
-        if self.low is None or self.high is None:
-            return value
-        return f"{value} [{self.low * scale:.{digits}f}, {self.high * scale:.{digits}f}]"
+        value, low, high = (
+            "" if end is None else f"{end * self.scale:.{self.digits}f}" for end in (self.value, self.low, self.high)
+        )
+        return f"{value} [{low}, {high}]" if low and high else value
 
 
 class SplitFacts(Strict):

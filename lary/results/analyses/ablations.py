@@ -213,20 +213,18 @@ def line_figure(lines: Sequence[Line], first: FinishedRun, title: str) -> Iterat
     columns = min(len(lines), MOST_COLUMNS)
     height = 1.1 + 2.3 * -(-len(lines) // columns)
     with new_figure(max(2.6 * columns, 5.2), height) as figure:
-        names = [f"by {line.setting}, with\n{line.label}" if " " in line.label else line.label for line in lines]
-        grid = panel_grid(figure, [name.replace(", ", "\n") for name in names], columns)
+        grid = panel_grid(figure, [line.label.replace(", ", "\n") for line in lines], columns, up=f"{metric_name(first.result.primary)}{unit}")
         places = {line.setting: list[float]() for line in lines}
         for line in lines:
             own = places[line.setting]
             own[:] = sorted({*own, *(point.at for point in line.points)})
-        for index, (axes, line) in enumerate(zip(grid, lines, strict=True)):
+        for axes, line in zip(grid, lines, strict=True):
             own = places[line.setting]
             for other in lines:
                 if other is not line and other.setting == line.setting:
                     values = [point.score.value * score.scale for point in other.points]
                     axes.plot([own.index(point.at) for point in other.points], values, color=LIGHT, linewidth=0.9)
             draw_line(axes, line, own, score.scale)
-            axes.set_ylabel("" if index % columns else f"{metric_name(first.result.primary)}{unit}", fontsize=8)
         set_title(figure, title)
         yield figure
 
@@ -241,7 +239,9 @@ def draw_line(axes: Any, line: Line, places: Sequence[float], scale: float) -> N
     axes.errorbar(at, values, yerr=reach, color=BLUE, marker="o", markersize=4.5, linewidth=1.3, capsize=2)
     paper = [(place, point.published * scale) for place, point in zip(at, line.points, strict=True) if point.published]
     if paper:
-        axes.plot(*zip(*paper, strict=True), color=BLUE, marker="o", linestyle=":", linewidth=1, markerfacecolor="white")
+        axes.plot(
+            *zip(*paper, strict=True), color=BLUE, marker="o", linestyle=":", linewidth=1, markerfacecolor="white"
+        )
     for place, value, point in zip(at, values, line.points, strict=True):
         if point.codes_used is not None:
             axes.annotate(
@@ -249,6 +249,5 @@ def draw_line(axes: Any, line: Line, places: Sequence[float], scale: float) -> N
                 textcoords="offset points", fontsize=6, color=MUTED,
             )  # fmt: skip
     axes.set_xticks(range(len(places)), [f"{place:g}" for place in places])
-    axes.tick_params(labelbottom=True)
     axes.set_xlabel(line.setting, fontsize=8)
     axes.set_xlim(-0.4, len(places) - 0.6)

@@ -137,7 +137,7 @@ def frequency_figure(curves: Sequence[Curve], first: FinishedRun, window: int) -
         titles = [own.label + more for own, more in zip(curves, told, strict=True)]
         low, high = min(own.train.min() for own in curves), max(own.train.max() for own in curves)
         ticks = np.unique(np.geomspace(low, high, 4 if high / low > 2 else 3).round())  # a decade may hold no power
-        for axes, own in zip(panel_grid(figure, titles, columns, "training samples", "F1"), curves, strict=True):
+        for axes, own in zip(panel_grid(figure, titles, columns, "training samples of the class", "F1"), curves, strict=True):
             for other in curves:
                 if other is not own:
                     axes.plot(*other.drawn, color=LIGHT, linewidth=0.9, zorder=1, label="means of the other models")
@@ -171,7 +171,7 @@ def name_figure(curves: Sequence[Curve], first: FinishedRun) -> Iterator[Figure]
                 )  # fmt: skip
             mean = float(curves[index].f1.mean())
             axes.axvline(mean, color=VERMILION, linewidth=1.2, zorder=2, label="mean of the classes")
-            axes.set_xlim(-0.03, 1.03)
+            axes.set(xlim=(-0.03, 1.03), xticks=(0, 0.5, 1))
             axes.set_yticks(places, order, fontsize=7.5)
         about = f"F1 by class, each with {curves[0].train[0]:,.0f} training samples"
         finish(figure, axes, f"{dataset_title(first.result)}\n{about}\n{first.about}")
@@ -221,18 +221,17 @@ def human_robot_gap(context: Context) -> Analysis:
             left_out.append(f"gap: none of the {len(shared)} shared classes has validation samples in both data sets")
             continue
         first = pairs[0][0]
-        labels = [run.result.label for run, _ in pairs]
         facts = {
             "analysis": "gap", "human": human, "robot": robot, "protocol": first.result.protocol,
             "preset": first.result.preset, "shared_classes": shared, "classes_shown": classes,
-            "mean_gap": dict(zip(labels, np.nanmean(gaps, axis=1).tolist(), strict=True)),
+            "mean_gap": {run.result.label: float(np.nanmean(own)) for (run, _), own in zip(pairs, gaps, strict=True)},
         }  # fmt: skip
         rows = [
             {
-                "model": label, "class": name, "f1_human": f1_of(pair[0]).get(name), "f1_robot": f1_of(pair[1]).get(name),
-                "gap": None if np.isnan(gap) else float(gap),
+                "model": run.result.label, "class": name, "f1_human": f1_of(run).get(name),
+                "f1_robot": f1_of(other).get(name), "gap": None if np.isnan(gap) else float(gap),
             }
-            for label, pair, own in zip(labels, pairs, gaps, strict=True)
+            for (run, other), own in zip(pairs, gaps, strict=True)
             for name, gap in zip(classes, own, strict=True)
         ]  # fmt: skip
         stem = f"gap_{slug(human)}_{slug(robot)}{first.suffix}"
