@@ -16,9 +16,9 @@ Star = Parameter(name="*")
 def diagnose(config: Annotated[DiagnoseConfig, Star], places: Places = ALL_DEFAULT) -> int:
     """Diagnose extracted latents: channels, rank, use of codes, additivity and reversibility."""
     places.load_plugins()
-    from lary.results.diagnostics import diagnose as run
+    from lary.results.diagnostics import diagnose_split
 
-    found, file = run(config, places.settings())
+    found, file = diagnose_split(config, places.settings())
     print(found.text())
     print(f"Written to {file}")
     return 0

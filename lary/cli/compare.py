@@ -23,9 +23,9 @@ def compare(*results: Path, role: Literal["seen", "unseen"] = "seen", seed: int 
         json: File for the differences as JSON.
     """
     from lary.files import write_json
-    from lary.results.compare import compare as run
+    from lary.results.compare import compare_results
 
-    found = run(results, role, seed)
+    found = compare_results(results, role, seed)
     print(found.text())
     if json is not None:
         rows = [

@@ -14,7 +14,7 @@ import numpy as np
 
 from lary.results import statistics as stats
 from lary.results.measure import metric, seed_sums
-from lary.results.published import Scores, read_scores
+from lary.results.published import SampleScores, read_scores
 from lary.results.record import FILE_NAME, EvalResult, Metric, read_result
 from lary.results.scores import ratio
 from lary.types import LaryError, UsageError
@@ -29,7 +29,7 @@ class ScoredRun:
 
     folder: Path
     result: EvalResult
-    scores: Scores
+    scores: SampleScores
 
     @property
     def name(self) -> str:
@@ -83,7 +83,7 @@ class Comparison:
         return "\n".join(lines)
 
 
-def open_run(place: Path, role: str = "seen") -> ScoredRun:
+def open_scored(place: Path, role: str = "seen") -> ScoredRun:
     """A finished run from its folder or its ``result.json``. Raises UsageError or LaryError if a file is missing."""
     folder = place.parent if place.name == FILE_NAME else place
     if not (folder / FILE_NAME).exists():
@@ -92,7 +92,7 @@ def open_run(place: Path, role: str = "seen") -> ScoredRun:
     return ScoredRun(folder, result, read_scores(folder, result, role))
 
 
-def compare(places: Sequence[Path], role: str = "seen", seed: int = 0) -> Comparison:
+def compare_results(places: Sequence[Path], role: str = "seen", seed: int = 0) -> Comparison:
     """Compare the first run with each of the others.
 
     Raises:
@@ -101,12 +101,12 @@ def compare(places: Sequence[Path], role: str = "seen", seed: int = 0) -> Compar
     """
     if len(places) < 2:
         raise UsageError("A comparison needs at least two results.")
-    first, *others = (open_run(place, role) for place in places)
+    first, *others = (open_scored(place, role) for place in places)
     return compare_runs(first, others, role, seed)
 
 
 def compare_runs(first: ScoredRun, others: Sequence[ScoredRun], role: str = "seen", seed: int = 0) -> Comparison:
-    """Compare a run with others that were read already. Raises as `compare`."""
+    """Compare a run with others that were read already. Raises as `compare_results`."""
     for other in others:
         check_alike(first, other)
     found = [difference(first, other, seed) for other in others]

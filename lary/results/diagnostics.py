@@ -217,7 +217,7 @@ class Diagnosis:
         return "\n".join(lines)
 
 
-def diagnose(config: DiagnoseConfig, settings: Settings) -> tuple[Diagnosis, Path]:
+def diagnose_split(config: DiagnoseConfig, settings: Settings) -> tuple[Diagnosis, Path]:
     """Diagnose the latents of a split and write the numbers as JSON; returns them and the file.
 
     Raises:
@@ -243,7 +243,7 @@ def diagnosis_file(settings: Settings, ref: LatentsRef) -> Path:
 
 
 def diagnose_latents(latents: SplitLatents, model: ModelSpec, config: DiagnoseConfig) -> Diagnosis:
-    """All diagnostics of latents that are open already. Raises as `diagnose`."""
+    """All diagnostics of latents that are open already. Raises as `diagnose_split`."""
     table, source = latents.table, latents.source
     rows = np.arange(len(table), dtype=np.int64)
     if config.rows is not None and config.rows < len(rows):

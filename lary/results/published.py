@@ -112,7 +112,7 @@ def write_regression_files(
         stem = f"{place}/sample_{index}"
         if frames is not None:
             clip = frames(sample)
-            files |= {f"{stem}_src.png": encode_png(clip[0]), f"{stem}_tgt.png": encode_png(clip[-1])}
+            files |= {f"{stem}_src.png": png_of(clip[0]), f"{stem}_tgt.png": png_of(clip[-1])}
         mean, std = split.mean[sample].astype(np.float64), split.std[sample].astype(np.float64)
         title = f"{split.samples.ids[sample]}, mean squared error {error:.3g}"
         chunks.append(figures.Chunk(title, values[sample] * std + mean, split.targets[sample] * std + mean))
@@ -124,7 +124,7 @@ def write_regression_files(
     return tuple(files)
 
 
-def encode_png(picture: npt.NDArray[np.uint8]) -> bytes:
+def png_of(picture: npt.NDArray[np.uint8]) -> bytes:
     """An RGB picture (H, W, 3) uint8 as PNG."""
     from PIL import Image
 
@@ -137,7 +137,7 @@ def encode_png(picture: npt.NDArray[np.uint8]) -> bytes:
 
 
 @dataclass(frozen=True)
-class Scores:
+class SampleScores:
     """Headline score of each sample of one split: ids and groups n names, scores (S, n) float32."""
 
     ids: tuple[str, ...]
@@ -156,25 +156,25 @@ class Chunks:
     true: Floats
 
 
-def class_scores(runs: Sequence[ClassificationOutcome]) -> dict[str, Scores]:
+def class_scores(runs: Sequence[ClassificationOutcome]) -> dict[str, SampleScores]:
     """Right or wrong, by role, from probes of several seeds."""
     samples, first = runs[0].samples, headline(runs[0].selections)
     right = [run.selections[first].logits.argmax(axis=1) == run.labels for run in runs]
-    return {"seen": Scores(samples.ids, samples.groups, np.stack(right).astype(np.float32))}
+    return {"seen": SampleScores(samples.ids, samples.groups, np.stack(right).astype(np.float32))}
 
 
-def action_scores(runs: Sequence[RegressionOutcome]) -> dict[str, Scores]:
+def action_scores(runs: Sequence[RegressionOutcome]) -> dict[str, SampleScores]:
     """Squared error of each sample, by role, from probes of several seeds."""
     first = headline(runs[0].splits["seen"].selections)
     found = {}
     for role, split in runs[0].splits.items():
         values = [run.splits[role].selections[first].values.astype(np.float64) for run in runs]
         errors = np.stack([np.square(own - split.targets).mean(axis=(1, 2)) for own in values])
-        found[role] = Scores(split.samples.ids, split.samples.groups, errors.astype(np.float32))
+        found[role] = SampleScores(split.samples.ids, split.samples.groups, errors.astype(np.float32))
     return found
 
 
-def write_scores(folder: Path, scores: Mapping[str, Scores], seeds: Sequence[int]) -> str:
+def write_scores(folder: Path, scores: Mapping[str, SampleScores], seeds: Sequence[int]) -> str:
     """Write the scores of a run into its folder; returns the file's name."""
     arrays: Arrays = {"seeds": np.array(seeds, dtype=np.int64)}
     for role, own in scores.items():
@@ -183,7 +183,7 @@ def write_scores(folder: Path, scores: Mapping[str, Scores], seeds: Sequence[int
     return _write_arrays(folder / PREDICTIONS, arrays)
 
 
-def write_chunks(folder: Path, outcome: RegressionOutcome) -> str:
+def write_actions(folder: Path, outcome: RegressionOutcome) -> str:
     """Write the chunks of all evaluated splits into a run's folder; returns the file's name."""
     name = headline(outcome.splits["seen"].selections)
     arrays: Arrays = {}
@@ -202,13 +202,13 @@ def _write_arrays(file: Path, arrays: Arrays) -> str:
     return file.name
 
 
-def read_scores(folder: Path, result: EvalResult, role: str = "seen") -> Scores:
+def read_scores(folder: Path, result: EvalResult, role: str = "seen") -> SampleScores:
     """The scores of one role. Raises LaryError if there is no such file, it is torn, or the run has no such split."""
     ids, groups, scores = _read_arrays(folder, result, PREDICTIONS, role, "scores", ("ids", "groups", "scores"))
-    return Scores(tuple(map(str, ids)), tuple(map(str, groups)), scores.astype(np.float32))
+    return SampleScores(tuple(map(str, ids)), tuple(map(str, groups)), scores.astype(np.float32))
 
 
-def read_chunks(folder: Path, result: EvalResult, role: str = "seen") -> Chunks:
+def read_actions(folder: Path, result: EvalResult, role: str = "seen") -> Chunks:
     """The chunks of one role. Raises LaryError if there is no such file, it is torn, or the run has no such split."""
     names = ("ids", "groups", "media", "predicted", "true")
     *texts, predicted, true = _read_arrays(folder, result, ACTIONS, role, "chunks", names)

@@ -158,8 +158,8 @@ def build_page(entries: Sequence[Entry], broken: Sequence[Broken] = ()) -> str:
         trim_blocks=True, lstrip_blocks=True,
     )  # fmt: skip
     environment.filters |= {
-        "number": number, "bounds": bounds, "metric_name": metric_name, "seconds": seconds, "settings": settings_of,
-        "dataset_title": dataset_title, "published": published_score, "share": share, "is_number": _is_number,
+        "number": number, "bounds": bounds, "metric_name": metric_name, "seconds": duration, "settings": settings_of,
+        "dataset_title": dataset_title, "published": published_score, "share": on_scale, "is_number": _is_number,
         "by_recall": lambda rows: sorted(rows, key=lambda row: (-(row.recall.value if row.recall else -1), row.name)),
         "by_distance": lambda rows: sorted(rows, key=lambda row: abs(row.gain.value)),
         "as_json": lambda value: json.dumps(value, ensure_ascii=False, default=str),
@@ -244,12 +244,12 @@ def bounds(metric: Metric) -> str:
     return f"[{number(metric.low, metric.unit)}, {number(metric.high, metric.unit)}]"
 
 
-def share(value: float, limit: float) -> float:
+def on_scale(value: float, limit: float) -> float:
     """Where a value is on a scale from zero to `limit`, in per cent."""
     return round(100 * min(max(value / limit, 0.0), 1.0), 1) if limit > 0 else 0.0
 
 
-def seconds(value: float) -> str:
+def duration(value: float) -> str:
     """A time as people read it."""
     if value < 60:
         return f"{value:.1f} s"

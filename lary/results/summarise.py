@@ -5,13 +5,13 @@ Several probes that differ in their seed alone make one record: its metrics are 
 
 from __future__ import annotations
 
-import math
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import PurePosixPath
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
+from pydantic_core import from_json, to_json
 
 from lary.data.spec import Orientation
 from lary.probes import metrics
@@ -22,13 +22,9 @@ from lary.results.measure import check_finite, headline, interval_note, means, m
 from lary.results.record import (
     ClassRow,
     Control,
-    DimensionRow,
     EvalResult,
     Example,
-    GroupRow,
     Metric,
-    OrientationRow,
-    RobotRow,
     RunFacts,
     SeedRow,
     Selection,
@@ -142,26 +138,25 @@ def classification_result(
             metrics=_class_metrics(labels, guesses, count, clusters, seed),
             gain=metric(means(gains, groups, seed), 0, "fraction"),
         )
-    per_seed = [] if not others else [
+    per_seed = [
         SeedRow(
             seed=number, epoch=run.selections[first].epoch, head=run.selections[first].head,
             metrics=_plain_metrics(labels, run.selections[first].logits),
         )
-        for number, run in zip(facts.seeds, runs, strict=True)
+        for number, run in zip(facts.seeds, runs, strict=False)
     ]  # fmt: skip
-    return EvalResult(
-        **dict(facts),
+    return _finished(
+        runs,
+        facts,
+        groups,
         task="classification",
         headline=first,
         primary="top1",
         selections=selections,
         controls=controls,
-        interval=interval_note(len(set(groups)), len(labels), len(runs)),
         classes=_class_rows(outcome, predicted[0], clusters, matrix),
         confusion=tuple(tuple(row) for row in matrix.tolist()),
-        per_seed=tuple(per_seed),
-        history=plain_history(outcome.history),
-        warnings=_warnings(runs),
+        per_seed=tuple(per_seed) if others else (),
     )
 
 
@@ -227,10 +222,7 @@ def regression_result(
     first = headline(outcome.splits["seen"].selections)
     found: dict[SelectionName, dict[str, Metric]] = {}
     controls: dict[str, dict[str, Metric]] = {}
-    dimensions: list[DimensionRow] = []
-    groups: list[GroupRow] = []
-    robots: list[RobotRow] = []
-    turns: list[OrientationRow] = []
+    tables: dict[str, list[Any]] = {"dimensions": [], "dimension_groups": [], "robots": [], "orientations": []}
     for role, split in outcome.splits.items():
         for name in split.selections:
             values = [run.splits[role].selections[name].values for run in runs]
@@ -239,18 +231,27 @@ def regression_result(
             interval = measure.error_interval(split, values, seed)
             found.setdefault(name, {}).update(measure.overall(role, split, interval))
             if name == first:
-                dimensions += measure.dimension_rows(role, split, values, interval, outcome.dims, units, seed)
-                groups += measure.group_rows(role, split, values, outcome.groups, units, seed)
-                robots += measure.robot_rows(role, split, values, outcome.groups, units, orientations, seed)
-                turns += measure.orientation_rows(role, split, values, orientations, seed)
+                asked = (role, split, values)
+                tables["dimensions"] += measure.dimension_rows(*asked, interval, outcome.dims, units, seed)
+                tables["dimension_groups"] += measure.group_rows(*asked, outcome.groups, units, seed)
+                tables["robots"] += measure.robot_rows(*asked, outcome.groups, units, orientations, seed)
+                tables["orientations"] += measure.orientation_rows(*asked, orientations, seed)
         for control in split.controls:
             guesses = [run.splits[role].controls[control] for run in runs]
             metrics_of = measure.overall(role, split, measure.error_interval(split, guesses, seed))
             controls.setdefault(control, {}).update(metrics_of)
+    per_seed = []
+    for number, run in zip(facts.seeds, runs, strict=False):
+        plain: dict[str, float] = {}
+        for role, split in run.splits.items():
+            plain |= measure.plain_errors(role, split, split.selections[first].values)
+        per_seed.append(SeedRow(seed=number, epoch=run.splits["seen"].selections[first].epoch, metrics=plain))
     seen = outcome.splits["seen"]
     ours = [run.splits["seen"].selections[first].values for run in runs]
-    return EvalResult(
-        **dict(facts),
+    return _finished(
+        runs,
+        facts,
+        seen.samples.groups,
         task="regression",
         headline=first,
         primary="seen_mse",
@@ -270,43 +271,20 @@ def regression_result(
             for name, values in controls.items()
             if name in seen.controls
         },
-        interval=interval_note(len(set(seen.samples.groups)), len(seen.targets), len(runs)),
-        dimensions=tuple(dimensions),
-        dimension_groups=tuple(groups),
-        robots=tuple(robots),
-        orientations=tuple(turns),
-        per_seed=_seed_rows(runs, facts.seeds, first) if others else (),
+        **{name: tuple(rows) for name, rows in tables.items()},
+        per_seed=tuple(per_seed) if others else (),
         examples=_examples(seen, first, facts.files),
-        history=plain_history(outcome.history),
-        warnings=_warnings(runs),
     )
 
 
-def _seed_rows(runs: Sequence[RegressionOutcome], seeds: Sequence[int], name: SelectionName) -> tuple[SeedRow, ...]:
-    rows = []
-    for number, run in zip(seeds, runs, strict=True):
-        found: dict[str, float] = {}
-        for role, split in run.splits.items():
-            found |= measure.plain_errors(role, split, split.selections[name].values)
-        rows.append(SeedRow(seed=number, epoch=run.splits["seen"].selections[name].epoch, metrics=found))
-    return tuple(rows)
-
-
-def _warnings(runs: Sequence[ClassificationOutcome | RegressionOutcome]) -> tuple[str, ...]:
-    """Warnings of all seeds, each once."""
-    return tuple(dict.fromkeys(warning for run in runs for warning in run.warnings))
-
-
-def plain_history(entries: Iterable[Mapping[str, Any]]) -> tuple[dict[str, Any], ...]:
-    """History with null in place of numbers that JSON can't hold."""
-
-    def plain(value: Any) -> Any:
-        if isinstance(value, np.generic):
-            value = value.item()
-        if isinstance(value, float) and not math.isfinite(value):
-            return None
-        if isinstance(value, (list, tuple)):
-            return [plain(item) for item in value]
-        return {str(key): plain(item) for key, item in value.items()} if isinstance(value, dict) else value
-
-    return tuple(plain(entry) for entry in entries)
+def _finished(
+    runs: Sequence[ClassificationOutcome | RegressionOutcome], facts: RunFacts, groups: Sequence[str], **parts: Any
+) -> EvalResult:
+    """The record with what both tasks have: the note on intervals, the history of the first seed, all warnings."""
+    history = from_json(to_json(runs[0].history, inf_nan_mode="null", fallback=lambda value: value.item()))
+    return EvalResult(
+        **dict(facts), **parts,
+        interval=interval_note(len(set(groups)), len(groups), len(runs)),
+        history=tuple(history),
+        warnings=tuple(dict.fromkeys(warning for run in runs for warning in run.warnings)),
+    )  # fmt: skip

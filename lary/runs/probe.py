@@ -20,7 +20,7 @@ from lary.results.folder import settle, writing
 from lary.results.published import (
     action_scores,
     class_scores,
-    write_chunks,
+    write_actions,
     write_classification_files,
     write_regression_files,
     write_scores,
@@ -33,9 +33,9 @@ from lary.results.record import (
     NamedDigest,
     Provenance,
     RunFacts,
-    SplitFacts,
-    identity_of,
+    SplitSize,
     read_result,
+    run_identity,
 )
 from lary.results.summarise import classification_result, regression_result
 from lary.runs.devices import NOT_DECIDING, Place, check_stores, run_on, several_devices
@@ -106,7 +106,7 @@ def classify(
 
     from lary.probes.classify import ClassifierInputs, train_classifier
 
-    identity = identity_of(inputs_of(config, splits))
+    identity = run_identity(inputs_of(config, splits))
     with writing(folder, identity, resume=config.resume, leads=place.team.leads) as run:
         train, validation = splits["train"], splits["seen"]
         started = time.monotonic()
@@ -166,7 +166,7 @@ def regress(
         return ProbeRun(folder, read_result(folder / FILE_NAME), new=True)
     place = Place.of(config)
 
-    identity = identity_of(inputs_of(config, splits))
+    identity = run_identity(inputs_of(config, splits))
     with writing(folder, identity, resume=config.resume, leads=place.team.leads) as run:
         started = time.monotonic()
         data_dir = settings.path("DATA_DIR")
@@ -193,7 +193,7 @@ def regress(
         seconds = time.monotonic() - started
         written = write_regression_files(run.work, outcomes[0], frames_of(splits["seen"]), actions.units)
         scores = write_scores(run.work, action_scores(outcomes), seeds)
-        files = ("best_model.pth", *written, scores, write_chunks(run.work, outcomes[0]))
+        files = ("best_model.pth", *written, scores, write_actions(run.work, outcomes[0]))
         facts = run_facts(config, dataset, model, splits, outcomes[0].settings, files, seconds, probe=config.model_type)
         # The difference of two orientations' values is no orientation, the turn from one to the other is.
         orientations = actions.orientations if frame != "world" else ()
@@ -305,7 +305,7 @@ def deciding_options(config: ProbeConfig) -> dict[str, Any]:
 def is_of(result: EvalResult, config: ProbeConfig, splits: Mapping[str, SplitLatents]) -> bool:
     """Whether a result is that of this very run; one of version 0.1 names no inputs, and has a digest of its own."""
     if result.inputs:
-        return result.identity == identity_of(inputs_of(config, splits))
+        return result.identity == run_identity(inputs_of(config, splits))
     inputs = {role: [split.table.digest, split.store.get("key")] for role, split in splits.items()}
     return result.identity == digest(json.dumps([2, deciding_options(config), inputs], sort_keys=True))
 
@@ -343,13 +343,13 @@ def run_facts(
     timings = {f"extract {split.table.split}": read_timing(split.folder)[1] for split in splits.values()}
     return RunFacts(
         status="incomplete" if missing else "complete",
-        identity=identity_of(inputs), inputs=inputs,
+        identity=run_identity(inputs), inputs=inputs,
         dataset=DatasetFacts(
             name=dataset.name, title=dataset.title, revision=dataset.revision,
             stride=dataset.stride, units=target_units, split_set=config.splits or "",
             tables={split.table.split: split.table.digest for split in splits.values()},
             splits={
-                split.table.split: SplitFacts(rows=len(split.table), groups=len(set(split.table.groups())))
+                split.table.split: SplitSize(rows=len(split.table), groups=len(set(split.table.groups())))
                 for split in splits.values()
             },
         ),

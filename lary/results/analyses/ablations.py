@@ -58,7 +58,7 @@ class Line:
     points: tuple[Point, ...]
 
 
-def line_of(setting: str, label: str, points: Sequence[Point]) -> list[Line]:
+def setting_line(setting: str, label: str, points: Sequence[Point]) -> list[Line]:
     """The line through some points; none where they are all at one value."""
     rising = tuple(sorted(points, key=lambda point: point.at))
     return [Line(setting, label, rising)] if len({point.at for point in rising}) > 1 else []
@@ -78,7 +78,7 @@ def stride_ablation(context: Context) -> Analysis:
             for run in (run for run in runs if run.result.label == label):
                 paper = published_score(run.result)
                 points.append(Point(float(run.result.dataset.stride or 0), run, paper.value if paper else None))
-            lines += line_of("stride [frames]", label, points)
+            lines += setting_line("stride [frames]", label, points)
         if lines:
             files += write(context, f"stride_{slug(series)}", lines, f"{series}: score by stride")
     if not files:
@@ -150,7 +150,7 @@ def ablation_lines(
             others = ", ".join(f"{other} {value:g}" for other, value in own.items() if other != name)
             point = Point(own[name], run, published_ablation(run, own), codes_used(run, context))
             found.setdefault(others, []).append(point)
-    return [line for others, points in found.items() for line in line_of(name, others, points)]
+    return [line for others, points in found.items() for line in setting_line(name, others, points)]
 
 
 def published_ablation(run: FinishedRun, settings: Mapping[str, float]) -> float | None:
@@ -213,7 +213,12 @@ def line_figure(lines: Sequence[Line], first: FinishedRun, title: str) -> Iterat
     columns = min(len(lines), MOST_COLUMNS)
     height = 1.1 + 2.3 * -(-len(lines) // columns)
     with new_figure(max(2.6 * columns, 5.2), height) as figure:
-        grid = panel_grid(figure, [line.label.replace(", ", "\n") for line in lines], columns, up=f"{metric_name(first.result.primary)}{unit}")
+        grid = panel_grid(
+            figure,
+            [line.label.replace(", ", "\n") for line in lines],
+            columns,
+            up=f"{metric_name(first.result.primary)}{unit}",
+        )
         places = {line.setting: list[float]() for line in lines}
         for line in lines:
             own = places[line.setting]

@@ -137,7 +137,9 @@ def frequency_figure(curves: Sequence[Curve], first: FinishedRun, window: int) -
         titles = [own.label + more for own, more in zip(curves, told, strict=True)]
         low, high = min(own.train.min() for own in curves), max(own.train.max() for own in curves)
         ticks = np.unique(np.geomspace(low, high, 4 if high / low > 2 else 3).round())  # a decade may hold no power
-        for axes, own in zip(panel_grid(figure, titles, columns, "training samples of the class", "F1"), curves, strict=True):
+        for axes, own in zip(
+            panel_grid(figure, titles, columns, "training samples of the class", "F1"), curves, strict=True
+        ):
             for other in curves:
                 if other is not own:
                     axes.plot(*other.drawn, color=LIGHT, linewidth=0.9, zorder=1, label="means of the other models")
@@ -147,7 +149,7 @@ def frequency_figure(curves: Sequence[Curve], first: FinishedRun, window: int) -
             axes.set_xticks(ticks, [f"{tick:,.0f}" for tick in ticks])
             axes.minorticks_off()
             axes.set_ylim(-0.03, 1.03)
-        finish(figure, axes, f"{dataset_title(first.result)}: F1 by class frequency\n{first.about}")
+        add_legend(figure, axes, f"{dataset_title(first.result)}: F1 by class frequency\n{first.about}")
         yield figure
 
 
@@ -174,11 +176,11 @@ def name_figure(curves: Sequence[Curve], first: FinishedRun) -> Iterator[Figure]
             axes.set(xlim=(-0.03, 1.03), xticks=(0, 0.5, 1))
             axes.set_yticks(places, order, fontsize=7.5)
         about = f"F1 by class, each with {curves[0].train[0]:,.0f} training samples"
-        finish(figure, axes, f"{dataset_title(first.result)}\n{about}\n{first.about}")
+        add_legend(figure, axes, f"{dataset_title(first.result)}\n{about}\n{first.about}")
         yield figure
 
 
-def finish(figure: Figure, axes: Any, title: str) -> None:
+def add_legend(figure: Figure, axes: Any, title: str) -> None:
     """A title over the panels and a legend below, from the marks of one panel."""
     marks = {name: mark for mark, name in zip(*axes.get_legend_handles_labels(), strict=True)}
     figure.legend(marks.values(), marks.keys(), loc="outside lower center", ncols=3, frameon=False, fontsize=8)
