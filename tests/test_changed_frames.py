@@ -109,8 +109,6 @@ def test_a_run_encodes_what_its_control_needs(settings: Settings) -> None:
     )
     assert run(config, settings).extracted == 24 + 9
     assert run(config, settings).extracted == 0
-    with pytest.raises(UsageError, match=r"--control static-pair: 'frame-difference' .* mixes the frames"):
-        run(RunConfig(**{**config.__dict__, "no_store": True, "overwrite": True}), settings)
 
 
 def test_latents_of_single_frames_need_no_second_extraction(settings: Settings) -> None:

@@ -237,7 +237,7 @@ def test_relative_actions_keep_frames_apart_and_name_failures(tmp_path: Path) ->
         )
         report = relative.write_relative(request)
         assert [item.row for item in report.tables[0].failures] == [1]
-        assert [row["row"] for row in read(report.tables[0].listed)] == ["1"]
+        assert [row["row"] for row in read(report.tables[0].listed)] == ["2"]
         assert report.statistics is not None
         assert json.loads(report.statistics.read_text())["count"] == 2
     world, local = ((data / folder).rglob("*.npy") for folder in poses.FOLDERS.values())

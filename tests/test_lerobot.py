@@ -16,7 +16,7 @@ import pytest
 from cyclopts import App
 
 from lary.cli import benchmark as cli_run
-from lary.cli import imports as cli_import
+from lary.cli import data as cli_data
 from lary.data.actions import load_normaliser
 from lary.data.audit import AuditRequest, audit
 from lary.data.frames import read_image, read_video
@@ -303,7 +303,7 @@ def test_seconds_of_a_video(tmp_path: Path, codec: str) -> None:
 
 def call(tokens: Sequence[str]) -> Any:
     app = App(name="lary")
-    for command in (cli_run.extract, cli_run.regress, cli_import.import_lerobot):
+    for command in (cli_run.extract, cli_run.regress, cli_data.import_lerobot):
         app.command(command)
     return app(list(tokens), exit_on_error=False, result_action="return_value")
 

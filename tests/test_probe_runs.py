@@ -15,7 +15,7 @@ import numpy as np
 import pytest
 from cyclopts import App
 
-from lary.cli import compare as cli_compare
+from lary.cli import benchmark as cli_run
 from lary.configs import ClassifyConfig, ExtractConfig, RegressConfig
 from lary.results import figures
 from lary.results.published import read_scores
@@ -206,7 +206,7 @@ def test_classification_has_seeds_and_controls(place: Path, tmp_path: Path) -> N
 
 def test_the_controls_command_states_margins(place: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     app = App()
-    app.command(cli_compare.controls)
+    app.command(cli_run.controls)
     folders = ["--lary-root", str(place), "--data-dir", str(place / "data"), "--lary-la-dir", str(place / "latents")]
     command = ["controls", "--model", MODEL, "--dataset", "calvin", "--model-type", "ridge", "--probe-preset", "demo"]
     command += ["--project", "2", *folders, "--lary-log-dir", str(tmp_path)]
@@ -243,7 +243,7 @@ def test_plug_ins_reach_the_workers_of_the_extractions(
 
     monkeypatch.setattr(controls, "extract", seen)
     app = App()
-    app.command(cli_compare.controls)
+    app.command(cli_run.controls)
     with pytest.raises(UsageError, match="far enough"):
         app(
             ["controls", "--model", MODEL, "--dataset", "calvin", "--plugin", str(plugin), "--lary-root", str(place)],

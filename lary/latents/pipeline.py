@@ -24,11 +24,10 @@ from lary.latents.encoding import Encoding
 from lary.latents.reading import Batch, Reading, idle_readers
 from lary.latents.store import LatentStore, UnitWriter
 from lary.latents.units import Unit, UnitReport
-from lary.models.precision import in_precision
-from lary.models.promise import held_to_record
-from lary.models.spec import MODELS, ModelContext, ModelSpec, build, with_latent
+from lary.models.running import LoadedEncoder, build
+from lary.models.spec import MODELS, ModelContext, ModelSpec, with_latent
 from lary.runtime import usable_cores
-from lary.types import Encoder, Failure, LaryError, MediaError
+from lary.types import Failure, LaryError, MediaError
 
 MOST_WORKERS = 8
 WRITERS = 2
@@ -70,11 +69,10 @@ def model_of(config: ExtractConfig) -> ModelSpec:
     return with_latent(MODELS.get(config.model), config.latent)
 
 
-def make_encoder(job: Job, model: ModelSpec, device: str) -> Encoder:
+def make_encoder(job: Job, model: ModelSpec, device: str) -> LoadedEncoder:
     """The model on its device, in the arithmetic that was asked for."""
     config = job.config
-    encoder = in_precision(build(model, model_context(job, device)), device, config.precision, config.compile)
-    return held_to_record(encoder, model, config.protocol)
+    return build(model, model_context(job, device), precision=config.precision, compiled=config.compile)
 
 
 def model_context(job: Job, device: str) -> ModelContext:
@@ -92,7 +90,7 @@ def reading_workers(job: Job) -> int:
 
 
 def encode_units(
-    job: Job, table: SampleTable, units: Iterable[Unit], device: str, encoder: Encoder | None,
+    job: Job, table: SampleTable, units: Iterable[Unit], device: str, encoder: LoadedEncoder | None,
     *, advance: Advance, stopped: Callable[[], bool] = lambda: False,
 ) -> Iterator[UnitReport]:  # fmt: skip
     """Read, encode and write units of rows; each is reported once it is committed.

@@ -55,7 +55,7 @@ class LatentsRef:
         return cls(
             model=config.model, dataset=config.dataset, split=config.split if split is None else split,
             protocol=config.protocol, latent=config.latent, weights=config.weights,
-            pool=getattr(config, "pool", None),  # 'lary diagnose' has no such option
+            pool=config.pool,
         )  # fmt: skip
 
     @property

@@ -22,6 +22,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from lary.configs import DiagnoseConfig
 from lary.data.spec import DATASETS
 from lary.files import write_json
 from lary.latents.ref import LatentsRef, SplitLatents, open_latents
@@ -32,7 +33,6 @@ from lary.results.record import Metric
 from lary.results.scores import ratio
 from lary.runtime import progress
 from lary.settings import Settings
-from lary.tool_configs import DiagnoseConfig
 from lary.types import LaryError, UsageError
 
 DEAD = 1e-6

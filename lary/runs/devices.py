@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 
 Run = Callable[[Any, Settings], Any]
 
-NOT_DECIDING = ("overwrite", "resume", "tracker")
+NOT_DECIDING = ("device", "overwrite", "resume", "tracker")
 """Options that leave the numbers of a run alone, and so are no part of its identity."""
 
 
@@ -32,7 +32,7 @@ def several_devices(config: ClassifyConfig | RegressConfig) -> list[str]:
 
     if is_member():
         return []
-    devices = pick_devices(config.gpus)
+    devices = pick_devices(config.gpus, config.device)
     return devices if len(devices) > 1 else []
 
 
@@ -66,7 +66,7 @@ class Place:
         if is_member():
             team, device = join()
             return cls(device, team)
-        return cls(pick_devices(config.gpus)[0], ALONE)
+        return cls(pick_devices(config.gpus, config.device)[0], ALONE)
 
     def progress(self, total: int, title: str) -> AbstractContextManager[Progress | None]:
         """A progress bar, in the leading process alone."""

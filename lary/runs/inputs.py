@@ -153,15 +153,6 @@ def shared_groups(dataset: DatasetSpec, splits: Mapping[str, SplitLatents]) -> t
     return tuple(found)
 
 
-def check_steps(split: SplitLatents, config: ProbeConfig) -> None:
-    """Refuse a control of the frames on latents without a store that mix frames. Raises UsageError."""
-    if not separate(split, config.protocol):
-        raise UsageError(
-            f"--control {config.control}: '{config.model}' (protocol {config.protocol}) mixes the frames of a sample, "
-            "so they have to be changed before they are encoded: leave --no-store out."
-        )
-
-
 def shown(split: SplitLatents, config: ProbeConfig, seed: int, *, training: bool) -> LatentSource:
     """The latents of a split as the probe sees them: through the control and the projection that were asked for.
 

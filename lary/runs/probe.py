@@ -364,16 +364,11 @@ def run_facts(
         preset=config.probe_preset, seed=seeds_of(config)[0], seeds=seeds_of(config), control=config.control,
         project=config.project,
         options_given=json.loads(json.dumps(asdict(config), default=str)),
-        options=json.loads(json.dumps({**resolved, **store_note(train)}, default=str)),
+        options=json.loads(json.dumps(dict(resolved), default=str)),
         provenance=Provenance(**provenance()),
         timings={name: value for name, value in timings.items() if value} | {"probe": round(seconds, 3)},
         failures=missing, files=dict.fromkeys(files, ""),
     )  # fmt: skip
-
-
-def store_note(split: SplitLatents) -> dict[str, str]:
-    """An option that says so where the latents came from no store."""
-    return {"store": str(split.store["no_store"])} if "no_store" in split.store else {}
 
 
 def summary(result: EvalResult) -> str:

@@ -57,11 +57,8 @@ class Planned:
     @property
     def title(self) -> str:
         """What sets this run apart, in a line."""
-        default = asdict(RunConfig(model="", dataset=""))
-        told = [
-            f"{name} {value}" for name, value in asdict(self.config).items()
-            if name in IN_FOLDER[2:] and value != default[name]
-        ]  # fmt: skip
+        default, own = asdict(RunConfig(model="", dataset="")), asdict(self.config)
+        told = [f"{name} {own[name]}" for name in IN_FOLDER[2:] if own[name] != default[name]]
         return ", ".join([f"{self.config.model} on {self.config.dataset}", *told, *filter(None, [self.own])])
 
     def settings(self, settings: Settings) -> Settings:

@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 import torch
 
+from lary.configs import AnalyzeConfig
 from lary.data.spec import DATASETS
 from lary.models.spec import MODELS
 from lary.probes.attention import attention_weights
@@ -25,7 +26,6 @@ from lary.results.analyses.trajectories import chosen_episodes, episode_of
 from lary.results.published import Chunks, write_actions
 from lary.results.record import FILE_NAME, DatasetFacts, write_result
 from lary.results.summarise import classification_result, regression_result
-from lary.tool_configs import AnalyzeConfig
 from lary.types import LaryError, UsageError
 from tests import fake_results as fake
 from tests.helpers import lary, settings_of

@@ -11,6 +11,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from lary.configs import DiagnoseConfig
 from lary.data.samples import read_table
 from lary.data.spec import DATASETS
 from lary.latents.npzfile import Stamp, write_latents
@@ -25,7 +26,6 @@ from lary.results.diagnostics import (
     perplexity,
     reversal,
 )
-from lary.tool_configs import DiagnoseConfig
 from lary.types import LaryError
 from tests.helpers import Done, lary
 

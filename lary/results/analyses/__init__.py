@@ -5,13 +5,13 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from pathlib import Path
 
+from lary.configs import AnalysisKind, AnalyzeConfig
 from lary.results.analyses.ablations import codebook_ablation, stride_ablation
 from lary.results.analyses.attention import attention_maps
 from lary.results.analyses.base import Analysis, Context, NotPossible, find_runs
 from lary.results.analyses.classes import class_frequency, human_robot_gap
 from lary.results.analyses.trajectories import trajectories
 from lary.settings import Settings
-from lary.tool_configs import AnalysisKind, AnalyzeConfig
 from lary.types import LaryError, UsageError
 
 ANALYSES: Mapping[str, Callable[[Context], Analysis]] = {
