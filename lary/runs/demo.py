@@ -13,8 +13,8 @@ from lary.models.spec import MODELS, ModelSpec, locate_weights
 from lary.results.record import EvalResult
 from lary.results.report import write_report
 from lary.runs.extract import extract
-from lary.runs.probe import ProbeRun
-from lary.runs.run import config_for, run_probe
+from lary.runs.probe import ProbeRun, run_probe
+from lary.runs.run import config_for
 from lary.runtime import log
 from lary.settings import CONFIG_NAME, NAMES, Settings, load_settings
 from lary.simulate import SimulateConfig, simulate

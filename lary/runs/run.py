@@ -8,13 +8,12 @@ from pathlib import Path
 from typing import Any
 
 from lary.configs import ClassifyConfig, ExtractConfig, RegressConfig, RunConfig
-from lary.data.samples import find_table
 from lary.data.spec import DATASETS, DatasetSpec, LabelSpace
-from lary.latents.ref import SplitLatents
+from lary.data.splits import find_table
 from lary.runs.changed import FRAME_CONTROLS, extract_changed
 from lary.runs.extract import extract
 from lary.runs.inputs import check_options
-from lary.runs.probe import ProbeRun, classify, regress
+from lary.runs.probe import ProbeRun, run_probe
 from lary.runtime import log
 from lary.settings import Settings
 from lary.types import RANDOM, UsageError
@@ -56,15 +55,6 @@ def run(config: RunConfig, settings: Settings, *, plugins: tuple[Path, ...] = ()
             failures += len(changed.failures) if changed else 0
     found = run_probe(probe, settings)
     return RunReport(found, extracted, max(failures, found.result.failures))
-
-
-def run_probe(
-    config: ClassifyConfig | RegressConfig, settings: Settings, opened: Mapping[str, SplitLatents] | None = None
-) -> ProbeRun:
-    """The probe that a configuration is for."""
-    if isinstance(config, ClassifyConfig):
-        return classify(config, settings, opened)
-    return regress(config, settings, opened)
 
 
 def config_for(dataset: DatasetSpec, options: Mapping[str, Any]) -> ClassifyConfig | RegressConfig:

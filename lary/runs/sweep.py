@@ -70,8 +70,8 @@ class Planned:
 
     def folder(self, settings: Settings) -> Path:
         """Where the run leaves its result."""
-        dataset, model = DATASETS.get(self.config.dataset), MODELS.get(self.config.model)
-        return run_folder(probe_config(self.config, dataset), self.settings(settings), dataset, model)
+        dataset = DATASETS.get(self.config.dataset)
+        return run_folder(probe_config(self.config, dataset), self.settings(settings), dataset)
 
 
 @dataclass(frozen=True)

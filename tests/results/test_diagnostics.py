@@ -12,8 +12,8 @@ import numpy as np
 import pytest
 
 from lary.configs import DiagnoseConfig
-from lary.data.samples import read_table
 from lary.data.spec import DATASETS
+from lary.data.tables import read_table
 from lary.latents.npzfile import Stamp, write_latents
 from lary.latents.ref import SplitLatents
 from lary.models.spec import MODELS, ModelSpec
