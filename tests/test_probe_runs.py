@@ -281,14 +281,14 @@ import os, signal, sys, torch
 import matplotlib.figure, pandas, scipy.stats, lary.probes.classify, lary.probes.regress
 from pathlib import Path
 from lary import files as fileio
-from lary.probes import state
+from lary.probes import session
 from lary.results import figures
 from lary.runs import inputs
 from lary.runs.probe import classify, regress
 from lary.configs import ClassifyConfig, RegressConfig
 from tests.test_probe_runs import settings_of
 torch.set_num_threads(1)
-state.SHARE = float("inf")
+session.STATE_SHARE = float("inf")
 figures.trajectory_figure = figures.trajectory_book = lambda *_: b""
 root, logs, kind = Path(sys.argv[1]), Path(sys.argv[2]), sys.argv[3]
 options = dict(model="pixels", probe_preset="demo", epochs=4, resume=True)

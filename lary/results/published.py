@@ -27,7 +27,7 @@ import numpy.typing as npt
 
 from lary.arrays import read_npz
 from lary.files import atomic_write, write_bytes, write_json, write_text
-from lary.probes import metrics
+from lary.probes import outcome as metrics
 from lary.probes.outcome import ClassificationOutcome, Floats, RegressionOutcome
 from lary.results import figures
 from lary.results.folder import run_file

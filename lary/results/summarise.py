@@ -14,7 +14,7 @@ import numpy.typing as npt
 from pydantic_core import from_json, to_json
 
 from lary.data.spec import Orientation
-from lary.probes import metrics
+from lary.probes import outcome as metrics
 from lary.probes.outcome import ClassificationOutcome, Floats, RegressionOutcome, SelectionName, SplitOutcome
 from lary.results import measure, scores
 from lary.results import statistics as stats

@@ -46,8 +46,7 @@ from lary.settings import Settings
 from lary.types import Progress, UsageError
 
 if TYPE_CHECKING:
-    from lary.probes.parallel import Team
-    from lary.probes.session import Session
+    from lary.probes.session import Session, Team
 
 NOT_DECIDING = ("device", "overwrite", "resume", "tracker")
 """Options that leave the numbers of a run alone, and so are no part of its identity."""
@@ -82,8 +81,7 @@ def run_probe(config: ProbeConfig, settings: Settings) -> ProbeRun:
         UsageError: contradicting options, missing latents or statistics, or a folder with the result of another run.
         LaryError: unreadable latents or actions, or a training that diverged.
     """
-    from lary.probes.parallel import is_member, launch
-    from lary.probes.session import UNATTENDED
+    from lary.probes.session import UNATTENDED, is_member, launch
 
     check_options(config)
     dataset = DATASETS.get(config.dataset)
@@ -137,7 +135,7 @@ class Place:
     @classmethod
     def of(cls, devices: Sequence[str]) -> Place:
         """This process's, on the one device that was chosen, or as a member of a team."""
-        from lary.probes.parallel import ALONE, join
+        from lary.probes.session import ALONE, join
 
         if devices:
             log.info("the probe runs on %s", devices[0])
@@ -159,18 +157,18 @@ class Place:
             UsageError: the library of ``--tracker`` isn't installed.
             LaryError: the folder can't be written to.
         """
-        from lary.probes.session import Session
-        from lary.probes.tracker import Silent, Tracker, open_tracker
+        from lary.probes.session import Session, open_tracker
 
         options = {name: value for name, value in asdict(config).items() if value is not None} | {"seed": seed}
-        tracker: Tracker = Silent()
+        tracker = None
         if self.team.leads:
             check_writable(folder)
             tracker = open_tracker(config.tracker, folder, f"{config.dataset} {title} seed {seed}", options)
         try:
             yield Session(identity, config.resume, tracker, self.team)
         finally:
-            tracker.close()
+            if tracker is not None:
+                tracker.finish()
 
 
 def run_folder(config: ProbeConfig, settings: Settings, dataset: DatasetSpec) -> Path:

@@ -175,7 +175,7 @@ class ActionTask(Task[RegressionOutcome]):
     def train(self, splits: Mapping[str, SplitLatents], seed: int, folder: Path, device: str, bar: Progress | None,
               session: Session) -> RegressionOutcome:  # fmt: skip
         """Train or fit the probe of one seed."""
-        from lary.probes.chunks import EvaluatedSplit, RegressorInputs
+        from lary.probes.regress import EvaluatedSplit, RegressorInputs
 
         config, train, values = self.config, splits["train"], self.targets["train"].values
         evaluated = {

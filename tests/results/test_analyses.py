@@ -16,7 +16,7 @@ from lary.configs import AnalyzeConfig
 from lary.data.spec import DATASETS
 from lary.models.spec import MODELS
 from lary.probes.attention import attention_weights
-from lary.probes.attentive import CrossAttention
+from lary.probes.nets import QueryAttention
 from lary.results import figures
 from lary.results.analyses import make_analysis
 from lary.results.analyses.attention import frames_of_steps, layout_of
@@ -318,7 +318,7 @@ def test_steps_of_a_flat_latent_come_from_the_grid() -> None:
 
 def test_attention_weights_are_those_of_the_pooling() -> None:
     torch.manual_seed(0)
-    block = CrossAttention(12, 3)
+    block = QueryAttention(12, 3)
     queries, tokens = torch.randn(2, 1, 12), torch.randn(2, 7, 12)
     weights = attention_weights(block, queries, tokens)
     assert weights.shape == (2, 3, 1, 7)

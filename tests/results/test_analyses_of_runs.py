@@ -13,7 +13,7 @@ import pytest
 from lary.configs import AnalyzeConfig, ClassifyConfig, ExtractConfig, RegressConfig
 from lary.data.spec import DATASETS
 from lary.latents.ref import LatentsRef, open_latents
-from lary.probes.attention import load_head, look
+from lary.probes.attention import attend, load_head
 from lary.results import figures
 from lary.results.analyses import make_analysis
 from lary.results.analyses.base import Analysis
@@ -79,7 +79,7 @@ def test_attention_is_that_of_the_reported_head(place: Settings, classified: Pro
 def test_attention_does_not_depend_on_the_batch(place: Settings, classified: ProbeRun) -> None:
     split = open_latents(place, LatentsRef(model=MODEL, dataset="robot_1st", split="val"))
     head = load_head(classified.folder, len(DATASETS.get("robot_1st").labels.classes))
-    both, one = look(head, split.source, [1, 4]), look(head, split.source, [4])
+    both, one = attend(head, split.source, [1, 4]), attend(head, split.source, [4])
     np.testing.assert_allclose(both.weights[1], one.weights[0], atol=1e-6)
     assert both.weights.shape == (2, 8 * 64)
 

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 from sklearn.metrics import top_k_accuracy_score
 
-from lary.probes import metrics
+from lary.probes import outcome as metrics
 from lary.probes.outcome import ActionPredictions, ClassPredictions
 from lary.results.measure import headline
 from lary.results.record import FILE_NAME, read_result, write_result

@@ -135,14 +135,14 @@ def chosen_rows(names: dict[str, int], split: SplitLatents, context: Context) ->
 
 def write_maps(run: FinishedRun, split: SplitLatents, rows: list[int], context: Context) -> list[Path]:
     """The figure and data of one run."""
-    from lary.probes.attention import CHECKPOINT, load_head, look
+    from lary.probes.attention import CHECKPOINT, attend, load_head
 
     result, config = run.result, options_of(run)
     model = MODELS.get(config.model)
     classes = split.table.spec.labels.classes
     head = load_head(run.folder, len(classes))
     run_file(run.folder, result, CHECKPOINT)
-    looks = look(head, split.source, rows)
+    looks = attend(head, split.source, rows)
     frames = len(split.table[0].frame_index) or len(split.table[0].media)
     layout = layout_of(tuple(split.source.shape), frames, model, square=context.config.square)
     view = model.preprocessing(config.protocol, split.table.spec.media)

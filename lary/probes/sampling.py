@@ -1,14 +1,16 @@
-"""Which rows a probe sees, in which order, and which ones it never trains on."""
+"""Which rows a probe trains on, in which order, and with which learning rate and weight decay at every update."""
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 
 import numpy as np
 import numpy.typing as npt
 
 from lary.probes.outcome import Ints
-from lary.types import UsageError
+from lary.probes.presets import HeadSettings
+from lary.types import BenchmarkProtocol, UsageError
 
 HELD_OUT_SHARE = 0.1
 
@@ -19,29 +21,20 @@ def class_weights(labels: Ints) -> npt.NDArray[np.float64]:
     return np.asarray(1.0 / (counts[positions] * len(counts)), dtype=np.float64)
 
 
-def balanced_indices(
-    weights: npt.NDArray[np.float64], epoch: int, seed: int = 0, processes: int = 1, rank: int = 0
-) -> Ints:
-    """Positions that process `rank` trains on in an epoch (from 0): as many draws as samples, with replacement.
-
-    The draws are rounded up to a multiple of `processes` and dealt out in turn.
-    """
-    total = -(-len(weights) // processes) * processes
+def balanced_indices(weights: npt.NDArray[np.float64], epoch: int, seed: int = 0) -> Ints:
+    """Row indices of an epoch, counted from 0: as many draws as there are rows, with replacement."""
     chances = weights / weights.sum()
-    draws = np.random.default_rng(seed + epoch).choice(len(weights), size=total, p=chances, replace=True)
-    return draws[rank::processes].astype(np.int64)
+    draws = np.random.default_rng(seed + epoch).choice(len(weights), size=len(weights), p=chances, replace=True)
+    return draws.astype(np.int64)
 
 
-def validation_indices(count: int, processes: int = 1, rank: int = 0) -> Ints:
-    """The order in which the published code visits its validation samples: one permutation, seed 0, for every epoch.
-
-    Padded by repeating the first ones up to a multiple of `processes`; those count twice in its accuracy.
-    """
-    import torch
-
-    order = torch.randperm(count, generator=torch.Generator().manual_seed(0)).numpy()
-    total = -(-count // processes) * processes
-    return np.resize(order, total)[rank::processes].astype(np.int64)
+def split_training_rows(
+    protocol: BenchmarkProtocol, groups: Sequence[str], labels: Ints | None = None, *, seed: int
+) -> tuple[Ints, Ints]:
+    """Rows to fit on and rows held out; the published protocol fits on all of them. Raises UsageError."""
+    if protocol == "paper":
+        return np.arange(len(groups), dtype=np.int64), np.empty(0, dtype=np.int64)
+    return hold_out(groups, labels, seed=seed)
 
 
 def hold_out(
@@ -105,3 +98,33 @@ def _choose_groups(contents: list[list[tuple[int, int]]], totals: Ints, *, seed:
         else:
             harm.append((change, group))
     return chosen or [group for _, group in sorted(harm)[:1]]
+
+
+def learning_rate(head: HeadSettings, step: int, total: int, per_epoch: int) -> float:
+    """Learning rate of update number `step`, counted from 1, of `total` updates with `per_epoch` in an epoch.
+
+    A linear rise over ``head.warmup`` epochs, then a half cosine that reaches ``final_lr`` with the very last update.
+    """
+    rise = int(head.warmup * per_epoch)
+    if step < rise:
+        start = head.lr if head.start_lr is None else head.start_lr
+        return start + step / max(1, rise) * (head.lr - start)
+    share = (step - rise) / max(1, total - rise)
+    return max(head.final_lr, _cosine(head.lr, head.final_lr, share))
+
+
+def weight_decay(head: HeadSettings, step: int, total: int) -> float:
+    """Weight decay of update number `step`, counted from 1: a half cosine from reference to final value."""
+    final = head.weight_decay if head.final_weight_decay is None else head.final_weight_decay
+    value = _cosine(head.weight_decay, final, step / total)
+    return max(final, value) if final <= head.weight_decay else min(final, value)
+
+
+def warmup_factor(update: int, total: int, warmup: float) -> float:
+    """Factor on the regression probe's learning rate for update number `update`, counted from 0; the first is 0."""
+    rise = int(total * warmup)
+    return update / rise if update < rise else 1.0
+
+
+def _cosine(start: float, final: float, share: float) -> float:
+    return final + (start - final) * 0.5 * (1.0 + math.cos(math.pi * share))
