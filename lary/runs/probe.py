@@ -26,9 +26,9 @@ from lary.results.record import (
     NamedDigest,
     Provenance,
     RunFacts,
-    SplitFacts,
-    identity_of,
+    SplitSize,
     read_result,
+    run_identity,
 )
 from lary.runs.extract import read_timing
 from lary.runs.inputs import (
@@ -97,7 +97,7 @@ def run_probe(config: ProbeConfig, settings: Settings) -> ProbeRun:
         launch(_member, (config, settings, loaded_plugins()), devices)
         return ProbeRun(folder, read_result(folder / FILE_NAME), new=True)
     place, started = Place.of(devices), time.monotonic()
-    identity = identity_of(inputs_of(config, splits))
+    identity = run_identity(inputs_of(config, splits))
     with writing(folder, identity, resume=config.resume, leads=place.team.leads) as run:
         task.prepare(splits, settings)
         total = len(seeds) * task.passes * len(splits["train"].table)
@@ -200,7 +200,7 @@ def deciding_options(config: ProbeConfig) -> dict[str, Any]:
 def is_of(result: EvalResult, config: ProbeConfig, splits: Mapping[str, SplitLatents]) -> bool:
     """Whether a result is that of this very run; one of version 0.1 names no inputs, and has a digest of its own."""
     if result.inputs:
-        return result.identity == identity_of(inputs_of(config, splits))
+        return result.identity == run_identity(inputs_of(config, splits))
     inputs = {role: [split.table.digest, split.store.get("key")] for role, split in splits.items()}
     return result.identity == digest(json.dumps([2, deciding_options(config), inputs], sort_keys=True))
 
@@ -235,13 +235,13 @@ def run_facts(
     timings = {f"extract {split.table.split}": read_timing(split.folder)[1] for split in splits.values()}
     return RunFacts(
         status="incomplete" if missing else "complete",
-        identity=identity_of(inputs), inputs=inputs,
+        identity=run_identity(inputs), inputs=inputs,
         dataset=DatasetFacts(
             name=dataset.name, title=dataset.title, revision=dataset.revision, stride=dataset.stride,
             units=getattr(dataset.target, "units", ()), split_set=config.splits or "",
             tables={split.table.split: split.table.digest for split in splits.values()},
             splits={
-                split.table.split: SplitFacts(rows=len(split.table), groups=len(set(split.table.groups())))
+                split.table.split: SplitSize(rows=len(split.table), groups=len(set(split.table.groups())))
                 for split in splits.values()
             },
         ),

@@ -15,9 +15,9 @@ from lary.data.spec import DATASETS
 from lary.latents.ref import LatentsRef, open_latents
 from lary.probes.attention import attend, load_head
 from lary.results import figures
+from lary.results.analyses import make_analysis
 from lary.results.analyses.base import Analysis
-from lary.results.analyses.run import analyze
-from lary.results.chunks import read_chunks
+from lary.results.published import read_actions
 from lary.runs.extract import extract
 from lary.runs.probe import ProbeRun, classify, regress
 from lary.settings import Settings, load_settings
@@ -47,7 +47,7 @@ def classified(place: Settings) -> ProbeRun:
 
 
 def run(place: Settings, out: Path, kind: Any, **options: Any) -> Analysis:
-    return analyze(kind, AnalyzeConfig(out=out, **options), place)
+    return make_analysis(kind, AnalyzeConfig(out=out, **options), place)
 
 
 def rows_of(path: Path) -> list[dict[str, str]]:
@@ -130,7 +130,7 @@ def test_chunks_of_a_run_are_the_actions_on_disk(
     monkeypatch.setattr(figures, "trajectory_book", lambda *_: b"")
     done = regress(RegressConfig(model=MODEL, dataset="calvin", probe_preset="demo", model_type="ridge"), place)
     assert "actions.npz" in done.result.files
-    chunks = read_chunks(done.folder)
+    chunks = read_actions(done.folder, done.result)
     table = open_latents(place, LatentsRef(model=MODEL, dataset="calvin", split="val")).table
     for row, sample in enumerate(table):
         np.testing.assert_allclose(chunks.true[row], np.load(table.action_path(sample)), rtol=1e-4, atol=1e-5)
@@ -141,5 +141,5 @@ def test_chunks_of_a_run_are_the_actions_on_disk(
         run(place, tmp_path, "trajectories", episode=("ep_33",))
     assert facts["model"] == f"{MODEL} (ridge probe)"
     (done.folder / "actions.npz").write_bytes(b"torn")
-    with pytest.raises(LaryError, match="can't be read"):
+    with pytest.raises(LaryError, match="digest differs"):
         run(place, tmp_path, "trajectories")

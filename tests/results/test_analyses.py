@@ -11,40 +11,26 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from cyclopts import App
 
-from lary.cli import inspect as cli_inspect
 from lary.configs import AnalyzeConfig
 from lary.data.spec import DATASETS
 from lary.models.spec import MODELS
 from lary.probes.attention import attention_weights
 from lary.probes.nets import QueryAttention
 from lary.results import figures
-from lary.results.analyses import base
+from lary.results.analyses import make_analysis
 from lary.results.analyses.attention import frames_of_steps, layout_of
 from lary.results.analyses.base import fitted
-from lary.results.analyses.frequency import Curve, line_of, moving_average
-from lary.results.analyses.run import analyze
-from lary.results.analyses.trajectories import chosen, episode_of
-from lary.results.chunks import Chunks, write_chunks
+from lary.results.analyses.classes import Curve
+from lary.results.analyses.trajectories import chosen_episodes, episode_of
+from lary.results.published import Chunks, write_actions
 from lary.results.record import FILE_NAME, DatasetFacts, write_result
 from lary.results.summarise import classification_result, regression_result
-from lary.settings import Settings, load_settings
 from lary.types import LaryError, UsageError
 from tests import fake_results as fake
+from tests.helpers import lary, settings_of
 
 SUFFIXES = (".png", ".svg", ".csv", ".json")
-
-
-@pytest.fixture
-def unrendered(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Figures are drawn but not made into files, which takes a second each."""
-    monkeypatch.setattr(base, "render", lambda *_: b"picture")
-
-
-def settings_of(root: Path) -> Settings:
-    names = {"LARY_ROOT": "", "DATA_DIR": "data", "LARY_LA_DIR": "latents", "LARY_LOG_DIR": "logs"}
-    return load_settings({name: str(root / folder) for name, folder in names.items()}, environment={})
 
 
 def rows_of(path: Path) -> list[dict[str, str]]:
@@ -74,13 +60,13 @@ def add_regression(root: Path, model: str, dataset: str, error: float, *, chunks
     path = root / "logs" / "regression" / f"{dataset}_{model}" / FILE_NAME
     write_result(path, regression_result(outcome, facts.model_copy(update={"dataset": data})))
     if chunks:
-        write_chunks(path.parent, outcome)
+        write_actions(path.parent, outcome)
     return path
 
 
 def run(root: Path, kind: Any, **options: Any) -> tuple[set[str], str]:
     """Names of the files that an analysis wrote, and what it left out."""
-    found = analyze(kind, AnalyzeConfig(**options), settings_of(root))
+    found = make_analysis(kind, AnalyzeConfig(**options), settings_of(root))
     assert all(file.stat().st_size for file in found.files)
     return {file.name for file in found.files}, "\n".join(found.left_out)
 
@@ -88,12 +74,6 @@ def run(root: Path, kind: Any, **options: Any) -> tuple[set[str], str]:
 # --- frequency --------------------------------------------------------------------------------------------------------
 
 
-def test_moving_average_by_hand() -> None:
-    np.testing.assert_allclose(moving_average(np.array([1.0, 2, 6, 10]), 3), [3, 6])
-    np.testing.assert_allclose(moving_average(np.array([1.0, 2]), 2), [1.5])
-
-
-@pytest.mark.usefixtures("unrendered")
 def test_frequency_orders_classes_and_averages_their_f1(tmp_path: Path) -> None:
     classes = DATASETS.get("libero").labels.classes
     train = np.arange(len(classes))[::-1] * 10  # the last class has no training sample
@@ -109,7 +89,6 @@ def test_frequency_orders_classes_and_averages_their_f1(tmp_path: Path) -> None:
     assert rising[1]["moving_average"] == table[-1]["moving_average"] == ""
 
 
-@pytest.mark.usefixtures("unrendered")
 def test_frequency_refuses_what_it_cannot_average(tmp_path: Path) -> None:
     add_classification(tmp_path, "siglip2", "libero", 2.0)
     with pytest.raises(UsageError, match="--window 400: libero has 28 classes"):
@@ -118,9 +97,7 @@ def test_frequency_refuses_what_it_cannot_average(tmp_path: Path) -> None:
 
 def test_the_average_has_one_point_per_frequency() -> None:
     own = Curve("", (), np.empty(0), np.empty(0), np.array([5.0, 5, 7]), np.array([0.2, 0.4, 0.9]), None)
-    places, heights = line_of(own)
-    np.testing.assert_allclose(places, [5, 7])
-    np.testing.assert_allclose(heights, [0.3, 0.9])
+    np.testing.assert_allclose(own.drawn, [[5, 7], [0.3, 0.9]])
 
 
 def test_classes_that_are_all_equally_frequent_are_drawn_by_name(tmp_path: Path) -> None:
@@ -161,7 +138,6 @@ def test_titles_fit_their_figures(width: float) -> None:
 # --- gap --------------------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.usefixtures("unrendered")
 def test_gap_is_f1_of_people_minus_f1_of_robots_on_shared_classes(tmp_path: Path) -> None:
     runs = {
         (model, data): add_classification(tmp_path, model, data, skill, seed=seed)
@@ -202,7 +178,6 @@ def test_gap_needs_runs_on_both_and_shared_classes(tmp_path: Path) -> None:
 # --- ablations --------------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.usefixtures("unrendered")
 def test_stride_takes_data_sets_of_one_series_beside_the_paper(tmp_path: Path) -> None:
     for dataset, error in (("vlabench", 0.1), ("vlabench_15", 0.2), ("vlabench_30", 0.4)):
         add_regression(tmp_path, "dinov3", dataset, error)
@@ -226,7 +201,6 @@ def test_many_models_get_a_panel_each(tmp_path: Path) -> None:
     assert all(f">{model}<" in picture for model in ("lapa", "dinov2", "dinov3", "siglip2", "flux2", "vjepa2"))
 
 
-@pytest.mark.usefixtures("unrendered")
 def test_codebook_holds_all_settings_but_one(tmp_path: Path) -> None:
     for codebook, length, width in ((8, 49, 256), (64, 49, 256), (64, 16, 256), (32, 4, 16)):
         add_classification(tmp_path, f"dinov3-cs{codebook}_sl{length}_dim{width}_lr1e-4", "robot_1st", 2.0)
@@ -244,7 +218,6 @@ def test_codebook_holds_all_settings_but_one(tmp_path: Path) -> None:
     assert [row["codes_used"] for row in table] == ["", "0.75", "", "0.75"]
 
 
-@pytest.mark.usefixtures("unrendered")
 def test_ablations_without_their_runs(tmp_path: Path) -> None:
     add_regression(tmp_path, "dinov3", "vlabench", 0.1)
     with pytest.raises(UsageError, match="no model has finished runs at two strides"):
@@ -271,9 +244,9 @@ def chunks_of(errors: list[float]) -> Chunks:
 
 def test_episodes_are_chosen_at_even_ranks_of_their_error() -> None:
     chunks = chunks_of([0.5, 0.1, 0.9, 0.3, 0.7, 0.2])
-    assert chosen(chunks, (), 3) == ["ep_5", "ep_0", "ep_2"]
-    assert chosen(chunks, (), 50) == ["ep_1", "ep_5", "ep_3", "ep_0", "ep_4", "ep_2"]
-    assert chosen(chunks, ("ep_4", "absent"), 3) == ["ep_4"]
+    assert chosen_episodes(chunks, (), 3) == ["ep_5", "ep_0", "ep_2"]
+    assert chosen_episodes(chunks, (), 50) == ["ep_1", "ep_5", "ep_3", "ep_0", "ep_4", "ep_2"]
+    assert chosen_episodes(chunks, ("ep_4", "absent"), 3) == ["ep_4"]
 
 
 def test_samples_of_an_episode_stand_at_the_numbers_of_their_frames() -> None:
@@ -284,7 +257,6 @@ def test_samples_of_an_episode_stand_at_the_numbers_of_their_frames() -> None:
     assert episode_of(unnumbered, "ep_0").starts.tolist() == [0, 5, 10]
 
 
-@pytest.mark.usefixtures("unrendered")
 def test_trajectories_are_in_physical_units(tmp_path: Path) -> None:
     add_regression(tmp_path, "lapa", "calvin", 0.1, chunks=True)
     add_regression(tmp_path, "dinov3", "calvin", 0.1)
@@ -358,33 +330,22 @@ def test_attention_weights_are_those_of_the_pooling() -> None:
 # --- all, and wrong requests ------------------------------------------------------------------------------------------
 
 
-def test_all_makes_what_the_runs_allow_and_says_the_rest(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_all_makes_what_the_runs_allow_and_says_the_rest(tmp_path: Path) -> None:
     add_classification(tmp_path, "lapa", "libero", 2.0)
     add_regression(tmp_path, "lapa", "calvin", 0.1, chunks=True)
     add_classification(tmp_path, "lapa", "libero", 9.0, control="shuffled-targets")
-    app = App()
-    app.command(cli_inspect.analyze)
-    out = tmp_path / "out"
-    asked = [
-        "analyze",
-        f"--lary-log-dir={tmp_path / 'logs'}",
-        f"--lary-root={tmp_path}",
-        "--out",
-        str(out),
-        "--count=1",
-    ]
-    asked.append(f"--data-dir={tmp_path}")
-    assert app(asked, result_action="return_value", exit_on_error=False) == 0
-    printed = capsys.readouterr().out
+    asked = ("analyze", "--out", tmp_path / "out", "--count=1")
+    done = lary(*asked, root=tmp_path)
+    assert done.code == 0
     for kind in ("gap", "stride", "codebook", "attention"):
-        assert f"left out: {kind}: " in printed
-    first = {file.name: file.read_bytes() for file in out.iterdir()}
-    assert set(first) == {
-        f"{stem}{suffix}" for stem in ("frequency_libero", "trajectories_calvin_lapa") for suffix in SUFFIXES
-    }
-    assert max(float(row["f1"]) for row in rows_of(out / "frequency_libero.csv")) < 0.99, "controls are left out"
-    app(asked, result_action="return_value", exit_on_error=False)
-    assert {file.name: file.read_bytes() for file in out.iterdir()} == first
+        assert f"left out: {kind}: " in done.out
+    first = {file.name: file.read_bytes() for file in (tmp_path / "out").iterdir()}
+    stems = ("frequency_libero", "trajectories_calvin_lapa")
+    assert set(first) == {f"{stem}{suffix}" for stem in stems for suffix in SUFFIXES}
+    table = rows_of(tmp_path / "out" / "frequency_libero.csv")
+    assert max(float(row["f1"]) for row in table) < 0.99, "controls are left out"
+    lary(*asked, root=tmp_path)
+    assert {file.name: file.read_bytes() for file in (tmp_path / "out").iterdir()} == first
 
 
 def test_wrong_requests_name_the_remedy(tmp_path: Path) -> None:

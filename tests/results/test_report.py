@@ -10,12 +10,14 @@ import shutil
 import subprocess
 from html.parser import HTMLParser
 from pathlib import Path
+from typing import Any
 
 import pytest
 
-from lary.results.record import read_result
+from lary.results.record import FILE_NAME, read_result, write_result
+from lary.results.reference import PUBLISHED, read_reference
 from lary.results.report import write_report
-from lary.results.tables import PUBLISHED, read_reference
+from lary.results.summarise import classification_result
 from lary.types import UsageError
 from tests import fake_results as fake
 
@@ -133,7 +135,7 @@ def test_a_run_shows_its_margins_seeds_robots_angles_warnings_and_how_intervals_
     groups = {row[0]: row for row in rows(page, f"{anchor}-seen")}
     assert groups["all of position"][2] == f"{result.dimension_groups[0].r2:.3f}"
     for sentence in (result.interval, *result.warnings, "2 samples were left out"):
-        assert html.escape(sentence) in card
+        assert sentence in html.unescape(card)
 
 
 def test_control_runs_are_marked_and_stand_in_no_overview(page: str) -> None:
@@ -150,9 +152,6 @@ def test_same_results_give_the_same_page(runs: Path, page: str, tmp_path: Path) 
 def test_published_number_stands_beside_a_run_on_the_same_data(tmp_path: Path) -> None:
     known = read_reference("leaderboard_classification")[0]
     outcome = fake.class_outcome(2.0)
-    from lary.results.record import FILE_NAME, write_result
-    from lary.results.summarise import classification_result
-
     facts = fake.facts(known["model"], "robot_1st", known["paradigm"])
     write_result(tmp_path / FILE_NAME, classification_result(outcome, facts))
     board = write_report(tmp_path).read_text(encoding="utf-8").split('id="board-1"')[1].split("</table>")[0]
@@ -190,9 +189,6 @@ def test_nothing_to_report_is_a_sentence(tmp_path: Path) -> None:
 def test_text_of_results_is_escaped(tmp_path: Path) -> None:
     evil = "<script>alert('x')</script>\"'&"
     outcome = fake.class_outcome(2.0, classes=("<img src=x onerror=alert(1)>", *fake.VERBS))
-    from lary.results.record import FILE_NAME, write_result
-    from lary.results.summarise import classification_result
-
     facts = fake.facts(evil, evil, evil, options={evil: evil}, protocol_notes=(evil,), preset=evil, timings={evil: 1.0})
     write_result(tmp_path / "a" / FILE_NAME, classification_result(outcome, facts))
     write_result(tmp_path / "b" / FILE_NAME, classification_result(outcome, facts))
@@ -257,3 +253,64 @@ def test_browser_asks_for_nothing_even_if_a_picture_slips_in(page: str, tmp_path
     assert browse(report, tmp_path / "strict")[1] == 0
     report.write_text(re.sub(r"<meta http-equiv[^>]*>", "", slipped), encoding="utf-8")
     assert browse(report, tmp_path / "lax")[1] == 1, "without the policy the request is seen by this test"
+
+
+SCRIPT = "<script>alert(1)</script><img src=x onerror=alert(2)>\"'></style></title>&lt;${version}javascript:alert(3)"
+
+
+class Tags(HTMLParser):
+    """Elements and attributes of a page, as a browser sees them."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.scripts = 0
+        self.odd: list[tuple[str, str, str | None]] = []
+
+    def handle_starttag(self, tag: str, attributes: list[tuple[str, str | None]]) -> None:
+        self.scripts += tag == "script"
+        for name, value in attributes:
+            address = name in ("href", "src") and not str(value).startswith(("#", "data:image/", "https://arxiv.org/"))
+            if name.startswith("on") or address:
+                self.odd.append((tag, name, value))
+
+
+def poisoned(value: Any, key: str = "") -> Any:
+    """A result whose every free text and every key of a free table holds a script."""
+    kept = (
+        "schema_version",
+        "status",
+        "task",
+        "unit",
+        "headline",
+        "primary",
+        "created",
+        "protocol",
+        "control",
+        "seed",
+        "action_mode",
+    )
+    if isinstance(value, dict):
+        free = key in ("options", "options_given", "timings", "versions", "tables", "splits", "controls")
+        return {(name + SCRIPT if free else name): poisoned(item, name) for name, item in value.items()}
+    if isinstance(value, list):
+        return [poisoned(item, key) for item in value]
+    return value + SCRIPT if isinstance(value, str) and key not in kept else value
+
+
+def test_scripts_in_every_name_stay_text(tmp_path: Path) -> None:
+    fake.write_runs(tmp_path)
+    clean = Tags()
+    clean.feed(write_report(tmp_path).read_text())
+    changed = 0
+    for path in tmp_path.rglob(FILE_NAME):
+        data = json.loads(path.read_text())
+        path.write_text(json.dumps(poisoned(data)))
+        read_result(path)
+        changed += 1
+    assert changed > 2
+    page = write_report(tmp_path).read_text()
+    assert "alert(1)" in page, "the names are shown"
+    found = Tags()
+    found.feed(page)
+    assert found.scripts == clean.scripts
+    assert found.odd == []

@@ -10,18 +10,24 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from cyclopts import App
 
-from lary.cli import inspect as cli_inspect
 from lary.configs import DiagnoseConfig
 from lary.data.spec import DATASETS
 from lary.data.tables import read_table
 from lary.latents.npzfile import Stamp, write_latents
 from lary.latents.ref import SplitLatents
 from lary.models.spec import MODELS, ModelSpec
-from lary.results.diagnostics import Diagnosis, Scatter, as_json, as_text, diagnose_latents, perplexity
-from lary.results.relations import find_reversals, find_triples, reversal
+from lary.results.diagnostics import (
+    Diagnosis,
+    Scatter,
+    diagnose_latents,
+    find_reversals,
+    find_triples,
+    perplexity,
+    reversal,
+)
 from lary.types import LaryError
+from tests.helpers import Done, lary
 
 CONFIG = DiagnoseConfig(model="lapa", dataset="calvin")
 POINTS = 5
@@ -150,7 +156,7 @@ def test_use_of_codes(tmp_path: Path) -> None:
     assert dict(found.codes.counts) == {0: 40, 1: 40, 3: 40, 5: 40}
     assert found.codes.perplexity == pytest.approx(4)
     assert found.codes.per_place == pytest.approx(2)
-    assert "4 of 8 (50.0 %) used, perplexity 4.00 (2.00 at a single place)" in as_text(found)
+    assert "4 of 8 (50.0 %) used, perplexity 4.00 (2.00 at a single place)" in found.text()
 
 
 # --- relations --------------------------------------------------------------------------------------------------------
@@ -218,46 +224,44 @@ def test_noise_neither_adds_up_nor_turns_round(tmp_path: Path) -> None:
 def test_latents_of_single_frames_are_not_measured(tmp_path: Path) -> None:
     pairs = every_pair(3)
     tokens = np.random.default_rng(3).normal(size=(len(pairs), 2, 4, 5))
-    text = as_text(diagnosis(tmp_path, tokens, pairs))
+    text = diagnosis(tmp_path, tokens, pairs).text()
     assert text.count("one step per frame differ, add up and turn round by construction") == 2
 
 
 def test_a_split_without_relations_says_so(tmp_path: Path) -> None:
     pairs = [(e, a, a + 1) for e in range(6) for a in range(3)]
-    text = as_text(found := diagnosis(tmp_path, motions(pairs, 0.1), pairs))
+    text = (found := diagnosis(tmp_path, motions(pairs, 0.1), pairs)).text()
     assert "no triples: no pairs (a, b), (b, c) and (a, c) of this split share their frames" in text
     assert "no reversals: no pair" in text
-    assert as_json(found)["additivity"]["why_not"].startswith("no triples")
+    assert found.as_json()["additivity"]["why_not"].startswith("no triples")
 
 
 # --- the command ------------------------------------------------------------------------------------------------------
 
 
-def run(root: Path, *options: str) -> int:
-    app = App()
-    app.command(cli_inspect.diagnose)
-    places = [f"--lary-root={root}", f"--data-dir={root}", f"--lary-la-dir={root / 'la'}", f"--lary-log-dir={root}/log"]
-    asked = ["diagnose", "--model", "lapa", "--dataset", "calvin", *places, *options]
-    return int(app(asked, result_action="return_value", exit_on_error=False))
+def run(root: Path, *options: str) -> Done:
+    return lary(
+        "diagnose", "--model", "lapa", "--dataset", "calvin", f"--lary-la-dir={root / 'la'}", *options, root=root
+    )
 
 
-def test_diagnose_command_reads_a_store(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_diagnose_command_reads_a_store(tmp_path: Path) -> None:
     pairs = every_pair(7)
     write_pairs(tmp_path, pairs)
     for row, tokens in enumerate(motions(pairs, 0.05).astype(np.float32)):
         file = tmp_path / "la" / "calvin" / "val" / "lapa" / f"latent_action_{row:08d}.npz"
         write_latents(file, tokens, np.array([row % 5, 7]), Stamp("", "", "lapa"))
-    assert run(tmp_path) == 0
-    printed = capsys.readouterr().out
-    assert "calvin val with lapa (corrected): 140 samples of 7 episodes or videos, tokens 2 x 6" in printed
-    assert "6 of 8 (75.0 %) used" in printed
-    assert "420 times in 7 episodes" in printed
-    file = tmp_path / "log" / "diagnostics" / "calvin" / "val" / "lapa.json"
+    done = run(tmp_path)
+    assert done.code == 0
+    assert "calvin val with lapa (corrected): 140 samples of 7 episodes or videos, tokens 2 x 6" in done.out
+    assert "6 of 8 (75.0 %) used" in done.out
+    assert "420 times in 7 episodes" in done.out
+    file = tmp_path / "logs" / "diagnostics" / "calvin" / "val" / "lapa.json"
     first = file.read_bytes()
     found = json.loads(first)
     assert found["codes"]["counts"]["7"] == 140
     assert found["reversibility"]["as_stored"]["relation"]["cosine"]["value"] > 0.98
-    assert run(tmp_path, f"--json={tmp_path / 'again.json'}") == 0
+    assert run(tmp_path, f"--json={tmp_path / 'again.json'}").code == 0
     assert (tmp_path / "again.json").read_bytes() == first
 
 
@@ -271,9 +275,9 @@ def test_diagnose_command_reads_a_store(tmp_path: Path, capsys: pytest.CaptureFi
     ],
 )
 def test_wrong_requests_name_the_remedy(tmp_path: Path, options: list[str], message: str) -> None:
-    with pytest.raises(LaryError, match=message.replace("(", r"\(")) as stop:
-        run(tmp_path, *options)
-    assert stop.value.exit_code == 2
+    done = run(tmp_path, *options)
+    assert done.code == 2
+    assert message in done.err
 
 
 def test_codebooks_of_records_are_those_of_their_networks() -> None:
