@@ -5,6 +5,7 @@ Format: numpy.lib.format, versions 1.0 and 2.0. Unlike ``np.load``, no memory is
 
 from __future__ import annotations
 
+import io
 import lzma
 import math
 import struct
@@ -92,3 +93,10 @@ def read_npz(path: Path, *names: str) -> list[npt.NDArray[Any]]:
             raise
         except BROKEN as error:
             raise ValueError(str(error) or type(error).__name__) from error
+
+
+def npy_bytes(values: npt.NDArray[Any]) -> bytes:
+    """An array in the format of .npy files."""
+    content = io.BytesIO()
+    np.save(content, np.ascontiguousarray(values), allow_pickle=False)
+    return content.getvalue()
