@@ -6,7 +6,7 @@ import re
 from collections.abc import Sequence
 from pathlib import Path
 
-from lary.data.hubs import told
+from lary.data.hubs import hub_errors
 from lary.importers.lerobot_plan import Plan
 from lary.importers.lerobot_reader import Episode, LeRobot
 from lary.types import UsageError, as_path
@@ -28,7 +28,7 @@ def find_source(source: str, revision: str | None) -> tuple[Path, str]:
         raise UsageError(f"There is no folder {source}, and it is no data set on the hub, which are called owner/name.")
     import huggingface_hub
 
-    with told("Hugging Face", source):
+    with hub_errors("Hugging Face", source):
         commit = huggingface_hub.HfApi().dataset_info(source, revision=revision, timeout=30).sha
         return Path(_fetch(source, str(commit), ["meta/*", "meta/**", "README.md"])), str(commit)
 
@@ -36,7 +36,7 @@ def find_source(source: str, revision: str | None) -> tuple[Path, str]:
 def fetch_tables(source: str, commit: str, data: LeRobot, episodes: Sequence[Episode]) -> None:
     """Fetch the tables of some episodes, which labels are made from before a plan is there. Raises LaryError."""
     names = sorted({data.data_path(episode).relative_to(data.folder).as_posix() for episode in episodes})
-    with told("Hugging Face", source):
+    with hub_errors("Hugging Face", source):
         _fetch(source, commit, names)
 
 
@@ -46,7 +46,7 @@ def fetch_content(source: str, commit: str, data: LeRobot, plan: Plan) -> None:
     if data.features[plan.camera].dtype == "video":
         paths |= {data.video(episode, plan.camera)[0] for episode in plan.episodes}
     names = sorted(path.relative_to(data.folder).as_posix() for path in paths)
-    with told("Hugging Face", source):
+    with hub_errors("Hugging Face", source):
         _fetch(source, commit, names)
 
 
