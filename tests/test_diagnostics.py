@@ -14,8 +14,8 @@ from cyclopts import App
 
 from lary.cli import inspect as cli_inspect
 from lary.configs import DiagnoseConfig
-from lary.data.samples import read_table
 from lary.data.spec import DATASETS
+from lary.data.tables import read_table
 from lary.latents.npzfile import Stamp, write_latents
 from lary.latents.ref import SplitLatents
 from lary.models.spec import MODELS, ModelSpec

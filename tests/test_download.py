@@ -38,8 +38,7 @@ from lary.data.download import (
     licence_text,
 )
 from lary.data.hubs import HuggingFace, ModelScope, RemoteFile, content_problem, open_hub
-from lary.data.overview import dataset_text, datasets_table
-from lary.data.spec import DATASETS
+from lary.data.spec import DATASETS, dataset_text, datasets_table
 from lary.types import LaryError, UsageError
 
 COMMIT = "c0ffee" + "0" * 34

@@ -14,8 +14,8 @@ from cyclopts import App
 from lary.cli import benchmark as cli_run
 from lary.cli import data as cli_data
 from lary.data.frames import read_clip
-from lary.data.samples import SampleTable, read_table
 from lary.data.spec import DATASETS, DatasetSpec
+from lary.data.tables import SampleTable, read_table
 from lary.importers.records import load_record
 from lary.importers.videos import VideosReport, VideosRequest, import_videos
 from lary.types import LaryError, UsageError

@@ -17,8 +17,8 @@ from lary.data.actions import read_chunk
 from lary.data.audit import AuditRequest, audit
 from lary.data.configs import AtomicConfig, TrajectoryConfig
 from lary.data.frames import read_clip
-from lary.data.samples import SampleTable, read_table
 from lary.data.spec import DATASETS, DatasetSpec
+from lary.data.tables import SampleTable, read_table
 from lary.importers.motions import (
     ATOMIC_CLASSES,
     INVERSE,

@@ -17,8 +17,8 @@ from safetensors import safe_open
 from safetensors.numpy import load_file
 
 from lary.configs import ExtractConfig
-from lary.data.samples import SampleTable, read_table
 from lary.data.spec import DATASETS
+from lary.data.tables import SampleTable, read_table
 from lary.latents.npzfile import Stamp, read_stamp, write_latents
 from lary.latents.pooling import PooledSource, parse_pool, pooled_latents, pooled_tokens
 from lary.latents.reader import ShardSource, file_system, neighbours, read_mode

@@ -50,7 +50,6 @@ def clip(config: Annotated[ClipConfig, Star] = ClipConfig(), paths: Paths = Path
     """Cut the clips of SSv2 and EgoDex out of their recordings; clips that are there are kept."""
     settings = paths.settings()
     from lary.data.clips import CLIP_TABLES, SOURCES, ClipRequest, prepare_clips
-    from lary.data.cutting import find_cutter
 
     folder = settings.path("LARY_ROOT") / "data"
     roots = {name: root for name, root in zip(SOURCES, (config.ssv2_root, config.egodex_root), strict=True) if root}
@@ -67,7 +66,7 @@ def clip(config: Annotated[ClipConfig, Star] = ClipConfig(), paths: Paths = Path
     report = prepare_clips(
         ClipRequest(
             roots=roots, seeds=dict(zip(SOURCES, seeds, strict=True)), tables=named, out=out, workers=config.workers,
-            times=config.times, cutter=find_cutter(config.backend),
+            times=config.times, backend=config.backend,
         )
     )  # fmt: skip
     show_failures(report.failures, f"all in {report.listed}")
@@ -79,8 +78,8 @@ def clip(config: Annotated[ClipConfig, Star] = ClipConfig(), paths: Paths = Path
 def stats(config: Annotated[StatsConfig, Star], paths: Paths = Paths()) -> int:
     """Measure the actions of a training split per robot type, for normalisation."""
     settings = paths.settings()
-    from lary.data.samples import find_table
     from lary.data.spec import DATASETS
+    from lary.data.splits import find_table
     from lary.data.statistics import merge_statistics, write_statistics
 
     spec = DATASETS.get(config.dataset)
@@ -101,8 +100,8 @@ def stats(config: Annotated[StatsConfig, Star], paths: Paths = Paths()) -> int:
 def relative(config: Annotated[RelativeConfig, Star], paths: Paths = Paths()) -> int:
     """Write the motion between the images of every pair, and its statistics; files that are there are kept."""
     settings = paths.settings()
-    from lary.data.relative import RelativeRequest, write_relative
     from lary.data.spec import DATASETS
+    from lary.data.statistics import RelativeRequest, write_relative
 
     source, below = config.input_root or settings.path("DATA_DIR"), settings.path("LARY_ROOT")
     tables = tuple(path if path.exists() or path.is_absolute() else below / path for path in config.csv)
@@ -159,13 +158,11 @@ def indices(table: Path, config: Annotated[IndicesConfig, Star] = IndicesConfig(
         table: CSV with the column video_path.
     """
     settings = paths.settings()
-    from lary.data.indices import IndexRequest, write_indices
+    from lary.data.sampling import IndexRequest, write_indices
 
     root = config.root or settings.path("DATA_DIR") / "classification"
     report = write_indices(IndexRequest(table=table, **vars(config) | {"root": root}))
     show_failures(report.failures, "left out of the table")
-    for path in report.sheets:
-        print(path)
     print(f"{report.out}: {report.rows} rows, {len(report.failures)} failed")
     return 1 if report.failures else 0
 

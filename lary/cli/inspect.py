@@ -70,8 +70,7 @@ def datasets(key: str | None = None, *, paths: Paths = Paths()) -> int:
         key: Data set to show.
     """
     paths.settings()
-    from lary.data.overview import dataset_text, datasets_table
-    from lary.data.spec import DATASETS
+    from lary.data.spec import DATASETS, dataset_text, datasets_table
 
     print(dataset_text(DATASETS.get(key)) if key else datasets_table())
     return 0

@@ -18,7 +18,7 @@ import numpy as np
 import numpy.typing as npt
 
 from lary.configs import LatentDtype, LatentsConfig, StoreKind
-from lary.data.samples import SampleTable, read_table
+from lary.data.tables import SampleTable, read_table
 from lary.files import LARGEST_FAILURES, atomic_write, path_problem, read_limited, refuse_link, write_bytes, write_text
 from lary.latents.inspection import NPZ, folder_of, headers_of, held_in, kind_of
 from lary.latents.ref import LatentsRef, SplitLatents, find_latent_table, open_latents

@@ -13,8 +13,9 @@ import numpy as np
 import numpy.typing as npt
 
 from lary.configs import LatentsConfig
-from lary.data.samples import SampleTable, find_table, read_table
 from lary.data.spec import DATASETS
+from lary.data.splits import find_table
+from lary.data.tables import SampleTable, read_table
 from lary.latents.npzfile import read_arrays, read_stamp, read_tokens
 from lary.latents.reader import descriptor, read_codes, read_stored
 from lary.latents.ref import LatentsRef

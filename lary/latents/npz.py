@@ -23,7 +23,7 @@ from lary.latents.store import Floats, StoreIdentity, narrow, record_table
 from lary.types import LaryError
 
 if TYPE_CHECKING:
-    from lary.data.samples import SampleTable
+    from lary.data.tables import SampleTable
 
 
 def latent_name(row: int) -> str:

@@ -19,7 +19,7 @@ from typing import Any
 import numpy.typing as npt
 
 from lary.configs import ExtractConfig
-from lary.data.samples import INDEX_COLUMN, SampleTable
+from lary.data.tables import INDEX_COLUMN, SampleTable
 from lary.latents.encoding import Encoding
 from lary.latents.reading import Batch, Reading, idle_readers
 from lary.latents.store import LatentStore, UnitWriter

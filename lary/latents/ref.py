@@ -15,8 +15,8 @@ from typing import Any
 
 import numpy as np
 
-from lary.data.samples import SampleTable, read_table
 from lary.data.spec import DATASETS, DatasetSpec
+from lary.data.tables import SampleTable, read_table
 from lary.files import inside
 from lary.latents.npz import NpzSource
 from lary.latents.npzfile import read_stamp

@@ -24,7 +24,7 @@ from lary.latents.store import INDEX, SHARD_MARK, SHARDS, Floats, StoreIdentity,
 from lary.types import LaryError
 
 if TYPE_CHECKING:
-    from lary.data.samples import SampleTable
+    from lary.data.tables import SampleTable
 
 INDEX_COLUMNS = ("sample", "row", "shard", "position", "checksum")
 

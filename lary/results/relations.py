@@ -17,7 +17,7 @@ import numpy as np
 import numpy.typing as npt
 
 from lary.configs import DiagnoseConfig
-from lary.data.samples import SampleTable
+from lary.data.tables import SampleTable
 from lary.results import statistics as stats
 from lary.results.measure import metric
 from lary.results.record import Metric

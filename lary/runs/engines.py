@@ -17,8 +17,8 @@ from dataclasses import dataclass, field
 from multiprocessing.connection import Connection, wait
 from typing import Any
 
-from lary.data.samples import SampleTable, read_table
 from lary.data.spec import DATASETS
+from lary.data.tables import SampleTable, read_table
 from lary.latents.pipeline import Advance, Job, encode_units
 from lary.latents.units import Unit, UnitReport
 from lary.models.running import LoadedEncoder

@@ -11,11 +11,11 @@ import numpy as np
 import numpy.typing as npt
 
 from lary.configs import ClassifyConfig, RegressConfig
-from lary.data.actions import Normaliser, Targets, load_normaliser, load_targets
+from lary.data.actions import Frame, in_frame
 from lary.data.frames import read_clip
-from lary.data.poses import Frame, in_frame
-from lary.data.samples import SampleTable
+from lary.data.normalisation import Normaliser, Targets, load_normaliser, load_targets
 from lary.data.spec import DatasetSpec
+from lary.data.tables import SampleTable
 from lary.files import write_failures
 from lary.latents.ref import SplitLatents
 from lary.probes.outcome import ClassificationOutcome, RegressionOutcome, SampleColumns
