@@ -18,7 +18,7 @@ from lary.results.measure import metric, seed_sums
 from lary.results.predictions import Scores, read_scores
 from lary.results.record import FILE_NAME, EvalResult, Metric, read_result
 from lary.results.scores import ratio
-from lary.types import LaryError, UsageError
+from lary.types import LaryError, UsageError, as_path
 
 RESAMPLES = 10_000
 """More than for an interval, since a p value looks at the tail."""
@@ -84,15 +84,16 @@ def _mean(run: Run) -> str:
     return f"{scale * run.scores.scores.mean(dtype=np.float64):.{digits}f}"
 
 
-def open_run(place: Path, role: str = "seen") -> Run:
+def open_run(place: str | Path, role: str = "seen") -> Run:
     """A finished run from its folder or its ``result.json``. Raises UsageError or LaryError if a file is missing."""
-    folder = place.parent if place.name == FILE_NAME else place
+    path = as_path(place)
+    folder = path.parent if path.name == FILE_NAME else path
     if not (folder / FILE_NAME).exists():
         raise UsageError(f"{folder} holds no {FILE_NAME}: name the folder of a finished run, below $LARY_LOG_DIR.")
     return Run(folder, read_result(folder / FILE_NAME), read_scores(folder, role))
 
 
-def compare(places: Sequence[Path], role: str = "seen", seed: int = 0) -> Comparison:
+def compare(places: Sequence[str | Path], role: str = "seen", seed: int = 0) -> Comparison:
     """Hold the first run against each of the others.
 
     Raises:
