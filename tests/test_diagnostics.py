@@ -15,7 +15,7 @@ from cyclopts import App
 from lary.cli import analyze as cli_analyze
 from lary.data.samples import read_table
 from lary.data.spec import DATASETS
-from lary.latents.npzfile import Stamp, write_latents
+from lary.latents.npz import Stamp, write_latents
 from lary.latents.ref import SplitLatents
 from lary.models.spec import MODELS, ModelSpec
 from lary.results.diagnostics import Diagnosis, Scatter, as_json, as_text, diagnose_latents, perplexity

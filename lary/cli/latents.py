@@ -21,7 +21,7 @@ latents_app = App(
 def info(config: Annotated[LatentsConfig, Star], places: Places = ALL_DEFAULT) -> int:
     """Tell what a store is: identity, kind, rows, bytes, shape, and which samples of its table it lacks."""
     places.load_plugins()
-    from lary.latents.inspection import info as run
+    from lary.latents.tools import info as run
 
     print(run(config, places.settings()).text())
     return 0
@@ -31,7 +31,7 @@ def info(config: Annotated[LatentsConfig, Star], places: Places = ALL_DEFAULT) -
 def verify(config: Annotated[LatentsConfig, Star], places: Places = ALL_DEFAULT) -> int:
     """Read every row of a store: checksums, finite values, index. Names what is wrong; exit code 1 then."""
     places.load_plugins()
-    from lary.latents.inspection import verify as run
+    from lary.latents.tools import verify as run
 
     rows, problems = run(config, places.settings())
     for problem in problems:
@@ -57,7 +57,7 @@ def convert(
         shard_rows: Rows per shard.
     """
     places.load_plugins()
-    from lary.latents.convert import convert as run
+    from lary.latents.tools import convert as run
 
     folder, rows = run(config, places.settings(), kind=store, dtype=dtype, shard_rows=shard_rows)
     print(f"{folder}: {rows} rows in {store}")
@@ -81,7 +81,7 @@ def export(
         ids: Sample ids with commas, or a text file with one in each line.
     """
     places.load_plugins()
-    from lary.latents.convert import export as run
+    from lary.latents.export import export as run
 
     print(f"{out}: {run(config, places.settings(), out, rows=rows, ids=ids)} samples")
     return 0

@@ -16,7 +16,7 @@ from lary.data.poses import Frame, in_frame
 from lary.data.samples import SampleTable
 from lary.data.spec import DatasetSpec
 from lary.files import write_failures
-from lary.latents.npzfile import read_stamp
+from lary.latents.npz import read_stamp
 from lary.latents.ref import LatentsRef, SplitLatents, find_latent_table, open_latents
 from lary.latents.store import SHARD_MARK
 from lary.models.spec import ModelSpec, with_latent
