@@ -13,7 +13,8 @@ import pytest
 import torch
 from cyclopts import App
 
-from lary.cli import analyze as cli_analyze
+from lary.cli import inspect as cli_inspect
+from lary.configs import AnalyzeConfig
 from lary.data.spec import DATASETS
 from lary.models.spec import MODELS
 from lary.probes.attention import attention_weights
@@ -29,7 +30,6 @@ from lary.results.chunks import Chunks, write_chunks
 from lary.results.record import FILE_NAME, DatasetFacts, write_result
 from lary.results.summarise import classification_result, regression_result
 from lary.settings import Settings, load_settings
-from lary.tool_configs import AnalyzeConfig
 from lary.types import LaryError, UsageError
 from tests import fake_results as fake
 
@@ -363,7 +363,7 @@ def test_all_makes_what_the_runs_allow_and_says_the_rest(tmp_path: Path, capsys:
     add_regression(tmp_path, "lapa", "calvin", 0.1, chunks=True)
     add_classification(tmp_path, "lapa", "libero", 9.0, control="shuffled-targets")
     app = App()
-    app.command(cli_analyze.analyze)
+    app.command(cli_inspect.analyze)
     out = tmp_path / "out"
     asked = [
         "analyze",

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from lary.configs import ClassifyConfig, ExtractConfig, RegressConfig
+from lary.configs import AnalyzeConfig, ClassifyConfig, ExtractConfig, RegressConfig
 from lary.data.spec import DATASETS
 from lary.latents.ref import LatentsRef, open_latents
 from lary.probes.attention import load_head, look
@@ -21,7 +21,6 @@ from lary.results.chunks import read_chunks
 from lary.runs.extract import extract
 from lary.runs.probe import ProbeRun, classify, regress
 from lary.settings import Settings, load_settings
-from lary.tool_configs import AnalyzeConfig
 from lary.types import LaryError, UsageError
 from tests.tree import make_calvin, make_robot
 

@@ -12,7 +12,7 @@ from cyclopts import App
 from scipy import stats as scipy_stats
 from scipy.spatial.transform import Rotation
 
-from lary.cli import compare as cli_compare
+from lary.cli import inspect as cli_inspect
 from lary.data.spec import DATASETS, ActionSpace, Orientation
 from lary.probes.outcome import ActionPredictions, RegressionOutcome, SampleColumns, SplitOutcome
 from lary.results import errors, scores, statistics
@@ -194,7 +194,7 @@ def test_compare_command(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> 
     for name, gap in (("a", 0.5), ("b", 1.0), ("c", 0.5)):
         write_actions(tmp_path / name, name, gap)
     app = App()
-    app.command(cli_compare.compare)
+    app.command(cli_inspect.compare)
     places = [str(tmp_path / name) for name in "abc"]
     code = app(
         ["compare", *places, "--role", "unseen", "--json", str(tmp_path / "out.json")], result_action="return_value"

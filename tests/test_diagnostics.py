@@ -12,15 +12,15 @@ import numpy as np
 import pytest
 from cyclopts import App
 
-from lary.cli import analyze as cli_analyze
-from lary.data.samples import read_table
+from lary.cli import inspect as cli_inspect
+from lary.configs import DiagnoseConfig
 from lary.data.spec import DATASETS
+from lary.data.tables import read_table
 from lary.latents.npz import Stamp, write_latents
 from lary.latents.ref import SplitLatents
 from lary.models.spec import MODELS, ModelSpec
 from lary.results.diagnostics import Diagnosis, Scatter, as_json, as_text, diagnose_latents, perplexity
 from lary.results.relations import find_reversals, find_triples, reversal
-from lary.tool_configs import DiagnoseConfig
 from lary.types import LaryError
 
 CONFIG = DiagnoseConfig(model="lapa", dataset="calvin")
@@ -235,7 +235,7 @@ def test_a_split_without_relations_says_so(tmp_path: Path) -> None:
 
 def run(root: Path, *options: str) -> int:
     app = App()
-    app.command(cli_analyze.diagnose)
+    app.command(cli_inspect.diagnose)
     places = [f"--lary-root={root}", f"--data-dir={root}", f"--lary-la-dir={root / 'la'}", f"--lary-log-dir={root}/log"]
     asked = ["diagnose", "--model", "lapa", "--dataset", "calvin", *places, *options]
     return int(app(asked, result_action="return_value", exit_on_error=False))

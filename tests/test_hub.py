@@ -15,7 +15,8 @@ from huggingface_hub import constants, errors
 from safetensors.torch import load_file
 
 from lary.configs import ExtractConfig
-from lary.models.spec import MODELS, ModelContext, build
+from lary.models.running import build
+from lary.models.spec import MODELS, ModelContext
 from lary.runs.extract import extract
 from lary.settings import load_settings
 from lary.types import LaryError, UsageError
@@ -89,9 +90,9 @@ def repository_of(name: str) -> str:
 def test_a_pinned_commit_is_fetched_once(hub: FakeHub) -> None:
     weights = MODELS.get("dinov2-origin").weights
     assert weights is not None
-    assert make("dinov2-origin", weights.hub).weights_revision == weights.revision
+    assert make("dinov2-origin", weights.hub).identity.revision == weights.revision
     hub.failure = OSError("no network")
-    assert make("dinov2-origin", weights.hub).weights_revision == weights.revision
+    assert make("dinov2-origin", weights.hub).identity.revision == weights.revision
     assert hub.downloads == [(weights.hub, weights.revision, ["config.json", "*.safetensors*"])]
 
 
@@ -101,7 +102,7 @@ def test_a_branch_is_asked_for_its_newest(hub: FakeHub, revision: str | None, ca
     torch.save(load_file(safe), hub.repository / "pytorch_model.bin")
     safe.unlink()
     for _ in range(2):
-        assert make("dinov2-origin", "someone/else", revision).weights_revision == NEWEST
+        assert make("dinov2-origin", "someone/else", revision).identity.revision == NEWEST
     assert hub.downloads == [("someone/else", NEWEST, ["config.json", "*.bin*"])] * 2
     hub.failure = OSError("no network")
     with caplog.at_level(logging.INFO, logger="lary"):
@@ -157,7 +158,7 @@ def test_extraction_from_a_gated_repository_reads_and_writes_nothing(
 
 def test_who_has_access_to_a_gated_repository_gets_its_files(hub: FakeHub) -> None:
     hub.gated = "manual"
-    assert make("dinov2-origin", "some/one").weights_revision == NEWEST
+    assert make("dinov2-origin", "some/one").identity.revision == NEWEST
 
 
 @pytest.mark.parametrize(

@@ -12,10 +12,10 @@ import pytest
 from cyclopts import App
 
 from lary.cli import benchmark as cli_run
-from lary.cli import imports as cli_import
+from lary.cli import data as cli_data
 from lary.data.frames import read_clip
-from lary.data.samples import SampleTable, read_table
 from lary.data.spec import DATASETS, DatasetSpec
+from lary.data.tables import SampleTable, read_table
 from lary.importers.records import load_record
 from lary.importers.videos import VideosReport, VideosRequest, import_videos
 from lary.types import LaryError, UsageError
@@ -186,7 +186,7 @@ def test_imported_videos_run_through_extraction(tmp_path: Path, capsys: pytest.C
     write_videos(tmp_path, method_note=[""] * 8)
     app = App(name="lary")
     app.command(cli_run.extract)
-    app.command(cli_import.import_videos)
+    app.command(cli_data.import_videos)
 
     def call(*tokens: str) -> Any:
         places = ["--lary-root", str(tmp_path / "root"), "--data-dir", str(tmp_path / "data")]

@@ -14,7 +14,8 @@ import yaml
 
 import lary
 from lary.models import lapa, laq
-from lary.models.spec import MODELS, ModelContext, ModelSpec, build
+from lary.models.running import build
+from lary.models.spec import MODELS, ModelContext, ModelSpec
 from lary.nets.attention import GridBias, PlaceConvolution
 from lary.nets.codes import CODE_STACKS, code_rows
 from lary.nets.lam import LaqConfig, LatentActionModel
@@ -287,7 +288,7 @@ def test_backbone_comes_from_its_own_folder_where_the_file_has_none(tmp_path: Pa
     ]
     clips = clips_of(2, 2)
     assert torch.equal(encoders[0].encode(clips).tokens, encoders[1].encode(clips).tokens)
-    assert encoders[0].weights_digest != encoders[1].weights_digest
+    assert encoders[0].identity.digest != encoders[1].identity.digest
 
 
 @pytest.mark.parametrize("averages", [True, False])

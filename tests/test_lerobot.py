@@ -16,12 +16,13 @@ import pytest
 from cyclopts import App
 
 from lary.cli import benchmark as cli_run
-from lary.cli import imports as cli_import
-from lary.data.actions import load_normaliser
+from lary.cli import data as cli_data
 from lary.data.audit import AuditRequest, audit
-from lary.data.frames import read_image, read_video
-from lary.data.samples import SampleTable, read_table
+from lary.data.frames import read_clip
+from lary.data.images import read_image
+from lary.data.normalisation import load_normaliser
 from lary.data.spec import DATASETS, DatasetSpec
+from lary.data.tables import SampleTable, read_table
 from lary.importers import lerobot
 from lary.importers.lerobot import ImportReport, import_lerobot
 from lary.importers.lerobot_atomic import AtomicPlan, AtomicRequest, plan_atomic
@@ -92,7 +93,7 @@ def test_frames_and_actions_come_back_exactly(
                 name = f"file-{episode // 2:03d}" if joined else f"episode_{episode:06d}"
                 path = next((source / "videos").glob(f"**/{camera}/**/{name}.mp4"))
                 number = at + (LENGTHS[episode - 1] if joined and episode % 2 else 0)
-                np.testing.assert_array_equal(first, read_video(path, [number])[0])
+                np.testing.assert_array_equal(first, read_clip([path], [number])[0])
             seen.append((episode, at))
     assert sorted(seen) == [(e, at) for e, n in enumerate(LENGTHS) for at in range(0, n - 3, 3)]
     assert spec.actions.dims == ("x", "y", "z", "gripper", "action_4_gripper")
@@ -303,7 +304,7 @@ def test_seconds_of_a_video(tmp_path: Path, codec: str) -> None:
 
 def call(tokens: Sequence[str]) -> Any:
     app = App(name="lary")
-    for command in (cli_run.extract, cli_run.regress, cli_import.import_lerobot):
+    for command in (cli_run.extract, cli_run.regress, cli_data.import_lerobot):
         app.command(command)
     return app(list(tokens), exit_on_error=False, result_action="return_value")
 

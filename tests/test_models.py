@@ -22,7 +22,8 @@ from lary.models.baselines import GRID, PLACE, cells
 from lary.models.image import BACKBONES, image_tower, patch_inputs
 from lary.models.overview import published
 from lary.models.preprocess import CUBIC_224, VJEPA2, mix_planes, neighbour_pairs, prepare
-from lary.models.spec import MODELS, ModelContext, Weights, build, locate_weights
+from lary.models.running import build
+from lary.models.spec import MODELS, ModelContext, Weights, locate_weights
 from lary.types import BenchmarkProtocol, LaryError, UsageError
 from tests.tiny import KINDS, TINY_DIM, save_tiny
 
@@ -246,7 +247,7 @@ def test_safetensors_pickled_tensors_and_shards_give_the_same(dinov2: Path, tmp_
     expected = make("dinov2-origin", dinov2)
     tensors = load_file(dinov2 / "model.safetensors")
     torch.save({"layernorm.bias": Hostile(tmp_path / "ran")}, dinov2 / "pytorch_model.bin")
-    assert make("dinov2-origin", dinov2).weights_digest == expected.weights_digest, "safetensors come first"
+    assert make("dinov2-origin", dinov2).identity.digest == expected.identity.digest, "safetensors come first"
 
     (dinov2 / "model.safetensors").unlink()
     torch.save(tensors, dinov2 / "pytorch_model.bin")
@@ -261,7 +262,7 @@ def test_safetensors_pickled_tensors_and_shards_give_the_same(dinov2: Path, tmp_
     sharded = make("dinov2-origin", dinov2)
     for encoder in (pickled, sharded):
         torch.testing.assert_close(encoder.encode(clips).tokens, expected.encode(clips).tokens, rtol=0, atol=0)
-    assert len({expected.weights_digest, pickled.weights_digest, sharded.weights_digest}) == 3
+    assert len({expected.identity.digest, pickled.identity.digest, sharded.identity.digest}) == 3
 
     (dinov2 / "model-0.safetensors").unlink()
     with pytest.raises(LaryError, match=r"names files that are not there: model-0\.safetensors"):
@@ -272,13 +273,13 @@ def test_safetensors_pickled_tensors_and_shards_give_the_same(dinov2: Path, tmp_
 
 
 def test_the_digest_names_content_and_configuration(dinov2: Path, checkpoints: dict[str, Path]) -> None:
-    first = make("dinov2-origin", dinov2).weights_digest
-    assert first == make("dinov2-origin", checkpoints["dinov2"]).weights_digest
+    first = make("dinov2-origin", dinov2).identity.digest
+    assert first == make("dinov2-origin", checkpoints["dinov2"]).identity.digest
     edit(dinov2, lambda tensors: tensors["layernorm.bias"].add_(1e-3))
-    second = make("dinov2-origin", dinov2).weights_digest
+    second = make("dinov2-origin", dinov2).identity.digest
     config = json.loads((dinov2 / "config.json").read_text())
     (dinov2 / "config.json").write_text(json.dumps({**config, "layer_norm_eps": 1e-5}))
-    assert len({first, second, make("dinov2-origin", dinov2).weights_digest}) == 3
+    assert len({first, second, make("dinov2-origin", dinov2).identity.digest}) == 3
 
 
 def test_folders_that_hold_something_else_are_named(dinov2: Path, checkpoints: dict[str, Path], tmp_path: Path) -> None:
@@ -418,7 +419,7 @@ def test_random_weights_follow_the_seed_alone() -> None:
     assert torch.equal(torch.get_rng_state(), state), "the caller's generator was used"
     torch.manual_seed(2)
     again, other = make("random-vit", None, seed=3), make("random-vit", None, seed=4)
-    assert first.weights_digest == again.weights_digest != other.weights_digest
+    assert first.identity.random
     assert torch.equal(first.encode(clips).tokens, again.encode(clips).tokens)
     assert not torch.allclose(first.encode(clips).tokens, other.encode(clips).tokens, atol=0.1)
 

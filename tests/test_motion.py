@@ -12,12 +12,13 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from lary.cli.audit import AtomicColumns, AtomicConfig, TrajectoryConfig, atomic, pairs
+from lary.cli.data import atomic, pairs
 from lary.data.actions import read_chunk
 from lary.data.audit import AuditRequest, audit
+from lary.data.configs import AtomicConfig, TrajectoryConfig
 from lary.data.frames import read_clip
-from lary.data.samples import SampleTable, read_table
 from lary.data.spec import DATASETS, DatasetSpec
+from lary.data.tables import SampleTable, read_table
 from lary.importers.motions import (
     ATOMIC_CLASSES,
     INVERSE,
@@ -277,11 +278,10 @@ def test_commands(source: Path, tmp_path: Path, capsys: pytest.CaptureFixture[st
     assert pairs(source, tmp_path / "out", TrajectoryConfig(name="mine"), stride=4) == 0
     assert "mine_metadata_train.csv: 9 rows" in capsys.readouterr().out
     (source / "0" / "4.png").write_bytes(b"")
-    rule, columns = AtomicConfig(settle=2), AtomicColumns(gripper=3)
-    assert atomic(source, tmp_path / "out", TrajectoryConfig(name="atoms", test_size=0), rule, columns) == 1
+    assert atomic(source, tmp_path / "out", AtomicConfig(name="atoms", share=0, settle=2, gripper=3)) == 1
     assert "is broken" in capsys.readouterr().out
     with pytest.raises(UsageError, match="--position 0,b"):
-        atomic(source, tmp_path / "out", TrajectoryConfig(name="more"), columns=AtomicColumns(position="0,b"))
+        atomic(source, tmp_path / "out", AtomicConfig(name="more", position="0,b"))
 
 
 def test_names_are_sorted_by_their_numbers() -> None:

@@ -15,13 +15,12 @@ import numpy as np
 import pytest
 from cyclopts import App
 
-from lary.cli import compare as cli_compare
+from lary.cli import benchmark as cli_run
 from lary.configs import ClassifyConfig, ExtractConfig, RegressConfig
 from lary.results import figures
 from lary.results.predictions import read_scores
 from lary.results.record import EvalResult, read_result
-from lary.runs import controls
-from lary.runs import devices as running
+from lary.runs import controls, inputs
 from lary.runs.extract import extract
 from lary.runs.inputs import shown
 from lary.runs.probe import classify, regress
@@ -206,7 +205,7 @@ def test_classification_has_seeds_and_controls(place: Path, tmp_path: Path) -> N
 
 def test_the_controls_command_states_margins(place: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     app = App()
-    app.command(cli_compare.controls)
+    app.command(cli_run.controls)
     folders = ["--lary-root", str(place), "--data-dir", str(place / "data"), "--lary-la-dir", str(place / "latents")]
     command = ["controls", "--model", MODEL, "--dataset", "calvin", "--model-type", "ridge", "--probe-preset", "demo"]
     command += ["--project", "2", *folders, "--lary-log-dir", str(tmp_path)]
@@ -243,7 +242,7 @@ def test_plug_ins_reach_the_workers_of_the_extractions(
 
     monkeypatch.setattr(controls, "extract", seen)
     app = App()
-    app.command(cli_compare.controls)
+    app.command(cli_run.controls)
     with pytest.raises(UsageError, match="far enough"):
         app(
             ["controls", "--model", MODEL, "--dataset", "calvin", "--plugin", str(plugin), "--lary-root", str(place)],
@@ -284,7 +283,7 @@ from pathlib import Path
 from lary import files as fileio
 from lary.probes import state
 from lary.results import figures
-from lary.runs import devices as running
+from lary.runs import inputs
 from lary.runs.probe import classify, regress
 from lary.configs import ClassifyConfig, RegressConfig
 from tests.test_probe_runs import settings_of
@@ -356,7 +355,7 @@ def test_a_killed_run_started_again_ends_like_an_undisturbed_one(
 
 def test_every_device_of_a_list_trains(place: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Two processes leave one result, whose numbers are those of one process."""
-    monkeypatch.setattr(running, "pick_devices", lambda gpus, choice="auto": ["cpu"] * len(gpus.split(",")))
+    monkeypatch.setattr("lary.runs.probe.pick_devices", lambda gpus, *_, **__: ["cpu"] * len(gpus.split(",")))
     alone, pair = (run(place, tmp_path / gpus[-1], gpus=gpus)[1] for gpus in ("0", "0,1"))
     assert pair.options["device"] == "cpu"
     assert pair.score.value == pytest.approx(alone.score.value, rel=1e-3)
@@ -378,10 +377,10 @@ def test_a_tracked_run_is_the_same_run(place: Path, tmp_path: Path) -> None:
 def test_latents_of_another_data_set_are_refused(place: Path, tmp_path: Path) -> None:
     split = SimpleNamespace(
         store={"identity": {"dataset": "robot_1st", "split": "val", "model": MODEL}},
-        table=SimpleNamespace(path=Path("train_la.csv"), split="train"),
+        table=SimpleNamespace(path=Path("train_la.csv"), split="train", spec=SimpleNamespace(name="calvin")),
     )
     with pytest.raises(UsageError, match=r"latents of 'robot_1st', not of 'calvin': run .* --split train' again"):
-        running.check_stores("calvin", {"train": cast("Any", split)})
+        inputs.check_samples(settings_of(place, tmp_path), {"train": cast("Any", split)})
 
 
 @pytest.mark.parametrize(

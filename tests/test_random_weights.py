@@ -16,48 +16,18 @@ from lary.configs import ExtractConfig
 from lary.data.spec import DATASETS
 from lary.latents.ref import LatentsRef, open_latents
 from lary.models.randomly import TABLE_STD, draw, draw_transformers
-from lary.models.spec import MODELS, ModelContext, ModelSpec, build, locate_weights
+from lary.models.running import build
+from lary.models.spec import MODELS, ModelContext, ModelSpec, locate_weights
 from lary.runs.extract import extract, store_identity
 from lary.settings import load_settings
 from lary.types import RANDOM, Latents, UsageError
 from tests.tiny import save_tiny
-from tests.tiny_networks import TINY
+from tests.tiny_networks import PUBLISHED, tiny_record
 from tests.tree import make_calvin
 
 VIT = {"hidden_size": 24, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 32}
-LAQ = {"dim": 24, "quant_dim": 8, "spatial_depth": 1, "temporal_depth": 1, "dim_head": 8, "heads": 2}
-UNIVLA = {
-    "network": {"model_dim": 24, "latent_dim": 5, "enc_blocks": 1, "num_heads": 2},
-    "backbone": {"depth": 1, "mlp_ratio": 1},
-}
-VILLA = {"encoder_depth": 1, "encoder_embed_dim": 24, "encoder_n_heads": 2, "map_heads": 2, "action_latent_dim": 5}
-NAMES = [spec.name for spec in MODELS if spec.weights is not None and not spec.ablation]
-
-
-def merged(record: dict[str, Any], changes: dict[str, Any]) -> dict[str, Any]:
-    """A record's options with some values changed, at any depth."""
-    return {
-        key: merged(value, changes[key]) if isinstance(changes.get(key), dict) else changes.get(key, value)
-        for key, value in {**changes, **record}.items()
-    }
-
-
-def tiny(name: str) -> ModelSpec:
-    """The record with a small network, for the record's own frames."""
-    spec = MODELS.get(name)
-    options = spec.options
-    if "network" in options and "features" in options:
-        config = {**VIT, "z_channels": 24, "ch": 32, "ch_mult": [1, 1, 1, 1, 1], "num_res_blocks": 1}
-        features = options["features"] or {}
-        known = {key: value for key, value in config.items() if key in features.get("config", ())}
-        changes: dict[str, Any] = {"network": LAQ, **({"features": {"config": known}} if features else {})}
-    elif "accepts" in options:
-        changes = {"config": VIT}
-    elif name in TINY:
-        changes = {"config": TINY[name]}
-    else:
-        changes = UNIVLA if "backbone" in options else {"config": VILLA}
-    return replace(spec, options=merged(options, changes), dim=None)
+NAMES = PUBLISHED
+tiny = tiny_record
 
 
 def run(spec: ModelSpec, seed: int = 0, frames: int = 2) -> tuple[Any, Latents]:
@@ -80,8 +50,8 @@ def test_seed_decides_about_the_tokens(name: str) -> None:
     assert tokens.tokens.isfinite().all()
     assert tokens.tokens.std() > 0.01
     assert not torch.equal(tokens.tokens, others.tokens)
-    assert first.weights_digest == "random weights, seed 0" != other.weights_digest
-    assert not first.weights_revision
+    assert first.identity.digest == "random weights, seed 0" != other.identity.digest
+    assert not first.identity.revision
 
 
 @pytest.mark.parametrize("name", NAMES)
@@ -132,10 +102,10 @@ def test_any_backbone_needs_its_configuration_only(tmp_path: Path) -> None:
     spec = MODELS.get(f"hf:{folder}")
     encoder, latents = run(spec)
     assert latents.tokens.shape == (1, 2, 256, 32)
-    assert encoder.weights_digest.startswith("random weights, seed 0, configuration ")
+    assert encoder.identity.digest.startswith("random weights, seed 0, configuration ")
     config = json.loads((folder / "config.json").read_text())
     (folder / "config.json").write_text(json.dumps({**config, "mlp_ratio": 3}))
-    assert run(spec)[0].weights_digest != encoder.weights_digest
+    assert run(spec)[0].identity.digest != encoder.identity.digest
     (folder / "config.json").unlink()
     with pytest.raises(UsageError, match=r"has no config\.json"):
         run(spec)
@@ -150,20 +120,6 @@ def test_random_is_no_path() -> None:
         locate_weights(MODELS.get("dinov2-origin"), {"DINO_V2_PATH": RANDOM})
     with pytest.raises(UsageError, match="'pixels' has no weights; leave the option out"):
         locate_weights(MODELS.get("pixels"), {}, RANDOM)
-
-
-def test_a_class_that_reads_weights_all_the_same_is_refused() -> None:
-    class Reader:
-        weights_digest = "0123"
-
-        def __init__(self, spec: ModelSpec, context: ModelContext) -> None: ...
-
-        def encode(self, clips: torch.Tensor) -> Latents:
-            return Latents(clips.flatten(2)[:, :, None])
-
-    spec = replace(MODELS.get("lapa"), factory=Reader)
-    with pytest.raises(UsageError, match="doesn't draw its weights from the seed"):
-        build(spec, ModelContext("cpu", "corrected", RANDOM))
 
 
 def test_folders_and_stores_are_apart() -> None:

@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 from scipy import stats as scipy_stats
 
-from lary.cli import compare as cli_compare
+from lary.cli import inspect as cli_inspect
 from lary.probes import metrics
 from lary.probes.outcome import ActionPredictions, ClassPredictions
 from lary.results import figures, published, scores, statistics
@@ -386,9 +386,9 @@ def test_written_results_fit_the_exported_schema(tmp_path: Path) -> None:
 
 
 def test_schema_command(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    assert cli_compare.schema() == 0
+    assert cli_inspect.schema() == 0
     assert capsys.readouterr().out == schema_text()
-    assert cli_compare.schema(out=tmp_path / "schema.json") == 0
+    assert cli_inspect.schema(out=tmp_path / "schema.json") == 0
     assert (tmp_path / "schema.json").read_text(encoding="utf-8") == schema_text()
 
 

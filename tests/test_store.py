@@ -19,8 +19,8 @@ from safetensors import safe_open
 from safetensors.numpy import load_file
 
 from lary.configs import ExtractConfig
-from lary.data.samples import SampleTable, read_table
 from lary.data.spec import DATASETS
+from lary.data.tables import SampleTable, read_table
 from lary.latents.npz import Stamp, read_stamp, write_latents
 from lary.latents.pooling import PooledSource, parse_pool, pooled_latents, pooled_tokens
 from lary.latents.ref import LatentsRef, open_latents

@@ -76,7 +76,7 @@ def test_info_and_verify_of_npz(root: Path, capsys: pytest.CaptureFixture[str]) 
 
 
 def opened_id(root: Path, row: int) -> str:
-    from lary.data.samples import read_table
+    from lary.data.tables import read_table
 
     path = root / "data" / "calvin_metadata_val.csv"
     return read_table(DATASETS.get("calvin"), "val", path=path, data_dir=root)[row].id

@@ -14,7 +14,8 @@ import transformers
 from safetensors.torch import save_file
 
 from lary.models.preprocess import prepare
-from lary.models.spec import ModelContext, build
+from lary.models.running import build
+from lary.models.spec import ModelContext
 from lary.models.univla import UNIVLA, UniVLA, backbone_config
 from lary.models.villa import VILLA_X, VillaX
 from lary.nets import univla, villa
@@ -72,7 +73,7 @@ def save_univla(file: Path, tensors: dict[str, torch.Tensor]) -> Path:
 
 def load_univla(file: Path, **backbone: Any) -> UniVLA:
     spec = replace(UNIVLA, factory=UniVLA, options={"network": NETWORK, "backbone": {**BACKBONE, **backbone}})
-    encoder = build(spec, ModelContext("cpu", "corrected", weights=str(file)))
+    encoder = build(spec, ModelContext("cpu", "corrected", weights=str(file))).author
     assert isinstance(encoder, UniVLA)
     return encoder
 
@@ -91,7 +92,7 @@ def save_villa(folder: Path, tensors: dict[str, torch.Tensor], **changes: Any) -
 
 
 def load_villa(folder: Path) -> VillaX:
-    encoder = build(replace(VILLA_X, factory=VillaX), ModelContext("cpu", "corrected", weights=str(folder)))
+    encoder = build(replace(VILLA_X, factory=VillaX), ModelContext("cpu", "corrected", weights=str(folder))).author
     assert isinstance(encoder, VillaX)
     return encoder
 
@@ -271,7 +272,7 @@ def test_villa_honours_the_configuration(changes: dict[str, Any], tmp_path: Path
 def test_villa_is_found_by_folder_by_file_and_in_a_copy_of_the_repository(tmp_path: Path) -> None:
     tensors = villa_tensors()
     folder = save_villa(tmp_path / "repository" / "lam", {k: v for k, v in tensors.items() if "decoder" not in k})
-    found = {load_villa(path).weights_digest for path in (folder, folder.parent, folder / "model.safetensors")}
+    found = {load_villa(path).identity.digest for path in (folder, folder.parent, folder / "model.safetensors")}
     assert len(found) == 1
     torch.save(tensors, folder / "model.bin")
     (folder / "model.safetensors").unlink()

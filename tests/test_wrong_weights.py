@@ -13,7 +13,8 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
-from lary.models.spec import MODELS, ModelContext, build, locate_weights
+from lary.models.running import build
+from lary.models.spec import MODELS, ModelContext, locate_weights
 from lary.nets.villa import VillaConfig
 from lary.types import LaryError, UsageError
 from tests.test_random_weights import VIT

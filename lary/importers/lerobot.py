@@ -16,10 +16,11 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from lary.data.frames import PNG, Image, decode_video, image_problem, to_rgb
-from lary.data.samples import write_csv
+from lary.data.frames import decode_video, to_rgb
+from lary.data.images import PNG, Image, image_problem
 from lary.data.spec import DatasetSpec, Split
 from lary.data.statistics import write_statistics
+from lary.data.tables import write_csv
 from lary.files import digest, read_json, write_failures, write_json
 from lary.importers.lerobot_cuts import Cut, cut_of, finish_part, part_of, write_file
 from lary.importers.lerobot_plan import LeRobotRequest, Plan, by_split, root_of

@@ -13,6 +13,7 @@ from itertools import product
 import numpy as np
 import numpy.typing as npt
 
+from lary.data.configs import MotionOptions
 from lary.types import UsageError
 
 DIRECTIONS = (("Forward", "Backward"), ("Left", "Right"), ("Up", "Down"))
@@ -60,6 +61,15 @@ class AtomicRule:
     open_high: bool = True
     deltas: bool = False
     settle: int = 8
+
+    @classmethod
+    def of(cls, options: MotionOptions) -> AtomicRule:
+        """The rule that a command asks for. Raises UsageError."""
+        return cls(
+            threshold=options.threshold, reach=options.reach, settle=options.settle, deltas=options.deltas,
+            axes=tuple(part.strip() for part in options.axes.split(",")),
+            grip=cls.grip if options.grip is None else options.grip, open_high=options.gripper_high == "open",
+        )  # fmt: skip
 
     def __post_init__(self) -> None:
         if not 0 < self.threshold <= self.reach:

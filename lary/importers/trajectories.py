@@ -6,6 +6,7 @@ Frames are the images in the episode's folder in the order of the numbers in the
 
 from __future__ import annotations
 
+import io
 import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -15,10 +16,12 @@ from typing import Literal
 import numpy as np
 import numpy.typing as npt
 
-from lary.data.actions import LARGEST_ACTIONS, parse_npy
-from lary.data.frames import Image, decode_video, read_image, to_rgb
-from lary.data.samples import EMBODIMENT_COLUMN, write_csv
+from lary.arrays import array_of
+from lary.data.actions import LARGEST_ACTIONS
+from lary.data.frames import decode_video, to_rgb
+from lary.data.images import Image, read_image
 from lary.data.splits import split_groups
+from lary.data.tables import EMBODIMENT_COLUMN, write_csv
 from lary.files import atomic_write, read_limited, write_bytes, write_text
 from lary.importers.motions import ATOMIC_CLASSES, AtomicRule, atomic_segments, both_directions, pairs_at
 from lary.runtime import progress
@@ -255,10 +258,11 @@ def read_trajectory(folder: Path) -> Trajectory:
     if bool(images) == bool(videos) or len(videos) > 1:
         raise MediaError(f"{folder} holds {len(images)} images and {len(videos)} videos: expected images or one video.")
     try:
-        actions = parse_npy(read_limited(folder / ACTIONS, LARGEST_ACTIONS))
+        data = read_limited(folder / ACTIONS, LARGEST_ACTIONS)
+        actions = array_of(io.BytesIO(data), len(data))
     except (OSError, ValueError, EOFError) as error:
         raise MediaError(f"{folder / ACTIONS} can't be read: {error}.") from error
-    if not isinstance(actions, np.ndarray) or actions.ndim != 2 or actions.dtype.kind not in "fiu" or not actions.size:
+    if actions.ndim != 2 or actions.dtype.kind not in "fiu" or not actions.size:
         raise MediaError(f"{folder / ACTIONS} holds no numbers of shape (T, A).")
     if not np.isfinite(actions).all():
         raise MediaError(f"{folder / ACTIONS} holds NaN or infinity.")

@@ -18,19 +18,12 @@ from pathlib import Path
 
 import numpy as np
 
-from lary.data.frames import read_video
-from lary.data.samples import (
-    EMBODIMENT_COLUMN,
-    INDEX_COLUMN,
-    INDICES,
-    file_digest,
-    read_csv,
-    write_csv,
-)
+from lary.data.frames import read_clip
 from lary.data.sampling import Method, sample_video
 from lary.data.spec import DatasetSpec, LabelSpace, Licence, Split
 from lary.data.splits import split_groups
-from lary.files import digest, inside, write_failures
+from lary.data.tables import EMBODIMENT_COLUMN, INDEX_COLUMN, INDICES, read_csv, write_csv
+from lary.files import digest, file_digest, inside, write_failures
 from lary.importers.records import check_name, save_record
 from lary.runtime import progress
 from lary.types import Failure, LaryError, MediaError, UsageError
@@ -171,7 +164,7 @@ def import_clip(request: VideosRequest, root: Path, clip: Clip) -> tuple[int, ..
     source, target = request.folder / clip.path, root / clip.path
     try:
         indices = clip.indices or sample_video(source, method=request.method).indices
-        read_video(source, indices, clamp=False)
+        read_clip([source], indices, clamp=False)
         place_file(source, target)
     except (MediaError, LaryError) as error:
         return str(error)

@@ -19,9 +19,10 @@ import numpy.typing as npt
 from lary.latents.pooling import pooled_latents
 from lary.latents.reading import Batch
 from lary.models.preprocess import DeviceNormaliser, normalise
+from lary.models.running import LoadedEncoder
 from lary.models.spec import Preprocess
 from lary.runtime import log
-from lary.types import Encoder, LaryError, Latents
+from lary.types import LaryError, Latents
 
 if TYPE_CHECKING:
     import torch
@@ -42,7 +43,7 @@ class _Part:
 class Encoding:
     """An encoder with the arithmetic in front of it and the pooling behind it, on one device."""
 
-    def __init__(self, encoder: Encoder, preprocess: Preprocess, device: str, pool: str) -> None:
+    def __init__(self, encoder: LoadedEncoder, preprocess: Preprocess, device: str, pool: str) -> None:
         self._encoder = encoder
         self._preprocess = preprocess
         self._device = device

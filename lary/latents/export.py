@@ -17,7 +17,7 @@ import numpy as np
 import numpy.typing as npt
 
 from lary.configs import LatentsConfig
-from lary.data.samples import SampleTable
+from lary.data.tables import SampleTable
 from lary.files import atomic_write, path_problem, read_limited, write_text
 from lary.latents.ref import LatentsRef, open_latents
 from lary.latents.shards import header_bytes

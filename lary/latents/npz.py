@@ -27,7 +27,7 @@ from lary.latents.store import Floats, StoreIdentity, narrow, record_table
 from lary.types import LaryError, MediaError
 
 if TYPE_CHECKING:
-    from lary.data.samples import SampleTable
+    from lary.data.tables import SampleTable
 
 MOST_BYTES = 1 << 30
 """Of one sample's array; the largest of the benchmark has 19 MB."""

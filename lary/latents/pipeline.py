@@ -13,22 +13,21 @@ from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import ExitStack
 from dataclasses import dataclass, field
+from itertools import groupby
 from pathlib import Path
 from typing import Any
 
 import numpy.typing as npt
 
 from lary.configs import ExtractConfig
-from lary.data.samples import INDEX_COLUMN, SampleTable
+from lary.data.tables import INDEX_COLUMN, SampleTable
 from lary.latents.encoding import Encoding
 from lary.latents.reading import Batch, Reading, idle_readers
 from lary.latents.store import LatentStore, UnitWriter
-from lary.latents.units import Unit, UnitReport
-from lary.models.precision import in_precision
-from lary.models.promise import held_to_record
-from lary.models.spec import MODELS, ModelContext, ModelSpec, build, with_latent
+from lary.models.running import LoadedEncoder, build
+from lary.models.spec import MODELS, ModelContext, ModelSpec, with_latent
 from lary.runtime import usable_cores
-from lary.types import Encoder, Failure, LaryError, MediaError
+from lary.types import Failure, LaryError, MediaError
 
 MOST_WORKERS = 8
 WRITERS = 2
@@ -41,6 +40,34 @@ ITEM_BYTES = {"float32": 4, "float16": 2, "bfloat16": 2}
 Advance = Callable[[int], None]
 _Row = tuple[int, str, str, npt.NDArray[Any], "npt.NDArray[Any] | None"]
 """Number, sample id, first medium, tokens and codes."""
+
+
+@dataclass(frozen=True)
+class Unit:
+    """What is left to do of the rows ``[number * unit_rows, (number + 1) * unit_rows)``."""
+
+    number: int
+    rows: tuple[int, ...]
+
+
+@dataclass(frozen=True)
+class UnitReport:
+    """A unit that is committed: how many of its rows have latents now, and which ones failed."""
+
+    number: int
+    done: int
+    failures: tuple[Failure, ...]
+
+
+class Interrupted(LaryError):
+    """The user stopped the run: what was begun is finished and kept. Exit code 130, as shells have it."""
+
+    exit_code = 130
+
+
+def plan_units(pending: Iterable[int], unit_rows: int) -> list[Unit]:
+    """The units that hold the pending rows, which are ascending."""
+    return [Unit(number, tuple(rows)) for number, rows in groupby(pending, lambda row: row // unit_rows)]
 
 
 @dataclass(frozen=True)
@@ -70,11 +97,10 @@ def model_of(config: ExtractConfig) -> ModelSpec:
     return with_latent(MODELS.get(config.model), config.latent)
 
 
-def make_encoder(job: Job, model: ModelSpec, device: str) -> Encoder:
+def make_encoder(job: Job, model: ModelSpec, device: str) -> LoadedEncoder:
     """The model on its device, in the arithmetic that was asked for."""
     config = job.config
-    encoder = in_precision(build(model, model_context(job, device)), device, config.precision, config.compile)
-    return held_to_record(encoder, model, config.protocol)
+    return build(model, model_context(job, device), precision=config.precision, compiled=config.compile)
 
 
 def model_context(job: Job, device: str) -> ModelContext:
@@ -92,7 +118,7 @@ def reading_workers(job: Job) -> int:
 
 
 def encode_units(
-    job: Job, table: SampleTable, units: Iterable[Unit], device: str, encoder: Encoder | None,
+    job: Job, table: SampleTable, units: Iterable[Unit], device: str, encoder: LoadedEncoder | None,
     *, advance: Advance, stopped: Callable[[], bool] = lambda: False,
 ) -> Iterator[UnitReport]:  # fmt: skip
     """Read, encode and write units of rows; each is reported once it is committed.

@@ -43,7 +43,7 @@ from lary.types import LaryError
 if TYPE_CHECKING:
     import pyarrow
 
-    from lary.data.samples import SampleTable
+    from lary.data.tables import SampleTable
 
 BLOCK = 4096
 """The data of a shard begin at a multiple of it: rows as large as a page lie on pages of their own."""

@@ -25,7 +25,7 @@ from lary.types import LaryError, LatentSource, MediaError, UsageError
 if TYPE_CHECKING:
     import torch
 
-    from lary.data.samples import SampleTable
+    from lary.data.tables import SampleTable
 
 MANIFEST = "store.json"
 SHARDS, INDEX = "shard_*.safetensors", "index.parquet"

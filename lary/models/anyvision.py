@@ -9,9 +9,9 @@ import json
 from typing import TYPE_CHECKING, Any
 
 from lary.models.hub import fetch_file
-from lary.models.network import check_frames, run_alone
 from lary.models.preprocess import IMAGENET_MEAN, IMAGENET_STD
 from lary.models.randomly import draw_transformers, weights_name
+from lary.models.running import check_frames, run_alone
 from lary.models.spec import MODELS, ModelContext, ModelSpec, Preprocess, ResizeMethod, Weights
 from lary.models.tensors import configured_by
 from lary.models.weights import CONFIG, Source, find_weights, load_transformers, read_config, read_tensors
@@ -144,8 +144,7 @@ class AnyBackbone:
         self._device = context.device
         self._patches = _patches(config, spec.preprocess.size)
         self._spec = spec
-        self.weights_digest = source.digest
-        self.weights_revision = source.revision
+        self.identity = source.identity
 
     def encode(self, clips: torch.Tensor) -> Latents:
         """Clips (B, T, 3, H, W) to tokens (B, T, N, D) float32.

@@ -10,9 +10,10 @@ from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from lary.models.keys import FLUX_KEYS, WAN_KEYS, rename_keys
-from lary.models.network import check_frames, run_alone, tell_dim, with_weights
+from lary.models.network import tell_dim, with_weights
 from lary.models.preprocess import CUBIC_224_SIGNED, FLUX2_PAPER_IMAGE, LANCZOS_224_SIGNED
 from lary.models.released import Checkpoint, Layout, find_checkpoint, read_checkpoint
+from lary.models.running import check_frames, run_alone
 from lary.models.spec import ModelContext, ModelSpec, Weights, register_model
 from lary.models.tensors import configured_by
 from lary.types import LaryError, Latents
@@ -201,8 +202,7 @@ class WanEncoder:
 
     Attributes:
         dim: D.
-        weights_digest: names the weights and their configuration.
-        weights_revision: the hub's commit, if they came from there.
+        identity: names the weights and their configuration.
     """
 
     def __init__(self, spec: ModelSpec, context: ModelContext) -> None:
@@ -221,8 +221,7 @@ class WanEncoder:
         self._spec, self._device = spec, context.device
         self._single = options["frames_of_a_pair"] == "as images"
         self._cell: int = self._network.config.patch_size * 2 ** (len(self._network.config.dim_mult) - 1)
-        self.weights_digest = found.digest
-        self.weights_revision = found.revision
+        self.identity = found.identity
         tell_dim(spec, self.dim, found.file)
 
     def encode(self, clips: torch.Tensor) -> Latents:
@@ -265,8 +264,7 @@ class FluxEncoder:
 
     Attributes:
         dim: D.
-        weights_digest: names the weights and their configuration.
-        weights_revision: the hub's commit, if they came from there.
+        identity: names the weights and their configuration.
     """
 
     def __init__(self, spec: ModelSpec, context: ModelContext) -> None:
@@ -282,8 +280,7 @@ class FluxEncoder:
         self._fold: int = config.patch_size[0]
         self._cell = self._fold * 2 ** (len(config.block_out_channels) - 1)
         self.dim: int = len(statistics.running_mean)
-        self.weights_digest = found.digest
-        self.weights_revision = found.revision
+        self.identity = found.identity
         tell_dim(spec, self.dim, found.file)
 
     def encode(self, clips: torch.Tensor) -> Latents:

@@ -10,13 +10,12 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import numpy.typing as npt
 
-from lary.models.precision import in_precision
+from lary.configs import CheckModelConfig
 from lary.models.preprocess import prepare
-from lary.models.promise import MEDIA, broken_promise
-from lary.models.spec import ModelContext, ModelSpec, build, locate_weights, with_latent
+from lary.models.running import MEDIA, LoadedEncoder, build
+from lary.models.spec import ModelContext, ModelSpec, locate_weights, with_latent
 from lary.runtime import pick_devices
-from lary.tool_configs import CheckModelConfig
-from lary.types import Encoder, Latents, Media
+from lary.types import LaryError, Latents, Media
 
 if TYPE_CHECKING:
     import torch
@@ -66,7 +65,7 @@ def check_model(spec: ModelSpec, config: CheckModelConfig, settings: Mapping[str
     weights = locate_weights(spec, dict(settings), config.weights)
     context = ModelContext(device, config.protocol, weights, config.revision, config.seed, settings)
     started = time.perf_counter()
-    encoder = in_precision(build(spec, context), device, config.precision, config.compile)
+    encoder = build(spec, context, precision=config.precision, compiled=config.compile)
     report = Report([f"{spec.name} on {device}, {config.precision}, protocol {config.protocol}"])
     report.tell("ready after", f"{time.perf_counter() - started:.1f} s")
     for frames, media in MEDIA.items():
@@ -78,7 +77,7 @@ def check_model(spec: ModelSpec, config: CheckModelConfig, settings: Mapping[str
 class Trial:
     """A model and one kind of sample."""
 
-    encoder: Encoder
+    encoder: LoadedEncoder
     spec: ModelSpec
     config: CheckModelConfig
     device: str
@@ -105,12 +104,10 @@ def check_media(trial: Trial, report: Report) -> None:
     """All checks on image pairs or on clips."""
     name = trial.media
     clips = [trial.clip(seed) for seed in range(BATCH)]
-    batch = trial.encode(*clips)
-    wrong = broken_promise(
-        trial.spec, trial.config.protocol, trial.encoder, batch, batch=len(clips), frames=trial.frames
-    )
-    if wrong:
-        report.problems.append(f"{name}: the model {wrong}")
+    try:
+        batch = trial.encode(*clips)
+    except LaryError as error:
+        report.problems.append(f"{name}: {error}")
         return
     tokens = batch.tokens.float().cpu()
     shape = tuple(tokens.shape[1:])

@@ -13,9 +13,10 @@ from lary.models.backbones import (
     SIGLIP2_BASE,
     SIGLIP2_WEIGHTS,
 )
-from lary.models.network import check_frames, run_alone, tell_dim
+from lary.models.network import tell_dim
 from lary.models.preprocess import CUBIC_224, CUBIC_224_IMAGENET, CUBIC_224_SIGNED, mix_planes
 from lary.models.randomly import draw_transformers
+from lary.models.running import check_frames, run_alone
 from lary.models.spec import ModelContext, ModelSpec, register_model
 from lary.models.tensors import configured_by
 from lary.models.weights import Source, find_weights, load_transformers, read_config, read_tensors
@@ -141,8 +142,7 @@ class ImageEncoder:
 
     Attributes:
         dim: D.
-        weights_digest: names the weights and their configuration.
-        weights_revision: the hub's commit, if they came from there.
+        identity: names the weights and their configuration.
     """
 
     def __init__(self, spec: ModelSpec, context: ModelContext) -> None:
@@ -176,8 +176,7 @@ class ImageEncoder:
         self._class_token = backbone.leading > 0
         self._patch: int | None = settings.patch_size if backbone.patches else None
         self.dim: int = settings.hidden_size
-        self.weights_digest = source.digest
-        self.weights_revision = source.revision
+        self.identity = source.identity
         tell_dim(spec, self.dim, source.folder)
 
     def encode(self, clips: torch.Tensor) -> Latents:

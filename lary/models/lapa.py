@@ -18,9 +18,9 @@ from lary.models.backbones import (
     SIGLIP2_WEIGHTS,
 )
 from lary.models.laq import LAYOUT, draw_network, load_network
-from lary.models.network import check_frames, run_alone
 from lary.models.preprocess import CUBIC_224, CUBIC_224_SIGNED, neighbour_pairs
 from lary.models.released import find_checkpoint, read_checkpoint
+from lary.models.running import check_frames, run_alone
 from lary.models.spec import MODELS, ModelContext, ModelSpec, Weights, register_model
 from lary.nets.codes import CODE_STACKS, code_rows, quantizer_parameters
 from lary.types import Latents, UsageError
@@ -251,8 +251,7 @@ class LatentActions:
 
     Attributes:
         dim: D.
-        weights_digest: names the weights.
-        weights_revision: the hub's commit, if they came from there.
+        identity: names the weights.
     """
 
     def __init__(self, spec: ModelSpec, context: ModelContext) -> None:
@@ -264,10 +263,9 @@ class LatentActions:
         if found.seed is None:
             tensors = read_checkpoint(found.file, layout)
             network, features = load_network(spec, options, tensors, found.file, context.settings)
-            self.weights_digest = digest(found.digest, features)
+            self.identity = replace(found.identity, digest=digest(found.digest, features))
         else:
-            network, self.weights_digest = draw_network(spec, options, found.seed), found.digest
-        self.weights_revision = found.revision
+            network, self.identity = draw_network(spec, options, found.seed), found.identity
         self._network = network.to(context.device)
         self.dim = network.config.dim
         self._latent: str = options["latent"]
@@ -311,7 +309,7 @@ class LatentActions:
 
         steps = len(latent) // len(clips)
         draws = []
-        for clip in clips[..., ::7, ::7].cpu().contiguous():  # a part of the pixels tells samples apart
+        for clip in clips.detach()[..., ::7, ::7].cpu().contiguous():  # a part of the pixels tells samples apart
             seed = int(digest(str(self._seed), clip.numpy().tobytes()), 16) % 2**63
             draws.append(torch.randn(steps, *latent.shape[1:], generator=torch.Generator().manual_seed(seed)))
         return torch.cat(draws).to(latent)

@@ -61,7 +61,7 @@ def load_network(
         network.features, digest_of_features = load(
             spec, features, inside, origin, network.config.grid, settings
         )  # fmt: skip
-    return network.eval().requires_grad_(False), digest_of_features
+    return network.eval(), digest_of_features
 
 
 def draw_network(spec: ModelSpec, options: Mapping[str, Any], seed: int) -> LatentActionModel:

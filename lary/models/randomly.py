@@ -35,7 +35,7 @@ def weights_name(seed: int, configuration: str = "") -> str:
 
 
 def draw(network: torch.nn.Module, seed: int) -> torch.nn.Module:
-    """Give a network, which may be without memory yet, random weights; returns it in eval mode without gradients.
+    """Give a network, which may be without memory yet, random weights; returns it in eval mode.
 
     Matrices and convolutions have a standard deviation of 1 / sqrt(inputs), tables of rows `TABLE_STD`, codebooks 1;
     scales of norms are 1, shifts 0. Buffers that have memory already are constants of the architecture and stay.
@@ -45,11 +45,11 @@ def draw(network: torch.nn.Module, seed: int) -> torch.nn.Module:
     for prefix, module in network.named_modules():
         for key, parameter in list(module.named_parameters(recurse=False)):
             value = _value(module, f"{prefix}.{key}".strip("."), parameter, seed)
-            module.register_parameter(key, nn.Parameter(value, requires_grad=False))
+            module.register_parameter(key, nn.Parameter(value, requires_grad=parameter.requires_grad))
         for key, buffer in list(module.named_buffers(recurse=False)):
             if buffer.is_meta:
                 module.register_buffer(key, _value(module, f"{prefix}.{key}".strip("."), buffer, seed))
-    return network.eval().requires_grad_(False)
+    return network.eval()
 
 
 def _value(module: torch.nn.Module, name: str, like: torch.Tensor, seed: int) -> torch.Tensor:

@@ -12,7 +12,7 @@ from lary.models import hub, randomly
 from lary.models.spec import ModelContext, ModelSpec, remedy
 from lary.models.tensors import listed, read_safetensors, sha256_of, unpickle
 from lary.models.weights import CONFIG, refuse_revision
-from lary.types import RANDOM, LaryError, UsageError, as_path
+from lary.types import RANDOM, LaryError, UsageError, WeightsIdentity, as_path
 
 if TYPE_CHECKING:
     import torch
@@ -55,6 +55,11 @@ class Checkpoint:
     digest: str
     revision: str | None = None
     seed: int | None = None
+
+    @property
+    def identity(self) -> WeightsIdentity:
+        """What names these weights."""
+        return WeightsIdentity(self.digest, self.revision, self.seed is not None)
 
 
 def find_checkpoint(spec: ModelSpec, context: ModelContext, layout: Layout) -> Checkpoint:

@@ -186,23 +186,6 @@ def with_latent(spec: ModelSpec, latent: str | None) -> ModelSpec:
     return replace(spec, options=spec.options | choice, options_paper=spec.options_paper | choice)
 
 
-def build(spec: ModelSpec, context: ModelContext) -> Encoder:
-    """The encoder of a record, with its weights, on its device.
-
-    Raises:
-        UsageError: the record has no class, or its class has read weights where random ones were asked for.
-    """
-    if spec.factory is None:
-        raise UsageError(f"Model '{spec.name}' has no class: register it with @register_model.")
-    encoder = spec.factory(spec, context)
-    if context.weights == RANDOM and RANDOM not in str(getattr(encoder, "weights_digest", "")):
-        raise UsageError(
-            f"--weights {RANDOM}: the class of '{spec.name}' doesn't draw its weights from the seed. Where it does, "
-            f"its weights_digest says '{RANDOM}'."
-        )
-    return encoder
-
-
 def locate_weights(spec: ModelSpec, values: dict[str, str], override: str | None = None) -> str | None:
     """The path or hub id to load from: ``--weights``, the record's variable, its folder under MODEL_DIR, its hub id.
 

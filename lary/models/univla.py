@@ -7,10 +7,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from lary.models.keys import cut_joint
-from lary.models.network import check_frames, run_alone, tell_dim, with_weights
+from lary.models.network import tell_dim, with_weights
 from lary.models.preprocess import CUBIC_224_IMAGENET
 from lary.models.randomly import draw_transformers
 from lary.models.released import Layout, find_checkpoint, read_checkpoint
+from lary.models.running import check_frames, run_alone
 from lary.models.spec import ModelContext, ModelSpec, Weights, register_model
 from lary.models.tensors import take
 from lary.models.weights import load_transformers
@@ -76,8 +77,7 @@ class UniVLA:
         backbone: DINOv2 of transformers.
         network: what stands on its features.
         dim: D.
-        weights_digest: names the weights.
-        weights_revision: the hub's commit, if they came from there.
+        identity: names the weights.
     """
 
     def __init__(self, spec: ModelSpec, context: ModelContext) -> None:
@@ -104,8 +104,7 @@ class UniVLA:
         self._patch: int = backbone["patch_size"]
         self._leading: int = 1 + backbone["num_register_tokens"]
         self.dim: int = config.latent_dim
-        self.weights_digest = found.digest
-        self.weights_revision = found.revision
+        self.identity = found.identity
         tell_dim(spec, self.dim, found.file)
 
     def encode(self, clips: torch.Tensor) -> Latents:

@@ -7,9 +7,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from lary.files import digest, read_json
-from lary.models.network import check_frames, run_alone, tell_dim, with_weights
+from lary.models.network import tell_dim, with_weights
 from lary.models.preprocess import VILLA_X_IMAGE, VILLA_X_PAPER_CLIP
 from lary.models.released import Checkpoint, Layout, find_checkpoint, read_checkpoint
+from lary.models.running import check_frames, run_alone
 from lary.models.spec import ModelContext, ModelSpec, Weights, register_model
 from lary.runtime import log
 from lary.types import RANDOM, LaryError, Latents, as_path
@@ -71,8 +72,7 @@ class VillaX:
     Attributes:
         network: the encoder and its codebook.
         dim: D.
-        weights_digest: names the weights and their configuration.
-        weights_revision: the hub's commit, if they came from there.
+        identity: names the weights and their configuration.
     """
 
     def __init__(self, spec: ModelSpec, context: ModelContext) -> None:
@@ -89,8 +89,9 @@ class VillaX:
         self._resolution = config.resolution
         self._preprocess = spec.preprocessing(context.protocol)
         self.dim: int = config.action_latent_dim
-        self.weights_digest = digest(described.digest, found.digest) if found.seed is None else found.digest
-        self.weights_revision = found.revision
+        self.identity = found.identity
+        if found.seed is None:
+            self.identity = replace(found.identity, digest=digest(described.digest, found.digest))
         tell_dim(spec, self.dim, found.file)
 
     def encode(self, clips: torch.Tensor) -> Latents:

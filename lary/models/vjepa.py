@@ -6,9 +6,10 @@ from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
 from lary.models.keys import VJEPA_KEYS, cut_joint, rename_keys
-from lary.models.network import check_frames, run_alone, tell_dim, with_weights
+from lary.models.network import tell_dim, with_weights
 from lary.models.preprocess import VJEPA2 as VJEPA2_PREPROCESS
 from lary.models.released import Checkpoint, Layout, find_checkpoint, read_checkpoint
+from lary.models.running import check_frames, run_alone
 from lary.models.spec import ModelContext, ModelSpec, Weights, register_model
 from lary.models.tensors import configured_by
 from lary.types import Latents
@@ -118,8 +119,7 @@ class VJepaEncoder:
 
     Attributes:
         dim: D.
-        weights_digest: names the weights and their configuration.
-        weights_revision: the hub's commit, if they came from there.
+        identity: names the weights and their configuration.
     """
 
     def __init__(self, spec: ModelSpec, context: ModelContext) -> None:
@@ -134,8 +134,7 @@ class VJepaEncoder:
         self._repeat = options["incomplete_tubelet"] == "repeat the last frame"
         self._tubelet: int = network.config.tubelet_size
         self.dim: int = network.config.hidden_size
-        self.weights_digest = found.digest
-        self.weights_revision = found.revision
+        self.identity = found.identity
         tell_dim(spec, self.dim, found.file)
 
     def encode(self, clips: torch.Tensor) -> Latents:

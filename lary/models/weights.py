@@ -14,7 +14,7 @@ from lary.models import hub
 from lary.models.randomly import weights_name
 from lary.models.spec import ModelContext, ModelSpec, remedy
 from lary.models.tensors import configured_by, listed, read_safetensors, sha256_of, told, unpickle
-from lary.types import RANDOM, LaryError, UsageError, as_path
+from lary.types import RANDOM, LaryError, UsageError, WeightsIdentity, as_path
 
 if TYPE_CHECKING:
     import torch
@@ -41,6 +41,11 @@ class Source:
     digest: str
     revision: str | None = None
     seed: int | None = None
+
+    @property
+    def identity(self) -> WeightsIdentity:
+        """What names these weights."""
+        return WeightsIdentity(self.digest, self.revision, self.seed is not None)
 
 
 def find_weights(spec: ModelSpec, context: ModelContext) -> Source:
@@ -205,7 +210,7 @@ def load_transformers(
             f"The weights in {folder} don't fit {model_class.__name__} as its {CONFIG} describes it: {told(problems)}. "
             f"Weights and {CONFIG} have to be of one checkpoint."
         )
-    module: torch.nn.Module = model.eval().requires_grad_(False)
+    module: torch.nn.Module = model.eval()
     return module
 
 

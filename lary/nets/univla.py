@@ -61,6 +61,8 @@ def nearest_rows(latent: Tensor, codebook: Tensor) -> tuple[Tensor, Tensor]:
     )
     codes = distances.argmin(dim=-1).reshape(latent.shape[:-1])
     rows = codebook[codes]
+    if latent.requires_grad:
+        rows = rows + (latent - latent.detach())  # adds zero: gradients pass straight through to the latent
     return rows.where(latent.isfinite(), latent.to(rows)), codes
 
 

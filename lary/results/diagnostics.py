@@ -16,6 +16,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from lary.configs import DiagnoseConfig
 from lary.data.spec import DATASETS
 from lary.files import write_json
 from lary.latents.ref import LatentsRef, SplitLatents, open_latents
@@ -33,7 +34,6 @@ from lary.results.relations import (
 )
 from lary.runtime import progress
 from lary.settings import Settings
-from lary.tool_configs import DiagnoseConfig
 from lary.types import LaryError, UsageError
 
 DEAD = 1e-6

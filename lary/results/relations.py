@@ -16,12 +16,12 @@ from itertools import islice
 import numpy as np
 import numpy.typing as npt
 
-from lary.data.samples import SampleTable
+from lary.configs import DiagnoseConfig
+from lary.data.tables import SampleTable
 from lary.results import statistics as stats
 from lary.results.measure import metric
 from lary.results.record import Metric
 from lary.results.scores import ratio
-from lary.tool_configs import DiagnoseConfig
 from lary.types import LatentSource
 
 REVERSED_CLIP = re.compile(r"_rev(?=\.[^./]+$)")

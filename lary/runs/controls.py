@@ -26,8 +26,8 @@ from lary.results.measure import reading
 from lary.results.record import FILE_NAME, EvalResult, Margin, write_result
 from lary.runs.changed import FRAME_CONTROLS, extract_changed
 from lary.runs.extract import extract
-from lary.runs.probe import ProbeRun
-from lary.runs.run import config_for, run_probe
+from lary.runs.probe import ProbeRun, run_probe
+from lary.runs.run import config_for
 from lary.runtime import log
 from lary.settings import Settings
 from lary.types import LaryError, UsageError

@@ -17,13 +17,13 @@ from dataclasses import dataclass, field
 from multiprocessing.connection import Connection, wait
 from typing import Any
 
-from lary.data.samples import SampleTable, read_table
 from lary.data.spec import DATASETS
-from lary.latents.pipeline import Advance, Job, encode_units
-from lary.latents.units import Unit, UnitReport
+from lary.data.tables import SampleTable, read_table
+from lary.latents.pipeline import Advance, Job, Unit, UnitReport, encode_units
+from lary.models.running import LoadedEncoder
 from lary.registry import load_plugin
 from lary.runtime import log, setup_logging
-from lary.types import Encoder, LaryError
+from lary.types import LaryError
 
 TRIES = 3
 """How often a unit is given out whose process dies."""
@@ -58,7 +58,7 @@ class StopRequest:
 
 
 def run_here(
-    job: Job, table: SampleTable, units: Sequence[Unit], device: str, encoder: Encoder | None, stop: StopRequest,
+    job: Job, table: SampleTable, units: Sequence[Unit], device: str, encoder: LoadedEncoder | None, stop: StopRequest,
     advance: Advance,
 ) -> Iterator[UnitReport]:  # fmt: skip
     """Do the units in this process. Raises LaryError."""

@@ -13,20 +13,21 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from lary.configs import ExtractConfig, Mode
-from lary.data.samples import SampleTable, check_media, find_table, read_table
 from lary.data.spec import DATASETS, DatasetSpec
+from lary.data.splits import find_table
+from lary.data.tables import SampleTable, read_table
 from lary.files import digest, read_failures, read_json, remove_torn, write_failures, write_json, write_text
-from lary.latents.pipeline import Job, make_encoder, model_of
+from lary.latents.pipeline import Interrupted, Job, UnitReport, make_encoder, model_of, plan_units
 from lary.latents.pooling import check_pool
 from lary.latents.ref import LatentsRef
-from lary.latents.store import LatentStore, StoreIdentity, check_format, open_store
-from lary.latents.units import Interrupted, UnitReport, plan_units
+from lary.latents.store import MANIFEST, LatentStore, StoreIdentity, check_format, open_store, read_manifest
 from lary.locks import locked
+from lary.models.running import LoadedEncoder
 from lary.models.spec import ModelSpec, locate_weights
 from lary.runs.engines import StopRequest, run_here, run_processes
 from lary.runtime import log, pick_devices, progress
 from lary.settings import Settings
-from lary.types import BenchmarkProtocol, Encoder, Failure, LaryError, Media, UsageError, as_path
+from lary.types import BenchmarkProtocol, Failure, LaryError, Media, UsageError, as_path
 
 if TYPE_CHECKING:
     import pandas
@@ -89,7 +90,7 @@ def extract(config: ExtractConfig, settings: Settings, *, plugins: tuple[Path, .
 
 @dataclass(frozen=True)
 class Run:
-    """An extraction with everything looked up and nothing written yet; `encoder` is there if it was needed for that."""
+    """An extraction with everything looked up and nothing written yet."""
 
     job: Job
     model: ModelSpec
@@ -100,7 +101,7 @@ class Run:
     folder: Path
     target: Path
     latent_root: Path
-    encoder: Encoder | None
+    encoder: LoadedEncoder
 
     @property
     def title(self) -> str:
@@ -121,19 +122,18 @@ def prepare_run(config: ExtractConfig, settings: Settings, plugins: tuple[Path, 
     ref = LatentsRef.of(config)
     weights = locate_weights(model, settings.values(), config.weights)
     job = Job(config, settings.path("DATA_DIR"), source, weights, settings.values(), plugins)
-    encoder: Encoder | None = None
-    digest_of_weights = ""
-    if model.weights is not None:
-        encoder = make_encoder(job, model, devices[0])
-        digest_of_weights = str(getattr(encoder, "weights_digest", "") or "")
-    identity = store_identity(model, dataset, config, digest_of_weights)
+    encoder = make_encoder(job, model, devices[0])
+    identity = store_identity(model, dataset, config, encoder.identity.digest)
     details = {
         "record": record_of(model, config.protocol, dataset.media),
         "weights_from": weights,
         "batch_size": config.batch_size,
     }
+    folder = ref.folder(settings)
+    if not config.overwrite:
+        identity = as_before(folder, identity)
     return Run(
-        job, model, table, tuple(devices), identity, details, ref.folder(settings), ref.table(settings),
+        job, model, table, tuple(devices), identity, details, folder, ref.table(settings),
         ref.latent_root(settings), encoder,
     )  # fmt: skip
 
@@ -244,10 +244,22 @@ def store_identity(model: ModelSpec, dataset: DatasetSpec, config: ExtractConfig
     )  # fmt: skip
 
 
+def as_before(folder: Path, identity: StoreIdentity) -> StoreIdentity:
+    """The identity, without its weights where a store of version 0.1 is there, which named none for some plug-ins."""
+    unnamed = replace(identity, weights="")
+    if identity.weights and (folder / MANIFEST).is_file() and read_manifest(folder).get("key") == unnamed.key:
+        log.warning(
+            "%s was begun by version 0.1, which did not record the weights of '%s': if they have changed since, pass "
+            "--overwrite", folder, identity.model,
+        )  # fmt: skip
+        return unnamed
+    return identity
+
+
 def warn_about_media(table: SampleTable, pending: Sequence[int]) -> None:
     """Name the first missing files before the work starts. Raises LaryError if no file is there at all."""
     pending = pending[:ROWS_LOOKED_AT]
-    absent = check_media(table, pending)
+    absent = table.missing_media(pending)
     if not absent:
         return
     listed = "\n  ".join(str(path) for path in absent[:10])

@@ -18,7 +18,7 @@ from typing import Any, get_type_hints
 from lary.configs import RunConfig, SweepConfig
 from lary.data.spec import DATASETS
 from lary.files import read_yaml
-from lary.latents.units import Interrupted
+from lary.latents.pipeline import Interrupted
 from lary.models.spec import MODELS, with_latent
 from lary.probes.presets import PRESETS
 from lary.registry import suggest
@@ -57,11 +57,8 @@ class Planned:
     @property
     def title(self) -> str:
         """What sets this run apart, in a line."""
-        default = asdict(RunConfig(model="", dataset=""))
-        told = [
-            f"{name} {value}" for name, value in asdict(self.config).items()
-            if name in IN_FOLDER[2:] and value != default[name]
-        ]  # fmt: skip
+        default, own = asdict(RunConfig(model="", dataset="")), asdict(self.config)
+        told = [f"{name} {own[name]}" for name in IN_FOLDER[2:] if own[name] != default[name]]
         return ", ".join([f"{self.config.model} on {self.config.dataset}", *told, *filter(None, [self.own])])
 
     def settings(self, settings: Settings) -> Settings:
@@ -73,8 +70,8 @@ class Planned:
 
     def folder(self, settings: Settings) -> Path:
         """Where the run leaves its result."""
-        dataset, model = DATASETS.get(self.config.dataset), MODELS.get(self.config.model)
-        return run_folder(probe_config(self.config, dataset), self.settings(settings), dataset, model)
+        dataset = DATASETS.get(self.config.dataset)
+        return run_folder(probe_config(self.config, dataset), self.settings(settings), dataset)
 
 
 @dataclass(frozen=True)

@@ -14,7 +14,8 @@ from safetensors.numpy import save_file
 
 from lary.models import autoencoders
 from lary.models.keys import FLUX_KEYS, WAN_KEYS, rename
-from lary.models.spec import MODELS, ModelContext, ModelSpec, build
+from lary.models.running import build
+from lary.models.spec import MODELS, ModelContext, ModelSpec
 from lary.types import BenchmarkProtocol
 from tests.parity.conftest import Case, load_case, model_cases
 from tests.parity.tables import table_names

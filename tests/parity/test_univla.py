@@ -9,7 +9,8 @@ import numpy as np
 import pytest
 import torch
 
-from lary.models.spec import MODELS, ModelContext, build
+from lary.models.running import build
+from lary.models.spec import MODELS, ModelContext
 from lary.models.univla import BACKBONE, UNIVLA, WRAPPER, UniVLA
 from lary.nets.univla import UniVLAConfig, UniVLANetwork, training_shapes
 from tests.parity.conftest import Case, load_case, model_cases
@@ -27,7 +28,7 @@ def load_encoder(case: Case, folder: Path) -> UniVLA:
     backbone = {key: value for key, value in case.about["backbone"]["config"].items() if key not in ("hub", "name")}
     assert backbone.keys() == UNIVLA.options["backbone"].keys()
     spec = replace(MODELS.get(UNIVLA.name), options={"network": case.config, "backbone": backbone})
-    encoder = build(spec, ModelContext("cpu", "corrected", weights=str(folder)))
+    encoder = build(spec, ModelContext("cpu", "corrected", weights=str(folder))).author
     assert isinstance(encoder, UniVLA)
     return encoder
 

@@ -13,7 +13,8 @@ import torch
 from lary.models import vjepa
 from lary.models.keys import VJEPA_KEYS, cut_joint, rename_keys
 from lary.models.preprocess import IMAGENET_MEAN, IMAGENET_STD
-from lary.models.spec import MODELS, ModelContext, build
+from lary.models.running import build
+from lary.models.spec import MODELS, ModelContext
 from lary.types import BenchmarkProtocol
 from tests.parity.conftest import Case, load_case, model_cases
 from tests.parity.tables import expand, table_names

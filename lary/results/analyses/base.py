@@ -11,13 +11,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from lary.configs import AnalyzeConfig
 from lary.files import write_bytes, write_json, write_text
 from lary.registry import suggest
 from lary.results.figures import Format, render
 from lary.results.record import USUAL_PROBES, EvalResult
 from lary.results.report import find_results
 from lary.settings import Settings
-from lary.tool_configs import AnalyzeConfig
 from lary.types import UsageError
 
 if TYPE_CHECKING:

@@ -5,10 +5,10 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from pathlib import Path
 
+from lary.configs import AnalysisKind, AnalyzeConfig
 from lary.results.analyses import ablations, attention, frequency, gap, trajectories
 from lary.results.analyses.base import Analysis, Context, NotPossible, find_runs
 from lary.settings import Settings
-from lary.tool_configs import AnalysisKind, AnalyzeConfig
 from lary.types import LaryError, UsageError
 
 ANALYSES: Mapping[str, Callable[[Context], Analysis]] = {
