@@ -17,7 +17,8 @@ import numpy.typing as npt
 
 from lary.configs import LatentDtype, LatentsConfig, StoreKind
 from lary.data.spec import DATASETS
-from lary.data.tables import SampleTable, find_table, read_table
+from lary.data.splits import find_table
+from lary.data.tables import SampleTable, read_table
 from lary.files import LARGEST_FAILURES, read_limited, refuse_link, write_bytes, write_text
 from lary.latents.npz import NPZ, read_array, read_stamp, read_stamps, read_tokens, row_of
 from lary.latents.ref import LatentsRef, SplitLatents, find_latent_table, open_latents
