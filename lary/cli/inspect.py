@@ -102,11 +102,10 @@ def check_model(
 def diagnose(config: Annotated[DiagnoseConfig, Star], paths: Paths = Paths()) -> int:
     """Diagnose extracted latents: channels, rank, use of codes, additivity and reversibility."""
     settings = paths.settings()
-    from lary.results.diagnostics import as_text
-    from lary.results.diagnostics import diagnose as run
+    from lary.results.diagnostics import diagnose_split
 
-    found, file = run(config, settings)
-    print(as_text(found), f"Written to {file}", sep="\n")
+    found, file = diagnose_split(config, settings)
+    print(found.text(), f"Written to {file}", sep="\n")
     return 0
 
 
@@ -123,9 +122,9 @@ def analyze(
             predicted trajectories, or all that the runs allow.
     """
     settings = paths.settings()
-    from lary.results.analyses.run import analyze as run
+    from lary.results.analyses import make_analysis
 
-    print(run(kind, config, settings).text())
+    print(make_analysis(kind, config, settings).text())
     return 0
 
 
@@ -152,9 +151,9 @@ def compare(*results: Path, role: Literal["seen", "unseen"] = "seen", seed: int 
         json: File for the differences as JSON.
     """
     from lary.files import write_json
-    from lary.results.compare import compare as run
+    from lary.results.compare import compare_results
 
-    found = run(results, role, seed)
+    found = compare_results(results, role, seed)
     print(found.text())
     if json is not None:
         rows = [

@@ -147,7 +147,7 @@ def devices() -> Iterator[Finding]:
     """Cores, threads, memory, and what torch can compute on."""
     import torch
 
-    from lary.probes.fit import memory_bytes
+    from lary.runtime import memory_bytes
 
     cores = os.cpu_count() or 1
     threads = f"{torch.get_num_threads()} of torch, OMP_NUM_THREADS {os.environ.get('OMP_NUM_THREADS') or 'not set'}"

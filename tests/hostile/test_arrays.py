@@ -18,7 +18,6 @@ import pytest
 from lary.data.actions import LARGEST_ACTIONS, read_chunk
 from lary.data.spec import DATASETS
 from lary.latents.npz import Stamp, read_stamp, read_tokens, write_latents
-from lary.results import chunks, predictions
 from tests.hostile.harness import MEBIBYTE, Code, deflated_zeros, refused
 
 SPACE = DATASETS.get("calvin").actions
@@ -159,28 +158,6 @@ def test_arrays_that_are_no_files(tmp_path: Path, reader: str, kind: str) -> Non
     else:
         path.mkdir()
     refused(tmp_path, lambda: READERS[reader](path), "no regular file|directory")
-
-
-def test_scores_that_hold_code_or_a_bomb(tmp_path: Path) -> None:
-    path, mark = tmp_path / predictions.FILE_NAME, tmp_path / "executed"
-    code = np.array([Code(mark)], dtype=object)
-    np.savez(path, seen_ids=code, seen_groups=code, seen_scores=code)
-    refused(tmp_path, lambda: predictions.read_scores(tmp_path), "pickled objects")
-    assert not mark.exists()
-    size = 3584 * MEBIBYTE
-    zipped(path, "seen_ids.npy", deflated_zeros(size), size)
-    refused(tmp_path, lambda: predictions.read_scores(tmp_path), "which is refused")
-
-
-def test_action_chunks_of_a_run_that_hold_code_or_a_bomb(tmp_path: Path) -> None:
-    path, mark = tmp_path / chunks.FILE_NAME, tmp_path / "executed"
-    parts = ("ids", "groups", "media", "predicted", "true")
-    np.savez(path, **{f"seen_{part}": np.array([Code(mark)], dtype=object) for part in parts})
-    refused(tmp_path, lambda: chunks.read_chunks(tmp_path), "pickled objects")
-    assert not mark.exists()
-    size = 3584 * MEBIBYTE
-    zipped(path, "seen_ids.npy", deflated_zeros(size), size)
-    refused(tmp_path, lambda: chunks.read_chunks(tmp_path), "which is refused")
 
 
 def test_honest_arrays_pass(tmp_path: Path) -> None:
