@@ -14,10 +14,9 @@ if TYPE_CHECKING:
     from lary.data.spec import ActionSpace, DatasetSpec, LabelSpace, Split, register_dataset
     from lary.models.running import load_model
     from lary.models.spec import ModelSpec, Preprocess, Weights, register_model
-    from lary.results.compare import compare
     from lary.results.frames import load_results, load_samples
     from lary.results.report import write_report
-    from lary.runs.api import classify, controls, extract, regress, run
+    from lary.runs.api import classify, compare, controls, extract, regress, run
     from lary.types import Encoder, Latents
 
 __version__ = "0.2.0"
@@ -27,9 +26,8 @@ _HOMES = {
     "lary.models.running": ("load_model",),
     "lary.models.spec": ("ModelSpec", "Preprocess", "Weights", "register_model"),
     "lary.results.frames": ("load_results", "load_samples"),
-    "lary.results.compare": ("compare",),
     "lary.results.report": ("write_report",),
-    "lary.runs.api": ("classify", "controls", "extract", "regress", "run"),
+    "lary.runs.api": ("classify", "compare", "controls", "extract", "regress", "run"),
     "lary.types": ("Encoder", "Latents"),
 }
 __all__ = [

@@ -22,9 +22,9 @@ from typing import Any
 import numpy as np
 
 from lary.data import clips, sampling, splits, statistics
+from lary.data.configs import AtomicConfig
 from lary.data.spec import DATASETS
 from lary.importers import trajectories
-from lary.importers.motions import AtomicRule
 from lary.types import LaryError
 from tests.tree import frame, make_calvin, make_robot, write_image, write_table, write_video
 
@@ -84,10 +84,8 @@ def indices() -> None:
 
 
 def atomic() -> None:
-    request = trajectories.TrajectoryRequest(
-        source=HERE / "episodes", out=HERE / "out", name="atoms", share=0.5, overwrite=True
-    )
-    trajectories.write_atomic(request, AtomicRule(), gripper=None)
+    config = AtomicConfig(name="atoms", share=0.5, overwrite=True, gripper=-1)
+    trajectories.import_trajectories(HERE / "episodes", HERE / "out", config, trajectories.columns_cut(config))
 
 
 TOOLS: dict[str, Callable[[], None]] = {

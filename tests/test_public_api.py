@@ -1,4 +1,4 @@
-"""The public interface of `lary`: what it exports, that it is light, and that notebooks get typed results and tables."""
+"""The public interface of `lary`: its exports, its cost, and the typed results and tables that notebooks get."""
 
 from __future__ import annotations
 
@@ -19,9 +19,10 @@ from tests.tree import make_calvin, make_robot
 
 def test_import_is_fast_and_light() -> None:
     code = (
-        "import time; t = time.perf_counter(); import lary, sys; print(time.perf_counter() - t, 'torch' in sys.modules)"
+        "import sys, time; t = time.perf_counter(); import lary; print(time.perf_counter() - t, 'torch' in sys.modules)"
     )
-    seconds, heavy = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True).stdout.split()
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    seconds, heavy = done.stdout.split()
     assert float(seconds) < 0.2
     assert heavy == "False"
 
@@ -60,7 +61,7 @@ def test_the_whole_course_from_python(tmp_path: Path) -> None:
     samples = lary.load_samples(done.folder)
     assert list(samples.columns) == ["split", "id", "group", "score", "score_0", "score_1"]
     assert samples.score.mean() == pytest.approx(value, rel=1e-5)
-    assert "frame-difference" in lary.compare([done.folder, other.probe.folder]).text()
+    assert "frame-difference" in lary.compare(done.folder, str(other.probe.folder)).text()
     assert lary.write_report(tmp_path / "logs").is_file()
 
 
@@ -92,7 +93,7 @@ def test_a_loaded_model_is_a_module_whose_gradients_flow() -> None:
         ("lary.latents.extract", "extract"),
         ("lary.fileio", "write_json"),
         ("lary.tool_configs", "DemoConfig"),
-        ("lary.data.records", "register_record"),
+        ("lary.data.records", "save_record"),
         ("lary.data.simulate", "simulate"),
     ],
 )

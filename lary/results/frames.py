@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from lary.results.predictions import read_scores
+from lary.results.published import read_scores
 from lary.results.record import FILE_NAME, EvalResult, read_result
 from lary.runtime import log
 from lary.types import LaryError, UsageError, as_path
@@ -79,7 +79,7 @@ def load_samples(run: str | Path) -> pandas.DataFrame:
     parts = []
     for role in ("seen", "unseen"):
         try:
-            found = read_scores(folder, role)
+            found = read_scores(folder, result, role)
         except LaryError:
             if role == "seen":
                 raise

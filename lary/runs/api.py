@@ -10,13 +10,14 @@ import importlib
 from collections.abc import Callable
 from dataclasses import fields
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 from lary.configs import ClassifyConfig, ControlsConfig, ExtractConfig, Paths, RegressConfig, RunConfig
 from lary.runs.options import make_options
 from lary.types import as_path
 
 if TYPE_CHECKING:
+    from lary.results.compare import Comparison
     from lary.runs.controls import ControlReport
     from lary.runs.extract import ExtractReport
     from lary.runs.probe import ProbeRun
@@ -64,3 +65,19 @@ run: Callable[..., RunReport] = interface("run", RunConfig, "lary.runs.run", "ru
 controls: Callable[..., ControlReport] = interface(
     "controls", ControlsConfig, "lary.runs.controls", "run_controls", plugins=True
 )
+
+
+def compare(*runs: str | Path, role: Literal["seen", "unseen"] = "seen", seed: int = 0) -> Comparison:
+    """Compare the first of several finished runs with each of the others, on the samples that they share.
+
+    Args:
+        runs: folders of runs, or their result.json files.
+        role: split to compare on.
+        seed: seed of the resampling.
+
+    Raises:
+        LaryError: fewer than two runs, or runs that can't be compared.
+    """
+    from lary.results.compare import compare_results
+
+    return compare_results(runs, role, seed)

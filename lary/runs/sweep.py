@@ -18,7 +18,7 @@ from typing import Any
 from lary.configs import RunConfig, SweepConfig
 from lary.data.spec import DATASETS
 from lary.files import read_yaml
-from lary.latents.units import Interrupted
+from lary.latents.pipeline import Interrupted
 from lary.models.spec import MODELS, with_latent
 from lary.probes.presets import PRESETS
 from lary.registry import suggest
