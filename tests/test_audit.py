@@ -15,10 +15,10 @@ from lary.cli.data import audit as command
 from lary.configs import Paths
 from lary.data.audit import AuditReport, AuditRequest, Finding, audit
 from lary.data.configs import AuditConfig
-from lary.data.draws import validates
 from lary.data.hashing import FrameSource, hash_frame, hash_sources, nearest
-from lary.data.samples import find_table, read_csv, read_table
 from lary.data.spec import DATASETS, DatasetSpec, LabelSpace
+from lary.data.splits import find_table, validates
+from lary.data.tables import read_csv, read_table
 from lary.types import Failure, LaryError, UsageError
 from tests.tree import make_calvin, make_robot, write_image, write_table
 

@@ -10,8 +10,8 @@ import numpy as np
 import pytest
 
 from lary.configs import ControlsConfig, ExtractConfig, ProbeControl, RegressConfig, RunConfig
-from lary.data.samples import INDEX_COLUMN, read_table
 from lary.data.spec import DATASETS
+from lary.data.tables import INDEX_COLUMN, read_table
 from lary.results import figures
 from lary.runs import changed, controls
 from lary.runs.changed import CHANGED, FRAME_CONTROLS, changed_rows, extract_changed, place_of

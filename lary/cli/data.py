@@ -21,7 +21,6 @@ from lary.data.configs import (
     DownloadConfig,
     IndicesConfig,
     LeRobotConfig,
-    MotionOptions,
     RelativeConfig,
     SplitConfig,
     StatsConfig,
@@ -29,14 +28,11 @@ from lary.data.configs import (
     VideosConfig,
 )
 from lary.runtime import setup_logging
+from lary.settings import Settings
 from lary.types import Failure, UsageError
 
 if TYPE_CHECKING:
-    from lary.importers.lerobot import ImportReport
-    from lary.importers.lerobot_atomic import AtomicRequest
-    from lary.importers.lerobot_plan import LeRobotRequest
-    from lary.importers.trajectories import TrajectoryReport
-    from lary.importers.videos import VideosReport, VideosRequest
+    from lary.importers.episodes import ImportReport
 
 Star = Parameter(name="*")
 SHOWN = 20
@@ -50,7 +46,6 @@ def clip(config: Annotated[ClipConfig, Star] = ClipConfig(), paths: Paths = Path
     """Cut the clips of SSv2 and EgoDex out of their recordings; clips that are there are kept."""
     settings = paths.settings()
     from lary.data.clips import CLIP_TABLES, SOURCES, ClipRequest, prepare_clips
-    from lary.data.cutting import find_cutter
 
     folder = settings.path("LARY_ROOT") / "data"
     roots = {name: root for name, root in zip(SOURCES, (config.ssv2_root, config.egodex_root), strict=True) if root}
@@ -67,7 +62,7 @@ def clip(config: Annotated[ClipConfig, Star] = ClipConfig(), paths: Paths = Path
     report = prepare_clips(
         ClipRequest(
             roots=roots, seeds=dict(zip(SOURCES, seeds, strict=True)), tables=named, out=out, workers=config.workers,
-            times=config.times, cutter=find_cutter(config.backend),
+            times=config.times, backend=config.backend,
         )
     )  # fmt: skip
     show_failures(report.failures, f"all in {report.listed}")
@@ -79,8 +74,8 @@ def clip(config: Annotated[ClipConfig, Star] = ClipConfig(), paths: Paths = Path
 def stats(config: Annotated[StatsConfig, Star], paths: Paths = Paths()) -> int:
     """Measure the actions of a training split per robot type, for normalisation."""
     settings = paths.settings()
-    from lary.data.samples import find_table
     from lary.data.spec import DATASETS
+    from lary.data.splits import find_table
     from lary.data.statistics import merge_statistics, write_statistics
 
     spec = DATASETS.get(config.dataset)
@@ -101,8 +96,8 @@ def stats(config: Annotated[StatsConfig, Star], paths: Paths = Paths()) -> int:
 def relative(config: Annotated[RelativeConfig, Star], paths: Paths = Paths()) -> int:
     """Write the motion between the images of every pair, and its statistics; files that are there are kept."""
     settings = paths.settings()
-    from lary.data.relative import RelativeRequest, write_relative
     from lary.data.spec import DATASETS
+    from lary.data.statistics import RelativeRequest, write_relative
 
     source, below = config.input_root or settings.path("DATA_DIR"), settings.path("LARY_ROOT")
     tables = tuple(path if path.exists() or path.is_absolute() else below / path for path in config.csv)
@@ -159,13 +154,11 @@ def indices(table: Path, config: Annotated[IndicesConfig, Star] = IndicesConfig(
         table: CSV with the column video_path.
     """
     settings = paths.settings()
-    from lary.data.indices import IndexRequest, write_indices
+    from lary.data.sampling import IndexRequest, write_indices
 
     root = config.root or settings.path("DATA_DIR") / "classification"
     report = write_indices(IndexRequest(table=table, **vars(config) | {"root": root}))
     show_failures(report.failures, "left out of the table")
-    for path in report.sheets:
-        print(path)
     print(f"{report.out}: {report.rows} rows, {len(report.failures)} failed")
     return 1 if report.failures else 0
 
@@ -219,9 +212,10 @@ def pairs(
         stride: Frames between source and target.
         dims: Names of the action dimensions; default: a0, a1 and so on.
     """
-    from lary.importers.trajectories import TrajectoryRequest, write_pairs
+    from lary.importers.episodes import PairCut
+    from lary.importers.trajectories import import_trajectories
 
-    return show_trajectories(write_pairs(TrajectoryRequest(source=source, out=out, **vars(config)), stride, dims))
+    return show_trajectories(out, config.name, import_trajectories(source, out, config, PairCut(stride), dims))
 
 
 @data_app.command
@@ -232,24 +226,19 @@ def atomic(source: Path, out: Path, config: Annotated[AtomicConfig, Star]) -> in
         source: Folder of episodes: folders with images or a video, and actions.npy with a row per frame.
         out: Folder to write to; it serves as LARY_ROOT, its data/ as DATA_DIR, and holds the record NAME.py.
     """
-    from lary.importers.motions import AtomicRule
-    from lary.importers.trajectories import TrajectoryRequest, write_atomic
+    from lary.importers.trajectories import columns_cut, import_trajectories
 
-    if not all(part.strip().isdecimal() for part in config.position.split(",")):
-        raise UsageError(f"--position {config.position}: expected three columns, such as 0,1,2.")
-    position = tuple(int(part) for part in config.position.split(","))
-    gripper = None if config.gripper < 0 else config.gripper
-    own = {name: getattr(config, name) for name in TrajectoryConfig.__dataclass_fields__}
-    request = TrajectoryRequest(source=source, out=out, **own)
-    return show_trajectories(write_atomic(request, AtomicRule.of(config), position, gripper))
+    return show_trajectories(out, config.name, import_trajectories(source, out, config, columns_cut(config)))
 
 
-def show_trajectories(report: TrajectoryReport) -> int:
+def show_trajectories(out: Path, name: str, report: ImportReport) -> int:
     """Print what was written; the exit code."""
+    from lary.importers.trajectories import table_path
+
     show_failures(report.failures, "left out of the tables")
-    for path, rows in report.rows.items():
-        print(f"{path}: {rows} rows")
-    print(f"{report.record}: use it with --plugin; {len(report.failures)} episodes failed")
+    for split, rows in report.rows.items():
+        print(f"{table_path(out, name, split)}: {rows} rows")
+    print(f"{report.plugin}: use it with --plugin; {len(report.failures)} episodes failed")
     return 1 if report.failures else 0
 
 
@@ -284,45 +273,12 @@ def import_lerobot(
     """
     settings = paths.settings()
     from lary.importers.lerobot import import_lerobot as run
-    from lary.importers.lerobot_plan import LeRobotRequest, make_plan, preview
-    from lary.importers.lerobot_reader import LeRobot
-    from lary.importers.lerobot_source import fetch_content, fetch_tables, find_source
+    from lary.importers.lerobot_plan import plan_lerobot
+    from lary.importers.lerobot_reader import open_lerobot
 
-    folder, revision = find_source(source, config.revision)
-    names = ("camera", "actions", "stride", "robot", "share", "seed", "episodes", "licence", "overwrite")
-    request = LeRobotRequest(
-        source=folder, name=config.name or Path(source).name, data_dir=settings.path("DATA_DIR"),
-        tables=settings.path("LARY_ROOT") / "data", atomic=labels_of(config), origin=source if revision else "",
-        **{name: getattr(config, name) for name in names},
-    )  # fmt: skip
-    data = LeRobot(folder)
-    if revision and request.atomic is not None:
-        fetch_tables(source, revision, data, data.episodes[: config.episodes])
-    plan = make_plan(data, request)
-    print(preview(data, plan, request))
-    if config.preview:
-        return 0
-    if revision:
-        fetch_content(source, revision, data, plan)
-    return show_import(run(data, plan, request), request, "pairs", "episodes ")
-
-
-def labels_of(config: LeRobotConfig) -> AtomicRequest | None:
-    """The labels that were asked for. Raises UsageError for options of labels without them."""
-    default = MotionOptions()
-    changed = any(getattr(config, name) != value for name, value in vars(default).items())
-    if config.labels is None:
-        if changed or config.position is not None or config.gripper is not None:
-            raise UsageError(
-                "--position, --gripper, --threshold and so on say how labels are made: add --labels atomic."
-            )
-        return None
-    from lary.importers.lerobot_atomic import AtomicRequest
-    from lary.importers.motions import AtomicRule
-
-    return AtomicRequest(
-        rule=AtomicRule.of(config), position=config.position, gripper=config.gripper, measure_grip=config.grip is None
-    )
+    plan = plan_lerobot(open_lerobot(source, config.revision), config, config.name or Path(source).name, settings)
+    print(plan.preview())
+    return 0 if config.preview else show_import(run(plan), plan.name, settings, "pairs", "episodes ")
 
 
 @data_app.command
@@ -333,24 +289,17 @@ def import_videos(folder: Path, config: Annotated[VideosConfig, Star], paths: Pa
         folder: Folder of the videos.
     """
     settings = paths.settings()
-    from lary.importers.videos import VideosRequest
     from lary.importers.videos import import_videos as run
 
-    request = VideosRequest(
-        folder=folder, data_dir=settings.path("DATA_DIR"), tables=settings.path("LARY_ROOT") / "data",
-        **vars(config) | {"name": config.name or folder.resolve().name},
-    )  # fmt: skip
-    return show_import(run(request), request, "clips", "")
+    return show_import(run(folder, config, settings), config.name or folder.resolve().name, settings, "clips", "")
 
 
-def show_import(
-    report: ImportReport | VideosReport, request: LeRobotRequest | VideosRequest, what: str, of: str
-) -> int:
+def show_import(report: ImportReport, name: str, settings: Settings, what: str, of: str) -> int:
     """Print what was imported; the exit code."""
-    show_failures(report.failures, f"all in {request.tables / f'{request.name}_import_failures.csv'}")
+    show_failures(report.failures, f"all in {settings.path('LARY_ROOT') / 'data' / f'{name}_import_failures.csv'}")
     counts = ", ".join(f"{count} {split}" for split, count in report.rows.items())
     failed = f"{len(report.failures)} {of}failed"
-    print(f"{request.name}: {counts} {what}, {failed}; use it with --plugin {report.plugin}")
+    print(f"{name}: {counts} {what}, {failed}; use it with --plugin {report.plugin}")
     return 1 if report.failures else 0
 
 

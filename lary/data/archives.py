@@ -21,7 +21,7 @@ import tempfile
 import zipfile
 import zlib
 from bisect import bisect_right
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterator, Sequence
 from contextlib import closing, contextmanager
 from dataclasses import dataclass
 from itertools import accumulate, islice
@@ -239,7 +239,7 @@ def _opened(parts: Sequence[Path], limits: Limits) -> Iterator[Iterator[Member]]
         raise LaryError(f"The archive {name} can't be unpacked: {error}. Fetch it again.") from error
 
 
-def _tar_members(name: str, packed: io.BufferedReader, limits: Limits) -> Iterator[Member]:
+def _tar_members(name: str, packed: Any, limits: Limits) -> Generator[Member, None, None]:
     lower, stream = name.lower(), cast("IO[bytes]", packed)
     if lower.endswith(("gz", "bz2", "xz")):
         opener: Any = gzip.open if lower.endswith("gz") else bz2.open if lower.endswith("bz2") else lzma.open
@@ -259,7 +259,7 @@ def _tar_members(name: str, packed: io.BufferedReader, limits: Limits) -> Iterat
                 raise LaryError(f"The archive {name} has data behind its end: {REFUSED}")
 
 
-def _zip_members(name: str, packed: io.BufferedReader, limits: Limits) -> Iterator[Member]:
+def _zip_members(name: str, packed: Any, limits: Limits) -> Generator[Member, None, None]:
     with zipfile.ZipFile(packed) as archive:
         # zipfile reads no more of a member than its announced size, so the sum is what can come out.
         size = sum(entry.file_size for entry in archive.infolist())

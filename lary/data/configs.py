@@ -159,8 +159,6 @@ class IndicesConfig:
         Path | None, run_option("Folder that keeps the motion of clips by the content of their files.")
     ] = None
     workers: Files = 4
-    visualize: Annotated[Path | None, run_option("Folder for contact sheets of what was chosen.")] = None
-    sheet_clips: Annotated[int, run_option("Clips shown in the contact sheets, from the start of the table.")] = 48
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -8,8 +8,8 @@ from pathlib import Path
 from typing import Any
 
 from lary.configs import ClassifyConfig, ExtractConfig, RegressConfig, RunConfig
-from lary.data.samples import find_table
 from lary.data.spec import DATASETS, DatasetSpec, LabelSpace
+from lary.data.splits import find_table
 from lary.runs.changed import FRAME_CONTROLS, extract_changed
 from lary.runs.extract import extract
 from lary.runs.inputs import check_options

@@ -7,8 +7,7 @@ import sys
 
 import pytest
 
-from lary.data.overview import dataset_text, datasets_table
-from lary.data.spec import DATASETS
+from lary.data.spec import DATASETS, dataset_text, datasets_table
 from tests.helpers import lary
 
 
