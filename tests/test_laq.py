@@ -16,11 +16,9 @@ import lary
 from lary.models import lapa, laq
 from lary.models.running import build
 from lary.models.spec import MODELS, ModelContext, ModelSpec
-from lary.nets.attention import GridBias, PlaceConvolution
 from lary.nets.codes import CODE_STACKS, code_rows
-from lary.nets.lam import LaqConfig, LatentActionModel
+from lary.nets.lam import DifferenceQuantizer, GridBias, LaqConfig, LatentActionModel, PlaceConvolution
 from lary.nets.magvit import Tokenizer, TokenizerConfig
-from lary.nets.quantize import DifferenceQuantizer
 from lary.types import BenchmarkProtocol, LaryError, Latents, UsageError
 
 TINY = {
