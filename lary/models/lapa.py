@@ -158,7 +158,10 @@ MAGVIT2 = ModelSpec(
     codebook=_SIZES["codebook_size"],
     preprocess=CUBIC_224,
     weights=Weights(folder="magvit2.pt"),
-    backbone=Weights(variable="MAGVIT2_TOKENIZER_PATH"),
+    backbone=Weights(
+        variable="MAGVIT2_TOKENIZER_PATH",
+        hint="MAGVIT2_CONFIG_PATH names its configuration, where that is not the released one of 18 bits.",
+    ),
     options={
         "network": {**_SIZES, "dim": 18, "pixel_output": True},
         "features": {

@@ -35,7 +35,13 @@ VILLA_X = ModelSpec(
     name="villa-x",
     paradigm="embodied LAM",
     dim=32,
-    weights=Weights(variable="VILLA_X_CKPT_PATH", folder="villa-x", hub="microsoft/villa-x"),
+    weights=Weights(
+        variable="VILLA_X_CKPT_PATH",
+        folder="villa-x",
+        hub="microsoft/villa-x",
+        hint="VILLA_X_DIR, the checkout of its code, is accepted but holds no weights: they are in the folder lam/ of "
+        "its hub repository.",
+    ),
     pair_shape=(2, 32),
     clip_shape=(8, 2, 32),
     grid=0,
