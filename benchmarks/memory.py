@@ -17,7 +17,7 @@ from pathlib import Path
 
 from benchmarks.pipeline import make_pairs, ready_latents, settings_of
 from lary.configs import ExtractConfig
-from lary.data.samples import write_csv
+from lary.data.tables import write_csv
 from lary.latents import reading
 from lary.runs.extract import extract
 from lary.workers import Worker

@@ -327,3 +327,14 @@ def digest(*parts: str | bytes, length: int = 16) -> str:
         data = part.encode() if isinstance(part, str) else part
         state.update(str(len(data)).encode() + b":" + data)
     return state.hexdigest()[:length]
+
+
+def file_digest(path: Path) -> str:
+    """A hexadecimal SHA-256 prefix of a file's bytes."""
+    import hashlib
+
+    state = hashlib.sha256()
+    with path.open("rb") as file:
+        while block := file.read(1 << 20):
+            state.update(block)
+    return state.hexdigest()[:16]

@@ -16,7 +16,7 @@ from lary.probes.outcome import (
     SampleColumns,
     SplitOutcome,
 )
-from lary.results.published import encode_png
+from lary.results.published import png_of
 from lary.results.record import (
     FILE_NAME,
     DatasetFacts,
@@ -25,7 +25,7 @@ from lary.results.record import (
     ModelFacts,
     Provenance,
     RunFacts,
-    SplitFacts,
+    SplitSize,
     read_result,
     write_result,
 )
@@ -109,7 +109,7 @@ def facts(model: str, dataset: str, paradigm: str = "baseline", **more: object) 
         "created": "2026-01-02T03:04:05+00:00",
         "dataset": DatasetFacts(
             name=dataset, title=dataset, revision="1", tables={"train": "0f3a", "val": "91bc"}, units=UNITS,
-            splits={"train": SplitFacts(rows=320, groups=160), "val": SplitFacts(rows=120, groups=60)},
+            splits={"train": SplitSize(rows=320, groups=160), "val": SplitSize(rows=120, groups=60)},
         ),
         "model": ModelFacts(name=model, paradigm=paradigm, dim=384, shape=(2, 256, 384), parameters_m=22.1),
         "probe": "attentive",
@@ -152,7 +152,7 @@ def write_pictures(folder: Path, outcome: RegressionOutcome) -> tuple[str, ...]:
     for index, (row, _, _) in enumerate(example_rows(outcome.splits["seen"], "held_out")):
         for part, picture in zip(("src", "tgt"), frames(row), strict=True):
             names.append(f"eval_vis/epoch_14/sample_{index}_{part}.png")
-            write_bytes(folder / names[-1], encode_png(picture))
+            write_bytes(folder / names[-1], png_of(picture))
     return tuple(names)
 
 

@@ -21,10 +21,10 @@ from typing import Any
 
 import numpy as np
 
-from lary.data import clips, cutting, indices, relative, splits, statistics
+from lary.data import clips, sampling, splits, statistics
+from lary.data.configs import AtomicConfig
 from lary.data.spec import DATASETS
 from lary.importers import trajectories
-from lary.importers.motions import AtomicRule
 from lary.types import LaryError
 from tests.tree import frame, make_calvin, make_robot, write_image, write_table, write_video
 
@@ -50,7 +50,7 @@ def clip() -> None:
     clips.prepare_clips(
         clips.ClipRequest(
             roots={"SSv2": HERE / "raw"}, seeds={"SSv2": HERE / "seed.csv"}, tables=(HERE / "wanted.csv",),
-            out=HERE / "out", workers=1, cutter=cutting.Cutter(),
+            out=HERE / "out", workers=1, backend="pyav",
         )
     )  # fmt: skip
 
@@ -62,8 +62,8 @@ def stats() -> None:
 
 def relative_actions() -> None:
     tables = tuple(HERE / "data" / f"calvin_metadata_{split}.csv" for split in ("train", "val"))
-    relative.write_relative(
-        relative.RelativeRequest(
+    statistics.write_relative(
+        statistics.RelativeRequest(
             spec=DATASETS.get("calvin"), tables=tables, input_root=HERE / "data", output_root=HERE / "out", workers=1
         )
     )
@@ -74,25 +74,22 @@ def split() -> None:
     splits.write_split(splits.SplitRequest(table=table, by="episode", train=out / "train.csv", val=out / "val.csv"))
 
 
-def sampling() -> None:
-    indices.write_indices(
-        indices.IndexRequest(
+def indices() -> None:
+    sampling.write_indices(
+        sampling.IndexRequest(
             table=HERE / "data" / "robot_1st_metadata_train.csv", root=HERE / "data" / "classification",
             out=HERE / "out" / "indices.csv", cache=HERE / "out" / "cache", workers=1,
-            visualize=HERE / "out" / "sheets",
         )
     )  # fmt: skip
 
 
 def atomic() -> None:
-    request = trajectories.TrajectoryRequest(
-        source=HERE / "episodes", out=HERE / "out", name="atoms", share=0.5, overwrite=True
-    )
-    trajectories.write_atomic(request, AtomicRule(), gripper=None)
+    config = AtomicConfig(name="atoms", share=0.5, overwrite=True, gripper=-1)
+    trajectories.import_trajectories(HERE / "episodes", HERE / "out", config, trajectories.columns_cut(config))
 
 
 TOOLS: dict[str, Callable[[], None]] = {
-    "clip": clip, "stats": stats, "relative": relative_actions, "split": split, "indices": sampling, "atomic": atomic,
+    "clip": clip, "stats": stats, "relative": relative_actions, "split": split, "indices": indices, "atomic": atomic,
 }  # fmt: skip
 
 

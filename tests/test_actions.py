@@ -12,22 +12,19 @@ from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 
-from lary.data.actions import (
+from lary.data.actions import motion, read_chunk, read_relative
+from lary.data.normalisation import (
     Normaliser,
     Statistics,
     load_normaliser,
     load_targets,
     measure,
-    parse_npy,
-    read_chunk,
-    read_relative,
     read_statistics,
     relative_stats_file,
 )
-from lary.data.poses import motion
-from lary.data.samples import SampleTable, read_table
 from lary.data.spec import DATASETS, ActionSpace, DatasetSpec, Normalisation, Split
 from lary.data.statistics import write_statistics
+from lary.data.tables import SampleTable, read_table
 from lary.types import LaryError, MediaError, UsageError
 
 SPACE = ActionSpace(
@@ -110,17 +107,17 @@ def test_wrong_files_are_refused(tmp_path: Path) -> None:
         with pytest.raises(MediaError, match=r"a\.npy"):
             read_chunk(path, SPACE)
     np.save(path, np.array([{"pickled": True}], dtype=object), allow_pickle=True)
-    with pytest.raises(MediaError, match="allow_pickle"):
+    with pytest.raises(MediaError, match="pickled objects"):
         read_chunk(path, SPACE)
     np.savez(tmp_path / "b.npz", a=draw(4, 3))
     with pytest.raises(MediaError, match="magic string"):
         read_chunk(tmp_path / "b.npz", SPACE)
 
 
-def test_fast_reader_is_numpys(tmp_path: Path) -> None:
+def test_every_layout_of_an_array_is_read(tmp_path: Path) -> None:
     for values in (np.asfortranarray(draw(4, 3)), draw(4, 3).astype(">f8"), np.arange(12), np.ones((4, 3), bool)):
         np.save(tmp_path / "a.npy", values)
-        np.testing.assert_array_equal(parse_npy((tmp_path / "a.npy").read_bytes()), np.load(tmp_path / "a.npy"))
+        np.testing.assert_array_equal(read_chunk(tmp_path / "a.npy", SPACE), values.reshape(4, 3))
     with (tmp_path / "c.npy").open("wb") as file:
         np.lib.format.write_array(file, draw(4, 3), version=(2, 0))
     np.testing.assert_array_equal(read_chunk(tmp_path / "c.npy", SPACE), draw(4, 3))

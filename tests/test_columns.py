@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from lary.data.columns import read_csv, read_frame
+from lary.data.tables import read_csv, read_frame
 from lary.types import UsageError
 
 GOOD = (

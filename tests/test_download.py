@@ -20,7 +20,8 @@ import huggingface_hub
 import pytest
 from cyclopts import App
 
-from lary.cli import imports as cli_import
+from lary.cli import data as cli_data
+from lary.cli import inspect as cli_inspect
 from lary.data import download as module
 from lary.data.download import (
     MANIFEST,
@@ -37,8 +38,7 @@ from lary.data.download import (
     licence_text,
 )
 from lary.data.hubs import HuggingFace, ModelScope, RemoteFile, content_problem, open_hub
-from lary.data.overview import dataset_text, datasets_table
-from lary.data.spec import DATASETS
+from lary.data.spec import DATASETS, dataset_text, datasets_table
 from lary.types import LaryError, UsageError
 
 COMMIT = "c0ffee" + "0" * 34
@@ -496,8 +496,8 @@ def test_modelscope_that_is_away_is_told() -> None:
 
 def call(tokens: Sequence[str]) -> Any:
     app = App(name="lary")
-    app.command(cli_import.download)
-    app.command(cli_import.datasets)
+    app.command(cli_data.download)
+    app.command(cli_inspect.datasets)
     return app(list(tokens), exit_on_error=False, result_action="return_value")
 
 

@@ -16,7 +16,8 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from lary.data import frames
-from lary.data.frames import read_clip, read_image, read_video
+from lary.data.frames import read_clip
+from lary.data.images import PNG, Reader, read_image
 from lary.types import MediaError, UsageError
 
 COUNT = 60
@@ -94,7 +95,7 @@ def test_frames_are_those_of_sequential_decoding(kind: str, videos: dict[str, tu
     path, expected = videos[kind]
     assert len(expected) == COUNT
     for index in ([0], [COUNT - 1], [11, 12, 13], [35, 36], list(range(COUNT)), [2, 9, 14, 23, 31, 38, 45, 52, 59]):
-        np.testing.assert_array_equal(read_video(path, index), expected[index], err_msg=f"{kind} {index}")
+        np.testing.assert_array_equal(read_clip([path], index), expected[index], err_msg=f"{kind} {index}")
 
 
 @settings(max_examples=60, suppress_health_check=[HealthCheck.function_scoped_fixture], deadline=None)
@@ -135,7 +136,7 @@ def test_seeks_are_used_and_pay(
     monkeypatch.setattr(frames, "to_rgb", counting)
     monkeypatch.setattr(frames, "decode_in_order", None)
     started = time.perf_counter()
-    clip = read_video(path, [5, 390])
+    clip = read_clip([path], [5, 390])
     seconds = time.perf_counter() - started
     assert converted == 2
     np.testing.assert_array_equal(clip, in_order(path)[[5, 390]])
@@ -166,7 +167,7 @@ def test_opencv_reads_the_same_pixels(videos: dict[str, tuple[Path, np.ndarray]]
     path, _ = videos["h264-b-frames"]
     capture = cv2.VideoCapture(str(path))
     theirs = np.stack([cv2.cvtColor(capture.read()[1], cv2.COLOR_BGR2RGB) for _ in range(COUNT)]).astype(int)
-    assert np.abs(theirs - read_video(path, range(COUNT))).max() <= 1
+    assert np.abs(theirs - read_clip([path], range(COUNT))).max() <= 1
 
 
 def test_turned_video_is_upright(videos: dict[str, tuple[Path, np.ndarray]], tmp_path: Path) -> None:
@@ -178,7 +179,7 @@ def test_turned_video_is_upright(videos: dict[str, tuple[Path, np.ndarray]], tmp
     turned.write_bytes(data)
     capture = cv2.VideoCapture(str(turned))
     theirs = cv2.cvtColor(capture.read()[1], cv2.COLOR_BGR2RGB)
-    ours = read_video(turned, [0])[0]
+    ours = read_clip([turned], [0])[0]
     assert ours.shape == (64, 48, 3)
     assert np.abs(ours.astype(int) - theirs).max() <= 1
     np.testing.assert_array_equal(ours, np.rot90(expected[0], -1))
@@ -236,7 +237,7 @@ def chunk(kind: bytes, content: bytes) -> bytes:
 
 
 @pytest.mark.parametrize("reader", ["cv2", "pil"])
-def test_pair_is_rgb_in_order(reader: frames.Reader, tmp_path: Path) -> None:
+def test_pair_is_rgb_in_order(reader: Reader, tmp_path: Path) -> None:
     for name, index in (("a.png", 1), ("b.png", 2)):
         (tmp_path / name).write_bytes(png(cv2.cvtColor(picture(index), cv2.COLOR_RGB2BGR)))
     clip = read_clip([tmp_path / "a.png", tmp_path / "b.png"], (), reader)
@@ -264,7 +265,7 @@ def interlaced_png(image: np.ndarray) -> bytes:
     passes = ((0, 0, 8, 8), (0, 4, 8, 8), (4, 0, 8, 4), (0, 2, 4, 4), (2, 0, 4, 2), (0, 1, 2, 2), (1, 0, 2, 1))
     rows = [b"\0" + row.tobytes() for y, x, dy, dx in passes for row in image[y::dy, x::dx]]
     header = struct.pack(">IIBBBBB", image.shape[1], image.shape[0], 8, 2, 0, 0, 1)
-    return frames.PNG + chunk(b"IHDR", header) + chunk(b"IDAT", zlib.compress(b"".join(rows))) + chunk(b"IEND", b"")
+    return PNG + chunk(b"IHDR", header) + chunk(b"IDAT", zlib.compress(b"".join(rows))) + chunk(b"IEND", b"")
 
 
 IMAGES = {
@@ -308,10 +309,10 @@ def torn_images() -> dict[str, bytes]:
         "half a PNG": whole[: len(whole) // 2],
         "PNG without its end": whole[:-12],
         "PNG with a flipped byte": bytes(flipped),
-        "PNG with half of its rows": frames.PNG + header + chunk(b"IDAT", zlib.compress(rows)) + chunk(b"IEND", b""),
-        "PNG without pixels": frames.PNG + header + chunk(b"IEND", b""),
-        "PNG without header": frames.PNG + chunk(b"IEND", b""),
-        "PNG with noise for pixels": frames.PNG + header + chunk(b"IDAT", b"noise") + chunk(b"IEND", b""),
+        "PNG with half of its rows": PNG + header + chunk(b"IDAT", zlib.compress(rows)) + chunk(b"IEND", b""),
+        "PNG without pixels": PNG + header + chunk(b"IEND", b""),
+        "PNG without header": PNG + chunk(b"IEND", b""),
+        "PNG with noise for pixels": PNG + header + chunk(b"IDAT", b"noise") + chunk(b"IEND", b""),
         "half a JPEG": jpeg[: len(jpeg) // 2],
         "JPEG without its end": jpeg[:-2],
         "half a BMP": bitmap[: len(bitmap) // 2],
@@ -320,9 +321,7 @@ def torn_images() -> dict[str, bytes]:
 
 @pytest.mark.parametrize("reader", ["cv2", "pil"])
 @pytest.mark.parametrize("kind", torn_images())
-def test_torn_images_are_refused(
-    kind: str, reader: frames.Reader, tmp_path: Path, capfd: pytest.CaptureFixture[str]
-) -> None:
+def test_torn_images_are_refused(kind: str, reader: Reader, tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
     path = tmp_path / "torn.png"
     path.write_bytes(torn_images()[kind])
     with pytest.raises(MediaError, match=r"torn\.png"):

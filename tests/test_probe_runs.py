@@ -15,13 +15,12 @@ import numpy as np
 import pytest
 from cyclopts import App
 
-from lary.cli import compare as cli_compare
+from lary.cli import benchmark as cli_run
 from lary.configs import ClassifyConfig, ExtractConfig, RegressConfig
 from lary.results import figures
-from lary.results.predictions import read_scores
+from lary.results.published import read_scores
 from lary.results.record import EvalResult, read_result
-from lary.runs import controls
-from lary.runs import devices as running
+from lary.runs import controls, inputs
 from lary.runs.extract import extract
 from lary.runs.inputs import shown
 from lary.runs.probe import classify, regress
@@ -150,7 +149,7 @@ def test_several_seeds_make_one_result(place: Path, tmp_path: Path) -> None:
         assert value.value == pytest.approx(np.mean(values))
     assert result.score.low is not None
     assert alone[0].score.low is not None
-    assert read_scores(folder).scores.shape == (2, 21)
+    assert read_scores(folder, result).scores.shape == (2, 21)
     assert (folder / "seed_1" / "best_model.pth").is_file()
     again = regress(
         RegressConfig(model=MODEL, dataset="calvin", probe_preset="demo", epochs=2, seeds="3,1"),
@@ -164,15 +163,15 @@ def test_several_seeds_make_one_result(place: Path, tmp_path: Path) -> None:
 
 def test_scores_of_samples_average_to_the_metric(place: Path, tmp_path: Path) -> None:
     folder, result = run(place, tmp_path)
-    found = read_scores(folder)
+    found = read_scores(folder, result)
     assert found.scores.mean() == pytest.approx(result.score.value, rel=1e-5)
     assert len(set(found.ids)) == 21
     assert len(set(found.groups)) == 7
     with pytest.raises(LaryError, match="no scores of the split 'unseen'"):
-        read_scores(folder, "unseen")
+        read_scores(folder, result, "unseen")
     (folder / "predictions.npz").write_bytes(b"PK")
-    with pytest.raises(LaryError, match="can't be read"):
-        read_scores(folder)
+    with pytest.raises(LaryError, match="is not the file that the run wrote"):
+        read_scores(folder, result)
 
 
 def test_controls_stand_beside_the_run(place: Path, tmp_path: Path) -> None:
@@ -198,7 +197,7 @@ def test_classification_has_seeds_and_controls(place: Path, tmp_path: Path) -> N
     done = classify(config, settings_of(place, tmp_path))
     values = [row.metrics["top1"] for row in done.result.per_seed]
     assert done.result.score.value == pytest.approx(np.mean(values))
-    assert read_scores(done.folder).scores.mean(axis=1) == pytest.approx(values)
+    assert read_scores(done.folder, done.result).scores.mean(axis=1) == pytest.approx(values)
     control = classify(replace(config, control="shuffled-targets"), settings_of(place, tmp_path))
     assert control.folder.name == "pixels@shuffled-targets"
     assert control.result.label == "pixels (shuffled targets)"
@@ -206,7 +205,7 @@ def test_classification_has_seeds_and_controls(place: Path, tmp_path: Path) -> N
 
 def test_the_controls_command_states_margins(place: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     app = App()
-    app.command(cli_compare.controls)
+    app.command(cli_run.controls)
     folders = ["--lary-root", str(place), "--data-dir", str(place / "data"), "--lary-la-dir", str(place / "latents")]
     command = ["controls", "--model", MODEL, "--dataset", "calvin", "--model-type", "ridge", "--probe-preset", "demo"]
     command += ["--project", "2", *folders, "--lary-log-dir", str(tmp_path)]
@@ -243,7 +242,7 @@ def test_plug_ins_reach_the_workers_of_the_extractions(
 
     monkeypatch.setattr(controls, "extract", seen)
     app = App()
-    app.command(cli_compare.controls)
+    app.command(cli_run.controls)
     with pytest.raises(UsageError, match="far enough"):
         app(
             ["controls", "--model", MODEL, "--dataset", "calvin", "--plugin", str(plugin), "--lary-root", str(place)],
@@ -282,14 +281,14 @@ import os, signal, sys, torch
 import matplotlib.figure, pandas, scipy.stats, lary.probes.classify, lary.probes.regress
 from pathlib import Path
 from lary import files as fileio
-from lary.probes import state
+from lary.probes import session
 from lary.results import figures
-from lary.runs import devices as running
+from lary.runs import inputs
 from lary.runs.probe import classify, regress
 from lary.configs import ClassifyConfig, RegressConfig
 from tests.test_probe_runs import settings_of
 torch.set_num_threads(1)
-state.SHARE = float("inf")
+session.STATE_SHARE = float("inf")
 figures.trajectory_figure = figures.trajectory_book = lambda *_: b""
 root, logs, kind = Path(sys.argv[1]), Path(sys.argv[2]), sys.argv[3]
 options = dict(model="pixels", probe_preset="demo", epochs=4, resume=True)
@@ -356,7 +355,7 @@ def test_a_killed_run_started_again_ends_like_an_undisturbed_one(
 
 def test_every_device_of_a_list_trains(place: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Two processes leave one result, whose numbers are those of one process."""
-    monkeypatch.setattr(running, "pick_devices", lambda gpus, choice="auto": ["cpu"] * len(gpus.split(",")))
+    monkeypatch.setattr("lary.runs.probe.pick_devices", lambda gpus, *_, **__: ["cpu"] * len(gpus.split(",")))
     alone, pair = (run(place, tmp_path / gpus[-1], gpus=gpus)[1] for gpus in ("0", "0,1"))
     assert pair.options["device"] == "cpu"
     assert pair.score.value == pytest.approx(alone.score.value, rel=1e-3)
@@ -378,10 +377,10 @@ def test_a_tracked_run_is_the_same_run(place: Path, tmp_path: Path) -> None:
 def test_latents_of_another_data_set_are_refused(place: Path, tmp_path: Path) -> None:
     split = SimpleNamespace(
         store={"identity": {"dataset": "robot_1st", "split": "val", "model": MODEL}},
-        table=SimpleNamespace(path=Path("train_la.csv"), split="train"),
+        table=SimpleNamespace(path=Path("train_la.csv"), split="train", spec=SimpleNamespace(name="calvin")),
     )
     with pytest.raises(UsageError, match=r"latents of 'robot_1st', not of 'calvin': run .* --split train' again"):
-        running.check_stores("calvin", {"train": cast("Any", split)})
+        inputs.check_samples(settings_of(place, tmp_path), {"train": cast("Any", split)})
 
 
 @pytest.mark.parametrize(

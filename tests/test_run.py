@@ -1,26 +1,22 @@
-"""``lary run`` and ``lary sweep``: both parts in one go, without a store, many of them, and what is refused."""
+"""``lary run`` and ``lary sweep``: both parts in one go, many of them, and what is refused."""
 
 from __future__ import annotations
 
 import json
 import shutil
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pytest
-import torch
 
 from lary.cli import main
 from lary.configs import ClassifyConfig, RegressConfig, RunConfig
-from lary.latents.units import Interrupted
+from lary.latents.pipeline import Interrupted
 from lary.results.record import EvalResult
-from lary.runs import on_demand
 from lary.runs import sweep as sweeps
-from lary.runs.run import FRAME_FAILURES, run
+from lary.runs.run import run
 from lary.settings import Settings, load_settings
-from lary.types import LaryError, Latents, UsageError
+from lary.types import LaryError, UsageError
 from tests.tree import make_calvin, make_robot
 
 pytestmark = pytest.mark.usefixtures("no_figures")
@@ -59,105 +55,6 @@ def numbers(result: EvalResult) -> dict[str, Any]:
     return found
 
 
-@pytest.mark.parametrize("dataset", ["calvin", "robot_1st"])
-@pytest.mark.parametrize("room", ["all fits", "little fits"])
-def test_no_store_gives_the_same_bits(root: Path, monkeypatch: pytest.MonkeyPatch, dataset: str, room: str) -> None:
-    """Also with a row that can't be read, and where most rows are encoded again whenever they are read."""
-    media = sorted((root / "data").rglob("train*/**/*.png" if dataset == "calvin" else "train/*.mp4"))
-    media[3].write_bytes(b"torn")
-    stored = run(ask(dataset), settings_of(root))
-    latents = root / "latent_actions"
-    assert len(list(latents.rglob("*.npz"))) == stored.extracted > 0
-    shutil.rmtree(latents)
-    tables = sorted(path.name for path in (root / "data").glob("*_la_*"))
-
-    from lary.probes import fit
-
-    memory = 1 << 33 if room == "all fits" else 3 * 4 * stored.probe.result.model.dim * 64 * 9 * 8
-    monkeypatch.setattr(fit, "memory_bytes", lambda: memory)
-    again = run(ask(dataset, no_store=True), settings_of(root, "other"))
-    assert not latents.exists(), "no store is left"
-    assert sorted(path.name for path in (root / "data").glob("*_la_*")) == tables
-    assert numbers(again.probe.result) == numbers(stored.probe.result)
-    for name in stored.probe.result.files:
-        if name.endswith((".csv", ".pt", ".pth", ".txt", ".npz")):
-            assert (again.probe.folder / name).read_bytes() == (stored.probe.folder / name).read_bytes(), name
-    assert again.probe.result.options["store"] == on_demand.NO_STORE
-    assert "store" not in stored.probe.result.options
-    assert again.failures == stored.failures > 0
-    assert (again.probe.folder / FRAME_FAILURES).is_file()
-    before = (again.probe.folder / "result.json").stat().st_mtime_ns
-    third = run(ask(dataset, no_store=True), settings_of(root, "other"))
-    assert (third.probe.new, third.extracted) == (False, 0), "nothing is encoded to find that all is done"
-    assert (again.probe.folder / "result.json").stat().st_mtime_ns == before
-
-
-def test_little_memory_really_keeps_little(root: Path) -> None:
-    from lary.runs.extract import prepare_run
-    from lary.runs.run import extract_config
-
-    prepared = prepare_run(extract_config(ask(), "val"), settings_of(root), ())
-    all_of_it = on_demand.FrameLatents(prepared, 1 << 30)
-    little = on_demand.FrameLatents(prepared, 5 * 4 * int(np.prod(all_of_it.shape)))
-    assert little._kept.shape == (5, *all_of_it.shape)
-    rows = np.array([14, 2, 7, 2, 0], dtype=np.int64)
-    assert np.array_equal(little.read(rows), all_of_it.read(rows))
-    assert np.array_equal(little.read(rows[:0]), all_of_it.read(rows[:0]))
-
-
-class Uneven:
-    """An encoder whose results depend on the place in the batch, as if kernels rounded differently; counts passes."""
-
-    def __init__(self) -> None:
-        self.passes = 0
-
-    def encode(self, clips: torch.Tensor) -> Latents:
-        self.passes += 1
-        places = torch.arange(len(clips)).reshape(-1, 1)
-        return Latents((clips.mean((1, 3, 4)) + 1000 * places).unsqueeze(1))
-
-
-@pytest.mark.parametrize(
-    ("dataset", "rows", "passes"),
-    [("calvin", [9, 0, 23, 1, 2, 3, 4, 14, 9], 2), ("robot_1st", [12, 0, 1, 2, 3, 7], 4)],
-)
-def test_rows_that_are_read_together_share_batches_on_an_accelerator(
-    root: Path, dataset: str, rows: list[int], passes: int
-) -> None:
-    """Each keeps its place, so that its bits are those of an extraction; clips of other lengths have other batches."""
-    from lary.runs.extract import prepare_run
-    from lary.runs.run import extract_config
-
-    if dataset == "robot_1st":  # rows 3 and 7 are shorter
-        table = root / "data" / "robot_1st_metadata_train.csv"
-        lines = table.read_text().splitlines()
-        for row in (3, 7):
-            lines[1 + row] = lines[1 + row].replace("0,1,2,4,5,7,8,10,11", "0,1,2")
-        table.write_text("\n".join(lines) + "\n")
-    encoder = Uneven()
-    prepared = prepare_run(extract_config(ask(dataset, batch_size=4), "train"), settings_of(root), ())
-    prepared = replace(prepared, devices=("cpu:0",), encoder=encoder)  # in whole batches, as on an accelerator
-    wanted = on_demand.FrameLatents(prepared, 1 << 30).read(np.array(rows))
-    assert [round(float(tokens.max()) / 1000) for tokens in wanted] == [row % 4 for row in rows]
-    nothing_kept = on_demand.FrameLatents(prepared, 0)
-    encoder.passes = 0
-    assert np.array_equal(nothing_kept.read(np.array(rows)), wanted)
-    assert encoder.passes == passes
-
-
-def test_rows_that_vanish_after_the_first_pass_stop_the_run(root: Path) -> None:
-    from lary.runs.extract import prepare_run
-    from lary.runs.run import extract_config
-
-    prepared = prepare_run(extract_config(ask(), "val"), settings_of(root), ())
-    latents = on_demand.FrameLatents(prepared, 0)
-    shutil.rmtree(root / "data" / "regression" / "calvin" / "val_stride5" / "images")
-    with pytest.raises(LaryError, match=r"Row 2 of .* can't be read any more"):
-        latents.read(np.array([1], dtype=np.int64))
-    with pytest.raises(LaryError, match="can be encoded"):
-        on_demand.FrameLatents(prepared, 0)
-
-
 def test_command_line_of_run(root: Path, capsys: pytest.CaptureFixture[str]) -> None:
     words = ["run", "--model", "pixels", "--dataset", "calvin", "--probe-preset", "demo", "--model-type", "ridge",
              "--workers", "1", "--lary-root", str(root), "--data-dir", str(root / "data")]  # fmt: skip
@@ -180,8 +77,6 @@ def test_command_line_of_run(root: Path, capsys: pytest.CaptureFixture[str]) -> 
     ({"dataset": "robot_1st", "model_type": "mlp"}, "--model-type: data set 'robot_1st' is one of classes"),
     ({"splits": "by-episodes"}, "--splits by-episodes: data set 'calvin' has"),
     ({"probe_precision": "bf16"}, "--probe-precision"),
-    ({"no_store": True, "engine": "ray"}, "--no-store"),
-    ({"no_store": True, "dtype": "bfloat16"}, "bfloat16"),
     ({"model": "pixel"}, "Did you mean pixels"),
     ({"dataset": "calvinn"}, "Did you mean calvin"),
 ])  # fmt: skip
@@ -204,12 +99,6 @@ def test_options_of_run_are_those_of_its_parts() -> None:
     assert {field.name for field in fields(ExtractConfig)} - own == left_out
     for part in (ClassifyConfig, RegressConfig):
         assert {field.name for field in fields(part)} - own <= {"dim", "classes"}
-
-
-def test_result_names_no_store_in_json(root: Path) -> None:
-    done = run(ask(no_store=True, model_type="ridge", epochs=None), settings_of(root))
-    found = json.loads((done.probe.folder / "result.json").read_text())
-    assert found["options"]["store"].startswith("none")
 
 
 # Sweeps

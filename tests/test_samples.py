@@ -8,8 +8,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from lary.data.samples import SampleTable, check_media, find_table, line_of, placed, read_table, without_images
 from lary.data.spec import DATASETS, ActionSpace, DatasetSpec, LabelSpace, Split
+from lary.data.splits import find_table
+from lary.data.tables import SampleTable, line_of, placed, read_table, without_images
 from lary.files import inside
 from lary.types import UsageError
 
@@ -237,8 +238,8 @@ def test_missing_media_are_listed_once_in_order(tmp_path: Path) -> None:
     table = written(tmp_path, "src_img,tgt_img,action\na.png,b.png,open\nb.png,a.png,close\nc.png,a.png,open\n")
     (table.root / "images").mkdir(parents=True)
     (table.root / "images" / "a.png").touch()
-    assert check_media(table) == [table.root / "images/b.png", table.root / "images/c.png"]
-    assert check_media(table, [2]) == [table.root / "images/c.png"]
+    assert table.missing_media() == [table.root / "images/b.png", table.root / "images/c.png"]
+    assert table.missing_media([2]) == [table.root / "images/c.png"]
 
 
 def test_file_without_its_folder_is_found_where_it_lies(tmp_path: Path) -> None:

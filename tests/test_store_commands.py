@@ -13,7 +13,6 @@ from safetensors.numpy import load_file
 
 from lary.cli import main
 from lary.data.spec import DATASETS
-from lary.latents import convert as conversion
 from lary.latents.ref import LatentsRef, SplitLatents, open_latents
 from lary.locks import LOCK, locked
 from lary.settings import load_settings
@@ -77,7 +76,7 @@ def test_info_and_verify_of_npz(root: Path, capsys: pytest.CaptureFixture[str]) 
 
 
 def opened_id(root: Path, row: int) -> str:
-    from lary.data.samples import read_table
+    from lary.data.tables import read_table
 
     path = root / "data" / "calvin_metadata_val.csv"
     return read_table(DATASETS.get("calvin"), "val", path=path, data_dir=root)[row].id
@@ -136,7 +135,7 @@ def test_a_conversion_that_was_stopped_goes_on(root: Path, moment: str, monkeypa
             rename = Path.rename
             patched.setattr(Path, "rename", lambda self, to: stop() if self.name.endswith(".new") else rename(self, to))
         else:
-            patched.setattr(conversion, "rewrite_table", stop)
+            patched.setattr(shutil, "rmtree", stop)
         assert lary(root, *command) == 130
     if moment == "fill":
         np.testing.assert_array_equal(opened(root).source.read(range(9)), expected)

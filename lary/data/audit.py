@@ -15,8 +15,9 @@ from pathlib import Path
 from typing import Any, Literal
 
 from lary.data.audit_part import Part, listed, read_part, share
-from lary.data.samples import find_table, read_table
 from lary.data.spec import DatasetSpec, LabelSpace
+from lary.data.splits import find_table
+from lary.data.tables import read_table
 from lary.types import UsageError
 
 Severity = Literal["leak", "warning", "note"]

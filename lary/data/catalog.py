@@ -1,12 +1,14 @@
 """The records of the benchmark's data sets and of the simulated arms.
 
 Sources: arXiv 2604.11689, section 3 and appendix (tracks, splits, licences) and the published metadata tables.
-Class names stand in ``tables/action_categories.csv``.
+The class names are in ``tables/action_categories.csv``.
 """
 
 from __future__ import annotations
 
 import csv
+from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
 from lary.data.spec import (
@@ -21,12 +23,6 @@ from lary.data.spec import (
     register_dataset,
 )
 
-PUBLISHED = "2026-04-27"
-"""Day on which the published data sets were opened in full."""
-
-REPOSITORY = "meituan-longcat/LARYBench"
-"""On Hugging Face and ModelScope alike."""
-
 CITATION = """@misc{nie2026larylatentactionrepresentation,
   title={LARY: A Latent Action Representation Yielding Benchmark for Generalizable Vision-to-Action Alignment},
   author={Dujun Nie and Fengjiao Chen and Qi Lv and Jun Kuang and Xiaoyu Li and Xuezhi Cao and Xunliang Cai},
@@ -36,6 +32,11 @@ CITATION = """@misc{nie2026larylatentactionrepresentation,
   primaryClass={cs.CV},
   url={https://arxiv.org/abs/2604.11689},
 }"""
+
+# The day on which the published data sets were opened in full; the owner is the same on Hugging Face and ModelScope.
+published = partial(
+    DatasetSpec, revision="2026-04-27", repository="meituan-longcat/LARYBench", citation=CITATION
+)  # fmt: skip
 
 EPISODE = r"^(.*?ep_[^/]+)/"
 """Group of a pair: its episode folder, with the task folder before it where there is one."""
@@ -67,12 +68,9 @@ def class_names(dataset: str) -> tuple[str, ...]:
 AGIBOT = Licence("AgiBotWorld-Beta", "CC BY-NC-SA 4.0", False, "https://github.com/OpenDriveLab/AgiBot-World")
 
 register_dataset(
-    DatasetSpec(
+    published(
         name="libero",
         title="Atomic Robot",
-        revision=PUBLISHED,
-        repository=REPOSITORY,
-        citation=CITATION,
         samples=25_940,
         media="pair",
         target=LabelSpace(class_names("libero")),
@@ -88,12 +86,9 @@ register_dataset(
 )
 
 register_dataset(
-    DatasetSpec(
+    published(
         name="human_1st",
         title="Composite Human",
-        revision=PUBLISHED,
-        repository=REPOSITORY,
-        citation=CITATION,
         samples=652_297,
         media="clip",
         target=LabelSpace(class_names("human_1st")),
@@ -118,12 +113,9 @@ register_dataset(
 )
 
 register_dataset(
-    DatasetSpec(
+    published(
         name="robot_1st",
         title="Composite Robot",
-        revision=PUBLISHED,
-        repository=REPOSITORY,
-        citation=CITATION,
         samples=538_423,
         media="clip",
         target=LabelSpace(class_names("robot_1st")),
@@ -152,12 +144,9 @@ def relative_command(dataset: str, train: str = "train") -> str:
 
 
 register_dataset(
-    DatasetSpec(
+    published(
         name="calvin",
         title="CALVIN",
-        revision=PUBLISHED,
-        repository=REPOSITORY,
-        citation=CITATION,
         samples=209_921,
         media="pair",
         stride=5,
@@ -188,12 +177,9 @@ for name, title, stride, group, count in (
     ("vlabench_30", "VLABench, stride 30", 30, "", 16_728),
 ):
     register_dataset(
-        DatasetSpec(
+        published(
             name=name,
             title=title,
-            revision=PUBLISHED,
-            repository=REPOSITORY,
-            citation=CITATION,
             samples=count,
             media="pair",
             stride=stride,
@@ -223,7 +209,7 @@ for name, title, stride, group, count in (
     )
 
 
-def robot_statistics(dataset: str, folder: str, stride: int) -> Normalisation:
+def robot_statistics(dataset: str, folder: str) -> Normalisation:
     """Statistics per robot type, from the file that the benchmark's own command makes."""
     return Normalisation(
         stats_file=f"regression/{folder}/{dataset}_stats.json",
@@ -238,19 +224,16 @@ def seen_and_unseen(root: str) -> dict[str, Split]:
 
 
 register_dataset(
-    DatasetSpec(
+    published(
         name="robocoin",
         title="RoboCOIN",
-        revision=PUBLISHED,
-        repository=REPOSITORY,
-        citation=CITATION,
         samples=148_767,
         media="pair",
         stride=10,
         target=ActionSpace(
             dims=tuple(f"{arm}_{axis}" for arm in "lr" for axis in ("x", "y", "z", "roll", "pitch", "yaw")),
             horizon=10,
-            normalisation=robot_statistics("robocoin", "robocoin_10", 10),
+            normalisation=robot_statistics("robocoin", "robocoin_10"),
             groups={"position": (0, 1, 2, 6, 7, 8), "orientation": (3, 4, 5, 9, 10, 11)},
             units=("m", "m", "m", "rad", "rad", "rad") * 2,
             orientations=(
@@ -274,12 +257,9 @@ register_dataset(
 )
 
 register_dataset(
-    DatasetSpec(
+    published(
         name="agibotbeta",
         title="AgiBotWorld-Beta",
-        revision=PUBLISHED,
-        repository=REPOSITORY,
-        citation=CITATION,
         samples=124_519,
         media="pair",
         stride=45,
@@ -289,7 +269,7 @@ register_dataset(
                 *("l_qx", "l_qy", "l_qz", "l_qw", "r_qx", "r_qy", "r_qz", "r_qw", "r_g", "l_g"),
             ),
             horizon=45,
-            normalisation=robot_statistics("agibotbeta", "agibot_45", 45),
+            normalisation=robot_statistics("agibotbeta", "agibot_45"),
             groups={"position": tuple(range(6)), "orientation": tuple(range(6, 14)), "gripper": (14, 15)},
             units=("m",) * 6 + ("",) * 10,
             orientations=(
@@ -327,7 +307,7 @@ SIM_ACTIONS = ActionSpace(
 )
 SIM_SPLITS = {split: Split(f"regression/simarm/{split}_stride5") for split in ("train", "val", "unseen")}
 
-register_dataset(
+simarm = register_dataset(
     DatasetSpec(
         name="simarm",
         title="Simulated arms",
@@ -347,21 +327,14 @@ register_dataset(
 )
 
 register_dataset(
-    DatasetSpec(
+    replace(
+        simarm,
         name="simarm_unseen",
         title="Simulated arms, unseen objects",
-        revision="1",
-        media="pair",
-        stride=5,
-        target=SIM_ACTIONS,
         splits={"unseen": Split(SIM_SPLITS["unseen"].root, table="simarm_metadata_unseen.csv")},
-        licences=SIMULATED,
         validation="unseen",
-        unseen="unseen",
-        group_pattern=EPISODE,
-        media_depth=0,
-        embodiment_column="robot_type",
         description="The unseen split of the simulated arms under its own name: new objects, new arm colour.",
+        in_demo=False,
     )
 )
 

@@ -1,4 +1,4 @@
-"""Clips of SSv2 and EgoDex: which ones the tables name, and which part of which recording each is.
+"""Clips of SSv2 and EgoDex: which ones the tables name, and cutting and reversing them out of their recordings.
 
 Both sources may not be redistributed, so the benchmark ships seed tables (``seed_ssv2.csv``, ``seed_egodex.csv``)
 from which users cut the clips: the column ``video_path`` and, in ``seed_output``, lines such as ``0.5 - 2.0 pick up``.
@@ -7,6 +7,7 @@ A clip's name holds the row of its seed table and the line; ``_rev`` marks the r
 
 from __future__ import annotations
 
+import functools
 import os
 import re
 from collections.abc import Iterable, Sequence
@@ -15,8 +16,8 @@ from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 from typing import Literal, NamedTuple
 
-from lary.data.cutting import Cutter, cut_forward, cut_reversed, find_cutter
-from lary.data.samples import read_csv
+from lary.data.cutting import Backend, cut_forward, cut_reversed, find_ffmpeg
+from lary.data.tables import read_csv
 from lary.files import inside, write_failures
 from lary.runtime import log, progress
 from lary.types import Failure, MediaError, UsageError
@@ -57,9 +58,14 @@ class Task(NamedTuple):
     out: Path
     reverse: bool
 
+    @property
+    def forward(self) -> Path:
+        """The file of the forward clip."""
+        return self.out.with_name(self.out.name.removesuffix(REVERSED + SUFFIX) + SUFFIX) if self.reverse else self.out
+
 
 def parse_clips(value: object, times: Times = "clock") -> list[Span]:
-    """The spans of a cell of the seed table, in the order of its lines; lines without a usable span are passed over.
+    """The spans of a cell of the seed table, in the order of its lines; lines without a usable span are skipped.
 
     The first range of a line counts. Under ``clock``, a line whose times have colons is read as minutes and seconds;
     ``published`` reads the numbers at the colons' edges, as the published tool does (``00:01 - 00:05`` gives nothing).
@@ -79,13 +85,12 @@ def parse_clips(value: object, times: Times = "clock") -> list[Span]:
 
 def seconds(text: str) -> float:
     """Seconds of ``12.5``, ``1:02.5`` or ``1:00:02``."""
-    total = 0.0
-    for part in text.split(":"):
-        total = total * 60 + float(part)
-    return total
+    return functools.reduce(lambda total, part: total * 60 + float(part), text.split(":"), 0.0)
 
 
-def ssv2_tasks(seeds: Iterable[tuple[str, str]], root: Path, out: Path, wanted: frozenset[str], times: Times = "clock") -> list[Task]:  # fmt: skip # noqa: E501
+def ssv2_tasks(
+    seeds: Iterable[Sequence[str]], root: Path, out: Path, wanted: frozenset[str], times: Times = "clock"
+) -> list[Task]:
     """The clips among `wanted` that seed rows (video_path, seed_output) give: ``SSv2/<row>_<line>[_rev].mp4``."""
     tasks = []
     for row, (video, text) in enumerate(seeds):
@@ -94,7 +99,9 @@ def ssv2_tasks(seeds: Iterable[tuple[str, str]], root: Path, out: Path, wanted: 
     return tasks
 
 
-def egodex_tasks(seeds: Iterable[tuple[str, str]], root: Path, out: Path, wanted: frozenset[str], times: Times = "clock") -> list[Task]:  # fmt: skip # noqa: E501
+def egodex_tasks(
+    seeds: Iterable[Sequence[str]], root: Path, out: Path, wanted: frozenset[str], times: Times = "clock"
+) -> list[Task]:
     """Likewise ``EgoDex/<video>/<row>_<line>[_rev].mp4``."""
     tasks = []
     for row, (video, text) in enumerate(seeds):
@@ -113,7 +120,7 @@ def named_tasks(
         for ending, reverse in ((SUFFIX, False), (REVERSED + SUFFIX, True)):
             name = f"{stem}_{span.line}{ending}"
             if name in wanted:
-                # Both come from tables, which are data: neither may lead out of its folder.
+                # Both come from tables, which are untrusted: neither may lead out of its folder.
                 source, target = inside(root, video), inside(out, name)
                 tasks.append(Task(source, span.start, span.duration, target, reverse))
     return tasks
@@ -129,7 +136,7 @@ class ClipRequest:
     out: Path
     workers: int = 4
     times: Times = "clock"
-    cutter: Cutter | None = None
+    backend: Backend = "auto"
 
 
 @dataclass(frozen=True)
@@ -149,28 +156,28 @@ def prepare_clips(request: ClipRequest) -> ClipReport:
     A reversed clip is made of its finished forward clip, which is cut too where only the reversed one is named.
 
     Raises:
-        UsageError: a table or column is missing.
+        UsageError: a table or column is missing, or ffmpeg is asked for and missing.
     """
-    wanted = wanted_clips(request.tables, tuple(request.roots))
-    cutter = request.cutter or find_cutter()
-    log.info("cutting with %s", cutter.name)
+    ffmpeg = find_ffmpeg(request.backend)
+    rows = [row for table in request.tables for row in read_columns(table, ("dataset", "video_path"))]
+    wanted = frozenset(path.strip().replace("\\", "/") for source, path in rows if source.strip() in request.roots)
+    log.info("cutting with %s", ffmpeg or "PyAV")
     tasks = []
     for source, make in zip(SOURCES, (ssv2_tasks, egodex_tasks), strict=True):
         if source in request.roots:
             seeds = read_columns(request.seeds[source], ("video_path", "seed_output"))
-            pairs = [(video, text) for video, text in seeds]
-            tasks += make(pairs, request.roots[source], request.out, wanted, request.times)
+            tasks += make(seeds, request.roots[source], request.out, wanted, request.times)
     failures = [
         Failure(None, name, "no line of the seed table gives this clip")
         for name in sorted(wanted - {task.out.relative_to(request.out).as_posix() for task in tasks})
     ]
     groups: dict[Path, list[Task]] = {}
     for task in tasks:
-        groups.setdefault(forward_path(task), []).append(task)
+        groups.setdefault(task.forward, []).append(task)
     made = kept = 0
     workers = min(request.workers, 4 * (os.cpu_count() or 1))
     with progress(len(tasks), "cutting", "clip") as bar, ThreadPoolExecutor(workers) as pool:
-        for done in as_completed([pool.submit(make_clips, group, cutter) for group in groups.values()]):
+        for done in as_completed([pool.submit(make_clips, group, ffmpeg) for group in groups.values()]):
             for task, result in done.result():
                 made, kept = made + (result == "made"), kept + (result == "kept")
                 if result not in ("made", "kept"):
@@ -182,28 +189,17 @@ def prepare_clips(request: ClipRequest) -> ClipReport:
     return ClipReport(len(wanted), made, kept, tuple(failures), listed)
 
 
-def wanted_clips(tables: Sequence[Path], sources: Sequence[str]) -> frozenset[str]:
-    """The clips of `sources` that the tables name."""
-    rows = [row for table in tables for row in read_columns(table, ("dataset", "video_path"))]
-    return frozenset(path.strip().replace("\\", "/") for source, path in rows if source.strip() in sources)
-
-
-def read_columns(table: Path, names: tuple[str, str]) -> list[tuple[str, str]]:
-    """Two columns of a CSV. Raises UsageError if there is none of the name."""
+def read_columns(table: Path, names: Sequence[str]) -> list[tuple[str, ...]]:
+    """Some columns of a CSV. Raises UsageError if there is none of a name."""
     columns, rows = read_csv(table)
     for name in names:
         if name not in columns:
             raise UsageError(f"{table} has no column '{name}'; it has: {', '.join(columns)}.")
-    first, second = (columns.index(name) for name in names)
-    return [(row[first], row[second]) for row in rows]
+    at = [columns.index(name) for name in names]
+    return [tuple(row[column] for column in at) for row in rows]
 
 
-def forward_path(task: Task) -> Path:
-    """The forward clip of a task."""
-    return task.out.with_name(task.out.name.removesuffix(REVERSED + SUFFIX) + SUFFIX) if task.reverse else task.out
-
-
-def make_clips(tasks: Sequence[Task], cutter: Cutter) -> list[tuple[Task, str]]:
+def make_clips(tasks: Sequence[Task], ffmpeg: str | None) -> list[tuple[Task, str]]:
     """Make the forward and the reversed clip of one span; each task with ``made``, ``kept`` or why it failed."""
     done = []
     for task in sorted(tasks, key=lambda task: task.reverse):
@@ -211,13 +207,12 @@ def make_clips(tasks: Sequence[Task], cutter: Cutter) -> list[tuple[Task, str]]:
             if present(task.out):
                 done.append((task, "kept"))
                 continue
-            forward = forward_path(task)
-            if not present(forward):
+            if not present(task.forward):
                 if not task.source.is_file():
                     raise MediaError(f"The recording {task.source} does not exist.")
-                cut_forward(cutter, task.source, task.start, task.duration, forward)
+                cut_forward(task.source, task.start, task.duration, task.forward, ffmpeg)
             if task.reverse:
-                cut_reversed(forward, task.out)
+                cut_reversed(task.forward, task.out)
             done.append((task, "made"))
         except (MediaError, OSError) as error:
             done.append((task, str(error)))

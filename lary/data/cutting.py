@@ -7,7 +7,7 @@ import os
 import shutil
 import subprocess
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass
+from contextlib import contextmanager
 from fractions import Fraction
 from pathlib import Path
 from typing import Any, Literal
@@ -38,37 +38,24 @@ MPEG4_TICKS = 65535
 """Largest number of ticks a second in MPEG-4 (ISO/IEC 14496-2, vop_time_increment_resolution)."""
 
 
-@dataclass(frozen=True)
-class Cutter:
-    """What cuts: PyAV, or an ffmpeg executable."""
-
-    executable: str | None = None
-
-    @property
-    def name(self) -> str:
-        return self.executable or "PyAV"
-
-
-def find_cutter(backend: Backend = "auto") -> Cutter:
-    """The ffmpeg executable where there is one, else PyAV. Raises UsageError if ffmpeg is asked for and missing."""
-    if backend == "pyav":
-        return Cutter()
-    found = shutil.which("ffmpeg")
+def find_ffmpeg(backend: Backend = "auto") -> str | None:
+    """The ffmpeg executable; None where PyAV cuts. Raises UsageError if ffmpeg is asked for and missing."""
+    found = None if backend == "pyav" else shutil.which("ffmpeg")
     if found is None and backend == "ffmpeg":
         raise UsageError("There is no ffmpeg executable in PATH: install it, or cut with --backend pyav.")
-    return Cutter(found)
+    return found
 
 
-def cut_forward(cutter: Cutter, source: Path, start: float, duration: float, out: Path) -> None:
-    """Cut `duration` seconds from `start` on, frame-exact, as H.264.
+def cut_forward(source: Path, start: float, duration: float, out: Path, ffmpeg: str | None = None) -> None:
+    """Cut `duration` seconds from `start` on, frame-exact, as H.264, by the ffmpeg executable or by PyAV.
 
     Raises:
         MediaError: the recording is broken, or holds no frame in that span.
     """
-    if cutter.executable is None:
+    if ffmpeg is None:
         _cut_with_pyav(source, start, duration, out)
     else:
-        _cut_with_ffmpeg(cutter.executable, source, start, duration, out)
+        _cut_with_ffmpeg(ffmpeg, source, start, duration, out)
 
 
 def _cut_with_ffmpeg(executable: str, source: Path, start: float, duration: float, out: Path) -> None:
@@ -83,51 +70,50 @@ def _cut_with_ffmpeg(executable: str, source: Path, start: float, duration: floa
         if done.returncode:
             lines = done.stderr.strip().splitlines() or [f"exit code {done.returncode}"]
             raise MediaError(f"ffmpeg can't cut {source}: {lines[-1]}.")
-        for _ in itertools.islice(_named(decode_video(Path(name)), source, start), 1):
-            pass
+        try:
+            next(decode_video(Path(name)))
+        except MediaError:
+            raise MediaError(f"The recording {source} has no frame from {start} s on.") from None
         os.replace(name, out)
     finally:
         Path(name).unlink(missing_ok=True)
 
 
-def _named(frames: Iterable[Any], source: Path, start: float) -> Iterator[Any]:
+@contextmanager
+def _failing_as(what: str) -> Iterator[None]:
+    """What PyAV and the disk raise in the block as a MediaError."""
+    import av
+
     try:
-        yield from frames
-    except MediaError:
-        raise MediaError(f"The recording {source} has no frame from {start} s on.") from None
+        yield
+    except (av.error.FFmpegError, OSError, ValueError, IndexError) as error:
+        raise MediaError(f"{what}: {getattr(error, 'strerror', None) or error}.") from error
 
 
 def _cut_with_pyav(source: Path, start: float, duration: float, out: Path) -> None:
     import av
 
-    try:
-        with av.open(str(source)) as container:
-            if not container.streams.video:
-                raise ValueError("it holds no video stream")
-            stream = container.streams.video[0]
-            stream.codec_context.thread_count = 1
-            rate = stream.average_rate or Fraction(30)
-            frames = _span(container, stream, Fraction(str(start)), Fraction(str(duration)))
-            first = next(frames, None)
-            if first is None:
-                raise ValueError(f"it has no frame from {start} s on")
-            origin = _offset(container) + Fraction(str(start))
-            _encode(_upright(itertools.chain([first], frames), first), out, rate, origin)
-    except (av.error.FFmpegError, OSError, ValueError) as error:
-        raise MediaError(f"{source} can't be cut: {getattr(error, 'strerror', None) or error}.") from error
+    with _failing_as(f"{source} can't be cut"), av.open(str(source)) as container:
+        if not container.streams.video:
+            raise ValueError("it holds no video stream")
+        stream = container.streams.video[0]
+        stream.codec_context.thread_count = 1
+        # Cuts are counted from the recording's start, as ffmpeg does.
+        begin = Fraction(container.start_time or 0, 1_000_000) + Fraction(str(start))
+        if start > 0:
+            container.seek(int((begin - HALF_TICK) / stream.time_base), stream=stream, backward=True)
+        frames = _span(container.demux(stream), begin - HALF_TICK, Fraction(str(duration)))
+        first = next(frames, None)
+        if first is None:
+            raise ValueError(f"it has no frame from {start} s on")
+        upright = _upright(itertools.chain([first], frames), first)
+        _encode(upright, out, stream.average_rate or Fraction(30), begin)
 
 
-def _offset(container: Any) -> Fraction:
-    """Time stamp of the recording's start in seconds; cuts are counted from it, as ffmpeg does."""
-    return Fraction(container.start_time or 0, 1_000_000)
-
-
-def _span(container: Any, stream: Any, start: Fraction, duration: Fraction) -> Iterator[Any]:
-    """The frames from `start` on, for `duration` from the first of them on (so does ffmpeg), both in seconds."""
-    begin, first = _offset(container) + start - HALF_TICK, None
-    if start > 0:
-        container.seek(int(begin / stream.time_base), stream=stream, backward=True)
-    for packet in container.demux(stream):
+def _span(packets: Iterable[Any], begin: Fraction, duration: Fraction) -> Iterator[Any]:
+    """The frames from `begin` on, for `duration` from the first of them on (so does ffmpeg), both in seconds."""
+    first = None
+    for packet in packets:
         if packet.size and packet.is_corrupt:
             raise ValueError("the file ends within a frame")
         for frame in packet.decode():
@@ -164,26 +150,6 @@ def _upright(frames: Iterable[Any], first: Any) -> Iterator[Any]:
         yield links[-1].pull()
 
 
-def _encode(frames: Iterable[Any], out: Path, rate: Fraction, origin: Fraction) -> None:
-    """Write frames with their own times, counted from `origin` in seconds."""
-    import av
-
-    with atomic_write(out) as file, av.open(file, "w", format="mp4") as container:
-        stream: Any = None
-        last = -1
-        for frame in frames:
-            if stream is None:
-                stream = container.add_stream("libx264", rate=rate, options=ENCODER)
-                stream.width, stream.height, stream.pix_fmt = frame.width, frame.height, "yuv420p"
-                stream.codec_context.thread_count = 1
-                stream.codec_context.time_base = frame.time_base
-            ticks = int((frame.pts * frame.time_base - origin) / stream.codec_context.time_base + Fraction(1, 2))
-            last = max(ticks, last + 1)
-            frame.pts, frame.time_base, frame.pict_type = last, stream.codec_context.time_base, 0
-            container.mux(stream.encode(frame))
-        container.mux(stream.encode(None))
-
-
 def cut_reversed(forward: Path, out: Path) -> None:
     """All frames of a clip in reverse order, MPEG-4, at its rate and size.
 
@@ -192,26 +158,42 @@ def cut_reversed(forward: Path, out: Path) -> None:
     """
     import av
 
-    try:
+    with _failing_as(f"{forward} can't be reversed"):
         with av.open(str(forward)) as container:
             rate = container.streams.video[0].average_rate or Fraction(30)
         rate = rate.limit_denominator(max(1, min(1001, int(MPEG4_TICKS / rate))))
         count = sum(1 for _ in decode_video(forward))
-        with atomic_write(out) as file, av.open(file, "w", format="mp4") as container:
-            stream: Any = container.add_stream("mpeg4", rate=rate)
-            for number, frame in enumerate(_backwards(forward, count)):
-                if number == 0:
-                    stream.width, stream.height, stream.pix_fmt = frame.width, frame.height, "yuv420p"
+        # The frames from the last to the first, a block of them in memory at a time.
+        blocks = ((max(0, stop - BLOCK), stop) for stop in range(count, 0, -BLOCK))
+        frames = (
+            frame
+            for start, stop in blocks
+            for frame in reversed(list(itertools.islice(decode_video(forward), start, stop)))
+        )
+        _encode(frames, out, rate)
+
+
+def _encode(frames: Iterable[Any], out: Path, rate: Fraction, origin: Fraction | None = None) -> None:
+    """Write frames as H.264 with their own times, counted from `origin` in seconds; without it evenly as MPEG-4."""
+    import av
+
+    with atomic_write(out) as file, av.open(file, "w", format="mp4") as container:
+        stream: Any = None
+        ticks = -1
+        for frame in frames:
+            if stream is None:
+                stream = container.add_stream(
+                    "mpeg4" if origin is None else "libx264", rate=rate, options={} if origin is None else ENCODER
+                )
+                stream.width, stream.height, stream.pix_fmt = frame.width, frame.height, "yuv420p"
+                stream.codec_context.thread_count = 1
+                if origin is None:
                     stream.bit_rate = int(min(REVERSED_BITS * rate * frame.width * frame.height, 2**30))
-                    stream.codec_context.thread_count = 1
-                frame.pts, frame.time_base, frame.pict_type = number, 1 / stream.codec_context.rate, 0
-                container.mux(stream.encode(frame))
-            container.mux(stream.encode(None))
-    except (av.error.FFmpegError, OSError, ValueError, IndexError) as error:
-        raise MediaError(f"{forward} can't be reversed: {getattr(error, 'strerror', None) or error}.") from error
-
-
-def _backwards(path: Path, count: int) -> Iterator[Any]:
-    """The frames of a clip from the last to the first, a block of them in memory at a time."""
-    for stop in range(count, 0, -BLOCK):
-        yield from reversed(list(itertools.islice(decode_video(path), max(0, stop - BLOCK), stop)))
+                else:
+                    stream.codec_context.time_base = frame.time_base
+            unit = 1 / stream.codec_context.rate if origin is None else stream.codec_context.time_base
+            own = 0 if origin is None else int((frame.pts * frame.time_base - origin) / unit + Fraction(1, 2))
+            ticks = max(own, ticks + 1)  # ascending, also where two frames have one time
+            frame.pts, frame.time_base, frame.pict_type = ticks, unit, 0
+            container.mux(stream.encode(frame))
+        container.mux(stream.encode(None))

@@ -17,7 +17,8 @@ from pathlib import Path
 import numpy as np
 import numpy.typing as npt
 
-from lary.data.frames import Image, read_clip
+from lary.data.frames import read_clip
+from lary.data.images import Image
 from lary.types import Failure, LaryError, MediaError, Progress
 
 Hashes = npt.NDArray[np.uint8]

@@ -1,4 +1,4 @@
-"""Splitting a table into training and validation: by row as published, or by video, episode or segment.
+"""Splits of a data set: finding their tables, drawing them by group from others, and splitting a table in two.
 
 The paper splits composite actions 70:30 and everything else 75:25, stratified by class. By row is
 ``sklearn.model_selection.train_test_split`` with its random state; rows keep the shuffled order.
@@ -6,6 +6,8 @@ The paper splits composite actions 70:30 and everything else 75:25, stratified b
 
 from __future__ import annotations
 
+import csv
+import io
 import math
 import re
 from collections.abc import Sequence
@@ -17,16 +19,18 @@ import numpy as np
 import numpy.typing as npt
 
 from lary.data.catalog import CLIP, EPISODE
-from lary.data.samples import (
+from lary.data.spec import DatasetSpec, LabelSpace
+from lary.data.tables import (
     IMAGE_FOLDER,
     MEDIA_COLUMNS,
     TARGET_COLUMN,
+    group_name,
     read_csv,
     usual_place,
     without_images,
     write_csv,
 )
-from lary.data.spec import DatasetSpec, LabelSpace
+from lary.files import digest, write_text
 from lary.types import UsageError
 
 Rows = npt.NDArray[np.int64]
@@ -39,6 +43,85 @@ PATTERNS: dict[str, str] = {"video": CLIP, "episode": EPISODE, "segment": SEGMEN
 PUBLISHED_SEED = 42
 CLIPS, PAIRS = 0.3, 0.25
 """The paper's shares of validation."""
+
+
+# Tables of splits
+
+
+def find_table(spec: DatasetSpec, split: str, root: Path, explicit: Path | None = None) -> Path:
+    """The CSV of a split: `explicit`, or else under ``root/data`` by the published names; a drawn one is drawn.
+
+    Args:
+        root: ``$LARY_ROOT``.
+
+    Raises:
+        UsageError: unknown split, or no table; names every path that was tried.
+    """
+    names = dict.fromkeys((spec.table_name(split), f"{spec.name}_metadata_{split}.csv", f"{spec.name}_{split}.csv"))
+    if explicit is None and split in spec.drawn:
+        return draw_table(spec, split, root)
+    tried = [explicit] if explicit is not None else [root / "data" / name for name in names]
+    for path in tried:
+        if path.is_file():
+            return path
+    listed = " nor ".join(str(path) for path in tried)
+    hint = "Check the path" if explicit is not None else "Set LARY_ROOT to the folder above data/, or pass --input"
+    if explicit is None and spec.repository:
+        hint += f"; 'lary data download --include {spec.name}' fetches it"
+    reason = f"neither {listed} exists" if len(tried) > 1 else f"{listed} does not exist"
+    raise UsageError(f"There is no table of {spec.name} {split}: {reason}. {hint}.")
+
+
+def draw_table(spec: DatasetSpec, split: str, root: Path) -> Path:
+    """Write the table of a drawn split under ``root/data``, unless it is there.
+
+    Raises:
+        UsageError: a source is missing or has other columns, or a table of that name holds something else.
+    """
+    path, sources = root / "data" / spec.table_name(split), spec.drawn[split].sources
+    try:
+        tables = [find_table(spec, name, root) for name in sources]
+    except UsageError:
+        if path.is_file():
+            return path  # it was drawn on another machine
+        raise
+    text = draw_rows(spec, split, tables)
+    if not path.is_file():
+        write_text(path, text)
+    elif path.read_bytes() != text.encode():
+        raise UsageError(
+            f"The table {path} is not what the tables of {' and '.join(sources)} give: remove it to "
+            "have it drawn again, or pass it with --input to use it as it is."
+        )
+    return path
+
+
+def draw_rows(spec: DatasetSpec, split: str, tables: Sequence[Path]) -> str:
+    """The text of a drawn table: the rows of its groups in the order of the source tables. Raises UsageError."""
+    rule, first = spec.drawn[split], MEDIA_COLUMNS[spec.media][0]
+    text = io.StringIO(newline="")
+    writer = csv.writer(text, lineterminator="\n")
+    header: list[str] = []
+    for table in tables:
+        columns, rows = read_csv(table)
+        if first not in columns or (header and columns != header):
+            raise UsageError(f"{table} has the columns {', '.join(columns)}; expected {', '.join(header or [first])}.")
+        if not header:
+            writer.writerow(columns)
+        header, at = columns, columns.index(first)
+        for row in rows:
+            group = group_name(spec, usual_place(spec, row[at], IMAGE_FOLDER), rule.pattern)
+            if validates(group, rule.share) == rule.validates:
+                writer.writerow(row)
+    return text.getvalue()
+
+
+def validates(group: str, share: float) -> bool:
+    """Whether a group is among the `share` of all groups that validate: a hash of its name decides."""
+    return int(digest(group, length=8), 16) < share * 16**8
+
+
+# Splitting a table
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -88,10 +171,9 @@ def write_split(request: SplitRequest) -> SplitReport:
     media = next((names[0] for names in MEDIA_COLUMNS.values() if names[0] in columns), None)
     if media is None:
         raise UsageError(f"{request.table} has neither of the columns src_img and video_path.")
-    strata = read_strata(request, columns, rows, clips=media in MEDIA_COLUMNS["clip"])
-    share = request.share
-    if share is None:
-        share = CLIPS if media in MEDIA_COLUMNS["clip"] else PAIRS
+    clips = media in MEDIA_COLUMNS["clip"]
+    strata = read_strata(request, columns, rows, clips=clips)
+    share = request.share if request.share is not None else CLIPS if clips else PAIRS
     groups = group_names(request, [row[columns.index(media)] for row in rows])
     if request.by == "row":
         parts = split_rows(len(rows), share, strata, request.seed)
@@ -136,7 +218,7 @@ def read_strata(
 
 
 def group_names(request: SplitRequest, cells: Sequence[str]) -> list[str]:
-    """What each row belongs to: itself, or its video, episode or segment."""
+    """The group of each row: itself, or its video, episode or segment."""
     if request.by == "row":
         return [str(row) for row in range(len(cells))]
     pattern = PATTERNS[request.by]

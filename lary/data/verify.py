@@ -15,13 +15,14 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
-from lary.data.samples import ACTION_FOLDER, IMAGE_FOLDER, MEDIA_COLUMNS, TARGET_COLUMN, file_digest, find_table, places
-from lary.data.samples import read_csv as read_rows
 from lary.data.spec import DATASETS, ActionSpace, DatasetSpec
+from lary.data.splits import find_table
+from lary.data.tables import ACTION_FOLDER, IMAGE_FOLDER, MEDIA_COLUMNS, TARGET_COLUMN, places
+from lary.data.tables import read_csv as read_rows
 from lary.data.verify_pool import WORKER, ask_all
 from lary.data.verify_records import Journal, Manifest
 from lary.data.verify_table import table_problems
-from lary.files import digest, inside, write_json, write_text
+from lary.files import digest, file_digest, inside, write_json, write_text
 from lary.registry import suggest
 from lary.runtime import log, progress
 from lary.types import UsageError

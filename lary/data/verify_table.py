@@ -6,8 +6,8 @@ import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 
-from lary.data.samples import INDEX_COLUMN, INDICES, MEDIA_COLUMNS, TARGET_COLUMN, line_of
 from lary.data.spec import DatasetSpec, LabelSpace
+from lary.data.tables import INDEX_COLUMN, INDICES, MEDIA_COLUMNS, TARGET_COLUMN, line_of
 
 FRAME = re.compile(r"frame_(\d+)\.[^./]+$")
 ACTIONS = re.compile(r"action_(\d+)to(\d+)\.[^./]+$")

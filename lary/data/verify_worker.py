@@ -13,7 +13,8 @@ from pathlib import Path
 from typing import Any
 
 from lary.data.actions import read_chunk
-from lary.data.frames import decode_video, read_image
+from lary.data.frames import decode_video
+from lary.data.images import read_image
 from lary.data.spec import ActionSpace
 from lary.types import MediaError
 from lary.workers import serve

@@ -1,4 +1,4 @@
-"""What can be told from a trajectory alone: image pairs at a fixed stride, and atomic motions with their labels.
+"""What follows from a trajectory alone: image pairs at a fixed stride, and atomic motions with their labels.
 
 The deterministic half of the benchmark's data engine (arXiv 2604.11689, section 3). Atomic motions are the 26
 combinations of forward/backward, left/right and up/down, and the opening and closing of the gripper.
@@ -13,6 +13,7 @@ from itertools import product
 import numpy as np
 import numpy.typing as npt
 
+from lary.data.configs import MotionOptions
 from lary.types import UsageError
 
 DIRECTIONS = (("Forward", "Backward"), ("Left", "Right"), ("Up", "Down"))
@@ -60,6 +61,15 @@ class AtomicRule:
     open_high: bool = True
     deltas: bool = False
     settle: int = 8
+
+    @classmethod
+    def of(cls, options: MotionOptions) -> AtomicRule:
+        """The rule that a command asks for. Raises UsageError."""
+        return cls(
+            threshold=options.threshold, reach=options.reach, settle=options.settle, deltas=options.deltas,
+            axes=tuple(part.strip() for part in options.axes.split(",")),
+            grip=cls.grip if options.grip is None else options.grip, open_high=options.gripper_high == "open",
+        )  # fmt: skip
 
     def __post_init__(self) -> None:
         if not 0 < self.threshold <= self.reach:
@@ -118,13 +128,6 @@ def atomic_segments(
             start = min(before + rule.settle, len(places) - 1)
             segments.append(Segment(before, start, label))
     return segments + _motions(places, start, len(places) - 1, rule)
-
-
-def both_directions(segments: Sequence[Segment]) -> list[Segment]:
-    """Each motion followed by itself seen from end to start, with the inverse label."""
-    return [
-        seen for item in segments for seen in (item, Segment(item.end, item.start, INVERSE[item.label]))
-    ]  # fmt: skip
 
 
 def _gripper_changes(gripper: npt.NDArray[np.floating] | None, rule: AtomicRule) -> list[tuple[int, str]]:

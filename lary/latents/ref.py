@@ -15,14 +15,12 @@ from typing import Any
 
 import numpy as np
 
-from lary.data.samples import SampleTable, read_table
 from lary.data.spec import DATASETS, DatasetSpec
+from lary.data.tables import SampleTable, read_table
 from lary.files import inside
-from lary.latents.npz import NpzSource
-from lary.latents.npzfile import read_stamp
+from lary.latents.npz import NpzSource, read_stamp
 from lary.latents.pooling import NONE, PooledSource, parse_pool
-from lary.latents.reader import LARY_READ, ShardSource, read_mode
-from lary.latents.shardfile import read_header
+from lary.latents.shardfile import LARY_READ, ShardSource, read_header, read_mode
 from lary.latents.store import MANIFEST, SHARD_MARK, StoredLatents, read_manifest
 from lary.runtime import log
 from lary.settings import Settings
@@ -55,7 +53,7 @@ class LatentsRef:
         return cls(
             model=config.model, dataset=config.dataset, split=config.split if split is None else split,
             protocol=config.protocol, latent=config.latent, weights=config.weights,
-            pool=getattr(config, "pool", None),  # 'lary diagnose' has no such option
+            pool=config.pool,
         )  # fmt: skip
 
     @property

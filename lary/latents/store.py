@@ -25,7 +25,7 @@ from lary.types import LaryError, LatentSource, MediaError, UsageError
 if TYPE_CHECKING:
     import torch
 
-    from lary.data.samples import SampleTable
+    from lary.data.tables import SampleTable
 
 MANIFEST = "store.json"
 SHARDS, INDEX = "shard_*.safetensors", "index.parquet"
@@ -128,11 +128,6 @@ class LatentStore(Protocol):
 
 class StoredLatents(LatentSource, Protocol):
     """Latents of some samples of a store, in the samples' order."""
-
-    @property
-    def bytes_on_disk(self) -> int:
-        """Bytes of the tokens as they are stored."""
-        ...
 
     def take(self, positions: Collection[int]) -> StoredLatents:
         """Some of the samples, by their positions here."""

@@ -10,11 +10,11 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import numpy.typing as npt
 
+from lary.configs import CheckModelConfig
 from lary.models.preprocess import prepare
 from lary.models.running import MEDIA, LoadedEncoder, build
 from lary.models.spec import ModelContext, ModelSpec, locate_weights, with_latent
 from lary.runtime import pick_devices
-from lary.tool_configs import CheckModelConfig
 from lary.types import LaryError, Latents, Media
 
 if TYPE_CHECKING:

@@ -15,8 +15,9 @@ from pathlib import Path
 import numpy as np
 
 from lary.configs import ExtractConfig, ProbeControl
-from lary.data.samples import INDEX_COLUMN, MEDIA_COLUMNS, SampleTable, find_table, read_table, write_csv
 from lary.data.spec import DATASETS
+from lary.data.splits import find_table
+from lary.data.tables import INDEX_COLUMN, MEDIA_COLUMNS, SampleTable, read_table, write_csv
 from lary.latents.ref import TABLE_FOLDER, LatentsRef, SplitLatents, find_latent_table, open_latents
 from lary.runs.extract import ExtractReport, extract
 from lary.settings import Settings

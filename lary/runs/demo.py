@@ -7,17 +7,17 @@ import time
 from pathlib import Path
 
 from lary.configs import ExtractConfig
+from lary.data.configs import DemoConfig
 from lary.data.spec import DATASETS, DatasetSpec
 from lary.models.spec import MODELS, ModelSpec, locate_weights
 from lary.results.record import EvalResult
 from lary.results.report import write_report
 from lary.runs.extract import extract
-from lary.runs.probe import ProbeRun
-from lary.runs.run import config_for, run_probe
+from lary.runs.probe import ProbeRun, run_probe
+from lary.runs.run import config_for
 from lary.runtime import log
 from lary.settings import CONFIG_NAME, NAMES, Settings, load_settings
 from lary.simulate import SimulateConfig, simulate
-from lary.tool_configs import DemoConfig
 from lary.types import UsageError
 
 PRESET = "demo"

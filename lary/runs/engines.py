@@ -17,10 +17,9 @@ from dataclasses import dataclass, field
 from multiprocessing.connection import Connection, wait
 from typing import Any
 
-from lary.data.samples import SampleTable, read_table
 from lary.data.spec import DATASETS
-from lary.latents.pipeline import Advance, Job, encode_units
-from lary.latents.units import Unit, UnitReport
+from lary.data.tables import SampleTable, read_table
+from lary.latents.pipeline import Advance, Job, Unit, UnitReport, encode_units
 from lary.models.running import LoadedEncoder
 from lary.registry import load_plugin
 from lary.runtime import log, setup_logging

@@ -13,14 +13,14 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from lary.configs import ExtractConfig, Mode
-from lary.data.samples import SampleTable, check_media, find_table, read_table
 from lary.data.spec import DATASETS, DatasetSpec
+from lary.data.splits import find_table
+from lary.data.tables import SampleTable, read_table
 from lary.files import digest, read_failures, read_json, remove_torn, write_failures, write_json, write_text
-from lary.latents.pipeline import Job, make_encoder, model_of
+from lary.latents.pipeline import Interrupted, Job, UnitReport, make_encoder, model_of, plan_units
 from lary.latents.pooling import check_pool
 from lary.latents.ref import LatentsRef
 from lary.latents.store import MANIFEST, LatentStore, StoreIdentity, check_format, open_store, read_manifest
-from lary.latents.units import Interrupted, UnitReport, plan_units
 from lary.locks import locked
 from lary.models.running import LoadedEncoder
 from lary.models.spec import ModelSpec, locate_weights
@@ -259,7 +259,7 @@ def as_before(folder: Path, identity: StoreIdentity) -> StoreIdentity:
 def warn_about_media(table: SampleTable, pending: Sequence[int]) -> None:
     """Name the first missing files before the work starts. Raises LaryError if no file is there at all."""
     pending = pending[:ROWS_LOOKED_AT]
-    absent = check_media(table, pending)
+    absent = table.missing_media(pending)
     if not absent:
         return
     listed = "\n  ".join(str(path) for path in absent[:10])

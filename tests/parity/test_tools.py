@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from lary.data import clips, relative, splits, statistics, verify
+from lary.data import clips, splits, statistics, verify
 from lary.data.spec import DATASETS
 from tests.parity import fill
 from tests.parity.conftest import case_names, load_case
@@ -81,15 +81,15 @@ def test_relative_actions(name: str, tmp_path: Path) -> None:
     case = load_case(name)
     spec, tables = DATASETS.get(case.config["dataset"]), []
     for file, entry in case.about["input"].items():
-        folder = tmp_path / spec.split(relative.split_of(spec, Path(file))).root
+        folder = tmp_path / spec.split(statistics.split_of(spec, Path(file))).root
         for number, row in enumerate(entry["rows"]):
             draw = entry["draw"].replace("<row>", str(number))
             save(folder / with_actions(row["action"]), drawn(draw, entry["shape"], entry["then"]))
         tables.append(write_csv(tmp_path / "tables" / file, entry["rows"]))
-    request = relative.RelativeRequest(
+    request = statistics.RelativeRequest(
         spec=spec, tables=tuple(tables), input_root=tmp_path, output_root=tmp_path, workers=2
     )
-    first, second = relative.write_relative(request), relative.write_relative(request)
+    first, second = statistics.write_relative(request), statistics.write_relative(request)
     assert [[each.written, each.skipped] for each in second.tables] == case.about["second_run_written_skipped"]
     assert [each.written for each in first.tables] == [len(entry["rows"]) for entry in case.about["input"].values()]
     made = [path.relative_to(tmp_path).as_posix() for path in (tmp_path / "regression_relative").rglob("*.*")]
