@@ -26,7 +26,7 @@ from lary.results.record import (
     NamedDigest,
     Provenance,
     RunFacts,
-    SplitSize,
+    SplitFacts,
     read_result,
     run_identity,
 )
@@ -240,7 +240,7 @@ def run_facts(
             units=getattr(dataset.target, "units", ()), split_set=config.splits or "",
             tables={split.table.split: split.table.digest for split in splits.values()},
             splits={
-                split.table.split: SplitSize(rows=len(split.table), groups=len(set(split.table.groups())))
+                split.table.split: SplitFacts(rows=len(split.table), groups=len(set(split.table.groups())))
                 for split in splits.values()
             },
         ),
