@@ -16,7 +16,7 @@ from lary.probes.outcome import (
     SampleColumns,
     SplitOutcome,
 )
-from lary.results.published import encode_png
+from lary.results.published import png_of
 from lary.results.record import (
     FILE_NAME,
     DatasetFacts,
@@ -152,7 +152,7 @@ def write_pictures(folder: Path, outcome: RegressionOutcome) -> tuple[str, ...]:
     for index, (row, _, _) in enumerate(example_rows(outcome.splits["seen"], "held_out")):
         for part, picture in zip(("src", "tgt"), frames(row), strict=True):
             names.append(f"eval_vis/epoch_14/sample_{index}_{part}.png")
-            write_bytes(folder / names[-1], encode_png(picture))
+            write_bytes(folder / names[-1], png_of(picture))
     return tuple(names)
 
 

@@ -16,7 +16,7 @@ import pytest
 from lary.files import WriteError, atomic_write, remove_torn, write_text
 from lary.latents.shards import ShardStore
 from lary.latents.store import StoreIdentity
-from lary.probes.fit import save_checkpoint
+from lary.probes.session import save_checkpoint
 from lary.types import LaryError
 
 REPOSITORY = Path(__file__).parent.parent

@@ -18,7 +18,7 @@ from cyclopts import App
 from lary.cli import benchmark as cli_run
 from lary.configs import ClassifyConfig, ExtractConfig, RegressConfig
 from lary.results import figures
-from lary.results.predictions import read_scores
+from lary.results.published import read_scores
 from lary.results.record import EvalResult, read_result
 from lary.runs import controls, inputs
 from lary.runs.extract import extract
@@ -149,7 +149,7 @@ def test_several_seeds_make_one_result(place: Path, tmp_path: Path) -> None:
         assert value.value == pytest.approx(np.mean(values))
     assert result.score.low is not None
     assert alone[0].score.low is not None
-    assert read_scores(folder).scores.shape == (2, 21)
+    assert read_scores(folder, result).scores.shape == (2, 21)
     assert (folder / "seed_1" / "best_model.pth").is_file()
     again = regress(
         RegressConfig(model=MODEL, dataset="calvin", probe_preset="demo", epochs=2, seeds="3,1"),
@@ -163,15 +163,15 @@ def test_several_seeds_make_one_result(place: Path, tmp_path: Path) -> None:
 
 def test_scores_of_samples_average_to_the_metric(place: Path, tmp_path: Path) -> None:
     folder, result = run(place, tmp_path)
-    found = read_scores(folder)
+    found = read_scores(folder, result)
     assert found.scores.mean() == pytest.approx(result.score.value, rel=1e-5)
     assert len(set(found.ids)) == 21
     assert len(set(found.groups)) == 7
     with pytest.raises(LaryError, match="no scores of the split 'unseen'"):
-        read_scores(folder, "unseen")
+        read_scores(folder, result, "unseen")
     (folder / "predictions.npz").write_bytes(b"PK")
-    with pytest.raises(LaryError, match="can't be read"):
-        read_scores(folder)
+    with pytest.raises(LaryError, match="is not the file that the run wrote"):
+        read_scores(folder, result)
 
 
 def test_controls_stand_beside_the_run(place: Path, tmp_path: Path) -> None:
@@ -197,7 +197,7 @@ def test_classification_has_seeds_and_controls(place: Path, tmp_path: Path) -> N
     done = classify(config, settings_of(place, tmp_path))
     values = [row.metrics["top1"] for row in done.result.per_seed]
     assert done.result.score.value == pytest.approx(np.mean(values))
-    assert read_scores(done.folder).scores.mean(axis=1) == pytest.approx(values)
+    assert read_scores(done.folder, done.result).scores.mean(axis=1) == pytest.approx(values)
     control = classify(replace(config, control="shuffled-targets"), settings_of(place, tmp_path))
     assert control.folder.name == "pixels@shuffled-targets"
     assert control.result.label == "pixels (shuffled targets)"
@@ -281,14 +281,14 @@ import os, signal, sys, torch
 import matplotlib.figure, pandas, scipy.stats, lary.probes.classify, lary.probes.regress
 from pathlib import Path
 from lary import files as fileio
-from lary.probes import state
+from lary.probes import session
 from lary.results import figures
 from lary.runs import inputs
 from lary.runs.probe import classify, regress
 from lary.configs import ClassifyConfig, RegressConfig
 from tests.test_probe_runs import settings_of
 torch.set_num_threads(1)
-state.SHARE = float("inf")
+session.STATE_SHARE = float("inf")
 figures.trajectory_figure = figures.trajectory_book = lambda *_: b""
 root, logs, kind = Path(sys.argv[1]), Path(sys.argv[2]), sys.argv[3]
 options = dict(model="pixels", probe_preset="demo", epochs=4, resume=True)

@@ -17,9 +17,10 @@ from lary.data.spec import DATASETS
 from lary.data.statistics import write_relative
 from lary.models.spec import MODELS
 from lary.results import figures
-from lary.results.compare import compare
+from lary.results.compare import compare_results
 from lary.results.record import EvalResult, read_result
-from lary.results.tables import Entry, published_score, series
+from lary.results.reference import published_score
+from lary.results.report import Entry, contests_of
 from lary.runs.controls import run_one, splits_of
 from lary.runs.extract import extract
 from lary.runs.probe import classify, regress
@@ -122,10 +123,10 @@ def test_published_splits_that_share_episodes_say_so(place: Path, tmp_path: Path
 
 def test_splits_are_ranked_and_compared_apart(place: Path, tmp_path: Path) -> None:
     (first, one), (second, other) = run(place, tmp_path), run(place, tmp_path, splits="by-episode")
-    boards = series([Entry(first, "a", "a", one), Entry(second, "b", "b", other)])
-    assert sorted(boards) == ["VLABench (vlabench)", "VLABench (vlabench) (splits by-episode)"]
+    boards = contests_of([Entry(first, "a", one), Entry(second, "b", other)])
+    assert [board.name for board in boards] == ["VLABench (vlabench)", "VLABench (vlabench) (splits by-episode)"]
     with pytest.raises(UsageError, match="their choice of splits is published and by-episode"):
-        compare([first, second])
+        compare_results([first, second])
     moved = {"model": one.model.model_copy(update={"name": "dinov3-origin", "revision": ""}), "probe": "mlp"}
     assert published_score(one.model_copy(update=moved)) is not None
     assert published_score(other.model_copy(update=moved)) is None
@@ -223,7 +224,7 @@ def test_local_motion_is_read_or_computed(place: Path, tmp_path: Path) -> None:
     moved = json.loads((data / "regression_relative/vlabench/relative_action_stats_vlabench.json").read_text())
     assert moved["std"][3] > 1, "the published difference jumps"
     with pytest.raises(UsageError, match="their frame of motion is local and world"):
-        compare([tmp_path / "read/regression/logs/vlabench_5_pixels_ridge_relative_local", folder])
+        compare_results([tmp_path / "read/regression/logs/vlabench_5_pixels_ridge_relative_local", folder])
 
 
 def test_a_frame_needs_relative_actions(place: Path, tmp_path: Path) -> None:

@@ -21,7 +21,6 @@ from lary.data.configs import (
     DownloadConfig,
     IndicesConfig,
     LeRobotConfig,
-    MotionOptions,
     RelativeConfig,
     SplitConfig,
     StatsConfig,
@@ -29,14 +28,11 @@ from lary.data.configs import (
     VideosConfig,
 )
 from lary.runtime import setup_logging
+from lary.settings import Settings
 from lary.types import Failure, UsageError
 
 if TYPE_CHECKING:
-    from lary.importers.lerobot import ImportReport
-    from lary.importers.lerobot_atomic import AtomicRequest
-    from lary.importers.lerobot_plan import LeRobotRequest
-    from lary.importers.trajectories import TrajectoryReport
-    from lary.importers.videos import VideosReport, VideosRequest
+    from lary.importers.episodes import ImportReport
 
 Star = Parameter(name="*")
 SHOWN = 20
@@ -178,9 +174,10 @@ def pairs(
         stride: Frames between source and target.
         dims: Names of the action dimensions; default: a0, a1 and so on.
     """
-    from lary.importers.trajectories import TrajectoryRequest, write_pairs
+    from lary.importers.episodes import PairCut
+    from lary.importers.trajectories import import_trajectories
 
-    return show_trajectories(write_pairs(TrajectoryRequest(source=source, out=out, **vars(config)), stride, dims))
+    return show_trajectories(out, config.name, import_trajectories(source, out, config, PairCut(stride), dims))
 
 
 @data_app.command
@@ -191,24 +188,19 @@ def atomic(source: Path, out: Path, config: Annotated[AtomicConfig, Star]) -> in
         source: Folder of episodes: folders with images or a video, and actions.npy with a row per frame.
         out: Folder to write to; it serves as LARY_ROOT, its data/ as DATA_DIR, and holds the record NAME.py.
     """
-    from lary.importers.motions import AtomicRule
-    from lary.importers.trajectories import TrajectoryRequest, write_atomic
+    from lary.importers.trajectories import columns_cut, import_trajectories
 
-    if not all(part.strip().isdecimal() for part in config.position.split(",")):
-        raise UsageError(f"--position {config.position}: expected three columns, such as 0,1,2.")
-    position = tuple(int(part) for part in config.position.split(","))
-    gripper = None if config.gripper < 0 else config.gripper
-    own = {name: getattr(config, name) for name in TrajectoryConfig.__dataclass_fields__}
-    request = TrajectoryRequest(source=source, out=out, **own)
-    return show_trajectories(write_atomic(request, AtomicRule.of(config), position, gripper))
+    return show_trajectories(out, config.name, import_trajectories(source, out, config, columns_cut(config)))
 
 
-def show_trajectories(report: TrajectoryReport) -> int:
+def show_trajectories(out: Path, name: str, report: ImportReport) -> int:
     """Print what was written; the exit code."""
+    from lary.importers.trajectories import table_path
+
     show_failures(report.failures, "left out of the tables")
-    for path, rows in report.rows.items():
-        print(f"{path}: {rows} rows")
-    print(f"{report.record}: use it with --plugin; {len(report.failures)} episodes failed")
+    for split, rows in report.rows.items():
+        print(f"{table_path(out, name, split)}: {rows} rows")
+    print(f"{report.plugin}: use it with --plugin; {len(report.failures)} episodes failed")
     return 1 if report.failures else 0
 
 
@@ -216,34 +208,18 @@ def show_trajectories(report: TrajectoryReport) -> int:
 def download(config: Annotated[DownloadConfig, Star] = DownloadConfig(), paths: Paths = Paths()) -> int:
     """Download published data sets: terms first, then files, checked and unpacked into the benchmark's layout."""
     settings = paths.settings()
-    from lary.data.download import DownloadRequest, accept, choose, downloadable, in_words
-    from lary.data.download import download as run
-    from lary.data.hubs import open_hub
+    from lary.data.fetch import download as run
+    from lary.data.fetch import in_words
 
-    keys = tuple(key for part in config.include for key in part.split(",") if key)
-    specs = downloadable(keys)
-    repositories = {config.repo} if config.repo else {spec.repository for spec in specs}
-    if len(repositories) != 1:
-        raise UsageError(f"These data sets are in several repositories, {', '.join(sorted(map(str, repositories)))}: "
-                         "download them one by one.")  # fmt: skip
-    repository = str(repositories.pop())
-    hub = open_hub(config.source, repository)
-    request = DownloadRequest(
-        specs=specs, data_dir=settings.path("DATA_DIR"), tables=settings.path("LARY_ROOT") / "data",
-        source=config.source, repository=repository, revision=config.revision, patterns=config.files, whole=not keys,
-        keep_archives=config.keep_archives,
-    )  # fmt: skip
+    report = run(config, settings, input if sys.stdin is not None and sys.stdin.isatty() else None)
     if config.dry_run:
-        revision = hub.resolve(config.revision)
-        chosen = choose(hub.files(revision), request)
-        for file in chosen:
+        for file in report.files:
             print(f"{in_words(file.size):>10}  {file.path}")
-        print(f"{repository} at {revision}: {len(chosen)} files, {in_words(sum(file.size for file in chosen))}")
+        size = in_words(sum(file.size for file in report.files))
+        print(f"{report.repository} at {report.revision}: {len(report.files)} files, {size}")
         return 0
-    accept(specs, config.accept_licenses, input if sys.stdin is not None and sys.stdin.isatty() else None)
-    report = run(request, hub)
     show_failures(report.failures, "start the same command again to resume")
-    print(f"{repository} at {report.revision}: {report.fetched} files fetched, {report.kept} were there, "
+    print(f"{report.repository} at {report.revision}: {report.fetched} files fetched, {report.kept} were there, "
           f"{report.unpacked} archives unpacked, {len(report.failures)} failed")  # fmt: skip
     return 1 if report.failures else 0
 
@@ -259,45 +235,12 @@ def import_lerobot(
     """
     settings = paths.settings()
     from lary.importers.lerobot import import_lerobot as run
-    from lary.importers.lerobot_plan import LeRobotRequest, make_plan, preview
-    from lary.importers.lerobot_reader import LeRobot
-    from lary.importers.lerobot_source import fetch_content, fetch_tables, find_source
+    from lary.importers.lerobot_plan import plan_lerobot
+    from lary.importers.lerobot_reader import open_lerobot
 
-    folder, revision = find_source(source, config.revision)
-    names = ("camera", "actions", "stride", "robot", "share", "seed", "episodes", "licence", "overwrite")
-    request = LeRobotRequest(
-        source=folder, name=config.name or Path(source).name, data_dir=settings.path("DATA_DIR"),
-        tables=settings.path("LARY_ROOT") / "data", atomic=labels_of(config), origin=source if revision else "",
-        **{name: getattr(config, name) for name in names},
-    )  # fmt: skip
-    data = LeRobot(folder)
-    if revision and request.atomic is not None:
-        fetch_tables(source, revision, data, data.episodes[: config.episodes])
-    plan = make_plan(data, request)
-    print(preview(data, plan, request))
-    if config.preview:
-        return 0
-    if revision:
-        fetch_content(source, revision, data, plan)
-    return show_import(run(data, plan, request), request, "pairs", "episodes ")
-
-
-def labels_of(config: LeRobotConfig) -> AtomicRequest | None:
-    """The labels that were asked for. Raises UsageError for options of labels without them."""
-    default = MotionOptions()
-    changed = any(getattr(config, name) != value for name, value in vars(default).items())
-    if config.labels is None:
-        if changed or config.position is not None or config.gripper is not None:
-            raise UsageError(
-                "--position, --gripper, --threshold and so on say how labels are made: add --labels atomic."
-            )
-        return None
-    from lary.importers.lerobot_atomic import AtomicRequest
-    from lary.importers.motions import AtomicRule
-
-    return AtomicRequest(
-        rule=AtomicRule.of(config), position=config.position, gripper=config.gripper, measure_grip=config.grip is None
-    )
+    plan = plan_lerobot(open_lerobot(source, config.revision), config, config.name or Path(source).name, settings)
+    print(plan.preview())
+    return 0 if config.preview else show_import(run(plan), plan.name, settings, "pairs", "episodes ")
 
 
 @data_app.command
@@ -308,24 +251,17 @@ def import_videos(folder: Path, config: Annotated[VideosConfig, Star], paths: Pa
         folder: Folder of the videos.
     """
     settings = paths.settings()
-    from lary.importers.videos import VideosRequest
     from lary.importers.videos import import_videos as run
 
-    request = VideosRequest(
-        folder=folder, data_dir=settings.path("DATA_DIR"), tables=settings.path("LARY_ROOT") / "data",
-        **vars(config) | {"name": config.name or folder.resolve().name},
-    )  # fmt: skip
-    return show_import(run(request), request, "clips", "")
+    return show_import(run(folder, config, settings), config.name or folder.resolve().name, settings, "clips", "")
 
 
-def show_import(
-    report: ImportReport | VideosReport, request: LeRobotRequest | VideosRequest, what: str, of: str
-) -> int:
+def show_import(report: ImportReport, name: str, settings: Settings, what: str, of: str) -> int:
     """Print what was imported; the exit code."""
-    show_failures(report.failures, f"all in {request.tables / f'{request.name}_import_failures.csv'}")
+    show_failures(report.failures, f"all in {settings.path('LARY_ROOT') / 'data' / f'{name}_import_failures.csv'}")
     counts = ", ".join(f"{count} {split}" for split, count in report.rows.items())
     failed = f"{len(report.failures)} {of}failed"
-    print(f"{request.name}: {counts} {what}, {failed}; use it with --plugin {report.plugin}")
+    print(f"{name}: {counts} {what}, {failed}; use it with --plugin {report.plugin}")
     return 1 if report.failures else 0
 
 

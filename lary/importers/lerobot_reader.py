@@ -11,11 +11,9 @@ from __future__ import annotations
 import importlib
 import json
 import re
-from bisect import bisect_left
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -23,11 +21,17 @@ import numpy as np
 import numpy.typing as npt
 
 from lary.data.frames import codec_name, decode_video, scan_packets
+from lary.data.hubs import hub_errors
 from lary.files import inside, read_json
-from lary.types import LaryError, MediaError, UsageError
+from lary.types import LaryError, MediaError, UsageError, as_path
 
 Floats = npt.NDArray[np.float32]
 VISUAL = ("video", "image")
+BOOKKEEPING = frozenset(
+    ("index", "frame_index", "episode_index", "task_index", "timestamp", "next.done", "next.reward", "next.success")
+)
+"""Columns that every data set has, which are no actions or states."""
+REPOSITORY = re.compile(r"[A-Za-z0-9][\w.-]*/[\w.-]+")
 FIELD = re.compile(r"\{(\w+)(?::0?(\d+)d)?\}")
 TEMPLATES = {
     2: ("data/chunk-{episode_chunk:03d}/episode_{episode_index:06d}.parquet",
@@ -46,10 +50,13 @@ class Feature:
     shape: tuple[int, ...]
     names: tuple[str, ...]
 
+    def __str__(self) -> str:
+        return f"({self.dtype}, {' x '.join(map(str, self.shape))})"
+
 
 @dataclass(frozen=True)
 class Episode:
-    """One episode: its number, its length in frames, and what v3 says about the places of its parts."""
+    """One episode: its number, its length in frames, and its row in the metadata."""
 
     index: int
     length: int
@@ -59,13 +66,17 @@ class Episode:
 class LeRobot:
     """A LeRobot data set in a folder.
 
+    Args:
+        origin: repository on the hub that the folder is a snapshot of; empty for a folder of this machine.
+        commit: of the repository.
+
     Raises:
         UsageError: the folder holds none, or one of a version that is not read.
         LaryError: its metadata are damaged.
     """
 
-    def __init__(self, folder: Path) -> None:
-        self.folder = folder
+    def __init__(self, folder: Path, origin: str = "", commit: str = "") -> None:
+        self.folder, self.origin, self.commit = folder, origin, commit
         if not (folder / "meta" / "info.json").is_file():
             raise UsageError(f"{folder} is no LeRobot data set: it has no meta/info.json.")
         info = read_json(folder / "meta" / "info.json", "description")
@@ -96,11 +107,8 @@ class LeRobot:
     @property
     def vectors(self) -> list[str]:
         """Keys of numbers of a fixed count per frame: actions and states."""
-        return [
-            key
-            for key, feature in self.features.items()
-            if feature.dtype.startswith(("float", "int")) and len(feature.shape) == 1 and key not in BOOKKEEPING
-        ]
+        numbers = [key for key, feature in self.features.items() if feature.dtype.startswith(("float", "int"))]
+        return [key for key in numbers if len(self.features[key].shape) == 1 and key not in BOOKKEEPING]
 
     @cached_property
     def episodes(self) -> list[Episode]:
@@ -125,8 +133,13 @@ class LeRobot:
                 found[str(name)] = range(int(match[1]), int(match[2]))
         return found
 
+    def fetch(self, paths: Iterable[Path]) -> None:
+        """Fetch files from the hub that the data set is of, if it is of one. Raises LaryError."""
+        if self.origin:
+            _snapshot(self.origin, self.commit, sorted({path.relative_to(self.folder).as_posix() for path in paths}))
+
     def data_path(self, episode: Episode) -> Path:
-        """The Parquet file that holds an episode's rows. Raises LaryError if the metadata don't tell."""
+        """The Parquet file that holds an episode's rows. Raises LaryError if the metadata don't name it."""
         return self._file(self.info.get("data_path") or TEMPLATES[self.version][0], episode, "data")
 
     def table(self, episode: Episode, columns: Sequence[str]) -> Any:
@@ -169,14 +182,14 @@ class LeRobot:
         path = self._file(template, episode, f"videos/{camera}", camera)
         return path, float(episode.row.get(f"videos/{camera}/from_timestamp") or 0.0) if self.version > 2 else 0.0
 
-    def _file(self, template: str, episode: Episode, place: str, camera: str = "") -> Path:
+    def _file(self, template: str, episode: Episode, part: str, camera: str = "") -> Path:
         """A path of the data set: fields of the template filled, and never outside the folder."""
         size = int(self.info.get("chunks_size") or 1000)
         fields: dict[str, Any] = {"episode_index": episode.index, "episode_chunk": episode.index // size}
         fields |= {"video_key": camera, "image_key": camera}
         for name in ("chunk_index", "file_index"):
-            if f"{place}/{name}" in episode.row:
-                fields[name] = int(episode.row[f"{place}/{name}"])
+            if f"{part}/{name}" in episode.row:
+                fields[name] = int(episode.row[f"{part}/{name}"])
 
         def fill(found: re.Match[str]) -> str:
             if found[1] not in fields:
@@ -186,12 +199,6 @@ class LeRobot:
             return f"{value:0{found[2]}d}" if found[2] and isinstance(value, int) else str(value)
 
         return inside(self.folder, FIELD.sub(fill, template))
-
-
-BOOKKEEPING = frozenset(
-    ("index", "frame_index", "episode_index", "task_index", "timestamp", "next.done", "next.reward", "next.success")
-)
-"""Columns that every data set has, which are no actions or states."""
 
 
 def _feature(key: str, entry: Any) -> Feature:
@@ -225,6 +232,35 @@ def _episode_rows_v3(meta: Path) -> list[dict[str, Any]]:
         names = arrow("parquet").read_schema(path).names
         rows += arrow("parquet").read_table(path, columns=[n for n in names if not n.startswith("stats/")]).to_pylist()
     return rows
+
+
+def open_lerobot(source: str, revision: str | None = None) -> LeRobot:
+    """A data set in a folder, or on the hub, from which the metadata are fetched.
+
+    Raises:
+        UsageError: there is no such folder, and the text is no repository's name.
+        LaryError: the hub doesn't give it.
+    """
+    folder = as_path(source)
+    if folder.is_dir():
+        return LeRobot(folder)
+    if not REPOSITORY.fullmatch(source):
+        raise UsageError(f"There is no folder {source}, and it is no data set on the hub, which are called owner/name.")
+    import huggingface_hub
+
+    with hub_errors("Hugging Face", source):
+        commit = str(huggingface_hub.HfApi().dataset_info(source, revision=revision, timeout=30).sha)
+    return LeRobot(_snapshot(source, commit, ["meta/*", "meta/**", "README.md"]), source, commit)
+
+
+def _snapshot(source: str, commit: str, patterns: list[str]) -> Path:
+    import huggingface_hub
+
+    with hub_errors("Hugging Face", source):
+        folder = huggingface_hub.snapshot_download(
+            source, repo_type="dataset", revision=commit, allow_patterns=patterns
+        )  # fmt: skip
+    return Path(folder)
 
 
 def arrow(module: str) -> Any:
@@ -278,21 +314,17 @@ def frame_numbers(
     Raises:
         MediaError: a row has no frame within half a frame's time, or two rows share one.
     """
-    found = []
-    for row, stamp in enumerate(stamps):
-        time = start + stamp
-        at = bisect_left(seconds, time)
-        near = min(
-            (index for index in (at - 1, at) if 0 <= index < len(seconds)), key=lambda index: abs(seconds[index] - time)
+    times = start + np.asarray(stamps, dtype=np.float64)
+    after = np.searchsorted(seconds, times)
+    left, right = np.maximum(after - 1, 0), np.minimum(after, len(seconds) - 1)
+    near = np.where(np.abs(seconds[left] - times) <= np.abs(seconds[right] - times), left, right)
+    for row in np.flatnonzero(~(np.abs(seconds[near] - times) <= 0.5 / fps))[:1]:  # also true of a time that is NaN
+        raise MediaError(
+            f"No frame is shown at {times[row]:.3f} s, row {row} of the episode: nearest {seconds[near[row]]:.3f} s."
         )
-        if abs(seconds[near] - time) > 0.5 / fps:
-            raise MediaError(
-                f"No frame is shown at {time:.3f} s, row {row} of the episode: nearest {seconds[near]:.3f} s."
-            )
-        found.append(near)
-    if any(later <= earlier for earlier, later in pairwise(found)):
+    if (np.diff(near) <= 0).any():
         raise MediaError("Two rows of the episode fall on the same frame: rate and time stamps contradict each other.")
-    return np.array(found, dtype=np.int64)
+    return near.astype(np.int64)
 
 
 def embedded_image(cell: Any, folder: Path) -> bytes:

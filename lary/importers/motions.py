@@ -1,4 +1,4 @@
-"""What can be told from a trajectory alone: image pairs at a fixed stride, and atomic motions with their labels.
+"""What follows from a trajectory alone: image pairs at a fixed stride, and atomic motions with their labels.
 
 The deterministic half of the benchmark's data engine (arXiv 2604.11689, section 3). Atomic motions are the 26
 combinations of forward/backward, left/right and up/down, and the opening and closing of the gripper.
@@ -128,13 +128,6 @@ def atomic_segments(
             start = min(before + rule.settle, len(places) - 1)
             segments.append(Segment(before, start, label))
     return segments + _motions(places, start, len(places) - 1, rule)
-
-
-def both_directions(segments: Sequence[Segment]) -> list[Segment]:
-    """Each motion followed by itself seen from end to start, with the inverse label."""
-    return [
-        seen for item in segments for seen in (item, Segment(item.end, item.start, INVERSE[item.label]))
-    ]  # fmt: skip
 
 
 def _gripper_changes(gripper: npt.NDArray[np.floating] | None, rule: AtomicRule) -> list[tuple[int, str]]:

@@ -21,7 +21,7 @@ from lary.configs import ControlsConfig, ExtractConfig, ProbeControl
 from lary.data.spec import DATASETS, DatasetSpec, LabelSpace
 from lary.latents.ref import LatentsRef, find_latent_table
 from lary.models.spec import MODELS, ModelSpec
-from lary.results.compare import Difference, compare_runs, open_run
+from lary.results.compare import Difference, compare_runs, open_scored
 from lary.results.measure import reading
 from lary.results.record import FILE_NAME, EvalResult, Margin, write_result
 from lary.runs.changed import FRAME_CONTROLS, extract_changed
@@ -140,7 +140,7 @@ def splits_of(dataset: DatasetSpec, settings: Settings, config: ControlsConfig) 
 
 def with_margins(own: ProbeRun, others: Sequence[ProbeRun]) -> EvalResult:
     """The model's result with its margin over each other run, which is written in its place."""
-    compared = compare_runs(open_run(own.folder), [open_run(other.folder) for other in others])
+    compared = compare_runs(open_scored(own.folder), [open_scored(other.folder) for other in others])
     result = own.result.model_copy(update={"margins": tuple(margin_of(each) for each in compared.differences)})
     write_result(own.folder / FILE_NAME, result)
     return result

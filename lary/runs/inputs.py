@@ -7,11 +7,11 @@ from dataclasses import replace
 
 from lary.configs import ClassifyConfig, RegressConfig, RelativeFrame
 from lary.data.spec import DatasetSpec
-from lary.latents.npzfile import read_stamp
+from lary.latents.npz import read_stamp
 from lary.latents.ref import LatentsRef, SplitLatents, find_latent_table, open_latents
 from lary.latents.store import SHARD_MARK
 from lary.models.spec import MODELS, ModelSpec, with_latent
-from lary.probes.sources import NamedSource, ProjectedSource, ShuffledOrderSource, StaticSource
+from lary.probes.sources import named, projected, shuffled_order, static_pair
 from lary.runs.changed import CHANGED, FRAME_CONTROLS, open_changed, separate
 from lary.runtime import device_numbers, log
 from lary.settings import Settings
@@ -176,13 +176,13 @@ def shown(split: SplitLatents, config: ProbeConfig, seed: int, *, training: bool
     Every split goes through the same projection; orders are shuffled anew. Frames that were changed before they were
     encoded stay as they are.
     """
-    source: LatentSource = NamedSource(split.source, lambda row: name_of(split.table[row]))
+    source: LatentSource = named(split.source, lambda row: name_of(split.table[row]))
     control = None if CHANGED in split.store else config.control
     if control == "static-pair":
-        source = StaticSource(source)
+        source = static_pair(source)
     elif control == "shuffled-order":
-        source = ShuffledOrderSource(source, seed if training else seed + 1)
-    return source if config.project is None else ProjectedSource(source, config.project, seed)
+        source = shuffled_order(source, seed if training else seed + 1)
+    return source if config.project is None else projected(source, config.project, seed)
 
 
 def name_of(sample: Sample) -> str:

@@ -27,8 +27,8 @@ from lary.results.record import (
     Provenance,
     RunFacts,
     SplitFacts,
-    identity_of,
     read_result,
+    run_identity,
 )
 from lary.runs.extract import read_timing
 from lary.runs.inputs import (
@@ -46,8 +46,7 @@ from lary.settings import Settings
 from lary.types import Progress, UsageError
 
 if TYPE_CHECKING:
-    from lary.probes.parallel import Team
-    from lary.probes.session import Session
+    from lary.probes.session import Session, Team
 
 NOT_DECIDING = ("device", "overwrite", "resume", "tracker")
 """Options that leave the numbers of a run alone, and so are no part of its identity."""
@@ -82,8 +81,7 @@ def run_probe(config: ProbeConfig, settings: Settings) -> ProbeRun:
         UsageError: contradicting options, missing latents or statistics, or a folder with the result of another run.
         LaryError: unreadable latents or actions, or a training that diverged.
     """
-    from lary.probes.parallel import is_member, launch
-    from lary.probes.session import UNATTENDED
+    from lary.probes.session import UNATTENDED, is_member, launch
 
     check_options(config)
     dataset = DATASETS.get(config.dataset)
@@ -95,11 +93,11 @@ def run_probe(config: ProbeConfig, settings: Settings) -> ProbeRun:
         return ProbeRun(folder, found, new=False)
     devices = [] if is_member() else pick_devices(config.gpus, config.device, every=task.trained)
     if len(devices) > 1 and task.trained:
-        log.info("one process on each of %s; --gpus %s takes one", ", ".join(devices), devices[0].partition(":")[2])
+        log.info("one process on each of %s; --gpus 0 takes one device", ", ".join(devices))
         launch(_member, (config, settings, loaded_plugins()), devices)
         return ProbeRun(folder, read_result(folder / FILE_NAME), new=True)
     place, started = Place.of(devices), time.monotonic()
-    identity = identity_of(inputs_of(config, splits))
+    identity = run_identity(inputs_of(config, splits))
     with writing(folder, identity, resume=config.resume, leads=place.team.leads) as run:
         task.prepare(splits, settings)
         total = len(seeds) * task.passes * len(splits["train"].table)
@@ -137,10 +135,9 @@ class Place:
     @classmethod
     def of(cls, devices: Sequence[str]) -> Place:
         """This process's, on the one device that was chosen, or as a member of a team."""
-        from lary.probes.parallel import ALONE, join
+        from lary.probes.session import ALONE, join
 
         if devices:
-            log.info("the probe runs on %s", devices[0])
             return cls(devices[0], ALONE)
         team, device = join()
         return cls(device, team)
@@ -159,18 +156,18 @@ class Place:
             UsageError: the library of ``--tracker`` isn't installed.
             LaryError: the folder can't be written to.
         """
-        from lary.probes.session import Session
-        from lary.probes.tracker import Silent, Tracker, open_tracker
+        from lary.probes.session import Session, open_tracker
 
         options = {name: value for name, value in asdict(config).items() if value is not None} | {"seed": seed}
-        tracker: Tracker = Silent()
+        tracker = None
         if self.team.leads:
             check_writable(folder)
             tracker = open_tracker(config.tracker, folder, f"{config.dataset} {title} seed {seed}", options)
         try:
             yield Session(identity, config.resume, tracker, self.team)
         finally:
-            tracker.close()
+            if tracker is not None:
+                tracker.finish()
 
 
 def run_folder(config: ProbeConfig, settings: Settings, dataset: DatasetSpec) -> Path:
@@ -202,7 +199,7 @@ def deciding_options(config: ProbeConfig) -> dict[str, Any]:
 def is_of(result: EvalResult, config: ProbeConfig, splits: Mapping[str, SplitLatents]) -> bool:
     """Whether a result is that of this very run; one of version 0.1 names no inputs, and has a digest of its own."""
     if result.inputs:
-        return result.identity == identity_of(inputs_of(config, splits))
+        return result.identity == run_identity(inputs_of(config, splits))
     inputs = {role: [split.table.digest, split.store.get("key")] for role, split in splits.items()}
     return result.identity == digest(json.dumps([2, deciding_options(config), inputs], sort_keys=True))
 
@@ -237,7 +234,7 @@ def run_facts(
     timings = {f"extract {split.table.split}": read_timing(split.folder)[1] for split in splits.values()}
     return RunFacts(
         status="incomplete" if missing else "complete",
-        identity=identity_of(inputs), inputs=inputs,
+        identity=run_identity(inputs), inputs=inputs,
         dataset=DatasetFacts(
             name=dataset.name, title=dataset.title, revision=dataset.revision, stride=dataset.stride,
             units=getattr(dataset.target, "units", ()), split_set=config.splits or "",

@@ -20,10 +20,15 @@ from lary.files import write_failures
 from lary.latents.ref import SplitLatents
 from lary.probes.outcome import ClassificationOutcome, RegressionOutcome, SampleColumns
 from lary.probes.presets import ProbePreset
-from lary.results.chunks import write_chunks
 from lary.results.folder import RunFolder
-from lary.results.predictions import action_scores, class_scores, write_scores
-from lary.results.published import write_classification_files, write_regression_files
+from lary.results.published import (
+    action_scores,
+    class_scores,
+    write_actions,
+    write_classification_files,
+    write_regression_files,
+    write_scores,
+)
 from lary.results.record import EvalResult, RunFacts
 from lary.results.summarise import classification_result, regression_result
 from lary.runs.extract import FAILURES, check_mode, check_stride
@@ -170,7 +175,7 @@ class ActionTask(Task[RegressionOutcome]):
     def train(self, splits: Mapping[str, SplitLatents], seed: int, folder: Path, device: str, bar: Progress | None,
               session: Session) -> RegressionOutcome:  # fmt: skip
         """Train or fit the probe of one seed."""
-        from lary.probes.chunks import EvaluatedSplit, RegressorInputs
+        from lary.probes.regress import EvaluatedSplit, RegressorInputs
 
         config, train, values = self.config, splits["train"], self.targets["train"].values
         evaluated = {
@@ -209,7 +214,7 @@ class ActionTask(Task[RegressionOutcome]):
             )
         written = write_regression_files(run.work, outcomes[0], frames_of(splits["seen"]), self.actions.units)
         scores = write_scores(run.work, action_scores(outcomes), seeds_of(self.config))
-        return ("best_model.pth", *written, scores, write_chunks(run.work, outcomes[0]))
+        return ("best_model.pth", *written, scores, write_actions(run.work, outcomes[0]))
 
     def result(self, outcomes: Sequence[RegressionOutcome], facts: RunFacts) -> EvalResult:
         """The record of the run."""

@@ -110,7 +110,9 @@ def test_an_author_need_not_give_a_normalisation() -> None:
 def test_records_are_printed() -> None:
     table = lary("datasets").out
     assert set(re.findall(r"^(\w+)  ", table, re.MULTILINE)) == KEYS | {"key"}
-    assert re.search(r"^calvin +CALVIN +pair, 5 x 7 actions +train,val +209,921 samples +yes +MIT$", table, re.MULTILINE)
+    assert re.search(
+        r"^calvin +CALVIN +pair, 5 x 7 actions +train,val +209,921 samples +yes +MIT$", table, re.MULTILINE
+    )
     text = lary("datasets", "libero").out
     for part in ("28 classes", "LARY_ROOT/data/libero_metadata_train.csv", "for --splits by-episode", "@misc{", "MIT"):
         assert part in text

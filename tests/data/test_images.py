@@ -119,9 +119,7 @@ TORN = {
 
 @pytest.mark.parametrize("reader", READERS)
 @pytest.mark.parametrize("kind", TORN)
-def test_torn_images_are_refused(
-    kind: str, reader: Reader, tmp_path: Path, capfd: pytest.CaptureFixture[str]
-) -> None:
+def test_torn_images_are_refused(kind: str, reader: Reader, tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
     path = tmp_path / "torn.png"
     path.write_bytes(TORN[kind])
     with pytest.raises(MediaError, match=r"torn\.png"):

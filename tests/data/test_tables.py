@@ -291,9 +291,7 @@ def test_cells_that_no_file_should_have(tmp_path: Path, case: str, column: str) 
     with (tmp_path / "table.csv").open("w", newline="") as file:
         csv.writer(file).writerows([list(cells), list(cells.values())])
     spec = DATASETS.get("calvin")
-    sentence = refused(
-        tmp_path, lambda: read_table(spec, "val", path=tmp_path / "table.csv", data_dir=tmp_path), words
-    )
+    sentence = refused(tmp_path, lambda: read_table(spec, "val", path=tmp_path / "table.csv", data_dir=tmp_path), words)
     assert "\x1b" not in sentence
     assert "xxxxxxxx" * 20 not in sentence
 

@@ -10,7 +10,7 @@ import pytest
 
 from lary.files import write_text
 from lary.results.folder import run_file, settle, writing
-from lary.results.record import EvalResult, NamedDigest, identity_of, read_result
+from lary.results.record import EvalResult, NamedDigest, read_result, run_identity
 from lary.results.summarise import classification_result
 from lary.types import LaryError
 from tests import fake_results as fake
@@ -102,5 +102,5 @@ def test_readers_use_files_that_are_named_and_unchanged(tmp_path: Path) -> None:
 
 def test_the_identity_of_a_run_is_a_digest_over_named_digests() -> None:
     parts = [NamedDigest(name="options", digest="1f"), NamedDigest(name="latents train", digest="2f")]
-    assert identity_of(parts) == identity_of(list(parts))
-    assert len({identity_of(found) for found in (parts, parts[:1], parts[::-1], [])}) == 4
+    assert run_identity(parts) == run_identity(list(parts))
+    assert len({run_identity(found) for found in (parts, parts[:1], parts[::-1], [])}) == 4
