@@ -31,8 +31,8 @@ TOOLS = {
     "relative": "data relative --dataset calvin --csv data/calvin_metadata_train.csv --csv "
     f"data/calvin_metadata_val.csv --output-root out --workers 1 {PLACES}",
     "split": "data split data/calvin_metadata_train.csv --by episode --train out/train.csv --val out/val.csv",
-    "indices": "indices data/robot_1st_metadata_train.csv --out out/indices.csv --cache out/cache --workers 1 --frames 4 "
-    f"--root data/classification {PLACES}",
+    "indices": "indices data/robot_1st_metadata_train.csv --out out/indices.csv --cache out/cache --workers 1 "
+    f"--frames 4 --root data/classification {PLACES}",
     "atomic": "data atomic episodes out --name atoms --test-size 0.5 --gripper 3 --overwrite",
 }
 

@@ -122,5 +122,5 @@ def test_local_angles_do_not_jump_at_half_a_turn() -> None:
     arms = poses(DATASETS.get("calvin").actions)
     np.testing.assert_allclose(motion(steps), [0, 0, 0, 0, 0, -6.2, -2], rtol=1e-6)
     np.testing.assert_allclose(motion(steps, arms), [0, 0, 0, 0, 0, 2 * np.pi - 6.2, -2], atol=1e-6)
-    with pytest.raises(UsageError, match="needs poses .*the action dimensions are x, y, gripper"):
+    with pytest.raises(UsageError, match=r"needs poses .*the action dimensions are x, y, gripper"):
         poses(SPACE)

@@ -1,4 +1,4 @@
-"""The records of the data sets: complete, consistent, as the benchmark describes them, and printed by `lary datasets`."""
+"""The records of the data sets: complete, consistent, as the benchmark describes them, and printed."""
 
 from __future__ import annotations
 

@@ -102,7 +102,7 @@ def test_robot_without_statistics_is_an_error(tmp_path: Path, robots: list[str],
         (
             '{"robot_stats": {"a": {"mean": [0], "std": [1]}}}',
             True,
-            "robot type 'a' in .* are not 3 finite .*but 1, as",
+            "'a' in .* are not 3 finite .*but 1, as",
         ),
         ('{"a": {"mean": [0, 0, 0], "std": [1, 1, NaN]}}', True, "are not 3 finite"),
         ('{"a": {"mean": [0, 0, 0], "std": [1, 1, -1]}}', True, "are not 3 finite"),
