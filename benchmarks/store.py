@@ -22,7 +22,7 @@ import numpy as np
 import pyarrow.parquet  # noqa: F401 (imports are not what is measured)
 
 from lary.latents.npz import NpzSource, latent_name
-from lary.latents.reader import ShardSource
+from lary.latents.shardfile import ShardSource
 from lary.latents.store import StoreIdentity, open_store
 from lary.probes.sources import read_batches
 

@@ -25,9 +25,9 @@ from lary.cli import main
 from lary.configs import ExtractConfig
 from lary.latents import pipeline, reading
 from lary.latents.encoding import Encoding
+from lary.latents.pipeline import Interrupted
 from lary.latents.reading import Batch, Readers
 from lary.latents.store import MANIFEST
-from lary.latents.units import Interrupted
 from lary.models.preprocess import CUBIC_224_IMAGENET, DeviceNormaliser, normalise
 from lary.models.spec import MODELS, ModelSpec, Preprocess, register_model
 from lary.registry import load_plugin

@@ -17,7 +17,7 @@ import pytest
 
 from lary.cli import main
 from lary.configs import ExtractConfig
-from lary.latents.npzfile import read_latents, read_stamp
+from lary.latents.npz import read_stamp, read_tokens
 from lary.runs import extract as extraction
 from lary.runs.extract import extract
 from lary.settings import Settings, load_settings
@@ -74,7 +74,7 @@ def test_files_and_stamps(root: Path) -> None:
     rows = rows_of(report.table)
     assert (report.rows, report.extracted, report.done_before, report.failures) == (12, 12, 0, ())
     files = [root / "latent_actions" / row["la_path"] for row in rows]
-    assert read_latents(files[0]).shape == (2, 64, 50)
+    assert read_tokens(files[0]).shape == (2, 64, 50)
     stamps = [read_stamp(file) for file in files]
     assert len({stamp.sample for stamp in stamps if stamp}) == 12
     assert {stamp.model for stamp in stamps if stamp} == {MODEL}
@@ -158,7 +158,7 @@ def test_a_bad_image_costs_its_rows_and_the_exit_code(root: Path, capsys: pytest
     written = rows_of(root / "data" / "val_la_calvin_5_pixels.csv")
     assert [index for index, row in enumerate(written) if not row["la_path"]] == [0, 5]
     assert "1 media files are missing" in capsys.readouterr().err
-    good = read_latents(root / "latent_actions" / written[1]["la_path"])
+    good = read_tokens(root / "latent_actions" / written[1]["la_path"])
     assert np.isfinite(good).all()
 
 

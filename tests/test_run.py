@@ -11,7 +11,7 @@ import pytest
 
 from lary.cli import main
 from lary.configs import ClassifyConfig, RegressConfig, RunConfig
-from lary.latents.units import Interrupted
+from lary.latents.pipeline import Interrupted
 from lary.results.record import EvalResult
 from lary.runs import sweep as sweeps
 from lary.runs.run import run

@@ -13,7 +13,6 @@ from safetensors.numpy import load_file
 
 from lary.cli import main
 from lary.data.spec import DATASETS
-from lary.latents import convert as conversion
 from lary.latents.ref import LatentsRef, SplitLatents, open_latents
 from lary.locks import LOCK, locked
 from lary.settings import load_settings
@@ -136,7 +135,7 @@ def test_a_conversion_that_was_stopped_goes_on(root: Path, moment: str, monkeypa
             rename = Path.rename
             patched.setattr(Path, "rename", lambda self, to: stop() if self.name.endswith(".new") else rename(self, to))
         else:
-            patched.setattr(conversion, "rewrite_table", stop)
+            patched.setattr(shutil, "rmtree", stop)
         assert lary(root, *command) == 130
     if moment == "fill":
         np.testing.assert_array_equal(opened(root).source.read(range(9)), expected)

@@ -16,10 +16,9 @@ import pyarrow
 import pyarrow.parquet
 import pytest
 
-from lary.latents.npzfile import MOST_BYTES, read_latents
-from lary.latents.reader import ShardSource
-from lary.latents.shardfile import header_bytes, read_header
-from lary.latents.shards import ShardStore, read_index
+from lary.latents.npz import MOST_BYTES, NpzSource, read_tokens
+from lary.latents.shardfile import ShardSource, read_header
+from lary.latents.shards import ShardStore, header_bytes, index_problems
 from lary.latents.store import INDEX, StoreIdentity
 from lary.types import LaryError, MediaError
 
@@ -110,7 +109,7 @@ def test_bytes_behind_the_last_tensor_are_refused(shard: Path) -> None:
     rewritten(shard, lambda header: None)
     read_header(shard)
     rewritten(shard, lambda header: None, extra=b"x")
-    with pytest.raises(LaryError, match="end at byte"):
+    with pytest.raises(LaryError, match="is damaged or no shard"):
         read_header(shard)
 
 
@@ -119,15 +118,15 @@ def test_links_and_other_kinds_of_files_are_refused(shard: Path, tmp_path: Path)
     link.symlink_to(shard)
     with pytest.raises(LaryError, match=r"shard_00001.safetensors is a link"):
         read_header(link)
-    with pytest.raises(LaryError, match="is no regular file"):
+    with pytest.raises(LaryError, match="Is a directory"):
         read_header(tmp_path)
     with pytest.raises(LaryError, match="can't be opened"):
         read_header(tmp_path / "nowhere.safetensors")
     os.mkfifo(tmp_path / "pipe")
-    with pytest.raises(LaryError, match="is no regular file"):
+    with pytest.raises(LaryError, match="no regular file"):
         read_header(tmp_path / "pipe")
     with pytest.raises(MediaError, match="no regular file"):
-        read_latents(tmp_path / "pipe")
+        read_tokens(tmp_path / "pipe")
 
 
 @pytest.mark.parametrize("mode", ["mmap", "pread"])
@@ -161,29 +160,31 @@ INDEX_LIES: dict[str, Callable[[dict[str, list[Any]]], object]] = {
 
 @pytest.mark.parametrize("lie", INDEX_LIES)
 def test_an_index_that_contradicts_its_shards_is_refused(shard: Path, lie: str) -> None:
-    header = read_header(shard)
+    header, folder = read_header(shard), shard.parent
     columns: dict[str, list[Any]] = {
         "sample": list(header.samples), "row": header.rows.tolist(), "shard": [shard.name] * ROWS,
         "position": list(range(ROWS)), "checksum": header.checksums.tolist(),
     }  # fmt: skip
     file = shard.parent / INDEX
     pyarrow.parquet.write_table(pyarrow.table(columns), file)
-    assert len(read_index(shard.parent, {shard.name: header})) == ROWS
+    types = pyarrow.schema([("sample", pyarrow.string()), ("row", pyarrow.int64()), ("shard", pyarrow.string()),
+                            ("position", pyarrow.int32()), ("checksum", pyarrow.uint32())])  # fmt: skip
+    pyarrow.parquet.write_table(pyarrow.table(columns, schema=types), file)
+    assert index_problems(folder, [header]) == []
     INDEX_LIES[lie](columns)
     pyarrow.parquet.write_table(pyarrow.table(columns), file)
-    with pytest.raises(LaryError, match=r"index\.parquet"):
-        read_index(shard.parent, {shard.name: header})
+    (problem,) = index_problems(folder, [header])
+    assert "index.parquet" in problem
 
 
 def test_an_index_that_is_none_or_a_link_is_refused(shard: Path) -> None:
     file = shard.parent / INDEX
     file.write_bytes(b"PAR1" * 9)
-    with pytest.raises(LaryError, match=r"index\.parquet can't be read"):
-        read_index(shard.parent, {})
+    assert "index.parquet can't be read" in index_problems(shard.parent, [])[0]
     file.unlink()
+    assert "index.parquet is missing" in index_problems(shard.parent, [])[0]
     file.symlink_to("/etc/passwd")
-    with pytest.raises(LaryError, match=r"index\.parquet is a link"):
-        read_index(shard.parent, {})
+    assert "index.parquet is a link" in index_problems(shard.parent, [])[0]
 
 
 # --- .npz -------------------------------------------------------------------------------------------------------------
@@ -212,7 +213,7 @@ ARRAYS = {
     "an unknown version": npy((2, 2), data=b"\0" * 16, version=b"\x09\x00"),
     "deep nesting": b"\x93NUMPY\x01\x00" + struct.pack("<H", 9000) + b"(" * 9000,
     "no array": b"hello",
-    "one axis": npy((4,), data=b"\0" * 16),
+    "no axis": npy((), data=b"\0" * 4),
     "no values": npy((0, 4)),
     "a part type": npy((2, 2), "(1000000,)f4", b"\0" * 16),
 }
@@ -222,20 +223,20 @@ ARRAYS = {
 def test_arrays_that_are_none_are_refused(tmp_path: Path, what: str) -> None:
     file = tmp_path / "latents.npz"
     archive(file, npy((2, 2), data=b"\0" * 16))
-    assert read_latents(file).shape == (2, 2)
+    assert read_tokens(file).shape == (2, 2)
     archive(file, ARRAYS[what])
     with pytest.raises(MediaError, match=r"latents\.npz"):
-        read_latents(file)
+        read_tokens(file)
 
 
 def test_pickles_are_refused(tmp_path: Path) -> None:
     file = tmp_path / "latents.npz"
     np.savez(file, tokens=np.array([{"a": 1}, None], dtype=object))
-    with pytest.raises(MediaError, match="not numbers"):
-        read_latents(file)
+    with pytest.raises(MediaError, match="pickled objects"):
+        read_tokens(file)
     file.write_bytes(b"\x80\x04K\x01.")
     with pytest.raises(MediaError, match="can't be read"):
-        read_latents(file)
+        read_tokens(file)
 
 
 def test_zip_bombs_are_refused_before_they_unpack(tmp_path: Path) -> None:
@@ -249,8 +250,8 @@ def test_zip_bombs_are_refused_before_they_unpack(tmp_path: Path) -> None:
         for _ in range(80):
             out.write(bytes(1 << 20))
     assert file.stat().st_size < count / 100
-    with pytest.raises(MediaError, match="a zip bomb"):
-        read_latents(file)
+    with pytest.raises(MediaError, match="which is refused"):
+        read_tokens(file)
 
 
 def test_a_directory_that_claims_too_much_is_refused(tmp_path: Path) -> None:
@@ -262,7 +263,7 @@ def test_a_directory_that_claims_too_much_is_refused(tmp_path: Path) -> None:
         struct.pack_into("<L", data, place + 24, claimed)
         file.write_bytes(bytes(data))
         with pytest.raises(MediaError, match=r"latents\.npz"):
-            read_latents(file)
+            read_tokens(file)
 
 
 def test_damaged_bytes_and_odd_archives_are_refused(tmp_path: Path) -> None:
@@ -271,19 +272,19 @@ def test_damaged_bytes_and_odd_archives_are_refused(tmp_path: Path) -> None:
     whole = file.read_bytes()
     file.write_bytes(whole.replace(b"ABCD", b"ABCE", 1))
     with pytest.raises(MediaError, match="CRC"):
-        read_latents(file)
+        read_tokens(file)
     archive(file, npy((2, 2), data=b"\0" * 16), method=zipfile.ZIP_LZMA)
     with pytest.raises(MediaError, match="packed by method"):
-        read_latents(file)
+        read_tokens(file)
     archive(file, npy((2, 2), data=b"\0" * 16), name="../tokens.npy")
     with pytest.raises(MediaError, match="no array 'tokens'"):
-        read_latents(file)
+        read_tokens(file)
     encrypted = bytearray(whole)
     for signature, offset in ((b"PK\x03\x04", 6), (b"PK\x01\x02", 8)):
         encrypted[encrypted.find(signature) + offset] |= 1
     file.write_bytes(bytes(encrypted))
     with pytest.raises(MediaError, match="encrypted"):
-        read_latents(file)
+        read_tokens(file)
 
 
 @pytest.mark.parametrize("kind", ["<f2", ">f4", "<f8", "<i4", "|u1"])
@@ -291,11 +292,11 @@ def test_other_number_formats_and_orders_are_read(tmp_path: Path, kind: str) -> 
     file, tokens = tmp_path / "latents.npz", np.arange(24).reshape(2, 3, 4).astype(kind)
     for array in (tokens, np.asfortranarray(tokens)):
         np.savez_compressed(file, tokens=array, indices=np.array([]))
-        np.testing.assert_array_equal(read_latents(file), tokens.astype(np.float32))
+        np.testing.assert_array_equal(NpzSource([file]).read([0])[0], tokens.astype(np.float32))
     buffer = io.BytesIO()
     np.save(buffer, tokens)
     archive(file, buffer.getvalue(), method=zipfile.ZIP_DEFLATED)
-    assert read_latents(file).dtype == np.float32
+    assert NpzSource([file]).read([0]).dtype == np.float32
 
 
 def test_a_header_can_be_longer_than_its_content() -> None:

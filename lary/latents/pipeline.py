@@ -13,6 +13,7 @@ from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import ExitStack
 from dataclasses import dataclass, field
+from itertools import groupby
 from pathlib import Path
 from typing import Any
 
@@ -23,7 +24,6 @@ from lary.data.tables import INDEX_COLUMN, SampleTable
 from lary.latents.encoding import Encoding
 from lary.latents.reading import Batch, Reading, idle_readers
 from lary.latents.store import LatentStore, UnitWriter
-from lary.latents.units import Unit, UnitReport
 from lary.models.running import LoadedEncoder, build
 from lary.models.spec import MODELS, ModelContext, ModelSpec, with_latent
 from lary.runtime import usable_cores
@@ -40,6 +40,34 @@ ITEM_BYTES = {"float32": 4, "float16": 2, "bfloat16": 2}
 Advance = Callable[[int], None]
 _Row = tuple[int, str, str, npt.NDArray[Any], "npt.NDArray[Any] | None"]
 """Number, sample id, first medium, tokens and codes."""
+
+
+@dataclass(frozen=True)
+class Unit:
+    """What is left to do of the rows ``[number * unit_rows, (number + 1) * unit_rows)``."""
+
+    number: int
+    rows: tuple[int, ...]
+
+
+@dataclass(frozen=True)
+class UnitReport:
+    """A unit that is committed: how many of its rows have latents now, and which ones failed."""
+
+    number: int
+    done: int
+    failures: tuple[Failure, ...]
+
+
+class Interrupted(LaryError):
+    """The user stopped the run: what was begun is finished and kept. Exit code 130, as shells have it."""
+
+    exit_code = 130
+
+
+def plan_units(pending: Iterable[int], unit_rows: int) -> list[Unit]:
+    """The units that hold the pending rows, which are ascending."""
+    return [Unit(number, tuple(rows)) for number, rows in groupby(pending, lambda row: row // unit_rows)]
 
 
 @dataclass(frozen=True)

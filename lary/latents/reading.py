@@ -243,8 +243,8 @@ def reader(descriptor: str) -> Callable[[Question], Answer]:
             told = common
         try:
             paths = [Path(path) for path in question["paths"]]
-            frames = read_frames(paths, question["index"], preprocess.reader, clamp=preprocess.clamp, noisy=True)
-            frames = resize(frames, preprocess)
+            found = read_frames(paths, question["index"], preprocess.reader, clamp=preprocess.clamp, noisy=True)
+            frames = resize(found, preprocess)
             shape = (len(frames), 3, preprocess.size, preprocess.size)
             to_planes(frames, np.ndarray(shape, np.uint8, memory, question["at"]))
             return {}

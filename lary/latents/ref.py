@@ -18,11 +18,9 @@ import numpy as np
 from lary.data.spec import DATASETS, DatasetSpec
 from lary.data.tables import SampleTable, read_table
 from lary.files import inside
-from lary.latents.npz import NpzSource
-from lary.latents.npzfile import read_stamp
+from lary.latents.npz import NpzSource, read_stamp
 from lary.latents.pooling import NONE, PooledSource, parse_pool
-from lary.latents.reader import LARY_READ, ShardSource, read_mode
-from lary.latents.shardfile import read_header
+from lary.latents.shardfile import LARY_READ, ShardSource, read_header, read_mode
 from lary.latents.store import MANIFEST, SHARD_MARK, StoredLatents, read_manifest
 from lary.runtime import log
 from lary.settings import Settings

@@ -129,11 +129,6 @@ class LatentStore(Protocol):
 class StoredLatents(LatentSource, Protocol):
     """Latents of some samples of a store, in the samples' order."""
 
-    @property
-    def bytes_on_disk(self) -> int:
-        """Bytes of the tokens as they are stored."""
-        ...
-
     def take(self, positions: Collection[int]) -> StoredLatents:
         """Some of the samples, by their positions here."""
         ...

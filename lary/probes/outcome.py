@@ -109,14 +109,6 @@ def accuracy(labels: Ints, predicted: Ints) -> float:
     return float(np.mean(labels == predicted))
 
 
-def top_k_accuracy(labels: Ints, logits: Floats, k: int) -> float:
-    """Share of samples whose class is among the `k` highest scores (n, L); equal scores count in class order."""
-    own = np.take_along_axis(logits, labels[:, None], axis=1)
-    earlier = np.arange(logits.shape[1])[None] < labels[:, None]
-    rank = np.sum((logits > own) | ((logits == own) & earlier), axis=1)
-    return float(np.mean(rank < k))
-
-
 def confusion_matrix(labels: Ints, predicted: Ints, classes: int) -> Ints:
     """Counts (L, L) int64: rows are the predicted, columns the true class."""
     cells = np.bincount(predicted * classes + labels, minlength=classes * classes)
@@ -130,20 +122,6 @@ def class_statistics(confusion: Ints) -> ClassStatistics:
     recall = hits / (confusion.sum(axis=0) + EPSILON)
     f1 = 2 * precision * recall / (precision + recall + EPSILON)
     return ClassStatistics(precision, recall, f1, confusion.sum(axis=0).astype(np.int64))
-
-
-def mean_class_accuracy(confusion: Ints) -> float:
-    """Recall averaged over the classes that occur."""
-    totals = confusion.sum(axis=0)
-    occurs = totals > 0
-    return float(np.mean(np.diagonal(confusion)[occurs] / totals[occurs]))
-
-
-def macro_f1(confusion: Ints) -> float:
-    """F1 averaged over the classes that occur or were predicted."""
-    counts = confusion.sum(axis=0) + confusion.sum(axis=1)
-    occurs = counts > 0
-    return float(np.mean(2 * np.diagonal(confusion)[occurs] / counts[occurs]))
 
 
 def squared_errors(predicted: Floats, targets: Floats) -> Floats:

@@ -70,7 +70,7 @@ def _plain_metrics(labels: stats.Ints, logits: Floats) -> dict[str, float]:
     count, predicted = logits.shape[1], logits.argmax(axis=1)
     totals = scores.class_sums(labels, predicted, count, np.zeros_like(labels))
     recall, f1 = scores.macro_scores(totals)[0]
-    found = {"top1": float(np.mean(labels == predicted)), "macro_recall": float(recall), "macro_f1": float(f1)}
+    found = {"top1": metrics.accuracy(labels, predicted), "macro_recall": float(recall), "macro_f1": float(f1)}
     return found | ({f"top{TOP_K}": float(np.mean(_in_top(labels, logits)))} if count > TOP_K else {})
 
 

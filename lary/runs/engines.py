@@ -19,8 +19,7 @@ from typing import Any
 
 from lary.data.spec import DATASETS
 from lary.data.tables import SampleTable, read_table
-from lary.latents.pipeline import Advance, Job, encode_units
-from lary.latents.units import Unit, UnitReport
+from lary.latents.pipeline import Advance, Job, Unit, UnitReport, encode_units
 from lary.models.running import LoadedEncoder
 from lary.registry import load_plugin
 from lary.runtime import log, setup_logging

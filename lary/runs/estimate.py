@@ -10,9 +10,8 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from lary.configs import ExtractConfig
-from lary.latents.pipeline import encode_units
+from lary.latents.pipeline import encode_units, plan_units
 from lary.latents.store import MANIFEST, store_at
-from lary.latents.units import plan_units
 from lary.runs.extract import Run, open_run, prepare_run
 from lary.settings import Settings
 from lary.types import Failure

@@ -15,9 +15,8 @@ from contextlib import contextmanager
 from dataclasses import replace
 from typing import Any
 
-from lary.latents.pipeline import Advance, Job, encode_units, make_encoder, model_of
+from lary.latents.pipeline import Advance, Job, Unit, UnitReport, encode_units, make_encoder, model_of
 from lary.latents.store import MANIFEST, read_manifest
-from lary.latents.units import Unit, UnitReport
 from lary.runs.engines import TRIES, StopRequest, open_table
 from lary.runtime import log, pick_devices
 from lary.types import LaryError, UsageError

@@ -17,7 +17,7 @@ import pytest
 
 from lary.data.actions import LARGEST_ACTIONS, read_chunk
 from lary.data.spec import DATASETS
-from lary.latents.npzfile import Stamp, read_latents, read_stamp, write_latents
+from lary.latents.npz import Stamp, read_stamp, read_tokens, write_latents
 from tests.hostile.harness import MEBIBYTE, Code, deflated_zeros, refused
 
 SPACE = DATASETS.get("calvin").actions
@@ -54,14 +54,14 @@ def test_latents_with_objects_run_nothing(tmp_path: Path, packed: bool) -> None:
     path, mark = tmp_path / "latent.npz", tmp_path / "executed"
     save = np.savez_compressed if packed else np.savez
     save(path, tokens=np.array([Code(mark)], dtype=object), indices=np.array([]))  # type: ignore[arg-type]
-    refused(tmp_path, lambda: read_latents(path), "not numbers")
+    refused(tmp_path, lambda: read_tokens(path), "pickled objects")
     assert not mark.exists()
 
 
 def test_pickle_called_npz_runs_nothing(tmp_path: Path) -> None:
     path, mark = tmp_path / "latent.npz", tmp_path / "executed"
     path.write_bytes(pickle.dumps(Code(mark)))
-    refused(tmp_path, lambda: read_latents(path), "zip")
+    refused(tmp_path, lambda: read_tokens(path), "zip")
     assert not mark.exists()
 
 
@@ -71,26 +71,26 @@ def test_latents_that_are_a_zip_bomb(tmp_path: Path) -> None:
     head = npy(announce(f"({size // 4 - 64},)").ljust(117) + b"\n")
     path = zipped(tmp_path / "latent.npz", "tokens.npy", raw(head)[:-2] + deflated_zeros(size), size)
     assert path.stat().st_size < 4 * MEBIBYTE
-    refused(tmp_path, lambda: read_latents(path), "more than any latents have")
+    refused(tmp_path, lambda: read_tokens(path), "which is refused")
 
 
 def test_latents_that_announce_a_giant_array(tmp_path: Path) -> None:
     path = tmp_path / "latent.npz"
     with zipfile.ZipFile(path, "w") as archive:
         archive.writestr("tokens.npy", npy(announce(f"({GIANT},)") + b"\n") + bytes(64))
-    refused(tmp_path, lambda: read_latents(path), "is said to be")
+    refused(tmp_path, lambda: read_tokens(path), "too few for an array")
 
 
 @pytest.mark.parametrize(("method", "flags"), [(8, 1), (99, 0), (14, 0), (12, 0)], ids=["secret", "odd", "lzma", "bz2"])
 def test_latents_in_an_odd_or_torn_zip(tmp_path: Path, method: int, flags: int) -> None:
     path = zipped(tmp_path / "latent.npz", "tokens.npy", b"torn bytes", 4096, method, flags)
-    refused(tmp_path, lambda: read_latents(path), "extract them again")
+    refused(tmp_path, lambda: read_tokens(path), "extract them again")
 
 
 def test_latents_of_text(tmp_path: Path) -> None:
     path = tmp_path / "latent.npz"
     np.savez(path, tokens=np.array(["=cmd()", "text"]), indices=np.array([]))
-    refused(tmp_path, lambda: read_latents(path), "not numbers")
+    refused(tmp_path, lambda: read_tokens(path), "not numbers")
 
 
 def test_stamp_of_nested_json_belongs_to_nobody(tmp_path: Path) -> None:
@@ -142,7 +142,7 @@ def test_action_file_that_fills_the_memory(tmp_path: Path) -> None:
 
 
 READERS: dict[str, Callable[[Path], Any]] = {
-    "latents": read_latents,
+    "latents": read_tokens,
     "actions": lambda path: read_chunk(path, SPACE),
 }
 
@@ -165,7 +165,7 @@ def test_honest_arrays_pass(tmp_path: Path) -> None:
     values = np.arange(24, dtype=np.float32).reshape(2, 3, 4)
     for name, save in (("a", np.savez), ("b", np.savez_compressed)):
         save(tmp_path / f"{name}.npz", tokens=np.asfortranarray(values), indices=np.array([]))  # type: ignore[operator]
-        assert np.array_equal(read_latents(tmp_path / f"{name}.npz"), values)
+        assert np.array_equal(read_tokens(tmp_path / f"{name}.npz"), values)
     data = io.BytesIO()
     np.lib.format.write_array(data, np.ones((5, 7)), version=(2, 0))
     (tmp_path / "action.npy").write_bytes(data.getvalue())

@@ -11,8 +11,9 @@ from typing import Any
 import pytest
 
 from lary.configs import ExtractConfig, LatentsConfig
-from lary.latents.convert import convert, export
+from lary.latents.export import export
 from lary.latents.ref import LatentsRef, open_latents
+from lary.latents.tools import convert
 from lary.locks import LOCK
 from lary.runs.extract import FAILURES, TIMING, extract, read_timing
 from lary.settings import Settings, load_settings

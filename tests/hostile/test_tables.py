@@ -15,7 +15,7 @@ from lary.configs import ExtractConfig
 from lary.data.spec import DATASETS
 from lary.data.tables import SampleTable, read_table
 from lary.files import write_failures
-from lary.latents.npzfile import read_latents
+from lary.latents.npz import read_tokens
 from lary.latents.ref import LatentsRef, open_latents
 from lary.runs.extract import extract
 from lary.runtime import PlainFormatter
@@ -255,5 +255,5 @@ def test_odd_options_end_in_a_sentence(tmp_path: Path, words: list[str], capfd: 
 def test_latents_read_back(extracted: Path) -> None:
     """What the checks above refuse differs from what they let pass."""
     files = sorted((extracted / "latent_actions").rglob("*.npz"))
-    assert [np.isfinite(read_latents(file)).all() for file in files] == [True] * 3
+    assert [np.isfinite(read_tokens(file)).all() for file in files] == [True] * 3
     opened(extracted)()

@@ -41,6 +41,15 @@ def test_classification_result_round_trips_and_counts_right(tmp_path: Path) -> N
     assert result.history[0]["val_acc"] == [0.1, None], "JSON has no NaN"
 
 
+def test_equal_scores_count_in_the_order_of_the_classes() -> None:
+    outcome = fake.class_outcome(1.0)
+    even = {"held_out": ClassPredictions(1, 0, np.ones_like(outcome.selections["held_out"].logits))}
+    found = classification_result(replace(outcome, selections=even), fake.facts("pixels", "verbs")).selections[
+        "held_out"
+    ]
+    assert found.metrics["top5"].value == pytest.approx(np.mean(outcome.labels < 5))
+
+
 def test_regression_result_round_trips_and_measures_right(tmp_path: Path) -> None:
     outcome = fake.action_outcome(0.3)
     result = regression_result(outcome, fake.facts("pixels", "arm", action_mode="absolute"))

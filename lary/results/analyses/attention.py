@@ -135,13 +135,13 @@ def chosen_rows(names: dict[str, int], split: SplitLatents, context: Context) ->
 
 def write_maps(run: FinishedRun, split: SplitLatents, rows: list[int], context: Context) -> list[Path]:
     """The figure and data of one run."""
-    from lary.probes.attention import CHECKPOINT, attend, load_head
+    from lary.probes.attention import attend, load_head
 
     result, config = run.result, options_of(run)
     model = MODELS.get(config.model)
     classes = split.table.spec.labels.classes
     head = load_head(run.folder, len(classes))
-    run_file(run.folder, result, CHECKPOINT)
+    run_file(run.folder, result, "latest.pt")
     looks = attend(head, split.source, rows)
     frames = len(split.table[0].frame_index) or len(split.table[0].media)
     layout = layout_of(tuple(split.source.shape), frames, model, square=context.config.square)
