@@ -276,5 +276,8 @@ def narrow(tokens: Floats, dtype: LatentDtype) -> npt.NDArray[Any]:
 
 def convert(source: torch.Tensor, target: torch.Tensor) -> None:
     """Copy numbers (n,) into another number format, in this thread alone."""
+    if len(source) <= PIECE:  # a slice costs as much as a small copy
+        target.copy_(source)
+        return
     for start in range(0, len(source), PIECE):
         target[start : start + PIECE].copy_(source[start : start + PIECE])
