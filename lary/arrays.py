@@ -5,6 +5,7 @@ Format: numpy.lib.format, versions 1.0 and 2.0. Unlike ``np.load``, no memory is
 
 from __future__ import annotations
 
+import io
 import lzma
 import math
 import struct
@@ -102,3 +103,10 @@ def _member(archive: zipfile.ZipFile, entry: zipfile.ZipInfo, size: int, largest
         if stream.read(1) or stream.tell() != entry.file_size:  # reading to the end also compares the checksum
             raise ValueError(f"{entry.filename} has other bytes than those of its array of shape {found.shape}")
     return found
+
+
+def npy_bytes(values: npt.NDArray[Any]) -> bytes:
+    """An array in the format of .npy files."""
+    content = io.BytesIO()
+    np.save(content, np.ascontiguousarray(values), allow_pickle=False)
+    return content.getvalue()

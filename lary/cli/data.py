@@ -246,34 +246,18 @@ def show_trajectories(out: Path, name: str, report: ImportReport) -> int:
 def download(config: Annotated[DownloadConfig, Star] = DownloadConfig(), paths: Paths = Paths()) -> int:
     """Download published data sets: terms first, then files, checked and unpacked into the benchmark's layout."""
     settings = paths.settings()
-    from lary.data.download import DownloadRequest, accept, choose, downloadable, in_words
-    from lary.data.download import download as run
-    from lary.data.hubs import open_hub
+    from lary.data.fetch import download as run
+    from lary.data.fetch import in_words
 
-    keys = tuple(key for part in config.include for key in part.split(",") if key)
-    specs = downloadable(keys)
-    repositories = {config.repo} if config.repo else {spec.repository for spec in specs}
-    if len(repositories) != 1:
-        raise UsageError(f"These data sets are in several repositories, {', '.join(sorted(map(str, repositories)))}: "
-                         "download them one by one.")  # fmt: skip
-    repository = str(repositories.pop())
-    hub = open_hub(config.source, repository)
-    request = DownloadRequest(
-        specs=specs, data_dir=settings.path("DATA_DIR"), tables=settings.path("LARY_ROOT") / "data",
-        source=config.source, repository=repository, revision=config.revision, patterns=config.files, whole=not keys,
-        keep_archives=config.keep_archives,
-    )  # fmt: skip
+    report = run(config, settings, input if sys.stdin is not None and sys.stdin.isatty() else None)
     if config.dry_run:
-        revision = hub.resolve(config.revision)
-        chosen = choose(hub.files(revision), request)
-        for file in chosen:
+        for file in report.files:
             print(f"{in_words(file.size):>10}  {file.path}")
-        print(f"{repository} at {revision}: {len(chosen)} files, {in_words(sum(file.size for file in chosen))}")
+        size = in_words(sum(file.size for file in report.files))
+        print(f"{report.repository} at {report.revision}: {len(report.files)} files, {size}")
         return 0
-    accept(specs, config.accept_licenses, input if sys.stdin is not None and sys.stdin.isatty() else None)
-    report = run(request, hub)
     show_failures(report.failures, "start the same command again to resume")
-    print(f"{repository} at {report.revision}: {report.fetched} files fetched, {report.kept} were there, "
+    print(f"{report.repository} at {report.revision}: {report.fetched} files fetched, {report.kept} were there, "
           f"{report.unpacked} archives unpacked, {len(report.failures)} failed")  # fmt: skip
     return 1 if report.failures else 0
 

@@ -31,6 +31,7 @@ from lary.data.tables import (
     write_csv,
 )
 from lary.files import digest, write_text
+from lary.settings import unexported
 from lary.types import UsageError
 
 Rows = npt.NDArray[np.int64]
@@ -69,7 +70,7 @@ def find_table(spec: DatasetSpec, split: str, root: Path, explicit: Path | None 
     if explicit is None and spec.repository:
         hint += f"; 'lary data download --include {spec.name}' fetches it"
     reason = f"neither {listed} exists" if len(tried) > 1 else f"{listed} does not exist"
-    raise UsageError(f"There is no table of {spec.name} {split}: {reason}. {hint}.")
+    raise UsageError(f"There is no table of {spec.name} {split}: {reason}. {hint}.{unexported(root)}")
 
 
 def draw_table(spec: DatasetSpec, split: str, root: Path) -> Path:

@@ -21,7 +21,7 @@ import numpy as np
 import numpy.typing as npt
 
 from lary.data.frames import codec_name, decode_video, scan_packets
-from lary.data.hubs import told
+from lary.data.hubs import hub_errors
 from lary.files import inside, read_json
 from lary.types import LaryError, MediaError, UsageError, as_path
 
@@ -248,7 +248,7 @@ def open_lerobot(source: str, revision: str | None = None) -> LeRobot:
         raise UsageError(f"There is no folder {source}, and it is no data set on the hub, which are called owner/name.")
     import huggingface_hub
 
-    with told("Hugging Face", source):
+    with hub_errors("Hugging Face", source):
         commit = str(huggingface_hub.HfApi().dataset_info(source, revision=revision, timeout=30).sha)
     return LeRobot(_snapshot(source, commit, ["meta/*", "meta/**", "README.md"]), source, commit)
 
@@ -256,7 +256,7 @@ def open_lerobot(source: str, revision: str | None = None) -> LeRobot:
 def _snapshot(source: str, commit: str, patterns: list[str]) -> Path:
     import huggingface_hub
 
-    with told("Hugging Face", source):
+    with hub_errors("Hugging Face", source):
         folder = huggingface_hub.snapshot_download(
             source, repo_type="dataset", revision=commit, allow_patterns=patterns
         )  # fmt: skip

@@ -17,7 +17,7 @@ from lary.results.measure import metric, seed_sums
 from lary.results.published import SampleScores, read_scores
 from lary.results.record import FILE_NAME, EvalResult, Metric, read_result
 from lary.results.scores import ratio
-from lary.types import LaryError, UsageError
+from lary.types import LaryError, UsageError, as_path
 
 RESAMPLES = 10_000
 """More than for an interval, since a p value depends on the tail."""
@@ -83,16 +83,17 @@ class Comparison:
         return "\n".join(lines)
 
 
-def open_scored(place: Path, role: str = "seen") -> ScoredRun:
+def open_scored(place: str | Path, role: str = "seen") -> ScoredRun:
     """A finished run from its folder or its ``result.json``. Raises UsageError or LaryError if a file is missing."""
-    folder = place.parent if place.name == FILE_NAME else place
+    path = as_path(place)
+    folder = path.parent if path.name == FILE_NAME else path
     if not (folder / FILE_NAME).exists():
         raise UsageError(f"{folder} holds no {FILE_NAME}: name the folder of a finished run, below $LARY_LOG_DIR.")
     result = read_result(folder / FILE_NAME)
     return ScoredRun(folder, result, read_scores(folder, result, role))
 
 
-def compare_results(places: Sequence[Path], role: str = "seen", seed: int = 0) -> Comparison:
+def compare_results(places: Sequence[str | Path], role: str = "seen", seed: int = 0) -> Comparison:
     """Compare the first run with each of the others.
 
     Raises:

@@ -58,7 +58,7 @@ class Metric(Strict):
         return f"{value} [{low}, {high}]" if low and high else value
 
 
-class SplitSize(Strict):
+class SplitFacts(Strict):
     """Size of one split."""
 
     rows: int = Field(description="Samples that were used.")
@@ -72,7 +72,7 @@ class DatasetFacts(Strict):
     title: str = Field("", description="Name of the data set in the paper's tables.")
     revision: str = Field("", description="Revision of the data set's record.")
     tables: dict[str, str] = Field({}, description="Digest of each split's table, by split.")
-    splits: dict[str, SplitSize] = Field({}, description="Size of each split, by split name.")
+    splits: dict[str, SplitFacts] = Field({}, description="Size of each split, by split name.")
     stride: int | None = Field(None, description="Frames between source and target image.")
     units: tuple[str, ...] = Field((), description="Physical unit of each action dimension.")
     split_set: str = Field("", description="Named splits, such as by-episode; empty for the published ones.")

@@ -22,7 +22,7 @@ from lary.results.measure import reading
 from lary.results.record import FILE_NAME, EvalResult, Example, Metric, read_result
 from lary.results.reference import PUBLISHED, published_score
 from lary.runtime import log
-from lary.types import LaryError, UsageError
+from lary.types import LaryError, UsageError, as_path
 
 TEMPLATES = Path(__file__).parent / "templates"
 REPORT_NAME = "report.html"
@@ -135,16 +135,17 @@ def find_results(folder: Path) -> tuple[list[Entry], list[Broken]]:
     return entries, broken
 
 
-def write_report(folder: Path, target: Path | None = None) -> Path:
+def write_report(folder: str | Path, target: str | Path | None = None) -> Path:
     """Write the report of all results below `folder`, to ``report.html`` in it or to `target`; returns where.
 
     Raises:
         UsageError: the folder doesn't exist, or holds no result.
     """
+    folder = as_path(folder)
     entries, broken = find_results(folder)
     if not entries and not broken:
         raise UsageError(f"No {FILE_NAME} below {folder}: run 'lary classify' or 'lary regress' first.")
-    path = target or folder / REPORT_NAME
+    path = as_path(target) if target else folder / REPORT_NAME
     write_text(path, build_page(entries, broken))
     return path
 

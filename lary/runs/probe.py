@@ -26,7 +26,7 @@ from lary.results.record import (
     NamedDigest,
     Provenance,
     RunFacts,
-    SplitSize,
+    SplitFacts,
     read_result,
     run_identity,
 )
@@ -93,7 +93,7 @@ def run_probe(config: ProbeConfig, settings: Settings) -> ProbeRun:
         return ProbeRun(folder, found, new=False)
     devices = [] if is_member() else pick_devices(config.gpus, config.device, every=task.trained)
     if len(devices) > 1 and task.trained:
-        log.info("one process on each of %s; --gpus %s takes one", ", ".join(devices), devices[0].partition(":")[2])
+        log.info("one process on each of %s; --gpus 0 takes one device", ", ".join(devices))
         launch(_member, (config, settings, loaded_plugins()), devices)
         return ProbeRun(folder, read_result(folder / FILE_NAME), new=True)
     place, started = Place.of(devices), time.monotonic()
@@ -138,7 +138,6 @@ class Place:
         from lary.probes.session import ALONE, join
 
         if devices:
-            log.info("the probe runs on %s", devices[0])
             return cls(devices[0], ALONE)
         team, device = join()
         return cls(device, team)
@@ -241,7 +240,7 @@ def run_facts(
             units=getattr(dataset.target, "units", ()), split_set=config.splits or "",
             tables={split.table.split: split.table.digest for split in splits.values()},
             splits={
-                split.table.split: SplitSize(rows=len(split.table), groups=len(set(split.table.groups())))
+                split.table.split: SplitFacts(rows=len(split.table), groups=len(set(split.table.groups())))
                 for split in splits.values()
             },
         ),

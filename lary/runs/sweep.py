@@ -13,7 +13,7 @@ import traceback
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
-from typing import Any, get_type_hints
+from typing import Any
 
 from lary.configs import RunConfig, SweepConfig
 from lary.data.spec import DATASETS
@@ -24,6 +24,7 @@ from lary.probes.presets import PRESETS
 from lary.registry import suggest
 from lary.results.record import FILE_NAME, EvalResult
 from lary.runs.demo import demo_table
+from lary.runs.options import make_options
 from lary.runs.probe import run_folder
 from lary.runs.run import probe_config, run
 from lary.runtime import log
@@ -192,24 +193,10 @@ def options_of(options: Any, place: str) -> dict[str, Any]:
 
 def checked(options: Mapping[str, Any], place: str) -> RunConfig:
     """The run of these options, as far as it can be checked without its data. Raises UsageError."""
-    from pydantic import ConfigDict, TypeAdapter, ValidationError
-
     for name in ("model", "dataset"):
         if not isinstance(options.get(name), str):
             raise UsageError(f"{place}: a run needs a {name}.")
-    given = {name: value for name, value in options.items() if value is not None}
-    if isinstance(given.get("seeds"), list):
-        given["seeds"] = ",".join(map(str, given["seeds"]))
-    for name in ("seeds", "gpus"):  # one number is text on the command line too
-        if isinstance(given.get(name), int):
-            given[name] = str(given[name])
-    hints = get_type_hints(RunConfig)
-    for name, value in given.items():
-        try:
-            TypeAdapter(hints[name], config=ConfigDict(strict=True)).validate_python(value)
-        except ValidationError as error:
-            raise UsageError(f"{place}: {name} {str(value)[:60]!r}: {error.errors()[0]['msg']}.") from None
-    config = RunConfig(**given)
+    config = make_options(RunConfig, options, place)
     try:
         dataset, model = DATASETS.get(config.dataset), MODELS.get(config.model)
         with_latent(model, config.latent)
