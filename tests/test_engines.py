@@ -32,7 +32,7 @@ from lary.models.preprocess import CUBIC_224_IMAGENET, DeviceNormaliser, normali
 from lary.models.spec import MODELS, ModelSpec, Preprocess, register_model
 from lary.registry import load_plugin
 from lary.runs import extract as extraction
-from lary.runs import ray_engine
+from lary.runs import ray as ray_engine
 from lary.runs.engines import run_processes
 from lary.runs.estimate import estimate
 from lary.runs.extract import extract

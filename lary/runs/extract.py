@@ -162,9 +162,9 @@ def work(run: Run, store: LatentStore, pending: Sequence[int]) -> list[UnitRepor
     reports = []
     with StopRequest() as stop, progress(len(pending), run.title) as bar:
         if not local:
-            from lary.runs.ray_engine import run_on_ray
+            from lary.runs.ray import extract_on_ray
 
-            found = run_on_ray(job, units, stop, bar.advance)
+            found = extract_on_ray(job, units, stop, bar.advance)
         elif len(devices) > 1:
             found = run_processes(job, units, devices, stop, bar.advance)
         else:
