@@ -18,7 +18,7 @@ from typing import Any, TypeVar
 from lary.configs import SweepConfig
 from lary.latents.pipeline import Advance, Job, Unit, UnitReport, encode_units, make_encoder, model_of
 from lary.latents.store import MANIFEST, read_manifest
-from lary.runs.engines import SECONDS_BETWEEN_LOOKS, TRIES, StopRequest, open_table
+from lary.runs.engines import SECONDS_PER_CHECK, TRIES, StopRequest, open_table
 from lary.runtime import log, pick_devices
 from lary.settings import VARIABLES, Settings
 from lary.types import LaryError, UsageError
@@ -81,7 +81,7 @@ def extract_on_ray(job: Job, units: Sequence[Unit], stop: StopRequest, advance: 
                 actor, task = idle.pop(), waiting.popleft()
                 tries[task] += 1
                 running[actor.run.remote(task)] = (actor, task)
-            for done in ray.wait(list(running), timeout=SECONDS_BETWEEN_LOOKS)[0]:
+            for done in ray.wait(list(running), timeout=SECONDS_PER_CHECK)[0]:
                 actor, task = running.pop(done)
                 try:
                     reports = ray.get(done)
