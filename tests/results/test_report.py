@@ -130,7 +130,7 @@ def test_a_run_shows_its_margins_seeds_robots_angles_warnings_and_how_intervals_
     card = html.unescape(page.split(f'id="{anchor}"')[1].split("</details>")[0])
     margins = rows(page, f"{anchor}-margins")
     assert [row[0] for row in margins] == ["mean action", "optical-flow", "acme (static pair)"]
-    assert margins[1][2:] == ["-0.010 [-0.060, 0.040]", "0.64", "not told apart"]
+    assert margins[1][2:] == ["-0.010 [-0.060, 0.040]", "0.64", "no clear difference"]
     assert margins[2][3:] == ["0.0021", "a clear gain"]
     assert [row[0] for row in rows(page, f"{anchor}-seeds")] == ["0", "1", "2"]
     robots = rows(page, f"{anchor}-robots")
