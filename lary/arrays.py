@@ -47,8 +47,8 @@ def header_of(stream: IO[bytes], version: tuple[int, int]) -> tuple[tuple[int, .
     raise ValueError(f"format {version[0]}.{version[1]} is not read")
 
 
-def array_of(stream: IO[bytes], room: int) -> npt.NDArray[Any]:
-    """The array of an ``.npy`` that has `room` bytes.
+def array_of(stream: IO[bytes], size: int) -> npt.NDArray[Any]:
+    """The array of an ``.npy`` that has `size` bytes.
 
     Raises:
         ValueError: it is none, holds objects, or announces more than the bytes that are there.
@@ -56,14 +56,14 @@ def array_of(stream: IO[bytes], room: int) -> npt.NDArray[Any]:
     shape, fortran, dtype = header_of(stream, np.lib.format.read_magic(stream))
     if dtype.hasobject:
         raise ValueError("it holds pickled objects, which are never loaded")
-    size = math.prod(shape) * dtype.itemsize
-    if any(side < 0 for side in shape) or size > room:
-        raise ValueError(f"{room} bytes are too few for an array of shape {shape}")
-    values = np.empty(size, dtype=np.uint8)
+    needed = math.prod(shape) * dtype.itemsize
+    if any(side < 0 for side in shape) or needed > size:
+        raise ValueError(f"{size} bytes are too few for an array of shape {shape}")
+    values = np.empty(needed, dtype=np.uint8)
     filled, view = 0, values.data
-    while filled < size and (count := stream.readinto(view[filled:])):  # type: ignore[attr-defined]
+    while filled < needed and (count := stream.readinto(view[filled:])):  # type: ignore[attr-defined]
         filled += count
-    if filled < size:
+    if filled < needed:
         raise ValueError("it ends early")
     return values.view(dtype).reshape(shape, order="F" if fortran else "C")
 
