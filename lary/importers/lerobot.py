@@ -22,7 +22,7 @@ from lary.data.catalog import EPISODE
 from lary.data.frames import decode_video, to_rgb
 from lary.data.images import PNG, image_problem
 from lary.data.spec import ActionSpace, DatasetSpec, LabelSpace, Normalisation, Split
-from lary.data.statistics import write_statistics
+from lary.data.statistics import measure_table
 from lary.data.tables import write_csv
 from lary.files import digest, read_json, write_failures, write_json
 from lary.importers.episodes import ImportReport, PairCut, image_bytes, image_stems
@@ -67,7 +67,7 @@ def import_lerobot(plan: LeRobotPlan) -> ImportReport:
     for split, found in listed.items():
         write_csv(plan.tables / spec.table_name(split), COLUMNS, found)
     if isinstance(plan.cut, PairCut):
-        write_statistics(spec, plan.tables / spec.table_name("train"), plan.data_dir, workers=4)
+        measure_table(spec, plan.tables / spec.table_name("train"), plan.data_dir, workers=4)
     return ImportReport(save_record(spec, plan.tables), rows, failures)
 
 

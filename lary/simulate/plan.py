@@ -8,8 +8,10 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from pathlib import Path
 
+import numpy as np
+
+from lary.data.configs import SimulateConfig
 from lary.files import digest
 from lary.types import UsageError
 
@@ -30,38 +32,16 @@ CLIP_COLUMNS = ("dataset", "robot_type", "video_path", "action", "sample_indices
 PAIR_SPLITS = ("train", "val", "unseen")
 
 
-@dataclass(frozen=True)
-class SimulateConfig:
-    """What `lary simulate` is asked for.
-
-    Attributes:
-        out: folder of the data set; becomes LARY_ROOT, with ``data`` in it as DATA_DIR.
-        seed: same seed, same bytes of every file.
-        pairs: image pairs of ``simarm``: 60 % train, 20 % val, 20 % unseen.
-        clips: clips of ``simarm_actions``: 70 % train, 30 % val, of each verb.
-        size: width and height of the frames in pixels, even.
-        processes: how many draw at a time.
-        overwrite: replace a simulation that was made with another seed or other numbers.
-    """
-
-    out: Path
-    seed: int = 0
-    pairs: int = 800
-    clips: int = 400
-    size: int = 200
-    processes: int = 2
-    overwrite: bool = False
-
-    def check(self) -> None:
-        """Raises UsageError for numbers that make no data set."""
-        if self.pairs < FEWEST or self.clips < FEWEST:
-            raise UsageError(
-                f"A simulation needs at least {FEWEST} pairs and {FEWEST} clips, not {self.pairs} and {self.clips}."
-            )
-        if self.size % 2 or not 32 <= self.size <= 1024:
-            raise UsageError(f"Frames of {self.size} pixels: expected an even number from 32 to 1024.")
-        if self.processes < 1 or self.seed < 0:
-            raise UsageError("The number of processes is at least 1 and the seed at least 0.")
+def check_numbers(config: SimulateConfig) -> None:
+    """Raise UsageError for numbers that make no data set."""
+    if config.pairs < FEWEST or config.clips < FEWEST:
+        raise UsageError(
+            f"A simulation needs at least {FEWEST} pairs and {FEWEST} clips, not {config.pairs} and {config.clips}."
+        )
+    if config.size % 2 or not 32 <= config.size <= 1024:
+        raise UsageError(f"Frames of {config.size} pixels: expected an even number from 32 to 1024.")
+    if config.processes < 1 or config.seed < 0:
+        raise UsageError("The number of processes is at least 1 and the seed at least 0.")
 
 
 @dataclass(frozen=True)
@@ -130,7 +110,7 @@ def sample_indices(frames: int) -> list[int]:
 
 
 def make_plan(config: SimulateConfig) -> list[Job]:
-    """All episodes, then all clips."""
+    """All episodes, then all clips: 60, 20 and 20 % of the pairs train, validate and are unseen."""
     train, val = round(0.6 * config.pairs), round(0.2 * config.pairs)
     counts = (train, val, config.pairs - train - val)
     jobs = [job for number, count in enumerate(counts) for job in _episodes(config.seed, number, count)]
@@ -139,8 +119,6 @@ def make_plan(config: SimulateConfig) -> list[Job]:
 
 def _episodes(seed: int, split: int, count: int) -> list[Job]:
     """Episodes of a split: both robots by turns, each verb as often as any other as far as the number allows."""
-    import numpy as np
-
     name = PAIR_SPLITS[split]
     number = max(2, math.ceil(count / PAIRS_PER_EPISODE))
     rng = np.random.Generator(np.random.PCG64([seed, 0, split]))
@@ -162,8 +140,6 @@ def _episodes(seed: int, split: int, count: int) -> list[Job]:
 
 def _clip(seed: int, number: int) -> Job:
     """One clip. Three of ten of every verb validate; the file's name says nothing about the verb."""
-    import numpy as np
-
     turn, verb = divmod(number, len(VERBS))
     rng = np.random.Generator(np.random.PCG64([seed, 2, number]))
     return Job(
@@ -179,7 +155,8 @@ def tables(jobs: list[Job]) -> dict[str, tuple[tuple[str, ...], list[tuple[str, 
     for split in PAIR_SPLITS:
         rows = [row for job in jobs if job.pairs and job.split == split for row in job.rows]
         result[f"simarm_metadata_{split}"] = PAIR_COLUMNS, rows
+    clips = sorted((job for job in jobs if not job.pairs), key=lambda job: job.name)
     for split in ("train", "val"):
-        chosen = sorted((job for job in jobs if not job.pairs and job.split == split), key=lambda job: job.name)
-        result[f"simarm_actions_metadata_{split}"] = CLIP_COLUMNS, [row for job in chosen for row in job.rows]
+        rows = [row for job in clips if job.split == split for row in job.rows]
+        result[f"simarm_actions_metadata_{split}"] = CLIP_COLUMNS, rows
     return result
