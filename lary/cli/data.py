@@ -8,7 +8,7 @@ from __future__ import annotations
 import sys
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 from cyclopts import App, Parameter
 
@@ -87,7 +87,7 @@ def check(config: Annotated[CheckConfig, Star] = CheckConfig(), paths: Paths = P
     settings = paths.settings()
     from lary.data.verify import VerifyRequest, verify
 
-    folders = {"data_root": settings.path("DATA_DIR"), "table_root": settings.path("LARY_ROOT")}
+    folders: dict[str, Any] = {"data_root": settings.path("DATA_DIR"), "table_root": settings.path("LARY_ROOT")}
     report = verify(VerifyRequest(**vars(config), **folders))
     compared = f", {report.by_manifest} by the manifest" if config.manifest is not None else ""
     print(f"{report.files} files checked{compared}: {report.issues} issues, see {report.output} and {report.json}")
