@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 from lary.models.networks import NetworkEncoder, check_frames, draw_transformers, load_transformers
 from lary.models.preprocess import CUBIC_224, CUBIC_224_IMAGENET, CUBIC_224_SIGNED, mix_planes
 from lary.models.spec import ModelContext, ModelSpec, Weights, register_model
-from lary.models.tensors import configured_by, read_tensors
+from lary.models.tensors import Layout, configured_by, read_tensors
 from lary.models.weights import Checkpoint, find_weights, read_config
 from lary.types import Latents, UsageError
 
@@ -222,7 +222,7 @@ class ImageEncoder(NetworkEncoder):
 
 def load_backbone(backbone: Backbone, model_class: Any, settings: Any, found: Checkpoint) -> torch.nn.Module:
     """The image tower with the weights of a checkpoint. Raises LaryError where they don't fit."""
-    tensors = read_tensors(found.files, unused=backbone.unused)
+    tensors = read_tensors(found.files, Layout(unused=backbone.unused))
     if backbone.prefix:
         tensors = {backbone.prefix + key.removeprefix(backbone.prefix): value for key, value in tensors.items()}
     return load_transformers(model_class, settings, tensors, unused=backbone.unused, folder=found.folder)

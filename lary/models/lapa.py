@@ -10,10 +10,11 @@ from typing import TYPE_CHECKING, Any
 
 from lary.files import digest
 from lary.models.image import DINOV2_LARGE, DINOV2_WEIGHTS, DINOV3_LARGE, DINOV3_WEIGHTS, SIGLIP2_BASE, SIGLIP2_WEIGHTS
-from lary.models.laq import LAYOUT, draw_network, load_network, read_laq
+from lary.models.laq import LAYOUT, draw_network, load_network
 from lary.models.networks import NetworkEncoder, check_frames
 from lary.models.preprocess import CUBIC_224, CUBIC_224_SIGNED, neighbour_pairs
 from lary.models.spec import MODELS, ModelContext, ModelSpec, Weights, register_model
+from lary.models.tensors import read_tensors
 from lary.models.weights import find_weights
 from lary.nets.codes import CODE_STACKS, code_rows, quantizer_parameters
 from lary.types import Latents, UsageError
@@ -254,7 +255,9 @@ class LatentActions(NetworkEncoder):
         found = find_weights(spec, context, layout)
         identity = found.identity
         if found.seed is None:
-            network, features = load_network(spec, options, read_laq(found.file), found.file, context.settings)
+            network, features = load_network(
+                spec, options, read_tensors(found.files, LAYOUT), found.file, context.settings
+            )
             identity = replace(identity, digest=digest(identity.digest, features))
         else:
             network = draw_network(spec, options, found.seed)
