@@ -6,7 +6,6 @@ pairs (the layout of CALVIN), ``ep_0/action_03/action_start.png`` for motions (t
 
 from __future__ import annotations
 
-import io
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,9 +14,10 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from lary.arrays import npy_bytes
 from lary.data.images import Image
-from lary.importers.motions import INVERSE, AtomicRule, Segment, atomic_segments, pairs_at
-from lary.types import Failure
+from lary.importers.motions import INVERSE, AtomicRule, Segment, atomic_segments
+from lary.types import Failure, UsageError
 
 Values = npt.NDArray[np.floating[Any]]
 
@@ -40,9 +40,16 @@ class PairCut:
     folders = ("actions", "images")
     """Folders that hold files of an episode; the one with the images is filled last."""
 
+    def __post_init__(self) -> None:
+        if self.stride < 1:
+            raise UsageError(f"--stride {self.stride}: must be at least 1.")
+
     def grid(self, length: int) -> list[Segment]:
-        """The pairs of an episode of `length` frames."""
-        pairs = pairs_at(length, self.stride)
+        """The pairs of an episode of `length` frames: a grid from frame 0, pairs don't overlap.
+
+        A pair's chunk is the actions of its source frame up to and excluding its target frame.
+        """
+        pairs = [(start, start + self.stride) for start in range(0, length - self.stride, self.stride)]
         return [Segment(start, end, f"action_{start:06d}to{end - 1:06d}.npy") for start, end in pairs]
 
     def segments(self, values: Values) -> list[Segment]:
@@ -55,7 +62,7 @@ class PairCut:
 
     def chunks(self, values: Values, segments: Sequence[Segment]) -> dict[str, bytes]:
         """The content of the action files, (stride, A) float32, by name."""
-        return {item.label: array_bytes(values[item.start : item.end].astype(np.float32)) for item in segments}
+        return {item.label: npy_bytes(values[item.start : item.end].astype(np.float32)) for item in segments}
 
     def rows(self, folder: str, segments: Sequence[Segment], files: Mapping[str, str]) -> list[list[str]]:
         """Source image, target image and action of every sample; `files` are the names of the images by stem."""
@@ -109,13 +116,6 @@ def image_stems(cut: Cut, segments: Sequence[Segment]) -> dict[int, tuple[str, .
         for frame, stem in zip((item.start, item.end), cut.stems(number, item), strict=True):
             names[frame] = tuple(dict.fromkeys((*names.get(frame, ()), stem)))
     return names
-
-
-def array_bytes(values: Values) -> bytes:
-    """An array in the format of .npy files."""
-    content = io.BytesIO()
-    np.save(content, values, allow_pickle=False)
-    return content.getvalue()
 
 
 def image_bytes(image: Image) -> bytes:

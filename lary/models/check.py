@@ -51,7 +51,7 @@ class ModelCheck:
 
     def __init__(self, spec: ModelSpec, config: CheckModelConfig, settings: Mapping[str, str]) -> None:
         spec = with_latent(spec, config.latent)
-        device = pick_devices(None, config.device)[0]
+        device = pick_devices(config.gpus, config.device)[0]
         weights = locate_weights(spec, dict(settings), config.weights)
         context = ModelContext(device, config.protocol, weights, config.revision, config.seed, settings)
         started = time.perf_counter()

@@ -1,8 +1,7 @@
-"""Several machines: the units of an extraction as Ray tasks on actors that hold the encoder.
+"""Ray, the one way to use several machines: units of an extraction on actors, and the runs of a sweep as tasks.
 
-Every machine sees the same files under the same paths (a shared file system) and has lary installed. An actor takes
-some units at a time; those of an actor or a machine that dies are given to another one. Files and bits are those of
-the local engine.
+Every machine sees the same files under the same paths (a shared file system) and has lary installed. What an actor, a
+task or a machine was doing when it died is given to another one. Files and bits are those of the local engine.
 """
 
 from __future__ import annotations
@@ -10,20 +9,25 @@ from __future__ import annotations
 import logging
 import os
 from collections import deque
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
-from typing import Any
+from pathlib import Path
+from typing import Any, TypeVar
 
+from lary.configs import SweepConfig
 from lary.latents.pipeline import Advance, Job, Unit, UnitReport, encode_units, make_encoder, model_of
 from lary.latents.store import MANIFEST, read_manifest
-from lary.runs.engines import TRIES, StopRequest, open_table
+from lary.runs.engines import SECONDS_PER_CHECK, TRIES, StopRequest, open_table
 from lary.runtime import log, pick_devices
+from lary.settings import VARIABLES, Settings
 from lary.types import LaryError, UsageError
 
 TASK_ROWS = 1024
 """Rows per task, at least: a task starts with an empty pipeline."""
-SECONDS_BETWEEN_LOOKS = 0.5
+
+Group = TypeVar("Group")
+Found = TypeVar("Found")
 
 
 class EncodingActor:
@@ -57,7 +61,7 @@ def check_shared(job: Job) -> None:
         raise LaryError(f"{where} the store {folder}: all machines need one file system under the same paths.")
 
 
-def run_on_ray(job: Job, units: Sequence[Unit], stop: StopRequest, advance: Advance) -> Iterator[UnitReport]:
+def extract_on_ray(job: Job, units: Sequence[Unit], stop: StopRequest, advance: Advance) -> Iterator[UnitReport]:
     """Do the units on the actors of a Ray cluster.
 
     Raises:
@@ -77,12 +81,12 @@ def run_on_ray(job: Job, units: Sequence[Unit], stop: StopRequest, advance: Adva
                 actor, task = idle.pop(), waiting.popleft()
                 tries[task] += 1
                 running[actor.run.remote(task)] = (actor, task)
-            for done in ray.wait(list(running), timeout=SECONDS_BETWEEN_LOOKS)[0]:
+            for done in ray.wait(list(running), timeout=SECONDS_PER_CHECK)[0]:
                 actor, task = running.pop(done)
                 try:
                     reports = ray.get(done)
                 except ray.exceptions.RayTaskError as error:
-                    raise told(error) from error
+                    raise _raised(error) from error
                 except ray.exceptions.RayError as error:
                     if tries[task] >= TRIES:
                         raise LaryError(
@@ -125,6 +129,56 @@ def plan_actors(ray: Any, job: Job) -> tuple[int, int, dict[str, Any]]:
     return len(nodes), 1, {"num_cpus": 1, "scheduling_strategy": "SPREAD"}
 
 
+def tasks_on_ray(
+    work: Callable[[Group, dict[str, str], tuple[Path, ...], str | None], list[Found]], groups: Sequence[Group],
+    config: SweepConfig, settings: Settings, plugins: tuple[Path, ...],
+) -> Iterator[tuple[Group, list[Found] | str]]:  # fmt: skip
+    """Call ``work(group, settings, plug-ins, GPUs)`` for every group in a task of its own.
+
+    Yields:
+        Each group with what `work` returned, or why its task failed, in the order of completion.
+
+    Raises:
+        UsageError: Ray isn't installed, or there is no cluster.
+        LaryError: the cluster can never have what a task needs.
+    """
+    with connected(config.address) as ray:
+        check_resources(ray.cluster_resources(), config)
+        options = {"num_cpus": config.cpus_per_run, "num_gpus": config.gpus_per_run, "max_retries": TRIES}
+        task = ray.remote(**options)(_with_gpus)
+        folders = {variable.name for variable in VARIABLES if variable.folder}
+        values = {  # tasks run in another folder
+            name: str(Path(value).absolute()) if name in folders or Path(value).exists() else value
+            for name, value in settings.values().items()
+        }
+        files = tuple(plugin.absolute() for plugin in plugins)
+        pending = {task.remote(work, group, values, files): group for group in groups}
+        while pending:
+            (ready,), _ = ray.wait(list(pending), num_returns=1)
+            group = pending.pop(ready)
+            try:
+                yield group, ray.get(ready)
+            except ray.exceptions.RayError as error:
+                yield group, (str(error).strip().splitlines() or [type(error).__name__])[-1]
+
+
+def _with_gpus(work: Callable[..., Any], *given: Any) -> Any:
+    """A task: the work with the numbers of the GPUs that Ray gave it."""
+    import ray
+
+    count = len(ray.get_gpu_ids())
+    return work(*given, ",".join(map(str, range(count))) if count else None)
+
+
+def check_resources(there: dict[str, float], config: SweepConfig) -> None:
+    """Refuse what no machine can give: Ray would wait for it without end. Raises LaryError."""
+    for name, wanted in (("CPU", config.cpus_per_run), ("GPU", config.gpus_per_run)):
+        if wanted > there.get(name, 0.0):
+            raise LaryError(
+                f"--{name.lower()}s-per-run {wanted:g}: the Ray cluster has {there.get(name, 0.0):g} {name}s in all."
+            )
+
+
 @contextmanager
 def connected(address: str) -> Iterator[Any]:
     """The module ``ray``, connected to a cluster; one that was connected before stays so. Raises UsageError."""
@@ -161,7 +215,7 @@ def knock(address: str) -> None:
         socket.create_connection((host.strip("[]"), int(port)), timeout=10).close()
 
 
-def told(error: Any) -> Exception:
+def _raised(error: Any) -> Exception:
     """What an actor raised, as itself where it is a sentence for the user."""
     cause = getattr(error, "cause", None)
     return cause if isinstance(cause, LaryError) else RuntimeError(str(error))
