@@ -40,7 +40,7 @@ from lary.runs.inputs import (
     seeds_of,
     shared_groups,
 )
-from lary.runs.tasks import task_of
+from lary.runs.tasks import Task, task_of
 from lary.runtime import log, pick_devices, progress, provenance
 from lary.settings import Settings
 from lary.types import Progress, UsageError
@@ -81,12 +81,12 @@ def run_probe(config: ProbeConfig, settings: Settings) -> ProbeRun:
         UsageError: contradicting options, missing latents or statistics, or a folder with the result of another run.
         LaryError: unreadable latents or actions, or a training that diverged.
     """
-    from lary.probes.session import UNATTENDED, is_member, launch
+    from lary.probes.session import is_member, launch
 
     check_options(config)
     dataset = DATASETS.get(config.dataset)
     model = find_model(config, dataset, settings)
-    task = task_of(config, dataset, PRESETS.get(config.probe_preset))
+    task: Task[Any] = task_of(config, dataset, PRESETS.get(config.probe_preset))
     splits = open_splits(settings, dataset, config)
     folder, seeds = run_folder(config, settings, dataset), seeds_of(config)
     if (found := finished(folder, config, splits)) is not None:
@@ -105,9 +105,8 @@ def run_probe(config: ProbeConfig, settings: Settings) -> ProbeRun:
         with place.progress(total, f"probe {dataset.name} {config.model}") as bar:
             for seed in seeds:
                 own = run.work if seed == seeds[0] else run.work / f"seed_{seed}"
-                around = place.session(config, identity, seed, own, folder.name)
-                with around if task.trained else nullcontext(UNATTENDED) as session:
-                    outcomes.append(task.train(splits, seed, own, place.device, bar, session))
+                with place.session(config, identity, seed, own, folder.name, bar, task.trained) as session:
+                    outcomes.append(task.train(splits, session))
         place.team.leave()
         seconds = time.monotonic() - started
         files = task.write(run, outcomes, splits)
@@ -149,7 +148,8 @@ class Place:
             yield bar
 
     @contextmanager
-    def session(self, config: ProbeConfig, identity: str, seed: int, folder: Path, title: str) -> Iterator[Session]:
+    def session(self, config: ProbeConfig, identity: str, seed: int, folder: Path, title: str, bar: Progress | None,
+                tracked: bool) -> Iterator[Session]:  # fmt: skip
         """Surroundings of the training of one seed, whose files go to `folder`; trackers show it as `title`.
 
         Raises:
@@ -162,9 +162,13 @@ class Place:
         tracker = None
         if self.team.leads:
             check_writable(folder)
-            tracker = open_tracker(config.tracker, folder, f"{config.dataset} {title} seed {seed}", options)
+            name = config.tracker if tracked else "none"
+            tracker = open_tracker(name, folder, f"{config.dataset} {title} seed {seed}", options)
         try:
-            yield Session(identity, config.resume, tracker, self.team)
+            yield Session(
+                protocol=config.protocol, seed=seed, device=self.device, folder=folder, progress=bar,
+                identity=identity, resume=config.resume, tracker=tracker, team=self.team,
+            )  # fmt: skip
         finally:
             if tracker is not None:
                 tracker.finish()

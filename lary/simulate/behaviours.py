@@ -14,7 +14,7 @@ import numpy as np
 
 from lary.simulate import shapes
 from lary.simulate.kinematics import CLOSED, OPEN, Array, Motion, Path, Pose, carried, from_rpy, turn
-from lary.simulate.shapes import Thing, choose
+from lary.simulate.shapes import Thing, draw
 
 UP = np.array([0.0, 0.0, 1.0])
 DOWN = np.eye(3)
@@ -82,7 +82,7 @@ def facing(yaw: float) -> Array:
 def some_thing(stage: Stage, rolls: bool = True) -> tuple[Thing, Array]:
     """An object to handle and the rotation it stands in; without `rolls` no ball, which fingers all but hide."""
     while True:
-        thing = shapes.make_thing(choose(stage.rng, stage.kinds), stage.rng)
+        thing = shapes.make_thing(draw(stage.rng, stage.kinds), stage.rng)
         if rolls or not thing.rolls:
             break
     return thing, from_rpy(0.0, 0.0, float(stage.rng.uniform(-0.7, 0.7)))
@@ -207,7 +207,7 @@ def rotate(stage: Stage) -> Script:
     return carry(path, thing, (place, rotation), 0.0)
 
 
-def sweep(stage: Stage) -> Script:
+def sweep_crumbs(stage: Stage) -> Script:
     """A brush in the hand goes sideways, to the camera's side, and gathers small pieces before it."""
     tool = shapes.brush(stage.rng)
     centre, yaw = spot(stage, (0.42, 0.52), 0.04), float(stage.rng.uniform(-0.45, 0.45))
@@ -241,8 +241,8 @@ def pour(stage: Stage) -> Script:
     """A mug is taken by its handle, raised over a bowl and tilted: beads fall into the bowl."""
     rng = stage.rng
     towards = float(rng.choice([-1.0, 1.0]))
-    content = choose(stage.rng, shapes.TRAIN_COLOURS)
-    colour, pale = choose(stage.rng, shapes.TRAIN_COLOURS), choose(stage.rng, shapes.PALE)
+    content = draw(stage.rng, shapes.TRAIN_COLOURS)
+    colour, pale = draw(stage.rng, shapes.TRAIN_COLOURS), draw(stage.rng, shapes.PALE)
     cup, target = shapes.mug("target", colour, pale, 1.0, content), shapes.bowl(rng)
     yaw = float(rng.uniform(-0.2, 0.2))
     upright, place = from_rpy(0.0, 0.0, yaw), spot(stage, (0.46, 0.54), 0.02) - 0.13 * towards * np.array([0, 1.0, 0])
@@ -297,7 +297,7 @@ def _hinged(stage: Stage, opening: bool) -> Script:
     base = base - np.array([0.08, 0.0, 0.0])
     angle = -float(stage.rng.uniform(1.4, 1.7))
     hinge = base + front @ np.array([-x, 0.0, 2 * z])
-    colour = choose(stage.rng, shapes.TRAIN_COLOURS)
+    colour = draw(stage.rng, shapes.TRAIN_COLOURS)
     metal, wood = shapes.metal(stage.rng), shapes.wood(stage.rng)
     knob = hinge + front @ np.array([2 * x - 0.025, 0.0, 0.030])
     axis = front[:, 1]
@@ -335,7 +335,7 @@ def _sliding(stage: Stage, opening: bool) -> Script:
     front, base = _furniture(stage)
     out, way = front[:, 0], float(stage.rng.uniform(0.11, 0.14))
     handle = base + front @ np.array([x + shapes.HANDLE, 0.0, z + 0.012]) + (0.0 if opening else way) * out
-    colour = choose(stage.rng, shapes.TRAIN_COLOURS)
+    colour = draw(stage.rng, shapes.TRAIN_COLOURS)
     hand = facing(math.atan2(out[1], out[0]) - math.pi / 2)
     path = approach(stage, handle, 0.10, 0.07)
     path.move(handle + 0.09 * UP, 0.15, hand)
@@ -374,5 +374,5 @@ def close(stage: Stage) -> Script:
 
 BEHAVIOURS: dict[str, Callable[[Stage], Script]] = {
     "close": close, "lift": lift, "lower": lower, "open": open_, "pour": pour,
-    "pull": pull, "push": push, "reach": reach, "rotate": rotate, "sweep": sweep,
+    "pull": pull, "push": push, "reach": reach, "rotate": rotate, "sweep": sweep_crumbs,
 }  # fmt: skip
