@@ -247,7 +247,7 @@ def attention_figure(run: FinishedRun, layout: TokenLayout, shown: Sequence[Show
                 else:
                     axes.imshow(pictures[frame], interpolation="antialiased")
             for step, part in enumerate(steps):
-                of = f", frames {part[0]} to {part[-1]}" if len(part) > 1 else ""
+                of = f", {len(part)} frames" if len(part) > 1 else ""
                 title = f"step {step}{of}: {100 * own[step].sum():.0f} %"
                 axes = panel(left + pitch * (part[0] + part[-1]) / 2, base - 0.42 - 2 * cell - 0.4, title)
                 if side:
