@@ -163,6 +163,7 @@ def classification(shape: tuple[int, ...], batch: int, samples: int, precision: 
     from lary.probes.classify import ClassifierInputs, ClassifierTraining, make_head
     from lary.probes.outcome import SampleColumns
     from lary.probes.presets import PRESETS
+    from lary.probes.session import Session
     from lary.probes.training import check_memory, count_weights, training_precision
 
     settings = replace(PRESETS.get(preset).classifier, batch_size=batch, standardise=False)
@@ -173,7 +174,8 @@ def classification(shape: tuple[int, ...], batch: int, samples: int, precision: 
     rows = np.arange(samples, dtype=np.int64)
     names, columns = tuple(map(str, range(CLASSES))), SampleColumns((), (), (), ())
     inputs = ClassifierInputs(source, labels, (), source, labels, columns, names)
-    training = ClassifierTraining(inputs, settings, half, (rows, rows[:0]), device, 0)
+    session = Session(protocol="paper", seed=0, device=device)
+    training = ClassifierTraining(inputs, settings, session, (rows, rows[:0]), half)
     training.build(None)
     at_once = training.at_once
 

@@ -5,6 +5,7 @@ Format: numpy.lib.format, versions 1.0 and 2.0. Unlike ``np.load``, no memory is
 
 from __future__ import annotations
 
+import io
 import lzma
 import math
 import struct
@@ -46,8 +47,8 @@ def header_of(stream: IO[bytes], version: tuple[int, int]) -> tuple[tuple[int, .
     raise ValueError(f"format {version[0]}.{version[1]} is not read")
 
 
-def array_of(stream: IO[bytes], room: int) -> npt.NDArray[Any]:
-    """The array of an ``.npy`` that has `room` bytes.
+def array_of(stream: IO[bytes], size: int) -> npt.NDArray[Any]:
+    """The array of an ``.npy`` that has `size` bytes.
 
     Raises:
         ValueError: it is none, holds objects, or announces more than the bytes that are there.
@@ -55,14 +56,14 @@ def array_of(stream: IO[bytes], room: int) -> npt.NDArray[Any]:
     shape, fortran, dtype = header_of(stream, np.lib.format.read_magic(stream))
     if dtype.hasobject:
         raise ValueError("it holds pickled objects, which are never loaded")
-    size = math.prod(shape) * dtype.itemsize
-    if any(side < 0 for side in shape) or size > room:
-        raise ValueError(f"{room} bytes are too few for an array of shape {shape}")
-    values = np.empty(size, dtype=np.uint8)
+    needed = math.prod(shape) * dtype.itemsize
+    if any(side < 0 for side in shape) or needed > size:
+        raise ValueError(f"{size} bytes are too few for an array of shape {shape}")
+    values = np.empty(needed, dtype=np.uint8)
     filled, view = 0, values.data
-    while filled < size and (count := stream.readinto(view[filled:])):  # type: ignore[attr-defined]
+    while filled < needed and (count := stream.readinto(view[filled:])):  # type: ignore[attr-defined]
         filled += count
-    if filled < size:
+    if filled < needed:
         raise ValueError("it ends early")
     return values.view(dtype).reshape(shape, order="F" if fortran else "C")
 
@@ -102,3 +103,10 @@ def _member(archive: zipfile.ZipFile, entry: zipfile.ZipInfo, size: int, largest
         if stream.read(1) or stream.tell() != entry.file_size:  # reading to the end also compares the checksum
             raise ValueError(f"{entry.filename} has other bytes than those of its array of shape {found.shape}")
     return found
+
+
+def npy_bytes(values: npt.NDArray[Any]) -> bytes:
+    """An array in the format of .npy files."""
+    content = io.BytesIO()
+    np.save(content, np.ascontiguousarray(values), allow_pickle=False)
+    return content.getvalue()

@@ -70,8 +70,8 @@ class ProgressBar:
         self._first, self._done = done, done
         self._started = self._told = time.monotonic()
         self._bar: Any = None
-        if sys.stderr.isatty():
-            from tqdm import tqdm
+        if sys.stderr.isatty() or "ipykernel" in sys.modules:
+            from tqdm.auto import tqdm  # a widget in notebooks, text on terminals
 
             self._bar = tqdm(total=total, initial=done, desc=title, unit=f" {unit}s", dynamic_ncols=True, leave=False)
 
@@ -175,7 +175,9 @@ def pick_devices(gpus: str | None, choice: str = "auto", *, every: bool = False)
         there = "CUDA device 0 alone" if count == 1 else f"CUDA devices 0 to {count - 1}"
         raise UsageError(f"--gpus {gpus}: this machine has {there}, not {missing[0]}: name those that are there.")
     torch.backends.cudnn.allow_tf32 = False  # patch embeddings are convolutions: fp32 means fp32
-    return [f"cuda:{index}" for index in wanted]
+    devices = [f"cuda:{index}" for index in wanted]
+    tell_once(f"working on {', '.join(devices)} of {count} visible CUDA devices")
+    return devices
 
 
 def provenance(argv: Sequence[str] | None = None) -> dict[str, Any]:

@@ -36,7 +36,7 @@ READY = "ready"
 SECONDS_TO_START = 120.0
 SLICE = 1.0
 """Seconds of one wait for an answer."""
-SECONDS_BETWEEN_LOOKS = 2.0
+SECONDS_PER_CHECK = 2.0
 """How often a worker checks whether the process that started it still runs."""
 SECONDS_TO_STOP = 5.0
 AHEAD = 4
@@ -44,7 +44,7 @@ AHEAD = 4
 
 
 class NoAnswer(Exception):
-    """A worker hung or died; its text says which."""
+    """The error for a worker that hung or died."""
 
 
 class Hung(NoAnswer):
@@ -121,7 +121,7 @@ class Worker:
         if not started:
             self.stop()
             raise LaryError(
-                f"The worker process '{' '.join(self._command[1:3])}' does not start: it says something else."
+                f"The worker process '{' '.join(self._command[1:3])}' does not start: it writes something else."
             )
 
     def _line(self, seconds: float) -> bytes:
@@ -302,7 +302,7 @@ def serve(answer: Callable[[Question], Answer]) -> None:
 
 def _end_with(starter: int) -> None:
     while os.getppid() == starter:
-        time.sleep(SECONDS_BETWEEN_LOOKS)
+        time.sleep(SECONDS_PER_CHECK)
     os._exit(1)
 
 

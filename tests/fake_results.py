@@ -25,7 +25,7 @@ from lary.results.record import (
     ModelFacts,
     Provenance,
     RunFacts,
-    SplitSize,
+    SplitFacts,
     read_result,
     write_result,
 )
@@ -109,7 +109,7 @@ def facts(model: str, dataset: str, paradigm: str = "baseline", **more: object) 
         "created": "2026-01-02T03:04:05+00:00",
         "dataset": DatasetFacts(
             name=dataset, title=dataset, revision="1", tables={"train": "0f3a", "val": "91bc"}, units=UNITS,
-            splits={"train": SplitSize(rows=320, groups=160), "val": SplitSize(rows=120, groups=60)},
+            splits={"train": SplitFacts(rows=320, groups=160), "val": SplitFacts(rows=120, groups=60)},
         ),
         "model": ModelFacts(name=model, paradigm=paradigm, dim=384, shape=(2, 256, 384), parameters_m=22.1),
         "probe": "attentive",

@@ -32,7 +32,7 @@ from lary.models.preprocess import CUBIC_224_IMAGENET, DeviceNormaliser, normali
 from lary.models.spec import MODELS, ModelSpec, Preprocess, register_model
 from lary.registry import load_plugin
 from lary.runs import extract as extraction
-from lary.runs import ray_engine
+from lary.runs import ray as ray_engine
 from lary.runs.engines import run_processes
 from lary.runs.estimate import estimate
 from lary.runs.extract import extract
@@ -308,7 +308,7 @@ def test_ctrl_c_finishes_the_unit_and_says_how_to_go_on(
     model_that(interrupt)
     monkeypatch.setattr(sys, "argv", ["/usr/bin/lary", "extract", "--model", "trial", "--input", "my table.csv"])
     before = signal.getsignal(signal.SIGINT)
-    with pytest.raises(Interrupted, match=r"go on with lary extract --model trial --input 'my table\.csv'") as stop:
+    with pytest.raises(Interrupted, match=r"resume with lary extract --model trial --input 'my table\.csv'") as stop:
         extract(ask(model="trial", batch_size=1), settings_of(root))
     assert stop.value.exit_code == 130
     assert signal.getsignal(signal.SIGINT) is before

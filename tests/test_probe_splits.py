@@ -12,8 +12,9 @@ from scipy.spatial.transform import Rotation
 
 from lary.cli import main
 from lary.configs import ClassifyConfig, ControlsConfig, ExtractConfig, RegressConfig
+from lary.data.configs import RelativeConfig
 from lary.data.spec import DATASETS
-from lary.data.statistics import RelativeRequest, write_relative
+from lary.data.statistics import write_relative
 from lary.models.spec import MODELS
 from lary.results import figures
 from lary.results.compare import compare_results
@@ -201,9 +202,7 @@ def test_local_motion_is_read_or_computed(place: Path, tmp_path: Path) -> None:
         run(place, tmp_path / "none", action_mode="relative", relative_frame="local")
     tables = (data / "vlabench_metadata_train.csv", data / "vlabench_metadata_val.csv")
     for kind in ("world", "local"):
-        write_relative(
-            RelativeRequest(spec=spec, tables=tables, input_root=data, output_root=data, frame=kind, workers=1)
-        )
+        write_relative(RelativeConfig(dataset=spec.name, csv=tables, frame=kind, workers=1), settings_of(place, place))
     options = {"action_mode": "relative", "relative_frame": "local"}
     folder, read = run(place, tmp_path / "read", **options)
     assert folder.name == "vlabench_5_pixels_ridge_relative_local"

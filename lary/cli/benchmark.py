@@ -16,13 +16,12 @@ from lary.configs import (
     RunConfig,
     SweepConfig,
 )
-from lary.data.configs import DemoConfig, SimulationOptions
+from lary.data.configs import DemoConfig, SimulateConfig
 
 if TYPE_CHECKING:
     from lary.runs.probe import ProbeRun
 
 Star = Parameter(name="*")
-Flag = Parameter(negative=())
 
 
 def demo(config: Annotated[DemoConfig, Star] = DemoConfig()) -> int:
@@ -32,29 +31,18 @@ def demo(config: Annotated[DemoConfig, Star] = DemoConfig()) -> int:
     return run_demo(config)
 
 
-def simulate(
-    out: Path,
-    *,
-    config: Annotated[SimulationOptions, Star] = SimulationOptions(),
-    processes: int = 2,
-    sheet: Annotated[bool, Flag] = False,
-    overwrite: Annotated[bool, Flag] = False,
-) -> int:
+def simulate(out: Path, *, config: Annotated[SimulateConfig, Star] = SimulateConfig()) -> int:
     """Make a data set of two simulated robot arms in the benchmark's layout.
 
     Args:
         out: Folder to write to; it serves as LARY_ROOT, its data/ as DATA_DIR.
-        processes: Worker processes.
-        sheet: Also write contact sheets of the clips, one row per verb.
-        overwrite: Replace a simulation with other options.
     """
-    from lary.simulate import SimulateConfig, write_sheets
     from lary.simulate import simulate as run
+    from lary.simulate import write_sheets
 
-    rows = run(SimulateConfig(out, **vars(config), processes=processes, overwrite=overwrite))
-    for table, count in rows.items():
+    for table, count in run(out, config).items():
         print(f"{table}: {count} rows")
-    for path in write_sheets(out) if sheet else ():
+    for path in write_sheets(out) if config.sheet else ():
         print(path)
     return 0
 

@@ -102,10 +102,10 @@ def check_model(
 def diagnose(config: Annotated[DiagnoseConfig, Star], paths: Paths = Paths()) -> int:
     """Diagnose extracted latents: channels, rank, use of codes, additivity and reversibility."""
     settings = paths.settings()
-    from lary.results.diagnostics import diagnose_split
+    from lary.results.diagnostics import diagnose_split, diagnosis_text
 
     found, file = diagnose_split(config, settings)
-    print(found.text(), f"Written to {file}", sep="\n")
+    print(diagnosis_text(found), f"Written to {file}", sep="\n")
     return 0
 
 

@@ -16,10 +16,12 @@ from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 from typing import Literal, NamedTuple
 
-from lary.data.cutting import Backend, cut_forward, cut_reversed, find_ffmpeg
+from lary.data.configs import ClipConfig
+from lary.data.cutting import cut_forward, cut_reversed, find_ffmpeg
 from lary.data.tables import read_csv
 from lary.files import inside, write_failures
 from lary.runtime import log, progress
+from lary.settings import Settings
 from lary.types import Failure, MediaError, UsageError
 
 Times = Literal["clock", "published"]
@@ -126,19 +128,6 @@ def named_tasks(
     return tasks
 
 
-@dataclass(frozen=True, kw_only=True)
-class ClipRequest:
-    """What to cut: roots and seed tables by source (`SOURCES`), the tables that name the clips, the output folder."""
-
-    roots: dict[str, Path]
-    seeds: dict[str, Path]
-    tables: tuple[Path, ...]
-    out: Path
-    workers: int = 4
-    times: Times = "clock"
-    backend: Backend = "auto"
-
-
 @dataclass(frozen=True)
 class ClipReport:
     """What was done: clips asked for, made now, and there before, the failures, and the file that lists them."""
@@ -150,41 +139,53 @@ class ClipReport:
     listed: Path
 
 
-def prepare_clips(request: ClipRequest) -> ClipReport:
+def prepare_clips(config: ClipConfig, settings: Settings) -> ClipReport:
     """Cut every clip that the tables name and that isn't there yet; every clip that fails is named with its reason.
 
     A reversed clip is made of its finished forward clip, which is cut too where only the reversed one is named.
 
     Raises:
-        UsageError: a table or column is missing, or ffmpeg is asked for and missing.
+        UsageError: a folder, table or column is missing, or ffmpeg is asked for and missing.
     """
-    ffmpeg = find_ffmpeg(request.backend)
-    rows = [row for table in request.tables for row in read_columns(table, ("dataset", "video_path"))]
-    wanted = frozenset(path.strip().replace("\\", "/") for source, path in rows if source.strip() in request.roots)
+    folder = settings.path("LARY_ROOT") / "data"
+    roots = {name: root for name, root in zip(SOURCES, (config.ssv2_root, config.egodex_root), strict=True) if root}
+    if not roots:
+        raise UsageError("Name --ssv2-root, --egodex-root or both: the folders of the recordings.")
+    for name, root in roots.items():
+        if not root.is_dir():
+            raise UsageError(f"The {name} folder {root} does not exist.")
+    seeds = (config.seed_ssv2 or folder / "seed_ssv2.csv", config.seed_egodex or folder / "seed_egodex.csv")
+    tables = config.metadata or tuple(path for name in CLIP_TABLES if (path := folder / name).is_file())
+    if not tables:
+        raise UsageError(f"There is none of {', '.join(CLIP_TABLES)} in {folder}: set LARY_ROOT or pass --metadata.")
+    out = config.output_dir or settings.path("DATA_DIR") / "classification"
+    ffmpeg = find_ffmpeg(config.backend)
+    rows = [row for table in tables for row in read_columns(table, ("dataset", "video_path"))]
+    wanted = frozenset(path.strip().replace("\\", "/") for source, path in rows if source.strip() in roots)
     log.info("cutting with %s", ffmpeg or "PyAV")
     tasks = []
-    for source, make in zip(SOURCES, (ssv2_tasks, egodex_tasks), strict=True):
-        if source in request.roots:
-            seeds = read_columns(request.seeds[source], ("video_path", "seed_output"))
-            tasks += make(seeds, request.roots[source], request.out, wanted, request.times)
+    for source, table, make in zip(SOURCES, seeds, (ssv2_tasks, egodex_tasks), strict=True):
+        if source in roots:
+            pairs = read_columns(table, ("video_path", "seed_output"))
+            tasks += make(pairs, roots[source], out, wanted, config.times)
     failures = [
         Failure(None, name, "no line of the seed table gives this clip")
-        for name in sorted(wanted - {task.out.relative_to(request.out).as_posix() for task in tasks})
+        for name in sorted(wanted - {task.out.relative_to(out).as_posix() for task in tasks})
     ]
     groups: dict[Path, list[Task]] = {}
     for task in tasks:
         groups.setdefault(task.forward, []).append(task)
     made = kept = 0
-    workers = min(request.workers, 4 * (os.cpu_count() or 1))
+    workers = min(config.workers, 4 * (os.cpu_count() or 1))
     with progress(len(tasks), "cutting", "clip") as bar, ThreadPoolExecutor(workers) as pool:
         for done in as_completed([pool.submit(make_clips, group, ffmpeg) for group in groups.values()]):
             for task, result in done.result():
                 made, kept = made + (result == "made"), kept + (result == "kept")
                 if result not in ("made", "kept"):
-                    failures.append(Failure(None, task.out.relative_to(request.out).as_posix(), result))
+                    failures.append(Failure(None, task.out.relative_to(out).as_posix(), result))
                 bar.advance()
     failures.sort(key=lambda item: item.path)
-    listed = request.out / "clip_failures.csv"
+    listed = out / "clip_failures.csv"
     write_failures(listed, failures)
     return ClipReport(len(wanted), made, kept, tuple(failures), listed)
 

@@ -22,6 +22,17 @@ class SimulationOptions:
 
 
 @dataclass(frozen=True, kw_only=True)
+class SimulateConfig(SimulationOptions):
+    """A simulated data set."""
+
+    processes: Annotated[int, run_option("Worker processes.")] = 2
+    sheet: Annotated[
+        bool, run_option("Also write contact sheets of the tables, one row per verb or scene.", negative=())
+    ] = False
+    overwrite: Annotated[bool, run_option("Replace a simulation with other options.", negative=())] = False
+
+
+@dataclass(frozen=True, kw_only=True)
 class DemoConfig(SimulationOptions):
     """The whole benchmark on simulated robots."""
 

@@ -96,7 +96,7 @@ def _cut_with_pyav(source: Path, start: float, duration: float, out: Path) -> No
     with _failing_as(f"{source} can't be cut"), av.open(str(source)) as container:
         if not container.streams.video:
             raise ValueError("it holds no video stream")
-        stream = container.streams.video[0]
+        stream: Any = container.streams.video[0]
         stream.codec_context.thread_count = 1
         # Cuts are counted from the recording's start, as ffmpeg does.
         begin = Fraction(container.start_time or 0, 1_000_000) + Fraction(str(start))

@@ -18,10 +18,12 @@ import numpy as np
 import numpy.typing as npt
 
 from lary.arrays import array_of
+from lary.data.configs import IndicesConfig
 from lary.data.frames import announced_frames, decode_video, to_rgb
 from lary.data.tables import INDEX_COLUMN, MEDIA_COLUMNS, read_csv, write_csv
 from lary.files import file_digest, inside, read_limited, write_bytes, write_failures
 from lary.runtime import progress
+from lary.settings import Settings
 from lary.types import Failure, MediaError, UsageError
 
 Doubles = npt.NDArray[np.float64]
@@ -182,29 +184,6 @@ class MotionCache:
 # The column of a table
 
 
-@dataclass(frozen=True, kw_only=True)
-class IndexRequest:
-    """What to sample.
-
-    Attributes:
-        table: CSV with the column video_path.
-        root: Folder that its paths start from.
-        out: CSV to write; None adds ``_indices`` to the table's name.
-        method: motion, or uniform.
-        frames: indices per clip.
-        cache: folder of the motion of clips; None computes it each time.
-        workers: threads.
-    """
-
-    table: Path
-    root: Path
-    out: Path | None = None
-    method: Method = "motion"
-    frames: int = FRAMES
-    cache: Path | None = None
-    workers: int = 4
-
-
 @dataclass(frozen=True)
 class IndexReport:
     """What was written: the table, its rows, and the rows that were left out and why."""
@@ -214,22 +193,23 @@ class IndexReport:
     failures: tuple[Failure, ...]
 
 
-def write_indices(request: IndexRequest) -> IndexReport:
+def write_indices(table: Path, config: IndicesConfig, settings: Settings) -> IndexReport:
     """Sample every clip of a table and write the table with its indices; clips that fail are left out and named.
 
     Raises:
         UsageError: the table can't be read, has no column video_path, or would be written over itself.
     """
-    columns, rows = read_csv(request.table)
+    root = config.root or settings.path("DATA_DIR") / "classification"
+    columns, rows = read_csv(table)
     if VIDEO_COLUMN not in columns:
-        raise UsageError(f"{request.table} has no column '{VIDEO_COLUMN}'; it has: {', '.join(columns)}.")
-    if request.frames < 1 or request.workers < 1:
+        raise UsageError(f"{table} has no column '{VIDEO_COLUMN}'; it has: {', '.join(columns)}.")
+    if config.frames < 1 or config.workers < 1:
         raise UsageError("--frames and --workers must be at least 1.")
-    out = request.out or request.table.with_name(f"{request.table.stem}_indices.csv")
-    if out.resolve() == request.table.resolve():
+    out = config.out or table.with_name(f"{table.stem}_indices.csv")
+    if out.resolve() == table.resolve():
         raise UsageError(f"--out {out} is the input itself: name another file.")
     at = columns.index(VIDEO_COLUMN)
-    found = sample_all(request, [row[at] for row in rows])
+    found = sample_all(config, root, [row[at] for row in rows])
     if INDEX_COLUMN not in columns:
         columns, rows = [*columns, INDEX_COLUMN], [[*row, ""] for row in rows]
     target, kept, failures = columns.index(INDEX_COLUMN), [], []
@@ -245,19 +225,19 @@ def write_indices(request: IndexRequest) -> IndexReport:
     return IndexReport(out, len(kept), tuple(failures))
 
 
-def sample_all(request: IndexRequest, cells: Sequence[str]) -> dict[str, tuple[int, ...] | str]:
+def sample_all(config: IndicesConfig, root: Path, cells: Sequence[str]) -> dict[str, tuple[int, ...] | str]:
     """The indices of each distinct clip, or why it can't be sampled."""
-    cache = MotionCache(request.cache) if request.cache is not None else None
+    cache = MotionCache(config.cache) if config.cache is not None else None
 
     def one(cell: str) -> tuple[int, ...] | str:
         try:
-            return sample_video(inside(request.root, cell), request.frames, request.method, cache).indices
+            return sample_video(inside(root, cell), config.frames, config.method, cache).indices
         except (MediaError, UsageError) as error:
             return str(error)
 
-    found: dict[str, tuple[int, ...] | str] = {}
     distinct = list(dict.fromkeys(cells))
-    with progress(len(distinct), "sampling", "clip") as bar, ThreadPoolExecutor(request.workers) as pool:
+    found: dict[str, tuple[int, ...] | str] = {}
+    with progress(len(distinct), "sampling", "clip") as bar, ThreadPoolExecutor(config.workers) as pool:
         for cell, result in zip(distinct, pool.map(one, distinct), strict=True):
             found[cell] = result
             bar.advance()

@@ -124,8 +124,7 @@ def read_header(path: Path) -> list[str]:
 def read_csv(path: Path, limit: int | None = None) -> tuple[list[str], list[list[str]]]:
     """Header and rows of a CSV. Raises UsageError: see `read_frame`."""
     frame = read_frame(path, limit)
-    columns = [frame[name].tolist() for name in frame.columns]
-    return list(frame.columns), [list(row) for row in zip(*columns, strict=True)]
+    return list(frame.columns), frame.to_numpy(dtype=object).tolist()
 
 
 def write_csv(path: Path, columns: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
@@ -188,7 +187,7 @@ class SampleTable:
             frame_index = tuple(int(part) for part in self._columns[INDEX_COLUMN][position].split(","))
         return Sample(
             id=digest(*media, ",".join(map(str, frame_index)), target),
-            row=int(self._rows[position]),
+            row=self._rows[position],
             media=media,
             frame_index=frame_index,
             target=target,
@@ -230,7 +229,7 @@ class SampleTable:
         """The media files that do not exist, in table order, each once; none is opened.
 
         Args:
-            positions: the samples whose files are checked; all of them by default.
+            positions: of the samples whose files are checked; by default all.
         """
         chosen = range(len(self)) if positions is None else positions
         wanted = list(dict.fromkeys(path for position in chosen for path in self._media_at(position)))
@@ -252,12 +251,12 @@ class SampleTable:
         return None if column is None else self.frame[column].tolist()
 
     @cached_property
-    def _rows(self) -> npt.NDArray[np.int64]:
-        return self.frame.index.to_numpy(dtype=np.int64)
+    def _rows(self) -> list[int]:
+        return self.frame.index.tolist()
 
     @cached_property
     def _position(self) -> dict[int, int]:
-        return {int(row): position for position, row in enumerate(self._rows)}
+        return {row: position for position, row in enumerate(self._rows)}
 
     def _embodiment(self, position: int) -> str:
         if self._robots is None:

@@ -6,7 +6,6 @@ pairs (the layout of CALVIN), ``ep_0/action_03/action_start.png`` for motions (t
 
 from __future__ import annotations
 
-import io
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,6 +14,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from lary.arrays import npy_bytes
 from lary.data.images import Image
 from lary.importers.motions import INVERSE, AtomicRule, Segment, atomic_segments, pairs_at
 from lary.types import Failure
@@ -55,7 +55,7 @@ class PairCut:
 
     def chunks(self, values: Values, segments: Sequence[Segment]) -> dict[str, bytes]:
         """The content of the action files, (stride, A) float32, by name."""
-        return {item.label: array_bytes(values[item.start : item.end].astype(np.float32)) for item in segments}
+        return {item.label: npy_bytes(values[item.start : item.end].astype(np.float32)) for item in segments}
 
     def rows(self, folder: str, segments: Sequence[Segment], files: Mapping[str, str]) -> list[list[str]]:
         """Source image, target image and action of every sample; `files` are the names of the images by stem."""
@@ -109,13 +109,6 @@ def image_stems(cut: Cut, segments: Sequence[Segment]) -> dict[int, tuple[str, .
         for frame, stem in zip((item.start, item.end), cut.stems(number, item), strict=True):
             names[frame] = tuple(dict.fromkeys((*names.get(frame, ()), stem)))
     return names
-
-
-def array_bytes(values: Values) -> bytes:
-    """An array in the format of .npy files."""
-    content = io.BytesIO()
-    np.save(content, values, allow_pickle=False)
-    return content.getvalue()
 
 
 def image_bytes(image: Image) -> bytes:

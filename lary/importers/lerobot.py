@@ -22,7 +22,7 @@ from lary.data.catalog import EPISODE
 from lary.data.frames import decode_video, to_rgb
 from lary.data.images import PNG, image_problem
 from lary.data.spec import ActionSpace, DatasetSpec, LabelSpace, Normalisation, Split
-from lary.data.statistics import write_statistics
+from lary.data.statistics import measure_table
 from lary.data.tables import write_csv
 from lary.files import digest, read_json, write_failures, write_json
 from lary.importers.episodes import ImportReport, PairCut, image_bytes, image_stems
@@ -67,7 +67,7 @@ def import_lerobot(plan: LeRobotPlan) -> ImportReport:
     for split, found in listed.items():
         write_csv(plan.tables / spec.table_name(split), COLUMNS, found)
     if isinstance(plan.cut, PairCut):
-        write_statistics(spec, plan.tables / spec.table_name("train"), plan.data_dir, workers=4)
+        measure_table(spec, plan.tables / spec.table_name("train"), plan.data_dir, workers=4)
     return ImportReport(save_record(spec, plan.tables), rows, failures)
 
 
@@ -115,21 +115,21 @@ def import_group(plan: LeRobotPlan, root: Path, episodes: Sequence[Episode], bar
     cells: Any = None
     for episode in episodes:
         try:
-            if all(folder_of(root, kind, episode).is_dir() for kind in cut.folders):
+            if all(_folder_of(root, kind, episode).is_dir() for kind in cut.folders):
                 continue
             rows = data.table(episode, [*plan.actions, *([] if plan.is_video else [plan.camera])])
             values = data.values(rows, plan.actions)
             segments = cut.segments(values)
             if isinstance(cut, PairCut):
                 for name, content in cut.chunks(values, segments).items():
-                    write_part(root, "actions", episode, name, content)
-                finish_part(root, "actions", episode)
+                    _write_part(root, "actions", episode, name, content)
+                _finish_part(root, "actions", episode)
             else:
                 listed = json.dumps([[item.start, item.end, item.label] for item in segments])
-                write_part(root, "", episode, LABELS, listed.encode())
+                _write_part(root, "", episode, LABELS, listed.encode())
             stems = image_stems(cut, segments)
             if not stems:
-                finish_part(root, cut.folders[-1], episode)
+                _finish_part(root, cut.folders[-1], episode)
             elif plan.is_video:
                 path, start = data.video(episode, plan.camera)
                 seconds = video_seconds(path) if seconds is None else seconds
@@ -141,9 +141,12 @@ def import_group(plan: LeRobotPlan, root: Path, episodes: Sequence[Episode], bar
         except LaryError as error:
             failures[episode.index] = Failure(None, f"episode {episode.index}", str(error))
     if wanted:
-        path = None if cells is not None else data.video(episodes[0], plan.camera)[0]
-        contents = stored_images(cells, sorted(wanted), data.folder) if path is None else video_images(path, wanted)
-        failures |= write_images(root, cut.folders[-1], wanted, contents, f" of {path.name}" if path else "")
+        if plan.is_video:
+            film = data.video(episodes[0], plan.camera)[0]
+            source, contents = f" of {film.name}", video_images(film, wanted)
+        else:
+            source, contents = "", stored_images(cells, sorted(wanted), data.folder)
+        failures |= write_images(root, cut.folders[-1], wanted, contents, source)
     bar.advance(len(episodes))
     return failures
 
@@ -162,10 +165,10 @@ def write_images(
         for number, content in contents:
             episode, stems = wanted[number]
             for stem in stems:
-                write_part(root, kind, episode, f"{stem}.{'png' if content.startswith(PNG) else 'jpg'}", content)
+                _write_part(root, kind, episode, f"{stem}.{'png' if content.startswith(PNG) else 'jpg'}", content)
             left[episode.index] -= 1
             if not left[episode.index]:
-                finish_part(root, kind, episode)
+                _finish_part(root, kind, episode)
     except (MediaError, ValueError) as error:
         reason = str(error)
     return {index: Failure(None, f"episode {index}{source}", reason) for index, count in left.items() if count}
@@ -193,28 +196,28 @@ def stored_images(cells: Any, wanted: Iterable[int], folder: Path) -> Iterator[t
 # Files of an episode
 
 
-def folder_of(root: Path, kind: str, episode: Episode) -> Path:
+def _folder_of(root: Path, kind: str, episode: Episode) -> Path:
     """The folder of a kind of an episode's files, once they are complete."""
     return root / kind / f"ep_{episode.index}"
 
 
-def part_of(root: Path, kind: str, episode: Episode) -> Path:
+def _part_of(root: Path, kind: str, episode: Episode) -> Path:
     """The folder in which they are until then."""
     return root / kind / f".ep_{episode.index}.part"
 
 
-def write_part(root: Path, kind: str, episode: Episode, name: str, content: bytes) -> None:
+def _write_part(root: Path, kind: str, episode: Episode, name: str, content: bytes) -> None:
     """Write a file to the unfinished folder of an episode."""
-    path = part_of(root, kind, episode) / name
+    path = _part_of(root, kind, episode) / name
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_bytes(content)
 
 
-def finish_part(root: Path, kind: str, episode: Episode) -> None:
+def _finish_part(root: Path, kind: str, episode: Episode) -> None:
     """Give the finished folder of an episode its name."""
-    target = folder_of(root, kind, episode)
+    target = _folder_of(root, kind, episode)
     shutil.rmtree(target, ignore_errors=True)
-    part_of(root, kind, episode).rename(target)
+    _part_of(root, kind, episode).rename(target)
 
 
 # Table and record
@@ -222,7 +225,7 @@ def finish_part(root: Path, kind: str, episode: Episode) -> None:
 
 def table_rows(plan: LeRobotPlan, root: Path, episode: Episode) -> list[list[str]]:
     """The rows of a finished episode, as `COLUMNS`. Raises LaryError if its list of motions is damaged."""
-    folder = folder_of(root, plan.cut.folders[-1], episode)
+    folder = _folder_of(root, plan.cut.folders[-1], episode)
     if isinstance(plan.cut, PairCut):
         segments = plan.cut.grid(episode.length)
     else:

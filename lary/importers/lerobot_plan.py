@@ -14,7 +14,7 @@ import numpy as np
 from lary.data.configs import LeRobotConfig, MotionOptions
 from lary.data.spec import Licence
 from lary.importers.episodes import Cut, MotionCut, PairCut
-from lary.importers.lerobot_reader import Episode, Floats, LeRobot
+from lary.importers.lerobot_reader import Episode, Floats, LeRobot, flat_names
 from lary.importers.motions import AtomicRule
 from lary.registry import suggest
 from lary.settings import Settings
@@ -79,7 +79,7 @@ class LeRobotPlan:
         """What will be imported, and from what it was chosen."""
         data, cut = self.data, self.cut
         if isinstance(cut, PairCut):
-            rows, kind = {episode.index: len(cut.grid(episode.length)) for episode in self.episodes}, "pairs"
+            rows, kind = {e.index: len(range(0, e.length - cut.stride, cut.stride)) for e in self.episodes}, "pairs"
             seconds, dims = cut.stride / data.fps, len(self.dims)
             details = [f"stride: {cut.stride} frames ({seconds:.2f} s); chunks {cut.stride} x {dims}"]
         else:
@@ -233,7 +233,8 @@ def dimension_names(data: LeRobot, keys: Sequence[str]) -> tuple[str, ...]:
     for key in keys:
         feature = data.features[key]
         short = key.rsplit(".", 1)[-1]
-        own = feature.names if len(feature.names) == feature.shape[0] else ()
+        own = tuple(flat_names(feature.names))
+        own = own if len(own) == feature.shape[0] else ()
         for at in range(feature.shape[0]):
             name = own[at] if own else f"{short}_{at}"
             names.append(name if name not in names else f"{short}_{at}_{name}")

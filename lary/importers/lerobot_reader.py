@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import importlib
 import json
+import math
 import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -19,8 +20,9 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
+from pydantic import BaseModel, Field, ValidationError
 
-from lary.data.frames import codec_name, decode_video, scan_packets
+from lary.data.frames import decode_video, opened_video, scan_packets
 from lary.data.hubs import hub_errors
 from lary.files import inside, read_json
 from lary.types import LaryError, MediaError, UsageError, as_path
@@ -41,17 +43,27 @@ TEMPLATES = {
 }  # fmt: skip
 
 
-@dataclass(frozen=True)
-class Feature:
+class Feature(BaseModel):
     """One column or camera: its kind, its shape, and the names of its values as far as the data set has them."""
 
-    key: str
     dtype: str
-    shape: tuple[int, ...]
-    names: tuple[str, ...]
+    shape: tuple[int, ...] = ()
+    names: Any = None
 
     def __str__(self) -> str:
         return f"({self.dtype}, {' x '.join(map(str, self.shape))})"
+
+
+class Info(BaseModel):
+    """The fields of ``meta/info.json`` that an import reads."""
+
+    fps: float = Field(gt=0)
+    features: dict[str, Feature]
+    robot_type: str | None = None
+    splits: Any = None
+    chunks_size: int = Field(1000, gt=0)
+    data_path: str | None = None
+    video_path: str | None = None
 
 
 @dataclass(frozen=True)
@@ -86,18 +98,14 @@ class LeRobot:
             raise UsageError(f"{folder} is of LeRobot version {version}; v2.0, v2.1 and v3.0 are read.")
         self.version = int(found[1])
         self.info: dict[str, Any] = info
-        self.fps = float(info.get("fps") or 0)
-        self.robot = str(info.get("robot_type") or "").strip()
-        if self.fps <= 0:
-            raise LaryError(f"{folder / 'meta' / 'info.json'} names no frame rate.")
-
-    @cached_property
-    def features(self) -> dict[str, Feature]:
-        """All features by key."""
-        found = self.info.get("features")
-        if not isinstance(found, dict):
-            raise LaryError(f"{self.folder / 'meta' / 'info.json'} names no features.")
-        return {str(key): _feature(str(key), entry) for key, entry in found.items()}
+        try:
+            self.meta = Info.model_validate(info)
+        except ValidationError as error:
+            first = error.errors()[0]
+            where = ".".join(str(part) for part in first["loc"])
+            raise LaryError(f"{folder / 'meta' / 'info.json'} is wrong at '{where}': {first['msg']}.") from error
+        self.fps, self.features = self.meta.fps, self.meta.features
+        self.robot = (self.meta.robot_type or "").strip()
 
     @property
     def cameras(self) -> list[str]:
@@ -126,7 +134,7 @@ class LeRobot:
 
     def declared_splits(self) -> dict[str, range]:
         """Ranges of episodes by split, as ``info.json`` declares them (``"0:50"``)."""
-        declared = self.info.get("splits")
+        declared = self.meta.splits
         found = {}
         for name, text in declared.items() if isinstance(declared, dict) else ():
             if match := re.fullmatch(r"\s*(\d+)\s*:\s*(\d+)\s*", str(text)):
@@ -140,7 +148,7 @@ class LeRobot:
 
     def data_path(self, episode: Episode) -> Path:
         """The Parquet file that holds an episode's rows. Raises LaryError if the metadata don't name it."""
-        return self._file(self.info.get("data_path") or TEMPLATES[self.version][0], episode, "data")
+        return self._file(self.meta.data_path or TEMPLATES[self.version][0], episode, "data")
 
     def table(self, episode: Episode, columns: Sequence[str]) -> Any:
         """The rows of an episode, as a pyarrow table in the order of its frames.
@@ -178,18 +186,24 @@ class LeRobot:
 
     def video(self, episode: Episode, camera: str) -> tuple[Path, float]:
         """The video of a camera in an episode, and the second at which the episode begins in it."""
-        template = self.info.get("video_path") or TEMPLATES[self.version][1]
+        template = self.meta.video_path or TEMPLATES[self.version][1]
         path = self._file(template, episode, f"videos/{camera}", camera)
-        return path, float(episode.row.get(f"videos/{camera}/from_timestamp") or 0.0) if self.version > 2 else 0.0
+        return path, self._number(episode, f"videos/{camera}/from_timestamp") or 0.0
+
+    def _number(self, episode: Episode, key: str) -> float | None:
+        """A number of an episode's metadata; None where they have none. Raises LaryError for what is no number."""
+        value = episode.row.get(key)
+        if value is not None and not (isinstance(value, int | float) and math.isfinite(value)):
+            raise LaryError(f"The metadata of {self.folder} give '{value}' as '{key}' of episode {episode.index}.")
+        return value
 
     def _file(self, template: str, episode: Episode, part: str, camera: str = "") -> Path:
         """A path of the data set: fields of the template filled, and never outside the folder."""
-        size = int(self.info.get("chunks_size") or 1000)
-        fields: dict[str, Any] = {"episode_index": episode.index, "episode_chunk": episode.index // size}
-        fields |= {"video_key": camera, "image_key": camera}
+        fields: dict[str, Any] = {"episode_index": episode.index, "video_key": camera, "image_key": camera}
+        fields["episode_chunk"] = episode.index // self.meta.chunks_size
         for name in ("chunk_index", "file_index"):
-            if f"{part}/{name}" in episode.row:
-                fields[name] = int(episode.row[f"{part}/{name}"])
+            if (number := self._number(episode, f"{part}/{name}")) is not None:
+                fields[name] = int(number)
 
         def fill(found: re.Match[str]) -> str:
             if found[1] not in fields:
@@ -201,24 +215,16 @@ class LeRobot:
         return inside(self.folder, FIELD.sub(fill, template))
 
 
-def _feature(key: str, entry: Any) -> Feature:
-    try:
-        shape = tuple(int(size) for size in entry.get("shape") or ())
-        return Feature(key, str(entry["dtype"]), shape, tuple(_names(entry.get("names"))))
-    except (KeyError, TypeError, ValueError, AttributeError) as error:
-        raise LaryError(f"The feature '{key}' of the data set is described wrongly: {error!r}.") from error
-
-
-def _names(found: Any) -> Iterator[str]:
+def flat_names(found: Any) -> Iterator[str]:
     """Names of values, flat: data sets write a list, lists by group, or positions by name."""
     if isinstance(found, dict) and found and all(isinstance(at, int) for at in found.values()):
         yield from sorted(map(str, found), key=lambda name: found[name])
     elif isinstance(found, dict):
         for part in found.values():
-            yield from _names(part)
+            yield from flat_names(part)
     elif isinstance(found, list):
         for part in found:
-            yield from _names(part) if isinstance(part, dict | list) else [str(part)]
+            yield from flat_names(part) if isinstance(part, dict | list) else [str(part)]
 
 
 def _episode_rows_v2(meta: Path) -> list[dict[str, Any]]:
@@ -280,24 +286,13 @@ def _short(error: BaseException) -> str:
 
 def video_seconds(path: Path) -> npt.NDArray[np.float64]:
     """The second at which every frame of a video is shown, (frames,) float64 ascending. Raises MediaError."""
-    import av
-
-    av.logging.set_level(av.logging.PANIC)
-    try:
-        with av.open(str(path)) as container:
-            if not container.streams.video:
-                raise ValueError("it holds no video stream")
-            stream = container.streams.video[0]
-            table = scan_packets(container, stream)
-            if table is not None:
-                seconds = float(stream.time_base or 0) * np.array(table.stamps, dtype=np.float64)
-                return np.asarray(seconds, dtype=np.float64)
-            kind = codec_name(stream)
-    except (av.error.FFmpegError, OSError, ValueError) as error:
-        raise MediaError(f"The video {path} can't be read: {_short(error)}.") from error
-    stamps = [frame.time for frame in decode_video(path)]
+    with opened_video(path) as (container, stream):
+        table = scan_packets(container, stream)
+        if table is not None:
+            return np.asarray(float(stream.time_base or 0) * np.array(table.stamps, dtype=np.float64))
+    stamps = [frame.time for frame in decode_video(path)]  # the packets don't name the frames
     if None in stamps or sorted(set(stamps)) != stamps:
-        raise MediaError(f"The video {path} ({kind}) has no ascending time stamps.")
+        raise MediaError(f"The video {path} has no ascending time stamps.")
     return np.array(stamps, dtype=np.float64)
 
 

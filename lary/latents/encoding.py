@@ -56,7 +56,7 @@ class Encoding:
         """The rows of every batch that could be read, in order.
 
         Args:
-            release: told when the frames of a batch are needed no more.
+            release: called when the frames of a batch are needed no more.
         """
         if self._normalise is None:
             for batch in batches:
@@ -74,12 +74,12 @@ class Encoding:
     def _one_by_one(self, batch: Batch) -> Iterator[Row]:
         import torch
 
-        room: dict[int, npt.NDArray[np.float32]] = {}
+        buffers: dict[int, npt.NDArray[np.float32]] = {}
         for index, (row, place, length) in enumerate(zip(batch.rows, batch.places, batch.lengths, strict=True)):
             if row in batch.problems:
                 continue
             frames = batch.clips[place : place + 1, :length]
-            clip = room[length] = normalise(frames, self._preprocess, room.get(length))
+            clip = buffers[length] = normalise(frames, self._preprocess, buffers.get(length))
             with torch.inference_mode():
                 latents = pooled_latents(self._encoder.encode(torch.from_numpy(clip)), self._pool)
             tokens = checked_tokens(latents, 1).numpy()

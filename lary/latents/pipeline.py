@@ -125,8 +125,8 @@ def encode_units(
 
     Args:
         units: taken one at a time, the next one while the last one is still encoded.
-        advance: told how many rows are behind us.
-        stopped: whether to end after the unit in hand.
+        advance: called with the number of rows that are completed.
+        stopped: whether to end after the current unit.
 
     Raises:
         LaryError: a worker that doesn't start, a full disk, an encoder that returns something else than latents.
@@ -302,13 +302,13 @@ def _commit(unit: _OpenUnit) -> UnitReport:
 
 
 def check_space(store: LatentStore, tokens: npt.NDArray[Any], codes: npt.NDArray[Any] | None, rows: int) -> None:
-    """Refuse to start what the disk has no room for. Raises LaryError."""
+    """Refuse to start what the disk has no free space for. Raises LaryError."""
     need = rows * row_bytes(store, tokens, codes)
     free = shutil.disk_usage(store.folder).free
     if need > free:
         raise LaryError(
             f"{rows} rows of {'x'.join(map(str, tokens.shape))} {store.identity.dtype} need {need / 1e9:.1f} GB, and "
-            f"{store.folder} has {free / 1e9:.1f} GB left: make room, choose --dtype or --pool, or another LARY_LA_DIR."
+            f"{store.folder} has {free / 1e9:.1f} GB left: free some, choose --dtype or --pool, or another LARY_LA_DIR."
         )
 
 

@@ -34,7 +34,7 @@ CHUNK = 8
 AHEAD = 3
 """Samples read ahead per worker, and at least two batches."""
 AT_WORK = 2
-"""Batches whose memory the encoder holds: the current one, and the one before it whose copy may still go on."""
+"""Batches whose memory the encoder holds: the current one, and the one before it whose copy may still be running."""
 
 
 @dataclass(eq=False)
@@ -220,7 +220,7 @@ def _finish(batch: Batch, first: int, index: int, found: Answer | NoAnswer | Lar
 
 
 def reader(descriptor: str) -> Callable[[Question], Answer]:
-    """What a reading process answers with: it puts a sample's frames into the memory, and says what was wrong.
+    """What a reading process answers with: it puts a sample's frames into the memory, and returns what was wrong.
 
     Args:
         descriptor: of the shared memory.
@@ -232,15 +232,15 @@ def reader(descriptor: str) -> Callable[[Question], Answer]:
     Image.init()
     av.logging.set_level(av.logging.PANIC)
     cv2.setNumThreads(1)
-    memory, told, preprocess = mmap.mmap(-1, 1), None, Preprocess()
+    memory, known, preprocess = mmap.mmap(-1, 1), None, Preprocess()
 
     def answer(question: Question) -> Answer:
         """Read one sample: ``paths``, ``index`` (frames of a clip) and ``at`` (its place in the memory)."""
-        nonlocal memory, told, preprocess
-        if told != (common := (question["size"], question["preprocess"])):
+        nonlocal memory, known, preprocess
+        if known != (common := (question["size"], question["preprocess"])):
             memory = mmap.mmap(int(descriptor), question["size"])
             preprocess = Preprocess(**{name: _tuple(value) for name, value in question["preprocess"].items()})
-            told = common
+            known = common
         try:
             paths = [Path(path) for path in question["paths"]]
             found = read_frames(paths, question["index"], preprocess.reader, clamp=preprocess.clamp, noisy=True)

@@ -156,7 +156,7 @@ def open_latents(settings: Settings, ref: LatentsRef) -> SplitLatents:
     entries = table.frame["la_path"].tolist()
     rows = [row for row, entry in enumerate(entries) if entry]
     if not rows:
-        raise LaryError(f"No row of {file} has latents: look at the failures file of the extraction.")
+        raise LaryError(f"No row of {file} has latents: the failures file of the extraction names the reasons.")
     if len(rows) < len(entries):
         left_out = len(entries) - len(rows)
         log.warning("%s: %d of %d rows have no latents and are left out", file.name, left_out, len(entries))
@@ -184,7 +184,7 @@ def open_entries(
 ) -> tuple[StoredLatents, dict[str, Any], Path]:
     """The latents that ``la_path`` cells name, what is known of their store, and its folder.
 
-    The one place where kinds of stores are told apart for reading.
+    Only here the kinds of stores are distinguished for reading.
     """
     sharded = [SHARD_MARK in entry for entry in entries]
     if any(sharded):

@@ -106,7 +106,7 @@ def read_header(path: Path) -> ShardHeader:
     """The header of a shard, every statement of which was checked against the file.
 
     Raises:
-        LaryError: the file is missing, a link, torn, or its header is wrong; says which and where.
+        LaryError: the file is missing, a link, torn, or its header is wrong.
     """
     check_no_link(path)
     try:

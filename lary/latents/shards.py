@@ -159,7 +159,7 @@ class ShardWriter:
         self._done: dict[int, tuple[str, int, npt.NDArray[Any] | None]] = {}
 
     def add(self, row: int, sample: str, tokens: Floats, codes: npt.NDArray[Any] | None) -> None:
-        """Write a row to its place. Raises as `UnitWriter.add` says."""
+        """Write a row to its place. Raises as `UnitWriter.add`."""
         if row not in self._rows:
             raise LaryError(f"Row {row} is none of unit {self._unit} of {self._store.folder}.")
         stored = narrow(tokens, self._store.identity.dtype)

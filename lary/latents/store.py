@@ -87,7 +87,7 @@ class UnitWriter(Protocol):
         """Take tokens (P, N, D) or (N, D) float32 and codes (P, N) or None of the sample with the id `sample`.
 
         Raises:
-            MediaError: the tokens aren't finite in the store's number format. Costs this row; the unit goes on.
+            MediaError: the tokens aren't finite in the store's number format. Costs this row; the unit continues.
             LaryError: the row belongs to another unit, the shape differs from the unit's, the disk is full.
         """
         ...
@@ -148,7 +148,7 @@ def open_store(
     folder: Path, identity: StoreIdentity, details: dict[str, Any], *, overwrite: bool,
     kind: StoreKind = "npz", unit_rows: int = 1024, batch_size: int = 1,
 ) -> LatentStore:  # fmt: skip
-    """Claim a folder for latents of one identity, or go on with what it holds.
+    """Claim a folder for latents of one identity, or resume what it holds.
 
     Args:
         details: further facts for the manifest.
@@ -191,7 +191,7 @@ def open_store(
 
 
 def store_at(folder: Path, identity: StoreIdentity, kind: StoreKind, unit_rows: int) -> LatentStore:
-    """The store of a kind: the one place where kinds are told apart for writing."""
+    """The store of a kind; only here kinds are distinguished for writing."""
     if kind == "shards":
         from lary.latents.shards import ShardStore
 
@@ -230,7 +230,7 @@ def units_of(folder: Path, manifest: dict[str, Any]) -> int:
     """Rows per unit of a store of shards. Raises LaryError for a manifest without them."""
     rows = manifest.get("unit_rows")
     if not isinstance(rows, int) or not 0 < rows <= MOST_ROWS:
-        raise LaryError(f"{folder / MANIFEST} says {rows!r} rows per shard: it is no manifest of a store of shards.")
+        raise LaryError(f"{folder / MANIFEST} names {rows!r} rows per shard: it is no manifest of a store of shards.")
     return rows
 
 
@@ -276,5 +276,8 @@ def narrow(tokens: Floats, dtype: LatentDtype) -> npt.NDArray[Any]:
 
 def convert(source: torch.Tensor, target: torch.Tensor) -> None:
     """Copy numbers (n,) into another number format, in this thread alone."""
+    if len(source) <= PIECE:  # a slice costs as much as a small copy
+        target.copy_(source)
+        return
     for start in range(0, len(source), PIECE):
         target[start : start + PIECE].copy_(source[start : start + PIECE])

@@ -9,8 +9,8 @@ from __future__ import annotations
 import math
 from typing import TYPE_CHECKING, Any
 
+from lary.models.networks import NetworkEncoder, check_frames
 from lary.models.preprocess import IMAGENET_MEAN, IMAGENET_STD, neighbour_pairs
-from lary.models.running import check_frames, run_alone
 from lary.models.spec import ModelContext, ModelSpec, Preprocess, register_model
 from lary.types import Latents, WeightsIdentity
 
@@ -159,7 +159,7 @@ class OpticalFlow:
         description="A small vision transformer with random weights drawn from the seed, patch tokens of each frame",
     )
 )
-class RandomViT:
+class RandomViT(NetworkEncoder):
     """A transformer that was never trained: P = T, N = 64, D = 192.
 
     Weights are drawn from ``context.seed`` on the CPU, so they are the same on every device.
@@ -168,16 +168,16 @@ class RandomViT:
     def __init__(self, spec: ModelSpec, context: ModelContext) -> None:
         import torch
 
-        self._spec, self._device = spec, context.device
+        # The seed, which is part of the identity of latents, decides the weights.
+        super().__init__(spec, context, WeightsIdentity(random=True))
         self._model = _vision_transformer(spec, torch.Generator().manual_seed(context.seed)).to(context.device)
-        self.identity = WeightsIdentity(random=True)  # the seed, which the latents' identity holds, decides them
 
     def encode(self, clips: torch.Tensor) -> Latents:
         """Clips (B, T, 3, 224, 224) to tokens (B, T, 64, 192). Raises LaryError for frames of another size."""
         check_frames(self._spec, clips, side=self._spec.preprocess.size)
-        return Latents(run_alone(self._tokens, clips.to(self._device)))
+        return Latents(self.run_alone(clips))
 
-    def _tokens(self, clips: torch.Tensor) -> torch.Tensor:
+    def run(self, clips: torch.Tensor) -> torch.Tensor:
         tokens: torch.Tensor = self._model(clips.flatten(0, 1))
         return tokens.reshape(*clips.shape[:2], *tokens.shape[1:])
 

@@ -61,7 +61,7 @@ def check_model(spec: ModelSpec, config: CheckModelConfig, settings: Mapping[str
         UsageError, LaryError: its weights aren't there or don't fit.
     """
     spec = with_latent(spec, config.latent)
-    device = pick_devices(None, config.device)[0]
+    device = pick_devices(config.gpus, config.device)[0]
     weights = locate_weights(spec, dict(settings), config.weights)
     context = ModelContext(device, config.protocol, weights, config.revision, config.seed, settings)
     started = time.perf_counter()

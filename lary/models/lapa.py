@@ -9,19 +9,12 @@ from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 from lary.files import digest
-from lary.models.backbones import (
-    DINOV2_LARGE,
-    DINOV2_WEIGHTS,
-    DINOV3_LARGE,
-    DINOV3_WEIGHTS,
-    SIGLIP2_BASE,
-    SIGLIP2_WEIGHTS,
-)
-from lary.models.laq import LAYOUT, draw_network, load_network
+from lary.models.image import DINOV2_LARGE, DINOV2_WEIGHTS, DINOV3_LARGE, DINOV3_WEIGHTS, SIGLIP2_BASE, SIGLIP2_WEIGHTS
+from lary.models.laq import LAYOUT, draw_network, load_network, read_laq
+from lary.models.networks import NetworkEncoder, check_frames
 from lary.models.preprocess import CUBIC_224, CUBIC_224_SIGNED, neighbour_pairs
-from lary.models.released import find_checkpoint, read_checkpoint
-from lary.models.running import check_frames, run_alone
 from lary.models.spec import MODELS, ModelContext, ModelSpec, Weights, register_model
+from lary.models.weights import find_weights
 from lary.nets.codes import CODE_STACKS, code_rows, quantizer_parameters
 from lary.types import Latents, UsageError
 
@@ -165,7 +158,10 @@ MAGVIT2 = ModelSpec(
     codebook=_SIZES["codebook_size"],
     preprocess=CUBIC_224,
     weights=Weights(folder="magvit2.pt"),
-    backbone=Weights(variable="MAGVIT2_TOKENIZER_PATH"),
+    backbone=Weights(
+        variable="MAGVIT2_TOKENIZER_PATH",
+        hint="MAGVIT2_CONFIG_PATH names its configuration, where that is not the released one of 18 bits.",
+    ),
     options={
         "network": {**_SIZES, "dim": 18, "pixel_output": True},
         "features": {
@@ -241,17 +237,13 @@ def ablation(name: str) -> ModelSpec | None:
 
 
 @register_model(LAPA, DINOV2, DINOV3, SIGLIP2, MAGVIT2, *filter(None, map(ablation, PUBLISHED_ABLATIONS)))
-class LatentActions:
+class LatentActions(NetworkEncoder):
     """What changed between neighbouring frames: tokens (B, N, D) of a pair, (B, P, N, D) of a clip, P = T - 1.
 
     Codes have the same axes without D, int64. The record's option ``latent`` says what the tokens are made of:
     ``continuous``, the latent as it is; ``quantized``, its codebook rows; ``noisy``, the latent moved by its
     quantization error in a random direction, as the published code stores it. The direction is drawn from the
     context's seed and the frames of the sample, so it doesn't depend on the batch or on the order of samples.
-
-    Attributes:
-        dim: D.
-        identity: names the weights.
     """
 
     def __init__(self, spec: ModelSpec, context: ModelContext) -> None:
@@ -259,17 +251,16 @@ class LatentActions:
         if options["latent"] not in LATENTS:
             raise UsageError(f"Latent '{options['latent']}' of '{spec.name}': there is {', '.join(LATENTS)}.")
         layout = replace(LAYOUT, files=(spec.weights.folder,)) if spec.weights and spec.weights.folder else LAYOUT
-        found = find_checkpoint(spec, context, layout)
+        found = find_weights(spec, context, layout)
+        identity = found.identity
         if found.seed is None:
-            tensors = read_checkpoint(found.file, layout)
-            network, features = load_network(spec, options, tensors, found.file, context.settings)
-            self.identity = replace(found.identity, digest=digest(found.digest, features))
+            network, features = load_network(spec, options, read_laq(found.file), found.file, context.settings)
+            identity = replace(identity, digest=digest(identity.digest, features))
         else:
-            network, self.identity = draw_network(spec, options, found.seed), found.identity
+            network = draw_network(spec, options, found.seed)
+        super().__init__(spec, context, identity, network.config.dim)
         self._network = network.to(context.device)
-        self.dim = network.config.dim
         self._latent: str = options["latent"]
-        self._spec, self._device = spec, context.device
         self._seed = context.seed
         self._size = spec.preprocessing(context.protocol).size
 
@@ -279,15 +270,13 @@ class LatentActions:
         Raises:
             LaryError: the frames have another size than the record's, or there is only one.
         """
-        import torch
-
         check_frames(self._spec, clips, side=self._size, least=2)
-        tokens, codes = run_alone(self._encode, clips.to(self._device, torch.float32))
+        tokens, codes = self.run_alone(clips)
         if clips.shape[1] == 2:  # a pair has no axis of latent steps
             tokens, codes = tokens.squeeze(1), codes.squeeze(1)
         return Latents(tokens, codes)
 
-    def _encode(self, clips: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    def run(self, clips: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         """Clips (B, T, 3, H, W) to tokens (B, P, N, D) and codes (B, P, N)."""
         batch, frames = clips.shape[:2]
         network = self._network

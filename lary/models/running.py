@@ -4,14 +4,12 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
-from contextvars import ContextVar
-from dataclasses import dataclass
 from pathlib import Path
 from types import FunctionType, MethodType, ModuleType
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING, Any
 
 from lary.configs import Precision
+from lary.models.networks import NetworkEncoder
 from lary.models.preprocess import prepare
 from lary.models.spec import MODELS, ModelContext, ModelSpec, locate_weights, with_latent
 from lary.models.tensors import first_line, sha256_of
@@ -36,8 +34,6 @@ MEDIA: dict[int, Media] = {2: "pair", 9: "clip"}
 """The numbers of frames for which records name a shape."""
 DEEPEST = 5
 """How far into the attributes of a plug-in's object weights are searched."""
-
-Output = TypeVar("Output", "torch.Tensor", "tuple[torch.Tensor, ...]")
 
 
 class LoadedEncoder:
@@ -294,65 +290,26 @@ def module_of(author: object, forward: Callable[[torch.Tensor], torch.Tensor]) -
     return module
 
 
-@dataclass
-class Compilation:
-    """A request to compile networks; `used` once `run_alone` has compiled one."""
+def compiled_encode(author: Encoder, device: str) -> Callable[[torch.Tensor], Any]:
+    """The encoder's `encode`, whose network is compiled when it first runs: `run`, or the modules that a plug-in holds.
 
-    used: bool = False
-
-
-_compilation: ContextVar[Compilation | None] = ContextVar("compilation", default=None)
-
-
-@contextmanager
-def compiled_networks() -> Iterator[Compilation]:
-    """A context in which `run_alone` compiles what it runs."""
-    asked = Compilation()
-    token = _compilation.set(asked)
-    try:
-        yield asked
-    finally:
-        _compilation.reset(token)
-
-
-def run_alone(network: Callable[[torch.Tensor], Output], inputs: torch.Tensor) -> Output:
-    """The network's output, or outputs, for a batch (B, ...), on the CPU one item at a time.
-
-    Convolutions and matrix products of a CPU round differently for batches of different sizes. One by one costs
-    no time there, and an item's result depends on nothing but the item.
-    """
-    import torch
-
-    if asked := _compilation.get():
-        asked.used = True
-        network = torch.compile(network)
-    if inputs.device.type != "cpu":
-        return network(inputs)
-    parts = [network(inputs[place : place + 1]) for place in range(len(inputs))]
-    if isinstance(parts[0], torch.Tensor):
-        return torch.cat(parts)
-    return tuple(torch.cat(part) for part in zip(*parts, strict=True))
-
-
-def compiled_encode(author: Encoder, device: str) -> Callable[[torch.Tensor], Latents]:
-    """The encoder's `encode`, whose networks are compiled when it is first called.
-
-    What `run_alone` runs is compiled; of an encoder that doesn't run its network so, the modules that it holds are.
     The function raises LaryError if torch can't compile here.
     """
+    import torch
     from torch._dynamo.exc import TorchDynamoException
 
-    modules_asked = False
+    if isinstance(author, NetworkEncoder):
+        author.run = torch.compile(author.run)  # type: ignore[method-assign]
+    else:
+        modules = [value for _, value in holdings(author) if isinstance(value, torch.nn.Module)]
+        for module in modules:
+            module.compile()
+        if not modules:
+            log.info("--compile changes nothing: %s holds no network", type(author).__name__)
 
-    def encode(clips: torch.Tensor) -> Latents:
-        nonlocal modules_asked
+    def encode(clips: torch.Tensor) -> Any:
         try:
-            with compiled_networks() as asked:
-                latents = author.encode(clips)
-            if asked.used or modules_asked:
-                return latents
-            modules_asked = True
-            return author.encode(clips) if compile_modules(author) else latents
+            return author.encode(clips)
         except TorchDynamoException as error:
             reason = first_line(getattr(error, "inner_exception", error))
             raise LaryError(
@@ -361,39 +318,3 @@ def compiled_encode(author: Encoder, device: str) -> Callable[[torch.Tensor], La
             ) from error
 
     return encode
-
-
-def compile_modules(author: Encoder) -> bool:
-    """Compile the modules that an encoder holds, in place; whether there is one."""
-    from torch import nn
-
-    modules = [value for _, value in holdings(author) if isinstance(value, nn.Module)]
-    for module in modules:
-        module.compile()
-    if not modules:
-        log.info("--compile changes nothing: %s holds no network", type(author).__name__)
-    return bool(modules)
-
-
-def check_frames(
-    spec: ModelSpec, clips: torch.Tensor, *, side: int | None = None, multiple: int = 1, least: int = 1
-) -> None:
-    """Refuse clips that a network can't encode.
-
-    Args:
-        side: height and width that frames need to have; None for any.
-        multiple: what height and width have to be multiples of.
-        least: how many frames a clip has to have.
-
-    Raises:
-        LaryError: clips aren't (B, T, 3, H, W), or have frames of another size, or too few.
-    """
-    if clips.ndim != 5 or clips.shape[2] != 3 or not clips.numel():
-        raise LaryError(f"{spec.name} encodes clips (B, T, 3, H, W), not {list(clips.shape)}.")
-    height, width = clips.shape[-2:]
-    if side is not None and (height, width) != (side, side):
-        raise LaryError(f"{spec.name} needs frames of {side} x {side} pixels, not {width} x {height}.")
-    if height % multiple or width % multiple:
-        raise LaryError(f"{spec.name} needs frames whose sides are multiples of {multiple}, not {width} x {height}.")
-    if clips.shape[1] < least:
-        raise LaryError(f"{spec.name} needs clips of at least {least} frames, not {clips.shape[1]}.")

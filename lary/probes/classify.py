@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import math
 from dataclasses import asdict, dataclass, replace
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -23,7 +22,6 @@ from lary.probes.nets import AttentiveProbe
 from lary.probes.outcome import (
     ClassificationOutcome,
     ClassPredictions,
-    Floats,
     Ints,
     SampleColumns,
     SelectionName,
@@ -31,7 +29,7 @@ from lary.probes.outcome import (
 )
 from lary.probes.presets import ClassifierSettings, HeadSettings, ProbePreset
 from lary.probes.sampling import balanced_indices, class_weights, learning_rate, split_training_rows, weight_decay
-from lary.probes.session import UNATTENDED, Session, StateFile, save_checkpoint
+from lary.probes.session import Session, StateFile, save_checkpoint
 from lary.probes.sources import channel_statistics, keep_in_memory, standardised
 from lary.probes.training import (
     Training,
@@ -44,7 +42,7 @@ from lary.probes.training import (
     training_precision,
 )
 from lary.runtime import log, seed_everything
-from lary.types import BenchmarkProtocol, LaryError, LatentSource, Progress, UsageError
+from lary.types import LaryError, LatentSource, UsageError
 
 
 @dataclass(frozen=True)
@@ -73,35 +71,42 @@ class Head:
 
 @dataclass(frozen=True)
 class HeadScores:
-    """A head's logits (n, L) on some rows, with their Top-1 and loss; a row that isn't finite counts as wrong."""
+    """Logits (H, n, L) of all heads on some rows, and by head: Top-1, loss, and whether all of them are finite.
 
-    logits: Floats
-    accuracy: float
-    loss: float
-    finite: bool
+    A row that isn't finite counts as wrong.
+    """
+
+    logits: Tensor
+    accuracy: list[float]
+    loss: list[float]
+    finite: list[bool]
+
+    def of(self, head: int, epoch: int) -> ClassPredictions:
+        """The scores of one head as predictions."""
+        return ClassPredictions(epoch, head, self.logits[head].contiguous().numpy())
+
+    def columns(self, name: str) -> dict[str, Any]:
+        """The numbers of all heads as columns of the history."""
+        losses = [loss if math.isfinite(loss) else None for loss in self.loss]
+        return {f"{name}_accuracy": self.accuracy, f"{name}_loss": losses}
 
 
 def train_classifier(
     inputs: ClassifierInputs,
     preset: ProbePreset,
+    session: Session,
     *,
-    protocol: BenchmarkProtocol,
-    device: str,
-    seed: int,
-    folder: Path | None,
-    progress: Progress | None,
     epochs: int | None = None,
     batch_size: int | None = None,
     precision: ProbePrecision | None = None,
-    session: Session = UNATTENDED,
 ) -> ClassificationOutcome:
     """Train all heads and return the predictions of the selected ones for every validation sample.
 
-    Epochs count from 1. Every epoch writes ``log_r0.csv`` (epoch, train_acc, val_acc: per cent, best head) into
-    `folder`; the last one ``latest.pt`` (``classifiers``: state dicts of all heads; ``selected``: the head to report;
-    ``scaling``: mean and std by channel that the heads expect taken off, or None). `precision` of None is that of the
-    preset on `device`. With an identity in `session` an interrupted training is resumed, and its result is
-    bit-identical on a CPU. `progress` advances by the size of the training split in every epoch.
+    Epochs count from 1. Every epoch writes ``log_r0.csv`` (epoch, train_acc, val_acc: per cent, best head) into the
+    session's folder; the last one ``latest.pt`` (``classifiers``: state dicts of all heads; ``selected``: the head to
+    report; ``scaling``: mean and std by channel that the heads expect taken off, or None). `precision` of None is that
+    of the preset on the device. With an identity in `session` an interrupted training is resumed, and its result is
+    bit-identical on a CPU. The progress advances by the size of the training split in every epoch.
 
     Raises:
         UsageError: the inputs don't fit together, nothing can be held out, or the heads don't fit into memory.
@@ -110,14 +115,14 @@ def train_classifier(
     given = preset.classifier
     settings = replace(given, epochs=epochs or given.epochs, batch_size=batch_size or given.batch_size)
     _check(inputs)
-    bfloat16 = in_bfloat16(settings.bfloat16, precision, device)
-    seed_everything(seed)
-    rows = split_training_rows(protocol, inputs.train_groups, inputs.train_labels, seed=seed)
-    training = ClassifierTraining(inputs, settings, bfloat16, rows, device, seed, session, folder, progress)
+    bfloat16 = in_bfloat16(settings.bfloat16, precision, session.device)
+    seed_everything(session.seed)
+    rows = split_training_rows(session.protocol, inputs.train_groups, inputs.train_labels, seed=session.seed)
+    training = ClassifierTraining(inputs, settings, session, rows, bfloat16)
     training.run(
         StateFile(
-            folder, session, asdict(settings), protocol, seed, device.partition(":")[0], bfloat16,
-            list(inputs.train.shape), inputs.train_labels, inputs.labels, list(inputs.train_groups),
+            session, asdict(settings), bfloat16, list(inputs.train.shape),
+            inputs.train_labels, inputs.labels, list(inputs.train_groups),
         )
     )  # fmt: skip
     selections: dict[SelectionName, ClassPredictions] = {}
@@ -137,13 +142,10 @@ def train_classifier(
         controls={"majority_class": np.full(len(inputs.labels), int(np.argmax(counts)), dtype=np.int64)},
         train_counts=counts,
         history=training.history,
-        settings={
-            **asdict(settings), "preset": preset.name, "protocol": protocol, "seed": seed, "device": device,
-            "precision": "bf16" if bfloat16 else "fp32", "fit_samples": len(rows[0]), "held_out_samples": len(rows[1]),
-            "tokens": list(inputs.train.shape),
-        },
+        settings=session.settings(settings, preset.name, rows, precision="bf16" if bfloat16 else "fp32")
+        | {"tokens": list(inputs.train.shape)},
         warnings=(*_warnings(inputs), *filter(None, training.dropped)),
-    )  # fmt: skip
+    )
 
 
 def _check(inputs: ClassifierInputs) -> None:
@@ -191,13 +193,14 @@ class ClassifierTraining(Training):
     checkpoint = "latest.pt"
 
     def __init__(
-        self, inputs: ClassifierInputs, settings: ClassifierSettings, bfloat16: bool, rows: tuple[Ints, Ints],
-        device: str, seed: int, session: Session = UNATTENDED, folder: Path | None = None,
-        progress: Progress | None = None,
+        self, inputs: ClassifierInputs, settings: ClassifierSettings, session: Session, rows: tuple[Ints, Ints],
+        bfloat16: bool = False,
     ) -> None:  # fmt: skip
-        super().__init__(rows, settings.epochs, settings.batch_size, device, seed, session, folder, progress)
+        super().__init__(session, rows, settings.epochs, settings.batch_size)
         self.inputs, self.settings, self.bfloat16 = inputs, settings, bfloat16
-        self.at_once = samples_at_once(inputs.train.shape, settings.model_dim, settings.depth, self.batch_size, device)
+        self.at_once = samples_at_once(
+            inputs.train.shape, settings.model_dim, settings.depth, self.batch_size, self.device
+        )
         self.dropped = [""] * len(settings.heads)
         """The sentence that says why a head is trained no longer, by head."""
         self.best: ClassPredictions | None = None
@@ -230,26 +233,23 @@ class ClassifierTraining(Training):
     def run_epoch(self, epoch: int) -> dict[str, Any]:
         inputs = self.inputs
         row: dict[str, Any] = {"epoch": epoch, "learning_rate": self.rates(self.step + 1)}
-        row |= self.train_epoch(self.fit_rows[balanced_indices(self.chances, epoch - 1, self.seed)])
-        held = self.score(self.train, inputs.train_labels, self.held_rows) if len(self.held_rows) else []
-        self.advance(len(self.held_rows))
-        scores = self.score(self.validation, inputs.labels, np.arange(len(inputs.labels)))
+        row |= self.train_epoch(self.fit_rows[balanced_indices(self.chances, epoch - 1, self.session.seed)])
+        everything = np.arange(len(inputs.labels))
+        held = self.score(self.train, inputs.train_labels, self.held_rows) if len(self.held_rows) else None
+        self.session.advance(len(self.held_rows))
+        scores = self.score(self.validation, inputs.labels, everything)
         self._check_alive()
-        for head, own, reported in zip(self.heads if held else (), held, scores if held else (), strict=True):
-            rank = (own.accuracy, -own.loss)
-            if own.finite and reported.finite and rank > self.best_rank:
-                self.best_rank = rank
-                self.best = ClassPredictions(epoch, head.number, reported.logits)
-                # A copy, which later updates leave alone.
-                self.best_weights = {key: value.cpu().clone() for key, value in head.network.state_dict().items()}
+        for number, head in enumerate(self.heads):
+            if held and held.finite[number] and scores.finite[number]:
+                rank = (held.accuracy[number], -held.loss[number])
+                if rank > self.best_rank:
+                    self.best_rank, self.best = rank, scores.of(number, epoch)
+                    # A copy, which later updates leave alone.
+                    self.best_weights = {key: value.cpu().clone() for key, value in head.network.state_dict().items()}
         # The published choice: the first of the best heads of one epoch.
-        first = max((n for n, own in enumerate(scores) if own.finite), key=lambda n: scores[n].accuracy)
-        self.last = ClassPredictions(epoch, first, scores[first].logits)
-        for name, part in (("held_out", held), ("validation", scores)):
-            if part:
-                row[f"{name}_accuracy"] = [own.accuracy for own in part]
-                row[f"{name}_loss"] = [own.loss if math.isfinite(own.loss) else None for own in part]
-        return row
+        usable = [number for number, finite in enumerate(scores.finite) if finite]
+        self.last = scores.of(max(usable, key=lambda number: scores.accuracy[number]), epoch)
+        return row | (held.columns("held_out") if held else {}) | scores.columns("validation")
 
     def train_epoch(self, order: Ints) -> dict[str, Any]:
         """One pass over `order`: by head the share that was right and the mean loss; 0 and None for a dropped one."""
@@ -300,7 +300,7 @@ class ClassifierTraining(Training):
         head.optimizer.step()
         return int(right)
 
-    def score(self, source: LatentSource, labels: Ints, rows: Ints) -> list[HeadScores]:
+    def score(self, source: LatentSource, labels: Ints, rows: Ints) -> HeadScores:
         """Scores of every head for `rows`, in float32. A head whose output isn't finite is dropped."""
 
         def logits_of(tokens: Tensor) -> Tensor:
@@ -314,11 +314,14 @@ class ClassifierTraining(Training):
 
         logits = self.predict(logits_of, source, rows).transpose(0, 1)
         targets = torch.from_numpy(labels[rows])
-        found = [_judge(own, targets, self.settings.label_smoothing) for own in logits]
-        for head, scores in zip(self.heads, found, strict=True):
-            if not scores.finite and not self.dropped[head.number]:
+        finite = torch.isfinite(logits).all(dim=2)
+        right = (logits.argmax(dim=2) == targets) & finite
+        losses = [float(F.cross_entropy(own, targets, label_smoothing=self.settings.label_smoothing)) for own in logits]
+        usable: list[bool] = finite.all(dim=1).tolist()
+        for head in self.heads:
+            if not usable[head.number] and not self.dropped[head.number]:
                 self._drop(head, "when it was scored")
-        return found
+        return HeadScores(logits, right.double().mean(dim=1).tolist(), losses, usable)
 
     def rates(self, step: int) -> list[float]:
         """The learning rates of all heads at an update."""
@@ -390,10 +393,3 @@ def make_head(settings: ClassifierSettings, dim: int, classes: int) -> Attentive
     return AttentiveProbe(
         dim, classes, settings.model_dim, settings.num_heads, settings.depth, settings.max_temporal_len
     )
-
-
-def _judge(logits: Tensor, labels: Tensor, smoothing: float) -> HeadScores:
-    finite = torch.isfinite(logits).all(dim=1)
-    right = (logits.argmax(dim=1) == labels) & finite
-    loss = float(F.cross_entropy(logits, labels, label_smoothing=smoothing))
-    return HeadScores(np.ascontiguousarray(logits.numpy()), float(right.double().mean()), loss, bool(finite.all()))

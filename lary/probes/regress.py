@@ -10,7 +10,6 @@ import json
 import math
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, field, replace
-from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
@@ -29,13 +28,13 @@ from lary.probes.outcome import (
     huber_loss,
     mse,
 )
-from lary.probes.presets import DitSettings, ProbePreset, RegressorSettings, RidgeSettings
+from lary.probes.presets import DitSettings, ProbePreset, RegressorSettings
 from lary.probes.sampling import split_training_rows, warmup_factor
-from lary.probes.session import UNATTENDED, Session, StateFile, save_checkpoint
+from lary.probes.session import Session, StateFile, save_checkpoint
 from lary.probes.sources import keep_in_memory
 from lary.probes.training import Training, adamw, check_memory, check_tokens, count_weights
 from lary.runtime import seed_everything
-from lary.types import BenchmarkProtocol, LaryError, LatentSource, Progress, UsageError
+from lary.types import LaryError, LatentSource, UsageError
 
 Network = ActionExpertMLP | ActionExpertDiT
 NetworkType = Literal["mlp", "dit"]
@@ -112,18 +111,15 @@ class Evaluation:
         return taken[0]
 
     def outcome(
-        self, history: list[dict[str, Any]], settings: NetworkSettings | RidgeSettings, warnings: tuple[str, ...],
-        **facts: Any,
-    ) -> RegressionOutcome:  # fmt: skip
-        """The outcome of the picked epochs; `facts` join the settings."""
-        held, samples = len(self.held_rows), len(self.inputs.train)
-        counts = {"fit_samples": samples - held, "held_out_samples": held, "tokens": list(self.inputs.train.shape)}
+        self, history: list[dict[str, Any]], settings: dict[str, Any], warnings: tuple[str, ...]
+    ) -> RegressionOutcome:
+        """The outcome of the picked epochs."""
         return RegressionOutcome(
             dims=self.inputs.dims,
             groups=self.inputs.groups,
             splits={role: self._split_outcome(role) for role in self.inputs.evaluated},
             history=history,
-            settings={**asdict(settings), **facts, **counts},
+            settings={**settings, "tokens": list(self.inputs.train.shape)},
             warnings=warnings,
         )
 
@@ -172,23 +168,18 @@ def check_regression(inputs: RegressorInputs) -> None:
 def train_regressor(
     inputs: RegressorInputs,
     preset: ProbePreset,
+    session: Session,
     *,
-    protocol: BenchmarkProtocol,
-    device: str,
-    seed: int,
-    folder: Path | None,
-    progress: Progress | None,
     epochs: int | None = None,
     batch_size: int | None = None,
     probe: NetworkType = "mlp",
     sampler_steps: int | None = None,
-    session: Session = UNATTENDED,
 ) -> RegressionOutcome:
     """Train a probe and return the predictions of its selected epochs for every evaluated sample.
 
-    Epochs count from 1. ``best_model.pth`` in `folder` is the state dict of the reported epoch, written whenever a
-    better one is found. With an identity in `session` an interrupted training is resumed, and its result is
-    bit-identical on a CPU. `progress` advances by the size of the training split in every epoch. The DiT draws every
+    Epochs count from 1. ``best_model.pth`` in the session's folder is the state dict of the reported epoch, written
+    whenever a better one is found. With an identity in `session` an interrupted training is resumed, and its result is
+    bit-identical on a CPU. The progress advances by the size of the training split in every epoch. The DiT draws every
     chunk that is scored, with the sampling steps of its settings or `sampler_steps`.
 
     Raises:
@@ -197,22 +188,19 @@ def train_regressor(
     """
     settings = choose_settings(preset, probe, epochs, batch_size, sampler_steps)
     check_regression(inputs)
-    seed_everything(seed)
-    rows = split_training_rows(protocol, inputs.train_groups, seed=seed)
-    training = RegressorTraining(inputs, settings, rows, device, seed, session, folder, progress)
+    seed_everything(session.seed)
+    rows = split_training_rows(session.protocol, inputs.train_groups, seed=session.seed)
+    training = RegressorTraining(inputs, settings, session, rows)
     training.run(
         StateFile(
-            folder, session, probe, asdict(settings), protocol, seed, device.partition(":")[0],
-            list(inputs.train.shape), inputs.train_targets, list(inputs.train_groups),
-            *(split.targets for split in inputs.evaluated.values()),
+            session, probe, asdict(settings), list(inputs.train.shape), inputs.train_targets,
+            list(inputs.train_groups), *(split.targets for split in inputs.evaluated.values()),
         )
     )  # fmt: skip
     evaluation = training.evaluation
     training.log({f"final/{name}_{SEEN}_mse": pick.row[f"{SEEN}_mse"] for name, pick in evaluation.picks.items()})
-    warnings = _warnings(settings, inputs)
-    return evaluation.outcome(
-        training.history, settings, warnings, preset=preset.name, protocol=protocol, seed=seed, device=device
-    )
+    stated = session.settings(settings, preset.name, rows)
+    return evaluation.outcome(training.history, stated, _warnings(settings, inputs))
 
 
 def choose_settings(
@@ -256,19 +244,18 @@ class RegressorTraining(Training):
     checkpoint = "best_model.pth"
 
     def __init__(
-        self, inputs: RegressorInputs, settings: NetworkSettings, rows: tuple[Ints, Ints], device: str, seed: int,
-        session: Session = UNATTENDED, folder: Path | None = None, progress: Progress | None = None,
-    ) -> None:  # fmt: skip
-        super().__init__(rows, settings.epochs, settings.batch_size, device, seed, session, folder, progress)
+        self, inputs: RegressorInputs, settings: NetworkSettings, session: Session, rows: tuple[Ints, Ints]
+    ) -> None:
+        super().__init__(session, rows, settings.epochs, settings.batch_size)
         self.inputs, self.settings = inputs, settings
         self.evaluation = Evaluation(inputs, self.held_rows, self.batch_size)
-        self.order = np.random.default_rng(seed)
+        self.order = np.random.default_rng(session.seed)
         self.predicted: dict[str, Floats] = {}
 
     def build(self, before: dict[str, Any] | None) -> None:
         inputs, settings = self.inputs, self.settings
         shapes = inputs.train.shape, inputs.train_targets.shape
-        weights = count_weights(lambda: make_regressor(settings, *shapes, self.seed))
+        weights = count_weights(lambda: make_regressor(settings, *shapes, self.session.seed))
         kind = "dit" if isinstance(settings, DitSettings) else "mlp"
         check_memory(weights, inputs.train.shape, self.batch_size, self.device, f"probe {kind}")
         splits = {
@@ -277,7 +264,7 @@ class RegressorTraining(Training):
         }
         train = keep_in_memory(inputs.train, self.team.size)
         self.inputs = self.evaluation.inputs = replace(inputs, train=train, evaluated=splits)
-        self.network = make_regressor(settings, *shapes, self.seed).to(self.device)
+        self.network = make_regressor(settings, *shapes, self.session.seed).to(self.device)
         self.optimizer = adamw(self.network, settings.lr, settings.weight_decay)
         if before is not None:
             self.network.load_state_dict(before["network"])
@@ -288,7 +275,7 @@ class RegressorTraining(Training):
         row["train_loss"] = self.train_epoch(self.order.permutation(self.fit_rows))
         self.network.eval()
         self.predicted = self.evaluation.score(row, self._predict)
-        self.advance(len(self.held_rows))
+        self.session.advance(len(self.held_rows))
         if not all(math.isfinite(value) for value in row.values()):
             raise self._diverged("its predictions are not finite")
         return row

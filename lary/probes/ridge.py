@@ -10,8 +10,8 @@ tenth of the training split (protocol ``corrected``), and beside it on the repor
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 from functools import partial
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -20,29 +20,21 @@ from lary.probes.outcome import Floats, Ints, RegressionOutcome, Values
 from lary.probes.presets import ProbePreset
 from lary.probes.regress import Evaluation, RegressorInputs, check_regression, errors
 from lary.probes.sampling import split_training_rows
-from lary.probes.session import save_checkpoint
+from lary.probes.session import Session, save_checkpoint
 from lary.probes.sources import CHUNK, read_finite
 from lary.runtime import memory_bytes
-from lary.types import BenchmarkProtocol, LatentSource, Progress, UsageError
+from lary.types import LatentSource, UsageError
 
 RIDGE_SHARE = 0.6
 """Of this machine's memory that the features and their Gram matrix may take."""
 
 
-def fit_ridge(
-    inputs: RegressorInputs,
-    preset: ProbePreset,
-    *,
-    protocol: BenchmarkProtocol,
-    seed: int,
-    folder: Path | None,
-    progress: Progress | None,
-) -> RegressionOutcome:
+def fit_ridge(inputs: RegressorInputs, preset: ProbePreset, session: Session) -> RegressionOutcome:
     """Fit one model per penalty and return the predictions of the picked ones for every evaluated sample.
 
-    In the outcome an epoch is the number of a penalty, from 1. ``best_model.pth`` in `folder` holds ``coef``
-    (F, K * A), ``intercept`` (K * A), ``mean`` and ``std`` (F) of the reported one. `progress` advances by the size of
-    the training split for every penalty.
+    In the outcome an epoch is the number of a penalty, from 1. ``best_model.pth`` in the session's folder holds
+    ``coef`` (F, K * A), ``intercept`` (K * A), ``mean`` and ``std`` (F) of the reported one. The progress advances by
+    the size of the training split for every penalty.
 
     Raises:
         UsageError: the inputs don't fit together, nothing can be held out, or the features don't fit into memory.
@@ -53,7 +45,7 @@ def fit_ridge(
 
     settings = preset.ridge
     check_regression(inputs)
-    fit_rows, held_rows = split_training_rows(protocol, inputs.train_groups, seed=seed)
+    fit_rows, held_rows = split_training_rows(session.protocol, inputs.train_groups, seed=session.seed)
     size = math.prod(inputs.train.shape)
     _check_features(len(fit_rows), size)
     mean, std, features = read_features(inputs.train, fit_rows)
@@ -70,17 +62,15 @@ def fit_ridge(
         row |= errors("train", fitted, targets, settings.batch_size)
         values = evaluation.score(row, partial(_predict, linear, targets.shape[1:]))
         history.append(row)
-        if evaluation.consider(row, values) and folder is not None:
+        if evaluation.consider(row, values) and session.folder is not None:
             tensors = {name: torch.from_numpy(np.ascontiguousarray(value)) for name, value in linear.items()}
-            save_checkpoint(folder / "best_model.pth", tensors)
-        if progress:
-            progress.advance(len(inputs.train))
+            save_checkpoint(session.folder / "best_model.pth", tensors)
+        session.advance(len(inputs.train))
     warnings: tuple[str, ...] = ()
     if next(iter(evaluation.picks.values())).row["epoch"] == 1:  # the end of the range may not be the best there is
         warnings = (f"The smallest penalty of {len(history)} was picked: an even smaller one might do better.",)
-    return evaluation.outcome(
-        history, settings, warnings, preset=preset.name, protocol=protocol, seed=seed, device="cpu"
-    )
+    stated = replace(session, device="cpu").settings(settings, preset.name, (fit_rows, held_rows))
+    return evaluation.outcome(history, stated, warnings)
 
 
 def _predict(linear: dict[str, Values], shape: tuple[int, ...], source: LatentSource, rows: Ints) -> Floats:

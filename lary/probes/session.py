@@ -17,7 +17,7 @@ import sys
 import time
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import closing
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -30,7 +30,7 @@ from lary.configs import TrackerName
 from lary.files import atomic_write, digest, remove_torn
 from lary.probes.outcome import Ints
 from lary.runtime import log, setup_logging
-from lary.types import LaryError, UsageError
+from lary.types import BenchmarkProtocol, LaryError, Progress, UsageError
 
 MEMBER = "LARY_TEAM_MEMBER"
 """Environment variable of the processes that `launch` starts; its value is the kind of device."""
@@ -176,9 +176,10 @@ def _member(
     except LaryError as error:
         errors.put((isinstance(error, UsageError), str(error)))
         sys.exit(1)
-    finally:
-        if torch.distributed.is_initialized() and sys.exc_info()[0] is None:
-            torch.distributed.destroy_process_group()
+    if torch.distributed.is_initialized():
+        torch.distributed.destroy_process_group()
+    sys.stdout.flush()
+    os._exit(0)  # threads of gloo may abort the ordinary end of an interpreter
 
 
 def open_tracker(name: TrackerName, folder: Path, run: str, options: Mapping[str, Any]) -> Any:
@@ -225,36 +226,50 @@ def flat(row: Mapping[str, Any]) -> dict[str, float]:
     return found
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Session:
-    """Surroundings of a training.
+    """Surroundings of a training: protocol, seed, device, the folder for its files and its progress bar.
 
     `identity` names latents and options from outside; an empty one keeps no state to resume from. `resume` takes up the
     state of an interrupted training of the same identity. `tracker` is what `open_tracker` returns.
     """
 
+    protocol: BenchmarkProtocol
+    seed: int
+    device: str = "cpu"
+    folder: Path | None = None
+    progress: Progress | None = None
     identity: str = ""
     resume: bool = True
     tracker: Any = None
     team: Team = ALONE
 
+    def advance(self, count: int) -> None:
+        """Move the progress bar on by so many rows."""
+        if self.progress and count:
+            self.progress.advance(count)
 
-UNATTENDED = Session()
+    def settings(self, settings: Any, preset: str, rows: tuple[Ints, Ints], **more: Any) -> dict[str, Any]:
+        """The settings of a training as its outcome states them; `rows` to fit on and held out."""
+        own = {"preset": preset, "protocol": self.protocol, "seed": self.seed, "device": self.device}
+        counts = {"fit_samples": len(rows[0]), "held_out_samples": len(rows[1])}
+        return {**asdict(settings), **own, **more, **counts}
 
 
 class StateFile:
     """``training_state.pt`` in the folder of a run: read once, rewritten at ends of epochs, gone with the result.
 
-    The session's identity and `parts` name the training with everything that its numbers depend on; without an
+    The session and `parts` name the training with everything that its numbers depend on; without an
     identity no state is kept. A state of another training is removed before this one starts, so that it can't be taken
     up after this one has replaced the weights beside it. Of a team only the leading process touches the file; none
     goes on before all have read it.
     """
 
-    def __init__(self, folder: Path | None, session: Session, *parts: Any) -> None:
-        self._path = folder / STATE_FILE if folder is not None and session.identity else None
+    def __init__(self, session: Session, *parts: Any) -> None:
+        self._path = session.folder / STATE_FILE if session.folder is not None and session.identity else None
+        deciding = (session.protocol, session.seed, session.device.partition(":")[0], *parts)
         versions = (str(STATE_FORMAT), __version__, torch.__version__)
-        self._identity = digest(session.identity, *map(_digest_of, parts), *versions)
+        self._identity = digest(session.identity, *map(_digest_of, deciding), *versions)
         self._resume, self._team = session.resume, session.team
         self._random: dict[str, Any] = {}
         self._cost = 0.0

@@ -18,7 +18,7 @@ from lary.probes.outcome import Ints
 from lary.probes.session import Session, StateFile, flat
 from lary.probes.sources import AHEAD, read_batches
 from lary.runtime import memory_bytes
-from lary.types import LatentSource, Progress, UsageError
+from lary.types import LatentSource, UsageError
 
 VALUE = 4
 """Bytes of a float32."""
@@ -44,14 +44,11 @@ class Training(ABC):
     checkpoint: ClassVar[str]
     """Name of the file with the weights, which a state goes with."""
 
-    def __init__(
-        self, rows: tuple[Ints, Ints], epochs: int, batch_size: int, device: str, seed: int, session: Session,
-        folder: Path | None, progress: Progress | None,
-    ) -> None:  # fmt: skip
+    def __init__(self, session: Session, rows: tuple[Ints, Ints], epochs: int, batch_size: int) -> None:
+        self.session, self.team, self.device = session, session.team, session.device
         self.fit_rows, self.held_rows = rows
-        self.epochs, self.batch_size, self.device, self.seed = epochs, batch_size, device, seed
-        self.session, self.team, self.progress = session, session.team, progress
-        self.folder = folder if self.team.leads else None  # the leading process alone writes files
+        self.epochs, self.batch_size = epochs, batch_size
+        self.folder = session.folder if self.team.leads else None  # the leading process alone writes files
         self.per_epoch = math.ceil(len(self.fit_rows) / batch_size)
         self.total = self.per_epoch * epochs
         """Updates of all epochs."""
@@ -88,7 +85,8 @@ class Training(ABC):
         if before is not None:
             self.step, self.history = before["step"], before["history"]
             self.restore(before)
-            self.advance(skipped=len(self.history) * (len(self.fit_rows) + len(self.held_rows)))
+            if self.session.progress:
+                self.session.progress.skip(len(self.history) * (len(self.fit_rows) + len(self.held_rows)))
         if len(self.history) == self.epochs:  # nothing is left to train
             return
         self.build(before)
@@ -109,19 +107,12 @@ class Training(ABC):
         if self.session.tracker is not None and self.team.leads:
             self.session.tracker.log(flat(values), step=self.step)
 
-    def advance(self, count: int = 0, *, skipped: int = 0) -> None:
-        """Move the progress bar on, by rows that were worked on or that were completed before."""
-        if self.progress and count:
-            self.progress.advance(count)
-        if self.progress and skipped:
-            self.progress.skip(skipped)
-
     def batches(self, source: LatentSource, order: Ints) -> Iterator[tuple[Ints, Tensor, int]]:
         """The batches of an epoch as `read_batches` yields them; counts each as an update and its rows as progress."""
         for rows, tokens, count in read_batches(source, order, self.batch_size, self.device, self.team):
             self.step += 1
             yield rows, tokens, count
-            self.advance(count)
+            self.session.advance(count)
 
     @torch.no_grad()
     def predict(self, network: Callable[[Tensor], Tensor], source: LatentSource, rows: Ints) -> Tensor:

@@ -14,7 +14,6 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -51,6 +50,7 @@ NO_REVERSALS = {
     "pair": "no reversals: no pair of this split is there from b to a as well as from a to b",
 }
 """Why a split has no number, by its media."""
+ONE_STEP_PER_FRAME = "not measured: latents with one step per frame differ, add up and turn round by construction"
 
 Doubles = npt.NDArray[np.float64]
 Rows = npt.NDArray[np.int64]
@@ -76,148 +76,59 @@ class Scatter:
             self.mean += apart * (len(part) / total)
             self.count = total
 
-    def ranks(self) -> tuple[float, float]:
-        """Effective rank and participation ratio; zero where nothing varies."""
+    def ranks(self) -> dict[str, float]:
+        """Effective rank and participation ratio, zero where nothing varies, and the largest that there could be."""
         powers = np.linalg.eigvalsh(self.squares)
         powers = powers[powers > len(powers) * np.finfo(np.float64).eps * max(float(powers[-1]), 0.0)]
-        if not len(powers):
-            return 0.0, 0.0
         shares = np.sqrt(powers) / np.sqrt(powers).sum()
-        return float(np.exp(-(shares * np.log(shares)).sum())), float(powers.sum() ** 2 / np.square(powers).sum())
+        effective = float(np.exp(-(shares * np.log(shares)).sum())) if len(powers) else 0.0
+        ratio = float(powers.sum() ** 2 / np.square(powers).sum()) if len(powers) else 0.0
+        limit = min(len(self.mean), max(self.count - 1, 0))
+        return {"effective_rank": effective, "participation_ratio": ratio, "limit": limit}
 
 
-@dataclass(frozen=True)
-class Ranks:
-    """How many dimensions are in use, and how many there could be: the smaller of D and the rows minus one."""
-
-    effective: float
-    participation: float
-    limit: int
-
-
-@dataclass(frozen=True)
-class CodeUse:
-    """Use of a codebook over all samples, steps and tokens; `size` is None where the model's record doesn't have it."""
-
-    counts: Mapping[int, int]
-    size: int | None
-    perplexity: float
-    per_place: float
-
-    def text(self) -> str:
-        """The use of the codebook in a line."""
-        of = f" of {self.size} ({100 * len(self.counts) / self.size:.1f} %)" if self.size else ""
-        most = max(self.counts.values()) / sum(self.counts.values())
-        return (
-            f"{len(self.counts)}{of} used, perplexity {self.perplexity:.2f} ({self.per_place:.2f} at a single place), "
-            f"the most frequent takes {100 * most:.1f} %"
+def diagnosis_text(found: Mapping[str, Any]) -> str:
+    """A diagnosis as lines for a terminal."""
+    std, codes = np.array(found["channels"]["std"]), found["codes"]
+    shape = " x ".join(map(str, found["shape"]))
+    lines = [
+        f"{found['dataset']} {found['split']} with {found['model']} ({found['protocol']}): {found['samples']} samples "
+        f"of {found['groups']} episodes or videos, tokens {shape}",
+        f"  channels        {len(std)}, {len(found['channels']['dead'])} dead; mean "
+        f"{np.mean(found['channels']['mean']):.4g}, standard deviation "
+        f"{np.median(std):.4g} (median; {std.min():.4g} to {std.max():.4g})",
+    ]
+    for title, name, own in (
+        ("effective rank", "tokens", found["tokens"]),
+        ("", "mean tokens", found["samples_pooled"]),
+    ):
+        rank = f"{own['effective_rank']:.1f} of {own['limit']} of {name}"
+        lines.append(f"  {title:15} {rank}, participation ratio {own['participation_ratio']:.1f}")
+    use = "none: the model has no codebook, or the latents were stored without codes"
+    if codes is not None:
+        of = f" of {codes['size']} ({100 * codes['used'] / codes['size']:.1f} %)" if codes["size"] else ""
+        most = max(codes["counts"].values()) / sum(codes["counts"].values())
+        use = (
+            f"{codes['used']}{of} used, perplexity {codes['perplexity']:.2f} ({codes['perplexity_per_place']:.2f} at a "
+            f"single place), the most frequent takes {100 * most:.1f} %"
         )
-
-
-@dataclass(frozen=True)
-class Agreement:
-    """How near two latents are that should be equal: relative error and cosine, for the relation or its baseline."""
-
-    error: Metric
-    cosine: Metric
-
-
-@dataclass(frozen=True)
-class RelationFound:
-    """A relation on the split; `why` says in a sentence why there are no numbers, where there are none.
-
-    ``stored`` and ``centred`` (without the mean latent) each hold the relation, the baseline with partners shuffled,
-    and the difference of the two.
-    """
-
-    count: int
-    groups: int
-    stored: tuple[Agreement, ...] = ()
-    centred: tuple[Agreement, ...] = ()
-    why: str = ""
-
-    def as_json(self) -> dict[str, Any]:
-        """The relation as plain values."""
-        value: dict[str, Any] = {"relations": self.count, "groups": self.groups, "why_not": self.why or None}
-        for name, parts in (("as_stored", self.stored), ("centred", self.centred)):
-            if parts:
-                value[name] = {
-                    kind: {"relative_error": part.error.model_dump(), "cosine": part.cosine.model_dump()}
-                    for kind, part in zip(("relation", "shuffled", "difference"), parts, strict=True)
-                }
-        return value
-
-    def lines(self, name: str, what: str) -> list[str]:
-        """The numbers as lines for a terminal, or why there are none."""
-        if self.why or not self.stored:
-            return [f"  {name:15} {self.why or 'not measured: the latents are zero'}"]
-        lines = [f"  {name:15} {what}, {self.count} times in {self.groups} episodes or videos"]
+    lines.append(f"  {'codes':15} {use}")
+    for name, what in (("additivity", "z(a,b) + z(b,c) against z(a,c)"), ("reversibility", "z(a,b) against -z(b,a)")):
+        own = found[name]
+        if own["why_not"] or "as_stored" not in own:
+            lines.append(f"  {name:15} {own['why_not'] or 'not measured: the latents are zero'}")
+            continue
+        lines.append(f"  {name:15} {what}, {own['relations']} times in {own['groups']} episodes or videos")
         lines.append(f"  {'':17}{'':32}{'relative error':28}cosine")
-        for title, parts in (("as stored", self.stored), ("without the mean", self.centred)):
-            for kind, part in zip(("", ", shuffled", ", difference"), parts, strict=False):
-                lines.append(f"  {'':17}{title + kind:32}{part.error.text():28}{part.cosine.text()}")
-        return lines
+        for title, key in (("as stored", "as_stored"), ("without the mean", "centred")):
+            for kind, part in own.get(key, {}).items():
+                label = title if kind == "relation" else f"{title}, {kind}"
+                error, cosine = (Metric.model_validate(part[each]).text() for each in ("relative_error", "cosine"))
+                lines.append(f"  {'':17}{label:32}{error:28}{cosine}")
+    return "\n".join(lines)
 
 
-@dataclass(frozen=True)
-class Diagnosis:
-    """All diagnostics of one split."""
-
-    model: str
-    dataset: str
-    split: str
-    protocol: str
-    samples: int
-    groups: int
-    shape: tuple[int, ...]
-    mean: Doubles
-    std: Doubles
-    dead: tuple[int, ...]
-    tokens: Ranks
-    pooled: Ranks
-    codes: CodeUse | None
-    additivity: RelationFound
-    reversibility: RelationFound
-
-    def as_json(self) -> dict[str, Any]:
-        """The diagnosis as plain values; the channels one by one."""
-        codes = self.codes
-
-        def ranks(own: Ranks) -> dict[str, float]:
-            return {"effective_rank": own.effective, "participation_ratio": own.participation, "limit": own.limit}
-
-        return {
-            "format": 1, "model": self.model, "dataset": self.dataset, "split": self.split, "protocol": self.protocol,
-            "samples": self.samples, "groups": self.groups, "shape": list(self.shape),
-            "channels": {"mean": self.mean.tolist(), "std": self.std.tolist(), "dead": list(self.dead)},
-            "tokens": ranks(self.tokens), "samples_pooled": ranks(self.pooled),
-            "codes": None if codes is None else {
-                "size": codes.size, "used": len(codes.counts), "perplexity": codes.perplexity,
-                "perplexity_per_place": codes.per_place, "counts": {str(code): n for code, n in codes.counts.items()},
-            },
-            "additivity": self.additivity.as_json(), "reversibility": self.reversibility.as_json(),
-        }  # fmt: skip
-
-    def text(self) -> str:
-        """The diagnosis as lines for a terminal."""
-        std, shape = self.std, " x ".join(map(str, self.shape))
-        no_codes = "none: the model has no codebook, or the latents were stored without codes"
-        lines = [
-            f"{self.dataset} {self.split} with {self.model} ({self.protocol}): {self.samples} samples of "
-            f"{self.groups} episodes or videos, tokens {shape}",
-            f"  channels        {len(std)}, {len(self.dead)} dead; mean {self.mean.mean():.4g}, standard deviation "
-            f"{np.median(std):.4g} (median; {std.min():.4g} to {std.max():.4g})",
-        ]
-        for title, name, own in (("effective rank", "of tokens", self.tokens), ("", "of mean tokens", self.pooled)):
-            ratio = f"participation ratio {own.participation:.1f}"
-            lines.append(f"  {title:15} {own.effective:.1f} of {own.limit} {name}, {ratio}")
-        lines.append(f"  {'codes':15} {self.codes.text() if self.codes else no_codes}")
-        lines += self.additivity.lines("additivity", "z(a,b) + z(b,c) against z(a,c)")
-        lines += self.reversibility.lines("reversibility", "z(a,b) against -z(b,a)")
-        return "\n".join(lines)
-
-
-def diagnose_split(config: DiagnoseConfig, settings: Settings) -> tuple[Diagnosis, Path]:
+def diagnose_split(config: DiagnoseConfig, settings: Settings) -> tuple[dict[str, Any], Path]:
     """Diagnose the latents of a split and write the numbers as JSON; returns them and the file.
 
     Raises:
@@ -233,7 +144,7 @@ def diagnose_split(config: DiagnoseConfig, settings: Settings) -> tuple[Diagnosi
     ref = LatentsRef.of(config, split)
     found = diagnose_latents(open_latents(settings, ref), model, config)
     file = config.json or diagnosis_file(settings, ref)
-    write_json(file, found.as_json())
+    write_json(file, found)
     return found, file
 
 
@@ -242,8 +153,8 @@ def diagnosis_file(settings: Settings, ref: LatentsRef) -> Path:
     return settings.path("LARY_LOG_DIR") / "diagnostics" / ref.dataset / ref.split / f"{ref.tag}.json"
 
 
-def diagnose_latents(latents: SplitLatents, model: ModelSpec, config: DiagnoseConfig) -> Diagnosis:
-    """All diagnostics of latents that are open already. Raises as `diagnose_split`."""
+def diagnose_latents(latents: SplitLatents, model: ModelSpec, config: DiagnoseConfig) -> dict[str, Any]:
+    """All diagnostics of latents that are open already, as plain values. Raises as `diagnose_split`."""
     table, source = latents.table, latents.source
     rows = np.arange(len(table), dtype=np.int64)
     if config.rows is not None and config.rows < len(rows):
@@ -251,30 +162,26 @@ def diagnose_latents(latents: SplitLatents, model: ModelSpec, config: DiagnoseCo
     media, groups = [sample.media for sample in table], table.groups()
     tokens, pooled, mean, counts = read_through(latents, rows, config.batch_size)
     std = np.sqrt(np.diagonal(tokens.squares) / max(tokens.count, 1))
+    dead = np.flatnonzero(std < DEAD * np.maximum(1.0, np.abs(tokens.mean))).tolist()
     frames = len(table[0].frame_index) or len(table[0].media)
-    apart = len(source.shape) == 3 and source.shape[0] == frames  # one step per frame
+    apart = len(source.shape) == 3 and source.shape[0] == frames
     what = table.spec.media
 
-    def relation(rows: Rows, sides: Sides, missing: str) -> RelationFound:
+    def relation(rows: Rows, sides: Sides, missing: str) -> dict[str, Any]:
         own = [groups[row] for row in rows[:, -1]]
-        why = missing if not len(rows) else ""
-        if apart and not why:
-            why = "not measured: latents with one step per frame differ, add up and turn round by construction"
-        if why:
-            return RelationFound(len(rows), len(set(own)), why=why)
-        return measure_relation(rows, sides, latents, mean, own, config)
+        why = missing if not len(rows) else ONE_STEP_PER_FRAME if apart else None
+        found = {} if why else measure_relation(rows, sides, latents, mean, own, config)
+        return {"relations": len(rows), "groups": len(set(own)), "why_not": why, **found}
 
-    return Diagnosis(
-        model=model.name, dataset=table.spec.name, split=table.split, protocol=config.protocol,
-        samples=len(rows), groups=len({groups[row] for row in rows}), shape=tuple(source.shape),
-        mean=tokens.mean, std=std,
-        dead=tuple(int(channel) for channel in np.flatnonzero(std < DEAD * np.maximum(1.0, np.abs(tokens.mean)))),
-        tokens=Ranks(*tokens.ranks(), min(source.shape[-1], max(tokens.count - 1, 0))),
-        pooled=Ranks(*pooled.ranks(), min(source.shape[-1], max(pooled.count - 1, 0))),
-        codes=code_use(counts, model.codebook),
-        additivity=relation(find_triples(media, config.relations, config.seed), additive, NO_TRIPLES[what]),
-        reversibility=relation(find_reversals(media, config.relations, config.seed), reversible, NO_REVERSALS[what]),
-    )  # fmt: skip
+    return {
+        "format": 1, "model": model.name, "dataset": table.spec.name, "split": table.split,
+        "protocol": config.protocol, "samples": len(rows), "groups": len({groups[row] for row in rows}),
+        "shape": list(source.shape),
+        "channels": {"mean": tokens.mean.tolist(), "std": std.tolist(), "dead": dead},
+        "tokens": tokens.ranks(), "samples_pooled": pooled.ranks(), "codes": code_use(counts, model.codebook),
+        "additivity": relation(find_triples(media, config.relations, config.seed), additive, NO_TRIPLES[what]),
+        "reversibility": relation(find_reversals(media, config.relations, config.seed), reversible, NO_REVERSALS[what]),
+    }  # fmt: skip
 
 
 def read_through(
@@ -313,14 +220,20 @@ def add_counts(counts: dict[int, Rows], codes: Rows) -> None:
         counts[code] = counts.get(code, 0) + (codes == code).sum(axis=0).astype(np.int64)
 
 
-def code_use(counts: Mapping[int, Rows] | None, size: int | None) -> CodeUse | None:
-    """Use of the codebook from counts by place; None without codes."""
+def code_use(counts: Mapping[int, Rows] | None, size: int | None) -> dict[str, Any] | None:
+    """Use of a codebook over all samples, steps and tokens, from counts by place; None without codes.
+
+    `size` is None where the model's record doesn't have it.
+    """
     if not counts:
         return None
     table = np.stack([counts[code] for code in sorted(counts)]).astype(np.float64)
-    totals = {code: int(counts[code].sum()) for code in sorted(counts)}
-    whole = float(perplexity((table.sum(axis=1) / table.sum())[:, None])[0])
-    return CodeUse(totals, size, whole, float(perplexity(table / table.sum(axis=0)).mean()))
+    whole = (table.sum(axis=1) / table.sum())[:, None]
+    return {
+        "size": size, "used": len(counts), "perplexity": float(perplexity(whole)[0]),
+        "perplexity_per_place": float(perplexity(table / table.sum(axis=0)).mean()),
+        "counts": {str(code): int(counts[code].sum()) for code in sorted(counts)},
+    }  # fmt: skip
 
 
 def perplexity(shares: Doubles) -> Doubles:
@@ -408,8 +321,12 @@ def reversible(latents: Sequence[Doubles]) -> tuple[Doubles, Doubles]:
 
 def measure_relation(
     relations: Rows, sides: Sides, latents: SplitLatents, mean: Doubles, groups: Sequence[str], config: DiagnoseConfig
-) -> RelationFound:
-    """Compare both sides of a relation with each other, and with the other side of another relation."""
+) -> dict[str, Any]:
+    """Compare both sides of a relation with each other, and with the other side of another relation.
+
+    Relative error and cosine of the relation, of the baseline with partners shuffled, and the difference of the two; as
+    stored, and without the mean latent. None where latents have no length.
+    """
     source = latents.source
     partner = np.random.default_rng(config.seed).permutation(len(relations))
     shifted = np.empty_like(partner)
@@ -420,13 +337,14 @@ def measure_relation(
             [source.read(relations[rows, place]).astype(np.float64) for place in range(relations.shape[1])]
             for rows in (part, shifted[part])
         )
-        for origin, table in zip((np.float64(0), mean), tables, strict=True):
+        for origin, table in zip((np.zeros(()), mean), tables, strict=True):
             left, right = sides([each - origin for each in own])
             _, wrong = sides([each - origin for each in others])
             table.append(np.hstack([nearness(left, right), nearness(left, wrong)]))
     clusters = stats.cluster_index(groups, config.seed)
-    stored, centred = (agreements(np.concatenate(table), clusters, config.seed) for table in tables)
-    return RelationFound(len(relations), len(set(groups)), stored, centred)
+    found = {name: agreements(np.concatenate(table), clusters, config.seed)
+             for name, table in zip(("as_stored", "centred"), tables, strict=True)}  # fmt: skip
+    return {name: own for name, own in found.items() if own}
 
 
 def nearness(left: Doubles, right: Doubles) -> Doubles:
@@ -450,13 +368,16 @@ def errors_and_cosines(totals: Doubles) -> Doubles:
     return found
 
 
-def agreements(table: Doubles, clusters: Rows, seed: int) -> tuple[Agreement, ...]:
+def agreements(table: Doubles, clusters: Rows, seed: int) -> dict[str, dict[str, Any]]:
     """Relation, baseline and difference with intervals over clusters; none where latents have no length."""
     sums = stats.cluster_sums(table, clusters)
     if not (sums[:, 1].sum() and sums[:, 5].sum()):
-        return ()
+        return {}
     found = stats.bootstrap(sums, errors_and_cosines, seed=seed)
-    return tuple(
-        Agreement(metric(found, 2 * index, "none", higher=False), metric(found, 2 * index + 1, "none"))
-        for index in range(3)
-    )
+    return {
+        kind: {
+            "relative_error": metric(found, 2 * index, "none", higher=False).model_dump(),
+            "cosine": metric(found, 2 * index + 1, "none").model_dump(),
+        }
+        for index, kind in enumerate(("relation", "shuffled", "difference"))
+    }

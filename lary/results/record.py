@@ -58,7 +58,7 @@ class Metric(Strict):
         return f"{value} [{low}, {high}]" if low and high else value
 
 
-class SplitSize(Strict):
+class SplitFacts(Strict):
     """Size of one split."""
 
     rows: int = Field(description="Samples that were used.")
@@ -72,7 +72,7 @@ class DatasetFacts(Strict):
     title: str = Field("", description="Name of the data set in the paper's tables.")
     revision: str = Field("", description="Revision of the data set's record.")
     tables: dict[str, str] = Field({}, description="Digest of each split's table, by split.")
-    splits: dict[str, SplitSize] = Field({}, description="Size of each split, by split name.")
+    splits: dict[str, SplitFacts] = Field({}, description="Size of each split, by split name.")
     stride: int | None = Field(None, description="Frames between source and target image.")
     units: tuple[str, ...] = Field((), description="Physical unit of each action dimension.")
     split_set: str = Field("", description="Named splits, such as by-episode; empty for the published ones.")
@@ -187,7 +187,7 @@ class Control(Strict):
 
 
 class Margin(Strict):
-    """How this run stands against another one on the same samples, such as one of its controls."""
+    """How this run compares with another one on the same samples, such as one of its controls."""
 
     name: str = Field(description="What the other run is, in words.")
     value: float = Field(description="Headline metric of the other run.")
@@ -312,7 +312,7 @@ class EvalResult(RunFacts):
 
     @property
     def is_control(self) -> bool:
-        """Whether this run was made to be held against another one, such as one on shuffled targets."""
+        """Whether this run was made for others to be compared with, such as one on shuffled targets."""
         return self.control is not None or self.project is not None or self.model.revision == RANDOM
 
     @property
@@ -328,7 +328,7 @@ def json_schema() -> dict[str, Any]:
 
 
 def schema_text() -> str:
-    """The schema as the file that stands in the documentation."""
+    """The schema as the file in the documentation."""
     return json.dumps(json_schema(), indent=1, ensure_ascii=False) + "\n"
 
 

@@ -34,7 +34,7 @@ METRIC_NAMES = {
     "top1": "Top-1", "top5": "Top-5", "macro_recall": "Mean recall", "macro_f1": "Macro F1", "seen_mse": "MSE",
     "seen_r2": "R²", "unseen_mse": "MSE, unseen", "unseen_r2": "R², unseen",
 }  # fmt: skip
-READINGS = {"": "", "even": "not told apart", "better": "a clear gain", "worse": "clearly worse"}
+READINGS = {"": "", "even": "no clear difference", "better": "a clear gain", "worse": "clearly worse"}
 
 Broken = tuple[Path, str]
 

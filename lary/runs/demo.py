@@ -7,7 +7,7 @@ import time
 from pathlib import Path
 
 from lary.configs import ExtractConfig
-from lary.data.configs import DemoConfig
+from lary.data.configs import DemoConfig, SimulateConfig
 from lary.data.spec import DATASETS, DatasetSpec
 from lary.models.spec import MODELS, ModelSpec, locate_weights
 from lary.results.record import EvalResult
@@ -17,7 +17,7 @@ from lary.runs.probe import ProbeRun, run_probe
 from lary.runs.run import config_for
 from lary.runtime import log
 from lary.settings import CONFIG_NAME, NAMES, Settings, load_settings
-from lary.simulate import SimulateConfig, simulate
+from lary.simulate import simulate
 from lary.types import UsageError
 
 PRESET = "demo"
@@ -31,7 +31,7 @@ def run_demo(config: DemoConfig) -> int:
         UsageError: the folder holds a demo with other options, or MuJoCo isn't installed.
     """
     started = time.monotonic()
-    simulate(SimulateConfig(config.out, config.seed, config.pairs, config.clips, config.size))
+    simulate(config.out, SimulateConfig(seed=config.seed, pairs=config.pairs, clips=config.clips, size=config.size))
     settings = demo_settings(config.out)
     models = demo_models(settings)
     extracted = failed = 0

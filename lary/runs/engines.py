@@ -27,12 +27,12 @@ from lary.types import LaryError
 
 TRIES = 3
 """How often a unit is given out whose process dies."""
-SECONDS_BETWEEN_LOOKS = 0.5
+SECONDS_PER_CHECK = 0.5
 SECONDS_TO_END = 10.0
 
 
 class StopRequest:
-    """Ctrl-C once: end after the units in hand. Twice: at once."""
+    """A first Ctrl-C ends the run after the current units, a second one at once."""
 
     def __init__(self) -> None:
         self.asked = False
@@ -54,7 +54,7 @@ class StopRequest:
         if self.asked:
             raise KeyboardInterrupt
         self.asked = True
-        log.warning("finishing the unit of rows in hand; press Ctrl-C again to stop at once")
+        log.warning("finishing the current unit of rows; press Ctrl-C again to stop at once")
 
 
 def run_here(
@@ -96,7 +96,7 @@ def run_processes(
             if stop.asked:
                 halt.set()
                 waiting.clear()
-            ready = set(wait([helper.connection for helper in helpers], SECONDS_BETWEEN_LOOKS))
+            ready = set(wait([helper.connection for helper in helpers], SECONDS_PER_CHECK))
             for helper in [helper for helper in helpers if helper.connection in ready]:
                 try:
                     message, content = helper.connection.recv()

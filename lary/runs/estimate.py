@@ -17,7 +17,7 @@ from lary.settings import Settings
 from lary.types import Failure
 
 SECONDS = 10.0
-"""How long to measure, at most; the batch in hand is finished."""
+"""How long to measure, at most; the current batch is finished."""
 BATCHES = 16
 
 
@@ -44,7 +44,7 @@ class Estimate:
 
     @property
     def fits(self) -> bool:
-        """Whether the disk has room."""
+        """Whether the disk has the free space."""
         return self.bytes_to_write <= self.bytes_free
 
     def text(self) -> str:
@@ -93,7 +93,7 @@ class Measurement:
 
 def measure(run: Run, missing: Sequence[int]) -> Measurement:
     """Read, encode and write some rows, spread over the missing ones, into a folder that is removed again."""
-    # On a CPU rows go one by one anyway, and a slow model is told after a few of them.
+    # On a CPU rows go one by one anyway, and a few of them are enough for a slow model.
     config = run.job.config if run.devices[0] != "cpu" else replace(run.job.config, batch_size=1)
     size = config.batch_size
     chosen = missing[:: max(1, len(missing) // (BATCHES * size))][: BATCHES * size]

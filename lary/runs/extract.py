@@ -35,7 +35,7 @@ if TYPE_CHECKING:
 MODES: dict[Mode, Media] = {"image": "pair", "video": "clip"}
 FAILURES = "failures.csv"
 TIMING = "extraction.json"
-ROWS_LOOKED_AT = 10_000
+ROWS_CHECKED = 10_000
 """Of a long table before the work starts; what is missing behind them shows when it is read."""
 
 
@@ -162,9 +162,9 @@ def work(run: Run, store: LatentStore, pending: Sequence[int]) -> list[UnitRepor
     reports = []
     with StopRequest() as stop, progress(len(pending), run.title) as bar:
         if not local:
-            from lary.runs.ray_engine import run_on_ray
+            from lary.runs.ray import extract_on_ray
 
-            found = run_on_ray(job, units, stop, bar.advance)
+            found = extract_on_ray(job, units, stop, bar.advance)
         elif len(devices) > 1:
             found = run_processes(job, units, devices, stop, bar.advance)
         else:
@@ -181,7 +181,7 @@ def unfinished(run: Run, left: int) -> LaryError:
         return LaryError(f"{rest}, so there is no table yet: run the same command without --retry-failed.")
     own = Path(sys.argv[0]).name in ("lary", "cli.py")
     again = shlex.join(["lary", *sys.argv[1:]]) if own else "the same command again"
-    return Interrupted(f"Stopped: {rest}. Everything up to here is kept; go on with {again}")
+    return Interrupted(f"Stopped: {rest}. Everything up to here is kept; resume with {again}")
 
 
 def failed_rows(folder: Path, missing: Sequence[int]) -> list[int]:
@@ -258,7 +258,7 @@ def as_before(folder: Path, identity: StoreIdentity) -> StoreIdentity:
 
 def warn_about_media(table: SampleTable, pending: Sequence[int]) -> None:
     """Name the first missing files before the work starts. Raises LaryError if no file is there at all."""
-    pending = pending[:ROWS_LOOKED_AT]
+    pending = pending[:ROWS_CHECKED]
     absent = table.missing_media(pending)
     if not absent:
         return
@@ -268,7 +268,7 @@ def warn_about_media(table: SampleTable, pending: Sequence[int]) -> None:
             f"None of the {len(absent)} media files of {table.path} exist; the first are\n  {listed}\n"
             f"Check DATA_DIR; this split's files are expected under {table.root}."
         )
-    among = f" of the first {ROWS_LOOKED_AT} rows" if len(pending) == ROWS_LOOKED_AT else ""
+    among = f" of the first {ROWS_CHECKED} rows" if len(pending) == ROWS_CHECKED else ""
     log.warning(
         "%d media files%s are missing; their rows will be skipped. The first are\n  %s", len(absent), among, listed
     )

@@ -26,7 +26,7 @@ from lary.results.record import (
     NamedDigest,
     Provenance,
     RunFacts,
-    SplitSize,
+    SplitFacts,
     read_result,
     run_identity,
 )
@@ -81,7 +81,7 @@ def run_probe(config: ProbeConfig, settings: Settings) -> ProbeRun:
         UsageError: contradicting options, missing latents or statistics, or a folder with the result of another run.
         LaryError: unreadable latents or actions, or a training that diverged.
     """
-    from lary.probes.session import UNATTENDED, is_member, launch
+    from lary.probes.session import is_member, launch
 
     check_options(config)
     dataset = DATASETS.get(config.dataset)
@@ -93,7 +93,7 @@ def run_probe(config: ProbeConfig, settings: Settings) -> ProbeRun:
         return ProbeRun(folder, found, new=False)
     devices = [] if is_member() else pick_devices(config.gpus, config.device, every=task.trained)
     if len(devices) > 1 and task.trained:
-        log.info("one process on each of %s; --gpus %s takes one", ", ".join(devices), devices[0].partition(":")[2])
+        log.info("one process on each of %s; --gpus 0 takes one device", ", ".join(devices))
         launch(_member, (config, settings, loaded_plugins()), devices)
         return ProbeRun(folder, read_result(folder / FILE_NAME), new=True)
     place, started = Place.of(devices), time.monotonic()
@@ -105,9 +105,8 @@ def run_probe(config: ProbeConfig, settings: Settings) -> ProbeRun:
         with place.progress(total, f"probe {dataset.name} {config.model}") as bar:
             for seed in seeds:
                 own = run.work if seed == seeds[0] else run.work / f"seed_{seed}"
-                around = place.session(config, identity, seed, own, folder.name)
-                with around if task.trained else nullcontext(UNATTENDED) as session:
-                    outcomes.append(task.train(splits, seed, own, place.device, bar, session))
+                with place.session(config, identity, seed, own, folder.name, bar, task.trained) as session:
+                    outcomes.append(task.train(splits, session))
         place.team.leave()
         seconds = time.monotonic() - started
         files = task.write(run, outcomes, splits)
@@ -138,7 +137,6 @@ class Place:
         from lary.probes.session import ALONE, join
 
         if devices:
-            log.info("the probe runs on %s", devices[0])
             return cls(devices[0], ALONE)
         team, device = join()
         return cls(device, team)
@@ -150,7 +148,8 @@ class Place:
             yield bar
 
     @contextmanager
-    def session(self, config: ProbeConfig, identity: str, seed: int, folder: Path, title: str) -> Iterator[Session]:
+    def session(self, config: ProbeConfig, identity: str, seed: int, folder: Path, title: str, bar: Progress | None,
+                tracked: bool) -> Iterator[Session]:  # fmt: skip
         """Surroundings of the training of one seed, whose files go to `folder`; trackers show it as `title`.
 
         Raises:
@@ -163,9 +162,13 @@ class Place:
         tracker = None
         if self.team.leads:
             check_writable(folder)
-            tracker = open_tracker(config.tracker, folder, f"{config.dataset} {title} seed {seed}", options)
+            name = config.tracker if tracked else "none"
+            tracker = open_tracker(name, folder, f"{config.dataset} {title} seed {seed}", options)
         try:
-            yield Session(identity, config.resume, tracker, self.team)
+            yield Session(
+                protocol=config.protocol, seed=seed, device=self.device, folder=folder, progress=bar,
+                identity=identity, resume=config.resume, tracker=tracker, team=self.team,
+            )  # fmt: skip
         finally:
             if tracker is not None:
                 tracker.finish()
@@ -241,7 +244,7 @@ def run_facts(
             units=getattr(dataset.target, "units", ()), split_set=config.splits or "",
             tables={split.table.split: split.table.digest for split in splits.values()},
             splits={
-                split.table.split: SplitSize(rows=len(split.table), groups=len(set(split.table.groups())))
+                split.table.split: SplitFacts(rows=len(split.table), groups=len(set(split.table.groups())))
                 for split in splits.values()
             },
         ),

@@ -11,7 +11,7 @@ import math
 import re
 import traceback
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
 from typing import Any
 
@@ -21,13 +21,13 @@ from lary.files import read_yaml
 from lary.latents.pipeline import Interrupted
 from lary.models.spec import MODELS, with_latent
 from lary.probes.presets import PRESETS
-from lary.registry import suggest
+from lary.registry import load_plugin, suggest
 from lary.results.record import FILE_NAME, EvalResult
 from lary.runs.demo import demo_table
 from lary.runs.options import make_options
 from lary.runs.probe import run_folder
 from lary.runs.run import probe_config, run
-from lary.runtime import log
+from lary.runtime import log, setup_logging
 from lary.settings import Settings, load_settings
 from lary.types import LaryError, UsageError
 
@@ -97,9 +97,7 @@ def run_sweep(file: Path, config: SweepConfig, settings: Settings, *, plugins: t
     if config.dry_run:
         return 0
     if config.engine == "ray":
-        from lary.runs.sweep_ray import run_on_ray
-
-        found = run_on_ray(plan, config, settings, plugins)
+        found = on_ray(plan, config, settings, plugins)
     else:
         found = (do(each, settings, plugins) for each in plan)
     done = []
@@ -123,6 +121,29 @@ def do(planned: Planned, settings: Settings, plugins: tuple[Path, ...]) -> Done:
         log.debug("%s", traceback.format_exc())
         return Done(planned.number, None, f"{type(error).__name__}: {error}")
     return Done(planned.number, report.probe.result, problems=report.failures, new=report.probe.new)
+
+
+def on_ray(
+    plan: Sequence[Planned], config: SweepConfig, settings: Settings, plugins: tuple[Path, ...]
+) -> Iterator[Done]:
+    """Do the runs on a Ray cluster; those that share latents are one task, one after the other."""
+    from lary.runs.ray import tasks_on_ray
+
+    for group, found in tasks_on_ray(do_group, groups_of(plan), config, settings, plugins):
+        if isinstance(found, str):
+            found = [Done(each.number, None, f"its task failed: {found}") for each in group]
+        yield from found
+
+
+def do_group(
+    group: Sequence[Planned], values: dict[str, str], plugins: tuple[Path, ...], gpus: str | None
+) -> list[Done]:
+    """Do the runs of one group in a process of its own, on the GPUs that it was given."""
+    setup_logging()
+    for plugin in plugins:
+        load_plugin(plugin)
+    settings = load_settings(values, environment={})
+    return [do(replace(each, config=replace(each.config, gpus=gpus)), settings, plugins) for each in group]
 
 
 # The file

@@ -35,7 +35,7 @@ from lary.runs.extract import FAILURES, check_mode, check_stride
 from lary.runs.inputs import ProbeConfig, frame_of, seeds_of, shown
 from lary.runtime import log
 from lary.settings import Settings
-from lary.types import Failure, LaryError, MediaError, Progress, UsageError
+from lary.types import Failure, LaryError, MediaError, UsageError
 
 if TYPE_CHECKING:
     from lary.probes.session import Session
@@ -57,8 +57,7 @@ class Task(Generic[Outcome]):
     def prepare(self, splits: dict[str, SplitLatents], settings: Settings) -> None:
         """Read the targets of the splits; rows without a target are taken out of `splits`."""
 
-    def train(self, splits: Mapping[str, SplitLatents], seed: int, folder: Path, device: str, bar: Progress | None,
-              session: Session) -> Outcome:  # fmt: skip
+    def train(self, splits: Mapping[str, SplitLatents], session: Session) -> Outcome:
         """Train and score the probe of one seed."""
         raise NotImplementedError
 
@@ -92,12 +91,11 @@ class ClassTask(Task[ClassificationOutcome]):
                 "option out."
             )
 
-    def train(self, splits: Mapping[str, SplitLatents], seed: int, folder: Path, device: str, bar: Progress | None,
-              session: Session) -> ClassificationOutcome:  # fmt: skip
+    def train(self, splits: Mapping[str, SplitLatents], session: Session) -> ClassificationOutcome:
         """Train all heads of one seed."""
         from lary.probes.classify import ClassifierInputs, train_classifier
 
-        config, train, validation = self.config, splits["train"], splits["seen"]
+        config, train, validation, seed = self.config, splits["train"], splits["seen"], session.seed
         labels = train.table.labels()
         inputs = ClassifierInputs(
             train=shown(train, config, seed, training=True),
@@ -106,8 +104,8 @@ class ClassTask(Task[ClassificationOutcome]):
             samples=columns(validation), classes=self.classes,
         )  # fmt: skip
         return train_classifier(
-            inputs, self.preset, protocol=config.protocol, device=device, seed=seed, folder=folder, progress=bar,
-            epochs=config.epochs, batch_size=config.probe_batch_size, precision=config.precision, session=session,
+            inputs, self.preset, session, epochs=config.epochs, batch_size=config.probe_batch_size,
+            precision=config.precision,
         )  # fmt: skip
 
     def write(
@@ -172,12 +170,11 @@ class ActionTask(Task[RegressionOutcome]):
         kept = Targets(targets.values[rows], targets.mean[rows], targets.std[rows], ())
         return split.take(rows.tolist()), kept
 
-    def train(self, splits: Mapping[str, SplitLatents], seed: int, folder: Path, device: str, bar: Progress | None,
-              session: Session) -> RegressionOutcome:  # fmt: skip
+    def train(self, splits: Mapping[str, SplitLatents], session: Session) -> RegressionOutcome:
         """Train or fit the probe of one seed."""
         from lary.probes.regress import EvaluatedSplit, RegressorInputs
 
-        config, train, values = self.config, splits["train"], self.targets["train"].values
+        config, train, values, seed = self.config, splits["train"], self.targets["train"].values, session.seed
         evaluated = {
             role: EvaluatedSplit(
                 shown(split, config, seed, training=False), self.targets[role].values, columns(split),
@@ -194,13 +191,12 @@ class ActionTask(Task[RegressionOutcome]):
         if config.model_type == "ridge":
             from lary.probes.ridge import fit_ridge
 
-            return fit_ridge(inputs, self.preset, protocol=config.protocol, seed=seed, folder=folder, progress=bar)
+            return fit_ridge(inputs, self.preset, session)
         from lary.probes.regress import train_regressor
 
         return train_regressor(
-            inputs, self.preset, protocol=config.protocol, device=device, seed=seed, folder=folder, progress=bar,
-            epochs=config.epochs, batch_size=config.probe_batch_size, probe=config.model_type,
-            sampler_steps=config.sampler_steps, session=session,
+            inputs, self.preset, session, epochs=config.epochs, batch_size=config.probe_batch_size,
+            probe=config.model_type, sampler_steps=config.sampler_steps,
         )  # fmt: skip
 
     def write(

@@ -149,7 +149,7 @@ IMAGES: Defects = {
 ARRAYS: Defects = {
     "empty.npy": (lambda path: path.write_bytes(b""), "can't be read"),
     "torn.npy": (changed(array(5, 7), lambda data: data[:-30]), "ends early"),
-    "objects.npy": (lambda path: np.save(path, np.array([{}, 1], dtype=object)), "Object arrays"),
+    "objects.npy": (lambda path: np.save(path, np.array([{}, 1], dtype=object)), "pickled objects"),
     "shape.npy": (array(7, 5), "(7, 5), expected (5, 7)"),
     "nan.npy": (lambda path: np.save(path, chunk() * np.nan), "NaN"),
     "words.npy": (lambda path: np.save(path, np.array(["a", "b"])), "no array of numbers"),

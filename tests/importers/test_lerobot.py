@@ -141,6 +141,9 @@ def test_what_is_no_lerobot_data_set(tmp_path: Path) -> None:
     for version in ("v1.6", "v4.0", None):
         (meta / "info.json").write_text(json.dumps({"codebase_version": version, "fps": 10}))
         assert "version" in run(tmp_path, code=2)
+    for fps in (0, "fast", None):
+        (meta / "info.json").write_text(json.dumps({"codebase_version": "v2.1", "fps": fps, "features": {}}))
+        assert "wrong at 'fps'" in run(tmp_path, code=1)
 
 
 @pytest.mark.parametrize("template", ["../{episode_index}.parquet", "/etc/passwd", "{video_key.__class__}", "{other}"])

@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 
 from lary.data import clips, splits, statistics, verify
-from lary.data.configs import CheckConfig
+from lary.data.configs import CheckConfig, RelativeConfig, SplitConfig
 from lary.data.spec import DATASETS
 from tests.helpers import settings_of
 from tests.parity import fill
@@ -66,7 +66,7 @@ def test_robot_statistics(name: str, tmp_path: Path) -> None:
             save(place, drawn(row["draw"], row["shape"], row["then"]))
     cells = [{"robot_type": row["robot_type"] or "", "action": row["action"]} for row in rows]
     table = write_csv(tmp_path / "table.csv", cells)
-    report = statistics.write_statistics(spec, table, root, workers=2)
+    report = statistics.measure_table(spec, table, root, workers=2)
     found, expected = json.loads(report.out.read_text()), case.about["output"]
     assert report.out == root / str(spec.actions.normalisation.stats_file)
     for key in ("dataset", "action_mode", "action_dim", "missing_actions", "missing_action_examples"):
@@ -88,10 +88,8 @@ def test_relative_actions(name: str, tmp_path: Path) -> None:
             draw = entry["draw"].replace("<row>", str(number))
             save(folder / with_actions(row["action"]), drawn(draw, entry["shape"], entry["then"]))
         tables.append(write_csv(tmp_path / "tables" / file, entry["rows"]))
-    request = statistics.RelativeRequest(
-        spec=spec, tables=tuple(tables), input_root=tmp_path, output_root=tmp_path, workers=2
-    )
-    first, second = statistics.write_relative(request), statistics.write_relative(request)
+    config = RelativeConfig(dataset=spec.name, csv=tuple(tables), workers=2)
+    first, second = (statistics.write_relative(config, settings_of(tmp_path, DATA_DIR=tmp_path)) for _ in range(2))
     assert [[each.written, each.skipped] for each in second.tables] == case.about["second_run_written_skipped"]
     assert [each.written for each in first.tables] == [len(entry["rows"]) for entry in case.about["input"].values()]
     made = [path.relative_to(tmp_path).as_posix() for path in (tmp_path / "regression_relative").rglob("*.*")]
@@ -122,9 +120,7 @@ def test_split(name: str, tmp_path: Path) -> None:
         parts = splits.split_rows(len(labels), config["test_size"], strata, config["random_state"])
         for part, rows_of in zip(("train", "val"), parts, strict=True):
             case.check(f"{kind}/{part}", rows_of)
-    report = splits.write_split(
-        splits.SplitRequest(table=table, seed=config["random_state"], share=config["test_size"])
-    )
+    report = splits.write_split(table, SplitConfig(seed=config["random_state"], share=config["test_size"]))
     for part, path in (("train", report.train), ("val", report.val)):
         assert path.name == f"{part}_clips.csv"
         with path.open() as file:

@@ -12,8 +12,9 @@ import torch
 from lary.models.running import build
 from lary.models.spec import MODELS, ModelContext
 from lary.models.univla import BACKBONE, UNIVLA, WRAPPER, UniVLA
-from lary.nets.univla import UniVLAConfig, UniVLANetwork, training_shapes
+from lary.nets.univla import UniVLAConfig, UniVLANetwork
 from tests.parity.conftest import Case, load_case, model_cases
+from tests.parity.training_shapes import univla_training_shapes as training_shapes
 
 pytestmark = pytest.mark.timeout(1200)  # full sizes take minutes on a busy machine
 CASES = model_cases("univla")

@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
-from pathlib import Path
+from dataclasses import dataclass, fields, replace
 from typing import Any
 
 import numpy as np
@@ -15,6 +14,7 @@ from lary.probes.outcome import ClassificationOutcome, RegressionOutcome, Sample
 from lary.probes.presets import ClassifierSettings, DitSettings, HeadSettings, ProbePreset, RegressorSettings
 from lary.probes.regress import EvaluatedSplit, RegressorInputs, train_regressor
 from lary.probes.ridge import fit_ridge
+from lary.probes.session import Session
 
 CLASSES = ("close", "open", "pull", "push")
 KINDS = ("classify", "mlp", "dit")
@@ -98,9 +98,16 @@ def reshaped(inputs: ClassifierInputs, *shape: int, dtype: str = "float32") -> C
     return replace(inputs, train=train, validation=validation)
 
 
+def session_of(options: dict[str, Any]) -> Session:
+    """A session of those options that it has, taken out of `options`."""
+    names = [field.name for field in fields(Session) if field.name in options]
+    return Session(**{"protocol": "corrected", "seed": 42, **{name: options.pop(name) for name in names}})
+
+
 def classify(inputs: ClassifierInputs, preset: ProbePreset = TINY, **options: Any) -> ClassificationOutcome:
-    given = {"protocol": "corrected", "device": "cpu", "seed": 0, "folder": None, "progress": None, **options}
-    return train_classifier(inputs, preset, **given)
+    """Train the classification probe; options are those of a session and of the training."""
+    session = session_of(options)
+    return train_classifier(inputs, preset, session, **options)
 
 
 def regressor_inputs(noise: float = 0.05, train: int = 120, count: int = 40) -> RegressorInputs:
@@ -120,12 +127,13 @@ def regressor_inputs(noise: float = 0.05, train: int = 120, count: int = 40) -> 
 
 
 def regress(inputs: RegressorInputs, preset: ProbePreset = TINY, **options: Any) -> RegressionOutcome:
-    given = {"protocol": "corrected", "device": "cpu", "seed": 42, "folder": None, "progress": None, **options}
-    return train_regressor(inputs, preset, **given)
+    """Train a regression probe; options are those of a session and of the training."""
+    session = session_of(options)
+    return train_regressor(inputs, preset, session, **options)
 
 
-def ridge(inputs: RegressorInputs, folder: Path | None = None, protocol: str = "corrected") -> RegressionOutcome:
-    return fit_ridge(inputs, TINY, protocol=protocol, seed=1, folder=folder, progress=None)  # type: ignore[arg-type]
+def ridge(inputs: RegressorInputs, **options: Any) -> RegressionOutcome:
+    return fit_ridge(inputs, TINY, session_of(options))
 
 
 def train(kind: str, **options: Any) -> Outcome:

@@ -17,7 +17,7 @@ from tests.probes.made import InMemory, regressor_inputs, ridge
 
 def test_a_linear_map_is_read_down_to_its_noise(tmp_path: Path) -> None:
     inputs = regressor_inputs(noise=0.05)
-    outcome = ridge(inputs, tmp_path)
+    outcome = ridge(inputs, folder=tmp_path)
     for split in outcome.splits.values():
         assert 0.05**2 * 0.5 < mse(split.selections["held_out"].values, split.targets) < 0.05**2 * 2
     saved = {key: value.numpy() for key, value in torch.load(tmp_path / "best_model.pth", weights_only=True).items()}

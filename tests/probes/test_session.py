@@ -34,7 +34,6 @@ KILLED = """
 import os, signal, sys
 from pathlib import Path
 import numpy as np, torch
-from lary.probes.session import Session
 from tests.probes.made import numbers, train
 torch.set_num_threads(1)
 kind, folder, left = sys.argv[1], Path(sys.argv[2]), int(sys.argv[3])
@@ -45,7 +44,7 @@ def step(name, arguments):
         if not left:
             os.kill(os.getpid(), signal.SIGKILL)
 sys.addaudithook(step)
-np.savez(folder / "numbers.npz", **numbers(train(kind, folder=folder, session=Session("me"))))
+np.savez(folder / "numbers.npz", **numbers(train(kind, folder=folder, identity="me")))
 """
 
 
@@ -70,18 +69,17 @@ def test_a_training_that_was_killed_ends_bit_identical(kind: str, tmp_path: Path
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_an_interrupted_training_resumes(kind: str, tmp_path: Path) -> None:
-    session = Session("me")
-    whole = numbers(train(kind, folder=tmp_path / "whole", session=session))
+    whole = numbers(train(kind, folder=tmp_path / "whole", identity="me"))
     for _ in range(2):  # in the middle of the second epoch, and of the one after it
         with pytest.raises(Killed):
-            train(kind, folder=tmp_path / "parts", session=session, progress=Bar(10))
+            train(kind, folder=tmp_path / "parts", identity="me", progress=Bar(10))
     bar = Bar()
-    assert_same(whole, numbers(train(kind, folder=tmp_path / "parts", session=session, progress=bar)))
+    assert_same(whole, numbers(train(kind, folder=tmp_path / "parts", identity="me", progress=bar)))
     rows = 80 if kind == "classify" else 120
     assert bar.skipped >= rows
     assert bar.skipped + bar.total == 3 * rows
     again = Bar(1)  # nothing is left to train
-    assert_same(whole, numbers(train(kind, folder=tmp_path / "parts", session=session, progress=again)))
+    assert_same(whole, numbers(train(kind, folder=tmp_path / "parts", identity="me", progress=again)))
     assert (again.left, again.skipped) == (1, 3 * rows)
 
 
@@ -89,28 +87,31 @@ def test_an_interrupted_training_resumes(kind: str, tmp_path: Path) -> None:
 def test_a_state_of_another_training_is_never_taken(kind: str, tmp_path: Path) -> None:
     state, checkpoint = tmp_path / STATE_FILE, tmp_path / "best_model.pth"
 
-    def interrupted(steps: int, session: Session, **options: Any) -> int:
+    def interrupted(steps: int, identity: str = "me", **options: Any) -> int:
         """Rows that a training found completed, before it was ended after so many steps."""
         bar = Bar(steps)
         with pytest.raises(Killed):
-            train(kind, folder=tmp_path, progress=bar, session=session, **options)
+            train(kind, folder=tmp_path, progress=bar, identity=identity, **options)
         return bar.skipped
 
     others: list[dict[str, Any]] = [
-        {"session": Session("other")}, {"session": Session("me"), "seed": 7}, {"session": Session("me"), "epochs": 4},
-        {"session": Session("me", resume=False)}, {"session": Session("me"), "protocol": "paper"},
-    ]  # fmt: skip
+        {"identity": "other"},
+        {"seed": 7},
+        {"epochs": 4},
+        {"resume": False},
+        {"protocol": "paper"},
+    ]
     for options in others:
-        interrupted(10, Session("me"))
+        interrupted(10)
         assert state.exists()
         assert interrupted(1, **options) == 0, options
         assert not state.exists()
     damages = [lambda: state.write_bytes(b"PK\x03\x04 torn"), lambda: torch.save({"identity": "x"}, state)]
     damages += [checkpoint.unlink] if kind != "classify" else []
     for damage in damages:
-        interrupted(10, Session("me"))
+        interrupted(10)
         damage()
-        assert interrupted(1, Session("me")) == 0
+        assert interrupted(1) == 0
         assert not state.exists()
 
 
@@ -123,7 +124,7 @@ def test_a_state_is_written_where_it_costs_little(tmp_path: Path, monkeypatch: p
         now[0] += 10.0  # the time that writing takes
 
     monkeypatch.setattr(torch, "save", write)
-    file = StateFile(tmp_path, Session("me"))
+    file = StateFile(Session(protocol="paper", seed=0, folder=tmp_path, identity="me"))
     for _ in range(9):
         now[0] += 60.0
         file.keep(lambda: {"history": []}, beside="none")
@@ -153,7 +154,7 @@ def in_team(folder: Path) -> None:
     team, device = join()
     assert (team.size, device) == (2, "cpu")
     for kind in KINDS:
-        np.savez(folder / f"{kind}{team.rank}.npz", **numbers(train(kind, session=Session(team=team), batch_size=15)))
+        np.savez(folder / f"{kind}{team.rank}.npz", **numbers(train(kind, team=team, batch_size=15)))
     team.leave()
     (folder / "leader").write_text(str(team.rank))
 
@@ -227,7 +228,7 @@ def test_trackers_get_losses_rates_and_metrics(name: Any, tmp_path: Path, monkey
     monkeypatch.setitem(sys.modules, name, library)
     tracker = open_tracker(name, tmp_path, "my run", {"seed": 0})
     silent = train("classify")
-    outcome = train("classify", session=Session(tracker=tracker))
+    outcome = train("classify", tracker=tracker)
     tracker.finish()
     assert_same(numbers(silent), numbers(outcome))
     assert (listener.begun["project"], listener.begun["name"], listener.ended) == ("lary", "my run", 1)
@@ -247,7 +248,7 @@ def test_tensorboard_is_written(tmp_path: Path) -> None:
     from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
     tracker = open_tracker("tensorboard", tmp_path, "my run", {"seed": 0})
-    outcome = train("mlp", session=Session(tracker=tracker))
+    outcome = train("mlp", tracker=tracker)
     tracker.finish()
     found = EventAccumulator(str(tmp_path / "tensorboard"))
     found.Reload()

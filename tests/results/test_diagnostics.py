@@ -7,6 +7,7 @@ import json
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -18,9 +19,9 @@ from lary.latents.npz import Stamp, write_latents
 from lary.latents.ref import SplitLatents
 from lary.models.spec import MODELS, ModelSpec
 from lary.results.diagnostics import (
-    Diagnosis,
     Scatter,
     diagnose_latents,
+    diagnosis_text,
     find_reversals,
     find_triples,
     perplexity,
@@ -85,14 +86,11 @@ def motions(pairs: Sequence[tuple[int, int, int]], noise: float, offset: float =
     return moved.reshape(-1, 2, 6)
 
 
-def diagnosis(root: Path, tokens: np.ndarray, pairs: Sequence[tuple[int, int, int]], **more: object) -> Diagnosis:
+def diagnosis(root: Path, tokens: np.ndarray, pairs: Sequence[tuple[int, int, int]], **more: object) -> dict[str, Any]:
     table = read_table(DATASETS.get("calvin"), "val", path=write_pairs(root, pairs), data_dir=root)
     source = more.pop("source", None) or Memory(tokens)
     latents = SplitLatents(table, source, {}, 0, root)  # type: ignore[arg-type]
     return diagnose_latents(latents, MODELS.get("lapa"), DiagnoseConfig(model="lapa", dataset="calvin", **more))  # type: ignore[arg-type]
-
-
-# --- ranks and channels -----------------------------------------------------------------------------------------------
 
 
 def test_streamed_ranks_are_those_of_the_whole_matrix() -> None:
@@ -103,8 +101,9 @@ def test_streamed_ranks_are_those_of_the_whole_matrix() -> None:
         scatter.add(rows[start : start + 37])
     values = np.linalg.svd(rows - rows.mean(axis=0), compute_uv=False)
     shares = values / values.sum()
-    assert scatter.ranks()[0] == pytest.approx(np.exp(-(shares * np.log(shares)).sum()), rel=1e-9)
-    assert scatter.ranks()[1] == pytest.approx((values**2).sum() ** 2 / (values**4).sum(), rel=1e-9)
+    found = scatter.ranks()
+    assert found["effective_rank"] == pytest.approx(np.exp(-(shares * np.log(shares)).sum()), rel=1e-9)
+    assert found["participation_ratio"] == pytest.approx((values**2).sum() ** 2 / (values**4).sum(), rel=1e-9)
     np.testing.assert_allclose(scatter.mean, rows.mean(axis=0), rtol=1e-12)
     np.testing.assert_allclose(scatter.squares / 500, np.cov(rows.T, bias=True), rtol=1e-9, atol=1e-9)
 
@@ -112,10 +111,10 @@ def test_streamed_ranks_are_those_of_the_whole_matrix() -> None:
 def test_rank_of_an_even_and_of_a_flat_cloud() -> None:
     even = Scatter(6)
     even.add(np.vstack([np.eye(6)[:3], -np.eye(6)[:3]]))
-    assert even.ranks() == pytest.approx((3.0, 3.0))
+    assert even.ranks() == pytest.approx({"effective_rank": 3.0, "participation_ratio": 3.0, "limit": 5})
     flat = Scatter(6)
     flat.add(np.ones((5, 6)))
-    assert flat.ranks() == (0.0, 0.0)
+    assert flat.ranks() == {"effective_rank": 0.0, "participation_ratio": 0.0, "limit": 4}
 
 
 def test_dead_channels_and_batches(tmp_path: Path) -> None:
@@ -124,13 +123,13 @@ def test_dead_channels_and_batches(tmp_path: Path) -> None:
     tokens[..., 2] = 7.0
     source = Memory(tokens)
     found = diagnosis(tmp_path, tokens, pairs, batch_size=9, source=source)
-    assert found.dead == (2,)
+    assert found["channels"]["dead"] == [2]
     assert source.most == 9
     whole = diagnosis(tmp_path, tokens, pairs, batch_size=1000)
-    assert whole.tokens.effective == pytest.approx(found.tokens.effective, rel=1e-9)
-    assert found.tokens.limit == 6
+    assert whole["tokens"] == pytest.approx(found["tokens"], rel=1e-9)
+    assert found["tokens"]["limit"] == 6
     some = diagnosis(tmp_path, tokens, pairs, rows=10)
-    assert some.samples == 10
+    assert some["samples"] == 10
 
 
 def test_a_latent_that_is_not_finite_names_its_sample(tmp_path: Path) -> None:
@@ -141,9 +140,6 @@ def test_a_latent_that_is_not_finite_names_its_sample(tmp_path: Path) -> None:
         diagnosis(tmp_path, tokens, pairs)
 
 
-# --- codes ------------------------------------------------------------------------------------------------------------
-
-
 def test_perplexity_by_hand() -> None:
     np.testing.assert_allclose(perplexity(np.array([[0.25, 1.0], [0.25, 0], [0.5, 0]])), [2**1.5, 1.0])
 
@@ -152,14 +148,9 @@ def test_use_of_codes(tmp_path: Path) -> None:
     pairs = every_pair(4)
     codes = np.tile(np.array([[0, 3], [1, 3], [0, 5], [1, 5]]), (len(pairs) // 4, 1))
     found = diagnosis(tmp_path, np.empty(0), pairs, source=Memory(motions(pairs, 0.1), codes), batch_size=7)
-    assert found.codes is not None
-    assert dict(found.codes.counts) == {0: 40, 1: 40, 3: 40, 5: 40}
-    assert found.codes.perplexity == pytest.approx(4)
-    assert found.codes.per_place == pytest.approx(2)
-    assert "4 of 8 (50.0 %) used, perplexity 4.00 (2.00 at a single place)" in found.text()
-
-
-# --- relations --------------------------------------------------------------------------------------------------------
+    assert found["codes"]["counts"] == {"0": 40, "1": 40, "3": 40, "5": 40}
+    assert (found["codes"]["perplexity"], found["codes"]["perplexity_per_place"]) == pytest.approx((4, 2))
+    assert "4 of 8 (50.0 %) used, perplexity 4.00 (2.00 at a single place)" in diagnosis_text(found)
 
 
 def test_triples_are_those_of_a_search_through_all() -> None:
@@ -183,60 +174,53 @@ def test_reversals_of_pairs_and_clips() -> None:
     assert reversal(("v/1_rev.mp4",)) == ("v/1.mp4",)
 
 
+def numbers(found: dict[str, Any], kind: str, part: str, which: str = "as_stored") -> tuple[float, float, float]:
+    """Value and ends of the interval of the error or the cosine of a relation."""
+    own = found[which][kind][part]
+    return own["value"], own["low"], own["high"]
+
+
 def test_motions_add_up_and_turn_round(tmp_path: Path) -> None:
     pairs = every_pair(30)
     found = diagnosis(tmp_path, motions(pairs, 0.05), pairs)
-    for relation, count in ((found.additivity, 1800), (found.reversibility, 300)):
-        assert (relation.count, relation.groups) == (count, 30)
-        assert relation.stored is not None
-        own, shuffled, apart = relation.stored
-        assert own.error.value < 0.1
-        assert own.cosine.value > 0.98
-        assert abs(shuffled.cosine.value) < 0.1
-        assert shuffled.error.low is not None
-        assert shuffled.error.low > 1
-        assert apart.error.high is not None
-        assert apart.error.high < -1
-        assert apart.cosine.low is not None
-        assert apart.cosine.low > 0.8
+    for relation, count in ((found["additivity"], 1800), (found["reversibility"], 300)):
+        assert (relation["relations"], relation["groups"]) == (count, 30)
+        assert numbers(relation, "relation", "relative_error")[0] < 0.1
+        assert numbers(relation, "relation", "cosine")[0] > 0.98
+        assert abs(numbers(relation, "shuffled", "cosine")[0]) < 0.1
+        assert numbers(relation, "shuffled", "relative_error")[1] > 1
+        assert numbers(relation, "difference", "relative_error")[2] < -1
+        assert numbers(relation, "difference", "cosine")[1] > 0.8
 
 
 def test_a_common_offset_does_not_add_up_until_it_is_taken_off(tmp_path: Path) -> None:
     pairs = every_pair(20)
-    found = diagnosis(tmp_path, motions(pairs, 0.05, offset=5.0), pairs).additivity
-    assert found.stored is not None
-    assert found.centred is not None
-    assert found.stored[0].error.value > 0.8
-    assert found.centred[0].error.value < 0.1
+    found = diagnosis(tmp_path, motions(pairs, 0.05, offset=5.0), pairs)["additivity"]
+    assert numbers(found, "relation", "relative_error")[0] > 0.8
+    assert numbers(found, "relation", "relative_error", "centred")[0] < 0.1
 
 
 def test_noise_neither_adds_up_nor_turns_round(tmp_path: Path) -> None:
     pairs = every_pair(20)
-    noise = np.random.default_rng(2).normal(size=(len(pairs), 2, 6))
-    for relation in (found := diagnosis(tmp_path, noise, pairs)).additivity, found.reversibility:
-        assert relation.stored is not None
-        difference = relation.stored[2].cosine
-        assert difference.low is not None
-        assert difference.high is not None
-        assert difference.low < 0 < difference.high
+    found = diagnosis(tmp_path, np.random.default_rng(2).normal(size=(len(pairs), 2, 6)), pairs)
+    for name in ("additivity", "reversibility"):
+        _, low, high = numbers(found[name], "difference", "cosine")
+        assert low < 0 < high
 
 
 def test_latents_of_single_frames_are_not_measured(tmp_path: Path) -> None:
     pairs = every_pair(3)
     tokens = np.random.default_rng(3).normal(size=(len(pairs), 2, 4, 5))
-    text = diagnosis(tmp_path, tokens, pairs).text()
+    text = diagnosis_text(diagnosis(tmp_path, tokens, pairs))
     assert text.count("one step per frame differ, add up and turn round by construction") == 2
 
 
 def test_a_split_without_relations_says_so(tmp_path: Path) -> None:
     pairs = [(e, a, a + 1) for e in range(6) for a in range(3)]
-    text = (found := diagnosis(tmp_path, motions(pairs, 0.1), pairs)).text()
+    text = diagnosis_text(found := diagnosis(tmp_path, motions(pairs, 0.1), pairs))
     assert "no triples: no pairs (a, b), (b, c) and (a, c) of this split share their frames" in text
     assert "no reversals: no pair" in text
-    assert found.as_json()["additivity"]["why_not"].startswith("no triples")
-
-
-# --- the command ------------------------------------------------------------------------------------------------------
+    assert found["additivity"]["why_not"].startswith("no triples")
 
 
 def run(root: Path, *options: str) -> Done:

@@ -118,9 +118,10 @@ def latents_of(run: FinishedRun, context: Context) -> SplitLatents:
 def names_of(split: SplitLatents) -> dict[str, int]:
     """Rows by sample id and by the last media path, as in case.txt."""
     names: dict[str, int] = {}
-    for key in (lambda sample: sample.id, lambda sample: sample.media[-1]):
-        for row, sample in enumerate(split.table):
-            names.setdefault(key(sample), row)
+    for row, sample in enumerate(split.table):
+        names.setdefault(sample.id, row)
+    for row, sample in enumerate(split.table):
+        names.setdefault(sample.media[-1], row)
     return names
 
 

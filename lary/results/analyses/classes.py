@@ -133,8 +133,8 @@ def frequency_figure(curves: Sequence[Curve], first: FinishedRun, window: int) -
     """A panel per model: its classes and average, with the averages of the others in grey."""
     columns = min(len(curves), 4)
     with new_figure(max(2.6 * columns, 4.2), 1.25 + 2.1 * -(-len(curves) // columns)) as figure:
-        told = ["" if own.correlation is None else f"\nSpearman {own.correlation:+.2f}" for own in curves]
-        titles = [own.label + more for own, more in zip(curves, told, strict=True)]
+        notes = ["" if own.correlation is None else f"\nSpearman {own.correlation:+.2f}" for own in curves]
+        titles = [own.label + more for own, more in zip(curves, notes, strict=True)]
         low, high = min(own.train.min() for own in curves), max(own.train.max() for own in curves)
         ticks = np.unique(np.geomspace(low, high, 4 if high / low > 2 else 3).round())  # a decade may hold no power
         for axes, own in zip(
