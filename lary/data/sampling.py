@@ -127,11 +127,7 @@ class Sampled(NamedTuple):
 def sample_video(
     path: Path, count: int = FRAMES, method: Method = "motion", cache: MotionCache | None = None
 ) -> Sampled:
-    """Choose the indices of a video.
-
-    Raises:
-        MediaError: the video can't be decoded, or has fewer than two frames.
-    """
+    """Choose the indices of a video. Raises MediaError: the video can't be decoded, or has fewer than two frames."""
     frames, differences = announced_frames(path), None
     if method == "motion" and not 1 <= frames <= 2 * count:
         differences = cache.get(path) if cache is not None else frame_motion(gray_frames(path))

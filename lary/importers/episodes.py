@@ -16,8 +16,8 @@ import numpy.typing as npt
 
 from lary.arrays import npy_bytes
 from lary.data.images import Image
-from lary.importers.motions import INVERSE, AtomicRule, Segment, atomic_segments, pairs_at
-from lary.types import Failure
+from lary.importers.motions import INVERSE, AtomicRule, Segment, atomic_segments
+from lary.types import Failure, UsageError
 
 Values = npt.NDArray[np.floating[Any]]
 
@@ -40,9 +40,16 @@ class PairCut:
     folders = ("actions", "images")
     """Folders that hold files of an episode; the one with the images is filled last."""
 
+    def __post_init__(self) -> None:
+        if self.stride < 1:
+            raise UsageError(f"--stride {self.stride}: must be at least 1.")
+
     def grid(self, length: int) -> list[Segment]:
-        """The pairs of an episode of `length` frames."""
-        pairs = pairs_at(length, self.stride)
+        """The pairs of an episode of `length` frames: a grid from frame 0, pairs don't overlap.
+
+        A pair's chunk is the actions of its source frame up to and excluding its target frame.
+        """
+        pairs = [(start, start + self.stride) for start in range(0, length - self.stride, self.stride)]
         return [Segment(start, end, f"action_{start:06d}to{end - 1:06d}.npy") for start, end in pairs]
 
     def segments(self, values: Values) -> list[Segment]:

@@ -71,17 +71,11 @@ def import_lerobot(plan: LeRobotPlan) -> ImportReport:
     return ImportReport(save_record(spec, plan.tables), rows, failures)
 
 
-def choices_of(plan: LeRobotPlan) -> dict[str, Any]:
-    """What decides the files of an import, as its folder records it."""
-    cut = {"stride": plan.cut.stride} if isinstance(plan.cut, PairCut) else {"atomic": asdict(plan.cut)}
-    chosen = {"source": str(plan.data.folder.resolve()), "camera": plan.camera, "actions": plan.actions, **cut}
-    found: dict[str, Any] = json.loads(json.dumps(chosen))
-    return found
-
-
 def prepare_root(root: Path, plan: LeRobotPlan) -> None:
     """Make the folder of an import, with its choices in a file; remove the parts of an episode that was cut short."""
-    choices = choices_of(plan)
+    cut = {"stride": plan.cut.stride} if isinstance(plan.cut, PairCut) else {"atomic": asdict(plan.cut)}
+    chosen = {"source": str(plan.data.folder.resolve()), "camera": plan.camera, "actions": plan.actions, **cut}
+    choices = json.loads(json.dumps(chosen))  # tuples become lists, as in the file
     if root.exists():
         same = (root / OPTIONS).is_file() and read_json(root / OPTIONS, "list of choices") == choices
         if not same and not plan.overwrite:
@@ -96,15 +90,13 @@ def prepare_root(root: Path, plan: LeRobotPlan) -> None:
         shutil.rmtree(part)
 
 
-def group_by_file(plan: LeRobotPlan) -> Iterator[list[Episode]]:
+def group_by_file(plan: LeRobotPlan) -> Iterable[list[Episode]]:
     """Episodes in groups that share a video, so that each is decoded once; images one by one."""
-    if not plan.is_video:
-        yield from ([episode] for episode in plan.episodes)
-        return
-    groups: dict[Path, list[Episode]] = {}
+    groups: dict[Path | int, list[Episode]] = {}
     for episode in plan.episodes:
-        groups.setdefault(plan.data.video(episode, plan.camera)[0], []).append(episode)
-    yield from groups.values()
+        key = plan.data.video(episode, plan.camera)[0] if plan.is_video else episode.index
+        groups.setdefault(key, []).append(episode)
+    return groups.values()
 
 
 def import_group(plan: LeRobotPlan, root: Path, episodes: Sequence[Episode], bar: Progress) -> dict[int, Failure]:

@@ -136,9 +136,9 @@ def test_clips(name: str) -> None:
         assert found == entry["clips"], entry["input"]
     naming = about["naming"]
     wanted, out, tasks = frozenset(naming["required"]), Path("<output>"), []
-    for make, source in ((clips.ssv2_tasks, "ssv2"), (clips.egodex_tasks, "egodex")):
-        seeds = [(row["video_path"], row["seed_output"]) for row in naming[f"seed_{source}"]]
-        tasks += make(seeds, Path(f"<{source}-root>"), out, wanted, "published")
+    for source in clips.SOURCES:
+        seeds = [(row["video_path"], row["seed_output"]) for row in naming[f"seed_{source.lower()}"]]
+        tasks += clips.clip_tasks(source, seeds, Path(f"<{source.lower()}-root>"), out, wanted, "published")
     expected = [
         (task["src"], task["start_t"], task["duration"], task["out_path"], task["rev"]) for task in naming["tasks"]
     ]
