@@ -10,9 +10,8 @@ from typing import Any
 import numpy as np
 import pytest
 
-from lary.data.clips import parse_clips, prepare_clips
+from lary.data.clips import cut_forward, find_ffmpeg, parse_clips, prepare_clips
 from lary.data.configs import ClipConfig, IndicesConfig
-from lary.data.cutting import cut_forward, find_ffmpeg
 from lary.data.frames import announced_frames, decode_video, to_rgb
 from lary.data.sampling import MotionCache, sample_video, write_indices
 from lary.types import UsageError

@@ -160,6 +160,7 @@ def test_one_damaged_video_costs_its_episode(tmp_path: Path) -> None:
     rows = pairs(tmp_path, code=1)
     assert list(failed(tmp_path)) == ["episode 2"]
     assert {row["episode"] for row in (*rows["train"], *rows["val"])} == {"0", "1", "3"}
+    assert not list((tmp_path / "data" / "regression" / "arm").rglob("*ep_2*")), "nothing of it is left behind"
 
 
 def test_rows_without_a_frame_at_their_time_cost_their_episode(tmp_path: Path) -> None:

@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 
 from lary.data import clips, splits, statistics, verify
-from lary.data.configs import RelativeConfig, SplitConfig
+from lary.data.configs import CheckConfig, RelativeConfig, SplitConfig
 from lary.data.spec import DATASETS
 from tests.helpers import settings_of
 from tests.parity import fill
@@ -136,9 +136,9 @@ def test_clips(name: str) -> None:
         assert found == entry["clips"], entry["input"]
     naming = about["naming"]
     wanted, out, tasks = frozenset(naming["required"]), Path("<output>"), []
-    for make, source in ((clips.ssv2_tasks, "ssv2"), (clips.egodex_tasks, "egodex")):
-        seeds = [(row["video_path"], row["seed_output"]) for row in naming[f"seed_{source}"]]
-        tasks += make(seeds, Path(f"<{source}-root>"), out, wanted, "published")
+    for source in clips.SOURCES:
+        seeds = [(row["video_path"], row["seed_output"]) for row in naming[f"seed_{source.lower()}"]]
+        tasks += clips.clip_tasks(source, seeds, Path(f"<{source.lower()}-root>"), out, wanted, "published")
     expected = [
         (task["src"], task["start_t"], task["duration"], task["out_path"], task["rev"]) for task in naming["tasks"]
     ]
@@ -181,12 +181,9 @@ def test_integrity_report(name: str, tmp_path: Path) -> None:
             for path in {cell for row in entry["rows"] for cell in row if cell in about["input"]["files"]}:
                 if not (folder / path).exists():
                     plant(folder / path, about["input"]["files"][path])
-    report = verify.verify(
-        verify.VerifyRequest(
-            data_root=root, table_root=tmp_path, groups=tuple(groups), output=tmp_path / "report.txt", workers=1,
-            timeout=60, depth="headers",
-        )
-    )  # fmt: skip
+    output = tmp_path / "report.txt"
+    config = CheckConfig(groups=tuple(groups), output=output, workers=1, timeout=60, depth="headers")
+    report = verify.verify(config, settings_of(tmp_path, DATA_DIR=root))
     found = report.output.read_text().split("\n")
     expected = [line.replace("<data-root>", str(root)) for line in about["report"]]
     method = next(row for row, line in enumerate(expected) if line.startswith("Check method"))
