@@ -24,7 +24,7 @@ LOW_SPACE = 5e9
 
 
 @dataclass(frozen=True)
-class Finding:
+class MachineFinding:
     """One line of the report."""
 
     group: str
@@ -37,7 +37,7 @@ class Finding:
 class MachineReport:
     """Everything that was found."""
 
-    findings: tuple[Finding, ...]
+    findings: tuple[MachineFinding, ...]
 
     @property
     def broken(self) -> bool:
@@ -64,12 +64,12 @@ def examine(settings: Settings) -> MachineReport:
         "environment": packages, "devices": devices, "decoders": decoders, "settings": lambda: variables(settings),
         "weights": lambda: weights(settings), "disk": lambda: disk(settings),
     }  # fmt: skip
-    found: list[Finding] = []
+    found: list[MachineFinding] = []
     for group, part in parts.items():
         try:
-            found += [Finding(group, *line) for line in part()]
+            found += [MachineFinding(group, *line) for line in part()]
         except Exception as error:  # a broken library may raise anything, and the rest is still worth reporting
-            found.append(Finding(group, group, "broken", f"can't be examined: {type(error).__name__}: {error}"))
+            found.append(MachineFinding(group, group, "broken", f"can't be examined: {type(error).__name__}: {error}"))
     return MachineReport(tuple(found))
 
 

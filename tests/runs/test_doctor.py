@@ -9,12 +9,12 @@ from pathlib import Path
 import av
 import pytest
 
-from lary.runs.doctor import Finding, examine
+from lary.runs.doctor import MachineFinding, examine
 from lary.settings import load_settings
 from tests.helpers import lary
 
 
-def findings(**values: str) -> dict[str, Finding]:
+def findings(**values: str) -> dict[str, MachineFinding]:
     return {each.name: each for each in examine(load_settings(values, environment={})).findings}
 
 
