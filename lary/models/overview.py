@@ -13,7 +13,7 @@ from lary.models.spec import MODELS, ModelSpec, Weights, locate_weights
 from lary.types import UsageError, as_path
 
 REFERENCE = Path(lary.__file__).parent / "results" / "reference"
-"""Where the tables of the benchmark's paper lie."""
+"""Folder of the tables of the benchmark's paper."""
 TABLES = {
     "leaderboard_classification": ("classification", ("average", "libero", "human_1st", "robot_1st")),
     "leaderboard_regression": ("regression", ("average", "calvin", "vlabench", "robocoin", "agibotbeta")),
@@ -132,7 +132,7 @@ def published(spec: ModelSpec) -> list[str]:
     network = spec.options.get("network", {})
     sizes = {column: str(network.get(field)) for column, field in ABLATED.items()}
     rows = [row for row in read_table("lam_ablation") if sizes.items() <= row.items()]
-    if rows:  # a setting that several ablations share stands in the table more than once, with the same numbers
+    if rows:  # a setting that several ablations share is in the table more than once, with the same numbers
         others = [column for column in rows[0] if column not in ("ablation", *sizes)]
         found.append(f"ablations: {', '.join(f'{name} {rows[0][name]}' for name in others)}")
     if not found and spec.weights is not None:

@@ -166,7 +166,7 @@ def unpickle(file: Path) -> Any:
 
 
 def _reason(error: Exception, packed: bool) -> str:
-    """An unpickler's message in brackets, where it says more than that the file is none of its own.
+    """An unpickler's message in brackets, where it says more than that the file is of another kind.
 
     Torch advises to read a file that it refuses without its safeguard, which is nothing to pass on.
     """
@@ -200,7 +200,7 @@ def pickled_names(file: Path) -> list[str]:
 
 
 def _names_of_next(stream: BinaryIO) -> set[str]:
-    """Names that the pickle at the stream's place asks for."""
+    """Names that the pickle at the stream's position asks for."""
     names, texts = set(), [""]
     for operation, value, _ in pickletools.genops(stream):
         if operation.name == "GLOBAL":
