@@ -63,7 +63,7 @@ def _moments(picture: Gray) -> tuple[Doubles, Doubles, Doubles]:
 
 
 def _ssim(first: tuple[Doubles, Doubles, Doubles], second: tuple[Doubles, Doubles, Doubles]) -> float:
-    """Mean SSIM over the pixels whose window lies inside the picture; variances are those of a sample."""
+    """Mean SSIM over the pixels whose window is inside the picture; variances are those of a sample."""
     (x, mean_x, var_x), (y, mean_y, var_y) = first, second
     (c1, c2), product = STABILISERS, mean_x * mean_y
     sample = WINDOW**2 / (WINDOW**2 - 1)
@@ -158,19 +158,19 @@ class MotionCache:
             name = file_digest(path)
         except OSError as error:
             raise MediaError(f"The video {path} can't be read: {error.strerror}.") from error
-        place = self.folder / name[:2] / f"{name}.npy"
-        found = self._read(place)
+        file = self.folder / name[:2] / f"{name}.npy"
+        found = self._read(file)
         if found is None:
             found = frame_motion(gray_frames(path))
             data = io.BytesIO()
             np.save(data, found, allow_pickle=False)
-            write_bytes(place, data.getvalue())
+            write_bytes(file, data.getvalue())
         return found
 
     @staticmethod
-    def _read(place: Path) -> Doubles | None:
+    def _read(file: Path) -> Doubles | None:
         try:
-            data = read_limited(place, 1 << 28)
+            data = read_limited(file, 1 << 28)
             values = array_of(io.BytesIO(data), len(data))
         except (OSError, ValueError, EOFError):
             return None

@@ -84,7 +84,7 @@ def action_rows(spec: DatasetSpec, table: Path, root: Path, *, robots: bool) -> 
             continue
         try:
             relative = places(spec, cell, ACTION_FOLDER)
-            found.append(ActionRow(number, cell, tuple(inside(root, place) for place in relative), relative[0], robot))
+            found.append(ActionRow(number, cell, tuple(inside(root, each) for each in relative), relative[0], robot))
         except UsageError as error:
             raise UsageError(f"{table}, row {number + 1}: {error}") from None
     return found
@@ -144,10 +144,10 @@ def measure_table(
     Args:
         table: CSV of the training split.
         data_dir: ``$DATA_DIR``.
-        out: file to write; the record's place by default.
+        out: file to write; by default that of the record.
 
     Raises:
-        UsageError: the data set holds no actions, or no place is known for its statistics.
+        UsageError: the data set holds no actions, or no file is known for its statistics.
         LaryError: a file is broken, or all are missing.
     """
     space, root = spec.actions, data_dir / spec.split(spec.train).root
@@ -240,7 +240,7 @@ class RelativeReport:
 
 
 def split_of(spec: DatasetSpec, table: Path) -> str:
-    """The split that a table's name tells; training if it tells none."""
+    """The split that a table's name contains; training if it contains none."""
     name = table.name
     words = re.split(r"[_.\-]", name)
     found = [split for split in SPLIT_NAMES if f"_{split}_" in f"_{'_'.join(words)}_"]

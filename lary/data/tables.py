@@ -121,9 +121,9 @@ def read_header(path: Path) -> list[str]:
     return names
 
 
-def read_csv(path: Path, limit: int | None = None) -> tuple[list[str], list[list[str]]]:
+def read_csv(path: Path) -> tuple[list[str], list[list[str]]]:
     """Header and rows of a CSV. Raises UsageError: see `read_frame`."""
-    frame = read_frame(path, limit)
+    frame = read_frame(path)
     return list(frame.columns), frame.to_numpy(dtype=object).tolist()
 
 
@@ -265,7 +265,7 @@ class SampleTable:
         return robot_type(self.spec, self._robots[position], first)
 
     def _locate(self, position: int, column: str, folder: str) -> Path:
-        """The file at the usual place, or the one that the table literally names where only that exists."""
+        """The file at the usual path, or the one that the table literally names where only that exists."""
         found = places(self.spec, self._columns[column][position], folder)
         usual, *others = (inside(self.root, place) for place in found)
         if not others or usual.exists():
@@ -365,7 +365,7 @@ def usual_place(spec: DatasetSpec, cell: str, folder: str) -> str:
 
 
 def places(spec: DatasetSpec, cell: str, folder: str) -> tuple[str, ...]:
-    """Where the file of a cell may be below its root: the usual place first, then what the table literally says."""
+    """Where the file of a cell may be below its root: the usual path first, then what the table literally says."""
     usual = usual_place(spec, cell, folder)
     if cell == usual:
         return (usual,)

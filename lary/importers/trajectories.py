@@ -144,8 +144,8 @@ def write_episode(root: Path, folder: str, episode: Trajectory, cut: Cut) -> Row
         content = image_bytes(image)
         for stem in stems[at]:
             write_bytes(root / cut.folders[-1] / folder / f"{stem}.png", content)
-    for name, content in cut.chunks(episode.actions, segments).items() if isinstance(cut, PairCut) else ():
-        write_bytes(root / "actions" / folder / name, content)
+    for name, content in cut.files(episode.actions, segments).items() if isinstance(cut, PairCut) else ():
+        write_bytes(root / "actions" / folder / Path(name).name, content)
     return cut.rows(folder, segments, {stem: f"{stem}.png" for found in stems.values() for stem in found})
 
 

@@ -73,7 +73,7 @@ METALS: tuple[Colour, ...] = ((0.85, 0.85, 0.87), (0.20, 0.20, 0.22), (0.85, 0.6
 
 def draw(rng: np.random.Generator, options: Sequence[Option]) -> Option:
     """One of some options, drawn."""
-    return options[rng.integers(len(options))]
+    return options[int(rng.integers(len(options)))]
 
 
 def wood(rng: np.random.Generator) -> Material:
