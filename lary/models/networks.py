@@ -104,7 +104,7 @@ def with_weights(network: Any, found: Checkpoint, read: Callable[[], Mapping[str
     if found.seed is None:
         fill(network, read(), found.file)
     else:
-        draw(network, found.seed)
+        draw_weights(network, found.seed)
     return network.eval().to(device)
 
 
@@ -187,7 +187,7 @@ def _quiet_transformers() -> Iterator[None]:
             logging.enable_progress_bar()
 
 
-def draw(network: torch.nn.Module, seed: int) -> torch.nn.Module:
+def draw_weights(network: torch.nn.Module, seed: int) -> torch.nn.Module:
     """Give a network, which may be without memory yet, random weights; returns it in eval mode.
 
     Matrices and convolutions have a standard deviation of 1 / sqrt(inputs), tables of rows `TABLE_STD`, codebooks 1;
@@ -227,7 +227,7 @@ def draw_transformers(model_class: Any, config: Any, seed: int) -> torch.nn.Modu
 
     with _parameters_without_memory(), torch.random.fork_rng(devices=[]):  # the caller's draws stay what they were
         network: torch.nn.Module = model_class(config)
-    return draw(network, seed)
+    return draw_weights(network, seed)
 
 
 @contextmanager

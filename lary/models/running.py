@@ -12,7 +12,7 @@ from lary.configs import Precision
 from lary.models.networks import NetworkEncoder
 from lary.models.preprocess import prepare
 from lary.models.spec import MODELS, ModelContext, ModelSpec, locate_weights, with_latent
-from lary.models.tensors import first_line, sha256_of
+from lary.models.tensors import reason_of, sha256_of
 from lary.runtime import log, pick_devices
 from lary.settings import Settings, load_settings
 from lary.types import (
@@ -311,7 +311,7 @@ def compiled_encode(author: Encoder, device: str) -> Callable[[torch.Tensor], An
         try:
             return author.encode(clips)
         except TorchDynamoException as error:
-            reason = first_line(getattr(error, "inner_exception", error))
+            reason = reason_of(getattr(error, "inner_exception", error))
             raise LaryError(
                 f"--compile: torch can't compile the network for {device} ({reason}). Leave the option out, or, where "
                 "a compiler is missing, install one, such as g++."
