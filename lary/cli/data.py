@@ -8,7 +8,7 @@ from __future__ import annotations
 import sys
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated
 
 from cyclopts import App, Parameter
 
@@ -85,12 +85,11 @@ def relative(config: Annotated[RelativeConfig, Star], paths: Paths = Paths()) ->
 def check(config: Annotated[CheckConfig, Star] = CheckConfig(), paths: Paths = Paths()) -> int:
     """Check that every file the tables name is there, whole, and of the shape that the data set has."""
     settings = paths.settings()
-    from lary.data.verify import VerifyRequest, verify
+    from lary.data.verify import verify
 
-    folders: dict[str, Any] = {"data_root": settings.path("DATA_DIR"), "table_root": settings.path("LARY_ROOT")}
-    report = verify(VerifyRequest(**vars(config), **folders))
+    report, listed = verify(config, settings), config.output.with_suffix(".json")
     compared = f", {report.by_manifest} by the manifest" if config.manifest is not None else ""
-    print(f"{report.files} files checked{compared}: {report.issues} issues, see {report.output} and {report.json}")
+    print(f"{report.files} files checked{compared}: {report.issues} issues, see {report.output} and {listed}")
     return 1 if report.issues else 0
 
 

@@ -146,6 +146,13 @@ def test_what_is_no_lerobot_data_set(tmp_path: Path) -> None:
         assert "wrong at 'fps'" in run(tmp_path, code=1)
 
 
+def test_lists_of_episodes_that_are_refused(tmp_path: Path) -> None:
+    path = write_lerobot(tmp_path / "source", "v2.1", images="PNG") / "meta" / "episodes.jsonl"
+    for text in ("", "{", '{"episode_index": 0}', '{"episode_index": 0, "length": 1e30}', "[1]"):
+        path.write_text(text)
+        assert "The list of episodes" in run(tmp_path, "--preview", code=1)
+
+
 @pytest.mark.parametrize("template", ["../{episode_index}.parquet", "/etc/passwd", "{video_key.__class__}", "{other}"])
 def test_templates_reach_nothing_else(tmp_path: Path, template: str) -> None:
     write_lerobot(tmp_path / "source", "v2.1", images="PNG", data_path=template)

@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 
 from lary.data import clips, splits, statistics, verify
-from lary.data.configs import RelativeConfig, SplitConfig
+from lary.data.configs import CheckConfig, RelativeConfig, SplitConfig
 from lary.data.spec import DATASETS
 from tests.helpers import settings_of
 from tests.parity import fill
@@ -181,12 +181,9 @@ def test_integrity_report(name: str, tmp_path: Path) -> None:
             for path in {cell for row in entry["rows"] for cell in row if cell in about["input"]["files"]}:
                 if not (folder / path).exists():
                     plant(folder / path, about["input"]["files"][path])
-    report = verify.verify(
-        verify.VerifyRequest(
-            data_root=root, table_root=tmp_path, groups=tuple(groups), output=tmp_path / "report.txt", workers=1,
-            timeout=60, depth="headers",
-        )
-    )  # fmt: skip
+    output = tmp_path / "report.txt"
+    config = CheckConfig(groups=tuple(groups), output=output, workers=1, timeout=60, depth="headers")
+    report = verify.verify(config, settings_of(tmp_path, DATA_DIR=root))
     found = report.output.read_text().split("\n")
     expected = [line.replace("<data-root>", str(root)) for line in about["report"]]
     method = next(row for row, line in enumerate(expected) if line.startswith("Check method"))

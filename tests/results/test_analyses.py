@@ -21,10 +21,9 @@ from lary.probes.attention import attend, attention_weights, load_head
 from lary.probes.nets import QueryAttention
 from lary.results.analyses import make_analysis
 from lary.results.analyses.attention import frames_of_steps, layout_of
-from lary.results.analyses.base import Analysis, fitted
+from lary.results.analyses.base import Analysis
 from lary.results.analyses.classes import Curve
 from lary.results.analyses.trajectories import chosen_episodes, episode_of
-from lary.results.figures import new_figure
 from lary.results.published import Chunks, read_actions, write_actions
 from lary.results.record import FILE_NAME, DatasetFacts, write_result
 from lary.results.summarise import classification_result, regression_result
@@ -108,17 +107,6 @@ def test_classes_that_are_all_equally_frequent_are_drawn_by_name(tmp_path: Path)
     order = [picture.index(f">{name}<") for name in sorted(values, key=lambda name: (np.mean(values[name]), name))]
     assert order == sorted(order)
     assert "each with 7 training samples" in picture
-
-
-@pytest.mark.parametrize("width", [4.2, 6.4, 9.6])
-def test_titles_fit_their_figures(width: float) -> None:
-    text = "protocol corrected, preset paper, absolute actions, 95 % intervals; lower is better; open marks: paper"
-    lines = fitted(f"VLABench: score by stride\n{text}", width).splitlines()
-    assert lines[0] == "VLABench: score by stride"
-    assert " ".join(lines[1:]) == text
-    with new_figure(width, 2) as figure:
-        box = figure.suptitle("\n".join(lines), fontsize=9.5).get_window_extent()
-        assert 0 <= box.x0 < box.x1 <= figure.bbox.width
 
 
 def test_gap_is_f1_of_people_minus_f1_of_robots_on_shared_classes(tmp_path: Path) -> None:
