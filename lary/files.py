@@ -329,12 +329,12 @@ def digest(*parts: str | bytes, length: int = 16) -> str:
     return state.hexdigest()[:length]
 
 
-def file_digest(path: Path) -> str:
-    """A hexadecimal SHA-256 prefix of a file's bytes."""
+def file_digest(path: Path, length: int = 16) -> str:
+    """A hexadecimal SHA-256 prefix of a file's bytes; of length 64 it is whole."""
     import hashlib
 
     state = hashlib.sha256()
     with path.open("rb") as file:
         while block := file.read(1 << 20):
             state.update(block)
-    return state.hexdigest()[:16]
+    return state.hexdigest()[:length]

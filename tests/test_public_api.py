@@ -59,7 +59,7 @@ def test_the_whole_course_from_python(tmp_path: Path) -> None:
     assert {"selection", "headline", "seen_mse", "seen_mse_low", "seen_mse_high"} <= set(found.columns)
     (value,) = found[(found.model == "pixels") & found.headline].seen_mse
     samples = lary.load_samples(done.folder)
-    assert list(samples.columns) == ["split", "id", "group", "score", "score_0", "score_1"]
+    assert list(samples.columns) == ["split", "sample", "group", "score", "score_0", "score_1"]
     assert samples.score.mean() == pytest.approx(value, rel=1e-5)
     assert "frame-difference" in lary.compare(done.folder, str(other.probe.folder)).text()
     assert lary.write_report(tmp_path / "logs").is_file()

@@ -45,26 +45,9 @@ data_app = App(name="data", help="Download, import, prepare, check, audit and sp
 def clip(config: Annotated[ClipConfig, Star] = ClipConfig(), paths: Paths = Paths()) -> int:
     """Cut the clips of SSv2 and EgoDex out of their recordings; clips that are there are kept."""
     settings = paths.settings()
-    from lary.data.clips import CLIP_TABLES, SOURCES, ClipRequest, prepare_clips
+    from lary.data.clips import prepare_clips
 
-    folder = settings.path("LARY_ROOT") / "data"
-    roots = {name: root for name, root in zip(SOURCES, (config.ssv2_root, config.egodex_root), strict=True) if root}
-    if not roots:
-        raise UsageError("Name --ssv2-root, --egodex-root or both: the folders of the recordings.")
-    for name, root in roots.items():
-        if not root.is_dir():
-            raise UsageError(f"The {name} folder {root} does not exist.")
-    seeds = (config.seed_ssv2 or folder / "seed_ssv2.csv", config.seed_egodex or folder / "seed_egodex.csv")
-    named = config.metadata or tuple(path for name in CLIP_TABLES if (path := folder / name).is_file())
-    if not named:
-        raise UsageError(f"There is none of {', '.join(CLIP_TABLES)} in {folder}: set LARY_ROOT or pass --metadata.")
-    out = config.output_dir or settings.path("DATA_DIR") / "classification"
-    report = prepare_clips(
-        ClipRequest(
-            roots=roots, seeds=dict(zip(SOURCES, seeds, strict=True)), tables=named, out=out, workers=config.workers,
-            times=config.times, backend=config.backend,
-        )
-    )  # fmt: skip
+    report = prepare_clips(config, settings)
     show_failures(report.failures, f"all in {report.listed}")
     print(f"{report.wanted} clips asked for: {report.made} made, {report.kept} kept, {len(report.failures)} failed")
     return 1 if report.failures else 0
@@ -74,18 +57,9 @@ def clip(config: Annotated[ClipConfig, Star] = ClipConfig(), paths: Paths = Path
 def stats(config: Annotated[StatsConfig, Star], paths: Paths = Paths()) -> int:
     """Measure the actions of a training split per robot type, for normalisation."""
     settings = paths.settings()
-    from lary.data.spec import DATASETS
-    from lary.data.splits import find_table
-    from lary.data.statistics import merge_statistics, write_statistics
+    from lary.data.statistics import write_statistics
 
-    spec = DATASETS.get(config.dataset)
-    if config.merge:
-        if config.output is None:
-            raise UsageError("Name with --output where the merged statistics go.")
-        report = merge_statistics(spec, config.merge, config.output)
-    else:
-        table = find_table(spec, spec.train, settings.path("LARY_ROOT"), explicit=config.csv)
-        report = write_statistics(spec, table, settings.path("DATA_DIR"), config.output, config.workers)
+    report = write_statistics(config, settings)
     for robot, count in report.robots.items():
         print(f"{robot}: {count} steps")
     print(f"{report.out}: {len(report.robots)} robot types, {report.missing} action files missing")
@@ -96,17 +70,9 @@ def stats(config: Annotated[StatsConfig, Star], paths: Paths = Paths()) -> int:
 def relative(config: Annotated[RelativeConfig, Star], paths: Paths = Paths()) -> int:
     """Write the motion between the images of every pair, and its statistics; files that are there are kept."""
     settings = paths.settings()
-    from lary.data.spec import DATASETS
-    from lary.data.statistics import RelativeRequest, write_relative
+    from lary.data.statistics import write_relative
 
-    source, below = config.input_root or settings.path("DATA_DIR"), settings.path("LARY_ROOT")
-    tables = tuple(path if path.exists() or path.is_absolute() else below / path for path in config.csv)
-    report = write_relative(
-        RelativeRequest(
-            spec=DATASETS.get(config.dataset), tables=tables, input_root=source,
-            output_root=config.output_root or source, frame=config.frame, workers=config.workers,
-        )
-    )  # fmt: skip
+    report = write_relative(config, settings)
     for each in report.tables:
         show_failures(each.failures, f"all in {each.listed}")
         failed = len(each.failures)
@@ -119,12 +85,11 @@ def relative(config: Annotated[RelativeConfig, Star], paths: Paths = Paths()) ->
 def check(config: Annotated[CheckConfig, Star] = CheckConfig(), paths: Paths = Paths()) -> int:
     """Check that every file the tables name is there, whole, and of the shape that the data set has."""
     settings = paths.settings()
-    from lary.data.verify import VerifyRequest, verify
+    from lary.data.verify import verify
 
-    folders = {"data_root": settings.path("DATA_DIR"), "table_root": settings.path("LARY_ROOT")}
-    report = verify(VerifyRequest(**vars(config), **folders))
+    report, listed = verify(config, settings), config.output.with_suffix(".json")
     compared = f", {report.by_manifest} by the manifest" if config.manifest is not None else ""
-    print(f"{report.files} files checked{compared}: {report.issues} issues, see {report.output} and {report.json}")
+    print(f"{report.files} files checked{compared}: {report.issues} issues, see {report.output} and {listed}")
     return 1 if report.issues else 0
 
 
@@ -136,12 +101,9 @@ def split(table: Path, *, config: Annotated[SplitConfig, Star] = SplitConfig(), 
         table: CSV of all samples.
     """
     paths.settings()
-    from lary.data.spec import DATASETS
-    from lary.data.splits import SplitRequest, write_split
+    from lary.data.splits import write_split
 
-    options = {name: value for name, value in vars(config).items() if name != "dataset"}
-    spec = None if config.dataset is None else DATASETS.get(config.dataset)
-    report = write_split(SplitRequest(table=table, spec=spec, **options))
+    report = write_split(table, config)
     for path, rows, groups in zip((report.train, report.val), report.rows, report.groups, strict=True):
         print(f"{path}: {rows} rows" + ("" if config.by == "row" else f" of {groups} {config.by}s"))
     return 0
@@ -154,10 +116,9 @@ def indices(table: Path, config: Annotated[IndicesConfig, Star] = IndicesConfig(
         table: CSV with the column video_path.
     """
     settings = paths.settings()
-    from lary.data.sampling import IndexRequest, write_indices
+    from lary.data.sampling import write_indices
 
-    root = config.root or settings.path("DATA_DIR") / "classification"
-    report = write_indices(IndexRequest(table=table, **vars(config) | {"root": root}))
+    report = write_indices(table, config, settings)
     show_failures(report.failures, "left out of the table")
     print(f"{report.out}: {report.rows} rows, {len(report.failures)} failed")
     return 1 if report.failures else 0

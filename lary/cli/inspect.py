@@ -91,12 +91,12 @@ def check_model(
         key = name
     elif key.endswith(".py"):
         raise UsageError(f"check-model {key}: name the model that the file registers, as {key}:NAME.")
-    from lary.models.check import check_model as run
+    from lary.models.check import ModelCheck
     from lary.models.spec import MODELS
 
-    report = run(MODELS.get(key), config, settings.values())
-    print(report.text())
-    return 1 if report.problems else 0
+    check = ModelCheck(MODELS.get(key), config, settings.values())
+    print(check.text())
+    return 1 if check.problems else 0
 
 
 def diagnose(config: Annotated[DiagnoseConfig, Star], paths: Paths = Paths()) -> int:

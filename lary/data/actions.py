@@ -139,7 +139,7 @@ class Pose:
 def poses(space: ActionSpace) -> tuple[Pose, ...]:
     """The poses among the dimensions, found by their names: ``x y z`` with ``roll pitch yaw`` or ``qx qy qz qw``.
 
-    A prefix such as ``l_`` tells several arms apart.
+    A prefix such as ``l_`` distinguishes several arms.
 
     Raises:
         UsageError: there are none.
@@ -192,6 +192,6 @@ def motion(steps: Floats, arms: Sequence[Pose] = ()) -> Floats:
     return moved.astype(np.float32)
 
 
-def in_frame(place: str, frame: Frame) -> str:
+def in_frame(folder: str, frame: Frame) -> str:
     """A path below ``regression`` or ``regression_relative``, for the motion of a frame."""
-    return str(PurePosixPath(FOLDERS[frame], *PurePosixPath(place).parts[1:]))
+    return str(PurePosixPath(FOLDERS[frame], *PurePosixPath(folder).parts[1:]))

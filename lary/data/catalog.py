@@ -130,9 +130,18 @@ register_dataset(
 # Regression
 
 EULER_ARM = ("x", "y", "z", "roll", "pitch", "yaw", "gripper")
-EULER_ARM_UNITS = ("m", "m", "m", "rad", "rad", "rad", "")
-EULER_ARM_ORIENTATION = (Orientation("arm", (3, 4, 5), "euler_xyz"),)
-EULER_ARM_GROUPS = {"position": (0, 1, 2), "orientation": (3, 4, 5), "gripper": (6,)}
+
+
+def euler_arm(horizon: int, rule: Normalisation, *, grouped: bool = True) -> ActionSpace:
+    """The actions of one arm: position, orientation about the fixed axes, and gripper."""
+    return ActionSpace(
+        dims=EULER_ARM,
+        horizon=horizon,
+        normalisation=rule,
+        groups={"position": (0, 1, 2), "orientation": (3, 4, 5), "gripper": (6,)} if grouped else {},
+        units=("m", "m", "m", "rad", "rad", "rad", ""),
+        orientations=(Orientation("arm", (3, 4, 5), "euler_xyz"),),
+    )
 
 
 def relative_command(dataset: str, train: str = "train") -> str:
@@ -150,17 +159,13 @@ register_dataset(
         samples=209_921,
         media="pair",
         stride=5,
-        target=ActionSpace(
-            dims=EULER_ARM,
-            horizon=5,
-            normalisation=Normalisation(
+        target=euler_arm(
+            5,
+            Normalisation(
                 mean=(0.03993005, -0.1113833, 0.50033228, 1.04580053, -0.08165425, 1.58390577, -0.08441296),
                 std=(0.14403107, 0.09919957, 0.05518382, 2.89455128, 0.13053949, 0.57474015, 0.99643086),
                 relative_command=relative_command("calvin"),
             ),
-            groups=EULER_ARM_GROUPS,
-            units=EULER_ARM_UNITS,
-            orientations=EULER_ARM_ORIENTATION,
         ),
         splits={"train": Split("regression/calvin/train_stride5"), "val": Split("regression/calvin/val_stride5")},
         licences=(Licence("CALVIN", MIT, True, "https://github.com/mees/calvin"),),
@@ -185,16 +190,14 @@ for name, title, stride, group, count in (
             stride=stride,
             stride_series="VLABench",
             # No groups: the published results of these keys have single dimensions only.
-            target=ActionSpace(
-                dims=EULER_ARM,
-                horizon=stride,
-                normalisation=Normalisation(
+            target=euler_arm(
+                stride,
+                Normalisation(
                     mean=(0.02959172, 0.39965126, 0.25788001, 1.0136418, -0.38189239, -0.13961033, 0.54842541),
                     std=(0.15966601, 0.13813421, 0.1362726, 2.70449661, 0.63210694, 1.72885403, 0.49764945),
                     relative_command=relative_command(name),
                 ),
-                units=EULER_ARM_UNITS,
-                orientations=EULER_ARM_ORIENTATION,
+                grouped=False,
             ),
             splits={"train": Split("regression/vlabench"), "val": Split("regression/vlabench")},
             drawn=drawn("episode"),
@@ -209,6 +212,19 @@ for name, title, stride, group, count in (
     )
 
 
+# Real robots of two arms: tasks seen in training, and others
+robots = partial(
+    published,
+    media="pair",
+    train="seen_train",
+    validation="seen_val",
+    unseen="unseen",
+    group_pattern=EPISODE,
+    media_depth=1,
+    embodiment_column="robot_type",
+)
+
+
 def robot_statistics(dataset: str, folder: str) -> Normalisation:
     """Statistics per robot type, from the file that the benchmark's own command makes."""
     return Normalisation(
@@ -218,17 +234,11 @@ def robot_statistics(dataset: str, folder: str) -> Normalisation:
     )
 
 
-def seen_and_unseen(root: str) -> dict[str, Split]:
-    """The splits of the real robots: tasks seen in training, and others."""
-    return {name: Split(root) for name in ("seen_train", "seen_val", "unseen")}
-
-
 register_dataset(
-    published(
+    robots(
         name="robocoin",
         title="RoboCOIN",
         samples=148_767,
-        media="pair",
         stride=10,
         target=ActionSpace(
             dims=tuple(f"{arm}_{axis}" for arm in "lr" for axis in ("x", "y", "z", "roll", "pitch", "yaw")),
@@ -241,14 +251,8 @@ register_dataset(
                 Orientation("right arm", (9, 10, 11), "euler_xyz"),
             ),
         ),
-        splits=seen_and_unseen("regression/robocoin_10"),
+        splits={name: Split("regression/robocoin_10") for name in ("seen_train", "seen_val", "unseen")},
         licences=(Licence("RoboCOIN", MIT, True, "https://github.com/FlagOpen/RoboCOIN"),),
-        train="seen_train",
-        validation="seen_val",
-        unseen="unseen",
-        group_pattern=EPISODE,
-        media_depth=1,
-        embodiment_column="robot_type",
         # Empty for all tasks of this robot and for no other; everywhere else the task's folder begins with the robot.
         unnamed_robot=(r"^G1edu-u3_", "G1edu-u3"),
         integrity_group="RoboCOIN",
@@ -257,11 +261,10 @@ register_dataset(
 )
 
 register_dataset(
-    published(
+    robots(
         name="agibotbeta",
         title="AgiBotWorld-Beta",
         samples=124_519,
-        media="pair",
         stride=45,
         target=ActionSpace(
             dims=(
@@ -277,14 +280,8 @@ register_dataset(
                 Orientation("right arm", (10, 11, 12, 13), "quaternion_xyzw"),
             ),
         ),
-        splits=seen_and_unseen("regression/agibot_45"),
+        splits={name: Split("regression/agibot_45") for name in ("seen_train", "seen_val", "unseen")},
         licences=(AGIBOT,),
-        train="seen_train",
-        validation="seen_val",
-        unseen="unseen",
-        group_pattern=EPISODE,
-        media_depth=1,
-        embodiment_column="robot_type",
         integrity_group="Agibot",
         description="124,519 pairs of one make of two-armed robot.",
     )
@@ -293,18 +290,6 @@ register_dataset(
 # Simulated arms: made by ``lary simulate``
 
 SIMULATED = (Licence("lary simulate", MIT, True),)
-SIM_ACTIONS = ActionSpace(
-    dims=EULER_ARM,
-    horizon=5,
-    normalisation=Normalisation(
-        stats_file="regression/simarm/simarm_stats.json",
-        command="lary simulate OUT",
-        relative_command=relative_command("simarm"),
-    ),
-    groups=EULER_ARM_GROUPS,
-    units=EULER_ARM_UNITS,
-    orientations=EULER_ARM_ORIENTATION,
-)
 SIM_SPLITS = {split: Split(f"regression/simarm/{split}_stride5") for split in ("train", "val", "unseen")}
 
 simarm = register_dataset(
@@ -314,7 +299,14 @@ simarm = register_dataset(
         revision="1",
         media="pair",
         stride=5,
-        target=SIM_ACTIONS,
+        target=euler_arm(
+            5,
+            Normalisation(
+                stats_file="regression/simarm/simarm_stats.json",
+                command="lary simulate OUT",
+                relative_command=relative_command("simarm"),
+            ),
+        ),
         splits=SIM_SPLITS,
         licences=SIMULATED,
         unseen="unseen",

@@ -126,7 +126,7 @@ def video_frames(path: Path, frame_index: Sequence[int], *, clamp: bool = True) 
     """The wanted frames of a video, T times (H, W, 3) uint8 RGB, in the order asked for.
 
     The packets are read in full, once; pictures are decoded from the last key frame before a wanted one to the last
-    wanted one, and the wanted ones alone are converted. Where packets don't tell the frames, all are decoded in order.
+    wanted one, and the wanted ones alone are converted. Where packets don't number frames, all are decoded in order.
 
     Raises:
         MediaError: the video is missing, torn or holds no frames, its frames differ in size, or, without `clamp`, it
@@ -149,7 +149,7 @@ def video_frames(path: Path, frame_index: Sequence[int], *, clamp: bool = True) 
 
 
 def scan_packets(container: Any, stream: Any, *, keep: bool = False) -> FrameTable | None:
-    """Read all packets once; None where they don't tell which frame is which. Raises ValueError for a torn file.
+    """Read all packets once; None where they don't number the frames. Raises ValueError for a torn file.
 
     Args:
         keep: the packets too, unless they are too large.
@@ -157,7 +157,7 @@ def scan_packets(container: Any, stream: Any, *, keep: bool = False) -> FrameTab
     stamps: list[int] = []
     keys: list[tuple[int, int, int]] = []
     packets: list[Any] = []
-    room = BYTES_KEPT if keep else 0
+    budget = BYTES_KEPT if keep else 0
     countable = codec_name(stream) in SEEKABLE
     for packet in container.demux(stream):
         if packet.size == 0:
@@ -168,8 +168,8 @@ def scan_packets(container: Any, stream: Any, *, keep: bool = False) -> FrameTab
             countable = False
         if not countable:
             continue
-        room -= packet.size
-        if room >= 0:
+        budget -= packet.size
+        if budget >= 0:
             packets.append(packet)
         if packet.is_discard:
             continue
@@ -185,7 +185,7 @@ def scan_packets(container: Any, stream: Any, *, keep: bool = False) -> FrameTab
     seeks, targets, starts = zip(*sorted((order[pts], target, start) for pts, target, start in keys), strict=True)
     if seeks[0] != 0:
         return None
-    return FrameTable(tuple(stamps), seeks, targets, tuple(packets) if room >= 0 else (), starts)
+    return FrameTable(tuple(stamps), seeks, targets, tuple(packets) if budget >= 0 else (), starts)
 
 
 def codec_name(stream: Any) -> str:

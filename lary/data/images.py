@@ -67,7 +67,7 @@ def _opencv_version() -> int:
 
 
 def decode_with_cv2(path: Path, data: bytes) -> Image:
-    """As ``cv2.imread(path)`` does, in the order RGB. Raises MediaError."""
+    """Decode as ``cv2.imread(path)`` does, in the order RGB. Raises MediaError."""
     import cv2
 
     try:

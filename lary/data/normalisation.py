@@ -121,9 +121,11 @@ class Normaliser:
             return self.shared
         if robot_type not in self.robots:
             what = f"of robot type '{robot_type}'" if robot_type else "for samples without a robot type"
+            known = ", ".join(map(repr, self.robots)) or "none"
+            fill = "" if robot_type else "Fill the column of robot types in the tables, then make the statistics: "
+            advice = self.command or "check the robot types of the training split."
             raise LaryError(
-                f"There are no action statistics {what} in {self.source}, which has: "
-                f"{', '.join(map(repr, self.robots)) or 'none'}. {self._advice(robot_type)}"
+                f"There are no action statistics {what} in {self.source}, which has: {known}. {fill}{advice}"
             )
         return self.robots[robot_type]
 
@@ -131,15 +133,6 @@ class Normaliser:
         """Chunks (..., A) in the data set's units to normalised ones, float32. Raises LaryError (`statistics`)."""
         numbers = self.statistics(robot_type)
         return ((chunk.astype(np.float32) - numbers.mean) / numbers.std).astype(np.float32)
-
-    def denormalise(self, chunk: Floats, robot_type: str) -> Floats:
-        """The inverse of `normalise`: (..., A) float32 in the data set's units."""
-        numbers = self.statistics(robot_type)
-        return (chunk * numbers.std + numbers.mean).astype(np.float32)
-
-    def _advice(self, robot_type: str) -> str:
-        fill = "" if robot_type else "Fill the column of robot types in the tables, then make the statistics: "
-        return f"{fill}{self.command}" if self.command else f"{fill}check the robot types of the training split."
 
 
 def load_normaliser(
@@ -157,9 +150,9 @@ def load_normaliser(
     """
     rule, size = spec.actions.normalisation, len(spec.actions.dims)
     if mode == "relative" or rule.stats_file is not None:
-        place = relative_stats_file(spec, frame) if mode == "relative" else str(rule.stats_file)
+        file = relative_stats_file(spec, frame) if mode == "relative" else str(rule.stats_file)
         command = relative_command(spec, frame) if mode == "relative" else rule.command
-        found = read_statistics(data_dir / place, size, command, per_robot=rule.stats_file is not None)
+        found = read_statistics(data_dir / file, size, command, per_robot=rule.stats_file is not None)
         if spec.unnamed_robot is not None and NO_ROBOT in found.robots:
             return replace(found, robots={spec.unnamed_robot[1]: found.robots[NO_ROBOT], **found.robots})
         return found

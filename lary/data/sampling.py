@@ -18,10 +18,12 @@ import numpy as np
 import numpy.typing as npt
 
 from lary.arrays import array_of
+from lary.data.configs import IndicesConfig
 from lary.data.frames import announced_frames, decode_video, to_rgb
 from lary.data.tables import INDEX_COLUMN, MEDIA_COLUMNS, read_csv, write_csv
 from lary.files import file_digest, inside, read_limited, write_bytes, write_failures
 from lary.runtime import progress
+from lary.settings import Settings
 from lary.types import Failure, MediaError, UsageError
 
 Doubles = npt.NDArray[np.float64]
@@ -61,7 +63,7 @@ def _moments(picture: Gray) -> tuple[Doubles, Doubles, Doubles]:
 
 
 def _ssim(first: tuple[Doubles, Doubles, Doubles], second: tuple[Doubles, Doubles, Doubles]) -> float:
-    """Mean SSIM over the pixels whose window lies inside the picture; variances are those of a sample."""
+    """Mean SSIM over the pixels whose window is inside the picture; variances are those of a sample."""
     (x, mean_x, var_x), (y, mean_y, var_y) = first, second
     (c1, c2), product = STABILISERS, mean_x * mean_y
     sample = WINDOW**2 / (WINDOW**2 - 1)
@@ -125,11 +127,7 @@ class Sampled(NamedTuple):
 def sample_video(
     path: Path, count: int = FRAMES, method: Method = "motion", cache: MotionCache | None = None
 ) -> Sampled:
-    """Choose the indices of a video.
-
-    Raises:
-        MediaError: the video can't be decoded, or has fewer than two frames.
-    """
+    """Choose the indices of a video. Raises MediaError: the video can't be decoded, or has fewer than two frames."""
     frames, differences = announced_frames(path), None
     if method == "motion" and not 1 <= frames <= 2 * count:
         differences = cache.get(path) if cache is not None else frame_motion(gray_frames(path))
@@ -160,19 +158,19 @@ class MotionCache:
             name = file_digest(path)
         except OSError as error:
             raise MediaError(f"The video {path} can't be read: {error.strerror}.") from error
-        place = self.folder / name[:2] / f"{name}.npy"
-        found = self._read(place)
+        file = self.folder / name[:2] / f"{name}.npy"
+        found = self._read(file)
         if found is None:
             found = frame_motion(gray_frames(path))
             data = io.BytesIO()
             np.save(data, found, allow_pickle=False)
-            write_bytes(place, data.getvalue())
+            write_bytes(file, data.getvalue())
         return found
 
     @staticmethod
-    def _read(place: Path) -> Doubles | None:
+    def _read(file: Path) -> Doubles | None:
         try:
-            data = read_limited(place, 1 << 28)
+            data = read_limited(file, 1 << 28)
             values = array_of(io.BytesIO(data), len(data))
         except (OSError, ValueError, EOFError):
             return None
@@ -180,29 +178,6 @@ class MotionCache:
 
 
 # The column of a table
-
-
-@dataclass(frozen=True, kw_only=True)
-class IndexRequest:
-    """What to sample.
-
-    Attributes:
-        table: CSV with the column video_path.
-        root: Folder that its paths start from.
-        out: CSV to write; None adds ``_indices`` to the table's name.
-        method: motion, or uniform.
-        frames: indices per clip.
-        cache: folder of the motion of clips; None computes it each time.
-        workers: threads.
-    """
-
-    table: Path
-    root: Path
-    out: Path | None = None
-    method: Method = "motion"
-    frames: int = FRAMES
-    cache: Path | None = None
-    workers: int = 4
 
 
 @dataclass(frozen=True)
@@ -214,22 +189,23 @@ class IndexReport:
     failures: tuple[Failure, ...]
 
 
-def write_indices(request: IndexRequest) -> IndexReport:
+def write_indices(table: Path, config: IndicesConfig, settings: Settings) -> IndexReport:
     """Sample every clip of a table and write the table with its indices; clips that fail are left out and named.
 
     Raises:
         UsageError: the table can't be read, has no column video_path, or would be written over itself.
     """
-    columns, rows = read_csv(request.table)
+    root = config.root or settings.path("DATA_DIR") / "classification"
+    columns, rows = read_csv(table)
     if VIDEO_COLUMN not in columns:
-        raise UsageError(f"{request.table} has no column '{VIDEO_COLUMN}'; it has: {', '.join(columns)}.")
-    if request.frames < 1 or request.workers < 1:
+        raise UsageError(f"{table} has no column '{VIDEO_COLUMN}'; it has: {', '.join(columns)}.")
+    if config.frames < 1 or config.workers < 1:
         raise UsageError("--frames and --workers must be at least 1.")
-    out = request.out or request.table.with_name(f"{request.table.stem}_indices.csv")
-    if out.resolve() == request.table.resolve():
+    out = config.out or table.with_name(f"{table.stem}_indices.csv")
+    if out.resolve() == table.resolve():
         raise UsageError(f"--out {out} is the input itself: name another file.")
     at = columns.index(VIDEO_COLUMN)
-    found = sample_all(request, [row[at] for row in rows])
+    found = sample_all(config, root, [row[at] for row in rows])
     if INDEX_COLUMN not in columns:
         columns, rows = [*columns, INDEX_COLUMN], [[*row, ""] for row in rows]
     target, kept, failures = columns.index(INDEX_COLUMN), [], []
@@ -245,19 +221,19 @@ def write_indices(request: IndexRequest) -> IndexReport:
     return IndexReport(out, len(kept), tuple(failures))
 
 
-def sample_all(request: IndexRequest, cells: Sequence[str]) -> dict[str, tuple[int, ...] | str]:
+def sample_all(config: IndicesConfig, root: Path, cells: Sequence[str]) -> dict[str, tuple[int, ...] | str]:
     """The indices of each distinct clip, or why it can't be sampled."""
-    cache = MotionCache(request.cache) if request.cache is not None else None
+    cache = MotionCache(config.cache) if config.cache is not None else None
 
     def one(cell: str) -> tuple[int, ...] | str:
         try:
-            return sample_video(inside(request.root, cell), request.frames, request.method, cache).indices
+            return sample_video(inside(root, cell), config.frames, config.method, cache).indices
         except (MediaError, UsageError) as error:
             return str(error)
 
-    found: dict[str, tuple[int, ...] | str] = {}
     distinct = list(dict.fromkeys(cells))
-    with progress(len(distinct), "sampling", "clip") as bar, ThreadPoolExecutor(request.workers) as pool:
+    found: dict[str, tuple[int, ...] | str] = {}
+    with progress(len(distinct), "sampling", "clip") as bar, ThreadPoolExecutor(config.workers) as pool:
         for cell, result in zip(distinct, pool.map(one, distinct), strict=True):
             found[cell] = result
             bar.advance()

@@ -125,7 +125,7 @@ class DatasetSpec:
         stride_series: data sets that differ in their stride alone share this name; empty for one on its own.
         group_pattern: regular expression on the first media path, taken without its ``images`` folder, whose match
             (group 1 if it has one) names the episode or video of a sample.
-        media_depth: how many folders stand before ``images`` / ``actions`` in a table's paths; None where the data
+        media_depth: how many folders precede ``images`` / ``actions`` in a table's paths; None where the data
             set has no such folders. Published tables exist with and without them.
         path_repair: regular expression and replacement for paths that the published tables spell wrongly; a file of
             the literal name is used where the repaired one does not exist.
@@ -176,7 +176,7 @@ class DatasetSpec:
 
     @property
     def split_sets(self) -> tuple[str, ...]:
-        """Names of the pairs of drawn splits that can stand in for the published ones, such as ``by-episode``."""
+        """Names of the pairs of drawn splits that can replace the published ones, such as ``by-episode``."""
         mark = f"{self.train}_"
         found = [name.removeprefix(mark) for name in self.drawn if name.startswith(mark)]
         return tuple(name.replace("_", "-") for name in found if f"{self.validation}_{name}" in self.drawn)

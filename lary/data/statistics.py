@@ -13,17 +13,20 @@ import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from pathlib import Path, PurePath, PurePosixPath
+from pathlib import Path, PurePath
 from typing import Any, TypeVar
 
 import numpy as np
 
-from lary.data.actions import DEFINITIONS, Floats, Frame, Pose, arms_of, in_frame, motion, read_numbers
+from lary.data.actions import DEFINITIONS, Floats, Pose, arms_of, in_frame, motion, read_numbers
+from lary.data.configs import RelativeConfig, StatsConfig
 from lary.data.normalisation import Moments, merged, relative_stats_file
-from lary.data.spec import NO_ROBOT, DatasetSpec
+from lary.data.spec import DATASETS, NO_ROBOT, DatasetSpec
+from lary.data.splits import find_table
 from lary.data.tables import ACTION_FOLDER, TARGET_COLUMN, embodiment_column, places, read_csv
 from lary.files import inside, read_json, write_bytes, write_failures, write_json
 from lary.runtime import log, progress
+from lary.settings import Settings
 from lary.types import Failure, LaryError, MediaError, UsageError
 
 Result = TypeVar("Result")
@@ -81,7 +84,7 @@ def action_rows(spec: DatasetSpec, table: Path, root: Path, *, robots: bool) -> 
             continue
         try:
             relative = places(spec, cell, ACTION_FOLDER)
-            found.append(ActionRow(number, cell, tuple(inside(root, place) for place in relative), relative[0], robot))
+            found.append(ActionRow(number, cell, tuple(inside(root, each) for each in relative), relative[0], robot))
         except UsageError as error:
             raise UsageError(f"{table}, row {number + 1}: {error}") from None
     return found
@@ -122,24 +125,35 @@ class StatisticsReport:
     missing: int
 
 
-def write_statistics(
-    spec: DatasetSpec, table: Path, data_root: Path, out: Path | None = None, workers: int = 8
+def write_statistics(config: StatsConfig, settings: Settings) -> StatisticsReport:
+    """Measure the actions of a training split, or merge the statistics of its parts. Raises as those two do."""
+    spec = DATASETS.get(config.dataset)
+    if config.merge:
+        if config.output is None:
+            raise UsageError("Name with --output where the merged statistics go.")
+        return merge_statistics(spec, config.merge, config.output)
+    table = find_table(spec, spec.train, settings.path("LARY_ROOT"), explicit=config.csv)
+    return measure_table(spec, table, settings.path("DATA_DIR"), config.output, config.workers)
+
+
+def measure_table(
+    spec: DatasetSpec, table: Path, data_dir: Path, out: Path | None = None, workers: int = 8
 ) -> StatisticsReport:
     """Measure the actions of a table per robot type and write the statistics file that ``lary regress`` reads.
 
     Args:
         table: CSV of the training split.
-        data_root: ``$DATA_DIR``.
-        out: file to write; the record's place by default.
+        data_dir: ``$DATA_DIR``.
+        out: file to write; by default that of the record.
 
     Raises:
-        UsageError: the data set holds no actions, or no place is known for its statistics.
+        UsageError: the data set holds no actions, or no file is known for its statistics.
         LaryError: a file is broken, or all are missing.
     """
-    space, root = spec.actions, data_root / spec.split(spec.train).root
+    space, root = spec.actions, data_dir / spec.split(spec.train).root
     if out is None and space.normalisation.stats_file is None:
         raise UsageError(f"Data set '{spec.name}' is normalised without a statistics file; name one with --output.")
-    target = out or data_root / str(space.normalisation.stats_file)
+    target = out or data_dir / str(space.normalisation.stats_file)
     size = len(space.dims)
 
     def measure_rows(rows: Sequence[ActionRow]) -> tuple[dict[str, Moments], list[str]]:
@@ -153,9 +167,9 @@ def write_statistics(
     missing = [path for _, absent in parts for path in absent]
     if not robots:
         raise LaryError(
-            f"All {len(missing)} action files of {table} are missing, such as {missing[0]}. Check --data-root."
+            f"All {len(missing)} action files of {table} are missing, such as {missing[0]}. Check --data-dir."
         )
-    examples = [_below(path, data_root) for path in missing[:EXAMPLES]]
+    examples = [_below(path, data_dir) for path in missing[:EXAMPLES]]
     header = {"source_csv": str(table), "action_root": str(root)}
     write_json(target, _document(spec.name, header, robots, len(missing), examples))
     return StatisticsReport(target, {robot: robots[robot].count for robot in sorted(robots)}, len(missing))
@@ -165,7 +179,7 @@ def merge_statistics(spec: DatasetSpec, files: Sequence[Path], out: Path) -> Sta
     """Merge statistics files of parts of a table into those of the whole.
 
     Raises:
-        LaryError: a file isn't one of `write_statistics`, or is of another data set.
+        LaryError: a file isn't one of `measure_table`, or is of another data set.
     """
     parts, missing, examples = [], 0, []
     for path in files:
@@ -205,18 +219,6 @@ def _below(path: str, root: Path) -> str:
 # Relative actions
 
 
-@dataclass(frozen=True, kw_only=True)
-class RelativeRequest:
-    """What to make relative: tables of any split, actions below `input_root`, files below `output_root`."""
-
-    spec: DatasetSpec
-    tables: tuple[Path, ...]
-    input_root: Path
-    output_root: Path
-    frame: Frame = "world"
-    workers: int = 8
-
-
 @dataclass(frozen=True)
 class TableReport:
     """One table: its split, files written now, files that were there, rows that failed and where they are listed."""
@@ -238,7 +240,7 @@ class RelativeReport:
 
 
 def split_of(spec: DatasetSpec, table: Path) -> str:
-    """The split that a table's name tells; training if it tells none."""
+    """The split that a table's name contains; training if it contains none."""
     name = table.name
     words = re.split(r"[_.\-]", name)
     found = [split for split in SPLIT_NAMES if f"_{split}_" in f"_{'_'.join(words)}_"]
@@ -247,7 +249,7 @@ def split_of(spec: DatasetSpec, table: Path) -> str:
     return split if split in spec.splits else spec.validation if split.endswith("val") else spec.train
 
 
-def write_relative(request: RelativeRequest) -> RelativeReport:
+def write_relative(config: RelativeConfig, settings: Settings) -> RelativeReport:
     """Write the relative action of every row and the statistics of the training tables; existing files are kept.
 
     The statistics are those of the published tool: of the first training table, or per robot type, where a later
@@ -257,15 +259,18 @@ def write_relative(request: RelativeRequest) -> RelativeReport:
         UsageError: the data set holds no actions, or a table can't be read.
         LaryError: none of a training table's actions can be read.
     """
-    arms = arms_of(request.spec.actions, request.frame)
+    spec = DATASETS.get(config.dataset)
+    source, below = config.input_root or settings.path("DATA_DIR"), settings.path("LARY_ROOT")
+    out, arms = config.output_root or source, arms_of(spec.actions, config.frame)
     shared: Moments | None = None
     robots: dict[str, Moments] = {}
     reports = []
-    for table in request.tables:
-        split = split_of(request.spec, table)
-        report, found = convert_table(request, table, split, arms)
+    for path in config.csv:
+        table = path if path.exists() or path.is_absolute() else below / path
+        split = split_of(spec, table)
+        report, found = convert_table(config, table, split, source, out, arms)
         reports.append(report)
-        if split != request.spec.train:
+        if split != spec.train:
             continue
         if not found:
             raise LaryError(f"None of the actions of {table} can be read, such as: {report.failures[0].reason}")
@@ -275,31 +280,31 @@ def write_relative(request: RelativeRequest) -> RelativeReport:
         robots.update(found)
     if shared is None:
         return RelativeReport(tuple(reports), None)
-    header = {"action_mode": "relative", "definition": DEFINITIONS[request.frame], "dataset": request.spec.name}
-    per_robot = request.spec.actions.normalisation.stats_file is not None
+    header = {"action_mode": "relative", "definition": DEFINITIONS[config.frame], "dataset": spec.name}
+    per_robot = spec.actions.normalisation.stats_file is not None
     body = {"robot_stats": {name: each.entry() for name, each in robots.items()}} if per_robot else shared.entry()
-    path = request.output_root / relative_stats_file(request.spec, request.frame)
-    write_json(path, header | body)
-    return RelativeReport(tuple(reports), path)
+    file = out / relative_stats_file(spec, config.frame)
+    write_json(file, header | body)
+    return RelativeReport(tuple(reports), file)
 
 
 def convert_table(
-    request: RelativeRequest, table: Path, split: str, arms: Sequence[Pose]
+    config: RelativeConfig, table: Path, split: str, source: Path, out: Path, arms: Sequence[Pose]
 ) -> tuple[TableReport, dict[str, Moments]]:
     """Convert one table; returns what was done and the moments by robot type, one observation per row."""
-    spec = request.spec
+    spec = DATASETS.get(config.dataset)
     root = spec.split(split).root
-    target, size = request.output_root / in_frame(root, request.frame), len(spec.actions.dims)
+    target, size = out / in_frame(root, config.frame), len(spec.actions.dims)
 
     def convert(row: ActionRow) -> tuple[Floats | Failure, bool]:
         path = inside(target, row.relative)
         try:
             if (known := read_moved(path, size)) is not None:
                 return known, False
-            source = row.find()
-            if source is None:
+            file = row.find()
+            if file is None:
                 raise MediaError(f"The action file {row.paths[0]} does not exist.")
-            moved = motion(read_steps(source, size), arms)
+            moved = motion(read_steps(file, size), arms)
         except (MediaError, UsageError, ValueError) as error:
             return Failure(row.row, row.cell, str(error)), False
         data = io.BytesIO()
@@ -307,10 +312,10 @@ def convert_table(
         write_bytes(path, data.getvalue())
         return moved, True
 
-    rows = action_rows(spec, table, request.input_root / root, robots=spec.actions.normalisation.stats_file is not None)
+    rows = action_rows(spec, table, source / root, robots=spec.actions.normalisation.stats_file is not None)
     values: dict[str, list[Floats]] = {}
     failures, written = [], 0
-    batches = in_batches(rows, lambda part: [convert(row) for row in part], request.workers, table.name)
+    batches = in_batches(rows, lambda part: [convert(row) for row in part], config.workers, table.name)
     for row, (result, fresh) in zip(rows, (item for batch in batches for item in batch), strict=True):
         if isinstance(result, Failure):
             failures.append(result)
@@ -319,8 +324,7 @@ def convert_table(
         values.setdefault(row.robot, []).append(result)
     moments = {robot: Moments.of(np.stack(each)) for robot, each in values.items()}
     skipped = len(rows) - written - len(failures)
-    place = PurePosixPath(relative_stats_file(spec, request.frame)).parent
-    listed = request.output_root / place / f"relative_failures_{table.stem}.csv"
+    listed = (out / relative_stats_file(spec, config.frame)).parent / f"relative_failures_{table.stem}.csv"
     write_failures(listed, failures)
     return TableReport(table, split, written, skipped, tuple(failures), listed), moments
 

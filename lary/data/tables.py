@@ -91,6 +91,8 @@ def read_frame(path: Path, limit: int | None = None) -> pandas.DataFrame:
                 "quote cells that hold a comma."
             ) from None
         reason = str(error).splitlines()[0].rstrip(".")[:200]
+        if "Empty CSV" in reason:  # a header without a line end
+            raise UsageError(f"The table {path} holds column names but no rows.") from None
         if "straddling" in reason:  # a row that doesn't fit into a block
             reason = f"a row has more than {LONGEST_LINE} letters"
         raise UsageError(f"The table {path} can't be read as CSV in UTF-8: {reason}.") from error
@@ -116,16 +118,13 @@ def read_header(path: Path) -> list[str]:
         raise UsageError(f"The table {path} names {len(names)} columns, more than the {MOST_COLUMNS} allowed.")
     if len(set(stripped)) < len(names):
         raise UsageError(f"The table {path} names a column twice: {', '.join(stripped)[:400]}.")
-    if problem := next(filter(None, map(path_problem, stripped)), ""):
-        raise UsageError(f"The table {path} can't be read as CSV in UTF-8: a column name is none, since {problem}.")
     return names
 
 
-def read_csv(path: Path, limit: int | None = None) -> tuple[list[str], list[list[str]]]:
+def read_csv(path: Path) -> tuple[list[str], list[list[str]]]:
     """Header and rows of a CSV. Raises UsageError: see `read_frame`."""
-    frame = read_frame(path, limit)
-    columns = [frame[name].tolist() for name in frame.columns]
-    return list(frame.columns), [list(row) for row in zip(*columns, strict=True)]
+    frame = read_frame(path)
+    return list(frame.columns), frame.to_numpy(dtype=object).tolist()
 
 
 def write_csv(path: Path, columns: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
@@ -188,7 +187,7 @@ class SampleTable:
             frame_index = tuple(int(part) for part in self._columns[INDEX_COLUMN][position].split(","))
         return Sample(
             id=digest(*media, ",".join(map(str, frame_index)), target),
-            row=int(self._rows[position]),
+            row=self._rows[position],
             media=media,
             frame_index=frame_index,
             target=target,
@@ -230,7 +229,7 @@ class SampleTable:
         """The media files that do not exist, in table order, each once; none is opened.
 
         Args:
-            positions: the samples whose files are checked; all of them by default.
+            positions: of the samples whose files are checked; by default all.
         """
         chosen = range(len(self)) if positions is None else positions
         wanted = list(dict.fromkeys(path for position in chosen for path in self._media_at(position)))
@@ -252,12 +251,12 @@ class SampleTable:
         return None if column is None else self.frame[column].tolist()
 
     @cached_property
-    def _rows(self) -> npt.NDArray[np.int64]:
-        return self.frame.index.to_numpy(dtype=np.int64)
+    def _rows(self) -> list[int]:
+        return self.frame.index.tolist()
 
     @cached_property
     def _position(self) -> dict[int, int]:
-        return {int(row): position for position, row in enumerate(self._rows)}
+        return {row: position for position, row in enumerate(self._rows)}
 
     def _embodiment(self, position: int) -> str:
         if self._robots is None:
@@ -266,7 +265,7 @@ class SampleTable:
         return robot_type(self.spec, self._robots[position], first)
 
     def _locate(self, position: int, column: str, folder: str) -> Path:
-        """The file at the usual place, or the one that the table literally names where only that exists."""
+        """The file at the usual path, or the one that the table literally names where only that exists."""
         found = places(self.spec, self._columns[column][position], folder)
         usual, *others = (inside(self.root, place) for place in found)
         if not others or usual.exists():
@@ -366,7 +365,7 @@ def usual_place(spec: DatasetSpec, cell: str, folder: str) -> str:
 
 
 def places(spec: DatasetSpec, cell: str, folder: str) -> tuple[str, ...]:
-    """Where the file of a cell may be below its root: the usual place first, then what the table literally says."""
+    """Where the file of a cell may be below its root: the usual path first, then what the table literally says."""
     usual = usual_place(spec, cell, folder)
     if cell == usual:
         return (usual,)

@@ -6,6 +6,7 @@ pairs (the layout of CALVIN), ``ep_0/action_03/action_start.png`` for motions (t
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,10 +17,11 @@ import numpy.typing as npt
 
 from lary.arrays import npy_bytes
 from lary.data.images import Image
-from lary.importers.motions import INVERSE, AtomicRule, Segment, atomic_segments, pairs_at
-from lary.types import Failure
+from lary.importers.motions import INVERSE, AtomicRule, Segment, atomic_segments
+from lary.types import Failure, UsageError
 
 Values = npt.NDArray[np.floating[Any]]
+LABELS = "labels.json"
 
 
 @dataclass(frozen=True)
@@ -38,11 +40,18 @@ class PairCut:
     stride: int
     task = "regression"
     folders = ("actions", "images")
-    """Folders that hold files of an episode; the one with the images is filled last."""
+    """Folders that hold files of an episode, the one with the images last."""
+
+    def __post_init__(self) -> None:
+        if self.stride < 1:
+            raise UsageError(f"--stride {self.stride}: must be at least 1.")
 
     def grid(self, length: int) -> list[Segment]:
-        """The pairs of an episode of `length` frames."""
-        pairs = pairs_at(length, self.stride)
+        """The pairs of an episode of `length` frames: a grid from frame 0, pairs don't overlap.
+
+        A pair's chunk is the actions of its source frame up to and excluding its target frame.
+        """
+        pairs = [(start, start + self.stride) for start in range(0, length - self.stride, self.stride)]
         return [Segment(start, end, f"action_{start:06d}to{end - 1:06d}.npy") for start, end in pairs]
 
     def segments(self, values: Values) -> list[Segment]:
@@ -53,9 +62,10 @@ class PairCut:
         """Names of the two images of a segment, without suffix."""
         return f"frame_{item.start:06d}", f"frame_{item.end:06d}"
 
-    def chunks(self, values: Values, segments: Sequence[Segment]) -> dict[str, bytes]:
-        """The content of the action files, (stride, A) float32, by name."""
-        return {item.label: npy_bytes(values[item.start : item.end].astype(np.float32)) for item in segments}
+    def files(self, values: Values, segments: Sequence[Segment]) -> dict[str, bytes]:
+        """The content of the action files, (stride, A) float32, by path."""
+        chunks = {item.label: values[item.start : item.end].astype(np.float32) for item in segments}
+        return {f"actions/{name}": npy_bytes(chunk) for name, chunk in chunks.items()}
 
     def rows(self, folder: str, segments: Sequence[Segment], files: Mapping[str, str]) -> list[list[str]]:
         """Source image, target image and action of every sample; `files` are the names of the images by stem."""
@@ -78,6 +88,7 @@ class MotionCut:
     position: tuple[int, ...]
     gripper: int | None
     rule: AtomicRule
+    stride = None
     task = "classification"
     folders = ("",)
 
@@ -89,6 +100,10 @@ class MotionCut:
     def stems(self, number: int, item: Segment) -> tuple[str, str]:
         """Names of the two images of a segment, without suffix."""
         return f"action_{number:02d}/action_start", f"action_{number:02d}/action_end"
+
+    def files(self, values: Values, segments: Sequence[Segment]) -> dict[str, bytes]:
+        """The list of motions, by path: what a resumed import reads in place of the values."""
+        return {LABELS: json.dumps([[item.start, item.end, item.label] for item in segments]).encode()}
 
     def rows(self, folder: str, segments: Sequence[Segment], files: Mapping[str, str]) -> list[list[str]]:
         """First image, last image and label of every motion, followed by itself seen from its end to its start."""

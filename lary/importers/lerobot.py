@@ -22,10 +22,10 @@ from lary.data.catalog import EPISODE
 from lary.data.frames import decode_video, to_rgb
 from lary.data.images import PNG, image_problem
 from lary.data.spec import ActionSpace, DatasetSpec, LabelSpace, Normalisation, Split
-from lary.data.statistics import write_statistics
+from lary.data.statistics import measure_table
 from lary.data.tables import write_csv
 from lary.files import digest, read_json, write_failures, write_json
-from lary.importers.episodes import ImportReport, PairCut, image_bytes, image_stems
+from lary.importers.episodes import LABELS, Cut, ImportReport, PairCut, image_bytes, image_stems
 from lary.importers.lerobot_plan import LeRobotPlan
 from lary.importers.lerobot_reader import Episode, embedded_image, frame_numbers, video_seconds
 from lary.importers.motions import ATOMIC_CLASSES, Segment
@@ -33,7 +33,7 @@ from lary.importers.records import check_name, save_record
 from lary.runtime import progress
 from lary.types import Failure, LaryError, MediaError, Progress, UsageError
 
-OPTIONS, LABELS = "import.json", "labels.json"
+OPTIONS = "import.json"
 COLUMNS = ("dataset", "robot_type", "episode", "task", "src_img", "tgt_img", "action")
 
 
@@ -52,6 +52,8 @@ def import_lerobot(plan: LeRobotPlan) -> ImportReport:
     with progress(len(plan.episodes), f"importing {plan.name}", "episode") as bar:
         for episodes in group_by_file(plan):
             failed |= import_group(plan, root, episodes, bar)
+    for index in failed:
+        shutil.rmtree(root / f".ep_{index}.part", ignore_errors=True)
     failures = tuple(failed.values())
     write_failures(plan.tables / f"{plan.name}_import_failures.csv", failures)
     listed: dict[str, list[list[str]]] = {}
@@ -67,21 +69,15 @@ def import_lerobot(plan: LeRobotPlan) -> ImportReport:
     for split, found in listed.items():
         write_csv(plan.tables / spec.table_name(split), COLUMNS, found)
     if isinstance(plan.cut, PairCut):
-        write_statistics(spec, plan.tables / spec.table_name("train"), plan.data_dir, workers=4)
+        measure_table(spec, plan.tables / spec.table_name("train"), plan.data_dir, workers=4)
     return ImportReport(save_record(spec, plan.tables), rows, failures)
-
-
-def choices_of(plan: LeRobotPlan) -> dict[str, Any]:
-    """What decides the files of an import, as its folder records it."""
-    cut = {"stride": plan.cut.stride} if isinstance(plan.cut, PairCut) else {"atomic": asdict(plan.cut)}
-    chosen = {"source": str(plan.data.folder.resolve()), "camera": plan.camera, "actions": plan.actions, **cut}
-    found: dict[str, Any] = json.loads(json.dumps(chosen))
-    return found
 
 
 def prepare_root(root: Path, plan: LeRobotPlan) -> None:
     """Make the folder of an import, with its choices in a file; remove the parts of an episode that was cut short."""
-    choices = choices_of(plan)
+    cut = {"stride": plan.cut.stride} if plan.cut.stride else {"atomic": asdict(plan.cut)}
+    chosen = {"source": str(plan.data.folder.resolve()), "camera": plan.camera, "actions": plan.actions, **cut}
+    choices = json.loads(json.dumps(chosen))  # tuples become lists, as in the file
     if root.exists():
         same = (root / OPTIONS).is_file() and read_json(root / OPTIONS, "list of choices") == choices
         if not same and not plan.overwrite:
@@ -96,15 +92,13 @@ def prepare_root(root: Path, plan: LeRobotPlan) -> None:
         shutil.rmtree(part)
 
 
-def group_by_file(plan: LeRobotPlan) -> Iterator[list[Episode]]:
+def group_by_file(plan: LeRobotPlan) -> Iterable[list[Episode]]:
     """Episodes in groups that share a video, so that each is decoded once; images one by one."""
-    if not plan.is_video:
-        yield from ([episode] for episode in plan.episodes)
-        return
-    groups: dict[Path, list[Episode]] = {}
+    groups: dict[Path | int, list[Episode]] = {}
     for episode in plan.episodes:
-        groups.setdefault(plan.data.video(episode, plan.camera)[0], []).append(episode)
-    yield from groups.values()
+        key = plan.data.video(episode, plan.camera)[0] if plan.is_video else episode.index
+        groups.setdefault(key, []).append(episode)
+    return groups.values()
 
 
 def import_group(plan: LeRobotPlan, root: Path, episodes: Sequence[Episode], bar: Progress) -> dict[int, Failure]:
@@ -115,21 +109,16 @@ def import_group(plan: LeRobotPlan, root: Path, episodes: Sequence[Episode], bar
     cells: Any = None
     for episode in episodes:
         try:
-            if all(folder_of(root, kind, episode).is_dir() for kind in cut.folders):
+            if all((root / kind / f"ep_{episode.index}").is_dir() for kind in cut.folders):
                 continue
             rows = data.table(episode, [*plan.actions, *([] if plan.is_video else [plan.camera])])
             values = data.values(rows, plan.actions)
             segments = cut.segments(values)
-            if isinstance(cut, PairCut):
-                for name, content in cut.chunks(values, segments).items():
-                    write_part(root, "actions", episode, name, content)
-                finish_part(root, "actions", episode)
-            else:
-                listed = json.dumps([[item.start, item.end, item.label] for item in segments])
-                write_part(root, "", episode, LABELS, listed.encode())
+            for name, content in cut.files(values, segments).items():
+                write_part(root, episode, name, content)
             stems = image_stems(cut, segments)
             if not stems:
-                finish_part(root, cut.folders[-1], episode)
+                finish_episode(root, episode, cut)
             elif plan.is_video:
                 path, start = data.video(episode, plan.camera)
                 seconds = video_seconds(path) if seconds is None else seconds
@@ -141,15 +130,18 @@ def import_group(plan: LeRobotPlan, root: Path, episodes: Sequence[Episode], bar
         except LaryError as error:
             failures[episode.index] = Failure(None, f"episode {episode.index}", str(error))
     if wanted:
-        path = None if cells is not None else data.video(episodes[0], plan.camera)[0]
-        contents = stored_images(cells, sorted(wanted), data.folder) if path is None else video_images(path, wanted)
-        failures |= write_images(root, cut.folders[-1], wanted, contents, f" of {path.name}" if path else "")
+        if plan.is_video:
+            film = data.video(episodes[0], plan.camera)[0]
+            source, contents = f" of {film.name}", video_images(film, wanted)
+        else:
+            source, contents = "", stored_images(cells, sorted(wanted), data.folder)
+        failures |= write_images(root, cut, wanted, contents, source)
     bar.advance(len(episodes))
     return failures
 
 
 def write_images(
-    root: Path, kind: str, wanted: Mapping[int, tuple[Episode, tuple[str, ...]]], contents: Iterator[tuple[int, bytes]],
+    root: Path, cut: Cut, wanted: Mapping[int, tuple[Episode, tuple[str, ...]]], contents: Iterator[tuple[int, bytes]],
     source: str,
 ) -> dict[int, Failure]:  # fmt: skip
     """Write the wanted frames of some episodes in one pass over them; the failures by episode.
@@ -161,11 +153,12 @@ def write_images(
     try:
         for number, content in contents:
             episode, stems = wanted[number]
+            suffix = "png" if content.startswith(PNG) else "jpg"
             for stem in stems:
-                write_part(root, kind, episode, f"{stem}.{'png' if content.startswith(PNG) else 'jpg'}", content)
+                write_part(root, episode, f"{cut.folders[-1]}/{stem}.{suffix}".lstrip("/"), content)
             left[episode.index] -= 1
             if not left[episode.index]:
-                finish_part(root, kind, episode)
+                finish_episode(root, episode, cut)
     except (MediaError, ValueError) as error:
         reason = str(error)
     return {index: Failure(None, f"episode {index}{source}", reason) for index, count in left.items() if count}
@@ -193,28 +186,22 @@ def stored_images(cells: Any, wanted: Iterable[int], folder: Path) -> Iterator[t
 # Files of an episode
 
 
-def folder_of(root: Path, kind: str, episode: Episode) -> Path:
-    """The folder of a kind of an episode's files, once they are complete."""
-    return root / kind / f"ep_{episode.index}"
-
-
-def part_of(root: Path, kind: str, episode: Episode) -> Path:
-    """The folder in which they are until then."""
-    return root / kind / f".ep_{episode.index}.part"
-
-
-def write_part(root: Path, kind: str, episode: Episode, name: str, content: bytes) -> None:
-    """Write a file to the unfinished folder of an episode."""
-    path = part_of(root, kind, episode) / name
+def write_part(root: Path, episode: Episode, name: str, content: bytes) -> None:
+    """Write a file to the folder that an episode has until it is complete."""
+    path = root / f".ep_{episode.index}.part" / name
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_bytes(content)
 
 
-def finish_part(root: Path, kind: str, episode: Episode) -> None:
-    """Give the finished folder of an episode its name."""
-    target = folder_of(root, kind, episode)
-    shutil.rmtree(target, ignore_errors=True)
-    part_of(root, kind, episode).rename(target)
+def finish_episode(root: Path, episode: Episode, cut: Cut) -> None:
+    """Move the finished folders of an episode to where they belong."""
+    part = root / f".ep_{episode.index}.part"
+    for kind in cut.folders:
+        target = root / kind / f"ep_{episode.index}"
+        shutil.rmtree(target, ignore_errors=True)
+        target.parent.mkdir(parents=True, exist_ok=True)
+        (part / kind).rename(target)
+    shutil.rmtree(part, ignore_errors=True)
 
 
 # Table and record
@@ -222,7 +209,7 @@ def finish_part(root: Path, kind: str, episode: Episode) -> None:
 
 def table_rows(plan: LeRobotPlan, root: Path, episode: Episode) -> list[list[str]]:
     """The rows of a finished episode, as `COLUMNS`. Raises LaryError if its list of motions is damaged."""
-    folder = folder_of(root, plan.cut.folders[-1], episode)
+    folder = root / plan.cut.folders[-1] / f"ep_{episode.index}"
     if isinstance(plan.cut, PairCut):
         segments = plan.cut.grid(episode.length)
     else:
@@ -243,12 +230,11 @@ def table_rows(plan: LeRobotPlan, root: Path, episode: Episode) -> list[list[str
 
 def lerobot_record(plan: LeRobotPlan, samples: int) -> DatasetSpec:
     """The record of the imported data set."""
-    data, name, licence, pairs = plan.data, plan.name, plan.licence, isinstance(plan.cut, PairCut)
-    stride = plan.cut.stride if isinstance(plan.cut, PairCut) else 1
+    data, name, licence, stride = plan.data, plan.name, plan.licence, plan.cut.stride
     choices = {
-        "actions": plan.actions, "atomic": None if pairs else asdict(plan.cut), "camera": plan.camera,
+        "actions": plan.actions, "atomic": None if stride else asdict(plan.cut), "camera": plan.camera,
         "dims": plan.dims, "episodes": [episode.index for episode in plan.episodes], "licence": asdict(licence),
-        "robot": plan.robot, "stride": stride, "val": sorted(plan.val),
+        "robot": plan.robot, "stride": stride or 1, "val": sorted(plan.val),
     }  # fmt: skip
     plugin = plan.tables / f"{name}_dataset.py"
     normalisation = Normalisation(
@@ -258,14 +244,14 @@ def lerobot_record(plan: LeRobotPlan, samples: int) -> DatasetSpec:
     )
     return DatasetSpec(
         name=name, title=name, media="pair", splits={"train": Split(plan.root), "val": Split(plan.root)},
-        target=ActionSpace(plan.dims, stride, normalisation) if pairs else LabelSpace(ATOMIC_CLASSES),
-        stride=stride if pairs else None, media_depth=0 if pairs else None,
-        group_pattern=EPISODE if pairs else r"^([^/]+)/",
+        target=ActionSpace(plan.dims, stride, normalisation) if stride else LabelSpace(ATOMIC_CLASSES),
+        stride=stride, media_depth=0 if stride else None,
+        group_pattern=EPISODE if stride else r"^([^/]+)/",
         licences=(licence,), embodiment_column="robot_type", embodiment=plan.robot, samples=samples,
         revision=digest(repr(sorted(data.info.items())), repr(sorted(choices.items()))),
         description=(
             f"Imported from {licence.source} (LeRobot {data.info['codebase_version']}), camera {plan.camera}, "
-            f"{'' if pairs else 'atomic motions of '}{', '.join(plan.actions)} at {data.fps:g} frames/s; split by "
+            f"{'' if stride else 'atomic motions of '}{', '.join(plan.actions)} at {data.fps:g} frames/s; split by "
             "episode."
         ),
     )  # fmt: skip

@@ -1,4 +1,4 @@
-"""What follows from a trajectory alone: image pairs at a fixed stride, and atomic motions with their labels.
+"""Atomic motions of a trajectory and their labels.
 
 The deterministic half of the benchmark's data engine (arXiv 2604.11689, section 3). Atomic motions are the 26
 combinations of forward/backward, left/right and up/down, and the opening and closing of the gripper.
@@ -20,8 +20,6 @@ DIRECTIONS = (("Forward", "Backward"), ("Left", "Right"), ("Up", "Down"))
 """The axes of a label, each as (positive, negative), in the order in which a label names them."""
 
 OPEN, CLOSE = "Open", "Close"
-AXES = ("+x", "+y", "+z")
-"""Where forward, left and up point in most simulators' world frame."""
 
 
 def label_of(signs: Sequence[int]) -> str:
@@ -42,21 +40,14 @@ INVERSE = {
 
 @dataclass(frozen=True, kw_only=True)
 class AtomicRule:
-    """How a trajectory is cut into atomic motions.
+    """How a trajectory is cut into atomic motions: `MotionOptions`, checked.
 
-    Attributes:
-        threshold: cumulative displacement from which an axis is part of the label, in the trajectory's units.
-        reach: displacement along any axis that ends a motion; at least the threshold.
-        axes: which of x, y and z, and in which sense, points forward, left and up.
-        grip: value between an open and a closed gripper.
-        open_high: whether larger gripper values are open.
-        deltas: positions are displacements from frame to frame, which are summed up.
-        settle: frames from the last one before the gripper's state changes to the end of its motion.
+    ``axes`` are three signed names, ``grip`` is a number, and ``open_high`` says whether larger values are open.
     """
 
     threshold: float = 0.03
     reach: float = 0.08
-    axes: tuple[str, ...] = AXES
+    axes: tuple[str, ...] = ("+x", "+y", "+z")  # forward, left and up in most simulators' world frame
     grip: float = 0.5
     open_high: bool = True
     deltas: bool = False
@@ -73,9 +64,8 @@ class AtomicRule:
 
     def __post_init__(self) -> None:
         if not 0 < self.threshold <= self.reach:
-            raise UsageError(
-                f"--threshold {self.threshold:g}: expected more than 0 and at most --reach {self.reach:g}."
-            )
+            limits = f"expected more than 0 and at most --reach {self.reach:g}"
+            raise UsageError(f"--threshold {self.threshold:g}: {limits}.")
         if self.settle < 1:
             raise UsageError(f"--settle {self.settle}: must be at least 1.")
         if sorted(axis[1:] for axis in self.axes) != ["x", "y", "z"] or any(axis[0] not in "+-" for axis in self.axes):
@@ -89,19 +79,6 @@ class Segment:
     start: int
     end: int
     label: str
-
-
-def pairs_at(length: int, stride: int) -> list[tuple[int, int]]:
-    """Source and target frames of the pairs of a trajectory: a grid from frame 0, pairs don't overlap.
-
-    A pair's chunk is the actions of its source frame up to and excluding its target frame.
-
-    Raises:
-        UsageError: a stride below 1.
-    """
-    if stride < 1:
-        raise UsageError(f"--stride {stride}: must be at least 1.")
-    return [(start, start + stride) for start in range(0, length - stride, stride)]
 
 
 def atomic_segments(

@@ -140,12 +140,12 @@ def write_episode(root: Path, folder: str, episode: Trajectory, cut: Cut) -> Row
             raise MediaError(f"{episode.name} has {episode.actions.shape[1]} action dimensions: no column {last}.")
     segments = cut.segments(episode.actions)
     stems = image_stems(cut, segments)
-    for at, image in read_frames(episode, set(stems)).items():
+    for at, image in wanted_frames(episode, set(stems)).items():
         content = image_bytes(image)
         for stem in stems[at]:
             write_bytes(root / cut.folders[-1] / folder / f"{stem}.png", content)
-    for name, content in cut.chunks(episode.actions, segments).items() if isinstance(cut, PairCut) else ():
-        write_bytes(root / "actions" / folder / name, content)
+    for name, content in cut.files(episode.actions, segments).items() if isinstance(cut, PairCut) else ():
+        write_bytes(root / "actions" / folder / Path(name).name, content)
     return cut.rows(folder, segments, {stem: f"{stem}.png" for found in stems.values() for stem in found})
 
 
@@ -221,7 +221,7 @@ def read_trajectory(folder: Path) -> Trajectory:
     return Trajectory(folder.name, images or videos, actions.astype(np.float64))
 
 
-def read_frames(episode: Trajectory, wanted: set[int]) -> dict[int, Image]:
+def wanted_frames(episode: Trajectory, wanted: set[int]) -> dict[int, Image]:
     """Frames (H, W, 3) uint8 RGB of an episode by number. Raises MediaError, also if a video's length isn't T."""
     if len(episode.frames) > 1 or episode.frames[0].suffix.lower() in IMAGES:
         return {at: read_image(episode.frames[at]) for at in sorted(wanted)}

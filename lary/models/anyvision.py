@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 from lary.models.networks import NetworkEncoder, check_frames, draw_transformers, load_transformers
 from lary.models.preprocess import IMAGENET_MEAN, IMAGENET_STD
 from lary.models.spec import MODELS, ModelContext, ModelSpec, Preprocess, ResizeMethod, Weights
-from lary.models.tensors import configured_by, read_tensors
+from lary.models.tensors import Layout, configured_by, read_tensors
 from lary.models.weights import CONFIG, Checkpoint, fetch_file, find_weights, random_weights, read_config
 from lary.runtime import log
 from lary.types import RANDOM, LaryError, Latents, UsageError, as_path
@@ -140,7 +140,7 @@ class AnyBackbone(NetworkEncoder):
         else:
             own = f"{model_class.base_model_prefix}."
             unused = (*UNUSED, *(own + key for key in UNUSED))
-            tensors = read_tensors(found.files, unused=unused)
+            tensors = read_tensors(found.files, Layout(unused=unused))
             self._model = load_transformers(model_class, config, tensors, unused=unused, folder=folder)
         self._model.to(context.device)
         self._patches = _patches(config, spec.preprocess.size)

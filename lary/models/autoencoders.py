@@ -12,8 +12,8 @@ from typing import TYPE_CHECKING, Any
 from lary.models.networks import NetworkEncoder, check_frames, with_weights
 from lary.models.preprocess import CUBIC_224_SIGNED, FLUX2_PAPER_IMAGE, LANCZOS_224_SIGNED
 from lary.models.spec import ModelContext, ModelSpec, Weights, register_model
-from lary.models.tensors import Rules, configured_by, read_tensors, rename_keys
-from lary.models.weights import Checkpoint, Layout, find_weights
+from lary.models.tensors import Layout, Rules, configured_by, read_tensors, rename_keys
+from lary.models.weights import Checkpoint, find_weights
 from lary.types import LaryError, Latents
 
 if TYPE_CHECKING:
@@ -163,45 +163,17 @@ FLUX2 = ModelSpec(
 )  # fmt: skip
 
 
-def wan_arguments(
-    *,
-    dim: int,
-    dec_dim: int,
-    z_dim: int,
-    dim_mult: Sequence[int],
-    num_res_blocks: int,
-    attn_scales: Sequence[float],
-    temperal_downsample: Sequence[bool],
-    dropout: float,
-) -> dict[str, Any]:
+def wan_arguments(*, dim: int, dec_dim: int, **config: Any) -> dict[str, Any]:
     """Arguments of diffusers' AutoencoderKLWan for a configuration in the words of the published code."""
-    return {
-        "base_dim": dim,
-        "decoder_base_dim": dec_dim,
-        "z_dim": z_dim,
-        "dim_mult": list(dim_mult),
-        "num_res_blocks": num_res_blocks,
-        "attn_scales": list(attn_scales),
-        "temperal_downsample": list(temperal_downsample),
-        "dropout": dropout,
-        "is_residual": True,
-        "in_channels": 12,
-        "out_channels": 12,
-        "patch_size": 2,
-    }
+    fixed = {"is_residual": True, "in_channels": 12, "out_channels": 12, "patch_size": 2}
+    listed = {name: list(value) if isinstance(value, tuple) else value for name, value in config.items()}
+    return {"base_dim": dim, "decoder_base_dim": dec_dim, **listed, **fixed}
 
 
 def flux_arguments(
-    *,
-    resolution: int,
-    in_channels: int,
-    ch: int,
-    out_ch: int,
-    ch_mult: Sequence[int],
-    num_res_blocks: int,
-    z_channels: int,
+    *, ch: int, out_ch: int, ch_mult: Sequence[int], num_res_blocks: int, z_channels: int, in_channels: int, **_: Any
 ) -> dict[str, Any]:
-    """Arguments of diffusers' AutoencoderKLFlux2; `resolution` has no part in its arithmetic."""
+    """Arguments of diffusers' AutoencoderKLFlux2; the configuration's `resolution` has no part in its arithmetic."""
     return {
         "in_channels": in_channels,
         "out_channels": out_ch,
@@ -230,7 +202,7 @@ def empty_autoencoder(name: str, arguments: Mapping[str, Any], origin: object = 
 
 def read_wan(found: Checkpoint) -> dict[str, torch.Tensor]:
     """The tensors of a checkpoint of Wan2.2's autoencoder under the library's names."""
-    tensors = read_tensors(found.files, unused=WAN_LAYOUT.unused)
+    tensors = read_tensors(found.files, WAN_LAYOUT)
     return rename_keys(tensors, WAN_KEYS) if found.config is None else tensors
 
 
@@ -281,7 +253,7 @@ def read_flux(found: Checkpoint) -> dict[str, torch.Tensor]:
     """The tensors of a checkpoint of FLUX.2's autoencoder under the library's names."""
     import torch
 
-    tensors = read_tensors(found.files, unused=FLUX_LAYOUT.unused)
+    tensors = read_tensors(found.files, FLUX_LAYOUT)
     if found.config is None:
         # Released as 1 x 1 convolutions, in diffusers linear layers.
         tensors = {

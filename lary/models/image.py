@@ -8,8 +8,8 @@ from typing import TYPE_CHECKING, Any
 from lary.models.networks import NetworkEncoder, check_frames, draw_transformers, load_transformers
 from lary.models.preprocess import CUBIC_224, CUBIC_224_IMAGENET, CUBIC_224_SIGNED, mix_planes
 from lary.models.spec import ModelContext, ModelSpec, Weights, register_model
-from lary.models.tensors import configured_by, read_tensors
-from lary.models.weights import Checkpoint, find_weights, read_config
+from lary.models.tensors import Layout, configured_by, read_tensors
+from lary.models.weights import find_weights, read_config
 from lary.types import Latents, UsageError
 
 if TYPE_CHECKING:
@@ -91,21 +91,27 @@ SIGLIP2_WEIGHTS = Weights(
 
 _MIXED = "frames are reshaped, not permuted: each image mixes colour planes of several frames"
 
-DINOV2 = ModelSpec(
-    name="dinov2-origin",
-    paradigm="semantic encoder",
-    dim=1024,
+
+def _record(name: str, count: int, accepts: tuple[str, ...], config: dict[str, Any], **fields: Any) -> ModelSpec:
+    """A record of a backbone with `count` patch tokens per frame; under ``paper`` its frames are mixed."""
+    dim, (paper, difference) = config["hidden_size"], fields.pop("paper_pixels")
+    return ModelSpec(
+        name=name, paradigm="semantic encoder", dim=dim, pair_shape=(2, count, dim), clip_shape=(9, count, dim),
+        options={"accepts": accepts, "mix_planes": False, "config": config}, options_paper={"mix_planes": True},
+        preprocess_paper=paper, paper_differences=(_MIXED, difference), **fields,
+    )  # fmt: skip
+
+
+_SIGNED = (CUBIC_224_SIGNED, "pixels are x * 2 - 1 instead of ImageNet's normalisation")
+
+DINOV2 = _record(
+    "dinov2-origin",
+    256,
+    ("dinov2", "dinov2_with_registers"),
+    {"model_type": "dinov2", **DINOV2_LARGE},
     weights=DINOV2_WEIGHTS,
-    pair_shape=(2, 256, 1024),
-    clip_shape=(9, 256, 1024),
     preprocess=CUBIC_224_IMAGENET,
-    preprocess_paper=CUBIC_224_SIGNED,
-    options={
-        "accepts": ("dinov2", "dinov2_with_registers"), "mix_planes": False,
-        "config": {"model_type": "dinov2", **DINOV2_LARGE},
-    },
-    options_paper={"mix_planes": True},
-    paper_differences=(_MIXED, "pixels are x * 2 - 1 instead of ImageNet's normalisation"),
+    paper_pixels=_SIGNED,
     notes=("Checkpoints with register tokens are accepted too; class and register tokens are left out.",),
     parameters_m=304.37,
     licence="Apache-2.0",
@@ -113,51 +119,38 @@ DINOV2 = ModelSpec(
     description="DINOv2 ViT-L/14, patch tokens of each frame",
     class_token=True,
     in_demo=True,
-)  # fmt: skip
+)
 
-DINOV3 = ModelSpec(
-    name="dinov3-origin",
-    paradigm="semantic encoder",
-    dim=1024,
+DINOV3 = _record(
+    "dinov3-origin",
+    196,
+    ("dinov3_vit",),
+    {"model_type": "dinov3_vit", **DINOV3_LARGE},
     weights=DINOV3_WEIGHTS,
-    pair_shape=(2, 196, 1024),
-    clip_shape=(9, 196, 1024),
     preprocess=CUBIC_224_IMAGENET,
-    preprocess_paper=CUBIC_224_SIGNED,
-    options={
-        "accepts": ("dinov3_vit",), "mix_planes": False, "config": {"model_type": "dinov3_vit", **DINOV3_LARGE},
-    },
-    options_paper={"mix_planes": True},
-    paper_differences=(_MIXED, "pixels are x * 2 - 1 instead of ImageNet's normalisation"),
+    paper_pixels=_SIGNED,
     notes=("Class and register tokens are left out. The hub's repository is gated: ask for access on its page.",),
     parameters_m=303.13,
     licence="DINOv3 License",
     reference="Siméoni et al. 2025, arXiv 2508.10104",
     description="DINOv3 ViT-L/16, patch tokens of each frame",
     class_token=True,
-)  # fmt: skip
+)
 
-SIGLIP2 = ModelSpec(
-    name="siglip2-origin",
-    paradigm="semantic encoder",
-    dim=768,
+SIGLIP2 = _record(
+    "siglip2-origin",
+    196,
+    ("siglip", "siglip_vision_model", "siglip2", "siglip2_vision_model"),
+    {"model_type": "siglip_vision_model", **SIGLIP2_BASE},
     weights=SIGLIP2_WEIGHTS,
-    pair_shape=(2, 196, 768),
-    clip_shape=(9, 196, 768),
     preprocess=CUBIC_224_SIGNED,
-    preprocess_paper=CUBIC_224,
-    options={
-        "accepts": ("siglip", "siglip_vision_model", "siglip2", "siglip2_vision_model"), "mix_planes": False,
-        "config": {"model_type": "siglip_vision_model", **SIGLIP2_BASE},
-    },
-    options_paper={"mix_planes": True},
-    paper_differences=(_MIXED, "pixels stay in [0, 1] instead of x * 2 - 1"),
+    paper_pixels=(CUBIC_224, "pixels stay in [0, 1] instead of x * 2 - 1"),
     notes=("The paper's siglip2 row is the latent action model on these tokens, not this encoder.",),
     parameters_m=85.80,
     licence="Apache-2.0",
     reference="Tschannen et al. 2025, arXiv 2502.14786",
     description="Image tower of SigLIP 2 base, patch 16, without its pooling head: patch tokens of each frame",
-)  # fmt: skip
+)
 
 
 @register_model(DINOV2, DINOV3, SIGLIP2)
@@ -191,7 +184,12 @@ class ImageEncoder(NetworkEncoder):
         if found.seed is not None:
             self._model = draw_transformers(model_class, settings, found.seed)
         else:
-            self._model = load_backbone(backbone, model_class, settings, found)
+            tensors = read_tensors(found.files, Layout(unused=backbone.unused))
+            if backbone.prefix:  # files of the image tower alone lack it
+                tensors = {backbone.prefix + key.removeprefix(backbone.prefix): tensors[key] for key in tensors}
+            self._model = load_transformers(
+                model_class, settings, tensors, unused=backbone.unused, folder=found.folder
+            )  # fmt: skip
         self._model.to(context.device)
         super().__init__(spec, context, found.identity, settings.hidden_size)
         self._mix_planes: bool = options["mix_planes"]
@@ -218,14 +216,6 @@ class ImageEncoder(NetworkEncoder):
         inputs = {"pixel_values": images} if self._patch is None else patch_inputs(images, self._patch)
         tokens: torch.Tensor = self._model(**inputs).last_hidden_state
         return tokens.reshape(*clips.shape[:2], *tokens.shape[1:])
-
-
-def load_backbone(backbone: Backbone, model_class: Any, settings: Any, found: Checkpoint) -> torch.nn.Module:
-    """The image tower with the weights of a checkpoint. Raises LaryError where they don't fit."""
-    tensors = read_tensors(found.files, unused=backbone.unused)
-    if backbone.prefix:
-        tensors = {backbone.prefix + key.removeprefix(backbone.prefix): value for key, value in tensors.items()}
-    return load_transformers(model_class, settings, tensors, unused=backbone.unused, folder=found.folder)
 
 
 def image_tower(config: dict[str, Any]) -> dict[str, Any]:

@@ -10,8 +10,8 @@ from typing import TYPE_CHECKING, Any
 from lary.files import read_yaml
 from lary.models.networks import draw, draw_transformers, fill, load_transformers
 from lary.models.spec import ModelContext, ModelSpec, locate_weights
-from lary.models.tensors import configured_by, read_tensors, sha256_of, split_off
-from lary.models.weights import Layout, find_weights
+from lary.models.tensors import Layout, configured_by, read_tensors, sha256_of, split_off
+from lary.models.weights import find_weights
 from lary.types import UsageError, as_path
 
 if TYPE_CHECKING:
@@ -24,11 +24,6 @@ Options = Mapping[str, Any]
 LAYOUT = Layout(sections=("model", "state_dict"), wrappers=("module.",))
 """Of a file of the family, whose name is in its record, and of the tokenizer's own file."""
 TOKENIZER_FIELDS = ("z_channels", "ch", "ch_mult", "num_res_blocks", "in_channels", "out_ch")
-
-
-def read_laq(file: Path, unused: tuple[str, ...] = ()) -> dict[str, torch.Tensor]:
-    """The tensors of a file of the family, or of the tokenizer."""
-    return read_tensors([file], unused=unused, sections=LAYOUT.sections, wrappers=LAYOUT.wrappers)
 
 
 def load_network(
@@ -104,7 +99,7 @@ def _load_backbone(
     if not tensors:
         record = replace(spec, name=f"{spec.name}, encoder of frames", weights=spec.backbone)
         found = find_weights(record, ModelContext("cpu", "corrected", locate_weights(record, dict(settings))))
-        own = read_tensors(found.files, unused=tuple(features["unused"]))
+        own = read_tensors(found.files, Layout(unused=tuple(features["unused"])))
         tensors = {key.removeprefix(beginning): value for key, value in own.items()}
         origin, digest = found.folder, found.identity.digest
     named = {beginning + key: value for key, value in tensors.items()}
@@ -157,7 +152,7 @@ def load_tokenizer(
             )
         origin = as_path(named)
         digest = sha256_of(origin)
-        tensors = read_laq(origin, features["unused"])
+        tensors = read_tensors([origin], replace(LAYOUT, unused=tuple(features["unused"])))
     fill(tokenizer, tensors, origin)
     tokenizer.drop_unused()
     return tokenizer, digest

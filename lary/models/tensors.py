@@ -9,6 +9,7 @@ import warnings
 import zipfile
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, BinaryIO
 
@@ -20,10 +21,37 @@ if TYPE_CHECKING:
 Rules = tuple[tuple[str, str], ...]
 """Patterns for the beginning of a key, and what takes its place; the rest of the key stays."""
 
+CONFIG = "config.json"
 LISTED = 8
 """How many keys an error names before it only counts."""
 SHARED = 8
 """How often a byte of a file may be part of a tensor, on average."""
+
+
+@dataclass(frozen=True)
+class Layout:
+    """In which files a model's checkpoint comes, and what of them is read.
+
+    Attributes:
+        files: names under a folder or repository; the first that is there is read. None of them: a folder of
+            transformers, with its weights in one file or in shards.
+        kind: field and value in ``config.json`` beside the weights by which a library's folder is known; without
+            them, or where no library has the model, the file is the released one and the record describes the network.
+        unused: beginnings of keys that play no part in encoding; they may be absent and aren't kept.
+        sections: entries of a pickled file under which the tensors may be; else they are at the top.
+        wrappers: parts of keys that training around the model has left; they are taken out wherever they are.
+    """
+
+    files: tuple[str, ...] = ()
+    kind: tuple[str, str] | None = None
+    unused: tuple[str, ...] = ()
+    sections: tuple[str, ...] = ()
+    wrappers: tuple[str, ...] = ()
+
+    @property
+    def expected(self) -> str:
+        """The files in words."""
+        return " or ".join(self.files) or f"model.safetensors beside {CONFIG}"
 
 
 def sha256_of(file: Path) -> str:
@@ -55,14 +83,8 @@ def named_problems(problems: Mapping[str, Sequence[str]]) -> str:
     return "; ".join(f"{len(keys)} {what}: {listed(keys)}" for what, keys in problems.items() if keys)
 
 
-def read_tensors(
-    files: Sequence[Path],
-    *,
-    unused: tuple[str, ...] = (),
-    sections: tuple[str, ...] = (),
-    wrappers: tuple[str, ...] = (),
-) -> dict[str, torch.Tensor]:
-    """The tensors of files by their key, float32 where they are floating; for the arguments see `Layout`.
+def read_tensors(files: Sequence[Path], layout: Layout) -> dict[str, torch.Tensor]:
+    """The tensors of files by their key, float32 where they are floating.
 
     Raises:
         LaryError: a file is damaged, holds code or something else than tensors by name, or one key twice.
@@ -72,14 +94,14 @@ def read_tensors(
     tensors: dict[str, torch.Tensor] = {}
     for file in files:
         pickled = file.suffix != ".safetensors"
-        content = _section(unpickle(file), file, sections) if pickled else _read_safetensors(file, unused)
+        content = _section(unpickle(file), file, layout.sections) if pickled else _read_safetensors(file, layout.unused)
         for key, value in content.items():
             name = str(key)
-            for wrapper in wrappers:
+            for wrapper in layout.wrappers:
                 name = name.replace(wrapper, "")
             if name in tensors:
                 raise LaryError(f"The weights {file} hold {name} twice, in two files or within and without a wrapper.")
-            if not name.startswith(unused):
+            if not name.startswith(layout.unused):
                 # A copy of what is used, since a file of torch.save is mapped: a training state is never read.
                 kind = torch.float32 if value.is_floating_point() else value.dtype
                 tensors[name] = value.to(kind, copy=pickled)

@@ -9,8 +9,8 @@ from typing import TYPE_CHECKING, Any
 from lary.models.networks import NetworkEncoder, check_frames, draw_transformers, load_transformers, with_weights
 from lary.models.preprocess import CUBIC_224_IMAGENET
 from lary.models.spec import ModelContext, ModelSpec, Weights, register_model
-from lary.models.tensors import Rules, cut_joint, read_tensors, rename_keys, split_off
-from lary.models.weights import Layout, find_weights
+from lary.models.tensors import Layout, Rules, cut_joint, read_tensors, rename_keys, split_off
+from lary.models.weights import find_weights
 from lary.types import Latents
 
 if TYPE_CHECKING:
@@ -84,11 +84,7 @@ class UniVLA(NetworkEncoder):
         found = find_weights(spec, context, LAYOUT)
         with torch.device("meta"):
             network = UniVLANetwork(config)
-        tensors = {}
-        if found.seed is None:
-            tensors = read_tensors(
-                found.files, unused=LAYOUT.unused, sections=LAYOUT.sections, wrappers=LAYOUT.wrappers
-            )
+        tensors = read_tensors(found.files, LAYOUT) if found.seed is None else {}
         inner = split_off(tensors, BACKBONE)
         self.network = with_weights(network, found, lambda: tensors, context.device)
         if found.seed is None:

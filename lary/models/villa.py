@@ -10,8 +10,8 @@ from lary.files import digest, read_json
 from lary.models.networks import NetworkEncoder, check_frames, with_weights
 from lary.models.preprocess import VILLA_X_IMAGE, VILLA_X_PAPER_CLIP
 from lary.models.spec import ModelContext, ModelSpec, Weights, register_model
-from lary.models.tensors import read_tensors
-from lary.models.weights import Checkpoint, Layout, find_weights
+from lary.models.tensors import Layout, read_tensors
+from lary.models.weights import Checkpoint, find_weights
 from lary.runtime import log
 from lary.types import RANDOM, LaryError, Latents, as_path
 
@@ -88,9 +88,7 @@ class VillaX(NetworkEncoder):
         config = read_villa_config(described.file) if found.seed is None else VillaConfig(**spec.options["config"])
         with torch.device("meta"):
             network = VillaNetwork(config)
-        self.network = with_weights(
-            network, found, lambda: read_tensors(found.files, unused=LAYOUT.unused), context.device
-        )
+        self.network = with_weights(network, found, lambda: read_tensors(found.files, LAYOUT), context.device)
         identity = found.identity
         if found.seed is None:
             identity = replace(identity, digest=digest(described.identity.digest, identity.digest))

@@ -8,8 +8,8 @@ from typing import TYPE_CHECKING, Any
 from lary.models.networks import NetworkEncoder, check_frames, with_weights
 from lary.models.preprocess import VJEPA2 as VJEPA2_PREPROCESS
 from lary.models.spec import ModelContext, ModelSpec, Weights, register_model
-from lary.models.tensors import Rules, configured_by, cut_joint, read_tensors, rename_keys
-from lary.models.weights import Checkpoint, Layout, find_weights
+from lary.models.tensors import Layout, Rules, configured_by, cut_joint, read_tensors, rename_keys
+from lary.models.weights import Checkpoint, find_weights
 from lary.types import Latents
 
 if TYPE_CHECKING:
@@ -66,32 +66,19 @@ VJEPA2 = ModelSpec(
 )  # fmt: skip
 
 
-def vjepa_arguments(
-    *,
-    img_size: int,
-    patch_size: int,
-    num_frames: int,
-    tubelet_size: int,
-    embed_dim: int,
-    depth: int,
-    num_heads: int,
-) -> dict[str, Any]:
+VJEPA_NAMES = {
+    "img_size": "crop_size", "num_frames": "frames_per_clip", "embed_dim": "hidden_size", "depth": "num_hidden_layers",
+    "num_heads": "num_attention_heads",
+}  # fmt: skip
+
+
+def vjepa_arguments(**config: int) -> dict[str, Any]:
     """Arguments of transformers' VJEPA2Config for a configuration in the words of the published code.
 
     `img_size` and `num_frames` have no part in the arithmetic: rotary positions count the cells of the clip.
     """
-    return {
-        "patch_size": patch_size,
-        "crop_size": img_size,
-        "frames_per_clip": num_frames,
-        "tubelet_size": tubelet_size,
-        "hidden_size": embed_dim,
-        "num_hidden_layers": depth,
-        "num_attention_heads": num_heads,
-        "mlp_ratio": 4.0,
-        "layer_norm_eps": 1e-6,
-        "qkv_bias": True,
-    }
+    named = {VJEPA_NAMES.get(name, name): value for name, value in config.items()}
+    return {**named, "mlp_ratio": 4.0, "layer_norm_eps": 1e-6, "qkv_bias": True}
 
 
 def empty_vjepa(arguments: Mapping[str, Any], origin: object = "the record") -> Any:
@@ -112,7 +99,7 @@ def empty_vjepa(arguments: Mapping[str, Any], origin: object = "the record") -> 
 
 def read_vjepa(found: Checkpoint) -> dict[str, torch.Tensor]:
     """The tensors of a checkpoint under the library's names."""
-    tensors = read_tensors(found.files, unused=LAYOUT.unused, sections=LAYOUT.sections, wrappers=LAYOUT.wrappers)
+    tensors = read_tensors(found.files, LAYOUT)
     if found.config is not None:
         return tensors
     return rename_keys(cut_joint(tensors), VJEPA_KEYS)

@@ -11,44 +11,15 @@ from typing import Any
 
 from lary.files import digest, inside, read_json
 from lary.models.spec import ModelContext, ModelSpec, remedy
-from lary.models.tensors import first_line, listed, sha256_of
+from lary.models.tensors import CONFIG, Layout, first_line, listed, sha256_of
 from lary.runtime import log
 from lary.types import RANDOM, LaryError, UsageError, WeightsIdentity, as_path
 
-CONFIG = "config.json"
+TRANSFORMERS = Layout()
 SUFFIXES = (".safetensors", ".bin", ".pt", ".pth")
 HUB_SECONDS = 10
 """How long the hub may take to answer before its cache, or an error, answers instead."""
 COMMIT = re.compile(r"[0-9a-f]{40}")
-
-
-@dataclass(frozen=True)
-class Layout:
-    """In which files a model's checkpoint comes, and what of them is read.
-
-    Attributes:
-        files: names under a folder or repository; the first that is there is read. None of them: a folder of
-            transformers, with its weights in one file or in shards.
-        kind: field and value in ``config.json`` beside the weights by which a library's folder is known; without
-            them, or where no library has the model, the file is the released one and the record describes the network.
-        unused: beginnings of keys that play no part in encoding; they may be absent and aren't kept.
-        sections: entries of a pickled file under which the tensors may be; else they are at the top.
-        wrappers: parts of keys that training around the model has left; they are taken out wherever they are.
-    """
-
-    files: tuple[str, ...] = ()
-    kind: tuple[str, str] | None = None
-    unused: tuple[str, ...] = ()
-    sections: tuple[str, ...] = ()
-    wrappers: tuple[str, ...] = ()
-
-    @property
-    def expected(self) -> str:
-        """The files in words."""
-        return " or ".join(self.files) or f"model.safetensors beside {CONFIG}"
-
-
-TRANSFORMERS = Layout()
 
 
 @dataclass(frozen=True)
@@ -103,7 +74,12 @@ def find_weights(spec: ModelSpec, context: ModelContext, layout: Layout = TRANSF
                 "has revisions. Leave the option out, or name a repository by --weights."
             )
     else:
-        path = fetch(spec, location, context.revision, layout)
+        pinned = spec.weights.revision if spec.weights and location == spec.weights.hub else None
+        try:
+            path = hub_folder(location, context.revision or pinned, layout)
+        except HubRefusal as error:
+            reason = f"{location} {error}"
+            raise UsageError(f"Weights of '{spec.name}': {reason}. {remedy(spec, layout.expected)}") from error
         revision = path.name
     files = files_at(spec, path, layout)
     file, config = files[0].parent / CONFIG, None
@@ -177,21 +153,25 @@ def digest_of(files: Sequence[Path]) -> str:
     return digest(*(part for file, value in zip(files, values, strict=True) for part in (file.name, value)))
 
 
-def fetch(spec: ModelSpec, repository: str, asked: str | None, layout: Layout) -> Path:
+class HubRefusal(LaryError):
+    """Why the hub gives no files, as the rest of a sentence; `denied` where it has answered and said no."""
+
+    def __init__(self, reason: str, denied: bool) -> None:
+        super().__init__(reason)
+        self.denied = denied
+
+
+def hub_folder(repository: str, revision: str | None, layout: Layout) -> Path:
     """The folder of a repository's files, named after its commit: downloaded, or from the cache of earlier downloads.
 
     A commit that is in the cache needs no network. Nothing is downloaded before the hub has said that it gives it.
 
-    Args:
-        asked: commit, branch or tag from ``--revision``; without one, what the record pins.
-
     Raises:
-        UsageError: why the hub doesn't give them, and what to do.
+        HubRefusal: the hub can't be reached, or doesn't give them.
     """
     import huggingface_hub
+    from huggingface_hub import errors
 
-    pinned = spec.weights.revision if spec.weights and repository == spec.weights.hub else None
-    revision = asked or pinned
     cached: Path | None = None
     try:
         cached = find_in_cache(repository, revision, layout)
@@ -203,13 +183,30 @@ def fetch(spec: ModelSpec, repository: str, asked: str | None, layout: Layout) -
             hub.auth_check(repository)
         if wanted := _wanted([file.rfilename for file in about.siblings or ()], layout):
             return Path(huggingface_hub.snapshot_download(repository, revision=about.sha, allow_patterns=wanted))
-        reason, cause = f"holds no {layout.expected}", None
     except Exception as error:  # each HTTP library that huggingface_hub has used raises its own
-        reason, cause = refusal(error, repository, revision), error
-        if cached is not None and not is_denial(error):
-            log.info("%s: the hub can't be reached, %s comes from its cache", spec.name, repository)
+        denials = (errors.RepositoryNotFoundError, errors.RevisionNotFoundError, errors.HFValidationError)
+        denied = isinstance(error, denials)
+        if cached is not None and not denied:
+            log.info("the hub can't be reached: %s comes from its cache", repository)
             return cached
-    raise UsageError(f"Weights of '{spec.name}': {repository} {reason}. {remedy(spec, layout.expected)}") from cause
+        raise HubRefusal(refusal(error, repository, revision), denied) from error
+    raise HubRefusal(f"holds no {layout.expected}", denied=True)
+
+
+def fetch_file(repository: str, name: str, revision: str | None = None) -> Path | None:
+    """One file of a repository, from the hub or its cache; None where the repository has none, or isn't to be had.
+
+    Raises:
+        UsageError: the hub can't be reached, and nothing of the repository is in its cache.
+    """
+    try:
+        return hub_folder(repository, revision, Layout(files=(name,))) / name
+    except HubRefusal as error:
+        # The weights are fetched next, and their error names what is wrong; a cached repository has no such file.
+        if error.denied or find_in_cache(repository, revision, None) is not None:
+            return None
+        reason = f"the hub can't be asked for its {name}: {repository} {error}"
+        raise UsageError(f"Model 'hf:{repository}': {reason}. Name a folder, or go online once.") from error
 
 
 def _wanted(names: Sequence[str], layout: Layout) -> list[str]:
@@ -223,8 +220,8 @@ def _wanted(names: Sequence[str], layout: Layout) -> list[str]:
     return []
 
 
-def find_in_cache(repository: str, revision: str | None, layout: Layout) -> Path | None:
-    """The folder of an earlier download that has all that is needed, or None."""
+def find_in_cache(repository: str, revision: str | None, layout: Layout | None) -> Path | None:
+    """The folder of an earlier download that has all that is needed (or anything, without a layout), or None."""
     import huggingface_hub
     from huggingface_hub.errors import LocalEntryNotFoundError
 
@@ -232,6 +229,8 @@ def find_in_cache(repository: str, revision: str | None, layout: Layout) -> Path
         folder = Path(huggingface_hub.snapshot_download(repository, revision=revision, local_files_only=True))
     except LocalEntryNotFoundError:
         return None
+    if layout is None:
+        return folder
     if layout.files:
         return folder if any((folder / name).is_file() for name in layout.files) else None
     try:
@@ -239,42 +238,6 @@ def find_in_cache(repository: str, revision: str | None, layout: Layout) -> Path
     except LaryError:
         return None
     return folder if (folder / CONFIG).is_file() else None
-
-
-def fetch_file(repository: str, name: str, revision: str | None = None) -> Path | None:
-    """One file of a repository, from the hub or its cache; None where the repository has none, or isn't to be had.
-
-    The hub is asked once, without the retries that its library announces line by line.
-
-    Raises:
-        UsageError: the hub can't be reached, and nothing is known about the file.
-    """
-    import huggingface_hub
-
-    known: object = None
-    try:
-        known = huggingface_hub.try_to_load_from_cache(repository, name, revision=revision)
-        hub = huggingface_hub.HfApi()
-        about = hub.model_info(repository, revision=revision, timeout=HUB_SECONDS)
-        if all(file.rfilename != name for file in about.siblings or ()):
-            return None
-        if about.gated:
-            hub.auth_check(repository)
-        return Path(huggingface_hub.hf_hub_download(repository, name, revision=about.sha))
-    except Exception as error:  # as in `fetch`
-        if is_denial(error):  # the weights are fetched next, and their error names what is wrong
-            return None
-        if known is not None:  # a path, or that the file was asked for before and isn't there
-            return Path(known) if isinstance(known, str) else None
-        reason = f"the hub can't be asked for its {name}: {repository} {refusal(error, repository, revision)}"
-        raise UsageError(f"Model 'hf:{repository}': {reason}. Name a folder, or go online once.") from error
-
-
-def is_denial(error: Exception) -> bool:
-    """Whether the hub has answered, and said no."""
-    from huggingface_hub import errors
-
-    return isinstance(error, (errors.RepositoryNotFoundError, errors.RevisionNotFoundError, errors.HFValidationError))
 
 
 def refusal(error: Exception, repository: str, revision: str | None) -> str:

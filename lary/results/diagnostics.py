@@ -337,7 +337,7 @@ def measure_relation(
             [source.read(relations[rows, place]).astype(np.float64) for place in range(relations.shape[1])]
             for rows in (part, shifted[part])
         )
-        for origin, table in zip((np.float64(0), mean), tables, strict=True):
+        for origin, table in zip((np.zeros(()), mean), tables, strict=True):
             left, right = sides([each - origin for each in own])
             _, wrong = sides([each - origin for each in others])
             table.append(np.hstack([nearness(left, right), nearness(left, wrong)]))

@@ -187,7 +187,7 @@ class Control(Strict):
 
 
 class Margin(Strict):
-    """How this run stands against another one on the same samples, such as one of its controls."""
+    """How this run compares with another one on the same samples, such as one of its controls."""
 
     name: str = Field(description="What the other run is, in words.")
     value: float = Field(description="Headline metric of the other run.")
@@ -312,7 +312,7 @@ class EvalResult(RunFacts):
 
     @property
     def is_control(self) -> bool:
-        """Whether this run was made to be held against another one, such as one on shuffled targets."""
+        """Whether this run was made for others to be compared with, such as one on shuffled targets."""
         return self.control is not None or self.project is not None or self.model.revision == RANDOM
 
     @property
@@ -328,7 +328,7 @@ def json_schema() -> dict[str, Any]:
 
 
 def schema_text() -> str:
-    """The schema as the file that stands in the documentation."""
+    """The schema as the file in the documentation."""
     return json.dumps(json_schema(), indent=1, ensure_ascii=False) + "\n"
 
 

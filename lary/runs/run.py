@@ -1,9 +1,9 @@
-"""``lary run``: the latents that a probe needs, and the probe, in one go. Both parts go on where they were stopped."""
+"""``lary run``: the latents that a probe needs, and the probe, in one go. Both parts resume where they were stopped."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import dataclass, fields
+from collections.abc import Iterable, Mapping
+from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
 from typing import Any
 
@@ -12,16 +12,14 @@ from lary.data.spec import DATASETS, DatasetSpec, LabelSpace
 from lary.data.splits import find_table
 from lary.runs.changed import FRAME_CONTROLS, extract_changed
 from lary.runs.extract import extract
-from lary.runs.inputs import check_options
+from lary.runs.inputs import ProbeConfig, check_options
 from lary.runs.probe import ProbeRun, run_probe
 from lary.runtime import log
 from lary.settings import Settings
 from lary.types import RANDOM, UsageError
 
-PROBE_OPTIONS = (
-    "model", "dataset", "splits", "gpus", "device", "protocol", "latent", "pool", "probe_preset", "seed", "seeds",
-    "control", "project", "epochs", "probe_batch_size", "tracker", "resume", "overwrite",
-)  # fmt: skip
+RENAMED = {"probe_precision": "precision"}
+"""Options of a probe that the extraction has another meaning for."""
 REGRESSION_OPTIONS = ("model_type", "action_mode", "relative_frame", "sampler_steps")
 
 
@@ -42,58 +40,58 @@ def run(config: RunConfig, settings: Settings, *, plugins: tuple[Path, ...] = ()
         LaryError: a failed extraction or training.
     """
     dataset = DATASETS.get(config.dataset)
-    probe = probe_config(config, dataset)
-    roles = roles_of(config, dataset, settings)
-    extracted = failures = 0
-    for split in roles.values():
-        done = extract(extract_config(config, split), settings, plugins=plugins)
-        extracted += done.extracted
-        failures += len(done.failures)
-        if probe.control in FRAME_CONTROLS:
-            changed = extract_changed(extract_config(config, split), probe.control, settings, plugins)
-            extracted += changed.extracted if changed else 0
-            failures += len(changed.failures) if changed else 0
-    found = run_probe(probe, settings)
-    return RunReport(found, extracted, max(failures, found.result.failures))
+    probe_config(config, dataset)
+    return run_splits(config, roles_of(config, dataset, settings).values(), settings, plugins)
 
 
-def config_for(dataset: DatasetSpec, options: Mapping[str, Any]) -> ClassifyConfig | RegressConfig:
-    """The configuration of the probe that a data set's target asks for; None leaves an option at its default.
+def run_splits(
+    config: RunConfig, splits: Iterable[str], settings: Settings, plugins: tuple[Path, ...] = (),
+    *, replace_latents: bool = True,
+) -> RunReport:  # fmt: skip
+    """Extract these splits and run the probe. Raises UsageError and LaryError as `run` does.
 
-    Raises:
-        UsageError: an option of the regression probes for a data set of classes, or one that no data can make right.
+    Without `replace_latents`, ``--overwrite`` is for results alone.
     """
-    found = config_of(dataset, {name: value for name, value in options.items() if value is not None})
+    probe = probe_config(config, DATASETS.get(config.dataset))
+    reports = []
+    for split in splits:
+        asked = extract_config(config, split)
+        asked = replace(asked, overwrite=asked.overwrite and replace_latents)
+        reports.append(extract(asked, settings, plugins=plugins))
+        if probe.control in FRAME_CONTROLS and (changed := extract_changed(asked, probe.control, settings, plugins)):
+            reports.append(changed)
+    found = run_probe(probe, settings)
+    failures = sum(len(report.failures) for report in reports)
+    return RunReport(found, sum(report.extracted for report in reports), max(failures, found.result.failures))
+
+
+def probe_config(config: RunConfig, dataset: DatasetSpec) -> ProbeConfig:
+    """The probe's part of the options. Raises UsageError for an option of the other kind of probe."""
+    kind = ClassifyConfig if isinstance(dataset.target, LabelSpace) else RegressConfig
+    given: dict[str, Any] = {name: value for name, value in asdict(config).items() if value is not None}
+    given["pool"] = None if config.pool == "none" else config.pool
+    given["weights"] = RANDOM if config.weights == RANDOM else None
+    for own in ("precision", "mode", "stride"):  # the extraction checks them
+        given.pop(own, None)
+    if kind is RegressConfig and "probe_precision" in given:
+        raise UsageError(f"--probe-precision: data set '{dataset.name}' is one of actions; leave the option out.")
+    if kind is ClassifyConfig and (odd := [name for name in REGRESSION_OPTIONS if name in given]):
+        raise UsageError(
+            f"--{odd[0].replace('_', '-')}: data set '{dataset.name}' is one of classes; leave the option out."
+        )
+    found = kind(**_of(kind, {RENAMED.get(name, name): value for name, value in given.items()}))
     check_options(found)
     return found
 
 
-def config_of(dataset: DatasetSpec, given: Mapping[str, Any]) -> ClassifyConfig | RegressConfig:
-    """The configuration of the probe that a target asks for. Raises UsageError for an option of the other kind."""
-    if not isinstance(dataset.target, LabelSpace):
-        if "precision" in given:
-            raise UsageError(f"--probe-precision: data set '{dataset.name}' is one of actions; leave the option out.")
-        return RegressConfig(**given)
-    if odd := [name for name in REGRESSION_OPTIONS if name in given]:
-        raise UsageError(
-            f"--{odd[0].replace('_', '-')}: data set '{dataset.name}' is one of classes; leave the option out."
-        )
-    return ClassifyConfig(**given)
-
-
-def probe_config(config: RunConfig, dataset: DatasetSpec) -> ClassifyConfig | RegressConfig:
-    """The probe's part of the options. Raises UsageError."""
-    options = {name: getattr(config, name) for name in (*PROBE_OPTIONS, *REGRESSION_OPTIONS)}
-    options["pool"] = None if config.pool == "none" else config.pool
-    options["precision"] = config.probe_precision
-    options["weights"] = RANDOM if config.weights == RANDOM else None
-    return config_for(dataset, options)
-
-
 def extract_config(config: RunConfig, split: str) -> ExtractConfig:
     """The extraction's part of the options."""
-    own = {field.name for field in fields(ExtractConfig)} & {field.name for field in fields(RunConfig)} - {"seed"}
-    return ExtractConfig(**{name: getattr(config, name) for name in own}, split=split, seed=config.model_seed)
+    return ExtractConfig(**_of(ExtractConfig, asdict(config)) | {"split": split, "seed": config.model_seed})
+
+
+def _of(kind: type[Any], values: Mapping[str, Any]) -> dict[str, Any]:
+    """The values that are fields of a class of options."""
+    return {field.name: values[field.name] for field in fields(kind) if field.name in values}
 
 
 def roles_of(config: RunConfig, dataset: DatasetSpec, settings: Settings) -> dict[str, str]:

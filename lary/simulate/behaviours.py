@@ -14,7 +14,7 @@ import numpy as np
 
 from lary.simulate import shapes
 from lary.simulate.kinematics import CLOSED, OPEN, Array, Motion, Path, Pose, carried, from_rpy, turn
-from lary.simulate.shapes import Thing, choose
+from lary.simulate.shapes import Thing, draw
 
 UP = np.array([0.0, 0.0, 1.0])
 DOWN = np.eye(3)
@@ -41,14 +41,16 @@ class Script:
     placed: list[Placed] = field(default_factory=list)
     motions: dict[str, Motion] = field(default_factory=dict)
 
-    def put(self, thing: Thing, pose: Pose) -> None:
-        """A thing that stands still."""
+    def put(self, thing: Thing, pose: Pose) -> Script:
+        """Add a thing that stands still."""
         self.placed.append(Placed(thing, pose))
+        return self
 
-    def move(self, thing: Thing, motion: Motion) -> None:
-        """A thing that moves."""
+    def move(self, thing: Thing, motion: Motion) -> Script:
+        """Add a thing that moves."""
         self.placed.append(Placed(thing, motion(0.0), moves=True))
         self.motions[thing.name] = motion
+        return self
 
 
 @dataclass(frozen=True)
@@ -82,7 +84,7 @@ def facing(yaw: float) -> Array:
 def some_thing(stage: Stage, rolls: bool = True) -> tuple[Thing, Array]:
     """An object to handle and the rotation it stands in; without `rolls` no ball, which fingers all but hide."""
     while True:
-        thing = shapes.make_thing(choose(stage.rng, stage.kinds), stage.rng)
+        thing = shapes.make_thing(draw(stage.rng, stage.kinds), stage.rng)
         if rolls or not thing.rolls:
             break
     return thing, from_rpy(0.0, 0.0, float(stage.rng.uniform(-0.7, 0.7)))
@@ -110,9 +112,7 @@ def held(stage: Stage, thing: Thing, place: Array, hand: Array) -> Path:
 
 def carry(path: Path, thing: Thing, rest: Pose, first: float = 0.0, last: float = 1.0) -> Script:
     """A script in which an object moves with the tool from time `first` to time `last`."""
-    script = Script(path)
-    script.move(thing, carried(path, rest, first, last))
-    return script
+    return Script(path).move(thing, carried(path, rest, first, last))
 
 
 def reach(stage: Stage) -> Script:
@@ -124,9 +124,7 @@ def reach(stage: Stage) -> Script:
     path.move(place + (thing.height + 0.07) * UP, 0.55, rotation)
     path.move(place + (thing.height + 0.01) * UP, 0.25)
     path.wait(0.15)
-    script = Script(path)
-    script.put(thing, (place, rotation))
-    return script
+    return Script(path).put(thing, (place, rotation))
 
 
 def push(stage: Stage) -> Script:
@@ -149,9 +147,7 @@ def push(stage: Stage) -> Script:
         rolled = turn(np.cross(UP, ahead), gone / thing.radius) @ rotation
         return place + gone * ahead + thing.radius * (UP - rolled @ UP), rolled
 
-    script = Script(path)
-    script.move(thing, motion)
-    return script
+    return Script(path).move(thing, motion)
 
 
 def pull(stage: Stage) -> Script:
@@ -207,7 +203,7 @@ def rotate(stage: Stage) -> Script:
     return carry(path, thing, (place, rotation), 0.0)
 
 
-def sweep(stage: Stage) -> Script:
+def sweep_crumbs(stage: Stage) -> Script:
     """A brush in the hand goes sideways, to the camera's side, and gathers small pieces before it."""
     tool = shapes.brush(stage.rng)
     centre, yaw = spot(stage, (0.42, 0.52), 0.04), float(stage.rng.uniform(-0.45, 0.45))
@@ -241,8 +237,8 @@ def pour(stage: Stage) -> Script:
     """A mug is taken by its handle, raised over a bowl and tilted: beads fall into the bowl."""
     rng = stage.rng
     towards = float(rng.choice([-1.0, 1.0]))
-    content = choose(stage.rng, shapes.TRAIN_COLOURS)
-    colour, pale = choose(stage.rng, shapes.TRAIN_COLOURS), choose(stage.rng, shapes.PALE)
+    content = draw(stage.rng, shapes.TRAIN_COLOURS)
+    colour, pale = draw(stage.rng, shapes.TRAIN_COLOURS), draw(stage.rng, shapes.PALE)
     cup, target = shapes.mug("target", colour, pale, 1.0, content), shapes.bowl(rng)
     yaw = float(rng.uniform(-0.2, 0.2))
     upright, place = from_rpy(0.0, 0.0, yaw), spot(stage, (0.46, 0.54), 0.02) - 0.13 * towards * np.array([0, 1.0, 0])
@@ -297,7 +293,7 @@ def _hinged(stage: Stage, opening: bool) -> Script:
     base = base - np.array([0.08, 0.0, 0.0])
     angle = -float(stage.rng.uniform(1.4, 1.7))
     hinge = base + front @ np.array([-x, 0.0, 2 * z])
-    colour = choose(stage.rng, shapes.TRAIN_COLOURS)
+    colour = draw(stage.rng, shapes.TRAIN_COLOURS)
     metal, wood = shapes.metal(stage.rng), shapes.wood(stage.rng)
     knob = hinge + front @ np.array([2 * x - 0.025, 0.0, 0.030])
     axis = front[:, 1]
@@ -323,10 +319,7 @@ def _hinged(stage: Stage, opening: bool) -> Script:
         now = math.atan2(arm @ height, arm @ side) - math.atan2(before @ height, before @ side)
         return shut[0], turn(axis, turned - now) @ front
 
-    script = Script(path)
-    script.put(shapes.chest(wood), (base, front))
-    script.move(lid, motion)
-    return script
+    return Script(path).put(shapes.chest(wood), (base, front)).move(lid, motion)
 
 
 def _sliding(stage: Stage, opening: bool) -> Script:
@@ -335,7 +328,7 @@ def _sliding(stage: Stage, opening: bool) -> Script:
     front, base = _furniture(stage)
     out, way = front[:, 0], float(stage.rng.uniform(0.11, 0.14))
     handle = base + front @ np.array([x + shapes.HANDLE, 0.0, z + 0.012]) + (0.0 if opening else way) * out
-    colour = choose(stage.rng, shapes.TRAIN_COLOURS)
+    colour = draw(stage.rng, shapes.TRAIN_COLOURS)
     hand = facing(math.atan2(out[1], out[0]) - math.pi / 2)
     path = approach(stage, handle, 0.10, 0.07)
     path.move(handle + 0.09 * UP, 0.15, hand)
@@ -344,14 +337,11 @@ def _sliding(stage: Stage, opening: bool) -> Script:
     mark = path.mark()
     path.move(handle + (way if opening else -way) * out, 0.58)
     path.wait(0.07)
-    script = Script(path)
-    script.put(shapes.cabinet(shapes.wood(stage.rng)), (base, front))
+    shell = shapes.cabinet(shapes.wood(stage.rng))
+    box = shapes.drawer(shapes.Material(colour, gloss=0.3), shapes.metal(stage.rng))
     rest = base if opening else base + way * out
-    script.move(
-        shapes.drawer(shapes.Material(colour, gloss=0.3), shapes.metal(stage.rng)),
-        carried(path, (rest, front), path.time(mark)),
-    )
-    return script
+    motion = carried(path, (rest, front), path.time(mark))
+    return Script(path).put(shell, (base, front)).move(box, motion)
 
 
 def _furniture(stage: Stage) -> tuple[Array, Array]:
@@ -374,5 +364,5 @@ def close(stage: Stage) -> Script:
 
 BEHAVIOURS: dict[str, Callable[[Stage], Script]] = {
     "close": close, "lift": lift, "lower": lower, "open": open_, "pour": pour,
-    "pull": pull, "push": push, "reach": reach, "rotate": rotate, "sweep": sweep,
+    "pull": pull, "push": push, "reach": reach, "rotate": rotate, "sweep": sweep_crumbs,
 }  # fmt: skip

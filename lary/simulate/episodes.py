@@ -19,7 +19,7 @@ from lary.simulate import shapes
 from lary.simulate.arms import ARMS
 from lary.simulate.behaviours import BEHAVIOURS, Script, Stage
 from lary.simulate.kinematics import Array, Solver, to_rpy
-from lary.simulate.plan import STRIDE, Job
+from lary.simulate.plan import STRIDE, Recording
 from lary.simulate.render import Frame, Renderer
 from lary.types import LaryError
 
@@ -76,42 +76,44 @@ def follow(scene: scenes.Scene, script: Script, home: tuple[float, ...], frames:
     return np.array(states), np.array(poses)
 
 
-def stage(job: Job) -> Staged:
-    """Draw situations for a job until the arm can follow the script.
+def stage(recording: Recording) -> Staged:
+    """Draw situations for a recording until the arm can follow the script.
 
     Raises:
         LaryError: none of many situations could be reached, which only a changed behaviour or arm can cause.
     """
-    arm, room = ARMS[job.robot], scenes.ROOMS[job.room]
-    kinds = shapes.UNSEEN_THINGS if job.unseen else shapes.TRAIN_THINGS
+    arm, room = ARMS[recording.robot], scenes.ROOMS[recording.room]
+    kinds = shapes.UNSEEN_THINGS if recording.unseen else shapes.TRAIN_THINGS
     for attempt in range(ATTEMPTS):
-        rng = np.random.Generator(np.random.PCG64([*job.key, attempt]))
-        side = 1.0 if job.pairs else math.copysign(1.0, room.camera[0])
-        script = BEHAVIOURS[job.verb](Stage(rng, kinds, side))
+        rng = np.random.Generator(np.random.PCG64([*recording.key, attempt]))
+        side = 1.0 if recording.pairs else math.copysign(1.0, room.camera[0])
+        script = BEHAVIOURS[recording.verb](Stage(rng, kinds, side))
         taken = [item.pose[0] for item in script.placed]
         taken += [script.path.at(float(time)).position for time in np.linspace(0.0, 1.0, 9)]
         placed = script.placed + scenes.distractors(rng, kinds, taken)
-        palette = arm.unseen_palette if job.unseen else arm.palettes[rng.integers(len(arm.palettes))]
-        view = scenes.fixed_view(room, rng) if job.pairs else scenes.view_of(room, rng)
+        palette = arm.unseen_palette if recording.unseen else arm.palettes[rng.integers(len(arm.palettes))]
+        view = scenes.fixed_view(room, rng) if recording.pairs else scenes.view_of(room, rng)
         lamp = scenes.lamp_of(room, view, rng)
-        scene = scenes.build(arm, palette, scenes.tinted(room, rng), placed)
-        solved = follow(scene, script, arm.home, job.frames)
+        scene = scenes.build_scene(arm, palette, scenes.tinted(room, rng), placed)
+        solved = follow(scene, script, arm.home, recording.frames)
         if solved is not None:
             return Staged(script, scene, view, lamp, *solved)
-    raise LaryError(f"The arm {job.robot} reached none of {ATTEMPTS} situations of '{job.verb}': check its behaviour.")
+    raise LaryError(
+        f"The arm {recording.robot} reached none of {ATTEMPTS} situations of '{recording.verb}': check its behaviour."
+    )
 
 
-def play(job: Job, size: int) -> Take:
-    """Stage a job and draw the frames that it wants."""
+def play(recording: Recording, size: int) -> Take:
+    """Stage a recording and draw the frames that it wants."""
     import mujoco
 
-    staged = stage(job)
+    staged = stage(recording)
     script, data = staged.script, staged.scene.data
-    times = np.linspace(0.0, 1.0, job.frames)
+    times = np.linspace(0.0, 1.0, recording.frames)
     tools = [script.path.at(float(time)) for time in times]
     renderer: Renderer | None = None
     frames = []
-    for index in job.wanted:
+    for index in recording.wanted:
         data.qpos[:7], data.qpos[7:9] = staged.joints[index], tools[index].width / 2 + FINGER_PLAY
         for name, motion in script.motions.items():
             staged.scene.place(name, *motion(float(times[index])))
@@ -125,19 +127,19 @@ def play(job: Job, size: int) -> Take:
     return Take(frames, states, actions)
 
 
-def perform(job: Job, data_dir: Path, size: int) -> None:
-    """Play a job and write its files."""
+def perform(recording: Recording, data_dir: Path, size: int) -> None:
+    """Play a recording and write its files."""
     cv2.setNumThreads(1)
-    root = data_dir / job.folder
-    take = play(job, size)
-    if not job.pairs:
-        write_bytes(root / job.name, encode_video(take.frames))
+    root = data_dir / recording.folder
+    take = play(recording, size)
+    if not recording.pairs:
+        write_bytes(root / recording.name, encode_video(take.frames))
         return
-    for image, frame in zip(take.frames, job.wanted, strict=True):
-        write_bytes(root / job.image(frame), encode_png(image))
-        write_bytes(root / job.state(frame), npy_bytes(take.states[frame]))
-    for frame in job.wanted[:-1]:
-        write_bytes(root / job.action(frame), npy_bytes(take.actions[frame : frame + STRIDE]))
+    for image, frame in zip(take.frames, recording.wanted, strict=True):
+        write_bytes(root / recording.image(frame), encode_png(image))
+        write_bytes(root / recording.state(frame), npy_bytes(take.states[frame]))
+    for frame in recording.wanted[:-1]:
+        write_bytes(root / recording.action(frame), npy_bytes(take.actions[frame : frame + STRIDE]))
 
 
 def encode_png(image: Frame) -> bytes:

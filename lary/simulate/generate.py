@@ -21,7 +21,7 @@ from lary.data.configs import SimulateConfig
 from lary.data.tables import write_csv
 from lary.files import read_json, remove_torn, write_json, write_text
 from lary.runtime import log, progress
-from lary.simulate.plan import GENERATOR, Job, check_numbers, make_plan, tables
+from lary.simulate.plan import GENERATOR, Recording, check_numbers, make_plan, tables
 from lary.types import LaryError, UsageError
 
 RECORD = "simulation.json"
@@ -50,9 +50,11 @@ def simulate(out: Path, config: SimulateConfig) -> dict[str, int]:
     decisive = {"seed": config.seed, "pairs": config.pairs, "clips": config.clips, "size": config.size}
     record = {"version": 1, "generator": GENERATOR, "config": decisive}
     claim_folder(out, record, overwrite=config.overwrite)
-    jobs = make_plan(config)
-    missing = [job for job in jobs if not all((data_dir / name).is_file() for name in job.files)]
-    content = tables(jobs)
+    recordings = make_plan(config)
+    missing = [
+        recording for recording in recordings if not all((data_dir / name).is_file() for name in recording.files)
+    ]
+    content = tables(recordings)
     rows = {name: len(lines) for name, (_, lines) in content.items()}
     written = [*(data_dir / f"{name}.csv" for name in content), data_dir / STATS, out / "lary.yaml", out / RECORD]
     if not missing and all(path.is_file() for path in written) and not (out / UNFINISHED).exists():
@@ -60,15 +62,15 @@ def simulate(out: Path, config: SimulateConfig) -> dict[str, int]:
         return rows
     for name in OWN:
         remove_torn(data_dir / name, below=True)
-    done = len(jobs) - len(missing)
+    done = len(recordings) - len(missing)
     if done:
-        log.info("simulation in %s: %d of %d episodes and clips are there already", out, done, len(jobs))
-    with progress(len(jobs), "simulate", unit="episode", done=done) as bar:
+        log.info("simulation in %s: %d of %d episodes and clips are there already", out, done, len(recordings))
+    with progress(len(recordings), "simulate", unit="episode", done=done) as bar:
         for _ in perform_all(missing, data_dir, config):
             bar.advance()
     for name, (columns, lines) in content.items():
         write_csv(data_dir / f"{name}.csv", columns, lines)
-    write_json(data_dir / STATS, {"robot_stats": robot_stats(jobs, data_dir)})
+    write_json(data_dir / STATS, {"robot_stats": robot_stats(recordings, data_dir)})
     if not (out / "lary.yaml").exists():
         write_text(out / "lary.yaml", SETTINGS)
     write_json(out / RECORD, record)
@@ -114,16 +116,20 @@ def claim_folder(out: Path, record: dict[str, Any], *, overwrite: bool) -> None:
     write_json(out / UNFINISHED, record)
 
 
-def robot_stats(jobs: Sequence[Job], data_dir: Path) -> dict[str, dict[str, Any]]:
+def robot_stats(recordings: Sequence[Recording], data_dir: Path) -> dict[str, dict[str, Any]]:
     """Mean and population standard deviation (7,) of all training steps of each robot type.
 
     A dimension that never changes has the standard deviation 1, so that it normalises to 0.
     """
     result: dict[str, dict[str, Any]] = {}
-    training = [job for job in jobs if job.pairs and job.split == "train"]
-    for robot in sorted({job.robot for job in training}):
-        chosen = [job for job in training if job.robot == robot]
-        paths = [data_dir / job.folder / job.action(frame) for job in chosen for frame in job.wanted[:-1]]
+    training = [recording for recording in recordings if recording.pairs and recording.split == "train"]
+    for robot in sorted({recording.robot for recording in training}):
+        chosen = [recording for recording in training if recording.robot == robot]
+        paths = [
+            data_dir / recording.folder / recording.action(frame)
+            for recording in chosen
+            for frame in recording.wanted[:-1]
+        ]
         steps = np.concatenate([np.load(path, allow_pickle=False) for path in paths]).astype(np.float64)
         spread = steps.std(axis=0)
         spread[spread < 1e-6] = 1.0
@@ -131,19 +137,22 @@ def robot_stats(jobs: Sequence[Job], data_dir: Path) -> dict[str, dict[str, Any]
     return result
 
 
-def perform_all(jobs: Sequence[Job], data_dir: Path, config: SimulateConfig) -> Iterator[None]:
-    """Perform jobs here, or in several fresh processes; yields once for each that is done."""
+def perform_all(recordings: Sequence[Recording], data_dir: Path, config: SimulateConfig) -> Iterator[None]:
+    """Perform recordings here, or in several fresh processes; yields once for each that is done."""
     from lary.simulate import episodes
 
-    if config.processes == 1 or len(jobs) < 2:
-        for job in jobs:
-            yield episodes.perform(job, data_dir, config.size)
+    if config.processes == 1 or len(recordings) < 2:
+        for recording in recordings:
+            episodes.perform(recording, data_dir, config.size)
+            yield
         return
     # Fresh processes: MuJoCo and OpenCV have threads of their own, which a fork would not survive.
     context = multiprocessing.get_context("spawn")
-    pool = ProcessPoolExecutor(min(config.processes, len(jobs)), context, prepare_worker)
+    pool = ProcessPoolExecutor(min(config.processes, len(recordings)), context, prepare_worker)
     try:
-        for future in as_completed([pool.submit(episodes.perform, job, data_dir, config.size) for job in jobs]):
+        for future in as_completed(
+            [pool.submit(episodes.perform, recording, data_dir, config.size) for recording in recordings]
+        ):
             yield future.result()
     except BrokenProcessPool as error:
         raise LaryError(

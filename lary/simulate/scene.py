@@ -118,7 +118,7 @@ def _room_geoms(room: Room) -> list[tuple[str, str, Material]]:
     ]
 
 
-def build(arm: Arm, palette: Mapping[str, Material], room: Room, placed: Sequence[Placed]) -> Scene:
+def build_scene(arm: Arm, palette: Mapping[str, Material], room: Room, placed: Sequence[Placed]) -> Scene:
     """Compile a scene. Things never collide: the scripts say where they are."""
     import mujoco
 

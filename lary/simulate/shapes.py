@@ -71,25 +71,25 @@ WOODS: tuple[tuple[Colour, Colour], ...] = (
 METALS: tuple[Colour, ...] = ((0.85, 0.85, 0.87), (0.20, 0.20, 0.22), (0.85, 0.68, 0.25))
 
 
-def choose(rng: np.random.Generator, options: Sequence[Option]) -> Option:
+def draw(rng: np.random.Generator, options: Sequence[Option]) -> Option:
     """One of some options, drawn."""
-    return options[rng.integers(len(options))]
+    return options[int(rng.integers(len(options)))]
 
 
 def wood(rng: np.random.Generator) -> Material:
     """The wood of furniture."""
-    return Material(*choose(rng, WOODS), "wood", 0.03, 0.15)
+    return Material(*draw(rng, WOODS), "wood", 0.03, 0.15)
 
 
 def metal(rng: np.random.Generator) -> Material:
     """The metal of knobs and handles."""
-    return Material(choose(rng, METALS), gloss=0.7)
+    return Material(draw(rng, METALS), gloss=0.7)
 
 
 def make_thing(kind: str, rng: np.random.Generator, name: str = "target") -> Thing:
     """An object of a kind of TRAIN_THINGS or UNSEEN_THINGS, with drawn sizes, colours and patterns."""
     colours = UNSEEN_COLOURS if kind in UNSEEN_THINGS else TRAIN_COLOURS
-    colour, pale = choose(rng, colours), choose(rng, PALE)
+    colour, pale = draw(rng, colours), draw(rng, PALE)
     scale = float(rng.uniform(1.0, 1.2))
     if kind == "mug":
         return mug(name, colour, pale, 0.9 * scale)
@@ -178,7 +178,7 @@ def _pear(name: str, colour: Colour, pale: Colour, scale: float) -> Thing:
 
 def bowl(rng: np.random.Generator) -> Thing:
     """A bowl: a foot, two widening rings and a pale inside."""
-    colour = choose(rng, TRAIN_COLOURS)
+    colour = draw(rng, TRAIN_COLOURS)
     side, inside = Material(colour, gloss=0.5), Material((0.93, 0.92, 0.88), gloss=0.2)
     geoms = (
         Geom("cylinder", (0.036, 0.006), side, (0, 0, 0.006)),
@@ -197,7 +197,7 @@ def bead(name: str, colour: Colour) -> Thing:
 
 def crumb(name: str, rng: np.random.Generator) -> Thing:
     """One of the small pieces that are swept."""
-    colour = choose(rng, TRAIN_COLOURS)
+    colour = draw(rng, TRAIN_COLOURS)
     half = float(rng.uniform(0.011, 0.016))
     if rng.random() < 0.5:
         return Thing(name, (Geom("sphere", (half,), Material(colour, gloss=0.3), (0, 0, half)),), radius=half)
@@ -206,7 +206,7 @@ def crumb(name: str, rng: np.random.Generator) -> Thing:
 
 def brush(rng: np.random.Generator) -> Thing:
     """A hand brush: bristles, a back across them, and a grip that stands up. Swept along its y axis."""
-    colour = choose(rng, TRAIN_COLOURS)
+    colour = draw(rng, TRAIN_COLOURS)
     bristles = Material((0.86, 0.78, 0.55), (0.62, 0.50, 0.28), "stripes_x", 0.010)
     geoms = (
         Geom("box", (0.075, 0.016, 0.020), bristles, (0, 0, 0.020)),

@@ -62,7 +62,7 @@ def examples(records: Sequence[Record], rows: int) -> list[tuple[list[str], list
     groups: dict[tuple[str, ...], dict[str, list[Record]]] = defaultdict(lambda: defaultdict(list))
     for record in records:
         clip = "video_path" in record
-        key = (record["action"],) if clip else (record["robot_type"], record["scene"])
+        key: tuple[str, ...] = (record["action"],) if clip else (record["robot_type"], record["scene"])
         groups[key][record["video_path"] if clip else record["src_img"].rsplit("/", 1)[0]].append(record)
     found = []
     for key in sorted(groups):

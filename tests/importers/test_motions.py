@@ -11,7 +11,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from lary.data.spec import DATASETS
-from lary.importers.motions import ATOMIC_CLASSES, INVERSE, AtomicRule, Segment, atomic_segments, label_of, pairs_at
+from lary.importers.episodes import PairCut
+from lary.importers.motions import ATOMIC_CLASSES, INVERSE, AtomicRule, Segment, atomic_segments, label_of
 from lary.types import UsageError
 
 RULE = AtomicRule(threshold=0.03, reach=0.05, settle=2)
@@ -22,11 +23,8 @@ def path_of(*steps: tuple[float, float, float], start: tuple[float, float, float
 
 
 def test_pairs_are_on_a_grid() -> None:
-    assert pairs_at(11, 5) == [(0, 5), (5, 10)]
-    assert pairs_at(10, 5) == [(0, 5)]
-    assert pairs_at(5, 5) == []
-    with pytest.raises(UsageError, match="--stride 0"):
-        pairs_at(5, 0)
+    ends = [[(item.start, item.end) for item in PairCut(5).grid(length)] for length in (11, 10, 5)]
+    assert ends == [[(0, 5), (5, 10)], [(0, 5)], []]
 
 
 def test_classes_are_those_of_libero_and_have_inverses() -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -11,32 +12,18 @@ from lary.data.frames import read_clip
 from lary.data.images import read_image
 from lary.importers.motions import INVERSE
 from lary.importers.trajectories import natural
+from tests.golden.test_tools import trajectories
 from tests.helpers import lary, rows_of
-from tests.tree import frame, write_image, write_video
+from tests.tree import frame, write_video
 
 Rows = dict[str, list[dict[str, str]]]
 
 
-def make_episode(folder: Path, number: int, length: int = 13, video: bool = False) -> None:
-    """Moves forward, closes the gripper, moves up; the square in the picture goes with it."""
-    actions = np.zeros((length, 4))
-    actions[:, 0] = 0.02 * np.minimum(np.arange(length), 4)
-    actions[:, 2] = 0.02 * np.maximum(np.arange(length) - 7, 0)
-    actions[:, 3] = np.arange(length) < 5
-    pictures = [frame(5 * x, 5 * z, (200, 250 * int(grip), 20 * number)) for x, _, z, grip in actions]
-    for index, picture in enumerate(pictures):
-        if not video:
-            write_image(folder / f"{index}.png", picture)
-    if video:
-        write_video(folder / "camera.mp4", pictures)
-    np.save(folder / "actions.npy", actions)
-
-
 @pytest.fixture
 def source(tmp_path: Path) -> Path:
-    for number in range(4):
-        make_episode(tmp_path / "in" / str(number), number, video=number == 3)
-    return tmp_path / "in"
+    """Four episodes of 13 frames that move forward, close the gripper and move up; the last one is a video."""
+    trajectories(tmp_path)
+    return tmp_path / "episodes"
 
 
 def run(source: Path, *words: str, code: int = 0) -> str:
@@ -94,11 +81,12 @@ def test_both_directions_of_a_motion_stay_in_one_split(source: Path) -> None:
 def test_broken_episodes_are_named_and_left_out(source: Path) -> None:
     np.save(source / "0" / "actions.npy", np.zeros((5, 4)))
     np.save(source / "1" / "actions.npy", np.full((13, 4), np.nan))
-    (source / "4").mkdir()
-    np.save(source / "4" / "actions.npy", np.zeros((13, 4)))
-    make_episode(source / "5", 5, length=9, video=True)
-    np.save(source / "5" / "actions.npy", np.zeros((13, 4)))
-    make_episode(source / "ep_2", 6)
+    shutil.copytree(source / "2", source / "ep_2")
+    for number, length in (("4", 0), ("5", 9)):
+        (source / number).mkdir()
+        np.save(source / number / "actions.npy", np.zeros((13, 4)))
+        if length:
+            write_video(source / number / "camera.mp4", [frame(0.5, 0.5, (9, 9, 9))] * length)
     (source / "3" / "7.png").write_bytes(b"")
     text = run(source, "pairs", "--name", "mine", "--stride", "4", "--test-size", "0", code=1)
     reasons = ("13 images but 5 rows", "NaN", "1 images and 1 videos", "0 images and 0 videos", "9 frames but 13 rows",

@@ -72,13 +72,10 @@ def test_columns_of_the_table_are_used(tmp_path: Path) -> None:
     assert load_record(tmp_path / "data" / "own_dataset.json").embodiment_column == "embodiment"
     assert {row["embodiment"] for row in rows["train"]} == {"arm", "hand"}
     assert {row["sample_indices"] for row in rows["val"]} == {"0,3,11"}
-
-
-def test_columns_can_be_named(tmp_path: Path) -> None:
-    write_videos(tmp_path)
     table = tmp_path / "labels.csv"
     table.write_text(table.read_text().replace("file,label", "clip,kind"))
     run(tmp_path, "--video-column", "clip", "--label-column", "kind")
+    assert tables(tmp_path) == rows
 
 
 def test_a_video_and_its_reversal_stay_together(tmp_path: Path) -> None:

@@ -17,7 +17,7 @@ from safetensors.torch import save_file
 
 from lary.models.running import build
 from lary.models.spec import MODELS, ModelContext
-from lary.models.tensors import read_tensors
+from lary.models.tensors import Layout, read_tensors
 from lary.types import LaryError
 from tests.hostile.harness import Code, refused
 from tests.tiny_networks import PUBLISHED
@@ -27,7 +27,7 @@ WITH_CODE = r"refused: besides tensors they hold \w+\.system, and reading that w
 
 
 def read(path: Path) -> dict[str, torch.Tensor]:
-    return read_tensors([path], sections=("model",), wrappers=("module.",))
+    return read_tensors([path], Layout(sections=("model",), wrappers=("module.",)))
 
 
 def place_for(name: str, folder: Path, suffix: str) -> Path:

@@ -20,16 +20,18 @@ from lary.simulate.render import Renderer
 
 
 def test_actions_are_the_states_one_step_later() -> None:
-    job = replace(make_plan(SimulateConfig(seed=3, pairs=12, clips=10))[0], frames=11, pairs=2)
-    take = episodes.play(job, 32)
+    recording = replace(make_plan(SimulateConfig(seed=3, pairs=12, clips=10))[0], frames=11, pairs=2)
+    take = episodes.play(recording, 32)
     np.testing.assert_array_equal(take.actions[:, :6], take.states[1:, :6])
     np.testing.assert_array_equal(take.actions[:, 6], take.states[1:, 14])
 
 
 def test_states_hold_the_pose_that_their_joints_give() -> None:
-    job = next(job for job in make_plan(SimulateConfig()) if job.verb == "pour" and job.pairs)
-    staged = episodes.stage(job)
-    solver = Solver(staged.scene.model, staged.scene.data, ARMS[job.robot].home)
+    recording = next(
+        recording for recording in make_plan(SimulateConfig()) if recording.verb == "pour" and recording.pairs
+    )
+    staged = episodes.stage(recording)
+    solver = Solver(staged.scene.model, staged.scene.data, ARMS[recording.robot].home)
     for joints, pose in list(zip(staged.joints, staged.poses, strict=True))[::8]:
         position, rotation = solver.reached(joints)
         np.testing.assert_allclose(pose[:3], position, atol=1e-9)
@@ -40,7 +42,7 @@ def test_states_hold_the_pose_that_their_joints_give() -> None:
 @pytest.mark.parametrize("robot", sorted(ARMS))
 def test_inverse_kinematics_reaches_the_workspace(robot: str) -> None:
     arm = ARMS[robot]
-    built = scene.build(arm, arm.palettes[0], scene.ROOMS["A"], [])
+    built = scene.build_scene(arm, arm.palettes[0], scene.ROOMS["A"], [])
     solver = Solver(built.model, built.data, arm.home)
     rng = np.random.Generator(np.random.PCG64(5))
     for _ in range(20):
@@ -104,7 +106,7 @@ def test_rays_see_what_is_there() -> None:
     place, arm = np.array([0.45, 0.0, 0.0]), ARMS["heron"]
     view = scene.View(np.array([0.65, 0.0, 1.4]), place, math.radians(36))
     lamp = scene.Lamp(np.array([0.45, 1.5, 1.5]), np.full(3, 0.9), np.full(3, 0.3))
-    built = scene.build(arm, arm.palettes[0], room, [Placed(block, (place, np.eye(3)), moves=True)])
+    built = scene.build_scene(arm, arm.palettes[0], room, [Placed(block, (place, np.eye(3)), moves=True)])
     built.data.qpos[:7] = [2.5, -0.5, 0, 0.5, 0, 0, 0]
     built.place("target", place, np.eye(3))
     mujoco.mj_kinematics(built.model, built.data)

@@ -17,7 +17,7 @@ import numpy as np
 import numpy.typing as npt
 
 from lary.data.spec import DATASETS
-from lary.results.analyses.base import Analysis, Context, FinishedRun, NotPossible, grouped, set_title, slug
+from lary.results.analyses.base import Analysis, Context, FinishedRun, NotPossible, grouped, slug
 from lary.results.figures import BLUE, LIGHT, VERMILION, new_figure, panel_grid
 from lary.results.record import EvalResult
 from lary.results.report import dataset_title
@@ -133,8 +133,8 @@ def frequency_figure(curves: Sequence[Curve], first: FinishedRun, window: int) -
     """A panel per model: its classes and average, with the averages of the others in grey."""
     columns = min(len(curves), 4)
     with new_figure(max(2.6 * columns, 4.2), 1.25 + 2.1 * -(-len(curves) // columns)) as figure:
-        told = ["" if own.correlation is None else f"\nSpearman {own.correlation:+.2f}" for own in curves]
-        titles = [own.label + more for own, more in zip(curves, told, strict=True)]
+        notes = ["" if own.correlation is None else f"\nSpearman {own.correlation:+.2f}" for own in curves]
+        titles = [own.label + more for own, more in zip(curves, notes, strict=True)]
         low, high = min(own.train.min() for own in curves), max(own.train.max() for own in curves)
         ticks = np.unique(np.geomspace(low, high, 4 if high / low > 2 else 3).round())  # a decade may hold no power
         for axes, own in zip(
@@ -184,7 +184,7 @@ def add_legend(figure: Figure, axes: Any, title: str) -> None:
     """A title over the panels and a legend below, from the marks of one panel."""
     marks = {name: mark for mark, name in zip(*axes.get_legend_handles_labels(), strict=True)}
     figure.legend(marks.values(), marks.keys(), loc="outside lower center", ncols=3, frameon=False, fontsize=8)
-    set_title(figure, title)
+    figure.suptitle(title, fontsize=9.5, wrap=True)
 
 
 # --- people and robots ------------------------------------------------------------------------------------------------

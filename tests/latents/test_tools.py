@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import csv
+import os
 import shutil
+import sys
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -11,11 +14,16 @@ import pyarrow.parquet
 import pytest
 from safetensors.numpy import load_file
 
-from lary.cli import main
+from lary.configs import ExtractConfig, LatentsConfig
 from lary.data.spec import DATASETS
+from lary.latents.export import export
 from lary.latents.ref import LatentsRef, SplitLatents, open_latents
+from lary.latents.tools import convert
 from lary.locks import LOCK, locked
-from lary.settings import load_settings
+from lary.runs.extract import FAILURES, TIMING, extract
+from tests.helpers import lary as run_lary
+from tests.helpers import settings_of
+from tests.hostile.harness import bounded, refused
 from tests.tree import make_calvin
 
 ASK = ("--model", "pixels", "--dataset", "calvin", "--split", "val")
@@ -37,14 +45,14 @@ def root(template: Path, tmp_path: Path) -> Path:
 
 
 def lary(root: Path, *words: str) -> int:
-    with pytest.raises(SystemExit) as stop:
-        main([*words, "--lary-root", str(root), "--data-dir", str(root / "data")])
-    return int(stop.value.code or 0)
+    done = run_lary(*words, root=root)
+    sys.stdout.write(done.out)
+    sys.stderr.write(done.err)
+    return done.code
 
 
 def opened(root: Path) -> SplitLatents:
-    settings = load_settings({"LARY_ROOT": str(root), "DATA_DIR": str(root / "data")}, environment={})
-    return open_latents(settings, LatentsRef(model="pixels", dataset="calvin", split="val"))
+    return open_latents(settings_of(root), LatentsRef(model="pixels", dataset="calvin", split="val"))
 
 
 def folder_of(root: Path) -> Path:
@@ -231,3 +239,71 @@ def test_a_probe_on_pooled_latents_has_a_folder_of_its_own(root: Path) -> None:
     words = ("regress", *ASK[:4], "--probe-preset", "demo", "--epochs", "1", "--pool", "mean")
     assert lary(root, *words) == 0
     assert (root / "logs" / "regression" / "logs" / "calvin_5_pixels@pool-mean_mlp_absolute" / "result.json").exists()
+
+
+ASKED = LatentsConfig(model="pixels", dataset="calvin", split="val")
+
+
+@pytest.fixture
+def victim(tmp_path: Path) -> Path:
+    """A folder of somebody else."""
+    folder = tmp_path / "victim"
+    (folder / "photos").mkdir(parents=True)
+    (folder / "photos" / "a.jpg").write_text("precious")
+    (folder / "letter").write_text("precious")
+    return folder
+
+
+LOCKS: dict[str, Callable[[Path, Path], None]] = {
+    "link": lambda lock, victim: lock.symlink_to(victim / "letter"),
+    "link to nowhere": lambda lock, victim: lock.symlink_to(victim / "new"),
+    "second name": lambda lock, victim: os.link(victim / "letter", lock),
+    "pipe": lambda lock, victim: os.mkfifo(lock),
+    "device": lambda lock, victim: lock.symlink_to("/dev/zero"),
+    "folder": lambda lock, victim: lock.mkdir(),
+}
+
+
+@pytest.mark.parametrize("case", LOCKS)
+def test_lock_that_leads_elsewhere(root: Path, victim: Path, case: str) -> None:
+    LOCKS[case](folder_of(root) / LOCK, victim)
+    calls: list[Callable[[], object]] = [
+        lambda: extract(ExtractConfig(model="pixels", dataset="calvin", split="val"), settings_of(root)),
+        lambda: convert(ASKED, settings_of(root), kind="shards"),
+    ]
+    for call in calls:
+        refused(root.parent, call, "can't be a lock|Is a directory")
+
+
+@pytest.mark.parametrize("end", ["new", "old"])
+def test_conversion_into_a_link(root: Path, victim: Path, end: str) -> None:
+    (folder_of(root).parent / f".pixels.{end}").symlink_to(victim)
+    refused(root.parent, lambda: convert(ASKED, settings_of(root), kind="shards"), "is a link to another place")
+
+
+@pytest.mark.parametrize("name", [FAILURES, TIMING])
+def test_conversion_keeps_no_links(root: Path, name: str) -> None:
+    for target in ("/dev/zero", "/etc/passwd"):
+        file = folder_of(root) / name
+        file.unlink(missing_ok=True)
+        file.symlink_to(target)
+        with bounded():
+            folder, rows = convert(ASKED, settings_of(root), kind="npz" if target == "/etc/passwd" else "shards")
+        assert rows == 9
+        assert not os.path.lexists(folder / name)
+
+
+def test_ids_and_rows_without_end(root: Path, tmp_path: Path) -> None:
+    def exported(**options: str) -> Callable[[], object]:
+        return lambda: export(ASKED, settings_of(root), tmp_path / "out.npy", **options)
+
+    (tmp_path / "bytes").write_bytes(b"\xff\xfe")
+    (tmp_path / "endless").symlink_to("/dev/zero")
+    refused(tmp_path, exported(ids=str(tmp_path / "bytes")), "can't be read")
+    refused(tmp_path, exported(ids=str(tmp_path / "endless")), "no latents of the sample")
+    refused(tmp_path, exported(ids="a\0b"), "no latents of the sample")
+    refused(tmp_path, exported(rows="1-999999999"), "row 10 has no latents")
+    refused(tmp_path, exported(rows="9" * 5000), "no row or range")
+    opened = open_latents(settings_of(root), LatentsRef(model="pixels", dataset="calvin", split="val"))
+    known = [sample.id for sample in opened.table]
+    assert export(ASKED, settings_of(root), tmp_path / "out.npy", ids=",".join(known * 20)) == 9, "no path, but ids"

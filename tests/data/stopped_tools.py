@@ -1,6 +1,6 @@
 """Runs a data tool again and again, killed or failed at another step each time.
 
-    python -m tests.killed_tools FOLDER STOPS [TOOL...]
+    python -m tests.data.stopped_tools FOLDER STOPS [TOOL...]
 
 A step is the first half of a write, the second half, the flush to disk, and the renaming of a file. After every stop,
 files under their own names have to be those of an undisturbed run, and a run after it has to give the same tree. STOPS
@@ -9,7 +9,6 @@ are spread evenly over all steps. Prints how many steps a tool has. A process of
 
 from __future__ import annotations
 
-import contextlib
 import os
 import shutil
 import signal
@@ -21,18 +20,25 @@ from typing import Any
 
 import numpy as np
 
-from lary.data import clips, sampling, splits, statistics
-from lary.data.configs import AtomicConfig
-from lary.data.spec import DATASETS
-from lary.importers import trajectories
-from lary.types import LaryError
+from tests.helpers import lary
 from tests.tree import frame, make_calvin, make_robot, write_image, write_table, write_video
 
-HERE = Path()
+PLACES = "--lary-root . --data-dir data"
+TOOLS = {
+    "clip": "data clip --ssv2-root raw --seed-ssv2 seed.csv --metadata wanted.csv --output-dir out --workers 1 "
+    f"--backend pyav {PLACES}",
+    "stats": f"data stats --dataset calvin --output out/stats.json --workers 1 {PLACES}",
+    "relative": "data relative --dataset calvin --csv data/calvin_metadata_train.csv --csv "
+    f"data/calvin_metadata_val.csv --output-root out --workers 1 {PLACES}",
+    "split": "data split data/calvin_metadata_train.csv --by episode --train out/train.csv --val out/val.csv",
+    "indices": "indices data/robot_1st_metadata_train.csv --out out/indices.csv --cache out/cache --workers 1 "
+    f"--frames 4 --root data/classification {PLACES}",
+    "atomic": "data atomic episodes out --name atoms --test-size 0.5 --gripper 3 --overwrite",
+}
 
 
 def make_data(root: Path) -> None:
-    """What the tools work on."""
+    """The files that the tools work on."""
     make_calvin(root, {"train": 4, "val": 1}, pairs=1)
     make_robot(root, {"train": 1})
     write_video(root / "raw" / "7.mp4", [np.full((48, 48, 3), 8 * number, np.uint8) for number in range(8)])
@@ -44,53 +50,6 @@ def make_data(root: Path) -> None:
         for at in range(3):
             write_image(root / "episodes" / str(number) / f"{at}.png", frame(at / 5, 0.5, (200, 100 * number, 9)))
         np.save(root / "episodes" / str(number) / "actions.npy", actions)
-
-
-def clip() -> None:
-    clips.prepare_clips(
-        clips.ClipRequest(
-            roots={"SSv2": HERE / "raw"}, seeds={"SSv2": HERE / "seed.csv"}, tables=(HERE / "wanted.csv",),
-            out=HERE / "out", workers=1, backend="pyav",
-        )
-    )  # fmt: skip
-
-
-def stats() -> None:
-    table = HERE / "data" / "calvin_metadata_train.csv"
-    statistics.write_statistics(DATASETS.get("calvin"), table, HERE / "data", HERE / "out" / "stats.json", workers=1)
-
-
-def relative_actions() -> None:
-    tables = tuple(HERE / "data" / f"calvin_metadata_{split}.csv" for split in ("train", "val"))
-    statistics.write_relative(
-        statistics.RelativeRequest(
-            spec=DATASETS.get("calvin"), tables=tables, input_root=HERE / "data", output_root=HERE / "out", workers=1
-        )
-    )
-
-
-def split() -> None:
-    table, out = HERE / "data" / "calvin_metadata_train.csv", HERE / "out"
-    splits.write_split(splits.SplitRequest(table=table, by="episode", train=out / "train.csv", val=out / "val.csv"))
-
-
-def indices() -> None:
-    sampling.write_indices(
-        sampling.IndexRequest(
-            table=HERE / "data" / "robot_1st_metadata_train.csv", root=HERE / "data" / "classification",
-            out=HERE / "out" / "indices.csv", cache=HERE / "out" / "cache", workers=1,
-        )
-    )  # fmt: skip
-
-
-def atomic() -> None:
-    config = AtomicConfig(name="atoms", share=0.5, overwrite=True, gripper=-1)
-    trajectories.import_trajectories(HERE / "episodes", HERE / "out", config, trajectories.columns_cut(config))
-
-
-TOOLS: dict[str, Callable[[], None]] = {
-    "clip": clip, "stats": stats, "relative": relative_actions, "split": split, "indices": indices, "atomic": atomic,
-}  # fmt: skip
 
 
 class Steps:
@@ -106,6 +65,13 @@ class Steps:
         if self.done == self.stop:
             raise OSError(28, "No space left on device")
 
+    def halves(self, write: Callable[[bytes], Any], data: bytes) -> int:
+        """Write in halves, with a step before each."""
+        for part in (data[: len(data) // 2], data[len(data) // 2 :]):
+            self.step()
+            write(part)
+        return len(data)
+
     def around(self, call: Callable[..., Any]) -> Callable[..., Any]:
         def stepped(*arguments: Any, **options: Any) -> Any:
             self.step()
@@ -115,18 +81,13 @@ class Steps:
 
 
 class Halves:
-    """A file that is written in halves, with a step before each."""
+    """A file that is written in halves."""
 
     def __init__(self, file: Any, steps: Steps) -> None:
         self.file, self.steps = file, steps
 
     def write(self, data: Any) -> int:
-        whole = bytes(data)
-        for part in (whole[: len(whole) // 2], whole[len(whole) // 2 :]):
-            self.steps.step()
-            self.file.write(part)
-            self.file.flush()
-        return len(whole)
+        return self.steps.halves(lambda part: (self.file.write(part), self.file.flush()), bytes(data))
 
     def __getattr__(self, name: str) -> Any:
         return getattr(self.file, name)
@@ -138,20 +99,7 @@ class Halves:
         self.file.close()
 
 
-def halved(steps: Steps) -> Callable[[int, Any], int]:
-    """`os.writev` that writes in halves, with a step before each."""
-
-    def writev(handle: int, parts: Any) -> int:
-        whole = b"".join(parts)
-        for part in (whole[: len(whole) // 2], whole[len(whole) // 2 :]):
-            steps.step()
-            os.write(handle, part)
-        return len(whole)
-
-    return writev
-
-
-def child(tool: Callable[[], None], folder: Path, steps: Steps, count: Path | None = None) -> int:
+def child(tool: str, folder: Path, steps: Steps, count: Path | None = None) -> int:
     """Run a tool in a folder in a process of its own; how that ended. The number of steps goes to `count`."""
     pid = os.fork()
     if pid:
@@ -159,16 +107,16 @@ def child(tool: Callable[[], None], folder: Path, steps: Steps, count: Path | No
     code = 1
     try:
         os.chdir(folder)
-        fdopen, fsync = os.fdopen, lambda _: None  # what is on disk after a loss of power is not asked here
+        fdopen = os.fdopen
         os.fdopen = lambda *given, **options: Halves(fdopen(*given, **options), steps)  # type: ignore[assignment,return-value]
-        os.writev = halved(steps)  # type: ignore[assignment]
-        os.fsync, os.replace = steps.around(fsync), steps.around(os.replace)
-        with contextlib.redirect_stdout(None), open(os.devnull, "w") as sink, contextlib.redirect_stderr(sink):
-            tool()
+        os.writev = lambda handle, parts: steps.halves(lambda part: os.write(handle, part), b"".join(parts))  # type: ignore[assignment]
+        os.fsync = steps.around(lambda _: None)  # what is on disk after a loss of power is not asked here
+        os.replace = steps.around(os.replace)
+        done = lary(*TOOLS[tool].split()).code
         if count is not None:
             count.write_text(str(steps.done))
-        code = 0 if steps.done < steps.stop else 3
-    except (LaryError, OSError):
+        code = done if steps.done < steps.stop else 2
+    except OSError:
         code = 2
     except BaseException:
         traceback.print_exc()
@@ -185,26 +133,25 @@ def tree(folder: Path) -> dict[str, bytes]:
     }
 
 
-def main(name: str, root: Path, most: int) -> None:
-    tool, source, never = TOOLS[name], root / "source", Steps(10**9, "never")
+def main(tool: str, root: Path, most: int) -> None:
+    source, never = root / "source", Steps(10**9, "never")
     make_data(source)
     shutil.copytree(source, root / "whole")
     assert child(tool, root / "whole", never, root / "count") == 0
     whole, count = tree(root / "whole"), int((root / "count").read_text())
-    print(name, count)
-    for how, ends in (("kill", (-signal.SIGKILL,)), ("fail", (2, 3))):
+    print(tool, count)
+    for how, ends in (("kill", (-signal.SIGKILL,)), ("fail", (1, 2))):
         for stop in sorted({1 + round(part * (count - 1) / most) for part in range(most + 1)}):
             folder = root / f"{how}_{stop}"
             shutil.copytree(source, folder)
             code = child(tool, folder, Steps(stop, how))
-            assert code in ends, (name, how, stop, code)
+            assert code in ends, (tool, how, stop, code)
             for place, content in tree(folder).items():
                 # A tool may name in a list what failed; what it makes is whole or absent.
-                assert place.endswith("_failures.csv") or content == whole[place], (name, how, stop, place)
-            if how == "fail":
-                assert not list(folder.rglob(".*.tmp")), (how, stop)
+                assert place.endswith("_failures.csv") or content == whole[place], (tool, how, stop, place)
+            assert how == "kill" or not list(folder.rglob(".*.tmp")), (tool, stop)
             assert child(tool, folder, never) == 0
-            assert tree(folder) == whole, (name, how, stop)
+            assert tree(folder) == whole, (tool, how, stop)
             shutil.rmtree(folder)
 
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import csv
+import logging
 import os
 from dataclasses import dataclass
 from pathlib import Path
@@ -10,9 +12,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from lary.files import atomic_write, digest, inside, read_json, write_json, write_text
+from lary.files import atomic_write, digest, inside, read_json, write_failures, write_json, write_text
 from lary.registry import Registry, load_plugin
-from lary.types import LaryError, UsageError
+from lary.runtime import PlainFormatter
+from lary.types import Failure, LaryError, UsageError
 
 
 def test_a_failed_write_leaves_the_old_file_and_no_other(tmp_path: Path) -> None:
@@ -105,3 +108,16 @@ def test_plugin_runs_once_and_names_its_failures(tmp_path: Path) -> None:
             load_plugin(bad)
     with pytest.raises(UsageError, match="not a Python file"):
         load_plugin(tmp_path)
+
+
+def test_failures_file_is_one_row_per_failure(tmp_path: Path) -> None:
+    odd = ('a\nb,"c"\r\n', "=cmd()", "\x1b[31m", "a;b\tc")
+    write_failures(tmp_path / "failures.csv", [Failure(row, name, name) for row, name in enumerate(odd)])
+    with (tmp_path / "failures.csv").open(newline="") as file:
+        rows = list(csv.DictReader(file))
+    assert [row["path"] for row in rows] == list(odd)
+
+
+def test_log_lines_do_not_steer_the_terminal() -> None:
+    record = logging.LogRecord("lary", logging.ERROR, "", 0, "%s", ("a\x1b]0;title\x07\x9b31m\0\rb",), None)
+    assert PlainFormatter("lary: %(message)s").format(record) == "lary: a\\x1b]0;title\\x07\\x9b31m\\x00\\x0db"

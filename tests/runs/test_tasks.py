@@ -13,13 +13,13 @@ import numpy as np
 import pytest
 
 from lary import runtime
-from lary.configs import ClassifyConfig, ControlsConfig, ExtractConfig, RegressConfig
+from lary.configs import ClassifyConfig, ControlsConfig, ExtractConfig, RegressConfig, RunConfig
 from lary.data.spec import DATASETS
 from lary.results import figures
 from lary.runs.controls import run_controls
 from lary.runs.extract import extract
 from lary.runs.probe import classify, regress
-from lary.runs.run import config_for
+from lary.runs.run import probe_config
 from lary.settings import Settings, load_settings
 from lary.types import LaryError, UsageError
 from tests.tree import make_calvin, make_robot
@@ -106,7 +106,7 @@ def test_wrong_options_are_told_before_anything_is_read(
         with pytest.raises(UsageError, match=message):
             run(tmp_path, **options)
     with pytest.raises(UsageError, match=message):
-        config_for(DATASETS.get("calvin"), {"model": MODEL, "dataset": "calvin", **options})
+        probe_config(RunConfig(model=MODEL, dataset="calvin", **options), DATASETS.get("calvin"))
 
 
 def test_controls_check_their_options_before_they_extract(tmp_path: Path) -> None:
