@@ -48,9 +48,9 @@ def write_store(folder: Path, kind: str, dtype: str, shape: tuple[int, ...], cou
     identity = StoreIdentity("bench", "bench", "train", "corrected", "", "", 0, dtype=dtype)
     store = open_store(folder, identity, {}, overwrite=False, kind=kind, batch_size=16)
     for unit in range(-(-count // store.unit_rows)):
-        with store.writer(unit) as writer:
+        with store.writer(unit) as write:
             for row in range(unit * store.unit_rows, min((unit + 1) * store.unit_rows, count)):
-                writer.add(row, f"{row:016x}", draw(row, shape), None)
+                write(row, f"{row:016x}", draw(row, shape), None)
     store.finish(Table(count))
 
 

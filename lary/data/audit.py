@@ -79,7 +79,7 @@ class Finding:
 
 
 @dataclass(frozen=True)
-class SplitFacts:
+class AuditedSplit:
     """A split in numbers: rows, groups (episodes or videos), rows per class and per robot type."""
 
     split: str
@@ -95,7 +95,7 @@ class AuditReport:
     """What an audit found, leaks first."""
 
     dataset: str
-    splits: tuple[SplitFacts, ...]
+    splits: tuple[AuditedSplit, ...]
     findings: tuple[Finding, ...]
 
     @property
@@ -171,10 +171,10 @@ def open_parts(request: AuditRequest) -> list[Part]:
     return [read_part(table, f"{root}/" if several else "") for table, root in zip(tables, roots, strict=True)]
 
 
-def facts_of(part: Part) -> SplitFacts:
+def facts_of(part: Part) -> AuditedSplit:
     """Numbers of a split."""
     classes = Counter(part.targets) if part.classes is not None else Counter[str]()
-    return SplitFacts(
+    return AuditedSplit(
         part.name, str(part.table.path), len(part.table), len(part.group_sizes), dict(sorted(classes.items())),
         dict(sorted(Counter(part.embodiments).items())),
     )  # fmt: skip

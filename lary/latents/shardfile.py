@@ -11,11 +11,10 @@ import json
 import math
 import mmap
 import os
-import threading
-from collections import OrderedDict
 from collections.abc import Collection, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from functools import lru_cache
 from itertools import pairwise
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -250,30 +249,6 @@ class OpenShard:
         return found
 
 
-class OpenShards:
-    """Shards that are open, the least used ones closed so that the process may open other files."""
-
-    def __init__(self, headers: Sequence[ShardHeader], mode: str) -> None:
-        self._headers, self._mode = headers, mode
-        self._open: OrderedDict[int, tuple[OpenShard, Any]] = OrderedDict()
-        self._lock = threading.Lock()
-        self._limit = most_files() // 4
-
-    def __reduce__(self) -> Any:
-        return type(self), (self._headers, self._mode)
-
-    def get(self, file: int) -> tuple[OpenShard, Any]:
-        """A shard, and its rows in memory where they are mapped."""
-        with self._lock:
-            if file not in self._open:
-                shard = OpenShard(self._headers[file])
-                self._open[file] = (shard, shard.mapped() if self._mode == "mmap" else None)
-                while len(self._open) > self._limit:
-                    self._open.popitem(last=False)
-            self._open.move_to_end(file)
-            return self._open[file]
-
-
 def most_files() -> int:
     """How many files this process may have open."""
     try:
@@ -313,7 +288,16 @@ class ShardSource:
             raise LaryError(f"{first.path.parent} has shards with fewer rows than were asked for: extract again.")
         self.headers, self.mode = tuple(headers), mode
         self._file, self._position, self._first = files, positions, first
-        self._open = OpenShards(self.headers, mode)
+        # The least used shards are closed, so that the process may open other files.
+        self._open = lru_cache(most_files() // 4)(self._opened)
+
+    def __reduce__(self) -> Any:
+        return type(self), (self.headers, self._file, self._position, self.mode)
+
+    def _opened(self, file: int) -> tuple[OpenShard, Any]:
+        """A shard, and its rows in memory where they are mapped."""
+        shard = OpenShard(self.headers[file])
+        return shard, shard.mapped() if self.mode == "mmap" else None
 
     @property
     def shape(self) -> tuple[int, ...]:
@@ -356,11 +340,11 @@ class ShardSource:
         ends = [0, *(np.flatnonzero(np.diff(files[order])) + 1).tolist(), len(order)]
         for start, end in pairwise(ends) if len(order) else ():
             part = order[start:end]
-            yield *self._open.get(int(files[part[0]])), list(zip(part.tolist(), positions[part].tolist(), strict=True))
+            yield *self._open(int(files[part[0]])), list(zip(part.tolist(), positions[part].tolist(), strict=True))
 
     def codes(self, rows: Collection[int]) -> list[npt.NDArray[Any] | None]:
         """Codes of samples."""
-        return [self._open.get(int(self._file[row]))[0].codes(int(self._position[row])) for row in rows]
+        return [self._open(int(self._file[row]))[0].codes(int(self._position[row])) for row in rows]
 
 
 def _fetch(out: torch.Tensor, rows: Sequence[tuple[OpenShard, int, int]]) -> None:

@@ -311,13 +311,13 @@ def _fill(store: LatentStore, whole: SampleTable, latents: SplitLatents) -> None
     units = itertools.groupby(positions, lambda position: table[position].row // store.unit_rows)
     with progress(len(table), f"converting {latents.folder.name}", done=len(table) - len(positions)) as bar:
         for unit, members in units:
-            with store.writer(unit) as writer:
+            with store.writer(unit) as write:
                 while part := list(itertools.islice(members, CHUNK)):
                     codes = latents.source.codes(part)
                     for at, tokens in enumerate(latents.source.read(part)):
                         sample = table[part[at]]
                         try:
-                            writer.add(sample.row, sample.id, tokens, codes[at])
+                            write(sample.row, sample.id, tokens, codes[at])
                         except MediaError as error:
                             raise LaryError(f"Row {sample.row + 1} of {table.path}: {error}") from error
                     bar.advance(len(part))

@@ -24,7 +24,7 @@ from lary.results.analyses.attention import frames_of_steps, layout_of
 from lary.results.analyses.base import Analysis
 from lary.results.analyses.classes import Curve
 from lary.results.analyses.trajectories import chosen_episodes, episode_of
-from lary.results.published import Chunks, read_actions, write_actions
+from lary.results.published import Chunks, read_predicted, write_actions
 from lary.results.record import FILE_NAME, DatasetFacts, write_result
 from lary.results.summarise import classification_result, regression_result
 from lary.runs.extract import extract
@@ -393,7 +393,7 @@ def test_a_sample_that_is_not_there_gets_a_suggestion(place: Settings, analysed:
 @pytest.mark.usefixtures("no_figures")
 def test_chunks_of_a_run_are_the_actions_on_disk(place: Settings, analysed: Callable[..., Analysis]) -> None:
     done = regress(RegressConfig(model=MODEL, dataset="calvin", probe_preset="demo", model_type="ridge"), place)
-    chunks = read_actions(done.folder, done.result)
+    chunks = read_predicted(done.folder, done.result)
     table = open_latents(place, LatentsRef(model=MODEL, dataset="calvin", split="val")).table
     for row, sample in enumerate(table):
         np.testing.assert_allclose(chunks.true[row], np.load(table.action_path(sample)), rtol=1e-4, atol=1e-5)

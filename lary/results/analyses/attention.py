@@ -88,7 +88,7 @@ def attention_maps(context: Context) -> Analysis:
     return Analysis(tuple(files), tuple(left_out))
 
 
-def options_of(run: FinishedRun) -> ClassifyConfig:
+def run_options(run: FinishedRun) -> ClassifyConfig:
     """The options that a run was made with. Raises LaryError for a result that doesn't hold them."""
     if not run.result.options_given:
         raise LaryError("its result doesn't tell the options that it was made with")
@@ -98,7 +98,7 @@ def options_of(run: FinishedRun) -> ClassifyConfig:
 
 def latents_of(run: FinishedRun, context: Context) -> SplitLatents:
     """The latents that a run was scored on. Raises LaryError if they aren't there any more."""
-    config, dataset = options_of(run), DATASETS.get(run.result.dataset.name)
+    config, dataset = run_options(run), DATASETS.get(run.result.dataset.name)
     split = open_latents(context.settings, replace(LatentsRef.of(config, dataset.validation), dataset=dataset.name))
     if run.result.dataset.tables.get(dataset.validation, split.table.digest) != split.table.digest:
         log.warning("%s: the table of its latents has changed since the run", run.folder)
@@ -128,7 +128,7 @@ def write_maps(run: FinishedRun, split: SplitLatents, rows: list[int], context: 
     """The figure and data of one run."""
     from lary.probes.attention import attend, load_head
 
-    result, config = run.result, options_of(run)
+    result, config = run.result, run_options(run)
     model = MODELS.get(config.model)
     classes = split.table.spec.labels.classes
     head = load_head(run.folder, len(classes))

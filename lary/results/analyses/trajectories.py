@@ -18,7 +18,7 @@ import numpy.typing as npt
 
 from lary.results.analyses.base import Analysis, Context, FinishedRun, near, slug
 from lary.results.figures import new_figure, plot_pair
-from lary.results.published import Chunks, read_actions
+from lary.results.published import Chunks, read_predicted
 from lary.results.report import dataset_title
 from lary.types import LaryError, UsageError
 
@@ -52,7 +52,7 @@ def trajectories(context: Context) -> Analysis:
     known: dict[str, None] = {}
     for run in context.of_task("regression", "regress"):
         try:
-            chunks = read_actions(run.folder, run.result)
+            chunks = read_predicted(run.folder, run.result)
         except LaryError as error:
             left_out.append(f"trajectories: {error}")
             continue
