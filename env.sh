@@ -1,7 +1,8 @@
 # Paths of the benchmark. Edit, then: source env.sh
-# Every variable may also stand in lary.yaml or on the command line; 'lary config show' tells where a value comes from.
+# LARY_ROOT is the folder of this file. Every variable can also be set in lary.yaml or on the command line; 'lary config
+# show' prints where a value comes from. Without the line 'set -a' bare NAME=value lines would not be exported.
 set -a
-LARY_ROOT=${LARY_ROOT:-$PWD}
+LARY_ROOT=${LARY_ROOT:-$(cd "$(dirname "${BASH_SOURCE:-$0}")" && pwd)}
 LARY_LOG_DIR=${LARY_LOG_DIR:-$LARY_ROOT/logs}
 DATA_DIR=${DATA_DIR:-$LARY_ROOT/data}
 MODEL_DIR=${MODEL_DIR:-$LARY_ROOT/models}

@@ -29,8 +29,8 @@ import time
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
-from lary.models.precision import in_precision
-from lary.models.spec import MODELS, ModelContext, ModelSpec, build
+from lary.models.running import build
+from lary.models.spec import MODELS, ModelContext, ModelSpec
 from lary.runtime import pick_devices
 from lary.types import RANDOM
 
@@ -82,11 +82,10 @@ def measure(spec: ModelSpec, options: argparse.Namespace) -> dict[str, Any]:
     import torch
 
     device = pick_devices(None, options.device)[0]
-    inner = build(spec, ModelContext(device, "corrected", RANDOM))
-    encoder = in_precision(inner, device, options.precision)
+    encoder = build(spec, ModelContext(device, "corrected", RANDOM), precision=options.precision)
     size = spec.preprocess.size
     pairs = torch.randn(options.batch, 2, 3, size, size, generator=torch.Generator().manual_seed(0)).to(device)
-    items, network = bare_network(inner, pairs)
+    items, network = bare_network(encoder.author, pairs)
     dtype = {"fp32": None, "bf16": torch.bfloat16, "fp16": torch.float16}[options.precision]
 
     def bare(parts: list[torch.Tensor]) -> torch.Tensor:
@@ -95,7 +94,7 @@ def measure(spec: ModelSpec, options: argparse.Namespace) -> dict[str, Any]:
 
     alone = [items[place : place + 1] for place in range(len(items))] if device == "cpu" else [items]
     ways: dict[str, Callable[[], torch.Tensor]] = {
-        "encode": lambda: encoder.encode(pairs).tokens,
+        "encode": torch.inference_mode()(lambda: encoder.encode(pairs).tokens),
         "bare": lambda: bare(alone),
         "batched": lambda: bare([items]),
     }

@@ -33,8 +33,8 @@ import numpy as np
 import torch
 
 from lary.configs import ExtractConfig
-from lary.data.samples import write_csv
 from lary.data.spec import DATASETS
+from lary.data.tables import write_csv
 from lary.latents import reading
 from lary.latents.pipeline import Job, make_encoder, model_of
 from lary.models.preprocess import prepare

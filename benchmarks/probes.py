@@ -160,31 +160,30 @@ def classification(shape: tuple[int, ...], batch: int, samples: int, precision: 
     import torch
     from torch.nn.functional import cross_entropy
 
-    from lary.probes.fit import team_batches, training_precision
-    from lary.probes.heads import Plan, make_heads, make_network
-    from lary.probes.memory import check_memory, count_weights, samples_at_once, training_need
-    from lary.probes.parallel import ALONE
+    from lary.probes.classify import ClassifierInputs, ClassifierTraining, make_head
+    from lary.probes.outcome import SampleColumns
     from lary.probes.presets import PRESETS
+    from lary.probes.session import Session
+    from lary.probes.training import check_memory, count_weights, training_precision
 
-    settings = replace(PRESETS.get(preset).classifier, batch_size=batch)
+    settings = replace(PRESETS.get(preset).classifier, batch_size=batch, standardise=False)
     half = precision == "bf16"
-    one = count_weights(lambda: make_network(settings, shape[-1], CLASSES))
-    check_memory(training_need(2 * len(settings.heads) * one, shape, batch), shape, device, "benchmark")
+    one = count_weights(lambda: make_head(settings, shape[-1], CLASSES))
+    check_memory(2 * len(settings.heads) * one, shape, batch, device, "benchmark")
     source, labels = InMemory(samples, shape), np.arange(samples, dtype=np.int64) % CLASSES
     rows = np.arange(samples, dtype=np.int64)
-    at_once = samples_at_once(shape, settings.model_dim, settings.depth, batch, device)
-    plan = Plan(settings, device, half, math.ceil(samples / batch), at_once)
-    heads = make_heads(settings, shape[-1], CLASSES, device)
+    names, columns = tuple(map(str, range(CLASSES))), SampleColumns((), (), (), ())
+    inputs = ClassifierInputs(source, labels, (), source, labels, columns, names)
+    session = Session(protocol="paper", seed=0, device=device)
+    training = ClassifierTraining(inputs, settings, session, (rows, rows[:0]), half)
+    training.build(None)
+    at_once = training.at_once
 
     def ours() -> None:
-        plan.step = 0
-        for part, tokens, count in team_batches(source, rows, batch, device, ALONE):
-            plan.step += 1
-            targets = torch.from_numpy(labels[part]).to(device)
-            for head in heads:
-                head.update(tokens, targets, count, plan)
+        training.step = 0
+        training.train_epoch(rows)
 
-    networks = [make_network(settings, shape[-1], CLASSES).to(device) for _ in settings.heads]
+    networks = [make_head(settings, shape[-1], CLASSES).to(device) for _ in settings.heads]
     optimizers = [torch.optim.AdamW(network.parameters(), lr=1e-4) for network in networks]
 
     @torch_attention()
@@ -210,13 +209,13 @@ def classification(shape: tuple[int, ...], batch: int, samples: int, precision: 
 @contextmanager
 def torch_attention() -> Iterator[None]:
     """In here the probe's attention is torch's for every length, as one writes it first."""
-    from lary.probes import attentive
+    from lary.probes import nets
 
-    kept, attentive.SHORT = attentive.SHORT, 0
+    kept, nets.SHORT = nets.SHORT, 0
     try:
         yield
     finally:
-        attentive.SHORT = kept
+        nets.SHORT = kept
 
 
 def checkpointed(network: Any, tokens: torch.Tensor) -> torch.Tensor:
@@ -269,26 +268,25 @@ def regression(part: str, shape: tuple[int, ...], batch: int, samples: int, devi
     import torch
     from torch.utils.checkpoint import checkpoint
 
-    from lary.probes.fit import adamw, team_batches
-    from lary.probes.memory import check_memory, count_weights, training_need
-    from lary.probes.parallel import ALONE
     from lary.probes.presets import PRESETS
-    from lary.probes.regress import make_network
+    from lary.probes.regress import make_regressor
+    from lary.probes.sources import read_batches
+    from lary.probes.training import adamw, check_memory, count_weights
 
     record = PRESETS.get(preset)
     settings: Any = replace(record.dit if part == "dit" else record.regressor, batch_size=batch)
     targets_shape = (samples, *CHUNK)
-    weights = count_weights(lambda: make_network(settings, shape, targets_shape, 0))
-    check_memory(training_need(weights, shape, batch), shape, device, f"probe {part}")
+    weights = count_weights(lambda: make_regressor(settings, shape, targets_shape, 0))
+    check_memory(weights, shape, batch, device, f"probe {part}")
     source = InMemory(samples, shape)
     targets = np.random.default_rng(1).standard_normal((samples, math.prod(CHUNK))).astype(np.float32)
     rows = np.arange(samples, dtype=np.int64)
-    network = make_network(settings, shape, targets_shape, 0).to(device).train()
+    network = make_regressor(settings, shape, targets_shape, 0).to(device).train()
     # one network for both ways: two of the largest would not fit
     fused = adamw(network, settings.lr, settings.weight_decay)
 
     def ours() -> None:
-        for own, tokens, count in team_batches(source, rows, batch, device, ALONE):
+        for own, tokens, count in read_batches(source, rows, batch, device):
             loss = network.loss(tokens, torch.from_numpy(targets[own]).to(device), count)
             fused.zero_grad(set_to_none=True)
             loss.backward()  # type: ignore[no-untyped-call]

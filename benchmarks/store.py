@@ -21,12 +21,10 @@ from types import SimpleNamespace
 import numpy as np
 import pyarrow.parquet  # noqa: F401 (imports are not what is measured)
 
-from lary.latents.npz import NpzSource
-from lary.latents.pack import packed
-from lary.latents.reader import ShardSource
+from lary.latents.npz import NpzSource, latent_name
+from lary.latents.shardfile import ShardSource
 from lary.latents.store import StoreIdentity, open_store
-from lary.paths import latent_name
-from lary.probes.fit import read_batches
+from lary.probes.sources import read_batches
 
 CASES = (((16, 1024), 20_000, 20_000), ((2, 196, 1024), 1_000, 2_000))
 """Shape, samples, rows/s that shards have to give."""
@@ -50,9 +48,9 @@ def write_store(folder: Path, kind: str, dtype: str, shape: tuple[int, ...], cou
     identity = StoreIdentity("bench", "bench", "train", "corrected", "", "", 0, dtype=dtype)
     store = open_store(folder, identity, {}, overwrite=False, kind=kind, batch_size=16)
     for unit in range(-(-count // store.unit_rows)):
-        with store.writer(unit) as writer:
+        with store.writer(unit) as write:
             for row in range(unit * store.unit_rows, min((unit + 1) * store.unit_rows, count)):
-                writer.add(row, f"{row:016x}", draw(row, shape), None)
+                write(row, f"{row:016x}", draw(row, shape), None)
     store.finish(Table(count))
 
 
@@ -87,7 +85,7 @@ def rate(source, batch: int, limit: int) -> tuple[float, float]:
     best, best_cpu = 0.0, 0.0
     for _ in range(PASSES + 1):
         started, cpu = time.perf_counter(), time.process_time()
-        for _, tokens in read_batches(source, rows, batch, "cpu"):
+        for _, tokens, _ in read_batches(source, rows, batch, "cpu"):
             assert tokens.dtype.is_floating_point
         best = max(best, len(rows) / (time.perf_counter() - started))
         best_cpu = max(best_cpu, len(rows) / (time.process_time() - cpu))
@@ -121,8 +119,6 @@ def run(folder: Path, shape: tuple[int, ...], count: int, least: int) -> bool:
         sources = {name: NpzSource(files) if name != "shards" else sharded(place, "float16", count, "mmap")}
         if name == "shards":
             sources["shards, positioned reads"] = sharded(place, "float16", count, "pread")
-        if name == "npz":
-            sources["npz, packed"] = packed(NpzSource(files), place, "mmap")
         for label, source in sources.items():
             speed, per_cpu = rate(source, batch, 10 * few if isinstance(source, NpzSource) else count)
             found[label] = speed

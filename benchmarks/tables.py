@@ -71,8 +71,8 @@ def measure(what: str, dataset: str, folder: Path) -> dict[str, float]:
     import pandas  # noqa: F401 (its import is not what is measured)
 
     from lary.data.audit import AuditRequest, audit
-    from lary.data.samples import read_table
     from lary.data.spec import DATASETS
+    from lary.data.tables import read_table
 
     spec, started, cpu = DATASETS.get(dataset), time.perf_counter(), time.process_time()
     if what == "load":

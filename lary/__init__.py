@@ -1,3 +1,53 @@
-"""lary: how much of an action does a visual representation hold?"""
+"""lary: how much of an action does a visual representation hold?
 
-__version__ = "0.1.0"
+The names in `__all__` are the public interface; all others may change. They are loaded on first use, so that
+``import lary`` costs nothing.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+from lary.compat import install
+
+if TYPE_CHECKING:
+    from lary.data.spec import ActionSpace, DatasetSpec, LabelSpace, Split, register_dataset
+    from lary.models.running import load_model
+    from lary.models.spec import ModelSpec, Preprocess, Weights, register_model
+    from lary.results.load import load_results, load_samples
+    from lary.results.report import write_report
+    from lary.runs.api import classify, compare, controls, extract, regress, run
+    from lary.types import Encoder, Latents
+
+__version__ = "0.2.0"
+
+_HOMES = {
+    "lary.data.spec": ("ActionSpace", "DatasetSpec", "LabelSpace", "Split", "register_dataset"),
+    "lary.models.running": ("load_model",),
+    "lary.models.spec": ("ModelSpec", "Preprocess", "Weights", "register_model"),
+    "lary.results.load": ("load_results", "load_samples"),
+    "lary.results.report": ("write_report",),
+    "lary.runs.api": ("classify", "compare", "controls", "extract", "regress", "run"),
+    "lary.types": ("Encoder", "Latents"),
+}
+__all__ = [
+    "ActionSpace", "DatasetSpec", "Encoder", "LabelSpace", "Latents", "ModelSpec", "Preprocess", "Split", "Weights",
+    "classify", "compare", "controls", "extract", "load_model", "load_results", "load_samples", "register_dataset",
+    "register_model", "regress", "run", "write_report",
+]  # fmt: skip
+
+install()
+
+
+def __getattr__(name: str) -> Any:
+    """Load a name of the public interface on its first use."""
+    import importlib
+
+    for module, names in _HOMES.items():
+        if name in names:
+            return getattr(importlib.import_module(module), name)
+    raise AttributeError(f"module 'lary' has no attribute '{name}'")
+
+
+def __dir__() -> list[str]:
+    return [*globals(), *__all__]

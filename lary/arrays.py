@@ -1,10 +1,11 @@
-"""Arrays from files of strangers: ``.npy`` and ``.npz`` without pickles, and never larger than their file can hold.
+"""Arrays from untrusted files: ``.npy`` and ``.npz`` without pickles, and never larger than their file can hold.
 
-Format: numpy.lib.format, versions 1.0 and 2.0. Unlike ``np.load``, no memory is taken at the word of a header.
+Format: numpy.lib.format, versions 1.0 and 2.0. Unlike ``np.load``, no memory is allocated before a header was checked.
 """
 
 from __future__ import annotations
 
+import io
 import lzma
 import math
 import struct
@@ -20,10 +21,11 @@ from lary.files import open_regular
 
 LARGEST = 1 << 32
 """Bytes of one array in an .npz."""
-FREE = 1 << 28
+FREE = 1 << 26
 """Bytes that may come out of any compressed file; above, the ratio counts."""
 RATIO = 200
 """Bytes out per byte in: tokens of a network are noise to a packer and stay below 2."""
+METHODS = (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED)
 
 BROKEN = (
     OSError, ValueError, EOFError, RuntimeError, NotImplementedError, OverflowError, MemoryError, struct.error,
@@ -45,8 +47,8 @@ def header_of(stream: IO[bytes], version: tuple[int, int]) -> tuple[tuple[int, .
     raise ValueError(f"format {version[0]}.{version[1]} is not read")
 
 
-def array_of(stream: IO[bytes], room: int) -> npt.NDArray[Any]:
-    """The array of an ``.npy`` that has `room` bytes.
+def array_of(stream: IO[bytes], size: int) -> npt.NDArray[Any]:
+    """The array of an ``.npy`` that has `size` bytes.
 
     Raises:
         ValueError: it is none, holds objects, or announces more than the bytes that are there.
@@ -54,20 +56,23 @@ def array_of(stream: IO[bytes], room: int) -> npt.NDArray[Any]:
     shape, fortran, dtype = header_of(stream, np.lib.format.read_magic(stream))
     if dtype.hasobject:
         raise ValueError("it holds pickled objects, which are never loaded")
-    size = math.prod(shape) * dtype.itemsize
-    if any(side < 0 for side in shape) or size > room:
-        raise ValueError(f"{room} bytes are too few for an array of shape {shape}")
-    values = np.empty(size, dtype=np.uint8)
+    needed = math.prod(shape) * dtype.itemsize
+    if any(side < 0 for side in shape) or needed > size:
+        raise ValueError(f"{size} bytes are too few for an array of shape {shape}")
+    values = np.empty(needed, dtype=np.uint8)
     filled, view = 0, values.data
-    while filled < size and (count := stream.readinto(view[filled:])):  # type: ignore[attr-defined]
+    while filled < needed and (count := stream.readinto(view[filled:])):  # type: ignore[attr-defined]
         filled += count
-    if filled < size:
+    if filled < needed:
         raise ValueError("it ends early")
     return values.view(dtype).reshape(shape, order="F" if fortran else "C")
 
 
-def read_npz(path: Path, *names: str) -> list[npt.NDArray[Any]]:
+def read_npz(path: Path, *names: str, largest: int = LARGEST) -> list[npt.NDArray[Any]]:
     """The named arrays of an ``.npz``, in this order.
+
+    Args:
+        largest: bytes of one array.
 
     Raises:
         FileNotFoundError: there is no such file.
@@ -78,17 +83,30 @@ def read_npz(path: Path, *names: str) -> list[npt.NDArray[Any]]:
         size = file.seek(0, 2)
         try:
             with zipfile.ZipFile(file) as archive:
-                entries = {entry.filename.removesuffix(".npy"): entry for entry in archive.infolist()}
-                found = []
-                for name in names:
-                    entry = entries[name]
-                    packed = min(entry.compress_size, size)
-                    if entry.file_size > LARGEST or (entry.file_size > FREE and entry.file_size > RATIO * packed):
-                        raise ValueError(f"'{name}' unpacks {packed} bytes to {entry.file_size}, which is refused")
-                    with archive.open(entry) as stream:
-                        found.append(array_of(stream, entry.file_size))
-                return found
+                entries = {entry.filename: entry for entry in archive.infolist()}
+                return [_member(archive, entries[f"{name}.npy"], size, largest) for name in names]
         except KeyError:
             raise
         except BROKEN as error:
             raise ValueError(str(error) or type(error).__name__) from error
+
+
+def _member(archive: zipfile.ZipFile, entry: zipfile.ZipInfo, size: int, largest: int) -> npt.NDArray[Any]:
+    """One array of an archive of `size` bytes."""
+    packed = min(entry.compress_size, size)
+    if entry.compress_type not in METHODS:
+        raise ValueError(f"{entry.filename} is packed by method {entry.compress_type}")
+    if entry.file_size > largest or (entry.file_size > FREE and entry.file_size > RATIO * packed):
+        raise ValueError(f"{entry.filename} unpacks {packed} bytes to {entry.file_size}, which is refused")
+    with archive.open(entry) as stream:
+        found = array_of(stream, entry.file_size)
+        if stream.read(1) or stream.tell() != entry.file_size:  # reading to the end also compares the checksum
+            raise ValueError(f"{entry.filename} has other bytes than those of its array of shape {found.shape}")
+    return found
+
+
+def npy_bytes(values: npt.NDArray[Any]) -> bytes:
+    """An array in the format of .npy files."""
+    content = io.BytesIO()
+    np.save(content, np.ascontiguousarray(values), allow_pickle=False)
+    return content.getvalue()

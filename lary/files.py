@@ -6,14 +6,15 @@ import errno
 import os
 import re
 import stat
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path, PurePosixPath
 from typing import IO, Any
 
-from lary.types import LaryError, UsageError
+from lary.types import Failure, LaryError, UsageError
 
 LARGEST_JSON = 1 << 28
+LARGEST_FAILURES = 1 << 30
 LARGEST_YAML = 1 << 17
 """Bytes of a file that people write by hand: a hundred pages."""
 DEEPEST_YAML = 16
@@ -222,6 +223,42 @@ def read_yaml(path: Path, what: str) -> Any:
         raise UsageError(f"The {what} {path} can't be read: {reason}.") from None
 
 
+def write_failures(file: Path, failures: Sequence[Failure]) -> None:
+    """Write failures as CSV with row, path and reason; without any, the list of an earlier run is removed.
+
+    Rows count from 1, as in messages; there is no such column where no failure has one.
+    """
+    import csv
+    import io
+
+    if not failures:
+        file.unlink(missing_ok=True)
+        return
+    numbered = any(item.row is not None for item in failures)
+    text = io.StringIO(newline="")
+    lines = csv.writer(text, lineterminator="\n")
+    lines.writerow(["row", "path", "reason"][not numbered :])
+    for item in failures:
+        lines.writerow(["" if item.row is None else item.row + 1, item.path, item.reason][not numbered :])
+    write_bytes(file, text.getvalue().encode("utf-8", "surrogateescape"))
+
+
+def read_failures(file: Path) -> list[Failure]:
+    """Read the failures that `write_failures` wrote. Raises OSError or ValueError where the file is none of these."""
+    import csv
+    import io
+
+    text = io.StringIO(read_limited(file, LARGEST_FAILURES).decode("utf-8", "surrogateescape"), newline="")
+    try:
+        lines = csv.DictReader(text)
+        if not {"path", "reason"} <= set(lines.fieldnames or ()):
+            raise ValueError("it has no columns path and reason")
+        found = [(line.get("row") or "", line["path"], line["reason"]) for line in lines]
+        return [Failure(int(row) - 1 if row else None, path, reason) for row, path, reason in found]
+    except (csv.Error, KeyError) as error:
+        raise ValueError(f"it is no list of failures: {error}") from error
+
+
 @contextmanager
 def open_regular(path: Path) -> Iterator[IO[bytes]]:
     """A regular file for reading, looked at once it is open, so that nothing can be swapped in between.
@@ -289,4 +326,15 @@ def digest(*parts: str | bytes, length: int = 16) -> str:
     for part in parts:
         data = part.encode() if isinstance(part, str) else part
         state.update(str(len(data)).encode() + b":" + data)
+    return state.hexdigest()[:length]
+
+
+def file_digest(path: Path, length: int = 16) -> str:
+    """A hexadecimal SHA-256 prefix of a file's bytes; of length 64 it is whole."""
+    import hashlib
+
+    state = hashlib.sha256()
+    with path.open("rb") as file:
+        while block := file.read(1 << 20):
+            state.update(block)
     return state.hexdigest()[:length]

@@ -33,6 +33,19 @@ def usable_cores() -> int:
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
+def memory_bytes() -> int:
+    """Memory of this machine, or of the container that this process runs in, in bytes."""
+    limits = []
+    if hasattr(os, "sysconf") and "SC_PHYS_PAGES" in os.sysconf_names:
+        limits.append(os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE"))
+    for name in ("/sys/fs/cgroup/memory.max", "/sys/fs/cgroup/memory/memory.limit_in_bytes"):
+        try:
+            limits.append(int(Path(name).read_text()))
+        except (OSError, ValueError):
+            continue
+    return min(limits, default=4 << 30)
+
+
 class PlainFormatter(logging.Formatter):
     """Lines in which no file name can steer the terminal: control characters but the line end stand as ``\\x1b``."""
 
@@ -57,8 +70,8 @@ class ProgressBar:
         self._first, self._done = done, done
         self._started = self._told = time.monotonic()
         self._bar: Any = None
-        if sys.stderr.isatty():
-            from tqdm import tqdm
+        if sys.stderr.isatty() or "ipykernel" in sys.modules:
+            from tqdm.auto import tqdm  # a widget in notebooks, text on terminals
 
             self._bar = tqdm(total=total, initial=done, desc=title, unit=f" {unit}s", dynamic_ncols=True, leave=False)
 
@@ -128,12 +141,13 @@ def device_numbers(gpus: str) -> list[int]:
     return wanted
 
 
-def pick_devices(gpus: str | None, choice: str = "auto") -> list[str]:
+def pick_devices(gpus: str | None, choice: str = "auto", *, every: bool = False) -> list[str]:
     """Torch device names for ``--gpus 0,1``; one CPU, with a line that says so, where there is no CUDA.
 
     Args:
-        gpus: numbers of CUDA devices; None is the first.
+        gpus: numbers of CUDA devices, which count among those of CUDA_VISIBLE_DEVICES; None is the first one.
         choice: ``auto``, or the one kind of device that is allowed: ``cpu``, ``cuda`` or ``mps``.
+        every: None is every visible device in place of the first one.
 
     Raises:
         UsageError: the list isn't one of numbers, or this machine lacks a device.
@@ -155,11 +169,15 @@ def pick_devices(gpus: str | None, choice: str = "auto") -> list[str]:
         tell_once(f"{asked}no CUDA device here: one process on the CPU{remedy}")
         return ["cpu"]
     count = torch.cuda.device_count()
+    if gpus is None and every:
+        wanted = list(range(count))
     if missing := [index for index in wanted if index >= count]:
         there = "CUDA device 0 alone" if count == 1 else f"CUDA devices 0 to {count - 1}"
         raise UsageError(f"--gpus {gpus}: this machine has {there}, not {missing[0]}: name those that are there.")
     torch.backends.cudnn.allow_tf32 = False  # patch embeddings are convolutions: fp32 means fp32
-    return [f"cuda:{index}" for index in wanted]
+    devices = [f"cuda:{index}" for index in wanted]
+    tell_once(f"working on {', '.join(devices)} of {count} visible CUDA devices")
+    return devices
 
 
 def provenance(argv: Sequence[str] | None = None) -> dict[str, Any]:

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from lary.files import path_problem, read_yaml, write_text
+from lary.files import LARGEST_YAML, path_problem, read_limited, read_yaml, write_text
 from lary.registry import suggest
 from lary.types import UsageError, as_path
 
@@ -82,7 +82,7 @@ class Settings:
         if value is None:
             raise UsageError(
                 f"{name} is not set. {self.items[name].meaning} Set it with 'export {name}=FOLDER', "
-                f"'lary config set {name} FOLDER' or --{name.lower().replace('_', '-')} FOLDER."
+                f"'lary config set {name} FOLDER' or --{name.lower().replace('_', '-')} FOLDER.{unexported()}"
             )
         path = Path(value)
         if self._folders.get(name) and path.exists() and not path.is_dir():
@@ -92,6 +92,25 @@ class Settings:
     def values(self) -> dict[str, str]:
         """Every variable that has a value."""
         return {name: item.value for name, item in self.items.items() if item.value is not None}
+
+
+def unexported(root: Path | None = None) -> str:
+    """A sentence about an env.sh, here or in `root`, whose variables did not arrive: bare NAME=value lines export none.
+
+    Empty where there is no such file, or its variables are set.
+    """
+    for file in (Path("env.sh"), (root or Path()) / "env.sh"):
+        try:
+            lines = read_limited(file, LARGEST_YAML).decode(errors="replace").splitlines()
+        except OSError:
+            continue
+        named = [found[1] for line in lines if (found := re.match(r"(?:export\s+)?([A-Z][A-Z0-9_]*)=", line.strip()))]
+        if absent := [name for name in named if name in NAMES and name not in os.environ]:
+            return (
+                f" {file} sets {', '.join(absent[:3])}, but this process doesn't see it: source the file first, and "
+                "write 'export NAME=value', or 'set -a' above the lines, since bare NAME=value lines export nothing."
+            )
+    return ""
 
 
 def load_settings(

@@ -88,11 +88,30 @@ class Latents:
     cls: torch.Tensor | None = None
 
 
-class Encoder(Protocol):
-    """What a model class has to offer. No base class: a constructor ``(spec, context)`` and this method."""
+@dataclass(frozen=True)
+class WeightsIdentity:
+    """Which weights a model runs with: latents of one identity are never mixed with those of another.
 
-    def encode(self, clips: torch.Tensor) -> Latents:
-        """Encode clips (B, T, 3, H, W), preprocessed as the model's record says, into latents."""
+    Attributes:
+        digest: of the weights and of what configures them; empty where the record and the seed decide everything.
+        revision: the hub's commit, if they came from there.
+        random: the weights were drawn from the seed instead of trained.
+    """
+
+    digest: str = ""
+    revision: str | None = None
+    random: bool = False
+
+
+class Encoder(Protocol):
+    """What a model class has to offer. No base class: a constructor ``(spec, context)`` and this method.
+
+    An attribute `identity` (`WeightsIdentity`) names its weights; without one, the networks, tensors, arrays and paths
+    that its attributes hold are hashed. An attribute `dim` names D where the weights may have another than the record.
+    """
+
+    def encode(self, clips: torch.Tensor) -> Latents | torch.Tensor | tuple[torch.Tensor, torch.Tensor]:
+        """Encode clips (B, T, 3, H, W), preprocessed as the model's record says: tokens alone or with indices too."""
         ...
 
 
@@ -113,9 +132,12 @@ class LatentSource(Protocol):
 
 @dataclass(frozen=True, slots=True)
 class Failure:
-    """A sample that was skipped, as it stands in a failures file."""
+    """A sample, episode or file that was skipped.
 
-    row: int
+    ``row`` is the row of its table, counted from 0, and None for what is no row of a table.
+    """
+
+    row: int | None
     path: str
     reason: str
 

@@ -1,20 +1,28 @@
-"""Worker processes that answer questions line by line, within a time limit: what files that hang or crash need.
+"""Worker processes that answer questions within a time limit: what files that hang or crash a decoder need.
 
-A worker is ``python -m MODULE``. It says `READY` and then answers each line of stdin (a question as JSON) with a line
-of stdout. Whoever hangs or crashes it costs that process only; the next question starts a fresh one.
+A `Pool` names a function that makes a worker's answers. Questions and answers are JSON, one per line, by way of the
+process's stdin and stdout. A question that hangs or crashes its worker costs that process alone; the next question
+starts a fresh one.
 """
 
 from __future__ import annotations
 
 import contextlib
+import importlib
 import json
 import os
+import queue
 import select
+import signal
 import subprocess
 import sys
 import threading
 import time
-from collections.abc import Callable, Iterable, Sequence
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from functools import partial
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -28,12 +36,15 @@ READY = "ready"
 SECONDS_TO_START = 120.0
 SLICE = 1.0
 """Seconds of one wait for an answer."""
-SECONDS_BETWEEN_LOOKS = 2.0
-"""Of a worker for the process that started it."""
+SECONDS_PER_CHECK = 2.0
+"""How often a worker checks whether the process that started it still runs."""
+SECONDS_TO_STOP = 5.0
+AHEAD = 4
+"""Questions of `Pool.map` that wait for each worker."""
 
 
 class NoAnswer(Exception):
-    """A worker hung or died; its text says which."""
+    """The error for a worker that hung or died."""
 
 
 class Hung(NoAnswer):
@@ -41,14 +52,9 @@ class Hung(NoAnswer):
 
 
 class Worker:
-    """One process, started when first asked, and again after it was killed.
-
-    Attributes:
-        starts: how often the process was started: what it was told before the last start, it doesn't know.
-    """
+    """One process, started when first asked, and again after it was killed."""
 
     def __init__(self, command: Sequence[str], pass_fds: Sequence[int] = ()) -> None:
-        self.starts = 0
         self._command = command
         self._pass_fds = tuple(pass_fds)
         self._process: subprocess.Popen[bytes] | None = None
@@ -59,14 +65,10 @@ class Worker:
         self.tell([question])
         return self.answer(seconds)
 
-    def start(self) -> None:
-        """Start the process if it doesn't run. Raises LaryError."""
-        if self._process is None:
-            self._start()
-
     def tell(self, questions: Iterable[Question]) -> None:
         """Hand over questions; `answer` gives the answers in the same order. Raises NoAnswer, LaryError."""
-        self.start()
+        if self._process is None:
+            self._start()
         assert self._process is not None
         assert self._process.stdin is not None
         try:
@@ -111,7 +113,6 @@ class Worker:
             self._command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, bufsize=0,
             env={**os.environ, "PYTHONPATH": path, "OMP_NUM_THREADS": "1"}, pass_fds=self._pass_fds,
         )  # fmt: skip
-        self.starts += 1
         try:
             started = self._line(SECONDS_TO_START).strip() == READY.encode()
         except NoAnswer as error:
@@ -120,7 +121,7 @@ class Worker:
         if not started:
             self.stop()
             raise LaryError(
-                f"The worker process '{' '.join(self._command[1:3])}' does not start: it says something else."
+                f"The worker process '{' '.join(self._command[1:3])}' does not start: it writes something else."
             )
 
     def _line(self, seconds: float) -> bytes:
@@ -150,26 +151,166 @@ def _signal(code: int | None) -> str:
     return f" (signal {-code})" if code is not None and code < 0 else ""
 
 
-def serve(answer: Callable[[Question], Answer | None]) -> None:
-    """What a worker's module runs: answer until stdin ends; a question that gets None has no answer.
+Found = Answer | NoAnswer | LaryError
+"""What became of a question; LaryError where no process starts at all."""
+
+
+@dataclass(frozen=True)
+class _Task:
+    """Questions for one worker, and who is given each answer with its position among them."""
+
+    questions: Sequence[Question]
+    seconds: float
+    finish: Callable[[int, Found], None]
+
+
+class Pool:
+    """Worker processes, each looked after by a thread. They start when there is work for them, and stay.
+
+    Args:
+        setup: ``module:function``; the function is called in each process with `arguments` and returns what answers
+            one question.
+    """
+
+    def __init__(
+        self, setup: str, processes: int = 0, *, arguments: Sequence[str] = (), pass_fds: Sequence[int] = ()
+    ) -> None:
+        self._command = (sys.executable, "-m", __name__, setup, *arguments)
+        self._pass_fds = pass_fds
+        self._tasks: queue.SimpleQueue[_Task | None] = queue.SimpleQueue()
+        self._workers: list[Worker] = []
+        self._threads: list[threading.Thread] = []
+        self._dropping = False
+        self._at_work = 0
+        self._changed = threading.Condition()
+        self.grow(processes)
+
+    def __enter__(self) -> Pool:
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self.close()
+
+    def grow(self, processes: int) -> None:
+        """Have at least so many processes."""
+        while len(self._workers) < processes:
+            worker = Worker(self._command, self._pass_fds)
+            self._workers.append(worker)
+            self._threads.append(threading.Thread(target=self._look_after, args=(worker,), daemon=True))
+            self._threads[-1].start()
+
+    def map(self, questions: Iterable[Question], seconds: float) -> Iterator[tuple[int, Answer | NoAnswer]]:
+        """Position and answer of every question, in order of completion; questions are taken as workers are free.
+
+        Raises:
+            LaryError: no process can be started.
+        """
+        found: queue.SimpleQueue[tuple[int, Found]] = queue.SimpleQueue()
+        waiting, at_work = enumerate(questions), 0
+        try:
+            while True:
+                for position, question in islice(waiting, AHEAD * len(self._workers) - at_work):
+                    self.submit([question], seconds, partial(_put, found, position))
+                    at_work += 1
+                if not at_work:
+                    return
+                position, answer = found.get()
+                at_work -= 1
+                if isinstance(answer, LaryError):
+                    raise answer
+                yield position, answer
+        finally:
+            self.settle()
+
+    def submit(self, questions: Sequence[Question], seconds: float, finish: Callable[[int, Found], None]) -> None:
+        """Hand questions to whichever worker is free first.
+
+        Args:
+            seconds: for each of them.
+            finish: called by the worker's thread with the position of each question and what became of it.
+        """
+        with self._changed:
+            self._at_work += 1
+        self._tasks.put(_Task(questions, seconds, finish))
+
+    def settle(self) -> None:
+        """Drop the questions that nobody waits for any more; busy workers are killed. The pool stays usable."""
+        with self._changed:
+            if self._at_work:
+                self._dropping = True
+                for worker in self._workers:
+                    worker.kill()
+                self._changed.wait_for(lambda: not self._at_work, SECONDS_TO_STOP)
+                self._dropping = False
+
+    def close(self) -> None:
+        """End all processes for good."""
+        self._dropping = True
+        for worker in self._workers:
+            self._tasks.put(None)
+            worker.kill()
+        for thread in self._threads:
+            thread.join(SECONDS_TO_STOP)
+
+    def _look_after(self, worker: Worker) -> None:
+        while (task := self._tasks.get()) is not None:
+            try:
+                self._ask(worker, task)
+            finally:
+                with self._changed:
+                    self._at_work -= 1
+                    self._changed.notify_all()
+        worker.stop()
+
+    def _ask(self, worker: Worker, task: _Task) -> None:
+        todo, crashed = deque(range(len(task.questions))), -1
+        while todo and not self._dropping:
+            try:
+                worker.tell(task.questions[index] for index in todo)
+                while todo:
+                    answer = worker.answer(task.seconds)
+                    task.finish(todo.popleft(), answer)
+            except LaryError as error:
+                while todo:
+                    task.finish(todo.popleft(), error)
+            except NoAnswer as error:
+                # A process may also be killed from outside, say for memory; one that hung would hang again.
+                if self._dropping or (crashed != todo[0] and not isinstance(error, Hung)):
+                    crashed = todo[0]
+                else:
+                    task.finish(todo.popleft(), error)
+
+
+def _put(found: queue.SimpleQueue[tuple[int, Found]], position: int, _: int, answer: Found) -> None:
+    found.put((position, answer))
+
+
+def serve(answer: Callable[[Question], Answer]) -> None:
+    """Answer the lines of stdin until it ends: what a worker's process runs.
 
     Stray output of C libraries goes to stderr, not between the answers. An interrupt from the keyboard is the
     starter's to deal with; a worker whose starter is gone ends, even where a decoder hangs.
     """
-    import signal
-
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     threading.Thread(target=_end_with, args=(os.getppid(),), daemon=True).start()
     answers = os.fdopen(os.dup(1), "w", encoding="utf-8")
     os.dup2(2, 1)
     print(READY, file=answers, flush=True)
     for line in sys.stdin:
-        found = answer(json.loads(line))
-        if found is not None:
-            print(json.dumps(found), file=answers, flush=True)
+        print(json.dumps(answer(json.loads(line))), file=answers, flush=True)
 
 
 def _end_with(starter: int) -> None:
     while os.getppid() == starter:
-        time.sleep(SECONDS_BETWEEN_LOOKS)
+        time.sleep(SECONDS_PER_CHECK)
     os._exit(1)
+
+
+def main() -> None:
+    """Run one worker: ``python -m lary.workers MODULE:FUNCTION [ARGUMENT ...]``."""
+    module, _, function = sys.argv[1].partition(":")
+    serve(getattr(importlib.import_module(module), function)(*sys.argv[2:]))
+
+
+if __name__ == "__main__":
+    main()

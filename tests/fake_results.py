@@ -16,7 +16,7 @@ from lary.probes.outcome import (
     SampleColumns,
     SplitOutcome,
 )
-from lary.results.published import encode_png
+from lary.results.published import png_of
 from lary.results.record import (
     FILE_NAME,
     DatasetFacts,
@@ -152,7 +152,7 @@ def write_pictures(folder: Path, outcome: RegressionOutcome) -> tuple[str, ...]:
     for index, (row, _, _) in enumerate(example_rows(outcome.splits["seen"], "held_out")):
         for part, picture in zip(("src", "tgt"), frames(row), strict=True):
             names.append(f"eval_vis/epoch_14/sample_{index}_{part}.png")
-            write_bytes(folder / names[-1], encode_png(picture))
+            write_bytes(folder / names[-1], png_of(picture))
     return tuple(names)
 
 
@@ -170,7 +170,7 @@ def write_regression(
     outcome, *others = (action_outcome(error * (1 + 0.04 * number), seed=seed) for number in range(seeds))
     files = write_pictures(folder, outcome)
     path = folder / FILE_NAME
-    more = {"probe": "mlp", "action_mode": "absolute", "files": files, "seed": seed, **more}
+    more = {"probe": "mlp", "action_mode": "absolute", "files": dict.fromkeys(files, ""), "seed": seed, **more}
     about = facts(model, "arm", paradigm, seeds=tuple(range(seed, seed + seeds)), **more)
     result = regression_result(outcome, about, others, ORIENTATIONS)
     write_result(path, result.model_copy(update={"margins": margins}))

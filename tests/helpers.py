@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import csv
 import io
 from dataclasses import dataclass
 from pathlib import Path
@@ -42,3 +43,9 @@ def lary(*words: str | Path, root: Path | None = None) -> Done:
         except SystemExit as stop:
             code = stop.code if isinstance(stop.code, int) else int(bool(stop.code))
     return Done(code, out.getvalue(), err.getvalue())
+
+
+def rows_of(path: Path) -> list[dict[str, str]]:
+    """The rows of a CSV file, as cells by column."""
+    with path.open(newline="") as file:
+        return list(csv.DictReader(file))

@@ -48,6 +48,16 @@ def actions(episode: int, length: int) -> np.ndarray:
     return values
 
 
+def hand(episode: int, length: int) -> np.ndarray:
+    """Values (length, 5) of a hand that goes forward, closes (90 to 10) and goes up; episodes differ in pace."""
+    values = np.zeros((length, 5), dtype=np.float32)
+    pace = 0.04 + 0.01 * episode
+    values[:, 0] = pace * np.minimum(np.arange(length), 3)
+    values[:, 2] = pace * np.maximum(np.arange(length) - 6, 0)
+    values[:, 3] = np.where(np.arange(length) < 4, 90, 10)
+    return values
+
+
 def write_video(path: Path, frames: Sequence[np.ndarray], codec: str) -> None:
     import av
 

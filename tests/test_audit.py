@@ -11,14 +11,14 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from lary.cli.audit import AuditConfig
-from lary.cli.audit import audit as command
-from lary.cli.data import Tables
+from lary.cli.data import audit as command
+from lary.configs import Paths
 from lary.data.audit import AuditReport, AuditRequest, Finding, audit
-from lary.data.draws import validates
+from lary.data.configs import AuditConfig
 from lary.data.hashing import FrameSource, hash_frame, hash_sources, nearest
-from lary.data.samples import find_table, read_csv, read_table
 from lary.data.spec import DATASETS, DatasetSpec, LabelSpace
+from lary.data.splits import find_table, validates
+from lary.data.tables import read_csv, read_table
 from lary.types import Failure, LaryError, UsageError
 from tests.tree import make_calvin, make_robot, write_image, write_table
 
@@ -285,7 +285,7 @@ def test_wrong_requests(tmp_path: Path) -> None:
 
 
 def test_command_writes_both_reports(published: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    places = Tables(lary_root=str(published))
+    places = Paths(lary_root=str(published))
     config = AuditConfig(json=tmp_path / "audit.json", output=tmp_path / "audit.txt")
     assert command("vlabench_30", config, places) == 1
     assert capsys.readouterr().out == (tmp_path / "audit.txt").read_text()

@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+import os
+import shutil
 import subprocess
 from pathlib import Path
 
 import pytest
 
+from lary.runtime import pick_devices, tell_once
 from lary.settings import NAMES, config_template, init_config, load_settings, set_config
 from lary.types import UsageError
+from tests.helpers import lary
 
 ROOT = Path(__file__).parents[1]
 
@@ -88,10 +92,54 @@ def test_template_lists_every_variable() -> None:
     assert all(f"# {name}:" in config_template() for name in NAMES)
 
 
-def test_env_sh_exports_and_keeps_what_is_set(tmp_path: Path) -> None:
-    script = f"cd {tmp_path}; DATA_DIR=/kept; . {ROOT / 'env.sh'}; env"
-    done = subprocess.run(["bash", "-c", script], capture_output=True, text=True, check=True, env={})
+@pytest.mark.parametrize("shell", ["bash", "sh"])
+def test_env_sh_exports_and_keeps_what_is_set(tmp_path: Path, shell: str) -> None:
+    """The root is the folder of the file, from wherever it is sourced; sh knows it only in that folder."""
+    shutil.copy(ROOT / "env.sh", tmp_path)
+    folder = tmp_path if shell == "sh" else Path("/")
+    script = f"cd {folder}; DATA_DIR=/kept; . {tmp_path / 'env.sh'}; env"
+    done = subprocess.run([shell, "-c", script], capture_output=True, text=True, check=True, env={"PATH": os.defpath})
     lines = done.stdout.splitlines()
     assert "DATA_DIR=/kept" in lines
     assert f"LARY_ROOT={tmp_path}" in lines
     assert f"LARY_LA_DIR={tmp_path}/latent_actions" in lines
+
+
+def test_bare_lines_of_env_sh_are_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As in the benchmark's description: source env.sh with bare NAME=value lines exports nothing."""
+    monkeypatch.chdir(tmp_path)
+    words = ("extract", "--model", "pixels", "--dataset", "calvin", "--split", "val")
+    assert "env.sh" not in lary(*words).err
+    (tmp_path / "env.sh").write_text(f"LARY_ROOT={tmp_path}\nDATA_DIR=/data\nOTHER=1\n")
+    for more in ((), ("--data-dir", tmp_path)):
+        done = lary(*words, *more)
+        assert done.code == 2
+        assert "env.sh sets LARY_ROOT, DATA_DIR, but this process doesn't see it" in done.err
+    monkeypatch.setenv("LARY_ROOT", str(tmp_path))
+    monkeypatch.setenv("DATA_DIR", "/data")
+    assert "env.sh" not in lary(*words).err
+
+
+def test_requirements_name_the_project_and_its_constraints() -> None:
+    lines = (ROOT / "requirements.txt").read_text().splitlines()
+    assert lines[1:] == ["--constraint constraints.txt", "--editable .[demo]"]
+
+
+def test_devices_are_chosen_and_printed(monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture) -> None:
+    monkeypatch.setattr("torch.cuda.is_available", lambda: True)
+    monkeypatch.setattr("torch.cuda.device_count", lambda: 3)
+    monkeypatch.setattr("lary.runtime.log.propagate", True)
+    for given, devices in (
+        ({"gpus": None}, ["cuda:0"]),
+        ({"gpus": None, "every": True}, ["cuda:0", "cuda:1", "cuda:2"]),
+        ({"gpus": "0", "every": True}, ["cuda:0"]),
+        ({"gpus": "2,1"}, ["cuda:2", "cuda:1"]),
+        ({"gpus": None, "choice": "cpu", "every": True}, ["cpu"]),
+    ):
+        tell_once.cache_clear()
+        caplog.clear()
+        with caplog.at_level("INFO", "lary"):
+            assert pick_devices(**given) == devices
+        assert "cpu" in devices or f"working on {', '.join(devices)} of 3" in caplog.text
+    with pytest.raises(UsageError, match="this machine has CUDA devices 0 to 2, not 3"):
+        pick_devices("0,3")

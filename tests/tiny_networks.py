@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import torch
 
 from lary.models.autoencoders import flux_arguments, wan_arguments
-from lary.models.spec import MODELS
+from lary.models.spec import MODELS, ModelSpec
 from lary.models.vjepa import vjepa_arguments
 from tests.parity.fill import fill_tensor
 
@@ -46,3 +47,40 @@ def save_tiny_network(folder: Path, name: str) -> Path:
     """Write a library's folder of the tiny network; returns it. The same name gives the same bytes."""
     tiny_network(name).save_pretrained(folder)
     return folder
+
+
+_VIT = {"hidden_size": 24, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 32}
+_LAQ = {"dim": 24, "quant_dim": 8, "spatial_depth": 1, "temporal_depth": 1, "dim_head": 8, "heads": 2}
+_UNIVLA = {
+    "network": {"model_dim": 24, "latent_dim": 5, "enc_blocks": 1, "num_heads": 2},
+    "backbone": {"depth": 1, "mlp_ratio": 1},
+}
+_VILLA = {"encoder_depth": 1, "encoder_embed_dim": 24, "encoder_n_heads": 2, "map_heads": 2, "action_latent_dim": 5}
+PUBLISHED = [spec.name for spec in MODELS if spec.weights is not None and not spec.ablation]
+"""Keys of the thirteen models of the benchmark's table."""
+
+
+def merged(record: dict[str, Any], changes: dict[str, Any]) -> dict[str, Any]:
+    """A record's options with some values changed, at any depth."""
+    return {
+        key: merged(value, changes[key]) if isinstance(changes.get(key), dict) else changes.get(key, value)
+        for key, value in {**changes, **record}.items()
+    }
+
+
+def tiny_record(name: str) -> ModelSpec:
+    """The record of a published model with a small network, for the record's own frames."""
+    spec = MODELS.get(name)
+    options = spec.options
+    if "network" in options and "features" in options:
+        config = {**_VIT, "z_channels": 24, "ch": 32, "ch_mult": [1, 1, 1, 1, 1], "num_res_blocks": 1}
+        features = options["features"] or {}
+        known = {key: value for key, value in config.items() if key in features.get("config", ())}
+        changes: dict[str, Any] = {"network": _LAQ, **({"features": {"config": known}} if features else {})}
+    elif "accepts" in options:
+        changes = {"config": _VIT}
+    elif name in TINY:
+        changes = {"config": TINY[name]}
+    else:
+        changes = _UNIVLA if "backbone" in options else {"config": _VILLA}
+    return replace(spec, options=merged(options, changes), dim=None)

@@ -19,41 +19,37 @@ from lary.types import LaryError, UsageError
 Outcome = TypeVar("Outcome")
 
 COMMANDS = (
-    (
-        "demo",
-        "lary.cli.benchmark:demo",
-        "The whole benchmark on simulated robots, in minutes.",
-    ),
+    ("demo", "lary.cli.benchmark:demo", "The whole benchmark on simulated robots, in minutes."),
     (
         "simulate",
         "lary.cli.benchmark:simulate",
-        "Make a data set of two simulated robot arms in the benchmark's layout.",
+        "Make a data set of two simulated robots in the benchmark's layout.",
     ),
     ("extract", "lary.cli.benchmark:extract", "Extract latents of one split with a model."),
-    ("classify", "lary.cli.benchmark:classify", "Train the attentive probe that tells actions apart, and score it."),
+    ("classify", "lary.cli.benchmark:classify", "Train the attentive probe that classifies actions, and score it."),
     ("regress", "lary.cli.benchmark:regress", "Train the probe that decodes the robot's actions, and score it."),
-    ("run", "lary.cli.sweep:run", "Extract what a probe needs and run the probe, in one go."),
-    ("sweep", "lary.cli.sweep:sweep", "Do many runs, from one file, here or on a Ray cluster."),
-    ("doctor", "lary.cli.doctor:doctor", "Check the environment, devices, decoders, settings and weights."),
-    ("report", "lary.cli.benchmark:report", "Write one offline HTML page of all results below a folder."),
-    ("latents", "lary.cli.latents:latents_app", "Inspect, verify, convert and export extracted latents."),
-    ("models", "lary.cli.models:models", "List the models and whether their weights are here, or show one."),
+    ("run", "lary.cli.benchmark:run", "Extract what a probe needs and run the probe, in one go."),
     (
-        "check-model",
-        "lary.cli.benchmark:check_model",
-        "Try a model on generated frames: shapes, determinism, time.",
+        "sweep",
+        "lary.cli.benchmark:sweep",
+        "Do many runs from one file, here or on a Ray cluster.",
     ),
-    ("config", "lary.cli.benchmark:config_app", "Show or change settings."),
-    ("data", "lary.cli.tools:data_app", "Download, import, prepare, check, audit and split data."),
+    ("doctor", "lary.cli.inspect:doctor", "Check the environment, devices, decoders, settings and weights."),
+    ("report", "lary.cli.inspect:report", "Write one offline HTML page of all results below a folder."),
+    ("latents", "lary.cli.inspect:latents_app", "Inspect, verify, convert and export extracted latents."),
+    ("models", "lary.cli.inspect:models", "List the models and whether their weights are here, or show one."),
+    ("check-model", "lary.cli.inspect:check_model", "Try a model on generated frames: shapes, determinism, time."),
+    ("config", "lary.cli.inspect:config_app", "Show or change settings."),
+    ("data", "lary.cli.data:data_app", "Download, import, prepare, check, audit and split data."),
     ("indices", "lary.cli.data:indices", "Choose which frames of each clip are sampled."),
-    ("datasets", "lary.cli.imports:datasets", "List the data sets with their terms, or show one."),
-    ("compare", "lary.cli.compare:compare", "Compare finished runs: paired differences, p values."),
-    ("controls", "lary.cli.compare:controls", "Run the controls of a model and state its margins."),
-    ("diagnose", "lary.cli.analyze:diagnose", "Diagnose latents: channels, rank, codes, additivity."),
-    ("analyze", "lary.cli.analyze:analyze", "Make figures and tables from finished runs."),
-    ("schema", "lary.cli.compare:schema", "Print the JSON Schema of result.json."),
+    ("datasets", "lary.cli.inspect:datasets", "List the data sets with their terms, or show one."),
+    ("compare", "lary.cli.inspect:compare", "Compare finished runs: paired differences, p values."),
+    ("controls", "lary.cli.benchmark:controls", "Run the controls of a model and state its margins."),
+    ("diagnose", "lary.cli.inspect:diagnose", "Diagnose latents: channels, rank, codes, additivity."),
+    ("analyze", "lary.cli.inspect:analyze", "Make figures and tables from finished runs."),
+    ("schema", "lary.cli.inspect:schema", "Print the JSON Schema of result.json."),
 )
-"""Name, place and meaning of every command."""
+"""Name, import path and help of every command."""
 
 app = App(
     name="lary",

@@ -1,175 +1,118 @@
-"""The commands of the benchmark: each builds the config object of a function and calls it."""
+"""The commands that make numbers: each builds the options of one function and calls it."""
 
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
-from cyclopts import App, Parameter
+from cyclopts import Parameter
 
-from lary.cli.places import ALL_DEFAULT, Places
-from lary.configs import ClassifyConfig, ExtractConfig, RegressConfig
-from lary.registry import load_plugin
-from lary.settings import CONFIG_NAME, init_config, set_config
-from lary.tool_configs import CheckModelConfig, DemoConfig
-from lary.types import UsageError
+from lary.configs import (
+    ClassifyConfig,
+    ControlsConfig,
+    ExtractConfig,
+    Paths,
+    RegressConfig,
+    RunConfig,
+    SweepConfig,
+)
+from lary.data.configs import DemoConfig, SimulateConfig
 
-CHECK_DEFAULT = CheckModelConfig()
-DEMO_DEFAULT = DemoConfig()
+if TYPE_CHECKING:
+    from lary.runs.probe import ProbeRun
+
 Star = Parameter(name="*")
 
-config_app = App(name="config", help="Show or change settings.", help_format="plaintext")
 
-
-def demo(config: Annotated[DemoConfig, Star] = DEMO_DEFAULT) -> int:
+def demo(config: Annotated[DemoConfig, Star] = DemoConfig()) -> int:
     """Simulate robots, extract latents, train probes, write the report: the whole benchmark in minutes."""
     from lary.runs.demo import run_demo
 
     return run_demo(config)
 
 
-def simulate(
-    out: Path,
-    *,
-    seed: int = 0,
-    pairs: int = 800,
-    clips: int = 400,
-    size: int = 200,
-    processes: int = 2,
-    sheet: Annotated[bool, Parameter(negative=())] = False,
-    overwrite: Annotated[bool, Parameter(negative=())] = False,
-) -> int:
+def simulate(out: Path, *, config: Annotated[SimulateConfig, Star] = SimulateConfig()) -> int:
     """Make a data set of two simulated robot arms in the benchmark's layout.
 
     Args:
         out: Folder to write to; it serves as LARY_ROOT, its data/ as DATA_DIR.
-        seed: Same seed, same bytes.
-        pairs: Image pairs over all splits.
-        clips: Clips over all splits.
-        size: Height and width of frames in pixels.
-        processes: Worker processes.
-        sheet: Also write contact sheets of the clips, one row per verb.
-        overwrite: Replace a simulation with other options.
     """
-    from lary.simulate import SimulateConfig
     from lary.simulate import simulate as run
+    from lary.simulate import write_sheets
 
-    rows = run(SimulateConfig(out, seed, pairs, clips, size, processes, overwrite))
-    for table, count in rows.items():
+    for table, count in run(out, config).items():
         print(f"{table}: {count} rows")
-    if sheet:
-        from lary.simulate import write_sheets
-
-        for path in write_sheets(out):
-            print(path)
+    for path in write_sheets(out) if config.sheet else ():
+        print(path)
     return 0
 
 
-def extract(config: Annotated[ExtractConfig, Star], places: Places = ALL_DEFAULT) -> int:
+def extract(config: Annotated[ExtractConfig, Star], paths: Paths = Paths()) -> int:
     """Extract latents of one split with a model."""
-    places.load_plugins()
+    settings = paths.settings()
     if config.dry_run:
         from lary.runs.estimate import estimate
 
-        found = estimate(config, places.settings(), plugins=places.plugin)
+        found = estimate(config, settings, plugins=paths.plugin)
         print(found.text())
         return 0 if found.fits else 1
     from lary.runs.extract import extract as run
 
-    report = run(config, places.settings(), plugins=places.plugin)
+    report = run(config, settings, plugins=paths.plugin)
     print(f"{report.table}: {report.rows} rows, {report.extracted} extracted now, {len(report.failures)} failed")
     return 1 if report.failures else 0
 
 
-def classify(config: Annotated[ClassifyConfig, Star], places: Places = ALL_DEFAULT) -> int:
-    """Train the attentive probe that tells actions apart, and score it."""
-    places.load_plugins()
+def classify(config: Annotated[ClassifyConfig, Star], paths: Paths = Paths()) -> int:
+    """Train the attentive probe that classifies actions, and score it."""
+    settings = paths.settings()
     from lary.runs.probe import classify as run
-    from lary.runs.probe import summary
 
-    done = run(config, places.settings())
-    print(summary(done.result))
-    print(f"Written to {done.folder}")
-    return 1 if done.result.failures else 0
+    return show_run(run(config, settings))
 
 
-def regress(config: Annotated[RegressConfig, Star], places: Places = ALL_DEFAULT) -> int:
+def regress(config: Annotated[RegressConfig, Star], paths: Paths = Paths()) -> int:
     """Train the probe that decodes the robot's actions, and score it."""
-    places.load_plugins()
+    settings = paths.settings()
     from lary.runs.probe import regress as run
+
+    return show_run(run(config, settings))
+
+
+def run(config: Annotated[RunConfig, Star], paths: Paths = Paths()) -> int:
+    """Extract every split that the probe needs, train the probe, and score it; what is done is not done again."""
+    settings = paths.settings()
+    from lary.runs.run import run as work
+
+    report = work(config, settings, plugins=paths.plugin)
+    now = "run now" if report.probe.new else "done before"
+    return show_run(report.probe, report.failures, f"{report.extracted} samples extracted now; the probe was {now}")
+
+
+def show_run(done: ProbeRun, failures: int | None = None, *lines: str) -> int:
+    """Print the summary of a run; returns the exit code."""
     from lary.runs.probe import summary
 
-    done = run(config, places.settings())
-    print(summary(done.result))
-    print(f"Written to {done.folder}")
-    return 1 if done.result.failures else 0
+    print(summary(done.result), *lines, f"Written to {done.folder}", sep="\n")
+    return 1 if (done.result.failures if failures is None else failures) else 0
 
 
-def report(folder: Path | None = None, *, out: Path | None = None, places: Places = ALL_DEFAULT) -> int:
-    """Write one offline HTML page of all results below a folder.
+def sweep(file: Path, *, config: Annotated[SweepConfig, Star] = SweepConfig(), paths: Paths = Paths()) -> int:
+    """Run many models, data sets and options from a file. What is done is not done again.
 
     Args:
-        folder: Where to look for result.json files; default: LARY_LOG_DIR.
-        out: File to write; default: report.html in that folder.
+        file: YAML with the keys options, grid and runs.
     """
-    from lary.results.report import write_report
+    settings = paths.settings()
+    from lary.runs.sweep import run_sweep
 
-    print(write_report(folder or places.settings().path("LARY_LOG_DIR"), out))
-    return 0
-
-
-def check_model(
-    key: str, config: Annotated[CheckModelConfig, Star] = CHECK_DEFAULT, places: Places = ALL_DEFAULT
-) -> int:
-    """Try a model on generated frames: shapes, range, determinism, use of the second frame, time.
-
-    Args:
-        key: Model, or FILE.py:NAME for one that a file registers.
-    """
-    places.load_plugins()
-    file, colon, name = key.rpartition(":")
-    if colon and file.endswith(".py"):
-        load_plugin(file)
-        key = name
-    elif key.endswith(".py"):
-        raise UsageError(f"check-model {key}: name the model that the file registers, as {key}:NAME.")
-    from lary.models.check import check_model as run
-    from lary.models.spec import MODELS
-
-    report = run(MODELS.get(key), config, places.settings().values())
-    print(report.text())
-    return 1 if report.problems else 0
+    return run_sweep(file, config, settings, plugins=paths.plugin)
 
 
-@config_app.command
-def show(*, places: Places = ALL_DEFAULT) -> int:
-    """Show every setting, its value and where that comes from."""
-    for item in places.settings().items.values():
-        print(f"{item.name:24} {item.value or '-':40} {item.origin}")
-    return 0
+def controls(config: Annotated[ControlsConfig, Star], paths: Paths = Paths()) -> int:
+    """Run a model with its controls and state its margin over each."""
+    settings = paths.settings()
+    from lary.runs.controls import run_controls
 
-
-@config_app.command
-def init(file: Path = Path(CONFIG_NAME), *, overwrite: Annotated[bool, Parameter(negative=())] = False) -> int:
-    """Write a lary.yaml that lists every setting with its meaning.
-
-    Args:
-        file: File to write.
-        overwrite: Replace a file that is there.
-    """
-    print(f"Wrote {init_config(file, overwrite=overwrite)}")
-    return 0
-
-
-@config_app.command(name="set")
-def set_value(name: str, value: str, *, config: Path = Path(CONFIG_NAME)) -> int:
-    """Set one setting in lary.yaml.
-
-    Args:
-        name: Variable, such as DATA_DIR.
-        value: Its value; a relative path starts from the file's folder.
-        config: File to change.
-    """
-    set_config(config, name, value)
-    print(f"{config}: {name} = {value}")
+    print(run_controls(config, settings, plugins=paths.plugin).text())
     return 0

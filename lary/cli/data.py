@@ -1,4 +1,4 @@
-"""The commands about data: ``lary data clip | stats | relative | check | split`` and ``lary indices``.
+"""The commands about data: ``lary data ...`` and ``lary indices``.
 
 The scripts in ``utils/`` are the same commands under the benchmark's own names (`script`).
 """
@@ -7,148 +7,59 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Sequence
-from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Literal
+from typing import TYPE_CHECKING, Annotated
 
 from cyclopts import App, Parameter
 
-from lary.cli.places import PLACES
-from lary.registry import load_plugin
+from lary.configs import Paths
+from lary.data.configs import (
+    AtomicConfig,
+    AuditConfig,
+    CheckConfig,
+    ClipConfig,
+    DownloadConfig,
+    IndicesConfig,
+    LeRobotConfig,
+    RelativeConfig,
+    SplitConfig,
+    StatsConfig,
+    TrajectoryConfig,
+    VideosConfig,
+)
 from lary.runtime import setup_logging
-from lary.settings import Settings, load_settings
+from lary.settings import Settings
 from lary.types import Failure, UsageError
 
 if TYPE_CHECKING:
-    from lary.data.spec import DatasetSpec
+    from lary.importers.episodes import ImportReport
 
 Star = Parameter(name="*")
 SHOWN = 20
-"""Failures that are printed; all of them stand in a file or report."""
+"""Failures that are printed; a file or report lists all of them."""
 
-data_app = App(name="data", help="Prepare, measure, check and split data.", help_format="plaintext")
-
-
-@Parameter(name="*", group=PLACES)
-@dataclass(frozen=True, kw_only=True)
-class Tables:
-    """Settings that these commands take.
-
-    Attributes:
-        lary_root: Folder whose data/ holds the tables (LARY_ROOT).
-        config: Configuration file; default: lary.yaml in this folder.
-        plugin: Python file that registers data sets; may be repeated.
-    """
-
-    lary_root: str | None = None
-    config: Path | None = None
-    plugin: Annotated[tuple[Path, ...], Parameter(negative=())] = ()
-
-    def settings(self, data_dir: Path | None = None) -> Settings:
-        """The resolved settings; `data_dir` is the command's own option for DATA_DIR."""
-        for plugin in self.plugin:
-            load_plugin(plugin)
-        given = {"LARY_ROOT": self.lary_root, "DATA_DIR": None if data_dir is None else str(data_dir)}
-        return load_settings(given, config=self.config)
-
-
-TABLES_DEFAULT = Tables()
-
-
-@dataclass(frozen=True, kw_only=True)
-class ClipConfig:
-    """Clips of SSv2 and EgoDex.
-
-    Attributes:
-        ssv2_root: Folder of the SSv2 videos; without it SSv2 is left out.
-        egodex_root: Folder of the EgoDex videos; without it EgoDex is left out.
-        output_dir: Folder to write to; default: DATA_DIR/classification.
-        workers: Clips that are cut at the same time; at most four per core.
-        metadata: Table that names the clips; may be repeated. Default: all human_1st tables.
-        seed_ssv2: Table of SSv2 recordings; default: LARY_ROOT/data/seed_ssv2.csv.
-        seed_egodex: Table of EgoDex recordings; default: LARY_ROOT/data/seed_egodex.csv.
-        times: clock reads mm:ss; published reads only seconds, as the published tool does.
-        backend: ffmpeg, pyav, or auto: the ffmpeg executable where there is one.
-    """
-
-    ssv2_root: Path | None = None
-    egodex_root: Path | None = None
-    output_dir: Path | None = None
-    workers: int = 8
-    metadata: Annotated[tuple[Path, ...], Parameter(negative=())] = ()
-    seed_ssv2: Path | None = None
-    seed_egodex: Path | None = None
-    times: Literal["clock", "published"] = "clock"
-    backend: Literal["auto", "ffmpeg", "pyav"] = "auto"
+data_app = App(name="data", help="Download, import, prepare, check, audit and split data.", help_format="plaintext")
 
 
 @data_app.command
-def clip(config: Annotated[ClipConfig, Star] = ClipConfig(), tables: Tables = TABLES_DEFAULT) -> int:
+def clip(config: Annotated[ClipConfig, Star] = ClipConfig(), paths: Paths = Paths()) -> int:
     """Cut the clips of SSv2 and EgoDex out of their recordings; clips that are there are kept."""
-    from lary.data.clips import CLIP_TABLES, SOURCES, ClipRequest, prepare_clips
-    from lary.data.cutting import find_cutter
+    settings = paths.settings()
+    from lary.data.clips import prepare_clips
 
-    settings = tables.settings()
-    folder = settings.path("LARY_ROOT") / "data"
-    roots = {name: root for name, root in zip(SOURCES, (config.ssv2_root, config.egodex_root), strict=True) if root}
-    if not roots:
-        raise UsageError("Name --ssv2-root, --egodex-root or both: the folders of the recordings.")
-    for name, root in roots.items():
-        if not root.is_dir():
-            raise UsageError(f"The {name} folder {root} does not exist.")
-    seeds = (config.seed_ssv2 or folder / "seed_ssv2.csv", config.seed_egodex or folder / "seed_egodex.csv")
-    named = config.metadata or tuple(path for name in CLIP_TABLES if (path := folder / name).is_file())
-    if not named:
-        raise UsageError(f"There is none of {', '.join(CLIP_TABLES)} in {folder}: set LARY_ROOT or pass --metadata.")
-    report = prepare_clips(
-        ClipRequest(
-            roots=roots,
-            seeds=dict(zip(SOURCES, seeds, strict=True)),
-            tables=named,
-            out=config.output_dir or settings.path("DATA_DIR") / "classification",
-            workers=config.workers,
-            times=config.times,
-            cutter=find_cutter(config.backend),
-        )
-    )
+    report = prepare_clips(config, settings)
     show_failures(report.failures, f"all in {report.listed}")
     print(f"{report.wanted} clips asked for: {report.made} made, {report.kept} kept, {len(report.failures)} failed")
     return 1 if report.failures else 0
 
 
 @data_app.command
-def stats(
-    *,
-    dataset: str,
-    data_root: Path | None = None,
-    csv: Path | None = None,
-    output: Path | None = None,
-    workers: int = 8,
-    merge: Annotated[tuple[Path, ...], Parameter(negative=())] = (),
-    tables: Tables = TABLES_DEFAULT,
-) -> int:
-    """Measure the actions of a training split per robot type, for normalisation.
+def stats(config: Annotated[StatsConfig, Star], paths: Paths = Paths()) -> int:
+    """Measure the actions of a training split per robot type, for normalisation."""
+    settings = paths.settings()
+    from lary.data.statistics import write_statistics
 
-    Args:
-        dataset: Data set key.
-        data_root: DATA_DIR.
-        csv: Table in place of that of the training split.
-        output: File to write; default: the place where regress looks for it.
-        workers: Threads.
-        merge: Merge these statistics files of parts into --output, and read no actions; may be repeated.
-    """
-    from lary.data.samples import find_table
-    from lary.data.statistics import merge_statistics, write_statistics
-
-    settings = tables.settings(data_root)
-    spec = find_dataset(dataset)
-    if merge:
-        if output is None:
-            raise UsageError("Name with --output where the merged statistics go.")
-        report = merge_statistics(spec, merge, output)
-    else:
-        table = find_table(spec, spec.train, settings.path("LARY_ROOT"), explicit=csv)
-        report = write_statistics(spec, table, settings.path("DATA_DIR"), output, workers)
+    report = write_statistics(config, settings)
     for robot, count in report.robots.items():
         print(f"{robot}: {count} steps")
     print(f"{report.out}: {len(report.robots)} robot types, {report.missing} action files missing")
@@ -156,41 +67,12 @@ def stats(
 
 
 @data_app.command
-def relative(
-    *,
-    dataset: str,
-    csv: Annotated[tuple[Path, ...], Parameter(negative=())],
-    input_root: Path | None = None,
-    output_root: Path | None = None,
-    workers: int = 8,
-    frame: Literal["world", "local"] = "world",
-    tables: Tables = TABLES_DEFAULT,
-) -> int:
-    """Write the motion between the images of every pair, and its statistics; files that are there are kept.
+def relative(config: Annotated[RelativeConfig, Star], paths: Paths = Paths()) -> int:
+    """Write the motion between the images of every pair, and its statistics; files that are there are kept."""
+    settings = paths.settings()
+    from lary.data.statistics import write_relative
 
-    Args:
-        dataset: Data set key.
-        csv: Table of pairs, of any split; may be repeated.
-        input_root: DATA_DIR to read from.
-        output_root: DATA_DIR to write to; default: the input's.
-        workers: Threads.
-        frame: world: last step minus first, as published; local: the last pose seen from the first one.
-    """
-    from lary.data.relative import RelativeRequest, write_relative
-
-    settings = tables.settings(input_root)
-    source = settings.path("DATA_DIR")
-    below = settings.path("LARY_ROOT")
-    report = write_relative(
-        RelativeRequest(
-            spec=find_dataset(dataset),
-            tables=tuple(path if path.exists() or path.is_absolute() else below / path for path in csv),
-            input_root=source,
-            output_root=output_root or source,
-            frame=frame,
-            workers=workers,
-        )
-    )
+    report = write_relative(config, settings)
     for each in report.tables:
         show_failures(each.failures, f"all in {each.listed}")
         failed = len(each.failures)
@@ -199,163 +81,187 @@ def relative(
     return 1 if any(each.failures for each in report.tables) else 0
 
 
-@dataclass(frozen=True, kw_only=True)
-class CheckConfig:
-    """The integrity checker.
-
-    Attributes:
-        data_root: DATA_DIR.
-        groups: Names of the report (CALVIN) or data set keys; default: the published ones and all with a table.
-        output: Text report; the same as JSON stands beside it.
-        workers: Processes, at most four per core.
-        timeout: Seconds per file.
-        depth: decode reads all of every file; headers looks at what the published checker looks at.
-        manifest: File of digests: known files are compared with it and not decoded, new whole ones are added.
-        restart: Forget what an interrupted run found.
-    """
-
-    data_root: Path | None = None
-    groups: Annotated[tuple[str, ...], Parameter(negative=(), consume_multiple=True)] = ()
-    output: Path = Path("dataset_integrity_report.txt")
-    workers: int = 64
-    timeout: float = 5.0
-    depth: Literal["decode", "headers"] = "decode"
-    manifest: Path | None = None
-    restart: Annotated[bool, Parameter(negative=())] = False
-
-
 @data_app.command
-def check(config: Annotated[CheckConfig, Star] = CheckConfig(), tables: Tables = TABLES_DEFAULT) -> int:
+def check(config: Annotated[CheckConfig, Star] = CheckConfig(), paths: Paths = Paths()) -> int:
     """Check that every file the tables name is there, whole, and of the shape that the data set has."""
-    from lary.data.verify import VerifyRequest, verify
+    settings = paths.settings()
+    from lary.data.verify import verify
 
-    settings = tables.settings(config.data_root)
-    report = verify(
-        VerifyRequest(
-            data_root=settings.path("DATA_DIR"),
-            table_root=settings.path("LARY_ROOT"),
-            groups=config.groups,
-            output=config.output,
-            workers=config.workers,
-            timeout=config.timeout,
-            depth=config.depth,
-            manifest=config.manifest,
-            restart=config.restart,
-        )
-    )
+    report, listed = verify(config, settings), config.output.with_suffix(".json")
     compared = f", {report.by_manifest} by the manifest" if config.manifest is not None else ""
-    print(f"{report.files} files checked{compared}: {report.issues} issues, see {report.output} and {report.json}")
+    print(f"{report.files} files checked{compared}: {report.issues} issues, see {report.output} and {listed}")
     return 1 if report.issues else 0
 
 
 @data_app.command
-def split(
-    table: Path,
-    *,
-    by: Literal["row", "video", "episode", "segment"] = "row",
-    dataset: str | None = None,
-    test_size: float | None = None,
-    stratify: str | None = None,
-    seed: int = 42,
-    train: Path | None = None,
-    val: Path | None = None,
-    tables: Tables = TABLES_DEFAULT,
-) -> int:
+def split(table: Path, *, config: Annotated[SplitConfig, Star] = SplitConfig(), paths: Paths = Paths()) -> int:
     """Split a table into training and validation.
 
     Args:
         table: CSV of all samples.
-        by: What stays together: row as published (neighbours get into both parts), video, episode or segment.
-        dataset: Data set key, whose record names videos and episodes.
-        test_size: Share of validation; default: the paper's 0.3 for clips, 0.25 for image pairs.
-        stratify: Column whose values keep their shares; default: the class of a clip or of a labelled pair.
-        seed: Of the shuffle.
-        train: CSV to write; default: the table's name with train_ in place of all_.
-        val: CSV to write; default: likewise with val_.
     """
-    from lary.data.splits import SplitRequest, write_split
+    paths.settings()
+    from lary.data.splits import write_split
 
-    tables.settings()
-    report = write_split(
-        SplitRequest(
-            table=table,
-            by=by,
-            spec=None if dataset is None else find_dataset(dataset),
-            share=test_size,
-            stratify=stratify,
-            seed=seed,
-            train=train,
-            val=val,
-        )
-    )
+    report = write_split(table, config)
     for path, rows, groups in zip((report.train, report.val), report.rows, report.groups, strict=True):
-        print(f"{path}: {rows} rows" + ("" if by == "row" else f" of {groups} {by}s"))
+        print(f"{path}: {rows} rows" + ("" if config.by == "row" else f" of {groups} {config.by}s"))
     return 0
 
 
-@dataclass(frozen=True, kw_only=True)
-class IndicesConfig:
-    """Sampling of clips.
-
-    Attributes:
-        data_root: DATA_DIR; paths start from its classification folder.
-        root: Folder that the table's paths start from, in place of DATA_DIR/classification.
-        out: Table to write; default: TABLE_indices.csv beside the table.
-        method: motion picks frames where something moves (MGSampler), uniform at equal distances.
-        frames: Indices per clip.
-        cache: Folder that keeps the motion of clips by the content of their files.
-        workers: Threads.
-        visualize: Folder for contact sheets of what was chosen.
-        sheet_clips: Clips shown in the contact sheets, from the start of the table.
-    """
-
-    data_root: Path | None = None
-    root: Path | None = None
-    out: Path | None = None
-    method: Literal["motion", "uniform"] = "motion"
-    frames: int = 9
-    cache: Path | None = None
-    workers: int = 4
-    visualize: Path | None = None
-    sheet_clips: int = 48
-
-
-def indices(
-    table: Path, config: Annotated[IndicesConfig, Star] = IndicesConfig(), tables: Tables = TABLES_DEFAULT
-) -> int:
+def indices(table: Path, config: Annotated[IndicesConfig, Star] = IndicesConfig(), paths: Paths = Paths()) -> int:
     """Choose the frames of each clip of a table: write its column sample_indices.
 
     Args:
         table: CSV with the column video_path.
     """
-    from lary.data.indices import IndexRequest, write_indices
+    settings = paths.settings()
+    from lary.data.sampling import write_indices
 
-    settings = tables.settings(config.data_root)
-    report = write_indices(
-        IndexRequest(
-            table=table,
-            root=config.root or settings.path("DATA_DIR") / "classification",
-            out=config.out,
-            method=config.method,
-            frames=config.frames,
-            cache=config.cache,
-            workers=config.workers,
-            visualize=config.visualize,
-            sheet_clips=config.sheet_clips,
-        )
-    )
+    report = write_indices(table, config, settings)
     show_failures(report.failures, "left out of the table")
-    for path in report.sheets:
-        print(path)
     print(f"{report.out}: {report.rows} rows, {len(report.failures)} failed")
     return 1 if report.failures else 0
 
 
-def find_dataset(name: str) -> DatasetSpec:
-    """The record of a data set. Raises UsageError with a suggestion if there is none."""
-    from lary.data.spec import DATASETS
+@data_app.command
+def audit(dataset: str, config: Annotated[AuditConfig, Star] = AuditConfig(), paths: Paths = Paths()) -> int:
+    """Find what the splits of a data set share, and what is odd in its tables; exit code 1 on a leak.
 
-    return DATASETS.get(name)
+    Args:
+        dataset: Data set key.
+    """
+    settings = paths.settings()
+    from lary.data.audit import AuditRequest
+    from lary.data.audit import audit as run
+    from lary.data.spec import DATASETS
+    from lary.files import write_json, write_text
+
+    tables = {}
+    for entry in config.table:
+        name, equals, file = entry.partition("=")
+        if not equals or not file:
+            raise UsageError(f"--table {entry}: expected SPLIT=FILE.")
+        tables[name] = Path(file)
+    options = {name: value for name, value in vars(config).items() if name not in ("table", "json", "output")}
+    # Without files to open, paths are only compared.
+    data_dir = settings.path("DATA_DIR") if config.actions or config.frames else Path()
+    spec, root = DATASETS.get(dataset), settings.path("LARY_ROOT")
+    report = run(AuditRequest(spec=spec, table_root=root, data_dir=data_dir, tables=tables, **options))
+    if config.json is not None:
+        write_json(config.json, report.json())
+    if config.output is not None:
+        write_text(config.output, report.text() + "\n")
+    print(report.text())
+    return 1 if report.leaks else 0
+
+
+@data_app.command
+def pairs(
+    source: Path,
+    out: Path,
+    config: Annotated[TrajectoryConfig, Star],
+    *,
+    stride: int = 5,
+    dims: Annotated[tuple[str, ...], Parameter(negative=(), consume_multiple=True)] = (),
+) -> int:
+    """Cut trajectories into image pairs and action chunks at a fixed stride.
+
+    Args:
+        source: Folder of episodes: folders with images or a video, and actions.npy with a row per frame.
+        out: Folder to write to; it serves as LARY_ROOT, its data/ as DATA_DIR, and holds the record NAME.py.
+        stride: Frames between source and target.
+        dims: Names of the action dimensions; default: a0, a1 and so on.
+    """
+    from lary.importers.episodes import PairCut
+    from lary.importers.trajectories import import_trajectories
+
+    return show_trajectories(out, config.name, import_trajectories(source, out, config, PairCut(stride), dims))
+
+
+@data_app.command
+def atomic(source: Path, out: Path, config: Annotated[AtomicConfig, Star]) -> int:
+    """Cut trajectories into atomic motions: 26 directions, open and close, each in both directions of time.
+
+    Args:
+        source: Folder of episodes: folders with images or a video, and actions.npy with a row per frame.
+        out: Folder to write to; it serves as LARY_ROOT, its data/ as DATA_DIR, and holds the record NAME.py.
+    """
+    from lary.importers.trajectories import columns_cut, import_trajectories
+
+    return show_trajectories(out, config.name, import_trajectories(source, out, config, columns_cut(config)))
+
+
+def show_trajectories(out: Path, name: str, report: ImportReport) -> int:
+    """Print what was written; the exit code."""
+    from lary.importers.trajectories import table_path
+
+    show_failures(report.failures, "left out of the tables")
+    for split, rows in report.rows.items():
+        print(f"{table_path(out, name, split)}: {rows} rows")
+    print(f"{report.plugin}: use it with --plugin; {len(report.failures)} episodes failed")
+    return 1 if report.failures else 0
+
+
+@data_app.command
+def download(config: Annotated[DownloadConfig, Star] = DownloadConfig(), paths: Paths = Paths()) -> int:
+    """Download published data sets: terms first, then files, checked and unpacked into the benchmark's layout."""
+    settings = paths.settings()
+    from lary.data.fetch import download as run
+    from lary.data.fetch import in_words
+
+    report = run(config, settings, input if sys.stdin is not None and sys.stdin.isatty() else None)
+    if config.dry_run:
+        for file in report.files:
+            print(f"{in_words(file.size):>10}  {file.path}")
+        size = in_words(sum(file.size for file in report.files))
+        print(f"{report.repository} at {report.revision}: {len(report.files)} files, {size}")
+        return 0
+    show_failures(report.failures, "start the same command again to resume")
+    print(f"{report.repository} at {report.revision}: {report.fetched} files fetched, {report.kept} were there, "
+          f"{report.unpacked} archives unpacked, {len(report.failures)} failed")  # fmt: skip
+    return 1 if report.failures else 0
+
+
+@data_app.command
+def import_lerobot(
+    source: str, config: Annotated[LeRobotConfig, Star] = LeRobotConfig(), paths: Paths = Paths()
+) -> int:
+    """Import a LeRobot data set (v2.0, v2.1, v3.0) as image pairs with action chunks or labels, split by episode.
+
+    Args:
+        source: Folder, or a data set on the hub, owner/name.
+    """
+    settings = paths.settings()
+    from lary.importers.lerobot import import_lerobot as run
+    from lary.importers.lerobot_plan import plan_lerobot
+    from lary.importers.lerobot_reader import open_lerobot
+
+    plan = plan_lerobot(open_lerobot(source, config.revision), config, config.name or Path(source).name, settings)
+    print(plan.preview())
+    return 0 if config.preview else show_import(run(plan), plan.name, settings, "pairs", "episodes ")
+
+
+@data_app.command
+def import_videos(folder: Path, config: Annotated[VideosConfig, Star], paths: Paths = Paths()) -> int:
+    """Import a folder of videos with a table of labels as clips, split by video.
+
+    Args:
+        folder: Folder of the videos.
+    """
+    settings = paths.settings()
+    from lary.importers.videos import import_videos as run
+
+    return show_import(run(folder, config, settings), config.name or folder.resolve().name, settings, "clips", "")
+
+
+def show_import(report: ImportReport, name: str, settings: Settings, what: str, of: str) -> int:
+    """Print what was imported; the exit code."""
+    show_failures(report.failures, f"all in {settings.path('LARY_ROOT') / 'data' / f'{name}_import_failures.csv'}")
+    counts = ", ".join(f"{count} {split}" for split, count in report.rows.items())
+    failed = f"{len(report.failures)} {of}failed"
+    print(f"{name}: {counts} {what}, {failed}; use it with --plugin {report.plugin}")
+    return 1 if report.failures else 0
 
 
 def show_failures(failures: Sequence[Failure], where: str) -> None:

@@ -1,12 +1,16 @@
-"""Unpacking archives of strangers: regular files and folders inside the target, nothing else, within limits.
+"""Unpacking untrusted archives: regular files and folders below the target, nothing else, within limits.
 
-Tar (plain, gzip, bzip2, xz) and zip, also split into parts. Every member is checked before its first byte is written,
-and what comes out is counted as it comes, whatever the headers announce. All is written into a new temporary folder
+Tar (plain, gzip, bzip2, xz) and zip, also split into parts. Every member is validated before its first byte is
+written, and what is written is counted, whatever the headers announce. All is written into a new temporary folder
 beside the target, and moved into place only once the whole archive was read to its end.
 """
 
 from __future__ import annotations
 
+import bz2
+import filecmp
+import gzip
+import io
 import lzma
 import os
 import re
@@ -16,37 +20,68 @@ import tarfile
 import tempfile
 import zipfile
 import zlib
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import ExitStack
+from bisect import bisect_right
+from collections.abc import Callable, Generator, Iterator, Sequence
+from contextlib import closing, contextmanager
 from dataclasses import dataclass
+from itertools import accumulate, islice
 from pathlib import Path
-from typing import IO, Any, cast
+from typing import IO, Any, NamedTuple, cast
 
-from lary.data.archive_streams import BLOCK, FREE_RATIO, REFUSED, JoinedFile, Limits, open_tar
 from lary.types import LaryError, Progress
 
-KINDS = re.compile(r"\.(tar|tgz|tar\.gz|tar\.bz2|tar\.xz|tar\.zst|zip)$", re.IGNORECASE)
-PART = re.compile(
-    r"^(?P<whole>.+\.(?:tar|tgz|tar\.gz|tar\.bz2|tar\.xz|tar\.zst|zip))[._-]?(?:part)?[._-]?(?P<number>\d{1,5}|[a-z]{2,3})$",
-    re.IGNORECASE,
-)
-USUAL = Limits()
+SUFFIX = r"\.(?:tar|tgz|tar\.gz|tar\.bz2|tar\.xz|tar\.zst|zip)"
+KINDS = re.compile(rf"{SUFFIX}$", re.IGNORECASE)
+PART = re.compile(rf"^(?P<whole>.+{SUFFIX})[._-]?(?:part)?[._-]?(?P<number>\d{{1,5}}|[a-z]{{2,3}})$", re.IGNORECASE)
 SCRATCH = ".lary_unpack_"
-"""How the temporary folders are called."""
-DRIVE = re.compile(r"^[A-Za-z]:")
-BROKEN = (
+"""Prefix of the temporary folders."""
+BLOCK = 1 << 20
+LARGEST_HEADER = 1 << 24
+"""Bytes of an extended tar header: tarfile reads one into memory at the length that it announces."""
+HEADERS = (
+    tarfile.GNUTYPE_LONGNAME,
+    tarfile.GNUTYPE_LONGLINK,
+    tarfile.XHDTYPE,
+    tarfile.XGLTYPE,
+    tarfile.SOLARIS_XHDTYPE,
+)
+CONTENT = (tarfile.REGTYPE, tarfile.AREGTYPE, tarfile.CONTTYPE, tarfile.DIRTYPE)
+REFUSED = "it is refused, and nothing of it was written."
+UNREADABLE = (
     tarfile.TarError, zipfile.BadZipFile, zlib.error, lzma.LZMAError, EOFError, OSError, ValueError, RuntimeError,
 )  # fmt: skip
 """What the readers of a torn or odd archive raise."""
 
 
 @dataclass(frozen=True)
-class Unpacked:
-    """What came out of an archive: numbers of files and bytes, and the files that were there already, unchanged."""
+class Limits:
+    """What an archive may grow to.
 
-    files: int
-    bytes: int
-    kept: int
+    Attributes:
+        members: files and folders.
+        total_bytes: of all files.
+        ratio: bytes out per byte in; PNG, MP4 and NPY stay near 1.
+        free_bytes: bytes that may come out before the ratio counts, since small archives of zeros are no attack.
+    """
+
+    members: int = 20_000_000
+    total_bytes: int = 2 << 40
+    ratio: float = 200.0
+    free_bytes: int = 1 << 28
+
+
+USUAL = Limits()
+
+
+class Member(NamedTuple):
+    """A file of an archive with its content, or a folder, which has none."""
+
+    name: str
+    size: int
+    content: IO[bytes] | None
+
+
+# Names
 
 
 def is_archive(name: str) -> bool:
@@ -64,7 +99,7 @@ def group_parts(names: Sequence[str]) -> dict[str, tuple[str, ...]]:
     """Archives by whole name with their parts in order.
 
     Raises:
-        LaryError: a part is missing, which numbers or letters tell, save for the last ones.
+        LaryError: the numbers or letters of the parts have a gap. A missing end can't be seen here.
     """
     groups: dict[str, list[str]] = {}
     for name in sorted(names):
@@ -76,22 +111,182 @@ def group_parts(names: Sequence[str]) -> dict[str, tuple[str, ...]]:
         if whole in parts:
             raise LaryError(f"There are both {whole} and parts of it, such as {parts[-1]}: remove one of them.")
         labels = [cast("re.Match[str]", PART.match(part))["number"].lower() for part in parts]
-        numbers = [_part_number(label) for label in labels]
-        order = sorted(range(len(parts)), key=numbers.__getitem__)
-        found = [numbers[at] for at in order]
-        if found[0] not in (0, 1) or found != list(range(found[0], found[0] + len(found))):
+        # Letters count in base 26, as `split` names its parts: aa, ab, ..., ba.
+        numbers = [
+            int(label) if label.isdigit() else sum((ord(c) - 97) * 26**at for at, c in enumerate(reversed(label)))
+            for label in labels
+        ]
+        ranked = sorted(zip(numbers, parts, strict=True))
+        if min(numbers) > 1 or sorted(numbers) != list(range(min(numbers), min(numbers) + len(parts))):
             raise LaryError(f"The parts of {whole} have a gap: there are {', '.join(labels)}. Fetch the missing ones.")
-        groups[whole] = [parts[at] for at in order]
+        groups[whole] = [part for _, part in ranked]
     return {whole: tuple(parts) for whole, parts in groups.items()}
 
 
-def _part_number(label: str) -> int:
-    if label.isdigit():
-        return int(label)
-    number = 0
-    for letter in label:
-        number = number * 26 + ord(letter) - ord("a")
-    return number
+def safe_name(name: str) -> str | None:
+    """A member's path without ``.`` and doubled slashes, empty for the root; None if it isn't one below it."""
+    parts = [part for part in name.split("/") if part not in ("", ".")]
+    try:
+        too_long = len(name.encode()) > 1024 or any(len(part.encode()) > 255 for part in parts)
+    except UnicodeEncodeError:
+        return None
+    if too_long or ".." in parts or name.startswith("/") or re.search(r"[\x00-\x1f\x7f\\]|^[A-Za-z]:", name):
+        return None
+    return "/".join(parts)
+
+
+def _shown(name: str) -> str:
+    """A name from an archive, safe to print."""
+    return name.encode("ascii", "backslashreplace").decode("ascii")[:200].translate(dict.fromkeys(range(32), "?"))
+
+
+# Reading
+
+
+class _Joined(io.RawIOBase):
+    """The parts of a split archive as one binary file that can be read and sought."""
+
+    def __init__(self, parts: Sequence[Path]) -> None:
+        self._paths = parts
+        self._starts = [0, *accumulate(path.stat().st_size for path in parts)]
+        self._position = 0
+
+    def readable(self) -> bool:
+        return True
+
+    def seekable(self) -> bool:
+        return True
+
+    def seek(self, offset: int, whence: int = os.SEEK_SET) -> int:
+        base = {os.SEEK_SET: 0, os.SEEK_CUR: self._position, os.SEEK_END: self._starts[-1]}[whence]
+        if base + offset < 0:
+            raise OSError("negative position")
+        self._position = base + offset
+        return self._position
+
+    def readinto(self, buffer: Any) -> int:
+        if self._position >= self._starts[-1]:
+            return 0
+        index = bisect_right(self._starts, self._position) - 1
+        with self._paths[index].open("rb") as stream:
+            stream.seek(self._position - self._starts[index])
+            count = stream.readinto(memoryview(buffer)[: self._starts[index + 1] - self._position])
+        if not count:
+            raise OSError(f"{self._paths[index]} became shorter")
+        self._position += count
+        return int(count)
+
+
+class _Counted:
+    """A decompressed stream that is refused once it has grown out of proportion to what was read for it."""
+
+    def __init__(self, name: str, stream: IO[bytes], packed: IO[bytes], limits: Limits) -> None:
+        self._name, self._stream, self._packed, self._limits = name, stream, packed, limits
+        self._count = 0
+
+    def read(self, size: int) -> bytes:
+        data = self._stream.read(size)
+        self._count += len(data)
+        _check_growth(self._name, self._count, self._packed.tell(), self._limits)
+        return data
+
+
+def _check_growth(name: str, size: int, packed: int, limits: Limits) -> None:
+    if size > limits.free_bytes and size > limits.ratio * max(packed, 1):
+        raise LaryError(f"The archive {name} unpacks to more than {limits.ratio:g} times its size: {REFUSED}")
+
+
+def _header_class(name: str) -> type[tarfile.TarInfo]:
+    """The class of an archive's headers, which refuses before tarfile acts on one."""
+
+    class Header(tarfile.TarInfo):
+        @classmethod
+        def frombuf(cls, buf: bytes | bytearray, encoding: str, errors: str) -> Header:
+            try:
+                header = super().frombuf(buf, encoding, errors)
+            except tarfile.HeaderError:
+                if len(buf) == tarfile.BLOCKSIZE and not any(buf):  # the mark of the end
+                    raise
+                # tarfile takes a torn or changed header for the end.
+                raise LaryError(
+                    f"The archive {name} ends early or is damaged: a header is wrong. Fetch it again."
+                ) from None
+            if header.type in HEADERS:
+                if not 0 <= header.size <= LARGEST_HEADER:
+                    raise LaryError(f"The archive {name} has a header that is too large: {REFUSED}")
+            elif header.type not in CONTENT:
+                kinds = {tarfile.SYMTYPE: "a link", tarfile.LNKTYPE: "a link", tarfile.GNUTYPE_SPARSE: "a sparse file"}
+                kind = kinds.get(header.type) or ("a device" if header.isdev() else f"a member of type {header.type!r}")
+                raise LaryError(f"The archive {name} holds {kind}, '{_shown(header.name)}': {REFUSED}")
+            return header
+
+    return Header
+
+
+@contextmanager
+def _opened(parts: Sequence[Path], limits: Limits) -> Iterator[Iterator[Member]]:
+    """The members of an archive, validated one by one; whatever its reader raises becomes one sentence."""
+    name = whole_name(parts[0].name)
+    try:
+        with (
+            io.BufferedReader(_Joined(parts), BLOCK) as packed,
+            closing((_zip_members if name.lower().endswith(".zip") else _tar_members)(name, packed, limits)) as members,
+        ):
+            yield members
+    except LaryError:
+        raise
+    except UNREADABLE as error:
+        raise LaryError(f"The archive {name} can't be unpacked: {error}. Fetch it again.") from error
+
+
+def _tar_members(name: str, packed: Any, limits: Limits) -> Generator[Member, None, None]:
+    lower, stream = name.lower(), cast("IO[bytes]", packed)
+    if lower.endswith(("gz", "bz2", "xz")):
+        opener: Any = gzip.open if lower.endswith("gz") else bz2.open if lower.endswith("bz2") else lzma.open
+        stream = opener(packed)
+    elif lower.endswith(".zst"):
+        raise LaryError(f"The archive {name} is packed by zstd, which is not read: unpack it with 'zstd -d' first.")
+    guard: Any = _Counted(name, stream, packed, limits)
+    with stream, tarfile.open(fileobj=guard, mode="r|", errorlevel=2, tarinfo=_header_class(name)) as tar:
+        while (member := tar.next()) is not None:
+            cast("Any", tar).members = []  # tarfile keeps every header otherwise: gigabytes for millions of files
+            if member.issparse():
+                raise LaryError(f"The archive {name} holds a sparse file, '{_shown(member.name)}': {REFUSED}")
+            yield Member(member.name, member.size, None if member.isdir() else tar.extractfile(member))
+        rest = cast("IO[bytes]", tar.fileobj)
+        while block := rest.read(BLOCK):
+            if block.strip(b"\0"):
+                raise LaryError(f"The archive {name} has data behind its end: {REFUSED}")
+
+
+def _zip_members(name: str, packed: Any, limits: Limits) -> Generator[Member, None, None]:
+    with zipfile.ZipFile(packed) as archive:
+        # zipfile reads no more of a member than its announced size, so the sum is what can come out.
+        size = sum(entry.file_size for entry in archive.infolist())
+        _check_growth(name, size, packed.seek(0, os.SEEK_END), limits)
+        for entry in archive.infolist():
+            mode = stat.S_IFMT(entry.external_attr >> 16)
+            if entry.orig_filename != entry.filename:
+                raise LaryError(f"The archive {name} holds the odd name '{_shown(entry.orig_filename)}': {REFUSED}")
+            if entry.flag_bits & 1:
+                raise LaryError(f"The archive {name} is encrypted: unpack it by hand.")
+            if mode not in (0, stat.S_IFDIR if entry.is_dir() else stat.S_IFREG):
+                kind = "a link" if mode == stat.S_IFLNK else "a special file"
+                raise LaryError(f"The archive {name} holds {kind}, '{_shown(entry.filename)}': {REFUSED}")
+            if entry.is_dir():
+                yield Member(entry.filename, 0, None)
+            else:
+                with archive.open(entry) as content:
+                    yield Member(entry.filename, entry.file_size, content)
+
+
+def member_names(parts: Sequence[Path], count: int = 50) -> list[str]:
+    """The first paths in an archive, for finding out where it belongs. Raises LaryError if it can't be read."""
+    with _opened(parts, USUAL) as members:
+        return [member.name for member in islice(members, count)]
+
+
+# Writing
 
 
 def unpack(
@@ -100,7 +295,7 @@ def unpack(
     target: Path,
     limits: Limits = USUAL,
     progress: Progress | None = None,
-) -> Unpacked:
+) -> None:
     """Unpack an archive, whole or in parts, below `target`.
 
     Args:
@@ -114,226 +309,69 @@ def unpack(
     """
     name = whole_name(parts[0].name)
     target.mkdir(parents=True, exist_ok=True)
-    scratch = Path(tempfile.mkdtemp(prefix=SCRATCH, dir=target))
+    scratch = Path(tempfile.mkdtemp(prefix=SCRATCH, dir=target)).resolve()
+    free, total = shutil.disk_usage(target).free, 0
     try:
-        writer = _Writer(name, scratch, place, limits, shutil.disk_usage(target).free, progress)
-        with ExitStack() as stack:
-            joined = stack.enter_context(JoinedFile(parts))
-            try:
-                (_read_zip if name.lower().endswith(".zip") else _read_tar)(name, joined, writer, stack)
-            except BROKEN as error:
-                raise LaryError(f"The archive {name} can't be unpacked: {error}. Fetch it again.") from error
-        kept = _move(name, scratch, target)
-        return Unpacked(writer.files, writer.total, kept)
+        with _opened(parts, limits) as members:
+            for number, member in enumerate(members, 1):
+                shown, total = _shown(member.name), total + member.size
+                if number > limits.members:
+                    raise LaryError(f"The archive {name} holds more than {limits.members} members: {REFUSED}")
+                if not 0 <= member.size <= total <= limits.total_bytes:
+                    raise LaryError(
+                        f"The archive {name} is larger than allowed: '{shown}' has {member.size} bytes, {total} with "
+                        f"what comes before; {REFUSED}"
+                    )
+                if total > free:
+                    raise LaryError(f"There is no space for {name}: {total} bytes or more, and {free} are free.")
+                clean = safe_name(member.name)
+                if clean is None:
+                    raise LaryError(f"The archive {name} holds the path '{shown}', which leaves the target or is no "
+                                    f"plain name: {REFUSED}")  # fmt: skip
+                if clean:
+                    placed = safe_name(place(clean))
+                    assert placed, f"'{clean}' must be placed below the target"
+                    _write(name, member, scratch / placed, progress)
+                elif member.content is not None:
+                    raise LaryError(f"The archive {name} holds a file without a name: {REFUSED}")
+        _move(name, scratch, target)
     finally:
         shutil.rmtree(scratch, ignore_errors=True)
 
 
-def member_names(parts: Sequence[Path], count: int = 50) -> list[str]:
-    """The first paths in an archive, as they stand there, for finding out where it belongs.
-
-    Raises:
-        LaryError: the archive can't be read.
-    """
-    name, names = whole_name(parts[0].name), []
-    with ExitStack() as stack:
-        joined = stack.enter_context(JoinedFile(parts))
-        try:
-            if name.lower().endswith(".zip"):
-                return [entry.filename for entry in zipfile.ZipFile(cast("IO[bytes]", joined)).infolist()[:count]]
-            tar = stack.enter_context(open_tar(name, joined, stack, Limits())[0])
-            for member in tar:
-                names.append(member.name + ("/" if member.isdir() else ""))
-                if len(names) == count:
-                    break
-        except BROKEN as error:
-            raise LaryError(f"The archive {name} can't be read: {error}. Fetch it again.") from error
-    return names
-
-
-# Reading
-
-
-def _read_tar(name: str, joined: JoinedFile, writer: _Writer, stack: ExitStack) -> None:
-    tar, guard = open_tar(name, joined, stack, writer.limits)
-    stack.enter_context(tar)
-    while (member := tar.next()) is not None:
-        cast("Any", tar).members = []  # tarfile keeps every header otherwise: gigabytes for millions of files
-        if member.isdir():
-            writer.folder(member.name)
-            continue
-        if not member.isreg() or member.issparse():
-            raise LaryError(f"The archive {name} holds {tar_kind(member)}, '{shown(member.name)}': {REFUSED}")
-        content = tar.extractfile(member)
-        assert content is not None, "a regular file has content"
-        writer.file(member.name, member.size, content)
-    # tarfile takes a torn or changed header for the end, so the end is looked at: zeros, and nothing behind them.
-    guard.seek(tar.offset)
-    end = guard.read(tarfile.BLOCKSIZE)
-    if len(end) < tarfile.BLOCKSIZE or any(end):
-        raise LaryError(f"The archive {name} ends early or is damaged at byte {tar.offset}. Fetch it again.")
-    while block := guard.read(BLOCK):
-        if any(block):
-            raise LaryError(f"The archive {name} has data behind its end: {REFUSED}")
-
-
-def _read_zip(name: str, joined: JoinedFile, writer: _Writer, stack: ExitStack) -> None:
-    archive = stack.enter_context(zipfile.ZipFile(cast("IO[bytes]", joined)))
-    for entry in archive.infolist():
-        mode = stat.S_IFMT(entry.external_attr >> 16)
-        if entry.orig_filename != entry.filename or "\\" in entry.orig_filename:
-            raise LaryError(f"The archive {name} holds the odd name '{shown(entry.orig_filename)}': {REFUSED}")
-        if entry.flag_bits & 1:
-            raise LaryError(f"The archive {name} is encrypted: unpack it by hand.")
-        if entry.is_dir():
-            if mode not in (0, stat.S_IFDIR):
-                raise LaryError(f"The archive {name} holds a special file, '{shown(entry.filename)}': {REFUSED}")
-            writer.folder(entry.filename)
-            continue
-        if mode not in (0, stat.S_IFREG):
-            kind = "a link" if mode == stat.S_IFLNK else "a special file"
-            raise LaryError(f"The archive {name} holds {kind}, '{shown(entry.filename)}': {REFUSED}")
-        if entry.file_size > FREE_RATIO and entry.file_size > writer.limits.ratio * max(entry.compress_size, 1):
-            raise LaryError(f"The archive {name} unpacks '{shown(entry.filename)}' to more than "
-                            f"{writer.limits.ratio:g} times its size: {REFUSED}")  # fmt: skip
-        writer.packed = joined.size
-        with archive.open(entry) as content:
-            writer.file(entry.filename, entry.file_size, content)
-
-
-def tar_kind(member: tarfile.TarInfo) -> str:
-    """What a member of a tar is, in words."""
-    if member.issym() or member.islnk():
-        return "a link"
-    if member.issparse():
-        return "a sparse file"
-    return "a device" if member.isdev() else f"a member of type {member.type!r}"
-
-
-def shown(name: str) -> str:
-    """A name from an archive, safe to print."""
-    return name.encode("ascii", "backslashreplace").decode("ascii")[:200].translate(dict.fromkeys(range(32), "?"))
-
-
-# Writing
-
-
-class _Writer:
-    """Writes members below a folder, after holding their names and sizes against the limits."""
-
-    def __init__(
-        self, name: str, folder: Path, place: Callable[[str], str], limits: Limits, free: int, progress: Progress | None
-    ) -> None:
-        self.name, self.limits = name, limits
-        self.files = self.total = self._members = 0
-        self.packed = 0
-        self._made: dict[Path, tuple[int, int]] = {}
-        self._folder, self._place, self._free, self._progress = folder, place, free, progress
-
-    def folder(self, name: str) -> None:
-        path = self._path(name.rstrip("/"))
-        if path is not None:
-            self._make(path, name)
-
-    def file(self, name: str, size: int, content: IO[bytes]) -> None:
-        path = self._path(name)
-        if path is None:
-            raise LaryError(f"The archive {self.name} holds a file without a name: {REFUSED}")
-        self._allow(name, size)
-        self._make(path.parent, name)
-        written = 0
-        try:
-            with path.open("xb") as out:
-                while block := content.read(BLOCK):
-                    written += len(block)
-                    if written > size:
-                        raise LaryError(f"'{shown(name)}' in {self.name} is longer than it announces: {REFUSED}")
-                    out.write(block)
-                    if self._progress is not None:
-                        self._progress.advance(len(block))
-        except FileExistsError:
-            raise LaryError(f"The archive {self.name} holds '{shown(name)}' twice: {REFUSED}") from None
-        if written != size:
-            raise LaryError(f"The archive {self.name} ends early, in '{shown(name)}'. Fetch it again.")
-        self.files += 1
-        self.total += written
-
-    def _allow(self, name: str, size: int) -> None:
-        total, limits = self.total + size, self.limits
-        if size < 0 or size > limits.member_bytes or total > limits.total_bytes:
-            raise LaryError(
-                f"The archive {self.name} is larger than allowed: '{shown(name)}' has {size} bytes, {total} with what "
-                f"comes before; {REFUSED}"
-            )
-        if total > self._free:
-            raise LaryError(f"There is no space for {self.name}: {total} bytes or more, and {self._free} are free.")
-        if self.packed and total > FREE_RATIO and total > limits.ratio * self.packed:
-            raise LaryError(f"The archive {self.name} unpacks to more than {limits.ratio:g} times its size: {REFUSED}")
-
-    def _make(self, path: Path, name: str) -> None:
-        if path not in self._made:
-            try:
-                path.mkdir(parents=True, exist_ok=True)
-            except (FileExistsError, NotADirectoryError):
-                raise LaryError(f"'{shown(name)}' in {self.name} is both a file and a folder: {REFUSED}") from None
-            self._made[path] = identity(path)
-        if self._made[path] != identity(path):
-            raise LaryError(f"The folder {path} was exchanged while {self.name} was unpacked: {REFUSED}")
-
-    def _path(self, name: str) -> Path | None:
-        """Where a member is written; None for the archive's own root."""
-        self._members += 1
-        if self._members > self.limits.members:
-            raise LaryError(f"The archive {self.name} holds more than {self.limits.members} members: {REFUSED}")
-        clean = safe_name(name, self.limits.name_bytes)
-        if clean is None:
-            raise LaryError(f"The archive {self.name} holds the path '{shown(name)}', which leaves the target or is "
-                            f"no plain name: {REFUSED}")  # fmt: skip
-        if not clean:
-            return None
-        placed = safe_name(self._place(clean), self.limits.name_bytes)
-        assert placed, f"'{clean}' must be placed below the target"
-        return self._folder / placed
-
-
-def identity(path: Path) -> tuple[int, int]:
-    """Device and number of a folder, none for a link in its place."""
-    facts = path.lstat()
-    return (facts.st_dev, facts.st_ino) if stat.S_ISDIR(facts.st_mode) else (-1, -1)
-
-
-def safe_name(name: str, longest: int = 1024) -> str | None:
-    """A member's path without ``.`` and doubled slashes, empty for the root; None if it isn't one below it."""
+def _write(name: str, member: Member, path: Path, progress: Progress | None) -> None:
+    shown, folder = _shown(member.name), path.parent if member.content is not None else path
     try:
-        data = name.encode("utf-8")
-    except UnicodeEncodeError:
-        return None
-    if len(data) > longest or name.startswith("/") or "\\" in name or DRIVE.match(name):
-        return None
-    if any(ord(letter) < 32 or ord(letter) == 127 for letter in name):
-        return None
-    parts = [part for part in name.split("/") if part not in ("", ".")]
-    if ".." in parts or any(len(part.encode("utf-8")) > 255 for part in parts):
-        return None
-    return "/".join(parts)
+        folder.mkdir(parents=True, exist_ok=True)
+    except (FileExistsError, NotADirectoryError):
+        raise LaryError(f"'{shown}' in {name} is both a file and a folder: {REFUSED}") from None
+    if folder.resolve() != folder:  # another process has put a link in its place
+        raise LaryError(f"The folder {folder} was exchanged while {name} was unpacked: {REFUSED}")
+    if member.content is None:
+        return
+    written = 0
+    try:
+        with path.open("xb") as out:
+            while block := member.content.read(BLOCK):
+                written += out.write(block)
+                if progress is not None:
+                    progress.advance(len(block))
+    except FileExistsError:
+        raise LaryError(f"The archive {name} holds '{shown}' twice: {REFUSED}") from None
+    if written != member.size:
+        raise LaryError(f"The archive {name} ends early, in '{shown}'. Fetch it again.")
 
 
-def _move(name: str, source: Path, target: Path) -> int:
-    """Move a tree into another by renaming; counts files that were there with the same content.
-
-    Conflicts are looked for before the first rename.
-    """
-    kept = 0
-    for path, there in _pairs(source, target):
-        if path.is_dir() != there.is_dir() or (path.is_file() and not _same(path, there)):
+def _move(name: str, source: Path, target: Path) -> None:
+    """Move a tree into another by renaming; files that are there with the same content stay."""
+    for path, there in _pairs(source, target):  # all conflicts are found before the first rename
+        if path.is_dir() != there.is_dir() or (path.is_file() and not filecmp.cmp(path, there, shallow=False)):
             raise LaryError(f"{there} exists with other content than in {name}: move it away and start again.")
-        kept += path.is_file()
     for path, there in list(_pairs(source, target, renaming=True)):
         if there.exists():
             path.unlink()
         else:
             os.replace(path, there)
-    return kept
 
 
 def _pairs(source: Path, target: Path, *, renaming: bool = False) -> Iterator[tuple[Path, Path]]:
@@ -349,13 +387,3 @@ def _pairs(source: Path, target: Path, *, renaming: bool = False) -> Iterator[tu
             yield from _pairs(path, there, renaming=renaming)
         else:
             yield path, there
-
-
-def _same(first: Path, second: Path) -> bool:
-    if first.stat().st_size != second.stat().st_size:
-        return False
-    with first.open("rb") as one, second.open("rb") as other:
-        while block := one.read(BLOCK):
-            if block != other.read(BLOCK):
-                return False
-    return True

@@ -15,8 +15,9 @@ from pathlib import Path
 from typing import Any, Literal
 
 from lary.data.audit_part import Part, listed, read_part, share
-from lary.data.samples import find_table, read_table
 from lary.data.spec import DatasetSpec, LabelSpace
+from lary.data.splits import find_table
+from lary.data.tables import read_table
 from lary.types import UsageError
 
 Severity = Literal["leak", "warning", "note"]
@@ -78,7 +79,7 @@ class Finding:
 
 
 @dataclass(frozen=True)
-class SplitFacts:
+class AuditedSplit:
     """A split in numbers: rows, groups (episodes or videos), rows per class and per robot type."""
 
     split: str
@@ -94,7 +95,7 @@ class AuditReport:
     """What an audit found, leaks first."""
 
     dataset: str
-    splits: tuple[SplitFacts, ...]
+    splits: tuple[AuditedSplit, ...]
     findings: tuple[Finding, ...]
 
     @property
@@ -170,10 +171,10 @@ def open_parts(request: AuditRequest) -> list[Part]:
     return [read_part(table, f"{root}/" if several else "") for table, root in zip(tables, roots, strict=True)]
 
 
-def facts_of(part: Part) -> SplitFacts:
+def facts_of(part: Part) -> AuditedSplit:
     """Numbers of a split."""
     classes = Counter(part.targets) if part.classes is not None else Counter[str]()
-    return SplitFacts(
+    return AuditedSplit(
         part.name, str(part.table.path), len(part.table), len(part.group_sizes), dict(sorted(classes.items())),
         dict(sorted(Counter(part.embodiments).items())),
     )  # fmt: skip

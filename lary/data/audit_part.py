@@ -8,7 +8,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
 
-from lary.data.samples import (
+from lary.data.spec import LabelSpace
+from lary.data.tables import (
     ACTION_FOLDER,
     IMAGE_FOLDER,
     INDEX_COLUMN,
@@ -19,7 +20,6 @@ from lary.data.samples import (
     group_name,
     usual_place,
 )
-from lary.data.spec import LabelSpace
 
 MOMENT = re.compile(r"(\d+|start|begin|first|end|last)\.[^./]+$")
 """When a frame was taken: the number or word at the end of its name."""

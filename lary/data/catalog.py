@@ -1,12 +1,14 @@
 """The records of the benchmark's data sets and of the simulated arms.
 
 Sources: arXiv 2604.11689, section 3 and appendix (tracks, splits, licences) and the published metadata tables.
-Class names stand in ``tables/action_categories.csv``.
+The class names are in ``tables/action_categories.csv``.
 """
 
 from __future__ import annotations
 
 import csv
+from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
 from lary.data.spec import (
@@ -21,12 +23,6 @@ from lary.data.spec import (
     register_dataset,
 )
 
-PUBLISHED = "2026-04-27"
-"""Day on which the published data sets were opened in full."""
-
-REPOSITORY = "meituan-longcat/LARYBench"
-"""On Hugging Face and ModelScope alike."""
-
 CITATION = """@misc{nie2026larylatentactionrepresentation,
   title={LARY: A Latent Action Representation Yielding Benchmark for Generalizable Vision-to-Action Alignment},
   author={Dujun Nie and Fengjiao Chen and Qi Lv and Jun Kuang and Xiaoyu Li and Xuezhi Cao and Xunliang Cai},
@@ -36,6 +32,11 @@ CITATION = """@misc{nie2026larylatentactionrepresentation,
   primaryClass={cs.CV},
   url={https://arxiv.org/abs/2604.11689},
 }"""
+
+# The day on which the published data sets were opened in full; the owner is the same on Hugging Face and ModelScope.
+published = partial(
+    DatasetSpec, revision="2026-04-27", repository="meituan-longcat/LARYBench", citation=CITATION
+)  # fmt: skip
 
 EPISODE = r"^(.*?ep_[^/]+)/"
 """Group of a pair: its episode folder, with the task folder before it where there is one."""
@@ -67,12 +68,9 @@ def class_names(dataset: str) -> tuple[str, ...]:
 AGIBOT = Licence("AgiBotWorld-Beta", "CC BY-NC-SA 4.0", False, "https://github.com/OpenDriveLab/AgiBot-World")
 
 register_dataset(
-    DatasetSpec(
+    published(
         name="libero",
         title="Atomic Robot",
-        revision=PUBLISHED,
-        repository=REPOSITORY,
-        citation=CITATION,
         samples=25_940,
         media="pair",
         target=LabelSpace(class_names("libero")),
@@ -88,12 +86,9 @@ register_dataset(
 )
 
 register_dataset(
-    DatasetSpec(
+    published(
         name="human_1st",
         title="Composite Human",
-        revision=PUBLISHED,
-        repository=REPOSITORY,
-        citation=CITATION,
         samples=652_297,
         media="clip",
         target=LabelSpace(class_names("human_1st")),
@@ -118,12 +113,9 @@ register_dataset(
 )
 
 register_dataset(
-    DatasetSpec(
+    published(
         name="robot_1st",
         title="Composite Robot",
-        revision=PUBLISHED,
-        repository=REPOSITORY,
-        citation=CITATION,
         samples=538_423,
         media="clip",
         target=LabelSpace(class_names("robot_1st")),
@@ -138,9 +130,18 @@ register_dataset(
 # Regression
 
 EULER_ARM = ("x", "y", "z", "roll", "pitch", "yaw", "gripper")
-EULER_ARM_UNITS = ("m", "m", "m", "rad", "rad", "rad", "")
-EULER_ARM_ORIENTATION = (Orientation("arm", (3, 4, 5), "euler_xyz"),)
-EULER_ARM_GROUPS = {"position": (0, 1, 2), "orientation": (3, 4, 5), "gripper": (6,)}
+
+
+def euler_arm(horizon: int, rule: Normalisation, *, grouped: bool = True) -> ActionSpace:
+    """The actions of one arm: position, orientation about the fixed axes, and gripper."""
+    return ActionSpace(
+        dims=EULER_ARM,
+        horizon=horizon,
+        normalisation=rule,
+        groups={"position": (0, 1, 2), "orientation": (3, 4, 5), "gripper": (6,)} if grouped else {},
+        units=("m", "m", "m", "rad", "rad", "rad", ""),
+        orientations=(Orientation("arm", (3, 4, 5), "euler_xyz"),),
+    )
 
 
 def relative_command(dataset: str, train: str = "train") -> str:
@@ -152,26 +153,19 @@ def relative_command(dataset: str, train: str = "train") -> str:
 
 
 register_dataset(
-    DatasetSpec(
+    published(
         name="calvin",
         title="CALVIN",
-        revision=PUBLISHED,
-        repository=REPOSITORY,
-        citation=CITATION,
         samples=209_921,
         media="pair",
         stride=5,
-        target=ActionSpace(
-            dims=EULER_ARM,
-            horizon=5,
-            normalisation=Normalisation(
+        target=euler_arm(
+            5,
+            Normalisation(
                 mean=(0.03993005, -0.1113833, 0.50033228, 1.04580053, -0.08165425, 1.58390577, -0.08441296),
                 std=(0.14403107, 0.09919957, 0.05518382, 2.89455128, 0.13053949, 0.57474015, 0.99643086),
                 relative_command=relative_command("calvin"),
             ),
-            groups=EULER_ARM_GROUPS,
-            units=EULER_ARM_UNITS,
-            orientations=EULER_ARM_ORIENTATION,
         ),
         splits={"train": Split("regression/calvin/train_stride5"), "val": Split("regression/calvin/val_stride5")},
         licences=(Licence("CALVIN", MIT, True, "https://github.com/mees/calvin"),),
@@ -188,27 +182,22 @@ for name, title, stride, group, count in (
     ("vlabench_30", "VLABench, stride 30", 30, "", 16_728),
 ):
     register_dataset(
-        DatasetSpec(
+        published(
             name=name,
             title=title,
-            revision=PUBLISHED,
-            repository=REPOSITORY,
-            citation=CITATION,
             samples=count,
             media="pair",
             stride=stride,
             stride_series="VLABench",
             # No groups: the published results of these keys have single dimensions only.
-            target=ActionSpace(
-                dims=EULER_ARM,
-                horizon=stride,
-                normalisation=Normalisation(
+            target=euler_arm(
+                stride,
+                Normalisation(
                     mean=(0.02959172, 0.39965126, 0.25788001, 1.0136418, -0.38189239, -0.13961033, 0.54842541),
                     std=(0.15966601, 0.13813421, 0.1362726, 2.70449661, 0.63210694, 1.72885403, 0.49764945),
                     relative_command=relative_command(name),
                 ),
-                units=EULER_ARM_UNITS,
-                orientations=EULER_ARM_ORIENTATION,
+                grouped=False,
             ),
             splits={"train": Split("regression/vlabench"), "val": Split("regression/vlabench")},
             drawn=drawn("episode"),
@@ -223,7 +212,20 @@ for name, title, stride, group, count in (
     )
 
 
-def robot_statistics(dataset: str, folder: str, stride: int) -> Normalisation:
+# Real robots of two arms: tasks seen in training, and others
+robots = partial(
+    published,
+    media="pair",
+    train="seen_train",
+    validation="seen_val",
+    unseen="unseen",
+    group_pattern=EPISODE,
+    media_depth=1,
+    embodiment_column="robot_type",
+)
+
+
+def robot_statistics(dataset: str, folder: str) -> Normalisation:
     """Statistics per robot type, from the file that the benchmark's own command makes."""
     return Normalisation(
         stats_file=f"regression/{folder}/{dataset}_stats.json",
@@ -232,25 +234,16 @@ def robot_statistics(dataset: str, folder: str, stride: int) -> Normalisation:
     )
 
 
-def seen_and_unseen(root: str) -> dict[str, Split]:
-    """The splits of the real robots: tasks seen in training, and others."""
-    return {name: Split(root) for name in ("seen_train", "seen_val", "unseen")}
-
-
 register_dataset(
-    DatasetSpec(
+    robots(
         name="robocoin",
         title="RoboCOIN",
-        revision=PUBLISHED,
-        repository=REPOSITORY,
-        citation=CITATION,
         samples=148_767,
-        media="pair",
         stride=10,
         target=ActionSpace(
             dims=tuple(f"{arm}_{axis}" for arm in "lr" for axis in ("x", "y", "z", "roll", "pitch", "yaw")),
             horizon=10,
-            normalisation=robot_statistics("robocoin", "robocoin_10", 10),
+            normalisation=robot_statistics("robocoin", "robocoin_10"),
             groups={"position": (0, 1, 2, 6, 7, 8), "orientation": (3, 4, 5, 9, 10, 11)},
             units=("m", "m", "m", "rad", "rad", "rad") * 2,
             orientations=(
@@ -258,14 +251,8 @@ register_dataset(
                 Orientation("right arm", (9, 10, 11), "euler_xyz"),
             ),
         ),
-        splits=seen_and_unseen("regression/robocoin_10"),
+        splits={name: Split("regression/robocoin_10") for name in ("seen_train", "seen_val", "unseen")},
         licences=(Licence("RoboCOIN", MIT, True, "https://github.com/FlagOpen/RoboCOIN"),),
-        train="seen_train",
-        validation="seen_val",
-        unseen="unseen",
-        group_pattern=EPISODE,
-        media_depth=1,
-        embodiment_column="robot_type",
         # Empty for all tasks of this robot and for no other; everywhere else the task's folder begins with the robot.
         unnamed_robot=(r"^G1edu-u3_", "G1edu-u3"),
         integrity_group="RoboCOIN",
@@ -274,14 +261,10 @@ register_dataset(
 )
 
 register_dataset(
-    DatasetSpec(
+    robots(
         name="agibotbeta",
         title="AgiBotWorld-Beta",
-        revision=PUBLISHED,
-        repository=REPOSITORY,
-        citation=CITATION,
         samples=124_519,
-        media="pair",
         stride=45,
         target=ActionSpace(
             dims=(
@@ -289,7 +272,7 @@ register_dataset(
                 *("l_qx", "l_qy", "l_qz", "l_qw", "r_qx", "r_qy", "r_qz", "r_qw", "r_g", "l_g"),
             ),
             horizon=45,
-            normalisation=robot_statistics("agibotbeta", "agibot_45", 45),
+            normalisation=robot_statistics("agibotbeta", "agibot_45"),
             groups={"position": tuple(range(6)), "orientation": tuple(range(6, 14)), "gripper": (14, 15)},
             units=("m",) * 6 + ("",) * 10,
             orientations=(
@@ -297,14 +280,8 @@ register_dataset(
                 Orientation("right arm", (10, 11, 12, 13), "quaternion_xyzw"),
             ),
         ),
-        splits=seen_and_unseen("regression/agibot_45"),
+        splits={name: Split("regression/agibot_45") for name in ("seen_train", "seen_val", "unseen")},
         licences=(AGIBOT,),
-        train="seen_train",
-        validation="seen_val",
-        unseen="unseen",
-        group_pattern=EPISODE,
-        media_depth=1,
-        embodiment_column="robot_type",
         integrity_group="Agibot",
         description="124,519 pairs of one make of two-armed robot.",
     )
@@ -313,28 +290,23 @@ register_dataset(
 # Simulated arms: made by ``lary simulate``
 
 SIMULATED = (Licence("lary simulate", MIT, True),)
-SIM_ACTIONS = ActionSpace(
-    dims=EULER_ARM,
-    horizon=5,
-    normalisation=Normalisation(
-        stats_file="regression/simarm/simarm_stats.json",
-        command="lary simulate OUT",
-        relative_command=relative_command("simarm"),
-    ),
-    groups=EULER_ARM_GROUPS,
-    units=EULER_ARM_UNITS,
-    orientations=EULER_ARM_ORIENTATION,
-)
 SIM_SPLITS = {split: Split(f"regression/simarm/{split}_stride5") for split in ("train", "val", "unseen")}
 
-register_dataset(
+simarm = register_dataset(
     DatasetSpec(
         name="simarm",
         title="Simulated arms",
         revision="1",
         media="pair",
         stride=5,
-        target=SIM_ACTIONS,
+        target=euler_arm(
+            5,
+            Normalisation(
+                stats_file="regression/simarm/simarm_stats.json",
+                command="lary simulate OUT",
+                relative_command=relative_command("simarm"),
+            ),
+        ),
         splits=SIM_SPLITS,
         licences=SIMULATED,
         unseen="unseen",
@@ -347,21 +319,14 @@ register_dataset(
 )
 
 register_dataset(
-    DatasetSpec(
+    replace(
+        simarm,
         name="simarm_unseen",
         title="Simulated arms, unseen objects",
-        revision="1",
-        media="pair",
-        stride=5,
-        target=SIM_ACTIONS,
         splits={"unseen": Split(SIM_SPLITS["unseen"].root, table="simarm_metadata_unseen.csv")},
-        licences=SIMULATED,
         validation="unseen",
-        unseen="unseen",
-        group_pattern=EPISODE,
-        media_depth=0,
-        embodiment_column="robot_type",
         description="The unseen split of the simulated arms under its own name: new objects, new arm colour.",
+        in_demo=False,
     )
 )
 

@@ -1,24 +1,33 @@
-"""Clips of SSv2 and EgoDex: which ones the tables name, and which part of which recording each is.
+"""Clips of SSv2 and EgoDex: which ones the tables name, and cutting and reversing them out of their recordings.
 
 Both sources may not be redistributed, so the benchmark ships seed tables (``seed_ssv2.csv``, ``seed_egodex.csv``)
 from which users cut the clips: the column ``video_path`` and, in ``seed_output``, lines such as ``0.5 - 2.0 pick up``.
-A clip's name holds the row of its seed table and the line; ``_rev`` marks the reversed clip.
+A clip's name holds the row of its seed table and the line; ``_rev`` marks the reversed clip. Clips are H.264 without
+sound, cut by the ffmpeg executable or by PyAV; each file appears whole or not at all.
 """
 
 from __future__ import annotations
 
+import functools
+import itertools
 import os
 import re
-from collections.abc import Iterable, Sequence
+import shutil
+import subprocess
+from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor, as_completed
+from contextlib import contextmanager
 from dataclasses import dataclass
+from fractions import Fraction
 from pathlib import Path, PurePosixPath
-from typing import Literal, NamedTuple
+from typing import Any, Literal, NamedTuple
 
-from lary.data.cutting import Cutter, cut_forward, cut_reversed, find_cutter
-from lary.data.samples import read_csv, write_csv
-from lary.files import inside
+from lary.data.configs import ClipConfig
+from lary.data.frames import decode_video
+from lary.data.tables import read_frame
+from lary.files import atomic_write, create_temporary, inside, write_failures
 from lary.runtime import log, progress
+from lary.settings import Settings
 from lary.types import Failure, MediaError, UsageError
 
 Times = Literal["clock", "published"]
@@ -39,6 +48,25 @@ CLIP_TABLES = ("human_1st_metadata_train.csv", "human_1st_metadata_val.csv")
 SOURCES = ("SSv2", "EgoDex")
 """Values of the column ``dataset``, and first folders of the clips."""
 
+ENCODER = {"preset": "ultrafast", "crf": "23"}
+EVEN = "ceil(iw/2)*2:ceil(ih/2)*2"
+"""H.264 with halved colour needs even sides: a line is added at the right and below."""
+
+TURNS = {1: ("transpose=cclock",), 2: ("hflip", "vflip"), 3: ("transpose=clock",)}
+"""Filters that set a picture upright, by quarter turns against the clock."""
+
+HALF_TICK = Fraction(1, 2_000_000)
+"""Slack of times in seconds, half of FFmpeg's microsecond."""
+
+BLOCK = 48
+"""Frames held at once while reversing: 150 MB of 1080p pictures."""
+
+REVERSED_BITS = 64
+"""Bits per pixel that a reversed clip may take, as OpenCV's writer allows: it adds no visible loss."""
+
+MPEG4_TICKS = 65535
+"""Largest number of ticks a second in MPEG-4 (ISO/IEC 14496-2, vop_time_increment_resolution)."""
+
 
 class Span(NamedTuple):
     """A part of a recording: the line that names it (from 0), its start and duration in seconds."""
@@ -57,9 +85,14 @@ class Task(NamedTuple):
     out: Path
     reverse: bool
 
+    @property
+    def forward(self) -> Path:
+        """The file of the forward clip."""
+        return self.out.with_name(self.out.name.removesuffix(REVERSED + SUFFIX) + SUFFIX) if self.reverse else self.out
+
 
 def parse_clips(value: object, times: Times = "clock") -> list[Span]:
-    """The spans of a cell of the seed table, in the order of its lines; lines without a usable span are passed over.
+    """The spans of a cell of the seed table, in the order of its lines; lines without a usable span are skipped.
 
     The first range of a line counts. Under ``clock``, a line whose times have colons is read as minutes and seconds;
     ``published`` reads the numbers at the colons' edges, as the published tool does (``00:01 - 00:05`` gives nothing).
@@ -79,57 +112,31 @@ def parse_clips(value: object, times: Times = "clock") -> list[Span]:
 
 def seconds(text: str) -> float:
     """Seconds of ``12.5``, ``1:02.5`` or ``1:00:02``."""
-    total = 0.0
-    for part in text.split(":"):
-        total = total * 60 + float(part)
-    return total
+    return functools.reduce(lambda total, part: total * 60 + float(part), text.split(":"), 0.0)
 
 
-def ssv2_tasks(seeds: Iterable[tuple[str, str]], root: Path, out: Path, wanted: frozenset[str], times: Times = "clock") -> list[Task]:  # fmt: skip # noqa: E501
-    """The clips among `wanted` that seed rows (video_path, seed_output) give: ``SSv2/<row>_<line>[_rev].mp4``."""
-    tasks = []
-    for row, (video, text) in enumerate(seeds):
-        name = PurePosixPath(video.replace("\\", "/")).name
-        tasks += named_tasks(f"{SOURCES[0]}/{row}", name, text, root, out, wanted, times)
-    return tasks
-
-
-def egodex_tasks(seeds: Iterable[tuple[str, str]], root: Path, out: Path, wanted: frozenset[str], times: Times = "clock") -> list[Task]:  # fmt: skip # noqa: E501
-    """Likewise ``EgoDex/<video>/<row>_<line>[_rev].mp4``."""
-    tasks = []
-    for row, (video, text) in enumerate(seeds):
-        path = video.replace("\\", "/")
-        inner = path.split(UNPACKED, 1)[1] if UNPACKED in path else PurePosixPath(path).name
-        tasks += named_tasks(f"{SOURCES[1]}/{PurePosixPath(path).stem}/{row}", inner, text, root, out, wanted, times)
-    return tasks
-
-
-def named_tasks(
-    stem: str, video: str, text: str, root: Path, out: Path, wanted: frozenset[str], times: Times
+def clip_tasks(
+    source: str, seeds: Iterable[Sequence[str]], root: Path, out: Path, wanted: frozenset[str], times: Times = "clock"
 ) -> list[Task]:
-    """The clips of one seed row, forward before reversed."""
+    """The clips among `wanted` that the seed rows (video_path, seed_output) of a source give, forward before reversed.
+
+    Named ``SSv2/<row>_<line>[_rev].mp4`` and ``EgoDex/<video>/<row>_<line>[_rev].mp4``.
+    """
     tasks = []
-    for span in parse_clips(text, times):
-        for ending, reverse in ((SUFFIX, False), (REVERSED + SUFFIX, True)):
-            name = f"{stem}_{span.line}{ending}"
-            if name in wanted:
-                # Both come from tables, which are data: neither may lead out of its folder.
-                source, target = inside(root, video), inside(out, name)
-                tasks.append(Task(source, span.start, span.duration, target, reverse))
+    for row, (video, text) in enumerate(seeds):
+        path = PurePosixPath(video.replace("\\", "/"))
+        inner, stem = path.name, f"{source}/{row}"
+        if source == SOURCES[1]:  # its recordings are in folders of tasks
+            stem = f"{source}/{path.stem}/{row}"
+            inner = str(path).split(UNPACKED, 1)[1] if UNPACKED in str(path) else path.name
+        for span in parse_clips(text, times):
+            for ending, reverse in ((SUFFIX, False), (REVERSED + SUFFIX, True)):
+                name = f"{stem}_{span.line}{ending}"
+                if name in wanted:
+                    # Both come from tables, which are untrusted: neither may lead out of its folder.
+                    recording, target = inside(root, inner), inside(out, name)
+                    tasks.append(Task(recording, span.start, span.duration, target, reverse))
     return tasks
-
-
-@dataclass(frozen=True, kw_only=True)
-class ClipRequest:
-    """What to cut: roots and seed tables by source (`SOURCES`), the tables that name the clips, the output folder."""
-
-    roots: dict[str, Path]
-    seeds: dict[str, Path]
-    tables: tuple[Path, ...]
-    out: Path
-    workers: int = 4
-    times: Times = "clock"
-    cutter: Cutter | None = None
 
 
 @dataclass(frozen=True)
@@ -143,70 +150,67 @@ class ClipReport:
     listed: Path
 
 
-def prepare_clips(request: ClipRequest) -> ClipReport:
+def prepare_clips(config: ClipConfig, settings: Settings) -> ClipReport:
     """Cut every clip that the tables name and that isn't there yet; every clip that fails is named with its reason.
 
     A reversed clip is made of its finished forward clip, which is cut too where only the reversed one is named.
 
     Raises:
-        UsageError: a table or column is missing.
+        UsageError: a folder, table or column is missing, or ffmpeg is asked for and missing.
     """
-    wanted = wanted_clips(request.tables, tuple(request.roots))
-    cutter = request.cutter or find_cutter()
-    log.info("cutting with %s", cutter.name)
+    folder = settings.path("LARY_ROOT") / "data"
+    roots = {name: root for name, root in zip(SOURCES, (config.ssv2_root, config.egodex_root), strict=True) if root}
+    if not roots:
+        raise UsageError("Name --ssv2-root, --egodex-root or both: the folders of the recordings.")
+    for name, root in roots.items():
+        if not root.is_dir():
+            raise UsageError(f"The {name} folder {root} does not exist.")
+    seeds = (config.seed_ssv2 or folder / "seed_ssv2.csv", config.seed_egodex or folder / "seed_egodex.csv")
+    tables = config.metadata or tuple(path for name in CLIP_TABLES if (path := folder / name).is_file())
+    if not tables:
+        raise UsageError(f"There is none of {', '.join(CLIP_TABLES)} in {folder}: set LARY_ROOT or pass --metadata.")
+    out = config.output_dir or settings.path("DATA_DIR") / "classification"
+    ffmpeg = find_ffmpeg(config.backend)
+    rows = [row for table in tables for row in read_columns(table, "dataset", "video_path")]
+    wanted = frozenset(path.strip().replace("\\", "/") for source, path in rows if source.strip() in roots)
+    log.info("cutting with %s", ffmpeg or "PyAV")
     tasks = []
-    for source, make in zip(SOURCES, (ssv2_tasks, egodex_tasks), strict=True):
-        if source in request.roots:
-            seeds = read_columns(request.seeds[source], ("video_path", "seed_output"))
-            pairs = [(video, text) for video, text in seeds]
-            tasks += make(pairs, request.roots[source], request.out, wanted, request.times)
+    for source, table in zip(SOURCES, seeds, strict=True):
+        if source in roots:
+            pairs = read_columns(table, "video_path", "seed_output")
+            tasks += clip_tasks(source, pairs, roots[source], out, wanted, config.times)
     failures = [
-        Failure(-1, name, "no line of the seed table gives this clip")
-        for name in sorted(wanted - {task.out.relative_to(request.out).as_posix() for task in tasks})
+        Failure(None, name, "no line of the seed table gives this clip")
+        for name in sorted(wanted - {task.out.relative_to(out).as_posix() for task in tasks})
     ]
     groups: dict[Path, list[Task]] = {}
     for task in tasks:
-        groups.setdefault(forward_path(task), []).append(task)
+        groups.setdefault(task.forward, []).append(task)
     made = kept = 0
-    workers = min(request.workers, 4 * (os.cpu_count() or 1))
+    workers = min(config.workers, 4 * (os.cpu_count() or 1))
     with progress(len(tasks), "cutting", "clip") as bar, ThreadPoolExecutor(workers) as pool:
-        for done in as_completed([pool.submit(make_clips, group, cutter) for group in groups.values()]):
+        for done in as_completed([pool.submit(make_clips, group, ffmpeg) for group in groups.values()]):
             for task, result in done.result():
                 made, kept = made + (result == "made"), kept + (result == "kept")
                 if result not in ("made", "kept"):
-                    failures.append(Failure(-1, task.out.relative_to(request.out).as_posix(), result))
+                    failures.append(Failure(None, task.out.relative_to(out).as_posix(), result))
                 bar.advance()
     failures.sort(key=lambda item: item.path)
-    listed = request.out / "clip_failures.csv"
-    if failures:
-        write_csv(listed, ["path", "reason"], [[item.path, item.reason] for item in failures])
-    else:
-        listed.unlink(missing_ok=True)
+    listed = out / "clip_failures.csv"
+    write_failures(listed, failures)
     return ClipReport(len(wanted), made, kept, tuple(failures), listed)
 
 
-def wanted_clips(tables: Sequence[Path], sources: Sequence[str]) -> frozenset[str]:
-    """The clips of `sources` that the tables name."""
-    rows = [row for table in tables for row in read_columns(table, ("dataset", "video_path"))]
-    return frozenset(path.strip().replace("\\", "/") for source, path in rows if source.strip() in sources)
-
-
-def read_columns(table: Path, names: tuple[str, str]) -> list[tuple[str, str]]:
-    """Two columns of a CSV. Raises UsageError if there is none of the name."""
-    columns, rows = read_csv(table)
+def read_columns(table: Path, *names: str) -> list[tuple[str, ...]]:
+    """Some columns of a CSV. Raises UsageError if there is none of a name."""
+    frame = read_frame(table)
     for name in names:
-        if name not in columns:
-            raise UsageError(f"{table} has no column '{name}'; it has: {', '.join(columns)}.")
-    first, second = (columns.index(name) for name in names)
-    return [(row[first], row[second]) for row in rows]
+        if name not in frame.columns:
+            raise UsageError(f"{table} has no column '{name}'; it has: {', '.join(frame.columns)}.")
+    return list(zip(*(frame[name].tolist() for name in names), strict=True))
 
 
-def forward_path(task: Task) -> Path:
-    """The forward clip of a task."""
-    return task.out.with_name(task.out.name.removesuffix(REVERSED + SUFFIX) + SUFFIX) if task.reverse else task.out
-
-
-def make_clips(tasks: Sequence[Task], cutter: Cutter) -> list[tuple[Task, str]]:
+def make_clips(tasks: Sequence[Task], ffmpeg: str | None) -> list[tuple[Task, str]]:
     """Make the forward and the reversed clip of one span; each task with ``made``, ``kept`` or why it failed."""
     done = []
     for task in sorted(tasks, key=lambda task: task.reverse):
@@ -214,13 +218,12 @@ def make_clips(tasks: Sequence[Task], cutter: Cutter) -> list[tuple[Task, str]]:
             if present(task.out):
                 done.append((task, "kept"))
                 continue
-            forward = forward_path(task)
-            if not present(forward):
+            if not present(task.forward):
                 if not task.source.is_file():
                     raise MediaError(f"The recording {task.source} does not exist.")
-                cut_forward(cutter, task.source, task.start, task.duration, forward)
+                cut_forward(task.source, task.start, task.duration, task.forward, ffmpeg)
             if task.reverse:
-                cut_reversed(forward, task.out)
+                cut_reversed(task.forward, task.out)
             done.append((task, "made"))
         except (MediaError, OSError) as error:
             done.append((task, str(error)))
@@ -230,3 +233,167 @@ def make_clips(tasks: Sequence[Task], cutter: Cutter) -> list[tuple[Task, str]]:
 def present(path: Path) -> bool:
     """Whether a clip was made before: clips take their names when complete, so one that isn't empty is whole."""
     return path.is_file() and path.stat().st_size > 0
+
+
+# Cutting and reversing
+
+
+def find_ffmpeg(backend: str = "auto") -> str | None:
+    """The ffmpeg executable; None where PyAV cuts. Raises UsageError if ffmpeg is asked for and missing."""
+    found = None if backend == "pyav" else shutil.which("ffmpeg")
+    if found is None and backend == "ffmpeg":
+        raise UsageError("There is no ffmpeg executable in PATH: install it, or cut with --backend pyav.")
+    return found
+
+
+def cut_forward(source: Path, start: float, duration: float, out: Path, ffmpeg: str | None = None) -> None:
+    """Cut `duration` seconds from `start` on, frame-exact, as H.264, by the ffmpeg executable or by PyAV.
+
+    Raises:
+        MediaError: the recording is broken, or holds no frame in that span.
+    """
+    if ffmpeg is None:
+        _cut_with_pyav(source, start, duration, out)
+    else:
+        _cut_with_ffmpeg(ffmpeg, source, start, duration, out)
+
+
+def _cut_with_ffmpeg(executable: str, source: Path, start: float, duration: float, out: Path) -> None:
+    handle, name = create_temporary(out)
+    os.close(handle)
+    options = [item for key, value in ENCODER.items() for item in (f"-{key}", value)]
+    command = [executable, "-nostdin", "-v", "error", "-y", "-ss", str(start), "-t", str(duration)]
+    command += ["-i", str(source.absolute()), "-vf", f"pad={EVEN}", "-c:v", "libx264", *options, "-threads", "1"]
+    command += ["-pix_fmt", "yuv420p", "-an", "-f", "mp4", name]
+    try:
+        done = subprocess.run(command, capture_output=True, text=True, errors="replace")
+        if done.returncode:
+            lines = done.stderr.strip().splitlines() or [f"exit code {done.returncode}"]
+            raise MediaError(f"ffmpeg can't cut {source}: {lines[-1]}.")
+        try:
+            next(decode_video(Path(name)))
+        except MediaError:
+            raise MediaError(f"The recording {source} has no frame from {start} s on.") from None
+        os.replace(name, out)
+    finally:
+        Path(name).unlink(missing_ok=True)
+
+
+@contextmanager
+def _failing_as(what: str) -> Iterator[None]:
+    """What PyAV and the disk raise in the block as a MediaError."""
+    import av
+
+    try:
+        yield
+    except (av.error.FFmpegError, OSError, ValueError, IndexError) as error:
+        raise MediaError(f"{what}: {getattr(error, 'strerror', None) or error}.") from error
+
+
+def _cut_with_pyav(source: Path, start: float, duration: float, out: Path) -> None:
+    import av
+
+    with _failing_as(f"{source} can't be cut"), av.open(str(source)) as container:
+        if not container.streams.video:
+            raise ValueError("it holds no video stream")
+        stream: Any = container.streams.video[0]
+        stream.codec_context.thread_count = 1
+        # Cuts are counted from the recording's start, as ffmpeg does.
+        begin = Fraction(container.start_time or 0, 1_000_000) + Fraction(str(start))
+        if start > 0:
+            container.seek(int((begin - HALF_TICK) / stream.time_base), stream=stream, backward=True)
+        frames = _span(container.demux(stream), begin - HALF_TICK, Fraction(str(duration)))
+        first = next(frames, None)
+        if first is None:
+            raise ValueError(f"it has no frame from {start} s on")
+        upright = _upright(itertools.chain([first], frames), first)
+        _encode(upright, out, stream.average_rate or Fraction(30), begin)
+
+
+def _span(packets: Iterable[Any], begin: Fraction, duration: Fraction) -> Iterator[Any]:
+    """The frames from `begin` on, for `duration` from the first of them on (so does ffmpeg), both in seconds."""
+    first = None
+    for packet in packets:
+        if packet.size and packet.is_corrupt:
+            raise ValueError("the file ends within a frame")
+        for frame in packet.decode():
+            if frame.pts is None:
+                raise ValueError("its frames have no time stamps")
+            if frame.pts * frame.time_base < begin:
+                continue
+            first = frame.pts if first is None else first
+            if frame.pts - first >= round(duration / frame.time_base):
+                return
+            yield frame
+
+
+def _upright(frames: Iterable[Any], first: Any) -> Iterator[Any]:
+    """Frames turned as their recording says, padded to even sides, in the pixel format of H.264."""
+    import av
+
+    graph = av.filter.Graph()
+    # No stream is handed over: its time base may differ from the frames'.
+    source = graph.add_buffer(
+        width=first.width, height=first.height, format=first.format, time_base=first.time_base
+    )  # fmt: skip
+    turn = round(getattr(first, "rotation", 0) / 90) % 4
+    links = [source]
+    for text in (*TURNS.get(turn, ()), f"pad={EVEN}", "format=yuv420p"):
+        name, _, arguments = text.partition("=")
+        links.append(graph.add(name, arguments or None))
+    links.append(graph.add("buffersink"))
+    for before, after in itertools.pairwise(links):
+        before.link_to(after)
+    graph.configure()
+    for frame in frames:
+        source.push(frame)
+        yield links[-1].pull()
+
+
+def cut_reversed(forward: Path, out: Path) -> None:
+    """All frames of a clip in reverse order, MPEG-4, at its rate and size.
+
+    Raises:
+        MediaError: the forward clip is broken.
+    """
+    import av
+
+    with _failing_as(f"{forward} can't be reversed"):
+        with av.open(str(forward)) as container:
+            rate = container.streams.video[0].average_rate or Fraction(30)
+        rate = rate.limit_denominator(max(1, min(1001, int(MPEG4_TICKS / rate))))
+        count = sum(1 for _ in decode_video(forward))
+        # The frames from the last to the first, a block of them in memory at a time.
+        blocks = ((max(0, stop - BLOCK), stop) for stop in range(count, 0, -BLOCK))
+        frames = (
+            frame
+            for start, stop in blocks
+            for frame in reversed(list(itertools.islice(decode_video(forward), start, stop)))
+        )
+        _encode(frames, out, rate)
+
+
+def _encode(frames: Iterable[Any], out: Path, rate: Fraction, origin: Fraction | None = None) -> None:
+    """Write frames as H.264 with their own times, counted from `origin` in seconds; without it evenly as MPEG-4."""
+    import av
+
+    with atomic_write(out) as file, av.open(file, "w", format="mp4") as container:
+        stream: Any = None
+        ticks = -1
+        for frame in frames:
+            if stream is None:
+                stream = container.add_stream(
+                    "mpeg4" if origin is None else "libx264", rate=rate, options={} if origin is None else ENCODER
+                )
+                stream.width, stream.height, stream.pix_fmt = frame.width, frame.height, "yuv420p"
+                stream.codec_context.thread_count = 1
+                if origin is None:
+                    stream.bit_rate = int(min(REVERSED_BITS * rate * frame.width * frame.height, 2**30))
+                else:
+                    stream.codec_context.time_base = frame.time_base
+            unit = 1 / stream.codec_context.rate if origin is None else stream.codec_context.time_base
+            own = 0 if origin is None else int((frame.pts * frame.time_base - origin) / unit + Fraction(1, 2))
+            ticks = max(own, ticks + 1)  # ascending, also where two frames have one time
+            frame.pts, frame.time_base, frame.pict_type = ticks, unit, 0
+            container.mux(stream.encode(frame))
+        container.mux(stream.encode(None))

@@ -6,32 +6,36 @@ Clips are decoded by PyAV, exact by index: frame n is the n-th in order of prese
 from __future__ import annotations
 
 import functools
+import os
+import stat
 import threading
 from bisect import bisect_right
 from collections.abc import Container, Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from lary.data.images import PNG as PNG
-from lary.data.images import Image as Image
-from lary.data.images import Reader as Reader
-from lary.data.images import image_problem as image_problem
-from lary.data.images import read_image as read_image
-from lary.data.limits import limit_decoder, open_video
+from lary.data.images import LARGEST_PICTURE, Image, Reader, read_image, size_problem
 from lary.types import MediaError, UsageError
+
+CONTAINERS = (
+    "aac,asf,av1,avi,flv,gif,h264,hevc,ivf,m4v,matroska,mjpeg,mov,mp3,mpeg,mpegts,mpegvideo,obu,ogg,wav,webm,"
+    "yuv4mpegpipe"
+)
+"""Demuxers that read one file; playlists and scripts (hls, concat, dash) open others, so they are not among them."""
 
 SEEKABLE = frozenset({"av1", "ffv1", "h264", "hevc", "mjpeg", "mpeg4", "vp9"})
 """Codecs that store one shown frame per packet, so that packets can be counted instead of decoded."""
 
 DROPPABLE = frozenset({"h264"})
 """Codecs whose pictures say whether others refer to them (H.264: nal_ref_idc), so that those that none refers to are
-passed over. HEVC says it for one temporal layer only."""
+skipped. HEVC says it for one temporal layer only."""
 
 BYTES_KEPT = 64_000_000
-"""Packets of a clip are read once and kept; those of a longer video are read again where it is decoded."""
+"""Packets of a clip are read once and kept, since seeks cost more; those of a longer video are read where needed."""
 
 NEAR = 8
 """A key frame at most this many frames ahead is reached sooner by decoding on than by a seek."""
@@ -41,7 +45,15 @@ def read_clip(
     paths: Sequence[Path], frame_index: Sequence[int], reader: Reader = "cv2", *, clamp: bool = True,
     noisy: bool = False,
 ) -> Image:  # fmt: skip
-    """Decode a sample's frames, (T, H, W, 3) uint8 RGB.
+    """Decode a sample's frames, (T, H, W, 3) uint8 RGB; see `read_frames`."""
+    return np.stack(read_frames(paths, frame_index, reader, clamp=clamp, noisy=noisy))
+
+
+def read_frames(
+    paths: Sequence[Path], frame_index: Sequence[int], reader: Reader = "cv2", *, clamp: bool = True,
+    noisy: bool = False,
+) -> list[Image]:  # fmt: skip
+    """Decode a sample's frames, T arrays (H, W, 3) uint8 RGB of one size; a repeated frame is the same array.
 
     Args:
         paths: the images of a pair, or one video.
@@ -54,14 +66,6 @@ def read_clip(
     Raises:
         MediaError: a file is missing, torn, empty or of no known format, or the images differ in size.
     """
-    return np.stack(read_frames(paths, frame_index, reader, clamp=clamp, noisy=noisy))
-
-
-def read_frames(
-    paths: Sequence[Path], frame_index: Sequence[int], reader: Reader = "cv2", *, clamp: bool = True,
-    noisy: bool = False,
-) -> list[Image]:  # fmt: skip
-    """As `read_clip`, T frames (H, W, 3) of one size that nobody has copied together; a repeated one is the same."""
     if frame_index:
         if len(paths) != 1:
             raise UsageError(f"Frame indices belong to one video, not to {len(paths)} files.")
@@ -71,9 +75,6 @@ def read_frames(
         sizes = ", ".join(f"{image.shape[1]}x{image.shape[0]}" for image in images)
         raise MediaError(f"The images of {paths[0]} differ in size: {sizes}.")
     return images
-
-
-# Videos
 
 
 @dataclass(frozen=True)
@@ -95,16 +96,37 @@ class FrameTable:
     starts: tuple[int, ...] = ()
 
 
-def read_video(path: Path, frame_index: Sequence[int], *, clamp: bool = True) -> Image:
-    """The wanted frames of a video, (T, H, W, 3) uint8 RGB, in the order asked for; see `read_clip`."""
-    return np.stack(video_frames(path, frame_index, clamp=clamp))
+@contextmanager
+def opened_video(path: Path) -> Iterator[tuple[Any, Any]]:
+    """A container that PyAV reads from this file alone, and its first video stream.
+
+    Raises:
+        MediaError: the video is missing, torn, no regular file, or too large; also for what its reader raises.
+    """
+    try:
+        if not stat.S_ISREG(os.stat(path).st_mode):  # a pipe would be waited for without end
+            raise OSError(22, "it is no regular file")
+        options = {"format_whitelist": CONTAINERS, "protocol_whitelist": "file"}
+        with _av().open(str(path), options=options) as container:
+            if not container.streams.video:
+                raise ValueError("it holds no video stream")
+            stream = container.streams.video[0]
+            codec = stream.codec_context
+            codec.thread_count = 1  # samples are read in parallel
+            if problem := size_problem(codec.width, codec.height):
+                raise ValueError(problem)
+            codec.options = {**codec.options, "max_pixels": str(LARGEST_PICTURE)}  # a frame's own header counts too
+            yield container, stream
+    except (_av().error.FFmpegError, OSError, ValueError) as error:
+        reason = getattr(error, "strerror", None) or error
+        raise MediaError(f"The video {path} can't be read: {reason}.") from error
 
 
 def video_frames(path: Path, frame_index: Sequence[int], *, clamp: bool = True) -> list[Image]:
     """The wanted frames of a video, T times (H, W, 3) uint8 RGB, in the order asked for.
 
     The packets are read in full, once; pictures are decoded from the last key frame before a wanted one to the last
-    wanted one, and the wanted ones alone are converted. Where packets don't tell the frames, all are decoded in order.
+    wanted one, and the wanted ones alone are converted. Where packets don't number frames, all are decoded in order.
 
     Raises:
         MediaError: the video is missing, torn or holds no frames, its frames differ in size, or, without `clamp`, it
@@ -112,17 +134,12 @@ def video_frames(path: Path, frame_index: Sequence[int], *, clamp: bool = True) 
     """
     if min(frame_index) < 0:
         raise UsageError(f"Frame indices count from 0: {min(frame_index)} is none.")
-    try:
-        with open_video(_av(), path) as container:
-            stream = _video_stream(container)
-            table = scan_packets(container, stream, keep=True)
-            frames = pick_frames(container, stream, table, frame_index) if table else None
-        if frames is None:
-            with open_video(_av(), path) as container:
-                frames = decode_in_order(container, _video_stream(container), frame_index)
-    except (_av().error.FFmpegError, OSError, ValueError) as error:
-        reason = getattr(error, "strerror", None) or error
-        raise MediaError(f"The video {path} can't be read: {reason}.") from error
+    with opened_video(path) as (container, stream):
+        table = scan_packets(container, stream, keep=True)
+        frames = pick_frames(container, stream, table, frame_index) if table else None
+    if frames is None:
+        with opened_video(path) as (container, stream):
+            frames = decode_in_order(container, stream, frame_index)
     last = max(frames)
     if not clamp and max(frame_index) > last:
         raise MediaError(f"The video {path} ends with frame {last}, and frame {max(frame_index)} is asked for.")
@@ -132,7 +149,7 @@ def video_frames(path: Path, frame_index: Sequence[int], *, clamp: bool = True) 
 
 
 def scan_packets(container: Any, stream: Any, *, keep: bool = False) -> FrameTable | None:
-    """Read all packets once; None where they don't tell which frame is which. Raises ValueError for a torn file.
+    """Read all packets once; None where they don't number the frames. Raises ValueError for a torn file.
 
     Args:
         keep: the packets too, unless they are too large.
@@ -140,7 +157,7 @@ def scan_packets(container: Any, stream: Any, *, keep: bool = False) -> FrameTab
     stamps: list[int] = []
     keys: list[tuple[int, int, int]] = []
     packets: list[Any] = []
-    room = BYTES_KEPT if keep else 0
+    budget = BYTES_KEPT if keep else 0
     countable = codec_name(stream) in SEEKABLE
     for packet in container.demux(stream):
         if packet.size == 0:
@@ -151,8 +168,8 @@ def scan_packets(container: Any, stream: Any, *, keep: bool = False) -> FrameTab
             countable = False
         if not countable:
             continue
-        room -= packet.size
-        if room >= 0:
+        budget -= packet.size
+        if budget >= 0:
             packets.append(packet)
         if packet.is_discard:
             continue
@@ -168,7 +185,7 @@ def scan_packets(container: Any, stream: Any, *, keep: bool = False) -> FrameTab
     seeks, targets, starts = zip(*sorted((order[pts], target, start) for pts, target, start in keys), strict=True)
     if seeks[0] != 0:
         return None
-    return FrameTable(tuple(stamps), seeks, targets, tuple(packets) if room >= 0 else (), starts)
+    return FrameTable(tuple(stamps), seeks, targets, tuple(packets) if budget >= 0 else (), starts)
 
 
 def codec_name(stream: Any) -> str:
@@ -267,21 +284,17 @@ def decode_video(path: Path) -> Iterator[Any]:
         MediaError: the video is missing, torn, damaged or holds no frames; the frames before that are given.
     """
     count = 0
-    try:
-        with open_video(_av(), path) as container:
-            for packet in container.demux(_video_stream(container)):
-                if packet.size and packet.is_corrupt:
-                    raise ValueError("the file ends within a frame")
-                for frame in packet.decode():
-                    if frame.is_corrupt:
-                        raise ValueError(f"frame {count} is damaged")
-                    count += 1
-                    yield frame
+    with opened_video(path) as (container, stream):
+        for packet in container.demux(stream):
+            if packet.size and packet.is_corrupt:
+                raise ValueError("the file ends within a frame")
+            for frame in packet.decode():
+                if frame.is_corrupt:
+                    raise ValueError(f"frame {count} is damaged")
+                count += 1
+                yield frame
         if not count:
             raise ValueError("it holds no frames")
-    except (_av().error.FFmpegError, OSError, ValueError) as error:
-        reason = getattr(error, "strerror", None) or error
-        raise MediaError(f"The video {path} can't be read: {reason}.") from error
 
 
 def announced_frames(path: Path) -> int:
@@ -290,16 +303,11 @@ def announced_frames(path: Path) -> int:
     Raises:
         MediaError: the video is missing, torn or holds no video stream.
     """
-    try:
-        with open_video(_av(), path) as container:
-            stream = _video_stream(container)
-            if stream.frames or not stream.average_rate:
-                return int(stream.frames)
-            seconds = stream.duration * stream.time_base if stream.duration else (container.duration or 0) / 1e6
-            return int(seconds * stream.average_rate + 0.5)
-    except (_av().error.FFmpegError, OSError, ValueError) as error:
-        reason = getattr(error, "strerror", None) or error
-        raise MediaError(f"The video {path} can't be read: {reason}.") from error
+    with opened_video(path) as (container, stream):
+        if stream.frames or not stream.average_rate:
+            return int(stream.frames)
+        seconds = stream.duration * stream.time_base if stream.duration else (container.duration or 0) / 1e6
+        return int(seconds * stream.average_rate + 0.5)
 
 
 def to_rgb(frame: Any) -> Image:
@@ -313,16 +321,6 @@ def to_rgb(frame: Any) -> Image:
     image = _reformatter().reformat(frame, format="rgb24", interpolation="BICUBIC").to_ndarray()
     turns = round(getattr(frame, "rotation", 0) / 90) % 4
     return np.ascontiguousarray(np.rot90(image, turns), dtype=np.uint8)
-
-
-def _video_stream(container: Any) -> Any:
-    """The first video stream, decoded by one thread: parallel work is over samples. Raises ValueError."""
-    if not container.streams.video:
-        raise ValueError("it holds no video stream")
-    stream = container.streams.video[0]
-    stream.codec_context.thread_count = 1
-    limit_decoder(stream)
-    return stream
 
 
 def _reformatter() -> Any:

@@ -17,7 +17,8 @@ from pathlib import Path
 import numpy as np
 import numpy.typing as npt
 
-from lary.data.frames import Image, read_clip
+from lary.data.frames import read_clip
+from lary.data.images import Image
 from lary.types import Failure, LaryError, MediaError, Progress
 
 Hashes = npt.NDArray[np.uint8]
@@ -97,7 +98,7 @@ def hash_sources(
         try:
             return tuple(hash_frame(image) for image in read_clip([source.path], source.frame_index))
         except MediaError as error:
-            return Failure(0, str(source.path), str(error))
+            return Failure(None, str(source.path), str(error))
 
     with closing(HashCache(cache)) as known, ThreadPoolExecutor(max(workers, 1)) as pool:
         for start in range(0, len(sources), 256):

@@ -1,7 +1,7 @@
-"""Images as pixels: uint8 RGB (H, W, 3), held against their container before they are decoded.
+"""Images as pixels: uint8 RGB (H, W, 3), validated before they are decoded, since files are untrusted.
 
-Every PNG chunk and its checksum and the end of a JPEG are looked at, because decoders differ in what they make of a
-torn file: nothing, grey rows or zeros. Orientation from EXIF is applied by both readers, as ``cv2.imread`` does.
+A header of a few bytes can ask a decoder for gigabytes, and decoders differ in what they make of a torn PNG: nothing,
+grey rows or zeros. So its chunks, checksums and pixels are counted here; Pillow examines the other formats.
 """
 
 from __future__ import annotations
@@ -17,12 +17,16 @@ from typing import Literal
 import numpy as np
 import numpy.typing as npt
 
-from lary.data.limits import LARGEST_FILE, jpeg_problem, size_problem
 from lary.files import read_limited
 from lary.types import MediaError
 
 Image = npt.NDArray[np.uint8]
 Reader = Literal["cv2", "pil"]
+
+LARGEST_FILE = 1 << 30
+"""Bytes of one image file."""
+LARGEST_PICTURE = 1 << 26
+"""Pixels of an image or of a frame: 8192 x 8192."""
 
 PNG, JPEG = b"\x89PNG\r\n\x1a\n", b"\xff\xd8\xff"
 PNG_SAMPLES = {0: 1, 2: 3, 3: 1, 4: 2, 6: 4}
@@ -31,8 +35,15 @@ UNCOUNTED = 1 << 18
 """Bytes that even the densest packing, 1 to 1032, unpacks in a moment; a longer stream of pixels is always counted."""
 
 
+def size_problem(width: int, height: int) -> str:
+    """Why a picture of this size is not decoded, in words; empty if it is."""
+    if width * height <= LARGEST_PICTURE:
+        return ""
+    return f"it announces {width} x {height} pixels, more than the {LARGEST_PICTURE} that are decoded"
+
+
 def read_image(path: Path, reader: Reader = "cv2", *, noisy: bool = False) -> Image:
-    """Decode a whole image, (H, W, 3) uint8 RGB; alpha is dropped, 16 bits are cut to the upper 8.
+    """Decode a whole image, (H, W, 3) uint8 RGB, turned as EXIF says; alpha is dropped, 16 bits are cut to the upper 8.
 
     Raises:
         MediaError: the file is missing, torn or of no known format.
@@ -41,22 +52,22 @@ def read_image(path: Path, reader: Reader = "cv2", *, noisy: bool = False) -> Im
         data = read_limited(path, LARGEST_FILE)
     except (OSError, ValueError) as error:
         raise MediaError(f"The image {path} can't be read: {getattr(error, 'strerror', None) or error}.") from error
-    # A PNG with too few pixels is refused by OpenCV itself, with a line on stderr: no need to unpack it twice.
-    if problem := image_problem(data, pixels=reader == "pil" or not noisy or not opencv_counts_pixels()):
+    # OpenCV 5 itself refuses a PNG with too few pixels, with a line on stderr: no need to unpack it twice.
+    counted = reader == "cv2" and noisy and _opencv_version() >= 5
+    if problem := image_problem(data, pixels=not counted):
         raise MediaError(f"The image {path} is broken: {problem}.")
     return decode_with_cv2(path, data) if reader == "cv2" else decode_with_pillow(path, data)
 
 
 @functools.cache
-def opencv_counts_pixels() -> bool:
-    """Whether ``cv2.imdecode`` refuses a PNG that holds fewer pixels than it announces, as OpenCV 5 does."""
+def _opencv_version() -> int:
     import cv2
 
-    return int(cv2.__version__.split(".")[0]) >= 5
+    return int(cv2.__version__.split(".")[0])
 
 
 def decode_with_cv2(path: Path, data: bytes) -> Image:
-    """As ``cv2.imread(path)`` does, in the order RGB. Raises MediaError."""
+    """Decode as ``cv2.imread(path)`` does, in the order RGB. Raises MediaError."""
     import cv2
 
     try:
@@ -90,14 +101,22 @@ def image_problem(data: bytes, *, pixels: bool = True) -> str:
     Args:
         pixels: also unpack a PNG's pixels and count them.
     """
+    from PIL import Image as Pillow
+
     if not data:
         return "the file is empty"
     if data.startswith(PNG):
         return png_problem(data, pixels=pixels)
-    # Some cameras append data behind a JPEG's end marker, so it is looked for, not expected at the very end.
-    if data.startswith(JPEG) and data.rfind(b"\xff\xd9") > data.rfind(b"\xff\xda"):
-        return jpeg_problem(data)
-    return foreign_problem(data)
+    try:
+        with Pillow.open(io.BytesIO(data)) as image:
+            if problem := size_problem(*image.size):
+                return problem
+            # A JPEG with its end marker needs no second decoding; some cameras append data behind the marker.
+            if not data.startswith(JPEG) or data.rfind(b"\xff\xd9") < data.rfind(b"\xff\xda"):
+                image.load()
+    except (OSError, SyntaxError, ValueError, Pillow.DecompressionBombError, Pillow.DecompressionBombWarning) as error:
+        return str(error).split(" <_io")[0].rstrip(".") or type(error).__name__
+    return ""
 
 
 def png_problem(data: bytes, *, pixels: bool = True) -> str:
@@ -142,17 +161,3 @@ def pixel_problem(header: bytes, stream: Sequence[memoryview], *, count: bool = 
     if len(inflate.unconsumed_tail) > 1024:
         return "the PNG holds more than the picture that it announces"
     return "" if found >= wanted else "the PNG holds fewer pixels than it announces"
-
-
-def foreign_problem(data: bytes) -> str:
-    """Formats whose container isn't walked here are decoded once by Pillow, which refuses what ends early."""
-    from PIL import Image as Pillow
-
-    try:
-        with Pillow.open(io.BytesIO(data)) as image:
-            if problem := size_problem(*image.size):
-                return problem
-            image.load()
-    except (OSError, SyntaxError, ValueError, Pillow.DecompressionBombError, Pillow.DecompressionBombWarning) as error:
-        return str(error).split(" <_io")[0] or type(error).__name__
-    return ""

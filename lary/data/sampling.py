@@ -1,4 +1,4 @@
-"""Which frames of a clip are shown: by motion (MGSampler, arXiv 2104.09952, as the benchmark uses it) or uniformly.
+"""The frames of a clip that are shown: by motion (MGSampler, arXiv 2104.09952, as the benchmark uses it) or uniformly.
 
 Motion between two frames is 1 - SSIM (Wang et al. 2004, 7 x 7 uniform window) of their 224 x 224 gray pictures. The
 cumulative sum of its square root is cut into equal parts, so that frames gather where something moves. Clips of at
@@ -8,19 +8,23 @@ most two frames per wanted index are sampled uniformly.
 from __future__ import annotations
 
 import io
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Literal, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
 
 from lary.arrays import array_of
+from lary.data.configs import IndicesConfig
 from lary.data.frames import announced_frames, decode_video, to_rgb
-from lary.data.samples import file_digest
-from lary.files import read_limited, write_bytes
-from lary.types import MediaError
+from lary.data.tables import INDEX_COLUMN, MEDIA_COLUMNS, read_csv, write_csv
+from lary.files import file_digest, inside, read_limited, write_bytes, write_failures
+from lary.runtime import progress
+from lary.settings import Settings
+from lary.types import Failure, MediaError, UsageError
 
 Doubles = npt.NDArray[np.float64]
 Gray = npt.NDArray[np.uint8]
@@ -28,6 +32,7 @@ Method = Literal["motion", "uniform"]
 
 FRAMES = 9
 """Indices per clip in the published tables."""
+VIDEO_COLUMN = MEDIA_COLUMNS["clip"][0]
 
 SIDE = 224
 WINDOW = 7
@@ -35,7 +40,7 @@ STABILISERS = (0.01 * 255) ** 2, (0.03 * 255) ** 2
 """C1 and C2 of SSIM for 8 bit pictures."""
 
 
-def motion(pictures: Iterable[Gray]) -> Doubles:
+def frame_motion(pictures: Iterable[Gray]) -> Doubles:
     """1 - SSIM between neighbouring gray pictures (H, W) uint8: n pictures give (n - 1,) float64.
 
     Written here rather than taken from scikit-image: the window sums of a picture serve both of its pairs, and OpenCV's
@@ -58,7 +63,7 @@ def _moments(picture: Gray) -> tuple[Doubles, Doubles, Doubles]:
 
 
 def _ssim(first: tuple[Doubles, Doubles, Doubles], second: tuple[Doubles, Doubles, Doubles]) -> float:
-    """Mean SSIM over the pixels whose window lies inside the picture; variances are those of a sample."""
+    """Mean SSIM over the pixels whose window is inside the picture; variances are those of a sample."""
     (x, mean_x, var_x), (y, mean_y, var_y) = first, second
     (c1, c2), product = STABILISERS, mean_x * mean_y
     sample = WINDOW**2 / (WINDOW**2 - 1)
@@ -112,25 +117,20 @@ def stored_indices(picks: Iterable[int], count: int = FRAMES) -> tuple[int, ...]
     return tuple((chosen + [chosen[-1]] * count)[:count])
 
 
-@dataclass(frozen=True)
-class Sampled:
-    """How a clip was sampled: indices, and the motion between its frames where that was looked at."""
+class Sampled(NamedTuple):
+    """How a clip was sampled: its indices, and the motion between its frames where it was measured."""
 
     indices: tuple[int, ...]
     differences: Doubles | None = None
 
 
 def sample_video(
-    path: Path, count: int = FRAMES, method: Method = "motion", cache: DifferenceCache | None = None
+    path: Path, count: int = FRAMES, method: Method = "motion", cache: MotionCache | None = None
 ) -> Sampled:
-    """Choose the indices of a video.
-
-    Raises:
-        MediaError: the video can't be decoded, or has fewer than two frames.
-    """
+    """Choose the indices of a video. Raises MediaError: the video can't be decoded, or has fewer than two frames."""
     frames, differences = announced_frames(path), None
     if method == "motion" and not 1 <= frames <= 2 * count:
-        differences = cache.get(path) if cache is not None else motion(gray_frames(path))
+        differences = cache.get(path) if cache is not None else frame_motion(gray_frames(path))
         frames = frames or len(differences) + 1
         if len(differences) < 2 * count:  # fewer frames can be decoded than the container announces
             differences = None
@@ -143,7 +143,7 @@ def sample_video(
     return Sampled(indices, differences)
 
 
-class DifferenceCache:
+class MotionCache:
     """Motion of whole clips on disk, by the content of the file: renamed and copied clips are found again.
 
     One ``.npy`` of float64 per clip, ``<two digits>/<digest>.npy``; a broken one is computed anew.
@@ -158,21 +158,83 @@ class DifferenceCache:
             name = file_digest(path)
         except OSError as error:
             raise MediaError(f"The video {path} can't be read: {error.strerror}.") from error
-        place = self.folder / name[:2] / f"{name}.npy"
-        found = self._read(place)
+        file = self.folder / name[:2] / f"{name}.npy"
+        found = self._read(file)
         if found is None:
-            found = motion(gray_frames(path))
+            found = frame_motion(gray_frames(path))
             data = io.BytesIO()
             np.save(data, found, allow_pickle=False)
-            write_bytes(place, data.getvalue())
+            write_bytes(file, data.getvalue())
         return found
 
     @staticmethod
-    def _read(place: Path) -> Doubles | None:
+    def _read(file: Path) -> Doubles | None:
         try:
-            data = read_limited(place, 1 << 28)
-            values: Any = array_of(io.BytesIO(data), len(data))
+            data = read_limited(file, 1 << 28)
+            values = array_of(io.BytesIO(data), len(data))
         except (OSError, ValueError, EOFError):
             return None
-        usable = isinstance(values, np.ndarray) and values.ndim == 1 and values.dtype == np.float64
-        return values if usable else None
+        return values if values.ndim == 1 and values.dtype == np.float64 else None
+
+
+# The column of a table
+
+
+@dataclass(frozen=True)
+class IndexReport:
+    """What was written: the table, its rows, and the rows that were left out and why."""
+
+    out: Path
+    rows: int
+    failures: tuple[Failure, ...]
+
+
+def write_indices(table: Path, config: IndicesConfig, settings: Settings) -> IndexReport:
+    """Sample every clip of a table and write the table with its indices; clips that fail are left out and named.
+
+    Raises:
+        UsageError: the table can't be read, has no column video_path, or would be written over itself.
+    """
+    root = config.root or settings.path("DATA_DIR") / "classification"
+    columns, rows = read_csv(table)
+    if VIDEO_COLUMN not in columns:
+        raise UsageError(f"{table} has no column '{VIDEO_COLUMN}'; it has: {', '.join(columns)}.")
+    if config.frames < 1 or config.workers < 1:
+        raise UsageError("--frames and --workers must be at least 1.")
+    out = config.out or table.with_name(f"{table.stem}_indices.csv")
+    if out.resolve() == table.resolve():
+        raise UsageError(f"--out {out} is the input itself: name another file.")
+    at = columns.index(VIDEO_COLUMN)
+    found = sample_all(config, root, [row[at] for row in rows])
+    if INDEX_COLUMN not in columns:
+        columns, rows = [*columns, INDEX_COLUMN], [[*row, ""] for row in rows]
+    target, kept, failures = columns.index(INDEX_COLUMN), [], []
+    for number, row in enumerate(rows):
+        result = found[row[at]]
+        if isinstance(result, str):
+            failures.append(Failure(number, row[at], result))
+        else:
+            row[target] = ",".join(map(str, result))
+            kept.append(row)
+    write_csv(out, columns, kept)
+    write_failures(out.with_name(f"{out.stem}_failures.csv"), failures)
+    return IndexReport(out, len(kept), tuple(failures))
+
+
+def sample_all(config: IndicesConfig, root: Path, cells: Sequence[str]) -> dict[str, tuple[int, ...] | str]:
+    """The indices of each distinct clip, or why it can't be sampled."""
+    cache = MotionCache(config.cache) if config.cache is not None else None
+
+    def one(cell: str) -> tuple[int, ...] | str:
+        try:
+            return sample_video(inside(root, cell), config.frames, config.method, cache).indices
+        except (MediaError, UsageError) as error:
+            return str(error)
+
+    distinct = list(dict.fromkeys(cells))
+    found: dict[str, tuple[int, ...] | str] = {}
+    with progress(len(distinct), "sampling", "clip") as bar, ThreadPoolExecutor(config.workers) as pool:
+        for cell, result in zip(distinct, pool.map(one, distinct), strict=True):
+            found[cell] = result
+            bar.advance()
+    return found

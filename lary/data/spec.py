@@ -1,12 +1,16 @@
-"""The record of a data set: what it shows, what is to be read from it, and where its files lie."""
+"""The record of a data set: what it shows, what is to be read from it, where its files are, and its description.
+
+Loads no heavy library, since ``lary datasets`` prints the records.
+"""
 
 from __future__ import annotations
 
+import textwrap
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Literal
 
-from lary.registry import Registry
+from lary.registry import Registry, suggest
 from lary.types import Media, UsageError
 
 
@@ -121,7 +125,7 @@ class DatasetSpec:
         stride_series: data sets that differ in their stride alone share this name; empty for one on its own.
         group_pattern: regular expression on the first media path, taken without its ``images`` folder, whose match
             (group 1 if it has one) names the episode or video of a sample.
-        media_depth: how many folders stand before ``images`` / ``actions`` in a table's paths; None where the data
+        media_depth: how many folders precede ``images`` / ``actions`` in a table's paths; None where the data
             set has no such folders. Published tables exist with and without them.
         path_repair: regular expression and replacement for paths that the published tables spell wrongly; a file of
             the literal name is used where the repaired one does not exist.
@@ -163,8 +167,6 @@ class DatasetSpec:
 
     def split(self, name: str) -> Split:
         """The split called `name`. Raises UsageError with the names there are."""
-        from lary.registry import suggest
-
         if name in self.drawn:
             return Split(self.splits[self.drawn[name].sources[0]].root)
         if name not in self.splits:
@@ -174,7 +176,7 @@ class DatasetSpec:
 
     @property
     def split_sets(self) -> tuple[str, ...]:
-        """Names of the pairs of drawn splits that can stand in for the published ones, such as ``by-episode``."""
+        """Names of the pairs of drawn splits that can replace the published ones, such as ``by-episode``."""
         mark = f"{self.train}_"
         found = [name.removeprefix(mark) for name in self.drawn if name.startswith(mark)]
         return tuple(name.replace("_", "-") for name in found if f"{self.validation}_{name}" in self.drawn)
@@ -220,3 +222,76 @@ DATASETS: Registry[DatasetSpec] = Registry("data set", modules=("lary.data.catal
 def register_dataset(spec: DatasetSpec) -> DatasetSpec:
     """Add a data set to the registry; returns it."""
     return DATASETS.add(spec)
+
+
+# The text of ``lary datasets``
+
+HEADER = ("key", "title", "kind", "splits", "size", "commercial", "licence")
+NOTES = (
+    "Terms, splits and citation of one: lary datasets KEY.",
+    "Size in bytes, of its files on the hub: lary data download --include KEY --dry-run.",
+)
+
+
+def kind_of(spec: DatasetSpec) -> str:
+    """What is shown and what is asked, such as ``pair, 5 x 7 actions`` or ``clip, 54 classes``."""
+    if isinstance(spec.target, LabelSpace):
+        return f"{spec.media}, {len(spec.target.classes)} classes"
+    return f"{spec.media}, {spec.target.horizon} x {len(spec.target.dims)} actions"
+
+
+def commercial(spec: DatasetSpec) -> str:
+    """Whether all, some or none of the sources allow commercial use: yes, in part, no."""
+    allowed = [licence.commercial for licence in spec.licences]
+    return "yes" if all(allowed) else "in part" if any(allowed) else "no"
+
+
+def size(spec: DatasetSpec) -> str:
+    """Samples over all splits; the bytes of a published data set are known to its hub alone."""
+    return f"{spec.samples:,} samples" if spec.samples is not None else "-"
+
+
+def datasets_table() -> str:
+    """One line per data set, and below them where bytes and citations are."""
+    rows = [HEADER]
+    for spec in DATASETS:
+        names = "; ".join(dict.fromkeys(licence.name for licence in spec.licences))
+        rows.append((spec.name, spec.title, kind_of(spec), ",".join(spec.splits), size(spec), commercial(spec), names))
+    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+    lines = ["  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip() for row in rows]
+    return "\n".join([*lines, "", *NOTES])
+
+
+def dataset_text(spec: DatasetSpec) -> str:
+    """A record in full, with terms and citation."""
+    lines = [
+        f"{spec.name}: {spec.title}",
+        *textwrap.wrap(spec.description, 100, initial_indent="  ", subsequent_indent="  "),
+        f"kind:        {kind_of(spec)}" + (f", stride {spec.stride}" if spec.stride else ""),
+        f"size:        {size(spec) if spec.samples is not None else 'not published'}",
+        f"revision:    {spec.revision or '-'}",
+        f"download:    {f'lary data download --include {spec.name} (--dry-run: bytes)' if spec.repository else '-'}",
+        "splits:",
+        *(f"  {name}: LARY_ROOT/data/{spec.table_name(name)}, DATA_DIR/{split.root}" for name, split in
+          spec.splits.items()),
+        *(f"  {', '.join(list(spec.roles(name).values())[:2])}: drawn anew from these tables, for --splits {name}"
+          for name in spec.split_sets),
+        f"probes:      train on {spec.train}, validate on {spec.validation}"
+        + (f", unseen {spec.unseen}" if spec.unseen else ""),
+    ]  # fmt: skip
+    if isinstance(spec.target, LabelSpace):
+        lines += textwrap.wrap(
+            f"classes:     {', '.join(spec.target.classes)}", 110, subsequent_indent=" " * 13, break_on_hyphens=False
+        )
+    else:
+        units = dict(zip(spec.target.dims, spec.target.units, strict=False))
+        dims = [f"{dim} ({units[dim]})" if units.get(dim) else dim for dim in spec.target.dims]
+        lines += textwrap.wrap(f"dimensions:  {', '.join(dims)}", 110, subsequent_indent=" " * 13)
+    lines.append(f"commercial:  {commercial(spec)}")
+    lines.append("licences:")
+    for licence in spec.licences:
+        use = "commercial use allowed" if licence.commercial else "no commercial use"
+        lines.append(f"  {licence.source}: {licence.name}; {use}" + (f"; {licence.url}" if licence.url else ""))
+    if spec.citation:
+        lines += ["citation:", textwrap.indent(spec.citation, "  ")]
+    return "\n".join(lines)

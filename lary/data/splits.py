@@ -1,4 +1,4 @@
-"""Splitting a table into training and validation: by row as published, or by video, episode or segment.
+"""Splits of a data set: finding their tables, drawing them by group from others, and splitting a table in two.
 
 The paper splits composite actions 70:30 and everything else 75:25, stratified by class. By row is
 ``sklearn.model_selection.train_test_split`` with its random state; rows keep the shuffled order.
@@ -6,64 +6,121 @@ The paper splits composite actions 70:30 and everything else 75:25, stratified b
 
 from __future__ import annotations
 
+import csv
+import io
 import math
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
 
 import numpy as np
 import numpy.typing as npt
 
 from lary.data.catalog import CLIP, EPISODE
-from lary.data.samples import (
+from lary.data.configs import SplitConfig
+from lary.data.spec import DATASETS, DatasetSpec, LabelSpace
+from lary.data.tables import (
     IMAGE_FOLDER,
     MEDIA_COLUMNS,
     TARGET_COLUMN,
+    group_name,
     read_csv,
     usual_place,
     without_images,
     write_csv,
 )
-from lary.data.spec import DatasetSpec, LabelSpace
+from lary.files import digest, write_text
+from lary.settings import unexported
 from lary.types import UsageError
 
 Rows = npt.NDArray[np.int64]
-Unit = Literal["row", "video", "episode", "segment"]
 
 SEGMENT = r"^(.*)/"
 """The folder of the first file: what was cut from a recording at once."""
 
 PATTERNS: dict[str, str] = {"video": CLIP, "episode": EPISODE, "segment": SEGMENT}
-PUBLISHED_SEED = 42
 CLIPS, PAIRS = 0.3, 0.25
 """The paper's shares of validation."""
 
 
-@dataclass(frozen=True, kw_only=True)
-class SplitRequest:
-    """What to split.
+# Tables of splits
 
-    Attributes:
-        table: CSV of all samples.
-        by: what stays together: row, video, episode or segment.
-        spec: record whose pattern names videos and episodes, and which knows the paper's share.
-        share: of validation; None takes the paper's.
-        stratify: column whose values keep their shares in both parts; None: the class where there are classes.
-        seed: of the shuffle.
-        train: CSV to write; None puts ``train_`` in place of ``all_`` in the table's name.
-        val: likewise with ``val_``.
+
+def find_table(spec: DatasetSpec, split: str, root: Path, explicit: Path | None = None) -> Path:
+    """The CSV of a split: `explicit`, or else under ``root/data`` by the published names; a drawn one is drawn.
+
+    Args:
+        root: ``$LARY_ROOT``.
+
+    Raises:
+        UsageError: unknown split, or no table; names every path that was tried.
     """
+    names = dict.fromkeys((spec.table_name(split), f"{spec.name}_metadata_{split}.csv", f"{spec.name}_{split}.csv"))
+    if explicit is None and split in spec.drawn:
+        return draw_table(spec, split, root)
+    tried = [explicit] if explicit is not None else [root / "data" / name for name in names]
+    for path in tried:
+        if path.is_file():
+            return path
+    listed = " nor ".join(str(path) for path in tried)
+    hint = "Check the path" if explicit is not None else "Set LARY_ROOT to the folder above data/, or pass --input"
+    if explicit is None and spec.repository:
+        hint += f"; 'lary data download --include {spec.name}' fetches it"
+    reason = f"neither {listed} exists" if len(tried) > 1 else f"{listed} does not exist"
+    raise UsageError(f"There is no table of {spec.name} {split}: {reason}. {hint}.{unexported(root)}")
 
-    table: Path
-    by: Unit = "row"
-    spec: DatasetSpec | None = None
-    share: float | None = None
-    stratify: str | None = None
-    seed: int = PUBLISHED_SEED
-    train: Path | None = None
-    val: Path | None = None
+
+def draw_table(spec: DatasetSpec, split: str, root: Path) -> Path:
+    """Write the table of a drawn split under ``root/data``, unless it is there.
+
+    Raises:
+        UsageError: a source is missing or has other columns, or a table of that name holds something else.
+    """
+    path, sources = root / "data" / spec.table_name(split), spec.drawn[split].sources
+    try:
+        tables = [find_table(spec, name, root) for name in sources]
+    except UsageError:
+        if path.is_file():
+            return path  # it was drawn on another machine
+        raise
+    text = draw_rows(spec, split, tables)
+    if not path.is_file():
+        write_text(path, text)
+    elif path.read_bytes() != text.encode():
+        raise UsageError(
+            f"The table {path} is not what the tables of {' and '.join(sources)} give: remove it to "
+            "have it drawn again, or pass it with --input to use it as it is."
+        )
+    return path
+
+
+def draw_rows(spec: DatasetSpec, split: str, tables: Sequence[Path]) -> str:
+    """The text of a drawn table: the rows of its groups in the order of the source tables. Raises UsageError."""
+    rule, first = spec.drawn[split], MEDIA_COLUMNS[spec.media][0]
+    text = io.StringIO(newline="")
+    writer = csv.writer(text, lineterminator="\n")
+    header: list[str] = []
+    for table in tables:
+        columns, rows = read_csv(table)
+        if first not in columns or (header and columns != header):
+            raise UsageError(f"{table} has the columns {', '.join(columns)}; expected {', '.join(header or [first])}.")
+        if not header:
+            writer.writerow(columns)
+        header, at = columns, columns.index(first)
+        for row in rows:
+            group = group_name(spec, usual_place(spec, row[at], IMAGE_FOLDER), rule.pattern)
+            if validates(group, rule.share) == rule.validates:
+                writer.writerow(row)
+    return text.getvalue()
+
+
+def validates(group: str, share: float) -> bool:
+    """Whether a group is among the `share` of all groups that validate: a hash of its name decides."""
+    return int(digest(group, length=8), 16) < share * 16**8
+
+
+# Splitting a table
 
 
 @dataclass(frozen=True)
@@ -76,37 +133,41 @@ class SplitReport:
     groups: tuple[int, int]
 
 
-def write_split(request: SplitRequest) -> SplitReport:
+def write_split(table: Path, config: SplitConfig) -> SplitReport:
     """Split a table into two, with its columns.
 
     Raises:
         UsageError: the table or a column is missing, the parts would be empty or overwrite the table, or a class is
             too rare to be in both.
     """
-    targets = output_paths(request)
-    columns, rows = read_csv(request.table)
+    targets = output_paths(table, config)
+    spec = None if config.dataset is None else DATASETS.get(config.dataset)
+    columns, rows = read_csv(table)
     media = next((names[0] for names in MEDIA_COLUMNS.values() if names[0] in columns), None)
     if media is None:
-        raise UsageError(f"{request.table} has neither of the columns src_img and video_path.")
-    strata = read_strata(request, columns, rows, clips=media in MEDIA_COLUMNS["clip"])
-    share = request.share
-    if share is None:
-        share = CLIPS if media in MEDIA_COLUMNS["clip"] else PAIRS
-    groups = group_names(request, [row[columns.index(media)] for row in rows])
-    if request.by == "row":
-        parts = split_rows(len(rows), share, strata, request.seed)
+        raise UsageError(f"{table} has neither of the columns src_img and video_path.")
+    clips = media in MEDIA_COLUMNS["clip"]
+    labelled = clips if spec is None else isinstance(spec.target, LabelSpace)
+    name = config.stratify or (TARGET_COLUMN if labelled else None)
+    if name is not None and name not in columns:
+        raise UsageError(f"{table} has no column '{name}' to stratify by; it has: {', '.join(columns)}.")
+    strata = None if name is None else [row[columns.index(name)] for row in rows]
+    share = config.share if config.share is not None else CLIPS if clips else PAIRS
+    groups = group_names(config.by, spec, [row[columns.index(media)] for row in rows])
+    if config.by == "row":
+        parts = split_rows(len(rows), share, strata, config.seed)
     else:
-        parts = split_groups(groups, share, strata, request.seed)
+        parts = split_groups(groups, share, strata, config.seed)
     for path, part in zip(targets, parts, strict=True):
         write_csv(path, columns, [rows[index] for index in part])
     counts = [len({groups[index] for index in part}) for part in parts]
     return SplitReport(*targets, rows=(len(parts[0]), len(parts[1])), groups=(counts[0], counts[1]))
 
 
-def output_paths(request: SplitRequest) -> tuple[Path, Path]:
+def output_paths(table: Path, config: SplitConfig) -> tuple[Path, Path]:
     """Where both parts go. Raises UsageError where that would be the table itself or one file for both."""
-    table, paths = request.table, []
-    for given, name in ((request.train, "train_"), (request.val, "val_")):
+    paths = []
+    for given, name in ((config.train, "train_"), (config.val, "val_")):
         if given is None and "all_" not in table.name:
             raise UsageError(f"Name --train and --val: {table.name} has no 'all_' to replace by their names.")
         paths.append(given or table.with_name(table.name.replace("all_", name)))
@@ -115,36 +176,14 @@ def output_paths(request: SplitRequest) -> tuple[Path, Path]:
     return paths[0], paths[1]
 
 
-def read_strata(
-    request: SplitRequest, columns: Sequence[str], rows: Sequence[Sequence[str]], *, clips: bool
-) -> list[str] | None:
-    """The value of each row that both parts share evenly; None for a table of action files.
-
-    Raises:
-        UsageError: there is no such column.
-    """
-    name = request.stratify
-    if name is None:
-        classes = isinstance(request.spec.target, LabelSpace) if request.spec else clips
-        if not classes:
-            return None
-        name = TARGET_COLUMN
-    if name not in columns:
-        raise UsageError(f"{request.table} has no column '{name}' to stratify by; it has: {', '.join(columns)}.")
-    at = columns.index(name)
-    return [row[at] for row in rows]
-
-
-def group_names(request: SplitRequest, cells: Sequence[str]) -> list[str]:
-    """What each row belongs to: itself, or its video, episode or segment."""
-    if request.by == "row":
+def group_names(by: str, spec: DatasetSpec | None, cells: Sequence[str]) -> list[str]:
+    """The group of each row from its first path: itself, or its video, episode or segment."""
+    if by == "row":
         return [str(row) for row in range(len(cells))]
-    pattern = PATTERNS[request.by]
-    if request.spec is not None and request.by != "segment":
-        pattern = request.spec.group_pattern
-    rule, names = re.compile(pattern), []
+    rule = re.compile(PATTERNS[by] if spec is None or by == "segment" else spec.group_pattern)
+    names = []
     for cell in cells:
-        path = usual_place(request.spec, cell, IMAGE_FOLDER) if request.spec else cell.strip().replace("\\", "/")
+        path = usual_place(spec, cell, IMAGE_FOLDER) if spec else cell.strip().replace("\\", "/")
         found = rule.search(without_images(path))
         names.append(path if found is None else found[1] if rule.groups and found[1] is not None else found[0])
     return names

@@ -1,103 +1,60 @@
-"""Action statistics per robot type: one pass over the action files, mergeable, in the published JSON.
+"""The tools of actions: statistics per robot type, and relative actions, one file per pair.
 
-Every step of every file is one observation, in float64; deviations are those of the population. Sums of squared
-deviations are merged group by group (Chan, Golub and LeVeque 1979) and stand in the file (``m2``), so that
-statistics of parts can be merged into those of the whole without reading an action again.
+Statistics take one pass over the action files: every step of every file is one observation, in float64, and deviations
+are those of the population. The file is the published JSON with the sums of squared deviations (``m2``), so that
+statistics of parts can be merged into those of the whole. Relative actions of both frames (`motion`) have folders of
+their own.
 """
 
 from __future__ import annotations
 
+import io
+import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path, PurePath
 from typing import Any, TypeVar
 
 import numpy as np
-import numpy.typing as npt
 
-from lary.data.actions import SMALLEST_STD, read_numbers
-from lary.data.samples import ACTION_FOLDER, TARGET_COLUMN, embodiment_column, places, read_csv
-from lary.data.spec import NO_ROBOT, DatasetSpec
-from lary.files import inside, read_json, write_json
-from lary.runtime import progress
-from lary.types import LaryError, MediaError, UsageError
+from lary.data.actions import DEFINITIONS, Floats, Pose, arms_of, in_frame, motion, read_numbers
+from lary.data.configs import RelativeConfig, StatsConfig
+from lary.data.normalisation import Moments, merged, relative_stats_file
+from lary.data.spec import DATASETS, NO_ROBOT, DatasetSpec
+from lary.data.splits import find_table
+from lary.data.tables import ACTION_FOLDER, TARGET_COLUMN, embodiment_column, places, read_csv
+from lary.files import inside, read_json, write_bytes, write_failures, write_json
+from lary.runtime import log, progress
+from lary.settings import Settings
+from lary.types import Failure, LaryError, MediaError, UsageError
 
-Doubles = npt.NDArray[np.float64]
-Values = npt.NDArray[Any]
 Result = TypeVar("Result")
 
 EXAMPLES = 20
 BATCH = 32
 """Files per task of a thread: one is read in less time than a task takes."""
 
-
-@dataclass(frozen=True)
-class Moments:
-    """Count, mean (A,) and sum of squared deviations (A,) of observations; float64."""
-
-    count: int
-    mean: Doubles
-    m2: Doubles
-
-    @classmethod
-    def of(cls, values: Values) -> Moments:
-        """Of values (n, A)."""
-        wide = values.astype(np.float64)
-        mean = wide.mean(axis=0)
-        return cls(len(wide), mean, ((wide - mean) ** 2).sum(axis=0))
-
-    def merge(self, other: Moments) -> Moments:
-        """Of the observations of both."""
-        total, step = self.count + other.count, other.mean - self.mean
-        mean = self.mean + step * (other.count / total)
-        return Moments(total, mean, self.m2 + other.m2 + step**2 * (self.count * other.count / total))
-
-    def entry(self) -> dict[str, Any]:
-        """As it stands in a statistics file; the deviation of a constant dimension is 1."""
-        std = np.sqrt(self.m2 / self.count)
-        return {
-            "count": self.count,
-            "mean": self.mean.tolist(),
-            "std": np.where(std < SMALLEST_STD, 1.0, std).tolist(),
-            "m2": self.m2.tolist(),
-        }
-
-    @classmethod
-    def from_entry(cls, entry: Any, where: str) -> Moments:
-        """The inverse of `entry`. Raises LaryError for a file without ``m2`` (the published tool writes none)."""
-        if not isinstance(entry, dict) or not {"count", "mean", "m2"} <= set(entry):
-            raise LaryError(
-                f"The statistics {where} hold no count, mean and m2, so they can't be merged: make them anew."
-            )
-        mean, m2 = np.array(entry["mean"], dtype=np.float64), np.array(entry["m2"], dtype=np.float64)
-        if mean.shape != m2.shape or mean.ndim != 1 or entry["count"] < 1:
-            raise LaryError(f"The statistics {where} are torn: mean and m2 differ in length, or the count is 0.")
-        return cls(int(entry["count"]), mean, m2)
+SPLIT_NAMES = ("seen_train", "seen_val", "unseen", "train", "val")
+"""Words in the name of a table that name its split, in this order; without any: training."""
 
 
-def merged(parts: Sequence[Mapping[str, Moments]]) -> dict[str, Moments]:
-    """Moments by robot type over several parts, in order of first appearance."""
-    whole: dict[str, Moments] = {}
-    for part in parts:
-        for robot, moments in part.items():
-            whole[robot] = whole[robot].merge(moments) if robot in whole else moments
-    return whole
+# Rows of a table of actions
 
 
 @dataclass(frozen=True)
 class ActionRow:
-    """A row of a table of actions: the cell, where its file may lie, and the robot type (`NO_ROBOT` if empty)."""
+    """A row of a table of actions: the cell, where its file may be, and the robot type (`NO_ROBOT` if empty)."""
 
     row: int
     cell: str
-    places: tuple[Path, ...]
+    paths: tuple[Path, ...]
     relative: str
     robot: str
 
     def find(self) -> Path | None:
         """The file, or None."""
-        return next((path for path in self.places if path.is_file()), None)
+        return next((path for path in self.paths if path.is_file()), None)
 
 
 def action_rows(spec: DatasetSpec, table: Path, root: Path, *, robots: bool) -> list[ActionRow]:
@@ -127,13 +84,13 @@ def action_rows(spec: DatasetSpec, table: Path, root: Path, *, robots: bool) -> 
             continue
         try:
             relative = places(spec, cell, ACTION_FOLDER)
-            found.append(ActionRow(number, cell, tuple(inside(root, place) for place in relative), relative[0], robot))
+            found.append(ActionRow(number, cell, tuple(inside(root, each) for each in relative), relative[0], robot))
         except UsageError as error:
             raise UsageError(f"{table}, row {number + 1}: {error}") from None
     return found
 
 
-def read_steps(path: Path, size: int) -> Values:
+def read_steps(path: Path, size: int) -> Floats:
     """The steps of an action file, (n, A) float32, however many there are.
 
     Raises:
@@ -156,12 +113,7 @@ def in_batches(
             bar.advance(len(batch))
 
 
-@dataclass
-class Part:
-    """What a batch of rows gives: moments by robot type, and the cells without a file."""
-
-    robots: dict[str, Moments] = field(default_factory=dict)
-    missing: list[str] = field(default_factory=list)
+# Statistics
 
 
 @dataclass(frozen=True)
@@ -173,46 +125,51 @@ class StatisticsReport:
     missing: int
 
 
-def write_statistics(
-    spec: DatasetSpec, table: Path, data_root: Path, out: Path | None = None, workers: int = 8
+def write_statistics(config: StatsConfig, settings: Settings) -> StatisticsReport:
+    """Measure the actions of a training split, or merge the statistics of its parts. Raises as those two do."""
+    spec = DATASETS.get(config.dataset)
+    if config.merge:
+        if config.output is None:
+            raise UsageError("Name with --output where the merged statistics go.")
+        return merge_statistics(spec, config.merge, config.output)
+    table = find_table(spec, spec.train, settings.path("LARY_ROOT"), explicit=config.csv)
+    return measure_table(spec, table, settings.path("DATA_DIR"), config.output, config.workers)
+
+
+def measure_table(
+    spec: DatasetSpec, table: Path, data_dir: Path, out: Path | None = None, workers: int = 8
 ) -> StatisticsReport:
     """Measure the actions of a table per robot type and write the statistics file that ``lary regress`` reads.
 
     Args:
         table: CSV of the training split.
-        data_root: ``$DATA_DIR``.
-        out: file to write; the record's place by default.
+        data_dir: ``$DATA_DIR``.
+        out: file to write; by default that of the record.
 
     Raises:
-        UsageError: the data set holds no actions, or no place is known for its statistics.
+        UsageError: the data set holds no actions, or no file is known for its statistics.
         LaryError: a file is broken, or all are missing.
     """
-    space, root = spec.actions, data_root / spec.split(spec.train).root
+    space, root = spec.actions, data_dir / spec.split(spec.train).root
     if out is None and space.normalisation.stats_file is None:
         raise UsageError(f"Data set '{spec.name}' is normalised without a statistics file; name one with --output.")
-    target = out or data_root / str(space.normalisation.stats_file)
+    target = out or data_dir / str(space.normalisation.stats_file)
     size = len(space.dims)
 
-    def measure(rows: Sequence[ActionRow]) -> Part:
-        part = Part()
-        for row in rows:
-            path = row.find()
-            if path is None:
-                part.missing.append(str(row.places[0]))
-                continue
-            now = Moments.of(read_steps(path, size))
-            part.robots[row.robot] = part.robots[row.robot].merge(now) if row.robot in part.robots else now
-        return part
+    def measure_rows(rows: Sequence[ActionRow]) -> tuple[dict[str, Moments], list[str]]:
+        found = [(row, row.find()) for row in rows]
+        moments = merged({row.robot: Moments.of(read_steps(path, size))} for row, path in found if path is not None)
+        return moments, [str(row.paths[0]) for row, path in found if path is None]
 
     rows = action_rows(spec, table, root, robots=True)
-    parts = list(in_batches(rows, measure, workers, f"statistics of {spec.name}"))
-    robots = merged([part.robots for part in parts])
-    missing = [path for part in parts for path in part.missing]
+    parts = list(in_batches(rows, measure_rows, workers, f"statistics of {spec.name}"))
+    robots = merged(moments for moments, _ in parts)
+    missing = [path for _, absent in parts for path in absent]
     if not robots:
         raise LaryError(
-            f"All {len(missing)} action files of {table} are missing, such as {missing[0]}. Check --data-root."
+            f"All {len(missing)} action files of {table} are missing, such as {missing[0]}. Check --data-dir."
         )
-    examples = [_below(path, data_root) for path in missing[:EXAMPLES]]
+    examples = [_below(path, data_dir) for path in missing[:EXAMPLES]]
     header = {"source_csv": str(table), "action_root": str(root)}
     write_json(target, _document(spec.name, header, robots, len(missing), examples))
     return StatisticsReport(target, {robot: robots[robot].count for robot in sorted(robots)}, len(missing))
@@ -222,7 +179,7 @@ def merge_statistics(spec: DatasetSpec, files: Sequence[Path], out: Path) -> Sta
     """Merge statistics files of parts of a table into those of the whole.
 
     Raises:
-        LaryError: a file isn't one of `write_statistics`, or is of another data set.
+        LaryError: a file isn't one of `measure_table`, or is of another data set.
     """
     parts, missing, examples = [], 0, []
     for path in files:
@@ -257,3 +214,127 @@ def _document(
 
 def _below(path: str, root: Path) -> str:
     return Path(path).relative_to(root).as_posix() if Path(path).is_relative_to(root) else path
+
+
+# Relative actions
+
+
+@dataclass(frozen=True)
+class TableReport:
+    """One table: its split, files written now, files that were there, rows that failed and where they are listed."""
+
+    table: Path
+    split: str
+    written: int
+    skipped: int
+    failures: tuple[Failure, ...]
+    listed: Path
+
+
+@dataclass(frozen=True)
+class RelativeReport:
+    """What was done: per table, and the statistics file if a training table was among them."""
+
+    tables: tuple[TableReport, ...]
+    statistics: Path | None
+
+
+def split_of(spec: DatasetSpec, table: Path) -> str:
+    """The split that a table's name contains; training if it contains none."""
+    name = table.name
+    words = re.split(r"[_.\-]", name)
+    found = [split for split in SPLIT_NAMES if f"_{split}_" in f"_{'_'.join(words)}_"]
+    found = found or [split for split in SPLIT_NAMES if split in name]
+    split = found[0] if found else spec.train
+    return split if split in spec.splits else spec.validation if split.endswith("val") else spec.train
+
+
+def write_relative(config: RelativeConfig, settings: Settings) -> RelativeReport:
+    """Write the relative action of every row and the statistics of the training tables; existing files are kept.
+
+    The statistics are those of the published tool: of the first training table, or per robot type, where a later
+    table's numbers replace an earlier one's.
+
+    Raises:
+        UsageError: the data set holds no actions, or a table can't be read.
+        LaryError: none of a training table's actions can be read.
+    """
+    spec = DATASETS.get(config.dataset)
+    source, below = config.input_root or settings.path("DATA_DIR"), settings.path("LARY_ROOT")
+    out, arms = config.output_root or source, arms_of(spec.actions, config.frame)
+    shared: Moments | None = None
+    robots: dict[str, Moments] = {}
+    reports = []
+    for path in config.csv:
+        table = path if path.exists() or path.is_absolute() else below / path
+        split = split_of(spec, table)
+        report, found = convert_table(config, table, split, source, out, arms)
+        reports.append(report)
+        if split != spec.train:
+            continue
+        if not found:
+            raise LaryError(f"None of the actions of {table} can be read, such as: {report.failures[0].reason}")
+        if shared is not None:
+            log.warning("%s is a second training table: its statistics aren't merged with the first one's", table)
+        shared = shared or merged([{"": moments} for moments in found.values()])[""]
+        robots.update(found)
+    if shared is None:
+        return RelativeReport(tuple(reports), None)
+    header = {"action_mode": "relative", "definition": DEFINITIONS[config.frame], "dataset": spec.name}
+    per_robot = spec.actions.normalisation.stats_file is not None
+    body = {"robot_stats": {name: each.entry() for name, each in robots.items()}} if per_robot else shared.entry()
+    file = out / relative_stats_file(spec, config.frame)
+    write_json(file, header | body)
+    return RelativeReport(tuple(reports), file)
+
+
+def convert_table(
+    config: RelativeConfig, table: Path, split: str, source: Path, out: Path, arms: Sequence[Pose]
+) -> tuple[TableReport, dict[str, Moments]]:
+    """Convert one table; returns what was done and the moments by robot type, one observation per row."""
+    spec = DATASETS.get(config.dataset)
+    root = spec.split(split).root
+    target, size = out / in_frame(root, config.frame), len(spec.actions.dims)
+
+    def convert(row: ActionRow) -> tuple[Floats | Failure, bool]:
+        path = inside(target, row.relative)
+        try:
+            if (known := read_moved(path, size)) is not None:
+                return known, False
+            file = row.find()
+            if file is None:
+                raise MediaError(f"The action file {row.paths[0]} does not exist.")
+            moved = motion(read_steps(file, size), arms)
+        except (MediaError, UsageError, ValueError) as error:
+            return Failure(row.row, row.cell, str(error)), False
+        data = io.BytesIO()
+        np.save(data, moved, allow_pickle=False)
+        write_bytes(path, data.getvalue())
+        return moved, True
+
+    rows = action_rows(spec, table, source / root, robots=spec.actions.normalisation.stats_file is not None)
+    values: dict[str, list[Floats]] = {}
+    failures, written = [], 0
+    batches = in_batches(rows, lambda part: [convert(row) for row in part], config.workers, table.name)
+    for row, (result, fresh) in zip(rows, (item for batch in batches for item in batch), strict=True):
+        if isinstance(result, Failure):
+            failures.append(result)
+            continue
+        written += fresh
+        values.setdefault(row.robot, []).append(result)
+    moments = {robot: Moments.of(np.stack(each)) for robot, each in values.items()}
+    skipped = len(rows) - written - len(failures)
+    listed = (out / relative_stats_file(spec, config.frame)).parent / f"relative_failures_{table.stem}.csv"
+    write_failures(listed, failures)
+    return TableReport(table, split, written, skipped, tuple(failures), listed), moments
+
+
+def read_moved(path: Path, size: int) -> Floats | None:
+    """A relative action (A,) that is there already; None for none, or a broken one, which is then made anew."""
+    if not path.is_file():
+        return None
+    try:
+        steps = read_steps(path, size)
+    except MediaError:
+        return None
+    return steps[0] if len(steps) == 1 else None

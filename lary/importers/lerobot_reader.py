@@ -8,26 +8,33 @@ episode's. Images are frames of a video, or PNG and JPEG bytes in a column with 
 
 from __future__ import annotations
 
-import importlib
 import json
+import math
 import re
-from bisect import bisect_left
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
+from pydantic import BaseModel, Field, ValidationError
 
-from lary.data.frames import codec_name, decode_video, scan_packets
+from lary.data.frames import decode_video, opened_video, scan_packets
+from lary.data.hubs import hub_errors
 from lary.files import inside, read_json
-from lary.types import LaryError, MediaError, UsageError
+from lary.types import LaryError, MediaError, UsageError, as_path
 
 Floats = npt.NDArray[np.float32]
 VISUAL = ("video", "image")
+BOOKKEEPING = frozenset(
+    ("index", "frame_index", "episode_index", "task_index", "timestamp", "next.done", "next.reward", "next.success")
+)
+"""Columns that every data set has, which are no actions or states."""
+LONGEST = 1 << 31
+"""Frames of an episode: two years at 30 frames/s."""
+REPOSITORY = re.compile(r"[A-Za-z0-9][\w.-]*/[\w.-]+")
 FIELD = re.compile(r"\{(\w+)(?::0?(\d+)d)?\}")
 TEMPLATES = {
     2: ("data/chunk-{episode_chunk:03d}/episode_{episode_index:06d}.parquet",
@@ -37,19 +44,32 @@ TEMPLATES = {
 }  # fmt: skip
 
 
-@dataclass(frozen=True)
-class Feature:
+class Feature(BaseModel):
     """One column or camera: its kind, its shape, and the names of its values as far as the data set has them."""
 
-    key: str
     dtype: str
-    shape: tuple[int, ...]
-    names: tuple[str, ...]
+    shape: tuple[int, ...] = ()
+    names: Any = None
+
+    def __str__(self) -> str:
+        return f"({self.dtype}, {' x '.join(map(str, self.shape))})"
+
+
+class Info(BaseModel):
+    """The fields of ``meta/info.json`` that an import reads."""
+
+    fps: float = Field(gt=0)
+    features: dict[str, Feature]
+    robot_type: str | None = None
+    splits: dict[str, Any] | None = None
+    chunks_size: int = Field(1000, gt=0)
+    data_path: str | None = None
+    video_path: str | None = None
 
 
 @dataclass(frozen=True)
 class Episode:
-    """One episode: its number, its length in frames, and what v3 says about the places of its parts."""
+    """One episode: its number, its length in frames, and its row in the metadata."""
 
     index: int
     length: int
@@ -59,13 +79,17 @@ class Episode:
 class LeRobot:
     """A LeRobot data set in a folder.
 
+    Args:
+        origin: repository on the hub that the folder is a snapshot of; empty for a folder of this machine.
+        commit: of the repository.
+
     Raises:
         UsageError: the folder holds none, or one of a version that is not read.
         LaryError: its metadata are damaged.
     """
 
-    def __init__(self, folder: Path) -> None:
-        self.folder = folder
+    def __init__(self, folder: Path, origin: str = "", commit: str = "") -> None:
+        self.folder, self.origin, self.commit = folder, origin, commit
         if not (folder / "meta" / "info.json").is_file():
             raise UsageError(f"{folder} is no LeRobot data set: it has no meta/info.json.")
         info = read_json(folder / "meta" / "info.json", "description")
@@ -75,18 +99,14 @@ class LeRobot:
             raise UsageError(f"{folder} is of LeRobot version {version}; v2.0, v2.1 and v3.0 are read.")
         self.version = int(found[1])
         self.info: dict[str, Any] = info
-        self.fps = float(info.get("fps") or 0)
-        self.robot = str(info.get("robot_type") or "").strip()
-        if self.fps <= 0:
-            raise LaryError(f"{folder / 'meta' / 'info.json'} names no frame rate.")
-
-    @cached_property
-    def features(self) -> dict[str, Feature]:
-        """All features by key."""
-        found = self.info.get("features")
-        if not isinstance(found, dict):
-            raise LaryError(f"{self.folder / 'meta' / 'info.json'} names no features.")
-        return {str(key): _feature(str(key), entry) for key, entry in found.items()}
+        try:
+            self.meta = Info.model_validate(info)
+        except ValidationError as error:
+            first = error.errors()[0]
+            where = ".".join(str(part) for part in first["loc"])
+            raise LaryError(f"{folder / 'meta' / 'info.json'} is wrong at '{where}': {first['msg']}.") from error
+        self.fps, self.features = self.meta.fps, self.meta.features
+        self.robot = (self.meta.robot_type or "").strip()
 
     @property
     def cameras(self) -> list[str]:
@@ -96,38 +116,41 @@ class LeRobot:
     @property
     def vectors(self) -> list[str]:
         """Keys of numbers of a fixed count per frame: actions and states."""
-        return [
-            key
-            for key, feature in self.features.items()
-            if feature.dtype.startswith(("float", "int")) and len(feature.shape) == 1 and key not in BOOKKEEPING
-        ]
+        numbers = [key for key, feature in self.features.items() if feature.dtype.startswith(("float", "int"))]
+        return [key for key in numbers if len(self.features[key].shape) == 1 and key not in BOOKKEEPING]
 
     @cached_property
     def episodes(self) -> list[Episode]:
         """All episodes, by number. Raises LaryError if the metadata are damaged."""
+        from pyarrow import parquet
+
         meta = self.folder / "meta"
+        rows: list[dict[str, Any]] = []
         try:
-            rows = _episode_rows_v2(meta) if self.version == 2 else _episode_rows_v3(meta)
+            if self.version == 2:
+                lines = (meta / "episodes.jsonl").read_text(encoding="utf-8").splitlines()
+                rows = [json.loads(line) for line in lines if line.strip()]
+            for path in sorted((meta / "episodes").glob("*/*.parquet")) if self.version == 3 else ():
+                names = [name for name in parquet.read_schema(path).names if not name.startswith("stats/")]
+                rows += parquet.read_table(path, columns=names).to_pylist()
             found = [Episode(int(row["episode_index"]), int(row["length"]), row) for row in rows]
         except (OSError, ValueError, KeyError, TypeError) as error:
             raise LaryError(f"The list of episodes in {meta} can't be read: {error!r}.") from error
         numbers = [episode.index for episode in found]
         if not found or len(set(numbers)) < len(numbers) or min(numbers) < 0:
             raise LaryError(f"The list of episodes in {meta} is empty or names an episode twice.")
+        if not all(0 <= episode.length <= LONGEST for episode in found):
+            raise LaryError(f"The list of episodes in {meta} has a length that is not between 0 and {LONGEST}.")
         return sorted(found, key=lambda episode: episode.index)
 
-    def declared_splits(self) -> dict[str, range]:
-        """Ranges of episodes by split, as ``info.json`` declares them (``"0:50"``)."""
-        declared = self.info.get("splits")
-        found = {}
-        for name, text in declared.items() if isinstance(declared, dict) else ():
-            if match := re.fullmatch(r"\s*(\d+)\s*:\s*(\d+)\s*", str(text)):
-                found[str(name)] = range(int(match[1]), int(match[2]))
-        return found
+    def fetch(self, paths: Iterable[Path]) -> None:
+        """Fetch files from the hub that the data set is of, if it is of one. Raises LaryError."""
+        if self.origin:
+            _snapshot(self.origin, self.commit, sorted({path.relative_to(self.folder).as_posix() for path in paths}))
 
     def data_path(self, episode: Episode) -> Path:
-        """The Parquet file that holds an episode's rows. Raises LaryError if the metadata don't tell."""
-        return self._file(self.info.get("data_path") or TEMPLATES[self.version][0], episode, "data")
+        """The Parquet file that holds an episode's rows. Raises LaryError if the metadata don't name it."""
+        return self._file(self.meta.data_path or TEMPLATES[self.version][0], episode, "data")
 
     def table(self, episode: Episode, columns: Sequence[str]) -> Any:
         """The rows of an episode, as a pyarrow table in the order of its frames.
@@ -135,12 +158,15 @@ class LeRobot:
         Raises:
             MediaError: the file is missing or damaged, lacks a column, or has another number of rows.
         """
+        import pyarrow
+        from pyarrow import parquet
+
         path = self.data_path(episode)
         wanted = list(dict.fromkeys([*columns, "episode_index", "frame_index", "timestamp"]))
         try:
-            rows = arrow("parquet").read_table(path, columns=wanted, filters=[("episode_index", "=", episode.index)])
+            rows = parquet.read_table(path, columns=wanted, filters=[("episode_index", "=", episode.index)])
             lacking = [name for name in wanted if name not in rows.column_names]
-        except (OSError, ValueError, KeyError, arrow("lib").ArrowException) as error:
+        except (OSError, ValueError, KeyError, pyarrow.ArrowException) as error:
             raise MediaError(f"The table {path} of episode {episode.index} can't be read: {_short(error)}.") from error
         if lacking:
             raise MediaError(f"The table {path} has no column '{lacking[0]}'.")
@@ -165,18 +191,24 @@ class LeRobot:
 
     def video(self, episode: Episode, camera: str) -> tuple[Path, float]:
         """The video of a camera in an episode, and the second at which the episode begins in it."""
-        template = self.info.get("video_path") or TEMPLATES[self.version][1]
+        template = self.meta.video_path or TEMPLATES[self.version][1]
         path = self._file(template, episode, f"videos/{camera}", camera)
-        return path, float(episode.row.get(f"videos/{camera}/from_timestamp") or 0.0) if self.version > 2 else 0.0
+        return path, self._number(episode, f"videos/{camera}/from_timestamp") or 0.0
 
-    def _file(self, template: str, episode: Episode, place: str, camera: str = "") -> Path:
+    def _number(self, episode: Episode, key: str) -> float | None:
+        """A number of an episode's metadata; None where they have none. Raises LaryError for what is no number."""
+        value = episode.row.get(key)
+        if value is not None and not (isinstance(value, int | float) and math.isfinite(value)):
+            raise LaryError(f"The metadata of {self.folder} give '{value}' as '{key}' of episode {episode.index}.")
+        return value
+
+    def _file(self, template: str, episode: Episode, part: str, camera: str = "") -> Path:
         """A path of the data set: fields of the template filled, and never outside the folder."""
-        size = int(self.info.get("chunks_size") or 1000)
-        fields: dict[str, Any] = {"episode_index": episode.index, "episode_chunk": episode.index // size}
-        fields |= {"video_key": camera, "image_key": camera}
+        fields: dict[str, Any] = {"episode_index": episode.index, "video_key": camera, "image_key": camera}
+        fields["episode_chunk"] = episode.index // self.meta.chunks_size
         for name in ("chunk_index", "file_index"):
-            if f"{place}/{name}" in episode.row:
-                fields[name] = int(episode.row[f"{place}/{name}"])
+            if (number := self._number(episode, f"{part}/{name}")) is not None:
+                fields[name] = int(number)
 
         def fill(found: re.Match[str]) -> str:
             if found[1] not in fields:
@@ -188,51 +220,45 @@ class LeRobot:
         return inside(self.folder, FIELD.sub(fill, template))
 
 
-BOOKKEEPING = frozenset(
-    ("index", "frame_index", "episode_index", "task_index", "timestamp", "next.done", "next.reward", "next.success")
-)
-"""Columns that every data set has, which are no actions or states."""
-
-
-def _feature(key: str, entry: Any) -> Feature:
-    try:
-        shape = tuple(int(size) for size in entry.get("shape") or ())
-        return Feature(key, str(entry["dtype"]), shape, tuple(_names(entry.get("names"))))
-    except (KeyError, TypeError, ValueError, AttributeError) as error:
-        raise LaryError(f"The feature '{key}' of the data set is described wrongly: {error!r}.") from error
-
-
-def _names(found: Any) -> Iterator[str]:
+def flat_names(found: Any) -> Iterator[str]:
     """Names of values, flat: data sets write a list, lists by group, or positions by name."""
     if isinstance(found, dict) and found and all(isinstance(at, int) for at in found.values()):
         yield from sorted(map(str, found), key=lambda name: found[name])
     elif isinstance(found, dict):
         for part in found.values():
-            yield from _names(part)
+            yield from flat_names(part)
     elif isinstance(found, list):
         for part in found:
-            yield from _names(part) if isinstance(part, dict | list) else [str(part)]
+            yield from flat_names(part) if isinstance(part, dict | list) else [str(part)]
 
 
-def _episode_rows_v2(meta: Path) -> list[dict[str, Any]]:
-    lines = (meta / "episodes.jsonl").read_text(encoding="utf-8").splitlines()
-    return [json.loads(line) for line in lines if line.strip()]
+def open_lerobot(source: str, revision: str | None = None) -> LeRobot:
+    """A data set in a folder, or on the hub, from which the metadata are fetched.
+
+    Raises:
+        UsageError: there is no such folder, and the text is no repository's name.
+        LaryError: the hub doesn't give it.
+    """
+    folder = as_path(source)
+    if folder.is_dir():
+        return LeRobot(folder)
+    if not REPOSITORY.fullmatch(source):
+        raise UsageError(f"There is no folder {source}, and it is no data set on the hub, which are called owner/name.")
+    import huggingface_hub
+
+    with hub_errors("Hugging Face", source):
+        commit = str(huggingface_hub.HfApi().dataset_info(source, revision=revision, timeout=30).sha)
+    return LeRobot(_snapshot(source, commit, ["meta/*", "meta/**", "README.md"]), source, commit)
 
 
-def _episode_rows_v3(meta: Path) -> list[dict[str, Any]]:
-    rows: list[dict[str, Any]] = []
-    for path in sorted((meta / "episodes").glob("*/*.parquet")):
-        names = arrow("parquet").read_schema(path).names
-        rows += arrow("parquet").read_table(path, columns=[n for n in names if not n.startswith("stats/")]).to_pylist()
-    return rows
+def _snapshot(source: str, commit: str, patterns: list[str]) -> Path:
+    import huggingface_hub
 
-
-def arrow(module: str) -> Any:
-    """A module of pyarrow. Raises UsageError if it isn't installed."""
-    try:
-        return importlib.import_module(f"pyarrow.{module}")
-    except ImportError:
-        raise UsageError("Reading LeRobot data sets needs pyarrow: pip install pyarrow.") from None
+    with hub_errors("Hugging Face", source):
+        folder = huggingface_hub.snapshot_download(
+            source, repo_type="dataset", revision=commit, allow_patterns=patterns
+        )  # fmt: skip
+    return Path(folder)
 
 
 def _short(error: BaseException) -> str:
@@ -244,24 +270,13 @@ def _short(error: BaseException) -> str:
 
 def video_seconds(path: Path) -> npt.NDArray[np.float64]:
     """The second at which every frame of a video is shown, (frames,) float64 ascending. Raises MediaError."""
-    import av
-
-    av.logging.set_level(av.logging.PANIC)
-    try:
-        with av.open(str(path)) as container:
-            if not container.streams.video:
-                raise ValueError("it holds no video stream")
-            stream = container.streams.video[0]
-            table = scan_packets(container, stream)
-            if table is not None:
-                seconds = float(stream.time_base or 0) * np.array(table.stamps, dtype=np.float64)
-                return np.asarray(seconds, dtype=np.float64)
-            kind = codec_name(stream)
-    except (av.error.FFmpegError, OSError, ValueError) as error:
-        raise MediaError(f"The video {path} can't be read: {_short(error)}.") from error
-    stamps = [frame.time for frame in decode_video(path)]
+    with opened_video(path) as (container, stream):
+        table = scan_packets(container, stream)
+        if table is not None:
+            return np.asarray(float(stream.time_base or 0) * np.array(table.stamps, dtype=np.float64))
+    stamps = [frame.time for frame in decode_video(path)]  # the packets don't name the frames
     if None in stamps or sorted(set(stamps)) != stamps:
-        raise MediaError(f"The video {path} ({kind}) has no ascending time stamps.")
+        raise MediaError(f"The video {path} has no ascending time stamps.")
     return np.array(stamps, dtype=np.float64)
 
 
@@ -278,21 +293,17 @@ def frame_numbers(
     Raises:
         MediaError: a row has no frame within half a frame's time, or two rows share one.
     """
-    found = []
-    for row, stamp in enumerate(stamps):
-        time = start + stamp
-        at = bisect_left(seconds, time)
-        near = min(
-            (index for index in (at - 1, at) if 0 <= index < len(seconds)), key=lambda index: abs(seconds[index] - time)
+    times = start + np.asarray(stamps, dtype=np.float64)
+    after = np.searchsorted(seconds, times)
+    left, right = np.maximum(after - 1, 0), np.minimum(after, len(seconds) - 1)
+    near = np.where(np.abs(seconds[left] - times) <= np.abs(seconds[right] - times), left, right)
+    for row in np.flatnonzero(~(np.abs(seconds[near] - times) <= 0.5 / fps))[:1]:  # also true of a time that is NaN
+        raise MediaError(
+            f"No frame is shown at {times[row]:.3f} s, row {row} of the episode: nearest {seconds[near[row]]:.3f} s."
         )
-        if abs(seconds[near] - time) > 0.5 / fps:
-            raise MediaError(
-                f"No frame is shown at {time:.3f} s, row {row} of the episode: nearest {seconds[near]:.3f} s."
-            )
-        found.append(near)
-    if any(later <= earlier for earlier, later in pairwise(found)):
+    if (np.diff(near) <= 0).any():
         raise MediaError("Two rows of the episode fall on the same frame: rate and time stamps contradict each other.")
-    return np.array(found, dtype=np.int64)
+    return near.astype(np.int64)
 
 
 def embedded_image(cell: Any, folder: Path) -> bytes:

@@ -1,4 +1,4 @@
-"""What can be told from a trajectory alone: image pairs at a fixed stride, and atomic motions with their labels.
+"""Atomic motions of a trajectory and their labels.
 
 The deterministic half of the benchmark's data engine (arXiv 2604.11689, section 3). Atomic motions are the 26
 combinations of forward/backward, left/right and up/down, and the opening and closing of the gripper.
@@ -13,14 +13,13 @@ from itertools import product
 import numpy as np
 import numpy.typing as npt
 
+from lary.data.configs import MotionOptions
 from lary.types import UsageError
 
 DIRECTIONS = (("Forward", "Backward"), ("Left", "Right"), ("Up", "Down"))
 """The axes of a label, each as (positive, negative), in the order in which a label names them."""
 
 OPEN, CLOSE = "Open", "Close"
-AXES = ("+x", "+y", "+z")
-"""Where forward, left and up point in most simulators' world frame."""
 
 
 def label_of(signs: Sequence[int]) -> str:
@@ -41,31 +40,32 @@ INVERSE = {
 
 @dataclass(frozen=True, kw_only=True)
 class AtomicRule:
-    """How a trajectory is cut into atomic motions.
+    """How a trajectory is cut into atomic motions: `MotionOptions`, checked.
 
-    Attributes:
-        threshold: cumulative displacement from which an axis is part of the label, in the trajectory's units.
-        reach: displacement along any axis that ends a motion; at least the threshold.
-        axes: which of x, y and z, and in which sense, points forward, left and up.
-        grip: value between an open and a closed gripper.
-        open_high: whether larger gripper values are open.
-        deltas: positions are displacements from frame to frame, which are summed up.
-        settle: frames from the last one before the gripper's state changes to the end of its motion.
+    ``axes`` are three signed names, ``grip`` is a number, and ``open_high`` says whether larger values are open.
     """
 
     threshold: float = 0.03
     reach: float = 0.08
-    axes: tuple[str, ...] = AXES
+    axes: tuple[str, ...] = ("+x", "+y", "+z")  # forward, left and up in most simulators' world frame
     grip: float = 0.5
     open_high: bool = True
     deltas: bool = False
     settle: int = 8
 
+    @classmethod
+    def of(cls, options: MotionOptions) -> AtomicRule:
+        """The rule that a command asks for. Raises UsageError."""
+        return cls(
+            threshold=options.threshold, reach=options.reach, settle=options.settle, deltas=options.deltas,
+            axes=tuple(part.strip() for part in options.axes.split(",")),
+            grip=cls.grip if options.grip is None else options.grip, open_high=options.gripper_high == "open",
+        )  # fmt: skip
+
     def __post_init__(self) -> None:
         if not 0 < self.threshold <= self.reach:
-            raise UsageError(
-                f"--threshold {self.threshold:g}: expected more than 0 and at most --reach {self.reach:g}."
-            )
+            limits = f"expected more than 0 and at most --reach {self.reach:g}"
+            raise UsageError(f"--threshold {self.threshold:g}: {limits}.")
         if self.settle < 1:
             raise UsageError(f"--settle {self.settle}: must be at least 1.")
         if sorted(axis[1:] for axis in self.axes) != ["x", "y", "z"] or any(axis[0] not in "+-" for axis in self.axes):
@@ -79,19 +79,6 @@ class Segment:
     start: int
     end: int
     label: str
-
-
-def pairs_at(length: int, stride: int) -> list[tuple[int, int]]:
-    """Source and target frames of the pairs of a trajectory: a grid from frame 0, pairs don't overlap.
-
-    A pair's chunk is the actions of its source frame up to and excluding its target frame.
-
-    Raises:
-        UsageError: a stride below 1.
-    """
-    if stride < 1:
-        raise UsageError(f"--stride {stride}: must be at least 1.")
-    return [(start, start + stride) for start in range(0, length - stride, stride)]
 
 
 def atomic_segments(
@@ -118,13 +105,6 @@ def atomic_segments(
             start = min(before + rule.settle, len(places) - 1)
             segments.append(Segment(before, start, label))
     return segments + _motions(places, start, len(places) - 1, rule)
-
-
-def both_directions(segments: Sequence[Segment]) -> list[Segment]:
-    """Each motion followed by itself seen from end to start, with the inverse label."""
-    return [
-        seen for item in segments for seen in (item, Segment(item.end, item.start, INVERSE[item.label]))
-    ]  # fmt: skip
 
 
 def _gripper_changes(gripper: npt.NDArray[np.floating] | None, rule: AtomicRule) -> list[tuple[int, str]]:

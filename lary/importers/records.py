@@ -9,7 +9,7 @@ from __future__ import annotations
 import re
 from pathlib import Path
 
-from lary.data.spec import DATASETS, DatasetSpec, register_dataset
+from lary.data.spec import DATASETS, DatasetSpec
 from lary.files import read_json, write_bytes, write_text
 from lary.types import LaryError, UsageError
 
@@ -59,8 +59,3 @@ def load_record(path: Path) -> DatasetSpec:
         first = error.errors()[0]
         where = ".".join(str(part) for part in first["loc"])
         raise LaryError(f"The data set record {path} is wrong at '{where}': {first['msg']}.") from error
-
-
-def register_record(path: Path) -> DatasetSpec:
-    """Read a record and add it to the registry, for programs. Raises LaryError, or UsageError if its name is taken."""
-    return register_dataset(load_record(path))

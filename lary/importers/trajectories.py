@@ -1,26 +1,30 @@
-"""Data sets from plain trajectories: a folder per episode with its frames and ``actions.npy``.
+"""Importing plain trajectories: a folder per episode with its frames and ``actions.npy``.
 
 Frames are the images in the episode's folder in the order of the numbers in their names, or its one video.
-``actions.npy`` holds one row of A numbers per frame. Files come out in the published layouts, with a record.
+``actions.npy`` holds one row of A numbers per frame. The record is a Python file for ``--plugin``.
 """
 
 from __future__ import annotations
 
+import io
 import re
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
 
 import numpy as np
 import numpy.typing as npt
 
-from lary.data.actions import LARGEST_ACTIONS, parse_npy
-from lary.data.frames import Image, decode_video, read_image, to_rgb
-from lary.data.samples import EMBODIMENT_COLUMN, write_csv
+from lary.arrays import array_of
+from lary.data.actions import LARGEST_ACTIONS
+from lary.data.configs import AtomicConfig, TrajectoryConfig
+from lary.data.frames import decode_video, to_rgb
+from lary.data.images import Image, read_image
 from lary.data.splits import split_groups
-from lary.files import atomic_write, read_limited, write_bytes, write_text
-from lary.importers.motions import ATOMIC_CLASSES, AtomicRule, atomic_segments, both_directions, pairs_at
+from lary.data.tables import EMBODIMENT_COLUMN, write_csv
+from lary.files import read_limited, write_bytes, write_text
+from lary.importers.episodes import Cut, ImportReport, MotionCut, PairCut, image_bytes, image_stems
+from lary.importers.motions import ATOMIC_CLASSES, AtomicRule
 from lary.runtime import progress
 from lary.types import Failure, LaryError, MediaError, UsageError
 
@@ -30,38 +34,24 @@ IMAGES, VIDEOS = (".png", ".jpg", ".jpeg"), (".mp4", ".mkv", ".avi", ".mov", ".w
 NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_-]*")
 EPISODE_NAME = re.compile(r"[\w .+-]+")
 PARTS = ("train", "val")
+RECORD = '''"""The record of {name}: load it with --plugin."""
 
+from lary.data.spec import {kind}, DatasetSpec, Split, register_dataset
 
-@dataclass(frozen=True, kw_only=True)
-class TrajectoryRequest:
-    """Which trajectories become which data set.
-
-    Attributes:
-        source: folder of episodes.
-        out: folder to write to: it serves as ``LARY_ROOT``, its data/ as ``DATA_DIR``.
-        name: of the data set.
-        share: of validation, by episode; 0 puts everything into the training split.
-        seed: of the split.
-        embodiment: robot type to write into the tables; None writes no such column.
-        overwrite: replace tables that are there.
-    """
-
-    source: Path
-    out: Path
-    name: str
-    share: float = 0.25
-    seed: int = 42
-    embodiment: str | None = None
-    overwrite: bool = False
-
-
-@dataclass(frozen=True)
-class TrajectoryReport:
-    """What was written: rows per table, the file with the record, episodes that could not be used."""
-
-    rows: Mapping[Path, int]
-    record: Path
-    failures: tuple[Failure, ...]
+register_dataset(
+    DatasetSpec(
+        name={name!r},
+        title={name!r},
+        media="pair",
+        stride={stride},
+        target={target},
+        splits={{name: Split({root!r}) for name in ('train', 'val')}},
+        licences=(),  # name the terms of your data here
+        group_pattern=r"{pattern}",
+        media_depth={depth},
+    )
+)
+'''
 
 
 @dataclass(frozen=True, eq=False)
@@ -73,163 +63,126 @@ class Trajectory:
     actions: npt.NDArray[np.float64]
 
 
-def write_pairs(request: TrajectoryRequest, stride: int, dims: Sequence[str] = ()) -> TrajectoryReport:
-    """Write image pairs and action chunks at a fixed stride, in CALVIN's layout.
+def import_trajectories(
+    source: Path, out: Path, config: TrajectoryConfig, cut: Cut, dims: Sequence[str] = ()
+) -> ImportReport:
+    """Write images, actions, tables and record; episodes that can't be used are left out and named.
+
+    Tables come last, so that they name only what is there. Episodes are split whole.
 
     Args:
-        dims: names of the action dimensions; by default ``a0``, ``a1`` and so on.
+        source: folder of episodes.
+        out: folder to write to: it serves as ``LARY_ROOT``, its data/ as ``DATA_DIR``.
+        dims: names of the action dimensions of pairs; by default ``a0``, ``a1`` and so on.
 
     Raises:
         UsageError: a wrong option, no episodes, or tables that are there already.
         LaryError: no episode can be used.
     """
-    pairs_at(0, stride)
-    root = request.out / "data" / "regression" / request.name
-    names = list(dims)
-
-    def cut(episode: Trajectory) -> Rows:
-        size = episode.actions.shape[1]
-        names[:] = names or [f"a{index}" for index in range(size)]
-        if size != len(names):
-            raise MediaError(f"{episode.name} has {size} action dimensions, expected {len(names)}: {', '.join(names)}.")
-        folder, rows = episode_folder(episode.name), []
-        pairs = pairs_at(len(episode.actions), stride)
-        wanted = sorted({frame for pair in pairs for frame in pair})
-        files = save_frames(episode, {at: root / "images" / folder / f"frame_{at:06d}" for at in wanted})
-        for start, end in pairs:
-            action = f"actions/{folder}/action_{start:06d}to{end - 1:06d}.npy"
-            save_array(root / action, episode.actions[start:end].astype(np.float32))
-            images = [f"images/{folder}/{files[at]}" for at in (start, end)]
-            rows.append([*images, action])
-        return rows
-
-    rows, failures = cut_all(request, cut)
-    target = f"ActionSpace(dims={tuple(names)!r}, horizon={stride})"
-    record = record_text(request, target, f"regression/{request.name}", stride)
-    return write_set(request, rows, failures, record, stratify=False)
-
-
-def write_atomic(
-    request: TrajectoryRequest, rule: AtomicRule, position: tuple[int, ...] = (0, 1, 2), gripper: int | None = 6
-) -> TrajectoryReport:
-    """Write the first and last image of each atomic motion, in both directions, in LIBERO's layout.
-
-    Both directions come from one episode, and episodes are split whole.
-
-    Args:
-        position: columns of the actions that hold the end effector's x, y and z.
-        gripper: column that holds its opening; None for none.
-
-    Raises:
-        UsageError, LaryError: as `write_pairs`.
-    """
-    if len(position) != 3:
-        raise UsageError(f"--position {','.join(map(str, position))}: expected three columns, such as 0,1,2.")
-    columns = [*position, *([] if gripper is None else [gripper])]
-    root = request.out / "data" / "classification" / request.name
-
-    def cut(episode: Trajectory) -> Rows:
-        if not all(0 <= column < episode.actions.shape[1] for column in columns):
-            raise MediaError(
-                f"{episode.name} has {episode.actions.shape[1]} action dimensions: no column {max(columns)}."
-            )
-        opening = None if gripper is None else episode.actions[:, gripper]
-        segments = atomic_segments(episode.actions[:, list(position)], opening, rule)
-        folder, rows = episode_folder(episode.name), []
-        frames = read_frames(episode, {frame for item in segments for frame in (item.start, item.end)})
-        places: dict[tuple[int, int], tuple[str, str]] = {}
-        for number, item in enumerate(segments):
-            names = [f"{folder}/action_{number:02d}/action_{end}.png" for end in ("start", "end")]
-            for name, frame in zip(names, (item.start, item.end), strict=True):
-                write_bytes(root / name, encode(frames[frame]))
-            places[item.start, item.end], places[item.end, item.start] = (names[0], names[1]), (names[1], names[0])
-        for item in both_directions(segments):
-            rows.append([*places[item.start, item.end], item.label])
-        return rows
-
-    rows, failures = cut_all(request, cut)
-    target = f"LabelSpace({ATOMIC_CLASSES!r})"
-    record = record_text(request, target, f"classification/{request.name}", None)
-    return write_set(request, rows, failures, record, stratify=True)
-
-
-def cut_all(request: TrajectoryRequest, cut: Callable[[Trajectory], Rows]) -> tuple[dict[str, Rows], list[Failure]]:
-    """The rows of every episode that can be read, by its name. Raises UsageError or LaryError, see `write_pairs`."""
-    if not NAME.fullmatch(request.name):
-        raise UsageError(f"--name {request.name}: expected letters, digits, '_' and '-'.")
-    if not 0 <= request.share < 1:
-        raise UsageError(f"--test-size {request.share:g}: expected 0, or a share below 1.")
-    tables = [path for part in PARTS if (path := table_path(request, part)).exists()]
-    if tables and not request.overwrite:
-        raise UsageError(f"{tables[0]} is there already: pass --overwrite to replace it, or choose another --name.")
-    folders = sorted((path.parent for path in request.source.glob(f"*/{ACTIONS}")), key=lambda path: natural(path.name))
-    if not folders:
-        raise UsageError(f"{request.source} holds no episodes: expected folders with frames and {ACTIONS}.")
+    folders = find_episodes(source, out, config)
+    root, names = out / "data" / cut.task / config.name, list(dims)
     rows: dict[str, Rows] = {}
     failures = []
     with progress(len(folders), "episodes", "episode") as bar:
-        for number, folder in enumerate(folders):
+        for folder in folders:
             name = episode_folder(folder.name)
             try:
                 if name in rows or not EPISODE_NAME.fullmatch(name):
                     raise MediaError(f"{folder} needs another name: letters, digits and ' .+-_', not {name} twice.")
-                rows[name] = cut(read_trajectory(folder))
+                episode = read_trajectory(folder)
+                size = episode.actions.shape[1]
+                names = names or [f"a{index}" for index in range(size)]
+                if isinstance(cut, PairCut) and size != len(names):
+                    raise MediaError(f"{folder.name} has {size} action dimensions, expected {len(names)}: "
+                                     f"{', '.join(names)}.")  # fmt: skip
+                rows[name] = write_episode(root, name, episode, cut)
             except MediaError as error:
-                failures.append(Failure(number, str(folder), str(error)))
+                failures.append(Failure(None, str(folder), str(error)))
             bar.advance()
     if not any(rows.values()):
         reason = failures[0].reason if failures else "they are too short for the stride, or nothing moves far enough."
-        raise LaryError(f"None of the {len(folders)} episodes in {request.source} gave a row: {reason}")
-    return rows, failures
+        raise LaryError(f"None of the {len(folders)} episodes in {source} gave a row: {reason}")
+    counts = write_tables(out, config, rows, by_label=isinstance(cut, MotionCut))
+    plugin = out / f"{config.name}.py"
+    write_text(plugin, record_text(config.name, cut, names))
+    return ImportReport(plugin, counts, tuple(failures))
 
 
-def write_set(
-    request: TrajectoryRequest, rows: Mapping[str, Rows], failures: list[Failure], record: str, *, stratify: bool
-) -> TrajectoryReport:
-    """Write tables and record, last of all, so that tables name only what is there."""
+def columns_cut(config: AtomicConfig) -> MotionCut:
+    """The cut into atomic motions that a command asks for. Raises UsageError."""
+    columns = [part.strip() for part in config.position.split(",")]
+    if len(columns) != 3 or not all(part.isdecimal() for part in columns):
+        raise UsageError(f"--position {config.position}: expected three columns, such as 0,1,2.")
+    gripper = None if config.gripper < 0 else config.gripper
+    return MotionCut(tuple(map(int, columns)), gripper, AtomicRule.of(config))
+
+
+def find_episodes(source: Path, out: Path, config: TrajectoryConfig) -> list[Path]:
+    """The folders of the episodes, by the numbers in their names. Raises UsageError as `import_trajectories`."""
+    if not NAME.fullmatch(config.name):
+        raise UsageError(f"--name {config.name}: expected letters, digits, '_' and '-'.")
+    if not 0 <= config.share < 1:
+        raise UsageError(f"--test-size {config.share:g}: expected 0, or a share below 1.")
+    tables = [path for part in PARTS if (path := table_path(out, config.name, part)).exists()]
+    if tables and not config.overwrite:
+        raise UsageError(f"{tables[0]} is there already: pass --overwrite to replace it, or choose another --name.")
+    folders = sorted((path.parent for path in source.glob(f"*/{ACTIONS}")), key=lambda path: natural(path.name))
+    if not folders:
+        raise UsageError(f"{source} holds no episodes: expected folders with frames and {ACTIONS}.")
+    return folders
+
+
+def write_episode(root: Path, folder: str, episode: Trajectory, cut: Cut) -> Rows:
+    """Write the images and actions of an episode; returns its rows. Raises MediaError."""
+    if isinstance(cut, MotionCut):
+        last = max(*cut.position, cut.gripper or 0)
+        if last >= episode.actions.shape[1]:
+            raise MediaError(f"{episode.name} has {episode.actions.shape[1]} action dimensions: no column {last}.")
+    segments = cut.segments(episode.actions)
+    stems = image_stems(cut, segments)
+    for at, image in wanted_frames(episode, set(stems)).items():
+        content = image_bytes(image)
+        for stem in stems[at]:
+            write_bytes(root / cut.folders[-1] / folder / f"{stem}.png", content)
+    for name, content in cut.files(episode.actions, segments).items() if isinstance(cut, PairCut) else ():
+        write_bytes(root / "actions" / folder / Path(name).name, content)
+    return cut.rows(folder, segments, {stem: f"{stem}.png" for found in stems.values() for stem in found})
+
+
+def write_tables(out: Path, config: TrajectoryConfig, rows: Mapping[str, Rows], *, by_label: bool) -> dict[str, int]:
+    """Split the episodes and write a table for each part; returns the number of rows by split."""
     listed = [(episode, row) for episode, found in rows.items() for row in found]
     parts: list[Sequence[int]] = [range(len(listed)), []]
-    if request.share:
-        strata = [row[2] for _, row in listed] if stratify else None
+    if config.share:
+        strata = [row[2] for _, row in listed] if by_label else None
         parts = [
-            part.tolist() for part in split_groups([name for name, _ in listed], request.share, strata, request.seed)
+            part.tolist() for part in split_groups([name for name, _ in listed], config.share, strata, config.seed)
         ]
     columns, extra = ["src_img", "tgt_img", "action"], []
-    if request.embodiment is not None:
-        columns, extra = [*columns, EMBODIMENT_COLUMN], [request.embodiment]
-    counts = {}
-    for name, part in zip(PARTS, parts, strict=True):
-        path = table_path(request, name)
+    if config.embodiment is not None:
+        columns, extra = [*columns, EMBODIMENT_COLUMN], [config.embodiment]
+    for split, part in zip(PARTS, parts, strict=True):
+        path = table_path(out, config.name, split)
         if part:
             write_csv(path, columns, [[*listed[index][1], *extra] for index in part])
-            counts[path] = len(part)
         else:
             path.unlink(missing_ok=True)
-    path = request.out / f"{request.name}.py"
-    write_text(path, record)
-    return TrajectoryReport(counts, path, tuple(failures))
+    return {split: len(part) for split, part in zip(PARTS, parts, strict=True) if part}
 
 
-def record_text(request: TrajectoryRequest, target: str, root: str, stride: int | None) -> str:
+def record_text(name: str, cut: Cut, dims: Sequence[str]) -> str:
     """The Python file that registers the data set, for ``--plugin``."""
-    kind: Literal["ActionSpace", "LabelSpace"] = "LabelSpace" if stride is None else "ActionSpace"
-    pattern = r"^([^/]+)/" if stride is None else r"^(.*?ep_[^/]+)/"
-    return (
-        f'"""The record of {request.name}: load it with --plugin."""\n\n'
-        f"from lary.data.spec import {kind}, DatasetSpec, Split, register_dataset\n\n"
-        "register_dataset(\n    DatasetSpec(\n"
-        f"        name={request.name!r},\n        title={request.name!r},\n        media=\"pair\",\n"
-        f"        stride={stride},\n        target={target},\n"
-        f"        splits={{name: Split({root!r}) for name in ('train', 'val')}},\n"
-        "        licences=(),  # name the terms of your data here\n"
-        f"        group_pattern=r\"{pattern}\",\n        media_depth={None if stride is None else 0},\n"
-        "    )\n)\n"
-    )  # fmt: skip
+    fields = {"name": name, "root": f"{cut.task}/{name}"}
+    if isinstance(cut, MotionCut):
+        target, pattern = f"LabelSpace({ATOMIC_CLASSES!r})", r"^([^/]+)/"
+        return RECORD.format(kind="LabelSpace", stride=None, target=target, pattern=pattern, depth=None, **fields)
+    target, pattern = f"ActionSpace(dims={tuple(dims)!r}, horizon={cut.stride})", r"^(.*?ep_[^/]+)/"
+    return RECORD.format(kind="ActionSpace", stride=cut.stride, target=target, pattern=pattern, depth=0, **fields)
 
 
-def table_path(request: TrajectoryRequest, part: str) -> Path:
-    """Where the table of a split goes."""
-    return request.out / "data" / f"{request.name}_metadata_{part}.csv"
+def table_path(out: Path, name: str, split: str) -> Path:
+    """The table of a split."""
+    return out / "data" / f"{name}_metadata_{split}.csv"
 
 
 def episode_folder(name: str) -> str:
@@ -255,10 +208,11 @@ def read_trajectory(folder: Path) -> Trajectory:
     if bool(images) == bool(videos) or len(videos) > 1:
         raise MediaError(f"{folder} holds {len(images)} images and {len(videos)} videos: expected images or one video.")
     try:
-        actions = parse_npy(read_limited(folder / ACTIONS, LARGEST_ACTIONS))
+        data = read_limited(folder / ACTIONS, LARGEST_ACTIONS)
+        actions = array_of(io.BytesIO(data), len(data))
     except (OSError, ValueError, EOFError) as error:
         raise MediaError(f"{folder / ACTIONS} can't be read: {error}.") from error
-    if not isinstance(actions, np.ndarray) or actions.ndim != 2 or actions.dtype.kind not in "fiu" or not actions.size:
+    if actions.ndim != 2 or actions.dtype.kind not in "fiu" or not actions.size:
         raise MediaError(f"{folder / ACTIONS} holds no numbers of shape (T, A).")
     if not np.isfinite(actions).all():
         raise MediaError(f"{folder / ACTIONS} holds NaN or infinity.")
@@ -267,7 +221,7 @@ def read_trajectory(folder: Path) -> Trajectory:
     return Trajectory(folder.name, images or videos, actions.astype(np.float64))
 
 
-def read_frames(episode: Trajectory, wanted: set[int]) -> dict[int, Image]:
+def wanted_frames(episode: Trajectory, wanted: set[int]) -> dict[int, Image]:
     """Frames (H, W, 3) uint8 RGB of an episode by number. Raises MediaError, also if a video's length isn't T."""
     if len(episode.frames) > 1 or episode.frames[0].suffix.lower() in IMAGES:
         return {at: read_image(episode.frames[at]) for at in sorted(wanted)}
@@ -281,29 +235,3 @@ def read_frames(episode: Trajectory, wanted: set[int]) -> dict[int, Image]:
     if count != len(episode.actions):
         raise MediaError(f"{episode.frames[0]} has {count} frames but {len(episode.actions)} rows of actions.")
     return found
-
-
-def save_frames(episode: Trajectory, wanted: Mapping[int, Path]) -> dict[int, str]:
-    """Write frames under the given names as PNG; returns their file names."""
-    names = {}
-    for at, image in read_frames(episode, set(wanted)).items():
-        path = wanted[at].with_suffix(".png")
-        write_bytes(path, encode(image))
-        names[at] = path.name
-    return names
-
-
-def encode(image: Image) -> bytes:
-    """A frame (H, W, 3) uint8 RGB as PNG."""
-    import cv2
-
-    written, data = cv2.imencode(".png", cv2.cvtColor(image, cv2.COLOR_RGB2BGR))
-    if not written:
-        raise MediaError("A frame can't be written as PNG.")
-    return data.tobytes()
-
-
-def save_array(path: Path, values: npt.NDArray[np.float32]) -> None:
-    """Write an array as .npy, whole or not at all."""
-    with atomic_write(path) as stream:
-        np.save(stream, values, allow_pickle=False)

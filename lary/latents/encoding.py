@@ -19,9 +19,10 @@ import numpy.typing as npt
 from lary.latents.pooling import pooled_latents
 from lary.latents.reading import Batch
 from lary.models.preprocess import DeviceNormaliser, normalise
+from lary.models.running import LoadedEncoder
 from lary.models.spec import Preprocess
 from lary.runtime import log
-from lary.types import Encoder, LaryError, Latents
+from lary.types import LaryError, Latents
 
 if TYPE_CHECKING:
     import torch
@@ -42,7 +43,7 @@ class _Part:
 class Encoding:
     """An encoder with the arithmetic in front of it and the pooling behind it, on one device."""
 
-    def __init__(self, encoder: Encoder, preprocess: Preprocess, device: str, pool: str) -> None:
+    def __init__(self, encoder: LoadedEncoder, preprocess: Preprocess, device: str, pool: str) -> None:
         self._encoder = encoder
         self._preprocess = preprocess
         self._device = device
@@ -55,7 +56,7 @@ class Encoding:
         """The rows of every batch that could be read, in order.
 
         Args:
-            release: told when the frames of a batch are needed no more.
+            release: called when the frames of a batch are needed no more.
         """
         if self._normalise is None:
             for batch in batches:
@@ -73,12 +74,12 @@ class Encoding:
     def _one_by_one(self, batch: Batch) -> Iterator[Row]:
         import torch
 
-        room: dict[int, npt.NDArray[np.float32]] = {}
+        buffers: dict[int, npt.NDArray[np.float32]] = {}
         for index, (row, place, length) in enumerate(zip(batch.rows, batch.places, batch.lengths, strict=True)):
             if row in batch.problems:
                 continue
             frames = batch.clips[place : place + 1, :length]
-            clip = room[length] = normalise(frames, self._preprocess, room.get(length))
+            clip = buffers[length] = normalise(frames, self._preprocess, buffers.get(length))
             with torch.inference_mode():
                 latents = pooled_latents(self._encoder.encode(torch.from_numpy(clip)), self._pool)
             tokens = checked_tokens(latents, 1).numpy()

@@ -13,22 +13,21 @@ from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import ExitStack
 from dataclasses import dataclass, field
+from itertools import groupby
 from pathlib import Path
 from typing import Any
 
 import numpy.typing as npt
 
 from lary.configs import ExtractConfig
-from lary.data.samples import INDEX_COLUMN, SampleTable
+from lary.data.tables import INDEX_COLUMN, SampleTable
 from lary.latents.encoding import Encoding
-from lary.latents.reading import Batch, Reading, borrow_pool, give_back
-from lary.latents.store import LatentStore, UnitWriter
-from lary.latents.units import Unit, UnitReport
-from lary.models.precision import in_precision
-from lary.models.promise import held_to_record
-from lary.models.spec import MODELS, ModelContext, ModelSpec, build, with_latent
+from lary.latents.reading import Batch, Reading, idle_readers
+from lary.latents.store import LatentStore, Write
+from lary.models.running import LoadedEncoder, build
+from lary.models.spec import MODELS, ModelContext, ModelSpec, with_latent
 from lary.runtime import usable_cores
-from lary.types import Encoder, Failure, LaryError, MediaError
+from lary.types import Failure, LaryError, MediaError
 
 MOST_WORKERS = 8
 WRITERS = 2
@@ -41,6 +40,34 @@ ITEM_BYTES = {"float32": 4, "float16": 2, "bfloat16": 2}
 Advance = Callable[[int], None]
 _Row = tuple[int, str, str, npt.NDArray[Any], "npt.NDArray[Any] | None"]
 """Number, sample id, first medium, tokens and codes."""
+
+
+@dataclass(frozen=True)
+class Unit:
+    """What is left to do of the rows ``[number * unit_rows, (number + 1) * unit_rows)``."""
+
+    number: int
+    rows: tuple[int, ...]
+
+
+@dataclass(frozen=True)
+class UnitReport:
+    """A unit that is committed: how many of its rows have latents now, and which ones failed."""
+
+    number: int
+    done: int
+    failures: tuple[Failure, ...]
+
+
+class Interrupted(LaryError):
+    """The user stopped the run: what was begun is finished and kept. Exit code 130, as shells have it."""
+
+    exit_code = 130
+
+
+def plan_units(pending: Iterable[int], unit_rows: int) -> list[Unit]:
+    """The units that hold the pending rows, which are ascending."""
+    return [Unit(number, tuple(rows)) for number, rows in groupby(pending, lambda row: row // unit_rows)]
 
 
 @dataclass(frozen=True)
@@ -70,11 +97,10 @@ def model_of(config: ExtractConfig) -> ModelSpec:
     return with_latent(MODELS.get(config.model), config.latent)
 
 
-def make_encoder(job: Job, model: ModelSpec, device: str) -> Encoder:
+def make_encoder(job: Job, model: ModelSpec, device: str) -> LoadedEncoder:
     """The model on its device, in the arithmetic that was asked for."""
     config = job.config
-    encoder = in_precision(build(model, model_context(job, device)), device, config.precision, config.compile)
-    return held_to_record(encoder, model, config.protocol)
+    return build(model, model_context(job, device), precision=config.precision, compiled=config.compile)
 
 
 def model_context(job: Job, device: str) -> ModelContext:
@@ -92,15 +118,15 @@ def reading_workers(job: Job) -> int:
 
 
 def encode_units(
-    job: Job, table: SampleTable, units: Iterable[Unit], device: str, encoder: Encoder | None,
+    job: Job, table: SampleTable, units: Iterable[Unit], device: str, encoder: LoadedEncoder | None,
     *, advance: Advance, stopped: Callable[[], bool] = lambda: False,
 ) -> Iterator[UnitReport]:  # fmt: skip
     """Read, encode and write units of rows; each is reported once it is committed.
 
     Args:
         units: taken one at a time, the next one while the last one is still encoded.
-        advance: told how many rows are behind us.
-        stopped: whether to end after the unit in hand.
+        advance: called with the number of rows that are completed.
+        stopped: whether to end after the current unit.
 
     Raises:
         LaryError: a worker that doesn't start, a full disk, an encoder that returns something else than latents.
@@ -112,10 +138,9 @@ def encode_units(
     size = job.config.batch_size
     encoding = Encoding(encoder, preprocess, device, job.config.pool)
     with ExitStack() as stack:
-        pool = borrow_pool()
-        stack.callback(give_back, pool)
         reading = Reading(
-            pool, preprocess, size, most_frames(table), reading_workers(job), job.config.read_timeout
+            stack.enter_context(idle_readers()), preprocess, size, most_frames(table), reading_workers(job),
+            job.config.read_timeout,
         )  # fmt: skip
         stack.enter_context(encoding.fast_memory(reading.memory))
         writing = stack.enter_context(Writing(job.store, job.pending))
@@ -165,7 +190,7 @@ class _OpenUnit:
     """A unit whose rows are being written."""
 
     number: int
-    writer: UnitWriter
+    write: Write
     stack: ExitStack
     rows: int = 0
     writes: list[Future[list[Failure]]] = field(default_factory=list)
@@ -239,7 +264,7 @@ class Writing:
         with self._room:
             self._room.wait_for(lambda: not self._bytes or self._bytes + size <= BYTES_IN_FLIGHT)
             self._bytes += size
-        self._unit.writes.append(self._threads.submit(self._write, self._unit.writer, rows, size))
+        self._unit.writes.append(self._threads.submit(self._write, self._unit.write, rows, size))
 
     def fail(self, failures: list[Failure]) -> None:
         """Count rows of this unit that have no latents."""
@@ -251,12 +276,12 @@ class Writing:
         while self._commits and (wait or self._commits[0].done()):
             yield self._commits.pop(0).result()
 
-    def _write(self, writer: UnitWriter, rows: list[_Row], size: int) -> list[Failure]:
+    def _write(self, write: Write, rows: list[_Row], size: int) -> list[Failure]:
         failures = []
         try:
             for row, sample, name, tokens, codes in rows:
                 try:
-                    writer.add(row, sample, tokens, codes)
+                    write(row, sample, tokens, codes)
                 except MediaError as error:
                     failures.append(Failure(row, name, str(error)))
         except BaseException as error:
@@ -272,18 +297,18 @@ class Writing:
 def _commit(unit: _OpenUnit) -> UnitReport:
     with unit.stack:
         unwritten = [failure for write in unit.writes for failure in write.result()]
-    failures = sorted(unit.failures + unwritten, key=lambda failure: failure.row)
+    failures = sorted(unit.failures + unwritten, key=lambda item: item.row or 0)
     return UnitReport(unit.number, unit.rows - len(unwritten), tuple(failures))
 
 
 def check_space(store: LatentStore, tokens: npt.NDArray[Any], codes: npt.NDArray[Any] | None, rows: int) -> None:
-    """Refuse to start what the disk has no room for. Raises LaryError."""
+    """Refuse to start what the disk has no free space for. Raises LaryError."""
     need = rows * row_bytes(store, tokens, codes)
     free = shutil.disk_usage(store.folder).free
     if need > free:
         raise LaryError(
             f"{rows} rows of {'x'.join(map(str, tokens.shape))} {store.identity.dtype} need {need / 1e9:.1f} GB, and "
-            f"{store.folder} has {free / 1e9:.1f} GB left: make room, choose --dtype or --pool, or another LARY_LA_DIR."
+            f"{store.folder} has {free / 1e9:.1f} GB left: free some, choose --dtype or --pool, or another LARY_LA_DIR."
         )
 
 

@@ -99,10 +99,6 @@ class PooledSource:
     def __len__(self) -> int:
         return len(self._source)
 
-    @property
-    def bytes_on_disk(self) -> int:
-        return self._source.bytes_on_disk
-
     def take(self, positions: Collection[int]) -> PooledSource:
         """Some of the samples."""
         return PooledSource(self._source.take(positions), self._pool_name)

@@ -9,30 +9,32 @@ from __future__ import annotations
 import atexit
 import mmap
 import os
-import queue
-import sys
 import tempfile
 import threading
 from collections import deque
-from collections.abc import Generator, Iterable, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass, field
+from functools import partial
+from pathlib import Path
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
-from lary.latents.reading_worker import setup
+from lary.data.frames import read_frames
+from lary.models.preprocess import resize, to_planes
 from lary.models.spec import Preprocess
 from lary.types import Failure, LaryError, Sample
-from lary.workers import Hung, NoAnswer, Question, Worker
+from lary.workers import Answer, NoAnswer, Pool, Question
 
-COMMAND = (sys.executable, "-m", "lary.latents.reading_worker")
+SETUP = f"{__name__}:reader"
 CHUNK = 8
 """Most samples that a worker gets at once: few messages, and still work for all."""
 AHEAD = 3
 """Samples read ahead per worker, and at least two batches."""
 AT_WORK = 2
-"""Batches whose memory the encoder holds: the one in hand, and the one before it whose copy may still go on."""
-SECONDS_TO_STOP = 5.0
+"""Batches whose memory the encoder holds: the current one, and the one before it whose copy may still be running."""
 
 
 @dataclass(eq=False)
@@ -45,6 +47,7 @@ class Batch:
         lengths: frames T of every row.
         clips: (B, T, 3, H, W) uint8, B places and the largest T; black where nothing could be read.
         problems: why rows could not be read.
+        error: why none can be, since no reading process starts.
     """
 
     unit: int
@@ -55,20 +58,28 @@ class Batch:
     lengths: Sequence[int]
     clips: npt.NDArray[np.uint8] = field(default_factory=lambda: np.empty(0, np.uint8))
     problems: dict[int, str] = field(default_factory=dict)
+    error: LaryError | None = None
     slot: int = -1
     left: int = 0
     done: threading.Event = field(default_factory=threading.Event)
     lock: threading.Lock = field(default_factory=threading.Lock)
 
-    def finish(self, index: int, problem: str) -> None:
-        """One row was read, or could not be."""
+    def finish(self, index: int, found: Answer | NoAnswer | LaryError) -> None:
+        """Note that one row was read, or why it could not be."""
+        problem = ""
+        if isinstance(found, LaryError):
+            self.error = found
+        elif isinstance(found, NoAnswer):
+            problem = f"{self.questions[index]['paths'][0]} can't be read: {found}."
+        else:
+            problem = found.get("error", "")
         if problem:
             self.clips[self.places[index]] = 0
         with self.lock:
             if problem:
                 self.problems[self.rows[index]] = problem
             self.left -= 1
-            if not self.left:
+            if not self.left or self.error:
                 self.done.set()
 
     def failures(self) -> list[Failure]:
@@ -81,18 +92,8 @@ class Batch:
         return found
 
 
-@dataclass
-class _Chunk:
-    """Some rows of a batch, for one worker."""
-
-    batch: Batch
-    indices: Sequence[int]
-    told: Question
-    seconds: float
-
-
 class Ring:
-    """Memory for a few batches, shared with the workers; only its descriptor is inherited, nothing has a name."""
+    """Memory for a few batches, shared with the workers by its descriptor; it has no name in any folder."""
 
     def __init__(self) -> None:
         if hasattr(os, "memfd_create"):
@@ -119,90 +120,35 @@ class Ring:
         return np.ndarray((count, *shape), np.uint8, self._memory)
 
 
-class ReadingPool:
-    """Worker processes, each looked after by a thread. They start when there is work for them."""
+class Readers:
+    """Reading processes and the memory that they share with this one."""
 
-    def __init__(self, command: Sequence[str] = COMMAND) -> None:
+    def __init__(self, setup: str = SETUP) -> None:
         self.ring = Ring()
-        self.error: LaryError | None = None
-        self._command = command
-        self._chunks: queue.SimpleQueue[_Chunk | None] = queue.SimpleQueue()
-        self._workers: list[Worker] = []
-        self._threads: list[threading.Thread] = []
-        self._dropping = False
-        self._at_work = 0
-        self._changed = threading.Condition()
+        descriptor = self.ring.descriptor
+        self.pool = Pool(setup, arguments=(str(descriptor),), pass_fds=(descriptor,))
 
-    def grow(self, workers: int) -> None:
-        """Have at least so many workers."""
-        while len(self._workers) < workers:
-            worker = Worker((*self._command, str(self.ring.descriptor)), (self.ring.descriptor,))
-            self._workers.append(worker)
-            self._threads.append(threading.Thread(target=self._look_after, args=(worker,), daemon=True))
-            self._threads[-1].start()
 
-    def submit(self, chunk: _Chunk) -> None:
-        """Have some rows read by whoever is free first."""
-        with self._changed:
-            self._at_work += 1
-        self._chunks.put(chunk)
+_idle: list[Readers] = []
+_idle_lock = threading.Lock()
 
-    def settle(self) -> None:
-        """Drop what nobody waits for any more; workers that are at something are killed. The pool stays usable."""
-        with self._changed:
-            if self._at_work:
-                self._dropping = True
-                for worker in self._workers:
-                    worker.kill()
-                self._changed.wait_for(lambda: not self._at_work, SECONDS_TO_STOP)
-                self._dropping = False
-            self.error = None
 
-    def close(self) -> None:
-        """End all workers for good."""
-        self._dropping = True
-        for worker in self._workers:
-            self._chunks.put(None)
-            worker.kill()
-        for thread in self._threads:
-            thread.join(SECONDS_TO_STOP)
+@contextmanager
+def idle_readers() -> Iterator[Readers]:
+    """Readers of this process that nobody uses; they stay for the next extraction."""
+    with _idle_lock:
+        readers = _idle.pop() if _idle else Readers()
+    try:
+        yield readers
+    finally:
+        with _idle_lock:
+            _idle.append(readers)
 
-    def _look_after(self, worker: Worker) -> None:
-        told: tuple[int, Question] | None = None
-        while (chunk := self._chunks.get()) is not None:
-            try:
-                told = self._read(worker, chunk, told)
-            except LaryError as error:
-                self.error = error
-                chunk.batch.done.set()
-            finally:
-                with self._changed:
-                    self._at_work -= 1
-                    self._changed.notify_all()
-        worker.stop()
 
-    def _read(self, worker: Worker, chunk: _Chunk, told: tuple[int, Question] | None) -> tuple[int, Question] | None:
-        """Have a chunk read; returns what the worker, counted by its starts, has been told."""
-        batch, todo, crashed = chunk.batch, deque(chunk.indices), -1
-        while todo and not self._dropping and self.error is None:
-            try:
-                worker.start()
-                if told != (worker.starts, chunk.told):
-                    worker.tell([chunk.told])
-                    told = (worker.starts, chunk.told)
-                worker.tell([batch.questions[index] for index in todo])
-                while todo:
-                    found = worker.answer(chunk.seconds)
-                    batch.finish(todo.popleft(), found.get("error", ""))
-            except NoAnswer as error:
-                told = None
-                # A process may also be killed from outside, say for memory; one that hung would hang again.
-                if self._dropping or (crashed != todo[0] and not isinstance(error, Hung)):
-                    crashed = todo[0]
-                else:
-                    index = todo.popleft()
-                    batch.finish(index, f"{batch.questions[index]['paths'][0]} can't be read: {error}.")
-        return told
+@atexit.register
+def _close_readers() -> None:
+    while _idle:
+        _idle.pop().pool.close()
 
 
 class Reading:
@@ -215,13 +161,13 @@ class Reading:
     """
 
     def __init__(
-        self, pool: ReadingPool, preprocess: Preprocess, places: int, frames: int, workers: int, seconds: float
+        self, readers: Readers, preprocess: Preprocess, places: int, frames: int, workers: int, seconds: float
     ) -> None:
         count = AT_WORK + max(2, -(-AHEAD * workers // places))
         size = preprocess.size
-        self.memory = pool.ring.slots(count, (places, frames, 3, size, size))
-        self._pool = pool
-        self._told = setup(preprocess, pool.ring.size)
+        self.memory = readers.ring.slots(count, (places, frames, 3, size, size))
+        self._pool = readers.pool
+        self._common = {"preprocess": asdict(preprocess), "size": readers.ring.size}
         self._workers, self._seconds = workers, seconds
         self._free = deque(range(count))
 
@@ -242,8 +188,8 @@ class Reading:
                 if not ahead:
                     return
                 ahead[0].done.wait()
-                if self._pool.error is not None:
-                    raise self._pool.error
+                if ahead[0].error is not None:
+                    raise ahead[0].error
                 yield ahead.popleft()
         finally:
             self._pool.settle()
@@ -259,33 +205,58 @@ class Reading:
             batch.clips[place] = 0
         batch.left = len(batch.rows)
         start, step = batch.clips.ctypes.data - self.memory.ctypes.data, batch.clips.strides[0]
-        for question, place in zip(batch.questions, batch.places, strict=True):
-            question["at"] = start + place * step
-        share = min(CHUNK, max(1, -(-len(batch.rows) // self._workers)))
-        for first in range(0, len(batch.rows), share):
-            indices = range(first, min(first + share, len(batch.rows)))
-            self._pool.submit(_Chunk(batch, indices, self._told, self._seconds))
+        questions = [
+            {**question, **self._common, "at": start + place * step}
+            for question, place in zip(batch.questions, batch.places, strict=True)
+        ]
+        share = min(CHUNK, max(1, -(-len(questions) // self._workers)))
+        for first in range(0, len(questions), share):
+            finish = partial(_finish, batch, first)
+            self._pool.submit(questions[first : first + share], self._seconds, finish)
 
 
-_pools: list[ReadingPool] = []
-_pools_lock = threading.Lock()
+def _finish(batch: Batch, first: int, index: int, found: Answer | NoAnswer | LaryError) -> None:
+    batch.finish(first + index, found)
 
 
-def borrow_pool() -> ReadingPool:
-    """A pool of this process that nobody uses; `give_back` it."""
-    with _pools_lock:
-        return _pools.pop() if _pools else ReadingPool()
+def reader(descriptor: str) -> Callable[[Question], Answer]:
+    """What a reading process answers with: it puts a sample's frames into the memory, and returns what was wrong.
+
+    Args:
+        descriptor: of the shared memory.
+    """
+    import av
+    import cv2
+    from PIL import Image
+
+    Image.init()
+    av.logging.set_level(av.logging.PANIC)
+    cv2.setNumThreads(1)
+    memory, known, preprocess = mmap.mmap(-1, 1), None, Preprocess()
+
+    def answer(question: Question) -> Answer:
+        """Read one sample: ``paths``, ``index`` (frames of a clip) and ``at`` (its place in the memory)."""
+        nonlocal memory, known, preprocess
+        if known != (common := (question["size"], question["preprocess"])):
+            memory = mmap.mmap(int(descriptor), question["size"])
+            preprocess = Preprocess(**{name: _tuple(value) for name, value in question["preprocess"].items()})
+            known = common
+        try:
+            paths = [Path(path) for path in question["paths"]]
+            found = read_frames(paths, question["index"], preprocess.reader, clamp=preprocess.clamp, noisy=True)
+            frames = resize(found, preprocess)
+            shape = (len(frames), 3, preprocess.size, preprocess.size)
+            to_planes(frames, np.ndarray(shape, np.uint8, memory, question["at"]))
+            return {}
+        except LaryError as error:
+            return {"error": str(error)}
+        except MemoryError:
+            return {"error": "It does not fit into memory."}
+        except Exception as error:  # a reader that fails in a way of its own is a finding about the file
+            return {"error": f"{type(error).__name__}: {error}"}
+
+    return answer
 
 
-def give_back(pool: ReadingPool) -> None:
-    """Keep a pool for the next extraction of this process."""
-    with _pools_lock:
-        _pools.append(pool)
-
-
-@atexit.register
-def close_pools() -> None:
-    """End the workers of all pools that nobody uses."""
-    with _pools_lock:
-        while _pools:
-            _pools.pop().close()
+def _tuple(value: Any) -> Any:
+    return tuple(value) if isinstance(value, list) else value

@@ -9,7 +9,7 @@ identity's key, never by file names.
 from __future__ import annotations
 
 import json
-from collections.abc import Collection
+from collections.abc import Callable, Collection
 from contextlib import AbstractContextManager
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -19,13 +19,13 @@ import numpy as np
 import numpy.typing as npt
 
 from lary.configs import LatentDtype, StoreKind
-from lary.files import digest, read_json, write_json
+from lary.files import digest, read_json, remove_torn, write_json
 from lary.types import LaryError, LatentSource, MediaError, UsageError
 
 if TYPE_CHECKING:
     import torch
 
-    from lary.data.samples import SampleTable
+    from lary.data.tables import SampleTable
 
 MANIFEST = "store.json"
 SHARDS, INDEX = "shard_*.safetensors", "index.parquet"
@@ -43,7 +43,6 @@ Rows = npt.NDArray[np.int64]
 Floats = npt.NDArray[np.float32]
 
 
-LARGEST_FAILURES = 1 << 30
 """Bytes of a failures file, with millions of rows."""
 
 
@@ -77,63 +76,67 @@ class StoreIdentity:
         return digest(json.dumps([FORMAT, fields], sort_keys=True))
 
 
-class UnitWriter(Protocol):
-    """Takes the rows of one unit; `add` may be called from several threads and in any order.
+Write = Callable[[int, str, Floats, "npt.NDArray[Any] | None"], None]
+"""Takes a row, its sample's id, its tokens (P, N, D) or (N, D) float32, and its codes (P, N) or None.
 
-    Used as a context manager: leaving it without an exception commits the unit, an exception gives it up. Its rows
-    are on disk, for good, once the block has been left.
-    """
-
-    def add(self, row: int, sample: str, tokens: Floats, codes: npt.NDArray[Any] | None) -> None:
-        """Take tokens (P, N, D) or (N, D) float32 and codes (P, N) or None of the sample with the id `sample`.
-
-        Raises:
-            MediaError: the tokens aren't finite in the store's number format. Costs this row; the unit goes on.
-            LaryError: the row belongs to another unit, the shape differs from the unit's, the disk is full.
-        """
-        ...
+It may be called from several threads and in any order. It raises MediaError for tokens that aren't finite in the
+store's number format, which costs this row alone, and LaryError for a row of another unit or shape, or a full disk.
+"""
 
 
-class LatentStore(Protocol):
+@dataclass(frozen=True)
+class LatentStore:
     """The latents of one split and one identity in one folder: how rows reach the disk. Stores can be pickled.
 
     Attributes:
         unit_rows: a unit of work is the rows ``[k * unit_rows, (k + 1) * unit_rows)`` of the table, k from 0.
     """
 
-    @property
-    def folder(self) -> Path: ...
+    folder: Path
+    identity: StoreIdentity
+    unit_rows: int
 
-    @property
-    def identity(self) -> StoreIdentity: ...
+    def held(self, table: SampleTable, *, check: bool = True) -> dict[int, str]:
+        """Rows of the table whose latents are there, with their names in the folder.
 
-    @property
-    def unit_rows(self) -> int: ...
+        Args:
+            check: leave out what is torn, or is of another sample or store.
+        """
+        raise NotImplementedError
+
+    def writer(self, unit: int) -> AbstractContextManager[Write]:
+        """A function that writes some or all rows of a unit. No two may be in use for one unit at the same time.
+
+        Leaving the block without an exception commits the rows for good, an exception gives up what wasn't committed.
+        """
+        raise NotImplementedError
 
     def missing(self, table: SampleTable) -> list[int]:
-        """Rows of the table, in order, whose latents aren't there, are torn, or are of another sample or store."""
-        ...
+        """Rows of the table, in order, that have to be extracted."""
+        there = self.held(table)
+        return [row for row in range(len(table)) if row not in there]
 
-    def writer(self, unit: int) -> AbstractContextManager[UnitWriter]:
-        """A writer for some or all rows of a unit. No two may be at work on one unit at the same time."""
-        ...
-
-    def entries(self, table: SampleTable, root: Path, failed: Collection[int] = ()) -> list[str]:
+    def entries(self, table: SampleTable, root: Path, failed: Collection[int | None] = ()) -> list[str]:
         """The ``la_path`` of every row, relative to `root`; empty where a row failed or has no latents."""
-        ...
+        relative, found = self.folder.relative_to(root).as_posix(), [""] * len(table)
+        for row, name in self.held(table, check=False).items():
+            found[row] = "" if row in failed else f"{relative}/{name}"
+        return found
 
     def finish(self, table: SampleTable) -> None:
-        """Called once by the driver when all writers are done: brings what lists the latents up to date."""
-        ...
+        """Bring what lists the latents up to date, and remove what killed writers have left.
+
+        The manifest notes which table the latents were last extracted from; the samples' ids decide, not this.
+        """
+        remove_torn(self.folder)
+        facts = {"path": table.path.name, "digest": table.digest, "rows": len(table)}
+        found = read_manifest(self.folder)
+        if found.get("table") != facts:
+            write_json(self.folder / MANIFEST, found | {"table": facts})
 
 
 class StoredLatents(LatentSource, Protocol):
     """Latents of some samples of a store, in the samples' order."""
-
-    @property
-    def bytes_on_disk(self) -> int:
-        """Bytes of the tokens as they are stored."""
-        ...
 
     def take(self, positions: Collection[int]) -> StoredLatents:
         """Some of the samples, by their positions here."""
@@ -154,7 +157,7 @@ def open_store(
     folder: Path, identity: StoreIdentity, details: dict[str, Any], *, overwrite: bool,
     kind: StoreKind = "npz", unit_rows: int = 1024, batch_size: int = 1,
 ) -> LatentStore:  # fmt: skip
-    """Claim a folder for latents of one identity, or go on with what it holds.
+    """Claim a folder for latents of one identity, or resume what it holds.
 
     Args:
         details: further facts for the manifest.
@@ -197,7 +200,7 @@ def open_store(
 
 
 def store_at(folder: Path, identity: StoreIdentity, kind: StoreKind, unit_rows: int) -> LatentStore:
-    """The store of a kind: the one place where kinds are told apart for writing."""
+    """The store of a kind; only here kinds are distinguished for writing."""
     if kind == "shards":
         from lary.latents.shards import ShardStore
 
@@ -211,14 +214,6 @@ def clear(folder: Path) -> None:
     """Remove the shards of another extraction; ``.npz`` files are replaced one by one."""
     for file in [*folder.glob(SHARDS), folder / INDEX]:
         file.unlink(missing_ok=True)
-
-
-def record_table(folder: Path, table: SampleTable) -> None:
-    """Note in the manifest which table the latents were last extracted from; the samples' ids decide, not this."""
-    facts = {"path": table.path.name, "digest": table.digest, "rows": len(table)}
-    found = read_manifest(folder)
-    if found.get("table") != facts:
-        write_json(folder / MANIFEST, found | {"table": facts})
 
 
 def read_manifest(folder: Path) -> dict[str, Any]:
@@ -236,7 +231,7 @@ def units_of(folder: Path, manifest: dict[str, Any]) -> int:
     """Rows per unit of a store of shards. Raises LaryError for a manifest without them."""
     rows = manifest.get("unit_rows")
     if not isinstance(rows, int) or not 0 < rows <= MOST_ROWS:
-        raise LaryError(f"{folder / MANIFEST} says {rows!r} rows per shard: it is no manifest of a store of shards.")
+        raise LaryError(f"{folder / MANIFEST} names {rows!r} rows per shard: it is no manifest of a store of shards.")
     return rows
 
 
@@ -282,5 +277,8 @@ def narrow(tokens: Floats, dtype: LatentDtype) -> npt.NDArray[Any]:
 
 def convert(source: torch.Tensor, target: torch.Tensor) -> None:
     """Copy numbers (n,) into another number format, in this thread alone."""
+    if len(source) <= PIECE:  # a slice costs as much as a small copy
+        target.copy_(source)
+        return
     for start in range(0, len(source), PIECE):
         target[start : start + PIECE].copy_(source[start : start + PIECE])

@@ -6,15 +6,14 @@ The checkpoint's ``preprocessor_config.json`` says how its frames are prepared, 
 from __future__ import annotations
 
 import json
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from lary.models.hub import fetch_file
-from lary.models.network import check_frames, run_alone
+from lary.models.networks import NetworkEncoder, check_frames, draw_transformers, load_transformers
 from lary.models.preprocess import IMAGENET_MEAN, IMAGENET_STD
-from lary.models.randomly import draw_transformers, weights_name
 from lary.models.spec import MODELS, ModelContext, ModelSpec, Preprocess, ResizeMethod, Weights
-from lary.models.tensors import configured_by
-from lary.models.weights import CONFIG, Source, find_weights, load_transformers, read_config, read_tensors
+from lary.models.tensors import Layout, configured_by, read_tensors
+from lary.models.weights import CONFIG, Checkpoint, fetch_file, find_weights, random_weights, read_config
 from lary.runtime import log
 from lary.types import RANDOM, LaryError, Latents, UsageError, as_path
 
@@ -101,8 +100,8 @@ def _three(values: Any) -> tuple[float, float, float]:
     return first, second, third
 
 
-def find_configuration(spec: ModelSpec, context: ModelContext) -> Source:
-    """The folder of the checkpoint's ``config.json``, all that random weights need, and what stands for their digest.
+def find_configuration(spec: ModelSpec, context: ModelContext) -> tuple[Path, Checkpoint]:
+    """The folder of the checkpoint's ``config.json``, which is all that random weights need, and their identity.
 
     Raises:
         UsageError: there is no such file.
@@ -113,11 +112,10 @@ def find_configuration(spec: ModelSpec, context: ModelContext) -> Source:
         file = fetch_file(location, CONFIG, context.revision) or file
     if not file.is_file():
         raise UsageError(f"Model '{spec.name}': {location} has no {CONFIG}, or can't be reached.")
-    name = weights_name(context.seed, file.read_text(encoding="utf-8"))
-    return Source(file.parent, (), name, seed=context.seed)
+    return file.parent, random_weights(context.seed, file.read_text(encoding="utf-8"))
 
 
-class AnyBackbone:
+class AnyBackbone(NetworkEncoder):
     """Patch tokens of every frame: P = T, N patches in rows, D of the checkpoint.
 
     Tokens before the patches (class and register tokens) are those that the configuration's grid doesn't explain.
@@ -126,26 +124,27 @@ class AnyBackbone:
     def __init__(self, spec: ModelSpec, context: ModelContext) -> None:
         import transformers
 
-        source = find_configuration(spec, context) if context.weights == RANDOM else find_weights(spec, context)
-        with configured_by(source.folder, "model of transformers"):
-            config = transformers.AutoConfig.for_model(**read_config(source.folder))
+        if context.weights == RANDOM:
+            folder, found = find_configuration(spec, context)
+        else:
+            found = find_weights(spec, context)
+            folder = found.folder
+        with configured_by(folder, "model of transformers"):
+            config = transformers.AutoConfig.for_model(**read_config(folder))
         config = getattr(config, "vision_config", config)
         model_class: Any = transformers.MODEL_MAPPING.get(type(config), None)
         if model_class is None:
             raise UsageError(f"Model '{spec.name}': transformers has no backbone for a '{config.model_type}' model.")
-        if source.seed is not None:
-            self._model = draw_transformers(model_class, config, source.seed)
+        if found.seed is not None:
+            self._model = draw_transformers(model_class, config, found.seed)
         else:
             own = f"{model_class.base_model_prefix}."
             unused = (*UNUSED, *(own + key for key in UNUSED))
-            tensors = read_tensors(source.files, unused)
-            self._model = load_transformers(model_class, config, tensors, unused=unused, folder=source.folder)
+            tensors = read_tensors(found.files, Layout(unused=unused))
+            self._model = load_transformers(model_class, config, tensors, unused=unused, folder=folder)
         self._model.to(context.device)
-        self._device = context.device
         self._patches = _patches(config, spec.preprocess.size)
-        self._spec = spec
-        self.weights_digest = source.digest
-        self.weights_revision = source.revision
+        super().__init__(spec, context, found.identity)
 
     def encode(self, clips: torch.Tensor) -> Latents:
         """Clips (B, T, 3, H, W) to tokens (B, T, N, D) float32.
@@ -154,12 +153,10 @@ class AnyBackbone:
             LaryError: not clips, frames of another size than the record's, or the model gives no sequence or map of
                 features.
         """
-        import torch
-
         check_frames(self._spec, clips, side=self._spec.preprocess.size)
-        return Latents(run_alone(self._tokens, clips.to(self._device, torch.float32)))
+        return Latents(self.run_alone(clips))
 
-    def _tokens(self, clips: torch.Tensor) -> torch.Tensor:
+    def run(self, clips: torch.Tensor) -> torch.Tensor:
         features = getattr(self._model(clips.flatten(0, 1)), "last_hidden_state", None)
         if features is None or features.ndim not in (3, 4):
             raise LaryError(f"Model '{self._spec.name}' gives no tokens or feature map: it is no vision backbone.")

@@ -9,12 +9,11 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
-from lary.models.keys import FLUX_KEYS, WAN_KEYS, rename_keys
-from lary.models.network import check_frames, run_alone, tell_dim, with_weights
+from lary.models.networks import NetworkEncoder, check_frames, with_weights
 from lary.models.preprocess import CUBIC_224_SIGNED, FLUX2_PAPER_IMAGE, LANCZOS_224_SIGNED
-from lary.models.released import Checkpoint, Layout, find_checkpoint, read_checkpoint
 from lary.models.spec import ModelContext, ModelSpec, Weights, register_model
-from lary.models.tensors import configured_by
+from lary.models.tensors import Layout, Rules, configured_by, read_tensors, rename_keys
+from lary.models.weights import Checkpoint, find_weights
 from lary.types import LaryError, Latents
 
 if TYPE_CHECKING:
@@ -33,6 +32,49 @@ FLUX_LAYOUT = Layout(
     kind=("_class_name", "AutoencoderKLFlux2"),
     unused=("decoder.", "post_quant_conv.", "bn.num_batches_tracked"),
 )
+
+
+def _residual(source: str, target: str) -> Rules:
+    """A residual block of Wan: its layers are numbered in the released file and named in diffusers."""
+    layers = {"0": "norm1", "2": "conv1", "3": "norm2", "6": "conv2"}
+    return tuple((rf"{source}\.residual\.{number}", f"{target}.{name}") for number, name in layers.items())
+
+
+_WAN_INNER = r"encoder\.downsamples\.(\d+)\.downsamples\.(\d+)"
+
+WAN_KEYS: Rules = (
+    (r"encoder\.conv1", "encoder.conv_in"),
+    *_residual(_WAN_INNER, r"encoder.down_blocks.\1.resnets.\2"),
+    (rf"{_WAN_INNER}\.shortcut", r"encoder.down_blocks.\1.resnets.\2.conv_shortcut"),
+    (rf"{_WAN_INNER}\.(resample\.1|time_conv)", r"encoder.down_blocks.\1.downsampler.\3"),
+    *_residual(r"encoder\.middle\.0", "encoder.mid_block.resnets.0"),
+    *_residual(r"encoder\.middle\.2", "encoder.mid_block.resnets.1"),
+    (r"encoder\.middle\.1\.(norm|to_qkv|proj)", r"encoder.mid_block.attentions.0.\1"),
+    (r"encoder\.head\.0", "encoder.norm_out"),
+    (r"encoder\.head\.2", "encoder.conv_out"),
+    (r"conv1", "quant_conv"),
+)
+"""``Wan2.2_VAE.pth`` to diffusers' AutoencoderKLWan, encoder only."""
+
+_FLUX_BLOCK = r"encoder\.down\.(\d+)\.block\.(\d+)"
+_FLUX_ATTENTION = {"norm": "group_norm", "q": "to_q", "k": "to_k", "v": "to_v", "proj_out": "to_out.0"}
+
+FLUX_KEYS: Rules = (
+    (r"encoder\.(conv_in|conv_out)", r"encoder.\1"),
+    (r"encoder\.norm_out", "encoder.conv_norm_out"),
+    (r"encoder\.quant_conv", "quant_conv"),
+    (rf"{_FLUX_BLOCK}\.(norm1|conv1|norm2|conv2)", r"encoder.down_blocks.\1.resnets.\2.\3"),
+    (rf"{_FLUX_BLOCK}\.nin_shortcut", r"encoder.down_blocks.\1.resnets.\2.conv_shortcut"),
+    (r"encoder\.down\.(\d+)\.downsample\.conv", r"encoder.down_blocks.\1.downsamplers.0.conv"),
+    (r"encoder\.mid\.block_1", "encoder.mid_block.resnets.0"),
+    (r"encoder\.mid\.block_2", "encoder.mid_block.resnets.1"),
+    *(
+        (rf"encoder\.mid\.attn_1\.{source}", f"encoder.mid_block.attentions.0.{target}")
+        for source, target in _FLUX_ATTENTION.items()
+    ),
+    (r"bn", "bn"),
+)
+"""``ae.safetensors`` of FLUX.2 to diffusers' AutoencoderKLFlux2, encoder only."""
 
 WAN_MEAN = (
     -0.2289, -0.0052, -0.1323, -0.2339, -0.2799, 0.0174, 0.1838, 0.1557, -0.1382, 0.0542, 0.2813, 0.0891,
@@ -121,45 +163,17 @@ FLUX2 = ModelSpec(
 )  # fmt: skip
 
 
-def wan_arguments(
-    *,
-    dim: int,
-    dec_dim: int,
-    z_dim: int,
-    dim_mult: Sequence[int],
-    num_res_blocks: int,
-    attn_scales: Sequence[float],
-    temperal_downsample: Sequence[bool],
-    dropout: float,
-) -> dict[str, Any]:
+def wan_arguments(*, dim: int, dec_dim: int, **config: Any) -> dict[str, Any]:
     """Arguments of diffusers' AutoencoderKLWan for a configuration in the words of the published code."""
-    return {
-        "base_dim": dim,
-        "decoder_base_dim": dec_dim,
-        "z_dim": z_dim,
-        "dim_mult": list(dim_mult),
-        "num_res_blocks": num_res_blocks,
-        "attn_scales": list(attn_scales),
-        "temperal_downsample": list(temperal_downsample),
-        "dropout": dropout,
-        "is_residual": True,
-        "in_channels": 12,
-        "out_channels": 12,
-        "patch_size": 2,
-    }
+    fixed = {"is_residual": True, "in_channels": 12, "out_channels": 12, "patch_size": 2}
+    listed = {name: list(value) if isinstance(value, tuple) else value for name, value in config.items()}
+    return {"base_dim": dim, "decoder_base_dim": dec_dim, **listed, **fixed}
 
 
 def flux_arguments(
-    *,
-    resolution: int,
-    in_channels: int,
-    ch: int,
-    out_ch: int,
-    ch_mult: Sequence[int],
-    num_res_blocks: int,
-    z_channels: int,
+    *, ch: int, out_ch: int, ch_mult: Sequence[int], num_res_blocks: int, z_channels: int, in_channels: int, **_: Any
 ) -> dict[str, Any]:
-    """Arguments of diffusers' AutoencoderKLFlux2; `resolution` has no part in its arithmetic."""
+    """Arguments of diffusers' AutoencoderKLFlux2; the configuration's `resolution` has no part in its arithmetic."""
     return {
         "in_channels": in_channels,
         "out_channels": out_ch,
@@ -171,7 +185,7 @@ def flux_arguments(
     }
 
 
-def build_empty(name: str, arguments: Mapping[str, Any], origin: object = "the record") -> Any:
+def empty_autoencoder(name: str, arguments: Mapping[str, Any], origin: object = "the record") -> Any:
     """An autoencoder of diffusers without memory yet, and without its decoder.
 
     Raises:
@@ -188,58 +202,48 @@ def build_empty(name: str, arguments: Mapping[str, Any], origin: object = "the r
 
 def read_wan(found: Checkpoint) -> dict[str, torch.Tensor]:
     """The tensors of a checkpoint of Wan2.2's autoencoder under the library's names."""
-    tensors = read_checkpoint(found.file, WAN_LAYOUT)
+    tensors = read_tensors(found.files, WAN_LAYOUT)
     return rename_keys(tensors, WAN_KEYS) if found.config is None else tensors
 
 
 @register_model(WAN)
-class WanEncoder:
+class WanEncoder(NetworkEncoder):
     """Latents of Wan2.2's autoencoder: P = 1 + (T - 1) // 4, N cells of 16 x 16 pixels in rows, D = 48.
 
     Frames behind the last whole chunk of four are not encoded. A clip that has no whole chunk, a pair above all,
     is encoded frame by frame (P = T) under ``corrected``; under ``paper`` only its first frame is.
-
-    Attributes:
-        dim: D.
-        weights_digest: names the weights and their configuration.
-        weights_revision: the hub's commit, if they came from there.
     """
 
     def __init__(self, spec: ModelSpec, context: ModelContext) -> None:
         import torch
 
         options = spec.options_under(context.protocol)
-        found = find_checkpoint(spec, context, WAN_LAYOUT)
-        network = build_empty("AutoencoderKLWan", found.config or wan_arguments(**options["config"]), found.file)
+        found = find_weights(spec, context, WAN_LAYOUT)
+        network = empty_autoencoder("AutoencoderKLWan", found.config or wan_arguments(**options["config"]), found.file)
         self._network = with_weights(network, found, lambda: read_wan(found), context.device)
         constants = options if found.config is None else self._network.config
         mean, std = (torch.tensor(constants[name], device=context.device) for name in ("latents_mean", "latents_std"))
-        self.dim: int = self._network.config.z_dim
+        super().__init__(spec, context, found.identity, self._network.config.z_dim)
         if not len(mean) == len(std) == self.dim:
             raise LaryError(f"{found.file}: latents_mean and latents_std don't have one value for each of {self.dim}.")
         self._mean, self._scale = mean[:, None, None, None], 1.0 / std[:, None, None, None]
-        self._spec, self._device = spec, context.device
         self._single = options["frames_of_a_pair"] == "as images"
         self._cell: int = self._network.config.patch_size * 2 ** (len(self._network.config.dim_mult) - 1)
-        self.weights_digest = found.digest
-        self.weights_revision = found.revision
-        tell_dim(spec, self.dim, found.file)
 
     def encode(self, clips: torch.Tensor) -> Latents:
         """Clips (B, T, 3, H, W) in [-1, 1] to tokens (B, P, N, D) float32.
 
-        Raises:
-            LaryError: H or W is not a multiple of a cell's side.
+        Raises LaryError where H or W is not a multiple of a cell's side.
         """
         check_frames(self._spec, clips, multiple=self._cell)
         batch, frames = clips.shape[:2]
         single = self._single and frames <= CHUNK
-        videos = (clips.flatten(0, 1)[:, None] if single else clips).to(self._device, dtype=self._mean.dtype)
-        latents = run_alone(self._latents, videos.transpose(1, 2))
+        videos = clips.flatten(0, 1)[:, None] if single else clips
+        latents = self.run_alone(videos.transpose(1, 2))
         tokens = latents.movedim(1, -1).flatten(2, 3)
         return Latents(tokens.reshape(batch, -1, *tokens.shape[2:]).contiguous())
 
-    def _latents(self, videos: torch.Tensor) -> torch.Tensor:
+    def run(self, videos: torch.Tensor) -> torch.Tensor:
         """Videos (B, 3, T, H, W) to normalised latents (B, D, P, h, w)."""
         mean: torch.Tensor = self._network.encode(videos).latent_dist.mode()
         return (mean - self._mean) * self._scale
@@ -249,7 +253,7 @@ def read_flux(found: Checkpoint) -> dict[str, torch.Tensor]:
     """The tensors of a checkpoint of FLUX.2's autoencoder under the library's names."""
     import torch
 
-    tensors = read_checkpoint(found.file, FLUX_LAYOUT)
+    tensors = read_tensors(found.files, FLUX_LAYOUT)
     if found.config is None:
         # Released as 1 x 1 convolutions, in diffusers linear layers.
         tensors = {
@@ -260,49 +264,39 @@ def read_flux(found: Checkpoint) -> dict[str, torch.Tensor]:
 
 
 @register_model(FLUX2)
-class FluxEncoder:
-    """Latents of FLUX.2's autoencoder, each frame by itself: P = T, N cells of 16 x 16 pixels in rows, D = 128.
-
-    Attributes:
-        dim: D.
-        weights_digest: names the weights and their configuration.
-        weights_revision: the hub's commit, if they came from there.
-    """
+class FluxEncoder(NetworkEncoder):
+    """Latents of FLUX.2's autoencoder, each frame by itself: P = T, N cells of 16 x 16 pixels in rows, D = 128."""
 
     def __init__(self, spec: ModelSpec, context: ModelContext) -> None:
         options = spec.options_under(context.protocol)
-        found = find_checkpoint(spec, context, FLUX_LAYOUT)
-        network = build_empty("AutoencoderKLFlux2", found.config or flux_arguments(**options["config"]), found.file)
+        found = find_weights(spec, context, FLUX_LAYOUT)
+        network = empty_autoencoder(
+            "AutoencoderKLFlux2", found.config or flux_arguments(**options["config"]), found.file
+        )
         self._network = with_weights(network, found, lambda: read_flux(found), context.device)
         statistics, config = self._network.bn, self._network.config
         self._mean = statistics.running_mean[:, None, None]
         self._std = (statistics.running_var[:, None, None] + statistics.eps).sqrt()
-        self._spec, self._device = spec, context.device
+        super().__init__(spec, context, found.identity, len(statistics.running_mean))
         self._reshaped = options["axes"] == "reshaped"
         self._fold: int = config.patch_size[0]
         self._cell = self._fold * 2 ** (len(config.block_out_channels) - 1)
-        self.dim: int = len(statistics.running_mean)
-        self.weights_digest = found.digest
-        self.weights_revision = found.revision
-        tell_dim(spec, self.dim, found.file)
 
     def encode(self, clips: torch.Tensor) -> Latents:
         """Clips (B, T, 3, H, W) to tokens (B, T, N, D) float32.
 
-        Raises:
-            LaryError: H or W is not a multiple of a cell's side.
+        Raises LaryError where H or W is not a multiple of a cell's side.
         """
         check_frames(self._spec, clips, multiple=self._cell)
         batch, frames = clips.shape[:2]
         if self._reshaped:
             clips = clips.movedim(2, -1).reshape(clips.shape)
-        images = clips.flatten(0, 1).to(self._device, dtype=self._mean.dtype)
-        latents = run_alone(self._latents, images)
+        latents = self.run_alone(clips.flatten(0, 1))
         if self._reshaped:
             return Latents(latents.reshape(batch, frames, -1, self.dim))
         return Latents(latents.flatten(2).transpose(1, 2).reshape(batch, frames, -1, self.dim))
 
-    def _latents(self, images: torch.Tensor) -> torch.Tensor:
+    def run(self, images: torch.Tensor) -> torch.Tensor:
         """Images (B, 3, H, W) to normalised latents (B, D, h, w), channel-major within a fold."""
         import torch
 

@@ -9,11 +9,10 @@ from __future__ import annotations
 import math
 from typing import TYPE_CHECKING, Any
 
-from lary.files import digest
-from lary.models.network import check_frames, run_alone
+from lary.models.networks import NetworkEncoder, check_frames
 from lary.models.preprocess import IMAGENET_MEAN, IMAGENET_STD, neighbour_pairs
 from lary.models.spec import ModelContext, ModelSpec, Preprocess, register_model
-from lary.types import Latents
+from lary.types import Latents, WeightsIdentity
 
 if TYPE_CHECKING:
     import torch
@@ -56,7 +55,7 @@ def with_place(tokens: torch.Tensor) -> torch.Tensor:
 class Pixels:
     """Colours of each frame on a coarse grid: P = T, N = 64, D = 50."""
 
-    weights_digest = None
+    identity = WeightsIdentity()
 
     def __init__(self, spec: ModelSpec, context: ModelContext) -> None:
         self._spec, self._device = spec, context.device
@@ -82,7 +81,7 @@ class Pixels:
 class FrameDifference:
     """What changes between neighbours: P = T - 1, N = 64, D = 66 (red, green, blue signed, grey absolute, place)."""
 
-    weights_digest = None
+    identity = WeightsIdentity()
 
     def __init__(self, spec: ModelSpec, context: ModelContext) -> None:
         self._spec, self._device = spec, context.device
@@ -118,7 +117,7 @@ class OpticalFlow:
     Flow is in pixels of the 128 x 128 frame, computed on grey levels by OpenCV's DISOpticalFlow, on the CPU.
     """
 
-    weights_digest = None
+    identity = WeightsIdentity()
 
     def __init__(self, spec: ModelSpec, context: ModelContext) -> None:
         import cv2
@@ -160,7 +159,7 @@ class OpticalFlow:
         description="A small vision transformer with random weights drawn from the seed, patch tokens of each frame",
     )
 )
-class RandomViT:
+class RandomViT(NetworkEncoder):
     """A transformer that was never trained: P = T, N = 64, D = 192.
 
     Weights are drawn from ``context.seed`` on the CPU, so they are the same on every device.
@@ -169,17 +168,16 @@ class RandomViT:
     def __init__(self, spec: ModelSpec, context: ModelContext) -> None:
         import torch
 
-        self._spec, self._device = spec, context.device
+        # The seed, which is part of the identity of latents, decides the weights.
+        super().__init__(spec, context, WeightsIdentity(random=True))
         self._model = _vision_transformer(spec, torch.Generator().manual_seed(context.seed)).to(context.device)
-        weights = (value.cpu().numpy().tobytes() for value in self._model.state_dict().values())
-        self.weights_digest = digest(*weights)
 
     def encode(self, clips: torch.Tensor) -> Latents:
         """Clips (B, T, 3, 224, 224) to tokens (B, T, 64, 192). Raises LaryError for frames of another size."""
         check_frames(self._spec, clips, side=self._spec.preprocess.size)
-        return Latents(run_alone(self._tokens, clips.to(self._device)))
+        return Latents(self.run_alone(clips))
 
-    def _tokens(self, clips: torch.Tensor) -> torch.Tensor:
+    def run(self, clips: torch.Tensor) -> torch.Tensor:
         tokens: torch.Tensor = self._model(clips.flatten(0, 1))
         return tokens.reshape(*clips.shape[:2], *tokens.shape[1:])
 
@@ -213,4 +211,4 @@ def _vision_transformer(spec: ModelSpec, generator: torch.Generator) -> torch.nn
             else:
                 fan_in = 1 if parameter is model.place else parameter[0].numel()
                 parameter.normal_(0, 1 / math.sqrt(fan_in), generator=generator)
-    return model.eval().requires_grad_(False)
+    return model.eval()

@@ -4,19 +4,16 @@ from __future__ import annotations
 
 import time
 from collections.abc import Mapping
-from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 import numpy.typing as npt
 
-from lary.models.precision import in_precision
-from lary.models.preprocess import prepare
-from lary.models.promise import MEDIA, broken_promise
-from lary.models.spec import ModelContext, ModelSpec, build, locate_weights, with_latent
+from lary.configs import CheckModelConfig
+from lary.models.running import MEDIA, LoadedEncoder, build
+from lary.models.spec import ModelContext, ModelSpec, locate_weights, with_latent
 from lary.runtime import pick_devices
-from lary.tool_configs import CheckModelConfig
-from lary.types import Encoder, Latents, Media
+from lary.types import LaryError, Latents, Media
 
 if TYPE_CHECKING:
     import torch
@@ -24,22 +21,8 @@ if TYPE_CHECKING:
 FRAME_SIZE = 200
 BATCH = 3
 REPEATS = 3
-
-
-@dataclass
-class Report:
-    """Lines to print, and what is wrong with the model."""
-
-    lines: list[str] = field(default_factory=list)
-    problems: list[str] = field(default_factory=list)
-
-    def tell(self, name: str, text: str) -> None:
-        self.lines.append(f"  {name:24} {text}")
-
-    def text(self) -> str:
-        """Everything that was found, problems last."""
-        verdict = [f"  PROBLEM: {problem}" for problem in self.problems] or ["  everything as it should be"]
-        return "\n".join([*self.lines, *verdict])
+DIFFERENT = 1e-3
+"""Share of the largest token by which tokens of the same sample may differ."""
 
 
 def moving_square(frames: int, seed: int) -> npt.NDArray[np.uint8]:
@@ -55,111 +38,85 @@ def moving_square(frames: int, seed: int) -> npt.NDArray[np.uint8]:
     return clip
 
 
-def check_model(spec: ModelSpec, config: CheckModelConfig, settings: Mapping[str, str]) -> Report:
-    """Run a model on pairs and clips: shapes, range, determinism, use of the second frame, time.
+class ModelCheck:
+    """A model run on pairs and clips: shapes, range, determinism, use of the last frame, time.
+
+    Attributes:
+        lines: what was measured, to print.
+        problems: what is wrong with the model.
 
     Raises:
         UsageError, LaryError: its weights aren't there or don't fit.
     """
-    spec = with_latent(spec, config.latent)
-    device = pick_devices(None, config.device)[0]
-    weights = locate_weights(spec, dict(settings), config.weights)
-    context = ModelContext(device, config.protocol, weights, config.revision, config.seed, settings)
-    started = time.perf_counter()
-    encoder = in_precision(build(spec, context), device, config.precision, config.compile)
-    report = Report([f"{spec.name} on {device}, {config.precision}, protocol {config.protocol}"])
-    report.tell("ready after", f"{time.perf_counter() - started:.1f} s")
-    for frames, media in MEDIA.items():
-        check_media(Trial(encoder, spec, config, device, media, frames), report)
-    return report
 
+    def __init__(self, spec: ModelSpec, config: CheckModelConfig, settings: Mapping[str, str]) -> None:
+        spec = with_latent(spec, config.latent)
+        device = pick_devices(config.gpus, config.device)[0]
+        weights = locate_weights(spec, dict(settings), config.weights)
+        context = ModelContext(device, config.protocol, weights, config.revision, config.seed, settings)
+        started = time.perf_counter()
+        self.encoder: LoadedEncoder = build(spec, context, precision=config.precision, compiled=config.compile)
+        self.config = config
+        self.lines = [f"{spec.name} on {device}, {config.precision}, protocol {config.protocol}"]
+        self.problems: list[str] = []
+        self.note("ready after", f"{time.perf_counter() - started:.1f} s")
+        for frames, media in MEDIA.items():
+            try:
+                self.check_media(media, frames)
+            except LaryError as error:
+                self.problems.append(f"{media}: {error}")
 
-@dataclass(frozen=True)
-class Trial:
-    """A model and one kind of sample."""
+    def note(self, name: str, text: str) -> None:
+        self.lines.append(f"  {name:24} {text}")
 
-    encoder: Encoder
-    spec: ModelSpec
-    config: CheckModelConfig
-    device: str
-    media: Media
-    frames: int
+    def text(self) -> str:
+        """Everything that was found, problems last."""
+        verdict = [f"  PROBLEM: {problem}" for problem in self.problems] or ["  everything as it should be"]
+        return "\n".join([*self.lines, *verdict])
 
-    def clip(self, seed: int) -> npt.NDArray[np.uint8]:
-        return moving_square(self.frames, self.config.seed + seed)
-
-    def encode(self, *clips: npt.NDArray[np.uint8]) -> Latents:
-        """Latents of a batch of decoded clips."""
+    def encode(self, *clips: npt.NDArray[np.uint8]) -> tuple[torch.Tensor, Latents]:
+        """Tokens of a batch of decoded clips in float32 on the CPU, and the latents as the model gives them."""
         import torch
 
-        preprocess = self.spec.preprocessing(self.config.protocol, self.media)
-        batch = torch.from_numpy(np.stack([prepare(clip, preprocess) for clip in clips])).to(self.device)
         with torch.inference_mode():
-            latents = self.encoder.encode(batch)
-            if self.device.startswith("cuda"):
+            latents = self.encoder.encode(torch.from_numpy(np.stack(clips)))
+            if self.encoder.device.startswith("cuda"):
                 torch.cuda.synchronize()
-        return latents
+        return latents.tokens.float().cpu(), latents
 
+    def check_media(self, media: Media, frames: int) -> None:
+        """All checks on image pairs or on clips. Raises LaryError for an answer that contradicts the record."""
+        seed, strict = self.config.seed, self.config.protocol == "corrected"
+        clips = [moving_square(frames, seed + number) for number in range(BATCH)]
+        tokens, latents = self.encode(*clips)
+        shape = " x ".join(map(str, tokens.shape[1:]))
+        self.note(f"{media}: tokens", f"{shape}, {latents.tokens.dtype}".replace("torch.", ""))
+        if latents.codes is not None:
+            used, total = len(set(latents.codes.flatten().tolist())), latents.codes.numel()
+            self.note(f"{media}: codes", f"{tuple(latents.codes.shape[1:])}, {used} different ones in {total}")
+        if share := float((~tokens.isfinite()).float().mean()):
+            self.problems.append(f"{media}: tokens are not finite ({share:.0%} NaN or infinite); extraction skips them")
+            return
+        low, mean, high = float(tokens.min()), float(tokens.mean()), float(tokens.max())
+        self.note(f"{media}: range", f"{low:.3g} to {high:.3g}, mean {mean:.3g}, std {float(tokens.std()):.3g}")
 
-def check_media(trial: Trial, report: Report) -> None:
-    """All checks on image pairs or on clips."""
-    name = trial.media
-    clips = [trial.clip(seed) for seed in range(BATCH)]
-    batch = trial.encode(*clips)
-    wrong = broken_promise(
-        trial.spec, trial.config.protocol, trial.encoder, batch, batch=len(clips), frames=trial.frames
-    )
-    if wrong:
-        report.problems.append(f"{name}: the model {wrong}")
-        return
-    tokens = batch.tokens.float().cpu()
-    shape = tuple(tokens.shape[1:])
-    report.tell(f"{name}: tokens", f"{' x '.join(map(str, shape))}, {batch.tokens.dtype}".replace("torch.", ""))
-    if batch.codes is not None:
-        used, total = len(set(batch.codes.flatten().tolist())), batch.codes.numel()
-        report.tell(f"{name}: codes", f"{tuple(batch.codes.shape[1:])}, {used} different ones in {total}")
-    finite = bool(tokens.isfinite().all())
-    if not finite:
-        share = float((~tokens.isfinite()).float().mean())
-        report.problems.append(
-            f"{name}: tokens are not finite ({share:.0%} NaN or infinite); extraction skips such rows"
-        )
-        return
-    low, mean, high = float(tokens.min()), float(tokens.mean()), float(tokens.max())
-    report.tell(f"{name}: range", f"{low:.3g} to {high:.3g}, mean {mean:.3g}, std {float(tokens.std()):.3g}")
-    check_determinism(trial, clips, tokens, report)
-    check_second_frame(trial, clips[0], tokens[0], report)
-    report.tell(f"{name}: time", f"{1000 * seconds_per_sample(trial, clips[0]):.1f} ms, alone in its batch")
+        repeated = float((self.encode(*clips)[0] - tokens).abs().max())
+        alone = float((self.encode(clips[0])[0][0] - tokens[0]).abs().max())
+        for name, difference in (("again", repeated), ("alone", alone)):
+            self.note(f"{media}: {name}", f"differs by up to {difference:.2g}" if difference else "bit-identical")
+        if strict and max(repeated, alone) > DIFFERENT * max(float(tokens.abs().max()), 1e-12):
+            self.problems.append(f"{media}: tokens depend on chance or on the batch that a sample is in")
 
+        changed = clips[0].copy()
+        changed[-1] = moving_square(1, seed + 99)[0]
+        seen = float((self.encode(changed)[0][0] - tokens[0]).abs().max()) > 0
+        self.note(f"{media}: last frame", "is seen" if seen else "is NOT seen")
+        if strict and not seen:
+            self.problems.append(f"{media}: tokens don't depend on the last frame, so they can't hold an action")
 
-def check_determinism(trial: Trial, clips: list[Any], tokens: torch.Tensor, report: Report) -> None:
-    """The same sample again, and alone instead of in a batch."""
-    again = trial.encode(*clips).tokens.float().cpu()
-    alone = trial.encode(clips[0]).tokens.float().cpu()[0]
-    repeated = float((again - tokens).abs().max())
-    batched = float((alone - tokens[0]).abs().max())
-    report.tell(f"{trial.media}: again", "same bits" if repeated == 0 else f"differs by up to {repeated:.2g}")
-    report.tell(f"{trial.media}: alone", "same bits" if batched == 0 else f"differs by up to {batched:.2g}")
-    scale = max(float(tokens.abs().max()), 1e-12)
-    if trial.config.protocol == "corrected" and max(repeated, batched) > 1e-3 * scale:
-        report.problems.append(f"{trial.media}: tokens depend on chance or on the batch that a sample is in")
-
-
-def check_second_frame(trial: Trial, clip: npt.NDArray[np.uint8], tokens: torch.Tensor, report: Report) -> None:
-    """Whether another last frame gives other tokens, and another sample does."""
-    changed = clip.copy()
-    changed[-1] = moving_square(1, trial.config.seed + 99)[0]
-    difference = float((trial.encode(changed).tokens.float().cpu()[0] - tokens).abs().max())
-    report.tell(f"{trial.media}: last frame", "is seen" if difference > 0 else "is NOT seen")
-    if difference == 0 and trial.config.protocol == "corrected":
-        report.problems.append(f"{trial.media}: tokens don't depend on the last frame, so they can't hold an action")
-
-
-def seconds_per_sample(trial: Trial, clip: npt.NDArray[np.uint8]) -> float:
-    """Median time of `encode` on one sample, preprocessing included."""
-    times = []
-    for _ in range(REPEATS):
-        started = time.perf_counter()
-        trial.encode(clip)
-        times.append(time.perf_counter() - started)
-    return sorted(times)[len(times) // 2]
+        times = []
+        for _ in range(REPEATS):
+            started = time.perf_counter()
+            self.encode(clips[0])
+            times.append(time.perf_counter() - started)
+        self.note(f"{media}: time", f"{1000 * sorted(times)[len(times) // 2]:.1f} ms, alone in its batch")

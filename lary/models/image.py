@@ -5,20 +5,11 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from lary.models.backbones import (
-    DINOV2_LARGE,
-    DINOV2_WEIGHTS,
-    DINOV3_LARGE,
-    DINOV3_WEIGHTS,
-    SIGLIP2_BASE,
-    SIGLIP2_WEIGHTS,
-)
-from lary.models.network import check_frames, run_alone, tell_dim
+from lary.models.networks import NetworkEncoder, check_frames, draw_transformers, load_transformers
 from lary.models.preprocess import CUBIC_224, CUBIC_224_IMAGENET, CUBIC_224_SIGNED, mix_planes
-from lary.models.randomly import draw_transformers
-from lary.models.spec import ModelContext, ModelSpec, register_model
-from lary.models.tensors import configured_by
-from lary.models.weights import Source, find_weights, load_transformers, read_config, read_tensors
+from lary.models.spec import ModelContext, ModelSpec, Weights, register_model
+from lary.models.tensors import Layout, configured_by, read_tensors
+from lary.models.weights import find_weights, read_config
 from lary.types import Latents, UsageError
 
 if TYPE_CHECKING:
@@ -61,23 +52,66 @@ BACKBONES = {
     "siglip2_vision_model": _SIGLIP2,
 }
 
+DINOV2_LARGE: dict[str, Any] = {
+    "hidden_size": 1024, "num_hidden_layers": 24, "num_attention_heads": 16, "mlp_ratio": 4, "hidden_act": "gelu",
+    "layer_norm_eps": 1e-6, "image_size": 518, "patch_size": 14, "num_channels": 3, "qkv_bias": True,
+    "layerscale_value": 1.0, "use_swiglu_ffn": False, "use_mask_token": True,
+}  # fmt: skip
+"""``facebook/dinov2-large``."""
+
+DINOV3_LARGE: dict[str, Any] = {
+    "hidden_size": 1024, "num_hidden_layers": 24, "num_attention_heads": 16, "intermediate_size": 4096,
+    "hidden_act": "gelu", "layer_norm_eps": 1e-5, "rope_theta": 100.0, "image_size": 224, "patch_size": 16,
+    "num_channels": 3, "query_bias": True, "key_bias": False, "value_bias": True, "proj_bias": True, "mlp_bias": True,
+    "layerscale_value": 1.0, "use_gated_mlp": False, "num_register_tokens": 4, "pos_embed_rescale": 2.0,
+}  # fmt: skip
+"""``facebook/dinov3-vitl16-pretrain-lvd1689m``."""
+
+SIGLIP2_BASE: dict[str, Any] = {
+    "hidden_size": 768, "num_hidden_layers": 12, "num_attention_heads": 12, "intermediate_size": 3072,
+    "hidden_act": "gelu_pytorch_tanh", "layer_norm_eps": 1e-6, "image_size": 224, "patch_size": 16,
+    "num_channels": 3, "vision_use_head": True,
+}  # fmt: skip
+"""Image tower of ``google/siglip2-base-patch16-224``, with its pooling head."""
+
+DINOV2_WEIGHTS = Weights(
+    variable="DINO_V2_PATH", folder="DINOv2", hub="facebook/dinov2-large",
+    revision="47b73eefe95e8d44ec3623f8890bd894b6ea2d6c",
+)  # fmt: skip
+
+DINOV3_WEIGHTS = Weights(
+    variable="DINO_V3_PATH", folder="DINOv3", hub="facebook/dinov3-vitl16-pretrain-lvd1689m",
+    revision="ea8dc2863c51be0a264bab82070e3e8836b02d51",
+)  # fmt: skip
+
+SIGLIP2_WEIGHTS = Weights(
+    variable="SIGLIP2_PATH", folder="SigLIP2", hub="google/siglip2-base-patch16-224",
+    revision="75de2d55ec2d0b4efc50b3e9ad70dba96a7b2fa2",
+)  # fmt: skip
+
 _MIXED = "frames are reshaped, not permuted: each image mixes colour planes of several frames"
 
-DINOV2 = ModelSpec(
-    name="dinov2-origin",
-    paradigm="semantic encoder",
-    dim=1024,
+
+def _record(name: str, count: int, accepts: tuple[str, ...], config: dict[str, Any], **fields: Any) -> ModelSpec:
+    """A record of a backbone with `count` patch tokens per frame; under ``paper`` its frames are mixed."""
+    dim, (paper, difference) = config["hidden_size"], fields.pop("paper_pixels")
+    return ModelSpec(
+        name=name, paradigm="semantic encoder", dim=dim, pair_shape=(2, count, dim), clip_shape=(9, count, dim),
+        options={"accepts": accepts, "mix_planes": False, "config": config}, options_paper={"mix_planes": True},
+        preprocess_paper=paper, paper_differences=(_MIXED, difference), **fields,
+    )  # fmt: skip
+
+
+_SIGNED = (CUBIC_224_SIGNED, "pixels are x * 2 - 1 instead of ImageNet's normalisation")
+
+DINOV2 = _record(
+    "dinov2-origin",
+    256,
+    ("dinov2", "dinov2_with_registers"),
+    {"model_type": "dinov2", **DINOV2_LARGE},
     weights=DINOV2_WEIGHTS,
-    pair_shape=(2, 256, 1024),
-    clip_shape=(9, 256, 1024),
     preprocess=CUBIC_224_IMAGENET,
-    preprocess_paper=CUBIC_224_SIGNED,
-    options={
-        "accepts": ("dinov2", "dinov2_with_registers"), "mix_planes": False,
-        "config": {"model_type": "dinov2", **DINOV2_LARGE},
-    },
-    options_paper={"mix_planes": True},
-    paper_differences=(_MIXED, "pixels are x * 2 - 1 instead of ImageNet's normalisation"),
+    paper_pixels=_SIGNED,
     notes=("Checkpoints with register tokens are accepted too; class and register tokens are left out.",),
     parameters_m=304.37,
     licence="Apache-2.0",
@@ -85,100 +119,83 @@ DINOV2 = ModelSpec(
     description="DINOv2 ViT-L/14, patch tokens of each frame",
     class_token=True,
     in_demo=True,
-)  # fmt: skip
+)
 
-DINOV3 = ModelSpec(
-    name="dinov3-origin",
-    paradigm="semantic encoder",
-    dim=1024,
+DINOV3 = _record(
+    "dinov3-origin",
+    196,
+    ("dinov3_vit",),
+    {"model_type": "dinov3_vit", **DINOV3_LARGE},
     weights=DINOV3_WEIGHTS,
-    pair_shape=(2, 196, 1024),
-    clip_shape=(9, 196, 1024),
     preprocess=CUBIC_224_IMAGENET,
-    preprocess_paper=CUBIC_224_SIGNED,
-    options={
-        "accepts": ("dinov3_vit",), "mix_planes": False, "config": {"model_type": "dinov3_vit", **DINOV3_LARGE},
-    },
-    options_paper={"mix_planes": True},
-    paper_differences=(_MIXED, "pixels are x * 2 - 1 instead of ImageNet's normalisation"),
+    paper_pixels=_SIGNED,
     notes=("Class and register tokens are left out. The hub's repository is gated: ask for access on its page.",),
     parameters_m=303.13,
     licence="DINOv3 License",
     reference="Siméoni et al. 2025, arXiv 2508.10104",
     description="DINOv3 ViT-L/16, patch tokens of each frame",
     class_token=True,
-)  # fmt: skip
+)
 
-SIGLIP2 = ModelSpec(
-    name="siglip2-origin",
-    paradigm="semantic encoder",
-    dim=768,
+SIGLIP2 = _record(
+    "siglip2-origin",
+    196,
+    ("siglip", "siglip_vision_model", "siglip2", "siglip2_vision_model"),
+    {"model_type": "siglip_vision_model", **SIGLIP2_BASE},
     weights=SIGLIP2_WEIGHTS,
-    pair_shape=(2, 196, 768),
-    clip_shape=(9, 196, 768),
     preprocess=CUBIC_224_SIGNED,
-    preprocess_paper=CUBIC_224,
-    options={
-        "accepts": ("siglip", "siglip_vision_model", "siglip2", "siglip2_vision_model"), "mix_planes": False,
-        "config": {"model_type": "siglip_vision_model", **SIGLIP2_BASE},
-    },
-    options_paper={"mix_planes": True},
-    paper_differences=(_MIXED, "pixels stay in [0, 1] instead of x * 2 - 1"),
+    paper_pixels=(CUBIC_224, "pixels stay in [0, 1] instead of x * 2 - 1"),
     notes=("The paper's siglip2 row is the latent action model on these tokens, not this encoder.",),
     parameters_m=85.80,
     licence="Apache-2.0",
     reference="Tschannen et al. 2025, arXiv 2502.14786",
     description="Image tower of SigLIP 2 base, patch 16, without its pooling head: patch tokens of each frame",
-)  # fmt: skip
+)
 
 
 @register_model(DINOV2, DINOV3, SIGLIP2)
-class ImageEncoder:
+class ImageEncoder(NetworkEncoder):
     """Patch tokens of every frame, after the backbone's final norm: P = T, N patches in rows, D of the checkpoint.
 
     The checkpoint's ``config.json`` decides about architecture, size and leading tokens. A checkpoint of another
     size than the record's is run, and said so: the latents carry its D and its digest.
-
-    Attributes:
-        dim: D.
-        weights_digest: names the weights and their configuration.
-        weights_revision: the hub's commit, if they came from there.
     """
 
     def __init__(self, spec: ModelSpec, context: ModelContext) -> None:
         import transformers
 
         options = spec.options_under(context.protocol)
-        source = find_weights(spec, context)
-        config = options["config"] if source.seed is not None else read_config(source.folder)
+        found = find_weights(spec, context)
+        config = options["config"] if found.seed is not None else read_config(found.folder)
         kind = config["model_type"]
         if kind not in options["accepts"]:
             expected = " or ".join(options["accepts"])
-            raise UsageError(f"Weights of '{spec.name}': {source.folder} holds a {kind} model, expected {expected}.")
+            raise UsageError(f"Weights of '{spec.name}': {found.folder} holds a {kind} model, expected {expected}.")
         backbone = BACKBONES[kind]
         model_class = getattr(transformers, backbone.model)
-        with configured_by(source.folder, backbone.model):
+        with configured_by(found.folder, backbone.model):
             settings = model_class.config_class.from_dict(image_tower(config))
         self._side: int = spec.preprocessing(context.protocol).size
         if backbone.one_size and settings.image_size != self._side:
             raise UsageError(
-                f"Weights of '{spec.name}': {source.folder} is for images of {settings.image_size} pixels, "
+                f"Weights of '{spec.name}': {found.folder} is for images of {settings.image_size} pixels, "
                 f"the record prepares {self._side}."
             )
-        if source.seed is not None:
-            self._model = draw_transformers(model_class, settings, source.seed)
+        if found.seed is not None:
+            self._model = draw_transformers(model_class, settings, found.seed)
         else:
-            self._model = load_backbone(backbone, model_class, settings, source)
+            tensors = read_tensors(found.files, Layout(unused=backbone.unused))
+            if backbone.prefix:  # files of the image tower alone lack it
+                tensors = {backbone.prefix + key.removeprefix(backbone.prefix): tensors[key] for key in tensors}
+            self._model = load_transformers(
+                model_class, settings, tensors, unused=backbone.unused, folder=found.folder
+            )  # fmt: skip
         self._model.to(context.device)
-        self._spec, self._device = spec, context.device
+        super().__init__(spec, context, found.identity, settings.hidden_size)
         self._mix_planes: bool = options["mix_planes"]
         self._leading = backbone.leading + int(getattr(settings, "num_register_tokens", 0) or 0)
         self._class_token = backbone.leading > 0
         self._patch: int | None = settings.patch_size if backbone.patches else None
-        self.dim: int = settings.hidden_size
-        self.weights_digest = source.digest
-        self.weights_revision = source.revision
-        tell_dim(spec, self.dim, source.folder)
 
     def encode(self, clips: torch.Tensor) -> Latents:
         """Clips (B, T, 3, H, W) to tokens (B, T, N, D) and class tokens (B, T, D) float32, on its device.
@@ -186,29 +203,19 @@ class ImageEncoder:
         Raises:
             LaryError: not clips, or frames of another size than the record's.
         """
-        import torch
-
         check_frames(self._spec, clips, side=self._side)
         if self._mix_planes:
             clips = mix_planes(clips)
-        tokens = run_alone(self._tokens, clips.to(self._device, torch.float32))
+        tokens = self.run_alone(clips)
         cls = tokens[:, :, 0] if self._class_token else None
         return Latents(tokens[:, :, self._leading :], cls=cls)
 
-    def _tokens(self, clips: torch.Tensor) -> torch.Tensor:
+    def run(self, clips: torch.Tensor) -> torch.Tensor:
         """Clips (B, T, 3, H, W) to all tokens (B, T, leading + N, D)."""
         images = clips.flatten(0, 1)
         inputs = {"pixel_values": images} if self._patch is None else patch_inputs(images, self._patch)
         tokens: torch.Tensor = self._model(**inputs).last_hidden_state
         return tokens.reshape(*clips.shape[:2], *tokens.shape[1:])
-
-
-def load_backbone(backbone: Backbone, model_class: Any, settings: Any, source: Source) -> torch.nn.Module:
-    """The image tower with the weights of a checkpoint. Raises LaryError where they don't fit."""
-    tensors = read_tensors(source.files, backbone.unused)
-    if backbone.prefix:
-        tensors = {backbone.prefix + key.removeprefix(backbone.prefix): value for key, value in tensors.items()}
-    return load_transformers(model_class, settings, tensors, unused=backbone.unused, folder=source.folder)
 
 
 def image_tower(config: dict[str, Any]) -> dict[str, Any]:

@@ -9,19 +9,13 @@ from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 from lary.files import digest
-from lary.models.backbones import (
-    DINOV2_LARGE,
-    DINOV2_WEIGHTS,
-    DINOV3_LARGE,
-    DINOV3_WEIGHTS,
-    SIGLIP2_BASE,
-    SIGLIP2_WEIGHTS,
-)
+from lary.models.image import DINOV2_LARGE, DINOV2_WEIGHTS, DINOV3_LARGE, DINOV3_WEIGHTS, SIGLIP2_BASE, SIGLIP2_WEIGHTS
 from lary.models.laq import LAYOUT, draw_network, load_network
-from lary.models.network import check_frames, run_alone
+from lary.models.networks import NetworkEncoder, check_frames
 from lary.models.preprocess import CUBIC_224, CUBIC_224_SIGNED, neighbour_pairs
-from lary.models.released import find_checkpoint, read_checkpoint
 from lary.models.spec import MODELS, ModelContext, ModelSpec, Weights, register_model
+from lary.models.tensors import read_tensors
+from lary.models.weights import find_weights
 from lary.nets.codes import CODE_STACKS, code_rows, quantizer_parameters
 from lary.types import Latents, UsageError
 
@@ -42,7 +36,6 @@ _ORDER = (
     "mix places. The weights were trained so, and both protocols keep it."
 )
 _ONE_FILE = "The encoder of frames is in the file itself, under `{}`; where it isn't, its own weights are read."
-_BENCHMARK = "Nie et al. 2026, arXiv 2604.11689"
 
 LAPA = ModelSpec(
     name="lapa",
@@ -70,122 +63,85 @@ LAPA = ModelSpec(
     description="LAPA's latent action quantizer, trained on Open X-Embodiment: 4 tokens per pair of frames",
 )  # fmt: skip
 
-DINOV2 = ModelSpec(
-    name="dinov2",
-    paradigm="general LAM",
-    dim=1024,
-    pair_shape=(16, 1024),
-    clip_shape=(8, 16, 1024),
-    grid=_NO_PLACES,
-    codebook=_SIZES["codebook_size"],
+
+def _on_features(name: str, features: dict[str, Any], *, dim: int = 1024, **fields: Any) -> ModelSpec:
+    """A record of LAPA's quantizer on the features of another encoder of frames."""
+    network = {**_SIZES, "dim": dim, **fields.pop("network", {})}
+    notes = (_ORDER, _ONE_FILE.format(features["prefix"]), *fields.pop("notes", ()))
+    return replace(
+        LAPA, name=name, paradigm="general LAM", dim=dim, pair_shape=(16, dim), clip_shape=(8, 16, dim), notes=notes,
+        options={"network": network, "features": features, "latent": "continuous"},
+        reference="Nie et al. 2026, arXiv 2604.11689", **fields,
+    )  # fmt: skip
+
+
+DINOV2 = _on_features(
+    "dinov2",
+    {
+        "kind": "transformers", "library": "Dinov2Model", "prefix": "dino_tokenizer.", "leading": 1, "unused": (),
+        "prefix_on_disk": "", "config": DINOV2_LARGE,
+    },
+    network={"patch_size": 14},
     preprocess=CUBIC_224_SIGNED,
     weights=Weights(folder="laq_dinov2.pt"),
     backbone=DINOV2_WEIGHTS,
-    options={
-        "network": {**_SIZES, "patch_size": 14},
-        "features": {
-            "kind": "transformers", "library": "Dinov2Model", "prefix": "dino_tokenizer.", "leading": 1,
-            "unused": (), "prefix_on_disk": "", "config": DINOV2_LARGE,
-        },
-        "latent": "continuous",
-    },
-    options_paper={"latent": "noisy"},
-    paper_differences=(_NOISE,),
-    notes=(_ORDER, _ONE_FILE.format("dino_tokenizer."),),
     parameters_m=473.69,
     licence="MIT; the backbone Apache-2.0",
-    reference=_BENCHMARK,
     description="LAPA's quantizer on patch tokens of DINOv2 ViT-L/14: 16 tokens per pair of frames",
 )  # fmt: skip
 
-DINOV3 = ModelSpec(
-    name="dinov3",
-    paradigm="general LAM",
-    dim=1024,
-    pair_shape=(16, 1024),
-    clip_shape=(8, 16, 1024),
-    grid=_NO_PLACES,
-    codebook=_SIZES["codebook_size"],
+DINOV3 = _on_features(
+    "dinov3",
+    {
+        "kind": "transformers", "library": "DINOv3ViTModel", "prefix": "dino_tokenizer.", "leading": 1, "unused": (),
+        "prefix_on_disk": "", "config": DINOV3_LARGE,
+    },
     preprocess=CUBIC_224_SIGNED,
     weights=Weights(folder="laq_dinov3.pt"),
     backbone=DINOV3_WEIGHTS,
-    options={
-        "network": _SIZES,
-        "features": {
-            "kind": "transformers", "library": "DINOv3ViTModel", "prefix": "dino_tokenizer.", "leading": 1,
-            "unused": (), "prefix_on_disk": "", "config": DINOV3_LARGE,
-        },
-        "latent": "continuous",
-    },
-    options_paper={"latent": "noisy"},
-    paper_differences=(_NOISE,),
-    notes=(_ORDER, _ONE_FILE.format("dino_tokenizer."),),
     parameters_m=472.45,
     licence="MIT; the backbone DINOv3 License",
-    reference=_BENCHMARK,
     description="LAPA's quantizer on patch tokens of DINOv3 ViT-L/16: 16 tokens per pair of frames",
 )  # fmt: skip
 
-SIGLIP2 = ModelSpec(
-    name="siglip2",
-    paradigm="general LAM",
+SIGLIP2 = _on_features(
+    "siglip2",
+    {
+        "kind": "transformers", "library": "SiglipVisionModel", "prefix": "encoder.vision_model.", "leading": 0,
+        "unused": ("text_model.", "logit_scale", "logit_bias"), "prefix_on_disk": "vision_model.",
+        "config": SIGLIP2_BASE,
+    },
     dim=768,
-    pair_shape=(16, 768),
-    clip_shape=(8, 16, 768),
-    grid=_NO_PLACES,
-    codebook=_SIZES["codebook_size"],
-    preprocess=CUBIC_224,
     weights=Weights(folder="siglip2.pt"),
     backbone=SIGLIP2_WEIGHTS,
-    options={
-        "network": {**_SIZES, "dim": 768},
-        "features": {
-            "kind": "transformers", "library": "SiglipVisionModel", "prefix": "encoder.vision_model.", "leading": 0,
-            "unused": ("text_model.", "logit_scale", "logit_bias"), "prefix_on_disk": "vision_model.",
-            "config": SIGLIP2_BASE,
-        },
-        "latent": "continuous",
-    },
-    options_paper={"latent": "noisy"},
-    paper_differences=(_NOISE,),
-    notes=(_ORDER, _ONE_FILE.format("encoder.vision_model."),),
     parameters_m=200.83,
     licence="MIT; the backbone Apache-2.0",
-    reference=_BENCHMARK,
     description="LAPA's quantizer on patch tokens of SigLIP 2 base: 16 tokens per pair of frames",
 )  # fmt: skip
 
-MAGVIT2 = ModelSpec(
-    name="magvit2",
-    paradigm="general LAM",
-    dim=18,
-    pair_shape=(16, 18),
-    clip_shape=(8, 16, 18),
-    grid=_NO_PLACES,
-    codebook=_SIZES["codebook_size"],
-    preprocess=CUBIC_224,
-    weights=Weights(folder="magvit2.pt"),
-    backbone=Weights(variable="MAGVIT2_TOKENIZER_PATH"),
-    options={
-        "network": {**_SIZES, "dim": 18, "pixel_output": True},
-        "features": {
-            "kind": "open-magvit2", "prefix": "magvit2_tokenizer.",
-            "config_variable": "MAGVIT2_CONFIG_PATH", "unused": ("loss.",),
-            "config": {
-                "z_channels": 18, "ch": 128, "ch_mult": [1, 1, 2, 2, 4], "num_res_blocks": 4, "in_channels": 3,
-                "out_ch": 3, "model_type": "en18", "use_ema": True,
-            },
+MAGVIT2 = _on_features(
+    "magvit2",
+    {
+        "kind": "open-magvit2", "prefix": "magvit2_tokenizer.", "config_variable": "MAGVIT2_CONFIG_PATH",
+        "unused": ("loss.",),
+        "config": {
+            "z_channels": 18, "ch": 128, "ch_mult": [1, 1, 2, 2, 4], "num_res_blocks": 4, "in_channels": 3, "out_ch": 3,
+            "model_type": "en18", "use_ema": True,
         },
-        "latent": "continuous",
     },
-    options_paper={"latent": "noisy"},
-    paper_differences=(_NOISE,),
-    notes=(_ORDER, _ONE_FILE.format("magvit2_tokenizer."),
+    dim=18,
+    network={"pixel_output": True},
+    weights=Weights(folder="magvit2.pt"),
+    backbone=Weights(
+        variable="MAGVIT2_TOKENIZER_PATH",
+        hint="MAGVIT2_CONFIG_PATH names its configuration, where that is not the released one of 18 bits.",
+    ),
+    notes=(
         "MAGVIT2_CONFIG_PATH may name the tokenizer's configuration; unset, it is the released one of 18 bits.",
-        "The encoder's raw weights run, not their running averages, which the file holds too.",),
+        "The encoder's raw weights run, not their running averages, which the file holds too.",
+    ),
     parameters_m=116.40,
     licence="MIT; the tokenizer Apache-2.0",
-    reference=_BENCHMARK,
     description="LAPA's quantizer on the continuous map of Open-MAGVIT2's encoder: 16 tokens per pair of frames",
 )  # fmt: skip
 
@@ -241,18 +197,13 @@ def ablation(name: str) -> ModelSpec | None:
 
 
 @register_model(LAPA, DINOV2, DINOV3, SIGLIP2, MAGVIT2, *filter(None, map(ablation, PUBLISHED_ABLATIONS)))
-class LatentActions:
+class LatentActions(NetworkEncoder):
     """What changed between neighbouring frames: tokens (B, N, D) of a pair, (B, P, N, D) of a clip, P = T - 1.
 
     Codes have the same axes without D, int64. The record's option ``latent`` says what the tokens are made of:
     ``continuous``, the latent as it is; ``quantized``, its codebook rows; ``noisy``, the latent moved by its
     quantization error in a random direction, as the published code stores it. The direction is drawn from the
     context's seed and the frames of the sample, so it doesn't depend on the batch or on the order of samples.
-
-    Attributes:
-        dim: D.
-        weights_digest: names the weights.
-        weights_revision: the hub's commit, if they came from there.
     """
 
     def __init__(self, spec: ModelSpec, context: ModelContext) -> None:
@@ -260,18 +211,18 @@ class LatentActions:
         if options["latent"] not in LATENTS:
             raise UsageError(f"Latent '{options['latent']}' of '{spec.name}': there is {', '.join(LATENTS)}.")
         layout = replace(LAYOUT, files=(spec.weights.folder,)) if spec.weights and spec.weights.folder else LAYOUT
-        found = find_checkpoint(spec, context, layout)
+        found = find_weights(spec, context, layout)
+        identity = found.identity
         if found.seed is None:
-            tensors = read_checkpoint(found.file, layout)
-            network, features = load_network(spec, options, tensors, found.file, context.settings)
-            self.weights_digest = digest(found.digest, features)
+            network, features = load_network(
+                spec, options, read_tensors(found.files, LAYOUT), found.file, context.settings
+            )
+            identity = replace(identity, digest=digest(identity.digest, features))
         else:
-            network, self.weights_digest = draw_network(spec, options, found.seed), found.digest
-        self.weights_revision = found.revision
+            network = draw_network(spec, options, found.seed)
+        super().__init__(spec, context, identity, network.config.dim)
         self._network = network.to(context.device)
-        self.dim = network.config.dim
         self._latent: str = options["latent"]
-        self._spec, self._device = spec, context.device
         self._seed = context.seed
         self._size = spec.preprocessing(context.protocol).size
 
@@ -281,15 +232,13 @@ class LatentActions:
         Raises:
             LaryError: the frames have another size than the record's, or there is only one.
         """
-        import torch
-
         check_frames(self._spec, clips, side=self._size, least=2)
-        tokens, codes = run_alone(self._encode, clips.to(self._device, torch.float32))
+        tokens, codes = self.run_alone(clips)
         if clips.shape[1] == 2:  # a pair has no axis of latent steps
             tokens, codes = tokens.squeeze(1), codes.squeeze(1)
         return Latents(tokens, codes)
 
-    def _encode(self, clips: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    def run(self, clips: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         """Clips (B, T, 3, H, W) to tokens (B, P, N, D) and codes (B, P, N)."""
         batch, frames = clips.shape[:2]
         network = self._network
@@ -311,7 +260,7 @@ class LatentActions:
 
         steps = len(latent) // len(clips)
         draws = []
-        for clip in clips[..., ::7, ::7].cpu().contiguous():  # a part of the pixels tells samples apart
+        for clip in clips.detach()[..., ::7, ::7].cpu().contiguous():  # a part of the pixels tells samples apart
             seed = int(digest(str(self._seed), clip.numpy().tobytes()), 16) % 2**63
             draws.append(torch.randn(steps, *latent.shape[1:], generator=torch.Generator().manual_seed(seed)))
         return torch.cat(draws).to(latent)

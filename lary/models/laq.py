@@ -1,44 +1,39 @@
-"""Loading of the LAQ family: one file with the latent action model and, mostly, the encoder of frames inside it."""
+"""Networks of the LAQ family: one file with the latent action model and, mostly, the encoder of frames inside it."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from lary.files import read_yaml
-from lary.models.randomly import draw, draw_transformers
-from lary.models.released import Layout, read_checkpoint
+from lary.models.networks import draw, draw_transformers, fill, load_transformers
 from lary.models.spec import ModelContext, ModelSpec, locate_weights
-from lary.models.tensors import configured_by, fill, sha256_of, take
-from lary.models.weights import Source, find_weights, load_transformers, read_tensors
+from lary.models.tensors import Layout, configured_by, read_tensors, sha256_of, split_off
+from lary.models.weights import find_weights
 from lary.types import UsageError, as_path
 
 if TYPE_CHECKING:
     import torch
 
     from lary.nets.lam import LatentActionModel
+    from lary.nets.magvit import Tokenizer
 
-Tensors = dict[str, "torch.Tensor"]
-
-LAYOUT = Layout(files=(), sections=("model", "state_dict"), wrappers=("module.",))
-"""Of a file of the family, whose name stands in its record, and of the tokenizer's own file."""
+Options = Mapping[str, Any]
+LAYOUT = Layout(sections=("model", "state_dict"), wrappers=("module.",))
+"""Of a file of the family, whose name is in its record, and of the tokenizer's own file."""
+TOKENIZER_FIELDS = ("z_channels", "ch", "ch_mult", "num_res_blocks", "in_channels", "out_ch")
 
 
 def load_network(
-    spec: ModelSpec,
-    options: Mapping[str, Any],
-    tensors: Mapping[str, torch.Tensor],
-    origin: Path,
-    settings: Mapping[str, str],
+    spec: ModelSpec, options: Options, tensors: Mapping[str, torch.Tensor], origin: Path, settings: Mapping[str, str]
 ) -> tuple[LatentActionModel, str]:
     """The network that a record's options describe, with exactly these tensors, without its decoder.
 
     The encoder of frames is read from `tensors` too; where they hold nothing of it, from its own file.
 
     Args:
-        spec: the record, for errors.
         options: ``network`` (fields of `LaqConfig`) and ``features`` (how frames are encoded, or None).
         origin: where the tensors come from, for errors.
         settings: values of the variables that name the encoder's own files.
@@ -51,20 +46,18 @@ def load_network(
         UsageError: the sizes fit together with no network, or the encoder of frames is nowhere.
     """
     network = _without_memory(spec, options)
-    rest = dict(tensors)
-    features, digest_of_features = options["features"], ""
-    inside = take(rest, features["prefix"]) if features else {}
+    rest, features, digest = dict(tensors), options["features"], ""
+    inside = split_off(rest, features["prefix"]) if features else {}
     fill(network, rest, origin)
     network.drop_decoder()
-    if features:
-        load = LOADERS[features["kind"]]
-        network.features, digest_of_features = load(
-            spec, features, inside, origin, network.config.grid, settings
-        )  # fmt: skip
-    return network.eval().requires_grad_(False), digest_of_features
+    if features and "library" in features:
+        network.features, digest = _load_backbone(spec, features, inside, origin, network.config.grid, settings)
+    elif features:
+        network.features, digest = load_tokenizer(spec, features, inside, origin, settings)
+    return network.eval(), digest
 
 
-def draw_network(spec: ModelSpec, options: Mapping[str, Any], seed: int) -> LatentActionModel:
+def draw_network(spec: ModelSpec, options: Options, seed: int) -> LatentActionModel:
     """The network that a record's options describe with random weights, its encoder of frames too, without its decoder.
 
     Raises:
@@ -73,12 +66,18 @@ def draw_network(spec: ModelSpec, options: Mapping[str, Any], seed: int) -> Late
     network = _without_memory(spec, options)
     network.drop_decoder()
     draw(network, seed)
-    if features := options["features"]:
-        network.features = DRAWN[features["kind"]](features, network.config.grid, seed)
+    features = options["features"]
+    if features and "library" in features:
+        backbone = draw_transformers(*_library(features), seed)
+        network.features = _patch_tokens(backbone, features, network.config.grid)
+    elif features:
+        tokenizer = empty_tokenizer(features["config"], "the record")
+        tokenizer.drop_unused()
+        network.features = draw(tokenizer, seed)
     return network
 
 
-def _without_memory(spec: ModelSpec, options: Mapping[str, Any]) -> LatentActionModel:
+def _without_memory(spec: ModelSpec, options: Options) -> LatentActionModel:
     """The network on the meta device, without its encoder of frames. Raises UsageError if its sizes make none."""
     import torch
 
@@ -91,29 +90,24 @@ def _without_memory(spec: ModelSpec, options: Mapping[str, Any]) -> LatentAction
         raise UsageError(f"Model '{spec.name}' can't be built: {error}.") from error
 
 
-def _from_transformers(
-    spec: ModelSpec,
-    features: Mapping[str, Any],
-    tensors: Tensors,
-    origin: Path,
-    grid: int,
+def _load_backbone(
+    spec: ModelSpec, features: Options, tensors: Mapping[str, torch.Tensor], origin: Path, grid: int,
     settings: Mapping[str, str],
-) -> tuple[torch.nn.Module, str]:
-    """A backbone of transformers, whose patch tokens stand on the model's grid."""
-    model_class, config = _library(features)
-    beginning, digest_of_folder = features["prefix_on_disk"], ""
+) -> tuple[torch.nn.Module, str]:  # fmt: skip
+    """A backbone of transformers; its own weights are where its variable says, in MODEL_DIR or on the hub."""
+    beginning, digest = features["prefix_on_disk"], ""
     if not tensors:
-        own = _backbone_folder(spec, settings)
-        tensors = {
-            key.removeprefix(beginning): value for key, value in read_tensors(own.files, features["unused"]).items()
-        }
-        origin, digest_of_folder = own.folder, own.digest
+        record = replace(spec, name=f"{spec.name}, encoder of frames", weights=spec.backbone)
+        found = find_weights(record, ModelContext("cpu", "corrected", locate_weights(record, dict(settings))))
+        own = read_tensors(found.files, Layout(unused=tuple(features["unused"])))
+        tensors = {key.removeprefix(beginning): value for key, value in own.items()}
+        origin, digest = found.folder, found.identity.digest
     named = {beginning + key: value for key, value in tensors.items()}
-    model = load_transformers(model_class, config, named, unused=(), folder=origin)
-    return _patch_tokens(model, features, grid), digest_of_folder
+    model = load_transformers(*_library(features), named, unused=(), folder=origin)
+    return _patch_tokens(model, features, grid), digest
 
 
-def _library(features: Mapping[str, Any]) -> tuple[Any, Any]:
+def _library(features: Options) -> tuple[Any, Any]:
     """The class of transformers that runs a backbone, and its configuration."""
     import transformers
 
@@ -121,7 +115,7 @@ def _library(features: Mapping[str, Any]) -> tuple[Any, Any]:
     return model_class, model_class.config_class(**features["config"])
 
 
-def _patch_tokens(model: Any, features: Mapping[str, Any], grid: int) -> torch.nn.Module:
+def _patch_tokens(model: Any, features: Options, grid: int) -> torch.nn.Module:
     """A backbone's patch tokens, without the head that pools them: files hold it, and it is never needed."""
     from lary.nets.lam import PatchTokens
 
@@ -133,63 +127,45 @@ def _patch_tokens(model: Any, features: Mapping[str, Any], grid: int) -> torch.n
     return PatchTokens(model, features["leading"] + registers, grid)
 
 
-def _drawn_transformers(features: Mapping[str, Any], grid: int, seed: int) -> torch.nn.Module:
-    return _patch_tokens(draw_transformers(*_library(features), seed), features, grid)
-
-
-def _drawn_magvit(features: Mapping[str, Any], grid: int, seed: int) -> torch.nn.Module:
-    import torch
-
-    from lary.nets.magvit import Tokenizer, TokenizerConfig
-
-    with torch.device("meta"):
-        tokenizer = Tokenizer(TokenizerConfig(**features["config"]))
-    tokenizer.drop_unused()
-    return draw(tokenizer, seed)
-
-
-def _backbone_folder(spec: ModelSpec, settings: Mapping[str, str]) -> Source:
-    """The backbone's own weights, for a file that holds none: where its variable says, in MODEL_DIR or on the hub."""
-    record = replace(spec, name=f"{spec.name}, encoder of frames", weights=spec.backbone)
-    return find_weights(record, ModelContext("cpu", "corrected", weights=locate_weights(record, dict(settings))))
-
-
-def _from_magvit(
-    spec: ModelSpec,
-    features: Mapping[str, Any],
-    tensors: Tensors,
-    origin: Path,
-    grid: int,
-    settings: Mapping[str, str],
+def load_tokenizer(
+    spec: ModelSpec, features: Options, tensors: Mapping[str, torch.Tensor], origin: Path, settings: Mapping[str, str]
 ) -> tuple[torch.nn.Module, str]:
-    """The encoder of Open-MAGVIT2, of the configuration that its variable names, or else the record's."""
-    import torch
+    """The encoder of Open-MAGVIT2, of the configuration that its variable names, or else the record's.
 
-    from lary.nets.magvit import Tokenizer, TokenizerConfig
-
+    Raises:
+        LaryError: the configuration describes no tokenizer, or the tensors don't fit it.
+        UsageError: its weights are nowhere.
+    """
     described = settings.get(features["config_variable"])
     changes = _tokenizer_config(as_path(described)) if described else {}
-    with configured_by(described or "the record", "Open-MAGVIT2 tokenizer"), torch.device("meta"):
-        tokenizer = Tokenizer(TokenizerConfig(**{**features["config"], **changes}))
-    digest_of_file = ""
+    tokenizer = empty_tokenizer({**features["config"], **changes}, described or "the record")
+    digest = ""
     if not tensors:
-        variable = spec.backbone.variable if spec.backbone else None
-        named = settings.get(variable) if variable else None
+        variable = (spec.backbone and spec.backbone.variable) or ""
+        named = settings.get(variable)
         if not named or not as_path(named).is_file():
             reason = f"points to {named}, which is no file" if named else "is not set"
             raise UsageError(
-                f"Weights of '{spec.name}': {origin} holds no tokenizer (keys {features['prefix']}*), and "
-                f"{variable} {reason}. Set it to the tokenizer's own checkpoint."
+                f"Weights of '{spec.name}': {origin} holds no tokenizer (keys {features['prefix']}*), and {variable} "
+                f"{reason}. Set it to the tokenizer's own checkpoint, and {features['config_variable']} to its "
+                "configuration, if that is not the released one of 18 bits."
             )
         origin = as_path(named)
-        digest_of_file = sha256_of(origin)
-        tensors = read_checkpoint(origin, replace(LAYOUT, unused=features["unused"]))
+        digest = sha256_of(origin)
+        tensors = read_tensors([origin], replace(LAYOUT, unused=tuple(features["unused"])))
     fill(tokenizer, tensors, origin)
     tokenizer.drop_unused()
-    return tokenizer, digest_of_file
+    return tokenizer, digest
 
 
-TOKENIZER_FIELDS = ("z_channels", "ch", "ch_mult", "num_res_blocks", "in_channels", "out_ch")
+def empty_tokenizer(config: Options, origin: object) -> Tokenizer:
+    """Open-MAGVIT2 without memory. Raises LaryError where the configuration, from `origin`, describes none."""
+    import torch
+
+    from lary.nets.magvit import Tokenizer, TokenizerConfig
+
+    with configured_by(origin, "Open-MAGVIT2 tokenizer"), torch.device("meta"):
+        return Tokenizer(TokenizerConfig(**config))
 
 
 def _tokenizer_config(file: Path) -> dict[str, Any]:
@@ -207,31 +183,3 @@ def _tokenizer_config(file: Path) -> dict[str, Any]:
     if not isinstance(content, dict) or any(name not in content for name in TOKENIZER_FIELDS):
         raise UsageError(f"The tokenizer configuration {file} has no ddconfig with {', '.join(TOKENIZER_FIELDS)}.")
     return found | {name: content[name] for name in TOKENIZER_FIELDS}
-
-
-def count_parameters(options: Mapping[str, Any]) -> int:
-    """Parameters of the network that a record's options describe, decoder and encoder of frames included."""
-    import torch
-
-    from lary.nets.lam import LaqConfig, LatentActionModel
-    from lary.nets.magvit import Tokenizer, TokenizerConfig
-
-    features = options["features"] or {}
-    with torch.device("meta"):
-        parts: list[torch.nn.Module] = [LatentActionModel(LaqConfig(**options["network"]))]
-        if "library" in features:
-            model_class, config = _library(features)
-            parts.append(model_class(config))
-        elif features:
-            parts.append(Tokenizer(TokenizerConfig(**features["config"])))
-    return sum(parameter.numel() for part in parts for parameter in part.parameters())
-
-
-Loader = Callable[
-    ["ModelSpec", Mapping[str, Any], Tensors, Path, int, Mapping[str, str]], "tuple[torch.nn.Module, str]"
-]
-LOADERS: dict[str, Loader] = {"transformers": _from_transformers, "open-magvit2": _from_magvit}
-DRAWN: dict[str, Callable[[Mapping[str, Any], int, int], torch.nn.Module]] = {
-    "transformers": _drawn_transformers,
-    "open-magvit2": _drawn_magvit,
-}

@@ -42,12 +42,20 @@ class Preprocess:
 
 @dataclass(frozen=True)
 class Weights:
-    """Where a model's weights lie: a variable with a path, a folder under ``MODEL_DIR``, or a hub repository."""
+    """Where a model's weights are.
+
+    Attributes:
+        variable: with a path or a hub id.
+        folder: a folder or file under ``MODEL_DIR``.
+        hub: repository, at `revision`.
+        hint: what else a user should know who is looking for them, as a sentence.
+    """
 
     variable: str | None = None
     folder: str | None = None
     hub: str | None = None
     revision: str | None = None
+    hint: str = ""
 
 
 @dataclass(frozen=True)
@@ -80,7 +88,7 @@ class ModelSpec:
         weights: None for a model that needs none.
         pair_shape, clip_shape: tokens of one image pair, and of one clip of nine frames, (P, N, D) or (N, D);
             `pair_shape_paper` and `clip_shape_paper` where the ``paper`` protocol has others.
-        backbone: where the weights of an encoder of frames lie that the model's own file may lack; None without one.
+        backbone: where the weights of an encoder of frames are that the model's own file may lack; None without one.
         options: constants for the model class, differences between records that share one; `options_paper` are
             laid over them under the ``paper`` protocol.
         paper_differences: what the ``paper`` protocol changes for this model, in sentences; empty if nothing.
@@ -186,23 +194,6 @@ def with_latent(spec: ModelSpec, latent: str | None) -> ModelSpec:
     return replace(spec, options=spec.options | choice, options_paper=spec.options_paper | choice)
 
 
-def build(spec: ModelSpec, context: ModelContext) -> Encoder:
-    """The encoder of a record, with its weights, on its device.
-
-    Raises:
-        UsageError: the record has no class, or its class has read weights where random ones were asked for.
-    """
-    if spec.factory is None:
-        raise UsageError(f"Model '{spec.name}' has no class: register it with @register_model.")
-    encoder = spec.factory(spec, context)
-    if context.weights == RANDOM and RANDOM not in str(getattr(encoder, "weights_digest", "")):
-        raise UsageError(
-            f"--weights {RANDOM}: the class of '{spec.name}' doesn't draw its weights from the seed. Where it does, "
-            f"its weights_digest says '{RANDOM}'."
-        )
-    return encoder
-
-
 def locate_weights(spec: ModelSpec, values: dict[str, str], override: str | None = None) -> str | None:
     """The path or hub id to load from: ``--weights``, the record's variable, its folder under MODEL_DIR, its hub id.
 
@@ -246,4 +237,8 @@ def remedy(spec: ModelSpec, expected: str) -> str:
     places = [f"set {weights.variable} to {expected}"] if weights.variable else []
     places += [f"put {weights.folder} into MODEL_DIR"] if weights.folder else []
     text = ", ".join([*places, "or pass --weights PATH"]) if places else "pass --weights PATH"
-    return f"{text[0].upper()}{text[1:]}."
+    sentences = [f"{text[0].upper()}{text[1:]}.", weights.hint]
+    if spec.backbone and spec.backbone.variable:
+        sentences.append(f"Where that file lacks the encoder of frames, set {spec.backbone.variable} too.")
+        sentences.append(spec.backbone.hint)
+    return " ".join(filter(None, sentences))

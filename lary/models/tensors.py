@@ -1,13 +1,15 @@
-"""Tensors of weight files and networks: read without running anything in a file, accounted for key by key."""
+"""Tensors of weight files: read without running anything in them, and renamed to the keys of the libraries."""
 
 from __future__ import annotations
 
 import hashlib
 import pickletools
+import re
 import warnings
 import zipfile
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, BinaryIO
 
@@ -16,10 +18,40 @@ from lary.types import LaryError
 if TYPE_CHECKING:
     import torch
 
+Rules = tuple[tuple[str, str], ...]
+"""Patterns for the beginning of a key, and what takes its place; the rest of the key stays."""
+
+CONFIG = "config.json"
 LISTED = 8
 """How many keys an error names before it only counts."""
 SHARED = 8
-"""How often a byte of a file may stand in tensors, on average."""
+"""How often a byte of a file may be part of a tensor, on average."""
+
+
+@dataclass(frozen=True)
+class Layout:
+    """In which files a model's checkpoint comes, and what of them is read.
+
+    Attributes:
+        files: names under a folder or repository; the first that is there is read. None of them: a folder of
+            transformers, with its weights in one file or in shards.
+        kind: field and value in ``config.json`` beside the weights by which a library's folder is known; without
+            them, or where no library has the model, the file is the released one and the record describes the network.
+        unused: beginnings of keys that play no part in encoding; they may be absent and aren't kept.
+        sections: entries of a pickled file under which the tensors may be; else they are at the top.
+        wrappers: parts of keys that training around the model has left; they are taken out wherever they are.
+    """
+
+    files: tuple[str, ...] = ()
+    kind: tuple[str, str] | None = None
+    unused: tuple[str, ...] = ()
+    sections: tuple[str, ...] = ()
+    wrappers: tuple[str, ...] = ()
+
+    @property
+    def expected(self) -> str:
+        """The files in words."""
+        return " or ".join(self.files) or f"model.safetensors beside {CONFIG}"
 
 
 def sha256_of(file: Path) -> str:
@@ -32,7 +64,7 @@ def sha256_of(file: Path) -> str:
 
 
 def first_line(error: Exception) -> str:
-    """The beginning of another library's message, without its full stop; a heading with what stands under it."""
+    """The beginning of another library's message, without its full stop; a heading with what follows it."""
     first, *rest = [line.strip() for line in str(error).splitlines() if line.strip()] or [type(error).__name__]
     if first.endswith(":") and rest:
         first = f"{first} {rest[0]}"
@@ -46,13 +78,51 @@ def listed(keys: Iterable[str]) -> str:
     return ", ".join(names[:LISTED]) + more
 
 
-def told(problems: Mapping[str, Sequence[str]]) -> str:
+def named_problems(problems: Mapping[str, Sequence[str]]) -> str:
     """Keys by what is wrong with them as half a sentence; empty if nothing is."""
     return "; ".join(f"{len(keys)} {what}: {listed(keys)}" for what, keys in problems.items() if keys)
 
 
-def read_safetensors(file: Path, unused: tuple[str, ...] = ()) -> dict[str, torch.Tensor]:
-    """Tensors by key, without those whose key starts with one of `unused`. Raises LaryError for a damaged file."""
+def read_tensors(files: Sequence[Path], layout: Layout) -> dict[str, torch.Tensor]:
+    """The tensors of files by their key, float32 where they are floating.
+
+    Raises:
+        LaryError: a file is damaged, holds code or something else than tensors by name, or one key twice.
+    """
+    import torch
+
+    tensors: dict[str, torch.Tensor] = {}
+    for file in files:
+        pickled = file.suffix != ".safetensors"
+        content = _section(unpickle(file), file, layout.sections) if pickled else _read_safetensors(file, layout.unused)
+        for key, value in content.items():
+            name = str(key)
+            for wrapper in layout.wrappers:
+                name = name.replace(wrapper, "")
+            if name in tensors:
+                raise LaryError(f"The weights {file} hold {name} twice, in two files or within and without a wrapper.")
+            if not name.startswith(layout.unused):
+                # A copy of what is used, since a file of torch.save is mapped: a training state is never read.
+                kind = torch.float32 if value.is_floating_point() else value.dtype
+                tensors[name] = value.to(kind, copy=pickled)
+    return tensors
+
+
+def _section(content: Any, file: Path, sections: tuple[str, ...]) -> Mapping[Any, torch.Tensor]:
+    """The part of an unpickled file that holds the tensors."""
+    import torch
+
+    found = content
+    if isinstance(content, Mapping):
+        found = next((content[name] for name in sections if isinstance(content.get(name), Mapping)), content)
+    if isinstance(found, Mapping) and found and all(isinstance(value, torch.Tensor) for value in found.values()):
+        return found
+    places = " or ".join(["at the top", *(f"under '{name}'" for name in sections)])
+    there = f"entries {listed(map(str, content))}" if isinstance(content, Mapping) else f"a {type(content).__name__}"
+    raise LaryError(f"The weights {file} hold no tensors by name {places}, only {there}. Is it the right file?")
+
+
+def _read_safetensors(file: Path, unused: tuple[str, ...]) -> dict[str, torch.Tensor]:
     from safetensors import SafetensorError, safe_open
 
     try:
@@ -84,9 +154,9 @@ def unpickle(file: Path) -> Any:
         check_sizes(content, file.stat().st_size)
         return content
     except Exception as error:  # the unpickler of a hostile or broken file may raise anything
-        if strange := strange_names(file):
+        if others := names_besides_tensors(file):
             raise LaryError(
-                f"The weights {file} are refused: besides tensors they hold {listed(strange)}, and reading that would "
+                f"The weights {file} are refused: besides tensors they hold {listed(others)}, and reading that would "
                 "run code. Convert them to safetensors, where you trust them."
             ) from error
         raise LaryError(
@@ -98,13 +168,13 @@ def unpickle(file: Path) -> Any:
 def _reason(error: Exception, packed: bool) -> str:
     """An unpickler's message in brackets, where it says more than that the file is none of its own.
 
-    Torch advises to read a file that it refuses without its safeguard. Nobody is told that here.
+    Torch advises to read a file that it refuses without its safeguard, which is nothing to pass on.
     """
     telling = isinstance(error, ValueError) or (packed and "weights_only" not in str(error))
     return f" ({first_line(error)})" if telling else ""
 
 
-def strange_names(file: Path) -> list[str]:
+def names_besides_tensors(file: Path) -> list[str]:
     """Names of classes and functions besides tensors that a pickled file asks for; nothing of it is run."""
     from torch.serialization import get_unsafe_globals_in_checkpoint
 
@@ -142,30 +212,6 @@ def _names_of_next(stream: BinaryIO) -> set[str]:
     return names
 
 
-def take(tensors: dict[str, torch.Tensor], prefix: str) -> dict[str, torch.Tensor]:
-    """Remove the tensors whose key starts with `prefix` and return them by the rest of their key."""
-    return {key[len(prefix) :]: tensors.pop(key) for key in list(tensors) if key.startswith(prefix)}
-
-
-@contextmanager
-def configured_by(origin: object, name: str) -> Iterator[None]:
-    """In here a network is built from a configuration that a user has given: what is wrong with it is told.
-
-    Args:
-        origin: the configuration, for errors.
-        name: of the network, for errors.
-
-    Raises:
-        LaryError: the configuration describes no network.
-    """
-    try:
-        yield
-    except LaryError:
-        raise
-    except Exception as error:  # each library has its own for values that it can't use
-        raise LaryError(f"The configuration of {origin} describes no {name}: {first_line(error)}.") from error
-
-
 def check_stored(file: Path) -> None:
     """Refuse a zip that torch did not write: it packs nothing, so no entry unpacks to more. Raises ValueError."""
     with zipfile.ZipFile(file) as archive:
@@ -198,25 +244,51 @@ def check_sizes(content: Any, size: int) -> None:
         raise ValueError(f"its tensors announce {announced} bytes and it has {size}")
 
 
-def fill(network: torch.nn.Module, tensors: Mapping[str, torch.Tensor], origin: object) -> None:
-    """Put exactly these tensors into a network, which may be without memory yet.
+def split_off(tensors: dict[str, torch.Tensor], prefix: str) -> dict[str, torch.Tensor]:
+    """Remove the tensors whose key starts with `prefix` and return them by the rest of their key."""
+    return {key[len(prefix) :]: tensors.pop(key) for key in list(tensors) if key.startswith(prefix)}
+
+
+def rename(key: str, rules: Rules) -> str:
+    """The key's name in the library; a key that no rule knows stays, marked so that it fits nothing."""
+    for source, target in rules:
+        if match := re.match(rf"{source}(?=\.|$)", key):
+            return match.expand(target) + key[match.end() :]
+    return f"{key} (unknown)"
+
+
+def rename_keys(tensors: Mapping[str, torch.Tensor], rules: Rules) -> dict[str, torch.Tensor]:
+    """The same tensors under the library's names."""
+    return {rename(key, rules): value for key, value in tensors.items()}
+
+
+def cut_joint(tensors: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+    """Cut each tensor whose key holds the component ``qkv`` into the rows of query, key and value."""
+    out: dict[str, torch.Tensor] = {}
+    for key, value in tensors.items():
+        components = key.split(".")
+        if "qkv" not in components or value.shape[0] % 3:
+            out[key] = value
+            continue
+        for name, rows in zip(("query", "key", "value"), value.chunk(3), strict=True):
+            out[".".join(name if component == "qkv" else component for component in components)] = rows
+    return out
+
+
+@contextmanager
+def configured_by(origin: object, name: str) -> Iterator[None]:
+    """A context that builds a network from a user's configuration, and names what is wrong with it.
 
     Args:
-        origin: the file, for errors.
+        origin: the configuration, for errors.
+        name: of the network, for errors.
 
     Raises:
-        LaryError: keys are missing, unexpected or of another shape; all of them are counted, the first named.
+        LaryError: the configuration describes no network.
     """
-    want = {key: list(value.shape) for key, value in network.state_dict().items()}
-    have = {key: list(value.shape) for key, value in tensors.items()}
-    problems = {
-        "missing": [key for key in want if key not in have],
-        "unexpected": [key for key in have if key not in want],
-        "misshaped": [f"{key} {have[key]} for {want[key]}" for key in want if have.get(key, want[key]) != want[key]],
-    }
-    if any(problems.values()):
-        raise LaryError(
-            f"The weights {origin} don't fit {type(network).__name__} as configured: {told(problems)}. Name the file "
-            "that belongs to this model."
-        )
-    network.load_state_dict(dict(tensors), assign=True)
+    try:
+        yield
+    except LaryError:
+        raise
+    except Exception as error:  # each library has its own for values that it can't use
+        raise LaryError(f"The configuration of {origin} describes no {name}: {first_line(error)}.") from error

@@ -6,14 +6,11 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from lary.models.keys import cut_joint
-from lary.models.network import check_frames, run_alone, tell_dim, with_weights
+from lary.models.networks import NetworkEncoder, check_frames, draw_transformers, load_transformers, with_weights
 from lary.models.preprocess import CUBIC_224_IMAGENET
-from lary.models.randomly import draw_transformers
-from lary.models.released import Layout, find_checkpoint, read_checkpoint
 from lary.models.spec import ModelContext, ModelSpec, Weights, register_model
-from lary.models.tensors import take
-from lary.models.weights import load_transformers
+from lary.models.tensors import Layout, Rules, cut_joint, read_tensors, rename_keys, split_off
+from lary.models.weights import find_weights
 from lary.types import Latents
 
 if TYPE_CHECKING:
@@ -66,7 +63,7 @@ UNIVLA = ModelSpec(
 
 
 @register_model(UNIVLA)
-class UniVLA:
+class UniVLA(NetworkEncoder):
     """Codebook rows of the transitions between frames: N = 4 controllable latent actions.
 
     A pair gives tokens (B, 4, D) and codes (B, 4), a clip of T frames tokens (B, T - 1, 4, D) and codes
@@ -75,9 +72,6 @@ class UniVLA:
     Attributes:
         backbone: DINOv2 of transformers.
         network: what stands on its features.
-        dim: D.
-        weights_digest: names the weights.
-        weights_revision: the hub's commit, if they came from there.
     """
 
     def __init__(self, spec: ModelSpec, context: ModelContext) -> None:
@@ -87,26 +81,22 @@ class UniVLA:
         from lary.nets.univla import UniVLAConfig, UniVLANetwork
 
         config, backbone = UniVLAConfig(**spec.options["network"]), spec.options["backbone"]
-        found = find_checkpoint(spec, context, LAYOUT)
+        found = find_weights(spec, context, LAYOUT)
         with torch.device("meta"):
             network = UniVLANetwork(config)
-        tensors = read_checkpoint(found.file, LAYOUT) if found.seed is None else {}
-        inner = take(tensors, BACKBONE)
+        tensors = read_tensors(found.files, LAYOUT) if found.seed is None else {}
+        inner = split_off(tensors, BACKBONE)
         self.network = with_weights(network, found, lambda: tensors, context.device)
         if found.seed is None:
-            self.backbone = load_backbone(backbone, inner, found.file)
+            self.backbone = load_dinov2(backbone, inner, found.file)
         else:
             self.backbone = draw_transformers(
                 transformers.Dinov2WithRegistersModel, backbone_config(backbone), found.seed
             )  # fmt: skip
         self.backbone.to(context.device)
-        self._spec, self._device = spec, context.device
+        super().__init__(spec, context, found.identity, config.latent_dim)
         self._patch: int = backbone["patch_size"]
         self._leading: int = 1 + backbone["num_register_tokens"]
-        self.dim: int = config.latent_dim
-        self.weights_digest = found.digest
-        self.weights_revision = found.revision
-        tell_dim(spec, self.dim, found.file)
 
     def encode(self, clips: torch.Tensor) -> Latents:
         """Clips (B, T, 3, H, W), T at least 2, to tokens float32 and codes int64 on the encoder's device.
@@ -114,10 +104,8 @@ class UniVLA:
         Raises:
             LaryError: not clips, fewer than two frames, or a size that is no multiple of the backbone's patches.
         """
-        import torch
-
         check_frames(self._spec, clips, multiple=self._patch, least=2)
-        tokens, codes = run_alone(self._actions, clips.to(self._device, torch.float32))
+        tokens, codes = self.run_alone(clips)
         return Latents(tokens[:, 0], codes[:, 0]) if clips.shape[1] == 2 else Latents(tokens, codes)
 
     def features(self, clips: torch.Tensor) -> torch.Tensor:
@@ -126,7 +114,7 @@ class UniVLA:
         features: torch.Tensor = hidden[:, self._leading :].unflatten(0, clips.shape[:2])
         return features
 
-    def _actions(self, clips: torch.Tensor) -> tuple[torch.Tensor, ...]:
+    def run(self, clips: torch.Tensor) -> tuple[torch.Tensor, ...]:
         """Clips (B, T, 3, H, W) to tokens (B, T - 1, 4, D) and codes (B, T - 1, 4)."""
         import torch
 
@@ -136,33 +124,18 @@ class UniVLA:
         return tuple(part.unflatten(0, pairs.shape[:2]) for part in (actions.tokens, actions.codes))
 
 
-RENAMED = {
-    "cls_token": "embeddings.cls_token",
-    "register_tokens": "embeddings.register_tokens",
-    "pos_embed": "embeddings.position_embeddings",
-    "patch_embed.proj.": "embeddings.patch_embeddings.projection.",
-    "norm.": "layernorm.",
-    "blocks.": "encoder.layer.",
-}
-"""Beginnings of the backbone's keys in its published code, and on disk in transformers."""
-RENAMED_IN_BLOCK = {
-    ".attn.qkv.": ".attention.attention.qkv.",
-    ".attn.proj.": ".attention.output.dense.",
-    ".ls1.gamma": ".layer_scale1.lambda1",
-    ".ls2.gamma": ".layer_scale2.lambda1",
-}
-
-
-def transformers_tensors(tensors: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
-    """The backbone's tensors under the names that transformers has for them on disk."""
-    renamed: dict[str, torch.Tensor] = {}
-    for key, value in tensors.items():
-        start = next((start for start in RENAMED if key.startswith(start)), None)
-        name = f"{BACKBONE}{key} (unknown)" if start is None else RENAMED[start] + key.removeprefix(start)
-        for old, new in RENAMED_IN_BLOCK.items():
-            name = name.replace(old, new)
-        renamed[name] = value
-    return cut_joint(renamed, "qkv", ("query", "key", "value"))
+BLOCK = r"blocks\.(\d+)"
+BACKBONE_KEYS: Rules = (
+    *((name, f"embeddings.{name}") for name in ("cls_token", "register_tokens")),
+    ("pos_embed", "embeddings.position_embeddings"),
+    (r"patch_embed\.proj", "embeddings.patch_embeddings.projection"),
+    ("norm", "layernorm"),
+    (rf"{BLOCK}\.attn\.(query|key|value)", r"encoder.layer.\1.attention.attention.\2"),
+    (rf"{BLOCK}\.attn\.proj", r"encoder.layer.\1.attention.output.dense"),
+    (rf"{BLOCK}\.ls(\d)\.gamma", r"encoder.layer.\1.layer_scale\2.lambda1"),
+    (BLOCK, r"encoder.layer.\1"),
+)
+"""Keys of the backbone in its published code, its joint projections cut in three, and on disk in transformers."""
 
 
 def backbone_config(config: Mapping[str, Any]) -> Any:
@@ -180,7 +153,7 @@ def backbone_config(config: Mapping[str, Any]) -> Any:
     )
 
 
-def load_backbone(config: Mapping[str, Any], tensors: Mapping[str, torch.Tensor], file: Path) -> torch.nn.Module:
+def load_dinov2(config: Mapping[str, Any], tensors: Mapping[str, torch.Tensor], file: Path) -> torch.nn.Module:
     """The backbone as a transformers model with these tensors.
 
     Args:
@@ -193,7 +166,7 @@ def load_backbone(config: Mapping[str, Any], tensors: Mapping[str, torch.Tensor]
     import torch
     import transformers
 
-    renamed = transformers_tensors(tensors)
+    renamed = rename_keys(cut_joint(tensors), BACKBONE_KEYS)
     if not config["layerscale"]:
         ones = torch.ones(config["embed_dim"])
         for index in range(config["depth"]):

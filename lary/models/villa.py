@@ -7,10 +7,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from lary.files import digest, read_json
-from lary.models.network import check_frames, run_alone, tell_dim, with_weights
+from lary.models.networks import NetworkEncoder, check_frames, with_weights
 from lary.models.preprocess import VILLA_X_IMAGE, VILLA_X_PAPER_CLIP
-from lary.models.released import Checkpoint, Layout, find_checkpoint, read_checkpoint
 from lary.models.spec import ModelContext, ModelSpec, Weights, register_model
+from lary.models.tensors import Layout, read_tensors
+from lary.models.weights import Checkpoint, find_weights
 from lary.runtime import log
 from lary.types import RANDOM, LaryError, Latents, as_path
 
@@ -34,7 +35,13 @@ VILLA_X = ModelSpec(
     name="villa-x",
     paradigm="embodied LAM",
     dim=32,
-    weights=Weights(variable="VILLA_X_CKPT_PATH", folder="villa-x", hub="microsoft/villa-x"),
+    weights=Weights(
+        variable="VILLA_X_CKPT_PATH",
+        folder="villa-x",
+        hub="microsoft/villa-x",
+        hint="VILLA_X_DIR, the checkout of its code, is accepted but holds no weights: they are in the folder lam/ of "
+        "its hub repository.",
+    ),
     pair_shape=(2, 32),
     clip_shape=(8, 2, 32),
     grid=0,
@@ -62,7 +69,7 @@ VILLA_X = ModelSpec(
 
 
 @register_model(VILLA_X)
-class VillaX:
+class VillaX(NetworkEncoder):
     """Codebook rows of the transitions between frames: N learned tokens of width D, as the weights' config says.
 
     A pair gives tokens (B, N, D) and codes (B, N, 1), a clip of T frames tokens (B, T - 1, N, D) and codes
@@ -70,9 +77,6 @@ class VillaX:
 
     Attributes:
         network: the encoder and its codebook.
-        dim: D.
-        weights_digest: names the weights and their configuration.
-        weights_revision: the hub's commit, if they came from there.
     """
 
     def __init__(self, spec: ModelSpec, context: ModelContext) -> None:
@@ -81,17 +85,16 @@ class VillaX:
         from lary.nets.villa import VillaConfig, VillaNetwork
 
         described, found = find_parts(spec, context)
-        config = read_config(described.file) if found.seed is None else VillaConfig(**spec.options["config"])
+        config = read_villa_config(described.file) if found.seed is None else VillaConfig(**spec.options["config"])
         with torch.device("meta"):
             network = VillaNetwork(config)
-        self.network = with_weights(network, found, lambda: read_checkpoint(found.file, LAYOUT), context.device)
-        self._spec, self._device = spec, context.device
+        self.network = with_weights(network, found, lambda: read_tensors(found.files, LAYOUT), context.device)
+        identity = found.identity
+        if found.seed is None:
+            identity = replace(identity, digest=digest(described.identity.digest, identity.digest))
+        super().__init__(spec, context, identity, config.action_latent_dim)
         self._resolution = config.resolution
         self._preprocess = spec.preprocessing(context.protocol)
-        self.dim: int = config.action_latent_dim
-        self.weights_digest = digest(described.digest, found.digest) if found.seed is None else found.digest
-        self.weights_revision = found.revision
-        tell_dim(spec, self.dim, found.file)
 
     def encode(self, clips: torch.Tensor) -> Latents:
         """Clips (B, T, 3, H, W), T at least 2, to tokens float32 and codes int64 on the encoder's device.
@@ -99,13 +102,16 @@ class VillaX:
         Raises:
             LaryError: not clips, or fewer than two frames.
         """
-        import torch
-
         check_frames(self._spec, clips, least=2)
-        tokens, codes = run_alone(self.network, self.fitted(clips.to(self._device, torch.float32)))
+        tokens, codes = self.run_alone(self.fitted(clips))
         if clips.shape[1] == 2:
             return Latents(tokens[:, 0], codes[:, 0, :, None])
         return Latents(tokens, codes)
+
+    def run(self, clips: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        """Clips (B, T, 3, H, W) to tokens (B, T - 1, N, D) and codes (B, T - 1, N)."""
+        latents: tuple[torch.Tensor, torch.Tensor] = self.network(clips)
+        return latents
 
     def fitted(self, clips: torch.Tensor) -> torch.Tensor:
         """Clips in the resolution of the weights, resized as grey levels where they have another, as published."""
@@ -132,15 +138,15 @@ def find_parts(spec: ModelSpec, context: ModelContext) -> tuple[Checkpoint, Chec
     if given is not None and given.is_file():
         given = given.parent
         context = replace(context, weights=str(given))
-    config = find_checkpoint(spec, context, CONFIG_LAYOUT)
+    config = find_weights(spec, context, CONFIG_LAYOUT)
     folder = config.file.parent
-    if folder == given or folder.name == config.revision:
-        return config, find_checkpoint(spec, context, LAYOUT)
+    if folder == given or folder.name == config.identity.revision:
+        return config, find_weights(spec, context, LAYOUT)
     inner = replace(LAYOUT, files=tuple(f"{HUB_FOLDER}/{name}" for name in LAYOUT.files))
-    return config, find_checkpoint(spec, context, inner)
+    return config, find_weights(spec, context, inner)
 
 
-def read_config(file: Path) -> VillaConfig:
+def read_villa_config(file: Path) -> VillaConfig:
     """The network's configuration, every field of it; fields that it does not have are named in the log.
 
     Raises:

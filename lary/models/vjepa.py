@@ -5,12 +5,11 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
-from lary.models.keys import VJEPA_KEYS, cut_joint, rename_keys
-from lary.models.network import check_frames, run_alone, tell_dim, with_weights
+from lary.models.networks import NetworkEncoder, check_frames, with_weights
 from lary.models.preprocess import VJEPA2 as VJEPA2_PREPROCESS
-from lary.models.released import Checkpoint, Layout, find_checkpoint, read_checkpoint
 from lary.models.spec import ModelContext, ModelSpec, Weights, register_model
-from lary.models.tensors import configured_by
+from lary.models.tensors import Layout, Rules, configured_by, cut_joint, read_tensors, rename_keys
+from lary.models.weights import Checkpoint, find_weights
 from lary.types import Latents
 
 if TYPE_CHECKING:
@@ -23,6 +22,16 @@ LAYOUT = Layout(
     sections=("target_encoder",),
     wrappers=("module.", "backbone."),
 )
+
+_VJEPA_BLOCK = r"blocks\.(\d+)"
+
+VJEPA_KEYS: Rules = (
+    (r"patch_embed\.proj", "encoder.embeddings.patch_embeddings.proj"),
+    (rf"{_VJEPA_BLOCK}\.(norm1|norm2|mlp\.fc1|mlp\.fc2)", r"encoder.layer.\1.\2"),
+    (rf"{_VJEPA_BLOCK}\.attn\.(query|key|value|proj)", r"encoder.layer.\1.attention.\2"),
+    (r"norm", "encoder.layernorm"),
+)
+"""``target_encoder`` of V-JEPA 2, its joint projections cut in three, to transformers' VJEPA2Model."""
 
 VJEPA2 = ModelSpec(
     name="vjepa2",
@@ -57,35 +66,22 @@ VJEPA2 = ModelSpec(
 )  # fmt: skip
 
 
-def vjepa_arguments(
-    *,
-    img_size: int,
-    patch_size: int,
-    num_frames: int,
-    tubelet_size: int,
-    embed_dim: int,
-    depth: int,
-    num_heads: int,
-) -> dict[str, Any]:
+VJEPA_NAMES = {
+    "img_size": "crop_size", "num_frames": "frames_per_clip", "embed_dim": "hidden_size", "depth": "num_hidden_layers",
+    "num_heads": "num_attention_heads",
+}  # fmt: skip
+
+
+def vjepa_arguments(**config: int) -> dict[str, Any]:
     """Arguments of transformers' VJEPA2Config for a configuration in the words of the published code.
 
     `img_size` and `num_frames` have no part in the arithmetic: rotary positions count the cells of the clip.
     """
-    return {
-        "patch_size": patch_size,
-        "crop_size": img_size,
-        "frames_per_clip": num_frames,
-        "tubelet_size": tubelet_size,
-        "hidden_size": embed_dim,
-        "num_hidden_layers": depth,
-        "num_attention_heads": num_heads,
-        "mlp_ratio": 4.0,
-        "layer_norm_eps": 1e-6,
-        "qkv_bias": True,
-    }
+    named = {VJEPA_NAMES.get(name, name): value for name, value in config.items()}
+    return {**named, "mlp_ratio": 4.0, "layer_norm_eps": 1e-6, "qkv_bias": True}
 
 
-def build_empty(arguments: Mapping[str, Any], origin: object = "the record") -> Any:
+def empty_vjepa(arguments: Mapping[str, Any], origin: object = "the record") -> Any:
     """VJEPA2Model without memory yet, and without its predictor.
 
     Raises:
@@ -101,42 +97,33 @@ def build_empty(arguments: Mapping[str, Any], origin: object = "the record") -> 
     return network
 
 
-def read_tensors(found: Checkpoint) -> dict[str, torch.Tensor]:
+def read_vjepa(found: Checkpoint) -> dict[str, torch.Tensor]:
     """The tensors of a checkpoint under the library's names."""
-    tensors = read_checkpoint(found.file, LAYOUT)
+    tensors = read_tensors(found.files, LAYOUT)
     if found.config is not None:
         return tensors
-    return rename_keys(cut_joint(tensors, "qkv", ("query", "key", "value")), VJEPA_KEYS)
+    return rename_keys(cut_joint(tensors), VJEPA_KEYS)
 
 
 @register_model(VJEPA2)
-class VJepaEncoder:
+class VJepaEncoder(NetworkEncoder):
     """Tokens of a whole clip, (N, D) per sample: N = steps of tubelets x rows x columns, in this order.
 
     A pair fills one tubelet. Under ``corrected`` the last frame is repeated until the last tubelet is full (nine
     frames: five steps), under ``paper`` an incomplete tubelet is dropped (four steps).
-
-    Attributes:
-        dim: D.
-        weights_digest: names the weights and their configuration.
-        weights_revision: the hub's commit, if they came from there.
     """
 
     def __init__(self, spec: ModelSpec, context: ModelContext) -> None:
         options = spec.options_under(context.protocol)
-        found = find_checkpoint(spec, context, LAYOUT)
+        found = find_weights(spec, context, LAYOUT)
         self._size = spec.preprocessing(context.protocol).size
         arguments = found.config or vjepa_arguments(**options["config"])
         # The library lays out the grid of positions by this size, not by the frames that come.
-        network = build_empty({**arguments, "crop_size": self._size}, found.file)
-        self._network = with_weights(network, found, lambda: read_tensors(found), context.device)
-        self._spec, self._device = spec, context.device
+        network = empty_vjepa({**arguments, "crop_size": self._size}, found.file)
+        self._network = with_weights(network, found, lambda: read_vjepa(found), context.device)
+        super().__init__(spec, context, found.identity, network.config.hidden_size)
         self._repeat = options["incomplete_tubelet"] == "repeat the last frame"
         self._tubelet: int = network.config.tubelet_size
-        self.dim: int = network.config.hidden_size
-        self.weights_digest = found.digest
-        self.weights_revision = found.revision
-        tell_dim(spec, self.dim, found.file)
 
     def encode(self, clips: torch.Tensor) -> Latents:
         """Clips (B, T, 3, H, W) to tokens (B, N, D) float32.
@@ -144,14 +131,11 @@ class VJepaEncoder:
         Raises:
             LaryError: not clips, frames of another size than the record's, or fewer than a tubelet holds.
         """
-        import torch
-
         patch: int = self._network.config.patch_size
         check_frames(self._spec, clips, side=self._size, multiple=patch, least=1 if self._repeat else self._tubelet)
-        clips = whole_tubelets(clips.to(self._device, torch.float32), self._tubelet, repeat=self._repeat)
-        return Latents(run_alone(self._tokens, clips))
+        return Latents(self.run_alone(whole_tubelets(clips, self._tubelet, repeat=self._repeat)))
 
-    def _tokens(self, clips: torch.Tensor) -> torch.Tensor:
+    def run(self, clips: torch.Tensor) -> torch.Tensor:
         tokens: torch.Tensor = self._network.encoder(pixel_values_videos=clips).last_hidden_state
         return tokens
 

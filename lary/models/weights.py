@@ -1,120 +1,139 @@
-"""Weights from a folder or the hub: safe formats only, every key accounted for, and a digest that names them."""
+"""Where a model's weights are: a file, a library's folder, the hub or its cache, or random ones; and their digest."""
 
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+import re
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from lary.files import digest, inside, read_json
-from lary.models import hub
-from lary.models.randomly import weights_name
 from lary.models.spec import ModelContext, ModelSpec, remedy
-from lary.models.tensors import configured_by, listed, read_safetensors, sha256_of, told, unpickle
-from lary.types import RANDOM, LaryError, UsageError, as_path
+from lary.models.tensors import CONFIG, Layout, first_line, listed, sha256_of
+from lary.runtime import log
+from lary.types import RANDOM, LaryError, UsageError, WeightsIdentity, as_path
 
-if TYPE_CHECKING:
-    import torch
-
-CONFIG = "config.json"
-EXPECTED = f"model.safetensors beside {CONFIG}"
+TRANSFORMERS = Layout()
 SUFFIXES = (".safetensors", ".bin", ".pt", ".pth")
+HUB_SECONDS = 10
+"""How long the hub may take to answer before its cache, or an error, answers instead."""
+COMMIT = re.compile(r"[0-9a-f]{40}")
 
 
 @dataclass(frozen=True)
-class Source:
-    """Where weights were found: a folder and files in it, or that there are random weights instead.
+class Checkpoint:
+    """A checkpoint that was found, or that there are random weights instead.
 
     Attributes:
-        folder: the folder of ``config.json``; the word for random weights.
-        files: the weight files.
-        digest: of the names and contents of ``config.json`` and of the weight files.
-        revision: the hub's commit, if they came from there.
+        files: the weight files; the word for random ones.
+        config: the library's configuration beside them, where the layout names its kind; else None.
+        identity: names the weights and their configuration.
         seed: of random weights; None where files are read.
     """
 
-    folder: Path
     files: tuple[Path, ...]
-    digest: str
-    revision: str | None = None
+    config: Mapping[str, Any] | None
+    identity: WeightsIdentity
     seed: int | None = None
 
+    @property
+    def file(self) -> Path:
+        """The first file."""
+        return self.files[0]
 
-def find_weights(spec: ModelSpec, context: ModelContext) -> Source:
-    """The weights in a library's folder, fetched from the hub where they don't lie on disk, or random ones.
+    @property
+    def folder(self) -> Path:
+        """The folder of the files; the word for random weights."""
+        return self.file if self.seed is not None else self.file.parent
+
+
+def random_weights(seed: int, configuration: str = "") -> Checkpoint:
+    """Weights that are drawn; `configuration` is the network's, where the model's record does not hold it."""
+    name = f"random weights, seed {seed}" + (f", configuration {digest(configuration)}" if configuration else "")
+    return Checkpoint((Path(RANDOM),), None, WeightsIdentity(name, random=True), seed)
+
+
+def find_weights(spec: ModelSpec, context: ModelContext, layout: Layout = TRANSFORMERS) -> Checkpoint:
+    """The checkpoint that ``context.weights`` names: a file, a folder, a repository of the hub, or random weights.
 
     Raises:
-        UsageError: no weights given, the hub can't be reached or doesn't give them, or the folder holds none.
+        UsageError: none given, the hub can't be reached or doesn't give it, or no known file is there.
     """
     location = context.weights
     if location == RANDOM:
-        return Source(Path(RANDOM), (), weights_name(context.seed), seed=context.seed)
+        return random_weights(context.seed)
     if location is None:
-        raise UsageError(f"Weights of '{spec.name}': none given. {remedy(spec, EXPECTED)}")
+        raise UsageError(f"Weights of '{spec.name}': none given. {remedy(spec, layout.expected)}")
     path, revision = as_path(location), None
     if path.exists():
-        refuse_revision(spec, context, path)
+        if context.revision is not None:
+            raise UsageError(
+                f"--revision {context.revision}: the weights of '{spec.name}' are on disk, in {path}, and only the hub "
+                "has revisions. Leave the option out, or name a repository by --weights."
+            )
     else:
-        path = hub.fetch(
-            spec,
-            context.revision,
-            location,
-            choose=_choose,
-            complete=_is_complete,
-            expected=EXPECTED,
-        )
+        pinned = spec.weights.revision if spec.weights and location == spec.weights.hub else None
+        try:
+            path = hub_folder(location, context.revision or pinned, layout)
+        except HubRefusal as error:
+            reason = f"{location} {error}"
+            raise UsageError(f"Weights of '{spec.name}': {reason}. {remedy(spec, layout.expected)}") from error
         revision = path.name
-    if path.is_file() and path.name != CONFIG:
-        if path.suffix not in SUFFIXES:
-            kinds = ", ".join(SUFFIXES)
-            raise UsageError(f"Weights of '{spec.name}': {path} is no weight file ({kinds}). {remedy(spec, EXPECTED)}")
-        folder, files = path.parent, [path]
-    else:
-        folder = path.parent if path.is_file() else path
-        files = list(weight_files(folder))
-    return Source(folder, tuple(files), _digest([folder / CONFIG, *files]), revision)
+    files = files_at(spec, path, layout)
+    file, config = files[0].parent / CONFIG, None
+    if layout.kind is not None and file.is_file():
+        content = read_json(file, "model configuration")
+        config = content if isinstance(content, dict) and content.get(layout.kind[0]) == layout.kind[1] else None
+    described = config is not None or (not layout.files and file.is_file())
+    return Checkpoint(files, config, WeightsIdentity(digest_of([file, *files] if described else files), revision))
 
 
-def refuse_revision(spec: ModelSpec, context: ModelContext, path: Path) -> None:
-    """Refuse ``--revision`` for weights on disk. Raises UsageError."""
-    if context.revision is not None:
-        raise UsageError(
-            f"--revision {context.revision}: the weights of '{spec.name}' are on disk, in {path}, and only the hub has "
-            "revisions. Leave the option out, or name a repository by --weights."
-        )
+def read_config(folder: Path) -> dict[str, Any]:
+    """``config.json`` of a folder of transformers. Raises LaryError: missing, or no object with a ``model_type``."""
+    config = read_json(folder / CONFIG, "model configuration")
+    if not isinstance(config, dict) or not isinstance(config.get("model_type"), str):
+        raise LaryError(f"{folder / CONFIG} has no model_type: it is not the configuration of a transformers model.")
+    return config
 
 
-def _choose(names: Sequence[str]) -> list[str]:
-    """Pickled weights are fetched only from a repository that has no safetensors."""
-    for suffix in (".safetensors", ".bin"):
-        if any(name.endswith(suffix) for name in names):
-            return [CONFIG, f"*{suffix}*"]
-    return []
-
-
-def _is_complete(folder: Path) -> bool:
-    try:
-        weight_files(folder)
-    except LaryError:
-        return False
-    return (folder / CONFIG).is_file()
+def files_at(spec: ModelSpec, path: Path, layout: Layout) -> tuple[Path, ...]:
+    """The weight files in a folder, or the one that is named. Raises UsageError, LaryError."""
+    if not layout.files:
+        if path.is_file() and path.name != CONFIG:
+            if path.suffix in SUFFIXES:
+                return (path,)
+            kinds = f"no weight file ({', '.join(SUFFIXES)})"
+            raise UsageError(f"Weights of '{spec.name}': {path} is {kinds}. {remedy(spec, layout.expected)}")
+        return weight_files(path.parent if path.is_file() else path)
+    if not path.is_dir():
+        return (path,)
+    if found := [path / name for name in layout.files if (path / name).is_file()]:
+        return (found[0],)
+    raise UsageError(f"Weights of '{spec.name}': {path} holds no {layout.expected}. {remedy(spec, layout.expected)}")
 
 
 def weight_files(folder: Path) -> tuple[Path, ...]:
-    """The weight files of a checkpoint folder, safetensors before pickled ones, single files before shards.
+    """The weight files of a folder of transformers, safetensors before pickled ones, single files before shards.
 
     Raises:
         UsageError: none, or several that no index orders.
+        LaryError: an index that lists none, or files that aren't there.
     """
     for suffix, single in ((".safetensors", "model"), (".bin", "pytorch_model")):
         if (file := folder / f"{single}{suffix}").is_file():
             return (file,)
         index = folder / f"{single}{suffix}.index.json"
         if index.is_file():
-            return _shards(index)
+            content = read_json(index, "index of weight files")
+            names = content.get("weight_map") if isinstance(content, dict) else None
+            if not isinstance(names, dict) or not names:
+                raise LaryError(f"{index} lists no weight files under weight_map.")
+            files = tuple(inside(folder, str(name)) for name in sorted(set(names.values())))
+            if missing := [file.name for file in files if not file.is_file()]:
+                raise LaryError(f"{index} names files that are not there: {listed(missing)}.")
+            return files
         found = sorted(folder.glob(f"*{suffix}"))
         if len(found) > 1:
             raise UsageError(
@@ -122,113 +141,118 @@ def weight_files(folder: Path) -> tuple[Path, ...]:
             )
         if found:
             return (found[0],)
-    raise UsageError(f"{folder} holds no weights: expected {EXPECTED}.")
+    raise UsageError(f"{folder} holds no weights: expected {TRANSFORMERS.expected}.")
 
 
-def _shards(index: Path) -> tuple[Path, ...]:
-    content = read_json(index, "index of weight files")
-    names = content.get("weight_map") if isinstance(content, dict) else None
-    if not isinstance(names, dict) or not names:
-        raise LaryError(f"{index} lists no weight files under weight_map.")
-    files = tuple(inside(index.parent, str(name)) for name in sorted(set(names.values())))
-    if missing := [file.name for file in files if not file.is_file()]:
-        raise LaryError(f"{index} names files that are not there: {listed(missing)}.")
-    return files
-
-
-def _digest(files: Sequence[Path]) -> str:
+def digest_of(files: Sequence[Path]) -> str:
+    """A digest of the names and contents of files."""
     from concurrent.futures import ThreadPoolExecutor
 
-    there = [file for file in files if file.is_file()]
     with ThreadPoolExecutor(min(4, os.cpu_count() or 1)) as pool:
-        values = list(pool.map(sha256_of, there))
-    return digest(*(part for file, value in zip(there, values, strict=True) for part in (file.name, value)))
+        values = list(pool.map(sha256_of, files))
+    return digest(*(part for file, value in zip(files, values, strict=True) for part in (file.name, value)))
 
 
-def read_config(folder: Path) -> dict[str, Any]:
-    """``config.json`` of a checkpoint folder.
+class HubRefusal(LaryError):
+    """Why the hub gives no files, as the rest of a sentence; `denied` where it has answered and said no."""
 
-    Raises:
-        LaryError: missing, or no JSON object with a ``model_type``.
-    """
-    config = read_json(folder / CONFIG, "model configuration")
-    if not isinstance(config, dict) or not isinstance(config.get("model_type"), str):
-        raise LaryError(f"{folder / CONFIG} has no model_type: it is not the configuration of a transformers model.")
-    return config
+    def __init__(self, reason: str, denied: bool) -> None:
+        super().__init__(reason)
+        self.denied = denied
 
 
-def read_tensors(files: Sequence[Path], unused: tuple[str, ...] = ()) -> dict[str, torch.Tensor]:
-    """All tensors of these files by their key on disk, except those whose key starts with one of `unused`.
+def hub_folder(repository: str, revision: str | None, layout: Layout) -> Path:
+    """The folder of a repository's files, named after its commit: downloaded, or from the cache of earlier downloads.
 
-    Pickled files are read with ``weights_only``: what is not a dictionary of tensors is refused, never run.
+    A commit that is in the cache needs no network. Nothing is downloaded before the hub has said that it gives it.
 
     Raises:
-        LaryError: a file is damaged, or holds more than tensors.
+        HubRefusal: the hub can't be reached, or doesn't give them.
     """
-    import torch
+    import huggingface_hub
+    from huggingface_hub import errors
 
-    tensors: dict[str, torch.Tensor] = {}
-    for file in files:
-        found = read_safetensors(file, unused) if file.suffix == ".safetensors" else unpickle(file)
-        if not isinstance(found, dict) or not all(isinstance(value, torch.Tensor) for value in found.values()):
-            raise LaryError(f"The weights {file} are refused: expected a dictionary of tensors. Is it the right file?")
-        tensors.update((key, value) for key, value in found.items() if not key.startswith(unused))
-    return tensors
-
-
-def load_transformers(
-    model_class: Any, config: Any, tensors: dict[str, torch.Tensor], *, unused: tuple[str, ...], folder: Path
-) -> torch.nn.Module:
-    """A transformers model in float32 and eval mode that holds exactly these tensors.
-
-    Keys are those of the checkpoint on disk; the library maps them to its own. Missing, unexpected and misshaped
-    keys stop, except missing ones that start with one of `unused`.
-
-    Raises:
-        LaryError: the keys and the configuration don't belong together.
-    """
-    import torch
-
-    with quiet_transformers(), configured_by(folder, model_class.__name__):
-        model, report = model_class.from_pretrained(
-            None, config=config, state_dict=tensors, dtype=torch.float32,
-            output_loading_info=True, ignore_mismatched_sizes=True,
-        )  # fmt: skip
-    problems = {
-        "missing": sorted(key for key in report["missing_keys"] if not key.startswith(unused)),
-        "unexpected": sorted(report["unexpected_keys"]),
-        "misshaped": sorted(map(_misshaped, report["mismatched_keys"])),
-        "failed": sorted(str(message) for message in report.get("error_msgs", ())),
-    }
-    if any(problems.values()):
-        raise LaryError(
-            f"The weights in {folder} don't fit {model_class.__name__} as its {CONFIG} describes it: {told(problems)}. "
-            f"Weights and {CONFIG} have to be of one checkpoint."
-        )
-    module: torch.nn.Module = model.eval().requires_grad_(False)
-    return module
-
-
-def _misshaped(entry: Any) -> str:
-    """An entry of the library's report: key, shape found and shape wanted, or before transformers 5 the key alone."""
-    if isinstance(entry, str):
-        return entry
-    key, found, wanted = entry
-    return f"{key} {list(found)} for {list(wanted)}"
-
-
-@contextmanager
-def quiet_transformers() -> Iterator[None]:
-    """No bars and reports of the library while weights load: what matters is checked and told by us."""
-    from transformers.utils import logging as untyped
-
-    logging: Any = untyped
-    verbosity, bars = logging.get_verbosity(), logging.is_progress_bar_enabled()
-    logging.set_verbosity_error()
-    logging.disable_progress_bar()
+    cached: Path | None = None
     try:
-        yield
-    finally:
-        logging.set_verbosity(verbosity)
-        if bars:
-            logging.enable_progress_bar()
+        cached = find_in_cache(repository, revision, layout)
+        if cached is not None and revision is not None and COMMIT.fullmatch(revision):
+            return cached
+        hub = huggingface_hub.HfApi()
+        about = hub.model_info(repository, revision=revision, timeout=HUB_SECONDS)
+        if about.gated:  # anybody may read about it, few may have its files
+            hub.auth_check(repository)
+        if wanted := _wanted([file.rfilename for file in about.siblings or ()], layout):
+            return Path(huggingface_hub.snapshot_download(repository, revision=about.sha, allow_patterns=wanted))
+    except Exception as error:  # each HTTP library that huggingface_hub has used raises its own
+        denials = (errors.RepositoryNotFoundError, errors.RevisionNotFoundError, errors.HFValidationError)
+        denied = isinstance(error, denials)
+        if cached is not None and not denied:
+            log.info("the hub can't be reached: %s comes from its cache", repository)
+            return cached
+        raise HubRefusal(refusal(error, repository, revision), denied) from error
+    raise HubRefusal(f"holds no {layout.expected}", denied=True)
+
+
+def fetch_file(repository: str, name: str, revision: str | None = None) -> Path | None:
+    """One file of a repository, from the hub or its cache; None where the repository has none, or isn't to be had.
+
+    Raises:
+        UsageError: the hub can't be reached, and nothing of the repository is in its cache.
+    """
+    try:
+        return hub_folder(repository, revision, Layout(files=(name,))) / name
+    except HubRefusal as error:
+        # The weights are fetched next, and their error names what is wrong; a cached repository has no such file.
+        if error.denied or find_in_cache(repository, revision, None) is not None:
+            return None
+        reason = f"the hub can't be asked for its {name}: {repository} {error}"
+        raise UsageError(f"Model 'hf:{repository}': {reason}. Name a folder, or go online once.") from error
+
+
+def _wanted(names: Sequence[str], layout: Layout) -> list[str]:
+    """Files of a repository, or patterns of them, that are needed; pickled ones only where there is no safetensors."""
+    if layout.files:
+        name = next((name for name in layout.files if name in names), None)
+        return [] if name is None else [name, (Path(name).parent / CONFIG).as_posix()]
+    for suffix in (".safetensors", ".bin"):
+        if any(name.endswith(suffix) for name in names):
+            return [CONFIG, f"*{suffix}*"]
+    return []
+
+
+def find_in_cache(repository: str, revision: str | None, layout: Layout | None) -> Path | None:
+    """The folder of an earlier download that has all that is needed (or anything, without a layout), or None."""
+    import huggingface_hub
+    from huggingface_hub.errors import LocalEntryNotFoundError
+
+    try:
+        folder = Path(huggingface_hub.snapshot_download(repository, revision=revision, local_files_only=True))
+    except LocalEntryNotFoundError:
+        return None
+    if layout is None:
+        return folder
+    if layout.files:
+        return folder if any((folder / name).is_file() for name in layout.files) else None
+    try:
+        weight_files(folder)
+    except LaryError:
+        return None
+    return folder if (folder / CONFIG).is_file() else None
+
+
+def refusal(error: Exception, repository: str, revision: str | None) -> str:
+    """Why a repository's files can't be had, as the rest of a sentence that begins with its name."""
+    from huggingface_hub import errors
+
+    reasons: dict[type[Exception], str] = {
+        errors.GatedRepoError: f"is gated: ask for access at https://huggingface.co/{repository}, then run "
+        "`hf auth login` or set HF_TOKEN",  # a kind of RepositoryNotFoundError, therefore first
+        errors.RepositoryNotFoundError: "is neither on this machine nor a public repository of the hub",
+        errors.RevisionNotFoundError: f"has no revision '{revision}': name a commit, branch or tag of it, or leave "
+        "--revision out",
+        errors.HFValidationError: "is neither on this machine nor the name of a repository",
+        errors.OfflineModeIsEnabled: "is not in the hub's cache, and HF_HUB_OFFLINE forbids to fetch it: unset that "
+        "once",
+    }
+    known = (reason for kind, reason in reasons.items() if isinstance(error, kind))
+    return next(known, f"can't be fetched from the hub ({first_line(error)})")

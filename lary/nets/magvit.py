@@ -58,7 +58,7 @@ def blocks(channels: int, out_channels: int, count: int) -> nn.Sequential:
     return nn.Sequential(*(ResidualBlock(channels if not i else out_channels, out_channels) for i in range(count)))
 
 
-class Level(nn.Module):
+class TokenizerLevel(nn.Module):
     """Blocks of one resolution and, but for the last level, halving of it."""
 
     def __init__(self, channels: int, out_channels: int, count: int, *, halve: bool) -> None:
@@ -74,7 +74,7 @@ class Level(nn.Module):
         return x
 
 
-class Encoder(nn.Module):
+class TokenizerEncoder(nn.Module):
     """Images (B, 3, H', W') to maps (B, Z, H, W), not quantized; with ``en512`` without the last convolution."""
 
     def __init__(self, config: TokenizerConfig) -> None:
@@ -83,7 +83,7 @@ class Encoder(nn.Module):
         count, last = config.num_res_blocks, len(config.ch_mult) - 1
         self.conv_in = nn.Conv2d(config.in_channels, config.ch, 3, padding=1, bias=False)
         self.down = nn.Sequential(
-            *(Level(widths[i], widths[i + 1], count, halve=i < last) for i in range(last + 1))
+            *(TokenizerLevel(widths[i], widths[i + 1], count, halve=i < last) for i in range(last + 1))
         )  # fmt: skip
         self.mid_block = blocks(widths[-1], widths[-1], count)
         self.norm_out = nn.GroupNorm(GROUPS, widths[-1], eps=1e-6)
@@ -125,7 +125,7 @@ class Tokenizer(nn.Module):
 
     def __init__(self, config: TokenizerConfig) -> None:
         super().__init__()
-        self.encoder = Encoder(config)
+        self.encoder = TokenizerEncoder(config)
         self.decoder = _decoder(config)
         if config.use_ema:
             self.model_ema = self._averages()

@@ -11,7 +11,7 @@ from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional
+from torch.nn import functional as F
 
 FEATURES = 768
 """Width of the features that enter, whatever `model_dim` is: that of DINOv2 ViT-B."""
@@ -19,8 +19,6 @@ CODES = 4
 """Latent actions of each kind: controllable ones first, then uncontrollable ones, then the patches."""
 UNCONTROLLABLE_ROWS = 16
 """Rows of the codebook of uncontrollable actions, whatever `num_latents` is."""
-
-Shapes = dict[str, tuple[int, ...]]
 
 
 @dataclass(frozen=True)
@@ -61,6 +59,8 @@ def nearest_rows(latent: Tensor, codebook: Tensor) -> tuple[Tensor, Tensor]:
     )
     codes = distances.argmin(dim=-1).reshape(latent.shape[:-1])
     rows = codebook[codes]
+    if latent.requires_grad:
+        rows = rows + (latent - latent.detach())  # adds zero: gradients pass straight through to the latent
     return rows.where(latent.isfinite(), latent.to(rows)), codes
 
 
@@ -83,7 +83,7 @@ class Codebook(nn.Module):
         return LatentActions(latent, *nearest_rows(latent, self.codebook.weight))
 
 
-class Attention(nn.Module):
+class UniVLAAttention(nn.Module):
     """Self-attention whose projections in have no bias."""
 
     def __init__(self, dim: int, heads: int, dropout: float) -> None:
@@ -97,18 +97,18 @@ class Attention(nn.Module):
     def forward(self, x: Tensor, causal: bool = False) -> Tensor:
         """(B, N, D) to the same shape."""
         q, k, v = (to(x).unflatten(-1, (self.heads, -1)).transpose(1, 2) for to in (self.to_q, self.to_k, self.to_v))
-        mixed = functional.scaled_dot_product_attention(q, k, v, is_causal=causal)
+        mixed = F.scaled_dot_product_attention(q, k, v, is_causal=causal)
         out: Tensor = self.to_out(mixed.transpose(1, 2).flatten(2))
         return out
 
 
-class SpaceTimeBlock(nn.Module):
+class UniVLASpaceTimeBlock(nn.Module):
     """Attention among the tokens of a frame, then causally among the frames of a token, then a feed-forward part."""
 
     def __init__(self, dim: int, heads: int, dropout: float) -> None:
         super().__init__()
-        self.spatial_attn = Attention(dim, heads, dropout)
-        self.temporal_attn = Attention(dim, heads, dropout)
+        self.spatial_attn = UniVLAAttention(dim, heads, dropout)
+        self.temporal_attn = UniVLAAttention(dim, heads, dropout)
         self.ffn = nn.Sequential(nn.Linear(dim, 4 * dim), nn.GELU(), nn.Dropout(dropout), nn.Linear(4 * dim, dim))
         self.norm1 = nn.LayerNorm(dim)
         self.norm2 = nn.LayerNorm(dim)
@@ -132,7 +132,7 @@ class SpaceTimeTransformer(nn.Module):
         dim = config.model_dim
         self.ffn = nn.Sequential(nn.LayerNorm(FEATURES), nn.Linear(FEATURES, dim), nn.LayerNorm(dim))
         self.transformer_blocks = nn.ModuleList(
-            SpaceTimeBlock(dim, config.num_heads, config.dropout) for _ in range(config.enc_blocks)
+            UniVLASpaceTimeBlock(dim, config.num_heads, config.dropout) for _ in range(config.enc_blocks)
         )
 
     def forward(self, x: Tensor) -> Tensor:
@@ -177,32 +177,3 @@ class UniVLANetwork(nn.Module):
     def forward(self, features: Tensor) -> LatentActions:
         """Patch features of pairs (B, 2, N, 768) to the controllable latent actions."""
         return self.controllable(self.encode(features))
-
-
-def linear_shapes(name: str, outputs: int, inputs: int, bias: bool = True) -> Shapes:
-    """Keys and shapes of a linear layer."""
-    weight: Shapes = {f"{name}.weight": (outputs, inputs)}
-    return {**weight, f"{name}.bias": (outputs,)} if bias else weight
-
-
-def norm_shapes(name: str, dim: int) -> Shapes:
-    """Keys and shapes of a layer norm."""
-    return {f"{name}.weight": (dim,), f"{name}.bias": (dim,)}
-
-
-def training_shapes(config: UniVLAConfig) -> Shapes:
-    """Keys and shapes of the published file that training needs and encoding does not: the decoder and its inputs."""
-    dim = config.model_dim
-    shapes = linear_shapes("patch_up", dim, FEATURES)
-    for name in ("action_up", "action_up_uncontrol"):
-        shapes |= linear_shapes(name, dim, config.latent_dim)
-    shapes |= norm_shapes("decoder.ffn.0", dim) | linear_shapes("decoder.ffn.1", dim, dim)
-    shapes |= norm_shapes("decoder.ffn.2", dim) | linear_shapes("decoder.out", FEATURES, dim)
-    for index in range(config.dec_blocks):
-        block = f"decoder.transformer_blocks.{index}"
-        for name in ("to_q", "to_k", "to_v"):
-            shapes |= linear_shapes(f"{block}.spatial_attn.{name}", dim, dim, bias=False)
-        shapes |= linear_shapes(f"{block}.spatial_attn.to_out.0", dim, dim)
-        shapes |= linear_shapes(f"{block}.ffn.0", 4 * dim, dim) | linear_shapes(f"{block}.ffn.3", dim, 4 * dim)
-        shapes |= norm_shapes(f"{block}.norm1", dim) | norm_shapes(f"{block}.norm2", dim)
-    return shapes

@@ -10,9 +10,9 @@ from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional
+from torch.nn import functional as F
 
-from lary.nets.univla import Shapes, linear_shapes, nearest_rows, norm_shapes
+from lary.nets.univla import nearest_rows
 
 RMS_FLOOR = 1e-8
 """Smallest root mean square that divides."""
@@ -25,7 +25,7 @@ class VillaConfig:
     """Fields of the published ``model_config.json`` with their defaults.
 
     The augmentation, `use_xformers` (another kernel for the same attention), the decoder's fields and `use_qk_norm`
-    do not change what is encoded; the last ones decide `training_shapes`.
+    do not change what is encoded.
     """
 
     resolution: int = 224
@@ -67,7 +67,7 @@ class VillaConfig:
         )
 
 
-class RMSNorm(nn.Module):
+class VillaRMSNorm(nn.Module):
     """Division by the root mean square, times a gain."""
 
     def __init__(self, dim: int) -> None:
@@ -80,7 +80,7 @@ class RMSNorm(nn.Module):
         return out
 
 
-class Attention(nn.Module):
+class VillaAttention(nn.Module):
     """Self-attention with optional norms of queries and keys per head."""
 
     def __init__(self, dim: int, heads: int, norms: bool) -> None:
@@ -94,12 +94,12 @@ class Attention(nn.Module):
     def forward(self, x: Tensor, causal: bool = False) -> Tensor:
         """(B, N, D) to the same shape."""
         q, k, v = self.qkv(x).unflatten(-1, (3, self.heads, -1)).permute(2, 0, 3, 1, 4)
-        mixed = functional.scaled_dot_product_attention(self.q_norm(q), self.k_norm(k), v, is_causal=causal)
+        mixed = F.scaled_dot_product_attention(self.q_norm(q), self.k_norm(k), v, is_causal=causal)
         out: Tensor = self.proj(mixed.transpose(1, 2).flatten(2))
         return out
 
 
-class FeedForward(nn.Module):
+class VillaFeedForward(nn.Module):
     """Two layers with the tanh form of GELU."""
 
     def __init__(self, dim: int, hidden: int) -> None:
@@ -108,11 +108,11 @@ class FeedForward(nn.Module):
         self.fc2 = nn.Linear(hidden, dim)
 
     def forward(self, x: Tensor) -> Tensor:
-        out: Tensor = self.fc2(functional.gelu(self.fc1(x), approximate="tanh"))
+        out: Tensor = self.fc2(F.gelu(self.fc1(x), approximate="tanh"))
         return out
 
 
-class SpaceTimeBlock(nn.Module):
+class VillaSpaceTimeBlock(nn.Module):
     """Attention among the patches of a frame, then causally among the frames of a patch, then a feed-forward part.
 
     Shifts, scales and gates of the norms are learned constants; the attention over time takes its input without a
@@ -123,19 +123,19 @@ class SpaceTimeBlock(nn.Module):
         super().__init__()
         dim = config.encoder_embed_dim
         self.scale_shift_table = nn.Parameter(torch.zeros(6, dim))
-        self.attn = Attention(dim, config.encoder_n_heads, config.st_use_qk_norm)
-        self.mlp = FeedForward(dim, int(dim * config.mlp_ratio))
-        self.attn_temp = Attention(dim, config.encoder_n_heads, config.st_use_qk_norm)
+        self.attn = VillaAttention(dim, config.encoder_n_heads, config.st_use_qk_norm)
+        self.mlp = VillaFeedForward(dim, int(dim * config.mlp_ratio))
+        self.attn_temp = VillaAttention(dim, config.encoder_n_heads, config.st_use_qk_norm)
 
     def forward(self, x: Tensor, time: Tensor | None) -> Tensor:
         """(B, T, N, D) to the same shape; `time` (T, 1, D) is added to what the attention over time takes."""
         batch, frames, count, dim = x.shape
         shift, scale, gate, shift_mlp, scale_mlp, gate_mlp = self.scale_shift_table
-        normed = functional.layer_norm(x, (dim,), eps=1e-6) * (1 + scale) + shift
+        normed = F.layer_norm(x, (dim,), eps=1e-6) * (1 + scale) + shift
         x = x + gate * self.attn(normed.flatten(0, 1)).unflatten(0, (batch, frames))
         timed = (x if time is None else x + time).transpose(1, 2).flatten(0, 1)
         x = x + gate * self.attn_temp(timed, causal=True).unflatten(0, (batch, count)).transpose(1, 2)
-        normed = functional.layer_norm(x, (dim,), eps=1e-6) * (1 + scale_mlp) + shift_mlp
+        normed = F.layer_norm(x, (dim,), eps=1e-6) * (1 + scale_mlp) + shift_mlp
         out: Tensor = x + gate_mlp * self.mlp(normed)
         return out
 
@@ -154,7 +154,7 @@ class CrossAttention(nn.Module):
         """Queries (B, M, D) and x (B, N, D) to (B, M, D)."""
         q = self.q(queries).unflatten(-1, (self.heads, -1)).transpose(1, 2)
         k, v = self.kv(x).unflatten(-1, (2, self.heads, -1)).permute(2, 0, 3, 1, 4)
-        mixed = functional.scaled_dot_product_attention(q, k, v)
+        mixed = F.scaled_dot_product_attention(q, k, v)
         out: Tensor = self.proj(mixed.transpose(1, 2).flatten(2))
         return out
 
@@ -168,7 +168,7 @@ class GatedUnit(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         value, gate = self.project(x).chunk(2, dim=-1)
-        out: Tensor = value * functional.silu(gate)
+        out: Tensor = value * F.silu(gate)
         return out
 
 
@@ -180,9 +180,9 @@ class AttentionPool(nn.Module):
         dim, hidden = config.encoder_embed_dim, int(config.mlp_ratio * config.encoder_embed_dim)
         self.latents = nn.Parameter(torch.zeros(config.num_learned_tokens, dim))
         self.pre_projection = nn.Linear(dim, dim)
-        self.attn_norm = RMSNorm(dim)
+        self.attn_norm = VillaRMSNorm(dim)
         self.attn = CrossAttention(dim, config.map_heads)
-        self.mlp_norm = RMSNorm(dim)
+        self.mlp_norm = VillaRMSNorm(dim)
         self.mlp = nn.Sequential(GatedUnit(dim, hidden), nn.Linear(hidden, dim))
         self.final_proj = nn.Sequential(nn.Linear(dim, config.action_latent_dim))
 
@@ -217,8 +217,8 @@ class VillaEncoder(nn.Module):
         self.pe_spatial = nn.Parameter(torch.zeros(1, config.embed_tokens, dim), requires_grad=False)
         self.pe_temporal = nn.Parameter(torch.zeros(1, config.d_t, dim), requires_grad=False)
         self.embed = PatchEmbedding(config.patch_size, dim)
-        self.layers = nn.ModuleList(SpaceTimeBlock(config) for _ in range(config.encoder_depth))
-        self.norm = RMSNorm(dim)
+        self.layers = nn.ModuleList(VillaSpaceTimeBlock(config) for _ in range(config.encoder_depth))
+        self.norm = VillaRMSNorm(dim)
         self.map_block = AttentionPool(config)
 
     def patches(self, clips: Tensor) -> Tensor:
@@ -281,28 +281,3 @@ class VillaNetwork(nn.Module):
     def forward(self, clips: Tensor) -> tuple[Tensor, Tensor]:
         """Normalised clips (B, T, 3, H, W) to tokens (B, T - 1, learned tokens, D) and their ids."""
         return self.quantize(self.latents(clips))
-
-
-def training_shapes(config: VillaConfig) -> Shapes:
-    """Keys and shapes of the published file that training needs and encoding does not: the decoder."""
-    dim, hidden = config.decoder_embed_dim, int(config.mlp_ratio * config.decoder_embed_dim)
-    shapes: Shapes = {
-        "decoder.pe": (1, config.embed_tokens, dim),
-        "decoder.embed.proj.weight": (dim, COLOURS, config.patch_size, config.patch_size),
-        "decoder.embed.proj.bias": (dim,),
-        "decoder.norm.g": (dim,),
-    }
-    shapes |= linear_shapes("decoder.action_embed", dim, config.action_latent_dim * config.num_learned_tokens)
-    shapes |= linear_shapes("decoder.pred_head", config.patch_size**2 * config.in_channels, dim)
-    for index in range(config.decoder_depth):
-        block = f"decoder.layers.{index}"
-        shapes |= {f"{block}.pre_norm_{part}.g": (dim,) for part in ("attn", "mlp")}
-        shapes |= {f"{block}.layer_scale_{part}.gamma": (dim,) for part in ("attn", "mlp")}
-        shapes |= linear_shapes(f"{block}.attn.kv", 2 * dim, dim) | linear_shapes(f"{block}.attn.q", dim, dim)
-        shapes |= linear_shapes(f"{block}.attn.proj", dim, dim)
-        if config.use_qk_norm:
-            head = dim // config.decoder_n_heads
-            shapes |= norm_shapes(f"{block}.attn.q_layernorm", head) | norm_shapes(f"{block}.attn.k_layernorm", head)
-        shapes |= linear_shapes(f"{block}.mlp.0.project", 2 * hidden, dim)
-        shapes |= linear_shapes(f"{block}.mlp.2", dim, hidden)
-    return shapes

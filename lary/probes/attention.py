@@ -1,4 +1,4 @@
-"""What the attentive probe looks at: the weights with which its query attends to the tokens of a sample."""
+"""Attention of the attentive probe: the weights with which its query attends to the tokens of a sample."""
 
 from __future__ import annotations
 
@@ -12,12 +12,11 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from lary.probes.attentive import AttentiveProbe, CrossAttention, _split_heads
-from lary.probes.fit import ScaledSource
+from lary.probes.classify import ClassifierTraining
+from lary.probes.nets import AttentiveProbe, QueryAttention, split_heads
 from lary.probes.outcome import Floats, Ints
+from lary.probes.sources import standardised
 from lary.types import LaryError, LatentSource
-
-CHECKPOINT = "latest.pt"
 
 
 @dataclass(frozen=True)
@@ -29,7 +28,7 @@ class SelectedHead:
 
 
 @dataclass(frozen=True)
-class Looks:
+class HeadAttention:
     """Scores (B, L) of some samples, and their attention (B, S), the mean over heads of softmax weights; rows sum to 1.
 
     S counts the tokens of all steps, step by step.
@@ -40,12 +39,12 @@ class Looks:
 
 
 def load_head(folder: Path, classes: int) -> SelectedHead:
-    """The reported head from a run's ``latest.pt``.
+    """Load the reported head from a run's ``latest.pt``.
 
     Raises:
         LaryError: there is no such file, it is torn, or holds no head of this many classes.
     """
-    file = folder / CHECKPOINT
+    file = folder / ClassifierTraining.checkpoint
     if not file.is_file():
         raise LaryError(f"{file} does not exist: run the probe again with --overwrite, then it is written.")
     try:
@@ -57,20 +56,20 @@ def load_head(folder: Path, classes: int) -> SelectedHead:
         )
         network.load_state_dict(weights)
     except Exception as error:
-        told = str(error).splitlines()[0] if str(error) else type(error).__name__
-        raise LaryError(f"{file} holds no head that can be used ({told}): run the probe again.") from error
+        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
+        raise LaryError(f"{file} holds no head that can be used ({reason}): run the probe again.") from error
     pair = None if scaling is None else (scaling["mean"].numpy(), scaling["std"].numpy())
     return SelectedHead(network.eval(), pair)
 
 
 @torch.no_grad()
-def look(head: SelectedHead, source: LatentSource, rows: Sequence[int] | Ints) -> Looks:
+def attend(head: SelectedHead, source: LatentSource, rows: Sequence[int] | Ints) -> HeadAttention:
     """Scores and attention of the samples at `rows`, on the CPU."""
-    read = ScaledSource(source, *head.scaling) if head.scaling else source
+    read = standardised(source, *head.scaling) if head.scaling else source
     tokens = torch.from_numpy(np.ascontiguousarray(read.read(np.asarray(rows, dtype=np.int64)), dtype=np.float32))
     seen: list[Tensor] = []
 
-    def note(module: CrossAttention, inputs: tuple[Tensor, Tensor]) -> None:
+    def note(module: QueryAttention, inputs: tuple[Tensor, Tensor]) -> None:
         seen.append(attention_weights(module, *inputs))
 
     handle = head.network.classifier.pooler.cross_attention_block.xattn.register_forward_pre_hook(note)
@@ -78,11 +77,11 @@ def look(head: SelectedHead, source: LatentSource, rows: Sequence[int] | Ints) -
         logits = head.network(tokens)
     finally:
         handle.remove()
-    return Looks(logits.numpy(), seen[0].mean(dim=(1, 2)).numpy())
+    return HeadAttention(logits.numpy(), seen[0].mean(dim=(1, 2)).numpy())
 
 
-def attention_weights(module: CrossAttention, queries: Tensor, tokens: Tensor) -> Tensor:
+def attention_weights(module: QueryAttention, queries: Tensor, tokens: Tensor) -> Tensor:
     """Softmax weights (B, heads, Q, S) with which queries (B, Q, D) attend to tokens (B, S, D)."""
-    q = _split_heads(module.q(queries), module.heads)
-    k = _split_heads(module.kv(tokens).chunk(2, dim=-1)[0], module.heads)
+    q = split_heads(module.q(queries), module.heads)
+    k = split_heads(module.kv(tokens).chunk(2, dim=-1)[0], module.heads)
     return torch.softmax(q @ k.transpose(-2, -1) / math.sqrt(q.shape[-1]), dim=-1)

@@ -8,40 +8,41 @@ head of the last epoch on the reported split itself.
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
-from dataclasses import asdict, dataclass, field, replace
-from pathlib import Path
+from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 import numpy as np
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from lary.configs import ProbePrecision
 from lary.files import write_text
-from lary.probes.controls import majority_class
-from lary.probes.fit import (
-    ScaledSource,
-    channel_statistics,
-    in_bfloat16,
-    keep_in_memory,
-    save_checkpoint,
-    team_batches,
-    weights_of,
+from lary.probes.nets import AttentiveProbe
+from lary.probes.outcome import (
+    ClassificationOutcome,
+    ClassPredictions,
+    Ints,
+    SampleColumns,
+    SelectionName,
+    accuracy,
 )
-from lary.probes.heads import Head, Plan, Scores, make_heads, make_network, score
-from lary.probes.memory import check_memory, count_weights, samples_at_once, training_need
-from lary.probes.outcome import ClassificationOutcome, ClassPredictions, Floats, Ints, SampleColumns, SelectionName
-from lary.probes.presets import ClassifierSettings, ProbePreset
-from lary.probes.sampler import balanced_indices, class_weights, hold_out
-from lary.probes.schedule import learning_rate
-from lary.probes.session import UNATTENDED, Session
-from lary.probes.state import StateFile
-from lary.probes.tracker import flat
-from lary.runtime import seed_everything
-from lary.types import BenchmarkProtocol, LaryError, LatentSource, Progress, UsageError
-
-CHECKPOINT = "latest.pt"
+from lary.probes.presets import ClassifierSettings, HeadSettings, ProbePreset
+from lary.probes.sampling import balanced_indices, class_weights, learning_rate, split_training_rows, weight_decay
+from lary.probes.session import Session, StateFile, save_checkpoint
+from lary.probes.sources import channel_statistics, keep_in_memory, standardised
+from lary.probes.training import (
+    Training,
+    adamw,
+    check_memory,
+    check_tokens,
+    count_weights,
+    in_bfloat16,
+    samples_at_once,
+    training_precision,
+)
+from lary.runtime import log, seed_everything
+from lary.types import LaryError, LatentSource, UsageError
 
 
 @dataclass(frozen=True)
@@ -58,43 +59,54 @@ class ClassifierInputs:
 
 
 @dataclass
-class _Best:
-    """The head and epoch chosen so far on the held-out rows: most right, then smallest loss, then first."""
+class Head:
+    """One head in training, and its loss on the latest batch."""
 
-    rank: tuple[float, float] = (-1.0, -math.inf)
-    chosen: ClassPredictions | None = None
-    weights: dict[str, Tensor] = field(default_factory=dict)
+    number: int
+    settings: HeadSettings
+    network: AttentiveProbe
+    optimizer: torch.optim.AdamW
+    loss: float = math.nan
 
-    def consider(self, epoch: int, heads: Sequence[Head], held: list[Scores], validation: list[Scores]) -> None:
-        for head, own, reported in zip(heads, held, validation, strict=True):
-            rank = (own.accuracy, -own.loss)
-            if own.finite and reported.finite and rank > self.rank:
-                self.rank = rank
-                self.chosen = ClassPredictions(epoch, head.number, reported.logits)
-                self.weights = weights_of(head.network)
+
+@dataclass(frozen=True)
+class HeadScores:
+    """Logits (H, n, L) of all heads on some rows, and by head: Top-1, loss, and whether all of them are finite.
+
+    A row that isn't finite counts as wrong.
+    """
+
+    logits: Tensor
+    accuracy: list[float]
+    loss: list[float]
+    finite: list[bool]
+
+    def of(self, head: int, epoch: int) -> ClassPredictions:
+        """The scores of one head as predictions."""
+        return ClassPredictions(epoch, head, self.logits[head].contiguous().numpy())
+
+    def columns(self, name: str) -> dict[str, Any]:
+        """The numbers of all heads as columns of the history."""
+        losses = [loss if math.isfinite(loss) else None for loss in self.loss]
+        return {f"{name}_accuracy": self.accuracy, f"{name}_loss": losses}
 
 
 def train_classifier(
     inputs: ClassifierInputs,
     preset: ProbePreset,
+    session: Session,
     *,
-    protocol: BenchmarkProtocol,
-    device: str,
-    seed: int,
-    folder: Path | None,
-    progress: Progress | None,
     epochs: int | None = None,
     batch_size: int | None = None,
     precision: ProbePrecision | None = None,
-    session: Session = UNATTENDED,
 ) -> ClassificationOutcome:
-    """Train all heads and return what the selected ones say about every validation sample.
+    """Train all heads and return the predictions of the selected ones for every validation sample.
 
-    Epochs count from 1. Every epoch writes ``log_r0.csv`` (epoch, train_acc, val_acc: per cent, best head) into
-    `folder`; the last one ``latest.pt`` (``classifiers``: state dicts of all heads; ``selected``: the head to report;
-    ``scaling``: mean and std by channel that the heads expect taken off, or None). `precision` of None is what the
-    preset has on `device`. With an identity in `session` an interrupted training goes on where it was, and ends with
-    the same bits on a CPU. `progress` advances by the size of the training split in every epoch.
+    Epochs count from 1. Every epoch writes ``log_r0.csv`` (epoch, train_acc, val_acc: per cent, best head) into the
+    session's folder; the last one ``latest.pt`` (``classifiers``: state dicts of all heads; ``selected``: the head to
+    report; ``scaling``: mean and std by channel that the heads expect taken off, or None). `precision` of None is that
+    of the preset on the device. With an identity in `session` an interrupted training is resumed, and its result is
+    bit-identical on a CPU. The progress advances by the size of the training split in every epoch.
 
     Raises:
         UsageError: the inputs don't fit together, nothing can be held out, or the heads don't fit into memory.
@@ -103,50 +115,47 @@ def train_classifier(
     given = preset.classifier
     settings = replace(given, epochs=epochs or given.epochs, batch_size=batch_size or given.batch_size)
     _check(inputs)
-    bfloat16 = in_bfloat16(settings.bfloat16, precision, device)
-    seed_everything(seed)
-    rows = _split(inputs, protocol, seed)
-    training = _Training(inputs, settings, device, bfloat16, seed, rows, session)
-    kept = session.state_file(
-        folder, asdict(settings), protocol, seed, device.partition(":")[0], bfloat16, list(inputs.train.shape),
-        inputs.train_labels, inputs.labels, list(inputs.train_groups),
+    bfloat16 = in_bfloat16(settings.bfloat16, precision, session.device)
+    seed_everything(session.seed)
+    rows = split_training_rows(session.protocol, inputs.train_groups, inputs.train_labels, seed=session.seed)
+    training = ClassifierTraining(inputs, settings, session, rows, bfloat16)
+    training.run(
+        StateFile(
+            session, asdict(settings), bfloat16, list(inputs.train.shape),
+            inputs.train_labels, inputs.labels, list(inputs.train_groups),
+        )
     )  # fmt: skip
-    training.run(kept, folder, progress)
+    selections: dict[SelectionName, ClassPredictions] = {}
+    if training.best is not None:
+        selections["held_out"] = training.best
     assert training.last is not None
-    best = training.best.chosen
-    held_out: dict[SelectionName, ClassPredictions] = {"held_out": best} if best else {}
-    selections: dict[SelectionName, ClassPredictions] = {**held_out, "best_on_validation": training.last}
-    final = {name: float(np.mean(each.logits.argmax(axis=1) == inputs.labels)) for name, each in selections.items()}
-    session.tracker.log({f"final/{name}_top1": value for name, value in final.items()}, training.plan.step)
+    selections["best_on_validation"] = training.last
+    training.log({
+        f"final/{name}_top1": accuracy(inputs.labels, each.logits.argmax(axis=1)) for name, each in selections.items()
+    })  # fmt: skip
     counts = np.bincount(inputs.train_labels, minlength=len(inputs.classes)).astype(np.int64)
     return ClassificationOutcome(
         classes=inputs.classes,
         samples=inputs.samples,
         labels=inputs.labels,
         selections=selections,
-        controls={"majority_class": majority_class(counts, len(inputs.labels))},
+        controls={"majority_class": np.full(len(inputs.labels), int(np.argmax(counts)), dtype=np.int64)},
         train_counts=counts,
         history=training.history,
-        settings={
-            **asdict(settings), "preset": preset.name, "protocol": protocol, "seed": seed, "device": device,
-            "precision": "bf16" if bfloat16 else "fp32", "fit_samples": len(rows[0]), "held_out_samples": len(rows[1]),
-            "tokens": list(inputs.train.shape),
-        },
+        settings=session.settings(settings, preset.name, rows, precision="bf16" if bfloat16 else "fp32")
+        | {"tokens": list(inputs.train.shape)},
         warnings=(*_warnings(inputs), *filter(None, training.dropped)),
-    )  # fmt: skip
+    )
 
 
 def _check(inputs: ClassifierInputs) -> None:
     """Refuse inputs that don't fit together."""
     sizes = (len(inputs.train), len(inputs.train_labels), len(inputs.train_groups))
-    if (
-        len(set(sizes)) != 1
-        or len(inputs.validation) != len(inputs.labels)
-        or len(inputs.samples.ids) != len(inputs.labels)
-    ):
+    if len(set(sizes)) != 1 or not len(inputs.validation) == len(inputs.labels) == len(inputs.samples.ids):
         raise UsageError("Latents, labels and samples of a split differ in number: extract the split again.")
     if not len(inputs.train) or not len(inputs.validation):
         raise UsageError("A classification probe needs at least one training and one validation sample.")
+    check_tokens(inputs.train.shape)
     if inputs.train.shape[-1] != inputs.validation.shape[-1] or len(inputs.train.shape) != len(inputs.validation.shape):
         raise UsageError(
             f"Training latents have shape {inputs.train.shape}, validation latents {inputs.validation.shape}: "
@@ -167,7 +176,7 @@ def _check(inputs: ClassifierInputs) -> None:
 
 
 def _warnings(inputs: ClassifierInputs) -> tuple[str, ...]:
-    """Classes that occur in the reported split and can't be learned."""
+    """A warning of classes that occur in the reported split and can't be learned."""
     unseen = np.setdiff1d(inputs.labels, inputs.train_labels)
     if not len(unseen):
         return ()
@@ -178,201 +187,209 @@ def _warnings(inputs: ClassifierInputs) -> tuple[str, ...]:
     )
 
 
-def _split(inputs: ClassifierInputs, protocol: BenchmarkProtocol, seed: int) -> tuple[Ints, Ints]:
-    """Rows to fit on and rows held out; the published protocol fits on all of them."""
-    if protocol == "paper":
-        return np.arange(len(inputs.train), dtype=np.int64), np.empty(0, dtype=np.int64)
-    return hold_out(inputs.train_groups, inputs.train_labels, seed=seed)
+class ClassifierTraining(Training):
+    """The heads in training; a head whose loss or output isn't finite is dropped and trained no longer."""
 
-
-class _Training:
-    """The heads, what they are trained on, and what was found so far."""
+    checkpoint = "latest.pt"
 
     def __init__(
-        self, inputs: ClassifierInputs, settings: ClassifierSettings, device: str, bfloat16: bool, seed: int,
-        rows: tuple[Ints, Ints], session: Session,
+        self, inputs: ClassifierInputs, settings: ClassifierSettings, session: Session, rows: tuple[Ints, Ints],
+        bfloat16: bool = False,
     ) -> None:  # fmt: skip
-        self.inputs, self.settings, self.seed, self.session = inputs, settings, seed, session
-        self.fit_rows, self.held_rows = rows
-        shape = inputs.train.shape
-        self.plan = Plan(
-            settings, device, bfloat16, per_epoch=math.ceil(len(self.fit_rows) / settings.batch_size),
-            at_once=samples_at_once(shape, settings.model_dim, settings.depth, settings.batch_size, device),
-            team=session.team,
-        )  # fmt: skip
-        self.best = _Best()
-        self.last: ClassPredictions | None = None
-        self.history: list[dict[str, Any]] = []
-        self.dropped: list[str] = []
-
-    def run(self, kept: StateFile, folder: Path | None, progress: Progress | None) -> None:
-        """Train from what was kept to the end. Raises LaryError if every head diverged."""
-        before = kept.load()
-        if before is not None and "heads" not in before:  # nothing is left to train
-            self._restore(before)
-        else:
-            self._train(before, kept, folder, progress)
-        if progress and before is not None:
-            progress.skip(before["epoch"] * len(self.inputs.train))
-
-    def _train(
-        self, before: dict[str, Any] | None, kept: StateFile, folder: Path | None, progress: Progress | None
-    ) -> None:
-        inputs, settings, plan = self.inputs, self.settings, self.plan
-        dim, classes = inputs.train.shape[-1], len(inputs.classes)
-        one = count_weights(lambda: make_network(settings, dim, classes))
-        need = training_need((1 + len(settings.heads)) * one, inputs.train.shape, settings.batch_size)
-        check_memory(need, inputs.train.shape, plan.device, f"classification probe of {len(settings.heads)} heads")
-        scaling = channel_statistics(inputs.train, self.fit_rows) if settings.standardise else None
-        train, validation = (self._ready(source, scaling) for source in (inputs.train, inputs.validation))
-        heads = make_heads(settings, dim, classes, plan.device)
-        if before is not None:
-            self._restore(before)
-            for head, state in zip(heads, before["heads"], strict=True):
-                head.restore(state)
-        weights = class_weights(inputs.train_labels[self.fit_rows])
-        everything = np.arange(len(validation), dtype=np.int64)
-        kept.restore_random()
-        for epoch in range(len(self.history) + 1, settings.epochs + 1):
-            rates = _rates(heads, plan, plan.step + 1)
-            order = self.fit_rows[balanced_indices(weights, epoch - 1, self.seed)]
-            shares, losses = self._train_epoch(heads, train, order, progress)
-            held = score(heads, train, inputs.train_labels, self.held_rows, plan)
-            if progress:
-                progress.advance(len(self.held_rows))
-            scores = score(heads, validation, inputs.labels, everything, plan)
-            self.dropped = [head.dropped for head in heads]
-            self._check_alive()
-            self.history.append(_history_row(epoch, rates, shares, losses, held, scores))
-            self.session.tracker.log(flat(self.history[-1]), plan.step)
-            if held:
-                self.best.consider(epoch, heads, held, scores)
-            self.last = _best_of(epoch, scores)
-            if folder is not None and plan.team.leads:
-                _write_log(folder, self.history)
-                if epoch == settings.epochs:
-                    self._write_checkpoint(folder, heads, scaling)
-            if epoch == settings.epochs:
-                kept.keep(self._state, beside=(CHECKPOINT,), last=True)
-            else:
-                kept.keep(lambda: self._state() | self._weights(heads))
-
-    def _ready(self, source: LatentSource, scaling: tuple[Floats, Floats] | None) -> LatentSource:
-        return keep_in_memory(ScaledSource(source, *scaling) if scaling else source, self.plan.team.size)
-
-    def _train_epoch(
-        self, heads: Sequence[Head], source: LatentSource, order: Ints, progress: Progress | None
-    ) -> tuple[list[float], list[float | None]]:
-        """One pass over `order`: by head the share that was right and the mean loss; 0 and None for a dropped one."""
-        plan, tracker = self.plan, self.session.tracker
-        right, losses = [0] * len(heads), [0.0] * len(heads)
-        for rows, tokens, count in team_batches(source, order, plan.settings.batch_size, plan.device, plan.team):
-            plan.step += 1
-            targets = torch.from_numpy(self.inputs.train_labels[rows]).to(plan.device)
-            for head in (head for head in heads if not head.dropped):
-                right[head.number] += head.update(tokens, targets, count, plan)
-                losses[head.number] += head.loss * count
-            self.dropped = [head.dropped for head in heads]
-            self._check_alive()
-            if tracker.wanted:
-                told = {
-                    "batch_loss": [head.loss for head in heads],
-                    "batch_learning_rate": _rates(heads, plan, plan.step),
-                }
-                tracker.log(flat(told), plan.step)
-            if progress:
-                progress.advance(count)
-        return (
-            [0.0 if head.dropped else right[head.number] / len(order) for head in heads],
-            [None if head.dropped else losses[head.number] / len(order) for head in heads],
+        super().__init__(session, rows, settings.epochs, settings.batch_size)
+        self.inputs, self.settings, self.bfloat16 = inputs, settings, bfloat16
+        self.at_once = samples_at_once(
+            inputs.train.shape, settings.model_dim, settings.depth, self.batch_size, self.device
         )
+        self.dropped = [""] * len(settings.heads)
+        """The sentence that says why a head is trained no longer, by head."""
+        self.best: ClassPredictions | None = None
+        self.last: ClassPredictions | None = None
+        self.best_rank = (-1.0, -math.inf)
+        self.best_weights: dict[str, Tensor] = {}
+
+    def build(self, before: dict[str, Any] | None) -> None:
+        inputs, settings = self.inputs, self.settings
+        dim, classes = inputs.train.shape[-1], len(inputs.classes)
+        one = count_weights(lambda: make_head(settings, dim, classes))
+        what = f"classification probe of {len(settings.heads)} heads"
+        check_memory((1 + len(settings.heads)) * one, inputs.train.shape, self.batch_size, self.device, what)
+        self.scaling = channel_statistics(inputs.train, self.fit_rows) if settings.standardise else None
+        self.train, self.validation = (
+            keep_in_memory(standardised(source, *self.scaling) if self.scaling else source, self.team.size)
+            for source in (inputs.train, inputs.validation)
+        )
+        self.heads = []
+        for number, own in enumerate(settings.heads):
+            network = make_head(settings, dim, classes).to(self.device)
+            self.heads.append(Head(number, own, network, adamw(network, own.lr, own.weight_decay)))
+        self.chances = class_weights(inputs.train_labels[self.fit_rows])
+        if before is not None:
+            self.best_weights = before["weights"]
+            for head, state in zip(self.heads, before["heads"], strict=True):
+                head.network.load_state_dict(state["network"])
+                head.optimizer.load_state_dict(state["optimizer"])
+
+    def run_epoch(self, epoch: int) -> dict[str, Any]:
+        inputs = self.inputs
+        row: dict[str, Any] = {"epoch": epoch, "learning_rate": self.rates(self.step + 1)}
+        row |= self.train_epoch(self.fit_rows[balanced_indices(self.chances, epoch - 1, self.session.seed)])
+        everything = np.arange(len(inputs.labels))
+        held = self.score(self.train, inputs.train_labels, self.held_rows) if len(self.held_rows) else None
+        self.session.advance(len(self.held_rows))
+        scores = self.score(self.validation, inputs.labels, everything)
+        self._check_alive()
+        for number, head in enumerate(self.heads):
+            if held and held.finite[number] and scores.finite[number]:
+                rank = (held.accuracy[number], -held.loss[number])
+                if rank > self.best_rank:
+                    self.best_rank, self.best = rank, scores.of(number, epoch)
+                    # A copy, which later updates leave alone.
+                    self.best_weights = {key: value.cpu().clone() for key, value in head.network.state_dict().items()}
+        # The published choice: the first of the best heads of one epoch.
+        usable = [number for number, finite in enumerate(scores.finite) if finite]
+        self.last = scores.of(max(usable, key=lambda number: scores.accuracy[number]), epoch)
+        return row | (held.columns("held_out") if held else {}) | scores.columns("validation")
+
+    def train_epoch(self, order: Ints) -> dict[str, Any]:
+        """One pass over `order`: by head the share that was right and the mean loss; 0 and None for a dropped one."""
+        right, losses = [0] * len(self.heads), [0.0] * len(self.heads)
+        for rows, tokens, count in self.batches(self.train, order):
+            targets = torch.from_numpy(self.inputs.train_labels[rows]).to(self.device)
+            for head in self.heads:
+                if not self.dropped[head.number]:
+                    right[head.number] += self.update(head, tokens, targets, count)
+                    losses[head.number] += head.loss * count
+            self._check_alive()
+            if self.session.tracker is not None:
+                self.log({
+                    "batch_loss": [head.loss for head in self.heads], "batch_learning_rate": self.rates(self.step)
+                })  # fmt: skip
+        alive = [not dropped for dropped in self.dropped]
+        return {
+            "train_accuracy": [right[n] / len(order) if own else 0.0 for n, own in enumerate(alive)],
+            "train_loss": [losses[n] / len(order) if own else None for n, own in enumerate(alive)],
+        }
+
+    def update(self, head: Head, tokens: Tensor, labels: Tensor, count: int) -> int:
+        """One update by this process's share of a batch of `count` samples; how many of all were right.
+
+        The head is dropped, and keeps its weights, if a loss or an output isn't finite.
+        """
+        for group in head.optimizer.param_groups:
+            group["lr"] = learning_rate(head.settings, self.step, self.total, self.per_epoch)
+            group["weight_decay"] = weight_decay(head.settings, self.step, self.total)
+        head.optimizer.zero_grad(set_to_none=True)
+        sums = torch.zeros(3, device=self.device)
+        for own, part in zip(tokens.split(self.at_once), labels.split(self.at_once), strict=True):
+            if not len(own):  # a process without a share of a small batch
+                continue
+            with training_precision(self.device, self.bfloat16):
+                logits = head.network(own)
+                smoothing = self.settings.label_smoothing
+                loss = F.cross_entropy(logits, part, label_smoothing=smoothing, reduction="sum") / count
+            loss.backward()  # type: ignore[no-untyped-call]
+            unusable = ~(torch.isfinite(loss) & torch.isfinite(logits).all())
+            sums += torch.stack([loss.detach().float(), (logits.argmax(dim=1) == part).sum().float(), unusable.float()])
+        self.team.add(sums)
+        head.loss, right, unusable_parts = sums.tolist()
+        if unusable_parts or not math.isfinite(head.loss):
+            self._drop(head, f"update {(self.step - 1) % self.per_epoch + 1}")
+            return 0
+        self.team.add_gradients(head.network)
+        head.optimizer.step()
+        return int(right)
+
+    def score(self, source: LatentSource, labels: Ints, rows: Ints) -> HeadScores:
+        """Scores of every head for `rows`, in float32. A head whose output isn't finite is dropped."""
+
+        def logits_of(tokens: Tensor) -> Tensor:
+            """Logits (B, H, L) of all heads, NaN for a dropped one."""
+            nothing = torch.full((len(tokens), len(self.inputs.classes)), math.nan)
+            return torch.stack([
+                nothing if self.dropped[head.number]
+                else torch.cat([head.network(part).float().cpu() for part in tokens.split(self.at_once)])
+                for head in self.heads
+            ], dim=1)  # fmt: skip
+
+        logits = self.predict(logits_of, source, rows).transpose(0, 1)
+        targets = torch.from_numpy(labels[rows])
+        finite = torch.isfinite(logits).all(dim=2)
+        right = (logits.argmax(dim=2) == targets) & finite
+        losses = [float(F.cross_entropy(own, targets, label_smoothing=self.settings.label_smoothing)) for own in logits]
+        usable: list[bool] = finite.all(dim=1).tolist()
+        for head in self.heads:
+            if not usable[head.number] and not self.dropped[head.number]:
+                self._drop(head, "when it was scored")
+        return HeadScores(logits, right.double().mean(dim=1).tolist(), losses, usable)
+
+    def rates(self, step: int) -> list[float]:
+        """The learning rates of all heads at an update."""
+        return [learning_rate(head, step, self.total, self.per_epoch) for head in self.settings.heads]
+
+    def _drop(self, head: Head, where: str) -> None:
+        """Train a head no longer, and say so."""
+        self.dropped[head.number] = (
+            f"Head {head.number} (learning rate {head.settings.lr:g}) was dropped in epoch {len(self.history) + 1}, "
+            f"{where}: its loss or output was not finite. Numbers of earlier epochs still count."
+        )
+        log.warning("%s", self.dropped[head.number])
 
     def _check_alive(self) -> None:
         if all(self.dropped):
             rates = ", ".join(f"{head.lr:g}" for head in self.settings.heads)
             raise LaryError(
-                f"Every head of the probe diverged by epoch {self.plan.epoch} (learning rates {rates}): check the "
-                "scale of the latents, or train with another --probe-preset."
+                f"Every head of the probe diverged by epoch {len(self.history) + 1} (learning rates {rates}): check "
+                "the scale of the latents, or train with another --probe-preset."
             )
 
-    def _state(self) -> dict[str, Any]:
-        return {
-            "epoch": len(self.history), "step": self.plan.step, "history": self.history, "dropped": self.dropped,
-            "rank": list(self.best.rank), "chosen": _plain(self.best.chosen),
-            "last": _plain(self.last),
+    def close_epoch(self, epoch: int) -> None:
+        """Write ``log_r0.csv`` of all epochs so far, and after the last one ``latest.pt``."""
+        if self.folder is None:
+            return
+        lines = ["epoch,train_acc,val_acc"]
+        for row in self.history:
+            train, validation = 100 * max(row["train_accuracy"]), 100 * max(row["validation_accuracy"])
+            lines.append(f"{row['epoch']},{train:.5f},{validation:.5f}")
+        write_text(self.folder / "log_r0.csv", "\n".join(lines) + "\n")
+        if epoch < self.epochs:
+            return
+        states = [head.network.state_dict() for head in self.heads]
+        chosen = self.best or self.last
+        assert chosen is not None
+        weights = self.best_weights if self.best else states[chosen.head]
+        pair = zip(("mean", "std"), map(torch.from_numpy, self.scaling), strict=True) if self.scaling else None
+        value = {
+            "classifiers": states, "epoch": epoch,
+            "selected": {"head": chosen.head, "epoch": chosen.epoch, "weights": weights},
+            "settings": asdict(self.settings), "scaling": dict(pair) if pair else None,
         }  # fmt: skip
+        save_checkpoint(self.folder / self.checkpoint, value)
 
-    def _weights(self, heads: Sequence[Head]) -> dict[str, Any]:
-        return {"heads": [head.state() for head in heads], "weights": self.best.weights}
+    def found(self) -> dict[str, Any]:
+        chosen = {
+            name: each and {"epoch": each.epoch, "head": each.head, "logits": torch.from_numpy(each.logits)}
+            for name, each in (("best", self.best), ("last", self.last))
+        }
+        return {**chosen, "dropped": self.dropped, "rank": list(self.best_rank)}
 
-    def _restore(self, state: dict[str, Any]) -> None:
-        self.plan.step, self.history, self.dropped = state["step"], state["history"], state["dropped"]
-        first, second = state["rank"]
-        self.best = _Best((first, second), _predictions(state["chosen"]), state.get("weights", {}))
-        self.last = _predictions(state["last"])
+    def weights(self) -> dict[str, Any]:
+        heads = [
+            {"network": head.network.state_dict(), "optimizer": head.optimizer.state_dict()} for head in self.heads
+        ]
+        return {"heads": heads, "weights": self.best_weights}
 
-    def _write_checkpoint(self, folder: Path, heads: Sequence[Head], scaling: tuple[Floats, Floats] | None) -> None:
-        """``latest.pt``: all heads after this epoch, and the one that is reported."""
-        states = [head.network.state_dict() for head in heads]
-        selected: dict[str, Any] | None = None
-        if self.best.chosen:
-            chosen = self.best.chosen
-            selected = {"head": chosen.head, "epoch": chosen.epoch, "weights": self.best.weights}
-        elif self.last:
-            selected = {"head": self.last.head, "epoch": self.last.epoch, "weights": states[self.last.head]}
-        value = {"classifiers": states, "epoch": len(self.history), "selected": selected}
-        value["settings"] = asdict(self.settings)
-        value["scaling"] = (
-            {"mean": torch.from_numpy(scaling[0]), "std": torch.from_numpy(scaling[1])} if scaling else None
+    def restore(self, before: dict[str, Any]) -> None:
+        self.best, self.last = (
+            each and ClassPredictions(each["epoch"], each["head"], each["logits"].numpy())
+            for each in (before["best"], before["last"])
         )
-        save_checkpoint(folder / CHECKPOINT, value)
+        first, second = before["rank"]
+        self.dropped, self.best_rank = before["dropped"], (first, second)
 
 
-def _plain(chosen: ClassPredictions | None) -> dict[str, Any] | None:
-    """A selection as plain values and tensors."""
-    if chosen is None:
-        return None
-    return {"epoch": chosen.epoch, "head": chosen.head, "logits": torch.from_numpy(chosen.logits)}
-
-
-def _predictions(plain: dict[str, Any] | None) -> ClassPredictions | None:
-    """What `_plain` was made of."""
-    if plain is None:
-        return None
-    return ClassPredictions(plain["epoch"], plain["head"], plain["logits"].numpy())
-
-
-def _rates(heads: Sequence[Head], plan: Plan, step: int) -> list[float]:
-    """The learning rates of all heads at an update."""
-    return [learning_rate(head.settings, step, plan.total, plan.per_epoch) for head in heads]
-
-
-def _best_of(epoch: int, scores: list[Scores]) -> ClassPredictions | None:
-    """The published choice: the first of the best heads of one epoch; None if every head diverged."""
-    usable = [number for number, own in enumerate(scores) if own.finite]
-    if not usable:
-        return None
-    head = max(usable, key=lambda number: scores[number].accuracy)
-    return ClassPredictions(epoch, head, scores[head].logits)
-
-
-def _history_row(
-    epoch: int, rates: list[float], shares: list[float], losses: list[float | None], held: list[Scores],
-    scores: list[Scores],
-) -> dict[str, Any]:  # fmt: skip
-    """One entry of the history: a list with a value per head under every key, accuracies in [0, 1]."""
-    row: dict[str, Any] = {"epoch": epoch, "learning_rate": rates, "train_accuracy": shares, "train_loss": losses}
-    for name, part in (("held_out", held), ("validation", scores)):
-        if part:
-            row[f"{name}_accuracy"] = [own.accuracy for own in part]
-            row[f"{name}_loss"] = [own.loss if math.isfinite(own.loss) else None for own in part]
-    return row
-
-
-def _write_log(folder: Path, history: list[dict[str, Any]]) -> None:
-    """``log_r0.csv`` of all epochs so far: per cent, the best head."""
-    lines = ["epoch,train_acc,val_acc"]
-    for row in history:
-        train, validation = 100 * max(row["train_accuracy"]), 100 * max(row["validation_accuracy"])
-        lines.append(f"{row['epoch']},{train:.5f},{validation:.5f}")
-    write_text(folder / "log_r0.csv", "\n".join(lines) + "\n")
+def make_head(settings: ClassifierSettings, dim: int, classes: int) -> AttentiveProbe:
+    """The network of one head."""
+    return AttentiveProbe(
+        dim, classes, settings.model_dim, settings.num_heads, settings.depth, settings.max_temporal_len
+    )

@@ -15,6 +15,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from lary.probes.nets import WHOLE, GeluMlp, SelfAttention
+
 TRAINING_STEPS = 1000
 PUBLISHED_SAMPLER_STEPS = 500
 CONDITION_DROPOUT = 0.1
@@ -22,8 +24,6 @@ CLIP = 1.0
 """The published sampler keeps every predicted value inside one standard deviation of the targets."""
 TIME_CHANNELS = 256
 INIT_STD = 0.02
-
-WHOLE = slice(None)
 
 Noise = Callable[[int | None], Tensor]
 """The start of a sampling for None, and the noise (B, K, A) that is added at a timestep."""
@@ -57,51 +57,25 @@ def add_noise(action: Tensor, noise: Tensor, timesteps: Tensor) -> Tensor:
     return left.sqrt() * action + (1 - left).sqrt() * noise
 
 
-class SelfAttention(nn.Module):
-    """Multi-head attention, (B, S, C) -> (B, S, C)."""
-
-    def __init__(self, dim: int, heads: int) -> None:
-        super().__init__()
-        self.heads = heads
-        self.qkv = nn.Linear(dim, 3 * dim)
-        self.proj = nn.Linear(dim, dim)
-
-    def forward(self, x: Tensor) -> Tensor:
-        q, k, v = self.qkv(x).unflatten(2, (3, self.heads, -1)).permute(2, 0, 3, 1, 4)
-        return self.proj(F.scaled_dot_product_attention(q, k, v).transpose(1, 2).flatten(2))  # type: ignore[no-any-return]
-
-
-class Mlp(nn.Module):
-    """Linear, GELU in its tanh form, Linear, four times as wide inside."""
-
-    def __init__(self, dim: int) -> None:
-        super().__init__()
-        self.fc1 = nn.Linear(dim, 4 * dim)
-        self.fc2 = nn.Linear(4 * dim, dim)
-
-    def forward(self, x: Tensor) -> Tensor:
-        return self.fc2(F.gelu(self.fc1(x), approximate="tanh"))  # type: ignore[no-any-return]
-
-
 def plain_norm(x: Tensor) -> Tensor:
     """LayerNorm over the last axis without weights."""
     return F.layer_norm(x, x.shape[-1:], eps=1e-6)
 
 
-class Block(nn.Module):
+class _Block(nn.Module):
     """Pre-norm attention and MLP with residuals; the timestep enters through the condition token alone."""
 
     def __init__(self, dim: int, heads: int) -> None:
         super().__init__()
         self.attn = SelfAttention(dim, heads)
-        self.mlp = Mlp(dim)
+        self.mlp = GeluMlp(dim, gelu="tanh")
 
     def forward(self, x: Tensor) -> Tensor:
         x = x + self.attn(plain_norm(x))
         return x + self.mlp(plain_norm(x))  # type: ignore[no-any-return]
 
 
-class Embedder(nn.Module):
+class _Embedder(nn.Module):
     """One linear layer under the key ``linear``."""
 
     def __init__(self, size: int, dim: int) -> None:
@@ -112,7 +86,7 @@ class Embedder(nn.Module):
         return self.linear(x)  # type: ignore[no-any-return]
 
 
-class ConditionEmbedder(Embedder):
+class ConditionEmbedder(_Embedder):
     """Latents (B, D') -> (B, C); in training one sample in ten gets a learned vector in place of its latents.
 
     `dropped` (B,) bool says which samples; without it they are drawn.
@@ -141,8 +115,8 @@ class TimestepEmbedder(nn.Module):
 
     def forward(self, timesteps: Tensor) -> Tensor:
         half = TIME_CHANNELS // 2
-        places = torch.arange(half, dtype=torch.float32, device=timesteps.device)
-        angles = timesteps.float()[:, None] * torch.exp(-math.log(10000.0) * places / half)
+        frequencies = torch.arange(half, dtype=torch.float32, device=timesteps.device)
+        angles = timesteps.float()[:, None] * torch.exp(-math.log(10000.0) * frequencies / half)
         return self.mlp(torch.cat([angles.cos(), angles.sin()], dim=-1))  # type: ignore[no-any-return]
 
 
@@ -155,12 +129,12 @@ class DiffusionTransformer(nn.Module):
     def __init__(self, latent_dim: int, action_dim: int, steps: int, dim: int, depth: int, heads: int) -> None:
         super().__init__()
         self.positional_embedding = nn.Parameter(torch.zeros(steps + 1, dim))
-        self.history_embedder = Embedder(action_dim, dim)
-        self.x_embedder = Embedder(action_dim, dim)
+        self.history_embedder = _Embedder(action_dim, dim)
+        self.x_embedder = _Embedder(action_dim, dim)
         self.t_embedder = TimestepEmbedder(dim)
         self.z_embedder = ConditionEmbedder(latent_dim, dim)
-        self.blocks = nn.ModuleList(Block(dim, heads) for _ in range(depth))
-        self.final_layer = Embedder(dim, action_dim)
+        self.blocks = nn.ModuleList(_Block(dim, heads) for _ in range(depth))
+        self.final_layer = _Embedder(dim, action_dim)
         self._initialise()
 
     def forward(self, noisy: Tensor, timesteps: Tensor, latents: Tensor, dropped: Tensor | None = None) -> Tensor:

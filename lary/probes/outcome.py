@@ -1,8 +1,11 @@
-"""What a probe run hands on: predictions per validation sample, under each way of selecting, and its history.
+"""Outcome of a probe: its predictions per validation sample and its history, and the metrics that score them.
 
-Two selections stand in every outcome: ``held_out`` (head and epoch picked on a held-out tenth of the training
+Two selections are in every outcome: ``held_out`` (head and epoch picked on a held-out tenth of the training
 split, never on what is reported) and ``best_on_validation`` (picked on the reported split itself, as the published
 code does). ``held_out`` is missing under the ``paper`` protocol, which trains on the whole training split.
+
+Shares and accuracies are in [0, 1]; only printed tables turn them into percentages. Errors of actions are taken in the
+normalised space and never turned back into physical units.
 """
 
 from __future__ import annotations
@@ -18,11 +21,15 @@ SelectionName = Literal["held_out", "best_on_validation"]
 
 Ints = npt.NDArray[np.int64]
 Floats = npt.NDArray[np.float32]
+Values = npt.NDArray[np.float64]
+
+EPSILON = 1e-9
+"""Added to the denominators of precision, recall and F1, as the published code does."""
 
 
 @dataclass(frozen=True)
 class SampleColumns:
-    """Who the samples of a split are: one entry per sample (n), in one order with all predictions."""
+    """Identity of the samples of a split: one entry per sample (n), in one order with all predictions."""
 
     ids: tuple[str, ...]
     media: tuple[tuple[str, ...], ...]
@@ -85,3 +92,65 @@ class RegressionOutcome:
     history: list[dict[str, Any]] = field(default_factory=list)
     settings: dict[str, Any] = field(default_factory=dict)
     warnings: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
+class ClassStatistics:
+    """Per class: precision, recall and F1 (L,) float64, and how many samples are truly of it, (L,) int64."""
+
+    precision: Values
+    recall: Values
+    f1: Values
+    support: Ints
+
+
+def accuracy(labels: Ints, predicted: Ints) -> float:
+    """Top-1: the share of samples whose class was predicted."""
+    return float(np.mean(labels == predicted))
+
+
+def confusion_matrix(labels: Ints, predicted: Ints, classes: int) -> Ints:
+    """Counts (L, L) int64: rows are the predicted, columns the true class."""
+    cells = np.bincount(predicted * classes + labels, minlength=classes * classes)
+    return cells.reshape(classes, classes).astype(np.int64)
+
+
+def class_statistics(confusion: Ints) -> ClassStatistics:
+    """Precision (share of a row), recall (share of a column) and their harmonic mean, from a confusion matrix."""
+    hits = np.diagonal(confusion).astype(np.float64)
+    precision = hits / (confusion.sum(axis=1) + EPSILON)
+    recall = hits / (confusion.sum(axis=0) + EPSILON)
+    f1 = 2 * precision * recall / (precision + recall + EPSILON)
+    return ClassStatistics(precision, recall, f1, confusion.sum(axis=0).astype(np.int64))
+
+
+def squared_errors(predicted: Floats, targets: Floats) -> Floats:
+    """Squared differences of two arrays of chunks (n, K, A) float32."""
+    return np.asarray(np.square(predicted - targets), dtype=np.float32)
+
+
+def mse(predicted: Floats, targets: Floats) -> float:
+    """Mean squared error over samples, steps and dimensions of (n, K, A)."""
+    return float(np.mean(squared_errors(predicted, targets), dtype=np.float64))
+
+
+def mse_per_dim(predicted: Floats, targets: Floats) -> Values:
+    """Mean squared error of every action dimension, (n, K, A) -> (A,)."""
+    return np.asarray(squared_errors(predicted, targets).mean(axis=(0, 1), dtype=np.float64))
+
+
+def mse_per_group(predicted: Floats, targets: Floats, groups: Mapping[str, tuple[int, ...]]) -> dict[str, float]:
+    """Mean squared error over each named group of dimensions."""
+    per_dim = mse_per_dim(predicted, targets)
+    return {name: float(np.mean(per_dim[list(dims)])) for name, dims in groups.items()}
+
+
+def huber_loss(predicted: Floats, targets: Floats, batch_size: int, delta: float = 1.0) -> float:
+    """The published validation loss: the mean over batches, in order, of each batch's mean Huber loss.
+
+    A small last batch counts as much as a full one.
+    """
+    size = np.abs(predicted - targets)
+    loss = np.where(size < delta, 0.5 * np.square(size), delta * (size - 0.5 * delta))
+    starts = range(0, len(loss), batch_size)
+    return float(np.mean([np.mean(loss[start : start + batch_size], dtype=np.float64) for start in starts]))

@@ -1,36 +1,46 @@
 """Paired comparison of finished runs on the samples that they share.
 
-The first run is held against each of the others. Clusters (episodes, videos) are drawn for both runs at once, the
+The first run is compared with each of the others. Clusters (episodes, videos) are drawn for both runs at once, the
 seeds of each run add their own spread; p values come from the same resamples and are corrected by Holm (1979).
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
-import numpy.typing as npt
 
 from lary.results import statistics as stats
 from lary.results.measure import metric, seed_sums
-from lary.results.predictions import Scores, read_scores
+from lary.results.published import SampleScores, read_scores
 from lary.results.record import FILE_NAME, EvalResult, Metric, read_result
 from lary.results.scores import ratio
-from lary.types import LaryError, UsageError
+from lary.types import LaryError, UsageError, as_path
 
 RESAMPLES = 10_000
-"""More than for an interval, since a p value looks at the tail."""
+"""More than for an interval, since a p value depends on the tail."""
 
 
 @dataclass(frozen=True)
-class Run:
+class ScoredRun:
     """A finished run and the scores of its samples on one split."""
 
     folder: Path
     result: EvalResult
-    scores: Scores
+    scores: SampleScores
+
+    @property
+    def name(self) -> str:
+        """The run and its settings."""
+        return f"{self.result.label} [{self.result.protocol}, {self.result.preset}]"
+
+    @property
+    def mean(self) -> str:
+        """The mean score as it is printed."""
+        score = self.result.score
+        return f"{score.scale * self.scores.scores.mean(dtype=np.float64):.{score.digits}f}"
 
 
 @dataclass(frozen=True)
@@ -40,7 +50,7 @@ class Difference:
     ``p`` is two-sided and corrected for all comparisons; None with too few clusters.
     """
 
-    other: Run
+    other: ScoredRun
     samples: int
     groups: int
     gain: Metric
@@ -51,7 +61,7 @@ class Difference:
 class Comparison:
     """One run against the others, on the split of a role."""
 
-    first: Run
+    first: ScoredRun
     role: str
     differences: tuple[Difference, ...]
 
@@ -60,40 +70,31 @@ class Comparison:
         first = self.first.result
         better = "higher" if first.score.higher_is_better else "lower"
         lines = [
-            f"{first.dataset.name}, {self.role} split: {_name(self.first)} {first.primary} {_mean(self.first)} against "
+            f"{first.dataset.name}, {self.role} split: {self.first.name} {first.primary} {self.first.mean} against "
             f"({better} is better; positive: the first is larger)"
         ]
+        several = f" (Holm, {len(self.differences)} comparisons)" if len(self.differences) > 1 else ""
         for each in self.differences:
-            p = "p unknown" if each.p is None else f"p {each.p:.3g}" + (
-                f" (Holm, {len(self.differences)} comparisons)" if len(self.differences) > 1 else ""
-            )  # fmt: skip
+            p = "p unknown" if each.p is None else f"p {each.p:.3g}{several}"
             lines.append(
-                f"  {_name(each.other)} {_mean(each.other)}: difference {each.gain.text()}, {p}, "
+                f"  {each.other.name} {each.other.mean}: difference {each.gain.text()}, {p}, "
                 f"{each.samples} samples of {each.groups} episodes or videos"
             )
         return "\n".join(lines)
 
 
-def _name(run: Run) -> str:
-    result = run.result
-    return f"{result.label} [{result.protocol}, {result.preset}]"
-
-
-def _mean(run: Run) -> str:
-    scale, digits = (100, 1) if run.result.score.unit == "fraction" else (1, 3)
-    return f"{scale * run.scores.scores.mean(dtype=np.float64):.{digits}f}"
-
-
-def open_run(place: Path, role: str = "seen") -> Run:
+def open_scored(place: str | Path, role: str = "seen") -> ScoredRun:
     """A finished run from its folder or its ``result.json``. Raises UsageError or LaryError if a file is missing."""
-    folder = place.parent if place.name == FILE_NAME else place
+    path = as_path(place)
+    folder = path.parent if path.name == FILE_NAME else path
     if not (folder / FILE_NAME).exists():
         raise UsageError(f"{folder} holds no {FILE_NAME}: name the folder of a finished run, below $LARY_LOG_DIR.")
-    return Run(folder, read_result(folder / FILE_NAME), read_scores(folder, role))
+    result = read_result(folder / FILE_NAME)
+    return ScoredRun(folder, result, read_scores(folder, result, role))
 
 
-def compare(places: Sequence[Path], role: str = "seen", seed: int = 0) -> Comparison:
-    """Hold the first run against each of the others.
+def compare_results(places: Sequence[str | Path], role: str = "seen", seed: int = 0) -> Comparison:
+    """Compare the first run with each of the others.
 
     Raises:
         UsageError: fewer than two runs, or runs of different data sets, targets or metrics.
@@ -101,28 +102,22 @@ def compare(places: Sequence[Path], role: str = "seen", seed: int = 0) -> Compar
     """
     if len(places) < 2:
         raise UsageError("A comparison needs at least two results.")
-    first, *others = (open_run(place, role) for place in places)
+    first, *others = (open_scored(place, role) for place in places)
     return compare_runs(first, others, role, seed)
 
 
-def compare_runs(first: Run, others: Sequence[Run], role: str = "seen", seed: int = 0) -> Comparison:
-    """Hold a run against others that were read already. Raises as `compare`."""
+def compare_runs(first: ScoredRun, others: Sequence[ScoredRun], role: str = "seen", seed: int = 0) -> Comparison:
+    """Compare a run with others that were read already. Raises as `compare_results`."""
     for other in others:
         check_alike(first, other)
     found = [difference(first, other, seed) for other in others]
-    known = [each.p for each in found if each.p is not None]
-    corrected = iter(stats.holm(known))
+    corrected = iter(stats.holm([each.p for each in found if each.p is not None]))
     return Comparison(
-        first,
-        role,
-        tuple(
-            Difference(each.other, each.samples, each.groups, each.gain, None if each.p is None else next(corrected))
-            for each in found
-        ),
+        first, role, tuple(each if each.p is None else replace(each, p=next(corrected)) for each in found)
     )
 
 
-def check_alike(first: Run, other: Run) -> None:
+def check_alike(first: ScoredRun, other: ScoredRun) -> None:
     """Refuse runs whose scores mean different things. Raises UsageError."""
     one, two = first.result, other.result
     pairs = (
@@ -139,34 +134,20 @@ def check_alike(first: Run, other: Run) -> None:
             )
 
 
-def difference(first: Run, other: Run, seed: int) -> Difference:
+def difference(first: ScoredRun, other: ScoredRun, seed: int) -> Difference:
     """One comparison with its own, uncorrected p value. Raises LaryError if the runs share no sample."""
-    ours, theirs = shared(first.scores, other.scores)
-    if not len(ours):
+    rows = [{name: row for row, name in reversed(list(enumerate(run.scores.ids)))} for run in (first, other)]
+    shared = sorted(rows[0].keys() & rows[1].keys(), key=rows[0].__getitem__)  # a repeated sample counts once
+    if not shared:
         raise LaryError(f"{first.folder} and {other.folder} share no sample: they were scored on different tables.")
-    groups = [first.scores.groups[row] for row in ours]
+    groups = [first.scores.groups[rows[0][name]] for name in shared]
     clusters = stats.cluster_index(groups, seed)
-    parts = [(1.0, _sums(first.scores, ours, clusters)), (-1.0, _sums(other.scores, theirs, clusters))]
-    score, count = first.result.score, parts[0][1].shape[-2]
+    parts = []
+    for weight, run, own in zip((1.0, -1.0), (first, other), rows, strict=True):
+        chosen = run.scores.scores[:, [own[name] for name in shared]]
+        parts.append((weight, seed_sums((np.stack([each, np.ones(len(each))], axis=1) for each in chosen), clusters)))
+    score, known = first.result.score, parts[0][1].shape[-2] >= stats.MIN_CLUSTERS
     found = stats.spread_of(parts, ratio, seed=seed, resamples=RESAMPLES)
-    known = count >= stats.MIN_CLUSTERS
     interval = stats.interval_of(found) if known else stats.Interval(found.value, None, None)
-    p = stats.p_value(found) if known else None
     gain = metric(interval, 0, score.unit, higher=score.higher_is_better)
-    return Difference(other, len(ours), len(set(groups)), gain, p)
-
-
-def shared(one: Scores, two: Scores) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.int64]]:
-    """Positions of the samples that both have, in the order of the first; a repeated sample counts once."""
-    places = {name: position for position, name in reversed(list(enumerate(two.ids)))}
-    own = {name: position for position, name in reversed(list(enumerate(one.ids))) if name in places}
-    names = sorted(own, key=own.__getitem__)
-    return (
-        np.array([own[name] for name in names], dtype=np.int64),
-        np.array([places[name] for name in names], dtype=np.int64),
-    )
-
-
-def _sums(scores: Scores, rows: npt.NDArray[np.int64], clusters: stats.Ints) -> stats.Array:
-    """Score and count per cluster, (S, G, 2) or (G, 2)."""
-    return seed_sums([np.stack([own[rows], np.ones(len(rows))], axis=1) for own in scores.scores], clusters)
+    return Difference(other, len(shared), len(set(groups)), gain, stats.p_value(found) if known else None)

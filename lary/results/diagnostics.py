@@ -4,43 +4,53 @@ neighbouring motions add up and turn round.
 Effective rank is the exponential of the entropy of the normalised singular values (Roy and Vetterli 2007), the
 participation ratio the squared sum of the variances along the principal axes over the sum of their squares. Both are
 of the latents without their mean. The split is read in batches; memory grows with the batch and with D squared.
+
+Relations are triples (a, b), (b, c), (a, c), and reversals. Image pairs are matched by the paths of their two frames. A
+clip's reversal is the clip whose name carries ``_rev`` before its extension, as the benchmark's clip tool writes it.
+Both sides of a relation are compared with each other and, as a baseline, with the other side of another relation.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+import re
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
-from lary import paths
+from lary.configs import DiagnoseConfig
 from lary.data.spec import DATASETS
 from lary.files import write_json
-from lary.latents.store import StoredLatents
-from lary.latents.table import SplitLatents, open_latents
+from lary.latents.ref import LatentsRef, SplitLatents, open_latents
 from lary.models.spec import MODELS, ModelSpec, with_latent
-from lary.results.relations import (
-    RelationFound,
-    additive,
-    batches,
-    find_reversals,
-    find_triples,
-    measure,
-    media_of,
-    reversible,
-)
+from lary.results import statistics as stats
+from lary.results.measure import metric
+from lary.results.record import Metric
+from lary.results.scores import ratio
 from lary.runtime import progress
 from lary.settings import Settings
-from lary.tool_configs import DiagnoseConfig
 from lary.types import LaryError, UsageError
 
 DEAD = 1e-6
 """A channel is dead if its standard deviation is below this share of its mean, or below this where the mean is < 1."""
 PIECE = 8192
 """Tokens that are brought to float64 at once."""
+REVERSED_CLIP = re.compile(r"_rev(?=\.[^./]+$)")
+SEARCHED = 1_000_000
+"""Triples are drawn from the first this many."""
+NO_TRIPLES = {
+    "clip": "a clip has no triples: its samples are whole motions",
+    "pair": "no triples: no pairs (a, b), (b, c) and (a, c) of this split share their frames",
+}
+NO_REVERSALS = {
+    "clip": "no reversals: no clip of this split has one whose name ends in _rev",
+    "pair": "no reversals: no pair of this split is there from b to a as well as from a to b",
+}
+"""Why a split has no number, by its media."""
+ONE_STEP_PER_FRAME = "not measured: latents with one step per frame differ, add up and turn round by construction"
 
 Doubles = npt.NDArray[np.float64]
 Rows = npt.NDArray[np.int64]
@@ -66,63 +76,60 @@ class Scatter:
             self.mean += apart * (len(part) / total)
             self.count = total
 
-    def ranks(self) -> tuple[float, float]:
-        """Effective rank and participation ratio; zero where nothing varies."""
+    def ranks(self) -> dict[str, float]:
+        """Effective rank and participation ratio, zero where nothing varies, and the largest that there could be."""
         powers = np.linalg.eigvalsh(self.squares)
         powers = powers[powers > len(powers) * np.finfo(np.float64).eps * max(float(powers[-1]), 0.0)]
-        if not len(powers):
-            return 0.0, 0.0
         shares = np.sqrt(powers) / np.sqrt(powers).sum()
-        return float(np.exp(-(shares * np.log(shares)).sum())), float(powers.sum() ** 2 / np.square(powers).sum())
+        effective = float(np.exp(-(shares * np.log(shares)).sum())) if len(powers) else 0.0
+        ratio = float(powers.sum() ** 2 / np.square(powers).sum()) if len(powers) else 0.0
+        limit = min(len(self.mean), max(self.count - 1, 0))
+        return {"effective_rank": effective, "participation_ratio": ratio, "limit": limit}
 
 
-@dataclass(frozen=True)
-class Ranks:
-    """How many dimensions are in use, and how many there could be: the smaller of D and the rows minus one."""
-
-    effective: float
-    participation: float
-    limit: int
-
-
-@dataclass(frozen=True)
-class CodeUse:
-    """Use of a codebook over all samples, steps and tokens; `size` is None where the model's record doesn't tell."""
-
-    counts: tuple[tuple[int, int], ...]
-    size: int | None
-    perplexity: float
-    per_place: float
-
-    @property
-    def used(self) -> int:
-        """How many different codes occur."""
-        return len(self.counts)
-
-
-@dataclass(frozen=True)
-class Diagnosis:
-    """All diagnostics of one split."""
-
-    model: str
-    dataset: str
-    split: str
-    protocol: str
-    samples: int
-    groups: int
-    shape: tuple[int, ...]
-    mean: Doubles
-    std: Doubles
-    dead: tuple[int, ...]
-    tokens: Ranks
-    pooled: Ranks
-    codes: CodeUse | None
-    additivity: RelationFound
-    reversibility: RelationFound
+def diagnosis_text(found: Mapping[str, Any]) -> str:
+    """A diagnosis as lines for a terminal."""
+    std, codes = np.array(found["channels"]["std"]), found["codes"]
+    shape = " x ".join(map(str, found["shape"]))
+    lines = [
+        f"{found['dataset']} {found['split']} with {found['model']} ({found['protocol']}): {found['samples']} samples "
+        f"of {found['groups']} episodes or videos, tokens {shape}",
+        f"  channels        {len(std)}, {len(found['channels']['dead'])} dead; mean "
+        f"{np.mean(found['channels']['mean']):.4g}, standard deviation "
+        f"{np.median(std):.4g} (median; {std.min():.4g} to {std.max():.4g})",
+    ]
+    for title, name, own in (
+        ("effective rank", "tokens", found["tokens"]),
+        ("", "mean tokens", found["samples_pooled"]),
+    ):
+        rank = f"{own['effective_rank']:.1f} of {own['limit']} of {name}"
+        lines.append(f"  {title:15} {rank}, participation ratio {own['participation_ratio']:.1f}")
+    use = "none: the model has no codebook, or the latents were stored without codes"
+    if codes is not None:
+        of = f" of {codes['size']} ({100 * codes['used'] / codes['size']:.1f} %)" if codes["size"] else ""
+        most = max(codes["counts"].values()) / sum(codes["counts"].values())
+        use = (
+            f"{codes['used']}{of} used, perplexity {codes['perplexity']:.2f} ({codes['perplexity_per_place']:.2f} at a "
+            f"single place), the most frequent takes {100 * most:.1f} %"
+        )
+    lines.append(f"  {'codes':15} {use}")
+    for name, what in (("additivity", "z(a,b) + z(b,c) against z(a,c)"), ("reversibility", "z(a,b) against -z(b,a)")):
+        own = found[name]
+        if own["why_not"] or "as_stored" not in own:
+            lines.append(f"  {name:15} {own['why_not'] or 'not measured: the latents are zero'}")
+            continue
+        lines.append(f"  {name:15} {what}, {own['relations']} times in {own['groups']} episodes or videos")
+        lines.append(f"  {'':17}{'':32}{'relative error':28}cosine")
+        for title, key in (("as stored", "as_stored"), ("without the mean", "centred")):
+            for kind, part in own.get(key, {}).items():
+                label = title if kind == "relation" else f"{title}, {kind}"
+                error, cosine = (Metric.model_validate(part[each]).text() for each in ("relative_error", "cosine"))
+                lines.append(f"  {'':17}{label:32}{error:28}{cosine}")
+    return "\n".join(lines)
 
 
-def diagnose(config: DiagnoseConfig, settings: Settings) -> tuple[Diagnosis, str]:
-    """Diagnose the latents of a split and write the numbers as JSON; returns them and where they stand.
+def diagnose_split(config: DiagnoseConfig, settings: Settings) -> tuple[dict[str, Any], Path]:
+    """Diagnose the latents of a split and write the numbers as JSON; returns them and the file.
 
     Raises:
         UsageError: no latents, or numbers below one.
@@ -134,64 +141,51 @@ def diagnose(config: DiagnoseConfig, settings: Settings) -> tuple[Diagnosis, str
     model, dataset = with_latent(MODELS.get(config.model), config.latent), DATASETS.get(config.dataset)
     split = config.split or dataset.validation
     dataset.split(split)
-    latents = open_latents(settings, dataset, split, model.name, config.protocol, config.latent, config.weights)
-    found = diagnose_latents(latents, model, config)
-    tag = paths.tagged(model.name, config.protocol, config.latent, config.weights)
-    file = config.json or diagnosis_file(settings, dataset.name, split, tag)
-    write_json(file, as_json(found))
-    return found, str(file)
+    ref = LatentsRef.of(config, split)
+    found = diagnose_latents(open_latents(settings, ref), model, config)
+    file = config.json or diagnosis_file(settings, ref)
+    write_json(file, found)
+    return found, file
 
 
-def diagnosis_file(settings: Settings, dataset: str, split: str, tag: str) -> Path:
-    """Where the diagnosis of a split's latents stands; `tag` is the model's name in file names."""
-    return settings.path("LARY_LOG_DIR") / "diagnostics" / dataset / split / f"{tag}.json"
+def diagnosis_file(settings: Settings, ref: LatentsRef) -> Path:
+    """The file with the diagnosis of a split's latents."""
+    return settings.path("LARY_LOG_DIR") / "diagnostics" / ref.dataset / ref.split / f"{ref.tag}.json"
 
 
-def diagnose_latents(latents: SplitLatents, model: ModelSpec, config: DiagnoseConfig) -> Diagnosis:
-    """All diagnostics of latents that are open already. Raises as `diagnose`."""
+def diagnose_latents(latents: SplitLatents, model: ModelSpec, config: DiagnoseConfig) -> dict[str, Any]:
+    """All diagnostics of latents that are open already, as plain values. Raises as `diagnose_split`."""
     table, source = latents.table, latents.source
     rows = np.arange(len(table), dtype=np.int64)
     if config.rows is not None and config.rows < len(rows):
         rows = np.unique(np.linspace(0, len(rows) - 1, config.rows).round().astype(np.int64))
-    media = media_of(table)
-    groups = table.groups()
-    tokens, pooled, mean, counts = read_through(latents, rows, config.batch_size, media)
+    media, groups = [sample.media for sample in table], table.groups()
+    tokens, pooled, mean, counts = read_through(latents, rows, config.batch_size)
     std = np.sqrt(np.diagonal(tokens.squares) / max(tokens.count, 1))
-    whole = (source, mean, groups, config)
-    triples = find_triples(media, config.relations, config.seed)
-    reversals = find_reversals(media, config.relations, config.seed)
+    dead = np.flatnonzero(std < DEAD * np.maximum(1.0, np.abs(tokens.mean))).tolist()
     frames = len(table[0].frame_index) or len(table[0].media)
     apart = len(source.shape) == 3 and source.shape[0] == frames
     what = table.spec.media
-    return Diagnosis(
-        model=model.name, dataset=table.spec.name, split=table.split, protocol=config.protocol,
-        samples=len(rows), groups=len({groups[row] for row in rows}), shape=tuple(source.shape),
-        mean=tokens.mean, std=std,
-        dead=tuple(int(channel) for channel in np.flatnonzero(std < DEAD * np.maximum(1.0, np.abs(tokens.mean)))),
-        tokens=Ranks(*tokens.ranks(), min(source.shape[-1], max(tokens.count - 1, 0))),
-        pooled=Ranks(*pooled.ranks(), min(source.shape[-1], max(pooled.count - 1, 0))),
-        codes=code_use(counts, model.codebook),
-        additivity=measure(triples, additive, apart, no_triples(what), *whole),
-        reversibility=measure(reversals, reversible, apart, no_reversals(what), *whole),
-    )  # fmt: skip
 
+    def relation(rows: Rows, sides: Sides, missing: str) -> dict[str, Any]:
+        own = [groups[row] for row in rows[:, -1]]
+        why = missing if not len(rows) else ONE_STEP_PER_FRAME if apart else None
+        found = {} if why else measure_relation(rows, sides, latents, mean, own, config)
+        return {"relations": len(rows), "groups": len(set(own)), "why_not": why, **found}
 
-def no_triples(media: str) -> str:
-    """Why a split without triples has no number."""
-    if media == "clip":
-        return "a clip has no triples: its samples are whole motions"
-    return "no triples: no pairs (a, b), (b, c) and (a, c) of this split share their frames"
-
-
-def no_reversals(media: str) -> str:
-    """Why a split without reversals has no number."""
-    if media == "clip":
-        return "no reversals: no clip of this split has one whose name ends in _rev"
-    return "no reversals: no pair of this split is there from b to a as well as from a to b"
+    return {
+        "format": 1, "model": model.name, "dataset": table.spec.name, "split": table.split,
+        "protocol": config.protocol, "samples": len(rows), "groups": len({groups[row] for row in rows}),
+        "shape": list(source.shape),
+        "channels": {"mean": tokens.mean.tolist(), "std": std.tolist(), "dead": dead},
+        "tokens": tokens.ranks(), "samples_pooled": pooled.ranks(), "codes": code_use(counts, model.codebook),
+        "additivity": relation(find_triples(media, config.relations, config.seed), additive, NO_TRIPLES[what]),
+        "reversibility": relation(find_reversals(media, config.relations, config.seed), reversible, NO_REVERSALS[what]),
+    }  # fmt: skip
 
 
 def read_through(
-    latents: SplitLatents, rows: Rows, size: int, media: Sequence[tuple[str, ...]]
+    latents: SplitLatents, rows: Rows, size: int
 ) -> tuple[Scatter, Scatter, Doubles, dict[int, Rows] | None]:
     """One pass: scatter of all tokens and of the mean token per sample, mean latent, counts of codes by place."""
     source = latents.source
@@ -203,48 +197,43 @@ def read_through(
             values = source.read(part)
             finite = np.isfinite(values).reshape(len(values), -1).all(axis=1)
             if not finite.all():
-                row = int(part[int(np.argmin(finite))])
+                sample = latents.table[int(part[int(np.argmin(finite))])]
                 raise LaryError(
-                    f"The latents of sample {latents.table[row].id} ({media[row][-1]}) hold values that are not "
+                    f"The latents of sample {sample.id} ({sample.media[-1]}) hold values that are not "
                     "finite: check the model and extract this split again."
                 )
             tokens.add(values.reshape(-1, dim))
             pooled.add(values.reshape(len(values), -1, dim).mean(axis=1, dtype=np.float64))
             total += values.sum(axis=0, dtype=np.float64)
-            codes = read_codes(source, part) if counts is not None else None
-            counts = None if codes is None or counts is None else add_counts(counts, codes)
+            codes = [own for own in source.codes(part) if own is not None] if counts is not None else []
+            if counts is not None and len(codes) == len(part):
+                add_counts(counts, np.stack([np.asarray(own, dtype=np.int64).reshape(-1) for own in codes]))
+            else:
+                counts = None  # codes of some samples alone say nothing of the split
             bar.advance(len(part))
     return tokens, pooled, total / len(rows), counts
 
 
-def read_codes(source: StoredLatents, rows: Rows) -> npt.NDArray[np.int64] | None:
-    """Codebook ids of some samples, (B, places) int64; None for a model without codes. Raises LaryError."""
-    found = [codes for codes in source.codes(rows) if codes is not None]
-    if len(found) < len(rows):
-        return None
-    return np.stack([np.asarray(codes, dtype=np.int64).reshape(-1) for codes in found])
+def add_counts(counts: dict[int, Rows], codes: Rows) -> None:
+    """Add the codes of some samples (B, places) to the counts of each code by place, (places,) int64."""
+    for code in np.unique(codes).tolist():
+        counts[code] = counts.get(code, 0) + (codes == code).sum(axis=0).astype(np.int64)
 
 
-def add_counts(counts: dict[int, Rows], codes: npt.NDArray[np.int64]) -> dict[int, Rows]:
-    """Counts of each code by place, (places,) int64, with those of some samples (B, places) added."""
-    for code in np.unique(codes):
-        own = (codes == code).sum(axis=0).astype(np.int64)
-        counts[int(code)] = counts[int(code)] + own if int(code) in counts else own
-    return counts
+def code_use(counts: Mapping[int, Rows] | None, size: int | None) -> dict[str, Any] | None:
+    """Use of a codebook over all samples, steps and tokens, from counts by place; None without codes.
 
-
-def code_use(counts: dict[int, Rows] | None, size: int | None) -> CodeUse | None:
-    """Use of the codebook from counts by place; None without codes."""
+    `size` is None where the model's record doesn't have it.
+    """
     if not counts:
         return None
     table = np.stack([counts[code] for code in sorted(counts)]).astype(np.float64)
-    by_place = perplexity(table / table.sum(axis=0))
-    return CodeUse(
-        counts=tuple((code, int(counts[code].sum())) for code in sorted(counts)),
-        size=size,
-        perplexity=float(perplexity((table.sum(axis=1) / table.sum())[:, None])[0]),
-        per_place=float(by_place.mean()),
-    )
+    whole = (table.sum(axis=1) / table.sum())[:, None]
+    return {
+        "size": size, "used": len(counts), "perplexity": float(perplexity(whole)[0]),
+        "perplexity_per_place": float(perplexity(table / table.sum(axis=0)).mean()),
+        "counts": {str(code): int(counts[code].sum()) for code in sorted(counts)},
+    }  # fmt: skip
 
 
 def perplexity(shares: Doubles) -> Doubles:
@@ -254,79 +243,141 @@ def perplexity(shares: Doubles) -> Doubles:
     return values
 
 
-# --- output -----------------------------------------------------------------------------------------------------------
+# --- relations --------------------------------------------------------------------------------------------------------
 
 
-def as_json(found: Diagnosis) -> dict[str, Any]:
-    """A diagnosis as plain values; the channels one by one."""
-    codes = found.codes
+def find_triples(media: Sequence[tuple[str, ...]], limit: int, seed: int) -> Rows:
+    """Rows (R, 3) int64 of the pairs (a, b), (b, c) and (a, c), at most `limit` of them, drawn from the seed.
 
-    def ranks(own: Ranks) -> dict[str, float]:
-        return {"effective_rank": own.effective, "participation_ratio": own.participation, "limit": own.limit}
+    `media` holds source and target of every pair; clips have no triples.
+    """
+    edges: dict[tuple[str, str], int] = {}
+    for row, paths in enumerate(media):
+        if len(paths) == 2 and paths[0] != paths[1]:
+            edges.setdefault((paths[0], paths[1]), row)
+    targets: dict[str, list[str]] = {}
+    for source, target in edges:
+        targets.setdefault(source, []).append(target)
 
-    def relation(own: RelationFound) -> dict[str, Any]:
-        value: dict[str, Any] = {"relations": own.count, "groups": own.groups, "why_not": own.why or None}
-        for name, parts in (("as_stored", own.stored), ("centred", own.centred)):
-            if parts:
-                value[name] = {
-                    kind: {"relative_error": part.error.model_dump(), "cosine": part.cosine.model_dump()}
-                    for kind, part in zip(("relation", "shuffled", "difference"), parts, strict=True)
-                }
-        return value
+    def walk() -> Iterator[tuple[int, int, int]]:
+        for (source, target), whole in edges.items():
+            for middle in targets[source]:
+                second = edges.get((middle, target))
+                if second is not None:
+                    yield edges[source, middle], second, whole
 
-    return {
-        "format": 1, "model": found.model, "dataset": found.dataset, "split": found.split, "protocol": found.protocol,
-        "samples": found.samples, "groups": found.groups, "shape": list(found.shape),
-        "channels": {"mean": found.mean.tolist(), "std": found.std.tolist(), "dead": list(found.dead)},
-        "tokens": ranks(found.tokens), "samples_pooled": ranks(found.pooled),
-        "codes": None if codes is None else {
-            "size": codes.size, "used": codes.used, "perplexity": codes.perplexity,
-            "perplexity_per_place": codes.per_place, "counts": {str(code): count for code, count in codes.counts},
-        },
-        "additivity": relation(found.additivity), "reversibility": relation(found.reversibility),
-    }  # fmt: skip
+    return some_of(list(islice(walk(), SEARCHED)), 3, limit, seed)
 
 
-def as_text(found: Diagnosis) -> str:
-    """A diagnosis as lines for a terminal."""
-    std, shape = found.std, " x ".join(map(str, found.shape))
-    lines = [
-        f"{found.dataset} {found.split} with {found.model} ({found.protocol}): {found.samples} samples of "
-        f"{found.groups} episodes or videos, tokens {shape}",
-        f"  channels        {len(std)}, {len(found.dead)} dead; mean {found.mean.mean():.4g}, standard deviation "
-        f"{np.median(std):.4g} (median; {std.min():.4g} to {std.max():.4g})",
-    ]
-    for name, ranks in (("of tokens", found.tokens), ("of mean tokens", found.pooled)):
-        lines.append(
-            f"  {'effective rank' if ranks is found.tokens else '':15} {ranks.effective:.1f} of {ranks.limit} {name}, "
-            f"participation ratio {ranks.participation:.1f}"
+def find_reversals(media: Sequence[tuple[str, ...]], limit: int, seed: int) -> Rows:
+    """Rows (R, 2) int64 of samples and their reversals, each couple once, at most `limit` of them."""
+    places: dict[tuple[str, ...], int] = {}
+    for row, paths in enumerate(media):
+        places.setdefault(paths, row)
+    found = []
+    for paths, row in places.items():
+        other = places.get(reversal(paths))
+        if other is not None and row < other:
+            found.append((row, other))
+    return some_of(found, 2, limit, seed)
+
+
+def reversal(paths: tuple[str, ...]) -> tuple[str, ...]:
+    """The media of the reversed sample: target and source exchanged, or the other name of the clip."""
+    if len(paths) == 2:
+        return paths[1], paths[0]
+    clip = paths[0]
+    forward = REVERSED_CLIP.sub("", clip)
+    return (forward if forward != clip else re.sub(r"(\.[^./]+)$", r"_rev\1", clip),)
+
+
+def some_of(found: Sequence[tuple[int, ...]], width: int, limit: int, seed: int) -> Rows:
+    """All rows, or `limit` of them drawn from the seed, in the order in which they were found."""
+    rows = np.array(found, dtype=np.int64).reshape(-1, width)
+    if len(rows) <= limit:
+        return rows
+    return rows[np.sort(np.random.default_rng(seed).choice(len(rows), limit, replace=False))]
+
+
+def batches(rows: Rows, size: int) -> Iterator[Rows]:
+    """The rows in parts of `size`."""
+    return (rows[start : start + size] for start in range(0, len(rows), size))
+
+
+Sides = Callable[[Sequence[Doubles]], tuple[Doubles, Doubles]]
+"""From the latents of a relation's samples to the two sides that should be equal, both (B, *shape)."""
+
+
+def additive(latents: Sequence[Doubles]) -> tuple[Doubles, Doubles]:
+    """z(a, b) + z(b, c) and z(a, c)."""
+    return latents[0] + latents[1], latents[2]
+
+
+def reversible(latents: Sequence[Doubles]) -> tuple[Doubles, Doubles]:
+    """z(a, b) and -z(b, a); the steps of a reversed latent (P, N, D) run backwards."""
+    turned = latents[1][:, ::-1] if latents[1].ndim == 4 else latents[1]
+    return latents[0], -turned
+
+
+def measure_relation(
+    relations: Rows, sides: Sides, latents: SplitLatents, mean: Doubles, groups: Sequence[str], config: DiagnoseConfig
+) -> dict[str, Any]:
+    """Compare both sides of a relation with each other, and with the other side of another relation.
+
+    Relative error and cosine of the relation, of the baseline with partners shuffled, and the difference of the two; as
+    stored, and without the mean latent. None where latents have no length.
+    """
+    source = latents.source
+    partner = np.random.default_rng(config.seed).permutation(len(relations))
+    shifted = np.empty_like(partner)
+    shifted[partner] = np.roll(partner, 1)  # nobody is their own partner
+    tables: tuple[list[Doubles], list[Doubles]] = ([], [])
+    for part in batches(np.arange(len(relations), dtype=np.int64), config.batch_size):
+        own, others = (
+            [source.read(relations[rows, place]).astype(np.float64) for place in range(relations.shape[1])]
+            for rows in (part, shifted[part])
         )
-    lines += [f"  {'codes':15} {line}" for line in (code_text(found.codes),)]
-    lines += relation_text("additivity", "z(a,b) + z(b,c) against z(a,c)", found.additivity)
-    lines += relation_text("reversibility", "z(a,b) against -z(b,a)", found.reversibility)
-    return "\n".join(lines)
+        for origin, table in zip((np.zeros(()), mean), tables, strict=True):
+            left, right = sides([each - origin for each in own])
+            _, wrong = sides([each - origin for each in others])
+            table.append(np.hstack([nearness(left, right), nearness(left, wrong)]))
+    clusters = stats.cluster_index(groups, config.seed)
+    found = {name: agreements(np.concatenate(table), clusters, config.seed)
+             for name, table in zip(("as_stored", "centred"), tables, strict=True)}  # fmt: skip
+    return {name: own for name, own in found.items() if own}
 
 
-def code_text(codes: CodeUse | None) -> str:
-    """The use of the codebook in a line."""
-    if codes is None:
-        return "none: the model has no codebook, or the latents were stored without codes"
-    of = f" of {codes.size} ({100 * codes.used / codes.size:.1f} %)" if codes.size else ""
-    most = max(count for _, count in codes.counts) / sum(count for _, count in codes.counts)
-    return (
-        f"{codes.used}{of} used, perplexity {codes.perplexity:.2f} ({codes.per_place:.2f} at a single place), "
-        f"the most frequent takes {100 * most:.1f} %"
-    )
+def nearness(left: Doubles, right: Doubles) -> Doubles:
+    """Columns (B, 4) whose sums make `errors_and_cosines`: squared error, squared length, cosine, one."""
+    flat, other = left.reshape(len(left), -1), right.reshape(len(right), -1)
+    size = np.square(other).sum(axis=1)
+    length = np.sqrt(np.square(flat).sum(axis=1) * size)
+    cosine = np.divide((flat * other).sum(axis=1), length, out=np.zeros(len(flat)), where=length > 0)
+    return np.stack([np.square(flat - other).sum(axis=1), size, cosine, np.ones(len(flat))], axis=1)
 
 
-def relation_text(name: str, what: str, found: RelationFound) -> list[str]:
-    """A relation as lines: its numbers, or why there are none."""
-    if found.why or found.stored is None:
-        return [f"  {name:15} {found.why or 'not measured: the latents are zero'}"]
-    lines = [f"  {name:15} {what}, {found.count} times in {found.groups} episodes or videos"]
-    lines.append(f"  {'':17}{'':32}{'relative error':28}cosine")
-    for title, parts in (("as stored", found.stored), ("without the mean", found.centred)):
-        for kind, part in zip(("", "shuffled", "difference"), parts or (), strict=False):
-            label = f"{title}, {kind}" if kind else title
-            lines.append(f"  {'':17}{label:32}{part.error.text():28}{part.cosine.text()}")
-    return lines
+def errors_and_cosines(totals: Doubles) -> Doubles:
+    """Error and cosine of relation, baseline and their difference, (R, 8) to (R, 6).
+
+    The error is the root of the summed squared error over the summed squared length.
+    """
+    columns = []
+    for own in np.split(totals, 2, axis=1):
+        columns += [np.sqrt(ratio(own[:, :2])[:, 0]), ratio(own[:, 2:])[:, 0]]
+    found: Doubles = np.stack([*columns, columns[0] - columns[2], columns[1] - columns[3]], axis=1)
+    return found
+
+
+def agreements(table: Doubles, clusters: Rows, seed: int) -> dict[str, dict[str, Any]]:
+    """Relation, baseline and difference with intervals over clusters; none where latents have no length."""
+    sums = stats.cluster_sums(table, clusters)
+    if not (sums[:, 1].sum() and sums[:, 5].sum()):
+        return {}
+    found = stats.bootstrap(sums, errors_and_cosines, seed=seed)
+    return {
+        kind: {
+            "relative_error": metric(found, 2 * index, "none", higher=False).model_dump(),
+            "cosine": metric(found, 2 * index + 1, "none").model_dump(),
+        }
+        for index, kind in enumerate(("relation", "shuffled", "difference"))
+    }

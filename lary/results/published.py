@@ -1,8 +1,17 @@
-"""The output files of the published code, from what a probe hands on.
+"""The output files of the published code, and the arrays that comparisons and figures of ours are made from.
 
 Classification: ``confusion_matrix.json`` and ``.png``, ``classification_stats.json``, ``case.txt``. Regression:
 ``best_result.csv`` and in ``eval_vis/epoch_<n>/``: ``sample_<i>_{src,tgt,action}.png``, ``sample_<i>_action.pdf`` and
 ``action.pdf`` with all of these as pages.
+
+``predictions.npz`` holds the headline score of every evaluated sample: for each role (``seen``, ``unseen``)
+``<role>_ids`` and ``<role>_groups``, (n,) text, and ``<role>_scores``, (S, n) float32: one row per seed of ``seeds``
+(S,) int64; a classification has 1 for a right and 0 for a wrong answer, a regression the mean squared error of the
+sample, normalised.
+
+``actions.npz`` holds predicted and true chunk of every sample of a regression in physical units: ``<role>_ids``,
+``<role>_groups`` and ``<role>_media`` (the source frame), (n,) text, and ``<role>_predicted`` and ``<role>_true``,
+(n, K, A) float32, of the headline selection and the first seed.
 """
 
 from __future__ import annotations
@@ -10,17 +19,26 @@ from __future__ import annotations
 import csv
 import io
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 import numpy.typing as npt
 
-from lary.files import write_bytes, write_json, write_text
-from lary.probes import metrics
-from lary.probes.outcome import ClassificationOutcome, RegressionOutcome, SplitOutcome
+from lary.arrays import read_npz
+from lary.files import atomic_write, write_bytes, write_json, write_text
+from lary.probes import outcome as metrics
+from lary.probes.outcome import ClassificationOutcome, Floats, RegressionOutcome
 from lary.results import figures
+from lary.results.folder import run_file
 from lary.results.measure import headline
+from lary.results.record import EvalResult
 from lary.results.summarise import example_rows
+from lary.types import LaryError
+
+PREDICTIONS, ACTIONS = "predictions.npz", "actions.npz"
+
+Arrays = dict[str, npt.NDArray[np.generic]]
 
 Frames = Callable[[int], npt.NDArray[np.uint8]]
 """From a row of the seen split to its frames, (T, H, W, 3) uint8 RGB."""
@@ -42,14 +60,10 @@ def write_classification_files(folder: Path, outcome: ClassificationOutcome) -> 
     )
     title = f"Top-1 {100 * np.trace(matrix) / max(matrix.sum(), 1):.2f} %"
     write_bytes(folder / "confusion_matrix.png", figures.confusion_figure(matrix, names, title))
+    columns = zip(names, table.precision, table.recall, table.f1, table.support, strict=True)
     statistics = {
-        name: {
-            "precision": float(table.precision[index]),
-            "recall": float(table.recall[index]),
-            "f1": float(table.f1[index]),
-            "samples": int(table.support[index]),
-        }
-        for index, name in enumerate(names)
+        name: {"precision": float(precision), "recall": float(recall), "f1": float(f1), "samples": int(samples)}
+        for name, precision, recall, f1, samples in columns
     }
     write_json(folder / "classification_stats.json", statistics)
     lines = (
@@ -84,40 +98,33 @@ def write_regression_files(
 
     The pictures show the samples of `example_rows` on the seen split; without `frames` only their trajectories.
     """
-    row = best_result(outcome)
-    _write_row(folder / "best_result.csv", row)
-    name = headline(outcome.splits["seen"].selections)
+    text, row = io.StringIO(), best_result(outcome)
+    writer = csv.DictWriter(text, list(row), lineterminator="\n")
+    writer.writeheader()
+    writer.writerow(row)
+    files = {"best_result.csv": text.getvalue().encode()}
     split = outcome.splits["seen"]
+    name = headline(split.selections)
+    values = split.selections[name].values
     place = f"eval_vis/epoch_{split.selections[name].epoch}"
-    written = ["best_result.csv"]
     chunks = []
     for index, (sample, _, error) in enumerate(example_rows(split, name)):
         stem = f"{place}/sample_{index}"
-        files: dict[str, bytes] = {}
         if frames is not None:
             clip = frames(sample)
-            files |= {f"{stem}_src.png": encode_png(clip[0]), f"{stem}_tgt.png": encode_png(clip[-1])}
+            files |= {f"{stem}_src.png": png_of(clip[0]), f"{stem}_tgt.png": png_of(clip[-1])}
+        mean, std = split.mean[sample].astype(np.float64), split.std[sample].astype(np.float64)
         title = f"{split.samples.ids[sample]}, mean squared error {error:.3g}"
-        chunk = figures.Chunk(title, *physical_chunks(split, split.selections[name].values, sample))
+        chunks.append(figures.Chunk(title, values[sample] * std + mean, split.targets[sample] * std + mean))
         for suffix in ("png", "pdf"):
-            files[f"{stem}_action.{suffix}"] = figures.trajectory_figure(chunk, outcome.dims, units, suffix)
-        chunks.append(chunk)
-        for file, data in files.items():
-            write_bytes(folder / file, data)
-        written += files
-    write_bytes(folder / place / "action.pdf", figures.trajectory_book(chunks, outcome.dims, units))
-    return (*written, f"{place}/action.pdf")
+            files[f"{stem}_action.{suffix}"] = figures.trajectory_figure(chunks[-1], outcome.dims, units, suffix)
+    files[f"{place}/action.pdf"] = figures.trajectory_book(chunks, outcome.dims, units)
+    for file, data in files.items():
+        write_bytes(folder / file, data)
+    return tuple(files)
 
 
-def physical_chunks(
-    split: SplitOutcome, values: npt.NDArray[np.float32], row: int
-) -> tuple[npt.NDArray[np.float64], npt.NDArray[np.float64]]:
-    """Predicted and true chunk of one sample in physical units, each (K, A) float64."""
-    mean, std = split.mean[row].astype(np.float64), split.std[row].astype(np.float64)
-    return values[row] * std + mean, split.targets[row] * std + mean
-
-
-def encode_png(picture: npt.NDArray[np.uint8]) -> bytes:
+def png_of(picture: npt.NDArray[np.uint8]) -> bytes:
     """An RGB picture (H, W, 3) uint8 as PNG."""
     from PIL import Image
 
@@ -126,9 +133,98 @@ def encode_png(picture: npt.NDArray[np.uint8]) -> bytes:
     return stream.getvalue()
 
 
-def _write_row(path: Path, row: Mapping[str, float | int]) -> None:
-    text = io.StringIO()
-    writer = csv.DictWriter(text, list(row), lineterminator="\n")
-    writer.writeheader()
-    writer.writerow(row)
-    write_text(path, text.getvalue())
+# --- arrays -----------------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class SampleScores:
+    """Headline score of each sample of one split: ids and groups n names, scores (S, n) float32."""
+
+    ids: tuple[str, ...]
+    groups: tuple[str, ...]
+    scores: Floats
+
+
+@dataclass(frozen=True)
+class Chunks:
+    """Chunks of the samples of one split: n names each, `predicted` and `true` (n, K, A) float32, physical units."""
+
+    ids: tuple[str, ...]
+    groups: tuple[str, ...]
+    media: tuple[str, ...]
+    predicted: Floats
+    true: Floats
+
+
+def class_scores(runs: Sequence[ClassificationOutcome]) -> dict[str, SampleScores]:
+    """Right or wrong, by role, from probes of several seeds."""
+    samples, first = runs[0].samples, headline(runs[0].selections)
+    right = [run.selections[first].logits.argmax(axis=1) == run.labels for run in runs]
+    return {"seen": SampleScores(samples.ids, samples.groups, np.stack(right).astype(np.float32))}
+
+
+def action_scores(runs: Sequence[RegressionOutcome]) -> dict[str, SampleScores]:
+    """Squared error of each sample, by role, from probes of several seeds."""
+    first = headline(runs[0].splits["seen"].selections)
+    found = {}
+    for role, split in runs[0].splits.items():
+        values = [run.splits[role].selections[first].values.astype(np.float64) for run in runs]
+        errors = np.stack([np.square(own - split.targets).mean(axis=(1, 2)) for own in values])
+        found[role] = SampleScores(split.samples.ids, split.samples.groups, errors.astype(np.float32))
+    return found
+
+
+def write_scores(folder: Path, scores: Mapping[str, SampleScores], seeds: Sequence[int]) -> str:
+    """Write the scores of a run into its folder; returns the file's name."""
+    arrays: Arrays = {"seeds": np.array(seeds, dtype=np.int64)}
+    for role, own in scores.items():
+        arrays |= {f"{role}_ids": np.array(own.ids), f"{role}_groups": np.array(own.groups)}
+        arrays[f"{role}_scores"] = own.scores
+    return _write_arrays(folder / PREDICTIONS, arrays)
+
+
+def write_actions(folder: Path, outcome: RegressionOutcome) -> str:
+    """Write the chunks of all evaluated splits into a run's folder; returns the file's name."""
+    name = headline(outcome.splits["seen"].selections)
+    arrays: Arrays = {}
+    for role, split in outcome.splits.items():
+        samples, mean, std = split.samples, split.mean[:, None], split.std[:, None]
+        arrays |= {f"{role}_ids": np.array(samples.ids), f"{role}_groups": np.array(samples.groups)}
+        arrays[f"{role}_media"] = np.array([media[0] for media in samples.media])
+        arrays[f"{role}_predicted"] = split.selections[name].values * std + mean
+        arrays[f"{role}_true"] = split.targets * std + mean
+    return _write_arrays(folder / ACTIONS, arrays)
+
+
+def _write_arrays(file: Path, arrays: Arrays) -> str:
+    with atomic_write(file) as stream:
+        np.savez_compressed(stream, **arrays)  # type: ignore[arg-type]
+    return file.name
+
+
+def read_scores(folder: Path, result: EvalResult, role: str = "seen") -> SampleScores:
+    """The scores of one role. Raises LaryError if there is no such file, it is torn, or the run has no such split."""
+    ids, groups, scores = _read_arrays(folder, result, PREDICTIONS, role, "scores", ("ids", "groups", "scores"))
+    return SampleScores(tuple(map(str, ids)), tuple(map(str, groups)), scores.astype(np.float32))
+
+
+def read_predicted(folder: Path, result: EvalResult, role: str = "seen") -> Chunks:
+    """The chunks of one role. Raises LaryError if there is no such file, it is torn, or the run has no such split."""
+    names = ("ids", "groups", "media", "predicted", "true")
+    *texts, predicted, true = _read_arrays(folder, result, ACTIONS, role, "chunks", names)
+    ids, groups, media = (tuple(map(str, part)) for part in texts)
+    return Chunks(ids, groups, media, predicted.astype(np.float32), true.astype(np.float32))
+
+
+def _read_arrays(
+    folder: Path, result: EvalResult, name: str, role: str, what: str, parts: Sequence[str]
+) -> list[npt.NDArray[np.generic]]:
+    file = folder / name
+    if not file.is_file():
+        raise LaryError(f"{file} does not exist: run the probe again with --overwrite, then it is written.")
+    try:
+        return read_npz(run_file(folder, result, name), *(f"{role}_{part}" for part in parts))
+    except KeyError:
+        raise LaryError(f"{file} has no {what} of the split '{role}'.") from None
+    except (OSError, ValueError) as error:
+        raise LaryError(f"{file} can't be read: {error}. Run the probe again with --overwrite.") from error

@@ -3,17 +3,18 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
 from datetime import datetime, timezone
 from pathlib import Path
 from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
-from lary.files import read_json, write_json
+from lary.files import digest, read_json, write_json
 from lary.probes.outcome import SelectionName
 from lary.types import RANDOM, BenchmarkProtocol, LaryError
 
-SCHEMA_VERSION = 2
+SCHEMA_VERSION = 3
 FILE_NAME = "result.json"
 USUAL_PROBES = ("", "attentive", "mlp")
 """Probes of the paper's leaderboards."""
@@ -31,28 +32,30 @@ class Metric(Strict):
     """One number with its 95 % interval."""
 
     value: float = Field(description="The estimate over all validation samples.")
-    low: float | None = Field(
-        default=None, description="Lower end of the 95 % interval; null with too few episodes or videos."
-    )
-    high: float | None = Field(
-        default=None, description="Upper end of the 95 % interval; null with too few episodes or videos."
-    )
+    low: float | None = Field(None, description="Lower end of the 95 % interval; null with too few clusters.")
+    high: float | None = Field(None, description="Upper end of the 95 % interval; null with too few clusters.")
     unit: Unit = Field(
-        default="none",
-        description=(
-            "'fraction' is shown in per cent, 'normalised' is in units of the target's std, 'physical' in those of the "
-            "data set, squared for a squared error."
-        ),
+        "none",
+        description="Fractions are shown in per cent; 'normalised' is in the target's std, 'physical' in the data's.",
     )
-    higher_is_better: bool = Field(default=True, description="Whether a larger value is a better one.")
+    higher_is_better: bool = Field(True, description="Whether a larger value is a better one.")
+
+    @property
+    def scale(self) -> float:
+        """What the value is multiplied with where it is printed: 100 for a fraction, else 1."""
+        return 100.0 if self.unit == "fraction" else 1.0
+
+    @property
+    def digits(self) -> int:
+        """Decimals of the printed value."""
+        return 1 if self.unit == "fraction" else 3
 
     def text(self) -> str:
         """The number and its interval for a terminal, fractions in per cent."""
-        scale, digits = (100.0, 1) if self.unit == "fraction" else (1.0, 3)
-        value = f"{self.value * scale:.{digits}f}"
-        if self.low is None or self.high is None:
-            return value
-        return f"{value} [{self.low * scale:.{digits}f}, {self.high * scale:.{digits}f}]"
+        value, low, high = (
+            "" if end is None else f"{end * self.scale:.{self.digits}f}" for end in (self.value, self.low, self.high)
+        )
+        return f"{value} [{low}, {high}]" if low and high else value
 
 
 class SplitFacts(Strict):
@@ -66,99 +69,104 @@ class DatasetFacts(Strict):
     """Which data set was used."""
 
     name: str = Field(description="Key of the data set.")
-    title: str = Field(default="", description="Name of the data set in the paper's tables.")
-    revision: str = Field(default="", description="Revision of the data set's record.")
-    tables: dict[str, str] = Field(default_factory=dict, description="Digest of each split's table, by split.")
-    splits: dict[str, SplitFacts] = Field(default_factory=dict, description="Size of each split, by split name.")
-    stride: int | None = Field(default=None, description="Frames between source and target image.")
-    units: tuple[str, ...] = Field(default=(), description="Physical unit of each action dimension.")
-    split_set: str = Field(
-        default="", description="Splits that stand for the published ones, such as by-episode; empty for those."
-    )
+    title: str = Field("", description="Name of the data set in the paper's tables.")
+    revision: str = Field("", description="Revision of the data set's record.")
+    tables: dict[str, str] = Field({}, description="Digest of each split's table, by split.")
+    splits: dict[str, SplitFacts] = Field({}, description="Size of each split, by split name.")
+    stride: int | None = Field(None, description="Frames between source and target image.")
+    units: tuple[str, ...] = Field((), description="Physical unit of each action dimension.")
+    split_set: str = Field("", description="Named splits, such as by-episode; empty for the published ones.")
 
 
 class ModelFacts(Strict):
     """Which representation was probed."""
 
     name: str = Field(description="Key of the model.")
-    paradigm: str = Field(description="Kind of model as in the paper's tables; 'baseline' for one without training.")
-    revision: str = Field(default="", description="Revision of the weights, or the folder that they were read from.")
-    weights: str = Field(default="", description="Digest of the weights; empty for a model that has none.")
-    dim: int | None = Field(default=None, description="D, the size of one token.")
-    shape: tuple[int, ...] = Field(default=(), description="Shape of one sample's tokens, (P, N, D) or (N, D).")
-    parameters_m: float | None = Field(default=None, description="Parameters of the encoder in millions.")
+    paradigm: str = Field(description="Kind of model as in the paper's tables, or 'baseline'.")
+    revision: str = Field("", description="Revision of the weights, or the folder that they were read from.")
+    weights: str = Field("", description="Digest of the weights; empty for a model that has none.")
+    dim: int | None = Field(None, description="D, the size of one token.")
+    shape: tuple[int, ...] = Field((), description="Shape of one sample's tokens, (P, N, D) or (N, D).")
+    parameters_m: float | None = Field(None, description="Parameters of the encoder in millions.")
 
 
 class Provenance(Strict):
     """Where the numbers come from."""
 
-    command: tuple[str, ...] = Field(default=(), description="The command line.")
-    versions: dict[str, str] = Field(default_factory=dict, description="Versions of lary, Python and libraries.")
-    commit: str | None = Field(default=None, description="Commit of the source tree; null for an installed package.")
-    dirty: bool | None = Field(default=None, description="Whether files of the source tree differed from that commit.")
-    machine: dict[str, str | int | float] = Field(default_factory=dict, description="System, processor, cores, device.")
+    command: tuple[str, ...] = Field((), description="The command line.")
+    versions: dict[str, str] = Field({}, description="Versions of lary, Python and libraries.")
+    commit: str | None = Field(None, description="Commit of the source tree; null for an installed package.")
+    dirty: bool | None = Field(None, description="Whether files of the source tree differed from that commit.")
+    machine: dict[str, str | int | float] = Field({}, description="System, processor, cores, device.")
+
+
+class NamedDigest(Strict):
+    """One thing that decides a run, such as its options or the latents of a split, as a digest."""
+
+    name: str = Field(description="What it is, such as 'options' or 'latents train'.")
+    digest: str = Field(description="Digest of its content.")
+
+
+def run_identity(inputs: Sequence[NamedDigest]) -> str:
+    """The identity of a run: a digest over all that decides it."""
+    return digest(*(part for each in inputs for part in (each.name, each.digest)))
 
 
 class RunFacts(Strict):
     """What is known about a run before its outcome: the part that the caller fills in."""
 
-    schema_version: int = Field(default=SCHEMA_VERSION, description="Version of this schema; a newer one is refused.")
+    schema_version: int = Field(SCHEMA_VERSION, description="Version of this schema; a newer one is refused.")
     created: str = Field(
         default_factory=lambda: datetime.now(timezone.utc).isoformat(timespec="seconds"),
         description="When the result was made, ISO 8601 in UTC.",
     )
     status: Literal["complete", "incomplete"] = Field(
-        default="complete", description="'incomplete' if samples of the split are missing from the evaluation."
+        "complete", description="'incomplete' if samples of a split are missing."
     )
-    identity: str = Field(
-        default="", description="Digest of the options and latents: a run with the same one is not done again."
-    )
+    identity: str = Field("", description="Digest over the inputs: a run with the same one is not done again.")
+    inputs: tuple[NamedDigest, ...] = Field((), description="What decides the run; empty in results of schema 1 and 2.")
     dataset: DatasetFacts = Field(description="The data set, with its revision and the digests of its tables.")
     model: ModelFacts = Field(description="The model, with its revision and the digest of its weights.")
-    probe: str = Field(default="", description="Kind of probe, such as attentive or mlp.")
-    action_mode: Literal["absolute", "relative"] | None = Field(default=None, description="Target of a regression.")
+    probe: str = Field("", description="Kind of probe, such as attentive or mlp.")
+    action_mode: Literal["absolute", "relative"] | None = Field(None, description="Target of a regression.")
     relative_frame: Literal["world", "local"] | None = Field(
-        default=None,
-        description=(
-            "Relative targets: the difference of the steps ('world'), or the last pose seen from the first ('local'); "
-            "null for absolute ones."
-        ),
+        None,
+        description="Of relative targets: difference of the steps ('world'), last pose seen from the first ('local').",
     )
     protocol: BenchmarkProtocol = Field(
-        default="corrected", description="Whether the description or the published code is followed."
+        "corrected", description="Whether the description or the published code is followed."
     )
-    protocol_notes: tuple[str, ...] = Field(
-        default=(), description="What the protocol changes in this run, in sentences."
-    )
-    preset: str = Field(
-        default="paper", description="Probe preset: 'paper' has the published size, 'demo' a smaller one."
-    )
-    seed: int = Field(default=0, description="Seed of the run; the first one of several.")
-    seeds: tuple[int, ...] = Field(
-        default=(), description="Seeds of the probes that were trained; metrics are means over them."
-    )
+    protocol_notes: tuple[str, ...] = Field((), description="What the protocol changes in this run, in sentences.")
+    preset: str = Field("paper", description="Probe preset: 'paper' is the published size, 'demo' smaller.")
+    seed: int = Field(0, description="Seed of the run; the first one of several.")
+    seeds: tuple[int, ...] = Field((), description="Seeds of the probes; metrics are means over them.")
     control: str | None = Field(
-        default=None, description="The control that this run is, such as shuffled-targets; null for a model's own run."
+        None, description="The control that this run is, such as shuffled-targets; null for none."
     )
-    project: int | None = Field(
-        default=None, description="Dimensions that the latents were projected to at random; null for all of them."
-    )
-    options_given: dict[str, Any] = Field(default_factory=dict, description="Options as they were given.")
-    options: dict[str, Any] = Field(default_factory=dict, description="All options as they were resolved.")
+    project: int | None = Field(None, description="Dimensions of a random projection of the latents; null for none.")
+    options_given: dict[str, Any] = Field({}, description="Options as they were given.")
+    options: dict[str, Any] = Field({}, description="All options as they were resolved.")
     provenance: Provenance = Field(
-        default_factory=lambda: Provenance(), description="Command, versions, commit and machine of the run."
+        default_factory=lambda: Provenance(), description="Command, versions, commit and machine."
     )
-    timings: dict[str, float] = Field(default_factory=dict, description="Seconds by stage.")
-    failures: int = Field(default=0, description="Samples left out because their media or latents could not be read.")
-    files: tuple[str, ...] = Field(default=(), description="Files written beside this one, relative to it.")
+    timings: dict[str, float] = Field({}, description="Seconds by stage.")
+    failures: int = Field(0, description="Samples left out because their media or latents could not be read.")
+    files: dict[str, str] = Field(
+        {},
+        description=(
+            "SHA-256 of every other file of the run, by its relative path; empty in results of schema 1 and 2. "
+            "A file that is not named does not belong to the run."
+        ),
+    )
+    extra: dict[str, Any] = Field({}, description="Fields of programs that extend lary, by a name of their own.")
 
 
 class Selection(Strict):
     """The outcome under one way of choosing head and epoch."""
 
     epoch: int = Field(description="Epoch that was chosen, in a ridge probe the penalty's number; of the first seed.")
-    head: int | None = Field(default=None, description="Head that was chosen, from 0; null for a probe with one head.")
-    loss: dict[str, float] = Field(default_factory=dict, description="Validation loss by split, of the first seed.")
+    head: int | None = Field(None, description="Head that was chosen, from 0; null for a probe with one head.")
+    loss: dict[str, float] = Field({}, description="Validation loss by split, of the first seed.")
     metrics: dict[str, Metric] = Field(description="Metrics by name, means over the seeds.")
 
 
@@ -167,7 +175,7 @@ class SeedRow(Strict):
 
     seed: int = Field(description="Seed of weights, sampling and the held-out tenth.")
     epoch: int = Field(description="Epoch that was chosen.")
-    head: int | None = Field(default=None, description="Head that was chosen, from 0; null for a probe with one head.")
+    head: int | None = Field(None, description="Head that was chosen, from 0; null for a probe with one head.")
     metrics: dict[str, float] = Field(description="Metrics by name, as in the selection.")
 
 
@@ -179,13 +187,13 @@ class Control(Strict):
 
 
 class Margin(Strict):
-    """How this run stands against another one on the same samples, such as one of its controls."""
+    """How this run compares with another one on the same samples, such as one of its controls."""
 
     name: str = Field(description="What the other run is, in words.")
     value: float = Field(description="Headline metric of the other run.")
     gain: Metric = Field(description="Headline metric of this run minus that of the other, with a paired interval.")
     p: float | None = Field(description="Two-sided p value, corrected by Holm; null with too few episodes or videos.")
-    result: str = Field(default="", description="Digest of the options and latents of the other run.")
+    result: str = Field("", description="Digest of the options and latents of the other run.")
 
 
 class ClassRow(Strict):
@@ -208,8 +216,8 @@ class DimensionRow(Strict):
     mse: Metric = Field(description="Mean squared error in normalised units.")
     r2: float | None = Field(description="Explained part of the variance; null where the targets are constant.")
     rmse: float = Field(description="Root mean squared error in physical units.")
-    physical_mse: Metric | None = Field(default=None, description="Mean squared error in physical units, squared.")
-    unit: str = Field(default="", description="Physical unit.")
+    physical_mse: Metric | None = Field(None, description="Mean squared error in physical units, squared.")
+    unit: str = Field("", description="Physical unit.")
 
 
 class GroupRow(Strict):
@@ -218,11 +226,9 @@ class GroupRow(Strict):
     split: str = Field(description="'seen' or 'unseen'.")
     name: str = Field(description="Name of the group.")
     mse: Metric = Field(description="Mean squared error over the group's dimensions in normalised units.")
-    r2: float | None = Field(default=None, description="Explained part of the variance over the group's dimensions.")
-    physical_mse: Metric | None = Field(
-        default=None, description="Mean squared error in physical units, squared; null where the units differ."
-    )
-    unit: str = Field(default="", description="Physical unit that the group's dimensions share.")
+    r2: float | None = Field(None, description="Explained part of the variance over the group's dimensions.")
+    physical_mse: Metric | None = Field(None, description="In physical units, squared; null where these differ.")
+    unit: str = Field("", description="Physical unit that the group's dimensions share.")
 
 
 class PhysicalError(Strict):
@@ -241,12 +247,10 @@ class RobotRow(Strict):
     groups: int = Field(description="Episodes that they come from.")
     mse: Metric = Field(description="Mean squared error in normalised units.")
     r2: float | None = Field(description="Explained part of the variance; null where the targets are constant.")
-    degrees: Metric | None = Field(
-        default=None, description="Mean angle between predicted and true orientations; null without orientations."
-    )
+    degrees: Metric | None = Field(None, description="Mean angle between orientations; null for none.")
     physical: dict[str, PhysicalError] = Field(
-        default_factory=dict,
-        description="Error of each group of dimensions that share a physical unit, by the group's name.",
+        {},
+        description="Errors of groups of dimensions that share a physical unit.",
     )
 
 
@@ -255,9 +259,7 @@ class OrientationRow(Strict):
 
     split: str = Field(description="'seen' or 'unseen'.")
     name: str = Field(description="Which orientation, such as that of one of two arms.")
-    convention: str = Field(
-        description="What its values are: euler_xyz in radians about fixed axes, or quaternion_xyzw."
-    )
+    convention: str = Field(description="euler_xyz in radians about fixed axes, or quaternion_xyzw.")
     degrees: Metric = Field(description="Mean angle between predicted and true orientation over samples and steps.")
 
 
@@ -271,7 +273,7 @@ class Example(Strict):
     mse: float = Field(description="Mean squared error of the sample in normalised units.")
     predicted: tuple[tuple[float, ...], ...] = Field(description="Predicted chunk (K, A) in physical units.")
     true: tuple[tuple[float, ...], ...] = Field(description="True chunk (K, A) in physical units.")
-    pictures: tuple[str, ...] = Field(default=(), description="Source and target frame as files, relative to this one.")
+    pictures: tuple[str, ...] = Field((), description="Source and target frame as files, relative to this one.")
 
 
 class EvalResult(RunFacts):
@@ -283,28 +285,21 @@ class EvalResult(RunFacts):
     selections: dict[SelectionName, Selection] = Field(description="The outcome, by way of choosing head and epoch.")
     controls: dict[str, Control] = Field(description="Rules without any representation, on the same samples.")
     interval: str = Field(
-        description=(
-            "How the intervals were made: by studentised bootstrap over episodes or videos, for shares of right "
-            "answers as by Korn and Graubard, the spread of several seeds by Student's t; or why there are none."
-        )
+        description="How the intervals were made, over how many episodes or videos; or why there are none."
     )
-    classes: tuple[ClassRow, ...] = Field(default=(), description="Per-class table of the first seed.")
+    classes: tuple[ClassRow, ...] = Field((), description="Per-class table of the first seed.")
     confusion: tuple[tuple[int, ...], ...] = Field(
-        default=(), description="Counts, rows predicted and columns true, class order; of the first seed."
+        (), description="Counts of the first seed: rows predicted, columns true."
     )
-    dimensions: tuple[DimensionRow, ...] = Field(default=(), description="Per-dimension table of a regression.")
-    dimension_groups: tuple[GroupRow, ...] = Field(default=(), description="Per-group table of a regression.")
-    robots: tuple[RobotRow, ...] = Field(default=(), description="Per-robot-type table of a regression.")
-    orientations: tuple[OrientationRow, ...] = Field(
-        default=(), description="Angular errors of a regression on absolute actions."
-    )
-    per_seed: tuple[SeedRow, ...] = Field(default=(), description="The probes one by one where several were trained.")
-    margins: tuple[Margin, ...] = Field(
-        default=(), description="Distance from the controls, as 'lary controls' ran them."
-    )
-    examples: tuple[Example, ...] = Field(default=(), description="Chunks of a regression for the eye.")
-    history: tuple[dict[str, Any], ...] = Field(default=(), description="One entry per epoch of the first seed.")
-    warnings: tuple[str, ...] = Field(default=(), description="What a reader of the numbers has to know.")
+    dimensions: tuple[DimensionRow, ...] = Field((), description="Per-dimension table of a regression.")
+    dimension_groups: tuple[GroupRow, ...] = Field((), description="Per-group table of a regression.")
+    robots: tuple[RobotRow, ...] = Field((), description="Per-robot-type table of a regression.")
+    orientations: tuple[OrientationRow, ...] = Field((), description="Angular errors of a regression.")
+    per_seed: tuple[SeedRow, ...] = Field((), description="The probes one by one where several were trained.")
+    margins: tuple[Margin, ...] = Field((), description="Distance from the controls of 'lary controls'.")
+    examples: tuple[Example, ...] = Field((), description="Chunks of a regression for the eye.")
+    history: tuple[dict[str, Any], ...] = Field((), description="One entry per epoch of the first seed.")
+    warnings: tuple[str, ...] = Field((), description="What a reader of the numbers has to know.")
 
     @property
     def label(self) -> str:
@@ -317,7 +312,7 @@ class EvalResult(RunFacts):
 
     @property
     def is_control(self) -> bool:
-        """Whether this run was made to be held against another one, such as one on shuffled targets."""
+        """Whether this run was made for others to be compared with, such as one on shuffled targets."""
         return self.control is not None or self.project is not None or self.model.revision == RANDOM
 
     @property
@@ -333,7 +328,7 @@ def json_schema() -> dict[str, Any]:
 
 
 def schema_text() -> str:
-    """The schema as the file that stands in the documentation."""
+    """The schema as the file in the documentation."""
     return json.dumps(json_schema(), indent=1, ensure_ascii=False) + "\n"
 
 
@@ -368,11 +363,15 @@ def read_result(path: Path) -> EvalResult:
 def migrated(data: dict[str, Any], version: int) -> dict[str, Any]:
     """A result of an older schema in this one.
 
-    Version 1 had one seed and no tables of robots and orientations. Before relative motion had a choice of frames it
-    was that of the world.
+    Version 1 had one seed and no tables of robots and orientations. Versions 1 and 2 named files without digests.
+    Before relative motion had a choice of frames it was that of the world.
     """
     if version < 2:
-        data = {**data, "schema_version": 2, "seeds": [data.get("seed", 0)]}
+        data = {**data, "seeds": [data.get("seed", 0)]}
+    if version < 3:
+        names = data.get("files")
+        files = {str(name): "" for name in names} if isinstance(names, list) else names or {}
+        data = {**data, "schema_version": SCHEMA_VERSION, "files": files}
     if data.get("action_mode") == "relative" and data.get("relative_frame") is None:
         data = {**data, "relative_frame": "world"}
     return data

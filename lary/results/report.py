@@ -2,25 +2,116 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import base64
+import io
+import json
+import re
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
-from string import Template
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
 
 from lary import __version__
 from lary.files import write_text
-from lary.results import markup, tables
-from lary.results.cards import run_card
-from lary.results.leaderboard import leaderboard
-from lary.results.markup import text
-from lary.results.record import FILE_NAME, read_result
-from lary.results.tables import Entry
+from lary.results.folder import WORK, run_file
+from lary.results.measure import reading
+from lary.results.record import FILE_NAME, EvalResult, Example, Metric, read_result
+from lary.results.reference import PUBLISHED, published_score
 from lary.runtime import log
-from lary.types import LaryError, UsageError
+from lary.types import LaryError, UsageError, as_path
 
-PAGE = Path(__file__).parent / "page"
+TEMPLATES = Path(__file__).parent / "templates"
 REPORT_NAME = "report.html"
+CELL_TOOLTIPS = 30
+"""A confusion matrix with more classes is drawn as one picture, without a tooltip per cell."""
+PICTURE_SIZE = 192
+PICTURE_BYTES = 20_000_000
+METRIC_NAMES = {
+    "top1": "Top-1", "top5": "Top-5", "macro_recall": "Mean recall", "macro_f1": "Macro F1", "seen_mse": "MSE",
+    "seen_r2": "R²", "unseen_mse": "MSE, unseen", "unseen_r2": "R², unseen",
+}  # fmt: skip
+READINGS = {"": "", "even": "no clear difference", "better": "a clear gain", "worse": "clearly worse"}
 
 Broken = tuple[Path, str]
+
+
+@dataclass(frozen=True)
+class Entry:
+    """One result found: its file, its name on the page, its record."""
+
+    path: Path
+    anchor: str
+    result: EvalResult
+
+
+@dataclass(frozen=True)
+class Contest:
+    """Runs that may be ranked together, best first: the same data set, splits, task and target."""
+
+    name: str
+    entries: tuple[Entry, ...]
+
+    @property
+    def first(self) -> EvalResult:
+        """The best run's result."""
+        return self.entries[0].result
+
+    @property
+    def mixed(self) -> bool:
+        """Whether the runs differ in protocol, preset or seeds."""
+        return len({settings_of(entry.result) for entry in self.entries}) > 1
+
+    @cached_property
+    def rows(self) -> list[tuple[str, dict[str, Metric], Entry | None]]:
+        """Label, metrics and entry of every run, and of every control once, best first."""
+        found: dict[Any, tuple[str, dict[str, Metric], Entry | None]] = {}
+        for entry in self.entries:
+            result = entry.result
+            found[entry.anchor] = (result.label, result.selections[result.headline].metrics, entry)
+            for name, control in result.controls.items():
+                value = control.metrics.get(self.first.primary)
+                found.setdefault((name, f"{value.value:.6g}" if value else ""), (name, control.metrics, None))
+
+        def order(row: tuple[str, dict[str, Metric], Entry | None]) -> float:
+            value = row[1].get(self.first.primary)
+            return np.inf if value is None else -value.value if value.higher_is_better else value.value
+
+        return sorted(found.values(), key=order)
+
+    @cached_property
+    def metrics(self) -> dict[str, Metric]:
+        """One example of every metric of the runs, by name."""
+        found: dict[str, Metric] = {}
+        for _, metrics, entry in self.rows:
+            found |= {name: metric for name, metric in metrics.items() if entry and name not in found}
+        return found
+
+    @property
+    def limit(self) -> float:
+        """The end of the scale of the bars."""
+        scores = [metrics[self.first.primary] for _, metrics, _ in self.rows if self.first.primary in metrics]
+        highest = max(score.value if score.high is None else score.high for score in scores)
+        return 1.0 if self.first.score.unit == "fraction" else highest
+
+    @property
+    def details(self) -> dict[str, list[float | None]]:
+        """Recall by class, or error by dimension, of each of the `models`."""
+        columns = []
+        for entry in self.models:
+            recall = {row.name: row.recall.value for row in entry.result.classes if row.recall}
+            errors = {f"{row.name} ({row.split})": row.mse.value for row in entry.result.dimensions}
+            columns.append(recall or errors)
+        names = dict.fromkeys(name for column in columns for name in column)
+        return {name: [column.get(name) for column in columns] for name in names}
+
+    @property
+    def models(self) -> list[Entry]:
+        """The runs that are no controls."""
+        return [entry for entry in self.entries if not entry.result.is_control]
 
 
 def find_results(folder: Path) -> tuple[list[Entry], list[Broken]]:
@@ -34,130 +125,233 @@ def find_results(folder: Path) -> tuple[list[Entry], list[Broken]]:
     entries: list[Entry] = []
     broken: list[Broken] = []
     for path in sorted(folder.rglob(FILE_NAME)):
+        if path.parent.name == WORK:  # staged, not published
+            continue
         try:
-            place = path.relative_to(folder).as_posix()
-            entries.append(Entry(path, place, f"run-{len(entries) + 1}", read_result(path)))
+            entries.append(Entry(path, f"run-{len(entries) + 1}", read_result(path)))
         except LaryError as error:
             log.warning("left out of the report: %s", error)
             broken.append((path.relative_to(folder), str(error).replace(str(path), path.name)))
     return entries, broken
 
 
-def write_report(folder: Path, target: Path | None = None) -> Path:
+def write_report(folder: str | Path, target: str | Path | None = None) -> Path:
     """Write the report of all results below `folder`, to ``report.html`` in it or to `target`; returns where.
 
     Raises:
         UsageError: the folder doesn't exist, or holds no result.
     """
+    folder = as_path(folder)
     entries, broken = find_results(folder)
     if not entries and not broken:
         raise UsageError(f"No {FILE_NAME} below {folder}: run 'lary classify' or 'lary regress' first.")
-    path = target or folder / REPORT_NAME
+    path = as_path(target) if target else folder / REPORT_NAME
     write_text(path, build_page(entries, broken))
     return path
 
 
 def build_page(entries: Sequence[Entry], broken: Sequence[Broken] = ()) -> str:
     """The page as text. The same results give the same page."""
-    comparisons = tables.series(entries)
-    sections = {
-        "problems": ("Unreadable files", _problems(broken)),
-        "leaderboards": ("Leaderboards", _leaderboards(comparisons)),
-        "runs": ("Runs", _runs(comparisons)),
-        "published": ("Published results", _published()),
-        "method": ("How to read this", f'<div class="card">{_part("method.html")}</div>'),
-    }
-    shown = {name: part for name, part in sections.items() if part[1]}
-    button = '<button type="button" id="open-all" hidden>Open all</button>'
-    return Template(_part("report.html")).substitute(
-        version=text(__version__),
-        title="LARY report",
-        style=_part("report.css"),
-        script=_part("report.js"),
-        summary=_summary(entries),
-        navigation="".join(f'<a href="#{name}">{text(title)}</a>' for name, (title, _) in shown.items()),
-        sections="".join(
-            f'<section id="{name}"><div class="section-head"><h2>{text(title)}</h2>'
-            f"{button if name == 'runs' else ''}</div>{body}</section>"
-            for name, (title, body) in shown.items()
-        ),
-    )
+    import jinja2
 
-
-def _part(name: str) -> str:
-    return (PAGE / name).read_text(encoding="utf-8")
-
-
-def _summary(entries: Sequence[Entry]) -> str:
+    environment = jinja2.Environment(
+        loader=jinja2.FileSystemLoader(TEMPLATES), autoescape=True, undefined=jinja2.StrictUndefined,
+        trim_blocks=True, lstrip_blocks=True,
+    )  # fmt: skip
+    environment.filters |= {
+        "number": number, "bounds": bounds, "metric_name": metric_name, "seconds": duration, "settings": settings_of,
+        "dataset_title": dataset_title, "published": published_score, "share": on_scale, "is_number": _is_number,
+        "by_recall": lambda rows: sorted(rows, key=lambda row: (-(row.recall.value if row.recall else -1), row.name)),
+        "by_distance": lambda rows: sorted(rows, key=lambda row: abs(row.gain.value)),
+        "as_json": lambda value: json.dumps(value, ensure_ascii=False, default=str),
+    }  # fmt: skip
+    environment.globals |= {
+        "verdict": lambda gain, p=None: READINGS[reading(gain, p)], "confusion_cells": confusion_cells,
+        "panels": panels, "pictures": pictures, "mistakes": mistakes,
+    }  # fmt: skip
+    contests = contests_of(entries)
     results = [entry.result for entry in entries]
-    spent = sum(sum(result.timings.values()) for result in results)
-    pairs = [
-        ("Runs", str(len(results))),
-        ("Models", str(len({result.model.name for result in results}))),
-        ("Data sets", str(len({result.dataset.name for result in results}))),
-        ("Time of all stages", markup.seconds(spent) if spent else ""),
-        ("Latest run", max((result.created for result in results), default="")[:16].replace("T", " ")),
-    ]
-    return "".join(f"<div><dt>{text(name)}</dt><dd>{text(value)}</dd></div>" for name, value in pairs if value)
+    return environment.get_template("report.html").render(
+        version=__version__, broken=broken, contests=contests, overview=overview(contests), results=results,
+        spent=sum(sum(result.timings.values()) for result in results), published_tables=PUBLISHED,
+    )  # fmt: skip
 
 
-def _problems(broken: Sequence[Broken]) -> str:
-    if not broken:
+# --- what is compared with what ---------------------------------------------------------------------------------------
+
+
+def contests_of(entries: Sequence[Entry]) -> list[Contest]:
+    """Runs that may be ranked together, by the name of their data set, splits and target."""
+    found: dict[str, list[Entry]] = {}
+    for entry in entries:
+        mode = " (relative actions)" if entry.result.action_mode == "relative" else ""
+        mode = " (local relative actions)" if entry.result.relative_frame == "local" else mode
+        if entry.result.dataset.split_set:
+            mode = f" (splits {entry.result.dataset.split_set}){mode}"
+        found.setdefault(f"{dataset_title(entry.result)}{mode}", []).append(entry)
+
+    def rank(entry: Entry) -> tuple[float, str]:
+        score = entry.result.score
+        return (-score.value if score.higher_is_better else score.value, entry.result.label)
+
+    return [Contest(name, tuple(sorted(group, key=rank))) for name, group in sorted(found.items())]
+
+
+def overview(contests: Sequence[Contest]) -> dict[tuple[str, str, str], dict[str, list[EvalResult]]]:
+    """The results of every model, protocol and preset by contest, those with the best mean rank first."""
+    found: dict[tuple[str, str, str], dict[str, list[EvalResult]]] = {}
+    ranks: dict[tuple[str, str, str], list[float]] = {}
+    for contest in contests:
+        for rank, entry in enumerate(contest.entries):
+            result = entry.result
+            if not result.is_control:
+                key = (result.label, result.protocol, result.preset)
+                found.setdefault(key, {}).setdefault(contest.name, []).append(result)
+                ranks.setdefault(key, []).append(rank / len(contest.entries))
+    return {key: found[key] for key in sorted(found, key=lambda key: (np.mean(ranks[key]), key))}
+
+
+def dataset_title(result: EvalResult) -> str:
+    """Name of the paper and key of a data set, once where they agree."""
+    data = result.dataset
+    return data.name if data.title in ("", data.name) else f"{data.title} ({data.name})"
+
+
+def settings_of(result: EvalResult) -> str:
+    """Protocol, preset and seeds in short."""
+    several = f"seeds {', '.join(map(str, result.seeds))}" if len(result.seeds) > 1 else f"seed {result.seed}"
+    return f"{result.protocol}, {result.preset}, {several}"
+
+
+# --- numbers as text --------------------------------------------------------------------------------------------------
+
+
+def metric_name(name: str) -> str:
+    """Name of a metric for people."""
+    return METRIC_NAMES.get(name, name.replace("_", " "))
+
+
+def number(value: float, unit: str = "none") -> str:
+    """A number as it is printed: one decimal for per cent and degrees, else three decimals or digits."""
+    if unit in ("fraction", "degrees"):
+        return f"{100 * value if unit == 'fraction' else value:.1f}"
+    return f"{value:.3f}" if 0.0005 <= abs(value) < 1000 or value == 0 else f"{value:.3g}"
+
+
+def bounds(metric: Metric) -> str:
+    """The interval as ``[low, high]``, or nothing."""
+    if metric.low is None or metric.high is None:
         return ""
-    items = "".join(f"<li><code>{text(path)}</code>: {text(reason)}</li>" for path, reason in broken)
-    return f'<div class="card"><p>These files are not part of the tables below.</p><ul>{items}</ul></div>'
+    return f"[{number(metric.low, metric.unit)}, {number(metric.high, metric.unit)}]"
 
 
-def _leaderboards(comparisons: dict[str, list[Entry]]) -> str:
-    parts = []
-    if len(comparisons) > 1:
-        parts.append(
-            f'<div class="card"><div class="head"><h3>At a glance</h3></div>{tables.overview(comparisons)}</div>'
-        )
-    for index, (name, group) in enumerate(comparisons.items(), start=1):
-        board = leaderboard(f"board-{index}", group, _caption(group))
-        models = [entry for entry in group if not entry.result.is_control]
-        heat = f"<h4>{_heat_title(group[0])}</h4>{tables.heat_table(f'heat-{index}', models)}" if models[1:] else ""
-        title = f'<div class="head"><h3>{text(name)}</h3><span class="about">{text(_kind(group[0]))}</span></div>'
-        parts.append(f'<div class="card">{title}{board}{heat}</div>')
-    return "".join(parts)
+def on_scale(value: float, limit: float) -> float:
+    """Where a value is on a scale from zero to `limit`, in per cent."""
+    return round(100 * min(max(value / limit, 0.0), 1.0), 1) if limit > 0 else 0.0
 
 
-def _kind(entry: Entry) -> str:
-    result = entry.result
-    if result.task == "classification":
-        return f"which of {len(result.classes)} classes?"
-    dims = len({row.name for row in result.dimensions})
-    steps = len(result.examples[0].true) if result.examples else result.dataset.stride
-    return (
-        f"which {result.action_mode or ''} actions? {f'{steps} steps of ' if steps else ''}{dims} dimensions".replace(
-            "  ", " "
-        )
-    )
+def duration(value: float) -> str:
+    """A time as people read it."""
+    if value < 60:
+        return f"{value:.1f} s"
+    minutes, rest = divmod(round(value), 60)
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours} h {minutes:02d} min" if hours else f"{minutes} min {rest:02d} s"
 
 
-def _heat_title(entry: Entry) -> str:
-    return "Class by class" if entry.result.task == "classification" else "Dimension by dimension"
+def _is_number(value: str) -> bool:
+    return re.fullmatch(r"[-+]?[\d.]+(e[-+]?\d+)?", value) is not None
 
 
-def _caption(group: Sequence[Entry]) -> str:
-    better = "higher is better" if group[0].result.score.higher_is_better else "lower is better"
-    settings = {(entry.result.protocol, entry.result.preset) for entry in group}
-    mixed = " Rows with different protocols or presets are not to be compared." if len(settings) > 1 else ""
-    notes = {entry.result.interval for entry in group}
-    interval = text(notes.pop()) if len(notes) == 1 else "Intervals are for 95 %."
-    return f"{markup.metric_name(group[0].result.primary)}, {better}. {interval}{mixed}"
+# --- charts -----------------------------------------------------------------------------------------------------------
 
 
-def _runs(comparisons: dict[str, list[Entry]]) -> str:
-    """A card per run; the best of each comparison is open."""
-    return "".join(run_card(entry, index == 0) for group in comparisons.values() for index, entry in enumerate(group))
+def confusion_cells(result: EvalResult) -> dict[str, Any] | None:
+    """Geometry of a confusion matrix, rows predicted and columns true; None for one that doesn't fit the classes.
+
+    The colour is the share of the true class. Above `CELL_TOOLTIPS` classes the cells are one picture.
+    """
+    names, counts = [row.name for row in result.classes], np.asarray(result.confusion, dtype=np.int64)
+    if counts.shape != (len(names), len(names)):
+        return None
+    totals = counts.sum(axis=0)
+    shares = counts / np.maximum(totals, 1)
+    size = max(3, min(30, 420 // max(len(names), 1)))
+    small = len(names) <= CELL_TOOLTIPS
+    cells = [
+        {"row": int(row), "column": int(column), "share": shares[row, column], "count": int(counts[row, column])}
+        for row, column in (np.argwhere(counts > 0) if small else ())
+    ]
+    margin = 8 + 6 * max((len(name) for name in names), default=0) if small else 14
+    picture = None if small else _address(_shade(shares), "png")
+    return {"names": names, "size": size, "margin": margin, "cells": cells, "totals": totals, "picture": picture}
 
 
-def _published() -> str:
-    about = (
-        '<p class="about">From the paper (<a href="https://arxiv.org/abs/2604.11689">arXiv 2604.11689</a>), on its '
-        "own data and with the published probes. For orientation: numbers above that come from other data, another "
-        " preset or another protocol can't be compared with them.</p>"
-    )
-    return about + "".join(f'<div class="card">{tables.published_table(source)}</div>' for source in tables.PUBLISHED)
+def mistakes(result: EvalResult, most: int = 6) -> list[tuple[int, str, str]]:
+    """The most frequent mistakes: count, true class, predicted class."""
+    names = [row.name for row in result.classes]
+    pairs = [
+        (count, names[true], names[predicted])
+        for predicted, row in enumerate(result.confusion)
+        for true, count in enumerate(row)
+        if predicted != true and count
+    ]
+    return sorted(pairs, key=lambda pair: (-pair[0], pair[1:]))[:most]
+
+
+def _shade(shares: npt.NDArray[np.float64]) -> bytes:
+    """Shares (L, L) in [0, 1] as a PNG whose opacity is the share, which suits a light and a dark page."""
+    from PIL import Image
+
+    pixels = np.full((*shares.shape, 4), (43, 140, 196, 0), dtype=np.uint8)
+    pixels[..., 3] = np.round(255 * shares)
+    stream = io.BytesIO()
+    Image.fromarray(pixels, "RGBA").save(stream, format="PNG", optimize=True)
+    return stream.getvalue()
+
+
+def _address(data: bytes, kind: str) -> str:
+    return f"data:image/{kind};base64,{base64.b64encode(data).decode()}"
+
+
+def pictures(entry: Entry, example: Example) -> Iterator[tuple[str, str]]:
+    """Source and target frame of an example as small JPEG data addresses, as far as they can be read."""
+    import warnings
+
+    from PIL import Image
+
+    for part, name in zip(("source", "target"), example.pictures, strict=False):
+        try:
+            path = run_file(entry.path.parent, entry.result, name)
+            if path.stat().st_size > PICTURE_BYTES:
+                continue
+            with warnings.catch_warnings():
+                warnings.simplefilter("error")  # Pillow warns of decompression bombs
+                image = Image.open(path).convert("RGB")
+        except (LaryError, OSError, ValueError, Warning, Image.DecompressionBombError):
+            continue
+        image.thumbnail((PICTURE_SIZE, PICTURE_SIZE))
+        stream = io.BytesIO()
+        image.save(stream, format="JPEG", quality=82)
+        yield part, _address(stream.getvalue(), "jpeg")
+
+
+def panels(result: EvalResult, example: Example) -> Iterator[Mapping[str, Any]]:
+    """Geometry of predicted and true chunk of one sample, one panel of 88 x 62 per dimension, in physical units."""
+    predicted, true = np.asarray(example.predicted), np.asarray(example.true)
+    names = list(dict.fromkeys(row.name for row in result.dimensions))
+    if predicted.ndim != 2 or predicted.shape != true.shape or predicted.shape[1] != len(names) or not len(true):
+        return
+    across = np.linspace(5, 83, len(true)) if len(true) > 1 else np.array([44.0])
+    for index, (name, unit) in enumerate(zip(names, [*result.dataset.units, *([""] * len(names))], strict=False)):
+        series = {"true": true[:, index], "predicted": predicted[:, index]}
+        low, high = (float(end) for end in (min(map(np.min, series.values())), max(map(np.max, series.values()))))
+        if high - low < 1e-9:
+            low, high = low - 0.5, high + 0.5
+        digits = int(np.clip(1 - np.floor(np.log10(high - low)), 0, 4))
+        heights = {kind: 5 + 52 * (1 - (values - low) / (high - low)) for kind, values in series.items()}
+        yield {
+            "title": f"{name} [{unit}]" if unit else name, "low": f"{low:.{digits}f}", "high": f"{high:.{digits}f}",
+            "error": float(np.sqrt(np.mean((series["predicted"] - series["true"]) ** 2))),
+            "lines": {kind: list(zip(across, down, strict=True)) for kind, down in heights.items()},
+        }  # fmt: skip

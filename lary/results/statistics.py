@@ -84,7 +84,7 @@ def by_seed(sums: Array) -> Array:
 
 @lru_cache(maxsize=4)
 def cluster_draws(clusters: int, seed: int, resamples: int) -> Array:
-    """How often each cluster stands in each resample, (R, G) float64, read-only; all metrics of a run share them."""
+    """How often each cluster is in each resample, (R, G) float64, read-only; all metrics of a run share them."""
     draws = np.random.default_rng(seed).multinomial(clusters, np.full(clusters, 1 / clusters), size=resamples)
     kept: Array = draws.astype(np.float64)
     kept.flags.writeable = False

@@ -5,28 +5,26 @@ Several probes that differ in their seed alone make one record: its metrics are 
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import PurePosixPath
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
+from pydantic_core import from_json, to_json
 
 from lary.data.spec import Orientation
-from lary.probes import metrics
+from lary.probes import outcome as metrics
 from lary.probes.outcome import ClassificationOutcome, Floats, RegressionOutcome, SelectionName, SplitOutcome
-from lary.results import errors, scores
+from lary.results import measure, scores
 from lary.results import statistics as stats
-from lary.results.measure import check_finite, headline, interval_note, means, metric, plain_history, seed_sums
+from lary.results.measure import check_finite, headline, interval_note, means, metric, seed_sums
 from lary.results.record import (
     ClassRow,
     Control,
-    DimensionRow,
     EvalResult,
     Example,
-    GroupRow,
     Metric,
-    OrientationRow,
-    RobotRow,
     RunFacts,
     SeedRow,
     Selection,
@@ -63,21 +61,24 @@ def _score_metrics(labels: stats.Ints, logits: Sequence[Floats], clusters: stats
     count = logits[0].shape[1]
     found = _class_metrics(labels, [own.argmax(axis=1) for own in logits], count, clusters, seed)
     if count > TOP_K:
-        best = [np.argsort(-own, axis=1, kind="stable")[:, :TOP_K] for own in logits]
-        found[f"top{TOP_K}"] = _accuracy([(own == labels[:, None]).any(axis=1) for own in best], clusters)
+        found[f"top{TOP_K}"] = _accuracy([_in_top(labels, own) for own in logits], clusters)
     return found
 
 
 def _plain_metrics(labels: stats.Ints, logits: Floats) -> dict[str, float]:
     """The metrics of one probe without intervals."""
-    count = logits.shape[1]
-    matrix = metrics.confusion_matrix(labels, logits.argmax(axis=1), count)
-    found = {
-        "top1": metrics.accuracy(labels, logits.argmax(axis=1)),
-        "macro_recall": metrics.mean_class_accuracy(matrix),
-        "macro_f1": metrics.macro_f1(matrix),
-    }
-    return found | ({f"top{TOP_K}": metrics.top_k_accuracy(labels, logits, TOP_K)} if count > TOP_K else {})
+    count, predicted = logits.shape[1], logits.argmax(axis=1)
+    totals = scores.class_sums(labels, predicted, count, np.zeros_like(labels))
+    recall, f1 = scores.macro_scores(totals)[0]
+    found = {"top1": metrics.accuracy(labels, predicted), "macro_recall": float(recall), "macro_f1": float(f1)}
+    return found | ({f"top{TOP_K}": float(np.mean(_in_top(labels, logits)))} if count > TOP_K else {})
+
+
+def _in_top(labels: stats.Ints, logits: Floats) -> npt.NDArray[np.bool_]:
+    """Whether the class of each sample is among the `TOP_K` highest scores; equal scores count in class order."""
+    best = np.argsort(-logits, axis=1, kind="stable")[:, :TOP_K]
+    found: npt.NDArray[np.bool_] = (best == labels[:, None]).any(axis=1)
+    return found
 
 
 def _class_rows(
@@ -137,26 +138,25 @@ def classification_result(
             metrics=_class_metrics(labels, guesses, count, clusters, seed),
             gain=metric(means(gains, groups, seed), 0, "fraction"),
         )
-    per_seed = [] if not others else [
+    per_seed = [
         SeedRow(
             seed=number, epoch=run.selections[first].epoch, head=run.selections[first].head,
             metrics=_plain_metrics(labels, run.selections[first].logits),
         )
-        for number, run in zip(facts.seeds, runs, strict=True)
+        for number, run in zip(facts.seeds, runs, strict=False)
     ]  # fmt: skip
-    return EvalResult(
-        **dict(facts),
+    return _finished(
+        runs,
+        facts,
+        groups,
         task="classification",
         headline=first,
         primary="top1",
         selections=selections,
         controls=controls,
-        interval=interval_note(len(set(groups)), len(labels), len(runs)),
         classes=_class_rows(outcome, predicted[0], clusters, matrix),
         confusion=tuple(tuple(row) for row in matrix.tolist()),
-        per_seed=tuple(per_seed),
-        history=plain_history(outcome.history),
-        warnings=_warnings(runs),
+        per_seed=tuple(per_seed) if others else (),
     )
 
 
@@ -165,7 +165,7 @@ def classification_result(
 
 def _error_gain(split: SplitOutcome, ours: Sequence[Floats], theirs: Sequence[Floats], seed: int) -> Metric:
     """MSE of the run minus that of a control, paired by sample: negative where the run is better."""
-    pairs = zip(errors.squared(split, ours), errors.squared(split, theirs), strict=True)
+    pairs = zip(measure.squared(split, ours), measure.squared(split, theirs), strict=True)
     gains = [(own - other).mean(axis=1)[:, None] for own, other in pairs]
     return metric(means(gains, split.samples.groups, seed), 0, "normalised", higher=False)
 
@@ -179,7 +179,7 @@ def example_rows(split: SplitOutcome, selection: SelectionName) -> list[tuple[in
     return [(row, quantile, float(error[row])) for row, quantile in rows.items()]
 
 
-def _examples(split: SplitOutcome, selection: SelectionName, files: tuple[str, ...]) -> tuple[Example, ...]:
+def _examples(split: SplitOutcome, selection: SelectionName, files: Iterable[str]) -> tuple[Example, ...]:
     prediction = split.selections[selection].values
     found = []
     for index, (row, quantile, error) in enumerate(example_rows(split, selection)):
@@ -222,30 +222,36 @@ def regression_result(
     first = headline(outcome.splits["seen"].selections)
     found: dict[SelectionName, dict[str, Metric]] = {}
     controls: dict[str, dict[str, Metric]] = {}
-    dimensions: list[DimensionRow] = []
-    groups: list[GroupRow] = []
-    robots: list[RobotRow] = []
-    turns: list[OrientationRow] = []
+    tables: dict[str, list[Any]] = {"dimensions": [], "dimension_groups": [], "robots": [], "orientations": []}
     for role, split in outcome.splits.items():
         for name in split.selections:
             values = [run.splits[role].selections[name].values for run in runs]
             for own in values:
                 check_finite(own, f"predictions on the {role} split")
-            interval = errors.error_interval(split, values, seed)
-            found.setdefault(name, {}).update(errors.overall(role, split, interval))
+            interval = measure.error_interval(split, values, seed)
+            found.setdefault(name, {}).update(measure.overall(role, split, interval))
             if name == first:
-                dimensions += errors.dimension_rows(role, split, values, interval, outcome.dims, units, seed)
-                groups += errors.group_rows(role, split, values, outcome.groups, units, seed)
-                robots += errors.robot_rows(role, split, values, outcome.groups, units, orientations, seed)
-                turns += errors.orientation_rows(role, split, values, orientations, seed)
+                asked = (role, split, values)
+                tables["dimensions"] += measure.dimension_rows(*asked, interval, outcome.dims, units, seed)
+                tables["dimension_groups"] += measure.group_rows(*asked, outcome.groups, units, seed)
+                tables["robots"] += measure.robot_rows(*asked, outcome.groups, units, orientations, seed)
+                tables["orientations"] += measure.orientation_rows(*asked, orientations, seed)
         for control in split.controls:
             guesses = [run.splits[role].controls[control] for run in runs]
-            metrics_of = errors.overall(role, split, errors.error_interval(split, guesses, seed))
+            metrics_of = measure.overall(role, split, measure.error_interval(split, guesses, seed))
             controls.setdefault(control, {}).update(metrics_of)
+    per_seed = []
+    for number, run in zip(facts.seeds, runs, strict=False):
+        plain: dict[str, float] = {}
+        for role, split in run.splits.items():
+            plain |= measure.plain_errors(role, split, split.selections[first].values)
+        per_seed.append(SeedRow(seed=number, epoch=run.splits["seen"].selections[first].epoch, metrics=plain))
     seen = outcome.splits["seen"]
     ours = [run.splits["seen"].selections[first].values for run in runs]
-    return EvalResult(
-        **dict(facts),
+    return _finished(
+        runs,
+        facts,
+        seen.samples.groups,
         task="regression",
         headline=first,
         primary="seen_mse",
@@ -265,28 +271,20 @@ def regression_result(
             for name, values in controls.items()
             if name in seen.controls
         },
-        interval=interval_note(len(set(seen.samples.groups)), len(seen.targets), len(runs)),
-        dimensions=tuple(dimensions),
-        dimension_groups=tuple(groups),
-        robots=tuple(robots),
-        orientations=tuple(turns),
-        per_seed=_seed_rows(runs, facts.seeds, first) if others else (),
+        **{name: tuple(rows) for name, rows in tables.items()},
+        per_seed=tuple(per_seed) if others else (),
         examples=_examples(seen, first, facts.files),
-        history=plain_history(outcome.history),
-        warnings=_warnings(runs),
     )
 
 
-def _seed_rows(runs: Sequence[RegressionOutcome], seeds: Sequence[int], name: SelectionName) -> tuple[SeedRow, ...]:
-    rows = []
-    for number, run in zip(seeds, runs, strict=True):
-        found: dict[str, float] = {}
-        for role, split in run.splits.items():
-            found |= errors.plain(role, split, split.selections[name].values)
-        rows.append(SeedRow(seed=number, epoch=run.splits["seen"].selections[name].epoch, metrics=found))
-    return tuple(rows)
-
-
-def _warnings(runs: Sequence[ClassificationOutcome | RegressionOutcome]) -> tuple[str, ...]:
-    """Warnings of all seeds, each once."""
-    return tuple(dict.fromkeys(warning for run in runs for warning in run.warnings))
+def _finished(
+    runs: Sequence[ClassificationOutcome | RegressionOutcome], facts: RunFacts, groups: Sequence[str], **parts: Any
+) -> EvalResult:
+    """The record with what both tasks have: the note on intervals, the history of the first seed, all warnings."""
+    history = from_json(to_json(runs[0].history, inf_nan_mode="null", fallback=lambda value: value.item()))
+    return EvalResult(
+        **dict(facts), **parts,
+        interval=interval_note(len(set(groups)), len(groups), len(runs)),
+        history=tuple(history),
+        warnings=tuple(dict.fromkeys(warning for run in runs for warning in run.warnings)),
+    )  # fmt: skip

@@ -14,11 +14,11 @@ from pathlib import Path
 
 import numpy as np
 
-from lary import paths
 from lary.configs import ExtractConfig, ProbeControl
-from lary.data.samples import INDEX_COLUMN, MEDIA_COLUMNS, SampleTable, find_table, read_table, write_csv
 from lary.data.spec import DATASETS
-from lary.latents.table import SplitLatents, find_latent_table, open_latents
+from lary.data.splits import find_table
+from lary.data.tables import INDEX_COLUMN, MEDIA_COLUMNS, SampleTable, read_table, write_csv
+from lary.latents.ref import TABLE_FOLDER, LatentsRef, SplitLatents, find_latent_table, open_latents
 from lary.runs.extract import ExtractReport, extract
 from lary.settings import Settings
 from lary.types import BenchmarkProtocol, LaryError, UsageError
@@ -62,16 +62,12 @@ def extract_changed(
         UsageError, LaryError: as `extract`.
     """
     dataset = DATASETS.get(config.dataset)
-    pool = None if config.pool == "none" else config.pool
-    own = open_latents(
-        settings, dataset, config.split, config.model, config.protocol, config.latent, config.weights, pool
-    )  # fmt: skip
-    if separate(own, config.protocol):
+    if separate(open_latents(settings, LatentsRef.of(config)), config.protocol):
         return None
     moved = place_of(settings, control)
     source = config.input or find_table(dataset, config.split, settings.path("LARY_ROOT"))
     table = read_table(dataset, config.split, path=source, data_dir=settings.path("DATA_DIR"), limit=config.limit)
-    path = moved.path("LARY_ROOT") / paths.TABLE_FOLDER / f"{dataset.name}_metadata_{config.split}.csv"
+    path = moved.path("LARY_ROOT") / TABLE_FOLDER / f"{dataset.name}_metadata_{config.split}.csv"
     write_csv(path, list(table.frame.columns), list(changed_rows(table, control)))
     return extract(replace(config, input=path), moved, plugins=plugins)
 
@@ -91,36 +87,32 @@ def changed_rows(table: SampleTable, control: ProbeControl) -> Iterator[list[str
         yield row
 
 
-def open_changed(
-    settings: Settings, split: SplitLatents, control: ProbeControl, asked: tuple[str, BenchmarkProtocol, str | None,
-    str | None, str | None], pack_above: int | None = None,
-) -> SplitLatents:  # fmt: skip
-    """The samples of a split with their latents from changed frames; `asked` is the request for the split's own.
+def open_changed(settings: Settings, split: SplitLatents, ref: LatentsRef) -> SplitLatents:
+    """The samples of a split with their latents from the frames that the control of `ref` changed.
 
     Raises:
         UsageError: they were not extracted.
         LaryError: they can't be read, or were made of another table.
     """
-    moved, dataset, name = place_of(settings, control), split.table.spec, split.table.split
-    if find_latent_table(moved, dataset, name, *asked) is None:
+    if find_latent_table(settings, ref) is None:
         shape = split.source.shape
         held = f"{shape[0]} steps" if len(shape) == 3 else "no steps"
         raise UsageError(
-            f"--control {control}: the latents of '{asked[0]}' (protocol {asked[1]}) hold {held} for "
+            f"--control {ref.control}: the latents of '{ref.model}' (protocol {ref.protocol}) hold {held} for "
             f"{frames_of(split)} frames, so frames can't be exchanged after extraction, and there are no latents of "
-            f"changed frames of {dataset.name} {name}. Run 'lary controls', or 'lary run' with this option: they "
+            f"changed frames of {ref.dataset} {ref.split}. Run 'lary controls', or 'lary run' with this option: they "
             "encode the changed frames."
         )
-    other = open_latents(moved, dataset, name, *asked, pack_above=pack_above)
+    other = open_latents(settings, ref)
     places = {row: place for place, row in enumerate(other.table.frame.index.tolist())}
     rows = split.table.frame.index.tolist()
     kept = [position for position, row in enumerate(rows) if row in places]
     own = split if len(kept) == len(rows) else split.take(kept)
     theirs = other.take([places[rows[position]] for position in kept])
-    columns = MEDIA_COLUMNS[dataset.media]
+    columns = MEDIA_COLUMNS[split.table.spec.media]
     first = own.table.frame[columns[0]].to_numpy()
     if not kept or not np.logical_or.reduce([first == theirs.table.frame[name].to_numpy() for name in columns]).all():
         raise LaryError(
             f"{other.table.path} was made of another table than {split.table.path}: run 'lary controls' again."
         )
-    return replace(own, source=theirs.source, store={**other.store, CHANGED: control}, folder=other.folder)
+    return replace(own, source=theirs.source, store={**other.store, CHANGED: ref.control}, folder=other.folder)

@@ -13,27 +13,27 @@ Majority class and mean action need no run of their own: they stand in every res
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any
 
-from lary.configs import ControlsConfig, ExtractConfig, ProbeControl
+from lary.configs import ActionOptions, ControlsConfig, ProbeControl, RunConfig
 from lary.data.spec import DATASETS, DatasetSpec, LabelSpace
-from lary.latents.table import find_latent_table
+from lary.latents.ref import LatentsRef, find_latent_table
 from lary.models.spec import MODELS, ModelSpec
-from lary.results.compare import Difference, compare_runs, open_run
+from lary.results.compare import Difference, compare_runs, open_scored
 from lary.results.measure import reading
 from lary.results.record import FILE_NAME, EvalResult, Margin, write_result
-from lary.runs.changed import FRAME_CONTROLS, extract_changed
-from lary.runs.extract import extract
+from lary.runs.changed import FRAME_CONTROLS
 from lary.runs.probe import ProbeRun
-from lary.runs.run import config_for, run_probe
+from lary.runs.run import run_splits
 from lary.runtime import log
 from lary.settings import Settings
 from lary.types import LaryError, UsageError
 
 CONTROLS: tuple[ProbeControl, ...] = ("shuffled-targets", "static-pair", "shuffled-order")
 BASELINE = "baseline"
+ACTION_OPTIONS = [field.name for field in fields(ActionOptions)]
 MARKS = {"": "", "better": "", "even": "  (not told apart)", "worse": "  (the control is better)"}
 """What stands behind a control that the model does not beat."""
 
@@ -102,42 +102,30 @@ def run_one(
     config: ControlsConfig, settings: Settings, dataset: DatasetSpec, model: ModelSpec, plugins: tuple[Path, ...],
     **changes: Any,
 ) -> ProbeRun:  # fmt: skip
-    """One probe run, with the latents that it needs; baselines have one kind of latent and no protocols."""
-    weights = changes.get("weights")
-    itself = model.name == config.model
-    protocol, latent = config.protocol, config.latent if itself else None
-    options: dict[str, Any] = {
-        "model": model.name, "dataset": dataset.name, "gpus": config.gpus, "protocol": protocol, "latent": latent,
-        "probe_preset": config.probe_preset, "seeds": config.seeds, "epochs": config.epochs,
-        "overwrite": config.overwrite, "splits": config.splits, **changes,
-    }  # fmt: skip
-    if not isinstance(dataset.target, LabelSpace):
-        options |= {"model_type": config.model_type, "action_mode": config.action_mode}
-        options["relative_frame"] = config.relative_frame
-    probe = config_for(dataset, options)
-    for split in splits_of(dataset, settings, config):
-        asked = ExtractConfig(
-            model=model.name, dataset=dataset.name, split=split, protocol=protocol, latent=latent, weights=weights,
-            gpus=config.gpus,
-        )  # fmt: skip
-        extract(asked, settings, plugins=plugins)
-        if probe.control in FRAME_CONTROLS:
-            extract_changed(asked, probe.control, settings, plugins)
-    return run_probe(probe, settings)
+    """One probe run, with the latents that it needs; baselines have one kind of latent."""
+    left_out = ["project", *(() if model.name == config.model else ("latent",))]
+    left_out += ACTION_OPTIONS if isinstance(dataset.target, LabelSpace) else []
+    shared = {name: value for name, value in vars(config).items() if name not in left_out}
+    asked = RunConfig(**shared | {"model": model.name} | changes)
+    splits = splits_of(dataset, settings, config)
+    return run_splits(asked, splits, settings, plugins, replace_latents=False).probe
 
 
 def splits_of(dataset: DatasetSpec, settings: Settings, config: ControlsConfig) -> list[str]:
     """Training and validation split; the unseen one too where the model's own latents of it are there."""
     roles = dataset.roles(config.splits)
     splits, unseen = [roles["train"], roles["seen"]], roles.get("unseen")
-    if unseen and find_latent_table(settings, dataset, unseen, config.model, config.protocol, config.latent):
+    ref = LatentsRef(
+        model=config.model, dataset=dataset.name, split=unseen or "", protocol=config.protocol, latent=config.latent
+    )
+    if unseen and find_latent_table(settings, ref):
         splits.append(unseen)
     return splits
 
 
 def with_margins(own: ProbeRun, others: Sequence[ProbeRun]) -> EvalResult:
     """The model's result with its margin over each other run, which is written in its place."""
-    compared = compare_runs(open_run(own.folder), [open_run(other.folder) for other in others])
+    compared = compare_runs(open_scored(own.folder), [open_scored(other.folder) for other in others])
     result = own.result.model_copy(update={"margins": tuple(margin_of(each) for each in compared.differences)})
     write_result(own.folder / FILE_NAME, result)
     return result

@@ -6,18 +6,16 @@ import os
 import time
 from pathlib import Path
 
-from lary.configs import ExtractConfig
-from lary.data.spec import DATASETS, DatasetSpec
+from lary.configs import RunConfig
+from lary.data.configs import DemoConfig, SimulateConfig
+from lary.data.spec import DATASETS
 from lary.models.spec import MODELS, ModelSpec, locate_weights
 from lary.results.record import EvalResult
 from lary.results.report import write_report
-from lary.runs.extract import extract
-from lary.runs.probe import ProbeRun
-from lary.runs.run import config_for, run_probe
+from lary.runs.run import run_splits
 from lary.runtime import log
 from lary.settings import CONFIG_NAME, NAMES, Settings, load_settings
-from lary.simulate import SimulateConfig, simulate
-from lary.tool_configs import DemoConfig
+from lary.simulate import simulate
 from lary.types import UsageError
 
 PRESET = "demo"
@@ -31,32 +29,20 @@ def run_demo(config: DemoConfig) -> int:
         UsageError: the folder holds a demo with other options, or MuJoCo isn't installed.
     """
     started = time.monotonic()
-    simulate(SimulateConfig(config.out, config.seed, config.pairs, config.clips, config.size))
+    simulate(config.out, SimulateConfig(seed=config.seed, pairs=config.pairs, clips=config.clips, size=config.size))
     settings = demo_settings(config.out)
     models = demo_models(settings)
-    extracted = failed = 0
-    runs: list[ProbeRun] = []
+    runs = []
     for dataset in (record for record in DATASETS if record.in_demo):
         for model in models:
-            for split in dataset.splits:
-                done = extract(
-                    ExtractConfig(model=model.name, dataset=dataset.name, split=split, seed=config.seed), settings
-                )
-                extracted += done.extracted
-                failed += len(done.failures)
-            runs.append(run_demo_probe(dataset, model, settings))
+            asked = RunConfig(model=model.name, dataset=dataset.name, probe_preset=PRESET, model_seed=config.seed)
+            runs.append(run_splits(asked, dataset.splits, settings))
     page = write_report(settings.path("LARY_LOG_DIR"), config.out / "report.html")
-    print(demo_table([run.result for run in runs]))
-    if not extracted and not any(run.new for run in runs):
+    print(demo_table([run.probe.result for run in runs]))
+    if not any(run.extracted or run.probe.new for run in runs):
         print("Everything was done before: nothing was run again.")
     print(f"Took {time.monotonic() - started:.0f} s. Open {page} in a browser.")
-    return 1 if failed else 0
-
-
-def run_demo_probe(dataset: DatasetSpec, model: ModelSpec, settings: Settings) -> ProbeRun:
-    """The probe that the target of a data set asks for, with its own seed, so that ``lary regress`` finds it done."""
-    options = {"model": model.name, "dataset": dataset.name, "probe_preset": PRESET}
-    return run_probe(config_for(dataset, options), settings)
+    return 1 if any(run.failures for run in runs) else 0
 
 
 def demo_settings(out: Path) -> Settings:

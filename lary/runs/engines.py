@@ -17,22 +17,22 @@ from dataclasses import dataclass, field
 from multiprocessing.connection import Connection, wait
 from typing import Any
 
-from lary.data.samples import SampleTable, read_table
 from lary.data.spec import DATASETS
-from lary.latents.pipeline import Advance, Job, encode_units
-from lary.latents.units import Unit, UnitReport
+from lary.data.tables import SampleTable, read_table
+from lary.latents.pipeline import Advance, Job, Unit, UnitReport, encode_units
+from lary.models.running import LoadedEncoder
 from lary.registry import load_plugin
 from lary.runtime import log, setup_logging
-from lary.types import Encoder, LaryError
+from lary.types import LaryError
 
 TRIES = 3
 """How often a unit is given out whose process dies."""
-SECONDS_BETWEEN_LOOKS = 0.5
+SECONDS_PER_CHECK = 0.5
 SECONDS_TO_END = 10.0
 
 
 class StopRequest:
-    """Ctrl-C once: end after the units in hand. Twice: at once."""
+    """A first Ctrl-C ends the run after the current units, a second one at once."""
 
     def __init__(self) -> None:
         self.asked = False
@@ -54,11 +54,11 @@ class StopRequest:
         if self.asked:
             raise KeyboardInterrupt
         self.asked = True
-        log.warning("finishing the unit of rows in hand; press Ctrl-C again to stop at once")
+        log.warning("finishing the current unit of rows; press Ctrl-C again to stop at once")
 
 
 def run_here(
-    job: Job, table: SampleTable, units: Sequence[Unit], device: str, encoder: Encoder | None, stop: StopRequest,
+    job: Job, table: SampleTable, units: Sequence[Unit], device: str, encoder: LoadedEncoder | None, stop: StopRequest,
     advance: Advance,
 ) -> Iterator[UnitReport]:  # fmt: skip
     """Do the units in this process. Raises LaryError."""
@@ -96,7 +96,7 @@ def run_processes(
             if stop.asked:
                 halt.set()
                 waiting.clear()
-            ready = set(wait([helper.connection for helper in helpers], SECONDS_BETWEEN_LOOKS))
+            ready = set(wait([helper.connection for helper in helpers], SECONDS_PER_CHECK))
             for helper in [helper for helper in helpers if helper.connection in ready]:
                 try:
                     message, content = helper.connection.recv()

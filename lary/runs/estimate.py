@@ -10,15 +10,14 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from lary.configs import ExtractConfig
-from lary.latents.pipeline import encode_units
+from lary.latents.pipeline import encode_units, plan_units
 from lary.latents.store import MANIFEST, store_at
-from lary.latents.units import plan_units
 from lary.runs.extract import Run, open_run, prepare_run
 from lary.settings import Settings
 from lary.types import Failure
 
 SECONDS = 10.0
-"""How long to measure, at most; the batch in hand is finished."""
+"""How long to measure, at most; the current batch is finished."""
 BATCHES = 16
 
 
@@ -45,7 +44,7 @@ class Estimate:
 
     @property
     def fits(self) -> bool:
-        """Whether the disk has room."""
+        """Whether the disk has the free space."""
         return self.bytes_to_write <= self.bytes_free
 
     def text(self) -> str:
@@ -58,7 +57,9 @@ class Estimate:
             f"  to write      {'unknown' if unknown else f'{self.bytes_to_write / 1e9:.3f} GB'} into {self.folder}",
             f"  free there    {self.bytes_free / 1e9:.3f} GB{'' if self.fits else ': NOT ENOUGH'}",
         ]
-        return "\n".join(lines + [f"  unreadable    row {item.row + 1}: {item.reason}" for item in self.failures])
+        return "\n".join(
+            lines + [f"  unreadable    row {(item.row or 0) + 1}: {item.reason}" for item in self.failures]
+        )
 
 
 def estimate(config: ExtractConfig, settings: Settings, *, plugins: tuple[Path, ...] = ()) -> Estimate:
@@ -92,7 +93,7 @@ class Measurement:
 
 def measure(run: Run, missing: Sequence[int]) -> Measurement:
     """Read, encode and write some rows, spread over the missing ones, into a folder that is removed again."""
-    # On a CPU rows go one by one anyway, and a slow model is told after a few of them.
+    # On a CPU rows go one by one anyway, and a few of them are enough for a slow model.
     config = run.job.config if run.devices[0] != "cpu" else replace(run.job.config, batch_size=1)
     size = config.batch_size
     chosen = missing[:: max(1, len(missing) // (BATCHES * size))][: BATCHES * size]
@@ -106,7 +107,7 @@ def measure(run: Run, missing: Sequence[int]) -> Measurement:
         ):  # fmt: skip
             ends.append(time.monotonic())
             done.append(done[-1] + report.done)
-            failures += [replace(failure, row=chosen[failure.row]) for failure in report.failures]
+            failures += [replace(failure, row=chosen[failure.row or 0]) for failure in report.failures]
         written = sum(file.stat().st_size for file in Path(folder).rglob("*") if file.is_file())
     rows = done[-1]
     if not rows:

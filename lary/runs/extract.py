@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import csv
-import io
 import json
 import math
 import shlex
@@ -14,21 +12,22 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from lary import paths
 from lary.configs import ExtractConfig, Mode
-from lary.data.samples import SampleTable, check_media, find_table, read_table
 from lary.data.spec import DATASETS, DatasetSpec
-from lary.files import digest, read_json, read_limited, remove_torn, write_json, write_text
-from lary.latents.locks import locked
-from lary.latents.pipeline import Job, make_encoder, model_of
+from lary.data.splits import find_table
+from lary.data.tables import SampleTable, read_table
+from lary.files import digest, read_failures, read_json, remove_torn, write_failures, write_json, write_text
+from lary.latents.pipeline import Interrupted, Job, UnitReport, make_encoder, model_of, plan_units
 from lary.latents.pooling import check_pool
-from lary.latents.store import LARGEST_FAILURES, LatentStore, StoreIdentity, check_format, open_store
-from lary.latents.units import Interrupted, UnitReport, plan_units
+from lary.latents.ref import LatentsRef
+from lary.latents.store import MANIFEST, LatentStore, StoreIdentity, check_format, open_store, read_manifest
+from lary.locks import locked
+from lary.models.running import LoadedEncoder
 from lary.models.spec import ModelSpec, locate_weights
 from lary.runs.engines import StopRequest, run_here, run_processes
 from lary.runtime import log, pick_devices, progress
 from lary.settings import Settings
-from lary.types import BenchmarkProtocol, Encoder, Failure, LaryError, Media, UsageError, as_path
+from lary.types import BenchmarkProtocol, Failure, LaryError, Media, UsageError, as_path
 
 if TYPE_CHECKING:
     import pandas
@@ -36,7 +35,7 @@ if TYPE_CHECKING:
 MODES: dict[Mode, Media] = {"image": "pair", "video": "clip"}
 FAILURES = "failures.csv"
 TIMING = "extraction.json"
-ROWS_LOOKED_AT = 10_000
+ROWS_CHECKED = 10_000
 """Of a long table before the work starts; what is missing behind them shows when it is read."""
 
 
@@ -79,7 +78,7 @@ def extract(config: ExtractConfig, settings: Settings, *, plugins: tuple[Path, .
             add_timing(store.folder, sum(report.done for report in reports), time.monotonic() - started)
         else:
             log.info("%s: all %d rows are done", run.title, len(run.table))
-        failures = sorted((item for report in reports for item in report.failures), key=lambda failure: failure.row)
+        failures = sorted((item for report in reports for item in report.failures), key=lambda item: item.row or 0)
         done = sum(report.done for report in reports)
         store.finish(run.table)
         write_failed(store.folder, failures)
@@ -91,7 +90,7 @@ def extract(config: ExtractConfig, settings: Settings, *, plugins: tuple[Path, .
 
 @dataclass(frozen=True)
 class Run:
-    """An extraction with everything looked up and nothing written yet; `encoder` is there if it was needed for that."""
+    """An extraction with everything looked up and nothing written yet."""
 
     job: Job
     model: ModelSpec
@@ -102,7 +101,7 @@ class Run:
     folder: Path
     target: Path
     latent_root: Path
-    encoder: Encoder | None
+    encoder: LoadedEncoder
 
     @property
     def title(self) -> str:
@@ -120,24 +119,22 @@ def prepare_run(config: ExtractConfig, settings: Settings, plugins: tuple[Path, 
     explicit = as_path(config.input) if config.input else None
     source = find_table(dataset, config.split, settings.path("LARY_ROOT"), explicit)
     table = read_table(dataset, config.split, path=source, data_dir=settings.path("DATA_DIR"), limit=config.limit)
-    tag = paths.tagged(model.name, config.protocol, config.latent, config.weights, config.pool)
+    ref = LatentsRef.of(config)
     weights = locate_weights(model, settings.values(), config.weights)
     job = Job(config, settings.path("DATA_DIR"), source, weights, settings.values(), plugins)
-    encoder: Encoder | None = None
-    digest_of_weights = ""
-    if model.weights is not None:
-        encoder = make_encoder(job, model, devices[0])
-        digest_of_weights = str(getattr(encoder, "weights_digest", "") or "")
-    identity = store_identity(model, dataset, config, digest_of_weights)
+    encoder = make_encoder(job, model, devices[0])
+    identity = store_identity(model, dataset, config, encoder.identity.digest)
     details = {
         "record": record_of(model, config.protocol, dataset.media),
         "weights_from": weights,
         "batch_size": config.batch_size,
     }
-    folder = paths.latent_folder(settings, dataset.name, config.split, tag)
-    target = paths.latent_table(settings, dataset.name, config.split, dataset.media, dataset.stride, tag)
+    folder = ref.folder(settings)
+    if not config.overwrite:
+        identity = as_before(folder, identity)
     return Run(
-        job, model, table, tuple(devices), identity, details, folder, target, settings.path("LARY_LA_DIR"), encoder
+        job, model, table, tuple(devices), identity, details, folder, ref.table(settings),
+        ref.latent_root(settings), encoder,
     )  # fmt: skip
 
 
@@ -165,9 +162,9 @@ def work(run: Run, store: LatentStore, pending: Sequence[int]) -> list[UnitRepor
     reports = []
     with StopRequest() as stop, progress(len(pending), run.title) as bar:
         if not local:
-            from lary.runs.ray_engine import run_on_ray
+            from lary.runs.ray import extract_on_ray
 
-            found = run_on_ray(job, units, stop, bar.advance)
+            found = extract_on_ray(job, units, stop, bar.advance)
         elif len(devices) > 1:
             found = run_processes(job, units, devices, stop, bar.advance)
         else:
@@ -184,7 +181,7 @@ def unfinished(run: Run, left: int) -> LaryError:
         return LaryError(f"{rest}, so there is no table yet: run the same command without --retry-failed.")
     own = Path(sys.argv[0]).name in ("lary", "cli.py")
     again = shlex.join(["lary", *sys.argv[1:]]) if own else "the same command again"
-    return Interrupted(f"Stopped: {rest}. Everything up to here is kept; go on with {again}")
+    return Interrupted(f"Stopped: {rest}. Everything up to here is kept; resume with {again}")
 
 
 def failed_rows(folder: Path, missing: Sequence[int]) -> list[int]:
@@ -193,11 +190,10 @@ def failed_rows(folder: Path, missing: Sequence[int]) -> list[int]:
     if not file.is_file():
         raise UsageError(f"--retry-failed: there is no {file}: the last run had no failures, or didn't end.")
     try:
-        text = read_limited(file, LARGEST_FAILURES).decode()
-        named = {row.get("row") for row in csv.DictReader(io.StringIO(text, newline=""))}
-    except (OSError, ValueError, csv.Error) as error:
+        named = {failure.row for failure in read_failures(file)}
+    except (OSError, ValueError) as error:
         raise UsageError(f"--retry-failed: {file} can't be read ({error}): leave the option out.") from None
-    return [row for row in missing if str(row + 1) in named]
+    return [row for row in missing if row in named]
 
 
 def check_request(dataset: DatasetSpec, config: ExtractConfig) -> None:
@@ -248,10 +244,22 @@ def store_identity(model: ModelSpec, dataset: DatasetSpec, config: ExtractConfig
     )  # fmt: skip
 
 
+def as_before(folder: Path, identity: StoreIdentity) -> StoreIdentity:
+    """The identity, without its weights where a store of version 0.1 is there, which named none for some plug-ins."""
+    unnamed = replace(identity, weights="")
+    if identity.weights and (folder / MANIFEST).is_file() and read_manifest(folder).get("key") == unnamed.key:
+        log.warning(
+            "%s was begun by version 0.1, which did not record the weights of '%s': if they have changed since, pass "
+            "--overwrite", folder, identity.model,
+        )  # fmt: skip
+        return unnamed
+    return identity
+
+
 def warn_about_media(table: SampleTable, pending: Sequence[int]) -> None:
     """Name the first missing files before the work starts. Raises LaryError if no file is there at all."""
-    pending = pending[:ROWS_LOOKED_AT]
-    absent = check_media(table, pending)
+    pending = pending[:ROWS_CHECKED]
+    absent = table.missing_media(pending)
     if not absent:
         return
     listed = "\n  ".join(str(path) for path in absent[:10])
@@ -260,7 +268,7 @@ def warn_about_media(table: SampleTable, pending: Sequence[int]) -> None:
             f"None of the {len(absent)} media files of {table.path} exist; the first are\n  {listed}\n"
             f"Check DATA_DIR; this split's files are expected under {table.root}."
         )
-    among = f" of the first {ROWS_LOOKED_AT} rows" if len(pending) == ROWS_LOOKED_AT else ""
+    among = f" of the first {ROWS_CHECKED} rows" if len(pending) == ROWS_CHECKED else ""
     log.warning(
         "%d media files%s are missing; their rows will be skipped. The first are\n  %s", len(absent), among, listed
     )
@@ -298,20 +306,11 @@ def write_table(run: Run, store: LatentStore, failures: Sequence[Failure]) -> No
 def write_failed(folder: Path, failures: Sequence[Failure]) -> None:
     """Write the failures file beside the latents; without failures there is none."""
     report = folder / FAILURES
+    write_failures(report, failures)
     if failures:
-        write_failures(report, failures)
         log.error(
             "%d rows could not be read: see %s; 'lary extract --retry-failed' takes only these", len(failures), report
         )
-    else:
-        report.unlink(missing_ok=True)
-
-
-def write_failures(file: Path, failures: Sequence[Failure]) -> None:
-    """Write skipped rows with their path and reason; rows count from 1, as in messages."""
-    import pandas
-
-    write_text(file, to_csv(pandas.DataFrame([asdict(replace(item, row=item.row + 1)) for item in failures])))
 
 
 def to_csv(frame: pandas.DataFrame) -> str:

@@ -2,38 +2,28 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import replace
-from pathlib import Path
 
-import numpy as np
-import numpy.typing as npt
-
-from lary.configs import ClassifyConfig, RegressConfig
-from lary.data.actions import ActionMode, Normaliser, Targets, load_targets
-from lary.data.frames import read_clip
-from lary.data.poses import Frame, in_frame
-from lary.data.samples import SampleTable
+from lary.configs import ClassifyConfig, RegressConfig, RelativeFrame
 from lary.data.spec import DatasetSpec
-from lary.latents.npzfile import read_stamp
+from lary.latents.npz import read_stamp
+from lary.latents.ref import LatentsRef, SplitLatents, find_latent_table, open_latents
 from lary.latents.store import SHARD_MARK
-from lary.latents.table import SplitLatents, find_latent_table, open_latents
-from lary.models.spec import ModelSpec, with_latent
-from lary.probes.outcome import SampleColumns
-from lary.probes.sources import NamedSource, ProjectedSource, ShuffledOrderSource, StaticSource
+from lary.models.spec import MODELS, ModelSpec, with_latent
+from lary.probes.sources import named, projected, shuffled_order, static_pair
 from lary.runs.changed import CHANGED, FRAME_CONTROLS, open_changed, separate
-from lary.runs.extract import FAILURES, write_failures
 from lary.runtime import device_numbers, log
 from lary.settings import Settings
-from lary.types import Failure, LaryError, LatentSource, MediaError, Sample, UsageError
+from lary.types import LaryError, LatentSource, Sample, UsageError
 
 ProbeConfig = ClassifyConfig | RegressConfig
 
 CHECKED_ROWS = 1024
-"""Of a split, whose latents are held against their sample."""
+"""Rows of a split whose latents are checked against their sample."""
 
 SEEDS = 2**32
-"""So many there are, from 0."""
+"""Number of possible seeds, from 0."""
 
 
 def seeds_of(config: ProbeConfig) -> tuple[int, ...]:
@@ -62,55 +52,79 @@ def check_options(config: ProbeConfig) -> None:
         device_numbers(config.gpus)
 
 
-def variant_of(config: ProbeConfig) -> str:
-    """What stands behind the model's name in folder names: ``@by-episode``, ``@static-pair``, ``@project16``."""
-    parts: list[str] = [config.splits] if config.splits else []
-    parts += [config.control] if config.control else []
-    parts += [f"project{config.project}"] if config.project is not None else []
-    return "".join(f"@{part}" for part in parts)
+def find_model(config: ProbeConfig, dataset: DatasetSpec, settings: Settings) -> ModelSpec | None:
+    """The record of the model; None for latents of a name that no record knows, written by another program.
+
+    Raises:
+        UsageError: there is neither a record nor a table of latents of that name.
+    """
+    try:
+        return with_latent(MODELS.get(config.model), config.latent)
+    except UsageError:
+        train = LatentsRef.of(config, dataset.roles(config.splits)["train"])
+        if config.model in MODELS.names() or find_latent_table(settings, train) is None:
+            raise
+        return None
 
 
-def open_splits(
-    settings: Settings, dataset: DatasetSpec, model: ModelSpec, config: ProbeConfig
-) -> dict[str, SplitLatents]:
-    """Latents by role: ``train``, ``seen`` (the validation split) and, where it was extracted, ``unseen``."""
-    from lary.probes.fit import MEMORY_SHARE, memory_bytes
+def frame_of(config: ProbeConfig) -> RelativeFrame | None:
+    """The frame of relative motion; None for other targets. Raises UsageError for a frame without motion."""
+    if isinstance(config, ClassifyConfig):
+        return None
+    if config.action_mode == "relative":
+        return config.relative_frame or "world"
+    if config.relative_frame is not None:
+        raise UsageError(f"--relative-frame {config.relative_frame}: it needs --action-mode relative.")
+    return None
 
-    with_latent(model, config.latent)
+
+def open_splits(settings: Settings, dataset: DatasetSpec, config: ProbeConfig) -> dict[str, SplitLatents]:
+    """Latents by role: ``train``, ``seen`` (the validation split) and, where it was extracted, ``unseen``.
+
+    Raises:
+        UsageError: missing latents, of different shapes, of another data set, or of another dimension than ``--dim``.
+        LaryError: latents that can't be read or belong to other samples.
+    """
     roles = dataset.roles(config.splits)
-    asked = (model.name, config.protocol, config.latent, config.weights, config.pool)
+    refs = {role: LatentsRef.of(config, split) for role, split in roles.items()}
     absent = None
-    if "unseen" in roles and find_latent_table(settings, dataset, roles["unseen"], *asked) is None:
-        absent = roles.pop("unseen")
-    memory = int(MEMORY_SHARE * memory_bytes())
-    splits = {
-        role: open_latents(settings, dataset, split, *asked, pack_above=memory) for role, split in roles.items()
-    }  # fmt: skip
+    if "unseen" in refs and find_latent_table(settings, refs["unseen"]) is None:
+        absent = refs.pop("unseen").split
+    splits = {role: open_latents(settings, ref) for role, ref in refs.items()}
     if absent is not None:
-        log.info("%s has no latents of %s %s: scored without it", model.name, dataset.name, absent)
+        log.info("%s has no latents of %s %s: scored without it", config.model, dataset.name, absent)
     shapes = {role: split.source.shape for role, split in splits.items()}
     if len(set(shapes.values())) > 1:
-        told = ", ".join(f"{roles[role]} {shape}" for role, shape in shapes.items())
-        raise UsageError(f"The splits of '{dataset.name}' hold latents of different shapes ({told}): extract again.")
+        listed = ", ".join(f"{roles[role]} {shape}" for role, shape in shapes.items())
+        raise UsageError(f"The splits of '{dataset.name}' hold latents of different shapes ({listed}): extract again.")
+    dim = getattr(config, "dim", None)
+    if dim is not None and dim != (found := splits["train"].source.shape[-1]):
+        raise UsageError(f"--dim {dim}: the latents have dimension {found}; leave the option out.")
     check_samples(settings, splits)
     if config.control in FRAME_CONTROLS:
         for role, split in splits.items():
             if not separate(split, config.protocol):
-                splits[role] = open_changed(settings, split, config.control, asked, memory)
+                splits[role] = open_changed(settings, split, replace(refs[role], control=config.control))
     return splits
 
 
 def check_samples(settings: Settings, splits: Mapping[str, SplitLatents]) -> None:
-    """Refuse latents in single files that were made of another sample of these splits than their row names, or by
-    another extraction than the first row's.
+    """Refuse latents of another data set, and those in single files that were made of another sample of these splits
+    than their row names, or by another extraction than the first row's.
 
-    Rows of shards were checked when they were opened; files of other programs don't tell. Of many rows some are looked
-    at, evenly spaced: a table that was sorted or shifted shows in any of them.
+    Rows of shards were checked when they were opened; files of other programs name no sample. Of many rows some are
+    checked, evenly spaced: a table that was sorted or shifted shows in any of them.
 
     Raises:
-        LaryError: names the row, the file, and whose latents it holds.
+        UsageError, LaryError: names the row, the file, and whose latents it holds.
     """
     for split in splits.values():
+        identity, spec = split.store.get("identity", {}), split.table.spec
+        if (of := identity.get("dataset", spec.name)) != spec.name:
+            raise UsageError(
+                f"{split.table.path} names latents of '{of}', not of '{spec.name}': run 'lary extract --model "
+                f"{identity.get('model')} --dataset {spec.name} --split {split.table.split}' again."
+            )
         entries = split.table.frame["la_path"].tolist()
         for position in range(0, len(entries), -(-len(entries) // CHECKED_ROWS)):
             entry = entries[position]
@@ -156,115 +170,21 @@ def shared_groups(dataset: DatasetSpec, splits: Mapping[str, SplitLatents]) -> t
     return tuple(found)
 
 
-def check_steps(split: SplitLatents, config: ProbeConfig) -> None:
-    """Refuse a control of the frames on latents without a store that mix frames. Raises UsageError."""
-    if not separate(split, config.protocol):
-        raise UsageError(
-            f"--control {config.control}: '{config.model}' (protocol {config.protocol}) mixes the frames of a sample, "
-            "so they have to be changed before they are encoded: leave --no-store out."
-        )
-
-
 def shown(split: SplitLatents, config: ProbeConfig, seed: int, *, training: bool) -> LatentSource:
     """The latents of a split as the probe sees them: through the control and the projection that were asked for.
 
     Every split goes through the same projection; orders are shuffled anew. Frames that were changed before they were
     encoded stay as they are.
     """
-    source: LatentSource = NamedSource(split.source, lambda row: name_of(split.table[row]))
+    source: LatentSource = named(split.source, lambda row: name_of(split.table[row]))
     control = None if CHANGED in split.store else config.control
     if control == "static-pair":
-        source = StaticSource(source)
+        source = static_pair(source)
     elif control == "shuffled-order":
-        source = ShuffledOrderSource(source, seed if training else seed + 1)
-    return source if config.project is None else ProjectedSource(source, config.project, seed)
+        source = shuffled_order(source, seed if training else seed + 1)
+    return source if config.project is None else projected(source, config.project, seed)
 
 
 def name_of(sample: Sample) -> str:
     """A sample for a message: its id and the media that it was cut from."""
     return f"sample {sample.id} ({', '.join(dict.fromkeys(sample.media))})"
-
-
-def shuffled(count: int, config: ProbeConfig, seed: int) -> npt.NDArray[np.int64]:
-    """Whose target each of `count` training samples gets: its own, or that of another under ``shuffled-targets``."""
-    if config.control != "shuffled-targets":
-        return np.arange(count, dtype=np.int64)
-    return np.random.default_rng(seed).permutation(count).astype(np.int64)
-
-
-def with_targets(
-    split: SplitLatents, normaliser: Normaliser, mode: ActionMode, data_dir: Path, failures: list[Failure],
-    frame: Frame = "world",
-) -> tuple[SplitLatents, Targets]:  # fmt: skip
-    """A split and its normalised targets, without the rows whose action file can't be read; those join `failures`.
-
-    Raises:
-        LaryError: a robot type has no statistics, or no action file of the split can be read.
-    """
-    table = relative_table(split.table, data_dir, frame) if mode == "relative" else split.table
-    targets = load_targets(table, normaliser, mode=mode, frame=frame)
-    if not targets.failures:
-        return split, targets
-    failures += targets.failures
-    rows = np.flatnonzero(targets.readable)
-    if not len(rows):
-        raise LaryError(
-            f"None of the {len(targets.failures)} action files of {table.path} can be read; the first: "
-            f"{targets.failures[0].reason} Check DATA_DIR: they are expected under {table.root}."
-        )
-    kept = Targets(targets.values[rows], targets.mean[rows], targets.std[rows], ())
-    return split.take(rows.tolist()), kept
-
-
-def relative_table(table: SampleTable, data_dir: Path, frame: Frame = "world") -> SampleTable:
-    """The table over ``regression_relative/`` (or that of local motion) where its files were made, else itself.
-
-    Without those files the motion is computed from the absolute chunks; the values are the same.
-    """
-    root = (data_dir / in_frame(table.spec.split(table.split).root, frame)).absolute()
-    moved = replace(table, root=root)
-    return moved if moved.action_path(moved[0]).is_file() else table
-
-
-def report_failures(folder: Path, failures: Sequence[Failure]) -> None:
-    """Write the rows that were left out to the run's failures file; none, and there is no such file."""
-    file = folder / FAILURES
-    if not failures:
-        file.unlink(missing_ok=True)
-        return
-    write_failures(file, failures)
-    log.error("%d rows have no readable action and are left out: see %s", len(failures), file)
-
-
-def check_dim(dim: int | None, splits: Mapping[str, SplitLatents]) -> None:
-    """Refuse a ``--dim`` that contradicts the latents. Raises UsageError."""
-    found = splits["train"].source.shape[-1]
-    if dim is not None and dim != found:
-        raise UsageError(f"--dim {dim}: the latents have dimension {found}; leave the option out.")
-
-
-def columns(split: SplitLatents) -> SampleColumns:
-    """Who the samples of a split are."""
-    samples = [split.table[row] for row in range(len(split.table))]
-    return SampleColumns(
-        ids=tuple(sample.id for sample in samples),
-        media=tuple(sample.media for sample in samples),
-        groups=tuple(sample.group for sample in samples),
-        embodiments=tuple(sample.embodiment for sample in samples),
-    )
-
-
-def frames_of(split: SplitLatents) -> Callable[[int], npt.NDArray[np.uint8]] | None:
-    """Decoded frames by row, for pictures; None where the media aren't on this machine."""
-    table = split.table
-
-    def read(row: int) -> npt.NDArray[np.uint8]:
-        sample = table[row]
-        return read_clip(table.media_path(sample), sample.frame_index)
-
-    try:
-        read(0)
-    except MediaError as error:
-        log.warning("no pictures beside the trajectories: %s", error)
-        return None
-    return read

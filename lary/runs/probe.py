@@ -1,63 +1,58 @@
-"""One command, one function: a probe run from latents to its result.json and the published output files."""
+"""A probe run, from latents to its result.json and the published output files: one course for both kinds of probe."""
 
 from __future__ import annotations
 
 import json
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager, nullcontext
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from lary import paths
-from lary.configs import ClassifyConfig, RegressConfig, RelativeFrame
-from lary.data.actions import Targets, load_normaliser
+from lary.configs import ClassifyConfig, RegressConfig
 from lary.data.spec import DATASETS, DatasetSpec
-from lary.files import digest, remove_torn
-from lary.latents.table import SplitLatents
-from lary.models.spec import MODELS, ModelSpec
+from lary.files import check_writable, digest
+from lary.latents.ref import LatentsRef, SplitLatents
+from lary.models.spec import ModelSpec
 from lary.probes.presets import PRESETS
-from lary.results.chunks import write_chunks
-from lary.results.predictions import action_scores, class_scores, write_scores
-from lary.results.published import write_classification_files, write_regression_files
+from lary.registry import load_plugin, loaded_plugins
+from lary.results.folder import settle, writing
 from lary.results.record import (
     FILE_NAME,
-    SCHEMA_VERSION,
     DatasetFacts,
     EvalResult,
     ModelFacts,
+    NamedDigest,
     Provenance,
     RunFacts,
     SplitFacts,
     read_result,
-    write_result,
+    run_identity,
 )
-from lary.results.summarise import classification_result, regression_result
-from lary.runs.devices import NOT_DECIDING, Place, check_stores, run_on, several_devices
-from lary.runs.extract import check_mode, check_stride, read_timing
+from lary.runs.extract import read_timing
 from lary.runs.inputs import (
     ProbeConfig,
-    check_dim,
     check_options,
-    columns,
-    frames_of,
+    find_model,
+    frame_of,
     open_splits,
-    report_failures,
     seeds_of,
     shared_groups,
-    shown,
-    shuffled,
-    variant_of,
-    with_targets,
 )
-from lary.runtime import log, provenance
+from lary.runs.tasks import Task, task_of
+from lary.runtime import log, pick_devices, progress, provenance
 from lary.settings import Settings
-from lary.types import Failure, Progress, UsageError
+from lary.types import Progress, UsageError
 
 if TYPE_CHECKING:
-    from lary.probes.chunks import RegressorInputs
-    from lary.probes.outcome import RegressionOutcome
-    from lary.probes.presets import ProbePreset
+    from lary.probes.session import Session, Team
+
+NOT_DECIDING = ("device", "overwrite", "resume", "tracker")
+"""Options that leave the numbers of a run alone, and so are no part of its identity."""
+
+UNREGISTERED = "unregistered"
+"""Paradigm of a model whose latents another program wrote, or whose plug-in isn't named again."""
 
 
 @dataclass(frozen=True)
@@ -69,231 +64,148 @@ class ProbeRun:
     new: bool
 
 
-def classify(
-    config: ClassifyConfig, settings: Settings, opened: Mapping[str, SplitLatents] | None = None
-) -> ProbeRun:  # fmt: skip
-    """Train and score the attentive probe; a run that is done is not done again.
-
-    `opened` are latents by role in place of the stored ones.
-
-    Raises:
-        UsageError: contradicting options, missing latents, or a folder that holds the result of another run.
-        LaryError: unreadable latents, or a training that diverged.
-    """
-    check_options(config)
-    model, dataset = MODELS.get(config.model), DATASETS.get(config.dataset)
-    classes = dataset.labels.classes
-    if config.classes is not None and config.classes != len(classes):
-        raise UsageError(
-            f"--classes {config.classes}: data set '{dataset.name}' has {len(classes)} classes; leave the option out."
-        )
-    preset = PRESETS.get(config.probe_preset)
-    splits = dict(opened) if opened else open_splits(settings, dataset, model, config)
-    check_stores(dataset.name, splits)
-    check_dim(config.dim, splits)
-    folder = run_folder(config, settings, dataset, model)
-    if (found := finished(folder, config, splits)) is not None:
-        return ProbeRun(folder, found, new=False)
-    if devices := several_devices(config):
-        run_on(devices, classify, config, settings)
-        return ProbeRun(folder, read_result(folder / FILE_NAME), new=True)
-    place = Place.of(config)
-
-    from lary.probes.classify import ClassifierInputs, train_classifier
-
-    train, validation = splits["train"], splits["seen"]
-    started = time.monotonic()
-    epochs, seeds = config.epochs or preset.classifier.epochs, seeds_of(config)
-    outcomes = []
-    with place.progress(len(seeds) * epochs * len(train.table), f"probe {dataset.name} {model.name}") as bar:
-        for seed in seeds:
-            labels = train.table.labels()
-            inputs = ClassifierInputs(
-                train=shown(train, config, seed, training=True),
-                train_labels=labels[shuffled(len(labels), config, seed)],
-                train_groups=train.table.groups(), validation=shown(validation, config, seed, training=False),
-                labels=validation.table.labels(), samples=columns(validation), classes=classes,
-            )  # fmt: skip
-            own = folder_of(folder, seed, seeds)
-            with place.session(config, identity_of(config, splits), seed, own) as session:
-                outcomes.append(
-                    train_classifier(
-                        inputs, preset, protocol=config.protocol, device=place.device, seed=seed, folder=own,
-                        progress=bar, epochs=config.epochs, batch_size=config.probe_batch_size,
-                        precision=config.precision, session=session,
-                    )
-                )  # fmt: skip
-    place.team.leave()
-    seconds = time.monotonic() - started
-    scores = write_scores(folder, class_scores(outcomes), seeds)
-    files = ("log_r0.csv", "latest.pt", *write_classification_files(folder, outcomes[0]), scores)
-    facts = run_facts(config, dataset, model, splits, outcomes[0].settings, files, seconds, probe="attentive")
-    result = warned(classification_result(outcomes[0], facts, outcomes[1:]), dataset, splits)
-    write_result(folder / FILE_NAME, result)
-    remove_states(folder, seeds)
-    return ProbeRun(folder, result, new=True)
+def classify(config: ClassifyConfig, settings: Settings) -> ProbeRun:
+    """Train and score the attentive probe. Raises UsageError and LaryError as `run_probe` does."""
+    return run_probe(config, settings)
 
 
-def regress(
-    config: RegressConfig, settings: Settings, opened: Mapping[str, SplitLatents] | None = None
-) -> ProbeRun:  # fmt: skip
-    """Train and score the action probe; a run that is done is not done again.
+def regress(config: RegressConfig, settings: Settings) -> ProbeRun:
+    """Train and score the action probe. Raises UsageError and LaryError as `run_probe` does."""
+    return run_probe(config, settings)
 
-    `opened` are latents by role in place of the stored ones.
+
+def run_probe(config: ProbeConfig, settings: Settings) -> ProbeRun:
+    """Train and score the probe that the options are for; a run that is done is not done again.
 
     Raises:
         UsageError: contradicting options, missing latents or statistics, or a folder with the result of another run.
         LaryError: unreadable latents or actions, or a training that diverged.
     """
+    from lary.probes.session import is_member, launch
+
     check_options(config)
-    model, dataset = MODELS.get(config.model), DATASETS.get(config.dataset)
-    actions = dataset.actions
-    check_stride(dataset, config.stride)
-    check_mode(dataset, config.mode)
-    preset = PRESETS.get(config.probe_preset)
-    splits = dict(opened) if opened else open_splits(settings, dataset, model, config)
-    check_stores(dataset.name, splits)
-    folder, frame = run_folder(config, settings, dataset, model), frame_of(config)
+    dataset = DATASETS.get(config.dataset)
+    model = find_model(config, dataset, settings)
+    task: Task[Any] = task_of(config, dataset, PRESETS.get(config.probe_preset))
+    splits = open_splits(settings, dataset, config)
+    folder, seeds = run_folder(config, settings, dataset), seeds_of(config)
     if (found := finished(folder, config, splits)) is not None:
         return ProbeRun(folder, found, new=False)
-    if config.model_type != "ridge" and (devices := several_devices(config)):
-        run_on(devices, regress, config, settings)
+    devices = [] if is_member() else pick_devices(config.gpus, config.device, every=task.trained)
+    if len(devices) > 1 and task.trained:
+        log.info("one process on each of %s; --gpus 0 takes one device", ", ".join(devices))
+        launch(_member, (config, settings, loaded_plugins()), devices)
         return ProbeRun(folder, read_result(folder / FILE_NAME), new=True)
-    place = Place.of(config)
-
-    started = time.monotonic()
-    data_dir = settings.path("DATA_DIR")
-    normaliser = load_normaliser(dataset, data_dir, config.action_mode, splits["train"].table, frame or "world")
-    targets: dict[str, Targets] = {}
-    failures: list[Failure] = []
-    for role, split in splits.items():
-        asked = (normaliser, config.action_mode, data_dir, failures, frame or "world")
-        splits[role], targets[role] = with_targets(split, *asked)
-    report_failures(folder, failures)
-    seeds = seeds_of(config)
-    rounds = len(preset.ridge.shrinkages) if config.model_type == "ridge" else epochs_of(config, preset)
-    with place.progress(len(seeds) * rounds * len(splits["train"].table), f"probe {dataset.name} {model.name}") as bar:
-        outcomes = [
-            train_actions(
-                config, preset, regressor_inputs(config, dataset, splits, targets, seed), seed,
-                folder_of(folder, seed, seeds), bar, place, identity_of(config, splits),
-            )
-            for seed in seeds
-        ]  # fmt: skip
-    place.team.leave()
-    seconds = time.monotonic() - started
-    written = write_regression_files(folder, outcomes[0], frames_of(splits["seen"]), actions.units)
-    scores = write_scores(folder, action_scores(outcomes), seeds)
-    files = ("best_model.pth", *written, scores, write_chunks(folder, outcomes[0]))
-    facts = run_facts(config, dataset, model, splits, outcomes[0].settings, files, seconds, probe=config.model_type)
-    # The difference of two orientations' values is no orientation, the turn from one to the other is.
-    orientations = actions.orientations if frame != "world" else ()
-    result = warned(regression_result(outcomes[0], facts, outcomes[1:], orientations), dataset, splits)
-    write_result(folder / FILE_NAME, result)
-    remove_states(folder, seeds)
+    place, started = Place.of(devices), time.monotonic()
+    identity = run_identity(inputs_of(config, splits))
+    with writing(folder, identity, resume=config.resume, leads=place.team.leads) as run:
+        task.prepare(splits, settings)
+        total = len(seeds) * task.passes * len(splits["train"].table)
+        outcomes = []
+        with place.progress(total, f"probe {dataset.name} {config.model}") as bar:
+            for seed in seeds:
+                own = run.work if seed == seeds[0] else run.work / f"seed_{seed}"
+                with place.session(config, identity, seed, own, folder.name, bar, task.trained) as session:
+                    outcomes.append(task.train(splits, session))
+        place.team.leave()
+        seconds = time.monotonic() - started
+        files = task.write(run, outcomes, splits)
+        facts = run_facts(config, dataset, model, splits, outcomes[0].settings, files, seconds, task.probe)
+        result = task.result(outcomes, facts)
+        warnings = (*result.warnings, *shared_groups(dataset, splits), *unregistered(config.model, model))
+        result = run.publish(result.model_copy(update={"warnings": warnings}))
     return ProbeRun(folder, result, new=True)
 
 
-def frame_of(config: RegressConfig) -> RelativeFrame | None:
-    """The frame of relative motion; None for absolute actions. Raises UsageError for a frame without motion."""
-    if config.action_mode == "relative":
-        return config.relative_frame or "world"
-    if config.relative_frame is not None:
-        raise UsageError(f"--relative-frame {config.relative_frame}: it needs --action-mode relative.")
-    return None
+def _member(config: ProbeConfig, settings: Settings, plugins: tuple[Path, ...]) -> None:
+    """Work of each process of a run on several devices; the first one writes the result."""
+    for plugin in plugins:
+        load_plugin(plugin)
+    run_probe(config, settings)
 
 
-def warned(result: EvalResult, dataset: DatasetSpec, splits: Mapping[str, SplitLatents]) -> EvalResult:
-    """A result with a warning of what its splits share."""
-    return result.model_copy(update={"warnings": (*result.warnings, *shared_groups(dataset, splits))})
+@dataclass(frozen=True)
+class Place:
+    """The process that a run happens in: its device, and the team that it belongs to."""
+
+    device: str
+    team: Team
+
+    @classmethod
+    def of(cls, devices: Sequence[str]) -> Place:
+        """This process's, on the one device that was chosen, or as a member of a team."""
+        from lary.probes.session import ALONE, join
+
+        if devices:
+            return cls(devices[0], ALONE)
+        team, device = join()
+        return cls(device, team)
+
+    @contextmanager
+    def progress(self, total: int, title: str) -> Iterator[Progress | None]:
+        """A progress bar, in the leading process alone."""
+        with progress(total, title) if self.team.leads else nullcontext() as bar:
+            yield bar
+
+    @contextmanager
+    def session(self, config: ProbeConfig, identity: str, seed: int, folder: Path, title: str, bar: Progress | None,
+                tracked: bool) -> Iterator[Session]:  # fmt: skip
+        """Surroundings of the training of one seed, whose files go to `folder`; trackers show it as `title`.
+
+        Raises:
+            UsageError: the library of ``--tracker`` isn't installed.
+            LaryError: the folder can't be written to.
+        """
+        from lary.probes.session import Session, open_tracker
+
+        options = {name: value for name, value in asdict(config).items() if value is not None} | {"seed": seed}
+        tracker = None
+        if self.team.leads:
+            check_writable(folder)
+            name = config.tracker if tracked else "none"
+            tracker = open_tracker(name, folder, f"{config.dataset} {title} seed {seed}", options)
+        try:
+            yield Session(
+                protocol=config.protocol, seed=seed, device=self.device, folder=folder, progress=bar,
+                identity=identity, resume=config.resume, tracker=tracker, team=self.team,
+            )  # fmt: skip
+        finally:
+            if tracker is not None:
+                tracker.finish()
 
 
-def regressor_inputs(
-    config: RegressConfig, dataset: DatasetSpec, splits: Mapping[str, SplitLatents], targets: Mapping[str, Targets],
-    seed: int,
-) -> RegressorInputs:  # fmt: skip
-    """What a regression probe of one seed is trained and scored on."""
-    from lary.probes.chunks import EvaluatedSplit, RegressorInputs
-
-    train = splits["train"]
-    evaluated = {
-        role: EvaluatedSplit(
-            shown(split, config, seed, training=False),
-            targets[role].values,
-            columns(split),
-            targets[role].mean,
-            targets[role].std,
-        )
-        for role, split in splits.items()
-        if role != "train"
-    }
-    values = targets["train"].values
-    return RegressorInputs(
-        train=shown(train, config, seed, training=True), train_targets=values[shuffled(len(values), config, seed)],
-        train_groups=train.table.groups(), evaluated=evaluated, dims=dataset.actions.dims,
-        groups=dataset.actions.groups,
-    )  # fmt: skip
-
-
-def train_actions(
-    config: RegressConfig, preset: ProbePreset, inputs: RegressorInputs, seed: int, folder: Path,
-    bar: Progress | None, place: Place, identity: str,
-) -> RegressionOutcome:  # fmt: skip
-    """Train the kind of regression probe that was asked for. Raises UsageError for options it doesn't have."""
-    if config.model_type == "ridge":
-        from lary.probes.ridge import fit_ridge
-
-        options = {"epochs": config.epochs, "probe-batch-size": config.probe_batch_size}
-        options["sampler-steps"] = config.sampler_steps
-        for name, value in options.items():
-            if value is not None:
-                raise UsageError(f"--{name} {value}: the ridge probe is not trained; leave the option out.")
-        return fit_ridge(inputs, preset, protocol=config.protocol, seed=seed, folder=folder, progress=bar)
-
-    from lary.probes.regress import train_regressor
-
-    with place.session(config, identity, seed, folder) as session:
-        return train_regressor(
-            inputs, preset, protocol=config.protocol, device=place.device, seed=seed, folder=folder, progress=bar,
-            epochs=config.epochs, batch_size=config.probe_batch_size, probe=config.model_type,
-            sampler_steps=config.sampler_steps, session=session,
-        )  # fmt: skip
-
-
-def epochs_of(config: RegressConfig, preset: ProbePreset) -> int:
-    """How many epochs a network is trained for."""
-    return config.epochs or (preset.dit if config.model_type == "dit" else preset.regressor).epochs
-
-
-def run_folder(config: ProbeConfig, settings: Settings, dataset: DatasetSpec, model: ModelSpec) -> Path:
-    """Where a run leaves its files."""
-    tag = paths.tagged(model.name, config.protocol, config.latent, config.weights, config.pool) + variant_of(config)
+def run_folder(config: ProbeConfig, settings: Settings, dataset: DatasetSpec) -> Path:
+    """The folder of a run, by the model and all that sets the run apart: ``dinov2@by-episode@project16``."""
+    parts = [config.splits, config.control, None if config.project is None else f"project{config.project}"]
+    tag = "@".join([LatentsRef.of(config, "").tag, *filter(None, parts)])
+    root = settings.path("LARY_LOG_DIR")
     if isinstance(config, ClassifyConfig):
-        return paths.classification_folder(settings, dataset.name, tag)
+        return root / "classification" / dataset.name / tag
     frame = frame_of(config)
     target = f"{config.action_mode}_{frame}" if frame == "local" else config.action_mode
-    return paths.regression_folder(settings, dataset.name, dataset.stride, tag, config.model_type, target)
+    return root / "regression" / "logs" / f"{dataset.name}_{dataset.stride}_{tag}_{config.model_type}_{target}"
 
 
-def folder_of(folder: Path, seed: int, seeds: Sequence[int]) -> Path:
-    """Where the probe of a seed leaves its weights: in the run's folder, or for further seeds in one below it."""
-    return folder if seed == seeds[0] else folder / f"seed_{seed}"
+def inputs_of(config: ProbeConfig, splits: Mapping[str, SplitLatents]) -> tuple[NamedDigest, ...]:
+    """Digests of what decides a run: its options and, by role, the tables and latents that it reads."""
+    found = [NamedDigest(name="options", digest=digest(json.dumps(deciding_options(config), sort_keys=True)))]
+    for role, split in splits.items():
+        found.append(NamedDigest(name=f"table {role}", digest=split.table.digest))
+        found.append(NamedDigest(name=f"latents {role}", digest=str(split.store.get("key") or "")))
+    return tuple(found)
 
 
-def remove_states(folder: Path, seeds: Sequence[int]) -> None:
-    """Remove what an interrupted run would have gone on from or was writing, now that there is a result."""
-    from lary.probes.state import remove_state
-
-    for seed in seeds:
-        remove_state(folder_of(folder, seed, seeds))
-    remove_torn(folder, below=True)
+def deciding_options(config: ProbeConfig) -> dict[str, Any]:
+    """The options that decide the numbers of a run."""
+    return {name: value for name, value in asdict(config).items() if name not in NOT_DECIDING and value is not None}
 
 
-def identity_of(config: ProbeConfig, splits: Mapping[str, SplitLatents]) -> str:
-    """A digest of what decides a run: its options and the latents that it reads."""
-    asked = {name: value for name, value in asdict(config).items() if name not in NOT_DECIDING and value is not None}
+def is_of(result: EvalResult, config: ProbeConfig, splits: Mapping[str, SplitLatents]) -> bool:
+    """Whether a result is that of this very run; one of version 0.1 names no inputs, and has a digest of its own."""
+    if result.inputs:
+        return result.identity == run_identity(inputs_of(config, splits))
     inputs = {role: [split.table.digest, split.store.get("key")] for role, split in splits.items()}
-    return digest(json.dumps([SCHEMA_VERSION, asked, inputs], sort_keys=True))
+    return result.identity == digest(json.dumps([2, deciding_options(config), inputs], sort_keys=True))
 
 
 def finished(folder: Path, config: ProbeConfig, splits: Mapping[str, SplitLatents]) -> EvalResult | None:
@@ -302,18 +214,14 @@ def finished(folder: Path, config: ProbeConfig, splits: Mapping[str, SplitLatent
     Raises:
         UsageError: the folder holds the result of another run and ``--overwrite`` was not given.
     """
+    settle(folder)
     file = folder / FILE_NAME
-    if not file.exists():
+    if config.overwrite or not file.exists():
         return None
     result = read_result(file)
-    if result.identity == identity_of(config, splits):
+    if is_of(result, config, splits):
         log.info("%s is done; --overwrite does it again", file)
-        if config.overwrite:
-            return None
-        remove_states(folder, seeds_of(config))  # it may have been killed when the result was just written
         return result
-    if config.overwrite:
-        return None
     raise UsageError(
         f"{file} holds the result of another run (preset {result.preset}, seed {result.seed}, of {result.created}) or "
         "of other latents. Pass --overwrite to replace it, or --lary-log-dir for another folder."
@@ -321,22 +229,19 @@ def finished(folder: Path, config: ProbeConfig, splits: Mapping[str, SplitLatent
 
 
 def run_facts(
-    config: ProbeConfig, dataset: DatasetSpec, model: ModelSpec, splits: Mapping[str, SplitLatents],
-    resolved: Mapping[str, Any], files: tuple[str, ...], seconds: float, *, probe: str,
+    config: ProbeConfig, dataset: DatasetSpec, model: ModelSpec | None, splits: Mapping[str, SplitLatents],
+    resolved: Mapping[str, Any], files: Sequence[str], seconds: float, probe: str,
 ) -> RunFacts:  # fmt: skip
     """What is known about a run besides its outcome."""
-    train = splits["train"]
-    store = train.store.get("identity", {})
+    train, inputs, seeds = splits["train"], inputs_of(config, splits), seeds_of(config)
     missing = sum(split.left_out for split in splits.values())
-    notes = model.paper_differences if config.protocol == "paper" else ()
-    target_units = getattr(dataset.target, "units", ())
     timings = {f"extract {split.table.split}": read_timing(split.folder)[1] for split in splits.values()}
     return RunFacts(
         status="incomplete" if missing else "complete",
-        identity=identity_of(config, splits),
+        identity=run_identity(inputs), inputs=inputs,
         dataset=DatasetFacts(
-            name=dataset.name, title=dataset.title, revision=dataset.revision,
-            stride=dataset.stride, units=target_units, split_set=config.splits or "",
+            name=dataset.name, title=dataset.title, revision=dataset.revision, stride=dataset.stride,
+            units=getattr(dataset.target, "units", ()), split_set=config.splits or "",
             tables={split.table.split: split.table.digest for split in splits.values()},
             splits={
                 split.table.split: SplitFacts(rows=len(split.table), groups=len(set(split.table.groups())))
@@ -344,35 +249,37 @@ def run_facts(
             },
         ),
         model=ModelFacts(
-            name=model.name, paradigm=model.paradigm, revision=str(train.store.get("weights_from") or ""),
-            weights=store.get("weights", ""), dim=train.source.shape[-1], shape=train.source.shape,
-            parameters_m=model.parameters_m,
+            name=config.model, paradigm=model.paradigm if model else UNREGISTERED,
+            revision=str(train.store.get("weights_from") or ""),
+            weights=train.store.get("identity", {}).get("weights", ""), dim=train.source.shape[-1],
+            shape=train.source.shape, parameters_m=model.parameters_m if model else None,
         ),
-        probe=probe, action_mode=getattr(config, "action_mode", None),
-        relative_frame=frame_of(config) if isinstance(config, RegressConfig) else None,
-        protocol=config.protocol, protocol_notes=notes,
-        preset=config.probe_preset, seed=seeds_of(config)[0], seeds=seeds_of(config), control=config.control,
-        project=config.project,
+        probe=probe, action_mode=getattr(config, "action_mode", None), relative_frame=frame_of(config),
+        protocol=config.protocol,
+        protocol_notes=model.paper_differences if model and config.protocol == "paper" else (),
+        preset=config.probe_preset, seed=seeds[0], seeds=seeds, control=config.control, project=config.project,
         options_given=json.loads(json.dumps(asdict(config), default=str)),
-        options=json.loads(json.dumps({**resolved, **store_note(train)}, default=str)),
+        options=json.loads(json.dumps(dict(resolved), default=str)),
         provenance=Provenance(**provenance()),
         timings={name: value for name, value in timings.items() if value} | {"probe": round(seconds, 3)},
-        failures=missing, files=files,
+        failures=missing, files=dict.fromkeys(files, ""),
     )  # fmt: skip
 
 
-def store_note(split: SplitLatents) -> dict[str, str]:
-    """An option that says so where the latents came from no store."""
-    return {"store": str(split.store["no_store"])} if "no_store" in split.store else {}
+def unregistered(name: str, model: ModelSpec | None) -> tuple[str, ...]:
+    """A warning about a model without a record."""
+    return () if model else (f"The model '{name}' is unregistered: dimension and shape are those of its files.",)
 
 
 def summary(result: EvalResult) -> str:
-    """A few lines for the terminal: both selections and the controls, with intervals."""
+    """A few lines for the terminal: every selection on each split, and the controls, with intervals."""
     setting = f"protocol {result.protocol}, preset {result.preset}"
     lines = [f"{result.task} of {result.dataset.name} with {result.label} ({setting})"]
     for name, selection in result.selections.items():
         mark = "  <- headline" if name == result.headline else ""
         lines.append(f"  {name:20} {result.primary} {selection.metrics[result.primary].text()}{mark}")
+        if (unseen := selection.metrics.get(f"un{result.primary}")) is not None:
+            lines.append(f"  {'':20} un{result.primary} {unseen.text()}")
     for rule, control in result.controls.items():
         lines.append(f"  control {rule:12} {result.primary} {control.metrics[result.primary].text()}")
     lines += [f"  note: {note}" for note in result.protocol_notes]

@@ -1,36 +1,26 @@
-"""``lary run``: the latents that a probe needs, and the probe, in one go. Both parts go on where they were stopped."""
+"""``lary run``: the latents that a probe needs, and the probe, in one go. Both parts resume where they were stopped."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, fields
+from collections.abc import Iterable, Mapping
+from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
 from typing import Any
 
 from lary.configs import ClassifyConfig, ExtractConfig, RegressConfig, RunConfig
-from lary.data.samples import find_table
 from lary.data.spec import DATASETS, DatasetSpec, LabelSpace
-from lary.latents.store import check_format
-from lary.latents.table import SplitLatents
-from lary.models.spec import MODELS
+from lary.data.splits import find_table
 from lary.runs.changed import FRAME_CONTROLS, extract_changed
-from lary.runs.extract import extract, prepare_run, write_failures
-from lary.runs.inputs import check_options, check_steps
-from lary.runs.probe import ProbeRun, classify, finished, regress, run_folder
-from lary.runtime import log, pick_devices
+from lary.runs.extract import extract
+from lary.runs.inputs import ProbeConfig, check_options
+from lary.runs.probe import ProbeRun, run_probe
+from lary.runtime import log
 from lary.settings import Settings
-from lary.types import RANDOM, Failure, LaryError, UsageError
+from lary.types import RANDOM, UsageError
 
-FRAME_FAILURES = "failures_frames.csv"
-"""Of a run without a store; with one they stand beside the latents."""
-
-PROBE_OPTIONS = (
-    "model", "dataset", "splits", "gpus", "protocol", "latent", "pool", "probe_preset", "seed", "seeds", "control",
-    "project", "epochs", "probe_batch_size", "tracker", "resume", "overwrite",
-)  # fmt: skip
+RENAMED = {"probe_precision": "precision"}
+"""Options of a probe that the extraction has another meaning for."""
 REGRESSION_OPTIONS = ("model_type", "action_mode", "relative_frame", "sampler_steps")
-KEPT_SHARE = 0.25
-"""Of memory, for the latents of all splits of a run without a store."""
 
 
 @dataclass(frozen=True)
@@ -50,71 +40,58 @@ def run(config: RunConfig, settings: Settings, *, plugins: tuple[Path, ...] = ()
         LaryError: a failed extraction or training.
     """
     dataset = DATASETS.get(config.dataset)
-    probe = probe_config(config, dataset)
-    roles = roles_of(config, dataset, settings)
-    if config.no_store:
-        return run_without_store(config, settings, dataset, probe, roles, plugins)
-    extracted = failures = 0
-    for split in roles.values():
-        done = extract(extract_config(config, split), settings, plugins=plugins)
-        extracted += done.extracted
-        failures += len(done.failures)
-        if probe.control in FRAME_CONTROLS:
-            changed = extract_changed(extract_config(config, split), probe.control, settings, plugins)
-            extracted += changed.extracted if changed else 0
-            failures += len(changed.failures) if changed else 0
-    found = run_probe(probe, settings)
-    return RunReport(found, extracted, max(failures, found.result.failures))
+    probe_config(config, dataset)
+    return run_splits(config, roles_of(config, dataset, settings).values(), settings, plugins)
 
 
-def run_probe(
-    config: ClassifyConfig | RegressConfig, settings: Settings, opened: Mapping[str, SplitLatents] | None = None
-) -> ProbeRun:
-    """The probe that a configuration is for."""
-    if isinstance(config, ClassifyConfig):
-        return classify(config, settings, opened)
-    return regress(config, settings, opened)
+def run_splits(
+    config: RunConfig, splits: Iterable[str], settings: Settings, plugins: tuple[Path, ...] = (),
+    *, replace_latents: bool = True,
+) -> RunReport:  # fmt: skip
+    """Extract these splits and run the probe. Raises UsageError and LaryError as `run` does.
 
-
-def config_for(dataset: DatasetSpec, options: Mapping[str, Any]) -> ClassifyConfig | RegressConfig:
-    """The configuration of the probe that a data set's target asks for; None leaves an option at its default.
-
-    Raises:
-        UsageError: an option of the regression probes for a data set of classes, or one that no data can make right.
+    Without `replace_latents`, ``--overwrite`` is for results alone.
     """
-    found = config_of(dataset, {name: value for name, value in options.items() if value is not None})
+    probe = probe_config(config, DATASETS.get(config.dataset))
+    reports = []
+    for split in splits:
+        asked = extract_config(config, split)
+        asked = replace(asked, overwrite=asked.overwrite and replace_latents)
+        reports.append(extract(asked, settings, plugins=plugins))
+        if probe.control in FRAME_CONTROLS and (changed := extract_changed(asked, probe.control, settings, plugins)):
+            reports.append(changed)
+    found = run_probe(probe, settings)
+    failures = sum(len(report.failures) for report in reports)
+    return RunReport(found, sum(report.extracted for report in reports), max(failures, found.result.failures))
+
+
+def probe_config(config: RunConfig, dataset: DatasetSpec) -> ProbeConfig:
+    """The probe's part of the options. Raises UsageError for an option of the other kind of probe."""
+    kind = ClassifyConfig if isinstance(dataset.target, LabelSpace) else RegressConfig
+    given: dict[str, Any] = {name: value for name, value in asdict(config).items() if value is not None}
+    given["pool"] = None if config.pool == "none" else config.pool
+    given["weights"] = RANDOM if config.weights == RANDOM else None
+    for own in ("precision", "mode", "stride"):  # the extraction checks them
+        given.pop(own, None)
+    if kind is RegressConfig and "probe_precision" in given:
+        raise UsageError(f"--probe-precision: data set '{dataset.name}' is one of actions; leave the option out.")
+    if kind is ClassifyConfig and (odd := [name for name in REGRESSION_OPTIONS if name in given]):
+        raise UsageError(
+            f"--{odd[0].replace('_', '-')}: data set '{dataset.name}' is one of classes; leave the option out."
+        )
+    found = kind(**_of(kind, {RENAMED.get(name, name): value for name, value in given.items()}))
     check_options(found)
     return found
 
 
-def config_of(dataset: DatasetSpec, given: Mapping[str, Any]) -> ClassifyConfig | RegressConfig:
-    """The configuration of the probe that a target asks for. Raises UsageError for an option of the other kind."""
-    if not isinstance(dataset.target, LabelSpace):
-        if "precision" in given:
-            raise UsageError(f"--probe-precision: data set '{dataset.name}' is one of actions; leave the option out.")
-        return RegressConfig(**given)
-    if odd := [name for name in REGRESSION_OPTIONS if name in given]:
-        raise UsageError(
-            f"--{odd[0].replace('_', '-')}: data set '{dataset.name}' is one of classes; leave the option out."
-        )
-    return ClassifyConfig(**given)
-
-
-def probe_config(config: RunConfig, dataset: DatasetSpec) -> ClassifyConfig | RegressConfig:
-    """The probe's part of the options. Raises UsageError."""
-    options = {name: getattr(config, name) for name in (*PROBE_OPTIONS, *REGRESSION_OPTIONS)}
-    options["pool"] = None if config.pool == "none" else config.pool
-    options["precision"] = config.probe_precision
-    options["weights"] = RANDOM if config.weights == RANDOM else None
-    if config.no_store and config.gpus is not None:
-        options["gpus"] = config.gpus.split(",")[0]
-    return config_for(dataset, options)
-
-
 def extract_config(config: RunConfig, split: str) -> ExtractConfig:
     """The extraction's part of the options."""
-    own = {field.name for field in fields(ExtractConfig)} & {field.name for field in fields(RunConfig)} - {"seed"}
-    return ExtractConfig(**{name: getattr(config, name) for name in own}, split=split, seed=config.model_seed)
+    return ExtractConfig(**_of(ExtractConfig, asdict(config)) | {"split": split, "seed": config.model_seed})
+
+
+def _of(kind: type[Any], values: Mapping[str, Any]) -> dict[str, Any]:
+    """The values that are fields of a class of options."""
+    return {field.name: values[field.name] for field in fields(kind) if field.name in values}
 
 
 def roles_of(config: RunConfig, dataset: DatasetSpec, settings: Settings) -> dict[str, str]:
@@ -126,43 +103,3 @@ def roles_of(config: RunConfig, dataset: DatasetSpec, settings: Settings) -> dic
         except UsageError:
             log.info("%s has no table of %s here: scored without it", dataset.name, roles.pop("unseen"))
     return roles
-
-
-def run_without_store(
-    config: RunConfig, settings: Settings, dataset: DatasetSpec, probe: ClassifyConfig | RegressConfig,
-    roles: Mapping[str, str], plugins: Sequence[Path],
-) -> RunReport:  # fmt: skip
-    """Train the probe on latents that are encoded as they are needed; no file of latents is written.
-
-    Raises:
-        UsageError, LaryError: as `run`.
-    """
-    from lary.probes.fit import memory_bytes
-    from lary.runs.on_demand import announced, open_frames
-
-    if config.engine != "local" or len(pick_devices(config.gpus, config.device)) > 1:
-        raise UsageError("--no-store: latents are encoded on the device that trains; name one device of this machine.")
-    check_format("npz", config.dtype)
-    model = MODELS.get(config.model)
-    folder = run_folder(probe, settings, dataset, model)
-    runs = {role: prepare_run(extract_config(config, split), settings, tuple(plugins)) for role, split in roles.items()}
-    if (found := finished(folder, probe, {role: announced(each) for role, each in runs.items()})) is not None:
-        return RunReport(ProbeRun(folder, found, new=False), 0, found.failures)
-    samples = sum(len(each.table) for each in runs.values())
-    splits: dict[str, SplitLatents] = {}
-    failures: list[Failure] = []
-    for role, each in runs.items():
-        room = int(KEPT_SHARE * memory_bytes() * len(each.table) / samples)
-        splits[role], failed = open_frames(each, room)
-        failures += failed
-    if len({split.source.shape for split in splits.values()}) > 1:
-        raise LaryError(f"The splits of '{dataset.name}' have latents of different shapes: check their tables.")
-    if probe.control in FRAME_CONTROLS:
-        for split in splits.values():
-            check_steps(split, probe)
-    done = run_probe(probe, settings, splits)
-    if failures:
-        write_failures(done.folder / FRAME_FAILURES, failures)
-        log.error("%d rows could not be read: see %s", len(failures), done.folder / FRAME_FAILURES)
-    encoded = sum(len(split.table) for split in splits.values())
-    return RunReport(done, encoded, max(len(failures), done.result.failures))

@@ -11,22 +11,23 @@ import math
 import re
 import traceback
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
-from typing import Any, get_type_hints
+from typing import Any
 
 from lary.configs import RunConfig, SweepConfig
 from lary.data.spec import DATASETS
 from lary.files import read_yaml
-from lary.latents.units import Interrupted
+from lary.latents.pipeline import Interrupted
 from lary.models.spec import MODELS, with_latent
 from lary.probes.presets import PRESETS
-from lary.registry import suggest
+from lary.registry import load_plugin, suggest
 from lary.results.record import FILE_NAME, EvalResult
 from lary.runs.demo import demo_table
+from lary.runs.options import make_options
 from lary.runs.probe import run_folder
 from lary.runs.run import probe_config, run
-from lary.runtime import log
+from lary.runtime import log, setup_logging
 from lary.settings import Settings, load_settings
 from lary.types import LaryError, UsageError
 
@@ -57,11 +58,8 @@ class Planned:
     @property
     def title(self) -> str:
         """What sets this run apart, in a line."""
-        default = asdict(RunConfig(model="", dataset=""))
-        told = [
-            f"{name} {value}" for name, value in asdict(self.config).items()
-            if name in IN_FOLDER[2:] and value != default[name]
-        ]  # fmt: skip
+        default, own = asdict(RunConfig(model="", dataset="")), asdict(self.config)
+        told = [f"{name} {own[name]}" for name in IN_FOLDER[2:] if own[name] != default[name]]
         return ", ".join([f"{self.config.model} on {self.config.dataset}", *told, *filter(None, [self.own])])
 
     def settings(self, settings: Settings) -> Settings:
@@ -73,8 +71,8 @@ class Planned:
 
     def folder(self, settings: Settings) -> Path:
         """Where the run leaves its result."""
-        dataset, model = DATASETS.get(self.config.dataset), MODELS.get(self.config.model)
-        return run_folder(probe_config(self.config, dataset), self.settings(settings), dataset, model)
+        dataset = DATASETS.get(self.config.dataset)
+        return run_folder(probe_config(self.config, dataset), self.settings(settings), dataset)
 
 
 @dataclass(frozen=True)
@@ -99,9 +97,7 @@ def run_sweep(file: Path, config: SweepConfig, settings: Settings, *, plugins: t
     if config.dry_run:
         return 0
     if config.engine == "ray":
-        from lary.runs.sweep_ray import run_on_ray
-
-        found = run_on_ray(plan, config, settings, plugins)
+        found = on_ray(plan, config, settings, plugins)
     else:
         found = (do(each, settings, plugins) for each in plan)
     done = []
@@ -125,6 +121,29 @@ def do(planned: Planned, settings: Settings, plugins: tuple[Path, ...]) -> Done:
         log.debug("%s", traceback.format_exc())
         return Done(planned.number, None, f"{type(error).__name__}: {error}")
     return Done(planned.number, report.probe.result, problems=report.failures, new=report.probe.new)
+
+
+def on_ray(
+    plan: Sequence[Planned], config: SweepConfig, settings: Settings, plugins: tuple[Path, ...]
+) -> Iterator[Done]:
+    """Do the runs on a Ray cluster; those that share latents are one task, one after the other."""
+    from lary.runs.ray import tasks_on_ray
+
+    for group, found in tasks_on_ray(do_group, groups_of(plan), config, settings, plugins):
+        if isinstance(found, str):
+            found = [Done(each.number, None, f"its task failed: {found}") for each in group]
+        yield from found
+
+
+def do_group(
+    group: Sequence[Planned], values: dict[str, str], plugins: tuple[Path, ...], gpus: str | None
+) -> list[Done]:
+    """Do the runs of one group in a process of its own, on the GPUs that it was given."""
+    setup_logging()
+    for plugin in plugins:
+        load_plugin(plugin)
+    settings = load_settings(values, environment={})
+    return [do(replace(each, config=replace(each.config, gpus=gpus)), settings, plugins) for each in group]
 
 
 # The file
@@ -195,24 +214,10 @@ def options_of(options: Any, place: str) -> dict[str, Any]:
 
 def checked(options: Mapping[str, Any], place: str) -> RunConfig:
     """The run of these options, as far as it can be checked without its data. Raises UsageError."""
-    from pydantic import ConfigDict, TypeAdapter, ValidationError
-
     for name in ("model", "dataset"):
         if not isinstance(options.get(name), str):
             raise UsageError(f"{place}: a run needs a {name}.")
-    given = {name: value for name, value in options.items() if value is not None}
-    if isinstance(given.get("seeds"), list):
-        given["seeds"] = ",".join(map(str, given["seeds"]))
-    for name in ("seeds", "gpus"):  # one number is text on the command line too
-        if isinstance(given.get(name), int):
-            given[name] = str(given[name])
-    hints = get_type_hints(RunConfig)
-    for name, value in given.items():
-        try:
-            TypeAdapter(hints[name], config=ConfigDict(strict=True)).validate_python(value)
-        except ValidationError as error:
-            raise UsageError(f"{place}: {name} {str(value)[:60]!r}: {error.errors()[0]['msg']}.") from None
-    config = RunConfig(**given)
+    config = make_options(RunConfig, options, place)
     try:
         dataset, model = DATASETS.get(config.dataset), MODELS.get(config.model)
         with_latent(model, config.latent)

@@ -13,9 +13,8 @@ from dataclasses import dataclass, field
 import numpy as np
 
 from lary.simulate import shapes
-from lary.simulate.kinematics import Array, Pose, from_rpy, turn
-from lary.simulate.paths import CLOSED, OPEN, Motion, Path, carried
-from lary.simulate.shapes import Thing
+from lary.simulate.kinematics import CLOSED, OPEN, Array, Motion, Path, Pose, carried, from_rpy, turn
+from lary.simulate.shapes import Thing, draw
 
 UP = np.array([0.0, 0.0, 1.0])
 DOWN = np.eye(3)
@@ -42,14 +41,16 @@ class Script:
     placed: list[Placed] = field(default_factory=list)
     motions: dict[str, Motion] = field(default_factory=dict)
 
-    def put(self, thing: Thing, pose: Pose) -> None:
-        """A thing that stands still."""
+    def put(self, thing: Thing, pose: Pose) -> Script:
+        """Add a thing that stands still."""
         self.placed.append(Placed(thing, pose))
+        return self
 
-    def move(self, thing: Thing, motion: Motion) -> None:
-        """A thing that moves."""
+    def move(self, thing: Thing, motion: Motion) -> Script:
+        """Add a thing that moves."""
         self.placed.append(Placed(thing, motion(0.0), moves=True))
         self.motions[thing.name] = motion
+        return self
 
 
 @dataclass(frozen=True)
@@ -83,7 +84,7 @@ def facing(yaw: float) -> Array:
 def some_thing(stage: Stage, rolls: bool = True) -> tuple[Thing, Array]:
     """An object to handle and the rotation it stands in; without `rolls` no ball, which fingers all but hide."""
     while True:
-        thing = shapes.make_thing(stage.kinds[int(stage.rng.integers(len(stage.kinds)))], stage.rng)
+        thing = shapes.make_thing(draw(stage.rng, stage.kinds), stage.rng)
         if rolls or not thing.rolls:
             break
     return thing, from_rpy(0.0, 0.0, float(stage.rng.uniform(-0.7, 0.7)))
@@ -109,6 +110,11 @@ def held(stage: Stage, thing: Thing, place: Array, hand: Array) -> Path:
     return Path(place + thing.height * UP, hand, thing.grip, CLOSED, stage.rng)
 
 
+def carry(path: Path, thing: Thing, rest: Pose, first: float = 0.0, last: float = 1.0) -> Script:
+    """A script in which an object moves with the tool from time `first` to time `last`."""
+    return Script(path).move(thing, carried(path, rest, first, last))
+
+
 def reach(stage: Stage) -> Script:
     """The open, empty hand goes to an object and stops around it."""
     place = spot(stage)
@@ -118,9 +124,7 @@ def reach(stage: Stage) -> Script:
     path.move(place + (thing.height + 0.07) * UP, 0.55, rotation)
     path.move(place + (thing.height + 0.01) * UP, 0.25)
     path.wait(0.15)
-    script = Script(path)
-    script.put(thing, (place, rotation))
-    return script
+    return Script(path).put(thing, (place, rotation))
 
 
 def push(stage: Stage) -> Script:
@@ -143,9 +147,7 @@ def push(stage: Stage) -> Script:
         rolled = turn(np.cross(UP, ahead), gone / thing.radius) @ rotation
         return place + gone * ahead + thing.radius * (UP - rolled @ UP), rolled
 
-    script = Script(path)
-    script.move(thing, motion)
-    return script
+    return Script(path).move(thing, motion)
 
 
 def pull(stage: Stage) -> Script:
@@ -158,9 +160,7 @@ def pull(stage: Stage) -> Script:
         path.state.position + length * turn(UP, float(stage.rng.uniform(-0.4, 0.4))) @ np.array([-1.0, 0, 0]), 0.55
     )
     path.wait(0.05)
-    script = Script(path)
-    script.move(thing, carried(path, (place, rotation), path.time(mark)))
-    return script
+    return carry(path, thing, (place, rotation), path.time(mark))
 
 
 def lift(stage: Stage) -> Script:
@@ -172,9 +172,7 @@ def lift(stage: Stage) -> Script:
     aside = stage.rng.uniform(-0.04, 0.04, 2)
     path.move(path.state.position + np.array([*aside, stage.rng.uniform(0.22, 0.30)]), 0.55)
     path.wait(0.05)
-    script = Script(path)
-    script.move(thing, carried(path, (place, rotation), path.time(mark)))
-    return script
+    return carry(path, thing, (place, rotation), path.time(mark))
 
 
 def lower(stage: Stage) -> Script:
@@ -189,9 +187,7 @@ def lower(stage: Stage) -> Script:
     mark = path.mark()
     path.grip(0.10, OPEN, 0.10)
     path.move(path.state.position + 0.06 * UP, 0.20)
-    script = Script(path)
-    script.move(thing, carried(path, (above, rotation), 0.0, path.time(mark)))
-    return script
+    return carry(path, thing, (above, rotation), 0.0, path.time(mark))
 
 
 def rotate(stage: Stage) -> Script:
@@ -204,12 +200,10 @@ def rotate(stage: Stage) -> Script:
     path.wait(0.08)
     path.swing(place, UP, angle, 0.84)
     path.wait(0.08)
-    script = Script(path)
-    script.move(thing, carried(path, (place, rotation), 0.0))
-    return script
+    return carry(path, thing, (place, rotation), 0.0)
 
 
-def sweep(stage: Stage) -> Script:
+def sweep_crumbs(stage: Stage) -> Script:
     """A brush in the hand goes sideways, to the camera's side, and gathers small pieces before it."""
     tool = shapes.brush(stage.rng)
     centre, yaw = spot(stage, (0.42, 0.52), 0.04), float(stage.rng.uniform(-0.45, 0.45))
@@ -219,8 +213,7 @@ def sweep(stage: Stage) -> Script:
     path.move(path.state.position - 0.09 * UP, 0.15)
     path.move(path.state.position + stage.rng.uniform(0.36, 0.40) * across, 0.78)
     path.wait(0.07)
-    script = Script(path)
-    script.move(tool, carried(path, (begin + 0.09 * UP, from_rpy(0.0, 0.0, yaw)), 0.0))
+    script = carry(path, tool, (begin + 0.09 * UP, from_rpy(0.0, 0.0, yaw)), 0.0)
     for number in range(int(stage.rng.integers(8, 12))):
         piece = shapes.crumb(f"crumb{number}", stage.rng)
         where = float(stage.rng.uniform(-0.13, 0.12))
@@ -244,8 +237,8 @@ def pour(stage: Stage) -> Script:
     """A mug is taken by its handle, raised over a bowl and tilted: beads fall into the bowl."""
     rng = stage.rng
     towards = float(rng.choice([-1.0, 1.0]))
-    content = shapes.TRAIN_COLOURS[rng.integers(len(shapes.TRAIN_COLOURS))]
-    colour, pale = shapes.TRAIN_COLOURS[rng.integers(len(shapes.TRAIN_COLOURS))], shapes.PALE[rng.integers(3)]
+    content = draw(stage.rng, shapes.TRAIN_COLOURS)
+    colour, pale = draw(stage.rng, shapes.TRAIN_COLOURS), draw(stage.rng, shapes.PALE)
     cup, target = shapes.mug("target", colour, pale, 1.0, content), shapes.bowl(rng)
     yaw = float(rng.uniform(-0.2, 0.2))
     upright, place = from_rpy(0.0, 0.0, yaw), spot(stage, (0.46, 0.54), 0.02) - 0.13 * towards * np.array([0, 1.0, 0])
@@ -300,8 +293,8 @@ def _hinged(stage: Stage, opening: bool) -> Script:
     base = base - np.array([0.08, 0.0, 0.0])
     angle = -float(stage.rng.uniform(1.4, 1.7))
     hinge = base + front @ np.array([-x, 0.0, 2 * z])
-    colour = shapes.TRAIN_COLOURS[stage.rng.integers(len(shapes.TRAIN_COLOURS))]
-    metal, wood = _metal(stage), _wood(stage)
+    colour = draw(stage.rng, shapes.TRAIN_COLOURS)
+    metal, wood = shapes.metal(stage.rng), shapes.wood(stage.rng)
     knob = hinge + front @ np.array([2 * x - 0.025, 0.0, 0.030])
     axis = front[:, 1]
     hand = facing(math.atan2(front[1, 0], front[0, 0]) - math.pi / 2)
@@ -326,10 +319,7 @@ def _hinged(stage: Stage, opening: bool) -> Script:
         now = math.atan2(arm @ height, arm @ side) - math.atan2(before @ height, before @ side)
         return shut[0], turn(axis, turned - now) @ front
 
-    script = Script(path)
-    script.put(shapes.chest(wood), (base, front))
-    script.move(lid, motion)
-    return script
+    return Script(path).put(shapes.chest(wood), (base, front)).move(lid, motion)
 
 
 def _sliding(stage: Stage, opening: bool) -> Script:
@@ -338,7 +328,7 @@ def _sliding(stage: Stage, opening: bool) -> Script:
     front, base = _furniture(stage)
     out, way = front[:, 0], float(stage.rng.uniform(0.11, 0.14))
     handle = base + front @ np.array([x + shapes.HANDLE, 0.0, z + 0.012]) + (0.0 if opening else way) * out
-    colour = shapes.TRAIN_COLOURS[stage.rng.integers(len(shapes.TRAIN_COLOURS))]
+    colour = draw(stage.rng, shapes.TRAIN_COLOURS)
     hand = facing(math.atan2(out[1], out[0]) - math.pi / 2)
     path = approach(stage, handle, 0.10, 0.07)
     path.move(handle + 0.09 * UP, 0.15, hand)
@@ -347,13 +337,11 @@ def _sliding(stage: Stage, opening: bool) -> Script:
     mark = path.mark()
     path.move(handle + (way if opening else -way) * out, 0.58)
     path.wait(0.07)
-    script = Script(path)
-    script.put(shapes.cabinet(_wood(stage)), (base, front))
+    shell = shapes.cabinet(shapes.wood(stage.rng))
+    box = shapes.drawer(shapes.Material(colour, gloss=0.3), shapes.metal(stage.rng))
     rest = base if opening else base + way * out
-    script.move(
-        shapes.drawer(shapes.Material(colour, gloss=0.3), _metal(stage)), carried(path, (rest, front), path.time(mark))
-    )
-    return script
+    motion = carried(path, (rest, front), path.time(mark))
+    return Script(path).put(shell, (base, front)).move(box, motion)
 
 
 def _furniture(stage: Stage) -> tuple[Array, Array]:
@@ -362,21 +350,6 @@ def _furniture(stage: Stage) -> tuple[Array, Array]:
     out = np.array([-math.cos(angle), stage.side * math.sin(angle), 0.0])
     front = from_rpy(0.0, 0.0, math.atan2(out[1], out[0]))
     return front, np.array([stage.rng.uniform(0.50, 0.58), -stage.side * stage.rng.uniform(0.02, 0.12), 0.0])
-
-
-def _wood(stage: Stage) -> shapes.Material:
-    tones = (
-        ((0.66, 0.46, 0.28), (0.50, 0.32, 0.18)),
-        ((0.85, 0.80, 0.72), (0.75, 0.68, 0.58)),
-        ((0.42, 0.28, 0.20), (0.30, 0.19, 0.13)),
-    )
-    first, second = tones[stage.rng.integers(len(tones))]
-    return shapes.Material(first, second, "wood", 0.03, 0.15)
-
-
-def _metal(stage: Stage) -> shapes.Material:
-    tones = ((0.85, 0.85, 0.87), (0.20, 0.20, 0.22), (0.85, 0.68, 0.25))
-    return shapes.Material(tones[stage.rng.integers(len(tones))], gloss=0.7)
 
 
 def open_(stage: Stage) -> Script:
@@ -391,5 +364,5 @@ def close(stage: Stage) -> Script:
 
 BEHAVIOURS: dict[str, Callable[[Stage], Script]] = {
     "close": close, "lift": lift, "lower": lower, "open": open_, "pour": pour,
-    "pull": pull, "push": push, "reach": reach, "rotate": rotate, "sweep": sweep,
+    "pull": pull, "push": push, "reach": reach, "rotate": rotate, "sweep": sweep_crumbs,
 }  # fmt: skip

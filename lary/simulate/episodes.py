@@ -12,13 +12,14 @@ import cv2
 import numpy as np
 import numpy.typing as npt
 
+from lary.arrays import npy_bytes
 from lary.files import write_bytes
 from lary.simulate import scene as scenes
 from lary.simulate import shapes
 from lary.simulate.arms import ARMS
 from lary.simulate.behaviours import BEHAVIOURS, Script, Stage
 from lary.simulate.kinematics import Array, Solver, to_rpy
-from lary.simulate.plan import STRIDE, Job
+from lary.simulate.plan import STRIDE, Recording
 from lary.simulate.render import Frame, Renderer
 from lary.types import LaryError
 
@@ -60,17 +61,12 @@ class Staged:
     poses: Array
 
 
-def times(frames: int) -> Array:
-    """Times in [0, 1] of T frames."""
-    return np.linspace(0.0, 1.0, frames)
-
-
 def follow(scene: scenes.Scene, script: Script, home: tuple[float, ...], frames: int) -> tuple[Array, Array] | None:
     """Joints (T, 7) and tool poses (T, 6) along a script, or None where the arm can't follow."""
     solver = Solver(scene.model, scene.data, home)
     joints, miss = solver.solve(script.path.at(0.0).pose, np.array(home), iterations=400)
     states, poses = [], []
-    for time in times(frames):
+    for time in np.linspace(0.0, 1.0, frames):
         joints, miss = solver.solve(script.path.at(float(time)).pose, joints)
         if miss > FARTHEST_MISS:
             return None
@@ -80,44 +76,47 @@ def follow(scene: scenes.Scene, script: Script, home: tuple[float, ...], frames:
     return np.array(states), np.array(poses)
 
 
-def stage(job: Job) -> Staged:
-    """Draw situations for a job until the arm can follow the script.
+def stage(recording: Recording) -> Staged:
+    """Draw situations for a recording until the arm can follow the script.
 
     Raises:
         LaryError: none of many situations could be reached, which only a changed behaviour or arm can cause.
     """
-    arm, room = ARMS[job.robot], scenes.ROOMS[job.room]
-    kinds = shapes.UNSEEN_THINGS if job.unseen else shapes.TRAIN_THINGS
+    arm, room = ARMS[recording.robot], scenes.ROOMS[recording.room]
+    kinds = shapes.UNSEEN_THINGS if recording.unseen else shapes.TRAIN_THINGS
     for attempt in range(ATTEMPTS):
-        rng = np.random.Generator(np.random.PCG64([*job.key, attempt]))
-        side = 1.0 if job.pairs else math.copysign(1.0, room.azimuth)
-        script = BEHAVIOURS[job.verb](Stage(rng, kinds, side))
+        rng = np.random.Generator(np.random.PCG64([*recording.key, attempt]))
+        side = 1.0 if recording.pairs else math.copysign(1.0, room.camera[0])
+        script = BEHAVIOURS[recording.verb](Stage(rng, kinds, side))
         taken = [item.pose[0] for item in script.placed]
-        taken += [script.path.at(float(time)).position for time in times(9)]
+        taken += [script.path.at(float(time)).position for time in np.linspace(0.0, 1.0, 9)]
         placed = script.placed + scenes.distractors(rng, kinds, taken)
-        palette = arm.unseen_palette if job.unseen else arm.palettes[rng.integers(len(arm.palettes))]
-        view = scenes.fixed_view(job.room, rng) if job.pairs else scenes.view_of(room, rng)
+        palette = arm.unseen_palette if recording.unseen else arm.palettes[rng.integers(len(arm.palettes))]
+        view = scenes.fixed_view(room, rng) if recording.pairs else scenes.view_of(room, rng)
         lamp = scenes.lamp_of(room, view, rng)
-        scene = scenes.build(arm, palette, scenes.tinted(room, rng), placed)
-        solved = follow(scene, script, arm.home, job.frames)
+        scene = scenes.build_scene(arm, palette, scenes.tinted(room, rng), placed)
+        solved = follow(scene, script, arm.home, recording.frames)
         if solved is not None:
             return Staged(script, scene, view, lamp, *solved)
-    raise LaryError(f"The arm {job.robot} reached none of {ATTEMPTS} situations of '{job.verb}': check its behaviour.")
+    raise LaryError(
+        f"The arm {recording.robot} reached none of {ATTEMPTS} situations of '{recording.verb}': check its behaviour."
+    )
 
 
-def play(job: Job, size: int) -> Take:
-    """Stage a job and draw the frames that it wants."""
+def play(recording: Recording, size: int) -> Take:
+    """Stage a recording and draw the frames that it wants."""
     import mujoco
 
-    staged = stage(job)
+    staged = stage(recording)
     script, data = staged.script, staged.scene.data
-    tools = [script.path.at(float(time)) for time in times(job.frames)]
+    times = np.linspace(0.0, 1.0, recording.frames)
+    tools = [script.path.at(float(time)) for time in times]
     renderer: Renderer | None = None
     frames = []
-    for index in job.wanted:
+    for index in recording.wanted:
         data.qpos[:7], data.qpos[7:9] = staged.joints[index], tools[index].width / 2 + FINGER_PLAY
         for name, motion in script.motions.items():
-            staged.scene.place(name, *motion(float(times(job.frames)[index])))
+            staged.scene.place(name, *motion(float(times[index])))
         mujoco.mj_kinematics(staged.scene.model, data)
         renderer = renderer or Renderer(staged.scene, staged.view, staged.lamp, size)
         frames.append(renderer.frame())
@@ -128,19 +127,19 @@ def play(job: Job, size: int) -> Take:
     return Take(frames, states, actions)
 
 
-def perform(job: Job, data_dir: Path, size: int) -> None:
-    """Play a job and write its files."""
+def perform(recording: Recording, data_dir: Path, size: int) -> None:
+    """Play a recording and write its files."""
     cv2.setNumThreads(1)
-    root = data_dir / job.folder
-    take = play(job, size)
-    if not job.pairs:
-        write_bytes(root / job.name, encode_video(take.frames))
+    root = data_dir / recording.folder
+    take = play(recording, size)
+    if not recording.pairs:
+        write_bytes(root / recording.name, encode_video(take.frames))
         return
-    for image, frame in zip(take.frames, job.wanted, strict=True):
-        write_bytes(root / job.image(frame), encode_png(image))
-        write_bytes(root / job.state(frame), encode_array(take.states[frame]))
-    for frame in job.wanted[:-1]:
-        write_bytes(root / job.action(frame), encode_array(take.actions[frame : frame + STRIDE]))
+    for image, frame in zip(take.frames, recording.wanted, strict=True):
+        write_bytes(root / recording.image(frame), encode_png(image))
+        write_bytes(root / recording.state(frame), npy_bytes(take.states[frame]))
+    for frame in recording.wanted[:-1]:
+        write_bytes(root / recording.action(frame), npy_bytes(take.actions[frame : frame + STRIDE]))
 
 
 def encode_png(image: Frame) -> bytes:
@@ -149,13 +148,6 @@ def encode_png(image: Frame) -> bytes:
     if not done:
         raise LaryError("OpenCV could not encode a PNG.")
     return data.tobytes()
-
-
-def encode_array(array: npt.NDArray[np.float32]) -> bytes:
-    """An array as .npy."""
-    buffer = io.BytesIO()
-    np.save(buffer, np.ascontiguousarray(array), allow_pickle=False)
-    return buffer.getvalue()
 
 
 def encode_video(frames: list[Frame]) -> bytes:

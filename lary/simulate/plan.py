@@ -8,8 +8,10 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from pathlib import Path
 
+import numpy as np
+
+from lary.data.configs import SimulateConfig
 from lary.files import digest
 from lary.types import UsageError
 
@@ -30,42 +32,20 @@ CLIP_COLUMNS = ("dataset", "robot_type", "video_path", "action", "sample_indices
 PAIR_SPLITS = ("train", "val", "unseen")
 
 
-@dataclass(frozen=True)
-class SimulateConfig:
-    """What `lary simulate` is asked for.
-
-    Attributes:
-        out: folder of the data set; becomes LARY_ROOT, with ``data`` in it as DATA_DIR.
-        seed: same seed, same bytes of every file.
-        pairs: image pairs of ``simarm``: 60 % train, 20 % val, 20 % unseen.
-        clips: clips of ``simarm_actions``: 70 % train, 30 % val, of each verb.
-        size: width and height of the frames in pixels, even.
-        processes: how many draw at a time.
-        overwrite: replace a simulation that was made with another seed or other numbers.
-    """
-
-    out: Path
-    seed: int = 0
-    pairs: int = 800
-    clips: int = 400
-    size: int = 200
-    processes: int = 2
-    overwrite: bool = False
-
-    def check(self) -> None:
-        """Raises UsageError for numbers that make no data set."""
-        if self.pairs < FEWEST or self.clips < FEWEST:
-            raise UsageError(
-                f"A simulation needs at least {FEWEST} pairs and {FEWEST} clips, not {self.pairs} and {self.clips}."
-            )
-        if self.size % 2 or not 32 <= self.size <= 1024:
-            raise UsageError(f"Frames of {self.size} pixels: expected an even number from 32 to 1024.")
-        if self.processes < 1 or self.seed < 0:
-            raise UsageError("The number of processes is at least 1 and the seed at least 0.")
+def check_numbers(config: SimulateConfig) -> None:
+    """Raise UsageError for numbers that make no data set."""
+    if config.pairs < FEWEST or config.clips < FEWEST:
+        raise UsageError(
+            f"A simulation needs at least {FEWEST} pairs and {FEWEST} clips, not {config.pairs} and {config.clips}."
+        )
+    if config.size % 2 or not 32 <= config.size <= 1024:
+        raise UsageError(f"Frames of {config.size} pixels: expected an even number from 32 to 1024.")
+    if config.processes < 1 or config.seed < 0:
+        raise UsageError("The number of processes is at least 1 and the seed at least 0.")
 
 
 @dataclass(frozen=True)
-class Job:
+class Recording:
     """One episode of image pairs, or one clip (then `pairs` is 0 and `name` the clip's file name).
 
     `key` seeds all that is drawn for it; `first` is the number of its first frame in the split.
@@ -129,57 +109,58 @@ def sample_indices(frames: int) -> list[int]:
     return [math.floor(step * (frames - 1) / (SAMPLED - 1) + 0.5) for step in range(SAMPLED)]
 
 
-def make_plan(config: SimulateConfig) -> list[Job]:
-    """All episodes, then all clips."""
+def make_plan(config: SimulateConfig) -> list[Recording]:
+    """All episodes, then all clips: 60, 20 and 20 % of the pairs train, validate and are unseen."""
     train, val = round(0.6 * config.pairs), round(0.2 * config.pairs)
     counts = (train, val, config.pairs - train - val)
-    jobs = [job for number, count in enumerate(counts) for job in _episodes(config.seed, number, count)]
-    return jobs + [_clip(config.seed, number) for number in range(config.clips)]
+    recordings = [
+        recording for number, count in enumerate(counts) for recording in _episodes(config.seed, number, count)
+    ]
+    return recordings + [_clip(config.seed, number) for number in range(config.clips)]
 
 
-def _episodes(seed: int, split: int, count: int) -> list[Job]:
+def _episodes(seed: int, split: int, count: int) -> list[Recording]:
     """Episodes of a split: both robots by turns, each verb as often as any other as far as the number allows."""
-    import numpy as np
-
     name = PAIR_SPLITS[split]
     number = max(2, math.ceil(count / PAIRS_PER_EPISODE))
     rng = np.random.Generator(np.random.PCG64([seed, 0, split]))
     verbs = HANDLING if name == "unseen" else VERBS
     rooms = ("D",) if name == "val" else ("A", "B", "C")
-    jobs, first, order = [], 0, np.array([], dtype=int)
+    recordings, first, order = [], 0, np.array([], dtype=int)
     for index in range(number):
         if index // 2 % len(verbs) == 0 and index % 2 == 0:
             order = rng.permutation(len(verbs))
         pairs = count // number + (index < count % number)
-        jobs.append(Job(
+        recordings.append(Recording(
             key=(seed, 1, split, index), split=name, name=f"ep_{index}", robot=ROBOTS[index % 2],
             verb=verbs[order[index // 2 % len(verbs)]], room=rooms[rng.integers(len(rooms))], frames=STRIDE * pairs + 1,
             pairs=pairs, first=first, unseen=name == "unseen",
         ))  # fmt: skip
         first += STRIDE * pairs + 1
-    return jobs
+    return recordings
 
 
-def _clip(seed: int, number: int) -> Job:
+def _clip(seed: int, number: int) -> Recording:
     """One clip. Three of ten of every verb validate; the file's name says nothing about the verb."""
-    import numpy as np
-
     turn, verb = divmod(number, len(VERBS))
     rng = np.random.Generator(np.random.PCG64([seed, 2, number]))
-    return Job(
+    return Recording(
         key=(seed, 3, number), split="val" if (turn + verb) * 3 % 10 < 3 else "train",
         name=f"clip_{digest(f'{seed}/{number}', length=12)}.mp4", robot=ROBOTS[(turn + verb // 2) % 2],
         verb=VERBS[verb], room="ABCD"[rng.integers(4)], frames=int(rng.integers(18, 23)),
     )  # fmt: skip
 
 
-def tables(jobs: list[Job]) -> dict[str, tuple[tuple[str, ...], list[tuple[str, ...]]]]:
+def tables(recordings: list[Recording]) -> dict[str, tuple[tuple[str, ...], list[tuple[str, ...]]]]:
     """Columns and rows by table name, clips in the order of their file names."""
     result: dict[str, tuple[tuple[str, ...], list[tuple[str, ...]]]] = {}
     for split in PAIR_SPLITS:
-        rows = [row for job in jobs if job.pairs and job.split == split for row in job.rows]
+        rows = [
+            row for recording in recordings if recording.pairs and recording.split == split for row in recording.rows
+        ]
         result[f"simarm_metadata_{split}"] = PAIR_COLUMNS, rows
+    clips = sorted((recording for recording in recordings if not recording.pairs), key=lambda recording: recording.name)
     for split in ("train", "val"):
-        chosen = sorted((job for job in jobs if not job.pairs and job.split == split), key=lambda job: job.name)
-        result[f"simarm_actions_metadata_{split}"] = CLIP_COLUMNS, [row for job in chosen for row in job.rows]
+        rows = [row for recording in clips if recording.split == split for row in recording.rows]
+        result[f"simarm_actions_metadata_{split}"] = CLIP_COLUMNS, rows
     return result

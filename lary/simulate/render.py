@@ -16,7 +16,7 @@ import numpy.typing as npt
 
 from lary.simulate.kinematics import Array
 from lary.simulate.scene import MOVING, STATIC, Lamp, Scene, View
-from lary.simulate.textures import PATTERNS
+from lary.simulate.shapes import PATTERNS
 
 Frame = npt.NDArray[np.uint8]
 Ids = npt.NDArray[np.int32]

@@ -21,15 +21,18 @@ STATIC, MOVING = 0, 1
 
 @dataclass(frozen=True)
 class Room:
-    """The look of one scene: surfaces, and the camera's azimuth from the arm's front, elevation and distance."""
+    """The look of one scene: surfaces, the colour of its light, and two cameras.
+
+    A camera is its azimuth from the arm's front and its elevation in degrees, and its distance. The one of pairs is
+    fixed and nearly the same in all scenes, as in CALVIN; clips look from the rooms' own sides.
+    """
 
     table: Material
     wall: Material
     floor: Material
-    azimuth: float
-    elevation: float
-    distance: float
+    camera: tuple[float, float, float]
     warmth: float
+    pair_camera: tuple[float, float, float]
 
 
 @dataclass(frozen=True)
@@ -50,42 +53,33 @@ class Lamp:
     around: Array
 
 
-def _room(table: Material, wall: Material, floor: Material, camera: tuple[float, float, float], warmth: float) -> Room:
-    azimuth, elevation, distance = camera
-    return Room(table, wall, floor, math.radians(azimuth), math.radians(elevation), distance, warmth)
-
-
 ROOMS: dict[str, Room] = {
-    "A": _room(
+    "A": Room(
         Material((0.72, 0.53, 0.34), (0.54, 0.36, 0.20), "wood", 0.09, 0.12),
         Material((0.80, 0.82, 0.80), (0.74, 0.77, 0.76), "stone", 0.3),
         Material((0.45, 0.45, 0.47), (0.38, 0.38, 0.40), "checker", 0.3),
-        (42, 34, 1.24), 0.04,
+        (42, 34, 1.24), 0.04, (42.0, 34.0, 1.24),
     ),
-    "B": _room(
+    "B": Room(
         Material((0.86, 0.87, 0.89), (0.45, 0.56, 0.72), "checker", 0.06, 0.08),
         Material((0.60, 0.71, 0.80), (0.53, 0.64, 0.74), "stripes_x", 0.16),
         Material((0.55, 0.47, 0.38), (0.45, 0.37, 0.29), "wood", 0.12),
-        (-38, 31, 1.22), 0.0,
+        (-38, 31, 1.22), 0.0, (36.0, 32.0, 1.22),
     ),
-    "C": _room(
+    "C": Room(
         Material((0.56, 0.56, 0.55), (0.36, 0.36, 0.38), "stone", 0.05, 0.25),
         Material((0.66, 0.36, 0.27), (0.80, 0.76, 0.70), "bricks", 0.085),
         Material((0.30, 0.33, 0.36), gloss=0.3),
-        (58, 37, 1.20), 0.06,
+        (58, 37, 1.20), 0.06, (48.0, 36.0, 1.20),
     ),
-    "D": _room(
+    "D": Room(
         Material((0.30, 0.46, 0.38), (0.38, 0.55, 0.45), "stripes_y", 0.11, 0.1),
         Material((0.88, 0.83, 0.72), (0.76, 0.55, 0.42), "dots", 0.13),
         Material((0.62, 0.60, 0.56), (0.50, 0.48, 0.45), "stone", 0.2),
-        (-55, 40, 1.16), -0.03,
+        (-55, 40, 1.16), -0.03, (40.0, 35.0, 1.21),
     ),
 }  # fmt: skip
 """Scenes A, B and C are trained on; D shares no texture with them."""
-
-PAIR_CAMERAS = {"A": (42.0, 34.0, 1.24), "B": (36.0, 32.0, 1.22), "C": (48.0, 36.0, 1.20), "D": (40.0, 35.0, 1.21)}
-"""Azimuth and elevation in degrees and distance of the fixed camera that records the poses of a scene, as in CALVIN:
-nearly the same in all scenes. Clips look from the rooms' own sides, and no camera of theirs stands still."""
 
 
 @dataclass(frozen=True)
@@ -124,7 +118,7 @@ def _room_geoms(room: Room) -> list[tuple[str, str, Material]]:
     ]
 
 
-def build(arm: Arm, palette: Mapping[str, Material], room: Room, placed: Sequence[Placed]) -> Scene:
+def build_scene(arm: Arm, palette: Mapping[str, Material], room: Room, placed: Sequence[Placed]) -> Scene:
     """Compile a scene. Things never collide: the scripts say where they are."""
     import mujoco
 
@@ -133,8 +127,7 @@ def build(arm: Arm, palette: Mapping[str, Material], room: Room, placed: Sequenc
     for name, attributes, material in _room_geoms(room):
         materials[name] = material
         world.append(f'<geom name="{name}" {attributes}/>')
-    for item in placed:
-        world.append(_thing_xml(item, materials))
+    world += [_thing_xml(item, materials) for item in placed]
     xml = (
         '<mujoco><compiler angle="radian" autolimits="true"/><option gravity="0 0 0"><flag contact="disable"/></option>'
         '<default><geom contype="0" conaffinity="0" density="1000"/></default>'
@@ -196,15 +189,15 @@ def tinted(room: Room, rng: np.random.Generator) -> Room:
 
 def view_of(room: Room, rng: np.random.Generator) -> View:
     """The room's camera, nudged by a few degrees and centimetres."""
-    azimuth = room.azimuth + float(rng.normal(0, 0.05))
-    elevation = room.elevation + float(rng.normal(0, 0.03))
-    distance = room.distance * float(rng.uniform(0.95, 1.06))
-    return _look(azimuth, elevation, distance, rng.normal(0, 0.012, 3))
+    azimuth, elevation, distance = room.camera
+    azimuth = math.radians(azimuth) + float(rng.normal(0, 0.05))
+    elevation = math.radians(elevation) + float(rng.normal(0, 0.03))
+    return _look(azimuth, elevation, distance * float(rng.uniform(0.95, 1.06)), rng.normal(0, 0.012, 3))
 
 
-def fixed_view(room: str, rng: np.random.Generator) -> View:
+def fixed_view(room: Room, rng: np.random.Generator) -> View:
     """The camera that records poses in a room, nudged by what a tripod gives way."""
-    azimuth, elevation, distance = PAIR_CAMERAS[room]
+    azimuth, elevation, distance = room.pair_camera
     return _look(math.radians(azimuth), math.radians(elevation), distance, rng.normal(0, 0.004, 3))
 
 

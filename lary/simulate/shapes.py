@@ -1,4 +1,4 @@
-"""Objects made of primitive shapes: what stands on the table, is held, opened, poured and swept.
+"""Objects made of primitive shapes, with procedural patterns: what is on the table, held, opened, poured and swept.
 
 The origin of a thing is the centre of its underside, so that it stands at (x, y, 0); sizes in metres, as MJCF counts
 them (half lengths).
@@ -7,10 +7,15 @@ them (half lengths).
 from __future__ import annotations
 
 import math
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import TypeVar
 
 import numpy as np
 
+from lary.simulate.kinematics import Array
+
+Option = TypeVar("Option")
 Colour = tuple[float, float, float]
 Triple = tuple[float, float, float]
 
@@ -59,15 +64,37 @@ TRAIN_THINGS = ("block", "can", "ball", "mug", "bottle")
 UNSEEN_THINGS = ("tower", "cross", "pear")
 
 
+WOODS: tuple[tuple[Colour, Colour], ...] = (
+    ((0.66, 0.46, 0.28), (0.50, 0.32, 0.18)), ((0.85, 0.80, 0.72), (0.75, 0.68, 0.58)),
+    ((0.42, 0.28, 0.20), (0.30, 0.19, 0.13)),
+)  # fmt: skip
+METALS: tuple[Colour, ...] = ((0.85, 0.85, 0.87), (0.20, 0.20, 0.22), (0.85, 0.68, 0.25))
+
+
+def draw(rng: np.random.Generator, options: Sequence[Option]) -> Option:
+    """One of some options, drawn."""
+    return options[int(rng.integers(len(options)))]
+
+
+def wood(rng: np.random.Generator) -> Material:
+    """The wood of furniture."""
+    return Material(*draw(rng, WOODS), "wood", 0.03, 0.15)
+
+
+def metal(rng: np.random.Generator) -> Material:
+    """The metal of knobs and handles."""
+    return Material(draw(rng, METALS), gloss=0.7)
+
+
 def make_thing(kind: str, rng: np.random.Generator, name: str = "target") -> Thing:
     """An object of a kind of TRAIN_THINGS or UNSEEN_THINGS, with drawn sizes, colours and patterns."""
     colours = UNSEEN_COLOURS if kind in UNSEEN_THINGS else TRAIN_COLOURS
-    colour, pale = colours[rng.integers(len(colours))], PALE[rng.integers(len(PALE))]
+    colour, pale = draw(rng, colours), draw(rng, PALE)
     scale = float(rng.uniform(1.0, 1.2))
-    return {
-        "block": _block, "can": _can, "ball": _ball, "mug": _mug, "bottle": _bottle,
-        "tower": _tower, "cross": _cross, "pear": _pear,
-    }[kind](name, colour, pale, scale)  # fmt: skip
+    if kind == "mug":
+        return mug(name, colour, pale, 0.9 * scale)
+    makers = {"block": _block, "can": _can, "ball": _ball, "bottle": _bottle, "tower": _tower, "cross": _cross}
+    return {**makers, "pear": _pear}[kind](name, colour, pale, scale)
 
 
 def _block(name: str, colour: Colour, pale: Colour, scale: float) -> Thing:
@@ -106,10 +133,6 @@ def mug(name: str, colour: Colour, pale: Colour, scale: float, content: Colour =
         Geom("capsule", (0.007, 0.018), plain, (-bar + 0.016, 0, h - 0.026), (0, math.pi / 2, 0)),
     )
     return Thing(name, geoms, grip=2 * r, height=1.75 * h, radius=r)
-
-
-def _mug(name: str, colour: Colour, pale: Colour, scale: float) -> Thing:
-    return mug(name, colour, pale, 0.9 * scale)
 
 
 def _bottle(name: str, colour: Colour, pale: Colour, scale: float) -> Thing:
@@ -155,7 +178,7 @@ def _pear(name: str, colour: Colour, pale: Colour, scale: float) -> Thing:
 
 def bowl(rng: np.random.Generator) -> Thing:
     """A bowl: a foot, two widening rings and a pale inside."""
-    colour = TRAIN_COLOURS[rng.integers(len(TRAIN_COLOURS))]
+    colour = draw(rng, TRAIN_COLOURS)
     side, inside = Material(colour, gloss=0.5), Material((0.93, 0.92, 0.88), gloss=0.2)
     geoms = (
         Geom("cylinder", (0.036, 0.006), side, (0, 0, 0.006)),
@@ -174,7 +197,7 @@ def bead(name: str, colour: Colour) -> Thing:
 
 def crumb(name: str, rng: np.random.Generator) -> Thing:
     """One of the small pieces that are swept."""
-    colour = TRAIN_COLOURS[rng.integers(len(TRAIN_COLOURS))]
+    colour = draw(rng, TRAIN_COLOURS)
     half = float(rng.uniform(0.011, 0.016))
     if rng.random() < 0.5:
         return Thing(name, (Geom("sphere", (half,), Material(colour, gloss=0.3), (0, 0, half)),), radius=half)
@@ -183,14 +206,10 @@ def crumb(name: str, rng: np.random.Generator) -> Thing:
 
 def brush(rng: np.random.Generator) -> Thing:
     """A hand brush: bristles, a back across them, and a grip that stands up. Swept along its y axis."""
-    colour = TRAIN_COLOURS[rng.integers(len(TRAIN_COLOURS))]
+    colour = draw(rng, TRAIN_COLOURS)
+    bristles = Material((0.86, 0.78, 0.55), (0.62, 0.50, 0.28), "stripes_x", 0.010)
     geoms = (
-        Geom(
-            "box",
-            (0.075, 0.016, 0.020),
-            Material((0.86, 0.78, 0.55), (0.62, 0.50, 0.28), "stripes_x", 0.010),
-            (0, 0, 0.020),
-        ),
+        Geom("box", (0.075, 0.016, 0.020), bristles, (0, 0, 0.020)),
         Geom("box", (0.080, 0.020, 0.010), Material(colour, gloss=0.4), (0, 0, 0.050)),
         Geom("box", (0.016, 0.013, 0.025), Material(colour, gloss=0.4), (0, 0, 0.082)),
     )
@@ -260,3 +279,79 @@ def lid(top: Material, metal: Material) -> Thing:
         Geom("cylinder", (0.006, 0.010), metal, (2 * x - 0.025, 0, 0.022)),
     )
     return Thing("lid", geoms)
+
+
+# Patterns: how much of a material's second colour shows at a point of a primitive, in its own frame
+
+_LATTICE = np.random.Generator(np.random.PCG64(20260611)).random((64, 64))
+
+
+def noise(u: Array, v: Array) -> Array:
+    """Smooth value noise in [0, 1] with period 64 and a feature size of 1."""
+    i, j = np.floor(u), np.floor(v)
+    a, b = u - i, v - j
+    a, b = a * a * (3 - 2 * a), b * b * (3 - 2 * b)
+    i0, j0 = i.astype(np.int64) & 63, j.astype(np.int64) & 63
+    i1, j1 = (i0 + 1) & 63, (j0 + 1) & 63
+    low = _LATTICE[i0, j0] * (1 - a) + _LATTICE[i1, j0] * a
+    return np.asarray(low * (1 - b) + (_LATTICE[i0, j1] * (1 - a) + _LATTICE[i1, j1] * a) * b)
+
+
+def _edge(wave: Array, sharpness: float = 4.0) -> Array:
+    return np.clip(0.5 + sharpness * wave, 0.0, 1.0)
+
+
+def _stripes(axis: int) -> Callable[[Array, Array], Array]:
+    return lambda p, period: _edge(np.sin(2 * np.pi * p[:, axis] / period))
+
+
+def _sectors(p: Array, period: Array) -> Array:
+    return _edge(np.sin(period * np.arctan2(p[:, 1], p[:, 0])), 6.0)
+
+
+def _bands(p: Array, period: Array) -> Array:
+    return _edge(np.abs(p[:, 2] / period) * -1 + 0.35, 20.0)
+
+
+def _checker(p: Array, period: Array) -> Array:
+    waves = np.sin(np.pi * p[:, 0] / period + 0.4) * np.sin(np.pi * p[:, 1] / period + 0.4)
+    return _edge(waves, 8.0)
+
+
+def _wood(p: Array, period: Array) -> Array:
+    along, across = p[:, 0], p[:, 1] + 0.7 * p[:, 2]
+    bend = noise(along * 5 + 7, across * 9 + 3)
+    rings = (across + 0.035 * bend) / period
+    grain = noise(along * 12, across * 260)
+    return np.asarray(0.55 * (rings - np.floor(rings)) ** 2 + 0.30 * grain + 0.15 * bend)
+
+
+def _stone(p: Array, period: Array) -> Array:
+    u, v = (p[:, 0] + 0.6 * p[:, 2]) / period, (p[:, 1] + 0.5 * p[:, 2]) / period
+    return np.asarray(0.55 * noise(u, v) + 0.30 * noise(3.1 * u, 3.1 * v) + 0.15 * noise(9.7 * u, 9.7 * v))
+
+
+def _bricks(p: Array, period: Array) -> Array:
+    row = np.floor(p[:, 1] / period)
+    u = p[:, 0] / (2.4 * period) + 0.5 * (row % 2)
+    v = p[:, 1] / period
+    mortar = np.minimum(np.minimum(u - np.floor(u), 1 - u + np.floor(u)) * 2.4, np.minimum(v - row, 1 - v + row))
+    return np.asarray(np.clip(1.0 - (mortar - 0.03) * 25, 0, 1) * 0.8 + 0.2 * noise(np.floor(u) * 7.3, row * 5.1))
+
+
+def _dots(p: Array, period: Array) -> Array:
+    row = np.floor(p[:, 1] / period)
+    u, v = p[:, 0] / period + 0.5 * (row % 2), p[:, 1] / period
+    return np.clip((0.26 - np.hypot(u - np.floor(u) - 0.5, v - row - 0.5)) * 12, 0, 1)
+
+
+PATTERNS: dict[str, Callable[[Array, Array], Array]] = {
+    "plain": lambda p, _period: np.zeros(len(p)),
+    "stripes_x": _stripes(0), "stripes_y": _stripes(1), "stripes_z": _stripes(2),
+    "sectors": _sectors, "bands": _bands, "checker": _checker, "wood": _wood, "stone": _stone,
+    "bricks": _bricks, "dots": _dots,
+}  # fmt: skip
+"""Pattern by name: points (M, 3) in metres and periods (M,) to the share (M,) of the second colour.
+
+The period of ``sectors`` is a number of sectors, that of ``bands`` the height in which a belt is drawn.
+"""

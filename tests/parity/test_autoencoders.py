@@ -13,8 +13,10 @@ import torch
 from safetensors.numpy import save_file
 
 from lary.models import autoencoders
-from lary.models.keys import FLUX_KEYS, WAN_KEYS, rename
-from lary.models.spec import MODELS, ModelContext, ModelSpec, build
+from lary.models.autoencoders import FLUX_KEYS, WAN_KEYS
+from lary.models.running import build
+from lary.models.spec import MODELS, ModelContext, ModelSpec
+from lary.models.tensors import rename
 from lary.types import BenchmarkProtocol
 from tests.parity.conftest import Case, load_case, model_cases
 from tests.parity.tables import table_names
@@ -126,7 +128,7 @@ def test_keys_arguments_and_constants_are_those_of_the_case(name: str) -> None:
     named = table_names(case.about["diffusers_mapping"], used, num_res_blocks=case.config["num_res_blocks"])
     assert {key: rename(key, rules) for key in used} == named
     assert [key for key in case.about["keys"] if not key.startswith(layout.unused)] == used
-    network = autoencoders.build_empty(library, arguments(**case.config))
+    network = autoencoders.empty_autoencoder(library, arguments(**case.config))
     expected = {key: value for key, value in case.about["diffusers_config"].items() if key not in METADATA}
     assert json.loads(json.dumps({key: network.config[key] for key in expected})) == expected
     options = MODELS.get(case.about["model"]).options

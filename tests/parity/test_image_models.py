@@ -15,7 +15,8 @@ import transformers
 from safetensors.numpy import save_file
 
 from lary.models.preprocess import mix_planes
-from lary.models.spec import MODELS, ModelContext, ModelSpec, build
+from lary.models.running import build
+from lary.models.spec import MODELS, ModelContext, ModelSpec
 from lary.types import BenchmarkProtocol
 from tests.parity.conftest import Case, load_case, model_cases
 

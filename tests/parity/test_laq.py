@@ -11,7 +11,8 @@ import pytest
 import torch
 
 from lary.models import lapa, laq
-from lary.models.spec import MODELS, ModelContext, ModelSpec, build
+from lary.models.running import build
+from lary.models.spec import MODELS, ModelContext, ModelSpec
 from lary.nets.lam import LatentActionModel
 from lary.types import LaryError
 from tests.parity.conftest import Case, load_case, model_cases
@@ -114,7 +115,7 @@ def test_encoder_from_a_file_gives_the_published_tokens(name: str, form: str, tm
     assert spec.weights.folder is not None
     file = tmp_path / spec.weights.folder
     torch.save(FORMS[form](tensors_of(case)), file)
-    encoder = build(spec, ModelContext("cpu", "corrected", weights=str(file)))
+    encoder = build(spec, ModelContext("cpu", "corrected", weights=str(file))).author
     assert isinstance(encoder, lapa.LatentActions)
     latents = encoder.encode(frames_of(case, spec))
     case.check("tokens_no_noise", latents.tokens)

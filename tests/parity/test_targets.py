@@ -14,9 +14,9 @@ from typing import Any
 import numpy as np
 import pytest
 
-from lary.data.actions import Normaliser, Statistics, load_normaliser, load_targets, relative_stats_file
-from lary.data.samples import SampleTable, read_table
+from lary.data.normalisation import Normaliser, Statistics, load_normaliser, load_targets, relative_stats_file
 from lary.data.spec import DATASETS
+from lary.data.tables import SampleTable, read_table
 from lary.types import LaryError
 from tests.parity.conftest import Case, case_names, load_case
 from tests.parity.fill import uniform

@@ -11,8 +11,10 @@ from typing import Any
 import numpy as np
 import pytest
 
-from lary.data import clips, relative, splits, statistics, verify
+from lary.data import clips, splits, statistics, verify
+from lary.data.configs import CheckConfig, RelativeConfig, SplitConfig
 from lary.data.spec import DATASETS
+from tests.helpers import settings_of
 from tests.parity import fill
 from tests.parity.conftest import case_names, load_case
 from tests.tree import SIZE, write_image, write_video
@@ -64,7 +66,7 @@ def test_robot_statistics(name: str, tmp_path: Path) -> None:
             save(place, drawn(row["draw"], row["shape"], row["then"]))
     cells = [{"robot_type": row["robot_type"] or "", "action": row["action"]} for row in rows]
     table = write_csv(tmp_path / "table.csv", cells)
-    report = statistics.write_statistics(spec, table, root, workers=2)
+    report = statistics.measure_table(spec, table, root, workers=2)
     found, expected = json.loads(report.out.read_text()), case.about["output"]
     assert report.out == root / str(spec.actions.normalisation.stats_file)
     for key in ("dataset", "action_mode", "action_dim", "missing_actions", "missing_action_examples"):
@@ -81,15 +83,13 @@ def test_relative_actions(name: str, tmp_path: Path) -> None:
     case = load_case(name)
     spec, tables = DATASETS.get(case.config["dataset"]), []
     for file, entry in case.about["input"].items():
-        folder = tmp_path / spec.split(relative.split_of(spec, Path(file))).root
+        folder = tmp_path / spec.split(statistics.split_of(spec, Path(file))).root
         for number, row in enumerate(entry["rows"]):
             draw = entry["draw"].replace("<row>", str(number))
             save(folder / with_actions(row["action"]), drawn(draw, entry["shape"], entry["then"]))
         tables.append(write_csv(tmp_path / "tables" / file, entry["rows"]))
-    request = relative.RelativeRequest(
-        spec=spec, tables=tuple(tables), input_root=tmp_path, output_root=tmp_path, workers=2
-    )
-    first, second = relative.write_relative(request), relative.write_relative(request)
+    config = RelativeConfig(dataset=spec.name, csv=tuple(tables), workers=2)
+    first, second = (statistics.write_relative(config, settings_of(tmp_path, DATA_DIR=tmp_path)) for _ in range(2))
     assert [[each.written, each.skipped] for each in second.tables] == case.about["second_run_written_skipped"]
     assert [each.written for each in first.tables] == [len(entry["rows"]) for entry in case.about["input"].values()]
     made = [path.relative_to(tmp_path).as_posix() for path in (tmp_path / "regression_relative").rglob("*.*")]
@@ -120,9 +120,7 @@ def test_split(name: str, tmp_path: Path) -> None:
         parts = splits.split_rows(len(labels), config["test_size"], strata, config["random_state"])
         for part, rows_of in zip(("train", "val"), parts, strict=True):
             case.check(f"{kind}/{part}", rows_of)
-    report = splits.write_split(
-        splits.SplitRequest(table=table, seed=config["random_state"], share=config["test_size"])
-    )
+    report = splits.write_split(table, SplitConfig(seed=config["random_state"], share=config["test_size"]))
     for part, path in (("train", report.train), ("val", report.val)):
         assert path.name == f"{part}_clips.csv"
         with path.open() as file:
@@ -138,9 +136,9 @@ def test_clips(name: str) -> None:
         assert found == entry["clips"], entry["input"]
     naming = about["naming"]
     wanted, out, tasks = frozenset(naming["required"]), Path("<output>"), []
-    for make, source in ((clips.ssv2_tasks, "ssv2"), (clips.egodex_tasks, "egodex")):
-        seeds = [(row["video_path"], row["seed_output"]) for row in naming[f"seed_{source}"]]
-        tasks += make(seeds, Path(f"<{source}-root>"), out, wanted, "published")
+    for source in clips.SOURCES:
+        seeds = [(row["video_path"], row["seed_output"]) for row in naming[f"seed_{source.lower()}"]]
+        tasks += clips.clip_tasks(source, seeds, Path(f"<{source.lower()}-root>"), out, wanted, "published")
     expected = [
         (task["src"], task["start_t"], task["duration"], task["out_path"], task["rev"]) for task in naming["tasks"]
     ]
@@ -183,12 +181,9 @@ def test_integrity_report(name: str, tmp_path: Path) -> None:
             for path in {cell for row in entry["rows"] for cell in row if cell in about["input"]["files"]}:
                 if not (folder / path).exists():
                     plant(folder / path, about["input"]["files"][path])
-    report = verify.verify(
-        verify.VerifyRequest(
-            data_root=root, table_root=tmp_path, groups=tuple(groups), output=tmp_path / "report.txt", workers=1,
-            timeout=60, depth="headers",
-        )
-    )  # fmt: skip
+    output = tmp_path / "report.txt"
+    config = CheckConfig(groups=tuple(groups), output=output, workers=1, timeout=60, depth="headers")
+    report = verify.verify(config, settings_of(tmp_path, DATA_DIR=root))
     found = report.output.read_text().split("\n")
     expected = [line.replace("<data-root>", str(root)) for line in about["report"]]
     method = next(row for row, line in enumerate(expected) if line.startswith("Check method"))

@@ -9,10 +9,12 @@ import numpy as np
 import pytest
 import torch
 
-from lary.models.spec import MODELS, ModelContext, build
+from lary.models.running import build
+from lary.models.spec import MODELS, ModelContext
 from lary.models.univla import BACKBONE, UNIVLA, WRAPPER, UniVLA
-from lary.nets.univla import UniVLAConfig, UniVLANetwork, training_shapes
+from lary.nets.univla import UniVLAConfig, UniVLANetwork
 from tests.parity.conftest import Case, load_case, model_cases
+from tests.parity.training_shapes import univla_training_shapes as training_shapes
 
 pytestmark = pytest.mark.timeout(1200)  # full sizes take minutes on a busy machine
 CASES = model_cases("univla")
@@ -27,7 +29,7 @@ def load_encoder(case: Case, folder: Path) -> UniVLA:
     backbone = {key: value for key, value in case.about["backbone"]["config"].items() if key not in ("hub", "name")}
     assert backbone.keys() == UNIVLA.options["backbone"].keys()
     spec = replace(MODELS.get(UNIVLA.name), options={"network": case.config, "backbone": backbone})
-    encoder = build(spec, ModelContext("cpu", "corrected", weights=str(folder)))
+    encoder = build(spec, ModelContext("cpu", "corrected", weights=str(folder))).author
     assert isinstance(encoder, UniVLA)
     return encoder
 

@@ -12,11 +12,13 @@ import torch
 from safetensors.numpy import save_file
 
 from lary.models.preprocess import normalise
-from lary.models.spec import MODELS, ModelContext, build
+from lary.models.running import build
+from lary.models.spec import MODELS, ModelContext
 from lary.models.villa import DERIVED, VILLA_X, VillaX
-from lary.nets.villa import VillaConfig, VillaNetwork, training_shapes
+from lary.nets.villa import VillaConfig, VillaNetwork
 from tests.parity import fill
 from tests.parity.conftest import Case, load_case, model_cases
+from tests.parity.training_shapes import villa_training_shapes as training_shapes
 
 pytestmark = pytest.mark.timeout(1200)  # full sizes take minutes on a busy machine
 CASES = model_cases("villa-x")
@@ -28,7 +30,7 @@ def load_encoder(case: Case, folder: Path) -> VillaX:
     config = {"architecture": case.about["upstream_class"], "description": "", "version": 0, "config": case.config}
     (folder / "model_config.json").write_text(json.dumps(config))
     save_file(weights, folder / "model.safetensors")
-    encoder = build(MODELS.get(VILLA_X.name), ModelContext("cpu", "corrected", weights=str(folder)))
+    encoder = build(MODELS.get(VILLA_X.name), ModelContext("cpu", "corrected", weights=str(folder))).author
     assert isinstance(encoder, VillaX)
     return encoder
 

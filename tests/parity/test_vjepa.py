@@ -11,9 +11,11 @@ import pytest
 import torch
 
 from lary.models import vjepa
-from lary.models.keys import VJEPA_KEYS, cut_joint, rename_keys
 from lary.models.preprocess import IMAGENET_MEAN, IMAGENET_STD
-from lary.models.spec import MODELS, ModelContext, build
+from lary.models.running import build
+from lary.models.spec import MODELS, ModelContext
+from lary.models.tensors import cut_joint, rename_keys
+from lary.models.vjepa import VJEPA_KEYS
 from lary.types import BenchmarkProtocol
 from tests.parity.conftest import Case, load_case, model_cases
 from tests.parity.tables import expand, table_names
@@ -78,7 +80,7 @@ def test_keys_are_those_of_the_table(name: str) -> None:
     named = table_names(table, keys)
     assert set(keys) - set(named) == {key for key in keys if ".qkv." in key}
     weights = {key: torch.from_numpy(value) for key, value in case.weights().items()}
-    ours = rename_keys(cut_joint(weights, "qkv", ("query", "key", "value")), VJEPA_KEYS)
+    ours = rename_keys(cut_joint(weights), VJEPA_KEYS)
     for source, target in named.items():
         assert torch.equal(ours.pop(target), weights[source])
     targets = expand(joint)
@@ -87,5 +89,5 @@ def test_keys_are_those_of_the_table(name: str) -> None:
         places = [target.replace("<i>", block) for target in targets if target.endswith(kind)]
         assert torch.equal(torch.cat([ours.pop(place) for place in places]), weights[key])
     assert not ours
-    network = vjepa.build_empty(vjepa.vjepa_arguments(**case.config))
+    network = vjepa.empty_vjepa(vjepa.vjepa_arguments(**case.config))
     assert len(network.encoder.layer) == case.config["depth"]

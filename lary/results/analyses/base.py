@@ -1,39 +1,31 @@
-"""What the analyses share: which runs there are, which may stand in one figure, how figures and data are written."""
+"""What the analyses share: which runs there are, which may be in one figure, how figures and data are written."""
 
 from __future__ import annotations
 
 import csv
 import io
 import re
-import textwrap
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from lary.configs import AnalyzeConfig
 from lary.files import write_bytes, write_json, write_text
 from lary.registry import suggest
 from lary.results.figures import Format, render
 from lary.results.record import USUAL_PROBES, EvalResult
 from lary.results.report import find_results
 from lary.settings import Settings
-from lary.tool_configs import AnalyzeConfig
 from lary.types import UsageError
 
 if TYPE_CHECKING:
-    from contextlib import AbstractContextManager
-
     from matplotlib.figure import Figure
 
-COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#222222")
-"""Okabe and Ito without their yellow, which is too light for lines."""
-MARKERS = ("o", "s", "^", "D", "v", "P", "X")
-LIGHT = "#c8c8c8"
-LETTERS_PER_INCH = 13
-"""Of a title."""
 FORMATS: tuple[Format, ...] = ("png", "svg")
 
-Row = Mapping[str, Any]
+TableRow = Mapping[str, Any]
 """One line of a table; the keys are the columns."""
 
 
@@ -50,7 +42,7 @@ class FinishedRun:
 
     @property
     def settings(self) -> tuple[str, ...]:
-        """What runs must share to stand in one figure, besides the data set."""
+        """What runs must share to be in one figure, besides the data set."""
         result = self.result
         probe = "" if result.probe in USUAL_PROBES else result.probe
         return (result.protocol, result.preset, result.action_mode or "", probe)
@@ -59,9 +51,15 @@ class FinishedRun:
     def suffix(self) -> str:
         """The settings that aren't the usual ones, for file names."""
         usual = ("corrected", "paper", "absolute", "")
-        return "".join(
-            f"_{own}" for own, common in zip(self.settings, usual, strict=True) if own not in (common, "")
-        )  # fmt: skip
+        odd = (own for own, common in zip(self.settings, usual, strict=True) if own not in (common, ""))
+        return "".join(f"_{own}" for own in odd)
+
+    @property
+    def about(self) -> str:
+        """The settings for the title of a figure."""
+        protocol, preset, mode, probe = self.settings
+        parts = [f"protocol {protocol}", f"preset {preset}", mode and f"{mode} actions", probe and f"{probe} probe"]
+        return ", ".join(filter(None, parts))
 
 
 @dataclass(frozen=True)
@@ -91,6 +89,22 @@ class Context:
         if not found:
             raise NotPossible(f"there is no finished {task} run: run 'lary {command}' first")
         return found
+
+    def write(
+        self, stem: str, drawing: AbstractContextManager[Figure], rows: Sequence[TableRow], facts: TableRow
+    ) -> list[Path]:
+        """Write a figure as PNG and SVG, its data as CSV, and CSV and facts together as JSON; returns the files."""
+        written = [self.out / f"{stem}.{format}" for format in (*FORMATS, "csv", "json")]
+        with drawing as figure:
+            for path, format in zip(written, FORMATS, strict=False):
+                write_bytes(path, render(figure, format))
+        text = io.StringIO()
+        writer = csv.DictWriter(text, list(dict.fromkeys(key for row in rows for key in row)), lineterminator="\n")
+        writer.writeheader()
+        writer.writerows(rows)
+        write_text(written[2], text.getvalue())
+        write_json(written[3], {"format": 1, **facts, "rows": list(rows)})
+        return written
 
 
 def find_runs(config: AnalyzeConfig, settings: Settings) -> tuple[FinishedRun, ...]:
@@ -136,40 +150,10 @@ def grouped(runs: Sequence[FinishedRun], key: Callable[[FinishedRun], Any]) -> d
 def near(wrong: str, known: Sequence[str]) -> str:
     """A suggestion for a wrong name out of many, or one of them."""
     some = list(known[:5000])
-    told = suggest(wrong, some)
-    return told if len(some) <= 12 or "Did you mean" in told else f" One that is there: {some[0]}."
+    hint = suggest(wrong, some)
+    return hint if len(some) <= 12 or "Did you mean" in hint else f" One that is there: {some[0]}."
 
 
 def slug(text: str) -> str:
     """A text as part of a file name."""
     return re.sub(r"[^\w.+-]+", "-", text).strip("-")
-
-
-def settings_text(run: FinishedRun) -> str:
-    """The settings of a figure's runs, for its title."""
-    protocol, preset, mode, probe = run.settings
-    parts = [f"protocol {protocol}", f"preset {preset}", f"{mode} actions" if mode else "", f"{probe} probe"]
-    return ", ".join(part for part in parts if part and part != " probe")
-
-
-def fitted(title: str, width: float) -> str:
-    """A title in lines that fit a figure of this width in inches."""
-    return "\n".join(textwrap.fill(line, int(LETTERS_PER_INCH * width)) for line in title.splitlines())
-
-
-def write_analysis(
-    out: Path, stem: str, figure: Callable[[], AbstractContextManager[Figure]], rows: Sequence[Row], facts: Row
-) -> list[Path]:
-    """Write a figure as PNG and SVG, its data as CSV, and CSV and facts together as JSON; returns the files."""
-    written = []
-    with figure() as drawn:
-        for format in FORMATS:
-            written.append(out / f"{stem}.{format}")
-            write_bytes(written[-1], render(drawn, format))
-    text = io.StringIO()
-    writer = csv.DictWriter(text, list(dict.fromkeys(key for row in rows for key in row)), lineterminator="\n")
-    writer.writeheader()
-    writer.writerows(rows)
-    write_text(out / f"{stem}.csv", text.getvalue())
-    write_json(out / f"{stem}.json", {"format": 1, **facts, "rows": list(rows)})
-    return [*written, out / f"{stem}.csv", out / f"{stem}.json"]

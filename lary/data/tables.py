@@ -1,0 +1,400 @@
+"""Tables of samples: reading and validating the CSV of a split, and finding the files that its rows name.
+
+Both published path forms are read: with the folders ``images/`` and ``actions/``, and without them. Messages count rows
+from 1 and name the line of the file as well.
+"""
+
+from __future__ import annotations
+
+import csv
+import io
+import os
+import re
+from collections.abc import Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import numpy.typing as npt
+
+from lary.data.spec import DatasetSpec, LabelSpace
+from lary.files import digest, file_digest, inside, path_problem, write_text
+from lary.registry import suggest
+from lary.types import Media, Sample, UsageError
+
+if TYPE_CHECKING:
+    import pandas
+
+MEDIA_COLUMNS: dict[Media, tuple[str, ...]] = {"pair": ("src_img", "tgt_img"), "clip": ("video_path",)}
+INDEX_COLUMN = "sample_indices"
+TARGET_COLUMN = "action"
+EMBODIMENT_COLUMN = "embodiment"
+IMAGE_FOLDER, ACTION_FOLDER = "images", "actions"
+
+INDICES = re.compile(r"\s*[0-9]{1,9}\s*(,\s*[0-9]{1,9}\s*)*")
+UNSAFE_PATH = re.compile(r"[/\\]|[^/\\]*:|(.*[/\\])?\.\.([/\\]|$)")
+"""How a path that leaves its root starts: with a root, a drive, or a way upwards (`inside` checks again)."""
+
+SEGMENT = r"[A-Za-z0-9_][A-Za-z0-9_.,()+ -]*"
+PLAIN = {INDEX_COLUMN: r"^[0-9]{1,9}(,[0-9]{1,9})*$", "path": rf"^{SEGMENT}(/{SEGMENT})*$"}
+"""Cells that are valid at a glance (RE2, a whole column at once); the others are examined one by one."""
+SHORT = 255
+"""Letters within which no part of a path can be too long."""
+LONGEST_CELL = 4096
+"""Letters of a cell that is used: the longest path of common systems, or a thousand frame numbers."""
+
+MOST_COLUMNS = 4096
+LONGEST_LINE = 1 << 22
+"""Bytes of a row: bounds what a hostile table can make the parser allocate."""
+
+THREADS = 16
+"""For many small reads: on network file systems waiting dominates."""
+
+
+# CSV
+
+
+def read_frame(path: Path, limit: int | None = None) -> pandas.DataFrame:
+    """The columns of a CSV as strings: UTF-8 with or without byte order mark, any line ends; blank lines are skipped.
+
+    Raises:
+        UsageError: the file can't be read, has no header or no rows, or a row has another number of cells.
+    """
+    import pandas
+    import pyarrow as pa
+    from pyarrow import csv as arrow
+
+    if limit is not None and limit < 1:
+        raise UsageError(f"--limit {limit}: must be at least 1.")
+    names, wrong = read_header(path), []
+
+    def refuse(row: Any) -> str:
+        wrong.append((row.number - 2, row.actual_columns))  # the parser counts from 1 and the header too
+        return "error"
+
+    try:
+        table = arrow.read_csv(
+            path,
+            arrow.ReadOptions(block_size=LONGEST_LINE, use_threads=False),  # threads don't number the rows
+            arrow.ParseOptions(newlines_in_values=True, invalid_row_handler=refuse),
+            arrow.ConvertOptions(column_types=dict.fromkeys(names, pa.string()), strings_can_be_null=False),
+        )
+    except (OSError, pa.ArrowException) as error:
+        if wrong:
+            row, cells = wrong[0]
+            raise UsageError(
+                f"{path}, row {row + 1} (line {line_of(path, row)}): {cells} cells under {len(names)} column names; "
+                "quote cells that hold a comma."
+            ) from None
+        reason = str(error).splitlines()[0].rstrip(".")[:200]
+        if "straddling" in reason:  # a row that doesn't fit into a block
+            reason = f"a row has more than {LONGEST_LINE} letters"
+        raise UsageError(f"The table {path} can't be read as CSV in UTF-8: {reason}.") from error
+    if not table.num_rows:
+        raise UsageError(f"The table {path} holds column names but no rows.")
+    frame: pandas.DataFrame = table.slice(0, limit).to_pandas(types_mapper=pandas.ArrowDtype)
+    return frame.set_axis([name.strip() for name in names], axis=1)
+
+
+def read_header(path: Path) -> list[str]:
+    """The column names of a CSV as they are in the file. Raises UsageError: see `read_frame`."""
+    try:
+        with path.open(encoding="utf-8-sig", newline="") as file:
+            names = next(csv.reader(iter(lambda: file.readline(LONGEST_LINE), "")), [])
+    except FileNotFoundError:
+        raise UsageError(f"The table {path} does not exist.") from None
+    except (OSError, UnicodeDecodeError, csv.Error) as error:
+        raise UsageError(f"The table {path} can't be read as CSV in UTF-8: {error}.") from error
+    stripped = [name.strip() for name in names]
+    if not any(stripped):
+        raise UsageError(f"The table {path} is empty: its first line names the columns.")
+    if len(names) > MOST_COLUMNS:
+        raise UsageError(f"The table {path} names {len(names)} columns, more than the {MOST_COLUMNS} allowed.")
+    if len(set(stripped)) < len(names):
+        raise UsageError(f"The table {path} names a column twice: {', '.join(stripped)[:400]}.")
+    if problem := next(filter(None, map(path_problem, stripped)), ""):
+        raise UsageError(f"The table {path} can't be read as CSV in UTF-8: a column name is none, since {problem}.")
+    return names
+
+
+def read_csv(path: Path) -> tuple[list[str], list[list[str]]]:
+    """Header and rows of a CSV. Raises UsageError: see `read_frame`."""
+    frame = read_frame(path)
+    return list(frame.columns), frame.to_numpy(dtype=object).tolist()
+
+
+def write_csv(path: Path, columns: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
+    """Write a whole CSV atomically."""
+    text = io.StringIO(newline="")
+    writer = csv.writer(text, lineterminator="\n")
+    writer.writerow(columns)
+    writer.writerows(rows)
+    write_text(path, text.getvalue())
+
+
+def line_of(path: Path, row: int) -> int:
+    """The line on which a row (from 0) of a CSV ends; cells may hold line ends, so lines are not rows."""
+    with path.open(encoding="utf-8-sig", errors="replace", newline="") as file:
+        reader = csv.reader(file)
+        count = -2
+        with suppress(csv.Error):  # a cell too long for this reader: it is on this line
+            for cells in reader:
+                count += bool(cells)
+                if count == row:
+                    break
+        return reader.line_num
+
+
+# Samples
+
+
+@dataclass(frozen=True, eq=False)
+class SampleTable:
+    """The samples of one split, in the order of its table; memory-light, each `Sample` is made when asked for.
+
+    Attributes:
+        path: the CSV.
+        frame: all its columns as the strings in the file; its index is the row in the file, from 0.
+        root: the folder that the paths in the table start from.
+        digest: of the file's bytes.
+    """
+
+    spec: DatasetSpec
+    split: str
+    path: Path
+    frame: pandas.DataFrame
+    root: Path
+    digest: str
+
+    def __len__(self) -> int:
+        return len(self.frame)
+
+    def __getitem__(self, position: int) -> Sample:
+        """The sample at a position of this table; its ``row`` is the row in the file."""
+        if not -len(self) <= position < len(self):
+            raise IndexError(position)
+        names = MEDIA_COLUMNS[self.spec.media]
+        media = tuple(usual_place(self.spec, self._columns[name][position], IMAGE_FOLDER) for name in names)
+        target = self._columns[TARGET_COLUMN][position]
+        if not isinstance(self.spec.target, LabelSpace):
+            target = usual_place(self.spec, target, ACTION_FOLDER)
+        frame_index: tuple[int, ...] = ()
+        if self.spec.media == "clip":
+            frame_index = tuple(int(part) for part in self._columns[INDEX_COLUMN][position].split(","))
+        return Sample(
+            id=digest(*media, ",".join(map(str, frame_index)), target),
+            row=self._rows[position],
+            media=media,
+            frame_index=frame_index,
+            target=target,
+            group=group_name(self.spec, media[0]),
+            embodiment=self._embodiment(position),
+        )
+
+    def __iter__(self) -> Iterator[Sample]:
+        return (self[position] for position in range(len(self)))
+
+    def take(self, positions: Sequence[int]) -> SampleTable:
+        """The table of some of the samples, which keep their ``row``."""
+        return SampleTable(self.spec, self.split, self.path, self.frame.iloc[list(positions)], self.root, self.digest)
+
+    def labels(self) -> npt.NDArray[np.int64]:
+        """Labels (n,) int64: positions in the record's classes. Raises UsageError for a regression data set."""
+        position = {name: label for label, name in enumerate(self.spec.labels.classes)}
+        return np.array([position[name] for name in self._columns[TARGET_COLUMN]], dtype=np.int64)
+
+    def groups(self) -> tuple[str, ...]:
+        """The episode or video of every sample, n names."""
+        cells = self._columns[MEDIA_COLUMNS[self.spec.media][0]]
+        return tuple(group_name(self.spec, usual_place(self.spec, cell, IMAGE_FOLDER)) for cell in cells)
+
+    def embodiments(self) -> tuple[str, ...]:
+        """The robot type of every sample, n names; empty where the cell is, unless the record's rule names it."""
+        return tuple(self._embodiment(position) for position in range(len(self)))
+
+    def media_path(self, sample: Sample) -> tuple[Path, ...]:
+        """Absolute paths of a sample's images or clip. Raises UsageError for a path that leaves the root."""
+        return self._media_at(self._position[sample.row])
+
+    def action_path(self, sample: Sample) -> Path:
+        """Absolute path of a sample's action file. Raises UsageError for a classification data set."""
+        _ = self.spec.actions
+        return self._locate(self._position[sample.row], TARGET_COLUMN, ACTION_FOLDER)
+
+    def missing_media(self, positions: Sequence[int] | None = None) -> list[Path]:
+        """The media files that do not exist, in table order, each once; none is opened.
+
+        Args:
+            positions: of the samples whose files are checked; by default all.
+        """
+        chosen = range(len(self)) if positions is None else positions
+        wanted = list(dict.fromkeys(path for position in chosen for path in self._media_at(position)))
+        parts = [wanted[start : start + 256] for start in range(0, len(wanted), 256)]
+        with ThreadPoolExecutor(THREADS) as pool:
+            missing = pool.map(lambda part: [path for path in part if not os.path.isfile(path)], parts)
+            return [path for part in missing for path in part]
+
+    def _media_at(self, position: int) -> tuple[Path, ...]:
+        return tuple(self._locate(position, column, IMAGE_FOLDER) for column in MEDIA_COLUMNS[self.spec.media])
+
+    @cached_property
+    def _columns(self) -> dict[str, list[str]]:
+        return {name: self.frame[name].tolist() for name in needed_columns(self.spec)}
+
+    @cached_property
+    def _robots(self) -> list[str] | None:
+        column = embodiment_column(self.spec, list(self.frame.columns))
+        return None if column is None else self.frame[column].tolist()
+
+    @cached_property
+    def _rows(self) -> list[int]:
+        return self.frame.index.tolist()
+
+    @cached_property
+    def _position(self) -> dict[int, int]:
+        return {row: position for position, row in enumerate(self._rows)}
+
+    def _embodiment(self, position: int) -> str:
+        if self._robots is None:
+            return self.spec.embodiment
+        first = self._columns[MEDIA_COLUMNS[self.spec.media][0]][position]
+        return robot_type(self.spec, self._robots[position], first)
+
+    def _locate(self, position: int, column: str, folder: str) -> Path:
+        """The file at the usual path, or the one that the table literally names where only that exists."""
+        found = places(self.spec, self._columns[column][position], folder)
+        usual, *others = (inside(self.root, place) for place in found)
+        if not others or usual.exists():
+            return usual
+        return next((path for path in others if path.exists()), usual)
+
+
+def read_table(spec: DatasetSpec, split: str, *, path: Path, data_dir: Path, limit: int | None = None) -> SampleTable:
+    """Read and validate the table of a split; nothing but the CSV is opened.
+
+    Args:
+        data_dir: ``$DATA_DIR``, the split's media root is below it.
+        limit: read this many rows at most.
+
+    Raises:
+        UsageError: the file is missing, empty or no CSV; a column is missing; a cell is empty or holds an unknown
+            class, a path that leaves its root, or frame indices that can't be read.
+    """
+    root = data_dir / spec.split(split).root
+    frame = read_frame(path, limit)
+    columns, needed = list(frame.columns), needed_columns(spec)
+    for name in (*needed, embodiment_column(spec, columns)):
+        if name is not None and name not in columns:
+            found = ", ".join(columns)[:400]
+            raise UsageError(f"{path} has no column '{name}', which {spec.name} needs; it has: {found}.")
+    check_cells(spec, path, {name: frame[name] for name in needed})
+    return SampleTable(spec, split, path, frame, root.absolute(), file_digest(path))
+
+
+def needed_columns(spec: DatasetSpec) -> tuple[str, ...]:
+    """The columns that every table of a data set has."""
+    return *MEDIA_COLUMNS[spec.media], *([INDEX_COLUMN] if spec.media == "clip" else []), TARGET_COLUMN
+
+
+def check_cells(spec: DatasetSpec, path: Path, columns: Mapping[str, pandas.Series[str]]) -> None:
+    """Validate every cell that is used. Raises UsageError with the row and line of the first wrong one."""
+    import pyarrow as pa
+    from pyarrow import compute
+
+    classes = spec.target.classes if isinstance(spec.target, LabelSpace) else None
+    for name, column in columns.items():
+        cells = pa.chunked_array(pa.array(column))
+        if name == TARGET_COLUMN and classes is not None:
+            plain = compute.is_in(cells, pa.array(classes, cells.type))
+        else:
+            matches = compute.match_substring_regex(cells, PLAIN.get(name, PLAIN["path"]))
+            plain = compute.and_(matches, compute.less_equal(compute.binary_length(cells), SHORT))
+        for row in compute.indices_nonzero(compute.invert(plain)).to_pylist():
+            if problem := cell_problem(spec, name, cells[row].as_py()):
+                raise UsageError(f"{path}, row {row + 1} (line {line_of(path, row)}): {problem.rstrip('.')}.")
+
+
+def cell_problem(spec: DatasetSpec, name: str, cell: str) -> str:
+    """What is wrong with a cell of a column that is used, in words; empty if nothing is."""
+    if not cell or cell.isspace():
+        return f"column '{name}' is empty"
+    if len(cell) > LONGEST_CELL:
+        return f"column '{name}' holds {len(cell)} letters, more than the {LONGEST_CELL} allowed"
+    if name == INDEX_COLUMN:
+        if INDICES.fullmatch(cell):
+            return ""
+        return f"column '{name}' holds '{cell}', which is no list of frame numbers such as '3,9,20'"
+    if name == TARGET_COLUMN and isinstance(spec.target, LabelSpace):
+        return f"{cell!r} is no class of {spec.name}.{suggest(cell, spec.target.classes)}"
+    if reason := path_problem(cell.strip()):
+        return f"column '{name}' holds {cell[:60]!r}, which is no path: {reason}"
+    if UNSAFE_PATH.match(cell.lstrip()):
+        return f"the path '{cell}' leaves its root: paths in tables are relative and inside it"
+    return ""
+
+
+def group_name(spec: DatasetSpec, first: str, pattern: str | None = None) -> str:
+    """The group of a sample from its first path, as `usual_place` gives it; one that doesn't match is alone.
+
+    Args:
+        pattern: in place of the record's.
+    """
+    short = without_images(first) if spec.media_depth is not None else first
+    found = re.search(pattern or spec.group_pattern, short)
+    if found is None:
+        return short
+    return found[1] if found.re.groups and found[1] is not None else found[0]
+
+
+def without_images(path: str) -> str:
+    """A path without its first folder of that name, by string methods: tables have a million of them."""
+    if path.startswith(f"{IMAGE_FOLDER}/"):
+        return path[len(IMAGE_FOLDER) + 1 :]
+    return path.replace(f"/{IMAGE_FOLDER}/", "/", 1)
+
+
+def usual_place(spec: DatasetSpec, cell: str, folder: str) -> str:
+    """A path of a table below its root, repaired and with its folder, as the record says."""
+    if spec.path_repair is not None and re.search(spec.path_repair[0], cell):
+        cell = re.sub(*spec.path_repair, cell)
+    return placed(cell, folder, spec.media_depth)
+
+
+def places(spec: DatasetSpec, cell: str, folder: str) -> tuple[str, ...]:
+    """Where the file of a cell may be below its root: the usual path first, then what the table literally says."""
+    usual = usual_place(spec, cell, folder)
+    if cell == usual:
+        return (usual,)
+    return tuple(dict.fromkeys((usual, placed(cell, folder, None), placed(cell, folder, 0))))
+
+
+def placed(cell: str, folder: str, depth: int | None) -> str:
+    """A path of a table with forward slashes and, unless `depth` is None, with `folder` behind `depth` folders."""
+    named = depth is None or cell.startswith(f"{folder}/") or f"/{folder}/" in cell
+    plain = cell[:1].isalnum() and cell[-1].isalnum() and "\\" not in cell and "//" not in cell and "/." not in cell
+    if named and plain:
+        return cell  # nearly all of them
+    parts = [part for part in cell.strip().replace("\\", "/").split("/") if part not in ("", ".")]
+    if depth is not None and folder not in parts[:-1]:
+        parts.insert(min(depth, max(len(parts) - 1, 0)), folder)
+    return "/".join(parts)
+
+
+def robot_type(spec: DatasetSpec, cell: str, first: str) -> str:
+    """The robot type of a row: its cell, or for an empty one what the record's rule says of its first media path."""
+    name = cell.strip()
+    if not name and spec.unnamed_robot is not None:
+        pattern, robot = spec.unnamed_robot
+        return robot if re.search(pattern, usual_place(spec, first, IMAGE_FOLDER)) else ""
+    return name
+
+
+def embodiment_column(spec: DatasetSpec, columns: Sequence[str]) -> str | None:
+    """The column with the robot type: the record's, or one called ``embodiment`` where the table has it."""
+    if spec.embodiment_column is not None:
+        return spec.embodiment_column
+    return EMBODIMENT_COLUMN if EMBODIMENT_COLUMN in columns else None

@@ -1,0 +1,294 @@
+"""Which latents: the model, data set, split and options that name one extraction, with its table and its folder.
+
+What differs from the default (the ``paper`` protocol, another kind of latent, random weights, pooled tokens) is
+appended to the model's name in every file and folder name, as in ``lapa@paper``, so that numbers never mix. The
+default has the published names.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator, Sequence
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path, PurePosixPath
+from typing import Any
+
+import numpy as np
+
+from lary.data.spec import DATASETS, DatasetSpec
+from lary.data.tables import SampleTable, read_table
+from lary.files import inside
+from lary.latents.npz import NpzSource, read_stamp
+from lary.latents.pooling import NONE, PooledSource, parse_pool
+from lary.latents.shardfile import LARY_READ, ShardSource, read_header, read_mode
+from lary.latents.store import MANIFEST, SHARD_MARK, StoredLatents, read_manifest
+from lary.runtime import log
+from lary.settings import Settings
+from lary.types import RANDOM, BenchmarkProtocol, LaryError, UsageError
+
+TABLE_FOLDER = "data"
+
+
+@dataclass(frozen=True, kw_only=True)
+class LatentsRef:
+    """The latents of one split, as one extraction makes them.
+
+    Attributes:
+        pool: pooling of the stored tokens; None and ``none`` are all tokens.
+        control: the control whose changed frames were encoded in place of the split's own; None for the latter.
+    """
+
+    model: str
+    dataset: str
+    split: str
+    protocol: BenchmarkProtocol = "corrected"
+    latent: str | None = None
+    weights: str | None = None
+    pool: str | None = None
+    control: str | None = None
+
+    @classmethod
+    def of(cls, config: Any, split: str | None = None) -> LatentsRef:
+        """The latents of a split (the options' own if left out) that the options of any command ask for."""
+        return cls(
+            model=config.model, dataset=config.dataset, split=config.split if split is None else split,
+            protocol=config.protocol, latent=config.latent, weights=config.weights,
+            pool=config.pool,
+        )  # fmt: skip
+
+    @property
+    def spec(self) -> DatasetSpec:
+        """The record of the data set. Raises UsageError for an unknown one."""
+        return DATASETS.get(self.dataset)
+
+    @property
+    def pooling(self) -> str:
+        """The pooling by its word, ``none`` for all tokens."""
+        return self.pool or "none"
+
+    @property
+    def tag(self) -> str:
+        """The model's name as file and folder names have it, where slashes and colons are not allowed."""
+        name = re.sub(r"[^\w.@+-]+", "_", self.model)
+        differences = (
+            self.protocol if self.protocol != "corrected" else None,
+            self.latent,
+            self.weights if self.weights == RANDOM else None,
+            f"pool-{self.pooling.replace(':', '')}" if self.pooling != "none" else None,
+        )
+        return "@".join([name, *filter(None, differences)])
+
+    def latent_root(self, settings: Settings) -> Path:
+        """The folder that ``la_path`` cells are relative to."""
+        root = settings.path("LARY_LA_DIR")
+        return root / "controls" / self.control if self.control else root
+
+    def folder(self, settings: Settings) -> Path:
+        """The folder of the latents."""
+        return self.latent_root(settings) / self.spec.name / self.split / self.tag
+
+    def table(self, settings: Settings) -> Path:
+        """The table that extraction writes: the input's columns plus ``la_path``."""
+        spec = self.spec
+        middle = f"_{spec.stride}" if spec.media == "pair" and spec.stride is not None else ""
+        root = self.latent_root(settings) if self.control else settings.path("LARY_ROOT")
+        return root / TABLE_FOLDER / f"{self.split}_la_{spec.name}{middle}_{self.tag}.csv"
+
+    def alternatives(self) -> Iterator[LatentsRef]:
+        """These latents, and then those that serve as well: all tokens, to be pooled when they are read."""
+        yield self
+        if self.pooling != "none":
+            yield replace(self, pool=None)
+
+
+def find_latent_table(settings: Settings, ref: LatentsRef) -> Path | None:
+    """The table of an extraction, or None. Under ``paper`` the published file name is taken too.
+
+    Where pooled latents are asked for and weren't stored, the table of all tokens is taken.
+    """
+    places = [each.table(settings) for each in ref.alternatives()]
+    if ref.protocol == "paper" and not ref.latent and not ref.weights:
+        places.append(replace(ref, protocol="corrected", pool=None).table(settings))
+    return next((path for path in places if path.is_file()), None)
+
+
+@dataclass(frozen=True)
+class SplitLatents:
+    """The samples of one split that have latents, in table order, and their tokens.
+
+    Attributes:
+        store: the manifest of the store, or a note that another program made the latents.
+        left_out: how many rows of the table have no latents, or were taken out.
+        folder: of the store.
+    """
+
+    table: SampleTable
+    source: StoredLatents
+    store: dict[str, Any]
+    left_out: int
+    folder: Path
+
+    def take(self, positions: Sequence[int]) -> SplitLatents:
+        """Some of the samples; the others count as left out."""
+        left_out = self.left_out + len(self.table) - len(positions)
+        return replace(
+            self, table=self.table.take(positions), source=self.source.take(positions), left_out=left_out
+        )  # fmt: skip
+
+
+def open_latents(settings: Settings, ref: LatentsRef) -> SplitLatents:
+    """Open the latents of a split; those of a pooling are the ones stored so, or else all tokens, pooled when read.
+
+    The model needs no record: the files hold all that is needed.
+
+    Raises:
+        UsageError: there is no table, or its latents belong to another model, protocol or pooling.
+        LaryError: a latent file that the table names is missing or torn, or no row has latents.
+    """
+    parse_pool(ref.pooling)
+    file = find_latent_table(settings, ref)
+    if file is None:
+        raise no_latents(settings, ref)
+    stored = ref if file == ref.table(settings) else replace(ref, pool=None)
+    table = read_table(ref.spec, ref.split, path=file, data_dir=settings.path("DATA_DIR"))
+    if "la_path" not in table.frame.columns:
+        raise UsageError(f"{file} has no column la_path: it is no table of an extraction.")
+    entries = table.frame["la_path"].tolist()
+    rows = [row for row, entry in enumerate(entries) if entry]
+    if not rows:
+        raise LaryError(f"No row of {file} has latents: the failures file of the extraction names the reasons.")
+    if len(rows) < len(entries):
+        left_out = len(entries) - len(rows)
+        log.warning("%s: %d of %d rows have no latents and are left out", file.name, left_out, len(entries))
+    kept = table.take(rows)
+    source, store, folder = open_entries(settings, kept, stored, [entries[row] for row in rows])
+    check_origin(store, file, stored)
+    if stored.pooling != ref.pooling:
+        source = PooledSource(source, ref.pooling)
+    return SplitLatents(kept, source, store, len(entries) - len(rows), folder)
+
+
+def no_latents(settings: Settings, ref: LatentsRef) -> UsageError:
+    """The error for latents that nobody has extracted."""
+    option = "" if ref.protocol == "corrected" else f" --protocol {ref.protocol}"
+    option += f" --latent {ref.latent}" if ref.latent else ""
+    option += f" --weights {ref.weights}" if ref.weights else ""
+    return UsageError(
+        f"There are no latents of '{ref.model}' for {ref.dataset} {ref.split}: {ref.table(settings)} does not exist. "
+        f"Run 'lary extract --model {ref.model} --dataset {ref.dataset} --split {ref.split}{option}' first."
+    )
+
+
+def open_entries(
+    settings: Settings, table: SampleTable, ref: LatentsRef, entries: list[str]
+) -> tuple[StoredLatents, dict[str, Any], Path]:
+    """The latents that ``la_path`` cells name, what is known of their store, and its folder.
+
+    Only here the kinds of stores are distinguished for reading.
+    """
+    sharded = [SHARD_MARK in entry for entry in entries]
+    if any(sharded):
+        if not all(sharded):
+            raise UsageError(f"{table.path}: la_path names shards in some rows and files in others; extract again.")
+        return open_shards(settings, table, ref, entries)
+    files = [resolve_latents(settings, ref, entry, table.path) for entry in entries]
+    check_present(files, table.path)
+    store = npz_origin(files[0])
+    return NpzSource(files), store, files[0].parent
+
+
+def open_shards(
+    settings: Settings, table: SampleTable, ref: LatentsRef, entries: list[str]
+) -> tuple[StoredLatents, dict[str, Any], Path]:
+    """Latents in shards, every row checked against the id of its sample.
+
+    Raises:
+        UsageError: a cell names no row of a shard, or leaves its root.
+        LaryError: a shard is missing, torn or of another store, or has another sample in a row.
+    """
+    number: dict[str, int] = {}
+    places = np.empty((2, len(entries)), dtype=np.int64)
+    for at, entry in enumerate(entries):
+        name, _, position = entry.rpartition(SHARD_MARK)
+        if not (position.isascii() and position.isdigit() and len(position) < 10):
+            raise UsageError(f"{table.path}: la_path '{entry}' names no row of a shard.")
+        places[:, at] = number.setdefault(name, len(number)), int(position)
+    files = [resolve_latents(settings, ref, name, table.path) for name in number]
+    check_present(files, table.path)
+    headers = [read_header(file) for file in files]
+    folder = files[0].parent
+    source = ShardSource(headers, places[0], places[1], read_mode(folder, settings.get(LARY_READ)))
+    for at, sample in enumerate(table):
+        header, place = headers[places[0, at]], int(places[1, at])
+        if header.samples[place] != sample.id:
+            raise LaryError(
+                f"{table.path}, row {sample.row + 1}: {header.path} has the latents of another sample in row "
+                f"{place}. Extract this split again; what is done is kept."
+            )
+    store = read_manifest(folder) if (folder / MANIFEST).exists() else {}
+    if store and store.get("key") != headers[0].store:
+        raise LaryError(f"{headers[0].path} belongs to another store than {folder / MANIFEST}: extract again.")
+    stamp = {"store": headers[0].store, "model": headers[0].model}
+    return source, {"origin": "lary extract", "stamp": stamp, **store}, folder
+
+
+def resolve_latents(settings: Settings, ref: LatentsRef, entry: str, table: Path) -> Path:
+    """The file that a ``la_path`` cell names: under LARY_LA_DIR, or a bare name in the model's folder.
+
+    Raises:
+        UsageError: the path leaves LARY_LA_DIR, or names the folder of another model.
+    """
+    root, spec, tag = ref.latent_root(settings), ref.spec, ref.tag
+    path = inside(root, entry)
+    parts = PurePosixPath(entry).parts
+    folders = dict.fromkeys((tag, tag.split("@")[0]))
+    if len(parts) > 1:
+        if not folders.keys() & set(parts[:-1]):
+            raise UsageError(f"{table}: la_path '{entry}' holds latents of another model than '{tag}'.")
+        return path
+    for folder in folders:
+        for layout in (root / spec.name, root / spec.name / f"stride_{spec.stride}"):
+            if (place := layout / ref.split / folder / entry).exists():
+                return place
+    return ref.folder(settings) / entry
+
+
+def check_present(files: list[Path], table: Path) -> None:
+    """Raise LaryError with the first missing files, and how many there are."""
+    absent = [file for file in files if not file.exists()]
+    if absent:
+        listed = "\n  ".join(str(file) for file in absent[:10])
+        raise LaryError(
+            f"{len(absent)} of {len(files)} latent files of {table} are missing; extract again. "
+            f"The first are\n  {listed}"
+        )
+
+
+def npz_origin(file: Path) -> dict[str, Any]:
+    """Who made latents in ``.npz`` files: the manifest of their store, or a note that another program did."""
+    stamp = read_stamp(file)
+    if stamp is None:
+        return {"origin": "made by another program: no identity to check"}
+    manifest = read_manifest(file.parent) if (file.parent / MANIFEST).exists() else {}
+    return {"origin": "lary extract", "stamp": asdict(stamp), **manifest}
+
+
+def check_origin(store: dict[str, Any], table: Path, ref: LatentsRef) -> None:
+    """Compare what is known of a store with what was asked for.
+
+    Raises:
+        UsageError: the stamp or the manifest names another model, protocol or pooling.
+    """
+    if "stamp" not in store:
+        return
+    made_by = store["stamp"]["model"]
+    if made_by != ref.model:
+        raise UsageError(f"{table} holds latents of '{made_by}', not of '{ref.model}': extract '{ref.model}' again.")
+    identity = store.get("identity", {})
+    if identity.get("protocol", ref.protocol) != ref.protocol:
+        raise UsageError(
+            f"{table} holds latents of protocol '{identity['protocol']}', asked for is '{ref.protocol}': "
+            f"extract with --protocol {ref.protocol}."
+        )
+    if (pool := identity.get("pool", NONE)) != ref.pooling:
+        raise UsageError(f"{table} holds latents of --pool {pool}, not {ref.pooling}: extract again.")

@@ -1,0 +1,102 @@
+"""One writer at a time per folder: a lock that ends with its process, also when that is killed.
+
+The kernel frees the locks of a process that ends (``flock``; on NFS since version 4 also between machines). Where the
+file system has no such locks, a file with the process's number is the lock; it no longer counts once that process is
+gone from this machine.
+"""
+
+from __future__ import annotations
+
+import errno
+import json
+import os
+import socket
+import stat
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
+
+import filelock
+
+from lary.files import cannot_write
+from lary.types import LaryError
+
+LOCK, WITHOUT_FLOCK = "lock", "lock.pid"
+PATIENCE = 0.2
+"""Seconds in which a holder that is just leaving may remove its file."""
+NO_FLOCK = (errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP, errno.EINVAL)
+
+
+@contextmanager
+def locked(folder: Path) -> Iterator[None]:
+    """Hold the lock of a folder, which is made if it isn't there.
+
+    Raises:
+        LaryError: another process holds it, the folder can't be written to, or the lock is no file of its own.
+    """
+    file = folder / LOCK
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        _check_own(file)
+        lock = _taken(file)
+    except filelock.Timeout:
+        raise LaryError(f"{folder} is being written {_holder(file)}: wait for it, or stop it first.") from None
+    except OSError as error:
+        raise cannot_write(file, error) from error
+    own = file.lstat() if file.exists() else None
+    try:
+        _sign(file)
+        yield
+    finally:
+        with suppress(OSError):  # the folder may have been exchanged meanwhile, and the file be another one
+            if own is not None and os.path.samestat(own, file.lstat()):
+                file.unlink()
+        lock.release()
+
+
+def _check_own(file: Path) -> None:
+    """Refuse what is no lock, since the file that it leads to would be overwritten. Raises LaryError."""
+    with suppress(FileNotFoundError):
+        facts = file.lstat()
+        if stat.S_ISDIR(facts.st_mode):
+            raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR), str(file))
+        if not stat.S_ISREG(facts.st_mode) or facts.st_nlink > 1:
+            raise LaryError(f"{file} is a link or no regular file, so it can't be a lock: remove it.")
+
+
+def _taken(file: Path) -> filelock.BaseFileLock:
+    """The lock of the kernel, or where that has none for this folder, a file with the process's number."""
+    lock: filelock.BaseFileLock = filelock.FileLock(file, PATIENCE)
+    try:
+        lock.acquire()
+    except (OSError, NotImplementedError) as error:
+        if getattr(error, "errno", None) not in NO_FLOCK and not isinstance(error, NotImplementedError):
+            raise
+        lock = filelock.SoftFileLock(file.with_name(WITHOUT_FLOCK), PATIENCE)
+        lock.acquire()
+    return lock
+
+
+def _sign(file: Path) -> None:
+    """Write who holds the lock into its file, unless the library keeps a record of its own there. Raises LaryError."""
+    about = {"pid": os.getpid(), "host": socket.gethostname(), "since": time.strftime("%Y-%m-%d %H:%M:%S")}
+    try:
+        handle = os.open(file, os.O_RDWR | getattr(os, "O_NOFOLLOW", 0))
+        try:
+            if os.pread(handle, 1, 0) in (b"", b"{"):
+                os.truncate(handle, 0)
+                os.pwrite(handle, json.dumps(about).encode(), 0)
+        finally:
+            os.close(handle)
+    except OSError as error:
+        raise cannot_write(file, error) from error
+
+
+def _holder(file: Path) -> str:
+    try:
+        about = json.loads(file.read_text())
+        return f"by process {about['pid']} on {about['host']} since {about['since']}"
+    except (OSError, ValueError, KeyError, TypeError):
+        pid = filelock.SoftFileLock(file.with_name(WITHOUT_FLOCK)).pid
+        return f"by process {pid}" if pid else "by another process"

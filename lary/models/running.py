@@ -1,0 +1,320 @@
+"""Loaded models: a record with its weights on a device, how its network is run, and the check of what it returns."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Callable, Iterator, Mapping
+from pathlib import Path
+from types import FunctionType, MethodType, ModuleType
+from typing import TYPE_CHECKING, Any
+
+from lary.configs import Precision
+from lary.models.networks import NetworkEncoder
+from lary.models.preprocess import prepare
+from lary.models.spec import MODELS, ModelContext, ModelSpec, locate_weights, with_latent
+from lary.models.tensors import first_line, sha256_of
+from lary.runtime import log, pick_devices
+from lary.settings import Settings, load_settings
+from lary.types import (
+    RANDOM,
+    BenchmarkProtocol,
+    Encoder,
+    LaryError,
+    Latents,
+    Media,
+    UsageError,
+    WeightsIdentity,
+    as_path,
+)
+
+if TYPE_CHECKING:
+    import torch
+
+MEDIA: dict[int, Media] = {2: "pair", 9: "clip"}
+"""The numbers of frames for which records name a shape."""
+DEEPEST = 5
+"""How far into the attributes of a plug-in's object weights are searched."""
+
+
+class LoadedEncoder:
+    """A model with its weights on a device, whatever its class provides beside `encode`.
+
+    Attributes:
+        author: the object of the model's class.
+        spec: its record.
+        device: the torch device that it computes on.
+        identity: names the weights.
+        dim: D of the tokens; None where neither the class nor the record names it.
+        module: holds all networks of the model; called with clips as `encode` takes them, it returns the tokens. Move
+            or convert it by loading the model anew, because a class may keep constants outside its networks.
+    """
+
+    def __init__(
+        self, author: Encoder, spec: ModelSpec, context: ModelContext, *, precision: Precision, compiled: bool
+    ) -> None:
+        import torch
+
+        self.author, self.spec, self.device = author, spec, context.device
+        self.identity = identity_of(author, context)
+        self.dim: int | None = getattr(author, "dim", None) or spec.dim
+        self.module = module_of(author, lambda clips: self.encode(clips).tokens)
+        self._protocol = context.protocol
+        self._dtype = {"fp32": None, "bf16": torch.bfloat16, "fp16": torch.float16}[precision]
+        self._answer = compiled_encode(author, context.device) if compiled else author.encode
+
+    def encode(self, clips: torch.Tensor) -> Latents:
+        """Encode clips into latents on the model's device.
+
+        Args:
+            clips: frames (B, T, H, W, 3) uint8, which are prepared as the record says; or clips (B, T, 3, H, W) that
+                are prepared already.
+
+        Raises:
+            LaryError: clips that the model can't encode, or an answer of the model that contradicts its record.
+        """
+        import torch
+
+        if clips.dtype == torch.uint8:
+            clips = self._prepared(clips)
+        with torch.autocast(torch.device(self.device).type, self._dtype, enabled=self._dtype is not None):
+            answer = as_latents(self._answer(clips.to(self.device)))
+        if wrong := self.broken_promise(answer, clips):
+            raise LaryError(
+                f"Model '{self.spec.name}' {wrong}. Correct its encode or its record; `lary check-model` shows both."
+            )
+        return answer
+
+    def _prepared(self, frames: torch.Tensor) -> torch.Tensor:
+        import torch
+
+        if frames.ndim != 5 or frames.shape[-1] != 3 or not frames.numel():
+            raise LaryError(
+                f"{self.spec.name} encodes frames (B, T, H, W, 3) uint8, or prepared clips (B, T, 3, H, W), not "
+                f"{list(frames.shape)} uint8."
+            )
+        preprocess = self.spec.preprocessing(self._protocol, "pair" if frames.shape[1] == 2 else "clip")
+        return torch.stack([torch.from_numpy(prepare(clip, preprocess)) for clip in frames.cpu().numpy()])
+
+    def broken_promise(self, latents: object, clips: torch.Tensor) -> str | None:
+        """What is wrong with an answer to clips, as the rest of a sentence; None if nothing.
+
+        Weights of another D than the record's, and frames of another size, give tokens of another shape.
+        """
+        if not isinstance(latents, Latents) or not hasattr(latents.tokens, "is_floating_point"):
+            return f"returned {type(latents).__name__}, expected Latents, a tensor of tokens, or (tokens, indices)"
+        tokens, codes = latents.tokens, latents.codes
+        shape = tuple(tokens.shape)
+        if len(shape) < 2 or shape[0] != len(clips):
+            return (
+                f"returned tokens of shape {shape} for {len(clips)} samples, expected (B, P, N, D), (B, N, D) or (B, D)"
+            )
+        if not tokens.is_floating_point():
+            return f"returned tokens of {str(tokens.dtype).removeprefix('torch.')}, expected floating-point numbers"
+        if self.dim is not None and shape[-1] != self.dim:
+            return f"returned tokens of latent dimension {shape[-1]}, its record says {self.dim}"
+        media = MEDIA.get(clips.shape[1])
+        wanted: tuple[int, ...] = ()
+        if media and self.dim == self.spec.dim:
+            side = self.spec.preprocessing(self._protocol, media).size
+            wanted = self.spec.shape(self._protocol, media) if clips.shape[-2:] == (side, side) else ()
+        if wanted and shape[1:] != wanted:
+            return f"returned tokens of shape {shape[1:]} for a {media}, its record says {wanted}"
+        if codes is not None and (codes.is_floating_point() or len(codes) != len(clips)):
+            return f"returned codes of shape {tuple(codes.shape)} and {codes.dtype}, expected whole numbers (B, ...)"
+        return None
+
+
+def build(
+    spec: ModelSpec,
+    context: ModelContext,
+    *,
+    precision: Precision = "fp32",
+    compiled: bool = False,
+    trainable: bool = False,
+) -> LoadedEncoder:
+    """The encoder of a record, with its weights, on its device.
+
+    Args:
+        trainable: leave the parameters' gradients on.
+
+    Raises:
+        UsageError: the record has no class, or its class has read weights where random ones were asked for.
+    """
+    if spec.factory is None:
+        raise UsageError(f"Model '{spec.name}' has no class: register it with @register_model.")
+    encoder = LoadedEncoder(spec.factory(spec, context), spec, context, precision=precision, compiled=compiled)
+    if context.weights == RANDOM and not encoder.identity.random:
+        raise UsageError(
+            f"--weights {RANDOM}: the class of '{spec.name}' doesn't draw its weights from the seed. Where it does, "
+            f"its identity says so: WeightsIdentity('{RANDOM} ...', random=True)."
+        )
+    if not trainable:
+        encoder.module.requires_grad_(False)
+    return encoder
+
+
+def load_model(
+    key_or_path: str | Path,
+    *,
+    weights: str | None = None,
+    revision: str | None = None,
+    protocol: BenchmarkProtocol = "corrected",
+    latent: str | None = None,
+    device: str = "auto",
+    precision: Precision = "fp32",
+    seed: int = 0,
+    settings: Settings | None = None,
+) -> LoadedEncoder:
+    """A model of the benchmark, or any vision backbone of transformers, ready to encode frames.
+
+    Gradients flow through its `encode` and `module` unless the caller turns them off (``torch.no_grad``).
+
+    Args:
+        key_or_path: a model key of ``lary models``, or the folder of a transformers checkpoint.
+        weights: a file, a folder, a hub id, or ``random``; without it, where the settings say.
+        revision: commit, branch or tag of a hub repository.
+        latent: kind of latent of the models that have several.
+        device: ``auto``, ``cpu``, ``cuda``, ``cuda:1``, ``mps``.
+        seed: of random weights.
+        settings: in place of the environment and ``lary.yaml``.
+
+    Raises:
+        UsageError, LaryError: an unknown model, or weights that are missing or don't fit.
+    """
+    name = str(key_or_path)
+    if isinstance(key_or_path, Path) or (name not in MODELS.names() and as_path(name).is_dir()):
+        name = f"hf:{key_or_path}"
+    spec = with_latent(MODELS.get(name), latent)
+    values = (settings or load_settings()).values()
+    chosen = device if ":" in device else pick_devices(None, device)[0]
+    located = locate_weights(spec, values, weights)
+    return build(
+        spec, ModelContext(chosen, protocol, located, revision, seed, values), precision=precision, trainable=True
+    )
+
+
+def as_latents(answer: Any) -> Any:
+    """Latents, made of the tokens alone or of (tokens, indices) where a class returns these."""
+    import torch
+
+    if isinstance(answer, torch.Tensor):
+        return Latents(answer)
+    if isinstance(answer, tuple | list) and len(answer) == 2 and isinstance(answer[0], torch.Tensor):
+        return Latents(*answer)
+    return answer
+
+
+def identity_of(author: object, context: ModelContext) -> WeightsIdentity:
+    """The identity that a model's class names, or else a digest of the weights that its object holds.
+
+    A class of version 0.1 names it by `weights_digest` and `weights_revision`; a digest of None says that there are no
+    weights besides what the record and the seed decide.
+    """
+    own = getattr(author, "identity", None)
+    if isinstance(own, WeightsIdentity):
+        return own
+    if hasattr(author, "weights_digest"):
+        named = str(author.weights_digest or "")
+        return WeightsIdentity(named, getattr(author, "weights_revision", None), RANDOM in named)
+    return WeightsIdentity(hash_weights(author, context))
+
+
+def hash_weights(author: object, context: ModelContext) -> str:
+    """A digest of the tensors, arrays and files that an object holds; empty where it holds none.
+
+    The weights that the context names are hashed too where the object shows no tensors: another library has them.
+    """
+    import numpy as np
+    import torch
+
+    state, parameters, found = hashlib.sha256(), False, False
+    for name, value in holdings(author):
+        entries = value.state_dict() if isinstance(value, torch.nn.Module) else {"": value}
+        for key, entry in entries.items():
+            if isinstance(entry, torch.Tensor):
+                # Bytes as they are: NumPy has no bfloat16.
+                data = entry.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy()
+            elif isinstance(entry, np.ndarray) and not entry.dtype.hasobject:
+                data = np.ascontiguousarray(entry).reshape(-1).view(np.uint8)
+            else:
+                continue
+            found = parameters = True
+            state.update(f"{name}.{key} {tuple(entry.shape)} {entry.dtype}\n".encode())
+            state.update(data)
+    files = [value for _, value in holdings(author) if isinstance(value, Path)]
+    if not parameters and context.weights not in (None, RANDOM):
+        files.append(as_path(context.weights))
+    for path in files:
+        for file in [path] if path.is_file() else sorted(item for item in path.rglob("*") if item.is_file()):
+            found = True
+            state.update(f"{file.name}\n".encode())
+            state.update(sha256_of(file).encode())
+    return state.hexdigest()[:16] if found else ""
+
+
+def holdings(value: Any, path: str = "", seen: set[int] | None = None) -> Iterator[tuple[str, Any]]:
+    """The networks, tensors, arrays and paths that an object holds in its attributes and containers, by name."""
+    import numpy as np
+    import torch
+
+    seen = set() if seen is None else seen
+    if id(value) in seen or path.count(".") > DEEPEST:
+        return
+    seen.add(id(value))
+    if isinstance(value, torch.nn.Module | torch.Tensor | np.ndarray | Path):
+        yield path, value
+        return
+    inner: Mapping[Any, Any] = {}
+    if isinstance(value, Mapping):
+        inner = value
+    elif isinstance(value, list | tuple):
+        inner = dict(enumerate(value))
+    elif not isinstance(value, type | ModuleType | FunctionType | MethodType | ModelSpec | ModelContext):
+        inner = getattr(value, "__dict__", {})
+    for key, held in inner.items():
+        yield from holdings(held, f"{path}.{key}", seen)
+
+
+def module_of(author: object, forward: Callable[[torch.Tensor], torch.Tensor]) -> torch.nn.Module:
+    """One module over all networks that an encoder holds, by the names of its attributes."""
+    import torch
+
+    class Networks(torch.nn.Module):
+        def forward(self, clips: torch.Tensor) -> torch.Tensor:
+            return forward(clips)
+
+    module = Networks()
+    for path, value in holdings(author):
+        if isinstance(value, torch.nn.Module):
+            module.add_module("_".join(part.strip("_") for part in path.split(".") if part) or "network", value)
+    return module
+
+
+def compiled_encode(author: Encoder, device: str) -> Callable[[torch.Tensor], Any]:
+    """The encoder's `encode`, whose network is compiled when it first runs: `run`, or the modules that a plug-in holds.
+
+    The function raises LaryError if torch can't compile here.
+    """
+    import torch
+    from torch._dynamo.exc import TorchDynamoException
+
+    if isinstance(author, NetworkEncoder):
+        author.run = torch.compile(author.run)  # type: ignore[method-assign]
+    else:
+        modules = [value for _, value in holdings(author) if isinstance(value, torch.nn.Module)]
+        for module in modules:
+            module.compile()
+        if not modules:
+            log.info("--compile changes nothing: %s holds no network", type(author).__name__)
+
+    def encode(clips: torch.Tensor) -> Any:
+        try:
+            return author.encode(clips)
+        except TorchDynamoException as error:
+            reason = first_line(getattr(error, "inner_exception", error))
+            raise LaryError(
+                f"--compile: torch can't compile the network for {device} ({reason}). Leave the option out, or, where "
+                "a compiler is missing, install one, such as g++."
+            ) from error
+
+    return encode

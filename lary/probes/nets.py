@@ -1,0 +1,277 @@
+"""The networks of the probes: the attentive probe of classification, and the MLP probe of action regression.
+
+Keys of the state dicts, arithmetic and initialisation are those of the published probes (arXiv 2604.11689, appendix on
+probing). The attentive probe follows the attentive classifier of V-JEPA 2 (arXiv 2506.09985): a projector,
+self-attention, one learned query that attends to all tokens, a linear layer.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+INIT_STD = 0.02
+
+WHOLE = slice(None)
+
+SHORT = 256
+"""Keys up to which plain products beat torch's fused attention in bfloat16 on a CPU, by 3 to 8 times."""
+
+ROWS_AT_ONCE = 64
+"""Rows of the first layer's weights that its backward pass works on at once, so that no second copy of them is made."""
+
+
+def split_heads(x: Tensor, heads: int) -> Tensor:
+    """(B, S, D) -> (B, heads, S, D / heads)."""
+    return x.reshape(*x.shape[:2], heads, -1).transpose(1, 2)
+
+
+def _attend(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+    """Scaled dot-product attention of (B, heads, Q, E) to (B, heads, S, E)."""
+    if q.device.type == "cpu" and q.dtype == torch.bfloat16 and k.shape[-2] <= SHORT:
+        return torch.softmax(q @ k.transpose(-2, -1) * q.shape[-1] ** -0.5, dim=-1).to(v.dtype) @ v
+    return F.scaled_dot_product_attention(q, k, v)
+
+
+class GeluMlp(nn.Module):
+    """Linear, GELU in its exact or tanh form, Linear, four times as wide inside."""
+
+    def __init__(self, dim: int, gelu: str = "none") -> None:
+        super().__init__()
+        self.gelu = gelu
+        self.fc1 = nn.Linear(dim, 4 * dim)
+        self.fc2 = nn.Linear(4 * dim, dim)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.fc2(F.gelu(self.fc1(x), approximate=self.gelu))  # type: ignore[no-any-return]
+
+
+class SelfAttention(nn.Module):
+    """Multi-head attention among the tokens, (B, S, D) -> (B, S, D)."""
+
+    def __init__(self, dim: int, heads: int) -> None:
+        super().__init__()
+        self.heads = heads
+        self.qkv = nn.Linear(dim, 3 * dim)
+        self.proj = nn.Linear(dim, dim)
+
+    def forward(self, x: Tensor) -> Tensor:
+        q, k, v = (split_heads(part, self.heads) for part in self.qkv(x).chunk(3, dim=-1))
+        return self.proj(_attend(q, k, v).transpose(1, 2).flatten(2))  # type: ignore[no-any-return]
+
+
+class _SelfBlock(nn.Module):
+    """Pre-norm attention and MLP with residuals, (B, S, D) -> (B, S, D)."""
+
+    def __init__(self, dim: int, heads: int) -> None:
+        super().__init__()
+        self.norm1 = nn.LayerNorm(dim)
+        self.attn = SelfAttention(dim, heads)
+        self.norm2 = nn.LayerNorm(dim)
+        self.mlp = GeluMlp(dim)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = x + self.attn(self.norm1(x))
+        return x + self.mlp(self.norm2(x))  # type: ignore[no-any-return]
+
+
+class QueryAttention(nn.Module):
+    """Queries (B, Q, D) attend to tokens (B, S, D); there is no projection of the output."""
+
+    def __init__(self, dim: int, heads: int) -> None:
+        super().__init__()
+        self.heads = heads
+        self.q = nn.Linear(dim, dim)
+        self.kv = nn.Linear(dim, 2 * dim)
+
+    def forward(self, queries: Tensor, tokens: Tensor) -> Tensor:
+        q = split_heads(self.q(queries), self.heads)
+        k, v = (split_heads(part, self.heads) for part in self.kv(tokens).chunk(2, dim=-1))
+        return _attend(q, k, v).transpose(1, 2).flatten(2)
+
+
+class _CrossBlock(nn.Module):
+    """Cross-attention and MLP with residuals on the queries, which enter the attention without a norm."""
+
+    def __init__(self, dim: int, heads: int) -> None:
+        super().__init__()
+        self.norm1 = nn.LayerNorm(dim)
+        self.xattn = QueryAttention(dim, heads)
+        self.norm2 = nn.LayerNorm(dim)
+        self.mlp = GeluMlp(dim)
+
+    def forward(self, queries: Tensor, tokens: Tensor) -> Tensor:
+        queries = queries + self.xattn(queries, self.norm1(tokens))
+        return queries + self.mlp(self.norm2(queries))  # type: ignore[no-any-return]
+
+
+class _Pooler(nn.Module):
+    """``depth - 1`` self-attention blocks, then one query pools the tokens: (B, S, D) -> (B, 1, D)."""
+
+    def __init__(self, dim: int, heads: int, depth: int) -> None:
+        super().__init__()
+        self.query_tokens = nn.Parameter(torch.zeros(1, 1, dim))
+        self.cross_attention_block = _CrossBlock(dim, heads)
+        self.blocks = nn.ModuleList(_SelfBlock(dim, heads) for _ in range(depth - 1))
+
+    def forward(self, x: Tensor) -> Tensor:
+        for block in self.blocks:
+            x = block(x)
+        return self.cross_attention_block(self.query_tokens.expand(len(x), -1, -1), x)  # type: ignore[no-any-return]
+
+
+class AttentiveClassifier(nn.Module):
+    """Projected tokens (B, P, N, D), (B, N, D) or (B, D) -> logits (B, L).
+
+    Only tokens with the axis P get the temporal embedding of their step; positions along N have no embedding.
+    """
+
+    def __init__(self, dim: int, classes: int, heads: int, depth: int, max_temporal_len: int) -> None:
+        super().__init__()
+        self.temporal_embed = nn.Parameter(torch.zeros(1, max_temporal_len, 1, dim))
+        self.pooler = _Pooler(dim, heads, depth)
+        self.linear = nn.Linear(dim, classes)
+
+    def forward(self, x: Tensor) -> Tensor:
+        if x.ndim == 4:
+            x = (x + self._steps(x.shape[1])).flatten(1, 2)
+        elif x.ndim == 2:
+            x = x[:, None]
+        return self.linear(self.pooler(x).squeeze(1))  # type: ignore[no-any-return]
+
+    def _steps(self, count: int) -> Tensor:
+        """Embedding of the first `count` steps (1, P, 1, D), stretched where there are more steps than it has."""
+        table = self.temporal_embed
+        if count <= table.shape[1]:
+            return table[:, :count]
+        stretched = F.interpolate(table.permute(0, 3, 1, 2), size=(count, 1), mode="bilinear", align_corners=False)
+        return stretched.permute(0, 2, 3, 1)
+
+
+class AttentiveProbe(nn.Module):
+    """One head: tokens (B, P, N, input_dim), (B, N, input_dim) or (B, input_dim) -> logits (B, L)."""
+
+    def __init__(
+        self,
+        input_dim: int,
+        num_classes: int,
+        model_dim: int = 768,
+        num_heads: int = 16,
+        depth: int = 4,
+        max_temporal_len: int = 128,
+    ) -> None:
+        super().__init__()
+        self.projector = nn.Sequential(nn.Linear(input_dim, model_dim), nn.LayerNorm(model_dim), nn.GELU())
+        self.classifier = AttentiveClassifier(model_dim, num_classes, num_heads, depth, max_temporal_len)
+        self._initialise()
+
+    def forward(self, tokens: Tensor) -> Tensor:
+        return self.classifier(self.projector(tokens))  # type: ignore[no-any-return]
+
+    @torch.no_grad()
+    def _initialise(self) -> None:
+        """Truncated normal weights, residual branches scaled down with depth; the last layer keeps torch's default."""
+        pooler = self.classifier.pooler
+        for part in (self.projector, pooler):
+            for module in part.modules():
+                if isinstance(module, nn.Linear):
+                    nn.init.trunc_normal_(module.weight, std=INIT_STD, a=-2.0, b=2.0)
+                    nn.init.zeros_(module.bias)
+        for parameter in (pooler.query_tokens, self.classifier.temporal_embed):
+            nn.init.trunc_normal_(parameter, std=INIT_STD, a=-2.0, b=2.0)
+        for index, block in enumerate(pooler.blocks):
+            assert isinstance(block, _SelfBlock)
+            block.attn.proj.weight.div_(math.sqrt(2 * (index + 1)))
+            block.mlp.fc2.weight.div_(math.sqrt(2 * (index + 1)))
+        pooler.cross_attention_block.mlp.fc2.weight.div_(math.sqrt(2 * max(1, len(pooler.blocks))))
+
+
+class NormedLinear(torch.autograd.Function):
+    """``linear(layer_norm(x))`` of an input (B, F) that needs no gradient, as latents don't.
+
+    The gradients of the norm's weights follow from the product that the linear layer's own gradient is made of, so the
+    backward pass has one matrix product where autograd has two. For the published width that is a third of all work.
+    """
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, scale: Tensor, shift: Tensor, eps: float, weight: Tensor, bias: Tensor) -> Tensor:
+        """Tokens (B, F), norm's weights (F,) twice, linear's weights (H, F) and (H,) -> (B, H)."""
+        normed, mean, deviation = torch.native_layer_norm(x, (x.shape[1],), scale, shift, eps)
+        ctx.save_for_backward(x, mean, deviation, scale, shift, weight)
+        return F.linear(normed, weight, bias)
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:
+        """With y = W (s * z + t) + b and dy (B, H): dW = (dy' z) * s + db t', ds = sum(W * (dy' z)), dt = db W."""
+        x, mean, deviation, scale, shift, weight = ctx.saved_tensors
+        (given,) = gradients
+        bias = given.sum(dim=0)
+        product = given.T @ ((x - mean) * deviation)
+        of_scale = torch.zeros_like(scale)
+        for start in range(0, len(product), ROWS_AT_ONCE):
+            rows = slice(start, start + ROWS_AT_ONCE)
+            of_scale += (product[rows] * weight[rows]).sum(dim=0)
+            product[rows].mul_(scale).addr_(bias[rows], shift)
+        return None, of_scale, bias @ weight, None, product, bias
+
+
+class _ResidualBlock(nn.Module):
+    """x + ReLU(Linear(LayerNorm(x)))."""
+
+    def __init__(self, dim: int) -> None:
+        super().__init__()
+        self.ffn = nn.Sequential(nn.LayerNorm(dim), nn.Linear(dim, dim), nn.ReLU())
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x + self.ffn(x)  # type: ignore[no-any-return]
+
+
+class _ResidualMlp(nn.Module):
+    """LayerNorm, Linear, ReLU, residual blocks, LayerNorm, Linear: (B, input_dim) -> (B, output_dim)."""
+
+    def __init__(self, input_dim: int, output_dim: int, hidden_dim: int, num_blocks: int) -> None:
+        super().__init__()
+        self.layer_norm1 = nn.LayerNorm(input_dim)
+        self.fc1 = nn.Linear(input_dim, hidden_dim)
+        self.mlp_resnet_blocks = nn.ModuleList(_ResidualBlock(hidden_dim) for _ in range(num_blocks))
+        self.layer_norm2 = nn.LayerNorm(hidden_dim)
+        self.fc2 = nn.Linear(hidden_dim, output_dim)
+
+    def forward(self, x: Tensor) -> Tensor:
+        norm, first = self.layer_norm1, self.fc1
+        if x.requires_grad:
+            x = F.relu(first(norm(x)))
+        else:
+            x = F.relu(NormedLinear.apply(x, norm.weight, norm.bias, norm.eps, first.weight, first.bias))  # type: ignore[no-untyped-call]
+        for block in self.mlp_resnet_blocks:
+            x = block(x)
+        return self.fc2(self.layer_norm2(x))  # type: ignore[no-any-return]
+
+
+class ActionExpertMLP(nn.Module):
+    """Tokens (B, ...), every axis flattened in storage order -> normalised chunk (B, K * A), step-major."""
+
+    def __init__(
+        self, input_dim: int, action_dim: int, action_steps: int, hidden_dim: int = 4096, num_blocks: int = 2
+    ) -> None:
+        super().__init__()
+        self.model = _ResidualMlp(input_dim, action_dim * action_steps, hidden_dim, num_blocks)
+
+    def forward(self, tokens: Tensor) -> Tensor:
+        return self.model(tokens.flatten(1))  # type: ignore[no-any-return]
+
+    def loss(self, tokens: Tensor, target: Tensor, count: int | None = None, share: slice = WHOLE) -> Tensor:
+        """Huber loss of the predicted chunk against `target` (B, K * A): the sum over the size of the whole batch.
+
+        `tokens` and `target` are the `share` of a batch of `count` samples.
+        """
+        count = len(tokens) if count is None else count
+        return F.huber_loss(self(tokens), target, reduction="sum") / (count * target.shape[1])
+
+    def predict(self, tokens: Tensor) -> Tensor:
+        """The predicted chunk (B, K * A)."""
+        return self(tokens)  # type: ignore[no-any-return]

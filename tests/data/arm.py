@@ -1,0 +1,37 @@
+"""A small data set of one arm's actions, for tests of targets and statistics."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from lary.data.spec import ActionSpace, DatasetSpec, Normalisation, Split
+from lary.data.tables import SampleTable, read_table
+
+SPACE = ActionSpace(
+    dims=("x", "y", "gripper"), horizon=4, normalisation=Normalisation(stats_file="stats.json", command="make them")
+)
+ARM = DatasetSpec(
+    name="arm", title="Arm", media="pair", target=SPACE, splits={"train": Split("regression/arm")}, licences=(),
+    stride=4, media_depth=0, embodiment_column="robot_type",
+)  # fmt: skip
+
+
+def arm_table(folder: Path, chunks: Sequence[Any], robots: Sequence[str], spec: DatasetSpec = ARM) -> SampleTable:
+    """A table whose rows have these chunks; None for a missing file."""
+    actions = folder / "regression/arm/actions"
+    actions.mkdir(parents=True, exist_ok=True)
+    lines = ["src_img,tgt_img,action,robot_type"]
+    for row, (chunk, robot) in enumerate(zip(chunks, robots, strict=True)):
+        if chunk is not None:
+            np.save(actions / f"{row}.npy", chunk)
+        lines.append(f"{row}.png,{row}.png,{row}.npy,{robot}")
+    (folder / "table.csv").write_text("\n".join(lines))
+    return read_table(spec, "train", path=folder / "table.csv", data_dir=folder)
+
+
+def draw(*shape: int, seed: int = 0) -> np.ndarray:
+    return np.random.default_rng(seed).normal(size=shape).astype(np.float32)

@@ -1,0 +1,119 @@
+"""The records of the data sets: complete, consistent, as the benchmark describes them, and printed."""
+
+from __future__ import annotations
+
+import re
+
+import pytest
+
+from lary.data.spec import DATASETS, ActionSpace, DatasetSpec, LabelSpace, Normalisation, Split
+from lary.types import UsageError
+from tests.helpers import lary
+
+ALL = list(DATASETS)
+KEYS = {
+    "libero", "human_1st", "robot_1st", "calvin", "vlabench", "vlabench_15", "vlabench_30", "robocoin", "agibotbeta",
+    "simarm", "simarm_unseen", "simarm_actions",
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("spec", ALL, ids=lambda spec: spec.name)
+def test_record_is_complete(spec: DatasetSpec) -> None:
+    assert all((spec.title, spec.licences, spec.revision, spec.description))
+    assert spec.validation in spec.splits
+    assert spec.unseen is None or spec.unseen in spec.splits
+    re.compile(spec.group_pattern)
+    for name, split in spec.splits.items():
+        assert not split.root.startswith("/")
+        assert spec.table_name(name).endswith(".csv")
+
+
+@pytest.mark.parametrize("spec", [each for each in ALL if isinstance(each.target, ActionSpace)], ids=lambda s: s.name)
+def test_action_space_is_consistent(spec: DatasetSpec) -> None:
+    space, rule = spec.actions, spec.actions.normalisation
+    assert space.horizon == spec.stride
+    assert len(set(space.dims)) == len(space.dims) == len(space.units)
+    grouped = sorted(index for group in space.groups.values() for index in group)
+    assert grouped == (list(range(len(space.dims))) if space.groups else [])
+    assert (len(rule.mean) == len(rule.std) == len(space.dims)) != bool(rule.stats_file)
+    assert bool(rule.stats_file) == bool(rule.command) == (spec.embodiment_column is not None)
+    assert rule.relative_command
+    with pytest.raises(UsageError, match="lary regress"):
+        _ = spec.labels
+
+
+@pytest.mark.parametrize(
+    ("name", "classes"), [("libero", 28), ("human_1st", 123), ("robot_1st", 54), ("simarm_actions", 10)]
+)
+def test_number_of_classes(name: str, classes: int) -> None:
+    spec = DATASETS.get(name)
+    assert len(spec.labels.classes) == classes
+    with pytest.raises(UsageError, match="lary classify"):
+        _ = spec.actions
+
+
+def test_kinematic_primitives_are_the_directions_and_the_gripper() -> None:
+    axes = [("", "Forward", "Backward"), ("", "Left", "Right"), ("", "Up", "Down")]
+    directions = {"_".join(filter(None, (x, y, z))) for x in axes[0] for y in axes[1] for z in axes[2]}
+    assert set(DATASETS.get("libero").labels.classes) == (directions - {""}) | {"Open", "Close"}
+
+
+@pytest.mark.parametrize(
+    ("name", "stride", "size", "roots"),
+    [
+        ("calvin", 5, 7, {"regression/calvin/train_stride5", "regression/calvin/val_stride5"}),
+        ("vlabench", 5, 7, {"regression/vlabench"}),
+        ("vlabench_15", 15, 7, {"regression/vlabench"}),
+        ("vlabench_30", 30, 7, {"regression/vlabench"}),
+        ("robocoin", 10, 12, {"regression/robocoin_10"}),
+        ("agibotbeta", 45, 16, {"regression/agibot_45"}),
+    ],
+)
+def test_regression_facts(name: str, stride: int, size: int, roots: set[str]) -> None:
+    spec = DATASETS.get(name)
+    assert (spec.stride, len(spec.actions.dims)) == (stride, size)
+    assert {split.root for split in spec.splits.values()} == roots
+
+
+def test_constants_belong_to_their_own_family() -> None:
+    def constants(name: str) -> tuple[float, ...]:
+        return DATASETS.get(name).actions.normalisation.mean
+
+    assert constants("vlabench") == constants("vlabench_15") == constants("vlabench_30") != constants("calvin")
+    assert sum(bool(spec.actions.normalisation.mean) for spec in ALL if isinstance(spec.target, ActionSpace)) == 4
+
+
+def test_unseen_record_reads_the_same_table() -> None:
+    seen, alone = DATASETS.get("simarm"), DATASETS.get("simarm_unseen")
+    assert alone.table_name("unseen") == seen.table_name("unseen")
+    assert list(alone.splits) == ["unseen"]
+    assert alone.split("unseen").root == seen.split("unseen").root
+
+
+def test_wrong_names_are_answered_with_a_suggestion() -> None:
+    with pytest.raises(UsageError, match="Did you mean calvin"):
+        DATASETS.get("calvn")
+    with pytest.raises(UsageError, match=r"no split 'seen_trian'.*Did you mean seen_train"):
+        DATASETS.get("robocoin").split("seen_trian")
+    with pytest.raises(UsageError, match=r"has no splits of that name, it has: by-episode"):
+        DATASETS.get("vlabench").roles("by-row")
+    with pytest.raises(UsageError, match="sorted"):
+        LabelSpace(("b", "a"))
+
+
+def test_an_author_need_not_give_a_normalisation() -> None:
+    space = ActionSpace(dims=("x", "gripper"), horizon=2, groups={"position": (0,)})
+    assert space.normalisation == Normalisation()
+    assert Split("regression/my_arm").table is None
+
+
+def test_records_are_printed() -> None:
+    table = lary("datasets").out
+    assert set(re.findall(r"^(\w+)  ", table, re.MULTILINE)) == KEYS | {"key"}
+    assert re.search(
+        r"^calvin +CALVIN +pair, 5 x 7 actions +train,val +209,921 samples +yes +MIT$", table, re.MULTILINE
+    )
+    text = lary("datasets", "libero").out
+    for part in ("28 classes", "LARY_ROOT/data/libero_metadata_train.csv", "for --splits by-episode", "@misc{", "MIT"):
+        assert part in text
+    assert "l_x (m)" in lary("datasets", "robocoin").out

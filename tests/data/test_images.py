@@ -1,0 +1,178 @@
+"""Images: both readers agree, torn files are refused, and no header makes a decoder allocate gigabytes."""
+
+from __future__ import annotations
+
+import io
+import os
+import struct
+import zlib
+from pathlib import Path
+from typing import Any
+
+import cv2
+import numpy as np
+import pytest
+from PIL import Image as Pillow
+
+from lary.data.frames import read_clip
+from lary.data.images import PNG, Reader, read_image
+from lary.types import MediaError
+from tests.hostile.harness import MEBIBYTE, deflated_zeros, refused
+
+PICTURE = np.ascontiguousarray(
+    np.random.default_rng(0).integers(0, 256, (6, 8, 3), dtype=np.uint8).repeat(8, 0).repeat(8, 1)
+)
+READERS = ("cv2", "pil")
+
+
+def png(image: np.ndarray) -> bytes:
+    return bytes(cv2.imencode(".png", image)[1].tobytes())
+
+
+def chunk(kind: bytes, content: bytes) -> bytes:
+    return struct.pack(">I", len(content)) + kind + content + struct.pack(">I", zlib.crc32(kind + content))
+
+
+def built(width: int, height: int, stream: bytes | None, interlaced: int = 0) -> bytes:
+    """A PNG of 8 bit colour with this stream of pixels; None for a file without one."""
+    header = chunk(b"IHDR", struct.pack(">IIBBBBB", width, height, 8, 2, 0, 0, interlaced))
+    return PNG + header + (b"" if stream is None else chunk(b"IDAT", stream)) + chunk(b"IEND", b"")
+
+
+def saved(image: Any, kind: str, **options: Any) -> bytes:
+    buffer = io.BytesIO()
+    Pillow.fromarray(image).save(buffer, kind, **options)
+    return buffer.getvalue()
+
+
+def turned_exif() -> Pillow.Exif:
+    exif = Pillow.Exif()
+    exif[0x0112] = 6
+    return exif
+
+
+def interlaced_png(image: np.ndarray) -> bytes:
+    """Seven passes over growing grids (Adam7), which neither library writes."""
+    passes = ((0, 0, 8, 8), (0, 4, 8, 8), (4, 0, 8, 4), (0, 2, 4, 4), (2, 0, 4, 2), (0, 1, 2, 2), (1, 0, 2, 1))
+    rows = [b"\0" + row.tobytes() for y, x, dy, dx in passes for row in image[y::dy, x::dx]]
+    return built(image.shape[1], image.shape[0], zlib.compress(b"".join(rows)), 1)
+
+
+IMAGES = {
+    "grey": png(PICTURE[..., 0].copy()),
+    "grey, 16 bits": png((PICTURE[..., 0].astype(np.uint16) << 8) + 77),
+    "colour, 16 bits": png((PICTURE.astype(np.uint16) << 8) + 200),
+    "alpha": png(np.dstack([PICTURE, PICTURE[..., 0]])),
+    "palette": saved(np.asarray(PICTURE[..., 0] // 16 * 16), "PNG"),
+    "one bit": saved(PICTURE[..., 0] > 99, "PNG"),
+    "odd size": saved(PICTURE[:5, :7], "PNG"),
+    "interlaced": interlaced_png(PICTURE),
+    "turned PNG": saved(PICTURE, "PNG", exif=turned_exif()),
+    "turned JPEG": saved(PICTURE, "JPEG", quality=95, exif=turned_exif()),
+    "progressive JPEG": saved(PICTURE, "JPEG", progressive=True),
+    "JPEG with data behind its end": saved(PICTURE, "JPEG") + b"\x00\x00\xff\xda maker's notes",
+    "BMP": saved(PICTURE, "BMP"),
+    "WebP": saved(PICTURE, "WEBP", lossless=True),
+}
+
+
+@pytest.mark.parametrize("kind", IMAGES)
+def test_both_readers_agree(kind: str, tmp_path: Path) -> None:
+    path = tmp_path / "image"
+    path.write_bytes(IMAGES[kind])
+    by_cv2, by_pillow = read_image(path, "cv2"), read_image(path, "pil")
+    assert by_cv2.shape == by_pillow.shape
+    assert np.abs(by_cv2.astype(int) - by_pillow).max() <= (1 if "JPEG" in kind else 0)
+    assert ("turned" in kind) == (by_cv2.shape[0] > by_cv2.shape[1])
+    np.testing.assert_array_equal(by_cv2, cv2.imread(str(path))[..., ::-1])
+
+
+@pytest.mark.parametrize("reader", READERS)
+def test_pair_is_rgb_in_order(reader: Reader, tmp_path: Path) -> None:
+    for name, picture in (("a.png", PICTURE), ("b.png", 255 - PICTURE), ("c.png", np.zeros((4, 4, 3), np.uint8))):
+        (tmp_path / name).write_bytes(png(picture[..., ::-1]))
+    clip = read_clip([tmp_path / "a.png", tmp_path / "b.png"], (), reader)
+    assert clip.dtype == np.uint8
+    np.testing.assert_array_equal(clip, np.stack([PICTURE, 255 - PICTURE]))
+    with pytest.raises(MediaError, match="differ in size: 64x48, 4x4"):
+        read_clip([tmp_path / "a.png", tmp_path / "c.png"], (), reader)
+
+
+WHOLE, WHOLE_JPEG = png(PICTURE), saved(PICTURE, "JPEG")
+HALF_OF_ROWS = zlib.compress(b"".join(b"\0" + row.tobytes() for row in PICTURE[:24]))
+AT = WHOLE.index(b"IDAT") + 40
+TORN = {
+    "empty": b"",
+    "text": b"version https://git-lfs.github.com/spec/v1\n",
+    "half a PNG": WHOLE[: len(WHOLE) // 2],
+    "PNG without its end": WHOLE[:-12],
+    "PNG with a flipped byte": WHOLE[:AT] + bytes([WHOLE[AT] ^ 255]) + WHOLE[AT + 1 :],
+    "PNG with half of its rows": built(64, 48, HALF_OF_ROWS),
+    "PNG without pixels": built(64, 48, None),
+    "PNG without header": PNG + chunk(b"IEND", b""),
+    "PNG with noise for pixels": built(64, 48, b"noise"),
+    "half a JPEG": WHOLE_JPEG[: len(WHOLE_JPEG) // 2],
+    "JPEG without its end": WHOLE_JPEG[:-2],
+    "half a BMP": IMAGES["BMP"][: len(IMAGES["BMP"]) // 2],
+}
+
+
+@pytest.mark.parametrize("reader", READERS)
+@pytest.mark.parametrize("kind", TORN)
+def test_torn_images_are_refused(kind: str, reader: Reader, tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    path = tmp_path / "torn.png"
+    path.write_bytes(TORN[kind])
+    with pytest.raises(MediaError, match=r"torn\.png"):
+        read_image(path, reader)
+    assert capfd.readouterr().err == ""
+    with pytest.raises(MediaError, match=r"torn\.png"):
+        read_image(path, reader, noisy=True)
+
+
+def announcing(kind: str) -> bytes:
+    """A small image of a kind whose header announces a giant picture."""
+    content = saved(np.zeros((19, 17, 3), np.uint8), kind)
+    if kind == "JPEG":
+        at = content.index(b"\xff\xc0") + 5
+        return content[:at] + struct.pack(">HH", 65_000, 65_000) + content[at + 4 :]
+    if kind == "BMP":
+        return content[:18] + struct.pack("<ii", 40_000, 40_000) + content[26:]
+    if kind == "GIF":
+        return content.replace(struct.pack("<HH", 17, 19), struct.pack("<HH", 60_000, 60_000))
+    for tag, value in ((256, 17), (257, 19)):
+        old, short = struct.pack("<HHII", tag, 4, 1, value), struct.pack("<HHIHH", tag, 3, 1, value, 0)
+        assert old in content or short in content
+        new = struct.pack("<HHII", tag, 4, 1, 60_000)
+        content = content.replace(old, new).replace(short, new)
+    return content
+
+
+BOMBS = {
+    "giant PNG": (lambda: built(100_000, 100_000, zlib.compress(bytes(300_001))), "announces 100000 x 100000 pixels"),
+    "giant interlaced": (lambda: built(100_000, 100_000, zlib.compress(bytes(9)), 1), "announces 100000 x 100000"),
+    "packed PNG": (lambda: built(60_000, 60_000, b"\x78\xda" + deflated_zeros(8192 * MEBIBYTE)), "60000 x 60000"),
+    "behind the pixels": (lambda: built(4, 4, b"\x78\xda" + deflated_zeros(8192 * MEBIBYTE)), "more than the picture"),
+    "behind passes": (lambda: built(4, 4, b"\x78\xda" + deflated_zeros(8192 * MEBIBYTE), 1), "more than the picture"),
+    **{kind: (lambda kind=kind: announcing(kind), "broken") for kind in ("JPEG", "BMP", "GIF", "TIFF")},
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("reader", READERS)
+@pytest.mark.parametrize("kind", BOMBS)
+def test_images_that_ask_for_gigabytes(tmp_path: Path, kind: str, reader: Reader) -> None:
+    make, words = BOMBS[kind]
+    path = tmp_path / "a.png"
+    path.write_bytes(make())
+    refused(tmp_path, lambda: read_image(path, reader), words)
+
+
+def test_paths_that_are_no_images(tmp_path: Path) -> None:
+    (tmp_path / "giant.png").write_bytes(PNG)
+    os.truncate(tmp_path / "giant.png", 1 << 40)
+    os.mkfifo(tmp_path / "pipe.png")
+    (tmp_path / "device.png").symlink_to("/dev/zero")
+    for name, words in (
+        ("giant.png", "more than the"), ("pipe.png", "no regular file"), ("device.png", "no regular file"),
+        ("none.png", "No such file"), (".", "Is a directory"), ("a\0b", "null byte"),
+    ):  # fmt: skip
+        refused(tmp_path, lambda name=name: read_image(tmp_path / name), words)  # type: ignore[misc]

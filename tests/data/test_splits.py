@@ -1,0 +1,143 @@
+"""Tables of splits: found by name, drawn by group, and split by row, episode or segment."""
+
+from __future__ import annotations
+
+import csv
+from collections import Counter
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from lary.data.configs import SplitConfig
+from lary.data.spec import DATASETS, DatasetSpec, LabelSpace, Split
+from lary.data.splits import find_table, validates, write_split
+from lary.data.tables import read_table
+from lary.types import UsageError
+from tests.helpers import FIXTURES
+from tests.tree import write_table
+
+PAIR = DatasetSpec(
+    name="two", title="Two", media="pair", target=LabelSpace(("close", "open")), splits={"val": Split("here")},
+    licences=(), media_depth=0,
+)  # fmt: skip
+
+
+def read(path: Path) -> list[dict[str, str]]:
+    with path.open(newline="") as file:
+        return list(csv.DictReader(file))
+
+
+def test_tables_are_found_by_both_names(tmp_path: Path) -> None:
+    folder = tmp_path / "data"
+    folder.mkdir()
+    with pytest.raises(UsageError, match=r"two_metadata_val\.csv nor .*two_val\.csv exists.*LARY_ROOT"):
+        find_table(PAIR, "val", tmp_path)
+    own = replace(PAIR, splits={"val": Split("here", table="mine.csv")})
+    for name, spec in (("two_val.csv", PAIR), ("two_metadata_val.csv", PAIR), ("mine.csv", own)):
+        (folder / name).touch()
+        assert find_table(spec, "val", tmp_path) == folder / name
+    with pytest.raises(UsageError, match=r"other\.csv does not exist"):
+        find_table(PAIR, "val", tmp_path, tmp_path / "other.csv")
+    with pytest.raises(UsageError, match="no split 'train'"):
+        find_table(PAIR, "train", tmp_path)
+    with pytest.raises(UsageError, match="lary data download --include calvin"):
+        find_table(DATASETS.get("calvin"), "val", tmp_path)
+
+
+def test_draw_depends_on_names_alone(tmp_path: Path) -> None:
+    spec = DATASETS.get("vlabench_30")
+    for split in ("train", "val"):
+        name = f"vlabench_30_metadata_{split}.csv"
+        write_table(tmp_path / "data" / name, read(FIXTURES / "metadata" / name))
+    drawn = {}
+    for part in ("train", "val"):
+        path = find_table(spec, f"{part}_by_episode", tmp_path)
+        groups = read_table(spec, f"{part}_by_episode", path=path, data_dir=tmp_path).groups()
+        assert {validates(group, 0.25) for group in groups} == {part == "val"}
+        drawn[part] = read(path)
+    assert len(drawn["train"]) + len(drawn["val"]) == 40
+    counts = Counter(validates(f"ep_{number}", 0.25) for number in range(4000))
+    assert abs(counts[True] - 1000) < 100
+
+
+def test_drawn_table_that_holds_something_else_is_refused(tmp_path: Path) -> None:
+    spec = DATASETS.get("vlabench_15")
+    rows = [{"src_img": f"ep_{n}/a.png", "tgt_img": f"ep_{n}/b.png", "action": f"ep_{n}/a.npy"} for n in range(20)]
+    tables = [tmp_path / "data" / f"vlabench_15_metadata_{split}.csv" for split in ("train", "val")]
+    write_table(tables[0], rows)
+    with pytest.raises(UsageError, match="no table of vlabench_15 val"):
+        find_table(spec, "val_by_episode", tmp_path)
+    write_table(tables[1], rows[:3])
+    path = find_table(spec, "val_by_episode", tmp_path)
+    before = path.read_bytes()
+    assert find_table(spec, "val_by_episode", tmp_path).read_bytes() == before
+    path.write_text("src_img,tgt_img,action\nep_1/a.png,ep_1/b.png,ep_1/a.npy\n")
+    with pytest.raises(UsageError, match="remove it"):
+        find_table(spec, "val_by_episode", tmp_path)
+    tables[0].unlink()
+    assert find_table(spec, "val_by_episode", tmp_path) == path, "drawn on another machine"
+    write_table(tables[0], [{"src_img": "a", "other": "b"}])
+    write_table(tables[1], rows[:3])
+    with pytest.raises(UsageError, match=r"has the columns src_img, tgt_img, action; expected src_img, other"):
+        find_table(spec, "val_by_episode", tmp_path)
+
+
+def pairs_table(path: Path) -> Path:
+    """Segments of demonstrations in both directions, three unequal classes."""
+    rows = []
+    for demo in range(120):
+        for segment in range(1 + demo % 4):
+            folder = f"suite/task_demo/demo_{demo}/action_{segment:02d}"
+            label = ("Open", "Open", "Close", "Up")[(demo + segment) % 4]
+            for source, target in (("start", "end"), ("end", "start")):
+                rows.append({"src_img": f"{folder}/{source}.png", "tgt_img": f"{folder}/{target}.png", "action": label})
+    write_table(path, rows)
+    return path
+
+
+@pytest.mark.parametrize(("by", "levels"), [("episode", 3), ("segment", 4)])
+def test_groups_stay_together_and_classes_keep_their_share(tmp_path: Path, by: str, levels: int) -> None:
+    table, config = pairs_table(tmp_path / "all_pairs.csv"), SplitConfig(by=by, dataset="libero")  # type: ignore[arg-type]
+    report = write_split(table, config)
+    train, val = read(report.train), read(report.val)
+    assert len(train) + len(val) == len(read(table))
+    units = [{"/".join(row["src_img"].split("/")[:levels]) for row in part} for part in (train, val)]
+    assert not units[0] & units[1]
+    assert report.groups == (len(units[0]), len(units[1]))
+    counts, whole = Counter(row["action"] for row in val), Counter(row["action"] for row in read(table))
+    for label, number in whole.items():
+        assert abs(counts[label] - 0.25 * number) <= 6
+    first = report.val.read_bytes()
+    assert write_split(table, config).val.read_bytes() == first
+
+
+def test_reversed_clips_stay_with_their_own(tmp_path: Path) -> None:
+    rows = [
+        {"video_path": f"SSv2/{video}_{line}{ending}.mp4", "action": "push"}
+        for video in range(30) for line in range(2) for ending in ("", "_rev")
+    ]  # fmt: skip
+    write_table(tmp_path / "all_clips.csv", rows)
+    report = write_split(tmp_path / "all_clips.csv", SplitConfig(by="video"))
+    videos = [{row["video_path"].split("_")[0] for row in read(path)} for path in (report.train, report.val)]
+    assert not videos[0] & videos[1]
+    assert report.rows == (84, 36), "70:30 for clips"
+
+
+def test_wrong_requests_are_named(tmp_path: Path) -> None:
+    table = pairs_table(tmp_path / "pairs.csv")
+    parts = {"train": tmp_path / "t.csv", "val": tmp_path / "v.csv"}
+    with pytest.raises(UsageError, match="has no 'all_'"):
+        write_split(table, SplitConfig())
+    for options, words in (
+        ({"train": table}, "three files"),
+        ({"stratify": "src_img"}, "can't be split so"),
+        ({"stratify": "verb"}, "no column 'verb' to stratify by; it has: src_img, tgt_img, action"),
+        ({"by": "episode", "share": 1.0}, "--test-size 1.0: expected a share between 0 and 1"),
+        ({"by": "episode", "share": 1e-4, "dataset": "libero"}, "too few to put a share of 0.0001"),
+    ):
+        with pytest.raises(UsageError, match=words):
+            write_split(table, SplitConfig(**parts | options))  # type: ignore[arg-type]
+    (tmp_path / "all_x.csv").write_text("a,b\n1,2\n")
+    with pytest.raises(UsageError, match="neither of the columns src_img and video_path"):
+        write_split(tmp_path / "all_x.csv", SplitConfig())

@@ -1,0 +1,81 @@
+"""Tokens and codes of every model, with tiny weights, of image pairs and clips, under both protocols."""
+
+from __future__ import annotations
+
+import csv
+import shutil
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from tests.golden.golden import Golden, lary, places, summary, write_plugin, write_villa
+from tests.tiny import KINDS, save_tiny
+from tests.tree import make_calvin, make_robot
+
+FROM_CASES = ("lapa", "dinov2", "dinov3", "siglip2", "magvit2", "dinov3-ablation", "univla")
+NETWORKS = ("vjepa2", "wan2-2", "flux2")
+BASELINES = ("pixels", "frame-difference", "optical-flow", "random-vit")
+GOLDEN = Golden("models")
+LATENTS = ("quantized", "noisy")
+MODELS = (
+    *KINDS, *NETWORKS, *FROM_CASES, "villa-x", "hf:dinov2-registers", "hf:siglip2-origin", "siglip2-origin@naflex",
+    *BASELINES,
+    *(f"lapa@{latent}" for latent in LATENTS), *(f"{name}@random" for name in ("lapa", "dinov2", "magvit2", "univla")),
+)  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def root(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Two pairs, one clip of nine frames, and the weights of all models."""
+    from tests.tiny_networks import save_tiny_network
+
+    root = tmp_path_factory.mktemp("golden")
+    make_calvin(root, {"val": 1}, pairs=2)
+    make_robot(root, {"val": 1})
+    weights = root / "weights"
+    weights.mkdir()
+    write_plugin(weights, FROM_CASES)
+    write_villa(weights / "villa-x")
+    for name, kind in {**KINDS, "dinov2-registers": "dinov2-registers", "naflex": "siglip2-naflex"}.items():
+        save_tiny(weights / name, kind)
+    for name in NETWORKS:
+        save_tiny_network(weights / name, name)
+    return root
+
+
+def words_of(model: str, weights: Path) -> list[object]:
+    """Options by which a model of the list is run."""
+    name, _, extra = model.partition("@")
+    if name in FROM_CASES:
+        words: list[object] = ["--plugin", weights / "tiny_models.py", "--model", f"tiny-{name}"]
+        if extra == "random":
+            return [*words, "--weights", "random", "--seed", 3]
+        return [*words, "--weights", weights / f"{name}.pt", *(["--latent", extra] if extra else [])]
+    if name.startswith("hf:"):
+        return ["--model", f"hf:{weights / name[3:]}"]
+    return ["--model", name, *([] if name in BASELINES else ["--weights", weights / (extra or name)])]
+
+
+@pytest.mark.parametrize("protocol", ["corrected", "paper"])
+@pytest.mark.parametrize("dataset", ["calvin", "robot_1st"])
+@pytest.mark.parametrize("model", MODELS)
+def test_tokens(model: str, dataset: str, protocol: str, root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(root)
+    latents = root / "latent_actions"
+    shutil.rmtree(latents, ignore_errors=True)  # another test's, perhaps with other weights
+    for table in (root / "data").glob("val_la_*.csv"):
+        table.unlink()
+    lary(
+        "extract", "--dataset", dataset, "--split", "val", "--protocol", protocol, "--workers", 1, "--device", "cpu",
+        *words_of(model, root / "weights"), *places(root),
+    )  # fmt: skip
+    (table,) = (root / "data").glob("val_la_*.csv")
+    with table.open(newline="") as file:
+        rows = list(csv.DictReader(file))
+    found: list[dict[str, Any]] = []
+    for row in rows:
+        with np.load(latents / row["la_path"]) as arrays:
+            found.append({name: summary(arrays[name]) for name in sorted(arrays)})
+    GOLDEN.check(f"{model}, {dataset}, {protocol}", {"table": table.name if "hf:" not in model else "", "rows": found})

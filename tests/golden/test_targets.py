@@ -1,0 +1,101 @@
+"""Targets of every data set with actions: statistics, relative motion, the chunks that a probe is scored against."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+import pytest
+
+from tests.golden.golden import Golden, lary, places, plain, summary
+from tests.tree import frame, write_image, write_table
+
+
+class Layout(NamedTuple):
+    """Where a data set's files are: folder of each split, steps and dimensions of a chunk, robot types."""
+
+    folder: str
+    shape: tuple[int, int]
+    robots: tuple[str, ...] = ()
+    splits: tuple[str, ...] = ("train", "val")
+
+
+SEEN = ("seen_train", "seen_val", "unseen")
+LAYOUTS = {
+    "calvin": Layout("calvin/{split}_stride5", (5, 7)),
+    "vlabench": Layout("vlabench", (5, 7)),
+    "vlabench_15": Layout("vlabench", (15, 7)),
+    "vlabench_30": Layout("vlabench", (30, 7)),
+    "robocoin": Layout("robocoin_10", (10, 12), ("a1", "b2"), SEEN),
+    "agibotbeta": Layout("agibot_45", (45, 16), ("a2d",), SEEN),
+}
+MODES: dict[str, tuple[str, ...]] = {
+    "absolute": (),
+    "relative": ("--action-mode", "relative"),
+    "local": ("--action-mode", "relative", "--relative-frame", "local"),
+}
+ROWS = 6
+GOLDEN = Golden("targets")
+
+
+def write_dataset(root: Path, name: str, layout: Layout) -> None:
+    """Tables, pictures and random chunks; orientations are angles, or quaternions of any length."""
+    rng = np.random.default_rng(sorted(LAYOUTS).index(name))
+    for number, split in enumerate(layout.splits):
+        rows = []
+        folder = root / "data" / "regression" / layout.folder.format(split=split)
+        for row in range(ROWS if number == 0 else 1):
+            episode = 10 * number + row // 2
+            task = f"task_{episode}/" if layout.robots else ""
+            first = 100 * number + 50 * (row % 2)
+            images = [f"{task}images/ep_{episode}/frame_{first + step:06d}.png" for step in (0, layout.shape[0])]
+            for image in images:
+                write_image(folder / image, frame(*rng.random(2), (250, 200, 20 * row)))
+            action = f"{task}actions/ep_{episode}/action_{first:06d}to{first + layout.shape[0] - 1:06d}.npy"
+            (folder / action).parent.mkdir(parents=True, exist_ok=True)
+            chunk = rng.uniform(-1, 1, layout.shape).astype(np.float32)
+            np.save(folder / action, chunk.ravel() if row == 1 else chunk)
+            robot = {"robot_type": layout.robots[(row + number) % len(layout.robots)]} if layout.robots else {}
+            rows.append({"dataset": name, **robot, "src_img": images[0], "tgt_img": images[1], "action": action})
+        write_table(root / "data" / f"{name}_metadata_{split}.csv", rows)
+
+
+@pytest.mark.parametrize("name", LAYOUTS)
+def test_targets(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    layout = LAYOUTS[name]
+    write_dataset(tmp_path, name, layout)
+    dataset, data = ("--dataset", name), tmp_path / "data"
+    tables = [word for split in layout.splits for word in ("--csv", data / f"{name}_metadata_{split}.csv")]
+    lary_root = ("--lary-root", tmp_path)
+    for frames in ("world", "local"):
+        lary("data", "relative", *dataset, *tables, "--input-root", data, "--frame", frames, *lary_root)
+    if layout.robots:
+        lary("data", "stats", *dataset, "--data-root", data, *lary_root)
+    for path in sorted(data.rglob("*stats*.json")):
+        GOLDEN.check(f"{name}, {path.relative_to(data)}", json.loads(plain(path.read_text(), tmp_path)))
+    moved = {
+        path.relative_to(data).as_posix(): np.load(path)
+        for path in sorted(data.rglob("*.npy"))
+        if "regression_relative" in str(path)
+    }
+    GOLDEN.check(f"{name}, moved", {"files": sorted(moved), "values": summary(np.stack(list(moved.values())))})
+    for split in layout.splits:
+        lary(
+            "extract", "--model", "frame-difference", *dataset, "--split", split, "--pool", "mean",
+            "--workers", 1, "--device", "cpu", *places(tmp_path),
+        )  # fmt: skip
+    for mode, words in MODES.items():
+        logs = tmp_path / f"logs_{mode}"
+        lary(
+            "regress", "--model", "frame-difference", *dataset, "--pool", "mean", "--model-type", "ridge", *words,
+            "--lary-log-dir", logs, *places(tmp_path),
+        )  # fmt: skip
+        (result,) = logs.rglob("result.json")
+        found: dict[str, Any] = {"folder": result.parent.relative_to(logs).as_posix()}
+        for file in ("actions.npz", "predictions.npz"):
+            with np.load(result.parent / file) as arrays:
+                found[file] = {key: summary(arrays[key]) for key in sorted(arrays)}
+        GOLDEN.check(f"{name}, {mode}", found)

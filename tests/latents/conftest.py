@@ -1,0 +1,66 @@
+"""What the tests of the store share: an identity, drawn tokens, and stores of shards in small units."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from lary.data.spec import DATASETS
+from lary.data.tables import SampleTable, read_table
+from lary.latents.shardfile import ShardSource
+from lary.latents.shards import ShardStore
+from lary.latents.store import StoreIdentity, open_store
+from tests.tree import make_calvin
+
+IDENTITY = StoreIdentity("toy", "calvin", "val", "corrected", "record", "weights", 0)
+
+
+@pytest.fixture(scope="session")
+def tree(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Pairs of 12 training and 9 validation rows."""
+    root = tmp_path_factory.mktemp("tree")
+    make_calvin(root, {"train": 4, "val": 3})
+    return root
+
+
+@pytest.fixture
+def table(tree: Path) -> SampleTable:
+    path = tree / "data" / "calvin_metadata_val.csv"
+    return read_table(DATASETS.get("calvin"), "val", path=path, data_dir=tree / "data")
+
+
+def draw(count: int, shape: tuple[int, ...] = (2, 3, 4), seed: int = 0) -> np.ndarray:
+    return np.random.default_rng(seed).standard_normal((count, *shape)).astype(np.float32)
+
+
+def fill(store: Any, table: SampleTable, tokens: np.ndarray, rows: Any, codes: np.ndarray | None = None) -> None:
+    """Write rows through writers of their units, from the last to the first."""
+    for unit in sorted({row // store.unit_rows for row in rows}):
+        with store.writer(unit) as write:
+            for row in sorted((row for row in rows if row // store.unit_rows == unit), reverse=True):
+                write(row, table[row].id, tokens[row], None if codes is None else codes[row])
+    store.finish(table)
+
+
+def shards_in(folder: Path, **changes: Any) -> ShardStore:
+    store = open_store(
+        folder, StoreIdentity(**(vars(IDENTITY) | changes)), {}, overwrite=False, kind="shards", unit_rows=4
+    )  # fmt: skip
+    assert isinstance(store, ShardStore)
+    return store
+
+
+def source_of(store: ShardStore, table: SampleTable, mode: str = "mmap") -> ShardSource:
+    """The rows that are there, in the table's order."""
+    headers = {header.path.name: header for header in store.headers()}
+    names, held = list(headers), store.held(table)
+    places = [held[row].split("#") for row in sorted(held)]
+    files = np.array([names.index(name) for name, _ in places])
+    return ShardSource(list(headers.values()), files, np.array([int(at) for _, at in places]), mode)
+
+
+def contents(folder: Path) -> dict[str, bytes]:
+    return {path.name: path.read_bytes() for path in folder.glob("*") if path.is_file()}

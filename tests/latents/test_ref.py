@@ -1,0 +1,161 @@
+"""Latents of a split by their reference: both kinds of stores, pooled when written or read, rows of other samples."""
+
+from __future__ import annotations
+
+import csv
+import shutil
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from lary.configs import ExtractConfig
+from lary.latents.pooling import PooledSource
+from lary.latents.ref import LatentsRef, SplitLatents, find_latent_table, open_latents
+from lary.latents.shardfile import ShardSource
+from lary.runs.extract import extract
+from lary.types import RANDOM, LaryError, UsageError
+from tests.helpers import rows_of, settings_of
+from tests.tiny import save_tiny
+
+REF = LatentsRef(model="pixels", dataset="calvin", split="val")
+
+
+def config(split: str, model: str = "pixels", **changes: Any) -> ExtractConfig:
+    return ExtractConfig(**({"model": model, "dataset": "calvin", "split": split, "batch_size": 2} | changes))
+
+
+@pytest.fixture
+def root(tree: Path, tmp_path: Path) -> Path:
+    shutil.copytree(tree, tmp_path / "root")
+    return tmp_path / "root"
+
+
+def opened(root: Path, read: str | None = None, **changes: Any) -> SplitLatents:
+    given = {"LARY_READ": read} if read else {}
+    return open_latents(settings_of(root, **given), replace(REF, **changes))
+
+
+def test_tables_and_folders_have_the_published_names_and_differences_behind_them(tmp_path: Path) -> None:
+    settings = settings_of(tmp_path)
+    for ref, tag in (
+        (REF, "pixels"),
+        (replace(REF, weights="/weights/laq.pt", pool="none"), "pixels"),
+        (replace(REF, model="hf:a/b"), "hf_a_b"),
+        (
+            replace(REF, protocol="paper", latent="noisy", weights=RANDOM, pool="grid:4"),
+            "pixels@paper@noisy@random@pool-grid4",
+        ),
+    ):
+        assert ref.tag == tag
+        assert ref.folder(settings) == tmp_path / "latent_actions" / "calvin" / "val" / tag
+        assert ref.table(settings) == tmp_path / "data" / f"val_la_calvin_5_{tag}.csv"
+    changed, clips = replace(REF, control="static-pair"), replace(REF, dataset="human_1st")
+    assert changed.table(settings) == tmp_path / "latent_actions/controls/static-pair/data/val_la_calvin_5_pixels.csv"
+    assert clips.table(settings).name == "val_la_human_1st_pixels.csv"
+    assert find_latent_table(settings, REF) is None
+    with pytest.raises(UsageError, match=r"'lary extract --model pixels --dataset calvin --split val' first"):
+        open_latents(settings, REF)
+
+
+def test_latents_of_a_program_that_nobody_knows_are_opened(root: Path) -> None:
+    """A table and files of a name without a record, with tokens of four axes and no codes."""
+    folder = root / "latent_actions" / "calvin" / "val" / "stranger"
+    folder.mkdir(parents=True)
+    rows = rows_of(root / "data" / "calvin_metadata_val.csv")
+    for at, row in enumerate(rows):
+        np.savez(folder / f"own_{at}.npz", tokens=np.full((2, 3, 4, 5), at, np.float32))
+        row["la_path"] = f"own_{at}.npz" if at else ""
+    with (root / "data" / "val_la_calvin_5_stranger.csv").open("w", newline="") as file:
+        writer = csv.DictWriter(file, list(rows[0]))
+        writer.writeheader()
+        writer.writerows(rows)
+    found = opened(root, model="stranger")
+    assert (found.source.shape, found.left_out) == ((2, 12, 5), 1)
+    assert found.source.read([3]).mean() == 4
+    assert "another program" in found.store["origin"]
+    table = root / "data" / "val_la_calvin_5_stranger.csv"
+    (root / "data" / "val_la_calvin_5_other.csv").write_text(table.read_text().replace("own_1", "a/stranger/own_1"))
+    with pytest.raises(UsageError, match="latents of another model than 'other'"):
+        opened(root, model="other")
+
+
+def test_both_kinds_give_the_same_latents(root: Path) -> None:
+    extract(config("val"), settings_of(root))
+    plain = opened(root)
+    expected = plain.source.read(range(9))
+    shutil.rmtree(root / "latent_actions")
+    report = extract(config("val", store="shards", shard_rows=4), settings_of(root))
+    assert (report.extracted, report.failures) == (9, ())
+    assert "pixels/shard_00001.safetensors#1" in report.table.read_text()
+    for read in (None, "pread"):
+        found = opened(root, read)
+        rows = np.arange(9)
+        np.testing.assert_array_equal(found.source.read(rows), expected)
+        assert found.store["key"] == plain.store["key"]
+        assert found.store["table"]["rows"] == 9
+    taken = found.take([4, 1])
+    assert [sample.id for sample in taken.table] == [found.table[4].id, found.table[1].id]
+    assert (taken.left_out, len(taken.source)) == (7, 2)
+    assert extract(config("val", store="shards", shard_rows=4), settings_of(root)).extracted == 0
+    with pytest.raises(UsageError, match="LARY_READ=slowly: expected mmap or pread"):
+        opened(root, "slowly")
+
+
+def test_a_row_of_another_sample_is_noticed(root: Path) -> None:
+    report = extract(config("val", store="shards", shard_rows=4), settings_of(root))
+    text = report.table.read_text()
+    report.table.write_text(text.replace("shard_00000.safetensors#1", "shard_00000.safetensors#2", 1))
+    with pytest.raises(LaryError, match=r"row 2: .*shard_00000.safetensors has the latents of another sample in row 2"):
+        opened(root)
+    for cell, message in (
+        ("0.safetensors#99", "fewer rows"),
+        ("0.safetensors#x", "names no row of a shard"),
+        ("0.safetensors#", "names no row of a shard"),
+        ("9.safetensors#1", "1 of 4 latent files"),
+    ):
+        report.table.write_text(text.replace("0.safetensors#1", cell, 1))
+        with pytest.raises(LaryError, match=message):
+            opened(root)
+    report.table.write_text(text.replace("calvin/val/pixels/shard_00000", "../../val/pixels/shard_00000", 1))
+    with pytest.raises(UsageError, match="leaves its root"):
+        opened(root)
+    report.table.write_text(text.replace("shard_00000.safetensors#1", "latent_action_00000001.npz", 1))
+    with pytest.raises(UsageError, match="shards in some rows"):
+        opened(root)
+
+
+def test_pooled_when_written_or_when_read(root: Path) -> None:
+    extract(config("val"), settings_of(root))
+    plain = opened(root).source.read(range(9))
+    for pool, shape in (("mean", (2, 1, 50)), ("grid:4", (2, 16, 50))):
+        on_the_fly = opened(root, pool=pool)
+        assert on_the_fly.source.shape == shape
+        assert isinstance(on_the_fly.source, PooledSource)
+        extract(config("val", pool=pool, store="shards"), settings_of(root))
+        stored = opened(root, pool=pool)
+        assert isinstance(stored.source, ShardSource)
+        assert stored.folder.name == f"pixels@pool-{pool.replace(':', '')}"
+        np.testing.assert_array_equal(stored.source.read(range(9)), on_the_fly.source.read(range(9)))
+        np.testing.assert_array_equal(on_the_fly.take([3]).source.read([0]), on_the_fly.source.read([3]))
+    np.testing.assert_allclose(opened(root, pool="mean").source.read([2])[0], plain[2].mean(1, keepdims=True), 1e-5)
+    cells = plain[2].reshape(2, 4, 2, 4, 2, 50).mean((2, 4)).reshape(2, 16, 50)
+    np.testing.assert_allclose(opened(root, pool="grid:4").source.read([2])[0], cells, 1e-5, 1e-6)
+    with pytest.raises(UsageError, match="grid of 8 x 8"):
+        opened(root, pool="grid:9")
+    with pytest.raises(UsageError, match="extract with --pool cls"):
+        opened(root, pool="cls")
+    with pytest.raises(UsageError, match="expected none, mean, cls or grid:K"):
+        opened(root, pool="max")
+
+
+def test_class_tokens_of_a_backbone_are_stored(root: Path, tmp_path: Path) -> None:
+    folder = save_tiny(tmp_path / "vit", "dinov2")
+    asked: dict[str, Any] = {"model": "dinov2-origin", "weights": str(folder), "limit": 2}
+    for pool in ("none", "cls"):
+        extract(config("val", **asked, pool=pool), settings_of(root))
+    every, cls = (opened(root, model="dinov2-origin", pool=pool).source for pool in (None, "cls"))
+    assert cls.shape == (2, 1, every.shape[-1])
+    assert not (cls.read([0]) == every.read([0])).all(-1).any(), "a class token is none of the patch tokens"

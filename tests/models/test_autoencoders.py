@@ -1,0 +1,234 @@
+"""Wan2.2, FLUX.2 and V-JEPA 2 on tiny networks of the libraries: shapes, protocols, forms of weights, what is wrong."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import diffusers
+import pytest
+import torch
+import transformers
+from safetensors.torch import load_file, save_file
+
+from lary.models.autoencoders import flux_arguments, wan_arguments
+from lary.models.running import LoadedEncoder, build
+from lary.models.spec import MODELS, ModelContext
+from lary.models.vjepa import vjepa_arguments, whole_tubelets
+from lary.types import BenchmarkProtocol, LaryError
+from tests.tiny_networks import TINY, save_tiny_network, tiny_network
+
+NAMES = ["wan2-2", "flux2", "vjepa2"]
+SIDE = 32
+
+
+@pytest.fixture(scope="module")
+def folders(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
+    """A library's folder of each model."""
+    root = tmp_path_factory.mktemp("weights")
+    return {name: save_tiny_network(root / name, name) for name in NAMES}
+
+
+@pytest.fixture
+def copies(folders: dict[str, Path], tmp_path: Path) -> dict[str, Path]:
+    """Copies to damage."""
+    return {name: Path(shutil.copytree(folder, tmp_path / name)) for name, folder in folders.items()}
+
+
+def make(name: str, weights: Path, protocol: BenchmarkProtocol = "corrected") -> LoadedEncoder:
+    """The encoder of a model's record, with the tiny configuration and small frames."""
+    spec = MODELS.get(name)
+    paper = spec.preprocess_paper and replace(spec.preprocess_paper, size=SIDE)
+    spec = replace(
+        spec, preprocess=replace(spec.preprocess, size=SIDE), preprocess_paper=paper, pair_shape=(), clip_shape=(),
+        pair_shape_paper=(), clip_shape_paper=(), options={**spec.options, "config": TINY[name]},
+    )  # fmt: skip
+    return build(spec, ModelContext("cpu", protocol, weights=str(weights)))
+
+
+def draw(batch: int, frames: int, seed: int = 0) -> torch.Tensor:
+    return torch.rand(batch, frames, 3, SIDE, SIDE, generator=torch.Generator().manual_seed(seed)) * 2 - 1
+
+
+def weight_file(folder: Path) -> Path:
+    return next(folder.glob("*.safetensors"))
+
+
+def test_full_sizes_are_those_of_the_paper() -> None:
+    """The published tables count encoder and decoder of an autoencoder, and V-JEPA 2's encoder alone."""
+    config = {name: MODELS.get(name).options["config"] for name in NAMES}
+    with torch.device("meta"):
+        vjepa = transformers.VJEPA2Model(transformers.VJEPA2Config(**vjepa_arguments(**config["vjepa2"])))
+        networks = {
+            "wan2-2": diffusers.AutoencoderKLWan(**wan_arguments(**config["wan2-2"])),
+            "flux2": diffusers.AutoencoderKLFlux2(**flux_arguments(**config["flux2"])),
+            "vjepa2": vjepa.encoder,
+        }
+    for name, network in networks.items():
+        assert round(sum(value.numel() for value in network.parameters()) / 1e6, 2) == MODELS.get(name).parameters_m
+
+
+@pytest.mark.parametrize(
+    ("name", "protocol", "frames", "shape"),
+    [
+        ("wan2-2", "corrected", 2, (2, 4, 48)), ("wan2-2", "paper", 2, (1, 4, 48)),
+        ("wan2-2", "corrected", 9, (3, 4, 48)), ("wan2-2", "paper", 9, (3, 4, 48)),
+        ("flux2", "corrected", 2, (2, 4, 128)), ("flux2", "paper", 2, (2, 4, 128)),
+        ("flux2", "corrected", 9, (9, 4, 128)), ("vjepa2", "corrected", 2, (4, 24)),
+        ("vjepa2", "corrected", 9, (20, 24)), ("vjepa2", "paper", 9, (16, 24)),
+    ],
+)  # fmt: skip
+def test_tokens_of_pairs_and_clips_whatever_the_batch(
+    name: str, protocol: BenchmarkProtocol, frames: int, shape: tuple[int, ...], folders: dict[str, Path]
+) -> None:
+    encoder, clips = make(name, folders[name], protocol), draw(3, frames)
+    tokens = encoder.encode(clips).tokens
+    assert tokens.shape == (3, *shape)
+    assert tokens.dtype == torch.float32
+    assert tokens.shape[-1] == encoder.dim
+    assert torch.isfinite(tokens).all()
+    for parts in (1, 2):
+        assert torch.equal(torch.cat([encoder.encode(part).tokens for part in clips.split(parts)]), tokens)
+    assert torch.equal(encoder.encode(clips.flip(0)).tokens.flip(0), tokens)
+
+
+def test_protocols_differ_in_what_reaches_the_tokens(folders: dict[str, Path]) -> None:
+    for name, frames in (("wan2-2", 2), ("vjepa2", 9)):
+        clip = draw(1, frames)
+        other = torch.cat([clip[:, :-1], draw(1, 1, seed=1)], dim=1)
+        paper, corrected = (make(name, folders[name], protocol) for protocol in ("paper", "corrected"))
+        assert torch.equal(paper.encode(clip).tokens, paper.encode(other).tokens), "the last frame reaches `paper`"
+        before, after = corrected.encode(clip).tokens, corrected.encode(other).tokens
+        assert not torch.allclose(before, after, atol=1e-3)
+        if name == "wan2-2":
+            assert torch.equal(before[:, 0], after[:, 0])
+            assert torch.equal(before[:, :1], paper.encode(clip).tokens)
+    changed = (clip := draw(1, 1)).clone()
+    changed[..., :12, -12:] *= -1
+    encoder = make("flux2", folders["flux2"])
+    change = (encoder.encode(changed).tokens - encoder.encode(clip).tokens).norm(dim=-1)[0, 0]
+    assert change.argmax() == 1, "tokens of FLUX.2 are not at their cells: row 0, column 1 of 2 x 2"
+
+
+def test_whole_tubelets() -> None:
+    steps = torch.arange(5)[None]
+    assert whole_tubelets(steps, 2, repeat=True).tolist() == [[0, 1, 2, 3, 4, 4]]
+    assert whole_tubelets(steps, 2, repeat=False).tolist() == [[0, 1, 2, 3]]
+    assert whole_tubelets(steps, 5, repeat=False).tolist() == [[0, 1, 2, 3, 4]]
+
+
+def library_tokens(name: str, network: Any, clips: torch.Tensor) -> torch.Tensor:
+    """Tokens by the library's own network, written the long way."""
+    with torch.inference_mode():
+        if name == "vjepa2":
+            return network(clips, skip_predictor=True).last_hidden_state
+        if name == "wan2-2":
+            latents = network.encode(clips.transpose(1, 2)).latent_dist.mode()  # (1, D, P, h, w)
+            mean, std = (torch.tensor(network.config[key]) for key in ("latents_mean", "latents_std"))
+            return (latents.permute(0, 2, 3, 4, 1).flatten(2, 3) - mean) / std
+        latents = network.encode(clips[0]).latent_dist.mode()  # (T, D / 4, h, w)
+        frames, channels, height, width = latents.shape
+        folded = latents.reshape(frames, channels, height // 2, 2, width // 2, 2).permute(0, 2, 4, 1, 3, 5)
+        tokens = folded.reshape(frames, height * width // 4, channels * 4)
+        return ((tokens - network.bn.running_mean) / (network.bn.running_var + 1e-4).sqrt())[None]
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_a_folder_of_the_library_gives_the_library_s_tokens(name: str, folders: dict[str, Path]) -> None:
+    clips = draw(1, 5 if name == "wan2-2" else 4)
+    network = tiny_network(name)
+    if name == "vjepa2":  # its grid of positions has to be that of the frames
+        folder = json.loads((folders[name] / "config.json").read_text())
+        weights = network.state_dict()
+        network = transformers.VJEPA2Model(transformers.VJEPA2Config.from_dict({**folder, "crop_size": SIDE}))
+        network.load_state_dict(weights)
+    expected = library_tokens(name, network.eval(), clips)
+    torch.testing.assert_close(make(name, folders[name]).encode(clips).tokens, expected, rtol=1e-5, atol=1e-5)
+
+
+def test_files_folders_and_pipelines_give_the_same(folders: dict[str, Path], tmp_path: Path) -> None:
+    for name in ("wan2-2", "flux2"):
+        expected = make(name, folders[name])
+        shutil.copytree(folders[name], tmp_path / name / "vae")
+        (tmp_path / name / "config.json").write_text('{"_class_name": "SomePipeline"}')
+        for weights in (tmp_path / name, tmp_path / name / "vae", weight_file(folders[name])):
+            encoder = make(name, weights)
+            assert torch.equal(encoder.encode(draw(1, 2)).tokens, expected.encode(draw(1, 2)).tokens)
+            assert encoder.identity == expected.identity
+
+
+@pytest.mark.parametrize(("name", "unused"), [("wan2-2", "decoder."), ("flux2", "decoder."), ("vjepa2", "predictor.")])
+def test_unused_parts_and_half_precision(name: str, unused: str, copies: dict[str, Path]) -> None:
+    expected = make(name, copies[name]).encode(draw(1, 2)).tokens
+    tensors = load_file(weight_file(copies[name]))
+    assert any(key.startswith(unused) for key in tensors)
+    kept = {key: value for key, value in tensors.items() if not key.startswith(unused)}
+    save_file(kept, weight_file(copies[name]))
+    encoder = make(name, copies[name])
+    assert torch.equal(encoder.encode(draw(1, 2)).tokens, expected)
+    assert not any(f".{unused}" in f".{key}" for key in encoder.module.state_dict())
+    halved = {key: value.bfloat16() if value.is_floating_point() else value for key, value in kept.items()}
+    save_file(halved, weight_file(copies[name]))
+    assert make(name, copies[name]).encode(draw(1, 2)).tokens.dtype == torch.float32
+
+
+@pytest.mark.parametrize("name", ["wan2-2", "flux2"])
+def test_keys_that_do_not_fit_stop_with_their_names(name: str, copies: dict[str, Path]) -> None:
+    tensors = load_file(weight_file(copies[name]))
+    key = next(key for key in tensors if key.startswith("encoder.") and key.endswith("conv_in.bias"))
+    for changed, named in (
+        ({other: value for other, value in tensors.items() if other != key}, f"1 missing: {key}"),
+        ({**tensors, "encoder.extra": torch.zeros(2)}, "1 unexpected: encoder.extra"),
+        ({**tensors, key: torch.zeros(7)}, rf"1 misshaped: {key} \[7\] for"),
+    ):
+        save_file(changed, weight_file(copies[name]))
+        with pytest.raises(LaryError, match=named):
+            make(name, copies[name])
+
+
+def test_released_files_of_another_layout_or_content_are_refused(tmp_path: Path) -> None:
+    other, section = tmp_path / "ae.safetensors", tmp_path / "vitl.pt"
+    save_file({"encoder.down.0.block.0.norm9.weight": torch.zeros(2)}, other)
+    with pytest.raises(LaryError, match=r"1 unexpected: encoder\.down\.0\.block\.0\.norm9\.weight \(unknown\)"):
+        make("flux2", other)
+    for content, named in (
+        ({"encoder": {}, "epoch": 3}, "under 'target_encoder', only entries encoder, epoch"),
+        ({"target_encoder": {"module.backbone.norm.weight": 1.0}}, "only entries target_encoder"),
+        ({"target_encoder": {"module.backbone.blocks.0.attn.qkv.bias": torch.zeros(7)}}, r"attn\.qkv\.bias \(unknown"),
+    ):
+        torch.save(content, section)
+        with pytest.raises(LaryError, match=named):
+            make("vjepa2", section)
+
+
+@pytest.mark.parametrize(
+    ("name", "change", "named"),
+    [
+        ("wan2-2", {"latents_mean": [0.0] * 16}, "one value for each of 48"),
+        ("wan2-2", {"base_dim": 8}, r"\d+ misshaped: encoder\.conv_in\.weight \[4, 12, 3, 3, 3\] for \[8, 12, 3, 3, "),
+        ("flux2", {"layers_per_block": 2}, r"\d+ missing: encoder\.down_blocks"),
+        ("flux2", {"norm_num_groups": 7}, "describes no AutoencoderKLFlux2: num_channels .32. must be divisible"),
+        ("vjepa2", {"num_hidden_layers": 3}, r"\d+ missing: encoder\.layer\.2"),
+        ("vjepa2", {"num_attention_heads": 5}, "describes no VJEPA2Model: The hidden size"),
+    ],
+)
+def test_a_configuration_that_does_not_fit_is_named(
+    name: str, change: dict[str, Any], named: str, copies: dict[str, Path]
+) -> None:
+    config = json.loads((copies[name] / "config.json").read_text())
+    (copies[name] / "config.json").write_text(json.dumps({**config, **change}))
+    with pytest.raises(LaryError, match=named):
+        make(name, copies[name])
+
+
+def test_frames_of_the_wrong_size_are_named(folders: dict[str, Path]) -> None:
+    for name in NAMES:
+        with pytest.raises(LaryError, match=r"(multiples of 16|frames of 32 x 32 pixels), not 40 x 32"):
+            make(name, folders[name]).encode(torch.zeros(1, 2, 3, 32, 40))
+    with pytest.raises(LaryError, match="needs frames of 32 x 32 pixels, not 64 x 64"):
+        make("vjepa2", folders["vjepa2"]).encode(torch.zeros(1, 2, 3, 64, 64))
+    with pytest.raises(LaryError, match="at least 2 frames"):
+        make("vjepa2", folders["vjepa2"], "paper").encode(torch.zeros(1, 1, 3, 32, 32))

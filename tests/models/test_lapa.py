@@ -1,0 +1,222 @@
+"""The LAQ family as an encoder: records, ablations, files, shapes, protocols."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+import transformers
+import yaml
+from safetensors.torch import load_file, save_file
+
+from lary.models.running import build
+from lary.models.spec import MODELS, ModelContext, ModelSpec
+from lary.nets.lam import LaqConfig, LatentActionModel
+from lary.nets.magvit import Tokenizer, TokenizerConfig
+from lary.types import LaryError, Latents, UsageError
+
+TINY = {
+    "dim": 24, "quant_dim": 8, "codebook_size": 8, "image_size": 28, "patch_size": 2, "spatial_depth": 1,
+    "temporal_depth": 1, "dim_head": 8, "heads": 2, "code_seq_len": 16,
+}  # fmt: skip
+DINOV3 = {
+    "hidden_size": 24, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 32, "image_size": 28,
+    "patch_size": 2, "num_register_tokens": 4,
+}  # fmt: skip
+FAMILY = [spec.name for spec in MODELS if "features" in spec.options]
+
+
+def tiny(name: str = "lapa", features: dict[str, Any] | None = None, **changes: Any) -> ModelSpec:
+    """A record of the family with small sizes, 28 x 28 pixels."""
+    spec = MODELS.get(name)
+    flags = {key: value for key, value in spec.options["network"].items() if key in ("patch_input", "pixel_output")}
+    options = {**spec.options, "network": {**TINY, **flags}, **changes}
+    if features:
+        options["network"]["dim"] = features.get("hidden_size", features.get("z_channels"))
+        options["features"] = {**spec.options["features"], "config": features}
+    return replace(
+        spec, options=options, options_paper={**spec.options_paper, **changes},
+        preprocess=replace(spec.preprocess, size=28),
+    )  # fmt: skip
+
+
+def own_weights(spec: ModelSpec) -> dict[str, torch.Tensor]:
+    torch.manual_seed(0)
+    return LatentActionModel(LaqConfig(**spec.options["network"])).state_dict()
+
+
+@pytest.fixture
+def weights(tmp_path: Path) -> Path:
+    torch.save(own_weights(tiny()), tmp_path / "laq_openx.pt")
+    return tmp_path / "laq_openx.pt"
+
+
+def clips_of(batch: int, frames: int) -> torch.Tensor:
+    return torch.from_numpy(np.random.default_rng(0).random((batch, frames, 3, 28, 28), dtype=np.float32))
+
+
+def encode(
+    weights: Path, clips: torch.Tensor, protocol: Any = "corrected", seed: int = 0, spec: ModelSpec | None = None,
+    **settings: Path,
+) -> Latents:  # fmt: skip
+    values = {name: str(path) for name, path in settings.items()}
+    context = ModelContext("cpu", protocol, weights=str(weights), seed=seed, settings=values)
+    return build(spec or tiny(), context).encode(clips)
+
+
+@pytest.mark.parametrize("name", FAMILY)
+def test_full_network_has_the_number_of_parameters_of_its_record(name: str) -> None:
+    spec = MODELS.get(name)
+    features = spec.options["features"] or {}
+    with torch.device("meta"):
+        parts: list[torch.nn.Module] = [LatentActionModel(LaqConfig(**spec.options["network"]))]
+        if "library" in features:
+            model_class = getattr(transformers, features["library"])
+            parts.append(model_class(model_class.config_class(**features["config"])))
+        elif features:
+            parts.append(Tokenizer(TokenizerConfig(**features["config"])))
+    count = sum(parameter.numel() for part in parts for parameter in part.parameters())
+    assert f"{count / 1e6:.2f}" == f"{spec.parameters_m:.2f}"
+
+
+@pytest.mark.parametrize("protocol", ["corrected", "paper"])
+def test_a_clip_is_made_of_its_pairs_whatever_the_batch(weights: Path, protocol: Any) -> None:
+    clips = clips_of(5, 4)
+    whole = encode(weights, clips, protocol)
+    assert whole.codes is not None
+    assert (whole.tokens.shape, whole.codes.shape) == ((5, 3, 16, 24), (5, 3, 16))
+    assert (whole.tokens.dtype, whole.codes.dtype) == (torch.float32, torch.int64)
+    for part in (slice(0, 1), slice(1, 3), slice(2, 5)):
+        latents = encode(weights, clips[part], protocol)
+        assert torch.equal(latents.tokens, whole.tokens[part])
+        assert latents.codes is not None
+        assert torch.equal(latents.codes, whole.codes[part])
+    pair = encode(weights, clips[:, 1:3], protocol)
+    assert pair.codes is not None
+    assert pair.tokens.shape == (5, 16, 24)  # no axis of steps
+    assert torch.equal(pair.codes, whole.codes[:, 1])
+    if protocol == "corrected":
+        torch.testing.assert_close(pair.tokens, whole.tokens[:, 1])
+
+
+def test_paper_tokens_are_draws_around_the_corrected_ones(weights: Path) -> None:
+    clips = clips_of(3, 2)
+    corrected = encode(weights, clips)
+    draws = torch.stack([encode(weights, clips, "paper", seed).tokens for seed in range(60)])
+    again = encode(weights, clips, "paper", 0)
+    assert torch.equal(draws[0], again.tokens)
+    assert (draws[0] - draws[1]).abs().max() > 1e-3
+    error = (draws.mean(dim=0) - corrected.tokens).abs().mean() / (draws[0] - corrected.tokens).abs().mean()
+    assert error < 0.3  # the mean of 60 draws is 1 / sqrt(60) as far off as one draw
+    assert corrected.codes is not None
+    assert again.codes is not None
+    assert torch.equal(again.codes, corrected.codes)
+
+
+def test_quantized_tokens_come_from_codebook_rows(weights: Path) -> None:
+    latents = encode(weights, clips_of(2, 3), spec=tiny(latent="quantized"))
+    tensors = own_weights(tiny())
+    assert latents.codes is not None
+    rows = tensors["vq.codebooks"][latents.codes]  # (B, P, N, Q), re-read as (Q, N) and transposed
+    mixed = rows.reshape(2, 2, 8, 16).transpose(-1, -2)
+    expected = mixed @ tensors["vq.project_out.weight"].T + tensors["vq.project_out.bias"]
+    torch.testing.assert_close(latents.tokens, expected)
+    with pytest.raises(UsageError, match=r"'soft'.*continuous, quantized, noisy"):
+        encode(weights, clips_of(1, 2), spec=tiny(latent="soft"))
+    with pytest.raises(LaryError, match="at least 2 frames"):
+        encode(weights, clips_of(1, 1))
+
+
+def test_any_ablation_has_a_record_made_from_its_name(weights: Path) -> None:
+    published = [spec for spec in MODELS if spec.ablation]
+    assert len(published) == 9
+    for spec in [*published, MODELS.get("dinov3-cs512_sl4_dim48_lr2.5e-05")]:
+        assert spec.weights is not None
+        assert spec.weights.folder == spec.name.replace("dinov3-", "dinov3_") + ".pt"
+        assert spec.options["features"] == MODELS.get("dinov3").options["features"]
+    network = spec.options["network"]
+    assert (network["codebook_size"], network["code_seq_len"], network["quant_dim"]) == (512, 4, 48)
+    assert spec.name not in MODELS.names()
+    with pytest.raises(UsageError, match="Did you mean dinov3-cs"):
+        MODELS.get("dinov3-cs64_sl49_dim256_lr0.0001")
+    with pytest.raises(UsageError, match=r"no code has length 196; there is 1, 2, 4, 16, 49, 64, 256\."):
+        MODELS.get("dinov3-cs8_sl196_dim32_lr1e-4")
+    with pytest.raises(UsageError, match="code length 196"):
+        encode(weights, clips_of(1, 2), spec=tiny(network={**TINY, "code_seq_len": 196}))
+
+
+def test_files_folders_and_misfits(weights: Path, tmp_path: Path) -> None:
+    clips = clips_of(1, 2)
+    tokens = encode(weights, clips).tokens
+    tensors = own_weights(tiny())
+    save_file({key: value.contiguous() for key, value in tensors.items()}, tmp_path / "own.safetensors")
+    for place in (weights.parent, tmp_path / "own.safetensors"):
+        assert torch.equal(encode(place, clips).tokens, tokens)
+    tensors |= {"vq.codebooks": torch.zeros(9, 8), "extra": torch.zeros(1)}
+    del tensors["vq.project_in.bias"]
+    torch.save(tensors, tmp_path / "w.pt")
+    wanted = r"1 missing: vq.project_in.bias; 1 unexpected: extra; 1 misshaped: vq.codebooks \[9, 8\] for \[8, 8\]"
+    with pytest.raises(LaryError, match=wanted):
+        encode(tmp_path / "w.pt", clips)
+    with pytest.raises(UsageError, match=r"absent\.pt is neither on this .*Put laq_openx\.pt into MODEL_DIR"):
+        encode(tmp_path / "absent.pt", clips)
+
+
+def test_backbone_comes_from_its_own_folder_where_the_file_has_none(tmp_path: Path) -> None:
+    spec, clips = tiny("dinov3", DINOV3), clips_of(2, 2)
+    torch.manual_seed(1)
+    transformers.DINOv3ViTModel(transformers.DINOv3ViTConfig(**DINOV3)).save_pretrained(tmp_path / "DINOv3")
+    own, inside = own_weights(spec), load_file(tmp_path / "DINOv3" / "model.safetensors")
+    torch.save(own, tmp_path / "own.pt")
+    torch.save(own | {f"dino_tokenizer.{key}": value for key, value in inside.items()}, tmp_path / "whole.pt")
+    settings = {"DINO_V3_PATH": str(tmp_path / "DINOv3")}
+    encoders = [
+        build(spec, ModelContext("cpu", "corrected", weights=str(tmp_path / f"{name}.pt"), settings=settings))
+        for name in ("own", "whole")
+    ]
+    assert torch.equal(encoders[0].encode(clips).tokens, encoders[1].encode(clips).tokens)
+    assert encoders[0].identity != encoders[1].identity
+    with pytest.raises(UsageError, match=r"'dinov3, encoder of frames': DINO_V3_PATH points to /nowhere"):
+        encode(tmp_path / "own.pt", clips, spec=spec, DINO_V3_PATH=Path("/nowhere"))
+
+
+@pytest.mark.parametrize("averages", [True, False])
+def test_tokenizer_comes_from_its_own_files_where_the_file_has_none(averages: bool, tmp_path: Path) -> None:
+    sizes = {"z_channels": 6, "ch": 32, "ch_mult": [1, 2], "num_res_blocks": 1, "in_channels": 3, "out_ch": 3}
+    spec, clips = tiny("magvit2", {**sizes, "model_type": "en18", "use_ema": averages}), clips_of(2, 2)
+    full = MODELS.get("magvit2").options["features"]["config"]
+    asked = replace(spec, options={**spec.options, "features": {**spec.options["features"], "config": full}})
+    torch.manual_seed(1)
+    inside = Tokenizer(TokenizerConfig(**sizes, use_ema=averages)).state_dict()
+    assert averages == any(key.startswith("model_ema.") for key in inside)
+    inside = {key: torch.nan_to_num(value) for key, value in inside.items()}
+    torch.save(own_weights(spec), tmp_path / "own.pt")
+    lightning = {"state_dict": {**inside, "loss.discriminator.weight": torch.ones(2)}, "epoch": 3}
+    torch.save(lightning, tmp_path / "tokenizer.ckpt")
+    whole = own_weights(spec) | {f"magvit2_tokenizer.{key}": value for key, value in inside.items()}
+    torch.save(whole, tmp_path / "whole.pt")
+    config = tmp_path / "tokenizer.yaml"
+
+    def describe(**changes: Any) -> None:
+        arguments = {"ddconfig": {**sizes, "resolution": 128, **changes}, "use_ema": averages}
+        config.write_text(yaml.safe_dump({"model": {"class_path": "VQModel", "init_args": arguments}}))
+
+    describe()
+    described = {"spec": asked, "MAGVIT2_CONFIG_PATH": config, "MAGVIT2_TOKENIZER_PATH": tmp_path / "tokenizer.ckpt"}
+    tokens = encode(tmp_path / "own.pt", clips, **described).tokens  # type: ignore[arg-type]
+    assert torch.equal(tokens, encode(tmp_path / "whole.pt", clips, spec=spec).tokens)
+    for path, named in ((None, "is not set"), (tmp_path / "absent", "points to .*absent, which is no file")):
+        settings = {"spec": asked, "MAGVIT2_CONFIG_PATH": config}
+        settings |= {} if path is None else {"MAGVIT2_TOKENIZER_PATH": path}
+        with pytest.raises(UsageError, match=f"MAGVIT2_TOKENIZER_PATH {named}.*and MAGVIT2_CONFIG_PATH to"):
+            encode(tmp_path / "own.pt", clips, **settings)  # type: ignore[arg-type]
+    describe(ch=33)
+    with pytest.raises(LaryError, match=r"tokenizer\.yaml describes no Open-MAGVIT2 tokenizer: num_channels"):
+        encode(tmp_path / "own.pt", clips, **described)  # type: ignore[arg-type]
+    config.write_text("model: {init_args: {ddconfig: {ch: 32}}}")
+    with pytest.raises(UsageError, match="has no ddconfig"):
+        encode(tmp_path / "own.pt", clips, **described)  # type: ignore[arg-type]

@@ -1,0 +1,98 @@
+"""``--weights random``: every model of the benchmark runs without files, and its latents never mix with real ones."""
+
+from __future__ import annotations
+
+import json
+import math
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from lary.models.networks import TABLE_STD, draw, draw_transformers
+from lary.models.running import LoadedEncoder, build
+from lary.models.spec import MODELS, ModelContext, ModelSpec
+from lary.types import RANDOM, Latents, UsageError, WeightsIdentity
+from tests.helpers import lary
+from tests.tiny import save_tiny
+from tests.tiny_networks import PUBLISHED, tiny_record
+from tests.tree import make_calvin
+
+
+def run(spec: ModelSpec, seed: int = 0, frames: int = 2) -> tuple[LoadedEncoder, Latents]:
+    encoder = build(spec, ModelContext("cpu", "corrected", RANDOM, seed=seed))
+    size = spec.preprocess.size
+    clips = np.random.default_rng(0).standard_normal((1, frames, 3, size, size), dtype=np.float32)
+    return encoder, encoder.encode(torch.from_numpy(clips))
+
+
+@pytest.mark.parametrize("name", PUBLISHED)
+def test_seed_decides_about_the_tokens(name: str) -> None:
+    assert len(PUBLISHED) == 13
+    spec = tiny_record(name)
+    torch.manual_seed(3)
+    wanted = torch.rand(4)
+    torch.manual_seed(3)
+    (first, latents), (_, again), (other, others) = run(spec), run(spec), run(spec, seed=1)
+    assert torch.equal(torch.rand(4), wanted), "the caller's random numbers were touched"
+    assert torch.equal(latents.tokens, again.tokens)
+    assert latents.tokens.shape[1:-1] == spec.pair_shape[:-1]
+    assert latents.tokens.isfinite().all()
+    assert latents.tokens.std() > 0.01
+    assert not torch.equal(latents.tokens, others.tokens)
+    assert first.identity == WeightsIdentity("random weights, seed 0", None, True) != other.identity
+    assert run(spec, frames=9)[1].tokens.shape[1:-1] == spec.clip_shape[:-1]
+
+
+def test_scales_of_what_is_drawn() -> None:
+    import transformers
+
+    with torch.device("meta"):
+        parts = {"a": torch.nn.Linear(400, 50), "b": torch.nn.Conv2d(8, 16, 5), "c": torch.nn.LayerNorm(7)}
+        network = torch.nn.ModuleDict({**parts, "d": torch.nn.Embedding(50, 60), "vq": torch.nn.Embedding(50, 60)})
+    state = draw(network, 0).state_dict()
+    for key, std in {"a": 1 / 20, "b": 1 / math.sqrt(8 * 25), "d": TABLE_STD, "vq": 1.0}.items():
+        assert float(state[f"{key}.weight"].std()) == pytest.approx(std, rel=0.05)
+    assert not state["a.bias"].any()
+    assert not state["c.bias"].any()
+    assert (state["c.weight"] == 1).all()
+    alone = torch.nn.ModuleDict({"a": torch.nn.Linear(400, 50)})
+    assert torch.equal(draw(alone, 0)["a"].weight, state["a.weight"]), "a tensor depends on its name alone"
+    config = transformers.DINOv3ViTConfig(
+        hidden_size=24, num_hidden_layers=1, num_attention_heads=2, intermediate_size=32, image_size=32, patch_size=16
+    )
+    drawn, built = draw_transformers(transformers.DINOv3ViTModel, config, 0), transformers.DINOv3ViTModel(config)
+    for (name, buffer), (_, wanted) in zip(drawn.named_buffers(), built.named_buffers(), strict=True):
+        assert torch.equal(buffer, wanted), f"{name} is computed, not drawn"
+
+
+def test_any_backbone_needs_its_configuration_only(tmp_path: Path) -> None:
+    folder = save_tiny(tmp_path / "vit", "dinov2")
+    (folder / "model.safetensors").unlink()
+    spec = MODELS.get(f"hf:{folder}")
+    encoder, latents = run(spec)
+    assert latents.tokens.shape == (1, 2, 256, 32)
+    assert encoder.identity.digest.startswith("random weights, seed 0, configuration ")
+    config = json.loads((folder / "config.json").read_text())
+    (folder / "config.json").write_text(json.dumps({**config, "mlp_ratio": 3}))
+    assert run(spec)[0].identity != encoder.identity
+    (folder / "config.json").unlink()
+    with pytest.raises(UsageError, match=r"has no config\.json"):
+        run(spec)
+
+
+def test_extraction_keeps_random_latents_apart(tmp_path: Path) -> None:
+    make_calvin(tmp_path, {"val": 2})
+    model = f"hf:{save_tiny(tmp_path / 'vit', 'dinov2')}"
+    words = ("--model", model, "--dataset", "calvin", "--split", "val")
+    arrays = []
+    for weights in ((), ("--weights", "random")):
+        assert lary("extract", *words, "--limit", "2", *weights, root=tmp_path).code == 0
+        done = lary("latents", "export", *words, *weights, "--out", tmp_path / "out.npy", root=tmp_path)
+        assert done.code == 0, done.err
+        arrays.append(np.load(tmp_path / "out.npy"))
+    assert not np.array_equal(*arrays)
+    assert len(list((tmp_path / "data").glob("val_la_*@random.csv"))) == 1
+    done = lary("latents", "export", *words[:-1], "train", "--weights", "random", "--out", "x.npy", root=tmp_path)
+    assert "--split train --weights random' first" in done.err

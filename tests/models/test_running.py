@@ -1,0 +1,295 @@
+"""Loaded models: gradients, precisions, compilation, the identity of weights, and answers that contradict a record."""
+
+from __future__ import annotations
+
+import functools
+import logging
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from lary.models.preprocess import prepare
+from lary.models.running import LoadedEncoder, build, load_model
+from lary.models.spec import MODELS, ModelContext, ModelSpec, Preprocess
+from lary.types import RANDOM, LaryError, Latents, UsageError, WeightsIdentity
+from tests.helpers import settings_of
+from tests.tiny import TINY_DIM, save_tiny
+from tests.tiny_networks import PUBLISHED, tiny_record
+
+TRACED = {
+    "dinov2-origin": "aot_eager",
+    "lapa": "eager",
+    "univla": "aot_eager",
+    "villa-x": "aot_eager",
+    "vjepa2": "aot_eager",
+}
+"""One model of each class, but for the autoencoders of diffusers, and how far it is compiled: to graphs of single
+operations that run as they are. Those of lapa have other strides than their kernels give, so it is traced only."""
+RECORD = ModelSpec("own", "baseline", 4, Preprocess(size=8), pair_shape=(2, 3, 4), pair_shape_paper=(1, 3, 4))
+PAIRS = torch.zeros(5, 2, 3, 8, 8)
+
+
+def drawn(name: str, **how: Any) -> LoadedEncoder:
+    """An encoder with a small network and random weights."""
+    return build(tiny_record(name), ModelContext("cpu", how.pop("protocol", "corrected"), RANDOM), **how)
+
+
+def pairs_for(name: str, count: int = 2) -> torch.Tensor:
+    side = MODELS.get(name).preprocess.size
+    return torch.randn(count, 2, 3, side, side, generator=torch.Generator().manual_seed(0))
+
+
+def own(
+    encode: Callable[[torch.Tensor], Any], weights: str | None = None, protocol: Any = "corrected", **attributes: Any
+) -> LoadedEncoder:
+    """A loaded plug-in with this `encode` and these attributes."""
+
+    def make(spec: ModelSpec, context: ModelContext) -> Any:
+        author: Any = type("Own", (), {"encode": lambda self, clips: encode(clips)})()
+        vars(author).update(attributes)
+        return author
+
+    return build(replace(RECORD, factory=make), ModelContext("cpu", protocol, weights))
+
+
+@pytest.mark.parametrize("name", PUBLISHED)
+def test_gradients_flow_through_every_published_model(name: str) -> None:
+    encoder, clips = drawn(name, trainable=True), pairs_for(name, 1).requires_grad_()
+    encoder.module(clips).square().sum().backward()
+    touched = [key for key, value in encoder.module.named_parameters() if value.grad is not None and value.grad.any()]
+    assert touched, "no parameter has a gradient"
+    assert clips.grad is not None
+    assert clips.grad.any(), "the frames have no gradient"
+    with torch.no_grad():
+        assert not encoder.encode(clips).tokens.requires_grad
+    frozen = drawn(name).encode(clips.detach()).tokens
+    assert not frozen.requires_grad
+    torch.testing.assert_close(frozen, encoder.encode(clips).tokens.detach(), rtol=1e-4, atol=1e-5)
+
+
+def test_load_model_takes_frames_or_prepared_clips(tmp_path: Path) -> None:
+    folder = save_tiny(tmp_path / "vit", "dinov2")
+    settings = settings_of(tmp_path, DINO_V2_PATH=folder)
+    encoder = load_model("dinov2-origin", device="cpu", settings=settings)
+    frames = torch.randint(0, 256, (2, 3, 40, 50, 3), dtype=torch.uint8)
+    tokens = encoder.encode(frames).tokens
+    assert tokens.shape == (2, 3, 256, TINY_DIM)
+    assert tokens.requires_grad
+    assert encoder.dim == TINY_DIM
+    assert encoder.identity.digest
+    prepared = torch.from_numpy(np.stack([prepare(clip.numpy(), encoder.spec.preprocess) for clip in frames]))
+    assert torch.equal(encoder.encode(prepared).tokens, tokens)
+    assert torch.equal(encoder.module(prepared), tokens)
+    for place in (folder, str(folder)):
+        own_record = load_model(place, device="cpu", settings=settings)
+        assert own_record.encode(frames).tokens.shape == tokens.shape
+    assert load_model("lapa", weights=RANDOM, device="cpu", latent="quantized", seed=3, settings=settings).identity == (
+        WeightsIdentity("random weights, seed 3", None, True)
+    )
+    with pytest.raises(UsageError, match="Did you mean dinov2"):
+        load_model("dinov2-orign", settings=settings)
+    with pytest.raises(LaryError, match=r"encodes frames \(B, T, H, W, 3\) uint8, or prepared clips"):
+        encoder.encode(frames.movedim(-1, 2))
+
+
+@pytest.mark.parametrize("name", PUBLISHED)
+def test_bf16_is_near_fp32(name: str) -> None:
+    encoder, rounded, clips = drawn(name), drawn(name, precision="bf16"), pairs_for(name)
+    latents, half = encoder.encode(clips), rounded.encode(clips).tokens.float()
+    assert half.shape == latents.tokens.shape
+    assert half.isfinite().all()
+    if latents.codes is None or "latent" in MODELS.get(name).options:  # rows of a codebook may be a neighbour's
+        assert not torch.equal(half, latents.tokens), "bf16 was not used"
+        assert (torch.cosine_similarity(half.flatten(1), latents.tokens.flatten(1)) > 0.98).all()
+    assert (rounded.identity, rounded.dim) == (encoder.identity, encoder.dim)
+
+
+def assert_compiled_alike(name: str) -> None:
+    encoder, compiled, clips = drawn(name), drawn(name, compiled=True), pairs_for(name)
+    with torch.inference_mode():
+        tokens = compiled.encode(clips).tokens
+        torch.testing.assert_close(tokens, encoder.encode(clips).tokens, rtol=1e-4, atol=1e-5)
+        torch.testing.assert_close(compiled.encode(clips[:1]).tokens, tokens[:1])
+
+
+@pytest.mark.parametrize("name", TRACED)
+def test_compiled_encoders_give_the_same(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    torch.compiler.reset()
+    monkeypatch.setattr(torch, "compile", functools.partial(torch.compile, backend=TRACED[name]))
+    assert_compiled_alike(name)
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(1200)
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")  # torch's compiler uses what torch has deprecated
+@pytest.mark.parametrize("name", [*TRACED, "wan2-2", "flux2"])
+def test_encoders_compiled_to_machine_code_give_the_same(name: str) -> None:
+    torch.compiler.reset()
+    assert_compiled_alike(name)
+
+
+def test_network_is_compiled_once_whatever_the_batch(monkeypatch: pytest.MonkeyPatch) -> None:
+    graphs = []
+
+    def counting(graph: Any, _: Any) -> Any:
+        graphs.append(graph)
+        return graph.forward
+
+    torch.compiler.reset()
+    monkeypatch.setattr(torch, "compile", functools.partial(torch.compile, backend=counting))
+    encoder, clips = drawn("dinov2-origin", compiled=True), pairs_for("dinov2-origin", 1)
+    for batch in (1, 2, 5):
+        encoder.encode(clips.repeat(batch, 1, 1, 1, 1))
+    assert len(graphs) == 1
+
+
+def test_modules_of_a_plug_in_are_compiled(monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture) -> None:
+    ran = []
+
+    class Doubled(torch.nn.Module):
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            ran.append(torch.compiler.is_compiling())
+            return x * 2
+
+    torch.compiler.reset()
+    monkeypatch.setattr(Doubled, "compile", lambda self: torch.nn.Module.compile(self, backend="eager"))
+
+    def compiled(network: Any) -> LoadedEncoder:
+        def make(spec: ModelSpec, context: ModelContext) -> Any:
+            means = lambda clips: clips.mean((3, 4))  # noqa: E731
+            author: Any = type("Own", (), {"encode": lambda self, x: network(means(x)) if network else means(x)})()
+            author.network = network
+            return author
+
+        record = replace(RECORD, dim=None, pair_shape=(), factory=make)
+        return build(record, ModelContext("cpu", "corrected"), compiled=True)
+
+    clips = torch.rand(2, 2, 3, 8, 8)
+    assert torch.equal(compiled(Doubled()).encode(clips).tokens, 2 * clips.mean((3, 4)))
+    assert True in ran
+    with caplog.at_level(logging.INFO, logger="lary"):
+        compiled(None).encode(clips)
+    assert "--compile changes nothing: Own holds no network" in caplog.text
+
+
+def test_a_machine_that_cannot_compile_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    def no_compiler(*_: Any) -> Any:
+        raise RuntimeError("No working C++ compiler found")
+
+    torch.compiler.reset()
+    monkeypatch.setattr(torch, "compile", functools.partial(torch.compile, backend=no_compiler))
+    encoder = build(MODELS.get("random-vit"), ModelContext("cpu", "corrected"), compiled=True)
+    with pytest.raises(LaryError, match=r"--compile: .*No working C\+\+ compiler found\)\. Leave the option out, or"):
+        encoder.encode(torch.zeros(1, 2, 3, 224, 224))
+
+
+WHOLE = torch.zeros(5, 2, 3, dtype=torch.int64)
+
+
+@pytest.mark.parametrize(
+    ("answer", "named"),
+    [
+        (None, "returned NoneType, expected Latents"),
+        (Latents(torch.zeros(5)), r"tokens of shape \(5,\) for 5 samples, expected \(B, P, N, D\)"),
+        (Latents(torch.zeros(1, 2, 3, 4)), r"tokens of shape \(1, 2, 3, 4\) for 5 samples"),
+        (torch.zeros(5, 2, 3, 6), "latent dimension 6, its record says 4"),
+        (Latents(torch.zeros(5, 2, 7, 4)), r"shape \(2, 7, 4\) for a pair, its record says \(2, 3, 4\)"),
+        (Latents(WHOLE), "tokens of int64, expected floating-point"),
+        ((torch.zeros(5, 2, 3, 4), WHOLE[:1]), r"codes of shape \(1, 2, 3\)"),
+        (Latents(torch.zeros(5, 2, 3, 4), torch.zeros(5, 2, 3)), "expected whole numbers"),
+    ],
+)
+def test_answers_that_contradict_the_record_stop(answer: Any, named: str) -> None:
+    with pytest.raises(LaryError, match=r"Model 'own' returned .*lary check-model") as caught:
+        own(lambda clips: answer).encode(PAIRS)
+    assert caught.match(named)
+
+
+def test_answers_that_keep_the_record_pass() -> None:
+    for protocol, steps in (("corrected", 2), ("paper", 1)):
+        tokens = torch.zeros(5, steps, 3, 4)
+        for answer in (Latents(tokens, WHOLE[:, :steps]), (tokens, WHOLE[:, :steps]), tokens):
+            found = own(lambda clips, answer=answer: answer, protocol=protocol).encode(PAIRS)
+            assert found.tokens is tokens
+            assert (found.codes is None) == (answer is tokens)
+    other = torch.zeros(5, 2, 9, 6)  # weights of another D than the record's, which say so
+    assert own(lambda clips: other, dim=6).encode(PAIRS).tokens is other
+    longer = torch.zeros(5, 7, 3, 4)
+    assert own(lambda clips: longer).encode(torch.zeros(5, 7, 3, 8, 8)).tokens is longer
+    larger = torch.zeros(5, 2, 9, 4)
+    assert own(lambda clips: larger).encode(torch.zeros(5, 2, 3, 16, 16)).tokens is larger
+
+
+class Holder:
+    def __init__(self, network: Any) -> None:
+        self.network = network
+
+
+def test_weights_of_a_plug_in_without_an_identity_are_hashed(tmp_path: Path) -> None:
+    file = tmp_path / "own.onnx"
+    file.write_bytes(b"one")
+
+    def linear(value: float) -> torch.nn.Module:
+        network = torch.nn.Linear(2, 2)
+        with torch.no_grad():
+            network.weight.fill_(value)
+            network.bias.zero_()
+        return network
+
+    def digest(weights: str | None = None, **attributes: Any) -> str:
+        return own(lambda clips: clips, weights, **attributes).identity.digest
+
+    digests = [
+        digest(net=linear(1)), digest(net=linear(2)), digest(net=linear(1).bfloat16()), digest(parts=[linear(1)]),
+        digest(inner=Holder(linear(1))), digest(inner=Holder(linear(2))), digest(table=torch.eye(3)),
+        digest(table=np.eye(3)), digest(table={"a": np.zeros(3)}), digest(file=file),
+    ]  # fmt: skip
+    assert len({*digests, ""}) == len(digests) + 1
+    assert digest(net=linear(1), name="x", size=3) == digests[0], "what is no weight plays no part"
+    assert digest(str(tmp_path), size=3) == digests[-1], "the weights that it was given are hashed in its place"
+    file.write_bytes(b"two")
+    assert digest(file=file) == digest(str(tmp_path)) not in digests
+    assert digest(size=3) == ""
+
+
+def test_identity_of_a_plug_in_is_taken_over() -> None:
+    named = WeightsIdentity("abc", "1f0c2d7")
+    net = torch.nn.Linear(2, 2)
+    assert own(lambda clips: clips, identity=named, net=net).identity is named
+    assert own(lambda clips: clips, weights_digest="abc", weights_revision="1f0c2d7", net=net).identity == named
+    assert own(lambda clips: clips, weights_digest=None, net=net).identity == WeightsIdentity()
+    assert own(lambda clips: clips, RANDOM, weights_digest="random weights, seed 0").identity.random
+    with pytest.raises(UsageError, match="doesn't draw its weights from the seed"):
+        own(lambda clips: clips, RANDOM, weights_digest="0123")
+
+
+def test_module_holds_the_networks_of_a_plug_in() -> None:
+    net = torch.nn.Linear(3, 4)
+    encoder = own(lambda clips: net(clips.mean((3, 4)))[:, :, None].expand(-1, -1, 3, -1), inner=Holder(net))
+    assert dict(encoder.module.named_parameters()).keys() == {"inner_network.weight", "inner_network.bias"}
+    assert not net.weight.requires_grad
+    assert encoder.module(PAIRS).shape == (5, 2, 3, 4)
+
+
+@pytest.mark.parametrize("name", PUBLISHED)
+@pytest.mark.parametrize("protocol", ["corrected", "paper"])
+def test_records_name_the_shapes_under_both_protocols(name: str, protocol: Any) -> None:
+    encoder, side = drawn(name, protocol=protocol), MODELS.get(name).preprocess.size
+    for media, frames in (("pair", 2), ("clip", 9)):
+        shape = encoder.encode(torch.zeros(1, frames, 3, side, side)).tokens.shape[1:]
+        assert shape[:-1] == encoder.spec.shape(protocol, media)[:-1]  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("name", [*PUBLISHED, "pixels", "frame-difference", "optical-flow", "random-vit"])
+def test_frames_of_another_size_are_refused(name: str) -> None:
+    encoder = drawn(name) if name in PUBLISHED else build(MODELS.get(name), ModelContext("cpu", "corrected"))
+    with pytest.raises(LaryError, match=rf"{name} encodes clips \(B, T, 3, H, W\), not \[2, 3, 2"):
+        encoder.encode(pairs_for(name).transpose(1, 2))
+    if name != "villa-x":  # which fits frames of any size itself, as published
+        with pytest.raises(LaryError, match=rf"{name} needs frames .*, not 30 x 44"):
+            encoder.encode(torch.zeros(1, 2, 3, 44, 30))

@@ -1,0 +1,241 @@
+"""The classification probe end to end on made-up latents."""
+
+from __future__ import annotations
+
+import csv
+import math
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from lary.probes.classify import ClassifierTraining
+from lary.probes.nets import AttentiveProbe
+from lary.probes.outcome import ClassificationOutcome, accuracy
+from lary.probes.presets import HeadSettings
+from lary.probes.sampling import hold_out
+from lary.probes.session import Session
+from lary.types import LaryError, UsageError
+from tests.probes.made import TINY, Bar, InMemory, assert_same, classifier_inputs, classify, numbers, reshaped
+
+
+def shares(outcome: ClassificationOutcome) -> dict[str, float]:
+    return {name: accuracy(outcome.labels, chosen.logits.argmax(axis=1)) for name, chosen in outcome.selections.items()}
+
+
+def with_heads(*heads: HeadSettings, epochs: int = 10):  # type: ignore[no-untyped-def]
+    return replace(TINY, classifier=replace(TINY.classifier, heads=heads, epochs=epochs))
+
+
+def test_separable_latents_are_read_and_noise_stays_near_chance() -> None:
+    outcome = classify(classifier_inputs())
+    assert list(outcome.selections) == ["held_out", "best_on_validation"]
+    assert min(shares(outcome).values()) > 0.9
+    assert (outcome.settings["preset"], outcome.warnings, len(outcome.history)) == ("tiny", (), 10)
+    noise = classify(classifier_inputs(signal=0.0, validation=200))
+    assert 0.13 < shares(noise)["held_out"] < 0.37
+
+
+@pytest.mark.parametrize("shape", [(3, 4, 6), (12, 6), (72,)])
+def test_tokens_of_every_shape_are_read(shape: tuple[int, ...]) -> None:
+    outcome = classify(reshaped(classifier_inputs(), *shape))
+    assert outcome.settings["tokens"] == list(shape)
+    assert shares(outcome)["held_out"] > 0.8
+
+
+@pytest.mark.parametrize("shape", [(3, 2, 2, 6), (3, 1, 2, 2, 6), ()])
+def test_a_shape_that_no_probe_reads_is_refused_before_training(shape: tuple[int, ...]) -> None:
+    inputs = classifier_inputs()
+    train, validation = (InMemory(np.zeros((count, *shape), np.float32)) for count in (80, 36))
+    with pytest.raises(UsageError, match=r"Latents of shape .* can't be probed: a probe reads tokens \(P, N, D\)"):
+        classify(replace(inputs, train=train, validation=validation))
+
+
+@pytest.mark.parametrize("scale", [1e-3, 1e3])
+def test_the_scale_of_the_latents_does_not_matter_where_a_preset_standardises(scale: float) -> None:
+    inputs = classifier_inputs()
+    sources = (InMemory(source.read(range(len(source))) * np.float32(scale))
+               for source in (inputs.train, inputs.validation))  # fmt: skip
+    train, validation = sources
+    assert shares(classify(replace(inputs, train=train, validation=validation)))["held_out"] > 0.9
+
+
+def test_half_precision_is_widened_without_loss() -> None:
+    preset = replace(TINY, classifier=replace(TINY.classifier, standardise=False))
+    half = reshaped(classifier_inputs(), 3, 4, 6, dtype="float16")
+    assert_same(numbers(classify(half, preset, epochs=2)),
+                numbers(classify(reshaped(half, 3, 4, 6), preset, epochs=2)))  # fmt: skip
+
+
+def test_paper_protocol_trains_on_all_rows_and_reports_the_last_epoch(tmp_path: Path) -> None:
+    outcome = classify(classifier_inputs(), protocol="paper", folder=tmp_path, epochs=2)
+    assert list(outcome.selections) == ["best_on_validation"]
+    assert (outcome.settings["fit_samples"], outcome.settings["held_out_samples"]) == (80, 0)
+    assert outcome.selections["best_on_validation"].epoch == 2
+    rows = list(csv.DictReader((tmp_path / "log_r0.csv").read_text().splitlines()))
+    assert [list(row) for row in rows] == [["epoch", "train_acc", "val_acc"]] * 2
+    assert [row["epoch"] for row in rows] == ["1", "2"]
+    assert rows[1]["val_acc"] == f"{100 * shares(outcome)['best_on_validation']:.5f}"
+
+
+def test_checkpoint_gives_the_reported_logits(tmp_path: Path) -> None:
+    inputs = classifier_inputs()
+    outcome = classify(inputs, folder=tmp_path)
+    saved = torch.load(tmp_path / "latest.pt", weights_only=True)
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["latest.pt", "log_r0.csv"]
+    assert len(saved["classifiers"]) == 2
+    chosen = outcome.selections["held_out"]
+    assert (saved["selected"]["head"], saved["selected"]["epoch"]) == (chosen.head, chosen.epoch)
+    probe = AttentiveProbe(6, 4, 16, 2, 1).eval()
+    probe.load_state_dict(saved["selected"]["weights"], strict=True)
+    with torch.no_grad():
+        tokens = torch.from_numpy(inputs.validation.read(np.arange(36)))
+        logits = probe((tokens - saved["scaling"]["mean"]) / saved["scaling"]["std"]).numpy()
+    np.testing.assert_allclose(logits, chosen.logits, atol=1e-5)
+
+
+def test_same_seed_same_numbers() -> None:
+    first, again, other = (numbers(classify(classifier_inputs(), epochs=2, seed=seed)) for seed in (3, 3, 4))
+    assert_same(first, again)
+    assert first["history"] != other["history"]
+
+
+def test_held_out_rows_have_no_part_in_training(tmp_path: Path) -> None:
+    """Other values in held-out rows change no weight, and the choice is made on them."""
+    inputs, changed = classifier_inputs(), classifier_inputs()
+    _, held_rows = hold_out(inputs.train_groups, inputs.train_labels, seed=42)
+    assert len(held_rows) >= 4
+    changed.train.tokens[held_rows] = 7.0  # type: ignore[attr-defined]
+    outcomes = [classify(given, folder=tmp_path / name, epochs=2) for given, name in ((inputs, "a"), (changed, "b"))]
+    assert outcomes[0].settings["held_out_samples"] == len(held_rows)
+    first, second = (torch.load(tmp_path / name / "latest.pt", weights_only=True)["classifiers"] for name in "ab")
+    for one, two in zip(first, second, strict=True):
+        assert all(torch.equal(one[key], two[key]) for key in one)
+    assert outcomes[0].history[0]["held_out_loss"] != outcomes[1].history[0]["held_out_loss"]
+
+
+def test_head_and_epoch_are_the_best_on_the_held_out_rows() -> None:
+    outcome = classify(classifier_inputs(signal=1.0))
+    ranks = [
+        (row["held_out_accuracy"][head], -row["held_out_loss"][head]) for row in outcome.history for head in range(2)
+    ]
+    best = ranks.index(max(ranks))
+    chosen = outcome.selections["held_out"]
+    assert (chosen.epoch, chosen.head) == (best // 2 + 1, best % 2)
+    last = outcome.history[-1]["validation_accuracy"]
+    assert outcome.selections["best_on_validation"].head == last.index(max(last))
+
+
+def test_every_sample_counts_with_a_partial_last_batch() -> None:
+    inputs, bar = classifier_inputs(train=83, validation=35), Bar()
+    outcome = classify(inputs, epochs=2, batch_size=16, progress=bar)
+    assert outcome.selections["held_out"].logits.shape == (35, 4)
+    assert bar.total == 2 * 83
+    chosen = outcome.selections["best_on_validation"]
+    right = int((chosen.logits.argmax(axis=1) == inputs.labels).sum())
+    assert outcome.history[-1]["validation_accuracy"][chosen.head] == pytest.approx(right / 35)
+
+
+def test_a_head_that_diverges_is_dropped_and_named(caplog: pytest.LogCaptureFixture) -> None:
+    outcome = classify(classifier_inputs(), with_heads(HeadSettings(1e30, 0.01), HeadSettings(1e-2, 0.01)))
+    assert [chosen.head for chosen in outcome.selections.values()] == [1, 1]
+    assert shares(outcome)["held_out"] > 0.9
+    assert len(outcome.warnings) == 1
+    assert outcome.warnings[0].startswith("Head 0 (learning rate 1e+30) was dropped in epoch 1, update 2: ")
+    assert caplog.messages == [outcome.warnings[0]]
+    last = outcome.history[-1]
+    assert (last["train_accuracy"][0], last["validation_accuracy"][0]) == (0.0, 0.0)
+    assert (last["train_loss"][0], last["validation_loss"][0]) == (None, None)
+
+
+def test_all_heads_diverging_is_an_error() -> None:
+    with pytest.raises(
+        LaryError, match=r"Every head of the probe diverged by epoch 1 \(learning rates 1e\+30, 3e\+29\)"
+    ):
+        classify(classifier_inputs(), with_heads(HeadSettings(1e30, 0.01), HeadSettings(3e29, 0.01)))
+
+
+def started(at_once: int | None = None, *heads: HeadSettings) -> ClassifierTraining:
+    """A training before its first epoch."""
+    inputs = classifier_inputs()
+    settings = with_heads(*(heads or TINY.classifier.heads)).classifier
+    torch.manual_seed(0)
+    rows = hold_out(inputs.train_groups, inputs.train_labels, seed=42)
+    training = ClassifierTraining(inputs, settings, Session(protocol="corrected", seed=42), rows)
+    training.at_once = at_once or training.at_once
+    training.build(None)
+    return training
+
+
+def test_a_head_that_diverges_later_keeps_its_earlier_epochs() -> None:
+    """The only good head is spoilt after the second epoch; its best one before is still reported."""
+    training = started(None, HeadSettings(1e-6, 0.01), HeadSettings(1e-2, 0.01))
+    training.history += [training.run_epoch(epoch) for epoch in (1, 2)]
+    best = training.best
+    with torch.no_grad():
+        training.heads[1].network.classifier.linear.bias.fill_(math.nan)
+    training.run_epoch(3)
+    assert best is not None
+    assert training.best is best
+    assert training.best.head == 1
+    assert training.last is not None
+    assert training.last.head == 0
+    assert "dropped in epoch 3, update 1" in training.dropped[1]
+
+
+@pytest.mark.parametrize("at_once", [1, 3, 100])
+def test_parts_of_a_batch_add_up_to_its_gradient(at_once: int) -> None:
+    parts, whole = (started(size).run_epoch(1)["validation_loss"] for size in (at_once, 16))
+    np.testing.assert_allclose(parts, whole, rtol=1e-4)
+
+
+def test_bfloat16_is_trained_where_asked_for() -> None:
+    plain, half = (classify(classifier_inputs(), epochs=3, precision=precision) for precision in ("fp32", "bf16"))
+    assert (plain.settings["precision"], half.settings["precision"]) == ("fp32", "bf16")
+    assert_same(numbers(plain), numbers(classify(classifier_inputs(), epochs=3)))
+    first, second = (np.array(outcome.history[-1]["validation_loss"]) for outcome in (plain, half))
+    assert not np.array_equal(first, second)
+    np.testing.assert_allclose(first, second, rtol=0.2)
+
+
+def test_classes_that_cannot_be_learned_are_named() -> None:
+    inputs = classifier_inputs()
+    few = replace(inputs, train_labels=np.where(inputs.train_labels == 2, 0, inputs.train_labels))
+    (warning,) = classify(few, epochs=1).warnings
+    assert warning.startswith("1 of 4 classes ")
+    assert "80 training samples (pull): extract more of the training split" in warning
+
+
+def test_majority_control_and_counts() -> None:
+    inputs = classifier_inputs()
+    labels = np.where(np.arange(80) < 50, 2, inputs.train_labels)
+    outcome = classify(replace(inputs, train_labels=labels), epochs=1)
+    np.testing.assert_array_equal(outcome.train_counts, np.bincount(labels, minlength=4))
+    np.testing.assert_array_equal(outcome.controls["majority_class"], np.full(36, 2))
+
+
+def test_wrong_inputs_are_refused() -> None:
+    inputs = classifier_inputs()
+    wrong = [
+        (replace(inputs, train_groups=("one video",) * 80), "none can be held out"),
+        (replace(inputs, train_labels=inputs.train_labels[:-1]), "differ in number"),
+        (replace(inputs, labels=inputs.labels[:-1]), "differ in number"),
+        (replace(inputs, validation=InMemory(np.zeros((36, 3, 4, 5), np.float32))),
+         r"\(3, 4, 6\), validation latents \(3, 4, 5\)"),
+        (replace(inputs, train_labels=np.ones(80, np.int64)), "All 80 training samples are of the class 'open'"),
+    ]  # fmt: skip
+    for label in (-1, 4):
+        labels = np.where(np.arange(36) == 7, label, inputs.labels)
+        wrong.append((replace(inputs, labels=labels), f"Label {label} of the validation split lies outside the 4"))
+    for given, message in wrong:
+        with pytest.raises(UsageError, match=message):
+            classify(given)
+
+
+def test_latents_that_are_not_finite_are_refused_with_their_row() -> None:
+    inputs = classifier_inputs()
+    inputs.validation.tokens[5, 0, 0, 0] = np.nan  # type: ignore[attr-defined]
+    with pytest.raises(LaryError, match="row 5 "):
+        classify(inputs, epochs=1)

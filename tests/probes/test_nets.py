@@ -1,0 +1,88 @@
+"""Networks of the probes by invariants; their outputs are checked against the published code in tests/parity."""
+
+from __future__ import annotations
+
+import math
+
+import pytest
+import torch
+import torch.nn.functional as F
+
+from lary.probes import nets
+from lary.probes.dit import ActionExpertDiT
+from lary.probes.nets import ActionExpertMLP, AttentiveProbe
+
+
+def test_temporal_embedding_only_where_there_are_steps() -> None:
+    torch.manual_seed(0)
+    probe = AttentiveProbe(5, 3, 8, 2, 1, max_temporal_len=4)
+    tokens = torch.randn(2, 4, 6, 5)
+    assert not torch.allclose(probe(tokens), probe(tokens.flip(1)), atol=1e-6)
+    torch.testing.assert_close(probe(tokens.flatten(1, 2)), probe(tokens.flip(1).flatten(1, 2)))
+    torch.testing.assert_close(probe(tokens[:, 0, 0]), probe(tokens[:, 0, :1]))
+
+
+def test_temporal_embedding_is_stretched_where_there_are_more_steps() -> None:
+    """With an embedding that grows evenly over four steps, eight steps still grow, and the first one stays."""
+    torch.manual_seed(0)
+    probe = AttentiveProbe(5, 3, 8, 2, 1, max_temporal_len=4).requires_grad_(False)
+    probe.classifier.temporal_embed.copy_(torch.arange(4.0)[None, :, None, None].expand(1, 4, 1, 8))
+    seen: list[torch.Tensor] = []
+    probe.classifier.pooler.register_forward_pre_hook(lambda _, inputs: seen.append(inputs[0]))
+    probe(torch.zeros(1, 8, 1, 5))
+    added = (seen[0] - probe.projector(torch.zeros(5)))[0, :, 0]
+    torch.testing.assert_close(added[[0, -1]], torch.tensor([0.0, 3.0]))
+    assert (added.diff() >= 0).all()
+
+
+def test_initialisation_scales_residual_branches() -> None:
+    torch.manual_seed(0)
+    probe = AttentiveProbe(64, 3, 96, 4, 4).requires_grad_(False)
+    pooler = probe.classifier.pooler
+    assert float(pooler.cross_attention_block.xattn.kv.weight.std()) == pytest.approx(0.02, rel=0.05)
+    for index in range(3):
+        weight = pooler.get_parameter(f"blocks.{index}.mlp.fc2.weight")
+        assert float(weight.std()) == pytest.approx(0.02 / math.sqrt(2 * (index + 1)), rel=0.05)
+    last = pooler.cross_attention_block.mlp.fc2.weight
+    assert float(last.std()) == pytest.approx(0.02 / math.sqrt(6), rel=0.05)
+    assert float(probe.classifier.linear.weight.abs().max()) <= 1 / math.sqrt(96)
+    assert not pooler.cross_attention_block.xattn.kv.bias.any()
+
+
+@pytest.mark.parametrize("length", [3, nets.SHORT, nets.SHORT + 1])
+def test_attention_in_bfloat16_is_attention(length: int) -> None:
+    torch.manual_seed(0)
+    attention = nets.SelfAttention(32, 4)
+    tokens = torch.randn(2, length, 32)
+    expected, found = attention(tokens), attention.bfloat16()(tokens.bfloat16())
+    assert found.dtype == torch.bfloat16
+    torch.testing.assert_close(found.float(), expected, atol=0.02, rtol=0.02)
+
+
+@pytest.mark.parametrize("hidden", [16, 100])
+def test_the_first_layer_of_the_mlp_has_the_gradients_of_autograd(hidden: int) -> None:
+    torch.manual_seed(0)
+    network = ActionExpertMLP(24, 3, 2, hidden_dim=hidden, num_blocks=1).double()
+    with torch.no_grad():
+        network.model.layer_norm1.weight.normal_()
+        network.model.layer_norm1.bias.normal_()
+    tokens, targets = torch.randn(9, 2, 3, 4).double(), torch.randn(9, 6).double()
+    found, wanted = [], []
+    for grads, given in ((found, tokens), (wanted, tokens.clone().requires_grad_())):
+        network.zero_grad()
+        F.huber_loss(network(given), targets).backward()
+        grads += [parameter.grad.clone() for parameter in network.parameters() if parameter.grad is not None]
+    assert len(found) == len(list(network.parameters()))
+    torch.testing.assert_close(found, wanted)
+
+
+def test_dropped_conditions_of_the_dit_have_the_gradients_of_replaced_latents() -> None:
+    torch.manual_seed(0)
+    network = ActionExpertDiT(12, 3, 2, hidden_size=8, depth=1, num_heads=2).double().train()
+    embedder = network.dit.z_embedder
+    torch.nn.init.normal_(embedder.uncondition)
+    latents, dropped = torch.randn(6, 12).double(), torch.tensor([True, False] * 3)
+    weights = (embedder.uncondition, embedder.linear.weight, embedder.linear.bias)
+    found = torch.autograd.grad(embedder(latents, dropped).square().sum(), weights)
+    replaced = embedder.linear(torch.where(dropped[:, None], embedder.uncondition, latents))
+    torch.testing.assert_close(found, torch.autograd.grad(replaced.square().sum(), weights))

@@ -1,0 +1,111 @@
+"""Latents as the probes read them."""
+
+from __future__ import annotations
+
+import os
+
+import numpy as np
+import pytest
+import torch
+
+from lary.probes.session import Team
+from lary.probes.sources import (
+    channel_statistics,
+    first_not_finite,
+    keep_in_memory,
+    named,
+    projected,
+    read_batches,
+    shuffled_order,
+    standardised,
+    static_pair,
+)
+from lary.types import LaryError, UsageError
+from tests.probes.made import InMemory
+
+TOKENS = np.random.default_rng(0).standard_normal((50, 2, 3, 4)).astype(np.float32)
+ROWS = np.array([3, 11, 12])
+
+
+@pytest.mark.parametrize("dtype", ["float32", "float16"])
+def test_controls_change_the_steps(dtype: str) -> None:
+    tokens = TOKENS.astype(dtype)
+    source = InMemory(tokens)
+    np.testing.assert_array_equal(static_pair(source).read(ROWS), tokens[ROWS][:, [0, 0]])
+    mixed = shuffled_order(source, seed=0)
+    everything = mixed.read(np.arange(50))
+    swapped = (everything == tokens[:, ::-1]).all(axis=(1, 2, 3))
+    kept = (everything == tokens).all(axis=(1, 2, 3))
+    assert (swapped ^ kept).all()
+    assert 15 <= swapped.sum() <= 35
+    np.testing.assert_array_equal(mixed.read(ROWS), everything[ROWS])
+    for control in (static_pair, lambda source: shuffled_order(source, 0)):
+        with pytest.raises(UsageError, match=r"needs latents with an axis of steps.*\(3, 4\)"):
+            control(InMemory(TOKENS[:, 0]))
+
+
+def test_projections_are_linear_and_keep_lengths() -> None:
+    small = projected(InMemory(TOKENS), 2, seed=0)
+    assert (small.shape, len(small)) == ((2, 3, 2), 50)
+    both = small.read([1])[0] + small.read([2])[0]
+    of_sum = projected(InMemory(TOKENS[1:2] + TOKENS[2:3]), 2, 0).read([0])[0]
+    np.testing.assert_allclose(of_sum, both, atol=1e-5)
+    wide = InMemory(np.random.default_rng(1).standard_normal((200, 1, 1, 400)).astype(np.float32))
+    lengths = np.square(projected(wide, 100, 0).read(np.arange(200))).sum(axis=-1).mean()
+    assert lengths == pytest.approx(400, rel=0.1)
+    for size in (0, 4):
+        with pytest.raises(UsageError, match=f"--project {size}: must be from 1 to 3"):
+            projected(InMemory(TOKENS), size, 0)
+
+
+def test_channels_are_standardised() -> None:
+    tokens = TOKENS * np.array([1, 10, 1e-3, 0], np.float32) + np.array([0, 5, 0, 3], np.float32)
+    source = InMemory(tokens)
+    mean, std = channel_statistics(source, np.arange(50))
+    values = standardised(source, mean, std).read(np.arange(50)).reshape(-1, 4)
+    np.testing.assert_allclose(values.mean(axis=0), 0, atol=1e-5)
+    np.testing.assert_allclose(values.std(axis=0), [1, 1, 1, 0], atol=1e-4)
+
+
+@pytest.mark.parametrize("dtype", ["float32", "float16"])
+@pytest.mark.parametrize("wrong", [np.nan, np.inf, -np.inf])
+def test_values_that_are_not_finite_are_found(dtype: str, wrong: float) -> None:
+    tokens = np.full((5, 2, 3), np.finfo(dtype).max, dtype)  # a sum of such values overflows
+    assert first_not_finite(tokens) is None
+    tokens[3, 1, 2] = wrong
+    assert first_not_finite(tokens) == 3
+    source = named(InMemory(tokens), lambda row: f"sample {row}f ({row}.mp4)")
+    assert source.read([0, 1]).shape == (2, *source.shape)
+    with pytest.raises(LaryError, match=r"latents of sample 3f \(3.mp4\) hold NaN or infinity.*check-model"):
+        projected(source, 2, 0).read(np.array([4, 3]))
+    with pytest.raises(LaryError, match=r"latents of row 3 hold values that are not finite"):
+        list(read_batches(InMemory(tokens), np.array([4, 3]), 8, "cpu"))
+
+
+@pytest.mark.parametrize("fits", [True, False])
+@pytest.mark.parametrize("dtype", ["float32", "float16"])
+def test_batches_are_the_rows_in_order_and_float32(fits: bool, dtype: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    if not fits:
+        monkeypatch.setattr(os, "sysconf", lambda name: 100)
+    tokens = TOKENS.astype(dtype)
+    given = InMemory(tokens)
+    source = keep_in_memory(given)
+    assert (source is given) is not fits
+    rows = np.random.default_rng(2).permutation(50)
+    found = list(read_batches(source, rows, 16, "cpu"))
+    assert [count for *_, count in found] == [16, 16, 16, 2]
+    np.testing.assert_array_equal(np.concatenate([part for part, *_ in found]), rows)
+    values = torch.cat([batch for _, batch, _ in found])
+    assert values.dtype == torch.float32
+    np.testing.assert_array_equal(values.numpy(), tokens[rows].astype(np.float32))
+
+
+def test_processes_share_every_batch() -> None:
+    rows = np.arange(33)
+    shares = [list(read_batches(InMemory(TOKENS), rows, 16, "cpu", Team(rank, 3))) for rank in range(3)]
+    for number, count in enumerate((16, 16, 1)):
+        parts = [own[number] for own in shares]
+        assert {whole for *_, whole in parts} == {count}
+        seen = sorted(row for part, *_ in parts for row in part.tolist())
+        assert seen == rows[16 * number : 16 * number + count].tolist()
+    assert shares[2][2][1].shape == (0, 2, 3, 4)

@@ -1,0 +1,116 @@
+"""Comparisons of finished runs: paired by sample, with seeds, refused where scores mean different things."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from lary.probes.outcome import ActionPredictions, SplitOutcome
+from lary.results.compare import compare_results
+from lary.results.published import PREDICTIONS, action_scores, class_scores, write_scores
+from lary.results.record import EvalResult, read_result, write_result
+from lary.results.summarise import classification_result, regression_result
+from lary.types import LaryError, UsageError
+from tests import fake_results as fake
+from tests.helpers import lary
+
+
+def write_actions(folder: Path, model: str, *gaps: float, **more: object) -> EvalResult:
+    """A regression whose prediction is wrong by `gap` everywhere, one gap per seed."""
+    base = fake.action_outcome(0.3)
+
+    def wrong(split: SplitOutcome, gap: float) -> SplitOutcome:
+        return replace(split, selections={"held_out": ActionPredictions(1, split.targets + np.float32(gap))})
+
+    outcomes = [replace(base, splits={role: wrong(split, gap) for role, split in base.splits.items()}) for gap in gaps]
+    facts = fake.facts(model, "arm", action_mode="absolute", seeds=tuple(range(len(gaps))), **more)
+    result = regression_result(outcomes[0], facts, outcomes[1:])
+    write_result(folder / "result.json", result)
+    write_scores(folder, action_scores(outcomes), range(len(gaps)))
+    return result
+
+
+def test_the_difference_of_two_runs_is_paired(tmp_path: Path) -> None:
+    """Two runs that are equally wrong everywhere differ by an exact number, whatever the samples."""
+    write_actions(tmp_path / "a", "one", 0.5)
+    write_actions(tmp_path / "b", "two", 1.0)
+    found = compare_results([tmp_path / "a", tmp_path / "b" / "result.json"])
+    (only,) = found.differences
+    assert only.gain.value == pytest.approx(0.25 - 1.0, abs=1e-5)
+    assert only.gain.low == pytest.approx(only.gain.high, abs=1e-5)
+    assert only.p is not None
+    assert only.p < 0.01
+    assert "two" in found.text()
+    back = compare_results([tmp_path / "b", tmp_path / "a"]).differences[0]
+    assert back.gain.value == pytest.approx(0.75, abs=1e-5)
+
+
+def test_a_run_against_itself_is_no_difference(tmp_path: Path) -> None:
+    write_actions(tmp_path / "a", "one", 0.5)
+    only = compare_results([tmp_path / "a", tmp_path / "a"]).differences[0]
+    assert only.gain.value == 0
+    assert only.p == pytest.approx(1.0)
+
+
+def test_seeds_of_both_runs_count(tmp_path: Path) -> None:
+    write_actions(tmp_path / "a", "one", 0.4, 0.5, 0.6)
+    write_actions(tmp_path / "b", "two", 0.45, 0.55, 0.65)
+    only = compare_results([tmp_path / "a", tmp_path / "b"]).differences[0]
+    assert only.gain.value == pytest.approx(np.mean([0.16, 0.25, 0.36]) - np.mean([0.2025, 0.3025, 0.4225]), abs=1e-5)
+    assert only.gain.low is not None
+    assert only.gain.high is not None
+    assert only.gain.low < 0 < only.gain.high, "the seeds differ more than the runs"
+    assert only.p is not None
+    assert only.p > 0.2
+
+
+def test_samples_are_paired_by_id_not_by_place(tmp_path: Path) -> None:
+    outcome = fake.class_outcome(2.0)
+    write_result(tmp_path / "a" / "result.json", classification_result(outcome, fake.facts("one", "verbs")))
+    scores = class_scores([outcome])["seen"]
+    write_scores(tmp_path / "a", {"seen": scores}, [0])
+    order = np.random.default_rng(0).permutation(len(scores.ids))[:-5]
+    turned = replace(
+        scores, ids=tuple(scores.ids[row] for row in order), groups=tuple(scores.groups[row] for row in order),
+        scores=scores.scores[:, order],
+    )  # fmt: skip
+    write_result(tmp_path / "b" / "result.json", classification_result(outcome, fake.facts("two", "verbs")))
+    write_scores(tmp_path / "b", {"seen": turned}, [0])
+    only = compare_results([tmp_path / "a", tmp_path / "b"]).differences[0]
+    assert only.samples == len(scores.ids) - 5
+    assert only.gain.value == 0
+    assert only.gain.low == only.gain.high == 0
+    write_scores(tmp_path / "b", {"seen": replace(turned, ids=tuple(f"x{i}" for i in range(len(order))))}, [0])
+    with pytest.raises(LaryError, match="share no sample"):
+        compare_results([tmp_path / "a", tmp_path / "b"])
+
+
+def test_what_can_not_be_compared_is_refused(tmp_path: Path) -> None:
+    write_actions(tmp_path / "a", "one", 0.5)
+    write_actions(tmp_path / "b", "two", 0.5)
+    with pytest.raises(UsageError, match="at least two"):
+        compare_results([tmp_path / "a"])
+    with pytest.raises(UsageError, match=r"nowhere holds no result\.json: name the folder of a finished run"):
+        compare_results([tmp_path / "a", tmp_path / "nowhere"])
+    result = read_result(tmp_path / "b" / "result.json")
+    write_result(tmp_path / "b" / "result.json", result.model_copy(update={"action_mode": "relative"}))
+    with pytest.raises(UsageError, match="their target is absolute and relative"):
+        compare_results([tmp_path / "a", tmp_path / "b"])
+    (tmp_path / "b" / PREDICTIONS).unlink()
+    with pytest.raises(LaryError, match="run the probe again with --overwrite"):
+        compare_results([tmp_path / "a", tmp_path / "b"])
+
+
+def test_compare_command(tmp_path: Path) -> None:
+    for name, gap in (("a", 0.5), ("b", 1.0), ("c", 0.5)):
+        write_actions(tmp_path / name, name, gap)
+    done = lary("compare", *(tmp_path / name for name in "abc"), "--role", "unseen", "--json", tmp_path / "out.json")
+    assert done.code == 0
+    assert "Holm, 2 comparisons" in done.out
+    rows = json.loads((tmp_path / "out.json").read_text())["differences"]
+    assert [round(row["gain"]["value"], 4) for row in rows] == [-0.75, 0.0]
+    assert rows[0]["p"] < rows[1]["p"] == 1.0

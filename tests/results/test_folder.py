@@ -1,0 +1,112 @@
+"""The folder of a run: files appear together, a kill at any moment loses nothing, and readers use what is named."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+from collections.abc import Callable
+from contextlib import suppress
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from lary.files import write_text
+from lary.results.folder import run_file, settle, writing
+from lary.results.record import EvalResult, NamedDigest, read_result, run_identity
+from lary.results.summarise import classification_result
+from lary.types import LaryError
+from tests import fake_results as fake
+
+
+def a_result() -> EvalResult:
+    return classification_result(fake.class_outcome(1.0), fake.facts("pixels", "verbs"))
+
+
+def contents(folder: Path) -> dict[str, bytes]:
+    return {path.relative_to(folder).as_posix(): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+
+
+def do_run(folder: Path, text: str, *names: str, identity: str = "one") -> EvalResult:
+    with writing(folder, identity) as run:
+        for name in names:
+            write_text(run.work / name, text)
+        write_text(run.work / "training_state.pt", "state")
+        return run.publish(a_result())
+
+
+def test_a_run_publishes_its_files_with_their_digests(tmp_path: Path) -> None:
+    result = do_run(tmp_path, "text", "case.txt", "seed_1/latest.pt")
+    assert sorted(contents(tmp_path)) == ["case.txt", "result.json", "seed_1/latest.pt"]
+    assert read_result(tmp_path / "result.json") == result
+    assert result.files == dict.fromkeys(["case.txt", "seed_1/latest.pt"], hashlib.sha256(b"text").hexdigest())
+    again = do_run(tmp_path, "text", "other.txt", identity="two")
+    assert sorted(contents(tmp_path)) == ["other.txt", "result.json"], "files of the run that was replaced are gone"
+    assert list(again.files) == ["other.txt"]
+
+
+def test_unfinished_files_are_kept_for_the_same_run_alone(tmp_path: Path) -> None:
+    (tmp_path / "seed_1").mkdir()
+    (tmp_path / "training_state.pt").write_text("of version 0.1")
+    (tmp_path / "seed_1" / "training_state.pt").write_text("of version 0.1")
+    for identity, resume, expected in (
+        ("one", True, False), ("one", True, True), ("one", False, False), ("one", True, True), ("two", True, False),
+    ):  # fmt: skip
+        with writing(tmp_path, identity, resume=resume) as run:
+            assert (run.work / "state").exists() is expected
+            write_text(run.work / "state", "half")
+            (run.work / ".state.x1.tmp").write_text("torn")
+    assert sorted(contents(tmp_path)) == [".work/.state.x1.tmp", ".work/identity", ".work/state"]
+
+
+def test_one_process_writes_a_run(tmp_path: Path) -> None:
+    with writing(tmp_path, "one"), pytest.raises(LaryError, match="being written"), writing(tmp_path, "one"):
+        pass
+    with writing(tmp_path, "one"), writing(tmp_path, "one", leads=False) as second:
+        assert second.work == tmp_path / ".work"
+
+
+@pytest.mark.parametrize("kill", range(10))
+def test_a_publication_that_was_killed_is_completed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, kill: int) -> None:
+    do_run(tmp_path, "old", "case.txt", "log.csv")
+    calls = iter(range(100))
+
+    def fragile(call: Callable[..., None]) -> Callable[..., None]:
+        def killed(path: Any, *more: Any, **options: Any) -> None:
+            if not str(path).endswith((".tmp", "/lock")) and next(calls) == kill:
+                raise KeyboardInterrupt
+            call(path, *more, **options)
+
+        return killed
+
+    with monkeypatch.context() as patch:
+        for name in ("replace", "unlink", "rmdir"):
+            patch.setattr(os, name, fragile(getattr(os, name)))
+        with suppress(KeyboardInterrupt):
+            do_run(tmp_path, "new", "case.txt", "log.csv", "latest.pt", identity="two")
+    settle(tmp_path)
+    found = {name: data for name, data in contents(tmp_path).items() if not name.startswith(".work/")}
+    result = read_result(tmp_path / "result.json")
+    assert set(found) == {*result.files, "result.json"}
+    assert len({found[name] for name in result.files}) == 1, "files of two runs"
+    assert all(run_file(tmp_path, result, name).exists() for name in result.files)
+    assert ("latest.pt" in found) is (kill > 0), "a kill before anything was published leaves the old run"
+
+
+def test_readers_use_files_that_are_named_and_unchanged(tmp_path: Path) -> None:
+    result = do_run(tmp_path, "text", "case.txt", "log.csv")
+    assert run_file(tmp_path, result, "case.txt").read_text() == "text"
+    (tmp_path / "case.txt").write_text("tex")
+    (tmp_path / "log.csv").unlink()
+    (tmp_path / "old.txt").write_text("left by another run")
+    for name, message in (("case.txt", "digest differs"), ("log.csv", "can't be read"), ("old.txt", "names no file")):
+        with pytest.raises(LaryError, match=message):
+            run_file(tmp_path, result, name)
+    before = result.model_copy(update={"files": {"case.txt": ""}})
+    assert run_file(tmp_path, before, "old.txt").exists(), "results of version 0.1 name no digests"
+
+
+def test_the_identity_of_a_run_is_a_digest_over_named_digests() -> None:
+    parts = [NamedDigest(name="options", digest="1f"), NamedDigest(name="latents train", digest="2f")]
+    assert run_identity(parts) == run_identity(list(parts))
+    assert len({run_identity(found) for found in (parts, parts[:1], parts[::-1], [])}) == 4

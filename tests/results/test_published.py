@@ -1,0 +1,91 @@
+"""Files of the published code, and the arrays of a run."""
+
+from __future__ import annotations
+
+import csv
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from lary.results import figures, published
+from lary.results.summarise import regression_result
+from lary.types import LaryError
+from tests import fake_results as fake
+from tests.hostile.harness import MEBIBYTE, Code, deflated_zeros, refused
+from tests.hostile.test_arrays import zipped
+
+
+def test_classification_files(tmp_path: Path) -> None:
+    outcome = fake.class_outcome(2.0)
+    written = published.write_classification_files(tmp_path, outcome)
+    assert sorted(written) == sorted(path.name for path in tmp_path.iterdir())
+    predicted = outcome.selections["held_out"].logits.argmax(axis=1)
+    matrix = np.array(json.loads((tmp_path / "confusion_matrix.json").read_text())["matrix"])
+    assert matrix[predicted[0], outcome.labels[0]] > 0
+    assert matrix.sum() == len(predicted)
+    table = json.loads((tmp_path / "classification_stats.json").read_text())
+    assert table["pour"]["recall"] == pytest.approx(np.mean(predicted[outcome.labels == 4] == 4))
+    first = (tmp_path / "case.txt").read_text().splitlines()[0].split("\t")
+    assert first == [outcome.samples.media[0][-1], fake.VERBS[predicted[0]], fake.VERBS[outcome.labels[0]]]
+    assert (tmp_path / "confusion_matrix.png").read_bytes().startswith(b"\x89PNG")
+
+
+def test_regression_files(tmp_path: Path) -> None:
+    outcome = fake.action_outcome(0.4)
+    written = published.write_regression_files(tmp_path, outcome, fake.frames, fake.UNITS)
+    assert all((tmp_path / name).is_file() for name in written)
+    with (tmp_path / "best_result.csv").open() as stream:
+        (row,) = csv.DictReader(stream)
+    names = ["loss", "mse", *(f"mse_{name}" for name in fake.DIMS), "mse_position", "mse_orientation"]
+    expected = [f"val_{role}_{name}" for role in ("seen", "unseen") for name in names]
+    assert list(row) == ["best_epoch", "train_loss", *expected]
+    assert int(row["best_epoch"]) == 14
+    assert float(row["train_loss"]) == pytest.approx(1 / 14)
+    folder = tmp_path / "eval_vis" / "epoch_14"
+    parts = ("src.png", "tgt.png", "action.png", "action.pdf")
+    expected_files = {f"sample_{i}_{part}" for i in range(3) for part in parts} | {"action.pdf"}
+    assert {path.name for path in folder.iterdir()} == expected_files
+    assert (folder / "action.pdf").read_bytes().count(b"/Type /Page ") == 3
+
+
+def test_no_unseen_columns_without_an_unseen_split() -> None:
+    assert not any("unseen" in name for name in published.best_result(fake.action_outcome(0.4, unseen=False)))
+
+
+def test_figures_have_the_same_bytes_twice() -> None:
+    example = regression_result(fake.action_outcome(0.4), fake.facts("pixels", "arm")).examples[0]
+    chunk = figures.Chunk("one", example.predicted, example.true)
+    for make in (
+        lambda: figures.trajectory_figure(chunk, fake.DIMS, fake.UNITS, "svg"),
+        lambda: figures.confusion_figure(np.eye(3, dtype=int), ("a", "b", "c"), format="svg"),
+    ):
+        first = make()
+        assert first == make()
+        assert b"<svg" in first
+        assert b"dc:date" not in first
+
+
+@pytest.mark.parametrize("name", ["predictions.npz", "actions.npz"])
+def test_arrays_that_are_torn_or_hold_code_or_a_bomb_are_refused(tmp_path: Path, name: str) -> None:
+    result = regression_result(fake.action_outcome(0.4), fake.facts("pixels", "arm"))
+    path, mark, size = tmp_path / name, tmp_path / "executed", 3584 * MEBIBYTE
+    what = {"predictions.npz": "scores", "actions.npz": "chunks"}[name]
+
+    def read(role: str = "seen") -> object:
+        one = published.read_scores if what == "scores" else published.read_predicted
+        return one(tmp_path, result, role)
+
+    with pytest.raises(LaryError, match="does not exist: run the probe again with --overwrite"):
+        read()
+    code = np.array([Code(mark)], dtype=object)
+    np.savez(path, **{f"seen_{part}": code for part in ("ids", "groups", "media", "scores", "predicted", "true")})
+    refused(tmp_path, read, "pickled objects")
+    assert not mark.exists()
+    with pytest.raises(LaryError, match=f"has no {what} of the split 'unseen'"):
+        read("unseen")
+    zipped(path, "seen_ids.npy", deflated_zeros(size), size)
+    refused(tmp_path, read, "which is refused")
+    path.write_bytes(b"PK")
+    refused(tmp_path, read, "can't be read")

@@ -1,0 +1,137 @@
+"""The record of a result: its schema, older versions, and files that are no results."""
+
+from __future__ import annotations
+
+import json
+import re
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from lary.results.compare import open_scored
+from lary.results.record import (
+    FILE_NAME,
+    SCHEMA_VERSION,
+    EvalResult,
+    json_schema,
+    read_result,
+    schema_text,
+    write_result,
+)
+from lary.results.report import find_results, write_report
+from lary.types import LaryError
+from tests import fake_results as fake
+from tests.helpers import FIXTURES, lary
+from tests.hostile.harness import bounded, refused
+from tests.hostile.test_json import JSON
+
+
+def test_files_that_are_no_results_are_refused_in_a_sentence(tmp_path: Path) -> None:
+    path = fake.write_classification(tmp_path, "pixels", 1.0)
+    data = json.loads(path.read_text())
+    wrong = {
+        "schema version": {**data, "schema_version": SCHEMA_VERSION + 1},
+        "no schema_version": {"top1": 3},
+        "surprise": {**data, "surprise": 1},
+        "seed": {**data, "seed": "many"},
+    }
+    for message, content in wrong.items():
+        path.write_text(json.dumps(content))
+        with pytest.raises(LaryError, match=message):
+            read_result(path)
+    path.write_text("{")
+    with pytest.raises(LaryError, match="can't be read"):
+        read_result(path)
+
+
+@pytest.mark.parametrize("case", JSON)
+def test_hostile_result(tmp_path: Path, case: str) -> None:
+    path = tmp_path / FILE_NAME
+    path.write_bytes(JSON[case].encode("utf-8", "surrogateescape"))
+    refused(tmp_path, lambda: read_result(path), re.escape(FILE_NAME))
+    refused(tmp_path, lambda: open_scored(tmp_path), re.escape(FILE_NAME))
+    with bounded():
+        page = write_report(tmp_path).read_text()
+    assert "Unreadable files" in page
+
+
+@pytest.mark.parametrize("task", ["classification", "regression"])
+def test_results_that_the_first_schema_wrote_are_brought_to_this_one(tmp_path: Path, task: str) -> None:
+    import jsonschema
+
+    file = FIXTURES / "results" / f"version_1_{task}.json"
+    before = json.loads(file.read_text())
+    assert before["schema_version"] == 1
+    result = read_result(file)
+    after = result.model_dump(mode="json")
+    assert (result.schema_version, result.seeds, result.task) == (SCHEMA_VERSION, (before["seed"],), task)
+    assert after["files"] == dict.fromkeys(before.pop("files"), "")
+    kept_in(before, {**after, "schema_version": 1})
+    jsonschema.Draft202012Validator(json.loads(schema_text())).validate(after)
+    write_result(tmp_path / FILE_NAME, result)
+    assert read_result(tmp_path / FILE_NAME) == result
+    assert find_results(tmp_path)[1] == []
+    assert result.model.name in write_report(tmp_path).read_text()
+
+
+def kept_in(before: Any, after: Any, place: str = "") -> None:
+    """Whether all that stood in a result still stands there."""
+    if isinstance(before, dict):
+        for name, value in before.items():
+            kept_in(value, after[name], f"{place}.{name}")
+    elif isinstance(before, list):
+        assert len(before) == len(after), place
+        for index, value in enumerate(before):
+            kept_in(value, after[index], f"{place}.{index}")
+    else:
+        assert before == after, place
+
+
+def test_relative_motion_before_there_were_frames_was_that_of_the_world(tmp_path: Path) -> None:
+    path = fake.write_regression(tmp_path, "pixels", 0.4, action_mode="relative")
+    data = json.loads(path.read_text())
+    assert data.pop("relative_frame") is None
+    path.write_text(json.dumps(data))
+    assert read_result(path).relative_frame == "world"
+
+
+def test_every_field_of_the_schema_has_a_sentence() -> None:
+    schema = json_schema()
+    assert next(iter(EvalResult.model_fields)) == "schema_version"
+    for name, part in {"EvalResult": schema, **schema["$defs"]}.items():
+        assert part["additionalProperties"] is False
+        assert part["description"].endswith("."), name
+        for field, content in part["properties"].items():
+            assert content["description"].endswith("."), f"{name}.{field}"
+
+
+def test_the_schema_in_the_documentation_is_this_one(tmp_path: Path) -> None:
+    kept = Path(__file__).parents[2] / "docs" / "result.schema.json"
+    assert kept.read_text(encoding="utf-8") == schema_text(), "run: lary schema --out docs/result.schema.json"
+    assert lary("schema").out == schema_text()
+    assert lary("schema", "--out", tmp_path / "schema.json").code == 0
+    assert (tmp_path / "schema.json").read_text(encoding="utf-8") == schema_text()
+
+
+def test_written_results_fit_the_exported_schema(tmp_path: Path) -> None:
+    import jsonschema
+
+    fake.write_runs(tmp_path)
+    checker = jsonschema.Draft202012Validator(json.loads(schema_text()))
+    checker.check_schema(checker.schema)
+    files = sorted(tmp_path.rglob(FILE_NAME))
+    assert len(files) == 6
+    for file in files:
+        checker.validate(json.loads(file.read_text()))
+    data = json.loads(files[0].read_text())
+    wrong = ({**data, "seed": "0"}, {**data, "surprise": 1}, {**data, "task": "cooking"}, {**data, "selections": None})
+    for broken in wrong:
+        assert not checker.is_valid(broken)
+
+
+def test_extensions_have_a_place_of_their_own(tmp_path: Path) -> None:
+    path = fake.write_classification(tmp_path, "pixels", 1.0)
+    data = json.loads(path.read_text())
+    path.write_text(json.dumps({**data, "extra": {"acme": {"note": [1, 2]}}}))
+    assert read_result(path).extra == {"acme": {"note": [1, 2]}}

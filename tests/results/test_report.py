@@ -1,0 +1,272 @@
+"""The report: one page that stands alone, names what it cannot read, escapes what it is given, sorts in a browser."""
+
+from __future__ import annotations
+
+import html
+import json
+import logging
+import re
+import shutil
+import subprocess
+from html.parser import HTMLParser
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from lary.results.record import FILE_NAME, read_result, write_result
+from lary.results.reference import PUBLISHED, read_reference
+from lary.results.report import write_report
+from lary.results.summarise import classification_result
+from lary.types import UsageError
+from tests import fake_results as fake
+
+BROWSER = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
+VOID = {"meta", "img", "br", "hr", "link", "input"}
+LOADING = {"src", "srcset", "poster", "data", "xlink:href", "action", "background"}
+needs_browser = pytest.mark.skipif(BROWSER is None, reason="Chromium is not installed")
+
+
+class Page(HTMLParser):
+    """Elements of a page; fails on tags that aren't closed."""
+
+    def __init__(self, text: str) -> None:
+        super().__init__()
+        self.open: list[str] = []
+        self.found: list[tuple[str, dict[str, str | None]]] = []
+        self.feed(text)
+        assert not self.open
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.found.append((tag, dict(attrs)))
+        if tag not in VOID:
+            self.open.append(tag)
+
+    def handle_startendtag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.found.append((tag, dict(attrs)))
+
+    def handle_endtag(self, tag: str) -> None:
+        assert self.open.pop() == tag
+
+    def all(self, tag: str) -> list[dict[str, str | None]]:
+        return [attributes for name, attributes in self.found if name == tag]
+
+    def harmless(self) -> bool:
+        """Whether nothing runs but the page's own script, and nothing is loaded from elsewhere."""
+        loaded = [
+            str(value)
+            for tag, attributes in self.found
+            for name, value in attributes.items()
+            if name in LOADING or (name == "href" and tag != "a")
+        ]
+        links = [str(attributes.get("href", "")) for attributes in self.all("a")]
+        return (
+            len(self.all("script")) == 1
+            and all(address.startswith("data:image/") for address in loaded)
+            and all(address.startswith(("#", "https://arxiv.org/")) for address in links)
+            and not any(name.startswith("on") for _, attributes in self.found for name in attributes)
+        )
+
+
+@pytest.fixture(scope="module")
+def runs(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    root = tmp_path_factory.mktemp("logs")
+    fake.write_runs(root)
+    return root
+
+
+@pytest.fixture(scope="module")
+def page(runs: Path) -> str:
+    return write_report(runs).read_text(encoding="utf-8")
+
+
+def report(folder: Path) -> str:
+    return write_report(folder).read_text(encoding="utf-8")
+
+
+def test_page_stands_alone_is_accessible_and_the_same_again(runs: Path, page: str, tmp_path: Path) -> None:
+    found = Page(page)
+    assert found.harmless()
+    assert not re.search(r"url\(|@import", page)
+    assert "default-src 'none'" in page
+    assert len(page) < 1_500_000
+    assert len(found.all("table")) == len(found.all("caption")) > 10
+    names = [str(attributes["id"]) for _, attributes in found.found if "id" in attributes]
+    assert len(names) == len(set(names)), "ids are unique"
+    targets = [str(attributes.get("href", "")) for attributes in found.all("a")]
+    assert {target[1:] for target in targets if target.startswith("#")} <= set(names)
+    heads = [attributes for attributes in found.all("th") if attributes.get("scope") == "col"]
+    assert heads
+    assert all(attributes["aria-sort"] == "none" and attributes["data-first"] for attributes in heads)
+    assert all("alt" in attributes for attributes in found.all("img"))
+    assert all(attributes.get("aria-label") for attributes in found.all("svg"))
+    assert write_report(runs, tmp_path / "again.html").read_text(encoding="utf-8") == page
+
+
+def test_page_holds_runs_controls_and_published_tables(page: str) -> None:
+    told = ("optical-flow", "majority class", "mean action", "At a glance", "Best on validation", "bootstrap", "demo")
+    assert all(text in page for text in told)
+    assert page.count('<details class="run card"') == 6
+    assert page.count("data:image/jpeg") == 3 * 3 * 2, "two frames of three samples of three regressions"
+    assert page.count('class="panel"') == 3 * 3 * len(fake.DIMS)
+    assert "not to be compared" in page, "protocols are mixed in one table"
+    for source in PUBLISHED:
+        assert f'id="published-{source.file}"' in page
+        assert all(value in page for row in source.rows for value in row.values())
+
+
+def rows(page: str, table: str) -> list[list[str]]:
+    """Cells of a table's body as text."""
+    body = page.split(f'id="{table}"')[1].split("<tbody>")[1].split("</tbody>")[0]
+    cells = (re.findall(r"<t[hd].*?</t[hd]>", row, re.DOTALL) for row in body.split("</tr>")[:-1])
+    return [[" ".join(re.sub(r"<[^>]+>", " ", cell).split()) for cell in row] for row in cells]
+
+
+def test_a_run_shows_its_margins_seeds_robots_angles_warnings_and_how_intervals_were_made(
+    runs: Path, page: str
+) -> None:
+    result = read_result(runs / "regression" / "acme" / "result.json")
+    anchor = re.findall(r'id="(run-\d+)"[^>]*><summary><h3>acme', page)[0]  # regressions come first
+    card = html.unescape(page.split(f'id="{anchor}"')[1].split("</details>")[0])
+    margins = rows(page, f"{anchor}-margins")
+    assert [row[0] for row in margins] == ["mean action", "optical-flow", "acme (static pair)"]
+    assert margins[1][2:] == ["-0.010 [-0.060, 0.040]", "0.64", "no clear difference"]
+    assert margins[2][3:] == ["0.0021", "a clear gain"]
+    assert [row[0] for row in rows(page, f"{anchor}-seeds")] == ["0", "1", "2"]
+    robots = rows(page, f"{anchor}-robots")
+    assert [row[:2] for row in robots] == [[name, split] for split in ("seen", "unseen") for name in ("arm_a", "arm_b")]
+    position = result.robots[0].physical["position"]
+    assert robots[0][6] == f"{position.mse.value**0.5:.3f} {position.unit}"
+    (seen, _) = rows(page, f"{anchor}-angles")
+    assert seen[2].startswith(f"{result.orientations[0].degrees.value:.1f} [")
+    groups = {row[0]: row for row in rows(page, f"{anchor}-seen")}
+    assert groups["all of position"][2] == f"{result.dimension_groups[0].r2:.3f}"
+    for sentence in (result.interval, *result.warnings, "2 samples were left out"):
+        assert sentence in card
+
+
+def test_control_runs_are_marked_and_are_in_no_overview(page: str) -> None:
+    assert rows(page, "board-1")[2][0] == "pixels (static pair) control"
+    assert not any("static" in row[0] for row in rows(page, "overview"))
+    assert "static pair" not in page.split('id="heat-1"')[1].split("</table>")[0]
+
+
+def test_published_number_is_beside_a_run_on_the_same_data(tmp_path: Path) -> None:
+    known = read_reference("leaderboard_classification")[0]
+    facts = fake.facts(known["model"], "robot_1st", known["paradigm"])
+    write_result(tmp_path / FILE_NAME, classification_result(fake.class_outcome(2.0), facts))
+    board = report(tmp_path).split('id="board-1"')[1].split("</table>")[0]
+    assert "Paper" in board
+    assert f">{float(known['robot_1st']):.1f}<" in board
+
+
+def test_broken_results_are_named(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    path = fake.write_classification(tmp_path / "good", "pixels", 1.0)
+    data = json.loads(path.read_text())
+    wrong = {
+        "newer": json.dumps({**data, "schema_version": 99}),
+        "strange": json.dumps({**data, "seed": "<b>"}),
+        "cut": path.read_text()[:500],
+    }
+    for name, content in wrong.items():
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "result.json").write_text(content)
+    logger = logging.getLogger("lary")
+    logger.addHandler(caplog.handler)
+    try:
+        page = report(tmp_path)
+    finally:
+        logger.removeHandler(caplog.handler)
+    for name in wrong:
+        assert f"<code>{name}/result.json</code>" in page
+        assert f"{name}/result.json" in caplog.text
+    assert page.count('<details class="run card"') == 1
+
+
+def test_nothing_to_report_is_a_sentence(tmp_path: Path) -> None:
+    with pytest.raises(UsageError, match=r"No result\.json below"):
+        write_report(tmp_path)
+    with pytest.raises(UsageError, match="no folder"):
+        write_report(tmp_path / "missing")
+
+
+SCRIPT = "<script>alert(1)</script><img src=x onerror=alert(2)>\"'></style></title>&lt;${version}{{version}}javascript:"
+KEPT = ("schema_version", "status", "task", "unit", "headline", "primary", "created", "protocol", "control", "seed",
+        "action_mode")  # fmt: skip
+FREE = ("options", "options_given", "timings", "versions", "tables", "splits", "controls")
+
+
+def poisoned(value: Any, key: str = "") -> Any:
+    """A result whose every free text and every key of a free table holds a script."""
+    if isinstance(value, dict):
+        return {(name + SCRIPT if key in FREE else name): poisoned(item, name) for name, item in value.items()}
+    if isinstance(value, list):
+        return [poisoned(item, key) for item in value]
+    return value + SCRIPT if isinstance(value, str) and key not in KEPT else value
+
+
+def test_scripts_in_every_name_stay_text(tmp_path: Path) -> None:
+    fake.write_runs(tmp_path)
+    for path in tmp_path.rglob(FILE_NAME):
+        path.write_text(json.dumps(poisoned(json.loads(path.read_text()))))
+        read_result(path)
+    page = report(tmp_path)
+    assert "alert(1)" in page, "the names are shown"
+    assert SCRIPT not in page
+    assert Page(page).harmless()
+
+
+def test_pictures_outside_the_run_are_not_read(tmp_path: Path) -> None:
+    path = fake.write_regression(tmp_path / "runs" / "one", "pixels", 0.4)
+    data = json.loads(path.read_text())
+    secret = tmp_path / "secret.png"
+    shutil.copy(path.parent / data["examples"][0]["pictures"][0], secret)
+    assert "data:image/jpeg" in report(tmp_path / "runs")
+    for example in data["examples"]:
+        example["pictures"] = ["../../secret.png", str(secret)]
+    path.write_text(json.dumps(data))
+    assert "data:image/jpeg" not in report(tmp_path / "runs")
+
+
+def browse(page: Path, profile: Path, fragment: str = "") -> tuple[str, int]:
+    """The document after its script has run in headless Chromium, and how many requests to servers it made."""
+    assert BROWSER is not None
+    log = profile.with_suffix(".json")
+    names = "headless no-sandbox disable-gpu disable-quic no-first-run disable-background-networking disable-sync"
+    flags = [f"--{name}" for name in f"{names} disable-component-update virtual-time-budget=2000 dump-dom".split()]
+    flags += [f"--user-data-dir={profile}", f"--log-net-log={log}"]
+    command = [BROWSER, *flags, f"{page.as_uri()}{fragment}"]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=120, check=True)
+    origins = re.findall(r'"initiator":"([^"]*)"', log.read_text(encoding="utf-8", errors="replace"))
+    return done.stdout, sum(origin != "not an origin" for origin in origins)  # the browser's own requests have none
+
+
+def order(document: str, table: str) -> list[str]:
+    """First words of the rows of a table, from the top."""
+    return [row[0].split()[0] for row in rows(document, table)]
+
+
+@needs_browser
+def test_tables_are_sorted_in_a_browser(page: str, tmp_path: Path) -> None:
+    path = tmp_path / "report.html"
+    # Headers are buttons: Enter and Space on them are clicks to the script, too.
+    clicks = "<script>document.querySelectorAll('#board-2 th button')[0].click();</script>"
+    path.write_text(page.replace("</body>", f"{clicks}</body>"), encoding="utf-8")
+    assert order(page, "board-1") == ["acme", "pixels", "pixels", "mean"]
+    assert order(page, "board-2")[0] == "optical-flow"
+    document, requests = browse(path, tmp_path / "profile", "#sort=board-1,1,desc")
+    assert requests == 0
+    assert order(document, "board-1") == ["mean", "pixels", "pixels", "acme"]
+    assert order(document, "board-2") == ["acme", "majority", "optical-flow", "pixels"]
+    board = document.split('id="board-1"')[1].split("</thead>")[0]
+    assert re.findall(r'aria-sort="(\w+)"', board)[:3] == ["none", "descending", "none"]
+
+
+@needs_browser
+def test_browser_asks_for_nothing_even_if_a_picture_slips_in(page: str, tmp_path: Path) -> None:
+    slipped = page.replace("<main", '<img src="http://127.0.0.1:9/x.png" alt=""><main')
+    path = tmp_path / "report.html"
+    path.write_text(slipped, encoding="utf-8")
+    assert browse(path, tmp_path / "strict")[1] == 0
+    path.write_text(re.sub(r"<meta http-equiv[^>]*>", "", slipped), encoding="utf-8")
+    assert browse(path, tmp_path / "lax")[1] == 1, "without the policy the request is seen by this test"

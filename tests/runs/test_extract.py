@@ -1,0 +1,460 @@
+"""Extraction: files and stamps, resume, failures, limits, other requests, what it needs beforehand."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import av
+import numpy as np
+import pytest
+
+from lary.configs import ExtractConfig
+from lary.latents import reading
+from lary.latents.npz import read_stamp, read_tokens
+from lary.latents.reading import Readers
+from lary.latents.store import MANIFEST
+from lary.locks import LOCK, locked
+from lary.runs.estimate import estimate
+from lary.runs.extract import FAILURES, TIMING, extract, read_timing
+from lary.types import LaryError, UsageError
+from tests.helpers import lary as run_lary
+from tests.helpers import rows_of, settings_of
+from tests.hostile.harness import bounded, refused
+from tests.tree import frame, make_calvin, make_robot, write_table, write_video
+
+MODEL = "pixels"
+ASK = ("extract", "--model", MODEL, "--dataset", "calvin", "--split", "val")
+
+
+@pytest.fixture(scope="module")
+def template(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("template")
+    make_calvin(folder, {"val": 4})
+    make_robot(folder, {"train": 16, "val": 8})
+    return folder
+
+
+@pytest.fixture
+def root(template: Path, tmp_path: Path) -> Path:
+    shutil.copytree(template, tmp_path / "root")
+    return tmp_path / "root"
+
+
+def ask(split: str = "val", dataset: str = "calvin", **changes: Any) -> ExtractConfig:
+    return ExtractConfig(**({"model": MODEL, "dataset": dataset, "split": split} | changes))
+
+
+def lary(root: Path, *words: str) -> int:
+    done = run_lary(*words, root=root)
+    sys.stdout.write(done.out)
+    sys.stderr.write(done.err)
+    return done.code
+
+
+def contents(folder: Path) -> dict[str, bytes]:
+    return {path.name: path.read_bytes() for path in sorted(folder.glob("*")) if path.name not in (TIMING, MANIFEST)}
+
+
+def latents(root: Path, dataset: str = "calvin", split: str = "val", model: str = MODEL) -> Path:
+    return root / "latent_actions" / dataset / split / model
+
+
+def test_files_and_stamps(root: Path) -> None:
+    report = extract(ask(), settings_of(root))
+    rows = rows_of(report.table)
+    assert (report.rows, report.extracted, report.done_before, report.failures) == (12, 12, 0, ())
+    files = [root / "latent_actions" / row["la_path"] for row in rows]
+    assert read_tokens(files[0]).shape == (2, 64, 50)
+    stamps = [read_stamp(file) for file in files]
+    assert len({stamp.sample for stamp in stamps if stamp}) == 12
+    assert {stamp.model for stamp in stamps if stamp} == {MODEL}
+
+
+def test_resume_gives_the_same_bits_and_redoes_nothing(root: Path) -> None:
+    settings = settings_of(root)
+    extract(ask(batch_size=5), settings)
+    folder = root / "latent_actions" / "calvin" / "val" / MODEL
+    before = contents(folder)
+    times = {path.name: path.stat().st_mtime_ns for path in folder.glob("*.npz")}
+    for row in (1, 7, 11):
+        (folder / f"latent_action_{row:08d}.npz").unlink()
+    (folder / "latent_action_00000003.npz").write_bytes(b"torn")
+    report = extract(ask(batch_size=5), settings)
+    assert (report.extracted, report.done_before) == (4, 8)
+    assert contents(folder) == before
+    kept = [name for name in times if int(name[-12:-4]) not in (1, 3, 7, 11)]
+    assert all((folder / name).stat().st_mtime_ns == times[name] for name in kept)
+
+
+def test_limit_then_all_is_as_all_at_once(root: Path) -> None:
+    settings = settings_of(root)
+    folder = root / "latent_actions" / "robot_1st" / "train" / MODEL
+    limited = extract(ask("train", "robot_1st", limit=6, batch_size=4), settings)
+    assert limited.rows == 6
+    assert len(rows_of(limited.table)) == 6
+    extract(ask("train", "robot_1st", batch_size=4), settings)
+    pieces = contents(folder)
+    shutil.rmtree(folder)
+    extract(ask("train", "robot_1st", batch_size=4), settings)
+    assert contents(folder) == pieces
+
+
+def test_rows_behind_a_limit_come_in_further_shards(root: Path) -> None:
+    extract(ask(store="shards", shard_rows=4, batch_size=2, limit=5), settings_of(root))
+    report = extract(ask(store="shards", shard_rows=4, batch_size=2), settings_of(root))
+    assert (report.done_before, report.extracted) == (5, 7)
+    files = sorted(path.name for path in latents(root).glob("shard*"))
+    assert files == ["shard_00000.safetensors", "shard_00001.safetensors", "shard_00001_1.safetensors",
+                     "shard_00002.safetensors"]  # fmt: skip
+
+
+def test_killed_and_started_again_gives_the_same_bytes(root: Path, tmp_path: Path) -> None:
+    command = [
+        sys.executable, "-m", "lary.cli", "extract", "--model", "random-vit", "--dataset", "robot_1st", "--split",
+        "train", "--batch-size", "2", "--lary-root", str(root), "--data-dir", str(root / "data"),
+    ]  # fmt: skip
+    folder = root / "latent_actions" / "robot_1st" / "train" / "random-vit"
+    process = subprocess.Popen(command, stderr=subprocess.DEVNULL, env=os.environ | {"OMP_NUM_THREADS": "1"})
+    deadline = time.monotonic() + 120
+    while len(list(folder.glob("*.npz"))) < 4 and process.poll() is None and time.monotonic() < deadline:
+        time.sleep(0.01)
+    process.send_signal(signal.SIGKILL)
+    process.wait()
+    torn = len(list(folder.glob("*.npz")))
+    assert 4 <= torn <= 16
+    subprocess.run(command, check=True, capture_output=True, env=os.environ | {"OMP_NUM_THREADS": "1"})
+    resumed = contents(folder)
+    table = (root / "data" / "train_la_robot_1st_random-vit.csv").read_bytes()
+    shutil.rmtree(folder)
+    subprocess.run(command, check=True, capture_output=True, env=os.environ | {"OMP_NUM_THREADS": "1"})
+    whole = contents(folder)
+    assert {name: data for name, data in resumed.items() if not name.endswith(".tmp")} == whole
+    assert (root / "data" / "train_la_robot_1st_random-vit.csv").read_bytes() == table
+
+
+def test_a_bad_image_costs_its_rows_and_the_exit_code(root: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    rows = rows_of(root / "data" / "calvin_metadata_val.csv")
+    media = root / "data" / "regression" / "calvin" / "val_stride5"
+    (media / rows[0]["src_img"]).write_bytes((media / rows[0]["src_img"]).read_bytes()[:60])
+    (media / rows[5]["tgt_img"]).unlink()
+    assert lary(root, *ASK) == 1
+    failures = rows_of(root / "latent_actions" / "calvin" / "val" / MODEL / "failures.csv")
+    assert [row["row"] for row in failures] == ["1", "6"]
+    assert failures[0]["path"] == rows[0]["src_img"]
+    assert all(row["reason"] for row in failures)
+    written = rows_of(root / "data" / "val_la_calvin_5_pixels.csv")
+    assert [index for index, row in enumerate(written) if not row["la_path"]] == [0, 5]
+    assert "1 media files are missing" in capsys.readouterr().err
+    good = read_tokens(root / "latent_actions" / written[1]["la_path"])
+    assert np.isfinite(good).all()
+
+
+def test_other_rows_do_not_feel_a_bad_one(root: Path) -> None:
+    settings = settings_of(root)
+    extract(ask("val", "robot_1st", batch_size=4), settings)
+    folder = root / "latent_actions" / "robot_1st" / "val" / MODEL
+    clean = contents(folder)
+    shutil.rmtree(folder)
+    (root / "data" / "classification" / "AgiBotWorld-Beta" / "val" / "2.mp4").write_bytes(b"no video")
+    report = extract(ask("val", "robot_1st", batch_size=4), settings)
+    assert [failure.row for failure in report.failures] == [2]
+    dirty = contents(folder)
+    assert dirty.pop("failures.csv")
+    clean.pop("latent_action_00000002.npz")
+    assert dirty == clean
+
+
+def bad_reader(descriptor: str) -> Callable[[dict[str, Any]], dict[str, Any]]:
+    """A reader that hangs or crashes where a file's name says so."""
+    answer = reading.reader(descriptor)
+
+    def bad(question: dict[str, Any]) -> dict[str, Any]:
+        name = Path(question["paths"][0]).name
+        if "hangs" in name:
+            time.sleep(600)
+        if "crashes" in name:
+            os.abort()
+        return answer(question)
+
+    return bad
+
+
+@pytest.fixture
+def bad_decoder(monkeypatch: pytest.MonkeyPatch) -> Iterator[Readers]:
+    """Reading processes that hang or crash where a file's name says so."""
+    readers = Readers(f"{__name__}:bad_reader")
+    monkeypatch.setattr(reading, "_idle", [readers])
+    yield readers
+    readers.pool.close()
+
+
+def damage(folder: Path) -> dict[str, str]:
+    """Nine clips, each damaged in its own way; the reason that each one has to get."""
+    good = (folder / "0.mp4").read_bytes()
+    (folder / "1.mp4").write_bytes(good[: len(good) // 2])
+    (folder / "2.mp4").write_bytes(b"")
+    (folder / "3.mp4").write_bytes(b"\x89PNG\r\n\x1a\n" + good)
+    with av.open(str(folder / "4.mp4"), "w") as container:
+        container.add_stream("libx264", rate=10)
+        container.start_encoding()
+    (folder / "5.mp4").unlink()
+    (folder / "6.mp4").unlink()
+    os.mkfifo(folder / "6.mp4")
+    (folder / "7.mp4").rename(folder / "hangs.mp4")
+    (folder / "8.mp4").rename(folder / "crashes.mp4")
+    if os.geteuid() == 0:  # permissions don't bind root, a link in a circle does
+        (folder / "9.mp4").unlink()
+        (folder / "9.mp4").symlink_to("9.mp4")
+        closed = "symbolic links"
+    else:
+        (folder / "9.mp4").chmod(0)
+        closed = "denied"
+    return {
+        "1.mp4": "", "2.mp4": "", "3.mp4": "", "4.mp4": "video stream", "5.mp4": "No such file",
+        "6.mp4": "no regular file",
+        "hangs.mp4": "no answer within 3 s", "crashes.mp4": "crashed", "9.mp4": closed,
+    }  # fmt: skip
+
+
+def test_five_percent_damaged_files(tmp_path: Path, bad_decoder: Readers) -> None:
+    folder = tmp_path / "data" / "classification" / "AgiBotWorld-Beta" / "val"
+    write_video(folder / "0.mp4", [frame(0.1 * step, 0.5, (200, 60, 60)) for step in range(9)])
+    for index in range(1, 180):
+        shutil.copy(folder / "0.mp4", folder / f"{index}.mp4")
+    reasons = damage(folder)
+    names = {7: "hangs", 8: "crashes"}
+    write_table(
+        tmp_path / "data" / "robot_1st_metadata_val.csv",
+        [{"video_path": f"AgiBotWorld-Beta/val/{names.get(index, index)}.mp4", "action": "pick",
+          "sample_indices": "0,2,4"} for index in range(180)],
+    )  # fmt: skip
+    words = ("extract", "--model", "pixels", "--dataset", "robot_1st", "--split", "val", "--read-timeout", "3")
+    assert lary(tmp_path, *words) == 1
+    found = rows_of(latents(tmp_path, "robot_1st") / "failures.csv")
+    assert {Path(row["path"]).name: True for row in found} == dict.fromkeys(reasons, True)
+    assert len(found) == len(reasons)
+    for row in found:
+        name = Path(row["path"]).name
+        assert reasons[name] in row["reason"], row
+        assert name in row["reason"]
+    written = rows_of(tmp_path / "data" / "val_la_robot_1st_pixels.csv")
+    assert [index for index, row in enumerate(written) if not row["la_path"]] == [*range(1, 10)]
+    assert len(list(latents(tmp_path, "robot_1st").glob("*.npz"))) == 171
+
+
+def test_retry_failed_takes_only_the_failed_rows(root: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    words, rows = ASK, rows_of(root / "data" / "calvin_metadata_val.csv")
+    media = root / "data" / "regression" / "calvin" / "val_stride5"
+    assert lary(root, *words, "--retry-failed") == 2
+    assert "the last run had no failures" in capsys.readouterr().err
+    kept = (media / rows[5]["tgt_img"]).read_bytes()
+    (media / rows[5]["tgt_img"]).write_bytes(kept[:100])
+    (media / rows[11]["tgt_img"]).write_bytes(b"")
+    assert lary(root, *words) == 1
+    found = rows_of(latents(root) / "failures.csv")
+    assert [(row["row"], row["path"]) for row in found] == [("6", rows[5]["tgt_img"]), ("12", rows[11]["tgt_img"])]
+    (latents(root) / "latent_action_00000009.npz").unlink()
+    (media / rows[5]["tgt_img"]).write_bytes(kept)
+    assert lary(root, *words, "--retry-failed") == 1
+    assert "1 of 12 rows are still to be done" in capsys.readouterr().err
+    assert [row["row"] for row in rows_of(latents(root) / "failures.csv")] == ["12"]
+    assert len(list(latents(root).glob("*.npz"))) == 12 - 2
+    assert lary(root, *words) == 1
+    assert "12 rows, 1 extracted now, 1 failed" in capsys.readouterr().out
+
+
+WRONG = [
+    (["--model", "pixel"], 2, "Unknown model 'pixel'. Did you mean pixels"),
+    (["--dataset", "calvinn"], 2, "Did you mean calvin"),
+    (["--split", "vall"], 2, "no split 'vall'. Did you mean val"),
+    (["--mode", "video"], 2, "--mode video: data set 'calvin' holds pairs"),
+    (["--stride", "10"], 2, "has stride 5"),
+    (["--limit", "0"], 2, "--limit 0: must be at least 1"),
+    (["--gpus", "a"], 2, "--gpus 'a'"),
+    (["--dataset", "libero"], 2, "libero_metadata_val.csv"),
+    (["--input", "nowhere.csv"], 2, "nowhere.csv"),
+    (["--plugin", "nowhere.py"], 2, "nowhere.py"),
+    (["--model", "dinov2-origin", "--weights", "./nowhere"], 2, "--weights points to ./nowhere"),
+]
+
+
+@pytest.mark.parametrize(
+    ("options", "code", "message"), WRONG, ids=lambda value: "-".join(value)[:40] if isinstance(value, list) else None
+)
+def test_wrong_requests(
+    root: Path, options: list[str], code: int, message: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    words = {"--model": MODEL, "--dataset": "calvin", "--split": "val"}
+    words |= dict(zip(options[::2], options[1::2], strict=True))
+    before = sorted(path for path in root.rglob("*"))
+    assert lary(root, "extract", *(word for pair in words.items() for word in pair)) == code
+    told = capsys.readouterr().err
+    assert message in told
+    assert "Traceback" not in told
+    assert sorted(path for path in root.rglob("*")) == before
+
+
+def test_data_dir_unset(root: Path) -> None:
+    done = run_lary(*ASK, "--lary-root", root)
+    assert done.code == 2
+    assert "DATA_DIR is not set" in done.err
+
+
+def test_no_media_at_all(root: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    shutil.rmtree(root / "data" / "regression")
+    assert lary(root, *ASK) == 1
+    told = capsys.readouterr().err
+    assert "None of the 16 media files" in told
+    assert told.count("frame_") == 10
+    assert "Check DATA_DIR" in told
+
+
+def test_missing_column(root: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (root / "data" / "calvin_metadata_val.csv").write_text("src_img,action\na.png,b.npy\n")
+    assert lary(root, *ASK) == 2
+    told = capsys.readouterr().err
+    assert "tgt_img" in told
+    assert "calvin_metadata_val.csv" in told
+
+
+def test_unknown_label_names_its_row(root: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    table = root / "data" / "robot_1st_metadata_val.csv"
+    table.write_text(table.read_text().replace(",place,", ",plase,", 1))
+    assert lary(root, "extract", "--model", MODEL, "--dataset", "robot_1st", "--split", "val") == 2
+    told = capsys.readouterr().err
+    assert "plase" in told
+    assert "place" in told
+
+
+def test_a_file_where_a_folder_belongs(root: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (root / "latent_actions").touch()
+    assert lary(root, *ASK) == 2
+    told = capsys.readouterr().err
+    assert "a file and no folder" in told
+    assert "Traceback" not in told
+
+
+def test_a_folder_of_another_extraction_is_refused(root: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    words = (
+        "extract",
+        "--model",
+        "random-vit",
+        "--dataset",
+        "calvin",
+        "--split",
+        "val",
+        "--limit",
+        "2",
+        "--batch-size",
+        "2",
+    )
+    assert lary(root, *words) == 0
+    folder = root / "latent_actions" / "calvin" / "val" / "random-vit"
+    before = contents(folder)
+    assert lary(root, *words, "--seed", "1") == 2
+    assert "seed 0 instead of 1" in capsys.readouterr().err
+    assert contents(folder) == before
+    assert lary(root, *words, "--seed", "1", "--overwrite") == 0
+    assert contents(folder) != before
+
+
+def test_protocols_have_files_of_their_own(root: Path) -> None:
+    words = ("extract", "--model", MODEL, "--dataset", "calvin", "--split", "val", "--limit", "2")
+    assert lary(root, *words, "--protocol", "paper") == 0
+    assert (root / "data" / "val_la_calvin_5_pixels@paper.csv").exists()
+    assert not (root / "data" / "val_la_calvin_5_pixels.csv").exists()
+
+
+def test_a_second_writer_is_told_who_is_at_work(root: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    words = ASK
+    with locked(latents(root)):
+        assert lary(root, *words) == 1
+        assert f"by process {os.getpid()} on " in capsys.readouterr().err
+        assert [path.name for path in latents(root).iterdir()] == [LOCK]
+    assert lary(root, *words) == 0
+
+
+def test_too_little_disk_is_refused_before_anything_is_written(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    usage = shutil.disk_usage(root)._replace(free=100_000)
+    monkeypatch.setattr(shutil, "disk_usage", lambda place: usage)
+    with pytest.raises(LaryError, match=r"12 rows of 2x64x50 float32 need 0\.0 GB"):
+        extract(ask(), settings_of(root))
+    assert not contents(latents(root))
+
+
+def test_dry_run_measures_and_writes_nothing(root: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    before = sorted(root.rglob("*"))
+    assert lary(root, *ASK, "--dry-run") == 0
+    assert sorted(root.rglob("*")) == before
+    assert "12 samples, 0 done, 12 to do" in capsys.readouterr().out
+    found = estimate(ask(batch_size=4), settings_of(root))
+    assert found.measured == 12
+    assert found.seconds is not None
+    extract(ask(batch_size=4, limit=8), settings_of(root))
+    files = contents(latents(root))
+    again = estimate(ask(batch_size=4), settings_of(root))
+    assert (again.done, again.rows) == (8, 12)
+    per_row = sum(map(len, files.values())) / len(files)
+    assert abs(again.bytes_to_write - 4 * per_row) < 0.01 * again.bytes_to_write
+    assert contents(latents(root)) == files
+    assert (latents(root) / MANIFEST).exists()
+    with pytest.raises(UsageError, match="read-timeout"):
+        estimate(ask(read_timeout=0), settings_of(root))
+    for picture in (root / "data" / "regression").rglob("*.png"):
+        picture.write_bytes(b"")
+    nothing = estimate(ask(batch_size=4), settings_of(root))
+    assert nothing.text().count("unknown") == 2, "neither time nor bytes where nothing could be measured"
+    assert nothing.failures
+
+
+LISTS = {
+    "bytes": b"\xff\xfe row",
+    "giant cell": b"row,path\n" + b"1" * 200_000,
+    "open quote": b'row,path\n"' + b"1\n" * 100_000,
+}
+
+
+@pytest.mark.parametrize("case", LISTS)
+def test_list_of_failures_that_is_none(root: Path, case: str) -> None:
+    extract(ask(), settings_of(root))
+    (latents(root) / FAILURES).write_bytes(LISTS[case])
+    (latents(root) / "latent_action_00000001.npz").unlink()
+    files = sorted(root.rglob("*"))
+    refused(root / "data", lambda: extract(ask(retry_failed=True), settings_of(root)), f"{FAILURES} can't be read")
+    assert sorted(root.rglob("*")) == files
+    assert extract(ask(), settings_of(root)).extracted == 1
+
+
+TIMES = ["[]", "{}", "null", "x", '{"rows": "many", "seconds": 1}', '{"rows": 1e400, "seconds": 1}',
+         '{"rows": 1, "seconds": NaN}', '{"rows": -1, "seconds": -1}', "[" * 10_000]  # fmt: skip
+
+
+@pytest.mark.parametrize("text", TIMES)
+def test_times_that_are_none_cost_no_extraction(root: Path, text: str) -> None:
+    """They are written at the end of hours of work."""
+    extract(ask(), settings_of(root))
+    (latents(root) / TIMING).write_text(text)
+    (latents(root) / "latent_action_00000001.npz").unlink()
+    with bounded():
+        assert extract(ask(), settings_of(root)).extracted == 1
+    rows, seconds = read_timing(latents(root))
+    assert rows == 1
+    assert seconds > 0
+
+
+def test_npz_refuses_bfloat16(root: Path) -> None:
+    with pytest.raises(UsageError, match="--store shards"):
+        extract(ask(dtype="bfloat16"), settings_of(root))
+
+
+def test_class_tokens_are_refused_where_there_are_none(root: Path) -> None:
+    with pytest.raises(UsageError, match=r"'pixels' gives no class token; these models do: .*dinov2-origin"):
+        extract(ask(pool="cls"), settings_of(root))
