@@ -11,9 +11,7 @@ import torch
 
 from lary.probes.nets import ActionExpertMLP
 from lary.probes.outcome import huber_loss, mse
-from lary.probes.regress import make_regressor
 from lary.probes.sampling import hold_out
-from lary.probes.session import Team
 from lary.types import BenchmarkProtocol, LaryError, UsageError
 from tests.probes.made import TINY, InMemory, assert_same, numbers, regress, regressor_inputs, ridge
 
@@ -123,19 +121,3 @@ def test_wrong_requests_are_refused() -> None:
         regress(inputs, sampler_steps=5)
     with pytest.raises(UsageError, match="--sampler-steps 0: must be from 1 to 1000"):
         regress(inputs, probe="dit", sampler_steps=0)
-
-
-@pytest.mark.parametrize("kind", ["mlp", "dit"])
-def test_parts_of_a_loss_add_up(kind: str) -> None:
-    """What three processes compute for their shares of a batch is the loss of the whole."""
-    torch.manual_seed(0)
-    network = make_regressor(TINY.regressor if kind == "mlp" else TINY.dit, (2, 3, 4), (9, 2, 3), 0)
-    tokens, targets = torch.randn(10, 2, 3, 4), torch.randn(10, 6)
-    torch.manual_seed(1)
-    whole = network.loss(tokens, targets)
-    parts = []
-    for rank in range(3):
-        torch.manual_seed(1)
-        share = Team(rank, 3).share(10)
-        parts.append(network.loss(tokens[share], targets[share], 10, share))
-    torch.testing.assert_close(torch.stack(parts).sum(), whole)
