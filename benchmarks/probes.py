@@ -164,19 +164,17 @@ def classification(shape: tuple[int, ...], batch: int, samples: int, precision: 
     from lary.probes.outcome import SampleColumns
     from lary.probes.presets import PRESETS
     from lary.probes.session import Session
-    from lary.probes.training import check_memory, count_weights, training_precision
+    from lary.probes.training import training_precision
 
     settings = replace(PRESETS.get(preset).classifier, batch_size=batch, standardise=False)
     half = precision == "bf16"
-    one = count_weights(lambda: make_head(settings, shape[-1], CLASSES))
-    check_memory(2 * len(settings.heads) * one, shape, batch, device, "benchmark")
     source, labels = InMemory(samples, shape), np.arange(samples, dtype=np.int64) % CLASSES
     rows = np.arange(samples, dtype=np.int64)
     names, columns = tuple(map(str, range(CLASSES))), SampleColumns((), (), (), ())
     inputs = ClassifierInputs(source, labels, (), source, labels, columns, names)
     session = Session(protocol="paper", seed=0, device=device)
     training = ClassifierTraining(inputs, settings, session, (rows, rows[:0]), half)
-    training.build(None)
+    training.build(None)  # checks the memory that is needed
     at_once = training.at_once
 
     def ours() -> None:
@@ -269,28 +267,22 @@ def regression(part: str, shape: tuple[int, ...], batch: int, samples: int, devi
     from torch.utils.checkpoint import checkpoint
 
     from lary.probes.presets import PRESETS
-    from lary.probes.regress import make_regressor
-    from lary.probes.sources import read_batches
-    from lary.probes.training import adamw, check_memory, count_weights
+    from lary.probes.regress import RegressorInputs, RegressorTraining
+    from lary.probes.session import Session
 
     record = PRESETS.get(preset)
     settings: Any = replace(record.dit if part == "dit" else record.regressor, batch_size=batch)
-    targets_shape = (samples, *CHUNK)
-    weights = count_weights(lambda: make_regressor(settings, shape, targets_shape, 0))
-    check_memory(weights, shape, batch, device, f"probe {part}")
-    source = InMemory(samples, shape)
-    targets = np.random.default_rng(1).standard_normal((samples, math.prod(CHUNK))).astype(np.float32)
-    rows = np.arange(samples, dtype=np.int64)
-    network = make_regressor(settings, shape, targets_shape, 0).to(device).train()
+    source, rows = InMemory(samples, shape), np.arange(samples, dtype=np.int64)
+    chunks = np.random.default_rng(1).standard_normal((samples, *CHUNK)).astype(np.float32)
+    targets = chunks.reshape(samples, -1)
+    session = Session(protocol="paper", seed=0, device=device)
+    training = RegressorTraining(RegressorInputs(source, chunks, (), {}, (), {}), settings, session, (rows, rows[:0]))
+    training.build(None)  # checks the memory that is needed
     # one network for both ways: two of the largest would not fit
-    fused = adamw(network, settings.lr, settings.weight_decay)
+    network, fused = training.network.train(), training.optimizer
 
     def ours() -> None:
-        for own, tokens, count in read_batches(source, rows, batch, device):
-            loss = network.loss(tokens, torch.from_numpy(targets[own]).to(device), count)
-            fused.zero_grad(set_to_none=True)
-            loss.backward()  # type: ignore[no-untyped-call]
-            fused.step()
+        training.train_epoch(rows)
 
     def plain_loss(tokens: torch.Tensor, wanted: torch.Tensor) -> torch.Tensor:
         if part == "mlp":

@@ -21,9 +21,10 @@ from types import SimpleNamespace
 import numpy as np
 import pyarrow.parquet  # noqa: F401 (imports are not what is measured)
 
+from lary.latents.kinds import open_store
 from lary.latents.npz import NpzSource, latent_name
 from lary.latents.shardfile import ShardSource
-from lary.latents.store import StoreIdentity, open_store
+from lary.latents.store import StoreIdentity
 from lary.probes.sources import read_batches
 
 CASES = (((16, 1024), 20_000, 20_000), ((2, 196, 1024), 1_000, 2_000))
@@ -48,9 +49,9 @@ def write_store(folder: Path, kind: str, dtype: str, shape: tuple[int, ...], cou
     identity = StoreIdentity("bench", "bench", "train", "corrected", "", "", 0, dtype=dtype)
     store = open_store(folder, identity, {}, overwrite=False, kind=kind, batch_size=16)
     for unit in range(-(-count // store.unit_rows)):
-        with store.writer(unit) as writer:
+        with store.writer(unit) as write:
             for row in range(unit * store.unit_rows, min((unit + 1) * store.unit_rows, count)):
-                writer.add(row, f"{row:016x}", draw(row, shape), None)
+                write(row, f"{row:016x}", draw(row, shape), None)
     store.finish(Table(count))
 
 

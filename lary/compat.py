@@ -19,7 +19,7 @@ MOVED: dict[str, tuple[str, ...]] = {
     "lary.data.motion": ("lary.importers.motions",),
     "lary.data.trajectories": ("lary.importers.trajectories",),
     "lary.data.videos": ("lary.importers.videos",),
-    "lary.data.simulate": ("lary.simulate",),
+    "lary.data.simulate": ("lary.simulate", "lary.data.configs"),
     "lary.latents.extract": ("lary.runs.extract",),
     "lary.latents.table": ("lary.latents.ref",),
     "lary.results.evaluate": ("lary.runs.probe",),

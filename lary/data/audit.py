@@ -32,7 +32,7 @@ CONSTANT = 1e-6
 
 
 @dataclass(frozen=True)
-class SplitFacts:
+class AuditedSplit:
     """A split in numbers: rows, groups (episodes or videos), rows per class and per robot type."""
 
     split: str
@@ -48,7 +48,7 @@ class AuditReport:
     """What an audit found, leaks first."""
 
     dataset: str
-    splits: tuple[SplitFacts, ...]
+    splits: tuple[AuditedSplit, ...]
     findings: tuple[Finding, ...]
 
     @property
@@ -133,10 +133,10 @@ def open_parts(spec: DatasetSpec, config: AuditConfig, settings: Settings) -> li
     return [read_part(table, f"{root}/" if several else "") for table, root in zip(found, roots, strict=True)]
 
 
-def facts_of(part: Part) -> SplitFacts:
+def facts_of(part: Part) -> AuditedSplit:
     """Numbers of a split."""
     classes = Counter(part.targets) if part.classes is not None else Counter[str]()
-    return SplitFacts(
+    return AuditedSplit(
         part.name, str(part.table.path), len(part.table), len(part.group_sizes), dict(sorted(classes.items())),
         dict(sorted(Counter(part.embodiments).items())),
     )  # fmt: skip

@@ -11,7 +11,6 @@ import io
 import os
 import re
 from collections.abc import Iterator, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from dataclasses import dataclass
 from functools import cached_property
@@ -24,6 +23,7 @@ import numpy.typing as npt
 from lary.data.spec import DatasetSpec, LabelSpace
 from lary.files import digest, file_digest, inside, path_problem, write_text
 from lary.registry import suggest
+from lary.runtime import in_threads
 from lary.types import Media, Sample, UsageError
 
 if TYPE_CHECKING:
@@ -91,6 +91,8 @@ def read_frame(path: Path, limit: int | None = None) -> pandas.DataFrame:
                 "quote cells that hold a comma."
             ) from None
         reason = str(error).splitlines()[0].rstrip(".")[:200]
+        if "Empty CSV" in reason:  # a header without a line end
+            raise UsageError(f"The table {path} holds column names but no rows.") from None
         if "straddling" in reason:  # a row that doesn't fit into a block
             reason = f"a row has more than {LONGEST_LINE} letters"
         raise UsageError(f"The table {path} can't be read as CSV in UTF-8: {reason}.") from error
@@ -116,8 +118,6 @@ def read_header(path: Path) -> list[str]:
         raise UsageError(f"The table {path} names {len(names)} columns, more than the {MOST_COLUMNS} allowed.")
     if len(set(stripped)) < len(names):
         raise UsageError(f"The table {path} names a column twice: {', '.join(stripped)[:400]}.")
-    if problem := next(filter(None, map(path_problem, stripped)), ""):
-        raise UsageError(f"The table {path} can't be read as CSV in UTF-8: a column name is none, since {problem}.")
     return names
 
 
@@ -233,10 +233,8 @@ class SampleTable:
         """
         chosen = range(len(self)) if positions is None else positions
         wanted = list(dict.fromkeys(path for position in chosen for path in self._media_at(position)))
-        parts = [wanted[start : start + 256] for start in range(0, len(wanted), 256)]
-        with ThreadPoolExecutor(THREADS) as pool:
-            missing = pool.map(lambda part: [path for path in part if not os.path.isfile(path)], parts)
-            return [path for part in missing for path in part]
+        found = in_threads(os.path.isfile, wanted, THREADS, batch=256)
+        return [path for path, there in zip(wanted, found, strict=True) if not there]
 
     def _media_at(self, position: int) -> tuple[Path, ...]:
         return tuple(self._locate(position, column, IMAGE_FOLDER) for column in MEDIA_COLUMNS[self.spec.media])

@@ -27,7 +27,7 @@ FREE = frozenset(("apache-2.0", "mit", "bsd-3-clause", "bsd-2-clause", "cc-by-4.
 PAIRS_PER_SECOND = 3
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class LeRobotPlan:
     """What an import will do, every choice made.
 
@@ -152,9 +152,10 @@ def plan_lerobot(data: LeRobot, config: LeRobotConfig, name: str, settings: Sett
         data.fetch(data.data_path(episode) for episode in episodes)
     cut = motion_cut(data, config, episodes, actions, dims) if config.labels else PairCut(stride)
     return LeRobotPlan(
-        data, name, settings.path("DATA_DIR"), settings.path("LARY_ROOT") / "data", camera, actions, dims,
-        config.robot or data.robot or "unknown", episodes, choose_validation(data, episodes, config.share, config.seed),
-        read_licence(data, config.licence), cut, config.overwrite,
+        data=data, name=name, data_dir=settings.path("DATA_DIR"), tables=settings.path("LARY_ROOT") / "data",
+        camera=camera, actions=actions, dims=dims, robot=config.robot or data.robot or "unknown", episodes=episodes,
+        val=choose_validation(data, episodes, config.share, config.seed), licence=read_licence(data, config.licence),
+        cut=cut, overwrite=config.overwrite,
     )  # fmt: skip
 
 
@@ -242,11 +243,12 @@ def dimension_names(data: LeRobot, keys: Sequence[str]) -> tuple[str, ...]:
 
 
 def choose_validation(data: LeRobot, episodes: Sequence[Episode], share: float, seed: int) -> frozenset[int]:
-    """Episodes that validate: those that the data set declares as such, or a random share."""
-    declared = data.declared_splits()
+    """Episodes that validate: those that the data set declares as such (``"40:50"``), or a random share."""
     numbers = [episode.index for episode in episodes]
     for name in VALIDATION:
-        chosen = frozenset(number for number in numbers if number in declared.get(name, range(0)))
+        declared = re.fullmatch(r"\s*(\d+)\s*:\s*(\d+)\s*", str((data.meta.splits or {}).get(name)))
+        first, end = map(int, declared.groups()) if declared else (0, 0)
+        chosen = frozenset(number for number in numbers if first <= number < end)
         if 0 < len(chosen) < len(numbers):
             return chosen
     count = min(max(1, round(share * len(numbers))), len(numbers) - 1)

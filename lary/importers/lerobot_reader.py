@@ -8,7 +8,6 @@ episode's. Images are frames of a video, or PNG and JPEG bytes in a column with 
 
 from __future__ import annotations
 
-import importlib
 import json
 import math
 import re
@@ -33,6 +32,8 @@ BOOKKEEPING = frozenset(
     ("index", "frame_index", "episode_index", "task_index", "timestamp", "next.done", "next.reward", "next.success")
 )
 """Columns that every data set has, which are no actions or states."""
+LONGEST = 1 << 31
+"""Frames of an episode: two years at 30 frames/s."""
 REPOSITORY = re.compile(r"[A-Za-z0-9][\w.-]*/[\w.-]+")
 FIELD = re.compile(r"\{(\w+)(?::0?(\d+)d)?\}")
 TEMPLATES = {
@@ -60,7 +61,7 @@ class Info(BaseModel):
     fps: float = Field(gt=0)
     features: dict[str, Feature]
     robot_type: str | None = None
-    splits: Any = None
+    splits: dict[str, Any] | None = None
     chunks_size: int = Field(1000, gt=0)
     data_path: str | None = None
     video_path: str | None = None
@@ -121,25 +122,26 @@ class LeRobot:
     @cached_property
     def episodes(self) -> list[Episode]:
         """All episodes, by number. Raises LaryError if the metadata are damaged."""
+        from pyarrow import parquet
+
         meta = self.folder / "meta"
+        rows: list[dict[str, Any]] = []
         try:
-            rows = _episode_rows_v2(meta) if self.version == 2 else _episode_rows_v3(meta)
+            if self.version == 2:
+                lines = (meta / "episodes.jsonl").read_text(encoding="utf-8").splitlines()
+                rows = [json.loads(line) for line in lines if line.strip()]
+            for path in sorted((meta / "episodes").glob("*/*.parquet")) if self.version == 3 else ():
+                names = [name for name in parquet.read_schema(path).names if not name.startswith("stats/")]
+                rows += parquet.read_table(path, columns=names).to_pylist()
             found = [Episode(int(row["episode_index"]), int(row["length"]), row) for row in rows]
         except (OSError, ValueError, KeyError, TypeError) as error:
             raise LaryError(f"The list of episodes in {meta} can't be read: {error!r}.") from error
         numbers = [episode.index for episode in found]
         if not found or len(set(numbers)) < len(numbers) or min(numbers) < 0:
             raise LaryError(f"The list of episodes in {meta} is empty or names an episode twice.")
+        if not all(0 <= episode.length <= LONGEST for episode in found):
+            raise LaryError(f"The list of episodes in {meta} has a length that is not between 0 and {LONGEST}.")
         return sorted(found, key=lambda episode: episode.index)
-
-    def declared_splits(self) -> dict[str, range]:
-        """Ranges of episodes by split, as ``info.json`` declares them (``"0:50"``)."""
-        declared = self.meta.splits
-        found = {}
-        for name, text in declared.items() if isinstance(declared, dict) else ():
-            if match := re.fullmatch(r"\s*(\d+)\s*:\s*(\d+)\s*", str(text)):
-                found[str(name)] = range(int(match[1]), int(match[2]))
-        return found
 
     def fetch(self, paths: Iterable[Path]) -> None:
         """Fetch files from the hub that the data set is of, if it is of one. Raises LaryError."""
@@ -156,12 +158,15 @@ class LeRobot:
         Raises:
             MediaError: the file is missing or damaged, lacks a column, or has another number of rows.
         """
+        import pyarrow
+        from pyarrow import parquet
+
         path = self.data_path(episode)
         wanted = list(dict.fromkeys([*columns, "episode_index", "frame_index", "timestamp"]))
         try:
-            rows = arrow("parquet").read_table(path, columns=wanted, filters=[("episode_index", "=", episode.index)])
+            rows = parquet.read_table(path, columns=wanted, filters=[("episode_index", "=", episode.index)])
             lacking = [name for name in wanted if name not in rows.column_names]
-        except (OSError, ValueError, KeyError, arrow("lib").ArrowException) as error:
+        except (OSError, ValueError, KeyError, pyarrow.ArrowException) as error:
             raise MediaError(f"The table {path} of episode {episode.index} can't be read: {_short(error)}.") from error
         if lacking:
             raise MediaError(f"The table {path} has no column '{lacking[0]}'.")
@@ -227,19 +232,6 @@ def flat_names(found: Any) -> Iterator[str]:
             yield from flat_names(part) if isinstance(part, dict | list) else [str(part)]
 
 
-def _episode_rows_v2(meta: Path) -> list[dict[str, Any]]:
-    lines = (meta / "episodes.jsonl").read_text(encoding="utf-8").splitlines()
-    return [json.loads(line) for line in lines if line.strip()]
-
-
-def _episode_rows_v3(meta: Path) -> list[dict[str, Any]]:
-    rows: list[dict[str, Any]] = []
-    for path in sorted((meta / "episodes").glob("*/*.parquet")):
-        names = arrow("parquet").read_schema(path).names
-        rows += arrow("parquet").read_table(path, columns=[n for n in names if not n.startswith("stats/")]).to_pylist()
-    return rows
-
-
 def open_lerobot(source: str, revision: str | None = None) -> LeRobot:
     """A data set in a folder, or on the hub, from which the metadata are fetched.
 
@@ -267,14 +259,6 @@ def _snapshot(source: str, commit: str, patterns: list[str]) -> Path:
             source, repo_type="dataset", revision=commit, allow_patterns=patterns
         )  # fmt: skip
     return Path(folder)
-
-
-def arrow(module: str) -> Any:
-    """A module of pyarrow. Raises UsageError if it isn't installed."""
-    try:
-        return importlib.import_module(f"pyarrow.{module}")
-    except ImportError:
-        raise UsageError("Reading LeRobot data sets needs pyarrow: pip install pyarrow.") from None
 
 
 def _short(error: BaseException) -> str:

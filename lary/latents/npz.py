@@ -22,8 +22,8 @@ import numpy as np
 import numpy.typing as npt
 
 from lary.arrays import read_npz
-from lary.files import atomic_write, open_regular, remove_torn
-from lary.latents.store import Floats, StoreIdentity, narrow, record_table
+from lary.files import atomic_write, open_regular
+from lary.latents.store import Floats, LatentStore, Write, narrow, token_shape
 from lary.types import LaryError, MediaError
 
 if TYPE_CHECKING:
@@ -129,10 +129,7 @@ def read_array(path: Path, name: str) -> npt.NDArray[Any] | None:
 
 
 def read_tokens(path: Path) -> npt.NDArray[Any]:
-    """The tokens of one sample in the file's number format, (P, N, D) or (N, D).
-
-    Stores of other programs may have other axes: (D,) is one token, and all axes between the first and the last are
-    tokens, so that (9, 2, 2, 24) is (9, 4, 24).
+    """The tokens of one sample in the file's number format, with the axes that `token_shape` makes of any others.
 
     Raises:
         MediaError: as `read_array`, or there are no tokens.
@@ -142,63 +139,32 @@ def read_tokens(path: Path) -> npt.NDArray[Any]:
         raise MediaError(f"The latents {path} can't be read (no array 'tokens'): extract them again.")
     if not tokens.ndim or not tokens.size:
         raise MediaError(f"The latents {path} have the shape {tokens.shape}, not (P, N, D), (N, D) or (D,).")
-    if tokens.ndim == 1:
-        return tokens[None]
-    return tokens if tokens.ndim <= 3 else tokens.reshape(len(tokens), -1, tokens.shape[-1])
+    return tokens.reshape(token_shape(tokens.shape))
 
 
-@dataclass(frozen=True)
-class NpzStore:
-    """A `LatentStore` of ``.npz`` files. Every row is on disk as soon as it was added."""
+class NpzStore(LatentStore):
+    """A store of ``.npz`` files. Every row is on disk as soon as it was written; there is nothing to commit."""
 
-    folder: Path
-    identity: StoreIdentity
-    unit_rows: int
-
-    def missing(self, table: SampleTable) -> list[int]:
-        """Rows without a whole file of their sample and this store."""
-        there = self._there(table)
-        key = self.identity.key
-        for row, stamp in zip(list(there), read_stamps(map(there.__getitem__, list(there))), strict=True):
-            if stamp is None or stamp.store != key or stamp.sample != table[row].id:
-                del there[row]
-        return [row for row in range(len(table)) if row not in there]
-
-    @contextmanager
-    def writer(self, unit: int) -> Iterator[NpzWriter]:
-        """A writer that writes each row at once; there is nothing to commit."""
-        yield NpzWriter(self)
-
-    def entries(self, table: SampleTable, root: Path, failed: Collection[int] = ()) -> list[str]:
-        """Names by row where the file is there."""
-        found = [""] * len(table)
-        for row, file in self._there(table).items():
-            found[row] = "" if row in failed else file.relative_to(root).as_posix()
-        return found
-
-    def finish(self, table: SampleTable) -> None:
-        """Remove what killed writers have left; the files are all there is."""
-        remove_torn(self.folder)
-        record_table(self.folder, table)
-
-    def _there(self, table: SampleTable) -> dict[int, Path]:
-        """Files by row, from one listing of the folder: millions of rows may be missing."""
+    def held(self, table: SampleTable, *, check: bool = True) -> dict[int, str]:
+        """Rows whose file is there, from one listing of the folder, since millions of others may be missing."""
         names = [entry.name for entry in os.scandir(self.folder)] if self.folder.is_dir() else []
         rows = {row: name for name in names if (row := row_of(name)) is not None and name == latent_name(row)}
-        return {row: self.folder / rows[row] for row in sorted(rows) if row < len(table)}
+        found = {row: rows[row] for row in sorted(rows) if row < len(table)}
+        if not check:
+            return found
+        stamps = zip(found.items(), read_stamps(self.folder / name for name in found.values()), strict=True)
+        key = self.identity.key
+        return {row: name for (row, name), own in stamps if own and own.store == key and own.sample == table[row].id}
 
+    @contextmanager
+    def writer(self, unit: int) -> Iterator[Write]:
+        identity = self.identity
 
-@dataclass(frozen=True)
-class NpzWriter:
-    """Writes rows of an `NpzStore`."""
+        def write(row: int, sample: str, tokens: Floats, codes: npt.NDArray[Any] | None) -> None:
+            stamp = Stamp(sample, identity.key, identity.model)
+            write_latents(self.folder / latent_name(row), narrow(tokens, identity.dtype), codes, stamp)
 
-    store: NpzStore
-
-    def add(self, row: int, sample: str, tokens: Floats, codes: npt.NDArray[Any] | None) -> None:
-        """Write one row. Raises MediaError for tokens that aren't finite in the store's number format."""
-        identity = self.store.identity
-        stamp = Stamp(sample, identity.key, identity.model)
-        write_latents(self.store.folder / latent_name(row), narrow(tokens, identity.dtype), codes, stamp)
+        yield write
 
 
 class NpzSource:

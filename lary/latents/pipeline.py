@@ -23,7 +23,7 @@ from lary.configs import ExtractConfig
 from lary.data.tables import INDEX_COLUMN, SampleTable
 from lary.latents.encoding import Encoding
 from lary.latents.reading import Batch, Reading, idle_readers
-from lary.latents.store import LatentStore, UnitWriter
+from lary.latents.store import LatentStore, Write
 from lary.models.running import LoadedEncoder, build
 from lary.models.spec import MODELS, ModelContext, ModelSpec, with_latent
 from lary.runtime import usable_cores
@@ -190,7 +190,7 @@ class _OpenUnit:
     """A unit whose rows are being written."""
 
     number: int
-    writer: UnitWriter
+    write: Write
     stack: ExitStack
     rows: int = 0
     writes: list[Future[list[Failure]]] = field(default_factory=list)
@@ -264,7 +264,7 @@ class Writing:
         with self._room:
             self._room.wait_for(lambda: not self._bytes or self._bytes + size <= BYTES_IN_FLIGHT)
             self._bytes += size
-        self._unit.writes.append(self._threads.submit(self._write, self._unit.writer, rows, size))
+        self._unit.writes.append(self._threads.submit(self._write, self._unit.write, rows, size))
 
     def fail(self, failures: list[Failure]) -> None:
         """Count rows of this unit that have no latents."""
@@ -276,12 +276,12 @@ class Writing:
         while self._commits and (wait or self._commits[0].done()):
             yield self._commits.pop(0).result()
 
-    def _write(self, writer: UnitWriter, rows: list[_Row], size: int) -> list[Failure]:
+    def _write(self, write: Write, rows: list[_Row], size: int) -> list[Failure]:
         failures = []
         try:
             for row, sample, name, tokens, codes in rows:
                 try:
-                    writer.add(row, sample, tokens, codes)
+                    write(row, sample, tokens, codes)
                 except MediaError as error:
                     failures.append(Failure(row, name, str(error)))
         except BaseException as error:

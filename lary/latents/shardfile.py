@@ -11,11 +11,10 @@ import json
 import math
 import mmap
 import os
-import threading
-from collections import OrderedDict
 from collections.abc import Collection, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from functools import lru_cache
 from itertools import pairwise
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -27,7 +26,7 @@ from safetensors import SafetensorError, safe_open
 
 from lary.configs import LatentDtype
 from lary.files import open_regular
-from lary.latents.store import SHARDS, Floats, convert
+from lary.latents.store import SHARDS, Floats, copy_numbers
 from lary.types import LaryError, UsageError
 
 if TYPE_CHECKING:
@@ -52,7 +51,7 @@ AT_ONCE = 16
 
 @dataclass(frozen=True)
 class ShardHeader:
-    """What a shard holds; made by `read_header`, so all of it fits the file.
+    """What a shard holds; made by `read_shard`, so all of it fits the file.
 
     Attributes:
         start: first byte of the tokens.
@@ -102,7 +101,7 @@ def cannot_open(path: Path, error: OSError) -> LaryError:
     return LaryError(f"The latents {path} can't be opened ({error.strerror}): extract them again.")
 
 
-def read_header(path: Path) -> ShardHeader:
+def read_shard(path: Path) -> ShardHeader:
     """The header of a shard, every statement of which was checked against the file.
 
     Raises:
@@ -164,7 +163,7 @@ def scan_shards(folder: Path, key: str | None) -> tuple[list[ShardHeader], list[
     found, problems = [], []
     for file in sorted(folder.glob(SHARDS), key=_unit_order):
         try:
-            header = read_header(file)
+            header = read_shard(file)
         except LaryError as error:
             problems.append(str(error))
             continue
@@ -250,30 +249,6 @@ class OpenShard:
         return found
 
 
-class OpenShards:
-    """Shards that are open, the least used ones closed so that the process may open other files."""
-
-    def __init__(self, headers: Sequence[ShardHeader], mode: str) -> None:
-        self._headers, self._mode = headers, mode
-        self._open: OrderedDict[int, tuple[OpenShard, Any]] = OrderedDict()
-        self._lock = threading.Lock()
-        self._limit = most_files() // 4
-
-    def __reduce__(self) -> Any:
-        return type(self), (self._headers, self._mode)
-
-    def get(self, file: int) -> tuple[OpenShard, Any]:
-        """A shard, and its rows in memory where they are mapped."""
-        with self._lock:
-            if file not in self._open:
-                shard = OpenShard(self._headers[file])
-                self._open[file] = (shard, shard.mapped() if self._mode == "mmap" else None)
-                while len(self._open) > self._limit:
-                    self._open.popitem(last=False)
-            self._open.move_to_end(file)
-            return self._open[file]
-
-
 def most_files() -> int:
     """How many files this process may have open."""
     try:
@@ -313,7 +288,16 @@ class ShardSource:
             raise LaryError(f"{first.path.parent} has shards with fewer rows than were asked for: extract again.")
         self.headers, self.mode = tuple(headers), mode
         self._file, self._position, self._first = files, positions, first
-        self._open = OpenShards(self.headers, mode)
+        # The least used shards are closed, so that the process may open other files.
+        self._open = lru_cache(most_files() // 4)(self._opened)
+
+    def __reduce__(self) -> Any:
+        return type(self), (self.headers, self._file, self._position, self.mode)
+
+    def _opened(self, file: int) -> tuple[OpenShard, Any]:
+        """A shard, and its rows in memory where they are mapped."""
+        shard = OpenShard(self.headers[file])
+        return shard, shard.mapped() if self.mode == "mmap" else None
 
     @property
     def shape(self) -> tuple[int, ...]:
@@ -346,7 +330,7 @@ class ShardSource:
                 os.posix_fadvise(shard.handle, shard.header.start + position * size, size, os.POSIX_FADV_WILLNEED)
         for _, stored, places in groups:
             for place, position in places:
-                convert(stored[position], out[place])
+                copy_numbers(stored[position], out[place])
         return found.reshape(len(chosen), *self.shape)
 
     def _groups(self, chosen: npt.NDArray[np.int64]) -> Iterator[tuple[OpenShard, Any, list[tuple[int, int]]]]:
@@ -356,11 +340,11 @@ class ShardSource:
         ends = [0, *(np.flatnonzero(np.diff(files[order])) + 1).tolist(), len(order)]
         for start, end in pairwise(ends) if len(order) else ():
             part = order[start:end]
-            yield *self._open.get(int(files[part[0]])), list(zip(part.tolist(), positions[part].tolist(), strict=True))
+            yield *self._open(int(files[part[0]])), list(zip(part.tolist(), positions[part].tolist(), strict=True))
 
     def codes(self, rows: Collection[int]) -> list[npt.NDArray[Any] | None]:
         """Codes of samples."""
-        return [self._open.get(int(self._file[row]))[0].codes(int(self._position[row])) for row in rows]
+        return [self._open(int(self._file[row]))[0].codes(int(self._position[row])) for row in rows]
 
 
 def _fetch(out: torch.Tensor, rows: Sequence[tuple[OpenShard, int, int]]) -> None:
@@ -369,4 +353,4 @@ def _fetch(out: torch.Tensor, rows: Sequence[tuple[OpenShard, int, int]]) -> Non
 
     for shard, place, position in rows:
         bits = torch.from_numpy(shard.tokens(position).reshape(-1).view(np.uint8))
-        convert(bits.view(getattr(torch, shard.header.dtype)), out[place])
+        copy_numbers(bits.view(getattr(torch, shard.header.dtype)), out[place])

@@ -16,9 +16,8 @@ import math
 import os
 import threading
 import zlib
-from collections.abc import Collection, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
 from itertools import count
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -26,7 +25,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import numpy.typing as npt
 
-from lary.files import atomic_write, cannot_write, create_temporary, open_regular, remove_torn
+from lary.files import atomic_write, cannot_write, create_temporary, open_regular
 from lary.latents.shardfile import (
     CODE_TAGS,
     CODE_TYPES,
@@ -34,10 +33,10 @@ from lary.latents.shardfile import (
     VERSION,
     ShardHeader,
     check_no_link,
-    read_header,
+    read_shard,
     scan_shards,
 )
-from lary.latents.store import INDEX, SHARD_MARK, Floats, StoreIdentity, narrow, record_table
+from lary.latents.store import INDEX, SHARD_MARK, Floats, LatentStore, Write, narrow
 from lary.types import LaryError
 
 if TYPE_CHECKING:
@@ -51,9 +50,6 @@ MOVED = 8 << 20
 LARGEST_LINE = 512
 """Bytes that a line of the index may unpack to."""
 INDEX_COLUMNS = ("sample", "row", "shard", "position", "checksum")
-
-Place = tuple[str, int]
-"""Name of a shard, and a row in it."""
 
 
 def header_bytes(
@@ -76,13 +72,8 @@ def header_bytes(
     return (size - 8).to_bytes(8, "little") + text.ljust(size - 8)
 
 
-@dataclass(frozen=True)
-class ShardStore:
-    """A `LatentStore` of shards."""
-
-    folder: Path
-    identity: StoreIdentity
-    unit_rows: int
+class ShardStore(LatentStore):
+    """A store of shards."""
 
     def file(self, unit: int, further: int = 0) -> Path:
         """The shard of a unit, or a further one with rows that were done later."""
@@ -96,50 +87,34 @@ class ShardStore:
         """Whether a shard is one of this store."""
         return (header.store, header.dtype) == (self.identity.key, self.identity.dtype)
 
-    def places(self, table: SampleTable) -> dict[int, Place]:
-        """Where each row of the table is, by sample id and row."""
-        there: dict[int, dict[str, Place]] = {}
+    def held(self, table: SampleTable, *, check: bool = True) -> dict[int, str]:
+        """``<shard>#<row in the shard>`` by row of the table, by sample id and row."""
+        there: dict[int, dict[str, str]] = {}
         for header in self.headers():
             for position, (row, sample) in enumerate(zip(header.rows.tolist(), header.samples, strict=True)):
                 if row < len(table):
-                    there.setdefault(row, {})[sample] = (header.path.name, position)
-        found = {row: samples.get(table[row].id) for row, samples in there.items()}
-        return {row: place for row, place in found.items() if place is not None}
-
-    def missing(self, table: SampleTable) -> list[int]:
-        """Rows that no whole shard of this store holds for their sample."""
-        there = self.places(table)
-        return [row for row in range(len(table)) if row not in there]
+                    there.setdefault(row, {})[sample] = f"{header.path.name}{SHARD_MARK}{position}"
+        return {row: own for row, samples in there.items() if (own := samples.get(table[row].id)) is not None}
 
     @contextmanager
-    def writer(self, unit: int) -> Iterator[ShardWriter]:
-        """A writer for some or all rows of a unit; the shard appears when the block is left without an exception."""
+    def writer(self, unit: int) -> Iterator[Write]:
         handle, name = create_temporary(self.file(unit))
         writer = ShardWriter(self, unit, handle, Path(name))
         try:
-            yield writer
+            yield writer.add
             writer.commit()
         finally:
             os.close(handle)
             Path(name).unlink(missing_ok=True)
 
-    def entries(self, table: SampleTable, root: Path, failed: Collection[int] = ()) -> list[str]:
-        """``<folder>/<shard>#<row in the shard>`` by row of the table."""
-        relative = self.folder.relative_to(root).as_posix()
-        found = [""] * len(table)
-        for row, (file, position) in self.places(table).items():
-            found[row] = "" if row in failed else f"{relative}/{file}{SHARD_MARK}{position}"
-        return found
-
     def finish(self, table: SampleTable) -> None:
-        """Rebuild the index from the headers, and remove what killed writers have left."""
+        """Rebuild the index from the headers too."""
         import pyarrow.parquet
 
-        remove_torn(self.folder)
+        super().finish(table)
         listed = index_of(self.folder, self.headers()).replace_schema_metadata({"store": self.identity.key})
         with atomic_write(self.folder / INDEX) as stream:
             pyarrow.parquet.write_table(listed, stream)
-        record_table(self.folder, table)
 
 
 class ShardWriter:
@@ -159,7 +134,7 @@ class ShardWriter:
         self._done: dict[int, tuple[str, int, npt.NDArray[Any] | None]] = {}
 
     def add(self, row: int, sample: str, tokens: Floats, codes: npt.NDArray[Any] | None) -> None:
-        """Write a row to its place. Raises as `UnitWriter.add`."""
+        """Write a row to its place. Raises as `Write`."""
         if row not in self._rows:
             raise LaryError(f"Row {row} is none of unit {self._unit} of {self._store.folder}.")
         stored = narrow(tokens, self._store.identity.dtype)
@@ -245,7 +220,7 @@ class ShardWriter:
         for further in count():
             file = self._store.file(self._unit, further)
             try:
-                header = read_header(file)
+                header = read_shard(file)
             except LaryError:
                 return file
             if not self._store.owns(header):

@@ -9,7 +9,8 @@ identity's key, never by file names.
 from __future__ import annotations
 
 import json
-from collections.abc import Collection
+import math
+from collections.abc import Callable, Collection
 from contextlib import AbstractContextManager
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -18,9 +19,9 @@ from typing import TYPE_CHECKING, Any, Protocol
 import numpy as np
 import numpy.typing as npt
 
-from lary.configs import LatentDtype, StoreKind
-from lary.files import digest, read_json, write_json
-from lary.types import LaryError, LatentSource, MediaError, UsageError
+from lary.configs import LatentDtype
+from lary.files import digest, read_json, remove_torn, write_json
+from lary.types import LaryError, LatentSource, MediaError
 
 if TYPE_CHECKING:
     import torch
@@ -33,9 +34,6 @@ SHARD_MARK = "#"
 """Between a shard and a row in it, in ``la_path``."""
 
 FORMAT = 1
-BATCHES = 8
-"""Per unit of a store whose units are nothing on disk."""
-MOST_ROWS = 1 << 20
 LATER_FIELDS = {"revision": "", "pool": "none", "dtype": "float32"}
 """Fields that identities of the first format lack, with what they were: a key doesn't change where they still are."""
 
@@ -43,7 +41,14 @@ Rows = npt.NDArray[np.int64]
 Floats = npt.NDArray[np.float32]
 
 
-"""Bytes of a failures file, with millions of rows."""
+def token_shape(shape: tuple[int, ...]) -> tuple[int, ...]:
+    """The axes (P, N, D) or (N, D) under which one sample's tokens of any shape are stored and read.
+
+    (D,) is one token, and all axes between the first and the last are tokens: (9, 2, 2, 24) is (9, 4, 24).
+    """
+    if len(shape) == 1:
+        return (1, *shape)
+    return shape if len(shape) <= 3 else (shape[0], math.prod(shape[1:-1]), shape[-1])
 
 
 @dataclass(frozen=True)
@@ -76,54 +81,63 @@ class StoreIdentity:
         return digest(json.dumps([FORMAT, fields], sort_keys=True))
 
 
-class UnitWriter(Protocol):
-    """Takes the rows of one unit; `add` may be called from several threads and in any order.
+Write = Callable[[int, str, Floats, "npt.NDArray[Any] | None"], None]
+"""Takes a row, its sample's id, its tokens (P, N, D) or (N, D) float32, and its codes (P, N) or None.
 
-    Used as a context manager: leaving it without an exception commits the unit, an exception gives it up. Its rows
-    are on disk, for good, once the block has been left.
-    """
-
-    def add(self, row: int, sample: str, tokens: Floats, codes: npt.NDArray[Any] | None) -> None:
-        """Take tokens (P, N, D) or (N, D) float32 and codes (P, N) or None of the sample with the id `sample`.
-
-        Raises:
-            MediaError: the tokens aren't finite in the store's number format. Costs this row; the unit continues.
-            LaryError: the row belongs to another unit, the shape differs from the unit's, the disk is full.
-        """
-        ...
+It may be called from several threads and in any order. It raises MediaError for tokens that aren't finite in the
+store's number format, which costs this row alone, and LaryError for a row of another unit or shape, or a full disk.
+"""
 
 
-class LatentStore(Protocol):
+@dataclass(frozen=True)
+class LatentStore:
     """The latents of one split and one identity in one folder: how rows reach the disk. Stores can be pickled.
 
     Attributes:
         unit_rows: a unit of work is the rows ``[k * unit_rows, (k + 1) * unit_rows)`` of the table, k from 0.
     """
 
-    @property
-    def folder(self) -> Path: ...
+    folder: Path
+    identity: StoreIdentity
+    unit_rows: int
 
-    @property
-    def identity(self) -> StoreIdentity: ...
+    def held(self, table: SampleTable, *, check: bool = True) -> dict[int, str]:
+        """Rows of the table whose latents are there, with their names in the folder.
 
-    @property
-    def unit_rows(self) -> int: ...
+        Args:
+            check: leave out what is torn, or is of another sample or store.
+        """
+        raise NotImplementedError
+
+    def writer(self, unit: int) -> AbstractContextManager[Write]:
+        """A function that writes some or all rows of a unit. No two may be in use for one unit at the same time.
+
+        Leaving the block without an exception commits the rows for good, an exception gives up what wasn't committed.
+        """
+        raise NotImplementedError
 
     def missing(self, table: SampleTable) -> list[int]:
-        """Rows of the table, in order, whose latents aren't there, are torn, or are of another sample or store."""
-        ...
+        """Rows of the table, in order, that have to be extracted."""
+        there = self.held(table)
+        return [row for row in range(len(table)) if row not in there]
 
-    def writer(self, unit: int) -> AbstractContextManager[UnitWriter]:
-        """A writer for some or all rows of a unit. No two may be at work on one unit at the same time."""
-        ...
-
-    def entries(self, table: SampleTable, root: Path, failed: Collection[int] = ()) -> list[str]:
+    def entries(self, table: SampleTable, root: Path, failed: Collection[int | None] = ()) -> list[str]:
         """The ``la_path`` of every row, relative to `root`; empty where a row failed or has no latents."""
-        ...
+        relative, found = self.folder.relative_to(root).as_posix(), [""] * len(table)
+        for row, name in self.held(table, check=False).items():
+            found[row] = "" if row in failed else f"{relative}/{name}"
+        return found
 
     def finish(self, table: SampleTable) -> None:
-        """Called once by the driver when all writers are done: brings what lists the latents up to date."""
-        ...
+        """Bring what lists the latents up to date, and remove what killed writers have left.
+
+        The manifest notes which table the latents were last extracted from; the samples' ids decide, not this.
+        """
+        remove_torn(self.folder)
+        facts = {"path": table.path.name, "digest": table.digest, "rows": len(table)}
+        found = read_manifest(self.folder)
+        if found.get("table") != facts:
+            write_json(self.folder / MANIFEST, found | {"table": facts})
 
 
 class StoredLatents(LatentSource, Protocol):
@@ -138,83 +152,6 @@ class StoredLatents(LatentSource, Protocol):
         ...
 
 
-def check_format(kind: StoreKind, dtype: LatentDtype) -> None:
-    """Refuse a number format that a kind of store can't hold. Raises UsageError."""
-    if kind == "npz" and dtype == "bfloat16":
-        raise UsageError("--dtype bfloat16: .npz files can't hold it; pass --store shards, or --dtype float16.")
-
-
-def open_store(
-    folder: Path, identity: StoreIdentity, details: dict[str, Any], *, overwrite: bool,
-    kind: StoreKind = "npz", unit_rows: int = 1024, batch_size: int = 1,
-) -> LatentStore:  # fmt: skip
-    """Claim a folder for latents of one identity, or resume what it holds.
-
-    Args:
-        details: further facts for the manifest.
-        unit_rows: rows per unit of a new store of shards, rounded up to a multiple of `batch_size`; units of other
-            kinds are a few batches.
-        batch_size: rows per forward pass; a unit holds whole batches.
-
-    Raises:
-        UsageError: the folder holds latents of another identity and `overwrite` is off, or latents of another kind
-            or units that the batches don't fit into.
-    """
-    unit_rows = -(-unit_rows // batch_size) * batch_size if kind == "shards" else BATCHES * batch_size
-    manifest = folder / MANIFEST
-    if manifest.exists():
-        found = read_manifest(folder)
-        if found.get("key") == identity.key:
-            known = found.get("store", "npz")
-            if known != kind:
-                raise UsageError(
-                    f"{folder} is a store of kind {known}: pass --store {known}, or turn it into one of kind {kind} "
-                    f"with 'lary latents convert --store {kind}'."
-                )
-            if kind == "shards":
-                unit_rows = units_of(folder, found)
-            if unit_rows % batch_size:
-                raise UsageError(
-                    f"--batch-size {batch_size}: the shards of {folder} hold {unit_rows} rows; pass a batch size that "
-                    f"divides this, such as {found.get('batch_size', 1)}."
-                )
-            return store_at(folder, identity, kind, unit_rows)
-        if not overwrite:
-            raise UsageError(
-                f"{folder} holds latents of another extraction ({differences(found, identity)}). "
-                "Pass --overwrite to replace them."
-            )
-        clear(folder)
-    facts = {"store": kind, "unit_rows": unit_rows} if kind == "shards" else {"store": kind}
-    write_json(manifest, {"format": FORMAT, "key": identity.key, "identity": asdict(identity), **facts, **details})
-    return store_at(folder, identity, kind, unit_rows)
-
-
-def store_at(folder: Path, identity: StoreIdentity, kind: StoreKind, unit_rows: int) -> LatentStore:
-    """The store of a kind; only here kinds are distinguished for writing."""
-    if kind == "shards":
-        from lary.latents.shards import ShardStore
-
-        return ShardStore(folder, identity, unit_rows)
-    from lary.latents.npz import NpzStore
-
-    return NpzStore(folder, identity, unit_rows)
-
-
-def clear(folder: Path) -> None:
-    """Remove the shards of another extraction; ``.npz`` files are replaced one by one."""
-    for file in [*folder.glob(SHARDS), folder / INDEX]:
-        file.unlink(missing_ok=True)
-
-
-def record_table(folder: Path, table: SampleTable) -> None:
-    """Note in the manifest which table the latents were last extracted from; the samples' ids decide, not this."""
-    facts = {"path": table.path.name, "digest": table.digest, "rows": len(table)}
-    found = read_manifest(folder)
-    if found.get("table") != facts:
-        write_json(folder / MANIFEST, found | {"table": facts})
-
-
 def read_manifest(folder: Path) -> dict[str, Any]:
     """The manifest of a store. Raises LaryError if it is missing, no manifest, or of a newer lary."""
     file = folder / MANIFEST
@@ -224,24 +161,6 @@ def read_manifest(folder: Path) -> dict[str, Any]:
     if isinstance(found.get("format"), int) and found["format"] > FORMAT:
         raise LaryError(f"{file} was written by a newer lary (format {found['format']}): update lary.")
     return found
-
-
-def units_of(folder: Path, manifest: dict[str, Any]) -> int:
-    """Rows per unit of a store of shards. Raises LaryError for a manifest without them."""
-    rows = manifest.get("unit_rows")
-    if not isinstance(rows, int) or not 0 < rows <= MOST_ROWS:
-        raise LaryError(f"{folder / MANIFEST} names {rows!r} rows per shard: it is no manifest of a store of shards.")
-    return rows
-
-
-def differences(found: dict[str, Any], identity: StoreIdentity) -> str:
-    """What an identity differs in from a manifest, for a message."""
-    before = LATER_FIELDS | found.get("identity", {})
-    return ", ".join(
-        f"{name} {before.get(name)!r} instead of {value!r}"
-        for name, value in asdict(identity).items()
-        if before.get(name) != value
-    )
 
 
 LARGEST: dict[LatentDtype, float] = {"float32": np.inf, "float16": 65520.0, "bfloat16": 255.5 * 2.0**120}
@@ -270,11 +189,11 @@ def narrow(tokens: Floats, dtype: LatentDtype) -> npt.NDArray[Any]:
     import torch
 
     narrowed = torch.empty(values.shape, dtype=getattr(torch, dtype))
-    convert(torch.from_numpy(values.reshape(-1)), narrowed.view(-1))
+    copy_numbers(torch.from_numpy(values.reshape(-1)), narrowed.view(-1))
     return narrowed.view(torch.uint16).numpy() if dtype == "bfloat16" else narrowed.numpy()
 
 
-def convert(source: torch.Tensor, target: torch.Tensor) -> None:
+def copy_numbers(source: torch.Tensor, target: torch.Tensor) -> None:
     """Copy numbers (n,) into another number format, in this thread alone."""
     if len(source) <= PIECE:  # a slice costs as much as a small copy
         target.copy_(source)

@@ -12,8 +12,8 @@ from typing import TYPE_CHECKING, Any
 from lary.models.networks import NetworkEncoder, check_frames, draw_transformers, load_transformers
 from lary.models.preprocess import IMAGENET_MEAN, IMAGENET_STD
 from lary.models.spec import MODELS, ModelContext, ModelSpec, Preprocess, ResizeMethod, Weights
-from lary.models.tensors import Layout, configured_by, read_tensors
-from lary.models.weights import CONFIG, Checkpoint, fetch_file, find_weights, random_weights, read_config
+from lary.models.tensors import CONFIG, Layout, configured_by, read_tensors
+from lary.models.weights import Checkpoint, fetch_file, find_weights, random_weights, read_config
 from lary.runtime import log
 from lary.types import RANDOM, LaryError, Latents, UsageError, as_path
 
@@ -36,7 +36,7 @@ def any_backbone(name: str) -> ModelSpec | None:
     """The record of ``hf:<folder or hub id>``; None for a name of another form.
 
     Raises:
-        UsageError: nothing stands behind the prefix, or the preparation of frames can't be read.
+        UsageError: there is nothing after the prefix, or the preparation of frames can't be read.
     """
     if not name.startswith(PREFIX):
         return None

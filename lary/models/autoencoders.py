@@ -166,8 +166,8 @@ FLUX2 = ModelSpec(
 def wan_arguments(*, dim: int, dec_dim: int, **config: Any) -> dict[str, Any]:
     """Arguments of diffusers' AutoencoderKLWan for a configuration in the words of the published code."""
     fixed = {"is_residual": True, "in_channels": 12, "out_channels": 12, "patch_size": 2}
-    listed = {name: list(value) if isinstance(value, tuple) else value for name, value in config.items()}
-    return {"base_dim": dim, "decoder_base_dim": dec_dim, **listed, **fixed}
+    lists = {name: list(value) if isinstance(value, tuple) else value for name, value in config.items()}
+    return {"base_dim": dim, "decoder_base_dim": dec_dim, **lists, **fixed}
 
 
 def flux_arguments(

@@ -1,6 +1,6 @@
-"""Baselines that need no weights: what pixels, their differences, optical flow and random features tell of an action.
+"""Baselines that need no weights: what pixels, their differences, optical flow and random features hold of an action.
 
-All give a grid of 8 x 8 tokens. Probes treat tokens as a set, so the hand-made ones end with the place of their cell:
+All give a grid of 8 x 8 tokens. Probes treat tokens as a set, so the hand-made ones end with their cell's position:
 row and column of its centre in [-1, 1].
 """
 
@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 GRID = 8
 """Cells per side."""
 PLACE = 2
-"""Values that tell a token's place."""
+"""Values of a token's position."""
 FINE = 4
 """Averages per side of a cell, in the baselines made of pixels."""
 
@@ -79,7 +79,7 @@ class Pixels:
     )
 )
 class FrameDifference:
-    """What changes between neighbours: P = T - 1, N = 64, D = 66 (red, green, blue signed, grey absolute, place)."""
+    """What changes between neighbours: P = T - 1, N = 64, D = 66 (red, green, blue signed, grey absolute, position)."""
 
     identity = WeightsIdentity()
 
@@ -112,7 +112,7 @@ class FrameDifference:
     )
 )
 class OpticalFlow:
-    """Motion between neighbours: P = T - 1, N = 64, D = 6 (mean and standard deviation of right and down, place).
+    """Motion between neighbours: P = T - 1, N = 64, D = 6 (mean and standard deviation of right and down, position).
 
     Flow is in pixels of the 128 x 128 frame, computed on grey levels by OpenCV's DISOpticalFlow, on the CPU.
     """
@@ -183,7 +183,7 @@ class RandomViT(NetworkEncoder):
 
 
 def _vision_transformer(spec: ModelSpec, generator: torch.Generator) -> torch.nn.Module:
-    """Patch embedding, places, pre-norm blocks and a final norm; matrices keep the size of what passes them."""
+    """Patch and position embedding, pre-norm blocks and a final norm; matrices keep the size of what passes them."""
     import torch
     from torch import nn
 

@@ -158,7 +158,7 @@ class ImageEncoder(NetworkEncoder):
     """Patch tokens of every frame, after the backbone's final norm: P = T, N patches in rows, D of the checkpoint.
 
     The checkpoint's ``config.json`` decides about architecture, size and leading tokens. A checkpoint of another
-    size than the record's is run, and said so: the latents carry its D and its digest.
+    size than the record's is run, with a line in the log: the latents carry its D and its digest.
     """
 
     def __init__(self, spec: ModelSpec, context: ModelContext) -> None:

@@ -27,7 +27,7 @@ _SIZES = {
     "temporal_depth": 4, "dim_head": 64, "heads": 16, "code_seq_len": 16,
 }  # fmt: skip
 _NO_PLACES = 0
-"""The quantizer re-reads its rows so that every token mixes entries of several places."""
+"""The quantizer re-reads its rows so that every token mixes entries of several positions."""
 LATENTS = ("continuous", "quantized", "noisy")
 """What tokens can be made of: the latent, its codebook rows, or random draws around it."""
 _NOISE = "noise substitution stays on: tokens are random draws around the continuous latent"

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from lary.files import read_yaml
-from lary.models.networks import draw, draw_transformers, fill, load_transformers
+from lary.models.networks import draw_transformers, draw_weights, fill, load_transformers
 from lary.models.spec import ModelContext, ModelSpec, locate_weights
 from lary.models.tensors import Layout, configured_by, read_tensors, sha256_of, split_off
 from lary.models.weights import find_weights
@@ -65,7 +65,7 @@ def draw_network(spec: ModelSpec, options: Options, seed: int) -> LatentActionMo
     """
     network = _without_memory(spec, options)
     network.drop_decoder()
-    draw(network, seed)
+    draw_weights(network, seed)
     features = options["features"]
     if features and "library" in features:
         backbone = draw_transformers(*_library(features), seed)
@@ -73,7 +73,7 @@ def draw_network(spec: ModelSpec, options: Options, seed: int) -> LatentActionMo
     elif features:
         tokenizer = empty_tokenizer(features["config"], "the record")
         tokenizer.drop_unused()
-        network.features = draw(tokenizer, seed)
+        network.features = draw_weights(tokenizer, seed)
     return network
 
 

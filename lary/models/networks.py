@@ -15,8 +15,8 @@ from typing import TYPE_CHECKING, Any
 
 from lary.files import digest
 from lary.models.spec import ModelContext, ModelSpec
-from lary.models.tensors import configured_by, named_problems
-from lary.models.weights import CONFIG, Checkpoint
+from lary.models.tensors import CONFIG, configured_by, named_problems
+from lary.models.weights import Checkpoint
 from lary.runtime import log
 from lary.types import LaryError, WeightsIdentity
 
@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 TABLE_STD = 0.02
 """Standard deviation of position embeddings and learned tokens, as vision transformers begin."""
 CODEBOOK = "vq"
-"""What the names of codebooks begin with; their rows have the scale of the latents that look for them."""
+"""What the names of codebooks begin with; their rows have the scale of the latents that they quantize."""
 STARTS_AT_ZERO = ("bias", "beta", "running_mean")
 
 
@@ -95,7 +95,7 @@ def with_weights(network: Any, found: Checkpoint, read: Callable[[], Mapping[str
     """A network, which is without memory yet, with its weights, on its device and in eval mode.
 
     Args:
-        found: names the file; or says that weights are random.
+        found: names the file, or the seed of random weights.
         read: gives the file's tensors under the network's names; not called for random ones.
 
     Raises:
@@ -104,7 +104,7 @@ def with_weights(network: Any, found: Checkpoint, read: Callable[[], Mapping[str
     if found.seed is None:
         fill(network, read(), found.file)
     else:
-        draw(network, found.seed)
+        draw_weights(network, found.seed)
     return network.eval().to(device)
 
 
@@ -187,7 +187,7 @@ def _quiet_transformers() -> Iterator[None]:
             logging.enable_progress_bar()
 
 
-def draw(network: torch.nn.Module, seed: int) -> torch.nn.Module:
+def draw_weights(network: torch.nn.Module, seed: int) -> torch.nn.Module:
     """Give a network, which may be without memory yet, random weights; returns it in eval mode.
 
     Matrices and convolutions have a standard deviation of 1 / sqrt(inputs), tables of rows `TABLE_STD`, codebooks 1;
@@ -227,7 +227,7 @@ def draw_transformers(model_class: Any, config: Any, seed: int) -> torch.nn.Modu
 
     with _parameters_without_memory(), torch.random.fork_rng(devices=[]):  # the caller's draws stay what they were
         network: torch.nn.Module = model_class(config)
-    return draw(network, seed)
+    return draw_weights(network, seed)
 
 
 @contextmanager

@@ -37,7 +37,7 @@ VJEPA2 = Preprocess(resize="cv2_linear", short_side=256, mean=IMAGENET_MEAN, std
 LANCZOS_224_SIGNED = Preprocess(resize="pil_lanczos", mean=HALF, std=HALF, reader="pil")
 """Wan2.2, and FLUX.2 on image pairs as described."""
 FLUX2_PAPER_IMAGE = replace(LANCZOS_224_SIGNED, scale=1.0)
-"""FLUX.2 on image pairs as published: the division by 255 is missing, values lie in [-1, 509]."""
+"""FLUX.2 on image pairs as published: the division by 255 is missing, values are in [-1, 509]."""
 VILLA_X_IMAGE = Preprocess(resize="pil_lanczos", mean=IMAGENET_MEAN, std=IMAGENET_STD, reader="pil")
 VILLA_X_PAPER_CLIP = replace(VILLA_X_IMAGE, resize="torch_bilinear", clamp=False)
 """villa-X on clips as published: torchvision's antialiased bilinear resize of uint8 frames."""
@@ -124,8 +124,8 @@ def resize(clip: Frame | Sequence[Frame], preprocess: Preprocess) -> Frame:
 
     shapes = {(str(frame.dtype), frame.shape) for frame in clip}
     if len(shapes) != 1 or clip[0].dtype != "uint8" or clip[0].shape[2:] != (3,) or not clip[0].size:
-        told = " and ".join(f"{kind} {shape}" for kind, shape in sorted(shapes)) or "none"
-        raise LaryError(f"A clip has to be uint8 frames (H, W, 3) of one size, not {told}.")
+        found = " and ".join(f"{kind} {shape}" for kind, shape in sorted(shapes)) or "none"
+        raise LaryError(f"A clip has to be uint8 frames (H, W, 3) of one size, not {found}.")
     height, width = clip[0].shape[:2]
     size = preprocess.size
     if preprocess.short_side is None:
@@ -209,7 +209,7 @@ def neighbour_pairs(clips: Clip) -> Clip:
 
 
 def mix_planes(clips: Clip) -> Clip:
-    """The reshape of the published code that stands where a permutation was meant: (..., T, 3, H, W) to the same shape.
+    """The published code's reshape in place of the permutation that was meant: (..., T, 3, H, W) to the same shape.
 
     A sample's planes are ordered channel by channel (all frames of R, then G, then B) and image k is made of planes
     3k to 3k + 2, so each image holds colour planes of several frames.

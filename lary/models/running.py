@@ -12,7 +12,7 @@ from lary.configs import Precision
 from lary.models.networks import NetworkEncoder
 from lary.models.preprocess import prepare
 from lary.models.spec import MODELS, ModelContext, ModelSpec, locate_weights, with_latent
-from lary.models.tensors import first_line, sha256_of
+from lary.models.tensors import reason_of, sha256_of
 from lary.runtime import log, pick_devices
 from lary.settings import Settings, load_settings
 from lary.types import (
@@ -77,12 +77,12 @@ class LoadedEncoder:
         if clips.dtype == torch.uint8:
             clips = self._prepared(clips)
         with torch.autocast(torch.device(self.device).type, self._dtype, enabled=self._dtype is not None):
-            answer = as_latents(self._answer(clips.to(self.device)))
-        if wrong := self.broken_promise(answer, clips):
+            latents: Latents = as_latents(self._answer(clips.to(self.device)))
+        if wrong := self.broken_promise(latents, clips):
             raise LaryError(
                 f"Model '{self.spec.name}' {wrong}. Correct its encode or its record; `lary check-model` shows both."
             )
-        return answer
+        return latents
 
     def _prepared(self, frames: torch.Tensor) -> torch.Tensor:
         import torch
@@ -231,7 +231,7 @@ def hash_weights(author: object, context: ModelContext) -> str:
     for name, value in holdings(author):
         entries = value.state_dict() if isinstance(value, torch.nn.Module) else {"": value}
         for key, entry in entries.items():
-            if isinstance(entry, torch.Tensor):
+            if isinstance(entry, torch.Tensor) and entry.layout is torch.strided and not entry.is_meta:
                 # Bytes as they are: NumPy has no bfloat16.
                 data = entry.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy()
             elif isinstance(entry, np.ndarray) and not entry.dtype.hasobject:
@@ -240,8 +240,8 @@ def hash_weights(author: object, context: ModelContext) -> str:
                 continue
             found = parameters = True
             state.update(f"{name}.{key} {tuple(entry.shape)} {entry.dtype}\n".encode())
-            state.update(data)
-    files = [value for _, value in holdings(author) if isinstance(value, Path)]
+            state.update(data.tobytes())
+    files = [value for _, value in holdings(author) if isinstance(value, Path) and value.is_file()]
     if not parameters and context.weights not in (None, RANDOM):
         files.append(as_path(context.weights))
     for path in files:
@@ -311,7 +311,7 @@ def compiled_encode(author: Encoder, device: str) -> Callable[[torch.Tensor], An
         try:
             return author.encode(clips)
         except TorchDynamoException as error:
-            reason = first_line(getattr(error, "inner_exception", error))
+            reason = reason_of(getattr(error, "inner_exception", error))
             raise LaryError(
                 f"--compile: torch can't compile the network for {device} ({reason}). Leave the option out, or, where "
                 "a compiler is missing, install one, such as g++."

@@ -94,9 +94,9 @@ class ModelSpec:
         paper_differences: what the ``paper`` protocol changes for this model, in sentences; empty if nothing.
         notes: known facts and defects, in sentences, for ``docs/models.md``.
         class_token: whether the class gives a class token for every step, as ``Latents.cls``.
-        in_demo: whether ``lary demo`` runs the model where its weights lie on the machine; it runs every one without.
-        grid: rows and columns of the square of places that the tokens of a step stand for, row by row; 0 where a token
-            stands for no place, None where the root of N tells.
+        in_demo: whether ``lary demo`` runs the model where its weights are on the machine; it runs every one without.
+        grid: rows and columns of the square of image cells that the tokens of a step encode, row by row; 0 where a
+            token encodes no cell, None where it is the root of N.
         first_frame_alone: whether the first latent step of a compressed clip shows the first frame alone and the others
             equal parts of the rest, as in causal autoencoders; elsewhere all steps show equal parts.
         codebook: how many codes the model has; None without a codebook.
@@ -200,7 +200,7 @@ def locate_weights(spec: ModelSpec, values: dict[str, str], override: str | None
     ``--weights random`` is no path and stays as it is; a folder of that name is ``./random``.
 
     Raises:
-        UsageError: the named path doesn't exist, there is nowhere to look, or the model has no weights to name.
+        UsageError: the named path doesn't exist, nothing says where they are, or the model has no weights to name.
     """
     weights = spec.weights
     if weights is None:

@@ -63,7 +63,7 @@ def sha256_of(file: Path) -> str:
     return state.hexdigest()
 
 
-def first_line(error: Exception) -> str:
+def reason_of(error: Exception) -> str:
     """The beginning of another library's message, without its full stop; a heading with what follows it."""
     first, *rest = [line.strip() for line in str(error).splitlines() if line.strip()] or [type(error).__name__]
     if first.endswith(":") and rest:
@@ -71,7 +71,7 @@ def first_line(error: Exception) -> str:
     return first.rstrip(".:")
 
 
-def listed(keys: Iterable[str]) -> str:
+def first_names(keys: Iterable[str]) -> str:
     """The first keys by name, the rest as a number."""
     names = list(keys)
     more = f" and {len(names) - LISTED} more" if len(names) > LISTED else ""
@@ -80,7 +80,7 @@ def listed(keys: Iterable[str]) -> str:
 
 def named_problems(problems: Mapping[str, Sequence[str]]) -> str:
     """Keys by what is wrong with them as half a sentence; empty if nothing is."""
-    return "; ".join(f"{len(keys)} {what}: {listed(keys)}" for what, keys in problems.items() if keys)
+    return "; ".join(f"{len(keys)} {what}: {first_names(keys)}" for what, keys in problems.items() if keys)
 
 
 def read_tensors(files: Sequence[Path], layout: Layout) -> dict[str, torch.Tensor]:
@@ -118,7 +118,9 @@ def _section(content: Any, file: Path, sections: tuple[str, ...]) -> Mapping[Any
     if isinstance(found, Mapping) and found and all(isinstance(value, torch.Tensor) for value in found.values()):
         return found
     places = " or ".join(["at the top", *(f"under '{name}'" for name in sections)])
-    there = f"entries {listed(map(str, content))}" if isinstance(content, Mapping) else f"a {type(content).__name__}"
+    there = (
+        f"entries {first_names(map(str, content))}" if isinstance(content, Mapping) else f"a {type(content).__name__}"
+    )
     raise LaryError(f"The weights {file} hold no tensors by name {places}, only {there}. Is it the right file?")
 
 
@@ -130,7 +132,7 @@ def _read_safetensors(file: Path, unused: tuple[str, ...]) -> dict[str, torch.Te
             return {key: stream.get_tensor(key) for key in stream.keys() if not key.startswith(unused)}  # noqa: SIM118
     except (SafetensorError, OSError) as error:
         raise LaryError(
-            f"The weights {file} can't be read as safetensors ({first_line(error)}): the file is damaged, cut off or "
+            f"The weights {file} can't be read as safetensors ({reason_of(error)}): the file is damaged, cut off or "
             "of another kind. Fetch it again."
         ) from error
 
@@ -156,8 +158,8 @@ def unpickle(file: Path) -> Any:
     except Exception as error:  # the unpickler of a hostile or broken file may raise anything
         if others := names_besides_tensors(file):
             raise LaryError(
-                f"The weights {file} are refused: besides tensors they hold {listed(others)}, and reading that would "
-                "run code. Convert them to safetensors, where you trust them."
+                f"The weights {file} are refused: besides tensors they hold {first_names(others)}, and reading that "
+                "would run code. Convert them to safetensors, where you trust them."
             ) from error
         raise LaryError(
             f"The weights {file} can't be read as plain tensors{_reason(error, packed)}: the file is damaged, cut off "
@@ -166,12 +168,12 @@ def unpickle(file: Path) -> Any:
 
 
 def _reason(error: Exception, packed: bool) -> str:
-    """An unpickler's message in brackets, where it says more than that the file is none of its own.
+    """An unpickler's message in brackets, where it says more than that the file is of another kind.
 
     Torch advises to read a file that it refuses without its safeguard, which is nothing to pass on.
     """
     telling = isinstance(error, ValueError) or (packed and "weights_only" not in str(error))
-    return f" ({first_line(error)})" if telling else ""
+    return f" ({reason_of(error)})" if telling else ""
 
 
 def names_besides_tensors(file: Path) -> list[str]:
@@ -200,7 +202,7 @@ def pickled_names(file: Path) -> list[str]:
 
 
 def _names_of_next(stream: BinaryIO) -> set[str]:
-    """Names that the pickle at the stream's place asks for."""
+    """Names that the pickle at the stream's position asks for."""
     names, texts = set(), [""]
     for operation, value, _ in pickletools.genops(stream):
         if operation.name == "GLOBAL":
@@ -291,4 +293,4 @@ def configured_by(origin: object, name: str) -> Iterator[None]:
     except LaryError:
         raise
     except Exception as error:  # each library has its own for values that it can't use
-        raise LaryError(f"The configuration of {origin} describes no {name}: {first_line(error)}.") from error
+        raise LaryError(f"The configuration of {origin} describes no {name}: {reason_of(error)}.") from error

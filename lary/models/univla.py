@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     import torch
 
 WRAPPER = "lam."
-"""Taken out of every key, wherever it stands, as the published loader does."""
+"""Taken out of every key, wherever it is, as the published loader does."""
 BACKBONE = "dino_encoder."
 LAYOUT = Layout(
     files=("lam-stage-2.ckpt",),
@@ -71,7 +71,7 @@ class UniVLA(NetworkEncoder):
 
     Attributes:
         backbone: DINOv2 of transformers.
-        network: what stands on its features.
+        network: the latent action network on its features.
     """
 
     def __init__(self, spec: ModelSpec, context: ModelContext) -> None:

@@ -159,16 +159,16 @@ def read_villa_config(file: Path) -> VillaConfig:
     if not isinstance(values, dict) or content.get("architecture") != ARCHITECTURE:
         raise LaryError(f"{file} is not the configuration of a villa-X latent action model ({ARCHITECTURE}).")
     known = {field.name: field.default for field in fields(VillaConfig)}
-    if strange := sorted(values.keys() - known.keys() - set(DERIVED)):
-        log.warning("%s has fields that the published loader ignores: %s", file, ", ".join(strange))
+    if unknown := sorted(values.keys() - known.keys() - set(DERIVED)):
+        log.warning("%s has fields that the published loader ignores: %s", file, ", ".join(unknown))
     chosen = {name: value for name, value in values.items() if name in known}
     if unfit := [f"{name} {value!r}" for name, value in chosen.items() if not fits(value, known[name])]:
         raise LaryError(f"{file} has values that make no network: {', '.join(unfit)}.")
     config = VillaConfig(**chosen)
     for whole, part in config.multiples():
         if getattr(config, whole) % getattr(config, part):
-            told = f"{whole} {getattr(config, whole)} is no multiple of {part} {getattr(config, part)}"
-            raise LaryError(f"{file} describes no network: {told}.")
+            reason = f"{whole} {getattr(config, whole)} is no multiple of {part} {getattr(config, part)}"
+            raise LaryError(f"{file} describes no network: {reason}.")
     return config
 
 

@@ -11,7 +11,7 @@ from typing import Any
 
 from lary.files import digest, inside, read_json
 from lary.models.spec import ModelContext, ModelSpec, remedy
-from lary.models.tensors import CONFIG, Layout, first_line, listed, sha256_of
+from lary.models.tensors import CONFIG, Layout, first_names, reason_of, sha256_of
 from lary.runtime import log
 from lary.types import RANDOM, LaryError, UsageError, WeightsIdentity, as_path
 
@@ -132,7 +132,7 @@ def weight_files(folder: Path) -> tuple[Path, ...]:
                 raise LaryError(f"{index} lists no weight files under weight_map.")
             files = tuple(inside(folder, str(name)) for name in sorted(set(names.values())))
             if missing := [file.name for file in files if not file.is_file()]:
-                raise LaryError(f"{index} names files that are not there: {listed(missing)}.")
+                raise LaryError(f"{index} names files that are not there: {first_names(missing)}.")
             return files
         found = sorted(folder.glob(f"*{suffix}"))
         if len(found) > 1:
@@ -255,4 +255,4 @@ def refusal(error: Exception, repository: str, revision: str | None) -> str:
         "once",
     }
     known = (reason for kind, reason in reasons.items() if isinstance(error, kind))
-    return next(known, f"can't be fetched from the hub ({first_line(error)})")
+    return next(known, f"can't be fetched from the hub ({reason_of(error)})")

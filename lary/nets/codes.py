@@ -1,4 +1,4 @@
-"""How many rows a code of the LAQ family has, and parameters; without torch, since records say it too."""
+"""How many rows a code of the LAQ family has, and parameters; without torch, because records need it too."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ CODE_STACKS: dict[int, tuple[Conv, ...]] = {
 
 
 def code_rows(code_seq_len: int, grid: int) -> int:
-    """Rows of a code: places that are left of a grid after its convolutions; 0 for a length that has none."""
+    """Rows of a code: positions that are left of a grid after its convolutions; 0 for a length that has none."""
     height = width = grid
     for kernel, stride, padding in CODE_STACKS.get(code_seq_len, ()):
         high, wide = kernel if isinstance(kernel, tuple) else (kernel, kernel)

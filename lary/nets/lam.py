@@ -77,7 +77,7 @@ class GatedGelu(nn.Module):
 
 
 def feed_forward(dim: int) -> nn.Sequential:
-    """Norm, gated hidden layer of int(4 * 2/3 * D), projection back; place 3 is the dropout of training."""
+    """Norm, gated hidden layer of int(4 * 2/3 * D), projection back; index 3 is the dropout of training."""
     inner = int(4 * (2 / 3) * dim)
     return nn.Sequential(
         nn.LayerNorm(dim),
@@ -116,7 +116,7 @@ class PlaceConvolution(nn.Module):
 
 
 class GridBias(nn.Module):
-    """Attention bias from the distance of two places on a grid, through a small network."""
+    """Attention bias from the distance of two positions on a grid, through a small network."""
 
     def __init__(self, dim: int, heads: int) -> None:
         super().__init__()
@@ -127,7 +127,7 @@ class GridBias(nn.Module):
         )
 
     def forward(self, rows: int, columns: int) -> Tensor:
-        """The bias (heads, H * W, H * W) between all places of a grid of H rows and W columns."""
+        """The bias (heads, H * W, H * W) between all positions of a grid of H rows and W columns."""
         weight = self.net[2].weight
         assert isinstance(weight, Tensor)
         device = weight.device
@@ -146,7 +146,7 @@ class LaqTransformer(nn.Module):
     """Layers of place convolution, attention and feed-forward, each added to its input, and a final norm.
 
     Args:
-        cross_attention: declare the decoder's cross attention (place 2 of a layer). The benchmark runs no decoder.
+        cross_attention: declare the decoder's cross attention (index 2 of a layer). The benchmark runs no decoder.
     """
 
     def __init__(self, dim: int, depth: int, heads: int, dim_head: int, *, cross_attention: bool = False) -> None:
@@ -161,7 +161,7 @@ class LaqTransformer(nn.Module):
         self.norm_out = ShiftNorm(dim)
 
     def forward(self, x: Tensor, grid: tuple[int, int, int, int], bias: Tensor | None = None) -> Tensor:
-        """Sequences (S, N, D), cut from a video of B, T, H, W = `grid` places, to the same shape."""
+        """Sequences (S, N, D), cut from a video of B, T, H, W = `grid` positions, to the same shape."""
         for layer in self.layers:
             x = layer["0"](x, grid) + x  # type: ignore[index]
             x = layer["1"](x, bias) + x  # type: ignore[index]
@@ -243,7 +243,7 @@ class LaqConfig:
     Attributes:
         dim: D of tokens. quant_dim, codebook_size, code_seq_len: see `DifferenceQuantizer`.
         image_size, patch_size: in pixels; the grid has image_size // patch_size rows and columns.
-        spatial_depth: layers over the places of a frame, in encoder and decoder. temporal_depth: layers over time.
+        spatial_depth: layers over the positions of a frame, in encoder and decoder. temporal_depth: layers over time.
         heads, dim_head: of every attention.
         patch_input: the model embeds patches of pixels itself, instead of taking features of an encoder.
         pixel_output: the decoder ends in pixels of a patch (it is stored, the benchmark doesn't run it).

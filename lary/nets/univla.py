@@ -40,7 +40,7 @@ class UniVLAConfig:
     dropout: float = 0.0
 
 
-class LatentActions(NamedTuple):
+class UniVLAActions(NamedTuple):
     """Of B pairs: the continuous latents (B, 4, D), their codebook rows (B, 4, D) and the ids of these (B, 4) int64."""
 
     latent: Tensor
@@ -78,9 +78,9 @@ class Codebook(nn.Module):
         super().__init__()
         self.codebook = nn.Embedding(rows, dim)
 
-    def forward(self, latent: Tensor) -> LatentActions:
+    def forward(self, latent: Tensor) -> UniVLAActions:
         """The row nearest to each latent (B, 4, D)."""
-        return LatentActions(latent, *nearest_rows(latent, self.codebook.weight))
+        return UniVLAActions(latent, *nearest_rows(latent, self.codebook.weight))
 
 
 class UniVLAAttention(nn.Module):
@@ -164,16 +164,16 @@ class UniVLANetwork(nn.Module):
         encoded: Tensor = self.encoder(x)
         return encoded[:, :, : 2 * CODES]
 
-    def controllable(self, encoded: Tensor) -> LatentActions:
+    def controllable(self, encoded: Tensor) -> UniVLAActions:
         """What the benchmark stores, from the second frame's output of `encode`."""
-        actions: LatentActions = self.vq_action(self.to_codebook(encoded[:, 1, :CODES]))
+        actions: UniVLAActions = self.vq_action(self.to_codebook(encoded[:, 1, :CODES]))
         return actions
 
-    def uncontrollable(self, encoded: Tensor) -> LatentActions:
+    def uncontrollable(self, encoded: Tensor) -> UniVLAActions:
         """The other half: what changes between the frames for other reasons than the robot's action."""
-        actions: LatentActions = self.vq(self.to_codebook_uncontrol(encoded[:, 1, CODES:]))
+        actions: UniVLAActions = self.vq(self.to_codebook_uncontrol(encoded[:, 1, CODES:]))
         return actions
 
-    def forward(self, features: Tensor) -> LatentActions:
+    def forward(self, features: Tensor) -> UniVLAActions:
         """Patch features of pairs (B, 2, N, 768) to the controllable latent actions."""
         return self.controllable(self.encode(features))

@@ -173,7 +173,7 @@ class GatedUnit(nn.Module):
 
 
 class AttentionPool(nn.Module):
-    """Learned queries that gather what a transition's patches say; norms stand after each part."""
+    """Learned queries that gather the content of a transition's patches; norms come after each part."""
 
     def __init__(self, config: VillaConfig) -> None:
         super().__init__()
@@ -222,7 +222,7 @@ class VillaEncoder(nn.Module):
         self.map_block = AttentionPool(config)
 
     def patches(self, clips: Tensor) -> Tensor:
-        """Clips (B, T, 3, H, W) to patch embeddings with their places, (B, T, N, width)."""
+        """Clips (B, T, 3, H, W) to patch embeddings with their positions, (B, T, N, width)."""
         embedded: Tensor = (self.embed(clips.flatten(0, 1)) + self.pe_spatial).unflatten(0, clips.shape[:2])
         return embedded
 

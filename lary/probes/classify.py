@@ -34,7 +34,6 @@ from lary.probes.sources import channel_statistics, keep_in_memory, standardised
 from lary.probes.training import (
     Training,
     adamw,
-    check_memory,
     check_tokens,
     count_weights,
     in_bfloat16,
@@ -165,7 +164,7 @@ def _check(inputs: ClassifierInputs) -> None:
     for name, labels in (("training", inputs.train_labels), ("validation", inputs.labels)):
         if len(outside := labels[(labels < 0) | (labels >= count)]):
             raise UsageError(
-                f"Label {outside[0]} of the {name} split lies outside the {count} classes (0 to {count - 1}): "
+                f"Label {outside[0]} of the {name} split is outside the {count} classes (0 to {count - 1}): "
                 "check the label space of the data set's record."
             )
     if len(present := np.unique(inputs.train_labels)) == 1:
@@ -182,7 +181,7 @@ def _warnings(inputs: ClassifierInputs) -> tuple[str, ...]:
         return ()
     names = ", ".join(inputs.classes[label] for label in unseen[:5]) + (", ..." if len(unseen) > 5 else "")
     return (
-        f"{len(unseen)} of {len(inputs.classes)} classes stand in the validation split and not among the "
+        f"{len(unseen)} of {len(inputs.classes)} classes are in the validation split but not among the "
         f"{len(inputs.train)} training samples ({names}): extract more of the training split.",
     )
 
@@ -211,9 +210,9 @@ class ClassifierTraining(Training):
     def build(self, before: dict[str, Any] | None) -> None:
         inputs, settings = self.inputs, self.settings
         dim, classes = inputs.train.shape[-1], len(inputs.classes)
-        one = count_weights(lambda: make_head(settings, dim, classes))
-        what = f"classification probe of {len(settings.heads)} heads"
-        check_memory((1 + len(settings.heads)) * one, inputs.train.shape, self.batch_size, self.device, what)
+        # One head more than there are: the best one so far is kept as a copy.
+        weights = (1 + len(settings.heads)) * count_weights(lambda: make_head(settings, dim, classes))
+        self.check_memory(weights, inputs.train.shape, f"classification probe of {len(settings.heads)} heads")
         self.scaling = channel_statistics(inputs.train, self.fit_rows) if settings.standardise else None
         self.train, self.validation = (
             keep_in_memory(standardised(source, *self.scaling) if self.scaling else source, self.team.size)
@@ -281,7 +280,8 @@ class ClassifierTraining(Training):
             group["weight_decay"] = weight_decay(head.settings, self.step, self.total)
         head.optimizer.zero_grad(set_to_none=True)
         sums = torch.zeros(3, device=self.device)
-        for own, part in zip(tokens.split(self.at_once), labels.split(self.at_once), strict=True):
+        parts = zip(*(torch.split(given, self.at_once) for given in (tokens, labels)), strict=True)
+        for own, part in parts:
             if not len(own):  # a process without a share of a small batch
                 continue
             with training_precision(self.device, self.bfloat16):
@@ -308,7 +308,7 @@ class ClassifierTraining(Training):
             nothing = torch.full((len(tokens), len(self.inputs.classes)), math.nan)
             return torch.stack([
                 nothing if self.dropped[head.number]
-                else torch.cat([head.network(part).float().cpu() for part in tokens.split(self.at_once)])
+                else torch.cat([head.network(part).float().cpu() for part in torch.split(tokens, self.at_once)])
                 for head in self.heads
             ], dim=1)  # fmt: skip
 

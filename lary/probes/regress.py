@@ -32,7 +32,7 @@ from lary.probes.presets import DitSettings, ProbePreset, RegressorSettings
 from lary.probes.sampling import split_training_rows, warmup_factor
 from lary.probes.session import Session, StateFile, save_checkpoint
 from lary.probes.sources import keep_in_memory
-from lary.probes.training import Training, adamw, check_memory, check_tokens, count_weights
+from lary.probes.training import Training, adamw, check_tokens, count_weights
 from lary.runtime import seed_everything
 from lary.types import LaryError, LatentSource, UsageError
 
@@ -257,7 +257,7 @@ class RegressorTraining(Training):
         shapes = inputs.train.shape, inputs.train_targets.shape
         weights = count_weights(lambda: make_regressor(settings, *shapes, self.session.seed))
         kind = "dit" if isinstance(settings, DitSettings) else "mlp"
-        check_memory(weights, inputs.train.shape, self.batch_size, self.device, f"probe {kind}")
+        self.check_memory(weights, inputs.train.shape, f"probe {kind}")
         splits = {
             role: replace(split, latents=keep_in_memory(split.latents, self.team.size))
             for role, split in inputs.evaluated.items()

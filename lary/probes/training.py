@@ -114,6 +114,25 @@ class Training(ABC):
             yield rows, tokens, count
             self.session.advance(count)
 
+    def check_memory(self, weights: int, tokens: tuple[int, ...], what: str) -> None:
+        """Refuse a training of so many weights on samples of this shape that the device can't hold.
+
+        Raises:
+            UsageError: with the numbers and the alternatives.
+        """
+        trained, free = VALUE * sum(COPIES.values()) * weights, free_bytes(self.device)
+        batch = VALUE * BATCH_COPIES * self.batch_size * math.prod(tokens)
+        if trained + batch <= free:
+            return
+        shape = " x ".join(map(str, tokens))
+        raise UsageError(
+            f"The {what} needs {(trained + batch) / 1e9:.1f} GB for latents of {shape} values: {trained / 1e9:.1f} GB "
+            f"for {', '.join(COPIES)} ({weights / 1e9:.2f} billion weights), {batch / 1e9:.1f} GB for batches. On "
+            f"{self.device} {free / 1e9:.1f} GB are free. Pool the tokens with --pool mean or --pool grid:4, project "
+            "their channels with --project 64, take a smaller --probe-batch-size where the batches are what is large, "
+            "or use a device with more memory."
+        )
+
     @torch.no_grad()
     def predict(self, network: Callable[[Tensor], Tensor], source: LatentSource, rows: Ints) -> Tensor:
         """What `network` makes of the tokens (B, ...) at `rows`, float32 on the CPU, whichever process computed it."""
@@ -161,26 +180,6 @@ def count_weights(make: Callable[[], nn.Module]) -> int:
     with torch.device("meta"):
         network = make()
     return sum(parameter.numel() for parameter in network.parameters())
-
-
-def check_memory(weights: int, tokens: tuple[int, ...], batch_size: int, device: str, what: str) -> None:
-    """Refuse a training of so many weights on batches of samples of this shape that the device can't hold.
-
-    Raises:
-        UsageError: with the numbers and the alternatives.
-    """
-    trained, batch = VALUE * sum(COPIES.values()) * weights, VALUE * BATCH_COPIES * batch_size * math.prod(tokens)
-    free = free_bytes(device)
-    if trained + batch <= free:
-        return
-    shape = " x ".join(map(str, tokens))
-    raise UsageError(
-        f"The {what} needs {(trained + batch) / 1e9:.1f} GB for latents of {shape} values: {trained / 1e9:.1f} GB for "
-        f"{', '.join(COPIES)} ({weights / 1e9:.2f} billion weights), {batch / 1e9:.1f} GB for batches. On {device} "
-        f"{free / 1e9:.1f} GB are free. Pool the tokens with --pool mean or --pool grid:4, project their channels "
-        "with --project 64, take a smaller --probe-batch-size where the batches are what is large, or use a device "
-        "with more memory."
-    )
 
 
 def free_bytes(device: str) -> int:

@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 Format = Literal["svg", "png", "pdf"]
+Doubles = npt.NDArray[np.float64]
 
 INK, MUTED, GRID, LIGHT = "#222222", "#666666", "#dddddd", "#c8c8c8"
 BLUE, VERMILION = "#0072B2", "#D55E00"
@@ -119,28 +120,33 @@ def trajectory_book(chunks: Sequence[Chunk], dims: Sequence[str], units: Sequenc
     return stream.getvalue()
 
 
-@contextmanager
-def _trajectory(chunk: Chunk, dims: Sequence[str], units: Sequence[str]) -> Iterator[Figure]:
+def plot_pair(axes: Any, steps: Doubles, truth: Doubles, guess: Doubles, marker: str | None, ticks: int) -> None:
+    """Draw true and predicted values (n,) over steps (n,) with whole numbers, at most so many `ticks` an axis."""
     from matplotlib.ticker import MaxNLocator
 
+    for values, colour, style, label in ((truth, INK, "-", "true"), (guess, VERMILION, "--", "predicted")):
+        axes.plot(steps, values, style, color=colour, marker=marker, markersize=3, label=label)
+    axes.grid()
+    axes.margins(y=0.15)
+    axes.xaxis.set_major_locator(MaxNLocator(nbins=ticks, integer=True))
+    axes.yaxis.set_major_locator(MaxNLocator(nbins=4))
+
+
+@contextmanager
+def _trajectory(chunk: Chunk, dims: Sequence[str], units: Sequence[str]) -> Iterator[Figure]:
     truth, guess = np.asarray(chunk.true, dtype=np.float64), np.asarray(chunk.predicted, dtype=np.float64)
     columns = min(4, len(dims))
     rows = -(-len(dims) // columns)
     width, height = 2.3 * columns, 0.9 + 1.6 * rows
-    steps, mark = np.arange(1, len(truth) + 1), "o" if len(truth) <= 15 else None
+    steps, mark = np.arange(1.0, len(truth) + 1), "o" if len(truth) <= 15 else None
     with new_figure(width, height, layout=None) as figure:  # margins by hand: a layout costs seconds per figure
         left, right, bottom, top = 0.62 / width, 1 - 0.1 / width, 0.6 / height, 1 - 0.65 / height
         figure.subplots_adjust(left=left, right=right, bottom=bottom, top=top, wspace=0.45, hspace=0.62)
         panels = np.asarray(figure.subplots(rows, columns, squeeze=False)).ravel()
         for index, (axes, name) in enumerate(zip(panels, dims, strict=False)):
             unit = units[index] if index < len(units) else ""
-            for values, colour, style, label in ((truth, INK, "-", "true"), (guess, VERMILION, "--", "predicted")):
-                axes.plot(steps, values[:, index], style, color=colour, marker=mark, markersize=3, label=label)
+            plot_pair(axes, steps, truth[:, index], guess[:, index], mark, 4)
             axes.set_title(f"{name} [{unit}]" if unit else name)
-            axes.grid()
-            axes.margins(y=0.15)
-            axes.xaxis.set_major_locator(MaxNLocator(nbins=4, integer=True))
-            axes.yaxis.set_major_locator(MaxNLocator(nbins=4))
         for axes in panels[len(dims) :]:
             axes.set_visible(False)
         figure.legend(*panels[0].get_legend_handles_labels(), loc="lower center", ncols=2, frameon=False)

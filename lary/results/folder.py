@@ -100,11 +100,16 @@ def _move(folder: Path) -> None:
         inside(folder, name).unlink(missing_ok=True)
     for name in result.files:
         source, target = inside(work, name), inside(folder, name)
-        if source.exists():  # else it was moved before the interruption
+        if os.path.lexists(source):  # else it was moved before the interruption
             target.parent.mkdir(parents=True, exist_ok=True)
             os.replace(source, target)
+    for path in work.iterdir():  # all but the result, so that a kill leaves nothing without one
+        if path.is_dir() and not path.is_symlink():
+            shutil.rmtree(path)
+        elif path != staged:
+            path.unlink()
     os.replace(staged, final)
-    shutil.rmtree(work)
+    work.rmdir()
 
 
 def run_file(folder: Path, result: EvalResult, name: str) -> Path:

@@ -208,7 +208,7 @@ def read_scores(folder: Path, result: EvalResult, role: str = "seen") -> SampleS
     return SampleScores(tuple(map(str, ids)), tuple(map(str, groups)), scores.astype(np.float32))
 
 
-def read_actions(folder: Path, result: EvalResult, role: str = "seen") -> Chunks:
+def read_predicted(folder: Path, result: EvalResult, role: str = "seen") -> Chunks:
     """The chunks of one role. Raises LaryError if there is no such file, it is torn, or the run has no such split."""
     names = ("ids", "groups", "media", "predicted", "true")
     *texts, predicted, true = _read_arrays(folder, result, ACTIONS, role, "chunks", names)

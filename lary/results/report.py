@@ -5,7 +5,6 @@ from __future__ import annotations
 import base64
 import io
 import json
-import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -13,7 +12,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 
 from lary import __version__
 from lary.files import write_text
@@ -26,8 +24,6 @@ from lary.types import LaryError, UsageError, as_path
 
 TEMPLATES = Path(__file__).parent / "templates"
 REPORT_NAME = "report.html"
-CELL_TOOLTIPS = 30
-"""A confusion matrix with more classes is drawn as one picture, without a tooltip per cell."""
 PICTURE_SIZE = 192
 PICTURE_BYTES = 20_000_000
 METRIC_NAMES = {
@@ -159,15 +155,15 @@ def build_page(entries: Sequence[Entry], broken: Sequence[Broken] = ()) -> str:
         trim_blocks=True, lstrip_blocks=True,
     )  # fmt: skip
     environment.filters |= {
-        "number": number, "bounds": bounds, "metric_name": metric_name, "seconds": duration, "settings": settings_of,
-        "dataset_title": dataset_title, "published": published_score, "share": on_scale, "is_number": _is_number,
+        "number": number, "bounds": bounds, "metric_name": metric_name, "settings": settings_of,
+        "dataset_title": dataset_title, "published": published_score,
         "by_recall": lambda rows: sorted(rows, key=lambda row: (-(row.recall.value if row.recall else -1), row.name)),
         "by_distance": lambda rows: sorted(rows, key=lambda row: abs(row.gain.value)),
         "as_json": lambda value: json.dumps(value, ensure_ascii=False, default=str),
     }  # fmt: skip
     environment.globals |= {
-        "verdict": lambda gain, p=None: READINGS[reading(gain, p)], "confusion_cells": confusion_cells,
-        "panels": panels, "pictures": pictures, "mistakes": mistakes,
+        "verdict": lambda gain, p=None: READINGS[reading(gain, p)], "confusion_picture": confusion_picture,
+        "panels": panels, "pictures": pictures,
     }  # fmt: skip
     contests = contests_of(entries)
     results = [entry.result for entry in entries]
@@ -245,69 +241,19 @@ def bounds(metric: Metric) -> str:
     return f"[{number(metric.low, metric.unit)}, {number(metric.high, metric.unit)}]"
 
 
-def on_scale(value: float, limit: float) -> float:
-    """Where a value is on a scale from zero to `limit`, in per cent."""
-    return round(100 * min(max(value / limit, 0.0), 1.0), 1) if limit > 0 else 0.0
-
-
-def duration(value: float) -> str:
-    """A time as people read it."""
-    if value < 60:
-        return f"{value:.1f} s"
-    minutes, rest = divmod(round(value), 60)
-    hours, minutes = divmod(minutes, 60)
-    return f"{hours} h {minutes:02d} min" if hours else f"{minutes} min {rest:02d} s"
-
-
-def _is_number(value: str) -> bool:
-    return re.fullmatch(r"[-+]?[\d.]+(e[-+]?\d+)?", value) is not None
-
-
 # --- charts -----------------------------------------------------------------------------------------------------------
 
 
-def confusion_cells(result: EvalResult) -> dict[str, Any] | None:
-    """Geometry of a confusion matrix, rows predicted and columns true; None for one that doesn't fit the classes.
-
-    The colour is the share of the true class. Above `CELL_TOOLTIPS` classes the cells are one picture.
-    """
-    names, counts = [row.name for row in result.classes], np.asarray(result.confusion, dtype=np.int64)
-    if counts.shape != (len(names), len(names)):
-        return None
-    totals = counts.sum(axis=0)
-    shares = counts / np.maximum(totals, 1)
-    size = max(3, min(30, 420 // max(len(names), 1)))
-    small = len(names) <= CELL_TOOLTIPS
-    cells = [
-        {"row": int(row), "column": int(column), "share": shares[row, column], "count": int(counts[row, column])}
-        for row, column in (np.argwhere(counts > 0) if small else ())
-    ]
-    margin = 8 + 6 * max((len(name) for name in names), default=0) if small else 14
-    picture = None if small else _address(_shade(shares), "png")
-    return {"names": names, "size": size, "margin": margin, "cells": cells, "totals": totals, "picture": picture}
-
-
-def mistakes(result: EvalResult, most: int = 6) -> list[tuple[int, str, str]]:
-    """The most frequent mistakes: count, true class, predicted class."""
-    names = [row.name for row in result.classes]
-    pairs = [
-        (count, names[true], names[predicted])
-        for predicted, row in enumerate(result.confusion)
-        for true, count in enumerate(row)
-        if predicted != true and count
-    ]
-    return sorted(pairs, key=lambda pair: (-pair[0], pair[1:]))[:most]
-
-
-def _shade(shares: npt.NDArray[np.float64]) -> bytes:
-    """Shares (L, L) in [0, 1] as a PNG whose opacity is the share, which suits a light and a dark page."""
+def confusion_picture(matrix: Sequence[Sequence[int]]) -> str:
+    """Shares of the true class (L, L) as a PNG whose opacity is the share, which suits a light and a dark page."""
     from PIL import Image
 
+    shares = np.asarray(matrix) / np.maximum(np.sum(matrix, axis=0), 1)
     pixels = np.full((*shares.shape, 4), (43, 140, 196, 0), dtype=np.uint8)
     pixels[..., 3] = np.round(255 * shares)
     stream = io.BytesIO()
     Image.fromarray(pixels, "RGBA").save(stream, format="PNG", optimize=True)
-    return stream.getvalue()
+    return _address(stream.getvalue(), "png")
 
 
 def _address(data: bytes, kind: str) -> str:

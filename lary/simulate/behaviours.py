@@ -41,14 +41,16 @@ class Script:
     placed: list[Placed] = field(default_factory=list)
     motions: dict[str, Motion] = field(default_factory=dict)
 
-    def put(self, thing: Thing, pose: Pose) -> None:
-        """A thing that stands still."""
+    def put(self, thing: Thing, pose: Pose) -> Script:
+        """Add a thing that stands still."""
         self.placed.append(Placed(thing, pose))
+        return self
 
-    def move(self, thing: Thing, motion: Motion) -> None:
-        """A thing that moves."""
+    def move(self, thing: Thing, motion: Motion) -> Script:
+        """Add a thing that moves."""
         self.placed.append(Placed(thing, motion(0.0), moves=True))
         self.motions[thing.name] = motion
+        return self
 
 
 @dataclass(frozen=True)
@@ -110,9 +112,7 @@ def held(stage: Stage, thing: Thing, place: Array, hand: Array) -> Path:
 
 def carry(path: Path, thing: Thing, rest: Pose, first: float = 0.0, last: float = 1.0) -> Script:
     """A script in which an object moves with the tool from time `first` to time `last`."""
-    script = Script(path)
-    script.move(thing, carried(path, rest, first, last))
-    return script
+    return Script(path).move(thing, carried(path, rest, first, last))
 
 
 def reach(stage: Stage) -> Script:
@@ -124,9 +124,7 @@ def reach(stage: Stage) -> Script:
     path.move(place + (thing.height + 0.07) * UP, 0.55, rotation)
     path.move(place + (thing.height + 0.01) * UP, 0.25)
     path.wait(0.15)
-    script = Script(path)
-    script.put(thing, (place, rotation))
-    return script
+    return Script(path).put(thing, (place, rotation))
 
 
 def push(stage: Stage) -> Script:
@@ -149,9 +147,7 @@ def push(stage: Stage) -> Script:
         rolled = turn(np.cross(UP, ahead), gone / thing.radius) @ rotation
         return place + gone * ahead + thing.radius * (UP - rolled @ UP), rolled
 
-    script = Script(path)
-    script.move(thing, motion)
-    return script
+    return Script(path).move(thing, motion)
 
 
 def pull(stage: Stage) -> Script:
@@ -323,10 +319,7 @@ def _hinged(stage: Stage, opening: bool) -> Script:
         now = math.atan2(arm @ height, arm @ side) - math.atan2(before @ height, before @ side)
         return shut[0], turn(axis, turned - now) @ front
 
-    script = Script(path)
-    script.put(shapes.chest(wood), (base, front))
-    script.move(lid, motion)
-    return script
+    return Script(path).put(shapes.chest(wood), (base, front)).move(lid, motion)
 
 
 def _sliding(stage: Stage, opening: bool) -> Script:
@@ -344,14 +337,11 @@ def _sliding(stage: Stage, opening: bool) -> Script:
     mark = path.mark()
     path.move(handle + (way if opening else -way) * out, 0.58)
     path.wait(0.07)
-    script = Script(path)
-    script.put(shapes.cabinet(shapes.wood(stage.rng)), (base, front))
+    shell = shapes.cabinet(shapes.wood(stage.rng))
+    box = shapes.drawer(shapes.Material(colour, gloss=0.3), shapes.metal(stage.rng))
     rest = base if opening else base + way * out
-    script.move(
-        shapes.drawer(shapes.Material(colour, gloss=0.3), shapes.metal(stage.rng)),
-        carried(path, (rest, front), path.time(mark)),
-    )
-    return script
+    motion = carried(path, (rest, front), path.time(mark))
+    return Script(path).put(shell, (base, front)).move(box, motion)
 
 
 def _furniture(stage: Stage) -> tuple[Array, Array]:

@@ -84,6 +84,7 @@ def test_cells_are_those_of_the_csv_module(tmp_path: Path, text: str) -> None:
         ("", "is empty"),
         ("\n", "is empty"),
         (HEADER, "no rows"),
+        (HEADER.strip(), "no rows"),
         ("src_img,action\na,open\n", r"no column 'tgt_img', which two needs; it has: src_img, action"),
         ("src_img, src_img,action\na,b,open\n", "names a column twice"),
         (HEADER + "a,b,open\na,b\n", r"row 2 \(line 3\): 2 cells under 3 column names; quote cells"),

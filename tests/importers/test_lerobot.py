@@ -6,6 +6,7 @@ import json
 import shutil
 import types
 from collections.abc import Sequence
+from fnmatch import fnmatch
 from pathlib import Path
 from typing import Any
 
@@ -146,6 +147,13 @@ def test_what_is_no_lerobot_data_set(tmp_path: Path) -> None:
         assert "wrong at 'fps'" in run(tmp_path, code=1)
 
 
+def test_lists_of_episodes_that_are_refused(tmp_path: Path) -> None:
+    path = write_lerobot(tmp_path / "source", "v2.1", images="PNG") / "meta" / "episodes.jsonl"
+    for text in ("", "{", '{"episode_index": 0}', '{"episode_index": 0, "length": 1e30}', "[1]"):
+        path.write_text(text)
+        assert "The list of episodes" in run(tmp_path, "--preview", code=1)
+
+
 @pytest.mark.parametrize("template", ["../{episode_index}.parquet", "/etc/passwd", "{video_key.__class__}", "{other}"])
 def test_templates_reach_nothing_else(tmp_path: Path, template: str) -> None:
     write_lerobot(tmp_path / "source", "v2.1", images="PNG", data_path=template)
@@ -243,7 +251,7 @@ def test_a_data_set_of_the_hub(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) 
     """Metadata first, then only the files of the chosen camera, all of one commit."""
     import huggingface_hub
 
-    source = write_lerobot(tmp_path / "hub", "v3.0", "h264")
+    hub, cache = write_lerobot(tmp_path / "hub", "v3.0", "h264"), tmp_path / "cache"
     asked: list[list[str]] = []
 
     class Api:
@@ -253,14 +261,12 @@ def test_a_data_set_of_the_hub(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) 
     def snapshot(name: str, repo_type: str, revision: str, allow_patterns: list[str]) -> str:
         assert (name, repo_type, revision) == ("own/er.set", "dataset", "abc")
         asked.append(allow_patterns)
-        for place in ["meta", "README.md"] if "meta/*" in allow_patterns else allow_patterns:
-            target = tmp_path / "cache" / place
-            target.parent.mkdir(parents=True, exist_ok=True)
-            if (source / place).is_dir():
-                shutil.copytree(source / place, target, dirs_exist_ok=True)
-            else:
-                shutil.copy(source / place, target)
-        return str(tmp_path / "cache")
+        for path in (path for path in hub.rglob("*") if path.is_file()):
+            name = path.relative_to(hub).as_posix()
+            if any(fnmatch(name, pattern) for pattern in allow_patterns):
+                (cache / name).parent.mkdir(parents=True, exist_ok=True)
+                shutil.copy(path, cache / name)
+        return str(cache)
 
     monkeypatch.setattr(huggingface_hub, "HfApi", Api)
     monkeypatch.setattr(huggingface_hub, "snapshot_download", snapshot)
@@ -270,7 +276,7 @@ def test_a_data_set_of_the_hub(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) 
     assert asked[1:] == [tables + videos]
     spec = load_record(tmp_path / "data" / "er.set_dataset.json")
     assert spec.licences[0].url == "https://huggingface.co/datasets/own/er.set"
-    shutil.rmtree(tmp_path / "cache")
+    shutil.rmtree(cache)
     labels = ("--name", "atoms", "--labels", "atomic", "--threshold", "0.1", "--reach", "1")
     assert lary("data", "import-lerobot", "own/er.set", *labels, root=tmp_path).code == 0
     assert asked[3:] == [tables, tables + videos], "labels are made from the tables, before any video is fetched"

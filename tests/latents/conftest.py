@@ -10,9 +10,10 @@ import pytest
 
 from lary.data.spec import DATASETS
 from lary.data.tables import SampleTable, read_table
+from lary.latents.kinds import open_store
 from lary.latents.shardfile import ShardSource
 from lary.latents.shards import ShardStore
-from lary.latents.store import StoreIdentity, open_store
+from lary.latents.store import StoreIdentity
 from tests.tree import make_calvin
 
 IDENTITY = StoreIdentity("toy", "calvin", "val", "corrected", "record", "weights", 0)
@@ -39,9 +40,9 @@ def draw(count: int, shape: tuple[int, ...] = (2, 3, 4), seed: int = 0) -> np.nd
 def fill(store: Any, table: SampleTable, tokens: np.ndarray, rows: Any, codes: np.ndarray | None = None) -> None:
     """Write rows through writers of their units, from the last to the first."""
     for unit in sorted({row // store.unit_rows for row in rows}):
-        with store.writer(unit) as writer:
+        with store.writer(unit) as write:
             for row in sorted((row for row in rows if row // store.unit_rows == unit), reverse=True):
-                writer.add(row, table[row].id, tokens[row], None if codes is None else codes[row])
+                write(row, table[row].id, tokens[row], None if codes is None else codes[row])
     store.finish(table)
 
 
@@ -56,10 +57,10 @@ def shards_in(folder: Path, **changes: Any) -> ShardStore:
 def source_of(store: ShardStore, table: SampleTable, mode: str = "mmap") -> ShardSource:
     """The rows that are there, in the table's order."""
     headers = {header.path.name: header for header in store.headers()}
-    names = list(headers)
-    places = [store.places(table)[row] for row in sorted(store.places(table))]
+    names, held = list(headers), store.held(table)
+    places = [held[row].split("#") for row in sorted(held)]
     files = np.array([names.index(name) for name, _ in places])
-    return ShardSource(list(headers.values()), files, np.array([at for _, at in places]), mode)
+    return ShardSource(list(headers.values()), files, np.array([int(at) for _, at in places]), mode)
 
 
 def contents(folder: Path) -> dict[str, bytes]:

@@ -24,7 +24,7 @@ from safetensors.numpy import load_file
 
 from lary.data.tables import SampleTable
 from lary.files import WriteError
-from lary.latents.shardfile import ShardSource, read_header, read_mode
+from lary.latents.shardfile import ShardSource, read_mode, read_shard
 from lary.latents.shards import ShardStore, header_bytes, index_problems
 from lary.latents.store import INDEX, StoreIdentity
 from lary.types import LaryError, MediaError
@@ -70,11 +70,11 @@ def test_same_rows_same_bytes_in_any_order_and_whatever_came_between(tmp_path: P
     folders = []
     for order in ((0, 1, 3), (3, 1, 0), (1, 3, 0)):
         store = shards_in(tmp_path / str(len(folders)))
-        with store.writer(0) as writer:
+        with store.writer(0) as write:
             for row in order:
-                writer.add(row, table[row].id, tokens[row], None)
+                write(row, table[row].id, tokens[row], None)
                 with pytest.raises(MediaError):
-                    writer.add(2, table[2].id, np.full((2, 3, 4), np.nan, np.float32), None)
+                    write(2, table[2].id, np.full((2, 3, 4), np.nan, np.float32), None)
         store.finish(table)
         folders.append(contents(store.folder))
     assert folders[0] == folders[1] == folders[2]
@@ -105,8 +105,8 @@ def test_an_exception_leaves_nothing(tmp_path: Path, table: SampleTable) -> None
     store = shards_in(tmp_path)
 
     def stop_in_the_middle() -> None:
-        with store.writer(0) as writer:
-            writer.add(0, table[0].id, draw(1)[0], None)
+        with store.writer(0) as write:
+            write(0, table[0].id, draw(1)[0], None)
             raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):
@@ -143,10 +143,10 @@ def test_a_damaged_shard_is_done_again_under_its_name(tmp_path: Path, table: Sam
 )
 def test_rows_that_do_not_fit_are_refused(tmp_path: Path, change: dict[str, Any], message: str) -> None:
     tokens = draw(2)
-    with shards_in(tmp_path).writer(0) as writer:
-        writer.add(0, "sample-0", tokens[0], None)
+    with shards_in(tmp_path).writer(0) as write:
+        write(0, "sample-0", tokens[0], None)
         with pytest.raises(LaryError, match=message):
-            writer.add(**({"row": 1, "sample": "sample-1", "tokens": tokens[1], "codes": None} | change))
+            write(**({"row": 1, "sample": "sample-1", "tokens": tokens[1], "codes": None} | change))
 
 
 @given(
@@ -165,13 +165,13 @@ def test_any_rows_come_back(
     tokens = draw(12, shape, seed)
     codes = np.random.default_rng(seed).integers(0, 99, (12, *shape[:-1])) if coded else None
     store = ShardStore(folder, StoreIdentity(**(vars(IDENTITY) | {"dtype": dtype})), 12)
-    with store.writer(0) as writer:
+    with store.writer(0) as write:
         for row in rows:
-            writer.add(row, f"{row:04d}", tokens[row], None if codes is None else codes[row])
+            write(row, f"{row:04d}", tokens[row], None if codes is None else codes[row])
     if not rows:
         assert not list(folder.iterdir())
         return
-    header = read_header(folder / "shard_00000.safetensors")
+    header = read_shard(folder / "shard_00000.safetensors")
     assert header.rows.tolist() == sorted(rows)
     assert header.samples == tuple(f"{row:04d}" for row in sorted(rows))
     expected = torch.from_numpy(tokens[sorted(rows)]).to(getattr(torch, dtype)).float().numpy()
@@ -212,18 +212,18 @@ def test_a_shard_on_a_full_disk(call: str, tmp_path: Path, monkeypatch: pytest.M
     monkeypatch.setattr(os, call, full)
     with (
         pytest.raises(WriteError, match=r"^Cannot write .*shard_00000.safetensors: No space left on device. Free"),
-        store.writer(0) as writer,
+        store.writer(0) as write,
     ):
-        writer.add(1, "a", np.ones((2, 3, 4), np.float32), None)
+        write(1, "a", np.ones((2, 3, 4), np.float32), None)
     assert not list(tmp_path.iterdir())
 
 
 @pytest.fixture
 def shard(tmp_path: Path) -> Path:
     store = ShardStore(tmp_path, IDENTITY, ROWS)
-    with store.writer(0) as writer:
+    with store.writer(0) as write:
         for row in range(ROWS):
-            writer.add(row, f"{row:04d}", np.full((1, 2, 4), row, np.float32), np.full((1, 2), row))
+            write(row, f"{row:04d}", np.full((1, 2, 4), row, np.float32), np.full((1, 2), row))
     return tmp_path / "shard_00000.safetensors"
 
 
@@ -274,10 +274,10 @@ LIES: dict[str, Callable[[dict[str, Any]], object]] = {
 
 @pytest.mark.parametrize("lie", LIES)
 def test_a_header_that_lies_is_refused(shard: Path, lie: str) -> None:
-    read_header(shard)
+    read_shard(shard)
     rewritten(shard, LIES[lie])
     with pytest.raises(LaryError, match=r"shard_00000.safetensors is damaged or no shard"):
-        read_header(shard)
+        read_shard(shard)
 
 
 @pytest.mark.parametrize(
@@ -294,34 +294,34 @@ def test_a_header_that_lies_is_refused(shard: Path, lie: str) -> None:
 def test_bytes_that_are_no_shard_are_refused(shard: Path, data: bytes) -> None:
     shard.write_bytes(data)
     with pytest.raises(LaryError, match=r"shard_00000.safetensors is damaged or no shard"):
-        read_header(shard)
+        read_shard(shard)
 
 
 def test_bytes_behind_the_last_tensor_are_refused(shard: Path) -> None:
     rewritten(shard, lambda header: None)
-    read_header(shard)
+    read_shard(shard)
     rewritten(shard, lambda header: None, extra=b"x")
     with pytest.raises(LaryError, match="is damaged or no shard"):
-        read_header(shard)
+        read_shard(shard)
 
 
 def test_links_and_other_kinds_of_files_are_refused(shard: Path, tmp_path: Path) -> None:
     link = tmp_path / "shard_00001.safetensors"
     link.symlink_to(shard)
     with pytest.raises(LaryError, match=r"shard_00001.safetensors is a link"):
-        read_header(link)
+        read_shard(link)
     with pytest.raises(LaryError, match="Is a directory"):
-        read_header(tmp_path)
+        read_shard(tmp_path)
     with pytest.raises(LaryError, match="can't be opened"):
-        read_header(tmp_path / "nowhere.safetensors")
+        read_shard(tmp_path / "nowhere.safetensors")
     os.mkfifo(tmp_path / "pipe")
     with pytest.raises(LaryError, match="no regular file"):
-        read_header(tmp_path / "pipe")
+        read_shard(tmp_path / "pipe")
 
 
 @pytest.mark.parametrize("mode", ["mmap", "pread"])
 def test_a_file_that_is_exchanged_between_check_and_use_is_noticed(shard: Path, tmp_path: Path, mode: str) -> None:
-    header = read_header(shard)
+    header = read_shard(shard)
     source = ShardSource([header], np.zeros(ROWS, np.int64), np.arange(ROWS), mode)
     other = tmp_path / "other"
     other.write_bytes(shard.read_bytes())
@@ -350,7 +350,7 @@ INDEX_LIES: dict[str, Callable[[dict[str, list[Any]]], object]] = {
 
 @pytest.mark.parametrize("lie", INDEX_LIES)
 def test_an_index_that_contradicts_its_shards_is_refused(shard: Path, lie: str) -> None:
-    header, folder = read_header(shard), shard.parent
+    header, folder = read_shard(shard), shard.parent
     columns: dict[str, list[Any]] = {
         "sample": list(header.samples), "row": header.rows.tolist(), "shard": [shard.name] * ROWS,
         "position": list(range(ROWS)), "checksum": header.checksums.tolist(),

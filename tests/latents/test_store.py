@@ -9,7 +9,8 @@ import numpy as np
 import pytest
 
 from lary.data.tables import SampleTable
-from lary.latents.store import StoreIdentity, open_store, read_manifest
+from lary.latents.kinds import open_store
+from lary.latents.store import StoreIdentity, read_manifest
 from lary.types import MediaError, UsageError
 from tests.latents.conftest import IDENTITY, contents, draw, fill, shards_in
 
@@ -18,10 +19,10 @@ from tests.latents.conftest import IDENTITY, contents, draw, fill, shards_in
 def test_float16_tells_what_it_cannot_hold(tmp_path: Path, kind: Any) -> None:
     identity = StoreIdentity(**(vars(IDENTITY) | {"dtype": "float16"}))
     store = open_store(tmp_path, identity, {}, overwrite=False, kind=kind)
-    with store.writer(0) as writer:
+    with store.writer(0) as write:
         with pytest.raises(MediaError, match=r"7e[+]04 is too large for float16.*bfloat16"):
-            writer.add(0, "sample", np.full((1, 1, 2), 70000, np.float32), None)
-        writer.add(1, "sample", np.full((1, 1, 2), 60000, np.float32), None)
+            write(0, "sample", np.full((1, 1, 2), 70000, np.float32), None)
+        write(1, "sample", np.full((1, 1, 2), 60000, np.float32), None)
 
 
 def test_stores_are_not_mixed(tmp_path: Path) -> None:

@@ -88,9 +88,9 @@ def test_load_model_takes_frames_or_prepared_clips(tmp_path: Path) -> None:
     for place in (folder, str(folder)):
         own_record = load_model(place, device="cpu", settings=settings)
         assert own_record.encode(frames).tokens.shape == tokens.shape
-    assert load_model("lapa", weights=RANDOM, device="cpu", latent="quantized", seed=3, settings=settings).identity == (
-        WeightsIdentity("random weights, seed 3", None, True)
-    )
+    assert load_model(
+        "magvit2", weights=RANDOM, device="cpu", latent="quantized", seed=3, settings=settings
+    ).identity == (WeightsIdentity("random weights, seed 3", None, True))
     with pytest.raises(UsageError, match="Did you mean dinov2"):
         load_model("dinov2-orign", settings=settings)
     with pytest.raises(LaryError, match=r"encodes frames \(B, T, H, W, 3\) uint8, or prepared clips"):

@@ -150,9 +150,7 @@ def test_univla_runs_without_the_decoder_and_without_layer_scale(tmp_path: Path)
 @pytest.mark.parametrize(
     ("key", "shape", "named"),
     [
-        ("to_codebook.bias", None, "1 missing: to_codebook.bias"),
         ("to_codebook.bias", (6,), r"1 misshaped: to_codebook.bias \[6\] for \[5\]"),
-        ("strange.weight", (2, 2), "1 unexpected: strange.weight"),
         ("dino_encoder.norm.bias", None, "1 missing: layernorm.bias"),
         ("dino_encoder.strange", (2,), r"1 unexpected: strange \(unknown\)"),
     ],
@@ -164,22 +162,6 @@ def test_univla_accounts_for_every_key(key: str, shape: tuple[int, ...] | None, 
         tensors[key] = torch.zeros(shape)
     with pytest.raises(LaryError, match=named):
         load_univla(save_univla(tmp_path / "lam-stage-2.ckpt", tensors))
-
-
-def test_univla_refuses_files_that_are_not_its_own(tmp_path: Path) -> None:
-    file = tmp_path / "lam-stage-2.ckpt"
-    with pytest.raises(UsageError, match=r"holds no lam-stage-2\.ckpt"):
-        load_univla(tmp_path)
-    for content, named in (
-        ({"model": {}}, "no tensors by name at the top or under 'state_dict', only entries model"),
-        (
-            {"state_dict": {}, "hyper_parameters": {"optimizer": torch.optim.AdamW}},
-            r"besides tensors they hold .*AdamW",
-        ),
-    ):
-        torch.save(content, file)
-        with pytest.raises(LaryError, match=named):
-            load_univla(tmp_path)
 
 
 def test_villa_windows_slide_by_one_frame(tmp_path: Path) -> None:

@@ -91,10 +91,10 @@ def classifier_inputs(signal: float = 4.0, train: int = 80, validation: int = 36
     return ClassifierInputs(InMemory(tokens), labels, groups, InMemory(shown), truth, columns(validation), CLASSES)
 
 
-def reshaped(inputs: ClassifierInputs, *shape: int, dtype: str = "float32") -> ClassifierInputs:
-    """The same latents in another shape or precision."""
-    parts = (source.read(range(len(source))).reshape(-1, *shape) for source in (inputs.train, inputs.validation))
-    train, validation = (InMemory(part.astype(dtype)) for part in parts)
+def reshaped(inputs: ClassifierInputs, *shape: int, dtype: str = "float32", scale: float = 1.0) -> ClassifierInputs:
+    """The same latents in another shape, precision or scale."""
+    parts = (source.read(range(len(source))) * np.float32(scale) for source in (inputs.train, inputs.validation))
+    train, validation = (InMemory(part.reshape(-1, *shape).astype(dtype)) for part in parts)
     return replace(inputs, train=train, validation=validation)
 
 

@@ -5,16 +5,18 @@ from __future__ import annotations
 from types import SimpleNamespace
 from typing import Any
 
+import numpy as np
 import psutil
 import pytest
 import torch
 
 from lary.probes.presets import PRESETS
-from lary.probes.regress import make_regressor
-from lary.probes.training import check_memory, count_weights, free_bytes, in_bfloat16, samples_at_once
+from lary.probes.regress import RegressorTraining, make_regressor
+from lary.probes.session import Session
+from lary.probes.training import count_weights, free_bytes, in_bfloat16, samples_at_once
 from lary.runtime import memory_bytes
 from lary.types import UsageError
-from tests.probes.made import KINDS, TINY, train
+from tests.probes.made import KINDS, TINY, regressor_inputs, train
 
 
 def test_weights_are_counted_without_being_made() -> None:
@@ -29,6 +31,7 @@ def test_weights_are_counted_without_being_made() -> None:
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_a_training_that_does_not_fit_is_refused(kind: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    assert 0 < free_bytes("cpu") <= 2 * memory_bytes()
     monkeypatch.setattr(psutil, "virtual_memory", lambda: SimpleNamespace(available=1000))
     with pytest.raises(UsageError, match=r"needs .* GB for latents of .*0\.0 GB are free.*--pool.*--project"):
         train(kind)
@@ -37,15 +40,14 @@ def test_a_training_that_does_not_fit_is_refused(kind: str, monkeypatch: pytest.
 def test_the_published_width_on_whole_feature_maps_is_refused_with_the_numbers(monkeypatch: pytest.MonkeyPatch) -> None:
     free = 24 << 30
     monkeypatch.setattr(torch.cuda, "mem_get_info", lambda device: (free, 80 << 30))
-    asked: Any = (2_181_000_000, (2, 256, 1024), 256, "cuda:0", "probe mlp")
+    inputs, session = regressor_inputs(), Session(protocol="paper", seed=0, device="cuda:0")
+    settings = PRESETS.get("paper").regressor
+    training = RegressorTraining(inputs, settings, session, (np.arange(120), np.arange(0)))
+    asked: Any = (2_181_000_000, (2, 256, 1024), "probe mlp")
     with pytest.raises(UsageError, match=r"needs 39\.2 GB for latents of 2 x 256 x 1024 values: 34\.9 GB for weights"):
-        check_memory(*asked)
+        training.check_memory(*asked)
     free = 80 << 30
-    check_memory(*asked)
-
-
-def test_free_memory_is_less_than_all() -> None:
-    assert 0 < free_bytes("cpu") <= 2 * memory_bytes()
+    training.check_memory(*asked)
 
 
 def test_samples_at_once_bound_the_tokens(monkeypatch: pytest.MonkeyPatch) -> None:

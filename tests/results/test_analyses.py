@@ -21,11 +21,10 @@ from lary.probes.attention import attend, attention_weights, load_head
 from lary.probes.nets import QueryAttention
 from lary.results.analyses import make_analysis
 from lary.results.analyses.attention import frames_of_steps, layout_of
-from lary.results.analyses.base import Analysis, fitted
+from lary.results.analyses.base import Analysis
 from lary.results.analyses.classes import Curve
 from lary.results.analyses.trajectories import chosen_episodes, episode_of
-from lary.results.figures import new_figure
-from lary.results.published import Chunks, read_actions, write_actions
+from lary.results.published import Chunks, read_predicted, write_actions
 from lary.results.record import FILE_NAME, DatasetFacts, write_result
 from lary.results.summarise import classification_result, regression_result
 from lary.runs.extract import extract
@@ -108,17 +107,6 @@ def test_classes_that_are_all_equally_frequent_are_drawn_by_name(tmp_path: Path)
     order = [picture.index(f">{name}<") for name in sorted(values, key=lambda name: (np.mean(values[name]), name))]
     assert order == sorted(order)
     assert "each with 7 training samples" in picture
-
-
-@pytest.mark.parametrize("width", [4.2, 6.4, 9.6])
-def test_titles_fit_their_figures(width: float) -> None:
-    text = "protocol corrected, preset paper, absolute actions, 95 % intervals; lower is better; open marks: paper"
-    lines = fitted(f"VLABench: score by stride\n{text}", width).splitlines()
-    assert lines[0] == "VLABench: score by stride"
-    assert " ".join(lines[1:]) == text
-    with new_figure(width, 2) as figure:
-        box = figure.suptitle("\n".join(lines), fontsize=9.5).get_window_extent()
-        assert 0 <= box.x0 < box.x1 <= figure.bbox.width
 
 
 def test_gap_is_f1_of_people_minus_f1_of_robots_on_shared_classes(tmp_path: Path) -> None:
@@ -405,7 +393,7 @@ def test_a_sample_that_is_not_there_gets_a_suggestion(place: Settings, analysed:
 @pytest.mark.usefixtures("no_figures")
 def test_chunks_of_a_run_are_the_actions_on_disk(place: Settings, analysed: Callable[..., Analysis]) -> None:
     done = regress(RegressConfig(model=MODEL, dataset="calvin", probe_preset="demo", model_type="ridge"), place)
-    chunks = read_actions(done.folder, done.result)
+    chunks = read_predicted(done.folder, done.result)
     table = open_latents(place, LatentsRef(model=MODEL, dataset="calvin", split="val")).table
     for row, sample in enumerate(table):
         np.testing.assert_allclose(chunks.true[row], np.load(table.action_path(sample)), rtol=1e-4, atol=1e-5)

@@ -4,7 +4,10 @@ from __future__ import annotations
 
 import hashlib
 import os
+from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -63,28 +66,31 @@ def test_one_process_writes_a_run(tmp_path: Path) -> None:
         assert second.work == tmp_path / ".work"
 
 
-@pytest.mark.parametrize("kill", range(5))
+@pytest.mark.parametrize("kill", range(10))
 def test_a_publication_that_was_killed_is_completed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, kill: int) -> None:
     do_run(tmp_path, "old", "case.txt", "log.csv")
-    replace, calls = os.replace, iter(range(100))
+    calls = iter(range(100))
 
-    def killed(source: object, target: object) -> None:
-        if not str(source).endswith(".tmp") and next(calls) == kill:
-            raise KeyboardInterrupt
-        replace(source, target)  # type: ignore[arg-type]
+    def fragile(call: Callable[..., None]) -> Callable[..., None]:
+        def killed(path: Any, *more: Any, **options: Any) -> None:
+            if not str(path).endswith((".tmp", "/lock")) and next(calls) == kill:
+                raise KeyboardInterrupt
+            call(path, *more, **options)
+
+        return killed
 
     with monkeypatch.context() as patch:
-        patch.setattr(os, "replace", killed)
-        try:
+        for name in ("replace", "unlink", "rmdir"):
+            patch.setattr(os, name, fragile(getattr(os, name)))
+        with suppress(KeyboardInterrupt):
             do_run(tmp_path, "new", "case.txt", "log.csv", "latest.pt", identity="two")
-        except KeyboardInterrupt:
-            assert not (tmp_path / "result.json").exists()
     settle(tmp_path)
-    found = contents(tmp_path)
-    assert sorted(found) == ["case.txt", "latest.pt", "log.csv", "result.json"]
-    assert {found[name] for name in ("case.txt", "latest.pt", "log.csv")} == {b"new"}
+    found = {name: data for name, data in contents(tmp_path).items() if not name.startswith(".work/")}
     result = read_result(tmp_path / "result.json")
+    assert set(found) == {*result.files, "result.json"}
+    assert len({found[name] for name in result.files}) == 1, "files of two runs"
     assert all(run_file(tmp_path, result, name).exists() for name in result.files)
+    assert ("latest.pt" in found) is (kill > 0), "a kill before anything was published leaves the old run"
 
 
 def test_readers_use_files_that_are_named_and_unchanged(tmp_path: Path) -> None:

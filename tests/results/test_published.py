@@ -74,7 +74,7 @@ def test_arrays_that_are_torn_or_hold_code_or_a_bomb_are_refused(tmp_path: Path,
     what = {"predictions.npz": "scores", "actions.npz": "chunks"}[name]
 
     def read(role: str = "seen") -> object:
-        one = published.read_scores if what == "scores" else published.read_actions
+        one = published.read_scores if what == "scores" else published.read_predicted
         return one(tmp_path, result, role)
 
     with pytest.raises(LaryError, match="does not exist: run the probe again with --overwrite"):

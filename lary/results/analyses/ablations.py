@@ -17,7 +17,7 @@ from lary.data.spec import DATASETS
 from lary.files import read_json
 from lary.latents.ref import LatentsRef
 from lary.models.spec import MODELS
-from lary.results.analyses.base import Analysis, Context, FinishedRun, NotPossible, grouped, set_title, slug
+from lary.results.analyses.base import Analysis, Context, FinishedRun, NotPossible, grouped, slug
 from lary.results.diagnostics import diagnosis_file
 from lary.results.figures import BLUE, LIGHT, MUTED, new_figure, panel_grid
 from lary.results.record import Metric
@@ -230,7 +230,7 @@ def line_figure(lines: Sequence[Line], first: FinishedRun, title: str) -> Iterat
                     values = [point.score.value * score.scale for point in other.points]
                     axes.plot([own.index(point.at) for point in other.points], values, color=LIGHT, linewidth=0.9)
             draw_line(axes, line, own, score.scale)
-        set_title(figure, title)
+        figure.suptitle(title, fontsize=9.5, wrap=True)
         yield figure
 
 

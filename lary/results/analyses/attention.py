@@ -53,18 +53,8 @@ class TokenLayout:
     side: int
 
 
-@dataclass(frozen=True)
-class Shown:
-    """One sample: who it is, what the head says, names of its frames, weights (P, N), frames (T, H, W, 3) or None."""
-
-    sample: str
-    media: tuple[str, ...]
-    true: str
-    predicted: str
-    probability: float
-    names: tuple[str, ...]
-    weights: npt.NDArray[np.float32]
-    frames: Pictures | None
+Shown = tuple[dict[str, Any], npt.NDArray[np.float32], "Pictures | None"]
+"""One sample: what is said of it in the file, weights (P, N), frames (T, H, W, 3) where they are on this machine."""
 
 
 def attention_maps(context: Context) -> Analysis:
@@ -98,7 +88,7 @@ def attention_maps(context: Context) -> Analysis:
     return Analysis(tuple(files), tuple(left_out))
 
 
-def options_of(run: FinishedRun) -> ClassifyConfig:
+def run_options(run: FinishedRun) -> ClassifyConfig:
     """The options that a run was made with. Raises LaryError for a result that doesn't hold them."""
     if not run.result.options_given:
         raise LaryError("its result doesn't tell the options that it was made with")
@@ -108,7 +98,7 @@ def options_of(run: FinishedRun) -> ClassifyConfig:
 
 def latents_of(run: FinishedRun, context: Context) -> SplitLatents:
     """The latents that a run was scored on. Raises LaryError if they aren't there any more."""
-    config, dataset = options_of(run), DATASETS.get(run.result.dataset.name)
+    config, dataset = run_options(run), DATASETS.get(run.result.dataset.name)
     split = open_latents(context.settings, replace(LatentsRef.of(config, dataset.validation), dataset=dataset.name))
     if run.result.dataset.tables.get(dataset.validation, split.table.digest) != split.table.digest:
         log.warning("%s: the table of its latents has changed since the run", run.folder)
@@ -138,7 +128,7 @@ def write_maps(run: FinishedRun, split: SplitLatents, rows: list[int], context: 
     """The figure and data of one run."""
     from lary.probes.attention import attend, load_head
 
-    result, config = run.result, options_of(run)
+    result, config = run.result, run_options(run)
     model = MODELS.get(config.model)
     classes = split.table.spec.labels.classes
     head = load_head(run.folder, len(classes))
@@ -149,39 +139,32 @@ def write_maps(run: FinishedRun, split: SplitLatents, rows: list[int], context: 
     view = model.preprocessing(config.protocol, split.table.spec.media)
     if view.short_side is None and view.size < SIDE:  # fine enough for the eye
         view = replace(view, size=SIDE, resize="cv2_area")
-    shown = []
+    shown: list[Shown] = []
     for row, logits, weights in zip(rows, looks.logits, looks.weights, strict=True):
         sample = split.table[row]
         scores = np.exp(logits - logits.max())
         guess = int(logits.argmax())
-        names = tuple(f"frame {number}" for number in sample.frame_index) or PAIR_NAMES
-        shown.append(
-            Shown(
-                sample.id, sample.media, sample.target, classes[guess], float(scores[guess] / scores.sum()), names,
-                weights.reshape(len(layout.steps), layout.tokens), frames_as_seen(split, row, view),
-            )
-        )  # fmt: skip
+        own = weights.reshape(len(layout.steps), layout.tokens)
+        about = {
+            "sample": sample.id, "media": list(sample.media), "true": sample.target, "predicted": classes[guess],
+            "probability": float(scores[guess] / scores.sum()),
+            "frames": [f"frame {number}" for number in sample.frame_index] or list(PAIR_NAMES),
+            "share_of_steps": own.sum(axis=1).tolist(),
+        }  # fmt: skip
+        shown.append((about, own, frames_as_seen(split, row, view)))
     facts = {
         "analysis": "attention", "dataset": result.dataset.name, "model": result.label, "protocol": result.protocol,
         "preset": result.preset, "grid": layout.side, "tokens_per_step": layout.tokens,
-        "frames_of_steps": [list(frames) for frames in layout.steps],
-        "samples": [
-            {
-                "sample": own.sample, "media": list(own.media), "true": own.true, "predicted": own.predicted,
-                "probability": own.probability, "frames": list(own.names),
-                "share_of_steps": own.weights.sum(axis=1).tolist(),
-            }
-            for own in shown
-        ],
+        "frames_of_steps": [list(frames) for frames in layout.steps], "samples": [about for about, _, _ in shown],
     }  # fmt: skip
+    side = layout.side
     table = [
         {
-            "sample": own.sample, "step": step, "token": token,
-            "row": token // layout.side if layout.side else None,
-            "column": token % layout.side if layout.side else None, "weight": float(weight),
+            "sample": about["sample"], "step": step, "token": token, "row": token // side if side else None,
+            "column": token % side if side else None, "weight": float(weight),
         }
-        for own in shown
-        for (step, token), weight in np.ndenumerate(own.weights)
+        for about, own, _ in shown
+        for (step, token), weight in np.ndenumerate(own)
     ]  # fmt: skip
     stem = f"attention_{slug(result.dataset.name)}_{slug(run.folder.name)}"
     return context.write(stem, attention_figure(run, layout, shown), table, facts)
@@ -240,7 +223,7 @@ def attention_figure(run: FinishedRun, layout: TokenLayout, shown: Sequence[Show
     left, right, top, bottom = 0.35, 1.0, 0.75, 0.3
     block = 0.42 + 2 * cell + (0.62 if side else 0.9)
     width, height = max(left + right + pitch * count, 6.4), top + bottom + block * len(shown)
-    relative = [own.weights * own.weights.size for own in shown]  # 1 is uniform attention
+    relative = [own * own.size for _, own, _ in shown]  # 1 is uniform attention
     limit = float(np.percentile(np.concatenate([own.ravel() for own in relative]), BRIGHTEST))
     with new_figure(width, height, layout=None) as figure:
 
@@ -249,24 +232,26 @@ def attention_figure(run: FinishedRun, layout: TokenLayout, shown: Sequence[Show
             axes.set_title(title, fontsize=7, pad=2, fontweight="normal")
             return axes
 
-        for index, (own, weights) in enumerate(zip(shown, relative, strict=True)):
+        for index, ((about, own, pictures), weights) in enumerate(zip(shown, relative, strict=True)):
             base = height - top - block * index
-            verdict = f"{100 * own.probability:.0f} %, {'right' if own.true == own.predicted else 'wrong'}"
-            heading = f"{own.sample}   true {own.true}, predicted {own.predicted} ({verdict})"
+            verdict = (
+                f"{100 * about['probability']:.0f} %, {'right' if about['true'] == about['predicted'] else 'wrong'}"
+            )
+            heading = f"{about['sample']}   true {about['true']}, predicted {about['predicted']} ({verdict})"
             figure.text(left / width, (base - 0.16) / height, heading, fontsize=8.5, va="center")
             for frame in range(count):
-                axes = panel(left + pitch * frame, base - 0.42 - cell, own.names[frame])
+                axes = panel(left + pitch * frame, base - 0.42 - cell, about["frames"][frame])
                 without_ticks(axes)
-                if own.frames is None:
+                if pictures is None:
                     axes.text(0.5, 0.5, "frame not\non this machine", ha="center", va="center", fontsize=6.5, c=MUTED)
                 else:
-                    axes.imshow(own.frames[frame], interpolation="antialiased")
+                    axes.imshow(pictures[frame], interpolation="antialiased")
             for step, part in enumerate(steps):
-                of = f", frames {part[0]} to {part[-1]}" if len(part) > 1 else ""
-                title = f"step {step}{of}: {100 * own.weights[step].sum():.0f} %"
+                of = f", {len(part)} frames" if len(part) > 1 else ""
+                title = f"step {step}{of}: {100 * own[step].sum():.0f} %"
                 axes = panel(left + pitch * (part[0] + part[-1]) / 2, base - 0.42 - 2 * cell - 0.4, title)
                 if side:
-                    image = draw_overlay(axes, own.frames, part[-1], weights[step].reshape(side, side), limit)
+                    image = draw_overlay(axes, pictures, part[-1], weights[step].reshape(side, side), limit)
                 else:
                     draw_bars(axes, weights[step], max(limit, 1.0), first=step == 0)
         if side:

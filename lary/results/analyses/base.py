@@ -5,7 +5,6 @@ from __future__ import annotations
 import csv
 import io
 import re
-import textwrap
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
@@ -24,8 +23,6 @@ from lary.types import UsageError
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
-LETTERS_PER_INCH = 13
-"""Of a title."""
 FORMATS: tuple[Format, ...] = ("png", "svg")
 
 TableRow = Mapping[str, Any]
@@ -160,13 +157,3 @@ def near(wrong: str, known: Sequence[str]) -> str:
 def slug(text: str) -> str:
     """A text as part of a file name."""
     return re.sub(r"[^\w.+-]+", "-", text).strip("-")
-
-
-def fitted(title: str, width: float) -> str:
-    """A title in lines that fit a figure of this width in inches."""
-    return "\n".join(textwrap.fill(line, int(LETTERS_PER_INCH * width)) for line in title.splitlines())
-
-
-def set_title(figure: Figure, title: str) -> None:
-    """Write a title of several lines over a figure."""
-    figure.suptitle(fitted(title, figure.get_figwidth()), fontsize=9.5)

@@ -17,7 +17,7 @@ import numpy as np
 import numpy.typing as npt
 
 from lary.data.spec import DATASETS
-from lary.results.analyses.base import Analysis, Context, FinishedRun, NotPossible, grouped, set_title, slug
+from lary.results.analyses.base import Analysis, Context, FinishedRun, NotPossible, grouped, slug
 from lary.results.figures import BLUE, LIGHT, VERMILION, new_figure, panel_grid
 from lary.results.record import EvalResult
 from lary.results.report import dataset_title
@@ -184,7 +184,7 @@ def add_legend(figure: Figure, axes: Any, title: str) -> None:
     """A title over the panels and a legend below, from the marks of one panel."""
     marks = {name: mark for mark, name in zip(*axes.get_legend_handles_labels(), strict=True)}
     figure.legend(marks.values(), marks.keys(), loc="outside lower center", ncols=3, frameon=False, fontsize=8)
-    set_title(figure, title)
+    figure.suptitle(title, fontsize=9.5, wrap=True)
 
 
 # --- people and robots ------------------------------------------------------------------------------------------------

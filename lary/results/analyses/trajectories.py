@@ -17,8 +17,8 @@ import numpy as np
 import numpy.typing as npt
 
 from lary.results.analyses.base import Analysis, Context, FinishedRun, near, slug
-from lary.results.figures import INK, VERMILION, new_figure
-from lary.results.published import Chunks, read_actions
+from lary.results.figures import new_figure, plot_pair
+from lary.results.published import Chunks, read_predicted
 from lary.results.report import dataset_title
 from lary.types import LaryError, UsageError
 
@@ -52,7 +52,7 @@ def trajectories(context: Context) -> Analysis:
     known: dict[str, None] = {}
     for run in context.of_task("regression", "regress"):
         try:
-            chunks = read_actions(run.folder, run.result)
+            chunks = read_predicted(run.folder, run.result)
         except LaryError as error:
             left_out.append(f"trajectories: {error}")
             continue
@@ -134,8 +134,6 @@ def episode_figure(
     run: FinishedRun, episodes: Sequence[EpisodeChunks], dims: Sequence[tuple[str, str]]
 ) -> Iterator[Figure]:
     """Dimensions in rows, episodes in columns; a row shares its axis; a delta marks relative actions."""
-    from matplotlib.ticker import MaxNLocator
-
     width, height = 0.9 + 3.1 * len(episodes), 1.25 + 0.95 * len(dims)
     change = "Δ " if run.result.action_mode == "relative" else ""
     with new_figure(width, height, layout=None) as figure:
@@ -146,8 +144,6 @@ def episode_figure(
         grid = figure.subplots(len(dims), len(episodes), squeeze=False, sharey="row", sharex="col")
         for (place, column), axes in np.ndenumerate(grid):
             draw_chunks(axes, episodes[column], place)
-            axes.yaxis.set_major_locator(MaxNLocator(nbins=3))
-            axes.xaxis.set_major_locator(MaxNLocator(nbins=6, integer=True))
             axes.tick_params(labelsize=7, labelleft=column == 0)
             name, unit = dims[place]
             if column == 0:
@@ -166,14 +162,9 @@ def draw_chunks(axes: Any, own: EpisodeChunks, place: int) -> None:
     """Draw one dimension of an episode; every chunk is a line of its own."""
     steps = own.true.shape[1]
     frames = (own.starts[:, None] + np.arange(steps)).astype(np.float64)
-    gap = np.full((len(frames), 1), np.nan)
-    for values, colour, style, name in ((own.true, INK, "-", "true"), (own.predicted, VERMILION, "--", "predicted")):
-        axes.plot(
-            np.hstack([frames, gap]).ravel(), np.hstack([values[..., place], gap]).ravel(), style, color=colour,
-            linewidth=1.3, marker="." if steps == 1 else None, markersize=4, label=name,
-        )  # fmt: skip
-    axes.grid()
-    axes.margins(y=0.12)
+    gap = np.full((len(frames), 1), np.nan)  # ends a line
+    series = (np.hstack([each, gap]).ravel() for each in (frames, own.true[..., place], own.predicted[..., place]))
+    plot_pair(axes, *series, "." if steps == 1 else None, 6)
 
 
 def shortened(name: str, limit: int = 42) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import csv
 import json
 from pathlib import Path
 from typing import Any
@@ -26,7 +27,8 @@ from lary.runs.extract import extract
 from lary.runs.probe import classify, regress
 from lary.settings import Settings, load_settings
 from lary.types import LaryError, UsageError
-from tests.tree import frame, write_image, write_table
+from tests.helpers import lary
+from tests.tree import frame, make_calvin, write_image, write_table
 
 EPISODES, PAIRS = 24, 4
 PARTS = ("train", "val", "train_by_episode", "val_by_episode")
@@ -246,3 +248,26 @@ def test_commands_take_both_options(
     with pytest.raises(SystemExit) as stop:
         main([*asked, "--relative-frame", "local"])
     assert stop.value.code == 2
+
+
+@pytest.mark.parametrize("shape", [(2, 4, 6), (4, 6), (6,), (2, 2, 2, 6)])
+def test_latents_of_a_model_without_a_record_are_probed(tmp_path: Path, shape: tuple[int, ...]) -> None:
+    """As the benchmark's description promises: another program's table and files, with tokens of any shape alone."""
+    make_calvin(tmp_path, {"train": 8, "val": 5})
+    generator = np.random.default_rng(0)
+    for split in ("train", "val"):
+        rows = list(csv.DictReader((tmp_path / "data" / f"calvin_metadata_{split}.csv").read_text().splitlines()))
+        for number, row in enumerate(rows):
+            row["la_path"] = f"calvin/stride_5/{split}/my-model/latent_action_{number}.npz"
+            file = tmp_path / "latent_actions" / row["la_path"]
+            file.parent.mkdir(parents=True, exist_ok=True)
+            np.savez(file, tokens=generator.normal(size=shape).astype(np.float32))
+        write_table(tmp_path / "data" / f"{split}_la_calvin_5_my-model.csv", rows)
+    words = ("regress", "--dataset", "calvin", "--stride", "5", "--model-type", "ridge", "--probe-preset", "demo")
+    done = lary(*words, "--model", "my-model", root=tmp_path)
+    assert done.code == 0, done.err
+    assert "The model 'my-model' is unregistered" in done.out
+    result = read_result(next((tmp_path / "logs").rglob("result.json")))
+    assert (result.model.paradigm, result.model.dim) == ("unregistered", 6)
+    wrong = lary(*words, "--model", "pixel", root=tmp_path)
+    assert (wrong.code, "Did you mean pixels" in wrong.err) == (2, True)

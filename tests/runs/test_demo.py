@@ -17,7 +17,7 @@ from lary.models.spec import MODELS
 
 COMMAND = [sys.executable, "-m", "lary.cli", "demo", "--pairs", "40", "--clips", "40", "--size", "48", "--out"]
 ENVIRONMENT = os.environ | {"OMP_NUM_THREADS": "1"}
-PYTHONPATH = {"PYTHONPATH": str(Path(__file__).parent.parent)}
+PYTHONPATH = {"PYTHONPATH": str(Path(__file__).parents[2])}
 WEIGHTLESS = [spec.name for spec in MODELS if spec.weights is None]
 VOLATILE = ("created", "timings", "provenance")
 

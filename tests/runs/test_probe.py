@@ -20,12 +20,14 @@ from lary.configs import ClassifyConfig, ExtractConfig, RegressConfig
 from lary.results import figures
 from lary.results.published import read_scores
 from lary.results.record import EvalResult, read_result
-from lary.runs import controls, inputs
+from lary.results.summarise import regression_result
+from lary.runs import inputs
 from lary.runs.extract import extract
 from lary.runs.inputs import shown
-from lary.runs.probe import classify, regress
+from lary.runs.probe import classify, regress, summary
 from lary.settings import Settings, load_settings
 from lary.types import LaryError, Sample, UsageError
+from tests.fake_results import action_outcome, facts
 from tests.tree import make_calvin, make_robot
 
 MODEL = "pixels"
@@ -240,7 +242,7 @@ def test_plug_ins_reach_the_workers_of_the_extractions(
         given.append(plugins)
         raise UsageError("far enough")
 
-    monkeypatch.setattr(controls, "extract", seen)
+    monkeypatch.setattr("lary.runs.run.extract", seen)
     app = App()
     app.command(cli_run.controls)
     with pytest.raises(UsageError, match="far enough"):
@@ -286,7 +288,7 @@ from lary.results import figures
 from lary.runs import inputs
 from lary.runs.probe import classify, regress
 from lary.configs import ClassifyConfig, RegressConfig
-from tests.test_probe_runs import settings_of
+from tests.runs.test_probe import settings_of
 torch.set_num_threads(1)
 session.STATE_SHARE = float("inf")
 figures.trajectory_figure = figures.trajectory_book = lambda *_: b""
@@ -446,3 +448,13 @@ def test_latents_that_are_not_finite_name_their_sample() -> None:
         shown_as = shown(split, ClassifyConfig(model="m", dataset="d", control=control), 0, training=True)
         with pytest.raises(LaryError, match=r"sample id1 \(v1.mp4\) hold NaN or infinity"):
             shown_as.read([0, 1])
+
+
+def test_the_summary_shows_the_unseen_split() -> None:
+    result = regression_result(action_outcome(0.4), facts("pixels", "simarm"))
+    lines = summary(result).splitlines()
+    (seen,) = [line for line in lines if line.endswith("<- headline")]
+    unseen = lines[lines.index(seen) + 1]
+    value = result.selections[result.headline].metrics["unseen_mse"].text()
+    assert unseen.split() == ["unseen_mse", *value.split()]
+    assert "unseen" not in summary(regression_result(action_outcome(0.4, unseen=False), facts("pixels", "calvin")))

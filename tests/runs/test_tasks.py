@@ -163,7 +163,7 @@ def test_one_class_only_is_refused(place: Path) -> None:
 
 
 def test_fewer_samples_than_classes_are_told(place: Path) -> None:
-    assert any("classes stand in the validation split" in told for told in run_classify_of(place, 8, "pick", "place"))
+    assert any("classes are in the validation split" in told for told in run_classify_of(place, 8, "pick", "place"))
     change(clips_of(place, "train"), lambda rows: rows.__setitem__(slice(2, None), []))
     with pytest.raises(UsageError, match=r"2 samples of 2 episodes or videos: none can be held out.*Give more data"):
         run_classify(place, overwrite=True)
