@@ -22,7 +22,6 @@ from lary.models.preprocess import DeviceNormaliser, normalise
 from lary.models.running import LoadedEncoder
 from lary.models.spec import Preprocess
 from lary.runtime import log
-from lary.types import LaryError, Latents
 
 if TYPE_CHECKING:
     import torch
@@ -82,7 +81,7 @@ class Encoding:
             clip = buffers[length] = normalise(frames, self._preprocess, buffers.get(length))
             with torch.inference_mode():
                 latents = pooled_latents(self._encoder.encode(torch.from_numpy(clip)), self._pool)
-            tokens = checked_tokens(latents, 1).numpy()
+            tokens = latents.tokens.float().numpy()
             if np.may_share_memory(tokens, clip):
                 tokens = tokens.copy()
             yield index, tokens[0], None if latents.codes is None else latents.codes.numpy()[0]
@@ -101,7 +100,7 @@ class Encoding:
             for length, indices in lengths.items():
                 planes = torch.from_numpy(batch.clips[:, :length]).to(self._device, non_blocking=True)
                 latents = pooled_latents(self._encoder.encode(self._normalise(planes)), self._pool)
-                tokens = checked_tokens(latents, len(batch.clips))
+                tokens = latents.tokens.float()
                 codes = None if latents.codes is None else self._to_host(latents.codes)
                 parts.append(_Part(indices, self._to_host(tokens), codes))
         event = None
@@ -147,14 +146,3 @@ class Encoding:
             if pinned:
                 torch.cuda.synchronize(self._device)
                 runtime.cudaHostUnregister(memory.ctypes.data)
-
-
-def checked_tokens(latents: Latents, places: int) -> torch.Tensor:
-    """Tokens as float32. Raises LaryError for a shape that no encoder may return."""
-    tokens = latents.tokens
-    if tokens.ndim not in (3, 4) or tokens.shape[0] != places:
-        raise LaryError(
-            f"The model returned tokens of shape {tuple(tokens.shape)} for a batch of {places}: expected (B, P, N, D), "
-            "or (B, N, D) if it mixes time."
-        )
-    return tokens.float()
