@@ -21,9 +21,10 @@ from types import SimpleNamespace
 import numpy as np
 import pyarrow.parquet  # noqa: F401 (imports are not what is measured)
 
+from lary.latents.kinds import open_store
 from lary.latents.npz import NpzSource, latent_name
 from lary.latents.shardfile import ShardSource
-from lary.latents.store import StoreIdentity, open_store
+from lary.latents.store import StoreIdentity
 from lary.probes.sources import read_batches
 
 CASES = (((16, 1024), 20_000, 20_000), ((2, 196, 1024), 1_000, 2_000))

@@ -31,7 +31,7 @@ import numpy as np
 
 from benchmarks.faults import scene
 from benchmarks.faults.kills import LATER
-from lary.latents.shardfile import read_header
+from lary.latents.shardfile import read_shard
 
 CASES = ("npz", "shards", "classify", "regress")
 PAGE = 4096
@@ -166,7 +166,7 @@ def latents_alone(whole: Path, disk: Path, case: str, rows: int) -> int:
     """Pages that the tokens of the rows take that aren't there yet, without anything around them."""
     if case == "shards":
         held = scene.UNIT * len(list(disk.rglob("shard_*.safetensors")))
-        size = read_header(next(whole.rglob("shard_*.safetensors"))).row_bytes
+        size = read_shard(next(whole.rglob("shard_*.safetensors"))).row_bytes
     else:
         held = len(list(disk.rglob("*.npz")))
         with np.load(next(whole.rglob("*.npz"))) as arrays:

@@ -30,23 +30,17 @@ latents_app = App(
 )
 
 
-def doctor(*, json: Annotated[bool, Flag] = False, paths: Paths = Paths()) -> int:
-    """Check Python and packages, devices, decoders, settings, weights, free disk, and the hub's state.
-
-    Args:
-        json: Print the findings as JSON.
-    """
+def doctor(*, paths: Paths = Paths()) -> int:
+    """Check Python and packages, devices, decoders, settings and weights."""
     settings = paths.settings()
     from lary.runs.doctor import examine
 
-    report = examine(settings)
-    if json:
-        import json as library
-
-        print(library.dumps(report.data(), indent=1))
-    else:
-        print(report.text())
-    return 1 if report.broken else 0
+    lines = examine(settings)
+    for broken, name, text in lines:
+        print(f"{'!' if broken else ' '} {name:24} {text}")
+    count = sum(broken for broken, *_ in lines)
+    print(f"{count} broken" if count else "Nothing is broken.")
+    return 1 if count else 0
 
 
 def models(key: str | None = None, *, paths: Paths = Paths()) -> int:
@@ -188,7 +182,7 @@ def schema(*, out: Path | None = None) -> int:
 def info(config: Annotated[LatentsConfig, Star], paths: Paths = Paths()) -> int:
     """Describe a store: identity, kind, rows, bytes, shape, and the samples of its table that it lacks."""
     settings = paths.settings()
-    from lary.latents.tools import info as run
+    from lary.latents.tools import store_info as run
 
     print(run(config, settings).text())
     return 0
@@ -198,7 +192,7 @@ def info(config: Annotated[LatentsConfig, Star], paths: Paths = Paths()) -> int:
 def verify(config: Annotated[LatentsConfig, Star], paths: Paths = Paths()) -> int:
     """Read every row of a store: checksums, finite values, index. Names what is wrong; exit code 1 then."""
     settings = paths.settings()
-    from lary.latents.tools import verify as run
+    from lary.latents.tools import verify_store as run
 
     rows, problems = run(config, settings)
     print(*problems, f"{rows} rows read, {len(problems)} problems", sep="\n")
@@ -222,7 +216,7 @@ def convert(
         shard_rows: Rows per shard.
     """
     settings = paths.settings()
-    from lary.latents.tools import convert as run
+    from lary.latents.tools import convert_store as run
 
     folder, rows = run(config, settings, kind=store, dtype=dtype, shard_rows=shard_rows)
     print(f"{folder}: {rows} rows in {store}")
@@ -246,7 +240,7 @@ def export(
         ids: Sample ids with commas, or a text file with one in each line.
     """
     settings = paths.settings()
-    from lary.latents.export import export as run
+    from lary.latents.export import export_latents as run
 
     print(f"{out}: {run(config, settings, out, rows=rows, ids=ids)} samples")
     return 0

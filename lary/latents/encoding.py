@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import chain
 from typing import TYPE_CHECKING, Any
 
@@ -18,10 +18,12 @@ import numpy.typing as npt
 
 from lary.latents.pooling import pooled_latents
 from lary.latents.reading import Batch
+from lary.latents.store import token_shape
 from lary.models.preprocess import DeviceNormaliser, normalise
 from lary.models.running import LoadedEncoder
 from lary.models.spec import Preprocess
 from lary.runtime import log
+from lary.types import LaryError, Latents
 
 if TYPE_CHECKING:
     import torch
@@ -80,8 +82,8 @@ class Encoding:
             frames = batch.clips[place : place + 1, :length]
             clip = buffers[length] = normalise(frames, self._preprocess, buffers.get(length))
             with torch.inference_mode():
-                latents = pooled_latents(self._encoder.encode(torch.from_numpy(clip)), self._pool)
-            tokens = latents.tokens.float().numpy()
+                latents = self._encoded(torch.from_numpy(clip))
+            tokens = latents.tokens.numpy()
             if np.may_share_memory(tokens, clip):
                 tokens = tokens.copy()
             yield index, tokens[0], None if latents.codes is None else latents.codes.numpy()[0]
@@ -99,15 +101,26 @@ class Encoding:
         with torch.inference_mode():
             for length, indices in lengths.items():
                 planes = torch.from_numpy(batch.clips[:, :length]).to(self._device, non_blocking=True)
-                latents = pooled_latents(self._encoder.encode(self._normalise(planes)), self._pool)
-                tokens = latents.tokens.float()
+                latents = self._encoded(self._normalise(planes))
                 codes = None if latents.codes is None else self._to_host(latents.codes)
-                parts.append(_Part(indices, self._to_host(tokens), codes))
+                parts.append(_Part(indices, self._to_host(latents.tokens), codes))
         event = None
         if self._device.startswith("cuda"):
             event = torch.cuda.Event()  # type: ignore[no-untyped-call]
             event.record(torch.cuda.current_stream(self._device))
         return parts, event
+
+    def _encoded(self, clips: torch.Tensor) -> Latents:
+        """Pooled latents of clips, float32, with the axes that a store has. Raises LaryError for a wrong batch."""
+        latents = self._encoder.encode(clips)
+        tokens = latents.tokens
+        if tokens.ndim < 2 or len(tokens) != len(clips):
+            raise LaryError(
+                f"The model returned tokens of shape {tuple(tokens.shape)} for a batch of {len(clips)}: expected "
+                "(B, P, N, D), or (B, N, D) if it mixes time."
+            )
+        tokens = tokens.reshape(len(tokens), *token_shape(tuple(tokens.shape[1:]))).float()
+        return pooled_latents(replace(latents, tokens=tokens), self._pool)
 
     def _to_host(self, values: torch.Tensor) -> torch.Tensor:
         import torch

@@ -42,7 +42,7 @@ class _Export:
     blocks: Iterator[npt.NDArray[np.float32]]
 
 
-def export(
+def export_latents(
     config: LatentsConfig, settings: Settings, out: Path, *, rows: str | None = None, ids: str | None = None
 ) -> int:  # fmt: skip
     """Write tokens as float32 to one file for other tools; returns how many samples.

@@ -23,7 +23,7 @@ import numpy.typing as npt
 
 from lary.arrays import read_npz
 from lary.files import atomic_write, open_regular
-from lary.latents.store import Floats, LatentStore, Write, narrow
+from lary.latents.store import Floats, LatentStore, Write, narrow, token_shape
 from lary.types import LaryError, MediaError
 
 if TYPE_CHECKING:
@@ -129,10 +129,7 @@ def read_array(path: Path, name: str) -> npt.NDArray[Any] | None:
 
 
 def read_tokens(path: Path) -> npt.NDArray[Any]:
-    """The tokens of one sample in the file's number format, (P, N, D) or (N, D).
-
-    Stores of other programs may have other axes: (D,) is one token, and all axes between the first and the last are
-    tokens, so that (9, 2, 2, 24) is (9, 4, 24).
+    """The tokens of one sample in the file's number format, with the axes that `token_shape` makes of any others.
 
     Raises:
         MediaError: as `read_array`, or there are no tokens.
@@ -142,9 +139,7 @@ def read_tokens(path: Path) -> npt.NDArray[Any]:
         raise MediaError(f"The latents {path} can't be read (no array 'tokens'): extract them again.")
     if not tokens.ndim or not tokens.size:
         raise MediaError(f"The latents {path} have the shape {tokens.shape}, not (P, N, D), (N, D) or (D,).")
-    if tokens.ndim == 1:
-        return tokens[None]
-    return tokens if tokens.ndim <= 3 else tokens.reshape(len(tokens), -1, tokens.shape[-1])
+    return tokens.reshape(token_shape(tokens.shape))
 
 
 class NpzStore(LatentStore):

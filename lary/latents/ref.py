@@ -20,7 +20,7 @@ from lary.data.tables import SampleTable, read_table
 from lary.files import inside
 from lary.latents.npz import NpzSource, read_stamp
 from lary.latents.pooling import NONE, PooledSource, parse_pool
-from lary.latents.shardfile import LARY_READ, ShardSource, read_header, read_mode
+from lary.latents.shardfile import LARY_READ, ShardSource, read_mode, read_shard
 from lary.latents.store import MANIFEST, SHARD_MARK, StoredLatents, read_manifest
 from lary.runtime import log
 from lary.settings import Settings
@@ -215,7 +215,7 @@ def open_shards(
         places[:, at] = number.setdefault(name, len(number)), int(position)
     files = [resolve_latents(settings, ref, name, table.path) for name in number]
     check_present(files, table.path)
-    headers = [read_header(file) for file in files]
+    headers = [read_shard(file) for file in files]
     folder = files[0].parent
     source = ShardSource(headers, places[0], places[1], read_mode(folder, settings.get(LARY_READ)))
     for at, sample in enumerate(table):

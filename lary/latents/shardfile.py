@@ -26,7 +26,7 @@ from safetensors import SafetensorError, safe_open
 
 from lary.configs import LatentDtype
 from lary.files import open_regular
-from lary.latents.store import SHARDS, Floats, convert
+from lary.latents.store import SHARDS, Floats, copy_numbers
 from lary.types import LaryError, UsageError
 
 if TYPE_CHECKING:
@@ -51,7 +51,7 @@ AT_ONCE = 16
 
 @dataclass(frozen=True)
 class ShardHeader:
-    """What a shard holds; made by `read_header`, so all of it fits the file.
+    """What a shard holds; made by `read_shard`, so all of it fits the file.
 
     Attributes:
         start: first byte of the tokens.
@@ -101,7 +101,7 @@ def cannot_open(path: Path, error: OSError) -> LaryError:
     return LaryError(f"The latents {path} can't be opened ({error.strerror}): extract them again.")
 
 
-def read_header(path: Path) -> ShardHeader:
+def read_shard(path: Path) -> ShardHeader:
     """The header of a shard, every statement of which was checked against the file.
 
     Raises:
@@ -163,7 +163,7 @@ def scan_shards(folder: Path, key: str | None) -> tuple[list[ShardHeader], list[
     found, problems = [], []
     for file in sorted(folder.glob(SHARDS), key=_unit_order):
         try:
-            header = read_header(file)
+            header = read_shard(file)
         except LaryError as error:
             problems.append(str(error))
             continue
@@ -330,7 +330,7 @@ class ShardSource:
                 os.posix_fadvise(shard.handle, shard.header.start + position * size, size, os.POSIX_FADV_WILLNEED)
         for _, stored, places in groups:
             for place, position in places:
-                convert(stored[position], out[place])
+                copy_numbers(stored[position], out[place])
         return found.reshape(len(chosen), *self.shape)
 
     def _groups(self, chosen: npt.NDArray[np.int64]) -> Iterator[tuple[OpenShard, Any, list[tuple[int, int]]]]:
@@ -353,4 +353,4 @@ def _fetch(out: torch.Tensor, rows: Sequence[tuple[OpenShard, int, int]]) -> Non
 
     for shard, place, position in rows:
         bits = torch.from_numpy(shard.tokens(position).reshape(-1).view(np.uint8))
-        convert(bits.view(getattr(torch, shard.header.dtype)), out[place])
+        copy_numbers(bits.view(getattr(torch, shard.header.dtype)), out[place])

@@ -33,7 +33,7 @@ from lary.latents.shardfile import (
     VERSION,
     ShardHeader,
     check_no_link,
-    read_header,
+    read_shard,
     scan_shards,
 )
 from lary.latents.store import INDEX, SHARD_MARK, Floats, LatentStore, Write, narrow
@@ -220,7 +220,7 @@ class ShardWriter:
         for further in count():
             file = self._store.file(self._unit, further)
             try:
-                header = read_header(file)
+                header = read_shard(file)
             except LaryError:
                 return file
             if not self._store.owns(header):

@@ -9,6 +9,7 @@ identity's key, never by file names.
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Callable, Collection
 from contextlib import AbstractContextManager
 from dataclasses import asdict, dataclass
@@ -18,9 +19,9 @@ from typing import TYPE_CHECKING, Any, Protocol
 import numpy as np
 import numpy.typing as npt
 
-from lary.configs import LatentDtype, StoreKind
+from lary.configs import LatentDtype
 from lary.files import digest, read_json, remove_torn, write_json
-from lary.types import LaryError, LatentSource, MediaError, UsageError
+from lary.types import LaryError, LatentSource, MediaError
 
 if TYPE_CHECKING:
     import torch
@@ -33,9 +34,6 @@ SHARD_MARK = "#"
 """Between a shard and a row in it, in ``la_path``."""
 
 FORMAT = 1
-BATCHES = 8
-"""Per unit of a store whose units are nothing on disk."""
-MOST_ROWS = 1 << 20
 LATER_FIELDS = {"revision": "", "pool": "none", "dtype": "float32"}
 """Fields that identities of the first format lack, with what they were: a key doesn't change where they still are."""
 
@@ -43,7 +41,14 @@ Rows = npt.NDArray[np.int64]
 Floats = npt.NDArray[np.float32]
 
 
-"""Bytes of a failures file, with millions of rows."""
+def token_shape(shape: tuple[int, ...]) -> tuple[int, ...]:
+    """The axes (P, N, D) or (N, D) under which one sample's tokens of any shape are stored and read.
+
+    (D,) is one token, and all axes between the first and the last are tokens: (9, 2, 2, 24) is (9, 4, 24).
+    """
+    if len(shape) == 1:
+        return (1, *shape)
+    return shape if len(shape) <= 3 else (shape[0], math.prod(shape[1:-1]), shape[-1])
 
 
 @dataclass(frozen=True)
@@ -147,75 +152,6 @@ class StoredLatents(LatentSource, Protocol):
         ...
 
 
-def check_format(kind: StoreKind, dtype: LatentDtype) -> None:
-    """Refuse a number format that a kind of store can't hold. Raises UsageError."""
-    if kind == "npz" and dtype == "bfloat16":
-        raise UsageError("--dtype bfloat16: .npz files can't hold it; pass --store shards, or --dtype float16.")
-
-
-def open_store(
-    folder: Path, identity: StoreIdentity, details: dict[str, Any], *, overwrite: bool,
-    kind: StoreKind = "npz", unit_rows: int = 1024, batch_size: int = 1,
-) -> LatentStore:  # fmt: skip
-    """Claim a folder for latents of one identity, or resume what it holds.
-
-    Args:
-        details: further facts for the manifest.
-        unit_rows: rows per unit of a new store of shards, rounded up to a multiple of `batch_size`; units of other
-            kinds are a few batches.
-        batch_size: rows per forward pass; a unit holds whole batches.
-
-    Raises:
-        UsageError: the folder holds latents of another identity and `overwrite` is off, or latents of another kind
-            or units that the batches don't fit into.
-    """
-    unit_rows = -(-unit_rows // batch_size) * batch_size if kind == "shards" else BATCHES * batch_size
-    manifest = folder / MANIFEST
-    if manifest.exists():
-        found = read_manifest(folder)
-        if found.get("key") == identity.key:
-            known = found.get("store", "npz")
-            if known != kind:
-                raise UsageError(
-                    f"{folder} is a store of kind {known}: pass --store {known}, or turn it into one of kind {kind} "
-                    f"with 'lary latents convert --store {kind}'."
-                )
-            if kind == "shards":
-                unit_rows = units_of(folder, found)
-            if unit_rows % batch_size:
-                raise UsageError(
-                    f"--batch-size {batch_size}: the shards of {folder} hold {unit_rows} rows; pass a batch size that "
-                    f"divides this, such as {found.get('batch_size', 1)}."
-                )
-            return store_at(folder, identity, kind, unit_rows)
-        if not overwrite:
-            raise UsageError(
-                f"{folder} holds latents of another extraction ({differences(found, identity)}). "
-                "Pass --overwrite to replace them."
-            )
-        clear(folder)
-    facts = {"store": kind, "unit_rows": unit_rows} if kind == "shards" else {"store": kind}
-    write_json(manifest, {"format": FORMAT, "key": identity.key, "identity": asdict(identity), **facts, **details})
-    return store_at(folder, identity, kind, unit_rows)
-
-
-def store_at(folder: Path, identity: StoreIdentity, kind: StoreKind, unit_rows: int) -> LatentStore:
-    """The store of a kind; only here kinds are distinguished for writing."""
-    if kind == "shards":
-        from lary.latents.shards import ShardStore
-
-        return ShardStore(folder, identity, unit_rows)
-    from lary.latents.npz import NpzStore
-
-    return NpzStore(folder, identity, unit_rows)
-
-
-def clear(folder: Path) -> None:
-    """Remove the shards of another extraction; ``.npz`` files are replaced one by one."""
-    for file in [*folder.glob(SHARDS), folder / INDEX]:
-        file.unlink(missing_ok=True)
-
-
 def read_manifest(folder: Path) -> dict[str, Any]:
     """The manifest of a store. Raises LaryError if it is missing, no manifest, or of a newer lary."""
     file = folder / MANIFEST
@@ -225,24 +161,6 @@ def read_manifest(folder: Path) -> dict[str, Any]:
     if isinstance(found.get("format"), int) and found["format"] > FORMAT:
         raise LaryError(f"{file} was written by a newer lary (format {found['format']}): update lary.")
     return found
-
-
-def units_of(folder: Path, manifest: dict[str, Any]) -> int:
-    """Rows per unit of a store of shards. Raises LaryError for a manifest without them."""
-    rows = manifest.get("unit_rows")
-    if not isinstance(rows, int) or not 0 < rows <= MOST_ROWS:
-        raise LaryError(f"{folder / MANIFEST} names {rows!r} rows per shard: it is no manifest of a store of shards.")
-    return rows
-
-
-def differences(found: dict[str, Any], identity: StoreIdentity) -> str:
-    """What an identity differs in from a manifest, for a message."""
-    before = LATER_FIELDS | found.get("identity", {})
-    return ", ".join(
-        f"{name} {before.get(name)!r} instead of {value!r}"
-        for name, value in asdict(identity).items()
-        if before.get(name) != value
-    )
 
 
 LARGEST: dict[LatentDtype, float] = {"float32": np.inf, "float16": 65520.0, "bfloat16": 255.5 * 2.0**120}
@@ -271,11 +189,11 @@ def narrow(tokens: Floats, dtype: LatentDtype) -> npt.NDArray[Any]:
     import torch
 
     narrowed = torch.empty(values.shape, dtype=getattr(torch, dtype))
-    convert(torch.from_numpy(values.reshape(-1)), narrowed.view(-1))
+    copy_numbers(torch.from_numpy(values.reshape(-1)), narrowed.view(-1))
     return narrowed.view(torch.uint16).numpy() if dtype == "bfloat16" else narrowed.numpy()
 
 
-def convert(source: torch.Tensor, target: torch.Tensor) -> None:
+def copy_numbers(source: torch.Tensor, target: torch.Tensor) -> None:
     """Copy numbers (n,) into another number format, in this thread alone."""
     if len(source) <= PIECE:  # a slice costs as much as a small copy
         target.copy_(source)

@@ -20,11 +20,12 @@ from lary.data.spec import DATASETS
 from lary.data.splits import find_table
 from lary.data.tables import SampleTable, read_table
 from lary.files import LARGEST_FAILURES, read_limited, refuse_link, write_bytes, write_text
+from lary.latents.kinds import check_format, open_store
 from lary.latents.npz import NPZ, read_array, read_stamp, read_stamps, read_tokens, row_of
 from lary.latents.ref import LatentsRef, SplitLatents, find_latent_table, open_latents
 from lary.latents.shardfile import OpenShard, ShardHeader, scan_shards
 from lary.latents.shards import index_problems
-from lary.latents.store import MANIFEST, LatentStore, StoreIdentity, check_format, open_store, read_manifest
+from lary.latents.store import MANIFEST, LatentStore, StoreIdentity, read_manifest
 from lary.locks import locked
 from lary.runtime import progress
 from lary.settings import Settings
@@ -116,7 +117,7 @@ def _found(settings: Settings, config: LatentsConfig) -> _Found:
     return _Found(folder, kind, manifest, headers, problems)
 
 
-def info(config: LatentsConfig, settings: Settings) -> StoreInfo:
+def store_info(config: LatentsConfig, settings: Settings) -> StoreInfo:
     """What a store is, what it holds, and what of its table is missing.
 
     Raises:
@@ -151,7 +152,7 @@ def info(config: LatentsConfig, settings: Settings) -> StoreInfo:
     )  # fmt: skip
 
 
-def verify(config: LatentsConfig, settings: Settings) -> tuple[int, list[str]]:
+def verify_store(config: LatentsConfig, settings: Settings) -> tuple[int, list[str]]:
     """Read every row of a store: checksums, number formats, finite values, stamps, and the index.
 
     Returns:
@@ -215,7 +216,7 @@ def _all_finite(stored: npt.NDArray[Any], dtype: str) -> bool:
     return bool(((stored & 0x7F80) != 0x7F80).all() if dtype == "bfloat16" else np.isfinite(stored).all())
 
 
-def convert(
+def convert_store(
     config: LatentsConfig, settings: Settings, *, kind: StoreKind, dtype: LatentDtype | None = None,
     shard_rows: int = 1024,
 ) -> tuple[Path, int]:  # fmt: skip

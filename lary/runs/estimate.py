@@ -10,8 +10,9 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from lary.configs import ExtractConfig
+from lary.latents.kinds import store_at
 from lary.latents.pipeline import encode_units, plan_units
-from lary.latents.store import MANIFEST, store_at
+from lary.latents.store import MANIFEST
 from lary.runs.extract import Run, open_run, prepare_run
 from lary.settings import Settings
 from lary.types import Failure
@@ -67,8 +68,8 @@ def estimate(config: ExtractConfig, settings: Settings, *, plugins: tuple[Path, 
     run = prepare_run(config, settings, plugins)
     there = (run.folder / MANIFEST).exists() and not config.overwrite
     missing = open_run(run).missing(run.table) if there else list(range(len(run.table)))
-    found = measure(run, missing) if missing else Measurement(0, 0.0, 0.0, ())
-    free = shutil.disk_usage(nearest(run.folder)).free
+    found = _measure(run, missing) if missing else _Measurement(0, 0.0, 0.0, ())
+    free = shutil.disk_usage(_nearest(run.folder)).free
     seconds = None if found.seconds_per_row is None else len(missing) * found.seconds_per_row / len(run.devices)
     return Estimate(
         run.title, run.folder, len(run.table), len(run.table) - len(missing), round(len(missing) * found.bytes_per_row),
@@ -76,13 +77,13 @@ def estimate(config: ExtractConfig, settings: Settings, *, plugins: tuple[Path, 
     )  # fmt: skip
 
 
-def nearest(folder: Path) -> Path:
+def _nearest(folder: Path) -> Path:
     """The folder, or the nearest one above it that exists."""
     return next(place for place in (folder, *folder.absolute().parents) if place.exists())
 
 
 @dataclass(frozen=True)
-class Measurement:
+class _Measurement:
     """Seconds and bytes per row, from `rows` rows that went through all stages."""
 
     rows: int
@@ -91,7 +92,7 @@ class Measurement:
     failures: tuple[Failure, ...]
 
 
-def measure(run: Run, missing: Sequence[int]) -> Measurement:
+def _measure(run: Run, missing: Sequence[int]) -> _Measurement:
     """Read, encode and write some rows, spread over the missing ones, into a folder that is removed again."""
     # On a CPU rows go one by one anyway, and a few of them are enough for a slow model.
     config = run.job.config if run.devices[0] != "cpu" else replace(run.job.config, batch_size=1)
@@ -111,9 +112,9 @@ def measure(run: Run, missing: Sequence[int]) -> Measurement:
         written = sum(file.stat().st_size for file in Path(folder).rglob("*") if file.is_file())
     rows = done[-1]
     if not rows:
-        return Measurement(0, None, 0.0, tuple(failures))
+        return _Measurement(0, None, 0.0, tuple(failures))
     first = 1 if rows > done[1] else 0  # the first batch also pays for what is done once
-    return Measurement(rows, (ends[-1] - ends[first]) / (rows - done[first]), written / rows, tuple(failures))
+    return _Measurement(rows, (ends[-1] - ends[first]) / (rows - done[first]), written / rows, tuple(failures))
 
 
 def _duration(seconds: float) -> str:

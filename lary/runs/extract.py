@@ -17,10 +17,11 @@ from lary.data.spec import DATASETS, DatasetSpec
 from lary.data.splits import find_table
 from lary.data.tables import SampleTable, read_table
 from lary.files import digest, read_failures, read_json, remove_torn, write_failures, write_json, write_text
+from lary.latents.kinds import check_format, open_store
 from lary.latents.pipeline import Interrupted, Job, UnitReport, make_encoder, model_of, plan_units
 from lary.latents.pooling import check_pool
 from lary.latents.ref import LatentsRef
-from lary.latents.store import MANIFEST, LatentStore, StoreIdentity, check_format, open_store, read_manifest
+from lary.latents.store import MANIFEST, LatentStore, StoreIdentity, read_manifest
 from lary.locks import locked
 from lary.models.running import LoadedEncoder
 from lary.models.spec import ModelSpec, locate_weights

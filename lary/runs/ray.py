@@ -91,9 +91,9 @@ def extract_on_ray(job: Job, units: Sequence[Unit], stop: StopRequest, advance: 
                     if tries[task] >= TRIES:
                         raise LaryError(
                             f"{TRIES} actors died one after another on rows {task[0].rows[0] + 1} to "
-                            f"{task[-1].rows[-1] + 1}: {first_line(error)} What was done is kept."
+                            f"{task[-1].rows[-1] + 1}: {_first_line(error)} What was done is kept."
                         ) from error
-                    log.warning("an actor died; its rows go to another one: %s", first_line(error))
+                    log.warning("an actor died; its rows go to another one: %s", _first_line(error))
                     waiting.appendleft(task)
                     ray.kill(actor)
                     idle.append(remote.remote(shared, processes))
@@ -196,7 +196,7 @@ def connected(address: str) -> Iterator[Any]:
         ray.init(address=address, logging_level=logging.ERROR, log_to_driver=False)
     except (OSError, ValueError, RuntimeError) as error:
         raise UsageError(
-            f"--address {address}: there is no Ray cluster ({first_line(error)}). Start one with 'ray start --head', "
+            f"--address {address}: there is no Ray cluster ({_first_line(error)}). Start one with 'ray start --head', "
             "or pass --address local to use this machine alone. One that asks for a token needs ~/.ray/auth_token of "
             "its first machine and RAY_AUTH_MODE=token here."
         ) from error
@@ -221,6 +221,6 @@ def _raised(error: Any) -> Exception:
     return cause if isinstance(cause, LaryError) else RuntimeError(str(error))
 
 
-def first_line(error: BaseException) -> str:
+def _first_line(error: BaseException) -> str:
     """The first line of an error's text."""
     return (str(error).strip().splitlines() or [type(error).__name__])[0]

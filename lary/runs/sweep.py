@@ -157,7 +157,7 @@ def read_plan(file: Path) -> list[Planned]:
     for name in content:
         if name not in SECTIONS:
             raise UsageError(f"The sweep file {file} has an unknown key '{name}'.{suggest(str(name), SECTIONS)}")
-    shared = options_of(content.get("options") or {}, f"{file}, options")
+    shared = named_options(content.get("options") or {}, f"{file}, options")
     plan: list[Planned] = []
     seen: dict[str, int] = {}
     for place, options in itertools.chain(from_grid(content, file), from_runs(content, file)):
@@ -177,7 +177,7 @@ def read_plan(file: Path) -> list[Planned]:
 
 def from_grid(content: Mapping[str, Any], file: Path) -> Iterator[tuple[str, dict[str, Any]]]:
     """Every combination of the grid's values, the last key changing fastest."""
-    grid = options_of(content.get("grid") or {}, f"{file}, grid")
+    grid = named_options(content.get("grid") or {}, f"{file}, grid")
     if not grid:
         return
     for name, values in grid.items():
@@ -196,10 +196,10 @@ def from_runs(content: Mapping[str, Any], file: Path) -> Iterator[tuple[str, dic
     if not isinstance(runs, list):
         raise UsageError(f"{file}, runs: expected a list of runs, each with its options.")
     for index, options in enumerate(runs, start=1):
-        yield f"{file}, run {index}", options_of(options, f"{file}, run {index}")
+        yield f"{file}, run {index}", named_options(options, f"{file}, run {index}")
 
 
-def options_of(options: Any, place: str) -> dict[str, Any]:
+def named_options(options: Any, place: str) -> dict[str, Any]:
     """Options by field name; dashes are taken for underscores. Raises UsageError with a suggestion."""
     if not isinstance(options, dict):
         raise UsageError(f"{place}: expected options as lines of the form NAME: value.")

@@ -10,9 +10,10 @@ import pytest
 
 from lary.data.spec import DATASETS
 from lary.data.tables import SampleTable, read_table
+from lary.latents.kinds import open_store
 from lary.latents.shardfile import ShardSource
 from lary.latents.shards import ShardStore
-from lary.latents.store import StoreIdentity, open_store
+from lary.latents.store import StoreIdentity
 from tests.tree import make_calvin
 
 IDENTITY = StoreIdentity("toy", "calvin", "val", "corrected", "record", "weights", 0)

@@ -24,7 +24,7 @@ from safetensors.numpy import load_file
 
 from lary.data.tables import SampleTable
 from lary.files import WriteError
-from lary.latents.shardfile import ShardSource, read_header, read_mode
+from lary.latents.shardfile import ShardSource, read_mode, read_shard
 from lary.latents.shards import ShardStore, header_bytes, index_problems
 from lary.latents.store import INDEX, StoreIdentity
 from lary.types import LaryError, MediaError
@@ -171,7 +171,7 @@ def test_any_rows_come_back(
     if not rows:
         assert not list(folder.iterdir())
         return
-    header = read_header(folder / "shard_00000.safetensors")
+    header = read_shard(folder / "shard_00000.safetensors")
     assert header.rows.tolist() == sorted(rows)
     assert header.samples == tuple(f"{row:04d}" for row in sorted(rows))
     expected = torch.from_numpy(tokens[sorted(rows)]).to(getattr(torch, dtype)).float().numpy()
@@ -274,10 +274,10 @@ LIES: dict[str, Callable[[dict[str, Any]], object]] = {
 
 @pytest.mark.parametrize("lie", LIES)
 def test_a_header_that_lies_is_refused(shard: Path, lie: str) -> None:
-    read_header(shard)
+    read_shard(shard)
     rewritten(shard, LIES[lie])
     with pytest.raises(LaryError, match=r"shard_00000.safetensors is damaged or no shard"):
-        read_header(shard)
+        read_shard(shard)
 
 
 @pytest.mark.parametrize(
@@ -294,34 +294,34 @@ def test_a_header_that_lies_is_refused(shard: Path, lie: str) -> None:
 def test_bytes_that_are_no_shard_are_refused(shard: Path, data: bytes) -> None:
     shard.write_bytes(data)
     with pytest.raises(LaryError, match=r"shard_00000.safetensors is damaged or no shard"):
-        read_header(shard)
+        read_shard(shard)
 
 
 def test_bytes_behind_the_last_tensor_are_refused(shard: Path) -> None:
     rewritten(shard, lambda header: None)
-    read_header(shard)
+    read_shard(shard)
     rewritten(shard, lambda header: None, extra=b"x")
     with pytest.raises(LaryError, match="is damaged or no shard"):
-        read_header(shard)
+        read_shard(shard)
 
 
 def test_links_and_other_kinds_of_files_are_refused(shard: Path, tmp_path: Path) -> None:
     link = tmp_path / "shard_00001.safetensors"
     link.symlink_to(shard)
     with pytest.raises(LaryError, match=r"shard_00001.safetensors is a link"):
-        read_header(link)
+        read_shard(link)
     with pytest.raises(LaryError, match="Is a directory"):
-        read_header(tmp_path)
+        read_shard(tmp_path)
     with pytest.raises(LaryError, match="can't be opened"):
-        read_header(tmp_path / "nowhere.safetensors")
+        read_shard(tmp_path / "nowhere.safetensors")
     os.mkfifo(tmp_path / "pipe")
     with pytest.raises(LaryError, match="no regular file"):
-        read_header(tmp_path / "pipe")
+        read_shard(tmp_path / "pipe")
 
 
 @pytest.mark.parametrize("mode", ["mmap", "pread"])
 def test_a_file_that_is_exchanged_between_check_and_use_is_noticed(shard: Path, tmp_path: Path, mode: str) -> None:
-    header = read_header(shard)
+    header = read_shard(shard)
     source = ShardSource([header], np.zeros(ROWS, np.int64), np.arange(ROWS), mode)
     other = tmp_path / "other"
     other.write_bytes(shard.read_bytes())
@@ -350,7 +350,7 @@ INDEX_LIES: dict[str, Callable[[dict[str, list[Any]]], object]] = {
 
 @pytest.mark.parametrize("lie", INDEX_LIES)
 def test_an_index_that_contradicts_its_shards_is_refused(shard: Path, lie: str) -> None:
-    header, folder = read_header(shard), shard.parent
+    header, folder = read_shard(shard), shard.parent
     columns: dict[str, list[Any]] = {
         "sample": list(header.samples), "row": header.rows.tolist(), "shard": [shard.name] * ROWS,
         "position": list(range(ROWS)), "checksum": header.checksums.tolist(),

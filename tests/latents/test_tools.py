@@ -16,9 +16,9 @@ from safetensors.numpy import load_file
 
 from lary.configs import ExtractConfig, LatentsConfig
 from lary.data.spec import DATASETS
-from lary.latents.export import export
+from lary.latents.export import export_latents
 from lary.latents.ref import LatentsRef, SplitLatents, open_latents
-from lary.latents.tools import convert
+from lary.latents.tools import convert_store
 from lary.locks import LOCK, locked
 from lary.runs.extract import FAILURES, TIMING, extract
 from tests.helpers import lary as run_lary
@@ -269,7 +269,7 @@ def test_lock_that_leads_elsewhere(root: Path, victim: Path, case: str) -> None:
     LOCKS[case](folder_of(root) / LOCK, victim)
     calls: list[Callable[[], object]] = [
         lambda: extract(ExtractConfig(model="pixels", dataset="calvin", split="val"), settings_of(root)),
-        lambda: convert(ASKED, settings_of(root), kind="shards"),
+        lambda: convert_store(ASKED, settings_of(root), kind="shards"),
     ]
     for call in calls:
         refused(root.parent, call, "can't be a lock|Is a directory")
@@ -278,7 +278,7 @@ def test_lock_that_leads_elsewhere(root: Path, victim: Path, case: str) -> None:
 @pytest.mark.parametrize("end", ["new", "old"])
 def test_conversion_into_a_link(root: Path, victim: Path, end: str) -> None:
     (folder_of(root).parent / f".pixels.{end}").symlink_to(victim)
-    refused(root.parent, lambda: convert(ASKED, settings_of(root), kind="shards"), "is a link to another place")
+    refused(root.parent, lambda: convert_store(ASKED, settings_of(root), kind="shards"), "is a link")
 
 
 @pytest.mark.parametrize("name", [FAILURES, TIMING])
@@ -288,14 +288,14 @@ def test_conversion_keeps_no_links(root: Path, name: str) -> None:
         file.unlink(missing_ok=True)
         file.symlink_to(target)
         with bounded():
-            folder, rows = convert(ASKED, settings_of(root), kind="npz" if target == "/etc/passwd" else "shards")
+            folder, rows = convert_store(ASKED, settings_of(root), kind="npz" if target == "/etc/passwd" else "shards")
         assert rows == 9
         assert not os.path.lexists(folder / name)
 
 
 def test_ids_and_rows_without_end(root: Path, tmp_path: Path) -> None:
     def exported(**options: str) -> Callable[[], object]:
-        return lambda: export(ASKED, settings_of(root), tmp_path / "out.npy", **options)
+        return lambda: export_latents(ASKED, settings_of(root), tmp_path / "out.npy", **options)
 
     (tmp_path / "bytes").write_bytes(b"\xff\xfe")
     (tmp_path / "endless").symlink_to("/dev/zero")
@@ -306,4 +306,6 @@ def test_ids_and_rows_without_end(root: Path, tmp_path: Path) -> None:
     refused(tmp_path, exported(rows="9" * 5000), "no row or range")
     opened = open_latents(settings_of(root), LatentsRef(model="pixels", dataset="calvin", split="val"))
     known = [sample.id for sample in opened.table]
-    assert export(ASKED, settings_of(root), tmp_path / "out.npy", ids=",".join(known * 20)) == 9, "no path, but ids"
+    assert export_latents(ASKED, settings_of(root), tmp_path / "out.npy", ids=",".join(known * 20)) == 9, (
+        "no path, but ids"
+    )
