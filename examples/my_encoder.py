@@ -4,8 +4,7 @@ lary check-model examples/my_encoder.py:colour-grid
 lary extract --plugin examples/my_encoder.py --model colour-grid --dataset simarm --split train
 """
 
-from lary.models.spec import ModelSpec, Preprocess, register_model
-from lary.types import Latents
+from lary import Latents, ModelSpec, Preprocess, register_model
 
 
 @register_model(ModelSpec(name="colour-grid", paradigm="semantic encoder", dim=6, preprocess=Preprocess(size=64)))

@@ -8,18 +8,25 @@ import os
 import re
 import sys
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from lary import __version__
-from lary.types import UsageError
+from lary.types import Progress, UsageError
+
+Item = TypeVar("Item")
+Result = TypeVar("Result")
 
 log = logging.getLogger("lary")
 
 SECONDS_BETWEEN_LINES = 10.0
 """Of progress, where stderr is no terminal."""
+
+QUEUED = 128
+"""Tasks that wait for a thread at most: bounds the results that wait to be taken."""
 
 CONTROL = re.compile("[\\x00-\\x08\\x0b-\\x1f\\x7f-\\x9f]")
 
@@ -47,7 +54,7 @@ def memory_bytes() -> int:
 
 
 class PlainFormatter(logging.Formatter):
-    """Lines in which no file name can steer the terminal: control characters but the line end stand as ``\\x1b``."""
+    """Lines in which no file name can control the terminal: control characters are written as ``\\x1b``."""
 
     def format(self, record: logging.LogRecord) -> str:
         return CONTROL.sub(lambda found: f"\\x{ord(found[0]):02x}", super().format(record))
@@ -110,6 +117,23 @@ def progress(total: int, title: str, unit: str = "sample", done: int = 0) -> Ite
         yield bar
     finally:
         bar.close()
+
+
+def in_threads(
+    work: Callable[[Item], Result], items: Sequence[Item], threads: int, *, batch: int = 1, bar: Progress | None = None
+) -> Iterator[Result]:
+    """The results of `work`, in the order of the items; a thread takes a batch of them, as one may be less than a task.
+
+    Raises:
+        Exception: what `work` raises, in place of that result.
+    """
+    parts = [items[start : start + batch] for start in range(0, len(items), batch)]
+    with ThreadPoolExecutor(threads) as pool:
+        for start in range(0, len(parts), QUEUED):
+            for done in pool.map(lambda part: [work(item) for item in part], parts[start : start + QUEUED]):
+                if bar is not None:
+                    bar.advance(len(done))
+                yield from done
 
 
 def seed_everything(seed: int) -> None:

@@ -30,23 +30,17 @@ latents_app = App(
 )
 
 
-def doctor(*, json: Annotated[bool, Flag] = False, paths: Paths = Paths()) -> int:
-    """Check Python and packages, devices, decoders, settings, weights, free disk, and the hub's state.
-
-    Args:
-        json: Print the findings as JSON.
-    """
+def doctor(*, paths: Paths = Paths()) -> int:
+    """Check Python and packages, devices, decoders, settings and weights."""
     settings = paths.settings()
     from lary.runs.doctor import examine
 
-    report = examine(settings)
-    if json:
-        import json as library
-
-        print(library.dumps(report.data(), indent=1))
-    else:
-        print(report.text())
-    return 1 if report.broken else 0
+    lines = examine(settings)
+    for broken, name, text in lines:
+        print(f"{'!' if broken else ' '} {name:24} {text}")
+    count = sum(broken for broken, *_ in lines)
+    print(f"{count} broken" if count else "Nothing is broken.")
+    return 1 if count else 0
 
 
 def models(key: str | None = None, *, paths: Paths = Paths()) -> int:

@@ -10,7 +10,6 @@ from __future__ import annotations
 import functools
 import io
 from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 from typing import Any, Final, Literal
@@ -22,6 +21,7 @@ from lary.arrays import array_of
 from lary.data.spec import ActionSpace
 from lary.data.tables import THREADS, SampleTable
 from lary.files import read_limited
+from lary.runtime import in_threads
 from lary.types import Failure, MediaError, Sample, UsageError
 
 Floats = npt.NDArray[np.float32]
@@ -40,8 +40,6 @@ EULER_ORDER: Final = "xyz"
 
 LARGEST_ACTIONS = 1 << 28
 """Bytes of one action file; a chunk has thousands."""
-SLICE = 4096
-"""Rows that are worked on at once: bounds the queue of reads and the float64 copies."""
 
 
 def read_chunk(path: Path, space: ActionSpace) -> Floats:
@@ -110,15 +108,7 @@ def read_actions(
         except MediaError as error:
             return sample, Failure(sample.row, sample.target, str(error))
 
-    def some(positions: range) -> list[tuple[Sample, Floats | Failure]]:
-        return [one(position) for position in positions]
-
-    # A task is many files, since one is read in less time than a task takes; and the queue is bounded.
-    tasks = [range(start, min(start + 32, len(table))) for start in range(0, len(table), 32)]
-    with ThreadPoolExecutor(THREADS) as pool:
-        for start in range(0, len(tasks), SLICE // 32):
-            for done in pool.map(some, tasks[start : start + SLICE // 32]):
-                yield from done
+    yield from in_threads(one, range(len(table)), THREADS, batch=32)
 
 
 # Motion

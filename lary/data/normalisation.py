@@ -14,7 +14,7 @@ from typing import Any, NamedTuple
 import numpy as np
 import numpy.typing as npt
 
-from lary.data.actions import FOLDERS, SLICE, ActionMode, Floats, Frame, read_actions
+from lary.data.actions import FOLDERS, ActionMode, Floats, Frame, read_actions
 from lary.data.spec import NO_ROBOT, DatasetSpec
 from lary.data.tables import SampleTable
 from lary.files import read_json
@@ -22,6 +22,8 @@ from lary.types import Failure, LaryError, Progress, UsageError
 
 Doubles = npt.NDArray[np.float64]
 
+SLICE = 4096
+"""Rows that are normalised at once: bounds the float64 copies."""
 SMALLEST_STD = 1e-6
 """Below it a dimension counts as constant and is only centred (std 1)."""
 

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import io
 from collections.abc import Iterable, Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal, NamedTuple
@@ -22,7 +21,7 @@ from lary.data.configs import IndicesConfig
 from lary.data.frames import announced_frames, decode_video, to_rgb
 from lary.data.tables import INDEX_COLUMN, MEDIA_COLUMNS, read_csv, write_csv
 from lary.files import file_digest, inside, read_limited, write_bytes, write_failures
-from lary.runtime import progress
+from lary.runtime import in_threads, progress
 from lary.settings import Settings
 from lary.types import Failure, MediaError, UsageError
 
@@ -232,9 +231,5 @@ def sample_all(config: IndicesConfig, root: Path, cells: Sequence[str]) -> dict[
             return str(error)
 
     distinct = list(dict.fromkeys(cells))
-    found: dict[str, tuple[int, ...] | str] = {}
-    with progress(len(distinct), "sampling", "clip") as bar, ThreadPoolExecutor(config.workers) as pool:
-        for cell, result in zip(distinct, pool.map(one, distinct), strict=True):
-            found[cell] = result
-            bar.advance()
-    return found
+    with progress(len(distinct), "sampling", "clip") as bar:
+        return dict(zip(distinct, in_threads(one, distinct, config.workers, bar=bar), strict=True))

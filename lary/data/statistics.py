@@ -10,11 +10,10 @@ from __future__ import annotations
 
 import io
 import re
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path, PurePath
-from typing import Any, TypeVar
+from typing import Any
 
 import numpy as np
 
@@ -25,11 +24,9 @@ from lary.data.spec import DATASETS, NO_ROBOT, DatasetSpec
 from lary.data.splits import find_table
 from lary.data.tables import ACTION_FOLDER, TARGET_COLUMN, embodiment_column, places, read_csv
 from lary.files import inside, read_json, write_bytes, write_failures, write_json
-from lary.runtime import log, progress
+from lary.runtime import in_threads, log, progress
 from lary.settings import Settings
 from lary.types import Failure, LaryError, MediaError, UsageError
-
-Result = TypeVar("Result")
 
 EXAMPLES = 20
 BATCH = 32
@@ -102,17 +99,6 @@ def read_steps(path: Path, size: int) -> Floats:
     return values.reshape(-1, size)
 
 
-def in_batches(
-    rows: Sequence[ActionRow], work: Callable[[Sequence[ActionRow]], Result], workers: int, title: str
-) -> Iterator[Result]:
-    """The results of `work` on batches of rows, in order, by threads, with a progress bar."""
-    batches = [rows[start : start + BATCH] for start in range(0, len(rows), BATCH)]
-    with progress(len(rows), title, "file") as bar, ThreadPoolExecutor(workers) as pool:
-        for batch, result in zip(batches, pool.map(work, batches), strict=True):
-            yield result
-            bar.advance(len(batch))
-
-
 # Statistics
 
 
@@ -156,15 +142,15 @@ def measure_table(
     target = out or data_dir / str(space.normalisation.stats_file)
     size = len(space.dims)
 
-    def measure_rows(rows: Sequence[ActionRow]) -> tuple[dict[str, Moments], list[str]]:
-        found = [(row, row.find()) for row in rows]
-        moments = merged({row.robot: Moments.of(read_steps(path, size))} for row, path in found if path is not None)
-        return moments, [str(row.paths[0]) for row, path in found if path is None]
+    def measure_row(row: ActionRow) -> dict[str, Moments]:
+        path = row.find()
+        return {} if path is None else {row.robot: Moments.of(read_steps(path, size))}
 
     rows = action_rows(spec, table, root, robots=True)
-    parts = list(in_batches(rows, measure_rows, workers, f"statistics of {spec.name}"))
-    robots = merged(moments for moments, _ in parts)
-    missing = [path for _, absent in parts for path in absent]
+    with progress(len(rows), f"statistics of {spec.name}", "file") as bar:
+        found = list(in_threads(measure_row, rows, workers, batch=BATCH, bar=bar))
+    robots = merged(merged(found[start : start + BATCH]) for start in range(0, len(found), BATCH))
+    missing = [str(row.paths[0]) for row, moments in zip(rows, found, strict=True) if not moments]
     if not robots:
         raise LaryError(
             f"All {len(missing)} action files of {table} are missing, such as {missing[0]}. Check --data-dir."
@@ -315,13 +301,14 @@ def convert_table(
     rows = action_rows(spec, table, source / root, robots=spec.actions.normalisation.stats_file is not None)
     values: dict[str, list[Floats]] = {}
     failures, written = [], 0
-    batches = in_batches(rows, lambda part: [convert(row) for row in part], config.workers, table.name)
-    for row, (result, fresh) in zip(rows, (item for batch in batches for item in batch), strict=True):
-        if isinstance(result, Failure):
-            failures.append(result)
-            continue
-        written += fresh
-        values.setdefault(row.robot, []).append(result)
+    with progress(len(rows), table.name, "file") as bar:
+        found = in_threads(convert, rows, config.workers, batch=BATCH, bar=bar)
+        for row, (result, fresh) in zip(rows, found, strict=True):
+            if isinstance(result, Failure):
+                failures.append(result)
+                continue
+            written += fresh
+            values.setdefault(row.robot, []).append(result)
     moments = {robot: Moments.of(np.stack(each)) for robot, each in values.items()}
     skipped = len(rows) - written - len(failures)
     listed = (out / relative_stats_file(spec, config.frame)).parent / f"relative_failures_{table.stem}.csv"

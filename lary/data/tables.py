@@ -11,7 +11,6 @@ import io
 import os
 import re
 from collections.abc import Iterator, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from dataclasses import dataclass
 from functools import cached_property
@@ -24,6 +23,7 @@ import numpy.typing as npt
 from lary.data.spec import DatasetSpec, LabelSpace
 from lary.files import digest, file_digest, inside, path_problem, write_text
 from lary.registry import suggest
+from lary.runtime import in_threads
 from lary.types import Media, Sample, UsageError
 
 if TYPE_CHECKING:
@@ -233,10 +233,8 @@ class SampleTable:
         """
         chosen = range(len(self)) if positions is None else positions
         wanted = list(dict.fromkeys(path for position in chosen for path in self._media_at(position)))
-        parts = [wanted[start : start + 256] for start in range(0, len(wanted), 256)]
-        with ThreadPoolExecutor(THREADS) as pool:
-            missing = pool.map(lambda part: [path for path in part if not os.path.isfile(path)], parts)
-            return [path for part in missing for path in part]
+        found = in_threads(os.path.isfile, wanted, THREADS, batch=256)
+        return [path for path, there in zip(wanted, found, strict=True) if not there]
 
     def _media_at(self, position: int) -> tuple[Path, ...]:
         return tuple(self._locate(position, column, IMAGE_FOLDER) for column in MEDIA_COLUMNS[self.spec.media])
