@@ -259,7 +259,7 @@ class _Download:
     """One run: the chosen files are fetched into a folder beside the data, then unpacked or moved into the layout."""
 
     def __init__(
-        self, config: DownloadConfig, settings: Settings, hub: HuggingFace | ModelScope, manifest: Manifest
+        self, config: DownloadConfig, settings: Settings, hub: HuggingFace | ModelScope, manifest: DownloadManifest
     ) -> None:
         self.config, self.hub, self.manifest = config, hub, manifest
         self.data_dir, self.tables = settings.path("DATA_DIR"), settings.path("LARY_ROOT") / "data"
