@@ -27,7 +27,7 @@ CHANGED = "changed"
 """The entry of a store's facts that names the control whose frames its latents were encoded from."""
 
 FRAME_CONTROLS: tuple[ProbeControl, ...] = ("static-pair", "shuffled-order")
-"""Controls that change what the encoder sees, not what the probe is told."""
+"""Controls that change the frames that the encoder sees, not the targets of the probe."""
 
 SEED = 0
 """Of the orders; the seeds of a run's probes see the same ones."""
