@@ -15,7 +15,11 @@ test: $(VENV)/dev.installed
 check: $(VENV)/dev.installed
 	$(BIN)/ruff format --check .
 	$(BIN)/ruff check .
-	$(BIN)/mypy
+	for version in 3.10 3.13; do \
+	  $(BIN)/mypy --python-version $$version || exit 1; \
+	  $(PIP) --dry-run --ignore-installed --only-binary=:all: --python-version $$version --target $(VENV)/resolved '.[demo]' \
+	    || exit 1; \
+	done
 
 format: $(VENV)/dev.installed
 	$(BIN)/ruff format .

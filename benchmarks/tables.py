@@ -70,16 +70,18 @@ def measure(what: str, dataset: str, folder: Path) -> dict[str, float]:
     """Load or audit in this process."""
     import pandas  # noqa: F401 (its import is not what is measured)
 
-    from lary.data.audit import AuditRequest, audit
+    from lary.data.audit import audit
+    from lary.data.configs import AuditConfig
     from lary.data.spec import DATASETS
     from lary.data.tables import read_table
+    from lary.settings import load_settings
 
     spec, started, cpu = DATASETS.get(dataset), time.perf_counter(), time.process_time()
     if what == "load":
         rows = len(read_table(spec, "train", path=folder / f"{dataset}_all.csv", data_dir=folder))
     else:
-        tables = {split: folder / f"{dataset}_{split}.csv" for split in ("train", "val")}
-        report = audit(AuditRequest(spec=spec, table_root=folder, data_dir=folder, tables=tables))
+        tables = tuple(f"{split}={folder / dataset}_{split}.csv" for split in ("train", "val"))
+        report = audit(spec, AuditConfig(table=tables), load_settings({"LARY_ROOT": str(folder)}))
         if not report.leaks:
             raise SystemExit("The planted leak was not found.")
         rows = sum(facts.rows for facts in report.splits)

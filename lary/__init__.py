@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     from lary.data.spec import ActionSpace, DatasetSpec, LabelSpace, Split, register_dataset
     from lary.models.running import load_model
     from lary.models.spec import ModelSpec, Preprocess, Weights, register_model
-    from lary.results.load import load_results, load_samples
+    from lary.results.compare import load_results, load_samples
     from lary.results.report import write_report
     from lary.runs.api import classify, compare, controls, extract, regress, run
     from lary.types import Encoder, Latents
@@ -25,7 +25,7 @@ _HOMES = {
     "lary.data.spec": ("ActionSpace", "DatasetSpec", "LabelSpace", "Split", "register_dataset"),
     "lary.models.running": ("load_model",),
     "lary.models.spec": ("ModelSpec", "Preprocess", "Weights", "register_model"),
-    "lary.results.load": ("load_results", "load_samples"),
+    "lary.results.compare": ("load_results", "load_samples"),
     "lary.results.report": ("write_report",),
     "lary.runs.api": ("classify", "compare", "controls", "extract", "regress", "run"),
     "lary.types": ("Encoder", "Latents"),

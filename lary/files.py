@@ -6,7 +6,7 @@ import errno
 import os
 import re
 import stat
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path, PurePosixPath
 from typing import IO, Any
@@ -20,13 +20,13 @@ LARGEST_YAML = 1 << 17
 DEEPEST_YAML = 16
 LONGEST_PATH, LONGEST_NAME = 4096, 255
 CONTROL = re.compile("[\\x00-\\x1f\\x7f\\ud800-\\udc7f\\udd00-\\udfff]")
-"""Letters that no path should hold: they steer terminals and break lines; and halves of letters."""
+"""Characters that no path should have: they control terminals and break lines; and lone surrogates."""
 PLAIN = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.-]*(?:/[A-Za-z0-9_][A-Za-z0-9_.-]*)*")
-"""Relative paths that nothing can be wrong with, unless they are too long."""
+"""Relative paths that are valid everywhere, unless they are too long: checked fast, since tables hold millions."""
 
 NO_ROOM = (errno.ENOSPC, getattr(errno, "EDQUOT", errno.ENOSPC))
 BROKEN_DISK = (*NO_ROOM, errno.EIO, errno.EROFS, errno.EFBIG)
-"""What a write raises that no other sample or file would fare better with."""
+"""Errors of a write that would stop every other one too."""
 
 
 class WriteError(LaryError, OSError):
@@ -34,7 +34,7 @@ class WriteError(LaryError, OSError):
 
 
 def check_writable(folder: Path) -> None:
-    """Make a folder and try it, so that hours of work do not end at its door. Raises LaryError."""
+    """Make a folder and try to write to it before hours of work depend on it. Raises LaryError."""
     import tempfile
 
     try:
@@ -46,7 +46,7 @@ def check_writable(folder: Path) -> None:
 
 
 def create_temporary(path: Path) -> tuple[int, str]:
-    """A new file beside `path` under a name that `remove_torn` knows: its descriptor, to read and write, and its name.
+    """A new file beside `path` under a name that `remove_torn` recognises: its descriptor, to read and write, and name.
 
     Raises:
         WriteError: the folder can't be made or written to.
@@ -66,8 +66,8 @@ def create_temporary(path: Path) -> tuple[int, str]:
 
 
 @contextmanager
-def whole_file(path: Path) -> Iterator[int]:
-    """The descriptor of a file that takes its name only once it is complete and on disk.
+def atomic_write(path: Path) -> Iterator[IO[bytes]]:
+    """A binary stream into a file that takes its name only once it is complete and on disk.
 
     Written to a temporary file in the same folder, fsynced and renamed; removed if the block fails.
 
@@ -76,11 +76,10 @@ def whole_file(path: Path) -> Iterator[int]:
     """
     handle, name = create_temporary(path)
     try:
-        try:
-            yield handle
+        with os.fdopen(handle, "wb") as stream:
+            yield stream
+            stream.flush()
             os.fsync(handle)
-        finally:
-            os.close(handle)
         os.replace(name, path)
     except BaseException as error:
         with suppress(OSError):
@@ -88,25 +87,6 @@ def whole_file(path: Path) -> Iterator[int]:
         if (cause := disk_error(error, name)) is not None:
             raise cannot_write(path, cause) from error
         raise
-
-
-@contextmanager
-def atomic_write(path: Path) -> Iterator[IO[bytes]]:
-    """`whole_file` as a binary stream. Raises WriteError as it does."""
-    with whole_file(path) as handle, os.fdopen(handle, "wb", closefd=False) as stream:
-        yield stream
-
-
-def write_parts(path: Path, parts: Iterable[bytes | memoryview]) -> None:
-    """Write a whole file atomically from parts, one behind the other, that nobody copies together."""
-    views = [memoryview(part).cast("B") for part in parts if len(part)]
-    with whole_file(path) as handle:
-        while views:
-            count = os.writev(handle, views) if hasattr(os, "writev") else os.write(handle, views[0])
-            while views and count >= len(views[0]):
-                count -= len(views.pop(0))
-            if count:
-                views[0] = views[0][count:]
 
 
 def cannot_write(path: Path, error: OSError) -> WriteError:
@@ -146,14 +126,15 @@ def remove_torn(folder: Path, name: str = "*", *, below: bool = False) -> None:
 
 
 def refuse_link(folder: Path) -> None:
-    """Raise LaryError where a folder that lary makes for itself is a link: others made it, and it leads elsewhere."""
+    """Raise LaryError where a folder that lary makes for itself is a link: somebody else made it."""
     if folder.is_symlink():
-        raise LaryError(f"{folder} is a link to another place, which lary never makes: remove it.")
+        raise LaryError(f"{folder} is a link, which lary never makes: remove it.")
 
 
 def write_bytes(path: Path, data: bytes | memoryview) -> None:
     """Write a whole file atomically."""
-    write_parts(path, [data])
+    with atomic_write(path) as stream:
+        stream.write(data)
 
 
 def write_text(path: Path, text: str) -> None:
@@ -184,14 +165,6 @@ def read_json(path: Path, what: str) -> Any:
         raise LaryError(f"The {what} {path} can't be read: {error}.") from error
     except RecursionError:
         raise LaryError(f"The {what} {path} can't be read: it is nested too deeply.") from None
-
-
-def read_object(path: Path, what: str) -> dict[str, Any]:
-    """Read a JSON file that holds an object. Raises LaryError as `read_json` does, also for a list or a number."""
-    found = read_json(path, what)
-    if not isinstance(found, dict):
-        raise LaryError(f"The {what} {path} can't be read: it holds no JSON object.")
-    return found
 
 
 def read_yaml(path: Path, what: str) -> Any:
@@ -308,7 +281,7 @@ def inside(root: Path, relative: str) -> Path:
     Raises:
         UsageError: the path would leave the root.
     """
-    if len(relative) <= LONGEST_NAME and PLAIN.fullmatch(relative):  # nearly all of a million
+    if len(relative) <= LONGEST_NAME and PLAIN.fullmatch(relative):
         return root / relative
     pure = PurePosixPath(relative.replace("\\", "/"))
     if not relative or pure.is_absolute() or ".." in pure.parts or (pure.parts and ":" in pure.parts[0]):

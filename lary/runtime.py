@@ -54,7 +54,7 @@ def memory_bytes() -> int:
 
 
 class PlainFormatter(logging.Formatter):
-    """Lines in which no file name can steer the terminal: control characters but the line end stand as ``\\x1b``."""
+    """Lines in which no file name can control the terminal: control characters are written as ``\\x1b``."""
 
     def format(self, record: logging.LogRecord) -> str:
         return CONTROL.sub(lambda found: f"\\x{ord(found[0]):02x}", super().format(record))

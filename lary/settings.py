@@ -22,7 +22,7 @@ CONFIG_NAME = "lary.yaml"
 
 @dataclass(frozen=True)
 class Variable:
-    """One setting: its name, its default (``{OTHER}`` stands for another setting), its meaning in a sentence."""
+    """One setting: its name, its default (``{OTHER}`` is the value of another), its meaning in a sentence."""
 
     name: str
     default: str | None

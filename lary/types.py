@@ -39,7 +39,7 @@ RANDOM = "random"
 
 
 class LaryError(Exception):
-    """A failed run, told in one sentence: what is wrong, where, and what to do. Exit code 1."""
+    """A failed run, reported in one sentence: what is wrong, where, and what to do. Exit code 1."""
 
     exit_code = 1
 

@@ -1,9 +1,8 @@
 """Cut the clips of SSv2 and EgoDex: 'lary data clip' under the benchmark's name."""
 
 import sys
-from pathlib import Path
 
-sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # a checkout works without installation
+sys.path.insert(0, f"{sys.path[0]}/..")  # a checkout works without installation
 from lary.cli.data import script
 
 if __name__ == "__main__":  # worker processes import this file again

@@ -29,7 +29,7 @@ from lary.data.configs import (
 )
 from lary.runtime import setup_logging
 from lary.settings import Settings
-from lary.types import Failure, UsageError
+from lary.types import Failure
 
 if TYPE_CHECKING:
     from lary.importers.episodes import ImportReport
@@ -132,22 +132,11 @@ def audit(dataset: str, config: Annotated[AuditConfig, Star] = AuditConfig(), pa
         dataset: Data set key.
     """
     settings = paths.settings()
-    from lary.data.audit import AuditRequest
     from lary.data.audit import audit as run
     from lary.data.spec import DATASETS
     from lary.files import write_json, write_text
 
-    tables = {}
-    for entry in config.table:
-        name, equals, file = entry.partition("=")
-        if not equals or not file:
-            raise UsageError(f"--table {entry}: expected SPLIT=FILE.")
-        tables[name] = Path(file)
-    options = {name: value for name, value in vars(config).items() if name not in ("table", "json", "output")}
-    # Without files to open, paths are only compared.
-    data_dir = settings.path("DATA_DIR") if config.actions or config.frames else Path()
-    spec, root = DATASETS.get(dataset), settings.path("LARY_ROOT")
-    report = run(AuditRequest(spec=spec, table_root=root, data_dir=data_dir, tables=tables, **options))
+    report = run(DATASETS.get(dataset), config, settings)
     if config.json is not None:
         write_json(config.json, report.json())
     if config.output is not None:

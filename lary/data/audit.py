@@ -1,81 +1,34 @@
-"""The audit of a data set: what its splits share, what they lack, and what is odd in a table.
+"""The audit of a data set: what its splits share, what they lack, and what is odd in their tables and files.
 
-The tables alone tell most of it. Action files and frames are opened where that is asked for (`audit_files`). A leak
-is a file, an episode or video, a segment or a picture that stands in two splits; everything else is a warning or a
-note. Splits that are drawn from others (`DatasetSpec.drawn`) are audited when they are named.
+The tables alone tell most of it (`audit_tables`). Action files and frames are opened where that is asked for. A leak is
+a file, an episode or video, a segment or a picture that is in two splits; everything else is a warning or a note.
+Splits that are drawn from others (`DatasetSpec.drawn`) are audited when they are named.
 """
 
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
 from itertools import combinations
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
-from lary.data.audit_part import Part, listed, read_part, share
-from lary.data.spec import DatasetSpec, LabelSpace
+import numpy as np
+
+from lary.data.actions import Floats, read_actions
+from lary.data.audit_tables import Finding, Findings, Part, compare_tables, inspect_table, read_part
+from lary.data.configs import AuditConfig
+from lary.data.hashing import FARTHEST, FrameHash, FrameSource, Hashes, hash_sources, nearest
+from lary.data.spec import DatasetSpec
 from lary.data.splits import find_table
 from lary.data.tables import read_table
-from lary.types import UsageError
+from lary.runtime import progress
+from lary.settings import Settings
+from lary.types import Failure, UsageError
 
-Severity = Literal["leak", "warning", "note"]
-
-UNEVEN = 0.1
-"""Share of rows that would have to change their class before two splits count as unlike (total variation)."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class AuditRequest:
-    """What to audit.
-
-    Attributes:
-        spec: the data set.
-        table_root: ``$LARY_ROOT``.
-        data_dir: ``$DATA_DIR``.
-        splits: by name; empty takes training, validation and unseen, those that have a table.
-        tables: tables in place of the usual ones, by split.
-        actions: open action files: dimensions that never change, pairs without motion.
-        frames: decode and hash frames: equal or alike pictures under other names.
-        distance: bits of 256 in which the hashes of alike pictures differ at most (0 to 7).
-        still: largest change of any action dimension within a pair that counts as no motion, in the set's units.
-        workers: threads that read files.
-        cache: SQLite file that keeps hashes of frames.
-    """
-
-    spec: DatasetSpec
-    table_root: Path
-    data_dir: Path
-    splits: tuple[str, ...] = ()
-    tables: Mapping[str, Path] = field(default_factory=dict)
-    actions: bool = False
-    frames: bool = False
-    distance: int = 4
-    still: float = 1e-4
-    workers: int = 4
-    cache: Path | None = None
-
-
-@dataclass(frozen=True)
-class Finding:
-    """One thing that was found.
-
-    Attributes:
-        kind: a name that stays the same, for programs.
-        splits: where: one split, or the two that were compared.
-        count, total: how many of how many.
-        text: the same for people, a sentence without its end.
-        examples: a few of them.
-    """
-
-    severity: Severity
-    kind: str
-    splits: tuple[str, ...]
-    count: int
-    total: int
-    text: str
-    examples: tuple[str, ...] = ()
+CONSTANT = 1e-6
+"""Range of an action dimension over a whole split at which it counts as constant."""
 
 
 @dataclass(frozen=True)
@@ -100,13 +53,11 @@ class AuditReport:
 
     @property
     def leaks(self) -> tuple[Finding, ...]:
-        """What must not be."""
+        """The findings that make a comparison of splits worthless."""
         return tuple(finding for finding in self.findings if finding.severity == "leak")
 
     def json(self) -> dict[str, Any]:
         """The report as plain values."""
-        from dataclasses import asdict
-
         return {"version": 1, **asdict(self), "leaks": len(self.leaks)}
 
     def text(self) -> str:
@@ -119,56 +70,67 @@ class AuditReport:
                 kinds.append(f"{len(facts.classes)} classes")
             lines.append(f"  {facts.split}: {', '.join(kinds)} ({facts.table})")
         for finding in self.findings:
-            lines.append(
-                f"{finding.severity:8}{' and '.join(finding.splits)}: {finding.text}{listed(finding.examples)}"
-            )
+            examples = f", such as {', '.join(finding.examples)}" if finding.examples else ""
+            lines.append(f"{finding.severity:8}{' and '.join(finding.splits)}: {finding.text}{examples}")
         counts = Counter(finding.severity for finding in self.findings)
         lines.append(", ".join(f"{counts[name]} {name}s" for name in ("leak", "warning", "note")))
         return "\n".join(lines)
 
 
-def audit(request: AuditRequest) -> AuditReport:
+def audit(spec: DatasetSpec, config: AuditConfig, settings: Settings) -> AuditReport:
     """Audit the splits of a data set.
 
     Raises:
         UsageError: an unknown split, a table that is missing or wrong, or no table at all.
     """
-    parts = open_parts(request)
-    findings = [finding for part in parts for finding in look_at(part)]
+    if not 0 <= config.distance <= FARTHEST:
+        raise UsageError(f"--distance {config.distance}: expected 0 to {FARTHEST} bits.")
+    parts = open_parts(spec, config, settings)
+    findings = [finding for part in parts for finding in inspect_table(part)]
     for one, other in combinations(parts, 2):
-        findings += compare(one, other)
-    if request.actions or request.frames:
-        from lary.data.audit_files import look_into_actions, look_into_frames
-
-        if request.actions and not isinstance(request.spec.target, LabelSpace):
-            findings += [finding for part in parts for finding in look_into_actions(part, request)]
-        if request.frames:
-            findings += look_into_frames(parts, request)
+        findings += compare_tables(one, other)
+    if config.actions:
+        for part in parts:
+            if part.classes is None:
+                findings += inspect_actions(part, config.still)
+    if config.frames:
+        frames = []
+        for part in parts:
+            frames.append(Frames(part, config))
+            findings += frames[-1].findings
+        for before, after in combinations(frames, 2):
+            findings += compare_frames(before, after, config.distance)
     order = {"leak": 0, "warning": 1, "note": 2}
     findings.sort(key=lambda finding: order[finding.severity])
-    return AuditReport(request.spec.name, tuple(facts_of(part) for part in parts), tuple(findings))
+    return AuditReport(spec.name, tuple(facts_of(part) for part in parts), tuple(findings))
 
 
-def open_parts(request: AuditRequest) -> list[Part]:
+def open_parts(spec: DatasetSpec, config: AuditConfig, settings: Settings) -> list[Part]:
     """Read the tables. Raises UsageError."""
-    spec = request.spec
+    tables: dict[str, Path] = {}
+    for entry in config.table:
+        name, equals, file = entry.partition("=")
+        if not equals or not file:
+            raise UsageError(f"--table {entry}: expected SPLIT=FILE.")
+        tables[name] = Path(file)
+    # Without files to open, paths are only compared.
+    data_dir = settings.path("DATA_DIR") if config.actions or config.frames else Path()
     usual = [name for name in (spec.train, spec.validation, spec.unseen) if name in {*spec.splits, *spec.drawn}]
-    names = list(dict.fromkeys((*(request.splits or usual), *request.tables)))
-    tables, missing = [], ""
-    for name in names:
+    found, missing = [], ""
+    for name in dict.fromkeys((*(config.splits or usual), *tables)):
         try:
-            path = find_table(spec, name, request.table_root, request.tables.get(name))
+            path = find_table(spec, name, settings.path("LARY_ROOT"), tables.get(name))
         except UsageError as error:
-            if name in request.splits or name in request.tables:
+            if name in config.splits or name in tables:
                 raise
             missing = str(error)
             continue
-        tables.append(read_table(spec, name, path=path, data_dir=request.data_dir))
-    if not tables:
+        found.append(read_table(spec, name, path=path, data_dir=data_dir))
+    if not found:
         raise UsageError(f"There is nothing to audit. {missing}")
-    roots = [spec.split(table.split).root for table in tables]
+    roots = [spec.split(table.split).root for table in found]
     several = len(set(roots)) > 1
-    return [read_part(table, f"{root}/" if several else "") for table, root in zip(tables, roots, strict=True)]
+    return [read_part(table, f"{root}/" if several else "") for table, root in zip(found, roots, strict=True)]
 
 
 def facts_of(part: Part) -> AuditedSplit:
@@ -180,158 +142,126 @@ def facts_of(part: Part) -> AuditedSplit:
     )  # fmt: skip
 
 
-def look_at(part: Part) -> list[Finding]:
-    """What a split's own table says."""
-    found = [*look_at_rows(part), *look_at_balance(part)]
-    if part.table.spec.media == "pair":
-        found += look_at_pairs(part)
+# Actions
+
+
+def inspect_actions(part: Part, motion: float) -> list[Finding]:
+    """Dimensions that never change, per robot type; pairs in which nothing moves; files that can't be read.
+
+    Args:
+        motion: largest change of an action within a pair that counts as none.
+    """
+    found, space, rows = Findings(part.name), part.table.spec.actions, len(part.table)
+    ranges: dict[str, tuple[Floats, Floats]] = {}
+    still: list[str] = []
+    failures: list[str] = []
+    with progress(rows, f"actions of {part.name}", "file") as bar:
+        for row, (_, chunk) in enumerate(read_actions(part.table, "absolute")):
+            bar.advance()
+            if isinstance(chunk, Failure):
+                failures.append(chunk.reason)
+                continue
+            low, high = chunk.min(axis=0), chunk.max(axis=0)
+            if (high - low <= motion).all():
+                still.append(part.media[0][row])
+            known = ranges.get(part.embodiments[row], (low, high))
+            ranges[part.embodiments[row]] = np.minimum(known[0], low), np.maximum(known[1], high)
+    found.add("warning", "unreadable", failures, rows, "action files can't be read and are not audited")
+    for robot, (low, high) in sorted(ranges.items()):
+        names = [space.dims[index] for index in np.flatnonzero(high - low <= CONSTANT)]
+        text = f"action dimensions of {robot or '(empty)'} never change"
+        found.add("warning", "constant_dimension", names, len(space.dims), text, names)
+    text = f"pairs show no motion: no action changes by more than {motion:g}"
+    found.add("note", "no_motion", still, rows - len(failures), text)
     return found
 
 
-def look_at_rows(part: Part) -> list[Finding]:
-    """Lost folders, empty robot types, rows that come twice or contradict each other."""
-    rows, found = len(part.table), []
-
-    def add(severity: Severity, kind: str, hits: Sequence[int], text: str, examples: Sequence[str]) -> None:
-        if hits:
-            found.append(Finding(severity, kind, (part.name,), len(hits), rows, text, tuple(examples[:3])))
-
-    lost = sorted(part.repaired)
-    add(
-        "warning", "lost_folder", lost,
-        f"{share(len(lost), rows, 'rows')} lost the folder of their {part.unit}; the record's rule puts it back",
-        [f"{part.cells[row]} (read as {part.media[0][row]})" for row in lost],
-    )  # fmt: skip
-    add(
-        "warning", "no_group", part.ungrouped,
-        f"{share(len(part.ungrouped), rows, 'rows')} name no {part.unit}, so each counts as one of its own",
-        [part.media[0][row] for row in part.ungrouped],
-    )  # fmt: skip
-    folders = dict.fromkeys(part.media[0][row].split("/")[0] for row in part.unnamed)
-    nameless = sum(not part.embodiments[row] for row in part.unnamed)
-    named = sorted({part.embodiments[row] for row in part.unnamed} - {""})
-    told = [f"the record knows {len(part.unnamed) - nameless} of them as {', '.join(named)}"] if named else []
-    told += [f"{nameless} have no statistics to be normalised with"] if nameless else []
-    add(
-        "warning", "empty_robot_type", part.unnamed,
-        f"{share(len(part.unnamed), rows, 'rows')} have an empty robot type, in {len(folders)} folders: "
-        + "; ".join(told),
-        list(folders),
-    )  # fmt: skip
-    first: dict[tuple[str, ...], int] = {}
-    again: list[int] = []
-    against: list[int] = []
-    for row, key in enumerate(part.inputs()):
-        known = first.setdefault(key, row)
-        if known != row:
-            (again if part.targets[known] == part.targets[row] else against).append(row)
-    add("warning", "repeated_row", again, f"{share(len(again), rows, 'rows')} repeat another row",
-        [part.media[0][row] for row in again])  # fmt: skip
-    add("warning", "contradiction", against,
-        f"{share(len(against), rows, 'rows')} show what another row shows, with another target",
-        [part.media[0][row] for row in against])  # fmt: skip
-    return found
+# Frames
 
 
-def look_at_balance(part: Part) -> list[Finding]:
-    """Classes without a row, and how even classes and robot types are."""
-    found, rows = [], len(part.table)
-    if part.classes is not None:
-        counts = Counter(part.targets)
-        if absent := [name for name in part.classes if not counts[name]]:
-            text = f"{share(len(absent), len(part.classes), 'classes')} have no row"
-            found.append(Finding("warning", "absent_class", (part.name,), len(absent), len(part.classes), text,
-                                 tuple(absent[:3])))  # fmt: skip
-        ranked = counts.most_common()
-        text = (
-            f"the classes have {ranked[-1][1]} ({ranked[-1][0]}) to {ranked[0][1]} ({ranked[0][0]}) rows; always "
-            f"guessing the largest scores {ranked[0][1] / rows:.1%}"
+class Frames:
+    """The hashed frames of a split and what it says by itself: images of pairs, or three sampled frames of each clip.
+
+    Attributes:
+        names, groups, hashes: file, group and hashes of each frame.
+        first: one frame for each content.
+    """
+
+    def __init__(self, part: Part, config: AuditConfig) -> None:
+        sources: dict[str, tuple[FrameSource, str]] = {}
+        for row, group in enumerate(part.groups):
+            if all(column[row] in sources for column in part.media):
+                continue
+            sample = part.table[row]
+            index = sample.frame_index
+            chosen = tuple(sorted({index[0], index[len(index) // 2], index[-1]})) if index else ()
+            for column, path in zip(part.media, part.table.media_path(sample), strict=True):
+                sources.setdefault(column[row], (FrameSource(path, chosen), group))
+        self.split, self.findings = part.name, Findings(part.name)
+        self.names: list[str] = []
+        self.groups: list[str] = []
+        self.hashes: list[FrameHash] = []
+        self.first: dict[bytes, int] = {}
+        content: dict[str, bytes] = {}
+        failures: list[str] = []
+        with progress(len(sources), f"frames of {part.name}", "file") as bar:
+            wanted = [source for source, _ in sources.values()]
+            hashed = hash_sources(wanted, workers=config.workers, cache=config.cache, progress=bar)
+            for (name, (_, group)), outcome in zip(sources.items(), hashed, strict=True):
+                if isinstance(outcome, Failure):
+                    failures.append(outcome.reason)
+                    continue
+                content[name] = outcome[0].content
+                for item in outcome:
+                    self.first.setdefault(item.content, len(self.names))
+                    self.names.append(name)
+                    self.groups.append(group)
+                    self.hashes.append(item)
+        self.findings.add(
+            "warning", "unreadable", failures, len(sources), "images or clips can't be read and are not audited"
         )
-        found.append(Finding("note", "class_balance", (part.name,), ranked[0][1], rows, text))
-    robots = Counter(part.embodiments).most_common()
-    if len(robots) > 1:
-        text = "rows per robot type: " + ", ".join(f"{name or '(empty)'} {count}" for name, count in robots)
-        found.append(Finding("note", "robot_balance", (part.name,), robots[0][1], rows, text))
-    return found
+        if part.pairs:
+            pairs = [pair for pair in zip(*part.media, strict=True) if all(path in content for path in pair)]
+            still = [source for source, target in pairs if source != target and content[source] == content[target]]
+            self.findings.add(
+                "warning", "equal_images", still, len(pairs), "pairs show no motion: both images are equal"
+            )
+        twins = [
+            (name, self.names[self.first[item.content]]) for name, item in zip(self.names, self.hashes, strict=True)
+        ]
+        again = [f"{name} = {twin}" for name, twin in twins if name != twin]
+        self.findings.add("note", "repeated_frame", again, len(self.names), "frames are those of another file")
+
+    def looks(self, rows: Sequence[int]) -> tuple[list[int], Hashes]:
+        """Of these frames those that show something, one for each look, and their perceptual hashes (m, 32) uint8."""
+        found: dict[bytes, int] = {}
+        for index in rows:
+            if self.hashes[index].look:
+                found.setdefault(self.hashes[index].look, index)
+        return list(found.values()), np.frombuffer(b"".join(found), dtype=np.uint8).reshape(-1, 32)
 
 
-def look_at_pairs(part: Part) -> list[Finding]:
-    """Pairs against the flow of time, and pairs that don't span the record's stride."""
-    found, rows, stride = [], len(part.table), part.table.spec.stride
-    steps = part.steps()
-    backward = [row for row, step in enumerate(steps) if step is not None and step[0] < 0]
-    still = [row for row, step in enumerate(steps) if step is not None and step[0] == 0]
-    if backward:
-        forward = sum(step is not None and step[0] > 0 for step in steps)
-        seen = Counter(frozenset(pair) for pair in zip(*part.media, strict=True))
-        both = sum(count > 1 for count in seen.values())
-        text = f"{share(len(backward), rows, 'pairs')} run from end to start, {forward} from start to end"
-        found.append(Finding("note", "reversed_pair", (part.name,), len(backward), rows, text,
-                             tuple(part.media[0][row] for row in backward[:3])))  # fmt: skip
-        halved = 0 < both < len(seen)  # turned round to augment, then split by row
-        others = ", the others in one" if both < len(seen) else ""
-        text = f"{share(both, len(seen), 'segments')} are here in both directions{others}"
-        kind: Severity = "warning" if halved else "note"
-        found.append(Finding(kind, "both_directions", (part.name,), both, len(seen), text))
-    if still:
-        text = f"{share(len(still), rows, 'pairs')} end with the frame that they start with"
-        found.append(Finding("warning", "same_frame", (part.name,), len(still), rows, text,
-                             tuple(part.media[0][row] for row in still[:3])))  # fmt: skip
-    if stride is not None:
-        odd = [row for row, step in enumerate(steps) if step is not None and step[1] and abs(step[0]) != stride]
-        if odd:
-            text = f"{share(len(odd), rows, 'pairs')} do not span {stride} frames, the stride of the record"
-            examples = tuple(f"{part.media[0][row]} to {part.media[1][row]}" for row in odd[:3])
-            found.append(Finding("warning", "other_stride", (part.name,), len(odd), rows, text, examples))
-    return found
-
-
-def compare(one: Part, other: Part) -> list[Finding]:
-    """What two splits share; `one` is the earlier, as a rule the one that trains."""
-    names, found = (one.name, other.name), []
-
-    def leak(kind: str, hits: Sequence[str], total: int, what: str, extra: str = "") -> None:
-        if hits:
-            text = f"{share(len(hits), total, what)} of {other.name} are in {one.name} too{extra}"
-            found.append(Finding("leak", kind, names, len(hits), total, text, tuple(hits[:3])))
-
-    files = sorted(one.files & other.files)
-    leak("same_file", files, len(other.files), "images" if other.table.spec.media == "pair" else "clips")
-    if files:
-        inputs = {frozenset(key) for key in one.inputs()}
-        shared = [key[0] for key in other.inputs() if frozenset(key) in inputs]
-        leak("same_sample", shared, len(other.table), "samples", ", in this or the other direction")
-    units = [("same_group", one.group_sizes, other.group_sizes, f"{other.unit}s")]
-    if any(len(part.segments) > len(part.group_sizes) for part in (one, other)):
-        units.append(("same_segment", one.segments, other.segments, "segments"))
-    for kind, mine, theirs, what in units:
-        # Repaired names are counted apart: the table itself spells them otherwise.
-        mended = {other.groups[row] for row in other.repaired} if kind == "same_group" else set[str]()
-        hits = [name for name in theirs if name in mine]
-        rows = sum(theirs[name] for name in hits)
-        later = [name for name in hits if name in mended]
-        extra = f" ({share(rows, len(other.table), 'rows')})"
-        if later:
-            extra += f", and {len(later)} whose folder the table lost ({', '.join(later[:3])})"
-        leak(kind, [name for name in hits if name not in mended], len(theirs.keys() - mended), what, extra)
-    if one.classes is None:
-        targets = set(one.targets)
-        leak("same_action_file", [name for name in other.targets if name in targets], len(other.table), "action files")
-    return found + compare_balance(one, other)
-
-
-def compare_balance(one: Part, other: Part) -> list[Finding]:
-    """Classes and robot types of a split that the earlier one lacks, and shares that differ."""
-    names, found = (one.name, other.name), []
-    columns = [("class", "classes", one.targets, other.targets)] if one.classes is not None else []
-    for kind, what, mine, theirs in (*columns, ("robot", "robot types", one.embodiments, other.embodiments)):
-        known, new = Counter(mine), Counter(theirs)
-        if absent := [name for name in sorted(new) if name not in known]:
-            text = f"{share(len(absent), len(new), what)} of {other.name} are not in {one.name}"
-            examples = tuple(name or "(empty)" for name in absent[:3])
-            found.append(Finding("warning", f"{kind}_not_in_training", names, len(absent), len(new), text, examples))
-        apart = sum(abs(known[name] / len(mine) - new[name] / len(theirs)) for name in known | new) / 2
-        if apart > UNEVEN:
-            text = f"the shares of {what} differ: {apart:.1%} of the rows would have to change theirs"
-            found.append(Finding("note", f"{kind}_shares", names, round(apart * len(theirs)), len(theirs), text))
+def compare_frames(one: Frames, other: Frames, distance: int) -> list[Finding]:
+    """Pictures of the second split that the first one has: equal ones leak, alike ones are a warning."""
+    found, names, groups = Findings(one.split, other.split), set(one.names), set(one.groups)
+    same = {
+        name: one.names[one.first[item.content]]
+        for item, name in zip(other.hashes, other.names, strict=True)
+        if item.content in one.first
+    }
+    total, renamed = len(set(other.names)), [f"{name} = {twin}" for name, twin in same.items() if name not in names]
+    text = f"files of {other.split} show frames of {one.split} under another name"
+    found.add("leak", "same_frame_content", renamed, total, text)
+    # Neighbours within an episode look alike: what the splits share by name is reported already.
+    rows = [row for row, group in enumerate(other.groups) if group not in groups and other.names[row] not in same]
+    (mine, base), (theirs, queries) = one.looks(range(len(one.names))), other.looks(rows)
+    near, bits = nearest(queries, base, distance)
+    alike = {}
+    for query in np.flatnonzero(near >= 0):
+        name, twin = other.names[theirs[query]], one.names[mine[near[query]]]
+        alike[name] = f"{name} ~ {twin} ({bits[query]} bits)"
+    text = (
+        f"files of {other.split} look like frames of {one.split}: hashes of 256 bits that differ in {distance} at most"
+    )
+    found.add("warning", "alike_frame", list(alike.values()), total, text)
     return found

@@ -75,7 +75,7 @@ class StatsConfig:
 
     dataset: Annotated[str, model_option("Data set key.")]
     csv: Annotated[Path | None, run_option("Table in place of that of the training split.")] = None
-    output: Annotated[Path | None, run_option("File to write; default: the path where regress looks for it.")] = None
+    output: Annotated[Path | None, run_option("File to write; default: the path that regress reads.")] = None
     workers: Files = 8
     merge: Annotated[
         tuple[Path, ...],

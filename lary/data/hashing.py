@@ -84,11 +84,11 @@ def look_of(image: Image) -> bytes:
 
 def hash_sources(
     sources: Sequence[FrameSource], *, workers: int = 4, cache: Path | None = None, progress: Progress | None = None
-) -> Iterator[tuple[int, tuple[FrameHash, ...] | Failure]]:
+) -> Iterator[tuple[FrameHash, ...] | Failure]:
     """Hash the frames of many files, in their order.
 
     Args:
-        cache: SQLite file that keeps hashes, so that an interrupted run goes on; made if it isn't there.
+        cache: SQLite file that keeps hashes, so that an interrupted run resumes; made if it isn't there.
 
     Raises:
         LaryError: the cache can't be used.
@@ -100,63 +100,51 @@ def hash_sources(
         except MediaError as error:
             return Failure(None, str(source.path), str(error))
 
-    with closing(HashCache(cache)) as known, ThreadPoolExecutor(max(workers, 1)) as pool:
+    with closing(open_cache(cache)) as base, ThreadPoolExecutor(max(workers, 1)) as pool:
         for start in range(0, len(sources), 256):
             part = sources[start : start + 256]
-            found: list[tuple[FrameHash, ...] | Failure | None] = [known.get(source) for source in part]
+            found: list[tuple[FrameHash, ...] | Failure | None] = []
+            for source in part:
+                row = base.execute("SELECT hashes FROM frames WHERE key = ?", (source.key(),)).fetchone()
+                found.append(None if row is None else unpacked(bytes(row[0])))
             missing = [index for index, hashes in enumerate(found) if hashes is None]
             for index, outcome in zip(missing, pool.map(one, [part[index] for index in missing]), strict=True):
-                if not isinstance(outcome, Failure):
-                    known.put(part[index], outcome)
                 found[index] = outcome
-            known.commit()
-            for index, hashes in enumerate(found):
+                if not isinstance(outcome, Failure):
+                    base.execute("INSERT OR REPLACE INTO frames VALUES (?, ?)", (part[index].key(), packed(outcome)))
+            base.commit()
+            for hashes in found:
                 assert hashes is not None
-                yield start + index, hashes
+                yield hashes
                 if progress is not None:
                     progress.advance()
 
 
-class HashCache:
-    """Hashes of files by path, size and time of change, in an SQLite file or (without one) nowhere."""
-
-    def __init__(self, path: Path | None) -> None:
-        self._path = path
-        self._base: sqlite3.Connection | None = None
+def open_cache(path: Path | None) -> sqlite3.Connection:
+    """Hashes of files by path, size and time of change, in a file or (without one) in memory. Raises LaryError."""
+    try:
         if path is not None:
-            try:
-                path.parent.mkdir(parents=True, exist_ok=True)
-                self._base = sqlite3.connect(path)
-                self._base.execute("CREATE TABLE IF NOT EXISTS frames (key TEXT PRIMARY KEY, hashes BLOB)")
-            except (OSError, sqlite3.Error) as error:
-                self.close()
-                raise LaryError(f"The cache of hashes {path} can't be used: {error}. Remove it.") from error
+            path.parent.mkdir(parents=True, exist_ok=True)
+        base = sqlite3.connect(path or ":memory:")
+        try:
+            base.execute("CREATE TABLE IF NOT EXISTS frames (key TEXT PRIMARY KEY, hashes BLOB)")
+        except sqlite3.Error:
+            base.close()
+            raise
+    except (OSError, sqlite3.Error) as error:
+        raise LaryError(f"The cache of hashes {path} can't be used: {error}. Remove it.") from error
+    return base
 
-    def get(self, source: FrameSource) -> tuple[FrameHash, ...] | None:
-        """What is known of a file, or None."""
-        if self._base is None:
-            return None
-        row = self._base.execute("SELECT hashes FROM frames WHERE key = ?", (source.key(),)).fetchone()
-        if row is None:
-            return None
-        entries = (bytes(row[0][at : at + 49]) for at in range(0, len(row[0]), 49))
-        return tuple(FrameHash(entry[:16], entry[17:] if entry[16] else b"") for entry in entries)
 
-    def put(self, source: FrameSource, hashes: Sequence[FrameHash]) -> None:
-        """Keep hashes: 49 bytes per frame, the 17th tells whether it has a look."""
-        if self._base is not None and (key := source.key()) is not None:
-            data = b"".join(item.content + bytes([bool(item.look)]) + item.look.ljust(32, b"\0") for item in hashes)
-            self._base.execute("INSERT OR REPLACE INTO frames VALUES (?, ?)", (key, data))
+def packed(hashes: Sequence[FrameHash]) -> bytes:
+    """49 bytes per frame: its content, whether it has a look, its look."""
+    return b"".join(item.content + bytes([bool(item.look)]) + item.look.ljust(32, b"\0") for item in hashes)
 
-    def commit(self) -> None:
-        """Make what was kept last."""
-        if self._base is not None:
-            self._base.commit()
 
-    def close(self) -> None:
-        """End the use of the file."""
-        if self._base is not None:
-            self._base.close()
+def unpacked(data: bytes) -> tuple[FrameHash, ...]:
+    """The inverse of `packed`."""
+    entries = [data[at : at + 49] for at in range(0, len(data), 49)]
+    return tuple(FrameHash(entry[:16], entry[17:] if entry[16] else b"") for entry in entries)
 
 
 def nearest(queries: Hashes, base: Hashes, distance: int) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.int64]]:

@@ -23,7 +23,7 @@ from lary.models.preprocess import DeviceNormaliser, normalise
 from lary.models.running import LoadedEncoder
 from lary.models.spec import Preprocess
 from lary.runtime import log
-from lary.types import LaryError, Latents
+from lary.types import Latents
 
 if TYPE_CHECKING:
     import torch
@@ -111,14 +111,9 @@ class Encoding:
         return parts, event
 
     def _encoded(self, clips: torch.Tensor) -> Latents:
-        """Pooled latents of clips, float32, with the axes that a store has. Raises LaryError for a wrong batch."""
+        """Pooled latents of clips, float32, with the axes that a store has."""
         latents = self._encoder.encode(clips)
         tokens = latents.tokens
-        if tokens.ndim < 2 or len(tokens) != len(clips):
-            raise LaryError(
-                f"The model returned tokens of shape {tuple(tokens.shape)} for a batch of {len(clips)}: expected "
-                "(B, P, N, D), or (B, N, D) if it mixes time."
-            )
         tokens = tokens.reshape(len(tokens), *token_shape(tuple(tokens.shape[1:]))).float()
         return pooled_latents(replace(latents, tokens=tokens), self._pool)
 

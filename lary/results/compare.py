@@ -1,7 +1,8 @@
-"""Paired comparison of finished runs on the samples that they share.
+"""Finished runs together: a paired comparison on the samples that they share, and tables for notebooks.
 
-The first run is compared with each of the others. Clusters (episodes, videos) are drawn for both runs at once, the
-seeds of each run add their own spread; p values come from the same resamples and are corrected by Holm (1979).
+In a comparison the first run is compared with each of the others. Clusters (episodes, videos) are drawn for both runs
+at once, the seeds of each run add their own spread; p values come from the same resamples and are corrected by Holm
+(1979).
 """
 
 from __future__ import annotations
@@ -9,15 +10,21 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from lary.results import statistics as stats
+from lary.results.folder import run_file
 from lary.results.measure import metric, seed_sums
 from lary.results.published import SampleScores, read_scores
 from lary.results.record import FILE_NAME, EvalResult, Metric, read_result
+from lary.results.report import find_results
 from lary.results.scores import ratio
 from lary.types import LaryError, UsageError, as_path
+
+if TYPE_CHECKING:
+    from pandas import DataFrame
 
 RESAMPLES = 10_000
 """More than for an interval, since a p value depends on the tail."""
@@ -151,3 +158,68 @@ def difference(first: ScoredRun, other: ScoredRun, seed: int) -> Difference:
     interval = stats.interval_of(found) if known else stats.Interval(found.value, None, None)
     gain = metric(interval, 0, score.unit, higher=score.higher_is_better)
     return Difference(other, len(shared), len(set(groups)), gain, stats.p_value(found) if known else None)
+
+
+# --- tables for notebooks ---------------------------------------------------------------------------------------------
+
+
+def load_results(folder: str | Path) -> DataFrame:
+    """One row per run below a folder and way of choosing head and epoch.
+
+    Each metric has three columns: its value, and with ``_low`` and ``_high`` the ends of its 95 % interval; a metric
+    that a run doesn't have is NaN. Files that can't be read are left out with a warning.
+
+    Raises:
+        UsageError: there is no such folder.
+    """
+    from pandas import DataFrame
+
+    rows = []
+    for entry in find_results(as_path(folder))[0]:
+        result = entry.result
+        for name, selection in result.selections.items():
+            row: dict[str, Any] = {
+                "folder": str(entry.path.parent), "task": result.task, "dataset": result.dataset.name,
+                "split_set": result.dataset.split_set, "model": result.model.name, "label": result.label,
+                "paradigm": result.model.paradigm, "probe": result.probe, "action_mode": result.action_mode,
+                "relative_frame": result.relative_frame, "protocol": result.protocol, "preset": result.preset,
+                "control": result.control, "project": result.project, "seeds": result.seeds or (result.seed,),
+                "status": result.status, "selection": name, "headline": name == result.headline,
+                "primary": result.primary, "epoch": selection.epoch, "head": selection.head,
+            }  # fmt: skip
+            for key, found in selection.metrics.items():
+                row |= {key: found.value, f"{key}_low": found.low, f"{key}_high": found.high}
+            rows.append(row)
+    return DataFrame(rows)
+
+
+def load_samples(run: str | Path) -> DataFrame:
+    """One row per evaluated sample of a run, which is named by its folder or its ``result.json``.
+
+    ``score`` is the mean over the seeds, whose own scores are in ``score_<seed>``: 1 for a right and 0 for a wrong
+    answer, or the normalised squared error. A classification also has ``media``, ``predicted`` and ``true``.
+
+    Raises:
+        UsageError: there is no such run.
+        LaryError: a file of the run is missing or another one than it wrote.
+    """
+    from pandas import DataFrame, concat
+
+    tables = []
+    for role in ("seen", "unseen"):
+        try:
+            found = open_scored(as_path(run), role)
+        except LaryError:
+            if role == "seen":
+                raise
+            continue
+        result, scores = found.result, found.scores
+        values = {"score": scores.scores.mean(axis=0, dtype=np.float64)}
+        values |= {f"score_{seed}": own for seed, own in zip(result.seeds, scores.scores, strict=True)}
+        columns: dict[str, Any] = {"split": role, "sample": scores.ids, "group": scores.groups, **values}
+        if result.task == "classification":
+            lines = run_file(found.folder, result, "case.txt").read_text(encoding="utf-8").splitlines()
+            parts = zip(*(line.rsplit("\t", 2) for line in lines), strict=True)
+            columns |= dict(zip(("media", "predicted", "true"), parts, strict=True))
+        tables.append(DataFrame(columns))
+    return concat(tables, ignore_index=True)

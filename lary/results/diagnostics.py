@@ -78,10 +78,11 @@ class Scatter:
 
     def ranks(self) -> dict[str, float]:
         """Effective rank and participation ratio, zero where nothing varies, and the largest that there could be."""
+        from scipy.stats import entropy
+
         powers = np.linalg.eigvalsh(self.squares)
         powers = powers[powers > len(powers) * np.finfo(np.float64).eps * max(float(powers[-1]), 0.0)]
-        shares = np.sqrt(powers) / np.sqrt(powers).sum()
-        effective = float(np.exp(-(shares * np.log(shares)).sum())) if len(powers) else 0.0
+        effective = float(np.exp(entropy(np.sqrt(powers)))) if len(powers) else 0.0
         ratio = float(powers.sum() ** 2 / np.square(powers).sum()) if len(powers) else 0.0
         limit = min(len(self.mean), max(self.count - 1, 0))
         return {"effective_rank": effective, "participation_ratio": ratio, "limit": limit}
@@ -227,20 +228,14 @@ def code_use(counts: Mapping[int, Rows] | None, size: int | None) -> dict[str, A
     """
     if not counts:
         return None
-    table = np.stack([counts[code] for code in sorted(counts)]).astype(np.float64)
-    whole = (table.sum(axis=1) / table.sum())[:, None]
+    from scipy.stats import entropy
+
+    table = np.stack([counts[code] for code in sorted(counts)])
     return {
-        "size": size, "used": len(counts), "perplexity": float(perplexity(whole)[0]),
-        "perplexity_per_place": float(perplexity(table / table.sum(axis=0)).mean()),
+        "size": size, "used": len(counts), "perplexity": float(np.exp(entropy(table.sum(axis=1)))),
+        "perplexity_per_place": float(np.exp(entropy(table, axis=0)).mean()),
         "counts": {str(code): int(counts[code].sum()) for code in sorted(counts)},
     }  # fmt: skip
-
-
-def perplexity(shares: Doubles) -> Doubles:
-    """Exponential of the entropy of each column of shares (C, n)."""
-    logarithms = np.log(shares, out=np.zeros_like(shares), where=shares > 0)
-    values: Doubles = np.exp(-(shares * logarithms).sum(axis=0))
-    return values
 
 
 # --- relations --------------------------------------------------------------------------------------------------------

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import base64
+import csv
 import io
 import json
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
-from functools import cached_property
+from dataclasses import dataclass, field
+from functools import cached_property, lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -18,11 +19,12 @@ from lary.files import write_text
 from lary.results.folder import WORK, run_file
 from lary.results.measure import reading
 from lary.results.record import FILE_NAME, EvalResult, Example, Metric, read_result
-from lary.results.reference import PUBLISHED, published_score
 from lary.runtime import log
 from lary.types import LaryError, UsageError, as_path
 
 TEMPLATES = Path(__file__).parent / "templates"
+REFERENCE = Path(__file__).parent / "reference"
+"""Tables of the paper, which ship with the package."""
 REPORT_NAME = "report.html"
 PICTURE_SIZE = 192
 PICTURE_BYTES = 20_000_000
@@ -301,3 +303,59 @@ def panels(result: EvalResult, example: Example) -> Iterator[Mapping[str, Any]]:
             "error": float(np.sqrt(np.mean((series["predicted"] - series["true"]) ** 2))),
             "lines": {kind: list(zip(across, down, strict=True)) for kind, down in heights.items()},
         }  # fmt: skip
+
+
+# --- tables of the paper ----------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class PublishedTable:
+    """A table of the paper; its columns are keys of data sets, but for those that `columns` names by key."""
+
+    file: str
+    title: str
+    about: str
+    higher_is_better: bool | None
+    columns: Mapping[str, str] = field(default_factory=dict)
+
+    @property
+    def rows(self) -> list[dict[str, str]]:
+        """The rows by column name."""
+        return read_reference(self.file)
+
+
+PUBLISHED = (
+    PublishedTable("leaderboard_classification", "Action classification", "Top-1 accuracy in per cent.", True),
+    PublishedTable(
+        "leaderboard_regression", "Action regression", "Mean squared error, normalised; lower is better.", False
+    ),
+    PublishedTable(
+        "leaderboard_vlabench_stride",
+        "Regression by stride",
+        "VLABench, mean squared error; lower is better.",
+        False,
+        {"vlabench_15": "stride_15", "vlabench_30": "stride_30"},
+    ),
+    PublishedTable(
+        "lam_ablation", "Ablation of a latent action model", "Accuracies in per cent, errors normalised.", None
+    ),
+)
+
+
+@lru_cache
+def read_reference(name: str) -> list[dict[str, str]]:
+    """Rows of a table that ships with the package."""
+    with (REFERENCE / f"{name}.csv").open(encoding="utf-8", newline="") as stream:
+        return list(csv.DictReader(stream))
+
+
+def published_score(result: EvalResult) -> Metric | None:
+    """The paper's number for the same model, data set and kind of probe, where it has one."""
+    if result.action_mode == "relative" or result.dataset.split_set or result.label != result.model.name:
+        return None
+    for source in PUBLISHED:
+        column = source.columns.get(result.dataset.name, result.dataset.name)
+        for row in source.rows if source.higher_is_better is result.score.higher_is_better else ():
+            if row["model"] == result.model.name and column in row:
+                return Metric(value=float(row[column]) / result.score.scale, unit=result.score.unit)
+    return None

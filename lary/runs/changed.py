@@ -27,7 +27,7 @@ CHANGED = "changed"
 """The entry of a store's facts that names the control whose frames its latents were encoded from."""
 
 FRAME_CONTROLS: tuple[ProbeControl, ...] = ("static-pair", "shuffled-order")
-"""Controls that change what the encoder sees, not what the probe is told."""
+"""Controls that change the frames that the encoder sees, not the targets of the probe."""
 
 SEED = 0
 """Of the orders; the seeds of a run's probes see the same ones."""
@@ -35,10 +35,10 @@ SEED = 0
 
 def separate(split: SplitLatents, protocol: BenchmarkProtocol) -> bool:
     """Whether the latents hold one step per frame; under ``paper`` some encoders mix the frames even then."""
-    return protocol == "corrected" and len(split.source.shape) == 3 and split.source.shape[0] == frames_of(split)
+    return protocol == "corrected" and len(split.source.shape) == 3 and split.source.shape[0] == frame_count(split)
 
 
-def frames_of(split: SplitLatents) -> int:
+def frame_count(split: SplitLatents) -> int:
     """How many frames the first sample has."""
     return len(split.table[0].frame_index) or len(split.table[0].media)
 
@@ -99,7 +99,7 @@ def open_changed(settings: Settings, split: SplitLatents, ref: LatentsRef) -> Sp
         held = f"{shape[0]} steps" if len(shape) == 3 else "no steps"
         raise UsageError(
             f"--control {ref.control}: the latents of '{ref.model}' (protocol {ref.protocol}) hold {held} for "
-            f"{frames_of(split)} frames, so frames can't be exchanged after extraction, and there are no latents of "
+            f"{frame_count(split)} frames, so frames can't be exchanged after extraction, and there are no latents of "
             f"changed frames of {ref.dataset} {ref.split}. Run 'lary controls', or 'lary run' with this option: they "
             "encode the changed frames."
         )

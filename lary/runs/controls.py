@@ -1,4 +1,4 @@
-"""The controls of a model as ordinary runs, and how far the model stands above each.
+"""The controls of a model as ordinary runs, and the margin of the model over each.
 
 shuffled targets: trained on the targets of other samples; what remains is chance (Hewitt and Liang 2019).
 static pair, shuffled order: the frames are repeated or permuted; what remains is read off single frames, or does not
@@ -7,7 +7,7 @@ static pair, shuffled order: the frames are repeated or permuted; what remains i
 random projection: the same latents in few dimensions.
 random weights: the same architecture without training.
 baselines: models without weights, such as raw pixels, frame difference and optical flow.
-Majority class and mean action need no run of their own: they stand in every result.
+Majority class and mean action need no run of their own: they are in every result.
 """
 
 from __future__ import annotations
@@ -34,8 +34,8 @@ from lary.types import LaryError, UsageError
 CONTROLS: tuple[ProbeControl, ...] = ("shuffled-targets", "static-pair", "shuffled-order")
 BASELINE = "baseline"
 ACTION_OPTIONS = [field.name for field in fields(ActionOptions)]
-MARKS = {"": "", "better": "", "even": "  (not told apart)", "worse": "  (the control is better)"}
-"""What stands behind a control that the model does not beat."""
+MARKS = {"": "", "better": "", "even": "  (not significant)", "worse": "  (the control is better)"}
+"""Text behind a control that the model does not beat."""
 
 
 @dataclass(frozen=True)
@@ -132,6 +132,6 @@ def with_margins(own: ProbeRun, others: Sequence[ProbeRun]) -> EvalResult:
 
 
 def margin_of(found: Difference) -> Margin:
-    """A difference as it stands in a result."""
+    """A difference as a result records it."""
     other = found.other.result
     return Margin(name=other.label, value=other.score.value, gain=found.gain, p=found.p, result=other.identity)

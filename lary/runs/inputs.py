@@ -154,7 +154,7 @@ def find_sample(wanted: str, splits: Mapping[str, SplitLatents]) -> str | None:
 
 
 def shared_groups(dataset: DatasetSpec, splits: Mapping[str, SplitLatents]) -> tuple[str, ...]:
-    """A warning per scored split that shows episodes or videos of the training split, told by the tables themselves."""
+    """A warning per scored split that shows episodes or videos of the training split, found in the tables."""
     train = splits["train"].table
     known, found = set(train.groups()), []
     for table in (split.table for role, split in splits.items() if role != "train"):

@@ -40,7 +40,7 @@ from lary.runs.inputs import (
     seeds_of,
     shared_groups,
 )
-from lary.runs.tasks import Task, task_of
+from lary.runs.tasks import ProbeTask, task_of
 from lary.runtime import log, pick_devices, progress, provenance
 from lary.settings import Settings
 from lary.types import Progress, UsageError
@@ -86,7 +86,7 @@ def run_probe(config: ProbeConfig, settings: Settings) -> ProbeRun:
     check_options(config)
     dataset = DATASETS.get(config.dataset)
     model = find_model(config, dataset, settings)
-    task: Task[Any] = task_of(config, dataset, PRESETS.get(config.probe_preset))
+    task: ProbeTask[Any] = task_of(config, dataset, PRESETS.get(config.probe_preset))
     splits = open_splits(settings, dataset, config)
     folder, seeds = run_folder(config, settings, dataset), seeds_of(config)
     if (found := finished(folder, config, splits)) is not None:

@@ -38,7 +38,7 @@ MOST_RUNS = 10_000
 IN_FOLDER = (
     "model", "dataset", "protocol", "weights", "latent", "pool", "model_type", "action_mode", "control", "project",
 )  # fmt: skip
-"""Options that a result's folder tells apart; runs that differ in others get a folder of their own."""
+"""Options that are part of a result's folder name; runs that differ in others get a folder of their own."""
 
 OF_LATENTS = (
     "revision", "precision", "model_seed", "dtype", "store", "shard_rows", "limit", "batch_size", "compile", "device",
@@ -59,8 +59,14 @@ class Planned:
     def title(self) -> str:
         """What sets this run apart, in a line."""
         default, own = asdict(RunConfig(model="", dataset="")), asdict(self.config)
-        told = [f"{name} {own[name]}" for name in IN_FOLDER[2:] if own[name] != default[name]]
-        return ", ".join([f"{self.config.model} on {self.config.dataset}", *told, *filter(None, [self.own])])
+        shown = [f"{name} {own[name]}" for name in IN_FOLDER[2:] if own[name] != default[name]]
+        return ", ".join([f"{self.config.model} on {self.config.dataset}", *shown, *filter(None, [self.own])])
+
+    @property
+    def latents(self) -> tuple[str | None, ...]:
+        """The names that a folder of latents is made of: runs in which they are equal share their latents."""
+        config = self.config
+        return config.model, config.dataset, config.protocol, config.weights, config.latent, config.pool
 
     def settings(self, settings: Settings) -> Settings:
         """The settings of this run."""
@@ -103,7 +109,7 @@ def run_sweep(file: Path, config: SweepConfig, settings: Settings, *, plugins: t
     done = []
     for each in found:
         done.append(each)
-        tell(each, plan)
+        log_done(each, plan)
     done.sort(key=lambda each: each.number)
     print(outcome_text(done, plan))
     return 1 if any(each.result is None or each.problems for each in done) else 0
@@ -157,49 +163,40 @@ def read_plan(file: Path) -> list[Planned]:
     for name in content:
         if name not in SECTIONS:
             raise UsageError(f"The sweep file {file} has an unknown key '{name}'.{suggest(str(name), SECTIONS)}")
-    shared = options_of(content.get("options") or {}, f"{file}, options")
+    shared = named_options(content.get("options") or {}, f"{file}, options")
     plan: list[Planned] = []
     seen: dict[str, int] = {}
-    for place, options in itertools.chain(from_grid(content, file), from_runs(content, file)):
+    for place, options in listed_runs(content, file):
         config = checked(shared | options, place)
         key = repr(config)
         if key in seen:
             raise UsageError(f"{place}: this is the same run as number {seen[key]}.")
         seen[key] = len(plan) + 1
         plan.append(Planned(len(plan) + 1, config, own_folder(options)))
-        if len(plan) > MOST_RUNS:
-            raise UsageError(f"The sweep file {file} asks for more than {MOST_RUNS} runs: split it.")
     if not plan:
         raise UsageError(f"The sweep file {file} asks for no run: it needs a grid or runs.")
     check_latents(plan, file)
     return plan
 
 
-def from_grid(content: Mapping[str, Any], file: Path) -> Iterator[tuple[str, dict[str, Any]]]:
-    """Every combination of the grid's values, the last key changing fastest."""
-    grid = options_of(content.get("grid") or {}, f"{file}, grid")
-    if not grid:
-        return
+def listed_runs(content: Mapping[str, Any], file: Path) -> Iterator[tuple[str, dict[str, Any]]]:
+    """Every combination of the grid's values, the last key changing fastest, and then the single runs."""
+    grid, runs = named_options(content.get("grid") or {}, f"{file}, grid"), content.get("runs") or []
     for name, values in grid.items():
         if not isinstance(values, list) or not values:
-            raise UsageError(f"{file}, grid: {name} has to be a list of values; one value for all stands in options.")
-    if math.prod(len(values) for values in grid.values()) > MOST_RUNS:
-        raise UsageError(f"The sweep file {file} asks for more than {MOST_RUNS} runs: split it.")
-    for values in itertools.product(*grid.values()):
-        combination = dict(zip(grid, values, strict=True))
-        yield f"{file}, grid {', '.join(f'{name} {value}' for name, value in combination.items())}", combination
-
-
-def from_runs(content: Mapping[str, Any], file: Path) -> Iterator[tuple[str, dict[str, Any]]]:
-    """The single runs."""
-    runs = content.get("runs") or []
+            raise UsageError(f"{file}, grid: {name} has to be a list of values; one value for all is one of options.")
     if not isinstance(runs, list):
         raise UsageError(f"{file}, runs: expected a list of runs, each with its options.")
+    if math.prod(map(len, grid.values())) + len(runs) > MOST_RUNS:
+        raise UsageError(f"The sweep file {file} asks for more than {MOST_RUNS} runs: split it.")
+    for values in itertools.product(*grid.values()) if grid else ():
+        combination = dict(zip(grid, values, strict=True))
+        yield f"{file}, grid {', '.join(f'{name} {value}' for name, value in combination.items())}", combination
     for index, options in enumerate(runs, start=1):
-        yield f"{file}, run {index}", options_of(options, f"{file}, run {index}")
+        yield f"{file}, run {index}", named_options(options, f"{file}, run {index}")
 
 
-def options_of(options: Any, place: str) -> dict[str, Any]:
+def named_options(options: Any, place: str) -> dict[str, Any]:
     """Options by field name; dashes are taken for underscores. Raises UsageError with a suggestion."""
     if not isinstance(options, dict):
         raise UsageError(f"{place}: expected options as lines of the form NAME: value.")
@@ -230,24 +227,22 @@ def checked(options: Mapping[str, Any], place: str) -> RunConfig:
 
 
 def own_folder(options: Mapping[str, Any]) -> str:
-    """The folder below LARY_LOG_DIR for a run that differs from others in options no folder tells apart."""
+    """The folder below LARY_LOG_DIR for a run that differs from others in options that no folder name has."""
     odd = {name: value for name, value in sorted(options.items()) if name not in IN_FOLDER and value is not None}
     return ",".join(f"{name}={re.sub(r'[^A-Za-z0-9.+-]+', '_', str(value))}" for name, value in odd.items())[:200]
 
 
 def check_latents(plan: Sequence[Planned], file: Path) -> None:
     """Refuse runs that would write different latents into one folder. Raises UsageError."""
-    for name in OF_LATENTS:
-        found: dict[tuple[Any, ...], Any] = {}
-        for each in plan:
-            options = asdict(each.config)
-            key = tuple(options[part] for part in ("model", "dataset", "protocol", "weights", "latent", "pool"))
-            if found.setdefault(key, options[name]) != options[name]:
-                raise UsageError(
-                    f"The sweep file {file} asks for {each.config.model} on {each.config.dataset} with {name} "
-                    f"{found[key]} and {options[name]}: their latents would share a folder; make two sweeps of it, "
-                    "with another LARY_LA_DIR and LARY_ROOT."
-                )
+    found: dict[tuple[Any, ...], Any] = {}
+    for each, name in itertools.product(plan, OF_LATENTS):
+        value = getattr(each.config, name)
+        if (other := found.setdefault((name, *each.latents), value)) != value:
+            raise UsageError(
+                f"The sweep file {file} asks for {each.config.model} on {each.config.dataset} with {name} {other} and "
+                f"{value}: their latents would share a folder; make two sweeps of it, with another LARY_LA_DIR and "
+                "LARY_ROOT."
+            )
 
 
 def part_of(plan: list[Planned], part: str | None) -> list[Planned]:
@@ -262,15 +257,13 @@ def part_of(plan: list[Planned], part: str | None) -> list[Planned]:
 
 def groups_of(plan: Sequence[Planned]) -> list[list[Planned]]:
     """Runs by the latents that they read: those of one group come one after the other."""
-    groups: dict[tuple[Any, ...], list[Planned]] = {}
+    groups: dict[tuple[str | None, ...], list[Planned]] = {}
     for each in plan:
-        config = each.config
-        key = (config.model, config.dataset, config.protocol, config.weights, config.latent, config.pool)
-        groups.setdefault(key, []).append(each)
+        groups.setdefault(each.latents, []).append(each)
     return list(groups.values())
 
 
-# What is told
+# The report
 
 
 def plan_text(plan: Sequence[Planned], settings: Settings) -> str:
@@ -282,7 +275,7 @@ def plan_text(plan: Sequence[Planned], settings: Settings) -> str:
     return "\n".join(lines)
 
 
-def tell(done: Done, plan: Sequence[Planned]) -> None:
+def log_done(done: Done, plan: Sequence[Planned]) -> None:
     """A line of the log for a run that ended."""
     title = next(each.title for each in plan if each.number == done.number)
     if done.result is None:

@@ -45,7 +45,7 @@ RIDGE_REFUSES = ("epochs", "probe_batch_size", "sampler_steps")
 Outcome = TypeVar("Outcome")
 
 
-class Task(Generic[Outcome]):
+class ProbeTask(Generic[Outcome]):
     """The parts of a run in which classification and regression differ."""
 
     probe: str
@@ -77,7 +77,7 @@ def task_of(config: ProbeConfig, dataset: DatasetSpec, preset: ProbePreset) -> C
     return ActionTask(config, dataset, preset)
 
 
-class ClassTask(Task[ClassificationOutcome]):
+class ClassTask(ProbeTask[ClassificationOutcome]):
     """Recognition of action classes by attentive probes."""
 
     probe = "attentive"
@@ -120,7 +120,7 @@ class ClassTask(Task[ClassificationOutcome]):
         return classification_result(outcomes[0], facts, outcomes[1:])
 
 
-class ActionTask(Task[RegressionOutcome]):
+class ActionTask(ProbeTask[RegressionOutcome]):
     """Decoding of action chunks by an MLP, a diffusion transformer, or ridge regression."""
 
     def __init__(self, config: RegressConfig, dataset: DatasetSpec, preset: ProbePreset) -> None:

@@ -237,6 +237,8 @@ def test_extraction_with_a_plug_in(root: Path, tmp_path: Path) -> None:
     for value, (answer, code, named) in enumerate(
         (
             (f"({SOUND}, torch.zeros(len(clips), 9, 1).long())", 0, ""),
+            ("clips.mean((1, 3, 4)).repeat(1, 2)[:, :4]", 0, ""),  # one token per sample
+            ("clips.mean((3, 4)).repeat(1, 1, 16).reshape(len(clips), 9, 2, 6, 4)", 0, ""),
             ("clips.mean((1, 2, 3, 4))", 1, "expected (B, P, N, D)"),
             ("torch.full((len(clips), 2, 3, 4), float('nan'))", 1, "12 rows could not be read"),
         )

@@ -31,6 +31,7 @@ def test_weights_are_counted_without_being_made() -> None:
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_a_training_that_does_not_fit_is_refused(kind: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    assert 0 < free_bytes("cpu") <= 2 * memory_bytes()
     monkeypatch.setattr(psutil, "virtual_memory", lambda: SimpleNamespace(available=1000))
     with pytest.raises(UsageError, match=r"needs .* GB for latents of .*0\.0 GB are free.*--pool.*--project"):
         train(kind)
@@ -47,10 +48,6 @@ def test_the_published_width_on_whole_feature_maps_is_refused_with_the_numbers(m
         training.check_memory(*asked)
     free = 80 << 30
     training.check_memory(*asked)
-
-
-def test_free_memory_is_less_than_all() -> None:
-    assert 0 < free_bytes("cpu") <= 2 * memory_bytes()
 
 
 def test_samples_at_once_bound_the_tokens(monkeypatch: pytest.MonkeyPatch) -> None:

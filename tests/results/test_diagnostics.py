@@ -20,11 +20,11 @@ from lary.latents.ref import SplitLatents
 from lary.models.spec import MODELS, ModelSpec
 from lary.results.diagnostics import (
     Scatter,
+    code_use,
     diagnose_latents,
     diagnosis_text,
     find_reversals,
     find_triples,
-    perplexity,
     reversal,
 )
 from lary.types import LaryError
@@ -141,7 +141,9 @@ def test_a_latent_that_is_not_finite_names_its_sample(tmp_path: Path) -> None:
 
 
 def test_perplexity_by_hand() -> None:
-    np.testing.assert_allclose(perplexity(np.array([[0.25, 1.0], [0.25, 0], [0.5, 0]])), [2**1.5, 1.0])
+    found = code_use({0: np.array([1, 4]), 3: np.array([1, 0]), 7: np.array([2, 0])}, None)
+    assert found is not None
+    assert found["perplexity_per_place"] == pytest.approx((2**1.5 + 1) / 2)
 
 
 def test_use_of_codes(tmp_path: Path) -> None:

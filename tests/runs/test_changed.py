@@ -14,6 +14,7 @@ from lary.data.spec import DATASETS
 from lary.data.tables import INDEX_COLUMN, read_table
 from lary.results import figures
 from lary.runs import changed, controls
+from lary.runs import run as running
 from lary.runs.changed import CHANGED, FRAME_CONTROLS, changed_rows, extract_changed, place_of
 from lary.runs.extract import ExtractReport, extract
 from lary.runs.inputs import open_splits, shown
@@ -83,7 +84,7 @@ def test_controls_of_a_model_that_mixes_its_frames(settings: Settings, monkeypat
         return [(model, changes) for model, changes in whole(*given) if changes.get("control") in FRAME_CONTROLS]
 
     monkeypatch.setattr(controls, "plan", own_controls)
-    for name, module in (("extract", controls), ("extract", changed)):
+    for name, module in (("extract", running), ("extract", changed)):
         monkeypatch.setattr(module, name, here)
     config = ControlsConfig(model=MODEL, dataset="calvin", model_type="ridge", probe_preset="demo")
     report = controls.run_controls(config, settings)

@@ -20,8 +20,7 @@ from lary.models.spec import MODELS
 from lary.results import figures
 from lary.results.compare import compare_results
 from lary.results.record import EvalResult, read_result
-from lary.results.reference import published_score
-from lary.results.report import Entry, contests_of
+from lary.results.report import Entry, contests_of, published_score
 from lary.runs.controls import run_one, splits_of
 from lary.runs.extract import extract
 from lary.runs.probe import classify, regress

@@ -21,8 +21,7 @@ from lary.results.analyses.base import Analysis, Context, FinishedRun, NotPossib
 from lary.results.diagnostics import diagnosis_file
 from lary.results.figures import BLUE, LIGHT, MUTED, new_figure, panel_grid
 from lary.results.record import Metric
-from lary.results.reference import published_score, read_reference
-from lary.results.report import dataset_title, metric_name
+from lary.results.report import dataset_title, metric_name, published_score, read_reference
 from lary.types import UsageError
 
 if TYPE_CHECKING:

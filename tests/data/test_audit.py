@@ -4,26 +4,24 @@ from __future__ import annotations
 
 import json
 import lzma
-from collections import Counter
 from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
 
-from lary.cli.data import audit as command
-from lary.configs import Paths
-from lary.data.audit import AuditReport, AuditRequest, Finding, audit
+from lary.data.audit import AuditReport, audit
+from lary.data.audit_tables import Finding
 from lary.data.configs import AuditConfig
 from lary.data.hashing import FrameSource, hash_frame, hash_sources, nearest
 from lary.data.spec import DATASETS, DatasetSpec, LabelSpace
-from lary.data.splits import find_table, validates
 from lary.data.tables import read_csv, read_table
 from lary.types import Failure, LaryError, UsageError
+from tests.helpers import FIXTURES, lary, settings_of
 from tests.tree import make_calvin, make_robot, write_image, write_table
 
-PUBLISHED = Path(__file__).parent / "fixtures" / "published"
-HEADS = Path(__file__).parent / "fixtures" / "metadata"
+PUBLISHED = FIXTURES / "published"
+HEADS = FIXTURES / "metadata"
 
 
 def lines_of(name: str) -> list[list[str]]:
@@ -58,7 +56,7 @@ def published(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def run(root: Path, dataset: str | DatasetSpec, **options: object) -> AuditReport:
     spec = DATASETS.get(dataset) if isinstance(dataset, str) else dataset
-    return audit(AuditRequest(spec=spec, table_root=root, data_dir=root / "data", **options))  # type: ignore[arg-type]
+    return audit(spec, AuditConfig(**options), settings_of(root))  # type: ignore[arg-type]
 
 
 def found(report: AuditReport, kind: str, *splits: str) -> Finding:
@@ -120,7 +118,7 @@ def test_libero_directions_stay_together_when_drawn(published: Path, tmp_path: P
 
 
 def test_robots_without_a_type_are_counted(tmp_path: Path) -> None:
-    report = run(tmp_path, "robocoin", tables={"unseen": HEADS / "robocoin_metadata_unseen.csv"})
+    report = run(tmp_path, "robocoin", table=(f"unseen={HEADS / 'robocoin_metadata_unseen.csv'}",))
     table = read_table(
         DATASETS.get("robocoin"), "unseen", path=HEADS / "robocoin_metadata_unseen.csv", data_dir=tmp_path
     )
@@ -139,40 +137,10 @@ def test_a_robot_that_no_rule_names_stays_without_one(tmp_path: Path) -> None:
         row |= {name: row[name].replace("G1edu-u3", "H2x") for name in ("src_img", "tgt_img", "action")}
         row["robot_type"] = " "
     write_table(tmp_path / "mixed.csv", listed)
-    report = run(tmp_path, "robocoin", tables={"unseen": tmp_path / "mixed.csv"})
+    report = run(tmp_path, "robocoin", table=(f"unseen={tmp_path / 'mixed.csv'}",))
     empty = found(report, "empty_robot_type")
     assert f"the record knows {empty.count - 2} of them as G1edu-u3; 2 have no statistics" in empty.text
     assert report.splits[0].embodiments[""] == 2
-
-
-# Drawn splits
-
-
-def test_draw_depends_on_names_alone(published: Path) -> None:
-    spec = DATASETS.get("vlabench_30")
-    for part in ("train", "val"):
-        path = find_table(spec, f"{part}_by_episode", published)
-        groups = read_table(spec, f"{part}_by_episode", path=path, data_dir=published).groups()
-        assert {validates(group, 0.25) for group in groups} == {part == "val"}
-    counts = Counter(validates(f"ep_{number}", 0.25) for number in range(4000))
-    assert abs(counts[True] - 1000) < 100
-
-
-def test_drawn_table_that_is_not_ours_is_refused(tmp_path: Path) -> None:
-    spec = DATASETS.get("vlabench_15")
-    rows = [{"src_img": f"ep_{n}/a.png", "tgt_img": f"ep_{n}/b.png", "action": f"ep_{n}/a.npy"} for n in range(20)]
-    write_table(tmp_path / "data" / "vlabench_15_metadata_train.csv", rows)
-    with pytest.raises(UsageError, match="no table of vlabench_15 val"):
-        find_table(spec, "val_by_episode", tmp_path)
-    write_table(tmp_path / "data" / "vlabench_15_metadata_val.csv", rows[:3])
-    path = find_table(spec, "val_by_episode", tmp_path)
-    before = path.read_bytes()
-    assert find_table(spec, "val_by_episode", tmp_path).read_bytes() == before
-    path.write_text("src_img,tgt_img,action\nep_1/a.png,ep_1/b.png,ep_1/a.npy\n")
-    with pytest.raises(UsageError, match="remove it"):
-        find_table(spec, "val_by_episode", tmp_path)
-    with pytest.raises(UsageError, match="Did you mean val_by_episode"):
-        spec.split("val_by_episodes")
 
 
 # Planted defects
@@ -284,17 +252,17 @@ def test_wrong_requests(tmp_path: Path) -> None:
         run(tmp_path, "calvin", splits=("vla",))
 
 
-def test_command_writes_both_reports(published: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    places = Paths(lary_root=str(published))
-    config = AuditConfig(json=tmp_path / "audit.json", output=tmp_path / "audit.txt")
-    assert command("vlabench_30", config, places) == 1
-    assert capsys.readouterr().out == (tmp_path / "audit.txt").read_text()
+def test_command_writes_both_reports(published: Path, tmp_path: Path) -> None:
+    files = ("--json", tmp_path / "audit.json", "--output", tmp_path / "audit.txt")
+    done = lary("data", "audit", "vlabench_30", *files, "--lary-root", published)
+    assert (done.code, done.out) == (1, (tmp_path / "audit.txt").read_text())
     content = json.loads((tmp_path / "audit.json").read_text())
     assert content["leaks"] == 2
     assert content["findings"][0]["splits"] == ["train", "val"]
-    assert command("libero", AuditConfig(), places) == 0
-    with pytest.raises(UsageError, match="SPLIT=FILE"):
-        command("libero", AuditConfig(table=("val",)), places)
+    assert lary("data", "audit", "libero", "--lary-root", published).code == 0
+    wrong = lary("data", "audit", "libero", "--table", "val", root=published)
+    assert wrong.code == 2
+    assert "SPLIT=FILE" in wrong.err
 
 
 # Hashes
@@ -340,11 +308,11 @@ def test_cache_knows_a_changed_file(tmp_path: Path) -> None:
     image, cache = tmp_path / "a.png", tmp_path / "folder" / "cache.sqlite"
     sources = [FrameSource(image), FrameSource(tmp_path / "missing.png")]
     write_image(image, scene(4))
-    first = dict(hash_sources(sources, cache=cache))
+    first = list(hash_sources(sources, cache=cache))
     assert isinstance(first[1], Failure)
-    assert dict(hash_sources(sources, cache=cache)) == first == dict(hash_sources(sources))
+    assert list(hash_sources(sources, cache=cache)) == first == list(hash_sources(sources))
     write_image(image, scene(5))
-    assert dict(hash_sources(sources, cache=cache))[0] != first[0]
+    assert next(iter(hash_sources(sources, cache=cache))) != first[0]
     cache.write_bytes(b"no data base" * 100)
     with pytest.raises(LaryError, match="can't be used"):
         list(hash_sources(sources, cache=cache))
