@@ -60,11 +60,6 @@ class Worker:
         self._process: subprocess.Popen[bytes] | None = None
         self._buffer = b""
 
-    def ask(self, question: Question, seconds: float) -> Answer:
-        """The answer to one question. Raises NoAnswer if there is none in time, LaryError if no worker starts."""
-        self.tell([question])
-        return self.answer(seconds)
-
     def tell(self, questions: Iterable[Question]) -> None:
         """Hand over questions; `answer` gives the answers in the same order. Raises NoAnswer, LaryError."""
         if self._process is None:

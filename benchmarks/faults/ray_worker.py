@@ -28,7 +28,7 @@ from typing import Any
 from benchmarks.faults import scene
 from lary.configs import ExtractConfig
 from lary.registry import load_plugin
-from lary.runs import ray_engine
+from lary.runs import ray as engine
 from lary.runs.extract import extract
 from lary.settings import load_settings
 
@@ -131,7 +131,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--rows", type=int, default=96)
     parser.add_argument("--seed", type=int, default=0)
     options = parser.parse_args(arguments)
-    ray_engine.TASK_ROWS = TASK_ROWS
+    engine.TASK_ROWS = TASK_ROWS
     os.environ["PYTHONPATH"] = scene.environment()["PYTHONPATH"]
     with tempfile.TemporaryDirectory() as folder:
         home = Path(folder)
