@@ -174,7 +174,7 @@ def classification(shape: tuple[int, ...], batch: int, samples: int, precision: 
     inputs = ClassifierInputs(source, labels, (), source, labels, columns, names)
     session = Session(protocol="paper", seed=0, device=device)
     training = ClassifierTraining(inputs, settings, session, (rows, rows[:0]), half)
-    training.build(None)  # checks the memory that is needed
+    training.build()  # checks the memory that is needed
     at_once = training.at_once
 
     def ours() -> None:
@@ -277,7 +277,7 @@ def regression(part: str, shape: tuple[int, ...], batch: int, samples: int, devi
     targets = chunks.reshape(samples, -1)
     session = Session(protocol="paper", seed=0, device=device)
     training = RegressorTraining(RegressorInputs(source, chunks, (), {}, (), {}), settings, session, (rows, rows[:0]))
-    training.build(None)  # checks the memory that is needed
+    training.build()  # checks the memory that is needed
     # one network for both ways: two of the largest would not fit
     network, fused = training.network.train(), training.optimizer
 

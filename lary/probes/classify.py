@@ -207,7 +207,7 @@ class ClassifierTraining(Training):
         self.best_rank = (-1.0, -math.inf)
         self.best_weights: dict[str, Tensor] = {}
 
-    def build(self, before: dict[str, Any] | None) -> None:
+    def build(self) -> dict[str, Any]:
         inputs, settings = self.inputs, self.settings
         dim, classes = inputs.train.shape[-1], len(inputs.classes)
         # One head more than there are: the best one so far is kept as a copy.
@@ -223,11 +223,8 @@ class ClassifierTraining(Training):
             network = make_head(settings, dim, classes).to(self.device)
             self.heads.append(Head(number, own, network, adamw(network, own.lr, own.weight_decay)))
         self.chances = class_weights(inputs.train_labels[self.fit_rows])
-        if before is not None:
-            self.best_weights = before["weights"]
-            for head, state in zip(self.heads, before["heads"], strict=True):
-                head.network.load_state_dict(state["network"])
-                head.optimizer.load_state_dict(state["optimizer"])
+        networks = {f"network {head.number}": head.network for head in self.heads}
+        return networks | {f"optimizer {head.number}": head.optimizer for head in self.heads}
 
     def run_epoch(self, epoch: int) -> dict[str, Any]:
         inputs = self.inputs
@@ -371,13 +368,7 @@ class ClassifierTraining(Training):
             name: each and {"epoch": each.epoch, "head": each.head, "logits": torch.from_numpy(each.logits)}
             for name, each in (("best", self.best), ("last", self.last))
         }
-        return {**chosen, "dropped": self.dropped, "rank": list(self.best_rank)}
-
-    def weights(self) -> dict[str, Any]:
-        heads = [
-            {"network": head.network.state_dict(), "optimizer": head.optimizer.state_dict()} for head in self.heads
-        ]
-        return {"heads": heads, "weights": self.best_weights}
+        return {**chosen, "dropped": self.dropped, "rank": list(self.best_rank), "weights": self.best_weights}
 
     def restore(self, before: dict[str, Any]) -> None:
         self.best, self.last = (
@@ -385,7 +376,7 @@ class ClassifierTraining(Training):
             for each in (before["best"], before["last"])
         )
         first, second = before["rank"]
-        self.dropped, self.best_rank = before["dropped"], (first, second)
+        self.dropped, self.best_rank, self.best_weights = before["dropped"], (first, second), before["weights"]
 
 
 def make_head(settings: ClassifierSettings, dim: int, classes: int) -> AttentiveProbe:

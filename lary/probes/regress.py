@@ -252,7 +252,7 @@ class RegressorTraining(Training):
         self.order = np.random.default_rng(session.seed)
         self.predicted: dict[str, Floats] = {}
 
-    def build(self, before: dict[str, Any] | None) -> None:
+    def build(self) -> dict[str, Any]:
         inputs, settings = self.inputs, self.settings
         shapes = inputs.train.shape, inputs.train_targets.shape
         weights = count_weights(lambda: make_regressor(settings, *shapes, self.session.seed))
@@ -266,9 +266,7 @@ class RegressorTraining(Training):
         self.inputs = self.evaluation.inputs = replace(inputs, train=train, evaluated=splits)
         self.network = make_regressor(settings, *shapes, self.session.seed).to(self.device)
         self.optimizer = adamw(self.network, settings.lr, settings.weight_decay)
-        if before is not None:
-            self.network.load_state_dict(before["network"])
-            self.optimizer.load_state_dict(before["optimizer"])
+        return {"network": self.network, "optimizer": self.optimizer}
 
     def run_epoch(self, epoch: int) -> dict[str, Any]:
         row: dict[str, Any] = {"epoch": epoch, "learning_rate": self.rate(self.step)}
@@ -332,9 +330,6 @@ class RegressorTraining(Training):
             for name, pick in self.evaluation.picks.items()
         }
         return {"picks": picks, "order": json.dumps(self.order.bit_generator.state)}
-
-    def weights(self) -> dict[str, Any]:
-        return {"network": self.network.state_dict(), "optimizer": self.optimizer.state_dict()}
 
     def restore(self, before: dict[str, Any]) -> None:
         self.order.bit_generator.state = json.loads(before["order"])

@@ -56,8 +56,8 @@ class Training(ABC):
         self.history: list[dict[str, Any]] = []
 
     @abstractmethod
-    def build(self, before: dict[str, Any] | None) -> None:
-        """Make the networks, with the weights of the state `before` where there is one. Raises UsageError."""
+    def build(self) -> dict[str, Any]:
+        """Make the networks; returns all that has a state dict, by name. Raises UsageError."""
 
     @abstractmethod
     def run_epoch(self, epoch: int) -> dict[str, Any]:
@@ -70,10 +70,6 @@ class Training(ABC):
     @abstractmethod
     def found(self) -> dict[str, Any]:
         """What was found so far, as tensors and plain values; all that a finished training needs."""
-
-    @abstractmethod
-    def weights(self) -> dict[str, Any]:
-        """What an unfinished training needs beside `found`."""
 
     @abstractmethod
     def restore(self, before: dict[str, Any]) -> None:
@@ -89,18 +85,21 @@ class Training(ABC):
                 self.session.progress.skip(len(self.history) * (len(self.fit_rows) + len(self.held_rows)))
         if len(self.history) == self.epochs:  # nothing is left to train
             return
-        self.build(before)
+        built = self.build()
+        if before is not None:
+            for name, each in built.items():
+                each.load_state_dict(before["built"][name])
         kept.restore_random()
         for epoch in range(len(self.history) + 1, self.epochs + 1):
             self.history.append(self.run_epoch(epoch))
             self.log(self.history[-1])
             self.close_epoch(epoch)
             last = epoch == self.epochs
-            kept.keep(partial(self._state, last), beside=self.checkpoint, last=last)
+            kept.keep(partial(self._state, {} if last else built), beside=self.checkpoint, last=last)
 
-    def _state(self, last: bool) -> dict[str, Any]:
-        own = self.found() if last else self.found() | self.weights()
-        return {"step": self.step, "history": self.history, **own}
+    def _state(self, built: dict[str, Any]) -> dict[str, Any]:
+        states = {name: each.state_dict() for name, each in built.items()}
+        return {"step": self.step, "history": self.history, "built": states, **self.found()}
 
     def log(self, values: dict[str, Any]) -> None:
         """Report numbers to the tracker."""

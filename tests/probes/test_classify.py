@@ -152,7 +152,7 @@ def started(at_once: int | None = None, *heads: HeadSettings) -> ClassifierTrain
     rows = hold_out(inputs.train_groups, inputs.train_labels, seed=42)
     training = ClassifierTraining(inputs, settings, Session(protocol="corrected", seed=42), rows)
     training.at_once = at_once or training.at_once
-    training.build(None)
+    training.build()
     return training
 
 
