@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import base64
+import csv
 import io
 import json
 from collections.abc import Iterator, Mapping, Sequence
@@ -15,7 +16,6 @@ import numpy as np
 
 from lary import __version__
 from lary.files import write_text
-from lary.models.overview import read_reference
 from lary.results.folder import WORK, run_file
 from lary.results.measure import reading
 from lary.results.record import FILE_NAME, EvalResult, Example, Metric, read_result
@@ -23,6 +23,7 @@ from lary.runtime import log
 from lary.types import LaryError, UsageError, as_path
 
 TEMPLATES = Path(__file__).parent / "templates"
+REFERENCE = Path(__file__).parent / "reference"
 """Tables of the paper, which ship with the package."""
 REPORT_NAME = "report.html"
 PICTURE_SIZE = 192
@@ -342,6 +343,12 @@ PUBLISHED = (
 
 
 @lru_cache
+def read_reference(name: str) -> list[dict[str, str]]:
+    """Rows of a table that ships with the package."""
+    with (REFERENCE / f"{name}.csv").open(encoding="utf-8", newline="") as stream:
+        return list(csv.DictReader(stream))
+
+
 def published_score(result: EvalResult) -> Metric | None:
     """The paper's number for the same model, data set and kind of probe, where it has one."""
     if result.action_mode == "relative" or result.dataset.split_set or result.label != result.model.name:

@@ -14,9 +14,8 @@ from typing import Any
 
 import pytest
 
-from lary.models.overview import read_reference
 from lary.results.record import FILE_NAME, read_result, write_result
-from lary.results.report import PUBLISHED, write_report
+from lary.results.report import PUBLISHED, read_reference, write_report
 from lary.results.summarise import classification_result
 from lary.types import UsageError
 from tests import fake_results as fake

@@ -16,13 +16,12 @@ import numpy as np
 from lary.data.spec import DATASETS
 from lary.files import read_json
 from lary.latents.ref import LatentsRef
-from lary.models.overview import read_reference
 from lary.models.spec import MODELS
 from lary.results.analyses.base import Analysis, Context, FinishedRun, NotPossible, grouped, slug
 from lary.results.diagnostics import diagnosis_file
 from lary.results.figures import BLUE, LIGHT, MUTED, new_figure, panel_grid
 from lary.results.record import Metric
-from lary.results.report import dataset_title, metric_name, published_score
+from lary.results.report import dataset_title, metric_name, published_score, read_reference
 from lary.types import UsageError
 
 if TYPE_CHECKING:
