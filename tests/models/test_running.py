@@ -282,7 +282,7 @@ def test_records_name_the_shapes_under_both_protocols(name: str, protocol: Any) 
     encoder, side = drawn(name, protocol=protocol), MODELS.get(name).preprocess.size
     for media, frames in (("pair", 2), ("clip", 9)):
         shape = encoder.encode(torch.zeros(1, frames, 3, side, side)).tokens.shape[1:]
-        assert shape[:-1] == encoder.spec.shape(protocol, media)[:-1]  # type: ignore[arg-type]
+        assert shape[:-1] == encoder.spec.shape(protocol, media)[:-1]
 
 
 @pytest.mark.parametrize("name", [*PUBLISHED, "pixels", "frame-difference", "optical-flow", "random-vit"])
