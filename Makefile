@@ -15,8 +15,10 @@ test: $(VENV)/dev.installed
 check: $(VENV)/dev.installed
 	$(BIN)/ruff format --check .
 	$(BIN)/ruff check .
+	$(BIN)/mypy --python-version 3.13
+	# The stubs of NumPy and pandas are written for 3.11 and later: under 3.10 what they type is Any.
+	$(BIN)/mypy --python-version 3.10 --no-warn-return-any
 	for version in 3.10 3.13; do \
-	  $(BIN)/mypy --python-version $$version || exit 1; \
 	  $(PIP) --dry-run --ignore-installed --only-binary=:all: --python-version $$version --target $(VENV)/resolved '.[demo]' \
 	    || exit 1; \
 	done

@@ -39,7 +39,7 @@ STOPS = 12
 """Of a probe, about."""
 MOST_STOPS = 200
 EPOCHS = 6
-FULL, REFUSED = "No space left on device", "make room"
+FULL, REFUSED = "No space left on device", "free some"
 
 
 @dataclass

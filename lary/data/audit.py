@@ -193,9 +193,8 @@ class Frames:
             if all(column[row] in sources for column in part.media):
                 continue
             sample = part.table[row]
-            index, chosen = sample.frame_index, ()
-            if index:
-                chosen = tuple(sorted({index[0], index[len(index) // 2], index[-1]}))
+            index = sample.frame_index
+            chosen = tuple(sorted({index[0], index[len(index) // 2], index[-1]})) if index else ()
             for column, path in zip(part.media, part.table.media_path(sample), strict=True):
                 sources.setdefault(column[row], (FrameSource(path, chosen), group))
         self.split, self.findings = part.name, Findings(part.name)

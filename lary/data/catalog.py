@@ -144,7 +144,7 @@ def euler_arm(horizon: int, rule: Normalisation, *, grouped: bool = True) -> Act
     )
 
 
-def relative_command(dataset: str, train: str = "train") -> str:
+def prepare_command(dataset: str, train: str = "train") -> str:
     """The command that makes relative actions and their statistics, as the benchmark's description has it."""
     return (
         f"python utils/prepare_relative_actions.py --dataset {dataset} --input-root $DATA_DIR "
@@ -164,7 +164,7 @@ register_dataset(
             Normalisation(
                 mean=(0.03993005, -0.1113833, 0.50033228, 1.04580053, -0.08165425, 1.58390577, -0.08441296),
                 std=(0.14403107, 0.09919957, 0.05518382, 2.89455128, 0.13053949, 0.57474015, 0.99643086),
-                relative_command=relative_command("calvin"),
+                relative_command=prepare_command("calvin"),
             ),
         ),
         splits={"train": Split("regression/calvin/train_stride5"), "val": Split("regression/calvin/val_stride5")},
@@ -195,7 +195,7 @@ for name, title, stride, group, count in (
                 Normalisation(
                     mean=(0.02959172, 0.39965126, 0.25788001, 1.0136418, -0.38189239, -0.13961033, 0.54842541),
                     std=(0.15966601, 0.13813421, 0.1362726, 2.70449661, 0.63210694, 1.72885403, 0.49764945),
-                    relative_command=relative_command(name),
+                    relative_command=prepare_command(name),
                 ),
                 grouped=False,
             ),
@@ -230,7 +230,7 @@ def robot_statistics(dataset: str, folder: str) -> Normalisation:
     return Normalisation(
         stats_file=f"regression/{folder}/{dataset}_stats.json",
         command=f"python utils/compute_robot_action_stats.py --dataset {dataset} --data-root $DATA_DIR",
-        relative_command=relative_command(dataset, "seen_train"),
+        relative_command=prepare_command(dataset, "seen_train"),
     )
 
 
@@ -304,7 +304,7 @@ simarm = register_dataset(
             Normalisation(
                 stats_file="regression/simarm/simarm_stats.json",
                 command="lary simulate OUT",
-                relative_command=relative_command("simarm"),
+                relative_command=prepare_command("simarm"),
             ),
         ),
         splits=SIM_SPLITS,

@@ -15,7 +15,6 @@ import re
 import shutil
 import subprocess
 from collections.abc import Iterable, Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor, as_completed
 from contextlib import contextmanager
 from dataclasses import dataclass
 from fractions import Fraction
@@ -26,7 +25,7 @@ from lary.data.configs import ClipConfig
 from lary.data.frames import decode_video
 from lary.data.tables import read_frame
 from lary.files import atomic_write, create_temporary, inside, write_failures
-from lary.runtime import log, progress
+from lary.runtime import in_threads, log, progress
 from lary.settings import Settings
 from lary.types import Failure, MediaError, UsageError
 
@@ -186,15 +185,17 @@ def prepare_clips(config: ClipConfig, settings: Settings) -> ClipReport:
     groups: dict[Path, list[Task]] = {}
     for task in tasks:
         groups.setdefault(task.forward, []).append(task)
-    made = kept = 0
-    workers = min(config.workers, 4 * (os.cpu_count() or 1))
-    with progress(len(tasks), "cutting", "clip") as bar, ThreadPoolExecutor(workers) as pool:
-        for done in as_completed([pool.submit(make_clips, group, ffmpeg) for group in groups.values()]):
-            for task, result in done.result():
-                made, kept = made + (result == "made"), kept + (result == "kept")
-                if result not in ("made", "kept"):
-                    failures.append(Failure(None, task.out.relative_to(out).as_posix(), result))
-                bar.advance()
+    workers, results = min(config.workers, 4 * (os.cpu_count() or 1)), []
+    with progress(len(tasks), "cutting", "clip") as bar:
+        for done in in_threads(lambda group: make_clips(group, ffmpeg), list(groups.values()), workers):
+            results += done
+            bar.advance(len(done))
+    made, kept = (sum(result == word for _, result in results) for word in ("made", "kept"))
+    failures += [
+        Failure(None, task.out.relative_to(out).as_posix(), result)
+        for task, result in results
+        if result not in ("made", "kept")
+    ]
     failures.sort(key=lambda item: item.path)
     listed = out / "clip_failures.csv"
     write_failures(listed, failures)

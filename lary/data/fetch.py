@@ -175,7 +175,7 @@ def from_track(name: str) -> str:
 
 
 @dataclass
-class Manifest:
+class DownloadManifest:
     """What is in ``DATA_DIR`` and where it is from; ``files`` has size, sha256, git and state by path."""
 
     path: Path
@@ -185,7 +185,7 @@ class Manifest:
     files: dict[str, dict[str, Any]] = field(default_factory=dict)
 
     @classmethod
-    def read(cls, path: Path) -> Manifest:
+    def read(cls, path: Path) -> DownloadManifest:
         """The manifest, empty if there is none. Raises LaryError for one that can't be read or is newer."""
         if not path.exists():
             return cls(path)
@@ -236,7 +236,7 @@ def download(config: DownloadConfig, settings: Settings, ask: Callable[[str], st
     data_dir = settings.path("DATA_DIR")
     if not config.dry_run:
         accept(specs, config.accept_licenses, ask)
-    manifest = Manifest.read(data_dir / MANIFEST)
+    manifest = DownloadManifest.read(data_dir / MANIFEST)
     if manifest.repository not in ("", repository) or manifest.source not in ("", config.source):
         raise UsageError(f"{data_dir} holds files of {manifest.repository} from {manifest.source}: choose another "
                          "DATA_DIR.")  # fmt: skip
@@ -259,7 +259,7 @@ class _Download:
     """One run: the chosen files are fetched into a folder beside the data, then unpacked or moved into the layout."""
 
     def __init__(
-        self, config: DownloadConfig, settings: Settings, hub: HuggingFace | ModelScope, manifest: Manifest
+        self, config: DownloadConfig, settings: Settings, hub: HuggingFace | ModelScope, manifest: DownloadManifest
     ) -> None:
         self.config, self.hub, self.manifest = config, hub, manifest
         self.data_dir, self.tables = settings.path("DATA_DIR"), settings.path("LARY_ROOT") / "data"

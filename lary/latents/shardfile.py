@@ -14,7 +14,7 @@ import os
 from collections.abc import Collection, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from functools import lru_cache
+from functools import lru_cache, partial
 from itertools import pairwise
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -288,16 +288,12 @@ class ShardSource:
             raise LaryError(f"{first.path.parent} has shards with fewer rows than were asked for: extract again.")
         self.headers, self.mode = tuple(headers), mode
         self._file, self._position, self._first = files, positions, first
-        # The least used shards are closed, so that the process may open other files.
-        self._open = lru_cache(most_files() // 4)(self._opened)
+        # The least used shards are closed, so that the process may open other files; the cache must not refer to
+        # this object, or both would stay until the garbage collector runs.
+        self._open = lru_cache(most_files() // 4)(partial(_opened, self.headers, mode))
 
     def __reduce__(self) -> Any:
         return type(self), (self.headers, self._file, self._position, self.mode)
-
-    def _opened(self, file: int) -> tuple[OpenShard, Any]:
-        """A shard, and its rows in memory where they are mapped."""
-        shard = OpenShard(self.headers[file])
-        return shard, shard.mapped() if self.mode == "mmap" else None
 
     @property
     def shape(self) -> tuple[int, ...]:
@@ -345,6 +341,12 @@ class ShardSource:
     def codes(self, rows: Collection[int]) -> list[npt.NDArray[Any] | None]:
         """Codes of samples."""
         return [self._open(int(self._file[row]))[0].codes(int(self._position[row])) for row in rows]
+
+
+def _opened(headers: Sequence[ShardHeader], mode: str, file: int) -> tuple[OpenShard, Any]:
+    """A shard, and its rows in memory where they are mapped."""
+    shard = OpenShard(headers[file])
+    return shard, shard.mapped() if mode == "mmap" else None
 
 
 def _fetch(out: torch.Tensor, rows: Sequence[tuple[OpenShard, int, int]]) -> None:

@@ -37,7 +37,6 @@ FORMAT = 1
 LATER_FIELDS = {"revision": "", "pool": "none", "dtype": "float32"}
 """Fields that identities of the first format lack, with what they were: a key doesn't change where they still are."""
 
-Rows = npt.NDArray[np.int64]
 Floats = npt.NDArray[np.float32]
 
 

@@ -16,7 +16,7 @@ from lary.models.preprocess import CUBIC_224, CUBIC_224_SIGNED, neighbour_pairs
 from lary.models.spec import MODELS, ModelContext, ModelSpec, Weights, register_model
 from lary.models.tensors import read_tensors
 from lary.models.weights import find_weights
-from lary.nets.codes import CODE_STACKS, code_rows, quantizer_parameters
+from lary.nets import CODE_STACKS, code_rows, quantizer_parameters
 from lary.types import Latents, UsageError
 
 if TYPE_CHECKING:

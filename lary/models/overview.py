@@ -126,12 +126,12 @@ def published(spec: ModelSpec) -> list[str]:
     """A model's numbers in the tables of the benchmark's paper, one line per table."""
     found = []
     for table, (title, columns) in TABLES.items():
-        for row in read_reference(table):
+        for row in paper_rows(table):
             if row["model"] == spec.name:
                 found.append(f"{title}: {', '.join(f'{name} {row[name]}' for name in columns)}")
     network = spec.options.get("network", {})
     sizes = {column: str(network.get(field)) for column, field in ABLATED.items()}
-    rows = [row for row in read_reference("lam_ablation") if sizes.items() <= row.items()]
+    rows = [row for row in paper_rows("lam_ablation") if sizes.items() <= row.items()]
     if rows:  # a setting that several ablations share is in the table more than once, with the same numbers
         others = [column for column in rows[0] if column not in ("ablation", *sizes)]
         found.append(f"ablations: {', '.join(f'{name} {rows[0][name]}' for name in others)}")
@@ -141,7 +141,7 @@ def published(spec: ModelSpec) -> list[str]:
 
 
 @functools.cache
-def read_reference(name: str) -> list[dict[str, str]]:
+def paper_rows(name: str) -> list[dict[str, str]]:
     """Rows of one of the paper's tables, arXiv 2604.11689."""
     with (REFERENCE / f"{name}.csv").open(encoding="utf-8", newline="") as stream:
         return list(csv.DictReader(stream))

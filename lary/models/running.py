@@ -239,7 +239,7 @@ def hash_weights(author: object, context: ModelContext) -> str:
             else:
                 continue
             found = parameters = True
-            state.update(f"{name}.{key} {tuple(entry.shape)} {entry.dtype}\n".encode())
+            state.update(f"{'.'.join((*name, key))} {tuple(entry.shape)} {entry.dtype}\n".encode())
             state.update(data.tobytes())
     files = [value for _, value in holdings(author) if isinstance(value, Path) and value.is_file()]
     if not parameters and context.weights not in (None, RANDOM):
@@ -252,13 +252,15 @@ def hash_weights(author: object, context: ModelContext) -> str:
     return state.hexdigest()[:16] if found else ""
 
 
-def holdings(value: Any, path: str = "", seen: set[int] | None = None) -> Iterator[tuple[str, Any]]:
+def holdings(
+    value: Any, path: tuple[str, ...] = (), seen: set[int] | None = None
+) -> Iterator[tuple[tuple[str, ...], Any]]:
     """The networks, tensors, arrays and paths that an object holds in its attributes and containers, by name."""
     import numpy as np
     import torch
 
     seen = set() if seen is None else seen
-    if id(value) in seen or path.count(".") > DEEPEST:
+    if id(value) in seen or len(path) > DEEPEST:
         return
     seen.add(id(value))
     if isinstance(value, torch.nn.Module | torch.Tensor | np.ndarray | Path):
@@ -272,7 +274,7 @@ def holdings(value: Any, path: str = "", seen: set[int] | None = None) -> Iterat
     elif not isinstance(value, type | ModuleType | FunctionType | MethodType | ModelSpec | ModelContext):
         inner = getattr(value, "__dict__", {})
     for key, held in inner.items():
-        yield from holdings(held, f"{path}.{key}", seen)
+        yield from holdings(held, (*path, str(key)), seen)
 
 
 def module_of(author: object, forward: Callable[[torch.Tensor], torch.Tensor]) -> torch.nn.Module:
@@ -286,7 +288,7 @@ def module_of(author: object, forward: Callable[[torch.Tensor], torch.Tensor]) -
     module = Networks()
     for path, value in holdings(author):
         if isinstance(value, torch.nn.Module):
-            module.add_module("_".join(part.strip("_") for part in path.split(".") if part) or "network", value)
+            module.add_module("_".join(part.strip("_").replace(".", "_") for part in path) or "network", value)
     return module
 
 

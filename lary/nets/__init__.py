@@ -1,1 +1,36 @@
-"""Networks that no library has: layers, quantizers, latent action models and the Open-MAGVIT2 encoder."""
+"""The networks that no library has, and the code tables of the LAQ family, without torch, because records need them."""
+
+from __future__ import annotations
+
+Conv = tuple[int | tuple[int, int], int, int]
+"""Kernel, stride, padding."""
+
+CODE_STACKS: dict[int, tuple[Conv, ...]] = {
+    1: ((3, 2, 1), (4, 1, 0)),
+    2: ((3, 2, 1), ((3, 4), 1, 0)),
+    4: ((3, 2, 1), (3, 1, 0)),
+    16: ((3, 2, 1), (3, 2, 1)),
+    49: ((3, 2, 1),),
+    64: ((2, 2, 1),),
+    256: ((3, 2, 1),),
+}
+"""Convolutions by the code length of a configuration. How many rows come out depends on the grid as well."""
+
+
+def code_rows(code_seq_len: int, grid: int) -> int:
+    """Rows of a code: positions that are left of a grid after its convolutions; 0 for a length that has none."""
+    height = width = grid
+    for kernel, stride, padding in CODE_STACKS.get(code_seq_len, ()):
+        high, wide = kernel if isinstance(kernel, tuple) else (kernel, kernel)
+        height = (height + 2 * padding - high) // stride + 1
+        width = (width + 2 * padding - wide) // stride + 1
+    return height * width if code_seq_len in CODE_STACKS else 0
+
+
+def quantizer_parameters(dim: int, quant_dim: int, codebook_size: int, code_seq_len: int) -> int:
+    """Parameters of a `DifferenceQuantizer`: codebook, projections in and out, convolutions."""
+    count = codebook_size * quant_dim + (dim + 1) * quant_dim + (quant_dim + 1) * dim
+    for kernel, _, _ in CODE_STACKS[code_seq_len]:
+        high, wide = kernel if isinstance(kernel, tuple) else (kernel, kernel)
+        count += quant_dim * (quant_dim * high * wide + 1)
+    return count

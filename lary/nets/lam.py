@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from lary.nets.codes import CODE_STACKS
+from lary.nets import CODE_STACKS
 
 LOGIT_SCALE = 8.0
 """Fixed factor of the cosine similarities, whatever the width of a head."""

@@ -136,26 +136,17 @@ class Spread:
 
 
 def bootstrap(
-    sums: Array,
-    statistic: Callable[[Array], Array],
-    *,
-    support: Ints | None = None,
-    seed: int = 0,
-    resamples: int = RESAMPLES,
-    level: float = LEVEL,
+    sums: Array, statistic: Callable[[Array], Array], *, seed: int = 0, resamples: int = RESAMPLES
 ) -> Interval:
     """The statistic of all clusters and its interval.
 
     `sums` (G, M), or (S, G, M) for S seeds, are sums per cluster; `statistic` is a `Statistic`, or any smooth function
     from totals (R, M) to values (R, K), row by row, which may answer NaN where a resample leaves a value undefined.
-    `support` (K,) says how many clusters a value rests on where that isn't all of them, as with the recall of one
-    class; values on fewer than `MIN_CLUSTERS` have NaN bounds.
     """
     known = statistic_of(statistic, by_seed(sums))
     if sums.shape[-2] < MIN_CLUSTERS:
         return Interval(_estimate(by_seed(sums), known)[0], None, None)
-    found = spread_of([(1.0, sums)], known, support=support, seed=seed, resamples=resamples)
-    return interval_of(found, known, level)
+    return interval_of(spread_of([(1.0, sums)], known, seed=seed, resamples=resamples), known)
 
 
 def interval_of(found: Spread, statistic: Statistic | None = None, level: float = LEVEL) -> Interval:
@@ -176,15 +167,10 @@ def _estimate(runs: Array, statistic: Statistic) -> tuple[Array, Array]:
 
 
 def spread_of(
-    parts: Sequence[Part],
-    statistic: Statistic = ratio,
-    *,
-    support: Ints | None = None,
-    seed: int = 0,
-    resamples: int = RESAMPLES,
+    parts: Sequence[Part], statistic: Statistic = ratio, *, seed: int = 0, resamples: int = RESAMPLES
 ) -> Spread:
     """The weighted sum of a statistic of several runs, and its spread over clusters, shared by the runs, and seeds."""
-    known = _without_resamples(parts, statistic, support)
+    known = _without_resamples(parts, statistic)
     runs = [(weight, by_seed(sums)) for weight, sums in parts]
     draws = cluster_draws(runs[0][1].shape[1], seed, resamples)
     blocks = [_resampled(runs, statistic, draws[start : start + BLOCK]) for start in range(0, resamples, BLOCK)]
@@ -196,8 +182,11 @@ def spread_of(
     return replace(known, ratios=np.sort(ratios, axis=0))
 
 
-def _without_resamples(parts: Sequence[Part], statistic: Statistic, support: Ints | None) -> Spread:
-    """Estimates and their variances over clusters and seeds alone."""
+def _without_resamples(parts: Sequence[Part], statistic: Statistic, support: Ints | None = None) -> Spread:
+    """Estimates and their variances over clusters and seeds alone.
+
+    `support` (K,) says how many clusters a value rests on where that isn't all of them, as with the recall of a class.
+    """
     runs = [(weight, by_seed(sums)) for weight, sums in parts]
     value: Array = np.zeros(())
     seeds = []

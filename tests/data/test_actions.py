@@ -109,6 +109,9 @@ def test_local_motion_is_the_same_wherever_it_starts(name: str) -> None:
     local = motion(steps, arms)
     np.testing.assert_allclose(motion(moved, arms), local, atol=2e-6)
     for arm in arms:
+        if arm.quaternion:  # both signs mean one rotation
+            moved[-1, list(arm.orientation)] *= -1
+            np.testing.assert_allclose(motion(moved, arms), local, atol=2e-6)
         first, last = read(steps[0], arm), read(steps[-1], arm)
         end = steps[0, list(arm.position)] + first.apply(local[list(arm.position)])
         np.testing.assert_allclose(end, steps[-1, list(arm.position)], atol=1e-6)

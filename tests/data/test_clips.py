@@ -14,7 +14,8 @@ from lary.data.clips import cut_forward, find_ffmpeg, parse_clips, prepare_clips
 from lary.data.configs import ClipConfig, IndicesConfig
 from lary.data.frames import announced_frames, decode_video, to_rgb
 from lary.data.sampling import MotionCache, sample_video, write_indices
-from lary.types import UsageError
+from lary.types import MediaError, UsageError
+from tests.data.test_frames import cut_short, encode
 from tests.helpers import settings_of
 from tests.tree import write_table, write_video
 
@@ -74,6 +75,14 @@ def test_every_clip_that_fails_is_named(tmp_path: Path) -> None:
     assert "no line of the seed table" in reasons["SSv2/7_0.mp4"]
     assert {row["path"] for row in read(report.listed)} == set(reasons)
     assert sorted(path.name for path in (tmp_path / "out/SSv2").iterdir()) == ["0_0.mp4"]
+
+
+def test_recording_that_ends_within_a_frame_gives_no_clip(tmp_path: Path) -> None:
+    encode(tmp_path / "a.avi", "mpeg4", {})
+    (tmp_path / "torn.avi").write_bytes(cut_short(tmp_path / "a.avi"))
+    with pytest.raises(MediaError, match=r"torn\.avi can't be cut: the file ends within a frame"):
+        cut_forward(tmp_path / "torn.avi", 0, 9, tmp_path / "out.mp4")
+    assert not list(tmp_path.glob("*.mp4"))
 
 
 def test_wrong_clip_requests_are_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -168,6 +177,12 @@ def test_uniform_indices_ask_the_container_only() -> None:
     clip = CASES / "sampling_motion.mp4"
     assert announced_frames(clip) == 48
     assert sample_video(clip, 4, "uniform").indices == (0, 12, 24, 36)
+
+
+def test_container_that_announces_more_frames_than_it_holds(tmp_path: Path) -> None:
+    encode(tmp_path / "a.mkv", "libx264", {"bf": "0"}, count=12, varied=True)
+    assert announced_frames(tmp_path / "a.mkv") > 18
+    assert sample_video(tmp_path / "a.mkv").differences is None, "sampled uniformly"
 
 
 def test_motion_is_kept_by_content(tmp_path: Path) -> None:

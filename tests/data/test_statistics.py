@@ -109,10 +109,16 @@ def test_relative_actions_keep_frames_apart_and_name_failures(tmp_path: Path) ->
         assert json.loads(report.statistics.read_text())["count"] == 2
     world, local = ((data / folder).rglob("*.npy") for folder in FOLDERS.values())
     assert len(list(world)) == len(list(local)) == 2
-    torn = next((data / FOLDERS["world"]).rglob("*.npy"))
-    torn.write_bytes(torn.read_bytes()[:90])
-    config = RelativeConfig(dataset="calvin", csv=(table,), workers=1)
-    assert [(each.written, each.skipped) for each in write_relative(config, settings_of(tmp_path)).tables] == [(1, 1)]
+    config, made = (
+        RelativeConfig(dataset="calvin", csv=(table,), workers=1),
+        next((data / FOLDERS["world"]).rglob("*.npy")),
+    )
+    whole = made.read_bytes()
+    for spoil in (lambda: made.write_bytes(whole[:90]), lambda: np.save(made, np.zeros((5, 7)))):
+        spoil()
+        report = write_relative(config, settings_of(tmp_path))
+        assert [(each.written, each.skipped) for each in report.tables] == [(1, 1)]
+        assert made.read_bytes() == whole
     with pytest.raises(UsageError, match="holds classes"):
         write_relative(RelativeConfig(dataset="libero", csv=(table,)), settings_of(tmp_path))
 

@@ -17,9 +17,9 @@ from safetensors.torch import load_file, save_file
 from lary.models.autoencoders import flux_arguments, wan_arguments
 from lary.models.running import LoadedEncoder, build
 from lary.models.spec import MODELS, ModelContext
-from lary.models.vjepa import vjepa_arguments, whole_tubelets
+from lary.models.vjepa import vjepa_arguments
 from lary.types import BenchmarkProtocol, LaryError
-from tests.tiny_networks import TINY, save_tiny_network, tiny_network
+from tests.tiny_networks import TINY, save_tiny_network
 
 NAMES = ["wan2-2", "flux2", "vjepa2"]
 SIDE = 32
@@ -111,42 +111,6 @@ def test_protocols_differ_in_what_reaches_the_tokens(folders: dict[str, Path]) -
     encoder = make("flux2", folders["flux2"])
     change = (encoder.encode(changed).tokens - encoder.encode(clip).tokens).norm(dim=-1)[0, 0]
     assert change.argmax() == 1, "tokens of FLUX.2 are not at their cells: row 0, column 1 of 2 x 2"
-
-
-def test_whole_tubelets() -> None:
-    steps = torch.arange(5)[None]
-    assert whole_tubelets(steps, 2, repeat=True).tolist() == [[0, 1, 2, 3, 4, 4]]
-    assert whole_tubelets(steps, 2, repeat=False).tolist() == [[0, 1, 2, 3]]
-    assert whole_tubelets(steps, 5, repeat=False).tolist() == [[0, 1, 2, 3, 4]]
-
-
-def library_tokens(name: str, network: Any, clips: torch.Tensor) -> torch.Tensor:
-    """Tokens by the library's own network, written the long way."""
-    with torch.inference_mode():
-        if name == "vjepa2":
-            return network(clips, skip_predictor=True).last_hidden_state
-        if name == "wan2-2":
-            latents = network.encode(clips.transpose(1, 2)).latent_dist.mode()  # (1, D, P, h, w)
-            mean, std = (torch.tensor(network.config[key]) for key in ("latents_mean", "latents_std"))
-            return (latents.permute(0, 2, 3, 4, 1).flatten(2, 3) - mean) / std
-        latents = network.encode(clips[0]).latent_dist.mode()  # (T, D / 4, h, w)
-        frames, channels, height, width = latents.shape
-        folded = latents.reshape(frames, channels, height // 2, 2, width // 2, 2).permute(0, 2, 4, 1, 3, 5)
-        tokens = folded.reshape(frames, height * width // 4, channels * 4)
-        return ((tokens - network.bn.running_mean) / (network.bn.running_var + 1e-4).sqrt())[None]
-
-
-@pytest.mark.parametrize("name", NAMES)
-def test_a_folder_of_the_library_gives_the_library_s_tokens(name: str, folders: dict[str, Path]) -> None:
-    clips = draw(1, 5 if name == "wan2-2" else 4)
-    network = tiny_network(name)
-    if name == "vjepa2":  # its grid of positions has to be that of the frames
-        folder = json.loads((folders[name] / "config.json").read_text())
-        weights = network.state_dict()
-        network = transformers.VJEPA2Model(transformers.VJEPA2Config.from_dict({**folder, "crop_size": SIDE}))
-        network.load_state_dict(weights)
-    expected = library_tokens(name, network.eval(), clips)
-    torch.testing.assert_close(make(name, folders[name]).encode(clips).tokens, expected, rtol=1e-5, atol=1e-5)
 
 
 def test_files_folders_and_pipelines_give_the_same(folders: dict[str, Path], tmp_path: Path) -> None:

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import torch
 
-from lary.models.baselines import GRID, PLACE, cells
+from lary.models.baselines import GRID, PLACE
 from lary.models.preprocess import CUBIC_224, VJEPA2, mix_planes, neighbour_pairs, prepare
 from lary.models.running import LoadedEncoder, build
 from lary.models.spec import MODELS, ModelContext
@@ -54,14 +54,6 @@ def test_tokens_end_with_the_place_of_their_cell(name: str) -> None:
     assert place[0, 0, 0].tolist() == [-0.875, -0.875]
     assert place[0, 0, 1].tolist() == [-0.875, -0.625]
     assert place[2, -1, 63].tolist() == [0.875, 0.875]
-
-
-def test_cells_are_cut_row_by_row() -> None:
-    maps = torch.arange(2 * 16 * 16).reshape(2, 16, 16)
-    cut = cells(maps, 2)
-    assert cut.shape == (64, 8)
-    assert cut[9].tolist() == maps[:, 2:4, 2:4].flatten().tolist()
-    assert torch.equal(cells(maps[None, None], 2)[0, 0], cut)
 
 
 def test_pixels_are_the_means_of_their_blocks() -> None:
@@ -125,7 +117,7 @@ def test_pairs_and_mixed_planes_are_the_same_in_both_libraries() -> None:
 def test_clips_that_cannot_be_prepared_are_named() -> None:
     for wrong in (np.zeros((2, 8, 8, 3), dtype=np.float32), np.zeros((8, 8, 3), dtype=np.uint8)):
         with pytest.raises(LaryError, match="uint8 frames"):
-            prepare(wrong, CUBIC_224)  # type: ignore[arg-type]
+            prepare(wrong, CUBIC_224)
     with pytest.raises(LaryError, match=r"8 x 8 pixels is too small for the record's crop of 300"):
         prepare(np.zeros((2, 8, 8, 3), dtype=np.uint8), replace(VJEPA2, size=300))
 

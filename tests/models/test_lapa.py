@@ -87,7 +87,6 @@ def test_full_network_has_the_number_of_parameters_of_its_record(name: str) -> N
 def test_a_clip_is_made_of_its_pairs_whatever_the_batch(weights: Path, protocol: Any) -> None:
     clips = clips_of(5, 4)
     whole = encode(weights, clips, protocol)
-    assert whole.codes is not None
     assert (whole.tokens.shape, whole.codes.shape) == ((5, 3, 16, 24), (5, 3, 16))
     assert (whole.tokens.dtype, whole.codes.dtype) == (torch.float32, torch.int64)
     for part in (slice(0, 1), slice(1, 3), slice(2, 5)):
@@ -96,7 +95,6 @@ def test_a_clip_is_made_of_its_pairs_whatever_the_batch(weights: Path, protocol:
         assert latents.codes is not None
         assert torch.equal(latents.codes, whole.codes[part])
     pair = encode(weights, clips[:, 1:3], protocol)
-    assert pair.codes is not None
     assert pair.tokens.shape == (5, 16, 24)  # no axis of steps
     assert torch.equal(pair.codes, whole.codes[:, 1])
     if protocol == "corrected":
@@ -112,15 +110,12 @@ def test_paper_tokens_are_draws_around_the_corrected_ones(weights: Path) -> None
     assert (draws[0] - draws[1]).abs().max() > 1e-3
     error = (draws.mean(dim=0) - corrected.tokens).abs().mean() / (draws[0] - corrected.tokens).abs().mean()
     assert error < 0.3  # the mean of 60 draws is 1 / sqrt(60) as far off as one draw
-    assert corrected.codes is not None
-    assert again.codes is not None
     assert torch.equal(again.codes, corrected.codes)
 
 
 def test_quantized_tokens_come_from_codebook_rows(weights: Path) -> None:
     latents = encode(weights, clips_of(2, 3), spec=tiny(latent="quantized"))
     tensors = own_weights(tiny())
-    assert latents.codes is not None
     rows = tensors["vq.codebooks"][latents.codes]  # (B, P, N, Q), re-read as (Q, N) and transposed
     mixed = rows.reshape(2, 2, 8, 16).transpose(-1, -2)
     expected = mixed @ tensors["vq.project_out.weight"].T + tensors["vq.project_out.bias"]
@@ -207,16 +202,16 @@ def test_tokenizer_comes_from_its_own_files_where_the_file_has_none(averages: bo
 
     describe()
     described = {"spec": asked, "MAGVIT2_CONFIG_PATH": config, "MAGVIT2_TOKENIZER_PATH": tmp_path / "tokenizer.ckpt"}
-    tokens = encode(tmp_path / "own.pt", clips, **described).tokens  # type: ignore[arg-type]
+    tokens = encode(tmp_path / "own.pt", clips, **described).tokens
     assert torch.equal(tokens, encode(tmp_path / "whole.pt", clips, spec=spec).tokens)
     for path, named in ((None, "is not set"), (tmp_path / "absent", "points to .*absent, which is no file")):
         settings = {"spec": asked, "MAGVIT2_CONFIG_PATH": config}
         settings |= {} if path is None else {"MAGVIT2_TOKENIZER_PATH": path}
         with pytest.raises(UsageError, match=f"MAGVIT2_TOKENIZER_PATH {named}.*and MAGVIT2_CONFIG_PATH to"):
-            encode(tmp_path / "own.pt", clips, **settings)  # type: ignore[arg-type]
+            encode(tmp_path / "own.pt", clips, **settings)
     describe(ch=33)
     with pytest.raises(LaryError, match=r"tokenizer\.yaml describes no Open-MAGVIT2 tokenizer: num_channels"):
-        encode(tmp_path / "own.pt", clips, **described)  # type: ignore[arg-type]
+        encode(tmp_path / "own.pt", clips, **described)
     config.write_text("model: {init_args: {ddconfig: {ch: 32}}}")
     with pytest.raises(UsageError, match="has no ddconfig"):
-        encode(tmp_path / "own.pt", clips, **described)  # type: ignore[arg-type]
+        encode(tmp_path / "own.pt", clips, **described)

@@ -247,7 +247,8 @@ def test_weights_of_a_plug_in_without_an_identity_are_hashed(tmp_path: Path) -> 
     digests = [
         digest(net=linear(1)), digest(net=linear(2)), digest(net=linear(1).bfloat16()), digest(parts=[linear(1)]),
         digest(inner=Holder(linear(1))), digest(inner=Holder(linear(2))), digest(table=torch.eye(3)),
-        digest(table=np.eye(3)), digest(table={"a": np.zeros(3)}), digest(file=file),
+        digest(table=np.eye(3)), digest(table={"a": np.zeros(3)}), digest(table={"a.b.c.d.e.f.g": np.ones(3)}),
+        digest(file=file),
     ]  # fmt: skip
     assert len({*digests, ""}) == len(digests) + 1
     assert digest(net=linear(1), name="x", size=3) == digests[0], "what is no weight plays no part"
@@ -282,7 +283,7 @@ def test_records_name_the_shapes_under_both_protocols(name: str, protocol: Any) 
     encoder, side = drawn(name, protocol=protocol), MODELS.get(name).preprocess.size
     for media, frames in (("pair", 2), ("clip", 9)):
         shape = encoder.encode(torch.zeros(1, frames, 3, side, side)).tokens.shape[1:]
-        assert shape[:-1] == encoder.spec.shape(protocol, media)[:-1]  # type: ignore[arg-type]
+        assert shape[:-1] == encoder.spec.shape(protocol, media)[:-1]
 
 
 @pytest.mark.parametrize("name", [*PUBLISHED, "pixels", "frame-difference", "optical-flow", "random-vit"])

@@ -159,7 +159,7 @@ def test_example_runs_through_extract_classify_and_regress(root: Path) -> None:
     plugin = ("colour-grid", "--plugin", EXAMPLE)
     for dataset in ("calvin", "robot_1st"):
         for split in ("train", "val"):
-            assert extract(root, *plugin, dataset=dataset, split=split)[0] == 0  # type: ignore[arg-type]
+            assert extract(root, *plugin, dataset=dataset, split=split)[0] == 0
     for command, dataset in (("classify", "robot_1st"), ("regress", "calvin")):
         words = ("--plugin", EXAMPLE, "--dataset", dataset, "--probe-preset", "demo", "--epochs", "1")
         assert lary(command, "--model", "colour-grid", *words, root=root).code == 0
@@ -243,7 +243,7 @@ def test_extraction_with_a_plug_in(root: Path, tmp_path: Path) -> None:
             ("torch.full((len(clips), 2, 3, 4), float('nan'))", 1, "12 rows could not be read"),
         )
     ):
-        found, err = extract(root, "own", "--plugin", plugin(tmp_path, answer, value), "--overwrite", **robot)  # type: ignore[arg-type]
+        found, err = extract(root, "own", "--plugin", plugin(tmp_path, answer, value), "--overwrite", **robot)
         assert (found, named in err) == (code, True), err
     assert extract(root, "own", "--plugin", plugin(tmp_path, SOUND))[0] == 0
     assert extract(root, "own", "--plugin", plugin(tmp_path, SOUND))[0] == 0

@@ -122,16 +122,15 @@ def test_univla_steps_of_a_clip_are_those_of_its_pairs(tmp_path: Path) -> None:
     pairs = [encoder.encode(batch[:, step : step + 2]) for step in range(3)]
     assert whole.tokens.shape == (2, 3, 4, 5)
     assert pairs[0].tokens.shape == (2, 4, 5)
-    assert whole.codes is not None
     assert whole.codes.dtype == torch.int64
     assert torch.equal(whole.tokens, torch.stack([pair.tokens for pair in pairs], dim=1))
-    assert torch.equal(whole.codes, torch.stack([pair.codes for pair in pairs], dim=1))  # type: ignore[misc]
+    assert torch.equal(whole.codes, torch.stack([pair.codes for pair in pairs], dim=1))
     assert len(whole.codes.unique()) > 1, "latents that are all alike test nothing"
     network, changed = encoder.author, clips(2)
     for frame in range(2):  # both frames count
         other = changed.clone()
         other[:, frame] = changed[:, frame].flip(-1) * 3
-        latent = [network.network(network.features(pair)).latent for pair in (changed, other)]  # type: ignore[attr-defined]
+        latent = [network.network(network.features(pair)).latent for pair in (changed, other)]
         assert not torch.allclose(*latent, atol=1e-3)
     for wrong, named in ((clips(2, size=30), "multiples of 14"), (clips(1), "at least 2 frames")):
         with pytest.raises(LaryError, match=named):
@@ -166,14 +165,12 @@ def test_univla_accounts_for_every_key(key: str, shape: tuple[int, ...] | None, 
 
 def test_villa_windows_slide_by_one_frame(tmp_path: Path) -> None:
     encoder, batch = load_villa(save_villa(tmp_path, villa_tensors())), clips(6)
-    network = encoder.author.network  # type: ignore[attr-defined]
+    network = encoder.author.network
     whole = network.latents(batch)
     windows = [network.latents(batch[:, start : start + 3]) for start in range(4)]
     torch.testing.assert_close(whole, torch.cat([windows[0], *(window[:, -1:] for window in windows[1:])], dim=1))
     assert not torch.allclose(windows[1][:, 0], whole[:, 1], atol=1e-4), "a window has to see the frames before"
     pair, clip = encoder.encode(clips(2)), encoder.encode(batch)
-    assert pair.codes is not None
-    assert clip.codes is not None
     assert (pair.tokens.shape, pair.codes.shape) == ((2, 3, 5), (2, 3, 1))
     assert (clip.tokens.shape, clip.codes.shape) == ((2, 5, 3, 5), (2, 5, 3))
     assert torch.equal(clip.tokens, network.vq.embedding.weight[clip.codes])
@@ -196,7 +193,7 @@ def test_villa_takes_frames_of_another_size_as_the_published_code_does(tmp_path:
     as_it_is = replace(VILLA_X.preprocess, resize="none", size=40)
     whole = torch.from_numpy(prepare(frames, as_it_is))[None]
     fitted = torch.from_numpy(prepare(frames, replace(as_it_is, resize="torch_bilinear", size=28)))[None]
-    torch.testing.assert_close(encoder.author.fitted(whole), fitted, rtol=0, atol=1e-5)  # type: ignore[attr-defined]
+    torch.testing.assert_close(encoder.author.fitted(whole), fitted, rtol=0, atol=1e-5)
     assert torch.equal(encoder.encode(whole).tokens, encoder.encode(fitted).tokens)
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from lary.nets.codes import code_rows
+from lary.nets import code_rows
 from lary.nets.lam import DifferenceQuantizer, GridBias, PlaceConvolution
 from lary.nets.univla import nearest_rows
 
@@ -65,4 +65,4 @@ def test_nearest_rows_are_those_of_the_codebook_and_pass_gradients() -> None:
     out, codes = nearest_rows(traced, book)
     assert torch.equal(out, book[codes])
     out.sum().backward()
-    assert torch.equal(traced.grad, torch.ones(2, 4, 3))  # type: ignore[arg-type]
+    assert torch.equal(traced.grad, torch.ones(2, 4, 3))

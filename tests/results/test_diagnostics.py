@@ -30,7 +30,6 @@ from lary.results.diagnostics import (
 from lary.types import LaryError
 from tests.helpers import Done, lary
 
-CONFIG = DiagnoseConfig(model="lapa", dataset="calvin")
 POINTS = 5
 """Frames per episode; all pairs of them are in the table, in both directions."""
 

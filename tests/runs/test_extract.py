@@ -302,60 +302,39 @@ def test_wrong_requests(
     assert sorted(path for path in root.rglob("*")) == before
 
 
+def misspell(root: Path) -> None:
+    table = root / "data" / "robot_1st_metadata_val.csv"
+    table.write_text(table.read_text().replace(",place,", ",plase,", 1))
+
+
+BROKEN: dict[str, tuple[Callable[[Path], object], str, int, tuple[str, ...]]] = {
+    "no media": (lambda root: shutil.rmtree(root / "data" / "regression"), "calvin", 1,
+                 ("None of the 16 media files", "Check DATA_DIR")),
+    "a column less": (lambda root: (root / "data" / "calvin_metadata_val.csv").write_text("src_img,action\na,b\n"),
+                      "calvin", 2, ("tgt_img", "calvin_metadata_val.csv")),
+    "a file for a folder": (lambda root: (root / "latent_actions").touch(), "calvin", 2, ("a file and no folder",)),
+    "an unknown label": (misspell, "robot_1st", 2, ("plase", "place")),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("case", BROKEN)
+def test_what_is_wrong_with_the_data_is_one_sentence(root: Path, case: str) -> None:
+    damage_it, dataset, code, messages = BROKEN[case]
+    damage_it(root)
+    done = run_lary("extract", "--model", MODEL, "--dataset", dataset, "--split", "val", root=root)
+    assert done.code == code
+    assert "Traceback" not in done.err
+    assert all(message in done.err for message in messages), done.err
+
+
 def test_data_dir_unset(root: Path) -> None:
     done = run_lary(*ASK, "--lary-root", root)
     assert done.code == 2
     assert "DATA_DIR is not set" in done.err
 
 
-def test_no_media_at_all(root: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    shutil.rmtree(root / "data" / "regression")
-    assert lary(root, *ASK) == 1
-    told = capsys.readouterr().err
-    assert "None of the 16 media files" in told
-    assert told.count("frame_") == 10
-    assert "Check DATA_DIR" in told
-
-
-def test_missing_column(root: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    (root / "data" / "calvin_metadata_val.csv").write_text("src_img,action\na.png,b.npy\n")
-    assert lary(root, *ASK) == 2
-    told = capsys.readouterr().err
-    assert "tgt_img" in told
-    assert "calvin_metadata_val.csv" in told
-
-
-def test_unknown_label_names_its_row(root: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    table = root / "data" / "robot_1st_metadata_val.csv"
-    table.write_text(table.read_text().replace(",place,", ",plase,", 1))
-    assert lary(root, "extract", "--model", MODEL, "--dataset", "robot_1st", "--split", "val") == 2
-    told = capsys.readouterr().err
-    assert "plase" in told
-    assert "place" in told
-
-
-def test_a_file_where_a_folder_belongs(root: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    (root / "latent_actions").touch()
-    assert lary(root, *ASK) == 2
-    told = capsys.readouterr().err
-    assert "a file and no folder" in told
-    assert "Traceback" not in told
-
-
 def test_a_folder_of_another_extraction_is_refused(root: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    words = (
-        "extract",
-        "--model",
-        "random-vit",
-        "--dataset",
-        "calvin",
-        "--split",
-        "val",
-        "--limit",
-        "2",
-        "--batch-size",
-        "2",
-    )
+    words = ("extract", "--model", "random-vit", *ASK[3:], "--limit", "2", "--batch-size", "2")
     assert lary(root, *words) == 0
     folder = root / "latent_actions" / "calvin" / "val" / "random-vit"
     before = contents(folder)

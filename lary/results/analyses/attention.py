@@ -25,7 +25,7 @@ from lary.latents.ref import LatentsRef, SplitLatents, open_latents
 from lary.models.preprocess import resize
 from lary.models.spec import MODELS, ModelSpec, Preprocess
 from lary.results.analyses.base import Analysis, Context, FinishedRun, NotPossible, near, slug
-from lary.results.figures import BLUE, MUTED, new_figure
+from lary.results.figures import new_figure
 from lary.results.folder import run_file
 from lary.results.report import dataset_title
 from lary.runtime import log, progress
@@ -215,78 +215,39 @@ def frames_of_steps(frames: int, steps: int, first_alone: bool) -> tuple[tuple[i
 
 @contextmanager
 def attention_figure(run: FinishedRun, layout: TokenLayout, shown: Sequence[Shown]) -> Iterator[Figure]:
-    """Two rows per sample: its frames, and below them the attention of each step, under the frames that it shows."""
+    """Two rows per sample: its frames, and the attention of each step on the last frame that it shows.
+
+    Tokens without a place are a column of bars, the first one on top.
+    """
     steps, side = layout.steps, layout.side
     count = max(frame for part in steps for frame in part) + 1
-    cell = 1.2 if count > 3 else 1.9
-    pitch = cell + 0.08
-    left, right, top, bottom = 0.35, 1.0, 0.75, 0.3
-    block = 0.42 + 2 * cell + (0.62 if side else 0.9)
-    width, height = max(left + right + pitch * count, 6.4), top + bottom + block * len(shown)
-    relative = [own * own.size for _, own, _ in shown]  # 1 is uniform attention
-    limit = float(np.percentile(np.concatenate([own.ravel() for own in relative]), BRIGHTEST))
-    with new_figure(width, height, layout=None) as figure:
-
-        def panel(x: float, y: float, title: str) -> Any:
-            axes = figure.add_axes((x / width, y / height, cell / width, cell / height))
-            axes.set_title(title, fontsize=7, pad=2, fontweight="normal")
-            return axes
-
-        for index, ((about, own, pictures), weights) in enumerate(zip(shown, relative, strict=True)):
-            base = height - top - block * index
-            verdict = (
-                f"{100 * about['probability']:.0f} %, {'right' if about['true'] == about['predicted'] else 'wrong'}"
-            )
-            heading = f"{about['sample']}   true {about['true']}, predicted {about['predicted']} ({verdict})"
-            figure.text(left / width, (base - 0.16) / height, heading, fontsize=8.5, va="center")
-            for frame in range(count):
-                axes = panel(left + pitch * frame, base - 0.42 - cell, about["frames"][frame])
-                without_ticks(axes)
-                if pictures is None:
-                    axes.text(0.5, 0.5, "frame not\non this machine", ha="center", va="center", fontsize=6.5, c=MUTED)
-                else:
-                    axes.imshow(pictures[frame], interpolation="antialiased")
+    cell = 1.25 if count > 3 else 1.9
+    limit = float(np.percentile(np.concatenate([own.ravel() * own.size for _, own, _ in shown]), BRIGHTEST))
+    with new_figure(max(1.2 + cell * count, 6.4), 0.7 + (2 * cell + 0.75) * len(shown)) as figure:
+        parts = figure.subfigures(len(shown), 1, squeeze=False)[:, 0]
+        for block, (about, own, pictures) in zip(parts, shown, strict=True):
+            upper, lower = grid = block.subplots(2, count, squeeze=False)
+            for axes in grid.ravel():
+                axes.axis("off")
+            verdict = "right" if about["true"] == about["predicted"] else "wrong"
+            heading = f"{about['sample']}   true {about['true']}, predicted {about['predicted']}"
+            heading += f" ({100 * about['probability']:.0f} %, {verdict})"
+            heading += "" if pictures is not None else "; the frames are not on this machine"
+            block.suptitle(heading, fontsize=8.5, x=0.01, ha="left")
+            for frame, axes in enumerate(upper):
+                axes.set_title(about["frames"][frame], fontsize=7, fontweight="normal")
+                axes.imshow(np.full((1, 1), np.nan) if pictures is None else pictures[frame])
             for step, part in enumerate(steps):
-                of = f", {len(part)} frames" if len(part) > 1 else ""
-                title = f"step {step}{of}: {100 * own[step].sum():.0f} %"
-                axes = panel(left + pitch * (part[0] + part[-1]) / 2, base - 0.42 - 2 * cell - 0.4, title)
-                if side:
-                    image = draw_overlay(axes, pictures, part[-1], weights[step].reshape(side, side), limit)
-                else:
-                    draw_bars(axes, weights[step], max(limit, 1.0), first=step == 0)
-        if side:
-            bar = figure.add_axes(((width - 0.82) / width, (bottom + 0.3) / height, 0.13 / width, 1.8 / height))
-            figure.colorbar(image, cax=bar, extend="max", label="attention, uniform = 1")
-            bar.tick_params(labelsize=7)
+                axes, extent = lower[part[-1]], (0, 1, 1, 0)
+                axes.set_title(f"step {step}: {100 * own[step].sum():.0f} %", fontsize=7, fontweight="normal")
+                if pictures is not None and side:
+                    grey = pictures[part[-1]].astype(np.float32) @ np.array([0.299, 0.587, 0.114], dtype=np.float32)
+                    axes.imshow(grey, cmap="gray", vmin=0, vmax=255, extent=extent)
+                weights = (own[step] * own.size).reshape(side or -1, side or 1)  # 1 is uniform attention
+                opacity = OPACITY if pictures is not None and side else 1.0
+                image = axes.imshow(weights, cmap="inferno", vmin=0, vmax=limit, alpha=opacity, extent=extent)
+            block.colorbar(image, ax=grid, shrink=0.6, pad=0.01, extend="max", label="attention, uniform = 1")
         kind = f"{side} x {side} places" if side else f"{layout.tokens} tokens without a place"
         title = f"{dataset_title(run.result)}, {run.result.label}: attention of the probe"
-        figure.suptitle(f"{title}\n{kind} per step; {run.about}", fontsize=9.5, y=1 - 0.12 / height, va="top")
+        figure.suptitle(f"{title}\n{kind} per step; {run.about}", fontsize=9.5)
         yield figure
-
-
-def without_ticks(axes: Any) -> None:
-    """Leave a thin frame alone."""
-    axes.set(xticks=[], yticks=[])
-    axes.spines[:].set(visible=True, linewidth=0.4)
-
-
-def draw_overlay(axes: Any, frames: Pictures | None, frame: int, weights: npt.NDArray[np.float32], limit: float) -> Any:
-    """Draw weights (side, side) over a frame in grey; returns the image of the weights."""
-    without_ticks(axes)
-    extent = (0, len(weights), len(weights), 0)
-    if frames is not None:
-        grey = frames[frame].astype(np.float32) @ np.array([0.299, 0.587, 0.114], dtype=np.float32)
-        axes.imshow(grey, cmap="gray", vmin=0, vmax=255, extent=extent, interpolation="antialiased")
-    opacity = OPACITY if frames is not None else 1.0
-    return axes.imshow(weights, cmap="inferno", vmin=0, vmax=limit, alpha=opacity, extent=extent)
-
-
-def draw_bars(axes: Any, weights: npt.NDArray[np.float32], limit: float, *, first: bool) -> None:
-    """Draw weights (N,) of tokens without a place; the dotted line is uniform attention."""
-    axes.barh(np.arange(len(weights)), weights, color=BLUE, height=0.8)
-    axes.axvline(1.0, color=MUTED, linestyle=":", linewidth=0.8)
-    axes.set_xlim(0, 1.05 * limit)
-    axes.invert_yaxis()
-    axes.tick_params(labelsize=6, labelleft=first, length=2)
-    axes.set_yticks(np.unique(np.linspace(0, len(weights) - 1, min(len(weights), 4)).astype(int)))
-    axes.set_xlabel("uniform = 1", fontsize=6, labelpad=1)

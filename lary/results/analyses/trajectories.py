@@ -163,8 +163,10 @@ def draw_chunks(axes: Any, own: EpisodeChunks, place: int) -> None:
     steps = own.true.shape[1]
     frames = (own.starts[:, None] + np.arange(steps)).astype(np.float64)
     gap = np.full((len(frames), 1), np.nan)  # ends a line
-    series = (np.hstack([each, gap]).ravel() for each in (frames, own.true[..., place], own.predicted[..., place]))
-    plot_pair(axes, *series, "." if steps == 1 else None, 6)
+    across, true, predicted = (
+        np.hstack([each, gap]).ravel() for each in (frames, own.true[..., place], own.predicted[..., place])
+    )
+    plot_pair(axes, across, true, predicted, "." if steps == 1 else None, 6)
 
 
 def shortened(name: str, limit: int = 42) -> str:
