@@ -14,6 +14,7 @@ MOVED: dict[str, tuple[str, ...]] = {
     "lary.fileio": ("lary.files",),
     "lary.tool_configs": ("lary.configs", "lary.data.configs"),
     "lary.paths": ("lary.latents.ref", "lary.runs.probe"),
+    "lary.data.samples": ("lary.data.tables", "lary.data.splits"),
     "lary.data.records": ("lary.importers.records",),
     "lary.data.lerobot": ("lary.importers.lerobot",),
     "lary.data.motion": ("lary.importers.motions",),

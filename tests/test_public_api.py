@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib
+import importlib.util
 import pkgutil
 import subprocess
 import sys
@@ -14,6 +15,7 @@ import pytest
 import torch
 
 import lary
+from lary.compat import MOVED
 from tests.tree import make_calvin, make_robot
 
 
@@ -94,6 +96,7 @@ def test_a_loaded_model_is_a_module_whose_gradients_flow() -> None:
         ("lary.fileio", "write_json"),
         ("lary.tool_configs", "DemoConfig"),
         ("lary.data.records", "save_record"),
+        ("lary.data.samples", "read_table"),
         ("lary.data.simulate", "simulate"),
     ],
 )
@@ -103,6 +106,13 @@ def test_old_import_paths_work_with_a_warning(old: str, name: str) -> None:
         warnings.simplefilter("always")
         assert hasattr(importlib.import_module(old), name)
     assert any(old in str(each.message) and each.category is DeprecationWarning for each in caught)
+
+
+def test_every_old_path_leads_somewhere() -> None:
+    for old, homes in MOVED.items():
+        assert importlib.util.find_spec(old) is not None
+        for home in homes:
+            importlib.import_module(home)
 
 
 def test_documented_paths_stay() -> None:
