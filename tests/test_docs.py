@@ -62,8 +62,8 @@ def modules_page() -> str:
     lines = [
         "# Modules", "",
         "Imports go one way: base modules, then `nets`, then `models` and `data` (which never import each other), then",
-        "`latents`, `probes`, `results`, `runs` and `cli`; `importers` and `simulate` depend on `data`. Tests check this, and",
-        "that this page holds the first sentence of every module.",
+        "`latents`, `probes`, `results`, `runs` and `cli`; `importers` and `simulate` depend on `data`.",
+        "Tests check this, and that this page holds the first sentence of every module.",
     ]  # fmt: skip
     package = None
     for file in sorted((ROOT / "lary").rglob("*.py"), key=lambda file: (len(file.parts), file)):
