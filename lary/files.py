@@ -303,11 +303,11 @@ def digest(*parts: str | bytes, length: int = 16) -> str:
 
 
 def file_digest(path: Path, length: int = 16) -> str:
-    """A hexadecimal SHA-256 prefix of a file's bytes; of length 64 it is whole."""
+    """A hexadecimal SHA-256 prefix of a regular file's bytes; of length 64 it is whole. Raises OSError."""
     import hashlib
 
     state = hashlib.sha256()
-    with path.open("rb") as file:
+    with open_regular(path) as file:
         while block := file.read(1 << 20):
             state.update(block)
     return state.hexdigest()[:length]

@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import io
 import json
-from collections.abc import Sequence
-from fractions import Fraction
 from pathlib import Path
 from typing import Any
 
@@ -14,11 +12,16 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from PIL import Image
 
+from tests.tree import write_video
+
 FPS, HEIGHT, WIDTH = 10, 64, 80
 FRONT, WRIST = "observation.images.front", "observation.images.wrist"
 CAMERAS = (WRIST, FRONT)
 NAMES = ["x", "y", "z", "gripper", "gripper"]
-CODECS = {"h264": "libx264", "av1": "libsvtav1"}
+CODECS: dict[str, dict[str, Any]] = {
+    "h264": {"codec": "libx264", "g": "4"},
+    "av1": {"codec": "libsvtav1", "crf": "12", "preset": "12", "g": "4"},
+}
 LENGTHS = (13, 9, 11, 12)
 
 
@@ -56,19 +59,6 @@ def hand(episode: int, length: int) -> np.ndarray:
     values[:, 2] = pace * np.maximum(np.arange(length) - 6, 0)
     values[:, 3] = np.where(np.arange(length) < 4, 90, 10)
     return values
-
-
-def write_video(path: Path, frames: Sequence[np.ndarray], codec: str) -> None:
-    import av
-
-    path.parent.mkdir(parents=True, exist_ok=True)
-    options = {"crf": "12", "g": "4"} if codec == "h264" else {"crf": "12", "preset": "12", "g": "4"}
-    with av.open(str(path), "w") as container:
-        stream: Any = container.add_stream(CODECS[codec], rate=Fraction(FPS), options=options)
-        stream.width, stream.height, stream.pix_fmt = WIDTH, HEIGHT, "yuv420p"
-        for image in frames:
-            container.mux(stream.encode(av.VideoFrame.from_ndarray(image, format="rgb24")))
-        container.mux(stream.encode(None))
 
 
 def image_cell(image: np.ndarray, kind: str) -> dict[str, Any]:
@@ -138,7 +128,7 @@ def write_lerobot(root: Path, version: str, codec: str = "h264", images: str | N
             write_parquet(root / "data" / chunk / f"episode_{episode:06d}.parquet", rows)
             for camera in CAMERAS if not images else ():
                 frames = [picture(camera, episode, at) for at in range(length)]
-                write_video(root / "videos" / chunk / camera / f"episode_{episode:06d}.mp4", frames, codec)
+                write_video(root / "videos" / chunk / camera / f"episode_{episode:06d}.mp4", frames, **CODECS[codec])
         return root
     listed: list[dict[str, Any]] = []
     for file in range(2):
@@ -148,7 +138,7 @@ def write_lerobot(root: Path, version: str, codec: str = "h264", images: str | N
         write_parquet(root / "data" / "chunk-000" / f"file-{file:03d}.parquet", joined)
         for camera in CAMERAS if not images else ():
             frames = [picture(camera, episode, at) for episode in pair for at in range(LENGTHS[episode])]
-            write_video(root / "videos" / camera / "chunk-000" / f"file-{file:03d}.mp4", frames, codec)
+            write_video(root / "videos" / camera / "chunk-000" / f"file-{file:03d}.mp4", frames, **CODECS[codec])
         time = 0.0
         for episode in pair:
             row = {"episode_index": episode, "tasks": ["pick, then place"], "length": LENGTHS[episode],

@@ -29,13 +29,19 @@ def write_image(path: Path, picture: np.ndarray) -> None:
     Image.fromarray(picture).save(path)
 
 
-def write_video(path: Path, frames: Sequence[np.ndarray]) -> None:
+def write_video(path: Path, frames: Sequence[np.ndarray], codec: str = "libx264", rate: int = 10, **how: str) -> None:
+    """A video in H.264 without loss, or in another codec with its options: "png" keeps the colours, too.
+
+    With loss, x264 decides differently from run to run, and what is decoded would differ with it.
+    """
     import av
 
     path.parent.mkdir(parents=True, exist_ok=True)
     with av.open(str(path), "w") as container:
-        stream: Any = container.add_stream("libx264", rate=Fraction(10))
-        stream.width, stream.height, stream.pix_fmt = SIZE, SIZE, "yuv420p"
+        options = {"qp": "0", **how} if codec == "libx264" else how
+        stream: Any = container.add_stream(codec, rate=Fraction(rate), options=options)
+        stream.height, stream.width = frames[0].shape[:2]
+        stream.pix_fmt = "rgb24" if codec == "png" else "yuv420p"
         for picture in frames:
             container.mux(stream.encode(av.VideoFrame.from_ndarray(picture, format="rgb24")))
         container.mux(stream.encode(None))
@@ -82,7 +88,7 @@ def make_calvin(root: Path, episodes: dict[str, int], pairs: int = 3) -> None:
         write_table(root / "data" / f"calvin_metadata_{split}.csv", rows)
 
 
-def make_robot(root: Path, clips: dict[str, int]) -> None:
+def make_robot(root: Path, clips: dict[str, int], codec: str = "libx264") -> None:
     """`clips` per split: squares that move left, right, up or down, one verb each."""
     rng = np.random.default_rng(8)
     moves = {"pick": (0, -1), "place": (0, 1), "pour": (1, 0), "open": (-1, 0)}
@@ -94,7 +100,7 @@ def make_robot(root: Path, clips: dict[str, int]) -> None:
             start = 0.3 + 0.4 * rng.random(2)
             steps = [np.clip(start + 0.03 * step * np.array(moves[verb]), 0, 1) for step in range(12)]
             name = f"AgiBotWorld-Beta/{split}/{index}.mp4"
-            write_video(folder / name, [frame(*point, (200, 60, 60)) for point in steps])
+            write_video(folder / name, [frame(*point, (200, 60, 60)) for point in steps], codec)
             rows.append(
                 {
                     "dataset": "AgiBotWorld-Beta", "video_path": name, "action": verb,

@@ -8,11 +8,19 @@ self-attention, one learned query that attends to all tokens, a linear layer.
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+
+from lary.probes.outcome import Floats, Ints
+from lary.probes.sources import standardised
+from lary.types import LaryError, LatentSource
 
 INIT_STD = 0.02
 
@@ -89,9 +97,17 @@ class QueryAttention(nn.Module):
         self.kv = nn.Linear(dim, 2 * dim)
 
     def forward(self, queries: Tensor, tokens: Tensor) -> Tensor:
-        q = split_heads(self.q(queries), self.heads)
-        k, v = (split_heads(part, self.heads) for part in self.kv(tokens).chunk(2, dim=-1))
+        q, k, v = self._heads(queries, tokens)
         return _attend(q, k, v).transpose(1, 2).flatten(2)
+
+    def weights(self, queries: Tensor, tokens: Tensor) -> Tensor:
+        """Softmax weights (B, heads, Q, S) with which queries (B, Q, D) attend to tokens (B, S, D)."""
+        q, k, _ = self._heads(queries, tokens)
+        return torch.softmax(q @ k.transpose(-2, -1) / math.sqrt(q.shape[-1]), dim=-1)
+
+    def _heads(self, queries: Tensor, tokens: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        k, v = (split_heads(part, self.heads) for part in self.kv(tokens).chunk(2, dim=-1))
+        return split_heads(self.q(queries), self.heads), k, v
 
 
 class _CrossBlock(nn.Module):
@@ -188,6 +204,54 @@ class AttentiveProbe(nn.Module):
             block.attn.proj.weight.div_(math.sqrt(2 * (index + 1)))
             block.mlp.fc2.weight.div_(math.sqrt(2 * (index + 1)))
         pooler.cross_attention_block.mlp.fc2.weight.div_(math.sqrt(2 * max(1, len(pooler.blocks))))
+
+
+@dataclass(frozen=True)
+class SelectedHead:
+    """The head of a finished run that its result reports, and the scaling of channels that it expects, or None."""
+
+    network: AttentiveProbe
+    scaling: tuple[Floats, Floats] | None
+
+
+def load_head(file: Path, classes: int) -> SelectedHead:
+    """Load the reported head from a run's ``latest.pt``.
+
+    Raises:
+        LaryError: there is no such file, it is torn, or holds no head of this many classes.
+    """
+    if not file.is_file():
+        raise LaryError(f"{file} does not exist: run the probe again with --overwrite, then it is written.")
+    try:
+        state: dict[str, Any] = torch.load(file, map_location="cpu", weights_only=True)
+        weights, settings, scaling = state["selected"]["weights"], state["settings"], state["scaling"]
+        sizes = (settings[name] for name in ("model_dim", "num_heads", "depth", "max_temporal_len"))
+        network = AttentiveProbe(weights["projector.0.weight"].shape[1], classes, *sizes)
+        network.load_state_dict(weights)
+    except Exception as error:
+        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
+        raise LaryError(f"{file} holds no head that can be used ({reason}): run the probe again.") from error
+    pair = None if scaling is None else (scaling["mean"].numpy(), scaling["std"].numpy())
+    return SelectedHead(network.eval(), pair)
+
+
+@torch.no_grad()
+def attend(head: SelectedHead, source: LatentSource, rows: Sequence[int] | Ints) -> tuple[Floats, Floats]:
+    """Scores (B, L) of the samples at `rows` and their attention (B, S), computed on the CPU.
+
+    The attention is the mean over heads of softmax weights; rows sum to 1. S counts the tokens of all steps, step by
+    step.
+    """
+    read = standardised(source, *head.scaling) if head.scaling else source
+    tokens = torch.from_numpy(np.ascontiguousarray(read.read(np.asarray(rows, dtype=np.int64)), dtype=np.float32))
+    seen: list[Tensor] = []
+    attention = head.network.classifier.pooler.cross_attention_block.xattn
+    handle = attention.register_forward_pre_hook(lambda module, inputs: seen.append(module.weights(*inputs)))
+    try:
+        logits = head.network(tokens)
+    finally:
+        handle.remove()
+    return logits.numpy(), seen[0].mean(dim=(1, 2)).numpy()
 
 
 class NormedLinear(torch.autograd.Function):

@@ -8,7 +8,6 @@ whose digest is still that of the result.
 
 from __future__ import annotations
 
-import hashlib
 import os
 import shutil
 from collections.abc import Iterator
@@ -17,7 +16,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from lary import __version__
-from lary.files import inside, open_regular, read_limited, refuse_link, remove_torn, write_text
+from lary.files import file_digest, inside, read_limited, refuse_link, remove_torn, write_text
 from lary.locks import locked
 from lary.results.record import FILE_NAME, EvalResult, read_result, write_result
 from lary.types import LaryError
@@ -26,7 +25,6 @@ WORK = ".work"
 IDENTITY = "identity"
 STATES = ("training_state.pt",)
 """Files that only an interrupted run needs."""
-CHUNK = 1 << 20
 
 
 @dataclass(frozen=True)
@@ -45,7 +43,7 @@ class RunFolder:
         remove_torn(self.work, below=True)
         names = sorted(path.relative_to(self.work).as_posix() for path in self.work.rglob("*") if path.is_file())
         own = (name for name in names if name not in (IDENTITY, FILE_NAME) and name.split("/")[-1] not in STATES)
-        result = result.model_copy(update={"files": {name: sha256(self.work / name) for name in own}})
+        result = result.model_copy(update={"files": {name: file_digest(self.work / name, 64) for name in own}})
         write_result(self.work / FILE_NAME, result)
         _move(self.folder)
         return result
@@ -125,21 +123,12 @@ def run_file(folder: Path, result: EvalResult, name: str) -> Path:
     if name not in result.files:
         raise LaryError(f"{folder / FILE_NAME} names no file {name}, so none there belongs to this run. {advice}")
     try:
-        found = sha256(path)
+        found = file_digest(path, 64)
     except OSError as error:
         raise LaryError(f"{path} can't be read: {error.strerror or error}. {advice}") from error
     if found != result.files[name]:
         raise LaryError(f"{path} is not the file that the run wrote: its digest differs. {advice}")
     return path
-
-
-def sha256(path: Path) -> str:
-    """The SHA-256 of a regular file. Raises OSError."""
-    state = hashlib.sha256()
-    with open_regular(path) as stream:
-        while block := stream.read(CHUNK):
-            state.update(block)
-    return state.hexdigest()
 
 
 def _text(path: Path) -> str:

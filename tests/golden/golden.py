@@ -1,60 +1,150 @@
-"""What the golden tests share: a command run in this process, tiny checkpoints, and the comparison."""
+"""What the golden tests share: a place to run commands in, expected values, what is in a file, tiny checkpoints."""
 
 from __future__ import annotations
 
-import contextlib
 import hashlib
-import io
 import json
 import os
 import re
+import subprocess
+import sys
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
+import yaml
 
+from tests.helpers import Done, lary
 from tests.parity.fill import fill_tensor
 
+REPOSITORY = Path(__file__).parents[2]
 EXPECTED = Path(__file__).parent / "expected"
-CASES = Path(__file__).parents[1] / "parity" / "cases"
+CASES = REPOSITORY / "tests" / "parity" / "cases"
 WRITE = "LARY_GOLDEN_WRITE"
-SECONDS = re.compile(r"\b\d+(\.\d+)? (s|ms|seconds)\b")
+COMMANDS: dict[str, Any] = yaml.safe_load(Path(__file__).with_name("commands.yaml").read_text())
+FILES: dict[str, str] = COMMANDS["files"]
+NUMBER = re.compile(r"(?<![\w.])[-+]?\d+(?:\.\d+)?(?:e[-+]?\d+)?(?![\w])")
+STOPPER = """
+import os, signal, sys
+root, wanted, sent, main_process = sys.argv[1], int(sys.argv[2]), int(sys.argv[3]), os.getpid()
+count = 0
+def watch(event, arguments):
+    global count
+    if event != "os.rename" or os.getpid() != main_process or "__pycache__" in str(arguments[1]):
+        return
+    if not os.path.abspath(os.fsdecode(arguments[1])).startswith(root):
+        return
+    count += 1
+    if count == wanted:
+        os.kill(main_process, sent)
+sys.addaudithook(watch)
+from lary.cli import main
+main(sys.argv[4:])
+"""
+"""Runs a command that gets a signal when it is about to give its N-th file its name: no clock decides the moment."""
 
 
-def lary(*words: object, code: int = 0) -> str:
-    """Run a command in this process; returns what it prints.
+def words_of(command: str, root: Path) -> list[str]:
+    """The words of a command of commands.yaml in a folder."""
 
-    Args:
-        code: the exit code that it has to have.
+    def expanded(text: str) -> str:
+        return re.sub(r"[A-Z]{3,}", lambda found: expanded(COMMANDS["words"].get(found[0], "")) or found[0], text)
+
+    return [word.replace("ROOT", str(root)) for word in expanded(command).split()]
+
+
+class Place:
+    """Folders of one series of commands; the media may be those of another place."""
+
+    def __init__(self, root: Path, data: Path | None = None) -> None:
+        self.root, self.data, self.logs = root, data or root / "data", root / "logs"
+        (root / "data").mkdir(parents=True, exist_ok=True)
+        for table in self.data.glob("*_metadata_*.csv") if data else ():
+            (root / "data" / table.name).write_bytes(table.read_bytes())
+
+    def environment(self) -> dict[str, str]:
+        """The variables of env.sh."""
+        folders = {"LARY_ROOT": self.root, "DATA_DIR": self.data, "LARY_LOG_DIR": self.logs}
+        return {name: str(folder) for name, folder in folders.items()} | {"HF_HUB_OFFLINE": "1"}
+
+    def __call__(self, command: str, *words: object, code: int | None = 0) -> Done:
+        """Run a command here; it has to have the exit code. Names of its folders are replaced in what it prints."""
+        with pytest.MonkeyPatch.context() as patch:
+            for name, value in self.environment().items():
+                patch.setenv(name, value)
+            patch.chdir(self.root)
+            done = lary(*words_of(command, self.root), *map(str, words))
+        assert code is None or done.code == code, (command, words, done)
+        return Done(done.code, *(text.replace(str(self.root), "ROOT") for text in (done.out, done.err)))
+
+    def stopped(self, command: str, count: int, signal: int) -> int:
+        """Run a command in a process of its own that gets `signal` at the naming of its file number `count`."""
+        start = ["-c", STOPPER, str(self.root), str(count), str(int(signal))]
+        done = self.process("-W", "ignore", *start, *words_of(command, self.root))
+        assert "Traceback" not in done.stderr, done.stderr
+        return done.returncode
+
+    def process(self, *words: str) -> subprocess.CompletedProcess[str]:
+        """Run Python here in a process of its own."""
+        path = os.pathsep.join((str(REPOSITORY), os.environ.get("PYTHONPATH", "")))
+        variables = os.environ | self.environment() | {"PYTHONPATH": path}
+        return subprocess.run(
+            [sys.executable, *words], env=variables, cwd=self.root, capture_output=True, text=True, timeout=120
+        )
+
+
+class Golden:
+    """The expected values of one test module, or what writes them: with so many digits, compared that closely.
+
+    Where `scaled` is set, a list of numbers is an array: its small values are differences of large ones, so that they
+    are compared by the scale of the largest.
     """
-    from lary.cli import main
 
-    out, status = io.StringIO(), None
-    with contextlib.redirect_stdout(out), contextlib.suppress(SystemExit):
-        try:
-            main([str(word) for word in words])
-        except SystemExit as stop:
-            status = stop.code
-            raise
-    assert (status or 0) == code, f"lary {' '.join(map(str, words))}: exit code {status}\n{out.getvalue()}"
-    return out.getvalue()
+    def __init__(self, name: str, digits: int = 8, rel: float = 1e-5, *, scaled: bool = True) -> None:
+        self._file, self._digits, self._how = EXPECTED / f"{name}.json", digits, (rel, scaled)
+        self._values: dict[str, Any] = json.loads(self._file.read_text()) if self._file.exists() else {}
 
-
-def places(root: Path) -> tuple[object, ...]:
-    return ("--lary-root", root, "--data-dir", root / "data")
-
-
-def sha256(path: Path) -> str:
-    return hashlib.sha256(path.read_bytes()).hexdigest()[:32]
+    def check(self, key: str, value: Any) -> None:
+        """Compare `value` with what is expected under `key`, or write it there."""
+        value = json.loads(json.dumps(value), parse_float=lambda text: float(f"{float(text):.{self._digits}g}"))
+        if os.environ.get(WRITE):
+            self._values[key] = value
+            lines = [f"{json.dumps(name)}: {json.dumps(self._values[name])}" for name in sorted(self._values)]
+            self._file.write_text("{\n" + ",\n".join(lines) + "\n}\n")
+            return
+        assert key in self._values, f"{self._file.name} has no {key}: write it with {WRITE}=1"
+        wrong = differences(value, self._values[key], *self._how)
+        assert not wrong, f"{key}: {len(wrong)} differences\n" + "\n".join(wrong[:20])
 
 
-def plain(text: str, *folders: Path) -> str:
-    """A text without what differs from run to run: names of temporary folders, and times."""
-    for number, folder in enumerate(folders):
-        text = text.replace(str(folder), f"<{number}>")
-    return SECONDS.sub("<time>", text)
+def differences(found: Any, wanted: Any, rel: float = 1e-4, scaled: bool = False, at: str = "") -> list[str]:
+    """Where two trees of plain values differ: whole numbers and texts at all, others by more than a part."""
+
+    def differ(one: Any, other: Any, place: str, limit: float = 1e-6) -> list[str]:
+        if isinstance(one, dict) and isinstance(other, dict):
+            pairs: Any = [(name, one.get(name, "absent"), other.get(name, "absent")) for name in {**other, **one}]
+        elif isinstance(one, list) and isinstance(other, list) and len(one) == len(other):
+            pairs = [(number, *both) for number, both in enumerate(zip(one, other, strict=True))]
+            if scaled and all(isinstance(value, float) for value in other):
+                limit += rel * max((abs(value) for value in other if value == value), default=0)
+        else:
+            real = isinstance(other, float) and isinstance(one, int | float)
+            same = one == pytest.approx(other, rel=rel, abs=limit, nan_ok=True) if real else one == other
+            return [] if same else [f"{place}: {one!r}, expected {other!r}"]
+        return [line for name, a, b in pairs for line in differ(a, b, f"{place}/{name}", limit)]
+
+    return differ(found, wanted, at)
+
+
+def numbers_of(text: str) -> list[float]:
+    """All numbers of a text but those in paths: its words may be rewritten."""
+    return [float(found) for found in NUMBER.findall(re.sub(r"\S*/\S*", "", text))]
+
+
+def sha256(content: bytes) -> str:
+    return hashlib.sha256(content).hexdigest()
 
 
 def summary(values: Any) -> Any:
@@ -63,84 +153,26 @@ def summary(values: Any) -> Any:
     if array.dtype.kind in "US":
         return array.tolist()
     if array.dtype.kind in "iub":
-        return {"shape": list(array.shape), "values": array.ravel().astype(int).tolist()}
+        return {"shape": array.shape, "values": array.ravel().astype(int).tolist()}
     flat = array.astype(np.float64).ravel()
     if flat.size <= 48:
-        return {"shape": list(array.shape), "values": rounded(flat)}
-    some = flat[np.linspace(0, flat.size - 1, 16).astype(int)]
-    weights = np.cos(np.arange(flat.size))  # the order of the values counts, too
+        return {"shape": array.shape, "values": flat.tolist()}
+    weighted = flat * np.cos(np.arange(flat.size))  # the order of the values counts, too
+    numbers = (flat.mean(), flat.std(), np.linalg.norm(flat), flat.min(), flat.max(), weighted.mean())
     return {
-        "shape": list(array.shape),
-        "mean, std, norm, min, max, weighted": rounded(
-            [flat.mean(), flat.std(), np.linalg.norm(flat), flat.min(), flat.max(), (flat * weights).mean()]
-        ),
-        "values": rounded(some),
+        "shape": array.shape,
+        "mean, std, norm, min, max, weighted": [float(number) for number in numbers],
+        "values": flat[np.linspace(0, flat.size - 1, 16).astype(int)].tolist(),
     }
 
 
-def rounded(values: Any) -> list[float]:
-    return [float(f"{value:.8g}") for value in values]
-
-
-class Golden:
-    """The expected values of one test module, or what writes them."""
-
-    def __init__(self, name: str) -> None:
-        self._file = EXPECTED / f"{name}.json"
-        self._values: dict[str, Any] = json.loads(self._file.read_text()) if self._file.exists() else {}
-
-    def check(self, key: str, value: Any) -> None:
-        """Compare `value` with what is expected under `key`, or write it there."""
-        value = json.loads(json.dumps(value))
-        if os.environ.get(WRITE):
-            self._values[key] = value
-            lines = [f"{json.dumps(name)}: {json.dumps(self._values[name])}" for name in sorted(self._values)]
-            self._file.parent.mkdir(exist_ok=True)
-            self._file.write_text("{\n" + ",\n".join(lines) + "\n}\n")
-            return
-        assert key in self._values, f"{self._file.name} has no {key}: write it with {WRITE}=1"
-        same(value, self._values[key], key)
-
-
-def same(found: Any, expected: Any, where: str) -> None:
-    """Stop with the place where two JSON values differ."""
-    if isinstance(expected, Mapping):
-        assert isinstance(found, Mapping), where
-        assert found.keys() == expected.keys(), f"{where}: {found.keys() ^ expected.keys()}"
-        for name in expected:
-            same(found[name], expected[name], f"{where}, {name}")
-    elif isinstance(expected, list):
-        assert isinstance(found, list), where
-        assert len(found) == len(expected), f"{where}: {len(found)} entries, expected {len(expected)}: {found}"
-        if expected and all(isinstance(value, float) for value in expected):
-            limit = 1e-6 + 1e-5 * float(np.nanmax(np.abs(expected)))  # small values are differences of large ones
-            np.testing.assert_allclose(found, expected, rtol=1e-5, atol=limit, err_msg=where)
-            return
-        for index, (one, other) in enumerate(zip(found, expected, strict=True)):
-            same(one, other, f"{where}, {index}")
-    elif isinstance(expected, float):
-        assert found == pytest.approx(expected, rel=1e-5, abs=1e-6, nan_ok=True), f"{where}: {found}, not {expected}"
-    else:
-        assert found == expected, f"{where}: {found!r}, expected {expected!r}"
+def summaries(file: Path) -> dict[str, Any]:
+    """The arrays of an npz file."""
+    with np.load(file, allow_pickle=False) as arrays:
+        return {name: summary(arrays[name]) for name in sorted(arrays)}
 
 
 # Tiny checkpoints of models whose sizes only the record says: their keys and sizes are those of the parity cases.
-
-PLUGIN = """
-import json
-from dataclasses import replace
-from pathlib import Path
-from lary.models.spec import MODELS, register_model
-for name, (of, size, changes) in json.loads(Path(__file__).with_suffix(".json").read_text()).items():
-    spec = MODELS.get(of)
-    options = {**spec.options, **changes}
-    for part in ("features", "network"):
-        if isinstance(spec.options.get(part), dict):
-            options[part] = {**spec.options[part], **changes.get(part, {})}
-    shapes = dict.fromkeys(("pair_shape", "clip_shape", "pair_shape_paper", "clip_shape_paper"), ())
-    sized = replace(spec.preprocess, size=size)
-    register_model(replace(spec, name=name, dim=None, options=options, preprocess=sized, **shapes))(spec.factory)
-"""
 
 
 def case_of(name: str) -> dict[str, Any]:
@@ -178,7 +210,7 @@ def write_plugin(folder: Path, cases: tuple[str, ...]) -> Path:
         records[f"tiny-{name}"] = (case["model"], config.get("image_size", 56), changes)
         torch.save({"state_dict": tensors_of(case, "lam." if name == "univla" else "")}, folder / f"{name}.pt")
     (folder / "tiny_models.json").write_text(json.dumps(records))
-    (folder / "tiny_models.py").write_text(PLUGIN)
+    (folder / "tiny_models.py").write_text(FILES["tiny_models.py"])
     return folder / "tiny_models.py"
 
 

@@ -2,15 +2,13 @@
 
 from __future__ import annotations
 
-import csv
 import shutil
 from pathlib import Path
-from typing import Any
 
-import numpy as np
 import pytest
 
-from tests.golden.golden import Golden, lary, places, summary, write_plugin, write_villa
+from tests.golden.golden import Golden, Place, summaries, write_plugin, write_villa
+from tests.helpers import rows_of
 from tests.tiny import KINDS, save_tiny
 from tests.tree import make_calvin, make_robot
 
@@ -45,7 +43,7 @@ def root(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return root
 
 
-def words_of(model: str, weights: Path) -> list[object]:
+def options_of(model: str, weights: Path) -> list[object]:
     """Options by which a model of the list is run."""
     name, _, extra = model.partition("@")
     if name in FROM_CASES:
@@ -61,21 +59,13 @@ def words_of(model: str, weights: Path) -> list[object]:
 @pytest.mark.parametrize("protocol", ["corrected", "paper"])
 @pytest.mark.parametrize("dataset", ["calvin", "robot_1st"])
 @pytest.mark.parametrize("model", MODELS)
-def test_tokens(model: str, dataset: str, protocol: str, root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.chdir(root)
+def test_tokens(model: str, dataset: str, protocol: str, root: Path) -> None:
     latents = root / "latent_actions"
     shutil.rmtree(latents, ignore_errors=True)  # another test's, perhaps with other weights
     for table in (root / "data").glob("val_la_*.csv"):
         table.unlink()
-    lary(
-        "extract", "--dataset", dataset, "--split", "val", "--protocol", protocol, "--workers", 1, "--device", "cpu",
-        *words_of(model, root / "weights"), *places(root),
-    )  # fmt: skip
+    command = f"extract --dataset {dataset} --split val --protocol {protocol} --workers 1 --device cpu"
+    Place(root)(command, *options_of(model, root / "weights"))
     (table,) = (root / "data").glob("val_la_*.csv")
-    with table.open(newline="") as file:
-        rows = list(csv.DictReader(file))
-    found: list[dict[str, Any]] = []
-    for row in rows:
-        with np.load(latents / row["la_path"]) as arrays:
-            found.append({name: summary(arrays[name]) for name in sorted(arrays)})
+    found = [summaries(latents / row["la_path"]) for row in rows_of(table)]
     GOLDEN.check(f"{model}, {dataset}, {protocol}", {"table": table.name if "hf:" not in model else "", "rows": found})

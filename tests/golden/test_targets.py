@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 import pytest
 
-from tests.golden.golden import Golden, lary, places, plain, summary
+from tests.golden.golden import Golden, Place, summaries, summary
 from tests.tree import frame, write_image, write_table
 
 
@@ -31,10 +31,10 @@ LAYOUTS = {
     "robocoin": Layout("robocoin_10", (10, 12), ("a1", "b2"), SEEN),
     "agibotbeta": Layout("agibot_45", (45, 16), ("a2d",), SEEN),
 }
-MODES: dict[str, tuple[str, ...]] = {
-    "absolute": (),
-    "relative": ("--action-mode", "relative"),
-    "local": ("--action-mode", "relative", "--relative-frame", "local"),
+MODES = {
+    "absolute": "",
+    "relative": "--action-mode relative",
+    "local": "--action-mode relative --relative-frame local",
 }
 ROWS = 6
 GOLDEN = Golden("targets")
@@ -63,39 +63,26 @@ def write_dataset(root: Path, name: str, layout: Layout) -> None:
 
 
 @pytest.mark.parametrize("name", LAYOUTS)
-def test_targets(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.chdir(tmp_path)
-    layout = LAYOUTS[name]
+def test_targets(name: str, tmp_path: Path) -> None:
+    layout, place, data = LAYOUTS[name], Place(tmp_path), tmp_path / "data"
     write_dataset(tmp_path, name, layout)
-    dataset, data = ("--dataset", name), tmp_path / "data"
-    tables = [word for split in layout.splits for word in ("--csv", data / f"{name}_metadata_{split}.csv")]
-    lary_root = ("--lary-root", tmp_path)
-    for frames in ("world", "local"):
-        lary("data", "relative", *dataset, *tables, "--input-root", data, "--frame", frames, *lary_root)
+    tables = " ".join(f"--csv ROOT/data/{name}_metadata_{split}.csv" for split in layout.splits)
+    for axes in ("world", "local"):
+        place(f"data relative --dataset {name} {tables} --input-root ROOT/data --frame {axes}")
     if layout.robots:
-        lary("data", "stats", *dataset, "--data-root", data, *lary_root)
+        place(f"data stats --dataset {name} --data-root ROOT/data")
     for path in sorted(data.rglob("*stats*.json")):
-        GOLDEN.check(f"{name}, {path.relative_to(data)}", json.loads(plain(path.read_text(), tmp_path)))
-    moved = {
-        path.relative_to(data).as_posix(): np.load(path)
-        for path in sorted(data.rglob("*.npy"))
-        if "regression_relative" in str(path)
-    }
-    GOLDEN.check(f"{name}, moved", {"files": sorted(moved), "values": summary(np.stack(list(moved.values())))})
+        content = json.loads(path.read_text().replace(str(tmp_path), "<0>"))
+        GOLDEN.check(f"{name}, {path.relative_to(data)}", content)
+    moved = [path for path in sorted(data.rglob("*.npy")) if "regression_relative" in str(path)]
+    files = [path.relative_to(data).as_posix() for path in moved]
+    GOLDEN.check(f"{name}, moved", {"files": files, "values": summary(np.stack([np.load(path) for path in moved]))})
+    which = f"--model frame-difference --dataset {name} --pool mean"
     for split in layout.splits:
-        lary(
-            "extract", "--model", "frame-difference", *dataset, "--split", split, "--pool", "mean",
-            "--workers", 1, "--device", "cpu", *places(tmp_path),
-        )  # fmt: skip
+        place(f"extract {which} --split {split} --workers 1 --device cpu")
     for mode, words in MODES.items():
-        logs = tmp_path / f"logs_{mode}"
-        lary(
-            "regress", "--model", "frame-difference", *dataset, "--pool", "mean", "--model-type", "ridge", *words,
-            "--lary-log-dir", logs, *places(tmp_path),
-        )  # fmt: skip
-        (result,) = logs.rglob("result.json")
-        found: dict[str, Any] = {"folder": result.parent.relative_to(logs).as_posix()}
-        for file in ("actions.npz", "predictions.npz"):
-            with np.load(result.parent / file) as arrays:
-                found[file] = {key: summary(arrays[key]) for key in sorted(arrays)}
-        GOLDEN.check(f"{name}, {mode}", found)
+        place.logs = tmp_path / f"logs_{mode}"
+        place(f"regress {which} --model-type ridge {words}")
+        (result,) = place.logs.rglob("result.json")
+        arrays = {file: summaries(result.parent / file) for file in ("actions.npz", "predictions.npz")}
+        GOLDEN.check(f"{name}, {mode}", {"folder": result.parent.relative_to(place.logs).as_posix(), **arrays})

@@ -2,30 +2,25 @@
 
 from __future__ import annotations
 
-import csv
-import hashlib
 import itertools
 import json
-import os
 import re
 import shutil
-import subprocess
-import sys
-from collections.abc import Callable
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 import pytest
 
-from tests.golden.conftest import write_video
-from tests.golden.golden import CASES, Golden, lary, plain, sha256, summary
+from tests.golden.golden import CASES, COMMANDS, Golden, Place, sha256, summaries
+from tests.helpers import rows_of
 from tests.lerobot_files import write_lerobot
-from tests.tree import frame, make_calvin, make_robot, write_image, write_table
+from tests.tree import frame, make_calvin, make_robot, write_image, write_table, write_video
 
 GOLDEN = Golden("tools")
 NUMBER = re.compile(r"-?\d+(?:\.\d+)?(?:e-?\d+)?")
 VOLATILE = re.compile(r'"(created|seconds)": ("[^"]*"|[\d.]+)')
+SECONDS = re.compile(r"\b\d+(\.\d+)? (s|ms|seconds)\b")
 
 
 # What the tools start from
@@ -42,8 +37,8 @@ def recordings(root: Path) -> None:
         write_table(root / "data" / f"seed_{name}.csv", cells)
     wanted = {"train": ("SSv2/0_0.mp4", "SSv2/0_1_rev.mp4", "SSv2/1_0.mp4"), "val": ("EgoDex/9/0_0_rev.mp4",)}
     for split, paths in wanted.items():
-        rows = [{"dataset": path.split("/")[0], "video_path": path} for path in paths]
-        write_table(root / "data" / f"human_1st_metadata_{split}.csv", rows)
+        cells = [{"dataset": path.split("/")[0], "video_path": path} for path in paths]
+        write_table(root / "data" / f"human_1st_metadata_{split}.csv", cells)
 
 
 def calvin(root: Path) -> None:
@@ -64,8 +59,7 @@ def damaged(root: Path) -> None:
 def shared(root: Path) -> None:
     """Splits that share an episode, frames and an action that never changes."""
     calvin(root)
-    with (root / "data" / "calvin_metadata_train.csv").open(newline="") as file:
-        rows = list(csv.DictReader(file))
+    rows: list[dict[str, Any]] = [*rows_of(root / "data" / "calvin_metadata_train.csv")]
     write_table(root / "data" / "calvin_metadata_val.csv", rows[:2])
     data = root / "data" / "regression" / "calvin"
     shutil.rmtree(data / "val_stride5")
@@ -137,95 +131,23 @@ def robots(root: Path) -> None:
         write_table(root / f"{name}.csv", part)
 
 
+# What they write and print
+
+
 def numbers(text: str) -> list[float]:
     """The numbers in a text, but for digests."""
     return [float(value) for value in NUMBER.findall(re.sub(r"\b[0-9a-f]{12,}\b", "", text))]
 
 
-def nothing(_: Path) -> None:
-    return None
+def plain(text: str, folder: Path) -> str:
+    """A text without what differs from run to run: the temporary folder, and times."""
+    return SECONDS.sub("<time>", text.replace(str(folder), "<0>"))
 
 
-# The commands. {root} is the temporary folder; a word that begins with ! is the exit code of its command.
-
-
-class Scenario(NamedTuple):
-    """What is there, which commands run, and which of the new files are compared."""
-
-    start: Callable[[Path], None]
-    commands: tuple[str, ...]
-    files: str = "**/*"
-
-
-LATENTS = "--model pixels --dataset calvin --split val --pool mean --lary-root {root} --data-dir {root}/data"
-PLACES = "--lary-root {root} --data-dir {root}/data"
-SCENARIOS = {
-    "clip": Scenario(recordings, tuple(
-        "!1 data clip --ssv2-root {root}/raw/ssv2 --egodex-root {root}/raw/egodex --workers 1 --backend pyav "
-        f"--lary-root {{root}} --output-dir {{root}}/{times} --times {times}" for times in ("clock", "published")
-    )),
-    "stats": Scenario(robots, (
-        *(f"data stats --dataset robocoin --data-root {{root}}/data --csv {{root}}/{name}.csv "
-          f"--output {{root}}/{name}.json --lary-root {{root}}" for name in ("one", "two")),
-        "data stats --dataset robocoin --merge {root}/one.json --merge {root}/two.json --output {root}/both.json",
-    )),
-    "relative": Scenario(calvin, tuple(
-        f"data relative --dataset calvin --csv {{root}}/data/calvin_metadata_train.csv "
-        f"--csv {{root}}/data/calvin_metadata_val.csv --input-root {{root}}/data --output-root {{root}}/out {words}"
-        for words in ("", "--frame local", "")
-    )),
-    "check": Scenario(damaged, (
-        "!1 data check --data-root {root}/data --output {root}/all.txt --workers 1 --manifest {root}/manifest.jsonl "
-        "--lary-root {root}",
-        "!1 data check --data-root {root}/data --output {root}/one.txt --workers 1 --depth headers --groups CALVIN "
-        "--lary-root {root}",
-    )),
-    "split": Scenario(tables, (
-        "data split {root}/all_clips.csv --train {root}/rt.csv --val {root}/rv.csv",
-        "data split {root}/all_clips.csv --by video --dataset human_1st --train {root}/vt.csv --val {root}/vv.csv",
-        "data split {root}/all_pairs.csv --by episode --dataset libero --seed 3 --train {root}/et.csv "
-        "--val {root}/ev.csv",
-        "data split {root}/all_pairs.csv --by segment --dataset libero --test-size 0.4 --train {root}/st.csv "
-        "--val {root}/sv.csv",
-    )),
-    "pairs": Scenario(trajectories, (
-        "data pairs {root}/episodes {root}/out --name mine --stride 4 --dims x y z grip --embodiment arm",
-        "datasets mine --plugin {root}/out/mine.py",
-    )),
-    "atomic": Scenario(trajectories, (
-        "data atomic {root}/episodes {root}/out --name atoms --test-size 0.5 --gripper 3",
-        "datasets atoms --plugin {root}/out/atoms.py",
-    )),
-    "import-videos": Scenario(videos, tuple(
-        f"data import-videos {{root}}/videos --labels {{root}}/labels.csv --name {method}_clips --method {method} "
-        f"--workers 1 --val-share 0.34 {PLACES}" for method in ("uniform", "motion")
-    )),
-    "import-lerobot": Scenario(lerobot, (
-        f"data import-lerobot {{root}}/old --preview {PLACES}",
-        f"data import-lerobot {{root}}/old --name first --stride 3 {PLACES}",
-        f"data import-lerobot {{root}}/new --name second --camera observation.images.wrist --episodes 3 "
-        f"--actions observation.state --actions action --seed 4 --licence none {PLACES}",
-        f"data import-lerobot {{root}}/new --name third --labels atomic --threshold 0.1 --reach 1 {PLACES}",
-    )),
-    "audit": Scenario(shared, (
-        "!1 data audit calvin --data-root {root}/data --actions --frames --workers 1 --json {root}/audit.json "
-        "--output {root}/audit.txt --lary-root {root}",
-    )),
-    "indices": Scenario(clips, tuple(
-        f"indices {{root}}/clips.csv --root {{root}}/data/classification --out {{root}}/{method}_{count}.csv "
-        f"--method {method} --frames {count} --workers 1" for method in ("motion", "uniform") for count in (9, 4)
-    )),
-    "simulate": Scenario(nothing, (
-        "simulate {root}/sim --seed 3 --pairs 12 --clips 10 --size 48 --processes 1",
-    ), "**/*.[cjn][spu]*"),
-    "latents": Scenario(calvin, (
-        f"extract {LATENTS} --workers 1 --device cpu",
-        *(f"latents {words} {LATENTS}" for words in (
-            "info", "verify", "convert --store shards --shard-rows 2", "info", "verify",
-            *(f"export --out {{root}}/out{end}" for end in (".npy", ".npz", ".parquet", ".safetensors")),
-            "export --rows 2 --out {root}/row.npy", "convert --store npz --dtype float16", "verify",
-        )),
-    )),
+STARTS = {
+    "clip": recordings, "stats": robots, "relative": calvin, "check": damaged, "split": tables, "pairs": trajectories,
+    "atomic": trajectories, "import-videos": videos, "import-lerobot": lerobot, "audit": shared, "indices": clips,
+    "latents": calvin,
 }  # fmt: skip
 
 
@@ -235,52 +157,48 @@ def content(path: Path, root: Path) -> Any:
         return f"link to {plain(str(path.readlink()), root)}"
     if path.suffix in (".csv", ".txt"):
         text = plain(path.read_bytes().decode(), root)
-        return text if len(text) < 1500 else hashlib.sha256(text.encode()).hexdigest()
+        return text if len(text) < 1500 else sha256(text.encode())
     if path.suffix in (".json", ".jsonl"):
         text = VOLATILE.sub(r'"\1": ""', plain(path.read_text(), root))
-        form = hashlib.sha256(NUMBER.sub("0", text).encode()).hexdigest()[:16]
+        form = sha256(NUMBER.sub("0", text).encode())[:16]
         values = [json.loads(line) for line in text.splitlines()] if path.suffix == ".jsonl" else json.loads(text)
         return {"form": form, "values": values}
     if path.suffix == ".png":
         from PIL import Image
 
-        return hashlib.sha256(np.asarray(Image.open(path)).tobytes()).hexdigest()[:16]
+        return sha256(np.asarray(Image.open(path)).tobytes())[:16]
     if path.suffix == ".mp4":
         import av
 
         with av.open(str(path)) as film:
             frames = [picture.to_ndarray(format="rgb24") for picture in film.decode(video=0)]
-        return {
-            "shape": list(frames[0].shape),
-            "brightness / 8": [round(float(picture.mean()) / 8) for picture in frames],
-        }
+        brightness = [round(float(picture.mean()) / 8) for picture in frames]
+        return {"shape": list(frames[0].shape), "brightness / 8": brightness}
     if path.suffix == ".npz":
-        with np.load(path) as arrays:
-            return {name: summary(arrays[name]) for name in sorted(arrays)}
+        return summaries(path)
     if path.suffix == ".parquet":
         import pyarrow.parquet as parquet
 
         table = parquet.read_table(path)
         return {"schema": str(table.schema), "rows": table.num_rows}
-    return "" if path.suffix in (".py", ".lock") else sha256(path)
+    return "" if path.suffix in (".py", ".lock") else sha256(path.read_bytes())[:32]
 
 
-@pytest.mark.parametrize("name", SCENARIOS)
-def test_files_and_numbers(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("name", COMMANDS["tools"])
+def test_files_and_numbers(name: str, tmp_path: Path) -> None:
     if name == "simulate":
         pytest.importorskip("mujoco", reason="the simulator is part of the extra 'demo'")
-    monkeypatch.chdir(tmp_path)
-    scenario = SCENARIOS[name]
-    scenario.start(tmp_path)
+    else:
+        STARTS[name](tmp_path)
+    place = Place(tmp_path)
     before = set(tmp_path.rglob("*"))
-    for number, command in enumerate(scenario.commands):
-        words = [word.replace("{root}", str(tmp_path)) for word in command.split()]
-        code = int(words.pop(0)[1:]) if words[0].startswith("!") else 0
-        printed = plain(lary(*words, code=code), tmp_path)
-        GOLDEN.check(f"{name}, printed {number}", numbers(printed))
-    new = sorted(path for path in set(tmp_path.glob(scenario.files)) - before if path.is_file())
-    found = {path.relative_to(tmp_path).as_posix(): content(path, tmp_path) for path in new}
-    GOLDEN.check(f"{name}, files", found)
+    for number, command in enumerate(COMMANDS["tools"][name]):
+        code, words = re.fullmatch(r"(?:!(\d) )?(.*)", command).groups()  # type: ignore[union-attr]
+        done = place(words, code=int(code or 0))
+        GOLDEN.check(f"{name}, printed {number}", numbers(SECONDS.sub("<time>", re.sub(r"\bROOT\b", "<0>", done.out))))
+    files = "**/*.[cjn][spu]*" if name == "simulate" else "**/*"
+    new = sorted(path for path in set(tmp_path.glob(files)) - before if path.is_file())
+    GOLDEN.check(f"{name}, files", {path.relative_to(tmp_path).as_posix(): content(path, tmp_path) for path in new})
 
 
 def columns(text: str, *names: str) -> list[list[str]]:
@@ -295,10 +213,7 @@ def test_lists_of_models_and_data_sets(tmp_path: Path) -> None:
     """In processes of their own: what other tests register is not listed."""
 
     def printed(*words: str) -> str:
-        code = [sys.executable, "-m", "lary.cli", *words]
-        path = os.pathsep.join(filter(None, [str(CASES.parents[2]), os.environ.get("PYTHONPATH")]))
-        environment = {**os.environ, "PYTHONPATH": path}
-        return subprocess.run(code, cwd=tmp_path, env=environment, capture_output=True, text=True, check=True).stdout
+        return Place(tmp_path).process("-m", "lary.cli", *words).stdout
 
     GOLDEN.check("models", columns(printed("models"), "key", "paradigm", "D", "pair", "clip", "params (M)", "licence"))
     GOLDEN.check("datasets", columns(printed("datasets"), "key", "kind", "splits", "size", "commercial", "licence"))

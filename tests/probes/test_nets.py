@@ -3,14 +3,18 @@
 from __future__ import annotations
 
 import math
+from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
 
 from lary.probes import nets
 from lary.probes.dit import ActionExpertDiT
-from lary.probes.nets import ActionExpertMLP, AttentiveProbe
+from lary.probes.nets import ActionExpertMLP, AttentiveProbe, attend, load_head
+from lary.types import LaryError
+from tests.probes.made import classifier_inputs, classify
 
 
 def test_temporal_embedding_only_where_there_are_steps() -> None:
@@ -86,3 +90,19 @@ def test_dropped_conditions_of_the_dit_have_the_gradients_of_replaced_latents() 
     found = torch.autograd.grad(embedder(latents, dropped).square().sum(), weights)
     replaced = embedder.linear(torch.where(dropped[:, None], embedder.uncondition, latents))
     torch.testing.assert_close(found, torch.autograd.grad(replaced.square().sum(), weights))
+
+
+def test_the_reported_head_is_read_back(tmp_path: Path) -> None:
+    inputs = classifier_inputs()
+    outcome = classify(inputs, folder=tmp_path)
+    logits, weights = attend(load_head(tmp_path / "latest.pt", 4), inputs.validation, [1, 4])
+    np.testing.assert_allclose(logits, outcome.selections["held_out"].logits[[1, 4]], atol=1e-5)
+    assert weights.shape == (2, 12)
+    np.testing.assert_allclose(weights.sum(axis=1), 1, atol=1e-5)
+    with pytest.raises(LaryError, match=r"holds no head that can be used .*: run the probe again"):
+        load_head(tmp_path / "latest.pt", 5)
+    (tmp_path / "latest.pt").write_bytes(b"PK torn")
+    with pytest.raises(LaryError, match="holds no head that can be used"):
+        load_head(tmp_path / "latest.pt", 4)
+    with pytest.raises(LaryError, match="does not exist: run the probe again with --overwrite"):
+        load_head(tmp_path / "none.pt", 4)

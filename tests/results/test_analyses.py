@@ -16,8 +16,7 @@ from lary.configs import AnalyzeConfig, ClassifyConfig, ExtractConfig, RegressCo
 from lary.data.spec import DATASETS
 from lary.latents.ref import LatentsRef, open_latents
 from lary.models.spec import MODELS
-from lary.probes.attention import attend, attention_weights, load_head
-from lary.probes.nets import QueryAttention
+from lary.probes.nets import QueryAttention, attend, load_head
 from lary.results.analyses import make_analysis
 from lary.results.analyses.attention import frames_of_steps, layout_of
 from lary.results.analyses.base import Analysis
@@ -229,7 +228,7 @@ def test_attention_weights_are_those_of_the_pooling() -> None:
     torch.manual_seed(0)
     block = QueryAttention(12, 3)
     queries, tokens = torch.randn(2, 1, 12), torch.randn(2, 7, 12)
-    weights = attention_weights(block, queries, tokens)
+    weights = block.weights(queries, tokens)
     assert weights.shape == (2, 3, 1, 7)
     values = block.kv(tokens)[..., 12:].reshape(2, 7, 3, 4).transpose(1, 2)
     pooled = (weights @ values).transpose(1, 2).flatten(2)
@@ -313,9 +312,9 @@ def test_attention_is_that_of_the_reported_head(
     for row, own in zip((5, 2), facts["samples"], strict=True):
         assert case[row].split("\t") == [own["media"][-1], own["predicted"], own["true"]]
     assert [table[63][name] for name in ("step", "token", "row", "column")] == ["0", "63", "7", "7"]
-    head = load_head(classified.folder, len(DATASETS.get("robot_1st").labels.classes))
-    both, one = attend(head, split.source, [1, 4]), attend(head, split.source, [4])
-    np.testing.assert_allclose(both.weights[1], one.weights[0], atol=1e-6, err_msg="it depends on the batch")
+    head = load_head(classified.folder / "latest.pt", len(DATASETS.get("robot_1st").labels.classes))
+    (_, both), (_, one) = (attend(head, split.source, rows) for rows in ([1, 4], [4]))
+    np.testing.assert_allclose(both[1], one[0], atol=1e-6, err_msg="it depends on the batch")
     first = {file.name: file.read_bytes() for file in found.files}
     analysed("attention", sample=(split.table[5].id, split.table[2].media[-1]))
     assert {file.name: file.read_bytes() for file in found.files} == first

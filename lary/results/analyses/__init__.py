@@ -36,23 +36,20 @@ def make_analysis(kind: AnalysisKind, config: AnalyzeConfig, settings: Settings)
             raise UsageError(f"--{name} {value}: must be at least 1.")
     out = config.out or settings.path("LARY_LOG_DIR") / "analysis"
     context = Context(find_runs(config, settings), out, config, settings)
-    if kind != "all":
-        try:
-            return ANALYSES[kind](context)
-        except LaryError as error:
-            raise type(error)(f"{kind}: {error}") from error
     files: list[Path] = []
     left_out: list[str] = []
-    for name, analyse in ANALYSES.items():
+    for name in ANALYSES if kind == "all" else (kind,):
         try:
-            found = analyse(context)
+            found = ANALYSES[name](context)
         except LaryError as error:
+            if kind != "all":
+                raise type(error)(f"{name}: {error}") from error
             if isinstance(error, UsageError) and not isinstance(error, NotPossible):
                 raise
             left_out.append(f"{name}: {error}")
             continue
         files += found.files
-        left_out += found.left_out
-    if not files:
+        left_out += (f"{name}: {reason}" for reason in found.left_out)
+    if not files and kind == "all":
         raise LaryError("No analysis can be made of these runs:\n  " + "\n  ".join(left_out))
     return Analysis(tuple(files), tuple(left_out))

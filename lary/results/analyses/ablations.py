@@ -17,7 +17,7 @@ from lary.data.spec import DATASETS
 from lary.files import read_json
 from lary.latents.ref import LatentsRef
 from lary.models.spec import MODELS
-from lary.results.analyses.base import Analysis, Context, FinishedRun, NotPossible, grouped, slug
+from lary.results.analyses.base import Analysis, Context, FinishedRun, NotPossible, grouped, made, slug
 from lary.results.diagnostics import diagnosis_file
 from lary.results.figures import BLUE, LIGHT, MUTED, new_figure, panel_grid
 from lary.results.record import Metric
@@ -124,10 +124,8 @@ def codebook_ablation(context: Context) -> Analysis:
             title = f"{dataset_title(group[0].result)}: ablated models"
             files += write(context, f"codebook_{slug(dataset)}", lines, title)
         else:
-            left_out.append(f"codebook: no two runs on {dataset} differ in one setting alone")
-    if not files:
-        raise NotPossible("; ".join(reason.removeprefix("codebook: ") for reason in left_out))
-    return Analysis(tuple(files), tuple(left_out))
+            left_out.append(f"no two runs on {dataset} differ in one setting alone")
+    return made(files, left_out)
 
 
 def ablation_of(run: FinishedRun) -> Mapping[str, float]:

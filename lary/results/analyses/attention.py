@@ -24,7 +24,7 @@ from lary.data.spec import DATASETS
 from lary.latents.ref import LatentsRef, SplitLatents, open_latents
 from lary.models.preprocess import resize
 from lary.models.spec import MODELS, ModelSpec, Preprocess
-from lary.results.analyses.base import Analysis, Context, FinishedRun, NotPossible, near, slug
+from lary.results.analyses.base import Analysis, Context, FinishedRun, NotPossible, made, near, slug
 from lary.results.figures import new_figure
 from lary.results.folder import run_file
 from lary.results.report import dataset_title
@@ -39,6 +39,7 @@ SIDE = 224
 OPACITY = 0.6
 BRIGHTEST = 99.5
 """Percentile of the weights that takes the brightest colour: single peaks would darken all else."""
+CHECKPOINT = "latest.pt"
 PAIR_NAMES = ("source", "target")
 
 Pictures = npt.NDArray[np.uint8]
@@ -78,14 +79,12 @@ def attention_maps(context: Context) -> Analysis:
                 if rows := chosen_rows(known, split, context):
                     files += write_maps(run, split, rows, context)
             except LaryError as error:
-                left_out.append(f"attention: {run.result.label} on {run.result.dataset.name}: {error}")
+                left_out.append(f"{run.result.label} on {run.result.dataset.name}: {error}")
             bar.advance()
     for name in context.config.sample:
         if name not in found and known:
             raise UsageError(f"--sample {name}: no run was scored on such a sample.{near(name, list(known))}")
-    if not files:
-        raise LaryError("; ".join(reason.removeprefix("attention: ") for reason in left_out))
-    return Analysis(tuple(files), tuple(left_out))
+    return made(files, left_out, LaryError)
 
 
 def run_options(run: FinishedRun) -> ClassifyConfig:
@@ -126,21 +125,21 @@ def chosen_rows(names: dict[str, int], split: SplitLatents, context: Context) ->
 
 def write_maps(run: FinishedRun, split: SplitLatents, rows: list[int], context: Context) -> list[Path]:
     """The figure and data of one run."""
-    from lary.probes.attention import attend, load_head
+    from lary.probes.nets import attend, load_head
 
     result, config = run.result, run_options(run)
     model = MODELS.get(config.model)
     classes = split.table.spec.labels.classes
-    head = load_head(run.folder, len(classes))
-    run_file(run.folder, result, "latest.pt")
-    looks = attend(head, split.source, rows)
+    head = load_head(run.folder / CHECKPOINT, len(classes))
+    run_file(run.folder, result, CHECKPOINT)
+    all_logits, all_weights = attend(head, split.source, rows)
     frames = len(split.table[0].frame_index) or len(split.table[0].media)
     layout = layout_of(tuple(split.source.shape), frames, model, square=context.config.square)
     view = model.preprocessing(config.protocol, split.table.spec.media)
     if view.short_side is None and view.size < SIDE:  # fine enough for the eye
         view = replace(view, size=SIDE, resize="cv2_area")
     shown: list[Shown] = []
-    for row, logits, weights in zip(rows, looks.logits, looks.weights, strict=True):
+    for row, logits, weights in zip(rows, all_logits, all_weights, strict=True):
         sample = split.table[row]
         scores = np.exp(logits - logits.max())
         guess = int(logits.argmax())

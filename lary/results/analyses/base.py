@@ -18,7 +18,7 @@ from lary.results.figures import Format, render
 from lary.results.record import USUAL_PROBES, EvalResult
 from lary.results.report import find_results
 from lary.settings import Settings
-from lary.types import UsageError
+from lary.types import LaryError, UsageError
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -72,6 +72,13 @@ class Analysis:
     def text(self) -> str:
         """The files, then what was left out, as lines for a terminal."""
         return "\n".join([*(str(file) for file in self.files), *(f"left out: {reason}" for reason in self.left_out)])
+
+
+def made(files: Sequence[Path], left_out: Sequence[str], error: type[LaryError] = NotPossible) -> Analysis:
+    """The outcome of an analysis. Raises `error` with all that was left out where nothing was written."""
+    if not files:
+        raise error("; ".join(left_out))
+    return Analysis(tuple(files), tuple(left_out))
 
 
 @dataclass(frozen=True)

@@ -17,7 +17,7 @@ import numpy as np
 import numpy.typing as npt
 
 from lary.data.spec import DATASETS
-from lary.results.analyses.base import Analysis, Context, FinishedRun, NotPossible, grouped, slug
+from lary.results.analyses.base import Analysis, Context, FinishedRun, NotPossible, grouped, made, slug
 from lary.results.figures import BLUE, LIGHT, VERMILION, new_figure, panel_grid
 from lary.results.record import EvalResult
 from lary.results.report import dataset_title
@@ -68,16 +68,14 @@ def class_frequency(context: Context) -> Analysis:
             reason = f"{dataset} has {shown} classes with training and validation samples, the moving average spans"
             if context.config.window:
                 raise UsageError(f"--window {window}: {reason} from 1 to {shown} of them.")
-            left_out.append(f"frequency: {reason} at least {window}")
+            left_out.append(f"{reason} at least {window}")
             continue
         span = None if even else window
         curves = [curve_of(run.result, span) for run in group]
         figure = name_figure(curves, group[0]) if even else frequency_figure(curves, group[0], window)
         stem = f"frequency_{slug(dataset)}{group[0].suffix}"
         files += context.write(stem, figure, *frequency_table(group, curves, span))
-    if not files:
-        raise NotPossible("; ".join(reason.removeprefix("frequency: ") for reason in left_out))
-    return Analysis(tuple(files), tuple(left_out))
+    return made(files, left_out)
 
 
 def curve_of(result: EvalResult, window: int | None) -> Curve:
@@ -217,10 +215,10 @@ def human_robot_gap(context: Context) -> Analysis:
         if not pairs:
             continue
         alone = {run.result.label for run in sides[0][key]} ^ set(robots)
-        left_out += [f"gap: {label} has a run on one of the two data sets only" for label in sorted(alone)]
+        left_out += [f"{label} has a run on one of the two data sets only" for label in sorted(alone)]
         classes, gaps = gaps_of(pairs, shared)
         if not classes:
-            left_out.append(f"gap: none of the {len(shared)} shared classes has validation samples in both data sets")
+            left_out.append(f"none of the {len(shared)} shared classes has validation samples in both data sets")
             continue
         first = pairs[0][0]
         facts = {

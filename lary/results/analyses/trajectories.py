@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import numpy.typing as npt
 
-from lary.results.analyses.base import Analysis, Context, FinishedRun, near, slug
+from lary.results.analyses.base import Analysis, Context, FinishedRun, made, near, slug
 from lary.results.figures import new_figure, plot_pair
 from lary.results.published import Chunks, read_predicted
 from lary.results.report import dataset_title
@@ -54,7 +54,7 @@ def trajectories(context: Context) -> Analysis:
         try:
             chunks = read_predicted(run.folder, run.result)
         except LaryError as error:
-            left_out.append(f"trajectories: {error}")
+            left_out.append(str(error))
             continue
         known.update(dict.fromkeys(chunks.groups))
         names = chosen_episodes(chunks, context.config.episode, context.config.count)
@@ -63,9 +63,7 @@ def trajectories(context: Context) -> Analysis:
     for name in context.config.episode:
         if known and name not in known:
             raise UsageError(f"--episode {name}: no run was scored on such an episode.{near(name, list(known))}")
-    if not files:
-        raise LaryError("; ".join(reason.removeprefix("trajectories: ") for reason in left_out))
-    return Analysis(tuple(files), tuple(left_out))
+    return made(files, left_out, LaryError)
 
 
 def chosen_episodes(chunks: Chunks, wanted: Sequence[str], count: int) -> list[str]:
