@@ -21,6 +21,7 @@ def clean_environment(monkeypatch: pytest.MonkeyPatch) -> None:
     for name in (*NAMES, "LARY_CONFIG"):
         monkeypatch.delenv(name, raising=False)
     monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+    monkeypatch.setattr("lary.registry._plugins", {})  # those of other tests are not for the processes of this one
 
 
 @pytest.fixture

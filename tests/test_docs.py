@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import ast
+import os
 import re
 import shlex
 from pathlib import Path
@@ -44,8 +46,8 @@ def test_there_are_commands() -> None:
     """Else the test above looks at nothing."""
     found = {page.name: commands(page) for page in PAGES}
     assert sum(map(len, found.values())) > 40
-    assert any("--engine ray" in command for command in found["scale.md"])
-    assert any("$SLURM" in command for command in found["scale.md"])
+    assert any("--engine ray" in command for command in found["guide-scale.md"])
+    assert any("$SLURM" in command for command in found["guide-scale.md"])
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
@@ -53,3 +55,30 @@ def test_links_lead_to_files(page: Path) -> None:
     for target in re.findall(r"\]\(([^)#\s]+)(?:#[^)]*)?\)", page.read_text()):
         if "://" not in target:
             assert (page.parent / target).exists(), f"{page.name} links to {target}"
+
+
+def modules_page() -> str:
+    """The page of modules: the first sentence of every module's docstring, package by package."""
+    lines = [
+        "# Modules", "",
+        "Imports go one way: base modules, then `nets`, then `models` and `data` (which never import each other), then",
+        "`latents`, `probes`, `results`, `runs` and `cli`; `importers` and `simulate` depend on `data`.",
+        "Tests check this, and that this page holds the first sentence of every module.",
+    ]  # fmt: skip
+    package = None
+    for file in sorted((ROOT / "lary").rglob("*.py"), key=lambda file: (len(file.parts), file)):
+        path = file.relative_to(ROOT)
+        text = ast.get_docstring(ast.parse(file.read_text())) or ""
+        sentence = " ".join(text.split("\n\n")[0].split())
+        if path.parent != package:
+            package = path.parent
+            lines += ["", f"## `{package}`", "", "| module | contents |", "|---|---|"]
+        lines.append(f"| `{path.stem}` | {sentence} |")
+    return "\n".join(lines) + "\n"
+
+
+def test_page_of_modules_is_current() -> None:
+    page = ROOT / "docs" / "modules.md"
+    if os.environ.get("LARY_GOLDEN_WRITE"):
+        page.write_text(modules_page())
+    assert page.read_text() == modules_page(), "LARY_GOLDEN_WRITE=1 pytest tests/test_docs.py writes the page"

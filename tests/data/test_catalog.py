@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import re
+from pathlib import Path
 
 import pytest
+from pydantic import TypeAdapter
 
+from lary.data import catalog
 from lary.data.spec import DATASETS, ActionSpace, DatasetSpec, LabelSpace, Normalisation, Split
 from lary.types import UsageError
 
@@ -18,6 +21,12 @@ KEYS = {
 
 def test_every_key_has_a_record() -> None:
     assert set(DATASETS.names()) >= KEYS
+
+
+def test_records_that_ship_would_pass_the_validation_of_imported_ones() -> None:
+    content = Path(catalog.__file__).with_suffix(".json").read_text(encoding="utf-8")
+    checked = TypeAdapter(list[DatasetSpec]).validate_json(content)
+    assert checked == [DATASETS.get(spec.name) for spec in checked]
 
 
 @pytest.mark.parametrize("spec", ALL, ids=lambda spec: spec.name)
