@@ -10,7 +10,7 @@ import csv
 import io
 import os
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from functools import cached_property
@@ -129,11 +129,14 @@ def read_csv(path: Path) -> tuple[list[str], list[list[str]]]:
 
 def write_csv(path: Path, columns: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
     """Write a whole CSV atomically."""
+    write_text(path, csv_text([columns, *rows]))
+
+
+def csv_text(lines: Iterable[Sequence[str]]) -> str:
+    """The text of a CSV, whose first line names the columns."""
     text = io.StringIO(newline="")
-    writer = csv.writer(text, lineterminator="\n")
-    writer.writerow(columns)
-    writer.writerows(rows)
-    write_text(path, text.getvalue())
+    csv.writer(text, lineterminator="\n").writerows(lines)
+    return text.getvalue()
 
 
 def line_of(path: Path, row: int) -> int:

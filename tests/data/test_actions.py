@@ -16,31 +16,23 @@ from lary.types import MediaError, UsageError
 from tests.data.arm import SPACE, draw
 
 
-@pytest.mark.parametrize("shape", [(4, 3), (12,)])
-def test_chunk_is_step_major(tmp_path: Path, shape: tuple[int, ...]) -> None:
-    values = np.arange(12, dtype=np.float64)
-    np.save(tmp_path / "a.npy", values.reshape(shape))
-    chunk = read_chunk(tmp_path / "a.npy", SPACE)
-    assert chunk.dtype == np.float32
-    np.testing.assert_array_equal(chunk, values.reshape(4, 3))
-    np.testing.assert_array_equal(read_relative(tmp_path / "a.npy", SPACE), [[9, 9, 9]])
-
-
-@pytest.mark.parametrize("shape", [(3,), (1, 3)])
-def test_relative_file_is_taken_as_it_is(tmp_path: Path, shape: tuple[int, ...]) -> None:
-    np.save(tmp_path / "a.npy", np.arange(3.0).reshape(shape))
-    np.testing.assert_array_equal(read_relative(tmp_path / "a.npy", SPACE), [[0, 1, 2]])
-    with pytest.raises(MediaError, match=r"a\.npy has shape .*expected \(4, 3\) or \(12,\)"):
-        read_chunk(tmp_path / "a.npy", SPACE)
-
-
-def test_every_layout_of_an_array_is_read(tmp_path: Path) -> None:
-    for values in (np.asfortranarray(draw(4, 3)), draw(4, 3).astype(">f8"), np.arange(12), np.ones((4, 3), bool)):
-        np.save(tmp_path / "a.npy", values)
-        np.testing.assert_array_equal(read_chunk(tmp_path / "a.npy", SPACE), values.reshape(4, 3))
-    with (tmp_path / "c.npy").open("wb") as file:
-        np.lib.format.write_array(file, draw(4, 3), version=(2, 0))
-    np.testing.assert_array_equal(read_chunk(tmp_path / "c.npy", SPACE), draw(4, 3))
+def test_chunk_is_step_major_in_every_layout(tmp_path: Path) -> None:
+    flat, path = np.arange(12.0), tmp_path / "a.npy"
+    whole = flat.reshape(4, 3)
+    for values in (whole, flat, np.asfortranarray(whole), whole.astype(">f8"), np.arange(12), np.ones((4, 3), bool)):
+        np.save(path, values)
+        chunk = read_chunk(path, SPACE)
+        assert chunk.dtype == np.float32
+        np.testing.assert_array_equal(chunk, values.reshape(4, 3))
+        np.testing.assert_array_equal(read_relative(path, SPACE), chunk[-1:] - chunk[:1])
+    with path.open("wb") as file:
+        np.lib.format.write_array(file, whole, version=(2, 0))
+    np.testing.assert_array_equal(read_chunk(path, SPACE), whole)
+    for shape in ((3,), (1, 3)):
+        np.save(path, np.arange(3.0).reshape(shape))
+        np.testing.assert_array_equal(read_relative(path, SPACE), [[0, 1, 2]])
+        with pytest.raises(MediaError, match=r"a\.npy has shape .*expected \(4, 3\) or \(12,\)"):
+            read_chunk(path, SPACE)
 
 
 @pytest.mark.parametrize(

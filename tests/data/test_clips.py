@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import csv
 import shutil
 from pathlib import Path
 from typing import Any
@@ -16,15 +15,10 @@ from lary.data.frames import announced_frames, decode_video, to_rgb
 from lary.data.sampling import MotionCache, sample_video, write_indices
 from lary.types import MediaError, UsageError
 from tests.data.test_frames import cut_short, encode
-from tests.helpers import settings_of
+from tests.helpers import rows_of, settings_of
 from tests.tree import write_table, write_video
 
 CASES = Path(__file__).parents[1] / "parity" / "cases"
-
-
-def read(path: Path) -> list[dict[str, str]]:
-    with path.open(newline="") as file:
-        return list(csv.DictReader(file))
 
 
 def recording(path: Path, frames: int = 30) -> None:
@@ -73,7 +67,7 @@ def test_every_clip_that_fails_is_named(tmp_path: Path) -> None:
     assert "torn.mp4 can't be cut" in reasons["SSv2/1_0.mp4"]
     assert "absent.mp4 does not exist" in reasons["SSv2/2_0_rev.mp4"]
     assert "no line of the seed table" in reasons["SSv2/7_0.mp4"]
-    assert {row["path"] for row in read(report.listed)} == set(reasons)
+    assert {row["path"] for row in rows_of(report.listed)} == set(reasons)
     assert sorted(path.name for path in (tmp_path / "out/SSv2").iterdir()) == ["0_0.mp4"]
 
 
@@ -157,13 +151,13 @@ def test_indices_of_a_table(tmp_path: Path) -> None:
     write_table(table, [{"video_path": name, "action": "a,b"} for name in names])
     settings = settings_of(tmp_path)
     report = write_indices(table, IndicesConfig(root=tmp_path, out=tmp_path / "out.csv", workers=1), settings)
-    rows = read(report.out)
+    rows = rows_of(report.out)
     assert [row["video_path"] for row in rows] == ["sampling_motion.mp4", "sampling_short.mp4"]
     assert rows[0] == {
         "video_path": "sampling_motion.mp4", "action": "a,b", "sample_indices": "3,9,20,24,27,30,34,39,44",
     }  # fmt: skip
     assert [item.row for item in report.failures] == [1, 3, 4]
-    assert [row["path"] for row in read(tmp_path / "out_failures.csv")] == [names[1], names[3], names[4]]
+    assert [row["path"] for row in rows_of(tmp_path / "out_failures.csv")] == [names[1], names[3], names[4]]
     assert write_indices(report.out, IndicesConfig(root=tmp_path), settings).out == tmp_path / "out_indices.csv"
     for config, words in (
         (IndicesConfig(root=tmp_path, out=table), "input itself"),
@@ -173,15 +167,12 @@ def test_indices_of_a_table(tmp_path: Path) -> None:
             write_indices(table, config, settings)
 
 
-def test_uniform_indices_ask_the_container_only() -> None:
+def test_indices_that_need_no_decoding(tmp_path: Path) -> None:
     clip = CASES / "sampling_motion.mp4"
     assert announced_frames(clip) == 48
     assert sample_video(clip, 4, "uniform").indices == (0, 12, 24, 36)
-
-
-def test_container_that_announces_more_frames_than_it_holds(tmp_path: Path) -> None:
     encode(tmp_path / "a.mkv", "libx264", {"bf": "0"}, count=12, varied=True)
-    assert announced_frames(tmp_path / "a.mkv") > 18
+    assert announced_frames(tmp_path / "a.mkv") > 18, "more than it holds"
     assert sample_video(tmp_path / "a.mkv").differences is None, "sampled uniformly"
 
 

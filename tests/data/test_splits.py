@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import csv
 from collections import Counter
 from dataclasses import replace
 from pathlib import Path
@@ -14,18 +13,13 @@ from lary.data.spec import DATASETS, DatasetSpec, LabelSpace, Split
 from lary.data.splits import find_table, validates, write_split
 from lary.data.tables import read_table
 from lary.types import UsageError
-from tests.helpers import FIXTURES
+from tests.helpers import FIXTURES, rows_of
 from tests.tree import write_table
 
 PAIR = DatasetSpec(
     name="two", title="Two", media="pair", target=LabelSpace(("close", "open")), splits={"val": Split("here")},
     licences=(), media_depth=0,
 )  # fmt: skip
-
-
-def read(path: Path) -> list[dict[str, str]]:
-    with path.open(newline="") as file:
-        return list(csv.DictReader(file))
 
 
 def test_tables_are_found_by_both_names(tmp_path: Path) -> None:
@@ -49,13 +43,13 @@ def test_draw_depends_on_names_alone(tmp_path: Path) -> None:
     spec = DATASETS.get("vlabench_30")
     for split in ("train", "val"):
         name = f"vlabench_30_metadata_{split}.csv"
-        write_table(tmp_path / "data" / name, read(FIXTURES / "metadata" / name))
+        write_table(tmp_path / "data" / name, rows_of(FIXTURES / "metadata" / name))
     drawn = {}
     for part in ("train", "val"):
         path = find_table(spec, f"{part}_by_episode", tmp_path)
         groups = read_table(spec, f"{part}_by_episode", path=path, data_dir=tmp_path).groups()
         assert {validates(group, 0.25) for group in groups} == {part == "val"}
-        drawn[part] = read(path)
+        drawn[part] = rows_of(path)
     assert len(drawn["train"]) + len(drawn["val"]) == 40
     counts = Counter(validates(f"ep_{number}", 0.25) for number in range(4000))
     assert abs(counts[True] - 1000) < 100
@@ -100,12 +94,12 @@ def pairs_table(path: Path) -> Path:
 def test_groups_stay_together_and_classes_keep_their_share(tmp_path: Path, by: str, levels: int) -> None:
     table, config = pairs_table(tmp_path / "all_pairs.csv"), SplitConfig(by=by, dataset="libero")  # type: ignore[arg-type]
     report = write_split(table, config)
-    train, val = read(report.train), read(report.val)
-    assert len(train) + len(val) == len(read(table))
+    train, val = rows_of(report.train), rows_of(report.val)
+    assert len(train) + len(val) == len(rows_of(table))
     units = [{"/".join(row["src_img"].split("/")[:levels]) for row in part} for part in (train, val)]
     assert not units[0] & units[1]
     assert report.groups == (len(units[0]), len(units[1]))
-    counts, whole = Counter(row["action"] for row in val), Counter(row["action"] for row in read(table))
+    counts, whole = Counter(row["action"] for row in val), Counter(row["action"] for row in rows_of(table))
     for label, number in whole.items():
         assert abs(counts[label] - 0.25 * number) <= 6
     first = report.val.read_bytes()
@@ -119,7 +113,7 @@ def test_reversed_clips_stay_with_their_own(tmp_path: Path) -> None:
     ]  # fmt: skip
     write_table(tmp_path / "all_clips.csv", rows)
     report = write_split(tmp_path / "all_clips.csv", SplitConfig(by="video"))
-    videos = [{row["video_path"].split("_")[0] for row in read(path)} for path in (report.train, report.val)]
+    videos = [{row["video_path"].split("_")[0] for row in rows_of(path)} for path in (report.train, report.val)]
     assert not videos[0] & videos[1]
     assert report.rows == (84, 36), "70:30 for clips"
 

@@ -9,7 +9,6 @@ import sys
 from pathlib import Path
 
 import numpy as np
-import pytest
 
 from tests.data.stopped_tools import TOOLS
 from tests.data.test_clips import brightness, recording
@@ -46,73 +45,57 @@ SEED = {
 }
 
 
-def run(root: Path, command: str) -> subprocess.CompletedProcess[str]:
-    """A command of the description in a folder with the repository's scripts and data."""
-    (root / "utils").symlink_to(REPOSITORY / "utils")
+def run(root: Path, command: str, code: int = 0) -> subprocess.CompletedProcess[str]:
+    """A command of the description, in a folder with the repository's scripts and data."""
     path = os.pathsep.join([str(Path(sys.executable).parent), os.environ["PATH"]])
     environment = {**os.environ, "PATH": path, "DATA_DIR": str(root / "data"), "OMP_NUM_THREADS": "1"}
-    return subprocess.run(
-        ["bash", "-c", command], cwd=root, env=environment, capture_output=True, text=True, timeout=120
-    )  # fmt: skip
+    words = ["bash", "-c", command]
+    done = subprocess.run(words, cwd=root, env=environment, capture_output=True, text=True, timeout=120, check=False)
+    assert done.returncode == code, done.stderr
+    return done
 
 
-def test_seed_clip_command(tmp_path: Path) -> None:
-    recording(tmp_path / "raw/20bn-something-something-v2/7.mp4", 12)
-    recording(tmp_path / "raw/EgoDex/part1/lid/9.mp4", 12)
-    for name, video in (("ssv2", "/x/7.mp4"), ("egodex", "/d/unzipped/part1/lid/9.mp4")):
-        write_table(tmp_path / f"data/seed_{name}.csv", [{"video_path": video, "seed_output": "0 - 0.5"}])
-    wanted = [{"dataset": "SSv2", "video_path": "SSv2/0_0.mp4"}, {"dataset": "TACO", "video_path": "TACO/1.mp4"}]
-    write_table(tmp_path / "data/human_1st_metadata_train.csv", wanted)
-    wanted = [{"dataset": "EgoDex", "video_path": "EgoDex/9/0_0_rev.mp4"}]
-    write_table(tmp_path / "data/human_1st_metadata_val.csv", wanted)
-    done = run(tmp_path, SEED["clip"])
-    assert done.returncode == 0, done.stderr
-    assert "2 clips asked for: 2 made, 0 kept, 0 failed" in done.stdout
-    assert brightness(tmp_path / "data/classification/EgoDex/9/0_0_rev.mp4") == [4, 3, 2, 1, 0]
+def test_commands_of_the_description(tmp_path: Path) -> None:
+    data = tmp_path / "data"
+    (tmp_path / "utils").symlink_to(REPOSITORY / "utils")
+    make_calvin(tmp_path, {"train": 1, "val": 1}, pairs=1)
+    make_robot(tmp_path, {"train": 1})
+    (data / "classification/AgiBotWorld-Beta/train/0.mp4").unlink()
+    for name, report in (("check", "report"), ("check one group", "calvin")):
+        run(tmp_path, SEED[name], code=int(report == "report"))
+        lines = (tmp_path / f"dataset_integrity_{report}.txt").read_text().splitlines()
+        assert "  image: total=4 ok=4 missing=0 corrupt=0" in lines
+        assert ("[Robot_1st] issue_count=1" in lines) == (report == "report")
 
+    for split in ("train", "val"):
+        (data / f"calvin_metadata_{split}.csv").rename(data / f"{split}_la_calvin_5_dinov2.csv")
+    run(tmp_path, SEED["relative"])
+    assert json.loads((data / "regression_relative/calvin/relative_action_stats_calvin.json").read_text())["count"] == 1
+    file = "calvin/val_stride5/actions/ep_0/action_000000to000004.npy"
+    chunk = np.load(data / "regression" / file)
+    np.testing.assert_array_equal(np.load(data / "regression_relative" / file), chunk[-1] - chunk[0])
 
-def test_seed_statistics_command(tmp_path: Path) -> None:
     rows = [{"robot_type": "a", "action": f"t/actions/{number}.npy"} for number in range(3)]
-    write_table(tmp_path / "data/robocoin_metadata_seen_train.csv", rows)
-    folder = tmp_path / "data/regression/robocoin_10"
+    write_table(data / "robocoin_metadata_seen_train.csv", rows)
+    folder = data / "regression/robocoin_10"
     (folder / "t/actions").mkdir(parents=True)
     for row in rows:
         np.save(folder / row["action"], np.ones((10, 12), np.float32))
-    done = run(tmp_path, SEED["stats"])
-    assert done.returncode == 0, done.stderr
+    run(tmp_path, SEED["stats"])
     assert json.loads((folder / "robocoin_stats.json").read_text())["robot_stats"]["a"]["count"] == 30
 
+    recording(tmp_path / "raw/20bn-something-something-v2/7.mp4", 12)
+    recording(tmp_path / "raw/EgoDex/part1/lid/9.mp4", 12)
+    for name, video in (("ssv2", "/x/7.mp4"), ("egodex", "/d/unzipped/part1/lid/9.mp4")):
+        write_table(data / f"seed_{name}.csv", [{"video_path": video, "seed_output": "0 - 0.5"}])
+    for split, paths in (("train", ("SSv2/0_0.mp4", "TACO/1.mp4")), ("val", ("EgoDex/9/0_0_rev.mp4",))):
+        wanted = [{"dataset": path.split("/")[0], "video_path": path} for path in paths]
+        write_table(data / f"human_1st_metadata_{split}.csv", wanted)
+    assert "2 clips asked for: 2 made, 0 kept, 0 failed" in run(tmp_path, SEED["clip"]).stdout
+    assert brightness(data / "classification/EgoDex/9/0_0_rev.mp4") == [4, 3, 2, 1, 0]
 
-@pytest.mark.parametrize(("name", "report"), [("check", "report"), ("check one group", "calvin")])
-def test_seed_check_commands(tmp_path: Path, name: str, report: str) -> None:
-    make_calvin(tmp_path, {"train": 1, "val": 1}, pairs=1)
-    make_robot(tmp_path, {"train": 1})
-    (tmp_path / "data/classification/AgiBotWorld-Beta/train/0.mp4").unlink()
-    done = run(tmp_path, SEED[name])
-    lines = (tmp_path / f"dataset_integrity_{report}.txt").read_text().splitlines()
-    assert "  image: total=4 ok=4 missing=0 corrupt=0" in lines
-    assert done.returncode == (report != "calvin"), done.stderr
-    assert ("[Robot_1st] issue_count=1" in lines) == (report != "calvin")
-
-
-def test_seed_relative_command(tmp_path: Path) -> None:
-    make_calvin(tmp_path, {"train": 1, "val": 1})
-    for split in ("train", "val"):
-        text = (tmp_path / f"data/calvin_metadata_{split}.csv").read_text()
-        (tmp_path / f"data/{split}_la_calvin_5_dinov2.csv").write_text(text)
-    done = run(tmp_path, SEED["relative"])
-    assert done.returncode == 0, done.stderr
-    folder = tmp_path / "data/regression_relative/calvin"
-    assert json.loads((folder / "relative_action_stats_calvin.json").read_text())["count"] == 3
-    moved = np.load(folder / "val_stride5/actions/ep_0/action_000000to000004.npy")
-    chunk = np.load(tmp_path / "data/regression/calvin/val_stride5/actions/ep_0/action_000000to000004.npy")
-    np.testing.assert_array_equal(moved, chunk[-1] - chunk[0])
-
-
-def test_a_wrong_command_is_answered_in_a_sentence(tmp_path: Path) -> None:
-    done = run(tmp_path, "python utils/compute_robot_action_stats.py --dataset robocoinn --data-root .")
-    assert done.returncode == 2
-    assert done.stderr.strip() == "lary: Unknown data set 'robocoinn'. Did you mean robocoin?"
+    wrong = run(tmp_path, "python utils/compute_robot_action_stats.py --dataset robocoinn --data-root .", code=2)
+    assert wrong.stderr.strip() == "lary: Unknown data set 'robocoinn'. Did you mean robocoin?"
 
 
 def test_tools_that_are_stopped(tmp_path: Path) -> None:

@@ -279,6 +279,9 @@ def test_a_killed_run_resumes(tmp_path: Path, asked: Path) -> None:
 
 
 def test_manifest_spares_decoding_and_finds_changes(tmp_path: Path) -> None:
+    assert "is no folder" in check(tmp_path, code=2)[1]
+    (tmp_path / "data").mkdir()
+    assert "no table" in check(tmp_path, code=2)[1]
     make_calvin(tmp_path, {"train": 1})
     manifest = tmp_path / "manifest.jsonl"
     assert "7 files checked, 0 by the manifest" in check(tmp_path, "--manifest", manifest)[1]
@@ -293,6 +296,11 @@ def test_manifest_spares_decoding_and_finds_changes(tmp_path: Path) -> None:
     for text, words in (("something else", "no manifest"), ('{"manifest": 9}', "another version")):
         manifest.write_text(text)
         assert words in check(tmp_path, "--manifest", manifest, code=2)[1]
+    for wrong, words in (
+        ("--groups CALVINO", "Did you mean CALVIN"), ("--workers 0", "at least 1"),
+        (f"--manifest {manifest} --depth headers", "leave out --depth"),
+    ):  # fmt: skip
+        assert words in check(tmp_path, *wrong.split(), code=2)[1]
 
 
 def test_a_slow_file_gets_a_second_chance(tmp_path: Path, asked: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -300,12 +308,3 @@ def test_a_slow_file_gets_a_second_chance(tmp_path: Path, asked: Path, monkeypat
     monkeypatch.setenv("PAUSE", "0.8")
     check(tmp_path, "--timeout", "0.6", "--workers", "1")
     assert len(asked.read_text().splitlines()) > 3
-
-
-def test_wrong_requests_are_refused(tmp_path: Path) -> None:
-    assert "is no folder" in check(tmp_path, code=2)[1]
-    (tmp_path / "data").mkdir()
-    assert "no table" in check(tmp_path, code=2)[1]
-    assert "Did you mean CALVIN" in check(tmp_path, "--groups", "CALVINO", code=2)[1]
-    assert "leave out --depth" in check(tmp_path, "--manifest", tmp_path / "m", "--depth", "headers", code=2)[1]
-    assert "at least 1" in check(tmp_path, "--workers", "0", code=2)[1]

@@ -24,6 +24,7 @@ EXPECTED = Path(__file__).parent / "expected"
 CASES = REPOSITORY / "tests" / "parity" / "cases"
 WRITE = "LARY_GOLDEN_WRITE"
 COMMANDS: dict[str, Any] = yaml.safe_load(Path(__file__).with_name("commands.yaml").read_text())
+FILES: dict[str, str] = COMMANDS["files"]
 NUMBER = re.compile(r"(?<![\w.])[-+]?\d+(?:\.\d+)?(?:e[-+]?\d+)?(?![\w])")
 STOPPER = """
 import os, signal, sys
@@ -57,15 +58,15 @@ def words_of(command: str, root: Path) -> list[str]:
 class Place:
     """Folders of one series of commands; the media may be those of another place."""
 
-    def __init__(self, root: Path, data: Path | None = None, *, named: bool = True) -> None:
-        self.root, self.data, self.logs, self.named = root, data or root / "data", root / "logs", named
+    def __init__(self, root: Path, data: Path | None = None) -> None:
+        self.root, self.data, self.logs = root, data or root / "data", root / "logs"
         (root / "data").mkdir(parents=True, exist_ok=True)
         for table in self.data.glob("*_metadata_*.csv") if data else ():
             (root / "data" / table.name).write_bytes(table.read_bytes())
 
     def environment(self) -> dict[str, str]:
-        """The variables of env.sh, unless options name the folders."""
-        folders = {"LARY_ROOT": self.root, "DATA_DIR": self.data, "LARY_LOG_DIR": self.logs} if self.named else {}
+        """The variables of env.sh."""
+        folders = {"LARY_ROOT": self.root, "DATA_DIR": self.data, "LARY_LOG_DIR": self.logs}
         return {name: str(folder) for name, folder in folders.items()} | {"HF_HUB_OFFLINE": "1"}
 
     def __call__(self, command: str, *words: object, code: int | None = 0) -> Done:
@@ -132,7 +133,7 @@ def differences(found: Any, wanted: Any, rel: float = 1e-4, scaled: bool = False
             real = isinstance(other, float) and isinstance(one, int | float)
             same = one == pytest.approx(other, rel=rel, abs=limit, nan_ok=True) if real else one == other
             return [] if same else [f"{place}: {one!r}, expected {other!r}"]
-        return [line for name, *both in pairs for line in differ(*both, f"{place}/{name}", limit)]
+        return [line for name, a, b in pairs for line in differ(a, b, f"{place}/{name}", limit)]
 
     return differ(found, wanted, at)
 
@@ -173,22 +174,6 @@ def summaries(file: Path) -> dict[str, Any]:
 
 # Tiny checkpoints of models whose sizes only the record says: their keys and sizes are those of the parity cases.
 
-PLUGIN = """
-import json
-from dataclasses import replace
-from pathlib import Path
-from lary.models.spec import MODELS, register_model
-for name, (of, size, changes) in json.loads(Path(__file__).with_suffix(".json").read_text()).items():
-    spec = MODELS.get(of)
-    options = {**spec.options, **changes}
-    for part in ("features", "network"):
-        if isinstance(spec.options.get(part), dict):
-            options[part] = {**spec.options[part], **changes.get(part, {})}
-    shapes = dict.fromkeys(("pair_shape", "clip_shape", "pair_shape_paper", "clip_shape_paper"), ())
-    sized = replace(spec.preprocess, size=size)
-    register_model(replace(spec, name=name, dim=None, options=options, preprocess=sized, **shapes))(spec.factory)
-"""
-
 
 def case_of(name: str) -> dict[str, Any]:
     found: dict[str, Any] = json.loads((CASES / f"{name}_small.json").read_text())
@@ -225,7 +210,7 @@ def write_plugin(folder: Path, cases: tuple[str, ...]) -> Path:
         records[f"tiny-{name}"] = (case["model"], config.get("image_size", 56), changes)
         torch.save({"state_dict": tensors_of(case, "lam." if name == "univla" else "")}, folder / f"{name}.pt")
     (folder / "tiny_models.json").write_text(json.dumps(records))
-    (folder / "tiny_models.py").write_text(PLUGIN)
+    (folder / "tiny_models.py").write_text(FILES["tiny_models.py"])
     return folder / "tiny_models.py"
 
 

@@ -37,8 +37,8 @@ def recordings(root: Path) -> None:
         write_table(root / "data" / f"seed_{name}.csv", cells)
     wanted = {"train": ("SSv2/0_0.mp4", "SSv2/0_1_rev.mp4", "SSv2/1_0.mp4"), "val": ("EgoDex/9/0_0_rev.mp4",)}
     for split, paths in wanted.items():
-        rows = [{"dataset": path.split("/")[0], "video_path": path} for path in paths]
-        write_table(root / "data" / f"human_1st_metadata_{split}.csv", rows)
+        cells = [{"dataset": path.split("/")[0], "video_path": path} for path in paths]
+        write_table(root / "data" / f"human_1st_metadata_{split}.csv", cells)
 
 
 def calvin(root: Path) -> None:
@@ -139,7 +139,7 @@ def numbers(text: str) -> list[float]:
     return [float(value) for value in NUMBER.findall(re.sub(r"\b[0-9a-f]{12,}\b", "", text))]
 
 
-def plain(text: str, folder: object = "ROOT") -> str:
+def plain(text: str, folder: Path) -> str:
     """A text without what differs from run to run: the temporary folder, and times."""
     return SECONDS.sub("<time>", text.replace(str(folder), "<0>"))
 
@@ -190,12 +190,12 @@ def test_files_and_numbers(name: str, tmp_path: Path) -> None:
         pytest.importorskip("mujoco", reason="the simulator is part of the extra 'demo'")
     else:
         STARTS[name](tmp_path)
-    place = Place(tmp_path, named=False)
+    place = Place(tmp_path)
     before = set(tmp_path.rglob("*"))
     for number, command in enumerate(COMMANDS["tools"][name]):
         code, words = re.fullmatch(r"(?:!(\d) )?(.*)", command).groups()  # type: ignore[union-attr]
         done = place(words, code=int(code or 0))
-        GOLDEN.check(f"{name}, printed {number}", numbers(plain(done.out)))
+        GOLDEN.check(f"{name}, printed {number}", numbers(SECONDS.sub("<time>", re.sub(r"\bROOT\b", "<0>", done.out))))
     files = "**/*.[cjn][spu]*" if name == "simulate" else "**/*"
     new = sorted(path for path in set(tmp_path.glob(files)) - before if path.is_file())
     GOLDEN.check(f"{name}, files", {path.relative_to(tmp_path).as_posix(): content(path, tmp_path) for path in new})
@@ -213,7 +213,7 @@ def test_lists_of_models_and_data_sets(tmp_path: Path) -> None:
     """In processes of their own: what other tests register is not listed."""
 
     def printed(*words: str) -> str:
-        return Place(tmp_path, named=False).process("-m", "lary.cli", *words).stdout
+        return Place(tmp_path).process("-m", "lary.cli", *words).stdout
 
     GOLDEN.check("models", columns(printed("models"), "key", "paradigm", "D", "pair", "clip", "params (M)", "licence"))
     GOLDEN.check("datasets", columns(printed("datasets"), "key", "kind", "splits", "size", "commercial", "licence"))

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import csv
 import json
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -20,7 +19,6 @@ from lary.latents.ref import SplitLatents
 from lary.models.spec import MODELS, ModelSpec
 from lary.results.diagnostics import (
     Scatter,
-    code_use,
     diagnose_latents,
     diagnosis_text,
     find_reversals,
@@ -29,6 +27,7 @@ from lary.results.diagnostics import (
 )
 from lary.types import LaryError
 from tests.helpers import Done, lary
+from tests.tree import write_table
 
 POINTS = 5
 """Frames per episode; all pairs of them are in the table, in both directions."""
@@ -60,14 +59,13 @@ class Memory:
 def write_pairs(root: Path, pairs: Sequence[tuple[int, int, int]]) -> Path:
     """A table of pairs (episode, source, target)."""
     path = root / "data" / "val_la_calvin_5_lapa.csv"
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with path.open("w", newline="") as file:
-        writer = csv.writer(file)
-        writer.writerow(["src_img", "tgt_img", "action", "la_path"])
-        for row, (episode, source, target) in enumerate(pairs):
-            frames = [f"images/ep_{episode}/frame_{at:06d}.png" for at in (source, target)]
-            action = f"actions/ep_{episode}/action_{source}to{target}.npy"
-            writer.writerow([*frames, action, f"calvin/val/lapa/latent_action_{row:08d}.npz"])
+    rows = []
+    for row, (episode, source, target) in enumerate(pairs):
+        ends = {"src_img": source, "tgt_img": target}
+        frames = {name: f"images/ep_{episode}/frame_{at:06d}.png" for name, at in ends.items()}
+        action = f"actions/ep_{episode}/action_{source}to{target}.npy"
+        rows.append({**frames, "action": action, "la_path": f"calvin/val/lapa/latent_action_{row:08d}.npz"})
+    write_table(path, rows)
     return path
 
 
@@ -95,7 +93,7 @@ def diagnosis(root: Path, tokens: np.ndarray, pairs: Sequence[tuple[int, int, in
 def test_streamed_ranks_are_those_of_the_whole_matrix() -> None:
     rng = np.random.default_rng(0)
     rows = rng.normal(size=(500, 12)) @ np.diag(np.linspace(0.1, 4, 12)) + 50
-    scatter = Scatter(12)
+    scatter, even, flat = Scatter(12), Scatter(6), Scatter(6)
     for start in range(0, 500, 37):
         scatter.add(rows[start : start + 37])
     values = np.linalg.svd(rows - rows.mean(axis=0), compute_uv=False)
@@ -105,18 +103,13 @@ def test_streamed_ranks_are_those_of_the_whole_matrix() -> None:
     assert found["participation_ratio"] == pytest.approx((values**2).sum() ** 2 / (values**4).sum(), rel=1e-9)
     np.testing.assert_allclose(scatter.mean, rows.mean(axis=0), rtol=1e-12)
     np.testing.assert_allclose(scatter.squares / 500, np.cov(rows.T, bias=True), rtol=1e-9, atol=1e-9)
-
-
-def test_rank_of_an_even_and_of_a_flat_cloud() -> None:
-    even = Scatter(6)
     even.add(np.vstack([np.eye(6)[:3], -np.eye(6)[:3]]))
     assert even.ranks() == pytest.approx({"effective_rank": 3.0, "participation_ratio": 3.0, "limit": 5})
-    flat = Scatter(6)
     flat.add(np.ones((5, 6)))
     assert flat.ranks() == {"effective_rank": 0.0, "participation_ratio": 0.0, "limit": 4}
 
 
-def test_dead_channels_and_batches(tmp_path: Path) -> None:
+def test_dead_channels_batches_and_latents_that_are_not_finite(tmp_path: Path) -> None:
     pairs = every_pair(8)
     tokens = motions(pairs, 0.1)
     tokens[..., 2] = 7.0
@@ -127,22 +120,10 @@ def test_dead_channels_and_batches(tmp_path: Path) -> None:
     whole = diagnosis(tmp_path, tokens, pairs, batch_size=1000)
     assert whole["tokens"] == pytest.approx(found["tokens"], rel=1e-9)
     assert found["tokens"]["limit"] == 6
-    some = diagnosis(tmp_path, tokens, pairs, rows=10)
-    assert some["samples"] == 10
-
-
-def test_a_latent_that_is_not_finite_names_its_sample(tmp_path: Path) -> None:
-    pairs = every_pair(2)
-    tokens = motions(pairs, 0.1)
+    assert diagnosis(tmp_path, tokens, pairs, rows=10)["samples"] == 10
     tokens[3, 1, 2] = np.nan
     with pytest.raises(LaryError, match=r"sample \w{16} \(images/ep_0/frame_000004\.png\) hold values that are not"):
         diagnosis(tmp_path, tokens, pairs)
-
-
-def test_perplexity_by_hand() -> None:
-    found = code_use({0: np.array([1, 4]), 3: np.array([1, 0]), 7: np.array([2, 0])}, None)
-    assert found is not None
-    assert found["perplexity_per_place"] == pytest.approx((2**1.5 + 1) / 2)
 
 
 def test_use_of_codes(tmp_path: Path) -> None:
@@ -182,6 +163,7 @@ def numbers(found: dict[str, Any], kind: str, part: str, which: str = "as_stored
 
 
 def test_motions_add_up_and_turn_round(tmp_path: Path) -> None:
+    """Motions do, with a common offset once it is subtracted; noise does not."""
     pairs = every_pair(30)
     found = diagnosis(tmp_path, motions(pairs, 0.05), pairs)
     for relation, count in ((found["additivity"], 1800), (found["reversibility"], 300)):
@@ -192,31 +174,20 @@ def test_motions_add_up_and_turn_round(tmp_path: Path) -> None:
         assert numbers(relation, "shuffled", "relative_error")[1] > 1
         assert numbers(relation, "difference", "relative_error")[2] < -1
         assert numbers(relation, "difference", "cosine")[1] > 0.8
-
-
-def test_a_common_offset_does_not_add_up_until_it_is_taken_off(tmp_path: Path) -> None:
-    pairs = every_pair(20)
-    found = diagnosis(tmp_path, motions(pairs, 0.05, offset=5.0), pairs)["additivity"]
-    assert numbers(found, "relation", "relative_error")[0] > 0.8
-    assert numbers(found, "relation", "relative_error", "centred")[0] < 0.1
-
-
-def test_noise_neither_adds_up_nor_turns_round(tmp_path: Path) -> None:
-    pairs = every_pair(20)
-    found = diagnosis(tmp_path, np.random.default_rng(2).normal(size=(len(pairs), 2, 6)), pairs)
+    apart = diagnosis(tmp_path, motions(pairs, 0.05, offset=5.0), pairs)["additivity"]
+    assert numbers(apart, "relation", "relative_error")[0] > 0.8
+    assert numbers(apart, "relation", "relative_error", "centred")[0] < 0.1
+    noise = diagnosis(tmp_path, np.random.default_rng(2).normal(size=(len(pairs), 2, 6)), pairs)
     for name in ("additivity", "reversibility"):
-        _, low, high = numbers(found[name], "difference", "cosine")
+        _, low, high = numbers(noise[name], "difference", "cosine")
         assert low < 0 < high
 
 
-def test_latents_of_single_frames_are_not_measured(tmp_path: Path) -> None:
+def test_what_has_no_relations_says_so(tmp_path: Path) -> None:
     pairs = every_pair(3)
     tokens = np.random.default_rng(3).normal(size=(len(pairs), 2, 4, 5))
     text = diagnosis_text(diagnosis(tmp_path, tokens, pairs))
     assert text.count("one step per frame differ, add up and turn round by construction") == 2
-
-
-def test_a_split_without_relations_says_so(tmp_path: Path) -> None:
     pairs = [(e, a, a + 1) for e in range(6) for a in range(3)]
     text = diagnosis_text(found := diagnosis(tmp_path, motions(pairs, 0.1), pairs))
     assert "no triples: no pairs (a, b), (b, c) and (a, c) of this split share their frames" in text
@@ -250,19 +221,16 @@ def test_diagnose_command_reads_a_store(tmp_path: Path) -> None:
     assert (tmp_path / "again.json").read_bytes() == first
 
 
-@pytest.mark.parametrize(
-    ("options", "message"),
-    [
+def test_wrong_requests_name_the_remedy(tmp_path: Path) -> None:
+    for options, message in (
         (["--split", "vall"], "Did you mean val"),
         (["--rows", "0"], "--rows 0: must be at least 1"),
         (["--relations", "0"], "--relations 0: must be at least 1"),
         ([], "Run 'lary extract --model lapa --dataset calvin --split val' first"),
-    ],
-)
-def test_wrong_requests_name_the_remedy(tmp_path: Path, options: list[str], message: str) -> None:
-    done = run(tmp_path, *options)
-    assert done.code == 2
-    assert message in done.err
+    ):
+        done = run(tmp_path, *options)
+        assert done.code == 2
+        assert message in done.err
 
 
 def test_codebooks_of_records_are_those_of_their_networks() -> None:

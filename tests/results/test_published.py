@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import csv
 import json
 from pathlib import Path
 
@@ -13,6 +12,7 @@ from lary.results import figures, published
 from lary.results.summarise import regression_result
 from lary.types import LaryError
 from tests import fake_results as fake
+from tests.helpers import rows_of
 from tests.hostile.harness import MEBIBYTE, Code, deflated_zeros, refused
 from tests.hostile.test_arrays import zipped
 
@@ -36,21 +36,16 @@ def test_regression_files(tmp_path: Path) -> None:
     outcome = fake.action_outcome(0.4)
     written = published.write_regression_files(tmp_path, outcome, fake.frames, fake.UNITS)
     assert all((tmp_path / name).is_file() for name in written)
-    with (tmp_path / "best_result.csv").open() as stream:
-        (row,) = csv.DictReader(stream)
+    (row,) = rows_of(tmp_path / "best_result.csv")
     names = ["loss", "mse", *(f"mse_{name}" for name in fake.DIMS), "mse_position", "mse_orientation"]
     expected = [f"val_{role}_{name}" for role in ("seen", "unseen") for name in names]
     assert list(row) == ["best_epoch", "train_loss", *expected]
-    assert int(row["best_epoch"]) == 14
-    assert float(row["train_loss"]) == pytest.approx(1 / 14)
-    folder = tmp_path / "eval_vis" / "epoch_14"
+    assert (int(row["best_epoch"]), float(row["train_loss"])) == (14, pytest.approx(1 / 14))
     parts = ("src.png", "tgt.png", "action.png", "action.pdf")
-    expected_files = {f"sample_{i}_{part}" for i in range(3) for part in parts} | {"action.pdf"}
-    assert {path.name for path in folder.iterdir()} == expected_files
+    folder = tmp_path / "eval_vis" / "epoch_14"
+    samples = {f"sample_{number}_{part}" for number in range(3) for part in parts}
+    assert {path.name for path in folder.iterdir()} == samples | {"action.pdf"}
     assert (folder / "action.pdf").read_bytes().count(b"/Type /Page ") == 3
-
-
-def test_no_unseen_columns_without_an_unseen_split() -> None:
     assert not any("unseen" in name for name in published.best_result(fake.action_outcome(0.4, unseen=False)))
 
 

@@ -14,7 +14,6 @@ from lary.results.record import (
     FILE_NAME,
     SCHEMA_VERSION,
     EvalResult,
-    json_schema,
     read_result,
     schema_text,
     write_result,
@@ -28,7 +27,7 @@ from tests.hostile.test_json import JSON
 
 
 def test_files_that_are_no_results_are_refused_in_a_sentence(tmp_path: Path) -> None:
-    path = fake.write_classification(tmp_path, "pixels", 1.0)
+    path = fake.write_regression(tmp_path, "pixels", 0.4, action_mode="relative")
     data = json.loads(path.read_text())
     wrong = {
         "schema version": {**data, "schema_version": SCHEMA_VERSION + 1},
@@ -43,6 +42,10 @@ def test_files_that_are_no_results_are_refused_in_a_sentence(tmp_path: Path) -> 
     path.write_text("{")
     with pytest.raises(LaryError, match="can't be read"):
         read_result(path)
+    assert data.pop("relative_frame") is None
+    path.write_text(json.dumps({**data, "extra": {"acme": {"note": [1, 2]}}}))
+    assert read_result(path).extra == {"acme": {"note": [1, 2]}}, "extensions have a place of their own"
+    assert read_result(path).relative_frame == "world", "before there were frames, relative motion was the world's"
 
 
 @pytest.mark.parametrize("case", JSON)
@@ -88,16 +91,8 @@ def kept_in(before: Any, after: Any, place: str = "") -> None:
         assert before == after, place
 
 
-def test_relative_motion_before_there_were_frames_was_that_of_the_world(tmp_path: Path) -> None:
-    path = fake.write_regression(tmp_path, "pixels", 0.4, action_mode="relative")
-    data = json.loads(path.read_text())
-    assert data.pop("relative_frame") is None
-    path.write_text(json.dumps(data))
-    assert read_result(path).relative_frame == "world"
-
-
 def test_every_field_of_the_schema_has_a_sentence() -> None:
-    schema = json_schema()
+    schema = json.loads(schema_text())
     assert next(iter(EvalResult.model_fields)) == "schema_version"
     for name, part in {"EvalResult": schema, **schema["$defs"]}.items():
         assert part["additionalProperties"] is False
@@ -128,10 +123,3 @@ def test_written_results_fit_the_exported_schema(tmp_path: Path) -> None:
     wrong = ({**data, "seed": "0"}, {**data, "surprise": 1}, {**data, "task": "cooking"}, {**data, "selections": None})
     for broken in wrong:
         assert not checker.is_valid(broken)
-
-
-def test_extensions_have_a_place_of_their_own(tmp_path: Path) -> None:
-    path = fake.write_classification(tmp_path, "pixels", 1.0)
-    data = json.loads(path.read_text())
-    path.write_text(json.dumps({**data, "extra": {"acme": {"note": [1, 2]}}}))
-    assert read_result(path).extra == {"acme": {"note": [1, 2]}}

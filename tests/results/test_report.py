@@ -150,7 +150,11 @@ def test_control_runs_are_marked_and_are_in_no_overview(page: str) -> None:
     assert "static pair" not in page.split('id="heat-1"')[1].split("</table>")[0]
 
 
-def test_published_number_is_beside_a_run_on_the_same_data(tmp_path: Path) -> None:
+def test_published_number_is_beside_a_run_and_nothing_to_report_is_a_sentence(tmp_path: Path) -> None:
+    with pytest.raises(UsageError, match=r"No result\.json below"):
+        write_report(tmp_path)
+    with pytest.raises(UsageError, match="no folder"):
+        write_report(tmp_path / "missing")
     known = read_reference("leaderboard_classification")[0]
     facts = fake.facts(known["model"], "robot_1st", known["paradigm"])
     write_result(tmp_path / FILE_NAME, classification_result(fake.class_outcome(2.0), facts))
@@ -180,13 +184,6 @@ def test_broken_results_are_named(tmp_path: Path, caplog: pytest.LogCaptureFixtu
         assert f"<code>{name}/result.json</code>" in page
         assert f"{name}/result.json" in caplog.text
     assert page.count('<details class="run card"') == 1
-
-
-def test_nothing_to_report_is_a_sentence(tmp_path: Path) -> None:
-    with pytest.raises(UsageError, match=r"No result\.json below"):
-        write_report(tmp_path)
-    with pytest.raises(UsageError, match="no folder"):
-        write_report(tmp_path / "missing")
 
 
 SCRIPT = "<script>alert(1)</script><img src=x onerror=alert(2)>\"'></style></title>&lt;${version}{{version}}javascript:"

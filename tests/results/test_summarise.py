@@ -41,13 +41,27 @@ def test_classification_result_round_trips_and_counts_right(tmp_path: Path) -> N
     assert result.history[0]["val_acc"] == [0.1, None], "JSON has no NaN"
 
 
-def test_equal_scores_count_in_the_order_of_the_classes() -> None:
-    outcome = fake.class_outcome(1.0)
+def test_ties_the_paper_protocol_and_predictions_that_are_not_finite() -> None:
+    outcome, facts = fake.class_outcome(1.0), fake.facts("pixels", "verbs")
     even = {"held_out": ClassPredictions(1, 0, np.ones_like(outcome.selections["held_out"].logits))}
-    found = classification_result(replace(outcome, selections=even), fake.facts("pixels", "verbs")).selections[
-        "held_out"
-    ]
+    found = classification_result(replace(outcome, selections=even), facts).selections["held_out"]
+    # Equal scores count in the order of the classes.
     assert found.metrics["top5"].value == pytest.approx(np.mean(outcome.labels < 5))
+    only = replace(outcome, selections={"best_on_validation": outcome.selections["best_on_validation"]})
+    assert headline(only.selections) == "best_on_validation"
+    result = classification_result(only, fake.facts("pixels", "verbs", protocol="paper"))
+    assert list(result.selections) == ["best_on_validation"] == [result.headline]
+    actions = fake.action_outcome(0.3)
+    for value in (np.nan, np.inf):
+        even = {"held_out": ClassPredictions(1, 0, np.full_like(outcome.selections["held_out"].logits, value))}
+        with pytest.raises(LaryError, match="diverged"):
+            classification_result(replace(outcome, selections=even), facts)
+        seen = actions.splits["seen"]
+        broken = {"held_out": ActionPredictions(1, np.full_like(seen.targets, value))}
+        with pytest.raises(LaryError, match="diverged"):
+            regression_result(
+                replace(actions, splits={"seen": replace(seen, selections=broken)}), fake.facts("pixels", "arm")
+            )
 
 
 def test_regression_result_round_trips_and_measures_right(tmp_path: Path) -> None:
@@ -73,33 +87,9 @@ def test_regression_result_round_trips_and_measures_right(tmp_path: Path) -> Non
     assert gain.high < 0
 
 
-def test_paper_protocol_has_no_held_out_selection() -> None:
-    outcome = fake.class_outcome(1.0)
-    only = replace(outcome, selections={"best_on_validation": outcome.selections["best_on_validation"]})
-    assert headline(only.selections) == "best_on_validation"
-    result = classification_result(only, fake.facts("pixels", "verbs", protocol="paper"))
-    assert list(result.selections) == ["best_on_validation"] == [result.headline]
-
-
 def test_examples_stand_at_fixed_ranks_of_the_error() -> None:
     split = fake.split_outcome(0.5)
     errors = ((split.selections["held_out"].values - split.targets) ** 2).mean(axis=(1, 2))
     for row, quantile, error in example_rows(split, "held_out"):
         assert error == pytest.approx(errors[row])
         assert np.mean(errors < error) == pytest.approx(quantile, abs=0.02)
-
-
-@pytest.mark.parametrize("value", [np.nan, np.inf])
-def test_predictions_that_are_not_finite_are_refused(value: float) -> None:
-    classes, actions = fake.class_outcome(1.0), fake.action_outcome(0.3)
-    broken = np.full_like(classes.selections["held_out"].logits, value)
-    with pytest.raises(LaryError, match="diverged"):
-        classification_result(
-            replace(classes, selections={"held_out": ClassPredictions(1, 0, broken)}), fake.facts("pixels", "verbs")
-        )
-    seen = replace(
-        actions.splits["seen"],
-        selections={"held_out": ActionPredictions(1, np.full_like(actions.splits["seen"].targets, value))},
-    )
-    with pytest.raises(LaryError, match="diverged"):
-        regression_result(replace(actions, splits={"seen": seen}), fake.facts("pixels", "arm"))
