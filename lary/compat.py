@@ -17,7 +17,7 @@ MOVED: dict[str, tuple[str, ...]] = {
     "lary.data.samples": ("lary.data.tables", "lary.data.splits"),
     "lary.data.records": ("lary.importers.records",),
     "lary.data.lerobot": ("lary.importers.lerobot",),
-    "lary.data.motion": ("lary.importers.motions",),
+    "lary.data.motion": ("lary.importers.episodes",),
     "lary.data.trajectories": ("lary.importers.trajectories",),
     "lary.data.videos": ("lary.importers.videos",),
     "lary.data.simulate": ("lary.simulate", "lary.data.configs"),

@@ -16,7 +16,7 @@ from typing import Literal, NamedTuple
 import numpy as np
 import numpy.typing as npt
 
-from lary.arrays import array_of
+from lary.arrays import array_of, npy_bytes
 from lary.data.configs import IndicesConfig
 from lary.data.frames import announced_frames, decode_video, to_rgb
 from lary.data.tables import INDEX_COLUMN, MEDIA_COLUMNS, read_csv, write_csv
@@ -161,9 +161,7 @@ class MotionCache:
         found = self._read(file)
         if found is None:
             found = frame_motion(gray_frames(path))
-            data = io.BytesIO()
-            np.save(data, found, allow_pickle=False)
-            write_bytes(file, data.getvalue())
+            write_bytes(file, npy_bytes(found))
         return found
 
     @staticmethod

@@ -6,8 +6,6 @@ The paper splits composite actions 70:30 and everything else 75:25, stratified b
 
 from __future__ import annotations
 
-import csv
-import io
 import math
 import re
 from collections.abc import Sequence
@@ -24,6 +22,7 @@ from lary.data.tables import (
     IMAGE_FOLDER,
     MEDIA_COLUMNS,
     TARGET_COLUMN,
+    csv_text,
     group_name,
     read_csv,
     usual_place,
@@ -98,21 +97,18 @@ def draw_table(spec: DatasetSpec, split: str, root: Path) -> Path:
 def draw_rows(spec: DatasetSpec, split: str, tables: Sequence[Path]) -> str:
     """The text of a drawn table: the rows of its groups in the order of the source tables. Raises UsageError."""
     rule, first = spec.drawn[split], MEDIA_COLUMNS[spec.media][0]
-    text = io.StringIO(newline="")
-    writer = csv.writer(text, lineterminator="\n")
     header: list[str] = []
+    chosen: list[list[str]] = []
     for table in tables:
         columns, rows = read_csv(table)
         if first not in columns or (header and columns != header):
             raise UsageError(f"{table} has the columns {', '.join(columns)}; expected {', '.join(header or [first])}.")
-        if not header:
-            writer.writerow(columns)
         header, at = columns, columns.index(first)
         for row in rows:
             group = group_name(spec, usual_place(spec, row[at], IMAGE_FOLDER), rule.pattern)
             if validates(group, rule.share) == rule.validates:
-                writer.writerow(row)
-    return text.getvalue()
+                chosen.append(row)
+    return csv_text([header, *chosen])
 
 
 def validates(group: str, share: float) -> bool:

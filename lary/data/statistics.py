@@ -8,7 +8,6 @@ their own.
 
 from __future__ import annotations
 
-import io
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -17,6 +16,7 @@ from typing import Any
 
 import numpy as np
 
+from lary.arrays import npy_bytes
 from lary.data.actions import DEFINITIONS, Floats, Pose, arms_of, in_frame, motion, read_numbers
 from lary.data.configs import RelativeConfig, StatsConfig
 from lary.data.normalisation import Moments, merged, relative_stats_file
@@ -293,9 +293,7 @@ def convert_table(
             moved = motion(read_steps(file, size), arms)
         except (MediaError, UsageError, ValueError) as error:
             return Failure(row.row, row.cell, str(error)), False
-        data = io.BytesIO()
-        np.save(data, moved, allow_pickle=False)
-        write_bytes(path, data.getvalue())
+        write_bytes(path, npy_bytes(moved))
         return moved, True
 
     rows = action_rows(spec, table, source / root, robots=spec.actions.normalisation.stats_file is not None)

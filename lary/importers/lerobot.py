@@ -25,10 +25,18 @@ from lary.data.spec import ActionSpace, DatasetSpec, LabelSpace, Normalisation, 
 from lary.data.statistics import measure_table
 from lary.data.tables import write_csv
 from lary.files import digest, read_json, write_failures, write_json
-from lary.importers.episodes import LABELS, Cut, ImportReport, PairCut, image_bytes, image_stems
+from lary.importers.episodes import (
+    ATOMIC_CLASSES,
+    LABELS,
+    Cut,
+    ImportReport,
+    PairCut,
+    Segment,
+    image_bytes,
+    image_stems,
+)
 from lary.importers.lerobot_plan import LeRobotPlan
 from lary.importers.lerobot_reader import Episode, embedded_image, frame_numbers, video_seconds
-from lary.importers.motions import ATOMIC_CLASSES, Segment
 from lary.importers.records import check_name, save_record
 from lary.runtime import progress
 from lary.types import Failure, LaryError, MediaError, Progress, UsageError

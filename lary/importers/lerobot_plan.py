@@ -13,9 +13,8 @@ import numpy as np
 
 from lary.data.configs import LeRobotConfig, MotionOptions
 from lary.data.spec import Licence
-from lary.importers.episodes import Cut, MotionCut, PairCut
+from lary.importers.episodes import AtomicRule, Cut, MotionCut, PairCut
 from lary.importers.lerobot_reader import Episode, Floats, LeRobot, flat_names
-from lary.importers.motions import AtomicRule
 from lary.registry import suggest
 from lary.settings import Settings
 from lary.types import LaryError, UsageError

@@ -23,8 +23,16 @@ from lary.data.images import Image, read_image
 from lary.data.splits import split_groups
 from lary.data.tables import EMBODIMENT_COLUMN, write_csv
 from lary.files import read_limited, write_bytes, write_text
-from lary.importers.episodes import Cut, ImportReport, MotionCut, PairCut, image_bytes, image_stems
-from lary.importers.motions import ATOMIC_CLASSES, AtomicRule
+from lary.importers.episodes import (
+    ATOMIC_CLASSES,
+    AtomicRule,
+    Cut,
+    ImportReport,
+    MotionCut,
+    PairCut,
+    image_bytes,
+    image_stems,
+)
 from lary.runtime import progress
 from lary.types import Failure, LaryError, MediaError, UsageError
 

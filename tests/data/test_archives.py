@@ -82,21 +82,19 @@ def test_archive_comes_out_whole_also_in_parts(tmp_path: Path, suffix: str) -> N
     assert tree(tmp_path / "parts") == CONTENT
 
 
-def test_parts_are_grouped_in_order_and_gaps_are_named() -> None:
+def test_names_and_parts_in_order() -> None:
     numbered = [f"r/b.tar.gz.{number:03d}" for number in range(12)]
-    letters = [f"r/a.tar.part-{label}" for label in ("az", "ba", "bb")]
     groups = group_parts([*numbered, "r/c.tar.part-ab", "r/c.tar.part-aa", "c.zip", "x.csv"])
     assert groups == {
         "r/c.tar": ("r/c.tar.part-aa", "r/c.tar.part-ab"), "r/b.tar.gz": tuple(numbered), "c.zip": ("c.zip",)
     }  # fmt: skip
-    for names in (["a.tar.001", "a.tar.003"], letters):
-        with pytest.raises(LaryError, match="gap"):
-            group_parts(names)
-    with pytest.raises(LaryError, match="both"):
-        group_parts(["a.tar", "a.tar.001"])
-
-
-def test_names() -> None:
+    for words, names in (
+        ("gap", "a.tar.001 a.tar.003"),
+        ("gap", "a.tar.az a.tar.ba a.tar.bb"),
+        ("both", "a.tar a.tar.1"),
+    ):
+        with pytest.raises(LaryError, match=words):
+            group_parts(names.split())
     assert all(is_archive(name) for name in ("a.tar", "a.TGZ", "a.tar.gz.part_03", "a.zip.aa"))
     assert not any(is_archive(name) for name in ("a.png", "tar", "a.csv"))
     assert whole_name("a.tar.part.00") == whole_name("a.tar.aa") == whole_name("a.tar") == "a.tar"
@@ -197,21 +195,15 @@ def test_damaged_header_is_not_taken_for_the_end_and_nothing_is_behind_it(tmp_pa
     refused(archive, "ends early or is damaged")
 
 
-@pytest.mark.parametrize(
-    ("name", "mode", "words"),
-    [
+def test_hostile_zip_is_refused(tmp_path: Path) -> None:
+    for name, mode, words in (
         ("../evil", stat.S_IFREG, "leaves the target"), ("/evil", stat.S_IFREG, "leaves the target"),
         ("a", stat.S_IFLNK | 0o777, "a link"), ("a", stat.S_IFCHR, "special file"), ("a/", stat.S_IFLNK, "a link"),
         ("a\\..\\evil", stat.S_IFREG, "no plain name"),
-    ],
-)  # fmt: skip
-def test_hostile_zip_is_refused(tmp_path: Path, name: str, mode: int, words: str) -> None:
-    entry = zipfile.ZipInfo(name)
-    entry.create_system, entry.external_attr = 3, mode << 16
-    refused(write_zip(tmp_path / "a.zip", {"good": b"good", entry: b"x"}), words)
-
-
-def test_zip_with_a_false_size_or_an_odd_name_is_refused(tmp_path: Path) -> None:
+    ):  # fmt: skip
+        entry = zipfile.ZipInfo(name)
+        entry.create_system, entry.external_attr = 3, mode << 16
+        refused(write_zip(tmp_path / "a.zip", {"good": b"good", entry: b"x"}), words)
     archive = write_zip(tmp_path / "a.zip", {"a": b"x" * 100_000})
     data, size = archive.read_bytes(), (100_000).to_bytes(4, "little")
     assert data.count(size) == 2
@@ -219,9 +211,6 @@ def test_zip_with_a_false_size_or_an_odd_name_is_refused(tmp_path: Path) -> None
     refused(archive, "Fetch it again")
     archive.write_bytes(write_zip(tmp_path / "b.zip", {"abc": b"x"}).read_bytes().replace(b"abc", b"a\0c"))
     refused(archive, "odd name")
-
-
-def test_zstd_is_named(tmp_path: Path) -> None:
     (tmp_path / "a.tar.zst").write_bytes(b"(\xb5/\xfd")
     refused(tmp_path / "a.tar.zst", "zstd")
 

@@ -15,9 +15,9 @@ from lary.data.audit_tables import Finding
 from lary.data.configs import AuditConfig
 from lary.data.hashing import FrameSource, hash_frame, hash_sources, nearest
 from lary.data.spec import DATASETS, DatasetSpec, LabelSpace
-from lary.data.tables import read_csv, read_table
+from lary.data.tables import read_table
 from lary.types import Failure, LaryError, UsageError
-from tests.helpers import FIXTURES, lary, settings_of
+from tests.helpers import FIXTURES, lary, rows_of, settings_of
 from tests.tree import make_calvin, make_robot, write_image, write_table
 
 PUBLISHED = FIXTURES / "published"
@@ -105,10 +105,9 @@ def test_libero_pairs_run_both_ways_and_are_split_by_row(published: Path) -> Non
 
 @pytest.mark.parametrize("by", ["episode", "segment"])
 def test_libero_directions_stay_together_when_drawn(published: Path, tmp_path: Path, by: str) -> None:
-    header, rows = read_csv(published / "data" / "libero_metadata_val.csv")
+    rows = rows_of(published / "data" / "libero_metadata_val.csv")
     for split, part in (("train", rows[::2]), ("val", rows[1::2])):
-        table = [dict(zip(header, row, strict=True)) for row in part]
-        write_table(tmp_path / "data" / f"libero_metadata_{split}.csv", table)
+        write_table(tmp_path / "data" / f"libero_metadata_{split}.csv", part)
     assert run(tmp_path, "libero").leaks
     drawn = run(tmp_path, "libero", splits=(f"train_by_{by}", f"val_by_{by}"))
     directions = {item.splits[0]: item.count for item in drawn.findings if item.kind == "both_directions"}
@@ -117,52 +116,38 @@ def test_libero_directions_stay_together_when_drawn(published: Path, tmp_path: P
     assert not {"same_file", "same_segment", "same_sample"} & {item.kind for item in drawn.leaks}
 
 
-def test_robots_without_a_type_are_counted(tmp_path: Path) -> None:
-    report = run(tmp_path, "robocoin", table=(f"unseen={HEADS / 'robocoin_metadata_unseen.csv'}",))
-    table = read_table(
-        DATASETS.get("robocoin"), "unseen", path=HEADS / "robocoin_metadata_unseen.csv", data_dir=tmp_path
-    )
+def test_robots_without_a_type_are_counted_and_stay_without_one_where_no_rule_names_it(tmp_path: Path) -> None:
+    path = HEADS / "robocoin_metadata_unseen.csv"
+    report = run(tmp_path, "robocoin", table=(f"unseen={path}",))
+    table = read_table(DATASETS.get("robocoin"), "unseen", path=path, data_dir=tmp_path)
     empty = found(report, "empty_robot_type")
     assert empty.count == list(table.frame["robot_type"]).count("") > 0
     assert empty.examples[0].startswith("G1edu-u3")
     assert f"the record knows {empty.count} of them as G1edu-u3" in empty.text
     assert "no statistics" not in empty.text
     assert "" not in table.embodiments()
-
-
-def test_a_robot_that_no_rule_names_stays_without_one(tmp_path: Path) -> None:
-    columns, rows = read_csv(HEADS / "robocoin_metadata_unseen.csv")
-    listed = [dict(zip(columns, row, strict=True)) for row in rows]
+    listed = rows_of(path)
     for row in listed[:2]:
         row |= {name: row[name].replace("G1edu-u3", "H2x") for name in ("src_img", "tgt_img", "action")}
         row["robot_type"] = " "
     write_table(tmp_path / "mixed.csv", listed)
     report = run(tmp_path, "robocoin", table=(f"unseen={tmp_path / 'mixed.csv'}",))
-    empty = found(report, "empty_robot_type")
-    assert f"the record knows {empty.count - 2} of them as G1edu-u3; 2 have no statistics" in empty.text
+    mixed = found(report, "empty_robot_type")
+    assert f"the record knows {mixed.count - 2} of them as G1edu-u3; 2 have no statistics" in mixed.text
     assert report.splits[0].embodiments[""] == 2
 
 
 # Planted defects
 
 
-def test_clean_splits_do_not_leak(tmp_path: Path) -> None:
+def test_clean_splits_do_not_leak_and_rows_that_repeat_or_contradict_are_found(tmp_path: Path) -> None:
     make_calvin(tmp_path, {"train": 3, "val": 2})
     make_robot(tmp_path, {"train": 4, "val": 4})
     assert not run(tmp_path, "calvin").leaks  # both splits have an ep_0, under different roots
     assert not run(tmp_path, "robot_1st").leaks
-
-
-def rows_of(root: Path, name: str) -> list[dict[str, str]]:
-    header, rows = read_csv(root / "data" / f"{name}.csv")
-    return [dict(zip(header, row, strict=True)) for row in rows]
-
-
-def test_rows_that_repeat_or_contradict(tmp_path: Path) -> None:
-    make_robot(tmp_path, {"train": 4, "val": 4})
-    rows = rows_of(tmp_path, "robot_1st_metadata_train")
-    rows += [rows[0], {**rows[1], "action": "pour"}]
-    write_table(tmp_path / "data" / "robot_1st_metadata_train.csv", rows)
+    table = tmp_path / "data" / "robot_1st_metadata_train.csv"
+    rows = rows_of(table)
+    write_table(table, [*rows, rows[0], {**rows[1], "action": "pour"}])
     report = run(tmp_path, "robot_1st")
     assert (found(report, "repeated_row").count, found(report, "contradiction").count) == (1, 1)
     assert found(report, "absent_class", "train").total == 54
@@ -181,21 +166,9 @@ def test_clip_and_its_reversal_in_two_splits(tmp_path: Path) -> None:
     assert found(report, "class_shares").count == 1
 
 
-def test_pairs_of_other_stride_and_episodes_without_a_name(tmp_path: Path) -> None:
+def test_pairs_of_other_stride_episodes_without_a_name_and_actions_that_stand_still(tmp_path: Path) -> None:
     make_calvin(tmp_path, {"train": 2})
-    rows = rows_of(tmp_path, "calvin_metadata_train")
-    rows[0] = {**rows[0], "tgt_img": "images/ep_0/frame_000010.png"}
-    rows[1] = {**rows[1], "tgt_img": rows[1]["src_img"]}
-    rows[2] = {**rows[2], "src_img": "images/stray.png"}
-    write_table(tmp_path / "data" / "calvin_metadata_train.csv", rows)
-    report = run(tmp_path, "calvin")
-    assert found(report, "other_stride").count == 2
-    assert found(report, "same_frame").count == 1
-    assert found(report, "no_group").examples == ("images/stray.png",)
-
-
-def test_action_files_are_opened(tmp_path: Path) -> None:
-    make_calvin(tmp_path, {"train": 2})
+    table = tmp_path / "data" / "calvin_metadata_train.csv"
     folder = tmp_path / "data" / "regression" / "calvin" / "train_stride5" / "actions" / "ep_0"
     first, second = sorted(folder.glob("*.npy"))[:2]
     np.save(first, np.tile(np.load(first)[:1], (5, 1)))
@@ -205,6 +178,14 @@ def test_action_files_are_opened(tmp_path: Path) -> None:
     assert constant.examples == ("z", "roll", "pitch", "yaw", "gripper")
     assert (found(report, "no_motion").count, found(report, "no_motion").total) == (1, 5)
     assert found(report, "unreadable").count == 1
+    rows = rows_of(table)
+    rows[0]["tgt_img"], rows[1]["tgt_img"] = "images/ep_0/frame_000010.png", rows[1]["src_img"]
+    rows[2]["src_img"] = "images/stray.png"
+    write_table(table, rows)
+    report = run(tmp_path, "calvin")
+    assert found(report, "other_stride").count == 2
+    assert found(report, "same_frame").count == 1
+    assert found(report, "no_group").examples == ("images/stray.png",)
 
 
 def test_frames_under_another_name(tmp_path: Path) -> None:
@@ -243,16 +224,7 @@ def test_frames_of_clips_and_pairs_without_motion(tmp_path: Path) -> None:
         run(tmp_path, "robot_1st", frames=True, distance=9)
 
 
-def test_wrong_requests(tmp_path: Path) -> None:
-    with pytest.raises(UsageError, match=r"nothing to audit.*calvin val"):
-        run(tmp_path, "calvin")
-    with pytest.raises(UsageError, match="no table of calvin val"):
-        run(tmp_path, "calvin", splits=("val",))
-    with pytest.raises(UsageError, match="no split 'vla'"):
-        run(tmp_path, "calvin", splits=("vla",))
-
-
-def test_command_writes_both_reports(published: Path, tmp_path: Path) -> None:
+def test_command_writes_both_reports_and_names_what_is_wrong(published: Path, tmp_path: Path) -> None:
     files = ("--json", tmp_path / "audit.json", "--output", tmp_path / "audit.txt")
     done = lary("data", "audit", "vlabench_30", *files, "--lary-root", published)
     assert (done.code, done.out) == (1, (tmp_path / "audit.txt").read_text())
@@ -263,6 +235,11 @@ def test_command_writes_both_reports(published: Path, tmp_path: Path) -> None:
     wrong = lary("data", "audit", "libero", "--table", "val", root=published)
     assert wrong.code == 2
     assert "SPLIT=FILE" in wrong.err
+    for splits, words in (
+        ((), "nothing to audit.*calvin val"), (("val",), "no table of calvin val"), (("vla",), "no split 'vla'")
+    ):  # fmt: skip
+        with pytest.raises(UsageError, match=words):
+            run(tmp_path, "calvin", splits=splits)
 
 
 # Hashes

@@ -17,7 +17,7 @@ import pytest
 
 from lary.data.frames import read_clip
 from lary.data.images import read_image
-from lary.importers.motions import ATOMIC_CLASSES, INVERSE
+from lary.importers.episodes import ATOMIC_CLASSES, INVERSE
 from lary.importers.records import load_record
 from tests.helpers import lary, rows_of
 from tests.lerobot_files import FRONT, LENGTHS, WRIST, actions, hand, told, write_lerobot

@@ -10,7 +10,7 @@ import pytest
 
 from lary.data.frames import read_clip
 from lary.data.images import read_image
-from lary.importers.motions import INVERSE
+from lary.importers.episodes import INVERSE
 from lary.importers.trajectories import natural
 from tests.golden.test_tools import trajectories
 from tests.helpers import lary, rows_of

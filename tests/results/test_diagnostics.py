@@ -61,9 +61,8 @@ def write_pairs(root: Path, pairs: Sequence[tuple[int, int, int]]) -> Path:
     path = root / "data" / "val_la_calvin_5_lapa.csv"
     rows = []
     for row, (episode, source, target) in enumerate(pairs):
-        frames = {
-            f"{name}_img": f"images/ep_{episode}/frame_{at:06d}.png" for name, at in (("src", source), ("tgt", target))
-        }
+        ends = {"src_img": source, "tgt_img": target}
+        frames = {name: f"images/ep_{episode}/frame_{at:06d}.png" for name, at in ends.items()}
         action = f"actions/ep_{episode}/action_{source}to{target}.npy"
         rows.append({**frames, "action": action, "la_path": f"calvin/val/lapa/latent_action_{row:08d}.npz"})
     write_table(path, rows)

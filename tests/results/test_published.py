@@ -43,9 +43,8 @@ def test_regression_files(tmp_path: Path) -> None:
     assert (int(row["best_epoch"]), float(row["train_loss"])) == (14, pytest.approx(1 / 14))
     parts = ("src.png", "tgt.png", "action.png", "action.pdf")
     folder = tmp_path / "eval_vis" / "epoch_14"
-    assert {path.name for path in folder.iterdir()} == {f"sample_{i}_{each}" for i in range(3) for each in parts} | {
-        parts[3]
-    }
+    samples = {f"sample_{number}_{part}" for number in range(3) for part in parts}
+    assert {path.name for path in folder.iterdir()} == samples | {"action.pdf"}
     assert (folder / "action.pdf").read_bytes().count(b"/Type /Page ") == 3
     assert not any("unseen" in name for name in published.best_result(fake.action_outcome(0.4, unseen=False)))
 

@@ -150,7 +150,7 @@ def test_control_runs_are_marked_and_are_in_no_overview(page: str) -> None:
     assert "static pair" not in page.split('id="heat-1"')[1].split("</table>")[0]
 
 
-def test_published_number_is_beside_a_run_on_the_same_data(tmp_path: Path) -> None:
+def test_published_number_is_beside_a_run_and_nothing_to_report_is_a_sentence(tmp_path: Path) -> None:
     with pytest.raises(UsageError, match=r"No result\.json below"):
         write_report(tmp_path)
     with pytest.raises(UsageError, match="no folder"):

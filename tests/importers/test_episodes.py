@@ -11,8 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from lary.data.spec import DATASETS
-from lary.importers.episodes import PairCut
-from lary.importers.motions import ATOMIC_CLASSES, INVERSE, AtomicRule, Segment, atomic_segments, label_of
+from lary.importers.episodes import ATOMIC_CLASSES, INVERSE, AtomicRule, PairCut, Segment, atomic_segments, label_of
 from lary.types import UsageError
 
 RULE = AtomicRule(threshold=0.03, reach=0.05, settle=2)
