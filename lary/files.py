@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import csv
 import errno
+import io
 import os
 import re
 import stat
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path, PurePosixPath
 from typing import IO, Any
@@ -149,6 +151,15 @@ def write_json(path: Path, value: Any) -> None:
     write_text(path, json.dumps(value, indent=1, allow_nan=False, ensure_ascii=False) + "\n")
 
 
+def csv_text(rows: Sequence[Mapping[str, Any]]) -> str:
+    """Rows as CSV; its columns are the keys of all rows, in the order in which they come."""
+    text = io.StringIO(newline="")
+    writer = csv.DictWriter(text, list(dict.fromkeys(key for row in rows for key in row)), lineterminator="\n")
+    writer.writeheader()
+    writer.writerows(rows)
+    return text.getvalue()
+
+
 def read_json(path: Path, what: str) -> Any:
     """Read a JSON file that `what` names for the user.
 
@@ -201,26 +212,18 @@ def write_failures(file: Path, failures: Sequence[Failure]) -> None:
 
     Rows count from 1, as in messages; there is no such column where no failure has one.
     """
-    import csv
-    import io
-
     if not failures:
         file.unlink(missing_ok=True)
         return
     numbered = any(item.row is not None for item in failures)
-    text = io.StringIO(newline="")
-    lines = csv.writer(text, lineterminator="\n")
-    lines.writerow(["row", "path", "reason"][not numbered :])
-    for item in failures:
-        lines.writerow(["" if item.row is None else item.row + 1, item.path, item.reason][not numbered :])
-    write_bytes(file, text.getvalue().encode("utf-8", "surrogateescape"))
+    rows = [{"row": "" if item.row is None else item.row + 1, "path": item.path, "reason": item.reason}
+            for item in failures]  # fmt: skip
+    text = csv_text(rows if numbered else [{"path": row["path"], "reason": row["reason"]} for row in rows])
+    write_bytes(file, text.encode("utf-8", "surrogateescape"))
 
 
 def read_failures(file: Path) -> list[Failure]:
     """Read the failures that `write_failures` wrote. Raises OSError or ValueError where the file is none of these."""
-    import csv
-    import io
-
     text = io.StringIO(read_limited(file, LARGEST_FAILURES).decode("utf-8", "surrogateescape"), newline="")
     try:
         lines = csv.DictReader(text)

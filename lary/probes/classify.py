@@ -28,17 +28,25 @@ from lary.probes.outcome import (
     accuracy,
 )
 from lary.probes.presets import ClassifierSettings, HeadSettings, ProbePreset
-from lary.probes.sampling import balanced_indices, class_weights, learning_rate, split_training_rows, weight_decay
 from lary.probes.session import Session, StateFile, save_checkpoint
-from lary.probes.sources import channel_statistics, keep_in_memory, standardised
+from lary.probes.sources import (
+    balanced_indices,
+    channel_statistics,
+    class_weights,
+    keep_in_memory,
+    split_training_rows,
+    standardised,
+)
 from lary.probes.training import (
     Training,
     adamw,
     check_tokens,
     count_weights,
     in_bfloat16,
+    learning_rate,
     samples_at_once,
     training_precision,
+    weight_decay,
 )
 from lary.runtime import log, seed_everything
 from lary.types import LaryError, LatentSource, UsageError

@@ -208,10 +208,6 @@ class ActionExpertDiT(nn.Module):
         noisy = add_noise(target.reshape(-1, *self.shape), noise, timesteps)
         return F.huber_loss(self(noisy, timesteps, tokens, dropped), noise, reduction="sum") / (count * self.size)
 
-    def denoise(self, noisy: Tensor, timesteps: Tensor, embedded: Tensor) -> Tensor:
-        """Predicted noise (B, K, A) for latents that are embedded already."""
-        return self.dit.denoise(noisy, timesteps, embedded)
-
     @torch.no_grad()
     def predict(self, tokens: Tensor) -> Tensor:
         """Draw one chunk (B, K * A) per sample; the same noise for the same seed and batch, on every device."""
@@ -234,7 +230,7 @@ class ActionExpertDiT(nn.Module):
         for timestep, following in zip(timesteps, [*timesteps[1:], None], strict=True):
             times = torch.full((len(tokens),), timestep, device=tokens.device)
             here, there = left[timestep], 1.0 if following is None else left[following]
-            predicted = self.denoise(state, times, embedded)
+            predicted = self.dit.denoise(state, times, embedded)
             clean = ((state - math.sqrt(1 - here) * predicted) / math.sqrt(here)).clamp(-CLIP, CLIP)
             if published:
                 fresh = noise(timestep).to(tokens.device) if timestep else None

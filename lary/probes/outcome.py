@@ -124,19 +124,14 @@ def class_statistics(confusion: Ints) -> ClassStatistics:
     return ClassStatistics(precision, recall, f1, confusion.sum(axis=0).astype(np.int64))
 
 
-def squared_errors(predicted: Floats, targets: Floats) -> Floats:
-    """Squared differences of two arrays of chunks (n, K, A) float32."""
-    return np.asarray(np.square(predicted - targets), dtype=np.float32)
-
-
 def mse(predicted: Floats, targets: Floats) -> float:
     """Mean squared error over samples, steps and dimensions of (n, K, A)."""
-    return float(np.mean(squared_errors(predicted, targets), dtype=np.float64))
+    return float(np.mean(np.square(predicted - targets), dtype=np.float64))
 
 
 def mse_per_dim(predicted: Floats, targets: Floats) -> Values:
     """Mean squared error of every action dimension, (n, K, A) -> (A,)."""
-    return np.asarray(squared_errors(predicted, targets).mean(axis=(0, 1), dtype=np.float64))
+    return np.asarray(np.square(predicted - targets).mean(axis=(0, 1), dtype=np.float64))
 
 
 def mse_per_group(predicted: Floats, targets: Floats, groups: Mapping[str, tuple[int, ...]]) -> dict[str, float]:

@@ -29,10 +29,9 @@ from lary.probes.outcome import (
     mse,
 )
 from lary.probes.presets import DitSettings, ProbePreset, RegressorSettings
-from lary.probes.sampling import split_training_rows, warmup_factor
 from lary.probes.session import Session, StateFile, save_checkpoint
-from lary.probes.sources import keep_in_memory
-from lary.probes.training import Training, adamw, check_tokens, count_weights
+from lary.probes.sources import keep_in_memory, split_training_rows
+from lary.probes.training import Training, adamw, check_tokens, count_weights, warmup_factor
 from lary.runtime import seed_everything
 from lary.types import LaryError, LatentSource, UsageError
 

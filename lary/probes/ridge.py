@@ -19,9 +19,8 @@ import numpy as np
 from lary.probes.outcome import Floats, Ints, RegressionOutcome, Values
 from lary.probes.presets import ProbePreset
 from lary.probes.regress import Evaluation, RegressorInputs, check_regression, errors
-from lary.probes.sampling import split_training_rows
 from lary.probes.session import Session, save_checkpoint
-from lary.probes.sources import CHUNK, read_finite
+from lary.probes.sources import CHUNK, read_finite, split_training_rows
 from lary.runtime import memory_bytes
 from lary.types import LatentSource, UsageError
 

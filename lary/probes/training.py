@@ -15,6 +15,7 @@ from torch import Tensor, nn
 
 from lary.configs import ProbePrecision
 from lary.probes.outcome import Ints
+from lary.probes.presets import HeadSettings
 from lary.probes.session import Session, StateFile, flat
 from lary.probes.sources import AHEAD, read_batches
 from lary.runtime import memory_bytes
@@ -152,11 +153,9 @@ def check_tokens(shape: tuple[int, ...]) -> None:
 
 def in_bfloat16(preset: bool, precision: ProbePrecision | None, device: str) -> bool:
     """Whether a probe is trained in bfloat16: as asked for, else as its preset has it where the device does."""
-    return preset and has_bfloat16(device) if precision is None else precision == "bf16"
-
-
-def has_bfloat16(device: str) -> bool:
-    """Whether a device multiplies bfloat16 itself; others emulate it, slower than float32."""
+    if precision is not None or not preset:
+        return precision == "bf16"
+    # Devices that don't multiply bfloat16 themselves emulate it, slower than float32.
     if device.startswith("cuda"):
         return torch.cuda.get_device_capability(device)[0] >= 8
     # Older torch has no such function.
@@ -210,3 +209,33 @@ def samples_at_once(tokens: tuple[int, ...], model_dim: int, depth: int, batch_s
         per_token = VALUE * 20 * model_dim * depth
         return max(1, min(batch_size, int(held / (per_token * length))))
     return max(1, min(batch_size, CHUNK_TOKENS // length))
+
+
+def learning_rate(head: HeadSettings, step: int, total: int, per_epoch: int) -> float:
+    """Learning rate of update number `step`, counted from 1, of `total` updates with `per_epoch` in an epoch.
+
+    A linear rise over ``head.warmup`` epochs, then a half cosine that reaches ``final_lr`` with the very last update.
+    """
+    rise = int(head.warmup * per_epoch)
+    if step < rise:
+        start = head.lr if head.start_lr is None else head.start_lr
+        return start + step / max(1, rise) * (head.lr - start)
+    share = (step - rise) / max(1, total - rise)
+    return max(head.final_lr, _cosine(head.lr, head.final_lr, share))
+
+
+def weight_decay(head: HeadSettings, step: int, total: int) -> float:
+    """Weight decay of update number `step`, counted from 1: a half cosine from reference to final value."""
+    final = head.weight_decay if head.final_weight_decay is None else head.final_weight_decay
+    value = _cosine(head.weight_decay, final, step / total)
+    return max(final, value) if final <= head.weight_decay else min(final, value)
+
+
+def warmup_factor(update: int, total: int, warmup: float) -> float:
+    """Factor on the regression probe's learning rate for update number `update`, counted from 0; the first is 0."""
+    rise = int(total * warmup)
+    return update / rise if update < rise else 1.0
+
+
+def _cosine(start: float, final: float, share: float) -> float:
+    return final + (start - final) * 0.5 * (1.0 + math.cos(math.pi * share))

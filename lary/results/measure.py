@@ -62,9 +62,8 @@ def reading(gain: Metric, p: float | None = None) -> Literal["", "even", "better
 
 
 def seed_sums(columns: Iterable[npt.ArrayLike], clusters: stats.Ints) -> stats.Array:
-    """Sums (S, G, M) within clusters of one table of columns (n, M) per seed; (G, M) for a single one."""
-    sums = [stats.cluster_sums(table, clusters) for table in columns]
-    return sums[0] if len(sums) == 1 else np.stack(sums)
+    """Sums (S, G, M) within clusters of one table of columns (n, M) per seed."""
+    return np.stack([stats.cluster_sums(table, clusters) for table in columns])
 
 
 def means(

@@ -16,7 +16,6 @@ sample, normalised.
 
 from __future__ import annotations
 
-import csv
 import io
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -26,7 +25,7 @@ import numpy as np
 import numpy.typing as npt
 
 from lary.arrays import read_npz
-from lary.files import atomic_write, write_bytes, write_json, write_text
+from lary.files import atomic_write, csv_text, write_bytes, write_json, write_text
 from lary.probes import outcome as metrics
 from lary.probes.outcome import ClassificationOutcome, Floats, RegressionOutcome
 from lary.results import figures
@@ -98,11 +97,7 @@ def write_regression_files(
 
     The pictures show the samples of `example_rows` on the seen split; without `frames` only their trajectories.
     """
-    text, row = io.StringIO(), best_result(outcome)
-    writer = csv.DictWriter(text, list(row), lineterminator="\n")
-    writer.writeheader()
-    writer.writerow(row)
-    files = {"best_result.csv": text.getvalue().encode()}
+    files = {"best_result.csv": csv_text([best_result(outcome)]).encode()}
     split = outcome.splits["seen"]
     name = headline(split.selections)
     values = split.selections[name].values
@@ -125,7 +120,7 @@ def write_regression_files(
 
 
 def png_of(picture: npt.NDArray[np.uint8]) -> bytes:
-    """An RGB picture (H, W, 3) uint8 as PNG."""
+    """A picture (H, W, 3) or, with opacity, (H, W, 4) uint8 as PNG."""
     from PIL import Image
 
     stream = io.BytesIO()

@@ -18,6 +18,7 @@ from lary import __version__
 from lary.files import write_text
 from lary.results.folder import WORK, run_file
 from lary.results.measure import reading
+from lary.results.published import png_of
 from lary.results.record import FILE_NAME, EvalResult, Example, Metric, read_result
 from lary.runtime import log
 from lary.types import LaryError, UsageError, as_path
@@ -248,14 +249,10 @@ def bounds(metric: Metric) -> str:
 
 def confusion_picture(matrix: Sequence[Sequence[int]]) -> str:
     """Shares of the true class (L, L) as a PNG whose opacity is the share, which suits a light and a dark page."""
-    from PIL import Image
-
     shares = np.asarray(matrix) / np.maximum(np.sum(matrix, axis=0), 1)
     pixels = np.full((*shares.shape, 4), (43, 140, 196, 0), dtype=np.uint8)
     pixels[..., 3] = np.round(255 * shares)
-    stream = io.BytesIO()
-    Image.fromarray(pixels, "RGBA").save(stream, format="PNG", optimize=True)
-    return _address(stream.getvalue(), "png")
+    return _address(png_of(pixels), "png")
 
 
 def _address(data: bytes, kind: str) -> str:

@@ -49,7 +49,7 @@ def _class_metrics(
     labels: stats.Ints, predicted: Sequence[stats.Ints], classes: int, clusters: stats.Ints, seed: int
 ) -> dict[str, Metric]:
     sums = [scores.class_sums(labels, own, classes, clusters) for own in predicted]
-    macro = stats.bootstrap(sums[0] if len(sums) == 1 else np.stack(sums), scores.macro_scores, seed=seed)
+    macro = stats.bootstrap(np.stack(sums), scores.macro_scores, seed=seed)
     return {
         "top1": _accuracy([labels == own for own in predicted], clusters),
         "macro_recall": metric(macro, 0, "fraction"),

@@ -15,8 +15,8 @@ from lary.probes.classify import ClassifierTraining
 from lary.probes.nets import AttentiveProbe
 from lary.probes.outcome import ClassificationOutcome, accuracy
 from lary.probes.presets import HeadSettings
-from lary.probes.sampling import hold_out
 from lary.probes.session import Session
+from lary.probes.sources import hold_out
 from lary.types import LaryError, UsageError
 from tests.probes.made import TINY, Bar, InMemory, assert_same, classifier_inputs, classify, numbers, reshaped
 

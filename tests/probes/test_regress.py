@@ -11,7 +11,7 @@ import torch
 
 from lary.probes.nets import ActionExpertMLP
 from lary.probes.outcome import huber_loss, mse
-from lary.probes.sampling import hold_out
+from lary.probes.sources import hold_out
 from lary.types import LaryError, UsageError
 from tests.probes.made import TINY, InMemory, assert_same, numbers, regress, regressor_inputs, ridge
 

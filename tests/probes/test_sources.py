@@ -1,4 +1,4 @@
-"""Latents as the probes read them."""
+"""Latents as the probes read them, and rows that are drawn and held out."""
 
 from __future__ import annotations
 
@@ -7,16 +7,22 @@ import os
 import numpy as np
 import pytest
 import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from lary.probes.session import Team
 from lary.probes.sources import (
+    balanced_indices,
     channel_statistics,
+    class_weights,
     first_not_finite,
+    hold_out,
     keep_in_memory,
     named,
     projected,
     read_batches,
     shuffled_order,
+    split_training_rows,
     standardised,
     static_pair,
 )
@@ -109,3 +115,48 @@ def test_processes_share_every_batch() -> None:
         seen = sorted(row for part, *_ in parts for row in part.tolist())
         assert seen == rows[16 * number : 16 * number + count].tolist()
     assert shares[2][2][1].shape == (0, 2, 3, 4)
+
+
+@settings(max_examples=30, deadline=None)
+@given(st.lists(st.integers(0, 4), min_size=1, max_size=50), st.integers(0, 5))
+def test_draws_are_balanced_over_classes(labels: list[int], epoch: int) -> None:
+    weights = class_weights(np.array(labels))
+    assert weights.sum() == pytest.approx(1.0)
+    sums = [weights[np.array(labels) == label].sum() for label in set(labels)]
+    assert sums == pytest.approx([1 / len(sums)] * len(sums))
+    drawn = balanced_indices(weights, epoch)
+    assert len(drawn) == len(labels)
+    assert set(drawn.tolist()) <= set(range(len(labels)))
+    np.testing.assert_array_equal(drawn, balanced_indices(weights, epoch))
+
+
+@settings(max_examples=60, deadline=None)
+@given(st.lists(st.tuples(st.integers(0, 14), st.integers(0, 3)), min_size=2, max_size=120), st.integers(0, 3))
+def test_hold_out_keeps_groups_whole_and_classes_alive(rows: list[tuple[int, int]], seed: int) -> None:
+    groups, labels = tuple(str(group) for group, _ in rows), np.array([label for _, label in rows])
+    try:
+        kept, held = hold_out(groups, labels, seed=seed)
+    except UsageError:
+        whole = {
+            g: {k for k in set(labels.tolist()) if all(h == g for h, label in rows if label == k)} for g, _ in rows
+        }
+        assert all(whole.values())
+        return
+    assert sorted([*kept.tolist(), *held.tolist()]) == list(range(len(rows)))
+    assert len(held)
+    assert {groups[row] for row in kept}.isdisjoint(groups[row] for row in held)
+    assert set(labels[kept].tolist()) == set(labels.tolist())
+    turned = np.arange(len(rows))[::-1]
+    again = hold_out([groups[row] for row in turned], labels[turned], seed=seed)[1]
+    assert {groups[turned[row]] for row in again} == {groups[row] for row in held}
+
+
+def test_hold_out_takes_a_tenth_of_every_class() -> None:
+    rng = np.random.default_rng(0)
+    labels = rng.choice(5, size=2000, p=[0.5, 0.2, 0.15, 0.1, 0.05])
+    groups = [str(index // 2) for index in range(2000)]
+    _, held = hold_out(groups, labels, seed=0)
+    np.testing.assert_allclose(np.bincount(labels[held]) / np.bincount(labels), 0.1, atol=0.02)
+    assert set(hold_out(groups, labels, seed=1)[1].tolist()) != set(held.tolist())
+    kept, none = split_training_rows("paper", groups, labels, seed=0)
+    assert (len(kept), len(none)) == (2000, 0)

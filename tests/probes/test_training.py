@@ -1,4 +1,4 @@
-"""Memory and precision of trainings."""
+"""Memory, precision and learning rates of trainings."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ import torch
 from lary.probes.presets import PRESETS
 from lary.probes.regress import RegressorTraining, make_regressor
 from lary.probes.session import Session
-from lary.probes.training import count_weights, free_bytes, in_bfloat16, samples_at_once
+from lary.probes.training import count_weights, free_bytes, in_bfloat16, samples_at_once, warmup_factor
 from lary.runtime import memory_bytes
 from lary.types import UsageError
 from tests.probes.made import KINDS, TINY, regressor_inputs, train
@@ -76,3 +76,16 @@ def test_the_published_precision_where_the_device_has_it(
         monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device, version=version: version)
         assert in_bfloat16(True, None, "cuda:1") is has
     assert not in_bfloat16(True, None, "mps")
+
+
+def test_warmup_rises_over_the_first_tenth() -> None:
+    factors = [warmup_factor(update, 50, 0.1) for update in range(50)]
+    np.testing.assert_allclose(factors[:6], [0, 0.2, 0.4, 0.6, 0.8, 1.0])
+    assert set(factors[5:]) == {1.0}
+
+
+@pytest.mark.parametrize("name", PRESETS.names())
+def test_presets_are_whole(name: str) -> None:
+    preset = PRESETS.get(name)
+    assert preset.classifier.model_dim % preset.classifier.num_heads == 0
+    assert len(preset.classifier.heads) == 5

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import csv
-import io
 import re
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager
@@ -12,7 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from lary.configs import AnalyzeConfig
-from lary.files import write_bytes, write_json, write_text
+from lary.files import csv_text, write_bytes, write_json, write_text
 from lary.registry import suggest
 from lary.results.figures import Format, render
 from lary.results.record import USUAL_PROBES, EvalResult
@@ -105,11 +103,7 @@ class Context:
         with drawing as figure:
             for path, format in zip(written, FORMATS, strict=False):
                 write_bytes(path, render(figure, format))
-        text = io.StringIO()
-        writer = csv.DictWriter(text, list(dict.fromkeys(key for row in rows for key in row)), lineterminator="\n")
-        writer.writeheader()
-        writer.writerows(rows)
-        write_text(written[2], text.getvalue())
+        write_text(written[2], csv_text(rows))
         write_json(written[3], {"format": 1, **facts, "rows": list(rows)})
         return written
 
