@@ -21,8 +21,8 @@ from types import SimpleNamespace
 import numpy as np
 import pyarrow.parquet  # noqa: F401 (imports are not what is measured)
 
-from lary.latents.kinds import open_store
 from lary.latents.npz import NpzSource, latent_name
+from lary.latents.ref import open_store
 from lary.latents.shardfile import ShardSource
 from lary.latents.store import StoreIdentity
 from lary.probes.sources import read_batches

@@ -28,7 +28,7 @@ from typing import Any
 from benchmarks.faults import scene
 from lary.configs import ExtractConfig
 from lary.registry import load_plugin
-from lary.runs import ray as engine
+from lary.runs import engines as engine
 from lary.runs.extract import extract
 from lary.settings import load_settings
 

@@ -254,8 +254,12 @@ class SampleTable:
     def _embodiment(self, position: int) -> str:
         if self._robots is None:
             return self.spec.embodiment
+        name = self._robots[position].strip()
+        if name or self.spec.unnamed_robot is None:
+            return name
+        pattern, robot = self.spec.unnamed_robot
         first = self._columns[MEDIA_COLUMNS[self.spec.media][0]][position]
-        return robot_type(self.spec, self._robots[position], first)
+        return robot if re.search(pattern, usual_place(self.spec, first, IMAGE_FOLDER)) else ""
 
     def _locate(self, position: int, column: str, folder: str) -> Path:
         """The file at the usual path, or the one that the table literally names where only that exists."""
@@ -375,15 +379,6 @@ def placed(cell: str, folder: str, depth: int | None) -> str:
     if depth is not None and folder not in parts[:-1]:
         parts.insert(min(depth, max(len(parts) - 1, 0)), folder)
     return "/".join(parts)
-
-
-def robot_type(spec: DatasetSpec, cell: str, first: str) -> str:
-    """The robot type of a row: its cell, or for an empty one what the record's rule says of its first media path."""
-    name = cell.strip()
-    if not name and spec.unnamed_robot is not None:
-        pattern, robot = spec.unnamed_robot
-        return robot if re.search(pattern, usual_place(spec, first, IMAGE_FOLDER)) else ""
-    return name
 
 
 def embodiment_column(spec: DatasetSpec, columns: Sequence[str]) -> str | None:

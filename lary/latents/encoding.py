@@ -16,9 +16,8 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import numpy.typing as npt
 
-from lary.latents.pooling import pooled_latents
 from lary.latents.reading import Batch
-from lary.latents.store import token_shape
+from lary.latents.store import pooled_latents, token_shape
 from lary.models.preprocess import DeviceNormaliser, normalise
 from lary.models.running import LoadedEncoder
 from lary.models.spec import Preprocess

@@ -1,4 +1,4 @@
-"""Which latents: the model, data set, split and options that name one extraction, with its table and its folder.
+"""Which latents: what names one extraction, its table and its folder; opening its store to write, its latents to read.
 
 What differs from the default (the ``paper`` protocol, another kind of latent, random weights, pooled tokens) is
 appended to the model's name in every file and folder name, as in ``lapa@paper``, so that numbers never mix. The
@@ -15,18 +15,36 @@ from typing import Any
 
 import numpy as np
 
+from lary.configs import LatentDtype, StoreKind
 from lary.data.spec import DATASETS, DatasetSpec
 from lary.data.tables import SampleTable, read_table
-from lary.files import inside
-from lary.latents.npz import NpzSource, read_stamp
-from lary.latents.pooling import NONE, PooledSource, parse_pool
+from lary.files import inside, write_json
+from lary.latents.npz import NpzSource, NpzStore, read_stamp
 from lary.latents.shardfile import LARY_READ, ShardSource, read_mode, read_shard
-from lary.latents.store import MANIFEST, SHARD_MARK, StoredLatents, read_manifest
+from lary.latents.shards import ShardStore
+from lary.latents.store import (
+    FORMAT,
+    INDEX,
+    LATER_FIELDS,
+    MANIFEST,
+    NONE,
+    SHARD_MARK,
+    SHARDS,
+    LatentStore,
+    PooledSource,
+    StoredLatents,
+    StoreIdentity,
+    parse_pool,
+    read_manifest,
+)
 from lary.runtime import log
 from lary.settings import Settings
 from lary.types import RANDOM, BenchmarkProtocol, LaryError, UsageError
 
 TABLE_FOLDER = "data"
+BATCHES = 8
+"""Per unit of a store whose units are nothing on disk."""
+MOST_ROWS = 1 << 20
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -292,3 +310,70 @@ def check_origin(store: dict[str, Any], table: Path, ref: LatentsRef) -> None:
         )
     if (pool := identity.get("pool", NONE)) != ref.pooling:
         raise UsageError(f"{table} holds latents of --pool {pool}, not {ref.pooling}: extract again.")
+
+
+def check_format(kind: StoreKind, dtype: LatentDtype) -> None:
+    """Refuse a number format that a kind of store can't hold. Raises UsageError."""
+    if kind == "npz" and dtype == "bfloat16":
+        raise UsageError("--dtype bfloat16: .npz files can't hold it; pass --store shards, or --dtype float16.")
+
+
+def open_store(
+    folder: Path, identity: StoreIdentity, details: dict[str, Any], *, overwrite: bool,
+    kind: StoreKind = "npz", unit_rows: int = 1024, batch_size: int = 1,
+) -> LatentStore:  # fmt: skip
+    """Claim a folder for latents of one identity, or resume what it holds.
+
+    Args:
+        details: further facts for the manifest.
+        unit_rows: rows per unit of a new store of shards, rounded up to a multiple of `batch_size`; units of other
+            kinds are a few batches.
+        batch_size: rows per forward pass; a unit holds whole batches.
+
+    Raises:
+        UsageError: the folder holds latents of another identity and `overwrite` is off, or latents of another kind
+            or units that the batches don't fit into.
+    """
+    unit_rows = -(-unit_rows // batch_size) * batch_size if kind == "shards" else BATCHES * batch_size
+    manifest = folder / MANIFEST
+    if manifest.exists():
+        found = read_manifest(folder)
+        if found.get("key") == identity.key:
+            known = found.get("store", "npz")
+            if known != kind:
+                raise UsageError(
+                    f"{folder} is a store of kind {known}: pass --store {known}, or turn it into one of kind {kind} "
+                    f"with 'lary latents convert --store {kind}'."
+                )
+            if kind == "shards":
+                unit_rows = found.get("unit_rows")
+                if not isinstance(unit_rows, int) or not 0 < unit_rows <= MOST_ROWS:
+                    raise LaryError(
+                        f"{manifest} names {unit_rows!r} rows per shard: it is no manifest of a store of shards."
+                    )
+            if unit_rows % batch_size:
+                raise UsageError(
+                    f"--batch-size {batch_size}: the shards of {folder} hold {unit_rows} rows; pass a batch size that "
+                    f"divides this, such as {found.get('batch_size', 1)}."
+                )
+            return store_at(folder, identity, kind, unit_rows)
+        if not overwrite:
+            before = LATER_FIELDS | found.get("identity", {})
+            differences = ", ".join(
+                f"{name} {before.get(name)!r} instead of {value!r}"
+                for name, value in asdict(identity).items()
+                if before.get(name) != value
+            )
+            raise UsageError(
+                f"{folder} holds latents of another extraction ({differences}). Pass --overwrite to replace them."
+            )
+        for file in [*folder.glob(SHARDS), folder / INDEX]:  # .npz files are replaced one by one
+            file.unlink(missing_ok=True)
+    facts = {"store": kind, "unit_rows": unit_rows} if kind == "shards" else {"store": kind}
+    write_json(manifest, {"format": FORMAT, "key": identity.key, "identity": asdict(identity), **facts, **details})
+    return store_at(folder, identity, kind, unit_rows)
+
+
+def store_at(folder: Path, identity: StoreIdentity, kind: StoreKind, unit_rows: int) -> LatentStore:
+    """The store of a kind; only here kinds are distinguished for writing."""
+    return (ShardStore if kind == "shards" else NpzStore)(folder, identity, unit_rows)

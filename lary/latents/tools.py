@@ -20,9 +20,8 @@ from lary.data.spec import DATASETS
 from lary.data.splits import find_table
 from lary.data.tables import SampleTable, read_table
 from lary.files import LARGEST_FAILURES, read_limited, refuse_link, write_bytes, write_text
-from lary.latents.kinds import check_format, open_store
 from lary.latents.npz import NPZ, read_array, read_stamp, read_stamps, read_tokens, row_of
-from lary.latents.ref import LatentsRef, SplitLatents, find_latent_table, open_latents
+from lary.latents.ref import LatentsRef, SplitLatents, check_format, find_latent_table, open_latents, open_store
 from lary.latents.shardfile import OpenShard, ShardHeader, scan_shards
 from lary.latents.shards import index_problems
 from lary.latents.store import MANIFEST, LatentStore, StoreIdentity, read_manifest

@@ -10,8 +10,8 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from lary.configs import ExtractConfig
-from lary.latents.kinds import store_at
 from lary.latents.pipeline import encode_units, plan_units
+from lary.latents.ref import store_at
 from lary.latents.store import MANIFEST
 from lary.runs.extract import Run, open_run, prepare_run
 from lary.settings import Settings

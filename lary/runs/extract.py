@@ -17,15 +17,13 @@ from lary.data.spec import DATASETS, DatasetSpec
 from lary.data.splits import find_table
 from lary.data.tables import SampleTable, read_table
 from lary.files import digest, read_failures, read_json, remove_torn, write_failures, write_json, write_text
-from lary.latents.kinds import check_format, open_store
-from lary.latents.pipeline import Interrupted, Job, UnitReport, make_encoder, model_of, plan_units
-from lary.latents.pooling import check_pool
-from lary.latents.ref import LatentsRef
-from lary.latents.store import MANIFEST, LatentStore, StoreIdentity, read_manifest
+from lary.latents.pipeline import Interrupted, Job, UnitReport, encode_units, make_encoder, model_of, plan_units
+from lary.latents.ref import LatentsRef, check_format, open_store
+from lary.latents.store import MANIFEST, LatentStore, StoreIdentity, check_pool, read_manifest
 from lary.locks import locked
 from lary.models.running import LoadedEncoder
 from lary.models.spec import ModelSpec, locate_weights
-from lary.runs.engines import StopRequest, run_here, run_processes
+from lary.runs.engines import StopRequest, extract_on_ray, run_processes
 from lary.runtime import log, pick_devices, progress
 from lary.settings import Settings
 from lary.types import BenchmarkProtocol, Failure, LaryError, Media, UsageError, as_path
@@ -160,19 +158,15 @@ def work(run: Run, store: LatentStore, pending: Sequence[int]) -> list[UnitRepor
         processes=len(devices) if local else 1,
     )  # fmt: skip
     units = plan_units(pending, store.unit_rows)
-    reports = []
     with StopRequest() as stop, progress(len(pending), run.title) as bar:
         if not local:
-            from lary.runs.ray import extract_on_ray
-
             found = extract_on_ray(job, units, stop, bar.advance)
         elif len(devices) > 1:
             found = run_processes(job, units, devices, stop, bar.advance)
         else:
-            found = run_here(job, run.table, units, devices[0], run.encoder, stop, bar.advance)
-        for report in found:
-            reports.append(report)
-    return reports
+            waiting = (unit for unit in units if not stop.asked)
+            found = encode_units(job, run.table, waiting, devices[0], run.encoder, advance=bar.advance, stopped=stop)
+        return list(found)
 
 
 def unfinished(run: Run, left: int) -> LaryError:

@@ -133,7 +133,7 @@ def on_ray(
     plan: Sequence[Planned], config: SweepConfig, settings: Settings, plugins: tuple[Path, ...]
 ) -> Iterator[Done]:
     """Do the runs on a Ray cluster; those that share latents are one task, one after the other."""
-    from lary.runs.ray import tasks_on_ray
+    from lary.runs.engines import tasks_on_ray
 
     for group, found in tasks_on_ray(do_group, groups_of(plan), config, settings, plugins):
         if isinstance(found, str):

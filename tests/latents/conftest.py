@@ -10,7 +10,7 @@ import pytest
 
 from lary.data.spec import DATASETS
 from lary.data.tables import SampleTable, read_table
-from lary.latents.kinds import open_store
+from lary.latents.ref import open_store
 from lary.latents.shardfile import ShardSource
 from lary.latents.shards import ShardStore
 from lary.latents.store import StoreIdentity

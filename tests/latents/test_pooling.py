@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import settings as limits
 from hypothesis import strategies as st
 
-from lary.latents.pooling import parse_pool, pooled_latents, pooled_tokens
+from lary.latents.store import parse_pool, pooled_latents, pooled_tokens
 from lary.types import Latents, UsageError
 
 

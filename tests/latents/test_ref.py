@@ -12,9 +12,9 @@ import numpy as np
 import pytest
 
 from lary.configs import ExtractConfig
-from lary.latents.pooling import PooledSource
 from lary.latents.ref import LatentsRef, SplitLatents, find_latent_table, open_latents
 from lary.latents.shardfile import ShardSource
+from lary.latents.store import PooledSource
 from lary.runs.extract import extract
 from lary.types import RANDOM, LaryError, UsageError
 from tests.helpers import rows_of, settings_of

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from lary.data.tables import SampleTable
-from lary.latents.kinds import open_store
+from lary.latents.ref import open_store
 from lary.latents.store import StoreIdentity, read_manifest
 from lary.types import MediaError, UsageError
 from tests.latents.conftest import IDENTITY, contents, draw, fill, shards_in

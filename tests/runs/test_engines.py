@@ -22,8 +22,8 @@ from lary.latents.pipeline import Interrupted
 from lary.locks import LOCK
 from lary.models.spec import MODELS, ModelSpec, register_model
 from lary.registry import load_plugin
+from lary.runs import engines as on_ray
 from lary.runs import extract as extraction
-from lary.runs import ray as on_ray
 from lary.runs.engines import run_processes
 from lary.runs.extract import extract
 from lary.types import Latents
@@ -223,10 +223,10 @@ def test_ctrl_c_leaves_what_a_process_has_read_ahead(
     plugin.write_text(textwrap.dedent(HASTY))
     load_plugin(plugin)
 
-    def in_one_process(job: Any, table: Any, units: Any, device: str, encoder: Any, *more: Any) -> Any:
-        return run_processes(job, units, [device], *more)
+    def in_one_process(job: Any, table: Any, units: Any, device: str, *_: Any, advance: Any, stopped: Any) -> Any:
+        return run_processes(job, list(units), [device], stopped, advance)
 
-    monkeypatch.setattr(extraction, "run_here", in_one_process)
+    monkeypatch.setattr(extraction, "encode_units", in_one_process)
     try:
         with pytest.raises(Interrupted, match=r"Stopped: (8|16) of 24 rows are still to be done"):
             extract(ask(model="hasty", batch_size=1, workers=1), settings_of(root), plugins=(plugin,))

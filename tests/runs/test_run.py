@@ -247,7 +247,7 @@ def test_a_sweep_without_a_cluster_is_a_wrong_request(root: Path, capsys: pytest
 
 def test_a_cluster_that_has_too_little_is_refused() -> None:
     from lary.configs import SweepConfig
-    from lary.runs.ray import check_resources
+    from lary.runs.engines import check_resources
 
     check_resources({"CPU": 4.0, "GPU": 1.0}, SweepConfig(gpus_per_run=0.5, cpus_per_run=4))
     with pytest.raises(LaryError, match="--gpus-per-run 1: the Ray cluster has 0 GPUs"):
