@@ -7,10 +7,9 @@ from 1 and name the line of the file as well.
 from __future__ import annotations
 
 import csv
-import io
 import os
 import re
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from functools import cached_property
@@ -21,7 +20,7 @@ import numpy as np
 import numpy.typing as npt
 
 from lary.data.spec import DatasetSpec, LabelSpace
-from lary.files import digest, file_digest, inside, path_problem, write_text
+from lary.files import csv_text, digest, file_digest, inside, path_problem, write_text
 from lary.registry import suggest
 from lary.runtime import in_threads
 from lary.types import Media, Sample, UsageError
@@ -130,13 +129,6 @@ def read_csv(path: Path) -> tuple[list[str], list[list[str]]]:
 def write_csv(path: Path, columns: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
     """Write a whole CSV atomically."""
     write_text(path, csv_text([columns, *rows]))
-
-
-def csv_text(lines: Iterable[Sequence[str]]) -> str:
-    """The text of a CSV, whose first line names the columns."""
-    text = io.StringIO(newline="")
-    csv.writer(text, lineterminator="\n").writerows(lines)
-    return text.getvalue()
 
 
 def line_of(path: Path, row: int) -> int:
@@ -262,8 +254,12 @@ class SampleTable:
     def _embodiment(self, position: int) -> str:
         if self._robots is None:
             return self.spec.embodiment
+        name = self._robots[position].strip()
+        if name or self.spec.unnamed_robot is None:
+            return name
+        pattern, robot = self.spec.unnamed_robot
         first = self._columns[MEDIA_COLUMNS[self.spec.media][0]][position]
-        return robot_type(self.spec, self._robots[position], first)
+        return robot if re.search(pattern, usual_place(self.spec, first, IMAGE_FOLDER)) else ""
 
     def _locate(self, position: int, column: str, folder: str) -> Path:
         """The file at the usual path, or the one that the table literally names where only that exists."""
@@ -383,15 +379,6 @@ def placed(cell: str, folder: str, depth: int | None) -> str:
     if depth is not None and folder not in parts[:-1]:
         parts.insert(min(depth, max(len(parts) - 1, 0)), folder)
     return "/".join(parts)
-
-
-def robot_type(spec: DatasetSpec, cell: str, first: str) -> str:
-    """The robot type of a row: its cell, or for an empty one what the record's rule says of its first media path."""
-    name = cell.strip()
-    if not name and spec.unnamed_robot is not None:
-        pattern, robot = spec.unnamed_robot
-        return robot if re.search(pattern, usual_place(spec, first, IMAGE_FOLDER)) else ""
-    return name
 
 
 def embodiment_column(spec: DatasetSpec, columns: Sequence[str]) -> str | None:
