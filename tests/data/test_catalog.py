@@ -27,6 +27,7 @@ def test_records_that_ship_would_pass_the_validation_of_imported_ones() -> None:
 
 @pytest.mark.parametrize("spec", ALL, ids=lambda spec: spec.name)
 def test_record_is_complete(spec: DatasetSpec) -> None:
+    assert set(DATASETS.names()) >= KEYS
     assert all((spec.title, spec.licences, spec.revision, spec.description))
     assert spec.validation in spec.splits
     assert spec.unseen is None or spec.unseen in spec.splits

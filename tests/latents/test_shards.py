@@ -19,13 +19,12 @@ import torch
 from hypothesis import given
 from hypothesis import settings as limits
 from hypothesis import strategies as st
-from safetensors import safe_open
 from safetensors.numpy import load_file
 
 from lary.data.tables import SampleTable
 from lary.files import WriteError
 from lary.latents.shardfile import ShardSource, read_mode, read_shard
-from lary.latents.shards import ShardStore, header_bytes, index_problems
+from lary.latents.shards import ShardStore, index_problems
 from lary.latents.store import INDEX, StoreIdentity
 from lary.types import LaryError, MediaError
 from tests.latents.conftest import IDENTITY, contents, draw, fill, shards_in, source_of
@@ -51,18 +50,6 @@ def test_shards_give_back_what_was_written(tmp_path: Path, table: SampleTable, d
     copy = pickle.loads(pickle.dumps(source))  # noqa: S301 (our own)
     np.testing.assert_array_equal(copy.read([4]), expected[[4]])
     assert (np.abs(expected - tokens) <= np.abs(tokens) * 2.0**-8).all()
-
-
-def test_shards_are_files_of_the_library(tmp_path: Path, table: SampleTable) -> None:
-    tokens, codes = draw(9), np.arange(9 * 6).reshape(9, 2, 3)
-    store = shards_in(tmp_path, dtype="float16")
-    fill(store, table, tokens, range(9), codes)
-    parts = [load_file(tmp_path / name) for name in ("shard_00000.safetensors", "shard_00001.safetensors")]
-    np.testing.assert_array_equal(np.concatenate([part["tokens"] for part in parts]), tokens[:8].astype(np.float16))
-    np.testing.assert_array_equal(np.concatenate([part["codes"] for part in parts]), codes[:8])
-    with safe_open(tmp_path / "shard_00002.safetensors", "np") as file:
-        assert file.metadata()["samples"] == table[8].id
-        assert file.metadata()["store"] == store.identity.key
 
 
 def test_same_rows_same_bytes_in_any_order_and_whatever_came_between(tmp_path: Path, table: SampleTable) -> None:
@@ -184,8 +171,10 @@ def test_any_rows_come_back(
                 assert found is None
             else:
                 np.testing.assert_array_equal(found, codes[sorted(rows)[at]])
-    loaded = load_file(header.path) if dtype != "bfloat16" else None
-    assert loaded is None or set(loaded) == ({"tokens", "codes"} if coded else {"tokens"})
+    if dtype != "bfloat16":  # numpy has no such numbers
+        loaded = load_file(header.path)
+        assert set(loaded) == ({"tokens", "codes"} if coded else {"tokens"})
+        np.testing.assert_array_equal(loaded["tokens"], expected)
 
 
 @pytest.mark.parametrize(("kind", "mode"), [("nfs4", "pread"), ("fuse.sshfs", "pread"), ("ext4", "mmap")])
@@ -375,7 +364,3 @@ def test_an_index_that_is_none_or_a_link_is_refused(shard: Path) -> None:
     assert "index.parquet is missing" in index_problems(shard.parent, [])[0]
     file.symlink_to("/etc/passwd")
     assert "index.parquet is a link" in index_problems(shard.parent, [])[0]
-
-
-def test_a_header_can_be_longer_than_its_content() -> None:
-    assert len(header_bytes({}, {"tokens": ("F32", (1, 2, 3), 24)})) % 64 == 0

@@ -64,12 +64,6 @@ def contents(folder: Path) -> dict[str, bytes]:
 
 
 def test_info_and_verify_of_npz(root: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    assert lary(root, "latents", "info", *ASK) == 0
-    told = capsys.readouterr().out
-    for line in ("kind        npz, 9 files", "rows        9", "tokens      2 x 64 x 50 float32", "missing     0"):
-        assert line in told
-    assert lary(root, "latents", "verify", *ASK) == 0
-    assert "9 rows read, 0 problems" in capsys.readouterr().out
     file = folder_of(root) / "latent_action_00000002.npz"
     data = bytearray(file.read_bytes())
     data[4000] ^= 1
@@ -193,11 +187,8 @@ def test_verify_names_bad_rows_of_shards(root: Path, capsys: pytest.CaptureFixtu
 def test_export(root: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     latents = opened(root)
     expected, ids = latents.source.read(range(9)), [sample.id for sample in latents.table]
-    for kind in ("npy", "npz", "parquet", "safetensors"):
+    for kind in ("npz", "parquet", "safetensors"):
         assert lary(root, "latents", "export", *ASK, "--out", str(tmp_path / f"all.{kind}")) == 0
-    np.testing.assert_array_equal(np.load(tmp_path / "all.npy"), expected)
-    with (tmp_path / "all.csv").open(newline="") as file:
-        assert list(csv.reader(file)) == [["row", "sample"], *([str(at + 1), name] for at, name in enumerate(ids))]
     with np.load(tmp_path / "all.npz") as found:
         np.testing.assert_array_equal(found["tokens"], expected)
         assert found["samples"].tolist() == ids
@@ -208,6 +199,8 @@ def test_export(root: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) 
     words = ("--rows", "2-4,7", "--ids", f"{ids[3]},{ids[6]},{ids[0]}")
     assert lary(root, "latents", "export", *ASK, "--out", str(tmp_path / "some.npy"), *words) == 0
     np.testing.assert_array_equal(np.load(tmp_path / "some.npy"), expected[[3, 6]])
+    with (tmp_path / "some.csv").open(newline="") as file:
+        assert list(csv.reader(file)) == [["row", "sample"], *([str(at + 1), ids[at]] for at in (3, 6))]
     capsys.readouterr()
     for wrong, message in (
         (("--out", "a.txt"), "ends in .npy"),

@@ -15,7 +15,8 @@ from safetensors.torch import load_file, save_file
 
 from lary.models.running import build
 from lary.models.spec import MODELS, ModelContext, ModelSpec
-from lary.nets.lam import LaqConfig, LatentActionModel
+from lary.nets import code_rows
+from lary.nets.lam import DifferenceQuantizer, LaqConfig, LatentActionModel
 from lary.nets.magvit import Tokenizer, TokenizerConfig
 from lary.types import LaryError, Latents, UsageError
 
@@ -215,3 +216,15 @@ def test_tokenizer_comes_from_its_own_files_where_the_file_has_none(averages: bo
     config.write_text("model: {init_args: {ddconfig: {ch: 32}}}")
     with pytest.raises(UsageError, match="has no ddconfig"):
         encode(tmp_path / "own.pt", clips, **described)
+
+
+@pytest.mark.parametrize(
+    ("length", "grid", "rows"),
+    [(1, 7, 1), (2, 7, 2), (4, 7, 4), (16, 14, 16), (49, 14, 49), (64, 14, 64), (16, 16, 16), (64, 16, 81),
+     (1, 14, 16), (2, 14, 20), (4, 14, 25), (256, 14, 49)],
+)  # fmt: skip
+def test_rows_of_a_code_follow_from_its_length_and_the_grid(length: int, grid: int, rows: int) -> None:
+    quantizer = DifferenceQuantizer(dim=6, quant_dim=4, codebook_size=5, grid=grid, code_seq_len=length)
+    first, last = torch.randn(2, 1, grid**2, 6).unbind()
+    assert quantizer.latent(first, last).shape == (1, rows, 4)
+    assert code_rows(length, grid) == rows

@@ -63,15 +63,6 @@ def test_records_are_complete(name: str) -> None:
         assert spec.weights.variable or spec.weights.folder
 
 
-def test_preprocessing_is_that_of_the_weights() -> None:
-    wan, flux, vjepa = (MODELS.get(name).preprocess for name in ("wan2-2", "flux2", "vjepa2"))
-    assert (wan.size, wan.resize, wan.scale, wan.mean, wan.std) == (224, "pil_lanczos", 255, (0.5,) * 3, (0.5,) * 3)
-    assert (wan, 1.0) == (flux, MODELS.get("flux2").preprocessing("paper", "pair").scale)
-    assert (vjepa.short_side, vjepa.size, vjepa.resize) == (256, 224, "cv2_linear")
-    clip = MODELS.get("flux2").preprocessing("paper", "clip")
-    assert (clip.resize, clip.scale, clip.mean, clip.std) == ("cv2_cubic", 255, (0.5,) * 3, (0.5,) * 3)
-
-
 @pytest.mark.parametrize("name", ["classification", "regression", "vlabench_stride"])
 def test_records_have_the_parameters_of_the_leaderboards(name: str) -> None:
     for row in reference(f"leaderboard_{name}"):
