@@ -136,7 +136,10 @@ def test_sparse_files_are_refused(tmp_path: Path) -> None:
     entry, content = member("a", b"x" * 512)
     entry.pax_headers = {"GNU.sparse.major": "0", "GNU.sparse.minor": "1", "GNU.sparse.map": "0,1,1000000000000,511",
                          "GNU.sparse.size": "1000000000511"}  # fmt: skip
-    refused(write_tar(tmp_path / "a.tar", [(entry, content)]), "sparse")
+    with tarfile.open(tmp_path / "a.tar", "w", format=tarfile.PAX_FORMAT) as tar:
+        tar.addfile(entry, io.BytesIO(content))
+    refused(tmp_path / "a.tar", "sparse")
+    refused(write_tar(tmp_path / "b.tar", [member("a", kind=tarfile.GNUTYPE_SPARSE)]), "sparse")
 
 
 def test_huge_declared_sizes_are_refused_before_a_byte_is_written(tmp_path: Path) -> None:
