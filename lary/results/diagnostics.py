@@ -234,7 +234,7 @@ def code_use(counts: Mapping[int, Rows] | None, size: int | None) -> dict[str, A
     }  # fmt: skip
 
 
-# --- relations --------------------------------------------------------------------------------------------------------
+# --- relations ---
 
 
 def find_triples(media: Sequence[tuple[str, ...]], limit: int, seed: int) -> Rows:
