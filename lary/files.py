@@ -8,7 +8,7 @@ import io
 import os
 import re
 import stat
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path, PurePosixPath
 from typing import IO, Any
@@ -151,12 +151,10 @@ def write_json(path: Path, value: Any) -> None:
     write_text(path, json.dumps(value, indent=1, allow_nan=False, ensure_ascii=False) + "\n")
 
 
-def csv_text(rows: Sequence[Mapping[str, Any]]) -> str:
-    """Rows as CSV; its columns are the keys of all rows, in the order in which they come."""
+def csv_text(lines: Iterable[Iterable[Any]]) -> str:
+    """The text of a CSV, whose first line names the columns."""
     text = io.StringIO(newline="")
-    writer = csv.DictWriter(text, list(dict.fromkeys(key for row in rows for key in row)), lineterminator="\n")
-    writer.writeheader()
-    writer.writerows(rows)
+    csv.writer(text, lineterminator="\n").writerows(lines)
     return text.getvalue()
 
 
@@ -216,9 +214,8 @@ def write_failures(file: Path, failures: Sequence[Failure]) -> None:
         file.unlink(missing_ok=True)
         return
     numbered = any(item.row is not None for item in failures)
-    rows = [{"row": "" if item.row is None else item.row + 1, "path": item.path, "reason": item.reason}
-            for item in failures]  # fmt: skip
-    text = csv_text(rows if numbered else [{"path": row["path"], "reason": row["reason"]} for row in rows])
+    rows = (("" if item.row is None else item.row + 1, item.path, item.reason) for item in failures)
+    text = csv_text(line[not numbered :] for line in (("row", "path", "reason"), *rows))
     write_bytes(file, text.encode("utf-8", "surrogateescape"))
 
 

@@ -51,7 +51,7 @@ def extract(config: Annotated[ExtractConfig, Star], paths: Paths = Paths()) -> i
     """Extract latents of one split with a model."""
     settings = paths.settings()
     if config.dry_run:
-        from lary.runs.estimate import estimate
+        from lary.runs.extract import estimate
 
         found = estimate(config, settings, plugins=paths.plugin)
         print(found.text())

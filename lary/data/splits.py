@@ -22,14 +22,13 @@ from lary.data.tables import (
     IMAGE_FOLDER,
     MEDIA_COLUMNS,
     TARGET_COLUMN,
-    csv_text,
     group_name,
     read_csv,
     usual_place,
     without_images,
     write_csv,
 )
-from lary.files import digest, write_text
+from lary.files import csv_text, digest, write_text
 from lary.settings import unexported
 from lary.types import UsageError
 

@@ -7,10 +7,9 @@ from 1 and name the line of the file as well.
 from __future__ import annotations
 
 import csv
-import io
 import os
 import re
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from functools import cached_property
@@ -21,7 +20,7 @@ import numpy as np
 import numpy.typing as npt
 
 from lary.data.spec import DatasetSpec, LabelSpace
-from lary.files import digest, file_digest, inside, path_problem, write_text
+from lary.files import csv_text, digest, file_digest, inside, path_problem, write_text
 from lary.registry import suggest
 from lary.runtime import in_threads
 from lary.types import Media, Sample, UsageError
@@ -130,13 +129,6 @@ def read_csv(path: Path) -> tuple[list[str], list[list[str]]]:
 def write_csv(path: Path, columns: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
     """Write a whole CSV atomically."""
     write_text(path, csv_text([columns, *rows]))
-
-
-def csv_text(lines: Iterable[Sequence[str]]) -> str:
-    """The text of a CSV, whose first line names the columns."""
-    text = io.StringIO(newline="")
-    csv.writer(text, lineterminator="\n").writerows(lines)
-    return text.getvalue()
 
 
 def line_of(path: Path, row: int) -> int:

@@ -162,7 +162,6 @@ MODELS: Registry[ModelSpec] = Registry(
         "lary.models.villa",
         "lary.models.autoencoders",
         "lary.models.vjepa",
-        "lary.models.anyvision",
         "lary.models.baselines",
     ),
     group="lary.models",

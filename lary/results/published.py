@@ -97,7 +97,8 @@ def write_regression_files(
 
     The pictures show the samples of `example_rows` on the seen split; without `frames` only their trajectories.
     """
-    files = {"best_result.csv": csv_text([best_result(outcome)]).encode()}
+    row = best_result(outcome)
+    files = {"best_result.csv": csv_text([row, row.values()]).encode()}
     split = outcome.splits["seen"]
     name = headline(split.selections)
     values = split.selections[name].values

@@ -1,16 +1,21 @@
-"""Extraction: from a split's table to one latent file per row and the table that points to them."""
+"""Extraction: from a split's table to the latents of its rows and the table that points to them.
+
+A dry run (``--dry-run``) says what an extraction will need, from a real encode of a few samples; it writes nothing.
+"""
 
 from __future__ import annotations
 
 import json
 import math
 import shlex
+import shutil
 import sys
+import tempfile
 import time
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from lary.configs import ExtractConfig, Mode
 from lary.data.spec import DATASETS, DatasetSpec
@@ -18,7 +23,7 @@ from lary.data.splits import find_table
 from lary.data.tables import SampleTable, read_table
 from lary.files import digest, read_failures, read_json, remove_torn, write_failures, write_json, write_text
 from lary.latents.pipeline import Interrupted, Job, UnitReport, encode_units, make_encoder, model_of, plan_units
-from lary.latents.ref import LatentsRef, check_format, open_store
+from lary.latents.ref import LatentsRef, check_format, open_store, store_at
 from lary.latents.store import MANIFEST, LatentStore, StoreIdentity, check_pool, read_manifest
 from lary.locks import locked
 from lary.models.running import LoadedEncoder
@@ -28,14 +33,14 @@ from lary.runtime import log, pick_devices, progress
 from lary.settings import Settings
 from lary.types import BenchmarkProtocol, Failure, LaryError, Media, UsageError, as_path
 
-if TYPE_CHECKING:
-    import pandas
-
 MODES: dict[Mode, Media] = {"image": "pair", "video": "clip"}
 FAILURES = "failures.csv"
 TIMING = "extraction.json"
 ROWS_CHECKED = 10_000
 """Of a long table before the work starts; what is missing behind them shows when it is read."""
+SECONDS_MEASURED = 10.0
+"""How long a dry run measures, at most; the current batch is finished."""
+BATCHES_MEASURED = 16
 
 
 @dataclass(frozen=True)
@@ -194,8 +199,7 @@ def failed_rows(folder: Path, missing: Sequence[int]) -> list[int]:
 def check_request(dataset: DatasetSpec, config: ExtractConfig) -> None:
     """Refuse options that contradict the record. Raises UsageError."""
     dataset.split(config.split)
-    check_mode(dataset, config.mode)
-    check_stride(dataset, config.stride)
+    check_media(dataset, config.mode, config.stride)
     if not config.read_timeout > 0:
         raise UsageError(f"--read-timeout {config.read_timeout:g}: must be more than 0 seconds.")
     for name, value in (("--limit", config.limit), ("--batch-size", config.batch_size), ("--workers", config.workers),
@@ -204,23 +208,17 @@ def check_request(dataset: DatasetSpec, config: ExtractConfig) -> None:
             raise UsageError(f"{name} {value}: must be at least 1.")
 
 
-def check_mode(dataset: DatasetSpec, mode: Mode | None) -> None:
-    """Refuse a ``--mode`` that contradicts the record. Raises UsageError."""
-    if mode is not None and MODES[mode] != dataset.media:
-        right = next(mode for mode, media in MODES.items() if media == dataset.media)
+def check_media(dataset: DatasetSpec, mode: Mode | None, stride: int | None) -> None:
+    """Refuse a ``--mode`` or ``--stride`` that contradicts the record. Raises UsageError."""
+    right = next(mode for mode, media in MODES.items() if media == dataset.media)
+    if mode not in (None, right):
         raise UsageError(
             f"--mode {mode}: data set '{dataset.name}' holds {dataset.media}s, so its mode is {right}; leave the "
             "option out."
         )
-
-
-def check_stride(dataset: DatasetSpec, stride: int | None) -> None:
-    """Refuse a ``--stride`` that contradicts the record. Raises UsageError."""
-    if stride is None or stride == dataset.stride:
-        return
-    if dataset.stride is None:
-        raise UsageError(f"--stride {stride}: data set '{dataset.name}' has no stride; leave the option out.")
-    raise UsageError(f"--stride {stride}: data set '{dataset.name}' has stride {dataset.stride}; leave the option out.")
+    if stride not in (None, dataset.stride):
+        own = "no stride" if dataset.stride is None else f"stride {dataset.stride}"
+        raise UsageError(f"--stride {stride}: data set '{dataset.name}' has {own}; leave the option out.")
 
 
 def record_of(model: ModelSpec, protocol: BenchmarkProtocol, media: Media) -> dict[str, Any]:
@@ -295,7 +293,7 @@ def write_table(run: Run, store: LatentStore, failures: Sequence[Failure]) -> No
     """Write the table with ``la_path``, which is empty for a failed row."""
     frame = run.table.frame.copy()
     frame["la_path"] = store.entries(run.table, run.latent_root, {failure.row for failure in failures})
-    write_text(run.target, to_csv(frame))
+    write_text(run.target, str(frame.to_csv(index=False, lineterminator="\n")))
 
 
 def write_failed(folder: Path, failures: Sequence[Failure]) -> None:
@@ -308,6 +306,91 @@ def write_failed(folder: Path, failures: Sequence[Failure]) -> None:
         )
 
 
-def to_csv(frame: pandas.DataFrame) -> str:
-    """A table as CSV text with plain newlines."""
-    return str(frame.to_csv(index=False, lineterminator="\n"))
+@dataclass(frozen=True)
+class Estimate:
+    """What is to be done and what it needs.
+
+    Attributes:
+        bytes_to_write: of the rows that are missing, from the files of those that were measured.
+        bytes_free: where the latents will lie.
+        seconds: for the missing rows on all devices of the request; None if nothing could be measured.
+        measured: how many samples that was measured on.
+    """
+
+    title: str
+    folder: Path
+    rows: int
+    done: int
+    bytes_to_write: int
+    bytes_free: int
+    seconds: float | None
+    measured: int
+    failures: tuple[Failure, ...]
+
+    @property
+    def fits(self) -> bool:
+        """Whether the disk has the free space."""
+        return self.bytes_to_write <= self.bytes_free
+
+    def text(self) -> str:
+        """A few lines for a reader."""
+        unknown = self.seconds is None and self.done < self.rows
+        lines = [
+            f"{self.title}: {self.rows} samples, {self.done} done, {self.rows - self.done} to do",
+            f"  measured on   {self.measured} samples",
+            f"  time          {'unknown' if unknown else _duration(self.seconds or 0.0)}",
+            f"  to write      {'unknown' if unknown else f'{self.bytes_to_write / 1e9:.3f} GB'} into {self.folder}",
+            f"  free there    {self.bytes_free / 1e9:.3f} GB{'' if self.fits else ': NOT ENOUGH'}",
+        ]
+        return "\n".join(
+            lines + [f"  unreadable    row {(item.row or 0) + 1}: {item.reason}" for item in self.failures]
+        )
+
+
+def estimate(config: ExtractConfig, settings: Settings, *, plugins: tuple[Path, ...] = ()) -> Estimate:
+    """Measure a few of the samples that are missing. Raises UsageError and LaryError, as `extract` does."""
+    run = prepare_run(config, settings, plugins)
+    there = (run.folder / MANIFEST).exists() and not config.overwrite
+    missing = open_run(run).missing(run.table) if there else list(range(len(run.table)))
+    rows, seconds_per_row, bytes_per_row, failures = _measure(run, missing) if missing else (0, 0.0, 0.0, ())
+    parent = next(place for place in (run.folder, *run.folder.absolute().parents) if place.exists())
+    free = shutil.disk_usage(parent).free
+    seconds = None if seconds_per_row is None else len(missing) * seconds_per_row / len(run.devices)
+    return Estimate(
+        run.title, run.folder, len(run.table), len(run.table) - len(missing), round(len(missing) * bytes_per_row),
+        free, seconds, rows, failures,
+    )  # fmt: skip
+
+
+def _measure(run: Run, missing: Sequence[int]) -> tuple[int, float | None, float, tuple[Failure, ...]]:
+    """Read, encode and write some rows, spread over the missing ones, into a folder that is removed again.
+
+    Returns:
+        How many rows went through all stages, seconds and bytes per row, and the rows that could not be read.
+    """
+    # On a CPU rows go one by one anyway, and a few of them are enough for a slow model.
+    config = run.job.config if run.devices[0] != "cpu" else replace(run.job.config, batch_size=1)
+    size = config.batch_size
+    chosen = missing[:: max(1, len(missing) // (BATCHES_MEASURED * size))][: BATCHES_MEASURED * size]
+    ends, done, failures = [time.monotonic()], [0], list[Failure]()
+    with tempfile.TemporaryDirectory() as folder:
+        store = store_at(Path(folder), run.identity, config.store, size)
+        job = replace(run.job, config=config, store=store, processes=len(run.devices))
+        for report in encode_units(
+            job, run.table.take(chosen), plan_units(range(len(chosen)), size), run.devices[0], run.encoder,
+            advance=lambda rows: None, stopped=lambda: time.monotonic() - ends[0] > SECONDS_MEASURED,
+        ):  # fmt: skip
+            ends.append(time.monotonic())
+            done.append(done[-1] + report.done)
+            failures += [replace(failure, row=chosen[failure.row or 0]) for failure in report.failures]
+        written = sum(file.stat().st_size for file in Path(folder).rglob("*") if file.is_file())
+    rows = done[-1]
+    if not rows:
+        return 0, None, 0.0, tuple(failures)
+    first = 1 if rows > done[1] else 0  # the first batch also pays for what is done once
+    return rows, (ends[-1] - ends[first]) / (rows - done[first]), written / rows, tuple(failures)
+
+
+def _duration(seconds: float) -> str:
+    hours, rest = divmod(round(seconds), 3600)
+    return f"{hours} h {rest // 60:02d} min" if hours else f"{rest // 60} min {rest % 60:02d} s"

@@ -31,7 +31,7 @@ from lary.results.published import (
 )
 from lary.results.record import EvalResult, RunFacts
 from lary.results.summarise import classification_result, regression_result
-from lary.runs.extract import FAILURES, check_mode, check_stride
+from lary.runs.extract import FAILURES, check_media
 from lary.runs.inputs import ProbeConfig, frame_of, seeds_of, shown
 from lary.runtime import log
 from lary.settings import Settings
@@ -125,8 +125,7 @@ class ActionTask(ProbeTask[RegressionOutcome]):
 
     def __init__(self, config: RegressConfig, dataset: DatasetSpec, preset: ProbePreset) -> None:
         self.config, self.dataset, self.preset, self.actions = config, dataset, preset, dataset.actions
-        check_stride(dataset, config.stride)
-        check_mode(dataset, config.mode)
+        check_media(dataset, config.mode, config.stride)
         self.probe, self.trained = config.model_type, config.model_type != "ridge"
         self.frame: Frame = frame_of(config) or "world"
         self.targets: dict[str, Targets] = {}

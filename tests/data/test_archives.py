@@ -90,8 +90,8 @@ def test_names_and_parts_in_order() -> None:
     }  # fmt: skip
     for words, names in (
         ("gap", "a.tar.001 a.tar.003"),
-        ("gap", "a.tar.az a.tar.ba a.tar.bb"),
-        ("both", "a.tar a.tar.1"),
+        ("gap", "a.tar.part-az a.tar.part-ba"),
+        ("both", "a.tar a.tar.001"),
     ):
         with pytest.raises(LaryError, match=words):
             group_parts(names.split())

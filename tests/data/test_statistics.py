@@ -67,7 +67,11 @@ def test_broken_and_missing_action_files(tmp_path: Path) -> None:
     save_actions(tmp_path, [("a", f"t/actions/{number}.npy", chunk) for number, chunk in enumerate(chunks(3))])
     folder = tmp_path / "data" / "regression" / "robocoin_10" / "t" / "actions"
     config, settings = StatsConfig(dataset="robocoin"), settings_of(tmp_path)
-    broken = {"no multiple of 12": np.zeros((3, 5)), "NaN": np.full((10, 12), np.nan), "no array": np.array(["x"])}
+    broken = {
+        "no multiple of 12": np.zeros((3, 5)),
+        "NaN": np.full((10, 12), np.nan),
+        "no array of numbers": np.array(["x"]),
+    }
     for message, values in broken.items():
         np.save(folder / "1.npy", values)
         with pytest.raises(MediaError, match=message):

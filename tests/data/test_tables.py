@@ -131,10 +131,17 @@ def test_bom_crlf_quoted_commas_and_blank_lines(tmp_path: Path) -> None:
 
 
 def test_both_path_forms_give_the_same_samples() -> None:
-    long, short = published("calvin", "val"), published("calvin", "val", TABLES / "val_la_calvin_5_dinov2.csv")
-    assert list(long) == list(short)
-    assert [long.media_path(sample) for sample in long] == [short.media_path(sample) for sample in short]
-    assert [long.action_path(sample) for sample in long] == [short.action_path(sample) for sample in short]
+    table, short = published("calvin", "val"), published("calvin", "val", TABLES / "val_la_calvin_5_dinov2.csv")
+    assert list(table) == list(short)
+    for path_of in (SampleTable.media_path, SampleTable.action_path):
+        assert [path_of(table, sample) for sample in table] == [path_of(short, sample) for sample in short]
+    sample, root = table[0], Path("/data/regression/calvin/val_stride5")
+    assert len(table.frame) == 20
+    assert sample.media == ("images/ep_1/frame_000065.png", "images/ep_1/frame_000070.png")
+    assert (sample.frame_index, sample.group, sample.embodiment, sample.row) == ((), "ep_1", "robot", 0)
+    assert table.media_path(sample)[1] == root / "images/ep_1/frame_000070.png"
+    assert table.action_path(sample) == root / "actions/ep_1/action_000065to000069.npy"
+    assert "src_state" in table.frame.columns
 
 
 def test_task_folder_stays_in_front() -> None:

@@ -254,20 +254,27 @@ def test_all_makes_what_the_runs_allow_and_says_the_rest(tmp_path: Path) -> None
 
 
 def test_wrong_requests_name_the_remedy(tmp_path: Path) -> None:
-    with pytest.raises(UsageError, match="There is no folder"):
-        run(tmp_path, "all")
+    def refused(kind: str, message: str, **options: Any) -> None:
+        with pytest.raises(LaryError, match=message):
+            run(tmp_path, kind, **options)
+
+    refused("all", "There is no folder")
     (tmp_path / "logs").mkdir()
-    with pytest.raises(UsageError, match=r"no finished run below .*: run 'lary classify' or 'lary regress' first"):
-        run(tmp_path, "all")
-    add_regression(tmp_path, "lapa", "calvin", 0.1)
-    with pytest.raises(UsageError, match=r"--model lappa: no run below .* has it\. Did you mean lapa"):
-        run(tmp_path, "stride", model=("lappa",))
-    with pytest.raises(UsageError, match="--count 0: must be at least 1"):
-        run(tmp_path, "trajectories", count=0)
-    with pytest.raises(UsageError, match="frequency: there is no finished classification run: run 'lary classify'"):
-        run(tmp_path, "frequency")
-    with pytest.raises(LaryError, match="No analysis can be made of these runs:\n  frequency: "):
-        run(tmp_path, "all")
+    refused("all", r"no finished run below .*: run 'lary classify' or 'lary regress' first")
+    add_regression(tmp_path, "dinov3", "vlabench", 0.1)
+    refused("stride", "no model has finished runs at two strides")
+    refused("codebook", "no finished run of an ablated model")
+    refused("stride", r"--model dinov: no run below .* has it\. Did you mean dinov3", model=("dinov",))
+    refused("trajectories", "--count 0: must be at least 1", count=0)
+    refused("frequency", "frequency: there is no finished classification run: run 'lary classify'")
+    refused("all", "No analysis can be made of these runs:\n  frequency: ")
+    add_regression(tmp_path, "dinov3-cs8_sl49_dim256_lr1e-4", "vlabench", 0.1)
+    refused("codebook", "no two runs on vlabench differ in one setting alone")
+    add_classification(tmp_path, "lapa", "human_1st", 3.0)
+    add_classification(tmp_path, "lapa", "robot_1st", 3.0, preset="demo")
+    refused("gap", "no model has finished runs on both human_1st and robot_1st")
+    refused("gap", "are both human_1st", robot="human_1st")
+    refused("gap", "Did you mean human_1st", human="human_first")
 
 
 # --- probes that were trained here ------------------------------------------------------------------------------------

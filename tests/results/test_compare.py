@@ -44,7 +44,7 @@ def write_actions(folder: Path, model: str, *gaps: float, **more: object) -> Eva
 def test_the_difference_of_runs_is_paired(tmp_path: Path) -> None:
     """Runs that are equally wrong everywhere differ by an exact number, whatever the samples."""
     for name, gap in (("a", 0.5), ("b", 1.0), ("c", 0.5)):
-        write_actions(tmp_path / name, name, gap)
+        write_actions(tmp_path / name, f"model {name}", gap)
     (only,) = compare_results([tmp_path / "a", tmp_path / "b" / "result.json"]).differences
     assert (only.gain.value, only.gain.low) == (pytest.approx(-0.75, abs=1e-5), pytest.approx(only.gain.high, abs=1e-5))
     assert only.p is not None
@@ -56,6 +56,7 @@ def test_the_difference_of_runs_is_paired(tmp_path: Path) -> None:
     done = lary("compare", *(tmp_path / name for name in "abc"), "--role", "unseen", "--json", tmp_path / "out.json")
     assert done.code == 0
     assert "Holm, 2 comparisons" in done.out
+    assert "model b" in done.out
     rows = json.loads((tmp_path / "out.json").read_text())["differences"]
     assert [round(row["gain"]["value"], 4) for row in rows] == [-0.75, 0.0]
     assert rows[0]["p"] < rows[1]["p"] == 1.0

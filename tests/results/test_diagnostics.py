@@ -19,6 +19,7 @@ from lary.latents.ref import SplitLatents
 from lary.models.spec import MODELS, ModelSpec
 from lary.results.diagnostics import (
     Scatter,
+    code_use,
     diagnose_latents,
     diagnosis_text,
     find_reversals,
@@ -127,6 +128,9 @@ def test_dead_channels_batches_and_latents_that_are_not_finite(tmp_path: Path) -
 
 
 def test_use_of_codes(tmp_path: Path) -> None:
+    by_hand = code_use({0: np.array([1, 4]), 3: np.array([1, 0]), 7: np.array([2, 0])}, None)
+    assert by_hand is not None
+    assert by_hand["perplexity_per_place"] == pytest.approx((2**1.5 + 1) / 2)
     pairs = every_pair(4)
     codes = np.tile(np.array([[0, 3], [1, 3], [0, 5], [1, 5]]), (len(pairs) // 4, 1))
     found = diagnosis(tmp_path, np.empty(0), pairs, source=Memory(motions(pairs, 0.1), codes), batch_size=7)

@@ -54,6 +54,13 @@ def test_angular_error_is_the_angle_of_the_rotation_between(convention: str, siz
     robots = measure.robot_rows("seen", split, [prediction], {}, (), [arm], 0)
     assert [(each.name, each.rows) for each in robots] == [("a", 10), ("b", 10)]
     assert [each.degrees.value for each in robots if each.degrees] == pytest.approx([10, 170], abs=0.05)
+    if convention == "quaternion_xyzw":  # both signs are one orientation, and zeros are none
+        mean, std = split.mean[:, None], split.std[:, None]
+        flipped = ((-(prediction * std + mean) - mean) / std).astype(np.float32)
+        np.testing.assert_allclose(measure.angular_error(split, flipped, arm), degrees, atol=0.05)
+        empty = replace(split, targets=np.zeros_like(split.targets), mean=np.zeros_like(split.mean))
+        assert np.isnan(measure.angular_error(empty, prediction, arm)).all()
+        assert measure.orientation_rows("seen", empty, [prediction], [arm], 0) == []
 
 
 def test_physical_errors_use_each_robots_own_scale() -> None:

@@ -18,8 +18,7 @@ from lary.latents import reading
 from lary.latents.reading import Readers
 from lary.latents.store import MANIFEST
 from lary.locks import LOCK, locked
-from lary.runs.estimate import estimate
-from lary.runs.extract import FAILURES, TIMING, extract, read_timing
+from lary.runs.extract import FAILURES, TIMING, estimate, extract, read_timing
 from lary.types import LaryError, UsageError
 from tests.helpers import lary as run_lary
 from tests.helpers import rows_of, settings_of

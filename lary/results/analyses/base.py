@@ -103,7 +103,8 @@ class Context:
         with drawing as figure:
             for path, format in zip(written, FORMATS, strict=False):
                 write_bytes(path, render(figure, format))
-        write_text(written[2], csv_text(rows))
+        columns = list(dict.fromkeys(key for row in rows for key in row))
+        write_text(written[2], csv_text([columns, *([row.get(name) for name in columns] for row in rows)]))
         write_json(written[3], {"format": 1, **facts, "rows": list(rows)})
         return written
 
