@@ -251,15 +251,22 @@ def lerobot_record(plan: LeRobotPlan, samples: int) -> DatasetSpec:
         relative_command=f"lary data relative --dataset {name} --csv data/{name}_metadata_train.csv --plugin {plugin}",
     )
     return DatasetSpec(
-        name=name, title=name, media="pair", splits={"train": Split(plan.root), "val": Split(plan.root)},
+        name=name,
+        title=name,
+        media="pair",
+        splits={"train": Split(plan.root), "val": Split(plan.root)},
         target=ActionSpace(plan.dims, stride, normalisation) if stride else LabelSpace(ATOMIC_CLASSES),
-        stride=stride, media_depth=0 if stride else None,
+        stride=stride,
+        media_depth=0 if stride else None,
         group_pattern=EPISODE if stride else r"^([^/]+)/",
-        licences=(licence,), embodiment_column="robot_type", embodiment=plan.robot, samples=samples,
+        licences=(licence,),
+        embodiment_column="robot_type",
+        embodiment=plan.robot,
+        samples=samples,
         revision=digest(repr(sorted(data.info.items())), repr(sorted(choices.items()))),
         description=(
             f"Imported from {licence.source} (LeRobot {data.info['codebase_version']}), camera {plan.camera}, "
             f"{'' if stride else 'atomic motions of '}{', '.join(plan.actions)} at {data.fps:g} frames/s; split by "
             "episode."
         ),
-    )  # fmt: skip
+    )

@@ -151,11 +151,20 @@ def plan_lerobot(data: LeRobot, config: LeRobotConfig, name: str, settings: Sett
         data.fetch(data.data_path(episode) for episode in episodes)
     cut = motion_cut(data, config, episodes, actions, dims) if config.labels else PairCut(stride)
     return LeRobotPlan(
-        data=data, name=name, data_dir=settings.path("DATA_DIR"), tables=settings.path("LARY_ROOT") / "data",
-        camera=camera, actions=actions, dims=dims, robot=config.robot or data.robot or "unknown", episodes=episodes,
-        val=choose_validation(data, episodes, config.share, config.seed), licence=read_licence(data, config.licence),
-        cut=cut, overwrite=config.overwrite,
-    )  # fmt: skip
+        data=data,
+        name=name,
+        data_dir=settings.path("DATA_DIR"),
+        tables=settings.path("LARY_ROOT") / "data",
+        camera=camera,
+        actions=actions,
+        dims=dims,
+        robot=config.robot or data.robot or "unknown",
+        episodes=episodes,
+        val=choose_validation(data, episodes, config.share, config.seed),
+        licence=read_licence(data, config.licence),
+        cut=cut,
+        overwrite=config.overwrite,
+    )
 
 
 def check_labels(config: LeRobotConfig) -> None:
