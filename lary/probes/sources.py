@@ -207,7 +207,7 @@ def _read(source: LatentSource, rows: Ints, device: str) -> Tensor:
     return tensor.pin_memory() if device.startswith("cuda") else tensor
 
 
-# --- rows -------------------------------------------------------------------------------------------------------------
+# --- rows ---
 
 
 def class_weights(labels: Ints) -> npt.NDArray[np.float64]:

@@ -160,7 +160,7 @@ def difference(first: ScoredRun, other: ScoredRun, seed: int) -> Difference:
     return Difference(other, len(shared), len(set(groups)), gain, stats.p_value(found) if known else None)
 
 
-# --- tables for notebooks ---------------------------------------------------------------------------------------------
+# --- tables for notebooks ---
 
 
 def load_results(folder: str | Path) -> DataFrame:

@@ -208,17 +208,13 @@ def read_through(
             total += values.sum(axis=0, dtype=np.float64)
             codes = [own for own in source.codes(part) if own is not None] if counts is not None else []
             if counts is not None and len(codes) == len(part):
-                add_counts(counts, np.stack([np.asarray(own, dtype=np.int64).reshape(-1) for own in codes]))
+                table = np.stack([np.asarray(own, dtype=np.int64).reshape(-1) for own in codes])
+                for code in np.unique(table).tolist():
+                    counts[code] = counts.get(code, 0) + (table == code).sum(axis=0).astype(np.int64)
             else:
                 counts = None  # codes of some samples alone say nothing of the split
             bar.advance(len(part))
     return tokens, pooled, total / len(rows), counts
-
-
-def add_counts(counts: dict[int, Rows], codes: Rows) -> None:
-    """Add the codes of some samples (B, places) to the counts of each code by place, (places,) int64."""
-    for code in np.unique(codes).tolist():
-        counts[code] = counts.get(code, 0) + (codes == code).sum(axis=0).astype(np.int64)
 
 
 def code_use(counts: Mapping[int, Rows] | None, size: int | None) -> dict[str, Any] | None:
@@ -238,7 +234,7 @@ def code_use(counts: Mapping[int, Rows] | None, size: int | None) -> dict[str, A
     }  # fmt: skip
 
 
-# --- relations --------------------------------------------------------------------------------------------------------
+# --- relations ---
 
 
 def find_triples(media: Sequence[tuple[str, ...]], limit: int, seed: int) -> Rows:

@@ -86,7 +86,7 @@ def check_finite(values: npt.NDArray[Any], what: str) -> None:
         raise LaryError(f"The {what} contain NaN or infinity: the probe diverged; lower its learning rate.")
 
 
-# --- errors of a regression -------------------------------------------------------------------------------------------
+# --- errors of a regression ---
 
 
 def error_interval(split: SplitOutcome, predictions: Sequence[Floats], seed: int) -> stats.Interval:
@@ -206,7 +206,7 @@ def rows_of(split: SplitOutcome, rows: npt.NDArray[np.int64]) -> SplitOutcome:
     return SplitOutcome(kept, split.targets[rows], split.mean[rows], split.std[rows], {}, {}, {})
 
 
-# --- orientations -----------------------------------------------------------------------------------------------------
+# --- orientations ---
 
 
 def orientation_rows(

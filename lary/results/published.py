@@ -129,7 +129,7 @@ def png_of(picture: npt.NDArray[np.uint8]) -> bytes:
     return stream.getvalue()
 
 
-# --- arrays -----------------------------------------------------------------------------------------------------------
+# --- arrays ---
 
 
 @dataclass(frozen=True)

@@ -176,7 +176,7 @@ def build_page(entries: Sequence[Entry], broken: Sequence[Broken] = ()) -> str:
     )  # fmt: skip
 
 
-# --- what is compared with what ---------------------------------------------------------------------------------------
+# --- what is compared with what ---
 
 
 def contests_of(entries: Sequence[Entry]) -> list[Contest]:
@@ -222,7 +222,7 @@ def settings_of(result: EvalResult) -> str:
     return f"{result.protocol}, {result.preset}, {several}"
 
 
-# --- numbers as text --------------------------------------------------------------------------------------------------
+# --- numbers as text ---
 
 
 def metric_name(name: str) -> str:
@@ -244,7 +244,7 @@ def bounds(metric: Metric) -> str:
     return f"[{number(metric.low, metric.unit)}, {number(metric.high, metric.unit)}]"
 
 
-# --- charts -----------------------------------------------------------------------------------------------------------
+# --- charts ---
 
 
 def confusion_picture(matrix: Sequence[Sequence[int]]) -> str:
@@ -302,7 +302,7 @@ def panels(result: EvalResult, example: Example) -> Iterator[Mapping[str, Any]]:
         }  # fmt: skip
 
 
-# --- tables of the paper ----------------------------------------------------------------------------------------------
+# --- tables of the paper ---
 
 
 @dataclass(frozen=True)

@@ -36,7 +36,7 @@ EXAMPLE_QUANTILES = (0.1, 0.5, 0.9)
 TOP_K = 5
 
 
-# --- classification ---------------------------------------------------------------------------------------------------
+# --- classification ---
 
 
 def _accuracy(correct: Sequence[npt.NDArray[np.bool_]], clusters: stats.Ints) -> Metric:
@@ -160,7 +160,7 @@ def classification_result(
     )
 
 
-# --- regression -------------------------------------------------------------------------------------------------------
+# --- regression ---
 
 
 def _error_gain(split: SplitOutcome, ours: Sequence[Floats], theirs: Sequence[Floats], seed: int) -> Metric:

@@ -51,17 +51,12 @@ def test_action_space_is_consistent(spec: DatasetSpec) -> None:
         _ = spec.labels
 
 
-@pytest.mark.parametrize(
-    ("name", "classes"), [("libero", 28), ("human_1st", 123), ("robot_1st", 54), ("simarm_actions", 10)]
-)
-def test_number_of_classes(name: str, classes: int) -> None:
-    spec = DATASETS.get(name)
-    assert len(spec.labels.classes) == classes
-    with pytest.raises(UsageError, match="lary classify"):
-        _ = spec.actions
-
-
-def test_kinematic_primitives_are_the_directions_and_the_gripper() -> None:
+def test_classes_of_records() -> None:
+    for name, classes in (("libero", 28), ("human_1st", 123), ("robot_1st", 54), ("simarm_actions", 10)):
+        spec = DATASETS.get(name)
+        assert len(spec.labels.classes) == classes
+        with pytest.raises(UsageError, match="lary classify"):
+            _ = spec.actions
     axes = [("", "Forward", "Backward"), ("", "Left", "Right"), ("", "Up", "Down")]
     directions = {"_".join(filter(None, (x, y, z))) for x in axes[0] for y in axes[1] for z in axes[2]}
     assert set(DATASETS.get("libero").labels.classes) == (directions - {""}) | {"Open", "Close"}
@@ -84,15 +79,12 @@ def test_regression_facts(name: str, stride: int, size: int, roots: set[str]) ->
     assert {split.root for split in spec.splits.values()} == roots
 
 
-def test_constants_belong_to_their_own_family() -> None:
+def test_records_of_one_family_share_constants_and_tables() -> None:
     def constants(name: str) -> tuple[float, ...]:
         return DATASETS.get(name).actions.normalisation.mean
 
     assert constants("vlabench") == constants("vlabench_15") == constants("vlabench_30") != constants("calvin")
     assert sum(bool(spec.actions.normalisation.mean) for spec in ALL if isinstance(spec.target, ActionSpace)) == 4
-
-
-def test_unseen_record_reads_the_same_table() -> None:
     seen, alone = DATASETS.get("simarm"), DATASETS.get("simarm_unseen")
     assert alone.table_name("unseen") == seen.table_name("unseen")
     assert list(alone.splits) == ["unseen"]

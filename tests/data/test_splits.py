@@ -91,7 +91,9 @@ def pairs_table(path: Path) -> Path:
 
 
 @pytest.mark.parametrize(("by", "levels"), [("episode", 3), ("segment", 4)])
-def test_groups_stay_together_and_classes_keep_their_share(tmp_path: Path, by: str, levels: int) -> None:
+def test_groups_and_reversed_clips_stay_together_and_classes_keep_their_share(
+    tmp_path: Path, by: str, levels: int
+) -> None:
     table, config = pairs_table(tmp_path / "all_pairs.csv"), SplitConfig(by=by, dataset="libero")  # type: ignore[arg-type]
     report = write_split(table, config)
     train, val = rows_of(report.train), rows_of(report.val)
@@ -104,14 +106,8 @@ def test_groups_stay_together_and_classes_keep_their_share(tmp_path: Path, by: s
         assert abs(counts[label] - 0.25 * number) <= 6
     first = report.val.read_bytes()
     assert write_split(table, config).val.read_bytes() == first
-
-
-def test_reversed_clips_stay_with_their_own(tmp_path: Path) -> None:
-    rows = [
-        {"video_path": f"SSv2/{video}_{line}{ending}.mp4", "action": "push"}
-        for video in range(30) for line in range(2) for ending in ("", "_rev")
-    ]  # fmt: skip
-    write_table(tmp_path / "all_clips.csv", rows)
+    names = [f"SSv2/{video}_{line}{end}.mp4" for video in range(30) for line in range(2) for end in ("", "_rev")]
+    write_table(tmp_path / "all_clips.csv", [{"video_path": name, "action": "push"} for name in names])
     report = write_split(tmp_path / "all_clips.csv", SplitConfig(by="video"))
     videos = [{row["video_path"].split("_")[0] for row in rows_of(path)} for path in (report.train, report.val)]
     assert not videos[0] & videos[1]

@@ -133,22 +133,6 @@ def test_other_number_formats_and_orders_are_read(tmp_path: Path, kind: str) -> 
     assert NpzSource([file]).read([0]).dtype == np.float32
 
 
-@pytest.mark.parametrize("packed", [False, True])
-def test_latents_with_objects_run_nothing(tmp_path: Path, packed: bool) -> None:
-    path, mark = tmp_path / "latent.npz", tmp_path / "executed"
-    save = np.savez_compressed if packed else np.savez
-    save(path, tokens=np.array([Code(mark)], dtype=object), indices=np.array([]))  # type: ignore[arg-type]
-    refused(tmp_path, lambda: read_tokens(path), "pickled objects")
-    assert not mark.exists()
-
-
-def test_pickle_called_npz_runs_nothing(tmp_path: Path) -> None:
-    path, mark = tmp_path / "latent.npz", tmp_path / "executed"
-    path.write_bytes(pickle.dumps(Code(mark)))
-    refused(tmp_path, lambda: read_tokens(path), "zip")
-    assert not mark.exists()
-
-
 def test_stamp_of_nested_json_belongs_to_nobody(tmp_path: Path) -> None:
     path = tmp_path / "latent.npz"
     write_latents(path, np.zeros((1, 2), np.float32), None, Stamp("a", "b", "c"))
@@ -183,3 +167,13 @@ def test_latents_larger_than_what_is_read_are_not_written(tmp_path: Path) -> Non
     with pytest.raises(LaryError, match="--pool mean"):
         write_latents(tmp_path / "a.npz", huge, None, Stamp("a", "b", "c"))
     assert not list(tmp_path.iterdir())
+
+
+def test_latents_with_code_run_nothing(tmp_path: Path) -> None:
+    path, code = tmp_path / "latent.npz", Code(tmp_path / "executed")
+    for save in (np.savez, np.savez_compressed):
+        save(path, tokens=np.array([code], dtype=object), indices=np.array([]))  # type: ignore[arg-type]
+        refused(tmp_path, lambda: read_tokens(path), "pickled objects")
+    path.write_bytes(pickle.dumps(code))
+    refused(tmp_path, lambda: read_tokens(path), "zip")
+    assert not (tmp_path / "executed").exists()

@@ -75,13 +75,13 @@ def test_latent_paths_that_lead_elsewhere(extracted: Path, case: str) -> None:
     refused(extracted, opened(extracted), words)
 
 
-def test_link_in_the_place_of_a_latent_is_replaced_and_not_followed(extracted: Path) -> None:
-    folder = extracted / "latent_actions" / "calvin" / "val" / "pixels"
+def test_links_in_the_place_of_outputs_are_replaced_and_not_followed(extracted: Path) -> None:
     victim = extracted / "victim"
     victim.write_text("precious")
-    latent = folder / "latent_action_00000001.npz"
-    latent.unlink()
-    latent.symlink_to(victim)
+    latent = extracted / "latent_actions" / "calvin" / "val" / "pixels" / "latent_action_00000001.npz"
+    for file in (latent, extracted / "data" / "val_la_calvin_5_pixels.csv"):
+        file.unlink()
+        file.symlink_to(victim)
     again = ExtractConfig(model="pixels", dataset="calvin", split="val", workers=1)
     assert extract(again, settings_of(extracted)).extracted == 1
     assert victim.read_text() == "precious"
@@ -100,16 +100,6 @@ def test_latent_that_becomes_something_else_between_check_and_use(extracted: Pat
             path.unlink()
         make(path)
         refused(extracted, lambda row=row: split.source.read([row % 3]), "can't be read")  # type: ignore[misc]
-
-
-def test_link_in_the_place_of_a_table_is_replaced_and_not_followed(extracted: Path) -> None:
-    table = extracted / "data" / "val_la_calvin_5_pixels.csv"
-    victim = extracted / "victim"
-    victim.write_text("precious")
-    table.unlink()
-    table.symlink_to(victim)
-    extract(ExtractConfig(model="pixels", dataset="calvin", split="val", workers=1), settings_of(extracted))
-    assert victim.read_text() == "precious"
 
 
 @pytest.mark.parametrize("words", [

@@ -9,13 +9,12 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pytest
 import torch
 from huggingface_hub import constants
 from safetensors.torch import load_file, save_file
 
-from lary.models.image import BACKBONES, image_tower, patch_inputs
+from lary.models.image import BACKBONES, image_tower
 from lary.models.preprocess import mix_planes
 from lary.models.running import LoadedEncoder, build
 from lary.models.spec import MODELS, ModelContext
@@ -71,14 +70,6 @@ def test_full_backbones_have_the_parameters_of_their_records(name: str) -> None:
         model = model_class(model_class.config_class.from_dict(image_tower(config)))
     millions = sum(value.numel() for value in model.parameters()) / 1e6
     assert f"{millions:.2f}" == f"{MODELS.get(name).parameters_m:.2f}"
-
-
-def test_patches_are_cut_row_by_row_with_colours_last() -> None:
-    images = torch.from_numpy(np.random.default_rng(0).random((2, 3, 8, 12), dtype=np.float32))
-    inputs = patch_inputs(images, 4)
-    assert inputs["pixel_values"].shape == (2, 6, 48)
-    torch.testing.assert_close(inputs["pixel_values"][1, 5], images[1, :, 4:, 8:].permute(1, 2, 0).flatten())
-    assert inputs["spatial_shapes"].tolist() == [[2, 3]] * 2
 
 
 def edit(folder: Path, change: Callable[[dict[str, torch.Tensor]], object]) -> None:

@@ -81,14 +81,6 @@ def test_absent_weights_name_every_variable_of_the_description(name: str, tmp_pa
         make(name, tmp_path, "v2")
 
 
-def test_missing_weights_of_a_command_name_the_backbone(tmp_path: Path) -> None:
-    make_calvin(tmp_path, {"val": 1})
-    for name, variable in (("dinov3", "DINO_V3_PATH"), ("magvit2", "MAGVIT2_CONFIG_PATH")):
-        done = lary("extract", "--model", name, "--dataset", "calvin", "--split", "val", root=tmp_path)
-        assert done.code == 2
-        assert variable in done.err
-
-
 # Folders of transformers
 
 

@@ -71,7 +71,7 @@ def test_many_clusters_are_bundled_without_changing_the_interval() -> None:
     )
 
 
-def test_fractions_without_spread_have_an_exact_bound() -> None:
+def test_fractions_have_the_bounds_of_independent_trials() -> None:
     counts = np.ones((20, 3))
     counts[4:, 2] = 0  # four clusters hold the third class: too few
     found = statistics.fraction_interval(counts * np.array([1.0, 0.0, 1.0]), counts)
@@ -79,9 +79,6 @@ def test_fractions_without_spread_have_an_exact_bound() -> None:
     assert ends(found) == (pytest.approx(exact.low), 1.0)
     assert ends(found, 1) == (0.0, pytest.approx(1 - exact.low))
     assert np.isnan(ends(found, 2)).all()
-
-
-def test_recall_of_a_class_with_a_dozen_samples_is_that_of_independent_trials() -> None:
     low, high = ends(statistics.fraction_interval(np.array([[1.0]] * 3 + [[0.0]] * 9), np.ones((12, 1))))
     exact = scipy_stats.binomtest(3, 12).proportion_ci(0.95, method="exact")
     assert 0.5 * exact.low < low < exact.low
@@ -146,13 +143,6 @@ def test_p_is_the_level_at_which_the_interval_reaches_zero() -> None:
     assert p == pytest.approx(scipy_stats.ttest_1samp(values, 0).pvalue, rel=0.25)
 
 
-def test_p_of_a_difference_without_spread_is_the_smallest_that_resamples_can_show() -> None:
-    sums = np.ones((20, 2))
-    assert statistics.p_value(statistics.spread_of([(1.0, sums)], scores.ratio, resamples=999)) == pytest.approx(0.002)
-    zero = statistics.spread_of([(1.0, sums), (-1.0, sums)], scores.ratio)
-    assert statistics.p_value(zero) == 1.0
-
-
 def test_p_of_no_difference_is_rarely_small() -> None:
     small, runs = 0, 200
     for seed in range(runs):
@@ -163,7 +153,11 @@ def test_p_of_no_difference_is_rarely_small() -> None:
     assert 0.02 <= small / runs <= 0.085
 
 
-def test_holm_by_hand() -> None:
+def test_holm_and_p_without_spread() -> None:
     assert statistics.holm([0.01, 0.04, 0.03]) == pytest.approx([0.03, 0.06, 0.06])
     assert statistics.holm([0.6, 0.9]) == pytest.approx([1.0, 1.0])
     assert statistics.holm([]) == []
+    sums = np.ones((20, 2))  # p is the smallest that the resamples can show
+    assert statistics.p_value(statistics.spread_of([(1.0, sums)], scores.ratio, resamples=999)) == pytest.approx(0.002)
+    zero = statistics.spread_of([(1.0, sums), (-1.0, sums)], scores.ratio)
+    assert statistics.p_value(zero) == 1.0

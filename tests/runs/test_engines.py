@@ -7,7 +7,6 @@ import os
 import shutil
 import signal
 import sys
-import textwrap
 import warnings
 from collections.abc import Iterator
 from pathlib import Path
@@ -59,46 +58,58 @@ def test_several_processes_give_the_same_files(root: Path, monkeypatch: pytest.M
     assert single.table.read_bytes() == table
 
 
-MORTAL = """
-    import os, signal, time
-    from pathlib import Path
-    from lary.models.spec import MODELS, ModelSpec, register_model
+COUNTING = """
+import os, signal, time
+from pathlib import Path
+from lary.models.spec import MODELS, ModelSpec, register_model
 
-    base = MODELS.get("pixels")
+base = MODELS.get("pixels")
 
-    @register_model(ModelSpec(name="mortal", paradigm="baseline", dim=base.dim, preprocess=base.preprocess))
-    class Mortal:
-        calls = 0
+@register_model(ModelSpec(name={name!r}, paradigm="baseline", dim=base.dim, preprocess=base.preprocess))
+class Counting:
+    calls = 0
 
-        def __init__(self, spec, context):
-            self.inner = base.factory(base, context)
+    def __init__(self, spec, context):
+        self.inner = base.factory(base, context)
 
-        def encode(self, clips):
-            Mortal.calls += 1
-            if Mortal.calls == 3:
-                try:
-                    Path({flag!r}).touch(exist_ok=False)
-                except FileExistsError:
-                    pass
-                else:
-                    time.sleep({seconds})
-                    os.kill(os.getpid(), signal.SIGKILL)
-            return self.inner.encode(clips)
+    def encode(self, clips):
+        Counting.calls += 1
+        if Counting.calls == {call}:
+            {act}
+        return self.inner.encode(clips)
 """
+DIE_ONCE = """try:
+                Path({flag!r}).touch(exist_ok=False)
+            except FileExistsError:
+                pass
+            else:
+                time.sleep({seconds})
+                os.kill(os.getpid(), signal.SIGKILL)"""
+
+
+@pytest.fixture
+def counting(root: Path) -> Iterator[Any]:
+    """Writes a plug-in of a model that does something in one of its passes; pixels behind it."""
+    names = []
+
+    def write(name: str, call: int, act: str) -> Path:
+        names.append(name)
+        (root / f"{name}.py").write_text(COUNTING.format(name=name, call=call, act=act))
+        return root / f"{name}.py"
+
+    yield write
+    for name in names:
+        MODELS._records.pop(name, None)
 
 
 @pytest.mark.parametrize("seconds", [0, 5], ids=["while the other works", "after the other has found nothing left"])
 def test_the_rows_of_a_process_that_dies_are_done_by_another(
-    root: Path, monkeypatch: pytest.MonkeyPatch, seconds: int
+    root: Path, counting: Any, monkeypatch: pytest.MonkeyPatch, seconds: int
 ) -> None:
-    plugin = root / "mortal.py"
-    plugin.write_text(textwrap.dedent(MORTAL.format(flag=str(root / "dead"), seconds=seconds)))
+    plugin = counting("mortal", 3, DIE_ONCE.format(flag=str(root / "dead"), seconds=seconds))
     monkeypatch.setattr(extraction, "pick_devices", lambda gpus, choice: ["cpu", "cpu"])
     words = ("extract", "--model", "mortal", "--dataset", "calvin", "--split", "val", "--batch-size", "1")
-    try:
-        assert lary(*words, "--plugin", str(plugin), root=root).code == 0
-    finally:
-        MODELS._records.pop("mortal", None)
+    assert lary(*words, "--plugin", str(plugin), root=root).code == 0
     assert (root / "dead").exists()
     extract(ask(batch_size=1), settings_of(root))
     arrays = [np.load(latents(root, model=model) / "latent_action_00000017.npz")["tokens"] for model in
@@ -122,22 +133,16 @@ def cluster(monkeypatch: pytest.MonkeyPatch) -> Iterator[Any]:
         nodes.shutdown()
 
 
-def test_ray_gives_the_same_files_though_an_actor_is_killed(root: Path, cluster: Any) -> None:
-    plugin = root / "mortal.py"
-    plugin.write_text(textwrap.dedent(MORTAL.format(flag=str(root / "dead"), seconds=0)))
+def test_ray_gives_the_same_files_though_an_actor_is_killed(root: Path, counting: Any, cluster: Any) -> None:
+    plugin = counting("mortal", 3, DIE_ONCE.format(flag=str(root / "dead"), seconds=0))
     load_plugin(plugin)
     (root / "dead").touch()  # not the local one
-    try:
-        local = extract(ask(model="mortal", batch_size=1), settings_of(root), plugins=(plugin,))
-        expected, table = contents(latents(root, model="mortal")), local.table.read_bytes()
-        shutil.rmtree(latents(root, model="mortal"))
-        (root / "dead").unlink()
-        done = extract(
-            ask(model="mortal", batch_size=1, engine="ray", address=cluster.address), settings_of(root),
-            plugins=(plugin,),
-        )  # fmt: skip
-    finally:
-        MODELS._records.pop("mortal", None)
+    local = extract(ask(model="mortal", batch_size=1), settings_of(root), plugins=(plugin,))
+    expected, table = contents(latents(root, model="mortal")), local.table.read_bytes()
+    shutil.rmtree(latents(root, model="mortal"))
+    (root / "dead").unlink()
+    asked = ask(model="mortal", batch_size=1, engine="ray", address=cluster.address)
+    done = extract(asked, settings_of(root), plugins=(plugin,))
     assert (root / "dead").exists()
     assert (done.extracted, done.failures) == (24, ())
     assert contents(latents(root, model="mortal")) == expected
@@ -194,44 +199,19 @@ def test_ctrl_c_finishes_the_unit_and_says_how_to_go_on(
     assert (done.done_before, done.extracted) == (8, 16)
 
 
-HASTY = """
-    import os, signal
-    from lary.models.spec import MODELS, ModelSpec, register_model
-
-    base = MODELS.get("pixels")
-
-    @register_model(ModelSpec(name="hasty", paradigm="baseline", dim=base.dim, preprocess=base.preprocess))
-    class Hasty:
-        calls = 0
-
-        def __init__(self, spec, context):
-            self.inner = base.factory(base, context)
-
-        def encode(self, clips):
-            Hasty.calls += 1
-            if Hasty.calls == 7:
-                os.kill(os.getppid(), signal.SIGINT)
-            return self.inner.encode(clips)
-"""
-
-
 def test_ctrl_c_leaves_what_a_process_has_read_ahead(
-    root: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+    root: Path, counting: Any, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     """The process ends with a unit that it has taken and not begun: it isn't taken for one that died."""
-    plugin = root / "hasty.py"
-    plugin.write_text(textwrap.dedent(HASTY))
+    plugin = counting("hasty", 7, "os.kill(os.getppid(), signal.SIGINT)")
     load_plugin(plugin)
 
     def in_one_process(job: Any, table: Any, units: Any, device: str, *_: Any, advance: Any, stopped: Any) -> Any:
         return run_processes(job, list(units), [device], stopped, advance)
 
     monkeypatch.setattr(extraction, "encode_units", in_one_process)
-    try:
-        with pytest.raises(Interrupted, match=r"Stopped: (8|16) of 24 rows are still to be done"):
-            extract(ask(model="hasty", batch_size=1, workers=1), settings_of(root), plugins=(plugin,))
-    finally:
-        MODELS._records.pop("hasty", None)
+    with pytest.raises(Interrupted, match=r"Stopped: (8|16) of 24 rows are still to be done"):
+        extract(ask(model="hasty", batch_size=1, workers=1), settings_of(root), plugins=(plugin,))
     assert "died" not in caplog.text
     assert len(contents(latents(root, model="hasty"))) in (8, 16)
 

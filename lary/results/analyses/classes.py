@@ -185,7 +185,7 @@ def add_legend(figure: Figure, axes: Any, title: str) -> None:
     figure.suptitle(title, fontsize=9.5, wrap=True)
 
 
-# --- people and robots ------------------------------------------------------------------------------------------------
+# --- people and robots ---
 
 Pair = tuple[FinishedRun, FinishedRun]
 """A model's runs on both data sets: of people, and of robots."""
