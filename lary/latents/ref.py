@@ -346,11 +346,12 @@ def open_store(
                     f"with 'lary latents convert --store {kind}'."
                 )
             if kind == "shards":
-                unit_rows = found.get("unit_rows")
-                if not isinstance(unit_rows, int) or not 0 < unit_rows <= MOST_ROWS:
+                stated = found.get("unit_rows")
+                if not isinstance(stated, int) or not 0 < stated <= MOST_ROWS:
                     raise LaryError(
-                        f"{manifest} names {unit_rows!r} rows per shard: it is no manifest of a store of shards."
+                        f"{manifest} names {stated!r} rows per shard: it is no manifest of a store of shards."
                     )
+                unit_rows = stated
             if unit_rows % batch_size:
                 raise UsageError(
                     f"--batch-size {batch_size}: the shards of {folder} hold {unit_rows} rows; pass a batch size that "
