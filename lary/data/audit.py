@@ -137,9 +137,13 @@ def facts_of(part: Part) -> AuditedSplit:
     """Numbers of a split."""
     classes = Counter(part.targets) if part.classes is not None else Counter[str]()
     return AuditedSplit(
-        part.name, str(part.table.path), len(part.table), len(part.group_sizes), dict(sorted(classes.items())),
+        part.name,
+        str(part.table.path),
+        len(part.table),
+        len(part.group_sizes),
+        dict(sorted(classes.items())),
         dict(sorted(Counter(part.embodiments).items())),
-    )  # fmt: skip
+    )
 
 
 # Actions

@@ -60,9 +60,14 @@ class Findings(list[Finding]):
         self.splits = splits
 
     def add(
-        self, severity: Severity, kind: str, hits: Sequence[str], total: int, text: str,
+        self,
+        severity: Severity,
+        kind: str,
+        hits: Sequence[str],
+        total: int,
+        text: str,
         examples: Sequence[str] | None = None,
-    ) -> None:  # fmt: skip
+    ) -> None:
         """Add a finding if anything was hit; the text goes on after ``3 of 20``, the first hits are the examples."""
         if hits:
             shown = tuple(hits[:3] if examples is None else examples)
@@ -198,17 +203,33 @@ def moment(path: str) -> tuple[int, bool] | None:
 def inspect_table(part: Part) -> list[Finding]:
     """What a split's own table says: its rows, how even its classes and robot types are, the order of its pairs."""
     found, rows, first, unit = Findings(part.name), len(part.table), part.media[0], part.unit
-    found.add("warning", "lost_folder", [f"{part.cells[row]} (read as {first[row]})" for row in part.repaired], rows,
-              f"rows lost the folder of their {unit}; the record's rule puts it back")  # fmt: skip
-    found.add("warning", "no_group", [first[row] for row in part.ungrouped], rows,
-              f"rows name no {unit}, so each counts as one of its own")  # fmt: skip
+    found.add(
+        "warning",
+        "lost_folder",
+        [f"{part.cells[row]} (read as {first[row]})" for row in part.repaired],
+        rows,
+        f"rows lost the folder of their {unit}; the record's rule puts it back",
+    )
+    found.add(
+        "warning",
+        "no_group",
+        [first[row] for row in part.ungrouped],
+        rows,
+        f"rows name no {unit}, so each counts as one of its own",
+    )
     folders = list(dict.fromkeys(first[row].split("/")[0] for row in part.unnamed))
     robots = Counter(part.embodiments[row] for row in part.unnamed)
     nameless = robots.pop("", 0)
     known = [f"the record knows {robots.total()} of them as {', '.join(sorted(robots))}"] if robots else []
     known += [f"{nameless} have no statistics to be normalised with"] if nameless else []
-    found.add("warning", "empty_robot_type", [first[row] for row in part.unnamed], rows,
-              f"rows have an empty robot type, in {len(folders)} folders: {'; '.join(known)}", folders[:3])  # fmt: skip
+    found.add(
+        "warning",
+        "empty_robot_type",
+        [first[row] for row in part.unnamed],
+        rows,
+        f"rows have an empty robot type, in {len(folders)} folders: {'; '.join(known)}",
+        folders[:3],
+    )
     seen: dict[tuple[str, ...], int] = {}
     again: list[str] = []
     against: list[str] = []

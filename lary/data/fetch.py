@@ -225,8 +225,9 @@ def download(config: DownloadConfig, settings: Settings, ask: Callable[[str], st
     specs = downloadable([key for part in config.include for key in part.split(",") if key])
     repositories = {config.repo} if config.repo else {spec.repository for spec in specs}
     if len(repositories) != 1:
-        raise UsageError(f"These data sets are in several repositories, {', '.join(sorted(repositories))}: download "
-                         "them one by one.")  # fmt: skip
+        raise UsageError(
+            f"These data sets are in several repositories, {', '.join(sorted(repositories))}: download them one by one."
+        )
     repository = repositories.pop()
     if ".." in repository or not re.fullmatch(r"[^/]+/[^/]+", repository):
         raise UsageError(f"--repo {repository}: expected owner/name, such as meituan-longcat/LARYBench.")
@@ -238,8 +239,9 @@ def download(config: DownloadConfig, settings: Settings, ask: Callable[[str], st
         accept(specs, config.accept_licenses, ask)
     manifest = DownloadManifest.read(data_dir / MANIFEST)
     if manifest.repository not in ("", repository) or manifest.source not in ("", config.source):
-        raise UsageError(f"{data_dir} holds files of {manifest.repository} from {manifest.source}: choose another "
-                         "DATA_DIR.")  # fmt: skip
+        raise UsageError(
+            f"{data_dir} holds files of {manifest.repository} from {manifest.source}: choose another DATA_DIR."
+        )
     revision, listed = hub.files(config.revision or manifest.revision or None)
     files = choose(listed, specs, config, repository)
     report = DownloadReport(repository, revision, tuple(files))
@@ -344,8 +346,10 @@ class _Download:
         members = member_names(parts)
         place = find_place(whole, members, known_folders(downloadable()))
         if place is None:
-            raise LaryError(f"Nothing tells where {whole} belongs, which holds {', '.join(members[:3])}: unpack "
-                            f"{parts[0]} by hand, and see docs/import.md for the layout.")  # fmt: skip
+            raise LaryError(
+                f"Nothing tells where {whole} belongs, which holds {', '.join(members[:3])}: unpack "
+                f"{parts[0]} by hand, and see docs/import.md for the layout."
+            )
         with progress(sum(path.stat().st_size for path in parts), f"unpacking {whole}", "byte") as bar:
             unpack(parts, place, self.data_dir, progress=bar)
 

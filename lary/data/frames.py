@@ -42,17 +42,25 @@ NEAR = 8
 
 
 def read_clip(
-    paths: Sequence[Path], frame_index: Sequence[int], reader: Reader = "cv2", *, clamp: bool = True,
+    paths: Sequence[Path],
+    frame_index: Sequence[int],
+    reader: Reader = "cv2",
+    *,
+    clamp: bool = True,
     noisy: bool = False,
-) -> Image:  # fmt: skip
+) -> Image:
     """Decode a sample's frames, (T, H, W, 3) uint8 RGB; see `read_frames`."""
     return np.stack(read_frames(paths, frame_index, reader, clamp=clamp, noisy=noisy))
 
 
 def read_frames(
-    paths: Sequence[Path], frame_index: Sequence[int], reader: Reader = "cv2", *, clamp: bool = True,
+    paths: Sequence[Path],
+    frame_index: Sequence[int],
+    reader: Reader = "cv2",
+    *,
+    clamp: bool = True,
     noisy: bool = False,
-) -> list[Image]:  # fmt: skip
+) -> list[Image]:
     """Decode a sample's frames, T arrays (H, W, 3) uint8 RGB of one size; a repeated frame is the same array.
 
     Args:
@@ -240,9 +248,7 @@ def pick_frames(container: Any, stream: Any, table: FrameTable, frame_index: Seq
     return found
 
 
-def decode_from(
-    container: Any, stream: Any, table: FrameTable, point: int, wanted: Container[int]
-) -> Iterator[Any]:  # fmt: skip
+def decode_from(container: Any, stream: Any, table: FrameTable, point: int, wanted: Container[int]) -> Iterator[Any]:
     """Decode from a seek point on. Frames that are neither wanted nor needed for others may be left out."""
     context = stream.codec_context
     if table.packets:

@@ -70,10 +70,14 @@ class AtomicRule:
     def of(cls, options: MotionOptions) -> AtomicRule:
         """The rule that a command asks for. Raises UsageError."""
         return cls(
-            threshold=options.threshold, reach=options.reach, settle=options.settle, deltas=options.deltas,
+            threshold=options.threshold,
+            reach=options.reach,
+            settle=options.settle,
+            deltas=options.deltas,
             axes=tuple(part.strip() for part in options.axes.split(",")),
-            grip=cls.grip if options.grip is None else options.grip, open_high=options.gripper_high == "open",
-        )  # fmt: skip
+            grip=cls.grip if options.grip is None else options.grip,
+            open_high=options.gripper_high == "open",
+        )
 
     def __post_init__(self) -> None:
         if not 0 < self.threshold <= self.reach:

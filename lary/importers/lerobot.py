@@ -89,8 +89,10 @@ def prepare_root(root: Path, plan: LeRobotPlan) -> None:
     if root.exists():
         same = (root / OPTIONS).is_file() and read_json(root / OPTIONS, "list of choices") == choices
         if not same and not plan.overwrite:
-            raise UsageError(f"{root} holds something else, or an import with other choices: choose another --name, or "
-                             "pass --overwrite.")  # fmt: skip
+            raise UsageError(
+                f"{root} holds something else, or an import with other choices: choose another --name, or "
+                "pass --overwrite."
+            )
         if plan.overwrite and (root / OPTIONS).is_file():
             shutil.rmtree(root)
         elif not same:
@@ -149,9 +151,12 @@ def import_group(plan: LeRobotPlan, root: Path, episodes: Sequence[Episode], bar
 
 
 def write_images(
-    root: Path, cut: Cut, wanted: Mapping[int, tuple[Episode, tuple[str, ...]]], contents: Iterator[tuple[int, bytes]],
+    root: Path,
+    cut: Cut,
+    wanted: Mapping[int, tuple[Episode, tuple[str, ...]]],
+    contents: Iterator[tuple[int, bytes]],
     source: str,
-) -> dict[int, Failure]:  # fmt: skip
+) -> dict[int, Failure]:
     """Write the wanted frames of some episodes in one pass over them; the failures by episode.
 
     An episode takes its name with its last image, so that those before a damaged frame of a shared video are whole.
@@ -231,19 +236,24 @@ def table_rows(plan: LeRobotPlan, root: Path, episode: Episode) -> list[list[str
     tasks = episode.row.get("tasks")
     task = "; ".join(map(str, tasks)) if isinstance(tasks, list) else ""
     return [
-        [plan.name, plan.robot, str(episode.index), task, *row]
-        for row in plan.cut.rows(folder.name, segments, files)
-    ]  # fmt: skip
+        [plan.name, plan.robot, str(episode.index), task, *row] for row in plan.cut.rows(folder.name, segments, files)
+    ]
 
 
 def lerobot_record(plan: LeRobotPlan, samples: int) -> DatasetSpec:
     """The record of the imported data set."""
     data, name, licence, stride = plan.data, plan.name, plan.licence, plan.cut.stride
     choices = {
-        "actions": plan.actions, "atomic": None if stride else asdict(plan.cut), "camera": plan.camera,
-        "dims": plan.dims, "episodes": [episode.index for episode in plan.episodes], "licence": asdict(licence),
-        "robot": plan.robot, "stride": stride or 1, "val": sorted(plan.val),
-    }  # fmt: skip
+        "actions": plan.actions,
+        "atomic": None if stride else asdict(plan.cut),
+        "camera": plan.camera,
+        "dims": plan.dims,
+        "episodes": [episode.index for episode in plan.episodes],
+        "licence": asdict(licence),
+        "robot": plan.robot,
+        "stride": stride or 1,
+        "val": sorted(plan.val),
+    }
     plugin = plan.tables / f"{name}_dataset.py"
     normalisation = Normalisation(
         stats_file=f"{plan.root}/{name}_stats.json",

@@ -144,8 +144,10 @@ def plan_lerobot(data: LeRobot, config: LeRobotConfig, name: str, settings: Sett
         raise UsageError("--stride must be at least 1, --episodes at least 2, --val-share between 0 and 1.")
     episodes = tuple(episode for episode in data.episodes[: config.episodes] if episode.length > stride)
     if len(episodes) < 2:
-        raise UsageError(f"{data.folder} has {len(episodes)} episodes of more than {stride} frames: at least two "
-                         "are needed, one to train and one to validate.")  # fmt: skip
+        raise UsageError(
+            f"{data.folder} has {len(episodes)} episodes of more than {stride} frames: at least two "
+            "are needed, one to train and one to validate."
+        )
     dims = dimension_names(data, actions)
     if config.labels:
         data.fetch(data.data_path(episode) for episode in episodes)

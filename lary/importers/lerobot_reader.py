@@ -37,11 +37,15 @@ LONGEST = 1 << 31
 REPOSITORY = re.compile(r"[A-Za-z0-9][\w.-]*/[\w.-]+")
 FIELD = re.compile(r"\{(\w+)(?::0?(\d+)d)?\}")
 TEMPLATES = {
-    2: ("data/chunk-{episode_chunk:03d}/episode_{episode_index:06d}.parquet",
-        "videos/chunk-{episode_chunk:03d}/{video_key}/episode_{episode_index:06d}.mp4"),
-    3: ("data/chunk-{chunk_index:03d}/file-{file_index:03d}.parquet",
-        "videos/{video_key}/chunk-{chunk_index:03d}/file-{file_index:03d}.mp4"),
-}  # fmt: skip
+    2: (
+        "data/chunk-{episode_chunk:03d}/episode_{episode_index:06d}.parquet",
+        "videos/chunk-{episode_chunk:03d}/{video_key}/episode_{episode_index:06d}.mp4",
+    ),
+    3: (
+        "data/chunk-{chunk_index:03d}/file-{file_index:03d}.parquet",
+        "videos/{video_key}/chunk-{chunk_index:03d}/file-{file_index:03d}.mp4",
+    ),
+}
 
 
 class Feature(BaseModel):
@@ -212,8 +216,10 @@ class LeRobot:
 
         def fill(found: re.Match[str]) -> str:
             if found[1] not in fields:
-                raise LaryError(f"The template '{template}' of {self.folder} asks for '{found[1]}', which episode "
-                                f"{episode.index} doesn't have.")  # fmt: skip
+                raise LaryError(
+                    f"The template '{template}' of {self.folder} asks for '{found[1]}', which episode "
+                    f"{episode.index} doesn't have."
+                )
             value = fields[found[1]]
             return f"{value:0{found[2]}d}" if found[2] and isinstance(value, int) else str(value)
 
@@ -257,7 +263,7 @@ def _snapshot(source: str, commit: str, patterns: list[str]) -> Path:
     with hub_errors("Hugging Face", source):
         folder = huggingface_hub.snapshot_download(
             source, repo_type="dataset", revision=commit, allow_patterns=patterns
-        )  # fmt: skip
+        )
     return Path(folder)
 
 

@@ -101,8 +101,9 @@ def import_trajectories(
                 size = episode.actions.shape[1]
                 names = names or [f"a{index}" for index in range(size)]
                 if isinstance(cut, PairCut) and size != len(names):
-                    raise MediaError(f"{folder.name} has {size} action dimensions, expected {len(names)}: "
-                                     f"{', '.join(names)}.")  # fmt: skip
+                    raise MediaError(
+                        f"{folder.name} has {size} action dimensions, expected {len(names)}: {', '.join(names)}."
+                    )
                 rows[name] = write_episode(root, name, episode, cut)
             except MediaError as error:
                 failures.append(Failure(None, str(folder), str(error)))

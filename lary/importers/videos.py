@@ -108,9 +108,15 @@ def read_clips(folder: Path, config: VideosConfig) -> list[Clip]:
             raise UsageError(f"{where}: '{indices}' is no list of frame numbers such as '3,9,20'.")
         path = inside(folder, row[video]).relative_to(folder).as_posix()
         clips.append(
-            Clip(number, path, row[label], VALIDATION.get(split.lower(), ""), row.get(EMBODIMENT_COLUMN, ""),
-                 tuple(int(part) for part in indices.split(",")) if indices else ())
-        )  # fmt: skip
+            Clip(
+                number,
+                path,
+                row[label],
+                VALIDATION.get(split.lower(), ""),
+                row.get(EMBODIMENT_COLUMN, ""),
+                tuple(int(part) for part in indices.split(",")) if indices else (),
+            )
+        )
     if len({clip.label for clip in clips}) < 2:
         raise UsageError(f"{config.table} has one class only, '{clips[0].label}': there is nothing to distinguish.")
     if len({bool(clip.split) for clip in clips}) > 1:

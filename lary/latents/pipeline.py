@@ -100,16 +100,8 @@ def model_of(config: ExtractConfig) -> ModelSpec:
 def make_encoder(job: Job, model: ModelSpec, device: str) -> LoadedEncoder:
     """The model on its device, in the arithmetic that was asked for."""
     config = job.config
-    return build(model, model_context(job, device), precision=config.precision, compiled=config.compile)
-
-
-def model_context(job: Job, device: str) -> ModelContext:
-    """What the model's constructor gets on `device`."""
-    config = job.config
-    return ModelContext(
-        device=device, protocol=config.protocol, weights=job.weights, revision=config.revision, seed=config.seed,
-        settings=job.variables,
-    )  # fmt: skip
+    context = ModelContext(device, config.protocol, job.weights, config.revision, config.seed, job.variables)
+    return build(model, context, precision=config.precision, compiled=config.compile)
 
 
 def reading_workers(job: Job) -> int:
@@ -303,15 +295,11 @@ def _commit(unit: _OpenUnit) -> UnitReport:
 
 def check_space(store: LatentStore, tokens: npt.NDArray[Any], codes: npt.NDArray[Any] | None, rows: int) -> None:
     """Refuse to start what the disk has no free space for. Raises LaryError."""
-    need = rows * row_bytes(store, tokens, codes)
+    row_bytes = tokens.size * ITEM_BYTES[store.identity.dtype] + (0 if codes is None else codes.nbytes)
+    need = rows * row_bytes  # without what their container adds
     free = shutil.disk_usage(store.folder).free
     if need > free:
         raise LaryError(
             f"{rows} rows of {'x'.join(map(str, tokens.shape))} {store.identity.dtype} need {need / 1e9:.1f} GB, and "
             f"{store.folder} has {free / 1e9:.1f} GB left: free some, choose --dtype or --pool, or another LARY_LA_DIR."
         )
-
-
-def row_bytes(store: LatentStore, tokens: npt.NDArray[Any], codes: npt.NDArray[Any] | None) -> int:
-    """Bytes of one row on disk, without what its container adds."""
-    return tokens.size * ITEM_BYTES[store.identity.dtype] + (0 if codes is None else codes.nbytes)

@@ -310,9 +310,9 @@ def preprocess_of(config: dict[str, Any]) -> Preprocess:
     """Translate an image processor's configuration."""
     size, crop = config.get("size", 224), config.get("crop_size")
     height = size if isinstance(size, int) else size.get("height", size.get("shortest_edge"))
-    crops = config.get("do_center_crop", False) and crop is not None
-    target: Any = (crop if isinstance(crop, int) else crop["height"]) if crops else height
-    short = height if crops and (isinstance(size, int) or "shortest_edge" in size) else None
+    crop = crop if config.get("do_center_crop", False) else None
+    target: Any = height if crop is None else crop if isinstance(crop, int) else crop["height"]
+    short = height if crop is not None and (isinstance(size, int) or "shortest_edge" in size) else None
     normalises = config.get("do_normalize", True)
     return Preprocess(
         size=int(target),
