@@ -23,7 +23,7 @@ Result = TypeVar("Result")
 log = logging.getLogger("lary")
 
 SECONDS_BETWEEN_LINES = 10.0
-"""Of progress, where stderr is no terminal."""
+"""Time between two lines of progress where stderr is no terminal."""
 
 QUEUED = 128
 """Tasks that wait for a thread at most: bounds the results that wait to be taken."""

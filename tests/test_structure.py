@@ -35,8 +35,8 @@ LAYERS = (
 APART = (("models", "data"), ("data", "models"), ("probes", "models"))
 # Goals that don't hold yet: 22,000 lines, 100 modules, 160,000 tokens, 43 characters per line, 12,000 lines of tests.
 LIMITS = {
-    "lines": 29_600, "modules": 141, "tokens": 216_000, "characters per line": 44.6, "longest module": 400,
-    "templates, scripts and styles": 900, "lines of tests": 19_500, "lines of utils/ and benchmarks/": 2_422,
+    "lines": 29_150, "modules": 133, "tokens": 213_000, "characters per line": 44.6, "longest module": 400,
+    "templates, scripts and styles": 900, "lines of tests": 18_300, "lines of utils/ and benchmarks/": 2_422,
     "words of the README": 1_000,
 }  # fmt: skip
 """Budgets of the whole; they only ever become smaller, but for allowances that an issue names."""

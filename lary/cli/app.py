@@ -80,7 +80,7 @@ def guarded(call: Callable[[], Outcome]) -> Outcome | int:
         log.error("%s", error)
         return LaryError.exit_code
     except KeyboardInterrupt:
-        log.error("stopped; start the same command again to go on")
+        log.error("stopped; start the same command again to resume")
         return 130
 
 

@@ -237,7 +237,7 @@ class Frames:
         self.findings.add("note", "repeated_frame", again, len(self.names), "frames are those of another file")
 
     def looks(self, rows: Sequence[int]) -> tuple[list[int], Hashes]:
-        """Of these frames those that show something, one for each look, and their perceptual hashes (m, 32) uint8."""
+        """The frames that show something, one for each look, and their perceptual hashes (m, 32) uint8."""
         found: dict[bytes, int] = {}
         for index in rows:
             if self.hashes[index].look:

@@ -30,7 +30,7 @@ if TYPE_CHECKING:
     from lary.data.tables import SampleTable
 
 MOST_BYTES = 1 << 30
-"""Of one sample's array; the largest of the benchmark has 19 MB."""
+"""Most bytes of one sample's array; the largest of the benchmark has 19 MB."""
 LONGEST_STAMP = 4096
 END = struct.Struct("<4s4H2LH")
 """The last record of a zip archive (APPNOTE.TXT 4.3.16): signature, four counts, size and place of the directory."""

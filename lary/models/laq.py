@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 
 Options = Mapping[str, Any]
 LAYOUT = Layout(sections=("model", "state_dict"), wrappers=("module.",))
-"""Of a file of the family, whose name is in its record, and of the tokenizer's own file."""
+"""How a file of the family, whose name is in its record, and the tokenizer's own file are laid out."""
 TOKENIZER_FIELDS = ("z_channels", "ch", "ch_mult", "num_res_blocks", "in_channels", "out_ch")
 
 

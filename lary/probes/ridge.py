@@ -25,7 +25,7 @@ from lary.runtime import memory_bytes
 from lary.types import LatentSource, UsageError
 
 RIDGE_SHARE = 0.6
-"""Of this machine's memory that the features and their Gram matrix may take."""
+"""Share of this machine's memory that the features and their Gram matrix may take."""
 
 
 def fit_ridge(inputs: RegressorInputs, preset: ProbePreset, session: Session) -> RegressionOutcome:

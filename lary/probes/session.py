@@ -41,7 +41,7 @@ PROJECT = "lary"
 STATE_FILE = "training_state.pt"
 STATE_FORMAT = 2
 STATE_SHARE = 0.05
-"""Of the training time that writing may take: a long epoch is always kept, a short one after some others."""
+"""Share of the training time that writing may take: a long epoch is always kept, a short one not always."""
 
 
 class NothingLeft(Exception):

@@ -31,7 +31,7 @@ CHUNK_TOKENS = 2048
 """Tokens that pass a network at once on a CPU: enough for its matrix products, few enough for its cache."""
 
 CUDA_SHARE = 0.2
-"""Of a CUDA device's memory that the activations of one pass may take."""
+"""Share of a CUDA device's memory that the activations of one pass may take."""
 
 COPIES = {"weights": 1, "gradients": 1, "two moments of AdamW": 2}
 

@@ -37,7 +37,7 @@ MODES: dict[Mode, Media] = {"image": "pair", "video": "clip"}
 FAILURES = "failures.csv"
 TIMING = "extraction.json"
 ROWS_CHECKED = 10_000
-"""Of a long table before the work starts; what is missing behind them shows when it is read."""
+"""Rows of a long table that are inspected before the work starts; what is missing behind them shows when it is read."""
 SECONDS_MEASURED = 10.0
 """How long a dry run measures, at most; the current batch is finished."""
 BATCHES_MEASURED = 16

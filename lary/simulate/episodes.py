@@ -31,7 +31,7 @@ FINGER_PLAY = 0.006
 """Metres from the middle of a finger to its inner face."""
 ENCODERS = ("libx264", "libopenh264", "h264")
 X264 = {"crf": "18", "preset": "veryfast", "x264-params": "cpu-independent=1"}
-"""Without the last one, machines disagree, and on some (AVX-512) two encodings of the same frames do."""
+"""Options of the encoder; without the last one, machines disagree, and with AVX-512 even two encodings do."""
 
 
 @dataclass(frozen=True)
