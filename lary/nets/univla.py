@@ -41,7 +41,7 @@ class UniVLAConfig:
 
 
 class UniVLAActions(NamedTuple):
-    """The latents of B pairs: continuous ones (B, 4, D), their codebook rows (B, 4, D) and the ids of these (B, 4) int64."""
+    """The latents of B pairs: continuous ones and their codebook rows, (B, 4, D) each, and their ids (B, 4) int64."""
 
     latent: Tensor
     tokens: Tensor
