@@ -17,7 +17,7 @@ check: $(VENV)/dev.installed
 	$(BIN)/ruff check .
 	$(BIN)/mypy --python-version 3.13
 	# The stubs of NumPy and pandas are written for 3.11 and later: under 3.10 what they type is Any.
-	$(BIN)/mypy --python-version 3.10 --no-warn-return-any
+	$(BIN)/mypy --python-version 3.10 --no-warn-return-any --no-warn-unused-ignores
 	for version in 3.10 3.13; do \
 	  $(PIP) --dry-run --ignore-installed --only-binary=:all: --python-version $$version --target $(VENV)/resolved '.[demo]' \
 	    || exit 1; \
