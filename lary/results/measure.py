@@ -61,7 +61,7 @@ def reading(gain: Metric, p: float | None = None) -> Literal["", "even", "better
     return "better" if (gain.low > 0) == gain.higher_is_better else "worse"
 
 
-def seed_sums(columns: Iterable[npt.ArrayLike], clusters: stats.Ints) -> stats.Array:
+def seed_sums(columns: Iterable[npt.ArrayLike], clusters: scores.Ints) -> scores.Array:
     """Sums (S, G, M) within clusters of one table of columns (n, M) per seed."""
     return np.stack([stats.cluster_sums(table, clusters) for table in columns])
 

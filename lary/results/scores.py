@@ -8,15 +8,13 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
 
 import numpy as np
 import numpy.typing as npt
 
-if TYPE_CHECKING:
-    from lary.results.statistics import Array, Ints
-
-Slopes = Callable[["Array"], "Iterator[tuple[Ints, Array]]"]
+Array = npt.NDArray[np.float64]
+Ints = npt.NDArray[np.int64]
+Slopes = Callable[[Array], Iterator[tuple[Ints, Array]]]
 """From totals (R, M), for each of K values: the columns (m,) that it rests on, its derivatives by them, (R, m)."""
 
 STEP = 1e-6

@@ -34,10 +34,8 @@ from functools import lru_cache
 import numpy as np
 import numpy.typing as npt
 
-from lary.results.scores import Statistic, fraction, no_limits, ratio, statistic_of
+from lary.results.scores import Array, Ints, Statistic, fraction, no_limits, ratio, statistic_of
 
-Array = npt.NDArray[np.float64]
-Ints = npt.NDArray[np.int64]
 Part = tuple[float, Array]
 """A weight and the sums (S, G, M) or (G, M) of a run: weight 1 for a run, 1 and -1 for a difference of two."""
 

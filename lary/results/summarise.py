@@ -39,14 +39,14 @@ TOP_K = 5
 # --- classification ---
 
 
-def _accuracy(correct: Sequence[npt.NDArray[np.bool_]], clusters: stats.Ints) -> Metric:
+def _accuracy(correct: Sequence[npt.NDArray[np.bool_]], clusters: scores.Ints) -> Metric:
     columns = [np.stack([own, np.ones_like(own)], axis=1) for own in correct]
     hits, trials = np.split(seed_sums(columns, clusters), 2, axis=-1)
     return metric(stats.fraction_interval(hits, trials), 0, "fraction")
 
 
 def _class_metrics(
-    labels: stats.Ints, predicted: Sequence[stats.Ints], classes: int, clusters: stats.Ints, seed: int
+    labels: scores.Ints, predicted: Sequence[scores.Ints], classes: int, clusters: scores.Ints, seed: int
 ) -> dict[str, Metric]:
     sums = [scores.class_sums(labels, own, classes, clusters) for own in predicted]
     macro = stats.bootstrap(np.stack(sums), scores.macro_scores, seed=seed)
@@ -57,7 +57,9 @@ def _class_metrics(
     }
 
 
-def _score_metrics(labels: stats.Ints, logits: Sequence[Floats], clusters: stats.Ints, seed: int) -> dict[str, Metric]:
+def _score_metrics(
+    labels: scores.Ints, logits: Sequence[Floats], clusters: scores.Ints, seed: int
+) -> dict[str, Metric]:
     count = logits[0].shape[1]
     found = _class_metrics(labels, [own.argmax(axis=1) for own in logits], count, clusters, seed)
     if count > TOP_K:
@@ -65,7 +67,7 @@ def _score_metrics(labels: stats.Ints, logits: Sequence[Floats], clusters: stats
     return found
 
 
-def _plain_metrics(labels: stats.Ints, logits: Floats) -> dict[str, float]:
+def _plain_metrics(labels: scores.Ints, logits: Floats) -> dict[str, float]:
     """The metrics of one probe without intervals."""
     count, predicted = logits.shape[1], logits.argmax(axis=1)
     totals = scores.class_sums(labels, predicted, count, np.zeros_like(labels))
@@ -74,7 +76,7 @@ def _plain_metrics(labels: stats.Ints, logits: Floats) -> dict[str, float]:
     return found | ({f"top{TOP_K}": float(np.mean(_in_top(labels, logits)))} if count > TOP_K else {})
 
 
-def _in_top(labels: stats.Ints, logits: Floats) -> npt.NDArray[np.bool_]:
+def _in_top(labels: scores.Ints, logits: Floats) -> npt.NDArray[np.bool_]:
     """Whether the class of each sample is among the `TOP_K` highest scores; equal scores count in class order."""
     best = np.argsort(-logits, axis=1, kind="stable")[:, :TOP_K]
     found: npt.NDArray[np.bool_] = (best == labels[:, None]).any(axis=1)
@@ -82,7 +84,7 @@ def _in_top(labels: stats.Ints, logits: Floats) -> npt.NDArray[np.bool_]:
 
 
 def _class_rows(
-    outcome: ClassificationOutcome, predicted: stats.Ints, clusters: stats.Ints, matrix: stats.Ints
+    outcome: ClassificationOutcome, predicted: scores.Ints, clusters: scores.Ints, matrix: scores.Ints
 ) -> tuple[ClassRow, ...]:
     count = len(outcome.classes)
     table = metrics.class_statistics(matrix)
