@@ -118,7 +118,7 @@ def test_unknown_latents_and_single_frames_are_refused(weights: Path) -> None:
 
 
 def test_any_ablation_has_a_record_made_from_its_name(weights: Path) -> None:
-    published = [spec for spec in MODELS if spec.ablation]
+    published = [spec for spec in MODELS if spec.ablation and spec.name.startswith("dinov3-cs")]
     assert len(published) == 9
     for spec in [*published, MODELS.get("dinov3-cs512_sl4_dim48_lr2.5e-05")]:
         assert spec.weights is not None
