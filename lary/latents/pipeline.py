@@ -1,7 +1,7 @@
 """The stages of an extraction: read, encode, write. They overlap, and memory is a few batches.
 
 Units of rows come one by one; their rows are read by processes (`lary.latents.reading`), encoded here, and written by
-threads. A row has a fixed place in a fixed batch of its unit, so that a resumed extraction gives the same bits as an
+threads. A row has a fixed place in a fixed batch of its unit, so that a resumed extraction is bit-identical to an
 undisturbed one.
 """
 

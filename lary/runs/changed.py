@@ -30,7 +30,7 @@ FRAME_CONTROLS: tuple[ProbeControl, ...] = ("static-pair", "shuffled-order")
 """Controls that change the frames that the encoder sees, not the targets of the probe."""
 
 SEED = 0
-"""Of the orders; the seeds of a run's probes see the same ones."""
+"""Seed of the orders of frames; the probes of all seeds of a run see the same orders."""
 
 
 def separate(split: SplitLatents, protocol: BenchmarkProtocol) -> bool:

@@ -260,7 +260,7 @@ def gaps_of(pairs: Sequence[Pair], shared: Sequence[str]) -> tuple[list[str], Do
 
 @contextmanager
 def gap_figure(pairs: Sequence[Pair], classes: Sequence[str], gaps: Doubles) -> Iterator[Figure]:
-    """Models in rows with their mean gap, classes in columns; orange where people are told apart better."""
+    """Models in rows with their mean gap, classes in columns; orange where people have the higher F1."""
     reach = max(0.05, float(np.nanmax(np.abs(gaps))))
     numbered = len(classes) <= NUMBERED
     labels = [f"{run.result.label}  {np.nanmean(row):+.2f}" for (run, _), row in zip(pairs, gaps, strict=True)]
