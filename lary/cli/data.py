@@ -32,7 +32,7 @@ from lary.settings import Settings
 from lary.types import Failure
 
 if TYPE_CHECKING:
-    from lary.importers.episodes import ImportReport
+    from lary.importers.records import ImportReport
 
 Star = Parameter(name="*")
 SHOWN = 20
@@ -163,7 +163,7 @@ def pairs(
         dims: Names of the action dimensions; default: a0, a1 and so on.
     """
     from lary.importers.episodes import PairCut
-    from lary.importers.trajectories import import_trajectories
+    from lary.importers.plain import import_trajectories
 
     return show_trajectories(out, config.name, import_trajectories(source, out, config, PairCut(stride), dims))
 
@@ -176,14 +176,14 @@ def atomic(source: Path, out: Path, config: Annotated[AtomicConfig, Star]) -> in
         source: Folder of episodes: folders with images or a video, and actions.npy with a row per frame.
         out: Folder to write to; it serves as LARY_ROOT, its data/ as DATA_DIR, and holds the record NAME.py.
     """
-    from lary.importers.trajectories import columns_cut, import_trajectories
+    from lary.importers.plain import columns_cut, import_trajectories
 
     return show_trajectories(out, config.name, import_trajectories(source, out, config, columns_cut(config)))
 
 
 def show_trajectories(out: Path, name: str, report: ImportReport) -> int:
     """Print what was written; the exit code."""
-    from lary.importers.trajectories import table_path
+    from lary.importers.plain import table_path
 
     show_failures(report.failures, "left out of the tables")
     for split, rows in report.rows.items():
@@ -222,13 +222,12 @@ def import_lerobot(
         source: Folder, or a data set on the hub, owner/name.
     """
     settings = paths.settings()
-    from lary.importers.lerobot import import_lerobot as run
-    from lary.importers.lerobot_plan import plan_lerobot
+    from lary.importers.lerobot import LeRobotImport
     from lary.importers.lerobot_reader import open_lerobot
 
-    plan = plan_lerobot(open_lerobot(source, config.revision), config, config.name or Path(source).name, settings)
+    plan = LeRobotImport(open_lerobot(source, config.revision), config, config.name or Path(source).name, settings)
     print(plan.preview())
-    return 0 if config.preview else show_import(run(plan), plan.name, settings, "pairs", "episodes ")
+    return 0 if config.preview else show_import(plan.run(), plan.name, settings, "pairs", "episodes ")
 
 
 @data_app.command
@@ -239,7 +238,7 @@ def import_videos(folder: Path, config: Annotated[VideosConfig, Star], paths: Pa
         folder: Folder of the videos.
     """
     settings = paths.settings()
-    from lary.importers.videos import import_videos as run
+    from lary.importers.plain import import_videos as run
 
     return show_import(run(folder, config, settings), config.name or folder.resolve().name, settings, "clips", "")
 
