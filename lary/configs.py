@@ -35,7 +35,6 @@ WRITTEN = ("seeds", "gpus")
 """Options whose value is text on the command line, and may be a number or a list of numbers elsewhere."""
 
 
-@Parameter(name="*")
 @dataclass(frozen=True, kw_only=True)
 class Paths:
     """The folders of the benchmark, the configuration file, and plug-ins: what every command takes."""
@@ -269,6 +268,7 @@ def explain(names: Mapping[str, Any]) -> None:
         shared.update({name: (group, text) for name, text in options.items()})
     for kind in names.values():
         if is_dataclass(kind) and kind.__module__ == names["__name__"]:
+            Parameter(name="*")(kind)  # its options stand beside those of other classes, without a prefix
             own, hints = texts["classes"].get(kind.__name__, {}), kind.__annotations__
             for name, hint in hints.items():
                 group, text = shared.get(name, (shared["seed"][0], None))
