@@ -25,7 +25,7 @@ from lary.data.tables import write_csv
 from lary.files import read_json, remove_torn, write_bytes, write_json, write_text
 from lary.runtime import log, progress
 from lary.simulate.episodes import encode_png, perform
-from lary.simulate.plan import CLIPS, PAIRS, Recording, check_numbers, make_plan, sampled, table_rows
+from lary.simulate.plan import CLIPS, PAIRS, Recording, check_numbers, make_plan, sampled, rows_of_tables
 from lary.types import LaryError, UsageError
 
 GENERATOR = "1"
@@ -61,7 +61,7 @@ def simulate(out: Path, config: SimulateConfig) -> dict[str, int]:
     claim_folder(out, record, overwrite=config.overwrite)
     recordings = make_plan(config)
     missing = [each for each in recordings if not all((data_dir / name).is_file() for name in each.files)]
-    content = table_rows(recordings)
+    content = rows_of_tables(recordings)
     counts = {name: len(rows) for name, rows in content.items()}
     written = [*(data_dir / f"{name}.csv" for name in content), data_dir / STATS, out / "lary.yaml", out / RECORD]
     if not missing and all(path.is_file() for path in written) and not (out / UNFINISHED).exists():

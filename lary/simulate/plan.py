@@ -168,7 +168,7 @@ def _clip(seed: int, number: int) -> Recording:
     )  # fmt: skip
 
 
-def table_rows(recordings: Sequence[Recording]) -> dict[str, list[dict[str, str]]]:
+def rows_of_tables(recordings: Sequence[Recording]) -> dict[str, list[dict[str, str]]]:
     """The rows of every table, clips in the order of their file names."""
     result: dict[str, list[dict[str, str]]] = {name: [] for name in TABLES}
     for recording in sorted(recordings, key=lambda recording: "" if recording.pairs else recording.name):
