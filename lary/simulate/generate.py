@@ -25,7 +25,7 @@ from lary.data.tables import write_csv
 from lary.files import read_json, remove_torn, write_bytes, write_json, write_text
 from lary.runtime import log, progress
 from lary.simulate.episodes import encode_png, perform
-from lary.simulate.plan import CLIPS, PAIRS, Recording, check_numbers, make_plan, sampled, rows_of_tables
+from lary.simulate.plan import CLIPS, PAIRS, Recording, check_numbers, make_plan, rows_of_tables, sampled
 from lary.types import LaryError, UsageError
 
 GENERATOR = "1"
