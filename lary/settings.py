@@ -70,7 +70,7 @@ class Settings:
 
     def get(self, name: str) -> str | None:
         """The value of a variable, or None. Raises UsageError for a name that is no setting."""
-        check_name(name, "There is no setting")
+        check_setting(name, "There is no setting")
         return self.items[name].value
 
     def path(self, name: str) -> Path:
@@ -155,7 +155,7 @@ def load_settings(
     return Settings(items, file)
 
 
-def check_name(name: str, problem: str) -> None:
+def check_setting(name: str, problem: str) -> None:
     """Refuse a name that is no setting. Raises UsageError that begins with `problem`."""
     if name not in NAMES:
         raise UsageError(f"{problem} {name}.{suggest(name, NAMES)}")
@@ -173,7 +173,7 @@ def _read_config(file: Path) -> dict[str, str]:
     if not isinstance(content, dict):
         raise UsageError(f"The configuration file {file} must be lines of the form NAME: value.")
     for name, value in content.items():
-        check_name(str(name), f"The configuration file {file} has an unknown setting:")
+        check_setting(str(name), f"The configuration file {file} has an unknown setting:")
         if value is not None and not isinstance(value, str | int | float):
             raise UsageError(f"The configuration file {file}: {name} must be a single value.")
     return {name: str(value) for name, value in content.items() if value not in (None, "")}
@@ -198,7 +198,7 @@ def init_config(file: Path, *, overwrite: bool = False) -> Path:
 
 def set_config(file: Path, name: str, value: str) -> None:
     """Set one variable in a ``lary.yaml``, keeping its comments; the file is made if there is none."""
-    check_name(name, "There is no setting")
+    check_setting(name, "There is no setting")
     import yaml
 
     text = file.read_text(encoding="utf-8") if file.exists() else config_template()
