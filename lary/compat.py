@@ -49,7 +49,5 @@ class OldPaths(MetaPathFinder, Loader):
             module.__dict__.update({k: v for k, v in vars(importlib.import_module(name)).items() if k[:2] != "__"})
 
 
-def install() -> None:
-    """Keep the old paths; the finder comes last, so that only a path that is no more reaches it."""
-    if not any(isinstance(finder, OldPaths) for finder in sys.meta_path):
-        sys.meta_path.append(OldPaths())
+# Behind all others, so that only a path that is no more reaches it.
+sys.meta_path.append(OldPaths())

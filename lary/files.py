@@ -223,11 +223,11 @@ def _plain_yaml(content: bytes) -> Any:
 
     text, depth = content.decode("utf-8-sig"), 0
     try:
-        for event in yaml.parse(text, Loader=yaml.SafeLoader):  # type: ignore[no-untyped-call]
+        for event in yaml.parse(text, Loader=yaml.SafeLoader):
             if getattr(event, "anchor", None):
                 raise ValueError("anchors and aliases are not allowed: write the values out")
-            if getattr(event, "tag", None):
-                raise ValueError(f"the tag {event.tag} is not allowed: write plain values")
+            if tag := getattr(event, "tag", None):
+                raise ValueError(f"the tag {tag} is not allowed: write plain values")
             depth += isinstance(event, yaml.CollectionStartEvent) - isinstance(event, yaml.CollectionEndEvent)
             if depth > DEEPEST_YAML:
                 raise RecursionError
