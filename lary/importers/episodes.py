@@ -223,7 +223,7 @@ Cut = PairCut | MotionCut
 
 
 @dataclass(frozen=True, eq=False)
-class Recording:
+class SourceEpisode:
     """An episode to import, read when it is asked for.
 
     Attributes:
@@ -242,8 +242,8 @@ class Recording:
     encode: Callable[[Any], bytes]
 
 
-def write_episodes(
-    recordings: Sequence[Recording], cut: Cut, root: Path, *, resume: bool = False
+def import_episodes(
+    recordings: Sequence[SourceEpisode], cut: Cut, root: Path, *, resume: bool = False
 ) -> tuple[dict[str, Rows], list[Failure]]:
     """Write images and actions of episodes; their rows by folder, and those that can't be used.
 
@@ -269,7 +269,7 @@ def write_episodes(
     return rows, failures
 
 
-def _write_episode(item: Recording, cut: Cut, root: Path, values: Values, segments: Sequence[Segment]) -> None:
+def _write_episode(item: SourceEpisode, cut: Cut, root: Path, values: Values, segments: Sequence[Segment]) -> None:
     """Write the files of an episode. Raises MediaError."""
     part = root / f".{item.folder}.part"
     for kind in cut.folders:

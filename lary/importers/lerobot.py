@@ -28,10 +28,10 @@ from lary.importers.episodes import (
     Cut,
     MotionCut,
     PairCut,
-    Recording,
+    SourceEpisode,
     Rows,
     image_bytes,
-    write_episodes,
+    import_episodes,
 )
 from lary.importers.lerobot_reader import Episode, LeRobot, flat_names, frame_numbers, video_seconds
 from lary.importers.records import ImportReport, check_name, pair_record, save_import
@@ -166,7 +166,7 @@ class LeRobotImport:
             episodes = sorted(episodes, key=lambda item: data.video(item, self.camera))
             open_frames = _Videos(data, self.camera).frames
         recordings = [
-            Recording(
+            SourceEpisode(
                 f"ep_{item.index}",
                 f"episode {item.index}",
                 partial(data.values, item, self.actions),
@@ -175,7 +175,7 @@ class LeRobotImport:
             )
             for item in episodes
         ]
-        found, failures = write_episodes(recordings, self.cut, self.root, resume=True)
+        found, failures = import_episodes(recordings, self.cut, self.root, resume=True)
         rows: dict[str, Rows] = {"train": [], "val": []}
         for item in self.episodes:
             tasks = item.row.get("tasks")

@@ -38,11 +38,11 @@ from lary.importers.episodes import (
     Cut,
     MotionCut,
     PairCut,
-    Recording,
+    SourceEpisode,
     Rows,
     image_bytes,
     natural,
-    write_episodes,
+    import_episodes,
 )
 from lary.importers.lerobot_reader import video_seconds
 from lary.importers.records import ImportReport, check_name, pair_record, save_import
@@ -105,10 +105,10 @@ def import_trajectories(
             reason = f"{folder} needs another name: letters, digits and ' .+-_', not {name} twice."
             failures.append(Failure(None, str(folder), reason))
             continue
-        values, frames = partial(read_values, folder, names), partial(read_frames, folder)
-        recordings[name] = Recording(name, str(folder), values, frames, encode_frame)
+        values, frames = partial(read_values, folder, names), partial(find_frames, folder)
+        recordings[name] = SourceEpisode(name, str(folder), values, frames, encode_frame)
     root = out / "data" / cut.task / config.name
-    rows, broken = write_episodes(list(recordings.values()), cut, root)
+    rows, broken = import_episodes(list(recordings.values()), cut, root)
     failures += broken
     if not any(rows.values()):
         reason = failures[0].reason if failures else "they are too short for the stride, or nothing moves far enough."
@@ -165,7 +165,7 @@ def read_values(folder: Path, names: list[str] | None) -> npt.NDArray[np.float64
     return actions.astype(np.float64)
 
 
-def read_frames(folder: Path, length: int) -> tuple[Sequence[int], Iterator[tuple[int, Any]]]:
+def find_frames(folder: Path, length: int) -> tuple[Sequence[int], Iterator[tuple[int, Any]]]:
     """The frames of an episode with `length` actions: paths of images, or frames of a video.
 
     Raises:
