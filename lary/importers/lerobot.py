@@ -28,8 +28,8 @@ from lary.importers.episodes import (
     Cut,
     MotionCut,
     PairCut,
-    SourceEpisode,
     Rows,
+    SourceEpisode,
     image_bytes,
     import_episodes,
 )

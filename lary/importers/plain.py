@@ -38,11 +38,11 @@ from lary.importers.episodes import (
     Cut,
     MotionCut,
     PairCut,
-    SourceEpisode,
     Rows,
+    SourceEpisode,
     image_bytes,
-    natural,
     import_episodes,
+    natural,
 )
 from lary.importers.lerobot_reader import video_seconds
 from lary.importers.records import ImportReport, check_name, pair_record, save_import
