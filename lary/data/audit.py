@@ -169,8 +169,10 @@ class Part:
         self.rows = pandas.DataFrame(lines, columns=columns)
         self.unit = "episode" if table.spec.media == "pair" else "video"
         self.repaired = np.zeros(len(table), dtype=bool)
-        for name in MEDIA_COLUMNS[table.spec.media] if table.spec.path_repair else ():
-            self.repaired |= table.frame[name].str.contains(table.spec.path_repair[0]).to_numpy(bool)
+        if table.spec.path_repair is not None:
+            rule = re.compile(table.spec.path_repair[0])
+            for name in MEDIA_COLUMNS[table.spec.media]:
+                self.repaired |= [rule.search(cell) is not None for cell in table.frame[name]]
 
     def counts(self) -> dict[str, Counter[str]]:
         """Rows per group, and per segment, which is the folder of a pair."""

@@ -18,6 +18,9 @@ GONE = {
     "run": {"--no-store", "--no-no-store"},
     "doctor": {"--json"},
     "indices": {"--visualize", "--sheet-clips"},
+    "data clip": {"--backend"},
+    "data check": {"--restart"},
+    "data audit": {"--cache", "--distance"},
 }
 """Options of version 0.1 that are no more."""
 GROUPS = ("Model and data set", "Latents", "Probe", "Reading of media", "Storage", "Machine", "Paths")
