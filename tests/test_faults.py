@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 
 from lary.files import WriteError, atomic_write, remove_torn, write_text
-from lary.probes.session import save_checkpoint
+from lary.probes.training import save_checkpoint
 from lary.types import LaryError
 
 REPOSITORY = Path(__file__).parent.parent

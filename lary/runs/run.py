@@ -12,8 +12,8 @@ from lary.data.spec import DATASETS, DatasetSpec, LabelSpace
 from lary.data.splits import find_table
 from lary.runs.changed import FRAME_CONTROLS, extract_changed
 from lary.runs.extract import extract
-from lary.runs.inputs import ProbeConfig, check_options
 from lary.runs.probe import ProbeRun, run_probe
+from lary.runs.tasks import ProbeConfig, check_options
 from lary.runtime import log
 from lary.settings import Settings
 from lary.types import RANDOM, UsageError

@@ -78,7 +78,7 @@ class Planned:
     def folder(self, settings: Settings) -> Path:
         """Where the run leaves its result."""
         dataset = DATASETS.get(self.config.dataset)
-        return run_folder(probe_config(self.config, dataset), self.settings(settings), dataset)
+        return run_folder(probe_config(self.config, dataset), self.settings(settings))
 
 
 @dataclass(frozen=True)
