@@ -66,7 +66,7 @@ class LatentView:
         return self._read(np.asarray(rows, dtype=np.int64))
 
 
-def checked(source: LatentSource, name: Callable[[int], str]) -> LatentSource:
+def finite_latents(source: LatentSource, name: Callable[[int], str]) -> LatentSource:
     """Latents that are refused, by the name of their sample, where one isn't finite; `name` gives it by row."""
 
     def read(rows: Ints) -> Tokens:

@@ -24,7 +24,7 @@ from lary.latents.store import SHARD_MARK
 from lary.models.spec import MODELS, ModelSpec, with_latent
 from lary.probes.outcome import ClassificationOutcome, RegressionOutcome, SampleColumns
 from lary.probes.presets import PRESETS, ProbeKind
-from lary.probes.sources import checked, projected, shuffled_order, static_pair
+from lary.probes.sources import finite_latents, projected, shuffled_order, static_pair
 from lary.results.published import (
     action_scores,
     class_scores,
@@ -203,7 +203,7 @@ def shown(split: SplitLatents, config: ProbeConfig, seed: int, *, training: bool
     Every split goes through the same projection; orders are shuffled anew. Frames that were
     changed before they were encoded stay as they are.
     """
-    source = checked(split.source, lambda row: name_of(split.table[row]))
+    source = finite_latents(split.source, lambda row: name_of(split.table[row]))
     control = None if CHANGED in split.store else config.control
     if control == "static-pair":
         source = static_pair(source)

@@ -17,8 +17,8 @@ from lary.probes.sources import (
     balanced_indices,
     channel_statistics,
     check_memory,
-    checked,
     class_weights,
+    finite_latents,
     free_bytes,
     keep_in_memory,
     projected,
@@ -82,7 +82,7 @@ def test_channels_are_standardised() -> None:
 @pytest.mark.parametrize("wrong", [np.nan, np.inf, -np.inf])
 def test_values_that_are_not_finite_are_found(dtype: str, wrong: float) -> None:
     tokens = np.full((5, 2, 3), np.finfo(dtype).max, dtype)  # a sum of such values overflows
-    source = checked(InMemory(tokens), lambda row: f"sample {row}f ({row}.mp4)")
+    source = finite_latents(InMemory(tokens), lambda row: f"sample {row}f ({row}.mp4)")
     np.testing.assert_array_equal(source.read(np.arange(5)), tokens)
     tokens[3, 1, 2] = wrong
     assert source.read([0, 1]).shape == (2, *source.shape)
