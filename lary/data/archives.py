@@ -242,23 +242,17 @@ def _write(content: IO[bytes] | None, size: int, shown: str, path: Path, progres
 
 def _move(name: str, source: Path, target: Path) -> None:
     """Move a tree into another; a file that is there must have the same content."""
-    for path, there in _pairs(source, target):  # all conflicts are found before the first rename
+    for path in source.rglob("*"):  # all conflicts are found before the first rename
+        there = target / path.relative_to(source)
         if path.is_symlink():
             raise _Refused(f"was being unpacked when {path} became a link")
         if not there.exists() or (path.is_dir() and there.is_dir()):
             continue
         if path.is_dir() or there.is_dir() or not filecmp.cmp(path, there, shallow=False):
             raise LaryError(f"{there} exists with other content than in {name}: move it away and start again.")
-    for path, there in _pairs(source, target):
-        if path.is_dir():
-            there.mkdir(parents=True, exist_ok=True)
-        else:
-            os.replace(path, there)
-
-
-def _pairs(source: Path, target: Path) -> Iterator[tuple[Path, Path]]:
-    """The paths below a folder, folders first, each with its counterpart below another."""
     for top, folders, files in os.walk(source):
         there = target / Path(top).relative_to(source)
-        for name in (*folders, *files):
-            yield Path(top, name), there / name
+        for folder in folders:
+            (there / folder).mkdir(exist_ok=True)
+        for file in files:
+            os.replace(Path(top, file), there / file)

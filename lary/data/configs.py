@@ -164,7 +164,7 @@ class LeRobotConfig(MotionOptions):
     actions: tuple[str, ...] = ()
     stride: int | None = None
     labels: Literal["atomic"] | None = None
-    position: str | None = None
+    position: str = "x,y,z"
     gripper: str | None = None
     robot: str | None = None
     share: Annotated[float, Parameter(name="--val-share")] = 0.25

@@ -14,7 +14,6 @@ import shutil
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
-from functools import partial
 from pathlib import Path, PurePosixPath
 
 from lary.data.archives import SCRATCH, member_names, unpack, whole_name
@@ -184,21 +183,21 @@ def choose(files: Sequence[RemoteFile], specs: Sequence[DatasetSpec], config: Do
     Raises:
         UsageError: a data set or pattern has none; names what there is.
     """
-    useful = {}
+    paths = []
     for file in files:
         whole, folders = whole_name(file.path), file.path.split("/")[:-1]
         if whole or file.path.endswith(".csv") or set(folders) & set(TRACKS):
-            useful[file] = whole or file.path
+            paths.append(file.path)
+    wanted = {"data": paths}
     if config.files:
-        tests = {name: partial(fnmatch.fnmatch, pat=name) for name in config.files}
-    else:
-        tests = {spec.name: partial(belongs, spec=spec) for spec in specs if config.include}
-    chosen = [file for file in useful if not tests or any(test(file.path) for test in tests.values())]
-    missing = [name for name, test in tests.items() if not any(test(file.path) for file in chosen)]
-    if missing:
-        there = ", ".join(sorted(set(useful.values()))[:20]) or "nothing"
-        raise UsageError(f"There are no files of {', '.join(missing)}: choose with --files PATTERN from {there}.")
-    return chosen
+        wanted = {pattern: fnmatch.filter(paths, pattern) for pattern in config.files}
+    elif config.include:
+        wanted = {spec.name: [path for path in paths if belongs(path, spec)] for spec in specs}
+    if missing := ", ".join(name for name, found in wanted.items() if not found):
+        there = ", ".join(sorted({whole_name(path) or path for path in paths})[:20]) or "nothing"
+        raise UsageError(f"There are no files of {missing}: choose with --files PATTERN from {there}.")
+    chosen = {path for found in wanted.values() for path in found}
+    return [file for file in files if file.path in chosen]
 
 
 def find_place(archive: str, names: Sequence[str], folders: Sequence[str]) -> Callable[[str], str] | None:

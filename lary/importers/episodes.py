@@ -11,9 +11,8 @@ the opening and closing of the gripper.
 
 from __future__ import annotations
 
-import re
 import shutil
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import product
 from pathlib import Path
@@ -148,34 +147,15 @@ class PairCut:
 
     stride: int
     task = "regression"
-    folders = ("actions", "images")
-    """Folders that hold files of an episode, the one with the images last."""
 
     def __post_init__(self) -> None:
         if self.stride < 1:
             raise UsageError(f"--stride {self.stride}: must be at least 1.")
 
-    def grid(self, length: int) -> list[Segment]:
-        """The pairs of an episode of `length` frames."""
-        pairs = [(start, start + self.stride) for start in range(0, length - self.stride, self.stride)]
-        return [Segment(start, end, f"action_{start:06d}to{end - 1:06d}.npy") for start, end in pairs]
-
     def segments(self, values: Values) -> list[Segment]:
         """The pairs of an episode with values (T, A)."""
-        return self.grid(len(values))
-
-    def stems(self, number: int, item: Segment) -> tuple[str, str]:
-        """Names of the two images of a segment, without suffix."""
-        return f"frame_{item.start:06d}", f"frame_{item.end:06d}"
-
-    def files(self, values: Values, segments: Sequence[Segment]) -> dict[str, bytes]:
-        """The content of the action files, (stride, A) float32, by path."""
-        chunks = {item.label: values[item.start : item.end].astype(np.float32) for item in segments}
-        return {f"actions/{name}": npy_bytes(chunk) for name, chunk in chunks.items()}
-
-    def rows(self, folder: str, item: Segment, first: str, last: str) -> Rows:
-        """The rows of a segment: source image, target image and action."""
-        return [[f"images/{folder}/{first}", f"images/{folder}/{last}", f"actions/{folder}/{item.label}"]]
+        pairs = [(start, start + self.stride) for start in range(0, len(values) - self.stride, self.stride)]
+        return [Segment(start, end, f"action_{start:06d}to{end - 1:06d}.npy") for start, end in pairs]
 
 
 @dataclass(frozen=True)
@@ -192,7 +172,6 @@ class MotionCut:
     rule: AtomicRule
     stride = None
     task = "classification"
-    folders = ("",)
 
     def segments(self, values: Values) -> list[Segment]:
         """The motions of an episode with values (T, A). Raises MediaError if a column is missing."""
@@ -201,19 +180,6 @@ class MotionCut:
             raise MediaError(f"There are {values.shape[1]} action dimensions: no column {last}.")
         opening = None if self.gripper is None else values[:, self.gripper]
         return atomic_segments(values[:, list(self.position)], opening, self.rule)
-
-    def stems(self, number: int, item: Segment) -> tuple[str, str]:
-        """Names of the two images of a segment, without suffix."""
-        return f"action_{number:02d}/action_start", f"action_{number:02d}/action_end"
-
-    def files(self, values: Values, segments: Sequence[Segment]) -> dict[str, bytes]:
-        """No files: a label is in the table."""
-        return {}
-
-    def rows(self, folder: str, item: Segment, first: str, last: str) -> Rows:
-        """The rows of a segment: its images and label, and the same seen from its end to its start."""
-        images = [f"{folder}/{first}", f"{folder}/{last}"]
-        return [[*images, item.label], [*images[::-1], INVERSE[item.label]]]
 
 
 Cut = PairCut | MotionCut
@@ -243,7 +209,7 @@ class SourceEpisode:
 
 
 def import_episodes(
-    recordings: Sequence[SourceEpisode], cut: Cut, root: Path, *, resume: bool = False
+    episodes: Sequence[SourceEpisode], cut: Cut, root: Path, *, resume: bool = False
 ) -> tuple[dict[str, Rows], list[Failure]]:
     """Write images and actions of episodes; their rows by folder, and those that can't be used.
 
@@ -252,16 +218,12 @@ def import_episodes(
     """
     rows: dict[str, Rows] = {}
     failures = []
-    for part in (*root.glob(".ep_*.part"), *root.glob("*/.ep_*.part")):  # of a run that was killed
+    for part in root.glob(".ep_*.part"):  # of a run that was killed
         shutil.rmtree(part)
-    with progress(len(recordings), "importing", "episode") as bar:
-        for item in recordings:
+    with progress(len(episodes), "importing", "episode") as bar:
+        for item in episodes:
             try:
-                segments = cut.segments(values := item.values())
-                folders = [root / kind / item.folder for kind in cut.folders]
-                if not resume or not all(folder.is_dir() for folder in folders):
-                    _write_episode(item, cut, root, values, segments)
-                rows[item.folder] = _rows(item.folder, cut, segments, folders[-1])
+                rows[item.folder] = _import_episode(item, cut, root, resume=resume)
             except (LaryError, ValueError) as error:  # PyAV's errors of damaged frames are ValueErrors
                 failures.append(Failure(None, item.label, str(error)))
                 shutil.rmtree(root / f".{item.folder}.part", ignore_errors=True)
@@ -269,48 +231,58 @@ def import_episodes(
     return rows, failures
 
 
-def _write_episode(item: SourceEpisode, cut: Cut, root: Path, values: Values, segments: Sequence[Segment]) -> None:
-    """Write the files of an episode. Raises MediaError."""
-    part = root / f".{item.folder}.part"
-    for kind in cut.folders:
-        (part / kind).mkdir(parents=True)
-    for name, content in cut.files(values, segments).items():
-        (part / name).write_bytes(content)
-    if segments:
-        numbers, frames = item.frames(len(values))
-        wanted: dict[int, set[str]] = {}
-        for count, segment in enumerate(segments):
-            for at, stem in zip((segment.start, segment.end), cut.stems(count, segment), strict=True):
-                wanted.setdefault(int(numbers[at]), set()).add(stem)
-        for number, frame in frames:
-            if number in wanted:
-                content = item.encode(frame)
-                suffix = ".png" if content.startswith(PNG) else ".jpg"
-                for stem in wanted.pop(number):
-                    path = part / cut.folders[-1] / (stem + suffix)
-                    path.parent.mkdir(exist_ok=True)
-                    path.write_bytes(content)
-            if not wanted:
-                break
-        if wanted:
-            raise MediaError("The video is damaged, or ends before the last frame of the episode.")
-    for kind in cut.folders:
-        target = root / kind / item.folder
-        shutil.rmtree(target, ignore_errors=True)
-        target.parent.mkdir(exist_ok=True)
-        (part / kind).rename(target)
-    shutil.rmtree(part, ignore_errors=True)
-
-
-def _rows(name: str, cut: Cut, segments: Sequence[Segment], folder: Path) -> Rows:
-    """The rows of an episode whose images are in a folder, as the files there are called."""
-    found = (path.relative_to(folder).as_posix() for path in folder.rglob("*.*"))
-    files: Mapping[str, str] = {file.rpartition(".")[0]: file for file in found}
+def _import_episode(item: SourceEpisode, cut: Cut, root: Path, *, resume: bool) -> Rows:
+    """Write the files of an episode, unless they are there; its rows. Raises MediaError."""
+    values = item.values()
+    segments, stems = cut.segments(values), []
+    for number, segment in enumerate(segments):
+        names = f"action_{number:02d}/action_start", f"action_{number:02d}/action_end"
+        stems.append((f"frame_{segment.start:06d}", f"frame_{segment.end:06d}") if cut.stride else names)
+    kinds = ("actions", "images") if cut.stride else ("",)
+    part, images = root / f".{item.folder}.part", root / kinds[-1] / item.folder
+    if not resume or not all((root / kind / item.folder).is_dir() for kind in kinds):
+        for kind in kinds:
+            (part / kind).mkdir(parents=True)
+        for segment in segments if cut.stride else ():
+            chunk = values[segment.start : segment.end].astype(np.float32)
+            (part / "actions" / segment.label).write_bytes(npy_bytes(chunk))
+        if segments:
+            _write_images(item, len(values), segments, stems, part / kinds[-1])
+        for kind in kinds:
+            target = root / kind / item.folder
+            shutil.rmtree(target, ignore_errors=True)
+            target.parent.mkdir(exist_ok=True)
+            (part / kind).rename(target)
+        shutil.rmtree(part, ignore_errors=True)
+    found = [path.relative_to(images).as_posix() for path in images.rglob("*.*")]
+    files = {file.rpartition(".")[0]: f"{kinds[-1]}/{item.folder}/{file}".lstrip("/") for file in found}
     rows = []
-    for number, item in enumerate(segments):
-        first, last = cut.stems(number, item)
-        rows += cut.rows(name, item, files[first], files[last])
+    for segment, (first, last) in zip(segments, stems, strict=True):
+        action = f"actions/{item.folder}/{segment.label}" if cut.stride else segment.label
+        rows.append([files[first], files[last], action])
+        if not cut.stride:  # the same seen from its end to its start
+            rows.append([files[last], files[first], INVERSE[action]])
     return rows
+
+
+def _write_images(
+    item: SourceEpisode, length: int, segments: Sequence[Segment], stems: Sequence[tuple[str, str]], folder: Path
+) -> None:
+    """Write the first and the last frame of each segment under their names. Raises MediaError."""
+    numbers, frames = item.frames(length)
+    wanted: dict[int, set[Path]] = {}
+    for segment, names in zip(segments, stems, strict=True):
+        for at, stem in zip(segment[:2], names, strict=True):
+            wanted.setdefault(int(numbers[at]), set()).add(folder / stem)
+    for number, frame in frames:
+        if number in wanted:
+            content = item.encode(frame)
+            for path in wanted.pop(number):
+                path.parent.mkdir(exist_ok=True)
+                path.with_suffix(".png" if content.startswith(PNG) else ".jpg").write_bytes(content)
+        if not wanted:
+            return
+    raise MediaError("The video is damaged, or ends before the last frame of the episode.")
 
 
 def image_bytes(image: Image) -> bytes:
@@ -319,8 +291,3 @@ def image_bytes(image: Image) -> bytes:
 
     _, content = cv2.imencode(".png", cv2.cvtColor(image, cv2.COLOR_RGB2BGR), [cv2.IMWRITE_PNG_COMPRESSION, 1])
     return content.tobytes()
-
-
-def natural(name: str) -> list[tuple[int, str]]:
-    """A key that sorts 2 before 10."""
-    return [(int(part), "") if part.isdecimal() else (-1, part) for part in re.split(r"(\d+)", name)]

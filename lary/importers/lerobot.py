@@ -12,7 +12,7 @@ import re
 import shutil
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict
-from functools import partial
+from functools import lru_cache, partial
 from pathlib import Path
 from typing import Any
 
@@ -39,7 +39,6 @@ from lary.registry import suggest
 from lary.settings import Settings
 from lary.types import LaryError, MediaError, UsageError
 
-ACTION, STATE = "action", "observation.state"
 VALIDATION = ("val", "validation", "valid", "eval", "test")
 FREE = frozenset(("apache-2.0", "mit", "bsd-3-clause", "bsd-2-clause", "cc-by-4.0", "cc0-1.0", "cc-by-sa-4.0"))
 """Licences of data set cards that allow commercial use."""
@@ -68,21 +67,18 @@ class LeRobotImport:
         self.data, self.config, self.name = data, config, name
         self.data_dir, self.tables = settings.path("DATA_DIR"), settings.path("LARY_ROOT") / "data"
         self.robot = config.robot or (data.meta.robot_type or "").strip() or "unknown"
-        if not data.cameras:
-            raise UsageError(f"{data.folder} has no camera: there is no image for a model.")
         outside = [key for key in data.cameras if not re.search(r"wrist|hand|gripper|depth", key.rsplit(".", 1)[-1])]
-        self.camera = config.camera or [*outside, *data.cameras][0]
-        self.actions = config.actions or tuple(key for key in (ACTION, STATE) if key in data.vectors)[:1]
-        if not self.actions:
-            raise UsageError(f"Name what to decode with --actions: {', '.join(data.vectors) or 'there is nothing'}.")
+        self.camera = config.camera or [*outside, *data.cameras, "observation.image"][0]
+        usual = [key for key in ("action", "observation.state") if key in data.vectors]
+        self.actions = config.actions or tuple(usual[:1] or ["action"])
         for option, keys, known in (("camera", (self.camera,), data.cameras), ("actions", self.actions, data.vectors)):
             for key in keys:
                 if key not in known:
                     raise UsageError(f"--{option} {key}: {data.folder} has none of this name.{suggest(key, known)}")
         if config.labels and config.stride is not None:
             raise UsageError(f"--stride {config.stride}: motions end where the hand stops; leave it out with --labels.")
-        usual = {**vars(MotionOptions()), "position": None, "gripper": None}
-        if not config.labels and usual != {name: getattr(config, name) for name in usual}:
+        names, unused = [*vars(MotionOptions()), "position", "gripper"], LeRobotConfig()
+        if not config.labels and any(getattr(config, name) != getattr(unused, name) for name in names):
             raise UsageError("--position, --gripper, --threshold and so on are of labels: add --labels atomic.")
         if not 0 < config.share < 1:
             raise UsageError(f"--val-share {config.share:g}: expected a share between 0 and 1.")
@@ -94,6 +90,7 @@ class LeRobotImport:
                 f"{data.folder} has {len(self.episodes)} such episodes of more than {shortest} frames: at least two "
                 "are needed, one to train and one to validate."
             )
+        self.is_video = data.features[self.camera].dtype == "video"
         self.dims = dimension_names(data, self.actions)
         self.val = self._choose_validation()
         self.licence = read_licence(data, config.licence)
@@ -103,7 +100,10 @@ class LeRobotImport:
     def _motion_cut(self) -> MotionCut:
         """How labels are made: the columns of position and gripper, and what counts as open."""
         self.data.fetch(self.data.data_path(episode) for episode in self.episodes)
-        position, gripper = find_position(self.config.position, self.dims), self.config.gripper
+        gripper = self.config.gripper
+        position = tuple(find_column(self.dims, "--position", part) for part in self.config.position.split(","))
+        if len(position) != 3 or len(set(position)) != 3:
+            raise UsageError(f"--position {self.config.position}: expected three values, such as x,y,z or 0,1,2.")
         column = next((number for number, name in enumerate(self.dims) if "grip" in name.lower()), None)
         if gripper is not None:
             column = None if gripper.lower() == "none" else find_column(self.dims, "--gripper", gripper)
@@ -157,25 +157,21 @@ class LeRobotImport:
             LaryError: no episode of a split could be read, or nothing moves in any.
         """
         check_name(self.name)
-        data, is_video = self.data, self.data.features[self.camera].dtype == "video"
-        videos = {data.video(episode, self.camera)[0] for episode in self.episodes if is_video}
-        data.fetch(videos | {data.data_path(episode) for episode in self.episodes})
-        self._prepare_root()
-        episodes, open_frames = self.episodes, self._stored
-        if is_video:  # episodes that share a video come one after the other, so that it is decoded once
+        data, episodes = self.data, self.episodes
+        files = {data.data_path(item) for item in episodes}
+        if self.is_video:  # episodes of one video come one after the other, so that it is decoded once
             episodes = sorted(episodes, key=lambda item: data.video(item, self.camera))
-            open_frames = _Videos(data, self.camera).frames
-        recordings = [
-            SourceEpisode(
-                f"ep_{item.index}",
-                f"episode {item.index}",
-                partial(data.values, item, self.actions),
-                partial(open_frames, item),
-                self._encode,
-            )
-            for item in episodes
-        ]
-        found, failures = import_episodes(recordings, self.cut, self.root, resume=True)
+            files |= {data.video(item, self.camera)[0] for item in episodes}
+        data.fetch(files)
+        self._prepare_root()
+        opened = lru_cache(maxsize=1)(open_video)
+
+        def source(item: Episode) -> SourceEpisode:
+            values = partial(data.values, item, self.actions)
+            frames = partial(self._frames, item, opened)
+            return SourceEpisode(f"ep_{item.index}", f"episode {item.index}", values, frames, self._encode)
+
+        found, failures = import_episodes([source(item) for item in episodes], self.cut, self.root, resume=True)
         rows: dict[str, Rows] = {"train": [], "val": []}
         for item in self.episodes:
             tasks = item.row.get("tasks")
@@ -205,14 +201,18 @@ class LeRobotImport:
                 shutil.rmtree(self.root)
         write_json(path, choices)
 
-    def _stored(self, episode: Episode, length: int) -> tuple[Sequence[int], Iterator[tuple[int, Any]]]:
-        """The cells of an episode's images, with their numbers."""
-        cells = self.data.table(episode, [self.camera]).column(self.camera)
-        return range(length), enumerate(cells)
+    def _frames(self, item: Episode, opened: Any, length: int) -> tuple[Sequence[int], Iterator[tuple[int, Any]]]:
+        """The frames of an episode: those of its video that weren't decoded yet, or the cells of its images."""
+        if not self.is_video:
+            return range(length), enumerate(self.data.table(item, [self.camera]).column(self.camera))
+        path, start = self.data.video(item, self.camera)
+        seconds, frames = opened(path)
+        stamps = self.data.table(item, []).column("timestamp").to_pylist()
+        return frame_numbers(seconds, start, stamps, self.data.fps).tolist(), frames
 
     def _encode(self, frame: Any) -> bytes:
         """The file of an image cell with the bytes that it has, or the PNG file of a frame of a video."""
-        if not hasattr(frame, "as_py"):
+        if self.is_video:
             return image_bytes(to_rgb(frame))
         cell = frame.as_py()
         if not isinstance(cell, dict) or not (cell.get("bytes") or cell.get("path")):
@@ -264,23 +264,9 @@ class LeRobotImport:
         )
 
 
-class _Videos:
-    """The videos of a camera, each decoded once for the episodes that share it."""
-
-    def __init__(self, data: LeRobot, camera: str) -> None:
-        self._data, self._camera = data, camera
-        self._path: Path | None = None
-        self._seconds: Any = None
-        self._frames: Iterator[tuple[int, Any]] = iter(())
-
-    def frames(self, episode: Episode, length: int) -> tuple[Sequence[int], Iterator[tuple[int, Any]]]:
-        """The numbers of an episode's frames in its video, and the frames that weren't decoded yet."""
-        path, start = self._data.video(episode, self._camera)
-        if path != self._path:
-            self._seconds = video_seconds(path)
-            self._path, self._frames = path, enumerate(decode_video(path))
-        stamps = self._data.table(episode, []).column("timestamp").to_pylist()
-        return frame_numbers(self._seconds, start, stamps, self._data.fps).tolist(), self._frames
+def open_video(path: Path) -> tuple[Any, Iterator[tuple[int, Any]]]:
+    """When the frames of a video are shown, and the frames with their numbers, from the first."""
+    return video_seconds(path), enumerate(decode_video(path))
 
 
 # Values
@@ -296,24 +282,6 @@ def dimension_names(data: LeRobot, keys: Sequence[str]) -> tuple[str, ...]:
             name = own[at] if len(own) == feature.shape[0] else f"{short}_{at}"
             names.append(name if name not in names else f"{short}_{at}_{name}")
     return tuple(names)
-
-
-def find_position(option: str | None, dims: Sequence[str]) -> tuple[int, ...]:
-    """The columns of x, y and z: those that ``--position`` names, or the first three of these names."""
-    if option is not None:
-        found = tuple(find_column(dims, "--position", part) for part in option.split(","))
-        if len(found) != 3 or len(set(found)) != 3:
-            raise UsageError(f"--position {option}: expected three values, such as x,y,z or 0,1,2.")
-        return found
-    at = {name.lower(): number for number, name in reversed(list(enumerate(dims)))}
-    for name in reversed(at):
-        axes = [name[:-1] + axis for axis in "xyz"]
-        if re.fullmatch(r"(.*[_./])?x", name) and set(axes) <= set(at):
-            return tuple(at[axis] for axis in axes)
-    raise UsageError(
-        f"None of the values is called x, y and z ({', '.join(dims)}): name the position of the end effector "
-        "with --position, and other values with --actions."
-    )
 
 
 def find_column(dims: Sequence[str], option: str, text: str) -> int:

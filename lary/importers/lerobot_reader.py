@@ -34,17 +34,6 @@ BOOKKEEPING = frozenset(
 LONGEST = 1 << 31
 """Frames of an episode: two years at 30 frames/s."""
 FIELD = re.compile(r"\{(\w+)(?::0?(\d+)d)?\}")
-TEMPLATES = {
-    2: (
-        "data/chunk-{episode_chunk:03d}/episode_{episode_index:06d}.parquet",
-        "videos/chunk-{episode_chunk:03d}/{video_key}/episode_{episode_index:06d}.mp4",
-    ),
-    3: (
-        "data/chunk-{chunk_index:03d}/file-{file_index:03d}.parquet",
-        "videos/{video_key}/chunk-{chunk_index:03d}/file-{file_index:03d}.mp4",
-    ),
-}
-"""Paths of tables and videos by version, where the data set doesn't name them."""
 
 
 class Feature(BaseModel):
@@ -67,7 +56,7 @@ class Info(BaseModel):
     robot_type: str | None = None
     splits: dict[str, Any] | None = None
     chunks_size: int = Field(1000, gt=0)
-    data_path: str | None = None
+    data_path: str
     video_path: str | None = None
 
 
@@ -184,28 +173,27 @@ class LeRobot:
 
     def data_path(self, episode: Episode) -> Path:
         """The Parquet file that holds an episode's rows. Raises LaryError if the metadata don't name it."""
-        return self._file(self.meta.data_path or TEMPLATES[self.version][0], episode, "data")
+        return self._file(self.meta.data_path, episode, "data")
 
     def video(self, episode: Episode, camera: str) -> tuple[Path, float]:
         """The video of a camera in an episode, and the second at which the episode begins in it."""
-        template, part = self.meta.video_path or TEMPLATES[self.version][1], f"videos/{camera}"
-        path = self._file(template, episode, part, camera)
-        return path, self._number(episode, f"{part}/from_timestamp") or 0.0
+        part = f"videos/{camera}"
+        start = self._number(episode, f"{part}/from_timestamp") if self.version == 3 else 0.0
+        return self._file(self.meta.video_path or "{video_path}", episode, part, camera), start
 
-    def _number(self, episode: Episode, key: str) -> float | None:
-        """A number of an episode's metadata; None where they have none. Raises LaryError for what is no number."""
+    def _number(self, episode: Episode, key: str) -> float:
+        """A number of an episode's metadata. Raises LaryError if it is missing or none."""
         value = episode.row.get(key)
-        if value is not None and not (isinstance(value, int | float) and math.isfinite(value)):
+        if not isinstance(value, int | float) or not math.isfinite(value):
             raise LaryError(f"The metadata of {self.folder} give '{value}' as '{key}' of episode {episode.index}.")
         return value
 
     def _file(self, template: str, episode: Episode, part: str, camera: str = "") -> Path:
         """A path of the data set: fields of the template filled, and never outside the folder."""
-        fields: dict[str, Any] = {"episode_index": episode.index, "video_key": camera, "image_key": camera}
+        fields: dict[str, Any] = {"episode_index": episode.index, "video_key": camera}
         fields["episode_chunk"] = episode.index // self.meta.chunks_size
-        for name in ("chunk_index", "file_index"):
-            if (number := self._number(episode, f"{part}/{name}")) is not None:
-                fields[name] = int(number)
+        for name in ("chunk_index", "file_index") if self.version == 3 else ():
+            fields[name] = int(self._number(episode, f"{part}/{name}"))
 
         def fill(found: re.Match[str]) -> str:
             # A pattern of our own: str.format would reach attributes of what it is given.

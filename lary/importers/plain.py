@@ -1,4 +1,4 @@
-"""Importing plain recordings: folders of episodes with their actions, and videos with a table of labels.
+"""Importing plain episodes: folders of episodes with their actions, and videos with a table of labels.
 
 An episode is a folder with ``actions.npy``, a row of A numbers per frame, and its frames: images in the order
 of the numbers in their names, or one video.
@@ -14,8 +14,7 @@ import os
 import pprint
 import re
 import shutil
-import threading
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -32,7 +31,7 @@ from lary.data.sampling import sample_video
 from lary.data.spec import DatasetSpec, LabelSpace, Licence, Split
 from lary.data.splits import split_groups
 from lary.data.tables import EMBODIMENT_COLUMN, INDEX_COLUMN, INDICES, read_csv, write_csv
-from lary.files import digest, file_digest, inside, read_limited, write_text
+from lary.files import atomic_write, digest, file_digest, inside, read_limited, write_text
 from lary.importers.episodes import (
     AtomicRule,
     Cut,
@@ -42,7 +41,6 @@ from lary.importers.episodes import (
     SourceEpisode,
     image_bytes,
     import_episodes,
-    natural,
 )
 from lary.importers.lerobot_reader import video_seconds
 from lary.importers.records import ImportReport, check_name, pair_record, save_import
@@ -52,7 +50,6 @@ from lary.types import Failure, LaryError, MediaError, UsageError
 
 ACTIONS = "actions.npy"
 IMAGES, VIDEOS = (".png", ".jpg", ".jpeg"), (".mp4", ".mkv", ".avi", ".mov", ".webm")
-KEY = re.compile(r"[A-Za-z0-9][A-Za-z0-9_-]*")
 EPISODE_NAME = re.compile(r"[\w .+-]+")
 RECORD = '''"""The record of {name}: load it with --plugin, and name the terms of your data in `licences`."""
 
@@ -88,8 +85,7 @@ def import_trajectories(
         LaryError: no episode can be used.
     """
     tables = {split: table_path(out, config.name, split) for split in ("train", "val")}
-    if not KEY.fullmatch(config.name):
-        raise UsageError(f"--name {config.name}: expected letters, digits, '_' and '-'.")
+    check_name(config.name)
     if not 0 <= config.share < 1:
         raise UsageError(f"--test-size {config.share:g}: expected 0, or a share below 1.")
     if any(path.exists() for path in tables.values()) and not config.overwrite:
@@ -98,28 +94,34 @@ def import_trajectories(
     if not folders:
         raise UsageError(f"{source} holds no episodes: expected folders with frames and {ACTIONS}.")
     names = list(dims) if isinstance(cut, PairCut) else None
-    recordings, failures = {}, []
+    episodes, failures = {}, []
     for folder in folders:
         name = folder.name if folder.name.startswith("ep_") else f"ep_{folder.name}"
-        if name in recordings or not EPISODE_NAME.fullmatch(name):
+        if name in episodes or not EPISODE_NAME.fullmatch(name):
             reason = f"{folder} needs another name: letters, digits and ' .+-_', not {name} twice."
             failures.append(Failure(None, str(folder), reason))
             continue
         values, frames = partial(read_values, folder, names), partial(find_frames, folder)
-        recordings[name] = SourceEpisode(name, str(folder), values, frames, encode_frame)
+        episodes[name] = SourceEpisode(name, str(folder), values, frames, encode_frame)
     root = out / "data" / cut.task / config.name
-    rows, broken = import_episodes(list(recordings.values()), cut, root)
+    rows, broken = import_episodes(list(episodes.values()), cut, root)
     failures += broken
     if not any(rows.values()):
         reason = failures[0].reason if failures else "they are too short for the stride, or nothing moves far enough."
         raise LaryError(f"None of the {len(folders)} episodes in {source} gave a row: {reason}")
-    listed = split_rows_of(rows, config, by_label=isinstance(cut, MotionCut))
+    pairs = [(name, row) for name, found in rows.items() for row in found]
+    parts = ["train"] * len(pairs)
+    if config.share:
+        strata = [row[2] for _, row in pairs] if names is None else None
+        parts = choose_splits([name for name, _ in pairs], strata, config.share, config.seed)
+    listed: dict[str, Rows] = {"train": [], "val": []}
+    for split, (_, row) in zip(parts, pairs, strict=True):
+        listed[split].append(row)
     extra = {} if config.embodiment is None else {EMBODIMENT_COLUMN: config.embodiment}
     for split, path in tables.items():
         if listed[split]:
-            write_csv(
-                path, ["src_img", "tgt_img", "action", *extra], [[*row, *extra.values()] for row in listed[split]]
-            )
+            cells = [[*row, *extra.values()] for row in listed[split]]
+            write_csv(path, ["src_img", "tgt_img", "action", *extra], cells)
         else:
             path.unlink(missing_ok=True)
     plugin = out / f"{config.name}.py"
@@ -187,16 +189,15 @@ def encode_frame(frame: Any) -> bytes:
     return image_bytes(read_image(frame) if isinstance(frame, Path) else to_rgb(frame))
 
 
-def split_rows_of(rows: Mapping[str, Rows], config: TrajectoryConfig, *, by_label: bool) -> dict[str, Rows]:
-    """The rows of both splits, with whole episodes in either. Raises UsageError if one would be empty."""
-    listed = [(episode, row) for episode, found in rows.items() for row in found]
-    train: Sequence[int] = range(len(listed))
-    val: Sequence[int] = []
-    if config.share:
-        strata = [row[2] for _, row in listed] if by_label else None
-        parts = split_groups([episode for episode, _ in listed], config.share, strata, config.seed)
-        train, val = (part.tolist() for part in parts)
-    return {"train": [listed[at][1] for at in train], "val": [listed[at][1] for at in val]}
+def natural(name: str) -> list[tuple[int, str]]:
+    """A key that sorts 2 before 10."""
+    return [(int(part), "") if part.isdecimal() else (-1, part) for part in re.split(r"(\d+)", name)]
+
+
+def choose_splits(groups: Sequence[str], strata: Sequence[str] | None, share: float, seed: int) -> list[str]:
+    """The split of every row, with whole groups in either. Raises UsageError if one would be empty."""
+    validates = set(split_groups(groups, share, strata, seed)[1].tolist())
+    return ["val" if at in validates else "train" for at in range(len(groups))]
 
 
 # Videos
@@ -259,8 +260,13 @@ def import_videos(folder: Path, config: VideosConfig, settings: Settings) -> Imp
         description=f"Imported from the videos in {origin}; split by video.",
     )
     columns = ["dataset", "video_path", INDEX_COLUMN, "action"] + [EMBODIMENT_COLUMN] * robots
+    splits = [clip.split for clip in found]
+    if found and not splits[0]:
+        # A clip and its reversal are of one group; a name without an extension is one of its own.
+        groups = [re.sub(GROUP, r"\1", clip.path) for clip in found]
+        splits = choose_splits(groups, [clip.label for clip in found], config.share, config.seed)
     rows: dict[str, Rows] = {"train": [], "val": []}
-    for split, clip in zip(split_clips(config, found), found, strict=True):
+    for split, clip in zip(splits, found, strict=True):
         cells = [name, clip.path, ",".join(map(str, clip.indices)), clip.label, clip.embodiment]
         rows[split].append(cells[: len(columns)])
     return save_import(spec, settings.path("LARY_ROOT") / "data", columns, rows, failures, data_dir)
@@ -312,20 +318,8 @@ def link_file(source: Path, target: Path) -> None:
             raise LaryError(f"{target} exists with other content: choose another --name.")
         return
     target.parent.mkdir(parents=True, exist_ok=True)
-    part = target.with_name(f".{target.name}.{threading.get_ident()}.part")  # rows may share a video
-    part.unlink(missing_ok=True)
     try:
-        os.link(source.resolve(), part)
-    except OSError:
-        shutil.copyfile(source, part)
-    os.replace(part, target)
-
-
-def split_clips(config: VideosConfig, clips: Sequence[Clip]) -> list[str]:
-    """The split of every clip: as the table says, or by class with whole videos in either."""
-    if not clips or clips[0].split:
-        return [clip.split for clip in clips]
-    groups = [found[1] if (found := re.match(GROUP, clip.path)) else clip.path for clip in clips]
-    _, val = split_groups(groups, config.share, [clip.label for clip in clips], config.seed)
-    validates = set(val.tolist())
-    return ["val" if at in validates else "train" for at in range(len(clips))]
+        os.link(source.resolve(), target)
+    except OSError:  # also where a row of the same video was quicker
+        with source.open("rb") as file, atomic_write(target) as out:
+            shutil.copyfileobj(file, out)

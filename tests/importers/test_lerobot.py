@@ -18,7 +18,6 @@ import pytest
 from lary.data.frames import read_clip
 from lary.data.images import read_image
 from lary.importers.episodes import ATOMIC_CLASSES, INVERSE
-from lary.importers.lerobot import find_position
 from lary.importers.records import load_record
 from tests.helpers import lary, rows_of
 from tests.lerobot_files import FRONT, LENGTHS, WRIST, actions, hand, told, write_lerobot
@@ -113,7 +112,7 @@ def test_preview_shows_the_choices_and_writes_nothing(tmp_path: Path) -> None:
         (("--labels", "atomic", "--position", "x,y"), "three values"),
         (("--labels", "atomic", "--position", "x,y,w"), "--position w: the values are x, y, z"),
         (("--labels", "atomic", "--gripper", "9"), "--gripper 9"),
-        (("--labels", "atomic", "--actions", "observation.state"), "called x, y and z (state_0"),
+        (("--labels", "atomic", "--actions", "observation.state"), "--position x: the values are state_0"),
     ],
 )
 def test_wrong_requests(tmp_path: Path, words: tuple[str, ...], message: str) -> None:
@@ -291,15 +290,3 @@ def test_labels_of_atomic_motions(
     assert "other choices" in run(tmp_path, *words, "--threshold", "0.02", code=2)
     still = ("--labels", "atomic", "--gripper", "none", "--threshold", "9", "--reach", "9", "--overwrite")
     assert "nothing in it moves" in run(tmp_path, *still, code=1)
-
-
-@pytest.mark.parametrize(
-    ("dims", "position"),
-    [
-        (("a", "left_x", "left_y", "left_z", "right_x", "right_y", "right_z"), (1, 2, 3)),
-        (("x", "z", "Y", "gripper.pos"), (0, 2, 1)),
-        (("ee.x", "ee.y", "ee.z"), (0, 1, 2)),
-    ],
-)
-def test_position_under_other_names(dims: tuple[str, ...], position: tuple[int, ...]) -> None:
-    assert find_position(None, dims) == position

@@ -17,7 +17,9 @@ from tests.lerobot_files import FPS, FRONT, LENGTHS, write_lerobot
 
 def described(root: Path, **info: Any) -> LeRobot:
     (root / "meta").mkdir(exist_ok=True)
-    (root / "meta/info.json").write_text(json.dumps({"codebase_version": "v2.1", "fps": 10, "features": {}, **info}))
+    (root / "meta/info.json").write_text(
+        json.dumps({"codebase_version": "v2.1", "fps": 10, "features": {}, "data_path": "", **info})
+    )
     return LeRobot(root)
 
 

@@ -104,7 +104,7 @@ def test_broken_episodes_are_named_and_left_out(source: Path) -> None:
 @pytest.mark.parametrize(
     ("words", "code", "message"),
     [
-        (("pairs", "--name", "a b"), 2, "--name a b"),
+        (("pairs", "--name", "a b"), 2, "--name 'a b'"),
         (("pairs", "--name", "mine", "--test-size", "1"), 2, "--test-size 1"),
         (("pairs", "--name", "mine", "--stride", "0"), 2, "--stride 0"),
         (("pairs", "--name", "mine", "--stride", "20"), 1, "too short for the stride"),
