@@ -7,6 +7,7 @@ published layout; ``depth="headers"`` inspects only what the published checker i
 
 from __future__ import annotations
 
+import itertools
 import json
 import os
 import stat
@@ -45,7 +46,8 @@ METHODS = {
     "decode": "decode images, videos and arrays in full; hold arrays, pairs and tables against the data set's record",
     "headers": "open image with Pillow's verify; open video with FFmpeg; check npy existence",
 }
-REPORT_VERSION = MANIFEST_VERSION = 1
+VERSION = 1
+"""Of the report in JSON, and of manifests."""
 PER_CORE, FILES_PER_WORKER = 4, 64
 """More worker processes than these cost memory and time to start, and gain nothing."""
 PATIENCE = 4
@@ -70,10 +72,6 @@ class CheckedFile:
     reason: str = ""
     found: list[int] | None = None
 
-    def settle(self, status: str, reason: str) -> None:
-        """Note what was found."""
-        self.status, self.reason = status, " ".join(reason.split()).rstrip(".")
-
 
 @dataclass
 class CheckedGroup:
@@ -82,7 +80,7 @@ class CheckedGroup:
     name: str
     tables: list[dict[str, Any]] = field(default_factory=list)
     files: dict[tuple[str, str], CheckedFile] = field(default_factory=dict)
-    pairs: list[list[CheckedFile]] = field(default_factory=list)
+    pairs: list[tuple[CheckedFile, CheckedFile]] = field(default_factory=list)
     problems: list[CheckedFile] = field(default_factory=list)
 
     def report(self) -> dict[str, Any]:
@@ -129,11 +127,10 @@ def verify(config: CheckConfig, settings: Settings) -> VerifyReport:
     for source, target in (pair for group in groups for pair in group.pairs):
         if source.found and target.found and source.found != target.found:
             (rows, columns), (height, width) = source.found, target.found
-            other = f"its source image {source.places[0]} has {columns}x{rows}"
-            target.settle("corrupt", f"{width}x{height} pixels, {other}")
-            target.found = None
+            target.status, target.found = "corrupt", None
+            target.reason = f"{width}x{height} pixels, its source image {source.places[0]} has {columns}x{rows}"
     report = {
-        "version": REPORT_VERSION,
+        "version": VERSION,
         "data_root": str(data_dir),
         "depth": config.depth,
         "verified_by_manifest": by_manifest,
@@ -192,14 +189,13 @@ def read_split(group: CheckedGroup, spec: DatasetSpec, split: str, path: Path | 
         return
 
     def problem(column: str, count: int, reason: str) -> None:
-        group.problems.append(CheckedFile("table", (str(path),), path.name, column, refs=count))
-        group.problems[-1].settle("corrupt", reason)
+        found = {"refs": count, "status": "corrupt", "reason": reason.rstrip(".")}
+        group.problems.append(CheckedFile("table", (str(path),), path.name, column, **found))
 
     try:
         frame = read_frame(path)
     except UsageError as error:
-        problem("", 1, str(error))
-        return
+        return problem("", 1, str(error))
     entry["rows"] = len(frame)
     root, media = data_dir / spec.split(split).root, MEDIA_COLUMNS[spec.media]
     by_cell: dict[tuple[str, str], CheckedFile] = {}
@@ -213,7 +209,7 @@ def read_split(group: CheckedGroup, spec: DatasetSpec, split: str, path: Path | 
             kind, folder, shape = "npy", ACTION_FOLDER, (spec.target.horizon, len(spec.target.dims))
         elif name == TARGET_COLUMN:
             classes = frozenset(spec.labels.classes)
-        wrong: dict[str, str] = {}
+        wrong = dict[str, str]()
         for cell, count in Counter(frame[name].tolist()).most_common():
             try:
                 if cell not in classes and (reason := cell_problem(spec, name, cell)):
@@ -230,11 +226,10 @@ def read_split(group: CheckedGroup, spec: DatasetSpec, split: str, path: Path | 
             more = f", and {len(rows) - 1} more rows" if len(rows) > 1 else ""
             reason = wrong[frame[name].iloc[rows[0]]]
             problem(name, len(rows), f"row {rows[0] + 1} (line {line_of(path, rows[0])}): {reason}{more}")
-    if spec.media == "pair" and set(media) <= set(frame.columns):
-        for cells in zip(*(frame[name] for name in media), strict=True):
-            keys = list(zip(media, cells, strict=True))
-            if all(key in by_cell for key in keys):
-                group.pairs.append([by_cell[key] for key in keys])
+    columns = [[by_cell.get((name, cell)) for cell in frame.get(name, ())] for name in media]
+    if spec.media == "pair":
+        pairs = zip(*columns, strict=False)  # a column may be missing
+        group.pairs += [(source, target) for source, target in pairs if source and target]
 
 
 # Files
@@ -246,8 +241,8 @@ def check_files(config: CheckConfig, data_dir: Path, files: Sequence[CheckedFile
     What is found whole is noted in a journal at once, so that a killed run resumes.
     """
     journal = config.output.with_name(f".{config.output.name}.manifest")
-    manifest = {} if config.manifest is None else read_manifest(config.manifest)
-    resumed = read_manifest(journal)
+    manifest = {} if config.manifest is None else read_digests(config.manifest)
+    resumed = read_digests(journal)
     if resumed:
         log.info("resuming after %d files that an interrupted run found whole", len(resumed))
     entries, names, questions = manifest | resumed, [], list[Question]()
@@ -264,12 +259,12 @@ def check_files(config: CheckConfig, data_dir: Path, files: Sequence[CheckedFile
         )  # fmt: skip
     workers = min(config.workers, PER_CORE * (os.cpu_count() or 1), len(files) // FILES_PER_WORKER + 1)
     compared = 0
-    write_text(journal, manifest_text(resumed))
+    write_text(journal, digests_text(resumed))
     with journal.open("a", encoding="utf-8") as stream, progress(len(files), "checking", "file") as bar:
         for position, answer in ask_all(questions, workers, config.timeout):
             bar.advance()
             item, name = files[position], names[position]
-            item.settle(answer["status"], answer["reason"])
+            item.status, item.reason = answer["status"], answer["reason"]
             if item.status == "ok":
                 item.found = answer["shape"] or entries.get(name, [None])[-1]
                 entry = [answer["sha256"], answer["size"], item.kind, item.found]
@@ -279,25 +274,25 @@ def check_files(config: CheckConfig, data_dir: Path, files: Sequence[CheckedFile
                     stream.write(json.dumps([name, *entry], ensure_ascii=False) + "\n")
                     stream.flush()
     if config.manifest is not None and (entries != manifest or not config.manifest.exists()):
-        write_text(config.manifest, manifest_text(entries))
+        write_text(config.manifest, digests_text(entries))
     journal.unlink()
     return compared
 
 
-def manifest_text(entries: dict[str, list[Any]]) -> str:
+def digests_text(entries: dict[str, list[Any]]) -> str:
     """Lines of JSON: the version, then path, SHA-256, size, kind and shape of each file."""
     lines = [json.dumps([name, *entry], ensure_ascii=False) for name, entry in sorted(entries.items())]
-    return "\n".join([json.dumps({"manifest": MANIFEST_VERSION}), *lines]) + "\n"
+    return "\n".join([json.dumps({"manifest": VERSION}), *lines]) + "\n"
 
 
-def read_manifest(path: Path) -> dict[str, list[Any]]:
+def read_digests(path: Path) -> dict[str, list[Any]]:
     """The entries of a manifest by path; none if there is no file. Raises UsageError."""
     if not path.exists():
         return {}
     try:
         first, *lines = path.read_text(encoding="utf-8").split("\n")
-        if json.loads(first)["manifest"] != MANIFEST_VERSION:
-            raise ValueError(f"it has another version than {MANIFEST_VERSION}, make a new one")
+        if json.loads(first)["manifest"] != VERSION:
+            raise ValueError(f"it has another version than {VERSION}, make a new one")
         # What follows the last line end was torn when a run was killed.
         return {name: [*four] for name, *four in map(json.loads, lines[:-1]) if len(four) == 4}
     except (OSError, ValueError, KeyError, TypeError) as error:
@@ -320,7 +315,7 @@ def ask_all(questions: Sequence[Question], workers: int, seconds: float) -> Iter
                 elif patience == seconds:
                     left.append(asked[position])
                 else:
-                    yield asked[position], {"status": "corrupt", "reason": str(found)}
+                    yield asked[position], {"status": "corrupt", "reason": str(found).rstrip(".")}
 
 
 def answers() -> Callable[[Question], Answer]:
@@ -361,8 +356,8 @@ def answer(question: Question) -> Answer:
     except (FileNotFoundError, NotADirectoryError):
         return {"status": "missing", "reason": "file does not exist"}
     except Exception as error:  # a reader that fails in a way of its own is a finding about the file
-        reason = str(getattr(error, "strerror", None) or error)
         name = "" if isinstance(error, MediaError) else f"{type(error).__name__}: "
+        reason = " ".join(str(getattr(error, "strerror", None) or error).split()).rstrip(".")
         return {"status": "corrupt", "reason": name + reason}
 
 
@@ -375,18 +370,15 @@ def inspect(path: Path, kind: str, shape: list[int] | None, *, whole: bool) -> l
 
         with Image.open(path) as image:
             image.verify()
-    elif kind == "video":
-        count = height = width = 0
-        for frame in decode_video(path):
-            count, height, width = count + 1, frame.height, frame.width
-            if not whole:
-                return None
-        return [count, height, width]
-    elif shape is not None and whole:
+    if kind == "video":
+        count, frame = 0, None
+        for frame in itertools.islice(decode_video(path), None if whole else 1):
+            count += 1
+        return [count, frame.height, frame.width] if whole and frame is not None else None
+    if shape is not None and whole:
         horizon, size = shape
         read_chunk(path, ActionSpace(tuple(map(str, range(size))), horizon))
-        return shape
-    return None
+    return shape
 
 
 def text_report(report: dict[str, Any]) -> str:
