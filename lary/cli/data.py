@@ -62,7 +62,7 @@ def clip(config: Annotated[ClipConfig, Star] = ClipConfig(), paths: Paths = Path
 def stats(config: Annotated[StatsConfig, Star], paths: Paths = Paths()) -> int:
     """Measure the actions of a training split per robot type, for normalisation."""
     settings = paths.settings()
-    from lary.data.statistics import write_statistics
+    from lary.data.normalisation import write_statistics
 
     report = write_statistics(config, settings)
     for robot, count in report.robots.items():
@@ -75,7 +75,7 @@ def stats(config: Annotated[StatsConfig, Star], paths: Paths = Paths()) -> int:
 def relative(config: Annotated[RelativeConfig, Star], paths: Paths = Paths()) -> int:
     """Write the motion between the images of every pair, and its statistics; files that are there are kept."""
     settings = paths.settings()
-    from lary.data.statistics import write_relative
+    from lary.data.normalisation import write_relative
 
     report = write_relative(config, settings)
     for each in report.tables:

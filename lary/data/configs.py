@@ -60,7 +60,6 @@ class StatsConfig:
     csv: Path | None = None
     output: Path | None = None
     workers: int = 8
-    merge: tuple[Path, ...] = ()
 
 
 @dataclass(frozen=True, kw_only=True)

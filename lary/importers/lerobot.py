@@ -21,8 +21,8 @@ import numpy.typing as npt
 from lary.data.catalog import EPISODE
 from lary.data.frames import decode_video, to_rgb
 from lary.data.images import PNG, image_problem
+from lary.data.normalisation import measure_table
 from lary.data.spec import ActionSpace, DatasetSpec, LabelSpace, Normalisation, Split
-from lary.data.statistics import measure_table
 from lary.data.tables import write_csv
 from lary.files import digest, read_json, write_failures, write_json
 from lary.importers.episodes import (

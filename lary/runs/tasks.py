@@ -225,7 +225,7 @@ def relative_table(table: SampleTable, data_dir: Path, frame: Frame) -> SampleTa
     """
     root = (data_dir / in_frame(table.spec.split(table.split).root, frame)).absolute()
     moved = replace(table, root=root)
-    return moved if moved.action_path(moved[0]).is_file() else table
+    return moved if moved.action_path(0).is_file() else table
 
 
 def shuffled(count: int, config: ProbeConfig, seed: int) -> npt.NDArray[np.int64]:

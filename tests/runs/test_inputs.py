@@ -14,8 +14,8 @@ from scipy.spatial.transform import Rotation
 from lary.cli import main
 from lary.configs import ClassifyConfig, ControlsConfig, ExtractConfig, RegressConfig
 from lary.data.configs import RelativeConfig
+from lary.data.normalisation import write_relative
 from lary.data.spec import DATASETS
-from lary.data.statistics import write_relative
 from lary.models.spec import MODELS
 from lary.results import figures
 from lary.results.compare import compare_results
