@@ -17,7 +17,7 @@ from lary.data import configs
 from lary.types import Failure
 
 if TYPE_CHECKING:
-    from lary.importers.episodes import ImportReport
+    from lary.importers.records import ImportReport
 
 SHOWN = 20
 """Failures that are printed; a file or report lists all of them."""
@@ -48,7 +48,7 @@ def clip(config: configs.ClipConfig = configs.ClipConfig(), paths: Paths = Paths
 @data_app.command
 def stats(config: configs.StatsConfig, paths: Paths = Paths()) -> int:
     """Measure the actions of a training split per robot type, for normalisation."""
-    from lary.data.statistics import write_statistics
+    from lary.data.normalisation import write_statistics
 
     report = write_statistics(config, paths.settings())
     for robot, count in report.robots.items():
@@ -60,7 +60,7 @@ def stats(config: configs.StatsConfig, paths: Paths = Paths()) -> int:
 @data_app.command
 def relative(config: configs.RelativeConfig, paths: Paths = Paths()) -> int:
     """Write the motion between the images of every pair, and its statistics; files that are there are kept."""
-    from lary.data.statistics import write_relative
+    from lary.data.normalisation import write_relative
 
     report, code = write_relative(config, paths.settings()), 0
     for each in report.tables:
@@ -151,7 +151,7 @@ def pairs(
         dims: Names of the action dimensions; default: a0, a1 and so on.
     """
     from lary.importers.episodes import PairCut
-    from lary.importers.trajectories import import_trajectories
+    from lary.importers.plain import import_trajectories
 
     return show_trajectories(out, config.name, import_trajectories(source, out, config, PairCut(stride), dims))
 
@@ -164,14 +164,14 @@ def atomic(source: Path, out: Path, config: configs.AtomicConfig) -> int:
         source: Folder of episodes: folders with images or a video, and actions.npy with a row per frame.
         out: Folder to write to; it serves as LARY_ROOT, its data/ as DATA_DIR, and holds the record NAME.py.
     """
-    from lary.importers.trajectories import columns_cut, import_trajectories
+    from lary.importers.plain import columns_cut, import_trajectories
 
     return show_trajectories(out, config.name, import_trajectories(source, out, config, columns_cut(config)))
 
 
 def show_trajectories(out: Path, name: str, report: ImportReport) -> int:
     """Print what was written; the exit code."""
-    from lary.importers.trajectories import table_path
+    from lary.importers.plain import table_path
 
     code = show_failures(report.failures, "left out of the tables")
     for part, rows in report.rows.items():
@@ -207,14 +207,13 @@ def import_lerobot(source: str, config: configs.LeRobotConfig = configs.LeRobotC
         source: Folder, or a data set on the hub, owner/name.
     """
     settings = paths.settings()
-    from lary.importers.lerobot import import_lerobot as work
-    from lary.importers.lerobot_plan import plan_lerobot
+    from lary.importers.lerobot import LeRobotImport
     from lary.importers.lerobot_reader import open_lerobot
 
-    plan = plan_lerobot(open_lerobot(source, config.revision), config, config.name or Path(source).name, settings)
+    plan = LeRobotImport(open_lerobot(source, config.revision), config, config.name or Path(source).name, settings)
     print(plan.preview())
     root = settings.path("LARY_ROOT")
-    return 0 if config.preview else show_import(work(plan), plan.name, root, "pairs", "episodes ")
+    return 0 if config.preview else show_import(plan.run(), plan.name, root, "pairs", "episodes ")
 
 
 @data_app.command
@@ -225,7 +224,7 @@ def import_videos(folder: Path, config: configs.VideosConfig, paths: Paths = Pat
         folder: Folder of the videos.
     """
     settings = paths.settings()
-    from lary.importers.videos import import_videos as work
+    from lary.importers.plain import import_videos as work
 
     name, root = config.name or folder.resolve().name, settings.path("LARY_ROOT")
     return show_import(work(folder, config, settings), name, root, "clips", "")

@@ -160,7 +160,7 @@ def inspect_actions(part: Part, motion: float) -> list[Finding]:
     still: list[str] = []
     failures: list[str] = []
     with progress(rows, f"actions of {part.name}", "file") as bar:
-        for row, (_, chunk) in enumerate(read_actions(part.table, "absolute")):
+        for row, chunk in enumerate(read_actions(part.table)):
             bar.advance()
             if isinstance(chunk, Failure):
                 failures.append(chunk.reason)

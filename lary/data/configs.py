@@ -54,7 +54,6 @@ class StatsConfig(Options):
     csv: Path | None = None
     output: Path | None = None
     workers: int = 8
-    merge: tuple[Path, ...] = ()
 
 
 class RelativeConfig(Options):
@@ -168,7 +167,7 @@ class LeRobotConfig(MotionOptions):
     actions: tuple[str, ...] = ()
     stride: int | None = None
     labels: Literal["atomic"] | None = None
-    position: str | None = None
+    position: str = "x,y,z"
     gripper: str | None = None
     robot: str | None = None
     share: Annotated[float, Parameter(name="--val-share")] = 0.25

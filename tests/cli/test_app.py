@@ -23,6 +23,7 @@ KNOWN = json.loads((FIXTURES / "options_v0_1.json").read_text())
 GONE = {
     "run": {"--no-store", "--no-no-store"},
     "doctor": {"--json"},
+    "data stats": {"--merge"},
     "indices": {"--visualize", "--sheet-clips"},
 }
 """Options of version 0.1 that are no more."""

@@ -17,9 +17,9 @@ from lary.runs import changed, controls
 from lary.runs import run as running
 from lary.runs.changed import CHANGED, FRAME_CONTROLS, changed_rows, extract_changed, place_of
 from lary.runs.extract import ExtractReport, extract
-from lary.runs.inputs import open_splits, shown
 from lary.runs.probe import regress
 from lary.runs.run import run
+from lary.runs.tasks import open_splits, shown
 from lary.settings import Settings, load_settings
 from lary.types import LaryError, UsageError
 from tests.tree import make_calvin, make_robot
