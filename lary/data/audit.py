@@ -298,7 +298,7 @@ def inspect_actions(part: Part, motion: float) -> Findings:
     ranges: dict[str, tuple[Floats, Floats]] = {}
     still, failures = list[str](), list[str]()
     with progress(total, f"actions of {part.name}", "file") as bar:
-        for row, (_, chunk) in enumerate(read_actions(part.table, "absolute")):
+        for row, chunk in enumerate(read_actions(part.table)):
             bar.advance()
             if isinstance(chunk, Failure):
                 failures.append(chunk.reason)

@@ -53,7 +53,6 @@ class StatsConfig(Options):
     csv: Path | None = None
     output: Path | None = None
     workers: int = 8
-    merge: tuple[Path, ...] = ()
 
 
 class RelativeConfig(Options):

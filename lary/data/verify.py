@@ -371,10 +371,10 @@ def inspect(path: Path, kind: str, shape: list[int] | None, *, whole: bool) -> l
         with Image.open(path) as image:
             image.verify()
     if kind == "video":
-        count, frame = 0, None
+        count = height = width = 0
         for frame in itertools.islice(decode_video(path), None if whole else 1):
-            count += 1
-        return [count, frame.height, frame.width] if whole and frame is not None else None
+            count, height, width = count + 1, frame.height, frame.width
+        return [count, height, width] if whole else None
     if shape is not None and whole:
         horizon, size = shape
         read_chunk(path, ActionSpace(tuple(map(str, range(size))), horizon))
