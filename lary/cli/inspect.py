@@ -182,9 +182,9 @@ def schema(*, out: Path | None = None) -> int:
 def info(config: Annotated[LatentsConfig, Star], paths: Paths = Paths()) -> int:
     """Describe a store: identity, kind, rows, bytes, shape, and the samples of its table that it lacks."""
     settings = paths.settings()
-    from lary.latents.tools import store_info as run
+    from lary.latents.tools import describe_store as run
 
-    print(run(config, settings).text())
+    print(run(config, settings))
     return 0
 
 
@@ -232,7 +232,7 @@ def export(
     ids: str | None = None,
     paths: Paths = Paths(),
 ) -> int:
-    """Write tokens to one file for other tools: .npy, .npz, .parquet or .safetensors.
+    """Write tokens to one file for other tools: .npz or .safetensors.
 
     Args:
         out: File to write; its ending decides the form.
@@ -240,7 +240,7 @@ def export(
         ids: Sample ids with commas, or a text file with one in each line.
     """
     settings = paths.settings()
-    from lary.latents.export import export_latents as run
+    from lary.latents.tools import export_latents as run
 
     print(f"{out}: {run(config, settings, out, rows=rows, ids=ids)} samples")
     return 0

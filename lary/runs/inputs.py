@@ -7,8 +7,8 @@ from dataclasses import replace
 
 from lary.configs import ClassifyConfig, RegressConfig, RelativeFrame
 from lary.data.spec import DatasetSpec
-from lary.latents.npz import read_stamp
 from lary.latents.ref import LatentsRef, SplitLatents, find_latent_table, open_latents
+from lary.latents.sources import read_stamp
 from lary.latents.store import SHARD_MARK
 from lary.models.spec import MODELS, ModelSpec, with_latent
 from lary.probes.sources import named, projected, shuffled_order, static_pair
