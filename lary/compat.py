@@ -26,7 +26,7 @@ MOVED: dict[str, tuple[str, ...]] = {
     "lary.results.evaluate": ("lary.runs.probe",),
     "lary.results.run": ("lary.runs.run",),
     "lary.results.controls": ("lary.runs.controls",),
-    "lary.demo": ("lary.runs.demo",),
+    "lary.demo": ("lary.runs.run",),
     "lary.sweep": ("lary.runs.sweep",),
 }
 """Old modules, each with the new ones that hold its names."""

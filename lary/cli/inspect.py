@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Literal
 
-from cyclopts import App, Parameter
+from cyclopts import App
 
 from lary.configs import (
     AnalysisKind,
@@ -20,9 +20,6 @@ from lary.configs import (
 from lary.registry import load_plugin
 from lary.settings import CONFIG_NAME, init_config, set_config
 from lary.types import UsageError
-
-Star = Parameter(name="*")
-Flag = Parameter(negative=())
 
 config_app = App(name="config", help="Show or change settings.", help_format="plaintext")
 latents_app = App(
@@ -70,9 +67,7 @@ def datasets(key: str | None = None, *, paths: Paths = Paths()) -> int:
     return 0
 
 
-def check_model(
-    key: str, config: Annotated[CheckModelConfig, Star] = CheckModelConfig(), paths: Paths = Paths()
-) -> int:
+def check_model(key: str, config: CheckModelConfig = CheckModelConfig(), paths: Paths = Paths()) -> int:
     """Try a model on generated frames: shapes, range, determinism, use of the second frame, time.
 
     Args:
@@ -93,7 +88,7 @@ def check_model(
     return 1 if check.problems else 0
 
 
-def diagnose(config: Annotated[DiagnoseConfig, Star], paths: Paths = Paths()) -> int:
+def diagnose(config: DiagnoseConfig, paths: Paths = Paths()) -> int:
     """Diagnose extracted latents: channels, rank, use of codes, additivity and reversibility."""
     settings = paths.settings()
     from lary.results.diagnostics import diagnose_split, diagnosis_text
@@ -106,7 +101,7 @@ def diagnose(config: Annotated[DiagnoseConfig, Star], paths: Paths = Paths()) ->
 def analyze(
     kind: AnalysisKind = "all",
     *,
-    config: Annotated[AnalyzeConfig, Parameter(name="*", negative=())] = AnalyzeConfig(),
+    config: AnalyzeConfig = AnalyzeConfig(),
     paths: Paths = Paths(),
 ) -> int:
     """Make figures and tables from finished runs.
@@ -172,36 +167,36 @@ def schema(*, out: Path | None = None) -> int:
 
     if out is None:
         print(schema_text(), end="")
-    else:
-        write_text(out, schema_text())
-        print(f"Wrote {out}")
+        return 0
+    write_text(out, schema_text())
+    print(f"Wrote {out}")
     return 0
 
 
 @latents_app.command
-def info(config: Annotated[LatentsConfig, Star], paths: Paths = Paths()) -> int:
+def info(config: LatentsConfig, paths: Paths = Paths()) -> int:
     """Describe a store: identity, kind, rows, bytes, shape, and the samples of its table that it lacks."""
     settings = paths.settings()
-    from lary.latents.tools import describe_store as run
+    from lary.latents.tools import describe_store as work
 
-    print(run(config, settings))
+    print(work(config, settings))
     return 0
 
 
 @latents_app.command
-def verify(config: Annotated[LatentsConfig, Star], paths: Paths = Paths()) -> int:
+def verify(config: LatentsConfig, paths: Paths = Paths()) -> int:
     """Read every row of a store: checksums, finite values, index. Names what is wrong; exit code 1 then."""
     settings = paths.settings()
-    from lary.latents.tools import verify_store as run
+    from lary.latents.tools import verify_store as work
 
-    rows, problems = run(config, settings)
+    rows, problems = work(config, settings)
     print(*problems, f"{rows} rows read, {len(problems)} problems", sep="\n")
     return 1 if problems else 0
 
 
 @latents_app.command
 def convert(
-    config: Annotated[LatentsConfig, Star],
+    config: LatentsConfig,
     *,
     store: StoreKind,
     dtype: LatentDtype | None = None,
@@ -216,16 +211,16 @@ def convert(
         shard_rows: Rows per shard.
     """
     settings = paths.settings()
-    from lary.latents.tools import convert_store as run
+    from lary.latents.tools import convert_store as work
 
-    folder, rows = run(config, settings, kind=store, dtype=dtype, shard_rows=shard_rows)
+    folder, rows = work(config, settings, kind=store, dtype=dtype, shard_rows=shard_rows)
     print(f"{folder}: {rows} rows in {store}")
     return 0
 
 
 @latents_app.command
 def export(
-    config: Annotated[LatentsConfig, Star],
+    config: LatentsConfig,
     *,
     out: Path,
     rows: str | None = None,
@@ -240,9 +235,9 @@ def export(
         ids: Sample ids with commas, or a text file with one in each line.
     """
     settings = paths.settings()
-    from lary.latents.tools import export_latents as run
+    from lary.latents.tools import export_latents as work
 
-    print(f"{out}: {run(config, settings, out, rows=rows, ids=ids)} samples")
+    print(f"{out}: {work(config, settings, out, rows=rows, ids=ids)} samples")
     return 0
 
 
@@ -255,7 +250,7 @@ def show(*, paths: Paths = Paths()) -> int:
 
 
 @config_app.command
-def init(file: Path = Path(CONFIG_NAME), *, overwrite: Annotated[bool, Flag] = False) -> int:
+def init(file: Path = Path(CONFIG_NAME), *, overwrite: bool = False) -> int:
     """Write a lary.yaml that lists every setting with its meaning.
 
     Args:

@@ -98,9 +98,9 @@ def test_controls_of_a_model_that_mixes_its_frames(settings: Settings, monkeypat
     assert again.result.score.value == pytest.approx(nothing, rel=0.02), "nothing is left in the difference of a frame"
 
 
-def here(config: ExtractConfig, settings: Settings, *, plugins: tuple[Path, ...] = ()) -> ExtractReport:
+def here(config: ExtractConfig, settings: Settings) -> ExtractReport:
     """An extraction with one worker, which starts sooner."""
-    return extract(replace(config, workers=1), settings, plugins=plugins)
+    return extract(replace(config, workers=1), settings)
 
 
 def test_a_run_encodes_what_its_control_needs(settings: Settings) -> None:
