@@ -69,7 +69,8 @@ def states(folder: Path, pattern: str) -> dict[Path, tuple[bytes, int]]:
 
 def exported(out: Path, *words: str | Path) -> np.ndarray:
     assert lary("latents", "export", *words, "--out", out) == 0
-    return np.load(out)
+    tokens: np.ndarray = np.load(out)["tokens"]
+    return tokens
 
 
 def rows_of(path: Path) -> list[dict[str, str]]:
@@ -113,11 +114,11 @@ def test_killed_extraction_goes_on(root: Path, model: str, how: tuple[str, ...],
     assert {name: after[name] for name in before} == before
     assert len(after) == (4 if how else 16)
     assert not list(folder.glob(".*.tmp"))
-    found = exported(root / "found.npy", *which)
+    found = exported(root / "found.npz", *which)
     assert lary("latents", "verify", *which) == 0
     fresh = ("--lary-la-dir", root / "fresh")
     assert lary("extract", *which, *SMALL, *how, *fresh) == 0
-    expected = exported(root / "expected.npy", *which, *fresh)
+    expected = exported(root / "expected.npz", *which, *fresh)
     assert expected.shape == (16, *found.shape[1:])
     np.testing.assert_allclose(found, expected, rtol=1e-5, atol=1e-6)
 
@@ -193,7 +194,7 @@ def test_records_of_data_sets_are_extracted(root: Path, dataset: str, plugin: st
 
 def test_latents_of_the_published_code_are_probed(root: Path) -> None:
     which = ("--model", "pixels", "--dataset", "calvin")
-    found = exported(root / "tokens.npy", *which, "--split", "val")
+    found = exported(root / "tokens.npz", *which, "--split", "val")
     with np.load(root / "latents/calvin/stride_5/val/pixels/latent_action_3.npz") as latents:
         np.testing.assert_array_equal(found[3], latents["tokens"])
     assert lary("regress", *which, "--stride", "5", "--model-type", "ridge", "--probe-preset", "demo") == 0

@@ -37,8 +37,8 @@ from lary.workers import Answer, NoAnswer, Pool, Question
 TRIES = 3
 """How often a task of Ray is given out whose process dies."""
 SECONDS_PER_CHECK = 0.5
-TASK_ROWS = 1024
-"""Rows per task, at least: a task starts with an empty pipeline."""
+TASK_ROWS, TASKS_EACH = 1024, 4
+"""Rows of a task, as it starts with an empty pipeline, unless a worker would have fewer tasks than these."""
 
 Task = tuple[Unit, ...]
 Group = TypeVar("Group")
@@ -113,13 +113,14 @@ def check_shared(job: Job) -> None:
             )
 
 
-def in_tasks(units: Sequence[Unit]) -> list[Task]:
-    """Units in groups of `TASK_ROWS` rows or more."""
+def in_tasks(units: Sequence[Unit], workers: int) -> list[Task]:
+    """Units in groups of many rows, and yet several groups for each worker."""
+    least = min(TASK_ROWS, sum(len(unit.rows) for unit in units) // (TASKS_EACH * workers))
     tasks: list[Task] = []
     group: list[Unit] = []
     for unit in units:
         group.append(unit)
-        if sum(len(each.rows) for each in group) >= TASK_ROWS:
+        if sum(len(each.rows) for each in group) >= least:
             tasks.append(tuple(group))
             group = []
     return [*tasks, tuple(group)] if group else tasks
@@ -154,6 +155,7 @@ def run_processes(
     Raises:
         LaryError: what a process raised, or one died again and again.
     """
+    tasks = in_tasks(units, len(devices))
     packed = base64.b64encode(pickle.dumps(job)).decode()
     with contextlib.ExitStack() as stack:
 
@@ -161,7 +163,7 @@ def run_processes(
             pool = stack.enter_context(Pool(f"{__name__}:unit_worker", 1, arguments=(packed, device)))
             return lambda task: pool.submit([{"units": [(unit.number, unit.rows) for unit in task]}], math.inf)
 
-        for answer in share_out(in_tasks(units), [start(device) for device in devices], stop, advance):
+        for answer in share_out(tasks, [start(device) for device in devices], stop, advance):
             if isinstance(answer, NoAnswer):
                 raise LaryError(
                     f"A process that encodes died ({answer}), perhaps for want of memory. What was done is kept: start "
@@ -206,7 +208,7 @@ def extract_on_ray(job: Job, units: Sequence[Unit], stop: StopRequest, advance: 
     with connected(job.config.address) as ray:
         count, processes, options = plan_actors(ray, job)
         remote = ray.remote(UnitWorker).options(max_restarts=-1, max_task_retries=TRIES - 1, **options)
-        shared, tasks = ray.put(replace(job, processes=processes)), in_tasks(units)
+        shared, tasks = ray.put(replace(job, processes=processes)), in_tasks(units, count)
         actors = [remote.remote(shared) for _ in range(min(count, len(tasks)))]
         workers = [lambda task, own=actor: own.run.remote(task).future() for actor in actors]
         try:

@@ -56,7 +56,7 @@ class ExtractReport:
     seconds: float
 
 
-def extract(config: ExtractConfig, settings: Settings, *, plugins: tuple[Path, ...] = ()) -> ExtractReport:
+def extract(config: ExtractConfig, settings: Settings) -> ExtractReport:
     """Extract the latents of one split; what is done already, by sample id and store identity, is not redone.
 
     Raises:
@@ -66,7 +66,7 @@ def extract(config: ExtractConfig, settings: Settings, *, plugins: tuple[Path, .
         Interrupted: the user stopped it; what was begun is done.
     """
     started = time.monotonic()
-    run = prepare_run(config, settings, plugins)
+    run = prepare_run(config, settings)
     with locked(run.folder):
         # What killed runs were writing: now, since it may be what fills the disk.
         remove_torn(run.folder)
@@ -118,7 +118,7 @@ class Run:
         return f"{self.folder.name} on {self.identity.dataset} {self.identity.split}"
 
 
-def prepare_run(config: ExtractConfig, settings: Settings, plugins: tuple[Path, ...]) -> Run:
+def prepare_run(config: ExtractConfig, settings: Settings) -> Run:
     """Look everything up. Raises UsageError and LaryError, as `extract` does."""
     model, dataset = model_of(config), DATASETS.get(config.dataset)
     check_request(dataset, config)
@@ -129,7 +129,7 @@ def prepare_run(config: ExtractConfig, settings: Settings, plugins: tuple[Path, 
     source = find_table(dataset, config.split, settings.path("LARY_ROOT"), explicit)
     table = read_table(dataset, config.split, path=source, data_dir=settings.path("DATA_DIR"), limit=config.limit)
     weights = locate_weights(model, settings.values(), config.weights)
-    job = Job(config, settings.path("DATA_DIR"), source, weights, settings.values(), plugins or loaded_plugins())
+    job = Job(config, settings.path("DATA_DIR"), source, weights, settings.values(), loaded_plugins())
     encoder = make_encoder(job, model, devices[0])
     options = model.options | (model.options_paper if config.protocol == "paper" else {})
     # The fields of the model's record that decide its latents.
@@ -329,13 +329,13 @@ class Estimate:
         )
 
 
-def estimate(config: ExtractConfig, settings: Settings, *, plugins: tuple[Path, ...] = ()) -> Estimate:
+def estimate(config: ExtractConfig, settings: Settings) -> Estimate:
     """Read, encode and write some of the missing rows into a folder that is removed again, and measure that.
 
     Raises:
         UsageError, LaryError: as `extract`.
     """
-    run = prepare_run(config, settings, plugins)
+    run = prepare_run(config, settings)
     there = (run.folder / MANIFEST).exists() and not config.overwrite
     missing = open_run(run).missing(run.table) if there else list(range(len(run.table)))
     # On a CPU rows go one by one anyway, and a few of them are enough for a slow model.
