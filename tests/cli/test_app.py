@@ -25,6 +25,9 @@ GONE = {
     "doctor": {"--json"},
     "data stats": {"--merge"},
     "indices": {"--visualize", "--sheet-clips"},
+    "data clip": {"--backend"},
+    "data check": {"--restart"},
+    "data audit": {"--cache", "--distance"},
 }
 """Options of version 0.1 that are no more."""
 GROUPS = ("Model and data set", "Latents", "Probe", "Reading of media", "Storage", "Machine", "Paths")
