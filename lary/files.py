@@ -10,6 +10,7 @@ import json
 import os
 import re
 import stat
+import tempfile
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path, PurePosixPath
@@ -73,9 +74,12 @@ def create_temporary(path: Path) -> tuple[int, str]:
 
 def check_writable(folder: Path) -> None:
     """Make a folder and try to write to it before hours of work depend on it. Raises WriteError."""
-    handle, name = create_temporary(folder / "trial")
-    os.close(handle)
-    os.unlink(name)
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=folder):
+            pass
+    except OSError as error:
+        raise cannot_write(folder, error) from error
 
 
 @contextmanager
@@ -223,11 +227,11 @@ def _plain_yaml(content: bytes) -> Any:
 
     text, depth = content.decode("utf-8-sig"), 0
     try:
-        for event in yaml.parse(text, Loader=yaml.SafeLoader):  # type: ignore[no-untyped-call]
+        for event in yaml.parse(text, Loader=yaml.SafeLoader):
             if getattr(event, "anchor", None):
                 raise ValueError("anchors and aliases are not allowed: write the values out")
-            if getattr(event, "tag", None):
-                raise ValueError(f"the tag {event.tag} is not allowed: write plain values")
+            if tag := getattr(event, "tag", None):
+                raise ValueError(f"the tag {tag} is not allowed: write plain values")
             depth += isinstance(event, yaml.CollectionStartEvent) - isinstance(event, yaml.CollectionEndEvent)
             if depth > DEEPEST_YAML:
                 raise RecursionError

@@ -52,26 +52,23 @@ def extract(config: ExtractConfig, paths: Paths = Paths()) -> int:
 
 def classify(config: ClassifyConfig, paths: Paths = Paths()) -> int:
     """Train the attentive probe that classifies actions, and score it."""
-    settings = paths.settings()
     from lary.runs.probe import classify as work
 
-    return show_run(work(config, settings))
+    return show_run(work(config, paths.settings()))
 
 
 def regress(config: RegressConfig, paths: Paths = Paths()) -> int:
     """Train the probe that decodes the robot's actions, and score it."""
-    settings = paths.settings()
     from lary.runs.probe import regress as work
 
-    return show_run(work(config, settings))
+    return show_run(work(config, paths.settings()))
 
 
 def run(config: RunConfig, paths: Paths = Paths()) -> int:
     """Extract every split that the probe needs, train the probe, and score it; what is done is not done again."""
-    settings = paths.settings()
     from lary.runs.run import run as work
 
-    report = work(config, settings)
+    report = work(config, paths.settings())
     now = "run now" if report.probe.new else "done before"
     show_run(report.probe, f"{report.extracted} samples extracted now; the probe was {now}")
     return 1 if report.failures else 0
@@ -91,16 +88,14 @@ def sweep(file: Path, *, config: SweepConfig = SweepConfig(), paths: Paths = Pat
     Args:
         file: YAML with the keys options, grid and runs.
     """
-    settings = paths.settings()
     from lary.runs.sweep import run_sweep
 
-    return run_sweep(file, config, settings)
+    return run_sweep(file, config, paths.settings())
 
 
 def controls(config: ControlsConfig, paths: Paths = Paths()) -> int:
     """Run a model with its controls and state its margin over each."""
-    settings = paths.settings()
     from lary.runs.controls import run_controls
 
-    print(run_controls(config, settings).text())
+    print(run_controls(config, paths.settings()).text())
     return 0

@@ -18,8 +18,8 @@ from lary.results.record import EvalResult
 from lary.results.report import write_report
 from lary.runs.changed import FRAME_CONTROLS, extract_changed
 from lary.runs.extract import extract
-from lary.runs.inputs import ProbeConfig, check_options
 from lary.runs.probe import ProbeRun, run_probe
+from lary.runs.tasks import ProbeConfig, check_options
 from lary.runtime import log
 from lary.settings import CONFIG_NAME, NAMES, Settings, load_settings
 from lary.types import RANDOM, UsageError
@@ -78,16 +78,17 @@ def run_splits(
 
 def probe_config(config: RunConfig, dataset: DatasetSpec) -> ProbeConfig:
     """The probe's part of the options. Raises UsageError for an option of the other kind of probe."""
-    kind = ClassifyConfig if isinstance(dataset.target, LabelSpace) else RegressConfig
     given = {name: value for name, value in vars(config).items() if value is not None and name not in OF_EXTRACTION}
-    precision = given.pop("probe_precision", None)
-    own = ActionOptions()
-    changed = [name for name, default in vars(own).items() if given.get(name, default) != default]
-    for odd, what in ((changed, "classes"), ([*filter(None, [precision and "probe_precision"])], "actions")):
-        if odd and (kind is ClassifyConfig) == (what == "classes"):
-            option = odd[0].replace("_", "-")
-            raise UsageError(f"--{option}: data set '{dataset.name}' is one of {what}; leave the option out.")
-    given |= {"pool": None if config.pool == "none" else config.pool, "precision": precision}
+    odd = [name for name, default in vars(ActionOptions()).items() if given.get(name, default) != default]
+    kind: type[ProbeConfig] = ClassifyConfig
+    if not isinstance(dataset.target, LabelSpace):
+        odd = ["probe_precision"] if "probe_precision" in given else []
+        kind = RegressConfig
+    if odd:
+        what, option = "classes" if kind is ClassifyConfig else "actions", odd[0].replace("_", "-")
+        raise UsageError(f"--{option}: data set '{dataset.name}' is one of {what}; leave the option out.")
+    given["precision"] = config.probe_precision
+    given["pool"] = None if config.pool == "none" else config.pool
     given["weights"] = RANDOM if config.weights == RANDOM else None
     found = kind(**_of(kind, given))
     check_options(found)
@@ -137,10 +138,10 @@ def demo_models(settings: Settings) -> list[ModelSpec]:
             found.append(model)
         elif model.in_demo:
             try:
-                there = Path(locate_weights(model, settings.values())).exists()
+                place = locate_weights(model, settings.values())
             except UsageError:
-                there = False
-            if there:
+                place = None
+            if place is not None and Path(place).exists():
                 found.append(model)
             else:
                 variable = model.weights.variable
