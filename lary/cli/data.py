@@ -171,11 +171,9 @@ def atomic(source: Path, out: Path, config: configs.AtomicConfig) -> int:
 
 def show_trajectories(out: Path, name: str, report: ImportReport) -> int:
     """Print what was written; the exit code."""
-    from lary.importers.plain import table_path
-
-    code = show_failures(report.failures, "left out of the tables")
+    code = show_failures(report.failures, f"all in {out / 'data' / f'{name}_import_failures.csv'}")
     for part, rows in report.rows.items():
-        print(f"{table_path(out, name, part)}: {rows} rows")
+        print(f"{out / 'data' / f'{name}_metadata_{part}.csv'}: {rows} rows")
     print(f"{report.plugin}: use it with --plugin; {len(report.failures)} episodes failed")
     return code
 
