@@ -48,7 +48,7 @@ def clip(config: configs.ClipConfig = configs.ClipConfig(), paths: Paths = Paths
 @data_app.command
 def stats(config: configs.StatsConfig, paths: Paths = Paths()) -> int:
     """Measure the actions of a training split per robot type, for normalisation."""
-    from lary.data.statistics import write_statistics
+    from lary.data.normalisation import write_statistics
 
     report = write_statistics(config, paths.settings())
     for robot, count in report.robots.items():
@@ -60,7 +60,7 @@ def stats(config: configs.StatsConfig, paths: Paths = Paths()) -> int:
 @data_app.command
 def relative(config: configs.RelativeConfig, paths: Paths = Paths()) -> int:
     """Write the motion between the images of every pair, and its statistics; files that are there are kept."""
-    from lary.data.statistics import write_relative
+    from lary.data.normalisation import write_relative
 
     report, code = write_relative(config, paths.settings()), 0
     for each in report.tables:

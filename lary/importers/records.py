@@ -13,8 +13,8 @@ from pathlib import Path
 from typing import Any
 
 from lary.data.catalog import EPISODE
+from lary.data.normalisation import measure_table
 from lary.data.spec import DATASETS, ActionSpace, DatasetSpec, LabelSpace, Normalisation, Split
-from lary.data.statistics import measure_table
 from lary.data.tables import write_csv
 from lary.files import read_json, write_bytes, write_failures, write_text
 from lary.importers.episodes import ATOMIC_CLASSES, Cut, PairCut, Rows

@@ -18,8 +18,8 @@ from lary.results.record import EvalResult
 from lary.results.report import write_report
 from lary.runs.changed import FRAME_CONTROLS, extract_changed
 from lary.runs.extract import extract
-from lary.runs.inputs import ProbeConfig, check_options
 from lary.runs.probe import ProbeRun, run_probe
+from lary.runs.tasks import ProbeConfig, check_options
 from lary.runtime import log
 from lary.settings import CONFIG_NAME, NAMES, Settings, load_settings
 from lary.types import RANDOM, UsageError

@@ -75,7 +75,7 @@ class Planned:
     def is_done(self, settings: Settings) -> bool:
         """Whether the run's folder has a result."""
         dataset = DATASETS.get(self.config.dataset)
-        folder = run_folder(probe_config(self.config, dataset), self.settings(settings), dataset)
+        folder = run_folder(probe_config(self.config, dataset), self.settings(settings))
         return (folder / FILE_NAME).is_file()
 
 
