@@ -83,7 +83,7 @@ def check(config: configs.CheckConfig = configs.CheckConfig(), paths: Paths = Pa
 
 
 @data_app.command
-def split(table: Path, *, config: configs.SplitConfig = configs.SplitConfig(), paths: Paths = Paths()) -> int:
+def split(table: Path, *, config: configs.SplitConfig = configs.SplitConfig(), paths: Paths = Paths()) -> None:
     """Split a table into training and validation.
 
     Args:
@@ -95,7 +95,6 @@ def split(table: Path, *, config: configs.SplitConfig = configs.SplitConfig(), p
     report = write_split(table, config)
     for path, rows, groups in zip((report.train, report.val), report.rows, report.groups, strict=True):
         print(f"{path}: {rows} rows" + ("" if config.by == "row" else f" of {groups} {config.by}s"))
-    return 0
 
 
 def indices(table: Path, config: configs.IndicesConfig = configs.IndicesConfig(), paths: Paths = Paths()) -> int:
