@@ -16,7 +16,7 @@ from lary.probes.outcome import (
     SampleColumns,
     SplitOutcome,
 )
-from lary.results.published import png_of
+from lary.results.published import example_rows, png_of
 from lary.results.record import (
     FILE_NAME,
     DatasetFacts,
@@ -29,7 +29,7 @@ from lary.results.record import (
     read_result,
     write_result,
 )
-from lary.results.summarise import classification_result, example_rows, regression_result
+from lary.results.summarise import classification_result, regression_result
 
 VERBS = ("close", "lift", "lower", "open", "pour", "pull", "push", "reach", "rotate", "sweep")
 DIMS = ("x", "y", "z", "roll", "pitch", "yaw", "gripper")

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from datetime import datetime, timezone
 from pathlib import Path
 from typing import Any, Literal
@@ -46,16 +46,35 @@ class Metric(Strict):
         return 100.0 if self.unit == "fraction" else 1.0
 
     @property
-    def digits(self) -> int:
-        """Decimals of the printed value."""
-        return 1 if self.unit == "fraction" else 3
+    def rank(self) -> float:
+        """The value on a scale where lower is better."""
+        return -self.value if self.higher_is_better else self.value
+
+    @property
+    def bounds(self) -> str:
+        """The interval as ``[low, high]``, or nothing."""
+        if self.low is None or self.high is None:
+            return ""
+        return f"[{number(self.low, self.unit)}, {number(self.high, self.unit)}]"
 
     def text(self) -> str:
         """The number and its interval for a terminal, fractions in per cent."""
-        value, low, high = (
-            "" if end is None else f"{end * self.scale:.{self.digits}f}" for end in (self.value, self.low, self.high)
-        )
-        return f"{value} [{low}, {high}]" if low and high else value
+        return f"{number(self.value, self.unit)} {self.bounds}".rstrip()
+
+    def reading(self, p: float | None = None) -> Literal["", "even", "better", "worse"]:
+        """What a difference says of a run, by its corrected p where there is one, else by its interval."""
+        if self.low is None or self.high is None:
+            return ""
+        if self.low <= 0 <= self.high or (p is not None and p >= 0.05):
+            return "even"
+        return "better" if (self.low > 0) == self.higher_is_better else "worse"
+
+
+def number(value: float, unit: str = "none") -> str:
+    """A number as it is printed: one decimal for per cent and degrees, else three decimals or digits."""
+    if unit in ("fraction", "degrees"):
+        return f"{100 * value if unit == 'fraction' else value:.1f}"
+    return f"{value:.3f}" if 0.0005 <= abs(value) < 1000 or value == 0 else f"{value:.3g}"
 
 
 class SplitFacts(Strict):
@@ -319,6 +338,11 @@ class EvalResult(RunFacts):
     def score(self) -> Metric:
         """The metric that ranks this run."""
         return self.selections[self.headline].metrics[self.primary]
+
+
+def headline(selections: Mapping[SelectionName, Any]) -> SelectionName:
+    """The selection to report first: picked on held-out data where there is one."""
+    return "held_out" if "held_out" in selections else "best_on_validation"
 
 
 def schema_text() -> str:

@@ -21,8 +21,7 @@ from lary.configs import ActionOptions, ControlsConfig, ProbeControl, RunConfig
 from lary.data.spec import DATASETS, DatasetSpec, LabelSpace
 from lary.latents.ref import LatentsRef, find_latent_table
 from lary.models.spec import MODELS, ModelSpec
-from lary.results.compare import Difference, compare_runs, open_scored
-from lary.results.measure import reading
+from lary.results.compare import Difference, compare_results
 from lary.results.record import FILE_NAME, EvalResult, Margin, write_result
 from lary.runs.changed import FRAME_CONTROLS
 from lary.runs.probe import ProbeRun
@@ -57,7 +56,7 @@ class ControlReport:
             value = f"{100 * margin.value:.1f}" if score.unit == "fraction" else f"{margin.value:.3f}"
             p = "" if margin.p is None else f"  p {margin.p:.3g}"
             lines.append(
-                f"  {margin.name:32} {value:28} margin {margin.gain.text()}{p}{MARKS[reading(margin.gain, margin.p)]}"
+                f"  {margin.name:32} {value:28} margin {margin.gain.text()}{p}{MARKS[margin.gain.reading(margin.p)]}"
             )
         lines += [f"  left out: {reason}" for reason in self.left_out]
         return "\n".join(lines)
@@ -125,7 +124,7 @@ def splits_of(dataset: DatasetSpec, settings: Settings, config: ControlsConfig) 
 
 def with_margins(own: ProbeRun, others: Sequence[ProbeRun]) -> EvalResult:
     """The model's result with its margin over each other run, which is written in its place."""
-    compared = compare_runs(open_scored(own.folder), [open_scored(other.folder) for other in others])
+    compared = compare_results([own.folder, *(other.folder for other in others)])
     result = own.result.model_copy(update={"margins": tuple(margin_of(each) for each in compared.differences)})
     write_result(own.folder / FILE_NAME, result)
     return result
