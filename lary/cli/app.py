@@ -10,7 +10,7 @@ import sys
 from collections.abc import Callable, Sequence
 from typing import TypeVar
 
-from cyclopts import App, CycloptsError
+from cyclopts import App, CycloptsError, Parameter
 
 from lary import __version__
 from lary.runtime import log, setup_logging
@@ -56,6 +56,7 @@ app = App(
     help="Measures how much of an action a visual representation holds. Start with 'lary demo'.",
     version=__version__,
     help_format="plaintext",
+    default_parameter=Parameter(negative_iterable=()),
 )
 for name, place, meaning in COMMANDS:
     app.command(place, name=name, help=meaning)

@@ -42,7 +42,7 @@ def simulate(out: Path, *, config: Annotated[SimulateConfig, Star] = SimulateCon
 
     for table, count in run(out, config).items():
         print(f"{table}: {count} rows")
-    for path in write_sheets(out) if config.sheet else ():
+    for path in write_sheets(out, config) if config.sheet else ():
         print(path)
     return 0
 

@@ -38,7 +38,12 @@ Star = Parameter(name="*")
 SHOWN = 20
 """Failures that are printed; a file or report lists all of them."""
 
-data_app = App(name="data", help="Download, import, prepare, check, audit and split data.", help_format="plaintext")
+data_app = App(
+    name="data",
+    help="Download, import, prepare, check, audit and split data.",
+    help_format="plaintext",
+    default_parameter=Parameter(negative_iterable=()),
+)
 
 
 @data_app.command

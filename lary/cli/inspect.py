@@ -106,7 +106,7 @@ def diagnose(config: Annotated[DiagnoseConfig, Star], paths: Paths = Paths()) ->
 def analyze(
     kind: AnalysisKind = "all",
     *,
-    config: Annotated[AnalyzeConfig, Parameter(name="*", negative=())] = AnalyzeConfig(),
+    config: Annotated[AnalyzeConfig, Star] = AnalyzeConfig(),
     paths: Paths = Paths(),
 ) -> int:
     """Make figures and tables from finished runs.

@@ -13,12 +13,12 @@ Majority class and mean action need no run of their own: they are in every resul
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from lary.configs import ActionOptions, ControlsConfig, ProbeControl, RunConfig
-from lary.data.spec import DATASETS, DatasetSpec, LabelSpace
+from lary.configs import ControlsConfig, ProbeControl, RunConfig
+from lary.data.spec import DATASETS, DatasetSpec
 from lary.latents.ref import LatentsRef, find_latent_table
 from lary.models.spec import MODELS, ModelSpec
 from lary.results.compare import Difference, compare_results
@@ -32,7 +32,6 @@ from lary.types import LaryError, UsageError
 
 CONTROLS: tuple[ProbeControl, ...] = ("shuffled-targets", "static-pair", "shuffled-order")
 BASELINE = "baseline"
-ACTION_OPTIONS = [field.name for field in fields(ActionOptions)]
 MARKS = {"": "", "better": "", "even": "  (not significant)", "worse": "  (the control is better)"}
 """Text behind a control that the model does not beat."""
 
@@ -103,7 +102,6 @@ def run_one(
 ) -> ProbeRun:  # fmt: skip
     """One probe run, with the latents that it needs; baselines have one kind of latent."""
     left_out = ["project", *(() if model.name == config.model else ("latent",))]
-    left_out += ACTION_OPTIONS if isinstance(dataset.target, LabelSpace) else []
     shared = {name: value for name, value in vars(config).items() if name not in left_out}
     asked = RunConfig(**shared | {"model": model.name} | changes)
     splits = splits_of(dataset, settings, config)

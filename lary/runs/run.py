@@ -7,7 +7,7 @@ from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
 from typing import Any
 
-from lary.configs import ClassifyConfig, ExtractConfig, RegressConfig, RunConfig
+from lary.configs import ActionOptions, ClassifyConfig, ExtractConfig, RegressConfig, RunConfig
 from lary.data.spec import DATASETS, DatasetSpec, LabelSpace
 from lary.data.splits import find_table
 from lary.runs.changed import FRAME_CONTROLS, extract_changed
@@ -20,7 +20,6 @@ from lary.types import RANDOM, UsageError
 
 RENAMED = {"probe_precision": "precision"}
 """Options of a probe that the extraction has another meaning for."""
-REGRESSION_OPTIONS = ("model_type", "action_mode", "relative_frame", "sampler_steps")
 
 
 @dataclass(frozen=True)
@@ -75,9 +74,10 @@ def probe_config(config: RunConfig, dataset: DatasetSpec) -> ProbeConfig:
         given.pop(own, None)
     if kind is RegressConfig and "probe_precision" in given:
         raise UsageError(f"--probe-precision: data set '{dataset.name}' is one of actions; leave the option out.")
-    if kind is ClassifyConfig and (odd := [name for name in REGRESSION_OPTIONS if name in given]):
+    changed = [name for name, default in vars(ActionOptions()).items() if given.get(name) not in (None, default)]
+    if kind is ClassifyConfig and changed:
         raise UsageError(
-            f"--{odd[0].replace('_', '-')}: data set '{dataset.name}' is one of classes; leave the option out."
+            f"--{changed[0].replace('_', '-')}: data set '{dataset.name}' is one of classes; leave the option out."
         )
     found = kind(**_of(kind, {RENAMED.get(name, name): value for name, value in given.items()}))
     check_options(found)

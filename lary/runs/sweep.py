@@ -15,7 +15,7 @@ from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
 from typing import Any
 
-from lary.configs import RunConfig, SweepConfig
+from lary.configs import RunConfig, SweepConfig, make_options
 from lary.data.spec import DATASETS
 from lary.files import read_yaml
 from lary.latents.pipeline import Interrupted
@@ -24,7 +24,6 @@ from lary.probes.presets import PRESETS
 from lary.registry import load_plugin, suggest
 from lary.results.record import FILE_NAME, EvalResult
 from lary.runs.demo import demo_table
-from lary.runs.options import make_options
 from lary.runs.probe import run_folder
 from lary.runs.run import probe_config, run
 from lary.runtime import log, setup_logging
