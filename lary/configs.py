@@ -235,9 +235,7 @@ class DiagnoseConfig(StoredOptions):
 
     split: str | None = None
     rows: int | None = None
-    relations: int = 2000
     batch_size: int = 64
-    seed: int = 0
     json: Path | None = None
 
 
@@ -255,7 +253,6 @@ class AnalyzeConfig:
     sample: tuple[str, ...] = ()
     episode: tuple[str, ...] = ()
     count: int = 3
-    square: bool = False
 
 
 def explain(names: Mapping[str, Any]) -> None:

@@ -45,7 +45,7 @@ COMMANDS = (
     ("datasets", "lary.cli.inspect:datasets", "List the data sets with their terms, or show one."),
     ("compare", "lary.cli.inspect:compare", "Compare finished runs: paired differences, p values."),
     ("controls", "lary.cli.benchmark:controls", "Run the controls of a model and state its margins."),
-    ("diagnose", "lary.cli.inspect:diagnose", "Diagnose latents: channels, rank, codes, additivity."),
+    ("diagnose", "lary.cli.inspect:diagnose", "Diagnose latents: channels, rank, codes."),
     ("analyze", "lary.cli.inspect:analyze", "Make figures and tables from finished runs."),
     ("schema", "lary.cli.inspect:schema", "Print the JSON Schema of result.json."),
 )

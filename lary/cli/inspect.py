@@ -94,7 +94,7 @@ def check_model(
 
 
 def diagnose(config: Annotated[DiagnoseConfig, Star], paths: Paths = Paths()) -> int:
-    """Diagnose extracted latents: channels, rank, use of codes, additivity and reversibility."""
+    """Diagnose extracted latents: channels, rank, use of codes."""
     settings = paths.settings()
     from lary.results.diagnostics import diagnose_split, diagnosis_text
 

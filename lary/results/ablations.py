@@ -158,13 +158,6 @@ def _write(context: Context, stem: str, lines: Sequence[Line], title: str) -> li
         for line in lines
         for point in line.points
     ]
-    facts = {
-        "analysis": stem.split("_", 1)[0],
-        "protocol": first.result.protocol,
-        "preset": first.result.preset,
-        "metric": first.result.primary,
-        "higher_is_better": score.higher_is_better,
-    }
     unit = {"fraction": " [%]", "normalised": ", normalised"}.get(score.unit, "")
     titles = [line.label.replace(", ", "\n") for line in lines]
     with panels(titles, up=f"{metric_name(first.result.primary)}{unit}") as (figure, grid):
@@ -176,7 +169,7 @@ def _write(context: Context, stem: str, lines: Sequence[Line], title: str) -> li
                 if other is not line:
                     axes.plot(at, heights, color=LIGHT, linewidth=0.9)
                     continue
-                for place, height, point in zip(at, heights, line.points, strict=True):
+                for place, point in zip(at, line.points, strict=True):
                     if point.score.low is not None and point.score.high is not None:
                         axes.vlines(place, point.score.low * scale, point.score.high * scale, color=BLUE)
                     if point.published is not None:
@@ -187,4 +180,5 @@ def _write(context: Context, stem: str, lines: Sequence[Line], title: str) -> li
         better = "higher" if score.higher_is_better else "lower"
         marks = "; open marks: paper" if any(row["published"] is not None for row in rows) else ""
         finish(figure, axes, f"{title}\n{first.about}, 95 % intervals; {better} is better{marks}")
-        return context.write(f"{stem}{first.suffix}", figure, rows, facts)
+        facts = {"metric": first.result.primary, "higher_is_better": score.higher_is_better}
+        return context.write(f"{stem}{first.suffix}", figure, rows, first, **facts)

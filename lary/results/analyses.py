@@ -1,14 +1,14 @@
 """``lary analyze``: figures and tables made from finished runs; here those of classes.
 
 F1 against how often a class occurs in training: a point of the moving average is the mean
-F1 of neighbouring classes by frequency, drawn at the geometric mean of their counts. Where
-all classes are equally frequent they are drawn by name instead. The gap is F1 of people
-minus F1 of robots, class by class.
+F1 of neighbouring classes by frequency, drawn at the geometric mean of their counts. The
+gap is F1 of people minus F1 of robots, class by class.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -39,6 +39,7 @@ from lary.settings import Settings
 from lary.types import LaryError, UsageError
 
 if TYPE_CHECKING:
+    from matplotlib.figure import Figure
     from pandas import DataFrame, Series
 
 LEAST = 3
@@ -118,41 +119,24 @@ def class_frequency(context: Context) -> Analysis:
     runs = context.of_task("classification", "classify")
     files, left_out = [], []
     for (dataset, *_), group in grouped(runs, lambda run: (run.result.dataset.name, *run.settings)).items():
-        seen = [row.train for row in group[0].result.classes if row.train and row.true]
-        window = context.config.window or max(LEAST, round(len(seen) / 10))
-        even = len(set(seen)) == 1
-        if not even and window > len(seen):
-            reason = f"{dataset} has {len(seen)} classes with training and validation samples"
-            if context.config.window:
-                raise UsageError(f"--window {window}: {reason}.")
-            left_out.append(f"{reason}, and the moving average spans at least {LEAST}")
-            continue
-        tables = [_class_table(run, None if even else window) for run in group]
-        rows = [row for table in tables for row in _plain_rows(table.drop(columns="centre"))]
-        first = group[0].result
-        spearman = {run.result.label: _rank_correlation(table) for run, table in zip(group, tables, strict=True)}
-        facts = {
-            "analysis": "frequency",
-            "dataset": dataset,
-            "protocol": first.protocol,
-            "preset": first.preset,
-            "window": None if even else window,
-            "models": {label: {"spearman": value} for label, value in spearman.items()},
-        }
-        drawn = [table[(table.train > 0) & (table.validation > 0)] for table in tables]
-        stem = f"frequency_{slug(dataset)}{group[0].suffix}"
-        if even:
-            files += _write_by_name(context, stem, group, drawn, rows, facts)
+        counts = [row.train for row in group[0].result.classes if row.train and row.true]
+        window = context.config.window or max(LEAST, round(len(counts) / 10))
+        if len(set(counts)) == 1:
+            left_out.append(f"all classes of {dataset} have {counts[0]} training samples")
+        elif window <= len(counts):
+            files += _write_frequency(context, group, window)
+        elif context.config.window:
+            raise UsageError(f"--window {window}: {dataset} has {len(counts)} classes that occur.")
         else:
-            files += _write_by_frequency(context, stem, group, drawn, rows, facts)
+            left_out.append(f"{dataset} has {len(counts)} classes that occur, the average spans {window}")
     return made(files, left_out)
 
 
-def _class_table(run: FinishedRun, window: int | None) -> DataFrame:
+def _class_table(run: FinishedRun, window: int) -> DataFrame:
     """The classes of a run; a moving average over the `window` of those that occur, by rising frequency."""
     from pandas import DataFrame
 
-    table = DataFrame(
+    rows = [
         {
             "model": run.result.label,
             "class": row.name,
@@ -163,14 +147,11 @@ def _class_table(run: FinishedRun, window: int | None) -> DataFrame:
             "f1": row.f1,
         }
         for row in run.result.classes
-    )
+    ]
+    table = DataFrame(rows)
     rising = table[(table.train > 0) & (table.validation > 0)].sort_values(["train", "class"])
-
-    def averaged(values: Series[float]) -> Any:
-        return values.rolling(window).mean().shift(-(window // 2)) if window else None
-
-    table["moving_average"] = averaged(rising["f1"])
-    table["centre"] = averaged(np.log(rising["train"]))
+    table["moving_average"] = rising["f1"].rolling(window).mean().shift(-(window // 2))
+    table["centre"] = np.log(rising["train"]).rolling(window).mean().shift(-(window // 2))
     return table
 
 
@@ -179,69 +160,38 @@ def _plain_rows(table: DataFrame) -> list[dict[str, Any]]:
     return table.astype(object).where(table.notna(), None).to_dict("records")  # type: ignore[return-value]
 
 
-def _rank_correlation(table: DataFrame) -> float | None:
-    """Spearman's correlation of F1 with the number of training samples; None where one doesn't vary."""
-    known = table[(table.train > 0) & (table.validation > 0)]
-    if known["train"].nunique() < 2 or known["f1"].nunique() < 2:
-        return None
-    return float(known["train"].corr(known["f1"], method="spearman"))
-
-
-def _write_by_frequency(
-    context: Context,
-    stem: str,
-    group: Sequence[FinishedRun],
-    tables: Sequence[DataFrame],
-    rows: Sequence[dict[str, Any]],
-    facts: dict[str, Any],
-) -> list[Path]:
+def _write_frequency(context: Context, group: Sequence[FinishedRun], window: int) -> list[Path]:
     """A panel per model: its classes and average, with the averages of the others in grey."""
+    tables = {run.result.label: _class_table(run, window) for run in group}
+    rows = [row for table in tables.values() for row in _plain_rows(table.drop(columns="centre"))]
+    drawn = {label: table[(table.train > 0) & (table.validation > 0)] for label, table in tables.items()}
+    spearman: dict[str, float | None] = {}
+    for label, table in drawn.items():
+        varied = min(table["train"].nunique(), table["f1"].nunique()) > 1
+        spearman[label] = float(table["train"].corr(table["f1"], method="spearman")) if varied else None
     # Equally frequent classes have no order: the average has one point per place.
-    averages = [table.groupby("centre")["moving_average"].mean() for table in tables]
-    titles = [
-        label if own["spearman"] is None else f"{label}\nSpearman {own['spearman']:+.2f}"
-        for label, own in facts["models"].items()
-    ]
+    averages = {label: table.groupby("centre")["moving_average"].mean() for label, table in drawn.items()}
+    titles = [f"{label}\nSpearman {value:+.2f}" if value is not None else label for label, value in spearman.items()]
     with panels(titles, up="F1", across="training samples of the class") as (figure, grid):
-        for axes, table, own in zip(grid, tables, averages, strict=True):
-            for other in averages:
-                if other is not own:
-                    axes.plot(np.exp(other.index), other, color=LIGHT, linewidth=0.9, label="other models")
+        for axes, (label, table) in zip(grid, drawn.items(), strict=True):
+            for other, average in averages.items():
+                if other != label:
+                    axes.plot(np.exp(average.index), average, color=LIGHT, linewidth=0.9, label="other models")
+            own = averages[label]
             axes.scatter(table["train"], table["f1"], s=9, color=BLUE, alpha=0.55, label="class")
-            label = f"mean of {facts['window']} classes"
-            axes.plot(np.exp(own.index), own, color=VERMILION, linewidth=1.8, label=label)
+            axes.plot(np.exp(own.index), own, color=VERMILION, linewidth=1.8, label=f"mean of {window} classes")
             axes.set_xscale("log")
             # A decade may hold no power of ten, so the ticks are our own.
             ticks = np.unique(np.geomspace(table["train"].min(), table["train"].max(), 3).round())
             axes.set_xticks(ticks, [f"{tick:,.0f}" for tick in ticks])
             axes.minorticks_off()
             axes.set_ylim(-0.03, 1.03)
-        finish(figure, axes, f"{dataset_title(group[0].result)}: F1 by class frequency\n{group[0].about}")
-        return context.write(stem, figure, rows, facts)
-
-
-def _write_by_name(
-    context: Context,
-    stem: str,
-    group: Sequence[FinishedRun],
-    tables: Sequence[DataFrame],
-    rows: Sequence[dict[str, Any]],
-    facts: dict[str, Any],
-) -> list[Path]:
-    """A panel per model: its F1 of every class, the classes by their mean F1 over the models."""
-    from pandas import concat
-
-    means = concat(tables).groupby("class")["f1"].mean().reset_index()
-    order = means.sort_values(["f1", "class"])["class"].tolist()
-    with panels(list(facts["models"]), up="", across="F1", height=0.6 + 0.17 * len(order)) as (figure, grid):
-        for axes, table in zip(grid, tables, strict=True):
-            axes.plot(means.set_index("class")["f1"][order], order, "o", color=LIGHT, label="mean of the models")
-            axes.plot(table.set_index("class")["f1"].reindex(order), order, "o", color=BLUE, label="class")
-            axes.axvline(table["f1"].mean(), color=VERMILION, linewidth=1.2, label="mean of the classes")
-            axes.set(xlim=(-0.03, 1.03), xticks=(0, 0.5, 1))
-        about = f"F1 by class, each with {tables[0]['train'].iloc[0]:,.0f} training samples"
-        finish(figure, axes, f"{dataset_title(group[0].result)}\n{about}\n{group[0].about}")
-        return context.write(stem, figure, rows, facts)
+        first = group[0]
+        finish(figure, axes, f"{dataset_title(first.result)}: F1 by class frequency\n{first.about}")
+        name = first.result.dataset.name
+        models = {label: {"spearman": value} for label, value in spearman.items()}
+        stem = f"frequency_{slug(name)}{first.suffix}"
+        return context.write(stem, figure, rows, first, dataset=name, window=window, models=models)
 
 
 # --- people and robots ---
@@ -269,62 +219,61 @@ def human_robot_gap(context: Context) -> Analysis:
     left_out: list[str] = []
     for key, group in people.items():
         ours, theirs = (
-            {run.result.label: _f1_of(run, shared) for run in side} for side in (group, robots.get(key, []))
+            DataFrame({run.result.label: _f1_of(run) for run in side}, index=shared)
+            for side in (group, robots.get(key, []))
         )
         both = [label for label in ours if label in theirs]
-        if not both:
-            continue
-        left_out += [
-            f"{label} has a run on one of the two data sets only" for label in sorted(ours.keys() ^ theirs.keys())
-        ]
-        gaps = DataFrame({label: ours[label] - theirs[label] for label in both}).dropna(how="all")
+        alone = sorted(set(ours) ^ set(theirs))
+        gaps = (ours[both] - theirs[both]).dropna(how="all")
+        if both:
+            left_out += [f"{label} has a run on one of the two data sets only" for label in alone]
         if gaps.empty:
-            left_out.append(f"none of the {len(shared)} shared classes has validation samples in both data sets")
             continue
-        order = gaps.assign(mean=gaps.mean(axis=1), name=gaps.index).sort_values(["mean", "name"]).index
-        gaps = gaps.loc[order]
-        rows = DataFrame(
-            {"model": label, "class": name, "f1_human": ours[label][name], "f1_robot": theirs[label][name], "gap": gap}
+        gaps = gaps.assign(mean=gaps.mean(axis=1), name=gaps.index).sort_values(["mean", "name"])[both]
+        rows = [
+            {
+                "model": label,
+                "class": name,
+                "f1_human": ours[label][name],
+                "f1_robot": theirs[label][name],
+                "gap": gap,
+            }
             for label in both
             for name, gap in gaps[label].items()
-        )
+        ]
         facts = {
-            "analysis": "gap",
             "human": human,
             "robot": robot,
-            "protocol": group[0].result.protocol,
-            "preset": group[0].result.preset,
             "shared_classes": shared,
-            "classes_shown": list(order),
+            "classes_shown": list(gaps.index),
             "mean_gap": gaps.mean().to_dict(),
         }
-        title = f"F1 on {human} minus F1 on {robot}\n{group[0].about}"
-        stem = f"gap_{slug(human)}_{slug(robot)}{group[0].suffix}"
-        files += _write_gaps(context, stem, gaps.T, title, _plain_rows(rows), facts)
-    if not files and not left_out:
+        with _gap_figure(gaps.T, f"F1 on {human} minus F1 on {robot}\n{group[0].about}") as figure:
+            stem = f"gap_{slug(human)}_{slug(robot)}{group[0].suffix}"
+            files += context.write(stem, figure, _plain_rows(DataFrame(rows)), group[0], **facts)
+    if not files:
         raise NotPossible(
-            f"no model has finished runs on both {human} and {robot} under the same settings: classify on both"
+            f"no model has finished runs on both {human} and {robot} under the same settings, with classes "
+            "that both were scored on: classify on both"
         )
     return Analysis(tuple(files), tuple(left_out))
 
 
-def _f1_of(run: FinishedRun, names: Sequence[str]) -> Series[float]:
-    """F1 of some classes, NaN for those that don't occur in validation."""
+def _f1_of(run: FinishedRun) -> Series[float]:
+    """F1 of the classes that occur in validation."""
     from pandas import Series
 
-    found = {row.name: row.f1 for row in run.result.classes if row.true}
-    return Series(found, dtype=np.float64).reindex(names)
+    return Series({row.name: row.f1 for row in run.result.classes if row.true}, dtype=np.float64)
 
 
-def _write_gaps(
-    context: Context, stem: str, gaps: DataFrame, title: str, rows: Sequence[dict[str, Any]], facts: dict[str, Any]
-) -> list[Path]:
+@contextmanager
+def _gap_figure(gaps: DataFrame, title: str) -> Iterator[Figure]:
     """Models in rows with their mean gap, classes in columns; orange where people have the higher F1."""
     values = gaps.to_numpy()
     reach = max(0.05, float(np.nanmax(np.abs(values))))
-    numbered = len(gaps.columns) <= NUMBERED
-    labels = [f"{label}  {mean:+.2f}" for label, mean in facts["mean_gap"].items()]
-    width = 1.5 + 0.075 * max(map(len, labels)) + (0.46 if numbered else 0.21) * len(gaps.columns)
+    labels = [f"{label}  {mean:+.2f}" for label, mean in gaps.mean(axis=1).items()]
+    size = 0.46 if len(gaps.columns) <= NUMBERED else 0.21
+    width = 1.5 + 0.075 * max(map(len, labels)) + size * len(gaps.columns)
     with new_figure(max(width, 6.0), 1.3 + 0.3 * len(gaps) + 0.07 * max(map(len, gaps.columns))) as figure:
         axes = figure.subplots()
         axes.set_facecolor("#eeeeee")  # a class that one of the data sets has no samples of
@@ -332,13 +281,13 @@ def _write_gaps(
         axes.set_xticks(range(len(gaps.columns)), list(gaps.columns), rotation=90, fontsize=8)
         axes.set_yticks(range(len(gaps)), labels)
         axes.set_ylabel("model, mean gap")
-        for row, column in np.argwhere(~np.isnan(values)) if numbered else ():
+        for row, column in np.argwhere(~np.isnan(values)) if len(gaps.columns) <= NUMBERED else ():
             value = values[row, column]
             colour = "white" if abs(value) > 0.62 * reach else "black"
             axes.text(column, row, f"{value:+.2f}", ha="center", va="center", fontsize=7, color=colour)
         axes.set_title(title, fontsize=9.5)
         figure.colorbar(image, ax=axes, fraction=0.03, pad=0.01, label="F1 gap")
-        return context.write(stem, figure, rows, facts)
+        yield figure
 
 
 ANALYSES: Mapping[str, Callable[[Context], Analysis]] = {

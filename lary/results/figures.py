@@ -237,13 +237,18 @@ class Context:
             raise NotPossible(f"there is no finished {task} run: run 'lary {command}' first")
         return found
 
-    def write(self, stem: str, figure: Figure, rows: Sequence[Row], facts: Row) -> list[Path]:
-        """Write a figure as PNG and SVG, its data as CSV, and data and facts as JSON; returns the files."""
+    def write(self, stem: str, figure: Figure, rows: Sequence[Row], run: FinishedRun, **facts: Any) -> list[Path]:
+        """Write a figure as PNG and SVG, its data as CSV, and data and facts as JSON; returns the files.
+
+        `run` is one of those in the figure, which all have its settings.
+        """
         png, svg, table, data = files = [self.out / f"{stem}.{kind}" for kind in ("png", "svg", "csv", "json")]
         write_bytes(png, render(figure, "png"))
         write_bytes(svg, render(figure, "svg"))
         write_text(table, csv_text([rows[0].keys(), *(row.values() for row in rows)]))
-        write_json(data, {"format": 1, **facts, "rows": list(rows)})
+        settings = {"protocol": run.result.protocol, "preset": run.result.preset}
+        analysis = stem.partition("_")[0]
+        write_json(data, {"format": 1, "analysis": analysis, **settings, **facts, "rows": list(rows)})
         return files
 
 

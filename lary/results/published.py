@@ -23,6 +23,7 @@ import io
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -40,7 +41,6 @@ PREDICTIONS, ACTIONS = "predictions.npz", "actions.npz"
 EXAMPLE_QUANTILES = (0.1, 0.5, 0.9)
 """Ranks of the errors whose chunks are shown: a good one, the median, a bad one."""
 
-Arrays = dict[str, npt.NDArray[np.generic]]
 Frames = Callable[[int], npt.NDArray[np.uint8]]
 """From a row of the seen split to its frames, (T, H, W, 3) uint8 RGB."""
 
@@ -60,10 +60,15 @@ def write_classification_files(folder: Path, outcome: ClassificationOutcome) -> 
     write_json(folder / "confusion_matrix.json", {**axes, "matrix": matrix.tolist()})
     title = f"Top-1 {100 * np.trace(matrix) / max(matrix.sum(), 1):.2f} %"
     write_bytes(folder / "confusion_matrix.png", figures.confusion_figure(matrix, names, title))
-    statistics = {}
-    for row, name in enumerate(names):
-        shares = {key: float(getattr(table, key)[row]) for key in ("precision", "recall", "f1")}
-        statistics[name] = {**shares, "samples": int(table.support[row])}
+    statistics = {
+        name: {
+            "precision": float(table.precision[row]),
+            "recall": float(table.recall[row]),
+            "f1": float(table.f1[row]),
+            "samples": int(table.support[row]),
+        }
+        for row, name in enumerate(names)
+    }
     write_json(folder / "classification_stats.json", statistics)
     samples = zip(outcome.samples.media, predicted, outcome.labels, strict=True)
     lines = (f"{media[-1]}\t{names[guess]}\t{names[label]}\n" for media, guess, label in samples)
@@ -75,9 +80,8 @@ def best_result(outcome: RegressionOutcome) -> dict[str, float]:
     """The one row of ``best_result.csv`` for the headline selection; the training loss is that of its epoch."""
     name = headline(outcome.splits["seen"].selections)
     epoch = outcome.splits["seen"].selections[name].epoch
-    losses = [entry.get("train_loss") for entry in outcome.history if entry.get("epoch") == epoch]
-    row: dict[str, float] = {"best_epoch": epoch, "train_loss": float("nan")}
-    row |= {"train_loss": float(loss) for loss in losses[:1] if loss is not None}
+    losses = [entry["train_loss"] for entry in outcome.history if entry.get("epoch") == epoch and "train_loss" in entry]
+    row: dict[str, float] = {"best_epoch": epoch, "train_loss": float(losses[0]) if losses else float("nan")}
     for role, split in outcome.splits.items():
         values, targets = split.selections[name].values, split.targets
         row[f"val_{role}_loss"] = float(split.loss[name])
@@ -201,56 +205,49 @@ def action_scores(runs: Sequence[RegressionOutcome]) -> dict[str, SampleScores]:
 
 
 def write_scores(folder: Path, scores: Mapping[str, SampleScores], seeds: Sequence[int]) -> str:
-    """Write the scores of a run into its folder; returns the file's name."""
-    arrays: Arrays = {"seeds": np.array(seeds, dtype=np.int64)}
-    for role, own in scores.items():
-        arrays |= {f"{role}_ids": np.array(own.ids), f"{role}_groups": np.array(own.groups)}
-        arrays[f"{role}_scores"] = own.scores
-    return _write_arrays(folder / PREDICTIONS, arrays)
+    """Write the scores of a run by role into its folder; returns the file's name."""
+    return _write_arrays(folder / PREDICTIONS, scores, seeds=np.array(seeds, dtype=np.int64))
 
 
 def write_actions(folder: Path, outcome: RegressionOutcome) -> str:
     """Write the chunks of all evaluated splits into a run's folder; returns the file's name."""
     name = headline(outcome.splits["seen"].selections)
-    arrays: Arrays = {}
+    chunks = {}
     for role, split in outcome.splits.items():
         samples, mean, std = split.samples, split.mean[:, None], split.std[:, None]
-        arrays |= {f"{role}_ids": np.array(samples.ids), f"{role}_groups": np.array(samples.groups)}
-        arrays[f"{role}_media"] = np.array([media[0] for media in samples.media])
-        arrays[f"{role}_predicted"] = split.selections[name].values * std + mean
-        arrays[f"{role}_true"] = split.targets * std + mean
-    return _write_arrays(folder / ACTIONS, arrays)
+        media = tuple(paths[0] for paths in samples.media)
+        predicted, true = (part * std + mean for part in (split.selections[name].values, split.targets))
+        chunks[role] = Chunks(samples.ids, samples.groups, media, predicted, true)
+    return _write_arrays(folder / ACTIONS, chunks)
 
 
-def _write_arrays(file: Path, arrays: Arrays) -> str:
+def _write_arrays(file: Path, tables: Mapping[str, SampleScores | Chunks], **more: npt.NDArray[np.int64]) -> str:
+    arrays = {f"{role}_{name}": part for role, table in tables.items() for name, part in vars(table).items()}
     with atomic_write(file) as stream:
-        np.savez_compressed(stream, **arrays)  # type: ignore[arg-type]
+        np.savez_compressed(stream, **more, **arrays)
     return file.name
 
 
 def read_scores(run: FinishedRun, role: str = "seen") -> SampleScores:
     """The scores of one role. Raises LaryError if they are missing, torn, or the run has no such split."""
-    (ids, groups), (scores,) = _read_arrays(run, PREDICTIONS, role, ("ids", "groups"), ("scores",))
-    return SampleScores(ids, groups, scores)
+    return SampleScores(*_read_arrays(run, PREDICTIONS, role, ("ids", "groups", "scores")))
 
 
 def read_predicted(run: FinishedRun, role: str = "seen") -> Chunks:
     """The chunks of one role. Raises LaryError as `read_scores`."""
-    texts, chunks = _read_arrays(run, ACTIONS, role, ("ids", "groups", "media"), ("predicted", "true"))
-    return Chunks(*texts, *chunks)
+    return Chunks(*_read_arrays(run, ACTIONS, role, ("ids", "groups", "media", "predicted", "true")))
 
 
-def _read_arrays(
-    run: FinishedRun, name: str, role: str, texts: Sequence[str], numbers: Sequence[str]
-) -> tuple[list[tuple[str, ...]], list[Floats]]:
+def _read_arrays(run: FinishedRun, name: str, role: str, parts: Sequence[str]) -> Iterator[Any]:
     file = run.folder / name
     if not file.is_file():
         raise LaryError(f"{file} does not exist: run the probe again with --overwrite, then it is written.")
     try:
-        found = read_npz(run.file(name), *(f"{role}_{part}" for part in (*texts, *numbers)))
+        found = read_npz(run.file(name), *(f"{role}_{part}" for part in parts))
     except KeyError:
-        raise LaryError(f"{file} has no {numbers[-1]} of the split '{role}'.") from None
+        raise LaryError(f"{file} has no {parts[-1]} of the split '{role}'.") from None
     except (OSError, ValueError) as error:
         raise LaryError(f"{file} can't be read: {error}. Run the probe again with --overwrite.") from error
-    names = [tuple(map(str, part)) for part in found[: len(texts)]]
-    return names, [part.astype(np.float32) for part in found[len(texts) :]]
+    for part, values in zip(parts, found, strict=True):
+        names = part in ("ids", "groups", "media")
+        yield tuple(map(str, values)) if names else values.astype(np.float32)

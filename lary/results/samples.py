@@ -24,7 +24,6 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from lary.configs import ClassifyConfig
 from lary.data.frames import read_clip
 from lary.data.spec import DATASETS
 from lary.latents.ref import LatentsRef, SplitLatents, open_latents
@@ -99,11 +98,12 @@ def _write_maps(run: FinishedRun, context: Context, known: dict[str, None]) -> l
     result = run.result
     if not result.options_given:
         raise LaryError("its result doesn't tell the options that it was made with")
-    names = {field.name for field in fields(ClassifyConfig)}
-    config = ClassifyConfig(**{name: value for name, value in result.options_given.items() if name in names})
-    dataset, model = DATASETS.get(result.dataset.name), MODELS.get(config.model)
-    split = open_latents(context.settings, replace(LatentsRef.of(config, dataset.validation), dataset=dataset.name))
-    if result.dataset.tables.get(dataset.validation, split.table.digest) != split.table.digest:
+    dataset, model = DATASETS.get(result.dataset.name), MODELS.get(result.model.name)
+    names = {field.name for field in fields(LatentsRef)}
+    given = {name: value for name, value in result.options_given.items() if name in names}
+    ref = LatentsRef(**{**given, "dataset": dataset.name, "split": dataset.validation})
+    split = open_latents(context.settings, ref)
+    if result.dataset.tables.get(ref.split, split.table.digest) != split.table.digest:
         log.warning("%s: the table of its latents has changed since the run", run.folder)
     rows = _chosen_rows(split, context, known)
     if not rows:
@@ -113,7 +113,7 @@ def _write_maps(run: FinishedRun, context: Context, known: dict[str, None]) -> l
     all_logits, all_weights = attend(head, split.source, rows)
     frames = len(split.table[0].frame_index) or len(split.table[0].media)
     layout = layout_of(tuple(split.source.shape), frames, model)
-    view = model.preprocessing(config.protocol, split.table.spec.media)
+    view = model.preprocessing(ref.protocol, split.table.spec.media)
     if view.short_side is None and view.size < SIDE:  # fine enough for the eye
         view = replace(view, size=SIDE, resize="cv2_area")
     samples, table, pictures = [], [], []
@@ -137,27 +137,24 @@ def _write_maps(run: FinishedRun, context: Context, known: dict[str, None]) -> l
             table.append({**names_of, "row": place[0], "column": place[1], "weight": float(weight)})
         pictures.append((own, _frames_as_seen(split, row, view)))
     facts = {
-        "analysis": "attention",
         "dataset": dataset.name,
         "model": result.label,
-        "protocol": result.protocol,
-        "preset": result.preset,
         "grid": layout.side,
         "tokens_per_step": layout.tokens,
         "frames_of_steps": [list(frames) for frames in layout.steps],
         "samples": samples,
     }
-    cell, count = 1.25 if frames > 3 else 1.9, frames
-    with new_figure(max(1.2 + cell * count, 6.4), 0.7 + (2 * cell + 0.75) * len(rows)) as figure:
+    cell = 1.25 if len(layout.steps) > 3 else 1.9
+    with new_figure(max(1.2 + cell * len(layout.steps), 6.4), 0.7 + (cell + 0.6) * len(rows)) as figure:
         limit = np.percentile(np.concatenate([own.ravel() * own.size for own, _ in pictures]), BRIGHTEST)
         blocks = figure.subfigures(len(rows), 1, squeeze=False)[:, 0]
         for block, about, (own, shown) in zip(blocks, samples, pictures, strict=True):
-            _draw_maps(block, about, own, shown, layout, count, float(limit))
+            _draw_maps(block, about, own, shown, layout, float(limit))
         kind = f"{layout.side} x {layout.side} places" if layout.side else f"{layout.tokens} tokens without a place"
         title = f"{dataset_title(result)}, {result.label}: attention of the probe"
         figure.suptitle(f"{title}\n{kind} per step; {run.about}", fontsize=9.5)
         stem = f"attention_{slug(dataset.name)}_{slug(run.folder.name)}"
-        return context.write(stem, figure, table, facts)
+        return context.write(stem, figure, table, run, **facts)
 
 
 def _chosen_rows(split: SplitLatents, context: Context, known: dict[str, None]) -> list[int]:
@@ -221,28 +218,23 @@ def _draw_maps(
     weights: npt.NDArray[np.float32],
     pictures: npt.NDArray[np.uint8] | None,
     layout: TokenLayout,
-    count: int,
     limit: float,
 ) -> None:
-    """Two rows of a sample: its frames, and the attention of each step on the last frame that it shows.
+    """Draw the attention of each step of a sample on the last frame that it shows.
 
     Tokens without a place are a column of bars, the first one on top.
     """
     side, extent = layout.side, (0, 1, 1, 0)
-    upper, lower = grid = block.subplots(2, count, squeeze=False)
+    (grid,) = block.subplots(1, len(layout.steps), squeeze=False)
     heading = f"{about['sample']}   true {about['true']}, predicted {about['predicted']}"
     heading += f" ({100 * about['probability']:.0f} %)"
     heading += "" if pictures is not None else "; the frames are not on this machine"
     block.suptitle(heading, fontsize=8.5, x=0.01, ha="left")
-    for frame, axes in enumerate(upper):
-        lower[frame].axis("off")
+    for step, (axes, part) in enumerate(zip(grid, layout.steps, strict=True)):
         axes.axis("off")
-        axes.set_title(about["frames"][frame], fontsize=7)
-        axes.imshow(np.full((1, 1), np.nan) if pictures is None else pictures[frame])
-    for step, part in enumerate(layout.steps):
-        axes, behind = lower[part[-1]], pictures is not None and side > 0
-        axes.set_title(f"step {step}: {100 * weights[step].sum():.0f} %", fontsize=7)
-        if pictures is not None and side:
+        axes.set_title(f"{about['frames'][part[-1]]}: {100 * weights[step].sum():.0f} %", fontsize=7)
+        behind = pictures is not None and side > 0
+        if pictures is not None and behind:
             axes.imshow(pictures[part[-1]].mean(axis=-1), cmap="gray", vmin=0, vmax=255, extent=extent)
         own = (weights[step] * weights.size).reshape(side or -1, side or 1)  # 1 is uniform attention
         alpha = OPACITY if behind else 1.0
@@ -342,12 +334,10 @@ def _write_episodes(context: Context, run: FinishedRun, chunks: Chunks, episodes
         title = f"{dataset_title(result)}, {result.label}: predicted and true actions\n{run.about}"
         finish(figure, grid[0, 0], title)
         facts = {
-            "analysis": "trajectories",
             "dataset": result.dataset.name,
             "model": result.label,
-            "protocol": result.protocol,
-            "preset": result.preset,
             "action_mode": result.action_mode,
             "episodes": list(episodes),
         }
-        return context.write(f"trajectories_{slug(run.folder.name)}", figure, table, facts)
+        stem = f"trajectories_{slug(run.folder.name)}"
+        return context.write(stem, figure, table, run, **facts)
