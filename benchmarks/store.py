@@ -25,7 +25,7 @@ from lary.latents.npz import NpzSource, latent_name
 from lary.latents.ref import open_store
 from lary.latents.shardfile import ShardSource
 from lary.latents.store import StoreIdentity
-from lary.probes.sources import read_batches
+from lary.probes.sources import finite_latents, read_batches
 
 CASES = (((16, 1024), 20_000, 20_000), ((2, 196, 1024), 1_000, 2_000))
 """Shape, samples, rows/s that shards have to give."""
@@ -86,7 +86,7 @@ def rate(source, batch: int, limit: int) -> tuple[float, float]:
     best, best_cpu = 0.0, 0.0
     for _ in range(PASSES + 1):
         started, cpu = time.perf_counter(), time.process_time()
-        for _, tokens, _ in read_batches(source, rows, batch, "cpu"):
+        for _, tokens, _ in read_batches(finite_latents(source, str), rows, batch, "cpu"):
             assert tokens.dtype.is_floating_point
         best = max(best, len(rows) / (time.perf_counter() - started))
         best_cpu = max(best_cpu, len(rows) / (time.process_time() - cpu))

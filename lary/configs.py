@@ -7,12 +7,14 @@ that an option was left out, and the records of model and data set decide.
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Mapping
 from dataclasses import MISSING, dataclass, fields, is_dataclass
 from pathlib import Path
 from typing import Annotated, Any, Literal, TypeVar, get_type_hints
 
 from cyclopts import Group, Parameter
+from typing_extensions import dataclass_transform
 
 from lary.registry import load_plugin, suggest
 from lary.settings import Settings, load_settings
@@ -35,9 +37,33 @@ WRITTEN = ("seeds", "gpus")
 """Options whose value is text on the command line, and may be a number or a list of numbers elsewhere."""
 
 
-@Parameter(name="*")
-@dataclass(frozen=True, kw_only=True)
-class Paths:
+@functools.cache
+def help_texts() -> tuple[dict[str, tuple[Group, str]], dict[str, dict[str, str]]]:
+    """What ``options.yaml`` says: box and help of the options that classes share, and the own ones of each class."""
+    import yaml
+
+    texts = yaml.safe_load(Path(__file__).with_name("options.yaml").read_text(encoding="utf-8"))
+    shared = {}
+    for place, (title, options) in enumerate(texts["boxes"].items()):
+        group = Group(title, sort_key=place)
+        shared.update({name: (group, text) for name, text in options.items()})
+    return shared, texts["classes"]
+
+
+@dataclass_transform(frozen_default=True, kw_only_default=True)
+class Options:
+    """The base of all classes of options: each is a frozen dataclass whose fields have their help."""
+
+    def __init_subclass__(cls) -> None:
+        shared, classes = help_texts()
+        own, hints = classes.get(cls.__name__, {}), cls.__annotations__
+        for name, hint in hints.items():
+            group, text = shared.get(name, (shared["seed"][0], ""))
+            hints[name] = Annotated[hint, Parameter(help=own.get(name, text), group=group)]
+        Parameter(name="*")(dataclass(frozen=True, kw_only=True)(cls))  # its options get no prefix
+
+
+class Paths(Options):
     """The folders of the benchmark, the configuration file, and plug-ins: what every command takes."""
 
     lary_root: str | None = None
@@ -56,15 +82,13 @@ class Paths:
         return load_settings(given, config=self.config)
 
 
-@dataclass(frozen=True, kw_only=True)
-class ProtocolOptions:
+class ProtocolOptions(Options):
     """Which of a model's latents."""
 
     protocol: BenchmarkProtocol = "corrected"
     latent: LatentKind | None = None
 
 
-@dataclass(frozen=True, kw_only=True)
 class SubjectOptions(ProtocolOptions):
     """A model on a data set."""
 
@@ -72,7 +96,6 @@ class SubjectOptions(ProtocolOptions):
     dataset: str
 
 
-@dataclass(frozen=True, kw_only=True)
 class StoredOptions(SubjectOptions):
     """Which of the latents that were extracted."""
 
@@ -80,23 +103,20 @@ class StoredOptions(SubjectOptions):
     pool: str | None = None
 
 
-@dataclass(frozen=True, kw_only=True)
-class InputOptions:
+class InputOptions(Options):
     """What the record of a data set says, for command lines that say it too."""
 
     mode: Mode | None = None
     stride: int | None = None
 
 
-@dataclass(frozen=True, kw_only=True)
-class DeviceOptions:
+class DeviceOptions(Options):
     """Which devices of this machine compute."""
 
     gpus: str | None = None
     device: DeviceChoice = "auto"
 
 
-@dataclass(frozen=True, kw_only=True)
 class EncoderOptions(DeviceOptions, ProtocolOptions):
     """How a model is loaded and run."""
 
@@ -106,15 +126,13 @@ class EncoderOptions(DeviceOptions, ProtocolOptions):
     compile: bool = False
 
 
-@dataclass(frozen=True, kw_only=True)
-class ClusterOptions:
+class ClusterOptions(Options):
     """Where work runs."""
 
     engine: Literal["local", "ray"] = "local"
     address: str = "auto"
 
 
-@dataclass(frozen=True, kw_only=True)
 class ExtractionOptions(ClusterOptions, InputOptions, EncoderOptions, SubjectOptions):
     """How media are read, and how latents are stored."""
 
@@ -129,7 +147,6 @@ class ExtractionOptions(ClusterOptions, InputOptions, EncoderOptions, SubjectOpt
     overwrite: bool = False
 
 
-@dataclass(frozen=True, kw_only=True)
 class ExtractConfig(ExtractionOptions):
     """Extraction of one split."""
 
@@ -140,15 +157,13 @@ class ExtractConfig(ExtractionOptions):
     dry_run: bool = False
 
 
-@dataclass(frozen=True, kw_only=True)
 class LatentsConfig(StoredOptions):
     """The extracted latents of one split."""
 
     split: str
 
 
-@dataclass(frozen=True, kw_only=True)
-class TrainingOptions:
+class TrainingOptions(Options):
     """The size of a probe and the splits that it is trained and scored on."""
 
     splits: str | None = None
@@ -158,7 +173,6 @@ class TrainingOptions:
     overwrite: bool = False
 
 
-@dataclass(frozen=True, kw_only=True)
 class ProbeOptions(TrainingOptions):
     """What a probe is trained on and how."""
 
@@ -169,8 +183,7 @@ class ProbeOptions(TrainingOptions):
     resume: bool = True
 
 
-@dataclass(frozen=True, kw_only=True)
-class ActionOptions:
+class ActionOptions(Options):
     """The kind of a regression probe and of its target."""
 
     model_type: Literal["mlp", "dit", "ridge"] = "mlp"
@@ -179,7 +192,6 @@ class ActionOptions:
     sampler_steps: int | None = None
 
 
-@dataclass(frozen=True, kw_only=True)
 class ClassifyConfig(DeviceOptions, ProbeOptions, StoredOptions):
     """A classification probe on extracted latents."""
 
@@ -189,14 +201,12 @@ class ClassifyConfig(DeviceOptions, ProbeOptions, StoredOptions):
     seed: int = 0
 
 
-@dataclass(frozen=True, kw_only=True)
 class RegressConfig(DeviceOptions, ProbeOptions, ActionOptions, StoredOptions, InputOptions):
     """A regression probe on extracted latents."""
 
     seed: int = 42
 
 
-@dataclass(frozen=True, kw_only=True)
 class RunConfig(ProbeOptions, ActionOptions, ExtractionOptions):
     """Extraction of every split that a probe needs, and the probe."""
 
@@ -205,14 +215,12 @@ class RunConfig(ProbeOptions, ActionOptions, ExtractionOptions):
     probe_precision: ProbePrecision | None = None
 
 
-@dataclass(frozen=True, kw_only=True)
 class ControlsConfig(DeviceOptions, TrainingOptions, ActionOptions, SubjectOptions):
     """A model with its controls; latents that are missing are extracted."""
 
     project: int = 16
 
 
-@dataclass(frozen=True, kw_only=True)
 class SweepConfig(ClusterOptions):
     """Many runs from one file."""
 
@@ -222,14 +230,12 @@ class SweepConfig(ClusterOptions):
     part: str | None = None
 
 
-@dataclass(frozen=True, kw_only=True)
 class CheckModelConfig(EncoderOptions):
     """A trial of one model on generated frames."""
 
     seed: int = 0
 
 
-@dataclass(frozen=True, kw_only=True)
 class DiagnoseConfig(StoredOptions):
     """Properties of the latents of one split, before any probe."""
 
@@ -239,8 +245,7 @@ class DiagnoseConfig(StoredOptions):
     json: Path | None = None
 
 
-@dataclass(frozen=True, kw_only=True)
-class AnalyzeConfig:
+class AnalyzeConfig(Options):
     """Figures and tables from finished runs."""
 
     folder: Path | None = None
@@ -253,23 +258,6 @@ class AnalyzeConfig:
     sample: tuple[str, ...] = ()
     episode: tuple[str, ...] = ()
     count: int = 3
-
-
-def explain(names: Mapping[str, Any]) -> None:
-    """Give the classes of options that a module defines the help and the boxes of ``options.yaml``."""
-    import yaml
-
-    texts = yaml.safe_load(Path(__file__).with_name("options.yaml").read_text(encoding="utf-8"))
-    shared = {}
-    for place, (title, options) in enumerate(texts["boxes"].items()):
-        group = Group(title, sort_key=place)
-        shared.update({name: (group, text) for name, text in options.items()})
-    for kind in names.values():
-        if is_dataclass(kind) and kind.__module__ == names["__name__"]:
-            own, hints = texts["classes"].get(kind.__name__, {}), kind.__annotations__
-            for name, hint in hints.items():
-                group, text = shared.get(name, (shared["seed"][0], None))
-                hints[name] = Annotated[hint, Parameter(help=own.get(name, text), group=group)]
 
 
 def make_options(kind: type[Config], given: Mapping[str, Any], where: str) -> Config:
@@ -302,6 +290,3 @@ def make_options(kind: type[Config], given: Mapping[str, Any], where: str) -> Co
     except TypeError:
         needed = [field.name for field in fields(kind) if field.default is MISSING and field.name not in values]
         raise UsageError(f"{where}: there is no value for {', '.join(needed)}.") from None
-
-
-explain(globals())

@@ -54,7 +54,7 @@ def test_hub_id_in_the_file_stays_a_hub_id(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("text", "message"),
     [
-        ("DATA_DIRR: x", "unknown setting 'DATA_DIRR'. Did you mean DATA_DIR"),
+        ("DATA_DIRR: x", "unknown setting: DATA_DIRR. Did you mean DATA_DIR"),
         ("[1, 2]", "NAME: value"),
         ("DATA_DIR: [a, b]", "single value"),
         ("a: b: c", "can't be read"),

@@ -3,26 +3,15 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Literal
 
-from cyclopts import App, Parameter
+from cyclopts import App
 
-from lary.configs import (
-    AnalysisKind,
-    AnalyzeConfig,
-    CheckModelConfig,
-    DiagnoseConfig,
-    LatentDtype,
-    LatentsConfig,
-    Paths,
-    StoreKind,
-)
+from lary import configs
+from lary.configs import Paths
 from lary.registry import load_plugin
 from lary.settings import CONFIG_NAME, init_config, set_config
 from lary.types import UsageError
-
-Star = Parameter(name="*")
-Flag = Parameter(negative=())
 
 config_app = App(name="config", help="Show or change settings.", help_format="plaintext")
 latents_app = App(
@@ -70,15 +59,13 @@ def datasets(key: str | None = None, *, paths: Paths = Paths()) -> int:
     return 0
 
 
-def check_model(
-    key: str, config: Annotated[CheckModelConfig, Star] = CheckModelConfig(), paths: Paths = Paths()
-) -> int:
+def check_model(key: str, config: configs.CheckModelConfig = configs.CheckModelConfig(), paths: Paths = Paths()) -> int:
     """Try a model on generated frames: shapes, range, determinism, use of the second frame, time.
 
     Args:
         key: Model, or FILE.py:NAME for one that a file registers.
     """
-    settings = paths.settings()
+    values = paths.settings().values()
     file, colon, name = key.rpartition(":")
     if colon and file.endswith(".py"):
         load_plugin(file)
@@ -88,25 +75,24 @@ def check_model(
     from lary.models.check import ModelCheck
     from lary.models.spec import MODELS
 
-    check = ModelCheck(MODELS.get(key), config, settings.values())
+    check = ModelCheck(MODELS.get(key), config, values)
     print(check.text())
     return 1 if check.problems else 0
 
 
-def diagnose(config: Annotated[DiagnoseConfig, Star], paths: Paths = Paths()) -> int:
+def diagnose(config: configs.DiagnoseConfig, paths: Paths = Paths()) -> int:
     """Diagnose extracted latents: channels, rank, use of codes."""
-    settings = paths.settings()
     from lary.results.diagnostics import diagnose_split, diagnosis_text
 
-    found, file = diagnose_split(config, settings)
+    found, file = diagnose_split(config, paths.settings())
     print(diagnosis_text(found), f"Written to {file}", sep="\n")
     return 0
 
 
 def analyze(
-    kind: AnalysisKind = "all",
+    kind: configs.AnalysisKind = "all",
     *,
-    config: Annotated[AnalyzeConfig, Star] = AnalyzeConfig(),
+    config: configs.AnalyzeConfig = configs.AnalyzeConfig(),
     paths: Paths = Paths(),
 ) -> int:
     """Make figures and tables from finished runs.
@@ -115,10 +101,9 @@ def analyze(
         kind: F1 against class frequency, gap between people and robots, attention maps, stride and codebook ablations,
             predicted trajectories, or all that the runs allow.
     """
-    settings = paths.settings()
     from lary.results.analyses import make_analysis
 
-    print(make_analysis(kind, config, settings).text())
+    print(make_analysis(kind, config, paths.settings()).text())
     return 0
 
 
@@ -151,12 +136,10 @@ def compare(*results: Path, role: Literal["seen", "unseen"] = "seen", seed: int 
     print(found.text())
     if json is not None:
         rows = [
-            {
-                "other": str(each.other.folder), "gain": each.gain.model_dump(), "p": each.p,
-                "samples": each.samples, "groups": each.groups,
-            }
+            {"other": str(each.other.folder), "gain": each.gain.model_dump()}
+            | {name: getattr(each, name) for name in ("p", "samples", "groups")}
             for each in found.differences
-        ]  # fmt: skip
+        ]
         write_json(json, {"first": str(found.first.folder), "role": role, "differences": rows})
     return 0
 
@@ -172,39 +155,37 @@ def schema(*, out: Path | None = None) -> int:
 
     if out is None:
         print(schema_text(), end="")
-    else:
-        write_text(out, schema_text())
-        print(f"Wrote {out}")
+        return 0
+    write_text(out, schema_text())
+    print(f"Wrote {out}")
     return 0
 
 
 @latents_app.command
-def info(config: Annotated[LatentsConfig, Star], paths: Paths = Paths()) -> int:
+def info(config: configs.LatentsConfig, paths: Paths = Paths()) -> int:
     """Describe a store: identity, kind, rows, bytes, shape, and the samples of its table that it lacks."""
-    settings = paths.settings()
-    from lary.latents.tools import store_info as run
+    from lary.latents.tools import store_info as work
 
-    print(run(config, settings).text())
+    print(work(config, paths.settings()).text())
     return 0
 
 
 @latents_app.command
-def verify(config: Annotated[LatentsConfig, Star], paths: Paths = Paths()) -> int:
+def verify(config: configs.LatentsConfig, paths: Paths = Paths()) -> int:
     """Read every row of a store: checksums, finite values, index. Names what is wrong; exit code 1 then."""
-    settings = paths.settings()
-    from lary.latents.tools import verify_store as run
+    from lary.latents.tools import verify_store as work
 
-    rows, problems = run(config, settings)
+    rows, problems = work(config, paths.settings())
     print(*problems, f"{rows} rows read, {len(problems)} problems", sep="\n")
     return 1 if problems else 0
 
 
 @latents_app.command
 def convert(
-    config: Annotated[LatentsConfig, Star],
+    config: configs.LatentsConfig,
     *,
-    store: StoreKind,
-    dtype: LatentDtype | None = None,
+    store: configs.StoreKind,
+    dtype: configs.LatentDtype | None = None,
     shard_rows: int = 1024,
     paths: Paths = Paths(),
 ) -> int:
@@ -215,17 +196,16 @@ def convert(
         dtype: Number format of the new store; default: that of the old one.
         shard_rows: Rows per shard.
     """
-    settings = paths.settings()
-    from lary.latents.tools import convert_store as run
+    from lary.latents.tools import convert_store as work
 
-    folder, rows = run(config, settings, kind=store, dtype=dtype, shard_rows=shard_rows)
+    folder, rows = work(config, paths.settings(), kind=store, dtype=dtype, shard_rows=shard_rows)
     print(f"{folder}: {rows} rows in {store}")
     return 0
 
 
 @latents_app.command
 def export(
-    config: Annotated[LatentsConfig, Star],
+    config: configs.LatentsConfig,
     *,
     out: Path,
     rows: str | None = None,
@@ -239,10 +219,9 @@ def export(
         rows: Rows of the table from 1, such as 1-100,205; default: all.
         ids: Sample ids with commas, or a text file with one in each line.
     """
-    settings = paths.settings()
-    from lary.latents.export import export_latents as run
+    from lary.latents.export import export_latents as work
 
-    print(f"{out}: {run(config, settings, out, rows=rows, ids=ids)} samples")
+    print(f"{out}: {work(config, paths.settings(), out, rows=rows, ids=ids)} samples")
     return 0
 
 
@@ -255,7 +234,7 @@ def show(*, paths: Paths = Paths()) -> int:
 
 
 @config_app.command
-def init(file: Path = Path(CONFIG_NAME), *, overwrite: Annotated[bool, Flag] = False) -> int:
+def init(file: Path = Path(CONFIG_NAME), *, overwrite: bool = False) -> int:
     """Write a lary.yaml that lists every setting with its meaning.
 
     Args:

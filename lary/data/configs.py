@@ -2,17 +2,15 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Literal
 
 from cyclopts import Parameter
 
-from lary.configs import explain
+from lary.configs import Options
 
 
-@dataclass(frozen=True, kw_only=True)
-class SimulationOptions:
+class SimulationOptions(Options):
     """The size of a simulated data set."""
 
     seed: int = 0
@@ -21,7 +19,6 @@ class SimulationOptions:
     size: int = 200
 
 
-@dataclass(frozen=True, kw_only=True)
 class SimulateConfig(SimulationOptions):
     """A simulated data set."""
 
@@ -30,15 +27,13 @@ class SimulateConfig(SimulationOptions):
     overwrite: bool = False
 
 
-@dataclass(frozen=True, kw_only=True)
 class DemoConfig(SimulationOptions):
     """The whole benchmark on simulated robots."""
 
     out: Path = Path("demo_output")
 
 
-@dataclass(frozen=True, kw_only=True)
-class ClipConfig:
+class ClipConfig(Options):
     """Cutting of the SSv2 and EgoDex clips."""
 
     ssv2_root: Path | None = None
@@ -52,8 +47,7 @@ class ClipConfig:
     backend: Literal["auto", "ffmpeg", "pyav"] = "auto"
 
 
-@dataclass(frozen=True, kw_only=True)
-class StatsConfig:
+class StatsConfig(Options):
     """Measurement of the actions of a training split per robot type, for normalisation."""
 
     dataset: str
@@ -63,8 +57,7 @@ class StatsConfig:
     merge: tuple[Path, ...] = ()
 
 
-@dataclass(frozen=True, kw_only=True)
-class RelativeConfig:
+class RelativeConfig(Options):
     """Relative actions of tables of pairs."""
 
     dataset: str
@@ -75,8 +68,7 @@ class RelativeConfig:
     frame: Literal["world", "local"] = "world"
 
 
-@dataclass(frozen=True, kw_only=True)
-class CheckConfig:
+class CheckConfig(Options):
     """Integrity of the files that tables name."""
 
     groups: Annotated[tuple[str, ...], Parameter(consume_multiple=True)] = ()
@@ -88,8 +80,7 @@ class CheckConfig:
     restart: bool = False
 
 
-@dataclass(frozen=True, kw_only=True)
-class SplitConfig:
+class SplitConfig(Options):
     """A split of a table into training and validation."""
 
     by: Literal["row", "video", "episode", "segment"] = "row"
@@ -101,8 +92,7 @@ class SplitConfig:
     val: Path | None = None
 
 
-@dataclass(frozen=True, kw_only=True)
-class IndicesConfig:
+class IndicesConfig(Options):
     """Choice of the frames of clips."""
 
     root: Path | None = None
@@ -113,8 +103,7 @@ class IndicesConfig:
     workers: int = 4
 
 
-@dataclass(frozen=True, kw_only=True)
-class AuditConfig:
+class AuditConfig(Options):
     """What the splits of a data set share, and what is odd in its tables."""
 
     splits: Annotated[tuple[str, ...], Parameter(name="--split")] = ()
@@ -129,8 +118,7 @@ class AuditConfig:
     output: Path | None = None
 
 
-@dataclass(frozen=True, kw_only=True)
-class TrajectoryConfig:
+class TrajectoryConfig(Options):
     """The data set that trajectories become."""
 
     name: str
@@ -140,8 +128,7 @@ class TrajectoryConfig:
     overwrite: bool = False
 
 
-@dataclass(frozen=True, kw_only=True)
-class MotionOptions:
+class MotionOptions(Options):
     """How trajectories are cut into atomic motions."""
 
     threshold: float = 0.03
@@ -153,7 +140,6 @@ class MotionOptions:
     settle: int = 8
 
 
-@dataclass(frozen=True, kw_only=True)
 class AtomicConfig(MotionOptions, TrajectoryConfig):
     """Trajectories as atomic motions."""
 
@@ -161,8 +147,7 @@ class AtomicConfig(MotionOptions, TrajectoryConfig):
     gripper: int = 6
 
 
-@dataclass(frozen=True, kw_only=True)
-class DownloadConfig:
+class DownloadConfig(Options):
     """What to download."""
 
     include: tuple[str, ...] = ()
@@ -175,7 +160,6 @@ class DownloadConfig:
     keep_archives: bool = False
 
 
-@dataclass(frozen=True, kw_only=True)
 class LeRobotConfig(MotionOptions):
     """How to import a LeRobot data set."""
 
@@ -184,7 +168,7 @@ class LeRobotConfig(MotionOptions):
     actions: tuple[str, ...] = ()
     stride: int | None = None
     labels: Literal["atomic"] | None = None
-    position: str | None = None
+    position: str = "x,y,z"
     gripper: str | None = None
     robot: str | None = None
     share: Annotated[float, Parameter(name="--val-share")] = 0.25
@@ -196,8 +180,7 @@ class LeRobotConfig(MotionOptions):
     overwrite: bool = False
 
 
-@dataclass(frozen=True, kw_only=True)
-class VideosConfig:
+class VideosConfig(Options):
     """How to import videos."""
 
     table: Annotated[Path, Parameter(name="--labels")]
@@ -210,6 +193,3 @@ class VideosConfig:
     licence: str = "not stated"
     commercial: bool = False
     workers: int = 4
-
-
-explain(globals())

@@ -28,6 +28,7 @@ from lary.latents.store import MANIFEST, LatentStore, StoreIdentity, check_pool,
 from lary.locks import locked
 from lary.models.running import LoadedEncoder
 from lary.models.spec import ModelSpec, locate_weights
+from lary.registry import loaded_plugins
 from lary.runs.engines import StopRequest, extract_on_ray, run_processes
 from lary.runtime import log, pick_devices, progress
 from lary.settings import Settings
@@ -125,7 +126,7 @@ def prepare_run(config: ExtractConfig, settings: Settings, plugins: tuple[Path, 
     table = read_table(dataset, config.split, path=source, data_dir=settings.path("DATA_DIR"), limit=config.limit)
     ref = LatentsRef.of(config)
     weights = locate_weights(model, settings.values(), config.weights)
-    job = Job(config, settings.path("DATA_DIR"), source, weights, settings.values(), plugins)
+    job = Job(config, settings.path("DATA_DIR"), source, weights, settings.values(), plugins or loaded_plugins())
     encoder = make_encoder(job, model, devices[0])
     identity = store_identity(model, dataset, config, encoder.identity.digest)
     details = {

@@ -10,7 +10,7 @@ import sys
 import pytest
 from cyclopts import App
 
-from lary.cli.app import app
+from lary.cli import app
 from tests.helpers import FIXTURES, lary
 
 KNOWN = json.loads((FIXTURES / "options_v0_1.json").read_text())

@@ -17,9 +17,9 @@ from lary.runs import changed, controls
 from lary.runs import run as running
 from lary.runs.changed import CHANGED, FRAME_CONTROLS, changed_rows, extract_changed, place_of
 from lary.runs.extract import ExtractReport, extract
-from lary.runs.inputs import open_splits, shown
 from lary.runs.probe import regress
 from lary.runs.run import run
+from lary.runs.tasks import open_splits, shown
 from lary.settings import Settings, load_settings
 from lary.types import LaryError, UsageError
 from tests.tree import make_calvin, make_robot
@@ -98,9 +98,9 @@ def test_controls_of_a_model_that_mixes_its_frames(settings: Settings, monkeypat
     assert again.result.score.value == pytest.approx(nothing, rel=0.02), "nothing is left in the difference of a frame"
 
 
-def here(config: ExtractConfig, settings: Settings, *, plugins: tuple[Path, ...] = ()) -> ExtractReport:
+def here(config: ExtractConfig, settings: Settings) -> ExtractReport:
     """An extraction with one worker, which starts sooner."""
-    return extract(replace(config, workers=1), settings, plugins=plugins)
+    return extract(replace(config, workers=1), settings)
 
 
 def test_a_run_encodes_what_its_control_needs(settings: Settings) -> None:
