@@ -116,10 +116,7 @@ def kinds() -> list[Kind]:
 
 def covered(kind: Kind, sums: Array) -> bool:
     """Whether our interval of one simulated run holds the truth."""
-    if kind.statistic is stats.fraction:
-        found = stats.fraction_interval(sums)
-    else:
-        found = stats.bootstrap(sums, kind.statistic)
+    found = stats.fraction_interval(sums) if kind.statistic is stats.fraction else stats.bootstrap(sums, kind.statistic)
     return bool(found.low[kind.column] <= kind.truth <= found.high[kind.column])
 
 
