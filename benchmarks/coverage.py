@@ -163,9 +163,11 @@ def p_values(rng: Generator, clusters: int, kind: str) -> list[float]:
     def run() -> Array:
         if kind == "accuracy":
             chance = 1 / (1 + np.exp(-(hard + rng.normal(0.8, 1, clusters))))
-            return np.stack([rng.binomial(counts.astype(int), chance), counts], axis=1)
+            return np.stack([rng.binomial(counts.astype(int), chance), counts], axis=1)[None]
         if kind == "squared error":
-            return np.stack([np.exp((hard + rng.normal(0, 1, clusters)) / 2) * rng.chisquare(counts), counts], axis=1)
+            return np.stack([np.exp((hard + rng.normal(0, 1, clusters)) / 2) * rng.chisquare(counts), counts], axis=1)[
+                None
+            ]
         own = hard + rng.normal(0, 0.2, (3, 1)) + rng.normal(0, 0.5, (3, clusters))
         return np.stack([own * counts, np.broadcast_to(counts, own.shape)], axis=2)
 

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from lary.results import statistics as stats
-from lary.results.folder import FinishedRun, find_results, open_run
+from lary.results.folder import FinishedRun, find_results, finished_run
 from lary.results.published import SampleScores, read_scores
 from lary.results.record import Metric, number
 from lary.results.summarise import metric
@@ -84,7 +84,7 @@ class Comparison:
 
 def open_scored(place: str | Path, role: str = "seen") -> ScoredRun:
     """A finished run from its folder or its ``result.json``. Raises UsageError or LaryError if a file is missing."""
-    run = open_run(as_path(place))
+    run = finished_run(as_path(place))
     return ScoredRun(run.folder, run.result, scores=read_scores(run, role))
 
 

@@ -180,7 +180,7 @@ class FinishedRun:
         return path
 
 
-def open_run(place: Path) -> FinishedRun:
+def finished_run(place: Path) -> FinishedRun:
     """A finished run from its folder or its ``result.json``. Raises UsageError without one, or LaryError."""
     folder = place.parent if place.name == FILE_NAME else place
     if not (folder / FILE_NAME).exists():

@@ -33,13 +33,11 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import lru_cache
 from math import inf
-from typing import TYPE_CHECKING
 
 import numpy as np
 import numpy.typing as npt
-
-if TYPE_CHECKING:
-    from torch import Tensor
+import torch
+from torch import Tensor
 
 Array = npt.NDArray[np.float64]
 Ints = npt.NDArray[np.int64]
@@ -73,14 +71,10 @@ class Statistic:
 
     def __call__(self, totals: Array) -> Array:
         """Values (R, K) of totals (R, M)."""
-        import torch
-
         return self.function(torch.tensor(totals)).numpy()
 
     def slopes(self, totals: Array) -> Iterator[Array]:
         """Derivatives of each of the K values by the totals, (R, M) each."""
-        import torch
-
         point = torch.tensor(totals, requires_grad=True)
         values = self.function(point)
         for column in range(values.shape[1]):
@@ -90,8 +84,6 @@ class Statistic:
 
 def _quotient(above: Tensor, below: Tensor) -> Tensor:
     """A quotient, NaN over zero, where its slope is zero: torch has NaN there without the second choice."""
-    import torch
-
     there = below != 0
     return torch.where(there, above / torch.where(there, below, 1.0), torch.nan)
 
@@ -110,8 +102,6 @@ magnitude = Statistic(_ratio, ((0, inf),))
 
 
 def _macro(totals: Tensor) -> Tensor:
-    import torch
-
     correct, true, predicted = totals.chunk(3, dim=1)
     shares = _quotient(correct, true), _quotient(2 * correct, true + predicted)
     return torch.stack([share.nanmean(dim=1) for share in shares], dim=1)
@@ -132,8 +122,6 @@ def class_sums(labels: Ints, predicted: Ints, classes: int, clusters: Ints) -> A
 
 
 def _errors(totals: Tensor) -> Tensor:
-    import torch
-
     error, target, square, count = totals.chunk(4, dim=1)
     spread = (square - target**2 / count.clamp(min=1)).clamp(min=0)
     # Constant targets have no spread, however they are rounded.
@@ -178,11 +166,6 @@ def cluster_sums(columns: npt.ArrayLike, clusters: Ints) -> Array:
     sums = np.zeros((int(clusters.max(initial=-1)) + 1, values.shape[1]))
     np.add.at(sums, clusters, values)
     return sums
-
-
-def _by_seed(sums: Array) -> Array:
-    """Sums as (S, G, M), with one seed where there is no axis for them."""
-    return sums if sums.ndim == 3 else sums[None]
 
 
 @lru_cache(maxsize=4)
@@ -267,7 +250,7 @@ def _student(freedom: float, level: float) -> float:
 
 
 def bootstrap(sums: Array, statistic: Statistic, *, seed: int = 0, resamples: int = RESAMPLES) -> Interval:
-    """The statistic of all clusters and its interval, from sums (G, M) or (S, G, M)."""
+    """The statistic of all clusters and its interval, from sums (S, G, M)."""
     found = spread_of([(1.0, sums)], statistic, seed=seed, resamples=resamples)
     return interval_of(found, statistic)
 
@@ -308,7 +291,7 @@ def _without_resamples(parts: Sequence[Part], statistic: Statistic, support: Int
     estimate, whole = _resampled(parts, statistic, np.ones((1, clusters)))
     counts = np.full(estimate.shape[1], clusters) if support is None else support
     own = whole[0] ** 2 * counts / np.maximum(counts - 1, 1)
-    values = tuple((weight, statistic(_by_seed(sums).sum(axis=1))) for weight, sums in parts)
+    values = tuple((weight, statistic(sums.sum(axis=1))) for weight, sums in parts)
     ranged = bool(np.isfinite(statistic.limits).any())
     return Spread(estimate[0], counts, np.empty((0, len(own))), own, values, ranged)
 
@@ -322,9 +305,8 @@ def _resampled(parts: Sequence[Part], statistic: Statistic, draws: Array) -> tup
     mean: Array = np.zeros(())
     slopes = []
     for weight, sums in parts:
-        runs = _by_seed(sums)
-        for own in runs:
-            totals, share = draws @ own, weight / len(runs)
+        for own in sums:
+            totals, share = draws @ own, weight / len(sums)
             mean = mean + share * statistic(totals)
             slopes.append((share, own, statistic.slopes(totals)))
     errors = np.empty_like(mean)
@@ -341,7 +323,7 @@ def _resampled(parts: Sequence[Part], statistic: Statistic, draws: Array) -> tup
 def fraction_interval(sums: Array) -> Interval:
     """Interval of fractions such as accuracy, or recall per class.
 
-    `sums` (G, 2K) or (S, G, 2K) are hits, then trials. The interval is that of Korn and
+    `sums` (S, G, 2K) are hits, then trials. The interval is that of Korn and
     Graubard (1998, Survey Methodology 24): Clopper and Pearson's for as many independent
     trials as have the variance found, fewer by what Student's quantile is above the
     normal one; for as many trials as clusters where all or no trials hit. Resampling
@@ -349,7 +331,7 @@ def fraction_interval(sums: Array) -> Interval:
     """
     from scipy.special import betaincinv, ndtri
 
-    counts = np.split(_by_seed(sums)[0], 2, axis=1)[1]
+    counts = np.split(sums[0], 2, axis=1)[1]
     support: Ints = (counts > 0).sum(axis=0)
     trials, normal, tail = counts.sum(axis=0), float(ndtri((1 + LEVEL) / 2)), (1 - LEVEL) / 2
     found = _without_resamples([(1.0, sums)], fraction, support)
@@ -372,19 +354,19 @@ def fraction_interval(sums: Array) -> Interval:
 # --- p values ---
 
 
-def p_value(found: Spread, column: int = 0) -> float:
+def p_value(found: Spread) -> float:
     """Two-sided p of no difference: the level at which the interval reaches zero, by bisection.
 
     The smallest is 2 / (R + 1), as for any test by R resamples; NaN on too few clusters.
     """
-    value = float(found.value[column])
+    value = float(found.value[0])
     low, high = np.log(2 / (len(found.ratios) + 1)), 0.0
 
     def holds_zero(logarithm: float) -> bool:
-        below, above = found.reach(column, 1 - float(np.exp(logarithm)))
+        below, above = found.reach(0, 1 - float(np.exp(logarithm)))
         return value - below <= 0 <= value + above
 
-    if np.isnan(found.reach(column, LEVEL)).any():
+    if np.isnan(found.reach(0, LEVEL)).any():
         return np.nan
     if holds_zero(high):
         return 1.0

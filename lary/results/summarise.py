@@ -80,40 +80,44 @@ def _check_finite(values: Sequence[npt.NDArray[Any]], what: str) -> None:
         raise LaryError(f"The {what} contain NaN or infinity: the probe diverged; lower its learning rate.")
 
 
-def _interval_note(groups: Sequence[str], seeds: int) -> str:
-    """How the intervals of a run were made, in a sentence."""
-    count, samples = len(set(groups)), len(groups)
-    if count < stats.MIN_CLUSTERS:
-        need = f"{stats.MIN_CLUSTERS} are needed"
-        return f"No intervals: the {samples} samples come from {count} episodes or videos, and {need}."
-    several = f", with the spread of {seeds} seeds by Student's t" if seeds > 1 else ""
-    return (
-        f"95 % studentised bootstrap, {stats.RESAMPLES} resamples, for shares of right answers "
-        f"Korn and Graubard's, over {count} episodes or videos ({samples} samples){several}."
-    )
+def _seed_sums(tables: Iterable[npt.ArrayLike], clusters: stats.Ints) -> stats.Array:
+    """Sums (S, G, M) within clusters of one table (n, M) per seed."""
+    return np.stack([stats.cluster_sums(table, clusters) for table in tables])
+
+
+def _means(tables: Iterable[Doubles], clusters: stats.Ints, seed: int, kind: stats.Statistic) -> stats.Interval:
+    """The interval of the means of the columns of one table (n, K) per seed; NaN entries don't count."""
+    counted = (np.hstack([np.nan_to_num(table), ~np.isnan(table)]) for table in tables)
+    return stats.bootstrap(_seed_sums(counted, clusters), kind, seed=seed)
 
 
 def _finished(
-    runs: Sequence[ClassificationOutcome | RegressionOutcome],
-    facts: RunFacts,
-    groups: Sequence[str],
-    scores: Scores,
-    **parts: Any,
+    runs: Sequence[ClassificationOutcome | RegressionOutcome], facts: RunFacts, scores: Scores, **parts: Any
 ) -> EvalResult:
     """The record with what both tasks have; `scores` are those of the headline selection."""
-    first = runs[0]
-    history = to_json(first.history, inf_nan_mode="null", fallback=lambda value: value.item())
+    splits: list[Any] = [run if isinstance(run, ClassificationOutcome) else run.splits["seen"] for run in runs]
+    groups = splits[0].samples.groups
+    count, first = len(set(groups)), headline(splits[0].selections)
     per_seed = []
-    for row, (seed, run) in enumerate(zip(facts.seeds, runs, strict=False)):
-        split = run if isinstance(run, ClassificationOutcome) else run.splits["seen"]
-        chosen: Any = split.selections[headline(split.selections)]
+    for row, (seed, split) in enumerate(zip(facts.seeds, splits, strict=False)):
+        chosen = split.selections[first]
         values = {name: float(found.seeds[row, column]) for name, (found, column, _) in scores.items()}
         head = getattr(chosen, "head", None)
         per_seed.append(SeedRow(seed=seed, epoch=chosen.epoch, head=head, metrics=values))
+    several = f", with the spread of {len(runs)} seeds by Student's t" if len(runs) > 1 else ""
+    interval = (
+        f"95 % studentised bootstrap, {stats.RESAMPLES} resamples, for shares of right answers "
+        f"Korn and Graubard's, over {count} episodes or videos ({len(groups)} samples){several}."
+    )
+    if count < stats.MIN_CLUSTERS:
+        few = f"the {len(groups)} samples come from {count} episodes or videos"
+        interval = f"No intervals: {few}, and {stats.MIN_CLUSTERS} are needed."
+    history = to_json(runs[0].history, inf_nan_mode="null", fallback=lambda value: value.item())
     return EvalResult(
         **dict(facts),
         **parts,
-        interval=_interval_note(groups, len(runs)),
+        headline=first,
+        interval=interval,
         per_seed=tuple(per_seed) if len(runs) > 1 else (),
         history=tuple(from_json(history)),
         warnings=tuple(dict.fromkeys(warning for run in runs for warning in run.warnings)),
@@ -121,11 +125,6 @@ def _finished(
 
 
 # --- classification ---
-
-
-def _seed_sums(tables: Iterable[npt.ArrayLike], clusters: stats.Ints) -> stats.Array:
-    """Sums (S, G, M) within clusters of one table (n, M) per seed."""
-    return np.stack([stats.cluster_sums(table, clusters) for table in tables])
 
 
 def _accuracy(right: Sequence[Booleans], clusters: stats.Ints) -> stats.Interval:
@@ -151,51 +150,43 @@ def classification_result(
         LaryError: the split is empty or scores aren't finite.
     """
     runs = (outcome, *others)
-    labels, count, groups = outcome.labels, len(outcome.classes), outcome.samples.groups
-    clusters = stats.cluster_index(groups, facts.seed)
+    labels, count = outcome.labels, len(outcome.classes)
+    clusters = stats.cluster_index(outcome.samples.groups, facts.seed)
 
     def scores_of(predicted: Sequence[stats.Ints]) -> Scores:
         sums = np.stack([stats.class_sums(labels, own, count, clusters) for own in predicted])
         macro = stats.bootstrap(sums, stats.macro_scores, seed=facts.seed)
         accuracy = _accuracy([labels == own for own in predicted], clusters)
-        return {
-            "top1": (accuracy, 0, "fraction"),
-            "macro_recall": (macro, 0, "fraction"),
-            "macro_f1": (macro, 1, "fraction"),
-        }
+        found = {"top1": (accuracy, 0), "macro_recall": (macro, 0), "macro_f1": (macro, 1)}
+        return {name: (*score, "fraction") for name, score in found.items()}
 
-    found: dict[SelectionName, Scores] = {}
-    for name in outcome.selections:
+    scores: dict[SelectionName, Scores] = {}
+    selections = {}
+    for name, chosen in outcome.selections.items():
         logits = [run.selections[name].logits for run in runs]
         _check_finite(logits, "scores of the probe")
-        found[name] = scores_of([own.argmax(axis=1) for own in logits])
+        own = scores[name] = scores_of([each.argmax(axis=1) for each in logits])
         if count > TOP_K:
-            top = _accuracy([_in_top(labels, own) for own in logits], clusters)
-            found[name][f"top{TOP_K}"] = (top, 0, "fraction")
+            top = _accuracy([_in_top(labels, each) for each in logits], clusters)
+            own[f"top{TOP_K}"] = (top, 0, "fraction")
+        selections[name] = Selection(epoch=chosen.epoch, head=chosen.head, metrics=_metrics(own))
     first = headline(outcome.selections)
     predicted = [run.selections[first].logits.argmax(axis=1) for run in runs]
     controls = {}
     for control in outcome.controls:
         guesses = [run.controls[control] for run in runs]
-        gains = []
-        for own, guess in zip(predicted, guesses, strict=True):
-            gain = (own == labels).astype(np.float64) - (guess == labels)
-            gains.append(np.stack([gain, np.ones_like(gain)], axis=1))
-        gained = stats.bootstrap(_seed_sums(gains, clusters), stats.ratio, seed=facts.seed)
-        controls[control] = Control(metrics=_metrics(scores_of(guesses)), gain=metric(gained, 0, "fraction"))
+        pairs = zip(predicted, guesses, strict=True)
+        gains = ((np.equal(own, labels) - 1.0 * (guess == labels))[:, None] for own, guess in pairs)
+        gain = metric(_means(gains, clusters, facts.seed, stats.ratio), 0, "fraction")
+        controls[control] = Control(metrics=_metrics(scores_of(guesses)), gain=gain)
     matrix = confusion_matrix(labels, predicted[0], count)
     return _finished(
         runs,
         facts,
-        groups,
-        found[first],
+        scores[first],
         task="classification",
-        headline=first,
         primary="top1",
-        selections={
-            name: Selection(epoch=chosen.epoch, head=chosen.head, metrics=_metrics(found[name]))
-            for name, chosen in outcome.selections.items()
-        },
+        selections=selections,
         controls=controls,
         classes=tuple(_class_rows(outcome, predicted[0], clusters, matrix)),
         confusion=tuple(map(tuple, matrix.tolist())),
@@ -205,10 +196,9 @@ def classification_result(
 def _class_rows(
     outcome: ClassificationOutcome, predicted: stats.Ints, clusters: stats.Ints, matrix: stats.Ints
 ) -> Iterator[ClassRow]:
-    count = len(outcome.classes)
-    table = class_statistics(matrix)
+    count, table = len(outcome.classes), class_statistics(matrix)
     sums = stats.class_sums(outcome.labels, predicted, count, clusters)
-    recall = stats.fraction_interval(sums[:, : 2 * count])
+    recall = stats.fraction_interval(sums[None, :, : 2 * count])
     for index, name in enumerate(outcome.classes):
         true = int(table.support[index])
         yield ClassRow(
@@ -231,35 +221,32 @@ class _Predicted:
 
     role: str
     split: SplitOutcome
-    groups: npt.NDArray[np.str_]
+    groups: Sequence[str]
     values: Sequence[Floats]
     seed: int
+
+    @property
+    def clusters(self) -> stats.Ints:
+        """The cluster of each sample."""
+        return stats.cluster_index(self.groups, self.seed)
 
     def take(self, rows: stats.Ints) -> _Predicted:
         """Some of the samples."""
         split = self.split
         part = replace(split, targets=split.targets[rows], mean=split.mean[rows], std=split.std[rows])
-        return replace(self, split=part, groups=self.groups[rows], values=[own[rows] for own in self.values])
+        groups = [self.groups[row] for row in rows]
+        return replace(self, split=part, groups=groups, values=[own[rows] for own in self.values])
 
-    def interval(self, tables: Iterable[npt.ArrayLike], statistic: stats.Statistic) -> stats.Interval:
-        """The interval of a statistic of one table (n, M) per seed."""
-        clusters = stats.cluster_index(self.groups.tolist(), self.seed)
-        return stats.bootstrap(_seed_sums(tables, clusters), statistic, seed=self.seed)
-
-    def means(self, tables: Iterable[Doubles], kind: stats.Statistic = stats.magnitude) -> stats.Interval:
-        """The interval of the means of the columns (n, K); NaN entries don't count."""
-        counted = (np.hstack([np.nan_to_num(table), ~np.isnan(table)]) for table in tables)
-        return self.interval(counted, kind)
-
-    def squared(self, values: Sequence[Floats]) -> list[Doubles]:
+    def squared(self) -> list[Doubles]:
         """Squared errors averaged over the steps, (n, A) per seed."""
         targets = self.split.targets.astype(np.float64)
-        return [np.square(own - targets).mean(axis=1) for own in values]
+        return [np.square(own - targets).mean(axis=1) for own in self.values]
 
     def overall(self) -> Scores:
         """Error and R2 of all dimensions; no R2 where the targets are constant."""
         columns = (stats.error_columns(own, self.split.targets) for own in self.values)
-        found, dims = self.interval(columns, stats.error_scores), self.split.targets.shape[2]
+        found = stats.bootstrap(_seed_sums(columns, self.clusters), stats.error_scores, seed=self.seed)
+        dims = self.split.targets.shape[2]
         scores: Scores = {f"{self.role}_mse": (found, dims, "normalised")}
         if not np.isnan(found.value[-1]):
             scores[f"{self.role}_r2"] = (found, 2 * dims + 1, "none")
@@ -272,77 +259,55 @@ class _Predicted:
         """
         if not parts:
             return
-        squared, scale = self.squared(self.values), self.split.std.astype(np.float64) ** 2
-        chosen = [list(members) for members in parts.values()]
-        normalised, physical = (
-            self.means(
-                np.stack([(own * factor)[:, members].mean(axis=1) for members in chosen], axis=1) for own in squared
-            )
-            for factor in (1.0, scale)
-        )
+        chosen, clusters = [list(members) for members in parts.values()], self.clusters
+
+        def means(scale: Any) -> stats.Interval:
+            errors = [own * scale for own in self.squared()]
+            tables = (np.stack([own[:, dims].mean(axis=1) for dims in chosen], axis=1) for own in errors)
+            return _means(tables, clusters, self.seed, stats.magnitude)
+
+        normalised, physical = means(1.0), means(self.split.std.astype(np.float64) ** 2)
         sums = np.stack([stats.error_columns(own, self.split.targets).sum(axis=0) for own in self.values])
-        for index, (name, members) in enumerate(zip(parts, chosen, strict=True)):
-            columns = np.add.outer(np.arange(4) * scale.shape[1], members).ravel()
+        for index, (name, dims) in enumerate(zip(parts, chosen, strict=True)):
+            columns = np.add.outer(np.arange(4) * self.split.targets.shape[2], dims).ravel()
             explained = float(stats.error_scores(sums[:, columns])[:, -1].mean())
-            own = {units[member] for member in members if member < len(units)}
+            shared = {units[dim] for dim in dims if dim < len(units)}
             yield {
                 "split": self.role,
                 "name": name,
                 "mse": metric(normalised, index, "normalised"),
                 "r2": None if math.isnan(explained) else explained,
-                "physical_mse": metric(physical, index, "physical") if len(own) == 1 else None,
-                "unit": own.pop() if len(own) == 1 else "",
+                "physical_mse": metric(physical, index, "physical") if len(shared) == 1 else None,
+                "unit": shared.pop() if len(shared) == 1 else "",
             }
 
     def angle(self, orientations: Sequence[Orientation]) -> Metric | None:
         """Mean angular error over some orientations; None where there are none."""
         angles = []
-        for values in self.values:
+        for values in self.values if orientations else ():
             errors = [angular_error(self.split, values, each) for each in orientations]
-            angles.append(_row_means(np.stack(errors, axis=1)) if errors else np.full(len(values), np.nan))
-        if np.isnan(angles[0]).all():
+            angles.append(_row_means(np.stack(errors, axis=1))[:, None])
+        if not angles or np.isnan(angles[0]).all():
             return None
-        return metric(self.means(own[:, None] for own in angles), 0, "degrees")
+        return metric(_means(angles, self.clusters, self.seed, stats.magnitude), 0, "degrees")
 
-
-def _tables(
-    own: _Predicted,
-    outcome: RegressionOutcome,
-    units: Sequence[str],
-    orientations: Sequence[Orientation],
-) -> dict[str, list[Any]]:
-    """The tables of a split: errors by dimension, group of dimensions, robot type and orientation."""
-    dims = {name: (index,) for index, name in enumerate(outcome.dims)}
-    rows = own.parts(dims, [*units, *[""] * len(dims)])
-    found: dict[str, list[Any]] = {
-        "dimensions": [DimensionRow(**row, rmse=row["physical_mse"].value ** 0.5) for row in rows],
-        "dimension_groups": [GroupRow(**row) for row in own.parts(outcome.groups, units)],
-        "robots": [],
-        "orientations": [],
-    }
-    robots = np.array(own.split.samples.embodiments)
-    for robot in np.unique(robots).tolist():
-        part = own.take(np.flatnonzero(robots == robot))
-        scores = _metrics(part.overall())
-        explained = scores.get(f"{own.role}_r2")
-        groups = [row for row in part.parts(outcome.groups, units) if row["physical_mse"]]
-        row = RobotRow(
-            split=own.role,
-            name=robot,
-            rows=len(part.groups),
-            groups=len(np.unique(part.groups)),
-            mse=scores[f"{own.role}_mse"],
+    def robot(
+        self, name: str, groups: Mapping[str, tuple[int, ...]], facts: RunFacts, turns: Sequence[Orientation]
+    ) -> RobotRow:
+        """The row of a robot type, whose samples these are."""
+        scores = _metrics(self.overall())
+        explained = scores.get(f"{self.role}_r2")
+        rows = [row for row in self.parts(groups, facts.dataset.units) if row["physical_mse"]]
+        return RobotRow(
+            split=self.role,
+            name=name,
+            rows=len(self.groups),
+            groups=len(set(self.groups)),
+            mse=scores[f"{self.role}_mse"],
             r2=explained.value if explained else None,
-            degrees=part.angle(orientations),
-            physical={row["name"]: PhysicalError(mse=row["physical_mse"], unit=row["unit"]) for row in groups},
+            degrees=self.angle(turns),
+            physical={row["name"]: PhysicalError(mse=row["physical_mse"], unit=row["unit"]) for row in rows},
         )
-        found["robots"].append(row)
-    for each in orientations:
-        if (degrees := own.angle([each])) is not None:
-            found["orientations"].append(
-                OrientationRow(split=own.role, name=each.name, convention=each.convention, degrees=degrees)
-            )
-    return found
 
 
 def regression_result(
@@ -361,54 +326,59 @@ def regression_result(
     Raises:
         LaryError: a split is empty or predictions aren't finite.
     """
-    runs, seen = (outcome, *others), outcome.splits["seen"]
+    runs, seen, units = (outcome, *others), outcome.splits["seen"], facts.dataset.units
     first = headline(seen.selections)
-    found: dict[SelectionName, Scores] = {name: {} for name in seen.selections}
-    controls: dict[str, Scores] = {name: {} for name in seen.controls}
-    tables: dict[str, list[Any]] = {}
+    scores: dict[str, Scores] = {}
+    gains: dict[str, Metric] = {}
+    tables: dict[str, list[Any]] = {"dimensions": [], "dimension_groups": [], "robots": [], "orientations": []}
+    dims = {name: (index,) for index, name in enumerate(outcome.dims)}
     for role, split in outcome.splits.items():
-        groups = np.array(split.samples.groups)
-        for name in split.selections:
-            values = [run.splits[role].selections[name].values for run in runs]
+
+        def predicted(values: Iterable[Floats], role: str = role, split: SplitOutcome = split) -> _Predicted:
+            values = list(values)
             _check_finite(values, f"predictions on the {role} split")
-            own = _Predicted(role, split, groups, values, facts.seed)
-            found[name] |= own.overall()
-            if name == first:
-                for table, rows in _tables(own, outcome, facts.dataset.units, orientations).items():
-                    tables.setdefault(table, []).extend(rows)
-        for control in controls:
-            guesses = [run.splits[role].controls[control] for run in runs]
-            controls[control] |= _Predicted(role, split, groups, guesses, facts.seed).overall()
+            return _Predicted(role, split, split.samples.groups, values, facts.seed)
 
-    ours = [run.splits["seen"].selections[first].values for run in runs]
-    reported = _Predicted("seen", seen, np.array(seen.samples.groups), ours, facts.seed)
-
-    def gain(control: str) -> Metric:
-        """MSE of the run minus that of a control, paired by sample: negative where the run is better."""
-        theirs = reported.squared([run.splits["seen"].controls[control] for run in runs])
-        pairs = zip(reported.squared(ours), theirs, strict=True)
-        gains = ((own - other).mean(axis=1)[:, None] for own, other in pairs)
-        return metric(reported.means(gains, stats.ratio), 0, "normalised")
-
+        for name in split.selections:
+            own = predicted(run.splits[role].selections[name].values for run in runs)
+            scores.setdefault(name, {}).update(own.overall())
+        own = predicted(run.splits[role].selections[first].values for run in runs)
+        for row in own.parts(dims, [*units, *[""] * len(dims)]):
+            tables["dimensions"].append(DimensionRow(**row, rmse=row["physical_mse"].value ** 0.5))
+        tables["dimension_groups"] += [GroupRow(**row) for row in own.parts(outcome.groups, units)]
+        robots = np.array(split.samples.embodiments)
+        for robot in np.unique(robots).tolist():
+            part = own.take(np.flatnonzero(robots == robot))
+            tables["robots"].append(part.robot(robot, outcome.groups, facts, orientations))
+        for each in orientations:
+            if (degrees := own.angle([each])) is not None:
+                about = {"split": role, "name": each.name, "convention": each.convention}
+                tables["orientations"].append(OrientationRow(**about, degrees=degrees))
+        for control in seen.controls:
+            other = predicted(run.splits[role].controls[control] for run in runs)
+            scores.setdefault(control, {}).update(other.overall())
+            if role == "seen":
+                pairs = zip(own.squared(), other.squared(), strict=True)
+                errors = ((ours - theirs).mean(axis=1)[:, None] for ours, theirs in pairs)
+                gain = _means(errors, own.clusters, facts.seed, stats.ratio)
+                gains[control] = metric(gain, 0, "normalised")
     return _finished(
         runs,
         facts,
-        seen.samples.groups,
-        found[first],
+        scores[first],
         task="regression",
-        headline=first,
         primary="seen_mse",
         selections={
             name: Selection(
-                epoch=seen.selections[name].epoch,
+                epoch=chosen.epoch,
                 loss={role: float(split.loss[name]) for role, split in outcome.splits.items() if name in split.loss},
-                metrics=_metrics(scores),
+                metrics=_metrics(scores[name]),
             )
-            for name, scores in found.items()
+            for name, chosen in seen.selections.items()
         },
-        controls={name: Control(metrics=_metrics(scores), gain=gain(name)) for name, scores in controls.items()},
-        **{name: tuple(rows) for name, rows in tables.items()},
+        controls={name: Control(metrics=_metrics(scores[name]), gain=gain) for name, gain in gains.items()},
         examples=tuple(examples_of(seen, first, facts.files)),
+        **{name: tuple(rows) for name, rows in tables.items()},
     )
 
 

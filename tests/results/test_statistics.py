@@ -11,10 +11,9 @@ from lary.results import statistics
 
 
 def sums_of(values: np.ndarray, clusters: np.ndarray) -> np.ndarray:
-    """Sums (G, 2) of values (n,), or (S, G, 2) of values (S, n)."""
+    """Sums (S, G, 2) of values (n,) or (S, n)."""
     tables = [np.stack([own, np.ones_like(own)], axis=1) for own in np.atleast_2d(values)]
-    sums = np.stack([statistics.cluster_sums(table, clusters) for table in tables])
-    return sums[0] if values.ndim == 1 else sums
+    return np.stack([statistics.cluster_sums(table, clusters) for table in tables])
 
 
 def mean_interval(values: np.ndarray, clusters: np.ndarray, seed: int = 0, resamples: int = 2000) -> tuple[float, ...]:
@@ -57,7 +56,7 @@ def totals_of(name: str) -> np.ndarray:
 @pytest.mark.parametrize("name", ["ratio", "macro_scores", "error_scores"])
 def test_standard_error_is_that_of_the_jackknife(name: str) -> None:
     sums, statistic = totals_of(name), getattr(statistics, name)
-    found = statistics.spread_of([(1.0, sums)], statistic)
+    found = statistics.spread_of([(1.0, sums[None])], statistic)
     without = statistic(sums.sum(axis=0) - sums)
     jackknife = (len(sums) - 1) / len(sums) * ((without - without.mean(axis=0)) ** 2).sum(axis=0)
     np.testing.assert_allclose(found.variance, jackknife, rtol=0.15)
@@ -83,7 +82,7 @@ def test_interval_covers_the_truth_about_95_times_of_100(clusters: int) -> None:
         sizes = rng.integers(3, 12, clusters)
         hits = rng.binomial(sizes, rng.beta(3, 2, clusters))
         sums = np.stack([hits, sizes], axis=1).astype(np.float64)
-        found = statistics.bootstrap(sums, statistics.ratio, seed=seed, resamples=600)
+        found = statistics.bootstrap(sums[None], statistics.ratio, seed=seed, resamples=600)
         covered += found.low[0] <= 0.6 <= found.high[0]
     assert 0.91 <= covered / runs <= 0.985
 
@@ -130,11 +129,11 @@ def test_many_clusters_are_bundled_without_changing_the_interval() -> None:
 def test_fractions_have_the_bounds_of_independent_trials() -> None:
     counts = np.ones((20, 3))
     counts[4:, 2] = 0  # four clusters hold the third class: too few
-    found = statistics.fraction_interval(np.hstack([counts * np.array([1.0, 0.0, 1.0]), counts]))
+    found = statistics.fraction_interval(np.hstack([counts * np.array([1.0, 0.0, 1.0]), counts])[None])
     exact = scipy_stats.binomtest(20, 20).proportion_ci(0.95, method="exact")
     assert found.low == pytest.approx([exact.low, 0, np.nan], nan_ok=True)
     assert found.high == pytest.approx([1, 1 - exact.low, np.nan], nan_ok=True)
-    few = statistics.fraction_interval(np.stack([np.repeat([1.0, 0.0], [3, 9]), np.ones(12)], axis=1))
+    few = statistics.fraction_interval(np.stack([np.repeat([1.0, 0.0], [3, 9]), np.ones(12)], axis=1)[None])
     exact = scipy_stats.binomtest(3, 12).proportion_ci(0.95, method="exact")
     assert 0.5 * exact.low < few.low[0] < exact.low
     assert exact.high < few.high[0] < 1.2 * exact.high, "wider by what Student's quantile is above the normal one"
@@ -143,7 +142,7 @@ def test_fractions_have_the_bounds_of_independent_trials() -> None:
 def test_intervals_stay_in_the_range_of_the_metric() -> None:
     hits = np.ones(12)
     hits[:2] = 0.2
-    accuracy = statistics.bootstrap(np.stack([hits, np.ones(12)], axis=1), statistics.fraction)
+    accuracy = statistics.bootstrap(np.stack([hits, np.ones(12)], axis=1)[None], statistics.fraction)
     assert accuracy.high[0] <= 1
     values = np.random.default_rng(0).random(12) + np.array([[0.0], [0.9]])
     error = statistics.bootstrap(sums_of(values, np.arange(12)), statistics.magnitude)
@@ -167,6 +166,6 @@ def test_holm_and_p_without_spread() -> None:
     assert statistics.holm([0.01, 0.04, 0.03]) == pytest.approx([0.03, 0.06, 0.06])
     assert statistics.holm([0.6, 0.9]) == pytest.approx([1.0, 1.0])
     assert statistics.holm([]) == []
-    sums = np.ones((20, 2))  # p is the smallest that the resamples can show
+    sums = np.ones((1, 20, 2))  # p is the smallest that the resamples can show
     assert statistics.p_value(statistics.spread_of([(1.0, sums)], resamples=999)) == pytest.approx(0.002)
     assert statistics.p_value(statistics.spread_of([(1.0, sums), (-1.0, sums)])) == 1.0
