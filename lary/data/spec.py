@@ -29,10 +29,10 @@ class LabelSpace:
 class Normalisation:
     """How action chunks are normalised: constants, or a statistics file with mean and std per robot type.
 
-    ``mean`` and ``std`` have A values, tiled over the K steps. ``stats_file`` is relative to ``DATA_DIR``; a
-    missing file or robot type is an error that names ``command``, never mean 0 and std 1. A record with neither is
-    normalised by statistics measured on its own training split. ``relative_command`` makes the statistics of
-    relative actions.
+    ``mean`` and ``std`` have A values. ``stats_file`` is relative to ``DATA_DIR``; a missing file or
+    robot type is an error that names ``command``, never mean 0 and std 1. A record with neither is
+    normalised by its own training split. ``relative_command`` makes the statistics of relative
+    actions.
     """
 
     mean: tuple[float, ...] = ()
@@ -85,12 +85,9 @@ class Split:
 class Draw:
     """A split drawn from the tables of `sources` (splits with one root) by whole groups.
 
-    A group is in the part that validates if a hash of its name falls below `share`. So the draw needs no seed, does
-    not depend on the order of rows, and gives an episode the same part in every table that shows it.
-
-    Attributes:
-        validates: whether this is the part that validates, or the rest.
-        pattern: names the groups in place of the record's `group_pattern`.
+    A group is in the part that validates if a hash of its name falls below `share`. So the draw
+    needs no seed, does not depend on the order of rows, and gives an episode the same part in every
+    table. `pattern` names the groups in place of the record's.
     """
 
     sources: tuple[str, ...]
@@ -114,8 +111,7 @@ class DatasetSpec:
     """One data set.
 
     Attributes:
-        name: the key on the command line.
-        title: the name in the paper's tables.
+        name: the key on the command line; `title` is the name in the paper's tables.
         media: ``pair`` (columns src_img, tgt_img) or ``clip`` (columns video_path, sample_indices).
         target: a LabelSpace (column ``action`` holds a class name) or an ActionSpace (it holds a .npy path).
         splits: by name; a split without ``table`` is read from ``<name>_metadata_<split>.csv``.
@@ -184,11 +180,7 @@ class DatasetSpec:
     def roles(self, chosen: str | None = None) -> dict[str, str]:
         """Splits by role: ``train``, ``seen`` (which validates) and, where the record has one, ``unseen``.
 
-        Args:
-            chosen: one of `split_sets`; None for the published splits.
-
-        Raises:
-            UsageError: the data set has no such set.
+        `chosen` is one of `split_sets`, or None for the published splits. Raises UsageError.
         """
         if chosen is not None and chosen not in self.split_sets:
             known = f"it has: {', '.join(self.split_sets)}" if self.split_sets else "it has only the published ones"
@@ -215,6 +207,12 @@ class DatasetSpec:
             raise UsageError(f"Data set '{self.name}' holds classes, not action chunks: use 'lary classify'.")
         return self.target
 
+    @property
+    def commercial(self) -> str:
+        """Whether all, some or none of the sources allow commercial use: yes, in part, no."""
+        allowed = [licence.commercial for licence in self.licences]
+        return "yes" if all(allowed) else "in part" if any(allowed) else "no"
+
 
 DATASETS: Registry[DatasetSpec] = Registry("data set", modules=("lary.data.catalog",), group="lary.datasets")
 
@@ -224,15 +222,6 @@ def register_dataset(spec: DatasetSpec) -> DatasetSpec:
     return DATASETS.add(spec)
 
 
-# The text of ``lary datasets``
-
-HEADER = ("key", "title", "kind", "splits", "size", "commercial", "licence")
-NOTES = (
-    "Terms, splits and citation of one: lary datasets KEY.",
-    "Size in bytes, of its files on the hub: lary data download --include KEY --dry-run.",
-)
-
-
 def kind_of(spec: DatasetSpec) -> str:
     """What is shown and what is asked, such as ``pair, 5 x 7 actions`` or ``clip, 54 classes``."""
     if isinstance(spec.target, LabelSpace):
@@ -240,58 +229,45 @@ def kind_of(spec: DatasetSpec) -> str:
     return f"{spec.media}, {spec.target.horizon} x {len(spec.target.dims)} actions"
 
 
-def commercial(spec: DatasetSpec) -> str:
-    """Whether all, some or none of the sources allow commercial use: yes, in part, no."""
-    allowed = [licence.commercial for licence in spec.licences]
-    return "yes" if all(allowed) else "in part" if any(allowed) else "no"
-
-
-def size(spec: DatasetSpec) -> str:
-    """Samples over all splits; the bytes of a published data set are known to its hub alone."""
-    return f"{spec.samples:,} samples" if spec.samples is not None else "-"
-
-
 def datasets_table() -> str:
-    """One line per data set, and below them where bytes and citations are."""
-    rows = [HEADER]
+    """The text of ``lary datasets``: one line per data set, and below them where bytes and citations are."""
+    rows = [("key", "title", "kind", "splits", "size", "commercial", "licence")]
     for spec in DATASETS:
+        size = f"{spec.samples:,} samples" if spec.samples is not None else "-"
         names = "; ".join(dict.fromkeys(licence.name for licence in spec.licences))
-        rows.append((spec.name, spec.title, kind_of(spec), ",".join(spec.splits), size(spec), commercial(spec), names))
+        rows.append((spec.name, spec.title, kind_of(spec), ",".join(spec.splits), size, spec.commercial, names))
     widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
     lines = ["  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip() for row in rows]
-    return "\n".join([*lines, "", *NOTES])
+    lines += ["", "Terms, splits and citation of one: lary datasets KEY."]
+    lines += ["Size in bytes, of its files on the hub: lary data download --include KEY --dry-run."]
+    return "\n".join(lines)
 
 
 def dataset_text(spec: DatasetSpec) -> str:
-    """A record in full, with terms and citation."""
-    lines = [
-        f"{spec.name}: {spec.title}",
-        *textwrap.wrap(spec.description, 100, initial_indent="  ", subsequent_indent="  "),
-        f"kind:        {kind_of(spec)}" + (f", stride {spec.stride}" if spec.stride else ""),
-        f"size:        {size(spec) if spec.samples is not None else 'not published'}",
-        f"revision:    {spec.revision or '-'}",
-        f"download:    {f'lary data download --include {spec.name} (--dry-run: bytes)' if spec.repository else '-'}",
-        "splits:",
-        *(f"  {name}: LARY_ROOT/data/{spec.table_name(name)}, DATA_DIR/{split.root}" for name, split in
-          spec.splits.items()),
-        *(f"  {', '.join(list(spec.roles(name).values())[:2])}: drawn anew from these tables, for --splits {name}"
-          for name in spec.split_sets),
-        f"probes:      train on {spec.train}, validate on {spec.validation}"
-        + (f", unseen {spec.unseen}" if spec.unseen else ""),
-    ]  # fmt: skip
+    """The text of ``lary datasets KEY``: a record in full, with terms and citation."""
+    facts = {
+        "about": spec.description,
+        "kind": kind_of(spec) + (f", stride {spec.stride}" if spec.stride else ""),
+        "size": f"{spec.samples:,} samples" if spec.samples is not None else "not published",
+        "revision": spec.revision or "-",
+        "download": f"lary data download --include {spec.name} (--dry-run: bytes)" if spec.repository else "-",
+    }
+    for name, split in spec.splits.items():
+        facts[f"split {name}"] = f"LARY_ROOT/data/{spec.table_name(name)}, DATA_DIR/{split.root}"
+    for name in spec.split_sets:
+        train, val, *_ = spec.roles(name).values()
+        facts[f"{train}, {val}"] = f"drawn anew from these tables, for --splits {name}"
+    facts |= {f"probes, {role}": split for role, split in spec.roles().items()}
     if isinstance(spec.target, LabelSpace):
-        lines += textwrap.wrap(
-            f"classes:     {', '.join(spec.target.classes)}", 110, subsequent_indent=" " * 13, break_on_hyphens=False
-        )
+        facts["classes"] = ", ".join(spec.target.classes)
     else:
-        units = dict(zip(spec.target.dims, spec.target.units, strict=False))
-        dims = [f"{dim} ({units[dim]})" if units.get(dim) else dim for dim in spec.target.dims]
-        lines += textwrap.wrap(f"dimensions:  {', '.join(dims)}", 110, subsequent_indent=" " * 13)
-    lines.append(f"commercial:  {commercial(spec)}")
-    lines.append("licences:")
-    for licence in spec.licences:
-        use = "commercial use allowed" if licence.commercial else "no commercial use"
-        lines.append(f"  {licence.source}: {licence.name}; {use}" + (f"; {licence.url}" if licence.url else ""))
-    if spec.citation:
-        lines += ["citation:", textwrap.indent(spec.citation, "  ")]
-    return "\n".join(lines)
+        facts["dimensions"] = ", ".join(spec.target.dims)
+        facts["units"] = ", ".join(unit or "-" for unit in spec.target.units)
+    facts["commercial"] = spec.commercial
+    for each in spec.licences:
+        use = "commercial use allowed" if each.commercial else "no commercial use"
+        facts[f"licence of {each.source}"] = "; ".join(filter(None, (each.name, use, each.url)))
+    lines = [f"{spec.name}: {spec.title}"]
+    for name, fact in facts.items():
+        lines += textwrap.wrap(f"{name}: {fact}", 120, subsequent_indent="  ", break_on_hyphens=False)
+    return "\n".join([*lines, *([f"citation:\n{textwrap.indent(spec.citation, '  ')}"] if spec.citation else [])])

@@ -329,7 +329,7 @@ class ActionTask(ProbeTask):
                 root = (data_dir / in_frame(table.spec.split(table.split).root, self.frame)).absolute()
                 moved = replace(table, root=root)
                 # Without such files the motion is computed from the absolute chunks; the values are the same.
-                table = moved if moved.action_path(moved[0]).is_file() else table
+                table = moved if moved.action_path(0).is_file() else table
             found = load_targets(table, normaliser, mode=mode, frame=self.frame)
             rows = np.flatnonzero(found.readable)
             if not len(rows):

@@ -179,8 +179,8 @@ def test_chunks_of_a_run_are_the_actions_on_disk(place: Settings, make: Callable
     done = regress(RegressConfig(model=MODEL, dataset="calvin", probe_preset="demo", model_type="ridge"), place)
     chunks = read_predicted(FinishedRun(done.folder, done.result))
     table = open_latents(place, LatentsRef(model=MODEL, dataset="calvin", split="val")).table
-    for row, sample in enumerate(table):
-        np.testing.assert_allclose(chunks.true[row], np.load(table.action_path(sample)), rtol=1e-4, atol=1e-5)
+    for row in range(len(table)):
+        np.testing.assert_allclose(chunks.true[row], np.load(table.action_path(row)), rtol=1e-4, atol=1e-5)
     found = make("trajectories", episode=("ep_3",))
     facts = json.loads(next(file for file in found.files if file.suffix == ".json").read_text())
     assert facts["model"] == f"{MODEL} (ridge probe)"
