@@ -14,8 +14,9 @@ import pytest
 from lary.configs import DiagnoseConfig
 from lary.data.spec import DATASETS
 from lary.data.tables import read_table
-from lary.latents.npz import Stamp, write_latents
 from lary.latents.ref import SplitLatents
+from lary.latents.sources import Stamp
+from lary.latents.writers import write_latents
 from lary.models.spec import MODELS, ModelSpec
 from lary.results.diagnostics import Scatter, code_use, diagnose_latents, diagnosis_text
 from lary.types import LaryError

@@ -14,8 +14,7 @@ from lary.results.summarise import regression_result
 from lary.types import LaryError
 from tests import fake_results as fake
 from tests.helpers import rows_of
-from tests.hostile.harness import MEBIBYTE, Code, deflated_zeros, refused
-from tests.hostile.test_arrays import zipped
+from tests.hostile.harness import MEBIBYTE, Code, deflated_zeros, refused, zipped
 
 
 def test_classification_files(tmp_path: Path) -> None:
