@@ -44,7 +44,6 @@ class ClipConfig(Options):
     seed_ssv2: Path | None = None
     seed_egodex: Path | None = None
     times: Literal["clock", "published"] = "clock"
-    backend: Literal["auto", "ffmpeg", "pyav"] = "auto"
 
 
 class StatsConfig(Options):
@@ -76,7 +75,6 @@ class CheckConfig(Options):
     timeout: float = 5.0
     depth: Literal["decode", "headers"] = "decode"
     manifest: Path | None = None
-    restart: bool = False
 
 
 class SplitConfig(Options):
@@ -109,10 +107,8 @@ class AuditConfig(Options):
     table: tuple[str, ...] = ()
     actions: bool = False
     frames: bool = False
-    distance: int = 4
     still: float = 0.0001
     workers: int = 4
-    cache: Path | None = None
     json: Path | None = None
     output: Path | None = None
 

@@ -26,7 +26,7 @@ from tests.tree import frame, make_calvin, make_robot, write_image, write_table,
 PLACES = "--lary-root . --data-dir data"
 TOOLS = {
     "clip": "data clip --ssv2-root raw --seed-ssv2 seed.csv --metadata wanted.csv --output-dir out --workers 1 "
-    f"--backend pyav {PLACES}",
+    f"{PLACES}",
     "stats": f"data stats --dataset calvin --output out/stats.json --workers 1 {PLACES}",
     "relative": "data relative --dataset calvin --csv data/calvin_metadata_train.csv --csv "
     f"data/calvin_metadata_val.csv --output-root out --workers 1 {PLACES}",
