@@ -81,7 +81,7 @@ def check_model(key: str, config: configs.CheckModelConfig = configs.CheckModelC
 
 
 def diagnose(config: configs.DiagnoseConfig, paths: Paths = Paths()) -> int:
-    """Diagnose extracted latents: channels, rank, use of codes, additivity and reversibility."""
+    """Diagnose extracted latents: channels, rank, use of codes."""
     from lary.results.diagnostics import diagnose_split, diagnosis_text
 
     found, file = diagnose_split(config, paths.settings())
@@ -164,9 +164,9 @@ def schema(*, out: Path | None = None) -> int:
 @latents_app.command
 def info(config: configs.LatentsConfig, paths: Paths = Paths()) -> int:
     """Describe a store: identity, kind, rows, bytes, shape, and the samples of its table that it lacks."""
-    from lary.latents.tools import store_info as work
+    from lary.latents.tools import describe_store as work
 
-    print(work(config, paths.settings()).text())
+    print(work(config, paths.settings()))
     return 0
 
 
@@ -212,14 +212,14 @@ def export(
     ids: str | None = None,
     paths: Paths = Paths(),
 ) -> int:
-    """Write tokens to one file for other tools: .npy, .npz, .parquet or .safetensors.
+    """Write tokens to one file for other tools: .npz or .safetensors.
 
     Args:
         out: File to write; its ending decides the form.
         rows: Rows of the table from 1, such as 1-100,205; default: all.
         ids: Sample ids with commas, or a text file with one in each line.
     """
-    from lary.latents.export import export_latents as work
+    from lary.latents.tools import export_latents as work
 
     print(f"{out}: {work(config, paths.settings(), out, rows=rows, ids=ids)} samples")
     return 0
