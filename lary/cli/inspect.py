@@ -79,7 +79,7 @@ def check_model(key: str, config: configs.CheckModelConfig = configs.CheckModelC
 
 
 def diagnose(config: configs.DiagnoseConfig, paths: Paths = Paths()) -> None:
-    """Diagnose extracted latents: channels, rank, use of codes, additivity and reversibility."""
+    """Diagnose extracted latents: channels, rank, use of codes."""
     from lary.results.diagnostics import diagnose_split, diagnosis_text
 
     found, file = diagnose_split(config, paths.settings())

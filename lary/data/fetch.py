@@ -15,6 +15,7 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path, PurePosixPath
+from typing import Any
 
 from lary.data.archives import SCRATCH, member_names, unpack, whole_name
 from lary.data.configs import DownloadConfig
@@ -82,7 +83,7 @@ class HuggingFace:
 
     def fetch(self, path: str, revision: str, folder: Path) -> None:
         """Fetch a file to its path below `folder`, resuming an earlier try."""
-        options = {"revision": revision, "repo_type": "dataset", "local_dir": folder}
+        options: Any = {"revision": revision, "repo_type": "dataset", "local_dir": folder}
         self._hub.hf_hub_download(self.repository, path, **options)
 
 
@@ -277,13 +278,16 @@ class Download:
         self.files: list[RemoteFile] = []
         self.failures: list[Failure] = []
         self.origin = {"version": VERSION, "source": config.source, "repository": repository}
-        found = read_json(self.manifest, "download manifest") if self.manifest.exists() else self.origin
+        found: Any = {**self.origin}
+        if self.manifest.exists():
+            found = read_json(self.manifest, "download manifest")
         if not isinstance(found, dict) or not isinstance(found.setdefault("files", {}), dict):
             raise LaryError(f"The download manifest {self.manifest} is damaged: move it away.")
         if any(found.get(key) != value for key, value in self.origin.items()):
             there = ", ".join(f"{key} {found.get(key)}" for key in self.origin)
             raise UsageError(f"{self.data_dir} has files of {there}: choose another DATA_DIR, or update lary.")
-        self.revision, self.states = str(found.get("revision", "")), found["files"]
+        self.revision = str(found.get("revision", ""))
+        self.states: dict[str, Any] = found["files"]
 
     def is_done(self, file: RemoteFile) -> bool:
         """Whether a file is in its place, and is the same on the hub since."""

@@ -68,12 +68,13 @@ class FakeHub:
         return types.SimpleNamespace(sha=revision or self.newest)
 
     def list_repo_tree(self, repository: str, recursive: bool, revision: str, repo_type: str) -> Iterator[Any]:
-        yield huggingface_hub.hf_api.RepoFolder(path="regression", oid="tree")
+        api: Any = huggingface_hub.hf_api
+        yield api.RepoFolder(path="regression", oid="tree")
         for path, content in self.content.items():
             git = hashlib.sha1(b"blob %d\0" % len(content) + content).hexdigest()
             lfs = {"size": len(content), "oid": hashlib.sha256(content).hexdigest(), "pointerSize": 1}
             large = {} if path.endswith(".csv") else {"lfs": lfs}
-            yield huggingface_hub.hf_api.RepoFile(path=path, size=len(content), oid=git, **large)
+            yield api.RepoFile(path=path, size=len(content), oid=git, **large)
 
     def hf_hub_download(self, repository: str, path: str, *, local_dir: Path, **_: str) -> None:
         self.fetched.append(path)
@@ -119,7 +120,7 @@ def test_terms_name_every_source_and_are_accepted_first(
 ) -> None:
     out = download(tmp_path, "--include", "calvin", code=2, accept=False)
     assert ("CALVIN: MIT" in out, "--accept-licenses" in out) == (True, True)
-    assert hub.asked == hub.fetched == [*tmp_path.iterdir()] == []
+    assert [hub.asked, hub.fetched, list(tmp_path.iterdir())] == [[], [], []]
     accept(downloadable(["human_1st", "robot_1st", "agibotbeta"]), False, lambda _: " YES ")
     text = capsys.readouterr().out
     for source in ("EPIC-KITCHENS", "TACO: CC BY 4.0; commercial use", "Ego4D", "HoloAssist", "EgoDex", "Something-"):
