@@ -241,9 +241,7 @@ class DiagnoseConfig(StoredOptions):
 
     split: str | None = None
     rows: int | None = None
-    relations: int = 2000
     batch_size: int = 64
-    seed: int = 0
     json: Path | None = None
 
 
@@ -260,7 +258,6 @@ class AnalyzeConfig(Options):
     sample: tuple[str, ...] = ()
     episode: tuple[str, ...] = ()
     count: int = 3
-    square: bool = False
 
 
 def make_options(kind: type[Config], given: Mapping[str, Any], where: str) -> Config:

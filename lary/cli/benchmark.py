@@ -19,7 +19,7 @@ def demo(config: DemoConfig = DemoConfig()) -> int:
     return run_demo(config)
 
 
-def simulate(out: Path, *, config: SimulateConfig = SimulateConfig()) -> int:
+def simulate(out: Path, *, config: SimulateConfig = SimulateConfig()) -> None:
     """Make a data set of two simulated robot arms in the benchmark's layout.
 
     Args:
@@ -32,7 +32,6 @@ def simulate(out: Path, *, config: SimulateConfig = SimulateConfig()) -> int:
         print(f"{table}: {count} rows")
     for path in write_sheets(out, config) if config.sheet else ():
         print(path)
-    return 0
 
 
 def extract(config: ExtractConfig, paths: Paths = Paths()) -> int:
@@ -93,9 +92,8 @@ def sweep(file: Path, *, config: SweepConfig = SweepConfig(), paths: Paths = Pat
     return run_sweep(file, config, paths.settings())
 
 
-def controls(config: ControlsConfig, paths: Paths = Paths()) -> int:
+def controls(config: ControlsConfig, paths: Paths = Paths()) -> None:
     """Run a model with its controls and state its margin over each."""
     from lary.runs.controls import run_controls
 
     print(run_controls(config, paths.settings()).text())
-    return 0

@@ -83,7 +83,7 @@ def check(config: configs.CheckConfig = configs.CheckConfig(), paths: Paths = Pa
 
 
 @data_app.command
-def split(table: Path, *, config: configs.SplitConfig = configs.SplitConfig(), paths: Paths = Paths()) -> int:
+def split(table: Path, *, config: configs.SplitConfig = configs.SplitConfig(), paths: Paths = Paths()) -> None:
     """Split a table into training and validation.
 
     Args:
@@ -95,7 +95,6 @@ def split(table: Path, *, config: configs.SplitConfig = configs.SplitConfig(), p
     report = write_split(table, config)
     for path, rows, groups in zip((report.train, report.val), report.rows, report.groups, strict=True):
         print(f"{path}: {rows} rows" + ("" if config.by == "row" else f" of {groups} {config.by}s"))
-    return 0
 
 
 def indices(table: Path, config: configs.IndicesConfig = configs.IndicesConfig(), paths: Paths = Paths()) -> int:
@@ -171,11 +170,9 @@ def atomic(source: Path, out: Path, config: configs.AtomicConfig) -> int:
 
 def show_trajectories(out: Path, name: str, report: ImportReport) -> int:
     """Print what was written; the exit code."""
-    from lary.importers.plain import table_path
-
-    code = show_failures(report.failures, "left out of the tables")
+    code = show_failures(report.failures, f"all in {out / 'data' / f'{name}_import_failures.csv'}")
     for part, rows in report.rows.items():
-        print(f"{table_path(out, name, part)}: {rows} rows")
+        print(f"{out / 'data' / f'{name}_metadata_{part}.csv'}: {rows} rows")
     print(f"{report.plugin}: use it with --plugin; {len(report.failures)} episodes failed")
     return code
 
@@ -184,14 +181,13 @@ def show_trajectories(out: Path, name: str, report: ImportReport) -> int:
 def download(config: configs.DownloadConfig = configs.DownloadConfig(), paths: Paths = Paths()) -> int:
     """Download published data sets: terms first, then files, checked and unpacked into the benchmark's layout."""
     from lary.data.fetch import download as work
-    from lary.data.fetch import in_words
 
     report = work(config, paths.settings(), input if sys.stdin is not None and sys.stdin.isatty() else None)
     origin = f"{report.repository} at {report.revision}"
     if config.dry_run:
         for file in report.files:
-            print(f"{in_words(file.size):>10}  {file.path}")
-        print(f"{origin}: {len(report.files)} files, {in_words(sum(file.size for file in report.files))}")
+            print(f"{file.size / 1e9:10.3f} GB  {file.path}")
+        print(f"{origin}: {len(report.files)} files, {sum(file.size for file in report.files) / 1e9:.3f} GB")
         return 0
     code = show_failures(report.failures, "start the same command again to resume")
     print(f"{origin}: {report.fetched} files fetched, {report.kept} were there, {report.unpacked} archives unpacked, "

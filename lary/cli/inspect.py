@@ -32,7 +32,7 @@ def doctor(*, paths: Paths = Paths()) -> int:
     return 1 if count else 0
 
 
-def models(key: str | None = None, *, paths: Paths = Paths()) -> int:
+def models(key: str | None = None, *, paths: Paths = Paths()) -> None:
     """List the models and whether their weights are here, or show the record of one.
 
     Args:
@@ -43,10 +43,9 @@ def models(key: str | None = None, *, paths: Paths = Paths()) -> int:
     from lary.models.spec import MODELS
 
     print(model_text(MODELS.get(key), values) if key else models_table(values))
-    return 0
 
 
-def datasets(key: str | None = None, *, paths: Paths = Paths()) -> int:
+def datasets(key: str | None = None, *, paths: Paths = Paths()) -> None:
     """List the data sets with their terms, or show the record of one and how to cite it.
 
     Args:
@@ -56,7 +55,6 @@ def datasets(key: str | None = None, *, paths: Paths = Paths()) -> int:
     from lary.data.spec import DATASETS, dataset_text, datasets_table
 
     print(dataset_text(DATASETS.get(key)) if key else datasets_table())
-    return 0
 
 
 def check_model(key: str, config: configs.CheckModelConfig = configs.CheckModelConfig(), paths: Paths = Paths()) -> int:
@@ -80,13 +78,12 @@ def check_model(key: str, config: configs.CheckModelConfig = configs.CheckModelC
     return 1 if check.problems else 0
 
 
-def diagnose(config: configs.DiagnoseConfig, paths: Paths = Paths()) -> int:
-    """Diagnose extracted latents: channels, rank, use of codes, additivity and reversibility."""
+def diagnose(config: configs.DiagnoseConfig, paths: Paths = Paths()) -> None:
+    """Diagnose extracted latents: channels, rank, use of codes."""
     from lary.results.diagnostics import diagnose_split, diagnosis_text
 
     found, file = diagnose_split(config, paths.settings())
     print(diagnosis_text(found), f"Written to {file}", sep="\n")
-    return 0
 
 
 def analyze(
@@ -94,7 +91,7 @@ def analyze(
     *,
     config: configs.AnalyzeConfig = configs.AnalyzeConfig(),
     paths: Paths = Paths(),
-) -> int:
+) -> None:
     """Make figures and tables from finished runs.
 
     Args:
@@ -104,10 +101,9 @@ def analyze(
     from lary.results.analyses import make_analysis
 
     print(make_analysis(kind, config, paths.settings()).text())
-    return 0
 
 
-def report(folder: Path | None = None, *, out: Path | None = None, paths: Paths = Paths()) -> int:
+def report(folder: Path | None = None, *, out: Path | None = None, paths: Paths = Paths()) -> None:
     """Write one offline HTML page of all results below a folder.
 
     Args:
@@ -117,10 +113,9 @@ def report(folder: Path | None = None, *, out: Path | None = None, paths: Paths 
     from lary.results.report import write_report
 
     print(write_report(folder or paths.settings().path("LARY_LOG_DIR"), out))
-    return 0
 
 
-def compare(*results: Path, role: Literal["seen", "unseen"] = "seen", seed: int = 0, json: Path | None = None) -> int:
+def compare(*results: Path, role: Literal["seen", "unseen"] = "seen", seed: int = 0, json: Path | None = None) -> None:
     """Compare the first result with each of the others: paired difference, interval, p value corrected by Holm.
 
     Args:
@@ -141,10 +136,9 @@ def compare(*results: Path, role: Literal["seen", "unseen"] = "seen", seed: int 
             for each in found.differences
         ]
         write_json(json, {"first": str(found.first.folder), "role": role, "differences": rows})
-    return 0
 
 
-def schema(*, out: Path | None = None) -> int:
+def schema(*, out: Path | None = None) -> None:
     """Print the JSON Schema of result.json.
 
     Args:
@@ -155,19 +149,16 @@ def schema(*, out: Path | None = None) -> int:
 
     if out is None:
         print(schema_text(), end="")
-        return 0
-    write_text(out, schema_text())
-    print(f"Wrote {out}")
-    return 0
+    else:
+        write_text(out, schema_text())
 
 
 @latents_app.command
-def info(config: configs.LatentsConfig, paths: Paths = Paths()) -> int:
+def info(config: configs.LatentsConfig, paths: Paths = Paths()) -> None:
     """Describe a store: identity, kind, rows, bytes, shape, and the samples of its table that it lacks."""
-    from lary.latents.tools import store_info as work
+    from lary.latents.tools import describe_store as work
 
-    print(work(config, paths.settings()).text())
-    return 0
+    print(work(config, paths.settings()))
 
 
 @latents_app.command
@@ -188,7 +179,7 @@ def convert(
     dtype: configs.LatentDtype | None = None,
     shard_rows: int = 1024,
     paths: Paths = Paths(),
-) -> int:
+) -> None:
     """Convert a store to another kind or number format, in place; its table names the new files.
 
     Args:
@@ -200,7 +191,6 @@ def convert(
 
     folder, rows = work(config, paths.settings(), kind=store, dtype=dtype, shard_rows=shard_rows)
     print(f"{folder}: {rows} rows in {store}")
-    return 0
 
 
 @latents_app.command
@@ -211,30 +201,28 @@ def export(
     rows: str | None = None,
     ids: str | None = None,
     paths: Paths = Paths(),
-) -> int:
-    """Write tokens to one file for other tools: .npy, .npz, .parquet or .safetensors.
+) -> None:
+    """Write tokens to one file for other tools: .npz or .safetensors.
 
     Args:
         out: File to write; its ending decides the form.
         rows: Rows of the table from 1, such as 1-100,205; default: all.
         ids: Sample ids with commas, or a text file with one in each line.
     """
-    from lary.latents.export import export_latents as work
+    from lary.latents.tools import export_latents as work
 
     print(f"{out}: {work(config, paths.settings(), out, rows=rows, ids=ids)} samples")
-    return 0
 
 
 @config_app.command
-def show(*, paths: Paths = Paths()) -> int:
+def show(*, paths: Paths = Paths()) -> None:
     """Show every setting, its value and where that comes from."""
     for item in paths.settings().items.values():
         print(f"{item.name:24} {item.value or '-':40} {item.origin}")
-    return 0
 
 
 @config_app.command
-def init(file: Path = Path(CONFIG_NAME), *, overwrite: bool = False) -> int:
+def init(file: Path = Path(CONFIG_NAME), *, overwrite: bool = False) -> None:
     """Write a lary.yaml that lists every setting with its meaning.
 
     Args:
@@ -242,11 +230,10 @@ def init(file: Path = Path(CONFIG_NAME), *, overwrite: bool = False) -> int:
         overwrite: Replace a file that is there.
     """
     print(f"Wrote {init_config(file, overwrite=overwrite)}")
-    return 0
 
 
 @config_app.command(name="set")
-def set_value(name: str, value: str, *, config: Path = Path(CONFIG_NAME)) -> int:
+def set_value(name: str, value: str, *, config: Path = Path(CONFIG_NAME)) -> None:
     """Set one setting in lary.yaml.
 
     Args:
@@ -256,4 +243,3 @@ def set_value(name: str, value: str, *, config: Path = Path(CONFIG_NAME)) -> int
     """
     set_config(config, name, value)
     print(f"{config}: {name} = {value}")
-    return 0

@@ -18,8 +18,8 @@ from lary.data.normalisation import Targets, load_normaliser, load_targets
 from lary.data.spec import DATASETS, DatasetSpec
 from lary.data.tables import SampleTable
 from lary.files import write_failures
-from lary.latents.npz import read_stamp
 from lary.latents.ref import LatentsRef, SplitLatents, find_latent_table, open_latents
+from lary.latents.sources import read_stamp
 from lary.latents.store import SHARD_MARK
 from lary.models.spec import MODELS, ModelSpec, with_latent
 from lary.probes.outcome import ClassificationOutcome, RegressionOutcome, SampleColumns
