@@ -17,7 +17,6 @@ import zipfile
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
-from itertools import islice
 from pathlib import Path
 from typing import IO, Any
 
@@ -166,12 +165,6 @@ def _zip_members(archive: zipfile.ZipFile) -> Iterator[Member]:
                 yield name, entry.file_size, content
 
 
-def member_names(parts: Sequence[Path], count: int = 50) -> list[str]:
-    """The first paths in an archive. Raises LaryError if it can't be read."""
-    with _explained(whole_name(parts[0].name)):
-        return [name for name, _, _ in islice(_members(parts), count)]
-
-
 # Writing
 
 
@@ -213,22 +206,19 @@ def unpack(
                     clean = inside(Path(), path).as_posix()
                 except UsageError:
                     raise _Refused(f"holds {_shown(path)}, which is no plain path below the target") from None
-                if content is not None or clean != ".":
+                if content is not None:  # folders come with their files
                     _write(content, size, _shown(path), scratch / place(clean), progress)
             _move(name, scratch, target)
     finally:
         shutil.rmtree(scratch, ignore_errors=True)
 
 
-def _write(content: IO[bytes] | None, size: int, shown: str, path: Path, progress: Progress | None) -> None:
-    """Write a member into the temporary folder, counting what is written."""
-    folder = path if content is None else path.parent
+def _write(content: IO[bytes], size: int, shown: str, path: Path, progress: Progress | None) -> None:
+    """Write a file into the temporary folder, counting what is written."""
     try:
-        folder.mkdir(parents=True, exist_ok=True)
-        if folder.resolve() != folder:  # another process has put a link in its place
-            raise _Refused(f"was being unpacked when the folder {folder} was exchanged")
-        if content is None:
-            return
+        path.parent.mkdir(parents=True, exist_ok=True)
+        if path.parent.resolve() != path.parent:  # another process has put a link in its place
+            raise _Refused(f"was being unpacked when the folder {path.parent} was exchanged")
         with path.open("xb") as out:
             while block := content.read(BLOCK):
                 size -= out.write(block)
