@@ -247,8 +247,7 @@ def check_files(config: CheckConfig, data_dir: Path, files: Sequence[CheckedFile
         log.info("resuming after %d files that an interrupted run found whole", len(resumed))
     entries, names, questions = manifest | resumed, [], list[Question]()
     for item in files:
-        path = Path(item.places[0])
-        names.append(path.relative_to(data_dir).as_posix() if path.is_relative_to(data_dir) else str(path))
+        names.append(Path(item.places[0]).relative_to(data_dir).as_posix())
         sha256, _, kind, shape = entries.get(names[-1], (None,) * 4)
         known = kind == item.kind and (item.shape is None or shape == list(item.shape))
         questions.append(
