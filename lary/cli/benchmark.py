@@ -5,7 +5,16 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from lary.configs import ClassifyConfig, ControlsConfig, ExtractConfig, Paths, RegressConfig, RunConfig, SweepConfig
+from lary.configs import (
+    ClassifyConfig,
+    ControlsConfig,
+    ExtractConfig,
+    Paths,
+    RegressConfig,
+    RunConfig,
+    SweepConfig,
+    add_help,
+)
 from lary.data.configs import DemoConfig, SimulateConfig
 
 if TYPE_CHECKING:
@@ -20,11 +29,7 @@ def demo(config: DemoConfig = DemoConfig()) -> int:
 
 
 def simulate(out: Path, *, config: SimulateConfig = SimulateConfig()) -> None:
-    """Make a data set of two simulated robot arms in the benchmark's layout.
-
-    Args:
-        out: Folder to write to; it serves as LARY_ROOT, its data/ as DATA_DIR.
-    """
+    """Make a data set of two simulated robot arms in the benchmark's layout."""
     from lary.simulate import simulate as work
     from lary.simulate import write_sheets
 
@@ -82,11 +87,7 @@ def show_run(done: ProbeRun, *lines: str) -> int:
 
 
 def sweep(file: Path, *, config: SweepConfig = SweepConfig(), paths: Paths = Paths()) -> int:
-    """Run many models, data sets and options from a file. What is done is not done again.
-
-    Args:
-        file: YAML with the keys options, grid and runs.
-    """
+    """Run many models, data sets and options from a file. What is done is not done again."""
     from lary.runs.sweep import run_sweep
 
     return run_sweep(file, config, paths.settings())
@@ -97,3 +98,6 @@ def controls(config: ControlsConfig, paths: Paths = Paths()) -> None:
     from lary.runs.controls import run_controls
 
     print(run_controls(config, paths.settings()).text())
+
+
+add_help(globals())

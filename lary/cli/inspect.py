@@ -8,7 +8,7 @@ from typing import Literal
 from cyclopts import App
 
 from lary import configs
-from lary.configs import Paths
+from lary.configs import Paths, add_help
 from lary.registry import load_plugin
 from lary.settings import CONFIG_NAME, init_config, set_config
 from lary.types import UsageError
@@ -33,11 +33,7 @@ def doctor(*, paths: Paths = Paths()) -> int:
 
 
 def models(key: str | None = None, *, paths: Paths = Paths()) -> None:
-    """List the models and whether their weights are here, or show the record of one.
-
-    Args:
-        key: Model to show.
-    """
+    """List the models and whether their weights are here, or show the record of one."""
     values = paths.settings().values()
     from lary.models.overview import model_text, models_table
     from lary.models.spec import MODELS
@@ -46,11 +42,7 @@ def models(key: str | None = None, *, paths: Paths = Paths()) -> None:
 
 
 def datasets(key: str | None = None, *, paths: Paths = Paths()) -> None:
-    """List the data sets with their terms, or show the record of one and how to cite it.
-
-    Args:
-        key: Data set to show.
-    """
+    """List the data sets with their terms, or show the record of one and how to cite it."""
     paths.settings()
     from lary.data.spec import DATASETS, dataset_text, datasets_table
 
@@ -58,11 +50,7 @@ def datasets(key: str | None = None, *, paths: Paths = Paths()) -> None:
 
 
 def check_model(key: str, config: configs.CheckModelConfig = configs.CheckModelConfig(), paths: Paths = Paths()) -> int:
-    """Try a model on generated frames: shapes, range, determinism, use of the second frame, time.
-
-    Args:
-        key: Model, or FILE.py:NAME for one that a file registers.
-    """
+    """Try a model on generated frames: shapes, range, determinism, use of the second frame, time."""
     values = paths.settings().values()
     file, colon, name = key.rpartition(":")
     if colon and file.endswith(".py"):
@@ -92,38 +80,21 @@ def analyze(
     config: configs.AnalyzeConfig = configs.AnalyzeConfig(),
     paths: Paths = Paths(),
 ) -> None:
-    """Make figures and tables from finished runs.
-
-    Args:
-        kind: F1 against class frequency, gap between people and robots, attention maps, stride and codebook ablations,
-            predicted trajectories, or all that the runs allow.
-    """
+    """Make figures and tables from finished runs."""
     from lary.results.analyses import make_analysis
 
     print(make_analysis(kind, config, paths.settings()).text())
 
 
 def report(folder: Path | None = None, *, out: Path | None = None, paths: Paths = Paths()) -> None:
-    """Write one offline HTML page of all results below a folder.
-
-    Args:
-        folder: Folder with result.json files; default: LARY_LOG_DIR.
-        out: File to write; default: report.html in that folder.
-    """
+    """Write one offline HTML page of all results below a folder."""
     from lary.results.report import write_report
 
     print(write_report(folder or paths.settings().path("LARY_LOG_DIR"), out))
 
 
 def compare(*results: Path, role: Literal["seen", "unseen"] = "seen", seed: int = 0, json: Path | None = None) -> None:
-    """Compare the first result with each of the others: paired difference, interval, p value corrected by Holm.
-
-    Args:
-        results: Folders of finished runs, or their result.json files.
-        role: Split to compare on.
-        seed: Seed of the resampling.
-        json: File for the differences as JSON.
-    """
+    """Compare the first result with each of the others: paired difference, interval, p value corrected by Holm."""
     from lary.files import write_json
     from lary.results.compare import compare_results
 
@@ -139,11 +110,7 @@ def compare(*results: Path, role: Literal["seen", "unseen"] = "seen", seed: int 
 
 
 def schema(*, out: Path | None = None) -> None:
-    """Print the JSON Schema of result.json.
-
-    Args:
-        out: File to write it to instead.
-    """
+    """Print the JSON Schema of result.json."""
     from lary.files import write_text
     from lary.results.record import schema_text
 
@@ -180,13 +147,7 @@ def convert(
     shard_rows: int = 1024,
     paths: Paths = Paths(),
 ) -> None:
-    """Convert a store to another kind or number format, in place; its table names the new files.
-
-    Args:
-        store: Kind of the new store.
-        dtype: Number format of the new store; default: that of the old one.
-        shard_rows: Rows per shard.
-    """
+    """Convert a store to another kind or number format, in place; its table names the new files."""
     from lary.latents.tools import convert_store as work
 
     folder, rows = work(config, paths.settings(), kind=store, dtype=dtype, shard_rows=shard_rows)
@@ -202,13 +163,7 @@ def export(
     ids: str | None = None,
     paths: Paths = Paths(),
 ) -> None:
-    """Write tokens to one file for other tools: .npz or .safetensors.
-
-    Args:
-        out: File to write; its ending decides the form.
-        rows: Rows of the table from 1, such as 1-100,205; default: all.
-        ids: Sample ids with commas, or a text file with one in each line.
-    """
+    """Write tokens to one file for other tools: .npz or .safetensors."""
     from lary.latents.tools import export_latents as work
 
     print(f"{out}: {work(config, paths.settings(), out, rows=rows, ids=ids)} samples")
@@ -223,23 +178,15 @@ def show(*, paths: Paths = Paths()) -> None:
 
 @config_app.command
 def init(file: Path = Path(CONFIG_NAME), *, overwrite: bool = False) -> None:
-    """Write a lary.yaml that lists every setting with its meaning.
-
-    Args:
-        file: File to write.
-        overwrite: Replace a file that is there.
-    """
+    """Write a lary.yaml that lists every setting with its meaning."""
     print(f"Wrote {init_config(file, overwrite=overwrite)}")
 
 
 @config_app.command(name="set")
 def set_value(name: str, value: str, *, config: Path = Path(CONFIG_NAME)) -> None:
-    """Set one setting in lary.yaml.
-
-    Args:
-        name: Variable, such as DATA_DIR.
-        value: Its value; a relative path starts from the file's folder.
-        config: File to change.
-    """
+    """Set one setting in lary.yaml."""
     set_config(config, name, value)
     print(f"{config}: {name} = {value}")
+
+
+add_help(globals())
