@@ -70,9 +70,7 @@ def test_vlabench_30_shares_its_episodes_and_lost_a_folder(published: Path) -> N
     assert found(report, "same_file").count == 4392
     assert found(report, "lost_folder", "train").count == 2
     lost = found(report, "lost_folder", "val")
-    assert lost.examples == (
-        "images/epframe_003134.png (read as regression/vlabench/images/ep_30/frame_003134.png)",
-    )
+    assert lost.examples == ("images/epframe_003134.png (read as regression/vlabench/images/ep_30/frame_003134.png)",)
     assert leaks(report) == {"same_file", "same_group"}
     assert "leak    train and val: 2771 of 2933 episodes of val are in train too" in report.text()
     drawn = run(published, "vlabench_30", splits=("train_by_episode", "val_by_episode"))
