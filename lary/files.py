@@ -10,6 +10,7 @@ import json
 import os
 import re
 import stat
+import tempfile
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path, PurePosixPath
@@ -73,9 +74,12 @@ def create_temporary(path: Path) -> tuple[int, str]:
 
 def check_writable(folder: Path) -> None:
     """Make a folder and try to write to it before hours of work depend on it. Raises WriteError."""
-    handle, name = create_temporary(folder / "trial")
-    os.close(handle)
-    os.unlink(name)
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=folder):
+            pass
+    except OSError as error:
+        raise cannot_write(folder, error) from error
 
 
 @contextmanager

@@ -46,7 +46,7 @@ VARIABLES = (
     Variable("AE_MODEL_PATH", None, "FLUX.2 autoencoder weights.", folder=False),
     Variable("WAN22_VAE_PATH", None, "Wan2.2 autoencoder weights.", folder=False),
     Variable("VJEPA2_CKPT_PATH", None, "V-JEPA 2 checkpoint: original file or folder.", folder=False),
-    Variable("LARY_READ", None, "How shards of latents are read: mmap, or pread as on network folders.", folder=False),
+    Variable("LARY_READ", None, "Accepted for old files, not needed here: shards are read by position.", folder=False),
 )
 NAMES = tuple(variable.name for variable in VARIABLES)
 FOLDER = {variable.name: variable.folder for variable in VARIABLES}

@@ -44,7 +44,6 @@ class ClipConfig(Options):
     seed_ssv2: Path | None = None
     seed_egodex: Path | None = None
     times: Literal["clock", "published"] = "clock"
-    backend: Literal["auto", "ffmpeg", "pyav"] = "auto"
 
 
 class StatsConfig(Options):
@@ -54,7 +53,6 @@ class StatsConfig(Options):
     csv: Path | None = None
     output: Path | None = None
     workers: int = 8
-    merge: tuple[Path, ...] = ()
 
 
 class RelativeConfig(Options):
@@ -77,7 +75,6 @@ class CheckConfig(Options):
     timeout: float = 5.0
     depth: Literal["decode", "headers"] = "decode"
     manifest: Path | None = None
-    restart: bool = False
 
 
 class SplitConfig(Options):
@@ -110,10 +107,8 @@ class AuditConfig(Options):
     table: tuple[str, ...] = ()
     actions: bool = False
     frames: bool = False
-    distance: int = 4
     still: float = 0.0001
     workers: int = 4
-    cache: Path | None = None
     json: Path | None = None
     output: Path | None = None
 

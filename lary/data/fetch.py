@@ -15,6 +15,7 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path, PurePosixPath
+from typing import Any
 
 from lary.data.archives import SCRATCH, member_names, unpack, whole_name
 from lary.data.configs import DownloadConfig
@@ -28,7 +29,7 @@ MANIFEST = "lary_download.json"
 CACHE = ".lary_download"
 VERSION = 1
 TRACKS = ("classification", "regression")
-FETCHED, DONE = "fetched", "done"
+DONE = "done"
 TRIES = 2
 SECONDS = 30
 
@@ -66,25 +67,24 @@ class HuggingFace:
     """A repository on Hugging Face; token and endpoint as ``huggingface_hub`` finds them."""
 
     def __init__(self, repository: str) -> None:
-        self.repository = repository
-
-    def files(self, revision: str | None) -> tuple[str, list[RemoteFile]]:
         import huggingface_hub
 
-        api = huggingface_hub.HfApi()
+        self.repository, self._hub = repository, huggingface_hub
+
+    def files(self, revision: str | None) -> tuple[str, list[RemoteFile]]:
+        """The commit that a branch, tag or commit stands for (None: the newest), and its files."""
+        api, found = self._hub.HfApi(), []
         commit = str(api.dataset_info(self.repository, revision=revision, timeout=SECONDS).sha)
-        tree = api.list_repo_tree(self.repository, recursive=True, revision=commit, repo_type="dataset")
-        found = []
-        for entry in tree:
-            if isinstance(entry, huggingface_hub.hf_api.RepoFile):
+        for entry in api.list_repo_tree(self.repository, recursive=True, revision=commit, repo_type="dataset"):
+            if isinstance(entry, self._hub.hf_api.RepoFile):
                 sha256 = entry.lfs.sha256 if entry.lfs is not None else ""
                 found.append(RemoteFile(entry.path, entry.size, sha256, "" if sha256 else entry.blob_id))
         return commit, found
 
     def fetch(self, path: str, revision: str, folder: Path) -> None:
-        import huggingface_hub
-
-        huggingface_hub.hf_hub_download(self.repository, path, revision=revision, repo_type="dataset", local_dir=folder)
+        """Fetch a file to its path below `folder`, resuming an earlier try."""
+        options: Any = {"revision": revision, "repo_type": "dataset", "local_dir": folder}
+        self._hub.hf_hub_download(self.repository, path, **options)
 
 
 class ModelScope:
@@ -98,11 +98,13 @@ class ModelScope:
         self.repository, self._api = repository, modelscope_hub.HubApi()
 
     def files(self, revision: str | None) -> tuple[str, list[RemoteFile]]:
+        """As `HuggingFace.files`; the revision stays a name."""
         revision = revision or "master"
         listed = self._api.list_repo_files(self.repository, "dataset", revision=revision)
         return revision, [RemoteFile(file.path, file.size, file.sha256 or "") for file in listed if not file.is_dir]
 
     def fetch(self, path: str, revision: str, folder: Path) -> None:
+        """As `HuggingFace.fetch`."""
         self._api.download_file(self.repository, "dataset", path, revision=revision, local_dir=folder)
 
 
@@ -253,7 +255,7 @@ def download(config: DownloadConfig, settings: Settings, ask: Callable[[str], st
     with hub_errors(config.source, repository):
         run.revision, listed = run.hub.files(config.revision or run.revision or None)
     run.files = choose(listed, specs, config)
-    run.kept = sum(run.state(file) == DONE for file in run.files)
+    run.kept = sum(map(run.is_done, run.files))
     if not config.dry_run:
         run.run()
     return run
@@ -276,72 +278,69 @@ class Download:
         self.files: list[RemoteFile] = []
         self.failures: list[Failure] = []
         self.origin = {"version": VERSION, "source": config.source, "repository": repository}
-        found = read_json(self.manifest, "download manifest") if self.manifest.exists() else self.origin
+        found: Any = {**self.origin}
+        if self.manifest.exists():
+            found = read_json(self.manifest, "download manifest")
         if not isinstance(found, dict) or not isinstance(found.setdefault("files", {}), dict):
             raise LaryError(f"The download manifest {self.manifest} is damaged: move it away.")
         if any(found.get(key) != value for key, value in self.origin.items()):
             there = ", ".join(f"{key} {found.get(key)}" for key in self.origin)
             raise UsageError(f"{self.data_dir} has files of {there}: choose another DATA_DIR, or update lary.")
-        self.revision, self.states = str(found.get("revision", "")), found["files"]
+        self.revision = str(found.get("revision", ""))
+        self.states: dict[str, Any] = found["files"]
 
-    def state(self, file: RemoteFile) -> str:
-        """How far a file has come; empty if it is new or has changed."""
-        entry = {"path": file.path, **self.states.get(file.path, {})}
-        state = entry.pop("state", "")
-        return str(state) if entry == asdict(file) else ""
-
-    def note(self, file: RemoteFile, state: str) -> None:
-        """Note how far a file has come, and save."""
-        self.states[file.path] = {**asdict(file), "state": state}
-        write_json(self.manifest, {**self.origin, "revision": self.revision, "files": self.states})
+    def is_done(self, file: RemoteFile) -> bool:
+        """Whether a file is in its place, and is the same on the hub since."""
+        return {"path": file.path, **self.states.get(file.path, {})} == {**asdict(file), "state": DONE}
 
     def run(self) -> None:
         """Fetch the files, and put each into the layout once all parts of its archive are here."""
         self.data_dir.mkdir(parents=True, exist_ok=True)
         for rest in self.data_dir.glob(f"{SCRATCH}*"):  # of a run that was killed
             shutil.rmtree(rest, ignore_errors=True)
-        needed = sum(file.size for file in self.files if not self.state(file))
-        free = shutil.disk_usage(self.data_dir).free
-        log.info("%s at %s: %s to fetch", self.repository, self.revision, in_words(needed))
-        if needed > free:
-            raise LaryError(
-                f"{self.data_dir} has {in_words(free)} free, and {in_words(needed)} are needed: choose fewer data "
-                "sets with --include, or another DATA_DIR."
-            )
         groups: dict[str, list[RemoteFile]] = {}
         for file in sorted(self.files, key=lambda file: (len(file.path), file.path)):  # part 2 before part 10
             groups.setdefault(whole_name(file.path) or file.path, []).append(file)
-        for whole, parts in groups.items():
-            if all(self.state(file) == DONE for file in parts):
-                continue
+        waiting = {whole: parts for whole, parts in groups.items() if not all(map(self.is_done, parts))}
+        files = [file for parts in waiting.values() for file in parts]
+        needed = sum(file.size for file in files if not (self.cache / file.path).is_file())
+        free = shutil.disk_usage(self.data_dir).free
+        log.info("%s at %s: %.3f GB to fetch", self.repository, self.revision, needed / 1e9)
+        if needed > free:
+            raise LaryError(
+                f"{self.data_dir} has {free / 1e9:.3f} GB free, and {needed / 1e9:.3f} GB are needed: choose fewer "
+                "data sets with --include, or another DATA_DIR."
+            )
+        for whole, parts in waiting.items():
             try:  # a failure costs its own archive
                 paths = [self.fetch(file) for file in parts]
                 (self.unpack if whole_name(whole) else self.move)(whole, paths)
             except (LaryError, OSError) as error:
                 self.failures.append(Failure(None, whole, str(error)))
                 continue
-            for file, path in zip(parts, paths, strict=True):
-                self.note(file, DONE)
-                if not self.config.keep_archives:  # only now: a stop before leaves all that is needed
-                    path.unlink(missing_ok=True)
+            self.states |= {file.path: {**asdict(file), "state": DONE} for file in parts}
+            write_json(self.manifest, {**self.origin, "revision": self.revision, "files": self.states})
+            for path in () if self.config.keep_archives else paths:  # a stop before leaves all that is needed
+                path.unlink(missing_ok=True)
         if not self.failures and not self.config.keep_archives:
             shutil.rmtree(self.cache, ignore_errors=True)
 
     def fetch(self, file: RemoteFile) -> Path:
         """Fetch a file until its size and digest are right. Raises LaryError after the second try."""
-        path, problem = inside(self.cache, file.path), ""
-        if self.state(file) == FETCHED and path.is_file():
-            return path
+        path = inside(self.cache, file.path)
+        problem = file.problem(path) if path.is_file() else "it is missing"
         for _ in range(TRIES):
+            if not problem:
+                break
+            path.unlink(missing_ok=True)
             with hub_errors(self.config.source, self.repository):
                 self.hub.fetch(file.path, self.revision, self.cache)
             problem = file.problem(path)
-            if not problem:
-                self.note(file, FETCHED)
-                self.fetched += 1
-                return path
+            self.fetched += not problem
+        if problem:
             path.unlink()
-        raise LaryError(f"{file.path} arrived damaged {TRIES} times: {problem}.")
+            raise LaryError(f"{file.path} arrived damaged {TRIES} times: {problem}.")
+        return path
 
     def move(self, name: str, paths: Sequence[Path]) -> None:
         """Move a file to its place, where none of other content is replaced: a table to the tables."""
@@ -349,10 +348,10 @@ class Download:
         target = self.tables / paths[0].name if table else inside(self.data_dir, from_track(name))
         if target.exists() and not filecmp.cmp(paths[0], target, shallow=False):
             raise LaryError(f"{target} exists with other content than in {self.repository}: move it away.")
+        target.parent.mkdir(parents=True, exist_ok=True)
         if table:  # perhaps on another file system
             write_bytes(target, paths[0].read_bytes())
         else:
-            target.parent.mkdir(parents=True, exist_ok=True)
             paths[0].replace(target)
 
     def unpack(self, whole: str, parts: Sequence[Path]) -> None:
@@ -367,12 +366,3 @@ class Download:
         with progress(sum(path.stat().st_size for path in parts), f"unpacking {whole}", "byte") as bar:
             unpack(parts, place, self.data_dir, progress=bar)
         self.unpacked += 1
-
-
-def in_words(size: float) -> str:
-    """Bytes with a unit of powers of 1000."""
-    for unit in ("bytes", "kB", "MB", "GB"):
-        if size < 1000:
-            return f"{size:.3g} {unit}" if unit != "bytes" else f"{size:.0f} bytes"
-        size /= 1000
-    return f"{size:.3g} TB"

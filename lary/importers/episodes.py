@@ -24,6 +24,7 @@ import numpy.typing as npt
 from lary.arrays import npy_bytes
 from lary.data.configs import MotionOptions
 from lary.data.images import PNG, Image
+from lary.registry import suggest
 from lary.runtime import progress
 from lary.types import Failure, LaryError, MediaError, UsageError
 
@@ -183,6 +184,24 @@ class MotionCut:
 
 
 Cut = PairCut | MotionCut
+
+
+def find_position(option: str, dims: Sequence[str] = ()) -> tuple[int, ...]:
+    """The columns of x, y and z that ``--position`` names. Raises UsageError."""
+    found = tuple(find_column("--position", part, dims) for part in option.split(","))
+    if len(found) != 3 or len(set(found)) != 3:
+        raise UsageError(f"--position {option}: expected three values, such as 0,1,2.")
+    return found
+
+
+def find_column(option: str, text: str, dims: Sequence[str]) -> int:
+    """The column of a value by its name or number. Raises UsageError."""
+    name = text.strip()
+    if name in dims:
+        return list(dims).index(name)
+    if name.isdecimal() and (not dims or int(name) < len(dims)):
+        return int(name)
+    raise UsageError(f"{option} {text}: the values are {', '.join(dims) or 'numbers'}.{suggest(name, dims)}")
 
 
 # Writing

@@ -30,6 +30,8 @@ from lary.importers.episodes import (
     PairCut,
     Rows,
     SourceEpisode,
+    find_column,
+    find_position,
     image_bytes,
     import_episodes,
 )
@@ -66,6 +68,7 @@ class LeRobotImport:
     def __init__(self, data: LeRobot, config: LeRobotConfig, name: str, settings: Settings) -> None:
         self.data, self.config, self.name = data, config, name
         self.data_dir, self.tables = settings.path("DATA_DIR"), settings.path("LARY_ROOT") / "data"
+        self.plugin = self.tables / f"{name}_dataset.py"
         self.robot = config.robot or (data.meta.robot_type or "").strip() or "unknown"
         outside = [key for key in data.cameras if not re.search(r"wrist|hand|gripper|depth", key.rsplit(".", 1)[-1])]
         self.camera = config.camera or [*outside, *data.cameras, "observation.image"][0]
@@ -100,13 +103,10 @@ class LeRobotImport:
     def _motion_cut(self) -> MotionCut:
         """How labels are made: the columns of position and gripper, and what counts as open."""
         self.data.fetch(self.data.data_path(episode) for episode in self.episodes)
-        gripper = self.config.gripper
-        position = tuple(find_column(self.dims, "--position", part) for part in self.config.position.split(","))
-        if len(position) != 3 or len(set(position)) != 3:
-            raise UsageError(f"--position {self.config.position}: expected three values, such as x,y,z or 0,1,2.")
+        position, gripper = find_position(self.config.position, self.dims), self.config.gripper
         column = next((number for number, name in enumerate(self.dims) if "grip" in name.lower()), None)
         if gripper is not None:
-            column = None if gripper.lower() == "none" else find_column(self.dims, "--gripper", gripper)
+            column = None if gripper.lower() == "none" else find_column("--gripper", gripper, self.dims)
         middle = AtomicRule.grip
         if column is not None and self.config.grip is None:
             ends: list[float] = []
@@ -180,7 +180,7 @@ class LeRobotImport:
             split = "val" if item.index in self.val else "train"
             rows[split] += [[*cells, *row] for row in found.get(f"ep_{item.index}", [])]
         spec = self._record(sum(map(len, rows.values())))
-        return save_import(spec, self.tables, COLUMNS, rows, failures, self.data_dir)
+        return save_import(spec, self.plugin, self.tables, self.data_dir, COLUMNS, rows, failures)
 
     def _prepare_root(self) -> None:
         """Make the folder of the import, with its choices in a file. Raises UsageError as `run`."""
@@ -239,12 +239,11 @@ class LeRobotImport:
             "stride": stride or 1,
             "val": sorted(self.val),
         }
-        plugin, table = self.tables / f"{name}_dataset.py", f"data/{name}_metadata_train.csv"
-        words = f"--dataset {name} --plugin {plugin}"
+        words, table = f"--dataset {name}", f"data/{name}_metadata_train.csv"
         normalisation = Normalisation(
             stats_file=f"{self.cut.task}/{name}/{name}_stats.json",
-            command=f"lary data stats {words}",
-            relative_command=f"lary data relative --dataset {name} --csv {table} --plugin {plugin}",
+            command=f"lary data stats {words} --plugin {self.plugin}",
+            relative_command=f"lary data relative {words} --csv {table} --plugin {self.plugin}",
         )
         what = f"{'' if stride else 'atomic motions of '}{', '.join(self.actions)}"
         return pair_record(
@@ -282,16 +281,6 @@ def dimension_names(data: LeRobot, keys: Sequence[str]) -> tuple[str, ...]:
             name = own[at] if len(own) == feature.shape[0] else f"{short}_{at}"
             names.append(name if name not in names else f"{short}_{at}_{name}")
     return tuple(names)
-
-
-def find_column(dims: Sequence[str], option: str, text: str) -> int:
-    """The column of a value by its name or number. Raises UsageError."""
-    name = text.strip()
-    if name in dims:
-        return list(dims).index(name)
-    if name.isdecimal() and int(name) < len(dims):
-        return int(name)
-    raise UsageError(f"{option} {text}: the values are {', '.join(dims)}.{suggest(name, dims)}")
 
 
 def read_licence(data: LeRobot, name: str | None) -> Licence:

@@ -163,7 +163,7 @@ class LeRobot:
         for key in keys:
             shape = episode.length, self.features[key].shape[0]
             try:
-                part = np.array(rows.column(key).to_pylist(), dtype=np.float32).reshape(episode.length, -1)
+                part: Any = np.array(rows.column(key).to_pylist(), dtype=np.float32).reshape(episode.length, -1)
             except (ValueError, TypeError):
                 part = np.full(1, np.nan, np.float32)
             if part.shape != shape or not np.isfinite(part).all():

@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import io
 import os
-import pprint
 import re
 import shutil
 from collections.abc import Iterator, Sequence
@@ -30,8 +29,8 @@ from lary.data.images import read_image
 from lary.data.sampling import sample_video
 from lary.data.spec import DatasetSpec, LabelSpace, Licence, Split
 from lary.data.splits import split_groups
-from lary.data.tables import EMBODIMENT_COLUMN, INDEX_COLUMN, INDICES, read_csv, write_csv
-from lary.files import atomic_write, digest, file_digest, inside, read_limited, write_text
+from lary.data.tables import EMBODIMENT_COLUMN, INDEX_COLUMN, INDICES, read_csv
+from lary.files import atomic_write, digest, file_digest, inside, read_limited
 from lary.importers.episodes import (
     AtomicRule,
     Cut,
@@ -39,6 +38,7 @@ from lary.importers.episodes import (
     PairCut,
     Rows,
     SourceEpisode,
+    find_position,
     image_bytes,
     import_episodes,
 )
@@ -51,14 +51,6 @@ from lary.types import Failure, LaryError, MediaError, UsageError
 ACTIONS = "actions.npy"
 IMAGES, VIDEOS = (".png", ".jpg", ".jpeg"), (".mp4", ".mkv", ".avi", ".mov", ".webm")
 EPISODE_NAME = re.compile(r"[\w .+-]+")
-RECORD = '''"""The record of {name}: load it with --plugin, and name the terms of your data in `licences`."""
-
-from lary.data.spec import ActionSpace, DatasetSpec, LabelSpace, Normalisation, Split, register_dataset
-
-register_dataset(
-{spec}
-)
-'''
 VIDEO_NAMES = ("video_path", "video", "path", "file", "filename")
 LABEL_NAMES = ("action", "label", "class", "verb")
 SPLITS = {"train": "train", "val": "val", "valid": "val", "validation": "val", "test": "val"}
@@ -84,16 +76,16 @@ def import_trajectories(
         UsageError: a wrong option, no episodes, or tables that are there already.
         LaryError: no episode can be used.
     """
-    tables = {split: table_path(out, config.name, split) for split in ("train", "val")}
     check_name(config.name)
+    names = list(dims) if isinstance(cut, PairCut) else None
+    plugin, data = out / f"{config.name}.py", out / "data"
     if not 0 <= config.share < 1:
         raise UsageError(f"--test-size {config.share:g}: expected 0, or a share below 1.")
-    if any(path.exists() for path in tables.values()) and not config.overwrite:
-        raise UsageError(f"{tables['train']} is there: pass --overwrite to replace it, or choose another --name.")
+    if plugin.exists() and not config.overwrite:
+        raise UsageError(f"{plugin} is there: pass --overwrite to replace it, or choose another --name.")
     folders = sorted((path.parent for path in source.glob(f"*/{ACTIONS}")), key=lambda path: natural(path.name))
     if not folders:
         raise UsageError(f"{source} holds no episodes: expected folders with frames and {ACTIONS}.")
-    names = list(dims) if isinstance(cut, PairCut) else None
     episodes, failures = {}, []
     for folder in folders:
         name = folder.name if folder.name.startswith("ep_") else f"ep_{folder.name}"
@@ -103,45 +95,27 @@ def import_trajectories(
             continue
         values, frames = partial(read_values, folder, names), partial(find_frames, folder)
         episodes[name] = SourceEpisode(name, str(folder), values, frames, encode_frame)
-    root = out / "data" / cut.task / config.name
-    rows, broken = import_episodes(list(episodes.values()), cut, root)
-    failures += broken
-    if not any(rows.values()):
-        reason = failures[0].reason if failures else "they are too short for the stride, or nothing moves far enough."
-        raise LaryError(f"None of the {len(folders)} episodes in {source} gave a row: {reason}")
+    rows, broken = import_episodes(list(episodes.values()), cut, data / cut.task / config.name)
     pairs = [(name, row) for name, found in rows.items() for row in found]
-    parts = ["train"] * len(pairs)
-    if config.share:
+    listed: dict[str, Rows] = {"train": [row for _, row in pairs]}
+    if config.share and pairs:
         strata = [row[2] for _, row in pairs] if names is None else None
-        parts = choose_splits([name for name, _ in pairs], strata, config.share, config.seed)
-    listed: dict[str, Rows] = {"train": [], "val": []}
-    for split, (_, row) in zip(parts, pairs, strict=True):
-        listed[split].append(row)
-    extra = {} if config.embodiment is None else {EMBODIMENT_COLUMN: config.embodiment}
-    for split, path in tables.items():
-        if listed[split]:
-            cells = [[*row, *extra.values()] for row in listed[split]]
-            write_csv(path, ["src_img", "tgt_img", "action", *extra], cells)
-        else:
-            path.unlink(missing_ok=True)
-    plugin = out / f"{config.name}.py"
-    spec = pprint.pformat(pair_record(config.name, cut, names or (), licences=()), width=100)
-    write_text(plugin, RECORD.format(name=config.name, spec=spec))
-    return ImportReport(plugin, {split: len(found) for split, found in listed.items() if found}, failures)
-
-
-def table_path(out: Path, name: str, split: str) -> Path:
-    """The table of a split."""
-    return out / "data" / f"{name}_metadata_{split}.csv"
+        splits = choose_splits([name for name, _ in pairs], strata, config.share, config.seed)
+        listed = {"train": [], "val": []}
+        for split, (_, row) in zip(splits, pairs, strict=True):
+            listed[split].append(row)
+    columns = ["src_img", "tgt_img", "action"]
+    if config.embodiment is not None:
+        columns.append(EMBODIMENT_COLUMN)
+        listed = {split: [[*row, config.embodiment] for row in found] for split, found in listed.items()}
+    spec = pair_record(config.name, cut, names or (), licences=())
+    return save_import(spec, plugin, data, data, columns, listed, [*failures, *broken])
 
 
 def columns_cut(config: AtomicConfig) -> MotionCut:
     """The cut into atomic motions that a command asks for. Raises UsageError."""
-    columns = [part.strip() for part in config.position.split(",")]
-    if len(columns) != 3 or not all(part.isdecimal() for part in columns):
-        raise UsageError(f"--position {config.position}: expected three columns, such as 0,1,2.")
     gripper = None if config.gripper < 0 else config.gripper
-    return MotionCut(tuple(map(int, columns)), gripper, AtomicRule.of(config))
+    return MotionCut(find_position(config.position), gripper, AtomicRule.of(config))
 
 
 def read_values(folder: Path, names: list[str] | None) -> npt.NDArray[np.float64]:
@@ -269,7 +243,8 @@ def import_videos(folder: Path, config: VideosConfig, settings: Settings) -> Imp
     for split, clip in zip(splits, found, strict=True):
         cells = [name, clip.path, ",".join(map(str, clip.indices)), clip.label, clip.embodiment]
         rows[split].append(cells[: len(columns)])
-    return save_import(spec, settings.path("LARY_ROOT") / "data", columns, rows, failures, data_dir)
+    tables = settings.path("LARY_ROOT") / "data"
+    return save_import(spec, tables / f"{name}_dataset.py", tables, data_dir, columns, rows, failures)
 
 
 def read_clips(folder: Path, config: VideosConfig) -> list[Clip]:

@@ -13,8 +13,8 @@ from pathlib import Path
 from typing import Any
 
 from lary.data.catalog import EPISODE
+from lary.data.normalisation import measure_table
 from lary.data.spec import DATASETS, ActionSpace, DatasetSpec, LabelSpace, Normalisation, Split
-from lary.data.statistics import measure_table
 from lary.data.tables import write_csv
 from lary.files import read_json, write_bytes, write_failures, write_text
 from lary.importers.episodes import ATOMIC_CLASSES, Cut, PairCut, Rows
@@ -73,10 +73,14 @@ def pair_record(
 
 
 def save_import(
-    spec: DatasetSpec, tables: Path, columns: Sequence[str], rows: Mapping[str, Rows], failures: Sequence[Failure],
-    data_dir: Path,
+    spec: DatasetSpec, plugin: Path, tables: Path, data_dir: Path, columns: Sequence[str],
+    rows: Mapping[str, Rows], failures: Sequence[Failure],
 ) -> ImportReport:  # fmt: skip
     """Write the tables of an import, the statistics of its actions, its failures and at last its record.
+
+    Args:
+        plugin: file to write, which loads the record.
+        rows: by split; the table of another split is removed.
 
     Raises:
         LaryError: a split has no rows.
@@ -84,23 +88,26 @@ def save_import(
     write_failures(tables / f"{spec.name}_import_failures.csv", failures)
     for split, found in rows.items():
         if not found:
-            reason = failures[0].reason if failures else "nothing in it moves far enough, or no row is of it."
+            reason = failures[0].reason if failures else "it is too short, or nothing in it moves far enough."
             raise LaryError(f"Nothing of the {split} split of {spec.name} could be imported: {reason}")
-    for split, found in rows.items():
-        write_csv(tables / spec.table_name(split), columns, found)
-    if isinstance(spec.target, ActionSpace):
+    for split in spec.splits:
+        path = tables / spec.table_name(split)
+        if split in rows:
+            write_csv(path, columns, rows[split])
+        else:
+            path.unlink(missing_ok=True)
+    if isinstance(spec.target, ActionSpace) and spec.target.normalisation.stats_file:
         measure_table(spec, tables / spec.table_name("train"), data_dir, workers=4)
-    return ImportReport(save_record(spec, tables), {split: len(found) for split, found in rows.items()}, failures)
+    save_record(spec, plugin)
+    return ImportReport(plugin, {split: len(found) for split, found in rows.items()}, failures)
 
 
-def save_record(spec: DatasetSpec, folder: Path) -> Path:
-    """Write ``<name>_dataset.json`` and the plug-in ``<name>_dataset.py`` to a folder; returns the plug-in."""
+def save_record(spec: DatasetSpec, plugin: Path) -> None:
+    """Write a record as JSON, and beside it the plug-in that loads it."""
     from pydantic import TypeAdapter
 
-    plugin = folder / f"{spec.name}_dataset.py"
     write_bytes(plugin.with_suffix(".json"), TypeAdapter(DatasetSpec).dump_json(spec, indent=1) + b"\n")
     write_text(plugin, PLUGIN)
-    return plugin
 
 
 def load_record(path: Path) -> DatasetSpec:

@@ -18,8 +18,8 @@ from lary.data.normalisation import Targets, load_normaliser, load_targets
 from lary.data.spec import DATASETS, DatasetSpec
 from lary.data.tables import SampleTable
 from lary.files import write_failures
-from lary.latents.npz import read_stamp
 from lary.latents.ref import LatentsRef, SplitLatents, find_latent_table, open_latents
+from lary.latents.sources import read_stamp
 from lary.latents.store import SHARD_MARK
 from lary.models.spec import MODELS, ModelSpec, with_latent
 from lary.probes.outcome import ClassificationOutcome, RegressionOutcome, SampleColumns
@@ -301,7 +301,7 @@ class ActionTask(ProbeTask):
                 root = (data_dir / in_frame(table.spec.split(table.split).root, self.frame)).absolute()
                 moved = replace(table, root=root)
                 # Without such files the motion is computed from the absolute chunks; the values are the same.
-                table = moved if moved.action_path(moved[0]).is_file() else table
+                table = moved if moved.action_path(0).is_file() else table
             found = load_targets(table, normaliser, mode=mode, frame=self.frame)
             rows = np.flatnonzero(found.readable)
             if not len(rows):

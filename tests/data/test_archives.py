@@ -7,8 +7,9 @@ import io
 import stat
 import tarfile
 import zipfile
-from collections.abc import Callable
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -18,16 +19,15 @@ from tests.hostile import harness
 
 CONTENT = {"calvin/a.txt": b"first", "calvin/deep/b.bin": bytes(range(256)) * 500, "calvin/empty": b""}
 NOISE = bytes((number * 7919 >> 3) & 255 for number in range(30000))
-Member = tuple[tarfile.TarInfo, bytes]
 
 
-def member(name: str, content: bytes = b"", kind: bytes = tarfile.REGTYPE, target: str = "") -> Member:
+def member(name: str, content: bytes = b"", kind: bytes = tarfile.REGTYPE) -> tuple[tarfile.TarInfo, bytes]:
     entry = tarfile.TarInfo(name)
-    entry.size, entry.type, entry.linkname = len(content), kind, target
+    entry.size, entry.type, entry.linkname = len(content), kind, ".."
     return entry, content
 
 
-def write_tar(path: Path, *members: Member) -> Path:
+def write_tar(path: Path, *members: tuple[tarfile.TarInfo, bytes]) -> Path:
     packing = path.suffix[1:].replace("tgz", "gz").replace("tar", "")
     with tarfile.open(path, f"w:{packing}") as tar:  # type: ignore[call-overload]
         for entry, content in members:
@@ -35,7 +35,7 @@ def write_tar(path: Path, *members: Member) -> Path:
     return path
 
 
-def write_zip(path: Path, content: dict[str | zipfile.ZipInfo, bytes]) -> Path:
+def write_zip(path: Path, content: Mapping[Any, bytes]) -> Path:
     with zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED) as archive:
         for name, data in content.items():
             archive.writestr(name, data)
@@ -64,8 +64,7 @@ def refused(archive: Path, words: str, limits: Limits | None = None) -> None:
     before = tree(archive.parent)
     with pytest.raises(LaryError, match=words):
         run(archive, limits=limits)
-    assert list((archive.parent / "out").iterdir()) == []
-    assert tree(archive.parent) == before
+    assert (list((archive.parent / "out").iterdir()), tree(archive.parent)) == ([], before)
 
 
 @pytest.mark.parametrize("suffix", ["tar", "tar.gz", "tgz", "tar.bz2", "tar.xz", "zip"])
@@ -86,31 +85,23 @@ def test_names_of_archives_and_parts() -> None:
     assert [whole_name(name) for name in ("a.png", "tar", "a.csv")] == [""] * 3
 
 
+NAMES = ("../evil", "a/../../evil", "/tmp/evil", "C:/evil", "..\\evil", "a\nb", "a/" * 3000 + "b", "a" * 300)
+KINDS = {tarfile.SYMTYPE: "a link", tarfile.LNKTYPE: "a link"} | dict.fromkeys(
+    (tarfile.CHRTYPE, tarfile.BLKTYPE, tarfile.FIFOTYPE, b"Z", tarfile.GNUTYPE_SPARSE), "a special file"
+)
+
+
 @pytest.mark.parametrize(
     ("members", "words"),
     [
-        ([member("../evil", b"x")], "no plain path below the target"),
-        ([member("a/../../evil", b"x")], "no plain path"),
-        ([member("/tmp/evil", b"x")], "no plain path"),
-        ([member("C:/evil", b"x")], "no plain path"),
-        ([member("..\\evil", b"x")], "no plain path"),
-        ([member("a\nb", b"x")], "no plain path"),
-        ([member("a/" * 3000 + "b", b"x")], "no plain path"),
-        ([member("a" * 300, b"x")], "no plain path"),
-        ([member("a", kind=tarfile.SYMTYPE, target="/etc")], "a link"),
-        ([member("a", kind=tarfile.SYMTYPE, target=".."), member("a/evil", b"x")], "a link"),
-        ([member("a", b"x"), member("b", kind=tarfile.LNKTYPE, target="a")], "a link"),
-        ([member("a", kind=tarfile.CHRTYPE)], "a special file"),
-        ([member("a", kind=tarfile.BLKTYPE)], "a special file"),
-        ([member("a", kind=tarfile.FIFOTYPE)], "a special file"),
-        ([member("a", kind=b"Z")], "a special file"),
-        ([member("a", kind=tarfile.GNUTYPE_SPARSE)], "a special file"),
+        *(([member(name, b"x")], "no plain path below the target") for name in NAMES),
+        *(([member("a", kind=kind), member("a/evil", b"x")], words) for kind, words in KINDS.items()),
         ([member("a", b"x"), member("./a", b"y")], "twice"),
         ([member("a", b"x"), member("a/b", b"y")], "as a file and as a folder"),
         ([member("./", b"x")], "as a file and as a folder"),
     ],
 )
-def test_hostile_tar_is_refused(tmp_path: Path, members: list[Member], words: str) -> None:
+def test_hostile_tar_is_refused(tmp_path: Path, members: list[tuple[tarfile.TarInfo, bytes]], words: str) -> None:
     refused(write_tar(tmp_path / "a.tar.gz", member("good", b"good"), *members), words)
 
 
@@ -118,7 +109,6 @@ def test_hostile_zip_is_refused(tmp_path: Path) -> None:
     for name, mode, words in (
         ("../evil", stat.S_IFREG, "no plain path"), ("/evil", stat.S_IFREG, "no plain path"),
         ("a", stat.S_IFLNK | 0o777, "a link"), ("a", stat.S_IFCHR, "special file"), ("a/", stat.S_IFLNK, "a link"),
-        ("a\\..\\evil", stat.S_IFREG, "no plain path"),
     ):  # fmt: skip
         entry = zipfile.ZipInfo(name)
         entry.create_system, entry.external_attr = 3, mode << 16
@@ -132,59 +122,51 @@ def test_hostile_zip_is_refused(tmp_path: Path) -> None:
 
 
 def test_sizes_are_checked_before_a_byte_is_written(tmp_path: Path) -> None:
-    entry = tarfile.TarInfo("huge")
-    entry.size = 1 << 50
-    (tmp_path / "a.tar").write_bytes(entry.tobuf(tarfile.GNU_FORMAT) + b"x" * 1024)
+    huge, header, (sparse, content) = tarfile.TarInfo("huge"), tarfile.TarInfo("pax"), member("a", b"x" * 512)
+    huge.size, header.type, header.size = 1 << 50, tarfile.XHDTYPE, 1 << 30
+    (tmp_path / "a.tar").write_bytes(huge.tobuf(tarfile.GNU_FORMAT) + b"x" * 1024)
     refused(tmp_path / "a.tar", "larger than allowed")
     refused(tmp_path / "a.tar", "no space", Limits(total_bytes=1 << 60, free_bytes=1 << 60))
-    entry.name, entry.type, entry.size = "./PaxHeaders/x", tarfile.XHDTYPE, 1 << 30
-    with gzip.open(tmp_path / "b.tar.gz", "wb") as stream:
-        stream.write(entry.tobuf(tarfile.GNU_FORMAT) + bytes(4096))
+    (tmp_path / "b.tar.gz").write_bytes(gzip.compress(header.tobuf(tarfile.GNU_FORMAT) + bytes(4096)))
     refused(tmp_path / "b.tar.gz", "header that is too large")
-    entry, content = member("a", b"x" * 512)
-    entry.pax_headers = {"GNU.sparse.major": "0", "GNU.sparse.minor": "1", "GNU.sparse.map": "0,1,1000000000000,511",
-                         "GNU.sparse.size": "1000000000511"}  # fmt: skip
-    refused(write_tar(tmp_path / "c.tar", (entry, content)), "sparse")
+    sparse.pax_headers = {"GNU.sparse.major": "0", "GNU.sparse.minor": "1", "GNU.sparse.map": "0,1,1000000000000,511",
+                          "GNU.sparse.size": "1000000000511"}  # fmt: skip
+    refused(write_tar(tmp_path / "c.tar", (sparse, content)), "sparse")
 
 
 def test_limits_on_members_total_and_growth(tmp_path: Path) -> None:
     archive = write_tar(tmp_path / "a.tar", *(member(f"f{number}", b"x" * 600) for number in range(5)))
     refused(archive, "larger than allowed, at member 5", Limits(members=4))
     refused(archive, "larger than allowed, at member 4", Limits(total_bytes=2000))
-    zeros, small = bytes(8 << 20), Limits(free_bytes=1 << 20)
-    refused(write_tar(tmp_path / "b.tar.gz", member("zeros", zeros)), "more than 200 times its size", small)
+    zeros, small = bytes(1 << 19), Limits(free_bytes=1 << 20)
+    refused(write_tar(tmp_path / "b.tar.gz", member("zeros", zeros * 16)), "more than 200 times its size", small)
     empty = (member(f"f{number}") for number in range(3000))
     refused(write_tar(tmp_path / "c.tar.xz", *empty), "more than 200 times its size", small)
-    many = {f"zeros{number}": zeros[: 1 << 19] for number in range(20)}
-    refused(write_zip(tmp_path / "b.zip", {**many}), "times its size", small)
+    refused(write_zip(tmp_path / "b.zip", {f"{number}": zeros for number in range(20)}), "times its size", small)
     assert len(run(archive, limits=Limits(members=5, total_bytes=3000))) == 5
 
 
 @pytest.mark.parametrize("suffix", ["tar", "tar.gz", "tar.bz2", "tar.xz", "zip"])
-@pytest.mark.parametrize("share", [0.1, 0.5, 0.8])
-def test_torn_archive_is_refused(tmp_path: Path, suffix: str, share: float) -> None:
+def test_torn_archive_is_refused(tmp_path: Path, suffix: str) -> None:
     archive = tmp_path / f"a.{suffix}"
     if suffix == "zip":
         write_zip(archive, {"a": NOISE})
     else:
         write_tar(archive, member("a", NOISE), member("b", NOISE[::-1]))
     data = archive.read_bytes()
-    # A tar ends in padding: what is cut must reach into its content.
-    end = len(data) - (8192 if suffix == "tar" else 0)
-    archive.write_bytes(data[: int(end * share)])
-    refused(archive, "Fetch it again")
+    for share in (0.1, 0.5, 0.8):
+        archive.write_bytes(data[: int(len(data) * share)])
+        refused(archive, "Fetch it again")
 
 
 def test_damaged_header_is_not_taken_for_the_end_and_nothing_is_behind_it(tmp_path: Path) -> None:
     archive = write_tar(tmp_path / "a.tar", member("a", b"x" * 512), member("b", b"y" * 512))
-    data = bytearray(archive.read_bytes())
+    data = archive.read_bytes()
     archive.write_bytes(data * 2)
     refused(archive, "behind its end")
-    archive.write_bytes(data[:1024])
-    refused(archive, "it ends early, or a header is wrong")
-    data[1024 + 10] ^= 255  # in the name of the second header: its checksum is wrong now
-    archive.write_bytes(data)
-    refused(archive, "a header is wrong")
+    for damaged in (data[:1024], data[:1034] + b"?" + data[1035:]):  # in the name of the second header
+        archive.write_bytes(damaged)
+        refused(archive, "it ends early, or a header is wrong")
 
 
 def test_files_that_are_there_are_kept_or_stop_the_move(tmp_path: Path) -> None:
@@ -194,35 +176,23 @@ def test_files_that_are_there_are_kept_or_stop_the_move(tmp_path: Path) -> None:
     (folder / "empty").unlink()
     with pytest.raises(LaryError, match=r"a\.txt exists with other content"):
         run(archive)
-    assert (folder / "a.txt").read_bytes() == b"own work"
-    assert not (folder / "empty").exists(), "nothing is moved where a conflict stops"
-    assert not list((tmp_path / "out").glob(".*"))
+    del (left := {**CONTENT, "calvin/a.txt": b"own work"})["calvin/empty"]
+    assert tree(tmp_path / "out") == left, "nothing is moved where a conflict stops"
 
 
-def swap_folder(scratch: Path, outside: Path) -> None:
-    (scratch / "calvin" / "a.txt").unlink()
-    (scratch / "calvin").rmdir()
-    (scratch / "calvin").symlink_to(outside)
-
-
-def swap_file(scratch: Path, outside: Path) -> None:
-    (scratch / "a.txt").unlink()
-    (scratch / "a.txt").symlink_to(outside / "secret")
-
-
-@pytest.mark.parametrize(("swap", "words"), [(swap_folder, "exchanged"), (swap_file, "became a link")])
-def test_target_that_is_swapped_for_a_link(tmp_path: Path, swap: Callable[[Path, Path], None], words: str) -> None:
+@pytest.mark.parametrize(("swapped", "words"), [("calvin", "exchanged"), ("a.txt", "became a link")])
+def test_target_that_is_swapped_for_a_link(tmp_path: Path, swapped: str, words: str) -> None:
     outside, target = tmp_path / "outside", tmp_path / "target"
-    for folder in (outside, target):
-        folder.mkdir()
-    (outside / "secret").write_text("secret")
+    outside.mkdir()
+    (outside / "a.txt").write_text("secret")
     archive = write_tar(tmp_path / "a.tar", *(member(name, b"1") for name in ("a.txt", "calvin/a.txt", "calvin/b.txt")))
 
     def place(name: str) -> str:
         if name.endswith("b.txt"):
-            swap(next(target.glob(f"{SCRATCH}*")), outside)
+            path = next(target.glob(f"{SCRATCH}*")) / swapped
+            path.rename(tmp_path / "moved")
+            path.symlink_to(outside / swapped.replace("calvin", ""))
         return name
 
     harness.refused(outside, lambda: unpack([archive], place, target), words)
-    assert tree(outside) == {"secret": b"secret"}
-    assert list(target.iterdir()) == []
+    assert (tree(outside), list(target.iterdir())) == ({"a.txt": b"secret"}, [])

@@ -107,15 +107,15 @@ def test_broken_episodes_are_named_and_left_out(source: Path) -> None:
         (("pairs", "--name", "a b"), 2, "--name 'a b'"),
         (("pairs", "--name", "mine", "--test-size", "1"), 2, "--test-size 1"),
         (("pairs", "--name", "mine", "--stride", "0"), 2, "--stride 0"),
-        (("pairs", "--name", "mine", "--stride", "20"), 1, "too short for the stride"),
+        (("pairs", "--name", "mine", "--stride", "20"), 1, "it is too short"),
         (("atomic", "--name", "mine", "--gripper", "9"), 1, "no column 9"),
-        (("atomic", "--name", "mine", "--position", "0,b,1"), 2, "--position 0,b,1"),
+        (("atomic", "--name", "mine", "--position", "0,b,1"), 2, "--position b: the values are numbers"),
         (("atomic", "--name", "mine", "--position", "0,1"), 2, "--position 0,1"),
     ],
 )
 def test_requests_that_are_refused(source: Path, words: tuple[str, ...], code: int, message: str) -> None:
     assert message in cut(source, *words, code=code)
-    assert not list(source.parent.glob("out/data/*.csv"))
+    assert not list(source.parent.glob("out/data/*_metadata_*.csv"))
 
 
 def test_tables_are_replaced_only_with_overwrite(source: Path) -> None:

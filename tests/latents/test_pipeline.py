@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import torch
 
-from lary.latents.encoding import Encoding
+from lary.latents.pipeline import Encoding
 from lary.latents.reading import Batch
 from lary.models.preprocess import CUBIC_224_IMAGENET, DeviceNormaliser, normalise
 from lary.models.spec import Preprocess
@@ -14,19 +14,14 @@ from lary.types import Latents, Sample
 
 def test_normalising_on_a_device_gives_the_same_bits() -> None:
     planes = np.random.default_rng(0).integers(0, 256, (3, 2, 3, 9, 7), dtype=np.uint8)
-    for record in (
-        CUBIC_224_IMAGENET,
-        Preprocess(),
-        Preprocess(scale=1, mean=(0.5, 0, 0.1)),
-        Preprocess(std=(2, 1, 3)),
-    ):
+    others = Preprocess(), Preprocess(scale=1, mean=(0.5, 0, 0.1)), Preprocess(std=(2, 1, 3))
+    for record in (CUBIC_224_IMAGENET, *others):
         wanted = normalise(planes, record)
         found = DeviceNormaliser(record, "cpu")(torch.from_numpy(planes)).numpy()
         assert wanted.dtype == found.dtype == np.float32
         assert wanted.tobytes() == found.tobytes()
-        by_hand = (planes.astype(np.float32) / np.float32(record.scale)
-                   - np.float32(record.mean)[:, None, None]) / np.float32(record.std)[:, None, None]  # fmt: skip
-        assert np.array_equal(wanted, by_hand)
+        mean, std = (np.float32(values)[:, None, None] for values in (record.mean, record.std))
+        assert np.array_equal(wanted, (planes.astype(np.float32) / np.float32(record.scale) - mean) / std)
 
 
 def test_batches_on_an_accelerator_give_what_single_rows_give() -> None:
@@ -36,30 +31,26 @@ def test_batches_on_an_accelerator_give_what_single_rows_give() -> None:
         def encode(self, clips: torch.Tensor) -> Latents:
             return Latents(clips.sum((3, 4)).unsqueeze(2), clips.sum((2, 3, 4)).long().unsqueeze(2))
 
-    record = Preprocess(size=8, mean=(0.5, 0.5, 0.5))
     rng = np.random.default_rng(1)
 
     def batch(first: int) -> Batch:
         rows, lengths = [first, first + 1, first + 3], [4, 2, 4]
-        samples = [Sample(str(row), row, ("a",), (), "", "", "") for row in rows]
+        samples = [
+            Sample(str(row), row, ("a",), tuple(range(length)), "", "", "")
+            for row, length in zip(rows, lengths, strict=True)
+        ]
         clips = rng.integers(0, 256, (4, 4, 3, 8, 8), dtype=np.uint8)
-        problems = {first + 3: "torn"} if first == 4 else {}
-        return Batch(0, rows, [0, 1, 3], samples, [{"paths": ["a"]}] * 3, lengths, clips, problems)
+        return Batch(0, rows, [0, 1, 3], samples, [["a"]] * 3, clips, {first + 3: "torn"} if first == 4 else {})
 
     batches = [batch(0), batch(4), batch(8)]
     results = []
-    for accelerated in (False, True):
-        encoding = Encoding(Sums(), record, "cpu", "none")
-        if accelerated:
-            encoding._normalise = DeviceNormaliser(record, "cpu")
-        released: list[Batch] = []
+    for singly in (True, False):
+        encoding = Encoding(Sums(), Preprocess(size=8, mean=(0.5, 0.5, 0.5)), "cpu", "none", singly=singly)  # type: ignore[arg-type]
         found = {}
-        for current, rows in encoding.stream(batches, released.append):
-            assert current not in released
+        for current, rows in encoding.stream(iter(batches)):
             for index, tokens, codes in rows:
                 assert codes is not None
                 found[current.rows[index]] = (tokens.tobytes(), tokens.shape, codes.tobytes())
-        assert released == batches
         results.append(found)
     assert results[0] == results[1]
     assert sorted(results[0]) == [0, 1, 3, 4, 5, 8, 9, 11]

@@ -1,12 +1,9 @@
-"""The store of shards: one safetensors file per unit of rows, and an index in Parquet that can be rebuilt from them.
+"""The two kinds of stores, as they are written.
 
-A shard holds the tensors ``tokens`` (R, P, N, D) or (R, N, D) and, for models with a codebook, ``codes`` (R, P, N). Its
-metadata hold the store's key, and for every row its number in the table, its sample id and the CRC-32 of its bytes:
-the standard library has that at 3 GB/s without the interpreter's lock, and it finds a damaged disk or copy.
-
-A shard appears whole, with the rows of its unit that could be done; rows that are done later, after ``--retry-failed``
-or a larger ``--limit``, come in a further file of the unit. Nothing is ever changed in place. The same rows give the
-same bytes, in whatever order they came.
+``npz`` is the published layout, one file per sample. ``shards`` writes one safetensors file per unit of rows and an
+index that can be rebuilt from them. A shard appears whole, with the rows of its unit that could be done; rows that are
+done later come in a further file of the unit. Nothing is ever changed in place. The same rows give the same bytes, in
+whatever order they came.
 """
 
 from __future__ import annotations
@@ -15,9 +12,11 @@ import json
 import math
 import os
 import threading
+import zipfile
 import zlib
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import asdict
 from itertools import count
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -25,17 +24,18 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import numpy.typing as npt
 
-from lary.files import atomic_write, cannot_write, create_temporary, open_regular
-from lary.latents.shardfile import (
-    CODE_TAGS,
+from lary.files import atomic_write, cannot_write, create_temporary
+from lary.latents.sources import (
     CODE_TYPES,
+    MOST_BYTES,
     TOKEN_TYPES,
     VERSION,
     ShardHeader,
-    check_no_link,
-    read_shard,
+    Stamp,
+    open_own,
+    read_stamps,
     scan_shards,
-)
+)  # fmt: skip
 from lary.latents.store import INDEX, SHARD_MARK, Floats, LatentStore, Write, narrow
 from lary.types import LaryError
 
@@ -44,12 +44,84 @@ if TYPE_CHECKING:
 
     from lary.data.tables import SampleTable
 
+CODE_TAGS = {np.dtype(name): tag for tag, name in CODE_TYPES.items()}
 BLOCK = 4096
-"""The data of a shard begin at a multiple of it: rows as large as a page lie on pages of their own."""
+"""The data of a shard begin at a multiple of it: rows as large as a page are on pages of their own."""
 MOVED = 8 << 20
 LARGEST_LINE = 512
 """Bytes that a line of the index may unpack to."""
-INDEX_COLUMNS = ("sample", "row", "shard", "position", "checksum")
+
+
+# One file per sample
+
+
+def latent_name(row: int) -> str:
+    """File name of the latents of a row."""
+    return f"latent_action_{row:08d}.npz"
+
+
+def rows_in(folder: Path) -> dict[int, str]:
+    """The latent files of a folder by their rows, ascending.
+
+    From one listing, since millions of others may be missing.
+    """
+    names = [entry.name for entry in os.scandir(folder)] if folder.is_dir() else []
+    found = {}
+    for name in names:
+        digits = name.removeprefix("latent_action_").removesuffix(".npz")
+        if digits.isascii() and digits.isdigit() and name == latent_name(int(digits)):
+            found[int(digits)] = name
+    return dict(sorted(found.items()))
+
+
+def write_latents(path: Path, tokens: npt.NDArray[Any], codes: npt.NDArray[Any] | None, stamp: Stamp) -> None:
+    """Write one sample: `tokens` (P, N, D) or (N, D), `codes` (P, N), an empty array for None.
+
+    Raises:
+        LaryError: the tokens are larger than what can be read again, or can't be written.
+    """
+    if tokens.nbytes > MOST_BYTES:
+        shape, size = "x".join(map(str, tokens.shape)), tokens.nbytes / 1e9
+        raise LaryError(
+            f"Tokens of {shape} take {size:.1f} GB per sample, more than the {MOST_BYTES / 1e9:.1f} GB that "
+            f"{path.name} may hold: extract with --pool mean or --pool grid:4."
+        )
+    arrays = {"tokens": tokens, "indices": np.array([]) if codes is None else codes}
+    with atomic_write(path) as stream, zipfile.ZipFile(stream, "w") as archive:
+        archive.comment = json.dumps(asdict(stamp)).encode()
+        for name, array in arrays.items():
+            info = zipfile.ZipInfo(f"{name}.npy")  # of 1980: the same latents give the same bytes
+            info.file_size = array.nbytes
+            with archive.open(info, "w") as member:
+                np.lib.format.write_array(member, np.ascontiguousarray(array), allow_pickle=False)
+
+
+class NpzStore(LatentStore):
+    """A store of ``.npz`` files. Every row is on disk once it was written; there is no commit."""
+
+    def held(self, table: SampleTable, *, check: bool = True) -> dict[int, str]:
+        found = {row: name for row, name in rows_in(self.folder).items() if row < len(table)}
+        if not check:
+            return found
+        stamps = read_stamps(self.folder / name for name in found.values())
+        own = {}
+        for (row, name), stamp in zip(found.items(), stamps, strict=True):
+            if stamp and stamp.store == self.identity.key and stamp.sample == table[row].id:
+                own[row] = name
+        return own
+
+    @contextmanager
+    def writer(self, unit: int) -> Iterator[Write]:
+        identity = self.identity
+
+        def write(row: int, sample: str, tokens: Floats, codes: npt.NDArray[Any] | None) -> None:
+            stamp = Stamp(sample, identity.key, identity.model)
+            write_latents(self.folder / latent_name(row), narrow(tokens, identity.dtype), codes, stamp)
+
+        yield write
+
+
+# Shards
 
 
 def header_bytes(
@@ -81,11 +153,8 @@ class ShardStore(LatentStore):
 
     def headers(self) -> list[ShardHeader]:
         """Headers of the store's whole shards, those of a unit from the oldest to the newest."""
-        return [header for header in scan_shards(self.folder, None)[0] if self.owns(header)]
-
-    def owns(self, header: ShardHeader) -> bool:
-        """Whether a shard is one of this store."""
-        return (header.store, header.dtype) == (self.identity.key, self.identity.dtype)
+        found = scan_shards(self.folder, self.identity.key)[0]
+        return [header for header in found if header.dtype == self.identity.dtype]
 
     def held(self, table: SampleTable, *, check: bool = True) -> dict[int, str]:
         """``<shard>#<row in the shard>`` by row of the table, by sample id and row."""
@@ -103,6 +172,8 @@ class ShardStore(LatentStore):
         try:
             yield writer.add
             writer.commit()
+        except OSError as error:
+            raise error if isinstance(error, LaryError) else cannot_write(self.file(unit), error) from error
         finally:
             os.close(handle)
             Path(name).unlink(missing_ok=True)
@@ -134,7 +205,7 @@ class ShardWriter:
         self._done: dict[int, tuple[str, int, npt.NDArray[Any] | None]] = {}
 
     def add(self, row: int, sample: str, tokens: Floats, codes: npt.NDArray[Any] | None) -> None:
-        """Write a row to its place. Raises as `Write`."""
+        """Write a row to its place. Raises as `Write`, and OSError."""
         if row not in self._rows:
             raise LaryError(f"Row {row} is none of unit {self._unit} of {self._store.folder}.")
         stored = narrow(tokens, self._store.identity.dtype)
@@ -152,14 +223,8 @@ class ShardWriter:
                 "shape."
             )
         data = np.ascontiguousarray(stored).data.cast("B")
-        checksum = zlib.crc32(data)
-        if codes is not None:
-            checksum = zlib.crc32(codes.reshape(-1).data.cast("B"), checksum)
-        try:
-            write_at(self._handle, data, self._start + (row - self._rows[0]) * self._row_bytes)
-        except OSError as error:
-            raise cannot_write(self._store.file(self._unit), error) from error
-        self._done[row] = (sample, checksum, codes)
+        write_at(self._handle, data, self._start + (row - self._rows[0]) * self._row_bytes)
+        self._done[row] = (sample, checksum_of(stored, codes), codes)
 
     def _begin(self, kind: tuple[Any, ...], sample: str, stored: npt.NDArray[Any]) -> None:
         """Learn from the first row what all are like, and with it every row's place."""
@@ -185,21 +250,10 @@ class ShardWriter:
         return header_bytes(metadata, tensors, self._start)
 
     def commit(self) -> None:
-        """Make the file a whole shard and give it its name; without any row there is none."""
+        """Close the gaps, write codes and header, and give the file its name; without any row there is none."""
         if not self._done:
             return
-        try:
-            self._seal()
-            os.fsync(self._handle)
-            if (target := self._free_name()) is not None:
-                os.replace(self._temporary, target)
-        except OSError as error:
-            raise cannot_write(self._store.file(self._unit), error) from error
-
-    def _seal(self) -> None:
-        """Close the gaps, and write codes and header."""
-        rows = sorted(self._done)
-        end = self._start
+        rows, end = sorted(self._done), self._start
         for row in rows:
             source = self._start + (row - self._rows[0]) * self._row_bytes
             for offset in range(0, self._row_bytes if source > end else 0, MOVED):
@@ -213,21 +267,26 @@ class ShardWriter:
                 end += each.nbytes
         os.ftruncate(self._handle, end)
         write_at(self._handle, memoryview(self._header(rows, samples, checksums)), 0)
+        os.fsync(self._handle)
+        if (target := self._free_name(dict(zip(rows, samples, strict=True)))) is not None:
+            os.replace(self._temporary, target)
 
-    def _free_name(self) -> Path | None:
+    def _free_name(self, own: dict[int, str]) -> Path | None:
         """The first name of the unit that no whole shard has; None if one holds these rows already."""
-        own = {row: sample for row, (sample, *_) in self._done.items()}
+        headers = {header.path: header for header in self._store.headers()}
         for further in count():
             file = self._store.file(self._unit, further)
-            try:
-                header = read_shard(file)
-            except LaryError:
+            if file not in headers:
                 return file
-            if not self._store.owns(header):
-                return file
-            if own.items() <= dict(zip(header.rows.tolist(), header.samples, strict=True)).items():
+            if own.items() <= dict(zip(headers[file].rows.tolist(), headers[file].samples, strict=True)).items():
                 return None
         raise AssertionError
+
+
+def checksum_of(stored: npt.NDArray[Any], codes: npt.NDArray[Any] | None) -> int:
+    """The CRC-32 of a row's bytes."""
+    checksum = zlib.crc32(np.ascontiguousarray(stored).data.cast("B"))
+    return checksum if codes is None else zlib.crc32(codes.reshape(-1).data.cast("B"), checksum)
 
 
 def write_at(handle: int, data: memoryview, place: int) -> None:
@@ -235,6 +294,9 @@ def write_at(handle: int, data: memoryview, place: int) -> None:
     while data:
         written = os.pwrite(handle, data, place)
         data, place = data[written:], place + written
+
+
+# The index
 
 
 def index_of(folder: Path, headers: Sequence[ShardHeader]) -> pyarrow.Table:
@@ -249,16 +311,19 @@ def index_of(folder: Path, headers: Sequence[ShardHeader]) -> pyarrow.Table:
     if len(shapes) > 1:
         named = ", ".join(f"{path.name} {shape}" for shape, path in shapes.items())
         raise LaryError(f"{folder} holds latents of different shapes ({named}): extract it anew with --overwrite.")
-    newest: dict[int, tuple[str, int, str, int, int]] = {}
+    newest = {}
     for header in headers:
-        values = zip(header.rows.tolist(), header.samples, header.checksums.tolist(), strict=True)
-        for position, (row, sample, checksum) in enumerate(values):
+        values = zip(header.samples, header.rows.tolist(), header.checksums.tolist(), strict=True)
+        for position, (sample, row, checksum) in enumerate(values):
             newest[row] = (sample, row, header.path.name, position, checksum)
-    columns = list(zip(*(newest[row] for row in sorted(newest)), strict=True)) or [(), (), (), (), ()]
-    types = (pyarrow.string(), pyarrow.int64(), pyarrow.string(), pyarrow.int32(), pyarrow.uint32())
-    return pyarrow.table(
-        {name: pyarrow.array(values, kind) for name, values, kind in zip(INDEX_COLUMNS, columns, types, strict=True)}
-    )
+    schema = pyarrow.schema(
+        {
+            "sample": pyarrow.string(), "row": pyarrow.int64(), "shard": pyarrow.string(), "position": pyarrow.int32(),
+            "checksum": pyarrow.uint32(),
+        }
+    )  # fmt: skip
+    columns = zip(*(newest[row] for row in sorted(newest)), strict=True) if newest else [()] * len(schema)
+    return pyarrow.table([list(values) for values in columns], schema=schema)
 
 
 def index_problems(folder: Path, headers: Sequence[ShardHeader]) -> list[str]:
@@ -266,22 +331,18 @@ def index_problems(folder: Path, headers: Sequence[ShardHeader]) -> list[str]:
     import pyarrow.parquet
 
     file = folder / INDEX
-    again = "'lary extract' writes it again"
     try:
-        check_no_link(file)
         wanted = index_of(folder, headers)
-        with open_regular(file) as stream:
+        with open_own(file) as stream:
             found = pyarrow.parquet.ParquetFile(stream)
             facts = found.metadata
             size = sum(facts.row_group(group).total_byte_size for group in range(facts.num_row_groups))
-            if facts.num_rows != len(wanted) or size > LARGEST_LINE * len(wanted) + (1 << 20):
-                return [f"{file} lists {facts.num_rows} rows in {size} bytes, its shards hold {len(wanted)}: {again}."]
-            if found.read().equals(wanted):
+            # Compared before anything is unpacked.
+            fits = facts.num_rows == len(wanted) and size <= LARGEST_LINE * len(wanted) + (1 << 20)
+            if fits and found.read().equals(wanted):
                 return []
-    except FileNotFoundError:
-        return [f"{file} is missing: {again}."]
     except LaryError as error:
         return [str(error)]
     except (OSError, ValueError, pyarrow.ArrowException) as error:
-        return [f"The index {file} can't be read ({error}): {again}."]
-    return [f"{file} places samples where the shards don't have them: {again}."]
+        return [f"The index {file} can't be read ({error}): 'lary extract' writes it again."]
+    return [f"{file} places samples where the shards don't have them: 'lary extract' writes it again."]
