@@ -14,9 +14,7 @@ from lary.settings import CONFIG_NAME, init_config, set_config
 from lary.types import UsageError
 
 config_app = App(name="config", help="Show or change settings.", help_format="plaintext")
-latents_app = App(
-    name="latents", help="Inspect, verify, convert and export extracted latents.", help_format="plaintext"
-)
+latents_app = App(name="latents", help="Inspect, verify and export extracted latents.", help_format="plaintext")
 
 
 def doctor(*, paths: Paths = Paths()) -> int:
@@ -172,7 +170,7 @@ def info(config: configs.LatentsConfig, paths: Paths = Paths()) -> int:
 
 @latents_app.command
 def verify(config: configs.LatentsConfig, paths: Paths = Paths()) -> int:
-    """Read every row of a store: checksums, finite values, index. Names what is wrong; exit code 1 then."""
+    """Read every row of a store: checksums, finite values. Names what is wrong; exit code 1 then."""
     from lary.latents.tools import verify_store as work
 
     rows, problems = work(config, paths.settings())
@@ -181,35 +179,11 @@ def verify(config: configs.LatentsConfig, paths: Paths = Paths()) -> int:
 
 
 @latents_app.command
-def convert(
-    config: configs.LatentsConfig,
-    *,
-    store: configs.StoreKind,
-    dtype: configs.LatentDtype | None = None,
-    shard_rows: int = 1024,
-    paths: Paths = Paths(),
-) -> int:
-    """Convert a store to another kind or number format, in place; its table names the new files.
-
-    Args:
-        store: Kind of the new store.
-        dtype: Number format of the new store; default: that of the old one.
-        shard_rows: Rows per shard.
-    """
-    from lary.latents.tools import convert_store as work
-
-    folder, rows = work(config, paths.settings(), kind=store, dtype=dtype, shard_rows=shard_rows)
-    print(f"{folder}: {rows} rows in {store}")
-    return 0
-
-
-@latents_app.command
 def export(
     config: configs.LatentsConfig,
     *,
     out: Path,
     rows: str | None = None,
-    ids: str | None = None,
     paths: Paths = Paths(),
 ) -> int:
     """Write tokens to one file for other tools: .npz or .safetensors.
@@ -217,11 +191,10 @@ def export(
     Args:
         out: File to write; its ending decides the form.
         rows: Rows of the table from 1, such as 1-100,205; default: all.
-        ids: Sample ids with commas, or a text file with one in each line.
     """
     from lary.latents.tools import export_latents as work
 
-    print(f"{out}: {work(config, paths.settings(), out, rows=rows, ids=ids)} samples")
+    print(f"{out}: {work(config, paths.settings(), out, rows=rows)} samples")
     return 0
 
 
