@@ -34,7 +34,7 @@ COMMANDS = {
     "datasets": ("inspect:datasets", "List the data sets with their terms, or show one."),
     "compare": ("inspect:compare", "Compare finished runs: paired differences, p values."),
     "controls": ("benchmark:controls", "Run the controls of a model and state its margins."),
-    "diagnose": ("inspect:diagnose", "Diagnose latents: channels, rank, codes, additivity."),
+    "diagnose": ("inspect:diagnose", "Diagnose latents: channels, rank, codes."),
     "analyze": ("inspect:analyze", "Make figures and tables from finished runs."),
     "schema": ("inspect:schema", "Print the JSON Schema of result.json."),
 }

@@ -108,9 +108,6 @@ def read_actions(
     yield from in_threads(one, range(len(table)), threads, batch=BATCH, bar=bar)
 
 
-# Motion
-
-
 class Pose(NamedTuple):
     """Positions of a pose's values among the action dimensions; a quaternion (x, y, z, w) or Euler angles."""
 
@@ -165,9 +162,6 @@ def motion(steps: Floats, arms: tuple[Pose, ...] = ()) -> Floats:
 def in_frame(folder: str, frame: Frame) -> str:
     """A path below ``regression`` or ``regression_relative``, for the motion of a frame."""
     return str(PurePosixPath(FOLDERS[frame], *PurePosixPath(folder).parts[1:]))
-
-
-# Moments
 
 
 @dataclass(frozen=True)

@@ -58,10 +58,7 @@ class Statistics:
 
 @dataclass(frozen=True)
 class Normaliser:
-    """``(value - mean) / std`` per dimension, for all samples alike (`shared`) or per robot type (`robots`).
-
-    ``source`` and ``command`` say where the numbers come from and what makes them.
-    """
+    """``(value - mean) / std`` per dimension, for all samples alike (`shared`) or per robot type (`robots`)."""
 
     source: str
     command: str = ""
@@ -98,11 +95,8 @@ def load_normaliser(
     """The normaliser that a record asks for: its constants, its statistics file, or measured on `train`.
 
     Relative actions always have a statistics file. A robot type that the record gives to rows
-    without one takes the numbers under `NO_ROBOT` where the file has none for it.
-
-    Raises:
-        LaryError: there are no usable numbers; names the command that makes them.
-        UsageError: the record has neither constants nor a file, and there is no `train`.
+    without one takes the numbers under `NO_ROBOT` where the file has none for it. Raises LaryError
+    where there are no usable numbers, with the command that makes them.
     """
     rule, size = spec.actions.normalisation, len(spec.actions.dims)
     if mode == "relative" or rule.stats_file is not None:
@@ -129,16 +123,14 @@ def load_normaliser(
 
 def relative_stats_file(spec: DatasetSpec, frame: Frame = "world") -> str:
     """The statistics file of relative actions under ``DATA_DIR``, beside the relative actions themselves."""
-    root = PurePosixPath(next(iter(spec.splits.values())).root)
-    folder = root.parts[1] if len(root.parts) > 1 else root.parts[0]
+    folder = PurePosixPath(next(iter(spec.splits.values())).root).parts[:2][-1]
     return f"{actions.FOLDERS[frame]}/{folder}/relative_action_stats_{spec.name}.json"
 
 
 def read_statistics(path: Path, size: int, command: str, *, per_robot: bool) -> Normaliser:
     """Read a statistics file: ``robot_stats`` (or robot types at the top level), or ``mean`` and ``std``.
 
-    Entries without mean and std are no robot types and are passed over. Raises LaryError for a
-    file that is missing, isn't JSON or holds no usable numbers.
+    Entries without mean and std are no robot types and are passed over. Raises LaryError.
     """
     make = f" Make them with: {command}" if command else ""
     if not path.is_file():
@@ -183,11 +175,7 @@ class Targets(NamedTuple):
 def load_targets(
     table: SampleTable, normaliser: Normaliser, mode: ActionMode = "absolute", frame: Frame = "world"
 ) -> Targets:
-    """Read and normalise the actions of a split.
-
-    Raises LaryError for a robot type without statistics, with the first row that has it, before
-    any file is read.
-    """
+    """Read and normalise the actions of a split. Raises LaryError for a robot type without statistics."""
     space, robots = table.spec.actions, table.embodiments()
     for robot in dict.fromkeys(robots):
         try:
@@ -213,9 +201,6 @@ def load_targets(
     return Targets(values, mean, std, tuple(failures))
 
 
-# The tools
-
-
 class StatisticsReport(NamedTuple):
     """What was written: the file, its robot types with their counts, and how many files are missing."""
 
@@ -236,12 +221,8 @@ def measure_table(
 ) -> StatisticsReport:
     """Measure the actions of a training table per robot type; write the statistics file that ``lary regress`` reads.
 
-    Args:
-        out: file to write; by default that of the record.
-
-    Raises:
-        UsageError: the data set holds no actions, or no file is known for its statistics.
-        LaryError: a file is broken, or all are missing.
+    By default that is the file of the record. Raises LaryError where an action file is broken, or
+    all are missing.
     """
     space = spec.actions
     if out is None and space.normalisation.stats_file is None:
@@ -310,8 +291,7 @@ def write_relative(config: RelativeConfig, settings: Settings) -> RelativeReport
     """Write the relative action of every row and the statistics of the training tables; existing files are kept.
 
     The statistics are those of the published tool: of the first training table, or per robot type,
-    where a later table's numbers replace an earlier one's. Raises LaryError where none of a
-    training table's actions can be read.
+    where a later table's numbers replace an earlier one's.
     """
     spec = DATASETS.get(config.dataset)
     per_robot = spec.actions.normalisation.stats_file is not None

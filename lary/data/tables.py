@@ -50,14 +50,10 @@ THREADS = 16
 """For many small reads: on network file systems waiting dominates."""
 
 
-# CSV
-
-
 def read_frame(path: Path, limit: int | None = None) -> pandas.DataFrame:
     """The columns of a CSV as strings: UTF-8 with or without byte order mark, any line ends; blank lines are skipped.
 
-    Raises UsageError for a file that can't be read, has no rows, or has a row with another number
-    of cells.
+    Raises UsageError for a file without rows, or with a row of another number of cells.
     """
     import pandas
     import pyarrow as pa
@@ -140,18 +136,12 @@ def line_of(path: Path, row: int) -> int:
         return reader.line_num
 
 
-# Samples
-
-
 @dataclass(frozen=True, eq=False)
 class SampleTable:
     """The samples of one split, in the order of its table; each `Sample` is made when asked for.
 
-    Attributes:
-        path: the CSV.
-        frame: all its columns as the strings in the file; its index is the row in the file, from 0.
-        root: the folder that the paths in the table start from.
-        digest: of the file's bytes.
+    `frame` holds all columns of the CSV at `path` as strings, its index the rows in the file, from 0.
+    Paths start from `root`; `digest` is that of the file's bytes.
     """
 
     spec: DatasetSpec
@@ -264,13 +254,8 @@ def read_table(
 ) -> SampleTable:
     """Read and validate the table of a split, or its first `limit` rows; nothing but the CSV is opened.
 
-    Args:
-        data_dir: ``$DATA_DIR``, the split's media root is below it.
-        media: whether the table must name images or clips; actions alone can be measured without.
-
-    Raises:
-        UsageError: the file is no table (`read_frame`); a column is missing; a cell that is used is empty or holds an
-            unknown class, a path that leaves its root, or frame indices that can't be read.
+    Without `media`, it need not name images or clips. Raises UsageError where the file is no table
+    (`read_frame`), a column is missing, or a cell that is used can't be.
     """
     root = data_dir / spec.split(split).root
     frame = read_frame(path, limit)
@@ -330,9 +315,6 @@ def cell_problem(spec: DatasetSpec, name: str, cell: str) -> str:
     if UNSAFE_PATH.match(cell.lstrip()):
         return f"the path '{cell}' leaves its root: paths in tables are relative and inside it"
     return ""
-
-
-# Paths in tables
 
 
 def folder_of(column: str) -> str:

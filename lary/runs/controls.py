@@ -20,8 +20,7 @@ from lary.configs import ControlsConfig, ProbeControl, RunConfig
 from lary.data.spec import DATASETS, DatasetSpec
 from lary.latents.ref import LatentsRef, find_latent_table
 from lary.models.spec import MODELS, ModelSpec
-from lary.results.compare import compare_runs, open_scored
-from lary.results.measure import reading
+from lary.results.compare import compare_results
 from lary.results.record import FILE_NAME, EvalResult, Margin, write_result
 from lary.runs.changed import FRAME_CONTROLS
 from lary.runs.probe import ProbeRun
@@ -54,7 +53,7 @@ class ControlReport:
         for margin in sorted(result.margins, key=lambda margin: abs(margin.gain.value)):
             value = f"{100 * margin.value:.1f}" if score.unit == "fraction" else f"{margin.value:.3f}"
             p = "" if margin.p is None else f"  p {margin.p:.3g}"
-            mark = MARKS[reading(margin.gain, margin.p)]
+            mark = MARKS[margin.gain.reading(margin.p)]
             lines.append(f"  {margin.name:32} {value:28} margin {margin.gain.text()}{p}{mark}")
         return "\n".join([*lines, *(f"  left out: {reason}" for reason in self.left_out)])
 
@@ -79,7 +78,7 @@ def run_controls(config: ControlsConfig, settings: Settings) -> ControlReport:
                 raise
             left_out.append(f"{' '.join([asked.name, *map(str, changes.values())])}: {error}")
             log.warning("%s", error)
-    compared = compare_runs(open_scored(own.folder), [open_scored(other.folder) for other in others])
+    compared = compare_results([own.folder, *(other.folder for other in others)])
     margins = tuple(
         Margin(
             name=each.other.result.label, value=each.other.result.score.value, gain=each.gain, p=each.p,

@@ -14,6 +14,7 @@ import torch
 
 from lary.configs import ClassifyConfig, ExtractConfig, RegressConfig
 from lary.probes.training import launch
+from lary.results.folder import finished_run
 from lary.results.published import read_scores
 from lary.results.record import EvalResult, read_result
 from lary.results.summarise import regression_result
@@ -67,11 +68,11 @@ def test_a_result_records_what_was_run_and_is_not_overwritten(place: Path, tmp_p
         regress(config_of(seed=3), settings)
     assert file.read_bytes() == first
     assert regress(config_of(seed=3, overwrite=True), settings).result.seed == 3
-    scores = read_scores(folder, read_result(file))
+    scores = read_scores(finished_run(folder))
     assert scores.scores.mean() == pytest.approx(read_result(file).score.value, rel=1e-5)
     (folder / "predictions.npz").write_bytes(b"PK")
     with pytest.raises(LaryError, match="is not the file that the run wrote"):
-        read_scores(folder, read_result(file))
+        read_scores(finished_run(folder))
 
 
 @pytest.mark.parametrize("kind", ["regress", "classify"])
