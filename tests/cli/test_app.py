@@ -31,7 +31,7 @@ GONE = {
     "data clip": {"--backend"},
     "data check": {"--restart"},
     "data audit": {"--cache", "--distance"},
-    "diagnose": {"--relations"},
+    "diagnose": {"--relations", "--seed"},
     "analyze": {"--square"},
 }
 """Options of version 0.1 that are no more."""
