@@ -115,10 +115,10 @@ def write_split(table: Path, config: SplitConfig) -> SplitReport:
         raise UsageError(f"{table} has neither of the columns src_img and video_path.")
     clips = media in tables.MEDIA_COLUMNS["clip"]
     labelled = clips if spec is None else isinstance(spec.target, LabelSpace)
-    name = config.stratify or (tables.TARGET_COLUMN if labelled else None)
-    if name is not None and name not in columns:
-        raise UsageError(f"{table} has no column '{name}' to stratify by; it has: {', '.join(columns)}.")
-    strata = None if name is None else [row[columns.index(name)] for row in rows]
+    column = config.stratify or (tables.TARGET_COLUMN if labelled else None)
+    if column is not None and column not in columns:
+        raise UsageError(f"{table} has no column '{column}' to stratify by; it has: {', '.join(columns)}.")
+    strata = None if column is None else [row[columns.index(column)] for row in rows]
     share = config.share if config.share is not None else CLIPS if clips else PAIRS
     groups = list(map(str, range(len(rows))))
     if config.by == "row":

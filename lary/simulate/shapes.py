@@ -20,7 +20,6 @@ from lary.simulate.kinematics import Array
 
 Option = TypeVar("Option")
 Colour = tuple[float, float, float]
-Triple = tuple[float, float, float]
 
 
 @dataclass(frozen=True)
@@ -41,8 +40,8 @@ class Geom:
     kind: str
     size: tuple[float, ...]
     material: Material
-    pos: Triple = (0.0, 0.0, 0.0)
-    euler: Triple = (0.0, 0.0, 0.0)
+    pos: tuple[float, ...] = (0.0, 0.0, 0.0)
+    euler: tuple[float, ...] = (0.0, 0.0, 0.0)
 
 
 @dataclass(frozen=True)
@@ -81,7 +80,8 @@ def draw(rng: np.random.Generator, options: Sequence[Option]) -> Option:
 
 def wood(rng: np.random.Generator) -> Material:
     """The wood of furniture, drawn."""
-    return Material(*draw(rng, SCENERY["colours"]["wood"]), "wood", 0.03, 0.15)
+    first, second = draw(rng, SCENERY["colours"]["wood"])
+    return Material(first, second, "wood", 0.03, 0.15)
 
 
 def metal(rng: np.random.Generator) -> Material:
@@ -92,7 +92,7 @@ def metal(rng: np.random.Generator) -> Material:
 def build_thing(kind: str, name: str, scale: float = 1.0, **looks: Colour | Material) -> Thing:
     """A thing of ``scenery.json`` with the colours and materials that it leaves open."""
     entry = SCENERY["things"][kind]
-    sizes = {"s": scale, **{letter: size * scale for letter, size in entry.get("sizes", {}).items()}}
+    sizes: dict[str, float] = {"s": scale, **{letter: size * scale for letter, size in entry.get("sizes", {}).items()}}
 
     def number(value: float | str) -> float:
         found = SIZE.fullmatch(str(value))
@@ -111,8 +111,8 @@ def build_thing(kind: str, name: str, scale: float = 1.0, **looks: Colour | Mate
 
     geoms = []
     for shape, size, look, *places in entry["geoms"]:
-        pos, euler = (tuple(map(number, place)) for place in (*places, *((0, 0, 0),) * (2 - len(places))))
-        geoms.append(Geom(shape, tuple(map(number, size)), material(look), pos, euler))
+        posed = (tuple(map(number, place)) for place in places)
+        geoms.append(Geom(shape, tuple(map(number, size)), material(look), *posed))
     grips = {part: number(entry[part]) for part in ("grip", "height", "radius") if part in entry}
     return Thing(name, tuple(geoms), **grips, rolls=entry.get("rolls", False))
 
