@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from pathlib import Path, PurePosixPath
 from typing import Any, NamedTuple
 
@@ -94,21 +94,17 @@ def load_normaliser(
 ) -> Normaliser:
     """The normaliser that a record asks for: its constants, its statistics file, or measured on `train`.
 
-    Relative actions always have a statistics file. A robot type that the record gives to rows
-    without one takes the numbers under `NO_ROBOT` where the file has none for it. Raises LaryError
-    where there are no usable numbers, with the command that makes them.
+    Relative actions always have a statistics file. Raises LaryError where there are no usable
+    numbers, with the command that makes them.
     """
     rule, size = spec.actions.normalisation, len(spec.actions.dims)
-    if mode == "relative" or rule.stats_file is not None:
-        file, command = str(rule.stats_file), rule.command
-        if mode == "relative":
-            file, command = relative_stats_file(spec, frame), rule.relative_command
-            command = command or f"lary data relative --dataset {spec.name} --csv data/{spec.table_name(spec.train)}"
-            command += "" if frame == "world" else f" --frame {frame}"
-        found = read_statistics(data_dir / file, size, command, per_robot=rule.stats_file is not None)
-        if spec.unnamed_robot is not None and NO_ROBOT in found.robots:
-            return replace(found, robots={spec.unnamed_robot[1]: found.robots[NO_ROBOT], **found.robots})
-        return found
+    if mode == "relative":
+        command = rule.relative_command
+        command = command or f"lary data relative --dataset {spec.name} --csv data/{spec.table_name(spec.train)}"
+        command += "" if frame == "world" else f" --frame {frame}"
+        return read_statistics(data_dir / relative_stats_file(spec, frame), spec, command)
+    if rule.stats_file is not None:
+        return read_statistics(data_dir / rule.stats_file, spec, rule.command)
     if rule.mean:
         where = f"the record of {spec.name}"
         return Normaliser(where, shared=Statistics.of({"mean": rule.mean, "std": rule.std}, size, where))
@@ -127,10 +123,12 @@ def relative_stats_file(spec: DatasetSpec, frame: Frame = "world") -> str:
     return f"{actions.FOLDERS[frame]}/{folder}/relative_action_stats_{spec.name}.json"
 
 
-def read_statistics(path: Path, size: int, command: str, *, per_robot: bool) -> Normaliser:
+def read_statistics(path: Path, spec: DatasetSpec, command: str) -> Normaliser:
     """Read a statistics file: ``robot_stats`` (or robot types at the top level), or ``mean`` and ``std``.
 
-    Entries without mean and std are no robot types and are passed over. Raises LaryError.
+    Entries without mean and std are no robot types and are passed over. A robot type that the
+    record gives to rows without one takes the numbers under `NO_ROBOT` where the file has none for
+    it. Raises LaryError.
     """
     make = f" Make them with: {command}" if command else ""
     if not path.is_file():
@@ -138,20 +136,25 @@ def read_statistics(path: Path, size: int, command: str, *, per_robot: bool) -> 
     found = read_json(path, "statistics file")
     if not isinstance(found, dict):
         raise LaryError(f"The action statistics {path} are no JSON object.{make}")
+    per_robot = spec.actions.normalisation.stats_file is not None
     entries = {"": found}
     if per_robot:
         entries = found["robot_stats"] if isinstance(found.get("robot_stats"), dict) else found
-    numbers = {
-        str(name): Statistics.of(entry, size, f"robot type '{name}' in {path}" if per_robot else str(path), make)
+    robots = {
+        str(name): Statistics.of(
+            entry, len(spec.actions.dims), f"{path}" + (f", robot type '{name}'," * per_robot), make
+        )
         for name, entry in entries.items()
         if isinstance(entry, dict) and {"mean", "std"} <= set(entry)
     }
-    if not numbers:
+    if not robots:
         what = "name no robot type with mean and std" if per_robot else "have no mean and std"
         raise LaryError(f"The action statistics {path} {what}.{make}")
-    if per_robot:
-        return Normaliser(str(path), command, robots=numbers)
-    return Normaliser(str(path), command, shared=numbers[""])
+    if not per_robot:
+        return Normaliser(str(path), command, shared=robots[""])
+    if spec.unnamed_robot is not None and NO_ROBOT in robots:
+        robots = {spec.unnamed_robot[1]: robots[NO_ROBOT], **robots}
+    return Normaliser(str(path), command, robots=robots)
 
 
 class Targets(NamedTuple):
