@@ -1,4 +1,4 @@
-"""Objects made of primitive shapes, with procedural patterns: what is on the table, held, opened, poured and swept.
+"""Objects made of primitive shapes, with procedural patterns.
 
 The shapes and colours are in ``scenery.json``. The origin of a thing is the centre of its
 underside, so that it stands at (x, y, 0); sizes are in metres and, as in MJCF, half lengths.
@@ -24,7 +24,7 @@ Colour = tuple[float, float, float]
 
 @dataclass(frozen=True)
 class Material:
-    """Two colours (sRGB, 0..1), the pattern that mixes them, its period in metres, and how much it shines."""
+    """Two colours (sRGB, 0..1), the pattern that mixes them, its period, and its gloss."""
 
     first: Colour
     second: Colour = (0.0, 0.0, 0.0)
@@ -35,7 +35,7 @@ class Material:
 
 @dataclass(frozen=True)
 class Geom:
-    """One primitive: kind and size as in MJCF, place in the frame of its thing, Euler angles in radians."""
+    """One primitive: kind and size as in MJCF, place in its thing, Euler angles in radians."""
 
     kind: str
     size: tuple[float, ...]
@@ -46,7 +46,7 @@ class Geom:
 
 @dataclass(frozen=True)
 class Thing:
-    """An object: its primitives, the opening that grips it, the height to grip it at, and its radius on the table."""
+    """An object: its primitives, the opening and height to grip it, its radius on the table."""
 
     name: str
     geoms: tuple[Geom, ...]
