@@ -33,21 +33,28 @@ LatentDtype = Literal["float32", "float16", "bfloat16"]
 AnalysisKind = Literal["all", "frequency", "gap", "attention", "stride", "codebook", "trajectories"]
 
 Config = TypeVar("Config")
+OPTIONS = "Options"
+"""The box of the help for options that are in no other."""
 WRITTEN = ("seeds", "gpus")
 """Options whose value is text on the command line, and may be a number or a list of numbers elsewhere."""
 
 
 @functools.cache
-def help_texts() -> tuple[dict[str, tuple[Group, str]], dict[str, dict[str, str]]]:
-    """What ``options.yaml`` says: box and help of the options that classes share, and the own ones of each class."""
+def help_texts() -> dict[str, dict[str, dict[str, str]]]:
+    """What ``options.yaml`` says: the help of the boxes' options, of each class, and of each command."""
     import yaml
 
-    texts = yaml.safe_load(Path(__file__).with_name("options.yaml").read_text(encoding="utf-8"))
-    shared = {}
-    for place, (title, options) in enumerate(texts["boxes"].items()):
-        group = Group(title, sort_key=place)
-        shared.update({name: (group, text) for name, text in options.items()})
-    return shared, texts["classes"]
+    found: dict[str, dict[str, dict[str, str]]] = yaml.safe_load(
+        Path(__file__).with_name("options.yaml").read_text(encoding="utf-8")
+    )
+    return found
+
+
+def add_help(functions: Mapping[str, Any]) -> None:
+    """Give the own arguments of a module's commands their help."""
+    for name, texts in help_texts()["commands"].items():
+        hints = getattr(functions.get(name), "__annotations__", {})
+        hints.update({each: Annotated[hints[each], Parameter(help=text)] for each, text in texts.items() if hints})
 
 
 @dataclass_transform(frozen_default=True, kw_only_default=True)
@@ -55,11 +62,12 @@ class Options:
     """The base of all classes of options: each is a frozen dataclass whose fields have their help."""
 
     def __init_subclass__(cls) -> None:
-        shared, classes = help_texts()
-        own, hints = classes.get(cls.__name__, {}), cls.__annotations__
-        for name, hint in hints.items():
-            group, text = shared.get(name, (shared["seed"][0], ""))
-            hints[name] = Annotated[hint, Parameter(help=own.get(name, text), group=group)]
+        boxes, own = help_texts()["boxes"], help_texts()["classes"].get(cls.__name__, {})
+        for name, hint in cls.__annotations__.items():
+            box = next((title for title, texts in boxes.items() if name in texts), OPTIONS)
+            text = own.get(name, boxes[box].get(name, ""))
+            group = Group(box, sort_key=list(boxes).index(box))
+            cls.__annotations__[name] = Annotated[hint, Parameter(help=text, group=group)]
         Parameter(name="*")(dataclass(frozen=True, kw_only=True)(cls))  # its options get no prefix
 
 

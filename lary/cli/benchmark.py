@@ -5,7 +5,16 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from lary.configs import ClassifyConfig, ControlsConfig, ExtractConfig, Paths, RegressConfig, RunConfig, SweepConfig
+from lary.configs import (
+    ClassifyConfig,
+    ControlsConfig,
+    ExtractConfig,
+    Paths,
+    RegressConfig,
+    RunConfig,
+    SweepConfig,
+    add_help,
+)
 from lary.data.configs import DemoConfig, SimulateConfig
 
 if TYPE_CHECKING:
@@ -19,12 +28,8 @@ def demo(config: DemoConfig = DemoConfig()) -> int:
     return run_demo(config)
 
 
-def simulate(out: Path, *, config: SimulateConfig = SimulateConfig()) -> int:
-    """Make a data set of two simulated robot arms in the benchmark's layout.
-
-    Args:
-        out: Folder to write to; it serves as LARY_ROOT, its data/ as DATA_DIR.
-    """
+def simulate(out: Path, *, config: SimulateConfig = SimulateConfig()) -> None:
+    """Make a data set of two simulated robot arms in the benchmark's layout."""
     from lary.simulate import simulate as work
     from lary.simulate import write_sheets
 
@@ -32,7 +37,6 @@ def simulate(out: Path, *, config: SimulateConfig = SimulateConfig()) -> int:
         print(f"{table}: {count} rows")
     for path in write_sheets(out, config) if config.sheet else ():
         print(path)
-    return 0
 
 
 def extract(config: ExtractConfig, paths: Paths = Paths()) -> int:
@@ -83,19 +87,17 @@ def show_run(done: ProbeRun, *lines: str) -> int:
 
 
 def sweep(file: Path, *, config: SweepConfig = SweepConfig(), paths: Paths = Paths()) -> int:
-    """Run many models, data sets and options from a file. What is done is not done again.
-
-    Args:
-        file: YAML with the keys options, grid and runs.
-    """
+    """Run many models, data sets and options from a file. What is done is not done again."""
     from lary.runs.sweep import run_sweep
 
     return run_sweep(file, config, paths.settings())
 
 
-def controls(config: ControlsConfig, paths: Paths = Paths()) -> int:
+def controls(config: ControlsConfig, paths: Paths = Paths()) -> None:
     """Run a model with its controls and state its margin over each."""
     from lary.runs.controls import run_controls
 
     print(run_controls(config, paths.settings()).text())
-    return 0
+
+
+add_help(globals())

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Annotated
 
 from cyclopts import App, Parameter
 
-from lary.configs import Paths
+from lary.configs import Paths, add_help
 from lary.data import configs
 from lary.types import Failure
 
@@ -83,27 +83,18 @@ def check(config: configs.CheckConfig = configs.CheckConfig(), paths: Paths = Pa
 
 
 @data_app.command
-def split(table: Path, *, config: configs.SplitConfig = configs.SplitConfig(), paths: Paths = Paths()) -> int:
-    """Split a table into training and validation.
-
-    Args:
-        table: CSV of all samples.
-    """
+def split(table: Path, *, config: configs.SplitConfig = configs.SplitConfig(), paths: Paths = Paths()) -> None:
+    """Split a table into training and validation."""
     paths.settings()
     from lary.data.splits import write_split
 
     report = write_split(table, config)
     for path, rows, groups in zip((report.train, report.val), report.rows, report.groups, strict=True):
         print(f"{path}: {rows} rows" + ("" if config.by == "row" else f" of {groups} {config.by}s"))
-    return 0
 
 
 def indices(table: Path, config: configs.IndicesConfig = configs.IndicesConfig(), paths: Paths = Paths()) -> int:
-    """Choose the frames of each clip of a table: write its column sample_indices.
-
-    Args:
-        table: CSV with the column video_path.
-    """
+    """Choose the frames of each clip of a table: write its column sample_indices."""
     from lary.data.sampling import write_indices
 
     report = write_indices(table, config, paths.settings())
@@ -114,11 +105,7 @@ def indices(table: Path, config: configs.IndicesConfig = configs.IndicesConfig()
 
 @data_app.command
 def audit(dataset: str, config: configs.AuditConfig = configs.AuditConfig(), paths: Paths = Paths()) -> int:
-    """Find what the splits of a data set share, and what is odd in its tables; exit code 1 on a leak.
-
-    Args:
-        dataset: Data set key.
-    """
+    """Find what the splits of a data set share, and what is odd in its tables; exit code 1 on a leak."""
     from lary.data.audit import audit as work
     from lary.data.spec import DATASETS
     from lary.files import write_json, write_text
@@ -142,14 +129,7 @@ def pairs(
     stride: int = 5,
     dims: Annotated[tuple[str, ...], Parameter(consume_multiple=True)] = (),
 ) -> int:
-    """Cut trajectories into image pairs and action chunks at a fixed stride.
-
-    Args:
-        source: Folder of episodes: folders with images or a video, and actions.npy with a row per frame.
-        out: Folder to write to; it serves as LARY_ROOT, its data/ as DATA_DIR, and holds the record NAME.py.
-        stride: Frames between source and target.
-        dims: Names of the action dimensions; default: a0, a1 and so on.
-    """
+    """Cut trajectories into image pairs and action chunks at a fixed stride."""
     from lary.importers.episodes import PairCut
     from lary.importers.plain import import_trajectories
 
@@ -158,12 +138,7 @@ def pairs(
 
 @data_app.command
 def atomic(source: Path, out: Path, config: configs.AtomicConfig) -> int:
-    """Cut trajectories into atomic motions: 26 directions, open and close, each in both directions of time.
-
-    Args:
-        source: Folder of episodes: folders with images or a video, and actions.npy with a row per frame.
-        out: Folder to write to; it serves as LARY_ROOT, its data/ as DATA_DIR, and holds the record NAME.py.
-    """
+    """Cut trajectories into atomic motions: 26 directions, open and close, each in both directions of time."""
     from lary.importers.plain import columns_cut, import_trajectories
 
     return show_trajectories(out, config.name, import_trajectories(source, out, config, columns_cut(config)))
@@ -198,11 +173,7 @@ def download(config: configs.DownloadConfig = configs.DownloadConfig(), paths: P
 
 @data_app.command
 def import_lerobot(source: str, config: configs.LeRobotConfig = configs.LeRobotConfig(), paths: Paths = Paths()) -> int:
-    """Import a LeRobot data set (v2.0, v2.1, v3.0) as image pairs with action chunks or labels, split by episode.
-
-    Args:
-        source: Folder, or a data set on the hub, owner/name.
-    """
+    """Import a LeRobot data set (v2.0, v2.1, v3.0) as image pairs with action chunks or labels, split by episode."""
     settings = paths.settings()
     from lary.importers.lerobot import LeRobotImport
     from lary.importers.lerobot_reader import open_lerobot
@@ -215,11 +186,7 @@ def import_lerobot(source: str, config: configs.LeRobotConfig = configs.LeRobotC
 
 @data_app.command
 def import_videos(folder: Path, config: configs.VideosConfig, paths: Paths = Paths()) -> int:
-    """Import a folder of videos with a table of labels as clips, split by video.
-
-    Args:
-        folder: Folder of the videos.
-    """
+    """Import a folder of videos with a table of labels as clips, split by video."""
     settings = paths.settings()
     from lary.importers.plain import import_videos as work
 
@@ -233,3 +200,6 @@ def show_import(report: ImportReport, name: str, root: Path, what: str, of: str)
     counts = ", ".join(f"{count} {part}" for part, count in report.rows.items())
     print(f"{name}: {counts} {what}, {len(report.failures)} {of}failed; use it with --plugin {report.plugin}")
     return code
+
+
+add_help(globals())

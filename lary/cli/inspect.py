@@ -8,7 +8,7 @@ from typing import Literal
 from cyclopts import App
 
 from lary import configs
-from lary.configs import Paths
+from lary.configs import Paths, add_help
 from lary.registry import load_plugin
 from lary.settings import CONFIG_NAME, init_config, set_config
 from lary.types import UsageError
@@ -32,39 +32,25 @@ def doctor(*, paths: Paths = Paths()) -> int:
     return 1 if count else 0
 
 
-def models(key: str | None = None, *, paths: Paths = Paths()) -> int:
-    """List the models and whether their weights are here, or show the record of one.
-
-    Args:
-        key: Model to show.
-    """
+def models(key: str | None = None, *, paths: Paths = Paths()) -> None:
+    """List the models and whether their weights are here, or show the record of one."""
     values = paths.settings().values()
     from lary.models.overview import model_text, models_table
     from lary.models.spec import MODELS
 
     print(model_text(MODELS.get(key), values) if key else models_table(values))
-    return 0
 
 
-def datasets(key: str | None = None, *, paths: Paths = Paths()) -> int:
-    """List the data sets with their terms, or show the record of one and how to cite it.
-
-    Args:
-        key: Data set to show.
-    """
+def datasets(key: str | None = None, *, paths: Paths = Paths()) -> None:
+    """List the data sets with their terms, or show the record of one and how to cite it."""
     paths.settings()
     from lary.data.spec import DATASETS, dataset_text, datasets_table
 
     print(dataset_text(DATASETS.get(key)) if key else datasets_table())
-    return 0
 
 
 def check_model(key: str, config: configs.CheckModelConfig = configs.CheckModelConfig(), paths: Paths = Paths()) -> int:
-    """Try a model on generated frames: shapes, range, determinism, use of the second frame, time.
-
-    Args:
-        key: Model, or FILE.py:NAME for one that a file registers.
-    """
+    """Try a model on generated frames: shapes, range, determinism, use of the second frame, time."""
     values = paths.settings().values()
     file, colon, name = key.rpartition(":")
     if colon and file.endswith(".py"):
@@ -80,13 +66,12 @@ def check_model(key: str, config: configs.CheckModelConfig = configs.CheckModelC
     return 1 if check.problems else 0
 
 
-def diagnose(config: configs.DiagnoseConfig, paths: Paths = Paths()) -> int:
+def diagnose(config: configs.DiagnoseConfig, paths: Paths = Paths()) -> None:
     """Diagnose extracted latents: channels, rank, use of codes."""
     from lary.results.diagnostics import diagnose_split, diagnosis_text
 
     found, file = diagnose_split(config, paths.settings())
     print(diagnosis_text(found), f"Written to {file}", sep="\n")
-    return 0
 
 
 def analyze(
@@ -94,41 +79,22 @@ def analyze(
     *,
     config: configs.AnalyzeConfig = configs.AnalyzeConfig(),
     paths: Paths = Paths(),
-) -> int:
-    """Make figures and tables from finished runs.
-
-    Args:
-        kind: F1 against class frequency, gap between people and robots, attention maps, stride and codebook ablations,
-            predicted trajectories, or all that the runs allow.
-    """
+) -> None:
+    """Make figures and tables from finished runs."""
     from lary.results.analyses import make_analysis
 
     print(make_analysis(kind, config, paths.settings()).text())
-    return 0
 
 
-def report(folder: Path | None = None, *, out: Path | None = None, paths: Paths = Paths()) -> int:
-    """Write one offline HTML page of all results below a folder.
-
-    Args:
-        folder: Folder with result.json files; default: LARY_LOG_DIR.
-        out: File to write; default: report.html in that folder.
-    """
+def report(folder: Path | None = None, *, out: Path | None = None, paths: Paths = Paths()) -> None:
+    """Write one offline HTML page of all results below a folder."""
     from lary.results.report import write_report
 
     print(write_report(folder or paths.settings().path("LARY_LOG_DIR"), out))
-    return 0
 
 
-def compare(*results: Path, role: Literal["seen", "unseen"] = "seen", seed: int = 0, json: Path | None = None) -> int:
-    """Compare the first result with each of the others: paired difference, interval, p value corrected by Holm.
-
-    Args:
-        results: Folders of finished runs, or their result.json files.
-        role: Split to compare on.
-        seed: Seed of the resampling.
-        json: File for the differences as JSON.
-    """
+def compare(*results: Path, role: Literal["seen", "unseen"] = "seen", seed: int = 0, json: Path | None = None) -> None:
+    """Compare the first result with each of the others: paired difference, interval, p value corrected by Holm."""
     from lary.files import write_json
     from lary.results.compare import compare_results
 
@@ -141,33 +107,25 @@ def compare(*results: Path, role: Literal["seen", "unseen"] = "seen", seed: int 
             for each in found.differences
         ]
         write_json(json, {"first": str(found.first.folder), "role": role, "differences": rows})
-    return 0
 
 
-def schema(*, out: Path | None = None) -> int:
-    """Print the JSON Schema of result.json.
-
-    Args:
-        out: File to write it to instead.
-    """
+def schema(*, out: Path | None = None) -> None:
+    """Print the JSON Schema of result.json."""
     from lary.files import write_text
     from lary.results.record import schema_text
 
     if out is None:
         print(schema_text(), end="")
-        return 0
-    write_text(out, schema_text())
-    print(f"Wrote {out}")
-    return 0
+    else:
+        write_text(out, schema_text())
 
 
 @latents_app.command
-def info(config: configs.LatentsConfig, paths: Paths = Paths()) -> int:
+def info(config: configs.LatentsConfig, paths: Paths = Paths()) -> None:
     """Describe a store: identity, kind, rows, bytes, shape, and the samples of its table that it lacks."""
     from lary.latents.tools import describe_store as work
 
     print(work(config, paths.settings()))
-    return 0
 
 
 @latents_app.command
@@ -188,19 +146,12 @@ def convert(
     dtype: configs.LatentDtype | None = None,
     shard_rows: int = 1024,
     paths: Paths = Paths(),
-) -> int:
-    """Convert a store to another kind or number format, in place; its table names the new files.
-
-    Args:
-        store: Kind of the new store.
-        dtype: Number format of the new store; default: that of the old one.
-        shard_rows: Rows per shard.
-    """
+) -> None:
+    """Convert a store to another kind or number format, in place; its table names the new files."""
     from lary.latents.tools import convert_store as work
 
     folder, rows = work(config, paths.settings(), kind=store, dtype=dtype, shard_rows=shard_rows)
     print(f"{folder}: {rows} rows in {store}")
-    return 0
 
 
 @latents_app.command
@@ -211,49 +162,31 @@ def export(
     rows: str | None = None,
     ids: str | None = None,
     paths: Paths = Paths(),
-) -> int:
-    """Write tokens to one file for other tools: .npz or .safetensors.
-
-    Args:
-        out: File to write; its ending decides the form.
-        rows: Rows of the table from 1, such as 1-100,205; default: all.
-        ids: Sample ids with commas, or a text file with one in each line.
-    """
+) -> None:
+    """Write tokens to one file for other tools: .npz or .safetensors."""
     from lary.latents.tools import export_latents as work
 
     print(f"{out}: {work(config, paths.settings(), out, rows=rows, ids=ids)} samples")
-    return 0
 
 
 @config_app.command
-def show(*, paths: Paths = Paths()) -> int:
+def show(*, paths: Paths = Paths()) -> None:
     """Show every setting, its value and where that comes from."""
     for item in paths.settings().items.values():
         print(f"{item.name:24} {item.value or '-':40} {item.origin}")
-    return 0
 
 
 @config_app.command
-def init(file: Path = Path(CONFIG_NAME), *, overwrite: bool = False) -> int:
-    """Write a lary.yaml that lists every setting with its meaning.
-
-    Args:
-        file: File to write.
-        overwrite: Replace a file that is there.
-    """
+def init(file: Path = Path(CONFIG_NAME), *, overwrite: bool = False) -> None:
+    """Write a lary.yaml that lists every setting with its meaning."""
     print(f"Wrote {init_config(file, overwrite=overwrite)}")
-    return 0
 
 
 @config_app.command(name="set")
-def set_value(name: str, value: str, *, config: Path = Path(CONFIG_NAME)) -> int:
-    """Set one setting in lary.yaml.
-
-    Args:
-        name: Variable, such as DATA_DIR.
-        value: Its value; a relative path starts from the file's folder.
-        config: File to change.
-    """
+def set_value(name: str, value: str, *, config: Path = Path(CONFIG_NAME)) -> None:
+    """Set one setting in lary.yaml."""
     set_config(config, name, value)
     print(f"{config}: {name} = {value}")
-    return 0
+
+
+add_help(globals())

@@ -20,7 +20,7 @@ from typing import Any
 import numpy as np
 import pandas
 
-from lary.data.actions import Floats, read_actions
+from lary.data.actions import read_actions
 from lary.data.configs import AuditConfig
 from lary.data.frames import read_frames
 from lary.data.spec import DatasetSpec, LabelSpace
@@ -44,8 +44,8 @@ WORDS = {"start": 0, "begin": 0, "first": 0, "end": 1, "last": 1}
 KINDS = {
     "same_file": ("leak", "files of {other} are in {one} too"),
     "same_sample": ("leak", "samples of {other} are in {one} too, in this or the other direction"),
-    "same_group": ("leak", "{unit}s of {other} are in {one} too ({shared} of {rows} rows){more}"),
-    "same_segment": ("leak", "segments of {other} are in {one} too ({shared} of {rows} rows){more}"),
+    "same_group": ("leak", "{unit}s of {other} are in {one} too ({shared} of {rows} rows)"),
+    "same_segment": ("leak", "segments of {other} are in {one} too ({shared} of {rows} rows)"),
     "same_action_file": ("leak", "action files of {other} are in {one} too"),
     "same_frame_content": ("leak", "files of {other} show frames of {one} under another name"),
     "lost_folder": ("warning", "rows lost the folder of their {unit}; the record's rule puts it back"),
@@ -105,23 +105,11 @@ class Findings(list[Finding]):
 
 
 @dataclass(frozen=True)
-class AuditedSplit:
-    """A split in numbers: rows, groups, rows per class and per robot type."""
-
-    split: str
-    table: str
-    rows: int
-    groups: int
-    classes: dict[str, int]
-    embodiments: dict[str, int]
-
-
-@dataclass(frozen=True)
 class AuditReport:
-    """What an audit found, leaks first."""
+    """The splits in numbers, and what was found, leaks first."""
 
     dataset: str
-    splits: tuple[AuditedSplit, ...]
+    splits: tuple[dict[str, Any], ...]
     findings: tuple[Finding, ...]
 
     @property
@@ -135,17 +123,21 @@ class AuditReport:
 
     def text(self) -> str:
         """The report for people."""
-        lines = [f"{self.dataset}: {', '.join(facts.split for facts in self.splits)}"]
+        lines = [f"{self.dataset}: {', '.join(facts['split'] for facts in self.splits)}"]
         for facts in self.splits:
-            robots = sum(bool(name) for name in facts.embodiments)
-            classes = f", {len(facts.classes)} classes" if facts.classes else ""
-            counts = f"{facts.rows} rows, {facts.groups} groups, {robots} robot types{classes}"
-            lines.append(f"  {facts.split}: {counts} ({facts.table})")
+            robots = sum(map(bool, facts["embodiments"]))
+            line = f"  {facts['split']}: {facts['rows']} rows, {facts['groups']} groups, {robots} robot types"
+            if facts["classes"]:
+                line += f", {len(facts['classes'])} classes"
+            lines.append(f"{line} ({facts['table']})")
         for finding in self.findings:
-            examples = f", such as {', '.join(finding.examples)}" if finding.examples else ""
-            lines.append(f"{finding.severity:8}{' and '.join(finding.splits)}: {finding.text}{examples}")
+            line = f"{finding.severity:8}{' and '.join(finding.splits)}: {finding.text}"
+            if finding.examples:
+                line += f", such as {', '.join(finding.examples)}"
+            lines.append(line)
         number = Counter(finding.severity for finding in self.findings)
-        return "\n".join([*lines, ", ".join(f"{number[name]} {name}s" for name in ORDER)])
+        lines.append(", ".join(f"{number[name]} {name}s" for name in ORDER))
+        return "\n".join(lines)
 
 
 class Part:
@@ -156,9 +148,9 @@ class Part:
     video; ``target``, the class or the path of the action file; ``robot``.
     """
 
-    def __init__(self, table: SampleTable, prefix: str = "") -> None:
-        """Read a table; `prefix` keeps equal names under different roots apart."""
+    def __init__(self, table: SampleTable) -> None:
         self.table, self.name, self.labelled = table, table.split, isinstance(table.spec.target, LabelSpace)
+        prefix = f"{table.spec.split(self.name).root}/"  # keeps equal names under different roots apart
         lines = []
         for sample in table:
             media = [prefix + path for path in sample.media]
@@ -168,11 +160,18 @@ class Part:
         columns = ["first", "last", "shown", "group", "target", "robot"]
         self.rows = pandas.DataFrame(lines, columns=columns)
         self.unit = "episode" if table.spec.media == "pair" else "video"
-        self.repaired = np.zeros(len(table), dtype=bool)
-        if table.spec.path_repair is not None:
-            rule = re.compile(table.spec.path_repair[0])
-            for name in MEDIA_COLUMNS[table.spec.media]:
-                self.repaired |= [rule.search(cell) is not None for cell in table.frame[name]]
+
+    def facts(self) -> dict[str, Any]:
+        """The split in numbers."""
+        classes = Counter(self.rows["target"] if self.labelled else ())
+        return {
+            "split": self.name,
+            "table": str(self.table.path),
+            "rows": len(self.rows),
+            "groups": self.rows["group"].nunique(),
+            "classes": dict(sorted(classes.items())),
+            "embodiments": dict(sorted(Counter(self.rows["robot"]).items())),
+        }
 
     def counts(self) -> dict[str, Counter[str]]:
         """Rows per group, and per segment, which is the folder of a pair."""
@@ -194,10 +193,7 @@ def audit(spec: DatasetSpec, config: AuditConfig, settings: Settings) -> AuditRe
         if config.actions and not part.labelled:
             findings += inspect_actions(part, config.still)
         contents.append(digest_frames(part, config.workers, findings) if config.frames else {})
-        classes = Counter(part.rows["target"] if part.labelled else ())
-        facts = (dict(sorted(count.items())) for count in (classes, Counter(part.rows["robot"])))
-        size = (len(part.rows), part.rows["group"].nunique())
-        splits.append(AuditedSplit(part.name, str(part.table.path), *size, *facts))
+        splits.append(part.facts())
     for (one, mine), (other, theirs) in combinations(zip(parts, contents, strict=True), 2):
         findings += compare_tables(one, other)
         found = Findings(one.name, other.name)
@@ -214,8 +210,8 @@ def open_parts(spec: DatasetSpec, config: AuditConfig, settings: Settings) -> li
     """Read the tables. Raises UsageError."""
     tables: dict[str, Path] = {}
     for entry in config.table:
-        name, equals, file = entry.partition("=")
-        if not equals or not file:
+        name, _, file = entry.partition("=")
+        if not file:
             raise UsageError(f"--table {entry}: expected SPLIT=FILE.")
         tables[name] = Path(file)
     # Without files to open, paths are only compared.
@@ -230,12 +226,10 @@ def open_parts(spec: DatasetSpec, config: AuditConfig, settings: Settings) -> li
                 raise
             missing = str(error)
             continue
-        found.append(read_table(spec, name, path=path, data_dir=data_dir))
+        found.append(Part(read_table(spec, name, path=path, data_dir=data_dir)))
     if not found:
         raise UsageError(f"There is nothing to audit. {missing}")
-    roots = [spec.split(table.split).root for table in found]
-    several = len(set(roots)) > 1
-    return [Part(table, f"{root}/" if several else "") for table, root in zip(found, roots, strict=True)]
+    return found
 
 
 # One split
@@ -245,11 +239,12 @@ def inspect_table(part: Part) -> Findings:
     """What a split's own table says: its rows, classes, robot types and pairs."""
     found, rows, spec, frame = Findings(part.name), part.rows, part.table.spec, part.table.frame
     first, total = rows["first"], len(rows)
-    cells = frame[MEDIA_COLUMNS[spec.media][0]].tolist()
-    lost = [f"{cells[row]} (read as {first[row]})" for row in np.flatnonzero(part.repaired)]
-    found.add("lost_folder", lost, total, unit=part.unit)
+    if spec.path_repair is not None:
+        cells = zip(frame[MEDIA_COLUMNS[spec.media][0]], first, strict=True)
+        lost = [f"{cell} (read as {path})" for cell, path in cells if re.search(spec.path_repair[0], cell)]
+        found.add("lost_folder", lost, total, unit=part.unit)
     # Without a match the path itself is the group; a pattern that wants just that is fine.
-    pairs = zip(first, rows["group"], strict=True)
+    pairs = zip(first, part.table.groups(), strict=True)
     alone = [path for path, group in pairs if path.endswith(group) and re.search(spec.group_pattern, group) is None]
     found.add("no_group", alone, total, unit=part.unit)
     column = embodiment_column(spec, list(frame.columns))
@@ -294,25 +289,23 @@ def inspect_actions(part: Part, motion: float) -> Findings:
         motion: largest change of an action within a pair that counts as none.
     """
     found, dims, total = Findings(part.name), part.table.spec.actions.dims, len(part.rows)
-    first, robots = part.rows["first"], part.rows["robot"]
-    ranges: dict[str, tuple[Floats, Floats]] = {}
-    still, failures = list[str](), list[str]()
+    robots, failures = part.rows["robot"], list[str]()
+    low, high = np.full((2, total, len(dims)), np.nan)  # of unreadable files
     with progress(total, f"actions of {part.name}", "file") as bar:
         for row, chunk in enumerate(read_actions(part.table)):
             bar.advance()
             if isinstance(chunk, Failure):
                 failures.append(chunk.reason)
-                continue
-            low, high = chunk.min(axis=0), chunk.max(axis=0)
-            if (high - low <= motion).all():
-                still.append(first[row])
-            lowest, highest = ranges.get(robots[row], (low, high))
-            ranges[robots[row]] = np.minimum(lowest, low), np.maximum(highest, high)
+            else:
+                low[row], high[row] = chunk.min(axis=0), chunk.max(axis=0)
     found.add("unreadable", failures, total, what="action files")
-    for robot, (low, high) in sorted(ranges.items()):
-        constant = [dims[index] for index in np.flatnonzero(high - low <= CONSTANT)]
+    for robot in sorted(set(robots)):
+        mine = (robots == robot).to_numpy()
+        spread = np.fmax.reduce(high[mine]) - np.fmin.reduce(low[mine])
+        constant = [dims[index] for index in np.flatnonzero(spread <= CONSTANT)]
         found.add("constant_dimension", constant, len(dims), len(dims), robot=robot or "(empty)")
-    found.add("no_motion", still, total - len(failures), motion=motion)
+    still = (high - low <= motion).all(axis=1)
+    found.add("no_motion", list(part.rows["first"][still]), total - len(failures), motion=motion)
     return found
 
 
@@ -336,15 +329,12 @@ def digest_frames(part: Part, workers: int, findings: list[Finding]) -> dict[str
             return str(error)
         return [hashlib.sha256(f"{image.shape}".encode() + image.tobytes()).digest() for image in images]
 
-    found, content, failures = Findings(part.name), dict[str, list[bytes]](), list[str]()
     with progress(len(files), f"frames of {part.name}", "file") as bar:
-        results = in_threads(digests, list(files.values()), max(workers, 1), bar=bar)
-        for name, result in zip(files, results, strict=True):
-            if isinstance(result, str):
-                failures.append(result)
-            else:
-                content[name] = result
+        results = list(in_threads(digests, list(files.values()), max(workers, 1), bar=bar))
+    found = Findings(part.name)
+    failures = [result for result in results if isinstance(result, str)]
     found.add("unreadable", failures, len(files), what="images or clips")
+    content = {name: result for name, result in zip(files, results, strict=True) if not isinstance(result, str)}
     known = [pair for pair in pairs if pair[0] != pair[1] and content.keys() >= {*pair}]
     still = [source for source, target in known if content[source] == content[target]]
     found.add("equal_images", still, len(known))
@@ -367,14 +357,9 @@ def compare_tables(one: Part, other: Part) -> Findings:
     for kind, counts in after.items():
         if kind == "same_segment" and not any(len(each[kind]) > len(each["same_group"]) for each in (before, after)):
             continue  # every group is one segment
-        # Repaired names are counted apart: the table itself spells them otherwise.
-        mended = set(other.rows["group"][other.repaired]) if kind == "same_group" else set()
         hits = [name for name in counts if name in before[kind]]
-        later = [name for name in hits if name in mended]
-        more = f", and {len(later)} whose folder the table lost ({', '.join(later[:3])})" if later else ""
         shared = sum(counts[name] for name in hits)
-        hits = [name for name in hits if name not in mended]
-        found.add(kind, hits, len(counts.keys() - mended), unit=other.unit, shared=shared, rows=total, more=more)
+        found.add(kind, hits, len(counts), unit=other.unit, shared=shared, rows=total)
     kinds = {"same_action_file": "target", "robot_not_in_training": "robot"}
     if one.labelled:
         kinds = {"class_not_in_training": "target", "robot_not_in_training": "robot"}

@@ -19,8 +19,10 @@ from fractions import Fraction
 from pathlib import Path, PurePosixPath
 from typing import Any, Literal, NamedTuple
 
+import numpy as np
+
 from lary.data.configs import ClipConfig
-from lary.data.frames import decode_video, opened_video
+from lary.data.frames import decode_video, opened_video, to_rgb
 from lary.data.tables import read_frame
 from lary.files import atomic_write, inside, write_failures
 from lary.runtime import in_threads, progress
@@ -43,8 +45,6 @@ CLIP_TABLES = ("human_1st_metadata_train.csv", "human_1st_metadata_val.csv")
 SOURCES = ("SSv2", "EgoDex")
 """Values of the column ``dataset``, and first folders of the clips."""
 
-TURNS = {1: ("transpose=cclock",), 2: ("hflip", "vflip"), 3: ("transpose=clock",)}
-"""Filters that set a picture upright, by quarter turns against the clock."""
 HALF_TICK = Fraction(1, 2_000_000)
 """Slack of times in seconds, half of FFmpeg's microsecond."""
 BLOCK = 48
@@ -228,17 +228,12 @@ def cut_forward(source: Path, start: float, duration: float, out: Path) -> None:
         MediaError: the recording is broken, or holds no frame in that span.
     """
     with opened_video(source) as (container, stream):
-        rate = stream.average_rate or Fraction(30)
         # Cuts are counted from the recording's start, as the ffmpeg executable does.
         begin = Fraction(container.start_time or 0, 1_000_000) + Fraction(str(start))
         if start > 0:
             container.seek(int((begin - HALF_TICK) / stream.time_base), stream=stream, backward=True)
         frames = _span(container.demux(stream), begin - HALF_TICK, Fraction(str(duration)))
-        first = next(frames, None)
-        if first is None:
-            raise ValueError(f"it has no frame from {start} s on")
-        shown = _upright(itertools.chain([first], frames), first)
-        _encode(shown, out, "libx264", rate, origin=begin)
+        _encode(frames, out, "libx264", stream.average_rate or Fraction(30), origin=begin)
 
 
 def cut_reversed(forward: Path, out: Path) -> None:
@@ -260,7 +255,13 @@ def cut_reversed(forward: Path, out: Path) -> None:
 
 
 def _span(packets: Iterable[Any], begin: Fraction, duration: Fraction) -> Iterator[Any]:
-    """The frames from `begin` on, for `duration` from the first of them, in seconds."""
+    """The frames from `begin` on, for `duration` from the first of them, in seconds.
+
+    They are upright and have even sides, which halved colour needs: a line is added at
+    the right and below.
+    """
+    import av
+
     first = None
     for packet in packets:
         if packet.size and packet.is_corrupt:
@@ -273,30 +274,14 @@ def _span(packets: Iterable[Any], begin: Fraction, duration: Fraction) -> Iterat
             first = frame.pts if first is None else first
             if frame.pts - first >= round(duration / frame.time_base):
                 return
-            yield frame
-
-
-def _upright(frames: Iterable[Any], first: Any) -> Iterator[Any]:
-    """Frames turned as their recording says, in H.264's pixel format and even sides."""
-    import av
-
-    graph = av.filter.Graph()
-    # No stream is handed over: its time base may differ from the frames'.
-    source = graph.add_buffer(
-        width=first.width, height=first.height, format=first.format, time_base=first.time_base
-    )  # fmt: skip
-    links = [source]
-    turn = TURNS.get(round(getattr(first, "rotation", 0) / 90) % 4, ())
-    # Halved colour needs even sides: a line is added at the right and below.
-    for text in (*turn, "pad=ceil(iw/2)*2:ceil(ih/2)*2", "format=yuv420p"):
-        links.append(graph.add(*text.split("=", 1)))
-    links.append(graph.add("buffersink"))
-    for before, after in itertools.pairwise(links):
-        before.link_to(after)
-    graph.configure()
-    for frame in frames:
-        source.push(frame)
-        yield links[-1].pull()
+            picture = to_rgb(frame)
+            height, width, _ = picture.shape
+            even = np.pad(picture, ((0, height % 2), (0, width % 2), (0, 0)))
+            shown = av.VideoFrame.from_ndarray(even, format="rgb24")
+            shown.pts, shown.time_base = frame.pts, frame.time_base
+            yield shown
+    if first is None:
+        raise ValueError(f"it has no frame from {float(begin):g} s on")
 
 
 def _encode(frames: Iterable[Any], out: Path, codec: str, rate: Fraction, origin: Fraction | None = None) -> None:
@@ -304,19 +289,17 @@ def _encode(frames: Iterable[Any], out: Path, codec: str, rate: Fraction, origin
     import av
 
     with atomic_write(out) as file, av.open(file, "w", format="mp4") as container:
-        stream: Any = None
+        options = {} if origin is None else {"preset": "ultrafast", "crf": "23"}
+        stream: Any = container.add_stream(codec, rate=rate, options=options)
+        stream.pix_fmt, stream.codec_context.thread_count = "yuv420p", 1
         ticks = -1
         for frame in frames:
-            if stream is None:
-                options = {} if origin is None else {"preset": "ultrafast", "crf": "23"}
-                stream = container.add_stream(codec, rate=rate, options=options)
-                stream.width, stream.height, stream.pix_fmt = frame.width, frame.height, "yuv420p"
-                stream.codec_context.thread_count = 1
+            if ticks < 0:
+                stream.width, stream.height = frame.width, frame.height
+                unit = 1 / rate if origin is None else frame.time_base
+                stream.codec_context.time_base = unit
                 if origin is None:
                     stream.bit_rate = int(min(REVERSED_BITS * rate * frame.width * frame.height, 2**30))
-                else:
-                    stream.codec_context.time_base = frame.time_base
-            unit = 1 / stream.codec_context.rate if origin is None else stream.codec_context.time_base
             own = 0 if origin is None else int((frame.pts * frame.time_base - origin) / unit + Fraction(1, 2))
             ticks = max(own, ticks + 1)  # ascending, also where two frames have one time
             frame.pts, frame.time_base, frame.pict_type = ticks, unit, 0

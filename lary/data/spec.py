@@ -1,11 +1,12 @@
-"""The record of a data set: what it shows, what is to be read from it, where its files are, and its description.
+"""The record of a data set: what it shows, what is read from it, and where its files are.
 
 Loads no heavy library, since ``lary datasets`` prints the records.
 """
 
 from __future__ import annotations
 
-import textwrap
+import dataclasses
+import json
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Literal
@@ -16,7 +17,7 @@ from lary.types import Media, UsageError
 
 @dataclass(frozen=True)
 class LabelSpace:
-    """The classes of a data set, the same for every split: a label is a position in `classes` (sorted names)."""
+    """The classes of a data set: a label is a position in `classes` (sorted names)."""
 
     classes: tuple[str, ...]
 
@@ -27,12 +28,11 @@ class LabelSpace:
 
 @dataclass(frozen=True)
 class Normalisation:
-    """How action chunks are normalised: constants, or a statistics file with mean and std per robot type.
+    """How action chunks are normalised: by constants, or a file of statistics per robot type.
 
-    ``mean`` and ``std`` have A values. ``stats_file`` is relative to ``DATA_DIR``; a missing file or
-    robot type is an error that names ``command``, never mean 0 and std 1. A record with neither is
-    normalised by its own training split. ``relative_command`` makes the statistics of relative
-    actions.
+    ``stats_file`` is relative to ``DATA_DIR``; a missing file or robot type is an error that names
+    ``command``, never mean 0 and std 1. A record with neither is normalised by its own training
+    split. ``relative_command`` makes the statistics of relative actions.
     """
 
     mean: tuple[float, ...] = ()
@@ -60,7 +60,7 @@ class Orientation:
 
 @dataclass(frozen=True)
 class ActionSpace:
-    """The actions between two frames: K = `horizon` steps of A = len(`dims`) values, absolute, in `units`.
+    """The actions between two frames: K = `horizon` absolute steps of A = len(`dims`) values.
 
     `groups` are the published ones; `orientations` are measured as angles.
     """
@@ -75,7 +75,7 @@ class ActionSpace:
 
 @dataclass(frozen=True)
 class Split:
-    """One split: its table, looked up under ``$LARY_ROOT/data``, and the folder under ``DATA_DIR`` it starts from."""
+    """One split: its table below ``$LARY_ROOT/data``, and its folder below ``DATA_DIR``."""
 
     root: str
     table: str | None = None
@@ -113,25 +113,23 @@ class DatasetSpec:
     Attributes:
         name: the key on the command line; `title` is the name in the paper's tables.
         media: ``pair`` (columns src_img, tgt_img) or ``clip`` (columns video_path, sample_indices).
-        target: a LabelSpace (column ``action`` holds a class name) or an ActionSpace (it holds a .npy path).
+        target: a LabelSpace (column ``action`` holds a class name) or an ActionSpace (a .npy path).
         splits: by name; a split without ``table`` is read from ``<name>_metadata_<split>.csv``.
         drawn: further splits by name, drawn from the tables of the others when they are asked for.
-        train, validation, unseen: which splits probes train on, validate on and, where there is one, test on unseen.
-        stride: frames between source and target; K of the action chunk.
-        stride_series: data sets that differ in their stride alone share this name; empty for one on its own.
-        group_pattern: regular expression on the first media path, taken without its ``images`` folder, whose match
-            (group 1 if it has one) names the episode or video of a sample.
-        media_depth: how many folders precede ``images`` / ``actions`` in a table's paths; None where the data
-            set has no such folders. Published tables exist with and without them.
-        path_repair: regular expression and replacement for paths that the published tables spell wrongly; a file of
-            the literal name is used where the repaired one does not exist.
-        embodiment_column: column with the robot type; None reads a column ``embodiment`` where the table has one.
+        train, validation, unseen: the splits that probes train on, validate on, and test on unseen.
+        stride: frames between source and target; data sets of one `stride_series` differ in it alone.
+        group_pattern: regular expression on the first media path without its ``images`` folder; the
+            match, or its group 1, names the episode or video of a sample.
+        media_depth: how many folders precede ``images`` / ``actions`` in a table's paths; None for
+            none such. Published tables exist with and without these folders.
+        path_repair: regular expression and replacement for paths that published tables spell wrongly.
+        embodiment_column: column with the robot type; None: ``embodiment``, where a table has it.
         embodiment: the robot type where there is no column.
-        unnamed_robot: regular expression on the first media path, and the robot type of the rows that match it and
-            have an empty cell; statistics files may hold theirs under `NO_ROBOT`. Other empty cells stay empty.
-        integrity_group: name in the published integrity report; empty where that report leaves the data set out.
+        unnamed_robot: regular expression on the first media path, and the robot type of the rows with
+            an empty cell that it matches; statistics files may hold theirs under `NO_ROBOT`.
+        integrity_group: name in the published integrity report; empty where it is not in there.
         samples: number of samples over all splits; None where it isn't published.
-        repository: where ``lary data download`` finds it, owner/name; empty for a data set that is made or imported.
+        repository: of the published files, owner/name.
         citation: BibTeX.
     """
 
@@ -172,13 +170,13 @@ class DatasetSpec:
 
     @property
     def split_sets(self) -> tuple[str, ...]:
-        """Names of the pairs of drawn splits that can replace the published ones, such as ``by-episode``."""
+        """Names of drawn splits that can replace the published ones, such as ``by-episode``."""
         mark = f"{self.train}_"
         found = [name.removeprefix(mark) for name in self.drawn if name.startswith(mark)]
         return tuple(name.replace("_", "-") for name in found if f"{self.validation}_{name}" in self.drawn)
 
     def roles(self, chosen: str | None = None) -> dict[str, str]:
-        """Splits by role: ``train``, ``seen`` (which validates) and, where the record has one, ``unseen``.
+        """Splits by role: ``train``, ``seen`` (which validates) and, if there is one, ``unseen``.
 
         `chosen` is one of `split_sets`, or None for the published splits. Raises UsageError.
         """
@@ -230,44 +228,24 @@ def kind_of(spec: DatasetSpec) -> str:
 
 
 def datasets_table() -> str:
-    """The text of ``lary datasets``: one line per data set, and below them where bytes and citations are."""
+    """The text of ``lary datasets``: one line per data set."""
     rows = [("key", "title", "kind", "splits", "size", "commercial", "licence")]
     for spec in DATASETS:
-        size = f"{spec.samples:,} samples" if spec.samples is not None else "-"
         names = "; ".join(dict.fromkeys(licence.name for licence in spec.licences))
+        size = f"{spec.samples:,} samples" if spec.samples is not None else "-"
         rows.append((spec.name, spec.title, kind_of(spec), ",".join(spec.splits), size, spec.commercial, names))
     widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
-    lines = ["  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip() for row in rows]
+    lines = ["  ".join(map(str.ljust, row, widths)).rstrip() for row in rows]
     lines += ["", "Terms, splits and citation of one: lary datasets KEY."]
     lines += ["Size in bytes, of its files on the hub: lary data download --include KEY --dry-run."]
     return "\n".join(lines)
 
 
 def dataset_text(spec: DatasetSpec) -> str:
-    """The text of ``lary datasets KEY``: a record in full, with terms and citation."""
-    facts = {
-        "about": spec.description,
-        "kind": kind_of(spec) + (f", stride {spec.stride}" if spec.stride else ""),
-        "size": f"{spec.samples:,} samples" if spec.samples is not None else "not published",
-        "revision": spec.revision or "-",
-        "download": f"lary data download --include {spec.name} (--dry-run: bytes)" if spec.repository else "-",
-    }
-    for name, split in spec.splits.items():
-        facts[f"split {name}"] = f"LARY_ROOT/data/{spec.table_name(name)}, DATA_DIR/{split.root}"
-    for name in spec.split_sets:
-        train, val, *_ = spec.roles(name).values()
-        facts[f"{train}, {val}"] = f"drawn anew from these tables, for --splits {name}"
-    facts |= {f"probes, {role}": split for role, split in spec.roles().items()}
-    if isinstance(spec.target, LabelSpace):
-        facts["classes"] = ", ".join(spec.target.classes)
-    else:
-        facts["dimensions"] = ", ".join(spec.target.dims)
-        facts["units"] = ", ".join(unit or "-" for unit in spec.target.units)
-    facts["commercial"] = spec.commercial
-    for each in spec.licences:
-        use = "commercial use allowed" if each.commercial else "no commercial use"
-        facts[f"licence of {each.source}"] = "; ".join(filter(None, (each.name, use, each.url)))
-    lines = [f"{spec.name}: {spec.title}"]
-    for name, fact in facts.items():
-        lines += textwrap.wrap(f"{name}: {fact}", 120, subsequent_indent="  ", break_on_hyphens=False)
-    return "\n".join([*lines, *([f"citation:\n{textwrap.indent(spec.citation, '  ')}"] if spec.citation else [])])
+    """The text of ``lary datasets KEY``: one field of the record per line, and its citation."""
+    facts = dataclasses.asdict(spec)
+    citation = facts.pop("citation")
+    tables = {name: f"LARY_ROOT/data/{spec.table_name(name)}" for name in (*spec.splits, *spec.drawn)}
+    facts |= {"kind": kind_of(spec), "commercial": spec.commercial, "tables": tables}
+    lines = [f"{name}: {value if isinstance(value, str) else json.dumps(value)}" for name, value in facts.items()]
+    return "\n".join([*lines, citation])

@@ -1,4 +1,4 @@
-"""Splits of a data set: finding their tables, drawing them by group from others, and splitting a table in two.
+"""Splits of a data set: finding their tables, drawing them from others, and splitting a table.
 
 The paper splits composite actions 70:30 and everything else 75:25, stratified by class. By row is
 ``sklearn.model_selection.train_test_split`` with its random state; rows keep the shuffled order.
@@ -14,20 +14,10 @@ from typing import NamedTuple
 import numpy as np
 import numpy.typing as npt
 
+from lary.data import tables
 from lary.data.catalog import CLIP, EPISODE
 from lary.data.configs import SplitConfig
 from lary.data.spec import DATASETS, DatasetSpec, LabelSpace
-from lary.data.tables import (
-    IMAGE_FOLDER,
-    MEDIA_COLUMNS,
-    TARGET_COLUMN,
-    group_name,
-    matched,
-    read_csv,
-    usual_place,
-    without_images,
-    write_csv,
-)
 from lary.files import csv_text, digest, write_text
 from lary.settings import unexported
 from lary.types import UsageError
@@ -35,19 +25,15 @@ from lary.types import UsageError
 Rows = npt.NDArray[np.int64]
 
 PATTERNS: dict[str, str] = {"video": CLIP, "episode": EPISODE, "segment": r"^(.*)/"}
-"""What stays together, in the first path; a segment, cut from a recording at once, is the file's folder."""
+"""What stays together, in the first path; a segment is the folder of the file."""
 CLIPS, PAIRS = 0.3, 0.25
 """The paper's shares of validation."""
 
 
 def find_table(spec: DatasetSpec, split: str, root: Path, explicit: Path | None = None) -> Path:
-    """The CSV of a split: `explicit`, or else under ``root/data`` by the published names; a drawn one is drawn.
+    """The CSV of a split: `explicit`, or else by the published names below `root`, ``$LARY_ROOT``.
 
-    Args:
-        root: ``$LARY_ROOT``.
-
-    Raises:
-        UsageError: unknown split, or no table; names every path that was tried.
+    A drawn split is drawn. Raises UsageError with every path that was tried.
     """
     names = dict.fromkeys((spec.table_name(split), f"{spec.name}_metadata_{split}.csv", f"{spec.name}_{split}.csv"))
     if explicit is None and split in spec.drawn:
@@ -65,30 +51,27 @@ def find_table(spec: DatasetSpec, split: str, root: Path, explicit: Path | None 
 
 
 def draw_table(spec: DatasetSpec, split: str, root: Path) -> Path:
-    """Write the table of a drawn split under ``root/data``, unless it is there.
+    """Write the table of a drawn split, unless it is there: the rows of its groups, in order.
 
-    It has the rows of its groups in the order of the source tables.
-
-    Raises:
-        UsageError: a source is missing or has other columns, or a table of that name holds something else.
+    Raises UsageError where a source is missing or a table of that name holds something else.
     """
     path, rule = root / "data" / spec.table_name(split), spec.drawn[split]
     try:
-        tables = [find_table(spec, name, root) for name in rule.sources]
+        sources = [find_table(spec, name, root) for name in rule.sources]
     except UsageError:
         if path.is_file():
             return path  # it was drawn on another machine
         raise
-    first = MEDIA_COLUMNS[spec.media][0]
+    first = tables.MEDIA_COLUMNS[spec.media][0]
     header: list[str] = []
     chosen = []
-    for table in tables:
-        columns, rows = read_csv(table)
+    for table in sources:
+        columns, rows = tables.read_csv(table)
         if first not in columns or (header and columns != header):
             raise UsageError(f"{table} has the columns {', '.join(columns)}; expected {', '.join(header or [first])}.")
         header, at = columns, columns.index(first)
         for row in rows:
-            group = group_name(spec, usual_place(spec, row[at], IMAGE_FOLDER), rule.pattern)
+            group = tables.group_name(spec, tables.usual_place(spec, row[at], tables.IMAGE_FOLDER), rule.pattern)
             if validates(group, rule.share) == rule.validates:
                 chosen.append(row)
     text = csv_text([header, *chosen])
@@ -107,9 +90,6 @@ def validates(group: str, share: float) -> bool:
     return int(digest(group, length=8), 16) < share * 16**8
 
 
-# Splitting a table
-
-
 class SplitReport(NamedTuple):
     """What was written: both tables with their numbers of rows and of groups."""
 
@@ -120,12 +100,7 @@ class SplitReport(NamedTuple):
 
 
 def write_split(table: Path, config: SplitConfig) -> SplitReport:
-    """Split a table into two, with its columns.
-
-    Raises:
-        UsageError: the table or a column is missing, the parts would be empty or overwrite the table, or a class is
-            too rare to be in both.
-    """
+    """Split a table into two, with its columns. Raises UsageError where it can't be."""
     targets = []
     for given, name in ((config.train, "train_"), (config.val, "val_")):
         if given is None and "all_" not in table.name:
@@ -134,16 +109,16 @@ def write_split(table: Path, config: SplitConfig) -> SplitReport:
     if len({path.resolve() for path in (*targets, table)}) < 3:
         raise UsageError(f"--train {targets[0]}, --val {targets[1]} and the table {table} must be three files.")
     spec = None if config.dataset is None else DATASETS.get(config.dataset)
-    columns, rows = read_csv(table)
-    media = next((names[0] for names in MEDIA_COLUMNS.values() if names[0] in columns), None)
+    columns, rows = tables.read_csv(table)
+    media = next((names[0] for names in tables.MEDIA_COLUMNS.values() if names[0] in columns), None)
     if media is None:
         raise UsageError(f"{table} has neither of the columns src_img and video_path.")
-    clips = media in MEDIA_COLUMNS["clip"]
+    clips = media in tables.MEDIA_COLUMNS["clip"]
     labelled = clips if spec is None else isinstance(spec.target, LabelSpace)
-    name = config.stratify or (TARGET_COLUMN if labelled else None)
-    if name is not None and name not in columns:
-        raise UsageError(f"{table} has no column '{name}' to stratify by; it has: {', '.join(columns)}.")
-    strata = None if name is None else [row[columns.index(name)] for row in rows]
+    column = config.stratify or (tables.TARGET_COLUMN if labelled else None)
+    if column is not None and column not in columns:
+        raise UsageError(f"{table} has no column '{column}' to stratify by; it has: {', '.join(columns)}.")
+    strata = None if column is None else [row[columns.index(column)] for row in rows]
     share = config.share if config.share is not None else CLIPS if clips else PAIRS
     groups = list(map(str, range(len(rows))))
     if config.by == "row":
@@ -151,21 +126,17 @@ def write_split(table: Path, config: SplitConfig) -> SplitReport:
     else:
         pattern = PATTERNS[config.by] if spec is None or config.by == "segment" else spec.group_pattern
         paths = [row[columns.index(media)].strip().replace("\\", "/") for row in rows]
-        paths = paths if spec is None else [usual_place(spec, path, IMAGE_FOLDER) for path in paths]
-        groups = [matched(pattern, without_images(path)) for path in paths]
+        paths = paths if spec is None else [tables.usual_place(spec, path, tables.IMAGE_FOLDER) for path in paths]
+        groups = [tables.matched(pattern, tables.without_images(path)) for path in paths]
         parts = split_groups(groups, share, strata, config.seed)
     for path, part in zip(targets, parts, strict=True):
-        write_csv(path, columns, [rows[index] for index in part])
+        tables.write_csv(path, columns, [rows[index] for index in part])
     counts = tuple(len({groups[index] for index in part}) for part in parts)
     return SplitReport(targets[0], targets[1], tuple(map(len, parts)), counts)
 
 
 def split_rows(count: int, share: float, strata: Sequence[str] | None, seed: int) -> tuple[Rows, Rows]:
-    """Row numbers of training and validation, shuffled: scikit-learn's draw, as published.
-
-    Raises:
-        UsageError: the share leaves a part empty, or a class has a single row.
-    """
+    """Row numbers of training and validation, shuffled by scikit-learn, as published."""
     from sklearn.model_selection import train_test_split
 
     try:
@@ -179,11 +150,8 @@ def split_groups(groups: Sequence[str], share: float, strata: Sequence[str] | No
     """Row numbers of training and validation, in the table's order, with whole groups in either.
 
     Groups are taken in random order; one goes to validation where that brings the counts of its
-    classes nearer to their shares, so that every class ends within half of its largest group of
-    its share.
-
-    Raises:
-        UsageError: the share leaves a part empty.
+    classes nearer to their shares: every class ends within half of its largest group of its share.
+    Raises UsageError where a part would be empty.
     """
     if not 0 < share < 1:
         raise UsageError(f"--test-size {share}: expected a share between 0 and 1.")

@@ -9,7 +9,7 @@ import sys
 from collections.abc import Iterator
 from pathlib import Path
 
-from lary.models.spec import MODELS, locate_weights
+from lary.models.spec import MODELS, ModelSpec, locate_weights
 from lary.runtime import memory_bytes, usable_cores
 from lary.settings import FOLDER, Settings
 from lary.types import UsageError
@@ -52,15 +52,14 @@ def devices(_: Settings) -> Iterator[Line]:
     import torch
 
     yield False, "cpu", f"{usable_cores()} of {os.cpu_count()} cores, {memory_bytes() / 1e9:.1f} GB of memory"
-    count = torch.cuda.device_count() if torch.cuda.is_available() else 0
-    if not count:
+    cuda = range(torch.cuda.device_count() if torch.cuda.is_available() else 0)
+    if not cuda:
         metal = torch.backends.mps.is_available()
         yield False, "accelerator", "Metal: pass --device mps" if metal else "none: published sizes take hours"
-    for index in range(count):
-        free, total = torch.cuda.mem_get_info(index)
+    for index in cuda:
+        free, total = (size / 1e9 for size in torch.cuda.mem_get_info(index))
         works = float((torch.ones(8, device=f"cuda:{index}") * 2).sum()) == 16
-        name = torch.cuda.get_device_name(index)
-        yield not works, f"cuda:{index}", f"{name}, {free / 1e9:.1f} of {total / 1e9:.1f} GB free"
+        yield not works, f"cuda:{index}", f"{torch.cuda.get_device_name(index)}, {free:.1f} of {total:.1f} GB free"
 
 
 def decoders(_: Settings) -> Iterator[Line]:
@@ -83,14 +82,18 @@ def variables(settings: Settings) -> Iterator[Line]:
         elif not FOLDER[name] and value.count("/") == 1 and not path.is_absolute():
             text = "no file here: taken for a hub id"
         else:
-            made = name in ("LARY_LA_DIR", "LARY_LOG_DIR")
-            broken, text = not made and origin != "default", "will be made" if made else "does not exist"
+            text = "does not exist"
+            broken = name not in ("LARY_LA_DIR", "LARY_LOG_DIR") and origin != "default"  # commands make these
         yield broken, name, f"{value} ({origin}): {text}"
-    missing = []
-    for model in MODELS:
-        try:
-            locate_weights(model, settings.values())
-        except UsageError:
-            missing.append(model.name)
+    missing = [model.name for model in MODELS if not has_weights(model, settings)]
     text = f"missing: {', '.join(missing)}; 'lary models KEY' prints what to set" if missing else "found"
     yield False, "weights", text
+
+
+def has_weights(model: ModelSpec, settings: Settings) -> bool:
+    """Whether the settings say where the weights of a model are, or it needs none."""
+    try:
+        locate_weights(model, settings.values())
+    except UsageError:
+        return False
+    return True

@@ -28,6 +28,8 @@ GONE = {
     "data clip": {"--backend"},
     "data check": {"--restart"},
     "data audit": {"--cache", "--distance"},
+    "diagnose": {"--relations", "--seed"},
+    "analyze": {"--square"},
 }
 """Options of version 0.1 that are no more."""
 GROUPS = ("Model and data set", "Latents", "Probe", "Reading of media", "Storage", "Machine", "Paths")

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from pathlib import Path
 
 import pytest
@@ -33,10 +32,6 @@ def test_records_that_ship_would_pass_the_validation_of_imported_ones() -> None:
 def test_record_is_complete_and_consistent(spec: DatasetSpec) -> None:
     assert all((spec.title, spec.licences, spec.revision, spec.description))
     assert {spec.validation, spec.unseen or spec.validation} <= set(spec.splits)
-    re.compile(spec.group_pattern)
-    for name, split in spec.splits.items():
-        assert not split.root.startswith("/")
-        assert spec.table_name(name).endswith(".csv")
     if not isinstance(spec.target, ActionSpace):
         assert len(spec.labels.classes) == CLASSES[spec.name]
         return
@@ -57,9 +52,7 @@ def test_records_of_one_family_share_constants_and_tables() -> None:
     means = [DATASETS.get(name).actions.normalisation.mean for name in ("vlabench", "vlabench_15", "vlabench_30")]
     assert len(set(means)) == 1
     assert means[0] != DATASETS.get("calvin").actions.normalisation.mean
-    seen, alone = DATASETS.get("simarm"), DATASETS.get("simarm_unseen")
-    assert alone.table_name("unseen") == seen.table_name("unseen")
-    assert alone.split("unseen").root == seen.split("unseen").root
+    assert DATASETS.get("simarm_unseen").table_name("unseen") == DATASETS.get("simarm").table_name("unseen")
     axes = [("", "Forward", "Backward"), ("", "Left", "Right"), ("", "Up", "Down")]
     directions = {"_".join(filter(None, (x, y, z))) for x in axes[0] for y in axes[1] for z in axes[2]}
     assert set(DATASETS.get("libero").labels.classes) == (directions - {""}) | {"Open", "Close"}

@@ -7,7 +7,7 @@ import sys
 
 import pytest
 
-from lary.data.spec import DATASETS, ActionSpace, LabelSpace, Normalisation, dataset_text
+from lary.data.spec import DATASETS, LabelSpace
 from lary.types import UsageError
 from tests.helpers import lary
 
@@ -21,27 +21,22 @@ def test_list_of_data_sets() -> None:
                         ("calvin", "  yes  ")):  # fmt: skip
         assert words in lines[name]
     text = lary("datasets", "libero").out
-    assert "eprint={2604.11689}" in text
-    assert "size: 25,940 samples" in text
-    assert "train_by_segment, val_by_segment: drawn anew from these tables, for --splits by-segment" in text
-    for spec in DATASETS:
-        text = dataset_text(spec)
-        assert all(split.root in text for split in spec.splits.values())
-        assert all(licence.source in text for licence in spec.licences)
+    for words in ("eprint={2604.11689}", "samples: 25940", '"name": "MIT"', "libero_metadata_val_by_segment.csv"):
+        assert words in text
 
 
-@pytest.mark.parametrize("asked", [["datasets"], ["datasets", "human_1st"]])
-def test_list_loads_no_heavy_library(asked: list[str]) -> None:
+def test_list_loads_no_heavy_library() -> None:
     """The whole command: what it doesn't import decides how fast it answers."""
     heavy = {"torch", "pandas", "numpy", "pyarrow", "cv2", "av", "PIL", "huggingface_hub", "scipy", "sklearn",
              "pydantic", "requests", "httpx", "mujoco"}  # fmt: skip
     code = f"""
 import sys
 from lary.cli import main
-try:
-    main({asked!r})
-except SystemExit as stop:
-    assert not stop.code
+for asked in (["datasets"], ["datasets", "human_1st"]):
+    try:
+        main(asked)
+    except SystemExit as stop:
+        assert not stop.code
 found = {heavy!r} & set(sys.modules)
 assert not found, found
 """
@@ -50,16 +45,13 @@ assert not found, found
 
 
 def test_wrong_names_are_answered_with_a_suggestion() -> None:
-    with pytest.raises(UsageError, match="Did you mean calvin"):
-        DATASETS.get("calvn")
-    with pytest.raises(UsageError, match=r"no split 'seen_trian'.*Did you mean seen_train"):
-        DATASETS.get("robocoin").split("seen_trian")
-    with pytest.raises(UsageError, match=r"has no splits of that name, it has: by-episode"):
-        DATASETS.get("vlabench").roles("by-row")
-    with pytest.raises(UsageError, match="lary regress"):
-        _ = DATASETS.get("calvin").labels
-    with pytest.raises(UsageError, match="lary classify"):
-        _ = DATASETS.get("libero").actions
-    with pytest.raises(UsageError, match="sorted"):
-        LabelSpace(("b", "a"))
-    assert ActionSpace(dims=("x", "gripper"), horizon=2).normalisation == Normalisation()
+    for words, ask in (
+        ("Did you mean calvin", lambda: DATASETS.get("calvn")),
+        (r"no split 'seen_trian'.*Did you mean seen_train", lambda: DATASETS.get("robocoin").split("seen_trian")),
+        (r"has no splits of that name, it has: by-episode", lambda: DATASETS.get("vlabench").roles("by-row")),
+        ("lary regress", lambda: DATASETS.get("calvin").labels),
+        ("lary classify", lambda: DATASETS.get("libero").actions),
+        ("sorted", lambda: LabelSpace(("b", "a"))),
+    ):
+        with pytest.raises(UsageError, match=words):
+            ask()

@@ -69,20 +69,23 @@ def run_facts(folder: Path) -> dict[str, Any]:
 def file_facts(file: Path) -> Any:
     """What is in a file that a run is published with; None for others."""
     if file.suffix == ".csv":
-        with file.open(newline="") as stream:
-            return [[number(cell) for cell in row] for row in csv.reader(stream)]
+        return [[number(cell) for cell in row] for row in csv_of(file)]
     if file.name == "case.txt":
         return file.read_text().splitlines()
-    if file.name == "classification_stats.json":
-        own = json.loads(file.read_text())
-        return [len(own), {name: row for name, row in own.items() if row["samples"] or row["precision"]}]
-    if file.name == "confusion_matrix.json":
-        own = json.loads(file.read_text())
-        return {name: np.array(value).shape if name == "matrix" else len(value) for name, value in own.items()}
     if file.suffix == ".npz":
         with np.load(file, allow_pickle=False) as arrays:
             return {name: array_facts(arrays[name]) for name in sorted(arrays.files)}
+    own = json.loads(file.read_text()) if file.suffix == ".json" else {}
+    if file.name == "classification_stats.json":
+        return [len(own), {name: row for name, row in own.items() if row["samples"] or row["precision"]}]
+    if file.name == "confusion_matrix.json":
+        return {name: np.array(value).shape if name == "matrix" else len(value) for name, value in own.items()}
     return None
+
+
+def csv_of(file: Path) -> list[list[str]]:
+    with file.open(newline="") as stream:
+        return list(csv.reader(stream))
 
 
 def number(cell: str) -> float | str:
@@ -207,10 +210,9 @@ def test_analyze(finished: Place, tmp_path: Path) -> None:
     GOLDEN.check("analyze: files", [file.name for file in files])
     for file in files:
         if file.suffix == ".csv":
-            with file.open(newline="") as stream:
-                rows = list(csv.reader(stream))
-            numbers = [numbers_of(" ".join(row)) for row in rows[1:9]]
-            GOLDEN.check(f"analyze: {file.name}", [rows[0], len(rows), numbers])
+            header, *rows = csv_of(file)
+            numbers = [numbers_of(" ".join(row)) for row in rows[:8]]
+            GOLDEN.check(f"analyze: {file.name}", [header, len(rows) + 1, numbers])
         elif file.suffix == ".json":
             GOLDEN.check(f"analyze: {file.name}", plain(json.loads(file.read_text())))
 
@@ -240,30 +242,6 @@ def test_controls(corrected: Place, monkeypatch: pytest.MonkeyPatch, tmp_path: P
     out = corrected(CONTROLS).out
     GOLDEN.check("controls", runs_of(corrected))
     GOLDEN.check("controls: summary", numbers_of(out.split("Written")[0]))
-
-
-def test_run_and_sweep(corrected: Place, tmp_path: Path) -> None:
-    one, many = (Place(tmp_path / name, corrected.data) for name in ("one", "many"))
-    one("run --model pixels --dataset calvin --workers 1 DEMO --model-type ridge")
-    names = [path.name for path in files_below(one.root / "latent_actions").values()]
-    GOLDEN.check("run", [runs_of(one), names[:4]])
-    (many.root / "sweep.yaml").write_text(FILES["sweep.yaml"])
-    out = many("sweep ROOT/sweep.yaml --dry-run").out
-    assert not runs_of(many)
-    assert all(name in out for name in ("pixels", "frame-difference", "calvin"))
-    GOLDEN.check("sweep: plan", numbers_of(out))
-    many("sweep ROOT/sweep.yaml")
-    found = runs_of(many)
-    assert len(found) == 3
-    GOLDEN.check("sweep", found)
-    for name, facts in runs_of(one).items():
-        assert [facts[part] for part in ("selections", "history")] == [
-            found[name][part] for part in ("selections", "history")
-        ]
-    times = {path: path.stat().st_mtime_ns for path in many.logs.rglob("result.json")}
-    many("sweep ROOT/sweep.yaml --part 1/2")
-    many("sweep ROOT/sweep.yaml")
-    assert times == {path: path.stat().st_mtime_ns for path in many.logs.rglob("result.json")}
 
 
 # Mistakes and stops
