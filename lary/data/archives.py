@@ -17,7 +17,6 @@ import zipfile
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
-from itertools import islice
 from pathlib import Path
 from typing import IO, Any
 
@@ -35,8 +34,8 @@ LARGEST_EXTRA = 1 << 24
 EXTENDED = (*b"LKxgX",)
 """Types of headers that hold more than their block: long names of GNU, and those of pax and Solaris."""
 CONTENT = (tarfile.REGTYPE, tarfile.AREGTYPE, tarfile.CONTTYPE, tarfile.DIRTYPE)
-Member = tuple[str, int, "IO[bytes] | None"]
-"""A path in an archive, its size, and its content; None for a folder."""
+Member = tuple[str, int, int, "IO[bytes] | None"]
+"""A path in an archive, its size, all that is unpacked with it, and its content; None for a folder."""
 
 
 @dataclass(frozen=True)
@@ -147,29 +146,26 @@ def _tar_members(tar: tarfile.TarFile) -> Iterator[Member]:
         reader.members = []  # tarfile keeps every header otherwise: gigabytes for millions of files
         if member.issparse():
             raise _Refused(f"holds a sparse file, {_shown(member.name)}")
-        yield member.name, member.size, None if member.isdir() else tar.extractfile(member)
+        # The offset counts headers, too: millions of empty files are a bomb as well.
+        yield member.name, member.size, tar.offset, None if member.isdir() else tar.extractfile(member)
     rest = reader.fileobj.read(LARGEST_EXTRA)
     if rest.strip(b"\0") or len(rest) == LARGEST_EXTRA:
         raise _Refused("has data behind its end")
 
 
 def _zip_members(archive: zipfile.ZipFile) -> Iterator[Member]:
+    end = 0
     for entry in archive.infolist():
         # The name as it is written: zipfile cuts it off at a zero byte.
         name, mode = entry.orig_filename, stat.S_IFMT(entry.external_attr >> 16)
         if mode not in (0, stat.S_IFDIR if entry.is_dir() else stat.S_IFREG):
             raise _Refused(f"holds {'a link' if mode == stat.S_IFLNK else 'a special file'}, {_shown(name)}")
+        end += entry.file_size
         if entry.is_dir():
-            yield name, 0, None
+            yield name, 0, end, None
         else:  # zipfile reads no more of a member than its announced size
             with archive.open(entry) as content:
-                yield name, entry.file_size, content
-
-
-def member_names(parts: Sequence[Path], count: int = 50) -> list[str]:
-    """The first paths in an archive. Raises LaryError if it can't be read."""
-    with _explained(whole_name(parts[0].name)):
-        return [name for name, _, _ in islice(_members(parts), count)]
+                yield name, entry.file_size, end, content
 
 
 # Writing
@@ -200,12 +196,11 @@ def unpack(
     free, total = shutil.disk_usage(target).free, 0
     try:
         with _explained(name):
-            for number, (path, size, content) in enumerate(_members(parts), 1):
+            for number, (path, size, end, content) in enumerate(_members(parts), 1):
                 total += size
                 if number > limits.members or not 0 <= size <= total <= limits.total_bytes:
                     raise _Refused(f"is larger than allowed, at member {number} of {size} bytes")
-                # A header is a block: millions of empty files are a bomb, too.
-                if total + tarfile.BLOCKSIZE * number > max(limits.free_bytes, limits.ratio * packed):
+                if end > max(limits.free_bytes, limits.ratio * packed):
                     raise _Refused(f"unpacks to more than {limits.ratio:g} times its size")
                 if total > free:
                     raise LaryError(f"There is no space for {name}: {total} bytes or more, and {free} are free.")
@@ -213,22 +208,19 @@ def unpack(
                     clean = inside(Path(), path).as_posix()
                 except UsageError:
                     raise _Refused(f"holds {_shown(path)}, which is no plain path below the target") from None
-                if content is not None or clean != ".":
+                if content is not None:  # folders come with their files
                     _write(content, size, _shown(path), scratch / place(clean), progress)
             _move(name, scratch, target)
     finally:
         shutil.rmtree(scratch, ignore_errors=True)
 
 
-def _write(content: IO[bytes] | None, size: int, shown: str, path: Path, progress: Progress | None) -> None:
-    """Write a member into the temporary folder, counting what is written."""
-    folder = path if content is None else path.parent
+def _write(content: IO[bytes], size: int, shown: str, path: Path, progress: Progress | None) -> None:
+    """Write a file into the temporary folder, counting what is written."""
     try:
-        folder.mkdir(parents=True, exist_ok=True)
-        if folder.resolve() != folder:  # another process has put a link in its place
-            raise _Refused(f"was being unpacked when the folder {folder} was exchanged")
-        if content is None:
-            return
+        path.parent.mkdir(parents=True, exist_ok=True)
+        if path.parent.resolve() != path.parent:  # another process has put a link in its place
+            raise _Refused(f"was being unpacked when the folder {path.parent} was exchanged")
         with path.open("xb") as out:
             while block := content.read(BLOCK):
                 size -= out.write(block)

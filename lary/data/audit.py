@@ -148,9 +148,9 @@ class Part:
     video; ``target``, the class or the path of the action file; ``robot``.
     """
 
-    def __init__(self, table: SampleTable, prefix: str = "") -> None:
-        """Read a table; `prefix` keeps equal names under different roots apart."""
+    def __init__(self, table: SampleTable) -> None:
         self.table, self.name, self.labelled = table, table.split, isinstance(table.spec.target, LabelSpace)
+        prefix = f"{table.spec.split(self.name).root}/"  # keeps equal names under different roots apart
         lines = []
         for sample in table:
             media = [prefix + path for path in sample.media]
@@ -210,8 +210,8 @@ def open_parts(spec: DatasetSpec, config: AuditConfig, settings: Settings) -> li
     """Read the tables. Raises UsageError."""
     tables: dict[str, Path] = {}
     for entry in config.table:
-        name, equals, file = entry.partition("=")
-        if not equals or not file:
+        name, _, file = entry.partition("=")
+        if not file:
             raise UsageError(f"--table {entry}: expected SPLIT=FILE.")
         tables[name] = Path(file)
     # Without files to open, paths are only compared.
@@ -226,12 +226,10 @@ def open_parts(spec: DatasetSpec, config: AuditConfig, settings: Settings) -> li
                 raise
             missing = str(error)
             continue
-        found.append(read_table(spec, name, path=path, data_dir=data_dir))
+        found.append(Part(read_table(spec, name, path=path, data_dir=data_dir)))
     if not found:
         raise UsageError(f"There is nothing to audit. {missing}")
-    roots = [spec.split(table.split).root for table in found]
-    several = len(set(roots)) > 1
-    return [Part(table, f"{root}/" if several else "") for table, root in zip(found, roots, strict=True)]
+    return found
 
 
 # One split
@@ -246,7 +244,7 @@ def inspect_table(part: Part) -> Findings:
         lost = [f"{cell} (read as {path})" for cell, path in cells if re.search(spec.path_repair[0], cell)]
         found.add("lost_folder", lost, total, unit=part.unit)
     # Without a match the path itself is the group; a pattern that wants just that is fine.
-    pairs = zip(first, rows["group"], strict=True)
+    pairs = zip(first, part.table.groups(), strict=True)
     alone = [path for path, group in pairs if path.endswith(group) and re.search(spec.group_pattern, group) is None]
     found.add("no_group", alone, total, unit=part.unit)
     column = embodiment_column(spec, list(frame.columns))

@@ -17,7 +17,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path, PurePosixPath
 from typing import Any
 
-from lary.data.archives import SCRATCH, member_names, unpack, whole_name
+from lary.data.archives import SCRATCH, unpack, whole_name
 from lary.data.configs import DownloadConfig
 from lary.data.spec import DATASETS, DatasetSpec
 from lary.files import inside, read_json, write_bytes, write_json
@@ -202,27 +202,31 @@ def choose(files: Sequence[RemoteFile], specs: Sequence[DatasetSpec], config: Do
     return [file for file in files if file.path in chosen]
 
 
-def find_place(archive: str, names: Sequence[str], folders: Sequence[str]) -> Callable[[str], str] | None:
-    """Where the members of an archive belong below ``DATA_DIR``; None if nothing says so.
+def find_place(archive: str, folders: Sequence[str]) -> Callable[[str], str]:
+    """Where the members of an archive belong below ``DATA_DIR``, among the folders of the layout.
 
-    In this order: members name their track (``regression/calvin/...``); they start with a folder of the
+    In this order: a member names its track (``regression/calvin/...``); it starts with a folder of the
     layout (``calvin/...``); the archive is in one or is called like one (``regression/calvin.tar``).
     """
-    split = [[part for part in name.split("/") if part not in ("", ".")] for name in names]
-    tops = {parts[0] for parts in split if parts}
-    if any(track in parts[:3] for parts in split for track in TRACKS):
-        return from_track
     short = {folder.split("/")[1]: folder for folder in folders if folder.count("/") == 1}
-    if tops and tops <= set(short):
-        usual = short[min(tops)]  # only the first members were read: others are put beside them
-        return lambda name: f"{short.get(name.split('/')[0], usual).split('/')[0]}/{name}"
     path = PurePosixPath(archive)
     stem = re.split(r"\.(?:tar|tgz|zip)\b", path.name, maxsplit=1)[0]
     above = from_track(str(path.parent)) if set(path.parts) & set(TRACKS) else ""
-    if tops != {stem}:
-        named = f"{above}/{stem}"
-        above = named if named in folders else above or short.get(stem, "")
-    return (lambda name: f"{above}/{name}") if above else None
+    inner = f"{above}/{stem}" if f"{above}/{stem}" in folders else above or short.get(stem, "")
+
+    def place(name: str) -> str:
+        parts = name.split("/")
+        if set(parts[:3]) & set(TRACKS):
+            return from_track(name)
+        root = short[parts[0]].split("/")[0] if parts[0] in short else above if parts[0] == stem else inner
+        if not root:
+            raise LaryError(
+                f"Nothing says where {archive} belongs, which holds {name}: unpack it by hand into the layout of "
+                "docs/guide-data.md."
+            )
+        return f"{root}/{name}"
+
+    return place
 
 
 def from_track(name: str) -> str:
@@ -356,13 +360,7 @@ class Download:
 
     def unpack(self, whole: str, parts: Sequence[Path]) -> None:
         """Unpack an archive. Raises LaryError if it is refused, or nothing says where it belongs."""
-        members = member_names(parts)
-        place = find_place(whole, members, known_folders(downloadable()))
-        if place is None:
-            raise LaryError(
-                f"Nothing says where {whole} belongs, which holds {', '.join(members[:3])}: unpack {parts[0]} by "
-                "hand into the layout of docs/guide-data.md."
-            )
+        place = find_place(whole, known_folders(downloadable()))
         with progress(sum(path.stat().st_size for path in parts), f"unpacking {whole}", "byte") as bar:
             unpack(parts, place, self.data_dir, progress=bar)
         self.unpacked += 1

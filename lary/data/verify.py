@@ -198,7 +198,7 @@ def read_split(group: CheckedGroup, spec: DatasetSpec, split: str, path: Path | 
         return problem("", 1, str(error))
     entry["rows"] = len(frame)
     root, media = data_dir / spec.split(split).root, MEDIA_COLUMNS[spec.media]
-    by_cell: dict[tuple[str, str], CheckedFile] = {}
+    by_cell: dict[str, dict[str, CheckedFile]] = {}
     for name in needed_columns(spec):
         if name not in frame:
             problem(name, 1, f"there is no column '{name}'; the table has: {', '.join(frame.columns)}")
@@ -209,7 +209,7 @@ def read_split(group: CheckedGroup, spec: DatasetSpec, split: str, path: Path | 
             kind, folder, shape = "npy", ACTION_FOLDER, (spec.target.horizon, len(spec.target.dims))
         elif name == TARGET_COLUMN:
             classes = frozenset(spec.labels.classes)
-        wrong = dict[str, str]()
+        wrong, here = dict[str, str](), by_cell.setdefault(name, {})
         for cell, count in Counter(frame[name].tolist()).most_common():
             try:
                 if cell not in classes and (reason := cell_problem(spec, name, cell)):
@@ -217,8 +217,8 @@ def read_split(group: CheckedGroup, spec: DatasetSpec, split: str, path: Path | 
                 if name in media or kind == "npy":
                     found = tuple(str(inside(root, place)) for place in places(spec, cell, folder))
                     new = CheckedFile(kind, found, path.name, name, shape)
-                    by_cell[name, cell] = group.files.setdefault((kind, found[0]), new)
-                    by_cell[name, cell].refs += count
+                    here[cell] = group.files.setdefault((kind, found[0]), new)
+                    here[cell].refs += count
             except UsageError as error:
                 wrong[cell] = str(error).rstrip(".")
         rows = [row for row, cell in enumerate(frame[name]) if cell in wrong]
@@ -226,10 +226,9 @@ def read_split(group: CheckedGroup, spec: DatasetSpec, split: str, path: Path | 
             more = f", and {len(rows) - 1} more rows" if len(rows) > 1 else ""
             reason = wrong[frame[name].iloc[rows[0]]]
             problem(name, len(rows), f"row {rows[0] + 1} (line {line_of(path, rows[0])}): {reason}{more}")
-    columns = [[by_cell.get((name, cell)) for cell in frame.get(name, ())] for name in media]
-    if spec.media == "pair":
-        pairs = zip(*columns, strict=False)  # a column may be missing
-        group.pairs += [(source, target) for source, target in pairs if source and target]
+    if spec.media == "pair" and by_cell.keys() >= set(media):
+        columns = [map(by_cell[name].get, frame[name]) for name in media]
+        group.pairs += [(source, target) for source, target in zip(*columns, strict=True) if source and target]
 
 
 # Files
@@ -245,33 +244,32 @@ def check_files(config: CheckConfig, data_dir: Path, files: Sequence[CheckedFile
     resumed = read_digests(journal)
     if resumed:
         log.info("resuming after %d files that an interrupted run found whole", len(resumed))
-    entries, names, questions = manifest | resumed, [], list[Question]()
+    entries, questions = manifest | resumed, list[Question]()
     for item in files:
-        names.append(Path(item.places[0]).relative_to(data_dir).as_posix())
-        sha256, _, kind, shape = entries.get(names[-1], (None,) * 4)
-        known = kind == item.kind and (item.shape is None or shape == list(item.shape))
-        questions.append(
-            {
-                "places": item.places, "kind": item.kind, "depth": config.depth, "shape": item.shape,
-                "sha256": sha256 if known else None, "strict": names[-1] in manifest,
-            }
-        )  # fmt: skip
+        name = Path(item.places[0]).relative_to(data_dir).as_posix()
+        sha256, _, kind, shape = entries.get(name, (None,) * 4)
+        if kind != item.kind or (item.shape is not None and shape != list(item.shape)):
+            sha256 = None
+        about = {"places": item.places, "kind": item.kind, "shape": item.shape, "whole": config.depth == "decode"}
+        questions.append({**about, "name": name, "sha256": sha256, "strict": name in manifest})
     workers = min(config.workers, PER_CORE * (os.cpu_count() or 1), len(files) // FILES_PER_WORKER + 1)
     compared = 0
     write_text(journal, digests_text(resumed))
     with journal.open("a", encoding="utf-8") as stream, progress(len(files), "checking", "file") as bar:
         for position, answer in ask_all(questions, workers, config.timeout):
             bar.advance()
-            item, name = files[position], names[position]
+            item, question = files[position], questions[position]
             item.status, item.reason = answer["status"], answer["reason"]
-            if item.status == "ok":
-                item.found = answer["shape"] or entries.get(name, [None])[-1]
-                entry = [answer["sha256"], answer["size"], item.kind, item.found]
-                compared += bool(questions[position]["sha256"]) and name in manifest
-                if entry[0] and entry != entries.get(name):
-                    entries[name] = entry
-                    stream.write(json.dumps([name, *entry], ensure_ascii=False) + "\n")
-                    stream.flush()
+            if item.status != "ok":
+                continue
+            name = question["name"]
+            item.found = answer["shape"] or entries.get(name, [None])[-1]
+            compared += question["strict"] and question["sha256"] is not None
+            entry = [answer["sha256"], answer["size"], item.kind, item.found]
+            if question["whole"] and entry != entries.get(name):
+                entries[name] = entry
+                stream.write(json.dumps([name, *entry], ensure_ascii=False) + "\n")
+                stream.flush()
     if config.manifest is not None and (entries != manifest or not config.manifest.exists()):
         write_text(config.manifest, digests_text(entries))
     journal.unlink()
@@ -290,11 +288,11 @@ def read_digests(path: Path) -> dict[str, list[Any]]:
         return {}
     try:
         first, *lines = path.read_text(encoding="utf-8").split("\n")
-        if json.loads(first)["manifest"] != VERSION:
-            raise ValueError(f"it has another version than {VERSION}, make a new one")
+        if json.loads(first) != {"manifest": VERSION}:
+            raise ValueError("it is of another version, make a new one")
         # What follows the last line end was torn when a run was killed.
         return {name: [*four] for name, *four in map(json.loads, lines[:-1]) if len(four) == 4}
-    except (OSError, ValueError, KeyError, TypeError) as error:
+    except (OSError, ValueError, TypeError) as error:
         raise UsageError(f"{path} is no manifest of 'lary data check': {error}.") from error
 
 
@@ -332,8 +330,9 @@ def answer(question: Question) -> Answer:
     Of an ok file also ``shape`` (as decoded, or None), ``size`` in bytes and ``sha256``.
 
     Args:
-        question: ``places``, ``kind``, ``depth`` and ``shape`` of the file; ``sha256``, a
-            known digest that replaces decoding; ``strict``, whether another one is wrong.
+        question: ``places``, ``kind`` and ``shape`` of the file; ``whole``, whether it is
+            decoded; ``sha256``, a known digest that replaces decoding; ``strict``, whether
+            another one is wrong.
     """
     found: Answer = {"status": "ok", "reason": "", "shape": None, "sha256": None}
     try:
@@ -343,14 +342,13 @@ def answer(question: Question) -> Answer:
         if not stat.S_ISREG(about.st_mode):
             raise MediaError("path is not a file")
         found["size"] = about.st_size
-        whole = question["depth"] == "decode"
-        if whole:
+        if question["whole"]:
             found["sha256"] = file_digest(path, 64)
             if question["sha256"] == found["sha256"]:
                 return found
             if question["sha256"] and question["strict"]:
                 raise MediaError("the content differs from the manifest")
-        found["shape"] = inspect(path, question["kind"], question["shape"], whole=whole)
+        found["shape"] = inspect(path, question["kind"], question["shape"], whole=question["whole"])
         return found
     except (FileNotFoundError, NotADirectoryError):
         return {"status": "missing", "reason": "file does not exist"}

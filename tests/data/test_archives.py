@@ -13,7 +13,7 @@ from typing import Any
 
 import pytest
 
-from lary.data.archives import SCRATCH, Limits, member_names, unpack, whole_name
+from lary.data.archives import SCRATCH, Limits, unpack, whole_name
 from lary.types import LaryError
 from tests.hostile import harness
 
@@ -74,7 +74,6 @@ def test_archive_comes_out_whole_also_in_parts(tmp_path: Path, suffix: str) -> N
     parts = [tmp_path / f"b.{suffix}.part-a{letter}" for letter in "abcd"]
     for part, piece in zip(parts, (data[:cut], b"", data[cut : cut + 7], data[cut + 7 :]), strict=True):
         part.write_bytes(piece)
-    assert any("calvin/a.txt" in name for name in member_names(parts))
     assert run(*parts) == run(whole) == CONTENT
 
 

@@ -66,13 +66,13 @@ def test_vlabench_30_shares_its_episodes_and_lost_a_folder(published: Path) -> N
     report = run(published, "vlabench_30")
     assert [facts["rows"] for facts in report.splits] == [12546, 4182]
     shared = found(report, "same_group")
-    assert (shared.severity, shared.count, shared.total, shared.splits) == ("leak", 2770, 2932, ("train", "val"))
+    assert (shared.severity, shared.count, shared.total, shared.splits) == ("leak", 2771, 2933, ("train", "val"))
     assert found(report, "same_file").count == 4392
     assert found(report, "lost_folder", "train").count == 2
     lost = found(report, "lost_folder", "val")
-    assert lost.examples == ("images/epframe_003134.png (read as images/ep_30/frame_003134.png)",)
+    assert lost.examples == ("images/epframe_003134.png (read as regression/vlabench/images/ep_30/frame_003134.png)",)
     assert leaks(report) == {"same_file", "same_group"}
-    assert "leak    train and val: 2770 of 2932 episodes of val are in train too" in report.text()
+    assert "leak    train and val: 2771 of 2933 episodes of val are in train too" in report.text()
     drawn = run(published, "vlabench_30", splits=("train_by_episode", "val_by_episode"))
     assert sum(facts["rows"] for facts in drawn.splits) == 12546 + 4182
     assert not drawn.leaks
@@ -106,7 +106,7 @@ def test_robots_without_a_type_are_counted_and_stay_without_one_where_no_rule_na
     empty = found(report, "empty_robot_type")
     assert f"the record names {empty.count - 2} of them" in empty.text
     assert empty.count == len(nameless) > 2
-    assert empty.examples[0].startswith("H2x")
+    assert empty.examples[0].startswith("regression/robocoin_10/H2x")
     assert report.splits[0]["embodiments"][""] == 2
 
 
@@ -164,7 +164,7 @@ def test_pairs_of_other_stride_episodes_without_a_name_and_actions_that_stand_st
     report = run(tmp_path, "calvin")
     assert found(report, "other_stride").count == 2
     assert found(report, "same_frame").count == 1
-    assert found(report, "no_group").examples == ("images/stray.png",)
+    assert found(report, "no_group").examples == ("regression/calvin/train_stride5/images/stray.png",)
 
 
 def test_frames_under_another_name(tmp_path: Path) -> None:
@@ -190,7 +190,7 @@ def test_frames_of_clips(tmp_path: Path) -> None:
     (folder / "val" / "2.mp4").write_bytes((folder / "train" / "1.mp4").read_bytes())
     (folder / "val" / "3.mp4").write_bytes(b"nothing")
     report = run(tmp_path, "robot_1st", frames=True)
-    assert found(report, "same_frame_content").examples[0].startswith("AgiBotWorld-Beta/val/2.mp4 = ")
+    assert found(report, "same_frame_content").examples[0].startswith("classification/AgiBotWorld-Beta/val/2.mp4 = ")
     assert found(report, "unreadable").count == 1
 
 

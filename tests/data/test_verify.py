@@ -65,66 +65,48 @@ def check(root: Path, *words: str | Path, code: int = 0) -> tuple[dict[str, dict
     return found, done.out + done.err
 
 
-def image(path: Path) -> None:
-    write_image(path, frame(0.5, 0.5, (250, 9, 9)))
-
-
 def video(path: Path) -> None:
     encode(path, "libx264", {}, count=24)
 
 
-def array(*shape: int, value: float = 0, dtype: Any = np.float32) -> Callable[[Path], object]:
-    return lambda path: np.save(path, np.full(shape, value, dtype))
+def array(*shape: int, value: float = 0) -> Callable[[Path], object]:
+    return lambda path: np.save(path, np.full(shape, value, np.float32))
 
 
-def changed(make: Callable[[Path], object], change: Callable[[bytes], bytes]) -> Callable[[Path], object]:
-    """A file that is made and then damaged."""
-
-    def plant(path: Path) -> None:
-        make(path)
-        path.write_bytes(change(path.read_bytes()))
-
-    return plant
+def halved(path: Path) -> None:
+    write_image(path, frame(0.5, 0.5, (250, 9, 9)))
+    path.write_bytes(path.read_bytes()[:90])
 
 
-def without_packets(data: bytes) -> bytes:
+def without_packets(path: Path) -> None:
     """A complete container whose video stream has no packet."""
+    video(path)
+    data = path.read_bytes()
     at = data.index(b"stsz") + 12
-    return data[:at] + b"\0\0\0\0" + data[at + 4 :]
-
-
-def flipped(data: bytes) -> bytes:
-    middle = len(data) // 2
-    return data[:middle] + bytes([data[middle] ^ 0xFF]) + data[middle + 1 :]
+    path.write_bytes(data[:at] + b"\0\0\0\0" + data[at + 4 :])
 
 
 Defects = dict[str, tuple[Callable[[Path], object], str]]
 ABSENT = "file does not exist"
 IMAGES: Defects = {
-    "torn.png": (changed(image, lambda data: data[: len(data) // 2]), "ends early"),
-    "flipped.png": (changed(image, flipped), "checksum"),
+    "torn.png": (halved, "ends early"),
     "text.png": (lambda path: path.write_text("no picture"), "broken"),
     "size.png": (lambda path: write_image(path, np.zeros((30, 40, 3), np.uint8)), "40x30 pixels"),
     "folder.png": (lambda path: path.mkdir(), "path is not a file"),
     "loop.png": (lambda path: path.symlink_to(path), "OSError"),
     "dangling.png": (lambda path: path.symlink_to(path.with_name("nowhere")), ABSENT),
-    "absent.png": (lambda path: None, ABSENT),
 }
 ARRAYS: Defects = {
-    "empty.npy": (lambda path: path.write_bytes(b""), "can't be read"),
-    "torn.npy": (changed(array(5, 7), lambda data: data[:-30]), "ends early"),
     "objects.npy": (lambda path: np.save(path, np.array([{}, 1], dtype=object)), "pickled objects"),
     "shape.npy": (array(7, 5), "(7, 5), expected (5, 7)"),
     "nan.npy": (array(5, 7, value=np.nan), "NaN"),
-    "words.npy": (lambda path: np.save(path, np.array(["a", "b"])), "no array of numbers"),
     "pipe.npy": (lambda path: os.mkfifo(path), "path is not a file"),
     "hangs.npy": (array(5, 7), "no answer within"),
     "crashes.npy": (array(5, 7), "crashed (signal 9)"),
     "absent.npy": (lambda path: None, ABSENT),
 }
 VIDEOS: Defects = {
-    "torn.mp4": (changed(video, lambda data: data[: len(data) // 2]), ""),
-    "frames.mp4": (changed(video, without_packets), "no frames"),
+    "frames.mp4": (without_packets, "no frames"),
     "text.mp4": (lambda path: path.write_text("no video"), "Invalid data"),
     "absent.mp4": (lambda path: None, ABSENT),
 }
@@ -171,43 +153,36 @@ def test_every_planted_defect_is_found_and_no_good_file_accused(tmp_path: Path, 
         assert reason in found[name]["reason"], name
         assert found[name]["status"] == ("missing" if reason == ABSENT else "corrupt"), name
     assert set(found) == set(planted) | set(OTHERS)
-    assert found["robot_1st_metadata_train.csv:action"]["reason"].startswith("row 10 (line 11)")
+    assert found["robot_1st_metadata_train.csv:action"]["reason"].startswith("row 9 (line 10)")
     lines = (tmp_path / "report.txt").read_text().splitlines()
-    assert "[CALVIN] issue_count=20" in lines
+    assert "[CALVIN] issue_count=15" in lines
     assert not list(tmp_path.glob(".report.txt*"))
 
 
 def test_good_and_unusual_files_are_accepted_in_every_published_path_form(tmp_path: Path) -> None:
     make_calvin(tmp_path, {"train": 1, "val": 1}, pairs=1)
     make_robot(tmp_path, {"train": 1})
-    folder = tmp_path / "data" / "regression" / "calvin" / "train_stride5"
-    values = np.linspace(-1, 1, 35).reshape(5, 7)
+    data, values = tmp_path / "data", np.linspace(-1, 1, 35).reshape(5, 7)
+    folder = data / "regression" / "calvin" / "train_stride5"
     picture = Image.fromarray(frame(0.5, 0.5, (250, 9, 9)))
-    images = {
-        "gray.png": picture.convert("L"), "alpha.png": picture.convert("RGBA"), "photo.JPEG": picture,
-        "deep.png": Image.fromarray(np.full((48, 48), 999, np.uint16)), "photo.webp": picture, "photo.tiff": picture,
-    }  # fmt: skip
-    arrays = {
-        "flat": values.astype(np.float32).ravel(),
-        "fortran": np.asfortranarray(values),
-        "half": values.astype("f2"),
-    }
-    videos = {"b.mp4": ("libx264", {"bf": "3"}), "m.mov": ("mpeg4", {}), "v.webm": ("libvpx-vp9", {"cpu-used": "8"})}
+    deep = Image.fromarray(np.full((48, 48), 999, np.uint16))
+    images = {"gray.png": picture.convert("L"), "photo.JPEG": picture, "deep.png": deep, "photo.webp": picture}
+    arrays = {"flat": values.astype(np.float32).ravel(), "fortran": np.asfortranarray(values)}
+    videos = {"b.mp4": ("libx264", {"bf": "3"}), "v.webm": ("libvpx-vp9", {"cpu-used": "8"})}
     for name, content in images.items():
         content.save(folder / "images" / name)
     for name, numbers in arrays.items():
         np.save(folder / "actions" / f"{name}.npy", numbers)
     for name, (codec, options) in videos.items():
-        encode(tmp_path / "data" / "classification" / name, codec, options, count=24)
-    calvin = tmp_path / "data" / "calvin_metadata_train.csv"
-    extend(calvin, "tgt_img", *(f"images/{name}" for name in images))
-    extend(calvin, "action", *(f"actions/{name}.npy" for name in arrays))
-    extend(tmp_path / "data" / "robot_1st_metadata_train.csv", "video_path", *videos)
-    table = tmp_path / "data" / "calvin_metadata_val.csv"
+        encode(data / "classification" / name, codec, options, count=24)
+    extend(data / "calvin_metadata_train.csv", "tgt_img", *(f"images/{name}" for name in images))
+    extend(data / "calvin_metadata_train.csv", "action", *(f"actions/{name}.npy" for name in arrays))
+    extend(data / "robot_1st_metadata_train.csv", "video_path", *videos)
+    table = data / "calvin_metadata_val.csv"
     table.write_text(table.read_text().replace("images/", "").replace("actions/", ""))
     found, printed = check(tmp_path)
     assert found == {}
-    assert f"{3 + 3 + 6 + 3 + 1 + 3} files checked: 0 issues" in printed
+    assert f"{3 + 3 + 4 + 2 + 1 + 2} files checked: 0 issues" in printed
 
 
 def test_a_killed_run_resumes(tmp_path: Path, asked: Path) -> None:
@@ -259,7 +234,11 @@ def test_manifest_spares_decoding_and_finds_changes(tmp_path: Path) -> None:
     assert {name: item["reason"] for name, item in found.items()} == {
         action.name: "the content differs from the manifest"
     }
-    for text, words in (("something else", "no manifest"), ('{"manifest": 9}', "another version")):
+    for text, words in (
+        ("something else", "no manifest"),
+        ("[]", "another version"),
+        ('{"manifest": 9}', "another version"),
+    ):
         manifest.write_text(text)
         assert words in check(tmp_path, "--manifest", manifest, code=2)[1]
     for wrong, words in (
