@@ -22,7 +22,7 @@ from lary.data.configs import LeRobotConfig, MotionOptions
 from lary.data.frames import decode_video, to_rgb
 from lary.data.images import image_problem
 from lary.data.spec import DatasetSpec, Licence, Normalisation
-from lary.files import digest, inside, read_json, write_json
+from lary.files import digest, read_json, write_json
 from lary.importers.episodes import (
     AtomicRule,
     Cut,
@@ -136,7 +136,9 @@ class LeRobotImport:
         data, cut = self.data, self.cut
         lines = [f"{data.origin or data.folder}: LeRobot {data.meta.codebase_version}, {self.robot}"]
         for kind, chosen, known in (("camera", [self.camera], data.cameras), ("values", self.actions, data.vectors)):
-            lines += [f"{kind} {'*' if key in chosen else ' '} {key} {data.features[key]}" for key in known]
+            for key in known:
+                sides = " x ".join(map(str, data.features[key].shape))
+                lines.append(f"{kind} {'*' if key in chosen else ' '} {key} ({sides})")
         lines.append(f"dimensions: {', '.join(self.dims)}")
         if isinstance(cut, PairCut):
             lines.append(f"stride: {cut.stride} frames of {data.fps:g} in a second")
@@ -215,12 +217,9 @@ class LeRobotImport:
         if self.is_video:
             return image_bytes(to_rgb(frame))
         cell = frame.as_py()
-        if not isinstance(cell, dict) or not (cell.get("bytes") or cell.get("path")):
-            raise MediaError("An image cell holds neither bytes nor a path.")
-        try:
-            content = cell.get("bytes") or inside(self.data.folder, str(cell["path"])).read_bytes()
-        except OSError as error:
-            raise MediaError(f"The image {cell['path']} can't be read: {error.strerror}.") from error
+        content = cell.get("bytes") if isinstance(cell, dict) else None
+        if not content:
+            raise MediaError("An image cell holds no bytes.")
         if problem := image_problem(content):
             raise MediaError(f"An image of the episode is broken: {problem}.")
         return bytes(content)

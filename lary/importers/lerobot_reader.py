@@ -33,7 +33,7 @@ BOOKKEEPING = frozenset(
 """Columns that every data set has, which are no actions or states."""
 LONGEST = 1 << 31
 """Frames of an episode: two years at 30 frames/s."""
-FIELD = re.compile(r"\{(\w+)(?::0?(\d+)d)?\}")
+FIELD = re.compile(r"\{(\w+)(?::(0?\d{1,2}d))?\}")
 
 
 class Feature(BaseModel):
@@ -42,9 +42,6 @@ class Feature(BaseModel):
     dtype: str
     shape: tuple[int, ...] = ()
     names: Any = None
-
-    def __str__(self) -> str:
-        return f"({self.dtype}, {' x '.join(map(str, self.shape))})"
 
 
 class Info(BaseModel):
@@ -194,15 +191,11 @@ class LeRobot:
         fields["episode_chunk"] = episode.index // self.meta.chunks_size
         for name in ("chunk_index", "file_index") if self.version == 3 else ():
             fields[name] = int(self._number(episode, f"{part}/{name}"))
-
-        def fill(found: re.Match[str]) -> str:
-            # A pattern of our own: str.format would reach attributes of what it is given.
-            if found[1] not in fields:
-                raise LaryError(f"'{template}' of {self.folder} asks for '{found[1]}', which is not known.")
-            value = fields[found[1]]
-            return f"{value:0{found[2]}d}" if found[2] and isinstance(value, int) else str(value)
-
-        return inside(self.folder, FIELD.sub(fill, template))
+        try:  # a pattern of our own, since str.format would reach attributes of what it is given
+            path = FIELD.sub(lambda found: format(fields[found[1]], found[2] or ""), template)
+        except (KeyError, ValueError) as error:
+            raise LaryError(f"The template '{template}' of {self.folder} can't be filled: {error}.") from error
+        return inside(self.folder, path)
 
 
 def flat_names(found: Any) -> Iterator[str]:

@@ -83,7 +83,7 @@ def import_trajectories(
         raise UsageError(f"--test-size {config.share:g}: expected 0, or a share below 1.")
     if plugin.exists() and not config.overwrite:
         raise UsageError(f"{plugin} is there: pass --overwrite to replace it, or choose another --name.")
-    folders = sorted((path.parent for path in source.glob(f"*/{ACTIONS}")), key=lambda path: natural(path.name))
+    folders = sorted((path.parent for path in source.glob(f"*/{ACTIONS}")), key=numbered)
     if not folders:
         raise UsageError(f"{source} holds no episodes: expected folders with frames and {ACTIONS}.")
     episodes, failures = {}, []
@@ -147,7 +147,7 @@ def find_frames(folder: Path, length: int) -> tuple[Sequence[int], Iterator[tupl
     Raises:
         MediaError: there are no images, several videos, or another number of frames.
     """
-    files = sorted((path for path in folder.iterdir() if path.is_file()), key=lambda path: natural(path.name))
+    files = sorted((path for path in folder.iterdir() if path.is_file()), key=numbered)
     images = [path for path in files if path.suffix.lower() in IMAGES]
     videos = [path for path in files if path.suffix.lower() in VIDEOS]
     if bool(images) == bool(videos) or len(videos) > 1:
@@ -163,9 +163,9 @@ def encode_frame(frame: Any) -> bytes:
     return image_bytes(read_image(frame) if isinstance(frame, Path) else to_rgb(frame))
 
 
-def natural(name: str) -> list[tuple[int, str]]:
+def numbered(path: Path) -> tuple[int, str]:
     """A key that sorts 2 before 10."""
-    return [(int(part), "") if part.isdecimal() else (-1, part) for part in re.split(r"(\d+)", name)]
+    return len(path.stem), path.stem
 
 
 def choose_splits(groups: Sequence[str], strata: Sequence[str] | None, share: float, seed: int) -> list[str]:
