@@ -24,9 +24,9 @@ from lary.data import spec
 EPISODE = r"^(.*?ep_[^/]+)/"
 """Group of a pair: its episode folder, with the task folder before it where there is one."""
 CLIP = r"^((?:SSv2|EgoDex)/(?:[^/]+/)*\d+(?=_\d+(?:_rev)?\.[^./]+$)|.+?(?=(?:_rev)?\.[^./]+$))"
-"""Group of a clip: its path without ``_rev`` and extension, so that a clip and its reversal stay together.
+"""Group of a clip: its path without ``_rev`` and extension, as for its reversal.
 
-SSv2 and EgoDex clips are named ``<row of the seed table>_<line>``: clips of one row come from one video.
+SSv2 and EgoDex clips are named ``<row of the seed table>_<line>``; those of a row are of one video.
 """
 
 
@@ -38,7 +38,7 @@ def tupled(value: Any) -> Any:
 
 
 def shipped_record(entry: dict[str, Any]) -> spec.DatasetSpec:
-    """A record of ``catalog.json``. Without the validation of imported records, whose library takes time to load."""
+    """A record of ``catalog.json``, not validated: that library takes time to load."""
     fields = tupled(entry)
     target = fields["target"]
     if "classes" in target:

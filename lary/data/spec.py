@@ -1,4 +1,4 @@
-"""The record of a data set: what it shows, what is to be read from it, where its files are, and its description.
+"""The record of a data set: what it shows, what is read from it, and where its files are.
 
 Loads no heavy library, since ``lary datasets`` prints the records.
 """
@@ -17,7 +17,7 @@ from lary.types import Media, UsageError
 
 @dataclass(frozen=True)
 class LabelSpace:
-    """The classes of a data set, the same for every split: a label is a position in `classes` (sorted names)."""
+    """The classes of a data set: a label is a position in `classes` (sorted names)."""
 
     classes: tuple[str, ...]
 
@@ -28,7 +28,7 @@ class LabelSpace:
 
 @dataclass(frozen=True)
 class Normalisation:
-    """How action chunks are normalised: constants, or a statistics file with mean and std per robot type.
+    """How action chunks are normalised: by constants, or a file of statistics per robot type.
 
     ``stats_file`` is relative to ``DATA_DIR``; a missing file or robot type is an error that names
     ``command``, never mean 0 and std 1. A record with neither is normalised by its own training
@@ -60,7 +60,7 @@ class Orientation:
 
 @dataclass(frozen=True)
 class ActionSpace:
-    """The actions between two frames: K = `horizon` steps of A = len(`dims`) values, absolute, in `units`.
+    """The actions between two frames: K = `horizon` absolute steps of A = len(`dims`) values.
 
     `groups` are the published ones; `orientations` are measured as angles.
     """
@@ -75,7 +75,7 @@ class ActionSpace:
 
 @dataclass(frozen=True)
 class Split:
-    """One split: its table, looked up under ``$LARY_ROOT/data``, and the folder under ``DATA_DIR`` it starts from."""
+    """One split: its table below ``$LARY_ROOT/data``, and its folder below ``DATA_DIR``."""
 
     root: str
     table: str | None = None
@@ -170,13 +170,13 @@ class DatasetSpec:
 
     @property
     def split_sets(self) -> tuple[str, ...]:
-        """Names of the pairs of drawn splits that can replace the published ones, such as ``by-episode``."""
+        """Names of drawn splits that can replace the published ones, such as ``by-episode``."""
         mark = f"{self.train}_"
         found = [name.removeprefix(mark) for name in self.drawn if name.startswith(mark)]
         return tuple(name.replace("_", "-") for name in found if f"{self.validation}_{name}" in self.drawn)
 
     def roles(self, chosen: str | None = None) -> dict[str, str]:
-        """Splits by role: ``train``, ``seen`` (which validates) and, where the record has one, ``unseen``.
+        """Splits by role: ``train``, ``seen`` (which validates) and, if there is one, ``unseen``.
 
         `chosen` is one of `split_sets`, or None for the published splits. Raises UsageError.
         """
@@ -228,7 +228,7 @@ def kind_of(spec: DatasetSpec) -> str:
 
 
 def datasets_table() -> str:
-    """The text of ``lary datasets``: one line per data set, and below them where bytes and citations are."""
+    """The text of ``lary datasets``: one line per data set."""
     rows = [("key", "title", "kind", "splits", "size", "commercial", "licence")]
     for spec in DATASETS:
         names = "; ".join(dict.fromkeys(licence.name for licence in spec.licences))

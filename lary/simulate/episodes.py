@@ -30,7 +30,7 @@ FINGER_PLAY = 0.006
 """Metres from the middle of a finger to its inner face."""
 ENCODERS = ("libx264", "libopenh264", "h264")
 X264 = {"crf": "18", "preset": "veryfast", "x264-params": "cpu-independent=1"}
-"""Options of the encoder; without the last one, machines disagree, and with AVX-512 even two encodings do."""
+"""Without the last option, machines disagree, and with AVX-512 even two encodings do."""
 
 
 @dataclass(frozen=True)
@@ -79,7 +79,7 @@ def stage(recording: Recording) -> Staged:
     """Draw situations for a recording until the arm can follow the script.
 
     Raises:
-        LaryError: none of many situations could be reached, which only a changed behaviour or arm can cause.
+        LaryError: none could be reached, which only a changed behaviour or arm can cause.
     """
     arm, room = scenes.ARMS[recording.robot], scenes.ROOMS[recording.room]
     kinds = shapes.UNSEEN_THINGS if recording.unseen else shapes.TRAIN_THINGS

@@ -1,4 +1,4 @@
-"""Frames by ray casting: one `mj_multiRay` call per pass, shading and textures in NumPy, no graphics library.
+"""Frames by ray casting: one `mj_multiRay` call per pass, shading and textures in NumPy.
 
 What stands still is drawn once per episode; a frame casts rays only where something that moves can be seen or can
 throw its shadow. Pixels on outlines and sharp patterns get several rays, the others one.
@@ -38,7 +38,7 @@ LAMP_VIEW, LAMP_REACH = 320, 1.6
 
 @dataclass(frozen=True)
 class Hits:
-    """What unit rays (M, 3) from one origin met: geom (M,), -1 for nothing, distance (M,), normal (M, 3)."""
+    """What unit rays (M, 3) met: geom (M,), -1 for nothing, distance (M,), normal (M, 3)."""
 
     origin: Array
     rays: Array
@@ -117,7 +117,7 @@ class Renderer:
         return Hits(origin, rays, geom, distance, normal)
 
     def lit(self, hits: Hits, groups: tuple[int, ...]) -> Mask:
-        """Which surfaces (M,) the lamp reaches: rays go from the lamp, which is one origin for all of them."""
+        """Which surfaces (M,) the lamp reaches: rays go from the lamp, the one origin of all."""
         rays = hits.point + OFF_SURFACE * hits.normal - self.lamp.position
         distance = np.sqrt(dot(rays, rays))
         found = self.cast(self.lamp.position, rays / distance[:, None], groups)
@@ -139,7 +139,7 @@ class Renderer:
         return np.asarray(colour)
 
     def shade(self, hits: Hits) -> tuple[Array, Array]:
-        """Light from all around and light of the lamp (M, 3) that the surfaces send to the camera, unshadowed."""
+        """Light from all around and of the lamp (M, 3) that surfaces send back, unshadowed."""
         point, normal = hits.point, hits.normal
         colour = self.albedo(hits, point)
         lamp = self.lamp.position - point
@@ -157,7 +157,7 @@ class Renderer:
         return around, direct
 
     def _balls(self) -> None:
-        """Spheres that together hold each moving geom, so that few rays are cast in vain: geom, offset (3,), radius."""
+        """Spheres that hold each moving geom, so that few rays are cast in vain."""
         model = self.scene.model
         owners, offsets, radii = [], [], []
         for geom in np.flatnonzero(model.geom_group == MOVING):
@@ -178,7 +178,7 @@ class Renderer:
         self.owner, self.offset, self.radius = np.array(owners), np.array(offsets), np.array(radii)
 
     def _background(self) -> None:
-        """Everything that stands still: colours with and without the lamp, and the distance of each pixel."""
+        """What stands still: colours with and without the lamp, and the distance of each pixel."""
         size = self.size
         self.still = self.cast(self.view.position, self.rays, (STATIC,))
         around, direct = self._still_light(self.still)
@@ -223,7 +223,7 @@ class Renderer:
         return np.asarray(data.geom_xpos[self.owner] + (axes * self.offset[:, None, :]).sum(2))
 
     def _covered(self, relative: Array, axes: Array, size: int, reach: float) -> Mask:
-        """Pixels (size, size) that the balls of what moves may cover, seen along axes (3, 3): right, up, forward."""
+        """Pixels (size, size) that the balls of what moves may cover, seen along axes (3, 3)."""
         across, above, depth = (dot(relative, np.broadcast_to(axis, relative.shape)) for axis in axes)
         depth, scale = np.maximum(depth, 0.05), size / (2 * reach)
         x, y = size / 2 + scale * across / depth, size / 2 - scale * above / depth
@@ -234,7 +234,7 @@ class Renderer:
         return mask.astype(bool)
 
     def _shadows(self, centres: Array) -> npt.NDArray[np.float32]:
-        """How much of the lamp (H * W,) what moves leaves to what stands still, from rays at every other pixel."""
+        """How much of the lamp (H * W,) what moves leaves to the rest, from every other pixel."""
         covered = self._covered(centres - self.lamp.position, self.lamp_axes, LAMP_VIEW, LAMP_REACH)
         chosen = np.flatnonzero(covered.ravel()[self.coarse_place] & self.coarse_inside)
         hits = self.cast(self.lamp.position, self.coarse_rays[chosen], (MOVING,))
@@ -269,7 +269,7 @@ class Renderer:
         return shown.reshape(size, size, 3)
 
     def _soft_light(self, front: Hits, pixels: npt.NDArray[np.int64]) -> npt.NDArray[np.float32]:
-        """How much of the lamp (H * W,) reaches what moves: one ray for four pixels, blurred over its neighbours."""
+        """How much of the lamp (H * W,) reaches what moves: one ray for four pixels, blurred."""
         flat = (self.size, self.size)
         asked = (pixels // self.size % 2 == 0) & (pixels % 2 == 0)
         light, known = np.zeros(flat, np.float32), np.zeros(flat, np.float32)

@@ -244,30 +244,6 @@ def test_controls(corrected: Place, monkeypatch: pytest.MonkeyPatch, tmp_path: P
     GOLDEN.check("controls: summary", numbers_of(out.split("Written")[0]))
 
 
-def test_run_and_sweep(corrected: Place, tmp_path: Path) -> None:
-    one, many = (Place(tmp_path / name, corrected.data) for name in ("one", "many"))
-    one("run --model pixels --dataset calvin --workers 1 DEMO --model-type ridge")
-    names = [path.name for path in files_below(one.root / "latent_actions").values()]
-    GOLDEN.check("run", [runs_of(one), names[:4]])
-    (many.root / "sweep.yaml").write_text(FILES["sweep.yaml"])
-    out = many("sweep ROOT/sweep.yaml --dry-run").out
-    assert not runs_of(many)
-    assert all(name in out for name in ("pixels", "frame-difference", "calvin"))
-    GOLDEN.check("sweep: plan", numbers_of(out))
-    many("sweep ROOT/sweep.yaml")
-    found = runs_of(many)
-    assert len(found) == 3
-    GOLDEN.check("sweep", found)
-    for name, facts in runs_of(one).items():
-        assert [facts[part] for part in ("selections", "history")] == [
-            found[name][part] for part in ("selections", "history")
-        ]
-    times = {path: path.stat().st_mtime_ns for path in many.logs.rglob("result.json")}
-    many("sweep ROOT/sweep.yaml --part 1/2")
-    many("sweep ROOT/sweep.yaml")
-    assert times == {path: path.stat().st_mtime_ns for path in many.logs.rglob("result.json")}
-
-
 # Mistakes and stops
 
 
