@@ -65,10 +65,6 @@ def check(root: Path, *words: str | Path, code: int = 0) -> tuple[dict[str, dict
     return found, done.out + done.err
 
 
-def video(path: Path) -> None:
-    encode(path, "libx264", {}, count=24)
-
-
 def array(*shape: int, value: float = 0) -> Callable[[Path], object]:
     return lambda path: np.save(path, np.full(shape, value, np.float32))
 
@@ -80,7 +76,7 @@ def halved(path: Path) -> None:
 
 def without_packets(path: Path) -> None:
     """A complete container whose video stream has no packet."""
-    video(path)
+    encode(path, "libx264", {}, count=24)
     data = path.read_bytes()
     at = data.index(b"stsz") + 12
     path.write_bytes(data[:at] + b"\0\0\0\0" + data[at + 4 :])
