@@ -333,6 +333,6 @@ def compare_tables(one: Part, other: Part) -> Findings:
         kinds = {"class_not_in_training": "target", "robot_not_in_training": "robot"}
     for kind, column in kinds.items():
         known, new = set(one.rows[column]), set(other.rows[column])
-        hits = new & known if kind == "same_action_file" else new - known
-        found.add(kind, sorted(name or "(empty)" for name in hits), len(new))
+        named = new & known if kind == "same_action_file" else new - known
+        found.add(kind, sorted(name or "(empty)" for name in named), len(new))
     return found

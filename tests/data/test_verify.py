@@ -163,7 +163,7 @@ def test_good_and_unusual_files_are_accepted_in_every_published_path_form(tmp_pa
     picture = Image.fromarray(frame(0.5, 0.5, (250, 9, 9)))
     deep = Image.fromarray(np.full((48, 48), 999, np.uint16))
     images = {"gray.png": picture.convert("L"), "photo.JPEG": picture, "deep.png": deep, "photo.webp": picture}
-    arrays = {"flat": values.astype(np.float32).ravel(), "fortran": np.asfortranarray(values)}
+    arrays: dict[str, np.ndarray] = {"flat": values.astype(np.float32).ravel(), "fortran": np.asfortranarray(values)}
     videos = {"b.mp4": ("libx264", {"bf": "3"}), "v.webm": ("libvpx-vp9", {"cpu-used": "8"})}
     for name, content in images.items():
         content.save(folder / "images" / name)
