@@ -17,7 +17,7 @@ from lary.configs import AnalyzeConfig
 from lary.files import csv_text, write_bytes, write_json, write_text
 from lary.results.folder import FinishedRun
 from lary.settings import Settings
-from lary.types import LaryError, UsageError
+from lary.types import LaryError
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -198,27 +198,8 @@ def _trajectory(chunk: Chunk, dims: Sequence[str], units: Sequence[str]) -> Iter
 # --- analyses ---
 
 
-class NotPossible(UsageError):
-    """The runs don't allow an analysis: an error where it was asked for by name, a line where all were."""
-
-
-@dataclass(frozen=True)
-class Analysis:
-    """What an analysis wrote, and what it left out and why, in sentences."""
-
-    files: tuple[Path, ...]
-    left_out: tuple[str, ...] = ()
-
-    def text(self) -> str:
-        """The files, then what was left out, as lines for a terminal."""
-        return "\n".join([*map(str, self.files), *(f"left out: {reason}" for reason in self.left_out)])
-
-
-def made(files: Sequence[Path], left_out: Sequence[str], error: type[LaryError] = NotPossible) -> Analysis:
-    """The outcome of an analysis. Raises `error` with all that was left out where nothing was written."""
-    if not files:
-        raise error("; ".join(left_out))
-    return Analysis(tuple(files), tuple(left_out))
+Found = Iterator[Path | str]
+"""What an analysis makes: files that it wrote, and sentences on what it left out."""
 
 
 @dataclass(frozen=True)
@@ -231,10 +212,10 @@ class Context:
     settings: Settings
 
     def of_task(self, task: str, command: str) -> list[FinishedRun]:
-        """The runs of one task. Raises NotPossible if there are none, with the command that makes some."""
+        """The runs of one task. Raises LaryError if there are none, with the command that makes some."""
         found = [run for run in self.runs if run.result.task == task]
         if not found:
-            raise NotPossible(f"there is no finished {task} run: run 'lary {command}' first")
+            raise LaryError(f"there is no finished {task} run: run 'lary {command}' first")
         return found
 
     def write(self, stem: str, figure: Figure, rows: Sequence[Row], run: FinishedRun, **facts: Any) -> list[Path]:

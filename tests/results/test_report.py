@@ -40,9 +40,6 @@ class Page(HTMLParser):
         if tag not in VOID:
             self.open.append(tag)
 
-    def handle_startendtag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
-        self.found.append((tag, dict(attrs)))
-
     def handle_endtag(self, tag: str) -> None:
         assert self.open.pop() == tag
 
@@ -221,17 +218,16 @@ def browse(page: Path, profile: Path, fragment: str = "") -> tuple[str, int]:
     return done.stdout, sum(origin != "not an origin" for origin in origins)  # the browser's own requests have none
 
 
-def order(document: str, table: str) -> list[str]:
-    """First words of the rows of a table, from the top."""
-    return [row[0].split()[0] for row in rows(document, table)]
-
-
 @needs_browser
-def test_tables_are_sorted_in_a_browser(page: str, tmp_path: Path) -> None:
+def test_tables_are_sorted_in_a_browser_which_asks_for_nothing(page: str, tmp_path: Path) -> None:
+    def order(document: str, table: str) -> list[str]:
+        return [row[0].split()[0] for row in rows(document, table)]
+
     path = tmp_path / "report.html"
-    # Headers are buttons: Enter and Space on them are clicks to the script, too.
+    # Headers are buttons: Enter and Space on them are clicks to the script, too. The picture may not be asked for.
     clicks = "<script>document.querySelectorAll('#board-2 th button')[0].click();</script>"
-    path.write_text(page.replace("</body>", f"{clicks}</body>"), encoding="utf-8")
+    slipped = page.replace("<main", '<img src="http://127.0.0.1:9/x.png" alt=""><main')
+    path.write_text(slipped.replace("</body>", f"{clicks}</body>"), encoding="utf-8")
     assert order(page, "board-1") == ["acme", "pixels", "pixels", "mean"]
     assert order(page, "board-2")[0] == "optical-flow"
     document, requests = browse(path, tmp_path / "profile", "#sort=board-1,1,desc")
@@ -240,13 +236,3 @@ def test_tables_are_sorted_in_a_browser(page: str, tmp_path: Path) -> None:
     assert order(document, "board-2") == ["acme", "majority", "optical-flow", "pixels"]
     board = document.split('id="board-1"')[1].split("</thead>")[0]
     assert re.findall(r'aria-sort="(\w+)"', board)[:3] == ["none", "descending", "none"]
-
-
-@needs_browser
-def test_browser_asks_for_nothing_even_if_a_picture_slips_in(page: str, tmp_path: Path) -> None:
-    slipped = page.replace("<main", '<img src="http://127.0.0.1:9/x.png" alt=""><main')
-    path = tmp_path / "report.html"
-    path.write_text(slipped, encoding="utf-8")
-    assert browse(path, tmp_path / "strict")[1] == 0
-    path.write_text(re.sub(r"<meta http-equiv[^>]*>", "", slipped), encoding="utf-8")
-    assert browse(path, tmp_path / "lax")[1] == 1, "without the policy the request is seen by this test"

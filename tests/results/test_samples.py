@@ -16,8 +16,7 @@ from lary.data.spec import DATASETS
 from lary.latents.ref import LatentsRef, open_latents
 from lary.models.spec import MODELS
 from lary.probes.nets import QueryAttention, attend, load_head
-from lary.results.analyses import make_analysis
-from lary.results.figures import Analysis
+from lary.results.analyses import Analysis, make_analysis
 from lary.results.folder import FinishedRun
 from lary.results.published import Chunks, read_predicted
 from lary.results.samples import chosen_episodes, frames_of_steps, layout_of, rows_of_episode
