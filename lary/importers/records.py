@@ -12,9 +12,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from lary.data.catalog import EPISODE
 from lary.data.normalisation import measure_table
-from lary.data.spec import DATASETS, ActionSpace, DatasetSpec, LabelSpace, Normalisation, Split
+from lary.data.spec import DATASETS, EPISODE, ActionSpace, DatasetSpec, LabelSpace, Normalisation, Split
 from lary.data.tables import write_csv
 from lary.files import read_json, write_bytes, write_failures, write_text
 from lary.importers.episodes import ATOMIC_CLASSES, Cut, PairCut, Rows
