@@ -134,14 +134,14 @@ def test_videos_become_clips(tmp_path: Path) -> None:
     rows, target = tables(tmp_path / "data", "own"), tmp_path / "data/classification/own/day0/0.mp4"
     assert [{row["action"] for row in rows[split]} for split in rows] == [set(LABELS)] * 2
     assert target.samefile(folder / "day0/0.mp4")
-    words = ("--model", "pixels", "--dataset", "own", "--split", "val", "--lary-la-dir", tmp_path / "latents")
-    assert lary("extract", *words, "--plugin", tmp_path / "data/own_dataset.py", root=tmp_path).code == 0
     run(tmp_path)
     assert tables(tmp_path / "data", "own") == rows
     target.unlink()
     target.write_bytes(b"another video")
     assert "other content" in run(tmp_path, code=1)
     assert target.read_bytes() == b"another video"
+    words = ("--model", "pixels", "--dataset", "own", "--split", "val", "--lary-la-dir", tmp_path / "latents")
+    assert lary("extract", *words, "--plugin", tmp_path / "data/own_dataset.py", root=tmp_path).code == 0
 
 
 def test_columns_of_the_table_are_used(tmp_path: Path) -> None:
