@@ -256,7 +256,7 @@ def open_video(path: Path) -> tuple[Any, Iterator[tuple[int, Any]]]:
 
 def stored_image(cell: Any) -> bytes:
     """The file in an image cell, with the bytes that it has. Raises MediaError if it is none."""
-    content = cell.get("bytes") if isinstance(cell, dict) else None
+    content: Any = cell.get("bytes") if isinstance(cell, dict) else None
     if problem := image_problem(content) if content else "its cell holds no bytes":
         raise MediaError(f"An image of the episode is broken: {problem}.")
     return bytes(content)
