@@ -139,7 +139,7 @@ def write_regression(
     """A regression and the frames of its examples alone: figures take time, and the report draws its own."""
     outcome, *others = (action_outcome(error * (1 + 0.04 * number)) for number in range(seeds))
     names = []
-    for index, (row, _, _) in enumerate(example_rows(outcome.splits["seen"], "held_out")):
+    for index, (row, _, _) in enumerate(example_rows(outcome.splits["seen"])):
         for part, picture in zip(("src", "tgt"), frames(row), strict=True):
             names.append(f"eval_vis/epoch_14/sample_{index}_{part}.png")
             write_bytes(folder / names[-1], png_of(picture))

@@ -52,14 +52,14 @@ def test_regression_files(tmp_path: Path) -> None:
 def test_examples_are_at_fixed_ranks_of_the_error() -> None:
     split = fake.split_outcome(0.5)
     errors = ((split.selections["held_out"].values - split.targets) ** 2).mean(axis=(1, 2))
-    for row, quantile, error in published.example_rows(split, "held_out"):
+    for row, quantile, error in published.example_rows(split):
         assert error == pytest.approx(errors[row])
         assert np.mean(errors < error) == pytest.approx(quantile, abs=0.02)
 
 
 def test_figures_have_the_same_bytes_twice() -> None:
-    example = next(published.examples_of(fake.split_outcome(0.4), "held_out", ()))
-    chunk = figures.Chunk("one", example.predicted, example.true)
+    example = next(published.examples_of(fake.split_outcome(0.4), ()))
+    chunk = ("one", np.array(example.predicted), np.array(example.true))
     for make in (
         lambda: figures.trajectory_figure(chunk, fake.DIMS, fake.UNITS, "svg"),
         lambda: figures.confusion_figure(np.eye(3, dtype=int), ("a", "b", "c"), format="svg"),
