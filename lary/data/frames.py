@@ -135,7 +135,7 @@ def video_frames(path: Path, frame_index: Sequence[int], *, clamp: bool = True) 
         raise UsageError(f"Frame indices count from 0: {min(frame_index)} is none.")
     with opened_video(path) as (container, stream):
         table = scan_packets(container, stream, keep=True)
-        frames = table and pick_frames(stream, table, table.packets, frame_index)
+        frames = None if table is None else pick_frames(stream, table, table.packets, frame_index)
     if table is not None and not table.packets:
         with opened_video(path) as (container, stream):
             frames = pick_frames(stream, table, container.demux(stream), frame_index)

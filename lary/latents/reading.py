@@ -1,7 +1,7 @@
 """The reading stage: samples decoded and resized by worker processes into shared memory.
 
-The memory is a ring of batches; nothing grows with the data set. A file that hangs a decoder
-or crashes it costs its sample only. The processes stay for the next extraction.
+The memory is a ring of batches; nothing grows with the data set. A file that hangs a decoder or crashes it costs
+its sample only. The processes stay for the next extraction.
 """
 
 from __future__ import annotations
@@ -42,8 +42,8 @@ class Batch:
         unit: the unit of work that they belong to.
         places: the position of every row in the batch.
         paths: the files of every row.
-        clips: (B, T, 3, H, W) uint8, B positions and the largest T; black where nothing could
-            be read. The memory belongs to the reading stage, which reuses it.
+        clips: (B, T, 3, H, W) uint8, B positions and the largest T; black where nothing could be read. The memory
+            belongs to the reading stage, which reuses it.
         problems: why rows could not be read.
     """
 

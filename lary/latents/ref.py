@@ -1,4 +1,5 @@
-"""Which latents: what names one extraction, its table and its folder; opening its store to write, its latents to read.
+"""Which latents: what names one extraction, its table and its folder; opening its store to write, its latents to
+read.
 
 What differs from the default (the ``paper`` protocol, another kind of latent, random weights, pooled tokens) is
 appended to the model's name in every file and folder name, as in ``lapa@paper``, so that numbers never mix. The
@@ -26,6 +27,7 @@ from lary.latents.store import (
     LATER_FIELDS,
     MANIFEST,
     NONE,
+    NPZ,
     SHARD_MARK,
     SHARDS,
     LatentStore,
@@ -147,7 +149,8 @@ class SplitLatents:
 
 
 def open_latents(settings: Settings, ref: LatentsRef) -> SplitLatents:
-    """Open the latents of a split; those of a pooling are the ones stored so, or else all tokens, pooled when read.
+    """Open the latents of a split; those of a pooling are the ones stored so, or else all tokens, pooled when
+    read.
 
     The model needs no record: the files hold all that is needed.
 
@@ -306,22 +309,22 @@ def open_store(
 
     Args:
         details: further facts for the manifest.
-        unit_rows: rows per unit of a new store of shards, rounded up to a multiple of `batch_size`; units of other
-            kinds are a few batches.
+        unit_rows: rows per unit of a new store of shards, rounded up to a multiple of `batch_size`; units of
+            other kinds are a few batches.
         batch_size: rows per forward pass; a unit holds whole batches.
 
     Raises:
-        UsageError: the folder holds latents of another identity and `overwrite` is off, or latents of another kind
-            or units that the batches don't fit into.
+        UsageError: the folder holds latents of another identity and `overwrite` is off, or latents of another
+            kind or units that the batches don't fit into.
     """
+    make = ShardStore if kind == "shards" else NpzStore
     unit_rows = -(-unit_rows // batch_size) * batch_size if kind == "shards" else BATCHES * batch_size
     found = read_manifest(folder) if (folder / MANIFEST).exists() else {}
-    if found.get("key") == identity.key:
-        known = found.get("store", "npz")
+    known = found.get("store", "npz")
+    if found.get("key") == identity.key and (known == kind or not overwrite):
         if known != kind:
             raise UsageError(
-                f"{folder} is a store of kind {known}: pass --store {known}, or turn it into one of kind {kind} "
-                f"with 'lary latents convert --store {kind}'."
+                f"{folder} is a store of kind {known}: pass --store {known}, or --overwrite to extract it anew."
             )
         if kind == "shards":
             unit_rows = found.get("unit_rows", 0)
@@ -332,7 +335,7 @@ def open_store(
                 f"--batch-size {batch_size}: the shards of {folder} hold {unit_rows} rows; pass a batch size that "
                 f"divides this, such as {found.get('batch_size', 1)}."
             )
-        return store_at(folder, identity, kind, unit_rows)
+        return make(folder, identity, unit_rows)
     if found and not overwrite:
         before = LATER_FIELDS | found.get("identity", {})
         differences = ", ".join(
@@ -343,15 +346,12 @@ def open_store(
         raise UsageError(
             f"{folder} holds latents of another extraction ({differences}). Pass --overwrite to replace them."
         )
-    for file in [*folder.glob(SHARDS), folder / INDEX] if found else ():  # .npz files are replaced one by one
-        file.unlink(missing_ok=True)
+    # Files of single samples are replaced one by one.
+    patterns = [SHARDS, INDEX, NPZ] if kind == "shards" else [SHARDS, INDEX]
+    for file in [file for pattern in patterns for file in folder.glob(pattern)] if found else ():
+        file.unlink()
     facts = {"store": kind, "unit_rows": unit_rows} if kind == "shards" else {"store": kind}
     write_json(
         folder / MANIFEST, {"format": FORMAT, "key": identity.key, "identity": asdict(identity), **facts, **details}
     )
-    return store_at(folder, identity, kind, unit_rows)
-
-
-def store_at(folder: Path, identity: StoreIdentity, kind: StoreKind, unit_rows: int) -> LatentStore:
-    """The store of a kind in a folder."""
-    return (ShardStore if kind == "shards" else NpzStore)(folder, identity, unit_rows)
+    return make(folder, identity, unit_rows)

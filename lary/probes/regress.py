@@ -30,10 +30,10 @@ from lary.probes.outcome import (
     huber_loss,
     mse,
 )
-from lary.probes.presets import ActionSettings, DitSettings, RegressorSettings, RidgeSettings
-from lary.probes.sources import CHUNK, check_memory, check_splits, keep_in_memory, training_rows
+from lary.probes.presets import ActionSettings, DitSettings, RidgeSettings
+from lary.probes.sources import CHUNK, check_memory, check_splits
 from lary.probes.training import Session, Training, adamw, save_checkpoint
-from lary.runtime import memory_bytes, seed_everything
+from lary.runtime import memory_bytes
 from lary.types import LaryError, LatentSource, UsageError
 
 SEEN = "seen"
@@ -70,27 +70,21 @@ def train_regressor(inputs: RegressorInputs, settings: ActionSettings, session: 
     """Train the probe that the settings are for and return its predictions for every evaluated sample.
 
     Epochs count from 1; for the ridge an epoch is the number of a penalty. ``best_model.pth``
-    in the session's folder holds the weights of the reported epoch, written whenever a better
-    one is found: the state dict of the network, or ``coef`` (F, K * A), ``intercept``
-    (K * A), ``mean`` and ``std`` (F) of the ridge. With an identity in `session` an
-    interrupted training is resumed, and its result is bit-identical on a CPU. The progress
-    advances by the size of the training split in every epoch. The DiT draws every chunk that
-    is scored.
+    in the session's folder holds the weights of the reported epoch: the state dict of the
+    network, or ``coef`` (F, K * A), ``intercept`` (K * A), ``mean`` and ``std`` (F) of the
+    ridge. The DiT draws every chunk that is scored.
 
     Raises:
-        UsageError: the inputs don't fit together, nothing can be held out, or the probe
-            doesn't fit into memory.
+        UsageError: the inputs don't fit together or into memory, or nothing can be held out.
         LaryError: the training diverged.
     """
     evaluated = [(split.latents, split.targets) for split in inputs.evaluated.values()]
     check_splits((inputs.train, inputs.train_targets), *evaluated)
-    seed_everything(session.seed)
-    rows = training_rows(session.protocol, inputs.train_groups, seed=session.seed)
     training: ActionTraining
     if isinstance(settings, RidgeSettings):
-        training = RidgeTraining(inputs, settings, replace(session, device="cpu"), rows)
+        training = RidgeTraining(inputs, settings, replace(session, device="cpu"))
     else:
-        training = RegressorTraining(inputs, settings, session, rows)
+        training = RegressorTraining(inputs, settings, session)
     training.run()
     return training.outcome()
 
@@ -100,18 +94,6 @@ class ActionTraining(Training):
 
     checkpoint = "best_model.pth"
 
-    def __init__(
-        self, inputs: RegressorInputs, settings: ActionSettings, session: Session, rows: tuple[Ints, Ints]
-    ) -> None:
-        targets = [split.targets for split in inputs.evaluated.values()]
-        kind = type(settings).__name__
-        super().__init__(
-            session, settings, rows,
-            kind, list(inputs.train.shape), list(inputs.train_groups), inputs.train_targets, *targets,
-        )  # fmt: skip
-        self.inputs = inputs
-        self.predicted: dict[str, Tensor] = {}
-
     @abstractmethod
     def weights(self) -> dict[str, Tensor]:
         """The weights of the latest epoch."""
@@ -119,6 +101,7 @@ class ActionTraining(Training):
     def score(self, row: dict[str, Any], predict: Callable[[LatentSource, Ints], Floats]) -> None:
         """Predict all that is scored with the latest weights, and add the errors to a row of the history."""
         inputs, size = self.inputs, self.settings.batch_size
+        self.predicted: dict[str, Tensor] = {}
         if len(self.held_rows):
             held = predict(inputs.train, self.held_rows)
             row |= errors("held_out", held, inputs.train_targets[self.held_rows], size)
@@ -131,7 +114,7 @@ class ActionTraining(Training):
         """Offer the epoch to the picks, and write its weights where the reported pick takes it."""
         # Without held-out rows the published choice is the only one.
         columns = {"held_out": "held_out_mse"} if len(self.held_rows) else {}
-        row, values = self.history[-1], dict(self.predicted)
+        row, values = self.history[-1], self.predicted
         taken = [
             self.offer(name, [-row[column]], epoch=epoch, values=values)
             for name, column in (columns | {"best_on_validation": f"{SEEN}_mse"}).items()
@@ -157,7 +140,7 @@ class ActionTraining(Training):
                 split.samples, split.targets, split.mean, split.std, selections, controls, losses
             )  # fmt: skip
         return RegressionOutcome(
-            inputs.dims, inputs.groups, splits, self.history, self.stated(inputs.train), self.warnings()
+            inputs.dims, inputs.groups, splits, self.history, self.stated(), self.warnings()
         )  # fmt: skip
 
     def warnings(self) -> tuple[str, ...]:
@@ -173,8 +156,6 @@ def errors(name: str, predicted: Floats, targets: Floats, batch_size: int) -> di
 class RegressorTraining(ActionTraining):
     """An MLP or a DiT in training."""
 
-    settings: RegressorSettings | DitSettings
-
     def build(self) -> dict[str, Any]:
         inputs, settings = self.inputs, self.settings
         check_memory(self.make, 1, settings.batch_size, inputs.train.shape, self.device)
@@ -184,12 +165,6 @@ class RegressorTraining(ActionTraining):
         self.order = np.random.default_rng(self.session.seed)
         for _ in self.history:
             self.order.permutation(self.fit_rows)
-        size = self.team.size
-        splits = {
-            role: replace(split, latents=keep_in_memory(split.latents, size))
-            for role, split in inputs.evaluated.items()
-        }
-        self.inputs = replace(inputs, train=keep_in_memory(inputs.train, size), evaluated=splits)
         return {"network": self.network, "optimizer": self.optimizer}
 
     def make(self) -> ActionExpertMLP | ActionExpertDiT:
@@ -269,8 +244,6 @@ class RidgeTraining(ActionTraining):
     Every value is centred, and scaled by its channel: scaled by itself, a value that hardly
     ever changes in training would blow up what is seen there for the first time.
     """
-
-    settings: RidgeSettings
 
     def build(self) -> dict[str, Any]:
         rows, size = self.fit_rows, math.prod(self.inputs.train.shape)

@@ -10,9 +10,11 @@ import math
 from collections import Counter, deque
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
+import psutil
 import torch
 from torch import Tensor, nn
 
@@ -23,31 +25,20 @@ from lary.types import BenchmarkProtocol, LaryError, LatentSource, UsageError
 Rows = Sequence[int] | Ints
 Tokens = npt.NDArray[np.floating]
 
-MEMORY_SHARE = 0.125
-"""Latents of one split are kept in memory when they take no more than this share of it."""
-
-CHUNK = 256
-"""Rows that are read at once where all of a split are read in order."""
-
-AHEAD = 2
-"""Batches that are read ahead of the one in work."""
-
-SCALED_BY = 2048
+MEMORY_SHARE = 0.125  # of this machine's memory, up to which the latents of a split are kept there
+CHUNK = 256  # rows that are read at once where all of a split are read in order
+AHEAD = 2  # batches that are read ahead of the one in work
+SCALED_BY = 2048  # rows that the scale of the channels is measured on
 HELD_OUT_SHARE = 0.1
 
-FLOAT = 4
-"""Bytes of a float32."""
-
-BATCH_COPIES = AHEAD + 6
-"""Batches read ahead, the one in work, its normalised form and their gradients."""
-
+FLOAT = 4  # bytes of a float32
 COPIES = {"weights": 1, "gradients": 1, "two moments of AdamW": 2}
-
+# Batches read ahead, the one in work, its normalised form and their gradients.
+BATCH_COPIES = AHEAD + 6
+# Tokens that pass a network at once on a CPU: enough for its matrix products, few enough for
+# its cache. On CUDA the activations of one pass may take this share of the memory.
 CHUNK_TOKENS = 2048
-"""Tokens that pass a network at once on a CPU: enough for its matrix products, few enough for its cache."""
-
 CUDA_SHARE = 0.2
-"""Share of a CUDA device's memory that the activations of one pass may take."""
 
 
 # --- latents ---
@@ -85,28 +76,21 @@ def finite_latents(source: LatentSource, name: Callable[[int], str]) -> LatentSo
     return LatentView(len(source), source.shape, read)
 
 
-def static_pair(source: LatentSource) -> LatentSource:
-    """Latents (P, N, D) whose steps are all the first one: what is left is read off the source frame."""
-    _check_steps(source, "static-pair")
-    steps = source.shape[0]
-    return LatentView(len(source), source.shape, lambda rows: np.repeat(source.read(rows)[:, :1], steps, axis=1))
+def reordered(source: LatentSource, control: str, seed: int) -> LatentSource:
+    """Latents (P, N, D) with their steps in another order, drawn once per sample: a pair is turned half the time.
 
-
-def shuffled_order(source: LatentSource, seed: int) -> LatentSource:
-    """Latents (P, N, D) with their steps in a random order, drawn once per sample: a pair is turned half the time."""
-    _check_steps(source, "shuffled-order")
-    steps = np.tile(np.arange(source.shape[0]), (len(source), 1))
-    order = np.random.default_rng(seed).permuted(steps, axis=1)[:, :, None, None]
-    return LatentView(
-        len(source), source.shape, lambda rows: np.take_along_axis(source.read(rows), order[rows], axis=1)
-    )
-
-
-def _check_steps(source: LatentSource, control: str) -> None:
+    Under ``static-pair`` all steps are the first one: what is left is read off the source frame.
+    """
     if len(source.shape) != 3:
         raise UsageError(
             f"--control {control}: it needs latents with an axis of steps, (P, N, D); these have shape {source.shape}."
         )
+    steps = np.tile(np.arange(source.shape[0]), (len(source), 1))
+    order = 0 * steps if control == "static-pair" else np.random.default_rng(seed).permuted(steps, axis=1)
+    order = order[:, :, None, None]
+    return LatentView(
+        len(source), source.shape, lambda rows: np.take_along_axis(source.read(rows), order[rows], axis=1)
+    )
 
 
 def projected(source: LatentSource, size: int, seed: int) -> LatentSource:
@@ -182,23 +166,19 @@ def read_batches(
             yield own, future.result().to(device, non_blocking=True).float(), count
 
 
-def check_splits(*splits: tuple[LatentSource, Sequence[object] | npt.NDArray[np.generic]]) -> None:
-    """Refuse latents that no probe reads, or that don't fit their targets, the training split first.
-
-    Raises:
-        UsageError: names the shapes or numbers.
-    """
+def check_splits(*splits: tuple[LatentSource, npt.NDArray[Any]]) -> None:
+    """Refuse latents that no probe reads, or that don't fit their targets. Raises UsageError."""
     shapes = [source.shape for source, _ in splits]
     if not 1 <= len(shapes[0]) <= 3 or 0 in shapes[0]:
         raise UsageError(
-            f"Latents of shape {' x '.join(map(str, shapes[0])) or 'of one number'} can't be probed: a probe reads "
-            "tokens (P, N, D), (N, D) or (D,). Store the tokens in one of these shapes."
+            f"Latents of shape {shapes[0]} can't be probed: a probe reads tokens (P, N, D), (N, D) or (D,). Store the "
+            "tokens in one of these shapes."
         )
     counts = [(len(source), len(targets)) for source, targets in splits]
     if len(set(shapes)) > 1 or any(first != second or not first for first, second in counts):
         raise UsageError(
-            f"The splits have latents of shapes {shapes}, with numbers of latents and targets {counts}: the shapes "
-            "and numbers must agree, with a sample in every split. Extract all splits in the same way."
+            f"The splits have latents of shapes {shapes}, and latents and targets {counts}: the shapes and numbers "
+            "must agree, with a sample in every split. Extract all splits in the same way."
         )
 
 
@@ -289,7 +269,10 @@ def check_memory(make: Callable[[], nn.Module], copies: int, batch: int, shape: 
     with torch.device("meta"):
         weights = copies * sum(parameter.numel() for parameter in make().parameters())
     trained, batches = FLOAT * sum(COPIES.values()) * weights, FLOAT * BATCH_COPIES * batch * math.prod(shape)
-    free = free_bytes(device)
+    if device.startswith("cuda"):
+        free = torch.cuda.mem_get_info(device)[0]
+    else:
+        free = min(psutil.virtual_memory().available, memory_bytes())
     if trained + batches > free:
         raise UsageError(
             f"The probe needs {(trained + batches) / 1e9:.1f} GB for latents of {' x '.join(map(str, shape))} values: "
@@ -300,25 +283,15 @@ def check_memory(make: Callable[[], nn.Module], copies: int, batch: int, shape: 
         )
 
 
-def free_bytes(device: str) -> int:
-    """Memory that is free on a torch device; on the CPU what this machine or container can still give."""
-    if device.startswith("cuda"):
-        return int(torch.cuda.mem_get_info(device)[0])
-    import psutil
-
-    return min(int(psutil.virtual_memory().available), memory_bytes())
-
-
-def samples_at_once(tokens: tuple[int, ...], model_dim: int, depth: int, batch_size: int, device: str) -> int:
+def samples_at_once(tokens: tuple[int, ...], model_dim: int, depth: int, device: str) -> int:
     """Samples whose activations are held at once in training; the gradients of a batch add up over such parts.
 
     On a CPU a part of the batch is faster than all of it; on CUDA it is what keeps long
     sequences within memory without computing anything twice.
     """
     length = math.prod(tokens[:-1])
-    if device.startswith("cuda"):
-        held = torch.cuda.get_device_properties(device).total_memory * CUDA_SHARE
-        # Norms, queries, keys, values, two wide MLP layers and residuals.
-        per_token = FLOAT * 20 * model_dim * depth
-        return max(1, min(batch_size, int(held / (per_token * length))))
-    return max(1, min(batch_size, CHUNK_TOKENS // length))
+    if not device.startswith("cuda"):
+        return max(1, CHUNK_TOKENS // length)
+    held = torch.cuda.get_device_properties(device).total_memory * CUDA_SHARE
+    # Norms, queries, keys, values, two wide MLP layers and residuals.
+    return max(1, int(held / (FLOAT * 20 * model_dim * depth * length)))

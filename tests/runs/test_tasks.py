@@ -177,7 +177,7 @@ def test_latents_of_another_model_or_data_set_are_refused(place: Path) -> None:
             row["la_path"] = row["la_path"].replace("calvin/", "libero/")
         stride = DATASETS.get("libero").stride
         write_table(place / "data" / f"{split}_la_libero_{stride}_{MODEL}.csv".replace("_None", ""), rows)
-    with pytest.raises(UsageError, match=r"latents of 'calvin', not of 'libero': run .* --split train' again"):
+    with pytest.raises(UsageError, match=r"latents of 'calvin', not of 'libero'. Run 'lary extract' on this split"):
         classify(ClassifyConfig(model=MODEL, dataset="libero", probe_preset="demo"), settings_of(place))
 
 
