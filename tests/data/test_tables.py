@@ -109,7 +109,8 @@ def test_both_path_forms_give_the_same_samples() -> None:
 
 def test_published_first_rows_are_read() -> None:
     for path in sorted(TABLES.glob("*_metadata_*.csv")):
-        table = published(*path.stem.split("_metadata_"))
+        name, _, split = path.stem.partition("_metadata_")
+        table = published(name, split)
         assert len({sample.id for sample in table}) == len(table) == 20
         assert table.groups() == tuple(sample.group for sample in table)
         assert table.embodiments() == tuple(sample.embodiment for sample in table)
