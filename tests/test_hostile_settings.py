@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from lary.configs import ExtractConfig
-from lary.models.laq import _tokenizer_config
+from lary.models.lapa import read_tokenizer_config
 from lary.registry import load_plugin
 from lary.runs.extract import extract
 from lary.settings import load_settings
@@ -53,7 +53,7 @@ def test_hostile_tokenizer_configuration(tmp_path: Path, monkeypatch: pytest.Mon
     monkeypatch.chdir(tmp_path)
     path = tmp_path / "config.yaml"
     path.write_text(YAML[case])
-    refused(tmp_path, lambda: _tokenizer_config(path), "can't be read")
+    refused(tmp_path, lambda: read_tokenizer_config(path), "can't be read")
     assert not (tmp_path / "executed").exists()
 
 

@@ -1,16 +1,28 @@
-"""What models there are and what each needs: the text of ``lary models`` and of ``docs/models.md``."""
+"""What models there are and what each needs, and whether one behaves: ``lary models``, ``lary check-model`` and
+``docs/models.md``."""
 
 from __future__ import annotations
 
 import csv
 import functools
+import time
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import lary
-from lary.models.spec import MODELS, ModelSpec, Weights, locate_weights
-from lary.types import UsageError, as_path
+from lary.configs import CheckModelConfig
+from lary.models.spec import MODELS, ModelContext, ModelSpec, Weights, locate_weights, with_latent
+from lary.types import LaryError, Media, UsageError, as_path
+
+if TYPE_CHECKING:
+    import numpy as np
+    import numpy.typing as npt
+    from torch import Tensor
+
+    from lary.models.running import LoadedEncoder
+    from lary.types import Latents
 
 REFERENCE = Path(lary.__file__).parent / "results" / "reference"
 """Folder of the tables of the benchmark's paper."""
@@ -38,25 +50,17 @@ Made from the records by `python -m lary.models.overview`; a test holds it again
 """
 
 
-@dataclass(frozen=True)
-class WeightsState:
-    """Whether a model's weights are on this machine, and where, or what is missing."""
-
-    found: bool
-    note: str
-
-
-def weights_state(spec: ModelSpec, values: Mapping[str, str]) -> WeightsState:
-    """Look for a model's weights without loading or fetching anything."""
+def weights_state(spec: ModelSpec, values: Mapping[str, str]) -> tuple[bool, str]:
+    """Whether a model's weights are here, and where, or what is missing; nothing is loaded or fetched."""
     if spec.weights is None:
-        return WeightsState(True, "needs none")
+        return True, "needs none"
     try:
-        place = locate_weights(spec, dict(values))
+        place = locate_weights(spec, values)
     except UsageError as error:
-        return WeightsState(False, str(error))
+        return False, str(error)
     if place is not None and as_path(place).exists():
-        return WeightsState(True, place)
-    return WeightsState(False, f"would be fetched from the hub: {place}; {where_to_put(spec.weights)}")
+        return True, f"here: {place}"
+    return False, f"would be fetched from the hub: {place}; {where_to_put(spec.weights)}"
 
 
 def where_to_put(weights: Weights | None) -> str:
@@ -77,52 +81,48 @@ def models_table(values: Mapping[str, str]) -> str:
     """One line per model: key, paradigm, tokens per pair and clip, parameters, licence, weights."""
     rows = [("key", "paradigm", "D", "pair", "clip", "params (M)", "weights", "licence")]
     for spec in MODELS:
+        here, _ = weights_state(spec, values)
+        state = "none needed" if spec.weights is None else "here" if here else "missing"
         parameters = f"{spec.parameters_m:.2f}" if spec.parameters_m is not None else "-"
-        state = "none needed" if spec.weights is None else "here" if weights_state(spec, values).found else "missing"
         dim = str(spec.dim) if spec.dim is not None else "-"
-        rows.append(
-            (spec.name, spec.paradigm, dim, shape_text(spec.pair_shape), shape_text(spec.clip_shape), parameters, state,
-             spec.licence or "-")
-        )  # fmt: skip
-    widths = [max(len(row[column]) for row in rows) for column in range(len(rows[0]))]
+        shapes = (shape_text(spec.pair_shape), shape_text(spec.clip_shape))
+        rows.append((spec.name, spec.paradigm, dim, *shapes, parameters, state, spec.licence or "-"))
+    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
     lines = ("  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip() for row in rows)
     return "\n".join(lines)
 
 
 def model_text(spec: ModelSpec, values: Mapping[str, str]) -> str:
     """The record of one model, and the exact file or variable that is missing."""
-    state = weights_state(spec, values)
-    lines = [spec.name, *(f"  {name:12} {value}" for name, value in facts(spec))]
-    lines.append(f"  {'weights':12} {'here: ' if state.found and spec.weights else ''}{state.note}")
+    rows = [*facts(spec), ("weights", weights_state(spec, values)[1])]
     if spec.backbone:
-        part = weights_state(replace(spec, weights=spec.backbone), values)
-        place = f"here: {part.note}" if part.found else part.note
-        lines.append(f"  {'backbone':12} needed where the weights hold none; {place}")
-    return "\n".join(lines)
+        _, state = weights_state(replace(spec, weights=spec.backbone), values)
+        rows.append(("backbone", f"needed where the weights hold none; {state}"))
+    return "\n".join([spec.name, *(f"  {name:12} {text}" for name, text in rows)])
 
 
 def facts(spec: ModelSpec) -> list[tuple[str, str]]:
     """Name and text of every field that a reader asks for."""
     preprocess = spec.preprocess
-    resize = f"short side {preprocess.short_side}, then centre {preprocess.size}" if preprocess.short_side else ""
-    parameters = f"{spec.parameters_m:.2f} million" if spec.parameters_m is not None else "-"
-    found = [
+    resize = f"{preprocess.size} x {preprocess.size}"
+    if preprocess.short_side:
+        resize = f"short side {preprocess.short_side}, then centre {preprocess.size}"
+    return [
         ("what", spec.description),
         ("paradigm", spec.paradigm),
         ("tokens", f"{shape_text(spec.pair_shape)} per pair, {shape_text(spec.clip_shape)} per clip of nine frames"),
-        ("parameters", parameters),
-        ("frames", f"{resize or f'{preprocess.size} x {preprocess.size}'}, {preprocess.resize}"),
+        ("parameters", f"{spec.parameters_m:.2f} million" if spec.parameters_m is not None else "-"),
+        ("frames", f"{resize}, {preprocess.resize}"),
         ("pixels", f"/ {preprocess.scale:g}, mean {preprocess.mean}, std {preprocess.std}"),
         ("reference", spec.reference or "-"),
         ("licence", spec.licence or "-"),
+        *(("published", numbers) for numbers in published_numbers(spec)),
+        *(("paper", difference) for difference in spec.paper_differences),
+        *(("known", note) for note in spec.notes),
     ]
-    found += [("published", numbers) for numbers in published(spec)]
-    found += [("paper", difference) for difference in spec.paper_differences]
-    found += [("known", note) for note in spec.notes]
-    return found
 
 
-def published(spec: ModelSpec) -> list[str]:
+def published_numbers(spec: ModelSpec) -> list[str]:
     """A model's numbers in the tables of the benchmark's paper, one line per table."""
     found = []
     for table, (title, columns) in TABLES.items():
@@ -151,12 +151,12 @@ def models_page() -> str:
     """``docs/models.md``, made from the records."""
     lines = INTRODUCTION.splitlines()
     for spec in MODELS:
-        lines += ["", f"## `{spec.name}`", "", spec.description + ".", "", "| | |", "|---|---|"]
-        lines += [f"| {name} | {text} |" for name, text in facts(spec)[1:]]
-        lines.append(f"| weights | {where_to_put(spec.weights)}{hub_text(spec.weights)} |")
+        rows = [*facts(spec)[1:], ("weights", f"{where_to_put(spec.weights)}{hub_text(spec.weights)}")]
         if spec.backbone:
             place = f"{where_to_put(spec.backbone)}{hub_text(spec.backbone)}"
-            lines.append(f"| backbone | needed where the weights hold none; {place} |")
+            rows.append(("backbone", f"needed where the weights hold none; {place}"))
+        lines += ["", f"## `{spec.name}`", "", spec.description + ".", "", "| | |", "|---|---|"]
+        lines += [f"| {name} | {text} |" for name, text in rows]
     return "\n".join(lines) + "\n"
 
 
@@ -166,6 +166,123 @@ def hub_text(weights: Weights | None) -> str:
         return ""
     pinned = f" at {weights.revision[:7]}" if weights.revision else ""
     return f", or fetched from `{weights.hub}`{pinned}"
+
+
+# The check of one model
+
+FRAME_SIZE = 200
+BATCH = 3
+REPEATS = 3
+DIFFERENT = 1e-3
+"""Share of the largest token by which tokens of the same sample may differ."""
+
+
+def moving_square(frames: int, seed: int) -> npt.NDArray[np.uint8]:
+    """A clip (T, H, W, 3) of a textured square that moves over a noisy ground; another seed, another clip."""
+    import numpy as np
+
+    rng = np.random.default_rng(seed)
+    ground = rng.integers(60, 120, (FRAME_SIZE, FRAME_SIZE, 3), dtype=np.uint8)
+    square = rng.integers(120, 255, (50, 50, 3), dtype=np.uint8)
+    start, step = rng.integers(10, 60, 2), rng.integers(4, 10, 2)
+    clip = np.repeat(ground[None], frames, axis=0)
+    for index in range(frames):
+        row, column = start + step * index
+        clip[index, row : row + 50, column : column + 50] = square
+    return clip
+
+
+@dataclass
+class ModelCheck:
+    """A model run on pairs and clips: shapes, range, determinism, use of the last frame, time.
+
+    Attributes:
+        lines: what was measured, to print.
+        problems: what is wrong with the model.
+    """
+
+    encoder: LoadedEncoder
+    config: CheckModelConfig
+    lines: list[str]
+    problems: list[str] = field(default_factory=list)
+
+    def note(self, name: str, text: str) -> None:
+        self.lines.append(f"  {name:24} {text}")
+
+    def text(self) -> str:
+        """Everything that was found, problems last."""
+        verdict = [f"  PROBLEM: {problem}" for problem in self.problems] or ["  everything as it should be"]
+        return "\n".join([*self.lines, *verdict])
+
+    def encode(self, *clips: npt.NDArray[np.uint8]) -> tuple[Tensor, Latents]:
+        """Tokens of a batch of decoded clips in float32 on the CPU, and the latents as the model gives them."""
+        import numpy as np
+        import torch
+
+        with torch.inference_mode():
+            latents = self.encoder.encode(torch.from_numpy(np.stack(clips)))
+            return latents.tokens.float().cpu(), latents
+
+    def check_media(self, media: Media, frames: int) -> None:
+        """All checks on image pairs or on clips. Raises LaryError for an answer that contradicts the record."""
+        seed, strict = self.config.seed, self.config.protocol == "corrected"
+        clips = [moving_square(frames, seed + number) for number in range(BATCH)]
+        tokens, latents = self.encode(*clips)
+        self.note(f"{media}: tokens", f"{shape_text(tokens.shape[1:])}, {latents.tokens.dtype}".replace("torch.", ""))
+        if latents.codes is not None:
+            used, total = len(set(latents.codes.flatten().tolist())), latents.codes.numel()
+            self.note(f"{media}: codes", f"{tuple(latents.codes.shape[1:])}, {used} different ones in {total}")
+        if share := float((~tokens.isfinite()).float().mean()):
+            self.problems.append(f"{media}: tokens are not finite ({share:.0%} NaN or infinite); extraction skips them")
+            return
+        low, mean, high = float(tokens.min()), float(tokens.mean()), float(tokens.max())
+        self.note(f"{media}: range", f"{low:.3g} to {high:.3g}, mean {mean:.3g}, std {float(tokens.std()):.3g}")
+
+        repeated = float((self.encode(*clips)[0] - tokens).abs().max())
+        alone = float((self.encode(clips[0])[0][0] - tokens[0]).abs().max())
+        for name, difference in (("again", repeated), ("alone", alone)):
+            self.note(f"{media}: {name}", f"differs by up to {difference:.2g}" if difference else "bit-identical")
+        if strict and max(repeated, alone) > DIFFERENT * max(float(tokens.abs().max()), 1e-12):
+            self.problems.append(f"{media}: tokens depend on chance or on the batch that a sample is in")
+
+        changed = clips[0].copy()
+        changed[-1] = moving_square(1, seed + 99)[0]
+        seen = float((self.encode(changed)[0][0] - tokens[0]).abs().max()) > 0
+        self.note(f"{media}: last frame", "is seen" if seen else "is NOT seen")
+        if strict and not seen:
+            self.problems.append(f"{media}: tokens don't depend on the last frame, so they can't hold an action")
+
+        times = []
+        for _ in range(REPEATS):
+            started = time.perf_counter()
+            self.encode(clips[0])
+            times.append(time.perf_counter() - started)
+        self.note(f"{media}: time", f"{1000 * sorted(times)[len(times) // 2]:.1f} ms, alone in its batch")
+
+
+def check_model(spec: ModelSpec, config: CheckModelConfig, values: Mapping[str, str]) -> ModelCheck:
+    """Run a model on generated frames on this machine, the first thing an author does.
+
+    Raises:
+        UsageError, LaryError: its weights aren't there or don't fit.
+    """
+    from lary.models.running import MEDIA, build
+    from lary.runtime import pick_devices
+
+    spec = with_latent(spec, config.latent)
+    device = pick_devices(config.gpus, config.device)[0]
+    weights = locate_weights(spec, values, config.weights)
+    context = ModelContext(device, config.protocol, weights, config.revision, config.seed, values)
+    started = time.perf_counter()
+    encoder = build(spec, context, precision=config.precision, compiled=config.compile)
+    check = ModelCheck(encoder, config, [f"{spec.name} on {device}, {config.precision}, protocol {config.protocol}"])
+    check.note("ready after", f"{time.perf_counter() - started:.1f} s")
+    for frames, media in MEDIA.items():
+        try:
+            check.check_media(media, frames)
+        except LaryError as error:
+            check.problems.append(f"{media}: {error}")
+    return check
 
 
 if __name__ == "__main__":

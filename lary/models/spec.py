@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import functools
+import json
 import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
+from pathlib import Path
 from typing import Any, Literal
 
 from lary.registry import Registry
@@ -155,15 +158,7 @@ REVISION = re.compile(r"(?!.*\.\.)\w[\w./+-]{0,254}")
 
 MODELS: Registry[ModelSpec] = Registry(
     "model",
-    modules=(
-        "lary.models.image",
-        "lary.models.lapa",
-        "lary.models.univla",
-        "lary.models.villa",
-        "lary.models.autoencoders",
-        "lary.models.vjepa",
-        "lary.models.baselines",
-    ),
+    modules=tuple(f"lary.models.{name}" for name in ("image", "lapa", "embodied", "released", "baselines")),
     group="lary.models",
 )
 
@@ -177,6 +172,51 @@ def register_model(*specs: ModelSpec) -> Callable[[Callable[[ModelSpec, ModelCon
         return factory
 
     return decorate
+
+
+@functools.cache
+def builtin_tables() -> dict[str, dict[str, Any]]:
+    """The content of ``records.json``.
+
+    It holds the models and what they share, in which files their weights come (see
+    `Layout`), how keys in these are renamed, and how transformers runs its backbones.
+    """
+    file = Path(__file__).with_name("records.json")
+    tables: dict[str, dict[str, Any]] = json.loads(file.read_text(encoding="utf-8"))
+    return tables
+
+
+def builtin(name: str) -> ModelSpec:
+    """A record of this package, still without its class.
+
+    In ``records.json`` ``{"$ref": NAME}`` is the shared value or the model of that name;
+    keys beside it replace those of what it names.
+    """
+    tables = builtin_tables()
+    known = tables["shared"] | tables["models"]
+
+    def resolved(value: Any) -> Any:
+        if isinstance(value, list):
+            return [resolved(item) for item in value]
+        if not isinstance(value, dict):
+            return value
+        own = {key: resolved(item) for key, item in value.items() if key != "$ref"}
+        base = resolved(known[value["$ref"]]) if "$ref" in value else {}
+        return base | own if own else base
+
+    fields = {}
+    for key, value in resolved(tables["models"][name]).items():
+        if key.startswith("preprocess"):
+            value = Preprocess(**with_tuples(value))
+        elif key in ("weights", "backbone"):
+            value = Weights(**value)
+        fields[key] = value
+    return ModelSpec(name=name, **with_tuples(fields))
+
+
+def with_tuples(fields: Mapping[str, Any]) -> dict[str, Any]:
+    """Fields of a frozen record, whose lists in JSON are tuples."""
+    return {name: tuple(value) if isinstance(value, list) else value for name, value in fields.items()}
 
 
 def with_latent(spec: ModelSpec, latent: str | None) -> ModelSpec:
@@ -193,7 +233,7 @@ def with_latent(spec: ModelSpec, latent: str | None) -> ModelSpec:
     return replace(spec, options=spec.options | choice, options_paper=spec.options_paper | choice)
 
 
-def locate_weights(spec: ModelSpec, values: dict[str, str], override: str | None = None) -> str | None:
+def locate_weights(spec: ModelSpec, values: Mapping[str, str], override: str | None = None) -> str | None:
     """The path or hub id to load from: ``--weights``, the record's variable, its folder under MODEL_DIR, its hub id.
 
     ``--weights random`` is no path and stays as it is; a folder of that name is ``./random``.
@@ -208,34 +248,29 @@ def locate_weights(spec: ModelSpec, values: dict[str, str], override: str | None
         return None
     if override == RANDOM:
         return RANDOM
-    named = override or (values.get(weights.variable) if weights.variable else None)
-    if named:
+    if named := override or values.get(weights.variable or ""):
         path = as_path(named)
         if path.exists():
             return str(path)
-        looks_like_path = named.startswith((".", "/", "~")) or path.is_absolute() or named.count("/") != 1
-        if looks_like_path:
+        if named.startswith((".", "/", "~")) or path.is_absolute() or named.count("/") != 1:
             source = "--weights" if override else weights.variable
             raise UsageError(f"Weights of '{spec.name}': {source} points to {named}, which does not exist. Correct it.")
         return named
-    folder = as_path(values["MODEL_DIR"]) / weights.folder if weights.folder and values.get("MODEL_DIR") else None
-    if folder is not None and folder.exists():
-        return str(folder)
+    if weights.folder and values.get("MODEL_DIR"):
+        folder = as_path(values["MODEL_DIR"]) / weights.folder
+        if folder.exists():
+            return str(folder)
     if weights.hub:
         return weights.hub
     raise UsageError(f"Weights of '{spec.name}' are not here. {remedy(spec, 'them')}")
 
 
 def remedy(spec: ModelSpec, expected: str) -> str:
-    """Where weights have to be put to be found, as a sentence.
-
-    Args:
-        expected: the files, in words.
-    """
+    """Where weights, called `expected`, have to be put to be found, as a sentence."""
     weights = spec.weights or Weights()
     places = [f"set {weights.variable} to {expected}"] if weights.variable else []
     places += [f"put {weights.folder} into MODEL_DIR"] if weights.folder else []
-    text = ", ".join([*places, "or pass --weights PATH"]) if places else "pass --weights PATH"
+    text = ", ".join([*places, "or pass --weights PATH" if places else "pass --weights PATH"])
     sentences = [f"{text[0].upper()}{text[1:]}.", weights.hint]
     if spec.backbone and spec.backbone.variable:
         sentences.append(f"Where that file lacks the encoder of frames, set {spec.backbone.variable} too.")

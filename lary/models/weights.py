@@ -9,9 +9,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from lary.files import digest, inside, read_json
+from lary.files import digest, file_digest, inside, read_json
 from lary.models.spec import ModelContext, ModelSpec, remedy
-from lary.models.tensors import CONFIG, Layout, first_names, reason_of, sha256_of
+from lary.models.tensors import CONFIG, Layout, first_names, reason_of
 from lary.runtime import log
 from lary.types import RANDOM, LaryError, UsageError, WeightsIdentity, as_path
 
@@ -65,29 +65,31 @@ def find_weights(spec: ModelSpec, context: ModelContext, layout: Layout = TRANSF
     if location == RANDOM:
         return random_weights(context.seed)
     if location is None:
-        raise UsageError(f"Weights of '{spec.name}': none given. {remedy(spec, layout.expected)}")
+        raise _missing(spec, layout, "none given")
     path, revision = as_path(location), None
-    if path.exists():
-        if context.revision is not None:
-            raise UsageError(
-                f"--revision {context.revision}: the weights of '{spec.name}' are on disk, in {path}, and only the hub "
-                "has revisions. Leave the option out, or name a repository by --weights."
-            )
-    else:
+    if not path.exists():
         pinned = spec.weights.revision if spec.weights and location == spec.weights.hub else None
         try:
             path = hub_folder(location, context.revision or pinned, layout)
         except HubRefusal as error:
-            reason = f"{location} {error}"
-            raise UsageError(f"Weights of '{spec.name}': {reason}. {remedy(spec, layout.expected)}") from error
+            raise _missing(spec, layout, f"{location} {error}") from error
         revision = path.name
-    files = files_at(spec, path, layout)
-    file, config = files[0].parent / CONFIG, None
-    if layout.kind is not None and file.is_file():
-        content = read_json(file, "model configuration")
+    elif context.revision is not None:
+        raise UsageError(
+            f"--revision {context.revision}: the weights of '{spec.name}' are on disk, in {path}, and only the hub "
+            "has revisions. Leave the option out, or name a repository by --weights."
+        )
+    files = _files_at(spec, path, layout)
+    beside, config = files[0].parent / CONFIG, None
+    if layout.kind is not None and beside.is_file():
+        content = read_json(beside, "model configuration")
         config = content if isinstance(content, dict) and content.get(layout.kind[0]) == layout.kind[1] else None
-    described = config is not None or (not layout.files and file.is_file())
-    return Checkpoint(files, config, WeightsIdentity(digest_of([file, *files] if described else files), revision))
+    described = config is not None or (not layout.files and beside.is_file())
+    return Checkpoint(files, config, WeightsIdentity(digest_of([beside, *files] if described else files), revision))
+
+
+def _missing(spec: ModelSpec, layout: Layout, reason: str) -> UsageError:
+    return UsageError(f"Weights of '{spec.name}': {reason}. {remedy(spec, layout.expected)}")
 
 
 def read_config(folder: Path) -> dict[str, Any]:
@@ -98,20 +100,22 @@ def read_config(folder: Path) -> dict[str, Any]:
     return config
 
 
-def files_at(spec: ModelSpec, path: Path, layout: Layout) -> tuple[Path, ...]:
+def _files_at(spec: ModelSpec, path: Path, layout: Layout) -> tuple[Path, ...]:
     """The weight files in a folder, or the one that is named. Raises UsageError, LaryError."""
-    if not layout.files:
-        if path.is_file() and path.name != CONFIG:
-            if path.suffix in SUFFIXES:
-                return (path,)
-            kinds = f"no weight file ({', '.join(SUFFIXES)})"
-            raise UsageError(f"Weights of '{spec.name}': {path} is {kinds}. {remedy(spec, layout.expected)}")
-        return weight_files(path.parent if path.is_file() else path)
-    if not path.is_dir():
-        return (path,)
-    if found := [path / name for name in layout.files if (path / name).is_file()]:
-        return (found[0],)
-    raise UsageError(f"Weights of '{spec.name}': {path} holds no {layout.expected}. {remedy(spec, layout.expected)}")
+    if layout.files:
+        if not path.is_dir():
+            return (path,)
+        for name in layout.files:
+            if (path / name).is_file():
+                return (path / name,)
+        raise _missing(spec, layout, f"{path} holds no {layout.expected}")
+    if not path.is_file():
+        return weight_files(path)
+    if path.name == CONFIG:
+        return weight_files(path.parent)
+    if path.suffix not in SUFFIXES:
+        raise _missing(spec, layout, f"{path} is no weight file ({', '.join(SUFFIXES)})")
+    return (path,)
 
 
 def weight_files(folder: Path) -> tuple[Path, ...]:
@@ -149,7 +153,7 @@ def digest_of(files: Sequence[Path]) -> str:
     from concurrent.futures import ThreadPoolExecutor
 
     with ThreadPoolExecutor(min(4, os.cpu_count() or 1)) as pool:
-        values = list(pool.map(sha256_of, files))
+        values = list(pool.map(lambda file: file_digest(file, 64), files))
     return digest(*(part for file, value in zip(files, values, strict=True) for part in (file.name, value)))
 
 
@@ -164,7 +168,8 @@ class HubRefusal(LaryError):
 def hub_folder(repository: str, revision: str | None, layout: Layout) -> Path:
     """The folder of a repository's files, named after its commit: downloaded, or from the cache of earlier downloads.
 
-    A commit that is in the cache needs no network. Nothing is downloaded before the hub has said that it gives it.
+    A commit that is in the cache needs no network. Nothing is downloaded before the hub
+    has said that it gives it.
 
     Raises:
         HubRefusal: the hub can't be reached, or doesn't give them.
@@ -174,7 +179,7 @@ def hub_folder(repository: str, revision: str | None, layout: Layout) -> Path:
 
     cached: Path | None = None
     try:
-        cached = find_in_cache(repository, revision, layout)
+        cached = _find_in_cache(repository, revision, layout)
         if cached is not None and revision is not None and COMMIT.fullmatch(revision):
             return cached
         hub = huggingface_hub.HfApi()
@@ -189,7 +194,7 @@ def hub_folder(repository: str, revision: str | None, layout: Layout) -> Path:
         if cached is not None and not denied:
             log.info("the hub can't be reached: %s comes from its cache", repository)
             return cached
-        raise HubRefusal(refusal(error, repository, revision), denied) from error
+        raise HubRefusal(_refusal(error, repository, revision), denied) from error
     raise HubRefusal(f"holds no {layout.expected}", denied=True)
 
 
@@ -203,7 +208,7 @@ def fetch_file(repository: str, name: str, revision: str | None = None) -> Path 
         return hub_folder(repository, revision, Layout(files=(name,))) / name
     except HubRefusal as error:
         # The weights are fetched next, and their error names what is wrong; a cached repository has no such file.
-        if error.denied or find_in_cache(repository, revision, None) is not None:
+        if error.denied or _find_in_cache(repository, revision, None) is not None:
             return None
         reason = f"the hub can't be asked for its {name}: {repository} {error}"
         raise UsageError(f"Model 'hf:{repository}': {reason}. Name a folder, or go online once.") from error
@@ -220,27 +225,24 @@ def _wanted(names: Sequence[str], layout: Layout) -> list[str]:
     return []
 
 
-def find_in_cache(repository: str, revision: str | None, layout: Layout | None) -> Path | None:
+def _find_in_cache(repository: str, revision: str | None, layout: Layout | None) -> Path | None:
     """The folder of an earlier download that has all that is needed (or anything, without a layout), or None."""
     import huggingface_hub
     from huggingface_hub.errors import LocalEntryNotFoundError
 
     try:
         folder = Path(huggingface_hub.snapshot_download(repository, revision=revision, local_files_only=True))
-    except LocalEntryNotFoundError:
+        if layout is None:
+            return folder
+        names = layout.files or (CONFIG,)
+        if not layout.files:
+            weight_files(folder)
+    except (LocalEntryNotFoundError, LaryError):  # nothing is there, or not all weights are
         return None
-    if layout is None:
-        return folder
-    if layout.files:
-        return folder if any((folder / name).is_file() for name in layout.files) else None
-    try:
-        weight_files(folder)
-    except LaryError:
-        return None
-    return folder if (folder / CONFIG).is_file() else None
+    return folder if any((folder / name).is_file() for name in names) else None
 
 
-def refusal(error: Exception, repository: str, revision: str | None) -> str:
+def _refusal(error: Exception, repository: str, revision: str | None) -> str:
     """Why a repository's files can't be had, as the rest of a sentence that begins with its name."""
     from huggingface_hub import errors
 

@@ -7,15 +7,15 @@ import torch
 
 from lary.latents.encoding import Encoding
 from lary.latents.reading import Batch
-from lary.models.preprocess import CUBIC_224_IMAGENET, DeviceNormaliser, normalise
-from lary.models.spec import Preprocess
+from lary.models.preprocess import DeviceNormaliser, normalise
+from lary.models.spec import MODELS, Preprocess
 from lary.types import Latents, Sample
 
 
 def test_normalising_on_a_device_gives_the_same_bits() -> None:
     planes = np.random.default_rng(0).integers(0, 256, (3, 2, 3, 9, 7), dtype=np.uint8)
     for record in (
-        CUBIC_224_IMAGENET,
+        MODELS.get("univla").preprocess,
         Preprocess(),
         Preprocess(scale=1, mean=(0.5, 0, 0.1)),
         Preprocess(std=(2, 1, 3)),

@@ -14,10 +14,9 @@ import torch
 import transformers
 from safetensors.torch import load_file, save_file
 
-from lary.models.autoencoders import flux_arguments, wan_arguments
+from lary.models.released import flux_arguments, vjepa_arguments, wan_arguments
 from lary.models.running import LoadedEncoder, build
 from lary.models.spec import MODELS, ModelContext
-from lary.models.vjepa import vjepa_arguments
 from lary.types import BenchmarkProtocol, LaryError
 from tests.tiny_networks import TINY, save_tiny_network
 

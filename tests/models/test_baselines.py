@@ -9,11 +9,12 @@ import pytest
 import torch
 
 from lary.models.baselines import GRID, PLACE
-from lary.models.preprocess import CUBIC_224, VJEPA2, mix_planes, neighbour_pairs, prepare
+from lary.models.preprocess import mix_planes, neighbour_pairs, prepare
 from lary.models.running import LoadedEncoder, build
 from lary.models.spec import MODELS, ModelContext
 from lary.types import LaryError, WeightsIdentity
 
+CUBIC_224, VJEPA2 = MODELS.get("lapa").preprocess, MODELS.get("vjepa2").preprocess
 WEIGHTLESS = [spec.name for spec in MODELS if spec.weights is None]
 
 

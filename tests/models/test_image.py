@@ -14,7 +14,7 @@ import torch
 from huggingface_hub import constants
 from safetensors.torch import load_file, save_file
 
-from lary.models.image import BACKBONES, image_tower
+from lary.models.image import backbone_of, image_tower
 from lary.models.preprocess import mix_planes
 from lary.models.running import LoadedEncoder, build
 from lary.models.spec import MODELS, ModelContext
@@ -65,7 +65,7 @@ def test_full_backbones_have_the_parameters_of_their_records(name: str) -> None:
     import transformers
 
     config = MODELS.get(name).options["config"]
-    model_class: Any = getattr(transformers, BACKBONES[config["model_type"]].model)
+    model_class: Any = getattr(transformers, backbone_of(config["model_type"]).model)
     with torch.device("meta"):
         model = model_class(model_class.config_class.from_dict(image_tower(config)))
     millions = sum(value.numel() for value in model.parameters()) / 1e6

@@ -16,8 +16,7 @@ from safetensors.torch import load_file, save_file
 from lary.models.running import build
 from lary.models.spec import MODELS, ModelContext, ModelSpec
 from lary.nets import code_rows
-from lary.nets.lam import DifferenceQuantizer, LaqConfig, LatentActionModel
-from lary.nets.magvit import Tokenizer, TokenizerConfig
+from lary.nets.lam import DifferenceQuantizer, LatentActionModel, Tokenizer
 from lary.types import LaryError, Latents, UsageError
 
 TINY = {
@@ -47,7 +46,7 @@ def tiny(name: str = "lapa", features: dict[str, Any] | None = None, **changes: 
 
 def own_weights(spec: ModelSpec) -> dict[str, torch.Tensor]:
     torch.manual_seed(0)
-    return LatentActionModel(LaqConfig(**spec.options["network"])).state_dict()
+    return LatentActionModel(**spec.options["network"]).state_dict()
 
 
 @pytest.fixture
@@ -74,12 +73,12 @@ def test_full_network_has_the_number_of_parameters_of_its_record(name: str) -> N
     spec = MODELS.get(name)
     features = spec.options["features"] or {}
     with torch.device("meta"):
-        parts: list[torch.nn.Module] = [LatentActionModel(LaqConfig(**spec.options["network"]))]
+        parts: list[torch.nn.Module] = [LatentActionModel(**spec.options["network"])]
         if "library" in features:
             model_class = getattr(transformers, features["library"])
             parts.append(model_class(model_class.config_class(**features["config"])))
         elif features:
-            parts.append(Tokenizer(TokenizerConfig(**features["config"])))
+            parts.append(Tokenizer(**features["config"]))
     count = sum(parameter.numel() for part in parts for parameter in part.parameters())
     assert f"{count / 1e6:.2f}" == f"{spec.parameters_m:.2f}"
 
@@ -177,7 +176,7 @@ def test_tokenizer_comes_from_its_own_files_where_the_file_has_none(averages: bo
     full = MODELS.get("magvit2").options["features"]["config"]
     asked = replace(spec, options={**spec.options, "features": {**spec.options["features"], "config": full}})
     torch.manual_seed(1)
-    inside = Tokenizer(TokenizerConfig(**sizes, use_ema=averages)).state_dict()
+    inside = Tokenizer(**sizes, use_ema=averages).state_dict()
     assert averages == any(key.startswith("model_ema.") for key in inside)
     inside = {key: torch.nan_to_num(value) for key, value in inside.items()}
     torch.save(own_weights(spec), tmp_path / "own.pt")

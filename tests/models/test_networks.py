@@ -10,9 +10,10 @@ import numpy as np
 import pytest
 import torch
 
-from lary.models.networks import TABLE_STD, draw_transformers, draw_weights
+from lary.models.networks import TABLE_STD, draw_weights, transformers_model
 from lary.models.running import LoadedEncoder, build
 from lary.models.spec import MODELS, ModelContext, ModelSpec
+from lary.models.weights import random_weights
 from lary.types import RANDOM, Latents, UsageError, WeightsIdentity
 from tests.helpers import lary
 from tests.tiny import save_tiny
@@ -60,7 +61,7 @@ def test_scales_of_what_is_drawn() -> None:
     config = transformers.DINOv3ViTConfig(
         hidden_size=24, num_hidden_layers=1, num_attention_heads=2, intermediate_size=32, image_size=32, patch_size=16
     )
-    drawn, built = draw_transformers(transformers.DINOv3ViTModel, config, 0), transformers.DINOv3ViTModel(config)
+    drawn, built = transformers_model(transformers.DINOv3ViTModel, config, random_weights(0), dict, "cpu"), transformers.DINOv3ViTModel(config)
     for (name, buffer), (_, wanted) in zip(drawn.named_buffers(), built.named_buffers(), strict=True):
         assert torch.equal(buffer, wanted), f"{name} is computed, not drawn"
 

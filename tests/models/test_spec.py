@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 import lary as package
-from lary.models.overview import published
+from lary.models.overview import published_numbers as published
 from lary.models.spec import MODELS
 from tests.helpers import lary
 from tests.tree import make_calvin, make_robot

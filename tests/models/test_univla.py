@@ -14,13 +14,13 @@ import torch
 import transformers
 from safetensors.torch import save_file
 
+from lary.models.embodied import UniVLA, VillaX, backbone_config
 from lary.models.preprocess import prepare
 from lary.models.running import LoadedEncoder, build
-from lary.models.spec import ModelContext
-from lary.models.univla import UNIVLA, UniVLA, backbone_config
-from lary.models.villa import VILLA_X, VillaX
-from lary.nets.univla import UniVLAConfig, UniVLANetwork
-from lary.nets.villa import VillaConfig, VillaNetwork
+from lary.models.spec import MODELS, ModelContext
+from lary.nets.spacetime import UniVLANetwork, VillaConfig, VillaNetwork
+
+UNIVLA, VILLA_X = MODELS.get("univla"), MODELS.get("villa-x")
 from lary.types import LaryError, UsageError
 from tests.parity.fill import fill_tensor
 from tests.parity.training_shapes import (
@@ -56,14 +56,14 @@ def shapes_on_meta(make: Callable[[], torch.nn.Module]) -> Shapes:
 
 def univla_tensors() -> dict[str, torch.Tensor]:
     """The small checkpoint as a Lightning file has it, but for the wrapper's name."""
-    config = UniVLAConfig(**NETWORK)
+    config = NETWORK
     dim, block = 768, "dino_encoder.blocks.0"
     backbone: Shapes = {
         "cls_token": (1, 1, dim), "pos_embed": (1, 5, dim), "register_tokens": (1, 2, dim), "mask_token": (1, dim),
         "patch_embed.proj.weight": (dim, 3, 14, 14), "patch_embed.proj.bias": (dim,),
         "blocks.0.ls1.gamma": (dim,), "blocks.0.ls2.gamma": (dim,),
     }  # fmt: skip
-    shapes = shapes_on_meta(lambda: UniVLANetwork(config)) | univla_training_shapes(config)
+    shapes = shapes_on_meta(lambda: UniVLANetwork(**config)) | univla_training_shapes(config)
     shapes |= {f"dino_encoder.{key}": shape for key, shape in backbone.items()}
     shapes |= norm_shapes(f"{block}.norm1", dim) | norm_shapes(f"{block}.norm2", dim)
     shapes |= linear_shapes(f"{block}.attn.qkv", 3 * dim, dim) | norm_shapes("dino_encoder.norm", dim)
@@ -106,10 +106,10 @@ def clips(frames: int, size: int = 28, batch: int = 2) -> torch.Tensor:
 
 
 def test_networks_have_the_published_numbers_of_parameters() -> None:
-    config, villa = UniVLAConfig(**UNIVLA.options["network"]), VillaConfig(**VILLA_X.options["config"])
+    config, villa = UNIVLA.options["network"], VillaConfig(**VILLA_X.options["config"])
     backbone = backbone_config(UNIVLA.options["backbone"])
     for parts, wanted in (
-        ((shapes_on_meta(lambda: UniVLANetwork(config)), univla_training_shapes(config),
+        ((shapes_on_meta(lambda: UniVLANetwork(**config)), univla_training_shapes(config),
           shapes_on_meta(lambda: transformers.Dinov2WithRegistersModel(backbone))), UNIVLA.parameters_m),
         ((shapes_on_meta(lambda: VillaNetwork(villa)), villa_training_shapes(villa)), VILLA_X.parameters_m),
     ):  # fmt: skip
@@ -156,7 +156,7 @@ def test_villa_windows_slide_by_one_frame(tmp_path: Path) -> None:
     pair, clip = encoder.encode(clips(2)), encoder.encode(batch)
     assert (pair.tokens.shape, pair.codes.shape) == ((2, 3, 5), (2, 3, 1))
     assert (clip.tokens.shape, clip.codes.shape) == ((2, 5, 3, 5), (2, 5, 3))
-    assert torch.equal(clip.tokens, network.vq.embedding.weight[clip.codes])
+    assert torch.equal(clip.tokens, network.vq["embedding"].weight[clip.codes])
     assert len(clip.codes.unique()) > 1, "latents that are all alike test nothing"
     assert torch.equal(clip.tokens, torch.cat([encoder.encode(part[None]).tokens for part in batch]))
     with pytest.raises(LaryError, match="at least 2 frames"):

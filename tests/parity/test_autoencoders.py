@@ -12,11 +12,10 @@ import pytest
 import torch
 from safetensors.numpy import save_file
 
-from lary.models import autoencoders
-from lary.models.autoencoders import FLUX_KEYS, WAN_KEYS
+from lary.models import released as autoencoders
 from lary.models.running import build
 from lary.models.spec import MODELS, ModelContext, ModelSpec
-from lary.models.tensors import rename
+from lary.models.tensors import layout_of, rename
 from lary.types import BenchmarkProtocol
 from tests.parity.conftest import Case, load_case, model_cases
 from tests.parity.tables import table_names
@@ -120,13 +119,13 @@ def test_flux_pixels_of_a_published_pair_reach_509() -> None:
 @pytest.mark.parametrize("name", [*WAN_CASES, *FLUX_CASES])
 def test_keys_arguments_and_constants_are_those_of_the_case(name: str) -> None:
     case = load_case(name)
-    rules, layout, arguments, library = {
-        "wan2-2": (WAN_KEYS, autoencoders.WAN_LAYOUT, autoencoders.wan_arguments, "AutoencoderKLWan"),
-        "flux2": (FLUX_KEYS, autoencoders.FLUX_LAYOUT, autoencoders.flux_arguments, "AutoencoderKLFlux2"),
+    layout, arguments, library = {
+        "wan2-2": (layout_of("wan2-2"), autoencoders.wan_arguments, "AutoencoderKLWan"),
+        "flux2": (layout_of("flux2"), autoencoders.flux_arguments, "AutoencoderKLFlux2"),
     }[case.about["model"]]
     used = [key for key in case.about["keys"] if not key.startswith(ignored(case))]
     named = table_names(case.about["diffusers_mapping"], used, num_res_blocks=case.config["num_res_blocks"])
-    assert {key: rename(key, rules) for key in used} == named
+    assert {key: rename(key, case.about["model"]) for key in used} == named
     assert [key for key in case.about["keys"] if not key.startswith(layout.unused)] == used
     network = autoencoders.empty_autoencoder(library, arguments(**case.config))
     expected = {key: value for key, value in case.about["diffusers_config"].items() if key not in METADATA}

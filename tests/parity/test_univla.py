@@ -9,14 +9,15 @@ import numpy as np
 import pytest
 import torch
 
+from lary.models.embodied import BACKBONE, UniVLA
 from lary.models.running import build
 from lary.models.spec import MODELS, ModelContext
-from lary.models.univla import BACKBONE, UNIVLA, WRAPPER, UniVLA
-from lary.nets.univla import UniVLAConfig, UniVLANetwork
+from lary.nets.spacetime import UniVLANetwork
 from tests.parity.conftest import Case, load_case, model_cases
 from tests.parity.training_shapes import univla_training_shapes as training_shapes
 
 pytestmark = pytest.mark.timeout(1200)  # full sizes take minutes on a busy machine
+UNIVLA, WRAPPER = MODELS.get("univla"), "lam."
 CASES = model_cases("univla")
 
 
@@ -65,9 +66,9 @@ def test_every_output_equals_the_published_one(name: str, tmp_path: Path) -> Non
 @pytest.mark.parametrize("name", CASES)
 def test_keys_and_shapes_are_the_published_ones(name: str) -> None:
     case = load_case(name)
-    config = UniVLAConfig(**case.config)
+    config = case.config
     with torch.device("meta"):
-        own = {key: list(value.shape) for key, value in UniVLANetwork(config).state_dict().items()}
+        own = {key: list(value.shape) for key, value in UniVLANetwork(**config).state_dict().items()}
     unused = {key: list(shape) for key, shape in training_shapes(config).items()}
     keys = {key: shape for key, shape in case.about["keys"].items() if not key.startswith(BACKBONE)}
     assert own | unused == keys

@@ -11,16 +11,17 @@ import pytest
 import torch
 from safetensors.numpy import save_file
 
+from lary.models.embodied import DERIVED, VillaX
 from lary.models.preprocess import normalise
 from lary.models.running import build
 from lary.models.spec import MODELS, ModelContext
-from lary.models.villa import DERIVED, VILLA_X, VillaX
-from lary.nets.villa import VillaConfig, VillaNetwork
+from lary.nets.spacetime import VillaConfig, VillaNetwork
 from tests.parity import fill
 from tests.parity.conftest import Case, load_case, model_cases
 from tests.parity.training_shapes import villa_training_shapes as training_shapes
 
 pytestmark = pytest.mark.timeout(1200)  # full sizes take minutes on a busy machine
+VILLA_X = MODELS.get("villa-x")
 CASES = model_cases("villa-x")
 
 

@@ -10,12 +10,11 @@ import numpy.typing as npt
 import pytest
 import torch
 
-from lary.models import vjepa
+from lary.models import released as vjepa
 from lary.models.preprocess import IMAGENET_MEAN, IMAGENET_STD
 from lary.models.running import build
 from lary.models.spec import MODELS, ModelContext
-from lary.models.tensors import cut_joint, rename_keys
-from lary.models.vjepa import VJEPA_KEYS
+from lary.models.tensors import rename_keys
 from lary.types import BenchmarkProtocol
 from tests.parity.conftest import Case, load_case, model_cases
 from tests.parity.tables import expand, table_names
@@ -80,7 +79,7 @@ def test_keys_are_those_of_the_table(name: str) -> None:
     named = table_names(table, keys)
     assert set(keys) - set(named) == {key for key in keys if ".qkv." in key}
     weights = {key: torch.from_numpy(value) for key, value in case.weights().items()}
-    ours = rename_keys(cut_joint(weights), VJEPA_KEYS)
+    ours = rename_keys(weights, "vjepa2")
     for source, target in named.items():
         assert torch.equal(ours.pop(target), weights[source])
     targets = expand(joint)

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from lary.nets.univla import FEATURES, UniVLAConfig
-from lary.nets.villa import COLOURS, VillaConfig
+from typing import Any
+
+from lary.nets.spacetime import COLOURS, FEATURES, VillaConfig
 
 Shapes = dict[str, tuple[int, ...]]
 
@@ -19,15 +20,15 @@ def norm_shapes(name: str, dim: int) -> Shapes:
     return {f"{name}.weight": (dim,), f"{name}.bias": (dim,)}
 
 
-def univla_training_shapes(config: UniVLAConfig) -> Shapes:
+def univla_training_shapes(config: dict[str, Any]) -> Shapes:
     """Keys and shapes of the published file that training needs and encoding does not: the decoder and its inputs."""
-    dim = config.model_dim
+    dim = config["model_dim"]
     shapes = linear_shapes("patch_up", dim, FEATURES)
     for name in ("action_up", "action_up_uncontrol"):
-        shapes |= linear_shapes(name, dim, config.latent_dim)
+        shapes |= linear_shapes(name, dim, config["latent_dim"])
     shapes |= norm_shapes("decoder.ffn.0", dim) | linear_shapes("decoder.ffn.1", dim, dim)
     shapes |= norm_shapes("decoder.ffn.2", dim) | linear_shapes("decoder.out", FEATURES, dim)
-    for index in range(config.dec_blocks):
+    for index in range(config["dec_blocks"]):
         block = f"decoder.transformer_blocks.{index}"
         for name in ("to_q", "to_k", "to_v"):
             shapes |= linear_shapes(f"{block}.spatial_attn.{name}", dim, dim, bias=False)
