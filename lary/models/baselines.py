@@ -1,7 +1,8 @@
-"""Baselines that need no weights: what pixels, their differences, optical flow and random features hold of an action.
+"""Baselines that need no weights: what pixels, their differences, optical flow and random
+features hold of an action.
 
-All give a grid of 8 x 8 tokens. Probes treat tokens as a set, so the hand-made ones end with their cell's position:
-row and column of its centre in [-1, 1].
+All give a grid of 8 x 8 tokens. Probes treat tokens as a set, so the hand-made ones end
+with their cell's position: row and column of its centre in [-1, 1].
 """
 
 from __future__ import annotations
@@ -52,7 +53,9 @@ class _Weightless:
         self._spec, self._device, self._size = spec, context.device, spec.preprocess.size
 
     def encode(self, clips: Tensor) -> Latents:
-        """Clips to tokens with their positions. Raises LaryError for frames of another size, or too few."""
+        """Clips to tokens with their positions. Raises LaryError for frames of another
+        size, or too few.
+        """
         check_frames(self._spec, clips, side=self._size, least=self.least)
         return Latents(with_place(self.measure(clips)))
 
@@ -71,9 +74,11 @@ class Pixels(_Weightless):
 
 @register_model(builtin("frame-difference"))
 class FrameDifference(_Weightless):
-    """What changes between neighbours: P = T - 1, N = 64, D = 66 (red, green, blue signed, grey absolute, position).
+    """What changes between neighbours: P = T - 1, N = 64, D = 66 (red, green, blue signed,
+    grey absolute, position).
 
-    Differences of moving things are about a tenth of the range: the record divides by 0.1, so that they are near 1.
+    Differences of moving things are about a tenth of the range: the record divides by
+    0.1, so that they are near 1.
     """
 
     least = 2
@@ -90,9 +95,11 @@ class FrameDifference(_Weightless):
 
 @register_model(builtin("optical-flow"))
 class OpticalFlow(_Weightless):
-    """Motion between neighbours: P = T - 1, N = 64, D = 6 (mean and standard deviation of right and down, position).
+    """Motion between neighbours: P = T - 1, N = 64, D = 6 (mean and standard deviation of
+    right and down, position).
 
-    Flow is in pixels of the 128 x 128 frame, computed on grey levels by OpenCV's DISOpticalFlow, on the CPU.
+    Flow is in pixels of the 128 x 128 frame, computed on grey levels by OpenCV's
+    DISOpticalFlow, on the CPU.
     """
 
     least = 2
@@ -117,8 +124,8 @@ class OpticalFlow(_Weightless):
 class RandomViT(NetworkEncoder):
     """A transformer that was never trained: P = T, N = 64, D = 192.
 
-    Weights are drawn from ``context.seed`` on the CPU, so they are the same on every device. Matrices keep the size of
-    what passes them.
+    Weights are drawn from ``context.seed`` on the CPU, so they are the same on every
+    device. Matrices keep the size of what passes them.
     """
 
     def __init__(self, spec: ModelSpec, context: ModelContext) -> None:
@@ -149,7 +156,9 @@ class RandomViT(NetworkEncoder):
         self._blocks = blocks.eval().to(context.device)
 
     def encode(self, clips: Tensor) -> Latents:
-        """Clips (B, T, 3, 224, 224) to tokens (B, T, 64, 192). Raises LaryError for frames of another size."""
+        """Clips (B, T, 3, 224, 224) to tokens (B, T, 64, 192). Raises LaryError for frames
+        of another size.
+        """
         check_frames(self._spec, clips, side=self._spec.preprocess.size)
         return Latents(self.run_alone(clips))
 

@@ -1,19 +1,20 @@
 """UniVLA and villa-X: latent actions between neighbouring frames, as rows of a codebook.
 
-UniVLA takes the features of a DINOv2 with registers, villa-X an encoder that sees windows of up to `d_t` frames.
+UniVLA takes the features of a DINOv2 with registers, villa-X an encoder that sees
+windows of up to `d_t` frames.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import fields, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from lary.files import digest, read_json
 from lary.models.networks import NetworkEncoder, built_from, check_frames, transformers_model, with_weights
 from lary.models.spec import ModelContext, ModelSpec, builtin, register_model
-from lary.models.tensors import Tensors, layout_of, read_tensors, rename_keys, split_off
+from lary.models.tensors import first_names, layout_of, read_tensors, rename_keys, split_off
 from lary.models.weights import Checkpoint, find_weights
 from lary.runtime import log
 from lary.types import RANDOM, LaryError, Latents, as_path
@@ -27,22 +28,27 @@ BACKBONE = "dino_encoder."
 ARCHITECTURE = "IgorModel"
 """What villa-X's configuration calls the network."""
 HUB_FOLDER = "lam"
-"""Where villa-X's hub repository keeps its files; a copy of the whole repository is accepted, too."""
+"""Where villa-X's hub repository keeps its files; a copy of the whole repository is
+accepted, too.
+"""
 DERIVED = ("grid_size", "embed_tokens")
 """Fields that follow from others: the published loader overwrites them."""
 MULTIPLES = (
     ("resolution", "patch_size"), ("encoder_embed_dim", "encoder_n_heads"), ("encoder_embed_dim", "map_heads"),
     ("decoder_embed_dim", "decoder_n_heads"),
 )  # fmt: skip
-"""Pairs of fields of villa-X's configuration of which the first has to be a multiple of the second."""
+"""Pairs of fields of villa-X's configuration of which the first has to be a multiple of
+the second.
+"""
 
 
 @register_model(builtin("univla"))
 class UniVLA(NetworkEncoder):
     """Codebook rows of the transitions between frames: N = 4 controllable latent actions.
 
-    A pair gives tokens (B, 4, D) and codes (B, 4), a clip of T frames tokens (B, T - 1, 4, D) and codes
-    (B, T - 1, 4). The backbone's weights come from the same file; each frame passes it once.
+    A pair gives tokens (B, 4, D) and codes (B, 4), a clip of T frames tokens (B, T - 1,
+    4, D) and codes (B, T - 1, 4). The backbone's weights come from the same file; each
+    frame passes it once.
 
     Attributes:
         backbone: DINOv2 of transformers.
@@ -60,7 +66,7 @@ class UniVLA(NetworkEncoder):
         with built_from("the record", "UniVLA"):
             network = UniVLANetwork(**sizes)
         tensors = read_tensors(found.files, layout) if found.seed is None else {}
-        inner = rename_dinov2(backbone, split_off(tensors, BACKBONE))
+        inner = rename_keys(split_off(tensors, BACKBONE), "dinov2")
         self.network = with_weights(network, found, lambda: tensors, context.device)
         model_class = transformers.Dinov2WithRegistersModel
         self.backbone = transformers_model(
@@ -71,17 +77,17 @@ class UniVLA(NetworkEncoder):
         self._leading: int = 1 + backbone["num_register_tokens"]
 
     def encode(self, clips: Tensor) -> Latents:
-        """Clips (B, T, 3, H, W), T at least 2, to tokens float32 and codes int64 on the encoder's device.
-
-        Raises:
-            LaryError: not clips, fewer than two frames, or a size that is no multiple of the backbone's patches.
+        """Clips (B, T, 3, H, W), T at least 2, to tokens float32 and codes int64 on the
+        encoder's device.
         """
         check_frames(self._spec, clips, multiple=self._patch, least=2)
         tokens, codes = self.run_alone(clips)
         return Latents(tokens[:, 0], codes[:, 0]) if clips.shape[1] == 2 else Latents(tokens, codes)
 
     def features(self, clips: Tensor) -> Tensor:
-        """Patch features (B, T, N, 768) of clips (B, T, 3, H, W), after the backbone's final norm."""
+        """Patch features (B, T, N, 768) of clips (B, T, 3, H, W), after the backbone's
+        final norm.
+        """
         hidden = self.backbone(pixel_values=clips.flatten(0, 1)).last_hidden_state
         return hidden[:, self._leading :].unflatten(0, clips.shape[:2])
 
@@ -110,24 +116,13 @@ def backbone_config(config: Mapping[str, Any]) -> Any:
     )
 
 
-def rename_dinov2(config: Mapping[str, Any], tensors: Tensors) -> Tensors:
-    """The backbone's tensors, by key without its prefix, as transformers names them; its layers are always scaled."""
-    import torch
-
-    renamed = rename_keys(tensors, "dinov2")
-    if not config["layerscale"]:
-        for index in range(config["depth"]):
-            for part in (1, 2):
-                renamed[f"encoder.layer.{index}.layer_scale{part}.lambda1"] = torch.ones(config["embed_dim"])
-    return renamed
-
-
 @register_model(builtin("villa-x"))
 class VillaX(NetworkEncoder):
-    """Codebook rows of the transitions between frames: N learned tokens of width D, as the weights' config says.
+    """Codebook rows of the transitions between frames: N learned tokens of width D, as the
+    weights' config says.
 
-    A pair gives tokens (B, N, D) and codes (B, N, 1), a clip of T frames tokens (B, T - 1, N, D) and codes
-    (B, T - 1, N): the shapes that the benchmark stores.
+    A pair gives tokens (B, N, D) and codes (B, N, 1), a clip of T frames tokens (B, T -
+    1, N, D) and codes (B, T - 1, N): the shapes that the benchmark stores.
 
     Attributes:
         network: the encoder and its codebook.
@@ -151,10 +146,8 @@ class VillaX(NetworkEncoder):
         self._preprocess = spec.preprocessing(context.protocol)
 
     def encode(self, clips: Tensor) -> Latents:
-        """Clips (B, T, 3, H, W), T at least 2, to tokens float32 and codes int64 on the encoder's device.
-
-        Raises:
-            LaryError: not clips, or fewer than two frames.
+        """Clips (B, T, 3, H, W), T at least 2, to tokens float32 and codes int64 on the
+        encoder's device.
         """
         check_frames(self._spec, clips, least=2)
         tokens, codes = self.run_alone(self.fitted(clips))
@@ -167,7 +160,9 @@ class VillaX(NetworkEncoder):
         return self.network(clips)
 
     def fitted(self, clips: Tensor) -> Tensor:
-        """Clips in the resolution of the weights, resized as grey levels where they have another, as published."""
+        """Clips in the resolution of the weights, resized as grey levels where they have
+        another, as published.
+        """
         import torch
 
         side = self._resolution
@@ -182,11 +177,7 @@ class VillaX(NetworkEncoder):
 
 
 def find_parts(spec: ModelSpec, context: ModelContext) -> tuple[Checkpoint, Checkpoint]:
-    """The configuration of villa-X and the weights beside it.
-
-    Raises:
-        UsageError: one of them is not there, or the hub does not give it.
-    """
+    """The configuration of villa-X and the weights beside it."""
     given = as_path(context.weights) if context.weights not in (None, RANDOM) else None
     if given is not None and given.is_file():
         given = given.parent
@@ -200,40 +191,27 @@ def find_parts(spec: ModelSpec, context: ModelContext) -> tuple[Checkpoint, Chec
 
 
 def read_villa_config(file: Path) -> VillaConfig:
-    """The network's configuration, every field of it; fields that it does not have are named in the log.
-
-    Raises:
-        LaryError: not the configuration of this network, or values that make none.
+    """The network's configuration, every field of it; fields that it does not have are
+    named in the log.
     """
+    from pydantic import ValidationError
+
     from lary.nets.spacetime import VillaConfig
 
     content = read_json(file, "model configuration")
     values = content.get("config") if isinstance(content, dict) else None
     if not isinstance(values, dict) or content.get("architecture") != ARCHITECTURE:
         raise LaryError(f"{file} is not the configuration of a villa-X latent action model ({ARCHITECTURE}).")
-    known = {field.name: field.default for field in fields(VillaConfig)}
-    if unknown := sorted(values.keys() - known.keys() - set(DERIVED)):
+    try:
+        config = VillaConfig.model_validate(values)
+    except ValidationError as error:
+        wrong = first_names(f"{each['loc'][0]} {each['input']!r:.40}" for each in error.errors())
+        raise LaryError(f"{file} has values that make no network: {wrong}.") from error
+    if unknown := sorted((config.model_extra or {}).keys() - set(DERIVED)):
         log.warning("%s has fields that the published loader ignores: %s", file, ", ".join(unknown))
-    chosen = {name: value for name, value in values.items() if name in known}
-    problems = [
-        f"{name} {value!r} is no value for it" for name, value in chosen.items() if not _fits(value, known[name])
-    ]
-    if not problems:
-        sizes = known | chosen
-        problems = [
-            f"{whole} {sizes[whole]} is no multiple of {part} {sizes[part]}"
-            for whole, part in MULTIPLES
-            if sizes[whole] % sizes[part]
-        ]
-    if problems:
-        raise LaryError(f"{file} describes no network: {'; '.join(problems)}.")
-    return VillaConfig(**chosen)
-
-
-def _fits(value: Any, default: Any) -> bool:
-    """Whether a value is of the default's kind, and positive where it is a number."""
-    if isinstance(default, bool) or isinstance(value, bool):
-        return isinstance(value, bool) and isinstance(default, bool | None)
-    if isinstance(default, (int, float)):
-        return isinstance(value, int if isinstance(default, int) else (int, float)) and value > 0
-    return True  # augmentation and choice of kernel, which encoding doesn't use
+    for whole, part in MULTIPLES:
+        sizes = getattr(config, whole), getattr(config, part)
+        if sizes[0] % sizes[1]:
+            reason = f"{whole} {sizes[0]} is no multiple of {part} {sizes[1]}"
+            raise LaryError(f"{file} describes no network: {reason}.")
+    return config

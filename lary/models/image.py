@@ -1,7 +1,8 @@
-"""Image backbones, each frame by itself, through transformers: DINOv2, DINOv3, SigLIP 2, and any ``hf:<folder or id>``.
+"""Image backbones, each frame by itself, through transformers: DINOv2, DINOv3, SigLIP 2,
+and any ``hf:<folder or id>``.
 
-Of the latter, the checkpoint's ``preprocessor_config.json`` says how its frames are prepared, its ``config.json`` which
-class runs it.
+Of the latter, the checkpoint's ``preprocessor_config.json`` says how its frames are
+prepared, its ``config.json`` which class runs it.
 """
 
 from __future__ import annotations
@@ -40,11 +41,13 @@ class Backbone:
 
     Attributes:
         model: class of transformers.
-        leading: tokens before the patches, besides the register tokens that the configuration counts.
+        leading: tokens before the patches, besides the register tokens that the
+            configuration counts.
         patches: the model wants flattened patches instead of an image.
         one_size: position embeddings exist for the configuration's image size alone.
         prefix: of the image tower's keys in a file that holds a text tower too.
-        unused: beginnings of keys on which the patch tokens don't depend; they may be missing and aren't read.
+        unused: beginnings of keys on which the patch tokens don't depend; they may be
+            missing and aren't read.
     """
 
     model: str
@@ -56,16 +59,20 @@ class Backbone:
 
 
 def backbone_of(kind: str) -> Backbone:
-    """The entry of ``records.json`` for a ``model_type``, of a whole model or of its image tower."""
+    """The entry of ``records.json`` for a ``model_type``, of a whole model or of its image
+    tower.
+    """
     return Backbone(**with_tuples(builtin_tables()["backbones"][kind.removesuffix("_vision_model")]))
 
 
 @register_model(builtin("dinov2-origin"), builtin("dinov3-origin"), builtin("siglip2-origin"))
 class ImageEncoder(NetworkEncoder):
-    """Patch tokens of every frame, after the backbone's final norm: P = T, N patches in rows, D of the checkpoint.
+    """Patch tokens of every frame, after the backbone's final norm: P = T, N patches in
+    rows, D of the checkpoint.
 
-    The checkpoint's ``config.json`` decides about architecture, size and leading tokens. A checkpoint of another
-    size than the record's is run, with a line in the log: the latents carry its D and its digest.
+    The checkpoint's ``config.json`` decides about architecture, size and leading
+    tokens. A checkpoint of another size than the record's is run, with a line in the
+    log: the latents carry its D and its digest.
     """
 
     def __init__(self, spec: ModelSpec, context: ModelContext) -> None:
@@ -102,10 +109,8 @@ class ImageEncoder(NetworkEncoder):
         self._patch: int | None = settings.patch_size if backbone.patches else None
 
     def encode(self, clips: Tensor) -> Latents:
-        """Clips (B, T, 3, H, W) to tokens (B, T, N, D) and class tokens (B, T, D) float32, on its device.
-
-        Raises:
-            LaryError: not clips, or frames of another size than the record's.
+        """Clips (B, T, 3, H, W) to tokens (B, T, N, D) and class tokens (B, T, D) float32,
+        on its device.
         """
         check_frames(self._spec, clips, side=self._side)
         tokens = self.run_alone(mix_planes(clips) if self._mix_planes else clips)
@@ -121,13 +126,17 @@ class ImageEncoder(NetworkEncoder):
 
 
 def image_tower(config: dict[str, Any]) -> dict[str, Any]:
-    """The image tower's part of a configuration, without its pooling head, which the patch tokens don't pass."""
+    """The image tower's part of a configuration, without its pooling head, which the patch
+    tokens don't pass.
+    """
     tower = dict(config.get("vision_config", config))
     return {**tower, "vision_use_head": False} if "siglip" in config["model_type"] else tower
 
 
 def patch_inputs(images: Tensor, patch: int) -> Tensors:
-    """Inputs of a model of variable resolution: images (B, 3, H, W) cut into patches (B, N, patch * patch * 3)."""
+    """Inputs of a model of variable resolution: images (B, 3, H, W) cut into patches (B,
+    N, patch * patch * 3).
+    """
     import torch
 
     batch, channels, height, width = images.shape
@@ -147,11 +156,7 @@ RESAMPLING: dict[int, ResizeMethod] = {1: "pil_lanczos", 2: "pil_bilinear", 3: "
 
 
 def any_backbone(name: str) -> ModelSpec | None:
-    """The record of ``hf:<folder or hub id>``; None for a name of another form.
-
-    Raises:
-        UsageError: there is nothing after the prefix, or the preparation of frames can't be read.
-    """
+    """The record of ``hf:<folder or hub id>``; None for a name of another form."""
     if not name.startswith(PREFIX):
         return None
     location = name.removeprefix(PREFIX)
@@ -173,10 +178,8 @@ MODELS.add_family(any_backbone)
 
 
 def read_preprocess(location: str) -> Preprocess:
-    """How frames are prepared, from ``preprocessor_config.json``; without one, 224 pixels and ImageNet's statistics.
-
-    Raises:
-        UsageError: the file is there and can't be read, or asks for something that isn't known here.
+    """How frames are prepared, from ``preprocessor_config.json``; without one, 224 pixels
+    and ImageNet's statistics.
     """
     file = as_path(location) / PROCESSOR if as_path(location).exists() else fetch_file(location, PROCESSOR)
     if file is None or not file.is_file():
@@ -215,10 +218,8 @@ def _preprocess_of(config: dict[str, Any]) -> Preprocess:
 
 
 def find_configuration(spec: ModelSpec, context: ModelContext) -> tuple[Path, Checkpoint]:
-    """The folder of the checkpoint's ``config.json``, which is all that random weights need, and their identity.
-
-    Raises:
-        UsageError: there is no such file.
+    """The folder of the checkpoint's ``config.json``, which is all that random weights
+    need, and their identity.
     """
     location = spec.weights.hub if spec.weights and spec.weights.hub else ""
     file = as_path(location) / CONFIG
@@ -232,7 +233,8 @@ def find_configuration(spec: ModelSpec, context: ModelContext) -> tuple[Path, Ch
 class AnyBackbone(NetworkEncoder):
     """Patch tokens of every frame: P = T, N patches in rows, D of the checkpoint.
 
-    Tokens before the patches (class and register tokens) are those that the configuration's grid doesn't explain.
+    Tokens before the patches (class and register tokens) are those that the
+    configuration's grid doesn't explain.
     """
 
     def __init__(self, spec: ModelSpec, context: ModelContext) -> None:
@@ -259,12 +261,7 @@ class AnyBackbone(NetworkEncoder):
         super().__init__(spec, context, found.identity)
 
     def encode(self, clips: Tensor) -> Latents:
-        """Clips (B, T, 3, H, W) to tokens (B, T, N, D) float32.
-
-        Raises:
-            LaryError: not clips, frames of another size than the record's, or the model gives no sequence or map of
-                features.
-        """
+        """Clips (B, T, 3, H, W) to tokens (B, T, N, D) float32."""
         check_frames(self._spec, clips, side=self._spec.preprocess.size)
         return Latents(self.run_alone(clips))
 

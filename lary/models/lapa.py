@@ -1,8 +1,8 @@
-"""Latent action models of the LAQ family: LAPA on pixels, and the same on features of DINOv2, DINOv3, SigLIP 2 and
-Open-MAGVIT2, with the ablations of the benchmark's paper.
+"""Latent action models of the LAQ family: LAPA on pixels, and the same on features of
+DINOv2, DINOv3, SigLIP 2 and Open-MAGVIT2, with the ablations of the benchmark's paper.
 
-One file holds the latent action model and, mostly, the encoder of frames inside it; where it doesn't, that encoder is
-read from its own file.
+One file holds the latent action model and, mostly, the encoder of frames inside it;
+where it doesn't, that encoder is read from its own file.
 """
 
 from __future__ import annotations
@@ -43,15 +43,13 @@ TOKENIZER_FIELDS = ("z_channels", "ch", "ch_mult", "num_res_blocks", "in_channel
 _TOKENIZER_UNUSED = ("decoder.", "model_ema.")
 
 ABLATION = re.compile(r"dinov3-(cs(\d+)_sl(\d+)_dim(\d+)_lr([0-9.]+[eE][-+]?[0-9]+))")
-"""Codebook size, code length, width of a code, learning rate (it names the file and nothing else)."""
+"""Codebook size, code length, width of a code, learning rate (it names the file and
+nothing else).
+"""
 
 
 def ablation(name: str) -> ModelSpec | None:
-    """The record of an ablation model, made from its name; None for a name of another form.
-
-    Raises:
-        UsageError: no convolutions make a code of this length.
-    """
+    """The record of an ablation model, made from its name; None for a name of another form."""
     match = ABLATION.fullmatch(name)
     if match is None:
         return None
@@ -84,12 +82,15 @@ def ablation(name: str) -> ModelSpec | None:
 
 @register_model(*map(builtin, ("lapa", "dinov2", "dinov3", "siglip2", "magvit2")))
 class LatentActions(NetworkEncoder):
-    """What changed between neighbouring frames: tokens (B, N, D) of a pair, (B, P, N, D) of a clip, P = T - 1.
+    """What changed between neighbouring frames: tokens (B, N, D) of a pair, (B, P, N, D)
+    of a clip, P = T - 1.
 
-    Codes have the same axes without D, int64. The record's option ``latent`` says what the tokens are made of:
-    ``continuous``, the latent as it is; ``quantized``, its codebook rows; ``noisy``, the latent moved by its
-    quantization error in a random direction, as the published code stores it. The direction is drawn from the
-    context's seed and the frames of the sample, so it doesn't depend on the batch or on the order of samples.
+    Codes have the same axes without D, int64. The record's option ``latent`` says what
+    the tokens are made of: ``continuous``, the latent as it is; ``quantized``, its
+    codebook rows; ``noisy``, the latent moved by its quantization error in a random
+    direction, as the published code stores it. The direction is drawn from the
+    context's seed and the frames of the sample, so it doesn't depend on the batch or on
+    the order of samples.
     """
 
     def __init__(self, spec: ModelSpec, context: ModelContext) -> None:
@@ -112,11 +113,7 @@ class LatentActions(NetworkEncoder):
         self._size = spec.preprocessing(context.protocol).size
 
     def encode(self, clips: Tensor) -> Latents:
-        """Clips (B, T, 3, H, W) to latents, float32, on the encoder's device.
-
-        Raises:
-            LaryError: the frames have another size than the record's, or there is only one.
-        """
+        """Clips (B, T, 3, H, W) to latents, float32, on the encoder's device."""
         check_frames(self._spec, clips, side=self._size, least=2)
         tokens, codes = self.run_alone(clips)
         if clips.shape[1] == 2:  # a pair has no axis of latent steps
@@ -140,7 +137,9 @@ class LatentActions(NetworkEncoder):
         return tokens.reshape(batch, -1, *tokens.shape[1:]), codes.reshape(batch, -1, *codes.shape[1:])
 
     def _draw(self, clips: Tensor, latent: Tensor) -> Tensor:
-        """Standard-normal values like `latent` (B * P, N, Q), for each sample from the seed and its own frames."""
+        """Standard-normal values like `latent` (B * P, N, Q), for each sample from the
+        seed and its own frames.
+        """
         import torch
 
         steps = len(latent) // len(clips)
@@ -159,22 +158,26 @@ MODELS.add_family(ablation)
 def load_network(
     spec: ModelSpec, options: Options, found: Checkpoint, tensors: Tensors, settings: Options
 ) -> tuple[LatentActionModel, str]:
-    """The network that a record's options describe, with exactly these tensors, or with random weights.
+    """The network that a record's options describe, with exactly these tensors, or with
+    random weights.
 
-    The encoder of frames is read from `tensors` too; where they hold nothing of it, from its
-    own file.
+    The encoder of frames is read from `tensors` too; where they hold nothing of it,
+    from its own file.
 
     Args:
-        options: ``network`` (sizes of `LatentActionModel`) and ``features`` (how frames are encoded, or None).
+        options: ``network`` (sizes of `LatentActionModel`) and ``features`` (how frames
+            are encoded, or None).
         found: where the tensors come from.
         settings: values of the variables that name the encoder's own files.
 
     Returns:
-        The network, and the digest of the encoder's own file where one was read, or else an empty text.
+        The network, and the digest of the encoder's own file where one was read, or
+            else an empty text.
 
     Raises:
         LaryError: keys are missing, unexpected or of another shape.
-        UsageError: the sizes fit together with no network, or the encoder of frames is nowhere.
+        UsageError: the sizes fit together with no network, or the encoder of frames is
+            nowhere.
     """
     import torch
 
@@ -200,7 +203,9 @@ def load_network(
 def _load_backbone(
     spec: ModelSpec, features: Options, found: Checkpoint, tensors: Tensors, settings: Options
 ) -> tuple[Any, str]:
-    """A backbone of transformers; its own weights are where its variable says, in MODEL_DIR or on the hub."""
+    """A backbone of transformers; its own weights are where its variable says, in
+    MODEL_DIR or on the hub.
+    """
     import transformers
 
     beginning, own = features["prefix_on_disk"], ""
@@ -217,7 +222,9 @@ def _load_backbone(
 
 
 def _patch_tokens(model: Any, features: Options, grid: int) -> nn.Module:
-    """A backbone's patch tokens, without the head that pools them: files hold it, and it is never needed."""
+    """A backbone's patch tokens, without the head that pools them: files hold it, and it
+    is never needed.
+    """
     from lary.nets.lam import PatchTokens
 
     tower = getattr(model, "vision_model", model)
@@ -231,11 +238,8 @@ def _patch_tokens(model: Any, features: Options, grid: int) -> nn.Module:
 def _load_tokenizer(
     spec: ModelSpec, features: Options, found: Checkpoint, tensors: Tensors, settings: Options
 ) -> tuple[Any, str]:
-    """The encoder of Open-MAGVIT2, of the configuration that its variable names, or else the record's.
-
-    Raises:
-        LaryError: the configuration describes no tokenizer, or the tensors don't fit it.
-        UsageError: its weights are nowhere.
+    """The encoder of Open-MAGVIT2, of the configuration that its variable names, or else
+    the record's.
     """
     from lary.nets.lam import Tokenizer
 
@@ -263,11 +267,7 @@ def _load_tokenizer(
 
 
 def read_tokenizer_config(file: Path) -> dict[str, Any]:
-    """Fields of ``ddconfig`` of a published configuration file.
-
-    Raises:
-        UsageError: the file can't be read or has none.
-    """
+    """Fields of ``ddconfig`` of a published configuration file."""
     content: Any = read_yaml(file, "tokenizer configuration")
     for name in ("model", "init_args", "ddconfig"):
         if isinstance(content, dict) and isinstance(content.get(name), dict):

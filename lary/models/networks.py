@@ -1,8 +1,10 @@
-"""Networks: how encoders run them, and their weights, from files, from transformers, or drawn from the seed.
+"""Networks: how encoders run them, and their weights, from files, from transformers, or
+drawn from the seed.
 
-Random weights (``--weights random``) are those of a model's architecture at its full size. What the tokens of such a
-model hold of an action, they hold by the architecture alone (a control, see Hewitt and Liang 2019). Every tensor is
-drawn on the CPU from the seed and its own name, so neither the device nor the order of construction matters.
+Random weights (``--weights random``) are those of a model's architecture at its full
+size. What the tokens of such a model hold of an action, they hold by the architecture
+alone (a control, see Hewitt and Liang 2019). Every tensor is drawn on the CPU from the
+seed and its own name, so neither the device nor the order of construction matters.
 """
 
 from __future__ import annotations
@@ -28,7 +30,9 @@ Reader = Callable[[], Tensors]
 TABLE_STD = 0.02
 """Standard deviation of position embeddings and learned tokens, as vision transformers begin."""
 CODEBOOK = "vq"
-"""What the names of codebooks begin with; their rows have the scale of the latents that they quantize."""
+"""What the names of codebooks begin with; their rows have the scale of the latents that
+they quantize.
+"""
 STARTS_AT_ZERO = ("bias", "beta", "running_mean")
 
 
@@ -94,10 +98,8 @@ def check_frames(spec: ModelSpec, clips: Tensor, *, side: int | None = None, mul
 
 @contextmanager
 def built_from(origin: object, name: str) -> Iterator[None]:
-    """A block that builds a network without memory from a user's configuration, which `origin` names.
-
-    Raises:
-        LaryError: the configuration describes no network called `name`.
+    """A block that builds a network without memory from a user's configuration, which
+    `origin` names.
     """
     import torch
 
@@ -111,11 +113,7 @@ def built_from(origin: object, name: str) -> Iterator[None]:
 
 
 def with_weights(network: Any, found: Checkpoint, read: Reader, device: str) -> Any:
-    """A network, which is without memory yet, with its weights, on its device and in eval mode.
-
-    Raises:
-        LaryError: keys are missing, unexpected or of another shape; all of them are counted, the first named.
-    """
+    """A network, which is without memory yet, with its weights, on its device and in eval mode."""
     if found.seed is not None:
         return draw_weights(network, found.seed).to(device)
     tensors = read()
@@ -144,13 +142,12 @@ def _refuse_misfits(found: Checkpoint, network: object, problems: Mapping[str, l
 def transformers_model(
     model_class: Any, config: Any, found: Checkpoint, read: Reader, device: str, unused: tuple[str, ...] = ()
 ) -> Any:
-    """A model of transformers in float32 and eval mode, with drawn weights or exactly a checkpoint's tensors.
+    """A model of transformers in float32 and eval mode, with drawn weights or exactly a
+    checkpoint's tensors.
 
     Keys are those of the checkpoint on disk; the library maps them to its own. Missing,
-    unexpected and misshaped keys stop, except missing ones that start with one of `unused`.
-
-    Raises:
-        LaryError: the keys and the configuration don't belong together.
+    unexpected and misshaped keys stop, except missing ones that start with one of
+    `unused`.
     """
     import torch
 
@@ -182,13 +179,17 @@ def transformers_model(
 
 
 def _misshaped(entry: Any) -> str:
-    """An entry of the library's report: key, shape found and shape wanted, or before transformers 5 the key alone."""
+    """An entry of the library's report: key, shape found and shape wanted, or before
+    transformers 5 the key alone.
+    """
     return entry if isinstance(entry, str) else f"{entry[0]} {list(entry[1])} for {list(entry[2])}"
 
 
 @contextmanager
 def _quiet_transformers() -> Iterator[None]:
-    """No bars and reports of the library while weights load: what matters is checked and reported here."""
+    """No bars and reports of the library while weights load: what matters is checked and
+    reported here.
+    """
     from transformers.utils import logging as untyped
 
     logging: Any = untyped

@@ -1,6 +1,8 @@
-"""From decoded frames to a model's input, with exactly the arithmetic that each model's record asks for.
+"""From decoded frames to a model's input, with exactly the arithmetic that each model's
+record asks for.
 
-Frames are resized as uint8, which every record's resize defines down to the grey level, and only then scaled.
+Frames are resized as uint8, which every record's resize defines down to the grey level,
+and only then scaled.
 """
 
 from __future__ import annotations
@@ -52,7 +54,9 @@ def to_planes(frames: Frame, out: Frame) -> None:
 def normalise(
     planes: Frame, preprocess: Preprocess, out: npt.NDArray[np.float32] | None = None
 ) -> npt.NDArray[np.float32]:
-    """Scale and normalise resized frames: (..., 3, H, W) uint8 to float32, in `out` if it is given."""
+    """Scale and normalise resized frames: (..., 3, H, W) uint8 to float32, in `out` if it
+    is given.
+    """
     import numpy as np
 
     if out is None:
@@ -96,10 +100,8 @@ class DeviceNormaliser:
 
 
 def resize(clip: Frame | Sequence[Frame], preprocess: Preprocess) -> Frame:
-    """The uint8 part of `prepare`: T frames (H, W, 3) of one size to (T, H', W', 3), rounded to grey levels.
-
-    Raises:
-        LaryError: the clip isn't uint8 RGB frames, or the record's crop is larger than the resized frame.
+    """The uint8 part of `prepare`: T frames (H, W, 3) of one size to (T, H', W', 3),
+    rounded to grey levels.
     """
     import numpy as np
 
@@ -164,10 +166,11 @@ def neighbour_pairs(clips: Clip) -> Clip:
 
 
 def mix_planes(clips: Clip) -> Clip:
-    """The published code's reshape in place of the permutation that was meant: (..., T, 3, H, W) to the same shape.
+    """The published code's reshape in place of the permutation that was meant: (..., T, 3,
+    H, W) to the same shape.
 
-    A sample's planes are ordered channel by channel (all frames of R, then G, then B) and
-    image k is made of planes 3k to 3k + 2, so each image holds colour planes of several
-    frames.
+    A sample's planes are ordered channel by channel (all frames of R, then G, then B)
+    and image k is made of planes 3k to 3k + 2, so each image holds colour planes of
+    several frames.
     """
     return clips.swapaxes(-4, -3).reshape(clips.shape)

@@ -1,9 +1,11 @@
-"""Networks of libraries whose released files have other names: the autoencoders of Wan2.2 and FLUX.2, and V-JEPA 2.
+"""Networks of libraries whose released files have other names: the autoencoders of Wan2.2
+and FLUX.2, and V-JEPA 2.
 
-The autoencoders, of diffusers, are encoded to the mean of their posterior, without sampling, and normalised by
-constants of the weights. V-JEPA 2, of transformers, gives tokens that each see the whole clip. Decoders and predictor
-take no part: they are neither read from the file nor built in memory. A checkpoint is the library's folder, known by
-its ``config.json``, or the released file, whose keys are renamed.
+The autoencoders, of diffusers, are encoded to the mean of their posterior, without
+sampling, and normalised by constants of the weights. V-JEPA 2, of transformers, gives
+tokens that each see the whole clip. Decoders and predictor take no part: they are
+neither read from the file nor built in memory. A checkpoint is the library's folder,
+known by its ``config.json``, or the released file, whose keys are renamed.
 """
 
 from __future__ import annotations
@@ -30,7 +32,9 @@ VJEPA_NAMES = {
 
 
 def wan_arguments(*, dim: int, dec_dim: int, **config: Any) -> dict[str, Any]:
-    """Arguments of diffusers' AutoencoderKLWan for a configuration in the words of the published code."""
+    """Arguments of diffusers' AutoencoderKLWan for a configuration in the words of the
+    published code.
+    """
     fixed = {"is_residual": True, "in_channels": 12, "out_channels": 12, "patch_size": 2}
     return {"base_dim": dim, "decoder_base_dim": dec_dim, **config, **fixed}
 
@@ -38,7 +42,9 @@ def wan_arguments(*, dim: int, dec_dim: int, **config: Any) -> dict[str, Any]:
 def flux_arguments(
     *, ch: int, out_ch: int, ch_mult: Sequence[int], num_res_blocks: int, z_channels: int, in_channels: int, **_: Any
 ) -> dict[str, Any]:
-    """Arguments of diffusers' AutoencoderKLFlux2; the configuration's `resolution` has no part in its arithmetic."""
+    """Arguments of diffusers' AutoencoderKLFlux2; the configuration's `resolution` has no
+    part in its arithmetic.
+    """
     return {
         "in_channels": in_channels,
         "out_channels": out_ch,
@@ -51,21 +57,18 @@ def flux_arguments(
 
 
 def vjepa_arguments(**config: int) -> dict[str, Any]:
-    """Arguments of transformers' VJEPA2Config for a configuration in the words of the published code.
+    """Arguments of transformers' VJEPA2Config for a configuration in the words of the
+    published code.
 
-    `img_size` and `num_frames` have no part in the arithmetic: rotary positions count the
-    cells of the clip.
+    `img_size` and `num_frames` have no part in the arithmetic: rotary positions count
+    the cells of the clip.
     """
     named = {VJEPA_NAMES.get(name, name): value for name, value in config.items()}
     return {**named, "mlp_ratio": 4.0, "layer_norm_eps": 1e-6, "qkv_bias": True}
 
 
 def empty_autoencoder(name: str, arguments: Mapping[str, Any], origin: object = "the record") -> Any:
-    """An autoencoder of diffusers without memory yet, and without its decoder.
-
-    Raises:
-        LaryError: the arguments, which come from `origin`, describe no network.
-    """
+    """An autoencoder of diffusers without memory yet, and without its decoder."""
     import diffusers
 
     with built_from(origin, name):
@@ -75,7 +78,9 @@ def empty_autoencoder(name: str, arguments: Mapping[str, Any], origin: object = 
 
 
 def empty_vjepa(arguments: Mapping[str, Any], origin: object = "the record") -> Any:
-    """VJEPA2Model without memory yet, and without its predictor. Raises LaryError as `empty_autoencoder`."""
+    """VJEPA2Model without memory yet, and without its predictor. Raises LaryError as
+    `empty_autoencoder`.
+    """
     import transformers
 
     with built_from(origin, "VJEPA2Model"):
@@ -93,10 +98,12 @@ def read_renamed(found: Checkpoint, table: str) -> Tensors:
 
 @register_model(builtin("wan2-2"))
 class WanEncoder(NetworkEncoder):
-    """Latents of Wan2.2's autoencoder: P = 1 + (T - 1) // 4, N cells of 16 x 16 pixels in rows, D = 48.
+    """Latents of Wan2.2's autoencoder: P = 1 + (T - 1) // 4, N cells of 16 x 16 pixels in
+    rows, D = 48.
 
-    Frames behind the last whole chunk of four are not encoded. A clip that has no whole chunk, a pair above all,
-    is encoded frame by frame (P = T) under ``corrected``; under ``paper`` only its first frame is.
+    Frames behind the last whole chunk of four are not encoded. A clip that has no whole
+    chunk, a pair above all, is encoded frame by frame (P = T) under ``corrected``;
+    under ``paper`` only its first frame is.
     """
 
     def __init__(self, spec: ModelSpec, context: ModelContext) -> None:
@@ -117,10 +124,7 @@ class WanEncoder(NetworkEncoder):
         self._cell: int = self._network.config.patch_size * 2 ** (len(self._network.config.dim_mult) - 1)
 
     def encode(self, clips: Tensor) -> Latents:
-        """Clips (B, T, 3, H, W) in [-1, 1] to tokens (B, P, N, D) float32.
-
-        Raises LaryError where H or W is not a multiple of a cell's side.
-        """
+        """Clips (B, T, 3, H, W) in [-1, 1] to tokens (B, P, N, D) float32."""
         check_frames(self._spec, clips, multiple=self._cell)
         batch, frames = clips.shape[:2]
         single = self._single and frames <= CHUNK
@@ -148,7 +152,9 @@ def read_flux(found: Checkpoint) -> Tensors:
 
 @register_model(builtin("flux2"))
 class FluxEncoder(NetworkEncoder):
-    """Latents of FLUX.2's autoencoder, each frame by itself: P = T, N cells of 16 x 16 pixels in rows, D = 128."""
+    """Latents of FLUX.2's autoencoder, each frame by itself: P = T, N cells of 16 x 16
+    pixels in rows, D = 128.
+    """
 
     def __init__(self, spec: ModelSpec, context: ModelContext) -> None:
         options = spec.options_under(context.protocol)
@@ -165,10 +171,7 @@ class FluxEncoder(NetworkEncoder):
         self._cell = self._fold * 2 ** (len(config.block_out_channels) - 1)
 
     def encode(self, clips: Tensor) -> Latents:
-        """Clips (B, T, 3, H, W) to tokens (B, T, N, D) float32.
-
-        Raises LaryError where H or W is not a multiple of a cell's side.
-        """
+        """Clips (B, T, 3, H, W) to tokens (B, T, N, D) float32."""
         check_frames(self._spec, clips, multiple=self._cell)
         batch, frames = clips.shape[:2]
         if self._reshaped:
@@ -189,10 +192,12 @@ class FluxEncoder(NetworkEncoder):
 
 @register_model(builtin("vjepa2"))
 class VJepaEncoder(NetworkEncoder):
-    """Tokens of a whole clip, (N, D) per sample: N = steps of tubelets x rows x columns, in this order.
+    """Tokens of a whole clip, (N, D) per sample: N = steps of tubelets x rows x columns,
+    in this order.
 
-    A pair fills one tubelet. Under ``corrected`` the last frame is repeated until the last tubelet is full (nine
-    frames: five steps), under ``paper`` an incomplete tubelet is dropped (four steps).
+    A pair fills one tubelet. Under ``corrected`` the last frame is repeated until the
+    last tubelet is full (nine frames: five steps), under ``paper`` an incomplete
+    tubelet is dropped (four steps).
     """
 
     def __init__(self, spec: ModelSpec, context: ModelContext) -> None:
@@ -208,11 +213,7 @@ class VJepaEncoder(NetworkEncoder):
         self._tubelet: int = network.config.tubelet_size
 
     def encode(self, clips: Tensor) -> Latents:
-        """Clips (B, T, 3, H, W) to tokens (B, N, D) float32.
-
-        Raises:
-            LaryError: not clips, frames of another size than the record's, or fewer than a tubelet holds.
-        """
+        """Clips (B, T, 3, H, W) to tokens (B, N, D) float32."""
         import torch
 
         patch: int = self._network.config.patch_size

@@ -1,4 +1,6 @@
-"""Loaded models: a record with its weights on a device, how its network is run, and the check of what it returns."""
+"""Loaded models: a record with its weights on a device, how its network is run, and the
+check of what it returns.
+"""
 
 from __future__ import annotations
 
@@ -46,8 +48,9 @@ class LoadedEncoder:
         device: the torch device that it computes on.
         identity: names the weights.
         dim: D of the tokens; None where neither the class nor the record names it.
-        module: holds all networks of the model; called with clips as `encode` takes them, it returns the tokens. Move
-            or convert it by loading the model anew, because a class may keep constants outside its networks.
+        module: holds all networks of the model; called with clips as `encode` takes
+            them, it returns the tokens. Move or convert it by loading the model anew,
+            because a class may keep constants outside its networks.
     """
 
     def __init__(
@@ -72,11 +75,8 @@ class LoadedEncoder:
         """Encode clips into latents on the model's device.
 
         Args:
-            clips: frames (B, T, H, W, 3) uint8, which are prepared as the record says; or clips (B, T, 3, H, W) that
-                are prepared already.
-
-        Raises:
-            LaryError: clips that the model can't encode, or an answer of the model that contradicts its record.
+            clips: frames (B, T, H, W, 3) uint8, which are prepared as the record says;
+                or clips (B, T, 3, H, W) that are prepared already.
         """
         import torch
 
@@ -151,7 +151,8 @@ def build(
         trainable: leave the parameters' gradients on.
 
     Raises:
-        UsageError: the record has no class, or its class has read weights where random ones were asked for.
+        UsageError: the record has no class, or its class has read weights where random
+            ones were asked for.
     """
     if spec.factory is None:
         raise UsageError(f"Model '{spec.name}' has no class: register it with @register_model.")
@@ -178,13 +179,17 @@ def load_model(
     seed: int = 0,
     settings: Settings | None = None,
 ) -> LoadedEncoder:
-    """A model of the benchmark, or any vision backbone of transformers, ready to encode frames.
+    """A model of the benchmark, or any vision backbone of transformers, ready to encode
+    frames.
 
-    Gradients flow through its `encode` and `module` unless the caller turns them off (``torch.no_grad``).
+    Gradients flow through its `encode` and `module` unless the caller turns them off
+    (``torch.no_grad``).
 
     Args:
-        key_or_path: a model key of ``lary models``, or the folder of a transformers checkpoint.
-        weights: a file, a folder, a hub id, or ``random``; without it, where the settings say.
+        key_or_path: a model key of ``lary models``, or the folder of a transformers
+            checkpoint.
+        weights: a file, a folder, a hub id, or ``random``; without it, where the
+            settings say.
         revision: commit, branch or tag of a hub repository.
         latent: kind of latent of the models that have several.
         device: ``auto``, ``cpu``, ``cuda``, ``cuda:1``, ``mps``.
@@ -192,7 +197,8 @@ def load_model(
         settings: in place of the environment and ``lary.yaml``.
 
     Raises:
-        UsageError, LaryError: an unknown model, or weights that are missing or don't fit.
+        UsageError, LaryError: an unknown model, or weights that are missing or don't
+            fit.
     """
     name = str(key_or_path)
     if isinstance(key_or_path, Path) or (name not in MODELS.names() and as_path(name).is_dir()):
@@ -217,10 +223,11 @@ def as_latents(answer: Any) -> Any:
 
 
 def identity_of(author: object, context: ModelContext) -> WeightsIdentity:
-    """The identity that a model's class names, or else a digest of the weights that its object holds.
+    """The identity that a model's class names, or else a digest of the weights that its
+    object holds.
 
-    A class of version 0.1 names it by `weights_digest` and `weights_revision`; a digest of
-    None says that there are no weights besides what the record and the seed decide.
+    A class of version 0.1 names it by `weights_digest` and `weights_revision`; a digest
+    of None says that there are no weights besides what the record and the seed decide.
     """
     own = getattr(author, "identity", None)
     if isinstance(own, WeightsIdentity):
@@ -269,7 +276,9 @@ def hash_weights(author: object, context: ModelContext) -> str:
 def holdings(
     value: Any, path: tuple[str, ...] = (), seen: set[int] | None = None
 ) -> Iterator[tuple[tuple[str, ...], Any]]:
-    """The networks, tensors, arrays and paths that an object holds in its attributes and containers, by name."""
+    """The networks, tensors, arrays and paths that an object holds in its attributes and
+    containers, by name.
+    """
     import numpy as np
     import torch
 

@@ -1,4 +1,6 @@
-"""The record of a model: what it encodes, how its frames are prepared, and where its weights come from."""
+"""The record of a model: what it encodes, how its frames are prepared, and where its
+weights come from.
+"""
 
 from __future__ import annotations
 
@@ -26,11 +28,14 @@ class Preprocess:
     Attributes:
         size: height and width of the output in pixels.
         resize: whose arithmetic resizes.
-        short_side: resize the short side to this and crop the centre, instead of resizing to `size` directly.
+        short_side: resize the short side to this and crop the centre, instead of
+            resizing to `size` directly.
         scale: divide by this (255 maps to [0, 1]).
         mean, std: per channel, after scaling.
-        reader: library that decodes images; both give the same pixels for PNG, JPEG may differ by a grey level.
-        clamp: an index behind the last frame of a clip gives that frame; without it the sample fails.
+        reader: library that decodes images; both give the same pixels for PNG, JPEG may
+            differ by a grey level.
+        clamp: an index behind the last frame of a clip gives that frame; without it the
+            sample fails.
     """
 
     size: int = 224
@@ -63,7 +68,9 @@ class Weights:
 
 @dataclass(frozen=True)
 class ModelContext:
-    """What the constructor of a model class gets besides its record; `settings` are the variables that have a value."""
+    """What the constructor of a model class gets besides its record; `settings` are the
+    variables that have a value.
+    """
 
     device: str
     protocol: BenchmarkProtocol
@@ -86,24 +93,33 @@ class ModelSpec:
         name: the key on the command line.
         paradigm: as in the paper's tables.
         dim: D of the tokens; None if the weights decide.
-        preprocess: under the ``corrected`` protocol; `preprocess_paper` under ``paper`` where it differs, and
-            `preprocess_paper_clip` for clips where the published code prepares them in yet another way.
+        preprocess: under the ``corrected`` protocol; `preprocess_paper` under ``paper``
+            where it differs, and `preprocess_paper_clip` for clips where the published
+            code prepares them in yet another way.
         weights: None for a model that needs none.
-        pair_shape, clip_shape: tokens of one image pair, and of one clip of nine frames, (P, N, D) or (N, D);
-            `pair_shape_paper` and `clip_shape_paper` where the ``paper`` protocol has others.
-        backbone: where the weights of an encoder of frames are that the model's own file may lack; None without one.
-        options: constants for the model class, differences between records that share one; `options_paper` are
-            laid over them under the ``paper`` protocol.
-        paper_differences: what the ``paper`` protocol changes for this model, in sentences; empty if nothing.
+        pair_shape, clip_shape: tokens of one image pair, and of one clip of nine
+            frames, (P, N, D) or (N, D); `pair_shape_paper` and `clip_shape_paper` where
+            the ``paper`` protocol has others.
+        backbone: where the weights of an encoder of frames are that the model's own
+            file may lack; None without one.
+        options: constants for the model class, differences between records that share
+            one; `options_paper` are laid over them under the ``paper`` protocol.
+        paper_differences: what the ``paper`` protocol changes for this model, in
+            sentences; empty if nothing.
         notes: known facts and defects, in sentences, for ``docs/models.md``.
-        class_token: whether the class gives a class token for every step, as ``Latents.cls``.
-        in_demo: whether ``lary demo`` runs the model where its weights are on the machine; it runs every one without.
-        grid: rows and columns of the square of image cells that the tokens of a step encode, row by row; 0 where a
-            token encodes no cell, None where it is the root of N.
-        first_frame_alone: whether the first latent step of a compressed clip shows the first frame alone and the others
-            equal parts of the rest, as in causal autoencoders; elsewhere all steps show equal parts.
+        class_token: whether the class gives a class token for every step, as
+            ``Latents.cls``.
+        in_demo: whether ``lary demo`` runs the model where its weights are on the
+            machine; it runs every one without.
+        grid: rows and columns of the square of image cells that the tokens of a step
+            encode, row by row; 0 where a token encodes no cell, None where it is the
+            root of N.
+        first_frame_alone: whether the first latent step of a compressed clip shows the
+            first frame alone and the others equal parts of the rest, as in causal
+            autoencoders; elsewhere all steps show equal parts.
         codebook: how many codes the model has; None without a codebook.
-        ablation: what an ablation varies in this record, by name of the setting; empty for other models.
+        ablation: what an ablation varies in this record, by name of the setting; empty
+            for other models.
     """
 
     name: str
@@ -164,7 +180,9 @@ MODELS: Registry[ModelSpec] = Registry(
 
 
 def register_model(*specs: ModelSpec) -> Callable[[Callable[[ModelSpec, ModelContext], Encoder]], Any]:
-    """Class decorator: register records that this class runs. The class is called as ``cls(spec, context)``."""
+    """Class decorator: register records that this class runs. The class is called as
+    ``cls(spec, context)``.
+    """
 
     def decorate(factory: Callable[[ModelSpec, ModelContext], Encoder]) -> Any:
         for spec in specs:
@@ -234,12 +252,15 @@ def with_latent(spec: ModelSpec, latent: str | None) -> ModelSpec:
 
 
 def locate_weights(spec: ModelSpec, values: Mapping[str, str], override: str | None = None) -> str | None:
-    """The path or hub id to load from: ``--weights``, the record's variable, its folder under MODEL_DIR, its hub id.
+    """The path or hub id to load from: ``--weights``, the record's variable, its folder
+    under MODEL_DIR, its hub id.
 
-    ``--weights random`` is no path and stays as it is; a folder of that name is ``./random``.
+    ``--weights random`` is no path and stays as it is; a folder of that name is
+    ``./random``.
 
     Raises:
-        UsageError: the named path doesn't exist, nothing says where they are, or the model has no weights to name.
+        UsageError: the named path doesn't exist, nothing says where they are, or the
+            model has no weights to name.
     """
     weights = spec.weights
     if weights is None:

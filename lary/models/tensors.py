@@ -1,4 +1,6 @@
-"""Tensors of weight files: read without running anything in them, and renamed to the keys of the libraries."""
+"""Tensors of weight files: read without running anything in them, and renamed to the keys
+of the libraries.
+"""
 
 from __future__ import annotations
 
@@ -32,13 +34,18 @@ class Layout:
     """In which files a model's checkpoint comes, and what of them is read.
 
     Attributes:
-        files: names under a folder or repository; the first that is there is read. None of them: a folder of
-            transformers, with its weights in one file or in shards.
-        kind: field and value in ``config.json`` beside the weights by which a library's folder is known; without
-            them, or where no library has the model, the file is the released one and the record describes the network.
-        unused: beginnings of keys that play no part in encoding; they may be absent and aren't kept.
-        sections: entries of a pickled file under which the tensors may be; else they are at the top.
-        wrappers: parts of keys that training around the model has left; they are taken out wherever they are.
+        files: names under a folder or repository; the first that is there is read. None
+            of them: a folder of transformers, with its weights in one file or in
+            shards.
+        kind: field and value in ``config.json`` beside the weights by which a library's
+            folder is known; without them, or where no library has the model, the file
+            is the released one and the record describes the network.
+        unused: beginnings of keys that play no part in encoding; they may be absent and
+            aren't kept.
+        sections: entries of a pickled file under which the tensors may be; else they
+            are at the top.
+        wrappers: parts of keys that training around the model has left; they are taken
+            out wherever they are.
     """
 
     files: tuple[str, ...] = ()
@@ -59,7 +66,9 @@ def layout_of(name: str) -> Layout:
 
 
 def reason_of(error: Exception) -> str:
-    """The beginning of another library's message, without its full stop; a heading with what follows it."""
+    """The beginning of another library's message, without its full stop; a heading with
+    what follows it.
+    """
     first, *rest = [line.strip() for line in str(error).splitlines() if line.strip()] or [type(error).__name__]
     if first.endswith(":") and rest:
         first = f"{first} {rest[0]}"
@@ -77,7 +86,8 @@ def read_tensors(files: Sequence[Path], layout: Layout) -> Tensors:
     """The tensors of files by their key, float32 where they are floating.
 
     Raises:
-        LaryError: a file is damaged, holds code or something else than tensors by name, or one key twice.
+        LaryError: a file is damaged, holds code or something else than tensors by name,
+            or one key twice.
     """
     import torch
 
@@ -132,10 +142,8 @@ def _unreadable(file: Path, kind: str, reason: str) -> LaryError:
 
 
 def _unpickle(file: Path) -> Any:
-    """The content of a file of ``torch.save``. Its tensors are mapped: what nobody uses is never read.
-
-    Raises:
-        LaryError: the file is damaged, or holds something that would run.
+    """The content of a file of ``torch.save``. Its tensors are mapped: what nobody uses is
+    never read.
     """
     import torch
 
@@ -161,7 +169,9 @@ def _unpickle(file: Path) -> Any:
 
 
 def _names_besides_tensors(file: Path) -> list[str]:
-    """Names of classes and functions besides tensors that a pickled file asks for; nothing of it is run."""
+    """Names of classes and functions besides tensors that a pickled file asks for; nothing
+    of it is run.
+    """
     from torch.serialization import get_unsafe_globals_in_checkpoint
 
     names: set[str] = set()
@@ -191,7 +201,9 @@ def _names_of_next(stream: BinaryIO) -> set[str]:
 
 
 def _check_stored(file: Path) -> None:
-    """Refuse a zip that torch did not write: it packs nothing, so no entry unpacks to more. Raises ValueError."""
+    """Refuse a zip that torch did not write: it packs nothing, so no entry unpacks to
+    more. Raises ValueError.
+    """
     with zipfile.ZipFile(file) as archive:
         entries = archive.infolist()
     if any(entry.compress_type != zipfile.ZIP_STORED for entry in entries):
@@ -201,7 +213,8 @@ def _check_stored(file: Path) -> None:
 
 
 def _check_sizes(content: Any, size: int) -> None:
-    """Refuse tensors that spread a few bytes over a giant shape: their first copy would fill the memory.
+    """Refuse tensors that spread a few bytes over a giant shape: their first copy would
+    fill the memory.
 
     Tensors that are shared count every time; the most that checkpoints share is a few
     embeddings. Raises ValueError.
@@ -221,12 +234,15 @@ def _check_sizes(content: Any, size: int) -> None:
 
 
 def split_off(tensors: Tensors, prefix: str) -> Tensors:
-    """Remove the tensors whose key starts with `prefix` and return them by the rest of their key."""
+    """Remove the tensors whose key starts with `prefix` and return them by the rest of
+    their key.
+    """
     return {key[len(prefix) :]: tensors.pop(key) for key in list(tensors) if key.startswith(prefix)}
 
 
 def rename(key: str, table: str) -> str:
-    """A key's name in the library, by a table of ``records.json``: beginnings of keys, a star for any number.
+    """A key's name in the library, by a table of ``records.json``: beginnings of keys, a
+    star for any number.
 
     A key that the table lacks is marked so that it fits nothing.
     """

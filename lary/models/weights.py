@@ -1,4 +1,6 @@
-"""Where a model's weights are: a file, a library's folder, the hub or its cache, or random ones; and their digest."""
+"""Where a model's weights are: a file, a library's folder, the hub or its cache, or random
+ones; and their digest.
+"""
 
 from __future__ import annotations
 
@@ -50,16 +52,20 @@ class Checkpoint:
 
 
 def random_weights(seed: int, configuration: str = "") -> Checkpoint:
-    """Weights that are drawn; `configuration` is the network's, where the model's record does not hold it."""
+    """Weights that are drawn; `configuration` is the network's, where the model's record
+    does not hold it.
+    """
     name = f"random weights, seed {seed}" + (f", configuration {digest(configuration)}" if configuration else "")
     return Checkpoint((Path(RANDOM),), None, WeightsIdentity(name, random=True), seed)
 
 
 def find_weights(spec: ModelSpec, context: ModelContext, layout: Layout = TRANSFORMERS) -> Checkpoint:
-    """The checkpoint that ``context.weights`` names: a file, a folder, a repository of the hub, or random weights.
+    """The checkpoint that ``context.weights`` names: a file, a folder, a repository of the
+    hub, or random weights.
 
     Raises:
-        UsageError: none given, the hub can't be reached or doesn't give it, or no known file is there.
+        UsageError: none given, the hub can't be reached or doesn't give it, or no known
+            file is there.
     """
     location = context.weights
     if location == RANDOM:
@@ -93,7 +99,9 @@ def _missing(spec: ModelSpec, layout: Layout, reason: str) -> UsageError:
 
 
 def read_config(folder: Path) -> dict[str, Any]:
-    """``config.json`` of a folder of transformers. Raises LaryError: missing, or no object with a ``model_type``."""
+    """``config.json`` of a folder of transformers. Raises LaryError: missing, or no object
+    with a ``model_type``.
+    """
     config = read_json(folder / CONFIG, "model configuration")
     if not isinstance(config, dict) or not isinstance(config.get("model_type"), str):
         raise LaryError(f"{folder / CONFIG} has no model_type: it is not the configuration of a transformers model.")
@@ -119,7 +127,8 @@ def _files_at(spec: ModelSpec, path: Path, layout: Layout) -> tuple[Path, ...]:
 
 
 def weight_files(folder: Path) -> tuple[Path, ...]:
-    """The weight files of a folder of transformers, safetensors before pickled ones, single files before shards.
+    """The weight files of a folder of transformers, safetensors before pickled ones,
+    single files before shards.
 
     Raises:
         UsageError: none, or several that no index orders.
@@ -158,29 +167,29 @@ def digest_of(files: Sequence[Path]) -> str:
 
 
 class HubRefusal(LaryError):
-    """Why the hub gives no files, as the rest of a sentence; `denied` where it has answered and said no."""
+    """Why the hub gives no files, as the rest of a sentence; `known` where it, or its
+    cache, knows the repository.
+    """
 
-    def __init__(self, reason: str, denied: bool) -> None:
+    def __init__(self, reason: str, known: bool = True) -> None:
         super().__init__(reason)
-        self.denied = denied
+        self.known = known
 
 
 def hub_folder(repository: str, revision: str | None, layout: Layout) -> Path:
-    """The folder of a repository's files, named after its commit: downloaded, or from the cache of earlier downloads.
+    """The folder of a repository's files, named after its commit: downloaded, or from the cache.
 
     A commit that is in the cache needs no network. Nothing is downloaded before the hub
-    has said that it gives it.
-
-    Raises:
-        HubRefusal: the hub can't be reached, or doesn't give them.
+    has said that it gives it. Raises HubRefusal.
     """
     import huggingface_hub
     from huggingface_hub import errors
 
-    cached: Path | None = None
+    cached, complete = None, False
     try:
-        cached = _find_in_cache(repository, revision, layout)
-        if cached is not None and revision is not None and COMMIT.fullmatch(revision):
+        cached = _cached(repository, revision)
+        complete = cached is not None and _is_complete(cached, layout)
+        if cached is not None and complete and COMMIT.fullmatch(revision or ""):
             return cached
         hub = huggingface_hub.HfApi()
         about = hub.model_info(repository, revision=revision, timeout=HUB_SECONDS)
@@ -191,31 +200,51 @@ def hub_folder(repository: str, revision: str | None, layout: Layout) -> Path:
     except Exception as error:  # each HTTP library that huggingface_hub has used raises its own
         denials = (errors.RepositoryNotFoundError, errors.RevisionNotFoundError, errors.HFValidationError)
         denied = isinstance(error, denials)
-        if cached is not None and not denied:
+        if cached is not None and complete and not denied:
             log.info("the hub can't be reached: %s comes from its cache", repository)
             return cached
-        raise HubRefusal(_refusal(error, repository, revision), denied) from error
-    raise HubRefusal(f"holds no {layout.expected}", denied=True)
+        raise HubRefusal(_refusal(error, repository, revision), denied or cached is not None) from error
+    raise HubRefusal(f"holds no {layout.expected}")
+
+
+def _cached(repository: str, revision: str | None) -> Path | None:
+    """The folder of an earlier download, or None."""
+    import huggingface_hub
+    from huggingface_hub.errors import LocalEntryNotFoundError
+
+    try:
+        return Path(huggingface_hub.snapshot_download(repository, revision=revision, local_files_only=True))
+    except LocalEntryNotFoundError:
+        return None
+
+
+def _is_complete(folder: Path, layout: Layout) -> bool:
+    """Whether an earlier download has all that is needed."""
+    if layout.files:
+        return any((folder / name).is_file() for name in layout.files)
+    try:
+        return bool(weight_files(folder)) and (folder / CONFIG).is_file()
+    except LaryError:
+        return False
 
 
 def fetch_file(repository: str, name: str, revision: str | None = None) -> Path | None:
-    """One file of a repository, from the hub or its cache; None where the repository has none, or isn't to be had.
-
-    Raises:
-        UsageError: the hub can't be reached, and nothing of the repository is in its cache.
+    """One file of a repository, from the hub or its cache; None where the repository has
+    none, or isn't to be had.
     """
     try:
         return hub_folder(repository, revision, Layout(files=(name,))) / name
     except HubRefusal as error:
-        # The weights are fetched next, and their error names what is wrong; a cached repository has no such file.
-        if error.denied or _find_in_cache(repository, revision, None) is not None:
+        if error.known:  # where the hub denies it, the weights are asked for next, and their error says so
             return None
         reason = f"the hub can't be asked for its {name}: {repository} {error}"
         raise UsageError(f"Model 'hf:{repository}': {reason}. Name a folder, or go online once.") from error
 
 
 def _wanted(names: Sequence[str], layout: Layout) -> list[str]:
-    """Files of a repository, or patterns of them, that are needed; pickled ones only where there is no safetensors."""
+    """Files of a repository, or patterns of them, that are needed; pickled ones only where
+    there is no safetensors.
+    """
     if layout.files:
         name = next((name for name in layout.files if name in names), None)
         return [] if name is None else [name, (Path(name).parent / CONFIG).as_posix()]
@@ -225,25 +254,10 @@ def _wanted(names: Sequence[str], layout: Layout) -> list[str]:
     return []
 
 
-def _find_in_cache(repository: str, revision: str | None, layout: Layout | None) -> Path | None:
-    """The folder of an earlier download that has all that is needed (or anything, without a layout), or None."""
-    import huggingface_hub
-    from huggingface_hub.errors import LocalEntryNotFoundError
-
-    try:
-        folder = Path(huggingface_hub.snapshot_download(repository, revision=revision, local_files_only=True))
-        if layout is None:
-            return folder
-        names = layout.files or (CONFIG,)
-        if not layout.files:
-            weight_files(folder)
-    except (LocalEntryNotFoundError, LaryError):  # nothing is there, or not all weights are
-        return None
-    return folder if any((folder / name).is_file() for name in names) else None
-
-
 def _refusal(error: Exception, repository: str, revision: str | None) -> str:
-    """Why a repository's files can't be had, as the rest of a sentence that begins with its name."""
+    """Why a repository's files can't be had, as the rest of a sentence that begins with
+    its name.
+    """
     from huggingface_hub import errors
 
     reasons: dict[type[Exception], str] = {

@@ -1,8 +1,10 @@
-"""Latent action models of the LAQ family over pixels or frame features, and the image tokenizer that one of them uses.
+"""Latent action models of the LAQ family over pixels or frame features, and the image
+tokenizer that one of them uses.
 
-The family is from LAPA (Ye et al. 2024, arXiv 2410.11758), its noise substitution from Vali and Bäckström 2022 (NSVQ),
-the tokenizer is Open-MAGVIT2 (Luo et al. 2024, arXiv 2409.04410). Parameters have the names of the published
-checkpoints, of which decoders and running averages are not needed.
+The family is from LAPA (Ye et al. 2024, arXiv 2410.11758), its noise substitution from
+Vali and Bäckström 2022 (NSVQ), the tokenizer is Open-MAGVIT2 (Luo et al. 2024, arXiv
+2409.04410). Parameters have the names of the published checkpoints, of which decoders
+and running averages are not needed.
 """
 
 from __future__ import annotations
@@ -24,7 +26,9 @@ GROUPS = 32
 
 
 class ShiftNorm(nn.Module):
-    """Layer norm (eps 1e-5) whose weight is called ``gamma`` and whose shift ``beta`` is stored but not learned."""
+    """Layer norm (eps 1e-5) whose weight is called ``gamma`` and whose shift ``beta`` is
+    stored but not learned.
+    """
 
     beta: Tensor
 
@@ -38,7 +42,9 @@ class ShiftNorm(nn.Module):
 
 
 class CosineAttention(nn.Module):
-    """Self-attention over unit queries and keys; keys and values come from the input before its norm, as published."""
+    """Self-attention over unit queries and keys; keys and values come from the input
+    before its norm, as published.
+    """
 
     def __init__(self, dim: int, heads: int, dim_head: int) -> None:
         super().__init__()
@@ -73,7 +79,9 @@ class GatedGelu(nn.Module):
 
 
 def feed_forward(dim: int) -> nn.Sequential:
-    """Norm, gated hidden layer of int(4 * 2/3 * D), projection back; index 3 is the dropout of training."""
+    """Norm, gated hidden layer of int(4 * 2/3 * D), projection back; index 3 is the
+    dropout of training.
+    """
     inner = int(4 * (2 / 3) * dim)
     return nn.Sequential(
         nn.LayerNorm(dim),
@@ -85,7 +93,9 @@ def feed_forward(dim: int) -> nn.Sequential:
 
 
 class PlaceConvolution(nn.Module):
-    """Depthwise 3 x 3 x 3 convolution over time, rows and columns, causal in time and zero-padded."""
+    """Depthwise 3 x 3 x 3 convolution over time, rows and columns, causal in time and
+    zero-padded.
+    """
 
     def __init__(self, dim: int) -> None:
         super().__init__()
@@ -124,7 +134,9 @@ class GridBias(nn.Module):
         )
 
     def forward(self, side: int) -> Tensor:
-        """The bias (heads, N, N) between all positions of a grid of `side` rows and columns, N = side * side."""
+        """The bias (heads, N, N) between all positions of a grid of `side` rows and
+        columns, N = side * side.
+        """
         weight = self.net[2].weight
         assert isinstance(weight, Tensor)
         # Few different offsets occur among the N * N pairs: the network sees each once.
@@ -139,7 +151,9 @@ class GridBias(nn.Module):
 
 
 class LaqTransformer(nn.Module):
-    """Layers of place convolution, attention and feed-forward, each added to its input, and a final norm."""
+    """Layers of place convolution, attention and feed-forward, each added to its input,
+    and a final norm.
+    """
 
     def __init__(self, dim: int, depth: int, heads: int, dim_head: int) -> None:
         super().__init__()
@@ -151,7 +165,9 @@ class LaqTransformer(nn.Module):
         self.norm_out = ShiftNorm(dim)
 
     def forward(self, x: Tensor, grid: tuple[int, int, int, int], bias: Tensor | None = None) -> Tensor:
-        """Sequences (S, N, D), cut from a video of B, T, H, W = `grid` positions, to the same shape."""
+        """Sequences (S, N, D), cut from a video of B, T, H, W = `grid` positions, to the
+        same shape.
+        """
         for layer in self.layers:
             x = layer["0"](x, grid) + x  # type: ignore[index]
             x = layer["1"](x, bias) + x  # type: ignore[index]
@@ -207,7 +223,9 @@ class DifferenceQuantizer(nn.Module):
         return self.codebooks[codes]
 
     def with_noise(self, latent: Tensor, codes: Tensor, draw: Tensor) -> Tensor:
-        """Latent rows moved by their quantization error in the direction of a standard-normal `draw`, all (B, N, Q)."""
+        """Latent rows moved by their quantization error in the direction of a
+        standard-normal `draw`, all (B, N, Q).
+        """
         error = (latent - self.quantized(codes)).norm(dim=-1, keepdim=True)
         return latent + (error / draw.norm(dim=-1, keepdim=True) + 1e-12) * draw
 
@@ -224,7 +242,9 @@ class DifferenceQuantizer(nn.Module):
 
 
 class PixelPatches(nn.Sequential):
-    """Square patches with features ordered (colour, row, column), normed, projected to D and normed again."""
+    """Square patches with features ordered (colour, row, column), normed, projected to D
+    and normed again.
+    """
 
     def __init__(self, patch: int, dim: int) -> None:
         features = 3 * patch**2
@@ -240,7 +260,9 @@ class PixelPatches(nn.Sequential):
 
 
 class PatchTokens(nn.Module):
-    """A backbone of transformers as an embedding: patch tokens, behind `leading` others, on a grid of `grid` rows."""
+    """A backbone of transformers as an embedding: patch tokens, behind `leading` others,
+    on a grid of `grid` rows.
+    """
 
     def __init__(self, backbone: nn.Module, leading: int, grid: int) -> None:
         super().__init__()
@@ -256,20 +278,24 @@ class PatchTokens(nn.Module):
 
 
 class LatentActionModel(nn.Module):
-    """Encoder and quantizer of a LAQ model; the names of its sizes are those of the published code.
+    """Encoder and quantizer of a LAQ model; the names of its sizes are those of the
+    published code.
 
     Args:
         dim: D of tokens.
         quant_dim, codebook_size, code_seq_len: see `DifferenceQuantizer`.
-        image_size, patch_size: in pixels; the grid has image_size // patch_size rows and columns.
-        spatial_depth, temporal_depth: layers over the positions of a frame, and over time.
+        image_size, patch_size: in pixels; the grid has image_size // patch_size rows
+            and columns.
+        spatial_depth, temporal_depth: layers over the positions of a frame, and over
+            time.
         heads, dim_head: of every attention.
-        patch_input: the model embeds patches of pixels itself, instead of taking features of an encoder.
+        patch_input: the model embeds patches of pixels itself, instead of taking
+            features of an encoder.
         pixel_output: the decoder, which is not read, ends in pixels of a patch.
 
     Attributes:
-        features: the encoder of frames, images (B, 3, H', W') to tokens (B, H, W, D), set from outside; None for a
-            model with its own patch embedding.
+        features: the encoder of frames, images (B, 3, H', W') to tokens (B, H, W, D),
+            set from outside; None for a model with its own patch embedding.
     """
 
     def __init__(
@@ -293,7 +319,9 @@ class LatentActionModel(nn.Module):
         return embedding(images)
 
     def encode(self, embedded: Tensor) -> tuple[Tensor, Tensor]:
-        """Embedded pairs (B, 2, H, W, D) to tokens (B, H * W, D) of the first and of the last frame."""
+        """Embedded pairs (B, 2, H, W, D) to tokens (B, H * W, D) of the first and of the
+        last frame.
+        """
         batch, frames, rows, columns, dim = embedded.shape
         grid = (batch, frames, rows, columns)
         sequences = embedded.reshape(batch * frames, rows * columns, dim)
@@ -334,11 +362,13 @@ def residual_blocks(channels: int, out_channels: int, count: int) -> nn.Sequenti
 
 
 class Tokenizer(nn.Module):
-    """The encoder of Open-MAGVIT2; its raw weights run, as in the published code, not their running averages.
+    """The encoder of Open-MAGVIT2; its raw weights run, as in the published code, not
+    their running averages.
 
-    Arguments are those of the published ``ddconfig``: channels of the map, of the first level and their multiples level
-    by level, blocks per level, channels of images. A `model_type` of ``en512`` gives the map before the last
-    convolution. `out_ch` and `use_ema` are about the parts that don't run.
+    Arguments are those of the published ``ddconfig``: channels of the map, of the first
+    level and their multiples level by level, blocks per level, channels of images. A
+    `model_type` of ``en512`` gives the map before the last convolution. `out_ch` and
+    `use_ema` are about the parts that don't run.
     """
 
     def __init__(

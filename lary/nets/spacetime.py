@@ -1,25 +1,28 @@
-"""The latent action encoders of UniVLA (Bu et al. 2025, arXiv 2505.06111) and villa-X (Chen et al. 2025, arXiv
-2507.23682), transformers over patches and frames, without their training decoders.
+"""The latent action encoders of UniVLA (Bu et al. 2025, arXiv 2505.06111) and villa-X
+(Chen et al. 2025, arXiv 2507.23682), transformers over patches and frames, without
+their training decoders.
 
-Modules carry the names of the published state dicts, so `state_dict` keys are the files' keys.
+Modules carry the names of the published state dicts, so `state_dict` keys are the
+files' keys.
 """
 
 from __future__ import annotations
 
 import math
 from collections import OrderedDict
-from collections.abc import Sequence
-from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 import torch
+from pydantic import BaseModel, PositiveFloat, PositiveInt
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 FEATURES = 768
 """Width of the features that UniVLA takes, whatever `model_dim` is: that of DINOv2 ViT-B."""
 CODES = 4
-"""UniVLA's latents of each kind: controllable ones first, then uncontrollable ones, then the patches."""
+"""UniVLA's latents of each kind: controllable ones first, then uncontrollable ones, then
+the patches.
+"""
 UNCONTROLLABLE_ROWS = 16
 """Rows of UniVLA's codebook of uncontrollable actions, whatever `num_latents` is."""
 COLOURS = 3
@@ -27,7 +30,8 @@ COLOURS = 3
 
 
 def nearest_rows(latent: Tensor, codebook: Tensor) -> tuple[Tensor, Tensor]:
-    """The codebook's row (R, D) nearest to each latent (..., D) by Euclidean distance, and its id (...) int64.
+    """The codebook's row (R, D) nearest to each latent (..., D) by Euclidean distance, and
+    its id (...) int64.
 
     The published sum latent + (row - latent) equals the row up to rounding. As there, a
     latent that isn't finite shows: it stays what it is.
@@ -60,7 +64,9 @@ def among_frames(attention: nn.Module, x: Tensor) -> Tensor:
 
 
 class UniVLAActions(NamedTuple):
-    """The latents of B pairs: continuous ones and their codebook rows, (B, 4, D) each, and their ids (B, 4) int64."""
+    """The latents of B pairs: continuous ones and their codebook rows, (B, 4, D) each, and
+    their ids (B, 4) int64.
+    """
 
     latent: Tensor
     tokens: Tensor
@@ -68,7 +74,9 @@ class UniVLAActions(NamedTuple):
 
 
 def sinusoid(count: int, dim: int) -> Tensor:
-    """Position code (N, D) float32: sine at even columns, cosine at odd ones, frequencies 10000^(-2i/D)."""
+    """Position code (N, D) float32: sine at even columns, cosine at odd ones, frequencies
+    10000^(-2i/D).
+    """
     frequencies = torch.exp(torch.arange(0, dim, 2).float() * -(math.log(10000.0) / dim))
     angles = torch.arange(count).float()[:, None] * frequencies
     return torch.stack([angles.sin(), angles.cos()], dim=-1).flatten(-2)[:, :dim]
@@ -92,7 +100,9 @@ class UniVLAAttention(nn.Module):
 
 
 class UniVLABlock(nn.Module):
-    """Attention among the tokens of a frame, then causally among the frames of a token, then a feed-forward part."""
+    """Attention among the tokens of a frame, then causally among the frames of a token,
+    then a feed-forward part.
+    """
 
     def __init__(self, dim: int, heads: int, dropout: float) -> None:
         super().__init__()
@@ -127,8 +137,8 @@ class SpaceTimeTransformer(nn.Module):
 class UniVLANetwork(nn.Module):
     """Latent actions between two frames, from the patch features of both.
 
-    Arguments are fields of the published configuration. `others` describe the pixels, which are the backbone's,
-    and the decoder of training.
+    Arguments are fields of the published configuration. `others` describe the pixels,
+    which are the backbone's, and the decoder of training.
     """
 
     def __init__(
@@ -145,7 +155,9 @@ class UniVLANetwork(nn.Module):
         self.vq_action = nn.ModuleDict({"codebook": nn.Embedding(num_latents, latent_dim)})
 
     def encode(self, features: Tensor) -> Tensor:
-        """Patch features of pairs (B, 2, N, 768) to the encoder's output at the 8 latents, (B, 2, 8, model_dim)."""
+        """Patch features of pairs (B, 2, N, 768) to the encoder's output at the 8 latents,
+        (B, 2, 8, model_dim).
+        """
         latents = torch.cat([self.action_latent_controllable, self.action_latent], dim=2)
         x = torch.cat([latents.expand(*features.shape[:2], -1, -1).to(features), features], dim=2)
         encoded: Tensor = self.encoder(x)
@@ -156,7 +168,9 @@ class UniVLANetwork(nn.Module):
         return self._chosen(self.to_codebook(encoded[:, 1, :CODES]), self.vq_action)
 
     def uncontrollable(self, encoded: Tensor) -> UniVLAActions:
-        """The other half: what changes between the frames for other reasons than the robot's action."""
+        """The other half: what changes between the frames for other reasons than the
+        robot's action.
+        """
         return self._chosen(self.to_codebook_uncontrol(encoded[:, 1, CODES:]), self.vq)
 
     @staticmethod
@@ -169,40 +183,35 @@ class UniVLANetwork(nn.Module):
         return self.controllable(self.encode(features))
 
 
-@dataclass(frozen=True)
-class VillaConfig:
+class VillaConfig(BaseModel, strict=True, frozen=True, extra="allow"):
     """Fields of the published ``model_config.json`` with their defaults.
 
-    The augmentation, `use_xformers` (another kernel for the same attention), the decoder's fields and `use_qk_norm`
-    do not change what is encoded.
+    The augmentation, `use_xformers` (another kernel for the same attention), the decoder's
+    fields and `use_qk_norm` do not change what is encoded.
     """
 
-    resolution: int = 224
-    patch_size: int = 14
-    in_channels: int = 3
-    d_t: int = 8
-    augment_type: str = "resize_crop"
-    augment_level: str = "clip"
-    random_crop_scale: Sequence[float] = (0.8, 1.0)
-    random_crop_ratio: Sequence[float] = (0.75, 4 / 3)
-    mlp_ratio: float = 4.0
+    resolution: PositiveInt = 224
+    patch_size: PositiveInt = 14
+    in_channels: PositiveInt = 3
+    d_t: PositiveInt = 8
+    augment_type: Any = "resize_crop"
+    augment_level: Any = "clip"
+    random_crop_scale: Any = (0.8, 1.0)
+    random_crop_ratio: Any = (0.75, 4 / 3)
+    mlp_ratio: PositiveFloat = 4.0
     use_xformers: bool | None = None
-    encoder_depth: int = 12
-    encoder_embed_dim: int = 768
-    encoder_n_heads: int = 8
-    action_latent_dim: int = 128
+    encoder_depth: PositiveInt = 12
+    encoder_embed_dim: PositiveInt = 768
+    encoder_n_heads: PositiveInt = 8
+    action_latent_dim: PositiveInt = 128
     st_use_qk_norm: bool = True
-    num_learned_tokens: int = 4
-    map_heads: int = 24
-    decoder_depth: int = 8
-    decoder_embed_dim: int = 768
-    decoder_n_heads: int = 16
+    num_learned_tokens: PositiveInt = 4
+    map_heads: PositiveInt = 24
+    decoder_depth: PositiveInt = 8
+    decoder_embed_dim: PositiveInt = 768
+    decoder_n_heads: PositiveInt = 16
     use_qk_norm: bool = True
-    n_codes: int = 32
-
-    @property
-    def embed_tokens(self) -> int:
-        return (self.resolution // self.patch_size) ** 2
+    n_codes: PositiveInt = 32
 
 
 class VillaRMSNorm(nn.Module):
@@ -235,10 +244,11 @@ class VillaAttention(nn.Module):
 
 
 class VillaBlock(nn.Module):
-    """Attention among the patches of a frame, then causally among the frames of a patch, then a feed-forward part.
+    """Attention among the patches of a frame, then causally among the frames of a patch,
+    then a feed-forward part.
 
-    Shifts, scales and gates of the norms are learned constants; the attention over time takes its input without a
-    norm and shares the gate of the attention over patches.
+    Shifts, scales and gates of the norms are learned constants; the attention over time
+    takes its input without a norm and shares the gate of the attention over patches.
     """
 
     def __init__(self, config: VillaConfig) -> None:
@@ -252,7 +262,9 @@ class VillaBlock(nn.Module):
         self.attn_temp = VillaAttention(dim, config.encoder_n_heads, config.st_use_qk_norm)
 
     def forward(self, x: Tensor, time: Tensor | None) -> Tensor:
-        """(B, T, N, D) to the same shape; `time` (T, 1, D) is added to what the attention over time takes."""
+        """(B, T, N, D) to the same shape; `time` (T, 1, D) is added to what the attention
+        over time takes.
+        """
         shift, scale, gate, shift_mlp, scale_mlp, gate_mlp = self.scale_shift_table
         normed = F.layer_norm(x, x.shape[-1:], eps=1e-6) * (1 + scale) + shift
         x = x + gate * among_patches(self.attn, normed)
@@ -291,7 +303,9 @@ class GatedUnit(nn.Module):
 
 
 class AttentionPool(nn.Module):
-    """Learned queries that gather the content of a transition's patches; norms come after each part."""
+    """Learned queries that gather the content of a transition's patches; norms come after
+    each part.
+    """
 
     def __init__(self, config: VillaConfig) -> None:
         super().__init__()
@@ -313,12 +327,15 @@ class AttentionPool(nn.Module):
 
 
 class VillaEncoder(nn.Module):
-    """From frames to patch tokens that have seen the frames before, and from neighbouring frames to latents."""
+    """From frames to patch tokens that have seen the frames before, and from neighbouring
+    frames to latents.
+    """
 
     def __init__(self, config: VillaConfig) -> None:
         super().__init__()
         dim, patch = config.encoder_embed_dim, config.patch_size
-        self.pe_spatial = nn.Parameter(torch.zeros(1, config.embed_tokens, dim), requires_grad=False)
+        count = (config.resolution // patch) ** 2
+        self.pe_spatial = nn.Parameter(torch.zeros(1, count, dim), requires_grad=False)
         self.pe_temporal = nn.Parameter(torch.zeros(1, config.d_t, dim), requires_grad=False)
         self.embed = nn.ModuleDict({"proj": nn.Conv2d(COLOURS, dim, patch, stride=patch)})
         self.layers = nn.ModuleList(VillaBlock(config) for _ in range(config.encoder_depth))
@@ -326,19 +343,25 @@ class VillaEncoder(nn.Module):
         self.map_block = AttentionPool(config)
 
     def patches(self, clips: Tensor) -> Tensor:
-        """Clips (B, T, 3, H, W) to patch embeddings, row by row, with their positions, (B, T, N, width)."""
+        """Clips (B, T, 3, H, W) to patch embeddings, row by row, with their positions, (B,
+        T, N, width).
+        """
         maps: Tensor = self.embed["proj"](clips.flatten(0, 1))
         return (maps.flatten(2).transpose(1, 2) + self.pe_spatial).unflatten(0, clips.shape[:2])
 
     def tokens(self, patches: Tensor) -> Tensor:
-        """Patch embeddings of one window (B, T, N, width), T at most `d_t`, to the blocks' normed output."""
+        """Patch embeddings of one window (B, T, N, width), T at most `d_t`, to the blocks'
+        normed output.
+        """
         x = patches
         for index, layer in enumerate(self.layers):
             x = layer(x, self.pe_temporal[0, : x.shape[1], None] if index == 0 else None)
         return self.norm(x)
 
     def pool(self, tokens: Tensor) -> Tensor:
-        """Tokens (B, T, N, width) of T frames to latents (B, T - 1, learned tokens, D) of T - 1 transitions."""
+        """Tokens (B, T, N, width) of T frames to latents (B, T - 1, learned tokens, D) of
+        T - 1 transitions.
+        """
         between = (tokens[:, 1:] + tokens[:, :-1]) / 2
         return self.map_block(between.flatten(0, 1)).unflatten(0, between.shape[:2])
 
@@ -353,10 +376,11 @@ class VillaNetwork(nn.Module):
         self.vq = nn.ModuleDict({"embedding": nn.Embedding(config.n_codes, config.action_latent_dim)})
 
     def latents(self, clips: Tensor) -> Tensor:
-        """Normalised clips (B, T, 3, H, W), T at least 2, to continuous latents (B, T - 1, learned tokens, D).
+        """Normalised clips (B, T, 3, H, W), T at least 2, to continuous latents (B, T - 1,
+        learned tokens, D).
 
-        Longer clips than the window: windows slide by one frame, the first gives all its
-        transitions, every later one its last.
+        Longer clips than the window: windows slide by one frame, the first gives all
+        its transitions, every later one its last.
         """
         patches = self.encoder.patches(clips)
         count = patches.shape[1] - self.window + 1
@@ -374,5 +398,7 @@ class VillaNetwork(nn.Module):
         return nearest_rows(latent, weight)
 
     def forward(self, clips: Tensor) -> tuple[Tensor, Tensor]:
-        """Normalised clips (B, T, 3, H, W) to tokens (B, T - 1, learned tokens, D) and their ids."""
+        """Normalised clips (B, T, 3, H, W) to tokens (B, T - 1, learned tokens, D) and
+        their ids.
+        """
         return self.quantize(self.latents(clips))
