@@ -90,7 +90,7 @@ class FrameDifference(_Weightless):
         change = (pairs[:, :, 1] - pairs[:, :, 0]).flatten(0, 1)
         changes = torch.cat([change, change.abs().mean(dim=1, keepdim=True)], dim=1)
         tokens = cells(torch.nn.functional.avg_pool2d(changes, self._size // (GRID * FINE)), FINE)
-        return tokens.reshape(*pairs.shape[:2], *tokens.shape[1:])
+        return tokens.unflatten(0, pairs.shape[:2])
 
 
 @register_model(builtin("optical-flow"))

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 from lary.files import digest, read_json
 from lary.models.networks import NetworkEncoder, built_from, check_frames, transformers_model, with_weights
-from lary.models.spec import ModelContext, ModelSpec, builtin, register_model
+from lary.models.spec import ModelContext, ModelSpec, builtin, register_model, renamed_fields
 from lary.models.tensors import first_names, layout_of, read_tensors, rename_keys, split_off
 from lary.models.weights import Checkpoint, find_weights
 from lary.runtime import log
@@ -105,15 +105,7 @@ def backbone_config(config: Mapping[str, Any]) -> Any:
     """The configuration of transformers for a backbone in the words of DINOv2's published code."""
     import transformers
 
-    return transformers.Dinov2WithRegistersConfig(
-        image_size=config["img_size"],
-        patch_size=config["patch_size"],
-        hidden_size=config["embed_dim"],
-        num_hidden_layers=config["depth"],
-        num_attention_heads=config["num_heads"],
-        mlp_ratio=int(config["mlp_ratio"]),
-        num_register_tokens=config["num_register_tokens"],
-    )
+    return transformers.Dinov2WithRegistersConfig(**renamed_fields(config, "dinov2"))
 
 
 @register_model(builtin("villa-x"))

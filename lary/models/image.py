@@ -122,7 +122,7 @@ class ImageEncoder(NetworkEncoder):
         images = clips.flatten(0, 1)
         inputs = {"pixel_values": images} if self._patch is None else patch_inputs(images, self._patch)
         tokens: Tensor = self._model(**inputs).last_hidden_state
-        return tokens.reshape(*clips.shape[:2], *tokens.shape[1:])
+        return tokens.unflatten(0, clips.shape[:2])
 
 
 def image_tower(config: dict[str, Any]) -> dict[str, Any]:
@@ -143,7 +143,7 @@ def patch_inputs(images: Tensor, patch: int) -> Tensors:
     rows, columns = height // patch, width // patch
     cut = images[:, :, : rows * patch, : columns * patch].reshape(batch, channels, rows, patch, columns, patch)
     return {
-        "pixel_values": cut.permute(0, 2, 4, 3, 5, 1).reshape(batch, rows * columns, patch * patch * channels),
+        "pixel_values": cut.permute(0, 2, 4, 3, 5, 1).flatten(3).flatten(1, 2),
         "pixel_attention_mask": torch.ones(batch, rows * columns, dtype=torch.int32, device=images.device),
         "spatial_shapes": torch.tensor([[rows, columns]], device=images.device).expand(batch, 2),
     }
@@ -273,4 +273,4 @@ class AnyBackbone(NetworkEncoder):
             features = features.flatten(2).transpose(1, 2)
         elif self._patches is not None and features.shape[1] > self._patches:
             features = features[:, features.shape[1] - self._patches :]
-        return features.reshape(*clips.shape[:2], *features.shape[1:])
+        return features.unflatten(0, clips.shape[:2])

@@ -40,8 +40,6 @@ Options = Mapping[str, Any]
 LATENTS = ("continuous", "quantized", "noisy")
 """What tokens can be made of: the latent, its codebook rows, or random draws around it."""
 TOKENIZER_FIELDS = ("z_channels", "ch", "ch_mult", "num_res_blocks", "in_channels", "out_ch")
-_TOKENIZER_UNUSED = ("decoder.", "model_ema.")
-
 ABLATION = re.compile(r"dinov3-(cs(\d+)_sl(\d+)_dim(\d+)_lr([0-9.]+[eE][-+]?[0-9]+))")
 """Codebook size, code length, width of a code, learning rate (it names the file and
 nothing else).
@@ -122,10 +120,8 @@ class LatentActions(NetworkEncoder):
 
     def run(self, clips: Tensor) -> tuple[Tensor, Tensor]:
         """Clips (B, T, 3, H, W) to tokens (B, P, N, D) and codes (B, P, N)."""
-        batch, frames = clips.shape[:2]
         network = self._network
-        embedded = network.embed(clips.flatten(0, 1))
-        embedded = embedded.reshape(batch, frames, *embedded.shape[1:])
+        embedded = network.embed(clips.flatten(0, 1)).unflatten(0, clips.shape[:2])
         latent = network.latent(neighbour_pairs(embedded).flatten(0, 1))
         codes = network.vq.codes(latent)
         rows = latent
@@ -133,8 +129,8 @@ class LatentActions(NetworkEncoder):
             rows = network.vq.quantized(codes)
         elif self._latent == "noisy":
             rows = network.vq.with_noise(latent, codes, self._draw(clips, latent))
-        tokens = network.vq.tokens(rows)
-        return tokens.reshape(batch, -1, *tokens.shape[1:]), codes.reshape(batch, -1, *codes.shape[1:])
+        steps = (len(clips), -1)
+        return network.vq.tokens(rows).unflatten(0, steps), codes.unflatten(0, steps)
 
     def _draw(self, clips: Tensor, latent: Tensor) -> Tensor:
         """Standard-normal values like `latent` (B * P, N, Q), for each sample from the
@@ -142,11 +138,11 @@ class LatentActions(NetworkEncoder):
         """
         import torch
 
-        steps = len(latent) // len(clips)
+        like = latent.unflatten(0, (len(clips), -1))[0]
         draws = []
         for clip in clips.detach()[..., ::7, ::7].cpu().contiguous():  # a part of the pixels tells samples apart
             seed = int(digest(str(self._seed), clip.numpy().tobytes()), 16) % 2**63
-            draws.append(torch.randn(steps, *latent.shape[1:], generator=torch.Generator().manual_seed(seed)))
+            draws.append(torch.randn(like.shape, generator=torch.Generator().manual_seed(seed)))
         return torch.cat(draws).to(latent)
 
 
@@ -171,13 +167,7 @@ def load_network(
         settings: values of the variables that name the encoder's own files.
 
     Returns:
-        The network, and the digest of the encoder's own file where one was read, or
-            else an empty text.
-
-    Raises:
-        LaryError: keys are missing, unexpected or of another shape.
-        UsageError: the sizes fit together with no network, or the encoder of frames is
-            nowhere.
+        The network, and the digest of the encoder's own file where one was read.
     """
     import torch
 
@@ -212,10 +202,10 @@ def _load_backbone(
     if not tensors and found.seed is None:
         record = replace(spec, name=f"{spec.name}, encoder of frames", weights=spec.backbone)
         found = find_weights(record, ModelContext("cpu", "corrected", locate_weights(record, settings)))
-        read = read_tensors(found.files, Layout(unused=tuple(features["unused"])))
-        tensors = {key.removeprefix(beginning): value for key, value in read.items()}
+        tensors = read_tensors(found.files, Layout(unused=tuple(features["unused"])))
         own = found.identity.digest
-    named = {beginning + key: value for key, value in tensors.items()}
+    # Files of the image tower alone lack the beginning, and so do the keys inside the model's own file.
+    named = {beginning + key.removeprefix(beginning): value for key, value in tensors.items()}
     model_class = getattr(transformers, features["library"])
     config = model_class.config_class(**features["config"])
     return transformers_model(model_class, config, found, lambda: named, "cpu"), own
@@ -261,8 +251,7 @@ def _load_tokenizer(
         file = as_path(named)
         own = file_digest(file, 64)
         found = Checkpoint((file,), None, WeightsIdentity(own))
-        unused = (*features["unused"], *_TOKENIZER_UNUSED)
-        tensors = read_tensors(found.files, replace(layout_of("laq"), unused=unused))
+        tensors = read_tensors(found.files, layout_of("open-magvit2"))
     return with_weights(tokenizer, found, lambda: tensors, "cpu"), own
 
 

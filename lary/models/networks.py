@@ -171,18 +171,11 @@ def transformers_model(
     problems = {
         "missing": sorted(key for key in report["missing_keys"] if not key.startswith(unused)),
         "unexpected": sorted(report["unexpected_keys"]),
-        "misshaped": sorted(map(_misshaped, report["mismatched_keys"])),
-        "failed": sorted(str(message) for message in report.get("error_msgs", ())),
+        "misshaped": sorted(map(str, report["mismatched_keys"])),
+        "failed": sorted(map(str, report.get("error_msgs", ()))),
     }
     _refuse_misfits(found, model, problems)
     return model.eval().to(device)
-
-
-def _misshaped(entry: Any) -> str:
-    """An entry of the library's report: key, shape found and shape wanted, or before
-    transformers 5 the key alone.
-    """
-    return entry if isinstance(entry, str) else f"{entry[0]} {list(entry[1])} for {list(entry[2])}"
 
 
 @contextmanager

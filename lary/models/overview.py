@@ -154,9 +154,9 @@ def models_page() -> str:
     """``docs/models.md``, made from the records."""
     lines = INTRODUCTION.splitlines()
     for spec in MODELS:
-        rows = [*facts(spec)[1:], ("weights", f"{where_to_put(spec.weights)}{hub_text(spec.weights)}")]
+        rows = [*facts(spec)[1:], ("weights", where_to_put(spec.weights) + hub_text(spec.weights))]
         if spec.backbone:
-            place = f"{where_to_put(spec.backbone)}{hub_text(spec.backbone)}"
+            place = where_to_put(spec.backbone) + hub_text(spec.backbone)
             rows.append(("backbone", f"needed where the weights hold none; {place}"))
         lines += ["", f"## `{spec.name}`", "", spec.description + ".", "", "| | |", "|---|---|"]
         lines += [f"| {name} | {text} |" for name, text in rows]

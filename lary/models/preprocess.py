@@ -90,13 +90,9 @@ class DeviceNormaliser:
             torch.tensor(value, dtype=torch.float32, device=device).view(-1, 1, 1)
             for value in (preprocess.scale, preprocess.mean, preprocess.std)
         )
-        self._has_mean, self._has_std = any(preprocess.mean), any(value != 1 for value in preprocess.std)
 
     def __call__(self, planes: Tensor) -> Tensor:
-        out = planes.float().div_(self._scale)
-        if self._has_mean:
-            out.sub_(self._mean)
-        return out.div_(self._std) if self._has_std else out
+        return planes.float().div_(self._scale).sub_(self._mean).div_(self._std)
 
 
 def resize(clip: Frame | Sequence[Frame], preprocess: Preprocess) -> Frame:

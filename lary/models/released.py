@@ -10,11 +10,11 @@ known by its ``config.json``, or the released file, whose keys are renamed.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
 from lary.models.networks import NetworkEncoder, built_from, check_frames, with_weights
-from lary.models.spec import ModelContext, ModelSpec, builtin, register_model
+from lary.models.spec import ModelContext, ModelSpec, builtin, register_model, renamed_fields
 from lary.models.tensors import Tensors, layout_of, read_tensors, rename_keys
 from lary.models.weights import Checkpoint, find_weights
 from lary.types import LaryError, Latents
@@ -25,11 +25,6 @@ if TYPE_CHECKING:
 CHUNK = 4
 """Frames that Wan's encoder takes at once, after a first one that it takes alone."""
 
-VJEPA_NAMES = {
-    "img_size": "crop_size", "num_frames": "frames_per_clip", "embed_dim": "hidden_size", "depth": "num_hidden_layers",
-    "num_heads": "num_attention_heads",
-}  # fmt: skip
-
 
 def wan_arguments(*, dim: int, dec_dim: int, **config: Any) -> dict[str, Any]:
     """Arguments of diffusers' AutoencoderKLWan for a configuration in the words of the
@@ -39,20 +34,19 @@ def wan_arguments(*, dim: int, dec_dim: int, **config: Any) -> dict[str, Any]:
     return {"base_dim": dim, "decoder_base_dim": dec_dim, **config, **fixed}
 
 
-def flux_arguments(
-    *, ch: int, out_ch: int, ch_mult: Sequence[int], num_res_blocks: int, z_channels: int, in_channels: int, **_: Any
-) -> dict[str, Any]:
+def flux_arguments(**config: Any) -> dict[str, Any]:
     """Arguments of diffusers' AutoencoderKLFlux2; the configuration's `resolution` has no
     part in its arithmetic.
     """
+    multiples = config["ch_mult"]
     return {
-        "in_channels": in_channels,
-        "out_channels": out_ch,
-        "down_block_types": ["DownEncoderBlock2D"] * len(ch_mult),
-        "up_block_types": ["UpDecoderBlock2D"] * len(ch_mult),
-        "block_out_channels": [ch * factor for factor in ch_mult],
-        "layers_per_block": num_res_blocks,
-        "latent_channels": z_channels,
+        "in_channels": config["in_channels"],
+        "out_channels": config["out_ch"],
+        "down_block_types": ["DownEncoderBlock2D"] * len(multiples),
+        "up_block_types": ["UpDecoderBlock2D"] * len(multiples),
+        "block_out_channels": [config["ch"] * factor for factor in multiples],
+        "layers_per_block": config["num_res_blocks"],
+        "latent_channels": config["z_channels"],
     }
 
 
@@ -63,7 +57,7 @@ def vjepa_arguments(**config: int) -> dict[str, Any]:
     `img_size` and `num_frames` have no part in the arithmetic: rotary positions count
     the cells of the clip.
     """
-    named = {VJEPA_NAMES.get(name, name): value for name, value in config.items()}
+    named = renamed_fields(config, "vjepa2")
     return {**named, "mlp_ratio": 4.0, "layer_norm_eps": 1e-6, "qkv_bias": True}
 
 
@@ -131,7 +125,7 @@ class WanEncoder(NetworkEncoder):
         videos = clips.flatten(0, 1)[:, None] if single else clips
         latents = self.run_alone(videos.transpose(1, 2))
         tokens = latents.movedim(1, -1).flatten(2, 3)
-        return Latents(tokens.reshape(batch, -1, *tokens.shape[2:]).contiguous())
+        return Latents(tokens.flatten(0, 1).unflatten(0, (batch, -1)).contiguous())
 
     def run(self, videos: Tensor) -> Tensor:
         """Videos (B, 3, T, H, W) to normalised latents (B, D, P, h, w)."""

@@ -102,11 +102,6 @@ class LoadedEncoder:
     def _prepared(self, frames: Tensor) -> Tensor:
         import torch
 
-        if frames.ndim != 5 or frames.shape[-1] != 3 or not frames.numel():
-            raise LaryError(
-                f"{self.spec.name} encodes frames (B, T, H, W, 3) uint8, or prepared clips (B, T, 3, H, W), not "
-                f"{list(frames.shape)} uint8."
-            )
         preprocess = self.spec.preprocessing(self._protocol, "pair" if frames.shape[1] == 2 else "clip")
         return torch.stack([torch.from_numpy(prepare(clip, preprocess)) for clip in frames.cpu().numpy()])
 

@@ -148,7 +148,7 @@ class ModelSpec:
     first_frame_alone: bool = False
     codebook: int | None = None
     ablation: Mapping[str, float] = field(default_factory=dict)
-    factory: Callable[[ModelSpec, ModelContext], Encoder] | None = None
+    factory: Factory | None = None
 
     def preprocessing(self, protocol: BenchmarkProtocol, media: Media = "pair") -> Preprocess:
         """The preprocessing that a protocol asks for, for image pairs or clips."""
@@ -163,11 +163,12 @@ class ModelSpec:
 
     def shape(self, protocol: BenchmarkProtocol, media: Media) -> tuple[int, ...]:
         """Tokens of one sample under a protocol; empty where the record doesn't say."""
-        corrected, paper = (
-            (self.pair_shape, self.pair_shape_paper) if media == "pair" else (self.clip_shape, self.clip_shape_paper)
-        )
-        return paper if protocol == "paper" and paper else corrected
+        paper: tuple[int, ...] = getattr(self, f"{media}_shape_paper") if protocol == "paper" else ()
+        return paper or getattr(self, f"{media}_shape")
 
+
+Factory = Callable[[ModelSpec, ModelContext], Encoder]
+"""A model class, or a function in its place."""
 
 REVISION = re.compile(r"(?!.*\.\.)\w[\w./+-]{0,254}")
 """A name of git: no way upwards, no option, no root."""
@@ -179,12 +180,12 @@ MODELS: Registry[ModelSpec] = Registry(
 )
 
 
-def register_model(*specs: ModelSpec) -> Callable[[Callable[[ModelSpec, ModelContext], Encoder]], Any]:
+def register_model(*specs: ModelSpec) -> Callable[[Factory], Any]:
     """Class decorator: register records that this class runs. The class is called as
     ``cls(spec, context)``.
     """
 
-    def decorate(factory: Callable[[ModelSpec, ModelContext], Encoder]) -> Any:
+    def decorate(factory: Factory) -> Any:
         for spec in specs:
             MODELS.add(replace(spec, factory=factory))
         return factory
@@ -197,7 +198,7 @@ def builtin_tables() -> dict[str, dict[str, Any]]:
     """The content of ``records.json``.
 
     It holds the models and what they share, in which files their weights come (see
-    `Layout`), how keys in these are renamed, and how transformers runs its backbones.
+    `Layout`), how keys in these and fields of configurations are renamed, and how transformers runs its backbones.
     """
     file = Path(__file__).with_name("records.json")
     tables: dict[str, dict[str, Any]] = json.loads(file.read_text(encoding="utf-8"))
@@ -235,6 +236,12 @@ def builtin(name: str) -> ModelSpec:
 def with_tuples(fields: Mapping[str, Any]) -> dict[str, Any]:
     """Fields of a frozen record, whose lists in JSON are tuples."""
     return {name: tuple(value) if isinstance(value, list) else value for name, value in fields.items()}
+
+
+def renamed_fields(config: Mapping[str, Any], table: str) -> dict[str, Any]:
+    """A configuration in the words of the published code, by the names of the library."""
+    names = builtin_tables()["names"][table]
+    return {names.get(name, name): value for name, value in config.items()}
 
 
 def with_latent(spec: ModelSpec, latent: str | None) -> ModelSpec:

@@ -63,7 +63,7 @@ class CosineAttention(nn.Module):
     def forward(self, x: Tensor, bias: Tensor | None = None) -> Tensor:
         """Sequences (S, N, D) to the same shape, with `bias` (heads, N, N) added to the logits."""
         parts = (self.to_q(self.norm(x)), *self.to_kv(x).chunk(2, dim=-1))
-        q, k, v = (part.reshape(*part.shape[:2], self.heads, -1).transpose(1, 2) for part in parts)
+        q, k, v = (part.unflatten(-1, (self.heads, -1)).transpose(1, 2) for part in parts)
         q = F.normalize(q, dim=-1) * self.q_scale
         k = F.normalize(k, dim=-1) * self.k_scale
         mixed = F.scaled_dot_product_attention(q, k, v, attn_mask=bias, scale=LOGIT_SCALE)
@@ -113,12 +113,11 @@ class PlaceConvolution(nn.Module):
         # One two-dimensional convolution per step back in time: the three-dimensional one is slow where D is large.
         kernels = self.dsconv.weight.unbind(dim=2)
         channels = maps.shape[1]
-        out = F.conv2d(maps, kernels[-1], self.dsconv.bias, padding=1, groups=channels)
-        out = out.reshape(batch, frames, *maps.shape[1:])
+        out = F.conv2d(maps, kernels[-1], self.dsconv.bias, padding=1, groups=channels).unflatten(0, (batch, frames))
         for back in range(1, min(len(kernels), frames)):
             earlier = maps.reshape(out.shape)[:, :-back].flatten(0, 1)
             added = F.conv2d(earlier, kernels[-1 - back], padding=1, groups=channels)
-            out[:, back:] += added.reshape(batch, -1, *maps.shape[1:])
+            out[:, back:] += added.unflatten(0, (batch, -1))
         return out.permute(0, 1, 3, 4, 2).reshape(x.shape)
 
 
@@ -137,8 +136,7 @@ class GridBias(nn.Module):
         """The bias (heads, N, N) between all positions of a grid of `side` rows and
         columns, N = side * side.
         """
-        weight = self.net[2].weight
-        assert isinstance(weight, Tensor)
+        weight = next(self.parameters())
         # Few different offsets occur among the N * N pairs: the network sees each once.
         steps = torch.arange(1 - side, side, device=weight.device)
         offsets = torch.cartesian_prod(steps, steps)
@@ -209,7 +207,7 @@ class DifferenceQuantizer(nn.Module):
 
     def _rows(self, tokens: Tensor) -> Tensor:
         projected = self.project_in(tokens).transpose(1, 2)
-        maps = projected.reshape(*projected.shape[:2], self.grid, self.grid)
+        maps = projected.unflatten(-1, (self.grid, -1))
         return self.cnn_encoder(maps).flatten(2).transpose(1, 2)
 
     def codes(self, latent: Tensor) -> Tensor:
@@ -274,7 +272,7 @@ class PatchTokens(nn.Module):
         """Images (B, 3, H', W') to tokens (B, H, W, D)."""
         output: Any = self.backbone(pixel_values=images)
         tokens: Tensor = output.last_hidden_state[:, self.leading :]
-        return tokens.reshape(len(images), self.grid, self.grid, -1)
+        return tokens.unflatten(1, (self.grid, -1))
 
 
 class LatentActionModel(nn.Module):
@@ -324,7 +322,7 @@ class LatentActionModel(nn.Module):
         """
         batch, frames, rows, columns, dim = embedded.shape
         grid = (batch, frames, rows, columns)
-        sequences = embedded.reshape(batch * frames, rows * columns, dim)
+        sequences = embedded.flatten(0, 1).flatten(1, 2)
         x = self.enc_spatial_transformer(sequences, grid, self.spatial_rel_pos_bias(rows))
         x = x.reshape(batch, frames, -1, dim).transpose(1, 2)  # (B, H * W, T, D)
         x = self.enc_temporal_transformer(x.reshape(-1, frames, dim), grid)
@@ -379,19 +377,19 @@ class Tokenizer(nn.Module):
         widths = [ch * factor for factor in (1, *ch_mult)]
         down = nn.Sequential()
         for narrow, wide in pairwise(widths):
-            level: dict[str, nn.Module] = {"block": residual_blocks(narrow, wide, num_res_blocks)}
+            level = nn.Sequential(OrderedDict(block=residual_blocks(narrow, wide, num_res_blocks)))
             if len(down) < len(ch_mult) - 1:  # every level but the last halves the resolution
-                level["downsample"] = nn.Conv2d(wide, wide, 3, stride=2, padding=1)
-            down.append(nn.Sequential(OrderedDict(level)))
-        layers: dict[str, nn.Module] = {
-            "conv_in": nn.Conv2d(in_channels, ch, 3, padding=1, bias=False),
-            "down": down,
-            "mid_block": residual_blocks(widths[-1], widths[-1], num_res_blocks),
-            "norm_out": nn.GroupNorm(GROUPS, widths[-1], eps=1e-6),
-            "activation": nn.SiLU(),
-            "conv_out": nn.Conv2d(widths[-1], z_channels, 1),
-        }
-        self.encoder = nn.Sequential(OrderedDict(layers))
+                level.add_module("downsample", nn.Conv2d(wide, wide, 3, stride=2, padding=1))
+            down.append(level)
+        layers = OrderedDict(
+            conv_in=nn.Conv2d(in_channels, ch, 3, padding=1, bias=False),
+            down=down,
+            mid_block=residual_blocks(widths[-1], widths[-1], num_res_blocks),
+            norm_out=nn.GroupNorm(GROUPS, widths[-1], eps=1e-6),
+            activation=nn.SiLU(),
+            conv_out=nn.Conv2d(widths[-1], z_channels, 1),
+        )
+        self.encoder = nn.Sequential(layers)
         self.projects = model_type != "en512"
 
     def forward(self, images: Tensor) -> Tensor:

@@ -1,9 +1,7 @@
 """The latent action encoders of UniVLA (Bu et al. 2025, arXiv 2505.06111) and villa-X
-(Chen et al. 2025, arXiv 2507.23682), transformers over patches and frames, without
-their training decoders.
+(Chen et al. 2025, arXiv 2507.23682), without their training decoders.
 
-Modules carry the names of the published state dicts, so `state_dict` keys are the
-files' keys.
+Modules carry the names of the published state dicts, whose keys are the files' keys.
 """
 
 from __future__ import annotations
@@ -168,9 +166,7 @@ class UniVLANetwork(nn.Module):
         return self._chosen(self.to_codebook(encoded[:, 1, :CODES]), self.vq_action)
 
     def uncontrollable(self, encoded: Tensor) -> UniVLAActions:
-        """The other half: what changes between the frames for other reasons than the
-        robot's action.
-        """
+        """What changes between the frames for other reasons than the robot's action."""
         return self._chosen(self.to_codebook_uncontrol(encoded[:, 1, CODES:]), self.vq)
 
     @staticmethod
@@ -257,8 +253,8 @@ class VillaBlock(nn.Module):
         hidden = int(dim * config.mlp_ratio)
         self.scale_shift_table = nn.Parameter(torch.zeros(6, dim))
         self.attn = VillaAttention(dim, config.encoder_n_heads, config.st_use_qk_norm)
-        layers = {"fc1": nn.Linear(dim, hidden), "gelu": nn.GELU(approximate="tanh"), "fc2": nn.Linear(hidden, dim)}
-        self.mlp = nn.Sequential(OrderedDict(layers))
+        gelu = nn.GELU(approximate="tanh")
+        self.mlp = nn.Sequential(OrderedDict(fc1=nn.Linear(dim, hidden), gelu=gelu, fc2=nn.Linear(hidden, dim)))
         self.attn_temp = VillaAttention(dim, config.encoder_n_heads, config.st_use_qk_norm)
 
     def forward(self, x: Tensor, time: Tensor | None) -> Tensor:
@@ -387,10 +383,9 @@ class VillaNetwork(nn.Module):
         if count <= 1:
             return self.encoder.pool(self.encoder.tokens(patches))
         index = torch.arange(count)[:, None] + torch.arange(self.window)
-        tokens = self.encoder.tokens(patches[:, index].flatten(0, 1))
-        tokens = tokens.reshape(len(clips), count, *tokens.shape[1:])
+        tokens = self.encoder.tokens(patches[:, index].flatten(0, 1)).unflatten(0, (-1, count))
         first, last = self.encoder.pool(tokens[:, 0]), self.encoder.pool(tokens[:, 1:, -2:].flatten(0, 1))
-        return torch.cat([first, last.reshape(len(clips), count - 1, *last.shape[2:])], dim=1)
+        return torch.cat([first, last.flatten(0, 1).unflatten(0, (len(clips), -1))], dim=1)
 
     def quantize(self, latent: Tensor) -> tuple[Tensor, Tensor]:
         """The codebook row of each latent (..., D), and its id (...) int64."""

@@ -61,7 +61,10 @@ def test_scales_of_what_is_drawn() -> None:
     config = transformers.DINOv3ViTConfig(
         hidden_size=24, num_hidden_layers=1, num_attention_heads=2, intermediate_size=32, image_size=32, patch_size=16
     )
-    drawn, built = transformers_model(transformers.DINOv3ViTModel, config, random_weights(0), dict, "cpu"), transformers.DINOv3ViTModel(config)
+    drawn, built = (
+        transformers_model(transformers.DINOv3ViTModel, config, random_weights(0), dict, "cpu"),
+        transformers.DINOv3ViTModel(config),
+    )
     for (name, buffer), (_, wanted) in zip(drawn.named_buffers(), built.named_buffers(), strict=True):
         assert torch.equal(buffer, wanted), f"{name} is computed, not drawn"
 
