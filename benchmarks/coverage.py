@@ -18,7 +18,6 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 
-from lary.results import scores
 from lary.results import statistics as stats
 
 Array = npt.NDArray[np.float64]
@@ -56,7 +55,7 @@ def explained(rng: Generator, clusters: int) -> Array:
     members = np.repeat(np.arange(clusters), sizes(rng, clusters).astype(int))
     target = rng.normal(0, 2, clusters)[members] + rng.normal(size=len(members))
     wrong = rng.normal(0, np.sqrt(0.5), clusters)[members] + rng.normal(size=len(members))
-    columns = scores.error_columns((target + wrong)[:, None, None], target[:, None, None])
+    columns = stats.error_columns((target + wrong)[:, None, None], target[:, None, None])
     return stats.cluster_sums(columns, members)[None]
 
 
@@ -68,7 +67,7 @@ def confused(rng: Generator, clusters: int) -> Array:
     labels = np.where(rng.random(len(members)) < 0.5, usual[members], any_class)
     right = rng.random(len(members)) < rng.beta(1.4, 0.6, clusters)[members]
     predicted = np.where(right, labels, rng.integers(0, CLASSES, len(members)))
-    return scores.class_sums(labels, predicted, CLASSES, members)[None]
+    return stats.class_sums(labels, predicted, CLASSES, members)[None]
 
 
 def seeded(count: int, spread: float, mean: float = 1.0) -> Draw:
@@ -90,11 +89,11 @@ class Kind:
     name: str
     draw: Draw
     truth: float
-    statistic: scores.Statistic = scores.magnitude
+    statistic: stats.Statistic = stats.magnitude
     column: int = 0
 
 
-def truth_of(draw: Draw, statistic: scores.Statistic, column: int) -> float:
+def truth_of(draw: Draw, statistic: stats.Statistic, column: int) -> float:
     """The value in a population of 100,000 clusters."""
     return float(statistic(draw(np.random.default_rng(0), 100_000)[0].sum(axis=0)[None])[0, column])
 
@@ -102,12 +101,12 @@ def truth_of(draw: Draw, statistic: scores.Statistic, column: int) -> float:
 def kinds() -> list[Kind]:
     """The rows of the first table."""
     return [
-        Kind("accuracy 70 %", accuracy(1.4, 0.6), 0.7, scores.fraction),
-        Kind("accuracy 90 %", accuracy(1.8, 0.2), 0.9, scores.fraction),
-        Kind("mean recall", confused, truth_of(confused, scores.macro_scores, 0), scores.macro_scores, 0),
-        Kind("macro F1", confused, truth_of(confused, scores.macro_scores, 1), scores.macro_scores, 1),
+        Kind("accuracy 70 %", accuracy(1.4, 0.6), 0.7, stats.fraction),
+        Kind("accuracy 90 %", accuracy(1.8, 0.2), 0.9, stats.fraction),
+        Kind("mean recall", confused, truth_of(confused, stats.macro_scores, 0), stats.macro_scores, 0),
+        Kind("macro F1", confused, truth_of(confused, stats.macro_scores, 1), stats.macro_scores, 1),
         Kind("mean squared error, skewed", error, 1.0),
-        Kind("R2", explained, 0.7, scores.error_scores, 3),
+        Kind("R2", explained, 0.7, stats.error_scores, 3),
         Kind("2 seeds, large spread", seeded(2, 0.2), 1.0),
         Kind("3 seeds, small spread", seeded(3, 0.02), 1.0),
         Kind("3 seeds, large spread", seeded(3, 0.2), 1.0),
@@ -117,12 +116,7 @@ def kinds() -> list[Kind]:
 
 def covered(kind: Kind, sums: Array) -> bool:
     """Whether our interval of one simulated run holds the truth."""
-    if kind.statistic is scores.fraction:
-        found = stats.fraction_interval(sums[..., :1], sums[..., 1:])
-    else:
-        found = stats.bootstrap(sums, kind.statistic)
-    assert found.low is not None
-    assert found.high is not None
+    found = stats.fraction_interval(sums) if kind.statistic is stats.fraction else stats.bootstrap(sums, kind.statistic)
     return bool(found.low[kind.column] <= kind.truth <= found.high[kind.column])
 
 
@@ -169,14 +163,16 @@ def p_values(rng: Generator, clusters: int, kind: str) -> list[float]:
     def run() -> Array:
         if kind == "accuracy":
             chance = 1 / (1 + np.exp(-(hard + rng.normal(0.8, 1, clusters))))
-            return np.stack([rng.binomial(counts.astype(int), chance), counts], axis=1)
+            return np.stack([rng.binomial(counts.astype(int), chance), counts], axis=1)[None]
         if kind == "squared error":
-            return np.stack([np.exp((hard + rng.normal(0, 1, clusters)) / 2) * rng.chisquare(counts), counts], axis=1)
+            return np.stack([np.exp((hard + rng.normal(0, 1, clusters)) / 2) * rng.chisquare(counts), counts], axis=1)[
+                None
+            ]
         own = hard + rng.normal(0, 0.2, (3, 1)) + rng.normal(0, 0.5, (3, clusters))
         return np.stack([own * counts, np.broadcast_to(counts, own.shape)], axis=2)
 
     first = run()
-    found = (stats.spread_of([(1.0, first), (-1.0, run())], scores.ratio) for _ in range(3))
+    found = (stats.spread_of([(1.0, first), (-1.0, run())], stats.ratio) for _ in range(3))
     return [stats.p_value(each) for each in found]
 
 
@@ -196,7 +192,7 @@ def main() -> None:
     for kind in (each for each in kinds() if wanted(each.name)):
         cells = [simulated(kind, clusters, asked.runs, covered) for clusters in (FEW, MANY)]
         cells.append(simulated(kind, FEW, asked.runs, covered_by_bca) if "seeds" not in kind.name else "")
-        cells.append(simulated(kind, FEW, asked.runs, covered_alone) if kind.statistic is scores.fraction else "")
+        cells.append(simulated(kind, FEW, asked.runs, covered_alone) if kind.statistic is stats.fraction else "")
         print(f"{kind.name:28}{cells[0]:>14}{cells[1]:>14}{cells[2]:>14}{cells[3]:>18}", flush=True)
     print("\nComparisons without any difference: p < 0.05, and any of three after Holm, in per cent")
     print(f"{'':28}{'30 clusters':>14}{'300 clusters':>14}{'Holm, 30':>14}{'Holm, 300':>14}")

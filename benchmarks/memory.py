@@ -43,7 +43,7 @@ def inside(store: str, count: int) -> None:
         assert report.extracted == count
     # A child's own figure starts with the size of the process that it was forked from: ask the kernel for the peak
     # since its start. Linux alone tells it.
-    readers = [peak for own in reading._idle for worker in own.pool._workers if (peak := peak_of(worker))]
+    readers = [peak for own in reading.idle for worker in own.pool.workers if (peak := peak_of(worker))]
     print(f"{resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024:.1f} {max(readers):.1f}")
 
 

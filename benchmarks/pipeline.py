@@ -241,7 +241,8 @@ def pipeline(root: Path, out: Path, dataset: str, model: str, kind: Any, count: 
     """Extract by `lary`."""
     config = ExtractConfig(model=model, dataset=dataset, split="val", limit=count, store=kind, workers=2)
     extract(config, settings_of(root, LARY_LA_DIR=str(out)))
-    reading.close_pools()
+    while reading.idle:
+        reading.idle.pop().pool.close()
 
 
 # --- pipeline over bare forward ---------------------------------------------------------------------------------------

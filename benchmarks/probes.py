@@ -160,11 +160,10 @@ def classification(shape: tuple[int, ...], batch: int, samples: int, precision: 
     import torch
     from torch.nn.functional import cross_entropy
 
-    from lary.probes.classify import ClassifierInputs, ClassifierTraining, make_head
+    from lary.probes.classify import ClassifierInputs, ClassifierTraining, training_precision
     from lary.probes.outcome import SampleColumns
     from lary.probes.presets import PRESETS
-    from lary.probes.session import Session
-    from lary.probes.training import training_precision
+    from lary.probes.training import Session
 
     settings = replace(PRESETS.get(preset).classifier, batch_size=batch, standardise=False)
     half = precision == "bf16"
@@ -181,7 +180,7 @@ def classification(shape: tuple[int, ...], batch: int, samples: int, precision: 
         training.step = 0
         training.train_epoch(rows)
 
-    networks = [make_head(settings, shape[-1], CLASSES).to(device) for _ in settings.heads]
+    networks = [training.make_head().to(device) for _ in settings.heads]
     optimizers = [torch.optim.AdamW(network.parameters(), lr=1e-4) for network in networks]
 
     @torch_attention()
@@ -268,7 +267,7 @@ def regression(part: str, shape: tuple[int, ...], batch: int, samples: int, devi
 
     from lary.probes.presets import PRESETS
     from lary.probes.regress import RegressorInputs, RegressorTraining
-    from lary.probes.session import Session
+    from lary.probes.training import Session
 
     record = PRESETS.get(preset)
     settings: Any = replace(record.dit if part == "dit" else record.regressor, batch_size=batch)

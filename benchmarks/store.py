@@ -21,11 +21,11 @@ from types import SimpleNamespace
 import numpy as np
 import pyarrow.parquet  # noqa: F401 (imports are not what is measured)
 
-from lary.latents.npz import NpzSource, latent_name
 from lary.latents.ref import open_store
-from lary.latents.shardfile import ShardSource
+from lary.latents.sources import NpzSource, ShardSource
 from lary.latents.store import StoreIdentity
-from lary.probes.sources import read_batches
+from lary.latents.writers import latent_name
+from lary.probes.sources import finite_latents, read_batches
 
 CASES = (((16, 1024), 20_000, 20_000), ((2, 196, 1024), 1_000, 2_000))
 """Shape, samples, rows/s that shards have to give."""
@@ -71,13 +71,13 @@ def write_naive(folder: Path, dtype: str, shape: tuple[int, ...], count: int) ->
         np.savez_compressed(folder / latent_name(row), tokens=draw(row, shape).astype(dtype), indices=np.array([]))
 
 
-def sharded(folder: Path, dtype: str, count: int, mode: str) -> ShardSource:
+def sharded(folder: Path, dtype: str) -> ShardSource:
     """The rows of a store of shards."""
     identity = StoreIdentity("bench", "bench", "train", "corrected", "", "", 0, dtype=dtype)
     store = open_store(folder, identity, {}, overwrite=False, kind="shards", batch_size=16)
     headers = list(store.headers())
     files = np.concatenate([np.full(len(header), at) for at, header in enumerate(headers)])
-    return ShardSource(headers, files, np.concatenate([np.arange(len(header)) for header in headers]), mode)
+    return ShardSource(headers, files, np.concatenate([np.arange(len(header)) for header in headers]))
 
 
 def rate(source, batch: int, limit: int) -> tuple[float, float]:
@@ -86,7 +86,7 @@ def rate(source, batch: int, limit: int) -> tuple[float, float]:
     best, best_cpu = 0.0, 0.0
     for _ in range(PASSES + 1):
         started, cpu = time.perf_counter(), time.process_time()
-        for _, tokens, _ in read_batches(source, rows, batch, "cpu"):
+        for _, tokens, _ in read_batches(finite_latents(source, str), rows, batch, "cpu"):
             assert tokens.dtype.is_floating_point
         best = max(best, len(rows) / (time.perf_counter() - started))
         best_cpu = max(best_cpu, len(rows) / (time.process_time() - cpu))
@@ -117,14 +117,10 @@ def run(folder: Path, shape: tuple[int, ...], count: int, least: int) -> bool:
         seconds, cpu = time.perf_counter() - started, time.process_time() - cpu
         share = size_of(place) / (payload * rows / count)
         files = [place / latent_name(row) for row in range(rows)]
-        sources = {name: NpzSource(files) if name != "shards" else sharded(place, "float16", count, "mmap")}
-        if name == "shards":
-            sources["shards, positioned reads"] = sharded(place, "float16", count, "pread")
-        for label, source in sources.items():
-            speed, per_cpu = rate(source, batch, 10 * few if isinstance(source, NpzSource) else count)
-            found[label] = speed
-            first = f"{payload * rows / count / 1e6 / seconds:12.0f}{1e3 * cpu / rows:12.3f}{share:15.4f}"
-            print(f"{label:34}{first if label == name else ' ' * 39}{speed:10.0f}{per_cpu:12.0f}")
+        source = NpzSource(files) if name != "shards" else sharded(place, "float16")
+        found[name], per_cpu = rate(source, batch, 10 * few if isinstance(source, NpzSource) else count)
+        first = f"{payload * rows / count / 1e6 / seconds:12.0f}{1e3 * cpu / rows:12.3f}{share:15.4f}"
+        print(f"{name:34}{first}{found[name]:10.0f}{per_cpu:12.0f}")
         if name == "shards":
             fits = share < 1.01 and found[name] >= least
         shutil.rmtree(place)

@@ -84,7 +84,7 @@ def measure(what: str, dataset: str, folder: Path) -> dict[str, float]:
         report = audit(spec, AuditConfig(table=tables), load_settings({"LARY_ROOT": str(folder)}))
         if not report.leaks:
             raise SystemExit("The planted leak was not found.")
-        rows = sum(facts.rows for facts in report.splits)
+        rows = sum(facts["rows"] for facts in report.splits)
     return {
         "rows": rows,
         "seconds": time.perf_counter() - started,

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from lary.compat import install
+from lary import compat  # noqa: F401 (keeps the import paths of version 0.1)
 
 if TYPE_CHECKING:
     from lary.data.spec import ActionSpace, DatasetSpec, LabelSpace, Split, register_dataset
@@ -35,8 +35,6 @@ __all__ = [
     "classify", "compare", "controls", "extract", "load_model", "load_results", "load_samples", "register_dataset",
     "register_model", "regress", "run", "write_report",
 ]  # fmt: skip
-
-install()
 
 
 def __getattr__(name: str) -> Any:

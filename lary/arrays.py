@@ -1,6 +1,7 @@
-"""Arrays from untrusted files: ``.npy`` and ``.npz`` without pickles, and never larger than their file can hold.
+"""Arrays from untrusted files: ``.npy`` and ``.npz`` without pickles.
 
-Format: numpy.lib.format, versions 1.0 and 2.0. Unlike ``np.load``, no memory is allocated before a header was checked.
+An array is never larger than its file can hold: unlike in ``np.load``, no memory is
+allocated before a header was checked (format: numpy.lib.format, versions 1.0 and 2.0).
 """
 
 from __future__ import annotations
@@ -26,37 +27,40 @@ LARGEST = 1 << 32
 FREE = 1 << 26
 """Bytes that may come out of any compressed file; above, the ratio counts."""
 RATIO = 200
-"""Bytes out per byte in: tokens of a network are noise to a packer and stay below 2."""
+"""Bytes out per byte in: the tokens of a network are noise to a packer and stay below 2."""
 LONGEST_HEADER = 1 << 16
 PLAIN_HEADER = re.compile(
-    rb"\{'descr': '([<>|=]?[a-zA-Z]\d*)', 'fortran_order': (True|False), 'shape': \(([\d, ]*)\),? *\} *\n?"
+    rb"\{'descr': '([<>|=]?[a-zA-Z]\d*)', 'fortran_order': (True|False), "
+    rb"'shape': \(([\d, ]*)\),? *\} *\n?"
 )
 """A header as np.save writes it."""
-_parsing = threading.Lock()  # Python 3.10 and 3.11 fail at random where two threads parse Python at once
 METHODS = (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED)
-
 BROKEN = (
-    OSError, ValueError, EOFError, RuntimeError, NotImplementedError, OverflowError, MemoryError, struct.error,
-    zipfile.BadZipFile, zlib.error, lzma.LZMAError,
+    OSError, ValueError, EOFError, RuntimeError, NotImplementedError, OverflowError,
+    MemoryError, struct.error, zipfile.BadZipFile, zlib.error, lzma.LZMAError,
 )  # fmt: skip
 """What the reader of a torn or odd zip may raise."""
 
+_parsing = threading.Lock()
+# Python 3.10 and 3.11 fail at random where two threads parse Python at once.
 
-def header_of(stream: IO[bytes], version: tuple[int, int]) -> tuple[tuple[int, ...], bool, np.dtype[Any]]:
-    """Shape, order by columns, and type, from the header behind the magic bytes. Raises ValueError for any other."""
+
+def _header_of(stream: IO[bytes]) -> tuple[tuple[int, ...], bool, np.dtype[Any]]:
+    """Shape, order by columns, and type. Raises ValueError for what is no such header."""
+    version = np.lib.format.read_magic(stream)
     if version not in ((1, 0), (2, 0)):
         raise ValueError(f"format {version[0]}.{version[1]} is not read")
-    width = 2 if version == (1, 0) else 4
-    length = stream.read(width)
+    length = stream.read(2 if version == (1, 0) else 4)
     text = stream.read(min(int.from_bytes(length, "little"), LONGEST_HEADER))
     try:
         if found := PLAIN_HEADER.fullmatch(text):
             shape = tuple(int(side) for side in found[3].split(b",") if side.strip())
             return shape, found[2] == b"True", np.dtype(found[1].decode())
-        reader = np.lib.format.read_array_header_1_0 if width == 2 else np.lib.format.read_array_header_2_0
         with _parsing:
-            return reader(io.BytesIO(length + text))
-    except Exception as error:  # numpy parses the header as Python, whose parser and lexer raise many kinds
+            if version == (1, 0):
+                return np.lib.format.read_array_header_1_0(io.BytesIO(length + text))
+            return np.lib.format.read_array_header_2_0(io.BytesIO(length + text))
+    except Exception as error:  # numpy parses the header as Python, which raises many kinds
         reason = str(error).splitlines() or [""]
         raise ValueError(f"its header can't be read ({reason[0][:200]})") from None
 
@@ -65,9 +69,9 @@ def array_of(stream: IO[bytes], size: int) -> npt.NDArray[Any]:
     """The array of an ``.npy`` that has `size` bytes.
 
     Raises:
-        ValueError: it is none, holds objects, or announces more than the bytes that are there.
+        ValueError: it is none, holds objects, or announces more than the bytes that it has.
     """
-    shape, fortran, dtype = header_of(stream, np.lib.format.read_magic(stream))
+    shape, fortran, dtype = _header_of(stream)
     if dtype.hasobject:
         raise ValueError("it holds pickled objects, which are never loaded")
     needed = math.prod(shape) * dtype.itemsize
@@ -83,15 +87,12 @@ def array_of(stream: IO[bytes], size: int) -> npt.NDArray[Any]:
 
 
 def read_npz(path: Path, *names: str, largest: int = LARGEST) -> list[npt.NDArray[Any]]:
-    """The named arrays of an ``.npz``, in this order.
-
-    Args:
-        largest: bytes of one array.
+    """The named arrays of an ``.npz``, in this order, each of at most `largest` bytes.
 
     Raises:
         FileNotFoundError: there is no such file.
         KeyError: it has no array of a name.
-        ValueError: why it can't be read, or that it would unpack to far more than its size.
+        ValueError: it can't be read, or would unpack to far more than its size.
     """
     with open_regular(path) as file:
         size = file.seek(0, 2)
@@ -107,15 +108,17 @@ def read_npz(path: Path, *names: str, largest: int = LARGEST) -> list[npt.NDArra
 
 def _member(archive: zipfile.ZipFile, entry: zipfile.ZipInfo, size: int, largest: int) -> npt.NDArray[Any]:
     """One array of an archive of `size` bytes."""
-    packed = min(entry.compress_size, size)
+    name, packed = entry.filename, min(entry.compress_size, size)
     if entry.compress_type not in METHODS:
-        raise ValueError(f"{entry.filename} is packed by method {entry.compress_type}")
-    if entry.file_size > largest or (entry.file_size > FREE and entry.file_size > RATIO * packed):
-        raise ValueError(f"{entry.filename} unpacks {packed} bytes to {entry.file_size}, which is refused")
+        raise ValueError(f"{name} is packed by method {entry.compress_type}")
+    bomb = entry.file_size > FREE and entry.file_size > RATIO * packed
+    if bomb or entry.file_size > largest:
+        raise ValueError(f"{name} unpacks {packed} bytes to {entry.file_size}, which is refused")
     with archive.open(entry) as stream:
         found = array_of(stream, entry.file_size)
-        if stream.read(1) or stream.tell() != entry.file_size:  # reading to the end also compares the checksum
-            raise ValueError(f"{entry.filename} has other bytes than those of its array of shape {found.shape}")
+        # Reading to the end also compares the checksum.
+        if stream.read(1) or stream.tell() != entry.file_size:
+            raise ValueError(f"{name} has other bytes than those of its array of shape {found.shape}")
     return found
 
 

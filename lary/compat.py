@@ -18,15 +18,15 @@ MOVED: dict[str, tuple[str, ...]] = {
     "lary.data.records": ("lary.importers.records",),
     "lary.data.lerobot": ("lary.importers.lerobot",),
     "lary.data.motion": ("lary.importers.episodes",),
-    "lary.data.trajectories": ("lary.importers.trajectories",),
-    "lary.data.videos": ("lary.importers.videos",),
+    "lary.data.trajectories": ("lary.importers.plain",),
+    "lary.data.videos": ("lary.importers.plain",),
     "lary.data.simulate": ("lary.simulate", "lary.data.configs"),
     "lary.latents.extract": ("lary.runs.extract",),
     "lary.latents.table": ("lary.latents.ref",),
     "lary.results.evaluate": ("lary.runs.probe",),
     "lary.results.run": ("lary.runs.run",),
     "lary.results.controls": ("lary.runs.controls",),
-    "lary.demo": ("lary.runs.demo",),
+    "lary.demo": ("lary.runs.run",),
     "lary.sweep": ("lary.runs.sweep",),
 }
 """Old modules, each with the new ones that hold its names."""
@@ -49,7 +49,5 @@ class OldPaths(MetaPathFinder, Loader):
             module.__dict__.update({k: v for k, v in vars(importlib.import_module(name)).items() if k[:2] != "__"})
 
 
-def install() -> None:
-    """Keep the old paths; the finder comes last, so that only a path that is no more reaches it."""
-    if not any(isinstance(finder, OldPaths) for finder in sys.meta_path):
-        sys.meta_path.append(OldPaths())
+# Behind all others, so that only a path that is no more reaches it.
+sys.meta_path.append(OldPaths())

@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import csv
 import errno
+import hashlib
 import io
+import json
 import os
 import re
 import stat
-from collections.abc import Iterable, Iterator, Sequence
+import tempfile
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path, PurePosixPath
 from typing import IO, Any
@@ -27,28 +30,30 @@ PLAIN = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.-]*(?:/[A-Za-z0-9_][A-Za-z0-9_.-]*)
 """Relative paths that are valid everywhere, unless they are too long: checked fast, since tables hold millions."""
 
 NO_ROOM = (errno.ENOSPC, getattr(errno, "EDQUOT", errno.ENOSPC))
-BROKEN_DISK = (*NO_ROOM, errno.EIO, errno.EROFS, errno.EFBIG)
-"""Errors of a write that would stop every other one too."""
+REMEDIES = {
+    **dict.fromkeys(NO_ROOM, "Free space and start the same command again."),
+    errno.EFBIG: "Its file system or a limit of this account allows no file of this size.",
+    errno.EROFS: "Choose another folder.",
+    errno.EIO: "Check the disk, then start the same command again.",
+}
+"""Errors of a write that would stop every other one too, and what to do about each."""
 
 
 class WriteError(LaryError, OSError):
     """A file that can't be written; also an `OSError`, for callers that make a failed sample of one."""
 
 
-def check_writable(folder: Path) -> None:
-    """Make a folder and try to write to it before hours of work depend on it. Raises LaryError."""
-    import tempfile
+# Writing
 
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryFile(dir=folder):
-            pass
-    except OSError as error:
-        raise cannot_write(folder, error) from error
+
+def cannot_write(path: Path, error: OSError) -> WriteError:
+    """The sentence for a file that can't be written."""
+    remedy = REMEDIES.get(error.errno or 0, "Check the folder and its permissions.")
+    return WriteError(f"Cannot write {path}: {error.strerror or error}. {remedy}")
 
 
 def create_temporary(path: Path) -> tuple[int, str]:
-    """A new file beside `path` under a name that `remove_torn` recognises: its descriptor, to read and write, and name.
+    """Make a new file beside `path` under a name that `remove_torn` recognises; returns its descriptor and name.
 
     Raises:
         WriteError: the folder can't be made or written to.
@@ -67,9 +72,19 @@ def create_temporary(path: Path) -> tuple[int, str]:
         raise cannot_write(path, error) from error
 
 
+def check_writable(folder: Path) -> None:
+    """Make a folder and try to write to it before hours of work depend on it. Raises WriteError."""
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=folder):
+            pass
+    except OSError as error:
+        raise cannot_write(folder, error) from error
+
+
 @contextmanager
 def atomic_write(path: Path) -> Iterator[IO[bytes]]:
-    """A binary stream into a file that takes its name only once it is complete and on disk.
+    """Open a binary stream into a file that takes its name only once it is complete and on disk.
 
     Written to a temporary file in the same folder, fsynced and renamed; removed if the block fails.
 
@@ -86,35 +101,13 @@ def atomic_write(path: Path) -> Iterator[IO[bytes]]:
     except BaseException as error:
         with suppress(OSError):
             os.unlink(name)
-        if (cause := disk_error(error, name)) is not None:
-            raise cannot_write(path, cause) from error
+        cause: BaseException | None = error  # libraries turn the error of a full disk into their own
+        while cause is not None:
+            # An error that names another file comes from reading that one.
+            if isinstance(cause, OSError) and cause.errno in REMEDIES and cause.filename in (None, name):
+                raise cannot_write(path, cause) from error
+            cause = cause.__cause__ or cause.__context__
         raise
-
-
-def cannot_write(path: Path, error: OSError) -> WriteError:
-    """The sentence for a file that can't be written."""
-    remedies = {
-        **dict.fromkeys(NO_ROOM, "Free space and start the same command again."),
-        errno.EFBIG: "Its file system or a limit of this account allows no file of this size.",
-        errno.EROFS: "Choose another folder.",
-        errno.EIO: "Check the disk, then start the same command again.",
-    }
-    remedy = remedies.get(error.errno or 0, "Check the folder and its permissions.")
-    return WriteError(f"Cannot write {path}: {error.strerror or error}. {remedy}")
-
-
-def disk_error(error: BaseException | None, file: str) -> OSError | None:
-    """The error of a full or broken disk that an error is, or that a library has turned into another one.
-
-    One that names another file than the one being written, `file`, comes from reading and is none.
-    """
-    seen: set[int] = set()
-    while error is not None and id(error) not in seen:
-        if isinstance(error, OSError) and error.errno in BROKEN_DISK and error.filename in (None, file):
-            return error
-        seen.add(id(error))
-        error = error.__cause__ or error.__context__
-    return None
 
 
 def remove_torn(folder: Path, name: str = "*", *, below: bool = False) -> None:
@@ -146,8 +139,6 @@ def write_text(path: Path, text: str) -> None:
 
 def write_json(path: Path, value: Any) -> None:
     """Write JSON atomically; NaN and infinity are refused, since JSON has none."""
-    import json
-
     write_text(path, json.dumps(value, indent=1, allow_nan=False, ensure_ascii=False) + "\n")
 
 
@@ -156,53 +147,6 @@ def csv_text(lines: Iterable[Iterable[Any]]) -> str:
     text = io.StringIO(newline="")
     csv.writer(text, lineterminator="\n").writerows(lines)
     return text.getvalue()
-
-
-def read_json(path: Path, what: str) -> Any:
-    """Read a JSON file that `what` names for the user.
-
-    Raises:
-        LaryError: the file is missing or isn't JSON.
-    """
-    import json
-
-    try:
-        return json.loads(read_limited(path, LARGEST_JSON))
-    except FileNotFoundError:
-        raise LaryError(f"The {what} {path} does not exist.") from None
-    except (OSError, ValueError) as error:
-        raise LaryError(f"The {what} {path} can't be read: {error}.") from error
-    except RecursionError:
-        raise LaryError(f"The {what} {path} can't be read: it is nested too deeply.") from None
-
-
-def read_yaml(path: Path, what: str) -> Any:
-    """Read a small YAML file of plain values: no tags, and no anchors, whose aliases can grow without end.
-
-    Raises:
-        UsageError: the file is missing, too large, too deeply nested, or isn't plain YAML.
-    """
-    import yaml
-
-    try:
-        text = read_limited(path, LARGEST_YAML).decode("utf-8-sig")
-        depth = 0
-        events: Any = yaml.parse(text, Loader=yaml.SafeLoader)
-        for event in events:
-            if getattr(event, "anchor", None):
-                raise ValueError("anchors and aliases are not allowed: write the values out")
-            if getattr(event, "tag", None):
-                raise ValueError(f"the tag {event.tag} is not allowed: write plain values")
-            opens, closes = yaml.CollectionStartEvent, yaml.CollectionEndEvent
-            depth += isinstance(event, opens) - isinstance(event, closes)
-            if depth > DEEPEST_YAML:
-                raise ValueError("it is nested too deeply")
-        return yaml.safe_load(text)
-    except FileNotFoundError:
-        raise UsageError(f"The {what} {path} does not exist.") from None
-    except (OSError, ValueError, yaml.YAMLError) as error:
-        reason = " ".join(str(error).split()).rstrip(".")
-        raise UsageError(f"The {what} {path} can't be read: {reason}.") from None
 
 
 def write_failures(file: Path, failures: Sequence[Failure]) -> None:
@@ -219,22 +163,12 @@ def write_failures(file: Path, failures: Sequence[Failure]) -> None:
     write_bytes(file, text.encode("utf-8", "surrogateescape"))
 
 
-def read_failures(file: Path) -> list[Failure]:
-    """Read the failures that `write_failures` wrote. Raises OSError or ValueError where the file is none of these."""
-    text = io.StringIO(read_limited(file, LARGEST_FAILURES).decode("utf-8", "surrogateescape"), newline="")
-    try:
-        lines = csv.DictReader(text)
-        if not {"path", "reason"} <= set(lines.fieldnames or ()):
-            raise ValueError("it has no columns path and reason")
-        found = [(line.get("row") or "", line["path"], line["reason"]) for line in lines]
-        return [Failure(int(row) - 1 if row else None, path, reason) for row, path, reason in found]
-    except (csv.Error, KeyError) as error:
-        raise ValueError(f"it is no list of failures: {error}") from error
+# Reading
 
 
 @contextmanager
 def open_regular(path: Path) -> Iterator[IO[bytes]]:
-    """A regular file for reading, looked at once it is open, so that nothing can be swapped in between.
+    """Open a regular file for reading; it is inspected once it is open, so that nothing can be swapped in between.
 
     A pipe would be waited for without end, and a device read without end: neither is read at all.
 
@@ -255,12 +189,68 @@ def open_regular(path: Path) -> Iterator[IO[bytes]]:
 
 
 def read_limited(path: Path, limit: int) -> bytes:
-    """All bytes of a regular file of at most `limit` bytes. Raises OSError and ValueError as `open_regular` does."""
+    """Read a regular file of at most `limit` bytes. Raises OSError and ValueError as `open_regular` does."""
     with open_regular(path) as stream:
         size = os.fstat(stream.fileno()).st_size
         if size > limit:
             raise OSError(errno.EFBIG, f"it has {size} bytes, more than the {limit} allowed", str(path))
         return stream.read(size)
+
+
+def read_json(path: Path, what: str) -> Any:
+    """Read a JSON file that `what` names for the user. Raises LaryError where it is missing or isn't JSON."""
+    return _parsed(path, what, LARGEST_JSON, json.loads, LaryError)
+
+
+def read_yaml(path: Path, what: str) -> Any:
+    """Read a small YAML file of plain values: no tags, and no anchors, whose aliases can grow without end.
+
+    Raises:
+        UsageError: the file is missing, too large, too deeply nested, or isn't plain YAML.
+    """
+    return _parsed(path, what, LARGEST_YAML, _plain_yaml, UsageError)
+
+
+def _parsed(path: Path, what: str, limit: int, parse: Callable[[bytes], Any], kind: type[LaryError]) -> Any:
+    try:
+        return parse(read_limited(path, limit))
+    except FileNotFoundError:
+        raise kind(f"The {what} {path} does not exist.") from None
+    except RecursionError:
+        raise kind(f"The {what} {path} can't be read: it is nested too deeply.") from None
+    except (OSError, ValueError) as error:
+        raise kind(f"The {what} {path} can't be read: {' '.join(str(error).split()).rstrip('.')}.") from error
+
+
+def _plain_yaml(content: bytes) -> Any:
+    import yaml
+
+    text, depth = content.decode("utf-8-sig"), 0
+    try:
+        for event in yaml.parse(text, Loader=yaml.SafeLoader):
+            if getattr(event, "anchor", None):
+                raise ValueError("anchors and aliases are not allowed: write the values out")
+            if tag := getattr(event, "tag", None):
+                raise ValueError(f"the tag {tag} is not allowed: write plain values")
+            depth += isinstance(event, yaml.CollectionStartEvent) - isinstance(event, yaml.CollectionEndEvent)
+            if depth > DEEPEST_YAML:
+                raise RecursionError
+        return yaml.safe_load(text)
+    except yaml.YAMLError as error:
+        raise ValueError(str(error)) from None
+
+
+def read_failures(file: Path) -> list[Failure]:
+    """Read the failures that `write_failures` wrote. Raises OSError or ValueError where the file is none of these."""
+    text = io.StringIO(read_limited(file, LARGEST_FAILURES).decode("utf-8", "surrogateescape"), newline="")
+    try:
+        lines = [(line.get("row"), line["path"], line["reason"]) for line in csv.DictReader(text)]
+        return [Failure(int(row) - 1 if row else None, path, reason) for row, path, reason in lines]
+    except (csv.Error, KeyError) as error:
+        raise ValueError(f"it is no list of failures: {error}") from error
+
+
+# Paths and digests
 
 
 def path_problem(text: str) -> str:
@@ -276,7 +266,7 @@ def path_problem(text: str) -> str:
 
 
 def inside(root: Path, relative: str) -> Path:
-    """`relative` under `root`, refusing absolute paths and ``..`` (a table is data, not to be trusted).
+    """Join `relative` to `root`, refusing absolute paths and ``..`` (a table is data, not to be trusted).
 
     Raises:
         UsageError: the path would leave the root.
@@ -293,8 +283,6 @@ def inside(root: Path, relative: str) -> Path:
 
 def digest(*parts: str | bytes, length: int = 16) -> str:
     """A hexadecimal SHA-256 prefix over parts, each counted with its length so that borders matter."""
-    import hashlib
-
     state = hashlib.sha256()
     for part in parts:
         data = part.encode() if isinstance(part, str) else part
@@ -304,8 +292,6 @@ def digest(*parts: str | bytes, length: int = 16) -> str:
 
 def file_digest(path: Path, length: int = 16) -> str:
     """A hexadecimal SHA-256 prefix of a regular file's bytes; of length 64 it is whole. Raises OSError."""
-    import hashlib
-
     state = hashlib.sha256()
     with open_regular(path) as file:
         while block := file.read(1 << 20):

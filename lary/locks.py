@@ -1,8 +1,8 @@
 """One writer at a time per folder: a lock that ends with its process, also when that is killed.
 
-The kernel frees the locks of a process that ends (``flock``; on NFS since version 4 also between machines). Where the
-file system has no such locks, a file with the process's number is the lock; it no longer counts once that process is
-gone from this machine.
+The kernel frees the locks of a process that ends (``flock``; on NFS since version 4 also
+between machines). Where the file system has no such locks, a file with the process's number
+is the lock; it no longer counts once that process is gone from this machine.
 """
 
 from __future__ import annotations
@@ -33,7 +33,8 @@ def locked(folder: Path) -> Iterator[None]:
     """Hold the lock of a folder, which is made if it isn't there.
 
     Raises:
-        LaryError: another process holds it, the folder can't be written to, or the lock is no file of its own.
+        LaryError: another process holds it, the folder can't be written to, or the lock is
+            no file of its own.
     """
     file = folder / LOCK
     try:
@@ -41,7 +42,8 @@ def locked(folder: Path) -> Iterator[None]:
         _check_own(file)
         lock = _taken(file)
     except filelock.Timeout:
-        raise LaryError(f"{folder} is being written {_holder(file)}: wait for it, or stop it first.") from None
+        who = _holder(file)
+        raise LaryError(f"{folder} is being written {who}: wait for it, or stop it first.") from None
     except OSError as error:
         raise cannot_write(file, error) from error
     own = file.lstat() if file.exists() else None
@@ -49,14 +51,15 @@ def locked(folder: Path) -> Iterator[None]:
         _sign(file)
         yield
     finally:
-        with suppress(OSError):  # the folder may have been exchanged meanwhile, and the file be another one
+        # The folder may have been exchanged meanwhile, and the file be another one.
+        with suppress(OSError):
             if own is not None and os.path.samestat(own, file.lstat()):
                 file.unlink()
         lock.release()
 
 
 def _check_own(file: Path) -> None:
-    """Refuse what is no lock, since the file that it leads to would be overwritten. Raises LaryError."""
+    """Refuse what is no lock, since the file behind a link would be overwritten."""
     with suppress(FileNotFoundError):
         facts = file.lstat()
         if stat.S_ISDIR(facts.st_mode):
@@ -66,12 +69,12 @@ def _check_own(file: Path) -> None:
 
 
 def _taken(file: Path) -> filelock.BaseFileLock:
-    """The lock of the kernel, or where that has none for this folder, a file with the process's number."""
+    """The kernel's lock, or, where it has none for this folder, a file with the process's number."""
     lock: filelock.BaseFileLock = filelock.FileLock(file, PATIENCE)
     try:
         lock.acquire()
     except (OSError, NotImplementedError) as error:
-        if getattr(error, "errno", None) not in NO_FLOCK and not isinstance(error, NotImplementedError):
+        if isinstance(error, OSError) and error.errno not in NO_FLOCK:
             raise
         lock = filelock.SoftFileLock(file.with_name(WITHOUT_FLOCK), PATIENCE)
         lock.acquire()
@@ -79,8 +82,12 @@ def _taken(file: Path) -> filelock.BaseFileLock:
 
 
 def _sign(file: Path) -> None:
-    """Write who holds the lock into its file, unless the library keeps a record of its own there. Raises LaryError."""
-    about = {"pid": os.getpid(), "host": socket.gethostname(), "since": time.strftime("%Y-%m-%d %H:%M:%S")}
+    """Write who holds the lock into its file, unless the library keeps a record there."""
+    about = {
+        "pid": os.getpid(),
+        "host": socket.gethostname(),
+        "since": time.strftime("%Y-%m-%d %H:%M:%S"),
+    }
     try:
         handle = os.open(file, os.O_RDWR | getattr(os, "O_NOFOLLOW", 0))
         try:

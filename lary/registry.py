@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import importlib
+import importlib.metadata
 import importlib.util
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Generic, Protocol, TypeVar
 
-from lary.files import path_problem
+from lary.files import digest, path_problem
 from lary.types import UsageError, as_path
 
 
@@ -36,14 +37,13 @@ def suggest(wrong: str, known: Sequence[str]) -> str:
 class Registry(Generic[Record]):
     """Records of one kind by name.
 
-    ``modules`` are imported at the first look-up (they register what they define), then every entry point of
-    ``group`` that other packages declare. The same name twice is an error.
+    ``modules`` are imported at the first look-up (they register what they define), then
+    every entry point of ``group`` that other packages declare. The same name twice is an error.
     """
 
     def __init__(self, kind: str, *, modules: Sequence[str] = (), group: str | None = None) -> None:
         self.kind = kind
-        self._modules = modules
-        self._group = group
+        self._modules, self._group = modules, group
         self._records: dict[str, Record] = {}
         self._families: list[Callable[[str], Record | None]] = []
         self._loaded = False
@@ -61,35 +61,26 @@ class Registry(Generic[Record]):
 
     def get(self, name: str) -> Record:
         """The record called `name`. Raises UsageError with a suggestion if there is none."""
-        self._load()
-        if name not in self._records:
-            for make in self._families:
-                record = make(name)
-                if record is not None:
-                    return record
-            raise UsageError(f"Unknown {self.kind} '{name}'.{suggest(name, self.names())}")
-        return self._records[name]
+        known = self.names()
+        if name in self._records:
+            return self._records[name]
+        for make in self._families:
+            if (record := make(name)) is not None:
+                return record
+        raise UsageError(f"Unknown {self.kind} '{name}'.{suggest(name, known)}")
 
     def names(self) -> list[str]:
         """All names, in the order in which they were registered."""
-        self._load()
+        if not self._loaded:
+            self._loaded = True
+            for module in self._modules:
+                importlib.import_module(module)
+            for point in importlib.metadata.entry_points(group=self._group) if self._group else ():
+                point.load()
         return list(self._records)
 
     def __iter__(self) -> Iterator[Record]:
-        self._load()
-        return iter(list(self._records.values()))
-
-    def _load(self) -> None:
-        if self._loaded:
-            return
-        self._loaded = True
-        for module in self._modules:
-            importlib.import_module(module)
-        if self._group:
-            from importlib import metadata
-
-            for point in metadata.entry_points(group=self._group):
-                point.load()
+        return iter([self._records[name] for name in self.names()])
 
 
 _plugins: dict[str, Path] = {}
@@ -110,21 +101,20 @@ def load_plugin(path: str | Path) -> None:
     if problem := path_problem(str(file)):
         raise UsageError(f"Plug-in {str(path)[:60]!r} is no file: {problem}.")
     file = file.resolve()
-    name = f"lary_plugin_{file.stem}_{abs(hash(str(file))):x}"
+    name = f"lary_plugin_{file.stem}_{digest(str(file))}"
     if name in sys.modules:
         return
     spec = importlib.util.spec_from_file_location(name, file) if file.is_file() else None
     if spec is None or spec.loader is None:
         raise UsageError(f"Plug-in {file} is not a Python file that can be read.")
     module = importlib.util.module_from_spec(spec)
-    sys.modules[name] = module
+    sys.modules[name] = module  # before it runs: its classes are pickled by this name
     try:
         spec.loader.exec_module(module)
-    except UsageError:
-        del sys.modules[name]
-        raise
     except (Exception, SystemExit) as error:
         del sys.modules[name]
+        if isinstance(error, UsageError):
+            raise
         reason = " ".join(str(error).split())[:500]
         raise UsageError(f"Plug-in {file} failed: {type(error).__name__}: {reason}") from error
     _plugins[name] = file

@@ -10,7 +10,7 @@ import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
+from contextlib import closing, contextmanager, suppress
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -42,15 +42,15 @@ def usable_cores() -> int:
 
 def memory_bytes() -> int:
     """Memory of this machine, or of the container that this process runs in, in bytes."""
-    limits = []
-    if hasattr(os, "sysconf") and "SC_PHYS_PAGES" in os.sysconf_names:
-        limits.append(os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE"))
-    for name in ("/sys/fs/cgroup/memory.max", "/sys/fs/cgroup/memory/memory.limit_in_bytes"):
+    import psutil
+
+    limits = [int(psutil.virtual_memory().total)]
+    for name in ("memory.max", "memory/memory.limit_in_bytes"):  # of the two versions of control groups
         try:
-            limits.append(int(Path(name).read_text()))
+            limits.append(int(Path("/sys/fs/cgroup", name).read_text()))
         except (OSError, ValueError):
             continue
-    return min(limits, default=4 << 30)
+    return min(limits)
 
 
 class PlainFormatter(logging.Formatter):
@@ -60,22 +60,22 @@ class PlainFormatter(logging.Formatter):
         return CONTROL.sub(lambda found: f"\\x{ord(found[0]):02x}", super().format(record))
 
 
-def setup_logging(verbose: bool = False) -> None:
+def setup_logging() -> None:
     """Log to stderr; results alone go to stdout."""
     handler = logging.StreamHandler(sys.stderr)
     handler.setFormatter(PlainFormatter("lary: %(message)s"))
     log.handlers[:] = [handler]
-    log.setLevel(logging.DEBUG if verbose else logging.INFO)
+    log.setLevel(logging.INFO)
     log.propagate = False
 
 
 class ProgressBar:
     """Rate and remaining time on stderr: a bar on a terminal, elsewhere a line of the log every few seconds."""
 
-    def __init__(self, total: int, title: str, unit: str = "sample", done: int = 0) -> None:
+    def __init__(self, total: int, title: str, unit: str, done: int) -> None:
         self._title, self._unit, self._total = title, unit, total
         self._first, self._done = done, done
-        self._started = self._told = time.monotonic()
+        self._started = self._logged = time.monotonic()
         self._bar: Any = None
         if sys.stderr.isatty() or "ipykernel" in sys.modules:
             from tqdm.auto import tqdm  # a widget in notebooks, text on terminals
@@ -87,11 +87,13 @@ class ProgressBar:
         self._done += count
         if self._bar is not None:
             self._bar.update(count)
-        elif time.monotonic() - self._told > SECONDS_BETWEEN_LINES:
-            self._told = time.monotonic()
-            rate = (self._done - self._first) / (self._told - self._started)
-            left = f"{(self._total - self._done) / rate:.0f} s left" if rate > 0 else "time left unknown"
-            log.info("%s: %d of %d, %.1f %ss/s, %s", self._title, self._done, self._total, rate, self._unit, left)
+        elif time.monotonic() - self._logged > SECONDS_BETWEEN_LINES:
+            self._logged = time.monotonic()
+            rate = max(self._done - self._first, 1e-9) / (self._logged - self._started)
+            left = (self._total - self._done) / rate
+            log.info(
+                "%s: %d of %d, %.1f %ss/s, %.0f s left", self._title, self._done, self._total, rate, self._unit, left
+            )
 
     def skip(self, count: int) -> None:
         """Count work that was done before; it says nothing about the rate."""
@@ -111,12 +113,9 @@ class ProgressBar:
 
 @contextmanager
 def progress(total: int, title: str, unit: str = "sample", done: int = 0) -> Iterator[ProgressBar]:
-    """A progress bar for the length of a block."""
-    bar = ProgressBar(total, title, unit, done)
-    try:
+    """Show a progress bar for the length of a block."""
+    with closing(ProgressBar(total, title, unit, done)) as bar:
         yield bar
-    finally:
-        bar.close()
 
 
 def in_threads(
@@ -179,12 +178,10 @@ def pick_devices(gpus: str | None, choice: str = "auto", *, every: bool = False)
     import torch
 
     wanted = device_numbers(gpus or "0")
-    if choice == "cpu":
-        return ["cpu"]
-    if choice == "mps":
-        if not torch.backends.mps.is_available():
-            raise UsageError("--device mps: this machine has no Metal device; use --device auto.")
-        return ["mps"]
+    if choice == "mps" and not torch.backends.mps.is_available():
+        raise UsageError("--device mps: this machine has no Metal device; use --device auto.")
+    if choice in ("cpu", "mps"):
+        return [choice]
     if not torch.cuda.is_available():
         if choice == "cuda":
             raise UsageError("--device cuda: torch finds no CUDA device here; use --device auto.")
@@ -204,52 +201,32 @@ def pick_devices(gpus: str | None, choice: str = "auto", *, every: bool = False)
     return devices
 
 
-def provenance(argv: Sequence[str] | None = None) -> dict[str, Any]:
+def provenance() -> dict[str, Any]:
     """Versions, commit, machine and command line of this run, for its result."""
     import importlib.metadata
-    import importlib.util
     import platform
 
     versions = {"lary": __version__, "python": platform.python_version()}
     for package in REPORTED_PACKAGES:
-        try:
+        with suppress(importlib.metadata.PackageNotFoundError):
             versions[package] = importlib.metadata.version(package)
-        except importlib.metadata.PackageNotFoundError:
-            continue
     commit, dirty = _git_state(Path(__file__).parent)
-    device = "cpu"
-    if importlib.util.find_spec("torch") and "torch" in sys.modules:
-        import torch
-
-        if torch.cuda.is_available():
-            device = torch.cuda.get_device_name()
-    return {
-        "command": list(sys.argv if argv is None else argv),
-        "versions": versions,
-        "commit": commit,
-        "dirty": dirty,
-        "machine": {
-            "system": platform.platform(),
-            "processor": platform.machine(),
-            "cores": os.cpu_count() or 1,
-            "device": device,
-        },
-    }
+    torch = sys.modules.get("torch")
+    cuda = torch is not None and torch.cuda.is_available()
+    machine = {
+        "system": platform.platform(), "processor": platform.machine(), "cores": os.cpu_count() or 1,
+        "device": torch.cuda.get_device_name() if torch and cuda else "cpu",
+    }  # fmt: skip
+    return {"command": list(sys.argv), "versions": versions, "commit": commit, "dirty": dirty, "machine": machine}
 
 
 def _git_state(folder: Path) -> tuple[str | None, bool | None]:
-    """Commit and whether files differ from it, where lary runs from a checkout of its own."""
+    """Commit and whether tracked files differ from it, where lary runs from a checkout of its own."""
     import subprocess
 
+    command = ["git", "-C", str(folder), "describe", "--always", "--dirty", "--abbrev=40", "--exclude=*"]
     try:
-        head = ["git", "-C", str(folder), "rev-parse", "HEAD"]
-        top = subprocess.run(head, capture_output=True, text=True, timeout=10)
-        if top.returncode != 0:
-            return None, None
-        changed = subprocess.run(
-            ["git", "-C", str(folder), "status", "--porcelain", "--untracked-files=no", "."],
-            capture_output=True, text=True, timeout=10,
-        )  # fmt: skip
-    except (OSError, subprocess.TimeoutExpired):
+        found = subprocess.run(command, capture_output=True, text=True, timeout=10, check=True).stdout.strip()
+    except (OSError, subprocess.SubprocessError):
         return None, None
-    return top.stdout.strip(), bool(changed.stdout.strip())
+    return found.removesuffix("-dirty"), found.endswith("-dirty")

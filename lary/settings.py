@@ -11,7 +11,7 @@ import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from lary.files import LARGEST_YAML, path_problem, read_limited, read_yaml, write_text
 from lary.registry import suggest
@@ -20,8 +20,7 @@ from lary.types import UsageError, as_path
 CONFIG_NAME = "lary.yaml"
 
 
-@dataclass(frozen=True)
-class Variable:
+class Variable(NamedTuple):
     """One setting: its name, its default (``{OTHER}`` is the value of another), its meaning in a sentence."""
 
     name: str
@@ -47,9 +46,10 @@ VARIABLES = (
     Variable("AE_MODEL_PATH", None, "FLUX.2 autoencoder weights.", folder=False),
     Variable("WAN22_VAE_PATH", None, "Wan2.2 autoencoder weights.", folder=False),
     Variable("VJEPA2_CKPT_PATH", None, "V-JEPA 2 checkpoint: original file or folder.", folder=False),
-    Variable("LARY_READ", None, "How shards of latents are read: mmap, or pread as on network folders.", folder=False),
+    Variable("LARY_READ", None, "Accepted for old files, not needed here: shards are read by position.", folder=False),
 )
 NAMES = tuple(variable.name for variable in VARIABLES)
+FOLDER = {variable.name: variable.folder for variable in VARIABLES}
 
 
 @dataclass(frozen=True)
@@ -66,14 +66,11 @@ class Settings:
     """All settings, resolved."""
 
     def __init__(self, items: Mapping[str, Setting], config_file: Path) -> None:
-        self.items = dict(items)
-        self.config_file = config_file
-        self._folders = {variable.name: variable.folder for variable in VARIABLES}
+        self.items, self.config_file = dict(items), config_file
 
     def get(self, name: str) -> str | None:
         """The value of a variable, or None. Raises UsageError for a name that is no setting."""
-        if name not in self.items:
-            raise UsageError(f"There is no setting {name}.{suggest(name, NAMES)}")
+        check_setting(name, "There is no setting")
         return self.items[name].value
 
     def path(self, name: str) -> Path:
@@ -85,7 +82,7 @@ class Settings:
                 f"'lary config set {name} FOLDER' or --{name.lower().replace('_', '-')} FOLDER.{unexported()}"
             )
         path = Path(value)
-        if self._folders.get(name) and path.exists() and not path.is_dir():
+        if FOLDER[name] and path.exists() and not path.is_dir():
             raise UsageError(f"{name} ({self.items[name].origin}) points to {path}, which is a file and no folder.")
         return path
 
@@ -101,10 +98,10 @@ def unexported(root: Path | None = None) -> str:
     """
     for file in (Path("env.sh"), (root or Path()) / "env.sh"):
         try:
-            lines = read_limited(file, LARGEST_YAML).decode(errors="replace").splitlines()
+            text = read_limited(file, LARGEST_YAML).decode(errors="replace")
         except OSError:
             continue
-        named = [found[1] for line in lines if (found := re.match(r"(?:export\s+)?([A-Z][A-Z0-9_]*)=", line.strip()))]
+        named = re.findall(r"^\s*(?:export\s+)?([A-Z][A-Z0-9_]*)=", text, re.MULTILINE)
         if absent := [name for name in named if name in NAMES and name not in os.environ]:
             return (
                 f" {file} sets {', '.join(absent[:3])}, but this process doesn't see it: source the file first, and "
@@ -132,33 +129,36 @@ def load_settings(
     env = os.environ if environment is None else environment
     named = config or env.get("LARY_CONFIG")
     if named:
-        check_path("LARY_CONFIG" if not config else "--config", str(named), "the file to read")
-    file = as_path(named) if named else Path(CONFIG_NAME)
+        check_path("--config" if config else "LARY_CONFIG", str(named), "the file to read")
+    file = as_path(named or CONFIG_NAME)
     if named and not file.is_file():
         raise UsageError(f"The configuration file {file} does not exist; 'lary config init' writes one.")
     from_file = _read_config(file) if file.is_file() else {}
-    given = {name: value for name, value in (overrides or {}).items() if value}
-
-    items: dict[str, Setting] = {}
-    for variable in VARIABLES:
-        name = variable.name
-        if name in given:
+    given, items = overrides or {}, {}
+    known: dict[str, str] = {}
+    for name, default, meaning, is_folder in VARIABLES:
+        origin = "not set" if default is None else "default"
+        value = None if default is None else str(Path(default.format(**known)))
+        if given.get(name):
             value, origin = given[name], "command line"
         elif env.get(name):
             value, origin = env[name], "environment"
         elif name in from_file:
-            value, origin = _from_folder(file.parent, from_file[name], variable), str(file)
-        elif variable.default is not None:
-            known = {key: item.value or "" for key, item in items.items()}
-            value, origin = str(Path(variable.default.format(**known))), "default"
-        else:
-            items[name] = Setting(name, None, "not set", variable.meaning)
-            continue
-        check_path(name, value, origin)
-        if variable.folder or value.startswith("~"):
-            value = str(as_path(value))
-        items[name] = Setting(name, value, origin, variable.meaning)
+            value, origin = from_file[name], str(file)
+        if value is not None:
+            check_path(name, value, origin)
+            if name in from_file and origin == str(file):
+                path = file.parent / as_path(value)
+                value = str(path) if is_folder or path.exists() else value  # hub ids stay
+            known[name] = value = str(as_path(value)) if is_folder or value.startswith("~") else value
+        items[name] = Setting(name, value, origin, meaning)
     return Settings(items, file)
+
+
+def check_setting(name: str, problem: str) -> None:
+    """Refuse a name that is no setting. Raises UsageError that begins with `problem`."""
+    if name not in NAMES:
+        raise UsageError(f"{problem} {name}.{suggest(name, NAMES)}")
 
 
 def check_path(name: str, value: str, origin: str) -> None:
@@ -168,23 +168,12 @@ def check_path(name: str, value: str, origin: str) -> None:
         raise UsageError(f"{name} ({origin}) is no path: {problem}: {shown!r}.")
 
 
-def _from_folder(folder: Path, value: str, variable: Variable) -> str:
-    """A value of the configuration file: its relative paths start from the file's folder; hub ids stay."""
-    check_path(variable.name, value, "lary.yaml")
-    path = folder / as_path(value)
-    return str(path) if variable.folder or path.exists() else value
-
-
 def _read_config(file: Path) -> dict[str, str]:
-    content: Any = read_yaml(file, "configuration file")
-    if content is None:
-        return {}
+    content: Any = read_yaml(file, "configuration file") or {}
     if not isinstance(content, dict):
         raise UsageError(f"The configuration file {file} must be lines of the form NAME: value.")
     for name, value in content.items():
-        if name not in NAMES:
-            hint = suggest(str(name), NAMES)
-            raise UsageError(f"The configuration file {file} has an unknown setting '{name}'.{hint}")
+        check_setting(str(name), f"The configuration file {file} has an unknown setting:")
         if value is not None and not isinstance(value, str | int | float):
             raise UsageError(f"The configuration file {file}: {name} must be a single value.")
     return {name: str(value) for name, value in content.items() if value not in (None, "")}
@@ -193,9 +182,9 @@ def _read_config(file: Path) -> dict[str, str]:
 def config_template() -> str:
     """A ``lary.yaml`` with every variable commented out, its meaning above it."""
     lines = ["# Settings of lary. Precedence: command line > environment > this file > default.", ""]
-    for variable in VARIABLES:
-        default = variable.default.replace("{LARY_ROOT}/", "") if variable.default else ""
-        lines += [f"# {variable.meaning}", f"# {variable.name}: {default}".rstrip(), ""]
+    for name, default, meaning, _ in VARIABLES:
+        shown = (default or "").replace("{LARY_ROOT}/", "")
+        lines += [f"# {meaning}", f"# {name}: {shown}".rstrip(), ""]
     return "\n".join(lines)
 
 
@@ -209,14 +198,13 @@ def init_config(file: Path, *, overwrite: bool = False) -> Path:
 
 def set_config(file: Path, name: str, value: str) -> None:
     """Set one variable in a ``lary.yaml``, keeping its comments; the file is made if there is none."""
-    if name not in NAMES:
-        raise UsageError(f"There is no setting {name}.{suggest(name, NAMES)}")
+    check_setting(name, "There is no setting")
     import yaml
 
     text = file.read_text(encoding="utf-8") if file.exists() else config_template()
     entry = yaml.safe_dump({name: value}, width=4096).strip()
-    pattern = re.compile(rf"^{name}[ \t]*:.*$", re.MULTILINE)
-    if not pattern.search(text):
-        pattern = re.compile(rf"^#[ \t]*{name}[ \t]*:.*$", re.MULTILINE)
-    replaced, count = pattern.subn(lambda _: entry, text, count=1)
-    write_text(file, replaced if count else text.rstrip("\n") + f"\n{entry}\n")
+    for start in ("", r"#[ \t]*"):  # in place of the line that sets it, or else of the comment
+        text, count = re.subn(rf"^{start}{name}[ \t]*:.*$", lambda _: entry, text, count=1, flags=re.MULTILINE)
+        if count:
+            break
+    write_text(file, text if count else text.rstrip("\n") + f"\n{entry}\n")

@@ -1,28 +1,28 @@
-"""Worker processes that answer questions within a time limit: what files that hang or crash a decoder need.
+"""Worker processes that answer questions within a time limit.
 
-A `Pool` names a function that makes a worker's answers. Questions and answers are JSON, one per line, by way of the
-process's stdin and stdout. A question that hangs or crashes its worker costs that process alone; the next question
-starts a fresh one.
+Files can hang a decoder or crash it, so they are decoded in processes of their own. A
+`Pool` names a function that makes a worker's answers; questions and answers are JSON, so
+that a process which read an untrusted file hands back nothing but values. A question that
+hangs or crashes its process costs that process alone: the next one starts a fresh process.
 """
 
 from __future__ import annotations
 
-import contextlib
 import importlib
 import json
 import os
 import queue
-import select
 import signal
 import subprocess
 import sys
 import threading
 import time
-from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import dataclass
-from functools import partial
+from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
+from contextlib import suppress
 from itertools import islice
+from multiprocessing import Pipe
+from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any
 
@@ -48,137 +48,116 @@ class NoAnswer(Exception):
 
 
 class Hung(NoAnswer):
-    """A worker that gave no answer in time."""
+    """The error for a worker that gave no answer in time."""
 
 
 class Worker:
-    """One process, started when first asked, and again after it was killed."""
+    """One process, started when it is first asked, and again after it was killed."""
 
-    def __init__(self, command: Sequence[str], pass_fds: Sequence[int] = ()) -> None:
-        self._command = command
+    def __init__(self, arguments: Sequence[str], pass_fds: Sequence[int] = ()) -> None:
+        self._arguments = arguments
         self._pass_fds = tuple(pass_fds)
         self._process: subprocess.Popen[bytes] | None = None
-        self._buffer = b""
+        self._pipe: Connection[bytes, bytes]
 
     def tell(self, questions: Iterable[Question]) -> None:
-        """Hand over questions; `answer` gives the answers in the same order. Raises NoAnswer, LaryError."""
+        """Hand over questions, whose answers come in the same order.
+
+        Raises:
+            NoAnswer: the process has died.
+            LaryError: no process starts.
+        """
         if self._process is None:
             self._start()
-        assert self._process is not None
-        assert self._process.stdin is not None
         try:
-            self._process.stdin.write("".join(json.dumps(question) + "\n" for question in questions).encode())
-            self._process.stdin.flush()
-        except OSError as error:
-            self.stop()
-            raise NoAnswer("the decoder crashed") from error
+            for question in questions:
+                self._pipe.send_bytes(json.dumps(question).encode())
+        except OSError:
+            raise self._crash() from None
 
-    def answer(self, seconds: float) -> Answer:
-        """The next answer. Raises NoAnswer if there is none in time; the process is killed then."""
+    def answer(self, seconds: float) -> Any:
+        """The next answer. Raises NoAnswer where there is none in time, and kills the process."""
+        # In slices: time in which this process or its machine sleeps is no waiting.
+        left = seconds
         try:
-            answer: Answer = json.loads(self._line(seconds))
-        except (NoAnswer, OSError, ValueError) as error:
-            self.stop()
-            raise error if isinstance(error, NoAnswer) else NoAnswer("the decoder crashed") from error
-        return answer
+            while not self._pipe.poll(min(SLICE, left)):
+                left -= SLICE
+                if left <= 0:
+                    self.stop()
+                    raise Hung(f"no answer within {seconds:g} s")
+            return json.loads(self._pipe.recv_bytes())
+        except (EOFError, OSError, ValueError):
+            raise self._crash() from None
 
     def kill(self) -> None:
-        """Kill the process from another thread: who waits for its answer gets none."""
-        process = self._process
-        if process is not None:
+        """Kill the process from another thread: a caller that waits for its answer gets none."""
+        if (process := self._process) is not None:
             process.kill()
 
     def stop(self) -> None:
-        """Kill the process; one that can't even be killed (a dead network file system) is left behind."""
-        process, self._process, self._buffer = self._process, None, b""
-        if process is None:
-            return
-        process.kill()
-        with contextlib.suppress(subprocess.TimeoutExpired):
-            process.wait(2)
-        for pipe in (process.stdin, process.stdout):
-            with contextlib.suppress(OSError):
-                assert pipe is not None
-                pipe.close()
+        """Kill the process. One that can't be killed (a dead network file system) is left."""
+        process, self._process = self._process, None
+        if process is not None:
+            process.kill()
+            with suppress(subprocess.TimeoutExpired):
+                process.wait(2)
+            self._pipe.close()
 
     def _start(self) -> None:
         package = str(Path(lary.__file__).parent.parent)
-        path = os.pathsep.join(part for part in (package, os.environ.get("PYTHONPATH")) if part)
+        paths = os.pathsep.join(filter(None, [package, os.environ.get("PYTHONPATH")]))
+        self._pipe, theirs = Pipe()
+        number = theirs.fileno()
+        # Libraries write to the standard streams as they like: answers have a pipe of their own.
         self._process = subprocess.Popen(
-            self._command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, bufsize=0,
-            env={**os.environ, "PYTHONPATH": path, "OMP_NUM_THREADS": "1"}, pass_fds=self._pass_fds,
-        )  # fmt: skip
+            [sys.executable, "-m", __name__, str(number), *self._arguments],
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.DEVNULL,
+            stderr=subprocess.DEVNULL,
+            env={**os.environ, "PYTHONPATH": paths, "OMP_NUM_THREADS": "1"},
+            pass_fds=(number, *self._pass_fds),
+        )
+        theirs.close()
         try:
-            started = self._line(SECONDS_TO_START).strip() == READY.encode()
+            self.answer(SECONDS_TO_START)
         except NoAnswer as error:
-            self.stop()
-            raise LaryError(f"The worker process '{' '.join(self._command[1:3])}' does not start: {error}.") from error
-        if not started:
-            self.stop()
-            raise LaryError(
-                f"The worker process '{' '.join(self._command[1:3])}' does not start: it writes something else."
-            )
+            what = self._arguments[0]
+            raise LaryError(f"The worker process '{what}' does not start: {error}.") from error
 
-    def _line(self, seconds: float) -> bytes:
-        assert self._process is not None
-        assert self._process.stdout is not None
-        pipe, left = self._process.stdout.fileno(), seconds
-        while b"\n" not in self._buffer:
-            # Counted in slices: the time in which this process is stopped, or its machine sleeps, is no waiting.
-            part, started = min(SLICE, left), time.monotonic()
-            if not select.select([pipe], [], [], part)[0]:
-                left -= part
-                if left <= 0:
-                    raise Hung(f"no answer within {seconds:g} s")
-                continue
-            left -= min(part, time.monotonic() - started)
-            block = os.read(pipe, 65536)
-            if not block:
-                with contextlib.suppress(subprocess.TimeoutExpired):
-                    self._process.wait(2)
-                raise NoAnswer(f"the decoder crashed{_signal(self._process.returncode)}")
-            self._buffer += block
-        line, _, self._buffer = self._buffer.partition(b"\n")
-        return line
-
-
-def _signal(code: int | None) -> str:
-    return f" (signal {-code})" if code is not None and code < 0 else ""
-
-
-Found = Answer | NoAnswer | LaryError
-"""What became of a question; LaryError where no process starts at all."""
-
-
-@dataclass(frozen=True)
-class _Task:
-    """Questions for one worker, and who is given each answer with its position among them."""
-
-    questions: Sequence[Question]
-    seconds: float
-    finish: Callable[[int, Found], None]
+    def _crash(self) -> NoAnswer:
+        """Clean up after a process that has died; returns the error that says how."""
+        code = None
+        if self._process is not None:
+            with suppress(subprocess.TimeoutExpired):
+                code = self._process.wait(2)
+        self.stop()
+        by = f" (signal {-code})" if code is not None and code < 0 else ""
+        return NoAnswer(f"its process crashed{by}")
 
 
 class Pool:
-    """Worker processes, each looked after by a thread. They start when there is work for them, and stay.
+    """Worker processes, which start when there is work for them, and stay.
 
     Args:
-        setup: ``module:function``; the function is called in each process with `arguments` and returns what answers
-            one question.
+        setup: ``module:function``; the function is called in each process with `arguments`
+            and returns what answers one question.
     """
 
     def __init__(
-        self, setup: str, processes: int = 0, *, arguments: Sequence[str] = (), pass_fds: Sequence[int] = ()
+        self,
+        setup: str,
+        processes: int,
+        *,
+        arguments: Sequence[str] = (),
+        pass_fds: Sequence[int] = (),
     ) -> None:
-        self._command = (sys.executable, "-m", __name__, setup, *arguments)
-        self._pass_fds = pass_fds
-        self._tasks: queue.SimpleQueue[_Task | None] = queue.SimpleQueue()
-        self._workers: list[Worker] = []
-        self._threads: list[threading.Thread] = []
+        self.workers = [Worker((setup, *arguments), pass_fds) for _ in range(max(1, processes))]
+        self._free: queue.SimpleQueue[Worker] = queue.SimpleQueue()
+        for worker in self.workers:
+            self._free.put(worker)
+        self._threads = ThreadPoolExecutor(len(self.workers))
+        self._asked: set[Future[list[Answer | NoAnswer]]] = set()
         self._dropping = False
-        self._at_work = 0
-        self._changed = threading.Condition()
-        self.grow(processes)
 
     def __enter__(self) -> Pool:
         return self
@@ -186,125 +165,99 @@ class Pool:
     def __exit__(self, *error: object) -> None:
         self.close()
 
-    def grow(self, processes: int) -> None:
-        """Have at least so many processes."""
-        while len(self._workers) < processes:
-            worker = Worker(self._command, self._pass_fds)
-            self._workers.append(worker)
-            self._threads.append(threading.Thread(target=self._look_after, args=(worker,), daemon=True))
-            self._threads[-1].start()
-
     def map(self, questions: Iterable[Question], seconds: float) -> Iterator[tuple[int, Answer | NoAnswer]]:
-        """Position and answer of every question, in order of completion; questions are taken as workers are free.
+        """Position and answer of every question, in order of completion.
+
+        Questions are taken as workers become free.
 
         Raises:
             LaryError: no process can be started.
         """
-        found: queue.SimpleQueue[tuple[int, Found]] = queue.SimpleQueue()
-        waiting, at_work = enumerate(questions), 0
+        waiting = enumerate(questions)
+        running: dict[Future[list[Answer | NoAnswer]], int] = {}
         try:
             while True:
-                for position, question in islice(waiting, AHEAD * len(self._workers) - at_work):
-                    self.submit([question], seconds, partial(_put, found, position))
-                    at_work += 1
-                if not at_work:
+                for position, question in islice(waiting, AHEAD * len(self.workers) - len(running)):
+                    running[self.submit([question], seconds)] = position
+                if not running:
                     return
-                position, answer = found.get()
-                at_work -= 1
-                if isinstance(answer, LaryError):
-                    raise answer
-                yield position, answer
+                for done in wait(running, return_when=FIRST_COMPLETED).done:
+                    yield running.pop(done), done.result()[0]
         finally:
             self.settle()
 
-    def submit(self, questions: Sequence[Question], seconds: float, finish: Callable[[int, Found], None]) -> None:
-        """Hand questions to whichever worker is free first.
+    def submit(self, questions: Sequence[Question], seconds: float) -> Future[list[Answer | NoAnswer]]:
+        """Hand questions to whichever worker is free first; each has so many seconds.
 
-        Args:
-            seconds: for each of them.
-            finish: called by the worker's thread with the position of each question and what became of it.
+        The future raises LaryError where no process can be started.
         """
-        with self._changed:
-            self._at_work += 1
-        self._tasks.put(_Task(questions, seconds, finish))
+        future = self._threads.submit(self._ask, questions, seconds)
+        self._asked.add(future)
+        future.add_done_callback(self._asked.discard)
+        return future
 
     def settle(self) -> None:
-        """Drop the questions that nobody waits for any more; busy workers are killed. The pool stays usable."""
-        with self._changed:
-            if self._at_work:
-                self._dropping = True
-                for worker in self._workers:
-                    worker.kill()
-                self._changed.wait_for(lambda: not self._at_work, SECONDS_TO_STOP)
-                self._dropping = False
+        """Drop the questions that nobody waits for any more; the pool stays usable."""
+        asked = list(self._asked)
+        self._dropping = True
+        for future in asked:
+            future.cancel()
+        ends = time.monotonic() + SECONDS_TO_STOP
+        while wait(asked, 0).not_done and time.monotonic() < ends:
+            for worker in self.workers:
+                worker.kill()
+            wait(asked, 0.5)  # then again: a process may have been about to start
+        self._dropping = False
 
     def close(self) -> None:
         """End all processes for good."""
-        self._dropping = True
-        for worker in self._workers:
-            self._tasks.put(None)
-            worker.kill()
-        for thread in self._threads:
-            thread.join(SECONDS_TO_STOP)
+        self.settle()
+        self._threads.shutdown(wait=False, cancel_futures=True)
+        for worker in self.workers:
+            worker.stop()
 
-    def _look_after(self, worker: Worker) -> None:
-        while (task := self._tasks.get()) is not None:
-            try:
-                self._ask(worker, task)
-            finally:
-                with self._changed:
-                    self._at_work -= 1
-                    self._changed.notify_all()
-        worker.stop()
-
-    def _ask(self, worker: Worker, task: _Task) -> None:
-        todo, crashed = deque(range(len(task.questions))), -1
-        while todo and not self._dropping:
-            try:
-                worker.tell(task.questions[index] for index in todo)
-                while todo:
-                    answer = worker.answer(task.seconds)
-                    task.finish(todo.popleft(), answer)
-            except LaryError as error:
-                while todo:
-                    task.finish(todo.popleft(), error)
-            except NoAnswer as error:
-                # A process may also be killed from outside, say for memory; one that hung would hang again.
-                if self._dropping or (crashed != todo[0] and not isinstance(error, Hung)):
-                    crashed = todo[0]
-                else:
-                    task.finish(todo.popleft(), error)
-
-
-def _put(found: queue.SimpleQueue[tuple[int, Found]], position: int, _: int, answer: Found) -> None:
-    found.put((position, answer))
-
-
-def serve(answer: Callable[[Question], Answer]) -> None:
-    """Answer the lines of stdin until it ends: what a worker's process runs.
-
-    Stray output of C libraries goes to stderr, not between the answers. An interrupt from the keyboard is the
-    starter's to deal with; a worker whose starter is gone ends, even where a decoder hangs.
-    """
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
-    threading.Thread(target=_end_with, args=(os.getppid(),), daemon=True).start()
-    answers = os.fdopen(os.dup(1), "w", encoding="utf-8")
-    os.dup2(2, 1)
-    print(READY, file=answers, flush=True)
-    for line in sys.stdin:
-        print(json.dumps(answer(json.loads(line))), file=answers, flush=True)
+    def _ask(self, questions: Sequence[Question], seconds: float) -> list[Answer | NoAnswer]:
+        worker = self._free.get()
+        found: list[Answer | NoAnswer] = []
+        crashed = -1
+        try:
+            while len(found) < len(questions) and not self._dropping:
+                try:
+                    worker.tell(questions[len(found) :])
+                    while len(found) < len(questions):
+                        found.append(worker.answer(seconds))
+                except NoAnswer as error:
+                    # A process may also be killed from outside, say for memory: it gets
+                    # a second chance. One that hung would hang again.
+                    if crashed == len(found) or isinstance(error, Hung):
+                        found.append(error)
+                    else:
+                        crashed = len(found)
+            return found
+        finally:
+            self._free.put(worker)
 
 
 def _end_with(starter: int) -> None:
+    """End this process once the one that started it is gone, even where a decoder hangs."""
     while os.getppid() == starter:
         time.sleep(SECONDS_PER_CHECK)
     os._exit(1)
 
 
 def main() -> None:
-    """Run one worker: ``python -m lary.workers MODULE:FUNCTION [ARGUMENT ...]``."""
-    module, _, function = sys.argv[1].partition(":")
-    serve(getattr(importlib.import_module(module), function)(*sys.argv[2:]))
+    """Run a worker: ``python -m lary.workers PIPE MODULE:FUNCTION [ARGUMENT ...]``."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # an interrupt is for the starter to handle
+    threading.Thread(target=_end_with, args=(os.getppid(),), daemon=True).start()
+    pipe: Connection[bytes, bytes] = Connection(int(sys.argv[1]))
+    module, _, function = sys.argv[2].partition(":")
+    setup = getattr(importlib.import_module(module), function)
+    answer: Callable[[Question], Answer] = setup(*sys.argv[3:])
+    pipe.send_bytes(json.dumps(READY).encode())
+    with suppress(EOFError):
+        while True:
+            question = json.loads(pipe.recv_bytes())
+            pipe.send_bytes(json.dumps(answer(question)).encode())
 
 
 if __name__ == "__main__":

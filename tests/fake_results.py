@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
-from lary.data.spec import Orientation
+from lary.configs import AnalyzeConfig
+from lary.data.spec import DATASETS, Orientation
 from lary.files import write_bytes
 from lary.probes.outcome import (
     ActionPredictions,
@@ -16,7 +19,8 @@ from lary.probes.outcome import (
     SampleColumns,
     SplitOutcome,
 )
-from lary.results.published import png_of
+from lary.results.analyses import make_analysis
+from lary.results.published import example_rows, png_of, write_actions
 from lary.results.record import (
     FILE_NAME,
     DatasetFacts,
@@ -29,7 +33,8 @@ from lary.results.record import (
     read_result,
     write_result,
 )
-from lary.results.summarise import classification_result, example_rows, regression_result
+from lary.results.summarise import classification_result, regression_result
+from tests.helpers import rows_of, settings_of
 
 VERBS = ("close", "lift", "lower", "open", "pour", "pull", "push", "reach", "rotate", "sweep")
 DIMS = ("x", "y", "z", "roll", "pitch", "yaw", "gripper")
@@ -202,3 +207,43 @@ def write_runs(root: Path) -> None:
         root / "regression" / "acme", "acme", 0.2, "general LAM", failures=2, seeds=3, margins=MARGINS
     )
     write_result(path, read_result(path).model_copy(update={"warnings": (warning,)}))
+
+
+# --- finished runs as analyses find them ---
+
+SUFFIXES = (".png", ".svg", ".csv", ".json")
+
+
+def add_classification(
+    root: Path, model: str, dataset: str, skill: float, *, seed: int = 0, train: Any = None, **more: Any
+) -> Path:
+    """A finished classification below ``logs/``; `train` counts the training samples of each class."""
+    spec = DATASETS.get(dataset)
+    outcome = class_outcome(skill, seed=seed, count=400, classes=spec.labels.classes)
+    if train is not None:
+        outcome = replace(outcome, train_counts=np.broadcast_to(train, len(outcome.classes)))
+    about = facts(model, dataset, seed=seed, **{"preset": "paper", **more})
+    about = about.model_copy(update={"dataset": DatasetFacts(name=dataset, title=spec.title)})
+    path = root / "logs" / "classification" / dataset / f"{model}_{seed}_{len(more)}" / FILE_NAME
+    write_result(path, classification_result(outcome, about))
+    return path
+
+
+def add_regression(root: Path, model: str, dataset: str, error: float, *, chunks: bool = False) -> None:
+    """A finished regression below ``logs/``, with its chunks if asked."""
+    spec = DATASETS.get(dataset)
+    outcome = action_outcome(error, unseen=False)
+    about = facts(model, dataset, probe="mlp", action_mode="absolute", preset="paper")
+    data = DatasetFacts(name=dataset, title=spec.title, stride=spec.stride, units=spec.actions.units)
+    path = root / "logs" / "regression" / f"{dataset}_{model}" / FILE_NAME
+    write_result(path, regression_result(outcome, about.model_copy(update={"dataset": data})))
+    if chunks:
+        write_actions(path.parent, outcome)
+
+
+def analysed(root: Path, kind: Any, stem: str = "", **options: Any) -> tuple[list[dict[str, str]], str]:
+    """The table that an analysis wrote, and what it left out; four files of the stem are all that it writes."""
+    found = make_analysis(kind, AnalyzeConfig(**options), settings_of(root))
+    assert {file.name for file in found.files} == {f"{stem}{suffix}" for suffix in SUFFIXES}
+    assert all(file.stat().st_size for file in found.files)
+    return rows_of(root / "logs" / "analysis" / f"{stem}.csv"), "\n".join(found.left_out)

@@ -23,6 +23,12 @@ CODECS: dict[str, dict[str, Any]] = {
     "av1": {"codec": "libsvtav1", "crf": "12", "preset": "12", "g": "4"},
 }
 LENGTHS = (13, 9, 11, 12)
+PLACES = {
+    "v2.1": ("data/chunk-{episode_chunk:03d}/episode_{episode_index:06d}.parquet",
+             "videos/chunk-{episode_chunk:03d}/{video_key}/episode_{episode_index:06d}.mp4"),
+    "v3.0": ("data/chunk-{chunk_index:03d}/file-{file_index:03d}.parquet",
+             "videos/{video_key}/chunk-{chunk_index:03d}/file-{file_index:03d}.mp4"),
+}  # fmt: skip
 
 
 def picture(camera: str, episode: int, frame: int) -> np.ndarray:
@@ -61,44 +67,36 @@ def hand(episode: int, length: int) -> np.ndarray:
     return values
 
 
-def image_cell(image: np.ndarray, kind: str) -> dict[str, Any]:
-    out = io.BytesIO()
-    Image.fromarray(image).save(out, format=kind)
-    return {"bytes": out.getvalue(), "path": "frame.png"}
-
-
 def episode_rows(episode: int, length: int, start: int, images: str | None) -> dict[str, Any]:
+    values = actions(episode, length)
     rows: dict[str, Any] = {
-        "action": pa.array(actions(episode, length).tolist(), pa.list_(pa.float32())),
-        "observation.state": pa.array((-actions(episode, length)[:, :2]).tolist(), pa.list_(pa.float32())),
+        "action": pa.array(values.tolist(), pa.list_(pa.float32())),
+        "observation.state": pa.array((-values[:, :2]).tolist(), pa.list_(pa.float32())),
         "timestamp": pa.array((np.arange(length) / FPS).astype(np.float32)),
-        "frame_index": pa.array(range(length), pa.int64()),
-        "episode_index": pa.array([episode] * length, pa.int64()),
-        "index": pa.array(range(start, start + length), pa.int64()),
-        "task_index": pa.array([0] * length, pa.int64()),
     }
+    columns = {"frame_index": range(length), "episode_index": [episode] * length,
+               "index": range(start, start + length), "task_index": [0] * length}  # fmt: skip
+    rows |= {name: pa.array(numbers, pa.int64()) for name, numbers in columns.items()}
     for camera in CAMERAS if images else ():
-        rows[camera] = pa.array([image_cell(picture(camera, episode, at), str(images)) for at in range(length)])
+        cells = []
+        for at in range(length):
+            out = io.BytesIO()
+            Image.fromarray(picture(camera, episode, at)).save(out, format=images)
+            cells.append({"bytes": out.getvalue(), "path": "frame.png"})
+        rows[camera] = pa.array(cells)
     return rows
 
 
 def info_of(version: str, images: str | None, **changes: Any) -> dict[str, Any]:
-    kind = "image" if images else "video"
     vector = {"dtype": "float32"}
-    places = {
-        "v2.1": ("data/chunk-{episode_chunk:03d}/episode_{episode_index:06d}.parquet",
-                 "videos/chunk-{episode_chunk:03d}/{video_key}/episode_{episode_index:06d}.mp4"),
-        "v3.0": ("data/chunk-{chunk_index:03d}/file-{file_index:03d}.parquet",
-                 "videos/{video_key}/chunk-{chunk_index:03d}/file-{file_index:03d}.mp4"),
-    }[version]  # fmt: skip
-    features = {camera: {"dtype": kind, "shape": [HEIGHT, WIDTH, 3], "names": ["height", "width", "channels"]}
-                for camera in CAMERAS}  # fmt: skip
+    camera = {"dtype": "image" if images else "video", "shape": [HEIGHT, WIDTH, 3],
+              "names": ["height", "width", "channels"]}  # fmt: skip
     return {
         "codebase_version": version, "robot_type": "so100", "fps": FPS, "chunks_size": 3, "splits": {"train": "0:4"},
         "total_episodes": len(LENGTHS), "total_frames": sum(LENGTHS),
-        "data_path": places[0], "video_path": None if images else places[1],
+        "data_path": PLACES[version][0], "video_path": None if images else PLACES[version][1],
         "features": {
-            **features,
+            **dict.fromkeys(CAMERAS, camera),
             "action": {**vector, "shape": [5], "names": {"motors": NAMES}},
             "observation.state": {**vector, "shape": [2], "names": None},
             "timestamp": {**vector, "shape": [1], "names": None},
@@ -118,37 +116,25 @@ def write_lerobot(root: Path, version: str, codec: str = "h264", images: str | N
     (root / "meta").mkdir(parents=True)
     (root / "meta" / "info.json").write_text(json.dumps(info_of(version, images, **changes)))
     (root / "README.md").write_text("---\nlicense: apache-2.0\ntags:\n- LeRobot\n---\n# A data set\n")
-    starts = np.concatenate([[0], np.cumsum(LENGTHS)])
-    if version == "v2.1":
-        lines = [{"episode_index": e, "tasks": ["pick, then place"], "length": n} for e, n in enumerate(LENGTHS)]
-        (root / "meta" / "episodes.jsonl").write_text("\n".join(map(json.dumps, lines)) + "\n")
-        for episode, length in enumerate(LENGTHS):
-            chunk = f"chunk-{episode // 3:03d}"
-            rows = episode_rows(episode, length, int(starts[episode]), images)
-            write_parquet(root / "data" / chunk / f"episode_{episode:06d}.parquet", rows)
-            for camera in CAMERAS if not images else ():
-                frames = [picture(camera, episode, at) for at in range(length)]
-                write_video(root / "videos" / chunk / camera / f"episode_{episode:06d}.mp4", frames, **CODECS[codec])
-        return root
+    old, starts = version == "v2.1", np.concatenate([[0], np.cumsum(LENGTHS)]).tolist()
     listed: list[dict[str, Any]] = []
-    for file in range(2):
-        pair = (2 * file, 2 * file + 1)
-        parts = [episode_rows(episode, LENGTHS[episode], int(starts[episode]), images) for episode in pair]
+    for file, members in enumerate([(0,), (1,), (2,), (3,)] if old else [(0, 1), (2, 3)]):
+        where = {"episode_chunk": file // 3, "episode_index": file, "chunk_index": 0, "file_index": file}
+        parts = [episode_rows(episode, LENGTHS[episode], starts[episode], images) for episode in members]
         joined = {key: pa.concat_arrays([part[key] for part in parts]) for key in parts[0]}
-        write_parquet(root / "data" / "chunk-000" / f"file-{file:03d}.parquet", joined)
+        write_parquet(root / PLACES[version][0].format(**where), joined)
         for camera in CAMERAS if not images else ():
-            frames = [picture(camera, episode, at) for episode in pair for at in range(LENGTHS[episode])]
-            write_video(root / "videos" / camera / "chunk-000" / f"file-{file:03d}.mp4", frames, **CODECS[codec])
-        time = 0.0
-        for episode in pair:
-            row = {"episode_index": episode, "tasks": ["pick, then place"], "length": LENGTHS[episode],
-                   "data/chunk_index": 0, "data/file_index": file, "stats/action/mean": [0.0]}  # fmt: skip
-            for camera in CAMERAS if not images else ():
-                place = f"videos/{camera}"
-                row |= {f"{place}/chunk_index": 0, f"{place}/file_index": file, f"{place}/from_timestamp": time,
-                        f"{place}/to_timestamp": time + LENGTHS[episode] / FPS}  # fmt: skip
-            time += LENGTHS[episode] / FPS
-            listed.append(row)
-    path = root / "meta" / "episodes" / "chunk-000" / "file-000.parquet"
-    write_parquet(path, {key: [row[key] for row in listed] for key in listed[0]})
+            frames = [picture(camera, episode, at) for episode in members for at in range(LENGTHS[episode])]
+            write_video(root / PLACES[version][1].format(**where, video_key=camera), frames, **CODECS[codec])
+        for episode in members:
+            row = {"episode_index": episode, "tasks": ["pick, then place"], "length": LENGTHS[episode]}
+            time = (starts[episode] - starts[members[0]]) / FPS
+            listed.append(row if old else row | {"data/chunk_index": 0, "data/file_index": file, "stats/mean": [0.0]})
+            for place in [f"videos/{camera}" for camera in CAMERAS if not images and not old]:
+                listed[-1] |= {f"{place}/chunk_index": 0, f"{place}/file_index": file, f"{place}/from_timestamp": time}
+    if old:
+        (root / "meta" / "episodes.jsonl").write_text("\n".join(map(json.dumps, listed)) + "\n")
+    else:
+        columns = {key: [row[key] for row in listed] for key in listed[0]}
+        write_parquet(root / "meta" / "episodes" / "chunk-000" / "file-000.parquet", columns)
     return root

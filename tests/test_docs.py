@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from lary.cli.app import app
+from lary.cli import app
 
 ROOT = Path(__file__).parent.parent
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]

@@ -7,13 +7,11 @@ import os
 import pickle
 import subprocess
 import sys
-from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
 from lary.files import WriteError, atomic_write, remove_torn, write_text
-from lary.probes.session import save_checkpoint
 from lary.types import LaryError
 
 REPOSITORY = Path(__file__).parent.parent
@@ -29,26 +27,20 @@ def test_extractions_that_are_killed() -> None:
     assert " 0 differences" in last, last
 
 
-def raising(number: int) -> Callable[..., None]:
-    """A system call that fails."""
-
-    def call(*arguments: object) -> None:
-        raise OSError(number, os.strerror(number))
-
-    return call
-
-
 @pytest.mark.parametrize(
     ("number", "remedy"),
     [(errno.ENOSPC, "Free space and start"), (errno.EDQUOT, "Free space and start"), (errno.EIO, "Check the disk"),
      (errno.EROFS, "another folder"), (errno.EFBIG, "no file of this size")],
 )  # fmt: skip
-def test_a_disk_that_takes_nothing_more_is_told_with_the_file(
+def test_a_disk_that_takes_nothing_more_is_reported_with_the_file(
     number: int, remedy: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    def failing(_handle: int) -> None:
+        raise OSError(number, os.strerror(number))
+
     file = tmp_path / "a.txt"
     write_text(file, "before")
-    monkeypatch.setattr(os, "fsync", raising(number))
+    monkeypatch.setattr(os, "fsync", failing)
     with pytest.raises(LaryError, match=f"^Cannot write {file}: {os.strerror(number)}. .*{remedy}") as caught:
         write_text(file, "after")
     assert isinstance(caught.value, OSError)  # for those who make a failed sample of it
@@ -60,41 +52,30 @@ def test_a_disk_that_takes_nothing_more_is_told_with_the_file(
 def test_what_a_library_makes_of_a_full_disk_is_a_full_disk(tmp_path: Path) -> None:
     def library() -> None:
         try:
-            raising(errno.ENOSPC)()
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
         except OSError:
-            raise RuntimeError("unexpected pos 64 vs 0")  # noqa: B904 (as libraries do)
+            raise RuntimeError("unexpected pos 64 vs 0")  # noqa: B904 (as torch does)
 
     with pytest.raises(WriteError, match="No space left on device"), atomic_write(tmp_path / "a"):
         library()
     with pytest.raises(ValueError, match="mine"), atomic_write(tmp_path / "a"):
         raise ValueError("mine")
-    with pytest.raises(FileNotFoundError), atomic_write(tmp_path / "a"):
-        (tmp_path / "absent").read_text()
     with pytest.raises(OSError, match="too large") as caught, atomic_write(tmp_path / "a"):
         raise OSError(errno.EFBIG, "too large", "another file that was read")
     assert not isinstance(caught.value, WriteError)
     assert not list(tmp_path.iterdir())
 
 
-@pytest.mark.skipif(not Path("/dev/full").exists(), reason="a device that is always full is Linux's")
-def test_a_checkpoint_on_a_full_disk(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    import torch
-
-    opened = os.fdopen
-    monkeypatch.setattr(os, "fdopen", lambda handle, mode, **_: opened(os.open("/dev/full", 1), mode))
-    monkeypatch.setattr(os, "fsync", lambda handle: None)
-    with pytest.raises(WriteError, match=r"^Cannot write .*state.pt: No space left on device. Free space"):
-        save_checkpoint(tmp_path / "state.pt", {"weights": torch.zeros(100_000)})
-    assert not list(tmp_path.iterdir())
-
-
 def test_only_torn_files_of_a_name_are_removed(tmp_path: Path) -> None:
-    kept = ["a.csv", ".b.csv.x1.tmp", ".hidden", "c.tmp", "below/.a.csv.x2.tmp"]
+    kept = {"a.csv", ".b.csv.x1.tmp", ".hidden", "c.tmp", "below/.a.csv.x2.tmp"}
     (tmp_path / "below").mkdir()
     for name in (*kept, ".a.csv.x3.tmp"):
         (tmp_path / name).touch()
+
+    def left() -> set[str]:
+        return {path.relative_to(tmp_path).as_posix() for path in tmp_path.rglob("*") if path.is_file()}
+
     remove_torn(tmp_path, "a.csv")
-    left = sorted(path.relative_to(tmp_path).as_posix() for path in tmp_path.rglob("*") if path.is_file())
-    assert left == sorted(kept)
+    assert left() == kept
     remove_torn(tmp_path, below=True)
-    assert sorted(path.name for path in tmp_path.rglob("*") if path.is_file()) == sorted(["a.csv", ".hidden", "c.tmp"])
+    assert left() == {"a.csv", ".hidden", "c.tmp"}

@@ -1,59 +1,60 @@
-"""Base modules: files that appear whole, paths that stay inside, registries, plug-ins."""
+"""Files that appear whole or not at all, and paths that stay inside their root."""
 
 from __future__ import annotations
 
-import csv
-import logging
+import errno
 import os
-from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from lary.files import atomic_write, digest, inside, read_json, write_failures, write_json, write_text
-from lary.registry import Registry, load_plugin
-from lary.runtime import PlainFormatter
+from lary.files import (
+    atomic_write,
+    digest,
+    inside,
+    read_failures,
+    read_json,
+    remove_torn,
+    write_failures,
+    write_json,
+    write_text,
+)
 from lary.types import Failure, LaryError, UsageError
 
 
 def test_a_failed_write_leaves_the_old_file_and_no_other(tmp_path: Path) -> None:
-    target = tmp_path / "file.txt"
+    target, plain = tmp_path / "file.txt", tmp_path / "plain"
+    plain.touch()
     write_text(target, "old")
+    assert target.stat().st_mode == plain.stat().st_mode, "ordinary permissions"
+    full = OSError(errno.ENOSPC, "No space left on device")
 
-    def fail_halfway() -> None:
+    def write_half(failure: Exception, cause: Exception | None) -> None:
         with atomic_write(target) as stream:
             stream.write(b"half")
-            raise RuntimeError
+            raise failure from cause
 
-    with pytest.raises(RuntimeError):
-        fail_halfway()
+    for failure, cause, words in ((RuntimeError("own"), None, "own"), (ValueError(), full, "Free space and start")):
+        with pytest.raises((RuntimeError, LaryError), match=words):
+            write_half(failure, cause)
     assert target.read_text() == "old"
-    assert os.listdir(tmp_path) == ["file.txt"]
-
-
-def test_written_files_have_ordinary_permissions(tmp_path: Path) -> None:
-    plain = tmp_path / "plain"
-    plain.touch()
-    write_text(tmp_path / "ours", "x")
-    assert (tmp_path / "ours").stat().st_mode == plain.stat().st_mode
-
-
-def test_write_where_a_file_stands_in_the_way(tmp_path: Path) -> None:
-    (tmp_path / "file").touch()
-    with pytest.raises(LaryError, match=r"Cannot write .*file/inner"):
-        write_text(tmp_path / "file" / "inner", "x")
+    assert sorted(os.listdir(tmp_path)) == ["file.txt", "plain"]
+    (tmp_path / ".file.txt.0a1b.tmp").touch()  # of a killed writer
+    remove_torn(tmp_path)
+    assert sorted(os.listdir(tmp_path)) == ["file.txt", "plain"]
+    with pytest.raises(LaryError, match=r"Cannot write .*plain/inner"):
+        write_text(plain / "inner", "x")
 
 
 def test_json_refuses_nan_and_names_broken_files(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="JSON"):
         write_json(tmp_path / "a.json", float("nan"))
-    with pytest.raises(LaryError, match=r"The record .*none.json does not exist"):
-        read_json(tmp_path / "none.json", "record")
     (tmp_path / "torn.json").write_text('{"a": ')
-    with pytest.raises(LaryError, match="can't be read"):
-        read_json(tmp_path / "torn.json", "record")
+    for name, words in (("none.json", r"The record .*none.json does not exist"), ("torn.json", "can't be read")):
+        with pytest.raises(LaryError, match=words):
+            read_json(tmp_path / name, "record")
 
 
 @pytest.mark.parametrize("path", ["", "/etc/passwd", "../x", "a/../../x", "a\\..\\..\\x", "C:/x", "C:\\x"])
@@ -77,47 +78,11 @@ def test_digest_sees_borders() -> None:
     assert digest("ab") == digest(b"ab")
 
 
-@dataclass(frozen=True)
-class Thing:
-    name: str
-
-
-def test_registry_suggests_and_refuses_doubles() -> None:
-    things: Registry[Thing] = Registry("thing")
-    things.add(Thing("alpha"))
-    things.add(Thing("beta"))
-    with pytest.raises(UsageError, match=r"Unknown thing 'alhpa'. Did you mean alpha\?"):
-        things.get("alhpa")
-    with pytest.raises(UsageError, match="Known: alpha, beta"):
-        things.get("zzz")
-    with pytest.raises(UsageError, match="registered twice"):
-        things.add(Thing("beta"))
-    assert [thing.name for thing in things] == ["alpha", "beta"]
-
-
-def test_plugin_runs_once_and_names_its_failures(tmp_path: Path) -> None:
-    good = tmp_path / "good.py"
-    good.write_text("import os\nos.environ['LARY_PLUGIN_RUNS'] = os.environ.get('LARY_PLUGIN_RUNS', '') + 'x'\n")
-    load_plugin(good)
-    load_plugin(good)
-    assert os.environ.pop("LARY_PLUGIN_RUNS") == "x"
-    bad = tmp_path / "bad.py"
-    bad.write_text("1 / 0")
-    for _ in range(2):
-        with pytest.raises(UsageError, match=r"bad.py failed: ZeroDivisionError"):
-            load_plugin(bad)
-    with pytest.raises(UsageError, match="not a Python file"):
-        load_plugin(tmp_path)
-
-
 def test_failures_file_is_one_row_per_failure(tmp_path: Path) -> None:
     odd = ('a\nb,"c"\r\n', "=cmd()", "\x1b[31m", "a;b\tc")
-    write_failures(tmp_path / "failures.csv", [Failure(row, name, name) for row, name in enumerate(odd)])
-    with (tmp_path / "failures.csv").open(newline="") as file:
-        rows = list(csv.DictReader(file))
-    assert [row["path"] for row in rows] == list(odd)
-
-
-def test_log_lines_do_not_steer_the_terminal() -> None:
-    record = logging.LogRecord("lary", logging.ERROR, "", 0, "%s", ("a\x1b]0;title\x07\x9b31m\0\rb",), None)
-    assert PlainFormatter("lary: %(message)s").format(record) == "lary: a\\x1b]0;title\\x07\\x9b31m\\x00\\x0db"
+    for rows in (range(4), (None,) * 4):
+        failures = [Failure(row, name, name) for row, name in zip(rows, odd, strict=True)]
+        write_failures(tmp_path / "failures.csv", failures)
+        assert read_failures(tmp_path / "failures.csv") == failures
+    write_failures(tmp_path / "failures.csv", [])
+    assert not (tmp_path / "failures.csv").exists()

@@ -1,9 +1,8 @@
-"""What version 0.1 wrote is read and taken up: `fixtures/v0_1`, made by `fixtures/make_v0_1.py`, through commands."""
+"""What version 0.1 wrote, in `fixtures/v0_1`, is read and taken up through commands."""
 
 from __future__ import annotations
 
 import copy
-import csv
 import re
 import shutil
 import sys
@@ -13,24 +12,15 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from lary.cli import main
 from lary.data.spec import DATASETS
 from lary.models.spec import MODELS
+from tests.helpers import FIXTURES, lary, rows_of
 
-FIXTURE = Path(__file__).parent / "fixtures" / "v0_1"
+FIXTURE = FIXTURES / "v0_1"
 GRID = ("--plugin", FIXTURE / "plugins/tiny_grid.py", "--model", "tiny-grid")
 OWN = ("--plugin", FIXTURE / "plugins/own_weights.py", "--model", "own-weights")
 SMALL = ("--batch-size", "2", "--workers", "1")
 SHARDS = ("--store", "shards", "--shard-rows", "4")
-FINISHED = [
-    pytest.param((*GRID, "--dataset", "calvin"), SMALL, 16, id="npz"),
-    pytest.param((*GRID, "--dataset", "robot_1st"), (*SMALL, *SHARDS), 8, id="shards"),
-    pytest.param((*OWN, "--dataset", "calvin"), SMALL, 16, id="plug-in with a file of weights"),
-]
-HALF = [
-    pytest.param("pixels", (), 5, "latent_action_*.npz", id="npz"),
-    pytest.param("optical-flow", SHARDS, 2, "shard_*.safetensors", id="shards"),
-]
 ERRORS = ("18.206", "20.783", "0.290")
 """Mean squared errors of the probes mlp, dit and ridge, as 0.1 printed them."""
 
@@ -50,16 +40,21 @@ def registries() -> Iterator[None]:
 
 @pytest.fixture
 def root(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """A copy to work in, as the current folder: its lary.yaml names all places."""
+    """A copy to work in, as the current folder: its lary.yaml names all folders."""
     shutil.copytree(FIXTURE, tmp_path / "root", ignore=shutil.ignore_patterns("__pycache__"))
     monkeypatch.chdir(tmp_path / "root")
     return tmp_path / "root"
 
 
-def lary(*words: str | Path) -> int:
-    with pytest.raises(SystemExit) as stop:
-        main([str(word) for word in words])
-    return int(stop.value.code or 0)
+def printed(*words: str | Path) -> str:
+    """What a command prints that has to succeed."""
+    found = lary(*words)
+    assert found.code == 0, found
+    return found.out
+
+
+def missing(text: str, *patterns: str) -> list[str]:
+    return [pattern for pattern in patterns if not re.search(pattern, text, re.MULTILINE)]
 
 
 def states(folder: Path, pattern: str) -> dict[Path, tuple[bytes, int]]:
@@ -68,13 +63,9 @@ def states(folder: Path, pattern: str) -> dict[Path, tuple[bytes, int]]:
 
 
 def exported(out: Path, *words: str | Path) -> np.ndarray:
-    assert lary("latents", "export", *words, "--out", out) == 0
-    return np.load(out)
-
-
-def rows_of(path: Path) -> list[dict[str, str]]:
-    with path.open(newline="") as file:
-        return list(csv.DictReader(file))
+    printed("latents", "export", *words, "--out", out)
+    with np.load(out) as arrays:
+        return arrays["tokens"]
 
 
 def test_fixture_is_small_and_names_no_machine() -> None:
@@ -84,55 +75,60 @@ def test_fixture_is_small_and_names_no_machine() -> None:
     assert not [path for path in files if path.name == "lock" or homes.search(path.read_bytes())]
 
 
-@pytest.mark.parametrize(("which", "how", "rows"), FINISHED)
+@pytest.mark.parametrize(
+    ("which", "how", "rows"),
+    [
+        pytest.param((*GRID, "--dataset", "calvin"), (), 16, id="npz"),
+        pytest.param((*GRID, "--dataset", "robot_1st"), SHARDS, 8, id="shards"),
+        pytest.param((*OWN, "--dataset", "calvin"), (), 16, id="plug-in with a file of weights"),
+    ],
+)
 def test_finished_extraction_is_found_as_done_and_inspected(
-    root: Path, which: tuple[str, ...], how: tuple[str, ...], rows: int, capsys: pytest.CaptureFixture[str]
+    root: Path, which: tuple[str, ...], how: tuple[str, ...], rows: int
 ) -> None:
-    kind, pattern = ("shards", "shard_*") if "shards" in how else ("npz", "latent_action_*")
+    kind, pattern = ("shards", "shard_*") if how else ("npz", "latent_action_*")
     before = states(root / "latents", pattern)
-    assert lary("extract", *which, "--split", "train", *how) == 0
-    assert re.search(rf"\b{rows} rows, 0 extracted\b", capsys.readouterr().out)
+    split = (*which, "--split", "train")
+    assert not missing(printed("extract", *split, *SMALL, *how), rf"\b{rows} rows, 0 extracted\b")
     assert states(root / "latents", pattern) == before
-    assert lary("latents", "info", *which, "--split", "train") == 0
-    out = capsys.readouterr().out
-    patterns = (which[3], kind, rf"rows\s+{rows}\b", r"\b4 x 6 float32")
-    assert [told for told in patterns if not re.search(told, out)] == []
-    assert lary("latents", "verify", *which, "--split", "train") == 0
-    assert re.search(rf"\b{rows} rows read, 0 problems", capsys.readouterr().out)
+    out = printed("latents", "info", *split) + printed("latents", "verify", *split)
+    facts = (which[3], kind, rf"rows\s+{rows}\b", r"\b4 x 6 float32", rf"\b{rows} rows read, 0 problems")
+    assert not missing(out, *facts)
 
 
-@pytest.mark.parametrize(("model", "how", "done", "pattern"), HALF)
+@pytest.mark.parametrize(
+    ("model", "how", "done", "pattern"),
+    [
+        pytest.param("pixels", (), 5, "latent_action_*.npz", id="npz"),
+        pytest.param("optical-flow", SHARDS, 2, "shard_*.safetensors", id="shards"),
+    ],
+)
 def test_killed_extraction_goes_on(root: Path, model: str, how: tuple[str, ...], done: int, pattern: str) -> None:
     """What was there stays as it is, what is missing is added, and the tokens are those of an undisturbed run."""
     which = ("--model", model, "--dataset", "calvin", "--split", "train", "--pool", "mean")
-    folder = root / "latents" / "calvin" / "train" / f"{model}@pool-mean"
+    folder, fresh = root / "latents/calvin/train" / f"{model}@pool-mean", ("--lary-la-dir", root / "fresh")
     before = states(folder, pattern)
     assert len(before) == done
-    assert lary("extract", *which, *SMALL, *how) == 0
+    printed("extract", *which, *SMALL, *how)
     after = states(folder, pattern)
     assert {name: after[name] for name in before} == before
     assert len(after) == (4 if how else 16)
     assert not list(folder.glob(".*.tmp"))
-    found = exported(root / "found.npy", *which)
-    assert lary("latents", "verify", *which) == 0
-    fresh = ("--lary-la-dir", root / "fresh")
-    assert lary("extract", *which, *SMALL, *how, *fresh) == 0
-    expected = exported(root / "expected.npy", *which, *fresh)
+    found = exported(root / "found.npz", *which)
+    printed("latents", "verify", *which)
+    printed("extract", *which, *SMALL, *how, *fresh)
+    expected = exported(root / "expected.npz", *which, *fresh)
     assert expected.shape == (16, *found.shape[1:])
     np.testing.assert_allclose(found, expected, rtol=1e-5, atol=1e-6)
 
 
-def test_results_are_read_by_report_compare_and_analyze(root: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    runs = root / "results" / "regression" / "logs"
-    assert lary("report") == 0
-    page = (root / "results/report.html").read_text()
-    assert [told for told in ("tiny-grid", "robot_1st", "ridge", "dit", *ERRORS) if told not in page] == []
-    capsys.readouterr()
+def test_results_are_read_by_report_compare_and_analyze(root: Path) -> None:
+    printed("report")
+    assert not missing((root / "results/report.html").read_text(), "tiny-grid", "robot_1st", "ridge", "dit", *ERRORS)
     tags = ("tiny-grid_mlp", "tiny-grid_ridge", "tiny-grid_dit", "tiny-grid@project4_mlp")
-    assert lary("compare", *(runs / f"calvin_5_{tag}_absolute" for tag in tags)) == 0
-    out = capsys.readouterr().out
-    assert [told for told in ("ridge", "dit", "4 random dimensions") if told not in out] == []
-    assert lary("analyze", "frequency") == 0
+    runs = [root / f"results/regression/logs/calvin_5_{tag}_absolute" for tag in tags]
+    assert not missing(printed("compare", *runs), "ridge", "dit", "4 random dimensions")
+    printed("analyze", "frequency")
     assert list((root / "results" / "analysis").rglob("*.csv"))
 
 
@@ -140,18 +136,18 @@ def test_a_new_probe_on_old_latents_gives_the_old_number(root: Path) -> None:
     """The closed-form probe has the same number on every machine."""
     place = "regression/logs/calvin_5_tiny-grid_ridge_absolute/best_result.csv"
     words = (*GRID, "--dataset", "calvin", "--probe-preset", "demo", "--model-type", "ridge")
-    assert lary("regress", *words, "--lary-log-dir", root / "other") == 0
+    printed("regress", *words, "--lary-log-dir", root / "other")
     (found,), (expected,) = rows_of(root / "other" / place), rows_of(root / "results" / place)
     for name, value in expected.items():
         assert float(found[name]) == pytest.approx(float(value), rel=1e-3), name
 
 
 def test_killed_training_ends_as_an_undisturbed_one(root: Path) -> None:
-    """It goes on from its state, or starts over where another version can't take that up."""
+    """It resumes from its state, or starts over where another version can't take that up."""
     words = (*OWN, "--dataset", "calvin", "--pool", "mean", "--probe-preset", "demo", "--epochs", "40")
     scores = []
     for results in ("results", "undisturbed"):
-        assert lary("regress", *words, "--lary-log-dir", root / results) == 0
+        printed("regress", *words, "--lary-log-dir", root / results)
         folder = root / results / "regression/logs/calvin_5_own-weights@pool-mean_mlp_absolute"
         assert (folder / "result.json").is_file()
         assert not list(folder.rglob("training_state.pt"))
@@ -159,20 +155,14 @@ def test_killed_training_ends_as_an_undisturbed_one(root: Path) -> None:
     assert scores == [pytest.approx(scores[1], rel=1e-3), scores[1]]
 
 
-def test_settings_and_sweep_files_are_read(root: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    assert lary("config", "show") == 0
-    out = capsys.readouterr().out
-    for variable, folder in (("DATA_DIR", "data"), ("LARY_LA_DIR", "latents"), ("LARY_LOG_DIR", "results")):
-        assert re.search(rf"^{variable}\s.*\b{folder}\b.*lary\.yaml", out, re.MULTILINE), variable
-    assert lary("sweep", "sweep.yaml", *GRID[:2], "--dry-run") == 0
-    out = capsys.readouterr().out
-    assert [told for told in ("calvin", "robot_1st", "pixels", "ridge") if told not in out] == []
-
-
-def test_plugins_of_models_are_checked(root: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_settings_sweeps_and_plugins_are_read(root: Path) -> None:
+    folders = {"DATA_DIR": "data", "LARY_LA_DIR": "latents", "LARY_LOG_DIR": "results"}
+    lines = [rf"^{variable}\s.*\b{folder}\b.*lary\.yaml" for variable, folder in folders.items()]
+    assert not missing(printed("config", "show"), *lines)
+    plan = printed("sweep", "sweep.yaml", *GRID[:2], "--dry-run")
+    assert not missing(plan, "calvin", "robot_1st", "pixels", "ridge")
     for which in (GRID, OWN):
-        assert lary("check-model", f"{which[1]}:{which[3]}") == 0
-        assert "2 x 4 x 6" in capsys.readouterr().out
+        assert "2 x 4 x 6" in printed("check-model", f"{which[1]}:{which[3]}")
 
 
 @pytest.mark.parametrize(
@@ -186,15 +176,15 @@ def test_plugins_of_models_are_checked(root: Path, capsys: pytest.CaptureFixture
 )
 def test_records_of_data_sets_are_extracted(root: Path, dataset: str, plugin: str, place: str, rows: int) -> None:
     words = (*GRID, "--plugin", FIXTURE / plugin, "--dataset", dataset, "--split", "train", *SMALL)
-    assert lary("extract", *words, "--lary-root", root / place, "--data-dir", root / place / "data") == 0
+    printed("extract", *words, "--lary-root", root / place, "--data-dir", root / place / "data")
     (table,) = (root / place / "data").glob(f"train_la_{dataset}*tiny-grid.csv")
     assert len([row for row in rows_of(table) if row["la_path"]]) == rows
 
 
 def test_latents_of_the_published_code_are_probed(root: Path) -> None:
     which = ("--model", "pixels", "--dataset", "calvin")
-    found = exported(root / "tokens.npy", *which, "--split", "val")
+    found = exported(root / "tokens.npz", *which, "--split", "val")
     with np.load(root / "latents/calvin/stride_5/val/pixels/latent_action_3.npz") as latents:
         np.testing.assert_array_equal(found[3], latents["tokens"])
-    assert lary("regress", *which, "--stride", "5", "--model-type", "ridge", "--probe-preset", "demo") == 0
+    printed("regress", *which, "--stride", "5", "--model-type", "ridge", "--probe-preset", "demo")
     assert rows_of(root / "results/regression/logs/calvin_5_pixels_ridge_absolute/best_result.csv")

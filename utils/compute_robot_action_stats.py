@@ -3,7 +3,7 @@
 import sys
 
 sys.path.insert(0, f"{sys.path[0]}/..")  # a checkout works without installation
-from lary.cli.data import script
+from lary.cli import main
 
 if __name__ == "__main__":  # worker processes import this file again
-    script("stats")
+    main(["data", "stats", *sys.argv[1:]])

@@ -31,7 +31,7 @@ import numpy as np
 
 from benchmarks.faults import scene
 from benchmarks.faults.kills import LATER
-from lary.latents.shardfile import read_shard
+from lary.latents.sources import read_shard
 
 CASES = ("npz", "shards", "classify", "regress")
 PAGE = 4096

@@ -121,7 +121,8 @@ def run(root: Path, data: Path, plugin: Path, **options: Any) -> None:
         model="slow", dataset="calvin", split="val", batch_size=scene.BATCH, workers=1, store="shards",
         shard_rows=scene.UNIT, **options,
     )  # fmt: skip
-    extract(config, settings, plugins=(plugin,))
+    load_plugin(plugin)
+    extract(config, settings)
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

@@ -1,5 +1,5 @@
 """Entry point of ``python -m lary.cli``."""
 
-from lary.cli.app import main
+from lary.cli import main
 
 main()

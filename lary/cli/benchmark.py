@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
-
-from cyclopts import Parameter
+from typing import TYPE_CHECKING
 
 from lary.configs import (
     ClassifyConfig,
@@ -15,104 +13,91 @@ from lary.configs import (
     RegressConfig,
     RunConfig,
     SweepConfig,
+    add_help,
 )
 from lary.data.configs import DemoConfig, SimulateConfig
 
 if TYPE_CHECKING:
     from lary.runs.probe import ProbeRun
 
-Star = Parameter(name="*")
 
-
-def demo(config: Annotated[DemoConfig, Star] = DemoConfig()) -> int:
+def demo(config: DemoConfig = DemoConfig()) -> int:
     """Simulate robots, extract latents, train probes, write the report: the whole benchmark in minutes."""
-    from lary.runs.demo import run_demo
+    from lary.runs.run import run_demo
 
     return run_demo(config)
 
 
-def simulate(out: Path, *, config: Annotated[SimulateConfig, Star] = SimulateConfig()) -> int:
-    """Make a data set of two simulated robot arms in the benchmark's layout.
-
-    Args:
-        out: Folder to write to; it serves as LARY_ROOT, its data/ as DATA_DIR.
-    """
-    from lary.simulate import simulate as run
+def simulate(out: Path, *, config: SimulateConfig = SimulateConfig()) -> None:
+    """Make a data set of two simulated robot arms in the benchmark's layout."""
+    from lary.simulate import simulate as work
     from lary.simulate import write_sheets
 
-    for table, count in run(out, config).items():
+    for table, count in work(out, config).items():
         print(f"{table}: {count} rows")
-    for path in write_sheets(out) if config.sheet else ():
+    for path in write_sheets(out, config) if config.sheet else ():
         print(path)
-    return 0
 
 
-def extract(config: Annotated[ExtractConfig, Star], paths: Paths = Paths()) -> int:
+def extract(config: ExtractConfig, paths: Paths = Paths()) -> int:
     """Extract latents of one split with a model."""
     settings = paths.settings()
-    if config.dry_run:
-        from lary.runs.extract import estimate
+    from lary.runs.extract import estimate
+    from lary.runs.extract import extract as work
 
-        found = estimate(config, settings, plugins=paths.plugin)
+    if config.dry_run:
+        found = estimate(config, settings)
         print(found.text())
         return 0 if found.fits else 1
-    from lary.runs.extract import extract as run
-
-    report = run(config, settings, plugins=paths.plugin)
+    report = work(config, settings)
     print(f"{report.table}: {report.rows} rows, {report.extracted} extracted now, {len(report.failures)} failed")
     return 1 if report.failures else 0
 
 
-def classify(config: Annotated[ClassifyConfig, Star], paths: Paths = Paths()) -> int:
+def classify(config: ClassifyConfig, paths: Paths = Paths()) -> int:
     """Train the attentive probe that classifies actions, and score it."""
-    settings = paths.settings()
-    from lary.runs.probe import classify as run
+    from lary.runs.probe import classify as work
 
-    return show_run(run(config, settings))
+    return show_run(work(config, paths.settings()))
 
 
-def regress(config: Annotated[RegressConfig, Star], paths: Paths = Paths()) -> int:
+def regress(config: RegressConfig, paths: Paths = Paths()) -> int:
     """Train the probe that decodes the robot's actions, and score it."""
-    settings = paths.settings()
-    from lary.runs.probe import regress as run
+    from lary.runs.probe import regress as work
 
-    return show_run(run(config, settings))
+    return show_run(work(config, paths.settings()))
 
 
-def run(config: Annotated[RunConfig, Star], paths: Paths = Paths()) -> int:
+def run(config: RunConfig, paths: Paths = Paths()) -> int:
     """Extract every split that the probe needs, train the probe, and score it; what is done is not done again."""
-    settings = paths.settings()
     from lary.runs.run import run as work
 
-    report = work(config, settings, plugins=paths.plugin)
+    report = work(config, paths.settings())
     now = "run now" if report.probe.new else "done before"
-    return show_run(report.probe, report.failures, f"{report.extracted} samples extracted now; the probe was {now}")
+    show_run(report.probe, f"{report.extracted} samples extracted now; the probe was {now}")
+    return 1 if report.failures else 0
 
 
-def show_run(done: ProbeRun, failures: int | None = None, *lines: str) -> int:
+def show_run(done: ProbeRun, *lines: str) -> int:
     """Print the summary of a run; returns the exit code."""
     from lary.runs.probe import summary
 
     print(summary(done.result), *lines, f"Written to {done.folder}", sep="\n")
-    return 1 if (done.result.failures if failures is None else failures) else 0
+    return 1 if done.result.failures else 0
 
 
-def sweep(file: Path, *, config: Annotated[SweepConfig, Star] = SweepConfig(), paths: Paths = Paths()) -> int:
-    """Run many models, data sets and options from a file. What is done is not done again.
-
-    Args:
-        file: YAML with the keys options, grid and runs.
-    """
-    settings = paths.settings()
+def sweep(file: Path, *, config: SweepConfig = SweepConfig(), paths: Paths = Paths()) -> int:
+    """Run many models, data sets and options from a file. What is done is not done again."""
     from lary.runs.sweep import run_sweep
 
-    return run_sweep(file, config, settings, plugins=paths.plugin)
+    return run_sweep(file, config, paths.settings())
 
 
-def controls(config: Annotated[ControlsConfig, Star], paths: Paths = Paths()) -> int:
+def controls(config: ControlsConfig, paths: Paths = Paths()) -> None:
     """Run a model with its controls and state its margin over each."""
-    settings = paths.settings()
     from lary.runs.controls import run_controls
 
-    print(run_controls(config, settings, plugins=paths.plugin).text())
-    return 0
+    print(run_controls(config, paths.settings()).text())
+
+
+add_help(globals())

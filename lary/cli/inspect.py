@@ -3,26 +3,15 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Literal
 
-from cyclopts import App, Parameter
+from cyclopts import App
 
-from lary.configs import (
-    AnalysisKind,
-    AnalyzeConfig,
-    CheckModelConfig,
-    DiagnoseConfig,
-    LatentDtype,
-    LatentsConfig,
-    Paths,
-    StoreKind,
-)
+from lary import configs
+from lary.configs import Paths, add_help
 from lary.registry import load_plugin
 from lary.settings import CONFIG_NAME, init_config, set_config
 from lary.types import UsageError
-
-Star = Parameter(name="*")
-Flag = Parameter(negative=())
 
 config_app = App(name="config", help="Show or change settings.", help_format="plaintext")
 latents_app = App(
@@ -43,42 +32,26 @@ def doctor(*, paths: Paths = Paths()) -> int:
     return 1 if count else 0
 
 
-def models(key: str | None = None, *, paths: Paths = Paths()) -> int:
-    """List the models and whether their weights are here, or show the record of one.
-
-    Args:
-        key: Model to show.
-    """
+def models(key: str | None = None, *, paths: Paths = Paths()) -> None:
+    """List the models and whether their weights are here, or show the record of one."""
     values = paths.settings().values()
     from lary.models.overview import model_text, models_table
     from lary.models.spec import MODELS
 
     print(model_text(MODELS.get(key), values) if key else models_table(values))
-    return 0
 
 
-def datasets(key: str | None = None, *, paths: Paths = Paths()) -> int:
-    """List the data sets with their terms, or show the record of one and how to cite it.
-
-    Args:
-        key: Data set to show.
-    """
+def datasets(key: str | None = None, *, paths: Paths = Paths()) -> None:
+    """List the data sets with their terms, or show the record of one and how to cite it."""
     paths.settings()
     from lary.data.spec import DATASETS, dataset_text, datasets_table
 
     print(dataset_text(DATASETS.get(key)) if key else datasets_table())
-    return 0
 
 
-def check_model(
-    key: str, config: Annotated[CheckModelConfig, Star] = CheckModelConfig(), paths: Paths = Paths()
-) -> int:
-    """Try a model on generated frames: shapes, range, determinism, use of the second frame, time.
-
-    Args:
-        key: Model, or FILE.py:NAME for one that a file registers.
-    """
-    settings = paths.settings()
+def check_model(key: str, config: configs.CheckModelConfig = configs.CheckModelConfig(), paths: Paths = Paths()) -> int:
+    """Try a model on generated frames: shapes, range, determinism, use of the second frame, time."""
+    values = paths.settings().values()
     file, colon, name = key.rpartition(":")
     if colon and file.endswith(".py"):
         load_plugin(file)
@@ -88,62 +61,40 @@ def check_model(
     from lary.models import overview
     from lary.models.spec import MODELS
 
-    check = overview.check_model(MODELS.get(key), config, settings.values())
+    check = overview.check_model(MODELS.get(key), config, values)
     print(check.text())
     return 1 if check.problems else 0
 
 
-def diagnose(config: Annotated[DiagnoseConfig, Star], paths: Paths = Paths()) -> int:
-    """Diagnose extracted latents: channels, rank, use of codes, additivity and reversibility."""
-    settings = paths.settings()
+def diagnose(config: configs.DiagnoseConfig, paths: Paths = Paths()) -> None:
+    """Diagnose extracted latents: channels, rank, use of codes."""
     from lary.results.diagnostics import diagnose_split, diagnosis_text
 
-    found, file = diagnose_split(config, settings)
+    found, file = diagnose_split(config, paths.settings())
     print(diagnosis_text(found), f"Written to {file}", sep="\n")
-    return 0
 
 
 def analyze(
-    kind: AnalysisKind = "all",
+    kind: configs.AnalysisKind = "all",
     *,
-    config: Annotated[AnalyzeConfig, Parameter(name="*", negative=())] = AnalyzeConfig(),
+    config: configs.AnalyzeConfig = configs.AnalyzeConfig(),
     paths: Paths = Paths(),
-) -> int:
-    """Make figures and tables from finished runs.
-
-    Args:
-        kind: F1 against class frequency, gap between people and robots, attention maps, stride and codebook ablations,
-            predicted trajectories, or all that the runs allow.
-    """
-    settings = paths.settings()
+) -> None:
+    """Make figures and tables from finished runs."""
     from lary.results.analyses import make_analysis
 
-    print(make_analysis(kind, config, settings).text())
-    return 0
+    print(make_analysis(kind, config, paths.settings()).text())
 
 
-def report(folder: Path | None = None, *, out: Path | None = None, paths: Paths = Paths()) -> int:
-    """Write one offline HTML page of all results below a folder.
-
-    Args:
-        folder: Folder with result.json files; default: LARY_LOG_DIR.
-        out: File to write; default: report.html in that folder.
-    """
+def report(folder: Path | None = None, *, out: Path | None = None, paths: Paths = Paths()) -> None:
+    """Write one offline HTML page of all results below a folder."""
     from lary.results.report import write_report
 
     print(write_report(folder or paths.settings().path("LARY_LOG_DIR"), out))
-    return 0
 
 
-def compare(*results: Path, role: Literal["seen", "unseen"] = "seen", seed: int = 0, json: Path | None = None) -> int:
-    """Compare the first result with each of the others: paired difference, interval, p value corrected by Holm.
-
-    Args:
-        results: Folders of finished runs, or their result.json files.
-        role: Split to compare on.
-        seed: Seed of the resampling.
-        json: File for the differences as JSON.
-    """
+def compare(*results: Path, role: Literal["seen", "unseen"] = "seen", seed: int = 0, json: Path | None = None) -> None:
+    """Compare the first result with each of the others: paired difference, interval, p value corrected by Holm."""
     from lary.files import write_json
     from lary.results.compare import compare_results
 
@@ -151,22 +102,15 @@ def compare(*results: Path, role: Literal["seen", "unseen"] = "seen", seed: int 
     print(found.text())
     if json is not None:
         rows = [
-            {
-                "other": str(each.other.folder), "gain": each.gain.model_dump(), "p": each.p,
-                "samples": each.samples, "groups": each.groups,
-            }
+            {"other": str(each.other.folder), "gain": each.gain.model_dump()}
+            | {name: getattr(each, name) for name in ("p", "samples", "groups")}
             for each in found.differences
-        ]  # fmt: skip
+        ]
         write_json(json, {"first": str(found.first.folder), "role": role, "differences": rows})
-    return 0
 
 
-def schema(*, out: Path | None = None) -> int:
-    """Print the JSON Schema of result.json.
-
-    Args:
-        out: File to write it to instead.
-    """
+def schema(*, out: Path | None = None) -> None:
+    """Print the JSON Schema of result.json."""
     from lary.files import write_text
     from lary.results.record import schema_text
 
@@ -174,107 +118,75 @@ def schema(*, out: Path | None = None) -> int:
         print(schema_text(), end="")
     else:
         write_text(out, schema_text())
-        print(f"Wrote {out}")
-    return 0
 
 
 @latents_app.command
-def info(config: Annotated[LatentsConfig, Star], paths: Paths = Paths()) -> int:
+def info(config: configs.LatentsConfig, paths: Paths = Paths()) -> None:
     """Describe a store: identity, kind, rows, bytes, shape, and the samples of its table that it lacks."""
-    settings = paths.settings()
-    from lary.latents.tools import store_info as run
+    from lary.latents.tools import describe_store as work
 
-    print(run(config, settings).text())
-    return 0
+    print(work(config, paths.settings()))
 
 
 @latents_app.command
-def verify(config: Annotated[LatentsConfig, Star], paths: Paths = Paths()) -> int:
+def verify(config: configs.LatentsConfig, paths: Paths = Paths()) -> int:
     """Read every row of a store: checksums, finite values, index. Names what is wrong; exit code 1 then."""
-    settings = paths.settings()
-    from lary.latents.tools import verify_store as run
+    from lary.latents.tools import verify_store as work
 
-    rows, problems = run(config, settings)
+    rows, problems = work(config, paths.settings())
     print(*problems, f"{rows} rows read, {len(problems)} problems", sep="\n")
     return 1 if problems else 0
 
 
 @latents_app.command
 def convert(
-    config: Annotated[LatentsConfig, Star],
+    config: configs.LatentsConfig,
     *,
-    store: StoreKind,
-    dtype: LatentDtype | None = None,
+    store: configs.StoreKind,
+    dtype: configs.LatentDtype | None = None,
     shard_rows: int = 1024,
     paths: Paths = Paths(),
-) -> int:
-    """Convert a store to another kind or number format, in place; its table names the new files.
+) -> None:
+    """Convert a store to another kind or number format, in place; its table names the new files."""
+    from lary.latents.tools import convert_store as work
 
-    Args:
-        store: Kind of the new store.
-        dtype: Number format of the new store; default: that of the old one.
-        shard_rows: Rows per shard.
-    """
-    settings = paths.settings()
-    from lary.latents.tools import convert_store as run
-
-    folder, rows = run(config, settings, kind=store, dtype=dtype, shard_rows=shard_rows)
+    folder, rows = work(config, paths.settings(), kind=store, dtype=dtype, shard_rows=shard_rows)
     print(f"{folder}: {rows} rows in {store}")
-    return 0
 
 
 @latents_app.command
 def export(
-    config: Annotated[LatentsConfig, Star],
+    config: configs.LatentsConfig,
     *,
     out: Path,
     rows: str | None = None,
     ids: str | None = None,
     paths: Paths = Paths(),
-) -> int:
-    """Write tokens to one file for other tools: .npy, .npz, .parquet or .safetensors.
+) -> None:
+    """Write tokens to one file for other tools: .npz or .safetensors."""
+    from lary.latents.tools import export_latents as work
 
-    Args:
-        out: File to write; its ending decides the form.
-        rows: Rows of the table from 1, such as 1-100,205; default: all.
-        ids: Sample ids with commas, or a text file with one in each line.
-    """
-    settings = paths.settings()
-    from lary.latents.export import export_latents as run
-
-    print(f"{out}: {run(config, settings, out, rows=rows, ids=ids)} samples")
-    return 0
+    print(f"{out}: {work(config, paths.settings(), out, rows=rows, ids=ids)} samples")
 
 
 @config_app.command
-def show(*, paths: Paths = Paths()) -> int:
+def show(*, paths: Paths = Paths()) -> None:
     """Show every setting, its value and where that comes from."""
     for item in paths.settings().items.values():
         print(f"{item.name:24} {item.value or '-':40} {item.origin}")
-    return 0
 
 
 @config_app.command
-def init(file: Path = Path(CONFIG_NAME), *, overwrite: Annotated[bool, Flag] = False) -> int:
-    """Write a lary.yaml that lists every setting with its meaning.
-
-    Args:
-        file: File to write.
-        overwrite: Replace a file that is there.
-    """
+def init(file: Path = Path(CONFIG_NAME), *, overwrite: bool = False) -> None:
+    """Write a lary.yaml that lists every setting with its meaning."""
     print(f"Wrote {init_config(file, overwrite=overwrite)}")
-    return 0
 
 
 @config_app.command(name="set")
-def set_value(name: str, value: str, *, config: Path = Path(CONFIG_NAME)) -> int:
-    """Set one setting in lary.yaml.
-
-    Args:
-        name: Variable, such as DATA_DIR.
-        value: Its value; a relative path starts from the file's folder.
-        config: File to change.
-    """
+def set_value(name: str, value: str, *, config: Path = Path(CONFIG_NAME)) -> None:
+    """Set one setting in lary.yaml."""
     set_config(config, name, value)
     print(f"{config}: {name} = {value}")
-    return 0
+
+
+add_help(globals())

@@ -1,30 +1,32 @@
-"""Action chunks: reading their files, and the motion between the first and the last step.
+"""Action chunks: reading their files, their moments, and the motion between the first and the last step.
 
-Motion in the frame ``world`` is the published one: last step minus first step, dimension by dimension. ``local`` is the
-last pose seen from the first one: position and orientation are composed as rigid motions (rotations by SciPy), so that
-angles don't jump at +-pi and a quaternion's two signs mean the same; other dimensions are differences.
+Motion in the frame ``world`` is the published one: last step minus first step, dimension by
+dimension. ``local`` is the last pose seen from the first one: position and orientation are
+composed as rigid motions, so that angles don't jump at +-pi and a quaternion's two signs mean the
+same; other dimensions are differences.
 """
 
 from __future__ import annotations
 
 import functools
 import io
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
-from typing import Any, Final, Literal
+from typing import Any, Literal, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
 
 from lary.arrays import array_of
 from lary.data.spec import ActionSpace
-from lary.data.tables import THREADS, SampleTable
+from lary.data.tables import TARGET_COLUMN, THREADS, SampleTable
 from lary.files import read_limited
 from lary.runtime import in_threads
-from lary.types import Failure, MediaError, Sample, UsageError
+from lary.types import Failure, MediaError, Progress, UsageError
 
 Floats = npt.NDArray[np.float32]
+Doubles = npt.NDArray[np.float64]
 ActionMode = Literal["absolute", "relative"]
 Frame = Literal["world", "local"]
 
@@ -34,50 +36,17 @@ DEFINITIONS: dict[Frame, str] = {
 }
 FOLDERS: dict[Frame, str] = {"world": "regression_relative", "local": "regression_relative_local"}
 """Folder of the motion of each kind below ``DATA_DIR``; the first one is the published path."""
-
-EULER_ORDER: Final = "xyz"
-"""Roll, pitch, yaw about the fixed axes, as PyBullet (CALVIN) and ROS have them."""
-
+ORIENTATIONS = (("roll", "pitch", "yaw"), ("qx", "qy", "qz", "qw"))
 LARGEST_ACTIONS = 1 << 28
 """Bytes of one action file; a chunk has thousands."""
-
-
-def read_chunk(path: Path, space: ActionSpace) -> Floats:
-    """The action chunk of a pair, (K, A) float32; a file with K*A values in one row is taken as step-major.
-
-    Raises:
-        MediaError: the file is missing, no .npy of numbers, of another shape, or holds NaN or infinity.
-    """
-    values, size = read_numbers(path), len(space.dims)
-    if values.shape not in ((space.horizon, size), (space.horizon * size,)):
-        raise MediaError(
-            f"The action file {path} has shape {values.shape}, expected ({space.horizon}, {size}) or "
-            f"({space.horizon * size},)."
-        )
-    return values.reshape(space.horizon, size)
-
-
-def read_relative(path: Path, space: ActionSpace, arms: Sequence[Pose] = ()) -> Floats:
-    """The motion between the two images, (1, A) float32: of a chunk (`motion`), or a file that holds it already.
-
-    Raises:
-        MediaError: as `read_chunk`, or a pose has no orientation.
-    """
-    values, size = read_numbers(path), len(space.dims)
-    if values.size == size and values.shape in ((size,), (1, size)):
-        return values.reshape(1, size)
-    try:
-        return motion(read_chunk(path, space), arms)[None]
-    except ValueError as error:
-        raise MediaError(f"The action file {path} holds no poses: {error}.") from error
+SMALLEST_STD = 1e-6
+"""Below it a dimension counts as constant and is only centred (std 1)."""
+BATCH = 32
+"""Files per task of a thread: one is read in less time than a task takes."""
 
 
 def read_numbers(path: Path) -> Floats:
-    """The array of a .npy file as float32, of any shape.
-
-    Raises:
-        MediaError: the file is missing, no .npy of numbers, or holds NaN or infinity.
-    """
+    """The array of a .npy file as float32, of any shape. Raises MediaError for all but finite numbers."""
     try:
         data = read_limited(path, LARGEST_ACTIONS)
         values = array_of(io.BytesIO(data), len(data))
@@ -93,57 +62,74 @@ def read_numbers(path: Path) -> Floats:
     return values
 
 
-def read_actions(
-    table: SampleTable, mode: ActionMode, frame: Frame = "world"
-) -> Iterator[tuple[Sample, Floats | Failure]]:
-    """Every sample of a table with its actions, in order, read ahead by threads; an unreadable file is a Failure."""
-    read: Callable[[Path, ActionSpace], Floats] = read_chunk
-    if mode == "relative":
-        read = functools.partial(read_relative, arms=arms_of(table.spec.actions, frame))
+def read_chunk(path: Path, space: ActionSpace) -> Floats:
+    """The action chunk of a pair, (K, A) float32; K*A values in one row are taken as step-major.
 
-    def one(position: int) -> tuple[Sample, Floats | Failure]:
-        sample = table[position]
-        try:
-            return sample, read(table.action_path(sample), table.spec.actions)
-        except MediaError as error:
-            return sample, Failure(sample.row, sample.target, str(error))
-
-    yield from in_threads(one, range(len(table)), THREADS, batch=32)
-
-
-# Motion
-
-
-@dataclass(frozen=True)
-class Pose:
-    """Positions of a pose's values among the action dimensions; `quaternion` (x, y, z, w) or Euler angles."""
-
-    position: tuple[int, ...]
-    orientation: tuple[int, ...]
-
-    @property
-    def quaternion(self) -> bool:
-        return len(self.orientation) == 4
-
-
-def poses(space: ActionSpace) -> tuple[Pose, ...]:
-    """The poses among the dimensions, found by their names: ``x y z`` with ``roll pitch yaw`` or ``qx qy qz qw``.
-
-    A prefix such as ``l_`` distinguishes several arms.
-
-    Raises:
-        UsageError: there are none.
+    Raises MediaError for a file that is no array of finite numbers of one of these shapes.
     """
+    values, steps, size = read_numbers(path), space.horizon, len(space.dims)
+    if values.shape not in ((steps, size), (steps * size,)):
+        raise MediaError(
+            f"The action file {path} has shape {values.shape}, expected ({steps}, {size}) or ({steps * size},)."
+        )
+    return values.reshape(steps, size)
+
+
+def read_relative(path: Path, space: ActionSpace, arms: tuple[Pose, ...] = ()) -> Floats:
+    """The motion between the two images, (1, A) float32: of a chunk (`motion`), or a file that holds it already."""
+    values, size = read_numbers(path), len(space.dims)
+    if values.shape in ((size,), (1, size)):
+        return values.reshape(1, size)
+    try:
+        return motion(read_chunk(path, space), arms)[None]
+    except ValueError as error:
+        raise MediaError(f"The action file {path} holds no poses: {error}.") from error
+
+
+def read_actions(
+    table: SampleTable,
+    mode: ActionMode = "absolute",
+    frame: Frame = "world",
+    *,
+    threads: int = THREADS,
+    bar: Progress | None = None,
+) -> Iterator[Floats | Failure]:
+    """The actions of every row of a table, in order, read ahead by threads; an unreadable file is a Failure."""
+    space = table.spec.actions
+    arms = poses(space, frame) if mode == "relative" else ()
+
+    def one(position: int) -> Floats | Failure:
+        try:
+            path = table.action_path(position)
+            return read_chunk(path, space) if mode == "absolute" else read_relative(path, space, arms)
+        except MediaError as error:
+            return Failure(table.row(position), table.shown(position, TARGET_COLUMN), str(error))
+
+    yield from in_threads(one, range(len(table)), threads, batch=BATCH, bar=bar)
+
+
+class Pose(NamedTuple):
+    """Positions of a pose's values among the action dimensions; a quaternion (x, y, z, w) or Euler angles."""
+
+    position: list[int]
+    orientation: list[int]
+
+
+def poses(space: ActionSpace, frame: Frame = "local") -> tuple[Pose, ...]:
+    """The poses that `motion` composes: those among the dimensions, but none in the frame of the world.
+
+    They are found by their names, ``x y z`` with ``roll pitch yaw`` or ``qx qy qz qw``. A prefix
+    such as ``l_`` distinguishes several arms. Raises UsageError where there are none.
+    """
+    if frame == "world":
+        return ()
     at, found = {name: index for index, name in enumerate(space.dims)}, []
     for name in space.dims:
-        if name != "x" and not name.endswith("_x"):
-            continue
-        prefix = name[:-1]
-        for axes in (("roll", "pitch", "yaw"), ("qx", "qy", "qz", "qw")):
-            wanted = [prefix + axis for axis in ("x", "y", "z", *axes)]
-            if all(axis in at for axis in wanted):
-                indices = tuple(at[axis] for axis in wanted)
-                found.append(Pose(indices[:3], indices[3:]))
+        if name == "x" or name.endswith("_x"):
+            for axes in ORIENTATIONS:
+                known = [at[name[:-1] + axis] for axis in ("x", "y", "z", *axes) if name[:-1] + axis in at]
+                if len(known) == 3 + len(axes):
+                    found.append(Pose(known[:3], known[3:]))
     if not found:
         raise UsageError(
             "Motion in the local frame needs poses (x y z with roll pitch yaw or qx qy qz qw); the action dimensions "
@@ -152,16 +138,10 @@ def poses(space: ActionSpace) -> tuple[Pose, ...]:
     return tuple(found)
 
 
-def arms_of(space: ActionSpace, frame: Frame) -> tuple[Pose, ...]:
-    """The poses that `motion` composes in a frame: none in the world's. Raises UsageError as `poses`."""
-    return poses(space) if frame == "local" else ()
-
-
-def motion(steps: Floats, arms: Sequence[Pose] = ()) -> Floats:
+def motion(steps: Floats, arms: tuple[Pose, ...] = ()) -> Floats:
     """The motion from the first to the last step (n, A), as (A,) float32; poses of `arms` in their first frame.
 
-    Raises:
-        ValueError: a quaternion is zero.
+    Raises ValueError for a quaternion of zeros.
     """
     moved: npt.NDArray[Any] = steps[-1] - steps[0]
     if not arms:
@@ -169,19 +149,66 @@ def motion(steps: Floats, arms: Sequence[Pose] = ()) -> Floats:
     from scipy.spatial.transform import Rotation
 
     moved, ends = moved.astype(np.float64), steps[[0, -1]].astype(np.float64)
-    for arm in arms:
-        angles = ends[:, arm.orientation]
-        first, last = Rotation.from_quat(angles) if arm.quaternion else Rotation.from_euler(EULER_ORDER, angles)
-        moved[list(arm.position)] = first.inv().apply(moved[list(arm.position)])
+    for position, orientation in arms:
+        angles, quaternion = ends[:, orientation], len(orientation) == 4
+        # Roll, pitch and yaw turn about the fixed axes, as PyBullet (CALVIN) and ROS have them.
+        first, last = Rotation.from_quat(angles) if quaternion else Rotation.from_euler("xyz", angles)
+        moved[position] = first.inv().apply(moved[position])
         turn = first.inv() * last
-        if arm.quaternion:
-            values = turn.as_quat()
-            moved[list(arm.orientation)] = -values if values[3] < 0 else values
-        else:
-            moved[list(arm.orientation)] = turn.as_euler(EULER_ORDER)
+        moved[orientation] = turn.as_quat(canonical=True) if quaternion else turn.as_euler("xyz")
     return moved.astype(np.float32)
 
 
 def in_frame(folder: str, frame: Frame) -> str:
     """A path below ``regression`` or ``regression_relative``, for the motion of a frame."""
     return str(PurePosixPath(FOLDERS[frame], *PurePosixPath(folder).parts[1:]))
+
+
+@dataclass(frozen=True)
+class Moments:
+    """Count, mean (A,) and sum of squared deviations (A,) of observations; float64.
+
+    Merged group by group (Chan, Golub and LeVeque 1979), since a sum of squares loses the digits
+    of small deviations.
+    """
+
+    count: int
+    mean: Doubles
+    m2: Doubles
+
+    @classmethod
+    def of(cls, values: npt.NDArray[Any]) -> Moments:
+        """The moments of values (n, A)."""
+        wide = values.astype(np.float64)
+        mean = wide.mean(axis=0)
+        return cls(len(wide), mean, ((wide - mean) ** 2).sum(axis=0))
+
+    def merge(self, other: Moments) -> Moments:
+        """The moments of the observations of both."""
+        count, step = self.count + other.count, other.mean - self.mean
+        mean = self.mean + step * (other.count / count)
+        return Moments(count, mean, self.m2 + other.m2 + step**2 * (self.count * other.count / count))
+
+    def entry(self) -> dict[str, Any]:
+        """The entry of a statistics file: the deviation of a population, 1 for a constant dimension."""
+        std = np.sqrt(self.m2 / self.count)
+        std[std < SMALLEST_STD] = 1.0
+        return {"count": self.count, "mean": self.mean.tolist(), "std": std.tolist(), "m2": self.m2.tolist()}
+
+
+def measure(robots: Sequence[str], chunks: Iterable[Floats | Failure]) -> tuple[dict[str, Moments], list[Failure]]:
+    """Moments by robot type of all steps of chunks (n, A), of one robot type each, and the unreadable files."""
+    whole: dict[str, Moments] = {}
+    failures = []
+    for robot, chunk in zip(robots, chunks, strict=True):
+        if isinstance(chunk, Failure):
+            failures.append(chunk)
+            continue
+        moments = Moments.of(chunk)
+        whole[robot] = whole[robot].merge(moments) if robot in whole else moments
+    return whole, failures
+
+
+def total(robots: Mapping[str, Moments]) -> Moments:
+    """The moments of the observations of all robot types."""
+    return functools.reduce(Moments.merge, robots.values())

@@ -1,12 +1,15 @@
-"""The audit of a data set: what its splits share, what they lack, and what is odd in their tables and files.
+"""The audit of a data set: what its splits share, what they lack, and what is odd in them.
 
-The tables alone tell most of it (`audit_tables`). Action files and frames are opened where that is asked for. A leak is
-a file, an episode or video, a segment or a picture that is in two splits; everything else is a warning or a note.
-Splits that are drawn from others (`DatasetSpec.drawn`) are audited when they are named.
+The tables alone tell most of it. Action files and frames are opened where that is asked
+for. A leak is a file, an episode or video, a segment or a picture that is in two splits;
+everything else is a warning or a note. Splits that are drawn from others
+(`DatasetSpec.drawn`) are audited when they are named.
 """
 
 from __future__ import annotations
 
+import hashlib
+import re
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
@@ -15,40 +18,98 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pandas
 
-from lary.data.actions import Floats, read_actions
-from lary.data.audit_tables import Finding, Findings, Part, compare_tables, inspect_table, read_part
+from lary.data.actions import read_actions
 from lary.data.configs import AuditConfig
-from lary.data.hashing import FARTHEST, FrameHash, FrameSource, Hashes, hash_sources, nearest
-from lary.data.spec import DatasetSpec
+from lary.data.frames import read_frames
+from lary.data.spec import DatasetSpec, LabelSpace
 from lary.data.splits import find_table
-from lary.data.tables import read_table
-from lary.runtime import progress
+from lary.data.tables import (
+    MEDIA_COLUMNS,
+    SampleTable,
+    embodiment_column,
+    read_table,
+)
+from lary.runtime import in_threads, progress
 from lary.settings import Settings
-from lary.types import Failure, UsageError
+from lary.types import Failure, MediaError, UsageError
 
 CONSTANT = 1e-6
 """Range of an action dimension over a whole split at which it counts as constant."""
+MOMENT = re.compile(r"(\d+|start|begin|first|end|last)\.[^./]+$")
+"""When a frame was taken: the number or word at the end of its name."""
+WORDS = {"start": 0, "begin": 0, "first": 0, "end": 1, "last": 1}
+
+KINDS = {
+    "same_file": ("leak", "files of {other} are in {one} too"),
+    "same_sample": ("leak", "samples of {other} are in {one} too, in this or the other direction"),
+    "same_group": ("leak", "{unit}s of {other} are in {one} too ({shared} of {rows} rows)"),
+    "same_segment": ("leak", "segments of {other} are in {one} too ({shared} of {rows} rows)"),
+    "same_action_file": ("leak", "action files of {other} are in {one} too"),
+    "same_frame_content": ("leak", "files of {other} show frames of {one} under another name"),
+    "lost_folder": ("warning", "rows lost the folder of their {unit}; the record's rule puts it back"),
+    "no_group": ("warning", "rows name no {unit}, so each counts as one of its own"),
+    "empty_robot_type": ("warning", "rows have an empty robot type; the record names {known} of them"),
+    "repeated_row": ("warning", "rows repeat another row"),
+    "contradiction": ("warning", "rows show what another row shows, with another target"),
+    "absent_class": ("warning", "classes have no row"),
+    "reversed_pair": ("note", "pairs run from end to start, {forward} from start to end"),
+    "both_directions": ("warning", "segments are here in both directions, the others in one"),
+    "same_frame": ("warning", "pairs end with the frame that they start with"),
+    "other_stride": ("warning", "pairs do not span {stride} frames, the stride of the record"),
+    "unreadable": ("warning", "{what} can't be read and are not audited"),
+    "constant_dimension": ("warning", "action dimensions of {robot} never change"),
+    "no_motion": ("note", "pairs show no motion: no action changes by more than {motion:g}"),
+    "equal_images": ("warning", "pairs show no motion: both images are equal"),
+    "class_not_in_training": ("warning", "classes of {other} are not in {one}"),
+    "robot_not_in_training": ("warning", "robot types of {other} are not in {one}"),
+}
+"""Severity and text of all findings; names that stay the same, for programs."""
+ORDER = ("leak", "warning", "note")
 
 
 @dataclass(frozen=True)
-class AuditedSplit:
-    """A split in numbers: rows, groups (episodes or videos), rows per class and per robot type."""
+class Finding:
+    """One thing that was found in one split, or in two that were compared.
 
-    split: str
-    table: str
-    rows: int
-    groups: int
-    classes: dict[str, int]
-    embodiments: dict[str, int]
+    Attributes:
+        kind: one of `KINDS`.
+        count, total: how many of how many.
+        examples: a few of them.
+    """
+
+    severity: str
+    kind: str
+    splits: tuple[str, ...]
+    count: int
+    total: int
+    text: str
+    examples: tuple[str, ...] = ()
+
+
+class Findings(list[Finding]):
+    """Findings about one split, or about two that were compared."""
+
+    def __init__(self, *splits: str) -> None:
+        super().__init__()
+        self.splits = splits
+
+    def add(self, kind: str, hits: Sequence[str], total: int, shown: int = 3, **facts: object) -> None:
+        """Add a finding if anything was hit; the first hits are its examples."""
+        if hits:
+            severity, text = KINDS[kind]
+            text = text.format(one=self.splits[0], other=self.splits[-1], **facts)
+            text = f"{len(hits)} of {total} {text}"
+            self.append(Finding(severity, kind, self.splits, len(hits), total, text, tuple(hits[:shown])))
 
 
 @dataclass(frozen=True)
 class AuditReport:
-    """What an audit found, leaks first."""
+    """The splits in numbers, and what was found, leaks first."""
 
     dataset: str
-    splits: tuple[AuditedSplit, ...]
+    splits: tuple[dict[str, Any], ...]
     findings: tuple[Finding, ...]
 
     @property
@@ -62,19 +123,60 @@ class AuditReport:
 
     def text(self) -> str:
         """The report for people."""
-        lines = [f"{self.dataset}: {', '.join(facts.split for facts in self.splits)}"]
+        lines = [f"{self.dataset}: {', '.join(facts['split'] for facts in self.splits)}"]
         for facts in self.splits:
-            robots = sum(bool(name) for name in facts.embodiments)
-            kinds = [f"{facts.rows} rows", f"{facts.groups} groups", f"{robots} robot types"]
-            if facts.classes:
-                kinds.append(f"{len(facts.classes)} classes")
-            lines.append(f"  {facts.split}: {', '.join(kinds)} ({facts.table})")
+            robots = sum(map(bool, facts["embodiments"]))
+            line = f"  {facts['split']}: {facts['rows']} rows, {facts['groups']} groups, {robots} robot types"
+            if facts["classes"]:
+                line += f", {len(facts['classes'])} classes"
+            lines.append(f"{line} ({facts['table']})")
         for finding in self.findings:
-            examples = f", such as {', '.join(finding.examples)}" if finding.examples else ""
-            lines.append(f"{finding.severity:8}{' and '.join(finding.splits)}: {finding.text}{examples}")
-        counts = Counter(finding.severity for finding in self.findings)
-        lines.append(", ".join(f"{counts[name]} {name}s" for name in ("leak", "warning", "note")))
+            line = f"{finding.severity:8}{' and '.join(finding.splits)}: {finding.text}"
+            if finding.examples:
+                line += f", such as {', '.join(finding.examples)}"
+            lines.append(line)
+        number = Counter(finding.severity for finding in self.findings)
+        lines.append(", ".join(f"{number[name]} {name}s" for name in ORDER))
         return "\n".join(lines)
+
+
+class Part:
+    """One split: its table, and its rows with paths as they are read.
+
+    The columns of ``rows``: ``first`` and ``last``, paths of the images or twice that of
+    the clip; ``shown``, both or the clip and its frame indices; ``group``, the episode or
+    video; ``target``, the class or the path of the action file; ``robot``.
+    """
+
+    def __init__(self, table: SampleTable) -> None:
+        self.table, self.name, self.labelled = table, table.split, isinstance(table.spec.target, LabelSpace)
+        prefix = f"{table.spec.split(self.name).root}/"  # keeps equal names under different roots apart
+        lines = []
+        for sample in table:
+            media = [prefix + path for path in sample.media]
+            target = sample.target if self.labelled else prefix + sample.target
+            shown = (*media, *map(str, sample.frame_index))
+            lines.append((media[0], media[-1], shown, prefix + sample.group, target, sample.embodiment))
+        columns = ["first", "last", "shown", "group", "target", "robot"]
+        self.rows = pandas.DataFrame(lines, columns=columns)
+        self.unit = "episode" if table.spec.media == "pair" else "video"
+
+    def facts(self) -> dict[str, Any]:
+        """The split in numbers."""
+        classes = Counter(self.rows["target"] if self.labelled else ())
+        return {
+            "split": self.name,
+            "table": str(self.table.path),
+            "rows": len(self.rows),
+            "groups": self.rows["group"].nunique(),
+            "classes": dict(sorted(classes.items())),
+            "embodiments": dict(sorted(Counter(self.rows["robot"]).items())),
+        }
+
+    def counts(self) -> dict[str, Counter[str]]:
+        """Rows per group, and per segment, which is the folder of a pair."""
+        folders = self.rows["first"].str.rpartition("/")[0] if self.unit == "episode" else ()
+        return {"same_group": Counter(self.rows["group"]), "same_segment": Counter(folders)}
 
 
 def audit(spec: DatasetSpec, config: AuditConfig, settings: Settings) -> AuditReport:
@@ -83,34 +185,33 @@ def audit(spec: DatasetSpec, config: AuditConfig, settings: Settings) -> AuditRe
     Raises:
         UsageError: an unknown split, a table that is missing or wrong, or no table at all.
     """
-    if not 0 <= config.distance <= FARTHEST:
-        raise UsageError(f"--distance {config.distance}: expected 0 to {FARTHEST} bits.")
     parts = open_parts(spec, config, settings)
-    findings = [finding for part in parts for finding in inspect_table(part)]
-    for one, other in combinations(parts, 2):
+    findings: list[Finding] = []
+    contents, splits = [], []
+    for part in parts:
+        findings += inspect_table(part)
+        if config.actions and not part.labelled:
+            findings += inspect_actions(part, config.still)
+        contents.append(digest_frames(part, config.workers, findings) if config.frames else {})
+        splits.append(part.facts())
+    for (one, mine), (other, theirs) in combinations(zip(parts, contents, strict=True), 2):
         findings += compare_tables(one, other)
-    if config.actions:
-        for part in parts:
-            if part.classes is None:
-                findings += inspect_actions(part, config.still)
-    if config.frames:
-        frames = []
-        for part in parts:
-            frames.append(Frames(part, config))
-            findings += frames[-1].findings
-        for before, after in combinations(frames, 2):
-            findings += compare_frames(before, after, config.distance)
-    order = {"leak": 0, "warning": 1, "note": 2}
-    findings.sort(key=lambda finding: order[finding.severity])
-    return AuditReport(spec.name, tuple(facts_of(part) for part in parts), tuple(findings))
+        found = Findings(one.name, other.name)
+        first = {digest: name for name, digests in reversed(mine.items()) for digest in digests}
+        twins = {name: first[digest] for name, digests in theirs.items() for digest in digests if digest in first}
+        renamed = [f"{name} = {twin}" for name, twin in twins.items() if name not in mine]
+        found.add("same_frame_content", renamed, len(theirs))
+        findings += found
+    findings.sort(key=lambda finding: ORDER.index(finding.severity))
+    return AuditReport(spec.name, tuple(splits), tuple(findings))
 
 
 def open_parts(spec: DatasetSpec, config: AuditConfig, settings: Settings) -> list[Part]:
     """Read the tables. Raises UsageError."""
     tables: dict[str, Path] = {}
     for entry in config.table:
-        name, equals, file = entry.partition("=")
-        if not equals or not file:
+        name, _, file = entry.partition("=")
+        if not file:
             raise UsageError(f"--table {entry}: expected SPLIT=FILE.")
         tables[name] = Path(file)
     # Without files to open, paths are only compared.
@@ -125,147 +226,145 @@ def open_parts(spec: DatasetSpec, config: AuditConfig, settings: Settings) -> li
                 raise
             missing = str(error)
             continue
-        found.append(read_table(spec, name, path=path, data_dir=data_dir))
+        found.append(Part(read_table(spec, name, path=path, data_dir=data_dir)))
     if not found:
         raise UsageError(f"There is nothing to audit. {missing}")
-    roots = [spec.split(table.split).root for table in found]
-    several = len(set(roots)) > 1
-    return [read_part(table, f"{root}/" if several else "") for table, root in zip(found, roots, strict=True)]
+    return found
 
 
-def facts_of(part: Part) -> AuditedSplit:
-    """Numbers of a split."""
-    classes = Counter(part.targets) if part.classes is not None else Counter[str]()
-    return AuditedSplit(
-        part.name,
-        str(part.table.path),
-        len(part.table),
-        len(part.group_sizes),
-        dict(sorted(classes.items())),
-        dict(sorted(Counter(part.embodiments).items())),
-    )
+# One split
 
 
-# Actions
+def inspect_table(part: Part) -> Findings:
+    """What a split's own table says: its rows, classes, robot types and pairs."""
+    found, rows, spec, frame = Findings(part.name), part.rows, part.table.spec, part.table.frame
+    first, total = rows["first"], len(rows)
+    if spec.path_repair is not None:
+        cells = zip(frame[MEDIA_COLUMNS[spec.media][0]], first, strict=True)
+        lost = [f"{cell} (read as {path})" for cell, path in cells if re.search(spec.path_repair[0], cell)]
+        found.add("lost_folder", lost, total, unit=part.unit)
+    # Without a match the path itself is the group; a pattern that wants just that is fine.
+    pairs = zip(first, part.table.groups(), strict=True)
+    alone = [path for path, group in pairs if path.endswith(group) and re.search(spec.group_pattern, group) is None]
+    found.add("no_group", alone, total, unit=part.unit)
+    column = embodiment_column(spec, list(frame.columns))
+    if column is not None:
+        unnamed = (frame[column].str.strip() == "").to_numpy(bool)
+        found.add("empty_robot_type", list(first[unnamed]), total, known=(rows["robot"][unnamed] != "").sum())
+    again, equal = rows.duplicated("shown"), rows.duplicated(["shown", "target"])
+    found.add("repeated_row", list(first[equal]), total)
+    found.add("contradiction", list(first[again & ~equal]), total)
+    if part.labelled:
+        there, classes = set(rows["target"]), spec.labels.classes
+        found.add("absent_class", [name for name in classes if name not in there], len(classes))
+    if part.unit == "episode":
+        inspect_pairs(part, found)
+    return found
 
 
-def inspect_actions(part: Part, motion: float) -> list[Finding]:
-    """Dimensions that never change, per robot type; pairs in which nothing moves; files that can't be read.
+def inspect_pairs(part: Part, found: Findings) -> None:
+    """Find pairs against the flow of time, and pairs that don't span the stride."""
+    rows, stride, total = part.rows, part.table.spec.stride, len(part.rows)
+    moments = [rows[name].str.extract(MOMENT)[0] for name in ("first", "last")]
+    source, target = (pandas.to_numeric(moment, errors="coerce") for moment in moments)
+    before, after = (moment.map(WORDS) for moment in moments)
+    step = (target - source).fillna(after - before)  # not a number where the names don't tell
+    found.add("reversed_pair", list(rows["first"][step < 0]), total, forward=(step > 0).sum())
+    segments = Counter(map(frozenset, rows["shown"]))
+    both = [""] * sum(count > 1 for count in segments.values())
+    # Some turned round, others not: pairs were turned to augment, and then split by row.
+    if (step < 0).any() and len(both) < len(segments):
+        found.add("both_directions", both, len(segments), 0)
+    found.add("same_frame", list(rows["first"][step == 0]), total)
+    if stride is not None:
+        odd = rows[(target - source).abs().fillna(stride) != stride]
+        spans = [f"{first} to {last}" for first, last in zip(odd["first"], odd["last"], strict=True)]
+        found.add("other_stride", spans, total, stride=stride)
+
+
+def inspect_actions(part: Part, motion: float) -> Findings:
+    """Find dimensions that never change, pairs in which nothing moves, unreadable files.
 
     Args:
         motion: largest change of an action within a pair that counts as none.
     """
-    found, space, rows = Findings(part.name), part.table.spec.actions, len(part.table)
-    ranges: dict[str, tuple[Floats, Floats]] = {}
-    still: list[str] = []
-    failures: list[str] = []
-    with progress(rows, f"actions of {part.name}", "file") as bar:
-        for row, (_, chunk) in enumerate(read_actions(part.table, "absolute")):
+    found, dims, total = Findings(part.name), part.table.spec.actions.dims, len(part.rows)
+    robots, failures = part.rows["robot"], list[str]()
+    low, high = np.full((2, total, len(dims)), np.nan)  # of unreadable files
+    with progress(total, f"actions of {part.name}", "file") as bar:
+        for row, chunk in enumerate(read_actions(part.table)):
             bar.advance()
             if isinstance(chunk, Failure):
                 failures.append(chunk.reason)
-                continue
-            low, high = chunk.min(axis=0), chunk.max(axis=0)
-            if (high - low <= motion).all():
-                still.append(part.media[0][row])
-            known = ranges.get(part.embodiments[row], (low, high))
-            ranges[part.embodiments[row]] = np.minimum(known[0], low), np.maximum(known[1], high)
-    found.add("warning", "unreadable", failures, rows, "action files can't be read and are not audited")
-    for robot, (low, high) in sorted(ranges.items()):
-        names = [space.dims[index] for index in np.flatnonzero(high - low <= CONSTANT)]
-        text = f"action dimensions of {robot or '(empty)'} never change"
-        found.add("warning", "constant_dimension", names, len(space.dims), text, names)
-    text = f"pairs show no motion: no action changes by more than {motion:g}"
-    found.add("note", "no_motion", still, rows - len(failures), text)
+            else:
+                low[row], high[row] = chunk.min(axis=0), chunk.max(axis=0)
+    found.add("unreadable", failures, total, what="action files")
+    for robot in sorted(set(robots)):
+        mine = (robots == robot).to_numpy()
+        spread = np.fmax.reduce(high[mine]) - np.fmin.reduce(low[mine])
+        constant = [dims[index] for index in np.flatnonzero(spread <= CONSTANT)]
+        found.add("constant_dimension", constant, len(dims), len(dims), robot=robot or "(empty)")
+    still = (high - low <= motion).all(axis=1)
+    found.add("no_motion", list(part.rows["first"][still]), total - len(failures), motion=motion)
     return found
 
 
-# Frames
+def digest_frames(part: Part, workers: int, findings: list[Finding]) -> dict[str, list[bytes]]:
+    """Digests of the pixels of a split's images, or of three sampled frames of each clip.
 
-
-class Frames:
-    """The hashed frames of a split and what it says by itself: images of pairs, or three sampled frames of each clip.
-
-    Attributes:
-        names, groups, hashes: file, group and hashes of each frame.
-        first: one frame for each content.
+    What the split says by itself joins the findings.
     """
+    files: dict[str, tuple[Path, tuple[int, ...]]] = {}
+    pairs = list(zip(part.rows["first"], part.rows["last"], strict=True))
+    for names, sample in zip(pairs, part.table, strict=True):
+        index = sample.frame_index
+        few = index and (index[0], index[len(index) // 2], index[-1])
+        for name, path in zip(names, part.table.media_path(sample), strict=False):  # a clip has one
+            files.setdefault(name, (path, few))
 
-    def __init__(self, part: Part, config: AuditConfig) -> None:
-        sources: dict[str, tuple[FrameSource, str]] = {}
-        for row, group in enumerate(part.groups):
-            if all(column[row] in sources for column in part.media):
-                continue
-            sample = part.table[row]
-            index = sample.frame_index
-            chosen = tuple(sorted({index[0], index[len(index) // 2], index[-1]})) if index else ()
-            for column, path in zip(part.media, part.table.media_path(sample), strict=True):
-                sources.setdefault(column[row], (FrameSource(path, chosen), group))
-        self.split, self.findings = part.name, Findings(part.name)
-        self.names: list[str] = []
-        self.groups: list[str] = []
-        self.hashes: list[FrameHash] = []
-        self.first: dict[bytes, int] = {}
-        content: dict[str, bytes] = {}
-        failures: list[str] = []
-        with progress(len(sources), f"frames of {part.name}", "file") as bar:
-            wanted = [source for source, _ in sources.values()]
-            hashed = hash_sources(wanted, workers=config.workers, cache=config.cache, progress=bar)
-            for (name, (_, group)), outcome in zip(sources.items(), hashed, strict=True):
-                if isinstance(outcome, Failure):
-                    failures.append(outcome.reason)
-                    continue
-                content[name] = outcome[0].content
-                for item in outcome:
-                    self.first.setdefault(item.content, len(self.names))
-                    self.names.append(name)
-                    self.groups.append(group)
-                    self.hashes.append(item)
-        self.findings.add(
-            "warning", "unreadable", failures, len(sources), "images or clips can't be read and are not audited"
-        )
-        if part.pairs:
-            pairs = [pair for pair in zip(*part.media, strict=True) if all(path in content for path in pair)]
-            still = [source for source, target in pairs if source != target and content[source] == content[target]]
-            self.findings.add(
-                "warning", "equal_images", still, len(pairs), "pairs show no motion: both images are equal"
-            )
-        twins = [
-            (name, self.names[self.first[item.content]]) for name, item in zip(self.names, self.hashes, strict=True)
-        ]
-        again = [f"{name} = {twin}" for name, twin in twins if name != twin]
-        self.findings.add("note", "repeated_frame", again, len(self.names), "frames are those of another file")
+    def digests(file: tuple[Path, tuple[int, ...]]) -> list[bytes] | str:
+        try:
+            images = read_frames([file[0]], file[1])
+        except MediaError as error:
+            return str(error)
+        return [hashlib.sha256(f"{image.shape}".encode() + image.tobytes()).digest() for image in images]
 
-    def looks(self, rows: Sequence[int]) -> tuple[list[int], Hashes]:
-        """The frames that show something, one for each look, and their perceptual hashes (m, 32) uint8."""
-        found: dict[bytes, int] = {}
-        for index in rows:
-            if self.hashes[index].look:
-                found.setdefault(self.hashes[index].look, index)
-        return list(found.values()), np.frombuffer(b"".join(found), dtype=np.uint8).reshape(-1, 32)
+    with progress(len(files), f"frames of {part.name}", "file") as bar:
+        results = list(in_threads(digests, list(files.values()), max(workers, 1), bar=bar))
+    found = Findings(part.name)
+    failures = [result for result in results if isinstance(result, str)]
+    found.add("unreadable", failures, len(files), what="images or clips")
+    content = {name: result for name, result in zip(files, results, strict=True) if not isinstance(result, str)}
+    known = [pair for pair in pairs if pair[0] != pair[1] and content.keys() >= {*pair}]
+    still = [source for source, target in known if content[source] == content[target]]
+    found.add("equal_images", still, len(known))
+    findings += found
+    return content
 
 
-def compare_frames(one: Frames, other: Frames, distance: int) -> list[Finding]:
-    """Pictures of the second split that the first one has: equal ones leak, alike ones are a warning."""
-    found, names, groups = Findings(one.split, other.split), set(one.names), set(one.groups)
-    same = {
-        name: one.names[one.first[item.content]]
-        for item, name in zip(other.hashes, other.names, strict=True)
-        if item.content in one.first
-    }
-    total, renamed = len(set(other.names)), [f"{name} = {twin}" for name, twin in same.items() if name not in names]
-    text = f"files of {other.split} show frames of {one.split} under another name"
-    found.add("leak", "same_frame_content", renamed, total, text)
-    # Neighbours within an episode look alike: what the splits share by name is reported already.
-    rows = [row for row, group in enumerate(other.groups) if group not in groups and other.names[row] not in same]
-    (mine, base), (theirs, queries) = one.looks(range(len(one.names))), other.looks(rows)
-    near, bits = nearest(queries, base, distance)
-    alike = {}
-    for query in np.flatnonzero(near >= 0):
-        name, twin = other.names[theirs[query]], one.names[mine[near[query]]]
-        alike[name] = f"{name} ~ {twin} ({bits[query]} bits)"
-    text = (
-        f"files of {other.split} look like frames of {one.split}: hashes of 256 bits that differ in {distance} at most"
-    )
-    found.add("warning", "alike_frame", list(alike.values()), total, text)
+# Two splits
+
+
+def compare_tables(one: Part, other: Part) -> Findings:
+    """What two splits share, and what the second alone has; `one` as a rule trains."""
+    found, total = Findings(one.name, other.name), len(other.rows)
+    mine, theirs = ({*part.rows["first"], *part.rows["last"]} for part in (one, other))
+    found.add("same_file", sorted(mine & theirs), len(theirs))
+    if mine & theirs:
+        inputs = set(map(frozenset, one.rows["shown"]))
+        found.add("same_sample", [key[0] for key in other.rows["shown"] if frozenset(key) in inputs], total)
+    before, after = one.counts(), other.counts()
+    for kind, counts in after.items():
+        if kind == "same_segment" and not any(len(each[kind]) > len(each["same_group"]) for each in (before, after)):
+            continue  # every group is one segment
+        hits = [name for name in counts if name in before[kind]]
+        shared = sum(counts[name] for name in hits)
+        found.add(kind, hits, len(counts), unit=other.unit, shared=shared, rows=total)
+    kinds = {"same_action_file": "target", "robot_not_in_training": "robot"}
+    if one.labelled:
+        kinds = {"class_not_in_training": "target", "robot_not_in_training": "robot"}
+    for kind, column in kinds.items():
+        known, new = set(one.rows[column]), set(other.rows[column])
+        hits = new & known if kind == "same_action_file" else new - known
+        found.add(kind, sorted(name or "(empty)" for name in hits), len(new))
     return found

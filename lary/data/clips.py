@@ -1,9 +1,10 @@
-"""Clips of SSv2 and EgoDex: which ones the tables name, and cutting and reversing them out of their recordings.
+"""Clips of SSv2 and EgoDex, cut and reversed out of their recordings.
 
-Both sources may not be redistributed, so the benchmark ships seed tables (``seed_ssv2.csv``, ``seed_egodex.csv``)
-from which users cut the clips: the column ``video_path`` and, in ``seed_output``, lines such as ``0.5 - 2.0 pick up``.
-A clip's name holds the row of its seed table and the line; ``_rev`` marks the reversed clip. Clips are H.264 without
-sound, cut by the ffmpeg executable or by PyAV; each file appears whole or not at all.
+Both sources may not be redistributed, so the benchmark ships seed tables
+(``seed_ssv2.csv``, ``seed_egodex.csv``) from which users cut the clips: the column
+``video_path`` and, in ``seed_output``, lines such as ``0.5 - 2.0 pick up``. A clip's name
+holds the row of its seed table and the line; ``_rev`` marks the reversed clip. Clips are
+H.264 without sound, cut by PyAV; each file appears whole or not at all.
 """
 
 from __future__ import annotations
@@ -12,20 +13,19 @@ import functools
 import itertools
 import os
 import re
-import shutil
-import subprocess
 from collections.abc import Iterable, Iterator, Sequence
-from contextlib import contextmanager
 from dataclasses import dataclass
 from fractions import Fraction
 from pathlib import Path, PurePosixPath
 from typing import Any, Literal, NamedTuple
 
+import numpy as np
+
 from lary.data.configs import ClipConfig
-from lary.data.frames import decode_video
+from lary.data.frames import decode_video, opened_video, to_rgb
 from lary.data.tables import read_frame
-from lary.files import atomic_write, create_temporary, inside, write_failures
-from lary.runtime import in_threads, log, progress
+from lary.files import atomic_write, inside, write_failures
+from lary.runtime import in_threads, progress
 from lary.settings import Settings
 from lary.types import Failure, MediaError, UsageError
 
@@ -39,36 +39,24 @@ CLOCK = re.compile(rf"{CLOCK_TIME}\s*-\s*{CLOCK_TIME}")
 
 UNPACKED = "unzipped/"
 """EgoDex paths of the seed table are those behind this folder."""
-
 SUFFIX, REVERSED = ".mp4", "_rev"
 CLIP_TABLES = ("human_1st_metadata_train.csv", "human_1st_metadata_val.csv")
 """Tables that name the clips."""
-
 SOURCES = ("SSv2", "EgoDex")
 """Values of the column ``dataset``, and first folders of the clips."""
 
-ENCODER = {"preset": "ultrafast", "crf": "23"}
-EVEN = "ceil(iw/2)*2:ceil(ih/2)*2"
-"""H.264 with halved colour needs even sides: a line is added at the right and below."""
-
-TURNS = {1: ("transpose=cclock",), 2: ("hflip", "vflip"), 3: ("transpose=clock",)}
-"""Filters that set a picture upright, by quarter turns against the clock."""
-
 HALF_TICK = Fraction(1, 2_000_000)
 """Slack of times in seconds, half of FFmpeg's microsecond."""
-
 BLOCK = 48
 """Frames held at once while reversing: 150 MB of 1080p pictures."""
-
 REVERSED_BITS = 64
-"""Bits per pixel that a reversed clip may take, as OpenCV's writer allows: it adds no visible loss."""
-
+"""Bits per pixel of a reversed clip at most, as OpenCV's writer allows: no visible loss."""
 MPEG4_TICKS = 65535
-"""Largest number of ticks a second in MPEG-4 (ISO/IEC 14496-2, vop_time_increment_resolution)."""
+"""Largest number of ticks a second in MPEG-4 (ISO/IEC 14496-2)."""
 
 
 class Span(NamedTuple):
-    """A part of a recording: the line that names it (from 0), its start and duration in seconds."""
+    """A part of a recording: its line (from 0), its start and duration in seconds."""
 
     line: int
     start: float
@@ -76,7 +64,7 @@ class Span(NamedTuple):
 
 
 class Task(NamedTuple):
-    """A clip to make: recording, start and duration in seconds, file, and whether time runs backwards."""
+    """A clip to make: recording, start and duration in seconds, file, and direction."""
 
     source: Path
     start: float
@@ -91,10 +79,11 @@ class Task(NamedTuple):
 
 
 def parse_clips(value: object, times: Times = "clock") -> list[Span]:
-    """The spans of a cell of the seed table, in the order of its lines; lines without a usable span are skipped.
+    """The spans of a cell of the seed table, by line; lines without one are skipped.
 
-    The first range of a line counts. Under ``clock``, a line whose times have colons is read as minutes and seconds;
-    ``published`` reads the numbers at the colons' edges, as the published tool does (``00:01 - 00:05`` gives nothing).
+    The first range of a line counts. Under ``clock``, a line whose times have colons is
+    read as minutes and seconds; ``published`` reads the numbers at the colons' edges, as
+    the published tool does (``00:01 - 00:05`` gives nothing).
     """
     found = []
     for number, line in enumerate(str(value).replace("\\n", "\n").strip().split("\n")):
@@ -102,24 +91,25 @@ def parse_clips(value: object, times: Times = "clock") -> list[Span]:
         match = clock or SECONDS.search(line)
         if match is None:
             continue
-        start, end = (seconds(text) for text in match.groups())
+        start, end = (
+            functools.reduce(lambda total, part: total * 60 + float(part), text.split(":"), 0.0)
+            for text in match.groups()
+        )
         duration = round(end - start, 2)
         if duration > 0:
             found.append(Span(number, start, duration))
     return found
 
 
-def seconds(text: str) -> float:
-    """Seconds of ``12.5``, ``1:02.5`` or ``1:00:02``."""
-    return functools.reduce(lambda total, part: total * 60 + float(part), text.split(":"), 0.0)
-
-
 def clip_tasks(
     source: str, seeds: Iterable[Sequence[str]], root: Path, out: Path, wanted: frozenset[str], times: Times = "clock"
 ) -> list[Task]:
-    """The clips among `wanted` that the seed rows (video_path, seed_output) of a source give, forward before reversed.
+    """The wanted clips that the seed rows of a source give, forward before reversed.
 
     Named ``SSv2/<row>_<line>[_rev].mp4`` and ``EgoDex/<video>/<row>_<line>[_rev].mp4``.
+
+    Args:
+        seeds: ``video_path`` and ``seed_output`` of each row.
     """
     tasks = []
     for row, (video, text) in enumerate(seeds):
@@ -132,7 +122,8 @@ def clip_tasks(
             for ending, reverse in ((SUFFIX, False), (REVERSED + SUFFIX, True)):
                 name = f"{stem}_{span.line}{ending}"
                 if name in wanted:
-                    # Both come from tables, which are untrusted: neither may lead out of its folder.
+                    # Both come from tables, which are untrusted: neither may lead out of
+                    # its folder.
                     recording, target = inside(root, inner), inside(out, name)
                     tasks.append(Task(recording, span.start, span.duration, target, reverse))
     return tasks
@@ -140,7 +131,7 @@ def clip_tasks(
 
 @dataclass(frozen=True)
 class ClipReport:
-    """What was done: clips asked for, made now, and there before, the failures, and the file that lists them."""
+    """Clips asked for, made now and there before; the failures, and their list."""
 
     wanted: int
     made: int
@@ -150,12 +141,13 @@ class ClipReport:
 
 
 def prepare_clips(config: ClipConfig, settings: Settings) -> ClipReport:
-    """Cut every clip that the tables name and that isn't there yet; every clip that fails is named with its reason.
+    """Cut every clip that the tables name and that isn't there yet.
 
-    A reversed clip is made of its finished forward clip, which is cut too where only the reversed one is named.
+    Every clip that fails is named with its reason. A reversed clip is made of its forward
+    clip, which is cut too where only the reversed one is named.
 
     Raises:
-        UsageError: a folder, table or column is missing, or ffmpeg is asked for and missing.
+        UsageError: a folder, table or column is missing.
     """
     folder = settings.path("LARY_ROOT") / "data"
     roots = {name: root for name, root in zip(SOURCES, (config.ssv2_root, config.egodex_root), strict=True) if root}
@@ -164,39 +156,30 @@ def prepare_clips(config: ClipConfig, settings: Settings) -> ClipReport:
     for name, root in roots.items():
         if not root.is_dir():
             raise UsageError(f"The {name} folder {root} does not exist.")
-    seeds = (config.seed_ssv2 or folder / "seed_ssv2.csv", config.seed_egodex or folder / "seed_egodex.csv")
     tables = config.metadata or tuple(path for name in CLIP_TABLES if (path := folder / name).is_file())
     if not tables:
         raise UsageError(f"There is none of {', '.join(CLIP_TABLES)} in {folder}: set LARY_ROOT or pass --metadata.")
     out = config.output_dir or settings.path("DATA_DIR") / "classification"
-    ffmpeg = find_ffmpeg(config.backend)
     rows = [row for table in tables for row in read_columns(table, "dataset", "video_path")]
     wanted = frozenset(path.strip().replace("\\", "/") for source, path in rows if source.strip() in roots)
-    log.info("cutting with %s", ffmpeg or "PyAV")
-    tasks = []
+    seeds = (config.seed_ssv2 or folder / "seed_ssv2.csv", config.seed_egodex or folder / "seed_egodex.csv")
+    groups: dict[Path, list[Task]] = {}
     for source, table in zip(SOURCES, seeds, strict=True):
         if source in roots:
             pairs = read_columns(table, "video_path", "seed_output")
-            tasks += clip_tasks(source, pairs, roots[source], out, wanted, config.times)
-    failures = [
-        Failure(None, name, "no line of the seed table gives this clip")
-        for name in sorted(wanted - {task.out.relative_to(out).as_posix() for task in tasks})
-    ]
-    groups: dict[Path, list[Task]] = {}
-    for task in tasks:
-        groups.setdefault(task.forward, []).append(task)
-    workers, results = min(config.workers, 4 * (os.cpu_count() or 1)), []
-    with progress(len(tasks), "cutting", "clip") as bar:
-        for done in in_threads(lambda group: make_clips(group, ffmpeg), list(groups.values()), workers):
-            results += done
+            for task in clip_tasks(source, pairs, roots[source], out, wanted, config.times):
+                groups.setdefault(task.forward, []).append(task)
+    named = {task.out.relative_to(out).as_posix() for group in groups.values() for task in group}
+    results = dict.fromkeys(wanted - named, "no line of the seed table gives this clip")
+    workers = min(config.workers, 4 * (os.cpu_count() or 1))
+    with progress(len(named), "cutting", "clip") as bar:
+        for done in in_threads(make_clips, list(groups.values()), workers):
+            results |= {path.relative_to(out).as_posix(): result for path, result in done.items()}
             bar.advance(len(done))
-    made, kept = (sum(result == word for _, result in results) for word in ("made", "kept"))
-    failures += [
-        Failure(None, task.out.relative_to(out).as_posix(), result)
-        for task, result in results
-        if result not in ("made", "kept")
+    made, kept = (list(results.values()).count(word) for word in ("made", "kept"))
+    failures = [
+        Failure(None, name, result) for name, result in sorted(results.items()) if result not in ("made", "kept")
     ]
-    failures.sort(key=lambda item: item.path)
     listed = out / "clip_failures.csv"
     write_failures(listed, failures)
     return ClipReport(len(wanted), made, kept, tuple(failures), listed)
@@ -211,108 +194,74 @@ def read_columns(table: Path, *names: str) -> list[tuple[str, ...]]:
     return list(zip(*(frame[name].tolist() for name in names), strict=True))
 
 
-def make_clips(tasks: Sequence[Task], ffmpeg: str | None) -> list[tuple[Task, str]]:
-    """Make the forward and the reversed clip of one span; each task with ``made``, ``kept`` or why it failed."""
-    done = []
-    for task in sorted(tasks, key=lambda task: task.reverse):
+def make_clips(tasks: Sequence[Task]) -> dict[Path, str]:
+    """Make the clips of one span; ``made``, ``kept`` or the failure for each file."""
+    done = {}
+    for task in tasks:
         try:
-            if present(task.out):
-                done.append((task, "kept"))
+            if _present(task.out):
+                done[task.out] = "kept"
                 continue
-            if not present(task.forward):
+            if not _present(task.forward):
                 if not task.source.is_file():
                     raise MediaError(f"The recording {task.source} does not exist.")
-                cut_forward(task.source, task.start, task.duration, task.forward, ffmpeg)
+                cut_forward(task.source, task.start, task.duration, task.forward)
             if task.reverse:
                 cut_reversed(task.forward, task.out)
-            done.append((task, "made"))
+            done[task.out] = "made"
         except (MediaError, OSError) as error:
-            done.append((task, str(error)))
+            done[task.out] = str(error)
     return done
 
 
-def present(path: Path) -> bool:
-    """Whether a clip was made before: clips take their names when complete, so one that isn't empty is whole."""
+def _present(path: Path) -> bool:
     return path.is_file() and path.stat().st_size > 0
 
 
 # Cutting and reversing
 
 
-def find_ffmpeg(backend: str = "auto") -> str | None:
-    """The ffmpeg executable; None where PyAV cuts. Raises UsageError if ffmpeg is asked for and missing."""
-    found = None if backend == "pyav" else shutil.which("ffmpeg")
-    if found is None and backend == "ffmpeg":
-        raise UsageError("There is no ffmpeg executable in PATH: install it, or cut with --backend pyav.")
-    return found
-
-
-def cut_forward(source: Path, start: float, duration: float, out: Path, ffmpeg: str | None = None) -> None:
-    """Cut `duration` seconds from `start` on, frame-exact, as H.264, by the ffmpeg executable or by PyAV.
+def cut_forward(source: Path, start: float, duration: float, out: Path) -> None:
+    """Cut `duration` seconds from `start` on, frame-exact, as H.264 with its own times.
 
     Raises:
         MediaError: the recording is broken, or holds no frame in that span.
     """
-    if ffmpeg is None:
-        _cut_with_pyav(source, start, duration, out)
-    else:
-        _cut_with_ffmpeg(ffmpeg, source, start, duration, out)
-
-
-def _cut_with_ffmpeg(executable: str, source: Path, start: float, duration: float, out: Path) -> None:
-    handle, name = create_temporary(out)
-    os.close(handle)
-    options = [item for key, value in ENCODER.items() for item in (f"-{key}", value)]
-    command = [executable, "-nostdin", "-v", "error", "-y", "-ss", str(start), "-t", str(duration)]
-    command += ["-i", str(source.absolute()), "-vf", f"pad={EVEN}", "-c:v", "libx264", *options, "-threads", "1"]
-    command += ["-pix_fmt", "yuv420p", "-an", "-f", "mp4", name]
-    try:
-        done = subprocess.run(command, capture_output=True, text=True, errors="replace")
-        if done.returncode:
-            lines = done.stderr.strip().splitlines() or [f"exit code {done.returncode}"]
-            raise MediaError(f"ffmpeg can't cut {source}: {lines[-1]}.")
-        try:
-            next(decode_video(Path(name)))
-        except MediaError:
-            raise MediaError(f"The recording {source} has no frame from {start} s on.") from None
-        os.replace(name, out)
-    finally:
-        Path(name).unlink(missing_ok=True)
-
-
-@contextmanager
-def _failing_as(what: str) -> Iterator[None]:
-    """What PyAV and the disk raise in the block as a MediaError."""
-    import av
-
-    try:
-        yield
-    except (av.error.FFmpegError, OSError, ValueError, IndexError) as error:
-        raise MediaError(f"{what}: {getattr(error, 'strerror', None) or error}.") from error
-
-
-def _cut_with_pyav(source: Path, start: float, duration: float, out: Path) -> None:
-    import av
-
-    with _failing_as(f"{source} can't be cut"), av.open(str(source)) as container:
-        if not container.streams.video:
-            raise ValueError("it holds no video stream")
-        stream: Any = container.streams.video[0]
-        stream.codec_context.thread_count = 1
-        # Cuts are counted from the recording's start, as ffmpeg does.
+    with opened_video(source) as (container, stream):
+        # Cuts are counted from the recording's start, as the ffmpeg executable does.
         begin = Fraction(container.start_time or 0, 1_000_000) + Fraction(str(start))
         if start > 0:
             container.seek(int((begin - HALF_TICK) / stream.time_base), stream=stream, backward=True)
         frames = _span(container.demux(stream), begin - HALF_TICK, Fraction(str(duration)))
-        first = next(frames, None)
-        if first is None:
-            raise ValueError(f"it has no frame from {start} s on")
-        upright = _upright(itertools.chain([first], frames), first)
-        _encode(upright, out, stream.average_rate or Fraction(30), begin)
+        _encode(frames, out, "libx264", stream.average_rate or Fraction(30), origin=begin)
+
+
+def cut_reversed(forward: Path, out: Path) -> None:
+    """All frames of a clip in reverse order, MPEG-4, at its rate and size.
+
+    Raises:
+        MediaError: the forward clip is broken.
+    """
+    with opened_video(forward) as (_, stream):
+        rate = stream.average_rate or Fraction(30)
+        rate = rate.limit_denominator(max(1, min(1001, int(MPEG4_TICKS / rate))))
+        count = sum(1 for _ in decode_video(forward))
+        blocks = (
+            list(itertools.islice(decode_video(forward), max(0, stop - BLOCK), stop))
+            for stop in range(count, 0, -BLOCK)
+        )
+        frames = (frame for block in blocks for frame in reversed(block))
+        _encode(frames, out, "mpeg4", rate)
 
 
 def _span(packets: Iterable[Any], begin: Fraction, duration: Fraction) -> Iterator[Any]:
-    """The frames from `begin` on, for `duration` from the first of them on (so does ffmpeg), both in seconds."""
+    """The frames from `begin` on, for `duration` from the first of them, in seconds.
+
+    They are upright and have even sides, which halved colour needs: a line is added at
+    the right and below.
+    """
+    import av
+
     first = None
     for packet in packets:
         if packet.size and packet.is_corrupt:
@@ -325,74 +274,32 @@ def _span(packets: Iterable[Any], begin: Fraction, duration: Fraction) -> Iterat
             first = frame.pts if first is None else first
             if frame.pts - first >= round(duration / frame.time_base):
                 return
-            yield frame
+            picture = to_rgb(frame)
+            height, width, _ = picture.shape
+            even = np.pad(picture, ((0, height % 2), (0, width % 2), (0, 0)))
+            shown = av.VideoFrame.from_ndarray(even, format="rgb24")
+            shown.pts, shown.time_base = frame.pts, frame.time_base
+            yield shown
+    if first is None:
+        raise ValueError(f"it has no frame from {float(begin):g} s on")
 
 
-def _upright(frames: Iterable[Any], first: Any) -> Iterator[Any]:
-    """Frames turned as their recording says, padded to even sides, in the pixel format of H.264."""
-    import av
-
-    graph = av.filter.Graph()
-    # No stream is handed over: its time base may differ from the frames'.
-    source = graph.add_buffer(
-        width=first.width, height=first.height, format=first.format, time_base=first.time_base
-    )  # fmt: skip
-    turn = round(getattr(first, "rotation", 0) / 90) % 4
-    links = [source]
-    for text in (*TURNS.get(turn, ()), f"pad={EVEN}", "format=yuv420p"):
-        name, _, arguments = text.partition("=")
-        links.append(graph.add(name, arguments or None))
-    links.append(graph.add("buffersink"))
-    for before, after in itertools.pairwise(links):
-        before.link_to(after)
-    graph.configure()
-    for frame in frames:
-        source.push(frame)
-        yield links[-1].pull()
-
-
-def cut_reversed(forward: Path, out: Path) -> None:
-    """All frames of a clip in reverse order, MPEG-4, at its rate and size.
-
-    Raises:
-        MediaError: the forward clip is broken.
-    """
-    import av
-
-    with _failing_as(f"{forward} can't be reversed"):
-        with av.open(str(forward)) as container:
-            rate = container.streams.video[0].average_rate or Fraction(30)
-        rate = rate.limit_denominator(max(1, min(1001, int(MPEG4_TICKS / rate))))
-        count = sum(1 for _ in decode_video(forward))
-        # The frames from the last to the first, a block of them in memory at a time.
-        blocks = ((max(0, stop - BLOCK), stop) for stop in range(count, 0, -BLOCK))
-        frames = (
-            frame
-            for start, stop in blocks
-            for frame in reversed(list(itertools.islice(decode_video(forward), start, stop)))
-        )
-        _encode(frames, out, rate)
-
-
-def _encode(frames: Iterable[Any], out: Path, rate: Fraction, origin: Fraction | None = None) -> None:
-    """Write frames as H.264 with their own times, counted from `origin` in seconds; without it evenly as MPEG-4."""
+def _encode(frames: Iterable[Any], out: Path, codec: str, rate: Fraction, origin: Fraction | None = None) -> None:
+    """Write frames with their own times, counted from `origin` in seconds, or evenly."""
     import av
 
     with atomic_write(out) as file, av.open(file, "w", format="mp4") as container:
-        stream: Any = None
+        options = {} if origin is None else {"preset": "ultrafast", "crf": "23"}
+        stream: Any = container.add_stream(codec, rate=rate, options=options)
+        stream.pix_fmt, stream.codec_context.thread_count = "yuv420p", 1
         ticks = -1
         for frame in frames:
-            if stream is None:
-                stream = container.add_stream(
-                    "mpeg4" if origin is None else "libx264", rate=rate, options={} if origin is None else ENCODER
-                )
-                stream.width, stream.height, stream.pix_fmt = frame.width, frame.height, "yuv420p"
-                stream.codec_context.thread_count = 1
+            if ticks < 0:
+                stream.width, stream.height = frame.width, frame.height
+                unit = 1 / rate if origin is None else frame.time_base
+                stream.codec_context.time_base = unit
                 if origin is None:
                     stream.bit_rate = int(min(REVERSED_BITS * rate * frame.width * frame.height, 2**30))
-                else:
-                    stream.codec_context.time_base = frame.time_base
-            unit = 1 / stream.codec_context.rate if origin is None else stream.codec_context.time_base
             own = 0 if origin is None else int((frame.pts * frame.time_base - origin) / unit + Fraction(1, 2))
             ticks = max(own, ticks + 1)  # ascending, also where two frames have one time
             frame.pts, frame.time_base, frame.pict_type = ticks, unit, 0

@@ -1,24 +1,24 @@
 """Download of the published data sets: pinned, checked against digests, resumed, unpacked into the benchmark's layout.
 
-``DATA_DIR/lary_download.json`` names the revision that was fetched, the digests, and how far every file has come; it is
-written after each of them, so that the same command resumes where it stopped.
+``DATA_DIR/lary_download.json`` names the revision that was fetched, the digests, and how far every file has
+come; it is written after each of them, so that the same command resumes where it stopped.
 """
 
 from __future__ import annotations
 
 import filecmp
 import fnmatch
-import os
+import hashlib
 import re
 import shutil
-from collections.abc import Callable, Iterable, Sequence
-from dataclasses import asdict, dataclass, field, replace
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass
 from pathlib import Path, PurePosixPath
 from typing import Any
 
-from lary.data.archives import SCRATCH, group_parts, is_archive, member_names, unpack, whole_name
+from lary.data.archives import SCRATCH, unpack, whole_name
 from lary.data.configs import DownloadConfig
-from lary.data.hubs import HuggingFace, ModelScope, RemoteFile, content_problem
 from lary.data.spec import DATASETS, DatasetSpec
 from lary.files import inside, read_json, write_bytes, write_json
 from lary.runtime import log, progress
@@ -29,21 +29,96 @@ MANIFEST = "lary_download.json"
 CACHE = ".lary_download"
 VERSION = 1
 TRACKS = ("classification", "regression")
-FETCHED, DONE = "fetched", "done"
+DONE = "done"
 TRIES = 2
+SECONDS = 30
+
+
+# Hubs
 
 
 @dataclass(frozen=True)
-class DownloadReport:
-    """The pinned revision, the chosen files, how many were fetched or there already, archives unpacked, failures."""
+class RemoteFile:
+    """A file of a repository: its path, its size in bytes, and the digest that the hub knows of it.
 
-    repository: str
-    revision: str
-    files: tuple[RemoteFile, ...]
-    fetched: int = 0
-    kept: int = 0
-    unpacked: int = 0
-    failures: tuple[Failure, ...] = ()
+    ``sha256`` is of the content, ``git`` the SHA-1 of the content as a git object; either may be empty.
+    """
+
+    path: str
+    size: int
+    sha256: str = ""
+    git: str = ""
+
+    def problem(self, path: Path) -> str:
+        """The difference between a fetched file and what the hub knows of it; empty if there is none."""
+        size = path.stat().st_size
+        if size != self.size:
+            return f"it has {size} bytes, not {self.size}"
+        head = f"blob {size}\0".encode()
+        state = hashlib.sha256() if self.sha256 else hashlib.sha1(head, usedforsecurity=False)
+        with path.open("rb") as stream:
+            while block := stream.read(1 << 20):
+                state.update(block)
+        wanted = self.sha256 or self.git
+        return "its digest differs" if wanted and state.hexdigest() != wanted.lower() else ""
+
+
+class HuggingFace:
+    """A repository on Hugging Face; token and endpoint as ``huggingface_hub`` finds them."""
+
+    def __init__(self, repository: str) -> None:
+        import huggingface_hub
+
+        self.repository, self._hub = repository, huggingface_hub
+
+    def files(self, revision: str | None) -> tuple[str, list[RemoteFile]]:
+        """The commit that a branch, tag or commit stands for (None: the newest), and its files."""
+        api, found = self._hub.HfApi(), []
+        commit = str(api.dataset_info(self.repository, revision=revision, timeout=SECONDS).sha)
+        for entry in api.list_repo_tree(self.repository, recursive=True, revision=commit, repo_type="dataset"):
+            if isinstance(entry, self._hub.hf_api.RepoFile):
+                sha256 = entry.lfs.sha256 if entry.lfs is not None else ""
+                found.append(RemoteFile(entry.path, entry.size, sha256, "" if sha256 else entry.blob_id))
+        return commit, found
+
+    def fetch(self, path: str, revision: str, folder: Path) -> None:
+        """Fetch a file to its path below `folder`, resuming an earlier try."""
+        options: Any = {"revision": revision, "repo_type": "dataset", "local_dir": folder}
+        self._hub.hf_hub_download(self.repository, path, **options)
+
+
+class ModelScope:
+    """A repository on ModelScope. Its revisions are branches or tags: content is pinned by digests."""
+
+    def __init__(self, repository: str) -> None:
+        try:
+            import modelscope_hub
+        except ImportError:
+            raise UsageError("--source modelscope needs its library: pip install 'lary[modelscope]'.") from None
+        self.repository, self._api = repository, modelscope_hub.HubApi()
+
+    def files(self, revision: str | None) -> tuple[str, list[RemoteFile]]:
+        """As `HuggingFace.files`; the revision stays a name."""
+        revision = revision or "master"
+        listed = self._api.list_repo_files(self.repository, "dataset", revision=revision)
+        return revision, [RemoteFile(file.path, file.size, file.sha256 or "") for file in listed if not file.is_dir]
+
+    def fetch(self, path: str, revision: str, folder: Path) -> None:
+        """As `HuggingFace.fetch`."""
+        self._api.download_file(self.repository, "dataset", path, revision=revision, local_dir=folder)
+
+
+@contextmanager
+def hub_errors(hub: str, repository: str) -> Iterator[None]:
+    """Turn whatever a hub's library raises into one sentence; each HTTP library below it has its own errors."""
+    try:
+        yield
+    except Exception as error:
+        reason = (str(error).strip() or type(error).__name__).splitlines()[0].rstrip(".")
+        raise LaryError(
+            f"{hub} doesn't give {repository}: {reason}. Check network, name and 'hf auth login'; the same "
+            "command resumes where it stopped."
+        ) from error
 
 
 # Licences
@@ -71,28 +146,24 @@ def accept(specs: Sequence[DatasetSpec], accepted: bool, ask: Callable[[str], st
         use = "commercial use allowed" if licence.commercial else "no commercial use"
         print(f"  {licence.source}: {licence.name}; {use}; {licence.url}")
     print("Each part keeps the terms of its source; taken together the strictest of them apply.", flush=True)
-    if accepted:
-        return
-    if ask is None:
+    if not accepted and ask is None:
         raise UsageError("The terms above are not accepted: pass --accept-licenses if you do.")
-    if ask("Do you accept the terms of every source? Type yes: ").strip().lower() != "yes":
+    if not accepted and ask and ask("Do you accept the terms of every source? Type yes: ").strip().lower() != "yes":
         raise UsageError("The terms were not accepted; nothing was downloaded.")
 
 
 # The layout
 
 
-def known_folders(specs: Iterable[DatasetSpec]) -> tuple[str, ...]:
-    """Folders of the layout below ``DATA_DIR``: roots of splits, what is above them, and those named by a source."""
-    found: dict[str, None] = {}
+def known_folders(specs: Iterable[DatasetSpec]) -> list[str]:
+    """Folders of the layout: roots of splits, what is above them, and those named by a source."""
+    found = []
     for spec in specs:
         for split in spec.splits.values():
-            parts = PurePosixPath(split.root).parts
-            for end in range(2, len(parts) + 1):
-                found["/".join(parts[:end])] = None
-            if len(parts) == 1:
-                found |= {f"{parts[0]}/{licence.source}": None for licence in spec.licences}
-    return tuple(found)
+            track, *below = split.root.split("/")
+            found += ["/".join([track, *below[: end + 1]]) for end in range(len(below))]
+            found += [] if below else [f"{track}/{licence.source}" for licence in spec.licences]
+    return found
 
 
 def belongs(path: str, spec: DatasetSpec) -> bool:
@@ -101,67 +172,61 @@ def belongs(path: str, spec: DatasetSpec) -> bool:
     def folded(text: str) -> str:  # names are spelled in several ways
         return re.sub(r"[^a-z0-9]", "", text.lower())
 
-    parts = PurePosixPath(path).parts
+    parts = path.split("/")
     words = {folded(name) for name in (spec.name, *(folder.split("/")[1] for folder in known_folders([spec])))}
-    named = [part for part in parts if part in TRACKS]
-    if named and named[0] not in {PurePosixPath(split.root).parts[0] for split in spec.splits.values()}:
-        return False
-    return any(word in folded(part) for word in words for part in parts)
+    tracks = {split.root.split("/")[0] for split in spec.splits.values()}
+    track = next((part for part in parts if part in TRACKS), None)
+    return track in (None, *tracks) and any(word in folded(part) for word in words for part in parts)
 
 
-def choose(
-    files: Sequence[RemoteFile], specs: Sequence[DatasetSpec], config: DownloadConfig, repository: str
-) -> list[RemoteFile]:
+def choose(files: Sequence[RemoteFile], specs: Sequence[DatasetSpec], config: DownloadConfig) -> list[RemoteFile]:
     """The files that are wanted: archives, tables, and what is in the folders of the layout.
 
     Raises:
         UsageError: a data set or pattern has none; names what there is.
     """
-    useful = [
-        file
-        for file in files
-        if is_archive(file.path) or file.path.endswith(".csv") or set(PurePosixPath(file.path).parts[:-1]) & set(TRACKS)
-    ]
-    there = ", ".join(sorted({whole_name(file.path) for file in useful})[:20]) or "none"
+    paths = []
+    for file in files:
+        whole, folders = whole_name(file.path), file.path.split("/")[:-1]
+        if whole or file.path.endswith(".csv") or set(folders) & set(TRACKS):
+            paths.append(file.path)
+    wanted = {"data": paths}
     if config.files:
-        chosen = [file for file in useful if any(fnmatch.fnmatch(file.path, pattern) for pattern in config.files)]
-        if not chosen:
-            raise UsageError(f"No file of {repository} matches --files. It has: {there}.")
-        return chosen
-    if not config.include:
-        return useful
-    missing = [spec.name for spec in specs if not any(belongs(file.path, spec) for file in useful)]
-    if missing:
-        raise UsageError(
-            f"{repository} has no files of {', '.join(missing)} by their names. It has: {there}. Choose with --files "
-            "PATTERN."
-        )
-    return [file for file in useful if any(belongs(file.path, spec) for spec in specs)]
+        wanted = {pattern: fnmatch.filter(paths, pattern) for pattern in config.files}
+    elif config.include:
+        wanted = {spec.name: [path for path in paths if belongs(path, spec)] for spec in specs}
+    if missing := ", ".join(name for name, found in wanted.items() if not found):
+        there = ", ".join(sorted({whole_name(path) or path for path in paths})[:20]) or "nothing"
+        raise UsageError(f"There are no files of {missing}: choose with --files PATTERN from {there}.")
+    chosen = {path for found in wanted.values() for path in found}
+    return [file for file in files if file.path in chosen]
 
 
-def find_place(archive: str, names: Sequence[str], folders: Sequence[str]) -> Callable[[str], str] | None:
-    """Where the members of an archive belong below ``DATA_DIR``; None if nothing says so.
+def find_place(archive: str, folders: Sequence[str]) -> Callable[[str], str]:
+    """Where the members of an archive belong below ``DATA_DIR``, among the folders of the layout.
 
-    In this order: members name their track (``regression/calvin/...``); they start with a folder of the layout
-    (``calvin/...``); the archive is in one or is called like one (``regression/calvin.tar``).
+    In this order: a member names its track (``regression/calvin/...``); it starts with a folder of the
+    layout (``calvin/...``); the archive is in one or is called like one (``regression/calvin.tar``).
     """
-    split = [[part for part in name.split("/") if part not in ("", ".")] for name in names]
-    tops = {parts[0] for parts in split if parts}
-    if any(track in parts[:3] for parts in split for track in TRACKS):
-        return from_track
     short = {folder.split("/")[1]: folder for folder in folders if folder.count("/") == 1}
-    if tops and tops <= set(short):
-        usual = short[min(tops)]  # only the first members were read: others are put beside them
-        return lambda name: f"{short.get(name.split('/')[0], usual).split('/')[0]}/{name}"
     path = PurePosixPath(archive)
     stem = re.split(r"\.(?:tar|tgz|zip)\b", path.name, maxsplit=1)[0]
     above = from_track(str(path.parent)) if set(path.parts) & set(TRACKS) else ""
-    if tops != {stem}:
-        if f"{above}/{stem}" in folders:
-            above = f"{above}/{stem}"
-        elif not above:
-            above = short.get(stem, "")
-    return (lambda name: f"{above}/{name}") if above else None
+    inner = f"{above}/{stem}" if f"{above}/{stem}" in folders else above or short.get(stem, "")
+
+    def place(name: str) -> str:
+        parts = name.split("/")
+        if set(parts[:3]) & set(TRACKS):
+            return from_track(name)
+        root = short[parts[0]].split("/")[0] if parts[0] in short else above if parts[0] == stem else inner
+        if not root:
+            raise LaryError(
+                f"Nothing says where {archive} belongs, which holds {name}: unpack it by hand into the layout of "
+                "docs/guide-data.md."
+            )
+        return f"{root}/{name}"
+
+    return place
 
 
 def from_track(name: str) -> str:
@@ -174,45 +239,7 @@ def from_track(name: str) -> str:
 # Fetching
 
 
-@dataclass
-class DownloadManifest:
-    """What is in ``DATA_DIR`` and where it is from; ``files`` has size, sha256, git and state by path."""
-
-    path: Path
-    source: str = ""
-    repository: str = ""
-    revision: str = ""
-    files: dict[str, dict[str, Any]] = field(default_factory=dict)
-
-    @classmethod
-    def read(cls, path: Path) -> DownloadManifest:
-        """The manifest, empty if there is none. Raises LaryError for one that can't be read or is newer."""
-        if not path.exists():
-            return cls(path)
-        found = read_json(path, "download manifest")
-        if not isinstance(found, dict) or not isinstance(found.get("files"), dict):
-            raise LaryError(f"The download manifest {path} is damaged: move it away, and files are checked anew.")
-        if found.get("version", 0) > VERSION:
-            raise LaryError(f"The download manifest {path} was written by a newer lary: update lary.")
-        return cls(path, found["source"], found["repository"], found["revision"], found["files"])
-
-    def state(self, file: RemoteFile) -> str:
-        """How far a file has come; empty if it is new or has changed."""
-        entry = {"path": file.path, **self.files.get(file.path, {})}
-        state = entry.pop("state", "")
-        return str(state) if entry == asdict(file) else ""
-
-    def put(self, file: RemoteFile, state: str) -> None:
-        """Note how far a file has come, and save."""
-        self.files[file.path] = {"size": file.size, "sha256": file.sha256, "git": file.git, "state": state}
-        self.save()
-
-    def save(self) -> None:
-        keys = ("source", "repository", "revision", "files")
-        write_json(self.path, {"version": VERSION, **{key: getattr(self, key) for key in keys}})
-
-
-def download(config: DownloadConfig, settings: Settings, ask: Callable[[str], str] | None = None) -> DownloadReport:
+def download(config: DownloadConfig, settings: Settings, ask: Callable[[str], str] | None = None) -> Download:
     """Show the terms, then fetch, check and unpack; with `config.dry_run` only choose the files.
 
     Args:
@@ -223,154 +250,117 @@ def download(config: DownloadConfig, settings: Settings, ask: Callable[[str], st
         LaryError: the hub can't be reached, or there is no space.
     """
     specs = downloadable([key for part in config.include for key in part.split(",") if key])
-    repositories = {config.repo} if config.repo else {spec.repository for spec in specs}
-    if len(repositories) != 1:
-        raise UsageError(
-            f"These data sets are in several repositories, {', '.join(sorted(repositories))}: download them one by one."
-        )
-    repository = repositories.pop()
-    if ".." in repository or not re.fullmatch(r"[^/]+/[^/]+", repository):
-        raise UsageError(f"--repo {repository}: expected owner/name, such as meituan-longcat/LARYBench.")
-    hub: HuggingFace | ModelScope = (
-        HuggingFace(repository) if config.source == "huggingface" else ModelScope(repository)
-    )
-    data_dir = settings.path("DATA_DIR")
+    repository = config.repo or ", ".join(sorted({spec.repository for spec in specs}))
+    if ".." in repository or not re.fullmatch(r"[^/, ]+/[^/, ]+", repository):
+        raise UsageError(f"--repo {repository}: expected one owner/name, such as meituan-longcat/LARYBench.")
+    run = Download(config, settings, repository)
     if not config.dry_run:
         accept(specs, config.accept_licenses, ask)
-    manifest = DownloadManifest.read(data_dir / MANIFEST)
-    if manifest.repository not in ("", repository) or manifest.source not in ("", config.source):
-        raise UsageError(
-            f"{data_dir} holds files of {manifest.repository} from {manifest.source}: choose another DATA_DIR."
-        )
-    revision, listed = hub.files(config.revision or manifest.revision or None)
-    files = choose(listed, specs, config, repository)
-    report = DownloadReport(repository, revision, tuple(files))
-    if config.dry_run:
-        return report
-    if manifest.revision not in ("", revision):
-        log.info("moving from revision %s to %s: changed files are fetched again", manifest.revision, revision)
-    log.info("%s at %s: %d files, %s", repository, revision, len(files), in_words(sum(file.size for file in files)))
-    manifest.source, manifest.repository, manifest.revision = config.source, repository, revision
-    kept = sum(manifest.state(file) == DONE for file in files)
-    run = _Download(config, settings, hub, manifest)
-    fetched, unpacked = run.run(files)
-    return replace(report, fetched=fetched, kept=kept, unpacked=unpacked, failures=tuple(run.failures))
+    with hub_errors(config.source, repository):
+        run.revision, listed = run.hub.files(config.revision or run.revision or None)
+    run.files = choose(listed, specs, config)
+    run.kept = sum(map(run.is_done, run.files))
+    if not config.dry_run:
+        run.run()
+    return run
 
 
-class _Download:
-    """One run: the chosen files are fetched into a folder beside the data, then unpacked or moved into the layout."""
+class Download:
+    """One run: files are fetched into a folder beside the data, then unpacked or moved into the layout.
 
-    def __init__(
-        self, config: DownloadConfig, settings: Settings, hub: HuggingFace | ModelScope, manifest: DownloadManifest
-    ) -> None:
-        self.config, self.hub, self.manifest = config, hub, manifest
+    Attributes:
+        kept: files that were in their place before.
+        unpacked: archives.
+    """
+
+    def __init__(self, config: DownloadConfig, settings: Settings, repository: str) -> None:
+        self.config, self.repository = config, repository
+        self.hub = (HuggingFace if config.source == "huggingface" else ModelScope)(repository)
         self.data_dir, self.tables = settings.path("DATA_DIR"), settings.path("LARY_ROOT") / "data"
-        self.cache = self.data_dir / CACHE
+        self.cache, self.manifest = self.data_dir / CACHE, self.data_dir / MANIFEST
+        self.fetched = self.kept = self.unpacked = 0
+        self.files: list[RemoteFile] = []
         self.failures: list[Failure] = []
+        self.origin = {"version": VERSION, "source": config.source, "repository": repository}
+        found: Any = {**self.origin}
+        if self.manifest.exists():
+            found = read_json(self.manifest, "download manifest")
+        if not isinstance(found, dict) or not isinstance(found.setdefault("files", {}), dict):
+            raise LaryError(f"The download manifest {self.manifest} is damaged: move it away.")
+        if any(found.get(key) != value for key, value in self.origin.items()):
+            there = ", ".join(f"{key} {found.get(key)}" for key in self.origin)
+            raise UsageError(f"{self.data_dir} has files of {there}: choose another DATA_DIR, or update lary.")
+        self.revision = str(found.get("revision", ""))
+        self.states: dict[str, Any] = found["files"]
 
-    def run(self, files: Sequence[RemoteFile]) -> tuple[int, int]:
-        """How many files were fetched, and how many archives unpacked."""
+    def is_done(self, file: RemoteFile) -> bool:
+        """Whether a file is in its place, and is the same on the hub since."""
+        return {"path": file.path, **self.states.get(file.path, {})} == {**asdict(file), "state": DONE}
+
+    def run(self) -> None:
+        """Fetch the files, and put each into the layout once all parts of its archive are here."""
+        self.data_dir.mkdir(parents=True, exist_ok=True)
         for rest in self.data_dir.glob(f"{SCRATCH}*"):  # of a run that was killed
             shutil.rmtree(rest, ignore_errors=True)
-        waiting = [file for file in files if self.manifest.state(file) != DONE]
-        self.check_space([file for file in waiting if self.manifest.state(file) != FETCHED])
-        self.manifest.save()
-        fetched = 0
-        with progress(len(waiting), "fetching", "file") as bar:
-            for file in waiting:
-                there = self.manifest.state(file) == FETCHED and (self.cache / file.path).is_file()
-                if not there and self.tried(file.path, self.fetch, file):
-                    self.manifest.put(file, FETCHED)
-                    fetched += 1
-                bar.advance()
-        unpacked = self.unpack(files)
-        for file in waiting:
-            fits = not is_archive(file.path) and self.manifest.state(file) == FETCHED
-            if fits and self.tried(file.path, self.put, file.path):
-                self.manifest.put(file, DONE)
-        if not self.failures and not self.config.keep_archives:
-            shutil.rmtree(self.cache, ignore_errors=True)
-        return fetched, unpacked
-
-    def tried(self, path: str, action: Callable[..., None], *arguments: Any) -> bool:
-        """Whether an action worked; a failure is noted and doesn't stop the others."""
-        try:
-            action(*arguments)
-        except (LaryError, OSError) as error:
-            self.failures.append(Failure(None, path, str(error)))
-            return False
-        return True
-
-    def check_space(self, files: Sequence[RemoteFile]) -> None:
-        """Raises LaryError if the files don't fit on the disk."""
-        self.data_dir.mkdir(parents=True, exist_ok=True)
+        groups: dict[str, list[RemoteFile]] = {}
+        for file in sorted(self.files, key=lambda file: (len(file.path), file.path)):  # part 2 before part 10
+            groups.setdefault(whole_name(file.path) or file.path, []).append(file)
+        waiting = {whole: parts for whole, parts in groups.items() if not all(map(self.is_done, parts))}
+        files = [file for parts in waiting.values() for file in parts]
+        needed = sum(file.size for file in files if not (self.cache / file.path).is_file())
         free = shutil.disk_usage(self.data_dir).free
-        there = [self.cache / file.path for file in files]
-        needed = sum(file.size for file in files) - sum(path.stat().st_size for path in there if path.exists())
+        log.info("%s at %s: %.3f GB to fetch", self.repository, self.revision, needed / 1e9)
         if needed > free:
             raise LaryError(
-                f"{self.data_dir} has {in_words(free)} free, and {in_words(needed)} are needed: choose fewer data sets "
-                "with --include, or another DATA_DIR."
+                f"{self.data_dir} has {free / 1e9:.3f} GB free, and {needed / 1e9:.3f} GB are needed: choose fewer "
+                "data sets with --include, or another DATA_DIR."
             )
-
-    def fetch(self, file: RemoteFile) -> None:
-        """Fetch a file until its size and digest are right. Raises LaryError after the second try."""
-        path, problem = inside(self.cache, file.path), ""
-        for _ in range(TRIES):
-            self.hub.fetch(file, self.manifest.revision, self.cache)
-            problem = content_problem(path, file)
-            if not problem:
-                return
-            path.unlink()
-        raise LaryError(f"{file.path} arrived damaged {TRIES} times: {problem}.")
-
-    def unpack(self, files: Sequence[RemoteFile]) -> int:
-        """Unpack the archives whose parts are all here; how many."""
-        unpacked, by_path, groups = 0, {file.path: file for file in files}, {}
-        self.tried(self.manifest.repository, lambda: groups.update(group_parts(list(by_path))))
-        for whole, parts in groups.items():
-            states = {self.manifest.state(by_path[part]) for part in parts}
-            # A part without a state has failed, which is reported already.
-            if states == {DONE} or "" in states or not self.tried(whole, self.unpack_one, whole, parts):
+        for whole, parts in waiting.items():
+            try:  # a failure costs its own archive
+                paths = [self.fetch(file) for file in parts]
+                (self.unpack if whole_name(whole) else self.move)(whole, paths)
+            except (LaryError, OSError) as error:
+                self.failures.append(Failure(None, whole, str(error)))
                 continue
-            unpacked += 1
-            for part in parts:
-                self.manifest.put(by_path[part], DONE)
-            for part in () if self.config.keep_archives else parts:  # only now: a stop before leaves all that is needed
-                inside(self.cache, part).unlink(missing_ok=True)
-        return unpacked
+            self.states |= {file.path: {**asdict(file), "state": DONE} for file in parts}
+            write_json(self.manifest, {**self.origin, "revision": self.revision, "files": self.states})
+            for path in () if self.config.keep_archives else paths:  # a stop before leaves all that is needed
+                path.unlink(missing_ok=True)
+        if not self.failures and not self.config.keep_archives:
+            shutil.rmtree(self.cache, ignore_errors=True)
 
-    def unpack_one(self, whole: str, names: Sequence[str]) -> None:
-        """Unpack an archive into the layout. Raises LaryError if it is refused or nothing says where it belongs."""
-        parts = [inside(self.cache, name) for name in names]
-        members = member_names(parts)
-        place = find_place(whole, members, known_folders(downloadable()))
-        if place is None:
-            raise LaryError(
-                f"Nothing tells where {whole} belongs, which holds {', '.join(members[:3])}: unpack "
-                f"{parts[0]} by hand, and see docs/import.md for the layout."
-            )
-        with progress(sum(path.stat().st_size for path in parts), f"unpacking {whole}", "byte") as bar:
-            unpack(parts, place, self.data_dir, progress=bar)
+    def fetch(self, file: RemoteFile) -> Path:
+        """Fetch a file until its size and digest are right. Raises LaryError after the second try."""
+        path = inside(self.cache, file.path)
+        problem = file.problem(path) if path.is_file() else "it is missing"
+        for _ in range(TRIES):
+            if not problem:
+                break
+            path.unlink(missing_ok=True)
+            with hub_errors(self.config.source, self.repository):
+                self.hub.fetch(file.path, self.revision, self.cache)
+            problem = file.problem(path)
+            self.fetched += not problem
+        if problem:
+            path.unlink()
+            raise LaryError(f"{file.path} arrived damaged {TRIES} times: {problem}.")
+        return path
 
-    def put(self, path: str) -> None:
+    def move(self, name: str, paths: Sequence[Path]) -> None:
         """Move a file to its place, where none of other content is replaced: a table to the tables."""
-        source = inside(self.cache, path)
-        table = path.endswith(".csv") and not set(PurePosixPath(path).parts) & set(TRACKS)
-        target = self.tables / source.name if table else inside(self.data_dir, from_track(path))
-        if target.exists() and not filecmp.cmp(source, target, shallow=False):
-            raise LaryError(f"{target} exists with other content than in {self.manifest.repository}: move it away.")
+        table = name.endswith(".csv") and not set(name.split("/")) & set(TRACKS)
+        target = self.tables / paths[0].name if table else inside(self.data_dir, from_track(name))
+        if target.exists() and not filecmp.cmp(paths[0], target, shallow=False):
+            raise LaryError(f"{target} exists with other content than in {self.repository}: move it away.")
         target.parent.mkdir(parents=True, exist_ok=True)
         if table:  # perhaps on another file system
-            write_bytes(target, source.read_bytes())
+            write_bytes(target, paths[0].read_bytes())
         else:
-            os.replace(source, target)
+            paths[0].replace(target)
 
-
-def in_words(size: float) -> str:
-    """Bytes with a unit of powers of 1000."""
-    for unit in ("bytes", "kB", "MB", "GB"):
-        if size < 1000:
-            return f"{size:.3g} {unit}" if unit != "bytes" else f"{size:.0f} bytes"
-        size /= 1000
-    return f"{size:.3g} TB"
+    def unpack(self, whole: str, parts: Sequence[Path]) -> None:
+        """Unpack an archive. Raises LaryError if it is refused, or nothing says where it belongs."""
+        place = find_place(whole, known_folders(downloadable()))
+        with progress(sum(path.stat().st_size for path in parts), f"unpacking {whole}", "byte") as bar:
+            unpack(parts, place, self.data_dir, progress=bar)
+        self.unpacked += 1

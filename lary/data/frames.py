@@ -1,6 +1,7 @@
 """Frames as pixels: image pairs and the wanted frames of a clip, uint8 RGB (T, H, W, 3).
 
-Clips are decoded by PyAV, exact by index: frame n is the n-th in order of presentation, whatever its time stamp.
+Clips are decoded by PyAV, exact by index: frame n is the n-th in order of
+presentation, whatever its time stamp.
 """
 
 from __future__ import annotations
@@ -10,7 +11,7 @@ import os
 import stat
 import threading
 from bisect import bisect_right
-from collections.abc import Container, Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,38 +20,26 @@ from typing import Any
 import numpy as np
 
 from lary.data.images import LARGEST_PICTURE, Image, Reader, read_image, size_problem
-from lary.types import MediaError, UsageError
+from lary.types import LaryError, MediaError, UsageError
 
 CONTAINERS = (
-    "aac,asf,av1,avi,flv,gif,h264,hevc,ivf,m4v,matroska,mjpeg,mov,mp3,mpeg,mpegts,mpegvideo,obu,ogg,wav,webm,"
-    "yuv4mpegpipe"
+    "aac,asf,av1,avi,flv,gif,h264,hevc,ivf,m4v,matroska,mjpeg,mov,mp3,mpeg,mpegts,"
+    "mpegvideo,obu,ogg,wav,webm,yuv4mpegpipe"
 )
-"""Demuxers that read one file; playlists and scripts (hls, concat, dash) open others, so they are not among them."""
+"""Demuxers that read one file; playlists and scripts (hls, concat, dash) open others."""
 
 SEEKABLE = frozenset({"av1", "ffv1", "h264", "hevc", "mjpeg", "mpeg4", "vp9"})
-"""Codecs that store one shown frame per packet, so that packets can be counted instead of decoded."""
-
-DROPPABLE = frozenset({"h264"})
-"""Codecs whose pictures say whether others refer to them (H.264: nal_ref_idc), so that those that none refers to are
-skipped. HEVC says it for one temporal layer only."""
+"""Codecs that store one shown frame per packet, so that packets number the frames."""
 
 BYTES_KEPT = 64_000_000
-"""Packets of a clip are read once and kept, since seeks cost more; those of a longer video are read where needed."""
-
-NEAR = 8
-"""A key frame at most this many frames ahead is reached sooner by decoding on than by a seek."""
+"""Packets of a clip are read once and kept; those of a longer video are read twice."""
 
 
 def read_clip(
-    paths: Sequence[Path],
-    frame_index: Sequence[int],
-    reader: Reader = "cv2",
-    *,
-    clamp: bool = True,
-    noisy: bool = False,
+    paths: Sequence[Path], frame_index: Sequence[int], reader: Reader = "cv2", *, clamp: bool = True
 ) -> Image:
     """Decode a sample's frames, (T, H, W, 3) uint8 RGB; see `read_frames`."""
-    return np.stack(read_frames(paths, frame_index, reader, clamp=clamp, noisy=noisy))
+    return np.stack(read_frames(paths, frame_index, reader, clamp=clamp))
 
 
 def read_frames(
@@ -61,18 +50,18 @@ def read_frames(
     clamp: bool = True,
     noisy: bool = False,
 ) -> list[Image]:
-    """Decode a sample's frames, T arrays (H, W, 3) uint8 RGB of one size; a repeated frame is the same array.
+    """Decode a sample's frames, T arrays (H, W, 3) uint8 RGB of one size.
 
     Args:
         paths: the images of a pair, or one video.
-        frame_index: empty for images; for a video the wanted frames from 0, in any order, also repeated; an index
-            behind the last frame gives the last frame.
+        frame_index: empty for images; for a video the wanted frames from 0, in any
+            order, also repeated; an index behind the last frame gives the last frame.
         reader: library that decodes images.
         clamp: whether an index behind the last frame is allowed.
-        noisy: whether decoders may write to stderr about a torn file: OpenCV is quicker where it may.
+        noisy: whether OpenCV may write to stderr about a torn file: it is quicker then.
 
     Raises:
-        MediaError: a file is missing, torn, empty or of no known format, or the images differ in size.
+        MediaError: a file is missing or torn, or the images differ in size.
     """
     if frame_index:
         if len(paths) != 1:
@@ -87,21 +76,19 @@ def read_frames(
 
 @dataclass(frozen=True)
 class FrameTable:
-    """Where the frames of a video are, from its packets: time stamps in order of presentation, and seek points.
+    """Where the frames of a video are, as its packets announce them.
 
     Attributes:
-        stamps: of all frames, ascending; the n-th belongs to frame n.
-        seeks: frames from which decoding can start, ascending; the first is always frame 0.
-        targets: the time stamp to seek to for each of `seeks`.
-        packets: all of them in the file's order, unless they are too large to keep.
-        starts: the first packet of each of `seeks`.
+        stamps: time stamps of all frames, ascending; the n-th belongs to frame n.
+        seeks: frames from which decoding can start, ascending; the first is frame 0.
+        starts: number of the packet in the file for each of `seeks`.
+        packets: all packets in the file's order; empty if they are too large to keep.
     """
 
     stamps: tuple[int, ...]
     seeks: tuple[int, ...]
-    targets: tuple[int, ...]
+    starts: tuple[int, ...]
     packets: tuple[Any, ...] = ()
-    starts: tuple[int, ...] = ()
 
 
 @contextmanager
@@ -109,7 +96,8 @@ def opened_video(path: Path) -> Iterator[tuple[Any, Any]]:
     """A container that PyAV reads from this file alone, and its first video stream.
 
     Raises:
-        MediaError: the video is missing, torn, no regular file, or too large; also for what its reader raises.
+        MediaError: the video is missing, torn, no regular file, or too large; also for
+            what its reader raises.
     """
     try:
         if not stat.S_ISREG(os.stat(path).st_mode):  # a pipe would be waited for without end
@@ -123,8 +111,11 @@ def opened_video(path: Path) -> Iterator[tuple[Any, Any]]:
             codec.thread_count = 1  # samples are read in parallel
             if problem := size_problem(codec.width, codec.height):
                 raise ValueError(problem)
-            codec.options = {**codec.options, "max_pixels": str(LARGEST_PICTURE)}  # a frame's own header counts too
+            # A frame's own header counts too: it may announce another size.
+            codec.options = {**codec.options, "max_pixels": str(LARGEST_PICTURE)}
             yield container, stream
+    except LaryError:
+        raise
     except (_av().error.FFmpegError, OSError, ValueError) as error:
         reason = getattr(error, "strerror", None) or error
         raise MediaError(f"The video {path} can't be read: {reason}.") from error
@@ -133,18 +124,21 @@ def opened_video(path: Path) -> Iterator[tuple[Any, Any]]:
 def video_frames(path: Path, frame_index: Sequence[int], *, clamp: bool = True) -> list[Image]:
     """The wanted frames of a video, T times (H, W, 3) uint8 RGB, in the order asked for.
 
-    The packets are read in full, once; pictures are decoded from the last key frame before a wanted one to the last
-    wanted one, and the wanted ones alone are converted. Where packets don't number frames, all are decoded in order.
+    The packets are read in full; pictures are decoded from the last key frame before a
+    wanted one on. Where packets don't number frames, all are decoded in order.
 
     Raises:
-        MediaError: the video is missing, torn or holds no frames, its frames differ in size, or, without `clamp`, it
-            ends before an index.
+        MediaError: the video is missing, torn or holds no frames, its frames differ in
+            size, or, without `clamp`, it ends before an index.
     """
     if min(frame_index) < 0:
         raise UsageError(f"Frame indices count from 0: {min(frame_index)} is none.")
     with opened_video(path) as (container, stream):
         table = scan_packets(container, stream, keep=True)
-        frames = pick_frames(container, stream, table, frame_index) if table else None
+        frames = table and pick_frames(stream, table, table.packets, frame_index)
+    if table is not None and not table.packets:
+        with opened_video(path) as (container, stream):
+            frames = pick_frames(stream, table, container.demux(stream), frame_index)
     if frames is None:
         with opened_video(path) as (container, stream):
             frames = decode_in_order(container, stream, frame_index)
@@ -157,43 +151,43 @@ def video_frames(path: Path, frame_index: Sequence[int], *, clamp: bool = True) 
 
 
 def scan_packets(container: Any, stream: Any, *, keep: bool = False) -> FrameTable | None:
-    """Read all packets once; None where they don't number the frames. Raises ValueError for a torn file.
+    """Read all packets once; None where they don't number the frames.
 
     Args:
-        keep: the packets too, unless they are too large.
+        keep: whether the table holds the packets too, unless they are too large.
+
+    Raises:
+        ValueError: the file ends within a frame.
     """
     stamps: list[int] = []
-    keys: list[tuple[int, int, int]] = []
+    keys: list[tuple[int, int]] = []
     packets: list[Any] = []
     budget = BYTES_KEPT if keep else 0
     countable = codec_name(stream) in SEEKABLE
-    for packet in container.demux(stream):
-        if packet.size == 0:
-            continue
-        if packet.is_corrupt:
+    for number, packet in enumerate(container.demux(stream)):
+        if packet.is_corrupt and packet.size:
             raise ValueError("the file ends within a frame")
+        budget -= packet.size
+        if budget >= 0 and countable:
+            packets.append(packet)
+        # The last packet is empty. One outside the container's edit list is decoded
+        # for the sake of others and never shown: it counts as no frame.
+        if not packet.size or packet.is_discard:
+            continue
         if packet.pts is None:
             countable = False
-        if not countable:
-            continue
-        budget -= packet.size
-        if budget >= 0:
-            packets.append(packet)
-        if packet.is_discard:
             continue
         stamps.append(packet.pts)
         if packet.is_keyframe and starts_afresh(packet, stream):
-            # Containers are indexed by either stamp; the smaller one never lands behind the key frame.
-            target = packet.pts if packet.dts is None else min(packet.pts, packet.dts)
-            keys.append((packet.pts, target, len(packets) - 1))
-    if not countable or len(set(stamps)) < len(stamps) or not keys:
+            keys.append((packet.pts, number))
+    if not countable or not keys or len(set(stamps)) < len(stamps):
         return None
     stamps.sort()
     order = {stamp: index for index, stamp in enumerate(stamps)}
-    seeks, targets, starts = zip(*sorted((order[pts], target, start) for pts, target, start in keys), strict=True)
+    seeks, starts = zip(*sorted((order[pts], number) for pts, number in keys), strict=True)
     if seeks[0] != 0:
         return None
-    return FrameTable(tuple(stamps), seeks, targets, tuple(packets) if budget >= 0 else (), starts)
+    return FrameTable(tuple(stamps), seeks, starts, tuple(packets) if budget >= 0 else ())
 
 
 def codec_name(stream: Any) -> str:
@@ -205,8 +199,9 @@ def codec_name(stream: Any) -> str:
 def starts_afresh(packet: Any, stream: Any) -> bool:
     """Whether every later frame can be decoded from this key packet on.
 
-    Containers also mark H.264 recovery points (open groups, intra refresh) as key frames; only an instantaneous
-    refresh (NAL type 5, ITU-T H.264 table 7-1) is free of what came before.
+    Containers also mark H.264 recovery points (open groups, intra refresh) as key
+    frames; only an instantaneous refresh (NAL type 5, ITU-T H.264 table 7-1) is free of
+    what came before.
     """
     if codec_name(stream) != "h264":
         return True
@@ -221,73 +216,64 @@ def starts_afresh(packet: Any, stream: Any) -> bool:
     return False
 
 
-def pick_frames(container: Any, stream: Any, table: FrameTable, frame_index: Sequence[int]) -> dict[int, Image] | None:
-    """The wanted frames by index; None where decoding doesn't give what the packets announce."""
-    last = len(table.stamps) - 1
-    wanted = sorted({min(index, last) for index in frame_index})
+def pick_frames(
+    stream: Any, table: FrameTable, packets: Iterable[Any], frame_index: Sequence[int]
+) -> dict[int, Image] | None:
+    """The wanted frames by index; None where decoding doesn't give what was announced.
+
+    Args:
+        packets: of the whole file, in its order.
+    """
+    last, context = len(table.stamps) - 1, stream.codec_context
+    missing = sorted({min(index, last) for index in frame_index})
+    index_of = {table.stamps[index]: index for index in missing}
+    # H.264 says whether other pictures refer to one (nal_ref_idc), so that unwanted ones
+    # that none needs are skipped. HEVC says it for one temporal layer only.
+    droppable = codec_name(stream) == "h264"
     found: dict[int, Image] = {}
-    position = -NEAR - 2  # the last frame decoded; far before the start, so that the first group seeks
-    index_of = {table.stamps[index]: index for index in wanted}
-    decoder: Iterator[Any] = iter(())
-    for index in wanted:
-        if index in found:
+    for number, packet in enumerate(packets):
+        start = table.starts[bisect_right(table.seeks, missing[0]) - 1]
+        if number < start:
             continue
-        point = bisect_right(table.seeks, index) - 1
-        if table.seeks[point] > position + NEAR:
-            decoder = decode_from(container, stream, table, point, index_of)
-        for frame in decoder:
-            if frame.pts is None:
-                return None
-            position = bisect_right(table.stamps, frame.pts) - 1
+        if number == start:
+            context.flush_buffers()
+        if droppable:
+            context.skip_frame = "DEFAULT" if packet.pts in index_of else "NONREF"
+        for frame in packet.decode():
             if frame.pts in index_of:
                 found[index_of[frame.pts]] = to_rgb(frame)
-            if position >= index:
-                break
-        if index not in found:
-            return None
-    return found
-
-
-def decode_from(container: Any, stream: Any, table: FrameTable, point: int, wanted: Container[int]) -> Iterator[Any]:
-    """Decode from a seek point on. Frames that are neither wanted nor needed for others may be left out."""
-    context = stream.codec_context
-    if table.packets:
-        context.flush_buffers()
-        packets: Iterable[Any] = table.packets[table.starts[point] :]
-    else:
-        container.seek(table.targets[point], stream=stream, backward=True)
-        packets = container.demux(stream)
-    droppable = codec_name(stream) in DROPPABLE
-    for packet in packets:
-        if droppable:
-            context.skip_frame = "DEFAULT" if packet.pts in wanted else "NONREF"
-        yield from packet.decode()
-    if table.packets:
-        yield from context.decode(None)
+        missing = [index for index in missing if index not in found]
+        if not missing:
+            return found
+    return None
 
 
 def decode_in_order(container: Any, stream: Any, frame_index: Sequence[int]) -> dict[int, Image]:
-    """The wanted frames by decoding from the start to the last of them. Raises ValueError if there is no frame."""
-    wanted, final = set(frame_index), max(frame_index)
+    """The wanted frames, decoded from the start to the last of them.
+
+    Raises:
+        ValueError: there is no frame, or a wanted one is damaged.
+    """
+    wanted = set(frame_index)
     found: dict[int, Image] = {}
-    frame, count = None, 0
-    for frame in container.decode(stream):
-        if count in wanted:
-            found[count] = to_rgb(frame)
-        count += 1
-        if count > final:
+    frame, number = None, 0
+    for number, frame in enumerate(container.decode(stream)):
+        if number in wanted:
+            found[number] = to_rgb(frame)
+        if number == max(wanted):
             return found
     if frame is None:
         raise ValueError("it holds no frames")
-    found[count - 1] = to_rgb(frame)
+    found[number] = to_rgb(frame)
     return found
 
 
 def decode_video(path: Path) -> Iterator[Any]:
-    """All frames of a video in order of presentation, as PyAV has them, decoded as they are asked for.
+    """All frames of a video in order of presentation, as PyAV has them, one at a time.
 
     Raises:
-        MediaError: the video is missing, torn, damaged or holds no frames; the frames before that are given.
+        MediaError: the video is missing, torn, damaged or holds no frames; the frames
+            before that are given.
     """
     count = 0
     with opened_video(path) as (container, stream):
@@ -304,7 +290,7 @@ def decode_video(path: Path) -> Iterator[Any]:
 
 
 def announced_frames(path: Path) -> int:
-    """The number of frames that a video's container announces, as OpenCV reads it; 0 where it doesn't say.
+    """The number of frames that a container announces, as OpenCV reads it; 0 for none.
 
     Raises:
         MediaError: the video is missing, torn or holds no video stream.
@@ -317,31 +303,30 @@ def announced_frames(path: Path) -> int:
 
 
 def to_rgb(frame: Any) -> Image:
-    """A decoded frame as (H, W, 3) uint8 RGB, upright: the arithmetic of OpenCV's reader, bicubic chroma.
+    """A decoded frame as (H, W, 3) uint8 RGB, upright.
+
+    The arithmetic is that of OpenCV's reader, whose chroma is bicubic; FFmpeg interpolates
+    it where the height is odd, and for more than 8 bits.
 
     Raises:
         ValueError: the decoder marked the frame as damaged.
     """
     if frame.is_corrupt:
         raise ValueError("a wanted frame is damaged")
-    image = _reformatter().reformat(frame, format="rgb24", interpolation="BICUBIC").to_ndarray()
+    if not hasattr(_own, "reformatter"):
+        _own.reformatter = _av().video.reformatter.VideoReformatter()
+    image = _own.reformatter.reformat(frame, format="rgb24", interpolation="BICUBIC").to_ndarray()
     turns = round(getattr(frame, "rotation", 0) / 90) % 4
     return np.ascontiguousarray(np.rot90(image, turns), dtype=np.uint8)
 
 
-def _reformatter() -> Any:
-    """This thread's converter: one of its own for every frame would be set up anew for each."""
-    if not hasattr(_own, "reformatter"):
-        _own.reformatter = _av().video.reformatter.VideoReformatter()
-    return _own.reformatter
-
-
 _own = threading.local()
+"""Each thread's converter: a new one for every frame would be set up anew for each."""
 
 
 @functools.cache
 def _av() -> Any:
-    """PyAV with the log of its C libraries off: what they complain about comes as an exception."""
+    """PyAV with the log of its C libraries off: what they complain about is raised."""
     import av
 
     av.logging.set_level(av.logging.PANIC)

@@ -1,7 +1,8 @@
-"""Images as pixels: uint8 RGB (H, W, 3), validated before they are decoded, since files are untrusted.
+"""Images as pixels: uint8 RGB (H, W, 3), validated before they are decoded.
 
-A header of a few bytes can ask a decoder for gigabytes, and decoders differ in what they make of a torn PNG: nothing,
-grey rows or zeros. So its chunks, checksums and pixels are counted here; Pillow examines the other formats.
+Files are untrusted: a header of a few bytes can ask a decoder for gigabytes, and decoders
+differ in what they make of a torn PNG: nothing, grey rows or zeros. So its chunks,
+checksums and pixels are counted here; Pillow examines the other formats.
 """
 
 from __future__ import annotations
@@ -10,7 +11,6 @@ import functools
 import io
 import struct
 import zlib
-from collections.abc import Sequence
 from pathlib import Path
 from typing import Literal
 
@@ -32,7 +32,7 @@ PNG, JPEG = b"\x89PNG\r\n\x1a\n", b"\xff\xd8\xff"
 PNG_SAMPLES = {0: 1, 2: 3, 3: 1, 4: 2, 6: 4}
 """Values per pixel by PNG colour type."""
 UNCOUNTED = 1 << 18
-"""Bytes that even the densest packing, 1 to 1032, unpacks in a moment; a longer stream of pixels is always counted."""
+"""Bytes that even the densest packing, 1 to 1032, unpacks in a moment."""
 
 
 def size_problem(width: int, height: int) -> str:
@@ -43,7 +43,12 @@ def size_problem(width: int, height: int) -> str:
 
 
 def read_image(path: Path, reader: Reader = "cv2", *, noisy: bool = False) -> Image:
-    """Decode a whole image, (H, W, 3) uint8 RGB, turned as EXIF says; alpha is dropped, 16 bits are cut to the upper 8.
+    """Decode a whole image, (H, W, 3) uint8 RGB, turned as EXIF says.
+
+    Alpha is dropped, and 16 bits are cut to the upper 8.
+
+    Args:
+        noisy: whether OpenCV may write to stderr about a torn file.
 
     Raises:
         MediaError: the file is missing, torn or of no known format.
@@ -52,11 +57,16 @@ def read_image(path: Path, reader: Reader = "cv2", *, noisy: bool = False) -> Im
         data = read_limited(path, LARGEST_FILE)
     except (OSError, ValueError) as error:
         raise MediaError(f"The image {path} can't be read: {getattr(error, 'strerror', None) or error}.") from error
-    # OpenCV 5 itself refuses a PNG with too few pixels, with a line on stderr: no need to unpack it twice.
+    # OpenCV 5 itself refuses a PNG with too few pixels, with a line on stderr: there is
+    # no need to unpack it twice.
     counted = reader == "cv2" and noisy and _opencv_version() >= 5
     if problem := image_problem(data, pixels=not counted):
         raise MediaError(f"The image {path} is broken: {problem}.")
-    return decode_with_cv2(path, data) if reader == "cv2" else decode_with_pillow(path, data)
+    try:
+        return _decode_with_cv2(data) if reader == "cv2" else _decode_with_pillow(data)
+    except (OSError, SyntaxError, ValueError) as error:
+        problem = image_problem(data) or str(error)
+        raise MediaError(f"The image {path} can't be decoded: {problem}.") from error
 
 
 @functools.cache
@@ -66,33 +76,29 @@ def _opencv_version() -> int:
     return int(cv2.__version__.split(".")[0])
 
 
-def decode_with_cv2(path: Path, data: bytes) -> Image:
-    """Decode as ``cv2.imread(path)`` does, in the order RGB. Raises MediaError."""
+def _decode_with_cv2(data: bytes) -> Image:
+    """Decode as ``cv2.imread`` does, in the order RGB. Raises ValueError."""
     import cv2
 
     try:
         image = cv2.imdecode(np.frombuffer(data, np.uint8), cv2.IMREAD_COLOR_RGB)
     except cv2.error as error:
-        raise MediaError(f"The image {path} can't be decoded: {error.err}.") from error
+        raise ValueError(error.err) from error
     if image is None:
-        problem = image_problem(data) or "unknown format or broken content"
-        raise MediaError(f"The image {path} can't be decoded: {problem}.")
+        raise ValueError("unknown format or broken content")
     return np.asarray(image, dtype=np.uint8)
 
 
-def decode_with_pillow(path: Path, data: bytes) -> Image:
-    """By Pillow, turned as EXIF says. Raises MediaError."""
+def _decode_with_pillow(data: bytes) -> Image:
     from PIL import Image as Pillow
     from PIL import ImageOps
 
-    try:
-        with Pillow.open(io.BytesIO(data)) as image:
-            turned = ImageOps.exif_transpose(image)
-            if turned.mode.startswith("I;16"):  # convert() would clip to 255 instead of scaling
-                return np.repeat((np.asarray(turned) >> 8).astype(np.uint8)[..., None], 3, axis=2)
-            return np.array(turned.convert("RGB"))
-    except (OSError, SyntaxError, ValueError, Pillow.DecompressionBombError) as error:
-        raise MediaError(f"The image {path} can't be decoded: {error}.") from error
+    with Pillow.open(io.BytesIO(data)) as image:
+        turned = ImageOps.exif_transpose(image)
+        if turned.mode.startswith("I;16"):  # convert() would clip to 255 instead of scaling
+            grey = (np.asarray(turned) >> 8).astype(np.uint8)
+            return np.repeat(grey[..., None], 3, axis=2)
+        return np.array(turned.convert("RGB"))
 
 
 def image_problem(data: bytes, *, pixels: bool = True) -> str:
@@ -111,7 +117,8 @@ def image_problem(data: bytes, *, pixels: bool = True) -> str:
         with Pillow.open(io.BytesIO(data)) as image:
             if problem := size_problem(*image.size):
                 return problem
-            # A JPEG with its end marker needs no second decoding; some cameras append data behind the marker.
+            # A JPEG with its end marker needs no second decoding; some cameras append
+            # data behind the marker.
             if not data.startswith(JPEG) or data.rfind(b"\xff\xd9") < data.rfind(b"\xff\xda"):
                 image.load()
     except (OSError, SyntaxError, ValueError, Pillow.DecompressionBombError, Pillow.DecompressionBombWarning) as error:
@@ -120,9 +127,13 @@ def image_problem(data: bytes, *, pixels: bool = True) -> str:
 
 
 def png_problem(data: bytes, *, pixels: bool = True) -> str:
-    """Walk a PNG (ISO/IEC 15948): all chunks with their checksums, the end chunk, and as many pixels as announced."""
-    at, header, stream = len(PNG), b"", []
-    while True:
+    """What is wrong with the chunks of a PNG (ISO/IEC 15948); empty if nothing is.
+
+    Args:
+        pixels: also unpack the pixels of a small stream; a long one is always unpacked.
+    """
+    at, kind, header, stream = len(PNG), b"", b"", bytearray()
+    while kind != b"IEND":
         if at + 12 > len(data):
             return "the PNG ends early"
         size, kind = struct.unpack_from(">I4s", data, at)
@@ -134,30 +145,24 @@ def png_problem(data: bytes, *, pixels: bool = True) -> str:
         if kind == b"IHDR":
             header = bytes(content)
         elif kind == b"IDAT":
-            stream.append(content)
-        elif kind == b"IEND":
-            return pixel_problem(header, stream, count=pixels)
+            stream += content
         at += 12 + size
-
-
-def pixel_problem(header: bytes, stream: Sequence[memoryview], *, count: bool = True) -> str:
-    """Whether a PNG's stream of pixels is complete; Pillow fills a short one with zeros and says nothing."""
     if len(header) != 13:
         return "the PNG has no header"
     width, height, depth, colour, _, _, interlaced = struct.unpack(">IIBBBBB", header)
     if problem := size_problem(width, height):
         return problem
-    if not count and sum(map(len, stream)) <= UNCOUNTED:
+    if not pixels and len(stream) <= UNCOUNTED:
         return ""
-    rows = 1 if interlaced else height
-    wanted = rows * (1 + (width * depth * PNG_SAMPLES.get(colour, 1) + 7) // 8)
-    # Interlaced rows are up to twice as many; what is packed behind the picture would cost decoders hours.
-    most = 2 * wanted * height if interlaced else wanted
+    # Pillow fills a short stream with zeros and says nothing. Interlaced rows are up to
+    # twice as many; what is packed behind the picture would cost decoders hours.
+    row = 1 + (width * depth * PNG_SAMPLES.get(colour, 1) + 7) // 8
+    least, most = (row, 2 * row * height) if interlaced else (row * height, row * height)
     inflate = zlib.decompressobj()
     try:
-        found = len(inflate.decompress(b"".join(stream), most + 1))
+        found = len(inflate.decompress(stream, most + 1))
     except zlib.error:
         return "the PNG's pixels can't be unpacked"
     if len(inflate.unconsumed_tail) > 1024:
         return "the PNG holds more than the picture that it announces"
-    return "" if found >= wanted else "the PNG holds fewer pixels than it announces"
+    return "" if found >= least else "the PNG holds fewer pixels than it announces"

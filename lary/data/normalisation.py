@@ -1,12 +1,14 @@
-"""Normalisation of action chunks: statistics, their file, and the regression targets that they give.
+"""Normalisation of action chunks: statistics, their file, the regression targets that they give, and relative actions.
 
-Arithmetic as in the published code: the target is float32, mean and standard deviation are float64, and the result
-is rounded to float32 once. Unlike there, a robot type without statistics is an error, never mean 0 and std 1.
+Arithmetic as in the published code: the target is float32, mean and standard deviation are
+float64, and the result is rounded to float32 once. Unlike there, a robot type without statistics
+is an error, never mean 0 and std 1. The files are the published JSON; ``m2`` is ours besides.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+import re
+from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path, PurePosixPath
 from typing import Any, NamedTuple
@@ -14,74 +16,24 @@ from typing import Any, NamedTuple
 import numpy as np
 import numpy.typing as npt
 
-from lary.data.actions import FOLDERS, ActionMode, Floats, Frame, read_actions
-from lary.data.spec import NO_ROBOT, DatasetSpec
-from lary.data.tables import SampleTable
-from lary.files import read_json
-from lary.types import Failure, LaryError, Progress, UsageError
-
-Doubles = npt.NDArray[np.float64]
+from lary.arrays import npy_bytes
+from lary.data import actions
+from lary.data.actions import ActionMode, Doubles, Floats, Frame, Moments, measure, read_actions, total
+from lary.data.configs import RelativeConfig, StatsConfig
+from lary.data.spec import DATASETS, NO_ROBOT, DatasetSpec
+from lary.data.splits import find_table
+from lary.data.tables import TARGET_COLUMN, SampleTable, embodiment_column, read_table
+from lary.files import inside, read_json, write_bytes, write_failures, write_json
+from lary.runtime import in_threads, progress
+from lary.settings import Settings
+from lary.types import Failure, LaryError, MediaError, UsageError
 
 SLICE = 4096
 """Rows that are normalised at once: bounds the float64 copies."""
-SMALLEST_STD = 1e-6
-"""Below it a dimension counts as constant and is only centred (std 1)."""
-
-
-@dataclass(frozen=True)
-class Moments:
-    """Count, mean (A,) and sum of squared deviations (A,) of observations; float64.
-
-    Merged group by group (Chan, Golub and LeVeque 1979), since a sum of squares loses the digits of small deviations.
-    """
-
-    count: int
-    mean: Doubles
-    m2: Doubles
-
-    @classmethod
-    def of(cls, values: npt.NDArray[Any]) -> Moments:
-        """The moments of values (n, A)."""
-        wide = values.astype(np.float64)
-        mean = wide.mean(axis=0)
-        return cls(len(wide), mean, ((wide - mean) ** 2).sum(axis=0))
-
-    def merge(self, other: Moments) -> Moments:
-        """The moments of the observations of both."""
-        total, step = self.count + other.count, other.mean - self.mean
-        mean = self.mean + step * (other.count / total)
-        return Moments(total, mean, self.m2 + other.m2 + step**2 * (self.count * other.count / total))
-
-    @property
-    def std(self) -> Doubles:
-        """The deviation (A,) of a population."""
-        return np.asarray(np.sqrt(self.m2 / self.count))
-
-    def entry(self) -> dict[str, Any]:
-        """The entry of a statistics file; the deviation of a constant dimension is 1."""
-        std = np.where(self.std < SMALLEST_STD, 1.0, self.std)
-        return {"count": self.count, "mean": self.mean.tolist(), "std": std.tolist(), "m2": self.m2.tolist()}
-
-    @classmethod
-    def from_entry(cls, entry: Any, where: str) -> Moments:
-        """The inverse of `entry`. Raises LaryError for a file without ``m2`` (the published tool writes none)."""
-        if not isinstance(entry, dict) or not {"count", "mean", "m2"} <= set(entry):
-            raise LaryError(
-                f"The statistics {where} hold no count, mean and m2, so they can't be merged: make them anew."
-            )
-        mean, m2 = np.array(entry["mean"], dtype=np.float64), np.array(entry["m2"], dtype=np.float64)
-        if mean.shape != m2.shape or mean.ndim != 1 or entry["count"] < 1:
-            raise LaryError(f"The statistics {where} are torn: mean and m2 differ in length, or the count is 0.")
-        return cls(int(entry["count"]), mean, m2)
-
-
-def merged(parts: Iterable[Mapping[str, Moments]]) -> dict[str, Moments]:
-    """Moments by robot type over several parts, in order of first appearance."""
-    whole: dict[str, Moments] = {}
-    for part in parts:
-        for robot, moments in part.items():
-            whole[robot] = whole[robot].merge(moments) if robot in whole else moments
-    return whole
+EXAMPLES = 20
+"""Missing files that a statistics file names."""
+SPLIT_NAMES = ("seen_train", "seen_val", "unseen", "train", "val")
+"""Words in the name of a table that name its split, in this order; without any: training."""
 
 
 @dataclass(frozen=True)
@@ -92,25 +44,21 @@ class Statistics:
     std: Doubles
 
     @classmethod
-    def of(cls, mean: Any, std: Any, size: int, where: str, make: str = "") -> Statistics:
-        """Statistics from lists. Raises LaryError if they aren't A finite numbers each; `make` says how to."""
+    def of(cls, entry: Mapping[str, Any], size: int, where: str, make: str = "") -> Statistics:
+        """Statistics from ``mean`` and ``std``. Raises LaryError, which ends with `make`, for all but finite ones."""
         try:
-            pair = np.array(mean, dtype=np.float64), np.array(std, dtype=np.float64)
+            mean, std = (np.array(entry[name], dtype=np.float64) for name in ("mean", "std"))
         except (TypeError, ValueError):
-            pair = np.zeros(0), np.zeros(0)
-        if any(values.shape != (size,) or not np.isfinite(values).all() for values in pair) or (pair[1] < 0).any():
-            counts = {values.size for values in pair}
-            other = f", but {counts.pop()}, as another data set has" if len(counts) == 1 and counts != {size} else ""
+            mean = std = np.zeros(0)
+        if not mean.shape == std.shape == (size,) or not np.isfinite([mean, std]).all() or (std < 0).any():
+            other = f", but {mean.size}, as another data set has" if mean.size == std.size != size else ""
             raise LaryError(f"The statistics of {where} are not {size} finite means and deviations{other}.{make}")
-        return cls(pair[0], np.where(pair[1] < SMALLEST_STD, 1.0, pair[1]))
+        return cls(mean, np.where(std < actions.SMALLEST_STD, 1.0, std))
 
 
 @dataclass(frozen=True)
 class Normaliser:
-    """``(value - mean) / std`` per dimension, for all samples alike (`shared`) or per robot type (`robots`).
-
-    ``source`` and ``command`` say where the numbers come from and what makes them, for errors and results.
-    """
+    """``(value - mean) / std`` per dimension, for all samples alike (`shared`) or per robot type (`robots`)."""
 
     source: str
     command: str = ""
@@ -121,15 +69,15 @@ class Normaliser:
         """The numbers for a robot type. Raises LaryError if there are none."""
         if self.shared is not None:
             return self.shared
-        if robot_type not in self.robots:
-            what = f"of robot type '{robot_type}'" if robot_type else "for samples without a robot type"
-            known = ", ".join(map(repr, self.robots)) or "none"
-            fill = "" if robot_type else "Fill the column of robot types in the tables, then make the statistics: "
-            advice = self.command or "check the robot types of the training split."
-            raise LaryError(
-                f"There are no action statistics {what} in {self.source}, which has: {known}. {fill}{advice}"
-            )
-        return self.robots[robot_type]
+        if robot_type in self.robots:
+            return self.robots[robot_type]
+        what, fill = f"of robot type '{robot_type}'", ""
+        if not robot_type:
+            what = "for samples without a robot type"
+            fill = "Fill the column of robot types in the tables, then make the statistics: "
+        known = ", ".join(map(repr, self.robots)) or "none"
+        advice = self.command or "check the robot types of the training split."
+        raise LaryError(f"There are no action statistics {what} in {self.source}, which has: {known}. {fill}{advice}")
 
     def normalise(self, chunk: Floats, robot_type: str) -> Floats:
         """Chunks (..., A) in the data set's units to normalised ones, float32. Raises LaryError (`statistics`)."""
@@ -138,55 +86,51 @@ class Normaliser:
 
 
 def load_normaliser(
-    spec: DatasetSpec, data_dir: Path, mode: ActionMode = "absolute", train: SampleTable | None = None,
+    spec: DatasetSpec,
+    data_dir: Path,
+    mode: ActionMode = "absolute",
+    train: SampleTable | None = None,
     frame: Frame = "world",
-) -> Normaliser:  # fmt: skip
+) -> Normaliser:
     """The normaliser that a record asks for: its constants, its statistics file, or measured on `train`.
 
-    Relative actions always have a statistics file, beside the relative actions. A robot type that the record gives to
-    rows without one (`DatasetSpec.unnamed_robot`) takes the numbers under `NO_ROBOT` where the file has none for it.
-
-    Raises:
-        LaryError: the statistics file is missing or holds no usable numbers; names the command that makes it.
-        UsageError: the record has neither constants nor a file, and there is no `train`.
+    Relative actions always have a statistics file. A robot type that the record gives to rows
+    without one takes the numbers under `NO_ROBOT` where the file has none for it. Raises LaryError
+    where there are no usable numbers, with the command that makes them.
     """
     rule, size = spec.actions.normalisation, len(spec.actions.dims)
     if mode == "relative" or rule.stats_file is not None:
-        file = relative_stats_file(spec, frame) if mode == "relative" else str(rule.stats_file)
-        command = relative_command(spec, frame) if mode == "relative" else rule.command
+        file, command = str(rule.stats_file), rule.command
+        if mode == "relative":
+            file, command = relative_stats_file(spec, frame), rule.relative_command
+            command = command or f"lary data relative --dataset {spec.name} --csv data/{spec.table_name(spec.train)}"
+            command += "" if frame == "world" else f" --frame {frame}"
         found = read_statistics(data_dir / file, size, command, per_robot=rule.stats_file is not None)
         if spec.unnamed_robot is not None and NO_ROBOT in found.robots:
             return replace(found, robots={spec.unnamed_robot[1]: found.robots[NO_ROBOT], **found.robots})
         return found
     if rule.mean:
         where = f"the record of {spec.name}"
-        return Normaliser(where, shared=Statistics.of(rule.mean, rule.std, size, where))
+        return Normaliser(where, shared=Statistics.of({"mean": rule.mean, "std": rule.std}, size, where))
     if train is None:
         raise UsageError(f"Data set '{spec.name}' has no normalisation: give it constants or a statistics file.")
-    return measure(train)
+    robots, _ = measure(train.embodiments(), read_actions(train))
+    if not robots:
+        raise LaryError(f"None of the action files of {train.path} can be read, so nothing can be normalised.")
+    where = f"the training split {train.path}"
+    return Normaliser(where, robots={name: Statistics.of(robots[name].entry(), size, where) for name in sorted(robots)})
 
 
 def relative_stats_file(spec: DatasetSpec, frame: Frame = "world") -> str:
     """The statistics file of relative actions under ``DATA_DIR``, beside the relative actions themselves."""
-    root = PurePosixPath(next(iter(spec.splits.values())).root)
-    folder = root.parts[1] if len(root.parts) > 1 else root.parts[0]
-    return f"{FOLDERS[frame]}/{folder}/relative_action_stats_{spec.name}.json"
-
-
-def relative_command(spec: DatasetSpec, frame: Frame) -> str:
-    """The command that makes relative actions and their statistics."""
-    made = spec.actions.normalisation.relative_command
-    made = made or f"lary data relative --dataset {spec.name} --csv data/{spec.table_name(spec.train)}"
-    return made if frame == "world" else f"{made} --frame {frame}"
+    folder = PurePosixPath(next(iter(spec.splits.values())).root).parts[:2][-1]
+    return f"{actions.FOLDERS[frame]}/{folder}/relative_action_stats_{spec.name}.json"
 
 
 def read_statistics(path: Path, size: int, command: str, *, per_robot: bool) -> Normaliser:
     """Read a statistics file: ``robot_stats`` (or robot types at the top level), or ``mean`` and ``std``.
 
-    Entries without mean and std are no robot types and are passed over.
-
-    Raises:
-        LaryError: the file is missing, isn't JSON or holds no usable numbers.
+    Entries without mean and std are no robot types and are passed over. Raises LaryError.
     """
     make = f" Make them with: {command}" if command else ""
     if not path.is_file():
@@ -194,45 +138,27 @@ def read_statistics(path: Path, size: int, command: str, *, per_robot: bool) -> 
     found = read_json(path, "statistics file")
     if not isinstance(found, dict):
         raise LaryError(f"The action statistics {path} are no JSON object.{make}")
-    if not per_robot:
-        if not {"mean", "std"} <= set(found):
-            raise LaryError(f"The action statistics {path} have no mean and std.{make}")
-        return Normaliser(str(path), command, shared=Statistics.of(found["mean"], found["std"], size, str(path), make))
-    robots = {
-        str(name): Statistics.of(entry["mean"], entry["std"], size, f"robot type '{name}' in {path}", make)
-        for name, entry in (found["robot_stats"] if isinstance(found.get("robot_stats"), dict) else found).items()
+    entries = {"": found}
+    if per_robot:
+        entries = found["robot_stats"] if isinstance(found.get("robot_stats"), dict) else found
+    numbers = {
+        str(name): Statistics.of(entry, size, f"robot type '{name}' in {path}" if per_robot else str(path), make)
+        for name, entry in entries.items()
         if isinstance(entry, dict) and {"mean", "std"} <= set(entry)
     }
-    if not robots:
-        raise LaryError(f"The action statistics {path} name no robot type with mean and std.{make}")
-    return Normaliser(str(path), command, robots=robots)
-
-
-def measure(table: SampleTable) -> Normaliser:
-    """Statistics per robot type of all steps of a split's chunks (population deviation); skips unreadable files.
-
-    Raises:
-        LaryError: no action file can be read.
-    """
-    found = ((sample, chunk) for sample, chunk in read_actions(table, "absolute") if not isinstance(chunk, Failure))
-    robots = merged({sample.embodiment: Moments.of(chunk)} for sample, chunk in found)
-    if not robots:
-        raise LaryError(f"None of the action files of {table.path} can be read, so nothing can be normalised.")
-    source = f"the training split {table.path}"
-    return Normaliser(
-        source,
-        robots={
-            robot: Statistics.of(each.mean, each.std, len(each.mean), f"robot type '{robot}' in {source}")
-            for robot, each in sorted(robots.items())
-        },
-    )
+    if not numbers:
+        what = "name no robot type with mean and std" if per_robot else "have no mean and std"
+        raise LaryError(f"The action statistics {path} {what}.{make}")
+    if per_robot:
+        return Normaliser(str(path), command, robots=numbers)
+    return Normaliser(str(path), command, shared=numbers[""])
 
 
 class Targets(NamedTuple):
     """Normalised targets of a split, n rows in the order of its table.
 
-    values (n, K, A) float32, NaN in the rows that failed; K is 1 for relative actions. mean, std (n, A) float32
-    take them back to the data set's units.
+    values (n, K, A) float32, NaN in the rows that failed; K is 1 for relative actions. mean, std
+    (n, A) float32 take them back to the data set's units.
     """
 
     values: Floats
@@ -247,38 +173,182 @@ class Targets(NamedTuple):
 
 
 def load_targets(
-    table: SampleTable, normaliser: Normaliser, progress: Progress | None = None, mode: ActionMode = "absolute",
-    frame: Frame = "world",
-) -> Targets:  # fmt: skip
-    """Read and normalise the actions of a split.
-
-    Raises:
-        LaryError: a robot type has no statistics; names it and the first row with it, before any file is read.
-    """
+    table: SampleTable, normaliser: Normaliser, mode: ActionMode = "absolute", frame: Frame = "world"
+) -> Targets:
+    """Read and normalise the actions of a split. Raises LaryError for a robot type without statistics."""
     space, robots = table.spec.actions, table.embodiments()
     for robot in dict.fromkeys(robots):
         try:
             normaliser.statistics(robot)
         except LaryError as error:
-            position = robots.index(robot)
-            raise LaryError(
-                f"{table.path}, row {table[position].row + 1} and {robots.count(robot) - 1} others: {error}"
-            ) from None
+            first, others = table.row(robots.index(robot)) + 1, robots.count(robot) - 1
+            raise LaryError(f"{table.path}, row {first} and {others} others: {error}") from None
     shape = (len(table), 1 if mode == "relative" else space.horizon, len(space.dims))
-    targets = Targets(
-        np.full(shape, np.nan, np.float32), np.empty(shape[::2], np.float32), np.empty(shape[::2], np.float32), ()
-    )
-    failures, rows_of = [], {robot: np.array([name == robot for name in robots]) for robot in set(robots)}
-    for position, (_, chunk) in enumerate(read_actions(table, mode, frame)):
+    values = np.full(shape, np.nan, np.float32)
+    mean, std = np.empty((2, *shape[::2]), np.float32)
+    failures = []
+    for position, chunk in enumerate(read_actions(table, mode, frame)):
         if isinstance(chunk, Failure):
             failures.append(chunk)
         else:
-            targets.values[position] = chunk
-        if progress is not None:
-            progress.advance()
-    for robot, rows in rows_of.items():
+            values[position] = chunk
+    for robot in set(robots):
+        rows = np.flatnonzero([name == robot for name in robots])
         numbers = normaliser.statistics(robot)
-        targets.mean[rows], targets.std[rows] = numbers.mean, numbers.std
-        for part in np.array_split(np.flatnonzero(rows), len(table) // SLICE + 1):
-            targets.values[part] = normaliser.normalise(targets.values[part], robot)
-    return targets._replace(failures=tuple(failures))
+        mean[rows], std[rows] = numbers.mean, numbers.std
+        for part in np.array_split(rows, len(table) // SLICE + 1):
+            values[part] = normaliser.normalise(values[part], robot)
+    return Targets(values, mean, std, tuple(failures))
+
+
+class StatisticsReport(NamedTuple):
+    """What was written: the file, its robot types with their counts, and how many files are missing."""
+
+    out: Path
+    robots: dict[str, int]
+    missing: int
+
+
+def write_statistics(config: StatsConfig, settings: Settings) -> StatisticsReport:
+    """Measure the actions of a training split; see `measure_table`."""
+    spec = DATASETS.get(config.dataset)
+    table = find_table(spec, spec.train, settings.path("LARY_ROOT"), explicit=config.csv)
+    return measure_table(spec, table, settings.path("DATA_DIR"), config.output, config.workers)
+
+
+def measure_table(
+    spec: DatasetSpec, csv: Path, data_dir: Path, out: Path | None = None, workers: int = 8
+) -> StatisticsReport:
+    """Measure the actions of a training table per robot type; write the statistics file that ``lary regress`` reads.
+
+    By default that is the file of the record. Raises LaryError where an action file is broken, or
+    all are missing.
+    """
+    space = spec.actions
+    if out is None and space.normalisation.stats_file is None:
+        raise UsageError(f"Data set '{spec.name}' is normalised without a statistics file; name one with --output.")
+    table = read_table(spec, spec.train, path=csv, data_dir=data_dir, media=False)
+    with progress(len(table), f"statistics of {spec.name}", "file") as bar:
+        robots, missing = measure(robot_keys(table), read_actions(table, threads=workers, bar=bar))
+    for failure in missing:
+        if (table.root / failure.path).is_file():
+            raise MediaError(failure.reason)
+    if not robots:
+        first = table.root / missing[0].path
+        raise LaryError(f"All {len(missing)} action files of {csv} are missing, such as {first}. Check --data-dir.")
+    content = {
+        "dataset": spec.name,
+        "action_mode": "absolute",
+        "action_dim": len(space.dims),
+        "source_csv": str(csv),
+        "action_root": str(table.root),
+        "missing_actions": len(missing),
+        "missing_action_examples": [f"{spec.split(spec.train).root}/{each.path}" for each in missing[:EXAMPLES]],
+        "global": total(robots).entry(),
+        "robot_stats": {robot: robots[robot].entry() for robot in sorted(robots)},
+    }
+    target = out or data_dir / str(space.normalisation.stats_file)
+    write_json(target, content)
+    return StatisticsReport(target, {robot: robots[robot].count for robot in sorted(robots)}, len(missing))
+
+
+def robot_keys(table: SampleTable) -> list[str]:
+    """The robot type of every row as statistics files name it: `NO_ROBOT` where the cell is empty."""
+    column = embodiment_column(table.spec, list(table.frame.columns))
+    if column is None:
+        return [table.spec.embodiment] * len(table)
+    return [cell.strip() or NO_ROBOT for cell in table.frame[column]]
+
+
+class TableReport(NamedTuple):
+    """One table: its split, files written now, files that were there, rows that failed and where they are listed."""
+
+    table: Path
+    split: str
+    written: int
+    skipped: int
+    failures: tuple[Failure, ...]
+    listed: Path
+
+
+class RelativeReport(NamedTuple):
+    """What was done: per table, and the statistics file if a training table was among them."""
+
+    tables: tuple[TableReport, ...]
+    statistics: Path | None
+
+
+def split_of(spec: DatasetSpec, table: Path) -> str:
+    """The split that a table's name contains; training if it contains none."""
+    words = "_" + re.sub(r"[.\-]", "_", table.name) + "_"
+    found = [split for split in SPLIT_NAMES if f"_{split}_" in words]
+    found += [split for split in SPLIT_NAMES if split in table.name]
+    split = found[0] if found else spec.train
+    return split if split in spec.splits else spec.validation if split.endswith("val") else spec.train
+
+
+def write_relative(config: RelativeConfig, settings: Settings) -> RelativeReport:
+    """Write the relative action of every row and the statistics of the training tables; existing files are kept.
+
+    The statistics are those of the published tool: of the first training table, or per robot type,
+    where a later table's numbers replace an earlier one's.
+    """
+    spec = DATASETS.get(config.dataset)
+    per_robot = spec.actions.normalisation.stats_file is not None
+    source = config.input_root or settings.path("DATA_DIR")
+    out = config.output_root or source
+    shared: Moments | None = None
+    robots: dict[str, Moments] = {}
+    reports = []
+    for path in config.csv:
+        csv = path if path.exists() else settings.path("LARY_ROOT") / path
+        table = read_table(spec, split_of(spec, csv), path=csv, data_dir=source, media=False)
+        report, found = convert_table(config, table, out)
+        reports.append(report)
+        if table.split == spec.train:
+            if not found:
+                raise LaryError(f"None of the actions of {csv} can be read, such as: {report.failures[0].reason}")
+            shared = shared or total(found)
+            robots |= found
+    if shared is None:
+        return RelativeReport(tuple(reports), None)
+    body = shared.entry()
+    if per_robot:
+        body = {"robot_stats": {name: moments.entry() for name, moments in robots.items()}}
+    header = {"action_mode": "relative", "definition": actions.DEFINITIONS[config.frame], "dataset": spec.name}
+    file = out / relative_stats_file(spec, config.frame)
+    write_json(file, header | body)
+    return RelativeReport(tuple(reports), file)
+
+
+def convert_table(config: RelativeConfig, table: SampleTable, out: Path) -> tuple[TableReport, dict[str, Moments]]:
+    """Convert one table; returns what was done and the moments by robot type, one observation per row."""
+    space = table.spec.actions
+    arms = actions.poses(space, config.frame)
+    target = out / actions.in_frame(table.spec.split(table.split).root, config.frame)
+    written = []
+
+    def convert(position: int) -> Floats | Failure:
+        place = table.shown(position, TARGET_COLUMN)
+        path = inside(target, place)
+        try:
+            known = actions.read_numbers(path)
+            if known.shape == (len(space.dims),):
+                return known[None]
+        except MediaError:
+            pass  # none, or a broken one: it is made anew
+        try:
+            moved = actions.read_relative(table.action_path(position), space, arms)
+        except MediaError as error:
+            return Failure(position, place, str(error))
+        write_bytes(path, npy_bytes(moved[0]))
+        written.append(path)
+        return moved
+
+    with progress(len(table), table.path.name, "file") as bar:
+        moved = in_threads(convert, range(len(table)), config.workers, batch=actions.BATCH, bar=bar)
+        robots, failures = measure(robot_keys(table), moved)
+    listed = (out / relative_stats_file(table.spec, config.frame)).parent / f"relative_failures_{table.path.stem}.csv"
+    write_failures(listed, failures)
+    skipped = len(table) - len(written) - len(failures)
+    return TableReport(table.path, table.split, len(written), skipped, tuple(failures), listed), robots

@@ -1,14 +1,17 @@
-"""The frames of a clip that are shown: by motion (MGSampler, arXiv 2104.09952, as the benchmark uses it) or uniformly.
+"""The frames of a clip that are shown: where something moves, or at equal distances.
 
-Motion between two frames is 1 - SSIM (Wang et al. 2004, 7 x 7 uniform window) of their 224 x 224 gray pictures. The
-cumulative sum of its square root is cut into equal parts, so that frames gather where something moves. Clips of at
-most two frames per wanted index are sampled uniformly.
+By motion as MGSampler (arXiv 2104.09952) in the benchmark's form: motion between two
+frames is 1 - SSIM (Wang et al. 2004, 7 x 7 uniform window) of their 224 x 224 gray
+pictures. The cumulative sum of its square root is cut into equal parts, so that frames
+gather where something moves. Clips of at most two frames per wanted index are sampled
+uniformly.
 """
 
 from __future__ import annotations
 
 import io
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal, NamedTuple
@@ -32,7 +35,6 @@ Method = Literal["motion", "uniform"]
 FRAMES = 9
 """Indices per clip in the published tables."""
 VIDEO_COLUMN = MEDIA_COLUMNS["clip"][0]
-
 SIDE = 224
 WINDOW = 7
 STABILISERS = (0.01 * 255) ** 2, (0.03 * 255) ** 2
@@ -40,43 +42,33 @@ STABILISERS = (0.01 * 255) ** 2, (0.03 * 255) ** 2
 
 
 def frame_motion(pictures: Iterable[Gray]) -> Doubles:
-    """1 - SSIM between neighbouring gray pictures (H, W) uint8: n pictures give (n - 1,) float64.
+    """1 - SSIM between neighbouring gray pictures (H, W) uint8, (n - 1,) float64.
 
-    Written here rather than taken from scikit-image: the window sums of a picture serve both of its pairs, and OpenCV's
-    box filter takes about a tenth of the time; equal to its defaults for uint8 within rounding.
+    Written here rather than taken from scikit-image: the window sums of a picture serve
+    both of its pairs, and OpenCV's box filter takes about a tenth of the time; equal to
+    its defaults for uint8 within rounding.
     """
-    found, before = [], None
-    for picture in pictures:
-        now = _moments(picture)
-        if before is not None:
-            found.append(1.0 - _ssim(before, now))
-        before = now
-    return np.array(found, dtype=np.float64)
-
-
-def _moments(picture: Gray) -> tuple[Doubles, Doubles, Doubles]:
-    """Pixels, and mean and variance over the window around every pixel, all (H, W) float64."""
-    pixels = picture.astype(np.float64)
-    mean = _box(pixels)
-    return pixels, mean, _box(pixels * pixels) - mean * mean
-
-
-def _ssim(first: tuple[Doubles, Doubles, Doubles], second: tuple[Doubles, Doubles, Doubles]) -> float:
-    """Mean SSIM over the pixels whose window is inside the picture; variances are those of a sample."""
-    (x, mean_x, var_x), (y, mean_y, var_y) = first, second
-    (c1, c2), product = STABILISERS, mean_x * mean_y
-    sample = WINDOW**2 / (WINDOW**2 - 1)
-    covariance = sample * (_box(x * y) - product)
-    values = (2 * product + c1) * (2 * covariance + c2)
-    values /= (mean_x * mean_x + mean_y * mean_y + c1) * (sample * (var_x + var_y) + c2)
-    edge = WINDOW // 2
-    return float(values[edge:-edge, edge:-edge].mean())
-
-
-def _box(values: Doubles) -> Doubles:
     import cv2
 
-    return np.asarray(cv2.blur(values, (WINDOW, WINDOW)))
+    def box(values: Doubles) -> Doubles:
+        return np.asarray(cv2.blur(values, (WINDOW, WINDOW)))
+
+    (c1, c2), sample = STABILISERS, WINDOW**2 / (WINDOW**2 - 1)  # variances of a sample
+    edge = slice(WINDOW // 2, -(WINDOW // 2))  # windows inside the picture
+    found, before = [], None
+    for picture in pictures:
+        y = picture.astype(np.float64)
+        mean_y = box(y)
+        var_y = box(y * y) - mean_y * mean_y
+        if before is not None:
+            x, mean_x, var_x = before
+            product = mean_x * mean_y
+            covariance = sample * (box(x * y) - product)
+            values = (2 * product + c1) * (2 * covariance + c2)
+            values /= (mean_x * mean_x + mean_y * mean_y + c1) * (sample * (var_x + var_y) + c2)
+            found.append(1.0 - float(values[edge, edge].mean()))
+        before = y, mean_y, var_y
+    return np.array(found, dtype=np.float64)
 
 
 def gray_frames(path: Path) -> Iterator[Gray]:
@@ -88,10 +80,38 @@ def gray_frames(path: Path) -> Iterator[Gray]:
         yield np.asarray(cv2.resize(gray, (SIDE, SIDE)), dtype=np.uint8)
 
 
-def motion_picks(differences: Doubles, count: int = FRAMES) -> npt.NDArray[np.int64]:
-    """The later frame of the pair at each of `count` equal parts of the motion, (count,) int64, ascending.
+def video_motion(path: Path, cache: Path | None = None) -> Doubles:
+    """Motion between the frames of a video, (n - 1,) float64.
 
-    A clip without any motion has no such parts: every pick is frame 1, as in the published tables.
+    Args:
+        cache: folder that keeps it by the content of the file, so that renamed and copied
+            clips are found again; a broken entry is computed anew.
+
+    Raises:
+        MediaError: the video can't be read.
+    """
+    if cache is None:
+        return frame_motion(gray_frames(path))
+    try:
+        name = file_digest(path)
+    except OSError as error:
+        raise MediaError(f"The video {path} can't be read: {error.strerror}.") from error
+    file = cache / name[:2] / f"{name}.npy"
+    with suppress(OSError, ValueError, EOFError):
+        data = read_limited(file, 1 << 28)
+        values = array_of(io.BytesIO(data), len(data))
+        if values.ndim == 1 and values.dtype == np.float64:
+            return values
+    found = frame_motion(gray_frames(path))
+    write_bytes(file, npy_bytes(found))
+    return found
+
+
+def motion_picks(differences: Doubles, count: int = FRAMES) -> npt.NDArray[np.int64]:
+    """The later frame of the pair at each of `count` equal parts of the motion.
+
+    (count,) int64, ascending. A clip without any motion has no such parts: every pick is
+    frame 1, as in the published tables.
     """
     with np.errstate(invalid="ignore"):
         roots = np.sqrt(differences)
@@ -104,12 +124,15 @@ def motion_picks(differences: Doubles, count: int = FRAMES) -> npt.NDArray[np.in
 
 
 def uniform_picks(frames: int, count: int = FRAMES) -> npt.NDArray[np.int64]:
-    """The first frame of each of `count` equal parts of a clip of `frames` frames, (count,) int64."""
+    """The first frame of each of `count` equal parts of a clip, (count,) int64."""
     return np.array([int(frames / count * part) for part in range(count)], dtype=np.int64)
 
 
 def stored_indices(picks: Iterable[int], count: int = FRAMES) -> tuple[int, ...]:
-    """The indices as a table holds them: sorted, each once, padded with the last; empty if the clip has one frame."""
+    """The indices as a table holds them: sorted, each once, padded with the last.
+
+    Empty if the clip has one frame.
+    """
     chosen = sorted({int(pick) for pick in picks})
     if chosen in ([], [0]):
         return ()
@@ -117,21 +140,23 @@ def stored_indices(picks: Iterable[int], count: int = FRAMES) -> tuple[int, ...]
 
 
 class Sampled(NamedTuple):
-    """How a clip was sampled: its indices, and the motion between its frames where it was measured."""
+    """The indices of a clip, and the motion between its frames where it was measured."""
 
     indices: tuple[int, ...]
     differences: Doubles | None = None
 
 
-def sample_video(
-    path: Path, count: int = FRAMES, method: Method = "motion", cache: MotionCache | None = None
-) -> Sampled:
-    """Choose the indices of a video. Raises MediaError: the video can't be decoded, or has fewer than two frames."""
+def sample_video(path: Path, count: int = FRAMES, method: Method = "motion", cache: Path | None = None) -> Sampled:
+    """Choose the indices of a video.
+
+    Raises:
+        MediaError: the video can't be decoded, or has fewer than two frames.
+    """
     frames, differences = announced_frames(path), None
     if method == "motion" and not 1 <= frames <= 2 * count:
-        differences = cache.get(path) if cache is not None else frame_motion(gray_frames(path))
+        differences = video_motion(path, cache)
         frames = frames or len(differences) + 1
-        if len(differences) < 2 * count:  # fewer frames can be decoded than the container announces
+        if len(differences) < 2 * count:  # fewer frames can be decoded than are announced
             differences = None
     elif not frames:
         frames = sum(1 for _ in decode_video(path))
@@ -140,41 +165,6 @@ def sample_video(
     if not indices:
         raise MediaError(f"The video {path} has {frames} frame, at least two are needed.")
     return Sampled(indices, differences)
-
-
-class MotionCache:
-    """Motion of whole clips on disk, by the content of the file: renamed and copied clips are found again.
-
-    One ``.npy`` of float64 per clip, ``<two digits>/<digest>.npy``; a broken one is computed anew.
-    """
-
-    def __init__(self, folder: Path) -> None:
-        self.folder = folder
-
-    def get(self, path: Path) -> Doubles:
-        """Motion between the frames of a video, (n - 1,) float64. Raises MediaError."""
-        try:
-            name = file_digest(path)
-        except OSError as error:
-            raise MediaError(f"The video {path} can't be read: {error.strerror}.") from error
-        file = self.folder / name[:2] / f"{name}.npy"
-        found = self._read(file)
-        if found is None:
-            found = frame_motion(gray_frames(path))
-            write_bytes(file, npy_bytes(found))
-        return found
-
-    @staticmethod
-    def _read(file: Path) -> Doubles | None:
-        try:
-            data = read_limited(file, 1 << 28)
-            values = array_of(io.BytesIO(data), len(data))
-        except (OSError, ValueError, EOFError):
-            return None
-        return values if values.ndim == 1 and values.dtype == np.float64 else None
-
-
-# The column of a table
 
 
 @dataclass(frozen=True)
@@ -187,10 +177,13 @@ class IndexReport:
 
 
 def write_indices(table: Path, config: IndicesConfig, settings: Settings) -> IndexReport:
-    """Sample every clip of a table and write the table with its indices; clips that fail are left out and named.
+    """Sample every clip of a table and write the table with its indices.
+
+    Clips that fail are left out and named.
 
     Raises:
-        UsageError: the table can't be read, has no column video_path, or would be written over itself.
+        UsageError: the table can't be read, has no column video_path, or would be
+            written over itself.
     """
     root = config.root or settings.path("DATA_DIR") / "classification"
     columns, rows = read_csv(table)
@@ -201,8 +194,17 @@ def write_indices(table: Path, config: IndicesConfig, settings: Settings) -> Ind
     out = config.out or table.with_name(f"{table.stem}_indices.csv")
     if out.resolve() == table.resolve():
         raise UsageError(f"--out {out} is the input itself: name another file.")
+
+    def sampled(cell: str) -> tuple[int, ...] | str:
+        try:
+            return sample_video(inside(root, cell), config.frames, config.method, config.cache).indices
+        except (MediaError, UsageError) as error:
+            return str(error)
+
     at = columns.index(VIDEO_COLUMN)
-    found = sample_all(config, root, [row[at] for row in rows])
+    distinct = list(dict.fromkeys(row[at] for row in rows))
+    with progress(len(distinct), "sampling", "clip") as bar:
+        found = dict(zip(distinct, in_threads(sampled, distinct, config.workers, bar=bar), strict=True))
     if INDEX_COLUMN not in columns:
         columns, rows = [*columns, INDEX_COLUMN], [[*row, ""] for row in rows]
     target, kept, failures = columns.index(INDEX_COLUMN), [], []
@@ -216,18 +218,3 @@ def write_indices(table: Path, config: IndicesConfig, settings: Settings) -> Ind
     write_csv(out, columns, kept)
     write_failures(out.with_name(f"{out.stem}_failures.csv"), failures)
     return IndexReport(out, len(kept), tuple(failures))
-
-
-def sample_all(config: IndicesConfig, root: Path, cells: Sequence[str]) -> dict[str, tuple[int, ...] | str]:
-    """The indices of each distinct clip, or why it can't be sampled."""
-    cache = MotionCache(config.cache) if config.cache is not None else None
-
-    def one(cell: str) -> tuple[int, ...] | str:
-        try:
-            return sample_video(inside(root, cell), config.frames, config.method, cache).indices
-        except (MediaError, UsageError) as error:
-            return str(error)
-
-    distinct = list(dict.fromkeys(cells))
-    with progress(len(distinct), "sampling", "clip") as bar:
-        return dict(zip(distinct, in_threads(one, distinct, config.workers, bar=bar), strict=True))

@@ -5,7 +5,8 @@ Loads no heavy library, since ``lary datasets`` prints the records.
 
 from __future__ import annotations
 
-import textwrap
+import dataclasses
+import json
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Literal
@@ -29,10 +30,9 @@ class LabelSpace:
 class Normalisation:
     """How action chunks are normalised: constants, or a statistics file with mean and std per robot type.
 
-    ``mean`` and ``std`` have A values, tiled over the K steps. ``stats_file`` is relative to ``DATA_DIR``; a
-    missing file or robot type is an error that names ``command``, never mean 0 and std 1. A record with neither is
-    normalised by statistics measured on its own training split. ``relative_command`` makes the statistics of
-    relative actions.
+    ``stats_file`` is relative to ``DATA_DIR``; a missing file or robot type is an error that names
+    ``command``, never mean 0 and std 1. A record with neither is normalised by its own training
+    split. ``relative_command`` makes the statistics of relative actions.
     """
 
     mean: tuple[float, ...] = ()
@@ -85,12 +85,9 @@ class Split:
 class Draw:
     """A split drawn from the tables of `sources` (splits with one root) by whole groups.
 
-    A group is in the part that validates if a hash of its name falls below `share`. So the draw needs no seed, does
-    not depend on the order of rows, and gives an episode the same part in every table that shows it.
-
-    Attributes:
-        validates: whether this is the part that validates, or the rest.
-        pattern: names the groups in place of the record's `group_pattern`.
+    A group is in the part that validates if a hash of its name falls below `share`. So the draw
+    needs no seed, does not depend on the order of rows, and gives an episode the same part in every
+    table. `pattern` names the groups in place of the record's.
     """
 
     sources: tuple[str, ...]
@@ -114,28 +111,25 @@ class DatasetSpec:
     """One data set.
 
     Attributes:
-        name: the key on the command line.
-        title: the name in the paper's tables.
+        name: the key on the command line; `title` is the name in the paper's tables.
         media: ``pair`` (columns src_img, tgt_img) or ``clip`` (columns video_path, sample_indices).
-        target: a LabelSpace (column ``action`` holds a class name) or an ActionSpace (it holds a .npy path).
+        target: a LabelSpace (column ``action`` holds a class name) or an ActionSpace (a .npy path).
         splits: by name; a split without ``table`` is read from ``<name>_metadata_<split>.csv``.
         drawn: further splits by name, drawn from the tables of the others when they are asked for.
-        train, validation, unseen: which splits probes train on, validate on and, where there is one, test on unseen.
-        stride: frames between source and target; K of the action chunk.
-        stride_series: data sets that differ in their stride alone share this name; empty for one on its own.
-        group_pattern: regular expression on the first media path, taken without its ``images`` folder, whose match
-            (group 1 if it has one) names the episode or video of a sample.
-        media_depth: how many folders precede ``images`` / ``actions`` in a table's paths; None where the data
-            set has no such folders. Published tables exist with and without them.
-        path_repair: regular expression and replacement for paths that the published tables spell wrongly; a file of
-            the literal name is used where the repaired one does not exist.
-        embodiment_column: column with the robot type; None reads a column ``embodiment`` where the table has one.
+        train, validation, unseen: the splits that probes train on, validate on, and test on unseen.
+        stride: frames between source and target; data sets of one `stride_series` differ in it alone.
+        group_pattern: regular expression on the first media path without its ``images`` folder; the
+            match, or its group 1, names the episode or video of a sample.
+        media_depth: how many folders precede ``images`` / ``actions`` in a table's paths; None for
+            none such. Published tables exist with and without these folders.
+        path_repair: regular expression and replacement for paths that published tables spell wrongly.
+        embodiment_column: column with the robot type; None: ``embodiment``, where a table has it.
         embodiment: the robot type where there is no column.
-        unnamed_robot: regular expression on the first media path, and the robot type of the rows that match it and
-            have an empty cell; statistics files may hold theirs under `NO_ROBOT`. Other empty cells stay empty.
-        integrity_group: name in the published integrity report; empty where that report leaves the data set out.
+        unnamed_robot: regular expression on the first media path, and the robot type of the rows with
+            an empty cell that it matches; statistics files may hold theirs under `NO_ROBOT`.
+        integrity_group: name in the published integrity report; empty where it is not in there.
         samples: number of samples over all splits; None where it isn't published.
-        repository: where ``lary data download`` finds it, owner/name; empty for a data set that is made or imported.
+        repository: of the published files, owner/name.
         citation: BibTeX.
     """
 
@@ -184,11 +178,7 @@ class DatasetSpec:
     def roles(self, chosen: str | None = None) -> dict[str, str]:
         """Splits by role: ``train``, ``seen`` (which validates) and, where the record has one, ``unseen``.
 
-        Args:
-            chosen: one of `split_sets`; None for the published splits.
-
-        Raises:
-            UsageError: the data set has no such set.
+        `chosen` is one of `split_sets`, or None for the published splits. Raises UsageError.
         """
         if chosen is not None and chosen not in self.split_sets:
             known = f"it has: {', '.join(self.split_sets)}" if self.split_sets else "it has only the published ones"
@@ -215,6 +205,12 @@ class DatasetSpec:
             raise UsageError(f"Data set '{self.name}' holds classes, not action chunks: use 'lary classify'.")
         return self.target
 
+    @property
+    def commercial(self) -> str:
+        """Whether all, some or none of the sources allow commercial use: yes, in part, no."""
+        allowed = [licence.commercial for licence in self.licences]
+        return "yes" if all(allowed) else "in part" if any(allowed) else "no"
+
 
 DATASETS: Registry[DatasetSpec] = Registry("data set", modules=("lary.data.catalog",), group="lary.datasets")
 
@@ -224,15 +220,6 @@ def register_dataset(spec: DatasetSpec) -> DatasetSpec:
     return DATASETS.add(spec)
 
 
-# The text of ``lary datasets``
-
-HEADER = ("key", "title", "kind", "splits", "size", "commercial", "licence")
-NOTES = (
-    "Terms, splits and citation of one: lary datasets KEY.",
-    "Size in bytes, of its files on the hub: lary data download --include KEY --dry-run.",
-)
-
-
 def kind_of(spec: DatasetSpec) -> str:
     """What is shown and what is asked, such as ``pair, 5 x 7 actions`` or ``clip, 54 classes``."""
     if isinstance(spec.target, LabelSpace):
@@ -240,58 +227,25 @@ def kind_of(spec: DatasetSpec) -> str:
     return f"{spec.media}, {spec.target.horizon} x {len(spec.target.dims)} actions"
 
 
-def commercial(spec: DatasetSpec) -> str:
-    """Whether all, some or none of the sources allow commercial use: yes, in part, no."""
-    allowed = [licence.commercial for licence in spec.licences]
-    return "yes" if all(allowed) else "in part" if any(allowed) else "no"
-
-
-def size(spec: DatasetSpec) -> str:
-    """Samples over all splits; the bytes of a published data set are known to its hub alone."""
-    return f"{spec.samples:,} samples" if spec.samples is not None else "-"
-
-
 def datasets_table() -> str:
-    """One line per data set, and below them where bytes and citations are."""
-    rows = [HEADER]
+    """The text of ``lary datasets``: one line per data set, and below them where bytes and citations are."""
+    rows = [("key", "title", "kind", "splits", "size", "commercial", "licence")]
     for spec in DATASETS:
         names = "; ".join(dict.fromkeys(licence.name for licence in spec.licences))
-        rows.append((spec.name, spec.title, kind_of(spec), ",".join(spec.splits), size(spec), commercial(spec), names))
+        size = f"{spec.samples:,} samples" if spec.samples is not None else "-"
+        rows.append((spec.name, spec.title, kind_of(spec), ",".join(spec.splits), size, spec.commercial, names))
     widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
-    lines = ["  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip() for row in rows]
-    return "\n".join([*lines, "", *NOTES])
+    lines = ["  ".join(map(str.ljust, row, widths)).rstrip() for row in rows]
+    lines += ["", "Terms, splits and citation of one: lary datasets KEY."]
+    lines += ["Size in bytes, of its files on the hub: lary data download --include KEY --dry-run."]
+    return "\n".join(lines)
 
 
 def dataset_text(spec: DatasetSpec) -> str:
-    """A record in full, with terms and citation."""
-    lines = [
-        f"{spec.name}: {spec.title}",
-        *textwrap.wrap(spec.description, 100, initial_indent="  ", subsequent_indent="  "),
-        f"kind:        {kind_of(spec)}" + (f", stride {spec.stride}" if spec.stride else ""),
-        f"size:        {size(spec) if spec.samples is not None else 'not published'}",
-        f"revision:    {spec.revision or '-'}",
-        f"download:    {f'lary data download --include {spec.name} (--dry-run: bytes)' if spec.repository else '-'}",
-        "splits:",
-        *(f"  {name}: LARY_ROOT/data/{spec.table_name(name)}, DATA_DIR/{split.root}" for name, split in
-          spec.splits.items()),
-        *(f"  {', '.join(list(spec.roles(name).values())[:2])}: drawn anew from these tables, for --splits {name}"
-          for name in spec.split_sets),
-        f"probes:      train on {spec.train}, validate on {spec.validation}"
-        + (f", unseen {spec.unseen}" if spec.unseen else ""),
-    ]  # fmt: skip
-    if isinstance(spec.target, LabelSpace):
-        lines += textwrap.wrap(
-            f"classes:     {', '.join(spec.target.classes)}", 110, subsequent_indent=" " * 13, break_on_hyphens=False
-        )
-    else:
-        units = dict(zip(spec.target.dims, spec.target.units, strict=False))
-        dims = [f"{dim} ({units[dim]})" if units.get(dim) else dim for dim in spec.target.dims]
-        lines += textwrap.wrap(f"dimensions:  {', '.join(dims)}", 110, subsequent_indent=" " * 13)
-    lines.append(f"commercial:  {commercial(spec)}")
-    lines.append("licences:")
-    for licence in spec.licences:
-        use = "commercial use allowed" if licence.commercial else "no commercial use"
-        lines.append(f"  {licence.source}: {licence.name}; {use}" + (f"; {licence.url}" if licence.url else ""))
-    if spec.citation:
-        lines += ["citation:", textwrap.indent(spec.citation, "  ")]
-    return "\n".join(lines)
+    """The text of ``lary datasets KEY``: one field of the record per line, and its citation."""
+    facts = dataclasses.asdict(spec)
+    citation = facts.pop("citation")
+    tables = {name: f"LARY_ROOT/data/{spec.table_name(name)}" for name in (*spec.splits, *spec.drawn)}
+    facts |= {"kind": kind_of(spec), "commercial": spec.commercial, "tables": tables}
+    lines = [f"{name}: {value if isinstance(value, str) else json.dumps(value)}" for name, value in facts.items()]
+    return "\n".join([*lines, citation])

@@ -7,52 +7,33 @@ The paper splits composite actions 70:30 and everything else 75:25, stratified b
 from __future__ import annotations
 
 import math
-import re
 from collections.abc import Sequence
-from dataclasses import dataclass
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 import numpy.typing as npt
 
+from lary.data import tables
 from lary.data.catalog import CLIP, EPISODE
 from lary.data.configs import SplitConfig
 from lary.data.spec import DATASETS, DatasetSpec, LabelSpace
-from lary.data.tables import (
-    IMAGE_FOLDER,
-    MEDIA_COLUMNS,
-    TARGET_COLUMN,
-    group_name,
-    read_csv,
-    usual_place,
-    without_images,
-    write_csv,
-)
 from lary.files import csv_text, digest, write_text
 from lary.settings import unexported
 from lary.types import UsageError
 
 Rows = npt.NDArray[np.int64]
 
-SEGMENT = r"^(.*)/"
-"""The folder of the first file: what was cut from a recording at once."""
-
-PATTERNS: dict[str, str] = {"video": CLIP, "episode": EPISODE, "segment": SEGMENT}
+PATTERNS: dict[str, str] = {"video": CLIP, "episode": EPISODE, "segment": r"^(.*)/"}
+"""What stays together, in the first path; a segment, cut from a recording at once, is the file's folder."""
 CLIPS, PAIRS = 0.3, 0.25
 """The paper's shares of validation."""
 
 
-# Tables of splits
-
-
 def find_table(spec: DatasetSpec, split: str, root: Path, explicit: Path | None = None) -> Path:
-    """The CSV of a split: `explicit`, or else under ``root/data`` by the published names; a drawn one is drawn.
+    """The CSV of a split: `explicit`, or else by the published names under ``data`` of `root`, ``$LARY_ROOT``.
 
-    Args:
-        root: ``$LARY_ROOT``.
-
-    Raises:
-        UsageError: unknown split, or no table; names every path that was tried.
+    A drawn split is drawn. Raises UsageError with every path that was tried.
     """
     names = dict.fromkeys((spec.table_name(split), f"{spec.name}_metadata_{split}.csv", f"{spec.name}_{split}.csv"))
     if explicit is None and split in spec.drawn:
@@ -61,53 +42,47 @@ def find_table(spec: DatasetSpec, split: str, root: Path, explicit: Path | None 
     for path in tried:
         if path.is_file():
             return path
-    listed = " nor ".join(str(path) for path in tried)
     hint = "Check the path" if explicit is not None else "Set LARY_ROOT to the folder above data/, or pass --input"
     if explicit is None and spec.repository:
         hint += f"; 'lary data download --include {spec.name}' fetches it"
+    listed = " nor ".join(map(str, tried))
     reason = f"neither {listed} exists" if len(tried) > 1 else f"{listed} does not exist"
     raise UsageError(f"There is no table of {spec.name} {split}: {reason}. {hint}.{unexported(root)}")
 
 
 def draw_table(spec: DatasetSpec, split: str, root: Path) -> Path:
-    """Write the table of a drawn split under ``root/data``, unless it is there.
+    """Write the table of a drawn split under ``root/data``, unless it is there: the rows of its groups, in order.
 
-    Raises:
-        UsageError: a source is missing or has other columns, or a table of that name holds something else.
+    Raises UsageError where a source is missing or a table of that name holds something else.
     """
-    path, sources = root / "data" / spec.table_name(split), spec.drawn[split].sources
+    path, rule = root / "data" / spec.table_name(split), spec.drawn[split]
     try:
-        tables = [find_table(spec, name, root) for name in sources]
+        sources = [find_table(spec, name, root) for name in rule.sources]
     except UsageError:
         if path.is_file():
             return path  # it was drawn on another machine
         raise
-    text = draw_rows(spec, split, tables)
-    if not path.is_file():
-        write_text(path, text)
-    elif path.read_bytes() != text.encode():
-        raise UsageError(
-            f"The table {path} is not what the tables of {' and '.join(sources)} give: remove it to "
-            "have it drawn again, or pass it with --input to use it as it is."
-        )
-    return path
-
-
-def draw_rows(spec: DatasetSpec, split: str, tables: Sequence[Path]) -> str:
-    """The text of a drawn table: the rows of its groups in the order of the source tables. Raises UsageError."""
-    rule, first = spec.drawn[split], MEDIA_COLUMNS[spec.media][0]
+    first = tables.MEDIA_COLUMNS[spec.media][0]
     header: list[str] = []
-    chosen: list[list[str]] = []
-    for table in tables:
-        columns, rows = read_csv(table)
+    chosen = []
+    for table in sources:
+        columns, rows = tables.read_csv(table)
         if first not in columns or (header and columns != header):
             raise UsageError(f"{table} has the columns {', '.join(columns)}; expected {', '.join(header or [first])}.")
         header, at = columns, columns.index(first)
         for row in rows:
-            group = group_name(spec, usual_place(spec, row[at], IMAGE_FOLDER), rule.pattern)
+            group = tables.group_name(spec, tables.usual_place(spec, row[at], tables.IMAGE_FOLDER), rule.pattern)
             if validates(group, rule.share) == rule.validates:
                 chosen.append(row)
-    return csv_text([header, *chosen])
+    text = csv_text([header, *chosen])
+    if not path.is_file():
+        write_text(path, text)
+    elif path.read_bytes() != text.encode():
+        raise UsageError(
+            f"The table {path} is not what the tables of {' and '.join(rule.sources)} give: remove it to "
+            "have it drawn again, or pass it with --input to use it as it is."
+        )
+    return path
 
 
 def validates(group: str, share: float) -> bool:
@@ -115,87 +90,57 @@ def validates(group: str, share: float) -> bool:
     return int(digest(group, length=8), 16) < share * 16**8
 
 
-# Splitting a table
-
-
-@dataclass(frozen=True)
-class SplitReport:
+class SplitReport(NamedTuple):
     """What was written: both tables with their numbers of rows and of groups."""
 
     train: Path
     val: Path
-    rows: tuple[int, int]
-    groups: tuple[int, int]
+    rows: tuple[int, ...]
+    groups: tuple[int, ...]
 
 
 def write_split(table: Path, config: SplitConfig) -> SplitReport:
-    """Split a table into two, with its columns.
-
-    Raises:
-        UsageError: the table or a column is missing, the parts would be empty or overwrite the table, or a class is
-            too rare to be in both.
-    """
-    targets = output_paths(table, config)
+    """Split a table into two, with its columns. Raises UsageError for a table that can't be split as asked."""
+    targets = []
+    for given, name in ((config.train, "train_"), (config.val, "val_")):
+        if given is None and "all_" not in table.name:
+            raise UsageError(f"Name --train and --val: {table.name} has no 'all_' to replace by their names.")
+        targets.append(given or table.with_name(table.name.replace("all_", name)))
+    if len({path.resolve() for path in (*targets, table)}) < 3:
+        raise UsageError(f"--train {targets[0]}, --val {targets[1]} and the table {table} must be three files.")
     spec = None if config.dataset is None else DATASETS.get(config.dataset)
-    columns, rows = read_csv(table)
-    media = next((names[0] for names in MEDIA_COLUMNS.values() if names[0] in columns), None)
+    columns, rows = tables.read_csv(table)
+    media = next((names[0] for names in tables.MEDIA_COLUMNS.values() if names[0] in columns), None)
     if media is None:
         raise UsageError(f"{table} has neither of the columns src_img and video_path.")
-    clips = media in MEDIA_COLUMNS["clip"]
+    clips = media in tables.MEDIA_COLUMNS["clip"]
     labelled = clips if spec is None else isinstance(spec.target, LabelSpace)
-    name = config.stratify or (TARGET_COLUMN if labelled else None)
+    name = config.stratify or (tables.TARGET_COLUMN if labelled else None)
     if name is not None and name not in columns:
         raise UsageError(f"{table} has no column '{name}' to stratify by; it has: {', '.join(columns)}.")
     strata = None if name is None else [row[columns.index(name)] for row in rows]
     share = config.share if config.share is not None else CLIPS if clips else PAIRS
-    groups = group_names(config.by, spec, [row[columns.index(media)] for row in rows])
+    groups = list(map(str, range(len(rows))))
     if config.by == "row":
         parts = split_rows(len(rows), share, strata, config.seed)
     else:
+        pattern = PATTERNS[config.by] if spec is None or config.by == "segment" else spec.group_pattern
+        paths = [row[columns.index(media)].strip().replace("\\", "/") for row in rows]
+        paths = paths if spec is None else [tables.usual_place(spec, path, tables.IMAGE_FOLDER) for path in paths]
+        groups = [tables.matched(pattern, tables.without_images(path)) for path in paths]
         parts = split_groups(groups, share, strata, config.seed)
     for path, part in zip(targets, parts, strict=True):
-        write_csv(path, columns, [rows[index] for index in part])
-    counts = [len({groups[index] for index in part}) for part in parts]
-    return SplitReport(*targets, rows=(len(parts[0]), len(parts[1])), groups=(counts[0], counts[1]))
-
-
-def output_paths(table: Path, config: SplitConfig) -> tuple[Path, Path]:
-    """Where both parts go. Raises UsageError where that would be the table itself or one file for both."""
-    paths = []
-    for given, name in ((config.train, "train_"), (config.val, "val_")):
-        if given is None and "all_" not in table.name:
-            raise UsageError(f"Name --train and --val: {table.name} has no 'all_' to replace by their names.")
-        paths.append(given or table.with_name(table.name.replace("all_", name)))
-    if len({path.resolve() for path in (*paths, table)}) < 3:
-        raise UsageError(f"--train {paths[0]}, --val {paths[1]} and the table {table} must be three files.")
-    return paths[0], paths[1]
-
-
-def group_names(by: str, spec: DatasetSpec | None, cells: Sequence[str]) -> list[str]:
-    """The group of each row from its first path: itself, or its video, episode or segment."""
-    if by == "row":
-        return [str(row) for row in range(len(cells))]
-    rule = re.compile(PATTERNS[by] if spec is None or by == "segment" else spec.group_pattern)
-    names = []
-    for cell in cells:
-        path = usual_place(spec, cell, IMAGE_FOLDER) if spec else cell.strip().replace("\\", "/")
-        found = rule.search(without_images(path))
-        names.append(path if found is None else found[1] if rule.groups and found[1] is not None else found[0])
-    return names
+        tables.write_csv(path, columns, [rows[index] for index in part])
+    counts = tuple(len({groups[index] for index in part}) for part in parts)
+    return SplitReport(targets[0], targets[1], tuple(map(len, parts)), counts)
 
 
 def split_rows(count: int, share: float, strata: Sequence[str] | None, seed: int) -> tuple[Rows, Rows]:
-    """Row numbers of training and validation, shuffled: scikit-learn's draw, as published.
-
-    Raises:
-        UsageError: the share leaves a part empty, or a class has a single row.
-    """
+    """Row numbers of training and validation, shuffled: scikit-learn's draw, as published. Raises UsageError."""
     from sklearn.model_selection import train_test_split
 
     try:
-        train, val = train_test_split(
-            np.arange(count), test_size=share, random_state=seed, shuffle=True, stratify=strata
-        )  # fmt: skip
+        train, val = train_test_split(np.arange(count), test_size=share, random_state=seed, stratify=strata)
     except ValueError as error:
         raise UsageError(f"The table can't be split so: {str(error).rstrip('.')}.") from error
     return np.asarray(train, dtype=np.int64), np.asarray(val, dtype=np.int64)
@@ -204,11 +149,9 @@ def split_rows(count: int, share: float, strata: Sequence[str] | None, seed: int
 def split_groups(groups: Sequence[str], share: float, strata: Sequence[str] | None, seed: int) -> tuple[Rows, Rows]:
     """Row numbers of training and validation, in the table's order, with whole groups in either.
 
-    Groups are taken in random order; one goes to validation where that brings the counts of its classes nearer to
-    their shares, so that every class ends within half of its largest group of its share.
-
-    Raises:
-        UsageError: the share leaves a part empty.
+    Groups are taken in random order; one goes to validation where that brings the counts of its
+    classes nearer to their shares: every class ends within half of its largest group of its share.
+    Raises UsageError where a part would be empty.
     """
     if not 0 < share < 1:
         raise UsageError(f"--test-size {share}: expected a share between 0 and 1.")
@@ -217,10 +160,10 @@ def split_groups(groups: Sequence[str], share: float, strata: Sequence[str] | No
     totals = np.bincount(class_of, minlength=len(classes)).astype(np.float64)
     wanted, taken = share * totals, np.zeros(len(classes))
     order = np.argsort(group_of, kind="stable")
-    starts = np.searchsorted(group_of[order], np.arange(len(names) + 1))
+    members_of = np.split(class_of[order], np.cumsum(np.bincount(group_of))[:-1])
     chosen = np.zeros(len(names), dtype=bool)
     for group in np.random.default_rng(seed).permutation(len(names)):
-        members, sizes = np.unique(class_of[order[starts[group] : starts[group + 1]]], return_counts=True)
+        members, sizes = np.unique(members_of[group], return_counts=True)
         gain = ((2 * (taken[members] - wanted[members]) + sizes) * sizes / totals[members]).sum()
         if gain < 0 and not math.isclose(gain, 0, abs_tol=1e-12):
             chosen[group] = True

@@ -1,7 +1,7 @@
 """Tables of samples: reading and validating the CSV of a split, and finding the files that its rows name.
 
-Both published path forms are read: with the folders ``images/`` and ``actions/``, and without them. Messages count rows
-from 1 and name the line of the file as well.
+Both published path forms are read: with the folders ``images/`` and ``actions/``, and without
+them. Messages count rows from 1 and name the line of the file as well.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ import os
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -33,11 +33,9 @@ INDEX_COLUMN = "sample_indices"
 TARGET_COLUMN = "action"
 EMBODIMENT_COLUMN = "embodiment"
 IMAGE_FOLDER, ACTION_FOLDER = "images", "actions"
-
 INDICES = re.compile(r"\s*[0-9]{1,9}\s*(,\s*[0-9]{1,9}\s*)*")
 UNSAFE_PATH = re.compile(r"[/\\]|[^/\\]*:|(.*[/\\])?\.\.([/\\]|$)")
 """How a path that leaves its root starts: with a root, a drive, or a way upwards (`inside` checks again)."""
-
 SEGMENT = r"[A-Za-z0-9_][A-Za-z0-9_.,()+ -]*"
 PLAIN = {INDEX_COLUMN: r"^[0-9]{1,9}(,[0-9]{1,9})*$", "path": rf"^{SEGMENT}(/{SEGMENT})*$"}
 """Cells that are valid at a glance (RE2, a whole column at once); the others are examined one by one."""
@@ -45,23 +43,17 @@ SHORT = 255
 """Letters within which no part of a path can be too long."""
 LONGEST_CELL = 4096
 """Letters of a cell that is used: the longest path of common systems, or a thousand frame numbers."""
-
 MOST_COLUMNS = 4096
 LONGEST_LINE = 1 << 22
 """Bytes of a row: bounds what a hostile table can make the parser allocate."""
-
 THREADS = 16
 """For many small reads: on network file systems waiting dominates."""
-
-
-# CSV
 
 
 def read_frame(path: Path, limit: int | None = None) -> pandas.DataFrame:
     """The columns of a CSV as strings: UTF-8 with or without byte order mark, any line ends; blank lines are skipped.
 
-    Raises:
-        UsageError: the file can't be read, has no header or no rows, or a row has another number of cells.
+    Raises UsageError for a file without rows, or with a row of another number of cells.
     """
     import pandas
     import pyarrow as pa
@@ -89,12 +81,12 @@ def read_frame(path: Path, limit: int | None = None) -> pandas.DataFrame:
                 f"{path}, row {row + 1} (line {line_of(path, row)}): {cells} cells under {len(names)} column names; "
                 "quote cells that hold a comma."
             ) from None
-        reason = str(error).splitlines()[0].rstrip(".")[:200]
-        if "Empty CSV" in reason:  # a header without a line end
-            raise UsageError(f"The table {path} holds column names but no rows.") from None
-        if "straddling" in reason:  # a row that doesn't fit into a block
-            reason = f"a row has more than {LONGEST_LINE} letters"
-        raise UsageError(f"The table {path} can't be read as CSV in UTF-8: {reason}.") from error
+        problem = f"can't be read as CSV in UTF-8: {str(error).splitlines()[0].rstrip('.')[:200]}"
+        if "Empty CSV" in problem:  # a header without a line end
+            problem = "holds column names but no rows"
+        elif "straddling" in problem:  # a row that doesn't fit into a block
+            problem = f"can't be read as CSV: a row has more than {LONGEST_LINE} letters"
+        raise UsageError(f"The table {path} {problem}.") from error
     if not table.num_rows:
         raise UsageError(f"The table {path} holds column names but no rows.")
     frame: pandas.DataFrame = table.slice(0, limit).to_pandas(types_mapper=pandas.ArrowDtype)
@@ -144,18 +136,12 @@ def line_of(path: Path, row: int) -> int:
         return reader.line_num
 
 
-# Samples
-
-
 @dataclass(frozen=True, eq=False)
 class SampleTable:
-    """The samples of one split, in the order of its table; memory-light, each `Sample` is made when asked for.
+    """The samples of one split, in the order of its table; each `Sample` is made when asked for.
 
-    Attributes:
-        path: the CSV.
-        frame: all its columns as the strings in the file; its index is the row in the file, from 0.
-        root: the folder that the paths in the table start from.
-        digest: of the file's bytes.
+    `frame` holds all columns of the CSV at `path` as strings, its index the rows in the file, from 0.
+    Paths start from `root`; `digest` is that of the file's bytes.
     """
 
     spec: DatasetSpec
@@ -172,30 +158,31 @@ class SampleTable:
         """The sample at a position of this table; its ``row`` is the row in the file."""
         if not -len(self) <= position < len(self):
             raise IndexError(position)
-        names = MEDIA_COLUMNS[self.spec.media]
-        media = tuple(usual_place(self.spec, self._columns[name][position], IMAGE_FOLDER) for name in names)
-        target = self._columns[TARGET_COLUMN][position]
+        media = tuple(self.shown(position, column) for column in self._media)
+        target, indices = self._columns[TARGET_COLUMN][position], ""
         if not isinstance(self.spec.target, LabelSpace):
-            target = usual_place(self.spec, target, ACTION_FOLDER)
+            target = self.shown(position, TARGET_COLUMN)
         frame_index: tuple[int, ...] = ()
         if self.spec.media == "clip":
-            frame_index = tuple(int(part) for part in self._columns[INDEX_COLUMN][position].split(","))
-        return Sample(
-            id=digest(*media, ",".join(map(str, frame_index)), target),
-            row=self._rows[position],
-            media=media,
-            frame_index=frame_index,
-            target=target,
-            group=group_name(self.spec, media[0]),
-            embodiment=self._embodiment(position),
-        )
+            frame_index = tuple(map(int, self._columns[INDEX_COLUMN][position].split(",")))
+            indices = ",".join(map(str, frame_index))
+        name, group = digest(*media, indices, target), group_name(self.spec, media[0])
+        return Sample(name, self.row(position), media, frame_index, target, group, self._robots[position])
 
     def __iter__(self) -> Iterator[Sample]:
         return (self[position] for position in range(len(self)))
 
     def take(self, positions: Sequence[int]) -> SampleTable:
         """The table of some of the samples, which keep their ``row``."""
-        return SampleTable(self.spec, self.split, self.path, self.frame.iloc[list(positions)], self.root, self.digest)
+        return replace(self, frame=self.frame.iloc[list(positions)])
+
+    def row(self, position: int) -> int:
+        """The row in the file, from 0, of the sample at a position."""
+        return int(self.frame.index[position])
+
+    def shown(self, position: int, column: str) -> str:
+        """The path in a cell, as `usual_place` gives it."""
+        return usual_place(self.spec, self._columns[column][position], folder_of(column))
 
     def labels(self) -> npt.NDArray[np.int64]:
         """Labels (n,) int64: positions in the record's classes. Raises UsageError for a regression data set."""
@@ -204,86 +191,76 @@ class SampleTable:
 
     def groups(self) -> tuple[str, ...]:
         """The episode or video of every sample, n names."""
-        cells = self._columns[MEDIA_COLUMNS[self.spec.media][0]]
-        return tuple(group_name(self.spec, usual_place(self.spec, cell, IMAGE_FOLDER)) for cell in cells)
+        return tuple(group_name(self.spec, self.shown(position, self._media[0])) for position in range(len(self)))
 
     def embodiments(self) -> tuple[str, ...]:
         """The robot type of every sample, n names; empty where the cell is, unless the record's rule names it."""
-        return tuple(self._embodiment(position) for position in range(len(self)))
+        return tuple(self._robots)
 
     def media_path(self, sample: Sample) -> tuple[Path, ...]:
         """Absolute paths of a sample's images or clip. Raises UsageError for a path that leaves the root."""
-        return self._media_at(self._position[sample.row])
+        position = self._position[sample.row]
+        return tuple(self._file(position, column) for column in self._media)
 
-    def action_path(self, sample: Sample) -> Path:
-        """Absolute path of a sample's action file. Raises UsageError for a classification data set."""
+    def action_path(self, position: int) -> Path:
+        """Absolute path of the action file at a position. Raises UsageError for a classification data set."""
         _ = self.spec.actions
-        return self._locate(self._position[sample.row], TARGET_COLUMN, ACTION_FOLDER)
+        return self._file(position, TARGET_COLUMN)
 
     def missing_media(self, positions: Sequence[int] | None = None) -> list[Path]:
-        """The media files that do not exist, in table order, each once; none is opened.
-
-        Args:
-            positions: of the samples whose files are checked; by default all.
-        """
+        """The media files of some samples, or all, that do not exist, in table order, each once; none is opened."""
         chosen = range(len(self)) if positions is None else positions
-        wanted = list(dict.fromkeys(path for position in chosen for path in self._media_at(position)))
+        wanted = list(dict.fromkeys(self._file(position, column) for position in chosen for column in self._media))
         found = in_threads(os.path.isfile, wanted, THREADS, batch=256)
         return [path for path, there in zip(wanted, found, strict=True) if not there]
 
-    def _media_at(self, position: int) -> tuple[Path, ...]:
-        return tuple(self._locate(position, column, IMAGE_FOLDER) for column in MEDIA_COLUMNS[self.spec.media])
+    @property
+    def _media(self) -> tuple[str, ...]:
+        return MEDIA_COLUMNS[self.spec.media]
 
     @cached_property
     def _columns(self) -> dict[str, list[str]]:
-        return {name: self.frame[name].tolist() for name in needed_columns(self.spec)}
-
-    @cached_property
-    def _robots(self) -> list[str] | None:
-        column = embodiment_column(self.spec, list(self.frame.columns))
-        return None if column is None else self.frame[column].tolist()
-
-    @cached_property
-    def _rows(self) -> list[int]:
-        return self.frame.index.tolist()
+        return {name: self.frame[name].tolist() for name in needed_columns(self.spec) if name in self.frame}
 
     @cached_property
     def _position(self) -> dict[int, int]:
-        return {row: position for position, row in enumerate(self._rows)}
+        return {row: position for position, row in enumerate(self.frame.index.tolist())}
 
-    def _embodiment(self, position: int) -> str:
-        if self._robots is None:
-            return self.spec.embodiment
-        name = self._robots[position].strip()
-        if name or self.spec.unnamed_robot is None:
-            return name
-        pattern, robot = self.spec.unnamed_robot
-        first = self._columns[MEDIA_COLUMNS[self.spec.media][0]][position]
-        return robot if re.search(pattern, usual_place(self.spec, first, IMAGE_FOLDER)) else ""
+    @cached_property
+    def _robots(self) -> list[str]:
+        column = embodiment_column(self.spec, list(self.frame.columns))
+        if column is None:
+            return [self.spec.embodiment] * len(self)
+        names = [cell.strip() for cell in self.frame[column]]
+        if self.spec.unnamed_robot is not None:
+            pattern, robot = self.spec.unnamed_robot
+            for position, name in enumerate(names):
+                if not name and re.search(pattern, self.shown(position, self._media[0])):
+                    names[position] = robot
+        return names
 
-    def _locate(self, position: int, column: str, folder: str) -> Path:
+    def _file(self, position: int, column: str) -> Path:
         """The file at the usual path, or the one that the table literally names where only that exists."""
-        found = places(self.spec, self._columns[column][position], folder)
-        usual, *others = (inside(self.root, place) for place in found)
+        usual, *others = (
+            inside(self.root, place) for place in places(self.spec, self._columns[column][position], folder_of(column))
+        )
         if not others or usual.exists():
             return usual
         return next((path for path in others if path.exists()), usual)
 
 
-def read_table(spec: DatasetSpec, split: str, *, path: Path, data_dir: Path, limit: int | None = None) -> SampleTable:
-    """Read and validate the table of a split; nothing but the CSV is opened.
+def read_table(
+    spec: DatasetSpec, split: str, *, path: Path, data_dir: Path, limit: int | None = None, media: bool = True
+) -> SampleTable:
+    """Read and validate the table of a split, or its first `limit` rows; nothing but the CSV is opened.
 
-    Args:
-        data_dir: ``$DATA_DIR``, the split's media root is below it.
-        limit: read this many rows at most.
-
-    Raises:
-        UsageError: the file is missing, empty or no CSV; a column is missing; a cell is empty or holds an unknown
-            class, a path that leaves its root, or frame indices that can't be read.
+    Without `media`, it need not name images or clips. Raises UsageError where the file is no table
+    (`read_frame`), a column is missing, or a cell that is used can't be.
     """
     root = data_dir / spec.split(split).root
     frame = read_frame(path, limit)
-    columns, needed = list(frame.columns), needed_columns(spec)
+    columns = list(frame.columns)
+    needed = needed_columns(spec) if media else (TARGET_COLUMN,)
     for name in (*needed, embodiment_column(spec, columns)):
         if name is not None and name not in columns:
             found = ", ".join(columns)[:400]
@@ -297,20 +274,26 @@ def needed_columns(spec: DatasetSpec) -> tuple[str, ...]:
     return *MEDIA_COLUMNS[spec.media], *([INDEX_COLUMN] if spec.media == "clip" else []), TARGET_COLUMN
 
 
+def embodiment_column(spec: DatasetSpec, columns: Sequence[str]) -> str | None:
+    """The column with the robot type: the record's, or one called ``embodiment`` where the table has it."""
+    if spec.embodiment_column is not None:
+        return spec.embodiment_column
+    return EMBODIMENT_COLUMN if EMBODIMENT_COLUMN in columns else None
+
+
 def check_cells(spec: DatasetSpec, path: Path, columns: Mapping[str, pandas.Series[str]]) -> None:
     """Validate every cell that is used. Raises UsageError with the row and line of the first wrong one."""
     import pyarrow as pa
     from pyarrow import compute
 
-    classes = spec.target.classes if isinstance(spec.target, LabelSpace) else None
     for name, column in columns.items():
         cells = pa.chunked_array(pa.array(column))
-        if name == TARGET_COLUMN and classes is not None:
-            plain = compute.is_in(cells, pa.array(classes, cells.type))
+        if name == TARGET_COLUMN and isinstance(spec.target, LabelSpace):
+            valid = compute.is_in(cells, pa.array(spec.target.classes, cells.type))
         else:
             matches = compute.match_substring_regex(cells, PLAIN.get(name, PLAIN["path"]))
-            plain = compute.and_(matches, compute.less_equal(compute.binary_length(cells), SHORT))
-        for row in compute.indices_nonzero(compute.invert(plain)).to_pylist():
+            valid = compute.and_(matches, compute.less_equal(compute.binary_length(cells), SHORT))
+        for row in compute.indices_nonzero(compute.invert(valid)).to_pylist():
             if problem := cell_problem(spec, name, cells[row].as_py()):
                 raise UsageError(f"{path}, row {row + 1} (line {line_of(path, row)}): {problem.rstrip('.')}.")
 
@@ -334,16 +317,22 @@ def cell_problem(spec: DatasetSpec, name: str, cell: str) -> str:
     return ""
 
 
-def group_name(spec: DatasetSpec, first: str, pattern: str | None = None) -> str:
-    """The group of a sample from its first path, as `usual_place` gives it; one that doesn't match is alone.
+def folder_of(column: str) -> str:
+    """The folder that the files of a column are in."""
+    return ACTION_FOLDER if column == TARGET_COLUMN else IMAGE_FOLDER
 
-    Args:
-        pattern: in place of the record's.
-    """
+
+def group_name(spec: DatasetSpec, first: str, pattern: str | None = None) -> str:
+    """The group of a sample from its first path, as `usual_place` gives it, by the record's pattern or another."""
     short = without_images(first) if spec.media_depth is not None else first
-    found = re.search(pattern or spec.group_pattern, short)
+    return matched(pattern or spec.group_pattern, short)
+
+
+def matched(pattern: str, path: str) -> str:
+    """What a pattern finds in a path: its first group, or all of it; the path itself where it finds nothing."""
+    found = re.search(pattern, path)
     if found is None:
-        return short
+        return path
     return found[1] if found.re.groups and found[1] is not None else found[0]
 
 
@@ -379,10 +368,3 @@ def placed(cell: str, folder: str, depth: int | None) -> str:
     if depth is not None and folder not in parts[:-1]:
         parts.insert(min(depth, max(len(parts) - 1, 0)), folder)
     return "/".join(parts)
-
-
-def embodiment_column(spec: DatasetSpec, columns: Sequence[str]) -> str | None:
-    """The column with the robot type: the record's, or one called ``embodiment`` where the table has it."""
-    if spec.embodiment_column is not None:
-        return spec.embodiment_column
-    return EMBODIMENT_COLUMN if EMBODIMENT_COLUMN in columns else None

@@ -1,31 +1,44 @@
-"""What an episode becomes: image pairs with action chunks, or labelled atomic motions, in the published layouts.
+"""Episodes as image pairs with action chunks or as labelled atomic motions, in the published layouts.
 
-Files of a cut are named by frame: ``images/ep_0/frame_000005.png`` and ``actions/ep_0/action_000005to000009.npy`` for
-pairs (the layout of CALVIN), ``ep_0/action_03/action_start.png`` for motions (the layout of LIBERO).
+Files of a cut are named by frame: ``images/ep_0/frame_000005.png`` and
+``actions/ep_0/action_000005to000009.npy`` for pairs (the layout of CALVIN),
+``ep_0/action_03/action_start.png`` for motions (the layout of LIBERO).
 
-Atomic motions and their labels are the deterministic half of the benchmark's data engine (arXiv 2604.11689, section 3):
-the 26 combinations of forward/backward, left/right and up/down, and the opening and closing of the gripper.
+Atomic motions and their labels are the deterministic half of the benchmark's data engine
+(arXiv 2604.11689, section 3): the 26 combinations of forward/backward, left/right and up/down, and
+the opening and closing of the gripper.
 """
 
 from __future__ import annotations
 
-import json
-from collections.abc import Mapping, Sequence
+import shutil
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import product
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
 
 from lary.arrays import npy_bytes
 from lary.data.configs import MotionOptions
-from lary.data.images import Image
-from lary.types import Failure, UsageError
+from lary.data.images import PNG, Image
+from lary.registry import suggest
+from lary.runtime import progress
+from lary.types import Failure, LaryError, MediaError, UsageError
 
 Values = npt.NDArray[np.floating[Any]]
-LABELS = "labels.json"
+Rows = list[list[str]]
+
+
+class Segment(NamedTuple):
+    """A part of an episode: its first and last frame, and its label or the file of its actions."""
+
+    start: int
+    end: int
+    label: str
+
 
 # Atomic motions
 
@@ -40,22 +53,21 @@ def label_of(signs: Sequence[int]) -> str:
     return "_".join(names[sign < 0] for names, sign in zip(DIRECTIONS, signs, strict=True) if sign)
 
 
-ATOMIC_CLASSES = tuple(sorted([*filter(None, map(label_of, product((-1, 0, 1), repeat=3))), OPEN, CLOSE]))
-"""The 28 classes."""
-
-INVERSE = {
-    **{label_of(signs): label_of([-sign for sign in signs]) for signs in product((-1, 0, 1), repeat=3) if any(signs)},
-    OPEN: CLOSE,
-    CLOSE: OPEN,
+INVERSE = {OPEN: CLOSE, CLOSE: OPEN} | {
+    label_of(signs): label_of([-sign for sign in signs]) for signs in product((-1, 0, 1), repeat=3) if any(signs)
 }
 """The label of the same segment seen from end to start."""
+
+ATOMIC_CLASSES = tuple(sorted(INVERSE))
+"""The 28 classes."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class AtomicRule:
     """How a trajectory is cut into atomic motions: `MotionOptions`, checked.
 
-    ``axes`` are three signed names, ``grip`` is a number, and ``open_high`` says whether larger values are open.
+    ``axes`` are three signed names, ``grip`` is a number, and ``open_high`` says whether larger values
+    are open.
     """
 
     threshold: float = 0.03
@@ -67,76 +79,57 @@ class AtomicRule:
     settle: int = 8
 
     @classmethod
-    def of(cls, options: MotionOptions) -> AtomicRule:
-        """The rule that a command asks for. Raises UsageError."""
+    def of(cls, options: MotionOptions, grip: float = 0.5) -> AtomicRule:
+        """The rule of a command, with the middle of the gripper's range. Raises UsageError."""
+        axes = tuple(part.strip() for part in options.axes.split(","))
+        if not 0 < options.threshold <= options.reach:
+            limit = f"more than 0 and at most --reach {options.reach:g}"
+            raise UsageError(f"--threshold {options.threshold:g}: expected {limit}.")
+        if options.settle < 1:
+            raise UsageError(f"--settle {options.settle}: must be at least 1.")
+        if sorted(axis[1:] for axis in axes) != ["x", "y", "z"] or any(axis[0] not in "+-" for axis in axes):
+            raise UsageError(f"--axes {options.axes}: expected x, y and z with signs, such as +x,+y,+z.")
         return cls(
             threshold=options.threshold,
             reach=options.reach,
-            settle=options.settle,
-            deltas=options.deltas,
-            axes=tuple(part.strip() for part in options.axes.split(",")),
-            grip=cls.grip if options.grip is None else options.grip,
+            axes=axes,
+            grip=grip if options.grip is None else options.grip,
             open_high=options.gripper_high == "open",
+            deltas=options.deltas,
+            settle=options.settle,
         )
 
-    def __post_init__(self) -> None:
-        if not 0 < self.threshold <= self.reach:
-            limits = f"expected more than 0 and at most --reach {self.reach:g}"
-            raise UsageError(f"--threshold {self.threshold:g}: {limits}.")
-        if self.settle < 1:
-            raise UsageError(f"--settle {self.settle}: must be at least 1.")
-        if sorted(axis[1:] for axis in self.axes) != ["x", "y", "z"] or any(axis[0] not in "+-" for axis in self.axes):
-            raise UsageError(f"--axes {','.join(self.axes)}: expected x, y and z with signs, such as +x,+y,+z.")
 
-
-@dataclass(frozen=True, slots=True)
-class Segment:
-    """An atomic motion: its first and last frame, and its label."""
-
-    start: int
-    end: int
-    label: str
-
-
-def atomic_segments(
-    positions: npt.NDArray[np.floating], gripper: npt.NDArray[np.floating] | None, rule: AtomicRule
-) -> list[Segment]:
+def atomic_segments(positions: Values, gripper: Values | None, rule: AtomicRule) -> list[Segment]:
     """Cut a trajectory into atomic motions, in order of time and without overlap.
 
-    A motion lasts until the hand is `reach` away from its start along some axis, the gripper changes, or the
-    trajectory ends. What has not moved by `threshold` along any axis by then gets no label and is left out.
+    A motion lasts until the hand is `reach` away from its start along some axis, the gripper changes,
+    or the trajectory ends. What has not moved by `threshold` along any axis by then is left out.
 
     Args:
         positions: of the end effector, (T, 3).
         gripper: its opening, (T,); None for an arm without one.
     """
-    picks = ["xyz".index(axis[1:]) for axis in rule.axes]
-    senses = np.array([1.0 if axis[0] == "+" else -1.0 for axis in rule.axes])
-    places = positions[:, picks].astype(np.float64) * senses
+    columns = ["xyz".index(axis[1:]) for axis in rule.axes]
+    signs = np.array([1.0 if axis[0] == "+" else -1.0 for axis in rule.axes])
+    points = positions[:, columns].astype(np.float64) * signs
     if rule.deltas:  # a displacement shows in the next frame
-        places = np.concatenate([np.zeros((1, 3)), np.cumsum(places[:-1], axis=0)])
+        points = np.concatenate([np.zeros((1, 3)), np.cumsum(points[:-1], axis=0)])
+    opened = np.zeros(len(points), bool) if gripper is None else (gripper > rule.grip) == rule.open_high
     segments, start = [], 0
-    for before, label in _gripper_changes(gripper, rule):
+    for before in np.flatnonzero(opened[1:] != opened[:-1]).tolist():
         if before >= start:  # a change while the gripper still settles belongs to that motion
-            segments += _motions(places, start, before, rule)
-            start = min(before + rule.settle, len(places) - 1)
-            segments.append(Segment(before, start, label))
-    return segments + _motions(places, start, len(places) - 1, rule)
+            segments += _motions(points, start, before, rule)
+            start = min(before + rule.settle, len(points) - 1)
+            segments.append(Segment(before, start, OPEN if opened[before + 1] else CLOSE))
+    return segments + _motions(points, start, len(points) - 1, rule)
 
 
-def _gripper_changes(gripper: npt.NDArray[np.floating] | None, rule: AtomicRule) -> list[tuple[int, str]]:
-    """The last frame before each change of the gripper's state, and what it does."""
-    if gripper is None:
-        return []
-    opened = (gripper > rule.grip) == rule.open_high
-    return [(int(at), OPEN if opened[at + 1] else CLOSE) for at in np.flatnonzero(opened[1:] != opened[:-1])]
-
-
-def _motions(places: npt.NDArray[np.float64], start: int, last: int, rule: AtomicRule) -> list[Segment]:
-    """Motions of the hand from frame `start` to frame `last`; places (T, 3) are forward, left and up."""
+def _motions(points: npt.NDArray[np.float64], start: int, last: int, rule: AtomicRule) -> list[Segment]:
+    """Motions of the hand from frame `start` to frame `last`; points (T, 3) are forward, left and up."""
     found = []
     while start < last:
-        moved = places[start + 1 : last + 1] - places[start]
+        moved = points[start + 1 : last + 1] - points[start]
         far = np.flatnonzero(np.abs(moved).max(axis=1) >= rule.reach)
         index = int(far[0]) if len(far) else len(moved) - 1
         signs = np.where(np.abs(moved[index]) >= rule.threshold, np.sign(moved[index]), 0).astype(int)
@@ -146,59 +139,24 @@ def _motions(places: npt.NDArray[np.float64], start: int, last: int, rule: Atomi
     return found
 
 
-# What is written of an episode
-
-
-@dataclass(frozen=True)
-class ImportReport:
-    """What was imported: the plug-in for ``--plugin``, the number of rows by split, and what could not be used."""
-
-    plugin: Path
-    rows: Mapping[str, int]
-    failures: tuple[Failure, ...]
+# Cuts
 
 
 @dataclass(frozen=True)
 class PairCut:
-    """Image pairs at a stride with their action chunks; the label of a segment is the name of its chunk's file."""
+    """Image pairs at a stride, which don't overlap, and the actions from source up to and excluding target."""
 
     stride: int
     task = "regression"
-    folders = ("actions", "images")
-    """Folders that hold files of an episode, the one with the images last."""
 
     def __post_init__(self) -> None:
         if self.stride < 1:
             raise UsageError(f"--stride {self.stride}: must be at least 1.")
 
-    def grid(self, length: int) -> list[Segment]:
-        """The pairs of an episode of `length` frames: a grid from frame 0, pairs don't overlap.
-
-        A pair's chunk is the actions of its source frame up to and excluding its target frame.
-        """
-        pairs = [(start, start + self.stride) for start in range(0, length - self.stride, self.stride)]
-        return [Segment(start, end, f"action_{start:06d}to{end - 1:06d}.npy") for start, end in pairs]
-
     def segments(self, values: Values) -> list[Segment]:
         """The pairs of an episode with values (T, A)."""
-        return self.grid(len(values))
-
-    def stems(self, number: int, item: Segment) -> tuple[str, str]:
-        """Names of the two images of a segment, without suffix."""
-        return f"frame_{item.start:06d}", f"frame_{item.end:06d}"
-
-    def files(self, values: Values, segments: Sequence[Segment]) -> dict[str, bytes]:
-        """The content of the action files, (stride, A) float32, by path."""
-        chunks = {item.label: values[item.start : item.end].astype(np.float32) for item in segments}
-        return {f"actions/{name}": npy_bytes(chunk) for name, chunk in chunks.items()}
-
-    def rows(self, folder: str, segments: Sequence[Segment], files: Mapping[str, str]) -> list[list[str]]:
-        """Source image, target image and action of every sample; `files` are the names of the images by stem."""
-        found = []
-        for number, item in enumerate(segments):
-            images = [f"images/{folder}/{files[stem]}" for stem in self.stems(number, item)]
-            found.append([*images, f"actions/{folder}/{item.label}"])
-        return found
+        pairs = [(start, start + self.stride) for start in range(0, len(values) - self.stride, self.stride)]
+        return [Segment(start, end, f"action_{start:06d}to{end - 1:06d}.npy") for start, end in pairs]
 
 
 @dataclass(frozen=True)
@@ -215,40 +173,135 @@ class MotionCut:
     rule: AtomicRule
     stride = None
     task = "classification"
-    folders = ("",)
 
     def segments(self, values: Values) -> list[Segment]:
-        """The motions of an episode with values (T, A)."""
+        """The motions of an episode with values (T, A). Raises MediaError if a column is missing."""
+        last = max(*self.position, self.gripper or 0)
+        if last >= values.shape[1]:
+            raise MediaError(f"There are {values.shape[1]} action dimensions: no column {last}.")
         opening = None if self.gripper is None else values[:, self.gripper]
         return atomic_segments(values[:, list(self.position)], opening, self.rule)
-
-    def stems(self, number: int, item: Segment) -> tuple[str, str]:
-        """Names of the two images of a segment, without suffix."""
-        return f"action_{number:02d}/action_start", f"action_{number:02d}/action_end"
-
-    def files(self, values: Values, segments: Sequence[Segment]) -> dict[str, bytes]:
-        """The list of motions, by path: what a resumed import reads in place of the values."""
-        return {LABELS: json.dumps([[item.start, item.end, item.label] for item in segments]).encode()}
-
-    def rows(self, folder: str, segments: Sequence[Segment], files: Mapping[str, str]) -> list[list[str]]:
-        """First image, last image and label of every motion, followed by itself seen from its end to its start."""
-        found = []
-        for number, item in enumerate(segments):
-            images = [f"{folder}/{files[stem]}" for stem in self.stems(number, item)]
-            found += [[*images, item.label], [*images[::-1], INVERSE[item.label]]]
-        return found
 
 
 Cut = PairCut | MotionCut
 
 
-def image_stems(cut: Cut, segments: Sequence[Segment]) -> dict[int, tuple[str, ...]]:
-    """The frames that segments need, each with the names of its image files, without suffix."""
-    names: dict[int, tuple[str, ...]] = {}
-    for number, item in enumerate(segments):
-        for frame, stem in zip((item.start, item.end), cut.stems(number, item), strict=True):
-            names[frame] = tuple(dict.fromkeys((*names.get(frame, ()), stem)))
-    return names
+def find_position(option: str, dims: Sequence[str] = ()) -> tuple[int, ...]:
+    """The columns of x, y and z that ``--position`` names. Raises UsageError."""
+    found = tuple(find_column("--position", part, dims) for part in option.split(","))
+    if len(found) != 3 or len(set(found)) != 3:
+        raise UsageError(f"--position {option}: expected three values, such as 0,1,2.")
+    return found
+
+
+def find_column(option: str, text: str, dims: Sequence[str]) -> int:
+    """The column of a value by its name or number. Raises UsageError."""
+    name = text.strip()
+    if name in dims:
+        return list(dims).index(name)
+    if name.isdecimal() and (not dims or int(name) < len(dims)):
+        return int(name)
+    raise UsageError(f"{option} {text}: the values are {', '.join(dims) or 'numbers'}.{suggest(name, dims)}")
+
+
+# Writing
+
+
+@dataclass(frozen=True, eq=False)
+class SourceEpisode:
+    """An episode to import, read when it is asked for.
+
+    Attributes:
+        folder: name of the folder of its files, such as ``ep_3``.
+        label: its name in messages.
+        values: reads its values (T, A).
+        frames: finds for T the number of each frame in its medium, ascending, and opens that:
+            frames with their numbers, perhaps from before its first one.
+        encode: turns a frame into the content of an image file.
+    """
+
+    folder: str
+    label: str
+    values: Callable[[], Values]
+    frames: Callable[[int], tuple[Sequence[int], Iterator[tuple[int, Any]]]]
+    encode: Callable[[Any], bytes]
+
+
+def import_episodes(
+    episodes: Sequence[SourceEpisode], cut: Cut, root: Path, *, resume: bool = False
+) -> tuple[dict[str, Rows], list[Failure]]:
+    """Write images and actions of episodes; their rows by folder, and those that can't be used.
+
+    An episode's folder is filled under another name and renamed once it is complete, so that with
+    `resume` those that are there are not decoded again.
+    """
+    rows: dict[str, Rows] = {}
+    failures = []
+    for part in root.glob(".ep_*.part"):  # of a run that was killed
+        shutil.rmtree(part)
+    with progress(len(episodes), "importing", "episode") as bar:
+        for item in episodes:
+            try:
+                rows[item.folder] = _import_episode(item, cut, root, resume=resume)
+            except (LaryError, ValueError) as error:  # PyAV's errors of damaged frames are ValueErrors
+                failures.append(Failure(None, item.label, str(error)))
+                shutil.rmtree(root / f".{item.folder}.part", ignore_errors=True)
+            bar.advance()
+    return rows, failures
+
+
+def _import_episode(item: SourceEpisode, cut: Cut, root: Path, *, resume: bool) -> Rows:
+    """Write the files of an episode, unless they are there; its rows. Raises MediaError."""
+    values = item.values()
+    segments, stems = cut.segments(values), []
+    for number, segment in enumerate(segments):
+        names = f"action_{number:02d}/action_start", f"action_{number:02d}/action_end"
+        stems.append((f"frame_{segment.start:06d}", f"frame_{segment.end:06d}") if cut.stride else names)
+    kinds = ("actions", "images") if cut.stride else ("",)
+    part, images = root / f".{item.folder}.part", root / kinds[-1] / item.folder
+    if not resume or not all((root / kind / item.folder).is_dir() for kind in kinds):
+        for kind in kinds:
+            (part / kind).mkdir(parents=True)
+        for segment in segments if cut.stride else ():
+            chunk = values[segment.start : segment.end].astype(np.float32)
+            (part / "actions" / segment.label).write_bytes(npy_bytes(chunk))
+        if segments:
+            _write_images(item, len(values), segments, stems, part / kinds[-1])
+        for kind in kinds:
+            target = root / kind / item.folder
+            shutil.rmtree(target, ignore_errors=True)
+            target.parent.mkdir(exist_ok=True)
+            (part / kind).rename(target)
+        shutil.rmtree(part, ignore_errors=True)
+    found = [path.relative_to(images).as_posix() for path in images.rglob("*.*")]
+    files = {file.rpartition(".")[0]: f"{kinds[-1]}/{item.folder}/{file}".lstrip("/") for file in found}
+    rows = []
+    for segment, (first, last) in zip(segments, stems, strict=True):
+        action = f"actions/{item.folder}/{segment.label}" if cut.stride else segment.label
+        rows.append([files[first], files[last], action])
+        if not cut.stride:  # the same seen from its end to its start
+            rows.append([files[last], files[first], INVERSE[action]])
+    return rows
+
+
+def _write_images(
+    item: SourceEpisode, length: int, segments: Sequence[Segment], stems: Sequence[tuple[str, str]], folder: Path
+) -> None:
+    """Write the first and the last frame of each segment under their names. Raises MediaError."""
+    numbers, frames = item.frames(length)
+    wanted: dict[int, set[Path]] = {}
+    for segment, names in zip(segments, stems, strict=True):
+        for at, stem in zip(segment[:2], names, strict=True):
+            wanted.setdefault(int(numbers[at]), set()).add(folder / stem)
+    for number, frame in frames:
+        if number in wanted:
+            content = item.encode(frame)
+            for path in wanted.pop(number):
+                path.parent.mkdir(exist_ok=True)
+                path.with_suffix(".png" if content.startswith(PNG) else ".jpg").write_bytes(content)
+        if not wanted:
+            return
+    raise MediaError("The video is damaged, or ends before the last frame of the episode.")
 
 
 def image_bytes(image: Image) -> bytes:

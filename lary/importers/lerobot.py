@@ -1,282 +1,294 @@
 """Importing a LeRobot data set: image pairs with action chunks, or labelled atomic motions, split by episode.
 
-Images and actions go below ``DATA_DIR``, for pairs with the statistics of the training split beside them; tables and
-record go to ``LARY_ROOT/data``. An episode's folder is filled under another name and renamed once it is complete, so
-that an import that was stopped resumes with the next episode.
+Images and actions go below ``DATA_DIR``, for pairs with the statistics of the training split beside them; tables
+and record go to ``LARY_ROOT/data``.
 """
 
 from __future__ import annotations
 
+import contextlib
 import json
+import re
 import shutil
-from collections import Counter
-from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import asdict
+from functools import lru_cache, partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 
-from lary.data.catalog import EPISODE
+from lary.data.configs import LeRobotConfig, MotionOptions
 from lary.data.frames import decode_video, to_rgb
-from lary.data.images import PNG, image_problem
-from lary.data.spec import ActionSpace, DatasetSpec, LabelSpace, Normalisation, Split
-from lary.data.statistics import measure_table
-from lary.data.tables import write_csv
-from lary.files import digest, read_json, write_failures, write_json
+from lary.data.images import image_problem
+from lary.data.spec import DatasetSpec, Licence, Normalisation
+from lary.files import digest, inside, read_json, write_json
 from lary.importers.episodes import (
-    ATOMIC_CLASSES,
-    LABELS,
+    AtomicRule,
     Cut,
-    ImportReport,
+    MotionCut,
     PairCut,
-    Segment,
+    Rows,
+    SourceEpisode,
+    find_column,
+    find_position,
     image_bytes,
-    image_stems,
+    import_episodes,
 )
-from lary.importers.lerobot_plan import LeRobotPlan
-from lary.importers.lerobot_reader import Episode, embedded_image, frame_numbers, video_seconds
-from lary.importers.records import check_name, save_record
-from lary.runtime import progress
-from lary.types import Failure, LaryError, MediaError, Progress, UsageError
+from lary.importers.lerobot_reader import Episode, LeRobot, flat_names, frame_numbers, video_seconds
+from lary.importers.records import ImportReport, check_name, pair_record, save_import
+from lary.registry import suggest
+from lary.settings import Settings
+from lary.types import LaryError, MediaError, UsageError
 
+VALIDATION = ("val", "validation", "valid", "eval", "test")
+FREE = frozenset(("apache-2.0", "mit", "bsd-3-clause", "bsd-2-clause", "cc-by-4.0", "cc0-1.0", "cc-by-sa-4.0"))
+"""Licences of data set cards that allow commercial use."""
+PAIRS_PER_SECOND = 3
 OPTIONS = "import.json"
 COLUMNS = ("dataset", "robot_type", "episode", "task", "src_img", "tgt_img", "action")
 
 
-def import_lerobot(plan: LeRobotPlan) -> ImportReport:
-    """Write images, actions, tables, statistics and record; episodes that fail are left out and named.
+class LeRobotImport:
+    """What is imported from a data set and how, with every choice made that the command leaves open.
+
+    The camera is the first one that is not on a wrist and shows no depth; the actions are ``action``, or
+    else the state; the stride is a third of a second. Labels are made from the tables, which are fetched
+    for that.
+
+    Attributes:
+        dims: names of the values of the features `actions`, side by side.
+        val: numbers of the episodes that validate.
 
     Raises:
-        UsageError: the name is taken, or the folder holds an import with other choices.
-        LaryError: no episode of a split could be read, or nothing moves in any.
+        UsageError: the data set has no such camera or feature, or too few or too short episodes.
+        LaryError: the gripper's range is needed for labels, and no episode can be read.
     """
-    check_name(plan.name)
-    plan.data.fetch(plan.files())
-    root = plan.data_dir / plan.root
-    prepare_root(root, plan)
-    failed: dict[int, Failure] = {}
-    with progress(len(plan.episodes), f"importing {plan.name}", "episode") as bar:
-        for episodes in group_by_file(plan):
-            failed |= import_group(plan, root, episodes, bar)
-    for index in failed:
-        shutil.rmtree(root / f".ep_{index}.part", ignore_errors=True)
-    failures = tuple(failed.values())
-    write_failures(plan.tables / f"{plan.name}_import_failures.csv", failures)
-    listed: dict[str, list[list[str]]] = {}
-    for split, group in plan.by_split().items():
-        listed[split] = [
-            row for episode in group if episode.index not in failed for row in table_rows(plan, root, episode)
-        ]
-        if not listed[split]:
-            reason = failures[0].reason if failures else "nothing in them moves as far as --threshold says."
-            raise LaryError(f"No episode of the {split} split could be imported: {reason}")
-    rows = {split: len(found) for split, found in listed.items()}
-    spec = lerobot_record(plan, sum(rows.values()))
-    for split, found in listed.items():
-        write_csv(plan.tables / spec.table_name(split), COLUMNS, found)
-    if isinstance(plan.cut, PairCut):
-        measure_table(spec, plan.tables / spec.table_name("train"), plan.data_dir, workers=4)
-    return ImportReport(save_record(spec, plan.tables), rows, failures)
 
-
-def prepare_root(root: Path, plan: LeRobotPlan) -> None:
-    """Make the folder of an import, with its choices in a file; remove the parts of an episode that was cut short."""
-    cut = {"stride": plan.cut.stride} if plan.cut.stride else {"atomic": asdict(plan.cut)}
-    chosen = {"source": str(plan.data.folder.resolve()), "camera": plan.camera, "actions": plan.actions, **cut}
-    choices = json.loads(json.dumps(chosen))  # tuples become lists, as in the file
-    if root.exists():
-        same = (root / OPTIONS).is_file() and read_json(root / OPTIONS, "list of choices") == choices
-        if not same and not plan.overwrite:
+    def __init__(self, data: LeRobot, config: LeRobotConfig, name: str, settings: Settings) -> None:
+        self.data, self.config, self.name = data, config, name
+        self.data_dir, self.tables = settings.path("DATA_DIR"), settings.path("LARY_ROOT") / "data"
+        self.plugin = self.tables / f"{name}_dataset.py"
+        self.robot = config.robot or (data.meta.robot_type or "").strip() or "unknown"
+        outside = [key for key in data.cameras if not re.search(r"wrist|hand|gripper|depth", key.rsplit(".", 1)[-1])]
+        self.camera = config.camera or [*outside, *data.cameras, "observation.image"][0]
+        usual = [key for key in ("action", "observation.state") if key in data.vectors]
+        self.actions = config.actions or tuple(usual[:1] or ["action"])
+        for option, keys, known in (("camera", (self.camera,), data.cameras), ("actions", self.actions, data.vectors)):
+            for key in keys:
+                if key not in known:
+                    raise UsageError(f"--{option} {key}: {data.folder} has none of this name.{suggest(key, known)}")
+        if config.labels and config.stride is not None:
+            raise UsageError(f"--stride {config.stride}: motions end where the hand stops; leave it out with --labels.")
+        names, unused = [*vars(MotionOptions()), "position", "gripper"], LeRobotConfig()
+        if not config.labels and any(getattr(config, name) != getattr(unused, name) for name in names):
+            raise UsageError("--position, --gripper, --threshold and so on are of labels: add --labels atomic.")
+        if not 0 < config.share < 1:
+            raise UsageError(f"--val-share {config.share:g}: expected a share between 0 and 1.")
+        pairs = PairCut(max(1, round(data.fps / PAIRS_PER_SECOND)) if config.stride is None else config.stride)
+        shortest = 1 if config.labels else pairs.stride
+        self.episodes = [episode for episode in data.episodes[: config.episodes] if episode.length > shortest]
+        if len(self.episodes) < 2:
             raise UsageError(
-                f"{root} holds something else, or an import with other choices: choose another --name, or "
-                "pass --overwrite."
+                f"{data.folder} has {len(self.episodes)} such episodes of more than {shortest} frames: at least two "
+                "are needed, one to train and one to validate."
             )
-        if plan.overwrite and (root / OPTIONS).is_file():
-            shutil.rmtree(root)
-        elif not same:
-            raise UsageError(f"{root} was not made by an import: it is not replaced. Choose another --name.")
-    write_json(root / OPTIONS, choices)
-    for part in (*root.glob(".ep_*.part"), *root.glob("*/.ep_*.part")):
-        shutil.rmtree(part)
+        self.is_video = data.features[self.camera].dtype == "video"
+        self.dims = dimension_names(data, self.actions)
+        self.val = self._choose_validation()
+        self.licence = read_licence(data, config.licence)
+        self.cut: Cut = self._motion_cut() if config.labels else pairs
+        self.root = self.data_dir / self.cut.task / name
 
+    def _motion_cut(self) -> MotionCut:
+        """How labels are made: the columns of position and gripper, and what counts as open."""
+        self.data.fetch(self.data.data_path(episode) for episode in self.episodes)
+        position, gripper = find_position(self.config.position, self.dims), self.config.gripper
+        column = next((number for number, name in enumerate(self.dims) if "grip" in name.lower()), None)
+        if gripper is not None:
+            column = None if gripper.lower() == "none" else find_column("--gripper", gripper, self.dims)
+        middle = AtomicRule.grip
+        if column is not None and self.config.grip is None:
+            ends: list[float] = []
+            for episode in self.episodes:
+                with contextlib.suppress(LaryError):  # the import names it as a failure
+                    values = self.data.values(episode, self.actions)[:, column]
+                    ends += [values.min(), values.max()]
+            if not ends:
+                raise LaryError("No episode can be read, so the gripper's range is not known: name --grip.")
+            middle = float(min(ends) + max(ends)) / 2
+        return MotionCut(position, column, AtomicRule.of(self.config, middle))
 
-def group_by_file(plan: LeRobotPlan) -> Iterable[list[Episode]]:
-    """Episodes in groups that share a video, so that each is decoded once; images one by one."""
-    groups: dict[Path | int, list[Episode]] = {}
-    for episode in plan.episodes:
-        key = plan.data.video(episode, plan.camera)[0] if plan.is_video else episode.index
-        groups.setdefault(key, []).append(episode)
-    return groups.values()
+    def _choose_validation(self) -> frozenset[int]:
+        """Episodes that validate: those that the data set declares (``"40:50"``), or a random share."""
+        numbers = [episode.index for episode in self.episodes]
+        for name in VALIDATION:
+            declared = re.fullmatch(r"\s*(\d+)\s*:\s*(\d+)\s*", str((self.data.meta.splits or {}).get(name)))
+            first, end = map(int, declared.groups()) if declared else (0, 0)
+            chosen = frozenset(number for number in numbers if first <= number < end)
+            if 0 < len(chosen) < len(numbers):
+                return chosen
+        count = min(max(1, round(self.config.share * len(numbers))), len(numbers) - 1)
+        return frozenset(np.random.default_rng(self.config.seed).permutation(numbers)[:count].tolist())
 
-
-def import_group(plan: LeRobotPlan, root: Path, episodes: Sequence[Episode], bar: Progress) -> dict[int, Failure]:
-    """Import the episodes of one video (or one episode of images); the failures by episode."""
-    data, cut, failures = plan.data, plan.cut, {}
-    wanted: dict[int, tuple[Episode, tuple[str, ...]]] = {}
-    seconds: npt.NDArray[np.float64] | None = None
-    cells: Any = None
-    for episode in episodes:
-        try:
-            if all((root / kind / f"ep_{episode.index}").is_dir() for kind in cut.folders):
-                continue
-            rows = data.table(episode, [*plan.actions, *([] if plan.is_video else [plan.camera])])
-            values = data.values(rows, plan.actions)
-            segments = cut.segments(values)
-            for name, content in cut.files(values, segments).items():
-                write_part(root, episode, name, content)
-            stems = image_stems(cut, segments)
-            if not stems:
-                finish_episode(root, episode, cut)
-            elif plan.is_video:
-                path, start = data.video(episode, plan.camera)
-                seconds = video_seconds(path) if seconds is None else seconds
-                numbers = frame_numbers(seconds, start, rows.column("timestamp").to_pylist(), data.fps)
-                wanted |= {int(numbers[at]): (episode, names) for at, names in stems.items()}
-            else:
-                cells = rows.column(plan.camera)
-                wanted = {at: (episode, names) for at, names in stems.items()}
-        except LaryError as error:
-            failures[episode.index] = Failure(None, f"episode {episode.index}", str(error))
-    if wanted:
-        if plan.is_video:
-            film = data.video(episodes[0], plan.camera)[0]
-            source, contents = f" of {film.name}", video_images(film, wanted)
+    def preview(self) -> str:
+        """What will be imported, and from what it was chosen."""
+        data, cut = self.data, self.cut
+        lines = [f"{data.origin or data.folder}: LeRobot {data.meta.codebase_version}, {self.robot}"]
+        for kind, chosen, known in (("camera", [self.camera], data.cameras), ("values", self.actions, data.vectors)):
+            lines += [f"{kind} {'*' if key in chosen else ' '} {key} {data.features[key]}" for key in known]
+        lines.append(f"dimensions: {', '.join(self.dims)}")
+        if isinstance(cut, PairCut):
+            lines.append(f"stride: {cut.stride} frames of {data.fps:g} in a second")
         else:
-            source, contents = "", stored_images(cells, sorted(wanted), data.folder)
-        failures |= write_images(root, cut, wanted, contents, source)
-    bar.advance(len(episodes))
-    return failures
+            position, grip = ", ".join(self.dims[column] for column in cut.position), "none"
+            if cut.gripper is not None:
+                side = "above" if cut.rule.open_high else "below"
+                grip = f"{self.dims[cut.gripper]}, open {side} {cut.rule.grip:.4g}"
+            lines.append(f"labels: atomic motions of {position}; gripper: {grip}")
+        lines.append(f"episodes: {len(self.episodes)}, of which {len(self.val)} validate")
+        return "\n".join([*lines, f"licence: {self.licence.name}", f"to: {self.root} and {self.tables}"])
 
+    def run(self) -> ImportReport:
+        """Write images, actions, tables, statistics and record; episodes that fail are left out and named.
 
-def write_images(
-    root: Path,
-    cut: Cut,
-    wanted: Mapping[int, tuple[Episode, tuple[str, ...]]],
-    contents: Iterator[tuple[int, bytes]],
-    source: str,
-) -> dict[int, Failure]:
-    """Write the wanted frames of some episodes in one pass over them; the failures by episode.
+        Raises:
+            UsageError: the name is taken, or the folder holds an import with other choices.
+            LaryError: no episode of a split could be read, or nothing moves in any.
+        """
+        check_name(self.name)
+        data, episodes = self.data, self.episodes
+        files = {data.data_path(item) for item in episodes}
+        if self.is_video:  # episodes of one video come one after the other, so that it is decoded once
+            episodes = sorted(episodes, key=lambda item: data.video(item, self.camera))
+            files |= {data.video(item, self.camera)[0] for item in episodes}
+        data.fetch(files)
+        self._prepare_root()
+        opened = lru_cache(maxsize=1)(open_video)
 
-    An episode takes its name with its last image, so that those before a damaged frame of a shared video are whole.
-    """
-    left = Counter(episode.index for episode, _ in wanted.values())
-    reason = "The video ends before the last frame of the episode."
-    try:
-        for number, content in contents:
-            episode, stems = wanted[number]
-            suffix = "png" if content.startswith(PNG) else "jpg"
-            for stem in stems:
-                write_part(root, episode, f"{cut.folders[-1]}/{stem}.{suffix}".lstrip("/"), content)
-            left[episode.index] -= 1
-            if not left[episode.index]:
-                finish_episode(root, episode, cut)
-    except (MediaError, ValueError) as error:
-        reason = str(error)
-    return {index: Failure(None, f"episode {index}{source}", reason) for index, count in left.items() if count}
+        def source(item: Episode) -> SourceEpisode:
+            values = partial(data.values, item, self.actions)
+            frames = partial(self._frames, item, opened)
+            return SourceEpisode(f"ep_{item.index}", f"episode {item.index}", values, frames, self._encode)
 
+        found, failures = import_episodes([source(item) for item in episodes], self.cut, self.root, resume=True)
+        rows: dict[str, Rows] = {"train": [], "val": []}
+        for item in self.episodes:
+            tasks = item.row.get("tasks")
+            task = "; ".join(map(str, tasks)) if isinstance(tasks, list) else ""
+            cells = [self.name, self.robot, str(item.index), task]
+            split = "val" if item.index in self.val else "train"
+            rows[split] += [[*cells, *row] for row in found.get(f"ep_{item.index}", [])]
+        spec = self._record(sum(map(len, rows.values())))
+        return save_import(spec, self.plugin, self.tables, self.data_dir, COLUMNS, rows, failures)
 
-def video_images(path: Path, wanted: Collection[int]) -> Iterator[tuple[int, bytes]]:
-    """Number and PNG file of the wanted frames of a video. Raises MediaError or ValueError at a damaged frame."""
-    last = max(wanted)
-    for number, frame in enumerate(decode_video(path)):
-        if number in wanted:
-            yield number, image_bytes(to_rgb(frame))
-        if number == last:
-            break
+    def _prepare_root(self) -> None:
+        """Make the folder of the import, with its choices in a file. Raises UsageError as `run`."""
+        cut = {"stride": self.cut.stride} if self.cut.stride else {"atomic": asdict(self.cut)}
+        source = str(self.data.folder.resolve())
+        chosen = {"source": source, "camera": self.camera, "actions": self.actions, **cut}
+        choices = json.loads(json.dumps(chosen))  # tuples become lists, as in the file
+        path = self.root / OPTIONS
+        if self.root.exists():
+            own = path.is_file()
+            same = own and read_json(path, "list of choices") == choices
+            if not own or not (same or self.config.overwrite):
+                raise UsageError(
+                    f"{self.root} holds something else, or an import with other choices: choose another --name, or "
+                    "pass --overwrite to replace an import."
+                )
+            if self.config.overwrite:
+                shutil.rmtree(self.root)
+        write_json(path, choices)
 
+    def _frames(self, item: Episode, opened: Any, length: int) -> tuple[Sequence[int], Iterator[tuple[int, Any]]]:
+        """The frames of an episode: those of its video that weren't decoded yet, or the cells of its images."""
+        if not self.is_video:
+            return range(length), enumerate(self.data.table(item, [self.camera]).column(self.camera))
+        path, start = self.data.video(item, self.camera)
+        seconds, frames = opened(path)
+        stamps = self.data.table(item, []).column("timestamp").to_pylist()
+        return frame_numbers(seconds, start, stamps, self.data.fps).tolist(), frames
 
-def stored_images(cells: Any, wanted: Iterable[int], folder: Path) -> Iterator[tuple[int, bytes]]:
-    """Number and content of the wanted images of a column, with the bytes that they have. Raises MediaError."""
-    for at in wanted:
-        content = embedded_image(cells[at].as_py(), folder)
-        if problem := image_problem(content):
-            raise MediaError(f"Image {at} of an episode is broken: {problem}.")
-        yield at, content
-
-
-# Files of an episode
-
-
-def write_part(root: Path, episode: Episode, name: str, content: bytes) -> None:
-    """Write a file to the folder that an episode has until it is complete."""
-    path = root / f".ep_{episode.index}.part" / name
-    path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_bytes(content)
-
-
-def finish_episode(root: Path, episode: Episode, cut: Cut) -> None:
-    """Move the finished folders of an episode to where they belong."""
-    part = root / f".ep_{episode.index}.part"
-    for kind in cut.folders:
-        target = root / kind / f"ep_{episode.index}"
-        shutil.rmtree(target, ignore_errors=True)
-        target.parent.mkdir(parents=True, exist_ok=True)
-        (part / kind).rename(target)
-    shutil.rmtree(part, ignore_errors=True)
-
-
-# Table and record
-
-
-def table_rows(plan: LeRobotPlan, root: Path, episode: Episode) -> list[list[str]]:
-    """The rows of a finished episode, as `COLUMNS`. Raises LaryError if its list of motions is damaged."""
-    folder = root / plan.cut.folders[-1] / f"ep_{episode.index}"
-    if isinstance(plan.cut, PairCut):
-        segments = plan.cut.grid(episode.length)
-    else:
+    def _encode(self, frame: Any) -> bytes:
+        """The file of an image cell with the bytes that it has, or the PNG file of a frame of a video."""
+        if self.is_video:
+            return image_bytes(to_rgb(frame))
+        cell = frame.as_py()
+        if not isinstance(cell, dict) or not (cell.get("bytes") or cell.get("path")):
+            raise MediaError("An image cell holds neither bytes nor a path.")
         try:
-            found = read_json(folder / LABELS, "list of motions")
-            segments = [Segment(int(start), int(end), str(label)) for start, end, label in found]
-        except (TypeError, ValueError) as error:
-            raise LaryError(f"{folder / LABELS} is torn: remove {folder} and import again.") from error
-    names = [path.relative_to(folder).as_posix() for path in folder.rglob("*")]
-    files = {name.rpartition(".")[0]: name for name in names}
-    tasks = episode.row.get("tasks")
-    task = "; ".join(map(str, tasks)) if isinstance(tasks, list) else ""
-    return [
-        [plan.name, plan.robot, str(episode.index), task, *row] for row in plan.cut.rows(folder.name, segments, files)
-    ]
+            content = cell.get("bytes") or inside(self.data.folder, str(cell["path"])).read_bytes()
+        except OSError as error:
+            raise MediaError(f"The image {cell['path']} can't be read: {error.strerror}.") from error
+        if problem := image_problem(content):
+            raise MediaError(f"An image of the episode is broken: {problem}.")
+        return bytes(content)
+
+    def _record(self, samples: int) -> DatasetSpec:
+        """The record of the imported data set."""
+        data, name, stride = self.data, self.name, self.cut.stride
+        choices = {
+            "actions": self.actions,
+            "atomic": None if stride else asdict(self.cut),
+            "camera": self.camera,
+            "dims": self.dims,
+            "episodes": [episode.index for episode in self.episodes],
+            "licence": asdict(self.licence),
+            "robot": self.robot,
+            "stride": stride or 1,
+            "val": sorted(self.val),
+        }
+        words, table = f"--dataset {name}", f"data/{name}_metadata_train.csv"
+        normalisation = Normalisation(
+            stats_file=f"{self.cut.task}/{name}/{name}_stats.json",
+            command=f"lary data stats {words} --plugin {self.plugin}",
+            relative_command=f"lary data relative {words} --csv {table} --plugin {self.plugin}",
+        )
+        what = f"{'' if stride else 'atomic motions of '}{', '.join(self.actions)}"
+        return pair_record(
+            name,
+            self.cut,
+            self.dims,
+            normalisation,
+            licences=(self.licence,),
+            embodiment_column="robot_type",
+            embodiment=self.robot,
+            samples=samples,
+            revision=digest(repr(sorted(data.info.items())), repr(sorted(choices.items()))),
+            description=(
+                f"Imported from {self.licence.source} (LeRobot {data.info['codebase_version']}), camera "
+                f"{self.camera}, {what} at {data.fps:g} frames/s; split by episode."
+            ),
+        )
 
 
-def lerobot_record(plan: LeRobotPlan, samples: int) -> DatasetSpec:
-    """The record of the imported data set."""
-    data, name, licence, stride = plan.data, plan.name, plan.licence, plan.cut.stride
-    choices = {
-        "actions": plan.actions,
-        "atomic": None if stride else asdict(plan.cut),
-        "camera": plan.camera,
-        "dims": plan.dims,
-        "episodes": [episode.index for episode in plan.episodes],
-        "licence": asdict(licence),
-        "robot": plan.robot,
-        "stride": stride or 1,
-        "val": sorted(plan.val),
-    }
-    plugin = plan.tables / f"{name}_dataset.py"
-    normalisation = Normalisation(
-        stats_file=f"{plan.root}/{name}_stats.json",
-        command=f"lary data stats --dataset {name} --plugin {plugin}",
-        relative_command=f"lary data relative --dataset {name} --csv data/{name}_metadata_train.csv --plugin {plugin}",
-    )
-    return DatasetSpec(
-        name=name,
-        title=name,
-        media="pair",
-        splits={"train": Split(plan.root), "val": Split(plan.root)},
-        target=ActionSpace(plan.dims, stride, normalisation) if stride else LabelSpace(ATOMIC_CLASSES),
-        stride=stride,
-        media_depth=0 if stride else None,
-        group_pattern=EPISODE if stride else r"^([^/]+)/",
-        licences=(licence,),
-        embodiment_column="robot_type",
-        embodiment=plan.robot,
-        samples=samples,
-        revision=digest(repr(sorted(data.info.items())), repr(sorted(choices.items()))),
-        description=(
-            f"Imported from {licence.source} (LeRobot {data.info['codebase_version']}), camera {plan.camera}, "
-            f"{'' if stride else 'atomic motions of '}{', '.join(plan.actions)} at {data.fps:g} frames/s; split by "
-            "episode."
-        ),
-    )
+def open_video(path: Path) -> tuple[Any, Iterator[tuple[int, Any]]]:
+    """When the frames of a video are shown, and the frames with their numbers, from the first."""
+    return video_seconds(path), enumerate(decode_video(path))
+
+
+# Values
+
+
+def dimension_names(data: LeRobot, keys: Sequence[str]) -> tuple[str, ...]:
+    """Distinct names of the values of some features, made up from the key where the data set has none."""
+    names: list[str] = []
+    for key in keys:
+        feature, short = data.features[key], key.rsplit(".", 1)[-1]
+        own = list(flat_names(feature.names))
+        for at in range(feature.shape[0]):
+            name = own[at] if len(own) == feature.shape[0] else f"{short}_{at}"
+            names.append(name if name not in names else f"{short}_{at}_{name}")
+    return tuple(names)
+
+
+def read_licence(data: LeRobot, name: str | None) -> Licence:
+    """The licence that the command names, or that of the data set's card (``license:`` in the head of README.md)."""
+    card = data.folder / "README.md"
+    if name is None and card.is_file():
+        text = card.read_text(encoding="utf-8", errors="replace")
+        found = re.match(r"---\n(?:(?!---).*\n)*?license: *([\w.+-]+) *\n", text)
+        name = found[1] if found else None
+    url = f"https://huggingface.co/datasets/{data.origin}" if data.origin else ""
+    return Licence(data.origin or data.folder.name, name or "not stated", (name or "").lower() in FREE, url)

@@ -1,9 +1,10 @@
 """Reading LeRobot data sets, formats v2.0, v2.1 and v3.0, by pyarrow and PyAV alone.
 
-Facts of the format (documentation of ``huggingface/lerobot``): ``meta/info.json`` names version, rate, robot, features
-and the templates of paths. v2 has one Parquet file and one video per camera and episode, and ``meta/episodes.jsonl``.
-v3 joins episodes in larger files; ``meta/episodes/*/*.parquet`` says which file and which seconds of it are an
-episode's. Images are frames of a video, or PNG and JPEG bytes in a column with the fields ``bytes`` and ``path``.
+Facts of the format (documentation of ``huggingface/lerobot``): ``meta/info.json`` names version, rate,
+robot, features and the templates of paths. v2 has one Parquet file and one video per camera and episode,
+and ``meta/episodes.jsonl``. v3 joins episodes in larger files; ``meta/episodes/*/*.parquet`` says which file
+and which seconds of it are an episode's. Images are frames of a video, or PNG and JPEG bytes in a column
+with the fields ``bytes`` and ``path``.
 """
 
 from __future__ import annotations
@@ -21,35 +22,22 @@ import numpy as np
 import numpy.typing as npt
 from pydantic import BaseModel, Field, ValidationError
 
+from lary.data.fetch import hub_errors
 from lary.data.frames import decode_video, opened_video, scan_packets
-from lary.data.hubs import hub_errors
 from lary.files import inside, read_json
 from lary.types import LaryError, MediaError, UsageError, as_path
 
-Floats = npt.NDArray[np.float32]
-VISUAL = ("video", "image")
 BOOKKEEPING = frozenset(
     ("index", "frame_index", "episode_index", "task_index", "timestamp", "next.done", "next.reward", "next.success")
 )
 """Columns that every data set has, which are no actions or states."""
 LONGEST = 1 << 31
 """Frames of an episode: two years at 30 frames/s."""
-REPOSITORY = re.compile(r"[A-Za-z0-9][\w.-]*/[\w.-]+")
 FIELD = re.compile(r"\{(\w+)(?::0?(\d+)d)?\}")
-TEMPLATES = {
-    2: (
-        "data/chunk-{episode_chunk:03d}/episode_{episode_index:06d}.parquet",
-        "videos/chunk-{episode_chunk:03d}/{video_key}/episode_{episode_index:06d}.mp4",
-    ),
-    3: (
-        "data/chunk-{chunk_index:03d}/file-{file_index:03d}.parquet",
-        "videos/{video_key}/chunk-{chunk_index:03d}/file-{file_index:03d}.mp4",
-    ),
-}
 
 
 class Feature(BaseModel):
-    """One column or camera: its kind, its shape, and the names of its values as far as the data set has them."""
+    """One column or camera: its kind, its shape, and the names of its values if it has them."""
 
     dtype: str
     shape: tuple[int, ...] = ()
@@ -62,12 +50,13 @@ class Feature(BaseModel):
 class Info(BaseModel):
     """The fields of ``meta/info.json`` that an import reads."""
 
+    codebase_version: str = Field(pattern=r"^v[23]\.\d+")
     fps: float = Field(gt=0)
     features: dict[str, Feature]
     robot_type: str | None = None
     splits: dict[str, Any] | None = None
     chunks_size: int = Field(1000, gt=0)
-    data_path: str | None = None
+    data_path: str
     video_path: str | None = None
 
 
@@ -94,28 +83,23 @@ class LeRobot:
 
     def __init__(self, folder: Path, origin: str = "", commit: str = "") -> None:
         self.folder, self.origin, self.commit = folder, origin, commit
-        if not (folder / "meta" / "info.json").is_file():
+        path = folder / "meta" / "info.json"
+        if not path.is_file():
             raise UsageError(f"{folder} is no LeRobot data set: it has no meta/info.json.")
-        info = read_json(folder / "meta" / "info.json", "description")
-        found = re.match(r"v(\d+)\.(\d+)", str(info.get("codebase_version", ""))) if isinstance(info, dict) else None
-        if found is None or int(found[1]) not in TEMPLATES:
-            version = info.get("codebase_version") if isinstance(info, dict) else None
-            raise UsageError(f"{folder} is of LeRobot version {version}; v2.0, v2.1 and v3.0 are read.")
-        self.version = int(found[1])
-        self.info: dict[str, Any] = info
+        self.info: dict[str, Any] = read_json(path, "description")
         try:
-            self.meta = Info.model_validate(info)
+            self.meta = Info.model_validate(self.info)
         except ValidationError as error:
             first = error.errors()[0]
             where = ".".join(str(part) for part in first["loc"])
-            raise LaryError(f"{folder / 'meta' / 'info.json'} is wrong at '{where}': {first['msg']}.") from error
+            raise LaryError(f"{path} is wrong at '{where}', or not of v2 or v3: {first['msg']}.") from error
+        self.version = int(self.meta.codebase_version[1])
         self.fps, self.features = self.meta.fps, self.meta.features
-        self.robot = (self.meta.robot_type or "").strip()
 
     @property
     def cameras(self) -> list[str]:
         """Keys of videos and images, in the data set's order."""
-        return [key for key, feature in self.features.items() if feature.dtype in VISUAL]
+        return [key for key, feature in self.features.items() if feature.dtype in ("video", "image")]
 
     @property
     def vectors(self) -> list[str]:
@@ -137,24 +121,21 @@ class LeRobot:
             for path in sorted((meta / "episodes").glob("*/*.parquet")) if self.version == 3 else ():
                 names = [name for name in parquet.read_schema(path).names if not name.startswith("stats/")]
                 rows += parquet.read_table(path, columns=names).to_pylist()
-            found = [Episode(int(row["episode_index"]), int(row["length"]), row) for row in rows]
-        except (OSError, ValueError, KeyError, TypeError) as error:
+            episodes = [Episode(int(row["episode_index"]), int(row["length"]), row) for row in rows]
+        except (OSError, ValueError, KeyError, TypeError, OverflowError) as error:
             raise LaryError(f"The list of episodes in {meta} can't be read: {error!r}.") from error
-        numbers = [episode.index for episode in found]
-        if not found or len(set(numbers)) < len(numbers) or min(numbers) < 0:
-            raise LaryError(f"The list of episodes in {meta} is empty or names an episode twice.")
-        if not all(0 <= episode.length <= LONGEST for episode in found):
-            raise LaryError(f"The list of episodes in {meta} has a length that is not between 0 and {LONGEST}.")
-        return sorted(found, key=lambda episode: episode.index)
+        found = {item.index: item for item in episodes if item.index >= 0 and 0 <= item.length <= LONGEST}
+        if not found or len(found) < len(rows):
+            raise LaryError(
+                f"The list of episodes in {meta} is empty, names one twice, or has a number below 0 or a length "
+                f"above {LONGEST}."
+            )
+        return [found[index] for index in sorted(found)]
 
     def fetch(self, paths: Iterable[Path]) -> None:
         """Fetch files from the hub that the data set is of, if it is of one. Raises LaryError."""
         if self.origin:
             _snapshot(self.origin, self.commit, sorted({path.relative_to(self.folder).as_posix() for path in paths}))
-
-    def data_path(self, episode: Episode) -> Path:
-        """The Parquet file that holds an episode's rows. Raises LaryError if the metadata don't name it."""
-        return self._file(self.meta.data_path or TEMPLATES[self.version][0], episode, "data")
 
     def table(self, episode: Episode, columns: Sequence[str]) -> Any:
         """The rows of an episode, as a pyarrow table in the order of its frames.
@@ -169,57 +150,55 @@ class LeRobot:
         wanted = list(dict.fromkeys([*columns, "episode_index", "frame_index", "timestamp"]))
         try:
             rows = parquet.read_table(path, columns=wanted, filters=[("episode_index", "=", episode.index)])
-            lacking = [name for name in wanted if name not in rows.column_names]
+            rows = rows.select(wanted).sort_by("frame_index")
         except (OSError, ValueError, KeyError, pyarrow.ArrowException) as error:
             raise MediaError(f"The table {path} of episode {episode.index} can't be read: {_short(error)}.") from error
-        if lacking:
-            raise MediaError(f"The table {path} has no column '{lacking[0]}'.")
-        rows = rows.sort_by("frame_index")
         if rows.num_rows != episode.length:
             raise MediaError(f"Episode {episode.index} has {rows.num_rows} rows in {path}, not {episode.length}.")
         return rows
 
-    def values(self, rows: Any, keys: Sequence[str]) -> Floats:
-        """Numbers of some features side by side, (frames, A) float32. Raises MediaError if they aren't finite."""
-        parts = []
+    def values(self, episode: Episode, keys: Sequence[str]) -> npt.NDArray[np.float32]:
+        """Numbers of some features side by side, (frames, A) float32. Raises MediaError as `table`."""
+        rows, parts = self.table(episode, keys), []
         for key in keys:
-            size = self.features[key].shape[0]
+            shape = episode.length, self.features[key].shape[0]
             try:
-                part = np.array(rows.column(key).to_pylist(), dtype=np.float32).reshape(rows.num_rows, -1)
-            except (ValueError, TypeError) as error:
-                raise MediaError(f"The column '{key}' is not {size} numbers per frame: {_short(error)}.") from error
-            if part.shape[1] != size or not np.isfinite(part).all():
-                raise MediaError(f"The column '{key}' is not {size} finite numbers in every frame.")
+                part: Any = np.array(rows.column(key).to_pylist(), dtype=np.float32).reshape(episode.length, -1)
+            except (ValueError, TypeError):
+                part = np.full(1, np.nan, np.float32)
+            if part.shape != shape or not np.isfinite(part).all():
+                raise MediaError(f"The column '{key}' is not {shape[1]} finite numbers in every frame.")
             parts.append(part)
         return np.concatenate(parts, axis=1)
 
+    def data_path(self, episode: Episode) -> Path:
+        """The Parquet file that holds an episode's rows. Raises LaryError if the metadata don't name it."""
+        return self._file(self.meta.data_path, episode, "data")
+
     def video(self, episode: Episode, camera: str) -> tuple[Path, float]:
         """The video of a camera in an episode, and the second at which the episode begins in it."""
-        template = self.meta.video_path or TEMPLATES[self.version][1]
-        path = self._file(template, episode, f"videos/{camera}", camera)
-        return path, self._number(episode, f"videos/{camera}/from_timestamp") or 0.0
+        part = f"videos/{camera}"
+        start = self._number(episode, f"{part}/from_timestamp") if self.version == 3 else 0.0
+        return self._file(self.meta.video_path or "{video_path}", episode, part, camera), start
 
-    def _number(self, episode: Episode, key: str) -> float | None:
-        """A number of an episode's metadata; None where they have none. Raises LaryError for what is no number."""
+    def _number(self, episode: Episode, key: str) -> float:
+        """A number of an episode's metadata. Raises LaryError if it is missing or none."""
         value = episode.row.get(key)
-        if value is not None and not (isinstance(value, int | float) and math.isfinite(value)):
+        if not isinstance(value, int | float) or not math.isfinite(value):
             raise LaryError(f"The metadata of {self.folder} give '{value}' as '{key}' of episode {episode.index}.")
         return value
 
     def _file(self, template: str, episode: Episode, part: str, camera: str = "") -> Path:
         """A path of the data set: fields of the template filled, and never outside the folder."""
-        fields: dict[str, Any] = {"episode_index": episode.index, "video_key": camera, "image_key": camera}
+        fields: dict[str, Any] = {"episode_index": episode.index, "video_key": camera}
         fields["episode_chunk"] = episode.index // self.meta.chunks_size
-        for name in ("chunk_index", "file_index"):
-            if (number := self._number(episode, f"{part}/{name}")) is not None:
-                fields[name] = int(number)
+        for name in ("chunk_index", "file_index") if self.version == 3 else ():
+            fields[name] = int(self._number(episode, f"{part}/{name}"))
 
         def fill(found: re.Match[str]) -> str:
+            # A pattern of our own: str.format would reach attributes of what it is given.
             if found[1] not in fields:
-                raise LaryError(
-                    f"The template '{template}' of {self.folder} asks for '{found[1]}', which episode "
-                    f"{episode.index} doesn't have."
-                )
+                raise LaryError(f"'{template}' of {self.folder} asks for '{found[1]}', which is not known.")
             value = fields[found[1]]
             return f"{value:0{found[2]}d}" if found[2] and isinstance(value, int) else str(value)
 
@@ -230,12 +209,11 @@ def flat_names(found: Any) -> Iterator[str]:
     """Names of values, flat: data sets write a list, lists by group, or positions by name."""
     if isinstance(found, dict) and found and all(isinstance(at, int) for at in found.values()):
         yield from sorted(map(str, found), key=lambda name: found[name])
-    elif isinstance(found, dict):
-        for part in found.values():
+    elif isinstance(found, dict | list):
+        for part in found.values() if isinstance(found, dict) else found:
             yield from flat_names(part)
-    elif isinstance(found, list):
-        for part in found:
-            yield from flat_names(part) if isinstance(part, dict | list) else [str(part)]
+    elif found is not None:
+        yield str(found)
 
 
 def open_lerobot(source: str, revision: str | None = None) -> LeRobot:
@@ -248,7 +226,7 @@ def open_lerobot(source: str, revision: str | None = None) -> LeRobot:
     folder = as_path(source)
     if folder.is_dir():
         return LeRobot(folder)
-    if not REPOSITORY.fullmatch(source):
+    if not re.fullmatch(r"[A-Za-z0-9][\w.-]*/[\w.-]+", source):
         raise UsageError(f"There is no folder {source}, and it is no data set on the hub, which are called owner/name.")
     import huggingface_hub
 
@@ -258,17 +236,14 @@ def open_lerobot(source: str, revision: str | None = None) -> LeRobot:
 
 
 def _snapshot(source: str, commit: str, patterns: list[str]) -> Path:
-    import huggingface_hub
+    from huggingface_hub import snapshot_download
 
     with hub_errors("Hugging Face", source):
-        folder = huggingface_hub.snapshot_download(
-            source, repo_type="dataset", revision=commit, allow_patterns=patterns
-        )
-    return Path(folder)
+        return Path(snapshot_download(source, repo_type="dataset", revision=commit, allow_patterns=patterns))
 
 
 def _short(error: BaseException) -> str:
-    return str(error).strip().splitlines()[0].rstrip(".") if str(error).strip() else type(error).__name__
+    return (str(error).strip().splitlines() or [type(error).__name__])[0].rstrip(".")
 
 
 # Frames
@@ -303,22 +278,8 @@ def frame_numbers(
     after = np.searchsorted(seconds, times)
     left, right = np.maximum(after - 1, 0), np.minimum(after, len(seconds) - 1)
     near = np.where(np.abs(seconds[left] - times) <= np.abs(seconds[right] - times), left, right)
-    for row in np.flatnonzero(~(np.abs(seconds[near] - times) <= 0.5 / fps))[:1]:  # also true of a time that is NaN
-        raise MediaError(
-            f"No frame is shown at {times[row]:.3f} s, row {row} of the episode: nearest {seconds[near[row]]:.3f} s."
-        )
+    if not (np.abs(seconds[near] - times) <= 0.5 / fps).all():  # also true of a time that is NaN
+        raise MediaError(f"No frame is shown within half a frame of some row between {times[0]} and {times[-1]} s.")
     if (np.diff(near) <= 0).any():
         raise MediaError("Two rows of the episode fall on the same frame: rate and time stamps contradict each other.")
     return near.astype(np.int64)
-
-
-def embedded_image(cell: Any, folder: Path) -> bytes:
-    """The file of an image cell: its bytes, or the file that it names. Raises MediaError if it has neither."""
-    if isinstance(cell, dict) and cell.get("bytes"):
-        return bytes(cell["bytes"])
-    if isinstance(cell, dict) and cell.get("path"):
-        try:
-            return inside(folder, str(cell["path"])).read_bytes()
-        except (OSError, UsageError) as error:
-            raise MediaError(f"The image {cell['path']} can't be read: {_short(error)}.") from error
-    raise MediaError("An image cell holds neither bytes nor a path.")

@@ -1,17 +1,24 @@
-"""Records of imported data sets as JSON files, and the plug-in that registers one.
+"""Records of imported data sets, the plug-ins that register them, and their tables.
 
-``lary`` reads them by ``--plugin LARY_ROOT/data/<name>_dataset.py``: a file of fixed text that loads the JSON beside
-it, so that nothing of an imported data set is ever run as code.
+A record is JSON; ``lary`` reads it by ``--plugin LARY_ROOT/data/<name>_dataset.py``: a file of fixed text
+that loads the JSON beside it, so that nothing of an imported data set is ever run as code.
 """
 
 from __future__ import annotations
 
 import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
-from lary.data.spec import DATASETS, DatasetSpec
-from lary.files import read_json, write_bytes, write_text
-from lary.types import LaryError, UsageError
+from lary.data.catalog import EPISODE
+from lary.data.normalisation import measure_table
+from lary.data.spec import DATASETS, ActionSpace, DatasetSpec, LabelSpace, Normalisation, Split
+from lary.data.tables import write_csv
+from lary.files import read_json, write_bytes, write_failures, write_text
+from lary.importers.episodes import ATOMIC_CLASSES, Cut, PairCut, Rows
+from lary.types import Failure, LaryError, UsageError
 
 NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]{0,63}")
 
@@ -26,8 +33,17 @@ register_dataset(load_record(Path(__file__).with_suffix(".json")))
 '''
 
 
+@dataclass(frozen=True)
+class ImportReport:
+    """What was imported: the plug-in for ``--plugin``, the number of rows by split, and what failed."""
+
+    plugin: Path
+    rows: Mapping[str, int]
+    failures: Sequence[Failure]
+
+
 def check_name(name: str) -> str:
-    """A key for an imported data set. Raises UsageError if it can't be a file's name or is taken by a record."""
+    """A key for an imported data set. Raises UsageError if it can't be a file's name or is taken."""
     if not NAME.fullmatch(name):
         raise UsageError(f"--name '{name}': use letters, digits, dot, dash and underscore, 64 at most.")
     if name in DATASETS.names():
@@ -35,14 +51,63 @@ def check_name(name: str) -> str:
     return name
 
 
-def save_record(spec: DatasetSpec, folder: Path) -> Path:
-    """Write ``<name>_dataset.json`` and the plug-in ``<name>_dataset.py`` to a folder; returns the plug-in."""
+def pair_record(
+    name: str, cut: Cut, dims: Sequence[str], normalisation: Normalisation | None = None, **fields: Any
+) -> DatasetSpec:
+    """The record of a data set of image pairs or of atomic motions, with further fields."""
+    pairs, root = isinstance(cut, PairCut), Split(f"{cut.task}/{name}")
+    target: ActionSpace | LabelSpace = LabelSpace(ATOMIC_CLASSES)
+    if isinstance(cut, PairCut):
+        target = ActionSpace(tuple(dims), cut.stride, normalisation or Normalisation())
+    return DatasetSpec(
+        name=name,
+        title=name,
+        media="pair",
+        splits={"train": root, "val": root},
+        target=target,
+        stride=cut.stride,
+        media_depth=0 if pairs else None,
+        group_pattern=EPISODE if pairs else r"^([^/]+)/",
+        **fields,
+    )
+
+
+def save_import(
+    spec: DatasetSpec, plugin: Path, tables: Path, data_dir: Path, columns: Sequence[str],
+    rows: Mapping[str, Rows], failures: Sequence[Failure],
+) -> ImportReport:  # fmt: skip
+    """Write the tables of an import, the statistics of its actions, its failures and at last its record.
+
+    Args:
+        plugin: file to write, which loads the record.
+        rows: by split; the table of another split is removed.
+
+    Raises:
+        LaryError: a split has no rows.
+    """
+    write_failures(tables / f"{spec.name}_import_failures.csv", failures)
+    for split, found in rows.items():
+        if not found:
+            reason = failures[0].reason if failures else "it is too short, or nothing in it moves far enough."
+            raise LaryError(f"Nothing of the {split} split of {spec.name} could be imported: {reason}")
+    for split in spec.splits:
+        path = tables / spec.table_name(split)
+        if split in rows:
+            write_csv(path, columns, rows[split])
+        else:
+            path.unlink(missing_ok=True)
+    if isinstance(spec.target, ActionSpace) and spec.target.normalisation.stats_file:
+        measure_table(spec, tables / spec.table_name("train"), data_dir, workers=4)
+    save_record(spec, plugin)
+    return ImportReport(plugin, {split: len(found) for split, found in rows.items()}, failures)
+
+
+def save_record(spec: DatasetSpec, plugin: Path) -> None:
+    """Write a record as JSON, and beside it the plug-in that loads it."""
     from pydantic import TypeAdapter
 
-    plugin = folder / f"{spec.name}_dataset.py"
     write_bytes(plugin.with_suffix(".json"), TypeAdapter(DatasetSpec).dump_json(spec, indent=1) + b"\n")
     write_text(plugin, PLUGIN)
-    return plugin
 
 
 def load_record(path: Path) -> DatasetSpec:

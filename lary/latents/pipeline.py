@@ -1,45 +1,53 @@
 """The stages of an extraction: read, encode, write. They overlap, and memory is a few batches.
 
-Units of rows come one by one; their rows are read by processes (`lary.latents.reading`), encoded here, and written by
-threads. A row has a fixed place in a fixed batch of its unit, so that a resumed extraction is bit-identical to an
-undisturbed one.
+Units of rows come one by one; their rows are read by processes (`lary.latents.reading`),
+encoded here, and written by threads. A row's latents must depend on nothing but the row, since
+kernels round differently for batches of different sizes. On a CPU, where batches gain nothing,
+rows are encoded one by one. Elsewhere a batch always has the same number of positions, a row
+always the same one of them, and a row that isn't there leaves its position black. So a resumed
+extraction is bit-identical to an undisturbed one.
 """
 
 from __future__ import annotations
 
 import shutil
-import threading
+from collections import deque
 from collections.abc import Callable, Iterable, Iterator
-from concurrent.futures import Future, ThreadPoolExecutor
-from contextlib import ExitStack
-from dataclasses import dataclass, field
+from concurrent.futures import Future, ThreadPoolExecutor, wait
+from contextlib import ExitStack, closing, contextmanager
+from dataclasses import dataclass, field, replace
 from itertools import groupby
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
+import numpy as np
 import numpy.typing as npt
 
 from lary.configs import ExtractConfig
 from lary.data.tables import INDEX_COLUMN, SampleTable
-from lary.latents.encoding import Encoding
-from lary.latents.reading import Batch, Reading, idle_readers
-from lary.latents.store import LatentStore, Write
+from lary.latents.reading import Batch, idle_readers
+from lary.latents.store import LatentStore, Write, pooled_latents, token_shape
+from lary.models.preprocess import DeviceNormaliser, normalise
 from lary.models.running import LoadedEncoder, build
-from lary.models.spec import MODELS, ModelContext, ModelSpec, with_latent
+from lary.models.spec import MODELS, ModelContext, ModelSpec, Preprocess, with_latent
 from lary.runtime import usable_cores
-from lary.types import Failure, LaryError, MediaError
+from lary.types import Failure, LaryError, Latents, MediaError
+
+if TYPE_CHECKING:
+    import torch
 
 MOST_WORKERS = 8
-WRITERS = 2
-BYTES_IN_FLIGHT = 64_000_000
-"""Latents that wait for a writer; more than one row only."""
+WRITERS = 3
+"""Threads that write: one may be waiting for the disk to have a whole unit."""
 BYTES_TOGETHER = 1 << 20
-"""Latents that a writer is handed at once."""
+"""Latents that a thread is handed at once: waking it costs as much as writing a small row."""
+WAITING = 16
+"""Writes that wait for a thread, before the encoder has to."""
 ITEM_BYTES = {"float32": 4, "float16": 2, "bfloat16": 2}
 
 Advance = Callable[[int], None]
-_Row = tuple[int, str, str, npt.NDArray[Any], "npt.NDArray[Any] | None"]
-"""Number, sample id, first medium, tokens and codes."""
+Row = tuple[int, npt.NDArray[np.float32], "npt.NDArray[Any] | None"]
+"""Index in the batch, tokens (P, N, D) or (N, D) and codes (P, N) of one row."""
 
 
 @dataclass(frozen=True)
@@ -52,22 +60,16 @@ class Unit:
 
 @dataclass(frozen=True)
 class UnitReport:
-    """A unit that is committed: how many of its rows have latents now, and which ones failed."""
+    """How many rows of a committed unit have latents now, and which ones failed."""
 
-    number: int
     done: int
     failures: tuple[Failure, ...]
 
 
 class Interrupted(LaryError):
-    """The user stopped the run: what was begun is finished and kept. Exit code 130, as shells have it."""
+    """The user stopped the run: what was begun is finished and kept. Exit code 130, as in shells."""
 
     exit_code = 130
-
-
-def plan_units(pending: Iterable[int], unit_rows: int) -> list[Unit]:
-    """The units that hold the pending rows, which are ascending."""
-    return [Unit(number, tuple(rows)) for number, rows in groupby(pending, lambda row: row // unit_rows)]
 
 
 @dataclass(frozen=True)
@@ -92,6 +94,11 @@ class Job:
     threads: int = 1
 
 
+def plan_units(pending: Iterable[int], unit_rows: int) -> list[Unit]:
+    """The units that hold the pending rows, which are ascending."""
+    return [Unit(number, tuple(rows)) for number, rows in groupby(pending, lambda row: row // unit_rows)]
+
+
 def model_of(config: ExtractConfig) -> ModelSpec:
     """The record of the model with the kind of latent that was asked for."""
     return with_latent(MODELS.get(config.model), config.latent)
@@ -104,15 +111,16 @@ def make_encoder(job: Job, model: ModelSpec, device: str) -> LoadedEncoder:
     return build(model, context, precision=config.precision, compiled=config.compile)
 
 
-def reading_workers(job: Job) -> int:
-    """Processes that read for one encoder: what was asked for, or this machine's cores shared by all encoders."""
-    return job.config.workers or max(1, min(MOST_WORKERS, usable_cores() // job.processes))
-
-
 def encode_units(
-    job: Job, table: SampleTable, units: Iterable[Unit], device: str, encoder: LoadedEncoder | None,
-    *, advance: Advance, stopped: Callable[[], bool] = lambda: False,
-) -> Iterator[UnitReport]:  # fmt: skip
+    job: Job,
+    table: SampleTable,
+    units: Iterable[Unit],
+    device: str,
+    encoder: LoadedEncoder | None,
+    *,
+    advance: Advance,
+    stopped: Callable[[], bool] = lambda: False,
+) -> Iterator[UnitReport]:
     """Read, encode and write units of rows; each is reported once it is committed.
 
     Args:
@@ -121,35 +129,32 @@ def encode_units(
         stopped: whether to end after the current unit.
 
     Raises:
-        LaryError: a worker that doesn't start, a full disk, an encoder that returns something else than latents.
+        LaryError: a worker that doesn't start, a full disk, an encoder that returns something
+            else than latents.
     """
     assert job.store is not None
-    model = model_of(job.config)
+    config = job.config
+    model = model_of(config)
     encoder = encoder or make_encoder(job, model, device)
-    preprocess = model.preprocessing(job.config.protocol, table.spec.media)
-    size = job.config.batch_size
-    encoding = Encoding(encoder, preprocess, device, job.config.pool)
-    with ExitStack() as stack:
-        reading = Reading(
-            stack.enter_context(idle_readers()), preprocess, size, most_frames(table), reading_workers(job),
-            job.config.read_timeout,
-        )  # fmt: skip
-        stack.enter_context(encoding.fast_memory(reading.memory))
-        writing = stack.enter_context(Writing(job.store, job.pending))
-        batches = reading.read(plan_batches(table, units, job.store.unit_rows, size))
-        stack.callback(batches.close)
-        for batch, rows in encoding.stream(batches, reading.release):
-            if batch.unit != writing.unit:
-                if writing.unit is not None and stopped():
+    preprocess = model.preprocessing(config.protocol, table.spec.media)
+    encoding = Encoding(encoder, preprocess, device, config.pool, singly=device == "cpu")
+    workers = config.workers or max(1, min(MOST_WORKERS, usable_cores() // job.processes))
+    planned = plan_batches(table, units, job.store.unit_rows, config.batch_size)
+    with idle_readers(workers) as readers, Writing(job.store, job.pending) as writing:
+        frames = most_frames(table)
+        batches = readers.read(planned, preprocess, config.batch_size, frames, config.read_timeout)
+        with closing(batches):
+            for number, group in groupby(encoding.stream(batches), lambda found: found[0].unit):
+                if writing.begun and stopped():
                     break
-                writing.begin(batch.unit)
-            for index, tokens, codes in rows:
-                writing.add(batch.rows[index], batch.samples[index].id, batch.samples[index].media[0], tokens, codes)
-            writing.hand_over()
-            writing.fail(batch.failures())
-            advance(len(batch.rows))
-            yield from writing.committed()
-        writing.begin(None)
+                with writing.unit(number) as unit:
+                    for batch, rows in group:
+                        for index, tokens, codes in rows:
+                            writing.add(unit, batch, index, tokens, codes)
+                        writing.hand_over(unit)  # at the latest now: a kill costs no more
+                        unit.failures += batch.failures()
+                        advance(len(batch.rows))
+                        yield from writing.committed()
         yield from writing.committed(wait=True)
 
 
@@ -161,145 +166,203 @@ def most_frames(table: SampleTable) -> int:
 
 
 def plan_batches(table: SampleTable, units: Iterable[Unit], unit_rows: int, size: int) -> Iterator[Batch]:
-    """The batches of units, in order; rows are counted from the first one of their unit."""
+    """The batches of units, in order; positions are counted from the first row of their unit."""
     for unit in units:
         first = unit.number * unit_rows
-        groups: dict[int, list[int]] = {}
-        for row in unit.rows:
-            groups.setdefault((row - first) // size, []).append(row)
-        for rows in groups.values():
+        for _, group in groupby(unit.rows, lambda row: (row - first) // size):  # noqa: B023 (used at once)
+            rows = list(group)
             samples = [table[row] for row in rows]
-            questions = [
-                {"paths": [str(path) for path in table.media_path(sample)], "index": list(sample.frame_index)}
-                for sample in samples
-            ]
-            lengths = [len(sample.frame_index) or len(sample.media) for sample in samples]
-            yield Batch(unit.number, rows, [(row - first) % size for row in rows], samples, questions, lengths)
+            paths = [[str(path) for path in table.media_path(sample)] for sample in samples]
+            yield Batch(unit.number, rows, [(row - first) % size for row in rows], samples, paths)
+
+
+class Encoding:
+    """An encoder with the arithmetic in front of it and the pooling behind it, on one device.
+
+    Args:
+        singly: encode rows one by one.
+    """
+
+    def __init__(self, encoder: LoadedEncoder, preprocess: Preprocess, device: str, pool: str, *, singly: bool) -> None:
+        self._encoder = encoder
+        self._preprocess = preprocess
+        self._device = device
+        self._cuda = device.startswith("cuda")
+        self._pool = pool
+        self._normalise = None if singly else DeviceNormaliser(preprocess, device)
+
+    def stream(self, batches: Iterable[Batch]) -> Iterator[tuple[Batch, Iterable[Row]]]:
+        """The rows of every batch that could be read, in order."""
+        if self._normalise is None:
+            for batch in batches:
+                yield batch, self._one_by_one(batch)
+            return
+        before: tuple[Batch, Iterator[Row]] | None = None
+        for batch in batches:
+            launched = self._launch(batch, self._normalise)
+            if before is not None:  # fetched while the accelerator works on the next batch
+                yield before
+            before = batch, launched
+        if before is not None:
+            yield before
+
+    def _one_by_one(self, batch: Batch) -> Iterator[Row]:
+        import torch
+
+        for index, (row, place, length) in enumerate(zip(batch.rows, batch.places, batch.lengths, strict=True)):
+            if row in batch.problems:
+                continue
+            clip = normalise(batch.clips[place : place + 1, :length], self._preprocess)
+            with torch.inference_mode():
+                latents = self._encoded(torch.from_numpy(clip))
+            codes = None if latents.codes is None else latents.codes.numpy()[0]
+            yield index, latents.tokens.numpy()[0], codes
+
+    def _launch(self, batch: Batch, normaliser: DeviceNormaliser) -> Iterator[Row]:
+        """Have the accelerator compute a batch; the rows, when asked for, wait for it."""
+        import torch
+
+        lengths: dict[int, list[int]] = {}
+        for index, (row, length) in enumerate(zip(batch.rows, batch.lengths, strict=True)):
+            if row not in batch.problems:
+                lengths.setdefault(length, []).append(index)
+        parts = []
+        with torch.inference_mode():
+            for length, indices in lengths.items():
+                planes = torch.from_numpy(batch.clips[:, :length])
+                planes = planes.pin_memory() if self._cuda else planes  # copied while the device computes
+                latents = self._encoded(normaliser(planes.to(self._device, non_blocking=True)))
+                codes = None if latents.codes is None else self._to_host(latents.codes)
+                parts.append((indices, self._to_host(latents.tokens), codes))
+        event = torch.cuda.Event() if self._cuda else None  # type: ignore[no-untyped-call]
+        if event is not None:
+            event.record(torch.cuda.current_stream(self._device))
+
+        def rows() -> Iterator[Row]:
+            if event is not None:
+                event.synchronize()
+            for indices, tokens, codes in parts:
+                for index in indices:
+                    place = batch.places[index]
+                    yield index, tokens[place].numpy(), None if codes is None else codes[place].numpy()
+
+        return rows()
+
+    def _encoded(self, clips: torch.Tensor) -> Latents:
+        """Pooled latents of clips, float32, with the axes that a store has."""
+        latents = self._encoder.encode(clips)
+        tokens = latents.tokens
+        tokens = tokens.reshape(len(tokens), *token_shape(tuple(tokens.shape[1:]))).float()
+        return pooled_latents(replace(latents, tokens=tokens), self._pool)
+
+    def _to_host(self, values: torch.Tensor) -> torch.Tensor:
+        import torch
+
+        if not self._cuda:
+            return values.cpu()
+        host = torch.empty(values.shape, dtype=values.dtype, pin_memory=True)
+        return host.copy_(values, non_blocking=True)
 
 
 @dataclass
-class _OpenUnit:
-    """A unit whose rows are being written."""
+class OpenUnit:
+    """A unit whose rows are being written; closing `stack` commits it."""
 
-    number: int
     write: Write
     stack: ExitStack
     rows: int = 0
-    writes: list[Future[list[Failure]]] = field(default_factory=list)
+    gathered: list[tuple[Any, ...]] = field(default_factory=list)
+    gathered_bytes: int = 0
+    writes: list[Future[None]] = field(default_factory=list)
     failures: list[Failure] = field(default_factory=list)
+    unwritten: list[Failure] = field(default_factory=list)
 
 
 class Writing:
-    """The writing stage: rows are written by a few threads, units committed by another one, in their order.
-
-    Small rows are handed over together: waking a thread costs as much as writing one of them.
-    """
+    """The writing stage: a few threads write rows, and commit units in the background."""
 
     def __init__(self, store: LatentStore, pending: int) -> None:
         self._store = store
         self._pending = pending
-        self._unit: _OpenUnit | None = None
-        self._gathered: list[_Row] = []
-        self._gathered_bytes = 0
         self._threads = ThreadPoolExecutor(WRITERS)
-        self._committer = ThreadPoolExecutor(1)
-        self._commits: list[Future[UnitReport]] = []
-        self._room = threading.Condition()
-        self._bytes = 0
-        self._error: BaseException | None = None
+        self._waiting: deque[Future[None]] = deque()
+        self._commits: deque[Future[UnitReport]] = deque()
+        self.begun = False
 
     def __enter__(self) -> Writing:
         return self
 
-    def __exit__(self, kind: Any, error: BaseException | None, trace: Any) -> None:
-        self._threads.shutdown(cancel_futures=error is not None)
-        if error is not None and self._unit is not None:
-            self._unit.stack.__exit__(kind, error, trace)
-        self._committer.shutdown()
+    def __exit__(self, *error: object) -> None:
+        self._threads.shutdown()
 
-    @property
-    def unit(self) -> int | None:
-        """The number of the unit that rows are added to."""
-        return None if self._unit is None else self._unit.number
+    @contextmanager
+    def unit(self, number: int) -> Iterator[OpenUnit]:
+        """A unit to add rows to. It is committed in the background, or given up on an exception."""
+        self.begun = True
+        stack = ExitStack()
+        unit = OpenUnit(stack.enter_context(self._store.writer(number)), stack)
+        try:
+            yield unit
+        except BaseException as error:
+            for future in unit.writes:
+                future.cancel()
+            wait(unit.writes)  # they write to the file that is closed next
+            stack.__exit__(type(error), error, error.__traceback__)
+            raise
+        # Tasks begin in their order: all of this unit's writes have begun before its commit does.
+        self._commits.append(self._threads.submit(_commit, unit))
 
-    def begin(self, number: int | None) -> None:
-        """Commit the unit before, in the background, and open another one."""
-        if self._unit is not None:
-            self.hand_over()
-            self._commits.append(self._committer.submit(_commit, self._unit))
-        self._unit = None
-        if number is not None:
-            stack = ExitStack()
-            self._unit = _OpenUnit(number, stack.enter_context(self._store.writer(number)), stack)
-
-    def add(self, row: int, sample: str, name: str, tokens: Any, codes: Any) -> None:
-        """Have a row written; waits where too many are on their way. Raises what a write before it raised."""
-        assert self._unit is not None
-        if self._error is not None:
-            raise self._error
+    def add(self, unit: OpenUnit, batch: Batch, index: int, tokens: Any, codes: Any) -> None:
+        """Have a row written."""
         if self._pending:
             check_space(self._store, tokens, codes, self._pending)
             self._pending = 0
-        self._unit.rows += 1
-        self._gathered.append((row, sample, name, tokens, codes))
-        self._gathered_bytes += tokens.nbytes
-        if self._gathered_bytes >= BYTES_TOGETHER:
-            self.hand_over()
+        sample = batch.samples[index]
+        unit.rows += 1
+        unit.gathered.append((batch.rows[index], sample, tokens, codes))
+        unit.gathered_bytes += tokens.nbytes
+        if unit.gathered_bytes >= BYTES_TOGETHER:
+            self.hand_over(unit)
 
-    def hand_over(self) -> None:
-        """Have the rows written that were gathered: at the end of a batch, so that a kill costs no more."""
-        rows, size = self._gathered, self._gathered_bytes
-        self._gathered, self._gathered_bytes = [], 0
-        if not rows:
-            return
-        assert self._unit is not None
-        with self._room:
-            self._room.wait_for(lambda: not self._bytes or self._bytes + size <= BYTES_IN_FLIGHT)
-            self._bytes += size
-        self._unit.writes.append(self._threads.submit(self._write, self._unit.write, rows, size))
-
-    def fail(self, failures: list[Failure]) -> None:
-        """Count rows of this unit that have no latents."""
-        assert self._unit is not None
-        self._unit.failures += failures
+    def hand_over(self, unit: OpenUnit) -> None:
+        """Have the rows written that were gathered. Raises what an earlier write has raised."""
+        unit.writes.append(self._threads.submit(_write, unit, unit.gathered))
+        self._waiting.append(unit.writes[-1])
+        unit.gathered, unit.gathered_bytes = [], 0
+        while len(self._waiting) > WAITING:
+            self._waiting.popleft().result()
 
     def committed(self, *, wait: bool = False) -> Iterator[UnitReport]:
         """Reports of the units that were committed since the last call."""
         while self._commits and (wait or self._commits[0].done()):
-            yield self._commits.pop(0).result()
+            yield self._commits.popleft().result()
 
-    def _write(self, write: Write, rows: list[_Row], size: int) -> list[Failure]:
-        failures = []
+
+def _write(unit: OpenUnit, rows: list[tuple[Any, ...]]) -> None:
+    for row, sample, tokens, codes in rows:
         try:
-            for row, sample, name, tokens, codes in rows:
-                try:
-                    write(row, sample, tokens, codes)
-                except MediaError as error:
-                    failures.append(Failure(row, name, str(error)))
-        except BaseException as error:
-            self._error = error
-            raise
-        finally:
-            with self._room:
-                self._bytes -= size
-                self._room.notify()
-        return failures
+            unit.write(row, sample.id, tokens, codes)
+        except MediaError as error:
+            unit.unwritten.append(Failure(row, sample.media[0], str(error)))
 
 
-def _commit(unit: _OpenUnit) -> UnitReport:
+def _commit(unit: OpenUnit) -> UnitReport:
     with unit.stack:
-        unwritten = [failure for write in unit.writes for failure in write.result()]
-    failures = sorted(unit.failures + unwritten, key=lambda item: item.row or 0)
-    return UnitReport(unit.number, unit.rows - len(unwritten), tuple(failures))
+        for write in unit.writes:
+            write.result()
+    failures = sorted(unit.failures + unit.unwritten, key=lambda item: item.row or 0)
+    return UnitReport(unit.rows - len(unit.unwritten), tuple(failures))
 
 
 def check_space(store: LatentStore, tokens: npt.NDArray[Any], codes: npt.NDArray[Any] | None, rows: int) -> None:
     """Refuse to start what the disk has no free space for. Raises LaryError."""
-    row_bytes = tokens.size * ITEM_BYTES[store.identity.dtype] + (0 if codes is None else codes.nbytes)
+    dtype, folder = store.identity.dtype, store.folder
+    row_bytes = tokens.size * ITEM_BYTES[dtype] + (0 if codes is None else codes.nbytes)
     need = rows * row_bytes  # without what their container adds
-    free = shutil.disk_usage(store.folder).free
+    free = shutil.disk_usage(folder).free
     if need > free:
+        shape = "x".join(map(str, tokens.shape))
         raise LaryError(
-            f"{rows} rows of {'x'.join(map(str, tokens.shape))} {store.identity.dtype} need {need / 1e9:.1f} GB, and "
-            f"{store.folder} has {free / 1e9:.1f} GB left: free some, choose --dtype or --pool, or another LARY_LA_DIR."
+            f"{rows} rows of {shape} {dtype} need {need / 1e9:.1f} GB, and {folder} has {free / 1e9:.1f} GB left: "
+            "free some, choose --dtype or --pool, or another LARY_LA_DIR."
         )

@@ -1,7 +1,7 @@
-"""The reading stage: samples decoded and resized by worker processes, straight into memory that all of them share.
+"""The reading stage: samples decoded and resized by worker processes into shared memory.
 
-The memory is a ring of batches; nothing grows with the data set. A file that hangs a decoder or crashes it costs its
-sample only. The processes stay for the next extraction of the same process.
+The memory is a ring of batches; nothing grows with the data set. A file that hangs a decoder
+or crashes it costs its sample only. The processes stay for the next extraction.
 """
 
 from __future__ import annotations
@@ -13,11 +13,10 @@ import tempfile
 import threading
 from collections import deque
 from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
+from concurrent.futures import Future
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
-from functools import partial
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -33,8 +32,6 @@ CHUNK = 8
 """Most samples that a worker gets at once: few messages, and still work for all."""
 AHEAD = 3
 """Samples read ahead per worker, and at least two batches."""
-AT_WORK = 2
-"""Batches whose memory the encoder holds: the current one, and the one before it whose copy may still be running."""
 
 
 @dataclass(eq=False)
@@ -43,184 +40,151 @@ class Batch:
 
     Attributes:
         unit: the unit of work that they belong to.
-        places: the place of every row in the batch.
-        lengths: frames T of every row.
-        clips: (B, T, 3, H, W) uint8, B places and the largest T; black where nothing could be read.
+        places: the position of every row in the batch.
+        paths: the files of every row.
+        clips: (B, T, 3, H, W) uint8, B positions and the largest T; black where nothing could
+            be read. The memory belongs to the reading stage, which reuses it.
         problems: why rows could not be read.
-        error: why none can be, since no reading process starts.
     """
 
     unit: int
     rows: Sequence[int]
     places: Sequence[int]
     samples: Sequence[Sample]
-    questions: Sequence[Question]
-    lengths: Sequence[int]
+    paths: Sequence[Sequence[str]]
     clips: npt.NDArray[np.uint8] = field(default_factory=lambda: np.empty(0, np.uint8))
     problems: dict[int, str] = field(default_factory=dict)
-    error: LaryError | None = None
     slot: int = -1
-    left: int = 0
-    done: threading.Event = field(default_factory=threading.Event)
-    lock: threading.Lock = field(default_factory=threading.Lock)
+    answers: list[Future[list[Answer | NoAnswer]]] = field(default_factory=list)
 
-    def finish(self, index: int, found: Answer | NoAnswer | LaryError) -> None:
-        """Note that one row was read, or why it could not be."""
-        problem = ""
-        if isinstance(found, LaryError):
-            self.error = found
-        elif isinstance(found, NoAnswer):
-            problem = f"{self.questions[index]['paths'][0]} can't be read: {found}."
-        else:
-            problem = found.get("error", "")
-        if problem:
-            self.clips[self.places[index]] = 0
-        with self.lock:
+    @property
+    def lengths(self) -> list[int]:
+        """Frames T of every row."""
+        return [len(sample.frame_index) or len(sample.media) for sample in self.samples]
+
+    def wait(self) -> None:
+        """Wait until all rows were read or given up. Raises LaryError: no process starts."""
+        found = [answer for future in self.answers for answer in future.result()]
+        for row, place, paths, answer in zip(self.rows, self.places, self.paths, found, strict=True):
+            problem = f"{paths[0]} can't be read: {answer}." if isinstance(answer, NoAnswer) else answer.get("error")
             if problem:
-                self.problems[self.rows[index]] = problem
-            self.left -= 1
-            if not self.left or self.error:
-                self.done.set()
+                self.problems[row] = problem
+                self.clips[place] = 0
 
     def failures(self) -> list[Failure]:
-        """The rows that could not be read, with the file that the reason names, or else the first."""
+        """The rows that could not be read, with the file that the reason names, or the first."""
         found = []
-        for row, sample, question in zip(self.rows, self.samples, self.questions, strict=True):
+        for row, sample, paths in zip(self.rows, self.samples, self.paths, strict=True):
             if reason := self.problems.get(row):
-                named = (name for name, path in zip(sample.media, question["paths"], strict=True) if path in reason)
+                named = (name for name, path in zip(sample.media, paths, strict=True) if path in reason)
                 found.append(Failure(row, next(named, sample.media[0]), reason))
         return found
 
 
-class Ring:
-    """Memory for a few batches, shared with the workers by its descriptor; it has no name in any folder."""
+class Readers:
+    """Reading processes, and memory that they share with this one by its descriptor.
 
-    def __init__(self) -> None:
+    The memory has no name in any folder.
+    """
+
+    def __init__(self, workers: int) -> None:
         if hasattr(os, "memfd_create"):
-            self.descriptor = os.memfd_create("lary-reading")  # not bounded by the size of /dev/shm
+            self._descriptor = os.memfd_create("lary-reading")  # not bounded by /dev/shm
         else:
             with tempfile.TemporaryFile() as file:
-                self.descriptor = os.dup(file.fileno())
-        self.size = 0
+                self._descriptor = os.dup(file.fileno())
+        self._size = 0
         self._memory: mmap.mmap | None = None
+        self.pool = Pool(SETUP, workers, arguments=(str(self._descriptor),), pass_fds=(self._descriptor,))
 
-    def slots(self, count: int, shape: tuple[int, ...]) -> npt.NDArray[np.uint8]:
-        """The memory as (count, *shape) uint8; it grows when it has to. Raises LaryError."""
+    def read(
+        self, batches: Iterable[Batch], preprocess: Preprocess, places: int, frames: int, seconds: float
+    ) -> Generator[Batch, None, None]:
+        """Read batches ahead; the clips of each are valid until the next one is asked for.
+
+        Args:
+            places: B of every batch.
+            frames: the largest T of all samples.
+            seconds: after which a sample is given up.
+
+        Raises:
+            LaryError: there is no memory, or no worker process starts.
+        """
+        workers = len(self.pool.workers)
+        count = 1 + max(2, -(-AHEAD * workers // places))
+        memory = self._slots(count, (places, frames, 3, preprocess.size, preprocess.size))
+        common = {"preprocess": asdict(preprocess), "size": self._size}
+        free, ahead, waiting = deque(range(count)), deque[Batch](), iter(batches)
+        try:
+            while True:
+                while free and (batch := next(waiting, None)) is not None:
+                    batch.slot = free.popleft()
+                    batch.clips = memory[batch.slot]
+                    for place in set(range(places)).difference(batch.places):
+                        batch.clips[place] = 0
+                    start, step = batch.clips.ctypes.data - memory.ctypes.data, batch.clips.strides[0]
+                    questions = [
+                        {**common, "paths": paths, "index": list(sample.frame_index), "at": start + place * step}
+                        for sample, paths, place in zip(batch.samples, batch.paths, batch.places, strict=True)
+                    ]
+                    share = min(CHUNK, max(1, -(-len(questions) // workers)))
+                    for first in range(0, len(questions), share):
+                        batch.answers.append(self.pool.submit(questions[first : first + share], seconds))
+                    ahead.append(batch)
+                if not ahead:
+                    return
+                batch = ahead.popleft()
+                batch.wait()
+                yield batch
+                free.append(batch.slot)
+        finally:
+            self.pool.settle()
+
+    def _slots(self, count: int, shape: tuple[int, ...]) -> npt.NDArray[np.uint8]:
+        """The memory as (count, *shape) uint8; it grows when it has to."""
         size = count * int(np.prod(shape, dtype=np.int64))
-        if size > self.size:
+        if size > self._size:
             try:
-                os.ftruncate(self.descriptor, size)
-                self._memory = mmap.mmap(self.descriptor, size)
+                os.ftruncate(self._descriptor, size)
+                self._memory = mmap.mmap(self._descriptor, size)
             except (OSError, ValueError, OverflowError) as error:
+                megabytes = size / count / 1e6
                 raise LaryError(
-                    f"There is no memory for {count} batches of {size / count / 1e6:.0f} MB: lower --batch-size."
+                    f"There is no memory for {count} batches of {megabytes:.0f} MB: lower --batch-size."
                 ) from error
-            self.size = size
+            self._size = size
         assert self._memory is not None
         return np.ndarray((count, *shape), np.uint8, self._memory)
 
 
-class Readers:
-    """Reading processes and the memory that they share with this one."""
-
-    def __init__(self, setup: str = SETUP) -> None:
-        self.ring = Ring()
-        descriptor = self.ring.descriptor
-        self.pool = Pool(setup, arguments=(str(descriptor),), pass_fds=(descriptor,))
-
-
-_idle: list[Readers] = []
+idle: list[Readers] = []
+"""Readers of this process that nobody uses."""
 _idle_lock = threading.Lock()
 
 
 @contextmanager
-def idle_readers() -> Iterator[Readers]:
-    """Readers of this process that nobody uses; they stay for the next extraction."""
+def idle_readers(workers: int) -> Iterator[Readers]:
+    """Readers with at least so many processes; they stay for the next extraction."""
     with _idle_lock:
-        readers = _idle.pop() if _idle else Readers()
+        enough = [each for each in idle if len(each.pool.workers) >= workers]
+        if enough:
+            idle.remove(enough[0])
+    readers = enough[0] if enough else Readers(workers)
     try:
         yield readers
     finally:
         with _idle_lock:
-            _idle.append(readers)
+            idle.append(readers)
 
 
 @atexit.register
 def _close_readers() -> None:
-    while _idle:
-        _idle.pop().pool.close()
-
-
-class Reading:
-    """The reading stage of one extraction.
-
-    Args:
-        places: B of every batch.
-        frames: the largest T of all samples.
-        seconds: after which a sample is given up.
-    """
-
-    def __init__(
-        self, readers: Readers, preprocess: Preprocess, places: int, frames: int, workers: int, seconds: float
-    ) -> None:
-        count = AT_WORK + max(2, -(-AHEAD * workers // places))
-        size = preprocess.size
-        self.memory = readers.ring.slots(count, (places, frames, 3, size, size))
-        self._pool = readers.pool
-        self._common = {"preprocess": asdict(preprocess), "size": readers.ring.size}
-        self._workers, self._seconds = workers, seconds
-        self._free = deque(range(count))
-
-    def read(self, batches: Iterable[Batch]) -> Generator[Batch, None, None]:
-        """Batches in their order, read ahead; each has to be given back with `release` once its clips were used.
-
-        Raises:
-            LaryError: no worker process starts.
-        """
-        self._pool.grow(self._workers)
-        waiting = iter(batches)
-        ahead: deque[Batch] = deque()
-        try:
-            while True:
-                while self._free and (batch := next(waiting, None)) is not None:
-                    self._start(batch)
-                    ahead.append(batch)
-                if not ahead:
-                    return
-                ahead[0].done.wait()
-                if ahead[0].error is not None:
-                    raise ahead[0].error
-                yield ahead.popleft()
-        finally:
-            self._pool.settle()
-
-    def release(self, batch: Batch) -> None:
-        """Give the memory of a batch back."""
-        self._free.append(batch.slot)
-
-    def _start(self, batch: Batch) -> None:
-        batch.slot = self._free.popleft()
-        batch.clips = self.memory[batch.slot]
-        for place in set(range(len(batch.clips))).difference(batch.places):
-            batch.clips[place] = 0
-        batch.left = len(batch.rows)
-        start, step = batch.clips.ctypes.data - self.memory.ctypes.data, batch.clips.strides[0]
-        questions = [
-            {**question, **self._common, "at": start + place * step}
-            for question, place in zip(batch.questions, batch.places, strict=True)
-        ]
-        share = min(CHUNK, max(1, -(-len(questions) // self._workers)))
-        for first in range(0, len(questions), share):
-            finish = partial(_finish, batch, first)
-            self._pool.submit(questions[first : first + share], self._seconds, finish)
-
-
-def _finish(batch: Batch, first: int, index: int, found: Answer | NoAnswer | LaryError) -> None:
-    batch.finish(first + index, found)
+    while idle:
+        idle.pop().pool.close()
 
 
 def reader(descriptor: str) -> Callable[[Question], Answer]:
-    """What a reading process answers with: it puts a sample's frames into the memory, and returns what was wrong.
+    """Make the answers of a reading process: each puts a sample's frames into the memory.
 
     Args:
         descriptor: of the shared memory.
@@ -235,11 +199,12 @@ def reader(descriptor: str) -> Callable[[Question], Answer]:
     memory, known, preprocess = mmap.mmap(-1, 1), None, Preprocess()
 
     def answer(question: Question) -> Answer:
-        """Read one sample: ``paths``, ``index`` (frames of a clip) and ``at`` (its place in the memory)."""
+        """Read one sample; the answer says what was wrong with it, or nothing."""
         nonlocal memory, known, preprocess
         if known != (common := (question["size"], question["preprocess"])):
             memory = mmap.mmap(int(descriptor), question["size"])
-            preprocess = Preprocess(**{name: _tuple(value) for name, value in question["preprocess"].items()})
+            fields = question["preprocess"].items()
+            preprocess = Preprocess(**{name: tuple(own) if isinstance(own, list) else own for name, own in fields})
             known = common
         try:
             paths = [Path(path) for path in question["paths"]]
@@ -256,7 +221,3 @@ def reader(descriptor: str) -> Callable[[Question], Answer]:
             return {"error": f"{type(error).__name__}: {error}"}
 
     return answer
-
-
-def _tuple(value: Any) -> Any:
-    return tuple(value) if isinstance(value, list) else value

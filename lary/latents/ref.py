@@ -8,7 +8,7 @@ default has the published names.
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path, PurePosixPath
 from typing import Any
@@ -19,9 +19,7 @@ from lary.configs import LatentDtype, StoreKind
 from lary.data.spec import DATASETS, DatasetSpec
 from lary.data.tables import SampleTable, read_table
 from lary.files import inside, write_json
-from lary.latents.npz import NpzSource, NpzStore, read_stamp
-from lary.latents.shardfile import LARY_READ, ShardSource, read_mode, read_shard
-from lary.latents.shards import ShardStore
+from lary.latents.sources import NpzSource, PooledSource, ShardSource, read_shard, read_stamp
 from lary.latents.store import (
     FORMAT,
     INDEX,
@@ -31,12 +29,12 @@ from lary.latents.store import (
     SHARD_MARK,
     SHARDS,
     LatentStore,
-    PooledSource,
     StoredLatents,
     StoreIdentity,
     parse_pool,
     read_manifest,
-)
+)  # fmt: skip
+from lary.latents.writers import NpzStore, ShardStore
 from lary.runtime import log
 from lary.settings import Settings
 from lary.types import RANDOM, BenchmarkProtocol, LaryError, UsageError
@@ -112,22 +110,16 @@ class LatentsRef:
         root = self.latent_root(settings) if self.control else settings.path("LARY_ROOT")
         return root / TABLE_FOLDER / f"{self.split}_la_{spec.name}{middle}_{self.tag}.csv"
 
-    def alternatives(self) -> Iterator[LatentsRef]:
-        """These latents, and then those that serve as well: all tokens, to be pooled when they are read."""
-        yield self
-        if self.pooling != "none":
-            yield replace(self, pool=None)
-
 
 def find_latent_table(settings: Settings, ref: LatentsRef) -> Path | None:
     """The table of an extraction, or None. Under ``paper`` the published file name is taken too.
 
     Where pooled latents are asked for and weren't stored, the table of all tokens is taken.
     """
-    places = [each.table(settings) for each in ref.alternatives()]
+    refs = [ref, replace(ref, pool=None)]
     if ref.protocol == "paper" and not ref.latent and not ref.weights:
-        places.append(replace(ref, protocol="corrected", pool=None).table(settings))
-    return next((path for path in places if path.is_file()), None)
+        refs.append(replace(ref, protocol="corrected", pool=None))
+    return next((file for each in refs if (file := each.table(settings)).is_file()), None)
 
 
 @dataclass(frozen=True)
@@ -179,7 +171,8 @@ def open_latents(settings: Settings, ref: LatentsRef) -> SplitLatents:
         left_out = len(entries) - len(rows)
         log.warning("%s: %d of %d rows have no latents and are left out", file.name, left_out, len(entries))
     kept = table.take(rows)
-    source, store, folder = open_entries(settings, kept, stored, [entries[row] for row in rows])
+    opened = open_shards if any(SHARD_MARK in entry for entry in entries) else open_files
+    source, store, folder = opened(settings, kept, stored, [entries[row] for row in rows])
     check_origin(store, file, stored)
     if stored.pooling != ref.pooling:
         source = PooledSource(source, ref.pooling)
@@ -197,27 +190,22 @@ def no_latents(settings: Settings, ref: LatentsRef) -> UsageError:
     )
 
 
-def open_entries(
-    settings: Settings, table: SampleTable, ref: LatentsRef, entries: list[str]
-) -> tuple[StoredLatents, dict[str, Any], Path]:
-    """The latents that ``la_path`` cells name, what is known of their store, and its folder.
+Opened = tuple[StoredLatents, dict[str, Any], Path]
+"""Latents that ``la_path`` cells name, what is known of their store, and its folder."""
 
-    Only here the kinds of stores are distinguished for reading.
-    """
-    sharded = [SHARD_MARK in entry for entry in entries]
-    if any(sharded):
-        if not all(sharded):
-            raise UsageError(f"{table.path}: la_path names shards in some rows and files in others; extract again.")
-        return open_shards(settings, table, ref, entries)
+
+def open_files(settings: Settings, table: SampleTable, ref: LatentsRef, entries: list[str]) -> Opened:
+    """Latents in files of one sample each."""
     files = [resolve_latents(settings, ref, entry, table.path) for entry in entries]
     check_present(files, table.path)
-    store = npz_origin(files[0])
-    return NpzSource(files), store, files[0].parent
+    folder, stamp = files[0].parent, read_stamp(files[0])
+    if stamp is None:
+        return NpzSource(files), {"origin": "made by another program: no identity to check"}, folder
+    manifest = read_manifest(folder) if (folder / MANIFEST).exists() else {}
+    return NpzSource(files), {"origin": "lary extract", "stamp": asdict(stamp), **manifest}, folder
 
 
-def open_shards(
-    settings: Settings, table: SampleTable, ref: LatentsRef, entries: list[str]
-) -> tuple[StoredLatents, dict[str, Any], Path]:
+def open_shards(settings: Settings, table: SampleTable, ref: LatentsRef, entries: list[str]) -> Opened:
     """Latents in shards, every row checked against the id of its sample.
 
     Raises:
@@ -235,7 +223,7 @@ def open_shards(
     check_present(files, table.path)
     headers = [read_shard(file) for file in files]
     folder = files[0].parent
-    source = ShardSource(headers, places[0], places[1], read_mode(folder, settings.get(LARY_READ)))
+    source = ShardSource(headers, places[0], places[1])
     for at, sample in enumerate(table):
         header, place = headers[places[0, at]], int(places[1, at])
         if header.samples[place] != sample.id:
@@ -282,34 +270,20 @@ def check_present(files: list[Path], table: Path) -> None:
         )
 
 
-def npz_origin(file: Path) -> dict[str, Any]:
-    """Who made latents in ``.npz`` files: the manifest of their store, or a note that another program did."""
-    stamp = read_stamp(file)
-    if stamp is None:
-        return {"origin": "made by another program: no identity to check"}
-    manifest = read_manifest(file.parent) if (file.parent / MANIFEST).exists() else {}
-    return {"origin": "lary extract", "stamp": asdict(stamp), **manifest}
-
-
 def check_origin(store: dict[str, Any], table: Path, ref: LatentsRef) -> None:
-    """Compare what is known of a store with what was asked for.
-
-    Raises:
-        UsageError: the stamp or the manifest names another model, protocol or pooling.
-    """
+    """Raise UsageError where a store's stamp or manifest names another model, protocol or pooling."""
     if "stamp" not in store:
         return
-    made_by = store["stamp"]["model"]
-    if made_by != ref.model:
-        raise UsageError(f"{table} holds latents of '{made_by}', not of '{ref.model}': extract '{ref.model}' again.")
     identity = store.get("identity", {})
-    if identity.get("protocol", ref.protocol) != ref.protocol:
-        raise UsageError(
-            f"{table} holds latents of protocol '{identity['protocol']}', asked for is '{ref.protocol}': "
-            f"extract with --protocol {ref.protocol}."
-        )
-    if (pool := identity.get("pool", NONE)) != ref.pooling:
-        raise UsageError(f"{table} holds latents of --pool {pool}, not {ref.pooling}: extract again.")
+    for name, found, asked in (
+        ("model", store["stamp"]["model"], ref.model),
+        ("protocol", identity.get("protocol", ref.protocol), ref.protocol),
+        ("pool", identity.get("pool", NONE), ref.pooling),
+    ):
+        if found != asked:
+            raise UsageError(
+                f"{table} holds latents of --{name} {found}, not of {asked}: extract with --{name} {asked} again."
+            )
 
 
 def check_format(kind: StoreKind, dtype: LatentDtype) -> None:
@@ -319,9 +293,15 @@ def check_format(kind: StoreKind, dtype: LatentDtype) -> None:
 
 
 def open_store(
-    folder: Path, identity: StoreIdentity, details: dict[str, Any], *, overwrite: bool,
-    kind: StoreKind = "npz", unit_rows: int = 1024, batch_size: int = 1,
-) -> LatentStore:  # fmt: skip
+    folder: Path,
+    identity: StoreIdentity,
+    details: dict[str, Any],
+    *,
+    overwrite: bool,
+    kind: StoreKind = "npz",
+    unit_rows: int = 1024,
+    batch_size: int = 1,
+) -> LatentStore:
     """Claim a folder for latents of one identity, or resume what it holds.
 
     Args:
@@ -335,46 +315,43 @@ def open_store(
             or units that the batches don't fit into.
     """
     unit_rows = -(-unit_rows // batch_size) * batch_size if kind == "shards" else BATCHES * batch_size
-    manifest = folder / MANIFEST
-    if manifest.exists():
-        found = read_manifest(folder)
-        if found.get("key") == identity.key:
-            known = found.get("store", "npz")
-            if known != kind:
-                raise UsageError(
-                    f"{folder} is a store of kind {known}: pass --store {known}, or turn it into one of kind {kind} "
-                    f"with 'lary latents convert --store {kind}'."
-                )
-            if kind == "shards":
-                stated = found.get("unit_rows")
-                if not isinstance(stated, int) or not 0 < stated <= MOST_ROWS:
-                    raise LaryError(
-                        f"{manifest} names {stated!r} rows per shard: it is no manifest of a store of shards."
-                    )
-                unit_rows = stated
-            if unit_rows % batch_size:
-                raise UsageError(
-                    f"--batch-size {batch_size}: the shards of {folder} hold {unit_rows} rows; pass a batch size that "
-                    f"divides this, such as {found.get('batch_size', 1)}."
-                )
-            return store_at(folder, identity, kind, unit_rows)
-        if not overwrite:
-            before = LATER_FIELDS | found.get("identity", {})
-            differences = ", ".join(
-                f"{name} {before.get(name)!r} instead of {value!r}"
-                for name, value in asdict(identity).items()
-                if before.get(name) != value
-            )
+    found = read_manifest(folder) if (folder / MANIFEST).exists() else {}
+    if found.get("key") == identity.key:
+        known = found.get("store", "npz")
+        if known != kind:
             raise UsageError(
-                f"{folder} holds latents of another extraction ({differences}). Pass --overwrite to replace them."
+                f"{folder} is a store of kind {known}: pass --store {known}, or turn it into one of kind {kind} "
+                f"with 'lary latents convert --store {kind}'."
             )
-        for file in [*folder.glob(SHARDS), folder / INDEX]:  # .npz files are replaced one by one
-            file.unlink(missing_ok=True)
+        if kind == "shards":
+            unit_rows = found.get("unit_rows", 0)
+            if not isinstance(unit_rows, int) or not 0 < unit_rows <= MOST_ROWS:
+                raise LaryError(f"{folder / MANIFEST} names {unit_rows!r} rows per shard: it is no manifest of shards.")
+        if unit_rows % batch_size:
+            raise UsageError(
+                f"--batch-size {batch_size}: the shards of {folder} hold {unit_rows} rows; pass a batch size that "
+                f"divides this, such as {found.get('batch_size', 1)}."
+            )
+        return store_at(folder, identity, kind, unit_rows)
+    if found and not overwrite:
+        before = LATER_FIELDS | found.get("identity", {})
+        differences = ", ".join(
+            f"{name} {before.get(name)!r} instead of {value!r}"
+            for name, value in asdict(identity).items()
+            if before.get(name) != value
+        )
+        raise UsageError(
+            f"{folder} holds latents of another extraction ({differences}). Pass --overwrite to replace them."
+        )
+    for file in [*folder.glob(SHARDS), folder / INDEX] if found else ():  # .npz files are replaced one by one
+        file.unlink(missing_ok=True)
     facts = {"store": kind, "unit_rows": unit_rows} if kind == "shards" else {"store": kind}
-    write_json(manifest, {"format": FORMAT, "key": identity.key, "identity": asdict(identity), **facts, **details})
+    write_json(
+        folder / MANIFEST, {"format": FORMAT, "key": identity.key, "identity": asdict(identity), **facts, **details}
+    )
     return store_at(folder, identity, kind, unit_rows)
 
 
 def store_at(folder: Path, identity: StoreIdentity, kind: StoreKind, unit_rows: int) -> LatentStore:
-    """The store of a kind; only here kinds are distinguished for writing."""
+    """The store of a kind in a folder."""
     return (ShardStore if kind == "shards" else NpzStore)(folder, identity, unit_rows)

@@ -1,12 +1,14 @@
-"""The latent store: what all its kinds have in common, and who may write into a folder.
+"""The latent store: its identity, what all its kinds have in common, number formats, pooling.
 
-A store holds the latents of one split and one identity (model, weights, protocol, preprocessing, data set revision,
-pooling, number format) in one folder, described by ``store.json``. Two kinds write them differently: ``npz`` one file
-per sample, ``shards`` one safetensors file per unit of rows. Resuming and mixing are decided by sample ids and the
+A store holds the latents of one split and one identity (model, weights, protocol,
+preprocessing, data set revision, pooling, number format) in one folder, described by
+``store.json``. Two kinds write them differently: ``npz`` one file per sample, ``shards`` one
+safetensors file per unit of rows. Resuming and mixing are decided by sample ids and the
 identity's key, never by file names.
 
-Pooling over the N tokens of each step saves bytes on disk, or tokens for the probe: ``mean`` averages all, ``cls``
-takes the encoder's class token, ``grid:K`` averages a square grid of tokens down to K x K cells.
+Pooling over the N tokens of each step saves bytes on disk, or tokens for the probe: ``mean``
+averages all, ``cls`` takes the encoder's class token, ``grid:K`` averages a square grid of
+tokens down to K x K cells.
 """
 
 from __future__ import annotations
@@ -14,7 +16,7 @@ from __future__ import annotations
 import json
 import math
 import re
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Callable, Collection
 from contextlib import AbstractContextManager
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -35,22 +37,22 @@ if TYPE_CHECKING:
 
 MANIFEST = "store.json"
 SHARDS, INDEX = "shard_*.safetensors", "index.parquet"
-NONE = "none"
-"""The pooling that keeps all tokens."""
 SHARD_MARK = "#"
 """Between a shard and a row in it, in ``la_path``."""
-
+NONE = "none"
+"""The pooling that keeps all tokens."""
 FORMAT = 1
-LATER_FIELDS = {"revision": "", "pool": "none", "dtype": "float32"}
-"""Fields that identities of the first format lack, with what they were: a key doesn't change where they still are."""
+LATER_FIELDS = {"revision": "", "pool": NONE, "dtype": "float32"}
+"""Fields that identities of the first format lack; a key doesn't change where they are so."""
 
 Floats = npt.NDArray[np.float32]
 
 
 def token_shape(shape: tuple[int, ...]) -> tuple[int, ...]:
-    """The axes (P, N, D) or (N, D) under which one sample's tokens of any shape are stored and read.
+    """The axes (P, N, D) or (N, D) under which one sample's tokens of any shape are stored.
 
-    (D,) is one token, and all axes between the first and the last are tokens: (9, 2, 2, 24) is (9, 4, 24).
+    (D,) is one token, and all axes between the first and the last are tokens: (9, 2, 2, 24)
+    is (9, 4, 24).
     """
     if len(shape) == 1:
         return (1, *shape)
@@ -77,7 +79,7 @@ class StoreIdentity:
     weights: str
     seed: int
     revision: str = ""
-    pool: str = "none"
+    pool: str = NONE
     dtype: LatentDtype = "float32"
 
     @property
@@ -88,19 +90,20 @@ class StoreIdentity:
 
 
 Write = Callable[[int, str, Floats, "npt.NDArray[Any] | None"], None]
-"""Takes a row, its sample's id, its tokens (P, N, D) or (N, D) float32, and its codes (P, N) or None.
+"""Takes a row, its sample's id, its tokens (P, N, D) or (N, D) float32, and its codes (P, N).
 
-It may be called from several threads and in any order. It raises MediaError for tokens that aren't finite in the
-store's number format, which costs this row alone, and LaryError for a row of another unit or shape, or a full disk.
+It may be called from several threads and in any order. It raises MediaError for tokens that
+aren't finite in the store's number format, which costs this row alone, and LaryError for a row
+of another unit or shape, or a full disk.
 """
 
 
 @dataclass(frozen=True)
 class LatentStore:
-    """The latents of one split and one identity in one folder: how rows reach the disk. Stores can be pickled.
+    """The latents of one split and one identity in one folder. Stores can be pickled.
 
     Attributes:
-        unit_rows: a unit of work is the rows ``[k * unit_rows, (k + 1) * unit_rows)`` of the table, k from 0.
+        unit_rows: a unit of work is the rows ``[k * unit_rows, (k + 1) * unit_rows)``.
     """
 
     folder: Path
@@ -116,9 +119,9 @@ class LatentStore:
         raise NotImplementedError
 
     def writer(self, unit: int) -> AbstractContextManager[Write]:
-        """A function that writes some or all rows of a unit. No two may be in use for one unit at the same time.
+        """A function that writes rows of a unit. No two may be in use for one unit at once.
 
-        Leaving the block without an exception commits the rows for good, an exception gives up what wasn't committed.
+        Leaving the block commits the rows for good, unless an exception gives them up.
         """
         raise NotImplementedError
 
@@ -128,8 +131,9 @@ class LatentStore:
         return [row for row in range(len(table)) if row not in there]
 
     def entries(self, table: SampleTable, root: Path, failed: Collection[int | None] = ()) -> list[str]:
-        """The ``la_path`` of every row, relative to `root`; empty where a row failed or has no latents."""
-        relative, found = self.folder.relative_to(root).as_posix(), [""] * len(table)
+        """The ``la_path`` of every row, relative to `root`; empty where it has no latents."""
+        relative = self.folder.relative_to(root).as_posix()
+        found = [""] * len(table)
         for row, name in self.held(table, check=False).items():
             found[row] = "" if row in failed else f"{relative}/{name}"
         return found
@@ -137,7 +141,8 @@ class LatentStore:
     def finish(self, table: SampleTable) -> None:
         """Bring what lists the latents up to date, and remove what killed writers have left.
 
-        The manifest notes which table the latents were last extracted from; the samples' ids decide, not this.
+        The manifest notes the table that the latents were last extracted from; the samples'
+        ids decide, not this.
         """
         remove_torn(self.folder)
         facts = {"path": table.path.name, "digest": table.digest, "rows": len(table)}
@@ -159,7 +164,7 @@ class StoredLatents(LatentSource, Protocol):
 
 
 def read_manifest(folder: Path) -> dict[str, Any]:
-    """The manifest of a store. Raises LaryError if it is missing, no manifest, or of a newer lary."""
+    """The manifest of a store. Raises LaryError if it is missing, none, or of a newer lary."""
     file = folder / MANIFEST
     found = read_json(file, "store manifest")
     if not isinstance(found, dict) or not isinstance(found.get("identity", {}), dict):
@@ -169,15 +174,22 @@ def read_manifest(folder: Path) -> dict[str, Any]:
     return found
 
 
-LARGEST: dict[LatentDtype, float] = {"float32": np.inf, "float16": 65520.0, "bfloat16": 255.5 * 2.0**120}
+# Number formats
+
+LARGEST: dict[LatentDtype, float] = {
+    "float32": np.inf,
+    "float16": 65520.0,
+    "bfloat16": 255.5 * 2.0**120,
+}
 """What is rounded to infinity: half a step above the largest number of the format."""
 
 PIECE = 32768
-"""Numbers per conversion: as many as torch leaves to one thread. More threads would wait for each other longer."""
+"""Numbers per conversion: as many as torch leaves to one thread. More threads would wait for
+each other longer than the conversion takes."""
 
 
 def narrow(tokens: Floats, dtype: LatentDtype) -> npt.NDArray[Any]:
-    """Tokens in the store's number format: float32, float16, or bfloat16 as its bits in uint16, rounded to nearest.
+    """Tokens in the store's number format, rounded to nearest; bfloat16 as its bits in uint16.
 
     Raises:
         MediaError: a value is not finite, or too large for the format.
@@ -208,95 +220,58 @@ def copy_numbers(source: torch.Tensor, target: torch.Tensor) -> None:
         target[start : start + PIECE].copy_(source[start : start + PIECE])
 
 
-@dataclass(frozen=True)
-class Pooling:
-    """A pooling: its kind, and for ``grid`` its cells per side."""
-
-    kind: str
-    cells: int = 0
+# Pooling
 
 
-def parse_pool(text: str) -> Pooling:
-    """The pooling that ``--pool`` names. Raises UsageError for any other word."""
+def parse_pool(text: str) -> tuple[str, int]:
+    """The pooling that ``--pool`` names: its kind, and the cells per side of a grid.
+
+    Raises:
+        UsageError: it names none.
+    """
     if text in (NONE, "mean", "cls"):
-        return Pooling(text)
+        return text, 0
     if found := re.fullmatch(r"grid:([1-9]\d{0,2})", text):
-        return Pooling("grid", int(found[1]))
+        return "grid", int(found[1])
     raise UsageError(f"--pool {text}: expected none, mean, cls or grid:K such as grid:4.")
 
 
 def check_pool(model: ModelSpec, text: str) -> None:
-    """Refuse a pooling that isn't one, or that the model's record can't offer. Raises UsageError."""
-    if parse_pool(text).kind == "cls" and not model.class_token:
+    """Refuse a pooling that isn't one, or that the model's record can't offer."""
+    if parse_pool(text)[0] == "cls" and not model.class_token:
         offered = ", ".join(other.name for other in MODELS if other.class_token)
         raise UsageError(f"--pool cls: '{model.name}' gives no class token; these models do: {offered}.")
 
 
 def pooled_latents(latents: Latents, pool: str) -> Latents:
-    """Latents as they are stored under a pooling: tokens (B, P, N, D) or (B, N, D) float32, codes as they are.
+    """Latents as a store has them: tokens (B, P, N, D) or (B, N, D) float32, codes as they are.
 
     Raises:
-        UsageError: ``cls`` and the encoder gives no class token, or a grid that the tokens don't have.
+        UsageError: ``cls`` without a class token, or a grid that the tokens don't have.
     """
-    pooling = parse_pool(pool)
-    if pooling.kind == NONE:
+    if pool == NONE:
         return latents
-    if pooling.kind == "cls":
-        if latents.cls is None:
-            raise UsageError("--pool cls: this model gives no class token; use --pool mean.")
-        return Latents(latents.cls.float().unsqueeze(-2), latents.codes)
-    return Latents(pooled_tokens(latents.tokens.float(), pooling), latents.codes)
+    if pool != "cls":
+        return Latents(pooled_tokens(latents.tokens.float(), pool), latents.codes)
+    if latents.cls is None:
+        raise UsageError("--pool cls: this model gives no class token; use --pool mean.")
+    return Latents(latents.cls.float().unsqueeze(-2), latents.codes)
 
 
-def pooled_tokens(tokens: torch.Tensor, pooling: Pooling) -> torch.Tensor:
-    """Tokens (..., N, D) pooled by ``mean`` or ``grid``, (..., 1 or K * K, D). Raises UsageError, as above."""
+def pooled_tokens(tokens: torch.Tensor, pool: str) -> torch.Tensor:
+    """Tokens (..., N, D) pooled by ``mean`` or ``grid``, (..., 1 or K * K, D)."""
     import torch
 
-    if pooling.kind == "cls":
+    kind, cells = parse_pool(pool)
+    if kind == "cls":
         raise UsageError("--pool cls: class tokens aren't among the stored tokens; extract with --pool cls.")
-    if pooling.kind == "mean":
+    if kind == "mean":
         return tokens.mean(dim=-2, keepdim=True)
     *outer, count, dim = tokens.shape
     side = math.isqrt(count)
-    if side * side != count or pooling.cells > side:
-        raise UsageError(
-            f"--pool grid:{pooling.cells}: the model gives {count} tokens per step, "
-            + (f"a grid of {side} x {side}." if side * side == count else "which is no square grid; use --pool mean.")
-        )
+    if side * side != count or cells > side:
+        grid = f"a grid of {side} x {side}" if side * side == count else "which is no square grid"
+        raise UsageError(f"--pool {pool}: the model gives {count} tokens per step, {grid}; use --pool mean.")
     planes = tokens.reshape(-1, side, side, dim).permute(0, 3, 1, 2)
-    cells = torch.nn.functional.adaptive_avg_pool2d(planes, pooling.cells)
-    return cells.permute(0, 2, 3, 1).reshape(*outer, pooling.cells**2, dim)
-
-
-class PooledSource:
-    """A `StoredLatents` of all tokens, pooled as they are read."""
-
-    def __init__(self, source: StoredLatents, pool: str) -> None:
-        self._source, self._pool_name = source, pool
-        self._shape = tuple(self._pool(np.zeros((1, *source.shape), np.float32)).shape[1:])
-
-    @property
-    def shape(self) -> tuple[int, ...]:
-        return self._shape
-
-    def __len__(self) -> int:
-        return len(self._source)
-
-    def take(self, positions: Collection[int]) -> PooledSource:
-        """Some of the samples."""
-        return PooledSource(self._source.take(positions), self._pool_name)
-
-    def read(self, rows: Sequence[int] | npt.NDArray[np.int64]) -> Floats:
-        """Pooled tokens (B, *shape) float32."""
-        return self._pool(self._source.read(rows))
-
-    def codes(self, rows: Collection[int]) -> list[npt.NDArray[Any] | None]:
-        """Codes of samples, of all tokens."""
-        return self._source.codes(rows)
-
-    def _pool(self, tokens: Floats) -> Floats:
-        import torch
-
-        pooled = pooled_tokens(torch.from_numpy(tokens), parse_pool(self._pool_name))
-        found: Floats = pooled.contiguous().numpy()
-        return found
+    averaged = torch.nn.functional.adaptive_avg_pool2d(planes, cells)
+    return averaged.permute(0, 2, 3, 1).reshape(*outer, cells**2, dim)

@@ -1,16 +1,18 @@
-"""What is done with stores after extraction: inspect, verify, convert to another kind or number format."""
+"""What is done with stores after extraction: describe, verify, convert, export."""
 
 from __future__ import annotations
 
 import itertools
+import math
+import re
 import shutil
-import zlib
-from collections.abc import Callable
+import zipfile
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, fields, replace
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 import numpy as np
 import numpy.typing as npt
@@ -19,12 +21,19 @@ from lary.configs import LatentDtype, LatentsConfig, StoreKind
 from lary.data.spec import DATASETS
 from lary.data.splits import find_table
 from lary.data.tables import SampleTable, read_table
-from lary.files import LARGEST_FAILURES, read_limited, refuse_link, write_bytes, write_text
-from lary.latents.npz import NPZ, read_array, read_stamp, read_stamps, read_tokens, row_of
+from lary.files import (
+    LARGEST_FAILURES,
+    atomic_write,
+    path_problem,
+    read_limited,
+    refuse_link,
+    write_bytes,
+    write_text,
+)
 from lary.latents.ref import LatentsRef, SplitLatents, check_format, find_latent_table, open_latents, open_store
-from lary.latents.shardfile import OpenShard, ShardHeader, scan_shards
-from lary.latents.shards import index_problems
+from lary.latents.sources import OpenShard, ShardHeader, read_array, read_stamp, read_stamps, read_tokens, scan_shards
 from lary.latents.store import MANIFEST, LatentStore, StoreIdentity, read_manifest
+from lary.latents.writers import checksum_of, header_bytes, index_problems, rows_in
 from lary.locks import locked
 from lary.runtime import progress
 from lary.settings import Settings
@@ -36,119 +45,80 @@ CHUNK = 64
 KEPT = ("failures.csv", "extraction.json")
 """Files of an extraction that a converted store keeps."""
 STORE_FIELDS = ("format", "key", "identity", "store", "unit_rows", "batch_size", "table")
-
-
-@dataclass(frozen=True)
-class StoreInfo:
-    """What a store is and holds.
-
-    Attributes:
-        rows: how many rows have latents.
-        size: bytes of the files that hold them.
-        missing: ids of the table's samples without latents; None where the table isn't here.
-        problems: files that can't be read.
-    """
-
-    folder: Path
-    manifest: dict[str, Any]
-    kind: str
-    shape: tuple[int, ...] | None
-    dtype: str
-    rows: int
-    files: int
-    size: int
-    missing: tuple[str, ...] | None
-    problems: tuple[str, ...]
-
-    def text(self) -> str:
-        """Lines for the terminal."""
-        identity = self.manifest.get("identity") or {"origin": "made by another program: no identity to check"}
-        lines = [f"{self.folder}", f"  kind        {self.kind}, {self.files} files, {self.size} bytes"]
-        lines += [f"  {name:11} {value}" for name, value in identity.items() if value not in ("", None)]
-        shape = " x ".join(map(str, self.shape)) if self.shape else "unknown"
-        lines += [f"  rows        {self.rows}", f"  tokens      {shape} {self.dtype}"]
-        if self.missing is None:
-            lines.append("  missing     unknown: the table isn't here")
-        else:
-            shown = ", ".join(self.missing[:10]) + (", ..." if len(self.missing) > 10 else "")
-            lines.append(f"  missing     {len(self.missing)}" + (f": {shown}" if shown else ""))
-        return "\n".join(lines + [f"  damaged     {problem}" for problem in self.problems])
+LARGEST_IDS = 1 << 28
+"""Bytes of a file of sample ids."""
 
 
 @dataclass(frozen=True)
 class _Found:
-    """A store on the disk: its kind, its manifest, its shards, and what is wrong with others."""
+    """A store on the disk; without a manifest it holds ``.npz`` files of another program."""
 
     folder: Path
-    kind: str
     manifest: dict[str, Any]
+    kind: str
     headers: list[ShardHeader]
     problems: list[str]
 
     def held(self) -> dict[int, tuple[str, Path]]:
         """Sample id and file by row; of a row that is there twice, the newest."""
-        if self.kind == "npz":
-            files = {row: file for file in self.folder.glob(NPZ) if (row := row_of(file.name)) is not None}
-            stamps = read_stamps(files[row] for row in sorted(files))
-            return {row: (stamp.sample if stamp else "", files[row]) for row, stamp in zip(sorted(files), stamps)}  # noqa: B905
         found: dict[int, tuple[str, Path]] = {}
+        if self.kind == "npz":
+            files = {row: self.folder / name for row, name in rows_in(self.folder).items()}
+            for (row, file), stamp in zip(files.items(), read_stamps(files.values()), strict=True):
+                found[row] = (stamp.sample if stamp else "", file)
         for header in self.headers:
-            found |= {row: (sample, header.path) for row, sample in zip(header.rows.tolist(), header.samples)}  # noqa: B905
+            for row, sample in zip(header.rows.tolist(), header.samples, strict=True):
+                found[row] = (sample, header.path)
         return dict(sorted(found.items()))
 
 
-def _found(settings: Settings, config: LatentsConfig) -> _Found:
-    """The store of a split. Raises UsageError if there is none or for unknown names, LaryError for its manifest.
-
-    Without a manifest it holds ``.npz`` files of another program.
-    """
+def _find(settings: Settings, config: LatentsConfig) -> _Found:
+    """The store of a split. Raises UsageError if there is none, LaryError for its manifest."""
     DATASETS.get(config.dataset).split(config.split)
     folder = LatentsRef.of(config).folder(settings)
     if not folder.is_dir():
-        raise UsageError(
-            f"There are no latents of '{config.model}' for {config.dataset} {config.split}: {folder} does not exist."
-        )
+        what = f"'{config.model}' for {config.dataset} {config.split}"
+        raise UsageError(f"There are no latents of {what}: {folder} does not exist.")
     manifest = read_manifest(folder) if (folder / MANIFEST).exists() else {}
     kind = manifest.get("store", "npz")
     if kind not in ("npz", "shards"):
         raise LaryError(f"{folder / MANIFEST} names the kind {kind!r}, which this lary doesn't know: update lary.")
-    headers, problems = scan_shards(folder, manifest.get("key")) if kind == "shards" else ([], [])
-    return _Found(folder, kind, manifest, headers, problems)
+    shards = scan_shards(folder, manifest.get("key")) if kind == "shards" else ([], [])
+    return _Found(folder, manifest, kind, *shards)
 
 
-def store_info(config: LatentsConfig, settings: Settings) -> StoreInfo:
-    """What a store is, what it holds, and what of its table is missing.
+def describe_store(config: LatentsConfig, settings: Settings) -> str:
+    """What a store is, what it holds, and what of its table is missing, in lines.
 
     Raises:
         UsageError: there is no such store.
         LaryError: its manifest can't be read.
     """
-    store = _found(settings, config)
-    held, problems = store.held(), list(store.problems)
-    shape, dtype = None, "unknown"
-    if store.headers and held:
-        shape, dtype = store.headers[0].shape, store.headers[0].dtype
+    store = _find(settings, config)
+    held, problems, tokens = store.held(), list(store.problems), "unknown"
+    if store.headers:
+        tokens = f"{' x '.join(map(str, store.headers[0].shape))} {store.headers[0].dtype}"
     elif held:
         try:
-            tokens = read_tokens(next(iter(held.values()))[1])
-            shape, dtype = tokens.shape, str(tokens.dtype)
+            first = read_tokens(next(iter(held.values()))[1])
+            tokens = f"{' x '.join(map(str, first.shape))} {first.dtype}"
         except MediaError as error:
             problems.append(str(error))
-    missing = None
+    files = {file for _, file in held.values()}
+    size = sum(file.stat().st_size for file in files)
+    identity = store.manifest.get("identity") or {"origin": "made by another program: no identity to check"}
+    facts = {"kind": f"{store.kind}, {len(files)} files, {size} bytes", **identity, "rows": len(held), "tokens": tokens}
     try:
         dataset = DATASETS.get(config.dataset)
         source = find_table(dataset, config.split, settings.path("LARY_ROOT"))
         table = read_table(dataset, config.split, path=source, data_dir=Path())
-        missing = tuple(
-            sample.id for sample in table if sample.row not in held or held[sample.row][0] not in ("", sample.id)
-        )
+        absent = [own.id for own in table if held.get(own.row, (None,))[0] not in ("", own.id)]
+        shown = ", ".join(absent[:10]) + (", ..." if len(absent) > 10 else "")
+        facts["missing"] = f"{len(absent)}: {shown}" if absent else "0"
     except LaryError:
-        pass  # the table isn't here
-    files = {file for _, file in held.values()}
-    size = sum(file.stat().st_size for file in files)
-    return StoreInfo(
-        store.folder, store.manifest, store.kind, shape, dtype, len(held), len(files), size, missing, tuple(problems)
-    )  # fmt: skip
+        facts["missing"] = "unknown: the table isn't here"
+    lines = [f"  {name:11} {value}" for name, value in facts.items() if value not in ("", None)]
+    return "\n".join([str(store.folder), *lines, *(f"  damaged     {problem}" for problem in problems)])
 
 
 def verify_store(config: LatentsConfig, settings: Settings) -> tuple[int, list[str]]:
@@ -161,14 +131,14 @@ def verify_store(config: LatentsConfig, settings: Settings) -> tuple[int, list[s
         UsageError: there is no such store.
         LaryError: its manifest can't be read.
     """
-    store = _found(settings, config)
-    key, problems = store.manifest.get("key"), list(store.problems)
+    store = _find(settings, config)
+    problems = list(store.problems)
     checks: list[tuple[int, Callable[[], list[str]]]] = []
     if store.kind == "shards":
         problems += index_problems(store.folder, store.headers)
         checks = [(len(header), partial(_shard_problems, header)) for header in store.headers]
     else:
-        files = sorted(store.folder.glob(NPZ))
+        files, key = [store.folder / name for name in rows_in(store.folder).values()], store.manifest.get("key")
         checks = [(1, partial(_npz_problems, file, key)) for file in files]
     total = sum(count for count, _ in checks)
     with progress(total, f"verifying {store.folder.name}") as bar, ThreadPoolExecutor(THREADS) as pool:
@@ -185,10 +155,8 @@ def _shard_problems(header: ShardHeader) -> list[str]:
         shard = OpenShard(header)
         for position, sample in enumerate(header.samples):
             stored, codes = shard.tokens(position), shard.codes(position)
-            checksum = zlib.crc32(stored.reshape(-1).data.cast("B"))
-            checksum = checksum if codes is None else zlib.crc32(codes.reshape(-1).data.cast("B"), checksum)
             where = f"{header.path}, row {position} (row {header.rows[position] + 1} of the table, sample {sample})"
-            if checksum != int(header.checksums[position]):
+            if checksum_of(stored, codes) != int(header.checksums[position]):
                 found.append(f"{where}: its bytes are not those that were written.")
             elif not _all_finite(stored, header.dtype):
                 found.append(f"{where}: it holds values that are not finite.")
@@ -215,10 +183,17 @@ def _all_finite(stored: npt.NDArray[Any], dtype: str) -> bool:
     return bool(((stored & 0x7F80) != 0x7F80).all() if dtype == "bfloat16" else np.isfinite(stored).all())
 
 
+# Conversion
+
+
 def convert_store(
-    config: LatentsConfig, settings: Settings, *, kind: StoreKind, dtype: LatentDtype | None = None,
+    config: LatentsConfig,
+    settings: Settings,
+    *,
+    kind: StoreKind,
+    dtype: LatentDtype | None = None,
     shard_rows: int = 1024,
-) -> tuple[Path, int]:  # fmt: skip
+) -> tuple[Path, int]:
     """Turn a store into one of another kind or number format, in its place; its table names the new files then.
 
     The new store grows beside the old one, which is removed once the new one is whole; started again after it was
@@ -236,19 +211,21 @@ def convert_store(
         raise UsageError(f"--shard-rows {shard_rows}: must be at least 1.")
     ref = LatentsRef.of(config)
     folder = ref.folder(settings)
-    staging, old = _beside(folder)
+    staging, old = (folder.with_name(f".{folder.name}.{end}") for end in ("new", "old"))
+    refuse_link(staging)
+    refuse_link(old)
     if not folder.is_dir() and old.is_dir() and staging.is_dir():  # stopped while it exchanged the folders
         with locked(old):  # by a conversion that is still running
             staging.rename(folder)  # it was whole before the old one was moved away
-    with locked(_found(settings, config).folder):
-        store = _found(settings, config)
+    with locked(_find(settings, config).folder):
+        store = _find(settings, config)
         identity = _identity_of(store)
         wanted = replace(identity, dtype=dtype or identity.dtype)
         check_format(kind, wanted.dtype)
         if (store.kind, identity.key) != (kind, wanted.key):
             file, table = _latent_table(ref, settings)
             named = sum(bool(entry) for entry in table.frame["la_path"])
-            if (held := len(list(folder.glob(NPZ))) if store.kind == "npz" else len(store.held())) > named:
+            if (held := len(store.held())) > named:
                 raise UsageError(
                     f"{folder} holds latents of {held} rows, but {file} names {named}. Run 'lary extract' without "
                     "--limit first, so that none is lost."
@@ -273,21 +250,12 @@ def convert_store(
     return folder, sum(map(bool, entries))
 
 
-def _beside(folder: Path) -> tuple[Path, Path]:
-    """Where the new store grows, and where the old one waits for its end. Raises LaryError for links."""
-    places = folder.with_name(f".{folder.name}.new"), folder.with_name(f".{folder.name}.old")
-    for place in places:
-        refuse_link(place)
-    return places
-
-
 def _identity_of(store: _Found) -> StoreIdentity:
     """The identity that a manifest states. Raises UsageError where it states none."""
     found = store.manifest.get("identity", {})
+    known = {field.name: found[field.name] for field in fields(StoreIdentity) if field.name in found}
     try:
-        return StoreIdentity(
-            **{field.name: found[field.name] for field in fields(StoreIdentity) if field.name in found}
-        )
+        return StoreIdentity(**known)
     except TypeError:
         raise UsageError(
             f"{store.folder} has no identity: another program made its latents. Extract them again with --store "
@@ -322,3 +290,91 @@ def _fill(store: LatentStore, whole: SampleTable, latents: SplitLatents) -> None
                             raise LaryError(f"Row {sample.row + 1} of {table.path}: {error}") from error
                     bar.advance(len(part))
     store.finish(whole)
+
+
+# Export
+
+
+def export_latents(
+    config: LatentsConfig, settings: Settings, out: Path, *, rows: str | None = None, ids: str | None = None
+) -> int:
+    """Write tokens as float32 to one file for other tools; returns how many samples.
+
+    ``.npz``: arrays ``tokens``, ``rows`` (from 0), ``samples``. ``.safetensors``: the tensor ``tokens``, the rows (from
+    1) and ids in the metadata.
+
+    Args:
+        rows: rows of the table from 1, such as 1-100,205.
+        ids: sample ids with commas, or a text file with one in each line.
+
+    Raises:
+        UsageError: another ending, rows or ids that aren't there.
+    """
+    if out.suffix not in (".npz", ".safetensors"):
+        raise UsageError(f"{out}: expected a file that ends in .npz or .safetensors.")
+    latents = open_latents(settings, LatentsRef.of(config))
+    latents = latents.take(_selected(latents.table, rows, ids)) if rows or ids else latents
+    samples = list(latents.table)
+    shape = (len(samples), *latents.source.shape)
+    with progress(len(samples), f"writing {out.name}") as bar, atomic_write(out) as stream:
+
+        def write_tokens(target: IO[bytes]) -> None:
+            for part in (range(at, min(at + CHUNK, len(samples))) for at in range(0, len(samples), CHUNK)):
+                target.write(np.ascontiguousarray(latents.source.read(part), dtype="<f4").reshape(-1).data.cast("B"))
+                bar.advance(len(part))
+
+        if out.suffix == ".npz":
+            header = {"descr": "<f4", "fortran_order": False, "shape": shape}
+            with zipfile.ZipFile(stream, "w") as archive:
+                with archive.open("tokens.npy", "w", force_zip64=True) as member:
+                    np.lib.format.write_array_header_1_0(member, header)
+                    write_tokens(member)
+                for name, values in (("rows", [own.row for own in samples]), ("samples", [own.id for own in samples])):
+                    with archive.open(f"{name}.npy", "w") as member:
+                        np.lib.format.write_array(member, np.array(values), allow_pickle=False)
+        else:
+            facts = {
+                "store": str(latents.store.get("key", "")),
+                "rows": ",".join(str(own.row + 1) for own in samples),
+                "samples": ",".join(own.id for own in samples),
+            }
+            stream.write(header_bytes(facts, {"tokens": ("F32", shape, 4 * math.prod(shape))}))
+            write_tokens(stream)
+    return len(samples)
+
+
+def _selected(table: SampleTable, rows: str | None, ids: str | None) -> list[int]:
+    """Positions of the samples that were asked for, in table order. Raises UsageError."""
+    samples = list(table)
+    chosen = set(range(len(samples)))
+    if rows is not None:
+        there = {sample.row + 1: position for position, sample in enumerate(samples)}
+        asked = set()
+        for number in _numbers(rows):
+            if number not in there:  # refused at once: a range may have a thousand million rows
+                raise UsageError(f"--rows {rows[:80]}: row {number} has no latents.")
+            asked.add(there[number])
+        chosen &= asked
+    if ids is not None:
+        words = ids.split(",")
+        if not path_problem(ids) and Path(ids).is_file():  # many ids are too long for a path
+            try:
+                words = read_limited(Path(ids), LARGEST_IDS).decode().split()
+            except (OSError, ValueError) as error:
+                raise UsageError(f"--ids {ids}: the file can't be read: {error}.") from None
+        known = {sample.id: position for position, sample in enumerate(samples)}
+        if absent := [word for word in words if word not in known]:
+            raise UsageError(f"--ids: there are no latents of the sample '{absent[0][:80]}'.")
+        chosen &= {known[word] for word in words}
+    if not chosen:
+        raise UsageError("No sample is left by --rows and --ids together.")
+    return sorted(chosen)
+
+
+def _numbers(text: str) -> Iterator[int]:
+    """The rows of a list such as 1-100,205. Raises UsageError."""
+    for part in text.split(","):
+        match = re.fullmatch(r"\s*(\d{1,9})(?:-(\d{1,9}))?\s*", part)
+        if match is None:
+            raise UsageError(f"--rows: '{part[:80]}' is no row or range such as 1-100.")
+        yield from range(int(match[1]), int(match[2] or match[1]) + 1)

@@ -1,14 +1,16 @@
 """The classification probe: several attentive heads trained at once on the latents of a data set of labelled clips.
 
-The heads see the same batches; each has its own AdamW and learning rate. Which head and epoch are reported is decided
-on a held-out tenth of the training split (protocol ``corrected``), and beside it as the published code does: the best
-head of the last epoch on the reported split itself.
+The heads see the same batches; each has its own AdamW and learning rate. Which head and
+epoch are reported is decided on a held-out tenth of the training split (protocol
+``corrected``), and beside it as the published code does: the best head of the last epoch on
+the reported split itself.
 """
 
 from __future__ import annotations
 
 import math
-from dataclasses import asdict, dataclass, replace
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import asdict, dataclass
 from typing import Any
 
 import numpy as np
@@ -19,35 +21,20 @@ from torch import Tensor
 from lary.configs import ProbePrecision
 from lary.files import write_text
 from lary.probes.nets import AttentiveProbe
-from lary.probes.outcome import (
-    ClassificationOutcome,
-    ClassPredictions,
-    Ints,
-    SampleColumns,
-    SelectionName,
-    accuracy,
-)
-from lary.probes.presets import ClassifierSettings, HeadSettings, ProbePreset
-from lary.probes.session import Session, StateFile, save_checkpoint
+from lary.probes.outcome import ClassificationOutcome, ClassPredictions, Ints, SampleColumns, accuracy
+from lary.probes.presets import ClassifierSettings, HeadSettings, learning_rate, weight_decay
 from lary.probes.sources import (
     balanced_indices,
     channel_statistics,
+    check_memory,
+    check_splits,
     class_weights,
     keep_in_memory,
-    split_training_rows,
-    standardised,
-)
-from lary.probes.training import (
-    Training,
-    adamw,
-    check_tokens,
-    count_weights,
-    in_bfloat16,
-    learning_rate,
     samples_at_once,
-    training_precision,
-    weight_decay,
+    standardised,
+    training_rows,
 )
+from lary.probes.training import Session, Training, adamw, save_checkpoint
 from lary.runtime import log, seed_everything
 from lary.types import LaryError, LatentSource, UsageError
 
@@ -57,7 +44,7 @@ class ClassifierInputs:
     """Latents and labels of both splits; labels (n,) int64 are positions in `classes`, groups episodes or videos."""
 
     train: LatentSource
-    train_labels: Ints
+    train_targets: Ints
     train_groups: tuple[str, ...]
     validation: LatentSource
     labels: Ints
@@ -65,133 +52,37 @@ class ClassifierInputs:
     classes: tuple[str, ...]
 
 
-@dataclass
-class Head:
-    """One head in training, and its loss on the latest batch."""
-
-    number: int
-    settings: HeadSettings
-    network: AttentiveProbe
-    optimizer: torch.optim.AdamW
-    loss: float = math.nan
-
-
-@dataclass(frozen=True)
-class HeadScores:
-    """Logits (H, n, L) of all heads on some rows, and by head: Top-1, loss, and whether all of them are finite.
-
-    A row that isn't finite counts as wrong.
-    """
-
-    logits: Tensor
-    accuracy: list[float]
-    loss: list[float]
-    finite: list[bool]
-
-    def of(self, head: int, epoch: int) -> ClassPredictions:
-        """The scores of one head as predictions."""
-        return ClassPredictions(epoch, head, self.logits[head].contiguous().numpy())
-
-    def columns(self, name: str) -> dict[str, Any]:
-        """The numbers of all heads as columns of the history."""
-        losses = [loss if math.isfinite(loss) else None for loss in self.loss]
-        return {f"{name}_accuracy": self.accuracy, f"{name}_loss": losses}
-
-
 def train_classifier(
-    inputs: ClassifierInputs,
-    preset: ProbePreset,
-    session: Session,
-    *,
-    epochs: int | None = None,
-    batch_size: int | None = None,
-    precision: ProbePrecision | None = None,
+    inputs: ClassifierInputs, settings: ClassifierSettings, session: Session, precision: ProbePrecision | None = None
 ) -> ClassificationOutcome:
     """Train all heads and return the predictions of the selected ones for every validation sample.
 
-    Epochs count from 1. Every epoch writes ``log_r0.csv`` (epoch, train_acc, val_acc: per cent, best head) into the
-    session's folder; the last one ``latest.pt`` (``classifiers``: state dicts of all heads; ``selected``: the head to
-    report; ``scaling``: mean and std by channel that the heads expect taken off, or None). `precision` of None is that
-    of the preset on the device. With an identity in `session` an interrupted training is resumed, and its result is
-    bit-identical on a CPU. The progress advances by the size of the training split in every epoch.
+    Epochs count from 1. Every epoch writes ``log_r0.csv`` (epoch, train_acc, val_acc: per
+    cent, best head) into the session's folder; the last one ``latest.pt`` (``classifiers``:
+    state dicts of all heads; ``selected``: the head to report; ``scaling``: mean and std by
+    channel that the heads expect taken off, or None). `precision` of None is that of the
+    preset on the device. With an identity in `session` an interrupted training is resumed,
+    and its result is bit-identical on a CPU. The progress advances by the size of the
+    training split in every epoch.
 
     Raises:
-        UsageError: the inputs don't fit together, nothing can be held out, or the heads don't fit into memory.
-        LaryError: a latent isn't finite, or every head diverged.
+        UsageError: the inputs don't fit together, nothing can be held out, or the heads
+            don't fit into memory.
+        LaryError: every head diverged.
     """
-    given = preset.classifier
-    settings = replace(given, epochs=epochs or given.epochs, batch_size=batch_size or given.batch_size)
-    _check(inputs)
-    bfloat16 = in_bfloat16(settings.bfloat16, precision, session.device)
-    seed_everything(session.seed)
-    rows = split_training_rows(session.protocol, inputs.train_groups, inputs.train_labels, seed=session.seed)
-    training = ClassifierTraining(inputs, settings, session, rows, bfloat16)
-    training.run(
-        StateFile(
-            session, asdict(settings), bfloat16, list(inputs.train.shape),
-            inputs.train_labels, inputs.labels, list(inputs.train_groups),
-        )
-    )  # fmt: skip
-    selections: dict[SelectionName, ClassPredictions] = {}
-    if training.best is not None:
-        selections["held_out"] = training.best
-    assert training.last is not None
-    selections["best_on_validation"] = training.last
-    training.log({
-        f"final/{name}_top1": accuracy(inputs.labels, each.logits.argmax(axis=1)) for name, each in selections.items()
-    })  # fmt: skip
-    counts = np.bincount(inputs.train_labels, minlength=len(inputs.classes)).astype(np.int64)
-    return ClassificationOutcome(
-        classes=inputs.classes,
-        samples=inputs.samples,
-        labels=inputs.labels,
-        selections=selections,
-        controls={"majority_class": np.full(len(inputs.labels), int(np.argmax(counts)), dtype=np.int64)},
-        train_counts=counts,
-        history=training.history,
-        settings=session.settings(settings, preset.name, rows, precision="bf16" if bfloat16 else "fp32")
-        | {"tokens": list(inputs.train.shape)},
-        warnings=(*_warnings(inputs), *filter(None, training.dropped)),
-    )
-
-
-def _check(inputs: ClassifierInputs) -> None:
-    """Refuse inputs that don't fit together."""
-    sizes = (len(inputs.train), len(inputs.train_labels), len(inputs.train_groups))
-    if len(set(sizes)) != 1 or not len(inputs.validation) == len(inputs.labels) == len(inputs.samples.ids):
-        raise UsageError("Latents, labels and samples of a split differ in number: extract the split again.")
-    if not len(inputs.train) or not len(inputs.validation):
-        raise UsageError("A classification probe needs at least one training and one validation sample.")
-    check_tokens(inputs.train.shape)
-    if inputs.train.shape[-1] != inputs.validation.shape[-1] or len(inputs.train.shape) != len(inputs.validation.shape):
-        raise UsageError(
-            f"Training latents have shape {inputs.train.shape}, validation latents {inputs.validation.shape}: "
-            "extract both splits with the same model and settings."
-        )
-    count = len(inputs.classes)
-    for name, labels in (("training", inputs.train_labels), ("validation", inputs.labels)):
-        if len(outside := labels[(labels < 0) | (labels >= count)]):
-            raise UsageError(
-                f"Label {outside[0]} of the {name} split is outside the {count} classes (0 to {count - 1}): "
-                "check the label space of the data set's record."
-            )
-    if len(present := np.unique(inputs.train_labels)) == 1:
+    check_splits((inputs.train, inputs.train_targets), (inputs.validation, inputs.labels))
+    present = np.unique(inputs.train_targets)
+    if len(present) == 1:
         raise UsageError(
             f"All {len(inputs.train)} training samples are of the class '{inputs.classes[present[0]]}': a probe needs "
             "at least two classes. Extract more of the training split."
         )
-
-
-def _warnings(inputs: ClassifierInputs) -> tuple[str, ...]:
-    """A warning of classes that occur in the reported split and can't be learned."""
-    unseen = np.setdiff1d(inputs.labels, inputs.train_labels)
-    if not len(unseen):
-        return ()
-    names = ", ".join(inputs.classes[label] for label in unseen[:5]) + (", ..." if len(unseen) > 5 else "")
-    return (
-        f"{len(unseen)} of {len(inputs.classes)} classes are in the validation split but not among the "
-        f"{len(inputs.train)} training samples ({names}): extract more of the training split.",
-    )
+    seed_everything(session.seed)
+    bfloat16 = in_bfloat16(settings.bfloat16, precision, session.device)
+    rows = training_rows(session.protocol, inputs.train_groups, inputs.train_targets, seed=session.seed)
+    training = ClassifierTraining(inputs, settings, session, rows, bfloat16)
+    training.run()
+    return training.outcome()
 
 
 class ClassifierTraining(Training):
@@ -201,147 +92,158 @@ class ClassifierTraining(Training):
 
     def __init__(
         self, inputs: ClassifierInputs, settings: ClassifierSettings, session: Session, rows: tuple[Ints, Ints],
-        bfloat16: bool = False,
+        bfloat16: bool,
     ) -> None:  # fmt: skip
-        super().__init__(session, rows, settings.epochs, settings.batch_size)
-        self.inputs, self.settings, self.bfloat16 = inputs, settings, bfloat16
+        super().__init__(
+            session, settings, rows,
+            bfloat16, list(inputs.train.shape), inputs.train_targets, inputs.labels, list(inputs.train_groups),
+        )  # fmt: skip
+        self.inputs, self.bfloat16 = inputs, bfloat16
         self.at_once = samples_at_once(
-            inputs.train.shape, settings.model_dim, settings.depth, self.batch_size, self.device
+            inputs.train.shape, settings.model_dim, settings.depth, settings.batch_size, self.device
         )
-        self.dropped = [""] * len(settings.heads)
-        """The sentence that says why a head is trained no longer, by head."""
-        self.best: ClassPredictions | None = None
-        self.last: ClassPredictions | None = None
-        self.best_rank = (-1.0, -math.inf)
-        self.best_weights: dict[str, Tensor] = {}
+        self.networks: list[AttentiveProbe] = []
+        self.optimizers: list[torch.optim.AdamW] = []
 
     def build(self) -> dict[str, Any]:
         inputs, settings = self.inputs, self.settings
-        dim, classes = inputs.train.shape[-1], len(inputs.classes)
         # One head more than there are: the best one so far is kept as a copy.
-        weights = (1 + len(settings.heads)) * count_weights(lambda: make_head(settings, dim, classes))
-        self.check_memory(weights, inputs.train.shape, f"classification probe of {len(settings.heads)} heads")
+        copies = 1 + len(settings.heads)
+        check_memory(self.make_head, copies, settings.batch_size, inputs.train.shape, self.device)
         self.scaling = channel_statistics(inputs.train, self.fit_rows) if settings.standardise else None
         self.train, self.validation = (
             keep_in_memory(standardised(source, *self.scaling) if self.scaling else source, self.team.size)
             for source in (inputs.train, inputs.validation)
         )
-        self.heads = []
-        for number, own in enumerate(settings.heads):
-            network = make_head(settings, dim, classes).to(self.device)
-            self.heads.append(Head(number, own, network, adamw(network, own.lr, own.weight_decay)))
-        self.chances = class_weights(inputs.train_labels[self.fit_rows])
-        networks = {f"network {head.number}": head.network for head in self.heads}
-        return networks | {f"optimizer {head.number}": head.optimizer for head in self.heads}
+        for head in settings.heads:
+            self.networks.append(self.make_head().to(self.device))
+            self.optimizers.append(adamw(self.networks[-1], head.lr, head.weight_decay))
+        self.chances = class_weights(inputs.train_targets[self.fit_rows])
+        parts = {"network": self.networks, "optimizer": self.optimizers}
+        return {f"{name} {number}": each for name, many in parts.items() for number, each in enumerate(many)}
+
+    def make_head(self) -> AttentiveProbe:
+        """The network of one head."""
+        own = self.settings
+        dim, classes = self.inputs.train.shape[-1], len(self.inputs.classes)
+        return AttentiveProbe(dim, classes, own.model_dim, own.num_heads, own.depth, own.max_temporal_len)
 
     def run_epoch(self, epoch: int) -> dict[str, Any]:
         inputs = self.inputs
         row: dict[str, Any] = {"epoch": epoch, "learning_rate": self.rates(self.step + 1)}
         row |= self.train_epoch(self.fit_rows[balanced_indices(self.chances, epoch - 1, self.session.seed)])
-        everything = np.arange(len(inputs.labels))
-        held = self.score(self.train, inputs.train_labels, self.held_rows) if len(self.held_rows) else None
-        self.session.advance(len(self.held_rows))
-        scores = self.score(self.validation, inputs.labels, everything)
-        self._check_alive()
-        for number, head in enumerate(self.heads):
-            if held and held.finite[number] and scores.finite[number]:
-                rank = (held.accuracy[number], -held.loss[number])
-                if rank > self.best_rank:
-                    self.best_rank, self.best = rank, scores.of(number, epoch)
-                    # A copy, which later updates leave alone.
-                    self.best_weights = {key: value.cpu().clone() for key, value in head.network.state_dict().items()}
-        # The published choice: the first of the best heads of one epoch.
-        usable = [number for number, finite in enumerate(scores.finite) if finite]
-        self.last = scores.of(max(usable, key=lambda number: scores.accuracy[number]), epoch)
-        return row | (held.columns("held_out") if held else {}) | scores.columns("validation")
+        if len(self.held_rows):
+            row |= self.score("held_out", self.train, inputs.train_targets, self.held_rows)[0]
+            self.advance(len(self.held_rows))
+        scored, logits = self.score("validation", self.validation, inputs.labels, np.arange(len(inputs.labels)))
+        row |= scored
+        self.check_alive()
+        alive = [number for number in range(len(self.networks)) if number not in self.dropped]
+        for number in alive if len(self.held_rows) else ():
+            loss = row["held_out_loss"][number]
+            rank = [row["held_out_accuracy"][number], -math.inf if loss is None else -loss]
+            if self.offer("held_out", rank, epoch=epoch, head=number, values=logits[number].clone()):
+                # A copy, which later updates leave alone.
+                weights = {key: value.cpu().clone() for key, value in self.networks[number].state_dict().items()}
+                self.picks["held_out"]["weights"] = weights
+        # The published choice: the first of the best heads of the last epoch.
+        first = max(alive, key=lambda number: row["validation_accuracy"][number])
+        self.offer("best_on_validation", [epoch], epoch=epoch, head=first, values=logits[first].clone())
+        return row
 
     def train_epoch(self, order: Ints) -> dict[str, Any]:
         """One pass over `order`: by head the share that was right and the mean loss; 0 and None for a dropped one."""
-        right, losses = [0] * len(self.heads), [0.0] * len(self.heads)
+        heads = range(len(self.networks))
+        right, losses = [0] * len(heads), [0.0] * len(heads)
         for rows, tokens, count in self.batches(self.train, order):
-            targets = torch.from_numpy(self.inputs.train_labels[rows]).to(self.device)
-            for head in self.heads:
-                if not self.dropped[head.number]:
-                    right[head.number] += self.update(head, tokens, targets, count)
-                    losses[head.number] += head.loss * count
-            self._check_alive()
-            if self.session.tracker is not None:
-                self.log({
-                    "batch_loss": [head.loss for head in self.heads], "batch_learning_rate": self.rates(self.step)
-                })  # fmt: skip
-        alive = [not dropped for dropped in self.dropped]
+            targets = torch.from_numpy(self.inputs.train_targets[rows]).to(self.device)
+            latest = [math.nan] * len(heads)
+            for number in heads:
+                if number not in self.dropped:
+                    latest[number], hits = self.update(number, tokens, targets, count)
+                    losses[number] += latest[number] * count
+                    right[number] += hits
+            self.check_alive()
+            self.log({"batch_loss": latest, "batch_learning_rate": self.rates(self.step)})
         return {
-            "train_accuracy": [right[n] / len(order) if own else 0.0 for n, own in enumerate(alive)],
-            "train_loss": [losses[n] / len(order) if own else None for n, own in enumerate(alive)],
+            "train_accuracy": [0.0 if n in self.dropped else right[n] / len(order) for n in heads],
+            "train_loss": [None if n in self.dropped else losses[n] / len(order) for n in heads],
         }
 
-    def update(self, head: Head, tokens: Tensor, labels: Tensor, count: int) -> int:
-        """One update by this process's share of a batch of `count` samples; how many of all were right.
+    def update(self, number: int, tokens: Tensor, labels: Tensor, count: int) -> tuple[float, int]:
+        """One update by this process's share of a batch of `count` samples: the loss, and how many of all were right.
 
         The head is dropped, and keeps its weights, if a loss or an output isn't finite.
         """
-        for group in head.optimizer.param_groups:
-            group["lr"] = learning_rate(head.settings, self.step, self.total, self.per_epoch)
-            group["weight_decay"] = weight_decay(head.settings, self.step, self.total)
-        head.optimizer.zero_grad(set_to_none=True)
+        settings, network, optimizer = self.settings, self.networks[number], self.optimizers[number]
+        head: HeadSettings = settings.heads[number]
+        for group in optimizer.param_groups:
+            group["lr"] = learning_rate(head, self.step, self.total, self.per_epoch)
+            group["weight_decay"] = weight_decay(head, self.step, self.total)
+        optimizer.zero_grad(set_to_none=True)
         sums = torch.zeros(3, device=self.device)
-        parts = zip(*(torch.split(given, self.at_once) for given in (tokens, labels)), strict=True)
-        for own, part in parts:
+        for own, part in zip(tokens.split(self.at_once), labels.split(self.at_once), strict=True):
             if not len(own):  # a process without a share of a small batch
                 continue
             with training_precision(self.device, self.bfloat16):
-                logits = head.network(own)
-                smoothing = self.settings.label_smoothing
+                logits = network(own)
+                smoothing = settings.label_smoothing
                 loss = F.cross_entropy(logits, part, label_smoothing=smoothing, reduction="sum") / count
             loss.backward()  # type: ignore[no-untyped-call]
             unusable = ~(torch.isfinite(loss) & torch.isfinite(logits).all())
             sums += torch.stack([loss.detach().float(), (logits.argmax(dim=1) == part).sum().float(), unusable.float()])
         self.team.add(sums)
-        head.loss, right, unusable_parts = sums.tolist()
-        if unusable_parts or not math.isfinite(head.loss):
-            self._drop(head, f"update {(self.step - 1) % self.per_epoch + 1}")
-            return 0
-        self.team.add_gradients(head.network)
-        head.optimizer.step()
-        return int(right)
+        value, right, unusable_parts = sums.tolist()
+        if unusable_parts or not math.isfinite(value):
+            self.drop(number, f"update {(self.step - 1) % self.per_epoch + 1}")
+            return value, 0
+        self.team.add_gradients(network)
+        optimizer.step()
+        return value, int(right)
 
-    def score(self, source: LatentSource, labels: Ints, rows: Ints) -> HeadScores:
-        """Scores of every head for `rows`, in float32. A head whose output isn't finite is dropped."""
+    def score(self, name: str, source: LatentSource, labels: Ints, rows: Ints) -> tuple[dict[str, Any], Tensor]:
+        """Accuracy and loss of every head for `rows` as columns of the history, and logits (H, n, L), in float32.
+
+        A head whose output isn't finite is dropped; such a row counts as wrong.
+        """
 
         def logits_of(tokens: Tensor) -> Tensor:
             """Logits (B, H, L) of all heads, NaN for a dropped one."""
             nothing = torch.full((len(tokens), len(self.inputs.classes)), math.nan)
             return torch.stack([
-                nothing if self.dropped[head.number]
-                else torch.cat([head.network(part).float().cpu() for part in torch.split(tokens, self.at_once)])
-                for head in self.heads
+                nothing if number in self.dropped
+                else torch.cat([network(part).float().cpu() for part in tokens.split(self.at_once)])
+                for number, network in enumerate(self.networks)
             ], dim=1)  # fmt: skip
 
         logits = self.predict(logits_of, source, rows).transpose(0, 1)
         targets = torch.from_numpy(labels[rows])
         finite = torch.isfinite(logits).all(dim=2)
-        right = (logits.argmax(dim=2) == targets) & finite
-        losses = [float(F.cross_entropy(own, targets, label_smoothing=self.settings.label_smoothing)) for own in logits]
-        usable: list[bool] = finite.all(dim=1).tolist()
-        for head in self.heads:
-            if not usable[head.number] and not self.dropped[head.number]:
-                self._drop(head, "when it was scored")
-        return HeadScores(logits, right.double().mean(dim=1).tolist(), losses, usable)
+        right = ((logits.argmax(dim=2) == targets) & finite).double().mean(dim=1)
+        smoothing = self.settings.label_smoothing
+        losses = [float(F.cross_entropy(own, targets, label_smoothing=smoothing)) for own in logits]
+        for number, usable in enumerate(finite.all(dim=1).tolist()):
+            if not usable and number not in self.dropped:
+                self.drop(number, "when it was scored")
+        finite_losses = [loss if math.isfinite(loss) else None for loss in losses]
+        return {f"{name}_accuracy": right.tolist(), f"{name}_loss": finite_losses}, logits
 
     def rates(self, step: int) -> list[float]:
         """The learning rates of all heads at an update."""
         return [learning_rate(head, step, self.total, self.per_epoch) for head in self.settings.heads]
 
-    def _drop(self, head: Head, where: str) -> None:
+    def drop(self, number: int, where: str) -> None:
         """Train a head no longer, and say so."""
-        self.dropped[head.number] = (
-            f"Head {head.number} (learning rate {head.settings.lr:g}) was dropped in epoch {len(self.history) + 1}, "
-            f"{where}: its loss or output was not finite. Numbers of earlier epochs still count."
+        self.dropped[number] = (
+            f"Head {number} (learning rate {self.settings.heads[number].lr:g}) was dropped in epoch "
+            f"{len(self.history) + 1}, {where}: its loss or output was not finite. Numbers of earlier epochs still "
+            "count."
         )
-        log.warning("%s", self.dropped[head.number])
+        log.warning("%s", self.dropped[number])
 
-    def _check_alive(self) -> None:
-        if all(self.dropped):
+    def check_alive(self) -> None:
+        """Raise LaryError once all heads are dropped."""
+        if len(self.dropped) == len(self.networks):
             rates = ", ".join(f"{head.lr:g}" for head in self.settings.heads)
             raise LaryError(
                 f"Every head of the probe diverged by epoch {len(self.history) + 1} (learning rates {rates}): check "
@@ -357,38 +259,59 @@ class ClassifierTraining(Training):
             train, validation = 100 * max(row["train_accuracy"]), 100 * max(row["validation_accuracy"])
             lines.append(f"{row['epoch']},{train:.5f},{validation:.5f}")
         write_text(self.folder / "log_r0.csv", "\n".join(lines) + "\n")
-        if epoch < self.epochs:
+        if epoch < self.settings.epochs:
             return
-        states = [head.network.state_dict() for head in self.heads]
-        chosen = self.best or self.last
-        assert chosen is not None
-        weights = self.best_weights if self.best else states[chosen.head]
-        pair = zip(("mean", "std"), map(torch.from_numpy, self.scaling), strict=True) if self.scaling else None
-        value = {
-            "classifiers": states, "epoch": epoch,
-            "selected": {"head": chosen.head, "epoch": chosen.epoch, "weights": weights},
-            "settings": asdict(self.settings), "scaling": dict(pair) if pair else None,
-        }  # fmt: skip
-        save_checkpoint(self.folder / self.checkpoint, value)
+        states = [network.state_dict() for network in self.networks]
+        chosen = next(iter(self.picks.values()))
+        selected = {"head": chosen["head"], "epoch": chosen["epoch"]}
+        selected["weights"] = chosen.get("weights", states[chosen["head"]])
+        scaling = self.scaling and dict(zip(("mean", "std"), map(torch.from_numpy, self.scaling), strict=True))
+        value = {"classifiers": states, "epoch": epoch, "selected": selected}
+        save_checkpoint(
+            self.folder / self.checkpoint, {**value, "settings": asdict(self.settings), "scaling": scaling}
+        )  # fmt: skip
 
-    def found(self) -> dict[str, Any]:
-        chosen = {
-            name: each and {"epoch": each.epoch, "head": each.head, "logits": torch.from_numpy(each.logits)}
-            for name, each in (("best", self.best), ("last", self.last))
+    def outcome(self) -> ClassificationOutcome:
+        """The predictions of the selected heads, with controls, history and warnings."""
+        inputs = self.inputs
+        selections: Any = {
+            name: ClassPredictions(pick["epoch"], pick["head"], pick["values"].numpy())
+            for name, pick in self.picks.items()
         }
-        return {**chosen, "dropped": self.dropped, "rank": list(self.best_rank), "weights": self.best_weights}
+        self.log({
+            f"final/{name}_top1": accuracy(inputs.labels, each.logits.argmax(axis=1))
+            for name, each in selections.items()
+        })  # fmt: skip
+        counts = np.bincount(inputs.train_targets, minlength=len(inputs.classes)).astype(np.int64)
+        warnings = [self.dropped[number] for number in sorted(self.dropped)]
+        unseen = np.setdiff1d(inputs.labels, inputs.train_targets)
+        if len(unseen):
+            names = ", ".join(inputs.classes[label] for label in unseen[:5]) + (", ..." if len(unseen) > 5 else "")
+            warnings.insert(
+                0,
+                f"{len(unseen)} of {len(inputs.classes)} classes are in the validation split but not among the "
+                f"{len(inputs.train)} training samples ({names}): extract more of the training split.",
+            )
+        return ClassificationOutcome(
+            classes=inputs.classes, samples=inputs.samples, labels=inputs.labels, selections=selections,
+            controls={"majority_class": np.full(len(inputs.labels), int(np.argmax(counts)), dtype=np.int64)},
+            train_counts=counts, history=self.history, warnings=tuple(warnings),
+            settings=self.stated(inputs.train, precision="bf16" if self.bfloat16 else "fp32"),
+        )  # fmt: skip
 
-    def restore(self, before: dict[str, Any]) -> None:
-        self.best, self.last = (
-            each and ClassPredictions(each["epoch"], each["head"], each["logits"].numpy())
-            for each in (before["best"], before["last"])
-        )
-        first, second = before["rank"]
-        self.dropped, self.best_rank, self.best_weights = before["dropped"], (first, second), before["weights"]
+
+def in_bfloat16(preset: bool, precision: ProbePrecision | None, device: str) -> bool:
+    """Whether a probe is trained in bfloat16: as asked for, else as its preset has it where the device does."""
+    if precision is not None or not preset:
+        return precision == "bf16"
+    # Devices that don't multiply bfloat16 themselves emulate it, slower than float32.
+    if device.startswith("cuda"):
+        return torch.cuda.get_device_capability(device)[0] >= 8
+    # Older torch has no such function.
+    found: dict[str, Any] = getattr(torch.cpu, "get_capabilities", dict)() if device == "cpu" else {}
+    return bool(found.get("avx512_bf16") or found.get("amx_bf16"))
 
 
-def make_head(settings: ClassifierSettings, dim: int, classes: int) -> AttentiveProbe:
-    """The network of one head."""
-    return AttentiveProbe(
-        dim, classes, settings.model_dim, settings.num_heads, settings.depth, settings.max_temporal_len
-    )
+def training_precision(device: str, bfloat16: bool) -> AbstractContextManager[Any]:
+    """bfloat16 autocast, or none."""
+    return torch.autocast(device.partition(":")[0], dtype=torch.bfloat16) if bfloat16 else nullcontext()

@@ -1,13 +1,15 @@
 """The DiT probe of action regression: a small transformer that denoises an action chunk, given the latents.
 
-Keys, arithmetic and sampling are those of the published probe (arXiv 2604.11689), which follows the action model of
-CogACT (arXiv 2411.19650) with the noise of DDPM (arXiv 2006.11239): the latents enter as one token in front of the
-steps of the chunk. Fewer sampling steps are taken as in DDIM (arXiv 2010.02502) without noise.
+Keys, arithmetic and sampling are those of the published probe (arXiv 2604.11689), which
+follows the action model of CogACT (arXiv 2411.19650) with the noise of DDPM (arXiv
+2006.11239): the latents enter as one token in front of the steps of the chunk. Fewer
+sampling steps are taken as in DDIM (arXiv 2010.02502) without noise.
 """
 
 from __future__ import annotations
 
 import math
+from collections import OrderedDict
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
@@ -15,15 +17,14 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from lary.probes.nets import WHOLE, GeluMlp, SelfAttention
+from lary.probes.nets import INIT_STD, SelfBlock
+from lary.probes.presets import TRAINING_STEPS
 
-TRAINING_STEPS = 1000
 PUBLISHED_SAMPLER_STEPS = 500
 CONDITION_DROPOUT = 0.1
 CLIP = 1.0
 """The published sampler keeps every predicted value inside one standard deviation of the targets."""
 TIME_CHANNELS = 256
-INIT_STD = 0.02
 
 Noise = Callable[[int | None], Tensor]
 """The start of a sampling for None, and the noise (B, K, A) that is added at a timestep."""
@@ -35,13 +36,10 @@ def alphas_cumprod() -> Tensor:
     The squared cosine of Nichol and Dhariwal (arXiv 2102.09672), no beta above 0.999.
     """
 
-    def left(time: float) -> float:
-        return math.cos((time + 0.008) / 1.008 * math.pi / 2) ** 2
+    def left(step: int) -> float:
+        return math.cos((step / TRAINING_STEPS + 0.008) / 1.008 * math.pi / 2) ** 2
 
-    betas = [
-        min(1 - left((step + 1) / TRAINING_STEPS) / left(step / TRAINING_STEPS), 0.999)
-        for step in range(TRAINING_STEPS)
-    ]
+    betas = [min(1 - left(step + 1) / left(step), 0.999) for step in range(TRAINING_STEPS)]
     return torch.cumprod(1.0 - torch.tensor(betas, dtype=torch.float32), dim=0)
 
 
@@ -62,51 +60,34 @@ def plain_norm(x: Tensor) -> Tensor:
     return F.layer_norm(x, x.shape[-1:], eps=1e-6)
 
 
-class _Block(nn.Module):
-    """Pre-norm attention and MLP with residuals; the timestep enters through the condition token alone."""
-
-    def __init__(self, dim: int, heads: int) -> None:
-        super().__init__()
-        self.attn = SelfAttention(dim, heads)
-        self.mlp = GeluMlp(dim, gelu="tanh")
-
-    def forward(self, x: Tensor) -> Tensor:
-        x = x + self.attn(plain_norm(x))
-        return x + self.mlp(plain_norm(x))  # type: ignore[no-any-return]
-
-
-class _Embedder(nn.Module):
+def _linear(size: int, dim: int) -> nn.Sequential:
     """One linear layer under the key ``linear``."""
-
-    def __init__(self, size: int, dim: int) -> None:
-        super().__init__()
-        self.linear = nn.Linear(size, dim)
-
-    def forward(self, x: Tensor) -> Tensor:
-        return self.linear(x)  # type: ignore[no-any-return]
+    return nn.Sequential(OrderedDict(linear=nn.Linear(size, dim)))
 
 
-class ConditionEmbedder(_Embedder):
+class ConditionEmbedder(nn.Module):
     """Latents (B, D') -> (B, C); in training one sample in ten gets a learned vector in place of its latents.
 
     `dropped` (B,) bool says which samples; without it they are drawn.
     """
 
     def __init__(self, size: int, dim: int) -> None:
-        super().__init__(size, dim)
+        super().__init__()
+        self.linear = nn.Linear(size, dim)
         self.uncondition = nn.Parameter(torch.zeros(1, size))
 
     def forward(self, x: Tensor, dropped: Tensor | None = None) -> Tensor:
-        known = self.linear(x)
+        known: Tensor = self.linear(x)
         if not self.training:
-            return known  # type: ignore[no-any-return]
+            return known
         if dropped is None:
             dropped = torch.rand(len(x)).to(x.device) < CONDITION_DROPOUT
-        # one product for the one learned vector; replaced before the layer, it would cost the gradient of all latents
+        # One product for the one learned vector: replaced before the layer, it would cost
+        # the gradient of all latents.
         return torch.where(dropped[:, None], self.linear(self.uncondition), known)
 
 
-class TimestepEmbedder(nn.Module):
+class _TimestepEmbedder(nn.Module):
     """Timesteps (B,) -> (B, C): cosines and sines, Linear, SiLU, Linear."""
 
     def __init__(self, dim: int) -> None:
@@ -120,7 +101,7 @@ class TimestepEmbedder(nn.Module):
         return self.mlp(torch.cat([angles.cos(), angles.sin()], dim=-1))  # type: ignore[no-any-return]
 
 
-class DiffusionTransformer(nn.Module):
+class _DiffusionTransformer(nn.Module):
     """Noise in a chunk: noisy (B, K, A), timesteps (B,), latents (B, D') -> (B, K, A).
 
     `history_embedder` takes no part; published checkpoints hold it.
@@ -129,12 +110,14 @@ class DiffusionTransformer(nn.Module):
     def __init__(self, latent_dim: int, action_dim: int, steps: int, dim: int, depth: int, heads: int) -> None:
         super().__init__()
         self.positional_embedding = nn.Parameter(torch.zeros(steps + 1, dim))
-        self.history_embedder = _Embedder(action_dim, dim)
-        self.x_embedder = _Embedder(action_dim, dim)
-        self.t_embedder = TimestepEmbedder(dim)
+        self.history_embedder = _linear(action_dim, dim)
+        self.x_embedder = _linear(action_dim, dim)
+        self.t_embedder = _TimestepEmbedder(dim)
         self.z_embedder = ConditionEmbedder(latent_dim, dim)
-        self.blocks = nn.ModuleList(_Block(dim, heads) for _ in range(depth))
-        self.final_layer = _Embedder(dim, action_dim)
+        # The timestep enters through the condition token alone; the norms have no weights.
+        norm = {"eps": 1e-6, "elementwise_affine": False}
+        self.blocks = nn.ModuleList(SelfBlock(dim, heads, "tanh", **norm) for _ in range(depth))
+        self.final_layer = _linear(dim, action_dim)
         self._initialise()
 
     def forward(self, noisy: Tensor, timesteps: Tensor, latents: Tensor, dropped: Tensor | None = None) -> Tensor:
@@ -160,7 +143,7 @@ class DiffusionTransformer(nn.Module):
                 if parameter.ndim == 2:
                     nn.init.normal_(parameter, std=INIT_STD)
         nn.init.normal_(self.positional_embedding, std=self.positional_embedding.shape[1] ** -0.5)
-        nn.init.zeros_(self.final_layer.linear.weight)
+        nn.init.zeros_(self.final_layer.get_parameter("linear.weight"))
 
 
 @dataclass(frozen=True)
@@ -175,48 +158,39 @@ class ActionExpertDiT(nn.Module):
     """Tokens (B, ...), every axis flattened in storage order -> normalised chunk (B, K * A), step-major."""
 
     def __init__(
-        self,
-        latent_dim: int,
-        action_dim: int,
-        action_steps: int,
-        hidden_size: int = 512,
-        depth: int = 6,
-        num_heads: int = 8,
-        sampler: Sampler | None = None,
-    ) -> None:
+        self, latent_dim: int, action_dim: int, action_steps: int, hidden_size: int = 512, depth: int = 6,
+        num_heads: int = 8, sampler: Sampler | None = None,
+    ) -> None:  # fmt: skip
         super().__init__()
         self.shape = (action_steps, action_dim)
-        self.size = action_steps * action_dim
         self.sampler = sampler or Sampler()
-        self.dit = DiffusionTransformer(latent_dim, action_dim, action_steps, hidden_size, depth, num_heads)
+        self.dit = _DiffusionTransformer(latent_dim, action_dim, action_steps, hidden_size, depth, num_heads)
 
     def forward(self, noisy: Tensor, timesteps: Tensor, tokens: Tensor, dropped: Tensor | None = None) -> Tensor:
         """Predicted noise (B, K, A)."""
         return self.dit(noisy, timesteps, tokens.flatten(1), dropped)  # type: ignore[no-any-return]
 
-    def loss(self, tokens: Tensor, target: Tensor, count: int | None = None, share: slice = WHOLE) -> Tensor:
+    def loss(self, tokens: Tensor, target: Tensor, count: int, share: slice) -> Tensor:
         """Huber loss of the predicted noise at a random timestep per sample: the sum over the size of the whole batch.
 
-        `tokens` and `target` (B, K * A) are the `share` of a batch of `count` samples; all of it is drawn for, so that
-        every share sees what it would see in the whole.
+        `tokens` and `target` (B, K * A) are the `share` of a batch of `count` samples; all of
+        it is drawn for, so that every share sees what it would see in the whole.
         """
-        count = len(tokens) if count is None else count
         noise = torch.randn(count, *self.shape)
         timesteps = torch.randint(TRAINING_STEPS, (count,))
         dropped = torch.rand(count) < CONDITION_DROPOUT
         noise, timesteps, dropped = (drawn[share].to(tokens.device) for drawn in (noise, timesteps, dropped))
         noisy = add_noise(target.reshape(-1, *self.shape), noise, timesteps)
-        return F.huber_loss(self(noisy, timesteps, tokens, dropped), noise, reduction="sum") / (count * self.size)
+        return F.huber_loss(self(noisy, timesteps, tokens, dropped), noise, reduction="sum") / (
+            count * math.prod(self.shape)
+        )
 
     @torch.no_grad()
     def predict(self, tokens: Tensor) -> Tensor:
         """Draw one chunk (B, K * A) per sample; the same noise for the same seed and batch, on every device."""
         generator = torch.Generator().manual_seed(self.sampler.seed)
-
-        def noise(_: int | None) -> Tensor:
-            return torch.randn((len(tokens), *self.shape), generator=generator)
-
-        *_, last = self.trajectory(tokens, noise)
+        shape = (len(tokens), *self.shape)
+        *_, last = self.trajectory(tokens, lambda _: torch.randn(shape, generator=generator))
         return last.flatten(1)
 
     @torch.no_grad()

@@ -1,15 +1,16 @@
 """The networks of the probes: the attentive probe of classification, and the MLP probe of action regression.
 
-Keys of the state dicts, arithmetic and initialisation are those of the published probes (arXiv 2604.11689, appendix on
-probing). The attentive probe follows the attentive classifier of V-JEPA 2 (arXiv 2506.09985): a projector,
-self-attention, one learned query that attends to all tokens, a linear layer.
+Keys of the state dicts, arithmetic and initialisation are those of the published probes
+(arXiv 2604.11689, appendix on probing). The attentive probe follows the attentive
+classifier of V-JEPA 2 (arXiv 2506.09985): a projector, self-attention, one learned query
+that attends to all tokens, a linear layer.
 """
 
 from __future__ import annotations
 
 import math
+from collections import OrderedDict
 from collections.abc import Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -24,13 +25,11 @@ from lary.types import LaryError, LatentSource
 
 INIT_STD = 0.02
 
-WHOLE = slice(None)
-
 SHORT = 256
 """Keys up to which plain products beat torch's fused attention in bfloat16 on a CPU, by 3 to 8 times."""
 
 ROWS_AT_ONCE = 64
-"""Rows of the first layer's weights that its backward pass works on at once, so that no second copy of them is made."""
+"""Rows of the first layer's weights that its backward pass works on at once, so that no second copy is made."""
 
 
 def split_heads(x: Tensor, heads: int) -> Tensor:
@@ -39,23 +38,18 @@ def split_heads(x: Tensor, heads: int) -> Tensor:
 
 
 def _attend(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
-    """Scaled dot-product attention of (B, heads, Q, E) to (B, heads, S, E)."""
+    """Attention of (B, heads, Q, E) to (B, heads, S, E), heads put side by side: (B, Q, heads * E)."""
     if q.device.type == "cpu" and q.dtype == torch.bfloat16 and k.shape[-2] <= SHORT:
-        return torch.softmax(q @ k.transpose(-2, -1) * q.shape[-1] ** -0.5, dim=-1).to(v.dtype) @ v
-    return F.scaled_dot_product_attention(q, k, v)
+        found = torch.softmax(q @ k.transpose(-2, -1) * q.shape[-1] ** -0.5, dim=-1).to(v.dtype) @ v
+    else:
+        found = F.scaled_dot_product_attention(q, k, v)
+    return found.transpose(1, 2).flatten(2)
 
 
-class GeluMlp(nn.Module):
-    """Linear, GELU in its exact or tanh form, Linear, four times as wide inside."""
-
-    def __init__(self, dim: int, gelu: str = "none") -> None:
-        super().__init__()
-        self.gelu = gelu
-        self.fc1 = nn.Linear(dim, 4 * dim)
-        self.fc2 = nn.Linear(4 * dim, dim)
-
-    def forward(self, x: Tensor) -> Tensor:
-        return self.fc2(F.gelu(self.fc1(x), approximate=self.gelu))  # type: ignore[no-any-return]
+def gelu_mlp(dim: int, approximate: str = "none") -> nn.Sequential:
+    """Linear, GELU, Linear, four times as wide inside."""
+    layers = (("fc1", nn.Linear(dim, 4 * dim)), ("act", nn.GELU(approximate)), ("fc2", nn.Linear(4 * dim, dim)))
+    return nn.Sequential(OrderedDict[str, nn.Module](layers))
 
 
 class SelfAttention(nn.Module):
@@ -69,18 +63,18 @@ class SelfAttention(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         q, k, v = (split_heads(part, self.heads) for part in self.qkv(x).chunk(3, dim=-1))
-        return self.proj(_attend(q, k, v).transpose(1, 2).flatten(2))  # type: ignore[no-any-return]
+        return self.proj(_attend(q, k, v))  # type: ignore[no-any-return]
 
 
-class _SelfBlock(nn.Module):
-    """Pre-norm attention and MLP with residuals, (B, S, D) -> (B, S, D)."""
+class SelfBlock(nn.Module):
+    """Pre-norm attention and MLP with residuals, (B, S, D) -> (B, S, D); `norm` goes to both norms."""
 
-    def __init__(self, dim: int, heads: int) -> None:
+    def __init__(self, dim: int, heads: int, gelu: str = "none", **norm: Any) -> None:
         super().__init__()
-        self.norm1 = nn.LayerNorm(dim)
+        self.norm1 = nn.LayerNorm(dim, **norm)
         self.attn = SelfAttention(dim, heads)
-        self.norm2 = nn.LayerNorm(dim)
-        self.mlp = GeluMlp(dim)
+        self.norm2 = nn.LayerNorm(dim, **norm)
+        self.mlp = gelu_mlp(dim, gelu)
 
     def forward(self, x: Tensor) -> Tensor:
         x = x + self.attn(self.norm1(x))
@@ -97,8 +91,7 @@ class QueryAttention(nn.Module):
         self.kv = nn.Linear(dim, 2 * dim)
 
     def forward(self, queries: Tensor, tokens: Tensor) -> Tensor:
-        q, k, v = self._heads(queries, tokens)
-        return _attend(q, k, v).transpose(1, 2).flatten(2)
+        return _attend(*self._heads(queries, tokens))
 
     def weights(self, queries: Tensor, tokens: Tensor) -> Tensor:
         """Softmax weights (B, heads, Q, S) with which queries (B, Q, D) attend to tokens (B, S, D)."""
@@ -106,8 +99,8 @@ class QueryAttention(nn.Module):
         return torch.softmax(q @ k.transpose(-2, -1) / math.sqrt(q.shape[-1]), dim=-1)
 
     def _heads(self, queries: Tensor, tokens: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        k, v = (split_heads(part, self.heads) for part in self.kv(tokens).chunk(2, dim=-1))
-        return split_heads(self.q(queries), self.heads), k, v
+        q, (k, v) = self.q(queries), self.kv(tokens).chunk(2, dim=-1)
+        return split_heads(q, self.heads), split_heads(k, self.heads), split_heads(v, self.heads)
 
 
 class _CrossBlock(nn.Module):
@@ -118,7 +111,7 @@ class _CrossBlock(nn.Module):
         self.norm1 = nn.LayerNorm(dim)
         self.xattn = QueryAttention(dim, heads)
         self.norm2 = nn.LayerNorm(dim)
-        self.mlp = GeluMlp(dim)
+        self.mlp = gelu_mlp(dim)
 
     def forward(self, queries: Tensor, tokens: Tensor) -> Tensor:
         queries = queries + self.xattn(queries, self.norm1(tokens))
@@ -132,7 +125,7 @@ class _Pooler(nn.Module):
         super().__init__()
         self.query_tokens = nn.Parameter(torch.zeros(1, 1, dim))
         self.cross_attention_block = _CrossBlock(dim, heads)
-        self.blocks = nn.ModuleList(_SelfBlock(dim, heads) for _ in range(depth - 1))
+        self.blocks = nn.ModuleList(SelfBlock(dim, heads) for _ in range(depth - 1))
 
     def forward(self, x: Tensor) -> Tensor:
         for block in self.blocks:
@@ -140,10 +133,11 @@ class _Pooler(nn.Module):
         return self.cross_attention_block(self.query_tokens.expand(len(x), -1, -1), x)  # type: ignore[no-any-return]
 
 
-class AttentiveClassifier(nn.Module):
+class _AttentiveClassifier(nn.Module):
     """Projected tokens (B, P, N, D), (B, N, D) or (B, D) -> logits (B, L).
 
-    Only tokens with the axis P get the temporal embedding of their step; positions along N have no embedding.
+    Only tokens with the axis P get the temporal embedding of their step; positions along N
+    have no embedding.
     """
 
     def __init__(self, dim: int, classes: int, heads: int, depth: int, max_temporal_len: int) -> None:
@@ -172,17 +166,12 @@ class AttentiveProbe(nn.Module):
     """One head: tokens (B, P, N, input_dim), (B, N, input_dim) or (B, input_dim) -> logits (B, L)."""
 
     def __init__(
-        self,
-        input_dim: int,
-        num_classes: int,
-        model_dim: int = 768,
-        num_heads: int = 16,
-        depth: int = 4,
+        self, input_dim: int, num_classes: int, model_dim: int = 768, num_heads: int = 16, depth: int = 4,
         max_temporal_len: int = 128,
-    ) -> None:
+    ) -> None:  # fmt: skip
         super().__init__()
         self.projector = nn.Sequential(nn.Linear(input_dim, model_dim), nn.LayerNorm(model_dim), nn.GELU())
-        self.classifier = AttentiveClassifier(model_dim, num_classes, num_heads, depth, max_temporal_len)
+        self.classifier = _AttentiveClassifier(model_dim, num_classes, num_heads, depth, max_temporal_len)
         self._initialise()
 
     def forward(self, tokens: Tensor) -> Tensor:
@@ -191,7 +180,7 @@ class AttentiveProbe(nn.Module):
     @torch.no_grad()
     def _initialise(self) -> None:
         """Truncated normal weights, residual branches scaled down with depth; the last layer keeps torch's default."""
-        pooler = self.classifier.pooler
+        pooler: Any = self.classifier.pooler
         for part in (self.projector, pooler):
             for module in part.modules():
                 if isinstance(module, nn.Linear):
@@ -199,19 +188,14 @@ class AttentiveProbe(nn.Module):
                     nn.init.zeros_(module.bias)
         for parameter in (pooler.query_tokens, self.classifier.temporal_embed):
             nn.init.trunc_normal_(parameter, std=INIT_STD, a=-2.0, b=2.0)
-        for index, block in enumerate(pooler.blocks):
-            assert isinstance(block, _SelfBlock)
-            block.attn.proj.weight.div_(math.sqrt(2 * (index + 1)))
-            block.mlp.fc2.weight.div_(math.sqrt(2 * (index + 1)))
+        for index, block in enumerate(pooler.blocks, start=1):
+            block.attn.proj.weight.div_(math.sqrt(2 * index))
+            block.mlp.fc2.weight.div_(math.sqrt(2 * index))
         pooler.cross_attention_block.mlp.fc2.weight.div_(math.sqrt(2 * max(1, len(pooler.blocks))))
 
 
-@dataclass(frozen=True)
-class SelectedHead:
-    """The head of a finished run that its result reports, and the scaling of channels that it expects, or None."""
-
-    network: AttentiveProbe
-    scaling: tuple[Floats, Floats] | None
+SelectedHead = tuple[AttentiveProbe, tuple[Floats, Floats] | None]
+"""The head that the result of a run reports, and the scaling of channels that it expects."""
 
 
 def load_head(file: Path, classes: int) -> SelectedHead:
@@ -228,37 +212,36 @@ def load_head(file: Path, classes: int) -> SelectedHead:
         sizes = (settings[name] for name in ("model_dim", "num_heads", "depth", "max_temporal_len"))
         network = AttentiveProbe(weights["projector.0.weight"].shape[1], classes, *sizes)
         network.load_state_dict(weights)
-    except Exception as error:
+    except Exception as error:  # torch raises many kinds for a file that isn't its own
         reason = str(error).splitlines()[0] if str(error) else type(error).__name__
         raise LaryError(f"{file} holds no head that can be used ({reason}): run the probe again.") from error
     pair = None if scaling is None else (scaling["mean"].numpy(), scaling["std"].numpy())
-    return SelectedHead(network.eval(), pair)
+    return network.eval(), pair
 
 
 @torch.no_grad()
 def attend(head: SelectedHead, source: LatentSource, rows: Sequence[int] | Ints) -> tuple[Floats, Floats]:
     """Scores (B, L) of the samples at `rows` and their attention (B, S), computed on the CPU.
 
-    The attention is the mean over heads of softmax weights; rows sum to 1. S counts the tokens of all steps, step by
-    step.
+    The attention is the mean over heads of softmax weights; rows sum to 1. S counts the
+    tokens of all steps, step by step.
     """
-    read = standardised(source, *head.scaling) if head.scaling else source
+    network, scaling = head
+    read = standardised(source, *scaling) if scaling else source
     tokens = torch.from_numpy(np.ascontiguousarray(read.read(np.asarray(rows, dtype=np.int64)), dtype=np.float32))
     seen: list[Tensor] = []
-    attention = head.network.classifier.pooler.cross_attention_block.xattn
-    handle = attention.register_forward_pre_hook(lambda module, inputs: seen.append(module.weights(*inputs)))
-    try:
-        logits = head.network(tokens)
-    finally:
-        handle.remove()
+    attention = network.classifier.pooler.cross_attention_block.xattn
+    with attention.register_forward_pre_hook(lambda module, inputs: seen.append(module.weights(*inputs))):
+        logits = network(tokens)
     return logits.numpy(), seen[0].mean(dim=(1, 2)).numpy()
 
 
-class NormedLinear(torch.autograd.Function):
+class _NormedLinear(torch.autograd.Function):
     """``linear(layer_norm(x))`` of an input (B, F) that needs no gradient, as latents don't.
 
-    The gradients of the norm's weights follow from the product that the linear layer's own gradient is made of, so the
-    backward pass has one matrix product where autograd has two. For the published width that is a third of all work.
+    The gradients of the norm's weights follow from the product that the linear layer's own
+    gradient is made of, so the backward pass has one matrix product where autograd has two.
+    For the published width that is a third of all work.
     """
 
     @staticmethod
@@ -310,7 +293,7 @@ class _ResidualMlp(nn.Module):
         if x.requires_grad:
             x = F.relu(first(norm(x)))
         else:
-            x = F.relu(NormedLinear.apply(x, norm.weight, norm.bias, norm.eps, first.weight, first.bias))  # type: ignore[no-untyped-call]
+            x = F.relu(_NormedLinear.apply(x, norm.weight, norm.bias, norm.eps, first.weight, first.bias))  # type: ignore[no-untyped-call]
         for block in self.mlp_resnet_blocks:
             x = block(x)
         return self.fc2(self.layer_norm2(x))  # type: ignore[no-any-return]
@@ -328,14 +311,11 @@ class ActionExpertMLP(nn.Module):
     def forward(self, tokens: Tensor) -> Tensor:
         return self.model(tokens.flatten(1))  # type: ignore[no-any-return]
 
-    def loss(self, tokens: Tensor, target: Tensor, count: int | None = None, share: slice = WHOLE) -> Tensor:
+    predict = forward
+
+    def loss(self, tokens: Tensor, target: Tensor, count: int, share: slice) -> Tensor:
         """Huber loss of the predicted chunk against `target` (B, K * A): the sum over the size of the whole batch.
 
         `tokens` and `target` are the `share` of a batch of `count` samples.
         """
-        count = len(tokens) if count is None else count
         return F.huber_loss(self(tokens), target, reduction="sum") / (count * target.shape[1])
-
-    def predict(self, tokens: Tensor) -> Tensor:
-        """The predicted chunk (B, K * A)."""
-        return self(tokens)  # type: ignore[no-any-return]

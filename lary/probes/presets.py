@@ -1,22 +1,32 @@
 """How large the probes are and how long they train: records by name, chosen with ``--probe-preset``.
 
-``paper`` is the published setting (arXiv 2604.11689 and its public configuration). ``demo`` is a narrow, short one for
-a CPU: it ranks representations, and its numbers are not comparable with the published tables.
+``paper`` is the published setting (arXiv 2604.11689 and its public configuration).
+``demo`` is a narrow, short one for a CPU: it ranks representations, and its numbers are
+not comparable with the published tables.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+import math
+from dataclasses import dataclass, replace
+from typing import Any, Literal
 
 from lary.registry import Registry
+from lary.types import UsageError
+
+ProbeKind = Literal["attentive", "mlp", "dit", "ridge"]
+
+TRAINING_STEPS = 1000
+"""Timesteps of the diffusion that the DiT probe is trained on."""
 
 
 @dataclass(frozen=True)
 class HeadSettings:
-    """One head of the classification probe: its AdamW learning rate and weight decay, and where a cosine takes them.
+    """One head of the classification probe: its AdamW, and where a cosine takes it.
 
-    `warmup` counts epochs, during which the learning rate rises from `start_lr`. A ``final_weight_decay`` or
-    ``start_lr`` of None means that the value stays, or starts, at its reference.
+    `warmup` counts epochs, during which the learning rate rises from `start_lr`. Where
+    ``final_weight_decay`` or ``start_lr`` is None the value stays, or starts, at its
+    reference.
     """
 
     lr: float
@@ -27,13 +37,39 @@ class HeadSettings:
     warmup: float = 0.0
 
 
+def learning_rate(head: HeadSettings, step: int, total: int, per_epoch: int) -> float:
+    """Learning rate of update number `step`, counted from 1, of `total` updates with `per_epoch` in an epoch.
+
+    A linear rise over ``head.warmup`` epochs, then a half cosine that reaches ``final_lr``
+    with the very last update.
+    """
+    rise = int(head.warmup * per_epoch)
+    if step < rise:
+        start = head.lr if head.start_lr is None else head.start_lr
+        return start + step / max(1, rise) * (head.lr - start)
+    share = (step - rise) / max(1, total - rise)
+    return max(head.final_lr, _cosine(head.lr, head.final_lr, share))
+
+
+def weight_decay(head: HeadSettings, step: int, total: int) -> float:
+    """Weight decay of update number `step`, counted from 1: a half cosine from reference to final value."""
+    final = head.weight_decay if head.final_weight_decay is None else head.final_weight_decay
+    value = _cosine(head.weight_decay, final, step / total)
+    return max(final, value) if final <= head.weight_decay else min(final, value)
+
+
+def _cosine(start: float, final: float, share: float) -> float:
+    return final + (start - final) * 0.5 * (1.0 + math.cos(math.pi * share))
+
+
 @dataclass(frozen=True)
 class ClassifierSettings:
     """The attentive probe.
 
-    `depth` counts the cross-attention block; `bfloat16` applies to training on devices that have it, unless
-    ``--precision`` says otherwise. `standardise` brings every channel of the latents to mean 0 and standard deviation 1
-    on the training rows; the published probe takes them as they are, and learns little from small values in few epochs.
+    `depth` counts the cross-attention block. `bfloat16` applies to training on devices
+    that have it, unless ``--precision`` says otherwise. `standardise` brings every channel
+    of the latents to mean 0 and standard deviation 1 on the training rows; the published
+    probe takes them as they are, and learns little from small values in few epochs.
     """
 
     model_dim: int
@@ -50,7 +86,7 @@ class ClassifierSettings:
 
 @dataclass(frozen=True)
 class RegressorSettings:
-    """The MLP probe; `warmup` is the share of all updates during which the learning rate rises from 0."""
+    """The MLP probe; `warmup` is the share of all updates in which the learning rate rises from 0."""
 
     hidden_dim: int
     num_blocks: int
@@ -78,10 +114,18 @@ class DitSettings:
 
 @dataclass(frozen=True)
 class RidgeSettings:
-    """The ridge probe: its penalties, as multiples of the mean non-zero eigenvalue of the features' Gram matrix."""
+    """The ridge probe: penalties as multiples of the mean non-zero eigenvalue of the features' Gram matrix."""
 
     shrinkages: tuple[float, ...] = (1e-4, 1e-3, 1e-2, 1e-1, 1.0, 1e1, 1e2, 1e3)
     batch_size: int = 256
+
+    @property
+    def epochs(self) -> int:
+        """Number of fits, one per penalty."""
+        return len(self.shrinkages)
+
+
+ActionSettings = RegressorSettings | DitSettings | RidgeSettings
 
 
 @dataclass(frozen=True)
@@ -94,6 +138,27 @@ class ProbePreset:
     regressor: RegressorSettings
     dit: DitSettings = DitSettings()
     ridge: RidgeSettings = RidgeSettings()
+
+    def settings(
+        self, kind: ProbeKind, *, epochs: int | None, batch_size: int | None, sampler_steps: int | None = None
+    ) -> Any:
+        """The settings of one kind of probe, with what was asked for in their place. Raises UsageError."""
+        own: Any = {"attentive": self.classifier, "mlp": self.regressor, "dit": self.dit, "ridge": self.ridge}[kind]
+        given = {"epochs": epochs, "batch_size": batch_size, "sampler_steps": sampler_steps}
+        changes = {name: value for name, value in given.items() if value is not None}
+        if kind == "ridge" and changes:
+            name, value = next(iter(changes.items()))
+            option = "probe-batch-size" if name == "batch_size" else name.replace("_", "-")
+            raise UsageError(
+                f"--{option.replace('_', '-')} {value}: the ridge probe is not trained; leave the option out."
+            )
+        if sampler_steps is not None and kind != "dit":
+            raise UsageError(
+                f"--sampler-steps {sampler_steps}: only the probe dit draws samples; leave the option out."
+            )
+        if sampler_steps is not None and not 1 <= sampler_steps <= TRAINING_STEPS:
+            raise UsageError(f"--sampler-steps {sampler_steps}: must be from 1 to {TRAINING_STEPS}; 500 is published.")
+        return replace(own, **changes)
 
 
 PRESETS: Registry[ProbePreset] = Registry("probe preset")

@@ -1,21 +1,23 @@
-"""The regression probes: from the latents of image pairs to normalised action chunks, by an MLP or a DiT.
+"""The regression probes: from the latents of image pairs to normalised action chunks, by MLP, DiT or ridge regression.
 
-Which epoch is reported is decided on a held-out tenth of the training split (protocol ``corrected``), and beside it as
-the published code does: the epoch with the smallest error on the reported split itself.
+Which epoch, or which penalty of the ridge, is reported is decided on a held-out tenth of the
+training split (protocol ``corrected``), and beside it as the published code does: the one
+with the smallest error on the reported split itself.
 """
 
 from __future__ import annotations
 
-import json
 import math
+from abc import abstractmethod
 from collections.abc import Callable, Mapping
-from dataclasses import asdict, dataclass, field, replace
-from typing import Any, Literal
+from dataclasses import dataclass, replace
+from typing import Any
 
 import numpy as np
 import torch
+from torch import Tensor
 
-from lary.probes.dit import TRAINING_STEPS, ActionExpertDiT, Sampler
+from lary.probes.dit import ActionExpertDiT, Sampler
 from lary.probes.nets import ActionExpertMLP
 from lary.probes.outcome import (
     ActionPredictions,
@@ -23,24 +25,22 @@ from lary.probes.outcome import (
     Ints,
     RegressionOutcome,
     SampleColumns,
-    SelectionName,
     SplitOutcome,
+    Values,
     huber_loss,
     mse,
 )
-from lary.probes.presets import DitSettings, ProbePreset, RegressorSettings
-from lary.probes.session import Session, StateFile, save_checkpoint
-from lary.probes.sources import keep_in_memory, split_training_rows
-from lary.probes.training import Training, adamw, check_tokens, count_weights, warmup_factor
-from lary.runtime import seed_everything
+from lary.probes.presets import ActionSettings, DitSettings, RegressorSettings, RidgeSettings
+from lary.probes.sources import CHUNK, check_memory, check_splits, keep_in_memory, training_rows
+from lary.probes.training import Session, Training, adamw, save_checkpoint
+from lary.runtime import memory_bytes, seed_everything
 from lary.types import LaryError, LatentSource, UsageError
-
-Network = ActionExpertMLP | ActionExpertDiT
-NetworkType = Literal["mlp", "dit"]
-NetworkSettings = RegressorSettings | DitSettings
 
 SEEN = "seen"
 """The role of the split that the published code picks its epoch on."""
+
+RIDGE_SHARE = 0.6
+"""Share of this machine's memory that the features of the ridge and their Gram matrix may take."""
 
 
 @dataclass(frozen=True)
@@ -66,76 +66,103 @@ class RegressorInputs:
     groups: Mapping[str, tuple[int, ...]]
 
 
-@dataclass
-class Pick:
-    """The epoch with the smallest error so far in one column of the history, and what was predicted then."""
+def train_regressor(inputs: RegressorInputs, settings: ActionSettings, session: Session) -> RegressionOutcome:
+    """Train the probe that the settings are for and return its predictions for every evaluated sample.
 
-    column: str
-    row: dict[str, Any] = field(default_factory=dict)
-    values: dict[str, Floats] = field(default_factory=dict)
+    Epochs count from 1; for the ridge an epoch is the number of a penalty. ``best_model.pth``
+    in the session's folder holds the weights of the reported epoch, written whenever a better
+    one is found: the state dict of the network, or ``coef`` (F, K * A), ``intercept``
+    (K * A), ``mean`` and ``std`` (F) of the ridge. With an identity in `session` an
+    interrupted training is resumed, and its result is bit-identical on a CPU. The progress
+    advances by the size of the training split in every epoch. The DiT draws every chunk that
+    is scored.
 
-    def consider(self, row: dict[str, Any], values: dict[str, Floats]) -> bool:
-        """Take this epoch if it is strictly better, and return whether it was taken."""
-        if row[self.column] >= self.row.get(self.column, math.inf):
-            return False
-        self.row, self.values = row, values
-        return True
+    Raises:
+        UsageError: the inputs don't fit together, nothing can be held out, or the probe
+            doesn't fit into memory.
+        LaryError: the training diverged.
+    """
+    evaluated = [(split.latents, split.targets) for split in inputs.evaluated.values()]
+    check_splits((inputs.train, inputs.train_targets), *evaluated)
+    seed_everything(session.seed)
+    rows = training_rows(session.protocol, inputs.train_groups, seed=session.seed)
+    training: ActionTraining
+    if isinstance(settings, RidgeSettings):
+        training = RidgeTraining(inputs, settings, replace(session, device="cpu"), rows)
+    else:
+        training = RegressorTraining(inputs, settings, session, rows)
+    training.run()
+    return training.outcome()
 
 
-class Evaluation:
-    """The scores of a regression probe, epoch by epoch, and the ways to choose one, the headline first."""
+class ActionTraining(Training):
+    """What the trainings of all regression probes share: the scores of an epoch, and the ways to choose one."""
 
-    def __init__(self, inputs: RegressorInputs, held_rows: Ints, batch_size: int) -> None:
-        self.inputs, self.held_rows, self.batch_size = inputs, held_rows, batch_size
-        # Without held-out rows the published choice is the only one.
-        self.picks: dict[SelectionName, Pick] = {"held_out": Pick("held_out_mse")} if len(held_rows) else {}
-        self.picks["best_on_validation"] = Pick(f"{SEEN}_mse")
+    checkpoint = "best_model.pth"
 
-    def score(self, row: dict[str, Any], predict: Callable[[LatentSource, Ints], Floats]) -> dict[str, Floats]:
-        """Add the errors of one epoch to its row of the history; returns the predictions by role."""
-        inputs = self.inputs
+    def __init__(
+        self, inputs: RegressorInputs, settings: ActionSettings, session: Session, rows: tuple[Ints, Ints]
+    ) -> None:
+        targets = [split.targets for split in inputs.evaluated.values()]
+        kind = type(settings).__name__
+        super().__init__(
+            session, settings, rows,
+            kind, list(inputs.train.shape), list(inputs.train_groups), inputs.train_targets, *targets,
+        )  # fmt: skip
+        self.inputs = inputs
+        self.predicted: dict[str, Tensor] = {}
+
+    @abstractmethod
+    def weights(self) -> dict[str, Tensor]:
+        """The weights of the latest epoch."""
+
+    def score(self, row: dict[str, Any], predict: Callable[[LatentSource, Ints], Floats]) -> None:
+        """Predict all that is scored with the latest weights, and add the errors to a row of the history."""
+        inputs, size = self.inputs, self.settings.batch_size
         if len(self.held_rows):
             held = predict(inputs.train, self.held_rows)
-            row |= errors("held_out", held, inputs.train_targets[self.held_rows], self.batch_size)
-        values = {
-            role: predict(split.latents, np.arange(len(split.latents))) for role, split in inputs.evaluated.items()
-        }
+            row |= errors("held_out", held, inputs.train_targets[self.held_rows], size)
         for role, split in inputs.evaluated.items():
-            row |= errors(role, values[role], split.targets, self.batch_size)
-        return values
+            found = predict(split.latents, np.arange(len(split.latents)))
+            row |= errors(role, found, split.targets, size)
+            self.predicted[role] = torch.from_numpy(found)
 
-    def consider(self, row: dict[str, Any], values: dict[str, Floats]) -> bool:
-        """Offer an epoch to all picks, and return whether it is the one to report from now on."""
-        taken = [pick.consider(row, values) for pick in self.picks.values()]
-        return taken[0]
+    def close_epoch(self, epoch: int) -> None:
+        """Offer the epoch to the picks, and write its weights where the reported pick takes it."""
+        # Without held-out rows the published choice is the only one.
+        columns = {"held_out": "held_out_mse"} if len(self.held_rows) else {}
+        row, values = self.history[-1], dict(self.predicted)
+        taken = [
+            self.offer(name, [-row[column]], epoch=epoch, values=values)
+            for name, column in (columns | {"best_on_validation": f"{SEEN}_mse"}).items()
+        ]
+        if taken[0] and self.folder is not None:
+            save_checkpoint(self.folder / self.checkpoint, self.weights())
 
-    def outcome(
-        self, history: list[dict[str, Any]], settings: dict[str, Any], warnings: tuple[str, ...]
-    ) -> RegressionOutcome:
+    def outcome(self) -> RegressionOutcome:
         """The outcome of the picked epochs."""
+        inputs = self.inputs
+        rows = {name: self.history[pick["epoch"] - 1] for name, pick in self.picks.items()}
+        self.log({f"final/{name}_{SEEN}_mse": row[f"{SEEN}_mse"] for name, row in rows.items()})
+        mean_action = inputs.train_targets.mean(axis=0, dtype=np.float64).astype(np.float32)
+        splits = {}
+        for role, split in inputs.evaluated.items():
+            selections: Any = {
+                name: ActionPredictions(pick["epoch"], pick["values"][role].numpy())
+                for name, pick in self.picks.items()
+            }
+            losses: Any = {name: row[f"{role}_loss"] for name, row in rows.items()}
+            controls = {"mean_action": np.broadcast_to(mean_action, split.targets.shape).copy()}
+            splits[role] = SplitOutcome(
+                split.samples, split.targets, split.mean, split.std, selections, controls, losses
+            )  # fmt: skip
         return RegressionOutcome(
-            dims=self.inputs.dims,
-            groups=self.inputs.groups,
-            splits={role: self._split_outcome(role) for role in self.inputs.evaluated},
-            history=history,
-            settings={**settings, "tokens": list(self.inputs.train.shape)},
-            warnings=warnings,
-        )
+            inputs.dims, inputs.groups, splits, self.history, self.stated(inputs.train), self.warnings()
+        )  # fmt: skip
 
-    def _split_outcome(self, role: str) -> SplitOutcome:
-        split, targets = self.inputs.evaluated[role], self.inputs.train_targets
-        mean_action = targets.mean(axis=0, dtype=np.float64).astype(np.float32)
-        return SplitOutcome(
-            samples=split.samples,
-            targets=split.targets,
-            mean=split.mean,
-            std=split.std,
-            selections={
-                name: ActionPredictions(pick.row["epoch"], pick.values[role]) for name, pick in self.picks.items()
-            },
-            controls={"mean_action": np.broadcast_to(mean_action, split.targets.shape).copy()},
-            loss={name: pick.row[f"{role}_loss"] for name, pick in self.picks.items()},
-        )
+    def warnings(self) -> tuple[str, ...]:
+        """Sentences for the result."""
+        return ()
 
 
 def errors(name: str, predicted: Floats, targets: Floats, batch_size: int) -> dict[str, float]:
@@ -143,136 +170,46 @@ def errors(name: str, predicted: Floats, targets: Floats, batch_size: int) -> di
     return {f"{name}_loss": huber_loss(predicted, targets, batch_size), f"{name}_mse": mse(predicted, targets)}
 
 
-def check_regression(inputs: RegressorInputs) -> None:
-    """Refuse inputs that don't fit together. Raises UsageError."""
-    if SEEN not in inputs.evaluated:
-        raise UsageError("A regression probe needs the split 'seen' to report.")
-    check_tokens(inputs.train.shape)
-    if not len(inputs.train) == len(inputs.train_targets) == len(inputs.train_groups):
-        raise UsageError("Latents, targets and samples of the training split differ in number: extract it again.")
-    for role, split in inputs.evaluated.items():
-        if not len(split.latents) == len(split.targets) == len(split.samples.ids):
-            raise UsageError(f"Latents, targets and samples of the {role} split differ in number: extract it again.")
-        if split.latents.shape != inputs.train.shape:
-            raise UsageError(
-                f"Training latents have shape {inputs.train.shape}, {role} latents {split.latents.shape}: "
-                "extract both splits with the same model and settings."
-            )
-        if split.targets.shape[1:] != inputs.train_targets.shape[1:]:
-            raise UsageError(f"Action chunks of the training and the {role} split differ in length or dimensions.")
-    if not all(len(targets) for targets in (inputs.train_targets, *(s.targets for s in inputs.evaluated.values()))):
-        raise UsageError("A regression probe needs at least one sample in every split.")
+class RegressorTraining(ActionTraining):
+    """An MLP or a DiT in training."""
 
-
-def train_regressor(
-    inputs: RegressorInputs,
-    preset: ProbePreset,
-    session: Session,
-    *,
-    epochs: int | None = None,
-    batch_size: int | None = None,
-    probe: NetworkType = "mlp",
-    sampler_steps: int | None = None,
-) -> RegressionOutcome:
-    """Train a probe and return the predictions of its selected epochs for every evaluated sample.
-
-    Epochs count from 1. ``best_model.pth`` in the session's folder is the state dict of the reported epoch, written
-    whenever a better one is found. With an identity in `session` an interrupted training is resumed, and its result is
-    bit-identical on a CPU. The progress advances by the size of the training split in every epoch. The DiT draws every
-    chunk that is scored, with the sampling steps of its settings or `sampler_steps`.
-
-    Raises:
-        UsageError: the inputs don't fit together, nothing can be held out, or the network doesn't fit into memory.
-        LaryError: a latent isn't finite, or the training diverged.
-    """
-    settings = choose_settings(preset, probe, epochs, batch_size, sampler_steps)
-    check_regression(inputs)
-    seed_everything(session.seed)
-    rows = split_training_rows(session.protocol, inputs.train_groups, seed=session.seed)
-    training = RegressorTraining(inputs, settings, session, rows)
-    training.run(
-        StateFile(
-            session, probe, asdict(settings), list(inputs.train.shape), inputs.train_targets,
-            list(inputs.train_groups), *(split.targets for split in inputs.evaluated.values()),
-        )
-    )  # fmt: skip
-    evaluation = training.evaluation
-    training.log({f"final/{name}_{SEEN}_mse": pick.row[f"{SEEN}_mse"] for name, pick in evaluation.picks.items()})
-    stated = session.settings(settings, preset.name, rows)
-    return evaluation.outcome(training.history, stated, _warnings(settings, inputs))
-
-
-def choose_settings(
-    preset: ProbePreset, probe: NetworkType, epochs: int | None, batch_size: int | None, sampler_steps: int | None
-) -> NetworkSettings:
-    """The settings of a preset with what was asked for in their place. Raises UsageError."""
-    given = preset.dit if probe == "dit" else preset.regressor
-    settings = replace(given, epochs=epochs or given.epochs, batch_size=batch_size or given.batch_size)
-    if sampler_steps is None:
-        return settings
-    if not isinstance(settings, DitSettings):
-        raise UsageError(f"--sampler-steps {sampler_steps}: only the probe dit draws samples; leave the option out.")
-    if not 1 <= sampler_steps <= TRAINING_STEPS:
-        raise UsageError(f"--sampler-steps {sampler_steps}: must be from 1 to {TRAINING_STEPS}; 500 is published.")
-    return replace(settings, sampler_steps=sampler_steps)
-
-
-def _warnings(settings: NetworkSettings, inputs: RegressorInputs) -> tuple[str, ...]:
-    if not isinstance(settings, DitSettings):
-        return ()
-    beyond = float(np.mean(np.abs(inputs.evaluated[SEEN].targets) > 1))
-    return (
-        f"The sampler of the DiT keeps predictions within one standard deviation, as published; {100 * beyond:.1f} % "
-        "of the targets on the seen split lie beyond.",
-    )
-
-
-def make_regressor(settings: NetworkSettings, tokens: tuple[int, ...], targets: tuple[int, ...], seed: int) -> Network:
-    """The network of a probe for tokens of this shape and targets (n, K, A); `seed` is that of the DiT's samples."""
-    _, steps, dims = targets
-    size = math.prod(tokens)
-    if isinstance(settings, DitSettings):
-        sampler = Sampler(settings.sampler_steps, seed)
-        return ActionExpertDiT(size, dims, steps, settings.hidden_dim, settings.depth, settings.num_heads, sampler)
-    return ActionExpertMLP(size, dims, steps, hidden_dim=settings.hidden_dim, num_blocks=settings.num_blocks)
-
-
-class RegressorTraining(Training):
-    """The network in training."""
-
-    checkpoint = "best_model.pth"
-
-    def __init__(
-        self, inputs: RegressorInputs, settings: NetworkSettings, session: Session, rows: tuple[Ints, Ints]
-    ) -> None:
-        super().__init__(session, rows, settings.epochs, settings.batch_size)
-        self.inputs, self.settings = inputs, settings
-        self.evaluation = Evaluation(inputs, self.held_rows, self.batch_size)
-        self.order = np.random.default_rng(session.seed)
-        self.predicted: dict[str, Floats] = {}
+    settings: RegressorSettings | DitSettings
 
     def build(self) -> dict[str, Any]:
         inputs, settings = self.inputs, self.settings
-        shapes = inputs.train.shape, inputs.train_targets.shape
-        weights = count_weights(lambda: make_regressor(settings, *shapes, self.session.seed))
-        kind = "dit" if isinstance(settings, DitSettings) else "mlp"
-        self.check_memory(weights, inputs.train.shape, f"probe {kind}")
+        check_memory(self.make, 1, settings.batch_size, inputs.train.shape, self.device)
+        self.network = self.make().to(self.device)
+        self.optimizer = adamw(self.network, settings.lr, settings.weight_decay)
+        # The orders of the epochs that a resumed training has completed are drawn once more.
+        self.order = np.random.default_rng(self.session.seed)
+        for _ in self.history:
+            self.order.permutation(self.fit_rows)
+        size = self.team.size
         splits = {
-            role: replace(split, latents=keep_in_memory(split.latents, self.team.size))
+            role: replace(split, latents=keep_in_memory(split.latents, size))
             for role, split in inputs.evaluated.items()
         }
-        train = keep_in_memory(inputs.train, self.team.size)
-        self.inputs = self.evaluation.inputs = replace(inputs, train=train, evaluated=splits)
-        self.network = make_regressor(settings, *shapes, self.session.seed).to(self.device)
-        self.optimizer = adamw(self.network, settings.lr, settings.weight_decay)
+        self.inputs = replace(inputs, train=keep_in_memory(inputs.train, size), evaluated=splits)
         return {"network": self.network, "optimizer": self.optimizer}
+
+    def make(self) -> ActionExpertMLP | ActionExpertDiT:
+        """The network for tokens and targets of these shapes."""
+        own, (_, steps, dims) = self.settings, self.inputs.train_targets.shape
+        size = math.prod(self.inputs.train.shape)
+        if isinstance(own, DitSettings):
+            sampler = Sampler(own.sampler_steps, self.session.seed)
+            return ActionExpertDiT(size, dims, steps, own.hidden_dim, own.depth, own.num_heads, sampler)
+        return ActionExpertMLP(size, dims, steps, own.hidden_dim, own.num_blocks)
+
+    def weights(self) -> dict[str, Tensor]:
+        return self.network.state_dict()
 
     def run_epoch(self, epoch: int) -> dict[str, Any]:
         row: dict[str, Any] = {"epoch": epoch, "learning_rate": self.rate(self.step)}
         row["train_loss"] = self.train_epoch(self.order.permutation(self.fit_rows))
         self.network.eval()
-        self.predicted = self.evaluation.score(row, self._predict)
-        self.session.advance(len(self.held_rows))
+        self.score(row, self._predict)
+        self.advance(len(self.held_rows))
         if not all(math.isfinite(value) for value in row.values()):
             raise self._diverged("its predictions are not finite")
         return row
@@ -286,7 +223,7 @@ class RegressorTraining(Training):
             for group in self.optimizer.param_groups:
                 group["lr"] = rate
             wanted = torch.from_numpy(self.inputs.train_targets[rows]).flatten(1).to(self.device)
-            loss = self.network.loss(tokens, wanted, count, self.team.share(count))
+            loss = self.network.loss(tokens, wanted, count, self.team.share)
             self.optimizer.zero_grad(set_to_none=True)
             loss.backward()  # type: ignore[no-untyped-call]
             total = loss.detach()
@@ -296,13 +233,13 @@ class RegressorTraining(Training):
                 raise self._diverged("its loss is not finite")
             self.team.add_gradients(self.network)
             self.optimizer.step()
-            if self.session.tracker is not None:
-                self.log({"batch_loss": losses[-1], "batch_learning_rate": rate})
+            self.log({"batch_loss": losses[-1], "batch_learning_rate": rate})
         return float(np.mean(losses))
 
     def rate(self, update: int) -> float:
-        """Learning rate of an update, counted from 0."""
-        return self.settings.lr * warmup_factor(update, self.total, self.settings.warmup)
+        """Learning rate of an update, counted from 0: a linear rise from 0, then constant."""
+        rise = int(self.total * self.settings.warmup)
+        return self.settings.lr * (update / rise if update < rise else 1.0)
 
     def _predict(self, source: LatentSource, rows: Ints) -> Floats:
         """Predicted chunks (n, K, A) float32 for `rows`."""
@@ -310,29 +247,84 @@ class RegressorTraining(Training):
         return values.reshape(-1, *self.inputs.train_targets.shape[1:])
 
     def _diverged(self, what: str) -> LaryError:
-        rate = self.rate(self.step)
         return LaryError(
             f"The regression probe diverged in epoch {len(self.history) + 1}, update {self.step} (learning rate "
-            f"{rate:.3g} of {self.settings.lr:g}): {what}. Check the scale of the latents, or train with another "
-            "--probe-preset."
+            f"{self.rate(self.step):.3g} of {self.settings.lr:g}): {what}. Check the scale of the latents, or train "
+            "with another --probe-preset."
         )
 
-    def close_epoch(self, epoch: int) -> None:
-        """Offer the epoch to the picks, and write ``best_model.pth`` where it is the best one so far."""
-        best = self.evaluation.consider(self.history[-1], self.predicted)
-        if best and self.folder is not None:
-            save_checkpoint(self.folder / self.checkpoint, self.network.state_dict())
+    def warnings(self) -> tuple[str, ...]:
+        if not isinstance(self.settings, DitSettings):
+            return ()
+        beyond = float(np.mean(np.abs(self.inputs.evaluated[SEEN].targets) > 1))
+        return (
+            f"The sampler of the DiT keeps predictions within one standard deviation, as published; "
+            f"{100 * beyond:.1f} % of the targets on the seen split lie beyond.",
+        )
 
-    def found(self) -> dict[str, Any]:
-        picks = {
-            name: {"row": pick.row, "values": {role: torch.from_numpy(value) for role, value in pick.values.items()}}
-            for name, pick in self.evaluation.picks.items()
-        }
-        return {"picks": picks, "order": json.dumps(self.order.bit_generator.state)}
 
-    def restore(self, before: dict[str, Any]) -> None:
-        self.order.bit_generator.state = json.loads(before["order"])
-        for name, pick in self.evaluation.picks.items():
-            kept = before["picks"][name]
-            pick.row = kept["row"]
-            pick.values = {role: value.numpy() for role, value in kept["values"].items()}
+class RidgeTraining(ActionTraining):
+    """Action chunks as a linear function of the flattened latents, in closed form; a fast reference.
+
+    Every value is centred, and scaled by its channel: scaled by itself, a value that hardly
+    ever changes in training would blow up what is seen there for the first time.
+    """
+
+    settings: RidgeSettings
+
+    def build(self) -> dict[str, Any]:
+        rows, size = self.fit_rows, math.prod(self.inputs.train.shape)
+        needed, present = 8 * (2 * len(rows) * size + 2 * min(len(rows), size) ** 2), memory_bytes()
+        if needed > RIDGE_SHARE * present:
+            raise UsageError(
+                f"The ridge probe needs {needed / 1e9:.1f} GB for {len(rows)} samples of {size} values, this machine "
+                f"has {present / 1e9:.1f} GB: pool the latents with --pool, project them with --project, or use "
+                "--model-type mlp."
+            )
+        features = np.empty((len(rows), size))
+        for start in range(0, len(rows), CHUNK):
+            part = rows[start : start + CHUNK]
+            features[start : start + len(part)] = self.inputs.train.read(part).reshape(len(part), -1)
+        mean = features.mean(axis=0)
+        features -= mean
+        spread = np.sqrt(np.square(features).mean(axis=0).reshape(-1, self.inputs.train.shape[-1]).mean(axis=0))
+        spread[spread < 1e-6 * max(1.0, float(np.abs(mean).max()))] = 1.0
+        std = np.tile(spread, size // len(spread))
+        features /= std
+        self.features = features
+        self.linear: dict[str, Values] = {"mean": mean, "std": std}
+        return {}
+
+    def weights(self) -> dict[str, Tensor]:
+        return {name: torch.from_numpy(np.ascontiguousarray(value)) for name, value in self.linear.items()}
+
+    def run_epoch(self, epoch: int) -> dict[str, Any]:
+        from sklearn.linear_model import Ridge
+
+        shrinkage = self.settings.shrinkages[epoch - 1]
+        targets = self.inputs.train_targets[self.fit_rows]
+        model = Ridge(alpha=shrinkage * max(self.features.shape), solver="cholesky")
+        model.fit(self.features, targets.reshape(len(targets), -1))
+        coef, intercept = np.atleast_2d(model.coef_).T, np.atleast_1d(model.intercept_)
+        self.linear = {"coef": coef, "intercept": intercept, "mean": self.linear["mean"], "std": self.linear["std"]}
+        fitted = (self.features @ coef + intercept).reshape(targets.shape).astype(np.float32)
+        row: dict[str, Any] = {"epoch": epoch, "shrinkage": shrinkage}
+        row |= errors("train", fitted, targets, self.settings.batch_size)
+        self.score(row, self._predict)
+        self.advance(len(self.inputs.train))
+        return row
+
+    def _predict(self, source: LatentSource, rows: Ints) -> Floats:
+        """Predicted chunks (n, K, A) float32 for `rows`."""
+        own, parts = self.linear, []
+        for start in range(0, len(rows), CHUNK):
+            tokens = source.read(rows[start : start + CHUNK])
+            features = (tokens.reshape(len(tokens), -1).astype(np.float64) - own["mean"]) / own["std"]
+            parts.append(features @ own["coef"] + own["intercept"])
+        return np.concatenate(parts).reshape(-1, *self.inputs.train_targets.shape[1:]).astype(np.float32)
+
+    def warnings(self) -> tuple[str, ...]:
+        if next(iter(self.picks.values()))["epoch"] > 1:
+            return ()
+        # The end of the range may not be the best there is.
+        return (f"The smallest penalty of {len(self.history)} was picked: an even smaller one might do better.",)

@@ -1,24 +1,22 @@
-"""What a probe trains on: the latents as they are read, and the rows that are drawn in an epoch or held out.
+"""What a probe trains on: latents as they are read, rows drawn in an epoch or held out, and the memory for them.
 
-Latents are changed for the controls, kept in memory, checked, and read ahead in batches.
-
-Static pairs and shuffled orders act on the axis P, and so only on latents with one step per frame; for others the
-frames themselves are changed (`lary.runs.changed`).
+Static pairs and shuffled orders act on the axis P, and so only on latents with one step per
+frame; for others the frames themselves are changed (`lary.runs.changed`).
 """
 
 from __future__ import annotations
 
-from collections import deque
+import math
+from collections import Counter, deque
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 
 import numpy as np
 import numpy.typing as npt
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from lary.probes.outcome import Floats, Ints
-from lary.probes.session import ALONE, Team
 from lary.runtime import memory_bytes
 from lary.types import BenchmarkProtocol, LaryError, LatentSource, UsageError
 
@@ -37,49 +35,71 @@ AHEAD = 2
 SCALED_BY = 2048
 HELD_OUT_SHARE = 0.1
 
+FLOAT = 4
+"""Bytes of a float32."""
 
-class ChangedSource:
-    """Latents that `change` makes of the tokens (B, ...) of another source and their rows; `shape` is that of one."""
+BATCH_COPIES = AHEAD + 6
+"""Batches read ahead, the one in work, its normalised form and their gradients."""
 
-    def __init__(
-        self, source: LatentSource, change: Callable[[Tokens, Ints], Tokens], shape: tuple[int, ...] | None = None
-    ) -> None:
-        self._source, self._change = source, change
-        self.shape = source.shape if shape is None else shape
+COPIES = {"weights": 1, "gradients": 1, "two moments of AdamW": 2}
+
+CHUNK_TOKENS = 2048
+"""Tokens that pass a network at once on a CPU: enough for its matrix products, few enough for its cache."""
+
+CUDA_SHARE = 0.2
+"""Share of a CUDA device's memory that the activations of one pass may take."""
+
+
+# --- latents ---
+
+
+class LatentView:
+    """Latents that a function reads by rows (n,) int64: of another source, changed, or from memory."""
+
+    def __init__(self, count: int, shape: tuple[int, ...], read: Callable[[Ints], Tokens]) -> None:
+        self._count, self.shape, self._read = count, shape, read
 
     def __len__(self) -> int:
-        return len(self._source)
+        return self._count
 
     def read(self, rows: Rows) -> Tokens:
-        return self._change(self._source.read(rows), np.asarray(rows, dtype=np.int64))
+        return self._read(np.asarray(rows, dtype=np.int64))
 
 
-def named(source: LatentSource, name: Callable[[int], str]) -> LatentSource:
-    """Latents that are refused by the name of their sample where one isn't finite; `name` gives it by row."""
+def finite_latents(source: LatentSource, name: Callable[[int], str]) -> LatentSource:
+    """Latents that are refused, by the name of their sample, where one isn't finite; `name` gives it by row."""
 
-    def check(tokens: Tokens, rows: Ints) -> Tokens:
-        if (bad := first_not_finite(tokens)) is not None:
+    def read(rows: Ints) -> Tokens:
+        tokens = source.read(rows)
+        # For half precision numpy's own function is four times slower than the bits of the exponents.
+        half = tokens.dtype == np.float16
+        finite = (tokens.view(np.uint16) & 0x7C00) != 0x7C00 if half else np.isfinite(tokens)
+        if not finite.all():
+            bad = int(np.argmin(finite.reshape(len(tokens), -1).all(axis=1)))
             raise LaryError(
                 f"The latents of {name(int(rows[bad]))} hold NaN or infinity: check the model with "
                 "'lary check-model', and extract this split again."
             )
         return tokens
 
-    return ChangedSource(source, check)
+    return LatentView(len(source), source.shape, read)
 
 
 def static_pair(source: LatentSource) -> LatentSource:
     """Latents (P, N, D) whose steps are all the first one: what is left is read off the source frame."""
     _check_steps(source, "static-pair")
-    return ChangedSource(source, lambda tokens, _: np.repeat(tokens[:, :1], tokens.shape[1], axis=1))
+    steps = source.shape[0]
+    return LatentView(len(source), source.shape, lambda rows: np.repeat(source.read(rows)[:, :1], steps, axis=1))
 
 
 def shuffled_order(source: LatentSource, seed: int) -> LatentSource:
     """Latents (P, N, D) with their steps in a random order, drawn once per sample: a pair is turned half the time."""
     _check_steps(source, "shuffled-order")
-    steps = np.arange(source.shape[0])
-    order = np.random.default_rng(seed).permuted(np.tile(steps, (len(source), 1)), axis=1)
-    return ChangedSource(source, lambda tokens, rows: np.take_along_axis(tokens, order[rows][:, :, None, None], axis=1))
+    steps = np.tile(np.arange(source.shape[0]), (len(source), 1))
+    order = np.random.default_rng(seed).permuted(steps, axis=1)[:, :, None, None]
+    return LatentView(
+        len(source), source.shape, lambda rows: np.take_along_axis(source.read(rows), order[rows], axis=1)
+    )
 
 
 def _check_steps(source: LatentSource, control: str) -> None:
@@ -99,14 +119,13 @@ def projected(source: LatentSource, size: int, seed: int) -> LatentSource:
         raise UsageError(f"--project {size}: must be from 1 to {dim - 1}, since the latents have dimension {dim}.")
     draw = np.random.default_rng(seed).standard_normal((dim, size))
     matrix = (draw / np.sqrt(size)).astype(np.float32)
-    return ChangedSource(
-        source, lambda tokens, _: np.asarray(tokens @ matrix, dtype=np.float32), (*source.shape[:-1], size)
-    )
+    shape = (*source.shape[:-1], size)
+    return LatentView(len(source), shape, lambda rows: np.asarray(source.read(rows) @ matrix, dtype=np.float32))
 
 
 def standardised(source: LatentSource, mean: Floats, std: Floats) -> LatentSource:
     """Latents (x - mean) / std by channel; `mean` and `std` (D,) float32."""
-    return ChangedSource(source, lambda tokens, _: (tokens - mean) / std)
+    return LatentView(len(source), source.shape, lambda rows: (source.read(rows) - mean) / std)
 
 
 def channel_statistics(source: LatentSource, rows: Ints) -> tuple[Floats, Floats]:
@@ -127,84 +146,60 @@ def channel_statistics(source: LatentSource, rows: Ints) -> tuple[Floats, Floats
     return mean.astype(np.float32), std.astype(np.float32)
 
 
-class CachedSource:
-    """The latents of a split, read once and kept in memory in the precision that the source has."""
-
-    def __init__(self, source: LatentSource) -> None:
-        starts = range(0, len(source), CHUNK)
-        parts = (source.read(np.arange(start, min(start + CHUNK, len(source)))) for start in starts)
-        for start, part in zip(starts, parts, strict=True):
-            if not start:
-                self._tokens = np.empty((len(source), *source.shape), dtype=part.dtype)
-            self._tokens[start : start + len(part)] = part
-        self.shape = source.shape
-
-    def __len__(self) -> int:
-        return len(self._tokens)
-
-    def read(self, rows: Rows) -> Tokens:
-        return self._tokens[np.asarray(rows, dtype=np.int64)]
-
-
 def keep_in_memory(source: LatentSource, processes: int = 1) -> LatentSource:
-    """`source` itself, or a copy in memory where that is small against what there is for each of `processes`."""
-    size = 4 * len(source) * int(np.prod(source.shape))
-    return CachedSource(source) if size <= MEMORY_SHARE * memory_bytes() / processes else source
-
-
-def read_finite(source: LatentSource, rows: Ints) -> Tokens:
-    """Tokens (B, ...) of `rows`. Raises LaryError if one isn't finite."""
-    tokens = source.read(rows)
-    if (bad := first_not_finite(tokens)) is not None:
-        raise LaryError(
-            f"The latents of row {rows[bad]} hold values that are not finite: check the model and extract this split "
-            "again."
-        )
-    return tokens
-
-
-def first_not_finite(tokens: Tokens) -> int | None:
-    """Position of the first sample (B, ...) that holds NaN or infinity; None if there is none."""
-    if tokens.dtype == np.float16:  # numpy's arithmetic on it is slow: compare the bits of the exponents
-        fine = (tokens.view(np.uint16) & 0x7FFF).max(initial=0) < 0x7C00
-    else:  # one fast pass; a sum may overflow though every token is finite
-        with np.errstate(all="ignore"):
-            fine = np.isfinite(tokens.sum())
-    if fine:
-        return None
-    bad = ~np.isfinite(tokens).reshape(len(tokens), -1).all(axis=1)
-    return int(np.argmax(bad)) if bad.any() else None
+    """`source`, or a copy in its own precision where that is small against the memory for each of `processes`."""
+    if FLOAT * len(source) * math.prod(source.shape) > MEMORY_SHARE * memory_bytes() / processes:
+        return source
+    rows = np.arange(len(source))
+    tokens = np.concatenate([source.read(rows[start : start + CHUNK]) for start in range(0, len(rows), CHUNK)])
+    return LatentView(len(source), source.shape, lambda rows: tokens[rows])
 
 
 def read_batches(
-    source: LatentSource, rows: Ints, size: int, device: str, team: Team = ALONE
+    source: LatentSource, rows: Ints, size: int, device: str, share: slice = slice(None)
 ) -> Iterator[tuple[Ints, Tensor, int]]:
     """Batches of `size` rows, read ahead by a thread; the last may be small.
 
-    Yields of every batch the rows that are this process's share, their tokens (B, *shape) as float32 on `device`, and
-    how many rows the whole batch has.
-
-    Raises:
-        LaryError: a token is not finite.
+    Yields of every batch the rows that are this process's `share`, their tokens (B, *shape)
+    as float32 on `device`, and how many rows the whole batch has.
     """
+
+    def read(own: Ints) -> Tensor:
+        if not len(own):
+            return torch.empty((0, *source.shape))
+        tensor = torch.from_numpy(np.require(source.read(own), requirements=["C", "W"]))
+        return tensor.pin_memory() if device.startswith("cuda") else tensor
+
     batches = deque(rows[start : start + size] for start in range(0, len(rows), size))
     pending: deque[tuple[Ints, int, Future[Tensor]]] = deque()
     with ThreadPoolExecutor(max_workers=1) as pool:
         while batches or pending:
             while batches and len(pending) <= AHEAD:
                 batch = batches.popleft()
-                share = batch[team.share(len(batch))]
-                pending.append((share, len(batch), pool.submit(_read, source, share, device)))
-            share, count, future = pending.popleft()
+                pending.append((batch[share], len(batch), pool.submit(read, batch[share])))
+            own, count, future = pending.popleft()
             # Half precision is widened on the device: half as many bytes are copied to it.
-            yield share, future.result().to(device, non_blocking=True).float(), count
+            yield own, future.result().to(device, non_blocking=True).float(), count
 
 
-def _read(source: LatentSource, rows: Ints, device: str) -> Tensor:
-    if not len(rows):
-        return torch.empty((0, *source.shape))
-    tensor = torch.from_numpy(np.require(read_finite(source, rows), requirements=["C", "W"]))
-    return tensor.pin_memory() if device.startswith("cuda") else tensor
+def check_splits(*splits: tuple[LatentSource, Sequence[object] | npt.NDArray[np.generic]]) -> None:
+    """Refuse latents that no probe reads, or that don't fit their targets, the training split first.
+
+    Raises:
+        UsageError: names the shapes or numbers.
+    """
+    shapes = [source.shape for source, _ in splits]
+    if not 1 <= len(shapes[0]) <= 3 or 0 in shapes[0]:
+        raise UsageError(
+            f"Latents of shape {' x '.join(map(str, shapes[0])) or 'of one number'} can't be probed: a probe reads "
+            "tokens (P, N, D), (N, D) or (D,). Store the tokens in one of these shapes."
+        )
+    counts = [(len(source), len(targets)) for source, targets in splits]
+    if len(set(shapes)) > 1 or any(first != second or not first for first, second in counts):
+        raise UsageError(
+            f"The splits have latents of shapes {shapes}, with numbers of latents and targets {counts}: the shapes "
+            "and numbers must agree, with a sample in every split. Extract all splits in the same way."
+        )
 
 
 # --- rows ---
@@ -223,29 +218,26 @@ def balanced_indices(weights: npt.NDArray[np.float64], epoch: int, seed: int = 0
     return draws.astype(np.int64)
 
 
-def split_training_rows(
+def training_rows(
     protocol: BenchmarkProtocol, groups: Sequence[str], labels: Ints | None = None, *, seed: int
 ) -> tuple[Ints, Ints]:
-    """Rows to fit on and rows held out; the published protocol fits on all of them. Raises UsageError."""
-    if protocol == "paper":
-        return np.arange(len(groups), dtype=np.int64), np.empty(0, dtype=np.int64)
-    return hold_out(groups, labels, seed=seed)
+    """Rows to fit on and rows held out, whole groups at a time, both ascending; ``paper`` fits on all of them.
 
-
-def hold_out(
-    groups: Sequence[str], labels: Ints | None = None, *, seed: int, share: float = HELD_OUT_SHARE
-) -> tuple[Ints, Ints]:
-    """Split rows into those to fit on and those held out, whole groups at a time; both ascending.
-
-    About `share` of the rows, and of each class as far as whole groups allow, is held out; a class is never taken
-    out of the rows to fit on entirely. The order of the rows has no influence on which groups are chosen.
+    About a tenth of the rows, and of each class as far as whole groups allow, is held out; a
+    class is never taken out of the rows to fit on entirely. The order of the rows has no
+    influence on which groups are chosen.
 
     Raises:
         UsageError: no group can be held out.
     """
+    if protocol == "paper":
+        return np.arange(len(groups), dtype=np.int64), np.empty(0, dtype=np.int64)
     kinds = np.zeros(len(groups), dtype=np.int64) if labels is None else np.unique(labels, return_inverse=True)[1]
     names, members = np.unique(np.asarray(groups, dtype=np.str_), return_inverse=True)
-    chosen = _choose_groups(_group_contents(members, kinds), np.bincount(kinds), seed=seed, share=share)
+    contents = [Counter[int]() for _ in names]
+    for group, kind in sorted(zip(members.tolist(), kinds.tolist(), strict=True)):
+        contents[group][kind] += 1
+    chosen = _choose_groups(contents, np.bincount(kinds).tolist(), seed)
     if not chosen:
         raise UsageError(
             f"The training split has {len(groups)} samples of {len(names)} episodes or videos: none can be held out to "
@@ -255,41 +247,78 @@ def hold_out(
     return np.flatnonzero(~held), np.flatnonzero(held)
 
 
-def _group_contents(members: Ints, kinds: Ints) -> list[list[tuple[int, int]]]:
-    """For every group, how many samples of which class it holds: pairs (class, count)."""
-    contents: list[list[tuple[int, int]]] = [[] for _ in range(int(members.max(initial=-1)) + 1)]
-    if len(members):
-        cells, counts = np.unique(np.stack([members, kinds], axis=1), axis=0, return_counts=True)
-        for (group, kind), count in zip(cells.tolist(), counts.tolist(), strict=True):
-            contents[group].append((kind, count))
-    return contents
-
-
-def _choose_groups(contents: list[list[tuple[int, int]]], totals: Ints, *, seed: int, share: float) -> list[int]:
+def _choose_groups(contents: Sequence[Counter[int]], totals: Sequence[int], seed: int) -> list[int]:
     """Go through the groups in random order and take each one that brings the counts nearer to their share.
 
-    The distance is the squared deviation from the share, relative to the total, summed over the classes and the whole.
-    Where no group brings it nearer, the one that harms least is taken.
+    The distance is the squared deviation from the share, relative to the total, summed over
+    the classes and the whole. Where no group brings it nearer, the one that harms least is
+    taken.
     """
-    sizes = totals.tolist()
-    whole = sum(sizes)
-    taken = [0] * len(sizes)
-    taken_whole = 0
+    whole, taken, taken_whole = sum(totals), [0] * len(totals), 0
     chosen: list[int] = []
     harm: list[tuple[float, int]] = []
     for group in np.random.default_rng(seed).permutation(len(contents)).tolist():
         content = contents[group]
-        if any(taken[kind] + count >= sizes[kind] for kind, count in content):
+        if any(taken[kind] + count >= totals[kind] for kind, count in content.items()):
             continue
-        size = sum(count for _, count in content)
-        change = size * (size + 2 * taken_whole - 2 * share * whole) / whole
-        for kind, count in content:
-            change += count * (count + 2 * taken[kind] - 2 * share * sizes[kind]) / sizes[kind]
+        size = content.total()
+        change = size * (size + 2 * taken_whole - 2 * HELD_OUT_SHARE * whole) / whole
+        for kind, count in content.items():
+            change += count * (count + 2 * taken[kind] - 2 * HELD_OUT_SHARE * totals[kind]) / totals[kind]
         if change < 0:
             chosen.append(group)
             taken_whole += size
-            for kind, count in content:
+            for kind, count in content.items():
                 taken[kind] += count
         else:
             harm.append((change, group))
     return chosen or [group for _, group in sorted(harm)[:1]]
+
+
+# --- memory ---
+
+
+def check_memory(make: Callable[[], nn.Module], copies: int, batch: int, shape: tuple[int, ...], device: str) -> None:
+    """Refuse to train `copies` of the network that `make` builds where the device can't hold them.
+
+    The weights are counted without being made; `batch` samples have tokens of `shape`.
+
+    Raises:
+        UsageError: with the numbers and the alternatives.
+    """
+    with torch.device("meta"):
+        weights = copies * sum(parameter.numel() for parameter in make().parameters())
+    trained, batches = FLOAT * sum(COPIES.values()) * weights, FLOAT * BATCH_COPIES * batch * math.prod(shape)
+    free = free_bytes(device)
+    if trained + batches > free:
+        raise UsageError(
+            f"The probe needs {(trained + batches) / 1e9:.1f} GB for latents of {' x '.join(map(str, shape))} values: "
+            f"{trained / 1e9:.1f} GB for {', '.join(COPIES)} ({weights / 1e9:.2f} billion weights), "
+            f"{batches / 1e9:.1f} GB for batches. On {device} {free / 1e9:.1f} GB are free. Pool the tokens with "
+            "--pool mean or --pool grid:4, project their channels with --project 64, take a smaller "
+            "--probe-batch-size where the batches are what is large, or use a device with more memory."
+        )
+
+
+def free_bytes(device: str) -> int:
+    """Memory that is free on a torch device; on the CPU what this machine or container can still give."""
+    if device.startswith("cuda"):
+        return int(torch.cuda.mem_get_info(device)[0])
+    import psutil
+
+    return min(int(psutil.virtual_memory().available), memory_bytes())
+
+
+def samples_at_once(tokens: tuple[int, ...], model_dim: int, depth: int, batch_size: int, device: str) -> int:
+    """Samples whose activations are held at once in training; the gradients of a batch add up over such parts.
+
+    On a CPU a part of the batch is faster than all of it; on CUDA it is what keeps long
+    sequences within memory without computing anything twice.
+    """
+    length = math.prod(tokens[:-1])
+    if device.startswith("cuda"):
+        held = torch.cuda.get_device_properties(device).total_memory * CUDA_SHARE
+        # Norms, queries, keys, values, two wide MLP layers and residuals.
+        per_token = FLOAT * 20 * model_dim * depth
+        return max(1, min(batch_size, int(held / (per_token * length))))
+    return max(1, min(batch_size, CHUNK_TOKENS // length))

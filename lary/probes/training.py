@@ -1,60 +1,223 @@
-"""The part that the trainings of all probe networks share: epochs, state, memory, precision and progress."""
+"""The part that the trainings of all probes share: processes, state on disk, epochs, trackers.
+
+Several processes, one per device, draw the same batches and work on their share of each;
+sums of gradients over the processes are what one process would have computed, up to
+rounding, so the protocol does not depend on their number. Scored rows are dealt out by whole
+batches and put back by position: none is padded, none counts twice.
+"""
 
 from __future__ import annotations
 
+import importlib
+import json
 import math
+import os
+import socket
+import sys
+import time
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterator
-from contextlib import AbstractContextManager, nullcontext
-from functools import partial
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import closing, contextmanager
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, ClassVar
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
-from lary.configs import ProbePrecision
+from lary import __version__
+from lary.configs import TrackerName
+from lary.files import atomic_write, digest, remove_torn
 from lary.probes.outcome import Ints
-from lary.probes.presets import HeadSettings
-from lary.probes.session import Session, StateFile, flat
-from lary.probes.sources import AHEAD, read_batches
-from lary.runtime import memory_bytes
-from lary.types import LatentSource, UsageError
+from lary.probes.sources import read_batches
+from lary.runtime import log, setup_logging
+from lary.types import BenchmarkProtocol, LaryError, LatentSource, Progress, UsageError
 
-VALUE = 4
-"""Bytes of a float32."""
+KIND = "LARY_TEAM_DEVICES"
+"""Environment variable of the processes that `launch` starts: the kind of their devices."""
 
-BATCH_COPIES = AHEAD + 6
-"""Batches read ahead, the one in work, its normalised form and their gradients."""
+PROJECT = "lary"
+"""Project that the runs of Weights & Biases and Trackio belong to."""
 
-CHUNK_TOKENS = 2048
-"""Tokens that pass a network at once on a CPU: enough for its matrix products, few enough for its cache."""
+STATE_FILE = "training_state.pt"
+STATE_FORMAT = 3
+STATE_SHARE = 0.05
+"""Share of the training time that writing may take: a long epoch is always kept, a short one not always."""
 
-CUDA_SHARE = 0.2
-"""Share of a CUDA device's memory that the activations of one pass may take."""
 
-COPIES = {"weights": 1, "gradients": 1, "two moments of AdamW": 2}
+# --- processes ---
+
+
+@dataclass(frozen=True)
+class Team:
+    """The processes that train together, as one of them sees it."""
+
+    rank: int = 0
+    size: int = 1
+
+    @property
+    def leads(self) -> bool:
+        """Whether this process is the one that writes files and shows progress."""
+        return self.rank == 0
+
+    @property
+    def share(self) -> slice:
+        """The rows of a batch that are this process's: every `size`-th one."""
+        return slice(self.rank, None, self.size)
+
+    def dealt(self, count: int, batch: int) -> Ints:
+        """Positions out of `count` that this process scores: every `size`-th batch of `batch` rows."""
+        return np.flatnonzero(np.arange(count) // batch % self.size == self.rank).astype(np.int64)
+
+    def add(self, tensor: Tensor) -> None:
+        """Replace a tensor by its sum over all processes."""
+        if self.size > 1:
+            torch.distributed.all_reduce(tensor)
+
+    def add_gradients(self, network: nn.Module) -> None:
+        """Sum the gradients of a network over the processes; weights that no process has one for go without."""
+        if self.size == 1:
+            return
+        weights = list(network.parameters())
+        present = torch.tensor([float(weight.grad is not None) for weight in weights], device=weights[0].device)
+        self.add(present)
+        for weight, processes in zip(weights, present.tolist(), strict=True):
+            if processes:
+                weight.grad = torch.zeros_like(weight) if weight.grad is None else weight.grad
+                self.add(weight.grad)
+
+    def collect(self, rows: Ints, values: Tensor, count: int) -> Tensor:
+        """Put together what every process computed for its `rows` out of `count`: (m, ...) -> (count, ...)."""
+        if self.size == 1:
+            return values
+        from accelerate.utils import gather_object
+
+        pieces = [piece for piece in gather_object([(rows, values)]) if len(piece[0])]
+        whole = values.new_empty((count, *pieces[0][1].shape[1:]))
+        for own, part in pieces:
+            whole[torch.from_numpy(own)] = part
+        return whole
+
+    def wait(self) -> None:
+        """Return when all processes are here."""
+        if self.size > 1:
+            torch.distributed.barrier()
+
+
+def launch(work: Callable[..., None], arguments: tuple[Any, ...], devices: Sequence[str]) -> None:
+    """Run ``work(*arguments)`` in one new process per device; each may `join` the team.
+
+    Accelerate's own launchers are for notebooks and tests: they fork, which CUDA and threads
+    do not survive.
+
+    Raises:
+        LaryError: what a process raised first, in its own words; the others are ended.
+    """
+    import multiprocessing
+
+    from torch.multiprocessing.spawn import ProcessExitedException, ProcessRaisedException, start_processes
+
+    errors = multiprocessing.get_context("spawn").SimpleQueue()
+    with closing(socket.socket()) as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    start: Any = start_processes  # without types in torch
+    given = (work, arguments, tuple(devices), port, errors)
+    try:
+        start(_member, given, nprocs=len(devices), start_method="spawn")
+    except (ProcessExitedException, ProcessRaisedException) as error:
+        if errors.empty():
+            raise LaryError(f"One of {len(devices)} training processes failed: {error}") from error
+        wrong_request, message = errors.get()
+        raise (UsageError if wrong_request else LaryError)(message) from None
+
+
+def _member(
+    rank: int, work: Callable[..., None], arguments: tuple[Any, ...], devices: tuple[str, ...], port: int, errors: Any
+) -> None:
+    """One process of a team: its rank in it, the work, and its error for the process that started it."""
+    kind, _, number = devices[rank].partition(":")
+    os.environ |= {
+        "RANK": str(rank), "WORLD_SIZE": str(len(devices)), "LOCAL_WORLD_SIZE": str(len(devices)),
+        "LOCAL_RANK": number or str(rank),  # accelerate takes the CUDA device of this number
+        "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port), KIND: kind,
+    }  # fmt: skip
+    setup_logging()
+    if rank:
+        log.setLevel("ERROR")  # the first one reports what all would
+    try:
+        work(*arguments)
+    except LaryError as error:
+        errors.put((isinstance(error, UsageError), str(error)))
+        sys.exit(1)
+    if torch.distributed.is_initialized():
+        torch.distributed.destroy_process_group()
+    sys.stdout.flush()
+    os._exit(0)  # threads of gloo may abort the ordinary end of an interpreter
+
+
+def join() -> tuple[Team, str]:
+    """The team that `launch` started this process in, and its own torch device."""
+    from accelerate import PartialState
+
+    on_cpu = os.environ[KIND] == "cpu"
+    state = PartialState(cpu=on_cpu)
+    return Team(state.process_index, state.num_processes), "cpu" if on_cpu else str(state.device)
+
+
+# --- one training ---
+
+
+@dataclass(frozen=True, kw_only=True)
+class Session:
+    """Surroundings of a training: protocol, seed, device, the folder for its files and its progress bar.
+
+    `identity` names latents and options from outside; an empty one keeps no state to resume
+    from. `tracker` is what `tracking` gives.
+    """
+
+    protocol: BenchmarkProtocol
+    seed: int
+    preset: str = ""
+    device: str = "cpu"
+    folder: Path | None = None
+    progress: Progress | None = None
+    identity: str = ""
+    tracker: Any = None
+    team: Team = Team()
 
 
 class Training(ABC):
-    """A training in progress: what it trains on, the updates so far, and the history of its epochs.
+    """A training in progress: what it trains on, the updates so far, the history of its epochs, and its picks.
 
-    A subclass makes its networks, runs one epoch at a time, and chooses what is reported.
+    A subclass makes its networks, runs one epoch at a time, and offers what may be reported.
+    The state of a training, ``training_state.pt``, is read once and rewritten at ends of
+    epochs. It is that of the same session, settings and `data` alone: one of another training
+    is removed before this one replaces the weights beside it.
     """
 
     checkpoint: ClassVar[str]
-    """Name of the file with the weights, which a state goes with."""
+    """Name of the file with the weights, without which a state that was written beside it is of no use."""
 
-    def __init__(self, session: Session, rows: tuple[Ints, Ints], epochs: int, batch_size: int) -> None:
-        self.session, self.team, self.device = session, session.team, session.device
+    def __init__(self, session: Session, settings: Any, rows: tuple[Ints, Ints], *data: Any) -> None:
+        self.session, self.settings, self.team, self.device = session, settings, session.team, session.device
         self.fit_rows, self.held_rows = rows
-        self.epochs, self.batch_size = epochs, batch_size
         self.folder = session.folder if self.team.leads else None  # the leading process alone writes files
-        self.per_epoch = math.ceil(len(self.fit_rows) / batch_size)
-        self.total = self.per_epoch * epochs
+        self.per_epoch = math.ceil(len(self.fit_rows) / settings.batch_size)
+        self.total = self.per_epoch * settings.epochs
         """Updates of all epochs."""
         self.step = 0
         self.history: list[dict[str, Any]] = []
+        self.picks: dict[str, dict[str, Any]] = {}
+        """What is reported, by selection: ``rank``, ``epoch``, and ``values`` as tensors."""
+        self.dropped: dict[int, str] = {}
+        """Why a network is trained no longer, by its number."""
+        versions = (STATE_FORMAT, __version__, torch.__version__)
+        deciding = (session.protocol, session.seed, self.device.partition(":")[0], asdict(settings), versions, *data)
+        self._identity = digest(session.identity, *map(_digest_of, deciding))
+        self._state = session.folder / STATE_FILE if session.folder and session.identity else None
+        self._written, self._cost = time.monotonic(), 0.0
 
     @abstractmethod
     def build(self) -> dict[str, Any]:
@@ -66,106 +229,113 @@ class Training(ABC):
 
     @abstractmethod
     def close_epoch(self, epoch: int) -> None:
-        """Choose what is reported, and write files, after the history has its entry."""
+        """Write files, after the history has its entry."""
 
-    @abstractmethod
-    def found(self) -> dict[str, Any]:
-        """What was found so far, as tensors and plain values; all that a finished training needs."""
-
-    @abstractmethod
-    def restore(self, before: dict[str, Any]) -> None:
-        """Take up what `found` returned."""
-
-    def run(self, kept: StateFile) -> None:
+    def run(self) -> None:
         """Train from the kept state to the end. Raises LaryError if the training diverges."""
-        before = kept.load()
+        before, epochs = self._load(), self.settings.epochs
         if before is not None:
             self.step, self.history = before["step"], before["history"]
-            self.restore(before)
+            self.picks, self.dropped = before["picks"], before["dropped"]
             if self.session.progress:
                 self.session.progress.skip(len(self.history) * (len(self.fit_rows) + len(self.held_rows)))
-        if len(self.history) == self.epochs:  # nothing is left to train
-            return
+            if len(self.history) == epochs:  # nothing is left to train
+                return
         built = self.build()
         if before is not None:
             for name, each in built.items():
                 each.load_state_dict(before["built"][name])
-        kept.restore_random()
-        for epoch in range(len(self.history) + 1, self.epochs + 1):
+            torch.set_rng_state(before["random"])  # after all that draws weights
+        for epoch in range(len(self.history) + 1, epochs + 1):
             self.history.append(self.run_epoch(epoch))
             self.log(self.history[-1])
             self.close_epoch(epoch)
-            last = epoch == self.epochs
-            kept.keep(partial(self._state, {} if last else built), beside=self.checkpoint, last=last)
+            self.keep({} if epoch == epochs else built, last=epoch == epochs)
 
-    def _state(self, built: dict[str, Any]) -> dict[str, Any]:
-        states = {name: each.state_dict() for name, each in built.items()}
-        return {"step": self.step, "history": self.history, "built": states, **self.found()}
+    def _load(self) -> dict[str, Any] | None:
+        """The state that this very training left; None to start from nothing."""
+        path, found = self._state, None
+        if path is None:
+            return None
+        if self.team.leads:
+            remove_torn(path.parent)
+        if path.exists():
+            try:
+                found = torch.load(path, weights_only=True, map_location="cpu")
+                if found["identity"] != self._identity:
+                    raise LookupError("it belongs to another training")
+                if found["beside"] and not (path.parent / self.checkpoint).exists():
+                    raise LookupError(f"{self.checkpoint} is gone")
+                log.info("%s: resuming after epoch %d", path, len(found["history"]))
+            except Exception as error:  # torch raises many kinds for a file that isn't its own
+                log.warning("%s can't be taken up (%s): starting over", path, str(error).partition("\n")[0])
+                found = None
+        self.team.wait()  # none goes on before all have read it
+        if found is None and self.team.leads:
+            path.unlink(missing_ok=True)
+        return found
 
-    def log(self, values: dict[str, Any]) -> None:
-        """Report numbers to the tracker."""
-        if self.session.tracker is not None and self.team.leads:
-            self.session.tracker.log(flat(values), step=self.step)
+    def keep(self, built: Mapping[str, Any], *, last: bool) -> None:
+        """Write the state, if that is worth its time or the `last` one."""
+        due = self._cost <= STATE_SHARE * (time.monotonic() - self._written)
+        if self._state is None or not self.team.leads or not (due or last):
+            return
+        started = time.monotonic()
+        state = {
+            "identity": self._identity, "step": self.step, "history": self.history, "picks": self.picks,
+            "dropped": self.dropped,
+            "built": {name: each.state_dict() for name, each in built.items()}, "random": torch.get_rng_state(),
+            "beside": (self._state.parent / self.checkpoint).exists(),
+        }  # fmt: skip
+        save_checkpoint(self._state, state)
+        self._written = time.monotonic()
+        self._cost = self._written - started
+
+    def offer(self, name: str, rank: list[float], **pick: Any) -> bool:
+        """Take a pick in place of the one before if its rank is strictly better; returns whether it was taken."""
+        if name in self.picks and rank <= self.picks[name]["rank"]:
+            return False
+        self.picks[name] = {"rank": rank, **pick}
+        return True
+
+    def advance(self, count: int) -> None:
+        """Move the progress bar on by so many rows."""
+        if self.session.progress and count:
+            self.session.progress.advance(count)
+
+    def log(self, values: Mapping[str, Any]) -> None:
+        """Report numbers to the tracker: a list's values as ``name/0``, ``name/1``; None and NaN are left out."""
+        if self.session.tracker is None or not self.team.leads:
+            return
+        numbers: dict[str, float] = {}
+        for name, value in values.items():
+            many = {f"{name}/{at}": each for at, each in enumerate(value)} if isinstance(value, list) else {name: value}
+            numbers |= {key: float(each) for key, each in many.items() if each is not None and math.isfinite(each)}
+        self.session.tracker.log(numbers, step=self.step)
 
     def batches(self, source: LatentSource, order: Ints) -> Iterator[tuple[Ints, Tensor, int]]:
         """The batches of an epoch as `read_batches` yields them; counts each as an update and its rows as progress."""
-        for rows, tokens, count in read_batches(source, order, self.batch_size, self.device, self.team):
+        for rows, tokens, count in read_batches(
+            source, order, self.settings.batch_size, self.device, self.team.share
+        ):  # fmt: skip
             self.step += 1
             yield rows, tokens, count
-            self.session.advance(count)
-
-    def check_memory(self, weights: int, tokens: tuple[int, ...], what: str) -> None:
-        """Refuse a training of so many weights on samples of this shape that the device can't hold.
-
-        Raises:
-            UsageError: with the numbers and the alternatives.
-        """
-        trained, free = VALUE * sum(COPIES.values()) * weights, free_bytes(self.device)
-        batch = VALUE * BATCH_COPIES * self.batch_size * math.prod(tokens)
-        if trained + batch <= free:
-            return
-        shape = " x ".join(map(str, tokens))
-        raise UsageError(
-            f"The {what} needs {(trained + batch) / 1e9:.1f} GB for latents of {shape} values: {trained / 1e9:.1f} GB "
-            f"for {', '.join(COPIES)} ({weights / 1e9:.2f} billion weights), {batch / 1e9:.1f} GB for batches. On "
-            f"{self.device} {free / 1e9:.1f} GB are free. Pool the tokens with --pool mean or --pool grid:4, project "
-            "their channels with --project 64, take a smaller --probe-batch-size where the batches are what is large, "
-            "or use a device with more memory."
-        )
+            self.advance(count)
 
     @torch.no_grad()
     def predict(self, network: Callable[[Tensor], Tensor], source: LatentSource, rows: Ints) -> Tensor:
         """What `network` makes of the tokens (B, ...) at `rows`, float32 on the CPU, whichever process computed it."""
-        own = self.team.dealt(len(rows), self.batch_size)
-        batches = read_batches(source, rows[own], self.batch_size, self.device)
+        own = self.team.dealt(len(rows), self.settings.batch_size)
+        batches = read_batches(source, rows[own], self.settings.batch_size, self.device)
         parts = [network(tokens).float().cpu() for _, tokens, _ in batches]
         return self.team.collect(own, torch.cat(parts) if parts else torch.empty(0), len(rows))
 
-
-def check_tokens(shape: tuple[int, ...]) -> None:
-    """Refuse latents whose shape no probe reads. Raises UsageError."""
-    if not 1 <= len(shape) <= 3 or 0 in shape:
-        raise UsageError(
-            f"Latents of shape {' x '.join(map(str, shape)) or 'of one number'} can't be probed: a probe reads tokens "
-            "(P, N, D), (N, D) or (D,). Store the tokens in one of these shapes."
-        )
-
-
-def in_bfloat16(preset: bool, precision: ProbePrecision | None, device: str) -> bool:
-    """Whether a probe is trained in bfloat16: as asked for, else as its preset has it where the device does."""
-    if precision is not None or not preset:
-        return precision == "bf16"
-    # Devices that don't multiply bfloat16 themselves emulate it, slower than float32.
-    if device.startswith("cuda"):
-        return torch.cuda.get_device_capability(device)[0] >= 8
-    # Older torch has no such function.
-    found: dict[str, Any] = getattr(torch.cpu, "get_capabilities", dict)() if device == "cpu" else {}
-    return bool(found.get("avx512_bf16") or found.get("amx_bf16"))
-
-
-def training_precision(device: str, bfloat16: bool) -> AbstractContextManager[Any]:
-    """bfloat16 autocast, or none."""
-    return torch.autocast(device.partition(":")[0], dtype=torch.bfloat16) if bfloat16 else nullcontext()
+    def stated(self, source: LatentSource, **more: Any) -> dict[str, Any]:
+        """The settings of the training on latents of this shape, as its outcome states them."""
+        session = self.session
+        own = {"preset": session.preset, "protocol": session.protocol, "seed": session.seed, "device": session.device}
+        counts = {"fit_samples": len(self.fit_rows), "held_out_samples": len(self.held_rows)}
+        return {**asdict(self.settings), **own, **more, **counts, "tokens": list(source.shape)}
 
 
 def adamw(network: nn.Module, lr: float, weight_decay: float) -> torch.optim.AdamW:
@@ -173,69 +343,55 @@ def adamw(network: nn.Module, lr: float, weight_decay: float) -> torch.optim.Ada
     return torch.optim.AdamW(network.parameters(), lr=lr, weight_decay=weight_decay, fused=True)
 
 
-def count_weights(make: Callable[[], nn.Module]) -> int:
-    """Weights of the network that `make` builds, without building it in memory."""
-    with torch.device("meta"):
-        network = make()
-    return sum(parameter.numel() for parameter in network.parameters())
+def save_checkpoint(path: Path, value: Mapping[str, Any]) -> None:
+    """Write tensors and plain values so that ``torch.load(..., weights_only=True)`` reads them. Raises LaryError."""
+    with atomic_write(path) as stream:
+        torch.save(value, stream)
 
 
-def free_bytes(device: str) -> int:
-    """Memory that is free on a torch device; on the CPU what this machine or container can still give."""
-    if device.startswith("cuda"):
-        return int(torch.cuda.mem_get_info(device)[0])
-    import psutil
-
-    available = int(psutil.virtual_memory().available)
-    try:  # a container counts files that it could drop as used
-        used = int(Path("/sys/fs/cgroup/memory.current").read_text())
-        lines = Path("/sys/fs/cgroup/memory.stat").read_text().splitlines()
-        droppable = sum(int(line.split()[1]) for line in lines if line.startswith(("inactive_file ", "active_file ")))
-        return max(0, min(available, memory_bytes() - used + droppable))
-    except (OSError, ValueError):
-        return available
+def _digest_of(part: Any) -> str:
+    """A digest of a part of an identity: arrays by content, all else as JSON."""
+    if isinstance(part, np.ndarray):
+        return digest(str(part.dtype), str(part.shape), np.ascontiguousarray(part).tobytes())
+    return digest(json.dumps(part, sort_keys=True, default=str))
 
 
-def samples_at_once(tokens: tuple[int, ...], model_dim: int, depth: int, batch_size: int, device: str) -> int:
-    """Samples whose activations are held at once in training; the gradients of a batch add up over such parts.
+@contextmanager
+def tracking(name: TrackerName, folder: Path, run: str, options: Mapping[str, Any]) -> Iterator[Any]:
+    """The tracker of accelerate that ``--tracker`` names, for a run with these options; None for ``none``.
 
-    On a CPU a part of the batch is faster than all of it; on CUDA it is what keeps long sequences within memory without
-    computing anything twice.
+    TensorBoard's event files go to ``tensorboard/`` of the folder.
+
+    Raises:
+        UsageError: its library isn't installed.
     """
-    length = math.prod(tokens[:-1])
-    if device.startswith("cuda"):
-        held = torch.cuda.get_device_properties(device).total_memory * CUDA_SHARE
-        # Norms, queries, keys, values, two wide MLP layers and residuals.
-        per_token = VALUE * 20 * model_dim * depth
-        return max(1, min(batch_size, int(held / (per_token * length))))
-    return max(1, min(batch_size, CHUNK_TOKENS // length))
+    if name == "none":
+        yield None
+        return
+    from accelerate import PartialState
+    from accelerate.tracking import TensorBoardTracker, TrackioTracker, WandBTracker
 
-
-def learning_rate(head: HeadSettings, step: int, total: int, per_epoch: int) -> float:
-    """Learning rate of update number `step`, counted from 1, of `total` updates with `per_epoch` in an epoch.
-
-    A linear rise over ``head.warmup`` epochs, then a half cosine that reaches ``final_lr`` with the very last update.
-    """
-    rise = int(head.warmup * per_epoch)
-    if step < rise:
-        start = head.lr if head.start_lr is None else head.start_lr
-        return start + step / max(1, rise) * (head.lr - start)
-    share = (step - rise) / max(1, total - rise)
-    return max(head.final_lr, _cosine(head.lr, head.final_lr, share))
-
-
-def weight_decay(head: HeadSettings, step: int, total: int) -> float:
-    """Weight decay of update number `step`, counted from 1: a half cosine from reference to final value."""
-    final = head.weight_decay if head.final_weight_decay is None else head.final_weight_decay
-    value = _cosine(head.weight_decay, final, step / total)
-    return max(final, value) if final <= head.weight_decay else min(final, value)
-
-
-def warmup_factor(update: int, total: int, warmup: float) -> float:
-    """Factor on the regression probe's learning rate for update number `update`, counted from 0; the first is 0."""
-    rise = int(total * warmup)
-    return update / rise if update < rise else 1.0
-
-
-def _cosine(start: float, final: float, share: float) -> float:
-    return final + (start - final) * 0.5 * (1.0 + math.cos(math.pi * share))
+    PartialState()  # accelerate's trackers refuse to log without it
+    known = {name: value for name, value in options.items() if value is not None}
+    tracker: Any
+    try:
+        importlib.import_module(name)
+        if name == "tensorboard":
+            tracker = TensorBoardTracker(name, folder)
+        elif name == "wandb":
+            tracker = WandBTracker(PROJECT, name=run, config=known, dir=str(folder))
+        else:
+            tracker = TrackioTracker(PROJECT, name=run, config=known)
+        folder.mkdir(parents=True, exist_ok=True)
+        tracker.start()
+    except ImportError:
+        raise UsageError(
+            f"--tracker {name}: the library '{name}' is not installed. Run \"pip install 'lary[{name}]'\", or "
+            "leave the option out."
+        ) from None
+    if name == "tensorboard":
+        tracker.log({"options": "\n\n".join(f"{option}: {value}" for option, value in known.items())})
+    try:
+        yield tracker
+    finally:
+        tracker.finish()

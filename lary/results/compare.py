@@ -1,26 +1,24 @@
 """Finished runs together: a paired comparison on the samples that they share, and tables for notebooks.
 
-In a comparison the first run is compared with each of the others. Clusters (episodes, videos) are drawn for both runs
-at once, the seeds of each run add their own spread; p values come from the same resamples and are corrected by Holm
-(1979).
+In a comparison the first run is compared with each of the others. Clusters (episodes,
+videos) are drawn for both runs at once, the seeds of each run add their own spread; p
+values come from the same resamples and are corrected by Holm (1979).
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from lary.results import statistics as stats
-from lary.results.folder import run_file
-from lary.results.measure import metric, seed_sums
+from lary.results.folder import FinishedRun, find_results, finished_run
 from lary.results.published import SampleScores, read_scores
-from lary.results.record import FILE_NAME, EvalResult, Metric, read_result
-from lary.results.report import find_results
-from lary.results.scores import ratio
+from lary.results.record import Metric, number
+from lary.results.summarise import metric
 from lary.types import LaryError, UsageError, as_path
 
 if TYPE_CHECKING:
@@ -31,23 +29,17 @@ RESAMPLES = 10_000
 
 
 @dataclass(frozen=True)
-class ScoredRun:
+class ScoredRun(FinishedRun):
     """A finished run and the scores of its samples on one split."""
 
-    folder: Path
-    result: EvalResult
-    scores: SampleScores
+    scores: SampleScores = field(kw_only=True)
 
     @property
-    def name(self) -> str:
-        """The run and its settings."""
-        return f"{self.result.label} [{self.result.protocol}, {self.result.preset}]"
-
-    @property
-    def mean(self) -> str:
-        """The mean score as it is printed."""
-        score = self.result.score
-        return f"{score.scale * self.scores.scores.mean(dtype=np.float64):.{score.digits}f}"
+    def text(self) -> str:
+        """The run, its settings and its mean score."""
+        result = self.result
+        mean = self.scores.scores.mean(dtype=np.float64)
+        return f"{result.label} [{result.protocol}, {result.preset}] {number(mean, result.score.unit)}"
 
 
 @dataclass(frozen=True)
@@ -77,14 +69,14 @@ class Comparison:
         first = self.first.result
         better = "higher" if first.score.higher_is_better else "lower"
         lines = [
-            f"{first.dataset.name}, {self.role} split: {self.first.name} {first.primary} {self.first.mean} against "
+            f"{first.dataset.name}, {self.role} split, {first.primary}: {self.first.text} against "
             f"({better} is better; positive: the first is larger)"
         ]
         several = f" (Holm, {len(self.differences)} comparisons)" if len(self.differences) > 1 else ""
         for each in self.differences:
             p = "p unknown" if each.p is None else f"p {each.p:.3g}{several}"
             lines.append(
-                f"  {each.other.name} {each.other.mean}: difference {each.gain.text()}, {p}, "
+                f"  {each.other.text}: difference {each.gain.text()}, {p}, "
                 f"{each.samples} samples of {each.groups} episodes or videos"
             )
         return "\n".join(lines)
@@ -92,12 +84,8 @@ class Comparison:
 
 def open_scored(place: str | Path, role: str = "seen") -> ScoredRun:
     """A finished run from its folder or its ``result.json``. Raises UsageError or LaryError if a file is missing."""
-    path = as_path(place)
-    folder = path.parent if path.name == FILE_NAME else path
-    if not (folder / FILE_NAME).exists():
-        raise UsageError(f"{folder} holds no {FILE_NAME}: name the folder of a finished run, below $LARY_LOG_DIR.")
-    result = read_result(folder / FILE_NAME)
-    return ScoredRun(folder, result, read_scores(folder, result, role))
+    run = finished_run(as_path(place))
+    return ScoredRun(run.folder, run.result, scores=read_scores(run, role))
 
 
 def compare_results(places: Sequence[str | Path], role: str = "seen", seed: int = 0) -> Comparison:
@@ -110,54 +98,50 @@ def compare_results(places: Sequence[str | Path], role: str = "seen", seed: int 
     if len(places) < 2:
         raise UsageError("A comparison needs at least two results.")
     first, *others = (open_scored(place, role) for place in places)
-    return compare_runs(first, others, role, seed)
-
-
-def compare_runs(first: ScoredRun, others: Sequence[ScoredRun], role: str = "seen", seed: int = 0) -> Comparison:
-    """Compare a run with others that were read already. Raises as `compare_results`."""
     for other in others:
-        check_alike(first, other)
-    found = [difference(first, other, seed) for other in others]
+        _check_alike(first, other)
+    found = [_difference(first, other, seed) for other in others]
     corrected = iter(stats.holm([each.p for each in found if each.p is not None]))
-    return Comparison(
-        first, role, tuple(each if each.p is None else replace(each, p=next(corrected)) for each in found)
-    )
+    rows = (each if each.p is None else replace(each, p=next(corrected)) for each in found)
+    return Comparison(first, role, tuple(rows))
 
 
-def check_alike(first: ScoredRun, other: ScoredRun) -> None:
+def _check_alike(first: FinishedRun, other: FinishedRun) -> None:
     """Refuse runs whose scores mean different things. Raises UsageError."""
-    one, two = first.result, other.result
-    pairs = (
-        ("data set", one.dataset.name, two.dataset.name),
-        ("choice of splits", one.dataset.split_set or "published", two.dataset.split_set or "published"),
-        ("metric", one.primary, two.primary),
-        ("target", one.action_mode, two.action_mode),
-        ("frame of motion", one.relative_frame, two.relative_frame),
-    )
-    for what, own, theirs in pairs:
-        if own != theirs:
+    facts = [
+        {
+            "data set": run.result.dataset.name,
+            "choice of splits": run.result.dataset.split_set or "published",
+            "metric": run.result.primary,
+            "target": run.result.action_mode,
+            "frame of motion": run.result.relative_frame,
+        }
+        for run in (first, other)
+    ]
+    for what, own in facts[0].items():
+        if own != facts[1][what]:
             raise UsageError(
-                f"{first.folder} and {other.folder} can't be compared: their {what} is {own} and {theirs}."
+                f"{first.folder} and {other.folder} can't be compared: their {what} is {own} and {facts[1][what]}."
             )
 
 
-def difference(first: ScoredRun, other: ScoredRun, seed: int) -> Difference:
+def _difference(first: ScoredRun, other: ScoredRun, seed: int) -> Difference:
     """One comparison with its own, uncorrected p value. Raises LaryError if the runs share no sample."""
-    rows = [{name: row for row, name in reversed(list(enumerate(run.scores.ids)))} for run in (first, other)]
-    shared = sorted(rows[0].keys() & rows[1].keys(), key=rows[0].__getitem__)  # a repeated sample counts once
-    if not shared:
+    names, rows, theirs = np.intersect1d(first.scores.ids, other.scores.ids, return_indices=True)
+    if not len(names):
         raise LaryError(f"{first.folder} and {other.folder} share no sample: they were scored on different tables.")
-    groups = [first.scores.groups[rows[0][name]] for name in shared]
-    clusters = stats.cluster_index(groups, seed)
+    order = np.argsort(rows)  # a repeated sample counts once
+    groups = np.array(first.scores.groups)[rows[order]]
+    clusters = stats.cluster_index(groups.tolist(), seed)
     parts = []
-    for weight, run, own in zip((1.0, -1.0), (first, other), rows, strict=True):
-        chosen = run.scores.scores[:, [own[name] for name in shared]]
-        parts.append((weight, seed_sums((np.stack([each, np.ones(len(each))], axis=1) for each in chosen), clusters)))
-    score, known = first.result.score, parts[0][1].shape[-2] >= stats.MIN_CLUSTERS
-    found = stats.spread_of(parts, ratio, seed=seed, resamples=RESAMPLES)
-    interval = stats.interval_of(found) if known else stats.Interval(found.value, None, None)
-    gain = metric(interval, 0, score.unit, higher=score.higher_is_better)
-    return Difference(other, len(shared), len(set(groups)), gain, stats.p_value(found) if known else None)
+    for weight, run, chosen in ((1.0, first, rows[order]), (-1.0, other, theirs[order])):
+        scores = run.scores.scores[:, chosen]
+        sums = [stats.cluster_sums(np.stack([own, np.ones_like(own)], axis=1), clusters) for own in scores]
+        parts.append((weight, np.stack(sums)))
+    found = stats.spread_of(parts, seed=seed, resamples=RESAMPLES)
+    gain = metric(stats.interval_of(found), 0, first.result.score.unit)
+    p = stats.p_value(found)
+    return Difference(other, len(names), len(set(groups)), gain, None if np.isnan(p) else p)
 
 
 # --- tables for notebooks ---
@@ -166,8 +150,9 @@ def difference(first: ScoredRun, other: ScoredRun, seed: int) -> Difference:
 def load_results(folder: str | Path) -> DataFrame:
     """One row per run below a folder and way of choosing head and epoch.
 
-    Each metric has three columns: its value, and with ``_low`` and ``_high`` the ends of its 95 % interval; a metric
-    that a run doesn't have is NaN. Files that can't be read are left out with a warning.
+    Each metric has three columns: its value, and with ``_low`` and ``_high`` the ends of
+    its 95 % interval; a metric that a run doesn't have is NaN. Files that can't be read
+    are left out with a warning.
 
     Raises:
         UsageError: there is no such folder.
@@ -175,18 +160,21 @@ def load_results(folder: str | Path) -> DataFrame:
     from pandas import DataFrame
 
     rows = []
-    for entry in find_results(as_path(folder))[0]:
-        result = entry.result
+    for run in find_results(as_path(folder))[0]:
+        result = run.result
+        own = ("task", "label", "probe", "action_mode", "relative_frame", "protocol", "preset", "control", "project")
+        facts: dict[str, Any] = {
+            "folder": str(run.folder),
+            "dataset": result.dataset.name,
+            "split_set": result.dataset.split_set,
+            "model": result.model.name,
+            "paradigm": result.model.paradigm,
+            **{name: getattr(result, name) for name in (*own, "status", "primary")},
+            "seeds": result.seeds or (result.seed,),
+        }
         for name, selection in result.selections.items():
-            row: dict[str, Any] = {
-                "folder": str(entry.path.parent), "task": result.task, "dataset": result.dataset.name,
-                "split_set": result.dataset.split_set, "model": result.model.name, "label": result.label,
-                "paradigm": result.model.paradigm, "probe": result.probe, "action_mode": result.action_mode,
-                "relative_frame": result.relative_frame, "protocol": result.protocol, "preset": result.preset,
-                "control": result.control, "project": result.project, "seeds": result.seeds or (result.seed,),
-                "status": result.status, "selection": name, "headline": name == result.headline,
-                "primary": result.primary, "epoch": selection.epoch, "head": selection.head,
-            }  # fmt: skip
+            row = {**facts, "selection": name, "headline": name == result.headline}
+            row |= {"epoch": selection.epoch, "head": selection.head}
             for key, found in selection.metrics.items():
                 row |= {key: found.value, f"{key}_low": found.low, f"{key}_high": found.high}
             rows.append(row)
@@ -196,8 +184,9 @@ def load_results(folder: str | Path) -> DataFrame:
 def load_samples(run: str | Path) -> DataFrame:
     """One row per evaluated sample of a run, which is named by its folder or its ``result.json``.
 
-    ``score`` is the mean over the seeds, whose own scores are in ``score_<seed>``: 1 for a right and 0 for a wrong
-    answer, or the normalised squared error. A classification also has ``media``, ``predicted`` and ``true``.
+    ``score`` is the mean over the seeds, whose own scores are in ``score_<seed>``: 1 for a
+    right and 0 for a wrong answer, or the normalised squared error. A classification also
+    has ``media``, ``predicted`` and ``true``.
 
     Raises:
         UsageError: there is no such run.
@@ -208,17 +197,17 @@ def load_samples(run: str | Path) -> DataFrame:
     tables = []
     for role in ("seen", "unseen"):
         try:
-            found = open_scored(as_path(run), role)
+            found = open_scored(run, role)
         except LaryError:
             if role == "seen":
                 raise
             continue
         result, scores = found.result, found.scores
-        values = {"score": scores.scores.mean(axis=0, dtype=np.float64)}
-        values |= {f"score_{seed}": own for seed, own in zip(result.seeds, scores.scores, strict=True)}
-        columns: dict[str, Any] = {"split": role, "sample": scores.ids, "group": scores.groups, **values}
+        columns: dict[str, Any] = {"split": role, "sample": scores.ids, "group": scores.groups}
+        columns["score"] = scores.scores.mean(axis=0, dtype=np.float64)
+        columns |= {f"score_{seed}": own for seed, own in zip(result.seeds, scores.scores, strict=True)}
         if result.task == "classification":
-            lines = run_file(found.folder, result, "case.txt").read_text(encoding="utf-8").splitlines()
+            lines = found.file("case.txt").read_text(encoding="utf-8").splitlines()
             parts = zip(*(line.rsplit("\t", 2) for line in lines), strict=True)
             columns |= dict(zip(("media", "predicted", "true"), parts, strict=True))
         tables.append(DataFrame(columns))

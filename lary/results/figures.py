@@ -1,33 +1,60 @@
-"""Figures as bytes, for files beside a result and for papers: colour-blind safe, equal bytes for equal numbers."""
+"""Figures of results, colour-blind safe, equal bytes for equal numbers, and how analyses write them."""
 
 from __future__ import annotations
 
 import io
-from collections.abc import Iterator, Sequence
+import re
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 import numpy.typing as npt
+
+from lary.configs import AnalyzeConfig
+from lary.files import csv_text, write_bytes, write_json, write_text
+from lary.results.folder import FinishedRun
+from lary.settings import Settings
+from lary.types import LaryError, UsageError
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 Format = Literal["svg", "png", "pdf"]
 Doubles = npt.NDArray[np.float64]
+Row = Mapping[str, Any]
+"""One line of a table; the keys are the columns."""
 
 INK, MUTED, GRID, LIGHT = "#222222", "#666666", "#dddddd", "#c8c8c8"
 BLUE, VERMILION = "#0072B2", "#D55E00"
 """Colours of Okabe and Ito, told apart with every common colour vision deficiency."""
-
-LABELLED_CLASSES = 60
-"""More classes than this get no names along the axes of a confusion matrix."""
+STYLE: Any = {
+    "font.family": "DejaVu Sans",
+    "font.size": 9,
+    "axes.spines.top": False,
+    "axes.spines.right": False,
+    "axes.edgecolor": MUTED,
+    "axes.labelcolor": INK,
+    "text.color": INK,
+    "xtick.color": INK,
+    "ytick.color": INK,
+    "axes.titlesize": 9,
+    "axes.axisbelow": True,
+    "grid.color": GRID,
+    "grid.linewidth": 0.5,
+    "svg.hashsalt": "lary",
+    "svg.fonttype": "none",
+    "pdf.fonttype": 3,
+}
 NO_DATES: dict[Format, Any] = {
     "svg": {"Date": None, "Creator": None},
     "png": {"Software": None},
     "pdf": {"CreationDate": None, "Creator": None, "Producer": None},
 }
+LABELLED_CLASSES, NUMBERED_CLASSES = 60, 15
+"""More classes than this get no names along the axes of a confusion matrix, and no numbers in it."""
 
 
 @contextmanager
@@ -37,13 +64,7 @@ def new_figure(width: float, height: float, layout: Literal["constrained"] | Non
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
-    style: Any = {
-        "font.family": "DejaVu Sans", "font.size": 9, "axes.spines.top": False, "axes.spines.right": False,
-        "axes.edgecolor": MUTED, "axes.labelcolor": INK, "text.color": INK, "xtick.color": INK, "ytick.color": INK,
-        "axes.titlesize": 10, "axes.titleweight": "bold", "axes.axisbelow": True, "grid.color": GRID,
-        "grid.linewidth": 0.5, "svg.hashsalt": "lary", "svg.fonttype": "none", "pdf.fonttype": 3,
-    }  # fmt: skip
-    with matplotlib.rc_context(style):
+    with matplotlib.rc_context(STYLE):
         figure = Figure(figsize=(width, height), layout=layout)
         FigureCanvasAgg(figure)
         yield figure
@@ -56,37 +77,62 @@ def render(figure: Figure, format: Format) -> bytes:
     return stream.getvalue()
 
 
-def panel_grid(figure: Figure, titles: Sequence[str], columns: int, across: str = "", up: str = "") -> list[Any]:
-    """Axes with a shared scale, one per title; `across` is that of all of them, empty if they differ in it."""
+@contextmanager
+def panels(
+    titles: Sequence[str], *, up: str, across: str = "", height: float = 2.2
+) -> Iterator[tuple[Figure, list[Any]]]:
+    """A figure and its panels, one per title, in up to four columns with shared heights."""
+    columns = min(len(titles), 4)
     rows = -(-len(titles) // columns)
-    grid = np.asarray(figure.subplots(rows, columns, squeeze=False, sharex=bool(across), sharey=True)).ravel().tolist()
-    for axes in grid[len(titles) :]:
-        axes.set_visible(False)
-    for index, (axes, title) in enumerate(zip(grid, titles, strict=False)):
-        last = index + columns >= len(titles)
-        axes.set_title(title, fontsize=8.5, fontweight="normal")
-        axes.tick_params(labelbottom=last or not across, labelsize=8)
-        axes.set_xlabel(across if last else "", fontsize=8)
-        axes.set_ylabel("" if index % columns else up, fontsize=8)
-        axes.grid()
-    return grid[: len(titles)]
+    with new_figure(max(2.6 * columns, 5.2), 1.3 + height * rows) as figure:
+        grid = figure.subplots(rows, columns, squeeze=False, sharey=True).ravel().tolist()
+        for axes in grid[len(titles) :]:
+            axes.set_visible(False)
+        for index, title in enumerate(titles):
+            axes = grid[index]
+            axes.set_title(title, fontsize=8.5)
+            axes.tick_params(labelsize=8)
+            axes.set_xlabel(across, fontsize=8)
+            axes.set_ylabel("" if index % columns else up, fontsize=8)
+            axes.grid()
+        yield figure, grid[: len(titles)]
+
+
+def finish(figure: Figure, axes: Any, title: str) -> None:
+    """Add a title over the panels of a figure and a legend below, from the marks of one panel."""
+    marks = {name: mark for mark, name in zip(*axes.get_legend_handles_labels(), strict=True)}
+    figure.legend(marks.values(), marks.keys(), loc="outside lower center", ncols=3, frameon=False, fontsize=8)
+    figure.suptitle(title, fontsize=9.5, wrap=True)
+
+
+def plot_pair(axes: Any, steps: Doubles, truth: Doubles, guess: Doubles, marker: str | None) -> None:
+    """Draw true and predicted values (n,) over steps (n,)."""
+    from matplotlib.ticker import MaxNLocator
+
+    for values, colour, style, label in ((truth, INK, "-", "true"), (guess, VERMILION, "--", "predicted")):
+        axes.plot(steps, values, style, color=colour, marker=marker, markersize=3, label=label)
+    axes.grid()
+    axes.margins(y=0.15)
+    axes.xaxis.set_major_locator(MaxNLocator(nbins=5, integer=True))
+    axes.yaxis.set_major_locator(MaxNLocator(nbins=4))
+
+
+# --- files of the published code ---
 
 
 def confusion_figure(matrix: npt.ArrayLike, classes: Sequence[str], title: str = "", format: Format = "png") -> bytes:
     """A confusion matrix (L, L), rows predicted and columns true, coloured by the share of each true class."""
     counts = np.asarray(matrix, dtype=np.float64)
     share = counts / np.maximum(counts.sum(axis=0, keepdims=True), 1)
-    labelled = len(classes) <= LABELLED_CLASSES
-    side = min(2.6 + (0.24 if labelled else 0.05) * len(classes), 14.0)
+    names = list(classes) if len(classes) <= LABELLED_CLASSES else []
+    side = min(2.6 + (0.24 if names else 0.05) * len(classes), 14.0)
     with new_figure(side + 0.9, side) as figure:
         axes = figure.subplots()
         image = axes.imshow(share, cmap="cividis", vmin=0, vmax=1, interpolation="nearest")
         axes.set(xlabel="true class", ylabel="predicted class", title=title)
-        axes.spines[:].set_visible(False)
-        names = list(classes) if labelled else []
         axes.set_xticks(np.arange(len(names)), names, rotation=90)
         axes.set_yticks(np.arange(len(names)), names)
-        for row, column in np.argwhere(counts > 0) if len(classes) <= 15 else ():
+        for row, column in np.argwhere(counts > 0) if len(classes) <= NUMBERED_CLASSES else ():
             colour = "black" if share[row, column] > 0.5 else "white"
             axes.text(column, row, f"{counts[row, column]:.0f}", ha="center", va="center", fontsize=7, color=colour)
         figure.colorbar(image, ax=axes, fraction=0.04, pad=0.02, label="share of the true class")
@@ -120,18 +166,6 @@ def trajectory_book(chunks: Sequence[Chunk], dims: Sequence[str], units: Sequenc
     return stream.getvalue()
 
 
-def plot_pair(axes: Any, steps: Doubles, truth: Doubles, guess: Doubles, marker: str | None, ticks: int) -> None:
-    """Draw true and predicted values (n,) over steps (n,) with whole numbers, at most so many `ticks` an axis."""
-    from matplotlib.ticker import MaxNLocator
-
-    for values, colour, style, label in ((truth, INK, "-", "true"), (guess, VERMILION, "--", "predicted")):
-        axes.plot(steps, values, style, color=colour, marker=marker, markersize=3, label=label)
-    axes.grid()
-    axes.margins(y=0.15)
-    axes.xaxis.set_major_locator(MaxNLocator(nbins=ticks, integer=True))
-    axes.yaxis.set_major_locator(MaxNLocator(nbins=4))
-
-
 @contextmanager
 def _trajectory(chunk: Chunk, dims: Sequence[str], units: Sequence[str]) -> Iterator[Figure]:
     truth, guess = np.asarray(chunk.true, dtype=np.float64), np.asarray(chunk.predicted, dtype=np.float64)
@@ -140,15 +174,95 @@ def _trajectory(chunk: Chunk, dims: Sequence[str], units: Sequence[str]) -> Iter
     width, height = 2.3 * columns, 0.9 + 1.6 * rows
     steps, mark = np.arange(1.0, len(truth) + 1), "o" if len(truth) <= 15 else None
     with new_figure(width, height, layout=None) as figure:  # margins by hand: a layout costs seconds per figure
-        left, right, bottom, top = 0.62 / width, 1 - 0.1 / width, 0.6 / height, 1 - 0.65 / height
-        figure.subplots_adjust(left=left, right=right, bottom=bottom, top=top, wspace=0.45, hspace=0.62)
-        panels = np.asarray(figure.subplots(rows, columns, squeeze=False)).ravel()
-        for index, (axes, name) in enumerate(zip(panels, dims, strict=False)):
+        figure.subplots_adjust(
+            left=0.62 / width,
+            right=1 - 0.1 / width,
+            bottom=0.6 / height,
+            top=1 - 0.65 / height,
+            wspace=0.45,
+            hspace=0.62,
+        )
+        grid = figure.subplots(rows, columns, squeeze=False).ravel()
+        for index, axes in enumerate(grid):
+            if index >= len(dims):
+                axes.set_visible(False)
+                continue
             unit = units[index] if index < len(units) else ""
-            plot_pair(axes, steps, truth[:, index], guess[:, index], mark, 4)
-            axes.set_title(f"{name} [{unit}]" if unit else name)
-        for axes in panels[len(dims) :]:
-            axes.set_visible(False)
-        figure.legend(*panels[0].get_legend_handles_labels(), loc="lower center", ncols=2, frameon=False)
+            plot_pair(axes, steps, truth[:, index], guess[:, index], mark)
+            axes.set_title(f"{dims[index]} [{unit}]" if unit else dims[index])
+        figure.legend(*grid[0].get_legend_handles_labels(), loc="lower center", ncols=2, frameon=False)
         figure.suptitle(chunk.title, fontsize=9, y=1 - 0.12 / height, va="top")
         yield figure
+
+
+# --- analyses ---
+
+
+class NotPossible(UsageError):
+    """The runs don't allow an analysis: an error where it was asked for by name, a line where all were."""
+
+
+@dataclass(frozen=True)
+class Analysis:
+    """What an analysis wrote, and what it left out and why, in sentences."""
+
+    files: tuple[Path, ...]
+    left_out: tuple[str, ...] = ()
+
+    def text(self) -> str:
+        """The files, then what was left out, as lines for a terminal."""
+        return "\n".join([*map(str, self.files), *(f"left out: {reason}" for reason in self.left_out)])
+
+
+def made(files: Sequence[Path], left_out: Sequence[str], error: type[LaryError] = NotPossible) -> Analysis:
+    """The outcome of an analysis. Raises `error` with all that was left out where nothing was written."""
+    if not files:
+        raise error("; ".join(left_out))
+    return Analysis(tuple(files), tuple(left_out))
+
+
+@dataclass(frozen=True)
+class Context:
+    """What every analysis gets: the runs, where to write, the options and the settings."""
+
+    runs: tuple[FinishedRun, ...]
+    out: Path
+    config: AnalyzeConfig
+    settings: Settings
+
+    def of_task(self, task: str, command: str) -> list[FinishedRun]:
+        """The runs of one task. Raises NotPossible if there are none, with the command that makes some."""
+        found = [run for run in self.runs if run.result.task == task]
+        if not found:
+            raise NotPossible(f"there is no finished {task} run: run 'lary {command}' first")
+        return found
+
+    def write(self, stem: str, figure: Figure, rows: Sequence[Row], run: FinishedRun, **facts: Any) -> list[Path]:
+        """Write a figure as PNG and SVG, its data as CSV, and data and facts as JSON; returns the files.
+
+        `run` is one of those in the figure, which all have its settings.
+        """
+        png, svg, table, data = files = [self.out / f"{stem}.{kind}" for kind in ("png", "svg", "csv", "json")]
+        write_bytes(png, render(figure, "png"))
+        write_bytes(svg, render(figure, "svg"))
+        write_text(table, csv_text([rows[0].keys(), *(row.values() for row in rows)]))
+        settings = {"protocol": run.result.protocol, "preset": run.result.preset}
+        analysis = stem.partition("_")[0]
+        write_json(data, {"format": 1, "analysis": analysis, **settings, **facts, "rows": list(rows)})
+        return files
+
+
+def grouped(runs: Sequence[FinishedRun], key: Callable[[FinishedRun], Any]) -> dict[Any, list[FinishedRun]]:
+    """Runs by a key, in the order in which they come; of several of one label, the latest counts."""
+    found: dict[Any, dict[str, FinishedRun]] = {}
+    for run in runs:
+        group = found.setdefault(key(run), {})
+        before = group.get(run.result.label)
+        if before is None or (run.result.created, run.folder) > (before.result.created, before.folder):
+            group[run.result.label] = run
+    return {name: list(group.values()) for name, group in found.items()}
+
+
+def slug(text: str) -> str:
+    """A text as part of a file name."""
+    return re.sub(r"[^\w.+-]+", "-", text).strip("-")

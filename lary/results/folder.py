@@ -1,9 +1,10 @@
-"""The one writer of a run's folder: work in progress in ``.work/``, and finished files that ``result.json`` names.
+"""The one writer of a run's folder, and the readers that find finished runs.
 
-A run writes everything below ``.work/``. When it is complete, its result is staged there with the SHA-256 of every
-other file, the files move to the run's folder, and ``result.json`` comes last. A kill at any moment leaves either no
-result, or a staged one whose publication the next command completes. Readers use only files that the result names and
-whose digest is still that of the result.
+A run writes everything below ``.work/``. When it is complete, its result is staged there
+with the SHA-256 of every other file, the files move to the run's folder, and
+``result.json`` comes last. A kill at any moment leaves either no result, or a staged one
+whose publication the next command completes. Readers use only files that the result names
+and whose digest is still that of the result.
 """
 
 from __future__ import annotations
@@ -18,18 +19,23 @@ from pathlib import Path
 from lary import __version__
 from lary.files import file_digest, inside, read_limited, refuse_link, remove_torn, write_text
 from lary.locks import locked
-from lary.results.record import FILE_NAME, EvalResult, read_result, write_result
-from lary.types import LaryError
+from lary.results.record import FILE_NAME, USUAL_PROBES, EvalResult, read_result, write_result
+from lary.runtime import log
+from lary.types import LaryError, UsageError
 
 WORK = ".work"
 IDENTITY = "identity"
-STATES = ("training_state.pt",)
-"""Files that only an interrupted run needs."""
+STATE = "training_state.pt"
+"""A file that only an interrupted run needs."""
+AGAIN = "Run the probe again with --overwrite."
+
+Broken = tuple[Path, str]
+"""A file that can't be read, and the reason."""
 
 
 @dataclass(frozen=True)
 class RunFolder:
-    """The folder of a run that is being written; `work` is where its files go until they are published."""
+    """The folder of a run that is being written; its files are in `work` until they are published."""
 
     folder: Path
 
@@ -39,11 +45,14 @@ class RunFolder:
         return self.folder / WORK
 
     def publish(self, result: EvalResult) -> EvalResult:
-        """Move all files out of ``.work/`` and write the result behind them; returns the result with their digests."""
+        """Move all files out of ``.work/``, the result last; returns the result with their digests."""
         remove_torn(self.work, below=True)
-        names = sorted(path.relative_to(self.work).as_posix() for path in self.work.rglob("*") if path.is_file())
-        own = (name for name in names if name not in (IDENTITY, FILE_NAME) and name.split("/")[-1] not in STATES)
-        result = result.model_copy(update={"files": {name: file_digest(self.work / name, 64) for name in own}})
+        digests = {}
+        for path in sorted(self.work.rglob("*")):
+            name = path.relative_to(self.work).as_posix()
+            if path.is_file() and name not in (IDENTITY, FILE_NAME) and path.name != STATE:
+                digests[name] = file_digest(path, 64)
+        result = result.model_copy(update={"files": digests})
         write_result(self.work / FILE_NAME, result)
         _move(self.folder)
         return result
@@ -53,7 +62,8 @@ class RunFolder:
 def writing(folder: Path, identity: str, *, resume: bool = True, leads: bool = True) -> Iterator[RunFolder]:
     """Hold a run's folder for writing; unfinished files of the same `identity` are kept to `resume` from.
 
-    Of several processes that train together only the one that `leads` takes the lock and prepares ``.work/``.
+    Of several processes that train together only the one that `leads` takes the lock and
+    prepares ``.work/``.
 
     Raises:
         LaryError: another process writes to the folder, or it can't be written to.
@@ -66,11 +76,14 @@ def writing(folder: Path, identity: str, *, resume: bool = True, leads: bool = T
         refuse_link(run.work)
         _move(folder)
         mark, wanted = run.work / IDENTITY, f"{identity} {__version__}"
-        if run.work.exists() and not (resume and _text(mark) == wanted):
+        known = ""
+        with suppress(OSError):
+            known = read_limited(mark, 1 << 12).decode(errors="replace")
+        if run.work.exists() and not (resume and known == wanted):
             shutil.rmtree(run.work)
-        for state in STATES:  # version 0.1 kept states beside the results; none fits a newer identity
-            for old in (folder / state, *folder.glob(f"seed_*/{state}")):
-                old.unlink(missing_ok=True)
+        # Version 0.1 kept states beside the results; none fits a newer identity.
+        for old in (folder / STATE, *folder.glob(f"seed_*/{STATE}")):
+            old.unlink(missing_ok=True)
         remove_torn(run.work, below=True)
         write_text(mark, wanted)
         yield run
@@ -110,30 +123,87 @@ def _move(folder: Path) -> None:
     work.rmdir()
 
 
-def run_file(folder: Path, result: EvalResult, name: str) -> Path:
-    """A file that a result names, checked against its digest; results of version 0.1 have none, and are believed.
+# --- finished runs ---
+
+
+@dataclass(frozen=True)
+class FinishedRun:
+    """A finished run: its folder, its result, and its number among those that were found."""
+
+    folder: Path
+    result: EvalResult
+    number: int = 0
+
+    @property
+    def settings(self) -> tuple[str, ...]:
+        """What runs must share to be in one figure, besides the data set."""
+        result = self.result
+        probe = "" if result.probe in USUAL_PROBES else result.probe
+        return (result.protocol, result.preset, result.action_mode or "", probe)
+
+    @property
+    def suffix(self) -> str:
+        """The settings that aren't the usual ones, for file names."""
+        usual = ("corrected", "paper", "absolute", "")
+        pairs = zip(self.settings, usual, strict=True)
+        return "".join(f"_{own}" for own, common in pairs if own not in (common, ""))
+
+    @property
+    def about(self) -> str:
+        """The settings for the title of a figure."""
+        protocol, preset, mode, probe = self.settings
+        parts = [f"protocol {protocol}", f"preset {preset}", mode and f"{mode} actions", probe and f"{probe} probe"]
+        return ", ".join(filter(None, parts))
+
+    def file(self, name: str) -> Path:
+        """A file that the result names, checked against its digest.
+
+        Results of version 0.1 have no digests, and are believed.
+
+        Raises:
+            LaryError: the result doesn't name the file, it is missing, or its content is
+                another one.
+        """
+        path, digests = inside(self.folder, name), self.result.files
+        if not any(digests.values()):
+            return path
+        if name not in digests:
+            raise LaryError(
+                f"{self.folder / FILE_NAME} names no file {name}, so none there belongs to this run. {AGAIN}"
+            )
+        try:
+            found = file_digest(path, 64)
+        except OSError as error:
+            raise LaryError(f"{path} can't be read: {error.strerror or error}. {AGAIN}") from error
+        if found != digests[name]:
+            raise LaryError(f"{path} is not the file that the run wrote: its digest differs. {AGAIN}")
+        return path
+
+
+def finished_run(place: Path) -> FinishedRun:
+    """A finished run from its folder or its ``result.json``. Raises UsageError without one, or LaryError."""
+    folder = place.parent if place.name == FILE_NAME else place
+    if not (folder / FILE_NAME).exists():
+        raise UsageError(f"{folder} holds no {FILE_NAME}: name the folder of a finished run, below $LARY_LOG_DIR.")
+    return FinishedRun(folder, read_result(folder / FILE_NAME))
+
+
+def find_results(folder: Path) -> tuple[list[FinishedRun], list[Broken]]:
+    """Every finished run below a folder, and the results that can't be read.
 
     Raises:
-        LaryError: the result doesn't name the file, it is missing, or its content is another one.
+        UsageError: the folder doesn't exist.
     """
-    path = inside(folder, name)
-    if not any(result.files.values()):
-        return path
-    advice = "Run the probe again with --overwrite."
-    if name not in result.files:
-        raise LaryError(f"{folder / FILE_NAME} names no file {name}, so none there belongs to this run. {advice}")
-    try:
-        found = file_digest(path, 64)
-    except OSError as error:
-        raise LaryError(f"{path} can't be read: {error.strerror or error}. {advice}") from error
-    if found != result.files[name]:
-        raise LaryError(f"{path} is not the file that the run wrote: its digest differs. {advice}")
-    return path
-
-
-def _text(path: Path) -> str:
-    """The content of a small file; empty where there is none."""
-    try:
-        return read_limited(path, 1 << 12).decode(errors="replace")
-    except OSError:
-        return ""
+    if not folder.is_dir():
+        raise UsageError(f"There is no folder {folder}: name the folder that holds the runs, such as $LARY_LOG_DIR.")
+    runs: list[FinishedRun] = []
+    broken: list[Broken] = []
+    for path in sorted(folder.rglob(FILE_NAME)):
+        if path.parent.name == WORK:  # staged, not published
+            continue
+        try:
+            runs.append(FinishedRun(path.parent, read_result(path), len(runs) + 1))
+        except LaryError as error:
+            log.warning("left out: %s", error)
+            broken.append((path.relative_to(folder), str(error).replace(str(path), path.name)))
+    return runs, broken

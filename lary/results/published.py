@@ -1,25 +1,29 @@
-"""The output files of the published code, and the arrays that comparisons and figures of ours are made from.
+"""The output files of the published code, and the arrays that comparisons and figures are made from.
 
-Classification: ``confusion_matrix.json`` and ``.png``, ``classification_stats.json``, ``case.txt``. Regression:
-``best_result.csv`` and in ``eval_vis/epoch_<n>/``: ``sample_<i>_{src,tgt,action}.png``, ``sample_<i>_action.pdf`` and
-``action.pdf`` with all of these as pages.
+Classification: ``confusion_matrix.json`` and ``.png``, ``classification_stats.json``,
+``case.txt``. Regression: ``best_result.csv`` and in ``eval_vis/epoch_<n>/``:
+``sample_<i>_{src,tgt,action}.png``, ``sample_<i>_action.pdf`` and ``action.pdf`` with all
+of these as pages.
 
-``predictions.npz`` holds the headline score of every evaluated sample: for each role (``seen``, ``unseen``)
-``<role>_ids`` and ``<role>_groups``, (n,) text, and ``<role>_scores``, (S, n) float32: one row per seed of ``seeds``
-(S,) int64; a classification has 1 for a right and 0 for a wrong answer, a regression the mean squared error of the
-sample, normalised.
+``predictions.npz`` holds the headline score of every evaluated sample: for each role
+(``seen``, ``unseen``) ``<role>_ids`` and ``<role>_groups``, (n,) text, and
+``<role>_scores``, (S, n) float32: one row per seed of ``seeds`` (S,) int64; a
+classification has 1 for a right and 0 for a wrong answer, a regression the mean squared
+error of the sample, normalised.
 
-``actions.npz`` holds predicted and true chunk of every sample of a regression in physical units: ``<role>_ids``,
-``<role>_groups`` and ``<role>_media`` (the source frame), (n,) text, and ``<role>_predicted`` and ``<role>_true``,
-(n, K, A) float32, of the headline selection and the first seed.
+``actions.npz`` holds predicted and true chunk of every sample of a regression in physical
+units: ``<role>_ids``, ``<role>_groups`` and ``<role>_media`` (the source frame), (n,)
+text, and ``<role>_predicted`` and ``<role>_true``, (n, K, A) float32, of the headline
+selection and the first seed.
 """
 
 from __future__ import annotations
 
 import io
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path
+from pathlib import Path, PurePosixPath
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -27,17 +31,15 @@ import numpy.typing as npt
 from lary.arrays import read_npz
 from lary.files import atomic_write, csv_text, write_bytes, write_json, write_text
 from lary.probes import outcome as metrics
-from lary.probes.outcome import ClassificationOutcome, Floats, RegressionOutcome
+from lary.probes.outcome import ClassificationOutcome, Floats, RegressionOutcome, SelectionName, SplitOutcome
 from lary.results import figures
-from lary.results.folder import run_file
-from lary.results.measure import headline
-from lary.results.record import EvalResult
-from lary.results.summarise import example_rows
+from lary.results.folder import FinishedRun
+from lary.results.record import Example, headline
 from lary.types import LaryError
 
 PREDICTIONS, ACTIONS = "predictions.npz", "actions.npz"
-
-Arrays = dict[str, npt.NDArray[np.generic]]
+EXAMPLE_QUANTILES = (0.1, 0.5, 0.9)
+"""Ranks of the errors whose chunks are shown: a good one, the median, a bad one."""
 
 Frames = Callable[[int], npt.NDArray[np.uint8]]
 """From a row of the seen split to its frames, (T, H, W, 3) uint8 RGB."""
@@ -46,74 +48,76 @@ Frames = Callable[[int], npt.NDArray[np.uint8]]
 def write_classification_files(folder: Path, outcome: ClassificationOutcome) -> tuple[str, ...]:
     """Write the files of a classification for its headline selection; returns their names.
 
-    The matrix has predicted classes in rows and true classes in columns. ``case.txt`` has one line per validation
-    sample: media path, predicted class, true class, separated by tabs.
+    The matrix has predicted classes in rows and true classes in columns. ``case.txt`` has
+    one line per validation sample: media path, predicted class, true class, with tabs
+    between them.
     """
     predicted = outcome.selections[headline(outcome.selections)].logits.argmax(axis=1)
     names = outcome.classes
     matrix = metrics.confusion_matrix(outcome.labels, predicted, len(names))
     table = metrics.class_statistics(matrix)
-    write_json(
-        folder / "confusion_matrix.json",
-        {"rows": "predicted", "columns": "true", "classes": list(names), "matrix": matrix.tolist()},
-    )
+    axes = {"rows": "predicted", "columns": "true", "classes": list(names)}
+    write_json(folder / "confusion_matrix.json", {**axes, "matrix": matrix.tolist()})
     title = f"Top-1 {100 * np.trace(matrix) / max(matrix.sum(), 1):.2f} %"
     write_bytes(folder / "confusion_matrix.png", figures.confusion_figure(matrix, names, title))
-    columns = zip(names, table.precision, table.recall, table.f1, table.support, strict=True)
     statistics = {
-        name: {"precision": float(precision), "recall": float(recall), "f1": float(f1), "samples": int(samples)}
-        for name, precision, recall, f1, samples in columns
+        name: {
+            "precision": float(table.precision[row]),
+            "recall": float(table.recall[row]),
+            "f1": float(table.f1[row]),
+            "samples": int(table.support[row]),
+        }
+        for row, name in enumerate(names)
     }
     write_json(folder / "classification_stats.json", statistics)
-    lines = (
-        f"{media[-1]}\t{names[guess]}\t{names[label]}\n"
-        for media, guess, label in zip(outcome.samples.media, predicted, outcome.labels, strict=True)
-    )
+    samples = zip(outcome.samples.media, predicted, outcome.labels, strict=True)
+    lines = (f"{media[-1]}\t{names[guess]}\t{names[label]}\n" for media, guess, label in samples)
     write_text(folder / "case.txt", "".join(lines))
     return ("confusion_matrix.json", "confusion_matrix.png", "classification_stats.json", "case.txt")
 
 
-def best_result(outcome: RegressionOutcome) -> dict[str, float | int]:
+def best_result(outcome: RegressionOutcome) -> dict[str, float]:
     """The one row of ``best_result.csv`` for the headline selection; the training loss is that of its epoch."""
     name = headline(outcome.splits["seen"].selections)
     epoch = outcome.splits["seen"].selections[name].epoch
     losses = [entry["train_loss"] for entry in outcome.history if entry.get("epoch") == epoch and "train_loss" in entry]
-    row: dict[str, float | int] = {"best_epoch": epoch, "train_loss": float(losses[0]) if losses else float("nan")}
+    row: dict[str, float] = {"best_epoch": epoch, "train_loss": float(losses[0]) if losses else float("nan")}
     for role, split in outcome.splits.items():
         values, targets = split.selections[name].values, split.targets
         row[f"val_{role}_loss"] = float(split.loss[name])
         row[f"val_{role}_mse"] = metrics.mse(values, targets)
-        for label, value in zip(outcome.dims, metrics.mse_per_dim(values, targets), strict=True):
-            row[f"val_{role}_mse_{label}"] = float(value)
-        for label, value in metrics.mse_per_group(values, targets, outcome.groups).items():
-            row[f"val_{role}_mse_{label}"] = float(value)
+        by_dim = zip(outcome.dims, metrics.mse_per_dim(values, targets), strict=True)
+        by_group = metrics.mse_per_group(values, targets, outcome.groups)
+        row |= {f"val_{role}_mse_{label}": float(value) for label, value in (*by_dim, *by_group.items())}
     return row
 
 
 def write_regression_files(
     folder: Path, outcome: RegressionOutcome, frames: Frames | None = None, units: Sequence[str] = ()
 ) -> tuple[str, ...]:
-    """Write the files of a regression for its headline selection; returns their names relative to `folder`.
+    """Write the files of a regression for its headline selection; returns their relative names.
 
-    The pictures show the samples of `example_rows` on the seen split; without `frames` only their trajectories.
+    The pictures show the samples of `example_rows` on the seen split; without `frames`
+    only their trajectories.
     """
     row = best_result(outcome)
     files = {"best_result.csv": csv_text([row, row.values()]).encode()}
     split = outcome.splits["seen"]
-    name = headline(split.selections)
-    values = split.selections[name].values
-    place = f"eval_vis/epoch_{split.selections[name].epoch}"
+    chosen = split.selections[name := headline(split.selections)]
+    place = f"eval_vis/epoch_{chosen.epoch}"
     chunks = []
     for index, (sample, _, error) in enumerate(example_rows(split, name)):
         stem = f"{place}/sample_{index}"
         if frames is not None:
             clip = frames(sample)
             files |= {f"{stem}_src.png": png_of(clip[0]), f"{stem}_tgt.png": png_of(clip[-1])}
-        mean, std = split.mean[sample].astype(np.float64), split.std[sample].astype(np.float64)
         title = f"{split.samples.ids[sample]}, mean squared error {error:.3g}"
-        chunks.append(figures.Chunk(title, values[sample] * std + mean, split.targets[sample] * std + mean))
+        mean, std = split.mean[sample].astype(np.float64), split.std[sample].astype(np.float64)
+        predicted, true = (part[sample] * std + mean for part in (chosen.values, split.targets))
+        chunks.append(figures.Chunk(title, predicted, true))
         for suffix in ("png", "pdf"):
-            files[f"{stem}_action.{suffix}"] = figures.trajectory_figure(chunks[-1], outcome.dims, units, suffix)
+            picture = figures.trajectory_figure(chunks[-1], outcome.dims, units, suffix)
+            files[f"{stem}_action.{suffix}"] = picture
     files[f"{place}/action.pdf"] = figures.trajectory_book(chunks, outcome.dims, units)
     for file, data in files.items():
         write_bytes(folder / file, data)
@@ -127,6 +131,36 @@ def png_of(picture: npt.NDArray[np.uint8]) -> bytes:
     stream = io.BytesIO()
     Image.fromarray(picture).save(stream, format="PNG", optimize=True)
     return stream.getvalue()
+
+
+def example_rows(split: SplitOutcome, selection: SelectionName) -> list[tuple[int, float, float]]:
+    """Rows to show as (row, quantile, error): the samples at `EXAMPLE_QUANTILES`, ties by row."""
+    error = ((split.selections[selection].values - split.targets) ** 2).mean(axis=(1, 2))
+    order = np.argsort(error, kind="stable")
+    rows = {int(order[round(rank * (len(order) - 1))]): rank for rank in EXAMPLE_QUANTILES}
+    return [(row, quantile, float(error[row])) for row, quantile in rows.items()]
+
+
+def examples_of(split: SplitOutcome, selection: SelectionName, files: Iterable[str]) -> Iterator[Example]:
+    """The chunks of `example_rows` in physical units, with the pictures among `files`."""
+    samples, prediction = split.samples, split.selections[selection].values
+    for index, (row, quantile, error) in enumerate(example_rows(split, selection)):
+        chunks = []
+        for chunk in (prediction[row], split.targets[row]):
+            values = (chunk * split.std[row] + split.mean[row]).tolist()
+            chunks.append(tuple(tuple(float(f"{value:.5g}") for value in step) for step in values))
+        stems = (f"sample_{index}_src.png", f"sample_{index}_tgt.png")
+        pictures = (name for stem in stems for name in files if PurePosixPath(name).name == stem)
+        yield Example(
+            sample=samples.ids[row],
+            media=samples.media[row],
+            group=samples.groups[row],
+            quantile=quantile,
+            mse=error,
+            predicted=chunks[0],
+            true=chunks[1],
+            pictures=tuple(pictures),
+        )
 
 
 # --- arrays ---
@@ -143,7 +177,7 @@ class SampleScores:
 
 @dataclass(frozen=True)
 class Chunks:
-    """Chunks of the samples of one split: n names each, `predicted` and `true` (n, K, A) float32, physical units."""
+    """Chunks of the samples of one split: n names each, chunks (n, K, A) float32, physical units."""
 
     ids: tuple[str, ...]
     groups: tuple[str, ...]
@@ -171,56 +205,49 @@ def action_scores(runs: Sequence[RegressionOutcome]) -> dict[str, SampleScores]:
 
 
 def write_scores(folder: Path, scores: Mapping[str, SampleScores], seeds: Sequence[int]) -> str:
-    """Write the scores of a run into its folder; returns the file's name."""
-    arrays: Arrays = {"seeds": np.array(seeds, dtype=np.int64)}
-    for role, own in scores.items():
-        arrays |= {f"{role}_ids": np.array(own.ids), f"{role}_groups": np.array(own.groups)}
-        arrays[f"{role}_scores"] = own.scores
-    return _write_arrays(folder / PREDICTIONS, arrays)
+    """Write the scores of a run by role into its folder; returns the file's name."""
+    return _write_arrays(folder / PREDICTIONS, scores, seeds=np.array(seeds, dtype=np.int64))
 
 
 def write_actions(folder: Path, outcome: RegressionOutcome) -> str:
     """Write the chunks of all evaluated splits into a run's folder; returns the file's name."""
     name = headline(outcome.splits["seen"].selections)
-    arrays: Arrays = {}
+    chunks = {}
     for role, split in outcome.splits.items():
         samples, mean, std = split.samples, split.mean[:, None], split.std[:, None]
-        arrays |= {f"{role}_ids": np.array(samples.ids), f"{role}_groups": np.array(samples.groups)}
-        arrays[f"{role}_media"] = np.array([media[0] for media in samples.media])
-        arrays[f"{role}_predicted"] = split.selections[name].values * std + mean
-        arrays[f"{role}_true"] = split.targets * std + mean
-    return _write_arrays(folder / ACTIONS, arrays)
+        media = tuple(paths[0] for paths in samples.media)
+        predicted, true = (part * std + mean for part in (split.selections[name].values, split.targets))
+        chunks[role] = Chunks(samples.ids, samples.groups, media, predicted, true)
+    return _write_arrays(folder / ACTIONS, chunks)
 
 
-def _write_arrays(file: Path, arrays: Arrays) -> str:
+def _write_arrays(file: Path, tables: Mapping[str, SampleScores | Chunks], **more: npt.NDArray[np.int64]) -> str:
+    arrays = {f"{role}_{name}": part for role, table in tables.items() for name, part in vars(table).items()}
     with atomic_write(file) as stream:
-        np.savez_compressed(stream, **arrays)  # type: ignore[arg-type]
+        np.savez_compressed(stream, **more, **arrays)
     return file.name
 
 
-def read_scores(folder: Path, result: EvalResult, role: str = "seen") -> SampleScores:
-    """The scores of one role. Raises LaryError if there is no such file, it is torn, or the run has no such split."""
-    ids, groups, scores = _read_arrays(folder, result, PREDICTIONS, role, "scores", ("ids", "groups", "scores"))
-    return SampleScores(tuple(map(str, ids)), tuple(map(str, groups)), scores.astype(np.float32))
+def read_scores(run: FinishedRun, role: str = "seen") -> SampleScores:
+    """The scores of one role. Raises LaryError if they are missing, torn, or the run has no such split."""
+    return SampleScores(*_read_arrays(run, PREDICTIONS, role, ("ids", "groups", "scores")))
 
 
-def read_predicted(folder: Path, result: EvalResult, role: str = "seen") -> Chunks:
-    """The chunks of one role. Raises LaryError if there is no such file, it is torn, or the run has no such split."""
-    names = ("ids", "groups", "media", "predicted", "true")
-    *texts, predicted, true = _read_arrays(folder, result, ACTIONS, role, "chunks", names)
-    ids, groups, media = (tuple(map(str, part)) for part in texts)
-    return Chunks(ids, groups, media, predicted.astype(np.float32), true.astype(np.float32))
+def read_predicted(run: FinishedRun, role: str = "seen") -> Chunks:
+    """The chunks of one role. Raises LaryError as `read_scores`."""
+    return Chunks(*_read_arrays(run, ACTIONS, role, ("ids", "groups", "media", "predicted", "true")))
 
 
-def _read_arrays(
-    folder: Path, result: EvalResult, name: str, role: str, what: str, parts: Sequence[str]
-) -> list[npt.NDArray[np.generic]]:
-    file = folder / name
+def _read_arrays(run: FinishedRun, name: str, role: str, parts: Sequence[str]) -> Iterator[Any]:
+    file = run.folder / name
     if not file.is_file():
         raise LaryError(f"{file} does not exist: run the probe again with --overwrite, then it is written.")
     try:
-        return read_npz(run_file(folder, result, name), *(f"{role}_{part}" for part in parts))
+        found = read_npz(run.file(name), *(f"{role}_{part}" for part in parts))
     except KeyError:
-        raise LaryError(f"{file} has no {what} of the split '{role}'.") from None
+        raise LaryError(f"{file} has no {parts[-1]} of the split '{role}'.") from None
     except (OSError, ValueError) as error:
         raise LaryError(f"{file} can't be read: {error}. Run the probe again with --overwrite.") from error
+    for part, values in zip(parts, found, strict=True):
+        names = part in ("ids", "groups", "media")
+        yield tuple(map(str, values)) if names else values.astype(np.float32)

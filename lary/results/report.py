@@ -7,8 +7,8 @@ import csv
 import io
 import json
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
-from functools import cached_property, lru_cache
+from dataclasses import dataclass
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -16,11 +16,9 @@ import numpy as np
 
 from lary import __version__
 from lary.files import write_text
-from lary.results.folder import WORK, run_file
-from lary.results.measure import reading
+from lary.results.folder import Broken, FinishedRun, find_results
 from lary.results.published import png_of
-from lary.results.record import FILE_NAME, EvalResult, Example, Metric, read_result
-from lary.runtime import log
+from lary.results.record import FILE_NAME, EvalResult, Example, Metric, number
 from lary.types import LaryError, UsageError, as_path
 
 TEMPLATES = Path(__file__).parent / "templates"
@@ -30,108 +28,23 @@ REPORT_NAME = "report.html"
 PICTURE_SIZE = 192
 PICTURE_BYTES = 20_000_000
 METRIC_NAMES = {
-    "top1": "Top-1", "top5": "Top-5", "macro_recall": "Mean recall", "macro_f1": "Macro F1", "seen_mse": "MSE",
-    "seen_r2": "R²", "unseen_mse": "MSE, unseen", "unseen_r2": "R², unseen",
-}  # fmt: skip
+    "top1": "Top-1",
+    "top5": "Top-5",
+    "macro_recall": "Mean recall",
+    "macro_f1": "Macro F1",
+    "seen_mse": "MSE",
+    "seen_r2": "R²",
+    "unseen_mse": "MSE, unseen",
+    "unseen_r2": "R², unseen",
+}
 READINGS = {"": "", "even": "no clear difference", "better": "a clear gain", "worse": "clearly worse"}
-
-Broken = tuple[Path, str]
-
-
-@dataclass(frozen=True)
-class Entry:
-    """One result found: its file, its name on the page, its record."""
-
-    path: Path
-    anchor: str
-    result: EvalResult
-
-
-@dataclass(frozen=True)
-class Contest:
-    """Runs that may be ranked together, best first: the same data set, splits, task and target."""
-
-    name: str
-    entries: tuple[Entry, ...]
-
-    @property
-    def first(self) -> EvalResult:
-        """The best run's result."""
-        return self.entries[0].result
-
-    @property
-    def mixed(self) -> bool:
-        """Whether the runs differ in protocol, preset or seeds."""
-        return len({settings_of(entry.result) for entry in self.entries}) > 1
-
-    @cached_property
-    def rows(self) -> list[tuple[str, dict[str, Metric], Entry | None]]:
-        """Label, metrics and entry of every run, and of every control once, best first."""
-        found: dict[Any, tuple[str, dict[str, Metric], Entry | None]] = {}
-        for entry in self.entries:
-            result = entry.result
-            found[entry.anchor] = (result.label, result.selections[result.headline].metrics, entry)
-            for name, control in result.controls.items():
-                value = control.metrics.get(self.first.primary)
-                found.setdefault((name, f"{value.value:.6g}" if value else ""), (name, control.metrics, None))
-
-        def order(row: tuple[str, dict[str, Metric], Entry | None]) -> float:
-            value = row[1].get(self.first.primary)
-            return np.inf if value is None else -value.value if value.higher_is_better else value.value
-
-        return sorted(found.values(), key=order)
-
-    @cached_property
-    def metrics(self) -> dict[str, Metric]:
-        """One example of every metric of the runs, by name."""
-        found: dict[str, Metric] = {}
-        for _, metrics, entry in self.rows:
-            found |= {name: metric for name, metric in metrics.items() if entry and name not in found}
-        return found
-
-    @property
-    def limit(self) -> float:
-        """The end of the scale of the bars."""
-        scores = [metrics[self.first.primary] for _, metrics, _ in self.rows if self.first.primary in metrics]
-        highest = max(score.value if score.high is None else score.high for score in scores)
-        return 1.0 if self.first.score.unit == "fraction" else highest
-
-    @property
-    def details(self) -> dict[str, list[float | None]]:
-        """Recall by class, or error by dimension, of each of the `models`."""
-        columns = []
-        for entry in self.models:
-            recall = {row.name: row.recall.value for row in entry.result.classes if row.recall}
-            errors = {f"{row.name} ({row.split})": row.mse.value for row in entry.result.dimensions}
-            columns.append(recall or errors)
-        names = dict.fromkeys(name for column in columns for name in column)
-        return {name: [column.get(name) for column in columns] for name in names}
-
-    @property
-    def models(self) -> list[Entry]:
-        """The runs that are no controls."""
-        return [entry for entry in self.entries if not entry.result.is_control]
-
-
-def find_results(folder: Path) -> tuple[list[Entry], list[Broken]]:
-    """Every result below a folder, and the files that can't be read with the reason.
-
-    Raises:
-        UsageError: the folder doesn't exist.
-    """
-    if not folder.is_dir():
-        raise UsageError(f"There is no folder {folder}: name the folder that holds the runs, such as $LARY_LOG_DIR.")
-    entries: list[Entry] = []
-    broken: list[Broken] = []
-    for path in sorted(folder.rglob(FILE_NAME)):
-        if path.parent.name == WORK:  # staged, not published
-            continue
-        try:
-            entries.append(Entry(path, f"run-{len(entries) + 1}", read_result(path)))
-        except LaryError as error:
-            log.warning("left out of the report: %s", error)
-            broken.append((path.relative_to(folder), str(error).replace(str(path), path.name)))
-    return entries, broken
+PUBLISHED = {
+    "leaderboard_classification": ("Action classification", "Top-1 accuracy in per cent.", True),
+    "leaderboard_regression": ("Action regression", "Mean squared error, normalised; lower is better.", False),
+    "leaderboard_vlabench_stride": ("Regression by stride", "Mean squared error; lower is better.", False),
+    "lam_ablation": ("Ablation of a latent action model", "Accuracies in per cent, errors normalised.", None),
+}
+"""Title, sentence and whether higher is better, by the file of a table; columns are keys of data sets."""
 
 
 def write_report(folder: str | Path, target: str | Path | None = None) -> Path:
@@ -141,72 +54,102 @@ def write_report(folder: str | Path, target: str | Path | None = None) -> Path:
         UsageError: the folder doesn't exist, or holds no result.
     """
     folder = as_path(folder)
-    entries, broken = find_results(folder)
-    if not entries and not broken:
+    runs, broken = find_results(folder)
+    if not runs and not broken:
         raise UsageError(f"No {FILE_NAME} below {folder}: run 'lary classify' or 'lary regress' first.")
     path = as_path(target) if target else folder / REPORT_NAME
-    write_text(path, build_page(entries, broken))
+    write_text(path, _page(runs, broken))
     return path
 
 
-def build_page(entries: Sequence[Entry], broken: Sequence[Broken] = ()) -> str:
+def _page(runs: Sequence[FinishedRun], broken: Sequence[Broken]) -> str:
     """The page as text. The same results give the same page."""
     import jinja2
 
     environment = jinja2.Environment(
-        loader=jinja2.FileSystemLoader(TEMPLATES), autoescape=True, undefined=jinja2.StrictUndefined,
-        trim_blocks=True, lstrip_blocks=True,
-    )  # fmt: skip
+        loader=jinja2.FileSystemLoader(TEMPLATES),
+        autoescape=True,
+        undefined=jinja2.StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
     environment.filters |= {
-        "number": number, "bounds": bounds, "metric_name": metric_name, "settings": settings_of,
-        "dataset_title": dataset_title, "published": published_score,
-        "by_recall": lambda rows: sorted(rows, key=lambda row: (-(row.recall.value if row.recall else -1), row.name)),
-        "by_distance": lambda rows: sorted(rows, key=lambda row: abs(row.gain.value)),
+        "number": number,
+        "metric_name": metric_name,
+        "settings": settings_of,
+        "dataset_title": dataset_title,
+        "published": published_score,
         "as_json": lambda value: json.dumps(value, ensure_ascii=False, default=str),
-    }  # fmt: skip
+    }
     environment.globals |= {
-        "verdict": lambda gain, p=None: READINGS[reading(gain, p)], "confusion_picture": confusion_picture,
-        "panels": panels, "pictures": pictures,
-    }  # fmt: skip
-    contests = contests_of(entries)
-    results = [entry.result for entry in entries]
+        "verdict": lambda gain, p=None: READINGS[gain.reading(p)],
+        "confusion_picture": _confusion_picture,
+        "panels": _panels,
+        "pictures": _pictures,
+        "read_reference": read_reference,
+    }
+    contests = contests_of(runs)
     return environment.get_template("report.html").render(
-        version=__version__, broken=broken, contests=contests, overview=overview(contests), results=results,
-        spent=sum(sum(result.timings.values()) for result in results), published_tables=PUBLISHED,
-    )  # fmt: skip
+        version=__version__,
+        broken=broken,
+        contests=contests,
+        overview=_overview(contests),
+        results=[run.result for run in runs],
+        published_tables=PUBLISHED,
+    )
 
 
 # --- what is compared with what ---
 
 
-def contests_of(entries: Sequence[Entry]) -> list[Contest]:
+@dataclass(frozen=True)
+class Contest:
+    """Runs that may be ranked together, best first: the same data set, splits, task and target."""
+
+    name: str
+    runs: tuple[FinishedRun, ...]
+
+    @property
+    def rows(self) -> list[tuple[str, Mapping[str, Metric], FinishedRun | None]]:
+        """Label, metrics and run of every run, and of every control once, best first."""
+        primary = self.runs[0].result.primary
+        found: dict[Any, tuple[str, Mapping[str, Metric], FinishedRun | None]] = {}
+        for run in self.runs:
+            result = run.result
+            found[run.number, run.folder] = (result.label, result.selections[result.headline].metrics, run)
+            for name, control in result.controls.items():
+                value = control.metrics.get(primary)
+                found.setdefault((name, f"{value.value:.6g}" if value else ""), (name, control.metrics, None))
+        return sorted(found.values(), key=lambda row: row[1][primary].rank if primary in row[1] else np.inf)
+
+
+def contests_of(runs: Sequence[FinishedRun]) -> list[Contest]:
     """Runs that may be ranked together, by the name of their data set, splits and target."""
-    found: dict[str, list[Entry]] = {}
-    for entry in entries:
-        mode = " (relative actions)" if entry.result.action_mode == "relative" else ""
-        mode = " (local relative actions)" if entry.result.relative_frame == "local" else mode
-        if entry.result.dataset.split_set:
-            mode = f" (splits {entry.result.dataset.split_set}){mode}"
-        found.setdefault(f"{dataset_title(entry.result)}{mode}", []).append(entry)
+    found: dict[str, list[FinishedRun]] = {}
+    for run in runs:
+        result = run.result
+        splits = f" (splits {result.dataset.split_set})" if result.dataset.split_set else ""
+        local = "local " if result.relative_frame == "local" else ""
+        mode = f" ({local}relative actions)" if result.action_mode == "relative" else ""
+        found.setdefault(f"{dataset_title(result)}{splits}{mode}", []).append(run)
 
-    def rank(entry: Entry) -> tuple[float, str]:
-        score = entry.result.score
-        return (-score.value if score.higher_is_better else score.value, entry.result.label)
+    def place(run: FinishedRun) -> tuple[float, str]:
+        return run.result.score.rank, run.result.label
 
-    return [Contest(name, tuple(sorted(group, key=rank))) for name, group in sorted(found.items())]
+    return [Contest(name, tuple(sorted(group, key=place))) for name, group in sorted(found.items())]
 
 
-def overview(contests: Sequence[Contest]) -> dict[tuple[str, str, str], dict[str, list[EvalResult]]]:
+def _overview(contests: Sequence[Contest]) -> dict[tuple[str, str, str], dict[str, list[EvalResult]]]:
     """The results of every model, protocol and preset by contest, those with the best mean rank first."""
     found: dict[tuple[str, str, str], dict[str, list[EvalResult]]] = {}
     ranks: dict[tuple[str, str, str], list[float]] = {}
     for contest in contests:
-        for rank, entry in enumerate(contest.entries):
-            result = entry.result
+        for rank, run in enumerate(contest.runs):
+            result = run.result
             if not result.is_control:
                 key = (result.label, result.protocol, result.preset)
                 found.setdefault(key, {}).setdefault(contest.name, []).append(result)
-                ranks.setdefault(key, []).append(rank / len(contest.entries))
+                ranks.setdefault(key, []).append(rank / len(contest.runs))
     return {key: found[key] for key in sorted(found, key=lambda key: (np.mean(ranks[key]), key))}
 
 
@@ -222,52 +165,32 @@ def settings_of(result: EvalResult) -> str:
     return f"{result.protocol}, {result.preset}, {several}"
 
 
-# --- numbers as text ---
-
-
 def metric_name(name: str) -> str:
     """Name of a metric for people."""
     return METRIC_NAMES.get(name, name.replace("_", " "))
 
 
-def number(value: float, unit: str = "none") -> str:
-    """A number as it is printed: one decimal for per cent and degrees, else three decimals or digits."""
-    if unit in ("fraction", "degrees"):
-        return f"{100 * value if unit == 'fraction' else value:.1f}"
-    return f"{value:.3f}" if 0.0005 <= abs(value) < 1000 or value == 0 else f"{value:.3g}"
-
-
-def bounds(metric: Metric) -> str:
-    """The interval as ``[low, high]``, or nothing."""
-    if metric.low is None or metric.high is None:
-        return ""
-    return f"[{number(metric.low, metric.unit)}, {number(metric.high, metric.unit)}]"
-
-
 # --- charts ---
 
 
-def confusion_picture(matrix: Sequence[Sequence[int]]) -> str:
+def _confusion_picture(matrix: Sequence[Sequence[int]]) -> str:
     """Shares of the true class (L, L) as a PNG whose opacity is the share, which suits a light and a dark page."""
     shares = np.asarray(matrix) / np.maximum(np.sum(matrix, axis=0), 1)
     pixels = np.full((*shares.shape, 4), (43, 140, 196, 0), dtype=np.uint8)
     pixels[..., 3] = np.round(255 * shares)
-    return _address(png_of(pixels), "png")
+    return f"data:image/png;base64,{base64.b64encode(png_of(pixels)).decode()}"
 
 
-def _address(data: bytes, kind: str) -> str:
-    return f"data:image/{kind};base64,{base64.b64encode(data).decode()}"
-
-
-def pictures(entry: Entry, example: Example) -> Iterator[tuple[str, str]]:
+def _pictures(run: FinishedRun, example: Example) -> Iterator[tuple[str, str]]:
     """Source and target frame of an example as small JPEG data addresses, as far as they can be read."""
     import warnings
 
     from PIL import Image
 
     for part, name in zip(("source", "target"), example.pictures, strict=False):
+        stream = io.BytesIO()
         try:
-            path = run_file(entry.path.parent, entry.result, name)
+            path = run.file(name)
             if path.stat().st_size > PICTURE_BYTES:
                 continue
             with warnings.catch_warnings():
@@ -276,67 +199,36 @@ def pictures(entry: Entry, example: Example) -> Iterator[tuple[str, str]]:
         except (LaryError, OSError, ValueError, Warning, Image.DecompressionBombError):
             continue
         image.thumbnail((PICTURE_SIZE, PICTURE_SIZE))
-        stream = io.BytesIO()
         image.save(stream, format="JPEG", quality=82)
-        yield part, _address(stream.getvalue(), "jpeg")
+        yield part, f"data:image/jpeg;base64,{base64.b64encode(stream.getvalue()).decode()}"
 
 
-def panels(result: EvalResult, example: Example) -> Iterator[Mapping[str, Any]]:
+def _panels(result: EvalResult, example: Example) -> Iterator[dict[str, Any]]:
     """Geometry of predicted and true chunk of one sample, one panel of 88 x 62 per dimension, in physical units."""
-    predicted, true = np.asarray(example.predicted), np.asarray(example.true)
+    both = {"true": np.asarray(example.true), "predicted": np.asarray(example.predicted)}
     names = list(dict.fromkeys(row.name for row in result.dimensions))
-    if predicted.ndim != 2 or predicted.shape != true.shape or predicted.shape[1] != len(names) or not len(true):
+    shape = both["true"].shape
+    if shape != both["predicted"].shape or shape[1:] != (len(names),) or not shape[0]:
         return
-    across = np.linspace(5, 83, len(true)) if len(true) > 1 else np.array([44.0])
-    for index, (name, unit) in enumerate(zip(names, [*result.dataset.units, *([""] * len(names))], strict=False)):
-        series = {"true": true[:, index], "predicted": predicted[:, index]}
-        low, high = (float(end) for end in (min(map(np.min, series.values())), max(map(np.max, series.values()))))
+    across = np.linspace(5, 83, shape[0]) if shape[0] > 1 else np.array([44.0])
+    for index, (name, unit) in enumerate(zip(names, [*result.dataset.units, *names], strict=False)):
+        unit = unit if index < len(result.dataset.units) else ""
+        series = np.stack([both["true"][:, index], both["predicted"][:, index]])
+        low, high = float(series.min()), float(series.max())
         if high - low < 1e-9:
             low, high = low - 0.5, high + 0.5
         digits = int(np.clip(1 - np.floor(np.log10(high - low)), 0, 4))
-        heights = {kind: 5 + 52 * (1 - (values - low) / (high - low)) for kind, values in series.items()}
+        heights = 5 + 52 * (1 - (series - low) / (high - low))
         yield {
-            "title": f"{name} [{unit}]" if unit else name, "low": f"{low:.{digits}f}", "high": f"{high:.{digits}f}",
-            "error": float(np.sqrt(np.mean((series["predicted"] - series["true"]) ** 2))),
-            "lines": {kind: list(zip(across, down, strict=True)) for kind, down in heights.items()},
-        }  # fmt: skip
+            "title": f"{name} [{unit}]" if unit else name,
+            "low": f"{low:.{digits}f}",
+            "high": f"{high:.{digits}f}",
+            "error": float(np.sqrt(np.mean(np.diff(series, axis=0) ** 2))),
+            "lines": {kind: list(zip(across, own, strict=True)) for kind, own in zip(both, heights, strict=True)},
+        }
 
 
 # --- tables of the paper ---
-
-
-@dataclass(frozen=True)
-class PublishedTable:
-    """A table of the paper; its columns are keys of data sets, but for those that `columns` names by key."""
-
-    file: str
-    title: str
-    about: str
-    higher_is_better: bool | None
-    columns: Mapping[str, str] = field(default_factory=dict)
-
-    @property
-    def rows(self) -> list[dict[str, str]]:
-        """The rows by column name."""
-        return read_reference(self.file)
-
-
-PUBLISHED = (
-    PublishedTable("leaderboard_classification", "Action classification", "Top-1 accuracy in per cent.", True),
-    PublishedTable(
-        "leaderboard_regression", "Action regression", "Mean squared error, normalised; lower is better.", False
-    ),
-    PublishedTable(
-        "leaderboard_vlabench_stride",
-        "Regression by stride",
-        "VLABench, mean squared error; lower is better.",
-        False,
-        {"vlabench_15": "stride_15", "vlabench_30": "stride_30"},
-    ),
-    PublishedTable(
-        "lam_ablation", "Ablation of a latent action model", "Accuracies in per cent, errors normalised.", None
-    ),
-)
 
 
 @lru_cache
@@ -350,9 +242,8 @@ def published_score(result: EvalResult) -> Metric | None:
     """The paper's number for the same model, data set and kind of probe, where it has one."""
     if result.action_mode == "relative" or result.dataset.split_set or result.label != result.model.name:
         return None
-    for source in PUBLISHED:
-        column = source.columns.get(result.dataset.name, result.dataset.name)
-        for row in source.rows if source.higher_is_better is result.score.higher_is_better else ():
-            if row["model"] == result.model.name and column in row:
-                return Metric(value=float(row[column]) / result.score.scale, unit=result.score.unit)
+    for name, (_, _, higher) in PUBLISHED.items():
+        for row in read_reference(name) if higher is result.score.higher_is_better else ():
+            if row["model"] == result.model.name and result.dataset.name in row:
+                return Metric(value=float(row[result.dataset.name]) / result.score.scale, unit=result.score.unit)
     return None

@@ -1,47 +1,52 @@
-"""95 % intervals by bootstrap over clusters (episodes, videos) and seeds, and p values of differences.
+"""Metrics as functions of sums, their 95 % intervals, and p values of differences.
 
-Frames of one episode depend on each other, so episodes are drawn, never frames. Every metric here is a function of sums
-over samples (`lary.results.scores`); samples are therefore added up per cluster once, (G, M), and a resample is a
-weighted sum of its rows.
+Frames of one episode depend on each other, so episodes or videos (clusters) are drawn,
+never frames. Every metric is a function of sums over samples; samples are therefore
+added up per cluster once, (G, M), and a resample is a weighted sum of its rows.
 
-The interval is the studentised bootstrap, also bootstrap-t (Efron 1981; Davison and Hinkley 1997, section 5.2). Each
-resample gives its deviation from the estimate in units of its own standard error; the quantiles of these ratios stand
-where Student's t would stand, so that skewed errors get a skewed interval. Standard errors come from the slopes of the
-metric (delta method over clusters) and are widened by sqrt(G / (G - 1)). Two guards: a resample whose standard error
-is below `FLOOR` of the estimate's gets that one, since a few clusters without any spread would make it infinite; and
-the ends stay in the range of the metric. Percentile intervals, also bias-corrected and accelerated ones, hold the truth
-too rarely where errors are skewed and clusters few: `benchmarks/coverage.py` measures it. Differences, and whatever
-else has no range, get no quantile below Student's: theirs are often heavy on both sides, and the studentised bootstrap
-then finds one in thirteen pairs of equal runs different. Below `MIN_CLUSTERS` clusters no interval is given.
+The interval is the studentised bootstrap, also bootstrap-t (Efron 1981; Davison and
+Hinkley 1997, section 5.2): the quantiles of each resample's deviation from the estimate,
+in units of its own standard error, are used where Student's t would be, so that skewed
+errors get a skewed interval. Standard errors come from the slopes of the metric (delta
+method over clusters), widened by sqrt(G / (G - 1)). Two guards: a resample's standard
+error is at least `FLOOR` of the estimate's, since a few clusters without any spread would
+make the ratio infinite; and the ends stay in the range of the metric. Percentile
+intervals, also bias-corrected and accelerated ones, hold the truth too rarely where
+errors are skewed and clusters few: `benchmarks/coverage.py` measures it. What has no
+range, such as a difference, gets no quantile below Student's: else one in thirteen pairs
+of equal runs is found different. Below `MIN_CLUSTERS` clusters there is no interval.
 
-Shares of right answers have Korn and Graubard's interval (`fraction_interval`): a class may have a dozen samples.
-
-Several seeds of a probe are a second factor, crossed with the clusters: sums are then (S, G, M), the estimate is the
-mean over seeds, and its variance is that over clusters plus that of a mean of S seeds. Three seeds have a variance
-with two degrees of freedom, which no resampling mends. So Student's quantile is taken for the sum of both variances,
-and the clusters' share of it moved by as much as their own quantile differs from Student's. The degrees of freedom of
-the sum are Satterthwaite's (1946), but a variance with f of them counts 1 + (3 / f)**2 times in his formula: it
-believes a seed variance that came out small by chance, and where seeds differ much its intervals hold the truth 87
-times of 100 with two seeds and 92 with three. The factor was found by simulation of normal means; it leaves 94 to 97.
+Several seeds of a probe are a second factor, crossed with the clusters: sums are then
+(S, G, M), the estimate is the mean over seeds, and its variance is that over clusters
+plus that of a mean of S seeds. Three seeds have a variance with two degrees of freedom,
+which no resampling mends. So Student's quantile is taken for the sum of both variances,
+and the clusters' share of it moved by as much as their own quantile differs from
+Student's. The degrees of freedom of the sum are Satterthwaite's (1946), but a variance
+with f of them counts 1 + (3 / f)**2 times in his formula, which believes a seed variance
+that came out small by chance: its intervals hold the truth 87 times of 100 with two seeds
+and 92 with three. The factor was found by simulation of normal means; it leaves 94 to 97.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import lru_cache
+from math import inf
 
 import numpy as np
 import numpy.typing as npt
+import torch
+from torch import Tensor
 
-from lary.results.scores import Array, Ints, Statistic, fraction, no_limits, ratio, statistic_of
-
+Array = npt.NDArray[np.float64]
+Ints = npt.NDArray[np.int64]
 Part = tuple[float, Array]
-"""A weight and the sums (S, G, M) or (G, M) of a run: weight 1 for a run, 1 and -1 for a difference of two."""
+"""A weight and the sums (S, G, M) of a run: weight 1 for a run, 1 and -1 for a difference."""
 
 MIN_CLUSTERS = 6
 MAX_CLUSTERS = 1024
-"""More clusters are bundled at random into this many: the interval is as wide, memory and time stay bounded."""
+"""More clusters are bundled at random into this many, which bounds memory and time."""
 RESAMPLES = 2000
 BLOCK = 1000
 """Resamples at a time."""
@@ -49,193 +54,193 @@ FLOOR = 0.3
 LEVEL = 0.95
 
 
-@dataclass(frozen=True)
-class Interval:
-    """Estimates (K,) float64, NaN where undefined, and their bounds (K,), None with too few clusters."""
+# --- metrics ---
 
-    value: Array
-    low: Array | None
-    high: Array | None
+
+@dataclass(frozen=True)
+class Statistic:
+    """A metric of totals: its values in torch, and the lowest and highest of each kind.
+
+    `function` maps totals (R, M) to values (R, K), row by row, NaN where undefined. All
+    metrics here stay the same if all totals double. The K values are as many of each of
+    the kinds in `limits`, kind by kind.
+    """
+
+    function: Callable[[Tensor], Tensor]
+    limits: tuple[tuple[float, float], ...] = ((-inf, inf),)
+
+    def __call__(self, totals: Array) -> Array:
+        """Values (R, K) of totals (R, M)."""
+        return self.function(torch.tensor(totals)).numpy()
+
+    def slopes(self, totals: Array) -> Iterator[Array]:
+        """Derivatives of each of the K values by the totals, (R, M) each."""
+        point = torch.tensor(totals, requires_grad=True)
+        values = self.function(point)
+        for column in range(values.shape[1]):
+            (slope,) = torch.autograd.grad(values[:, column].sum(), point, retain_graph=True)
+            yield slope.numpy()
+
+
+def _quotient(above: Tensor, below: Tensor) -> Tensor:
+    """A quotient, NaN over zero, where its slope is zero: torch has NaN there without the second choice."""
+    there = below != 0
+    return torch.where(there, above / torch.where(there, below, 1.0), torch.nan)
+
+
+def _ratio(totals: Tensor) -> Tensor:
+    above, below = totals.chunk(2, dim=1)
+    return _quotient(above, below)
+
+
+ratio = Statistic(_ratio)
+"""First half of the columns over the second half, (R, 2K) to (R, K); NaN over zero."""
+fraction = Statistic(_ratio, ((0, 1),))
+"""The same between 0 and 1, such as an accuracy."""
+magnitude = Statistic(_ratio, ((0, inf),))
+"""The same from 0, such as a mean error."""
+
+
+def _macro(totals: Tensor) -> Tensor:
+    correct, true, predicted = totals.chunk(3, dim=1)
+    shares = _quotient(correct, true), _quotient(2 * correct, true + predicted)
+    return torch.stack([share.nanmean(dim=1) for share in shares], dim=1)
+
+
+macro_scores = Statistic(_macro, ((0, 1),))
+"""Recall averaged over the classes that occur, F1 over those that occur or are predicted,
+(R, 3L) to (R, 2). Columns: correct, true and predicted samples per class."""
+
+
+def class_sums(labels: Ints, predicted: Ints, classes: int, clusters: Ints) -> Array:
+    """Sums per cluster for `macro_scores`, (G, 3L) float64."""
+    sums = np.zeros((int(clusters.max(initial=-1)) + 1, 3 * classes))
+    np.add.at(sums, (clusters, labels), (labels == predicted).astype(np.float64))
+    np.add.at(sums, (clusters, classes + labels), 1.0)
+    np.add.at(sums, (clusters, 2 * classes + predicted), 1.0)
+    return sums
+
+
+def _errors(totals: Tensor) -> Tensor:
+    error, target, square, count = totals.chunk(4, dim=1)
+    spread = (square - target**2 / count.clamp(min=1)).clamp(min=0)
+    # Constant targets have no spread, however they are rounded.
+    spread = torch.where(spread < 1e-9 * square.clamp(min=1e-30), 0.0, spread)
+    error, count, spread = (torch.hstack([part, part.sum(dim=1, keepdim=True)]) for part in (error, count, spread))
+    return torch.hstack([_quotient(error, count), 1 - _quotient(error, spread)])
+
+
+error_scores = Statistic(_errors, ((0, inf), (-inf, 1)))
+"""Mean squared error per dimension and over all, then R2 likewise, (R, 4A) to (R, 2A + 2).
+
+Columns per dimension: squared error, target, squared target, count (sums over samples and
+steps). R2 is one minus the squared error over the squared deviation of the targets from
+their mean per dimension, NaN for constant targets."""
+
+
+def error_columns(prediction: npt.ArrayLike, target: npt.ArrayLike) -> Array:
+    """One row per sample for `error_scores` from (n, K, A) arrays, (n, 4A) float64."""
+    guess, truth = np.asarray(prediction, dtype=np.float64), np.asarray(target, dtype=np.float64)
+    count = np.full((len(truth), truth.shape[2]), float(truth.shape[1]))
+    error = ((guess - truth) ** 2).sum(axis=1)
+    return np.hstack([error, truth.sum(axis=1), (truth**2).sum(axis=1), count])
+
+
+# --- clusters ---
 
 
 def cluster_index(groups: Sequence[str], seed: int = 0) -> Ints:
-    """The cluster 0..G-1 of every sample, (n,) int64, from its group name; at most `MAX_CLUSTERS` of them."""
+    """The cluster of every sample from its group name, (n,), at most `MAX_CLUSTERS` of them."""
     names, index = np.unique(np.asarray(groups, dtype=str), return_inverse=True)
-    if len(names) > MAX_CLUSTERS:
-        bundle: Ints = np.random.default_rng(seed).permutation(len(names)) % MAX_CLUSTERS
-        return bundle[index.reshape(-1)]
-    return index.reshape(-1).astype(np.int64)
+    index = index.reshape(-1).astype(np.int64)
+    if len(names) <= MAX_CLUSTERS:
+        return index
+    bundle = np.random.default_rng(seed).permutation(len(names)) % MAX_CLUSTERS
+    found: Ints = bundle[index]
+    return found
 
 
 def cluster_sums(columns: npt.ArrayLike, clusters: Ints) -> Array:
     """Sums of `columns` (n, M) within each cluster, (G, M) float64."""
     values = np.asarray(columns, dtype=np.float64)
-    sums = np.zeros((int(clusters.max()) + 1 if len(clusters) else 0, values.shape[1]))
+    sums = np.zeros((int(clusters.max(initial=-1)) + 1, values.shape[1]))
     np.add.at(sums, clusters, values)
     return sums
 
 
-def by_seed(sums: Array) -> Array:
-    """Sums as (S, G, M), with one seed where there is no axis for them."""
-    return sums if sums.ndim == 3 else sums[None]
-
-
 @lru_cache(maxsize=4)
 def cluster_draws(clusters: int, seed: int, resamples: int) -> Array:
-    """How often each cluster is in each resample, (R, G) float64, read-only; all metrics of a run share them."""
-    draws = np.random.default_rng(seed).multinomial(clusters, np.full(clusters, 1 / clusters), size=resamples)
+    """How often each cluster is in each resample, (R, G), which all metrics of a run share."""
+    chances = np.full(clusters, 1 / clusters)
+    draws = np.random.default_rng(seed).multinomial(clusters, chances, size=resamples)
     kept: Array = draws.astype(np.float64)
     kept.flags.writeable = False
     return kept
+
+
+# --- intervals ---
+
+
+@dataclass(frozen=True)
+class Interval:
+    """Estimates (K,) and their bounds, NaN where undefined or on too few clusters.
+
+    `seeds` (S, K) are the values of each seed, where there is one run.
+    """
+
+    value: Array
+    low: Array
+    high: Array
+    seeds: Array
 
 
 @dataclass(frozen=True)
 class Spread:
     """What is known of the spread of estimates (K,) on `support` (K,) clusters.
 
-    `ratios` (R, K) are the sorted studentised deviations of the resamples, NaN last; `variance` (K,) is that over
-    clusters; `seeds` are pairs of variance (K,) and degrees of freedom, one for each run of several seeds; `ranged`
-    says whether the metric has a range.
+    `ratios` (R, K) are the studentised deviations of the resamples; `variance` (K,) is
+    that over clusters; `parts` are pairs of a weight and the values (S, K) of all seeds;
+    `ranged` says whether the metric has a range.
     """
 
     value: Array
     support: Ints
     ratios: Array
     variance: Array
-    seeds: tuple[tuple[Array, int], ...]
+    parts: tuple[tuple[float, Array], ...]
     ranged: bool
 
     def reach(self, column: int, level: float) -> tuple[float, float]:
-        """How far the interval of a value reaches below and above it; NaN where that can't be known."""
+        """How far the interval of a value reaches below and above it, NaN if unknown."""
         own = self.ratios[:, column]
-        own = own[: len(own) - int(np.isnan(own).sum())]
+        own = own[~np.isnan(own)]
         if self.support[column] < MIN_CLUSTERS or not len(own):
             return np.nan, np.nan
-        tail = (1 - level) / 2
-        low, high = quantile(own, tail), quantile(own, 1 - tail)
         total, freedom = self.total(column)
         if total <= 0:
             return 0.0, 0.0
-        student, own_student = _student(freedom, level), _student(self.support[column] - 1, level)
-        excess = [side - own_student for side in (high, -low)]
-        excess = excess if self.ranged else [max(each, 0.0) for each in excess]
+        low, high = np.quantile(own, [(1 - level) / 2, (1 + level) / 2])
+        student = _student(freedom, level)
+        excess = np.array([high, -low]) - _student(self.support[column] - 1, level)
+        if not self.ranged:
+            excess = np.maximum(excess, 0)
         share = float(self.variance[column]) / total
-        below, above = (max(student + share * more, 0.0) * total**0.5 for more in excess)
-        return below, above
+        below, above = np.maximum(student + share * excess, 0) * total**0.5
+        return float(below), float(above)
 
     def total(self, column: int) -> tuple[float, float]:
         """Variance of a value over clusters and seeds together, and its degrees of freedom."""
-        own = (float(self.variance[column]), float(self.support[column] - 1))
-        parts = [(float(each[column]), freedom) for each, freedom in self.seeds]
-        total = own[0] + sum(each for each, _ in parts)
-        if total <= 0:
-            return 0.0, own[1]
-        return total, _freedom([own, *((each * (1 + 9 / f**2), f) for each, f in parts)])
-
-
-def bootstrap(
-    sums: Array, statistic: Callable[[Array], Array], *, seed: int = 0, resamples: int = RESAMPLES
-) -> Interval:
-    """The statistic of all clusters and its interval.
-
-    `sums` (G, M), or (S, G, M) for S seeds, are sums per cluster; `statistic` is a `Statistic`, or any smooth function
-    from totals (R, M) to values (R, K), row by row, which may answer NaN where a resample leaves a value undefined.
-    """
-    known = statistic_of(statistic, by_seed(sums))
-    if sums.shape[-2] < MIN_CLUSTERS:
-        return Interval(_estimate(by_seed(sums), known)[0], None, None)
-    return interval_of(spread_of([(1.0, sums)], known, seed=seed, resamples=resamples), known)
-
-
-def interval_of(found: Spread, statistic: Statistic | None = None, level: float = LEVEL) -> Interval:
-    """The interval of estimates from their spread, in the range of the statistic."""
-    reach = np.array([found.reach(column, level) for column in range(len(found.value))]).reshape(-1, 2)
-    low, high = found.value - reach[:, 0], found.value + reach[:, 1]
-    if statistic is not None:
-        lowest, highest = statistic.limits(len(found.value))
-        low, high = np.clip(low, lowest, None), np.clip(high, None, highest)
-    return Interval(found.value, low, high)
-
-
-def _estimate(runs: Array, statistic: Statistic) -> tuple[Array, Array]:
-    """Means (K,) over seeds of the statistic, from sums (S, G, M), and the variance (K,) of a mean of that many."""
-    values = statistic(runs.sum(axis=1))
-    spread = values.var(axis=0, ddof=1) / len(values) if len(values) > 1 else np.zeros(values.shape[1])
-    return values.mean(axis=0), spread
-
-
-def spread_of(
-    parts: Sequence[Part], statistic: Statistic = ratio, *, seed: int = 0, resamples: int = RESAMPLES
-) -> Spread:
-    """The weighted sum of a statistic of several runs, and its spread over clusters, shared by the runs, and seeds."""
-    known = _without_resamples(parts, statistic)
-    runs = [(weight, by_seed(sums)) for weight, sums in parts]
-    draws = cluster_draws(runs[0][1].shape[1], seed, resamples)
-    blocks = [_resampled(runs, statistic, draws[start : start + BLOCK]) for start in range(0, resamples, BLOCK)]
-    values, errors = (np.concatenate(part) for part in zip(*blocks, strict=True))
-    whole = np.sqrt(known.variance * (known.support - 1) / known.support)
-    errors = np.maximum(errors, FLOOR * whole)
-    deviations = values - known.value
-    ratios = np.divide(deviations, errors, out=np.where(np.isnan(deviations), np.nan, 0.0), where=errors > 0)
-    return replace(known, ratios=np.sort(ratios, axis=0))
-
-
-def _without_resamples(parts: Sequence[Part], statistic: Statistic, support: Ints | None = None) -> Spread:
-    """Estimates and their variances over clusters and seeds alone.
-
-    `support` (K,) says how many clusters a value rests on where that isn't all of them, as with the recall of a class.
-    """
-    runs = [(weight, by_seed(sums)) for weight, sums in parts]
-    value: Array = np.zeros(())
-    seeds = []
-    for weight, sums in runs:
-        mean, variance = _estimate(sums, statistic)
-        value = value + weight * mean
-        if len(sums) > 1:
-            seeds.append((weight**2 * variance, len(sums) - 1))
-    clusters = runs[0][1].shape[1]
-    _, whole = _resampled(runs, statistic, np.ones((1, clusters)))
-    counts = np.full(len(value), clusters) if support is None else np.asarray(support)
-    variance = whole[0] ** 2 * counts / np.maximum(counts - 1, 1)
-    return Spread(value, counts, np.empty((0, len(value))), variance, tuple(seeds), statistic.limits is not no_limits)
-
-
-def _resampled(runs: Sequence[Part], statistic: Statistic, draws: Array) -> tuple[Array, Array]:
-    """Values and their standard errors over clusters, both (R, K), of resamples `draws` (R, G).
-
-    Each cluster pulls at a value by the slope of the value times the cluster's sums; the standard error is the root of
-    the summed squares of these pulls. They add up to zero in all metrics here, which don't change if all sums double.
-    """
-    mean: Array = np.zeros(())
-    slopes = []
-    for weight, sums in runs:
-        for own in sums:
-            totals = draws @ own
-            mean = mean + weight / len(sums) * statistic(totals)
-            slopes.append((weight / len(sums), own, statistic.slopes(totals)))
-    errors = np.empty_like(mean)
-    for column in range(mean.shape[1]):
-        pulls = []
-        for weight, own, each in slopes:
-            columns, slope = next(each)
-            pulls.append((weight * slope, own[:, columns]))
-        held = np.flatnonzero(np.any([own.any(axis=1) for _, own in pulls], axis=0))
-        pull = sum(slope @ own[held].T for slope, own in pulls)
-        errors[:, column] = np.sqrt(np.einsum("rg,rg,rg->r", draws[:, held], pull, pull))
-    return mean, errors
-
-
-def quantile(ordered: Array, share: float) -> float:
-    """A quantile of sorted values by linear interpolation, as NumPy's."""
-    place = share * (len(ordered) - 1)
-    index = min(int(place), len(ordered) - 2) if len(ordered) > 1 else 0
-    ends = ordered[index : index + 2]
-    return float(ends[0] + (place - index) * (ends[-1] - ends[0]))
-
-
-def _freedom(parts: Sequence[tuple[float, float]]) -> float:
-    """Degrees of freedom of a sum of variances, from pairs of variance and degrees of freedom (Satterthwaite)."""
-    return float(sum(each for each, _ in parts) ** 2 / sum(each**2 / freedom for each, freedom in parts))
+        found = [(float(self.variance[column]), float(self.support[column] - 1))]
+        whole, freedom = found[0]
+        for weight, values in self.parts:
+            if len(values) > 1:
+                own = weight**2 * float(values[:, column].var(ddof=1)) / len(values)
+                whole += own
+                found.append((own * (1 + 9 / (len(values) - 1) ** 2), len(values) - 1))
+        if whole <= 0:
+            return 0.0, freedom
+        counted = sum(own for own, _ in found)
+        return whole, counted**2 / sum(own**2 / count for own, count in found)
 
 
 def _student(freedom: float, level: float) -> float:
@@ -244,53 +249,92 @@ def _student(freedom: float, level: float) -> float:
     return float(stdtrit(freedom, (1 + level) / 2))
 
 
-def p_value(found: Spread, column: int = 0) -> float:
-    """Two-sided p of no difference: the level at which the interval of a difference reaches zero, by bisection.
+def bootstrap(sums: Array, statistic: Statistic, *, seed: int = 0, resamples: int = RESAMPLES) -> Interval:
+    """The statistic of all clusters and its interval, from sums (S, G, M)."""
+    found = spread_of([(1.0, sums)], statistic, seed=seed, resamples=resamples)
+    return interval_of(found, statistic)
 
-    The smallest is 2 / (R + 1), as for any test by R resamples.
+
+def interval_of(found: Spread, statistic: Statistic = ratio) -> Interval:
+    """The interval of estimates from their spread, in the range of the statistic."""
+    count = len(found.value)
+    reach = np.array([found.reach(column, LEVEL) for column in range(count)]).reshape(-1, 2)
+    lowest, highest = np.repeat(statistic.limits, count // len(statistic.limits), axis=0).T
+    low = np.clip(found.value - reach[:, 0], lowest, None)
+    high = np.clip(found.value + reach[:, 1], None, highest)
+    return Interval(found.value, low, high, found.parts[0][1])
+
+
+def spread_of(
+    parts: Sequence[Part], statistic: Statistic = ratio, *, seed: int = 0, resamples: int = RESAMPLES
+) -> Spread:
+    """The weighted sum of a statistic of several runs, and its spread over clusters and seeds."""
+    known = _without_resamples(parts, statistic)
+    draws = cluster_draws(parts[0][1].shape[-2], seed, resamples)
+    starts = range(0, resamples, BLOCK)
+    blocks = [_resampled(parts, statistic, draws[start : start + BLOCK]) for start in starts]
+    values, errors = (np.concatenate(part) for part in zip(*blocks, strict=True))
+    whole = np.sqrt(known.variance * (known.support - 1) / known.support)
+    errors = np.maximum(errors, FLOOR * whole)
+    deviations = values - known.value
+    nothing = np.where(np.isnan(deviations), np.nan, 0.0)
+    return replace(known, ratios=np.divide(deviations, errors, out=nothing, where=errors > 0))
+
+
+def _without_resamples(parts: Sequence[Part], statistic: Statistic, support: Ints | None = None) -> Spread:
+    """Estimates and their variances over clusters and seeds alone.
+
+    `support` (K,) says how many clusters a value rests on where that isn't all of them,
+    as with the recall of a class.
     """
-    value = float(found.value[column])
-    low, high = np.log(2 / (len(found.ratios) + 1)), 0.0
-
-    def holds_zero(p: float) -> bool:
-        below, above = found.reach(column, 1 - p)
-        return value - below <= 0 <= value + above
-
-    if holds_zero(1.0):
-        return 1.0
-    if not holds_zero(float(np.exp(low))):
-        return float(np.exp(low))
-    for _ in range(40):
-        middle = (low + high) / 2
-        low, high = (middle, high) if holds_zero(float(np.exp(middle))) else (low, middle)
-    return float(np.exp(low))
+    clusters = parts[0][1].shape[-2]
+    estimate, whole = _resampled(parts, statistic, np.ones((1, clusters)))
+    counts = np.full(estimate.shape[1], clusters) if support is None else support
+    own = whole[0] ** 2 * counts / np.maximum(counts - 1, 1)
+    values = tuple((weight, statistic(sums.sum(axis=1))) for weight, sums in parts)
+    ranged = bool(np.isfinite(statistic.limits).any())
+    return Spread(estimate[0], counts, np.empty((0, len(own))), own, values, ranged)
 
 
-def holm(values: Sequence[float]) -> list[float]:
-    """p values corrected for their number as by Holm (1979), in the given order."""
-    corrected, reached = [0.0] * len(values), 0.0
-    for rank, index in enumerate(sorted(range(len(values)), key=lambda index: values[index])):
-        reached = max(reached, min(1.0, (len(values) - rank) * values[index]))
-        corrected[index] = reached
-    return corrected
+def _resampled(parts: Sequence[Part], statistic: Statistic, draws: Array) -> tuple[Array, Array]:
+    """Values and their standard errors over clusters, both (R, K), of resamples `draws` (R, G).
+
+    Each cluster pulls at a value by the slope of the value times the cluster's sums; the
+    standard error is the root of the summed squares of these pulls, which add up to zero.
+    """
+    mean: Array = np.zeros(())
+    slopes = []
+    for weight, sums in parts:
+        for own in sums:
+            totals, share = draws @ own, weight / len(sums)
+            mean = mean + share * statistic(totals)
+            slopes.append((share, own, statistic.slopes(totals)))
+    errors = np.empty_like(mean)
+    for column in range(mean.shape[1]):
+        pull: Array = np.zeros(())
+        for share, own, each in slopes:
+            slope = next(each)
+            used = np.flatnonzero(slope.any(axis=0))  # most values rest on few columns
+            pull = pull + share * slope[:, used] @ own[:, used].T
+        errors[:, column] = np.sqrt(np.einsum("rg,rg,rg->r", draws, pull, pull))
+    return mean, errors
 
 
-def fraction_interval(hits: Array, counts: Array, *, level: float = LEVEL) -> Interval:
-    """Interval of fractions such as accuracy, or recall per class, from hits and trials per cluster.
+def fraction_interval(sums: Array) -> Interval:
+    """Interval of fractions such as accuracy, or recall per class.
 
-    Both are (G, K), or (S, G, K) for S seeds. That of Korn and Graubard (1998, Survey Methodology 24): Clopper and
-    Pearson's for as many independent trials as have the variance found, fewer by what Student's quantile is above the
-    normal one; for as many trials as clusters where all or no trials hit. Resampling fails for a class with a dozen
-    samples, of which some resamples hold no hit.
+    `sums` (S, G, 2K) are hits, then trials. The interval is that of Korn and
+    Graubard (1998, Survey Methodology 24): Clopper and Pearson's for as many independent
+    trials as have the variance found, fewer by what Student's quantile is above the
+    normal one; for as many trials as clusters where all or no trials hit. Resampling
+    fails for a class with a dozen samples, of which some resamples hold no hit.
     """
     from scipy.special import betaincinv, ndtri
 
-    support: Ints = (by_seed(counts)[0] > 0).sum(axis=0)
-    sums = np.concatenate([hits, counts], axis=-1)
-    if sums.shape[-2] < MIN_CLUSTERS:
-        return Interval(_estimate(by_seed(sums), fraction)[0], None, None)
+    counts = np.split(sums[0], 2, axis=1)[1]
+    support: Ints = (counts > 0).sum(axis=0)
+    trials, normal, tail = counts.sum(axis=0), float(ndtri((1 + LEVEL) / 2)), (1 - LEVEL) / 2
     found = _without_resamples([(1.0, sums)], fraction, support)
-    trials, normal = by_seed(counts)[0].sum(axis=0), float(ndtri((1 + level) / 2))
     low, high = np.full_like(found.value, np.nan), np.full_like(found.value, np.nan)
     for column in np.flatnonzero(support >= MIN_CLUSTERS).tolist():
         share = float(found.value[column])
@@ -299,8 +343,45 @@ def fraction_interval(hits: Array, counts: Array, *, level: float = LEVEL) -> In
         if 0 < share < 1:
             size = float(trials[column])
             if total > 0:
-                size = min(size, share * (1 - share) / total * (normal / _student(freedom, level)) ** 2)
-        right, wrong, tail = share * size, (1 - share) * size, (1 - level) / 2
+                independent = share * (1 - share) / total
+                size = min(size, independent * (normal / _student(freedom, LEVEL)) ** 2)
+        right, wrong = share * size, (1 - share) * size
         low[column] = betaincinv(right, wrong + 1, tail) if share > 0 else 0.0
         high[column] = betaincinv(right + 1, wrong, 1 - tail) if share < 1 else 1.0
-    return Interval(found.value, low, high)
+    return Interval(found.value, low, high, found.parts[0][1])
+
+
+# --- p values ---
+
+
+def p_value(found: Spread) -> float:
+    """Two-sided p of no difference: the level at which the interval reaches zero, by bisection.
+
+    The smallest is 2 / (R + 1), as for any test by R resamples; NaN on too few clusters.
+    """
+    value = float(found.value[0])
+    low, high = np.log(2 / (len(found.ratios) + 1)), 0.0
+
+    def holds_zero(logarithm: float) -> bool:
+        below, above = found.reach(0, 1 - float(np.exp(logarithm)))
+        return value - below <= 0 <= value + above
+
+    if np.isnan(found.reach(0, LEVEL)).any():
+        return np.nan
+    if holds_zero(high):
+        return 1.0
+    if not holds_zero(low):
+        return float(np.exp(low))
+    for _ in range(40):
+        middle = (low + high) / 2
+        low, high = (middle, high) if holds_zero(middle) else (low, middle)
+    return float(np.exp(low))
+
+
+def holm(values: Sequence[float]) -> list[float]:
+    """p values corrected for their number as by Holm (1979), in the given order."""
+    corrected, reached = [0.0] * len(values), 0.0
+    for rank, index in enumerate(sorted(range(len(values)), key=values.__getitem__)):
+        reached = max(reached, min(1.0, (len(values) - rank) * values[index]))
+        corrected[index] = reached
+    return corrected

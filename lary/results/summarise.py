@@ -1,12 +1,14 @@
 """From what probes hand on to the record of a run: metrics, intervals, controls, tables.
 
-Several probes that differ in their seed alone make one record: its metrics are means over them.
+Several probes that differ in their seed alone make one record: its metrics are means over
+them.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
-from pathlib import PurePosixPath
+import math
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -14,101 +16,133 @@ import numpy.typing as npt
 from pydantic_core import from_json, to_json
 
 from lary.data.spec import Orientation
-from lary.probes import outcome as metrics
-from lary.probes.outcome import ClassificationOutcome, Floats, RegressionOutcome, SelectionName, SplitOutcome
-from lary.results import measure, scores
+from lary.probes.outcome import (
+    ClassificationOutcome,
+    Floats,
+    RegressionOutcome,
+    SelectionName,
+    SplitOutcome,
+    class_statistics,
+    confusion_matrix,
+)
 from lary.results import statistics as stats
-from lary.results.measure import check_finite, headline, interval_note, means, metric, seed_sums
+from lary.results.published import examples_of
 from lary.results.record import (
     ClassRow,
     Control,
+    DimensionRow,
     EvalResult,
-    Example,
+    GroupRow,
     Metric,
+    OrientationRow,
+    PhysicalError,
+    RobotRow,
     RunFacts,
     SeedRow,
     Selection,
+    Unit,
+    headline,
 )
-
-EXAMPLE_QUANTILES = (0.1, 0.5, 0.9)
-"""Ranks of the errors whose chunks are shown: a good one, the median, a bad one."""
+from lary.types import LaryError
 
 TOP_K = 5
+SMALLEST_NORM = 1e-8
+"""A quaternion below it has no direction."""
+
+Doubles = npt.NDArray[np.float64]
+Booleans = npt.NDArray[np.bool_]
+
+Scores = dict[str, tuple[stats.Interval, int, Unit]]
+"""Metrics by name: each is a column of an interval, and has a unit."""
+
+
+def metric(found: stats.Interval, index: int, unit: Unit) -> Metric:
+    """One value of an interval as a metric of a record; of errors and angles a lower one is better."""
+    value, low, high = (float(part[index]) for part in (found.value, found.low, found.high))
+    return Metric(
+        value=value,
+        low=None if math.isnan(low) else low,
+        high=None if math.isnan(high) else high,
+        unit=unit,
+        higher_is_better=unit in ("fraction", "none"),
+    )
+
+
+def _metrics(scores: Scores) -> dict[str, Metric]:
+    return {name: metric(*score) for name, score in scores.items()}
+
+
+def _check_finite(values: Sequence[npt.NDArray[Any]], what: str) -> None:
+    """Refuse an empty split, and numbers that aren't finite. Raises LaryError."""
+    if len(values[0]) == 0:
+        raise LaryError(f"No {what}: the validation split is empty.")
+    if not all(np.isfinite(own).all() for own in values):
+        raise LaryError(f"The {what} contain NaN or infinity: the probe diverged; lower its learning rate.")
+
+
+def _seed_sums(tables: Iterable[npt.ArrayLike], clusters: stats.Ints) -> stats.Array:
+    """Sums (S, G, M) within clusters of one table (n, M) per seed."""
+    return np.stack([stats.cluster_sums(table, clusters) for table in tables])
+
+
+def _means(tables: Iterable[Doubles], clusters: stats.Ints, seed: int, kind: stats.Statistic) -> stats.Interval:
+    """The interval of the means of the columns of one table (n, K) per seed; NaN entries don't count."""
+    counted = (np.hstack([np.nan_to_num(table), ~np.isnan(table)]) for table in tables)
+    return stats.bootstrap(_seed_sums(counted, clusters), kind, seed=seed)
+
+
+def _finished(
+    runs: Sequence[ClassificationOutcome | RegressionOutcome], facts: RunFacts, scores: Scores, **parts: Any
+) -> EvalResult:
+    """The record with what both tasks have; `scores` are those of the headline selection."""
+    splits: list[Any] = [run if isinstance(run, ClassificationOutcome) else run.splits["seen"] for run in runs]
+    groups = splits[0].samples.groups
+    count, first = len(set(groups)), headline(splits[0].selections)
+    per_seed = []
+    for row, (seed, split) in enumerate(zip(facts.seeds, splits, strict=False)):
+        chosen = split.selections[first]
+        values = {name: float(found.seeds[row, column]) for name, (found, column, _) in scores.items()}
+        head = getattr(chosen, "head", None)
+        per_seed.append(SeedRow(seed=seed, epoch=chosen.epoch, head=head, metrics=values))
+    several = f", with the spread of {len(runs)} seeds by Student's t" if len(runs) > 1 else ""
+    interval = (
+        f"95 % studentised bootstrap, {stats.RESAMPLES} resamples, for shares of right answers "
+        f"Korn and Graubard's, over {count} episodes or videos ({len(groups)} samples){several}."
+    )
+    if count < stats.MIN_CLUSTERS:
+        few = f"the {len(groups)} samples come from {count} episodes or videos"
+        interval = f"No intervals: {few}, and {stats.MIN_CLUSTERS} are needed."
+    history = to_json(runs[0].history, inf_nan_mode="null", fallback=lambda value: value.item())
+    return EvalResult(
+        **dict(facts),
+        **parts,
+        headline=first,
+        interval=interval,
+        per_seed=tuple(per_seed) if len(runs) > 1 else (),
+        history=tuple(from_json(history)),
+        warnings=tuple(dict.fromkeys(warning for run in runs for warning in run.warnings)),
+    )
 
 
 # --- classification ---
 
 
-def _accuracy(correct: Sequence[npt.NDArray[np.bool_]], clusters: scores.Ints) -> Metric:
-    columns = [np.stack([own, np.ones_like(own)], axis=1) for own in correct]
-    hits, trials = np.split(seed_sums(columns, clusters), 2, axis=-1)
-    return metric(stats.fraction_interval(hits, trials), 0, "fraction")
+def _accuracy(right: Sequence[Booleans], clusters: stats.Ints) -> stats.Interval:
+    tables = (np.stack([own, np.ones_like(own)], axis=1) for own in right)
+    return stats.fraction_interval(_seed_sums(tables, clusters))
 
 
-def _class_metrics(
-    labels: scores.Ints, predicted: Sequence[scores.Ints], classes: int, clusters: scores.Ints, seed: int
-) -> dict[str, Metric]:
-    sums = [scores.class_sums(labels, own, classes, clusters) for own in predicted]
-    macro = stats.bootstrap(np.stack(sums), scores.macro_scores, seed=seed)
-    return {
-        "top1": _accuracy([labels == own for own in predicted], clusters),
-        "macro_recall": metric(macro, 0, "fraction"),
-        "macro_f1": metric(macro, 1, "fraction"),
-    }
-
-
-def _score_metrics(
-    labels: scores.Ints, logits: Sequence[Floats], clusters: scores.Ints, seed: int
-) -> dict[str, Metric]:
-    count = logits[0].shape[1]
-    found = _class_metrics(labels, [own.argmax(axis=1) for own in logits], count, clusters, seed)
-    if count > TOP_K:
-        found[f"top{TOP_K}"] = _accuracy([_in_top(labels, own) for own in logits], clusters)
-    return found
-
-
-def _plain_metrics(labels: scores.Ints, logits: Floats) -> dict[str, float]:
-    """The metrics of one probe without intervals."""
-    count, predicted = logits.shape[1], logits.argmax(axis=1)
-    totals = scores.class_sums(labels, predicted, count, np.zeros_like(labels))
-    recall, f1 = scores.macro_scores(totals)[0]
-    found = {"top1": metrics.accuracy(labels, predicted), "macro_recall": float(recall), "macro_f1": float(f1)}
-    return found | ({f"top{TOP_K}": float(np.mean(_in_top(labels, logits)))} if count > TOP_K else {})
-
-
-def _in_top(labels: scores.Ints, logits: Floats) -> npt.NDArray[np.bool_]:
-    """Whether the class of each sample is among the `TOP_K` highest scores; equal scores count in class order."""
+def _in_top(labels: stats.Ints, logits: Floats) -> Booleans:
+    """Whether the true class is among the `TOP_K` highest scores; equal ones count in class order."""
     best = np.argsort(-logits, axis=1, kind="stable")[:, :TOP_K]
-    found: npt.NDArray[np.bool_] = (best == labels[:, None]).any(axis=1)
+    found: Booleans = (best == labels[:, None]).any(axis=1)
     return found
-
-
-def _class_rows(
-    outcome: ClassificationOutcome, predicted: scores.Ints, clusters: scores.Ints, matrix: scores.Ints
-) -> tuple[ClassRow, ...]:
-    count = len(outcome.classes)
-    table = metrics.class_statistics(matrix)
-    sums = scores.class_sums(outcome.labels, predicted, count, clusters)
-    recall = stats.fraction_interval(sums[:, :count], sums[:, count : 2 * count])
-    true = matrix.sum(axis=0)
-    return tuple(
-        ClassRow(
-            name=name,
-            train=int(outcome.train_counts[index]),
-            true=int(true[index]),
-            predicted=int(matrix[index].sum()),
-            precision=float(table.precision[index]),
-            recall=metric(recall, index, "fraction") if true[index] else None,
-            f1=float(table.f1[index]),
-        )
-        for index, name in enumerate(outcome.classes)
-    )
 
 
 def classification_result(
     outcome: ClassificationOutcome, facts: RunFacts, others: Sequence[ClassificationOutcome] = ()
 ) -> EvalResult:
-    """The record of a classification run: Top-1, mean recall, macro F1 and Top-5 with intervals, controls, class table.
+    """The record of a classification: Top-1, mean recall, macro F1, Top-5, controls, class table.
 
     `others` are probes with the further seeds of `facts`, on the same samples.
 
@@ -116,91 +150,164 @@ def classification_result(
         LaryError: the split is empty or scores aren't finite.
     """
     runs = (outcome, *others)
-    labels, count, seed = outcome.labels, len(outcome.classes), facts.seed
-    groups = outcome.samples.groups
-    clusters = stats.cluster_index(groups, seed)
-    selections: dict[SelectionName, Selection] = {}
+    labels, count = outcome.labels, len(outcome.classes)
+    clusters = stats.cluster_index(outcome.samples.groups, facts.seed)
+
+    def scores_of(predicted: Sequence[stats.Ints]) -> Scores:
+        sums = np.stack([stats.class_sums(labels, own, count, clusters) for own in predicted])
+        macro = stats.bootstrap(sums, stats.macro_scores, seed=facts.seed)
+        accuracy = _accuracy([labels == own for own in predicted], clusters)
+        found = {"top1": (accuracy, 0), "macro_recall": (macro, 0), "macro_f1": (macro, 1)}
+        return {name: (*score, "fraction") for name, score in found.items()}
+
+    scores: dict[SelectionName, Scores] = {}
+    selections = {}
     for name, chosen in outcome.selections.items():
         logits = [run.selections[name].logits for run in runs]
-        for own in logits:
-            check_finite(own, "scores of the probe")
-        found = _score_metrics(labels, logits, clusters, seed)
-        selections[name] = Selection(epoch=chosen.epoch, head=chosen.head, metrics=found)
+        _check_finite(logits, "scores of the probe")
+        own = scores[name] = scores_of([each.argmax(axis=1) for each in logits])
+        if count > TOP_K:
+            top = _accuracy([_in_top(labels, each) for each in logits], clusters)
+            own[f"top{TOP_K}"] = (top, 0, "fraction")
+        selections[name] = Selection(epoch=chosen.epoch, head=chosen.head, metrics=_metrics(own))
     first = headline(outcome.selections)
     predicted = [run.selections[first].logits.argmax(axis=1) for run in runs]
-    matrix = metrics.confusion_matrix(labels, predicted[0], count)
-    controls: dict[str, Control] = {}
+    controls = {}
     for control in outcome.controls:
         guesses = [run.controls[control] for run in runs]
-        gains = [
-            ((own == labels).astype(np.float64) - (guess == labels))[:, None]
-            for own, guess in zip(predicted, guesses, strict=True)
-        ]
-        controls[control] = Control(
-            metrics=_class_metrics(labels, guesses, count, clusters, seed),
-            gain=metric(means(gains, groups, seed), 0, "fraction"),
-        )
-    per_seed = [
-        SeedRow(
-            seed=number, epoch=run.selections[first].epoch, head=run.selections[first].head,
-            metrics=_plain_metrics(labels, run.selections[first].logits),
-        )
-        for number, run in zip(facts.seeds, runs, strict=False)
-    ]  # fmt: skip
+        pairs = zip(predicted, guesses, strict=True)
+        gains = ((np.equal(own, labels) - 1.0 * (guess == labels))[:, None] for own, guess in pairs)
+        gain = metric(_means(gains, clusters, facts.seed, stats.ratio), 0, "fraction")
+        controls[control] = Control(metrics=_metrics(scores_of(guesses)), gain=gain)
+    matrix = confusion_matrix(labels, predicted[0], count)
     return _finished(
         runs,
         facts,
-        groups,
+        scores[first],
         task="classification",
-        headline=first,
         primary="top1",
         selections=selections,
         controls=controls,
-        classes=_class_rows(outcome, predicted[0], clusters, matrix),
-        confusion=tuple(tuple(row) for row in matrix.tolist()),
-        per_seed=tuple(per_seed) if others else (),
+        classes=tuple(_class_rows(outcome, predicted[0], clusters, matrix)),
+        confusion=tuple(map(tuple, matrix.tolist())),
     )
+
+
+def _class_rows(
+    outcome: ClassificationOutcome, predicted: stats.Ints, clusters: stats.Ints, matrix: stats.Ints
+) -> Iterator[ClassRow]:
+    count, table = len(outcome.classes), class_statistics(matrix)
+    sums = stats.class_sums(outcome.labels, predicted, count, clusters)
+    recall = stats.fraction_interval(sums[None, :, : 2 * count])
+    for index, name in enumerate(outcome.classes):
+        true = int(table.support[index])
+        yield ClassRow(
+            name=name,
+            train=int(outcome.train_counts[index]),
+            true=true,
+            predicted=int(matrix[index].sum()),
+            precision=float(table.precision[index]),
+            recall=metric(recall, index, "fraction") if true else None,
+            f1=float(table.f1[index]),
+        )
 
 
 # --- regression ---
 
 
-def _error_gain(split: SplitOutcome, ours: Sequence[Floats], theirs: Sequence[Floats], seed: int) -> Metric:
-    """MSE of the run minus that of a control, paired by sample: negative where the run is better."""
-    pairs = zip(measure.squared(split, ours), measure.squared(split, theirs), strict=True)
-    gains = [(own - other).mean(axis=1)[:, None] for own, other in pairs]
-    return metric(means(gains, split.samples.groups, seed), 0, "normalised", higher=False)
+@dataclass(frozen=True)
+class _Predicted:
+    """The predictions of one split, (n, K, A) normalised, by the probe of each seed."""
 
+    role: str
+    split: SplitOutcome
+    groups: Sequence[str]
+    values: Sequence[Floats]
+    seed: int
 
-def example_rows(split: SplitOutcome, selection: SelectionName) -> list[tuple[int, float, float]]:
-    """Rows to show as (row, quantile, error): the samples at `EXAMPLE_QUANTILES` of the error, ties by row."""
-    error = ((split.selections[selection].values - split.targets) ** 2).mean(axis=(1, 2))
-    order = np.argsort(error, kind="stable")
-    ranks = [(round(quantile * (len(order) - 1)), quantile) for quantile in EXAMPLE_QUANTILES]
-    rows = {int(order[rank]): quantile for rank, quantile in ranks}
-    return [(row, quantile, float(error[row])) for row, quantile in rows.items()]
+    @property
+    def clusters(self) -> stats.Ints:
+        """The cluster of each sample."""
+        return stats.cluster_index(self.groups, self.seed)
 
+    def take(self, rows: stats.Ints) -> _Predicted:
+        """Some of the samples."""
+        split = self.split
+        part = replace(split, targets=split.targets[rows], mean=split.mean[rows], std=split.std[rows])
+        groups = [self.groups[row] for row in rows]
+        return replace(self, split=part, groups=groups, values=[own[rows] for own in self.values])
 
-def _examples(split: SplitOutcome, selection: SelectionName, files: Iterable[str]) -> tuple[Example, ...]:
-    prediction = split.selections[selection].values
-    found = []
-    for index, (row, quantile, error) in enumerate(example_rows(split, selection)):
+    def squared(self) -> list[Doubles]:
+        """Squared errors averaged over the steps, (n, A) per seed."""
+        targets = self.split.targets.astype(np.float64)
+        return [np.square(own - targets).mean(axis=1) for own in self.values]
 
-        def physical(chunk: npt.NDArray[np.float32], row: int = row) -> tuple[tuple[float, ...], ...]:
-            values = chunk * split.std[row] + split.mean[row]
-            return tuple(tuple(float(f"{value:.5g}") for value in step) for step in values)
+    def overall(self) -> Scores:
+        """Error and R2 of all dimensions; no R2 where the targets are constant."""
+        columns = (stats.error_columns(own, self.split.targets) for own in self.values)
+        found = stats.bootstrap(_seed_sums(columns, self.clusters), stats.error_scores, seed=self.seed)
+        dims = self.split.targets.shape[2]
+        scores: Scores = {f"{self.role}_mse": (found, dims, "normalised")}
+        if not np.isnan(found.value[-1]):
+            scores[f"{self.role}_r2"] = (found, 2 * dims + 1, "none")
+        return scores
 
-        stems = (f"sample_{index}_src.png", f"sample_{index}_tgt.png")
-        pictures = tuple(name for stem in stems for name in files if PurePosixPath(name).name == stem)
-        samples = split.samples
-        found.append(
-            Example(
-                sample=samples.ids[row], media=samples.media[row], group=samples.groups[row],
-                quantile=quantile, mse=error,
-                predicted=physical(prediction[row]), true=physical(split.targets[row]), pictures=pictures,
-            )
-        )  # fmt: skip
-    return tuple(found)
+    def parts(self, parts: Mapping[str, tuple[int, ...]], units: Sequence[str]) -> Iterator[dict[str, Any]]:
+        """A row for each part of an action, such as a dimension or a group of them.
+
+        In physical units, too, where the dimensions of the part share one.
+        """
+        if not parts:
+            return
+        chosen, clusters = [list(members) for members in parts.values()], self.clusters
+
+        def means(scale: Any) -> stats.Interval:
+            errors = [own * scale for own in self.squared()]
+            tables = (np.stack([own[:, dims].mean(axis=1) for dims in chosen], axis=1) for own in errors)
+            return _means(tables, clusters, self.seed, stats.magnitude)
+
+        normalised, physical = means(1.0), means(self.split.std.astype(np.float64) ** 2)
+        sums = np.stack([stats.error_columns(own, self.split.targets).sum(axis=0) for own in self.values])
+        for index, (name, dims) in enumerate(zip(parts, chosen, strict=True)):
+            columns = np.add.outer(np.arange(4) * self.split.targets.shape[2], dims).ravel()
+            explained = float(stats.error_scores(sums[:, columns])[:, -1].mean())
+            shared = {units[dim] for dim in dims if dim < len(units)}
+            yield {
+                "split": self.role,
+                "name": name,
+                "mse": metric(normalised, index, "normalised"),
+                "r2": None if math.isnan(explained) else explained,
+                "physical_mse": metric(physical, index, "physical") if len(shared) == 1 else None,
+                "unit": shared.pop() if len(shared) == 1 else "",
+            }
+
+    def angle(self, orientations: Sequence[Orientation]) -> Metric | None:
+        """Mean angular error over some orientations; None where there are none."""
+        angles = []
+        for values in self.values if orientations else ():
+            errors = [angular_error(self.split, values, each) for each in orientations]
+            angles.append(_row_means(np.stack(errors, axis=1))[:, None])
+        if not angles or np.isnan(angles[0]).all():
+            return None
+        return metric(_means(angles, self.clusters, self.seed, stats.magnitude), 0, "degrees")
+
+    def robot(
+        self, name: str, groups: Mapping[str, tuple[int, ...]], facts: RunFacts, turns: Sequence[Orientation]
+    ) -> RobotRow:
+        """The row of a robot type, whose samples these are."""
+        scores = _metrics(self.overall())
+        explained = scores.get(f"{self.role}_r2")
+        rows = [row for row in self.parts(groups, facts.dataset.units) if row["physical_mse"]]
+        return RobotRow(
+            split=self.role,
+            name=name,
+            rows=len(self.groups),
+            groups=len(set(self.groups)),
+            mse=scores[f"{self.role}_mse"],
+            r2=explained.value if explained else None,
+            degrees=self.angle(turns),
+            physical={row["name"]: PhysicalError(mse=row["physical_mse"], unit=row["unit"]) for row in rows},
+        )
 
 
 def regression_result(
@@ -209,84 +316,101 @@ def regression_result(
     others: Sequence[RegressionOutcome] = (),
     orientations: Sequence[Orientation] = (),
 ) -> EvalResult:
-    """The record of a regression run: MSE and R2 with intervals per split, dimension, group, robot type and
-    orientation, controls, examples.
+    """The record of a regression: MSE and R2 with intervals, tables, controls, examples.
 
-    Physical units come from `facts.dataset.units`; pictures of the examples from `facts.files`. `others` are probes
-    with the further seeds of `facts`, on the same samples. `orientations` are for absolute actions: the difference of
-    two orientations' values is none.
+    Physical units come from `facts.dataset.units`; pictures of the examples from
+    `facts.files`. `others` are probes with the further seeds of `facts`, on the same
+    samples. `orientations` are for absolute actions: the difference of two orientations'
+    values is none.
 
     Raises:
         LaryError: a split is empty or predictions aren't finite.
     """
-    runs = (outcome, *others)
-    seed, units = facts.seed, facts.dataset.units
-    first = headline(outcome.splits["seen"].selections)
-    found: dict[SelectionName, dict[str, Metric]] = {}
-    controls: dict[str, dict[str, Metric]] = {}
+    runs, seen, units = (outcome, *others), outcome.splits["seen"], facts.dataset.units
+    first = headline(seen.selections)
+    scores: dict[str, Scores] = {}
+    gains: dict[str, Metric] = {}
     tables: dict[str, list[Any]] = {"dimensions": [], "dimension_groups": [], "robots": [], "orientations": []}
+    dims = {name: (index,) for index, name in enumerate(outcome.dims)}
     for role, split in outcome.splits.items():
+
+        def predicted(values: Iterable[Floats], role: str = role, split: SplitOutcome = split) -> _Predicted:
+            values = list(values)
+            _check_finite(values, f"predictions on the {role} split")
+            return _Predicted(role, split, split.samples.groups, values, facts.seed)
+
         for name in split.selections:
-            values = [run.splits[role].selections[name].values for run in runs]
-            for own in values:
-                check_finite(own, f"predictions on the {role} split")
-            interval = measure.error_interval(split, values, seed)
-            found.setdefault(name, {}).update(measure.overall(role, split, interval))
-            if name == first:
-                asked = (role, split, values)
-                tables["dimensions"] += measure.dimension_rows(*asked, interval, outcome.dims, units, seed)
-                tables["dimension_groups"] += measure.group_rows(*asked, outcome.groups, units, seed)
-                tables["robots"] += measure.robot_rows(*asked, outcome.groups, units, orientations, seed)
-                tables["orientations"] += measure.orientation_rows(*asked, orientations, seed)
-        for control in split.controls:
-            guesses = [run.splits[role].controls[control] for run in runs]
-            metrics_of = measure.overall(role, split, measure.error_interval(split, guesses, seed))
-            controls.setdefault(control, {}).update(metrics_of)
-    per_seed = []
-    for number, run in zip(facts.seeds, runs, strict=False):
-        plain: dict[str, float] = {}
-        for role, split in run.splits.items():
-            plain |= measure.plain_errors(role, split, split.selections[first].values)
-        per_seed.append(SeedRow(seed=number, epoch=run.splits["seen"].selections[first].epoch, metrics=plain))
-    seen = outcome.splits["seen"]
-    ours = [run.splits["seen"].selections[first].values for run in runs]
+            own = predicted(run.splits[role].selections[name].values for run in runs)
+            scores.setdefault(name, {}).update(own.overall())
+        own = predicted(run.splits[role].selections[first].values for run in runs)
+        for row in own.parts(dims, [*units, *[""] * len(dims)]):
+            tables["dimensions"].append(DimensionRow(**row, rmse=row["physical_mse"].value ** 0.5))
+        tables["dimension_groups"] += [GroupRow(**row) for row in own.parts(outcome.groups, units)]
+        robots = np.array(split.samples.embodiments)
+        for robot in np.unique(robots).tolist():
+            part = own.take(np.flatnonzero(robots == robot))
+            tables["robots"].append(part.robot(robot, outcome.groups, facts, orientations))
+        for each in orientations:
+            if (degrees := own.angle([each])) is not None:
+                about = {"split": role, "name": each.name, "convention": each.convention}
+                tables["orientations"].append(OrientationRow(**about, degrees=degrees))
+        for control in seen.controls:
+            other = predicted(run.splits[role].controls[control] for run in runs)
+            scores.setdefault(control, {}).update(other.overall())
+            if role == "seen":
+                pairs = zip(own.squared(), other.squared(), strict=True)
+                errors = ((ours - theirs).mean(axis=1)[:, None] for ours, theirs in pairs)
+                gain = _means(errors, own.clusters, facts.seed, stats.ratio)
+                gains[control] = metric(gain, 0, "normalised")
     return _finished(
         runs,
         facts,
-        seen.samples.groups,
+        scores[first],
         task="regression",
-        headline=first,
         primary="seen_mse",
         selections={
             name: Selection(
-                epoch=seen.selections[name].epoch,
+                epoch=chosen.epoch,
                 loss={role: float(split.loss[name]) for role, split in outcome.splits.items() if name in split.loss},
-                metrics=values,
+                metrics=_metrics(scores[name]),
             )
-            for name, values in found.items()
+            for name, chosen in seen.selections.items()
         },
-        controls={
-            name: Control(
-                metrics=values,
-                gain=_error_gain(seen, ours, [run.splits["seen"].controls[name] for run in runs], seed),
-            )
-            for name, values in controls.items()
-            if name in seen.controls
-        },
+        controls={name: Control(metrics=_metrics(scores[name]), gain=gain) for name, gain in gains.items()},
+        examples=tuple(examples_of(seen, first, facts.files)),
         **{name: tuple(rows) for name, rows in tables.items()},
-        per_seed=tuple(per_seed) if others else (),
-        examples=_examples(seen, first, facts.files),
     )
 
 
-def _finished(
-    runs: Sequence[ClassificationOutcome | RegressionOutcome], facts: RunFacts, groups: Sequence[str], **parts: Any
-) -> EvalResult:
-    """The record with what both tasks have: the note on intervals, the history of the first seed, all warnings."""
-    history = from_json(to_json(runs[0].history, inf_nan_mode="null", fallback=lambda value: value.item()))
-    return EvalResult(
-        **dict(facts), **parts,
-        interval=interval_note(len(set(groups)), len(groups), len(runs)),
-        history=tuple(history),
-        warnings=tuple(dict.fromkeys(warning for run in runs for warning in run.warnings)),
-    )  # fmt: skip
+def _row_means(table: Doubles) -> Doubles:
+    """Means of the rows (n, K) over what is there, (n,); NaN for a row without anything."""
+    found: Doubles = np.ma.masked_invalid(table).mean(axis=1).filled(np.nan)
+    return found
+
+
+def angular_error(split: SplitOutcome, prediction: Floats, orientation: Orientation) -> Doubles:
+    """Mean angle over the steps between predicted and true orientation of each sample, (n,) degrees.
+
+    Zero true quaternions (no orientation was recorded) don't count, a sample of nothing
+    else is NaN; a zero predicted one counts as no rotation.
+    """
+    from scipy.spatial.transform import Rotation
+
+    chosen = list(orientation.dims)
+    mean, std = (part.astype(np.float64)[:, None, chosen] for part in (split.mean, split.std))
+    guess, truth = (
+        (values[..., chosen] * std + mean).reshape(-1, len(chosen)) for values in (prediction, split.targets)
+    )
+    there = np.ones(len(truth), dtype=bool)
+    quaternion = orientation.convention == "quaternion_xyzw"
+    if quaternion:
+        there = np.linalg.norm(truth, axis=1) > SMALLEST_NORM
+        guess[np.linalg.norm(guess, axis=1) <= SMALLEST_NORM] = (0, 0, 0, 1)
+    angles = np.full(len(truth), np.nan)
+    if there.any():
+        one, other = (
+            Rotation.from_quat(own[there]) if quaternion else Rotation.from_euler("xyz", own[there])
+            for own in (guess, truth)
+        )
+        angles[there] = np.degrees((one.inv() * other).magnitude())
+    return _row_means(angles.reshape(len(split.targets), -1))

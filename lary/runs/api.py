@@ -1,7 +1,8 @@
 """The functions of the public Python interface: keyword arguments are the options of the commands, folders included.
 
-Every function takes the fields of one class of `lary.configs`, and those of `Paths` (``lary_root``, ``data_dir``,
-``plugin`` ...), which otherwise come from the environment, ``lary.yaml`` and the defaults, as for a command.
+Every function takes the fields of one class of `lary.configs`, and those of `Paths`
+(``lary_root``, ``data_dir``, ``plugin`` ...), which otherwise come from the environment,
+``lary.yaml`` and the defaults, as for a command.
 """
 
 from __future__ import annotations
@@ -12,8 +13,7 @@ from dataclasses import fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
-from lary.configs import ClassifyConfig, ControlsConfig, ExtractConfig, Paths, RegressConfig, RunConfig
-from lary.runs.options import make_options
+from lary.configs import ClassifyConfig, ControlsConfig, ExtractConfig, Paths, RegressConfig, RunConfig, make_options
 from lary.types import as_path
 
 if TYPE_CHECKING:
@@ -26,27 +26,21 @@ if TYPE_CHECKING:
 
 def paths_of(options: dict[str, Any]) -> Paths:
     """Take the options that name folders, configuration and plug-ins out of `options`; values may be text or paths."""
-    own = {field.name: options.pop(field.name, None) for field in fields(Paths)}
-    given: dict[str, Any] = {name: str(value) for name, value in own.items() if value is not None}
-    if (plugin := own["plugin"]) is not None:
-        given["plugin"] = (as_path(plugin),) if isinstance(plugin, (str, Path)) else tuple(map(as_path, plugin))
-    if own["config"] is not None:
-        given["config"] = as_path(own["config"])
-    return Paths(**given)
+    given = {field.name: options.pop(field.name) for field in fields(Paths) if options.get(field.name) is not None}
+    plugin, config = given.pop("plugin", ()), given.pop("config", None)
+    plugins = (plugin,) if isinstance(plugin, (str, Path)) else plugin
+    folders = {name: str(value) for name, value in given.items()}
+    return Paths(plugin=tuple(map(as_path, plugins)), config=as_path(config) if config else None, **folders)
 
 
-def interface(name: str, kind: type[Any], module: str, function: str, *, plugins: bool) -> Callable[..., Any]:
-    """A function of the public interface: it takes the options of `kind` and of `Paths`, and calls one of `module`.
-
-    `plugins` hands the plug-ins on, for the worker processes of an extraction.
-    """
+def interface(name: str, kind: type[Any], place: str) -> Callable[..., Any]:
+    """A function of the public interface that takes the options of `kind` and of `Paths`, and calls ``MODULE:NAME``."""
 
     def call(**options: Any) -> Any:
-        paths = paths_of(options)
-        settings = paths.settings()
+        settings = paths_of(options).settings()
         config = make_options(kind, options, f"lary.{name}")
-        work = getattr(importlib.import_module(module), function)
-        return work(config, settings, plugins=paths.plugin) if plugins else work(config, settings)
+        module, _, function = place.partition(":")
+        return getattr(importlib.import_module(module), function)(config, settings)
 
     call.__name__ = call.__qualname__ = name
     call.__doc__ = (
@@ -56,15 +50,11 @@ def interface(name: str, kind: type[Any], module: str, function: str, *, plugins
     return call
 
 
-extract: Callable[..., ExtractReport] = interface(
-    "extract", ExtractConfig, "lary.runs.extract", "extract", plugins=True
-)
-classify: Callable[..., ProbeRun] = interface("classify", ClassifyConfig, "lary.runs.probe", "classify", plugins=False)
-regress: Callable[..., ProbeRun] = interface("regress", RegressConfig, "lary.runs.probe", "regress", plugins=False)
-run: Callable[..., RunReport] = interface("run", RunConfig, "lary.runs.run", "run", plugins=True)
-controls: Callable[..., ControlReport] = interface(
-    "controls", ControlsConfig, "lary.runs.controls", "run_controls", plugins=True
-)
+extract: Callable[..., ExtractReport] = interface("extract", ExtractConfig, "lary.runs.extract:extract")
+classify: Callable[..., ProbeRun] = interface("classify", ClassifyConfig, "lary.runs.probe:classify")
+regress: Callable[..., ProbeRun] = interface("regress", RegressConfig, "lary.runs.probe:regress")
+run: Callable[..., RunReport] = interface("run", RunConfig, "lary.runs.run:run")
+controls: Callable[..., ControlReport] = interface("controls", ControlsConfig, "lary.runs.controls:run_controls")
 
 
 def compare(*runs: str | Path, role: Literal["seen", "unseen"] = "seen", seed: int = 0) -> Comparison:

@@ -1,16 +1,15 @@
 """Latents of frames that were changed before the encoder saw them, for the controls of frames.
 
-Where a model encodes each frame by itself, a static pair or another order is made of its latents. One that mixes its
-frames, such as a latent action model, has to see the changed frames: they are a table of their own, with the source in
-place of the target, or the frames in another order, and are extracted like any other into
-``$LARY_LA_DIR/controls/<control>``.
+Where a model encodes each frame by itself, a static pair or another order is made of its
+latents. One that mixes its frames, such as a latent action model, has to see the changed
+frames: they are a table of their own, with the source in place of the target, or the
+frames in another order, and are extracted like any other into ``$LARY_LA_DIR/controls/<control>``.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import replace
-from pathlib import Path
 
 import numpy as np
 
@@ -45,17 +44,14 @@ def frame_count(split: SplitLatents) -> int:
 
 def place_of(settings: Settings, control: ProbeControl) -> Settings:
     """Settings by which the changed frames are extracted and found."""
-    root = settings.path("LARY_LA_DIR") / "controls" / control
-    moved = {
-        name: replace(settings.items[name], value=str(root), origin=f"--control {control}")
-        for name in ("LARY_ROOT", "LARY_LA_DIR")
-    }
-    return Settings({**settings.items, **moved}, settings.config_file)
+    root = str(settings.path("LARY_LA_DIR") / "controls" / control)
+    items = dict(settings.items)
+    for name in ("LARY_ROOT", "LARY_LA_DIR"):
+        items[name] = replace(items[name], value=root, origin=f"--control {control}")
+    return Settings(items, settings.config_file)
 
 
-def extract_changed(
-    config: ExtractConfig, control: ProbeControl, settings: Settings, plugins: tuple[Path, ...] = ()
-) -> ExtractReport | None:
+def extract_changed(config: ExtractConfig, control: ProbeControl, settings: Settings) -> ExtractReport | None:
     """Extract a split, whose own latents are there, from changed frames; None where those latents hold each frame.
 
     Raises:
@@ -69,20 +65,19 @@ def extract_changed(
     table = read_table(dataset, config.split, path=source, data_dir=settings.path("DATA_DIR"), limit=config.limit)
     path = moved.path("LARY_ROOT") / TABLE_FOLDER / f"{dataset.name}_metadata_{config.split}.csv"
     write_csv(path, list(table.frame.columns), list(changed_rows(table, control)))
-    return extract(replace(config, input=path), moved, plugins=plugins)
+    return extract(replace(config, input=path), moved)
 
 
 def changed_rows(table: SampleTable, control: ProbeControl) -> Iterator[list[str]]:
     """The rows of a table with the source in place of all frames, or with frames in an order drawn for each row."""
-    columns = list(table.frame.columns)
-    media = table.spec.media
-    at = [columns.index(name) for name in (MEDIA_COLUMNS[media] if media == "pair" else (INDEX_COLUMN,))]
+    columns, pair = list(table.frame.columns), table.spec.media == "pair"
+    at = [columns.index(name) for name in (MEDIA_COLUMNS["pair"] if pair else (INDEX_COLUMN,))]
     draw = np.random.default_rng(SEED)
     for row in table.frame.to_numpy(dtype=object).tolist():
-        frames = [row[place] for place in at] if media == "pair" else row[at[0]].split(",")
+        frames = [row[place] for place in at] if pair else row[at[0]].split(",")
         order = draw.permutation(len(frames)) if control == "shuffled-order" else np.zeros(len(frames), dtype=np.int64)
         changed = [frames[place] for place in order]
-        for place, cell in zip(at, changed if media == "pair" else [",".join(changed)], strict=True):
+        for place, cell in zip(at, changed if pair else [",".join(changed)], strict=True):
             row[place] = cell
         yield row
 

@@ -1,9 +1,9 @@
 """The controls of a model as ordinary runs, and the margin of the model over each.
 
 shuffled targets: trained on the targets of other samples; what remains is chance (Hewitt and Liang 2019).
-static pair, shuffled order: the frames are repeated or permuted; what remains is read off single frames, or does not
-    depend on their order. Where a model mixes its frames they are changed before it sees them, in an extraction of its
-    own.
+static pair, shuffled order: the frames are repeated or permuted; what remains is read off
+    single frames, or does not depend on their order. Where a model mixes its frames they
+    are changed before it sees them, in an extraction of its own.
 random projection: the same latents in few dimensions.
 random weights: the same architecture without training.
 baselines: models without weights, such as raw pixels, frame difference and optical flow.
@@ -13,16 +13,14 @@ Majority class and mean action need no run of their own: they are in every resul
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, fields
-from pathlib import Path
+from dataclasses import dataclass
 from typing import Any
 
-from lary.configs import ActionOptions, ControlsConfig, ProbeControl, RunConfig
-from lary.data.spec import DATASETS, DatasetSpec, LabelSpace
+from lary.configs import ControlsConfig, ProbeControl, RunConfig
+from lary.data.spec import DATASETS, DatasetSpec
 from lary.latents.ref import LatentsRef, find_latent_table
 from lary.models.spec import MODELS, ModelSpec
-from lary.results.compare import Difference, compare_runs, open_scored
-from lary.results.measure import reading
+from lary.results.compare import compare_results
 from lary.results.record import FILE_NAME, EvalResult, Margin, write_result
 from lary.runs.changed import FRAME_CONTROLS
 from lary.runs.probe import ProbeRun
@@ -33,7 +31,6 @@ from lary.types import LaryError, UsageError
 
 CONTROLS: tuple[ProbeControl, ...] = ("shuffled-targets", "static-pair", "shuffled-order")
 BASELINE = "baseline"
-ACTION_OPTIONS = [field.name for field in fields(ActionOptions)]
 MARKS = {"": "", "better": "", "even": "  (not significant)", "worse": "  (the control is better)"}
 """Text behind a control that the model does not beat."""
 
@@ -56,35 +53,42 @@ class ControlReport:
         for margin in sorted(result.margins, key=lambda margin: abs(margin.gain.value)):
             value = f"{100 * margin.value:.1f}" if score.unit == "fraction" else f"{margin.value:.3f}"
             p = "" if margin.p is None else f"  p {margin.p:.3g}"
-            lines.append(
-                f"  {margin.name:32} {value:28} margin {margin.gain.text()}{p}{MARKS[reading(margin.gain, margin.p)]}"
-            )
-        lines += [f"  left out: {reason}" for reason in self.left_out]
-        return "\n".join(lines)
+            mark = MARKS[margin.gain.reading(margin.p)]
+            lines.append(f"  {margin.name:32} {value:28} margin {margin.gain.text()}{p}{mark}")
+        return "\n".join([*lines, *(f"  left out: {reason}" for reason in self.left_out)])
 
 
-def run_controls(config: ControlsConfig, settings: Settings, *, plugins: tuple[Path, ...] = ()) -> ControlReport:
+def run_controls(config: ControlsConfig, settings: Settings) -> ControlReport:
     """Run a model and its controls, what is done isn't done again, and write the margins into the model's result.
-
-    `plugins` are files for the worker processes of an extraction, as `extract` takes them.
 
     Raises:
         UsageError: wrong options or missing tables.
         LaryError: a failed extraction or training of the model itself.
     """
     model, dataset = MODELS.get(config.model), DATASETS.get(config.dataset)
-    own = run_one(config, settings, dataset, model, plugins)
+    splits = splits_of(dataset, settings, config)
+    own = run_one(config, settings, splits, model)
     others: list[ProbeRun] = []
     left_out: list[str] = []
     for asked, changes in plan(config, model, own.result):
         try:
-            others.append(run_one(config, settings, dataset, asked, plugins, **changes))
+            others.append(run_one(config, settings, splits, asked, **changes))
         except LaryError as error:
             if not isinstance(error, UsageError) and changes.get("control") not in FRAME_CONTROLS:
                 raise
-            left_out.append(f"{asked.name} {' '.join(map(str, changes.values()))}: {error}".replace(" : ", ": "))
+            left_out.append(f"{' '.join([asked.name, *map(str, changes.values())])}: {error}")
             log.warning("%s", error)
-    return ControlReport(with_margins(own, others), tuple(left_out))
+    compared = compare_results([own.folder, *(other.folder for other in others)])
+    margins = tuple(
+        Margin(
+            name=each.other.result.label, value=each.other.result.score.value, gain=each.gain, p=each.p,
+            result=each.other.result.identity,
+        )
+        for each in compared.differences
+    )  # fmt: skip
+    result = own.result.model_copy(update={"margins": margins})
+    write_result(own.folder / FILE_NAME, result)
+    return ControlReport(result, tuple(left_out))
 
 
 def plan(config: ControlsConfig, model: ModelSpec, own: EvalResult) -> list[tuple[ModelSpec, dict[str, Any]]]:
@@ -99,39 +103,22 @@ def plan(config: ControlsConfig, model: ModelSpec, own: EvalResult) -> list[tupl
 
 
 def run_one(
-    config: ControlsConfig, settings: Settings, dataset: DatasetSpec, model: ModelSpec, plugins: tuple[Path, ...],
-    **changes: Any,
-) -> ProbeRun:  # fmt: skip
+    config: ControlsConfig, settings: Settings, splits: Sequence[str], model: ModelSpec, **changes: Any
+) -> ProbeRun:
     """One probe run, with the latents that it needs; baselines have one kind of latent."""
-    left_out = ["project", *(() if model.name == config.model else ("latent",))]
-    left_out += ACTION_OPTIONS if isinstance(dataset.target, LabelSpace) else []
-    shared = {name: value for name, value in vars(config).items() if name not in left_out}
-    asked = RunConfig(**shared | {"model": model.name} | changes)
-    splits = splits_of(dataset, settings, config)
-    return run_splits(asked, splits, settings, plugins, replace_latents=False).probe
+    given = vars(config) | {"model": model.name, "project": None}
+    if model.name != config.model:
+        given["latent"] = None
+    return run_splits(RunConfig(**given | changes), splits, settings, replace_latents=False).probe
 
 
 def splits_of(dataset: DatasetSpec, settings: Settings, config: ControlsConfig) -> list[str]:
     """Training and validation split; the unseen one too where the model's own latents of it are there."""
     roles = dataset.roles(config.splits)
-    splits, unseen = [roles["train"], roles["seen"]], roles.get("unseen")
     ref = LatentsRef(
-        model=config.model, dataset=dataset.name, split=unseen or "", protocol=config.protocol, latent=config.latent
-    )
-    if unseen and find_latent_table(settings, ref):
-        splits.append(unseen)
-    return splits
-
-
-def with_margins(own: ProbeRun, others: Sequence[ProbeRun]) -> EvalResult:
-    """The model's result with its margin over each other run, which is written in its place."""
-    compared = compare_runs(open_scored(own.folder), [open_scored(other.folder) for other in others])
-    result = own.result.model_copy(update={"margins": tuple(margin_of(each) for each in compared.differences)})
-    write_result(own.folder / FILE_NAME, result)
-    return result
-
-
-def margin_of(found: Difference) -> Margin:
-    """A difference as a result records it."""
-    other = found.other.result
-    return Margin(name=other.label, value=other.score.value, gain=found.gain, p=found.p, result=other.identity)
+        model=config.model, dataset=dataset.name, split=roles.get("unseen", ""), protocol=config.protocol,
+        latent=config.latent,
+    )  # fmt: skip
+    if "unseen" in roles and find_latent_table(settings, ref) is None:
+        del roles["unseen"]
+    return list(roles.values())

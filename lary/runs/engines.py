@@ -1,43 +1,46 @@
 """Who does the work in several processes: one per device of this machine, or Ray, the one way to use several machines.
 
-Units are taken from one queue, so that a slow device holds nobody up. What a process, an actor or a machine was doing
-when it died is given to another one. Under Ray every machine sees the same files under the same paths (a shared file
-system) and has lary installed. Files and bits are the same on all engines.
+Tasks are taken from one queue, so that a slow device holds nobody up. A process or an actor that dies is started again
+with the task that it had. Under Ray every machine sees the same files under the same paths (a shared file system) and
+has lary installed. Files are bit-identical on all engines.
 """
 
 from __future__ import annotations
 
+import base64
 import contextlib
 import logging
-import multiprocessing
+import math
 import os
+import pickle
 import signal
 import threading
 import traceback
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, field, replace
-from multiprocessing.connection import Connection, wait
+from concurrent.futures import FIRST_COMPLETED, Future, wait
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any, TypeVar
 
 from lary.configs import SweepConfig
 from lary.data.spec import DATASETS
-from lary.data.tables import SampleTable, read_table
+from lary.data.tables import read_table
 from lary.latents.pipeline import Advance, Job, Unit, UnitReport, encode_units, make_encoder, model_of
 from lary.latents.store import MANIFEST, read_manifest
 from lary.registry import load_plugin
-from lary.runtime import log, pick_devices, setup_logging
+from lary.runtime import log, pick_devices
 from lary.settings import VARIABLES, Settings
-from lary.types import LaryError, UsageError
+from lary.types import Failure, LaryError, UsageError
+from lary.workers import Answer, NoAnswer, Pool, Question
 
 TRIES = 3
-"""How often a unit is given out whose process dies."""
+"""How often a task of Ray is given out whose process dies."""
 SECONDS_PER_CHECK = 0.5
-SECONDS_TO_END = 10.0
-TASK_ROWS = 1024
-"""Rows per task of Ray, at least: a task starts with an empty pipeline."""
+TASK_ROWS, TASKS_EACH = 1024, 4
+"""Rows of a task, as it starts with an empty pipeline, unless a worker would have fewer tasks than these."""
 
+Task = tuple[Unit, ...]
 Group = TypeVar("Group")
 Found = TypeVar("Found")
 
@@ -68,14 +71,80 @@ class StopRequest:
         log.warning("finishing the current unit of rows; press Ctrl-C again to stop at once")
 
 
-@dataclass
-class _Helper:
-    """A process for one device, and the units that it has taken and not yet reported."""
+class UnitWorker:
+    """An encoder on one device of one machine, made when it is first needed: what goes wrong shows in `run`."""
 
-    device: str
-    process: Any
-    connection: Connection
-    taken: list[Unit] = field(default_factory=list)
+    def __init__(self, job: Job, device: str | None = None) -> None:
+        self._job, self._device = job, device
+        self._ready: tuple[Any, ...] | None = None
+
+    def run(self, units: Sequence[Unit]) -> list[UnitReport]:
+        """Do some units. Raises LaryError."""
+        if self._ready is None:
+            self._ready = self._prepare()
+        return list(encode_units(self._job, self._ready[0], units, *self._ready[1:], advance=lambda rows: None))
+
+    def _prepare(self) -> tuple[Any, ...]:
+        import torch
+
+        job, config = self._job, self._job.config
+        check_shared(job)
+        for plugin in job.plugins:
+            load_plugin(plugin)
+        torch.set_num_threads(job.threads)
+        dataset = DATASETS.get(config.dataset)
+        table = read_table(dataset, config.split, path=job.table, data_dir=job.data_dir, limit=config.limit)
+        device = self._device or pick_devices(None, config.device)[0]
+        return table, device, make_encoder(job, model_of(config), device)
+
+
+def check_shared(job: Job) -> None:
+    """Check that this machine sees the files that the driver sees. Raises LaryError."""
+    import socket
+
+    assert job.store is not None
+    folder = job.store.folder
+    there = (folder / MANIFEST).is_file() and read_manifest(folder).get("key") == job.store.identity.key
+    for file, seen in ((job.table, job.table.is_file()), (folder, there)):
+        if not seen:
+            raise LaryError(
+                f"The machine {socket.gethostname()} does not see {file}: all machines need one file system under the "
+                "same paths."
+            )
+
+
+def in_tasks(units: Sequence[Unit], workers: int) -> list[Task]:
+    """Units in groups of many rows, and yet several groups for each worker."""
+    least = min(TASK_ROWS, sum(len(unit.rows) for unit in units) // (TASKS_EACH * workers))
+    tasks: list[Task] = []
+    group: list[Unit] = []
+    for unit in units:
+        group.append(unit)
+        if sum(len(each.rows) for each in group) >= least:
+            tasks.append(tuple(group))
+            group = []
+    return [*tasks, tuple(group)] if group else tasks
+
+
+def share_out(
+    tasks: Sequence[Task], workers: Sequence[Callable[[Task], Future[list[Any]]]], stop: StopRequest,
+    advance: Advance,
+) -> Iterator[Any]:  # fmt: skip
+    """The answers to tasks, which are given to whichever worker is free, until a stop is asked for."""
+    waiting, idle = deque(tasks), list(workers)
+    running: dict[Future[list[Any]], tuple[Any, Task]] = {}
+    while (waiting and not stop.asked) or running:
+        while waiting and idle and not stop.asked:
+            worker, task = idle.pop(), waiting.popleft()
+            running[worker(task)] = (worker, task)
+        for done in wait(running, SECONDS_PER_CHECK, FIRST_COMPLETED).done:
+            worker, task = running.pop(done)
+            idle.append(worker)
+            yield from done.result()
+            advance(sum(len(unit.rows) for unit in task))
+
+
+# Processes of this machine
 
 
 def run_processes(
@@ -84,148 +153,49 @@ def run_processes(
     """Do the units in one process per device.
 
     Raises:
-        LaryError: what a process raised, or all of them died.
+        LaryError: what a process raised, or one died again and again.
     """
-    context = multiprocessing.get_context("spawn")
-    waiting, tries = deque(units), dict.fromkeys((unit.number for unit in units), 0)
-    halt = context.Event()
-    helpers = [_start(context, job, device, halt) for device in devices]
-    ended: list[str] = []  # devices whose process found nothing left, until another one died
-    try:
-        while helpers or (waiting and ended):
-            if not helpers:
-                helpers = [_start(context, job, ended.pop(), halt)]
-            if stop.asked:
-                halt.set()
-                waiting.clear()
-            ready = set(wait([helper.connection for helper in helpers], SECONDS_PER_CHECK))
-            for helper in [helper for helper in helpers if helper.connection in ready]:
-                try:
-                    message, content = helper.connection.recv()
-                except (EOFError, OSError):
-                    helpers.remove(helper)
-                    if halt.is_set():  # what it has read ahead is left for the next start
-                        helper.process.join(SECONDS_TO_END)
-                        continue
-                    if not helper.taken:
-                        ended.append(helper.device)
-                    _bury(helper, waiting, tries, bool(helpers or ended))
-                    continue
-                if message == "want":
-                    _give(helper, waiting, tries)
-                elif message == "advance":
-                    advance(content)
-                elif message == "done":
-                    helper.taken = [unit for unit in helper.taken if unit.number != content.number]
-                    yield content
-                else:
-                    raise content
-    finally:
-        halt.set()
-        for helper in helpers:
-            helper.process.terminate()
-            helper.process.join(SECONDS_TO_END)
+    tasks = in_tasks(units, len(devices))
+    packed = base64.b64encode(pickle.dumps(job)).decode()
+    with contextlib.ExitStack() as stack:
+
+        def start(device: str) -> Callable[[Task], Future[list[Any]]]:
+            pool = stack.enter_context(Pool(f"{__name__}:unit_worker", 1, arguments=(packed, device)))
+            return lambda task: pool.submit([{"units": [(unit.number, unit.rows) for unit in task]}], math.inf)
+
+        for answer in share_out(tasks, [start(device) for device in devices], stop, advance):
+            if isinstance(answer, NoAnswer):
+                raise LaryError(
+                    f"A process that encodes died ({answer}), perhaps for want of memory. What was done is kept: start "
+                    "the same command again."
+                )
+            if "error" in answer:
+                raise {0: RuntimeError, 2: UsageError}.get(answer["code"], LaryError)(answer["error"])
+            for report in answer["reports"]:
+                yield UnitReport(report["done"], tuple(Failure(**item) for item in report["failures"]))
 
 
-def _start(context: Any, job: Job, device: str, halt: Any) -> _Helper:
-    here, there = context.Pipe()
-    process = context.Process(target=work_on_device, args=(job, device, there, halt), daemon=True)
-    process.start()
-    there.close()
-    return _Helper(device, process, here)
+def unit_worker(packed: str, device: str) -> Callable[[Question], Answer]:
+    """Make the answers of a process that encodes on one device.
+
+    Args:
+        packed: the job, pickled by the process that started this one.
+    """
+    worker = UnitWorker(pickle.loads(base64.b64decode(packed)), device)  # noqa: S301 (our own)
+
+    def answer(question: Question) -> Answer:
+        try:
+            found = worker.run([Unit(number, tuple(rows)) for number, rows in question["units"]])
+            return {"reports": [asdict(report) for report in found]}
+        except LaryError as error:
+            return {"error": str(error), "code": error.exit_code}
+        except Exception:
+            return {"error": f"on {device}:\n{traceback.format_exc()}", "code": 0}
+
+    return answer
 
 
-def _give(helper: _Helper, waiting: deque[Unit], tries: dict[int, int]) -> None:
-    """Answer a process that wants a unit; None where there is none left."""
-    unit = waiting.popleft() if waiting else None
-    with contextlib.suppress(OSError):  # it died meanwhile: the next message tells
-        helper.connection.send(unit)
-    if unit is not None:
-        tries[unit.number] += 1
-        helper.taken.append(unit)
-
-
-def _bury(helper: _Helper, waiting: deque[Unit], tries: dict[int, int], others: bool) -> None:
-    """A process has ended: what it had taken goes back to the queue. Raises LaryError where nobody can take it."""
-    helper.process.join(SECONDS_TO_END)
-    if not helper.taken:
-        return
-    code = helper.process.exitcode
-    what = f"The process on {helper.device} died ({f'signal {-code}' if code and code < 0 else f'exit code {code}'})"
-    if not others or any(tries[unit.number] >= TRIES for unit in helper.taken):
-        raise LaryError(f"{what}, perhaps for want of memory. What was done is kept: start the same command again.")
-    log.warning("%s; its rows go to another one", what)
-    waiting.extendleft(reversed(helper.taken))
-
-
-def work_on_device(job: Job, device: str, connection: Connection, halt: Any) -> None:
-    """A process that takes units from the queue until there are none left."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # it is the driver's to deal with
-    setup_logging()
-
-    def units() -> Iterator[Unit]:
-        while not halt.is_set():
-            connection.send(("want", None))
-            unit = connection.recv()
-            if unit is None:
-                return
-            yield unit
-
-    try:
-        table = open_table(job)
-        for report in encode_units(
-            job, table, units(), device, None, advance=lambda rows: connection.send(("advance", rows)),
-            stopped=halt.is_set,
-        ):  # fmt: skip
-            connection.send(("done", report))
-    except (EOFError, BrokenPipeError):
-        return  # the driver is gone
-    except LaryError as error:
-        connection.send(("error", error))
-    except Exception:
-        connection.send(("error", RuntimeError(f"on {device}:\n{traceback.format_exc()}")))
-
-
-def open_table(job: Job) -> SampleTable:
-    """What a worker process needs besides its encoder: plug-ins, threads, and the table."""
-    import torch
-
-    for plugin in job.plugins:
-        load_plugin(plugin)
-    torch.set_num_threads(job.threads)
-    dataset = DATASETS.get(job.config.dataset)
-    return read_table(dataset, job.config.split, path=job.table, data_dir=job.data_dir, limit=job.config.limit)
-
-
-class EncodingActor:
-    """Holds an encoder on one device of one machine. What goes wrong shows in `run`, not in the constructor."""
-
-    def __init__(self, job: Job, processes: int) -> None:
-        self._job = replace(job, processes=processes)
-        self._ready: tuple[Any, str, Any] | None = None
-
-    def run(self, units: Sequence[Unit]) -> list[UnitReport]:
-        """Do some units. Raises LaryError."""
-        if self._ready is None:
-            check_shared(self._job)
-            table = open_table(self._job)
-            device = pick_devices(None, self._job.config.device)[0]
-            self._ready = table, device, make_encoder(self._job, model_of(self._job.config), device)
-        table, device, encoder = self._ready
-        return list(encode_units(self._job, table, units, device, encoder, advance=lambda rows: None))
-
-
-def check_shared(job: Job) -> None:
-    """Whether this machine sees the files that the driver sees. Raises LaryError."""
-    import socket
-
-    assert job.store is not None
-    where = f"The machine {socket.gethostname()} does not see"
-    if not job.table.is_file():
-        raise LaryError(f"{where} {job.table}: all machines need one file system under the same paths.")
-    folder = job.store.folder
-    if not (folder / MANIFEST).is_file() or read_manifest(folder).get("key") != job.store.identity.key:
-        raise LaryError(f"{where} the store {folder}: all machines need one file system under the same paths.")
+# Ray
 
 
 def extract_on_ray(job: Job, units: Sequence[Unit], stop: StopRequest, advance: Advance) -> Iterator[UnitReport]:
@@ -233,53 +203,23 @@ def extract_on_ray(job: Job, units: Sequence[Unit], stop: StopRequest, advance: 
 
     Raises:
         UsageError: Ray is not installed, or there is no cluster at the address.
-        LaryError: what an actor raised, or units whose actors die again and again.
+        LaryError: what an actor raised, or a task whose actors die again and again.
     """
     with connected(job.config.address) as ray:
-        waiting = deque(in_tasks(units))
-        tries = dict.fromkeys(waiting, 0)
         count, processes, options = plan_actors(ray, job)
-        remote = ray.remote(EncodingActor).options(**options)
-        shared = ray.put(job)
-        idle = [remote.remote(shared, processes) for _ in range(min(count, len(waiting)))]
-        running: dict[Any, tuple[Any, tuple[Unit, ...]]] = {}
-        while (waiting and not stop.asked) or running:
-            while waiting and idle and not stop.asked:
-                actor, task = idle.pop(), waiting.popleft()
-                tries[task] += 1
-                running[actor.run.remote(task)] = (actor, task)
-            for done in ray.wait(list(running), timeout=SECONDS_PER_CHECK)[0]:
-                actor, task = running.pop(done)
-                try:
-                    reports = ray.get(done)
-                except ray.exceptions.RayTaskError as error:
-                    raise _raised(error) from error
-                except ray.exceptions.RayError as error:
-                    if tries[task] >= TRIES:
-                        raise LaryError(
-                            f"{TRIES} actors died one after another on rows {task[0].rows[0] + 1} to "
-                            f"{task[-1].rows[-1] + 1}: {_first_line(error)} What was done is kept."
-                        ) from error
-                    log.warning("an actor died; its rows go to another one: %s", _first_line(error))
-                    waiting.appendleft(task)
-                    ray.kill(actor)
-                    idle.append(remote.remote(shared, processes))
-                    continue
-                idle.append(actor)
-                advance(sum(len(unit.rows) for unit in task))
-                yield from reports
-
-
-def in_tasks(units: Sequence[Unit]) -> list[tuple[Unit, ...]]:
-    """Units in groups of `TASK_ROWS` rows or more."""
-    tasks: list[tuple[Unit, ...]] = []
-    group: list[Unit] = []
-    for unit in units:
-        group.append(unit)
-        if sum(len(each.rows) for each in group) >= TASK_ROWS:
-            tasks.append(tuple(group))
-            group = []
-    return [*tasks, tuple(group)] if group else tasks
+        remote = ray.remote(UnitWorker).options(max_restarts=-1, max_task_retries=TRIES - 1, **options)
+        shared, tasks = ray.put(replace(job, processes=processes)), in_tasks(units, count)
+        actors = [remote.remote(shared) for _ in range(min(count, len(tasks)))]
+        workers = [lambda task, own=actor: own.run.remote(task).future() for actor in actors]
+        try:
+            yield from share_out(tasks, workers, stop, advance)
+        except ray.exceptions.RayTaskError as error:
+            cause = getattr(error, "cause", None)
+            raise (cause if isinstance(cause, LaryError) else RuntimeError(str(error))) from error
+        except ray.exceptions.RayError as error:
+            raise LaryError(
+                f"{TRIES} actors died one after another on the same rows: {_first_line(error)} What was done is kept."
+            ) from error
 
 
 def plan_actors(ray: Any, job: Job) -> tuple[int, int, dict[str, Any]]:
@@ -380,12 +320,6 @@ def knock(address: str) -> None:
     host, colon, port = address.removeprefix("ray://").rpartition(":")
     if colon:
         socket.create_connection((host.strip("[]"), int(port)), timeout=10).close()
-
-
-def _raised(error: Any) -> Exception:
-    """What an actor raised, as itself where it is a sentence for the user."""
-    cause = getattr(error, "cause", None)
-    return cause if isinstance(cause, LaryError) else RuntimeError(str(error))
 
 
 def _first_line(error: BaseException) -> str:

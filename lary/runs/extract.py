@@ -27,11 +27,12 @@ from lary.latents.ref import LatentsRef, check_format, open_store, store_at
 from lary.latents.store import MANIFEST, LatentStore, StoreIdentity, check_pool, read_manifest
 from lary.locks import locked
 from lary.models.running import LoadedEncoder
-from lary.models.spec import ModelSpec, locate_weights
+from lary.models.spec import locate_weights
+from lary.registry import loaded_plugins
 from lary.runs.engines import StopRequest, extract_on_ray, run_processes
 from lary.runtime import log, pick_devices, progress
 from lary.settings import Settings
-from lary.types import BenchmarkProtocol, Failure, LaryError, Media, UsageError, as_path
+from lary.types import Failure, LaryError, Media, UsageError, as_path
 
 MODES: dict[Mode, Media] = {"image": "pair", "video": "clip"}
 FAILURES = "failures.csv"
@@ -55,7 +56,7 @@ class ExtractReport:
     seconds: float
 
 
-def extract(config: ExtractConfig, settings: Settings, *, plugins: tuple[Path, ...] = ()) -> ExtractReport:
+def extract(config: ExtractConfig, settings: Settings) -> ExtractReport:
     """Extract the latents of one split; what is done already, by sample id and store identity, is not redone.
 
     Raises:
@@ -65,7 +66,7 @@ def extract(config: ExtractConfig, settings: Settings, *, plugins: tuple[Path, .
         Interrupted: the user stopped it; what was begun is done.
     """
     started = time.monotonic()
-    run = prepare_run(config, settings, plugins)
+    run = prepare_run(config, settings)
     with locked(run.folder):
         # What killed runs were writing: now, since it may be what fills the disk.
         remove_torn(run.folder)
@@ -73,23 +74,28 @@ def extract(config: ExtractConfig, settings: Settings, *, plugins: tuple[Path, .
         store = open_run(run)
         missing = store.missing(run.table)
         pending = failed_rows(store.folder, missing) if config.retry_failed else missing
-        before = len(run.table) - len(missing)
-        reports: list[UnitReport] = []
-        if missing:
-            if before:
-                log.info("%s: %d of %d rows are done", run.title, before, len(run.table))
-            reports = work(run, store, pending) if pending else []
-            add_timing(store.folder, sum(report.done for report in reports), time.monotonic() - started)
-        else:
-            log.info("%s: all %d rows are done", run.title, len(run.table))
-        failures = sorted((item for report in reports for item in report.failures), key=lambda item: item.row or 0)
+        total, before = len(run.table), len(run.table) - len(missing)
+        log.info("%s: %s %d rows are done", run.title, f"{before} of" if missing else "all", total)
+        reports, stopped = work(run, store, pending) if pending else ([], False)
         done = sum(report.done for report in reports)
+        failures = sorted((item for report in reports for item in report.failures), key=lambda item: item.row or 0)
+        if missing:
+            add_timing(store.folder, done, time.monotonic() - started)
         store.finish(run.table)
-        write_failed(store.folder, failures)
-        if left := len(missing) - done - len(failures):
+        write_failures(store.folder / FAILURES, failures)
+        if failures:
+            log.error(
+                "%d rows could not be read: see %s; 'lary extract --retry-failed' takes only these",
+                len(failures), store.folder / FAILURES,
+            )  # fmt: skip
+        left = len(missing) - done - len(failures)
+        if left or stopped:
             raise unfinished(run, left)
-        write_table(run, store, failures)
-    return ExtractReport(run.target, len(run.table), before, done, tuple(failures), time.monotonic() - started)
+        frame = run.table.frame.copy()
+        failed = {failure.row for failure in failures}
+        frame["la_path"] = store.entries(run.table, run.ref.latent_root(settings), failed)
+        write_text(run.target, str(frame.to_csv(index=False, lineterminator="\n")))
+    return ExtractReport(run.target, total, before, done, tuple(failures), time.monotonic() - started)
 
 
 @dataclass(frozen=True)
@@ -97,14 +103,13 @@ class Run:
     """An extraction with everything looked up and nothing written yet."""
 
     job: Job
-    model: ModelSpec
+    ref: LatentsRef
     table: SampleTable
-    devices: tuple[str, ...]
+    devices: list[str]
     identity: StoreIdentity
     details: dict[str, Any]
     folder: Path
     target: Path
-    latent_root: Path
     encoder: LoadedEncoder
 
     @property
@@ -113,7 +118,7 @@ class Run:
         return f"{self.folder.name} on {self.identity.dataset} {self.identity.split}"
 
 
-def prepare_run(config: ExtractConfig, settings: Settings, plugins: tuple[Path, ...]) -> Run:
+def prepare_run(config: ExtractConfig, settings: Settings) -> Run:
     """Look everything up. Raises UsageError and LaryError, as `extract` does."""
     model, dataset = model_of(config), DATASETS.get(config.dataset)
     check_request(dataset, config)
@@ -123,23 +128,23 @@ def prepare_run(config: ExtractConfig, settings: Settings, plugins: tuple[Path, 
     explicit = as_path(config.input) if config.input else None
     source = find_table(dataset, config.split, settings.path("LARY_ROOT"), explicit)
     table = read_table(dataset, config.split, path=source, data_dir=settings.path("DATA_DIR"), limit=config.limit)
-    ref = LatentsRef.of(config)
     weights = locate_weights(model, settings.values(), config.weights)
-    job = Job(config, settings.path("DATA_DIR"), source, weights, settings.values(), plugins)
+    job = Job(config, settings.path("DATA_DIR"), source, weights, settings.values(), loaded_plugins())
     encoder = make_encoder(job, model, devices[0])
-    identity = store_identity(model, dataset, config, encoder.identity.digest)
-    details = {
-        "record": record_of(model, config.protocol, dataset.media),
-        "weights_from": weights,
-        "batch_size": config.batch_size,
-    }
+    options = model.options | (model.options_paper if config.protocol == "paper" else {})
+    # The fields of the model's record that decide its latents.
+    record = {"preprocess": asdict(model.preprocessing(config.protocol, dataset.media)), "options": options}
+    text = json.dumps({**record, "precision": config.precision}, sort_keys=True, default=str)
+    identity = StoreIdentity(
+        model.name, dataset.name, config.split, config.protocol, digest(text), encoder.identity.digest, config.seed,
+        dataset.revision, config.pool, config.dtype,
+    )  # fmt: skip
+    ref = LatentsRef.of(config)
     folder = ref.folder(settings)
     if not config.overwrite:
         identity = as_before(folder, identity)
-    return Run(
-        job, model, table, tuple(devices), identity, details, folder, ref.table(settings),
-        ref.latent_root(settings), encoder,
-    )  # fmt: skip
+    details = {"record": record, "weights_from": weights, "batch_size": config.batch_size}
+    return Run(job, ref, table, devices, identity, details, folder, ref.table(settings), encoder)
 
 
 def open_run(run: Run) -> LatentStore:
@@ -151,27 +156,30 @@ def open_run(run: Run) -> LatentStore:
     )  # fmt: skip
 
 
-def work(run: Run, store: LatentStore, pending: Sequence[int]) -> list[UnitReport]:
-    """Do the pending rows with the engine that was asked for. Raises LaryError."""
+def work(run: Run, store: LatentStore, pending: Sequence[int]) -> tuple[list[UnitReport], bool]:
+    """Do the pending rows with the engine that was asked for; returns also whether a stop was asked for.
+
+    Raises:
+        LaryError: as `extract`.
+    """
     import torch
 
     warn_about_media(run.table, pending)
     config, devices = run.job.config, run.devices
-    local = config.engine == "local"
+    processes = len(devices) if config.engine == "local" else 1
     job = replace(
-        run.job, store=store, pending=len(pending), threads=torch.get_num_threads(),
-        processes=len(devices) if local else 1,
+        run.job, store=store, pending=len(pending), threads=torch.get_num_threads(), processes=processes
     )  # fmt: skip
     units = plan_units(pending, store.unit_rows)
     with StopRequest() as stop, progress(len(pending), run.title) as bar:
-        if not local:
+        if config.engine == "ray":
             found = extract_on_ray(job, units, stop, bar.advance)
-        elif len(devices) > 1:
+        elif processes > 1:
             found = run_processes(job, units, devices, stop, bar.advance)
         else:
             waiting = (unit for unit in units if not stop.asked)
             found = encode_units(job, run.table, waiting, devices[0], run.encoder, advance=bar.advance, stopped=stop)
-        return list(found)
+        return list(found), stop.asked
 
 
 def unfinished(run: Run, left: int) -> LaryError:
@@ -221,22 +229,6 @@ def check_media(dataset: DatasetSpec, mode: Mode | None, stride: int | None) -> 
         raise UsageError(f"--stride {stride}: data set '{dataset.name}' has {own}; leave the option out.")
 
 
-def record_of(model: ModelSpec, protocol: BenchmarkProtocol, media: Media) -> dict[str, Any]:
-    """The fields of a model's record that decide its latents under a protocol."""
-    options = model.options | (model.options_paper if protocol == "paper" else {})
-    return {"preprocess": asdict(model.preprocessing(protocol, media)), "options": options}
-
-
-def store_identity(model: ModelSpec, dataset: DatasetSpec, config: ExtractConfig, weights_digest: str) -> StoreIdentity:
-    """The identity of the latents that a configuration asks for."""
-    fields = {**record_of(model, config.protocol, dataset.media), "precision": config.precision}
-    record = digest(json.dumps(fields, sort_keys=True, default=str))
-    return StoreIdentity(
-        model.name, dataset.name, config.split, config.protocol, record, weights_digest, config.seed,
-        dataset.revision, config.pool, config.dtype,
-    )  # fmt: skip
-
-
 def as_before(folder: Path, identity: StoreIdentity) -> StoreIdentity:
     """The identity, without its weights where a store of version 0.1 is there, which named none for some plug-ins."""
     unnamed = replace(identity, weights="")
@@ -274,36 +266,22 @@ def add_timing(folder: Path, rows: int, seconds: float) -> None:
 
 
 def read_timing(folder: Path) -> tuple[int, float]:
-    """How many rows of a store were extracted and in how many seconds; zeros where no file tells, or a damaged one."""
+    """How many rows of a store were extracted and in how many seconds; zeros without a file that says so."""
     file = folder / TIMING
     if not file.exists():
         return 0, 0.0
     try:
         found = read_json(file, "timing of the extraction")
         rows, seconds = int(found["rows"]), float(found["seconds"])
-        if rows < 0 or not (math.isfinite(seconds) and seconds >= 0):
+        if rows < 0 or not 0 <= seconds < math.inf:
             raise ValueError("it counts backwards")
     except (LaryError, KeyError, TypeError, ValueError, OverflowError) as error:
-        log.warning("%s is passed over, as it tells no time: %s", file, error)
+        log.warning("%s is ignored, since it holds no time: %s", file, error)
         return 0, 0.0
     return rows, seconds
 
 
-def write_table(run: Run, store: LatentStore, failures: Sequence[Failure]) -> None:
-    """Write the table with ``la_path``, which is empty for a failed row."""
-    frame = run.table.frame.copy()
-    frame["la_path"] = store.entries(run.table, run.latent_root, {failure.row for failure in failures})
-    write_text(run.target, str(frame.to_csv(index=False, lineterminator="\n")))
-
-
-def write_failed(folder: Path, failures: Sequence[Failure]) -> None:
-    """Write the failures file beside the latents; without failures there is none."""
-    report = folder / FAILURES
-    write_failures(report, failures)
-    if failures:
-        log.error(
-            "%d rows could not be read: see %s; 'lary extract --retry-failed' takes only these", len(failures), report
-        )
+# Dry run
 
 
 @dataclass(frozen=True)
@@ -311,9 +289,9 @@ class Estimate:
     """What is to be done and what it needs.
 
     Attributes:
-        bytes_to_write: of the rows that are missing, from the files of those that were measured.
-        bytes_free: where the latents will lie.
         seconds: for the missing rows on all devices of the request; None if nothing could be measured.
+        bytes_to_write: of the rows that are missing, from the files of those that were measured.
+        bytes_free: where the latents will be.
         measured: how many samples that was measured on.
     """
 
@@ -321,9 +299,9 @@ class Estimate:
     folder: Path
     rows: int
     done: int
+    seconds: float | None
     bytes_to_write: int
     bytes_free: int
-    seconds: float | None
     measured: int
     failures: tuple[Failure, ...]
 
@@ -334,12 +312,16 @@ class Estimate:
 
     def text(self) -> str:
         """A few lines for a reader."""
-        unknown = self.seconds is None and self.done < self.rows
+        if self.seconds is None:
+            time, size = "unknown", "unknown"
+        else:
+            minutes, seconds = divmod(round(self.seconds), 60)
+            time, size = f"{minutes} min {seconds:02d} s", f"{self.bytes_to_write / 1e9:.3f} GB"
         lines = [
             f"{self.title}: {self.rows} samples, {self.done} done, {self.rows - self.done} to do",
             f"  measured on   {self.measured} samples",
-            f"  time          {'unknown' if unknown else _duration(self.seconds or 0.0)}",
-            f"  to write      {'unknown' if unknown else f'{self.bytes_to_write / 1e9:.3f} GB'} into {self.folder}",
+            f"  time          {time}",
+            f"  to write      {size} into {self.folder}",
             f"  free there    {self.bytes_free / 1e9:.3f} GB{'' if self.fits else ': NOT ENOUGH'}",
         ]
         return "\n".join(
@@ -347,35 +329,22 @@ class Estimate:
         )
 
 
-def estimate(config: ExtractConfig, settings: Settings, *, plugins: tuple[Path, ...] = ()) -> Estimate:
-    """Measure a few of the samples that are missing. Raises UsageError and LaryError, as `extract` does."""
-    run = prepare_run(config, settings, plugins)
+def estimate(config: ExtractConfig, settings: Settings) -> Estimate:
+    """Read, encode and write some of the missing rows into a folder that is removed again, and measure that.
+
+    Raises:
+        UsageError, LaryError: as `extract`.
+    """
+    run = prepare_run(config, settings)
     there = (run.folder / MANIFEST).exists() and not config.overwrite
     missing = open_run(run).missing(run.table) if there else list(range(len(run.table)))
-    rows, seconds_per_row, bytes_per_row, failures = _measure(run, missing) if missing else (0, 0.0, 0.0, ())
-    parent = next(place for place in (run.folder, *run.folder.absolute().parents) if place.exists())
-    free = shutil.disk_usage(parent).free
-    seconds = None if seconds_per_row is None else len(missing) * seconds_per_row / len(run.devices)
-    return Estimate(
-        run.title, run.folder, len(run.table), len(run.table) - len(missing), round(len(missing) * bytes_per_row),
-        free, seconds, rows, failures,
-    )  # fmt: skip
-
-
-def _measure(run: Run, missing: Sequence[int]) -> tuple[int, float | None, float, tuple[Failure, ...]]:
-    """Read, encode and write some rows, spread over the missing ones, into a folder that is removed again.
-
-    Returns:
-        How many rows went through all stages, seconds and bytes per row, and the rows that could not be read.
-    """
     # On a CPU rows go one by one anyway, and a few of them are enough for a slow model.
-    config = run.job.config if run.devices[0] != "cpu" else replace(run.job.config, batch_size=1)
-    size = config.batch_size
+    size = 1 if run.devices[0] == "cpu" else config.batch_size
     chosen = missing[:: max(1, len(missing) // (BATCHES_MEASURED * size))][: BATCHES_MEASURED * size]
     ends, done, failures = [time.monotonic()], [0], list[Failure]()
     with tempfile.TemporaryDirectory() as folder:
         store = store_at(Path(folder), run.identity, config.store, size)
-        job = replace(run.job, config=config, store=store, processes=len(run.devices))
+        job = replace(run.job, config=replace(config, batch_size=size), store=store, processes=len(run.devices))
         for report in encode_units(
             job, run.table.take(chosen), plan_units(range(len(chosen)), size), run.devices[0], run.encoder,
             advance=lambda rows: None, stopped=lambda: time.monotonic() - ends[0] > SECONDS_MEASURED,
@@ -384,13 +353,13 @@ def _measure(run: Run, missing: Sequence[int]) -> tuple[int, float | None, float
             done.append(done[-1] + report.done)
             failures += [replace(failure, row=chosen[failure.row or 0]) for failure in report.failures]
         written = sum(file.stat().st_size for file in Path(folder).rglob("*") if file.is_file())
-    rows = done[-1]
-    if not rows:
-        return 0, None, 0.0, tuple(failures)
-    first = 1 if rows > done[1] else 0  # the first batch also pays for what is done once
-    return rows, (ends[-1] - ends[first]) / (rows - done[first]), written / rows, tuple(failures)
-
-
-def _duration(seconds: float) -> str:
-    hours, rest = divmod(round(seconds), 3600)
-    return f"{hours} h {rest // 60:02d} min" if hours else f"{rest // 60} min {rest % 60:02d} s"
+    seconds, rows, bytes_to_write = None if missing else 0.0, done[-1], 0
+    if rows:
+        first = 1 if rows > done[1] else 0  # the first batch also pays for what is done once
+        per_row = (ends[-1] - ends[first]) / (rows - done[first])
+        seconds, bytes_to_write = len(missing) * per_row / len(run.devices), round(len(missing) * written / rows)
+    parent = next(place for place in (run.folder, *run.folder.absolute().parents) if place.exists())
+    return Estimate(
+        run.title, run.folder, len(run.table), len(run.table) - len(missing), seconds, bytes_to_write,
+        shutil.disk_usage(parent).free, rows, tuple(failures),
+    )  # fmt: skip

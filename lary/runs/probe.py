@@ -4,18 +4,16 @@ from __future__ import annotations
 
 import json
 import time
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager, nullcontext
+from collections.abc import Sequence
+from contextlib import nullcontext
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from lary.configs import ClassifyConfig, RegressConfig
-from lary.data.spec import DATASETS, DatasetSpec
+from lary.configs import ClassifyConfig
+from lary.data.spec import DATASETS
 from lary.files import check_writable, digest
-from lary.latents.ref import LatentsRef, SplitLatents
-from lary.models.spec import ModelSpec
-from lary.probes.presets import PRESETS
+from lary.latents.ref import LatentsRef
 from lary.registry import load_plugin, loaded_plugins
 from lary.results.folder import settle, writing
 from lary.results.record import (
@@ -31,22 +29,13 @@ from lary.results.record import (
     run_identity,
 )
 from lary.runs.extract import read_timing
-from lary.runs.inputs import (
-    ProbeConfig,
-    check_options,
-    find_model,
-    frame_of,
-    open_splits,
-    seeds_of,
-    shared_groups,
-)
-from lary.runs.tasks import ProbeTask, task_of
+from lary.runs.tasks import ActionTask, ClassTask, ProbeConfig, ProbeTask, frame_of, seeds_of, shared_groups
 from lary.runtime import log, pick_devices, progress, provenance
 from lary.settings import Settings
-from lary.types import Progress, UsageError
+from lary.types import UsageError
 
 if TYPE_CHECKING:
-    from lary.probes.session import Session, Team
+    from lary.probes.training import Team
 
 NOT_DECIDING = ("device", "overwrite", "resume", "tracker")
 """Options that leave the numbers of a run alone, and so are no part of its identity."""
@@ -64,16 +53,6 @@ class ProbeRun:
     new: bool
 
 
-def classify(config: ClassifyConfig, settings: Settings) -> ProbeRun:
-    """Train and score the attentive probe. Raises UsageError and LaryError as `run_probe` does."""
-    return run_probe(config, settings)
-
-
-def regress(config: RegressConfig, settings: Settings) -> ProbeRun:
-    """Train and score the action probe. Raises UsageError and LaryError as `run_probe` does."""
-    return run_probe(config, settings)
-
-
 def run_probe(config: ProbeConfig, settings: Settings) -> ProbeRun:
     """Train and score the probe that the options are for; a run that is done is not done again.
 
@@ -81,118 +60,50 @@ def run_probe(config: ProbeConfig, settings: Settings) -> ProbeRun:
         UsageError: contradicting options, missing latents or statistics, or a folder with the result of another run.
         LaryError: unreadable latents or actions, or a training that diverged.
     """
-    from lary.probes.session import is_member, launch
+    from lary.probes.training import Team, launch
 
-    check_options(config)
-    dataset = DATASETS.get(config.dataset)
-    model = find_model(config, dataset, settings)
-    task: ProbeTask[Any] = task_of(config, dataset, PRESETS.get(config.probe_preset))
-    splits = open_splits(settings, dataset, config)
-    folder, seeds = run_folder(config, settings, dataset), seeds_of(config)
-    if (found := finished(folder, config, splits)) is not None:
+    task, folder = task_of(config, settings), run_folder(config, settings)
+    if (found := finished(folder, task)) is not None:
         return ProbeRun(folder, found, new=False)
-    devices = [] if is_member() else pick_devices(config.gpus, config.device, every=task.trained)
-    if len(devices) > 1 and task.trained:
+    trained = task.kind != "ridge"
+    devices = pick_devices(config.gpus, config.device, every=trained)
+    if len(devices) > 1 and trained:
         log.info("one process on each of %s; --gpus 0 takes one device", ", ".join(devices))
-        launch(_member, (config, settings, loaded_plugins()), devices)
-        return ProbeRun(folder, read_result(folder / FILE_NAME), new=True)
-    place, started = Place.of(devices), time.monotonic()
-    identity = run_identity(inputs_of(config, splits))
-    with writing(folder, identity, resume=config.resume, leads=place.team.leads) as run:
-        task.prepare(splits, settings)
-        total = len(seeds) * task.passes * len(splits["train"].table)
-        outcomes = []
-        with place.progress(total, f"probe {dataset.name} {config.model}") as bar:
-            for seed in seeds:
-                own = run.work if seed == seeds[0] else run.work / f"seed_{seed}"
-                with place.session(config, identity, seed, own, folder.name, bar, task.trained) as session:
-                    outcomes.append(task.train(splits, session))
-        place.team.leave()
-        seconds = time.monotonic() - started
-        files = task.write(run, outcomes, splits)
-        facts = run_facts(config, dataset, model, splits, outcomes[0].settings, files, seconds, task.probe)
-        result = task.result(outcomes, facts)
-        warnings = (*result.warnings, *shared_groups(dataset, splits), *unregistered(config.model, model))
-        result = run.publish(result.model_copy(update={"warnings": warnings}))
-    return ProbeRun(folder, result, new=True)
+        launch(run_member, (config, settings, loaded_plugins()), devices)
+    else:
+        train_and_write(task, folder, Team(), devices[0])
+    return ProbeRun(folder, read_result(folder / FILE_NAME), new=True)
 
 
-def _member(config: ProbeConfig, settings: Settings, plugins: tuple[Path, ...]) -> None:
+classify = regress = run_probe
+
+
+def run_member(config: ProbeConfig, settings: Settings, plugins: tuple[Path, ...]) -> None:
     """Work of each process of a run on several devices; the first one writes the result."""
+    from lary.probes.training import join
+
     for plugin in plugins:
         load_plugin(plugin)
-    run_probe(config, settings)
+    train_and_write(task_of(config, settings), run_folder(config, settings), *join())
 
 
-@dataclass(frozen=True)
-class Place:
-    """The process that a run happens in: its device, and the team that it belongs to."""
-
-    device: str
-    team: Team
-
-    @classmethod
-    def of(cls, devices: Sequence[str]) -> Place:
-        """This process's, on the one device that was chosen, or as a member of a team."""
-        from lary.probes.session import ALONE, join
-
-        if devices:
-            return cls(devices[0], ALONE)
-        team, device = join()
-        return cls(device, team)
-
-    @contextmanager
-    def progress(self, total: int, title: str) -> Iterator[Progress | None]:
-        """A progress bar, in the leading process alone."""
-        with progress(total, title) if self.team.leads else nullcontext() as bar:
-            yield bar
-
-    @contextmanager
-    def session(self, config: ProbeConfig, identity: str, seed: int, folder: Path, title: str, bar: Progress | None,
-                tracked: bool) -> Iterator[Session]:  # fmt: skip
-        """Surroundings of the training of one seed, whose files go to `folder`; trackers show it as `title`.
-
-        Raises:
-            UsageError: the library of ``--tracker`` isn't installed.
-            LaryError: the folder can't be written to.
-        """
-        from lary.probes.session import Session, open_tracker
-
-        options = {name: value for name, value in asdict(config).items() if value is not None} | {"seed": seed}
-        tracker = None
-        if self.team.leads:
-            check_writable(folder)
-            name = config.tracker if tracked else "none"
-            tracker = open_tracker(name, folder, f"{config.dataset} {title} seed {seed}", options)
-        try:
-            yield Session(
-                protocol=config.protocol, seed=seed, device=self.device, folder=folder, progress=bar,
-                identity=identity, resume=config.resume, tracker=tracker, team=self.team,
-            )  # fmt: skip
-        finally:
-            if tracker is not None:
-                tracker.finish()
+def task_of(config: ProbeConfig, settings: Settings) -> ProbeTask:
+    """The run that the options are for, with all that it reads. Raises UsageError and LaryError."""
+    if isinstance(config, ClassifyConfig):
+        return ClassTask(config, settings, "attentive")
+    return ActionTask(config, settings, config.model_type)
 
 
-def run_folder(config: ProbeConfig, settings: Settings, dataset: DatasetSpec) -> Path:
+def run_folder(config: ProbeConfig, settings: Settings) -> Path:
     """The folder of a run, by the model and all that sets the run apart: ``dinov2@by-episode@project16``."""
     parts = [config.splits, config.control, None if config.project is None else f"project{config.project}"]
     tag = "@".join([LatentsRef.of(config, "").tag, *filter(None, parts)])
-    root = settings.path("LARY_LOG_DIR")
+    root, dataset = settings.path("LARY_LOG_DIR"), DATASETS.get(config.dataset)
     if isinstance(config, ClassifyConfig):
         return root / "classification" / dataset.name / tag
-    frame = frame_of(config)
-    target = f"{config.action_mode}_{frame}" if frame == "local" else config.action_mode
-    return root / "regression" / "logs" / f"{dataset.name}_{dataset.stride}_{tag}_{config.model_type}_{target}"
-
-
-def inputs_of(config: ProbeConfig, splits: Mapping[str, SplitLatents]) -> tuple[NamedDigest, ...]:
-    """Digests of what decides a run: its options and, by role, the tables and latents that it reads."""
-    found = [NamedDigest(name="options", digest=digest(json.dumps(deciding_options(config), sort_keys=True)))]
-    for role, split in splits.items():
-        found.append(NamedDigest(name=f"table {role}", digest=split.table.digest))
-        found.append(NamedDigest(name=f"latents {role}", digest=str(split.store.get("key") or "")))
-    return tuple(found)
+    local = "_local" if frame_of(config) == "local" else ""
+    target = f"{config.model_type}_{config.action_mode}{local}"
+    return root / "regression" / "logs" / f"{dataset.name}_{dataset.stride}_{tag}_{target}"
 
 
 def deciding_options(config: ProbeConfig) -> dict[str, Any]:
@@ -200,15 +111,16 @@ def deciding_options(config: ProbeConfig) -> dict[str, Any]:
     return {name: value for name, value in asdict(config).items() if name not in NOT_DECIDING and value is not None}
 
 
-def is_of(result: EvalResult, config: ProbeConfig, splits: Mapping[str, SplitLatents]) -> bool:
-    """Whether a result is that of this very run; one of version 0.1 names no inputs, and has a digest of its own."""
-    if result.inputs:
-        return result.identity == run_identity(inputs_of(config, splits))
-    inputs = {role: [split.table.digest, split.store.get("key")] for role, split in splits.items()}
-    return result.identity == digest(json.dumps([2, deciding_options(config), inputs], sort_keys=True))
+def inputs_of(task: ProbeTask) -> tuple[NamedDigest, ...]:
+    """Digests of what decides a run: its options and, by role, the tables and latents that it reads."""
+    found = [NamedDigest(name="options", digest=digest(json.dumps(deciding_options(task.config), sort_keys=True)))]
+    for role, split in task.splits.items():
+        found.append(NamedDigest(name=f"table {role}", digest=split.table.digest))
+        found.append(NamedDigest(name=f"latents {role}", digest=str(split.store.get("key") or "")))
+    return tuple(found)
 
 
-def finished(folder: Path, config: ProbeConfig, splits: Mapping[str, SplitLatents]) -> EvalResult | None:
+def finished(folder: Path, task: ProbeTask) -> EvalResult | None:
     """The result of this very run if it is done.
 
     Raises:
@@ -216,10 +128,14 @@ def finished(folder: Path, config: ProbeConfig, splits: Mapping[str, SplitLatent
     """
     settle(folder)
     file = folder / FILE_NAME
-    if config.overwrite or not file.exists():
+    if task.config.overwrite or not file.exists():
         return None
     result = read_result(file)
-    if is_of(result, config, splits):
+    identity = run_identity(inputs_of(task))
+    if not result.inputs:  # one of version 0.1 names no inputs, and has a digest of its own
+        read = {role: [split.table.digest, split.store.get("key")] for role, split in task.splits.items()}
+        identity = digest(json.dumps([2, deciding_options(task.config), read], sort_keys=True))
+    if result.identity == identity:
         log.info("%s is done; --overwrite does it again", file)
         return result
     raise UsageError(
@@ -228,24 +144,58 @@ def finished(folder: Path, config: ProbeConfig, splits: Mapping[str, SplitLatent
     )
 
 
+def train_and_write(task: ProbeTask, folder: Path, team: Team, device: str) -> None:
+    """Train the probes of all seeds on this process's device; the process that leads the team writes the result."""
+    from lary.probes.training import Session, tracking
+
+    started = time.monotonic()
+    config, seeds, inputs = task.config, seeds_of(task.config), inputs_of(task)
+    with writing(folder, run_identity(inputs), resume=config.resume, leads=team.leads) as run:
+        task.read_targets()
+        total = len(seeds) * task.probe.epochs * len(task.splits["train"].table)
+        outcomes = []
+        title = f"probe {config.dataset} {config.model}"
+        with progress(total, title) if team.leads else nullcontext() as bar:
+            for seed in seeds:
+                own = run.work if seed == seeds[0] else run.work / f"seed_{seed}"
+                if team.leads:
+                    check_writable(own)
+                tracker = config.tracker if team.leads and task.kind != "ridge" else "none"
+                title = f"{config.dataset} {folder.name} seed {seed}"
+                with tracking(tracker, own, title, vars(config) | {"seed": seed}) as tracked:
+                    session = Session(
+                        protocol=config.protocol, seed=seed, preset=config.probe_preset, device=device, folder=own,
+                        progress=bar, identity=run_identity(inputs), tracker=tracked, team=team,
+                    )  # fmt: skip
+                    outcomes.append(task.train(session))
+        if not team.leads:
+            return
+        files = task.write(run.work, outcomes)
+        facts = run_facts(task, inputs, outcomes[0].settings, files, time.monotonic() - started)
+        result = task.result(outcomes, facts)
+        warnings = (*result.warnings, *shared_groups(task.dataset, task.splits))
+        if task.model is None:
+            warnings += (f"The model '{config.model}' is unregistered: dimension and shape are those of its files.",)
+        run.publish(result.model_copy(update={"warnings": warnings}))
+
+
 def run_facts(
-    config: ProbeConfig, dataset: DatasetSpec, model: ModelSpec | None, splits: Mapping[str, SplitLatents],
-    resolved: Mapping[str, Any], files: Sequence[str], seconds: float, probe: str,
-) -> RunFacts:  # fmt: skip
+    task: ProbeTask, inputs: tuple[NamedDigest, ...], resolved: dict[str, Any], files: Sequence[str], seconds: float
+) -> RunFacts:
     """What is known about a run besides its outcome."""
-    train, inputs, seeds = splits["train"], inputs_of(config, splits), seeds_of(config)
+    config, dataset, model, train = task.config, task.dataset, task.model, task.splits["train"]
+    splits = {split.table.split: split for split in task.splits.values()}
     missing = sum(split.left_out for split in splits.values())
-    timings = {f"extract {split.table.split}": read_timing(split.folder)[1] for split in splits.values()}
+    timings = {f"extract {name}": read_timing(split.folder)[1] for name, split in splits.items()}
     return RunFacts(
-        status="incomplete" if missing else "complete",
-        identity=run_identity(inputs), inputs=inputs,
+        status="incomplete" if missing else "complete", identity=run_identity(inputs), inputs=inputs,
         dataset=DatasetFacts(
             name=dataset.name, title=dataset.title, revision=dataset.revision, stride=dataset.stride,
             units=getattr(dataset.target, "units", ()), split_set=config.splits or "",
-            tables={split.table.split: split.table.digest for split in splits.values()},
+            tables={name: split.table.digest for name, split in splits.items()},
             splits={
-                split.table.split: SplitFacts(rows=len(split.table), groups=len(set(split.table.groups())))
-                for split in splits.values()
+                name: SplitFacts(rows=len(split.table), groups=len(set(split.table.groups())))
+                for name, split in splits.items()
             },
         ),
         model=ModelFacts(
@@ -254,21 +204,15 @@ def run_facts(
             weights=train.store.get("identity", {}).get("weights", ""), dim=train.source.shape[-1],
             shape=train.source.shape, parameters_m=model.parameters_m if model else None,
         ),
-        probe=probe, action_mode=getattr(config, "action_mode", None), relative_frame=frame_of(config),
+        probe=task.kind, action_mode=getattr(config, "action_mode", None), relative_frame=frame_of(config),
         protocol=config.protocol,
         protocol_notes=model.paper_differences if model and config.protocol == "paper" else (),
-        preset=config.probe_preset, seed=seeds[0], seeds=seeds, control=config.control, project=config.project,
-        options_given=json.loads(json.dumps(asdict(config), default=str)),
-        options=json.loads(json.dumps(dict(resolved), default=str)),
-        provenance=Provenance(**provenance()),
+        preset=config.probe_preset, seed=seeds_of(config)[0], seeds=seeds_of(config), control=config.control,
+        project=config.project, options_given=json.loads(json.dumps(asdict(config), default=str)),
+        options=json.loads(json.dumps(resolved, default=str)), provenance=Provenance(**provenance()),
         timings={name: value for name, value in timings.items() if value} | {"probe": round(seconds, 3)},
         failures=missing, files=dict.fromkeys(files, ""),
     )  # fmt: skip
-
-
-def unregistered(name: str, model: ModelSpec | None) -> tuple[str, ...]:
-    """A warning about a model without a record."""
-    return () if model else (f"The model '{name}' is unregistered: dimension and shape are those of its files.",)
 
 
 def summary(result: EvalResult) -> str:

@@ -1,26 +1,32 @@
-"""``lary run``: the latents that a probe needs, and the probe, in one go. Both parts resume where they were stopped."""
+"""``lary run`` and ``lary demo``: the latents that probes need, and the probes; what is done is not done again."""
 
 from __future__ import annotations
 
+import os
+import time
 from collections.abc import Iterable, Mapping
-from dataclasses import asdict, dataclass, fields, replace
+from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import Any
 
-from lary.configs import ClassifyConfig, ExtractConfig, RegressConfig, RunConfig
+from lary.configs import ActionOptions, ClassifyConfig, ExtractConfig, RegressConfig, RunConfig
+from lary.data.configs import DemoConfig, SimulateConfig
 from lary.data.spec import DATASETS, DatasetSpec, LabelSpace
 from lary.data.splits import find_table
+from lary.models.spec import MODELS, ModelSpec, locate_weights
+from lary.results.record import EvalResult
+from lary.results.report import write_report
 from lary.runs.changed import FRAME_CONTROLS, extract_changed
 from lary.runs.extract import extract
-from lary.runs.inputs import ProbeConfig, check_options
 from lary.runs.probe import ProbeRun, run_probe
+from lary.runs.tasks import ProbeConfig, check_options
 from lary.runtime import log
-from lary.settings import Settings
+from lary.settings import CONFIG_NAME, NAMES, Settings, load_settings
 from lary.types import RANDOM, UsageError
 
-RENAMED = {"probe_precision": "precision"}
-"""Options of a probe that the extraction has another meaning for."""
-REGRESSION_OPTIONS = ("model_type", "action_mode", "relative_frame", "sampler_steps")
+OF_EXTRACTION = ("precision", "mode", "stride")
+"""Options that the extraction checks, or that mean something else to a probe."""
+FOLDERS = ("LARY_ROOT", "DATA_DIR", "LARY_LA_DIR", "LARY_LOG_DIR")
 
 
 @dataclass(frozen=True)
@@ -32,7 +38,7 @@ class RunReport:
     failures: int
 
 
-def run(config: RunConfig, settings: Settings, *, plugins: tuple[Path, ...] = ()) -> RunReport:
+def run(config: RunConfig, settings: Settings) -> RunReport:
     """Extract what is missing of every split and run the probe, unless that is done.
 
     Raises:
@@ -41,13 +47,18 @@ def run(config: RunConfig, settings: Settings, *, plugins: tuple[Path, ...] = ()
     """
     dataset = DATASETS.get(config.dataset)
     probe_config(config, dataset)
-    return run_splits(config, roles_of(config, dataset, settings).values(), settings, plugins)
+    roles = dataset.roles(config.splits)
+    if "unseen" in roles:
+        try:
+            find_table(dataset, roles["unseen"], settings.path("LARY_ROOT"))
+        except UsageError:
+            log.info("%s has no table of %s here: scored without it", dataset.name, roles.pop("unseen"))
+    return run_splits(config, roles.values(), settings)
 
 
 def run_splits(
-    config: RunConfig, splits: Iterable[str], settings: Settings, plugins: tuple[Path, ...] = (),
-    *, replace_latents: bool = True,
-) -> RunReport:  # fmt: skip
+    config: RunConfig, splits: Iterable[str], settings: Settings, *, replace_latents: bool = True
+) -> RunReport:
     """Extract these splits and run the probe. Raises UsageError and LaryError as `run` does.
 
     Without `replace_latents`, ``--overwrite`` is for results alone.
@@ -55,10 +66,10 @@ def run_splits(
     probe = probe_config(config, DATASETS.get(config.dataset))
     reports = []
     for split in splits:
-        asked = extract_config(config, split)
+        asked = ExtractConfig(**_of(ExtractConfig, vars(config)) | {"split": split, "seed": config.model_seed})
         asked = replace(asked, overwrite=asked.overwrite and replace_latents)
-        reports.append(extract(asked, settings, plugins=plugins))
-        if probe.control in FRAME_CONTROLS and (changed := extract_changed(asked, probe.control, settings, plugins)):
+        reports.append(extract(asked, settings))
+        if probe.control in FRAME_CONTROLS and (changed := extract_changed(asked, probe.control, settings)):
             reports.append(changed)
     found = run_probe(probe, settings)
     failures = sum(len(report.failures) for report in reports)
@@ -67,26 +78,21 @@ def run_splits(
 
 def probe_config(config: RunConfig, dataset: DatasetSpec) -> ProbeConfig:
     """The probe's part of the options. Raises UsageError for an option of the other kind of probe."""
-    kind = ClassifyConfig if isinstance(dataset.target, LabelSpace) else RegressConfig
-    given: dict[str, Any] = {name: value for name, value in asdict(config).items() if value is not None}
+    given = {name: value for name, value in vars(config).items() if value is not None and name not in OF_EXTRACTION}
+    odd = [name for name, default in vars(ActionOptions()).items() if given.get(name, default) != default]
+    kind: type[ProbeConfig] = ClassifyConfig
+    if not isinstance(dataset.target, LabelSpace):
+        odd = ["probe_precision"] if "probe_precision" in given else []
+        kind = RegressConfig
+    if odd:
+        what, option = "classes" if kind is ClassifyConfig else "actions", odd[0].replace("_", "-")
+        raise UsageError(f"--{option}: data set '{dataset.name}' is one of {what}; leave the option out.")
+    given["precision"] = config.probe_precision
     given["pool"] = None if config.pool == "none" else config.pool
     given["weights"] = RANDOM if config.weights == RANDOM else None
-    for own in ("precision", "mode", "stride"):  # the extraction checks them
-        given.pop(own, None)
-    if kind is RegressConfig and "probe_precision" in given:
-        raise UsageError(f"--probe-precision: data set '{dataset.name}' is one of actions; leave the option out.")
-    if kind is ClassifyConfig and (odd := [name for name in REGRESSION_OPTIONS if name in given]):
-        raise UsageError(
-            f"--{odd[0].replace('_', '-')}: data set '{dataset.name}' is one of classes; leave the option out."
-        )
-    found = kind(**_of(kind, {RENAMED.get(name, name): value for name, value in given.items()}))
+    found = kind(**_of(kind, given))
     check_options(found)
     return found
-
-
-def extract_config(config: RunConfig, split: str) -> ExtractConfig:
-    """The extraction's part of the options."""
-    return ExtractConfig(**_of(ExtractConfig, asdict(config)) | {"split": split, "seed": config.model_seed})
 
 
 def _of(kind: type[Any], values: Mapping[str, Any]) -> dict[str, Any]:
@@ -94,12 +100,70 @@ def _of(kind: type[Any], values: Mapping[str, Any]) -> dict[str, Any]:
     return {field.name: values[field.name] for field in fields(kind) if field.name in values}
 
 
-def roles_of(config: RunConfig, dataset: DatasetSpec, settings: Settings) -> dict[str, str]:
-    """Splits by role: ``train``, ``seen``, and ``unseen`` where its table is there."""
-    roles = dataset.roles(config.splits)
-    if "unseen" in roles:
-        try:
-            find_table(dataset, roles["unseen"], settings.path("LARY_ROOT"))
-        except UsageError:
-            log.info("%s has no table of %s here: scored without it", dataset.name, roles.pop("unseen"))
-    return roles
+# The demo
+
+
+def run_demo(config: DemoConfig) -> int:
+    """Run what isn't done yet of the benchmark on simulated robots and print its table; returns the exit code.
+
+    Raises:
+        UsageError: the folder holds a demo with other options, or MuJoCo isn't installed.
+    """
+    from lary.simulate import simulate
+
+    started = time.monotonic()
+    simulate(config.out, SimulateConfig(**_of(SimulateConfig, vars(config))))
+    # Only the checkpoints are taken from the environment: the folders are the demo's own.
+    environment = {name: os.environ[name] for name in NAMES if name in os.environ and name not in FOLDERS}
+    settings = load_settings(config=config.out / CONFIG_NAME, environment=environment)
+    models = demo_models(settings)
+    runs = []
+    for dataset in (record for record in DATASETS if record.in_demo):
+        for model in models:
+            asked = RunConfig(model=model.name, dataset=dataset.name, probe_preset="demo", model_seed=config.seed)
+            runs.append(run_splits(asked, dataset.splits, settings))
+    page = write_report(settings.path("LARY_LOG_DIR"), config.out / "report.html")
+    print(results_table([run.probe.result for run in runs]))
+    if not any(run.extracted or run.probe.new for run in runs):
+        print("Everything was done before: nothing was run again.")
+    print(f"Took {time.monotonic() - started:.0f} s. Open {page} in a browser.")
+    return 1 if any(run.failures for run in runs) else 0
+
+
+def demo_models(settings: Settings) -> list[ModelSpec]:
+    """Every model that needs no weights, and those marked for the demo whose weights are on this machine."""
+    found = []
+    for model in MODELS:
+        if model.weights is None:
+            found.append(model)
+        elif model.in_demo:
+            try:
+                place = locate_weights(model, settings.values())
+            except UsageError:
+                place = None
+            if place is not None and Path(place).exists():
+                found.append(model)
+            else:
+                variable = model.weights.variable
+                log.info("%s is left out: its weights are not on this machine (set %s)", model.name, variable)
+    return found
+
+
+def results_table(results: list[EvalResult]) -> str:
+    """Results and their controls as text, best first within each task."""
+    lines: list[str] = []
+    for task in dict.fromkeys(result.task for result in results):
+        chosen = [result for result in results if result.task == task]
+        first = chosen[0]
+        known = first.selections[first.headline].metrics
+        metrics = [name for name in known if name.endswith(("mse", "top1", "macro_f1"))]
+        better = first.score.higher_is_better
+        chosen.sort(key=lambda result: result.score.value, reverse=better)
+        rows = [(result.model.name, result.selections[result.headline].metrics) for result in chosen]
+        rows += [(f"({name.replace('_', ' ')})", control.metrics) for name, control in first.controls.items()]
+        lines += ["", f"{first.dataset.title}: {task}, 95 % intervals, {'higher' if better else 'lower'} is better"]
+        lines.append(f"  {'':18}" + "".join(f"{name:>26}" for name in metrics))
+        for name, values in rows:
+            cells = (values[metric].text() if metric in values else "" for metric in metrics)
+            lines.append(f"  {name:18}" + "".join(f"{cell:>26}" for cell in cells))
+    return "\n".join(lines).lstrip("\n")

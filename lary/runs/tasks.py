@@ -1,26 +1,30 @@
-"""The two kinds of probe runs: what each reads besides latents, trains, and writes."""
+"""What a probe run reads besides its options, and the two kinds of runs: what each trains and writes."""
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Generic, TypeVar
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import numpy.typing as npt
 
-from lary.configs import ClassifyConfig, RegressConfig
-from lary.data.actions import Frame, in_frame
+from lary.configs import ClassifyConfig, RegressConfig, RelativeFrame
+from lary.data.actions import in_frame
 from lary.data.frames import read_clip
-from lary.data.normalisation import Normaliser, Targets, load_normaliser, load_targets
-from lary.data.spec import DatasetSpec
+from lary.data.normalisation import Targets, load_normaliser, load_targets
+from lary.data.spec import DATASETS, DatasetSpec
 from lary.data.tables import SampleTable
 from lary.files import write_failures
-from lary.latents.ref import SplitLatents
+from lary.latents.ref import LatentsRef, SplitLatents, find_latent_table, open_latents
+from lary.latents.sources import read_stamp
+from lary.latents.store import SHARD_MARK
+from lary.models.spec import MODELS, ModelSpec, with_latent
 from lary.probes.outcome import ClassificationOutcome, RegressionOutcome, SampleColumns
-from lary.probes.presets import ProbePreset
-from lary.results.folder import RunFolder
+from lary.probes.presets import PRESETS, ProbeKind
+from lary.probes.sources import finite_latents, projected, shuffled_order, static_pair
 from lary.results.published import (
     action_scores,
     class_scores,
@@ -31,226 +35,349 @@ from lary.results.published import (
 )
 from lary.results.record import EvalResult, RunFacts
 from lary.results.summarise import classification_result, regression_result
+from lary.runs.changed import CHANGED, FRAME_CONTROLS, open_changed, separate
 from lary.runs.extract import FAILURES, check_media
-from lary.runs.inputs import ProbeConfig, frame_of, seeds_of, shown
-from lary.runtime import log
+from lary.runtime import device_numbers, log
 from lary.settings import Settings
-from lary.types import Failure, LaryError, MediaError, UsageError
+from lary.types import Failure, LaryError, LatentSource, MediaError, Sample, UsageError
 
 if TYPE_CHECKING:
-    from lary.probes.session import Session
+    from lary.probes.training import Session
 
-RIDGE_REFUSES = ("epochs", "probe_batch_size", "sampler_steps")
+ProbeConfig = ClassifyConfig | RegressConfig
+Splits = Mapping[str, SplitLatents]
 
-Outcome = TypeVar("Outcome")
+CHECKED_ROWS = 1024
+"""Rows of a split whose latents are checked against their sample."""
 
-
-class ProbeTask(Generic[Outcome]):
-    """The parts of a run in which classification and regression differ."""
-
-    probe: str
-    passes: int
-    """Times that the training data are read, for the progress bar."""
-    trained: bool = True
-    """Whether the probe is trained by epochs, on one or several devices."""
-
-    def prepare(self, splits: dict[str, SplitLatents], settings: Settings) -> None:
-        """Read the targets of the splits; rows without a target are taken out of `splits`."""
-
-    def train(self, splits: Mapping[str, SplitLatents], session: Session) -> Outcome:
-        """Train and score the probe of one seed."""
-        raise NotImplementedError
-
-    def write(self, run: RunFolder, outcomes: Sequence[Outcome], splits: Mapping[str, SplitLatents]) -> tuple[str, ...]:
-        """Write the files of a run; returns their names."""
-        raise NotImplementedError
-
-    def result(self, outcomes: Sequence[Outcome], facts: RunFacts) -> EvalResult:
-        """The record of a run."""
-        raise NotImplementedError
+SEEDS = 2**32
+"""Number of possible seeds, from 0."""
 
 
-def task_of(config: ProbeConfig, dataset: DatasetSpec, preset: ProbePreset) -> ClassTask | ActionTask:
-    """The kind of run that the options are for. Raises UsageError for options that contradict the data set."""
+# --- options ---
+
+
+def seeds_of(config: ProbeConfig) -> tuple[int, ...]:
+    """The seeds to train with: ``--seeds``, or the one of ``--seed``. Raises UsageError."""
+    option, text = ("--seed", str(config.seed)) if config.seeds is None else ("--seeds", config.seeds)
+    try:
+        seeds = tuple(int(part) for part in text.split(","))
+    except ValueError:
+        raise UsageError(f"--seeds '{text}': expected numbers such as 0,1,2.") from None
+    if len(set(seeds)) != len(seeds):
+        raise UsageError(f"--seeds {text}: a seed is named twice; name each once.")
+    if outside := [seed for seed in seeds if not 0 <= seed < SEEDS]:
+        raise UsageError(f"{option} {outside[0]}: a seed is a number from 0 to {SEEDS - 1}.")
+    return seeds
+
+
+def check_options(config: ProbeConfig) -> None:
+    """Refuse options that no data can make right, before anything is read. Raises UsageError."""
+    for name in ("epochs", "probe_batch_size"):
+        value = getattr(config, name)
+        if value is not None and value < 1:
+            raise UsageError(f"--{name.replace('_', '-')} {value}: must be at least 1, or leave the option out.")
+    seeds_of(config)
+    if config.gpus is not None:
+        device_numbers(config.gpus)
+
+
+def frame_of(config: ProbeConfig) -> RelativeFrame | None:
+    """The frame of relative motion; None for other targets. Raises UsageError for a frame without motion."""
     if isinstance(config, ClassifyConfig):
-        return ClassTask(config, dataset, preset)
-    return ActionTask(config, dataset, preset)
+        return None
+    if config.action_mode == "relative":
+        return config.relative_frame or "world"
+    if config.relative_frame is not None:
+        raise UsageError(f"--relative-frame {config.relative_frame}: it needs --action-mode relative.")
+    return None
 
 
-class ClassTask(ProbeTask[ClassificationOutcome]):
-    """Recognition of action classes by attentive probes."""
-
-    probe = "attentive"
-
-    def __init__(self, config: ClassifyConfig, dataset: DatasetSpec, preset: ProbePreset) -> None:
-        self.config, self.preset, self.classes = config, preset, dataset.labels.classes
-        self.passes = config.epochs or preset.classifier.epochs
-        if config.classes is not None and config.classes != len(self.classes):
-            raise UsageError(
-                f"--classes {config.classes}: data set '{dataset.name}' has {len(self.classes)} classes; leave the "
-                "option out."
-            )
-
-    def train(self, splits: Mapping[str, SplitLatents], session: Session) -> ClassificationOutcome:
-        """Train all heads of one seed."""
-        from lary.probes.classify import ClassifierInputs, train_classifier
-
-        config, train, validation, seed = self.config, splits["train"], splits["seen"], session.seed
-        labels = train.table.labels()
-        inputs = ClassifierInputs(
-            train=shown(train, config, seed, training=True),
-            train_labels=labels[shuffled(len(labels), config, seed)], train_groups=train.table.groups(),
-            validation=shown(validation, config, seed, training=False), labels=validation.table.labels(),
-            samples=columns(validation), classes=self.classes,
-        )  # fmt: skip
-        return train_classifier(
-            inputs, self.preset, session, epochs=config.epochs, batch_size=config.probe_batch_size,
-            precision=config.precision,
-        )  # fmt: skip
-
-    def write(
-        self, run: RunFolder, outcomes: Sequence[ClassificationOutcome], splits: Mapping[str, SplitLatents]
-    ) -> tuple[str, ...]:
-        """Write confusion matrix, class table and scores."""
-        scores = write_scores(run.work, class_scores(outcomes), seeds_of(self.config))
-        return ("log_r0.csv", "latest.pt", *write_classification_files(run.work, outcomes[0]), scores)
-
-    def result(self, outcomes: Sequence[ClassificationOutcome], facts: RunFacts) -> EvalResult:
-        """The record of the run."""
-        return classification_result(outcomes[0], facts, outcomes[1:])
+# --- latents ---
 
 
-class ActionTask(ProbeTask[RegressionOutcome]):
-    """Decoding of action chunks by an MLP, a diffusion transformer, or ridge regression."""
+def find_model(config: ProbeConfig, dataset: DatasetSpec, settings: Settings) -> ModelSpec | None:
+    """The record of the model; None for latents of a name that no record knows, written by another program.
 
-    def __init__(self, config: RegressConfig, dataset: DatasetSpec, preset: ProbePreset) -> None:
-        self.config, self.dataset, self.preset, self.actions = config, dataset, preset, dataset.actions
-        check_media(dataset, config.mode, config.stride)
-        self.probe, self.trained = config.model_type, config.model_type != "ridge"
-        self.frame: Frame = frame_of(config) or "world"
-        self.targets: dict[str, Targets] = {}
-        self.failures: list[Failure] = []
-        if self.trained:
-            self.passes = config.epochs or (preset.dit if config.model_type == "dit" else preset.regressor).epochs
-            return
-        self.passes = len(preset.ridge.shrinkages)
-        for name in RIDGE_REFUSES:
-            if (value := getattr(config, name)) is not None:
-                raise UsageError(
-                    f"--{name.replace('_', '-')} {value}: the ridge probe is not trained; leave the option out."
-                )
-
-    def prepare(self, splits: dict[str, SplitLatents], settings: Settings) -> None:
-        """Read and normalise the actions; rows whose action file can't be read are taken out of the splits.
-
-        Raises:
-            LaryError: a robot type has no statistics, or no action file of a split can be read.
-        """
-        data_dir = settings.path("DATA_DIR")
-        mode = self.config.action_mode
-        normaliser = load_normaliser(self.dataset, data_dir, mode, splits["train"].table, self.frame)
-        for role, split in splits.items():
-            splits[role], self.targets[role] = self.with_targets(split, normaliser, data_dir)
-
-    def with_targets(self, split: SplitLatents, normaliser: Normaliser, data_dir: Path) -> tuple[SplitLatents, Targets]:
-        """A split and its normalised targets, without the rows whose action file can't be read."""
-        mode = self.config.action_mode
-        table = relative_table(split.table, data_dir, self.frame) if mode == "relative" else split.table
-        targets = load_targets(table, normaliser, mode=mode, frame=self.frame)
-        if not targets.failures:
-            return split, targets
-        self.failures += targets.failures
-        rows = np.flatnonzero(targets.readable)
-        if not len(rows):
-            raise LaryError(
-                f"None of the {len(targets.failures)} action files of {table.path} can be read; the first: "
-                f"{targets.failures[0].reason} Check DATA_DIR: they are expected under {table.root}."
-            )
-        kept = Targets(targets.values[rows], targets.mean[rows], targets.std[rows], ())
-        return split.take(rows.tolist()), kept
-
-    def train(self, splits: Mapping[str, SplitLatents], session: Session) -> RegressionOutcome:
-        """Train or fit the probe of one seed."""
-        from lary.probes.regress import EvaluatedSplit, RegressorInputs
-
-        config, train, values, seed = self.config, splits["train"], self.targets["train"].values, session.seed
-        evaluated = {
-            role: EvaluatedSplit(
-                shown(split, config, seed, training=False), self.targets[role].values, columns(split),
-                self.targets[role].mean, self.targets[role].std,
-            )
-            for role, split in splits.items()
-            if role != "train"
-        }  # fmt: skip
-        inputs = RegressorInputs(
-            train=shown(train, config, seed, training=True),
-            train_targets=values[shuffled(len(values), config, seed)], train_groups=train.table.groups(),
-            evaluated=evaluated, dims=self.actions.dims, groups=self.actions.groups,
-        )  # fmt: skip
-        if config.model_type == "ridge":
-            from lary.probes.ridge import fit_ridge
-
-            return fit_ridge(inputs, self.preset, session)
-        from lary.probes.regress import train_regressor
-
-        return train_regressor(
-            inputs, self.preset, session, epochs=config.epochs, batch_size=config.probe_batch_size,
-            probe=config.model_type, sampler_steps=config.sampler_steps,
-        )  # fmt: skip
-
-    def write(
-        self, run: RunFolder, outcomes: Sequence[RegressionOutcome], splits: Mapping[str, SplitLatents]
-    ) -> tuple[str, ...]:
-        """Write the best row, trajectories, chunks, scores, and the rows that were left out."""
-        write_failures(run.work / FAILURES, self.failures)
-        if self.failures:
-            log.error(
-                "%d rows have no readable action and are left out: see %s", len(self.failures), run.folder / FAILURES
-            )
-        written = write_regression_files(run.work, outcomes[0], frames_of(splits["seen"]), self.actions.units)
-        scores = write_scores(run.work, action_scores(outcomes), seeds_of(self.config))
-        return ("best_model.pth", *written, scores, write_actions(run.work, outcomes[0]))
-
-    def result(self, outcomes: Sequence[RegressionOutcome], facts: RunFacts) -> EvalResult:
-        """The record of the run."""
-        # The difference of two orientations' values is no orientation, the turn from one to the other is.
-        turns = self.config.action_mode == "absolute" or self.frame != "world"
-        return regression_result(outcomes[0], facts, outcomes[1:], self.actions.orientations if turns else ())
-
-
-def relative_table(table: SampleTable, data_dir: Path, frame: Frame) -> SampleTable:
-    """The table over ``regression_relative/`` (or that of local motion) where its files were made, else itself.
-
-    Without those files the motion is computed from the absolute chunks; the values are the same.
+    Raises:
+        UsageError: there is neither a record nor a table of latents of that name.
     """
-    root = (data_dir / in_frame(table.spec.split(table.split).root, frame)).absolute()
-    moved = replace(table, root=root)
-    return moved if moved.action_path(moved[0]).is_file() else table
+    try:
+        return with_latent(MODELS.get(config.model), config.latent)
+    except UsageError:
+        train = LatentsRef.of(config, dataset.roles(config.splits)["train"])
+        if config.model in MODELS.names() or find_latent_table(settings, train) is None:
+            raise
+        return None
 
 
-def shuffled(count: int, config: ProbeConfig, seed: int) -> npt.NDArray[np.int64]:
-    """Rows whose targets `count` training samples get: their own, or under ``shuffled-targets`` those of others."""
-    if config.control != "shuffled-targets":
-        return np.arange(count, dtype=np.int64)
-    return np.random.default_rng(seed).permutation(count).astype(np.int64)
+def open_splits(settings: Settings, dataset: DatasetSpec, config: ProbeConfig) -> dict[str, SplitLatents]:
+    """Latents by role: ``train``, ``seen`` (the validation split) and, where it was extracted, ``unseen``.
+
+    Raises:
+        UsageError: missing latents, of different shapes, of another data set, or of another dimension than ``--dim``.
+        LaryError: latents that can't be read or belong to other samples.
+    """
+    roles = dataset.roles(config.splits)
+    refs = {role: LatentsRef.of(config, split) for role, split in roles.items()}
+    if "unseen" in refs and find_latent_table(settings, refs["unseen"]) is None:
+        del refs["unseen"]
+        log.info("%s has no latents of %s %s: scored without it", config.model, dataset.name, roles["unseen"])
+    splits = {role: open_latents(settings, ref) for role, ref in refs.items()}
+    shapes = {role: split.source.shape for role, split in splits.items()}
+    if len(set(shapes.values())) > 1:
+        listed = ", ".join(f"{roles[role]} {shape}" for role, shape in shapes.items())
+        raise UsageError(f"The splits of '{dataset.name}' hold latents of different shapes ({listed}): extract again.")
+    dim = getattr(config, "dim", None)
+    if dim not in (None, found := shapes["train"][-1]):
+        raise UsageError(f"--dim {dim}: the latents have dimension {found}; leave the option out.")
+    for split in splits.values():
+        check_samples(settings, split, splits)
+    if config.control in FRAME_CONTROLS:
+        for role, split in splits.items():
+            if not separate(split, config.protocol):
+                splits[role] = open_changed(settings, split, replace(refs[role], control=config.control))
+    return splits
 
 
-def columns(split: SplitLatents) -> SampleColumns:
+def check_samples(settings: Settings, split: SplitLatents, splits: Splits) -> None:
+    """Refuse latents of another data set, and those in single files that were made of another sample of these `splits`
+    than their row names, or by another extraction than the first row's.
+
+    Rows of shards were checked when they were opened; files of other programs name no sample.
+    Of many rows some are checked, evenly spaced: a table that was sorted or shifted shows in
+    any of them.
+
+    Raises:
+        UsageError, LaryError: names the row, the file, and whose latents it holds.
+    """
+    table, identity = split.table, split.store.get("identity", {})
+    if (of := identity.get("dataset", table.spec.name)) != table.spec.name:
+        raise UsageError(
+            f"{table.path} names latents of '{of}', not of '{table.spec.name}': run 'lary extract --model "
+            f"{identity.get('model')} --dataset {table.spec.name} --split {table.split}' again."
+        )
+    entries = table.frame["la_path"].tolist()
+    for position in range(0, len(entries), -(-len(entries) // CHECKED_ROWS)):
+        entry, own = entries[position], table[position]
+        if SHARD_MARK in entry:
+            continue
+        file = settings.path("LARY_LA_DIR") / entry if "/" in entry else split.folder / entry
+        stamp, where = read_stamp(file), f"{table.path}, row {own.row + 1}: {file}"
+        if stamp is None:
+            continue
+        if stamp.store != split.store.get("stamp", {}).get("store", stamp.store):
+            raise LaryError(
+                f"{where} was made by another extraction than the rows before: one table must hold latents of one. "
+                "Run 'lary extract' on this split again."
+            )
+        # A sample that no split has is the same one before its label was corrected.
+        known = (sample for each in splits.values() for sample in each.table if sample.id == stamp.sample)
+        if stamp.sample != own.id and (other := next(known, None)):
+            raise LaryError(
+                f"{where} holds the latents of {name_of(other)}, not of {name_of(own)}. Run 'lary extract' on this "
+                "split again; what is done is kept."
+            )
+
+
+def shared_groups(dataset: DatasetSpec, splits: Splits) -> tuple[str, ...]:
+    """A warning per scored split that shows episodes or videos of the training split, found in the tables."""
+    train = splits["train"].table
+    known, found = set(train.groups()), []
+    for table in (split.table for role, split in splits.items() if role != "train"):
+        groups = set(table.groups())
+        both = len(groups & known) if table.root == train.root else 0  # equal names under two roots are two episodes
+        if both:
+            apart = [name for name in dataset.split_sets if not dataset.drawn[dataset.roles(name)["train"]].pattern]
+            advice = f"; '--splits {apart[0]}' keeps them apart" if apart else ""
+            found.append(
+                f"{both:,} of the {len(groups):,} episodes or videos of {table.split} are in {train.split} as well, so "
+                f"the scores say little about new ones{advice}"
+            )
+    return tuple(found)
+
+
+def shown(split: SplitLatents, config: ProbeConfig, seed: int, *, training: bool) -> LatentSource:
+    """The latents of a split as the probe sees them: through the control and the projection that were asked for.
+
+    Every split goes through the same projection; orders are shuffled anew. Frames that were
+    changed before they were encoded stay as they are.
+    """
+    source = finite_latents(split.source, lambda row: name_of(split.table[row]))
+    control = None if CHANGED in split.store else config.control
+    if control == "static-pair":
+        source = static_pair(source)
+    elif control == "shuffled-order":
+        source = shuffled_order(source, seed if training else seed + 1)
+    return source if config.project is None else projected(source, config.project, seed)
+
+
+def name_of(sample: Sample) -> str:
+    """A sample for a message: its id and the media that it was cut from."""
+    return f"sample {sample.id} ({', '.join(dict.fromkeys(sample.media))})"
+
+
+def columns(table: SampleTable) -> SampleColumns:
     """Ids, media, groups and robot types of the samples of a split."""
-    samples = [split.table[row] for row in range(len(split.table))]
+    samples = [table[row] for row in range(len(table))]
     return SampleColumns(
         ids=tuple(sample.id for sample in samples), media=tuple(sample.media for sample in samples),
         groups=tuple(sample.group for sample in samples), embodiments=tuple(sample.embodiment for sample in samples),
     )  # fmt: skip
 
 
+# --- tasks ---
+
+
+class ProbeTask(ABC):
+    """A probe run with everything looked up and nothing written yet."""
+
+    def __init__(self, config: Any, settings: Settings, kind: ProbeKind) -> None:
+        check_options(config)
+        self.config, self.settings, self.kind = config, settings, kind
+        self.dataset = DATASETS.get(config.dataset)
+        self.model = find_model(config, self.dataset, settings)
+        self.probe = PRESETS.get(config.probe_preset).settings(
+            kind, epochs=config.epochs, batch_size=config.probe_batch_size,
+            sampler_steps=getattr(config, "sampler_steps", None),
+        )  # fmt: skip
+        self.check()
+        self.splits = open_splits(settings, self.dataset, config)
+
+    @abstractmethod
+    def check(self) -> None:
+        """Refuse options that contradict the data set. Raises UsageError."""
+
+    @abstractmethod
+    def read_targets(self) -> None:
+        """Read the targets of the splits; rows without one are taken out of them. Raises LaryError."""
+
+    @abstractmethod
+    def train(self, session: Session) -> Any:
+        """Train and score the probe of one seed."""
+
+    @abstractmethod
+    def write(self, work: Path, outcomes: Sequence[Any]) -> tuple[str, ...]:
+        """Write the files of the run; returns the names of all."""
+
+    @abstractmethod
+    def result(self, outcomes: Sequence[Any], facts: RunFacts) -> EvalResult:
+        """The record of the run."""
+
+    def training(self, seed: int, targets: npt.NDArray[Any]) -> dict[str, Any]:
+        """The training split as the inputs of a probe; ``shuffled-targets`` gives the samples those of others."""
+        split = self.splits["train"]
+        if self.config.control == "shuffled-targets":
+            targets = targets[np.random.default_rng(seed).permutation(len(targets))]
+        source = shown(split, self.config, seed, training=True)
+        return {"train": source, "train_targets": targets, "train_groups": split.table.groups()}
+
+
+class ClassTask(ProbeTask):
+    """Recognition of action classes by attentive probes."""
+
+    config: ClassifyConfig
+
+    def check(self) -> None:
+        classes = len(self.dataset.labels.classes)
+        if self.config.classes not in (None, classes):
+            raise UsageError(
+                f"--classes {self.config.classes}: data set '{self.dataset.name}' has {classes} classes; leave the "
+                "option out."
+            )
+
+    def read_targets(self) -> None:
+        """Labels are in the tables."""
+
+    def train(self, session: Session) -> ClassificationOutcome:
+        from lary.probes.classify import ClassifierInputs, train_classifier
+
+        validation = self.splits["seen"]
+        inputs = ClassifierInputs(
+            **self.training(session.seed, self.splits["train"].table.labels()),
+            validation=shown(validation, self.config, session.seed, training=False),
+            labels=validation.table.labels(), samples=columns(validation.table), classes=self.dataset.labels.classes,
+        )  # fmt: skip
+        return train_classifier(inputs, self.probe, session, self.config.precision)
+
+    def write(self, work: Path, outcomes: Sequence[ClassificationOutcome]) -> tuple[str, ...]:
+        scores = write_scores(work, class_scores(outcomes), seeds_of(self.config))
+        return ("log_r0.csv", "latest.pt", *write_classification_files(work, outcomes[0]), scores)
+
+    def result(self, outcomes: Sequence[ClassificationOutcome], facts: RunFacts) -> EvalResult:
+        return classification_result(outcomes[0], facts, outcomes[1:])
+
+
+class ActionTask(ProbeTask):
+    """Decoding of action chunks by an MLP, a diffusion transformer, or ridge regression."""
+
+    config: RegressConfig
+
+    def check(self) -> None:
+        check_media(self.dataset, self.config.mode, self.config.stride)
+        self.frame: RelativeFrame = frame_of(self.config) or "world"
+        self.actions = self.dataset.actions
+
+    def read_targets(self) -> None:
+        data_dir, mode = self.settings.path("DATA_DIR"), self.config.action_mode
+        normaliser = load_normaliser(self.dataset, data_dir, mode, self.splits["train"].table, self.frame)
+        self.targets: dict[str, Targets] = {}
+        self.failures: list[Failure] = []
+        for role, split in self.splits.items():
+            table = split.table
+            if mode == "relative":
+                root = (data_dir / in_frame(table.spec.split(table.split).root, self.frame)).absolute()
+                moved = replace(table, root=root)
+                # Without such files the motion is computed from the absolute chunks; the values are the same.
+                table = moved if moved.action_path(0).is_file() else table
+            found = load_targets(table, normaliser, mode=mode, frame=self.frame)
+            rows = np.flatnonzero(found.readable)
+            if not len(rows):
+                raise LaryError(
+                    f"None of the {len(found.failures)} action files of {table.path} can be read; the first: "
+                    f"{found.failures[0].reason} Check DATA_DIR: they are expected under {table.root}."
+                )
+            self.failures += found.failures
+            if found.failures:
+                self.splits[role] = split.take(rows.tolist())
+                found = Targets(found.values[rows], found.mean[rows], found.std[rows], ())
+            self.targets[role] = found
+
+    def train(self, session: Session) -> RegressionOutcome:
+        from lary.probes.regress import EvaluatedSplit, RegressorInputs, train_regressor
+
+        evaluated = {}
+        for role, split in self.splits.items():
+            if role != "train":
+                source = shown(split, self.config, session.seed, training=False)
+                own = self.targets[role]
+                evaluated[role] = EvaluatedSplit(source, own.values, columns(split.table), own.mean, own.std)
+        training = self.training(session.seed, self.targets["train"].values)
+        inputs = RegressorInputs(
+            **training, evaluated=evaluated, dims=self.actions.dims, groups=self.actions.groups
+        )  # fmt: skip
+        return train_regressor(inputs, self.probe, session)
+
+    def write(self, work: Path, outcomes: Sequence[RegressionOutcome]) -> tuple[str, ...]:
+        write_failures(work / FAILURES, self.failures)
+        if self.failures:
+            log.error("%d rows have no readable action and are left out: see %s", len(self.failures), FAILURES)
+        written = write_regression_files(work, outcomes[0], frames_of(self.splits["seen"]), self.actions.units)
+        scores = write_scores(work, action_scores(outcomes), seeds_of(self.config))
+        return ("best_model.pth", *written, scores, write_actions(work, outcomes[0]))
+
+    def result(self, outcomes: Sequence[RegressionOutcome], facts: RunFacts) -> EvalResult:
+        # The difference of two orientations' values is no orientation, the turn from one to the other is.
+        turns = self.config.action_mode == "absolute" or self.frame != "world"
+        return regression_result(outcomes[0], facts, outcomes[1:], self.actions.orientations if turns else ())
+
+
 def frames_of(split: SplitLatents) -> Callable[[int], npt.NDArray[np.uint8]] | None:
     """Decoded frames by row, for pictures; None where the media aren't on this machine."""
-    table = split.table
 
     def read(row: int) -> npt.NDArray[np.uint8]:
-        sample = table[row]
-        return read_clip(table.media_path(sample), sample.frame_index)
+        sample = split.table[row]
+        return read_clip(split.table.media_path(sample), sample.frame_index)
 
     try:
         read(0)

@@ -14,12 +14,14 @@ import numpy as np
 
 from lary.simulate import shapes
 from lary.simulate.kinematics import CLOSED, OPEN, Array, Motion, Path, Pose, carried, from_rpy, turn
-from lary.simulate.shapes import Thing, draw
+from lary.simulate.shapes import TRAIN_COLOURS, Thing, build_thing, draw
 
 UP = np.array([0.0, 0.0, 1.0])
-DOWN = np.eye(3)
-"""Rotation of the hand that hangs straight down."""
 BEADS = 20
+CABINET, CHEST = (shapes.SCENERY["things"][kind]["sizes"] for kind in ("cabinet", "chest"))
+"""Half sizes: a cabinet opens towards its +x; the lid of a chest turns about its edge at -x."""
+HANDLE = 0.042
+"""How far the handle of a drawer stands off its front."""
 FINGER = 0.014
 """Metres from the tool's centre to the outside of the closed fingers."""
 
@@ -156,9 +158,8 @@ def pull(stage: Stage) -> Script:
     thing, rotation = some_thing(stage)
     path = approach(stage, place, 0.15)
     mark = grasp(path, thing, place, rotation, (0.20, 0.12, 0.08))
-    path.move(
-        path.state.position + length * turn(UP, float(stage.rng.uniform(-0.4, 0.4))) @ np.array([-1.0, 0, 0]), 0.55
-    )
+    back = turn(UP, float(stage.rng.uniform(-0.4, 0.4))) @ np.array([-1.0, 0, 0])
+    path.move(path.state.position + length * back, 0.55)
     path.wait(0.05)
     return carry(path, thing, (place, rotation), path.time(mark))
 
@@ -205,7 +206,7 @@ def rotate(stage: Stage) -> Script:
 
 def sweep_crumbs(stage: Stage) -> Script:
     """A brush in the hand goes sideways, to the camera's side, and gathers small pieces before it."""
-    tool = shapes.brush(stage.rng)
+    tool = build_thing("brush", "brush", colour=draw(stage.rng, TRAIN_COLOURS))
     centre, yaw = spot(stage, (0.42, 0.52), 0.04), float(stage.rng.uniform(-0.45, 0.45))
     across, along = stage.side * turn(UP, yaw)[:, 1], turn(UP, yaw)[:, 0]
     begin = centre - stage.rng.uniform(0.19, 0.22) * across
@@ -237,9 +238,9 @@ def pour(stage: Stage) -> Script:
     """A mug is taken by its handle, raised over a bowl and tilted: beads fall into the bowl."""
     rng = stage.rng
     towards = float(rng.choice([-1.0, 1.0]))
-    content = draw(stage.rng, shapes.TRAIN_COLOURS)
-    colour, pale = draw(stage.rng, shapes.TRAIN_COLOURS), draw(stage.rng, shapes.PALE)
-    cup, target = shapes.mug("target", colour, pale, 1.0, content), shapes.bowl(rng)
+    content, colour, pale = (draw(rng, colours) for colours in (TRAIN_COLOURS, TRAIN_COLOURS, shapes.PALE))
+    cup = build_thing("mug", "target", colour=colour, pale=pale, content=content)
+    target = build_thing("bowl", "bowl", colour=draw(rng, TRAIN_COLOURS))
     yaw = float(rng.uniform(-0.2, 0.2))
     upright, place = from_rpy(0.0, 0.0, yaw), spot(stage, (0.46, 0.54), 0.02) - 0.13 * towards * np.array([0, 1.0, 0])
     across, along = towards * upright[:, 1], upright[:, 0]
@@ -262,11 +263,11 @@ def pour(stage: Stage) -> Script:
     for number in range(BEADS):
         released = first + (0.40 + 0.60 * number / BEADS) * (last - first)
         radius, turned = 0.052 * math.sqrt(float(rng.random())), float(rng.uniform(0, 2 * math.pi))
-        landing = dish + np.array(
-            [radius * math.cos(turned), radius * math.sin(turned), 0.064 + 0.012 * (2 * number > BEADS)]
-        )
+        height = 0.064 + 0.012 * (2 * number > BEADS)
+        landing = dish + np.array([radius * math.cos(turned), radius * math.sin(turned), height])
         mouth = np.array([rng.uniform(-0.02, 0.02), towards * rng.uniform(0.015, 0.03), 0.115])
-        script.move(shapes.bead(f"bead{number}", content), _poured(mug_motion, mouth, released, landing))
+        bead = build_thing("bead", f"bead{number}", colour=content)
+        script.move(bead, _poured(mug_motion, mouth, released, landing))
     return script
 
 
@@ -288,60 +289,64 @@ def _poured(mug_motion: Motion, mouth: Array, released: float, landing: Array) -
 
 def _hinged(stage: Stage, opening: bool) -> Script:
     """A chest whose lid is lifted by its knob, or let down."""
-    x, _, z = shapes.CHEST
+    x, z = CHEST["x"], CHEST["z"]
     front, base = _furniture(stage)
     base = base - np.array([0.08, 0.0, 0.0])
     angle = -float(stage.rng.uniform(1.4, 1.7))
     hinge = base + front @ np.array([-x, 0.0, 2 * z])
-    colour = draw(stage.rng, shapes.TRAIN_COLOURS)
+    colour = draw(stage.rng, TRAIN_COLOURS)
     metal, wood = shapes.metal(stage.rng), shapes.wood(stage.rng)
     knob = hinge + front @ np.array([2 * x - 0.025, 0.0, 0.030])
-    axis = front[:, 1]
-    hand = facing(math.atan2(front[1, 0], front[0, 0]) - math.pi / 2)
-    shut: Pose = (hinge, front)
-    lid = shapes.lid(shapes.Material(colour, shapes.PALE[0], "stripes_x", 0.06, 0.2), metal)
-    raised = hinge + turn(axis, angle) @ (knob - hinge)
-    start = knob if opening else raised
-    tilted = hand if opening else turn(axis, 0.25 * angle) @ hand
+    side, axis = front[:, 0], front[:, 1]
+    hand = facing(math.atan2(side[1], side[0]) - math.pi / 2)
+    if opening:
+        start, turned = knob, 0.0
+    else:
+        start, turned = hinge + turn(axis, angle) @ (knob - hinge), angle
+        hand = turn(axis, 0.25 * angle) @ hand
     path = approach(stage, start, 0.10, 0.07)
-    path.move(start + 0.07 * UP, 0.15, tilted)
+    path.move(start + 0.07 * UP, 0.15, hand)
     path.move(start, 0.10)
     path.grip(0.020, CLOSED, 0.08)
     mark = path.mark()
     path.swing(hinge, axis, angle if opening else -angle, 0.60, hand=0.25)
     path.wait(0.07)
-    turned = 0.0 if opening else angle
     first = path.time(mark)
 
-    def motion(time: float) -> Pose:
-        arm, before = path.at(max(time, first)).position - hinge, path.at(first).position - hinge
-        side, height = front[:, 0], UP
-        now = math.atan2(arm @ height, arm @ side) - math.atan2(before @ height, before @ side)
-        return shut[0], turn(axis, turned - now) @ front
+    def elevation(time: float) -> float:
+        arm = path.at(time).position - hinge
+        return math.atan2(arm @ UP, arm @ side)
 
-    return Script(path).put(shapes.chest(wood), (base, front)).move(lid, motion)
+    def motion(time: float) -> Pose:
+        gone = elevation(max(time, first)) - elevation(first)
+        return hinge, turn(axis, turned - gone) @ front
+
+    chest = build_thing("chest", "chest", wood=wood)
+    lid = build_thing("lid", "lid", colour=colour, metal=metal)
+    return Script(path).put(chest, (base, front)).move(lid, motion)
 
 
 def _sliding(stage: Stage, opening: bool) -> Script:
     """A drawer that is drawn out by its handle, or shut."""
-    x, _, z = shapes.CABINET
     front, base = _furniture(stage)
     out, way = front[:, 0], float(stage.rng.uniform(0.11, 0.14))
-    handle = base + front @ np.array([x + shapes.HANDLE, 0.0, z + 0.012]) + (0.0 if opening else way) * out
-    colour = draw(stage.rng, shapes.TRAIN_COLOURS)
+    handle = base + front @ np.array([CABINET["x"] + HANDLE, 0.0, CABINET["z"] + 0.012])
+    rest = base
+    if not opening:
+        handle, rest, way = handle + way * out, base + way * out, -way
+    colour = draw(stage.rng, TRAIN_COLOURS)
     hand = facing(math.atan2(out[1], out[0]) - math.pi / 2)
     path = approach(stage, handle, 0.10, 0.07)
     path.move(handle + 0.09 * UP, 0.15, hand)
     path.move(handle, 0.12)
     path.grip(0.018, CLOSED, 0.08)
     mark = path.mark()
-    path.move(handle + (way if opening else -way) * out, 0.58)
+    path.move(handle + way * out, 0.58)
     path.wait(0.07)
-    shell = shapes.cabinet(shapes.wood(stage.rng))
-    box = shapes.drawer(shapes.Material(colour, gloss=0.3), shapes.metal(stage.rng))
-    rest = base if opening else base + way * out
+    shell = build_thing("cabinet", "cabinet", wood=shapes.wood(stage.rng))
+    drawer = build_thing("drawer", "drawer", colour=colour, metal=shapes.metal(stage.rng))
     motion = carried(path, (rest, front), path.time(mark))
-    return Script(path).put(shell, (base, front)).move(box, motion)
+    return Script(path).put(shell, (base, front)).move(drawer, motion)
 
 
 def _furniture(stage: Stage) -> tuple[Array, Array]:

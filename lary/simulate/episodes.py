@@ -16,7 +16,6 @@ from lary.arrays import npy_bytes
 from lary.files import write_bytes
 from lary.simulate import scene as scenes
 from lary.simulate import shapes
-from lary.simulate.arms import ARMS
 from lary.simulate.behaviours import BEHAVIOURS, Script, Stage
 from lary.simulate.kinematics import Array, Solver, to_rpy
 from lary.simulate.plan import STRIDE, Recording
@@ -82,7 +81,7 @@ def stage(recording: Recording) -> Staged:
     Raises:
         LaryError: none of many situations could be reached, which only a changed behaviour or arm can cause.
     """
-    arm, room = ARMS[recording.robot], scenes.ROOMS[recording.room]
+    arm, room = scenes.ARMS[recording.robot], scenes.ROOMS[recording.room]
     kinds = shapes.UNSEEN_THINGS if recording.unseen else shapes.TRAIN_THINGS
     for attempt in range(ATTEMPTS):
         rng = np.random.Generator(np.random.PCG64([*recording.key, attempt]))
@@ -92,7 +91,7 @@ def stage(recording: Recording) -> Staged:
         taken += [script.path.at(float(time)).position for time in np.linspace(0.0, 1.0, 9)]
         placed = script.placed + scenes.distractors(rng, kinds, taken)
         palette = arm.unseen_palette if recording.unseen else arm.palettes[rng.integers(len(arm.palettes))]
-        view = scenes.fixed_view(room, rng) if recording.pairs else scenes.view_of(room, rng)
+        view = scenes.view_of(room, rng, fixed=bool(recording.pairs))
         lamp = scenes.lamp_of(room, view, rng)
         scene = scenes.build_scene(arm, palette, scenes.tinted(room, rng), placed)
         solved = follow(scene, script, arm.home, recording.frames)

@@ -1,4 +1,4 @@
-"""`lary simulate`: the whole data set, by several processes, resumable."""
+"""`lary simulate`: the whole data set, by several processes, resumable, and pictures of what is in it."""
 
 from __future__ import annotations
 
@@ -15,27 +15,36 @@ from concurrent.futures.process import BrokenProcessPool
 from pathlib import Path
 from typing import Any
 
+import cv2
 import numpy as np
 
 from lary.data.configs import SimulateConfig
+from lary.data.frames import read_clip
+from lary.data.images import read_image
 from lary.data.tables import write_csv
-from lary.files import read_json, remove_torn, write_json, write_text
+from lary.files import read_json, remove_torn, write_bytes, write_json, write_text
 from lary.runtime import log, progress
-from lary.simulate.plan import GENERATOR, Recording, check_numbers, make_plan, tables
+from lary.simulate.episodes import encode_png, perform
+from lary.simulate.plan import CLIPS, PAIRS, Recording, check_numbers, make_plan, rows_of_tables, sampled
 from lary.types import LaryError, UsageError
 
+GENERATOR = "1"
+"""Version of what is drawn: another one makes other bytes from the same seed."""
 RECORD = "simulation.json"
 UNFINISHED = ".simulation-unfinished.json"
 OWN = ("regression/simarm", "classification/SimArm")
 """Folders under DATA_DIR that belong to the simulation alone."""
 SETTINGS = "LARY_ROOT: .\nDATA_DIR: data\nLARY_LA_DIR: latent_actions\nLARY_LOG_DIR: logs\n"
 STATS = "regression/simarm/simarm_stats.json"
+MARGIN = 96
+"""Pixels for the label of a row of a contact sheet."""
 
 
 def simulate(out: Path, config: SimulateConfig) -> dict[str, int]:
     """Make the data set; returns the number of rows of each table.
 
-    An episode whose files are all there is not made again. The record `simulation.json` is written last.
+    An episode whose files are all there is not made again. The record `simulation.json` is
+    written last.
 
     Args:
         out: becomes ``LARY_ROOT``, with ``data`` in it as ``DATA_DIR``.
@@ -51,15 +60,13 @@ def simulate(out: Path, config: SimulateConfig) -> dict[str, int]:
     record = {"version": 1, "generator": GENERATOR, "config": decisive}
     claim_folder(out, record, overwrite=config.overwrite)
     recordings = make_plan(config)
-    missing = [
-        recording for recording in recordings if not all((data_dir / name).is_file() for name in recording.files)
-    ]
-    content = tables(recordings)
-    rows = {name: len(lines) for name, (_, lines) in content.items()}
+    missing = [each for each in recordings if not all((data_dir / name).is_file() for name in each.files)]
+    content = rows_of_tables(recordings)
+    counts = {name: len(rows) for name, rows in content.items()}
     written = [*(data_dir / f"{name}.csv" for name in content), data_dir / STATS, out / "lary.yaml", out / RECORD]
     if not missing and all(path.is_file() for path in written) and not (out / UNFINISHED).exists():
         log.info("simulation in %s is complete: nothing to do", out)
-        return rows
+        return counts
     for name in OWN:
         remove_torn(data_dir / name, below=True)
     done = len(recordings) - len(missing)
@@ -68,14 +75,14 @@ def simulate(out: Path, config: SimulateConfig) -> dict[str, int]:
     with progress(len(recordings), "simulate", unit="episode", done=done) as bar:
         for _ in perform_all(missing, data_dir, config):
             bar.advance()
-    for name, (columns, lines) in content.items():
-        write_csv(data_dir / f"{name}.csv", columns, lines)
+    for name, rows in content.items():
+        write_csv(data_dir / f"{name}.csv", list(rows[0]), [list(row.values()) for row in rows])
     write_json(data_dir / STATS, {"robot_stats": robot_stats(recordings, data_dir)})
     if not (out / "lary.yaml").exists():
         write_text(out / "lary.yaml", SETTINGS)
     write_json(out / RECORD, record)
     (out / UNFINISHED).unlink(missing_ok=True)
-    return rows
+    return counts
 
 
 def require_mujoco() -> None:
@@ -110,7 +117,7 @@ def claim_folder(out: Path, record: dict[str, Any], *, overwrite: bool) -> None:
             )
         for name in OWN:
             shutil.rmtree(data_dir / name, ignore_errors=True)
-        for path in (*data_dir.glob("simarm_metadata_*.csv"), *data_dir.glob("simarm_actions_metadata_*.csv")):
+        for path in (*data_dir.glob(f"{PAIRS}*.csv"), *data_dir.glob(f"{CLIPS}*.csv")):
             path.unlink()
         (out / RECORD).unlink(missing_ok=True)
     write_json(out / UNFINISHED, record)
@@ -121,16 +128,13 @@ def robot_stats(recordings: Sequence[Recording], data_dir: Path) -> dict[str, di
 
     A dimension that never changes has the standard deviation 1, so that it normalises to 0.
     """
-    result: dict[str, dict[str, Any]] = {}
-    training = [recording for recording in recordings if recording.pairs and recording.split == "train"]
-    for robot in sorted({recording.robot for recording in training}):
-        chosen = [recording for recording in training if recording.robot == robot]
-        paths = [
-            data_dir / recording.folder / recording.action(frame)
-            for recording in chosen
-            for frame in recording.wanted[:-1]
-        ]
-        steps = np.concatenate([np.load(path, allow_pickle=False) for path in paths]).astype(np.float64)
+    files: dict[str, list[str]] = {}
+    for recording in recordings:
+        if recording.pairs and recording.split == "train":
+            files.setdefault(recording.robot, []).extend(recording.actions)
+    result = {}
+    for robot, names in sorted(files.items()):
+        steps = np.concatenate([np.load(data_dir / name, allow_pickle=False) for name in names]).astype(np.float64)
         spread = steps.std(axis=0)
         spread[spread < 1e-6] = 1.0
         result[robot] = {"mean": steps.mean(axis=0).tolist(), "std": spread.tolist(), "count": len(steps)}
@@ -139,20 +143,15 @@ def robot_stats(recordings: Sequence[Recording], data_dir: Path) -> dict[str, di
 
 def perform_all(recordings: Sequence[Recording], data_dir: Path, config: SimulateConfig) -> Iterator[None]:
     """Perform recordings here, or in several fresh processes; yields once for each that is done."""
-    from lary.simulate import episodes
-
     if config.processes == 1 or len(recordings) < 2:
         for recording in recordings:
-            episodes.perform(recording, data_dir, config.size)
-            yield
+            yield perform(recording, data_dir, config.size)
         return
     # Fresh processes: MuJoCo and OpenCV have threads of their own, which a fork would not survive.
     context = multiprocessing.get_context("spawn")
     pool = ProcessPoolExecutor(min(config.processes, len(recordings)), context, prepare_worker)
     try:
-        for future in as_completed(
-            [pool.submit(episodes.perform, recording, data_dir, config.size) for recording in recordings]
-        ):
+        for future in as_completed([pool.submit(perform, each, data_dir, config.size) for each in recordings]):
             yield future.result()
     except BrokenProcessPool as error:
         raise LaryError(
@@ -173,3 +172,35 @@ def prepare_worker() -> None:
         os._exit(1)
 
     threading.Thread(target=watch, daemon=True).start()
+
+
+def write_sheets(out: Path, config: SimulateConfig) -> list[Path]:
+    """Write a contact sheet of each table, ``sheets/<table>.png``; returns their paths.
+
+    A row has nine frames of a clip of one verb and robot, or of an episode of one robot and scene.
+
+    Raises:
+        MediaError: a frame or video can't be read.
+    """
+    examples: dict[str, dict[tuple[str, str], Recording]] = {}
+    for recording in make_plan(config):
+        label = (recording.robot, recording.room) if recording.pairs else (recording.verb, recording.robot)
+        examples.setdefault(recording.table, {}).setdefault(label, recording)
+    written = []
+    for table, chosen in examples.items():
+        strips = []
+        for label, recording in sorted(chosen.items()):
+            margin = np.full((config.size, MARGIN, 3), 255, np.uint8)
+            for number, line in enumerate(label):
+                place = (6, config.size // 2 + 18 * number)
+                cv2.putText(margin, line, place, cv2.FONT_HERSHEY_SIMPLEX, 0.5, (20, 20, 20), 1, cv2.LINE_AA)
+            root = out / "data" / recording.folder
+            if recording.pairs:
+                wanted = recording.wanted
+                frames = [read_image(root / recording.image(wanted[step])) for step in sampled(len(wanted))]
+            else:
+                frames = list(read_clip([root / recording.name], sampled(recording.frames), clamp=False))
+            strips.append(np.concatenate([margin, *frames], axis=1))
+        written.append(out / "sheets" / f"{table}.png")
+        write_bytes(written[-1], encode_png(np.concatenate(strips)))
+    return written

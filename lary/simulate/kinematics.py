@@ -166,20 +166,15 @@ def ease(s: float) -> float:
 
 
 class Path:
-    """Built phase by phase; `at` gives the tool at any time."""
+    """A path of the tool, built phase by phase: `state` is where it has got to, `at` gives the tool at any time."""
 
     def __init__(
         self, position: Array, rotation: Array, width: float, command: float, rng: np.random.Generator
     ) -> None:
-        self._state = ToolState(np.asarray(position, dtype=float), rotation, width, command)
+        self.state = ToolState(np.asarray(position, dtype=float), rotation, width, command)
         self._phases: list[Callable[[float], ToolState]] = []
         self._ends: list[float] = []
         self._rng = rng
-
-    @property
-    def state(self) -> ToolState:
-        """Where the path has got to."""
-        return self._state
 
     def mark(self) -> int:
         """The number of phases so far; `time` makes it a time once the path is complete."""
@@ -193,11 +188,11 @@ class Path:
         share *= float(self._rng.uniform(0.85, 1.15))
         self._phases.append(phase)
         self._ends.append((self._ends[-1] if self._ends else 0.0) + share)
-        self._state = phase(1.0)
+        self.state = phase(1.0)
 
     def move(self, position: Array, share: float, rotation: Array | None = None) -> None:
         """In a straight line to a position, turning on the way."""
-        begin, end = self._state, np.asarray(position, dtype=float)
+        begin, end = self.state, np.asarray(position, dtype=float)
         vector = rotation_vector(rotation @ begin.rotation.T) if rotation is not None else np.zeros(3)
         angle = float(np.linalg.norm(vector))
 
@@ -209,7 +204,7 @@ class Path:
 
     def swing(self, centre: Array, axis: Array, angle: float, share: float, hand: float = 1.0) -> None:
         """On an arc about an axis through a point; the hand turns by the fraction `hand` of the angle."""
-        begin = self._state
+        begin = self.state
 
         def phase(s: float) -> ToolState:
             position = centre + turn(axis, s * angle) @ (begin.position - centre)
@@ -219,7 +214,7 @@ class Path:
 
     def grip(self, width: float, command: float, share: float) -> None:
         """Open or close the gripper in place."""
-        begin = self._state
+        begin = self.state
 
         def phase(s: float) -> ToolState:
             return ToolState(begin.position, begin.rotation, begin.width + s * (width - begin.width), command)
@@ -228,7 +223,7 @@ class Path:
 
     def wait(self, share: float) -> None:
         """Stay."""
-        begin = self._state
+        begin = self.state
         self._add(lambda _s: begin, share)
 
     def at(self, time: float) -> ToolState:

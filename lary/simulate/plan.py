@@ -1,12 +1,13 @@
 """What a simulation consists of: every episode and clip, decided before the first ray is cast.
 
-The tables follow from the plan alone, and so does everything in an episode: each draws from a generator of its own,
-so that neither the number of processes nor an interruption changes a byte.
+The tables follow from the plan alone, and so does everything in an episode: each draws from a
+generator of its own, so that neither the number of processes nor an interruption changes a byte.
 """
 
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -15,8 +16,6 @@ from lary.data.configs import SimulateConfig
 from lary.files import digest
 from lary.types import UsageError
 
-GENERATOR = "1"
-"""Version of what is drawn: another one makes other bytes from the same seed."""
 VERBS = ("close", "lift", "lower", "open", "pour", "pull", "push", "reach", "rotate", "sweep")
 HANDLING = ("lift", "lower", "pull", "push", "reach", "rotate")
 """The verbs that are about one loose object, and so can show objects that training never held."""
@@ -25,11 +24,10 @@ STRIDE = 5
 PAIRS_PER_EPISODE = 4
 SAMPLED = 9
 FEWEST = 10
-PAIR_COLUMNS = (
-    "dataset", "type", "perspective", "robot_type", "scene", "src_img", "src_state", "tgt_img", "tgt_state", "action",
-)  # fmt: skip
-CLIP_COLUMNS = ("dataset", "robot_type", "video_path", "action", "sample_indices")
 PAIR_SPLITS = ("train", "val", "unseen")
+PAIRS, CLIPS = "simarm_metadata_", "simarm_actions_metadata_"
+"""How the names of the tables begin; the split follows."""
+TABLES = (*(PAIRS + split for split in PAIR_SPLITS), f"{CLIPS}train", f"{CLIPS}val")
 
 
 def check_numbers(config: SimulateConfig) -> None:
@@ -63,6 +61,11 @@ class Recording:
     unseen: bool = False
 
     @property
+    def table(self) -> str:
+        """The name of the table that lists it, without ``.csv``."""
+        return (PAIRS if self.pairs else CLIPS) + self.split
+
+    @property
     def folder(self) -> str:
         """Where its files go, under DATA_DIR."""
         return f"regression/simarm/{self.split}_stride{STRIDE}" if self.pairs else "classification/SimArm"
@@ -83,39 +86,53 @@ class Recording:
         return f"actions/{self.name}/action_{begin:06d}to{begin + STRIDE - 1:06d}.npy"
 
     @property
+    def actions(self) -> list[str]:
+        """Its files of actions, under DATA_DIR."""
+        return [f"{self.folder}/{self.action(frame)}" for frame in self.wanted[:-1]]
+
+    @property
     def files(self) -> list[str]:
         """Every file that it leaves, under DATA_DIR."""
         if not self.pairs:
             return [f"{self.folder}/{self.name}"]
         names = [name for frame in self.wanted for name in (self.image(frame), self.state(frame))]
-        names += [self.action(frame) for frame in self.wanted[:-1]]
-        return [f"{self.folder}/{name}" for name in names]
+        return [*(f"{self.folder}/{name}" for name in names), *self.actions]
 
     @property
-    def rows(self) -> list[tuple[str, ...]]:
-        """Its rows in the table of its split."""
+    def rows(self) -> list[dict[str, str]]:
+        """Its rows in the table of its split, by column."""
+        common = {"dataset": "SimArm", "robot_type": self.robot}
         if not self.pairs:
-            indices = ",".join(str(index) for index in sample_indices(self.frames))
-            return [("SimArm", self.robot, f"SimArm/{self.name}", self.verb, indices)]
+            indices = ",".join(map(str, sampled(self.frames)))
+            return [common | {"video_path": f"SimArm/{self.name}", "action": self.verb, "sample_indices": indices}]
         return [
-            ("SimArm", "robot", "3rd", self.robot, self.room, self.image(frame), self.state(frame),
-             self.image(frame + STRIDE), self.state(frame + STRIDE), self.action(frame))
+            {
+                "dataset": "SimArm",
+                "type": "robot",
+                "perspective": "3rd",
+                "robot_type": self.robot,
+                "scene": self.room,
+                "src_img": self.image(frame),
+                "src_state": self.state(frame),
+                "tgt_img": self.image(frame + STRIDE),
+                "tgt_state": self.state(frame + STRIDE),
+                "action": self.action(frame),
+            }
             for frame in self.wanted[:-1]
-        ]  # fmt: skip
+        ]
 
 
-def sample_indices(frames: int) -> list[int]:
-    """Nine frame numbers, evenly from the first to the last, ascending."""
-    return [math.floor(step * (frames - 1) / (SAMPLED - 1) + 0.5) for step in range(SAMPLED)]
+def sampled(count: int) -> list[int]:
+    """Nine of `count` frame numbers, evenly from the first to the last, ascending."""
+    return [math.floor(step * (count - 1) / (SAMPLED - 1) + 0.5) for step in range(SAMPLED)]
 
 
 def make_plan(config: SimulateConfig) -> list[Recording]:
     """All episodes, then all clips: 60, 20 and 20 % of the pairs train, validate and are unseen."""
     train, val = round(0.6 * config.pairs), round(0.2 * config.pairs)
-    counts = (train, val, config.pairs - train - val)
-    recordings = [
-        recording for number, count in enumerate(counts) for recording in _episodes(config.seed, number, count)
-    ]
+    recordings = []
+    for split, count in enumerate((train, val, config.pairs - train - val)):
+        recordings += _episodes(config.seed, split, count)
     return recordings + [_clip(config.seed, number) for number in range(config.clips)]
 
 
@@ -151,16 +168,9 @@ def _clip(seed: int, number: int) -> Recording:
     )  # fmt: skip
 
 
-def tables(recordings: list[Recording]) -> dict[str, tuple[tuple[str, ...], list[tuple[str, ...]]]]:
-    """Columns and rows by table name, clips in the order of their file names."""
-    result: dict[str, tuple[tuple[str, ...], list[tuple[str, ...]]]] = {}
-    for split in PAIR_SPLITS:
-        rows = [
-            row for recording in recordings if recording.pairs and recording.split == split for row in recording.rows
-        ]
-        result[f"simarm_metadata_{split}"] = PAIR_COLUMNS, rows
-    clips = sorted((recording for recording in recordings if not recording.pairs), key=lambda recording: recording.name)
-    for split in ("train", "val"):
-        rows = [row for recording in clips if recording.split == split for row in recording.rows]
-        result[f"simarm_actions_metadata_{split}"] = CLIP_COLUMNS, rows
+def rows_of_tables(recordings: Sequence[Recording]) -> dict[str, list[dict[str, str]]]:
+    """The rows of every table, clips in the order of their file names."""
+    result: dict[str, list[dict[str, str]]] = {name: [] for name in TABLES}
+    for recording in sorted(recordings, key=lambda recording: "" if recording.pairs else recording.name):
+        result[recording.table] += recording.rows
     return result

@@ -222,10 +222,6 @@ class Renderer:
         axes = data.geom_xmat.reshape(-1, 3, 3)[self.owner]
         return np.asarray(data.geom_xpos[self.owner] + (axes * self.offset[:, None, :]).sum(2))
 
-    def _candidates(self, centres: Array) -> Mask:
-        """Pixels (H, W) at which something that moves may be seen."""
-        return self._covered(centres - self.view.position, self.axes, self.size, self.reach)
-
     def _covered(self, relative: Array, axes: Array, size: int, reach: float) -> Mask:
         """Pixels (size, size) that the balls of what moves may cover, seen along axes (3, 3): right, up, forward."""
         across, above, depth = (dot(relative, np.broadcast_to(axis, relative.shape)) for axis in axes)
@@ -258,7 +254,7 @@ class Renderer:
         still = self.unshadowed.copy()
         still[dark] -= self.direct[dark] * (1 - shadow[dark])[:, None]
         image = still.copy()
-        pixels = np.flatnonzero(self._candidates(centres))
+        pixels = np.flatnonzero(self._covered(centres - self.view.position, self.axes, self.size, self.reach))
         hits = self.cast(self.view.position, self.rays[pixels], (MOVING,))
         seen = (hits.geom >= 0) & (hits.distance < self.still.distance[pixels])
         front, pixels = hits.only(seen), pixels[seen]

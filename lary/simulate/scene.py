@@ -5,15 +5,15 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from lary.simulate import shapes
-from lary.simulate.arms import Arm
 from lary.simulate.behaviours import Placed
 from lary.simulate.kinematics import Array, from_rpy, quaternion
-from lary.simulate.shapes import Material, Thing
+from lary.simulate.shapes import Colour, Material, Thing
 
 STATIC, MOVING = 0, 1
 """Geom groups: what stands still for a whole episode is drawn once."""
@@ -53,32 +53,48 @@ class Lamp:
     around: Array
 
 
-ROOMS: dict[str, Room] = {
-    "A": Room(
-        Material((0.72, 0.53, 0.34), (0.54, 0.36, 0.20), "wood", 0.09, 0.12),
-        Material((0.80, 0.82, 0.80), (0.74, 0.77, 0.76), "stone", 0.3),
-        Material((0.45, 0.45, 0.47), (0.38, 0.38, 0.40), "checker", 0.3),
-        (42, 34, 1.24), 0.04, (42.0, 34.0, 1.24),
-    ),
-    "B": Room(
-        Material((0.86, 0.87, 0.89), (0.45, 0.56, 0.72), "checker", 0.06, 0.08),
-        Material((0.60, 0.71, 0.80), (0.53, 0.64, 0.74), "stripes_x", 0.16),
-        Material((0.55, 0.47, 0.38), (0.45, 0.37, 0.29), "wood", 0.12),
-        (-38, 31, 1.22), 0.0, (36.0, 32.0, 1.22),
-    ),
-    "C": Room(
-        Material((0.56, 0.56, 0.55), (0.36, 0.36, 0.38), "stone", 0.05, 0.25),
-        Material((0.66, 0.36, 0.27), (0.80, 0.76, 0.70), "bricks", 0.085),
-        Material((0.30, 0.33, 0.36), gloss=0.3),
-        (58, 37, 1.20), 0.06, (48.0, 36.0, 1.20),
-    ),
-    "D": Room(
-        Material((0.30, 0.46, 0.38), (0.38, 0.55, 0.45), "stripes_y", 0.11, 0.1),
-        Material((0.88, 0.83, 0.72), (0.76, 0.55, 0.42), "dots", 0.13),
-        Material((0.62, 0.60, 0.56), (0.50, 0.48, 0.45), "stone", 0.2),
-        (-55, 40, 1.16), -0.03, (40.0, 35.0, 1.21),
-    ),
-}  # fmt: skip
+@dataclass(frozen=True)
+class Arm:
+    """One build of an arm, whose name is the robot type.
+
+    Attributes:
+        xml: its bodies as MJCF; the name of a geom holds its role, such as ``arm_main_3``.
+        home: the posture that it returns to, seven joints.
+        palettes: materials by role.
+    """
+
+    xml: str
+    home: tuple[float, ...]
+    palettes: tuple[Mapping[str, Material], ...]
+    unseen_palette: Mapping[str, Material]
+
+
+def _palette(main: Colour, accent: Colour) -> dict[str, Material]:
+    return {
+        "main": Material(main, gloss=0.45),
+        "accent": Material(accent, gloss=0.45),
+        "dark": Material((0.16, 0.17, 0.19), gloss=0.3),
+        "finger": Material((0.30, 0.31, 0.33), (0.42, 0.43, 0.45), "stripes_z", 0.012, 0.2),
+    }
+
+
+def _mjcf(name: str) -> str:
+    return Path(__file__).with_name(f"{name}.xml").read_text(encoding="utf-8")
+
+
+def _arm(name: str, home: tuple[float, ...], palettes: Any, unseen_palette: Any) -> Arm:
+    return Arm(_mjcf(name), home, tuple(_palette(*pair) for pair in palettes), _palette(*unseen_palette))
+
+
+ROOM_XML = _mjcf("room")
+LEG = Material((0.25, 0.25, 0.27))
+"""The legs of the table."""
+ARMS = {name: _arm(name, **entry) for name, entry in shapes.SCENERY["arms"].items()}
+"""Two arms of seven joints and a gripper, each with a file of MJCF."""
+ROOMS = {
+    name: Room(**entry | {part: Material(**entry[part]) for part in ("table", "wall", "floor")})
+    for name, entry in shapes.SCENERY["rooms"].items()
+}
 """Scenes A, B and C are trained on; D shares no texture with them."""
 
 
@@ -101,43 +117,22 @@ def _numbers(values: Sequence[float] | Array) -> str:
     return " ".join(f"{float(value):.9g}" for value in values)
 
 
-def _room_geoms(room: Room) -> list[tuple[str, str, Material]]:
-    wall = 'type="plane" group="0" size="4 4 1"'
-    leg = Material((0.25, 0.25, 0.27))
-    legs = [
-        (f"leg{i}", f'type="cylinder" group="0" size="0.03 0.34" pos="{x} {y} -0.40"', leg)
-        for i, (x, y) in enumerate(((0.85, 0.7), (0.85, -0.7), (-0.25, 0.7), (-0.25, -0.7)))
-    ]
-    return [
-        ("table", 'type="box" group="0" size="0.65 0.80 0.02" pos="0.30 0 -0.02"', room.table),
-        ("floor", f'{wall} pos="0 0 -0.74"', room.floor),
-        ("wall_back", f'{wall} pos="-0.75 0 0" xyaxes="0 1 0 0 0 1"', room.wall),
-        ("wall_left", f'{wall} pos="0 1.5 0" xyaxes="1 0 0 0 0 1"', room.wall),
-        ("wall_right", f'{wall} pos="0 -1.5 0" xyaxes="-1 0 0 0 0 1"', room.wall),
-        *legs,
-    ]
-
-
 def build_scene(arm: Arm, palette: Mapping[str, Material], room: Room, placed: Sequence[Placed]) -> Scene:
     """Compile a scene. Things never collide: the scripts say where they are."""
     import mujoco
 
     materials: dict[str, Material] = {}
-    world = []
-    for name, attributes, material in _room_geoms(room):
-        materials[name] = material
-        world.append(f'<geom name="{name}" {attributes}/>')
-    world += [_thing_xml(item, materials) for item in placed]
-    xml = (
+    things = "".join(_thing_xml(item, materials) for item in placed)
+    model = mujoco.MjModel.from_xml_string(
         '<mujoco><compiler angle="radian" autolimits="true"/><option gravity="0 0 0"><flag contact="disable"/></option>'
         '<default><geom contype="0" conaffinity="0" density="1000"/></default>'
-        f"<worldbody>{arm.xml}{''.join(world)}</worldbody></mujoco>"
+        f"<worldbody>{arm.xml}{ROOM_XML}{things}</worldbody></mujoco>"
     )
-    model = mujoco.MjModel.from_xml_string(xml)
+    fixed = {"table": room.table, "wall": room.wall, "floor": room.floor, "leg": LEG, **palette}
     looks = []
     for number in range(model.ngeom):
         name = mujoco.mj_id2name(model, mujoco.mjtObj.mjOBJ_GEOM, number)
-        looks.append(palette[name.split("_")[1]] if name.startswith("arm_") else materials[name])
+        looks.append(materials[name] if name in materials else fixed[name.split("_")[1]])
     movers = {
         item.thing.name: int(model.body_mocapid[mujoco.mj_name2id(model, mujoco.mjtObj.mjOBJ_BODY, item.thing.name)])
         for item in placed if item.moves
@@ -187,22 +182,17 @@ def tinted(room: Room, rng: np.random.Generator) -> Room:
     return replace(room, table=tint(room.table), wall=tint(room.wall), floor=tint(room.floor))
 
 
-def view_of(room: Room, rng: np.random.Generator) -> View:
-    """The room's camera, nudged by a few degrees and centimetres."""
-    azimuth, elevation, distance = room.camera
-    azimuth = math.radians(azimuth) + float(rng.normal(0, 0.05))
-    elevation = math.radians(elevation) + float(rng.normal(0, 0.03))
-    return _look(azimuth, elevation, distance * float(rng.uniform(0.95, 1.06)), rng.normal(0, 0.012, 3))
-
-
-def fixed_view(room: Room, rng: np.random.Generator) -> View:
-    """The camera that records poses in a room, nudged by what a tripod gives way."""
-    azimuth, elevation, distance = room.pair_camera
-    return _look(math.radians(azimuth), math.radians(elevation), distance, rng.normal(0, 0.004, 3))
-
-
-def _look(azimuth: float, elevation: float, distance: float, shift: Array) -> View:
-    target = np.array([0.43, 0.0, 0.125]) + shift
+def view_of(room: Room, rng: np.random.Generator, *, fixed: bool) -> View:
+    """The camera of a room, nudged by a few degrees and centimetres, or `fixed` by what a tripod gives way."""
+    azimuth, elevation, distance = room.pair_camera if fixed else room.camera
+    azimuth, elevation = math.radians(azimuth), math.radians(elevation)
+    shake = 0.004
+    if not fixed:
+        azimuth += float(rng.normal(0, 0.05))
+        elevation += float(rng.normal(0, 0.03))
+        distance *= float(rng.uniform(0.95, 1.06))
+        shake = 0.012
+    target = np.array([0.43, 0.0, 0.125]) + rng.normal(0, shake, 3)
     flat = math.cos(elevation)
     offset = np.array([flat * math.cos(azimuth), flat * math.sin(azimuth), math.sin(elevation)])
     return View(target + distance * offset, target, math.radians(36.0))

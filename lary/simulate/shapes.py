@@ -1,18 +1,21 @@
 """Objects made of primitive shapes, with procedural patterns: what is on the table, held, opened, poured and swept.
 
-The origin of a thing is the centre of its underside, so that it stands at (x, y, 0); sizes in metres, as MJCF counts
-them (half lengths).
+The shapes and colours are in ``scenery.json``. The origin of a thing is the centre of its
+underside, so that it stands at (x, y, 0); sizes are in metres and, as in MJCF, half lengths.
 """
 
 from __future__ import annotations
 
-import math
+import json
+import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import TypeVar
+from pathlib import Path
+from typing import Any, TypeVar
 
 import numpy as np
 
+from lary.data.catalog import tupled
 from lary.simulate.kinematics import Array
 
 Option = TypeVar("Option")
@@ -54,21 +57,21 @@ class Thing:
     rolls: bool = False
 
 
-TRAIN_COLOURS: tuple[Colour, ...] = (
-    (0.80, 0.16, 0.14), (0.13, 0.33, 0.72), (0.95, 0.75, 0.12),
-    (0.16, 0.55, 0.28), (0.90, 0.45, 0.10), (0.10, 0.60, 0.62),
-)  # fmt: skip
-UNSEEN_COLOURS: tuple[Colour, ...] = ((0.85, 0.25, 0.60), (0.45, 0.22, 0.65), (0.55, 0.80, 0.20))
-PALE: tuple[Colour, ...] = ((0.95, 0.93, 0.88), (0.88, 0.90, 0.93), (0.97, 0.88, 0.75))
+SCENERY: dict[str, Any] = tupled(json.loads(Path(__file__).with_name("scenery.json").read_text(encoding="utf-8")))
+"""Shapes and colours: ``arms``, ``rooms``, ``colours`` and ``things``.
+
+A size of a thing is a number, or a text such as ``2*r-0.003``: its letter is one of the thing's
+``sizes``, which grow with the thing, or ``s``, the scale itself. A material is named where a
+function gives it, and so are its colours.
+"""
+TRAIN_COLOURS: tuple[Colour, ...] = SCENERY["colours"]["train"]
+UNSEEN_COLOURS: tuple[Colour, ...] = SCENERY["colours"]["unseen"]
+PALE: tuple[Colour, ...] = SCENERY["colours"]["pale"]
 TRAIN_THINGS = ("block", "can", "ball", "mug", "bottle")
 UNSEEN_THINGS = ("tower", "cross", "pear")
-
-
-WOODS: tuple[tuple[Colour, Colour], ...] = (
-    ((0.66, 0.46, 0.28), (0.50, 0.32, 0.18)), ((0.85, 0.80, 0.72), (0.75, 0.68, 0.58)),
-    ((0.42, 0.28, 0.20), (0.30, 0.19, 0.13)),
-)  # fmt: skip
-METALS: tuple[Colour, ...] = ((0.85, 0.85, 0.87), (0.20, 0.20, 0.22), (0.85, 0.68, 0.25))
+CONTENT: Colour = (0.20, 0.12, 0.08)
+"""Colour of what is in a mug that nobody pours."""
+SIZE = re.compile(r"(?:(-?[\d.]+)\*)?([a-z])([+-][\d.]+)?")
 
 
 def draw(rng: np.random.Generator, options: Sequence[Option]) -> Option:
@@ -77,208 +80,56 @@ def draw(rng: np.random.Generator, options: Sequence[Option]) -> Option:
 
 
 def wood(rng: np.random.Generator) -> Material:
-    """The wood of furniture."""
-    return Material(*draw(rng, WOODS), "wood", 0.03, 0.15)
+    """The wood of furniture, drawn."""
+    return Material(*draw(rng, SCENERY["colours"]["wood"]), "wood", 0.03, 0.15)
 
 
 def metal(rng: np.random.Generator) -> Material:
-    """The metal of knobs and handles."""
-    return Material(draw(rng, METALS), gloss=0.7)
+    """The metal of knobs and handles, drawn."""
+    return Material(draw(rng, SCENERY["colours"]["metal"]), gloss=0.7)
+
+
+def build_thing(kind: str, name: str, scale: float = 1.0, **looks: Colour | Material) -> Thing:
+    """A thing of ``scenery.json`` with the colours and materials that it leaves open."""
+    entry = SCENERY["things"][kind]
+    sizes = {"s": scale, **{letter: size * scale for letter, size in entry.get("sizes", {}).items()}}
+
+    def number(value: float | str) -> float:
+        found = SIZE.fullmatch(str(value))
+        if found is None:
+            return float(value)
+        factor, letter, offset = found.groups()
+        return float(factor or 1) * sizes[letter] + float(offset or 0)
+
+    def material(value: str | dict[str, Any]) -> Material:
+        if isinstance(value, str):
+            look = looks[value]
+            assert isinstance(look, Material)
+            return look
+        colours = {part: looks.get(value[part], value[part]) for part in ("first", "second") if part in value}
+        return Material(**value | colours | {"period": number(value.get("period", Material.period))})
+
+    geoms = []
+    for shape, size, look, *places in entry["geoms"]:
+        pos, euler = (tuple(map(number, place)) for place in (*places, *((0, 0, 0),) * (2 - len(places))))
+        geoms.append(Geom(shape, tuple(map(number, size)), material(look), pos, euler))
+    grips = {part: number(entry[part]) for part in ("grip", "height", "radius") if part in entry}
+    return Thing(name, tuple(geoms), **grips, rolls=entry.get("rolls", False))
 
 
 def make_thing(kind: str, rng: np.random.Generator, name: str = "target") -> Thing:
     """An object of a kind of TRAIN_THINGS or UNSEEN_THINGS, with drawn sizes, colours and patterns."""
-    colours = UNSEEN_COLOURS if kind in UNSEEN_THINGS else TRAIN_COLOURS
-    colour, pale = draw(rng, colours), draw(rng, PALE)
-    scale = float(rng.uniform(1.0, 1.2))
-    if kind == "mug":
-        return mug(name, colour, pale, 0.9 * scale)
-    makers = {"block": _block, "can": _can, "ball": _ball, "bottle": _bottle, "tower": _tower, "cross": _cross}
-    return {**makers, "pear": _pear}[kind](name, colour, pale, scale)
-
-
-def _block(name: str, colour: Colour, pale: Colour, scale: float) -> Thing:
-    a, b, c = 0.055 * scale, 0.032 * scale, 0.038 * scale
-    body = Geom("box", (a, b, c), Material(colour, pale, "stripes_x", 0.032 * scale), (0, 0, c))
-    return Thing(name, (body,), grip=2 * b, height=1.55 * c, radius=0.9 * a)
-
-
-def _can(name: str, colour: Colour, pale: Colour, scale: float) -> Thing:
-    r, h = 0.034 * scale, 0.055 * scale
-    metal = Material((0.78, 0.79, 0.80), gloss=0.5)
-    geoms = (
-        Geom("cylinder", (r, h), Material(colour, pale, "sectors", 4.0, 0.4), (0, 0, h)),
-        Geom("cylinder", (0.93 * r, h + 0.003), metal, (0, 0, h)),
-    )
-    return Thing(name, geoms, grip=2 * r, height=1.75 * h, radius=r)
-
-
-def _ball(name: str, colour: Colour, pale: Colour, scale: float) -> Thing:
-    r = 0.038 * scale
-    body = Geom("sphere", (r,), Material(colour, pale, "sectors", 3.0, 0.5), (0, 0, r))
-    return Thing(name, (body,), grip=2 * r, height=r, radius=r, rolls=True)
-
-
-def mug(name: str, colour: Colour, pale: Colour, scale: float, content: Colour = (0.20, 0.12, 0.08)) -> Thing:
-    """A mug whose handle points to -x; the content shows as a disc inside the rim."""
-    r, h = 0.042 * scale, 0.055 * scale
-    glaze = Material(colour, pale, "bands", 0.055 * scale, 0.5)
-    plain = Material(colour, gloss=0.5)
-    bar = r + 0.030
-    geoms = (
-        Geom("cylinder", (r, h), glaze, (0, 0, h)),
-        Geom("cylinder", (0.86 * r, 0.004), Material(content, gloss=0.1), (0, 0, 2 * h - 0.0025)),
-        Geom("capsule", (0.007, 0.024), plain, (-bar, 0, h)),
-        Geom("capsule", (0.007, 0.018), plain, (-bar + 0.016, 0, h + 0.026), (0, math.pi / 2, 0)),
-        Geom("capsule", (0.007, 0.018), plain, (-bar + 0.016, 0, h - 0.026), (0, math.pi / 2, 0)),
-    )
-    return Thing(name, geoms, grip=2 * r, height=1.75 * h, radius=r)
-
-
-def _bottle(name: str, colour: Colour, pale: Colour, scale: float) -> Thing:
-    r = 0.033 * scale
-    glass = Material(colour, gloss=0.6)
-    geoms = (
-        Geom("cylinder", (r, 0.050 * scale), Material(colour, pale, "sectors", 2.0, 0.5), (0, 0, 0.050 * scale)),
-        Geom("sphere", (r,), glass, (0, 0, 0.100 * scale)),
-        Geom("cylinder", (0.014 * scale, 0.026), glass, (0, 0, 0.100 * scale + 0.04)),
-        Geom("cylinder", (0.017 * scale, 0.008), Material(pale), (0, 0, 0.100 * scale + 0.066)),
-    )
-    return Thing(name, geoms, grip=2 * r, height=0.095 * scale, radius=r)
-
-
-def _tower(name: str, colour: Colour, pale: Colour, scale: float) -> Thing:
-    sizes = ((0.046, 0.014), (0.036, 0.014), (0.027, 0.014), (0.017, 0.014))
-    geoms, z = [], 0.0
-    for number, (r, h) in enumerate(sizes):
-        material = Material(pale, colour, "sectors", 3.0) if number % 2 else Material(colour, pale, "sectors", 3.0)
-        geoms.append(Geom("cylinder", (r * scale, h * scale), material, (0, 0, z + h * scale)))
-        z += 2 * h * scale
-    return Thing(name, tuple(geoms), grip=0.05 * scale, height=0.07 * scale, radius=0.046 * scale)
-
-
-def _cross(name: str, colour: Colour, pale: Colour, scale: float) -> Thing:
-    a, b, h = 0.055 * scale, 0.018 * scale, 0.035 * scale
-    geoms = (
-        Geom("box", (a, b, h), Material(colour, gloss=0.3), (0, 0, h)),
-        Geom("box", (b, a, 0.999 * h), Material(pale, colour, "checker", 0.03), (0, 0, h)),
-    )
-    return Thing(name, geoms, grip=2 * b, height=1.6 * h, radius=a)
-
-
-def _pear(name: str, colour: Colour, pale: Colour, scale: float) -> Thing:
-    r = 0.042 * scale
-    geoms = (
-        Geom("sphere", (r,), Material(colour, pale, "sectors", 2.0, 0.3), (0, 0, r)),
-        Geom("ellipsoid", (0.6 * r, 0.6 * r, 0.9 * r), Material(colour, gloss=0.3), (0, 0, 1.9 * r)),
-        Geom("capsule", (0.005, 0.012), Material((0.3, 0.2, 0.1)), (0, 0, 2.9 * r)),
-    )
-    return Thing(name, geoms, grip=1.7 * r, height=1.45 * r, radius=r)
-
-
-def bowl(rng: np.random.Generator) -> Thing:
-    """A bowl: a foot, two widening rings and a pale inside."""
-    colour = draw(rng, TRAIN_COLOURS)
-    side, inside = Material(colour, gloss=0.5), Material((0.93, 0.92, 0.88), gloss=0.2)
-    geoms = (
-        Geom("cylinder", (0.036, 0.006), side, (0, 0, 0.006)),
-        Geom("cylinder", (0.055, 0.008), side, (0, 0, 0.018)),
-        Geom("cylinder", (0.068, 0.009), side, (0, 0, 0.034)),
-        Geom("cylinder", (0.075, 0.007), side, (0, 0, 0.048)),
-        Geom("cylinder", (0.067, 0.001), inside, (0, 0, 0.0555)),
-    )
-    return Thing("bowl", geoms, radius=0.075)
-
-
-def bead(name: str, colour: Colour) -> Thing:
-    """One of the beads that are poured; its origin is its centre."""
-    return Thing(name, (Geom("sphere", (0.010,), Material(colour, gloss=0.4)),))
+    colour = draw(rng, UNSEEN_COLOURS if kind in UNSEEN_THINGS else TRAIN_COLOURS)
+    pale = draw(rng, PALE)
+    scale = SCENERY["things"][kind].get("scale", 1.0) * float(rng.uniform(1.0, 1.2))
+    return build_thing(kind, name, scale, colour=colour, pale=pale, content=CONTENT)
 
 
 def crumb(name: str, rng: np.random.Generator) -> Thing:
     """One of the small pieces that are swept."""
     colour = draw(rng, TRAIN_COLOURS)
     half = float(rng.uniform(0.011, 0.016))
-    if rng.random() < 0.5:
-        return Thing(name, (Geom("sphere", (half,), Material(colour, gloss=0.3), (0, 0, half)),), radius=half)
-    return Thing(name, (Geom("box", (half, half, half), Material(colour), (0, 0, half)),), radius=half)
-
-
-def brush(rng: np.random.Generator) -> Thing:
-    """A hand brush: bristles, a back across them, and a grip that stands up. Swept along its y axis."""
-    colour = draw(rng, TRAIN_COLOURS)
-    bristles = Material((0.86, 0.78, 0.55), (0.62, 0.50, 0.28), "stripes_x", 0.010)
-    geoms = (
-        Geom("box", (0.075, 0.016, 0.020), bristles, (0, 0, 0.020)),
-        Geom("box", (0.080, 0.020, 0.010), Material(colour, gloss=0.4), (0, 0, 0.050)),
-        Geom("box", (0.016, 0.013, 0.025), Material(colour, gloss=0.4), (0, 0, 0.082)),
-    )
-    return Thing("brush", geoms, grip=0.026, height=0.085, radius=0.020)
-
-
-CABINET = (0.10, 0.10, 0.075)
-"""Half depth (x), half width (y) and half height of a cabinet; it opens towards its +x."""
-CHEST = (0.085, 0.105, 0.045)
-"""Half sizes of a chest; its lid turns about the edge at -x and lifts at +x."""
-HANDLE = 0.042
-"""How far a drawer's handle stands off its front."""
-
-
-def cabinet(wood: Material) -> Thing:
-    """The open shell that a drawer slides in."""
-    x, y, z = CABINET
-    t = 0.007
-    geoms = (
-        Geom("box", (x, y, t), wood, (0, 0, t)),
-        Geom("box", (x, y, t), wood, (0, 0, 2 * z - t)),
-        Geom("box", (x, t, z), wood, (0, y - t, z)),
-        Geom("box", (x, t, z), wood, (0, t - y, z)),
-        Geom("box", (t, y, z), wood, (t - x, 0, z)),
-    )
-    return Thing("cabinet", geoms, radius=0.15)
-
-
-def drawer(front: Material, metal: Material) -> Thing:
-    """The drawer, its origin under the cabinet's: front, handle, and a tray behind it."""
-    x, y, z = CABINET
-    w, h, t = y - 0.017, z - 0.018, 0.005
-    tray = Material((0.70, 0.58, 0.42), (0.62, 0.50, 0.35), "wood", 0.03)
-    geoms = (
-        Geom("box", (0.008, w, h), front, (x + 0.002, 0, z)),
-        Geom("capsule", (0.008, 0.050), metal, (x + HANDLE, 0, z + 0.012), (math.pi / 2, 0, 0)),
-        Geom("capsule", (0.006, 0.012), metal, (x + HANDLE - 0.016, 0.045, z + 0.012), (0, math.pi / 2, 0)),
-        Geom("capsule", (0.006, 0.012), metal, (x + HANDLE - 0.016, -0.045, z + 0.012), (0, math.pi / 2, 0)),
-        Geom("box", (x - 0.02, w - 0.004, t), tray, (0, 0, z - h + t)),
-        Geom("box", (x - 0.02, t, 0.6 * h), tray, (0, w - 0.009, z - 0.4 * h)),
-        Geom("box", (x - 0.02, t, 0.6 * h), tray, (0, 0.009 - w, z - 0.4 * h)),
-        Geom("box", (0.025, 0.025, 0.018), Material((0.85, 0.2, 0.15)), (0.055, 0.02, z - h + 0.028)),
-    )
-    return Thing("drawer", geoms)
-
-
-def chest(side: Material) -> Thing:
-    """The box under a lid."""
-    x, y, z = CHEST
-    t = 0.007
-    geoms = (
-        Geom("box", (x, y, t), Material((0.25, 0.2, 0.18)), (0, 0, t)),
-        Geom("box", (x, t, z), side, (0, y - t, z)),
-        Geom("box", (x, t, z), side, (0, t - y, z)),
-        Geom("box", (t, y, z), side, (x - t, 0, z)),
-        Geom("box", (t, y, z), side, (t - x, 0, z)),
-    )
-    return Thing("chest", geoms, radius=0.14)
-
-
-def lid(top: Material, metal: Material) -> Thing:
-    """The lid of a chest, its origin at the hinge, its knob near the far edge."""
-    x, y, _ = CHEST
-    geoms = (
-        Geom("box", (x + 0.004, y + 0.004, 0.008), top, (x, 0, 0.008)),
-        Geom("capsule", (0.009, 0.018), metal, (2 * x - 0.025, 0, 0.030), (math.pi / 2, 0, 0)),
-        Geom("cylinder", (0.006, 0.010), metal, (2 * x - 0.025, 0, 0.022)),
-    )
-    return Thing("lid", geoms)
+    return build_thing("round crumb" if rng.random() < 0.5 else "square crumb", name, half, colour=colour)
 
 
 # Patterns: how much of a material's second colour shows at a point of a primitive, in its own frame
@@ -347,10 +198,17 @@ def _dots(p: Array, period: Array) -> Array:
 
 PATTERNS: dict[str, Callable[[Array, Array], Array]] = {
     "plain": lambda p, _period: np.zeros(len(p)),
-    "stripes_x": _stripes(0), "stripes_y": _stripes(1), "stripes_z": _stripes(2),
-    "sectors": _sectors, "bands": _bands, "checker": _checker, "wood": _wood, "stone": _stone,
-    "bricks": _bricks, "dots": _dots,
-}  # fmt: skip
+    "stripes_x": _stripes(0),
+    "stripes_y": _stripes(1),
+    "stripes_z": _stripes(2),
+    "sectors": _sectors,
+    "bands": _bands,
+    "checker": _checker,
+    "wood": _wood,
+    "stone": _stone,
+    "bricks": _bricks,
+    "dots": _dots,
+}
 """Pattern by name: points (M, 3) in metres and periods (M,) to the share (M,) of the second colour.
 
 The period of ``sectors`` is a number of sectors, that of ``bands`` the height in which a belt is drawn.

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import csv
 import json
 import os
 import shlex
@@ -13,21 +12,22 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from tests.helpers import rows_of
 from tests.tiny import TINY_DIM, save_tiny
-from tests.tree import make_calvin, make_robot
+from tests.tree import make_calvin, make_robot, write_table
 
-EXAMPLE_A = (
-    "python -m lary.cli extract --model dinov2-origin --dataset calvin --split train --mode image "
-    "--stride 5 --gpus 0,1,2,3",
-    "python -m lary.cli extract --model dinov2-origin --dataset calvin --split val --mode image "
-    "--stride 5 --gpus 0,1,2,3",
+EXTRACT = "python -m lary.cli extract --model dinov2-origin --dataset {} --split {} --mode {} --gpus 0,1,2,3"
+PAIRS = (
+    EXTRACT.format("calvin", "train", "image --stride 5"),
+    EXTRACT.format("calvin", "val", "image --stride 5"),
     "python -m lary.cli regress --model dinov2-origin --dataset calvin --stride 5 --model-type mlp",
 )
-EXAMPLE_B = (
-    "python -m lary.cli extract --model dinov2-origin --dataset robot_1st --split train --mode video --gpus 0,1,2,3",
-    "lary extract --model dinov2-origin --dataset robot_1st --split val --mode video --gpus 0,1,2,3",
+CLIPS = (
+    EXTRACT.format("robot_1st", "train", "video"),
+    EXTRACT.format("robot_1st", "val", "video"),
     "lary classify --model dinov2-origin --dataset robot_1st --dim 32 --classes 54 --gpus 0,1,2,3",
 )
+REGRESSION = "logs/regression/logs/calvin_5_dinov2-origin_mlp_absolute"
 
 
 def run(command: str, root: Path) -> subprocess.CompletedProcess[str]:
@@ -39,7 +39,9 @@ def run(command: str, root: Path) -> subprocess.CompletedProcess[str]:
         "LARY_LA_DIR": str(root / "latent_actions"), "LARY_LOG_DIR": str(root / "logs"),
         "DINO_V2_PATH": str(root / "models" / "DINOv2"), "CUDA_VISIBLE_DEVICES": "0,1,2,3,4,5,6,7",
     }  # fmt: skip
-    return subprocess.run(program, cwd=root, env=environment, capture_output=True, text=True)
+    done = subprocess.run(program, cwd=root, env=environment, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    return done
 
 
 @pytest.fixture(scope="module")
@@ -51,76 +53,58 @@ def root(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-def rows_of(path: Path) -> list[dict[str, str]]:
-    with path.open(newline="") as file:
-        return list(csv.DictReader(file))
-
-
-def test_example_a_regression(root: Path) -> None:
-    for command in EXAMPLE_A:
-        done = run(command, root)
-        assert done.returncode == 0, done.stderr
-        if " extract " in command:
-            assert "one process on the CPU" in done.stderr
+def test_regression(root: Path) -> None:
+    assert all("one process on the CPU" in run(command, root).stderr for command in PAIRS)
     rows = rows_of(root / "data" / "val_la_calvin_5_dinov2-origin.csv")
     source = rows_of(root / "data" / "calvin_metadata_val.csv")
     assert [{name: cell for name, cell in row.items() if name != "la_path"} for row in rows] == source
     assert rows[2]["la_path"] == "calvin/val/dinov2-origin/latent_action_00000002.npz"
     with np.load(root / "latent_actions" / rows[2]["la_path"], allow_pickle=False) as latents:
         assert set(latents.files) == {"tokens", "indices"}
-        assert latents["tokens"].shape == (2, 1, TINY_DIM)
-        assert latents["tokens"].dtype == np.float32
+        assert (latents["tokens"].shape, latents["tokens"].dtype) == ((2, 1, TINY_DIM), np.float32)
         assert latents["indices"].size == 0
-    folder = root / "logs" / "regression" / "logs" / "calvin_5_dinov2-origin_mlp_absolute"
-    result = json.loads((folder / "result.json").read_text())
-    best = rows_of(folder / "best_result.csv")
-    assert len(best) == 1
-    assert float(best[0]["val_seen_mse"]) == pytest.approx(
-        result["selections"]["held_out"]["metrics"]["seen_mse"]["value"]
-    )
-    assert list(best[0])[:4] == ["best_epoch", "train_loss", "val_seen_loss", "val_seen_mse"]
-    assert (folder / "best_model.pth").exists()
-    pictures = sorted(path.name for path in (folder / "eval_vis").glob("epoch_*/sample_0_*"))
-    assert {"sample_0_src.png", "sample_0_tgt.png", "sample_0_action.png"} <= set(pictures)
+    result = json.loads((root / REGRESSION / "result.json").read_text())
+    (best,) = rows_of(root / REGRESSION / "best_result.csv")
+    value = result["selections"]["held_out"]["metrics"]["seen_mse"]["value"]
+    assert float(best["val_seen_mse"]) == pytest.approx(value)
+    assert list(best)[:4] == ["best_epoch", "train_loss", "val_seen_loss", "val_seen_mse"]
+    assert (root / REGRESSION / "best_model.pth").exists()
+    pictures = {path.name for path in (root / REGRESSION / "eval_vis").glob("epoch_*/sample_0_*")}
+    assert {"sample_0_src.png", "sample_0_tgt.png", "sample_0_action.png"} <= pictures
     assert result["options"]["hidden_dim"] == 4096
 
 
-def test_example_b_classification(root: Path) -> None:
-    for command in EXAMPLE_B:
-        done = run(command, root)
-        assert done.returncode == 0, done.stderr
+def test_classification(root: Path) -> None:
+    for command in CLIPS:
+        run(command, root)
     rows = rows_of(root / "data" / "train_la_robot_1st_dinov2-origin.csv")
     assert len(rows) == 12
     with np.load(root / "latent_actions" / rows[0]["la_path"], allow_pickle=False) as latents:
         assert latents["tokens"].shape == (9, 1, TINY_DIM)
     folder = root / "logs" / "classification" / "robot_1st" / "dinov2-origin"
     log = rows_of(folder / "log_r0.csv")
-    assert list(log[0]) == ["epoch", "train_acc", "val_acc"]
-    assert len(log) == 20
-    matrix = json.loads((folder / "confusion_matrix.json").read_text())
-    assert np.array(matrix["matrix"]).shape == (54, 54)
-    assert np.sum(matrix["matrix"]) == 8
+    assert (list(log[0]), len(log)) == (["epoch", "train_acc", "val_acc"], 20)
+    matrix = np.array(json.loads((folder / "confusion_matrix.json").read_text())["matrix"])
+    assert (matrix.shape, matrix.sum()) == ((54, 54), 8)
     assert len((folder / "case.txt").read_text().splitlines()) == 8
     for name in ("latest.pt", "confusion_matrix.png", "classification_stats.json", "result.json"):
         assert (folder / name).exists()
 
 
 def test_a_second_run_redoes_nothing(root: Path) -> None:
-    result = root / "logs" / "regression" / "logs" / "calvin_5_dinov2-origin_mlp_absolute" / "result.json"
-    latents = root / "latent_actions" / "calvin" / "val" / "dinov2-origin" / "latent_action_00000000.npz"
-    before = (result.stat().st_mtime_ns, latents.stat().st_mtime_ns)
-    for command in EXAMPLE_A[1:]:
-        assert run(command, root).returncode == 0
-    assert (result.stat().st_mtime_ns, latents.stat().st_mtime_ns) == before
+    files = (root / REGRESSION / "result.json", *(root / "latent_actions/calvin/val").rglob("*.npz"))
+    before = [file.stat().st_mtime_ns for file in files]
+    for command in PAIRS[1:]:
+        run(command, root)
+    assert [file.stat().st_mtime_ns for file in files] == before
 
 
 def test_table_of_the_published_code_is_read(root: Path) -> None:
     """Bare la_path, no images/ and actions/ in the paths, latents under stride_5, written by another program."""
-    old = root / "latent_actions" / "calvin" / "stride_5"
     for split in ("train", "val"):
         rows = rows_of(root / "data" / f"{split}_la_calvin_5_dinov2-origin.csv")
-        folder = old / split / "dinov3-origin"
-        folder.mkdir(parents=True, exist_ok=True)
+        folder = root / "latent_actions" / "calvin" / "stride_5" / split / "dinov3-origin"
+        folder.mkdir(parents=True)
         for row in rows:
             name = Path(row["la_path"]).name
             with np.load(root / "latent_actions" / row["la_path"]) as latents:
@@ -128,9 +112,5 @@ def test_table_of_the_published_code_is_read(root: Path) -> None:
             row["la_path"] = name
             for column in ("src_img", "tgt_img", "action", "src_state", "tgt_state"):
                 row[column] = row[column].split("/", 1)[1]
-        with (root / "data" / f"{split}_la_calvin_5_dinov3-origin.csv").open("w", newline="") as file:
-            writer = csv.DictWriter(file, list(rows[0]))
-            writer.writeheader()
-            writer.writerows(rows)
-    done = run("lary regress --model dinov3-origin --dataset calvin --stride 5 --model-type mlp --epochs 2", root)
-    assert done.returncode == 0, done.stderr
+        write_table(root / "data" / f"{split}_la_calvin_5_dinov3-origin.csv", rows)
+    run("lary regress --model dinov3-origin --dataset calvin --stride 5 --model-type mlp --epochs 2", root)

@@ -19,14 +19,12 @@ from lary.data.images import PNG, Reader, read_image
 from lary.types import MediaError
 from tests.hostile.harness import MEBIBYTE, deflated_zeros, refused
 
-PICTURE = np.ascontiguousarray(
-    np.random.default_rng(0).integers(0, 256, (6, 8, 3), dtype=np.uint8).repeat(8, 0).repeat(8, 1)
-)
+PICTURE = np.random.default_rng(0).integers(0, 256, (6, 8, 3), dtype=np.uint8).repeat(8, 0).repeat(8, 1)
 READERS = ("cv2", "pil")
 
 
 def png(image: np.ndarray) -> bytes:
-    return bytes(cv2.imencode(".png", image)[1].tobytes())
+    return bytes(cv2.imencode(".png", np.ascontiguousarray(image))[1].tobytes())
 
 
 def chunk(kind: bytes, content: bytes) -> bytes:
@@ -40,15 +38,12 @@ def built(width: int, height: int, stream: bytes | None, interlaced: int = 0) ->
 
 
 def saved(image: Any, kind: str, **options: Any) -> bytes:
+    if options.pop("turned", False):
+        options["exif"] = Pillow.Exif()
+        options["exif"][0x0112] = 6
     buffer = io.BytesIO()
     Pillow.fromarray(image).save(buffer, kind, **options)
     return buffer.getvalue()
-
-
-def turned_exif() -> Pillow.Exif:
-    exif = Pillow.Exif()
-    exif[0x0112] = 6
-    return exif
 
 
 def interlaced_png(image: np.ndarray) -> bytes:
@@ -59,16 +54,15 @@ def interlaced_png(image: np.ndarray) -> bytes:
 
 
 IMAGES = {
-    "grey": png(PICTURE[..., 0].copy()),
+    "grey": png(PICTURE[..., 0]),
     "grey, 16 bits": png((PICTURE[..., 0].astype(np.uint16) << 8) + 77),
     "colour, 16 bits": png((PICTURE.astype(np.uint16) << 8) + 200),
     "alpha": png(np.dstack([PICTURE, PICTURE[..., 0]])),
-    "palette": saved(np.asarray(PICTURE[..., 0] // 16 * 16), "PNG"),
     "one bit": saved(PICTURE[..., 0] > 99, "PNG"),
     "odd size": saved(PICTURE[:5, :7], "PNG"),
     "interlaced": interlaced_png(PICTURE),
-    "turned PNG": saved(PICTURE, "PNG", exif=turned_exif()),
-    "turned JPEG": saved(PICTURE, "JPEG", quality=95, exif=turned_exif()),
+    "turned PNG": saved(PICTURE, "PNG", turned=True),
+    "turned JPEG": saved(PICTURE, "JPEG", quality=95, turned=True),
     "progressive JPEG": saved(PICTURE, "JPEG", progressive=True),
     "JPEG with data behind its end": saved(PICTURE, "JPEG") + b"\x00\x00\xff\xda maker's notes",
     "BMP": saved(PICTURE, "BMP"),
@@ -92,7 +86,6 @@ def test_pair_is_rgb_in_order(reader: Reader, tmp_path: Path) -> None:
     for name, picture in (("a.png", PICTURE), ("b.png", 255 - PICTURE), ("c.png", np.zeros((4, 4, 3), np.uint8))):
         (tmp_path / name).write_bytes(png(picture[..., ::-1]))
     clip = read_clip([tmp_path / "a.png", tmp_path / "b.png"], (), reader)
-    assert clip.dtype == np.uint8
     np.testing.assert_array_equal(clip, np.stack([PICTURE, 255 - PICTURE]))
     with pytest.raises(MediaError, match="differ in size: 64x48, 4x4"):
         read_clip([tmp_path / "a.png", tmp_path / "c.png"], (), reader)
@@ -137,33 +130,28 @@ def announcing(kind: str) -> bytes:
         return content[:at] + struct.pack(">HH", 65_000, 65_000) + content[at + 4 :]
     if kind == "BMP":
         return content[:18] + struct.pack("<ii", 40_000, 40_000) + content[26:]
-    if kind == "GIF":
-        return content.replace(struct.pack("<HH", 17, 19), struct.pack("<HH", 60_000, 60_000))
-    for tag, value in ((256, 17), (257, 19)):
-        old, short = struct.pack("<HHII", tag, 4, 1, value), struct.pack("<HHIHH", tag, 3, 1, value, 0)
-        assert old in content or short in content
-        new = struct.pack("<HHII", tag, 4, 1, 60_000)
-        content = content.replace(old, new).replace(short, new)
-    return content
+    return content.replace(struct.pack("<HH", 17, 19), struct.pack("<HH", 60_000, 60_000))
 
 
+BOMB = b"\x78\xda" + deflated_zeros(8192 * MEBIBYTE)
 BOMBS = {
-    "giant PNG": (lambda: built(100_000, 100_000, zlib.compress(bytes(300_001))), "announces 100000 x 100000 pixels"),
-    "giant interlaced": (lambda: built(100_000, 100_000, zlib.compress(bytes(9)), 1), "announces 100000 x 100000"),
-    "packed PNG": (lambda: built(60_000, 60_000, b"\x78\xda" + deflated_zeros(8192 * MEBIBYTE)), "60000 x 60000"),
-    "behind the pixels": (lambda: built(4, 4, b"\x78\xda" + deflated_zeros(8192 * MEBIBYTE)), "more than the picture"),
-    "behind passes": (lambda: built(4, 4, b"\x78\xda" + deflated_zeros(8192 * MEBIBYTE), 1), "more than the picture"),
-    **{kind: (lambda kind=kind: announcing(kind), "broken") for kind in ("JPEG", "BMP", "GIF", "TIFF")},
-}  # fmt: skip
+    "giant PNG": (built(100_000, 100_000, zlib.compress(bytes(300_001))), "announces 100000 x 100000 pixels"),
+    "giant interlaced": (built(100_000, 100_000, zlib.compress(bytes(9)), 1), "announces 100000 x 100000"),
+    "packed PNG": (built(60_000, 60_000, BOMB), "60000 x 60000"),
+    "behind the pixels": (built(4, 4, BOMB), "more than the picture"),
+    "behind passes": (built(4, 4, BOMB, 1), "more than the picture"),
+    **{kind: (announcing(kind), "broken") for kind in ("JPEG", "BMP", "GIF")},
+}
 
 
 @pytest.mark.parametrize("reader", READERS)
 @pytest.mark.parametrize("kind", BOMBS)
 def test_images_that_ask_for_gigabytes(tmp_path: Path, kind: str, reader: Reader) -> None:
-    make, words = BOMBS[kind]
+    content, words = BOMBS[kind]
     path = tmp_path / "a.png"
-    path.write_bytes(make())
+    path.write_bytes(content)
     refused(tmp_path, lambda: read_image(path, reader), words)
+    refused(tmp_path, lambda: read_image(path, reader, noisy=True), words)
 
 
 def test_paths_that_are_no_images(tmp_path: Path) -> None:

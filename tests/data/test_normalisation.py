@@ -1,4 +1,4 @@
-"""Normalisation: statistics and their file, targets, and the inverse."""
+"""Normalisation: statistics and their file, targets and the inverse, relative actions, and failures by name."""
 
 from __future__ import annotations
 
@@ -6,43 +6,20 @@ import json
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
-from unittest.mock import Mock
 
 import numpy as np
 import pytest
-from hypothesis import given
-from hypothesis import strategies as st
-from hypothesis.extra.numpy import arrays
 
-from lary.data.normalisation import (
-    Normaliser,
-    Statistics,
-    load_normaliser,
-    load_targets,
-    measure,
-    read_statistics,
-    relative_stats_file,
-)
+from lary.data import normalisation
+from lary.data.actions import FOLDERS
+from lary.data.configs import RelativeConfig, StatsConfig
+from lary.data.normalisation import load_normaliser, load_targets, write_relative, write_statistics
 from lary.data.spec import DATASETS, Normalisation
-from lary.data.statistics import measure_table
 from lary.data.tables import read_table
-from lary.types import LaryError, UsageError
+from lary.types import LaryError, MediaError, UsageError
 from tests.data.arm import ARM, SPACE, arm_table, draw
-from tests.helpers import FIXTURES
-
-
-@given(
-    chunk=arrays(np.float32, (4, 3), elements=st.floats(-100, 100, width=32)),
-    mean=arrays(np.float64, 3, elements=st.floats(-10, 10)),
-    std=arrays(np.float64, 3, elements=st.sampled_from([0.0, 1e-9, 1e-3, 0.5, 1.0, 7.0])),
-)
-def test_normalised_chunks_can_be_taken_back(chunk: np.ndarray, mean: np.ndarray, std: np.ndarray) -> None:
-    normaliser = Normaliser("here", robots={"a": Statistics.of(mean, std, 3, "here")})
-    normal = normaliser.normalise(chunk, "a")
-    assert normal.dtype == np.float32
-    numbers = normaliser.statistics("a")
-    np.testing.assert_allclose(normal * numbers.std + numbers.mean, chunk, rtol=1e-5, atol=1e-4)
-    np.testing.assert_allclose(normal[:, std < 1e-6], (chunk - mean)[:, std < 1e-6], rtol=1e-5, atol=1e-5)
+from tests.helpers import FIXTURES, rows_of, settings_of
+from tests.tree import make_calvin, write_table
 
 
 def test_targets_of_two_robots(tmp_path: Path) -> None:
@@ -50,24 +27,21 @@ def test_targets_of_two_robots(tmp_path: Path) -> None:
     table = arm_table(tmp_path, chunks, ["a", "b", "a", "b", *"b" * 500])
     stats = {"robot_stats": {"a": {"mean": [1, 2, 3], "std": [1, 2, 0]}, "b": {"mean": [0, 0, 0], "std": [2, 2, 2]}}}
     (tmp_path / "stats.json").write_text(json.dumps(stats))
-    bar = Mock()
-    targets = load_targets(table, load_normaliser(ARM, tmp_path), bar)
+    targets = load_targets(table, load_normaliser(ARM, tmp_path))
     assert targets.values.dtype == targets.mean.dtype == np.float32
     np.testing.assert_allclose(targets.values[0], (chunks[0] - [1, 2, 3]) / [1, 2, 1], rtol=1e-6)
-    np.testing.assert_allclose(targets.values[1], chunks[1] / 2, rtol=1e-6)
     np.testing.assert_array_equal(targets.values[4:], np.stack(chunks[4:]) / 2, "many small files stay in order")
     np.testing.assert_array_equal(targets.std[:4], [[1, 2, 1], [2, 2, 2], [1, 2, 1], [2, 2, 2]])
     np.testing.assert_array_equal(targets.mean[:2], [[1, 2, 3], [0, 0, 0]])
     assert targets.readable.tolist() == [True, True, False, False, *[True] * 500]
     assert [failure.row for failure in targets.failures] == [2, 3]
     assert "No such file" in targets.failures[0].reason
-    assert sum(call.args[0] if call.args else 1 for call in bar.advance.call_args_list) == 504
 
 
 @pytest.mark.parametrize(
     ("robots", "words"),
     [
-        (["a", "c", "c"], r"row 2 and 1 others: .*robot type 'c' in .*stats\.json, which has: 'a'\. make them"),
+        ("acc", r"row 2 and 1 others: .*robot type 'c' in .*stats\.json, which has: 'a'\. make them"),
         (["a", "a", ""], r"row 3 and 0 others: .*without a robot type.*Fill the column .*make them"),
     ],
 )
@@ -91,38 +65,26 @@ def test_robot_without_statistics_is_an_error(tmp_path: Path, robots: list[str],
         ('{"a": {"mean": [0, 0, 0], "std": [1, 1, 1]}}', False, "no mean and std"),
     ],
 )  # fmt: skip
-def test_wrong_statistics_are_refused_and_shared_ones_serve_every_robot(
-    tmp_path: Path, text: str | None, per_robot: bool, words: str
-) -> None:
+def test_wrong_statistics_are_refused(tmp_path: Path, text: str | None, per_robot: bool, words: str) -> None:
     path = tmp_path / "stats.json"
     if text is not None:
         path.write_text(text)
     with pytest.raises(LaryError, match=words):
-        read_statistics(path, 3, "make them", per_robot=per_robot)
+        normalisation.read_statistics(path, 3, "make them", per_robot=per_robot)
     path.write_text('{"mean": [0, 0, 0], "std": [1, 2, 3]}')
-    assert read_statistics(path, 3, "", per_robot=False).statistics("any").std.tolist() == [1, 2, 3]
+    assert normalisation.read_statistics(path, 3, "", per_robot=False).statistics("any").std.tolist() == [1, 2, 3]
 
 
-@pytest.mark.parametrize(
-    ("name", "file"),
-    [
-        ("calvin", "calvin/relative_action_stats_calvin.json"),
-        ("vlabench_15", "vlabench/relative_action_stats_vlabench_15.json"),
-        ("robocoin", "robocoin_10/relative_action_stats_robocoin.json"),
-        ("agibotbeta", "agibot_45/relative_action_stats_agibotbeta.json"),
-    ],
-)
-def test_missing_statistics_name_the_published_command(name: str, file: str, tmp_path: Path) -> None:
-    spec = DATASETS.get(name)
-    assert relative_stats_file(spec) == f"regression_relative/{file}"
-    made = rf"Make them with: python utils/prepare_relative_actions\.py --dataset {name} "
-    with pytest.raises(LaryError, match=made):
-        load_normaliser(spec, tmp_path, "relative")
-    with pytest.raises(LaryError, match=made + r".*--frame local"):
-        load_normaliser(spec, tmp_path, "relative", frame="local")
-    if spec.actions.normalisation.stats_file:
-        with pytest.raises(LaryError, match=rf"compute_robot_action_stats\.py --dataset {name}"):
-            load_normaliser(spec, tmp_path)
+def test_missing_statistics_name_the_published_command(tmp_path: Path) -> None:
+    spec, made = DATASETS.get("robocoin"), r"Make them with: python utils/"
+    for words, options in (
+        (rf"robocoin_10/relative_action_stats_robocoin\.json do not exist\. {made}prepare_relative_actions\.py "
+         "--dataset robocoin ", {"mode": "relative"}),
+        (rf"{made}prepare_relative_actions\.py .*--frame local", {"mode": "relative", "frame": "local"}),
+        (rf"{made}compute_robot_action_stats\.py --dataset robocoin", {}),
+    ):  # fmt: skip
+        with pytest.raises(LaryError, match=words):
+            load_normaliser(spec, tmp_path, **options)  # type: ignore[arg-type]
 
 
 def test_statistics_measured_on_the_training_split(tmp_path: Path) -> None:
@@ -137,11 +99,8 @@ def test_statistics_measured_on_the_training_split(tmp_path: Path) -> None:
     steps = np.concatenate([chunks[0], chunks[2], chunks[5]]).astype(np.float64)
     np.testing.assert_allclose(normaliser.statistics("a").mean, steps.mean(axis=0), rtol=1e-12)
     np.testing.assert_allclose(normaliser.statistics("a").std, steps.std(axis=0), rtol=1e-9)
-    targets = load_targets(table, normaliser)
-    seen = targets.values[targets.readable]
-    assert float((seen**2).mean()) == pytest.approx(1.0, rel=1e-2), "the mean action's error on training"
     with pytest.raises(LaryError, match="None of the action files"):
-        measure(table.take([3]))
+        load_normaliser(spec, tmp_path, train=table.take([3]))
 
 
 def test_rows_that_lost_their_robot_are_read_as_the_record_says(tmp_path: Path) -> None:
@@ -149,22 +108,19 @@ def test_rows_that_lost_their_robot_are_read_as_the_record_says(tmp_path: Path) 
     spec = DATASETS.get("robocoin")
     source = FIXTURES / "metadata" / "robocoin_metadata_unseen.csv"
     table = read_table(spec, "unseen", path=source, data_dir=tmp_path)
-    for number, sample in enumerate(table):
-        path = table.action_path(sample)
+    for number in range(len(table)):
+        path = table.action_path(number)
         path.parent.mkdir(parents=True, exist_ok=True)
         np.save(path, draw(10, 12, seed=number))
     lost = [name == "" for name in table.frame["robot_type"]]
     assert [name == "G1edu-u3" for name in table.embodiments()] == lost
     assert True in lost
-    assert [table[row].embodiment for row in range(len(table))] == list(table.embodiments())
-    report = measure_table(spec, source, tmp_path)
+    report = normalisation.measure_table(spec, source, tmp_path)
     assert "nan" in report.robots, "the file has the published key"
     assert "G1edu-u3" not in report.robots
     normaliser = load_normaliser(spec, tmp_path)
-    targets = load_targets(table, normaliser)
-    np.testing.assert_allclose(targets.values[lost].mean(axis=(0, 1)), 0, atol=1e-5)
+    np.testing.assert_allclose(load_targets(table, normaliser).values[lost].mean(axis=(0, 1)), 0, atol=1e-5)
     np.testing.assert_array_equal(normaliser.statistics("G1edu-u3").mean, normaliser.statistics("nan").mean)
-
     written = json.loads(report.out.read_text())
     written["robot_stats"]["G1edu-u3"] = {"mean": [7.0] * 12, "std": [1.0] * 12}
     report.out.write_text(json.dumps(written))
@@ -173,3 +129,70 @@ def test_rows_that_lost_their_robot_are_read_as_the_record_says(tmp_path: Path) 
     report.out.write_text(json.dumps(written))
     with pytest.raises(LaryError, match=r"no action statistics of robot type 'G1edu-u3'.*galaxea_r1_lite"):
         load_targets(table, load_normaliser(spec, tmp_path))
+
+
+def test_statistics_of_a_table_with_broken_and_missing_action_files(tmp_path: Path) -> None:
+    folder = tmp_path / "data" / "regression" / "robocoin_10" / "t" / "actions"
+    folder.mkdir(parents=True)
+    chunks = [draw(10, 12, seed=number) * 1e-3 + 100 for number in range(40)]
+    for number, chunk in enumerate(chunks):
+        np.save(folder / f"{number}.npy", chunk)
+    rows = [{"robot_type": "ab"[number % 2], "action": f"t/actions/{number}.npy"} for number in range(40)]
+    table = tmp_path / "data" / "robocoin_metadata_seen_train.csv"
+    write_table(table, rows)
+    config, settings = StatsConfig(dataset="robocoin", workers=2), settings_of(tmp_path)
+    for words, values in (
+        ("expected", np.zeros((3, 5))), ("NaN", np.full((10, 12), np.nan)), ("no array of numbers", np.array(["x"])),
+    ):  # fmt: skip
+        np.save(folder / "1.npy", values)
+        with pytest.raises(MediaError, match=words):
+            write_statistics(config, settings)
+        assert not list((tmp_path / "data").rglob("*.json"))
+    (folder / "1.npy").unlink()
+    report = write_statistics(config, settings)
+    assert (report.robots, report.missing) == ({"a": 200, "b": 190}, 1)
+    found = json.loads(report.out.read_text())
+    assert found["missing_action_examples"] == ["regression/robocoin_10/t/actions/1.npy"]
+    assert found["global"]["count"] == 390
+    values, entry = np.concatenate(chunks[3::2]).astype(np.float64), found["robot_stats"]["b"]
+    np.testing.assert_allclose(entry["mean"], values.mean(axis=0), rtol=1e-12)
+    np.testing.assert_allclose(entry["std"], values.std(axis=0), rtol=1e-9)
+    for file in folder.iterdir():
+        file.unlink()
+    with pytest.raises(LaryError, match=r"All 40 action files of .* are missing, such as .*0\.npy"):
+        write_statistics(config, settings)
+    with pytest.raises(UsageError, match="without a statistics file; name one with --output"):
+        write_statistics(StatsConfig(dataset="calvin", csv=table), settings)
+
+
+def test_relative_actions_keep_frames_apart_and_name_failures(tmp_path: Path) -> None:
+    make_calvin(tmp_path, {"train": 1})
+    data, settings = tmp_path / "data", settings_of(tmp_path)
+    sorted((data / "regression").rglob("*.npy"))[1].write_bytes(b"")
+    config = RelativeConfig(dataset="calvin", csv=(Path("data/calvin_metadata_train.csv"),), workers=1)
+    for one in (config, replace(config, frame="local")):
+        report = write_relative(one, settings)
+        assert [item.row for item in report.tables[0].failures] == [1]
+        assert [row["row"] for row in rows_of(report.tables[0].listed)] == ["2"]
+        assert report.statistics is not None
+        assert json.loads(report.statistics.read_text())["count"] == 2
+    made = [sorted((data / folder).rglob("*.npy")) for folder in FOLDERS.values()]
+    assert [len(files) for files in made] == [2, 2]
+    path = made[0][0]
+    whole = path.read_bytes()
+    for spoil in (lambda: path.write_bytes(whole[:90]), lambda: np.save(path, np.zeros((5, 7)))):
+        spoil()
+        report = write_relative(config, settings)
+        assert [(each.written, each.skipped) for each in report.tables] == [(1, 1)]
+        assert path.read_bytes() == whole
+    with pytest.raises(UsageError, match="holds classes"):
+        write_relative(replace(config, dataset="libero"), settings)
+
+
+def test_split_of_a_table() -> None:
+    for table, dataset, split in (
+        ("train_la_calvin_5_dinov2.csv", "calvin", "train"), ("val_la_calvin_5_x.csv", "calvin", "val"),
+        ("seen_val_la_robocoin_10_x.csv", "robocoin", "seen_val"), ("pairs.csv", "robocoin", "seen_train"),
+        ("unseen_la_robocoin_10_x.csv", "robocoin", "unseen"), ("constrained_val.csv", "calvin", "val"),
+    ):  # fmt: skip
+        assert normalisation.split_of(DATASETS.get(dataset), Path(table)) == split, table

@@ -25,18 +25,18 @@ PAIR = DatasetSpec(
 def test_tables_are_found_by_both_names(tmp_path: Path) -> None:
     folder = tmp_path / "data"
     folder.mkdir()
-    with pytest.raises(UsageError, match=r"two_metadata_val\.csv nor .*two_val\.csv exists.*LARY_ROOT"):
-        find_table(PAIR, "val", tmp_path)
+    for spec, split, explicit, words in (
+        (PAIR, "val", None, r"two_metadata_val\.csv nor .*two_val\.csv exists.*LARY_ROOT"),
+        (PAIR, "val", tmp_path / "other.csv", r"other\.csv does not exist"),
+        (PAIR, "train", None, "no split 'train'"),
+        (DATASETS.get("calvin"), "val", None, "lary data download --include calvin"),
+    ):
+        with pytest.raises(UsageError, match=words):
+            find_table(spec, split, tmp_path, explicit)
     own = replace(PAIR, splits={"val": Split("here", table="mine.csv")})
     for name, spec in (("two_val.csv", PAIR), ("two_metadata_val.csv", PAIR), ("mine.csv", own)):
         (folder / name).touch()
         assert find_table(spec, "val", tmp_path) == folder / name
-    with pytest.raises(UsageError, match=r"other\.csv does not exist"):
-        find_table(PAIR, "val", tmp_path, tmp_path / "other.csv")
-    with pytest.raises(UsageError, match="no split 'train'"):
-        find_table(PAIR, "train", tmp_path)
-    with pytest.raises(UsageError, match="lary data download --include calvin"):
-        find_table(DATASETS.get("calvin"), "val", tmp_path)
 
 
 def test_draw_depends_on_names_alone(tmp_path: Path) -> None:
@@ -44,35 +44,33 @@ def test_draw_depends_on_names_alone(tmp_path: Path) -> None:
     for split in ("train", "val"):
         name = f"vlabench_30_metadata_{split}.csv"
         write_table(tmp_path / "data" / name, rows_of(FIXTURES / "metadata" / name))
-    drawn = {}
+    count = 0
     for part in ("train", "val"):
         path = find_table(spec, f"{part}_by_episode", tmp_path)
         groups = read_table(spec, f"{part}_by_episode", path=path, data_dir=tmp_path).groups()
         assert {validates(group, 0.25) for group in groups} == {part == "val"}
-        drawn[part] = rows_of(path)
-    assert len(drawn["train"]) + len(drawn["val"]) == 40
-    counts = Counter(validates(f"ep_{number}", 0.25) for number in range(4000))
-    assert abs(counts[True] - 1000) < 100
+        count += len(groups)
+    assert count == 40
+    assert abs(sum(validates(f"ep_{number}", 0.25) for number in range(4000)) - 1000) < 100
 
 
 def test_drawn_table_that_holds_something_else_is_refused(tmp_path: Path) -> None:
     spec = DATASETS.get("vlabench_15")
     rows = [{"src_img": f"ep_{n}/a.png", "tgt_img": f"ep_{n}/b.png", "action": f"ep_{n}/a.npy"} for n in range(20)]
-    tables = [tmp_path / "data" / f"vlabench_15_metadata_{split}.csv" for split in ("train", "val")]
-    write_table(tables[0], rows)
+    train, val = (tmp_path / "data" / f"vlabench_15_metadata_{split}.csv" for split in ("train", "val"))
+    write_table(train, rows)
     with pytest.raises(UsageError, match="no table of vlabench_15 val"):
         find_table(spec, "val_by_episode", tmp_path)
-    write_table(tables[1], rows[:3])
+    write_table(val, rows[:3])
     path = find_table(spec, "val_by_episode", tmp_path)
     before = path.read_bytes()
     assert find_table(spec, "val_by_episode", tmp_path).read_bytes() == before
     path.write_text("src_img,tgt_img,action\nep_1/a.png,ep_1/b.png,ep_1/a.npy\n")
     with pytest.raises(UsageError, match="remove it"):
         find_table(spec, "val_by_episode", tmp_path)
-    tables[0].unlink()
+    train.unlink()
     assert find_table(spec, "val_by_episode", tmp_path) == path, "drawn on another machine"
-    write_table(tables[0], [{"src_img": "a", "other": "b"}])
-    write_table(tables[1], rows[:3])
+    write_table(train, [{"src_img": "a", "other": "b"}])
     with pytest.raises(UsageError, match=r"has the columns src_img, tgt_img, action; expected src_img, other"):
         find_table(spec, "val_by_episode", tmp_path)
 
@@ -91,9 +89,7 @@ def pairs_table(path: Path) -> Path:
 
 
 @pytest.mark.parametrize(("by", "levels"), [("episode", 3), ("segment", 4)])
-def test_groups_and_reversed_clips_stay_together_and_classes_keep_their_share(
-    tmp_path: Path, by: str, levels: int
-) -> None:
+def test_groups_stay_together_and_classes_keep_their_share(tmp_path: Path, by: str, levels: int) -> None:
     table, config = pairs_table(tmp_path / "all_pairs.csv"), SplitConfig(by=by, dataset="libero")  # type: ignore[arg-type]
     report = write_split(table, config)
     train, val = rows_of(report.train), rows_of(report.val)
@@ -101,11 +97,14 @@ def test_groups_and_reversed_clips_stay_together_and_classes_keep_their_share(
     units = [{"/".join(row["src_img"].split("/")[:levels]) for row in part} for part in (train, val)]
     assert not units[0] & units[1]
     assert report.groups == (len(units[0]), len(units[1]))
-    counts, whole = Counter(row["action"] for row in val), Counter(row["action"] for row in rows_of(table))
+    counts, whole = (Counter(row["action"] for row in rows) for rows in (val, train + val))
     for label, number in whole.items():
         assert abs(counts[label] - 0.25 * number) <= 6
     first = report.val.read_bytes()
     assert write_split(table, config).val.read_bytes() == first
+
+
+def test_reversed_clips_stay_with_theirs(tmp_path: Path) -> None:
     names = [f"SSv2/{video}_{line}{end}.mp4" for video in range(30) for line in range(2) for end in ("", "_rev")]
     write_table(tmp_path / "all_clips.csv", [{"video_path": name, "action": "push"} for name in names])
     report = write_split(tmp_path / "all_clips.csv", SplitConfig(by="video"))

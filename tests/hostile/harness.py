@@ -5,7 +5,9 @@ from __future__ import annotations
 import os
 import resource
 import signal
+import struct
 import time
+import zipfile
 import zlib
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -92,3 +94,13 @@ def deflated_zeros(size: int) -> bytes:
     first = packer.compress(bytes(block)) + packer.flush(zlib.Z_FULL_FLUSH)
     again = packer.compress(bytes(block)) + packer.flush(zlib.Z_FULL_FLUSH)
     return first + again * (size // block - 1) + zlib.compressobj(9, zlib.DEFLATED, -15).flush()
+
+
+def zipped(path: Path, name: str, packed: bytes, size: int) -> None:
+    """A zip of one entry whose headers claim `size` bytes."""
+    own = name.encode()
+    fields = struct.pack("<HHHHHIII", 20, 0, zipfile.ZIP_DEFLATED, 0, 33, 0, len(packed), min(size, 2**32 - 1))
+    local = b"PK\x03\x04" + fields + struct.pack("<HH", len(own), 0) + own + packed
+    entry = b"PK\x01\x02" + struct.pack("<H", 20) + fields + struct.pack("<HHHHHII", len(own), 0, 0, 0, 0, 0, 0) + own
+    end = b"PK\x05\x06" + struct.pack("<HHHHIIH", 0, 0, 1, 1, len(entry), len(local), 0)
+    path.write_bytes(local + entry + end)

@@ -1,15 +1,58 @@
-"""Frames of LeRobot's rows by their time stamps."""
+"""Descriptions and lists of LeRobot data sets, and frames of their rows by time stamps."""
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 
-from lary.importers.lerobot_reader import frame_numbers, video_seconds
-from lary.types import MediaError
+from lary.importers.lerobot import dimension_names
+from lary.importers.lerobot_reader import LeRobot, frame_numbers, open_lerobot, video_seconds
+from lary.types import LaryError, MediaError
 from tests.lerobot_files import FPS, FRONT, LENGTHS, write_lerobot
+
+
+def described(root: Path, **info: Any) -> LeRobot:
+    (root / "meta").mkdir(exist_ok=True)
+    (root / "meta/info.json").write_text(
+        json.dumps({"codebase_version": "v2.1", "fps": 10, "features": {}, "data_path": "", **info})
+    )
+    return LeRobot(root)
+
+
+def test_what_is_no_lerobot_data_set(tmp_path: Path) -> None:
+    for source, words in ((tmp_path, "no meta/info.json"), ("nowhere", "owner/name")):
+        with pytest.raises(LaryError, match=words):
+            open_lerobot(str(source))
+    for name, value in (("codebase_version", "v1.6"), ("codebase_version", "v4.0"), ("codebase_version", None),
+                        ("fps", 0), ("fps", "fast"), ("fps", None)):  # fmt: skip
+        with pytest.raises(LaryError, match=f"wrong at '{name}'"):
+            described(tmp_path, **{name: value})
+    for text in ("", "{", '{"episode_index": 0}', '{"episode_index": 0, "length": 1e30}', "[1]",
+                 '{"episode_index": 0, "length": 5}\n' * 2):  # fmt: skip
+        (tmp_path / "meta/episodes.jsonl").write_text(text)
+        with pytest.raises(LaryError, match="The list of episodes"):
+            _ = described(tmp_path).episodes
+
+
+@pytest.mark.parametrize(
+    ("names", "dims"),
+    [
+        (["a", "b"], ("a", "b")),
+        ({"motors": ["a", "b"]}, ("a", "b")),
+        ({"left": ["a"], "right": ["b"]}, ("a", "b")),
+        ({"b": 1, "a": 0}, ("a", "b")),
+        (["a", "a"], ("a", "action_1_a")),
+        (["a"], ("action_0", "action_1")),
+        (None, ("action_0", "action_1")),
+    ],
+)
+def test_names_of_dimensions(tmp_path: Path, names: object, dims: tuple[str, ...]) -> None:
+    features = {"action": {"dtype": "float32", "shape": [2], "names": names}}
+    assert dimension_names(described(tmp_path, features=features), ["action"]) == dims
 
 
 def test_time_stamps_find_frames() -> None:

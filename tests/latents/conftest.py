@@ -11,9 +11,9 @@ import pytest
 from lary.data.spec import DATASETS
 from lary.data.tables import SampleTable, read_table
 from lary.latents.ref import open_store
-from lary.latents.shardfile import ShardSource
-from lary.latents.shards import ShardStore
+from lary.latents.sources import ShardSource
 from lary.latents.store import StoreIdentity
+from lary.latents.writers import ShardStore
 from tests.tree import make_calvin
 
 IDENTITY = StoreIdentity("toy", "calvin", "val", "corrected", "record", "weights", 0)
@@ -47,20 +47,19 @@ def fill(store: Any, table: SampleTable, tokens: np.ndarray, rows: Any, codes: n
 
 
 def shards_in(folder: Path, **changes: Any) -> ShardStore:
-    store = open_store(
-        folder, StoreIdentity(**(vars(IDENTITY) | changes)), {}, overwrite=False, kind="shards", unit_rows=4
-    )  # fmt: skip
+    identity = StoreIdentity(**(vars(IDENTITY) | changes))
+    store = open_store(folder, identity, {}, overwrite=False, kind="shards", unit_rows=4)
     assert isinstance(store, ShardStore)
     return store
 
 
-def source_of(store: ShardStore, table: SampleTable, mode: str = "mmap") -> ShardSource:
+def source_of(store: ShardStore, table: SampleTable) -> ShardSource:
     """The rows that are there, in the table's order."""
     headers = {header.path.name: header for header in store.headers()}
     names, held = list(headers), store.held(table)
     places = [held[row].split("#") for row in sorted(held)]
     files = np.array([names.index(name) for name, _ in places])
-    return ShardSource(list(headers.values()), files, np.array([int(at) for _, at in places]), mode)
+    return ShardSource(list(headers.values()), files, np.array([int(at) for _, at in places]))
 
 
 def contents(folder: Path) -> dict[str, bytes]:

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-import csv
+import os
 import shutil
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -13,12 +14,13 @@ import pytest
 
 from lary.configs import ExtractConfig
 from lary.latents.ref import LatentsRef, SplitLatents, find_latent_table, open_latents
-from lary.latents.shardfile import ShardSource
-from lary.latents.store import PooledSource
+from lary.latents.sources import PooledSource, ShardSource
 from lary.runs.extract import extract
 from lary.types import RANDOM, LaryError, UsageError
 from tests.helpers import rows_of, settings_of
+from tests.hostile.harness import refused
 from tests.tiny import save_tiny
+from tests.tree import write_table
 
 REF = LatentsRef(model="pixels", dataset="calvin", split="val")
 
@@ -33,9 +35,8 @@ def root(tree: Path, tmp_path: Path) -> Path:
     return tmp_path / "root"
 
 
-def opened(root: Path, read: str | None = None, **changes: Any) -> SplitLatents:
-    given = {"LARY_READ": read} if read else {}
-    return open_latents(settings_of(root, **given), replace(REF, **changes))
+def opened(root: Path, **changes: Any) -> SplitLatents:
+    return open_latents(settings_of(root), replace(REF, **changes))
 
 
 def test_tables_and_folders_have_the_published_names_and_differences_behind_them(tmp_path: Path) -> None:
@@ -68,10 +69,7 @@ def test_latents_of_a_program_that_nobody_knows_are_opened(root: Path) -> None:
     for at, row in enumerate(rows):
         np.savez(folder / f"own_{at}.npz", tokens=np.full((2, 3, 4, 5), at, np.float32))
         row["la_path"] = f"own_{at}.npz" if at else ""
-    with (root / "data" / "val_la_calvin_5_stranger.csv").open("w", newline="") as file:
-        writer = csv.DictWriter(file, list(rows[0]))
-        writer.writeheader()
-        writer.writerows(rows)
+    write_table(root / "data" / "val_la_calvin_5_stranger.csv", rows)
     found = opened(root, model="stranger")
     assert (found.source.shape, found.left_out) == ((2, 12, 5), 1)
     assert found.source.read([3]).mean() == 4
@@ -90,18 +88,14 @@ def test_both_kinds_give_the_same_latents(root: Path) -> None:
     report = extract(config("val", store="shards", shard_rows=4), settings_of(root))
     assert (report.extracted, report.failures) == (9, ())
     assert "pixels/shard_00001.safetensors#1" in report.table.read_text()
-    for read in (None, "pread"):
-        found = opened(root, read)
-        rows = np.arange(9)
-        np.testing.assert_array_equal(found.source.read(rows), expected)
-        assert found.store["key"] == plain.store["key"]
-        assert found.store["table"]["rows"] == 9
+    found = opened(root)
+    np.testing.assert_array_equal(found.source.read(np.arange(9)), expected)
+    assert found.store["key"] == plain.store["key"]
+    assert found.store["table"]["rows"] == 9
     taken = found.take([4, 1])
     assert [sample.id for sample in taken.table] == [found.table[4].id, found.table[1].id]
     assert (taken.left_out, len(taken.source)) == (7, 2)
     assert extract(config("val", store="shards", shard_rows=4), settings_of(root)).extracted == 0
-    with pytest.raises(UsageError, match="LARY_READ=slowly: expected mmap or pread"):
-        opened(root, "slowly")
 
 
 def test_a_row_of_another_sample_is_noticed(root: Path) -> None:
@@ -123,7 +117,7 @@ def test_a_row_of_another_sample_is_noticed(root: Path) -> None:
     with pytest.raises(UsageError, match="leaves its root"):
         opened(root)
     report.table.write_text(text.replace("shard_00000.safetensors#1", "latent_action_00000001.npz", 1))
-    with pytest.raises(UsageError, match="shards in some rows"):
+    with pytest.raises(UsageError, match="names no row of a shard"):
         opened(root)
 
 
@@ -159,3 +153,43 @@ def test_class_tokens_of_a_backbone_are_stored(root: Path, tmp_path: Path) -> No
     every, cls = (opened(root, model="dinov2-origin", pool=pool).source for pool in (None, "cls"))
     assert cls.shape == (2, 1, every.shape[-1])
     assert not (cls.read([0]) == every.read([0])).all(-1).any(), "a class token is none of the patch tokens"
+
+
+@pytest.mark.parametrize(
+    ("cell", "words"),
+    [
+        ("../../secret.npz", "leaves its root"),
+        ("/etc/passwd", "leaves its root"),
+        ("calvin/val/pixels/a\x01b.npz", "control characters"),
+        ("calvin/val/pixels/" + "x" * 300, "too long"),
+        ("calvin/val/random-vit/latent_action_00000000.npz", "another model"),
+    ],
+    ids=["upwards", "absolute", "control", "long", "another model's"],
+)
+def test_latent_paths_that_lead_elsewhere(root: Path, cell: str, words: str) -> None:
+    table = extract(config("val"), settings_of(root)).table
+    rows = rows_of(table)
+    rows[0]["la_path"] = cell
+    write_table(table, rows)
+    refused(root, lambda: opened(root), words)
+
+
+def test_files_that_become_something_else_are_not_followed(root: Path) -> None:
+    """Between check and use, and where outputs belong."""
+    table, latents = extract(config("val"), settings_of(root)).table, opened(root)
+    makers: list[Callable[[Path], object]] = [
+        os.mkfifo, lambda path: path.symlink_to("/dev/zero"), lambda path: path.symlink_to(path), Path.mkdir
+    ]  # fmt: skip
+    for row, make in enumerate(makers):
+        path = latents.folder / f"latent_action_{row:08d}.npz"
+        path.unlink()
+        make(path)
+        refused(root, lambda row=row: latents.source.read([row]), "can't be read")  # type: ignore[misc]
+    path.rmdir()
+    (root / "victim").write_text("precious")
+    for file in (path, table):
+        file.unlink(missing_ok=True)
+        file.symlink_to(root / "victim")
+    assert extract(config("val"), settings_of(root)).extracted == 4
+    assert (root / "victim").read_text() == "precious"
+    assert not path.is_symlink()

@@ -7,26 +7,32 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch
+from hypothesis import given
+from hypothesis import settings as limits
+from hypothesis import strategies as st
 
 from lary.data.tables import SampleTable
 from lary.latents.ref import open_store
-from lary.latents.store import StoreIdentity, read_manifest
-from lary.types import MediaError, UsageError
+from lary.latents.store import StoreIdentity, pooled_latents, pooled_tokens, read_manifest
+from lary.types import LaryError, Latents, MediaError, UsageError
 from tests.latents.conftest import IDENTITY, contents, draw, fill, shards_in
 
 
 @pytest.mark.parametrize("kind", ["npz", "shards"])
-def test_float16_tells_what_it_cannot_hold(tmp_path: Path, kind: Any) -> None:
+def test_float16_says_what_it_cannot_hold(tmp_path: Path, kind: Any) -> None:
     identity = StoreIdentity(**(vars(IDENTITY) | {"dtype": "float16"}))
     store = open_store(tmp_path, identity, {}, overwrite=False, kind=kind)
     with store.writer(0) as write:
         with pytest.raises(MediaError, match=r"7e[+]04 is too large for float16.*bfloat16"):
             write(0, "sample", np.full((1, 1, 2), 70000, np.float32), None)
+        with pytest.raises(MediaError, match="not finite"):
+            write(0, "sample", np.full((1, 1, 2), np.nan, np.float32), None)
         write(1, "sample", np.full((1, 1, 2), 60000, np.float32), None)
 
 
-def test_stores_are_not_mixed(tmp_path: Path) -> None:
-    shards_in(tmp_path)
+def test_stores_are_not_mixed(tmp_path: Path, table: SampleTable) -> None:
+    fill(shards_in(tmp_path), table, draw(9), range(9))
     for changes, message in (
         ({"weights": "other"}, "weights 'weights' instead of 'other'"),
         ({"dtype": "float16"}, "dtype 'float32' instead of 'float16'"),
@@ -40,22 +46,42 @@ def test_stores_are_not_mixed(tmp_path: Path) -> None:
     with pytest.raises(UsageError, match=r"--batch-size 3: the shards of .* hold 4 rows"):
         open_store(tmp_path, IDENTITY, {}, overwrite=False, kind="shards", batch_size=3)
     assert open_store(tmp_path, IDENTITY, {}, overwrite=False, kind="shards", unit_rows=99).unit_rows == 4
-
-
-def test_units_hold_whole_batches(tmp_path: Path) -> None:
-    store = open_store(tmp_path, IDENTITY, {}, overwrite=False, kind="shards", unit_rows=10, batch_size=4)
-    assert store.unit_rows == 12
-    assert read_manifest(tmp_path)["unit_rows"] == 12
-
-
-def test_overwriting_removes_the_shards_of_another_extraction(tmp_path: Path, table: SampleTable) -> None:
-    fill(shards_in(tmp_path), table, draw(9), range(9))
     other = StoreIdentity(**(vars(IDENTITY) | {"seed": 1}))
-    open_store(tmp_path, other, {}, overwrite=True, kind="shards", unit_rows=4)
-    assert set(contents(tmp_path)) == {"store.json"}
+    store = open_store(tmp_path, other, {}, overwrite=True, kind="shards", unit_rows=10, batch_size=4)
+    assert set(contents(tmp_path)) == {"store.json"}, "the shards of the other extraction are gone"
+    assert store.unit_rows == read_manifest(tmp_path)["unit_rows"] == 12, "units hold whole batches"
+    for text in ("[]", '{"format": 9}', "{"):
+        (tmp_path / "store.json").write_text(text)
+        with pytest.raises(LaryError, match=r"store\.json"):
+            read_manifest(tmp_path)
 
 
 def test_a_key_stays_where_new_fields_have_their_old_meaning() -> None:
     assert IDENTITY.key == "58eb549664062730"
-    assert len({StoreIdentity(**(vars(IDENTITY) | change)).key for change in (
-        {}, {"dtype": "float16"}, {"pool": "mean"}, {"revision": "1"})}) == 4  # fmt: skip
+    changes: tuple[dict[str, Any], ...] = ({}, {"dtype": "float16"}, {"pool": "mean"}, {"revision": "1"})
+    assert len({StoreIdentity(**(vars(IDENTITY) | change)).key for change in changes}) == 4
+
+
+def test_class_tokens_of_an_encoder() -> None:
+    cls = torch.arange(12.0).reshape(2, 2, 3)
+    found = pooled_latents(Latents(torch.zeros(2, 2, 5, 3), cls=cls), "cls")
+    assert torch.equal(found.tokens, cls[:, :, None])
+    with pytest.raises(UsageError, match="no class token"):
+        pooled_latents(Latents(torch.zeros(2, 2, 5, 3)), "cls")
+
+
+@given(side=st.integers(1, 7), cells=st.integers(1, 7), steps=st.sampled_from([(), (3,)]))
+@limits(max_examples=30, deadline=None)
+def test_grid_cells_are_means_of_their_tokens(side: int, cells: int, steps: tuple[int, ...]) -> None:
+    tokens = torch.randn(2, *steps, side * side, 3, generator=torch.Generator().manual_seed(0))
+    if cells > side:
+        with pytest.raises(UsageError):
+            pooled_tokens(tokens, f"grid:{cells}")
+        return
+    found = pooled_tokens(tokens, f"grid:{cells}").unflatten(-2, (cells, cells))
+    grid = tokens.unflatten(-2, (side, side))
+    edges = [(cell * side // cells, -(-(cell + 1) * side // cells)) for cell in range(cells)]
+    for row, (top, bottom) in enumerate(edges):
+        for column, (left, right) in enumerate(edges):
+            expected = grid[..., top:bottom, left:right, :].mean((-3, -2))
+            torch.testing.assert_close(found[..., row, column, :], expected)

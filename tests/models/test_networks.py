@@ -91,10 +91,10 @@ def test_extraction_keeps_random_latents_apart(tmp_path: Path) -> None:
     arrays = []
     for weights in ((), ("--weights", "random")):
         assert lary("extract", *words, "--limit", "2", *weights, root=tmp_path).code == 0
-        done = lary("latents", "export", *words, *weights, "--out", tmp_path / "out.npy", root=tmp_path)
+        done = lary("latents", "export", *words, *weights, "--out", tmp_path / "out.npz", root=tmp_path)
         assert done.code == 0, done.err
-        arrays.append(np.load(tmp_path / "out.npy"))
+        arrays.append(np.load(tmp_path / "out.npz")["tokens"])
     assert not np.array_equal(*arrays)
     assert len(list((tmp_path / "data").glob("val_la_*@random.csv"))) == 1
-    done = lary("latents", "export", *words[:-1], "train", "--weights", "random", "--out", "x.npy", root=tmp_path)
+    done = lary("latents", "export", *words[:-1], "train", "--weights", "random", "--out", "x.npz", root=tmp_path)
     assert "--split train --weights random' first" in done.err

@@ -12,9 +12,8 @@ import torch.nn.functional as F
 
 from lary.probes import outcome as metrics
 from lary.probes.nets import ActionExpertMLP, AttentiveProbe
-from lary.probes.presets import PRESETS, HeadSettings
+from lary.probes.presets import PRESETS, HeadSettings, learning_rate, weight_decay
 from lary.probes.sources import balanced_indices, class_weights
-from lary.probes.training import learning_rate, weight_decay
 from tests.parity import fill
 from tests.parity.conftest import OWN, Case, case_names, load_case
 

@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from lary.data import clips, splits, statistics, verify
+from lary.data import clips, normalisation, splits, verify
 from lary.data.configs import CheckConfig, RelativeConfig, SplitConfig
 from lary.data.spec import DATASETS
 from tests.helpers import settings_of
@@ -66,7 +66,7 @@ def test_robot_statistics(name: str, tmp_path: Path) -> None:
             save(place, drawn(row["draw"], row["shape"], row["then"]))
     cells = [{"robot_type": row["robot_type"] or "", "action": row["action"]} for row in rows]
     table = write_csv(tmp_path / "table.csv", cells)
-    report = statistics.measure_table(spec, table, root, workers=2)
+    report = normalisation.measure_table(spec, table, root, workers=2)
     found, expected = json.loads(report.out.read_text()), case.about["output"]
     assert report.out == root / str(spec.actions.normalisation.stats_file)
     for key in ("dataset", "action_mode", "action_dim", "missing_actions", "missing_action_examples"):
@@ -83,13 +83,13 @@ def test_relative_actions(name: str, tmp_path: Path) -> None:
     case = load_case(name)
     spec, tables = DATASETS.get(case.config["dataset"]), []
     for file, entry in case.about["input"].items():
-        folder = tmp_path / spec.split(statistics.split_of(spec, Path(file))).root
+        folder = tmp_path / spec.split(normalisation.split_of(spec, Path(file))).root
         for number, row in enumerate(entry["rows"]):
             draw = entry["draw"].replace("<row>", str(number))
             save(folder / with_actions(row["action"]), drawn(draw, entry["shape"], entry["then"]))
         tables.append(write_csv(tmp_path / "tables" / file, entry["rows"]))
     config = RelativeConfig(dataset=spec.name, csv=tuple(tables), workers=2)
-    first, second = (statistics.write_relative(config, settings_of(tmp_path, DATA_DIR=tmp_path)) for _ in range(2))
+    first, second = (normalisation.write_relative(config, settings_of(tmp_path, DATA_DIR=tmp_path)) for _ in range(2))
     assert [[each.written, each.skipped] for each in second.tables] == case.about["second_run_written_skipped"]
     assert [each.written for each in first.tables] == [len(entry["rows"]) for entry in case.about["input"].values()]
     made = [path.relative_to(tmp_path).as_posix() for path in (tmp_path / "regression_relative").rglob("*.*")]

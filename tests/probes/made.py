@@ -13,11 +13,10 @@ from lary.probes.classify import ClassifierInputs, train_classifier
 from lary.probes.outcome import ClassificationOutcome, RegressionOutcome, SampleColumns
 from lary.probes.presets import ClassifierSettings, DitSettings, HeadSettings, ProbePreset, RegressorSettings
 from lary.probes.regress import EvaluatedSplit, RegressorInputs, train_regressor
-from lary.probes.ridge import fit_ridge
-from lary.probes.session import Session
+from lary.probes.training import Session
 
 CLASSES = ("close", "open", "pull", "push")
-KINDS = ("classify", "mlp", "dit")
+KINDS = ("attentive", "mlp", "dit", "ridge")
 TINY = ProbePreset(
     name="tiny",
     description="for tests",
@@ -74,40 +73,20 @@ def columns(count: int) -> SampleColumns:
     return SampleColumns(names, tuple((f"{name}.mp4",) for name in names), names, ("arm",) * count)
 
 
-def clips(count: int, signal: float, seed: int) -> tuple[np.ndarray, np.ndarray]:
+def clips(count: int, signal: float, seed: int) -> tuple[InMemory, np.ndarray]:
     """Tokens (n, 3, 4, 6): noise, and in one token of each step a pattern of the class and the step."""
     rng = np.random.default_rng(seed)
     patterns = np.random.default_rng(99).standard_normal((len(CLASSES), 3, 6))
     labels = np.arange(count) % len(CLASSES)
     tokens = rng.standard_normal((count, 3, 4, 6))
     tokens[:, :, 0] += signal * patterns[labels]
-    return tokens.astype(np.float32), labels
+    return InMemory(tokens.astype(np.float32)), labels
 
 
 def classifier_inputs(signal: float = 4.0, train: int = 80, validation: int = 36) -> ClassifierInputs:
-    tokens, labels = clips(train, signal, 0)
-    shown, truth = clips(validation, signal, 1)
+    (source, labels), (shown, truth) = clips(train, signal, 0), clips(validation, signal, 1)
     groups = tuple(f"video{index // 2}" for index in range(train))
-    return ClassifierInputs(InMemory(tokens), labels, groups, InMemory(shown), truth, columns(validation), CLASSES)
-
-
-def reshaped(inputs: ClassifierInputs, *shape: int, dtype: str = "float32", scale: float = 1.0) -> ClassifierInputs:
-    """The same latents in another shape, precision or scale."""
-    parts = (source.read(range(len(source))) * np.float32(scale) for source in (inputs.train, inputs.validation))
-    train, validation = (InMemory(part.reshape(-1, *shape).astype(dtype)) for part in parts)
-    return replace(inputs, train=train, validation=validation)
-
-
-def session_of(options: dict[str, Any]) -> Session:
-    """A session of those options that it has, taken out of `options`."""
-    names = [field.name for field in fields(Session) if field.name in options]
-    return Session(**{"protocol": "corrected", "seed": 42, **{name: options.pop(name) for name in names}})
-
-
-def classify(inputs: ClassifierInputs, preset: ProbePreset = TINY, **options: Any) -> ClassificationOutcome:
-    """Train the classification probe; options are those of a session and of the training."""
-    session = session_of(options)
-    return train_classifier(inputs, preset, session, **options)
+    return ClassifierInputs(source, labels, groups, shown, truth, columns(validation), CLASSES)
 
 
 def regressor_inputs(noise: float = 0.05, train: int = 120, count: int = 40) -> RegressorInputs:
@@ -126,22 +105,27 @@ def regressor_inputs(noise: float = 0.05, train: int = 120, count: int = 40) -> 
     return RegressorInputs(InMemory(tokens[:train]), chunks[:train], groups, splits, ("x", "y", "gripper"), parts)
 
 
-def regress(inputs: RegressorInputs, preset: ProbePreset = TINY, **options: Any) -> RegressionOutcome:
-    """Train a regression probe; options are those of a session and of the training."""
-    session = session_of(options)
-    return train_regressor(inputs, preset, session, **options)
+def changed(inputs: Any, change: Any) -> Any:
+    """Inputs of either kind of probe, with `change` applied to the tokens of every split."""
+    own = {"train": InMemory(change(inputs.train.tokens))}
+    if isinstance(inputs, ClassifierInputs):
+        return replace(inputs, **own, validation=InMemory(change(inputs.validation.tokens)))
+    splits = {
+        role: replace(split, latents=InMemory(change(split.latents.tokens)))  # type: ignore[attr-defined]
+        for role, split in inputs.evaluated.items()
+    }
+    return replace(inputs, **own, evaluated=splits)
 
 
-def ridge(inputs: RegressorInputs, **options: Any) -> RegressionOutcome:
-    return fit_ridge(inputs, TINY, session_of(options))
-
-
-def train(kind: str, **options: Any) -> Outcome:
-    """A small training of one kind, three epochs."""
-    given: dict[str, Any] = {"epochs": 3, **options}
-    return classify(classifier_inputs(), **given) if kind == "classify" else regress(
-        regressor_inputs(), probe=kind, **given
-    )  # fmt: skip
+def train(kind: Any, inputs: Any = None, preset: ProbePreset = TINY, **options: Any) -> Any:
+    """A small training of one kind of probe; options are those of a session, of the settings, and ``precision``."""
+    own = {field.name: options.pop(field.name) for field in fields(Session) if field.name in options}
+    session = Session(**{"protocol": "corrected", "seed": 42, "preset": "tiny", **own})
+    given = {name: options.pop(name, None) for name in ("epochs", "batch_size", "sampler_steps")}
+    settings = preset.settings(kind, **given)
+    if kind == "attentive":
+        return train_classifier(inputs or classifier_inputs(), settings, session, **options)
+    return train_regressor(inputs or regressor_inputs(), settings, session)
 
 
 def numbers(outcome: Outcome) -> dict[str, np.ndarray]:

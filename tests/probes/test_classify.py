@@ -6,64 +6,58 @@ import csv
 import math
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 import torch
 
-from lary.probes.classify import ClassifierTraining
+from lary.probes.classify import ClassifierTraining, in_bfloat16
 from lary.probes.nets import AttentiveProbe
 from lary.probes.outcome import ClassificationOutcome, accuracy
-from lary.probes.presets import HeadSettings
-from lary.probes.session import Session
-from lary.probes.sources import hold_out
+from lary.probes.presets import HeadSettings, ProbePreset
+from lary.probes.sources import training_rows
+from lary.probes.training import Session
 from lary.types import LaryError, UsageError
-from tests.probes.made import TINY, Bar, InMemory, assert_same, classifier_inputs, classify, numbers, reshaped
+from tests.probes.made import TINY, Bar, InMemory, assert_same, changed, classifier_inputs, numbers, train
 
 
 def shares(outcome: ClassificationOutcome) -> dict[str, float]:
     return {name: accuracy(outcome.labels, chosen.logits.argmax(axis=1)) for name, chosen in outcome.selections.items()}
 
 
-def with_heads(*heads: HeadSettings, epochs: int = 10):  # type: ignore[no-untyped-def]
-    return replace(TINY, classifier=replace(TINY.classifier, heads=heads, epochs=epochs))
+def with_heads(*heads: HeadSettings, **more: Any) -> ProbePreset:
+    return replace(TINY, classifier=replace(TINY.classifier, **{"heads": heads} if heads else {}, **more))
 
 
 def test_separable_latents_are_read_and_noise_stays_near_chance() -> None:
-    outcome = classify(classifier_inputs())
+    outcome = train("attentive")
     assert list(outcome.selections) == ["held_out", "best_on_validation"]
     assert min(shares(outcome).values()) > 0.9
     assert (outcome.settings["preset"], outcome.warnings, len(outcome.history)) == ("tiny", (), 10)
-    noise = classify(classifier_inputs(signal=0.0, validation=200))
+    noise = train("attentive", classifier_inputs(signal=0.0, validation=200))
     assert 0.13 < shares(noise)["held_out"] < 0.37
 
 
-@pytest.mark.parametrize("scale", [1e-3, 1e3])
-@pytest.mark.parametrize("shape", [(3, 4, 6), (12, 6), (72,)])
+@pytest.mark.parametrize(("shape", "scale"), [((3, 4, 6), 1e-3), ((12, 6), 1e3), ((72,), 1e3)])
 def test_tokens_of_every_shape_are_read_and_every_scale_where_a_preset_standardises(
     shape: tuple[int, ...], scale: float
 ) -> None:
-    outcome = classify(reshaped(classifier_inputs(), *shape, scale=scale))
+    inputs = changed(classifier_inputs(), lambda tokens: np.float32(scale) * tokens.reshape(-1, *shape))
+    outcome = train("attentive", inputs)
     assert outcome.settings["tokens"] == list(shape)
     assert shares(outcome)["held_out"] > 0.8
 
 
-@pytest.mark.parametrize("shape", [(3, 2, 2, 6), (3, 1, 2, 2, 6), (), (0, 6)])
-def test_a_shape_that_no_probe_reads_is_refused_before_training(shape: tuple[int, ...]) -> None:
-    train, validation = (InMemory(np.zeros((count, *shape), np.float32)) for count in (80, 36))
-    with pytest.raises(UsageError, match=r"Latents of shape .* can't be probed: a probe reads tokens \(P, N, D\)"):
-        classify(replace(classifier_inputs(), train=train, validation=validation))
-
-
 def test_half_precision_is_widened_without_loss() -> None:
-    preset = replace(TINY, classifier=replace(TINY.classifier, standardise=False))
-    half = reshaped(classifier_inputs(), 3, 4, 6, dtype="float16")
-    assert_same(numbers(classify(half, preset, epochs=2)),
-                numbers(classify(reshaped(half, 3, 4, 6), preset, epochs=2)))  # fmt: skip
+    half = changed(classifier_inputs(), lambda tokens: tokens.astype("float16"))
+    whole = changed(half, lambda tokens: tokens.astype("float32"))
+    first, second = (train("attentive", each, with_heads(standardise=False), epochs=2) for each in (half, whole))
+    assert_same(numbers(first), numbers(second))
 
 
 def test_paper_protocol_trains_on_all_rows_and_reports_the_last_epoch(tmp_path: Path) -> None:
-    outcome = classify(classifier_inputs(), protocol="paper", folder=tmp_path, epochs=2)
+    outcome = train("attentive", protocol="paper", folder=tmp_path, epochs=2)
     assert list(outcome.selections) == ["best_on_validation"]
     assert (outcome.settings["fit_samples"], outcome.settings["held_out_samples"]) == (80, 0)
     assert outcome.selections["best_on_validation"].epoch == 2
@@ -75,7 +69,7 @@ def test_paper_protocol_trains_on_all_rows_and_reports_the_last_epoch(tmp_path: 
 
 def test_checkpoint_gives_the_reported_logits(tmp_path: Path) -> None:
     inputs = classifier_inputs()
-    outcome = classify(inputs, folder=tmp_path)
+    outcome = train("attentive", inputs, folder=tmp_path)
     saved = torch.load(tmp_path / "latest.pt", weights_only=True)
     assert sorted(path.name for path in tmp_path.iterdir()) == ["latest.pt", "log_r0.csv"]
     assert len(saved["classifiers"]) == 2
@@ -91,11 +85,13 @@ def test_checkpoint_gives_the_reported_logits(tmp_path: Path) -> None:
 
 def test_held_out_rows_have_no_part_in_training(tmp_path: Path) -> None:
     """Other values in held-out rows change no weight, and the choice is made on them."""
-    inputs, changed = classifier_inputs(), classifier_inputs()
-    _, held_rows = hold_out(inputs.train_groups, inputs.train_labels, seed=42)
+    inputs, other = classifier_inputs(), classifier_inputs()
+    _, held_rows = training_rows("corrected", inputs.train_groups, inputs.train_targets, seed=42)
     assert len(held_rows) >= 4
-    changed.train.tokens[held_rows] = 7.0  # type: ignore[attr-defined]
-    outcomes = [classify(given, folder=tmp_path / name, epochs=2) for given, name in ((inputs, "a"), (changed, "b"))]
+    other.train.tokens[held_rows] = 7.0  # type: ignore[attr-defined]
+    outcomes = [
+        train("attentive", given, folder=tmp_path / name, epochs=2) for given, name in ((inputs, "a"), (other, "b"))
+    ]
     assert outcomes[0].settings["held_out_samples"] == len(held_rows)
     first, second = (torch.load(tmp_path / name / "latest.pt", weights_only=True)["classifiers"] for name in "ab")
     for one, two in zip(first, second, strict=True):
@@ -104,7 +100,7 @@ def test_held_out_rows_have_no_part_in_training(tmp_path: Path) -> None:
 
 
 def test_head_and_epoch_are_the_best_on_the_held_out_rows() -> None:
-    outcome = classify(classifier_inputs(signal=1.0))
+    outcome = train("attentive", classifier_inputs(signal=1.0))
     ranks = [
         (row["held_out_accuracy"][head], -row["held_out_loss"][head]) for row in outcome.history for head in range(2)
     ]
@@ -117,7 +113,7 @@ def test_head_and_epoch_are_the_best_on_the_held_out_rows() -> None:
 
 def test_every_sample_counts_with_a_partial_last_batch() -> None:
     inputs, bar = classifier_inputs(train=83, validation=35), Bar()
-    outcome = classify(inputs, epochs=2, batch_size=16, progress=bar)
+    outcome = train("attentive", inputs, epochs=2, progress=bar)
     assert outcome.selections["held_out"].logits.shape == (35, 4)
     assert bar.total == 2 * 83
     chosen = outcome.selections["best_on_validation"]
@@ -126,31 +122,29 @@ def test_every_sample_counts_with_a_partial_last_batch() -> None:
 
 
 def test_a_head_that_diverges_is_dropped_and_named(caplog: pytest.LogCaptureFixture) -> None:
-    outcome = classify(classifier_inputs(), with_heads(HeadSettings(1e30, 0.01), HeadSettings(1e-2, 0.01)))
+    outcome = train("attentive", preset=with_heads(HeadSettings(1e30, 0.01), HeadSettings(1e-2, 0.01)))
     assert [chosen.head for chosen in outcome.selections.values()] == [1, 1]
     assert shares(outcome)["held_out"] > 0.9
-    assert len(outcome.warnings) == 1
-    assert outcome.warnings[0].startswith("Head 0 (learning rate 1e+30) was dropped in epoch 1, update 2: ")
-    assert caplog.messages == [outcome.warnings[0]]
+    (warning,) = outcome.warnings
+    assert warning.startswith("Head 0 (learning rate 1e+30) was dropped in epoch 1, update 2: ")
+    assert caplog.messages == [warning]
     last = outcome.history[-1]
     assert (last["train_accuracy"][0], last["validation_accuracy"][0]) == (0.0, 0.0)
     assert (last["train_loss"][0], last["validation_loss"][0]) == (None, None)
-
-
-def test_all_heads_diverging_is_an_error() -> None:
+    diverging = with_heads(HeadSettings(1e30, 0.01), HeadSettings(3e29, 0.01))
     with pytest.raises(
         LaryError, match=r"Every head of the probe diverged by epoch 1 \(learning rates 1e\+30, 3e\+29\)"
     ):
-        classify(classifier_inputs(), with_heads(HeadSettings(1e30, 0.01), HeadSettings(3e29, 0.01)))
+        train("attentive", preset=diverging)
 
 
 def started(at_once: int | None = None, *heads: HeadSettings) -> ClassifierTraining:
     """A training before its first epoch."""
     inputs = classifier_inputs()
-    settings = with_heads(*(heads or TINY.classifier.heads)).classifier
     torch.manual_seed(0)
-    rows = hold_out(inputs.train_groups, inputs.train_labels, seed=42)
-    training = ClassifierTraining(inputs, settings, Session(protocol="corrected", seed=42), rows)
+    rows = training_rows("corrected", inputs.train_groups, inputs.train_targets, seed=42)
+    session = Session(protocol="corrected", seed=42)
+    training = ClassifierTraining(inputs, with_heads(*heads).classifier, session, rows, False)
     training.at_once = at_once or training.at_once
     training.build()
     return training
@@ -160,15 +154,12 @@ def test_a_head_that_diverges_later_keeps_its_earlier_epochs() -> None:
     """The only good head is spoilt after the second epoch; its best one before is still reported."""
     training = started(None, HeadSettings(1e-6, 0.01), HeadSettings(1e-2, 0.01))
     training.history += [training.run_epoch(epoch) for epoch in (1, 2)]
-    best = training.best
+    best = training.picks["held_out"]
     with torch.no_grad():
-        training.heads[1].network.classifier.linear.bias.fill_(math.nan)
+        training.networks[1].classifier.linear.bias.fill_(math.nan)
     training.run_epoch(3)
-    assert best is not None
-    assert training.best is best
-    assert training.best.head == 1
-    assert training.last is not None
-    assert training.last.head == 0
+    assert training.picks["held_out"] is best
+    assert (best["head"], training.picks["best_on_validation"]["head"]) == (1, 0)
     assert "dropped in epoch 3, update 1" in training.dropped[1]
 
 
@@ -179,9 +170,9 @@ def test_parts_of_a_batch_add_up_to_its_gradient(at_once: int) -> None:
 
 
 def test_bfloat16_is_trained_where_asked_for() -> None:
-    plain, half = (classify(classifier_inputs(), epochs=3, precision=precision) for precision in ("fp32", "bf16"))
+    plain, half = (train("attentive", epochs=3, precision=precision) for precision in ("fp32", "bf16"))
     assert (plain.settings["precision"], half.settings["precision"]) == ("fp32", "bf16")
-    again, other = (numbers(classify(classifier_inputs(), epochs=3, seed=seed)) for seed in (42, 43))
+    again, other = (numbers(train("attentive", epochs=3, seed=seed)) for seed in (42, 43))
     assert_same(numbers(plain), again)
     assert again["history"] != other["history"]
     first, second = (np.array(outcome.history[-1]["validation_loss"]) for outcome in (plain, half))
@@ -189,42 +180,42 @@ def test_bfloat16_is_trained_where_asked_for() -> None:
     np.testing.assert_allclose(first, second, rtol=0.2)
 
 
-def test_classes_that_cannot_be_learned_are_named() -> None:
+@pytest.mark.parametrize(("has", "expected"), [({"avx512_bf16": True}, True), ({"amx_bf16": True}, True), ({}, False)])
+def test_the_published_precision_where_the_device_has_it(
+    has: dict[str, bool], expected: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: has, raising=False)
+    assert in_bfloat16(True, None, "cpu") is expected
+    assert in_bfloat16(False, "bf16", "cpu")
+    assert not any((in_bfloat16(False, None, "cpu"), in_bfloat16(True, "fp32", "cpu"), in_bfloat16(True, None, "mps")))
+    for version, fast in (((9, 0), True), ((7, 5), False)):
+        monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device, version=version: version)
+        assert in_bfloat16(True, None, "cuda:1") is fast
+
+
+def test_classes_that_cannot_be_learned_are_named_and_the_majority_is_a_control() -> None:
     inputs = classifier_inputs()
-    few = replace(inputs, train_labels=np.where(inputs.train_labels == 2, 0, inputs.train_labels))
-    (warning,) = classify(few, epochs=1).warnings
+    labels = np.where(inputs.train_targets == 2, 0, inputs.train_targets)
+    outcome = train("attentive", replace(inputs, train_targets=labels), epochs=1)
+    (warning,) = outcome.warnings
     assert warning.startswith("1 of 4 classes ")
     assert "80 training samples (pull): extract more of the training split" in warning
+    np.testing.assert_array_equal(outcome.train_counts, [40, 20, 0, 20])
+    np.testing.assert_array_equal(outcome.controls["majority_class"], np.zeros(36))
 
 
-def test_majority_control_and_counts() -> None:
+def test_wrong_inputs_are_refused_before_training() -> None:
     inputs = classifier_inputs()
-    labels = np.where(np.arange(80) < 50, 2, inputs.train_labels)
-    outcome = classify(replace(inputs, train_labels=labels), epochs=1)
-    np.testing.assert_array_equal(outcome.train_counts, np.bincount(labels, minlength=4))
-    np.testing.assert_array_equal(outcome.controls["majority_class"], np.full(36, 2))
-
-
-def test_wrong_inputs_are_refused() -> None:
-    inputs = classifier_inputs()
+    narrow = InMemory(np.zeros((36, 3, 4, 5), np.float32))
     wrong = [
         (replace(inputs, train_groups=("one video",) * 80), "none can be held out"),
-        (replace(inputs, train_labels=inputs.train_labels[:-1]), "differ in number"),
-        (replace(inputs, labels=inputs.labels[:-1]), "differ in number"),
-        (replace(inputs, validation=InMemory(np.zeros((36, 3, 4, 5), np.float32))),
-         r"\(3, 4, 6\), validation latents \(3, 4, 5\)"),
-        (replace(inputs, train_labels=np.ones(80, np.int64)), "All 80 training samples are of the class 'open'"),
-    ]  # fmt: skip
-    for label in (-1, 4):
-        labels = np.where(np.arange(36) == 7, label, inputs.labels)
-        wrong.append((replace(inputs, labels=labels), f"Label {label} of the validation split is outside the 4"))
+        (replace(inputs, train_targets=inputs.train_targets[:-1]), r"latents and targets \[\(80, 79\), \(36, 36\)\]"),
+        (replace(inputs, validation=narrow), r"shapes \[\(3, 4, 6\), \(3, 4, 5\)\]"),
+        (replace(inputs, train_targets=np.ones(80, np.int64)), "All 80 training samples are of the class 'open'"),
+    ]
+    for shape in ((3, 2, 2, 6), (), (0, 6)):
+        given = changed(inputs, lambda tokens, shape=shape: np.zeros((len(tokens), *shape), np.float32))
+        wrong.append((given, r"Latents of shape .* can't be probed: a probe reads tokens \(P, N, D\)"))
     for given, message in wrong:
         with pytest.raises(UsageError, match=message):
-            classify(given)
-
-
-def test_latents_that_are_not_finite_are_refused_with_their_row() -> None:
-    inputs = classifier_inputs()
-    inputs.validation.tokens[5, 0, 0, 0] = np.nan  # type: ignore[attr-defined]
-    with pytest.raises(LaryError, match="row 5 "):
-        classify(inputs, epochs=1)
+            train("attentive", given)

@@ -1,7 +1,8 @@
-"""The regression probes on made-up latents: MLP and DiT."""
+"""The regression probes on made-up latents: MLP, DiT and ridge."""
 
 from __future__ import annotations
 
+import os
 from dataclasses import replace
 from pathlib import Path
 
@@ -11,38 +12,45 @@ import torch
 
 from lary.probes.nets import ActionExpertMLP
 from lary.probes.outcome import huber_loss, mse
-from lary.probes.sources import hold_out
+from lary.probes.sources import training_rows
 from lary.types import LaryError, UsageError
-from tests.probes.made import TINY, InMemory, assert_same, numbers, regress, regressor_inputs, ridge
+from tests.probes.made import TINY, InMemory, assert_same, changed, numbers, regressor_inputs, train
 
 
-def test_a_linear_map_is_read(tmp_path: Path) -> None:
-    inputs = regressor_inputs()
-    outcome = regress(inputs, folder=tmp_path)
+@pytest.mark.parametrize(("probe", "noise"), [("mlp", 0.05), ("ridge", 3.0)])
+def test_what_is_read_is_picked_on_the_held_out_tenth(probe: str, noise: float, tmp_path: Path) -> None:
+    inputs = regressor_inputs(noise)
+    outcome = train(probe, inputs, folder=tmp_path)
     for role in ("seen", "unseen"):
         split = outcome.splits[role]
         errors = {name: mse(chosen.values, split.targets) for name, chosen in split.selections.items()}
         assert list(errors) == ["held_out", "best_on_validation"]
-        assert max(errors.values()) < 0.5 * mse(split.controls["mean_action"], split.targets)
-        assert split.selections["held_out"].values.shape == (40, 2, 3)
+        assert probe == "ridge" or max(errors.values()) < 0.5 * mse(split.controls["mean_action"], split.targets)
         for name, chosen in split.selections.items():
             row = outcome.history[chosen.epoch - 1]
             assert row[f"{role}_mse"] == errors[name]
-            assert split.loss[name] == row[f"{role}_loss"] == huber_loss(chosen.values, split.targets, 16)
-    best = min(outcome.history, key=lambda row: row["seen_mse"])["epoch"]
-    assert outcome.splits["seen"].selections["best_on_validation"].epoch == best
-    held = min(outcome.history, key=lambda row: row["held_out_mse"])["epoch"]
-    assert outcome.splits["unseen"].selections["held_out"].epoch == held
-    network = ActionExpertMLP(24, 3, 2, hidden_dim=32, num_blocks=1)
-    network.load_state_dict(torch.load(tmp_path / "best_model.pth", weights_only=True), strict=True)
-    with torch.no_grad():
-        values = network(torch.from_numpy(inputs.evaluated["seen"].latents.read(np.arange(40)))).numpy()
+            batch = getattr(TINY, "regressor" if probe == "mlp" else "ridge").batch_size
+            assert split.loss[name] == row[f"{role}_loss"] == huber_loss(chosen.values, split.targets, batch)
+    for name, column in (("best_on_validation", "seen_mse"), ("held_out", "held_out_mse")):
+        best = min(outcome.history, key=lambda row, column=column: row[column])["epoch"]
+        assert outcome.splits["unseen"].selections[name].epoch == best
+    saved = torch.load(tmp_path / "best_model.pth", weights_only=True)
+    tokens = torch.from_numpy(inputs.evaluated["seen"].latents.read(np.arange(40)))
+    if probe == "mlp":
+        network = ActionExpertMLP(24, 3, 2, hidden_dim=32, num_blocks=1)
+        network.load_state_dict(saved, strict=True)
+        values = network.requires_grad_(False)(tokens)
+    else:
+        values = (tokens.flatten(1) - saved["mean"]) / saved["std"] @ saved["coef"] + saved["intercept"]
+        train_errors = [row["train_mse"] for row in outcome.history]
+        assert train_errors == sorted(train_errors), "a larger penalty fits worse"
     chosen = outcome.splits["seen"].selections["held_out"].values
+    assert chosen.shape == (40, 2, 3)
     np.testing.assert_allclose(values.reshape(40, 2, 3), chosen, atol=1e-5)
 
 
 def test_the_dit_learns_and_warns_of_what_its_sampler_clips() -> None:
-    outcome = regress(regressor_inputs(), probe="dit", epochs=8, sampler_steps=3)
+    outcome = train("dit", epochs=8, sampler_steps=3)
     losses = [row["train_loss"] for row in outcome.history]
     assert losses[-1] < losses[0]
     assert np.abs(outcome.splits["seen"].selections["held_out"].values).max() <= 1 + 1e-5
@@ -50,17 +58,19 @@ def test_the_dit_learns_and_warns_of_what_its_sampler_clips() -> None:
     assert "within one standard deviation" in outcome.warnings[0]
 
 
-def test_it_is_deterministic_and_holds_rows_out() -> None:
-    inputs, changed = regressor_inputs(), regressor_inputs()
-    _, held_rows = hold_out(inputs.train_groups, seed=42)
-    changed.train_targets[held_rows] = 5.0
-    first, again, other = (regress(given, epochs=3) for given in (inputs, inputs, changed))
+@pytest.mark.parametrize("probe", ["mlp", "ridge"])
+def test_it_is_deterministic_and_holds_rows_out(probe: str) -> None:
+    inputs, other = regressor_inputs(), regressor_inputs()
+    epochs = 3 if probe == "mlp" else None
+    _, held_rows = training_rows("corrected", inputs.train_groups, seed=42)
+    other.train_targets[held_rows] = 5.0
+    first, again, third = (train(probe, given, epochs=epochs) for given in (inputs, inputs, other))
     assert_same(numbers(first), numbers(again))
     for name in ("train_loss", "seen_mse"):
-        assert [row[name] for row in first.history] == [row[name] for row in other.history]
-    assert first.history[0]["held_out_mse"] != other.history[0]["held_out_mse"]
+        assert [row[name] for row in first.history] == [row[name] for row in third.history]
+    assert first.history[0]["held_out_mse"] != third.history[0]["held_out_mse"]
     assert first.settings["fit_samples"] == 120 - len(held_rows)
-    paper = regress(inputs, protocol="paper", epochs=1)
+    paper = train(probe, inputs, protocol="paper", epochs=epochs)
     assert list(paper.splits["seen"].selections) == ["best_on_validation"]
     assert paper.settings["fit_samples"] == 120
     control = paper.splits["unseen"].controls["mean_action"]
@@ -70,48 +80,53 @@ def test_it_is_deterministic_and_holds_rows_out() -> None:
 @pytest.mark.parametrize("probe", ["mlp", "dit", "ridge"])
 @pytest.mark.parametrize("shape", [(2, 3, 4), (6, 4), (24,)])
 def test_tokens_of_every_shape_and_precision_are_the_same_values(probe: str, shape: tuple[int, ...]) -> None:
-    inputs = regressor_inputs()
-    found = []
-    for form, dtype in (((2, 3, 4), "float32"), (shape, "float16")):
-
-        def given(source, form=form, dtype=dtype):  # type: ignore[no-untyped-def]
-            tokens = source.read(range(len(source))).astype("float16").reshape(-1, *form)
-            return InMemory(tokens.astype(dtype))
-
-        splits = {role: replace(split, latents=given(split.latents)) for role, split in inputs.evaluated.items()}
-        own = replace(inputs, train=given(inputs.train), evaluated=splits)
-        found.append(numbers(ridge(own) if probe == "ridge" else regress(own, probe=probe, epochs=2)))
-    first, second = found
+    half = changed(regressor_inputs(), lambda tokens: tokens.astype("float16"))
+    whole = changed(half, lambda tokens: tokens.astype("float32"))
+    formed = changed(half, lambda tokens: tokens.reshape(-1, *shape))
+    epochs = None if probe == "ridge" else 2
+    first, second = (numbers(train(probe, given, epochs=epochs)) for given in (whole, formed))
     for name in first.keys() - {"history"}:  # ridge scales by channel, and so depends on the shape in its last digits
         np.testing.assert_allclose(first[name], second[name], atol=0.1 if probe == "ridge" and len(shape) == 1 else 0)
 
 
 def test_divergence_is_an_error() -> None:
     with pytest.raises(LaryError, match=r"diverged in epoch 1, update \d+ \(learning rate .* of 1e\+30\)"):
-        regress(regressor_inputs(), replace(TINY, regressor=replace(TINY.regressor, lr=1e30, epochs=4)))
+        train("mlp", preset=replace(TINY, regressor=replace(TINY.regressor, lr=1e30, epochs=4)))
 
 
-def test_wrong_requests_are_refused() -> None:
+def test_a_ridge_reads_down_to_the_noise_and_says_that_its_smallest_penalty_was_best() -> None:
+    outcome = train("ridge")
+    for split in outcome.splits.values():
+        assert 0.05**2 * 0.5 < mse(split.selections["held_out"].values, split.targets) < 0.05**2 * 2
+    assert outcome.warnings == ("The smallest penalty of 8 was picked: an even smaller one might do better.",)
+    assert outcome.settings["device"] == "cpu"
+
+
+def test_a_value_that_is_still_in_training_does_not_blow_up() -> None:
+    inputs = regressor_inputs()
+    for source in (inputs.train, *(split.latents for split in inputs.evaluated.values())):
+        source.tokens[:, 0, 0, 0] *= 1e-5  # type: ignore[attr-defined]
+    inputs.evaluated["seen"].latents.tokens[:, 0, 0, 0] = 1.0  # type: ignore[attr-defined]
+    split = train("ridge", inputs).splits["seen"]
+    error = mse(split.selections["held_out"].values, split.targets)
+    assert error < mse(split.controls["mean_action"], split.targets)
+
+
+def test_wrong_inputs_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:
     inputs = regressor_inputs()
     seen = inputs.evaluated["seen"]
     short = replace(seen, latents=InMemory(np.zeros((39, 2, 3, 4), np.float32)))
     wide = replace(seen, latents=InMemory(np.zeros((40, 2, 3, 5), np.float32)))
-    chunks = replace(seen, targets=np.zeros((40, 3, 3), np.float32))
     none = replace(seen, latents=InMemory(np.zeros((0, 2, 3, 4), np.float32)), targets=seen.targets[:0])
-    none = replace(none, samples=replace(seen.samples, ids=()))
     wrong = [
         (replace(inputs, train_groups=("one episode",) * 120), "none can be held out"),
-        (replace(inputs, train_groups=("a", "b")), "of the training split differ in number"),
-        (replace(inputs, evaluated={"unseen": seen}), "'seen'"),
-        (replace(inputs, evaluated={"seen": short}), "of the seen split differ in number"),
-        (replace(inputs, evaluated={"seen": wide}), r"\(2, 3, 4\), seen latents \(2, 3, 5\)"),
-        (replace(inputs, evaluated={"seen": chunks}), "differ in length or dimensions"),
-        (replace(inputs, evaluated={"seen": none}), "at least one sample in every split"),
+        (replace(inputs, evaluated={"seen": short}), r"latents and targets \[\(120, 120\), \(39, 40\)\]"),
+        (replace(inputs, evaluated={"seen": wide}), r"shapes \[\(2, 3, 4\), \(2, 3, 5\)\]"),
+        (replace(inputs, evaluated={"seen": none}), "with a sample in every split"),
     ]
     for given, message in wrong:
         with pytest.raises(UsageError, match=message):
-            regress(given)
-    with pytest.raises(UsageError, match="--sampler-steps 5: only the probe dit draws samples"):
-        regress(inputs, sampler_steps=5)
-    with pytest.raises(UsageError, match="--sampler-steps 0: must be from 1 to 1000"):
-        regress(inputs, probe="dit", sampler_steps=0)
+            train("mlp", given)
+    monkeypatch.setattr(os, "sysconf", lambda name: 100)  # pages of 100 bytes, and 100 of them
+    with pytest.raises(UsageError, match=r"The ridge probe needs .*project them with --project"):
+        train("ridge")

@@ -1,33 +1,38 @@
-"""Latents as the probes read them, and rows that are drawn and held out."""
+"""Latents as the probes read them, rows that are drawn and held out, and the memory for a training."""
 
 from __future__ import annotations
 
 import os
+from types import SimpleNamespace
 
 import numpy as np
+import psutil
 import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from lary.probes.session import Team
+from lary.probes.nets import ActionExpertMLP
 from lary.probes.sources import (
     balanced_indices,
     channel_statistics,
+    check_memory,
     class_weights,
-    first_not_finite,
-    hold_out,
+    finite_latents,
+    free_bytes,
     keep_in_memory,
-    named,
     projected,
     read_batches,
+    samples_at_once,
     shuffled_order,
-    split_training_rows,
     standardised,
     static_pair,
+    training_rows,
 )
+from lary.probes.training import Team
+from lary.runtime import memory_bytes
 from lary.types import LaryError, UsageError
-from tests.probes.made import InMemory
+from tests.probes.made import KINDS, InMemory, train
 
 TOKENS = np.random.default_rng(0).standard_normal((50, 2, 3, 4)).astype(np.float32)
 ROWS = np.array([3, 11, 12])
@@ -77,15 +82,14 @@ def test_channels_are_standardised() -> None:
 @pytest.mark.parametrize("wrong", [np.nan, np.inf, -np.inf])
 def test_values_that_are_not_finite_are_found(dtype: str, wrong: float) -> None:
     tokens = np.full((5, 2, 3), np.finfo(dtype).max, dtype)  # a sum of such values overflows
-    assert first_not_finite(tokens) is None
+    source = finite_latents(InMemory(tokens), lambda row: f"sample {row}f ({row}.mp4)")
+    np.testing.assert_array_equal(source.read(np.arange(5)), tokens)
     tokens[3, 1, 2] = wrong
-    assert first_not_finite(tokens) == 3
-    source = named(InMemory(tokens), lambda row: f"sample {row}f ({row}.mp4)")
     assert source.read([0, 1]).shape == (2, *source.shape)
     with pytest.raises(LaryError, match=r"latents of sample 3f \(3.mp4\) hold NaN or infinity.*check-model"):
         projected(source, 2, 0).read(np.array([4, 3]))
-    with pytest.raises(LaryError, match=r"latents of row 3 hold values that are not finite"):
-        list(read_batches(InMemory(tokens), np.array([4, 3]), 8, "cpu"))
+    with pytest.raises(LaryError, match=r"latents of sample 3f"):
+        list(read_batches(source, np.array([4, 3]), 8, "cpu"))
 
 
 @pytest.mark.parametrize("fits", [True, False])
@@ -94,9 +98,9 @@ def test_batches_are_the_rows_in_order_and_float32(fits: bool, dtype: str, monke
     if not fits:
         monkeypatch.setattr(os, "sysconf", lambda name: 100)
     tokens = TOKENS.astype(dtype)
-    given = InMemory(tokens)
-    source = keep_in_memory(given)
-    assert (source is given) is not fits
+    own = InMemory(tokens)
+    source = keep_in_memory(own)
+    assert (source is own) is not fits
     rows = np.random.default_rng(2).permutation(50)
     found = list(read_batches(source, rows, 16, "cpu"))
     assert [count for *_, count in found] == [16, 16, 16, 2]
@@ -108,10 +112,9 @@ def test_batches_are_the_rows_in_order_and_float32(fits: bool, dtype: str, monke
 
 def test_processes_share_every_batch() -> None:
     rows = np.arange(33)
-    shares = [list(read_batches(InMemory(TOKENS), rows, 16, "cpu", Team(rank, 3))) for rank in range(3)]
-    for number, count in enumerate((16, 16, 1)):
-        parts = [own[number] for own in shares]
-        assert {whole for *_, whole in parts} == {count}
+    shares = [list(read_batches(InMemory(TOKENS), rows, 16, "cpu", Team(rank, 3).share)) for rank in range(3)]
+    for number, parts in enumerate(zip(*shares, strict=True)):
+        (count,) = {count for *_, count in parts}
         seen = sorted(row for part, *_ in parts for row in part.tolist())
         assert seen == rows[16 * number : 16 * number + count].tolist()
     assert shares[2][2][1].shape == (0, 2, 3, 4)
@@ -135,7 +138,7 @@ def test_draws_are_balanced_over_classes(labels: list[int], epoch: int) -> None:
 def test_hold_out_keeps_groups_whole_and_classes_alive(rows: list[tuple[int, int]], seed: int) -> None:
     groups, labels = tuple(str(group) for group, _ in rows), np.array([label for _, label in rows])
     try:
-        kept, held = hold_out(groups, labels, seed=seed)
+        kept, held = training_rows("corrected", groups, labels, seed=seed)
     except UsageError:
         whole = {
             g: {k for k in set(labels.tolist()) if all(h == g for h, label in rows if label == k)} for g, _ in rows
@@ -147,7 +150,7 @@ def test_hold_out_keeps_groups_whole_and_classes_alive(rows: list[tuple[int, int
     assert {groups[row] for row in kept}.isdisjoint(groups[row] for row in held)
     assert set(labels[kept].tolist()) == set(labels.tolist())
     turned = np.arange(len(rows))[::-1]
-    again = hold_out([groups[row] for row in turned], labels[turned], seed=seed)[1]
+    again = training_rows("corrected", [groups[row] for row in turned], labels[turned], seed=seed)[1]
     assert {groups[turned[row]] for row in again} == {groups[row] for row in held}
 
 
@@ -155,8 +158,39 @@ def test_hold_out_takes_a_tenth_of_every_class() -> None:
     rng = np.random.default_rng(0)
     labels = rng.choice(5, size=2000, p=[0.5, 0.2, 0.15, 0.1, 0.05])
     groups = [str(index // 2) for index in range(2000)]
-    _, held = hold_out(groups, labels, seed=0)
+    held, other = (training_rows("corrected", groups, labels, seed=seed)[1] for seed in (0, 1))
     np.testing.assert_allclose(np.bincount(labels[held]) / np.bincount(labels), 0.1, atol=0.02)
-    assert set(hold_out(groups, labels, seed=1)[1].tolist()) != set(held.tolist())
-    kept, none = split_training_rows("paper", groups, labels, seed=0)
+    assert set(other.tolist()) != set(held.tolist())
+    kept, none = training_rows("paper", groups, labels, seed=0)
     assert (len(kept), len(none)) == (2000, 0)
+
+
+@pytest.mark.parametrize("kind", [kind for kind in KINDS if kind != "ridge"])
+def test_a_training_that_does_not_fit_is_refused(kind: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    assert 0 < free_bytes("cpu") <= memory_bytes()
+    monkeypatch.setattr(psutil, "virtual_memory", lambda: SimpleNamespace(available=1000))
+    with pytest.raises(UsageError, match=r"needs .* GB for latents of .*0\.0 GB are free.*--pool.*--project"):
+        train(kind)
+
+
+def test_the_published_width_on_whole_feature_maps_is_refused_with_the_numbers(monkeypatch: pytest.MonkeyPatch) -> None:
+    shape, free = (2, 256, 1024), 24 << 30
+    monkeypatch.setattr(torch.cuda, "mem_get_info", lambda device: (free, 80 << 30))
+
+    def check() -> None:
+        check_memory(lambda: ActionExpertMLP(2 * 256 * 1024, 7, 5), 1, 256, shape, "cuda:0")
+
+    with pytest.raises(UsageError, match=r"needs 39\.2 GB for latents of 2 x 256 x 1024 values: 34\.9 GB for weights"):
+        check()
+    free = 80 << 30
+    check()
+
+
+def test_samples_at_once_bound_the_tokens(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert samples_at_once((8, 16, 1024), 768, 4, 256, "cpu") == 16
+    assert samples_at_once((9, 256, 1024), 768, 4, 256, "cpu") == 1
+    assert samples_at_once((2, 5), 768, 4, 32, "cpu") == 32
+    assert samples_at_once((1024,), 768, 4, 32, "cpu") == 32
+    monkeypatch.setattr(torch.cuda, "get_device_properties", lambda _: SimpleNamespace(total_memory=80 << 30))
+    assert samples_at_once((8, 16, 1024), 768, 4, 256, "cuda:0") == 256
+    assert 1 <= samples_at_once((9, 256, 1024), 768, 4, 256, "cuda:0") < 256

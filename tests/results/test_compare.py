@@ -12,21 +12,15 @@ import pytest
 from lary.probes.outcome import ActionPredictions, SplitOutcome
 from lary.results.compare import compare_results, load_results, load_samples
 from lary.results.folder import writing
-from lary.results.published import (
-    PREDICTIONS,
-    action_scores,
-    class_scores,
-    write_classification_files,
-    write_scores,
-)
-from lary.results.record import EvalResult, read_result, write_result
+from lary.results.published import PREDICTIONS, action_scores, class_scores, write_classification_files, write_scores
+from lary.results.record import read_result, write_result
 from lary.results.summarise import classification_result, regression_result
 from lary.types import LaryError, UsageError
 from tests import fake_results as fake
 from tests.helpers import lary
 
 
-def write_actions(folder: Path, model: str, *gaps: float, **more: object) -> EvalResult:
+def write_actions(folder: Path, *gaps: float) -> None:
     """A regression whose prediction is wrong by `gap` everywhere, one gap per seed."""
     base = fake.action_outcome(0.3)
 
@@ -34,25 +28,20 @@ def write_actions(folder: Path, model: str, *gaps: float, **more: object) -> Eva
         return replace(split, selections={"held_out": ActionPredictions(1, split.targets + np.float32(gap))})
 
     outcomes = [replace(base, splits={role: wrong(split, gap) for role, split in base.splits.items()}) for gap in gaps]
-    facts = fake.facts(model, "arm", action_mode="absolute", seeds=tuple(range(len(gaps))), **more)
-    result = regression_result(outcomes[0], facts, outcomes[1:])
-    write_result(folder / "result.json", result)
+    facts = fake.facts(f"model {folder.name}", "arm", action_mode="absolute", seeds=tuple(range(len(gaps))))
+    write_result(folder / "result.json", regression_result(outcomes[0], facts, outcomes[1:]))
     write_scores(folder, action_scores(outcomes), range(len(gaps)))
-    return result
 
 
 def test_the_difference_of_runs_is_paired(tmp_path: Path) -> None:
     """Runs that are equally wrong everywhere differ by an exact number, whatever the samples."""
     for name, gap in (("a", 0.5), ("b", 1.0), ("c", 0.5)):
-        write_actions(tmp_path / name, f"model {name}", gap)
+        write_actions(tmp_path / name, gap)
     (only,) = compare_results([tmp_path / "a", tmp_path / "b" / "result.json"]).differences
     assert (only.gain.value, only.gain.low) == (pytest.approx(-0.75, abs=1e-5), pytest.approx(only.gain.high, abs=1e-5))
     assert only.p is not None
     assert only.p < 0.01
-    back = compare_results([tmp_path / "b", tmp_path / "a"]).differences[0]
-    same = compare_results([tmp_path / "a", tmp_path / "a"])
-    assert back.gain.value == pytest.approx(0.75, abs=1e-5)
-    assert [(each.gain.value, each.p) for each in same.differences] == [(0, pytest.approx(1.0))]
+    assert compare_results([tmp_path / "b", tmp_path / "a"]).differences[0].gain.value == pytest.approx(0.75, abs=1e-5)
     done = lary("compare", *(tmp_path / name for name in "abc"), "--role", "unseen", "--json", tmp_path / "out.json")
     assert done.code == 0
     assert "Holm, 2 comparisons" in done.out
@@ -63,41 +52,35 @@ def test_the_difference_of_runs_is_paired(tmp_path: Path) -> None:
 
 
 def test_seeds_of_both_runs_count(tmp_path: Path) -> None:
-    write_actions(tmp_path / "a", "one", 0.4, 0.5, 0.6)
-    write_actions(tmp_path / "b", "two", 0.45, 0.55, 0.65)
+    write_actions(tmp_path / "a", 0.4, 0.5, 0.6)
+    write_actions(tmp_path / "b", 0.45, 0.55, 0.65)
     only = compare_results([tmp_path / "a", tmp_path / "b"]).differences[0]
     assert only.gain.value == pytest.approx(np.mean([0.16, 0.25, 0.36]) - np.mean([0.2025, 0.3025, 0.4225]), abs=1e-5)
-    assert only.gain.low is not None
-    assert only.gain.high is not None
-    assert only.gain.low < 0 < only.gain.high, "the seeds differ more than the runs"
+    assert only.gain.reading() == "even", "the seeds differ more than the runs"
     assert only.p is not None
     assert only.p > 0.2
 
 
 def test_samples_are_paired_by_id_not_by_place(tmp_path: Path) -> None:
     outcome = fake.class_outcome(2.0)
-    write_result(tmp_path / "a" / "result.json", classification_result(outcome, fake.facts("one", "verbs")))
     scores = class_scores([outcome])["seen"]
-    write_scores(tmp_path / "a", {"seen": scores}, [0])
     order = np.random.default_rng(0).permutation(len(scores.ids))[:-5]
-    turned = replace(
-        scores, ids=tuple(scores.ids[row] for row in order), groups=tuple(scores.groups[row] for row in order),
-        scores=scores.scores[:, order],
-    )  # fmt: skip
-    write_result(tmp_path / "b" / "result.json", classification_result(outcome, fake.facts("two", "verbs")))
-    write_scores(tmp_path / "b", {"seen": turned}, [0])
+    ids, groups = (tuple(np.array(part)[order].tolist()) for part in (scores.ids, scores.groups))
+    turned = replace(scores, ids=ids, groups=groups, scores=scores.scores[:, order])
+    for name, own in (("a", scores), ("b", turned)):
+        write_result(tmp_path / name / "result.json", classification_result(outcome, fake.facts(name, "verbs")))
+        write_scores(tmp_path / name, {"seen": own}, [0])
     only = compare_results([tmp_path / "a", tmp_path / "b"]).differences[0]
     assert only.samples == len(scores.ids) - 5
-    assert only.gain.value == 0
-    assert only.gain.low == only.gain.high == 0
+    assert only.gain.value == only.gain.low == only.gain.high == 0
     write_scores(tmp_path / "b", {"seen": replace(turned, ids=tuple(f"x{i}" for i in range(len(order))))}, [0])
     with pytest.raises(LaryError, match="share no sample"):
         compare_results([tmp_path / "a", tmp_path / "b"])
 
 
 def test_what_can_not_be_compared_is_refused(tmp_path: Path) -> None:
-    write_actions(tmp_path / "a", "one", 0.5)
-    write_actions(tmp_path / "b", "two", 0.5)
+    write_actions(tmp_path / "a", 0.5)
+    write_actions(tmp_path / "b", 0.5)
     with pytest.raises(UsageError, match="at least two"):
         compare_results([tmp_path / "a"])
     with pytest.raises(UsageError, match=r"nowhere holds no result\.json: name the folder of a finished run"):
@@ -118,8 +101,7 @@ def test_every_run_and_selection_has_a_row_with_intervals(tmp_path: Path) -> Non
     assert set(table["selection"]) == {"held_out", "best_on_validation"}
     own = table[(table["model"] == "acme") & (table["task"] == "regression") & table["headline"]]
     assert list(own["seeds"]) == [(0, 1, 2)]
-    assert (own["seen_mse_low"] < own["seen_mse"]).all()
-    assert (own["seen_mse"] < own["seen_mse_high"]).all()
+    assert ((own["seen_mse_low"] < own["seen_mse"]) & (own["seen_mse"] < own["seen_mse_high"])).all()
     assert own["top1"].isna().all()
     with pytest.raises(UsageError, match="no folder"):
         load_results(tmp_path / "missing")
@@ -139,13 +121,10 @@ def test_every_sample_has_a_row(tmp_path: Path) -> None:
     (tmp_path / "one" / "case.txt").write_text("another")
     with pytest.raises(LaryError, match="digest differs"):
         load_samples(tmp_path / "one")
-
-
-def test_samples_of_unseen_splits_and_seeds(tmp_path: Path) -> None:
     runs = [fake.action_outcome(error) for error in (0.3, 0.4)]
-    with writing(tmp_path, "1f") as run:
+    with writing(tmp_path / "two", "2f") as run:
         write_scores(run.work, action_scores(runs), (3, 1))
         run.publish(regression_result(runs[0], fake.facts("pixels", "arm", seeds=(3, 1)), runs[1:]))
-    table = load_samples(tmp_path)
+    table = load_samples(tmp_path / "two")
     assert dict(table["split"].value_counts()) == {"seen": 96, "unseen": 40}
     np.testing.assert_allclose(table["score"], table[["score_3", "score_1"]].mean(axis=1), rtol=1e-6)

@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 
 from lary.files import write_text
-from lary.results.folder import run_file, settle, writing
+from lary.results.folder import FinishedRun, settle, writing
 from lary.results.record import EvalResult, NamedDigest, read_result, run_identity
 from lary.results.summarise import classification_result
 from lary.types import LaryError
@@ -89,21 +89,21 @@ def test_a_publication_that_was_killed_is_completed(tmp_path: Path, monkeypatch:
     result = read_result(tmp_path / "result.json")
     assert set(found) == {*result.files, "result.json"}
     assert len({found[name] for name in result.files}) == 1, "files of two runs"
-    assert all(run_file(tmp_path, result, name).exists() for name in result.files)
+    assert all(FinishedRun(tmp_path, result).file(name).exists() for name in result.files)
     assert ("latest.pt" in found) is (kill > 0), "a kill before anything was published leaves the old run"
 
 
 def test_readers_use_files_that_are_named_and_unchanged(tmp_path: Path) -> None:
     result = do_run(tmp_path, "text", "case.txt", "log.csv")
-    assert run_file(tmp_path, result, "case.txt").read_text() == "text"
+    assert FinishedRun(tmp_path, result).file("case.txt").read_text() == "text"
     (tmp_path / "case.txt").write_text("tex")
     (tmp_path / "log.csv").unlink()
     (tmp_path / "old.txt").write_text("left by another run")
     for name, message in (("case.txt", "digest differs"), ("log.csv", "can't be read"), ("old.txt", "names no file")):
         with pytest.raises(LaryError, match=message):
-            run_file(tmp_path, result, name)
+            FinishedRun(tmp_path, result).file(name)
     before = result.model_copy(update={"files": {"case.txt": ""}})
-    assert run_file(tmp_path, before, "old.txt").exists(), "results of version 0.1 name no digests"
+    assert FinishedRun(tmp_path, before).file("old.txt").exists(), "results of version 0.1 name no digests"
 
 
 def test_the_identity_of_a_run_is_a_digest_over_named_digests() -> None:

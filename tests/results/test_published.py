@@ -9,12 +9,12 @@ import numpy as np
 import pytest
 
 from lary.results import figures, published
+from lary.results.folder import FinishedRun
 from lary.results.summarise import regression_result
 from lary.types import LaryError
 from tests import fake_results as fake
 from tests.helpers import rows_of
-from tests.hostile.harness import MEBIBYTE, Code, deflated_zeros, refused
-from tests.hostile.test_arrays import zipped
+from tests.hostile.harness import MEBIBYTE, Code, deflated_zeros, refused, zipped
 
 
 def test_classification_files(tmp_path: Path) -> None:
@@ -35,7 +35,6 @@ def test_classification_files(tmp_path: Path) -> None:
 def test_regression_files(tmp_path: Path) -> None:
     outcome = fake.action_outcome(0.4)
     written = published.write_regression_files(tmp_path, outcome, fake.frames, fake.UNITS)
-    assert all((tmp_path / name).is_file() for name in written)
     (row,) = rows_of(tmp_path / "best_result.csv")
     names = ["loss", "mse", *(f"mse_{name}" for name in fake.DIMS), "mse_position", "mse_orientation"]
     expected = [f"val_{role}_{name}" for role in ("seen", "unseen") for name in names]
@@ -45,12 +44,21 @@ def test_regression_files(tmp_path: Path) -> None:
     folder = tmp_path / "eval_vis" / "epoch_14"
     samples = {f"sample_{number}_{part}" for number in range(3) for part in parts}
     assert {path.name for path in folder.iterdir()} == samples | {"action.pdf"}
+    assert {path.name for path in folder.iterdir()} == {Path(name).name for name in written[1:]}
     assert (folder / "action.pdf").read_bytes().count(b"/Type /Page ") == 3
     assert not any("unseen" in name for name in published.best_result(fake.action_outcome(0.4, unseen=False)))
 
 
+def test_examples_are_at_fixed_ranks_of_the_error() -> None:
+    split = fake.split_outcome(0.5)
+    errors = ((split.selections["held_out"].values - split.targets) ** 2).mean(axis=(1, 2))
+    for row, quantile, error in published.example_rows(split, "held_out"):
+        assert error == pytest.approx(errors[row])
+        assert np.mean(errors < error) == pytest.approx(quantile, abs=0.02)
+
+
 def test_figures_have_the_same_bytes_twice() -> None:
-    example = regression_result(fake.action_outcome(0.4), fake.facts("pixels", "arm")).examples[0]
+    example = next(published.examples_of(fake.split_outcome(0.4), "held_out", ()))
     chunk = figures.Chunk("one", example.predicted, example.true)
     for make in (
         lambda: figures.trajectory_figure(chunk, fake.DIMS, fake.UNITS, "svg"),
@@ -66,11 +74,10 @@ def test_figures_have_the_same_bytes_twice() -> None:
 def test_arrays_that_are_torn_or_hold_code_or_a_bomb_are_refused(tmp_path: Path, name: str) -> None:
     result = regression_result(fake.action_outcome(0.4), fake.facts("pixels", "arm"))
     path, mark, size = tmp_path / name, tmp_path / "executed", 3584 * MEBIBYTE
-    what = {"predictions.npz": "scores", "actions.npz": "chunks"}[name]
+    reader = {"predictions.npz": published.read_scores, "actions.npz": published.read_predicted}[name]
 
     def read(role: str = "seen") -> object:
-        one = published.read_scores if what == "scores" else published.read_predicted
-        return one(tmp_path, result, role)
+        return reader(FinishedRun(tmp_path, result), role)
 
     with pytest.raises(LaryError, match="does not exist: run the probe again with --overwrite"):
         read()
@@ -78,7 +85,7 @@ def test_arrays_that_are_torn_or_hold_code_or_a_bomb_are_refused(tmp_path: Path,
     np.savez(path, **{f"seen_{part}": code for part in ("ids", "groups", "media", "scores", "predicted", "true")})
     refused(tmp_path, read, "pickled objects")
     assert not mark.exists()
-    with pytest.raises(LaryError, match=f"has no {what} of the split 'unseen'"):
+    with pytest.raises(LaryError, match="of the split 'unseen'"):
         read("unseen")
     zipped(path, "seen_ids.npy", deflated_zeros(size), size)
     refused(tmp_path, read, "which is refused")

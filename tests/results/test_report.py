@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import html
 import json
-import logging
 import re
 import shutil
 import subprocess
@@ -52,18 +51,14 @@ class Page(HTMLParser):
 
     def harmless(self) -> bool:
         """Whether nothing runs but the page's own script, and nothing is loaded from elsewhere."""
-        loaded = [
-            str(value)
-            for tag, attributes in self.found
-            for name, value in attributes.items()
-            if name in LOADING or (name == "href" and tag != "a")
-        ]
-        links = [str(attributes.get("href", "")) for attributes in self.all("a")]
+        pairs = [(tag, name, str(value)) for tag, own in self.found for name, value in own.items()]
+        loaded = [value for tag, name, value in pairs if name in LOADING or (name == "href" and tag != "a")]
+        links = [value for tag, name, value in pairs if name == "href" and tag == "a"]
         return (
             len(self.all("script")) == 1
             and all(address.startswith("data:image/") for address in loaded)
             and all(address.startswith(("#", "https://arxiv.org/")) for address in links)
-            and not any(name.startswith("on") for _, attributes in self.found for name in attributes)
+            and not any(name.startswith("on") for _, name, _ in pairs)
         )
 
 
@@ -77,10 +72,6 @@ def runs(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="module")
 def page(runs: Path) -> str:
     return write_report(runs).read_text(encoding="utf-8")
-
-
-def report(folder: Path) -> str:
-    return write_report(folder).read_text(encoding="utf-8")
 
 
 def test_page_stands_alone_is_accessible_and_the_same_again(runs: Path, page: str, tmp_path: Path) -> None:
@@ -109,9 +100,9 @@ def test_page_holds_runs_controls_and_published_tables(page: str) -> None:
     assert page.count("data:image/jpeg") == 3 * 3 * 2, "two frames of three samples of three regressions"
     assert page.count('class="panel"') == 3 * 3 * len(fake.DIMS)
     assert "not to be compared" in page, "protocols are mixed in one table"
-    for source in PUBLISHED:
-        assert f'id="published-{source.file}"' in page
-        assert all(value in page for row in source.rows for value in row.values())
+    for name in PUBLISHED:
+        assert f'id="published-{name}"' in page
+        assert all(value in page for row in read_reference(name) for value in row.values())
 
 
 def rows(page: str, table: str) -> list[list[str]]:
@@ -151,19 +142,18 @@ def test_control_runs_are_marked_and_are_in_no_overview(page: str) -> None:
 
 
 def test_published_number_is_beside_a_run_and_nothing_to_report_is_a_sentence(tmp_path: Path) -> None:
-    with pytest.raises(UsageError, match=r"No result\.json below"):
-        write_report(tmp_path)
-    with pytest.raises(UsageError, match="no folder"):
-        write_report(tmp_path / "missing")
+    for folder, message in ((tmp_path, r"No result\.json below"), (tmp_path / "missing", "no folder")):
+        with pytest.raises(UsageError, match=message):
+            write_report(folder)
     known = read_reference("leaderboard_classification")[0]
     facts = fake.facts(known["model"], "robot_1st", known["paradigm"])
     write_result(tmp_path / FILE_NAME, classification_result(fake.class_outcome(2.0), facts))
-    board = report(tmp_path).split('id="board-1"')[1].split("</table>")[0]
+    board = write_report(tmp_path).read_text().split('id="board-1"')[1].split("</table>")[0]
     assert "Paper" in board
     assert f">{float(known['robot_1st']):.1f}<" in board
 
 
-def test_broken_results_are_named(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+def test_broken_results_are_named(tmp_path: Path) -> None:
     path = fake.write_classification(tmp_path / "good", "pixels", 1.0)
     data = json.loads(path.read_text())
     wrong = {
@@ -174,15 +164,9 @@ def test_broken_results_are_named(tmp_path: Path, caplog: pytest.LogCaptureFixtu
     for name, content in wrong.items():
         (tmp_path / name).mkdir()
         (tmp_path / name / "result.json").write_text(content)
-    logger = logging.getLogger("lary")
-    logger.addHandler(caplog.handler)
-    try:
-        page = report(tmp_path)
-    finally:
-        logger.removeHandler(caplog.handler)
+    page = write_report(tmp_path).read_text()
     for name in wrong:
         assert f"<code>{name}/result.json</code>" in page
-        assert f"{name}/result.json" in caplog.text
     assert page.count('<details class="run card"') == 1
 
 
@@ -206,7 +190,7 @@ def test_scripts_in_every_name_stay_text(tmp_path: Path) -> None:
     for path in tmp_path.rglob(FILE_NAME):
         path.write_text(json.dumps(poisoned(json.loads(path.read_text()))))
         read_result(path)
-    page = report(tmp_path)
+    page = write_report(tmp_path).read_text()
     assert "alert(1)" in page, "the names are shown"
     assert SCRIPT not in page
     assert Page(page).harmless()
@@ -217,11 +201,11 @@ def test_pictures_outside_the_run_are_not_read(tmp_path: Path) -> None:
     data = json.loads(path.read_text())
     secret = tmp_path / "secret.png"
     shutil.copy(path.parent / data["examples"][0]["pictures"][0], secret)
-    assert "data:image/jpeg" in report(tmp_path / "runs")
+    assert "data:image/jpeg" in write_report(tmp_path / "runs").read_text()
     for example in data["examples"]:
         example["pictures"] = ["../../secret.png", str(secret)]
     path.write_text(json.dumps(data))
-    assert "data:image/jpeg" not in report(tmp_path / "runs")
+    assert "data:image/jpeg" not in write_report(tmp_path / "runs").read_text()
 
 
 def browse(page: Path, profile: Path, fragment: str = "") -> tuple[str, int]:

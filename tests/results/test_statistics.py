@@ -1,44 +1,77 @@
-"""Intervals and p values: compared with SciPy, by simulation of how often they hold the truth, and at their limits."""
+"""Metrics by hand and by scikit-learn, intervals by SciPy and by how often they hold the truth, p values."""
 
 from __future__ import annotations
 
 import numpy as np
 import pytest
 from scipy import stats as scipy_stats
+from sklearn.metrics import f1_score, recall_score
 
-from lary.results import scores, statistics
-
-
-def ratio_interval(values: np.ndarray, clusters: np.ndarray, seed: int = 0) -> statistics.Interval:
-    sums = statistics.cluster_sums(np.stack([values, np.ones_like(values)], axis=1), clusters)
-    return statistics.bootstrap(sums, scores.ratio, seed=seed)
+from lary.results import statistics
 
 
-def ends(found: statistics.Interval, column: int = 0) -> tuple[float, float]:
-    assert found.low is not None
-    assert found.high is not None
-    return float(found.low[column]), float(found.high[column])
+def sums_of(values: np.ndarray, clusters: np.ndarray) -> np.ndarray:
+    """Sums (S, G, 2) of values (n,) or (S, n)."""
+    tables = [np.stack([own, np.ones_like(own)], axis=1) for own in np.atleast_2d(values)]
+    return np.stack([statistics.cluster_sums(table, clusters) for table in tables])
 
 
-def width(found: statistics.Interval) -> float:
-    low, high = ends(found)
-    return high - low
+def mean_interval(values: np.ndarray, clusters: np.ndarray, seed: int = 0, resamples: int = 2000) -> tuple[float, ...]:
+    """Estimate and ends of the interval of a mean."""
+    found = statistics.bootstrap(sums_of(values, clusters), statistics.ratio, seed=seed, resamples=resamples)
+    return float(found.value[0]), float(found.low[0]), float(found.high[0])
 
 
-def test_interval_agrees_with_scipy_for_independent_samples() -> None:
-    values = np.random.default_rng(0).normal(3.0, 2.0, 400)
-    ours = ratio_interval(values, np.arange(400))
-    rng = np.random.default_rng(1)
-    theirs = scipy_stats.bootstrap((values,), np.mean, n_resamples=2000, rng=rng, method="percentile")
-    low, high = theirs.confidence_interval
-    assert ends(ours) == (pytest.approx(low, abs=0.06 * (high - low)), pytest.approx(high, abs=0.06 * (high - low)))
+def width(found: tuple[float, ...]) -> float:
+    return found[2] - found[1]
 
 
-def test_dependent_samples_widen_the_interval() -> None:
+def test_macro_scores_are_those_of_scikit_learn() -> None:
     rng = np.random.default_rng(0)
+    labels, predicted = rng.integers(0, 4, 60), rng.integers(0, 5, 60)  # class 4 is predicted only, class 5 never
+    sums = statistics.class_sums(labels, predicted, 6, np.arange(60) % 7)
+    recall, f1 = statistics.macro_scores(sums.sum(axis=0, keepdims=True))[0]
+    assert recall == pytest.approx(recall_score(labels, predicted, labels=range(4), average="macro"))
+    assert f1 == pytest.approx(f1_score(labels, predicted, labels=range(5), average="macro"))
+
+
+def test_error_scores_by_hand() -> None:
+    target = np.array([[[0.0, 1.0]], [[2.0, 1.0]]])
+    guess = np.array([[[0.0, 1.0]], [[1.0, 3.0]]])
+    found = statistics.error_scores(statistics.error_columns(guess, target).sum(axis=0, keepdims=True))[0]
+    assert found == pytest.approx([0.5, 2.0, 1.25, 1 - 1 / 2, np.nan, 1 - 5 / 2], nan_ok=True), "constant target: no R2"
+
+
+def totals_of(name: str) -> np.ndarray:
+    """Sums (G, M) for each statistic."""
+    rng = np.random.default_rng(0)
+    if name == "macro_scores":
+        return statistics.class_sums(rng.integers(0, 4, 300), rng.integers(0, 5, 300), 6, np.arange(300) % 12)
+    if name == "error_scores":
+        target = rng.normal(size=(300, 2, 3))
+        return statistics.cluster_sums(statistics.error_columns(target + 0.4, target * 2), np.arange(300) % 12)
+    return rng.random((12, 6)) + 0.5
+
+
+@pytest.mark.parametrize("name", ["ratio", "macro_scores", "error_scores"])
+def test_standard_error_is_that_of_the_jackknife(name: str) -> None:
+    sums, statistic = totals_of(name), getattr(statistics, name)
+    found = statistics.spread_of([(1.0, sums[None])], statistic)
+    without = statistic(sums.sum(axis=0) - sums)
+    jackknife = (len(sums) - 1) / len(sums) * ((without - without.mean(axis=0)) ** 2).sum(axis=0)
+    np.testing.assert_allclose(found.variance, jackknife, rtol=0.15)
+    np.testing.assert_allclose(found.value, statistic(sums.sum(axis=0, keepdims=True))[0])
+
+
+def test_interval_agrees_with_scipy_and_widens_for_dependent_samples() -> None:
+    rng = np.random.default_rng(0)
+    values = rng.normal(3.0, 2.0, 400)
+    _, low, high = mean_interval(values, np.arange(400))
+    theirs = scipy_stats.bootstrap((values,), np.mean, n_resamples=2000, rng=rng, method="percentile")
+    assert (low, high) == pytest.approx(tuple(theirs.confidence_interval), abs=0.06 * (high - low))
     episodes = np.repeat(np.arange(40), 25)
     values = rng.normal(size=40)[episodes] + 0.1 * rng.normal(size=1000)
-    assert width(ratio_interval(values, episodes)) > 4 * width(ratio_interval(values, np.arange(1000)))
+    assert width(mean_interval(values, episodes)) > 4 * width(mean_interval(values, np.arange(1000)))
 
 
 @pytest.mark.parametrize("clusters", [8, 30])
@@ -49,78 +82,9 @@ def test_interval_covers_the_truth_about_95_times_of_100(clusters: int) -> None:
         sizes = rng.integers(3, 12, clusters)
         hits = rng.binomial(sizes, rng.beta(3, 2, clusters))
         sums = np.stack([hits, sizes], axis=1).astype(np.float64)
-        low, high = ends(statistics.bootstrap(sums, scores.ratio, seed=seed, resamples=600))
-        covered += low <= 0.6 <= high
+        found = statistics.bootstrap(sums[None], statistics.ratio, seed=seed, resamples=600)
+        covered += found.low[0] <= 0.6 <= found.high[0]
     assert 0.91 <= covered / runs <= 0.985
-
-
-def test_few_clusters_get_no_interval_and_the_same_seed_the_same_one() -> None:
-    values = np.arange(20, dtype=np.float64)
-    few = ratio_interval(values, np.arange(20) % (statistics.MIN_CLUSTERS - 1))
-    assert (few.low, few.high, few.value[0]) == (None, None, values.mean())
-    first, second, other = (ends(ratio_interval(values, np.arange(20), seed)) for seed in (0, 0, 1))
-    assert first == second != other
-
-
-def test_many_clusters_are_bundled_without_changing_the_interval() -> None:
-    values = np.random.default_rng(0).normal(size=4000)
-    clusters = statistics.cluster_index([f"video {index:05d}" for index in range(4000)])
-    assert clusters.max() < statistics.MAX_CLUSTERS
-    assert width(ratio_interval(values, clusters)) == pytest.approx(
-        width(ratio_interval(values, np.arange(4000))), rel=0.1
-    )
-
-
-def test_fractions_have_the_bounds_of_independent_trials() -> None:
-    counts = np.ones((20, 3))
-    counts[4:, 2] = 0  # four clusters hold the third class: too few
-    found = statistics.fraction_interval(counts * np.array([1.0, 0.0, 1.0]), counts)
-    exact = scipy_stats.binomtest(20, 20).proportion_ci(0.95, method="exact")
-    assert ends(found) == (pytest.approx(exact.low), 1.0)
-    assert ends(found, 1) == (0.0, pytest.approx(1 - exact.low))
-    assert np.isnan(ends(found, 2)).all()
-    low, high = ends(statistics.fraction_interval(np.array([[1.0]] * 3 + [[0.0]] * 9), np.ones((12, 1))))
-    exact = scipy_stats.binomtest(3, 12).proportion_ci(0.95, method="exact")
-    assert 0.5 * exact.low < low < exact.low
-    assert exact.high < high < 1.2 * exact.high, "wider by what Student's quantile is above the normal one"
-
-
-def test_intervals_stay_in_the_range_of_the_metric() -> None:
-    rng = np.random.default_rng(0)
-    hits = np.ones(12)
-    hits[:2] = 0.2
-    accuracy = statistics.bootstrap(np.stack([hits, np.ones(12)], axis=1), scores.fraction)
-    runs = np.stack([np.stack([rng.random(12) + add, np.ones(12)], axis=1) for add in (0.0, 0.9)])
-    error = statistics.bootstrap(runs, scores.magnitude)
-    assert ends(accuracy)[1] <= 1
-    assert ends(error)[0] == 0, "two seeds say little"
-
-
-def test_standard_error_is_that_of_the_jackknife() -> None:
-    rng = np.random.default_rng(0)
-    target = rng.normal(size=(300, 2, 3))
-    sums = statistics.cluster_sums(scores.error_columns(target + 0.4, target * 2), np.arange(300) % 12)
-    found = statistics.spread_of([(1.0, sums)], scores.error_scores)
-    without = scores.error_scores(sums.sum(axis=0) - sums)
-    jackknife = (len(sums) - 1) / len(sums) * ((without - without.mean(axis=0)) ** 2).sum(axis=0)
-    np.testing.assert_allclose(found.variance, jackknife, rtol=0.15)
-
-
-def seed_table(values: np.ndarray, clusters: np.ndarray) -> np.ndarray:
-    """Sums (S, G, 2) of values (S, n)."""
-    tables = [np.stack([own, np.ones_like(own)], axis=1) for own in values]
-    return np.stack([statistics.cluster_sums(table, clusters) for table in tables])
-
-
-def test_equal_seeds_add_nothing_and_different_ones_widen() -> None:
-    rng = np.random.default_rng(0)
-    values, clusters = rng.normal(1, 1, 200), np.arange(200) % 40
-    one = statistics.bootstrap(seed_table(values[None], clusters)[0], scores.ratio)
-    same = statistics.bootstrap(seed_table(np.stack([values] * 3), clusters), scores.ratio)
-    apart = statistics.bootstrap(seed_table(values + np.array([[-0.3], [0.0], [0.3]]), clusters), scores.ratio)
-    assert [same.value, apart.value] == [pytest.approx(one.value)] * 2
-    assert width(same) == pytest.approx(width(one), rel=1e-6)
-    assert width(apart) > 3 * width(one)
 
 
 def test_an_interval_over_three_seeds_covers_the_truth() -> None:
@@ -130,26 +94,71 @@ def test_an_interval_over_three_seeds_covers_the_truth() -> None:
         clusters = np.repeat(np.arange(30), 8)
         shared = rng.normal(1, 0.5, 30)[clusters]
         values = np.stack([shared + rng.normal(0, 0.2) + rng.normal(0, 0.5, 240) for _ in range(3)])
-        low, high = ends(statistics.bootstrap(seed_table(values, clusters), scores.ratio, seed=seed, resamples=500))
+        _, low, high = mean_interval(values, clusters, seed, resamples=500)
         covered += low <= 1 <= high
     assert 0.91 <= covered / runs <= 0.99
 
 
-def test_p_is_the_level_at_which_the_interval_reaches_zero() -> None:
+def test_equal_seeds_add_nothing_and_different_ones_widen() -> None:
+    values, clusters = np.random.default_rng(0).normal(1, 1, 200), np.arange(200) % 40
+    one = mean_interval(values, clusters)
+    same = mean_interval(np.stack([values] * 3), clusters)
+    apart = mean_interval(values + np.array([[-0.3], [0.0], [0.3]]), clusters)
+    assert same == pytest.approx(one, rel=1e-6)
+    assert apart[0] == pytest.approx(one[0])
+    assert width(apart) > 3 * width(one)
+
+
+def test_few_clusters_get_no_interval_and_the_same_seed_the_same_one() -> None:
+    values = np.arange(20, dtype=np.float64)
+    few = np.arange(20) % (statistics.MIN_CLUSTERS - 1)
+    assert mean_interval(values, few) == pytest.approx((9.5, np.nan, np.nan), nan_ok=True)
+    assert np.isnan(statistics.p_value(statistics.spread_of([(1.0, sums_of(values, few))])))
+    first, second, other = (mean_interval(values, np.arange(20), seed) for seed in (0, 0, 1))
+    assert first == second != other
+
+
+def test_many_clusters_are_bundled_without_changing_the_interval() -> None:
+    values = np.random.default_rng(0).normal(size=4000)
+    clusters = statistics.cluster_index([f"video {index:05d}" for index in range(4000)])
+    assert clusters.max() < statistics.MAX_CLUSTERS
+    own = width(mean_interval(values, np.arange(4000)))
+    assert width(mean_interval(values, clusters)) == pytest.approx(own, rel=0.1)
+
+
+def test_fractions_have_the_bounds_of_independent_trials() -> None:
+    counts = np.ones((20, 3))
+    counts[4:, 2] = 0  # four clusters hold the third class: too few
+    found = statistics.fraction_interval(np.hstack([counts * np.array([1.0, 0.0, 1.0]), counts])[None])
+    exact = scipy_stats.binomtest(20, 20).proportion_ci(0.95, method="exact")
+    assert found.low == pytest.approx([exact.low, 0, np.nan], nan_ok=True)
+    assert found.high == pytest.approx([1, 1 - exact.low, np.nan], nan_ok=True)
+    few = statistics.fraction_interval(np.stack([np.repeat([1.0, 0.0], [3, 9]), np.ones(12)], axis=1)[None])
+    exact = scipy_stats.binomtest(3, 12).proportion_ci(0.95, method="exact")
+    assert 0.5 * exact.low < few.low[0] < exact.low
+    assert exact.high < few.high[0] < 1.2 * exact.high, "wider by what Student's quantile is above the normal one"
+
+
+def test_intervals_stay_in_the_range_of_the_metric() -> None:
+    hits = np.ones(12)
+    hits[:2] = 0.2
+    accuracy = statistics.bootstrap(np.stack([hits, np.ones(12)], axis=1)[None], statistics.fraction)
+    assert accuracy.high[0] <= 1
+    values = np.random.default_rng(0).random(12) + np.array([[0.0], [0.9]])
+    error = statistics.bootstrap(sums_of(values, np.arange(12)), statistics.magnitude)
+    assert error.low[0] == 0, "two seeds say little"
+
+
+def test_p_is_that_of_students_test_and_rarely_small_without_a_difference() -> None:
     values = np.random.default_rng(3).normal(0.3, 1, 50)
-    found = statistics.spread_of([(1.0, np.stack([values, np.ones(50)], axis=1))], scores.ratio, resamples=20_000)
+    found = statistics.spread_of([(1.0, sums_of(values, np.arange(50)))], resamples=20_000)
     p = statistics.p_value(found)
-    assert ends(statistics.interval_of(found, level=1 - p))[0] == pytest.approx(0, abs=1e-6)
+    assert found.value[0] - found.reach(0, 1 - p)[0] == pytest.approx(0, abs=1e-6), "the interval reaches zero"
     assert p == pytest.approx(scipy_stats.ttest_1samp(values, 0).pvalue, rel=0.25)
-
-
-def test_p_of_no_difference_is_rarely_small() -> None:
     small, runs = 0, 200
     for seed in range(runs):
-        values = np.random.default_rng(seed).normal(0, 1, 40)
-        sums = np.stack([values, np.ones(40)], axis=1)
-        found = statistics.spread_of([(1.0, sums)], scores.ratio, seed=seed, resamples=500)
-        small += statistics.p_value(found) < 0.05
+        sums = sums_of(np.random.default_rng(seed).normal(0, 1, 40), np.arange(40))
+        small += statistics.p_value(statistics.spread_of([(1.0, sums)], seed=seed, resamples=500)) < 0.05
     assert 0.02 <= small / runs <= 0.085
 
 
@@ -157,7 +166,6 @@ def test_holm_and_p_without_spread() -> None:
     assert statistics.holm([0.01, 0.04, 0.03]) == pytest.approx([0.03, 0.06, 0.06])
     assert statistics.holm([0.6, 0.9]) == pytest.approx([1.0, 1.0])
     assert statistics.holm([]) == []
-    sums = np.ones((20, 2))  # p is the smallest that the resamples can show
-    assert statistics.p_value(statistics.spread_of([(1.0, sums)], scores.ratio, resamples=999)) == pytest.approx(0.002)
-    zero = statistics.spread_of([(1.0, sums), (-1.0, sums)], scores.ratio)
-    assert statistics.p_value(zero) == 1.0
+    sums = np.ones((1, 20, 2))  # p is the smallest that the resamples can show
+    assert statistics.p_value(statistics.spread_of([(1.0, sums)], resamples=999)) == pytest.approx(0.002)
+    assert statistics.p_value(statistics.spread_of([(1.0, sums), (-1.0, sums)])) == 1.0

@@ -1,4 +1,4 @@
-"""Results from what probes hand on: metrics compared with their definitions, controls, examples, refusals."""
+"""Results from what probes hand on: metrics compared with their definitions, controls, angles, refusals."""
 
 from __future__ import annotations
 
@@ -8,13 +8,14 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from scipy.spatial.transform import Rotation
 from sklearn.metrics import top_k_accuracy_score
 
+from lary.data.spec import DATASETS, ActionSpace, Orientation
 from lary.probes import outcome as metrics
-from lary.probes.outcome import ActionPredictions, ClassPredictions
-from lary.results.measure import headline
+from lary.probes.outcome import ActionPredictions, ClassPredictions, RegressionOutcome, SampleColumns, SplitOutcome
 from lary.results.record import FILE_NAME, read_result, write_result
-from lary.results.summarise import classification_result, example_rows, regression_result
+from lary.results.summarise import angular_error, classification_result, regression_result
 from lary.types import LaryError
 from tests import fake_results as fake
 
@@ -25,71 +26,129 @@ def test_classification_result_round_trips_and_counts_right(tmp_path: Path) -> N
     write_result(tmp_path / FILE_NAME, result)
     assert read_result(tmp_path / FILE_NAME) == result
     assert next(iter(json.loads((tmp_path / FILE_NAME).read_text()))) == "schema_version"
-    predicted = outcome.selections["held_out"].logits.argmax(axis=1)
+    logits = outcome.selections["held_out"].logits
     assert result.headline == "held_out"
-    assert result.score.value == pytest.approx(np.mean(predicted == outcome.labels))
+    assert result.score.value == pytest.approx(np.mean(logits.argmax(axis=1) == outcome.labels))
     assert result.score.low is not None
     assert result.score.low < result.score.value
     top5 = result.selections["held_out"].metrics["top5"].value
-    assert top5 == pytest.approx(top_k_accuracy_score(outcome.labels, outcome.selections["held_out"].logits, k=5))
+    assert top5 == pytest.approx(top_k_accuracy_score(outcome.labels, logits, k=5))
     control = result.controls["majority_class"]
     assert control.gain.value == pytest.approx(result.score.value - control.metrics["top1"].value)
-    assert control.gain.low is not None
-    assert control.gain.low > 0
-    assert np.array(result.confusion).sum() == len(outcome.labels)
-    assert sum(row.true for row in result.classes) == len(outcome.labels)
+    assert control.gain.reading() == "better"
+    assert np.array(result.confusion).sum() == len(outcome.labels) == sum(row.true for row in result.classes)
     assert result.history[0]["val_acc"] == [0.1, None], "JSON has no NaN"
 
 
-def test_ties_the_paper_protocol_and_predictions_that_are_not_finite() -> None:
+def test_several_seeds_make_one_record(tmp_path: Path) -> None:
+    runs = [fake.class_outcome(skill) for skill in (2.0, 2.4, 2.8)]
+    runs = [replace(run, labels=runs[0].labels, samples=runs[0].samples) for run in runs]
+    result = classification_result(runs[0], fake.facts("pixels", "verbs", seeds=(4, 5, 6)), runs[1:])
+    assert [row.seed for row in result.per_seed] == [4, 5, 6]
+    own = [np.mean(run.selections["held_out"].logits.argmax(axis=1) == run.labels) for run in runs]
+    assert [row.metrics["top1"] for row in result.per_seed] == pytest.approx(own)
+    assert result.score.value == pytest.approx(np.mean(own))
+    assert "3 seeds by Student's t" in result.interval
+
+
+def test_ties_and_the_paper_protocol() -> None:
     outcome, facts = fake.class_outcome(1.0), fake.facts("pixels", "verbs")
     even = {"held_out": ClassPredictions(1, 0, np.ones_like(outcome.selections["held_out"].logits))}
     found = classification_result(replace(outcome, selections=even), facts).selections["held_out"]
-    # Equal scores count in the order of the classes.
-    assert found.metrics["top5"].value == pytest.approx(np.mean(outcome.labels < 5))
+    assert found.metrics["top5"].value == pytest.approx(np.mean(outcome.labels < 5)), "equal scores: in class order"
     only = replace(outcome, selections={"best_on_validation": outcome.selections["best_on_validation"]})
-    assert headline(only.selections) == "best_on_validation"
     result = classification_result(only, fake.facts("pixels", "verbs", protocol="paper"))
     assert list(result.selections) == ["best_on_validation"] == [result.headline]
-    actions = fake.action_outcome(0.3)
-    for value in (np.nan, np.inf):
-        even = {"held_out": ClassPredictions(1, 0, np.full_like(outcome.selections["held_out"].logits, value))}
-        with pytest.raises(LaryError, match="diverged"):
-            classification_result(replace(outcome, selections=even), facts)
-        seen = actions.splits["seen"]
-        broken = {"held_out": ActionPredictions(1, np.full_like(seen.targets, value))}
-        with pytest.raises(LaryError, match="diverged"):
-            regression_result(
-                replace(actions, splits={"seen": replace(seen, selections=broken)}), fake.facts("pixels", "arm")
-            )
+
+
+@pytest.mark.parametrize("value", [np.nan, np.inf])
+def test_predictions_that_are_not_finite_are_refused(value: float) -> None:
+    outcome, seen = fake.class_outcome(1.0), fake.split_outcome(0.3)
+    logits = {"held_out": ClassPredictions(1, 0, np.full_like(outcome.selections["held_out"].logits, value))}
+    with pytest.raises(LaryError, match="diverged"):
+        classification_result(replace(outcome, selections=logits), fake.facts("pixels", "verbs"))
+    actions = {"held_out": ActionPredictions(1, np.full_like(seen.targets, value))}
+    broken = replace(fake.action_outcome(0.3), splits={"seen": replace(seen, selections=actions)})
+    with pytest.raises(LaryError, match="diverged"):
+        regression_result(broken, fake.facts("pixels", "arm"))
 
 
 def test_regression_result_round_trips_and_measures_right(tmp_path: Path) -> None:
     outcome = fake.action_outcome(0.3)
+    seen, unseen = outcome.splits["seen"], outcome.splits["unseen"]
+    robots = np.where(np.arange(len(seen.std)) % 2, 2, 1)[:, None].astype(np.float32)
+    seen = replace(seen, std=seen.std * robots)  # each robot has a scale of its own
+    outcome = replace(outcome, splits={"seen": seen, "unseen": unseen})
     result = regression_result(outcome, fake.facts("pixels", "arm", action_mode="absolute"))
     write_result(tmp_path / FILE_NAME, result)
     assert read_result(tmp_path / FILE_NAME) == result
-    seen = outcome.splits["seen"]
     values = seen.selections["held_out"].values
-    assert result.primary == "seen_mse"
-    assert result.score.value == pytest.approx(metrics.mse(values, seen.targets), rel=1e-5)
+    assert (result.primary, result.score.value) == ("seen_mse", pytest.approx(metrics.mse(values, seen.targets)))
     rows = [row for row in result.dimensions if row.split == "seen"]
     assert [row.mse.value for row in rows] == pytest.approx(metrics.mse_per_dim(values, seen.targets), rel=1e-5)
-    errors = (values - seen.targets) * seen.std[:, None, :]
-    assert [row.rmse for row in rows] == pytest.approx(np.sqrt((errors**2).mean(axis=(0, 1))), rel=1e-5)
-    groups = {row.name: row.mse.value for row in result.dimension_groups if row.split == "unseen"}
-    unseen = outcome.splits["unseen"]
+    physical = np.square((values - seen.targets) * seen.std[:, None]).mean(axis=(0, 1))
+    assert [row.physical_mse.value for row in rows if row.physical_mse] == pytest.approx(physical, rel=1e-4)
+    assert [row.rmse for row in rows] == pytest.approx(np.sqrt(physical), rel=1e-4)
+    groups = {(row.split, row.name): row for row in result.dimension_groups}
     expected = metrics.mse_per_group(unseen.selections["held_out"].values, unseen.targets, fake.GROUPS)
-    assert groups == pytest.approx(expected, rel=1e-5)
-    gain = result.controls["mean_action"].gain
-    assert gain.value == pytest.approx(result.score.value - result.controls["mean_action"].metrics["seen_mse"].value)
-    assert gain.high is not None
-    assert gain.high < 0
+    for name, dims in fake.GROUPS.items():
+        assert groups["unseen", name].mse.value == pytest.approx(expected[name], rel=1e-5)
+        own = groups["seen", name].physical_mse
+        assert own is not None
+        assert own.value == pytest.approx(physical[list(dims)].mean(), rel=1e-4)
+    control = result.controls["mean_action"]
+    assert control.gain.value == pytest.approx(result.score.value - control.metrics["seen_mse"].value)
+    assert control.gain.reading() == "better"
 
 
-def test_examples_stand_at_fixed_ranks_of_the_error() -> None:
-    split = fake.split_outcome(0.5)
-    errors = ((split.selections["held_out"].values - split.targets) ** 2).mean(axis=(1, 2))
-    for row, quantile, error in example_rows(split, "held_out"):
-        assert error == pytest.approx(errors[row])
-        assert np.mean(errors < error) == pytest.approx(quantile, abs=0.02)
+# --- orientations ---
+
+
+def turned(convention: str, degrees: np.ndarray) -> tuple[SplitOutcome, np.ndarray]:
+    """Two robots whose predictions are turned by `degrees` (n,) against the truth, about random axes."""
+    rng = np.random.default_rng(0)
+    count, quaternion = len(degrees), convention == "quaternion_xyzw"
+    axes = rng.normal(size=(count, 3))
+    axes /= np.linalg.norm(axes, axis=1, keepdims=True)
+    truth = Rotation.random(count, random_state=1)
+    guess = truth * Rotation.from_rotvec(axes * np.radians(degrees)[:, None])
+    mean, std = (np.full((count, 4 if quaternion else 3), value, np.float32) for value in (0.3, 0.7))
+    targets, prediction = (
+        ((each.as_quat() * 3 if quaternion else each.as_euler("xyz")) - mean) / std for each in (truth, guess)
+    )
+    names = tuple(f"s{row}" for row in range(count))
+    samples = SampleColumns(names, tuple((name,) for name in names), names, ("a", "b") * (count // 2))
+    values = prediction[:, None].astype(np.float32)
+    chosen = {"held_out": ActionPredictions(1, values)}
+    split = SplitOutcome(samples, targets[:, None].astype(np.float32), mean, std, chosen, {}, {"held_out": 0.0})
+    return split, values
+
+
+@pytest.mark.parametrize(("convention", "size"), [("euler_xyz", 3), ("quaternion_xyzw", 4)])
+def test_angular_error_is_the_angle_of_the_rotation_between(convention: str, size: int) -> None:
+    degrees = np.tile([10.0, 170.0], 10)
+    split, prediction = turned(convention, degrees)
+    arm = Orientation("arm", tuple(range(size)), convention)  # type: ignore[arg-type]
+    np.testing.assert_allclose(angular_error(split, prediction, arm), degrees, atol=0.05)
+    outcome = RegressionOutcome(tuple("abcd"[:size]), {}, {"seen": split})
+    result = regression_result(outcome, fake.facts("pixels", "arm"), (), [arm])
+    assert [row.degrees.value for row in result.orientations] == pytest.approx([90], abs=0.05)
+    assert [(row.name, row.rows) for row in result.robots] == [("a", 10), ("b", 10)]
+    assert [row.degrees.value for row in result.robots if row.degrees] == pytest.approx([10, 170], abs=0.05)
+    if convention == "quaternion_xyzw":  # both signs are one orientation, and zeros are none
+        mean, std = split.mean[:, None], split.std[:, None]
+        flipped = ((-(prediction * std + mean) - mean) / std).astype(np.float32)
+        np.testing.assert_allclose(angular_error(split, flipped, arm), degrees, atol=0.05)
+        empty = replace(split, targets=np.zeros_like(split.targets), mean=np.zeros_like(split.mean))
+        result = regression_result(replace(outcome, splits={"seen": empty}), fake.facts("pixels", "arm"), (), [arm])
+        assert (result.orientations, result.robots[0].degrees) == ((), None)
+
+
+def test_orientations_of_records_are_rotations() -> None:
+    axes = {"euler_xyz": ["roll", "pitch", "yaw"], "quaternion_xyzw": ["qx", "qy", "qz", "qw"]}
+    for target in (spec.target for spec in DATASETS if isinstance(spec.target, ActionSpace)):
+        used = [dim for orientation in target.orientations for dim in orientation.dims]
+        assert len(set(used)) == len(used)
+        for orientation in target.orientations:
+            ends = [target.dims[dim].split("_")[-1] for dim in orientation.dims]
+            assert ends == axes[orientation.convention]

@@ -2,26 +2,22 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pytest
 
-from lary.configs import ControlsConfig, ExtractConfig, ProbeControl, RegressConfig, RunConfig
+from lary.configs import ExtractConfig, ProbeControl, RegressConfig, RunConfig
 from lary.data.spec import DATASETS
 from lary.data.tables import INDEX_COLUMN, read_table
-from lary.results import figures
-from lary.runs import changed, controls
-from lary.runs import run as running
-from lary.runs.changed import CHANGED, FRAME_CONTROLS, changed_rows, extract_changed, place_of
-from lary.runs.extract import ExtractReport, extract
-from lary.runs.inputs import open_splits, shown
+from lary.latents.ref import LatentsRef, open_latents
+from lary.runs.changed import CHANGED, changed_rows, extract_changed, open_changed, place_of
+from lary.runs.extract import extract
 from lary.runs.probe import regress
 from lary.runs.run import run
-from lary.settings import Settings, load_settings
+from lary.settings import Settings
 from lary.types import LaryError, UsageError
+from tests.helpers import lary, settings_of
 from tests.tree import make_calvin, make_robot
 
 MODEL = "frame-difference"
@@ -29,15 +25,14 @@ MODEL = "frame-difference"
 SIGNED = 48
 """Of its channels, the first: signed differences of three colours; 16 absolute ones and the place follow."""
 
+pytestmark = pytest.mark.usefixtures("no_figures")
+
 
 @pytest.fixture
-def settings(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Settings:
-    """A tree of pairs with latents of `MODEL`; figures take seconds each and have tests of their own."""
-    for name in ("trajectory_figure", "trajectory_book"):
-        monkeypatch.setattr(figures, name, lambda *_: b"")
+def settings(tmp_path: Path) -> Settings:
+    """Settings of a tree of pairs with latents of `MODEL`."""
     make_calvin(tmp_path, {"train": 8, "val": 3})
-    names = {"LARY_ROOT": "", "DATA_DIR": "data", "LARY_LA_DIR": "latents", "LARY_LOG_DIR": "logs"}
-    found = load_settings({name: str(tmp_path / folder) for name, folder in names.items()}, environment={})
+    found = settings_of(tmp_path)
     for split in ("train", "val"):
         extract(asked(split), found)
     return found
@@ -47,68 +42,54 @@ def asked(split: str, model: str = MODEL) -> ExtractConfig:
     return ExtractConfig(model=model, dataset="calvin", split=split, workers=1)
 
 
-def config_of(control: ProbeControl | None, model: str = MODEL) -> RegressConfig:
-    return RegressConfig(model=model, dataset="calvin", probe_preset="demo", model_type="ridge", control=control)
-
-
-def tokens_of(settings: Settings, control: ProbeControl | None) -> np.ndarray:
-    """What a probe sees of the validation split."""
-    config = config_of(control)
-    split = open_splits(settings, DATASETS.get("calvin"), config)["seen"]
-    return shown(split, config, 0, training=False).read(np.arange(len(split.table)))
+def changed_split(settings: Settings, control: str) -> tuple[np.ndarray, np.ndarray, object]:
+    """Tokens of the validation split from its own and from changed frames, and the control that these name."""
+    ref = LatentsRef(model=MODEL, dataset="calvin", split="val")
+    own = open_latents(settings, ref)
+    other = open_changed(settings, own, LatentsRef(**vars(ref) | {"control": control}))
+    rows = np.arange(len(own.table))
+    return own.source.read(rows), other.source.read(rows), other.store[CHANGED]
 
 
 @pytest.mark.parametrize("control", ["static-pair", "shuffled-order"])
 def test_the_encoder_sees_changed_frames(settings: Settings, control: ProbeControl) -> None:
     with pytest.raises(UsageError, match=f"--control {control}: .*1 steps for 2 frames.*Run 'lary controls', or 'lary"):
-        tokens_of(settings, control)
-    for split in ("train", "val"):
-        assert extract_changed(asked(split), control, settings)
-    own, other = tokens_of(settings, None)[..., :-2], tokens_of(settings, control)[..., :-2]
+        changed_split(settings, control)
+    assert extract_changed(asked("val"), control, settings)
+    own, other, named = changed_split(settings, control)
+    assert named == control
     assert np.abs(own[..., :SIGNED]).max() > 1
     if control == "static-pair":
-        assert not other.any()
+        assert not other[..., :-2].any()
         return
     turned = own.copy()
     turned[..., :SIGNED] *= -1
-    swapped = [bool((row == theirs).all()) for row, theirs in zip(turned, other, strict=True)]
-    kept = [bool((row == theirs).all()) for row, theirs in zip(own, other, strict=True)]
-    assert sorted({*zip(swapped, kept, strict=True)}) == [(False, True), (True, False)], "each pair as it is or turned"
+    swapped = {(bool((a == c).all()), bool((b == c).all())) for a, b, c in zip(own, turned, other, strict=True)}
+    assert swapped == {(True, False), (False, True)}, "each pair as it is or turned"
 
 
-def test_controls_of_a_model_that_mixes_its_frames(settings: Settings, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Samples keep their names and targets, so that the control stands beside the run."""
-    whole = controls.plan
-
-    def own_controls(*given: Any) -> Any:
-        return [(model, changes) for model, changes in whole(*given) if changes.get("control") in FRAME_CONTROLS]
-
-    monkeypatch.setattr(controls, "plan", own_controls)
-    for name, module in (("extract", running), ("extract", changed)):
-        monkeypatch.setattr(module, name, here)
-    config = ControlsConfig(model=MODEL, dataset="calvin", model_type="ridge", probe_preset="demo")
-    report = controls.run_controls(config, settings)
-    assert not report.left_out
-    assert [margin.name for margin in report.result.margins] == [
-        f"{MODEL} (ridge probe, static pair)", f"{MODEL} (ridge probe, shuffled order)"
-    ]  # fmt: skip
-    again = regress(config_of("static-pair"), settings)
+def test_controls_of_a_model_that_mixes_its_frames(settings: Settings, tmp_path: Path) -> None:
+    """Every control is run; a margin stands in the model's result; nothing is left in the difference of a frame."""
+    words = ("--model", MODEL, "--dataset", "calvin", "--model-type", "ridge", "--probe-preset", "demo")
+    done = lary("controls", *words, root=tmp_path)
+    assert done.code == 0, done
+    names = ("shuffled targets", "static pair", "shuffled order", "16 random dimensions", "pixels", "random-vit")
+    assert [name for name in names if name not in done.out] == []
+    assert "left out" not in done.out
+    static = RegressConfig(
+        model=MODEL, dataset="calvin", probe_preset="demo", model_type="ridge", control="static-pair"
+    )
+    again = regress(static, settings)
     assert not again.new
     nothing = again.result.controls["mean_action"].metrics["seen_mse"].value
-    assert again.result.score.value == pytest.approx(nothing, rel=0.02), "nothing is left in the difference of a frame"
-
-
-def here(config: ExtractConfig, settings: Settings, *, plugins: tuple[Path, ...] = ()) -> ExtractReport:
-    """An extraction with one worker, which starts sooner."""
-    return extract(replace(config, workers=1), settings, plugins=plugins)
+    assert again.result.score.value == pytest.approx(nothing, rel=0.02)
 
 
 def test_a_run_encodes_what_its_control_needs(settings: Settings) -> None:
     config = RunConfig(
         model=MODEL, dataset="calvin", model_type="ridge", probe_preset="demo", control="static-pair", workers=1
     )
-    assert run(config, settings).extracted == 24 + 9
-    assert run(config, settings).extracted == 0
+    assert [run(config, settings).extracted for _ in range(2)] == [24 + 9, 0]
 
 
 def test_latents_of_single_frames_need_no_second_extraction(settings: Settings) -> None:
@@ -118,12 +99,11 @@ def test_latents_of_single_frames_need_no_second_extraction(settings: Settings) 
 
 
 def test_changed_frames_of_another_table_are_refused(settings: Settings) -> None:
-    for split in ("train", "val"):
-        extract_changed(asked(split), "static-pair", settings)
+    extract_changed(asked("val"), "static-pair", settings)
     file = next((place_of(settings, "static-pair").path("LARY_ROOT") / "data").glob("val_la_*.csv"))
     file.write_text(file.read_text().replace("frame_000005.png", "frame_000010.png"))
     with pytest.raises(LaryError, match=r"was made of another table than .*: run 'lary controls' again"):
-        tokens_of(settings, "static-pair")
+        changed_split(settings, "static-pair")
 
 
 @pytest.mark.parametrize("control", ["static-pair", "shuffled-order"])
@@ -132,6 +112,7 @@ def test_frames_of_clips_are_changed_by_their_numbers(tmp_path: Path, control: P
     path = tmp_path / "data" / "robot_1st_metadata_val.csv"
     table = read_table(DATASETS.get("robot_1st"), "val", path=path, data_dir=tmp_path / "data")
     rows = list(changed_rows(table, control))
+    assert rows == list(changed_rows(table, control))
     at = list(table.frame.columns).index(INDEX_COLUMN)
     cells = [row.pop(at) for row in rows]
     assert rows == table.frame.drop(columns=INDEX_COLUMN).to_numpy().tolist()
@@ -140,12 +121,3 @@ def test_frames_of_clips_are_changed_by_their_numbers(tmp_path: Path, control: P
     else:
         assert len(set(cells)) > 1
         assert {",".join(sorted(cell.split(","), key=int)) for cell in cells} == {"0,1,2,4,5,7,8,10,11"}
-    assert list(changed_rows(table, control)) == list(changed_rows(table, control))
-
-
-def test_a_store_of_changed_frames_says_so(settings: Settings) -> None:
-    for split in ("train", "val"):
-        extract_changed(asked(split), "static-pair", settings)
-    found = open_splits(settings, DATASETS.get("calvin"), config_of("static-pair"))
-    assert {split.store[CHANGED] for split in found.values()} == {"static-pair"}
-    assert {len(split.table) for split in found.values()} == {24, 9}

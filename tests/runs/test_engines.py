@@ -2,32 +2,27 @@
 
 from __future__ import annotations
 
-import itertools
-import os
 import shutil
 import signal
 import sys
 import warnings
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pytest
-import torch
 
 from lary.configs import ExtractConfig
-from lary.latents.pipeline import Interrupted
+from lary.latents.pipeline import Interrupted, UnitReport
 from lary.locks import LOCK
-from lary.models.spec import MODELS, ModelSpec, register_model
+from lary.models.spec import MODELS
 from lary.registry import load_plugin
-from lary.runs import engines as on_ray
-from lary.runs import extract as extraction
-from lary.runs.engines import run_processes
-from lary.runs.extract import extract
-from lary.types import Latents
+from lary.runs.extract import extract, open_run, prepare_run, work
 from tests.helpers import lary, settings_of
 from tests.tree import make_calvin
+
+Counting = Callable[[str, str], None]
 
 
 @pytest.fixture
@@ -36,30 +31,24 @@ def root(tmp_path: Path) -> Path:
     return tmp_path
 
 
-def ask(split: str = "val", dataset: str = "calvin", model: str = "pixels", **changes: Any) -> ExtractConfig:
-    return ExtractConfig(model=model, dataset=dataset, split=split, **changes)
+def ask(model: str = "pixels", **changes: Any) -> ExtractConfig:
+    return ExtractConfig(**({"model": model, "dataset": "calvin", "split": "val", "batch_size": 1} | changes))
 
 
-def latents(root: Path, dataset: str = "calvin", split: str = "val", model: str = "pixels") -> Path:
-    return root / "latent_actions" / dataset / split / model
+def contents(root: Path, model: str = "pixels") -> dict[str, bytes]:
+    """The latents as other programs read them: their stamps differ between models."""
+    folder = root / "latent_actions" / "calvin" / "val" / model
+    return {path.name: path.read_bytes()[: path.stat().st_size - 200] for path in sorted(folder.glob("*.npz"))}
 
 
-def contents(folder: Path) -> dict[str, bytes]:
-    return {path.name: path.read_bytes() for path in sorted(folder.glob("*.npz"))}
-
-
-def test_several_processes_give_the_same_files(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    single = extract(ask(batch_size=4), settings_of(root))
-    expected, table = contents(latents(root)), single.table.read_bytes()
-    shutil.rmtree(latents(root))
-    monkeypatch.setattr(extraction, "pick_devices", lambda gpus, choice: ["cpu", "cpu"])
-    extract(ask(batch_size=4), settings_of(root))
-    assert contents(latents(root)) == expected
-    assert single.table.read_bytes() == table
+def on_two_processes(root: Path, config: ExtractConfig) -> tuple[list[UnitReport], bool]:
+    run = replace(prepare_run(config, settings_of(root)), devices=["cpu", "cpu"])
+    store = open_run(run)
+    return work(run, store, store.missing(run.table))
 
 
 COUNTING = """
-import os, signal, time
+import os, signal, sys
 from pathlib import Path
 from lary.models.spec import MODELS, ModelSpec, register_model
 
@@ -68,61 +57,61 @@ base = MODELS.get("pixels")
 @register_model(ModelSpec(name={name!r}, paradigm="baseline", dim=base.dim, preprocess=base.preprocess))
 class Counting:
     calls = 0
+    in_worker = sys.argv[0].endswith("workers.py")
 
     def __init__(self, spec, context):
         self.inner = base.factory(base, context)
 
     def encode(self, clips):
         Counting.calls += 1
-        if Counting.calls == {call}:
+        if {condition}:
             {act}
         return self.inner.encode(clips)
 """
-DIE_ONCE = """try:
-                Path({flag!r}).touch(exist_ok=False)
+ONCE = """try:
+                Path(__file__).with_suffix(".done").touch(exist_ok=False)
             except FileExistsError:
                 pass
             else:
-                time.sleep({seconds})
-                os.kill(os.getpid(), signal.SIGKILL)"""
+                {}"""
+DIE, INTERRUPT = "os.kill(os.getpid(), signal.SIGKILL)", "os.kill(os.getpid(), signal.SIGINT)"
 
 
 @pytest.fixture
-def counting(root: Path) -> Iterator[Any]:
-    """Writes a plug-in of a model that does something in one of its passes; pixels behind it."""
+def counting(root: Path) -> Iterator[Counting]:
+    """Registers, by a plug-in, a model that does something in some of its passes; pixels behind it."""
     names = []
 
-    def write(name: str, call: int, act: str) -> Path:
+    def write(name: str, condition: str, act: str = ONCE.format(DIE)) -> None:
         names.append(name)
-        (root / f"{name}.py").write_text(COUNTING.format(name=name, call=call, act=act))
-        return root / f"{name}.py"
+        (root / f"{name}.py").write_text(COUNTING.format(name=name, condition=condition, act=act))
+        load_plugin(root / f"{name}.py")
 
     yield write
     for name in names:
         MODELS._records.pop(name, None)
 
 
-@pytest.mark.parametrize("seconds", [0, 5], ids=["while the other works", "after the other has found nothing left"])
-def test_the_rows_of_a_process_that_dies_are_done_by_another(
-    root: Path, counting: Any, monkeypatch: pytest.MonkeyPatch, seconds: int
-) -> None:
-    plugin = counting("mortal", 3, DIE_ONCE.format(flag=str(root / "dead"), seconds=seconds))
-    monkeypatch.setattr(extraction, "pick_devices", lambda gpus, choice: ["cpu", "cpu"])
-    words = ("extract", "--model", "mortal", "--dataset", "calvin", "--split", "val", "--batch-size", "1")
-    assert lary(*words, "--plugin", str(plugin), root=root).code == 0
-    assert (root / "dead").exists()
-    extract(ask(batch_size=1), settings_of(root))
-    arrays = [np.load(latents(root, model=model) / "latent_action_00000017.npz")["tokens"] for model in
-              ("mortal", "pixels")]  # fmt: skip
-    assert np.array_equal(*arrays)
-    assert len(contents(latents(root, model="mortal"))) == 24
+def test_the_rows_of_a_process_that_dies_are_done_all_the_same(root: Path, counting: Counting) -> None:
+    """By a fresh process, and every file is as one process alone writes it."""
+    counting("mortal", "Counting.calls == 3")
+    reports, stopped = on_two_processes(root, ask("mortal"))
+    assert (root / "mortal.done").exists()
+    assert (sum(report.done for report in reports), stopped) == (24, False)
+    extract(ask(), settings_of(root))
+    assert list(contents(root, "mortal").values()) == list(contents(root).values())
+
+
+def test_a_process_that_dies_again_and_again_is_an_error(root: Path, counting: Counting) -> None:
+    counting("doomed", "Counting.in_worker", DIE)
+    with pytest.raises(Exception, match=r"A process that encodes died .*signal 9.*What was done is kept"):
+        on_two_processes(root, ask("doomed"))
 
 
 @pytest.fixture
 def cluster(monkeypatch: pytest.MonkeyPatch) -> Iterator[Any]:
     """Two nodes on this machine."""
     monkeypatch.setenv("RAY_USAGE_STATS_ENABLED", "0")
-    monkeypatch.setattr(on_ray, "TASK_ROWS", 8)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         from ray.cluster_utils import Cluster
@@ -133,19 +122,17 @@ def cluster(monkeypatch: pytest.MonkeyPatch) -> Iterator[Any]:
         nodes.shutdown()
 
 
-def test_ray_gives_the_same_files_though_an_actor_is_killed(root: Path, counting: Any, cluster: Any) -> None:
-    plugin = counting("mortal", 3, DIE_ONCE.format(flag=str(root / "dead"), seconds=0))
-    load_plugin(plugin)
-    (root / "dead").touch()  # not the local one
-    local = extract(ask(model="mortal", batch_size=1), settings_of(root), plugins=(plugin,))
-    expected, table = contents(latents(root, model="mortal")), local.table.read_bytes()
-    shutil.rmtree(latents(root, model="mortal"))
-    (root / "dead").unlink()
-    asked = ask(model="mortal", batch_size=1, engine="ray", address=cluster.address)
-    done = extract(asked, settings_of(root), plugins=(plugin,))
-    assert (root / "dead").exists()
+def test_ray_gives_the_same_files_though_an_actor_is_killed(root: Path, counting: Counting, cluster: Any) -> None:
+    counting("mortal", "Counting.calls == 3")
+    (root / "mortal.done").touch()  # not in this process
+    local = extract(ask("mortal"), settings_of(root))
+    expected, table = contents(root, "mortal"), local.table.read_bytes()
+    shutil.rmtree(root / "latent_actions")
+    (root / "mortal.done").unlink()
+    done = extract(ask("mortal", engine="ray", address=cluster.address), settings_of(root))
+    assert (root / "mortal.done").exists()
     assert (done.extracted, done.failures) == (24, ())
-    assert contents(latents(root, model="mortal")) == expected
+    assert contents(root, "mortal") == expected
     assert done.table.read_bytes() == table
 
 
@@ -156,69 +143,41 @@ def test_ray_without_a_cluster_is_a_wrong_request(root: Path) -> None:
     assert "there is no Ray cluster" in done.err
 
 
-@pytest.fixture
-def model_that(monkeypatch: pytest.MonkeyPatch) -> Iterator[Any]:
-    """Registers a model ``trial`` that calls a function before each of its passes; pixels behind it."""
-    base = MODELS.get("pixels")
-
-    def register(before: Any) -> None:
-        calls = itertools.count(1)
-
-        @register_model(ModelSpec(name="trial", paradigm="baseline", dim=base.dim, preprocess=base.preprocess))
-        class Trial:
-            def __init__(self, spec: ModelSpec, context: Any) -> None:
-                assert base.factory is not None
-                self.inner = base.factory(base, context)
-
-            def encode(self, clips: torch.Tensor) -> Latents:
-                before(next(calls))
-                return self.inner.encode(clips)
-
-    yield register
-    MODELS._records.pop("trial", None)
-
-
-def test_ctrl_c_finishes_the_unit_and_says_how_to_go_on(
-    root: Path, model_that: Any, monkeypatch: pytest.MonkeyPatch
+def test_ctrl_c_finishes_the_unit_and_says_how_to_resume(
+    root: Path, counting: Counting, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def interrupt(call: int) -> None:
-        if call == 3:
-            os.kill(os.getpid(), signal.SIGINT)
-
-    model_that(interrupt)
+    counting("trial", "Counting.calls == 3", INTERRUPT)
     monkeypatch.setattr(sys, "argv", ["/usr/bin/lary", "extract", "--model", "trial", "--input", "my table.csv"])
     before = signal.getsignal(signal.SIGINT)
     with pytest.raises(Interrupted, match=r"resume with lary extract --model trial --input 'my table\.csv'") as stop:
-        extract(ask(model="trial", batch_size=1), settings_of(root))
+        extract(ask("trial"), settings_of(root))
     assert stop.value.exit_code == 130
     assert signal.getsignal(signal.SIGINT) is before
-    assert len(contents(latents(root, model="trial"))) == 8
+    assert len(contents(root, "trial")) == 8
     assert not (root / "data" / "val_la_calvin_5_trial.csv").exists()
-    assert not (latents(root, model="trial") / LOCK).exists()
-    done = extract(ask(model="trial", batch_size=1), settings_of(root))
+    assert not (root / "latent_actions" / "calvin" / "val" / "trial" / LOCK).exists()
+    done = extract(ask("trial"), settings_of(root))
     assert (done.done_before, done.extracted) == (8, 16)
 
 
-def test_ctrl_c_leaves_what_a_process_has_read_ahead(
-    root: Path, counting: Any, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
-) -> None:
-    """The process ends with a unit that it has taken and not begun: it isn't taken for one that died."""
-    plugin = counting("hasty", 7, "os.kill(os.getppid(), signal.SIGINT)")
-    load_plugin(plugin)
-
-    def in_one_process(job: Any, table: Any, units: Any, device: str, *_: Any, advance: Any, stopped: Any) -> Any:
-        return run_processes(job, list(units), [device], stopped, advance)
-
-    monkeypatch.setattr(extraction, "encode_units", in_one_process)
-    with pytest.raises(Interrupted, match=r"Stopped: (8|16) of 24 rows are still to be done"):
-        extract(ask(model="hasty", batch_size=1, workers=1), settings_of(root), plugins=(plugin,))
-    assert "died" not in caplog.text
-    assert len(contents(latents(root, model="hasty"))) in (8, 16)
+def test_ctrl_c_at_the_last_row_counts_too(root: Path, counting: Counting) -> None:
+    counting("late", "Counting.calls == 24", INTERRUPT)
+    with pytest.raises(Interrupted, match="Stopped: 0 of 24 rows"):
+        extract(ask("late"), settings_of(root))
+    assert extract(ask("late"), settings_of(root)).done_before == 24
 
 
-def test_second_ctrl_c_stops_at_once(root: Path, model_that: Any) -> None:
-    model_that(lambda call: os.kill(os.getpid(), signal.SIGINT) if call in (2, 3) else None)
+def test_ctrl_c_ends_several_processes_after_their_tasks(root: Path, counting: Counting) -> None:
+    interrupt = ONCE.format(INTERRUPT.replace("getpid", "getppid"))
+    counting("hasty", "Counting.in_worker and Counting.calls == 3", interrupt)
+    reports, stopped = on_two_processes(root, ask("hasty", workers=1))
+    assert stopped
+    assert sum(report.done for report in reports) == len(contents(root, "hasty")) in (8, 16)
+
+
+def test_second_ctrl_c_stops_at_once(root: Path, counting: Counting) -> None:
+    counting("trial", "Counting.calls in (2, 3)", INTERRUPT)
     with pytest.raises(KeyboardInterrupt):
-        extract(ask(model="trial", batch_size=1), settings_of(root))
-    assert len(contents(latents(root, model="trial"))) <= 3
-    assert extract(ask(model="trial", batch_size=1), settings_of(root)).rows == 24
+        extract(ask("trial"), settings_of(root))
+    assert len(contents(root, "trial")) <= 3
+    assert extract(ask("trial"), settings_of(root)).rows == 24

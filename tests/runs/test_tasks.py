@@ -1,9 +1,8 @@
-"""Wrong requests and wrong data of a probe run: each is refused in a sentence that says what to do."""
+"""What probe runs read: wrong requests and wrong data are refused in a sentence; splits and frames that were chosen."""
 
 from __future__ import annotations
 
 import csv
-import json
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -12,18 +11,20 @@ from typing import Any
 import numpy as np
 import pytest
 
-from lary import runtime
 from lary.configs import ClassifyConfig, ControlsConfig, ExtractConfig, RegressConfig, RunConfig
 from lary.data.spec import DATASETS
-from lary.results import figures
+from lary.results.compare import compare_results
+from lary.results.record import EvalResult
 from lary.runs.controls import run_controls
 from lary.runs.extract import extract
 from lary.runs.probe import classify, regress
 from lary.runs.run import probe_config
-from lary.settings import Settings, load_settings
+from lary.runs.tasks import open_splits, shown
 from lary.types import LaryError, UsageError
-from tests.tree import make_calvin, make_robot
+from tests.helpers import rows_of, settings_of
+from tests.tree import make_calvin, make_robot, write_table
 
+pytestmark = pytest.mark.usefixtures("no_figures")
 MODEL = "pixels"
 Rows = list[dict[str, str]]
 
@@ -47,71 +48,50 @@ def place(made: Path, tmp_path: Path) -> Path:
     return tmp_path / "tree"
 
 
-@pytest.fixture(autouse=True)
-def no_figures(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Figures take seconds each and have tests of their own."""
-    for name in ("trajectory_figure", "trajectory_book", "confusion_figure"):
-        monkeypatch.setattr(figures, name, lambda *_: b"")
-
-
-def settings_of(root: Path) -> Settings:
-    names = {"LARY_ROOT": "", "DATA_DIR": "data", "LARY_LA_DIR": "latents", "LARY_LOG_DIR": "logs"}
-    return load_settings({name: str(root / folder) for name, folder in names.items()}, environment={})
-
-
-def run_classify(place: Path, **options: Any) -> tuple[str, ...]:
-    """The warnings of a short run."""
+def run_classify(place: Path, **options: Any) -> EvalResult:
     config = ClassifyConfig(model=MODEL, dataset="robot_1st", **{"probe_preset": "demo", "epochs": 1, **options})
-    return classify(config, settings_of(place)).result.warnings
+    return classify(config, settings_of(place)).result
 
 
-def run_regress(place: Path, **options: Any) -> tuple[str, ...]:
-    config = RegressConfig(model=MODEL, dataset="calvin", **{"probe_preset": "demo", "epochs": 1, **options})
-    return regress(config, settings_of(place)).result.warnings
+def run_regress(place: Path, **options: Any) -> EvalResult:
+    config = RegressConfig(**{"model": MODEL, "dataset": "calvin", "probe_preset": "demo", "epochs": 1, **options})
+    return regress(config, settings_of(place)).result
 
 
-def change(table: Path, edit: Callable[[Rows], Any]) -> None:
-    """Edit the rows of a table in place."""
-    with table.open(newline="") as file:
-        rows = list(csv.DictReader(file))
-    names = list(rows[0])
+def change(place: Path, name: str, edit: Callable[[Rows], Any]) -> None:
+    """Edit the rows of a table of clips with latents in place."""
+    table = place / "data" / f"{name}_la_robot_1st_{MODEL}.csv"
+    rows = rows_of(table)
     edit(rows)
     with table.open("w", newline="") as file:
-        writer = csv.DictWriter(file, names)
+        writer = csv.DictWriter(file, list(rows[0]))
         writer.writeheader()
         writer.writerows(rows)
-
-
-def clips_of(place: Path, split: str) -> Path:
-    return place / "data" / f"{split}_la_robot_1st_{MODEL}.csv"
 
 
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"gpus": "1,1"}, "--gpus 1,1: expected numbers from 0, each once, such as 0"),
-        ({"gpus": "-1"}, "--gpus -1: expected numbers from 0"),
+        ({"gpus": "one"}, "--gpus 'one': expected device numbers such as 0 or 0,1,2,3"),
         ({"seeds": "0,a"}, "--seeds '0,a': expected numbers such as 0,1,2"),
-        ({"seeds": "3,3"}, "--seeds 3,3: a seed stands there twice; name each once"),
+        ({"seeds": "3,3"}, "--seeds 3,3: a seed is named twice; name each once"),
         ({"seeds": "0,-1"}, "--seeds -1: a seed is a number from 0 to 4294967295"),
         ({"seed": 2**32}, "--seed 4294967296: a seed is a number from 0 to 4294967295"),
         ({"epochs": 0}, "--epochs 0: must be at least 1, or leave the option out"),
         ({"probe_batch_size": -4}, "--probe-batch-size -4: must be at least 1, or leave"),
     ],
 )
-def test_wrong_options_are_told_before_anything_is_read(
+def test_wrong_options_are_refused_before_anything_is_read(
     tmp_path: Path, options: dict[str, Any], message: str
-) -> None:  # fmt: skip
+) -> None:
     for run in (run_classify, run_regress):
         with pytest.raises(UsageError, match=message):
             run(tmp_path, **options)
     with pytest.raises(UsageError, match=message):
         probe_config(RunConfig(model=MODEL, dataset="calvin", **options), DATASETS.get("calvin"))
-
-
-def test_controls_check_their_options_before_they_extract(tmp_path: Path) -> None:
-    with pytest.raises(UsageError, match="--epochs -3: must be at least 1"):
-        run_controls(ControlsConfig(model=MODEL, dataset="calvin", epochs=-3), settings_of(tmp_path))
+    if "epochs" in options:
+        with pytest.raises(UsageError, match=message):
+            run_controls(ControlsConfig(model=MODEL, dataset="calvin", **options), settings_of(tmp_path))
 
 
 @pytest.mark.parametrize(
@@ -119,13 +99,12 @@ def test_controls_check_their_options_before_they_extract(tmp_path: Path) -> Non
     [
         (run_classify, {"dim": 32}, "--dim 32: the latents have dimension 50; leave the option out"),
         (run_classify, {"classes": 123}, "--classes 123: data set 'robot_1st' has 54 classes; leave the option out"),
+        (run_classify, {"latent": "quantized"}, "--latent quantized: model 'pixels' has one kind of latent"),
         (run_regress, {"stride": 6}, "--stride 6: data set 'calvin' has stride 5; leave the option out"),
         (run_regress, {"project": 50}, "--project 50: must be from 1 to 49, since the latents have dimension 50"),
-        (
-            run_classify,
-            {"protocol": "paper"},
-            "protocol 'corrected', asked for is 'paper': extract with --protocol pap",
-        ),
+        (run_regress, {"relative_frame": "local"}, "--relative-frame local: it needs --action-mode relative"),
+        (run_regress, {"splits": "by-segment"}, "only the published ones"),
+        (run_classify, {"protocol": "paper"}, "'corrected', asked for is 'paper': extract with --protocol paper"),
     ],
 )
 def test_options_that_contradict_the_data_are_refused(
@@ -135,63 +114,9 @@ def test_options_that_contradict_the_data_are_refused(
         run(made, **options)
 
 
-def test_a_gpu_that_was_asked_for_and_is_absent_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
-    import torch
-
-    told: list[str] = []
-    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
-    monkeypatch.setattr(runtime.log, "info", told.append)
-    runtime.tell_once.cache_clear()
-    for _ in range(2):
-        assert runtime.pick_devices("2") == ["cpu"]
-        assert runtime.pick_devices(None) == ["cpu"]
-    first, second = told  # each once
-    assert first.startswith("--gpus 2: torch finds no CUDA device here: one process on the CPU; to use one, install")
-    assert second == "no CUDA device here: one process on the CPU"
-
-
-def test_labels_outside_the_space_name_row_and_line(place: Path) -> None:
-    change(clips_of(place, "val"), lambda rows: rows[2].update(action="juggle"))
-    with pytest.raises(UsageError, match=r"row 3 \(line 4\): 'juggle' is no class of robot_1st. Known: "):
-        run_classify(place)
-
-
-def test_one_class_only_is_refused(place: Path) -> None:
-    change(clips_of(place, "train"), lambda rows: [row.update(action="pick") for row in rows])
-    with pytest.raises(UsageError, match=r"All 12 training samples are of the class 'pick'.*Extract more"):
-        run_classify(place)
-
-
-def test_fewer_samples_than_classes_are_told(place: Path) -> None:
-    assert any("classes are in the validation split" in told for told in run_classify_of(place, 8, "pick", "place"))
-    change(clips_of(place, "train"), lambda rows: rows.__setitem__(slice(2, None), []))
-    with pytest.raises(UsageError, match=r"2 samples of 2 episodes or videos: none can be held out.*Give more data"):
-        run_classify(place, overwrite=True)
-
-
-def run_classify_of(place: Path, count: int, *verbs: str) -> tuple[str, ...]:
-    """Warnings of a run on `count` training samples of these verbs alone."""
-    change(
-        clips_of(place, "train"),
-        lambda rows: rows.__setitem__(slice(None), [row for row in rows if row["action"] in verbs][:count]),
-    )
-    return run_classify(place)
-
-
-def spoil(file: Path) -> None:
-    """Put a NaN into the latents of a file."""
-    with np.load(file) as arrays:
-        found = {name: arrays[name] for name in arrays.files}
-    found["tokens"][0, 0, 0] = np.nan
-    np.savez(file, **found)
-
-
-@pytest.mark.parametrize("probe", ["mlp", "ridge"])
-def test_latents_that_are_not_finite_name_their_sample(place: Path, probe: str) -> None:
-    spoil(place / "latents" / "calvin" / "val" / MODEL / "latent_action_00000001.npz")
-    options = {"model_type": probe, "epochs": None if probe == "ridge" else 1}
-    with pytest.raises(LaryError, match=r"latents of sample \w+ \(images/ep_0/frame_.*\) hold NaN or infinity: check"):
-        run_regress(place, **options)
+def few(verbs: tuple[str, ...], count: int) -> Callable[[Rows], Any]:
+    """Leave so many rows of these verbs."""
+    return lambda rows: rows.__setitem__(slice(None), [row for row in rows if row["action"] in verbs][:count])
 
 
 def shift(rows: Rows) -> None:
@@ -206,30 +131,122 @@ def borrow(rows: Rows) -> None:
         row["la_path"] = row["la_path"].replace("/val/", "/train/")
 
 
-def test_latents_of_two_extractions_are_refused(place: Path) -> None:
-    change(clips_of(place, "val"), lambda rows: borrow(rows[-1:]))
-    with pytest.raises(LaryError, match=r"row \d+: .*\.npz was made by another extraction than the rows before"):
+@pytest.mark.parametrize(
+    ("split", "edit", "message"),
+    [
+        ("val", lambda rows: rows[2].update(action="juggle"), r"row 3 \(line 4\): 'juggle' is no class of robot_1st"),
+        ("train", lambda rows: [row.update(action="pick") for row in rows], "All 12 training samples are of the class"),
+        ("train", few(("pick", "place"), 2), "2 samples of 2 episodes or videos: none can be held out"),
+        ("val", lambda rows: borrow(rows[-1:]), r"row \d+: .*\.npz was made by another extraction than the rows befo"),
+        ("train", shift, r"row 1: .*\.npz holds the latents of sample \w+ \(.*mp4\), not of sample"),
+        ("val", borrow, r"row 1: .*\.npz holds the latents of sample \w+ \(.*mp4\), not of sample"),
+    ],
+)
+def test_tables_with_wrong_rows_are_refused(
+    place: Path, split: str, edit: Callable[[Rows], None], message: str
+) -> None:
+    change(place, split, edit)
+    with pytest.raises(LaryError, match=message):
         run_classify(place)
 
 
-@pytest.mark.parametrize(("split", "edit"), [("train", shift), ("val", borrow)])
-def test_latents_of_another_sample_are_refused(place: Path, split: str, edit: Callable[[Rows], None]) -> None:
-    change(clips_of(place, split), edit)
-    with pytest.raises(LaryError, match=r"row 1: .*\.npz holds the latents of sample \w+ \(.*mp4\), not of sample"):
-        run_classify(place)
+def test_corrected_labels_keep_their_latents_and_classes_that_cannot_be_learned_are_named(place: Path) -> None:
+    change(place, "train", lambda rows: rows[0].update(action="pour"))
+    assert not any("classes are in the validation split" in warning for warning in run_classify(place).warnings)
+    change(place, "train", few(("pick", "place"), 8))
+    warnings = run_classify(place, overwrite=True).warnings
+    assert any("classes are in the validation split" in warning for warning in warnings)
 
 
-def test_corrected_labels_keep_their_latents(place: Path) -> None:
-    change(clips_of(place, "train"), lambda rows: rows[0].update(action="pour"))
-    run_classify(place)
+def test_latents_of_another_model_or_data_set_are_refused(place: Path) -> None:
+    for split in ("train", "val"):
+        rows = rows_of(place / "data" / f"{split}_la_calvin_5_{MODEL}.csv")
+        folder = place / "latent_actions" / "calvin" / split
+        shutil.copytree(folder / MODEL, folder / "random-vit")
+        for row in rows:
+            row["la_path"] = Path(row["la_path"]).name
+        write_table(place / "data" / f"{split}_la_calvin_5_random-vit.csv", rows)
+    with pytest.raises(UsageError, match="holds latents of 'pixels', not of 'random-vit'"):
+        run_regress(place, model="random-vit")
+    for split in ("train", "val"):
+        shutil.copytree(
+            place / "latent_actions/calvin" / split / MODEL, place / "latent_actions/libero" / split / MODEL
+        )
+        rows = [{**row, "action": "Left"} for row in rows_of(place / "data" / f"{split}_la_calvin_5_{MODEL}.csv")]
+        for row in rows:
+            row["la_path"] = row["la_path"].replace("calvin/", "libero/")
+        stride = DATASETS.get("libero").stride
+        write_table(place / "data" / f"{split}_la_libero_{stride}_{MODEL}.csv".replace("_None", ""), rows)
+    with pytest.raises(UsageError, match=r"latents of 'calvin', not of 'libero': run .* --split train' again"):
+        classify(ClassifyConfig(model=MODEL, dataset="libero", probe_preset="demo"), settings_of(place))
 
 
-@pytest.mark.parametrize("size", [7, 16])
-def test_relative_statistics_of_another_data_set_are_refused(place: Path, size: int) -> None:
-    file = place / "data" / "regression_relative" / "calvin" / "relative_action_stats_calvin.json"
-    file.parent.mkdir(parents=True)
-    numbers = {"mean": [0.0] * size, "std": [1.0] * size}
-    file.write_text(json.dumps(numbers if size != 7 else {"G1": numbers}))
-    words = "are not 7 finite means and deviations, but 16, as another data set has" if size == 16 else "have no mean"
-    with pytest.raises(LaryError, match=rf"relative_action_stats_calvin.json {words}.*Make them with: "):
-        run_regress(place, action_mode="relative")
+@pytest.mark.parametrize("probe", ["attentive", "mlp", "ridge"])
+def test_latents_that_are_not_finite_name_their_sample(place: Path, probe: str) -> None:
+    dataset = "robot_1st" if probe == "attentive" else "calvin"
+    file = place / "latent_actions" / dataset / "val" / MODEL / "latent_action_00000001.npz"
+    with np.load(file) as arrays:
+        found = {name: arrays[name] for name in arrays.files}
+    found["tokens"][0, 0, 0] = np.nan
+    np.savez(file, **found)
+    run = run_classify if probe == "attentive" else run_regress
+    options = {} if probe == "attentive" else {"model_type": probe, "epochs": 1 if probe == "mlp" else None}
+    with pytest.raises(LaryError, match=r"latents of sample \w+ \(.*(1.mp4|/ep_0/.*)\) hold NaN or infinity: check"):
+        run(place, **options)
+
+
+def test_latents_that_are_gone_are_counted(place: Path) -> None:
+    gone = sorted((place / "latent_actions" / "calvin" / "val" / MODEL).glob("latent_action_*.npz"))[2]
+    gone.unlink()
+    with pytest.raises(LaryError, match=rf"(?s)1 of 4 latent files .* are missing; extract again.*{gone.name}"):
+        run_regress(place)
+
+
+def test_every_split_goes_through_the_same_projection_and_orders_are_drawn_anew(made: Path) -> None:
+    config = RegressConfig(model=MODEL, dataset="calvin", project=3)
+    splits = open_splits(settings_of(made), DATASETS.get("calvin"), config)
+    for asked, same in (
+        (config, True),
+        (RegressConfig(model=MODEL, dataset="calvin", control="shuffled-order"), False),
+    ):
+        train, validation = (
+            shown(splits["train"], asked, 5, training=training).read(range(12)) for training in (True, False)
+        )
+        assert np.array_equal(train, validation) is same
+
+
+@pytest.fixture(scope="module")
+def mixed(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A data set whose published splits share their episodes, with latents of these splits and of those by episode."""
+    root = tmp_path_factory.mktemp("mixed")
+    make_calvin(root, {"train": 12}, pairs=4)
+    (root / "data/regression/calvin/train_stride5").rename(root / "data/regression/vlabench")
+    rows = rows_of(root / "data" / "calvin_metadata_train.csv")
+    for split, part in (("train", [row for at, row in enumerate(rows) if at % 4]), ("val", rows[::4])):
+        write_table(root / "data" / f"vlabench_metadata_{split}.csv", part)
+    for split in ("train", "val", "train_by_episode", "val_by_episode"):
+        extract(ExtractConfig(model=MODEL, dataset="vlabench", split=split, workers=1), settings_of(root))
+    return root
+
+
+def test_splits_by_episode_keep_episodes_apart(mixed: Path) -> None:
+    options: dict[str, Any] = {"dataset": "vlabench", "model_type": "ridge", "epochs": None}
+    published, drawn = (
+        regress(RegressConfig(model=MODEL, probe_preset="demo", splits=splits, **options), settings_of(mixed))
+        for splits in (None, "by-episode")
+    )
+    assert published.folder.name == "vlabench_5_pixels_ridge_absolute"
+    warning = published.result.warnings[-1]
+    assert warning.startswith("12 of the 12 episodes or videos of val are in train as well")
+    assert "'--splits by-episode' keeps them apart" in warning
+    assert drawn.folder.name == "vlabench_5_pixels@by-episode_ridge_absolute"
+    sizes = drawn.result.dataset.splits
+    assert (drawn.result.dataset.split_set, set(sizes)) == ("by-episode", {"train_by_episode", "val_by_episode"})
+    assert (sum(size.groups for size in sizes.values()), sum(size.rows for size in sizes.values())) == (12, 48)
+    assert not any("as well" in warning for warning in drawn.result.warnings)
+    with pytest.raises(UsageError, match="their choice of splits is published and by-episode"):
+        compare_results([published.folder, drawn.folder])
+    with pytest.raises(UsageError, match="--dataset vlabench --split train_by_episode' first"):
+        regress(RegressConfig(model="frame-difference", dataset="vlabench", splits="by-episode"), settings_of(mixed))
+    with pytest.raises(UsageError, match="it has: by-episode"):
+        regress(RegressConfig(model=MODEL, dataset="vlabench", splits="by-day"), settings_of(mixed))

@@ -1,0 +1,300 @@
+"""Importing plain episodes: folders of episodes with their actions, and videos with a table of labels.
+
+An episode is a folder with ``actions.npy``, a row of A numbers per frame, and its frames: images in the order
+of the numbers in their names, or one video.
+
+A table of labels has a column with paths below the folder of videos and one with labels; where it has them,
+columns ``split``, ``embodiment`` and ``sample_indices`` are used too.
+"""
+
+from __future__ import annotations
+
+import io
+import os
+import re
+import shutil
+from collections.abc import Iterator, Sequence
+from functools import partial
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+import numpy.typing as npt
+
+from lary.arrays import array_of
+from lary.data.actions import LARGEST_ACTIONS
+from lary.data.configs import AtomicConfig, TrajectoryConfig, VideosConfig
+from lary.data.frames import decode_video, read_clip, to_rgb
+from lary.data.images import read_image
+from lary.data.sampling import sample_video
+from lary.data.spec import DatasetSpec, LabelSpace, Licence, Split
+from lary.data.splits import split_groups
+from lary.data.tables import EMBODIMENT_COLUMN, INDEX_COLUMN, INDICES, read_csv
+from lary.files import atomic_write, digest, file_digest, inside, read_limited
+from lary.importers.episodes import (
+    AtomicRule,
+    Cut,
+    MotionCut,
+    PairCut,
+    Rows,
+    SourceEpisode,
+    find_position,
+    image_bytes,
+    import_episodes,
+)
+from lary.importers.lerobot_reader import video_seconds
+from lary.importers.records import ImportReport, check_name, pair_record, save_import
+from lary.runtime import in_threads, progress
+from lary.settings import Settings
+from lary.types import Failure, LaryError, MediaError, UsageError
+
+ACTIONS = "actions.npy"
+IMAGES, VIDEOS = (".png", ".jpg", ".jpeg"), (".mp4", ".mkv", ".avi", ".mov", ".webm")
+EPISODE_NAME = re.compile(r"[\w .+-]+")
+VIDEO_NAMES = ("video_path", "video", "path", "file", "filename")
+LABEL_NAMES = ("action", "label", "class", "verb")
+SPLITS = {"train": "train", "val": "val", "valid": "val", "validation": "val", "test": "val"}
+GROUP = r"^(.+?)(?:_rev)?\.[^./]+$"
+"""Group of a clip: its path without ``_rev`` and extension, so that a clip and its reversal stay together."""
+
+# Trajectories
+
+
+def import_trajectories(
+    source: Path, out: Path, config: TrajectoryConfig, cut: Cut, dims: Sequence[str] = ()
+) -> ImportReport:
+    """Write images, actions, tables and record; episodes that can't be used are left out and named.
+
+    Tables come last, so that they name only what is there. Episodes are split whole.
+
+    Args:
+        source: folder of episodes.
+        out: folder to write to: it serves as ``LARY_ROOT``, its data/ as ``DATA_DIR``.
+        dims: names of the action dimensions of pairs; by default ``a0``, ``a1`` and so on.
+
+    Raises:
+        UsageError: a wrong option, no episodes, or tables that are there already.
+        LaryError: no episode can be used.
+    """
+    check_name(config.name)
+    names = list(dims) if isinstance(cut, PairCut) else None
+    plugin, data = out / f"{config.name}.py", out / "data"
+    if not 0 <= config.share < 1:
+        raise UsageError(f"--test-size {config.share:g}: expected 0, or a share below 1.")
+    if plugin.exists() and not config.overwrite:
+        raise UsageError(f"{plugin} is there: pass --overwrite to replace it, or choose another --name.")
+    folders = sorted((path.parent for path in source.glob(f"*/{ACTIONS}")), key=lambda path: natural(path.name))
+    if not folders:
+        raise UsageError(f"{source} holds no episodes: expected folders with frames and {ACTIONS}.")
+    episodes, failures = {}, []
+    for folder in folders:
+        name = folder.name if folder.name.startswith("ep_") else f"ep_{folder.name}"
+        if name in episodes or not EPISODE_NAME.fullmatch(name):
+            reason = f"{folder} needs another name: letters, digits and ' .+-_', not {name} twice."
+            failures.append(Failure(None, str(folder), reason))
+            continue
+        values, frames = partial(read_values, folder, names), partial(find_frames, folder)
+        episodes[name] = SourceEpisode(name, str(folder), values, frames, encode_frame)
+    rows, broken = import_episodes(list(episodes.values()), cut, data / cut.task / config.name)
+    pairs = [(name, row) for name, found in rows.items() for row in found]
+    listed: dict[str, Rows] = {"train": [row for _, row in pairs]}
+    if config.share and pairs:
+        strata = [row[2] for _, row in pairs] if names is None else None
+        splits = choose_splits([name for name, _ in pairs], strata, config.share, config.seed)
+        listed = {"train": [], "val": []}
+        for split, (_, row) in zip(splits, pairs, strict=True):
+            listed[split].append(row)
+    columns = ["src_img", "tgt_img", "action"]
+    if config.embodiment is not None:
+        columns.append(EMBODIMENT_COLUMN)
+        listed = {split: [[*row, config.embodiment] for row in found] for split, found in listed.items()}
+    spec = pair_record(config.name, cut, names or (), licences=())
+    return save_import(spec, plugin, data, data, columns, listed, [*failures, *broken])
+
+
+def columns_cut(config: AtomicConfig) -> MotionCut:
+    """The cut into atomic motions that a command asks for. Raises UsageError."""
+    gripper = None if config.gripper < 0 else config.gripper
+    return MotionCut(find_position(config.position), gripper, AtomicRule.of(config))
+
+
+def read_values(folder: Path, names: list[str] | None) -> npt.NDArray[np.float64]:
+    """The actions (T, A) of an episode, whose dimensions have names unless that is None; none yet is filled.
+
+    Raises:
+        MediaError: they are no finite numbers, or of another count than the names.
+    """
+    path = folder / ACTIONS
+    try:
+        data = read_limited(path, LARGEST_ACTIONS)
+        actions = array_of(io.BytesIO(data), len(data))
+        if actions.ndim != 2 or actions.dtype.kind not in "fiu" or not actions.size:
+            raise ValueError("it holds no numbers of shape (T, A)")
+        if not np.isfinite(actions).all():
+            raise ValueError("it holds NaN or infinity")
+        if names is not None:
+            names += [] if names else [f"a{index}" for index in range(actions.shape[1])]
+            if len(names) != actions.shape[1]:
+                raise ValueError(f"{actions.shape[1]} dimensions, expected {len(names)}: {', '.join(names)}")
+    except (OSError, ValueError, EOFError) as error:
+        raise MediaError(f"{path} can't be read: {error}.") from error
+    return actions.astype(np.float64)
+
+
+def find_frames(folder: Path, length: int) -> tuple[Sequence[int], Iterator[tuple[int, Any]]]:
+    """The frames of an episode with `length` actions: paths of images, or frames of a video.
+
+    Raises:
+        MediaError: there are no images, several videos, or another number of frames.
+    """
+    files = sorted((path for path in folder.iterdir() if path.is_file()), key=lambda path: natural(path.name))
+    images = [path for path in files if path.suffix.lower() in IMAGES]
+    videos = [path for path in files if path.suffix.lower() in VIDEOS]
+    if bool(images) == bool(videos) or len(videos) > 1:
+        raise MediaError(f"{folder} holds {len(images)} images and {len(videos)} videos: expected images or one video.")
+    count = len(images) or len(video_seconds(videos[0]))
+    if count != length:
+        raise MediaError(f"{folder} holds {count} {'images' if images else 'frames'} but {length} rows of actions.")
+    return range(length), enumerate(images or decode_video(videos[0]))
+
+
+def encode_frame(frame: Any) -> bytes:
+    """The PNG file of a frame of a video, or of an image file."""
+    return image_bytes(read_image(frame) if isinstance(frame, Path) else to_rgb(frame))
+
+
+def natural(name: str) -> list[tuple[int, str]]:
+    """A key that sorts 2 before 10."""
+    return [(int(part), "") if part.isdecimal() else (-1, part) for part in re.split(r"(\d+)", name)]
+
+
+def choose_splits(groups: Sequence[str], strata: Sequence[str] | None, share: float, seed: int) -> list[str]:
+    """The split of every row, with whole groups in either. Raises UsageError if one would be empty."""
+    validates = set(split_groups(groups, share, strata, seed)[1].tolist())
+    return ["val" if at in validates else "train" for at in range(len(groups))]
+
+
+# Videos
+
+
+class Clip(NamedTuple):
+    """One row of the labels: its number, the video's path below the folder, and its cells."""
+
+    row: int
+    path: str
+    label: str
+    split: str
+    embodiment: str
+    indices: tuple[int, ...]
+
+
+def import_videos(folder: Path, config: VideosConfig, settings: Settings) -> ImportReport:
+    """Link videos into ``DATA_DIR``, or copy them; those that can't be read are left out and named.
+
+    Raises:
+        UsageError: the name is taken; or the table lacks a column, names a path outside the folder, an
+            unknown split, fewer than two classes, or can't be split.
+        LaryError: no video could be read.
+    """
+    name = check_name(config.name or folder.resolve().name)
+    if not folder.is_dir():
+        raise UsageError(f"The folder of videos {folder} does not exist.")
+    clips, origin = read_clips(folder, config), folder.resolve().name
+    data_dir, root = settings.path("DATA_DIR"), f"classification/{name}"
+
+    def import_clip(clip: Clip) -> Clip | Failure:
+        source, target = folder / clip.path, data_dir / root / clip.path
+        try:
+            indices = clip.indices or sample_video(source, method=config.method).indices
+            read_clip([source], indices, clamp=False)
+            link_file(source, target)
+        except LaryError as error:
+            return Failure(clip.row, clip.path, str(error))
+        except OSError as error:
+            return Failure(clip.row, clip.path, f"{error.strerror}: {error.filename}")
+        return clip._replace(indices=indices)
+
+    with progress(len(clips), f"importing {name}", "clip") as bar:
+        done = list(in_threads(import_clip, clips, config.workers, bar=bar))
+    failures = [item for item in done if isinstance(item, Failure)]
+    found = [item for item in done if isinstance(item, Clip)]
+    robots = any(clip.embodiment for clip in found)
+    spec = DatasetSpec(
+        name=name,
+        title=name,
+        media="clip",
+        target=LabelSpace(tuple(sorted({clip.label for clip in found}))),
+        splits={"train": Split(root), "val": Split(root)},
+        licences=(Licence(origin, config.licence, config.commercial),),
+        group_pattern=GROUP,
+        embodiment="not stated",
+        embodiment_column=EMBODIMENT_COLUMN if robots else None,
+        samples=len(found),
+        revision=digest(*(f"{clip.path} {clip.label} {clip.split} {clip.indices}" for clip in found)),
+        description=f"Imported from the videos in {origin}; split by video.",
+    )
+    columns = ["dataset", "video_path", INDEX_COLUMN, "action"] + [EMBODIMENT_COLUMN] * robots
+    splits = [clip.split for clip in found]
+    if found and not splits[0]:
+        # A clip and its reversal are of one group; a name without an extension is one of its own.
+        groups = [re.sub(GROUP, r"\1", clip.path) for clip in found]
+        splits = choose_splits(groups, [clip.label for clip in found], config.share, config.seed)
+    rows: dict[str, Rows] = {"train": [], "val": []}
+    for split, clip in zip(splits, found, strict=True):
+        cells = [name, clip.path, ",".join(map(str, clip.indices)), clip.label, clip.embodiment]
+        rows[split].append(cells[: len(columns)])
+    tables = settings.path("LARY_ROOT") / "data"
+    return save_import(spec, tables / f"{name}_dataset.py", tables, data_dir, columns, rows, failures)
+
+
+def read_clips(folder: Path, config: VideosConfig) -> list[Clip]:
+    """The rows of the table of labels. Raises UsageError as `import_videos`."""
+    columns, rows = read_csv(config.table)
+    video = pick_column(config.table, columns, config.video_column, VIDEO_NAMES, "--video-column")
+    label = pick_column(config.table, columns, config.label_column, LABEL_NAMES, "--label-column")
+    clips = []
+    for number, cells in enumerate(rows):
+        row = dict(zip(columns, (cell.strip() for cell in cells), strict=True))
+        where = f"{config.table}, row {number + 1}"
+        split, indices = row.get("split", ""), row.get(INDEX_COLUMN, "")
+        if not row[video] or not row[label]:
+            raise UsageError(f"{where}: the video or the label is empty.")
+        if split and split.lower() not in SPLITS:
+            raise UsageError(f"{where}: '{split}' is no split; expected train or val.")
+        if indices and not INDICES.fullmatch(indices):
+            raise UsageError(f"{where}: '{indices}' is no list of frame numbers such as '3,9,20'.")
+        path = inside(folder, row[video]).relative_to(folder).as_posix()
+        numbers = tuple(int(part) for part in indices.split(",")) if indices else ()
+        robot = row.get(EMBODIMENT_COLUMN, "")
+        clips.append(Clip(number, path, row[label], SPLITS.get(split.lower(), ""), robot, numbers))
+    if len({clip.label for clip in clips}) < 2:
+        raise UsageError(f"{config.table} has one class only, '{clips[0].label}': there is nothing to distinguish.")
+    if len({bool(clip.split) for clip in clips}) > 1:
+        raise UsageError(f"{config.table} names the split of some rows only: fill the column 'split', or drop it.")
+    return clips
+
+
+def pick_column(table: Path, columns: Sequence[str], given: str | None, usual: Sequence[str], option: str) -> str:
+    """The column that an option names, or the first with a usual name. Raises UsageError if there is none."""
+    wanted = [given] if given is not None else [name for name in usual if name in columns]
+    if not wanted or wanted[0] not in columns:
+        raise UsageError(f"{table} has no column '{given or usual[0]}'; name it with {option}: {', '.join(columns)}.")
+    return wanted[0]
+
+
+def link_file(source: Path, target: Path) -> None:
+    """Link a file to its target, or copy it where links are not possible; one that is there must be the same.
+
+    Raises:
+        LaryError: another file is there.
+    """
+    if target.exists():
+        if not target.samefile(source) and file_digest(target) != file_digest(source):
+            raise LaryError(f"{target} exists with other content: choose another --name.")
+        return
+    target.parent.mkdir(parents=True, exist_ok=True)
+    try:
+        os.link(source.resolve(), target)
+    except OSError:  # also where a row of the same video was quicker
+        with source.open("rb") as file, atomic_write(target) as out:
+            shutil.copyfileobj(file, out)

@@ -1,0 +1,422 @@
+"""Latents read back from their files, which are untrusted input: both layouts, and what a split needs of them.
+
+An ``.npz`` has one sample: only the arrays ``tokens`` and ``indices`` are opened, their headers are compared with the
+archive's sizes before memory is allocated, and nothing is unpickled. Its zip comment, which other readers pass over,
+names the sample and the store.
+
+A shard is a safetensors file with the tensors ``tokens`` (R, P, N, D) or (R, N, D) and, for models with a codebook,
+``codes`` (R, P, N). Its metadata name the store, and for every row its number in the table, its sample id and the
+CRC-32 of its bytes.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import mmap
+import os
+import weakref
+import zipfile
+from collections.abc import Collection, Iterable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from functools import lru_cache, partial
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+from safetensors import SafetensorError, safe_open
+
+from lary.arrays import BROKEN, read_npz
+from lary.configs import LatentDtype
+from lary.files import open_regular
+from lary.latents.store import SHARDS, Floats, StoredLatents, copy_numbers, pooled_tokens, token_shape
+from lary.types import LaryError, MediaError
+
+MOST_BYTES = 1 << 30
+"""Most bytes of one sample's array in an .npz; the largest of the benchmark has 19 MB."""
+THREADS = 8
+
+VERSION = "lary-latents-1"
+TOKEN_TYPES: dict[str, LatentDtype] = {"F32": "float32", "F16": "float16", "BF16": "bfloat16"}
+CODE_TYPES = {"U8": "|u1", "I8": "|i1", "I16": "<i2", "I32": "<i4", "I64": "<i8"}
+STORED: dict[LatentDtype, str] = {"float32": "<f4", "float16": "<f2", "bfloat16": "<u2"}
+"""The bytes of a number format as numpy sees them; it has no bfloat16."""
+MOST_OPEN = 256
+"""Shards that are open at once: a process may often open a thousand files."""
+MOST_KEPT = 1 << 26
+"""Bytes of a batch's memory that is kept for the next one."""
+
+
+# One file per sample
+
+
+@dataclass(frozen=True)
+class Stamp:
+    """The zip comment of one file."""
+
+    sample: str
+    store: str
+    model: str
+
+
+def read_stamp(path: Path) -> Stamp | None:
+    """The stamp of a file; None where it is missing or torn, or another program wrote it."""
+    try:
+        with open_regular(path) as file, zipfile.ZipFile(file) as archive:
+            return Stamp(**json.loads(archive.comment))
+    except (*BROKEN, TypeError):
+        return None
+
+
+def read_stamps(files: Iterable[Path]) -> Iterator[Stamp | None]:
+    """Stamps of files, in their order."""
+    with ThreadPoolExecutor(THREADS) as pool:
+        yield from pool.map(read_stamp, files)
+
+
+def read_array(path: Path, name: str) -> npt.NDArray[Any] | None:
+    """A numeric array of a file, None if it isn't there.
+
+    Raises:
+        MediaError: the file is missing, torn, no archive, or the array is none of numbers, or
+            larger than it may be.
+    """
+    try:
+        (array,) = read_npz(path, name, largest=MOST_BYTES)
+        if array.dtype.kind not in "fiu":
+            raise ValueError(f"'{name}' holds {array.dtype}, not numbers")
+        return array
+    except KeyError:
+        return None
+    except FileNotFoundError:
+        raise MediaError(f"The latents {path} do not exist: extract them again.") from None
+    except (OSError, ValueError) as error:
+        raise MediaError(f"The latents {path} can't be read ({error}): extract them again.") from error
+
+
+def read_tokens(path: Path) -> npt.NDArray[Any]:
+    """The tokens of one sample in the file's number format, with the axes that `token_shape` makes.
+
+    Raises:
+        MediaError: as `read_array`, or there are no tokens.
+    """
+    tokens = read_array(path, "tokens")
+    if tokens is None:
+        raise MediaError(f"The latents {path} can't be read (no array 'tokens'): extract them again.")
+    if not tokens.ndim or not tokens.size:
+        raise MediaError(f"The latents {path} have the shape {tokens.shape}, not (P, N, D), (N, D) or (D,).")
+    return tokens.reshape(token_shape(tokens.shape))
+
+
+class NpzSource:
+    """A `StoredLatents` over ``.npz`` files, one per sample."""
+
+    def __init__(self, files: Sequence[Path]) -> None:
+        if not files:
+            raise LaryError("There are no latents to read.")
+        self.files = tuple(files)
+        self.shape = tuple(read_tokens(self.files[0]).shape)
+
+    def __len__(self) -> int:
+        return len(self.files)
+
+    def read(self, rows: Sequence[int] | npt.NDArray[np.int64]) -> Floats:
+        """Tokens of the samples at `rows`, (B, *shape) float32."""
+        out = np.empty((len(rows), *self.shape), dtype=np.float32)
+        for position, row in enumerate(rows):
+            tokens = read_tokens(self.files[row])
+            if tokens.shape != self.shape:
+                raise LaryError(
+                    f"The latents {self.files[row]} have shape {tokens.shape}, those of {self.files[0]} {self.shape}: "
+                    "one table must hold latents of one extraction."
+                )
+            out[position] = tokens
+        return out
+
+    def take(self, positions: Collection[int]) -> NpzSource:
+        return NpzSource([self.files[position] for position in positions])
+
+    def codes(self, rows: Collection[int]) -> list[npt.NDArray[Any] | None]:
+        found = [read_array(self.files[row], "indices") for row in rows]
+        return [codes if codes is not None and codes.size else None for codes in found]
+
+
+# Shards
+
+
+@dataclass(frozen=True)
+class ShardHeader:
+    """What a shard holds; made by `read_shard`, so all of it fits the file.
+
+    Attributes:
+        start: first byte of the tokens.
+        shape: of one row's tokens.
+        codes: first byte, number format and shape of one row's codes; None without.
+        rows: numbers (R,) int64 in the table, ascending.
+        checksums: (R,) uint32, of the bytes of tokens and codes of each row.
+        stamp: file number, size and time of change, which show whether the file is still the same.
+    """
+
+    path: Path
+    store: str
+    model: str
+    dtype: LatentDtype
+    start: int
+    shape: tuple[int, ...]
+    codes: tuple[int, np.dtype[Any], tuple[int, ...]] | None
+    rows: npt.NDArray[np.int64]
+    samples: tuple[str, ...]
+    checksums: npt.NDArray[np.uint32]
+    stamp: tuple[int, int, int]
+
+    def __len__(self) -> int:
+        return len(self.samples)
+
+    @property
+    def row_bytes(self) -> int:
+        """Bytes of one row's tokens."""
+        return math.prod(self.shape) * np.dtype(STORED[self.dtype]).itemsize
+
+
+def stamp_of(handle: int) -> tuple[int, int, int]:
+    """What shows whether a file has been exchanged or changed."""
+    found = os.fstat(handle)
+    return found.st_ino, found.st_size, found.st_mtime_ns
+
+
+def read_shard(path: Path) -> ShardHeader:
+    """The header of a shard, every statement of which was checked against the file.
+
+    Raises:
+        LaryError: the file is missing, a link, torn, or its header is wrong.
+    """
+    try:
+        with open_own(path) as file:
+            stamp = stamp_of(file.fileno())
+            with safe_open(path, "np"):  # the library checks every tensor's place against the file's size
+                length = int.from_bytes(file.read(8), "little")
+            header = json.loads(file.read(length))
+        return _checked(path, header, 8 + length, stamp)
+    except OSError as error:
+        raise LaryError(f"The latents {path} can't be opened ({error.strerror}): extract them again.") from error
+    except (SafetensorError, ValueError, TypeError, KeyError, AttributeError, OverflowError, RecursionError) as error:
+        what = f"{type(error).__name__}: {error}"
+        raise LaryError(
+            f"{path} is damaged or no shard of latents: its header is wrong ({what}). Extract its rows again."
+        ) from error
+
+
+def open_own(path: Path) -> Any:
+    """A file of a store for reading. Raises LaryError for a link, whose target may be exchanged."""
+    if path.is_symlink():
+        raise LaryError(f"{path} is a link: a store holds files only.")
+    return open_regular(path)
+
+
+def _checked(path: Path, header: dict[str, Any], start: int, stamp: tuple[int, int, int]) -> ShardHeader:
+    """A header whose tensors the library has checked. Raises one of Python's errors for what contradicts itself."""
+    facts, tensors = header.pop("__metadata__"), set(header)
+    if facts["format"] != VERSION:
+        raise ValueError(f"expected the format {VERSION}")
+    if not {"tokens"} <= tensors <= {"tokens", "codes"}:
+        raise ValueError(f"it lists the tensors {', '.join(tensors) or 'none'}")
+    tokens = header["tokens"]
+    dtype, shape = TOKEN_TYPES[tokens["dtype"]], tuple(tokens["shape"])
+    if not 2 <= len(shape) <= 5:
+        raise ValueError(f"tokens of shape {shape}")
+    codes = None
+    if "codes" in header:
+        more = header["codes"]
+        if more["shape"][0] != shape[0]:
+            raise ValueError(f"{more['shape'][0]} rows of codes beside {shape[0]} of tokens")
+        codes = (start + more["data_offsets"][0], np.dtype(CODE_TYPES[more["dtype"]]), tuple(more["shape"][1:]))
+    # The values of metadata are strings: lists are joined by commas.
+    listed = {name: facts[name].split(",") if facts[name] else [] for name in ("rows", "samples", "checksums")}
+    if any(len(values) != shape[0] for values in listed.values()):
+        raise ValueError(f"rows, samples and checksums that are not {shape[0]}")
+    rows = np.array([int(part) for part in listed["rows"]], dtype=np.int64)
+    if len(rows) and (rows[0] < 0 or (np.diff(rows) <= 0).any()):
+        raise ValueError("its rows don't ascend")
+    checksums = np.array([int(part, 16) for part in listed["checksums"]], dtype=np.uint32)
+    begin = start + tokens["data_offsets"][0]
+    return ShardHeader(
+        path, str(facts["store"]), str(facts["model"]), dtype, begin, shape[1:], codes, rows, tuple(listed["samples"]),
+        checksums, stamp,
+    )  # fmt: skip
+
+
+def scan_shards(folder: Path, key: str | None) -> tuple[list[ShardHeader], list[str]]:
+    """Headers of a folder's shards, those of a unit from the oldest to the newest, and what is wrong with others."""
+
+    def order(file: Path) -> list[int]:  # unit and further number; other names come last
+        parts = file.name.removesuffix(".safetensors").split("_")[1:]
+        return [int(part) if part.isascii() and part.isdigit() else 1 << 62 for part in parts]
+
+    found, problems = [], []
+    for file in sorted(folder.glob(SHARDS), key=order):
+        try:
+            header = read_shard(file)
+        except LaryError as error:
+            problems.append(str(error))
+            continue
+        if key is not None and header.store != key:
+            problems.append(f"{file} belongs to another store.")
+        else:
+            found.append(header)
+    return found, problems
+
+
+class OpenShard:
+    """A shard that is open; closed with the last who knows it."""
+
+    def __init__(self, header: ShardHeader) -> None:
+        self.header = header
+        with open_own(header.path) as file:
+            self.handle = os.dup(file.fileno())
+        if stamp_of(self.handle) != header.stamp:
+            raise LaryError(f"{header.path} was changed while it was in use: start again.")
+
+    def __del__(self) -> None:
+        if hasattr(self, "handle"):
+            os.close(self.handle)
+
+    def read_into(self, data: memoryview, place: int) -> None:
+        """Fill memory from a place of the file. Raises LaryError where the file ends before."""
+        while data:
+            size = os.preadv(self.handle, [data], place)
+            if size <= 0:
+                raise LaryError(f"{self.header.path} is damaged: it ends before its last row. Extract its rows again.")
+            data, place = data[size:], place + size
+
+    def tokens(self, position: int) -> npt.NDArray[Any]:
+        """The tokens of one row as they are stored, bfloat16 as uint16."""
+        found = np.empty(self.header.shape, dtype=STORED[self.header.dtype])
+        self.read_into(found.reshape(-1).data.cast("B"), self.header.start + position * self.header.row_bytes)
+        return found
+
+    def codes(self, position: int) -> npt.NDArray[Any] | None:
+        """The codes of one row; None without."""
+        if self.header.codes is None:
+            return None
+        start, kind, shape = self.header.codes
+        found = np.empty(shape, dtype=kind)
+        self.read_into(found.reshape(-1).data.cast("B"), start + position * found.nbytes)
+        return found
+
+
+class ShardSource:
+    """A `StoredLatents` over rows of shards.
+
+    Rows are read by their positions in the files. The kernel is told of all rows of a batch before the first one is
+    waited for: a disk or a network file system then fetches them at the same time.
+
+    Args:
+        headers: of the shards, all with one shape and number format.
+        files, positions: (n,) for each sample its shard and its row there.
+
+    Raises:
+        LaryError: no rows, or shards that don't fit together.
+    """
+
+    def __init__(
+        self, headers: Sequence[ShardHeader], files: npt.NDArray[np.int64], positions: npt.NDArray[np.int64]
+    ) -> None:
+        if not len(files):
+            raise LaryError("There are no latents to read.")
+        first = headers[int(files[0])]
+        for header in headers:
+            if (header.shape, header.dtype, header.store) != (first.shape, first.dtype, first.store):
+                raise LaryError(
+                    f"{header.path} holds {header.dtype} latents {header.shape} of store {header.store}, {first.path} "
+                    f"{first.dtype} {first.shape} of {first.store}: one table must hold latents of one extraction."
+                )
+        sizes = np.array([len(header) for header in headers])
+        if ((positions < 0) | (positions >= sizes[files])).any():
+            raise LaryError(f"{first.path.parent} has shards with fewer rows than were asked for: extract again.")
+        self.headers, self.shape = tuple(headers), first.shape
+        self._file, self._position, self._first = files, positions, first
+        # The cache must not refer to this object, or both would stay until the garbage collector runs.
+        self._open = lru_cache(MOST_OPEN)(partial(_opened, self.headers))
+        self._spare: list[mmap.mmap] = []
+
+    def __reduce__(self) -> Any:
+        return type(self), (self.headers, self._file, self._position)
+
+    def __len__(self) -> int:
+        return len(self._file)
+
+    def take(self, positions: Collection[int]) -> ShardSource:
+        chosen = np.fromiter(positions, dtype=np.int64, count=len(positions))
+        return ShardSource(self.headers, self._file[chosen], self._position[chosen])
+
+    def read(self, rows: Sequence[int] | npt.NDArray[np.int64]) -> Floats:
+        """Tokens of the samples at `rows`, (B, *shape) float32. Raises LaryError for a file that became shorter."""
+        import torch
+
+        chosen = np.asarray(rows, dtype=np.int64)
+        order = np.lexsort((self._position[chosen], self._file[chosen]))  # as on the disk
+        shards = [self._open(file) for file in self._file[chosen][order].tolist()]
+        size, values = self._first.row_bytes, math.prod(self.shape)
+        starts = [
+            shard.header.start + size * position
+            for shard, position in zip(shards, self._position[chosen][order].tolist(), strict=True)
+        ]
+        if hasattr(os, "posix_fadvise"):
+            for shard, start in zip(shards, starts, strict=True):
+                os.posix_fadvise(shard.handle, start, size, os.POSIX_FADV_WILLNEED)
+        found = self._memory(len(chosen) * values).reshape(len(chosen), values)
+        out = torch.from_numpy(found)
+        raw = torch.empty(values, dtype=getattr(torch, self._first.dtype))
+        data = raw.view(torch.uint8).numpy().data
+        for place, shard, start in zip(order.tolist(), shards, starts, strict=True):
+            shard.read_into(data, start)
+            copy_numbers(raw, out[place])
+        return found.reshape(len(chosen), *self.shape)
+
+    def _memory(self, values: int) -> Floats:
+        """Memory for a batch: that of an earlier one which nobody uses any more, since fresh pages cost as much time as
+        the numbers that are put into them."""
+        try:
+            memory = self._spare.pop()
+        except IndexError:
+            memory = None
+        if memory is None or len(memory) < 4 * values:
+            memory = mmap.mmap(-1, max(4 * values, 1))
+        found = np.frombuffer(memory, np.float32, values)
+        if len(memory) <= MOST_KEPT:  # all views of the array keep it alive, since it doesn't own its memory
+            weakref.finalize(found, self._spare.append, memory).atexit = False
+        return found
+
+    def codes(self, rows: Collection[int]) -> list[npt.NDArray[Any] | None]:
+        return [self._open(int(self._file[row])).codes(int(self._position[row])) for row in rows]
+
+
+def _opened(headers: Sequence[ShardHeader], file: int) -> OpenShard:
+    return OpenShard(headers[file])
+
+
+class PooledSource:
+    """A `StoredLatents` of all tokens, pooled as they are read."""
+
+    def __init__(self, source: StoredLatents, pool: str) -> None:
+        self._source, self._pool_name = source, pool
+        self.shape = self._pool(np.zeros((1, *source.shape), np.float32)).shape[1:]
+
+    def __len__(self) -> int:
+        return len(self._source)
+
+    def take(self, positions: Collection[int]) -> PooledSource:
+        return PooledSource(self._source.take(positions), self._pool_name)
+
+    def read(self, rows: Sequence[int] | npt.NDArray[np.int64]) -> Floats:
+        return self._pool(self._source.read(rows))
+
+    def codes(self, rows: Collection[int]) -> list[npt.NDArray[Any] | None]:
+        return self._source.codes(rows)
+
+    def _pool(self, tokens: Floats) -> Floats:
+        import torch
+
+        return pooled_tokens(torch.from_numpy(tokens), self._pool_name).contiguous().numpy()

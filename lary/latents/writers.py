@@ -1,0 +1,348 @@
+"""The two kinds of stores, as they are written.
+
+``npz`` is the published layout, one file per sample. ``shards`` writes one safetensors file per unit of rows and an
+index that can be rebuilt from them. A shard appears whole, with the rows of its unit that could be done; rows that are
+done later come in a further file of the unit. Nothing is ever changed in place. The same rows give the same bytes, in
+whatever order they came.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+import threading
+import zipfile
+import zlib
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import asdict
+from itertools import count
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import numpy.typing as npt
+
+from lary.files import atomic_write, cannot_write, create_temporary
+from lary.latents.sources import (
+    CODE_TYPES,
+    MOST_BYTES,
+    TOKEN_TYPES,
+    VERSION,
+    ShardHeader,
+    Stamp,
+    open_own,
+    read_stamps,
+    scan_shards,
+)  # fmt: skip
+from lary.latents.store import INDEX, SHARD_MARK, Floats, LatentStore, Write, narrow
+from lary.types import LaryError
+
+if TYPE_CHECKING:
+    import pyarrow
+
+    from lary.data.tables import SampleTable
+
+CODE_TAGS = {np.dtype(name): tag for tag, name in CODE_TYPES.items()}
+BLOCK = 4096
+"""The data of a shard begin at a multiple of it: rows as large as a page are on pages of their own."""
+MOVED = 8 << 20
+LARGEST_LINE = 512
+"""Bytes that a line of the index may unpack to."""
+
+
+# One file per sample
+
+
+def latent_name(row: int) -> str:
+    """File name of the latents of a row."""
+    return f"latent_action_{row:08d}.npz"
+
+
+def rows_in(folder: Path) -> dict[int, str]:
+    """The latent files of a folder by their rows, ascending.
+
+    From one listing, since millions of others may be missing.
+    """
+    names = [entry.name for entry in os.scandir(folder)] if folder.is_dir() else []
+    found = {}
+    for name in names:
+        digits = name.removeprefix("latent_action_").removesuffix(".npz")
+        if digits.isascii() and digits.isdigit() and name == latent_name(int(digits)):
+            found[int(digits)] = name
+    return dict(sorted(found.items()))
+
+
+def write_latents(path: Path, tokens: npt.NDArray[Any], codes: npt.NDArray[Any] | None, stamp: Stamp) -> None:
+    """Write one sample: `tokens` (P, N, D) or (N, D), `codes` (P, N), an empty array for None.
+
+    Raises:
+        LaryError: the tokens are larger than what can be read again, or can't be written.
+    """
+    if tokens.nbytes > MOST_BYTES:
+        shape, size = "x".join(map(str, tokens.shape)), tokens.nbytes / 1e9
+        raise LaryError(
+            f"Tokens of {shape} take {size:.1f} GB per sample, more than the {MOST_BYTES / 1e9:.1f} GB that "
+            f"{path.name} may hold: extract with --pool mean or --pool grid:4."
+        )
+    arrays = {"tokens": tokens, "indices": np.array([]) if codes is None else codes}
+    with atomic_write(path) as stream, zipfile.ZipFile(stream, "w") as archive:
+        archive.comment = json.dumps(asdict(stamp)).encode()
+        for name, array in arrays.items():
+            info = zipfile.ZipInfo(f"{name}.npy")  # of 1980: the same latents give the same bytes
+            info.file_size = array.nbytes
+            with archive.open(info, "w") as member:
+                np.lib.format.write_array(member, np.ascontiguousarray(array), allow_pickle=False)
+
+
+class NpzStore(LatentStore):
+    """A store of ``.npz`` files. Every row is on disk once it was written; there is no commit."""
+
+    def held(self, table: SampleTable, *, check: bool = True) -> dict[int, str]:
+        found = {row: name for row, name in rows_in(self.folder).items() if row < len(table)}
+        if not check:
+            return found
+        stamps = read_stamps(self.folder / name for name in found.values())
+        own = {}
+        for (row, name), stamp in zip(found.items(), stamps, strict=True):
+            if stamp and stamp.store == self.identity.key and stamp.sample == table[row].id:
+                own[row] = name
+        return own
+
+    @contextmanager
+    def writer(self, unit: int) -> Iterator[Write]:
+        identity = self.identity
+
+        def write(row: int, sample: str, tokens: Floats, codes: npt.NDArray[Any] | None) -> None:
+            stamp = Stamp(sample, identity.key, identity.model)
+            write_latents(self.folder / latent_name(row), narrow(tokens, identity.dtype), codes, stamp)
+
+        yield write
+
+
+# Shards
+
+
+def header_bytes(
+    metadata: dict[str, str], tensors: dict[str, tuple[str, tuple[int, ...], int]], least: int = 0
+) -> bytes:
+    """The beginning of a safetensors file, padded with blanks to whole blocks and at least `least` bytes.
+
+    Written by hand, since the library writes files whose tensors are all in memory.
+
+    Args:
+        tensors: tag, shape and bytes by name, in the file's order.
+    """
+    header: dict[str, Any] = {"__metadata__": metadata}
+    begin = 0
+    for name, (tag, shape, size) in tensors.items():
+        header[name] = {"dtype": tag, "shape": list(shape), "data_offsets": [begin, begin + size]}
+        begin += size
+    text = json.dumps(header, separators=(",", ":")).encode()
+    size = -(-max(least, 8 + len(text)) // BLOCK) * BLOCK
+    return (size - 8).to_bytes(8, "little") + text.ljust(size - 8)
+
+
+class ShardStore(LatentStore):
+    """A store of shards."""
+
+    def file(self, unit: int, further: int = 0) -> Path:
+        """The shard of a unit, or a further one with rows that were done later."""
+        return self.folder / f"shard_{unit:05d}{f'_{further}' if further else ''}.safetensors"
+
+    def headers(self) -> list[ShardHeader]:
+        """Headers of the store's whole shards, those of a unit from the oldest to the newest."""
+        found = scan_shards(self.folder, self.identity.key)[0]
+        return [header for header in found if header.dtype == self.identity.dtype]
+
+    def held(self, table: SampleTable, *, check: bool = True) -> dict[int, str]:
+        """``<shard>#<row in the shard>`` by row of the table, by sample id and row."""
+        there: dict[int, dict[str, str]] = {}
+        for header in self.headers():
+            for position, (row, sample) in enumerate(zip(header.rows.tolist(), header.samples, strict=True)):
+                if row < len(table):
+                    there.setdefault(row, {})[sample] = f"{header.path.name}{SHARD_MARK}{position}"
+        return {row: own for row, samples in there.items() if (own := samples.get(table[row].id)) is not None}
+
+    @contextmanager
+    def writer(self, unit: int) -> Iterator[Write]:
+        handle, name = create_temporary(self.file(unit))
+        writer = ShardWriter(self, unit, handle, Path(name))
+        try:
+            yield writer.add
+            writer.commit()
+        except OSError as error:
+            raise error if isinstance(error, LaryError) else cannot_write(self.file(unit), error) from error
+        finally:
+            os.close(handle)
+            Path(name).unlink(missing_ok=True)
+
+    def finish(self, table: SampleTable) -> None:
+        """Rebuild the index from the headers too."""
+        import pyarrow.parquet
+
+        super().finish(table)
+        listed = index_of(self.folder, self.headers()).replace_schema_metadata({"store": self.identity.key})
+        with atomic_write(self.folder / INDEX) as stream:
+            pyarrow.parquet.write_table(listed, stream)
+
+
+class ShardWriter:
+    """Writes the rows of one unit; `add` may be called from several threads.
+
+    Rows go straight to their places in the file, so memory holds no tokens. Places are counted from the unit's first
+    row; where one stayed empty, the rows behind it move up once at the end. The header comes last, into as much space
+    as one of all places needs.
+    """
+
+    def __init__(self, store: ShardStore, unit: int, handle: int, temporary: Path) -> None:
+        self._store, self._unit, self._handle, self._temporary = store, unit, handle, temporary
+        self._rows = range(unit * store.unit_rows, (unit + 1) * store.unit_rows)
+        self._lock = threading.Lock()
+        self._kind: tuple[Any, ...] = ()
+        self._start = self._row_bytes = 0
+        self._done: dict[int, tuple[str, int, npt.NDArray[Any] | None]] = {}
+
+    def add(self, row: int, sample: str, tokens: Floats, codes: npt.NDArray[Any] | None) -> None:
+        """Write a row to its place. Raises as `Write`, and OSError."""
+        if row not in self._rows:
+            raise LaryError(f"Row {row} is none of unit {self._unit} of {self._store.folder}.")
+        stored = narrow(tokens, self._store.identity.dtype)
+        if codes is not None:
+            codes = np.ascontiguousarray(codes)
+            codes = codes if codes.dtype in CODE_TAGS else codes.astype(np.int64)
+        kind = (stored.shape, codes is not None and (CODE_TAGS[codes.dtype], codes.shape), len(sample))
+        with self._lock:
+            if not self._kind:
+                self._begin(kind, sample, stored)
+        if kind != self._kind:
+            raise LaryError(
+                f"Row {row}: tokens {kind[0]}, codes {kind[1] or None}, id of {kind[2]} letters; the rows before have "
+                f"{self._kind[0]}, {self._kind[1] or None}, {self._kind[2]}: a store of shards holds latents of one "
+                "shape."
+            )
+        data = np.ascontiguousarray(stored).data.cast("B")
+        write_at(self._handle, data, self._start + (row - self._rows[0]) * self._row_bytes)
+        self._done[row] = (sample, checksum_of(stored, codes), codes)
+
+    def _begin(self, kind: tuple[Any, ...], sample: str, stored: npt.NDArray[Any]) -> None:
+        """Learn from the first row what all are like, and with it every row's place."""
+        if not 2 <= stored.ndim <= 4 or not stored.size:
+            raise LaryError(f"Tokens of shape {stored.shape} can't be stored: expected (P, N, D) or (N, D).")
+        if not sample or "," in sample:
+            raise LaryError(f"The sample id {sample!r} can't be stored: ids have no comma.")
+        self._kind, self._row_bytes = kind, stored.nbytes
+        self._start = len(self._header(self._rows, [sample] * len(self._rows), [0] * len(self._rows)))
+
+    def _header(self, rows: Sequence[int], samples: Sequence[str], checksums: Sequence[int]) -> bytes:
+        identity, (shape, codes, _) = self._store.identity, self._kind
+        metadata = {
+            "format": VERSION, "store": identity.key, "model": identity.model, "pool": identity.pool,
+            "rows": ",".join(map(str, rows)), "samples": ",".join(samples),
+            "checksums": ",".join(f"{value:08x}" for value in checksums),
+        }  # fmt: skip
+        tag = next(tag for tag, name in TOKEN_TYPES.items() if name == identity.dtype)
+        tensors = {"tokens": (tag, (len(rows), *shape), len(rows) * self._row_bytes)}
+        if codes:
+            size = math.prod(codes[1]) * np.dtype(CODE_TYPES[codes[0]]).itemsize
+            tensors["codes"] = (codes[0], (len(rows), *codes[1]), len(rows) * size)
+        return header_bytes(metadata, tensors, self._start)
+
+    def commit(self) -> None:
+        """Close the gaps, write codes and header, and give the file its name; without any row there is none."""
+        if not self._done:
+            return
+        rows, end = sorted(self._done), self._start
+        for row in rows:
+            source = self._start + (row - self._rows[0]) * self._row_bytes
+            for offset in range(0, self._row_bytes if source > end else 0, MOVED):
+                part = os.pread(self._handle, min(MOVED, self._row_bytes - offset), source + offset)
+                write_at(self._handle, memoryview(part), end + offset)
+            end += self._row_bytes
+        samples, checksums, codes = zip(*(self._done[row] for row in rows), strict=True)
+        for each in codes:
+            if each is not None:
+                write_at(self._handle, each.reshape(-1).data.cast("B"), end)
+                end += each.nbytes
+        os.ftruncate(self._handle, end)
+        write_at(self._handle, memoryview(self._header(rows, samples, checksums)), 0)
+        os.fsync(self._handle)
+        if (target := self._free_name(dict(zip(rows, samples, strict=True)))) is not None:
+            os.replace(self._temporary, target)
+
+    def _free_name(self, own: dict[int, str]) -> Path | None:
+        """The first name of the unit that no whole shard has; None if one holds these rows already."""
+        headers = {header.path: header for header in self._store.headers()}
+        for further in count():
+            file = self._store.file(self._unit, further)
+            if file not in headers:
+                return file
+            if own.items() <= dict(zip(headers[file].rows.tolist(), headers[file].samples, strict=True)).items():
+                return None
+        raise AssertionError
+
+
+def checksum_of(stored: npt.NDArray[Any], codes: npt.NDArray[Any] | None) -> int:
+    """The CRC-32 of a row's bytes."""
+    checksum = zlib.crc32(np.ascontiguousarray(stored).data.cast("B"))
+    return checksum if codes is None else zlib.crc32(codes.reshape(-1).data.cast("B"), checksum)
+
+
+def write_at(handle: int, data: memoryview, place: int) -> None:
+    """Write all of `data` at a place of a file."""
+    while data:
+        written = os.pwrite(handle, data, place)
+        data, place = data[written:], place + written
+
+
+# The index
+
+
+def index_of(folder: Path, headers: Sequence[ShardHeader]) -> pyarrow.Table:
+    """What ``index.parquet`` lists: sample, row, shard, position, checksum; of a row that is there twice, the newest.
+
+    Raises:
+        LaryError: shards hold latents of different shapes.
+    """
+    import pyarrow
+
+    shapes = {header.shape: header.path for header in headers}
+    if len(shapes) > 1:
+        named = ", ".join(f"{path.name} {shape}" for shape, path in shapes.items())
+        raise LaryError(f"{folder} holds latents of different shapes ({named}): extract it anew with --overwrite.")
+    newest = {}
+    for header in headers:
+        values = zip(header.samples, header.rows.tolist(), header.checksums.tolist(), strict=True)
+        for position, (sample, row, checksum) in enumerate(values):
+            newest[row] = (sample, row, header.path.name, position, checksum)
+    schema = pyarrow.schema(
+        {
+            "sample": pyarrow.string(), "row": pyarrow.int64(), "shard": pyarrow.string(), "position": pyarrow.int32(),
+            "checksum": pyarrow.uint32(),
+        }
+    )  # fmt: skip
+    columns = zip(*(newest[row] for row in sorted(newest)), strict=True) if newest else [()] * len(schema)
+    return pyarrow.table([list(values) for values in columns], schema=schema)
+
+
+def index_problems(folder: Path, headers: Sequence[ShardHeader]) -> list[str]:
+    """What is wrong with the index of a store of shards."""
+    import pyarrow.parquet
+
+    file = folder / INDEX
+    try:
+        wanted = index_of(folder, headers)
+        with open_own(file) as stream:
+            found = pyarrow.parquet.ParquetFile(stream)
+            facts = found.metadata
+            size = sum(facts.row_group(group).total_byte_size for group in range(facts.num_row_groups))
+            # Compared before anything is unpacked.
+            fits = facts.num_rows == len(wanted) and size <= LARGEST_LINE * len(wanted) + (1 << 20)
+            if fits and found.read().equals(wanted):
+                return []
+    except LaryError as error:
+        return [str(error)]
+    except (OSError, ValueError, pyarrow.ArrowException) as error:
+        return [f"The index {file} can't be read ({error}): 'lary extract' writes it again."]
+    return [f"{file} places samples where the shards don't have them: 'lary extract' writes it again."]

@@ -1,0 +1,343 @@
+"""Figures of single samples and episodes of finished runs.
+
+Attention maps: how the query of the attentive probe weighs the tokens of a sample, over
+the frames they come from. The model's record says where its tokens are: on how many places
+a side (its ``grid``), and which frames a latent step shows. A step shows its own frame
+where there are as many steps as frames, two neighbours where there is one step less, and
+equal parts of the clip where a model compresses time; in causal autoencoders the first
+step shows the first frame alone. Tokens that stand for no place are drawn as bars.
+
+Trajectories: predicted against true actions over whole episodes. Every sample holds a
+chunk of K steps from its source frame on; chunks begin at the number in the name of that
+frame, or one behind the other where names don't rise.
+"""
+
+from __future__ import annotations
+
+import math
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass, fields, replace
+from pathlib import Path, PurePosixPath
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from lary.data.frames import read_clip
+from lary.data.spec import DATASETS
+from lary.latents.ref import LatentsRef, SplitLatents, open_latents
+from lary.models.preprocess import resize
+from lary.models.spec import MODELS, ModelSpec, Preprocess
+from lary.registry import suggest
+from lary.results.figures import Analysis, Context, finish, made, new_figure, plot_pair, slug
+from lary.results.folder import FinishedRun
+from lary.results.published import Chunks, read_predicted
+from lary.results.report import dataset_title
+from lary.runtime import log, progress
+from lary.types import LaryError, MediaError, UsageError
+
+SIDE = 224
+"""Pixels of a drawn frame at least."""
+OPACITY = 0.6
+BRIGHTEST = 99.5
+"""Percentile of the weights that takes the brightest colour: single peaks would darken all else."""
+CHECKPOINT = "latest.pt"
+NUMBER = re.compile(r"\d+")
+
+
+@dataclass(frozen=True)
+class TokenLayout:
+    """Where the tokens of a sample are: the frames of each step, tokens per step, places per side (0 for none)."""
+
+    steps: tuple[tuple[int, ...], ...]
+    tokens: int
+    side: int
+
+
+def _check_known(option: str, what: str, wanted: Sequence[str], known: Sequence[str]) -> None:
+    """Refuse names that no run has, with a suggestion. Raises UsageError."""
+    for name in wanted if known else ():
+        if name not in known:
+            some = list(known[:5000])
+            hint = suggest(name, some)
+            if len(some) > 12 and "Did you mean" not in hint:
+                hint = f" One that is there: {some[0]}."
+            raise UsageError(f"--{option} {name}: no run was scored on such {what}.{hint}")
+
+
+# --- attention ---
+
+
+def attention_maps(context: Context) -> Analysis:
+    """One figure per classification run.
+
+    Raises:
+        UsageError: no classification run, or a sample that no run has.
+        LaryError: no run has its checkpoint and latents.
+    """
+    runs = context.of_task("classification", "classify")
+    files: list[Path] = []
+    left_out: list[str] = []
+    known: dict[str, None] = {}
+    with progress(len(runs), "attention maps", "run") as bar:
+        for run in runs:
+            try:
+                files += _write_maps(run, context, known)
+            except LaryError as error:
+                left_out.append(f"{run.result.label} on {run.result.dataset.name}: {error}")
+            bar.advance()
+    _check_known("sample", "a sample", context.config.sample, list(known))
+    return made(files, left_out, LaryError)
+
+
+def _write_maps(run: FinishedRun, context: Context, known: dict[str, None]) -> list[Path]:
+    """The figure and data of one run; the names of its samples are added to `known`."""
+    from lary.probes.nets import attend, load_head
+
+    result = run.result
+    if not result.options_given:
+        raise LaryError("its result doesn't tell the options that it was made with")
+    dataset, model = DATASETS.get(result.dataset.name), MODELS.get(result.model.name)
+    names = {field.name for field in fields(LatentsRef)}
+    given = {name: value for name, value in result.options_given.items() if name in names}
+    ref = LatentsRef(**{**given, "dataset": dataset.name, "split": dataset.validation})
+    split = open_latents(context.settings, ref)
+    if result.dataset.tables.get(ref.split, split.table.digest) != split.table.digest:
+        log.warning("%s: the table of its latents has changed since the run", run.folder)
+    rows = _chosen_rows(split, context, known)
+    if not rows:
+        return []
+    head = load_head(run.folder / CHECKPOINT, len(dataset.labels.classes))
+    run.file(CHECKPOINT)
+    all_logits, all_weights = attend(head, split.source, rows)
+    frames = len(split.table[0].frame_index) or len(split.table[0].media)
+    layout = layout_of(tuple(split.source.shape), frames, model)
+    view = model.preprocessing(ref.protocol, split.table.spec.media)
+    if view.short_side is None and view.size < SIDE:  # fine enough for the eye
+        view = replace(view, size=SIDE, resize="cv2_area")
+    samples, table, pictures = [], [], []
+    for row, logits, weights in zip(rows, all_logits, all_weights, strict=True):
+        sample, own = split.table[row], weights.reshape(len(layout.steps), layout.tokens)
+        scores = np.exp(logits - logits.max())
+        samples.append(
+            {
+                "sample": sample.id,
+                "media": list(sample.media),
+                "true": sample.target,
+                "predicted": dataset.labels.classes[int(logits.argmax())],
+                "probability": float(scores.max() / scores.sum()),
+                "frames": [f"frame {number}" for number in sample.frame_index] or ["source", "target"],
+                "share_of_steps": own.sum(axis=1).tolist(),
+            }
+        )
+        for (step, token), weight in np.ndenumerate(own):
+            place = divmod(token, layout.side) if layout.side else (None, None)
+            names_of = {"sample": sample.id, "step": step, "token": token}
+            table.append({**names_of, "row": place[0], "column": place[1], "weight": float(weight)})
+        pictures.append((own, _frames_as_seen(split, row, view)))
+    facts = {
+        "dataset": dataset.name,
+        "model": result.label,
+        "grid": layout.side,
+        "tokens_per_step": layout.tokens,
+        "frames_of_steps": [list(frames) for frames in layout.steps],
+        "samples": samples,
+    }
+    cell = 1.25 if len(layout.steps) > 3 else 1.9
+    with new_figure(max(1.2 + cell * len(layout.steps), 6.4), 0.7 + (cell + 0.6) * len(rows)) as figure:
+        limit = np.percentile(np.concatenate([own.ravel() * own.size for own, _ in pictures]), BRIGHTEST)
+        blocks = figure.subfigures(len(rows), 1, squeeze=False)[:, 0]
+        for block, about, (own, shown) in zip(blocks, samples, pictures, strict=True):
+            _draw_maps(block, about, own, shown, layout, float(limit))
+        kind = f"{layout.side} x {layout.side} places" if layout.side else f"{layout.tokens} tokens without a place"
+        title = f"{dataset_title(result)}, {result.label}: attention of the probe"
+        figure.suptitle(f"{title}\n{kind} per step; {run.about}", fontsize=9.5)
+        stem = f"attention_{slug(dataset.name)}_{slug(run.folder.name)}"
+        return context.write(stem, figure, table, run, **facts)
+
+
+def _chosen_rows(split: SplitLatents, context: Context, known: dict[str, None]) -> list[int]:
+    """The named samples that this split has; without names, samples of classes evenly spaced over all.
+
+    A sample is named by its id or by its last media path, as in case.txt.
+    """
+    config, names = context.config, {}
+    for row in reversed(range(len(split.table))):  # of equal names the first row counts
+        names[split.table[row].media[-1]] = row
+    names = {sample.id: row for row, sample in enumerate(split.table)} | names
+    known |= dict.fromkeys(names)
+    if config.sample:
+        return [names[name] for name in config.sample if name in names]
+    order = np.argsort(split.table.labels(), kind="stable")
+    places = ((np.arange(config.count) + 0.5) / config.count * len(order)).astype(int)
+    return order[np.unique(places)].tolist()
+
+
+def _frames_as_seen(split: SplitLatents, row: int, view: Preprocess) -> npt.NDArray[np.uint8] | None:
+    """Frames (T, H, W, 3) as the model sees them, without its scaling; None where they aren't on this machine."""
+    sample = split.table[row]
+    try:
+        return resize(read_clip(split.table.media_path(sample), sample.frame_index), view)
+    except MediaError as error:
+        log.warning("attention without the frame behind it: %s", error)
+        return None
+
+
+def layout_of(shape: tuple[int, ...], frames: int, model: ModelSpec) -> TokenLayout:
+    """Where tokens (P, N, D), or (P * N, D) where a model's grid tells N, are over `frames` frames."""
+    side = model.grid
+    if len(shape) == 3:
+        steps, tokens = shape[:2]
+    else:
+        steps = shape[0] // side**2 if side and shape[0] % side**2 == 0 else 1
+        tokens = shape[0] // steps
+    if side is None or side**2 != tokens:
+        root = math.isqrt(tokens)
+        side = root if side is None and root**2 == tokens else 0
+    return TokenLayout(frames_of_steps(frames, steps, model.first_frame_alone), tokens, side)
+
+
+def frames_of_steps(frames: int, steps: int, first_alone: bool) -> tuple[tuple[int, ...], ...]:
+    """Which of the frames 0 to T - 1 each latent step shows."""
+    if steps == frames:
+        return tuple((frame,) for frame in range(frames))
+    if first_alone:
+        rest = np.array_split(np.arange(1, frames), max(steps - 1, 1))
+        return ((0,), *(tuple(part.tolist()) for part in rest))[:steps]
+    if steps == frames - 1:
+        return tuple((frame, frame + 1) for frame in range(steps))
+    width = max(1, round(frames / steps))
+    starts = [min(step * width, frames - 1) for step in range(steps)]
+    return tuple(tuple(range(start, min(start + width, frames))) for start in starts)
+
+
+def _draw_maps(
+    block: Any,
+    about: dict[str, Any],
+    weights: npt.NDArray[np.float32],
+    pictures: npt.NDArray[np.uint8] | None,
+    layout: TokenLayout,
+    limit: float,
+) -> None:
+    """Draw the attention of each step of a sample on the last frame that it shows.
+
+    Tokens without a place are a column of bars, the first one on top.
+    """
+    side, extent = layout.side, (0, 1, 1, 0)
+    (grid,) = block.subplots(1, len(layout.steps), squeeze=False)
+    heading = f"{about['sample']}   true {about['true']}, predicted {about['predicted']}"
+    heading += f" ({100 * about['probability']:.0f} %)"
+    heading += "" if pictures is not None else "; the frames are not on this machine"
+    block.suptitle(heading, fontsize=8.5, x=0.01, ha="left")
+    for step, (axes, part) in enumerate(zip(grid, layout.steps, strict=True)):
+        axes.axis("off")
+        axes.set_title(f"{about['frames'][part[-1]]}: {100 * weights[step].sum():.0f} %", fontsize=7)
+        behind = pictures is not None and side > 0
+        if pictures is not None and behind:
+            axes.imshow(pictures[part[-1]].mean(axis=-1), cmap="gray", vmin=0, vmax=255, extent=extent)
+        own = (weights[step] * weights.size).reshape(side or -1, side or 1)  # 1 is uniform attention
+        alpha = OPACITY if behind else 1.0
+        image = axes.imshow(own, cmap="inferno", vmin=0, vmax=limit, alpha=alpha, extent=extent)
+    block.colorbar(image, ax=grid, shrink=0.6, pad=0.01, extend="max", label="attention, uniform = 1")
+
+
+# --- trajectories ---
+
+
+def trajectories(context: Context) -> Analysis:
+    """One figure per regression run.
+
+    Raises:
+        UsageError: no regression run, or an episode that none has.
+        LaryError: no run has its chunks.
+    """
+    files: list[Path] = []
+    left_out: list[str] = []
+    known: dict[str, None] = {}
+    for run in context.of_task("regression", "regress"):
+        try:
+            chunks = read_predicted(run)
+        except LaryError as error:
+            left_out.append(str(error))
+            continue
+        known |= dict.fromkeys(chunks.groups)
+        if names := chosen_episodes(chunks, context.config.episode, context.config.count):
+            files += _write_episodes(context, run, chunks, names)
+    _check_known("episode", "an episode", context.config.episode, list(known))
+    return made(files, left_out, LaryError)
+
+
+def chosen_episodes(chunks: Chunks, wanted: Sequence[str], count: int) -> list[str]:
+    """The named episodes, or `count` of the longest ones at even ranks of their error.
+
+    Longest: those with at least the median number of samples. Named episodes that the run
+    doesn't have are passed over.
+    """
+    from pandas import Series
+
+    if wanted:
+        return [name for name in wanted if name in chunks.groups]
+    scale = np.maximum(chunks.true.reshape(-1, chunks.true.shape[-1]).std(axis=0, dtype=np.float64), 1e-12)
+    error = Series(np.square((chunks.predicted - chunks.true) / scale).mean(axis=(1, 2)))
+    table = error.groupby(list(chunks.groups), sort=False).agg(["size", "mean"])
+    long = table[table["size"] >= table["size"].median()].sort_values("mean", kind="stable")
+    ranks = np.unique(((np.arange(count) + 0.5) / count * len(long)).astype(int))
+    return list(long.index[ranks])
+
+
+def rows_of_episode(chunks: Chunks, name: str) -> tuple[list[int], list[int], bool]:
+    """The samples of an episode by rising frame, their first frames, and whether these are in their names."""
+    rows = [row for row, group in enumerate(chunks.groups) if group == name]
+    numbers = [NUMBER.findall(PurePosixPath(chunks.media[row]).stem) for row in rows]
+    frames = [int(found[-1]) if found else -1 for found in numbers]
+    if len(set(frames)) < len(frames) or min(frames) < 0:
+        return rows, list(range(0, len(rows) * chunks.true.shape[1], chunks.true.shape[1])), False
+    pairs = sorted(zip(frames, rows, strict=True))
+    return [row for _, row in pairs], [frame for frame, _ in pairs], True
+
+
+def _write_episodes(context: Context, run: FinishedRun, chunks: Chunks, episodes: Sequence[str]) -> list[Path]:
+    """Draw dimensions in rows and episodes in columns; a delta marks relative actions.
+
+    The table has a row per episode, sample, step and dimension.
+    """
+    result, (_, steps, size) = run.result, chunks.true.shape
+    names = list(dict.fromkeys(row.name for row in result.dimensions if row.split == "seen"))
+    names += [f"dimension {place}" for place in range(len(names), size)]
+    units = [*result.dataset.units, *([""] * size)]
+    change = "Δ " if result.action_mode == "relative" else ""
+    table = []
+    with new_figure(0.9 + 3.1 * len(episodes), 1.25 + 0.95 * size) as figure:
+        grid = figure.subplots(size, len(episodes), squeeze=False, sharey="row", sharex="col")
+        for column, episode in enumerate(episodes):
+            rows, starts, numbered = rows_of_episode(chunks, episode)
+            across = np.array(starts, dtype=np.float64)[:, None] + np.arange(steps)
+            for row, start in zip(rows, starts, strict=True):
+                for step, place in np.ndindex(steps, size):
+                    about = {"episode": episode, "sample": chunks.ids[row], "frame": start + step, "step": step}
+                    about |= {"dimension": names[place], "unit": units[place]}
+                    values = {"predicted": chunks.predicted[row, step, place], "true": chunks.true[row, step, place]}
+                    table.append(about | {key: float(value) for key, value in values.items()})
+            for place, axes in enumerate(grid[:, column]):
+                # A NaN behind each chunk ends its line.
+                lines = [
+                    np.pad(own, ((0, 0), (0, 1)), constant_values=np.nan).ravel()
+                    for own in (across, chunks.true[rows, :, place], chunks.predicted[rows, :, place])
+                ]
+                plot_pair(axes, *lines, "." if steps == 1 else None)
+                axes.tick_params(labelsize=7)
+                unit = f"\n[{units[place]}]" if units[place] else ""
+                axes.set_ylabel("" if column else f"{change}{names[place]}{unit}", fontsize=8)
+            grid[0, column].set_title(episode.strip("/")[-42:], fontsize=8)
+            grid[-1, column].set_xlabel("frame" if numbered else "step of the samples in turn", fontsize=8)
+        title = f"{dataset_title(result)}, {result.label}: predicted and true actions\n{run.about}"
+        finish(figure, grid[0, 0], title)
+        facts = {
+            "dataset": result.dataset.name,
+            "model": result.label,
+            "action_mode": result.action_mode,
+            "episodes": list(episodes),
+        }
+        stem = f"trajectories_{slug(run.folder.name)}"
+        return context.write(stem, figure, table, run, **facts)

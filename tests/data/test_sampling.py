@@ -1,0 +1,61 @@
+"""Frame indices: sampled where something moves; clips that fail are named."""
+
+from __future__ import annotations
+
+import shutil
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from lary.data.configs import IndicesConfig
+from lary.data.sampling import sample_video, video_motion, write_indices
+from lary.types import UsageError
+from tests.data.test_frames import encode
+from tests.helpers import rows_of, settings_of
+from tests.tree import write_table, write_video
+
+CASES = Path(__file__).parents[1] / "parity" / "cases"
+CLIP = CASES / "sampling_motion.mp4"
+
+
+def test_indices_of_a_table(tmp_path: Path) -> None:
+    for name in ("sampling_motion.mp4", "sampling_short.mp4"):
+        shutil.copy(CASES / name, tmp_path / name)
+    (tmp_path / "broken.mp4").write_bytes(b"no video")
+    write_video(tmp_path / "one.mp4", [np.zeros((48, 48, 3), np.uint8)])
+    names = ["sampling_motion.mp4", "broken.mp4", "sampling_short.mp4", "one.mp4", "../escapes.mp4"]
+    table = tmp_path / "clips.csv"
+    write_table(table, [{"video_path": name, "action": "a,b"} for name in names])
+    settings = settings_of(tmp_path)
+    report = write_indices(table, IndicesConfig(root=tmp_path, out=tmp_path / "out.csv", workers=1), settings)
+    rows = rows_of(report.out)
+    assert [row["video_path"] for row in rows] == ["sampling_motion.mp4", "sampling_short.mp4"]
+    assert (rows[0]["action"], rows[0]["sample_indices"]) == ("a,b", "3,9,20,24,27,30,34,39,44")
+    assert [item.row for item in report.failures] == [1, 3, 4]
+    assert [row["path"] for row in rows_of(tmp_path / "out_failures.csv")] == [names[1], names[3], names[4]]
+    assert write_indices(report.out, IndicesConfig(root=tmp_path), settings).out == tmp_path / "out_indices.csv"
+    for config, words in (
+        (IndicesConfig(root=tmp_path, out=table), "input itself"),
+        (IndicesConfig(root=tmp_path, frames=0), "must be at least 1"),
+    ):
+        with pytest.raises(UsageError, match=words):
+            write_indices(table, config, settings)
+
+
+def test_indices_that_need_no_decoding(tmp_path: Path) -> None:
+    assert sample_video(CLIP, 4, "uniform").indices == (0, 12, 24, 36)
+    encode(tmp_path / "a.mkv", "libx264", {"bf": "0"}, count=12, varied=True)
+    sampled = sample_video(tmp_path / "a.mkv")
+    assert (len(sampled.indices), sampled.differences) == (9, None), "announces more frames than it holds"
+
+
+def test_motion_is_kept_by_content(tmp_path: Path) -> None:
+    clip, cache = tmp_path / "a.mp4", tmp_path / "cache"
+    shutil.copy(CLIP, clip)
+    first = video_motion(clip, cache)
+    (stored,) = cache.rglob("*.npy")
+    np.save(stored, first + 1)
+    np.testing.assert_array_equal(video_motion(clip.rename(tmp_path / "renamed.mp4"), cache), first + 1)
+    stored.write_bytes(stored.read_bytes()[:40])
+    np.testing.assert_array_equal(video_motion(tmp_path / "renamed.mp4", cache), first, "a torn entry is computed anew")

@@ -1,0 +1,220 @@
+"""Plain trajectories become pairs and motions, videos with a table of labels become clips."""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from lary.data.frames import read_clip
+from lary.importers.records import load_record
+from tests.golden.test_tools import trajectories
+from tests.helpers import lary, rows_of
+from tests.tree import frame, write_table, write_video
+
+LABELS = ("push", "pull")
+Rows = dict[str, list[dict[str, str]]]
+
+
+def tables(folder: Path, name: str) -> Rows:
+    paths = {split: folder / f"{name}_metadata_{split}.csv" for split in ("train", "val")}
+    return {split: rows_of(path) for split, path in paths.items() if path.exists()}
+
+
+# Trajectories
+
+
+@pytest.fixture
+def source(tmp_path: Path) -> Path:
+    """Four episodes of 13 frames that move forward, close the gripper and move up; the last one is a video."""
+    trajectories(tmp_path)
+    return tmp_path / "episodes"
+
+
+def cut(source: Path, *words: str, code: int = 0) -> str:
+    """Import `source` into the folder ``out`` beside it; what is printed."""
+    done = lary("data", words[0], source, source.parent / "out", *words[1:])
+    assert done.code == code, done.err
+    return done.out + done.err
+
+
+@pytest.mark.parametrize(
+    ("words", "rows"),
+    [(("pairs", "--stride", "4"), {"train": 9, "val": 3}), (("atomic", "--gripper", "3"), {"train": 12, "val": 4})],
+)
+def test_an_import_is_read_as_a_plug_in_and_leaks_nothing(
+    source: Path, words: tuple[str, ...], rows: dict[str, int]
+) -> None:
+    """Frames, actions and labels are compared with those of the golden outputs."""
+    out = source.parent / "out"
+    cut(source, *words, "--name", "mine", "--embodiment", "arm")
+    found = tables(out / "data", "mine")
+    assert {split: len(found[split]) for split in found} == rows
+    assert {row["embodiment"] for split in found for row in found[split]} == {"arm"}
+    if words[0] == "pairs":
+        assert load_record(out / "mine.json").actions.dims == ("a0", "a1", "a2", "a3")
+    folders = ("--lary-root", out, "--data-dir", out / "data")
+    assert lary("data", "audit", "mine", "--plugin", out / "mine.py", *folders).code == 0
+
+
+def test_broken_episodes_are_named_and_left_out(source: Path) -> None:
+    np.save(source / "0" / "actions.npy", np.zeros((5, 4)))
+    np.save(source / "1" / "actions.npy", np.full((13, 4), np.nan))
+    shutil.copytree(source / "2", source / "ep_2")
+    for number, shape in (("4", (13, 4)), ("5", (13, 4)), ("6", (13, 5)), ("7", (13, 4))):
+        (source / number).mkdir()
+        np.save(source / number / "actions.npy", np.zeros(shape))
+    write_video(source / "5" / "camera.mp4", [frame(0.5, 0.5, (9, 9, 9))] * 9)
+    for at in range(13):
+        (source / "7" / f"{at}.png").write_bytes(b"")
+    (source / "3" / "7.png").write_bytes(b"")
+    text = cut(source, "pairs", "--name", "mine", "--stride", "4", "--test-size", "0", code=1)
+    reasons = ("13 images but 5 rows", "NaN", "1 images and 1 videos", "0 images and 0 videos", "9 frames but 13 rows",
+               "ep_2 twice", "5 dimensions, expected 4", "is broken", "8 episodes failed")  # fmt: skip
+    assert [words for words in reasons if words not in text] == []
+    assert {split: len(found) for split, found in tables(source.parent / "out/data", "mine").items()} == {"train": 3}
+
+
+@pytest.mark.parametrize(
+    ("words", "code", "message"),
+    [
+        (("pairs", "--name", "a b"), 2, "--name 'a b'"),
+        (("pairs", "--name", "mine", "--test-size", "1"), 2, "--test-size 1"),
+        (("pairs", "--name", "mine", "--stride", "0"), 2, "--stride 0"),
+        (("pairs", "--name", "mine", "--stride", "20"), 1, "it is too short"),
+        (("atomic", "--name", "mine", "--gripper", "9"), 1, "no column 9"),
+        (("atomic", "--name", "mine", "--position", "0,b,1"), 2, "--position b: the values are numbers"),
+        (("atomic", "--name", "mine", "--position", "0,1"), 2, "--position 0,1"),
+    ],
+)
+def test_requests_that_are_refused(source: Path, words: tuple[str, ...], code: int, message: str) -> None:
+    assert message in cut(source, *words, code=code)
+    assert not list(source.parent.glob("out/data/*_metadata_*.csv"))
+
+
+def test_tables_are_replaced_only_with_overwrite(source: Path) -> None:
+    assert "holds no episodes" in cut(source / "0", "pairs", "--name", "mine", code=2)
+    cut(source, "pairs", "--name", "mine", "--stride", "4")
+    assert "--overwrite" in cut(source, "pairs", "--name", "mine", "--stride", "4", code=2)
+    cut(source, "pairs", "--name", "mine", "--stride", "6", "--test-size", "0", "--overwrite")
+    assert {split: len(found) for split, found in tables(source.parent / "out/data", "mine").items()} == {"train": 8}
+
+
+# Videos
+
+
+def write_videos(root: Path, count: int = 8, **columns: Sequence[str]) -> Path:
+    """`count` videos of 12 frames in which a square moves, labels by turns; the folder of the videos."""
+    rows = []
+    for number in range(count):
+        sign, path = 1 if number % 2 else -1, f"day{number % 3}/{number}.mp4"
+        steps = [frame(0.5 + sign * 0.03 * step, 0.1 + 0.8 * number / count, (220, 60, 60)) for step in range(12)]
+        write_video(root / "videos" / path, steps)
+        row = {"file": path, "label": LABELS[number % 2]}
+        rows.append(row | {name: values[number] for name, values in columns.items()})
+    write_table(root / "labels.csv", rows)
+    return root / "videos"
+
+
+def run(root: Path, *words: str | Path, code: int = 0) -> str:
+    """Import the videos of `write_videos` as `own`; what is printed."""
+    name = () if "--name" in words else ("--name", "own")
+    options = ("--labels", root / "labels.csv", "--val-share", "0.25", *name)
+    done = lary("data", "import-videos", root / "videos", *options, *words, root=root)
+    assert done.code == code, done.err
+    return done.out + done.err
+
+
+def test_videos_become_clips(tmp_path: Path) -> None:
+    folder = write_videos(tmp_path)
+    assert "6 train, 2 val clips, 0 failed" in run(tmp_path)
+    assert load_record(tmp_path / "data/own_dataset.json").labels.classes == ("pull", "push")
+    rows = tables(tmp_path / "data", "own")
+    for found in rows.values():
+        assert {row["action"] for row in found} == set(LABELS), "classes keep their shares"
+        for row in found:
+            indices = [int(index) for index in row["sample_indices"].split(",")]
+            path = tmp_path / "data/classification/own" / row["video_path"]
+            assert path.samefile(folder / row["video_path"]), "linked, not copied"
+            assert read_clip([path], indices, clamp=False).shape == (9, 48, 48, 3)
+    run(tmp_path)
+    assert tables(tmp_path / "data", "own") == rows
+    target = tmp_path / "data/classification/own/day0/0.mp4"
+    target.unlink()
+    target.write_bytes(b"another video")
+    assert "other content" in run(tmp_path, code=1)
+    assert target.read_bytes() == b"another video"
+    words = ("--model", "pixels", "--dataset", "own", "--split", "val", "--lary-la-dir", tmp_path / "latents")
+    assert lary("extract", *words, "--plugin", tmp_path / "data/own_dataset.py", root=tmp_path).code == 0
+
+
+def test_columns_of_the_table_are_used(tmp_path: Path) -> None:
+    splits = ["train", "test"] * 2 + ["train", "VAL", "train", "train"]
+    write_videos(tmp_path, split=splits, embodiment=["arm", "hand"] * 4, sample_indices=["0,3,11"] * 8)
+    run(tmp_path)
+    rows = tables(tmp_path / "data", "own")
+    assert {split: len(found) for split, found in rows.items()} == {"train": 5, "val": 3}
+    assert load_record(tmp_path / "data/own_dataset.json").embodiment_column == "embodiment"
+    assert {row["embodiment"] for row in rows["train"]} == {"arm", "hand"}
+    assert {row["sample_indices"] for row in rows["val"]} == {"0,3,11"}
+    table = tmp_path / "labels.csv"
+    table.write_text(table.read_text().replace("file,label", "clip,kind"))
+    run(tmp_path, "--video-column", "clip", "--label-column", "kind")
+    assert tables(tmp_path / "data", "own") == rows
+
+
+def test_a_video_and_its_reversal_stay_together(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    folder, lines = write_videos(tmp_path), ["video_path,action"]
+    for path in sorted(folder.rglob("*.mp4")):
+        shutil.copy(path, path.with_name(f"{path.stem}_rev.mp4"))
+        for end, label in (("", LABELS[int(path.stem) % 2]), ("_rev", LABELS[1 - int(path.stem) % 2])):
+            lines.append(f"{path.parent.name}/{path.stem}{end}.mp4,{label}")
+    (tmp_path / "labels.csv").write_text("\n".join(lines))
+    monkeypatch.setattr("os.link", lambda *_: (_ for _ in ()).throw(OSError("no links here")))
+    run(tmp_path)
+    rows = tables(tmp_path / "data", "own")
+    names = [{row["video_path"].replace("_rev", "") for row in rows[split]} for split in rows]
+    assert (len(names[0] | names[1]), len(names[0] & names[1])) == (8, 0)
+    copy = tmp_path / "data/classification/own/day0/0.mp4"
+    assert copy.read_bytes() == (folder / "day0/0.mp4").read_bytes()
+    assert not copy.samefile(folder / "day0/0.mp4")
+
+
+def test_broken_videos_are_named_and_left_out(tmp_path: Path) -> None:
+    folder = write_videos(tmp_path, 12, sample_indices=[""] * 7 + ["0,12"] + [""] * 4)
+    (folder / "day0" / "0.mp4").write_bytes(b"no video")
+    (folder / "day1" / "1.mp4").unlink()
+    write_video(folder / "day2" / "2.mp4", [frame(0.5, 0.5, (9, 9, 9))])
+    run(tmp_path, code=1)
+    failed = [row["row"] for row in rows_of(tmp_path / "data/own_import_failures.csv")]
+    assert failed == ["1", "2", "3", "8"], "the last one ends before its index"
+    assert sum(map(len, tables(tmp_path / "data", "own").values())) == 8
+    assert not (tmp_path / "data/classification/own/day0/0.mp4").exists()
+    for path in folder.rglob("*.mp4"):
+        path.write_bytes(b"")
+    assert "Nothing of the train split of none" in run(tmp_path, "--name", "none", code=1)
+    assert "exists already" in run(tmp_path, "--name", "human_1st", code=2)
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("file,label\n../evil.mp4,push\nb.mp4,pull", "leaves its root"),
+        ("file,label\n/etc/passwd,push\nb.mp4,pull", "leaves its root"),
+        ("file,label\na.mp4,push\nb.mp4,push", "one class only"),
+        ("file,label\na.mp4,\nb.mp4,push", "row 1: the video or the label is empty"),
+        ("file,label,split\na.mp4,push,dev\nb.mp4,pull,val", "no split"),
+        ("file,label,split\na.mp4,push,\nb.mp4,pull,val", "some rows only"),
+        ("file,label,sample_indices\na.mp4,push,x\nb.mp4,pull,1", "no list of frame numbers"),
+        ("clip,label\na.mp4,push", "--video-column"),
+        ("file,kind\na.mp4,push", "--label-column"),
+    ],
+)
+def test_wrong_tables(tmp_path: Path, text: str, message: str) -> None:
+    (tmp_path / "videos").mkdir()
+    (tmp_path / "labels.csv").write_text(text)
+    assert message in run(tmp_path, code=2)
+    assert not (tmp_path / "data").exists()

@@ -1,0 +1,56 @@
+"""The stages of an extraction: the same bits on a device as on the CPU, whatever shares a batch."""
+
+from __future__ import annotations
+
+import numpy as np
+import torch
+
+from lary.latents.pipeline import Encoding
+from lary.latents.reading import Batch
+from lary.models.preprocess import DeviceNormaliser, normalise
+from lary.models.spec import MODELS, Preprocess
+from lary.types import Latents, Sample
+
+
+def test_normalising_on_a_device_gives_the_same_bits() -> None:
+    planes = np.random.default_rng(0).integers(0, 256, (3, 2, 3, 9, 7), dtype=np.uint8)
+    others = Preprocess(), Preprocess(scale=1, mean=(0.5, 0, 0.1)), Preprocess(std=(2, 1, 3))
+    for record in (MODELS.get("univla").preprocess, *others):
+        wanted = normalise(planes, record)
+        found = DeviceNormaliser(record, "cpu")(torch.from_numpy(planes)).numpy()
+        assert wanted.dtype == found.dtype == np.float32
+        assert wanted.tobytes() == found.tobytes()
+        mean, std = (np.float32(values)[:, None, None] for values in (record.mean, record.std))
+        assert np.array_equal(wanted, (planes.astype(np.float32) / np.float32(record.scale) - mean) / std)
+
+
+def test_batches_on_an_accelerator_give_what_single_rows_give() -> None:
+    """Rows of different lengths, some unreadable, two batches under way at once."""
+
+    class Sums:
+        def encode(self, clips: torch.Tensor) -> Latents:
+            return Latents(clips.sum((3, 4)).unsqueeze(2), clips.sum((2, 3, 4)).long().unsqueeze(2))
+
+    rng = np.random.default_rng(1)
+
+    def batch(first: int) -> Batch:
+        rows, lengths = [first, first + 1, first + 3], [4, 2, 4]
+        samples = [
+            Sample(str(row), row, ("a",), tuple(range(length)), "", "", "")
+            for row, length in zip(rows, lengths, strict=True)
+        ]
+        clips = rng.integers(0, 256, (4, 4, 3, 8, 8), dtype=np.uint8)
+        return Batch(0, rows, [0, 1, 3], samples, [["a"]] * 3, clips, {first + 3: "torn"} if first == 4 else {})
+
+    batches = [batch(0), batch(4), batch(8)]
+    results = []
+    for singly in (True, False):
+        encoding = Encoding(Sums(), Preprocess(size=8, mean=(0.5, 0.5, 0.5)), "cpu", "none", singly=singly)  # type: ignore[arg-type]
+        found = {}
+        for current, rows in encoding.stream(iter(batches)):
+            for index, tokens, codes in rows:
+                assert codes is not None
+                found[current.rows[index]] = (tokens.tobytes(), tokens.shape, codes.tobytes())
+        results.append(found)
+    assert results[0] == results[1]
+    assert sorted(results[0]) == [0, 1, 3, 4, 5, 8, 9, 11]

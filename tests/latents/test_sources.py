@@ -1,0 +1,291 @@
+"""Latents read back: both layouts as other programs and hostile ones may have written them."""
+
+from __future__ import annotations
+
+import io
+import json
+import os
+import pickle
+import struct
+import zipfile
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from lary.data.tables import SampleTable
+from lary.latents.sources import MOST_BYTES, NpzSource, ShardSource, Stamp, read_shard, read_stamp, read_tokens
+from lary.latents.writers import ShardStore, write_latents
+from lary.types import LaryError, MediaError
+from tests.hostile.harness import Code, refused
+from tests.latents.conftest import IDENTITY, draw, fill, shards_in, source_of
+
+# One file per sample
+
+
+def test_stamps(tmp_path: Path) -> None:
+    file, stamp = tmp_path / "a.npz", Stamp("0123", "abcd", "modèle")
+    write_latents(file, draw(1)[0], np.arange(6).reshape(2, 3), stamp)
+    assert read_stamp(file) == stamp
+    with np.load(file, allow_pickle=False) as found:
+        np.testing.assert_array_equal(found["tokens"], draw(1)[0])
+        np.testing.assert_array_equal(found["indices"], np.arange(6).reshape(2, 3))
+    whole = file.read_bytes()
+    for torn in (whole[:-1], whole[: len(whole) // 2], b"", b"PK\x05\x06"):
+        file.write_bytes(torn)
+        assert read_stamp(file) is None
+    np.savez(file, tokens=draw(1)[0])
+    assert read_stamp(file) is None, "it is of another program"
+    with zipfile.ZipFile(file, "a") as archive:
+        archive.comment = b"[" * 60_000
+    assert read_stamp(file) is None
+
+
+def npy(shape: Any, descr: Any = "<f4", data: bytes = b"", order: Any = False, version: bytes = b"\x01\x00") -> bytes:
+    text = repr({"descr": descr, "fortran_order": order, "shape": shape}).encode() + b"\n"
+    return b"\x93NUMPY" + version + len(text).to_bytes(2, "little") + text + data
+
+
+def archive(file: Path, member: bytes, name: str = "tokens.npy", method: int = zipfile.ZIP_STORED) -> None:
+    with zipfile.ZipFile(file, "w", method) as found:
+        found.writestr(name, member)
+
+
+ARRAYS = {
+    "a shape larger than the data": npy((1 << 40, 4), data=b"\0" * 64),
+    "a shape smaller than the data": npy((1, 4), data=b"\0" * 64),
+    "a negative shape": npy((-4, -4), data=b"\0" * 64),
+    "objects": npy((2, 2), "|O", b"\0" * 32),
+    "a structure": npy((2, 2), [("a", "<f4"), ("b", "|O")], b"\0" * 32),
+    "text": npy((2, 2), "<U4", b"\0" * 64),
+    "complex numbers": npy((2, 2), "<c8", b"\0" * 32),
+    "code for a shape": b"\x93NUMPY\x01\x00\x1c\x00__import__('os').abort()   \n",
+    "a header of megabytes": b"\x93NUMPY\x02\x00" + struct.pack("<I", 5_000_000) + b" " * 5_000_000,
+    "an unknown version": npy((2, 2), data=b"\0" * 16, version=b"\x09\x00"),
+    "deep nesting": b"\x93NUMPY\x01\x00" + struct.pack("<H", 9000) + b"(" * 9000,
+    "no array": b"hello",
+    "no axis": npy((), data=b"\0" * 4),
+    "no values": npy((0, 4)),
+    "a part type": npy((2, 2), "(1000000,)f4", b"\0" * 16),
+}
+
+
+@pytest.mark.parametrize("what", ARRAYS)
+def test_arrays_that_are_none_are_refused(tmp_path: Path, what: str) -> None:
+    file = tmp_path / "latents.npz"
+    archive(file, npy((2, 2), data=b"\0" * 16))
+    assert read_tokens(file).shape == (2, 2)
+    archive(file, ARRAYS[what])
+    with pytest.raises(MediaError, match=r"latents\.npz"):
+        read_tokens(file)
+
+
+def test_sizes_that_contradict_the_file_are_refused_before_anything_unpacks(tmp_path: Path) -> None:
+    file, size = tmp_path / "latents.npz", 80 << 20
+    with (
+        zipfile.ZipFile(file, "w", zipfile.ZIP_DEFLATED, compresslevel=1) as found,
+        found.open("tokens.npy", "w") as out,
+    ):
+        out.write(npy((1, size // 4)) + bytes(size))
+    assert file.stat().st_size < size / 100
+    with pytest.raises(MediaError, match="which is refused"):
+        read_tokens(file)
+    archive(file, npy((2, 2), data=b"\0" * 16))
+    data = bytearray(file.read_bytes())
+    for claimed in (MOST_BYTES + 1, 1 << 20):
+        struct.pack_into("<L", data, data.rfind(b"PK\x01\x02") + 24, claimed)
+        file.write_bytes(bytes(data))
+        with pytest.raises(MediaError, match=r"latents\.npz"):
+            read_tokens(file)
+
+
+def test_damaged_bytes_and_odd_archives_are_refused(tmp_path: Path) -> None:
+    file = tmp_path / "latents.npz"
+    archive(file, npy((2, 2), data=b"ABCDEFGHIJKLMNOP"))
+    whole = file.read_bytes()
+    encrypted = bytearray(whole)
+    for signature, offset in ((b"PK\x03\x04", 6), (b"PK\x01\x02", 8)):
+        encrypted[encrypted.find(signature) + offset] |= 1
+    for data, message in ((whole.replace(b"ABCD", b"ABCE", 1), "CRC"), (bytes(encrypted), "encrypted")):
+        file.write_bytes(data)
+        with pytest.raises(MediaError, match=message):
+            read_tokens(file)
+    archive(file, npy((2, 2), data=b"\0" * 16), method=zipfile.ZIP_LZMA)
+    with pytest.raises(MediaError, match="packed by method"):
+        read_tokens(file)
+    archive(file, npy((2, 2), data=b"\0" * 16), name="../tokens.npy")
+    with pytest.raises(MediaError, match="no array 'tokens'"):
+        read_tokens(file)
+
+
+@pytest.mark.parametrize("kind", ["<f2", ">f4", "<f8", "<i4", "|u1"])
+def test_other_number_formats_and_orders_are_read(tmp_path: Path, kind: str) -> None:
+    file, tokens = tmp_path / "latents.npz", np.arange(24).reshape(2, 3, 4).astype(kind)
+    for array in (tokens, np.asfortranarray(tokens)):
+        np.savez_compressed(file, tokens=array, indices=np.array([]))
+        np.testing.assert_array_equal(NpzSource([file]).read([0])[0], tokens.astype(np.float32))
+    buffer = io.BytesIO()
+    np.save(buffer, tokens)
+    archive(file, buffer.getvalue(), method=zipfile.ZIP_DEFLATED)
+    assert NpzSource([file]).read([0]).dtype == np.float32
+
+
+@pytest.mark.parametrize(
+    ("shape", "read"),
+    [((5,), (1, 5)), ((3, 5), (3, 5)), ((2, 3, 5), (2, 3, 5)), ((9, 2, 2, 24), (9, 4, 24)), ((2, 3, 2, 5), (2, 6, 5))],
+)  # fmt: skip
+def test_all_axes_between_the_first_and_the_last_are_tokens(
+    tmp_path: Path, shape: tuple[int, ...], read: tuple[int, ...]
+) -> None:
+    tokens = draw(1, shape)[0]
+    np.savez(tmp_path / "a.npz", tokens=tokens)
+    source = NpzSource([tmp_path / "a.npz"])
+    assert source.shape == read
+    np.testing.assert_array_equal(source.read([0])[0], tokens.reshape(read))
+    assert source.codes([0]) == [None]
+
+
+def test_latents_with_code_run_nothing(tmp_path: Path) -> None:
+    path, code = tmp_path / "latent.npz", Code(tmp_path / "executed")
+    for save in (np.savez, np.savez_compressed):
+        save(path, tokens=np.array([code], dtype=object), indices=np.array([]))  # type: ignore[arg-type]
+        refused(tmp_path, lambda: read_tokens(path), "pickled objects")
+    path.write_bytes(pickle.dumps(code))
+    refused(tmp_path, lambda: read_tokens(path), "zip")
+    assert not (tmp_path / "executed").exists()
+
+
+# Shards
+
+
+@pytest.mark.parametrize("dtype", ["float32", "float16", "bfloat16"])
+def test_shards_give_back_what_was_written(tmp_path: Path, table: SampleTable, dtype: Any) -> None:
+    tokens, codes = draw(9), np.arange(9 * 6).reshape(9, 2, 3)
+    store = shards_in(tmp_path, dtype=dtype)
+    assert store.missing(table) == list(range(9))
+    fill(store, table, tokens, range(9), codes)
+    assert store.missing(table) == []
+    source = source_of(store, table)
+    expected = torch.from_numpy(tokens).to(getattr(torch, dtype)).float().numpy()
+    first = source.read([7, 0, 7, 3])
+    part = first[1:]
+    for _ in range(3):  # the memory of a batch is used again, but not while something refers to it
+        np.testing.assert_array_equal(source.read(np.arange(9)), expected)
+    np.testing.assert_array_equal(first, expected[[7, 0, 7, 3]])
+    del first
+    source.read([1, 2, 4, 5])
+    np.testing.assert_array_equal(part, expected[[0, 7, 3]])
+    np.testing.assert_array_equal(source.take([5, 2]).read([1, 0]), expected[[2, 5]])
+    assert source.read([]).shape == (0, 2, 3, 4)
+    np.testing.assert_array_equal(source.codes([8])[0], codes[8])
+    copy = pickle.loads(pickle.dumps(source))  # noqa: S301 (our own)
+    np.testing.assert_array_equal(copy.read([4]), expected[[4]])
+    assert (np.abs(expected - tokens) <= np.abs(tokens) * 2.0**-8).all()
+
+
+ROWS = 3
+TOKENS = ROWS * 8 * 4
+
+
+@pytest.fixture
+def shard(tmp_path: Path) -> Path:
+    with ShardStore(tmp_path, IDENTITY, ROWS).writer(0) as write:
+        for row in range(ROWS):
+            write(row, f"{row:04d}", np.full((1, 2, 4), row, np.float32), np.full((1, 2), row))
+    return tmp_path / "shard_00000.safetensors"
+
+
+def rewritten(file: Path, change: Callable[[dict[str, Any]], object], extra: bytes = b"") -> None:
+    data = file.read_bytes()
+    length = int.from_bytes(data[:8], "little")
+    header = json.loads(data[8 : 8 + length])
+    change(header)
+    text = json.dumps(header).encode()
+    file.write_bytes(len(text).to_bytes(8, "little") + text + data[8 + length :] + extra)
+
+
+def tensor(name: str, **fields: Any) -> Callable[[dict[str, Any]], object]:
+    return lambda header: header[name].update(fields)
+
+
+def facts(**fields: Any) -> Callable[[dict[str, Any]], object]:
+    return tensor("__metadata__", **fields)
+
+
+LIES: dict[str, Callable[[dict[str, Any]], object]] = {
+    "offsets beyond the file": tensor("codes", data_offsets=[TOKENS, TOKENS + 1 << 40]),
+    "offsets that overlap": tensor("codes", data_offsets=[0, ROWS * 16]),
+    "a gap": tensor("tokens", data_offsets=[8, TOKENS + 8]),
+    "offsets turned round": tensor("tokens", data_offsets=[TOKENS, 0]),
+    "negative offsets": tensor("tokens", data_offsets=[-TOKENS, 0]),
+    "a huge shape": tensor("tokens", shape=[1 << 60, 1 << 60, 4]),
+    "a negative side": tensor("tokens", shape=[-3, -2, 4]),
+    "a side that is true": tensor("tokens", shape=[ROWS, True, 2, 4]),
+    "a shape without end": tensor("tokens", shape=[1] * 500),
+    "an unknown number format": tensor("tokens", dtype="O"),
+    "a wider number format": tensor("tokens", dtype="BF16"),
+    "no tokens": lambda header: header.pop("tokens"),
+    "another tensor": lambda header: header.update(more=header["codes"]),
+    "no metadata": lambda header: header.pop("__metadata__"),
+    "metadata that is a list": lambda header: header.update(__metadata__=[1]),
+    "another format": facts(format="lary-latents-9"),
+    "rows that don't ascend": facts(rows="0,2,1"),
+    "rows that are negative": facts(rows="-1,0,1"),
+    "rows that are huge": facts(rows="0,1," + "9" * 5000),
+    "rows that don't fit": facts(rows="0,1,99999999999999999999"),
+    "too few samples": facts(samples="0000,0001"),
+    "checksums that are none": facts(checksums="x,y,z"),
+    "checksums that are too large": facts(checksums="fffffffff,1,1"),
+    "rows of codes that are fewer": tensor("codes", shape=[2, 1, 2], data_offsets=[TOKENS, TOKENS + 32]),
+}
+NO_SHARDS = {
+    "empty": b"",
+    "absurd length": (1 << 63).to_bytes(8, "little") + b"{}",
+    "longer than the file": (99).to_bytes(8, "little") + b"{}",
+    "a list": (2).to_bytes(8, "little") + b"[]",
+    "no text": (2).to_bytes(8, "little") + b"\xff\xff",
+    "deep": (100_000).to_bytes(8, "little") + b"[" * 100_000,
+    "a pickle": b"\x80\x04K\x01." * 9,
+}
+
+
+@pytest.mark.parametrize("case", [*LIES, *NO_SHARDS, "bytes behind the last tensor"])
+def test_what_is_no_shard_is_refused(shard: Path, case: str) -> None:
+    rewritten(shard, lambda header: None)
+    read_shard(shard)
+    if case in NO_SHARDS:
+        shard.write_bytes(NO_SHARDS[case])
+    else:
+        rewritten(shard, LIES.get(case, lambda header: None), extra=b"" if case in LIES else b"x")
+    with pytest.raises(LaryError, match=r"shard_00000.safetensors is damaged or no shard"):
+        read_shard(shard)
+
+
+def test_links_and_other_kinds_of_files_are_refused(shard: Path, tmp_path: Path) -> None:
+    (tmp_path / "link").symlink_to(shard)
+    os.mkfifo(tmp_path / "pipe")
+    for name, message in (
+        ("link", "is a link"),
+        ("", "Is a directory"),
+        ("no", "can't be opened"),
+        ("pipe", "regular"),
+    ):
+        with pytest.raises(LaryError, match=message):
+            read_shard(tmp_path / name)
+
+
+def test_a_file_that_is_exchanged_between_check_and_use_is_noticed(shard: Path, tmp_path: Path) -> None:
+    source = ShardSource([read_shard(shard)], np.zeros(ROWS, np.int64), np.arange(ROWS))
+    other = tmp_path / "other"
+    other.write_bytes(shard.read_bytes())
+    shard.unlink()
+    shard.symlink_to(other)
+    with pytest.raises(LaryError, match="is a link"):
+        source.read([0])
+    shard.unlink()
+    shard.write_bytes(other.read_bytes()[:-40])
+    with pytest.raises(LaryError, match="was changed while it was in use"):
+        source.read([0])

@@ -1,0 +1,200 @@
+"""What stores write: whole files of the library, the same bytes for the same rows, an index that can be checked."""
+
+from __future__ import annotations
+
+import errno
+import os
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow.parquet
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import settings as limits
+from hypothesis import strategies as st
+from safetensors.numpy import load_file
+
+from lary.data.tables import SampleTable
+from lary.files import WriteError
+from lary.latents.sources import ShardSource, Stamp, read_shard
+from lary.latents.store import INDEX, StoreIdentity
+from lary.latents.writers import ShardStore, index_problems, write_latents
+from lary.types import LaryError, MediaError
+from tests.latents.conftest import IDENTITY, contents, draw, fill, shards_in, source_of
+
+
+def test_same_rows_same_bytes_in_any_order_and_whatever_came_between(tmp_path: Path, table: SampleTable) -> None:
+    tokens = draw(9)
+    folders = []
+    for order in ((0, 1, 3), (3, 1, 0), (1, 3, 0)):
+        store = shards_in(tmp_path / str(len(folders)))
+        with store.writer(0) as write:
+            for row in order:
+                write(row, table[row].id, tokens[row], None)
+                with pytest.raises(MediaError):
+                    write(2, table[2].id, np.full((2, 3, 4), np.nan, np.float32), None)
+        store.finish(table)
+        folders.append(contents(store.folder))
+    assert folders[0] == folders[1] == folders[2]
+    assert set(folders[0]) == {"shard_00000.safetensors", "index.parquet", "store.json"}
+    assert store.entries(table, tmp_path, failed=[3]) == [
+        "2/shard_00000.safetensors#0", "2/shard_00000.safetensors#1", *[""] * 7
+    ]  # fmt: skip
+
+
+def test_rows_done_later_come_in_a_further_shard(tmp_path: Path, table: SampleTable) -> None:
+    tokens = draw(9)
+    store = shards_in(tmp_path / "store")
+    fill(store, table, tokens, [0, 1, 3, 4])
+    before = contents(store.folder)
+    assert store.missing(table) == [2, 5, 6, 7, 8]
+    fill(store, table, tokens, [2, 5])
+    after = contents(store.folder)
+    assert all(after[name] == data for name, data in before.items() if name.startswith("shard"))
+    assert set(after) - set(before) == {"shard_00000_1.safetensors", "shard_00001_1.safetensors"}
+    assert store.entries(table, tmp_path)[2] == "store/shard_00000_1.safetensors#0"
+    np.testing.assert_array_equal(source_of(store, table).read(range(6)), tokens[:6])
+    fill(store, table, tokens, [2, 5])
+    assert contents(store.folder) == after, "the same rows a second time leave no second copy"
+
+
+def test_an_exception_leaves_nothing(tmp_path: Path, table: SampleTable) -> None:
+    store = shards_in(tmp_path)
+
+    def stop_in_the_middle() -> None:
+        with store.writer(0) as write:
+            write(0, table[0].id, draw(1)[0], None)
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        stop_in_the_middle()
+    with store.writer(0):
+        pass
+    assert set(contents(tmp_path)) == {"store.json"}
+    (tmp_path / ".shard_00001.safetensors.abc.tmp").write_bytes(b"of a killed writer")
+    store.finish(table)
+    assert set(contents(tmp_path)) == {"store.json", "index.parquet"}
+
+
+def test_a_damaged_shard_is_done_again_under_its_name(tmp_path: Path, table: SampleTable) -> None:
+    tokens = draw(9)
+    store = shards_in(tmp_path)
+    fill(store, table, tokens, range(9))
+    whole = contents(tmp_path)
+    file = tmp_path / "shard_00001.safetensors"
+    file.write_bytes(file.read_bytes()[:-1])
+    assert store.missing(table) == [4, 5, 6, 7]
+    fill(store, table, tokens, store.missing(table))
+    assert contents(tmp_path) == whole
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"row": 4}, "Row 4 is none of unit 0"),
+        ({"tokens": np.ones((2, 3, 5), np.float32)}, "latents of one shape"),
+        ({"codes": np.ones((2, 3), np.int64)}, "latents of one shape"),
+        ({"sample": "abc"}, "latents of one shape"),
+    ],
+)
+def test_rows_that_do_not_fit_are_refused(tmp_path: Path, change: dict[str, Any], message: str) -> None:
+    tokens = draw(2)
+    with shards_in(tmp_path).writer(0) as write:
+        write(0, "sample-0", tokens[0], None)
+        with pytest.raises(LaryError, match=message):
+            write(**({"row": 1, "sample": "sample-1", "tokens": tokens[1], "codes": None} | change))
+
+
+@given(
+    rows=st.lists(st.integers(0, 11), max_size=12, unique=True),
+    shape=st.sampled_from([(1, 1), (2, 3), (2, 1, 5), (1, 2, 3, 2)]),
+    dtype=st.sampled_from(["float32", "float16", "bfloat16"]),
+    coded=st.booleans(),
+    seed=st.integers(0, 99),
+)
+@limits(max_examples=60, deadline=None)
+def test_any_rows_come_back(
+    tmp_path_factory: pytest.TempPathFactory, rows: list[int], shape: tuple[int, ...], dtype: Any, coded: bool,
+    seed: int,
+) -> None:  # fmt: skip
+    folder = tmp_path_factory.mktemp("any")
+    tokens, held = draw(12, shape, seed), sorted(rows)
+    codes = np.random.default_rng(seed).integers(0, 99, (12, *shape[:-1])) if coded else None
+    store = ShardStore(folder, StoreIdentity(**(vars(IDENTITY) | {"dtype": dtype})), 12)
+    with store.writer(0) as write:
+        for row in rows:
+            write(row, f"{row:04d}", tokens[row], None if codes is None else codes[row])
+    if not rows:
+        assert not list(folder.iterdir())
+        return
+    header = read_shard(folder / "shard_00000.safetensors")
+    assert header.rows.tolist() == held
+    assert header.samples == tuple(f"{row:04d}" for row in held)
+    expected = torch.from_numpy(tokens[held]).to(getattr(torch, dtype)).float().numpy()
+    order = np.random.default_rng(seed).permutation(len(rows))
+    source = ShardSource([header], np.zeros(len(rows), np.int64), np.arange(len(rows)))
+    np.testing.assert_array_equal(source.read(order), expected[order])
+    for at, found in zip(order, source.codes(order.tolist()), strict=True):
+        np.testing.assert_array_equal(found, None if codes is None else codes[held][at])
+    if dtype != "bfloat16":  # numpy has no such numbers
+        loaded = load_file(header.path)
+        assert set(loaded) == ({"tokens", "codes"} if coded else {"tokens"})
+        np.testing.assert_array_equal(loaded["tokens"], expected)
+
+
+@pytest.mark.parametrize("call", ["pwrite", "fsync", "ftruncate"])
+def test_a_shard_on_a_full_disk(call: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def full(*_: object) -> None:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    monkeypatch.setattr(os, call, full)
+    message = r"^Cannot write .*shard_00000.safetensors: No space left on device. Free"
+    with pytest.raises(WriteError, match=message), ShardStore(tmp_path, IDENTITY, 4).writer(0) as write:
+        write(1, "a", np.ones((2, 3, 4), np.float32), None)
+    assert not list(tmp_path.iterdir())
+
+
+def test_latents_larger_than_what_is_read_are_not_written(tmp_path: Path) -> None:
+    huge = np.broadcast_to(np.float32(1), (2, 1 << 14, 1 << 14))
+    with pytest.raises(LaryError, match="--pool mean"):
+        write_latents(tmp_path / "a.npz", huge, None, Stamp("a", "b", "c"))
+    assert not list(tmp_path.iterdir())
+
+
+INDEX_LIES: dict[str, Callable[[dict[str, list[Any]]], object]] = {
+    "nothing": lambda columns: None,
+    "a shard that isn't there": lambda columns: columns["shard"].__setitem__(1, "../../secret"),
+    "a position behind the end": lambda columns: columns["position"].__setitem__(1, 99),
+    "another sample": lambda columns: columns["sample"].__setitem__(1, "0000"),
+    "another checksum": lambda columns: columns["checksum"].__setitem__(1, 7),
+    "a missing value": lambda columns: columns["position"].__setitem__(1, None),
+    "a column less": lambda columns: columns.pop("sample"),
+    "more rows than there are": lambda columns: [values.extend(values) for values in columns.values()],
+}
+
+
+@pytest.mark.parametrize("lie", INDEX_LIES)
+def test_an_index_that_contradicts_its_shards_is_refused(tmp_path: Path, table: SampleTable, lie: str) -> None:
+    store = shards_in(tmp_path)
+    fill(store, table, draw(9), range(9))
+    found = pyarrow.parquet.read_table(tmp_path / INDEX)
+    assert index_problems(tmp_path, store.headers()) == []
+    columns = found.to_pydict()
+    INDEX_LIES[lie](columns)
+    schema = None if lie == "a column less" else found.schema
+    pyarrow.parquet.write_table(pyarrow.table(columns, schema=schema), tmp_path / INDEX)
+    problems = index_problems(tmp_path, store.headers())
+    assert [INDEX in problem for problem in problems] == [True] * (lie != "nothing")
+
+
+def test_an_index_that_is_none_or_a_link_is_refused(tmp_path: Path) -> None:
+    file = tmp_path / INDEX
+    file.write_bytes(b"PAR1" * 9)
+    assert "index.parquet can't be read" in index_problems(tmp_path, [])[0]
+    file.unlink()
+    assert "index.parquet can't be read" in index_problems(tmp_path, [])[0]
+    file.symlink_to("/etc/passwd")
+    assert "index.parquet is a link" in index_problems(tmp_path, [])[0]

@@ -1,0 +1,98 @@
+"""Arrays: latents, actions and scores that hold code, lie about their size, or are no files."""
+
+from __future__ import annotations
+
+import io
+import os
+import pickle
+import struct
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from lary.arrays import array_of, npy_bytes, read_npz
+from lary.data.actions import LARGEST_ACTIONS, read_chunk
+from lary.data.spec import DATASETS
+from lary.latents.sources import read_tokens
+from tests.hostile.harness import MEBIBYTE, Code, refused
+
+SPACE = DATASETS.get("calvin").actions
+GIANT = 16 * 1024 * MEBIBYTE
+
+
+def npy(header: bytes, version: tuple[int, int] = (1, 0)) -> bytes:
+    length = struct.pack("<H" if version == (1, 0) else "<I", len(header))
+    return b"\x93NUMPY" + bytes(version) + length + header
+
+
+def announce(shape: str, kind: str = "<f4") -> bytes:
+    return f"{{'descr': '{kind}', 'fortran_order': False, 'shape': {shape}, }}".encode()
+
+
+ODD_HEADERS = {
+    "giant": npy(announce(f"({GIANT}, 7)")),
+    "giant, format 2": npy(announce(f"({GIANT}, 7)"), (2, 0)),
+    "format 3": npy(announce("(5, 7)"), (3, 0)) + bytes(140),
+    "below zero": npy(announce("(-1, 7)")) + bytes(140),
+    "overflow": npy(announce(f"({2**62}, {2**62})")),
+    "wide letters": npy(announce("(5, 7)", f"<U{2**28}")),
+    "signs": npy(b"{'descr': " + b"-" * 9000 + b"1}"),
+    "brackets": npy(b"(" * 9000),
+    "brackets, format 2": npy(b"[" * 9000, (2, 0)),
+    "long header": npy(b" " * (1 << 20), (2, 0)),
+    "objects": npy(announce("(5, 7)", "|O")) + bytes(280),
+    "objects, format 2": npy(announce("(5, 7)", "|O"), (2, 0)) + bytes(280),
+    "raw bytes": npy(announce("(5, 7)", f"|V{2**30}")),
+}
+
+
+@pytest.mark.parametrize("case", ODD_HEADERS)
+def test_action_file_with_a_hostile_header(tmp_path: Path, case: str) -> None:
+    path = tmp_path / "action.npy"
+    path.write_bytes(ODD_HEADERS[case])
+    refused(tmp_path, lambda: read_chunk(path, SPACE), "action file")
+
+
+def test_action_file_with_code_runs_nothing(tmp_path: Path) -> None:
+    path, mark = tmp_path / "action.npy", tmp_path / "executed"
+    np.save(path, np.array([Code(mark)] * 35, dtype=object), allow_pickle=True)
+    refused(tmp_path, lambda: read_chunk(path, SPACE), "action file")
+    path.write_bytes(pickle.dumps(Code(mark)))
+    refused(tmp_path, lambda: read_chunk(path, SPACE), "action file")
+    assert not mark.exists()
+
+
+def test_action_file_that_fills_the_memory(tmp_path: Path) -> None:
+    path = tmp_path / "action.npy"
+    path.write_bytes(b"\x93NUMPY")
+    os.truncate(path, 1 << 40)  # a sparse terabyte
+    refused(tmp_path, lambda: read_chunk(path, SPACE), f"more than the {LARGEST_ACTIONS} allowed")
+
+
+READERS: dict[str, Callable[[Path], Any]] = {"latents": read_tokens, "actions": lambda path: read_chunk(path, SPACE)}
+
+
+@pytest.mark.parametrize("reader", READERS)
+@pytest.mark.parametrize("make", [os.mkfifo, Path.mkdir, lambda path: path.symlink_to("/dev/zero")])
+def test_arrays_that_are_no_files(tmp_path: Path, reader: str, make: Callable[[Path], object]) -> None:
+    make(tmp_path / "array")
+    refused(tmp_path, lambda: READERS[reader](tmp_path / "array"), "no regular file|directory")
+
+
+def test_honest_arrays_pass(tmp_path: Path) -> None:
+    """The limits refuse nothing that numpy writes."""
+    values = np.arange(24, dtype=np.float32).reshape(2, 3, 4)
+    for save in (np.savez, np.savez_compressed):
+        save(tmp_path / "a.npz", tokens=np.asfortranarray(values), indices=np.array([]))
+        tokens, indices = read_npz(tmp_path / "a.npz", "tokens", "indices")
+        assert np.array_equal(tokens, values)
+        assert not indices.size
+    data = io.BytesIO()
+    np.lib.format.write_array(data, np.ones((5, 7)), version=(2, 0))
+    (tmp_path / "action.npy").write_bytes(data.getvalue())
+    assert read_chunk(tmp_path / "action.npy", SPACE).sum() == 35
+    packed = npy_bytes(values.T)
+    assert np.array_equal(array_of(io.BytesIO(packed), len(packed)), values.T)

@@ -1,0 +1,66 @@
+"""Registries of records, and the plug-ins that add to them."""
+
+from __future__ import annotations
+
+import os
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+
+from lary.registry import Registry, load_plugin
+from lary.types import UsageError
+from tests.hostile.harness import refused
+
+
+@dataclass(frozen=True)
+class Thing:
+    name: str
+
+
+def test_registry_suggests_and_refuses_doubles() -> None:
+    things: Registry[Thing] = Registry("thing")
+    things.add(Thing("alpha"))
+    things.add(Thing("beta"))
+    things.add_family(lambda name: Thing(name) if name.startswith("made:") else None)
+    assert things.get("made:x") == Thing("made:x")
+    for name, words in (("alhpa", r"Unknown thing 'alhpa'. Did you mean alpha\?"), ("zzz", "Known: alpha, beta")):
+        with pytest.raises(UsageError, match=words):
+            things.get(name)
+    with pytest.raises(UsageError, match="registered twice"):
+        things.add(Thing("beta"))
+    assert [thing.name for thing in things] == ["alpha", "beta"]
+
+
+def test_plugin_runs_once_and_names_its_failures(tmp_path: Path) -> None:
+    good, bad = tmp_path / "good.py", tmp_path / "bad.py"
+    good.write_text("import os\nos.environ['LARY_PLUGIN_RUNS'] = os.environ.get('LARY_PLUGIN_RUNS', '') + 'x'\n")
+    bad.write_text("1 / 0")
+    for _ in range(2):
+        load_plugin(good)
+        with pytest.raises(UsageError, match=r"bad.py failed: ZeroDivisionError"):
+            load_plugin(bad)
+    assert os.environ.pop("LARY_PLUGIN_RUNS") == "x"
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        "no-such.py", "folder.py", "notes.txt", "pipe.py", "/dev/zero", "x" * 5000 + ".py", "a\0b.py", "a\nb.py",
+        "~nobody-here/a.py", "bytes.py", "exits.py", "recurses.py", "raises.py",
+        pytest.param("secret.py", marks=pytest.mark.skipif(os.geteuid() == 0, reason="root reads every file")),
+    ],
+)  # fmt: skip
+def test_plugins_that_are_none(tmp_path: Path, name: str) -> None:
+    (tmp_path / "folder.py").mkdir()
+    os.mkfifo(tmp_path / "pipe.py")
+    (tmp_path / "bytes.py").write_bytes(bytes(range(256)))
+    for file, text in (
+        ("notes.txt", "import os\nos.system('touch executed')\n"), ("exits.py", "raise SystemExit(0)\n"),
+        ("recurses.py", "def f():\n    f()\nf()\n"), ("raises.py", "raise ValueError('first line\\nsecond line')\n"),
+        ("secret.py", ""),
+    ):  # fmt: skip
+        (tmp_path / file).write_text(text)
+    (tmp_path / "secret.py").chmod(0)
+    path = name if name.startswith(("/", "~")) else f"{tmp_path}/{name}"
+    refused(tmp_path, lambda: load_plugin(path), "Plug-in|no home folder")

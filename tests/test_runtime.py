@@ -1,0 +1,49 @@
+"""The run around the work: the lines of the log, and the devices that are chosen and printed."""
+
+from __future__ import annotations
+
+import logging
+
+import pytest
+
+from lary.runtime import PlainFormatter, in_threads, pick_devices, provenance, setup_logging, tell_once
+from lary.types import UsageError
+
+
+def test_log_lines_do_not_steer_the_terminal() -> None:
+    record = logging.LogRecord("lary", logging.ERROR, "", 0, "%s", ("a\x1b]0;title\x07\x9b31m\0\rb",), None)
+    assert PlainFormatter("lary: %(message)s").format(record) == "lary: a\\x1b]0;title\\x07\\x9b31m\\x00\\x0db"
+
+
+def test_results_of_threads_keep_the_order_of_their_items() -> None:
+    assert list(in_threads(lambda item: item * item, range(500), 4, batch=3)) == [item * item for item in range(500)]
+
+
+def test_provenance_names_versions_and_machine() -> None:
+    found = provenance()
+    assert {"lary", "python", "numpy", "torch"} <= set(found["versions"])
+    assert found["machine"]["cores"] > 0
+    assert found["commit"] is None or len(found["commit"]) == 40
+
+
+@pytest.mark.parametrize(
+    ("given", "devices"),
+    [
+        ({"gpus": None}, ["cuda:0"]),
+        ({"gpus": None, "every": True}, ["cuda:0", "cuda:1", "cuda:2"]),
+        ({"gpus": "0", "every": True}, ["cuda:0"]),
+        ({"gpus": "2,1"}, ["cuda:2", "cuda:1"]),
+        ({"gpus": None, "choice": "cpu", "every": True}, ["cpu"]),
+    ],
+)
+def test_devices_are_chosen_and_printed(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], given: dict[str, str], devices: list[str]
+) -> None:
+    monkeypatch.setattr("torch.cuda.is_available", lambda: True)
+    monkeypatch.setattr("torch.cuda.device_count", lambda: 3)
+    setup_logging()
+    tell_once.cache_clear()
+    assert pick_devices(**given) == devices  # type: ignore[arg-type]
+    assert "cpu" in devices or f"working on {', '.join(devices)} of 3" in capsys.readouterr().err
+    with pytest.raises(UsageError, match="this machine has CUDA devices 0 to 2, not 3"):
+        pick_devices("0,3")
