@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 from lary.files import digest, read_json
 from lary.models.networks import NetworkEncoder, built_from, check_frames, transformers_model, with_weights
 from lary.models.spec import ModelContext, ModelSpec, builtin, register_model, renamed_fields
-from lary.models.tensors import first_names, layout_of, read_tensors, rename_keys, split_off
+from lary.models.tensors import first_names, read_tensors, rename_keys, split_off, weight_layout
 from lary.models.weights import Checkpoint, find_weights
 from lary.runtime import log
 from lary.types import RANDOM, LaryError, Latents, as_path
@@ -61,7 +61,7 @@ class UniVLA(NetworkEncoder):
         from lary.nets.spacetime import UniVLANetwork
 
         sizes, backbone = spec.options["network"], spec.options["backbone"]
-        layout = layout_of("univla")
+        layout = weight_layout("univla")
         found = find_weights(spec, context, layout)
         with built_from("the record", "UniVLA"):
             network = UniVLANetwork(**sizes)
@@ -128,7 +128,7 @@ class VillaX(NetworkEncoder):
         with built_from(described.file, "villa-X"):
             network = VillaNetwork(config)
         self.network = with_weights(
-            network, found, lambda: read_tensors(found.files, layout_of("villa-x")), context.device
+            network, found, lambda: read_tensors(found.files, weight_layout("villa-x")), context.device
         )
         identity = found.identity
         if found.seed is None:
@@ -174,9 +174,9 @@ def find_parts(spec: ModelSpec, context: ModelContext) -> tuple[Checkpoint, Chec
     if given is not None and given.is_file():
         given = given.parent
         context = replace(context, weights=str(given))
-    config = find_weights(spec, context, layout_of("villa-x configuration"))
+    config = find_weights(spec, context, weight_layout("villa-x configuration"))
     folder = config.file.parent
-    layout = layout_of("villa-x")
+    layout = weight_layout("villa-x")
     if folder != given and folder.name != config.identity.revision:
         layout = replace(layout, files=tuple(f"{HUB_FOLDER}/{name}" for name in layout.files))
     return config, find_weights(spec, context, layout)

@@ -26,7 +26,7 @@ from lary.models.spec import (
     register_model,
     with_tuples,
 )
-from lary.models.tensors import CONFIG, Layout, Tensors, layout_of, read_tensors
+from lary.models.tensors import CONFIG, Layout, Tensors, read_tensors, weight_layout
 from lary.models.weights import Checkpoint, fetch_file, find_weights, random_weights, read_config
 from lary.runtime import log
 from lary.types import RANDOM, LaryError, Latents, UsageError, as_path
@@ -251,7 +251,7 @@ class AnyBackbone(NetworkEncoder):
         model_class: Any = transformers.MODEL_MAPPING.get(type(config), None)
         if model_class is None:
             raise UsageError(f"Model '{spec.name}': transformers has no backbone for a '{config.model_type}' model.")
-        unused = layout_of("any backbone").unused
+        unused = weight_layout("any backbone").unused
         unused += tuple(f"{model_class.base_model_prefix}.{key}" for key in unused)
         self._model = transformers_model(
             model_class, config, found, lambda: read_tensors(found.files, Layout(unused=unused)), context.device, unused

@@ -26,7 +26,7 @@ from lary.models.spec import (
     locate_weights,
     register_model,
 )
-from lary.models.tensors import Layout, Tensors, layout_of, read_tensors, split_off
+from lary.models.tensors import Layout, Tensors, read_tensors, split_off, weight_layout
 from lary.models.weights import Checkpoint, find_weights
 from lary.nets import CODE_STACKS, code_rows, quantizer_parameters
 from lary.types import Latents, UsageError, WeightsIdentity, as_path
@@ -96,7 +96,7 @@ class LatentActions(NetworkEncoder):
         self._latent: str = options["latent"]
         if self._latent not in LATENTS:
             raise UsageError(f"Latent '{self._latent}' of '{spec.name}': there is {', '.join(LATENTS)}.")
-        layout = layout_of("laq")
+        layout = weight_layout("laq")
         if spec.weights and spec.weights.folder:
             layout = replace(layout, files=(spec.weights.folder,))
         found = find_weights(spec, context, layout)
@@ -251,7 +251,7 @@ def _load_tokenizer(
         file = as_path(named)
         own = file_digest(file, 64)
         found = Checkpoint((file,), None, WeightsIdentity(own))
-        tensors = read_tensors(found.files, layout_of("open-magvit2"))
+        tensors = read_tensors(found.files, weight_layout("open-magvit2"))
     return with_weights(tokenizer, found, lambda: tensors, "cpu"), own
 
 

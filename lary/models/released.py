@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 from lary.models.networks import NetworkEncoder, built_from, check_frames, with_weights
 from lary.models.spec import ModelContext, ModelSpec, builtin, register_model, renamed_fields
-from lary.models.tensors import Tensors, layout_of, read_tensors, rename_keys
+from lary.models.tensors import Tensors, read_tensors, rename_keys, weight_layout
 from lary.models.weights import Checkpoint, find_weights
 from lary.types import LaryError, Latents
 
@@ -86,7 +86,7 @@ def empty_vjepa(arguments: Mapping[str, Any], origin: object = "the record") -> 
 
 def read_renamed(found: Checkpoint, table: str) -> Tensors:
     """The tensors of a checkpoint under the library's names, which its own folder has already."""
-    tensors = read_tensors(found.files, layout_of(table))
+    tensors = read_tensors(found.files, weight_layout(table))
     return rename_keys(tensors, table) if found.config is None else tensors
 
 
@@ -104,7 +104,7 @@ class WanEncoder(NetworkEncoder):
         import torch
 
         options = spec.options_under(context.protocol)
-        found = find_weights(spec, context, layout_of("wan2-2"))
+        found = find_weights(spec, context, weight_layout("wan2-2"))
         network = empty_autoencoder("AutoencoderKLWan", found.config or wan_arguments(**options["config"]), found.file)
         self._network = with_weights(network, found, lambda: read_renamed(found, "wan2-2"), context.device)
         # The released file doesn't hold the mean and deviation of each channel.
@@ -152,7 +152,7 @@ class FluxEncoder(NetworkEncoder):
 
     def __init__(self, spec: ModelSpec, context: ModelContext) -> None:
         options = spec.options_under(context.protocol)
-        found = find_weights(spec, context, layout_of("flux2"))
+        found = find_weights(spec, context, weight_layout("flux2"))
         arguments = found.config or flux_arguments(**options["config"])
         network = empty_autoencoder("AutoencoderKLFlux2", arguments, found.file)
         self._network = with_weights(network, found, lambda: read_flux(found), context.device)
@@ -196,7 +196,7 @@ class VJepaEncoder(NetworkEncoder):
 
     def __init__(self, spec: ModelSpec, context: ModelContext) -> None:
         options = spec.options_under(context.protocol)
-        found = find_weights(spec, context, layout_of("vjepa2"))
+        found = find_weights(spec, context, weight_layout("vjepa2"))
         self._size = spec.preprocessing(context.protocol).size
         arguments = found.config or vjepa_arguments(**options["config"])
         # The library lays out the grid of positions by this size, not by the frames that come.

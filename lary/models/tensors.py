@@ -60,7 +60,7 @@ class Layout:
         return " or ".join(self.files) or f"model.safetensors beside {CONFIG}"
 
 
-def layout_of(name: str) -> Layout:
+def weight_layout(name: str) -> Layout:
     """A layout of ``records.json``."""
     return Layout(**with_tuples(builtin_tables()["layouts"][name]))
 

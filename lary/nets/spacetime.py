@@ -43,7 +43,7 @@ def nearest_rows(latent: Tensor, codebook: Tensor) -> tuple[Tensor, Tensor]:
     return rows.where(latent.isfinite(), latent.to(rows)), codes
 
 
-def attend(q: Tensor, k: Tensor, v: Tensor, causal: bool = False) -> Tensor:
+def _attend(q: Tensor, k: Tensor, v: Tensor, causal: bool = False) -> Tensor:
     """Attention of queries, keys and values (B, heads, N, D / heads) to (B, N, D)."""
     return F.scaled_dot_product_attention(q, k, v, is_causal=causal).transpose(1, 2).flatten(2)
 
@@ -94,7 +94,7 @@ class UniVLAAttention(nn.Module):
     def forward(self, x: Tensor, causal: bool = False) -> Tensor:
         """(B, N, D) to the same shape."""
         q, k, v = (to(x).unflatten(-1, (self.heads, -1)).transpose(1, 2) for to in (self.to_q, self.to_k, self.to_v))
-        return self.to_out(attend(q, k, v, causal))
+        return self.to_out(_attend(q, k, v, causal))
 
 
 class UniVLABlock(nn.Module):
@@ -236,7 +236,7 @@ class VillaAttention(nn.Module):
     def forward(self, x: Tensor, causal: bool = False) -> Tensor:
         """(B, N, D) to the same shape."""
         q, k, v = self.qkv(x).unflatten(-1, (3, self.heads, -1)).permute(2, 0, 3, 1, 4)
-        return self.proj(attend(self.q_norm(q), self.k_norm(k), v, causal))
+        return self.proj(_attend(self.q_norm(q), self.k_norm(k), v, causal))
 
 
 class VillaBlock(nn.Module):
@@ -283,7 +283,7 @@ class CrossAttention(nn.Module):
         """Queries (B, M, D) and x (B, N, D) to (B, M, D)."""
         q = self.q(queries).unflatten(-1, (self.heads, -1)).transpose(1, 2)
         k, v = self.kv(x).unflatten(-1, (2, self.heads, -1)).permute(2, 0, 3, 1, 4)
-        return self.proj(attend(q, k, v))
+        return self.proj(_attend(q, k, v))
 
 
 class GatedUnit(nn.Module):

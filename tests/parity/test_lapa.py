@@ -12,7 +12,7 @@ import torch
 from lary.models.lapa import load_network
 from lary.models.running import build
 from lary.models.spec import MODELS, ModelContext, ModelSpec
-from lary.models.tensors import layout_of
+from lary.models.tensors import weight_layout
 from lary.models.weights import Checkpoint
 from lary.nets.lam import LatentActionModel
 from lary.types import LaryError, WeightsIdentity
@@ -59,7 +59,7 @@ def load(case: Case, tensors: dict[str, torch.Tensor]) -> LatentActionModel:
 @pytest.mark.parametrize("name", CASES)
 def test_every_step_equals_the_published_one(name: str) -> None:
     case = load_case(name)
-    network = load(case, tensors_of(case, layout_of("laq").unused))
+    network = load(case, tensors_of(case, weight_layout("laq").unused))
     vq, pairs = network.vq, video_of(case, record(case).preprocess)
     with torch.inference_mode():
         embedded = network.embed(pairs.flatten(0, 1)).unflatten(0, pairs.shape[:2])
@@ -100,7 +100,7 @@ def test_encoder_from_a_file_gives_the_published_tokens(name: str, tmp_path: Pat
 @pytest.mark.parametrize("name", SMALL)
 def test_keys_have_to_be_exactly_those_of_the_case(name: str) -> None:
     case = load_case(name)
-    tensors = tensors_of(case, layout_of("laq").unused)
+    tensors = tensors_of(case, weight_layout("laq").unused)
     for key in list(tensors)[:: max(1, len(tensors) // 12)]:
         with pytest.raises(LaryError, match="1 missing"):
             load(case, {k: v for k, v in tensors.items() if k != key})

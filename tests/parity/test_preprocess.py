@@ -91,12 +91,9 @@ def read_inputs(case: Case) -> tuple[Array, Array]:
 
 def lam_outputs(pair: Array, clip: Array, size: int) -> Iterator[Output]:
     """Each output by name: the array, its axes of height and width, its record, and an axis cropped to its ends."""
-    cubic, signed, imagenet, villa, villa_clip = (
-        of_size(record, size)
-        for record in (
-            MODELS.get("lapa").preprocess, MODELS.get("dinov3").preprocess, MODELS.get("univla").preprocess, MODELS.get("villa-x").preprocess, MODELS.get("villa-x").preprocessing("paper", "clip"),
-        )
-    )  # fmt: skip
+    names = ("lapa", "dinov3", "univla", "villa-x")
+    cubic, signed, imagenet, villa = (of_size(MODELS.get(name).preprocess, size) for name in names)
+    villa_clip = of_size(MODELS.get("villa-x").preprocessing("paper", "clip"), size)
     last, inner = (-2, -1), (-3, -2)
     frames = pre.prepare(clip, cubic)
     yield "image.cv", pre.prepare(pair, cubic).swapaxes(0, 1), last, cubic, None
