@@ -203,8 +203,10 @@ def reader(descriptor: str) -> Callable[[Question], Answer]:
         nonlocal memory, known, preprocess
         if known != (common := (question["size"], question["preprocess"])):
             memory = mmap.mmap(int(descriptor), question["size"])
-            fields = question["preprocess"].items()
-            preprocess = Preprocess(**{name: tuple(own) if isinstance(own, list) else own for name, own in fields})
+            fields: dict[str, Any] = dict(question["preprocess"])
+            for name in ("mean", "std"):
+                fields[name] = tuple(fields[name])
+            preprocess = Preprocess(**fields)
             known = common
         try:
             paths = [Path(path) for path in question["paths"]]

@@ -343,7 +343,7 @@ class ShardSource:
 
         chosen = np.asarray(rows, dtype=np.int64)
         found = self._memory((len(chosen), *self.shape))
-        out = torch.from_numpy(found).flatten(1) if len(chosen) else None
+        out = torch.from_numpy(found.reshape(len(chosen), math.prod(self.shape)))
         raw = torch.empty(math.prod(self.shape), dtype=getattr(torch, self.dtype))
         data = raw.view(torch.uint8).numpy().data
         order = np.lexsort((self._position[chosen], self._file[chosen]))  # as on the disk
