@@ -203,11 +203,8 @@ def name_of(sample: Sample) -> str:
 
 def columns(table: SampleTable) -> SampleColumns:
     """Ids, media, groups and robot types of the samples of a split."""
-    samples = [table[row] for row in range(len(table))]
-    return SampleColumns(
-        ids=tuple(sample.id for sample in samples), media=tuple(sample.media for sample in samples),
-        groups=tuple(sample.group for sample in samples), embodiments=tuple(sample.embodiment for sample in samples),
-    )  # fmt: skip
+    found = ((sample.id, sample.media, sample.group, sample.embodiment) for sample in table)
+    return SampleColumns(*zip(*found, strict=True))
 
 
 # --- tasks ---

@@ -13,10 +13,8 @@ from hypothesis import strategies as st
 
 from lary.probes.nets import ActionExpertMLP
 from lary.probes.sources import (
-    balanced_indices,
     channel_statistics,
     check_memory,
-    class_weights,
     finite_latents,
     keep_in_memory,
     projected,
@@ -113,19 +111,6 @@ def test_processes_share_every_batch() -> None:
         seen = sorted(row for part, *_ in parts for row in part.tolist())
         assert seen == rows[16 * number : 16 * number + count].tolist()
     assert shares[2][2][1].shape == (0, 2, 3, 4)
-
-
-@settings(max_examples=30, deadline=None)
-@given(st.lists(st.integers(0, 4), min_size=1, max_size=50), st.integers(0, 5))
-def test_draws_are_balanced_over_classes(labels: list[int], epoch: int) -> None:
-    weights = class_weights(np.array(labels))
-    assert weights.sum() == pytest.approx(1.0)
-    sums = [weights[np.array(labels) == label].sum() for label in set(labels)]
-    assert sums == pytest.approx([1 / len(sums)] * len(sums))
-    drawn = balanced_indices(weights, epoch)
-    assert len(drawn) == len(labels)
-    assert set(drawn.tolist()) <= set(range(len(labels)))
-    np.testing.assert_array_equal(drawn, balanced_indices(weights, epoch))
 
 
 @settings(max_examples=60, deadline=None)
