@@ -188,7 +188,7 @@ def test_wrong_inputs_are_refused_before_training() -> None:
     ]
     for shape in ((3, 2, 2, 6), (), (0, 6)):
         given = changed(inputs, lambda tokens, shape=shape: np.zeros((len(tokens), *shape), np.float32))
-        wrong.append((given, r"Latents of shape .* can't be probed: a probe reads tokens \(P, N, D\)"))
+        wrong.append((given, r"Latents of shape .* can't be probed: store tokens of shape \(P, N, D\)"))
     for given, message in wrong:
         with pytest.raises(UsageError, match=message):
             train("attentive", given)
