@@ -15,9 +15,8 @@ import numpy as np
 import numpy.typing as npt
 
 from lary.data import tables
-from lary.data.catalog import CLIP, EPISODE
 from lary.data.configs import SplitConfig
-from lary.data.spec import DATASETS, DatasetSpec, LabelSpace
+from lary.data.spec import CLIP, DATASETS, EPISODE, DatasetSpec, LabelSpace
 from lary.files import csv_text, digest, write_text
 from lary.settings import unexported
 from lary.types import UsageError

@@ -263,12 +263,13 @@ def resolve_latents(settings: Settings, ref: LatentsRef, entries: list[str], tab
 
 
 def check_origin(store: dict[str, Any], table: Path, ref: LatentsRef) -> None:
-    """Raise UsageError where a store's stamp or manifest names another model, protocol or pooling."""
+    """Raise UsageError where a store's stamp or manifest names another model, data set, protocol or pooling."""
     if "stamp" not in store:
         return
     identity = store.get("identity", {})
     for name, found, asked in (
         ("model", store["stamp"]["model"], ref.model),
+        ("dataset", identity.get("dataset", ref.dataset), ref.dataset),
         ("protocol", identity.get("protocol", ref.protocol), ref.protocol),
         ("pool", identity.get("pool", NONE), ref.pooling),
     ):

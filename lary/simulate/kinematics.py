@@ -224,8 +224,7 @@ class Path:
 
     def wait(self, share: float) -> None:
         """Stay."""
-        begin = self.state
-        self._add(lambda _s: begin, share)
+        self.grip(self.state.width, self.state.command, share)
 
     def at(self, time: float) -> ToolState:
         """The tool at a time in [0, 1]."""

@@ -69,13 +69,6 @@ def axes_towards(forward: Array) -> Array:
     return np.stack([right, np.cross(right, forward), forward])
 
 
-def to_frames(rotations: Array, rows: Array) -> Array:
-    """rows (M, 3) times rotations (M, 3, 3): into the frames whose axes are the columns."""
-    return np.asarray(
-        rotations[:, 0] * rows[:, :1] + rotations[:, 1] * rows[:, 1:2] + rotations[:, 2] * rows[:, 2:]
-    )  # fmt: skip
-
-
 class Renderer:
     """Draws one scene from one camera; `frame` after every change of the state."""
 
@@ -133,7 +126,8 @@ class Renderer:
                 continue
             chosen = np.flatnonzero(kinds == number)
             geom = hits.geom[chosen]
-            local = to_frames(data.geom_xmat.reshape(-1, 3, 3)[geom], point[chosen] - data.geom_xpos[geom])
+            rotations, rows = data.geom_xmat.reshape(-1, 3, 3)[geom], point[chosen] - data.geom_xpos[geom]
+            local = rotations[:, 0] * rows[:, :1] + rotations[:, 1] * rows[:, 1:2] + rotations[:, 2] * rows[:, 2:]
             share = self.patterns[number](local, self.period[geom])
             colour[chosen] += share[:, None] * (self.second[geom] - colour[chosen])
         return np.asarray(colour)
@@ -217,11 +211,6 @@ class Renderer:
     def _levels(light: npt.NDArray[Any]) -> npt.NDArray[np.int32]:
         return np.asarray(np.minimum(light, 1.0) * LEVELS + 0.5, np.int32)
 
-    def _centres(self) -> Array:
-        data = self.scene.data
-        axes = data.geom_xmat.reshape(-1, 3, 3)[self.owner]
-        return np.asarray(data.geom_xpos[self.owner] + (axes * self.offset[:, None, :]).sum(2))
-
     def _covered(self, relative: Array, axes: Array, size: int, reach: float) -> Mask:
         """Pixels (size, size) that the balls of what moves may cover, seen along axes (3, 3)."""
         across, above, depth = (dot(relative, np.broadcast_to(axis, relative.shape)) for axis in axes)
@@ -247,8 +236,9 @@ class Renderer:
 
     def frame(self) -> Frame:
         """The scene as it is now, RGB (H, W, 3) uint8."""
-        size = self.size
-        centres = self._centres()
+        size, data = self.size, self.scene.data
+        axes = data.geom_xmat.reshape(-1, 3, 3)[self.owner]
+        centres = np.asarray(data.geom_xpos[self.owner] + (axes * self.offset[:, None, :]).sum(2))
         shadow = self._shadows(centres)
         dark = np.flatnonzero(shadow < 1)
         still = self.unshadowed.copy()

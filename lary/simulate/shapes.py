@@ -15,7 +15,7 @@ from typing import Any, TypeVar
 
 import numpy as np
 
-from lary.data.catalog import tupled
+from lary.data.spec import tupled
 from lary.simulate.kinematics import Array
 
 Option = TypeVar("Option")

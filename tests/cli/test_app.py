@@ -30,7 +30,7 @@ GONE = {
     "indices": {"--visualize", "--sheet-clips"},
     "data clip": {"--backend"},
     "data check": {"--restart"},
-    "data audit": {"--cache", "--distance"},
+    "data audit": {"--actions", "--cache", "--distance", "--still"},
     "diagnose": {"--relations", "--seed"},
     "analyze": {"--square"},
 }

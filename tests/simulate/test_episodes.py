@@ -18,11 +18,7 @@ from lary.simulate.plan import VERBS, make_plan
 from lary.simulate.render import Renderer
 
 
-def test_states_hold_the_pose_that_their_joints_give_and_actions_are_the_next_states() -> None:
-    plan = make_plan(SimulateConfig(seed=3, pairs=12, clips=10))
-    take = episodes.play(replace(plan[0], frames=11, pairs=2), 32)
-    np.testing.assert_array_equal(take.actions[:, :6], take.states[1:, :6])
-    np.testing.assert_array_equal(take.actions[:, 6], take.states[1:, 14])
+def test_states_hold_the_pose_that_their_joints_give() -> None:
     recording = next(each for each in make_plan(SimulateConfig()) if each.verb == "pour" and each.pairs)
     staged = episodes.stage(recording)
     solver = Solver(staged.scene.model, staged.scene.data, scene.ARMS[recording.robot].home)
