@@ -170,9 +170,9 @@ def classification(shape: tuple[int, ...], batch: int, samples: int, precision: 
     source, labels = InMemory(samples, shape), np.arange(samples, dtype=np.int64) % CLASSES
     rows = np.arange(samples, dtype=np.int64)
     names, columns = tuple(map(str, range(CLASSES))), SampleColumns((), (), (), ())
-    inputs = ClassifierInputs(source, labels, (), source, labels, columns, names)
+    inputs = ClassifierInputs(source, labels, tuple(map(str, rows)), source, labels, columns, names)
     session = Session(protocol="paper", seed=0, device=device)
-    training = ClassifierTraining(inputs, settings, session, (rows, rows[:0]), half)
+    training = ClassifierTraining(inputs, replace(settings, bfloat16=half), session)
     training.build()  # checks the memory that is needed
     at_once = training.at_once
 
@@ -275,7 +275,7 @@ def regression(part: str, shape: tuple[int, ...], batch: int, samples: int, devi
     chunks = np.random.default_rng(1).standard_normal((samples, *CHUNK)).astype(np.float32)
     targets = chunks.reshape(samples, -1)
     session = Session(protocol="paper", seed=0, device=device)
-    training = RegressorTraining(RegressorInputs(source, chunks, (), {}, (), {}), settings, session, (rows, rows[:0]))
+    training = RegressorTraining(RegressorInputs(source, chunks, tuple(map(str, rows)), {}, (), {}), settings, session)
     training.build()  # checks the memory that is needed
     # one network for both ways: two of the largest would not fit
     network, fused = training.network.train(), training.optimizer
@@ -345,7 +345,7 @@ def plain_dit_loss(network: Any, tokens: torch.Tensor, wanted: torch.Tensor) -> 
     import torch
     from torch.utils.checkpoint import checkpoint
 
-    from lary.probes.dit import CONDITION_DROPOUT, TRAINING_STEPS, add_noise, plain_norm
+    from lary.probes.dit import CONDITION_DROPOUT, TRAINING_STEPS, add_noise, plain_norm, timestep_features
 
     dit = network.dit
     action = wanted.reshape(-1, *network.shape)
@@ -353,7 +353,7 @@ def plain_dit_loss(network: Any, tokens: torch.Tensor, wanted: torch.Tensor) -> 
     times = torch.randint(TRAINING_STEPS, (len(action),), device=action.device)
     dropped = torch.rand(len(action), 1, device=action.device) < CONDITION_DROPOUT
     latents = torch.where(dropped, dit.z_embedder.uncondition, tokens.flatten(1))
-    condition = dit.t_embedder(times) + dit.z_embedder.linear(latents)
+    condition = dit.t_embedder["mlp"](timestep_features(times)) + dit.z_embedder.linear(latents)
     noisy = add_noise(action, noise, times)
     x = torch.cat([condition[:, None], dit.x_embedder(noisy)], dim=1) + dit.positional_embedding
     for block in dit.blocks:

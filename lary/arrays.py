@@ -1,7 +1,7 @@
 """Arrays from untrusted files: ``.npy`` and ``.npz`` without pickles.
 
-An array is never larger than its file can hold: unlike in ``np.load``, no memory is
-allocated before a header was checked (format: numpy.lib.format, versions 1.0 and 2.0).
+An array is never larger than its file can hold: unlike in ``np.load``, no memory is allocated before a header was
+checked (format: numpy.lib.format, versions 1.0 and 2.0).
 """
 
 from __future__ import annotations

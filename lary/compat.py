@@ -15,6 +15,8 @@ MOVED: dict[str, tuple[str, ...]] = {
     "lary.tool_configs": ("lary.configs", "lary.data.configs"),
     "lary.paths": ("lary.latents.ref", "lary.runs.probe"),
     "lary.data.samples": ("lary.data.tables", "lary.data.splits"),
+    "lary.data.catalog": ("lary.data.spec",),
+    "lary.data.statistics": ("lary.data.normalisation",),
     "lary.data.records": ("lary.importers.records",),
     "lary.data.lerobot": ("lary.importers.lerobot",),
     "lary.data.motion": ("lary.importers.episodes",),

@@ -162,7 +162,6 @@ class ExtractConfig(ExtractionOptions):
     input: Path | None = None
     seed: int = 0
     retry_failed: bool = False
-    dry_run: bool = False
 
 
 class LatentsConfig(StoredOptions):

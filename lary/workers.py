@@ -1,9 +1,9 @@
 """Worker processes that answer questions within a time limit.
 
-Files can hang a decoder or crash it, so they are decoded in processes of their own. A
-`Pool` names a function that makes a worker's answers; questions and answers are JSON, so
-that a process which read an untrusted file hands back nothing but values. A question that
-hangs or crashes its process costs that process alone: the next one starts a fresh process.
+Files can hang a decoder or crash it, so they are decoded in processes of their own. A `Pool` names a function
+that makes a worker's answers; questions and answers are JSON, so that a process which read an untrusted file
+hands back nothing but values. A question that hangs or crashes its process costs that process alone: the next one
+starts a fresh process.
 """
 
 from __future__ import annotations
@@ -139,8 +139,8 @@ class Pool:
     """Worker processes, which start when there is work for them, and stay.
 
     Args:
-        setup: ``module:function``; the function is called in each process with `arguments`
-            and returns what answers one question.
+        setup: ``module:function``; the function is called in each process with `arguments` and returns what
+            answers one question.
     """
 
     def __init__(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -10,29 +11,11 @@ import numpy as np
 
 from lary.configs import AnalyzeConfig
 from lary.data.spec import DATASETS, Orientation
-from lary.files import write_bytes
-from lary.probes.outcome import (
-    ActionPredictions,
-    ClassificationOutcome,
-    ClassPredictions,
-    RegressionOutcome,
-    SampleColumns,
-    SplitOutcome,
-)
+from lary.files import write_bytes, write_json
+from lary.probes import outcome as probes
 from lary.results.analyses import make_analysis
 from lary.results.published import example_rows, png_of, write_actions
-from lary.results.record import (
-    FILE_NAME,
-    DatasetFacts,
-    Margin,
-    Metric,
-    ModelFacts,
-    Provenance,
-    RunFacts,
-    SplitFacts,
-    read_result,
-    write_result,
-)
+from lary.results.record import FILE_NAME, DatasetFacts, RunFacts, write_result
 from lary.results.summarise import classification_result, regression_result
 from tests.helpers import rows_of, settings_of
 
@@ -43,17 +26,16 @@ GROUPS = {"position": (0, 1, 2), "orientation": (3, 4, 5), "gripper": (6,)}
 ORIENTATIONS = (Orientation("hand", (3, 4, 5), "euler_xyz"),)
 
 
-def columns(count: int, episodes: int, kind: str) -> SampleColumns:
+def columns(count: int, episodes: int, kind: str) -> probes.SampleColumns:
     groups = tuple(f"{kind}/ep_{index % episodes:04d}/" for index in range(count))
     media = tuple((f"{group}{index:05d}_src.png", f"{group}{index:05d}_tgt.png") for index, group in enumerate(groups))
-    ids = tuple(f"{index:016x}" for index in range(count))
     robots = tuple(("arm_a", "arm_b")[index % episodes % 2] for index in range(count))
-    return SampleColumns(ids, media, groups, robots)
+    return probes.SampleColumns(tuple(f"{index:016x}" for index in range(count)), media, groups, robots)
 
 
 def class_outcome(
     skill: float, *, seed: int = 0, count: int = 120, episodes: int = 60, classes: tuple[str, ...] = VERBS
-) -> ClassificationOutcome:
+) -> probes.ClassificationOutcome:
     """Random scores (n, L) whose true class is raised by `skill`, by another amount for every class."""
     rng = np.random.default_rng(seed)
     labels = rng.integers(0, len(classes), count)
@@ -62,11 +44,12 @@ def class_outcome(
     better = logits.copy()
     better[np.arange(count), labels] += 0.2
     counts = rng.integers(10, 60, len(classes))
-    return ClassificationOutcome(
+    chosen = {"held_out": (7, 2, logits), "best_on_validation": (9, 1, better)}
+    return probes.ClassificationOutcome(
         classes=classes,
         samples=columns(count, episodes, "clips"),
         labels=labels,
-        selections={"held_out": ClassPredictions(7, 2, logits), "best_on_validation": ClassPredictions(9, 1, better)},
+        selections={name: probes.ClassPredictions(*own) for name, own in chosen.items()},  # type: ignore[misc]
         controls={"majority_class": np.full(count, int(np.argmax(counts)))},
         train_counts=counts,
         history=[{"epoch": epoch, "train_loss": 2.0 / epoch, "val_acc": [0.1, float("nan")]} for epoch in range(1, 11)],
@@ -76,7 +59,7 @@ def class_outcome(
 
 def split_outcome(
     error: float, *, seed: int = 0, count: int = 96, episodes: int = 24, kind: str = "val"
-) -> SplitOutcome:
+) -> probes.SplitOutcome:
     """Smooth chunks (n, 5, 7) of unit variance, and predictions with about the mean squared error `error`."""
     rng = np.random.default_rng(seed)
     start = rng.normal(size=(count, 1, len(DIMS)))
@@ -84,115 +67,82 @@ def split_outcome(
     scale = np.sqrt(error * np.linspace(0.4, 1.6, len(DIMS)))
     wrong = scale * rng.normal(size=(count, 1, len(DIMS))) * np.exp(0.4 * rng.normal(size=(count, 1, 1)))
     values = (targets * (1 - min(error, 1.0) / 2) + 0.7 * wrong).astype(np.float32)
-    mean = np.tile(np.array([0.4, 0.1, 0.3, 3.1, 0.0, 0.2, 0.0], dtype=np.float32), (count, 1))
-    std = np.tile(np.array([0.14, 0.1, 0.06, 0.5, 0.2, 0.6, 0.99], dtype=np.float32), (count, 1))
-    return SplitOutcome(
+    numbers = [0.4, 0.1, 0.3, 3.1, 0.0, 0.2, 0.0], [0.14, 0.1, 0.06, 0.5, 0.2, 0.6, 0.99]
+    mean, std = (np.tile(np.array(own, dtype=np.float32), (count, 1)) for own in numbers)
+    chosen = {"held_out": (14, values), "best_on_validation": (12, values * 0.99)}
+    return probes.SplitOutcome(
         samples=columns(count, episodes, kind),
         targets=targets,
         mean=mean,
         std=std,
-        selections={
-            "held_out": ActionPredictions(14, values),
-            "best_on_validation": ActionPredictions(12, values * 0.99),
-        },
+        selections={name: probes.ActionPredictions(*own) for name, own in chosen.items()},  # type: ignore[misc]
         controls={"mean_action": np.zeros_like(targets)},
         loss={"held_out": 0.4 * error, "best_on_validation": 0.39 * error},
     )
 
 
-def action_outcome(error: float, *, seed: int = 0, unseen: bool = True) -> RegressionOutcome:
+def action_outcome(error: float, *, seed: int = 0, unseen: bool = True) -> probes.RegressionOutcome:
     splits = {"seen": split_outcome(error, seed=seed)}
     if unseen:
         splits["unseen"] = split_outcome(1.6 * error, seed=seed + 1, count=40, episodes=10, kind="unseen")
     history = [{"epoch": epoch, "train_loss": 1.0 / epoch} for epoch in range(1, 21)]
-    return RegressionOutcome(dims=DIMS, groups=GROUPS, splits=splits, history=history)
+    return probes.RegressionOutcome(dims=DIMS, groups=GROUPS, splits=splits, history=history)
 
 
 def facts(model: str, dataset: str, paradigm: str = "baseline", **more: object) -> RunFacts:
     """What a caller knows about a run."""
     values: dict[str, object] = {
         "created": "2026-01-02T03:04:05+00:00",
-        "dataset": DatasetFacts(
-            name=dataset, title=dataset, revision="1", tables={"train": "0f3a", "val": "91bc"}, units=UNITS,
-            splits={"train": SplitFacts(rows=320, groups=160), "val": SplitFacts(rows=120, groups=60)},
-        ),
-        "model": ModelFacts(name=model, paradigm=paradigm, dim=384, shape=(2, 256, 384), parameters_m=22.1),
+        "dataset": {
+            "name": dataset, "title": dataset, "revision": "1", "tables": {"train": "0f3a", "val": "91bc"},
+            "units": UNITS, "splits": {"train": {"rows": 320, "groups": 160}, "val": {"rows": 120, "groups": 60}},
+        },
+        "model": {"name": model, "paradigm": paradigm, "dim": 384, "shape": (2, 256, 384), "parameters_m": 22.1},
         "probe": "attentive",
         "preset": "demo",
         "seed": 0,
         "options": {"epochs": 10, "batch_size": 64},
-        "provenance": Provenance(
-            command=("lary", "classify", "--model", model), versions={"lary": "0.1.0", "torch": "2.13.0"},
-            machine={"system": "Linux", "processor": "x86_64", "cores": 2, "device": "cpu"},
-        ),
+        "provenance": {
+            "command": ("lary", "classify", "--model", model), "versions": {"lary": "0.1.0", "torch": "2.13.0"},
+            "machine": {"system": "Linux", "processor": "x86_64", "cores": 2, "device": "cpu"},
+        },
         "timings": {"extract": 41.2, "probe": 73.9, "evaluate": 1.4},
     }  # fmt: skip
     return RunFacts.model_validate({**values, **more})
 
 
 def frames(row: int) -> np.ndarray:
-    """Two frames (2, 96, 96, 3) uint8: a disc that moves over a shaded table."""
-    height, width = np.mgrid[0:96, 0:96]
-    clip = np.empty((2, 96, 96, 3), dtype=np.uint8)
-    for step in range(2):
-        base = np.stack([90 + height * 0.8, 100 + height * 0.5, 110 + width * 0.4], axis=-1)
-        disc = (height - 50 - 6 * step) ** 2 + (width - 30 - row % 30 - 14 * step) ** 2 < 120
-        base[disc] = (200, 80, 40)
-        clip[step] = base.clip(0, 255).astype(np.uint8)
-    return clip
+    """Two frames (2, 96, 96, 3) uint8: a disc that moves over a grey table."""
+    height, width, step = np.mgrid[0:96, 0:96, 0:2]
+    disc = (height - 50 - 6 * step) ** 2 + (width - 30 - row % 30 - 14 * step) ** 2 < 120
+    return np.where(disc.T[..., None], (200, 80, 40), (120, 125, 130)).astype(np.uint8)
 
 
-def write_classification(
-    folder: Path, model: str, skill: float, paradigm: str = "baseline", *, seed: int = 0, **more: object
-) -> Path:
-    outcome = class_outcome(skill, seed=seed)
+def write_classification(folder: Path, model: str, skill: float, paradigm: str = "baseline", **more: object) -> Path:
     path = folder / FILE_NAME
-    write_result(path, classification_result(outcome, facts(model, "verbs", paradigm, seed=seed, **more)))
+    write_result(path, classification_result(class_outcome(skill), facts(model, "verbs", paradigm, **more)))
     return path
-
-
-def write_pictures(folder: Path, outcome: RegressionOutcome) -> tuple[str, ...]:
-    """The frames of the examples alone: figures take time, and the report draws its own."""
-    names = []
-    for index, (row, _, _) in enumerate(example_rows(outcome.splits["seen"], "held_out")):
-        for part, picture in zip(("src", "tgt"), frames(row), strict=True):
-            names.append(f"eval_vis/epoch_14/sample_{index}_{part}.png")
-            write_bytes(folder / names[-1], png_of(picture))
-    return tuple(names)
 
 
 def write_regression(
-    folder: Path,
-    model: str,
-    error: float,
-    paradigm: str = "baseline",
-    *,
-    seed: int = 0,
-    seeds: int = 1,
-    margins: tuple[Margin, ...] = (),
-    **more: object,
+    folder: Path, model: str, error: float, paradigm: str = "baseline", *, seeds: int = 1, **more: object
 ) -> Path:
-    outcome, *others = (action_outcome(error * (1 + 0.04 * number), seed=seed) for number in range(seeds))
-    files = write_pictures(folder, outcome)
-    path = folder / FILE_NAME
-    more = {"probe": "mlp", "action_mode": "absolute", "files": dict.fromkeys(files, ""), "seed": seed, **more}
-    about = facts(model, "arm", paradigm, seeds=tuple(range(seed, seed + seeds)), **more)
-    result = regression_result(outcome, about, others, ORIENTATIONS)
-    write_result(path, result.model_copy(update={"margins": margins}))
-    return path
+    """A regression and the frames of its examples alone: figures take time, and the report draws its own."""
+    outcome, *others = (action_outcome(error * (1 + 0.04 * number)) for number in range(seeds))
+    names = []
+    for index, (row, _, _) in enumerate(example_rows(outcome.splits["seen"])):
+        for part, picture in zip(("src", "tgt"), frames(row), strict=True):
+            names.append(f"eval_vis/epoch_14/sample_{index}_{part}.png")
+            write_bytes(folder / names[-1], png_of(picture))
+    more = {"probe": "mlp", "action_mode": "absolute", "files": dict.fromkeys(names, ""), **more}
+    about = facts(model, "arm", paradigm, seeds=tuple(range(seeds)), **more)
+    write_result(folder / FILE_NAME, regression_result(outcome, about, others, ORIENTATIONS))
+    return folder / FILE_NAME
 
 
-MARGINS = (
-    Margin(
-        name="acme (static pair)", value=0.55, p=0.0021, result="1f",
-        gain=Metric(value=-0.35, low=-0.41, high=-0.28, unit="normalised", higher_is_better=False),
-    ),
-    Margin(
-        name="optical-flow", value=0.21, p=0.64, result="2f",
-        gain=Metric(value=-0.01, low=-0.06, high=0.04, unit="normalised", higher_is_better=False),
-    ),
-)  # fmt: skip
-"""Margins of a run as ``lary controls`` leaves them."""
+def margin(name: str, value: float, p: float, *gain: float) -> dict[str, object]:
+    ends = dict(zip(("value", "low", "high"), gain, strict=True), unit="normalised", higher_is_better=False)
+    return {"name": name, "value": value, "p": p, "gain": ends}
 
 
 def write_runs(root: Path) -> None:
@@ -203,10 +153,12 @@ def write_runs(root: Path) -> None:
     write_classification(root / "classification" / "acme", "acme", 2.0, "general LAM", protocol="paper")
     write_regression(root / "regression" / "pixels", "pixels", 0.45)
     write_regression(root / "regression" / "pixels@static-pair", "pixels", 0.9, control="static-pair")
-    path = write_regression(
-        root / "regression" / "acme", "acme", 0.2, "general LAM", failures=2, seeds=3, margins=MARGINS
+    path = write_regression(root / "regression" / "acme", "acme", 0.2, "general LAM", failures=2, seeds=3)
+    margins = (
+        margin("acme (static pair)", 0.55, 0.0021, -0.35, -0.41, -0.28),
+        margin("optical-flow", 0.21, 0.64, -0.01, -0.06, 0.04),
     )
-    write_result(path, read_result(path).model_copy(update={"warnings": (warning,)}))
+    write_json(path, {**json.loads(path.read_text()), "warnings": [warning], "margins": margins})
 
 
 # --- finished runs as analyses find them ---

@@ -41,15 +41,9 @@ def simulate(out: Path, *, config: SimulateConfig = SimulateConfig()) -> None:
 
 def extract(config: ExtractConfig, paths: Paths = Paths()) -> int:
     """Extract latents of one split with a model."""
-    settings = paths.settings()
-    from lary.runs.extract import estimate
     from lary.runs.extract import extract as work
 
-    if config.dry_run:
-        found = estimate(config, settings)
-        print(found.text())
-        return 0 if found.fits else 1
-    report = work(config, settings)
+    report = work(config, paths.settings())
     print(f"{report.table}: {report.rows} rows, {report.extracted} extracted now, {len(report.failures)} failed")
     return 1 if report.failures else 0
 

@@ -14,9 +14,7 @@ from lary.settings import CONFIG_NAME, init_config, set_config
 from lary.types import UsageError
 
 config_app = App(name="config", help="Show or change settings.", help_format="plaintext")
-latents_app = App(
-    name="latents", help="Inspect, verify, convert and export extracted latents.", help_format="plaintext"
-)
+latents_app = App(name="latents", help="Inspect, verify and export extracted latents.", help_format="plaintext")
 
 
 def doctor(*, paths: Paths = Paths()) -> int:
@@ -130,7 +128,7 @@ def info(config: configs.LatentsConfig, paths: Paths = Paths()) -> None:
 
 @latents_app.command
 def verify(config: configs.LatentsConfig, paths: Paths = Paths()) -> int:
-    """Read every row of a store: checksums, finite values, index. Names what is wrong; exit code 1 then."""
+    """Read every row of a store: checksums, finite values. Names what is wrong; exit code 1 then."""
     from lary.latents.tools import verify_store as work
 
     rows, problems = work(config, paths.settings())
@@ -139,34 +137,17 @@ def verify(config: configs.LatentsConfig, paths: Paths = Paths()) -> int:
 
 
 @latents_app.command
-def convert(
-    config: configs.LatentsConfig,
-    *,
-    store: configs.StoreKind,
-    dtype: configs.LatentDtype | None = None,
-    shard_rows: int = 1024,
-    paths: Paths = Paths(),
-) -> None:
-    """Convert a store to another kind or number format, in place; its table names the new files."""
-    from lary.latents.tools import convert_store as work
-
-    folder, rows = work(config, paths.settings(), kind=store, dtype=dtype, shard_rows=shard_rows)
-    print(f"{folder}: {rows} rows in {store}")
-
-
-@latents_app.command
 def export(
     config: configs.LatentsConfig,
     *,
     out: Path,
     rows: str | None = None,
-    ids: str | None = None,
     paths: Paths = Paths(),
 ) -> None:
     """Write tokens to one file for other tools: .npz or .safetensors."""
     from lary.latents.tools import export_latents as work
 
-    print(f"{out}: {work(config, paths.settings(), out, rows=rows, ids=ids)} samples")
+    print(f"{out}: {work(config, paths.settings(), out, rows=rows)} samples")
 
 
 @config_app.command

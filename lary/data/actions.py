@@ -1,4 +1,4 @@
-"""Action chunks: reading their files, their moments, and the motion between the first and the last step.
+"""Action chunks: reading their files, their moments, and the motion from first to last step.
 
 Motion in the frame ``world`` is the published one: last step minus first step, dimension by
 dimension. ``local`` is the last pose seen from the first one: position and orientation are
@@ -46,7 +46,7 @@ BATCH = 32
 
 
 def read_numbers(path: Path) -> Floats:
-    """The array of a .npy file as float32, of any shape. Raises MediaError for all but finite numbers."""
+    """The array of a .npy file as float32. Raises MediaError for all but finite numbers."""
     try:
         data = read_limited(path, LARGEST_ACTIONS)
         values = array_of(io.BytesIO(data), len(data))
@@ -76,7 +76,7 @@ def read_chunk(path: Path, space: ActionSpace) -> Floats:
 
 
 def read_relative(path: Path, space: ActionSpace, arms: tuple[Pose, ...] = ()) -> Floats:
-    """The motion between the two images, (1, A) float32: of a chunk (`motion`), or a file that holds it already."""
+    """The motion between two images, (1, A) float32: of a chunk, or a file that holds it already."""
     values, size = read_numbers(path), len(space.dims)
     if values.shape in ((size,), (1, size)):
         return values.reshape(1, size)
@@ -94,7 +94,7 @@ def read_actions(
     threads: int = THREADS,
     bar: Progress | None = None,
 ) -> Iterator[Floats | Failure]:
-    """The actions of every row of a table, in order, read ahead by threads; an unreadable file is a Failure."""
+    """The actions of every row of a table, in order, read ahead; an unreadable file is a Failure."""
     space = table.spec.actions
     arms = poses(space, frame) if mode == "relative" else ()
 
@@ -109,7 +109,7 @@ def read_actions(
 
 
 class Pose(NamedTuple):
-    """Positions of a pose's values among the action dimensions; a quaternion (x, y, z, w) or Euler angles."""
+    """Positions of a pose's values among the dimensions; a quaternion or Euler angles."""
 
     position: list[int]
     orientation: list[int]
@@ -139,7 +139,7 @@ def poses(space: ActionSpace, frame: Frame = "local") -> tuple[Pose, ...]:
 
 
 def motion(steps: Floats, arms: tuple[Pose, ...] = ()) -> Floats:
-    """The motion from the first to the last step (n, A), as (A,) float32; poses of `arms` in their first frame.
+    """The motion from the first to the last step (n, A), as (A,); `arms` in their first frame.
 
     Raises ValueError for a quaternion of zeros.
     """
@@ -197,7 +197,7 @@ class Moments:
 
 
 def measure(robots: Sequence[str], chunks: Iterable[Floats | Failure]) -> tuple[dict[str, Moments], list[Failure]]:
-    """Moments by robot type of all steps of chunks (n, A), of one robot type each, and the unreadable files."""
+    """Moments by robot type of the steps of chunks (n, A), and the unreadable files."""
     whole: dict[str, Moments] = {}
     failures = []
     for robot, chunk in zip(robots, chunks, strict=True):

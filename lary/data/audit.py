@@ -1,9 +1,9 @@
 """The audit of a data set: what its splits share, what they lack, and what is odd in them.
 
-The tables alone tell most of it. Action files and frames are opened where that is asked
-for. A leak is a file, an episode or video, a segment or a picture that is in two splits;
-everything else is a warning or a note. Splits that are drawn from others
-(`DatasetSpec.drawn`) are audited when they are named.
+The tables alone tell most of it. Frames are decoded where that is asked for. A leak is a
+file, an episode or video, a segment or a picture that is in two splits; everything else is
+a warning or a note. Splits that are drawn from others (`DatasetSpec.drawn`) are audited
+when they are named.
 """
 
 from __future__ import annotations
@@ -17,10 +17,8 @@ from itertools import combinations
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pandas
 
-from lary.data.actions import read_actions
 from lary.data.configs import AuditConfig
 from lary.data.frames import read_frames
 from lary.data.spec import DatasetSpec, LabelSpace
@@ -33,10 +31,8 @@ from lary.data.tables import (
 )
 from lary.runtime import in_threads, progress
 from lary.settings import Settings
-from lary.types import Failure, MediaError, UsageError
+from lary.types import MediaError, UsageError
 
-CONSTANT = 1e-6
-"""Range of an action dimension over a whole split at which it counts as constant."""
 MOMENT = re.compile(r"(\d+|start|begin|first|end|last)\.[^./]+$")
 """When a frame was taken: the number or word at the end of its name."""
 WORDS = {"start": 0, "begin": 0, "first": 0, "end": 1, "last": 1}
@@ -58,9 +54,7 @@ KINDS = {
     "both_directions": ("warning", "segments are here in both directions, the others in one"),
     "same_frame": ("warning", "pairs end with the frame that they start with"),
     "other_stride": ("warning", "pairs do not span {stride} frames, the stride of the record"),
-    "unreadable": ("warning", "{what} can't be read and are not audited"),
-    "constant_dimension": ("warning", "action dimensions of {robot} never change"),
-    "no_motion": ("note", "pairs show no motion: no action changes by more than {motion:g}"),
+    "unreadable": ("warning", "images or clips can't be read and are not audited"),
     "equal_images": ("warning", "pairs show no motion: both images are equal"),
     "class_not_in_training": ("warning", "classes of {other} are not in {one}"),
     "robot_not_in_training": ("warning", "robot types of {other} are not in {one}"),
@@ -91,17 +85,20 @@ class Finding:
 class Findings(list[Finding]):
     """Findings about one split, or about two that were compared."""
 
-    def __init__(self, *splits: str) -> None:
+    def __init__(self, *parts: Part) -> None:
         super().__init__()
-        self.splits = splits
+        one, other = parts[0], parts[-1]
+        self.splits, self.rows = tuple(part.name for part in parts), len(other.rows)
+        self.facts: dict[str, object] = {"one": one.name, "other": other.name, "unit": other.unit, "rows": self.rows}
 
-    def add(self, kind: str, hits: Sequence[str], total: int, shown: int = 3, **facts: object) -> None:
-        """Add a finding if anything was hit; the first hits are its examples."""
+    def add(self, kind: str, hits: Sequence[str], total: int | None = None, **facts: object) -> None:
+        """Add a finding if anything was hit, of all rows or of `total`."""
         if hits:
             severity, text = KINDS[kind]
-            text = text.format(one=self.splits[0], other=self.splits[-1], **facts)
-            text = f"{len(hits)} of {total} {text}"
-            self.append(Finding(severity, kind, self.splits, len(hits), total, text, tuple(hits[:shown])))
+            total = self.rows if total is None else total
+            text = f"{len(hits)} of {total} {text.format(**self.facts, **facts)}"
+            examples = tuple(filter(None, hits[:3]))
+            self.append(Finding(severity, kind, self.splits, len(hits), total, text, examples))
 
 
 @dataclass(frozen=True)
@@ -180,23 +177,17 @@ class Part:
 
 
 def audit(spec: DatasetSpec, config: AuditConfig, settings: Settings) -> AuditReport:
-    """Audit the splits of a data set.
-
-    Raises:
-        UsageError: an unknown split, a table that is missing or wrong, or no table at all.
-    """
+    """Audit the splits of a data set. Raises UsageError."""
     parts = open_parts(spec, config, settings)
     findings: list[Finding] = []
     contents, splits = [], []
     for part in parts:
         findings += inspect_table(part)
-        if config.actions and not part.labelled:
-            findings += inspect_actions(part, config.still)
         contents.append(digest_frames(part, config.workers, findings) if config.frames else {})
         splits.append(part.facts())
     for (one, mine), (other, theirs) in combinations(zip(parts, contents, strict=True), 2):
         findings += compare_tables(one, other)
-        found = Findings(one.name, other.name)
+        found = Findings(one, other)
         first = {digest: name for name, digests in reversed(mine.items()) for digest in digests}
         twins = {name: first[digest] for name, digests in theirs.items() for digest in digests if digest in first}
         renamed = [f"{name} = {twin}" for name, twin in twins.items() if name not in mine]
@@ -215,7 +206,7 @@ def open_parts(spec: DatasetSpec, config: AuditConfig, settings: Settings) -> li
             raise UsageError(f"--table {entry}: expected SPLIT=FILE.")
         tables[name] = Path(file)
     # Without files to open, paths are only compared.
-    data_dir = settings.path("DATA_DIR") if config.actions or config.frames else Path()
+    data_dir = settings.path("DATA_DIR") if config.frames else Path()
     usual = [name for name in (spec.train, spec.validation, spec.unseen) if name in {*spec.splits, *spec.drawn}]
     found, missing = [], ""
     for name in dict.fromkeys((*(config.splits or usual), *tables)):
@@ -237,23 +228,23 @@ def open_parts(spec: DatasetSpec, config: AuditConfig, settings: Settings) -> li
 
 def inspect_table(part: Part) -> Findings:
     """What a split's own table says: its rows, classes, robot types and pairs."""
-    found, rows, spec, frame = Findings(part.name), part.rows, part.table.spec, part.table.frame
-    first, total = rows["first"], len(rows)
+    found, rows, spec, frame = Findings(part), part.rows, part.table.spec, part.table.frame
+    first = rows["first"]
     if spec.path_repair is not None:
         cells = zip(frame[MEDIA_COLUMNS[spec.media][0]], first, strict=True)
         lost = [f"{cell} (read as {path})" for cell, path in cells if re.search(spec.path_repair[0], cell)]
-        found.add("lost_folder", lost, total, unit=part.unit)
+        found.add("lost_folder", lost)
     # Without a match the path itself is the group; a pattern that wants just that is fine.
     pairs = zip(first, part.table.groups(), strict=True)
     alone = [path for path, group in pairs if path.endswith(group) and re.search(spec.group_pattern, group) is None]
-    found.add("no_group", alone, total, unit=part.unit)
+    found.add("no_group", alone)
     column = embodiment_column(spec, list(frame.columns))
     if column is not None:
         unnamed = (frame[column].str.strip() == "").to_numpy(bool)
-        found.add("empty_robot_type", list(first[unnamed]), total, known=(rows["robot"][unnamed] != "").sum())
+        found.add("empty_robot_type", list(first[unnamed]), known=(rows["robot"][unnamed] != "").sum())
     again, equal = rows.duplicated("shown"), rows.duplicated(["shown", "target"])
-    found.add("repeated_row", list(first[equal]), total)
-    found.add("contradiction", list(first[again & ~equal]), total)
+    found.add("repeated_row", list(first[equal]))
+    found.add("contradiction", list(first[again & ~equal]))
     if part.labelled:
         there, classes = set(rows["target"]), spec.labels.classes
         found.add("absent_class", [name for name in classes if name not in there], len(classes))
@@ -264,49 +255,22 @@ def inspect_table(part: Part) -> Findings:
 
 def inspect_pairs(part: Part, found: Findings) -> None:
     """Find pairs against the flow of time, and pairs that don't span the stride."""
-    rows, stride, total = part.rows, part.table.spec.stride, len(part.rows)
+    rows, stride = part.rows, part.table.spec.stride
     moments = [rows[name].str.extract(MOMENT)[0] for name in ("first", "last")]
     source, target = (pandas.to_numeric(moment, errors="coerce") for moment in moments)
     before, after = (moment.map(WORDS) for moment in moments)
     step = (target - source).fillna(after - before)  # not a number where the names don't tell
-    found.add("reversed_pair", list(rows["first"][step < 0]), total, forward=(step > 0).sum())
+    found.add("reversed_pair", list(rows["first"][step < 0]), forward=(step > 0).sum())
     segments = Counter(map(frozenset, rows["shown"]))
     both = [""] * sum(count > 1 for count in segments.values())
     # Some turned round, others not: pairs were turned to augment, and then split by row.
     if (step < 0).any() and len(both) < len(segments):
-        found.add("both_directions", both, len(segments), 0)
-    found.add("same_frame", list(rows["first"][step == 0]), total)
+        found.add("both_directions", both, len(segments))
+    found.add("same_frame", list(rows["first"][step == 0]))
     if stride is not None:
         odd = rows[(target - source).abs().fillna(stride) != stride]
         spans = [f"{first} to {last}" for first, last in zip(odd["first"], odd["last"], strict=True)]
-        found.add("other_stride", spans, total, stride=stride)
-
-
-def inspect_actions(part: Part, motion: float) -> Findings:
-    """Find dimensions that never change, pairs in which nothing moves, unreadable files.
-
-    Args:
-        motion: largest change of an action within a pair that counts as none.
-    """
-    found, dims, total = Findings(part.name), part.table.spec.actions.dims, len(part.rows)
-    robots, failures = part.rows["robot"], list[str]()
-    low, high = np.full((2, total, len(dims)), np.nan)  # of unreadable files
-    with progress(total, f"actions of {part.name}", "file") as bar:
-        for row, chunk in enumerate(read_actions(part.table)):
-            bar.advance()
-            if isinstance(chunk, Failure):
-                failures.append(chunk.reason)
-            else:
-                low[row], high[row] = chunk.min(axis=0), chunk.max(axis=0)
-    found.add("unreadable", failures, total, what="action files")
-    for robot in sorted(set(robots)):
-        mine = (robots == robot).to_numpy()
-        spread = np.fmax.reduce(high[mine]) - np.fmin.reduce(low[mine])
-        constant = [dims[index] for index in np.flatnonzero(spread <= CONSTANT)]
-        found.add("constant_dimension", constant, len(dims), len(dims), robot=robot or "(empty)")
-    still = (high - low <= motion).all(axis=1)
-    found.add("no_motion", list(part.rows["first"][still]), total - len(failures), motion=motion)
-    return found
+        found.add("other_stride", spans, stride=stride)
 
 
 def digest_frames(part: Part, workers: int, findings: list[Finding]) -> dict[str, list[bytes]]:
@@ -331,9 +295,9 @@ def digest_frames(part: Part, workers: int, findings: list[Finding]) -> dict[str
 
     with progress(len(files), f"frames of {part.name}", "file") as bar:
         results = list(in_threads(digests, list(files.values()), max(workers, 1), bar=bar))
-    found = Findings(part.name)
+    found = Findings(part)
     failures = [result for result in results if isinstance(result, str)]
-    found.add("unreadable", failures, len(files), what="images or clips")
+    found.add("unreadable", failures, len(files))
     content = {name: result for name, result in zip(files, results, strict=True) if not isinstance(result, str)}
     known = [pair for pair in pairs if pair[0] != pair[1] and content.keys() >= {*pair}]
     still = [source for source, target in known if content[source] == content[target]]
@@ -347,24 +311,24 @@ def digest_frames(part: Part, workers: int, findings: list[Finding]) -> dict[str
 
 def compare_tables(one: Part, other: Part) -> Findings:
     """What two splits share, and what the second alone has; `one` as a rule trains."""
-    found, total = Findings(one.name, other.name), len(other.rows)
+    found = Findings(one, other)
     mine, theirs = ({*part.rows["first"], *part.rows["last"]} for part in (one, other))
     found.add("same_file", sorted(mine & theirs), len(theirs))
     if mine & theirs:
         inputs = set(map(frozenset, one.rows["shown"]))
-        found.add("same_sample", [key[0] for key in other.rows["shown"] if frozenset(key) in inputs], total)
+        found.add("same_sample", [key[0] for key in other.rows["shown"] if frozenset(key) in inputs])
     before, after = one.counts(), other.counts()
     for kind, counts in after.items():
         if kind == "same_segment" and not any(len(each[kind]) > len(each["same_group"]) for each in (before, after)):
             continue  # every group is one segment
         hits = [name for name in counts if name in before[kind]]
         shared = sum(counts[name] for name in hits)
-        found.add(kind, hits, len(counts), unit=other.unit, shared=shared, rows=total)
+        found.add(kind, hits, len(counts), shared=shared)
     kinds = {"same_action_file": "target", "robot_not_in_training": "robot"}
     if one.labelled:
         kinds = {"class_not_in_training": "target", "robot_not_in_training": "robot"}
     for kind, column in kinds.items():
         known, new = set(one.rows[column]), set(other.rows[column])
-        hits = new & known if kind == "same_action_file" else new - known
-        found.add(kind, sorted(name or "(empty)" for name in hits), len(new))
+        named = new & known if kind == "same_action_file" else new - known
+        found.add(kind, sorted(name or "(empty)" for name in named), len(new))
     return found

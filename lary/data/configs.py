@@ -105,9 +105,7 @@ class AuditConfig(Options):
 
     splits: Annotated[tuple[str, ...], Parameter(name="--split")] = ()
     table: tuple[str, ...] = ()
-    actions: bool = False
     frames: bool = False
-    still: float = 0.0001
     workers: int = 4
     json: Path | None = None
     output: Path | None = None

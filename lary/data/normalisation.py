@@ -1,4 +1,4 @@
-"""Normalisation of action chunks: statistics, their file, the regression targets that they give, and relative actions.
+"""Normalisation of action chunks: statistics, their file, targets, and relative actions.
 
 Arithmetic as in the published code: the target is float32, mean and standard deviation are
 float64, and the result is rounded to float32 once. Unlike there, a robot type without statistics
@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from pathlib import Path, PurePosixPath
 from typing import Any, NamedTuple
 
@@ -38,14 +38,14 @@ SPLIT_NAMES = ("seen_train", "seen_val", "unseen", "train", "val")
 
 @dataclass(frozen=True)
 class Statistics:
-    """Mean and standard deviation of an action dimension's values, (A,) float64 each; a tiny std is 1."""
+    """Mean and standard deviation of dimensions, (A,) float64 each; a tiny std is 1."""
 
     mean: Doubles
     std: Doubles
 
     @classmethod
     def of(cls, entry: Mapping[str, Any], size: int, where: str, make: str = "") -> Statistics:
-        """Statistics from ``mean`` and ``std``. Raises LaryError, which ends with `make`, for all but finite ones."""
+        """Statistics from ``mean`` and ``std``. Raises LaryError, which ends with `make`."""
         try:
             mean, std = (np.array(entry[name], dtype=np.float64) for name in ("mean", "std"))
         except (TypeError, ValueError):
@@ -58,7 +58,7 @@ class Statistics:
 
 @dataclass(frozen=True)
 class Normaliser:
-    """``(value - mean) / std`` per dimension, for all samples alike (`shared`) or per robot type (`robots`)."""
+    """``(value - mean) / std``, for all samples alike (`shared`) or per robot type (`robots`)."""
 
     source: str
     command: str = ""
@@ -80,7 +80,7 @@ class Normaliser:
         raise LaryError(f"There are no action statistics {what} in {self.source}, which has: {known}. {fill}{advice}")
 
     def normalise(self, chunk: Floats, robot_type: str) -> Floats:
-        """Chunks (..., A) in the data set's units to normalised ones, float32. Raises LaryError (`statistics`)."""
+        """Chunks (..., A) to normalised ones, float32. Raises LaryError (`statistics`)."""
         numbers = self.statistics(robot_type)
         return ((chunk.astype(np.float32) - numbers.mean) / numbers.std).astype(np.float32)
 
@@ -92,23 +92,19 @@ def load_normaliser(
     train: SampleTable | None = None,
     frame: Frame = "world",
 ) -> Normaliser:
-    """The normaliser that a record asks for: its constants, its statistics file, or measured on `train`.
+    """The normaliser of a record: its constants, its statistics file, or measured on `train`.
 
-    Relative actions always have a statistics file. A robot type that the record gives to rows
-    without one takes the numbers under `NO_ROBOT` where the file has none for it. Raises LaryError
-    where there are no usable numbers, with the command that makes them.
+    Relative actions always have a statistics file. Raises LaryError where there are no usable
+    numbers, with the command that makes them.
     """
     rule, size = spec.actions.normalisation, len(spec.actions.dims)
-    if mode == "relative" or rule.stats_file is not None:
-        file, command = str(rule.stats_file), rule.command
-        if mode == "relative":
-            file, command = relative_stats_file(spec, frame), rule.relative_command
-            command = command or f"lary data relative --dataset {spec.name} --csv data/{spec.table_name(spec.train)}"
-            command += "" if frame == "world" else f" --frame {frame}"
-        found = read_statistics(data_dir / file, size, command, per_robot=rule.stats_file is not None)
-        if spec.unnamed_robot is not None and NO_ROBOT in found.robots:
-            return replace(found, robots={spec.unnamed_robot[1]: found.robots[NO_ROBOT], **found.robots})
-        return found
+    if mode == "relative":
+        command = rule.relative_command
+        command = command or f"lary data relative --dataset {spec.name} --csv data/{spec.table_name(spec.train)}"
+        command += "" if frame == "world" else f" --frame {frame}"
+        return read_statistics(data_dir / relative_stats_file(spec, frame), spec, command)
+    if rule.stats_file is not None:
+        return read_statistics(data_dir / rule.stats_file, spec, rule.command)
     if rule.mean:
         where = f"the record of {spec.name}"
         return Normaliser(where, shared=Statistics.of({"mean": rule.mean, "std": rule.std}, size, where))
@@ -122,15 +118,17 @@ def load_normaliser(
 
 
 def relative_stats_file(spec: DatasetSpec, frame: Frame = "world") -> str:
-    """The statistics file of relative actions under ``DATA_DIR``, beside the relative actions themselves."""
+    """The statistics file of relative actions under ``DATA_DIR``, beside these."""
     folder = PurePosixPath(next(iter(spec.splits.values())).root).parts[:2][-1]
     return f"{actions.FOLDERS[frame]}/{folder}/relative_action_stats_{spec.name}.json"
 
 
-def read_statistics(path: Path, size: int, command: str, *, per_robot: bool) -> Normaliser:
-    """Read a statistics file: ``robot_stats`` (or robot types at the top level), or ``mean`` and ``std``.
+def read_statistics(path: Path, spec: DatasetSpec, command: str) -> Normaliser:
+    """Read a statistics file: ``robot_stats`` (or what is in it, directly), or ``mean`` and ``std``.
 
-    Entries without mean and std are no robot types and are passed over. Raises LaryError.
+    Entries without mean and std are no robot types and are passed over. A robot type that the
+    record gives to rows without one takes the numbers under `NO_ROBOT` where the file has none for
+    it. Raises LaryError.
     """
     make = f" Make them with: {command}" if command else ""
     if not path.is_file():
@@ -138,20 +136,25 @@ def read_statistics(path: Path, size: int, command: str, *, per_robot: bool) -> 
     found = read_json(path, "statistics file")
     if not isinstance(found, dict):
         raise LaryError(f"The action statistics {path} are no JSON object.{make}")
+    per_robot = spec.actions.normalisation.stats_file is not None
     entries = {"": found}
     if per_robot:
         entries = found["robot_stats"] if isinstance(found.get("robot_stats"), dict) else found
-    numbers = {
-        str(name): Statistics.of(entry, size, f"robot type '{name}' in {path}" if per_robot else str(path), make)
+    robots = {
+        str(name): Statistics.of(
+            entry, len(spec.actions.dims), f"{path}" + (f", robot type '{name}'," * per_robot), make
+        )
         for name, entry in entries.items()
         if isinstance(entry, dict) and {"mean", "std"} <= set(entry)
     }
-    if not numbers:
+    if not robots:
         what = "name no robot type with mean and std" if per_robot else "have no mean and std"
         raise LaryError(f"The action statistics {path} {what}.{make}")
-    if per_robot:
-        return Normaliser(str(path), command, robots=numbers)
-    return Normaliser(str(path), command, shared=numbers[""])
+    if not per_robot:
+        return Normaliser(str(path), command, shared=robots[""])
+    if spec.unnamed_robot is not None and NO_ROBOT in robots:
+        robots = {spec.unnamed_robot[1]: robots[NO_ROBOT], **robots}
+    return Normaliser(str(path), command, robots=robots)
 
 
 class Targets(NamedTuple):
@@ -175,7 +178,7 @@ class Targets(NamedTuple):
 def load_targets(
     table: SampleTable, normaliser: Normaliser, mode: ActionMode = "absolute", frame: Frame = "world"
 ) -> Targets:
-    """Read and normalise the actions of a split. Raises LaryError for a robot type without statistics."""
+    """Read and normalise the actions of a split. Raises LaryError for an unknown robot type."""
     space, robots = table.spec.actions, table.embodiments()
     for robot in dict.fromkeys(robots):
         try:
@@ -219,10 +222,9 @@ def write_statistics(config: StatsConfig, settings: Settings) -> StatisticsRepor
 def measure_table(
     spec: DatasetSpec, csv: Path, data_dir: Path, out: Path | None = None, workers: int = 8
 ) -> StatisticsReport:
-    """Measure the actions of a training table per robot type; write the statistics file that ``lary regress`` reads.
+    """Measure the actions of a training table per robot type, and write the statistics file.
 
-    By default that is the file of the record. Raises LaryError where an action file is broken, or
-    all are missing.
+    Raises LaryError where an action file is broken, or all are missing.
     """
     space = spec.actions
     if out is None and space.normalisation.stats_file is None:
@@ -261,7 +263,7 @@ def robot_keys(table: SampleTable) -> list[str]:
 
 
 class TableReport(NamedTuple):
-    """One table: its split, files written now, files that were there, rows that failed and where they are listed."""
+    """One table: its split, files written now or before, failed rows and their list."""
 
     table: Path
     split: str
@@ -288,7 +290,7 @@ def split_of(spec: DatasetSpec, table: Path) -> str:
 
 
 def write_relative(config: RelativeConfig, settings: Settings) -> RelativeReport:
-    """Write the relative action of every row and the statistics of the training tables; existing files are kept.
+    """Write the relative action of every row and the statistics; files that exist are kept.
 
     The statistics are those of the published tool: of the first training table, or per robot type,
     where a later table's numbers replace an earlier one's.
@@ -322,7 +324,7 @@ def write_relative(config: RelativeConfig, settings: Settings) -> RelativeReport
 
 
 def convert_table(config: RelativeConfig, table: SampleTable, out: Path) -> tuple[TableReport, dict[str, Moments]]:
-    """Convert one table; returns what was done and the moments by robot type, one observation per row."""
+    """Convert one table; returns what was done and the moments by robot type of its rows."""
     space = table.spec.actions
     arms = actions.poses(space, config.frame)
     target = out / actions.in_frame(table.spec.split(table.split).root, config.frame)

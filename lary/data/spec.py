@@ -1,6 +1,16 @@
-"""The record of a data set: what it shows, what is to be read from it, where its files are, and its description.
+"""The record of a data set: what it shows, what is read from it, and where its files are.
 
-Loads no heavy library, since ``lary datasets`` prints the records.
+Loads no heavy library, since ``lary datasets`` prints the records. Those of the benchmark and of
+the simulated arms are in ``catalog.json``. Sources: arXiv 2604.11689, section 3 and appendix
+(tracks, splits, licences) and the published metadata tables; the revision is the day on which the
+published data were opened in full. Four fields need a reason:
+
+- ``drawn``: the published training and validation rows split anew, 75:25 by whole groups, since the
+  published split of these data sets is by row.
+- ``groups`` of VLABench are empty: the published results of these keys have single dimensions only.
+- ``path_repair`` of VLABench: a cleaning step took the text ``_<stride>/`` out of the paths of
+  episode ``<stride>``.
+- ``unnamed_robot`` of RoboCOIN: the cell is empty for all tasks of this robot and for no other.
 """
 
 from __future__ import annotations
@@ -9,7 +19,8 @@ import dataclasses
 import json
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Literal
+from pathlib import Path
+from typing import Any, Literal
 
 from lary.registry import Registry, suggest
 from lary.types import Media, UsageError
@@ -17,7 +28,7 @@ from lary.types import Media, UsageError
 
 @dataclass(frozen=True)
 class LabelSpace:
-    """The classes of a data set, the same for every split: a label is a position in `classes` (sorted names)."""
+    """The classes of a data set: a label is a position in `classes` (sorted names)."""
 
     classes: tuple[str, ...]
 
@@ -28,7 +39,7 @@ class LabelSpace:
 
 @dataclass(frozen=True)
 class Normalisation:
-    """How action chunks are normalised: constants, or a statistics file with mean and std per robot type.
+    """How action chunks are normalised: by constants, or a file of statistics per robot type.
 
     ``stats_file`` is relative to ``DATA_DIR``; a missing file or robot type is an error that names
     ``command``, never mean 0 and std 1. A record with neither is normalised by its own training
@@ -42,6 +53,13 @@ class Normalisation:
     relative_command: str = ""
 
 
+EPISODE = r"^(.*?ep_[^/]+)/"
+"""Group of a pair: its episode folder, with the task folder before it where there is one."""
+CLIP = r"^((?:SSv2|EgoDex)/(?:[^/]+/)*\d+(?=_\d+(?:_rev)?\.[^./]+$)|.+?(?=(?:_rev)?\.[^./]+$))"
+"""Group of a clip: its path without ``_rev`` and extension, as for its reversal.
+
+SSv2 and EgoDex clips are named ``<row of the seed table>_<line>``; those of a row are of one video.
+"""
 NO_ROBOT = "nan"
 """Key of rows without a robot type in statistics files, as the published tool writes it."""
 
@@ -60,7 +78,7 @@ class Orientation:
 
 @dataclass(frozen=True)
 class ActionSpace:
-    """The actions between two frames: K = `horizon` steps of A = len(`dims`) values, absolute, in `units`.
+    """The actions between two frames: K = `horizon` absolute steps of A = len(`dims`) values.
 
     `groups` are the published ones; `orientations` are measured as angles.
     """
@@ -75,7 +93,7 @@ class ActionSpace:
 
 @dataclass(frozen=True)
 class Split:
-    """One split: its table, looked up under ``$LARY_ROOT/data``, and the folder under ``DATA_DIR`` it starts from."""
+    """One split: its table below ``$LARY_ROOT/data``, and its folder below ``DATA_DIR``."""
 
     root: str
     table: str | None = None
@@ -170,13 +188,13 @@ class DatasetSpec:
 
     @property
     def split_sets(self) -> tuple[str, ...]:
-        """Names of the pairs of drawn splits that can replace the published ones, such as ``by-episode``."""
+        """Names of drawn splits that can replace the published ones, such as ``by-episode``."""
         mark = f"{self.train}_"
         found = [name.removeprefix(mark) for name in self.drawn if name.startswith(mark)]
         return tuple(name.replace("_", "-") for name in found if f"{self.validation}_{name}" in self.drawn)
 
     def roles(self, chosen: str | None = None) -> dict[str, str]:
-        """Splits by role: ``train``, ``seen`` (which validates) and, where the record has one, ``unseen``.
+        """Splits by role: ``train``, ``seen`` (which validates) and, if there is one, ``unseen``.
 
         `chosen` is one of `split_sets`, or None for the published splits. Raises UsageError.
         """
@@ -212,7 +230,7 @@ class DatasetSpec:
         return "yes" if all(allowed) else "in part" if any(allowed) else "no"
 
 
-DATASETS: Registry[DatasetSpec] = Registry("data set", modules=("lary.data.catalog",), group="lary.datasets")
+DATASETS: Registry[DatasetSpec] = Registry("data set", group="lary.datasets")
 
 
 def register_dataset(spec: DatasetSpec) -> DatasetSpec:
@@ -228,7 +246,7 @@ def kind_of(spec: DatasetSpec) -> str:
 
 
 def datasets_table() -> str:
-    """The text of ``lary datasets``: one line per data set, and below them where bytes and citations are."""
+    """The text of ``lary datasets``: one line per data set."""
     rows = [("key", "title", "kind", "splits", "size", "commercial", "licence")]
     for spec in DATASETS:
         names = "; ".join(dict.fromkeys(licence.name for licence in spec.licences))
@@ -249,3 +267,30 @@ def dataset_text(spec: DatasetSpec) -> str:
     facts |= {"kind": kind_of(spec), "commercial": spec.commercial, "tables": tables}
     lines = [f"{name}: {value if isinstance(value, str) else json.dumps(value)}" for name, value in facts.items()]
     return "\n".join([*lines, citation])
+
+
+def tupled(value: Any) -> Any:
+    """A JSON value with tuples in place of its lists, as records have them."""
+    if isinstance(value, dict):
+        return {key: tupled(each) for key, each in value.items()}
+    return tuple(map(tupled, value)) if isinstance(value, list) else value
+
+
+def shipped_record(entry: dict[str, Any]) -> DatasetSpec:
+    """A record of ``catalog.json``, not validated: that library takes time to load."""
+    fields = tupled(entry)
+    target = fields["target"]
+    if "classes" in target:
+        fields["target"] = LabelSpace(**target)
+    else:
+        target["normalisation"] = Normalisation(**target["normalisation"])
+        target["orientations"] = tuple(Orientation(**each) for each in target["orientations"])
+        fields["target"] = ActionSpace(**target)
+    fields["splits"] = {name: Split(**each) for name, each in fields["splits"].items()}
+    fields["drawn"] = {name: Draw(**each) for name, each in fields.get("drawn", {}).items()}
+    fields["licences"] = tuple(Licence(**each) for each in fields["licences"])
+    return DatasetSpec(**fields)
+
+
+for record in json.loads(Path(__file__).with_name("catalog.json").read_text(encoding="utf-8")):
+    register_dataset(shipped_record(record))

@@ -1,4 +1,4 @@
-"""Splits of a data set: finding their tables, drawing them by group from others, and splitting a table in two.
+"""Splits of a data set: finding their tables, drawing them from others, and splitting a table.
 
 The paper splits composite actions 70:30 and everything else 75:25, stratified by class. By row is
 ``sklearn.model_selection.train_test_split`` with its random state; rows keep the shuffled order.
@@ -15,9 +15,8 @@ import numpy as np
 import numpy.typing as npt
 
 from lary.data import tables
-from lary.data.catalog import CLIP, EPISODE
 from lary.data.configs import SplitConfig
-from lary.data.spec import DATASETS, DatasetSpec, LabelSpace
+from lary.data.spec import CLIP, DATASETS, EPISODE, DatasetSpec, LabelSpace
 from lary.files import csv_text, digest, write_text
 from lary.settings import unexported
 from lary.types import UsageError
@@ -25,13 +24,13 @@ from lary.types import UsageError
 Rows = npt.NDArray[np.int64]
 
 PATTERNS: dict[str, str] = {"video": CLIP, "episode": EPISODE, "segment": r"^(.*)/"}
-"""What stays together, in the first path; a segment, cut from a recording at once, is the file's folder."""
+"""What stays together, in the first path; a segment is the folder of the file."""
 CLIPS, PAIRS = 0.3, 0.25
 """The paper's shares of validation."""
 
 
 def find_table(spec: DatasetSpec, split: str, root: Path, explicit: Path | None = None) -> Path:
-    """The CSV of a split: `explicit`, or else by the published names under ``data`` of `root`, ``$LARY_ROOT``.
+    """The CSV of a split: `explicit`, or else by the published names below `root`, ``$LARY_ROOT``.
 
     A drawn split is drawn. Raises UsageError with every path that was tried.
     """
@@ -51,7 +50,7 @@ def find_table(spec: DatasetSpec, split: str, root: Path, explicit: Path | None 
 
 
 def draw_table(spec: DatasetSpec, split: str, root: Path) -> Path:
-    """Write the table of a drawn split under ``root/data``, unless it is there: the rows of its groups, in order.
+    """Write the table of a drawn split, unless it is there: the rows of its groups, in order.
 
     Raises UsageError where a source is missing or a table of that name holds something else.
     """
@@ -100,7 +99,7 @@ class SplitReport(NamedTuple):
 
 
 def write_split(table: Path, config: SplitConfig) -> SplitReport:
-    """Split a table into two, with its columns. Raises UsageError for a table that can't be split as asked."""
+    """Split a table into two, with its columns. Raises UsageError where it can't be."""
     targets = []
     for given, name in ((config.train, "train_"), (config.val, "val_")):
         if given is None and "all_" not in table.name:
@@ -115,10 +114,10 @@ def write_split(table: Path, config: SplitConfig) -> SplitReport:
         raise UsageError(f"{table} has neither of the columns src_img and video_path.")
     clips = media in tables.MEDIA_COLUMNS["clip"]
     labelled = clips if spec is None else isinstance(spec.target, LabelSpace)
-    name = config.stratify or (tables.TARGET_COLUMN if labelled else None)
-    if name is not None and name not in columns:
-        raise UsageError(f"{table} has no column '{name}' to stratify by; it has: {', '.join(columns)}.")
-    strata = None if name is None else [row[columns.index(name)] for row in rows]
+    column = config.stratify or (tables.TARGET_COLUMN if labelled else None)
+    if column is not None and column not in columns:
+        raise UsageError(f"{table} has no column '{column}' to stratify by; it has: {', '.join(columns)}.")
+    strata = None if column is None else [row[columns.index(column)] for row in rows]
     share = config.share if config.share is not None else CLIPS if clips else PAIRS
     groups = list(map(str, range(len(rows))))
     if config.by == "row":
@@ -136,7 +135,7 @@ def write_split(table: Path, config: SplitConfig) -> SplitReport:
 
 
 def split_rows(count: int, share: float, strata: Sequence[str] | None, seed: int) -> tuple[Rows, Rows]:
-    """Row numbers of training and validation, shuffled: scikit-learn's draw, as published. Raises UsageError."""
+    """Row numbers of training and validation, shuffled by scikit-learn, as published."""
     from sklearn.model_selection import train_test_split
 
     try:

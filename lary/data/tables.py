@@ -1,4 +1,4 @@
-"""Tables of samples: reading and validating the CSV of a split, and finding the files that its rows name.
+"""Tables of samples: reading and validating their CSV, and finding the files that rows name.
 
 Both published path forms are read: with the folders ``images/`` and ``actions/``, and without
 them. Messages count rows from 1 and name the line of the file as well.
@@ -35,10 +35,10 @@ EMBODIMENT_COLUMN = "embodiment"
 IMAGE_FOLDER, ACTION_FOLDER = "images", "actions"
 INDICES = re.compile(r"\s*[0-9]{1,9}\s*(,\s*[0-9]{1,9}\s*)*")
 UNSAFE_PATH = re.compile(r"[/\\]|[^/\\]*:|(.*[/\\])?\.\.([/\\]|$)")
-"""How a path that leaves its root starts: with a root, a drive, or a way upwards (`inside` checks again)."""
+"""How a path that leaves its root starts: with a root, a drive, or a way upwards."""
 SEGMENT = r"[A-Za-z0-9_][A-Za-z0-9_.,()+ -]*"
 PLAIN = {INDEX_COLUMN: r"^[0-9]{1,9}(,[0-9]{1,9})*$", "path": rf"^{SEGMENT}(/{SEGMENT})*$"}
-"""Cells that are valid at a glance (RE2, a whole column at once); the others are examined one by one."""
+"""Cells that are surely valid (RE2, a whole column at once); others are examined."""
 SHORT = 255
 """Letters within which no part of a path can be too long."""
 LONGEST_CELL = 4096
@@ -51,7 +51,7 @@ THREADS = 16
 
 
 def read_frame(path: Path, limit: int | None = None) -> pandas.DataFrame:
-    """The columns of a CSV as strings: UTF-8 with or without byte order mark, any line ends; blank lines are skipped.
+    """The columns of a CSV in UTF-8 as strings; a byte order mark and blank lines are skipped.
 
     Raises UsageError for a file without rows, or with a row of another number of cells.
     """
@@ -124,7 +124,7 @@ def write_csv(path: Path, columns: Sequence[str], rows: Sequence[Sequence[str]])
 
 
 def line_of(path: Path, row: int) -> int:
-    """The line on which a row (from 0) of a CSV ends; cells may hold line ends, so lines are not rows."""
+    """The line on which a row (from 0) of a CSV ends, since cells may hold line ends."""
     with path.open(encoding="utf-8-sig", errors="replace", newline="") as file:
         reader = csv.reader(file)
         count = -2
@@ -185,7 +185,7 @@ class SampleTable:
         return usual_place(self.spec, self._columns[column][position], folder_of(column))
 
     def labels(self) -> npt.NDArray[np.int64]:
-        """Labels (n,) int64: positions in the record's classes. Raises UsageError for a regression data set."""
+        """Labels (n,) int64: positions in the record's classes. Raises UsageError."""
         position = {name: label for label, name in enumerate(self.spec.labels.classes)}
         return np.array([position[name] for name in self._columns[TARGET_COLUMN]], dtype=np.int64)
 
@@ -194,21 +194,21 @@ class SampleTable:
         return tuple(group_name(self.spec, self.shown(position, self._media[0])) for position in range(len(self)))
 
     def embodiments(self) -> tuple[str, ...]:
-        """The robot type of every sample, n names; empty where the cell is, unless the record's rule names it."""
+        """The robot type of every sample; empty where the cell is, and no rule names it."""
         return tuple(self._robots)
 
     def media_path(self, sample: Sample) -> tuple[Path, ...]:
-        """Absolute paths of a sample's images or clip. Raises UsageError for a path that leaves the root."""
+        """Absolute paths of a sample's images or clip. Raises UsageError outside the root."""
         position = self._position[sample.row]
         return tuple(self._file(position, column) for column in self._media)
 
     def action_path(self, position: int) -> Path:
-        """Absolute path of the action file at a position. Raises UsageError for a classification data set."""
+        """Absolute path of the action file at a position. Raises UsageError."""
         _ = self.spec.actions
         return self._file(position, TARGET_COLUMN)
 
     def missing_media(self, positions: Sequence[int] | None = None) -> list[Path]:
-        """The media files of some samples, or all, that do not exist, in table order, each once; none is opened."""
+        """The media files of some samples, or all, that do not exist, each once."""
         chosen = range(len(self)) if positions is None else positions
         wanted = list(dict.fromkeys(self._file(position, column) for position in chosen for column in self._media))
         found = in_threads(os.path.isfile, wanted, THREADS, batch=256)
@@ -240,7 +240,7 @@ class SampleTable:
         return names
 
     def _file(self, position: int, column: str) -> Path:
-        """The file at the usual path, or the one that the table literally names where only that exists."""
+        """The file at the usual path, or at that in the table where only this exists."""
         usual, *others = (
             inside(self.root, place) for place in places(self.spec, self._columns[column][position], folder_of(column))
         )
@@ -275,14 +275,14 @@ def needed_columns(spec: DatasetSpec) -> tuple[str, ...]:
 
 
 def embodiment_column(spec: DatasetSpec, columns: Sequence[str]) -> str | None:
-    """The column with the robot type: the record's, or one called ``embodiment`` where the table has it."""
+    """The column with the robot type: the record's, or ``embodiment`` where there is one."""
     if spec.embodiment_column is not None:
         return spec.embodiment_column
     return EMBODIMENT_COLUMN if EMBODIMENT_COLUMN in columns else None
 
 
 def check_cells(spec: DatasetSpec, path: Path, columns: Mapping[str, pandas.Series[str]]) -> None:
-    """Validate every cell that is used. Raises UsageError with the row and line of the first wrong one."""
+    """Validate the cells. Raises UsageError with row and line of the first wrong one."""
     import pyarrow as pa
     from pyarrow import compute
 
@@ -299,7 +299,7 @@ def check_cells(spec: DatasetSpec, path: Path, columns: Mapping[str, pandas.Seri
 
 
 def cell_problem(spec: DatasetSpec, name: str, cell: str) -> str:
-    """What is wrong with a cell of a column that is used, in words; empty if nothing is."""
+    """What is wrong with a cell, in words; empty if nothing is."""
     if not cell or cell.isspace():
         return f"column '{name}' is empty"
     if len(cell) > LONGEST_CELL:
@@ -323,13 +323,13 @@ def folder_of(column: str) -> str:
 
 
 def group_name(spec: DatasetSpec, first: str, pattern: str | None = None) -> str:
-    """The group of a sample from its first path, as `usual_place` gives it, by the record's pattern or another."""
+    """The group of a sample from its first usual path, by the record's pattern or another."""
     short = without_images(first) if spec.media_depth is not None else first
     return matched(pattern or spec.group_pattern, short)
 
 
 def matched(pattern: str, path: str) -> str:
-    """What a pattern finds in a path: its first group, or all of it; the path itself where it finds nothing."""
+    """The first group or the match of a pattern in a path; without a match the path itself."""
     found = re.search(pattern, path)
     if found is None:
         return path
@@ -337,7 +337,7 @@ def matched(pattern: str, path: str) -> str:
 
 
 def without_images(path: str) -> str:
-    """A path without its first folder of that name, by string methods: tables have a million of them."""
+    """A path without its first folder of images, by string methods, which are fast."""
     if path.startswith(f"{IMAGE_FOLDER}/"):
         return path[len(IMAGE_FOLDER) + 1 :]
     return path.replace(f"/{IMAGE_FOLDER}/", "/", 1)
@@ -351,7 +351,7 @@ def usual_place(spec: DatasetSpec, cell: str, folder: str) -> str:
 
 
 def places(spec: DatasetSpec, cell: str, folder: str) -> tuple[str, ...]:
-    """Where the file of a cell may be below its root: the usual path first, then what the table literally says."""
+    """Where a file may be below its root: the usual path first, then what the table says."""
     usual = usual_place(spec, cell, folder)
     if cell == usual:
         return (usual,)
@@ -359,7 +359,7 @@ def places(spec: DatasetSpec, cell: str, folder: str) -> tuple[str, ...]:
 
 
 def placed(cell: str, folder: str, depth: int | None) -> str:
-    """A path of a table with forward slashes and, unless `depth` is None, with `folder` behind `depth` folders."""
+    """A path with forward slashes and, unless `depth` is None, `folder` behind `depth` folders."""
     named = depth is None or cell.startswith(f"{folder}/") or f"/{folder}/" in cell
     plain = cell[:1].isalnum() and cell[-1].isalnum() and "\\" not in cell and "//" not in cell and "/." not in cell
     if named and plain:

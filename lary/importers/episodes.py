@@ -12,7 +12,7 @@ the opening and closing of the gripper.
 from __future__ import annotations
 
 import shutil
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import product
 from pathlib import Path
@@ -23,6 +23,7 @@ import numpy.typing as npt
 
 from lary.arrays import npy_bytes
 from lary.data.configs import MotionOptions
+from lary.data.frames import to_rgb
 from lary.data.images import PNG, Image
 from lary.registry import suggest
 from lary.runtime import progress
@@ -215,16 +216,13 @@ class SourceEpisode:
         folder: name of the folder of its files, such as ``ep_3``.
         label: its name in messages.
         values: reads its values (T, A).
-        frames: finds for T the number of each frame in its medium, ascending, and opens that:
-            frames with their numbers, perhaps from before its first one.
-        encode: turns a frame into the content of an image file.
+        images: finds for T the content of the image files of some of its frames, in ascending order.
     """
 
     folder: str
     label: str
     values: Callable[[], Values]
-    frames: Callable[[int], tuple[Sequence[int], Iterator[tuple[int, Any]]]]
-    encode: Callable[[Any], bytes]
+    images: Callable[[int, list[int]], Iterable[bytes]]
 
 
 def import_episodes(
@@ -288,20 +286,24 @@ def _write_images(
     item: SourceEpisode, length: int, segments: Sequence[Segment], stems: Sequence[tuple[str, str]], folder: Path
 ) -> None:
     """Write the first and the last frame of each segment under their names. Raises MediaError."""
-    numbers, frames = item.frames(length)
     wanted: dict[int, set[Path]] = {}
     for segment, names in zip(segments, stems, strict=True):
         for at, stem in zip(segment[:2], names, strict=True):
-            wanted.setdefault(int(numbers[at]), set()).add(folder / stem)
-    for number, frame in frames:
-        if number in wanted:
-            content = item.encode(frame)
-            for path in wanted.pop(number):
-                path.parent.mkdir(exist_ok=True)
-                path.with_suffix(".png" if content.startswith(PNG) else ".jpg").write_bytes(content)
-        if not wanted:
-            return
-    raise MediaError("The video is damaged, or ends before the last frame of the episode.")
+            wanted.setdefault(at, set()).add(folder / stem)
+    frames = sorted(wanted)
+    for at, content in zip(frames, item.images(length, frames), strict=True):
+        for path in wanted[at]:
+            path.parent.mkdir(exist_ok=True)
+            path.with_suffix(".png" if content.startswith(PNG) else ".jpg").write_bytes(content)
+
+
+def video_images(frames: Iterator[tuple[int, Any]], wanted: Iterable[int]) -> Iterator[bytes]:
+    """The image files of ascending frames of a video, which goes on from where it was decoded to. Raises MediaError."""
+    for number in wanted:
+        frame = next((frame for at, frame in frames if at == number), None)
+        if frame is None:
+            raise MediaError("The video is damaged, or ends before the last frame of the episode.")
+        yield image_bytes(to_rgb(frame))
 
 
 def image_bytes(image: Image) -> bytes:

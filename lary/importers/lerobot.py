@@ -10,7 +10,7 @@ import contextlib
 import json
 import re
 import shutil
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import asdict
 from functools import lru_cache, partial
 from pathlib import Path
@@ -19,10 +19,10 @@ from typing import Any
 import numpy as np
 
 from lary.data.configs import LeRobotConfig, MotionOptions
-from lary.data.frames import decode_video, to_rgb
+from lary.data.frames import decode_video
 from lary.data.images import image_problem
 from lary.data.spec import DatasetSpec, Licence, Normalisation
-from lary.files import digest, inside, read_json, write_json
+from lary.files import digest, read_json, write_json
 from lary.importers.episodes import (
     AtomicRule,
     Cut,
@@ -32,8 +32,8 @@ from lary.importers.episodes import (
     SourceEpisode,
     find_column,
     find_position,
-    image_bytes,
     import_episodes,
+    video_images,
 )
 from lary.importers.lerobot_reader import Episode, LeRobot, flat_names, frame_numbers, video_seconds
 from lary.importers.records import ImportReport, check_name, pair_record, save_import
@@ -136,7 +136,9 @@ class LeRobotImport:
         data, cut = self.data, self.cut
         lines = [f"{data.origin or data.folder}: LeRobot {data.meta.codebase_version}, {self.robot}"]
         for kind, chosen, known in (("camera", [self.camera], data.cameras), ("values", self.actions, data.vectors)):
-            lines += [f"{kind} {'*' if key in chosen else ' '} {key} {data.features[key]}" for key in known]
+            for key in known:
+                sides = " x ".join(map(str, data.features[key].shape))
+                lines.append(f"{kind} {'*' if key in chosen else ' '} {key} ({sides})")
         lines.append(f"dimensions: {', '.join(self.dims)}")
         if isinstance(cut, PairCut):
             lines.append(f"stride: {cut.stride} frames of {data.fps:g} in a second")
@@ -168,15 +170,13 @@ class LeRobotImport:
 
         def source(item: Episode) -> SourceEpisode:
             values = partial(data.values, item, self.actions)
-            frames = partial(self._frames, item, opened)
-            return SourceEpisode(f"ep_{item.index}", f"episode {item.index}", values, frames, self._encode)
+            images = partial(self._images, item, opened)
+            return SourceEpisode(f"ep_{item.index}", f"episode {item.index}", values, images)
 
         found, failures = import_episodes([source(item) for item in episodes], self.cut, self.root, resume=True)
         rows: dict[str, Rows] = {"train": [], "val": []}
         for item in self.episodes:
-            tasks = item.row.get("tasks")
-            task = "; ".join(map(str, tasks)) if isinstance(tasks, list) else ""
-            cells = [self.name, self.robot, str(item.index), task]
+            cells = [self.name, self.robot, str(item.index), "; ".join(map(str, item.tasks))]
             split = "val" if item.index in self.val else "train"
             rows[split] += [[*cells, *row] for row in found.get(f"ep_{item.index}", [])]
         spec = self._record(sum(map(len, rows.values())))
@@ -201,29 +201,15 @@ class LeRobotImport:
                 shutil.rmtree(self.root)
         write_json(path, choices)
 
-    def _frames(self, item: Episode, opened: Any, length: int) -> tuple[Sequence[int], Iterator[tuple[int, Any]]]:
-        """The frames of an episode: those of its video that weren't decoded yet, or the cells of its images."""
+    def _images(self, item: Episode, opened: Any, length: int, wanted: list[int]) -> Iterable[bytes]:
+        """The image files of some frames of an episode, from its video or its table."""
         if not self.is_video:
-            return range(length), enumerate(self.data.table(item, [self.camera]).column(self.camera))
+            cells = self.data.table(item, [self.camera]).column(self.camera)
+            return (stored_image(cells[at].as_py()) for at in wanted)
         path, start = self.data.video(item, self.camera)
         seconds, frames = opened(path)
         stamps = self.data.table(item, []).column("timestamp").to_pylist()
-        return frame_numbers(seconds, start, stamps, self.data.fps).tolist(), frames
-
-    def _encode(self, frame: Any) -> bytes:
-        """The file of an image cell with the bytes that it has, or the PNG file of a frame of a video."""
-        if self.is_video:
-            return image_bytes(to_rgb(frame))
-        cell = frame.as_py()
-        if not isinstance(cell, dict) or not (cell.get("bytes") or cell.get("path")):
-            raise MediaError("An image cell holds neither bytes nor a path.")
-        try:
-            content = cell.get("bytes") or inside(self.data.folder, str(cell["path"])).read_bytes()
-        except OSError as error:
-            raise MediaError(f"The image {cell['path']} can't be read: {error.strerror}.") from error
-        if problem := image_problem(content):
-            raise MediaError(f"An image of the episode is broken: {problem}.")
-        return bytes(content)
+        return video_images(frames, frame_numbers(seconds, start, stamps, self.data.fps)[wanted])
 
     def _record(self, samples: int) -> DatasetSpec:
         """The record of the imported data set."""
@@ -266,6 +252,14 @@ class LeRobotImport:
 def open_video(path: Path) -> tuple[Any, Iterator[tuple[int, Any]]]:
     """When the frames of a video are shown, and the frames with their numbers, from the first."""
     return video_seconds(path), enumerate(decode_video(path))
+
+
+def stored_image(cell: Any) -> bytes:
+    """The file in an image cell, with the bytes that it has. Raises MediaError if it is none."""
+    content: Any = cell.get("bytes") if isinstance(cell, dict) else None
+    if problem := image_problem(content) if content else "its cell holds no bytes":
+        raise MediaError(f"An image of the episode is broken: {problem}.")
+    return bytes(content)
 
 
 # Values

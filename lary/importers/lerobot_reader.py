@@ -12,8 +12,7 @@ from __future__ import annotations
 import json
 import math
 import re
-from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterable, Iterator, Sequence
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -33,7 +32,7 @@ BOOKKEEPING = frozenset(
 """Columns that every data set has, which are no actions or states."""
 LONGEST = 1 << 31
 """Frames of an episode: two years at 30 frames/s."""
-FIELD = re.compile(r"\{(\w+)(?::0?(\d+)d)?\}")
+FIELD = re.compile(r"\{(\w+)(?::(0?\d{1,2}d))?\}")
 
 
 class Feature(BaseModel):
@@ -42,9 +41,6 @@ class Feature(BaseModel):
     dtype: str
     shape: tuple[int, ...] = ()
     names: Any = None
-
-    def __str__(self) -> str:
-        return f"({self.dtype}, {' x '.join(map(str, self.shape))})"
 
 
 class Info(BaseModel):
@@ -60,13 +56,12 @@ class Info(BaseModel):
     video_path: str | None = None
 
 
-@dataclass(frozen=True)
-class Episode:
-    """One episode: its number, its length in frames, and its row in the metadata."""
+class Episode(BaseModel, extra="allow"):
+    """One episode: its row in the metadata."""
 
-    index: int
-    length: int
-    row: Mapping[str, Any]
+    index: int = Field(ge=0, alias="episode_index")
+    length: int = Field(ge=0, le=LONGEST)
+    tasks: list[Any] = []
 
 
 class LeRobot:
@@ -121,15 +116,11 @@ class LeRobot:
             for path in sorted((meta / "episodes").glob("*/*.parquet")) if self.version == 3 else ():
                 names = [name for name in parquet.read_schema(path).names if not name.startswith("stats/")]
                 rows += parquet.read_table(path, columns=names).to_pylist()
-            episodes = [Episode(int(row["episode_index"]), int(row["length"]), row) for row in rows]
-        except (OSError, ValueError, KeyError, TypeError, OverflowError) as error:
-            raise LaryError(f"The list of episodes in {meta} can't be read: {error!r}.") from error
-        found = {item.index: item for item in episodes if item.index >= 0 and 0 <= item.length <= LONGEST}
+            found = {item.index: item for item in map(Episode.model_validate, rows)}
+        except (OSError, ValueError, TypeError) as error:
+            raise LaryError(f"The list of episodes in {meta} can't be read: {_short(error)}.") from error
         if not found or len(found) < len(rows):
-            raise LaryError(
-                f"The list of episodes in {meta} is empty, names one twice, or has a number below 0 or a length "
-                f"above {LONGEST}."
-            )
+            raise LaryError(f"The list of episodes in {meta} is empty, or names one twice.")
         return [found[index] for index in sorted(found)]
 
     def fetch(self, paths: Iterable[Path]) -> None:
@@ -138,11 +129,7 @@ class LeRobot:
             _snapshot(self.origin, self.commit, sorted({path.relative_to(self.folder).as_posix() for path in paths}))
 
     def table(self, episode: Episode, columns: Sequence[str]) -> Any:
-        """The rows of an episode, as a pyarrow table in the order of its frames.
-
-        Raises:
-            MediaError: the file is missing or damaged, lacks a column, or has another number of rows.
-        """
+        """The rows of an episode, as a pyarrow table in the order of its frames. Raises MediaError."""
         import pyarrow
         from pyarrow import parquet
 
@@ -183,7 +170,7 @@ class LeRobot:
 
     def _number(self, episode: Episode, key: str) -> float:
         """A number of an episode's metadata. Raises LaryError if it is missing or none."""
-        value = episode.row.get(key)
+        value = (episode.model_extra or {}).get(key)
         if not isinstance(value, int | float) or not math.isfinite(value):
             raise LaryError(f"The metadata of {self.folder} give '{value}' as '{key}' of episode {episode.index}.")
         return value
@@ -194,15 +181,11 @@ class LeRobot:
         fields["episode_chunk"] = episode.index // self.meta.chunks_size
         for name in ("chunk_index", "file_index") if self.version == 3 else ():
             fields[name] = int(self._number(episode, f"{part}/{name}"))
-
-        def fill(found: re.Match[str]) -> str:
-            # A pattern of our own: str.format would reach attributes of what it is given.
-            if found[1] not in fields:
-                raise LaryError(f"'{template}' of {self.folder} asks for '{found[1]}', which is not known.")
-            value = fields[found[1]]
-            return f"{value:0{found[2]}d}" if found[2] and isinstance(value, int) else str(value)
-
-        return inside(self.folder, FIELD.sub(fill, template))
+        try:  # a pattern of our own, since str.format would reach attributes of what it is given
+            path = FIELD.sub(lambda found: format(fields[found[1]], found[2] or ""), template)
+        except (KeyError, ValueError) as error:
+            raise LaryError(f"The template '{template}' of {self.folder} can't be filled: {error}.") from error
+        return inside(self.folder, path)
 
 
 def flat_names(found: Any) -> Iterator[str]:
@@ -217,12 +200,7 @@ def flat_names(found: Any) -> Iterator[str]:
 
 
 def open_lerobot(source: str, revision: str | None = None) -> LeRobot:
-    """A data set in a folder, or on the hub, from which the metadata are fetched.
-
-    Raises:
-        UsageError: there is no such folder, and the text is no repository's name.
-        LaryError: the hub doesn't give it.
-    """
+    """A data set in a folder, or on the hub, from which the metadata are fetched. Raises LaryError."""
     folder = as_path(source)
     if folder.is_dir():
         return LeRobot(folder)
@@ -243,7 +221,7 @@ def _snapshot(source: str, commit: str, patterns: list[str]) -> Path:
 
 
 def _short(error: BaseException) -> str:
-    return (str(error).strip().splitlines() or [type(error).__name__])[0].rstrip(".")
+    return " ".join(str(error).split())[:200] or type(error).__name__
 
 
 # Frames

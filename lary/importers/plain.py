@@ -13,10 +13,10 @@ import io
 import os
 import re
 import shutil
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Sequence
 from functools import partial
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 import numpy.typing as npt
@@ -24,7 +24,7 @@ import numpy.typing as npt
 from lary.arrays import array_of
 from lary.data.actions import LARGEST_ACTIONS
 from lary.data.configs import AtomicConfig, TrajectoryConfig, VideosConfig
-from lary.data.frames import decode_video, read_clip, to_rgb
+from lary.data.frames import decode_video, read_clip
 from lary.data.images import read_image
 from lary.data.sampling import sample_video
 from lary.data.spec import DatasetSpec, LabelSpace, Licence, Split
@@ -41,6 +41,7 @@ from lary.importers.episodes import (
     find_position,
     image_bytes,
     import_episodes,
+    video_images,
 )
 from lary.importers.lerobot_reader import video_seconds
 from lary.importers.records import ImportReport, check_name, pair_record, save_import
@@ -83,7 +84,7 @@ def import_trajectories(
         raise UsageError(f"--test-size {config.share:g}: expected 0, or a share below 1.")
     if plugin.exists() and not config.overwrite:
         raise UsageError(f"{plugin} is there: pass --overwrite to replace it, or choose another --name.")
-    folders = sorted((path.parent for path in source.glob(f"*/{ACTIONS}")), key=lambda path: natural(path.name))
+    folders = sorted((path.parent for path in source.glob(f"*/{ACTIONS}")), key=numbered)
     if not folders:
         raise UsageError(f"{source} holds no episodes: expected folders with frames and {ACTIONS}.")
     episodes, failures = {}, []
@@ -93,8 +94,8 @@ def import_trajectories(
             reason = f"{folder} needs another name: letters, digits and ' .+-_', not {name} twice."
             failures.append(Failure(None, str(folder), reason))
             continue
-        values, frames = partial(read_values, folder, names), partial(find_frames, folder)
-        episodes[name] = SourceEpisode(name, str(folder), values, frames, encode_frame)
+        values, images = partial(read_values, folder, names), partial(find_images, folder)
+        episodes[name] = SourceEpisode(name, str(folder), values, images)
     rows, broken = import_episodes(list(episodes.values()), cut, data / cut.task / config.name)
     pairs = [(name, row) for name, found in rows.items() for row in found]
     listed: dict[str, Rows] = {"train": [row for _, row in pairs]}
@@ -119,11 +120,7 @@ def columns_cut(config: AtomicConfig) -> MotionCut:
 
 
 def read_values(folder: Path, names: list[str] | None) -> npt.NDArray[np.float64]:
-    """The actions (T, A) of an episode, whose dimensions have names unless that is None; none yet is filled.
-
-    Raises:
-        MediaError: they are no finite numbers, or of another count than the names.
-    """
+    """The actions (T, A) of an episode, whose dimensions have names unless that is None; none yet is filled."""
     path = folder / ACTIONS
     try:
         data = read_limited(path, LARGEST_ACTIONS)
@@ -141,13 +138,9 @@ def read_values(folder: Path, names: list[str] | None) -> npt.NDArray[np.float64
     return actions.astype(np.float64)
 
 
-def find_frames(folder: Path, length: int) -> tuple[Sequence[int], Iterator[tuple[int, Any]]]:
-    """The frames of an episode with `length` actions: paths of images, or frames of a video.
-
-    Raises:
-        MediaError: there are no images, several videos, or another number of frames.
-    """
-    files = sorted((path for path in folder.iterdir() if path.is_file()), key=lambda path: natural(path.name))
+def find_images(folder: Path, length: int, wanted: list[int]) -> Iterable[bytes]:
+    """The image files of some frames of an episode with `length` actions. Raises MediaError."""
+    files = sorted((path for path in folder.iterdir() if path.is_file()), key=numbered)
     images = [path for path in files if path.suffix.lower() in IMAGES]
     videos = [path for path in files if path.suffix.lower() in VIDEOS]
     if bool(images) == bool(videos) or len(videos) > 1:
@@ -155,17 +148,14 @@ def find_frames(folder: Path, length: int) -> tuple[Sequence[int], Iterator[tupl
     count = len(images) or len(video_seconds(videos[0]))
     if count != length:
         raise MediaError(f"{folder} holds {count} {'images' if images else 'frames'} but {length} rows of actions.")
-    return range(length), enumerate(images or decode_video(videos[0]))
+    if images:
+        return (image_bytes(read_image(images[at])) for at in wanted)
+    return video_images(enumerate(decode_video(videos[0])), wanted)
 
 
-def encode_frame(frame: Any) -> bytes:
-    """The PNG file of a frame of a video, or of an image file."""
-    return image_bytes(read_image(frame) if isinstance(frame, Path) else to_rgb(frame))
-
-
-def natural(name: str) -> list[tuple[int, str]]:
+def numbered(path: Path) -> tuple[int, str]:
     """A key that sorts 2 before 10."""
-    return [(int(part), "") if part.isdecimal() else (-1, part) for part in re.split(r"(\d+)", name)]
+    return len(path.stem), path.stem
 
 
 def choose_splits(groups: Sequence[str], strata: Sequence[str] | None, share: float, seed: int) -> list[str]:
@@ -283,11 +273,7 @@ def pick_column(table: Path, columns: Sequence[str], given: str | None, usual: S
 
 
 def link_file(source: Path, target: Path) -> None:
-    """Link a file to its target, or copy it where links are not possible; one that is there must be the same.
-
-    Raises:
-        LaryError: another file is there.
-    """
+    """Link a file to its target, or copy it where links are not possible. Raises LaryError if another is there."""
     if target.exists():
         if not target.samefile(source) and file_digest(target) != file_digest(source):
             raise LaryError(f"{target} exists with other content: choose another --name.")

@@ -12,9 +12,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from lary.data.catalog import EPISODE
 from lary.data.normalisation import measure_table
-from lary.data.spec import DATASETS, ActionSpace, DatasetSpec, LabelSpace, Normalisation, Split
+from lary.data.spec import DATASETS, EPISODE, ActionSpace, DatasetSpec, LabelSpace, Normalisation, Split
 from lary.data.tables import write_csv
 from lary.files import read_json, write_bytes, write_failures, write_text
 from lary.importers.episodes import ATOMIC_CLASSES, Cut, PairCut, Rows
@@ -80,10 +79,7 @@ def save_import(
 
     Args:
         plugin: file to write, which loads the record.
-        rows: by split; the table of another split is removed.
-
-    Raises:
-        LaryError: a split has no rows.
+        rows: by split; the table of another split is removed. Raises LaryError if one has none.
     """
     write_failures(tables / f"{spec.name}_import_failures.csv", failures)
     for split, found in rows.items():
@@ -111,11 +107,7 @@ def save_record(spec: DatasetSpec, plugin: Path) -> None:
 
 
 def load_record(path: Path) -> DatasetSpec:
-    """Read a record.
-
-    Raises:
-        LaryError: the file is missing or is no record; names the first field that is wrong.
-    """
+    """Read a record. Raises LaryError, naming the first field that is wrong."""
     from pydantic import TypeAdapter, ValidationError
 
     try:

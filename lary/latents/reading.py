@@ -1,7 +1,7 @@
 """The reading stage: samples decoded and resized by worker processes into shared memory.
 
-The memory is a ring of batches; nothing grows with the data set. A file that hangs a decoder
-or crashes it costs its sample only. The processes stay for the next extraction.
+The memory is a ring of batches; nothing grows with the data set. A file that hangs a decoder or crashes it costs
+its sample only. The processes stay for the next extraction.
 """
 
 from __future__ import annotations
@@ -17,6 +17,7 @@ from concurrent.futures import Future
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -42,8 +43,8 @@ class Batch:
         unit: the unit of work that they belong to.
         places: the position of every row in the batch.
         paths: the files of every row.
-        clips: (B, T, 3, H, W) uint8, B positions and the largest T; black where nothing could
-            be read. The memory belongs to the reading stage, which reuses it.
+        clips: (B, T, 3, H, W) uint8, B positions and the largest T; black where nothing could be read. The memory
+            belongs to the reading stage, which reuses it.
         problems: why rows could not be read.
     """
 
@@ -203,8 +204,10 @@ def reader(descriptor: str) -> Callable[[Question], Answer]:
         nonlocal memory, known, preprocess
         if known != (common := (question["size"], question["preprocess"])):
             memory = mmap.mmap(int(descriptor), question["size"])
-            fields = question["preprocess"].items()
-            preprocess = Preprocess(**{name: tuple(own) if isinstance(own, list) else own for name, own in fields})
+            fields: dict[str, Any] = dict(question["preprocess"])
+            for name in ("mean", "std"):
+                fields[name] = tuple(fields[name])
+            preprocess = Preprocess(**fields)
             known = common
         try:
             paths = [Path(path) for path in question["paths"]]

@@ -1,4 +1,5 @@
-"""Which latents: what names one extraction, its table and its folder; opening its store to write, its latents to read.
+"""Which latents: what names one extraction, its table and its folder; opening its store to write, its latents to
+read.
 
 What differs from the default (the ``paper`` protocol, another kind of latent, random weights, pooled tokens) is
 appended to the model's name in every file and folder name, as in ``lapa@paper``, so that numbers never mix. The
@@ -26,6 +27,7 @@ from lary.latents.store import (
     LATER_FIELDS,
     MANIFEST,
     NONE,
+    NPZ,
     SHARD_MARK,
     SHARDS,
     LatentStore,
@@ -147,7 +149,8 @@ class SplitLatents:
 
 
 def open_latents(settings: Settings, ref: LatentsRef) -> SplitLatents:
-    """Open the latents of a split; those of a pooling are the ones stored so, or else all tokens, pooled when read.
+    """Open the latents of a split; those of a pooling are the ones stored so, or else all tokens, pooled when
+    read.
 
     The model needs no record: the files hold all that is needed.
 
@@ -158,7 +161,12 @@ def open_latents(settings: Settings, ref: LatentsRef) -> SplitLatents:
     parse_pool(ref.pooling)
     file = find_latent_table(settings, ref)
     if file is None:
-        raise no_latents(settings, ref)
+        fields = {name: getattr(ref, name) for name in ("model", "dataset", "split", "protocol", "latent", "weights")}
+        given = [f"--{name} {value}" for name, value in fields.items() if value not in (None, "corrected")]
+        raise UsageError(
+            f"There are no latents of '{ref.model}' for {ref.dataset} {ref.split}: {ref.table(settings)} does not "
+            f"exist. Run 'lary extract {' '.join(given)}' first."
+        )
     stored = ref if file == ref.table(settings) else replace(ref, pool=None)
     table = read_table(ref.spec, ref.split, path=file, data_dir=settings.path("DATA_DIR"))
     if "la_path" not in table.frame.columns:
@@ -179,25 +187,13 @@ def open_latents(settings: Settings, ref: LatentsRef) -> SplitLatents:
     return SplitLatents(kept, source, store, len(entries) - len(rows), folder)
 
 
-def no_latents(settings: Settings, ref: LatentsRef) -> UsageError:
-    """The error for latents that nobody has extracted."""
-    option = "" if ref.protocol == "corrected" else f" --protocol {ref.protocol}"
-    option += f" --latent {ref.latent}" if ref.latent else ""
-    option += f" --weights {ref.weights}" if ref.weights else ""
-    return UsageError(
-        f"There are no latents of '{ref.model}' for {ref.dataset} {ref.split}: {ref.table(settings)} does not exist. "
-        f"Run 'lary extract --model {ref.model} --dataset {ref.dataset} --split {ref.split}{option}' first."
-    )
-
-
 Opened = tuple[StoredLatents, dict[str, Any], Path]
 """Latents that ``la_path`` cells name, what is known of their store, and its folder."""
 
 
 def open_files(settings: Settings, table: SampleTable, ref: LatentsRef, entries: list[str]) -> Opened:
     """Latents in files of one sample each."""
-    files = [resolve_latents(settings, ref, entry, table.path) for entry in entries]
-    check_present(files, table.path)
+    files = resolve_latents(settings, ref, entries, table.path)
     folder, stamp = files[0].parent, read_stamp(files[0])
     if stamp is None:
         return NpzSource(files), {"origin": "made by another program: no identity to check"}, folder
@@ -219,8 +215,7 @@ def open_shards(settings: Settings, table: SampleTable, ref: LatentsRef, entries
         if not (position.isascii() and position.isdigit() and len(position) < 10):
             raise UsageError(f"{table.path}: la_path '{entry}' names no row of a shard.")
         places[:, at] = number.setdefault(name, len(number)), int(position)
-    files = [resolve_latents(settings, ref, name, table.path) for name in number]
-    check_present(files, table.path)
+    files = resolve_latents(settings, ref, list(number), table.path)
     headers = [read_shard(file) for file in files]
     folder = files[0].parent
     source = ShardSource(headers, places[0], places[1])
@@ -238,45 +233,43 @@ def open_shards(settings: Settings, table: SampleTable, ref: LatentsRef, entries
     return source, {"origin": "lary extract", "stamp": stamp, **store}, folder
 
 
-def resolve_latents(settings: Settings, ref: LatentsRef, entry: str, table: Path) -> Path:
-    """The file that a ``la_path`` cell names: under LARY_LA_DIR, or a bare name in the model's folder.
+def resolve_latents(settings: Settings, ref: LatentsRef, entries: list[str], table: Path) -> list[Path]:
+    """The files that ``la_path`` cells name: under LARY_LA_DIR, or bare names in the model's folder.
 
     Raises:
-        UsageError: the path leaves LARY_LA_DIR, or names the folder of another model.
+        UsageError: a path leaves LARY_LA_DIR, or names the folder of another model.
+        LaryError: files are missing.
     """
     root, spec, tag = ref.latent_root(settings), ref.spec, ref.tag
-    path = inside(root, entry)
-    parts = PurePosixPath(entry).parts
     folders = dict.fromkeys((tag, tag.split("@")[0]))
-    if len(parts) > 1:
-        if not folders.keys() & set(parts[:-1]):
+    layouts = [root / spec.name, root / spec.name / f"stride_{spec.stride}"]
+    usual = [layout / ref.split / folder for folder in folders for layout in layouts]
+    files, absent = [], []
+    for entry in entries:
+        file = inside(root, entry)
+        parts = PurePosixPath(entry).parts
+        if len(parts) == 1:
+            file = next((place / entry for place in usual if (place / entry).exists()), usual[0] / entry)
+        elif not folders.keys() & set(parts[:-1]):
             raise UsageError(f"{table}: la_path '{entry}' holds latents of another model than '{tag}'.")
-        return path
-    for folder in folders:
-        for layout in (root / spec.name, root / spec.name / f"stride_{spec.stride}"):
-            if (place := layout / ref.split / folder / entry).exists():
-                return place
-    return ref.folder(settings) / entry
-
-
-def check_present(files: list[Path], table: Path) -> None:
-    """Raise LaryError with the first missing files, and how many there are."""
-    absent = [file for file in files if not file.exists()]
+        files.append(file)
+        if not file.exists():
+            absent.append(file)
     if absent:
         listed = "\n  ".join(str(file) for file in absent[:10])
-        raise LaryError(
-            f"{len(absent)} of {len(files)} latent files of {table} are missing; extract again. "
-            f"The first are\n  {listed}"
-        )
+        missing = f"{len(absent)} of {len(files)} latent files of {table} are missing"
+        raise LaryError(f"{missing}; extract again. The first are\n  {listed}")
+    return files
 
 
 def check_origin(store: dict[str, Any], table: Path, ref: LatentsRef) -> None:
-    """Raise UsageError where a store's stamp or manifest names another model, protocol or pooling."""
+    """Raise UsageError where a store's stamp or manifest names another model, data set, protocol or pooling."""
     if "stamp" not in store:
         return
     identity = store.get("identity", {})
     for name, found, asked in (
         ("model", store["stamp"]["model"], ref.model),
+        ("dataset", identity.get("dataset", ref.dataset), ref.dataset),
         ("protocol", identity.get("protocol", ref.protocol), ref.protocol),
         ("pool", identity.get("pool", NONE), ref.pooling),
     ):
@@ -306,22 +299,22 @@ def open_store(
 
     Args:
         details: further facts for the manifest.
-        unit_rows: rows per unit of a new store of shards, rounded up to a multiple of `batch_size`; units of other
-            kinds are a few batches.
+        unit_rows: rows per unit of a new store of shards, rounded up to a multiple of `batch_size`; units of
+            other kinds are a few batches.
         batch_size: rows per forward pass; a unit holds whole batches.
 
     Raises:
-        UsageError: the folder holds latents of another identity and `overwrite` is off, or latents of another kind
-            or units that the batches don't fit into.
+        UsageError: the folder holds latents of another identity and `overwrite` is off, or latents of another
+            kind or units that the batches don't fit into.
     """
+    make = ShardStore if kind == "shards" else NpzStore
     unit_rows = -(-unit_rows // batch_size) * batch_size if kind == "shards" else BATCHES * batch_size
     found = read_manifest(folder) if (folder / MANIFEST).exists() else {}
-    if found.get("key") == identity.key:
-        known = found.get("store", "npz")
+    known = found.get("store", "npz")
+    if found.get("key") == identity.key and (known == kind or not overwrite):
         if known != kind:
             raise UsageError(
-                f"{folder} is a store of kind {known}: pass --store {known}, or turn it into one of kind {kind} "
-                f"with 'lary latents convert --store {kind}'."
+                f"{folder} is a store of kind {known}: pass --store {known}, or --overwrite to extract it anew."
             )
         if kind == "shards":
             unit_rows = found.get("unit_rows", 0)
@@ -332,7 +325,7 @@ def open_store(
                 f"--batch-size {batch_size}: the shards of {folder} hold {unit_rows} rows; pass a batch size that "
                 f"divides this, such as {found.get('batch_size', 1)}."
             )
-        return store_at(folder, identity, kind, unit_rows)
+        return make(folder, identity, unit_rows)
     if found and not overwrite:
         before = LATER_FIELDS | found.get("identity", {})
         differences = ", ".join(
@@ -343,15 +336,12 @@ def open_store(
         raise UsageError(
             f"{folder} holds latents of another extraction ({differences}). Pass --overwrite to replace them."
         )
-    for file in [*folder.glob(SHARDS), folder / INDEX] if found else ():  # .npz files are replaced one by one
-        file.unlink(missing_ok=True)
+    # Files of single samples are replaced one by one.
+    patterns = [SHARDS, INDEX, NPZ] if kind == "shards" else [SHARDS, INDEX]
+    for file in [file for pattern in patterns for file in folder.glob(pattern)] if found else ():
+        file.unlink()
     facts = {"store": kind, "unit_rows": unit_rows} if kind == "shards" else {"store": kind}
     write_json(
         folder / MANIFEST, {"format": FORMAT, "key": identity.key, "identity": asdict(identity), **facts, **details}
     )
-    return store_at(folder, identity, kind, unit_rows)
-
-
-def store_at(folder: Path, identity: StoreIdentity, kind: StoreKind, unit_rows: int) -> LatentStore:
-    """The store of a kind in a folder."""
-    return (ShardStore if kind == "shards" else NpzStore)(folder, identity, unit_rows)
+    return make(folder, identity, unit_rows)

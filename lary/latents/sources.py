@@ -1,12 +1,12 @@
 """Latents read back from their files, which are untrusted input: both layouts, and what a split needs of them.
 
-An ``.npz`` has one sample: only the arrays ``tokens`` and ``indices`` are opened, their headers are compared with the
-archive's sizes before memory is allocated, and nothing is unpickled. Its zip comment, which other readers pass over,
-names the sample and the store.
+An ``.npz`` has one sample: only the arrays ``tokens`` and ``indices`` are opened, their headers are compared with
+the archive's sizes before memory is allocated, and nothing is unpickled. Its zip comment, which other readers
+pass over, names the sample and the store.
 
-A shard is a safetensors file with the tensors ``tokens`` (R, P, N, D) or (R, N, D) and, for models with a codebook,
-``codes`` (R, P, N). Its metadata name the store, and for every row its number in the table, its sample id and the
-CRC-32 of its bytes.
+A shard is a safetensors file with the tensors ``tokens`` (R, P, N, D) or (R, N, D) and, for models with a
+codebook, ``codes`` (R, P, N). Its metadata name the store, and for every row its number in the table, its sample
+id and the CRC-32 of its bytes.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ import zipfile
 from collections.abc import Collection, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from functools import lru_cache, partial
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -80,8 +80,8 @@ def read_array(path: Path, name: str) -> npt.NDArray[Any] | None:
     """A numeric array of a file, None if it isn't there.
 
     Raises:
-        MediaError: the file is missing, torn, no archive, or the array is none of numbers, or
-            larger than it may be.
+        MediaError: the file is missing, torn, no archive, or the array is none of numbers, or larger than it may
+            be.
     """
     try:
         (array,) = read_npz(path, name, largest=MOST_BYTES)
@@ -128,10 +128,8 @@ class NpzSource:
         for position, row in enumerate(rows):
             tokens = read_tokens(self.files[row])
             if tokens.shape != self.shape:
-                raise LaryError(
-                    f"The latents {self.files[row]} have shape {tokens.shape}, those of {self.files[0]} {self.shape}: "
-                    "one table must hold latents of one extraction."
-                )
+                files = f"{self.files[0]} and {self.files[row]}"
+                raise LaryError(f"{files} have latents of different shapes: one table must hold latents of one model.")
             out[position] = tokens
         return out
 
@@ -145,15 +143,16 @@ class NpzSource:
 
 # Shards
 
+Place = tuple[int, np.dtype[Any], tuple[int, ...]]
+"""The first byte of a tensor in a shard, its number format as numpy has it, and the shape of one row."""
+
 
 @dataclass(frozen=True)
 class ShardHeader:
     """What a shard holds; made by `read_shard`, so all of it fits the file.
 
     Attributes:
-        start: first byte of the tokens.
-        shape: of one row's tokens.
-        codes: first byte, number format and shape of one row's codes; None without.
+        codes: None without.
         rows: numbers (R,) int64 in the table, ascending.
         checksums: (R,) uint32, of the bytes of tokens and codes of each row.
         stamp: file number, size and time of change, which show whether the file is still the same.
@@ -163,21 +162,29 @@ class ShardHeader:
     store: str
     model: str
     dtype: LatentDtype
-    start: int
-    shape: tuple[int, ...]
-    codes: tuple[int, np.dtype[Any], tuple[int, ...]] | None
+    tokens: Place
+    codes: Place | None
     rows: npt.NDArray[np.int64]
     samples: tuple[str, ...]
     checksums: npt.NDArray[np.uint32]
     stamp: tuple[int, int, int]
 
-    def __len__(self) -> int:
-        return len(self.samples)
-
     @property
-    def row_bytes(self) -> int:
-        """Bytes of one row's tokens."""
-        return math.prod(self.shape) * np.dtype(STORED[self.dtype]).itemsize
+    def shape(self) -> tuple[int, ...]:
+        """Shape of one row's tokens."""
+        return self.tokens[2]
+
+    def positions(self) -> dict[int, tuple[str, int]]:
+        """Sample id and position in the shard by row of the table."""
+        pairs = enumerate(zip(self.rows.tolist(), self.samples, strict=True))
+        return {row: (sample, position) for position, (row, sample) in pairs}
+
+
+def open_own(path: Path) -> Any:
+    """A file of a store for reading. Raises LaryError for a link, whose target may be exchanged."""
+    if path.is_symlink():
+        raise LaryError(f"{path} is a link: a store holds files only.")
+    return open_regular(path)
 
 
 def stamp_of(handle: int) -> tuple[int, int, int]:
@@ -202,48 +209,37 @@ def read_shard(path: Path) -> ShardHeader:
     except OSError as error:
         raise LaryError(f"The latents {path} can't be opened ({error.strerror}): extract them again.") from error
     except (SafetensorError, ValueError, TypeError, KeyError, AttributeError, OverflowError, RecursionError) as error:
-        what = f"{type(error).__name__}: {error}"
         raise LaryError(
-            f"{path} is damaged or no shard of latents: its header is wrong ({what}). Extract its rows again."
+            f"{path} is damaged or no shard of latents: its header is wrong ({type(error).__name__}: {error}). Extract "
+            "its rows again."
         ) from error
 
 
-def open_own(path: Path) -> Any:
-    """A file of a store for reading. Raises LaryError for a link, whose target may be exchanged."""
-    if path.is_symlink():
-        raise LaryError(f"{path} is a link: a store holds files only.")
-    return open_regular(path)
-
-
 def _checked(path: Path, header: dict[str, Any], start: int, stamp: tuple[int, int, int]) -> ShardHeader:
-    """A header whose tensors the library has checked. Raises one of Python's errors for what contradicts itself."""
-    facts, tensors = header.pop("__metadata__"), set(header)
-    if facts["format"] != VERSION:
-        raise ValueError(f"expected the format {VERSION}")
-    if not {"tokens"} <= tensors <= {"tokens", "codes"}:
-        raise ValueError(f"it lists the tensors {', '.join(tensors) or 'none'}")
-    tokens = header["tokens"]
-    dtype, shape = TOKEN_TYPES[tokens["dtype"]], tuple(tokens["shape"])
-    if not 2 <= len(shape) <= 5:
-        raise ValueError(f"tokens of shape {shape}")
-    codes = None
-    if "codes" in header:
-        more = header["codes"]
-        if more["shape"][0] != shape[0]:
-            raise ValueError(f"{more['shape'][0]} rows of codes beside {shape[0]} of tokens")
-        codes = (start + more["data_offsets"][0], np.dtype(CODE_TYPES[more["dtype"]]), tuple(more["shape"][1:]))
+    """A header whose tensors the library has checked. Raises one of Python's errors where it contradicts itself."""
+    facts, tokens, codes = header.pop("__metadata__"), header.pop("tokens"), header.pop("codes", None)
+    if header or facts["format"] != VERSION:
+        raise ValueError(f"expected tokens and codes in the format {VERSION}")
+    dtype, count = TOKEN_TYPES[tokens["dtype"]], tokens["shape"][0]
+    if not 2 <= len(tokens["shape"]) <= 5:
+        raise ValueError(f"tokens of shape {tokens['shape']}")
+
+    def place(tensor: dict[str, Any], kind: str) -> Place:
+        if tensor["shape"][0] != count:
+            raise ValueError(f"{tensor['shape'][0]} rows beside {count}")
+        return start + tensor["data_offsets"][0], np.dtype(kind), tuple(tensor["shape"][1:])
+
     # The values of metadata are strings: lists are joined by commas.
     listed = {name: facts[name].split(",") if facts[name] else [] for name in ("rows", "samples", "checksums")}
-    if any(len(values) != shape[0] for values in listed.values()):
-        raise ValueError(f"rows, samples and checksums that are not {shape[0]}")
+    if any(len(values) != count for values in listed.values()):
+        raise ValueError(f"rows, samples and checksums that are not {count}")
     rows = np.array([int(part) for part in listed["rows"]], dtype=np.int64)
     if len(rows) and (rows[0] < 0 or (np.diff(rows) <= 0).any()):
         raise ValueError("its rows don't ascend")
-    checksums = np.array([int(part, 16) for part in listed["checksums"]], dtype=np.uint32)
-    begin = start + tokens["data_offsets"][0]
     return ShardHeader(
-        path, str(facts["store"]), str(facts["model"]), dtype, begin, shape[1:], codes, rows, tuple(listed["samples"]),
-        checksums, stamp,
+        path, str(facts["store"]), str(facts["model"]), dtype, place(tokens, STORED[dtype]),
+        None if codes is None else place(codes, CODE_TYPES[codes["dtype"]]), rows, tuple(listed["samples"]),
+        np.array([int(part, 16) for part in listed["checksums"]], dtype=np.uint32), stamp,
     )  # fmt: skip
 
 
@@ -290,27 +286,19 @@ class OpenShard:
                 raise LaryError(f"{self.header.path} is damaged: it ends before its last row. Extract its rows again.")
             data, place = data[size:], place + size
 
-    def tokens(self, position: int) -> npt.NDArray[Any]:
-        """The tokens of one row as they are stored, bfloat16 as uint16."""
-        found = np.empty(self.header.shape, dtype=STORED[self.header.dtype])
-        self.read_into(found.reshape(-1).data.cast("B"), self.header.start + position * self.header.row_bytes)
-        return found
-
-    def codes(self, position: int) -> npt.NDArray[Any] | None:
-        """The codes of one row; None without."""
-        if self.header.codes is None:
-            return None
-        start, kind, shape = self.header.codes
-        found = np.empty(shape, dtype=kind)
-        self.read_into(found.reshape(-1).data.cast("B"), start + position * found.nbytes)
-        return found
+    def row(self, position: int) -> tuple[npt.NDArray[Any], npt.NDArray[Any] | None]:
+        """Tokens and codes of one row as they are stored, bfloat16 as uint16; None without codes."""
+        found: list[Any] = []
+        for place in (self.header.tokens, self.header.codes):
+            if place is None:
+                return found[0], None
+            found.append(np.empty(place[2], dtype=place[1]))
+            self.read_into(found[-1].reshape(-1).data.cast("B"), place[0] + position * found[-1].nbytes)
+        return found[0], found[1]
 
 
 class ShardSource:
-    """A `StoredLatents` over rows of shards.
-
-    Rows are read by their positions in the files. The kernel is told of all rows of a batch before the first one is
-    waited for: a disk or a network file system then fetches them at the same time.
+    """A `StoredLatents` over rows of shards, which are read by their positions in the files.
 
     Args:
         headers: of the shards, all with one shape and number format.
@@ -325,20 +313,18 @@ class ShardSource:
     ) -> None:
         if not len(files):
             raise LaryError("There are no latents to read.")
-        first = headers[int(files[0])]
-        for header in headers:
-            if (header.shape, header.dtype, header.store) != (first.shape, first.dtype, first.store):
-                raise LaryError(
-                    f"{header.path} holds {header.dtype} latents {header.shape} of store {header.store}, {first.path} "
-                    f"{first.dtype} {first.shape} of {first.store}: one table must hold latents of one extraction."
-                )
-        sizes = np.array([len(header) for header in headers])
+        kinds = {(header.shape, header.dtype, header.store): header.path for header in headers}
+        if len(kinds) > 1:
+            paths = " and ".join(map(str, kinds.values()))
+            raise LaryError(f"{paths} are of different extractions: one table must hold latents of one.")
+        sizes = np.array([len(header.samples) for header in headers])
         if ((positions < 0) | (positions >= sizes[files])).any():
-            raise LaryError(f"{first.path.parent} has shards with fewer rows than were asked for: extract again.")
-        self.headers, self.shape = tuple(headers), first.shape
-        self._file, self._position, self._first = files, positions, first
+            folder = headers[0].path.parent
+            raise LaryError(f"{folder} has shards with fewer rows than were asked for: extract again.")
+        self.headers, self.shape, self.dtype = tuple(headers), headers[0].shape, headers[0].dtype
+        self._file, self._position = files, positions
         # The cache must not refer to this object, or both would stay until the garbage collector runs.
-        self._open = lru_cache(MOST_OPEN)(partial(_opened, self.headers))
+        self._open = lru_cache(MOST_OPEN)(lambda file: OpenShard(headers[file]))
         self._spare: list[mmap.mmap] = []
 
     def __reduce__(self) -> Any:
@@ -356,45 +342,42 @@ class ShardSource:
         import torch
 
         chosen = np.asarray(rows, dtype=np.int64)
+        found = self._memory((len(chosen), *self.shape))
+        out = torch.from_numpy(found.reshape(len(chosen), math.prod(self.shape)))
+        raw = torch.empty(math.prod(self.shape), dtype=getattr(torch, self.dtype))
+        data = raw.view(torch.uint8).numpy().data
         order = np.lexsort((self._position[chosen], self._file[chosen]))  # as on the disk
         shards = [self._open(file) for file in self._file[chosen][order].tolist()]
-        size, values = self._first.row_bytes, math.prod(self.shape)
         starts = [
-            shard.header.start + size * position
+            shard.header.tokens[0] + len(data) * position
             for shard, position in zip(shards, self._position[chosen][order].tolist(), strict=True)
         ]
+        # The kernel is told of all rows before the first one is waited for: a disk, or a network file system, then
+        # fetches them at the same time.
         if hasattr(os, "posix_fadvise"):
             for shard, start in zip(shards, starts, strict=True):
-                os.posix_fadvise(shard.handle, start, size, os.POSIX_FADV_WILLNEED)
-        found = self._memory(len(chosen) * values).reshape(len(chosen), values)
-        out = torch.from_numpy(found)
-        raw = torch.empty(values, dtype=getattr(torch, self._first.dtype))
-        data = raw.view(torch.uint8).numpy().data
+                os.posix_fadvise(shard.handle, start, len(data), os.POSIX_FADV_WILLNEED)
         for place, shard, start in zip(order.tolist(), shards, starts, strict=True):
             shard.read_into(data, start)
             copy_numbers(raw, out[place])
-        return found.reshape(len(chosen), *self.shape)
-
-    def _memory(self, values: int) -> Floats:
-        """Memory for a batch: that of an earlier one which nobody uses any more, since fresh pages cost as much time as
-        the numbers that are put into them."""
-        try:
-            memory = self._spare.pop()
-        except IndexError:
-            memory = None
-        if memory is None or len(memory) < 4 * values:
-            memory = mmap.mmap(-1, max(4 * values, 1))
-        found = np.frombuffer(memory, np.float32, values)
-        if len(memory) <= MOST_KEPT:  # all views of the array keep it alive, since it doesn't own its memory
-            weakref.finalize(found, self._spare.append, memory).atexit = False
         return found
 
+    def _memory(self, shape: tuple[int, ...]) -> Floats:
+        """Memory for a batch: that of an earlier one which nobody uses any more.
+
+        Fresh pages cost as much time as the numbers that are put into them.
+        """
+        size = 4 * math.prod(shape)
+        memory = self._spare.pop() if self._spare else None
+        if memory is None or len(memory) < size:
+            memory = mmap.mmap(-1, max(size, 1))
+        found = np.frombuffer(memory, np.float32, size // 4)
+        if len(memory) <= MOST_KEPT:  # all views of the array keep it alive, since it doesn't own its memory
+            weakref.finalize(found, self._spare.append, memory).atexit = False
+        return found.reshape(shape)
+
     def codes(self, rows: Collection[int]) -> list[npt.NDArray[Any] | None]:
-        return [self._open(int(self._file[row])).codes(int(self._position[row])) for row in rows]
-
-
-def _opened(headers: Sequence[ShardHeader], file: int) -> OpenShard:
-    return OpenShard(headers[file])
+        return [self._open(int(self._file[row])).row(int(self._position[row]))[1] for row in rows]
 
 
 class PooledSource:

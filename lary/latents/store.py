@@ -1,14 +1,12 @@
 """The latent store: its identity, what all its kinds have in common, number formats, pooling.
 
-A store holds the latents of one split and one identity (model, weights, protocol,
-preprocessing, data set revision, pooling, number format) in one folder, described by
-``store.json``. Two kinds write them differently: ``npz`` one file per sample, ``shards`` one
-safetensors file per unit of rows. Resuming and mixing are decided by sample ids and the
-identity's key, never by file names.
+A store holds the latents of one split and one identity (model, weights, protocol, preprocessing, data set
+revision, pooling, number format) in one folder, described by ``store.json``. Two kinds write them differently:
+``npz`` one file per sample, ``shards`` one safetensors file per unit of rows. Resuming and mixing are decided by
+sample ids and the identity's key, never by file names.
 
-Pooling over the N tokens of each step saves bytes on disk, or tokens for the probe: ``mean``
-averages all, ``cls`` takes the encoder's class token, ``grid:K`` averages a square grid of
-tokens down to K x K cells.
+Pooling over the N tokens of each step saves bytes on disk, or tokens for the probe: ``mean`` averages all,
+``cls`` takes the encoder's class token, ``grid:K`` averages a square grid of tokens down to K x K cells.
 """
 
 from __future__ import annotations
@@ -36,7 +34,7 @@ if TYPE_CHECKING:
     from lary.data.tables import SampleTable
 
 MANIFEST = "store.json"
-SHARDS, INDEX = "shard_*.safetensors", "index.parquet"
+NPZ, SHARDS, INDEX = "latent_action_*.npz", "shard_*.safetensors", "index.parquet"
 SHARD_MARK = "#"
 """Between a shard and a row in it, in ``la_path``."""
 NONE = "none"
@@ -51,8 +49,7 @@ Floats = npt.NDArray[np.float32]
 def token_shape(shape: tuple[int, ...]) -> tuple[int, ...]:
     """The axes (P, N, D) or (N, D) under which one sample's tokens of any shape are stored.
 
-    (D,) is one token, and all axes between the first and the last are tokens: (9, 2, 2, 24)
-    is (9, 4, 24).
+    (D,) is one token, and all axes between the first and the last are tokens: (9, 2, 2, 24) is (9, 4, 24).
     """
     if len(shape) == 1:
         return (1, *shape)
@@ -92,9 +89,9 @@ class StoreIdentity:
 Write = Callable[[int, str, Floats, "npt.NDArray[Any] | None"], None]
 """Takes a row, its sample's id, its tokens (P, N, D) or (N, D) float32, and its codes (P, N).
 
-It may be called from several threads and in any order. It raises MediaError for tokens that
-aren't finite in the store's number format, which costs this row alone, and LaryError for a row
-of another unit or shape, or a full disk.
+It may be called from several threads and in any order. It raises MediaError for tokens that aren't finite in the
+store's number format, which costs this row alone, and LaryError for a row of another unit or shape, or a full
+disk.
 """
 
 
@@ -141,8 +138,7 @@ class LatentStore:
     def finish(self, table: SampleTable) -> None:
         """Bring what lists the latents up to date, and remove what killed writers have left.
 
-        The manifest notes the table that the latents were last extracted from; the samples'
-        ids decide, not this.
+        The manifest notes the table that the latents were last extracted from; the samples' ids decide, not this.
         """
         remove_torn(self.folder)
         facts = {"path": table.path.name, "digest": table.digest, "rows": len(table)}
@@ -184,8 +180,8 @@ LARGEST: dict[LatentDtype, float] = {
 """What is rounded to infinity: half a step above the largest number of the format."""
 
 PIECE = 32768
-"""Numbers per conversion: as many as torch leaves to one thread. More threads would wait for
-each other longer than the conversion takes."""
+"""Numbers per conversion: as many as torch leaves to one thread. More threads would wait for each other longer
+than the conversion takes."""
 
 
 def narrow(tokens: Floats, dtype: LatentDtype) -> npt.NDArray[Any]:

@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-import itertools
 import math
 import re
-import shutil
 import zipfile
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, fields, replace
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import IO, Any
@@ -17,24 +15,17 @@ from typing import IO, Any
 import numpy as np
 import numpy.typing as npt
 
-from lary.configs import LatentDtype, LatentsConfig, StoreKind
+from lary.configs import LatentsConfig
 from lary.data.spec import DATASETS
 from lary.data.splits import find_table
-from lary.data.tables import SampleTable, read_table
+from lary.data.tables import read_table
 from lary.files import (
-    LARGEST_FAILURES,
     atomic_write,
-    path_problem,
-    read_limited,
-    refuse_link,
-    write_bytes,
-    write_text,
 )
-from lary.latents.ref import LatentsRef, SplitLatents, check_format, find_latent_table, open_latents, open_store
+from lary.latents.ref import LatentsRef, open_latents
 from lary.latents.sources import OpenShard, ShardHeader, read_array, read_stamp, read_stamps, read_tokens, scan_shards
-from lary.latents.store import MANIFEST, LatentStore, StoreIdentity, read_manifest
-from lary.latents.writers import checksum_of, header_bytes, index_problems, rows_in
-from lary.locks import locked
+from lary.latents.store import MANIFEST, read_manifest
+from lary.latents.writers import checksum_of, header_bytes, rows_in
 from lary.runtime import progress
 from lary.settings import Settings
 from lary.types import LaryError, MediaError, UsageError
@@ -67,8 +58,7 @@ class _Found:
             for (row, file), stamp in zip(files.items(), read_stamps(files.values()), strict=True):
                 found[row] = (stamp.sample if stamp else "", file)
         for header in self.headers:
-            for row, sample in zip(header.rows.tolist(), header.samples, strict=True):
-                found[row] = (sample, header.path)
+            found |= {row: (sample, header.path) for row, (sample, _) in header.positions().items()}
         return dict(sorted(found.items()))
 
 
@@ -122,7 +112,7 @@ def describe_store(config: LatentsConfig, settings: Settings) -> str:
 
 
 def verify_store(config: LatentsConfig, settings: Settings) -> tuple[int, list[str]]:
-    """Read every row of a store: checksums, number formats, finite values, stamps, and the index.
+    """Read every row of a store: checksums, number formats, finite values, and stamps.
 
     Returns:
         How many rows were read, and a sentence for everything that is wrong.
@@ -135,8 +125,7 @@ def verify_store(config: LatentsConfig, settings: Settings) -> tuple[int, list[s
     problems = list(store.problems)
     checks: list[tuple[int, Callable[[], list[str]]]] = []
     if store.kind == "shards":
-        problems += index_problems(store.folder, store.headers)
-        checks = [(len(header), partial(_shard_problems, header)) for header in store.headers]
+        checks = [(len(header.samples), partial(_shard_problems, header)) for header in store.headers]
     else:
         files, key = [store.folder / name for name in rows_in(store.folder).values()], store.manifest.get("key")
         checks = [(1, partial(_npz_problems, file, key)) for file in files]
@@ -154,7 +143,7 @@ def _shard_problems(header: ShardHeader) -> list[str]:
     try:
         shard = OpenShard(header)
         for position, sample in enumerate(header.samples):
-            stored, codes = shard.tokens(position), shard.codes(position)
+            stored, codes = shard.row(position)
             where = f"{header.path}, row {position} (row {header.rows[position] + 1} of the table, sample {sample})"
             if checksum_of(stored, codes) != int(header.checksums[position]):
                 found.append(f"{where}: its bytes are not those that were written.")
@@ -183,137 +172,32 @@ def _all_finite(stored: npt.NDArray[Any], dtype: str) -> bool:
     return bool(((stored & 0x7F80) != 0x7F80).all() if dtype == "bfloat16" else np.isfinite(stored).all())
 
 
-# Conversion
-
-
-def convert_store(
-    config: LatentsConfig,
-    settings: Settings,
-    *,
-    kind: StoreKind,
-    dtype: LatentDtype | None = None,
-    shard_rows: int = 1024,
-) -> tuple[Path, int]:
-    """Turn a store into one of another kind or number format, in its place; its table names the new files then.
-
-    The new store grows beside the old one, which is removed once the new one is whole; started again after it was
-    stopped, it resumes.
-
-    Returns:
-        The folder, and how many rows it holds.
-
-    Raises:
-        UsageError: no such store, one without identity, a number format that the kind can't hold.
-        LaryError: latents that can't be read, or that are too large for the number format; a full disk; another process
-            that writes the same latents.
-    """
-    if shard_rows < 1:
-        raise UsageError(f"--shard-rows {shard_rows}: must be at least 1.")
-    ref = LatentsRef.of(config)
-    folder = ref.folder(settings)
-    staging, old = (folder.with_name(f".{folder.name}.{end}") for end in ("new", "old"))
-    refuse_link(staging)
-    refuse_link(old)
-    if not folder.is_dir() and old.is_dir() and staging.is_dir():  # stopped while it exchanged the folders
-        with locked(old):  # by a conversion that is still running
-            staging.rename(folder)  # it was whole before the old one was moved away
-    with locked(_find(settings, config).folder):
-        store = _find(settings, config)
-        identity = _identity_of(store)
-        wanted = replace(identity, dtype=dtype or identity.dtype)
-        check_format(kind, wanted.dtype)
-        if (store.kind, identity.key) != (kind, wanted.key):
-            file, table = _latent_table(ref, settings)
-            named = sum(bool(entry) for entry in table.frame["la_path"])
-            if (held := len(store.held())) > named:
-                raise UsageError(
-                    f"{folder} holds latents of {held} rows, but {file} names {named}. Run 'lary extract' without "
-                    "--limit first, so that none is lost."
-                )
-            details = {name: value for name, value in store.manifest.items() if name not in STORE_FIELDS}
-            new = open_store(staging, wanted, details, overwrite=True, kind=kind, unit_rows=shard_rows)
-            _fill(new, table, open_latents(settings, ref))
-            for kept in (folder / name for name in KEPT):
-                if kept.is_file() and not kept.is_symlink():
-                    write_bytes(staging / kept.name, read_limited(kept, LARGEST_FAILURES))
-            folder.rename(old)
-            staging.rename(folder)
-    with locked(folder):  # the lock before it has moved away with the old folder
-        file, table = _latent_table(ref, settings)
-        new = open_store(folder, wanted, {}, overwrite=False, kind=kind)
-        entries = new.entries(table, ref.latent_root(settings))
-        frame = table.frame.copy()
-        frame["la_path"] = entries
-        write_text(file, str(frame.to_csv(index=False, lineterminator="\n")))
-        for leftover in (old, staging):
-            shutil.rmtree(leftover, ignore_errors=True)
-    return folder, sum(map(bool, entries))
-
-
-def _identity_of(store: _Found) -> StoreIdentity:
-    """The identity that a manifest states. Raises UsageError where it states none."""
-    found = store.manifest.get("identity", {})
-    known = {field.name: found[field.name] for field in fields(StoreIdentity) if field.name in found}
-    try:
-        return StoreIdentity(**known)
-    except TypeError:
-        raise UsageError(
-            f"{store.folder} has no identity: another program made its latents. Extract them again with --store "
-            "shards, or use 'lary latents export'."
-        ) from None
-
-
-def _latent_table(ref: LatentsRef, settings: Settings) -> tuple[Path, SampleTable]:
-    """The table that names the latents of a split. Raises UsageError if there is none."""
-    file = find_latent_table(settings, ref)
-    if file is None:
-        raise UsageError(f"There is no table with the latents of '{ref.model}' for {ref.dataset} {ref.split}.")
-    return file, read_table(ref.spec, ref.split, path=file, data_dir=Path())
-
-
-def _fill(store: LatentStore, whole: SampleTable, latents: SplitLatents) -> None:
-    """Write the rows that a store lacks; `whole` is the table of all rows, also of those without latents."""
-    table = latents.table
-    lacking = set(store.missing(whole))
-    positions = [position for position, sample in enumerate(table) if sample.row in lacking]
-    units = itertools.groupby(positions, lambda position: table[position].row // store.unit_rows)
-    with progress(len(table), f"converting {latents.folder.name}", done=len(table) - len(positions)) as bar:
-        for unit, members in units:
-            with store.writer(unit) as write:
-                while part := list(itertools.islice(members, CHUNK)):
-                    codes = latents.source.codes(part)
-                    for at, tokens in enumerate(latents.source.read(part)):
-                        sample = table[part[at]]
-                        try:
-                            write(sample.row, sample.id, tokens, codes[at])
-                        except MediaError as error:
-                            raise LaryError(f"Row {sample.row + 1} of {table.path}: {error}") from error
-                    bar.advance(len(part))
-    store.finish(whole)
-
-
 # Export
 
 
-def export_latents(
-    config: LatentsConfig, settings: Settings, out: Path, *, rows: str | None = None, ids: str | None = None
-) -> int:
+def export_latents(config: LatentsConfig, settings: Settings, out: Path, *, rows: str | None = None) -> int:
     """Write tokens as float32 to one file for other tools; returns how many samples.
 
-    ``.npz``: arrays ``tokens``, ``rows`` (from 0), ``samples``. ``.safetensors``: the tensor ``tokens``, the rows (from
-    1) and ids in the metadata.
+    ``.npz``: arrays ``tokens``, ``rows`` (from 0), ``samples``. ``.safetensors``: the tensor ``tokens``, the rows
+    (from 1) and ids in the metadata.
 
     Args:
         rows: rows of the table from 1, such as 1-100,205.
-        ids: sample ids with commas, or a text file with one in each line.
 
     Raises:
-        UsageError: another ending, rows or ids that aren't there.
+        UsageError: another ending, or rows that have no latents.
     """
     if out.suffix not in (".npz", ".safetensors"):
         raise UsageError(f"{out}: expected a file that ends in .npz or .safetensors.")
     latents = open_latents(settings, LatentsRef.of(config))
-    latents = latents.take(_selected(latents.table, rows, ids)) if rows or ids else latents
+    if rows is not None:
+        there = {sample.row + 1: position for position, sample in enumerate(latents.table)}
+        chosen = set()
+        for number in _numbers(rows):
+            if number not in there:  # refused at once: a range may have a thousand million rows
+                raise UsageError(f"--rows {rows[:80]}: row {number} has no latents.")
+            chosen.add(there[number])
+        latents = latents.take(sorted(chosen))
     samples = list(latents.table)
     shape = (len(samples), *latents.source.shape)
     with progress(len(samples), f"writing {out.name}") as bar, atomic_write(out) as stream:
@@ -341,34 +225,6 @@ def export_latents(
             stream.write(header_bytes(facts, {"tokens": ("F32", shape, 4 * math.prod(shape))}))
             write_tokens(stream)
     return len(samples)
-
-
-def _selected(table: SampleTable, rows: str | None, ids: str | None) -> list[int]:
-    """Positions of the samples that were asked for, in table order. Raises UsageError."""
-    samples = list(table)
-    chosen = set(range(len(samples)))
-    if rows is not None:
-        there = {sample.row + 1: position for position, sample in enumerate(samples)}
-        asked = set()
-        for number in _numbers(rows):
-            if number not in there:  # refused at once: a range may have a thousand million rows
-                raise UsageError(f"--rows {rows[:80]}: row {number} has no latents.")
-            asked.add(there[number])
-        chosen &= asked
-    if ids is not None:
-        words = ids.split(",")
-        if not path_problem(ids) and Path(ids).is_file():  # many ids are too long for a path
-            try:
-                words = read_limited(Path(ids), LARGEST_IDS).decode().split()
-            except (OSError, ValueError) as error:
-                raise UsageError(f"--ids {ids}: the file can't be read: {error}.") from None
-        known = {sample.id: position for position, sample in enumerate(samples)}
-        if absent := [word for word in words if word not in known]:
-            raise UsageError(f"--ids: there are no latents of the sample '{absent[0][:80]}'.")
-        chosen &= {known[word] for word in words}
-    if not chosen:
-        raise UsageError("No sample is left by --rows and --ids together.")
-    return sorted(chosen)
 
 
 def _numbers(text: str) -> Iterator[int]:

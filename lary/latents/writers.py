@@ -1,9 +1,9 @@
 """The two kinds of stores, as they are written.
 
-``npz`` is the published layout, one file per sample. ``shards`` writes one safetensors file per unit of rows and an
-index that can be rebuilt from them. A shard appears whole, with the rows of its unit that could be done; rows that are
-done later come in a further file of the unit. Nothing is ever changed in place. The same rows give the same bytes, in
-whatever order they came.
+``npz`` is the published layout, one file per sample. ``shards`` writes one safetensors file per unit of rows and
+an index that can be rebuilt from them. A shard appears whole, with the rows of its unit that could be done; rows
+that are done later come in a further file of the unit. Nothing is ever changed in place. The same rows give the
+same bytes, in whatever order they came.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ from lary.latents.sources import (
     VERSION,
     ShardHeader,
     Stamp,
-    open_own,
+    read_shard,
     read_stamps,
     scan_shards,
 )  # fmt: skip
@@ -48,8 +48,6 @@ CODE_TAGS = {np.dtype(name): tag for tag, name in CODE_TYPES.items()}
 BLOCK = 4096
 """The data of a shard begin at a multiple of it: rows as large as a page are on pages of their own."""
 MOVED = 8 << 20
-LARGEST_LINE = 512
-"""Bytes that a line of the index may unpack to."""
 
 
 # One file per sample
@@ -151,27 +149,31 @@ class ShardStore(LatentStore):
         """The shard of a unit, or a further one with rows that were done later."""
         return self.folder / f"shard_{unit:05d}{f'_{further}' if further else ''}.safetensors"
 
+    def owns(self, header: ShardHeader) -> bool:
+        """Whether a shard is one of this store."""
+        return (header.store, header.dtype) == (self.identity.key, self.identity.dtype)
+
     def headers(self) -> list[ShardHeader]:
         """Headers of the store's whole shards, those of a unit from the oldest to the newest."""
-        found = scan_shards(self.folder, self.identity.key)[0]
-        return [header for header in found if header.dtype == self.identity.dtype]
+        return [header for header in scan_shards(self.folder, None)[0] if self.owns(header)]
 
     def held(self, table: SampleTable, *, check: bool = True) -> dict[int, str]:
         """``<shard>#<row in the shard>`` by row of the table, by sample id and row."""
         there: dict[int, dict[str, str]] = {}
         for header in self.headers():
-            for position, (row, sample) in enumerate(zip(header.rows.tolist(), header.samples, strict=True)):
-                if row < len(table):
-                    there.setdefault(row, {})[sample] = f"{header.path.name}{SHARD_MARK}{position}"
-        return {row: own for row, samples in there.items() if (own := samples.get(table[row].id)) is not None}
+            for row, (sample, position) in header.positions().items():
+                there.setdefault(row, {})[sample] = f"{header.path.name}{SHARD_MARK}{position}"
+        rows = [row for row in there if row < len(table)]
+        return {row: there[row][own] for row in rows if (own := table[row].id) in there[row]}
 
     @contextmanager
     def writer(self, unit: int) -> Iterator[Write]:
         handle, name = create_temporary(self.file(unit))
-        writer = ShardWriter(self, unit, handle, Path(name))
+        writer = ShardWriter(self, unit, handle)
         try:
             yield writer.add
-            writer.commit()
+            if (target := writer.seal()) is not None:
+                os.replace(name, target)
         except OSError as error:
             raise error if isinstance(error, LaryError) else cannot_write(self.file(unit), error) from error
         finally:
@@ -183,7 +185,7 @@ class ShardStore(LatentStore):
         import pyarrow.parquet
 
         super().finish(table)
-        listed = index_of(self.folder, self.headers()).replace_schema_metadata({"store": self.identity.key})
+        listed = index_of(self.headers()).replace_schema_metadata({"store": self.identity.key})
         with atomic_write(self.folder / INDEX) as stream:
             pyarrow.parquet.write_table(listed, stream)
 
@@ -191,13 +193,13 @@ class ShardStore(LatentStore):
 class ShardWriter:
     """Writes the rows of one unit; `add` may be called from several threads.
 
-    Rows go straight to their places in the file, so memory holds no tokens. Places are counted from the unit's first
-    row; where one stayed empty, the rows behind it move up once at the end. The header comes last, into as much space
-    as one of all places needs.
+    Rows go straight to their places in the file, so memory holds no tokens. Places are counted from the unit's
+    first row; where one stayed empty, the rows behind it move up once at the end. The header comes last, into as
+    much space as one of all places needs.
     """
 
-    def __init__(self, store: ShardStore, unit: int, handle: int, temporary: Path) -> None:
-        self._store, self._unit, self._handle, self._temporary = store, unit, handle, temporary
+    def __init__(self, store: ShardStore, unit: int, handle: int) -> None:
+        self._store, self._unit, self._handle = store, unit, handle
         self._rows = range(unit * store.unit_rows, (unit + 1) * store.unit_rows)
         self._lock = threading.Lock()
         self._kind: tuple[Any, ...] = ()
@@ -208,32 +210,24 @@ class ShardWriter:
         """Write a row to its place. Raises as `Write`, and OSError."""
         if row not in self._rows:
             raise LaryError(f"Row {row} is none of unit {self._unit} of {self._store.folder}.")
-        stored = narrow(tokens, self._store.identity.dtype)
+        stored = np.ascontiguousarray(narrow(tokens, self._store.identity.dtype))
         if codes is not None:
             codes = np.ascontiguousarray(codes)
             codes = codes if codes.dtype in CODE_TAGS else codes.astype(np.int64)
-        kind = (stored.shape, codes is not None and (CODE_TAGS[codes.dtype], codes.shape), len(sample))
+        kind = (stored.shape, () if codes is None else (CODE_TAGS[codes.dtype], codes.shape), len(sample))
         with self._lock:
-            if not self._kind:
-                self._begin(kind, sample, stored)
+            if not self._kind:  # the first row shows what all are like, and so every row's place
+                if not 2 <= stored.ndim <= 4 or not stored.size or not sample or "," in sample:
+                    raise LaryError(f"Tokens {stored.shape} of a sample {sample!r} can't be stored in a shard.")
+                self._kind, self._row_bytes = kind, stored.nbytes
+                self._start = len(self._header(self._rows, [sample] * len(self._rows), [0] * len(self._rows)))
         if kind != self._kind:
             raise LaryError(
-                f"Row {row}: tokens {kind[0]}, codes {kind[1] or None}, id of {kind[2]} letters; the rows before have "
-                f"{self._kind[0]}, {self._kind[1] or None}, {self._kind[2]}: a store of shards holds latents of one "
-                "shape."
+                f"Row {row} has tokens, codes and letters of its id {kind}, the rows before {self._kind}: a store of "
+                "shards holds latents of one shape."
             )
-        data = np.ascontiguousarray(stored).data.cast("B")
-        write_at(self._handle, data, self._start + (row - self._rows[0]) * self._row_bytes)
+        write_at(self._handle, stored.data.cast("B"), self._start + (row - self._rows[0]) * self._row_bytes)
         self._done[row] = (sample, checksum_of(stored, codes), codes)
-
-    def _begin(self, kind: tuple[Any, ...], sample: str, stored: npt.NDArray[Any]) -> None:
-        """Learn from the first row what all are like, and with it every row's place."""
-        if not 2 <= stored.ndim <= 4 or not stored.size:
-            raise LaryError(f"Tokens of shape {stored.shape} can't be stored: expected (P, N, D) or (N, D).")
-        if not sample or "," in sample:
-            raise LaryError(f"The sample id {sample!r} can't be stored: ids have no comma.")
-        self._kind, self._row_bytes = kind, stored.nbytes
-        self._start = len(self._header(self._rows, [sample] * len(self._rows), [0] * len(self._rows)))
 
     def _header(self, rows: Sequence[int], samples: Sequence[str], checksums: Sequence[int]) -> bytes:
         identity, (shape, codes, _) = self._store.identity, self._kind
@@ -249,10 +243,10 @@ class ShardWriter:
             tensors["codes"] = (codes[0], (len(rows), *codes[1]), len(rows) * size)
         return header_bytes(metadata, tensors, self._start)
 
-    def commit(self) -> None:
-        """Close the gaps, write codes and header, and give the file its name; without any row there is none."""
+    def seal(self) -> Path | None:
+        """Close the gaps and write codes and header; returns the shard's name, None where there is nothing new."""
         if not self._done:
-            return
+            return None
         rows, end = sorted(self._done), self._start
         for row in rows:
             source = self._start + (row - self._rows[0]) * self._row_bytes
@@ -268,24 +262,23 @@ class ShardWriter:
         os.ftruncate(self._handle, end)
         write_at(self._handle, memoryview(self._header(rows, samples, checksums)), 0)
         os.fsync(self._handle)
-        if (target := self._free_name(dict(zip(rows, samples, strict=True)))) is not None:
-            os.replace(self._temporary, target)
-
-    def _free_name(self, own: dict[int, str]) -> Path | None:
-        """The first name of the unit that no whole shard has; None if one holds these rows already."""
-        headers = {header.path: header for header in self._store.headers()}
         for further in count():
             file = self._store.file(self._unit, further)
-            if file not in headers:
+            try:
+                header = read_shard(file)
+            except LaryError:
+                return file  # there is none, or a torn one
+            if not self._store.owns(header):
                 return file
-            if own.items() <= dict(zip(headers[file].rows.tolist(), headers[file].samples, strict=True)).items():
+            there = header.positions()
+            if all(there.get(row, ("",))[0] == sample for row, sample in zip(rows, samples, strict=True)):
                 return None
         raise AssertionError
 
 
 def checksum_of(stored: npt.NDArray[Any], codes: npt.NDArray[Any] | None) -> int:
-    """The CRC-32 of a row's bytes."""
-    checksum = zlib.crc32(np.ascontiguousarray(stored).data.cast("B"))
+    """The CRC-32 of a row's bytes, which the standard library computes without the interpreter's lock."""
+    checksum = zlib.crc32(stored.reshape(-1).data.cast("B"))
     return checksum if codes is None else zlib.crc32(codes.reshape(-1).data.cast("B"), checksum)
 
 
@@ -299,50 +292,17 @@ def write_at(handle: int, data: memoryview, place: int) -> None:
 # The index
 
 
-def index_of(folder: Path, headers: Sequence[ShardHeader]) -> pyarrow.Table:
-    """What ``index.parquet`` lists: sample, row, shard, position, checksum; of a row that is there twice, the newest.
-
-    Raises:
-        LaryError: shards hold latents of different shapes.
-    """
+def index_of(headers: Sequence[ShardHeader]) -> pyarrow.Table:
+    """What ``index.parquet`` lists for other programs; of a row that is there twice, the newest."""
     import pyarrow
 
-    shapes = {header.shape: header.path for header in headers}
-    if len(shapes) > 1:
-        named = ", ".join(f"{path.name} {shape}" for shape, path in shapes.items())
-        raise LaryError(f"{folder} holds latents of different shapes ({named}): extract it anew with --overwrite.")
     newest = {}
     for header in headers:
-        values = zip(header.samples, header.rows.tolist(), header.checksums.tolist(), strict=True)
-        for position, (sample, row, checksum) in enumerate(values):
-            newest[row] = (sample, row, header.path.name, position, checksum)
-    schema = pyarrow.schema(
-        {
-            "sample": pyarrow.string(), "row": pyarrow.int64(), "shard": pyarrow.string(), "position": pyarrow.int32(),
-            "checksum": pyarrow.uint32(),
-        }
-    )  # fmt: skip
-    columns = zip(*(newest[row] for row in sorted(newest)), strict=True) if newest else [()] * len(schema)
-    return pyarrow.table([list(values) for values in columns], schema=schema)
-
-
-def index_problems(folder: Path, headers: Sequence[ShardHeader]) -> list[str]:
-    """What is wrong with the index of a store of shards."""
-    import pyarrow.parquet
-
-    file = folder / INDEX
-    try:
-        wanted = index_of(folder, headers)
-        with open_own(file) as stream:
-            found = pyarrow.parquet.ParquetFile(stream)
-            facts = found.metadata
-            size = sum(facts.row_group(group).total_byte_size for group in range(facts.num_row_groups))
-            # Compared before anything is unpacked.
-            fits = facts.num_rows == len(wanted) and size <= LARGEST_LINE * len(wanted) + (1 << 20)
-            if fits and found.read().equals(wanted):
-                return []
-    except LaryError as error:
-        return [str(error)]
-    except (OSError, ValueError, pyarrow.ArrowException) as error:
-        return [f"The index {file} can't be read ({error}): 'lary extract' writes it again."]
-    return [f"{file} places samples where the shards don't have them: 'lary extract' writes it again."]
+        for row, (sample, position) in header.positions().items():
+            newest[row] = (sample, row, header.path.name, position, int(header.checksums[position]))
+    types = {
+        "sample": pyarrow.string(), "row": pyarrow.int64(), "shard": pyarrow.string(), "position": pyarrow.int32(),
+        "checksum": pyarrow.uint32(),
+    }  # fmt: skip
+    columns = zip(*(newest[row] for row in sorted(newest)), strict=True) if newest else [()] * len(types)
+    return pyarrow.table([list(values) for values in columns], schema=pyarrow.schema(types))

@@ -87,18 +87,12 @@ class ConditionEmbedder(nn.Module):
         return torch.where(dropped[:, None], self.linear(self.uncondition), known)
 
 
-class _TimestepEmbedder(nn.Module):
-    """Timesteps (B,) -> (B, C): cosines and sines, Linear, SiLU, Linear."""
-
-    def __init__(self, dim: int) -> None:
-        super().__init__()
-        self.mlp = nn.Sequential(nn.Linear(TIME_CHANNELS, dim), nn.SiLU(), nn.Linear(dim, dim))
-
-    def forward(self, timesteps: Tensor) -> Tensor:
-        half = TIME_CHANNELS // 2
-        frequencies = torch.arange(half, dtype=torch.float32, device=timesteps.device)
-        angles = timesteps.float()[:, None] * torch.exp(-math.log(10000.0) * frequencies / half)
-        return self.mlp(torch.cat([angles.cos(), angles.sin()], dim=-1))  # type: ignore[no-any-return]
+def timestep_features(timesteps: Tensor) -> Tensor:
+    """Cosines and sines of timesteps, (B,) -> (B, 256)."""
+    half = TIME_CHANNELS // 2
+    frequencies = torch.arange(half, dtype=torch.float32, device=timesteps.device)
+    angles = timesteps.float()[:, None] * torch.exp(-math.log(10000.0) * frequencies / half)
+    return torch.cat([angles.cos(), angles.sin()], dim=-1)
 
 
 class _DiffusionTransformer(nn.Module):
@@ -112,7 +106,8 @@ class _DiffusionTransformer(nn.Module):
         self.positional_embedding = nn.Parameter(torch.zeros(steps + 1, dim))
         self.history_embedder = _linear(action_dim, dim)
         self.x_embedder = _linear(action_dim, dim)
-        self.t_embedder = _TimestepEmbedder(dim)
+        layers = nn.Linear(TIME_CHANNELS, dim), nn.SiLU(), nn.Linear(dim, dim)
+        self.t_embedder = nn.ModuleDict({"mlp": nn.Sequential(*layers)})
         self.z_embedder = ConditionEmbedder(latent_dim, dim)
         # The timestep enters through the condition token alone; the norms have no weights.
         norm = {"eps": 1e-6, "elementwise_affine": False}
@@ -125,11 +120,11 @@ class _DiffusionTransformer(nn.Module):
 
     def denoise(self, noisy: Tensor, timesteps: Tensor, embedded: Tensor) -> Tensor:
         """As `forward`, with latents that are embedded already, (B, C)."""
-        condition = self.t_embedder(timesteps) + embedded
+        condition = self.t_embedder["mlp"](timestep_features(timesteps)) + embedded
         x = torch.cat([condition[:, None], self.x_embedder(noisy)], dim=1) + self.positional_embedding
         for block in self.blocks:
             x = block(x)
-        return self.final_layer(plain_norm(x))[:, 1:]  # type: ignore[no-any-return]
+        return self.final_layer(plain_norm(x))[:, 1:]
 
     @torch.no_grad()
     def _initialise(self) -> None:
@@ -168,22 +163,21 @@ class ActionExpertDiT(nn.Module):
 
     def forward(self, noisy: Tensor, timesteps: Tensor, tokens: Tensor, dropped: Tensor | None = None) -> Tensor:
         """Predicted noise (B, K, A)."""
-        return self.dit(noisy, timesteps, tokens.flatten(1), dropped)  # type: ignore[no-any-return]
+        return self.dit(noisy, timesteps, tokens.flatten(1), dropped)
 
     def loss(self, tokens: Tensor, target: Tensor, count: int, share: slice) -> Tensor:
-        """Huber loss of the predicted noise at a random timestep per sample: the sum over the size of the whole batch.
+        """Huber loss of the predicted noise at a random timestep per sample, of the `share` of `count` samples.
 
-        `tokens` and `target` (B, K * A) are the `share` of a batch of `count` samples; all of
-        it is drawn for, so that every share sees what it would see in the whole.
+        The sum over the size of the whole batch, for all of which is drawn, so that every
+        share sees what it would see in the whole.
         """
         noise = torch.randn(count, *self.shape)
         timesteps = torch.randint(TRAINING_STEPS, (count,))
         dropped = torch.rand(count) < CONDITION_DROPOUT
         noise, timesteps, dropped = (drawn[share].to(tokens.device) for drawn in (noise, timesteps, dropped))
         noisy = add_noise(target.reshape(-1, *self.shape), noise, timesteps)
-        return F.huber_loss(self(noisy, timesteps, tokens, dropped), noise, reduction="sum") / (
-            count * math.prod(self.shape)
-        )
+        found = self(noisy, timesteps, tokens, dropped)
+        return F.huber_loss(found, noise, reduction="sum") / (count * math.prod(self.shape))
 
     @torch.no_grad()
     def predict(self, tokens: Tensor) -> Tensor:

@@ -34,7 +34,7 @@ ROWS_AT_ONCE = 64
 
 def split_heads(x: Tensor, heads: int) -> Tensor:
     """(B, S, D) -> (B, heads, S, D / heads)."""
-    return x.reshape(*x.shape[:2], heads, -1).transpose(1, 2)
+    return x.unflatten(-1, (heads, -1)).transpose(1, 2)
 
 
 def _attend(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
@@ -63,7 +63,7 @@ class SelfAttention(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         q, k, v = (split_heads(part, self.heads) for part in self.qkv(x).chunk(3, dim=-1))
-        return self.proj(_attend(q, k, v))  # type: ignore[no-any-return]
+        return self.proj(_attend(q, k, v))
 
 
 class SelfBlock(nn.Module):
@@ -78,7 +78,7 @@ class SelfBlock(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         x = x + self.attn(self.norm1(x))
-        return x + self.mlp(self.norm2(x))  # type: ignore[no-any-return]
+        return x + self.mlp(self.norm2(x))
 
 
 class QueryAttention(nn.Module):
@@ -103,34 +103,27 @@ class QueryAttention(nn.Module):
         return split_heads(q, self.heads), split_heads(k, self.heads), split_heads(v, self.heads)
 
 
-class _CrossBlock(nn.Module):
-    """Cross-attention and MLP with residuals on the queries, which enter the attention without a norm."""
-
-    def __init__(self, dim: int, heads: int) -> None:
-        super().__init__()
-        self.norm1 = nn.LayerNorm(dim)
-        self.xattn = QueryAttention(dim, heads)
-        self.norm2 = nn.LayerNorm(dim)
-        self.mlp = gelu_mlp(dim)
-
-    def forward(self, queries: Tensor, tokens: Tensor) -> Tensor:
-        queries = queries + self.xattn(queries, self.norm1(tokens))
-        return queries + self.mlp(self.norm2(queries))  # type: ignore[no-any-return]
-
-
 class _Pooler(nn.Module):
-    """``depth - 1`` self-attention blocks, then one query pools the tokens: (B, S, D) -> (B, 1, D)."""
+    """``depth - 1`` self-attention blocks, then one query pools the tokens: (B, S, D) -> (B, D).
+
+    The query enters the attention without a norm.
+    """
 
     def __init__(self, dim: int, heads: int, depth: int) -> None:
         super().__init__()
         self.query_tokens = nn.Parameter(torch.zeros(1, 1, dim))
-        self.cross_attention_block = _CrossBlock(dim, heads)
+        self.cross_attention_block = nn.ModuleDict({
+            "norm1": nn.LayerNorm(dim), "xattn": QueryAttention(dim, heads),
+            "norm2": nn.LayerNorm(dim), "mlp": gelu_mlp(dim),
+        })  # fmt: skip
         self.blocks = nn.ModuleList(SelfBlock(dim, heads) for _ in range(depth - 1))
 
     def forward(self, x: Tensor) -> Tensor:
         for block in self.blocks:
             x = block(x)
-        return self.cross_attention_block(self.query_tokens.expand(len(x), -1, -1), x)  # type: ignore[no-any-return]
+        cross, query = self.cross_attention_block, self.query_tokens.expand(len(x), -1, -1)
+        query = query + cross["xattn"](query, cross["norm1"](x))
+        return (query + cross["mlp"](cross["norm2"](query))).squeeze(1)
 
 
 class _AttentiveClassifier(nn.Module):
@@ -151,7 +144,7 @@ class _AttentiveClassifier(nn.Module):
             x = (x + self._steps(x.shape[1])).flatten(1, 2)
         elif x.ndim == 2:
             x = x[:, None]
-        return self.linear(self.pooler(x).squeeze(1))  # type: ignore[no-any-return]
+        return self.linear(self.pooler(x))
 
     def _steps(self, count: int) -> Tensor:
         """Embedding of the first `count` steps (1, P, 1, D), stretched where there are more steps than it has."""
@@ -175,7 +168,7 @@ class AttentiveProbe(nn.Module):
         self._initialise()
 
     def forward(self, tokens: Tensor) -> Tensor:
-        return self.classifier(self.projector(tokens))  # type: ignore[no-any-return]
+        return self.classifier(self.projector(tokens))
 
     @torch.no_grad()
     def _initialise(self) -> None:
@@ -230,7 +223,7 @@ def attend(head: SelectedHead, source: LatentSource, rows: Sequence[int] | Ints)
     read = standardised(source, *scaling) if scaling else source
     tokens = torch.from_numpy(np.ascontiguousarray(read.read(np.asarray(rows, dtype=np.int64)), dtype=np.float32))
     seen: list[Tensor] = []
-    attention = network.classifier.pooler.cross_attention_block.xattn
+    attention = network.classifier.pooler.cross_attention_block["xattn"]
     with attention.register_forward_pre_hook(lambda module, inputs: seen.append(module.weights(*inputs))):
         logits = network(tokens)
     return logits.numpy(), seen[0].mean(dim=(1, 2)).numpy()
@@ -274,48 +267,36 @@ class _ResidualBlock(nn.Module):
         self.ffn = nn.Sequential(nn.LayerNorm(dim), nn.Linear(dim, dim), nn.ReLU())
 
     def forward(self, x: Tensor) -> Tensor:
-        return x + self.ffn(x)  # type: ignore[no-any-return]
-
-
-class _ResidualMlp(nn.Module):
-    """LayerNorm, Linear, ReLU, residual blocks, LayerNorm, Linear: (B, input_dim) -> (B, output_dim)."""
-
-    def __init__(self, input_dim: int, output_dim: int, hidden_dim: int, num_blocks: int) -> None:
-        super().__init__()
-        self.layer_norm1 = nn.LayerNorm(input_dim)
-        self.fc1 = nn.Linear(input_dim, hidden_dim)
-        self.mlp_resnet_blocks = nn.ModuleList(_ResidualBlock(hidden_dim) for _ in range(num_blocks))
-        self.layer_norm2 = nn.LayerNorm(hidden_dim)
-        self.fc2 = nn.Linear(hidden_dim, output_dim)
-
-    def forward(self, x: Tensor) -> Tensor:
-        norm, first = self.layer_norm1, self.fc1
-        if x.requires_grad:
-            x = F.relu(first(norm(x)))
-        else:
-            x = F.relu(_NormedLinear.apply(x, norm.weight, norm.bias, norm.eps, first.weight, first.bias))  # type: ignore[no-untyped-call]
-        for block in self.mlp_resnet_blocks:
-            x = block(x)
-        return self.fc2(self.layer_norm2(x))  # type: ignore[no-any-return]
+        return x + self.ffn(x)
 
 
 class ActionExpertMLP(nn.Module):
-    """Tokens (B, ...), every axis flattened in storage order -> normalised chunk (B, K * A), step-major."""
+    """Tokens (B, ...), every axis flattened in storage order -> normalised chunk (B, K * A), step-major.
+
+    LayerNorm, Linear, ReLU, residual blocks, LayerNorm, Linear.
+    """
 
     def __init__(
         self, input_dim: int, action_dim: int, action_steps: int, hidden_dim: int = 4096, num_blocks: int = 2
     ) -> None:
         super().__init__()
-        self.model = _ResidualMlp(input_dim, action_dim * action_steps, hidden_dim, num_blocks)
+        self.model = nn.ModuleDict({
+            "layer_norm1": nn.LayerNorm(input_dim), "fc1": nn.Linear(input_dim, hidden_dim),
+            "mlp_resnet_blocks": nn.Sequential(*(_ResidualBlock(hidden_dim) for _ in range(num_blocks))),
+            "layer_norm2": nn.LayerNorm(hidden_dim), "fc2": nn.Linear(hidden_dim, action_dim * action_steps),
+        })  # fmt: skip
 
     def forward(self, tokens: Tensor) -> Tensor:
-        return self.model(tokens.flatten(1))  # type: ignore[no-any-return]
+        x, model = tokens.flatten(1), self.model
+        norm, first = model["layer_norm1"], model["fc1"]
+        if x.requires_grad:
+            x = first(norm(x))
+        else:
+            x = _NormedLinear.apply(x, norm.weight, norm.bias, norm.eps, first.weight, first.bias)  # type: ignore[no-untyped-call]
+        return model["fc2"](model["layer_norm2"](model["mlp_resnet_blocks"](F.relu(x))))
 
     predict = forward
 
     def loss(self, tokens: Tensor, target: Tensor, count: int, share: slice) -> Tensor:
-        """Huber loss of the predicted chunk against `target` (B, K * A): the sum over the size of the whole batch.
-
-        `tokens` and `target` are the `share` of a batch of `count` samples.
-        """
+        """Huber loss against `target` (B, K * A) of the `share` of `count` samples: the sum over the size of all."""
         return F.huber_loss(self(tokens), target, reduction="sum") / (count * target.shape[1])

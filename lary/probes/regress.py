@@ -30,10 +30,10 @@ from lary.probes.outcome import (
     huber_loss,
     mse,
 )
-from lary.probes.presets import ActionSettings, DitSettings, RegressorSettings, RidgeSettings
-from lary.probes.sources import CHUNK, check_memory, check_splits, keep_in_memory, training_rows
+from lary.probes.presets import ActionSettings, DitSettings, RidgeSettings
+from lary.probes.sources import check_memory, check_splits, in_chunks
 from lary.probes.training import Session, Training, adamw, save_checkpoint
-from lary.runtime import memory_bytes, seed_everything
+from lary.runtime import memory_bytes
 from lary.types import LaryError, LatentSource, UsageError
 
 SEEN = "seen"
@@ -70,27 +70,21 @@ def train_regressor(inputs: RegressorInputs, settings: ActionSettings, session: 
     """Train the probe that the settings are for and return its predictions for every evaluated sample.
 
     Epochs count from 1; for the ridge an epoch is the number of a penalty. ``best_model.pth``
-    in the session's folder holds the weights of the reported epoch, written whenever a better
-    one is found: the state dict of the network, or ``coef`` (F, K * A), ``intercept``
-    (K * A), ``mean`` and ``std`` (F) of the ridge. With an identity in `session` an
-    interrupted training is resumed, and its result is bit-identical on a CPU. The progress
-    advances by the size of the training split in every epoch. The DiT draws every chunk that
-    is scored.
+    in the session's folder holds the weights of the reported epoch: the state dict of the
+    network, or ``coef`` (F, K * A), ``intercept`` (K * A), ``mean`` and ``std`` (F) of the
+    ridge. The DiT draws every chunk that is scored.
 
     Raises:
-        UsageError: the inputs don't fit together, nothing can be held out, or the probe
-            doesn't fit into memory.
+        UsageError: the inputs don't fit together or into memory, or nothing can be held out.
         LaryError: the training diverged.
     """
     evaluated = [(split.latents, split.targets) for split in inputs.evaluated.values()]
     check_splits((inputs.train, inputs.train_targets), *evaluated)
-    seed_everything(session.seed)
-    rows = training_rows(session.protocol, inputs.train_groups, seed=session.seed)
     training: ActionTraining
     if isinstance(settings, RidgeSettings):
-        training = RidgeTraining(inputs, settings, replace(session, device="cpu"), rows)
+        training = RidgeTraining(inputs, settings, replace(session, device="cpu"))
     else:
-        training = RegressorTraining(inputs, settings, session, rows)
+        training = RegressorTraining(inputs, settings, session)
     training.run()
     return training.outcome()
 
@@ -100,18 +94,6 @@ class ActionTraining(Training):
 
     checkpoint = "best_model.pth"
 
-    def __init__(
-        self, inputs: RegressorInputs, settings: ActionSettings, session: Session, rows: tuple[Ints, Ints]
-    ) -> None:
-        targets = [split.targets for split in inputs.evaluated.values()]
-        kind = type(settings).__name__
-        super().__init__(
-            session, settings, rows,
-            kind, list(inputs.train.shape), list(inputs.train_groups), inputs.train_targets, *targets,
-        )  # fmt: skip
-        self.inputs = inputs
-        self.predicted: dict[str, Tensor] = {}
-
     @abstractmethod
     def weights(self) -> dict[str, Tensor]:
         """The weights of the latest epoch."""
@@ -119,6 +101,7 @@ class ActionTraining(Training):
     def score(self, row: dict[str, Any], predict: Callable[[LatentSource, Ints], Floats]) -> None:
         """Predict all that is scored with the latest weights, and add the errors to a row of the history."""
         inputs, size = self.inputs, self.settings.batch_size
+        self.predicted: dict[str, Tensor] = {}
         if len(self.held_rows):
             held = predict(inputs.train, self.held_rows)
             row |= errors("held_out", held, inputs.train_targets[self.held_rows], size)
@@ -131,7 +114,7 @@ class ActionTraining(Training):
         """Offer the epoch to the picks, and write its weights where the reported pick takes it."""
         # Without held-out rows the published choice is the only one.
         columns = {"held_out": "held_out_mse"} if len(self.held_rows) else {}
-        row, values = self.history[-1], dict(self.predicted)
+        row, values = self.history[-1], self.predicted
         taken = [
             self.offer(name, [-row[column]], epoch=epoch, values=values)
             for name, column in (columns | {"best_on_validation": f"{SEEN}_mse"}).items()
@@ -147,18 +130,15 @@ class ActionTraining(Training):
         mean_action = inputs.train_targets.mean(axis=0, dtype=np.float64).astype(np.float32)
         splits = {}
         for role, split in inputs.evaluated.items():
-            selections: Any = {
-                name: ActionPredictions(pick["epoch"], pick["values"][role].numpy())
-                for name, pick in self.picks.items()
-            }
+            selections: Any = {}
+            for name, pick in self.picks.items():
+                selections[name] = ActionPredictions(pick["epoch"], pick["values"][role].numpy())
             losses: Any = {name: row[f"{role}_loss"] for name, row in rows.items()}
             controls = {"mean_action": np.broadcast_to(mean_action, split.targets.shape).copy()}
-            splits[role] = SplitOutcome(
-                split.samples, split.targets, split.mean, split.std, selections, controls, losses
-            )  # fmt: skip
-        return RegressionOutcome(
-            inputs.dims, inputs.groups, splits, self.history, self.stated(inputs.train), self.warnings()
-        )  # fmt: skip
+            own = split.samples, split.targets, split.mean, split.std
+            splits[role] = SplitOutcome(*own, selections, controls, losses)
+        stated, warnings = self.stated(), self.warnings()
+        return RegressionOutcome(inputs.dims, inputs.groups, splits, self.history, stated, warnings)
 
     def warnings(self) -> tuple[str, ...]:
         """Sentences for the result."""
@@ -173,8 +153,6 @@ def errors(name: str, predicted: Floats, targets: Floats, batch_size: int) -> di
 class RegressorTraining(ActionTraining):
     """An MLP or a DiT in training."""
 
-    settings: RegressorSettings | DitSettings
-
     def build(self) -> dict[str, Any]:
         inputs, settings = self.inputs, self.settings
         check_memory(self.make, 1, settings.batch_size, inputs.train.shape, self.device)
@@ -184,12 +162,6 @@ class RegressorTraining(ActionTraining):
         self.order = np.random.default_rng(self.session.seed)
         for _ in self.history:
             self.order.permutation(self.fit_rows)
-        size = self.team.size
-        splits = {
-            role: replace(split, latents=keep_in_memory(split.latents, size))
-            for role, split in inputs.evaluated.items()
-        }
-        self.inputs = replace(inputs, train=keep_in_memory(inputs.train, size), evaluated=splits)
         return {"network": self.network, "optimizer": self.optimizer}
 
     def make(self) -> ActionExpertMLP | ActionExpertDiT:
@@ -225,7 +197,7 @@ class RegressorTraining(ActionTraining):
             wanted = torch.from_numpy(self.inputs.train_targets[rows]).flatten(1).to(self.device)
             loss = self.network.loss(tokens, wanted, count, self.team.share)
             self.optimizer.zero_grad(set_to_none=True)
-            loss.backward()  # type: ignore[no-untyped-call]
+            torch.autograd.backward(loss)
             total = loss.detach()
             self.team.add(total)
             losses.append(float(total))
@@ -248,9 +220,9 @@ class RegressorTraining(ActionTraining):
 
     def _diverged(self, what: str) -> LaryError:
         return LaryError(
-            f"The regression probe diverged in epoch {len(self.history) + 1}, update {self.step} (learning rate "
-            f"{self.rate(self.step):.3g} of {self.settings.lr:g}): {what}. Check the scale of the latents, or train "
-            "with another --probe-preset."
+            f"The probe diverged in epoch {len(self.history) + 1}, update {self.step} (learning rate "
+            f"{self.rate(self.step):.3g} of {self.settings.lr:g}): {what}. Check the scale of the latents, or take "
+            "another --probe-preset."
         )
 
     def warnings(self) -> tuple[str, ...]:
@@ -270,21 +242,16 @@ class RidgeTraining(ActionTraining):
     ever changes in training would blow up what is seen there for the first time.
     """
 
-    settings: RidgeSettings
-
     def build(self) -> dict[str, Any]:
         rows, size = self.fit_rows, math.prod(self.inputs.train.shape)
         needed, present = 8 * (2 * len(rows) * size + 2 * min(len(rows), size) ** 2), memory_bytes()
         if needed > RIDGE_SHARE * present:
             raise UsageError(
                 f"The ridge probe needs {needed / 1e9:.1f} GB for {len(rows)} samples of {size} values, this machine "
-                f"has {present / 1e9:.1f} GB: pool the latents with --pool, project them with --project, or use "
-                "--model-type mlp."
+                f"has {present / 1e9:.1f} GB: pass --pool or --project, or use --model-type mlp."
             )
-        features = np.empty((len(rows), size))
-        for start in range(0, len(rows), CHUNK):
-            part = rows[start : start + CHUNK]
-            features[start : start + len(part)] = self.inputs.train.read(part).reshape(len(part), -1)
+        parts = [part.reshape(len(part), -1) for part in in_chunks(self.inputs.train, rows)]
+        features = np.concatenate(parts).astype(np.float64)
         mean = features.mean(axis=0)
         features -= mean
         spread = np.sqrt(np.square(features).mean(axis=0).reshape(-1, self.inputs.train.shape[-1]).mean(axis=0))
@@ -306,7 +273,7 @@ class RidgeTraining(ActionTraining):
         model = Ridge(alpha=shrinkage * max(self.features.shape), solver="cholesky")
         model.fit(self.features, targets.reshape(len(targets), -1))
         coef, intercept = np.atleast_2d(model.coef_).T, np.atleast_1d(model.intercept_)
-        self.linear = {"coef": coef, "intercept": intercept, "mean": self.linear["mean"], "std": self.linear["std"]}
+        self.linear |= {"coef": coef, "intercept": intercept}
         fitted = (self.features @ coef + intercept).reshape(targets.shape).astype(np.float32)
         row: dict[str, Any] = {"epoch": epoch, "shrinkage": shrinkage}
         row |= errors("train", fitted, targets, self.settings.batch_size)
@@ -317,8 +284,7 @@ class RidgeTraining(ActionTraining):
     def _predict(self, source: LatentSource, rows: Ints) -> Floats:
         """Predicted chunks (n, K, A) float32 for `rows`."""
         own, parts = self.linear, []
-        for start in range(0, len(rows), CHUNK):
-            tokens = source.read(rows[start : start + CHUNK])
+        for tokens in in_chunks(source, rows):
             features = (tokens.reshape(len(tokens), -1).astype(np.float64) - own["mean"]) / own["std"]
             parts.append(features @ own["coef"] + own["intercept"])
         return np.concatenate(parts).reshape(-1, *self.inputs.train_targets.shape[1:]).astype(np.float32)

@@ -1,9 +1,8 @@
 """The part that the trainings of all probes share: processes, state on disk, epochs, trackers.
 
-Several processes, one per device, draw the same batches and work on their share of each;
-sums of gradients over the processes are what one process would have computed, up to
-rounding, so the protocol does not depend on their number. Scored rows are dealt out by whole
-batches and put back by position: none is padded, none counts twice.
+Several processes, one per device, draw the same batches and work on their share of each; the
+sums of their gradients are those of one process, up to rounding, so the protocol does not
+depend on their number. Scored rows are dealt out by whole batches: none counts twice.
 """
 
 from __future__ import annotations
@@ -18,7 +17,7 @@ import time
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import closing, contextmanager
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, is_dataclass
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -30,20 +29,15 @@ from lary import __version__
 from lary.configs import TrackerName
 from lary.files import atomic_write, digest, remove_torn
 from lary.probes.outcome import Ints
-from lary.probes.sources import read_batches
-from lary.runtime import log, setup_logging
+from lary.probes.sources import read_batches, training_rows
+from lary.runtime import log, seed_everything, setup_logging
 from lary.types import BenchmarkProtocol, LaryError, LatentSource, Progress, UsageError
 
-KIND = "LARY_TEAM_DEVICES"
-"""Environment variable of the processes that `launch` starts: the kind of their devices."""
-
-PROJECT = "lary"
-"""Project that the runs of Weights & Biases and Trackio belong to."""
-
+PROJECT = "lary"  # to which the runs of Weights & Biases and Trackio belong
 STATE_FILE = "training_state.pt"
 STATE_FORMAT = 3
+# Share of the training time that writing may take: a long epoch is always kept, a short one not always.
 STATE_SHARE = 0.05
-"""Share of the training time that writing may take: a long epoch is always kept, a short one not always."""
 
 
 # --- processes ---
@@ -76,15 +70,9 @@ class Team:
             torch.distributed.all_reduce(tensor)
 
     def add_gradients(self, network: nn.Module) -> None:
-        """Sum the gradients of a network over the processes; weights that no process has one for go without."""
-        if self.size == 1:
-            return
-        weights = list(network.parameters())
-        present = torch.tensor([float(weight.grad is not None) for weight in weights], device=weights[0].device)
-        self.add(present)
-        for weight, processes in zip(weights, present.tolist(), strict=True):
-            if processes:
-                weight.grad = torch.zeros_like(weight) if weight.grad is None else weight.grad
+        """Sum the gradients of a network over the processes; one without a share of a batch has zeros."""
+        for weight in network.parameters():
+            if weight.grad is not None:  # it takes part in the network
                 self.add(weight.grad)
 
     def collect(self, rows: Ints, values: Tensor, count: int) -> Tensor:
@@ -99,14 +87,9 @@ class Team:
             whole[torch.from_numpy(own)] = part
         return whole
 
-    def wait(self) -> None:
-        """Return when all processes are here."""
-        if self.size > 1:
-            torch.distributed.barrier()
-
 
 def launch(work: Callable[..., None], arguments: tuple[Any, ...], devices: Sequence[str]) -> None:
-    """Run ``work(*arguments)`` in one new process per device; each may `join` the team.
+    """Run ``work(*arguments, team, device)`` in one new process per device, all of which are a team.
 
     Accelerate's own launchers are for notebooks and tests: they fork, which CUDA and threads
     do not survive.
@@ -137,33 +120,26 @@ def _member(
     rank: int, work: Callable[..., None], arguments: tuple[Any, ...], devices: tuple[str, ...], port: int, errors: Any
 ) -> None:
     """One process of a team: its rank in it, the work, and its error for the process that started it."""
+    from accelerate import PartialState
+
     kind, _, number = devices[rank].partition(":")
     os.environ |= {
         "RANK": str(rank), "WORLD_SIZE": str(len(devices)), "LOCAL_WORLD_SIZE": str(len(devices)),
         "LOCAL_RANK": number or str(rank),  # accelerate takes the CUDA device of this number
-        "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port), KIND: kind,
+        "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port),
     }  # fmt: skip
     setup_logging()
     if rank:
         log.setLevel("ERROR")  # the first one reports what all would
+    state = PartialState(cpu=kind == "cpu")
     try:
-        work(*arguments)
+        work(*arguments, Team(state.process_index, state.num_processes), devices[rank])
     except LaryError as error:
         errors.put((isinstance(error, UsageError), str(error)))
         sys.exit(1)
-    if torch.distributed.is_initialized():
-        torch.distributed.destroy_process_group()
+    torch.distributed.destroy_process_group()
     sys.stdout.flush()
     os._exit(0)  # threads of gloo may abort the ordinary end of an interpreter
-
-
-def join() -> tuple[Team, str]:
-    """The team that `launch` started this process in, and its own torch device."""
-    from accelerate import PartialState
-
-    on_cpu = os.environ[KIND] == "cpu"
-    state = PartialState(cpu=on_cpu)
-    return Team(state.process_index, state.num_processes), "cpu" if on_cpu else str(state.device)
 
 
 # --- one training ---
@@ -192,16 +168,22 @@ class Training(ABC):
     """A training in progress: what it trains on, the updates so far, the history of its epochs, and its picks.
 
     A subclass makes its networks, runs one epoch at a time, and offers what may be reported.
-    The state of a training, ``training_state.pt``, is read once and rewritten at ends of
-    epochs. It is that of the same session, settings and `data` alone: one of another training
-    is removed before this one replaces the weights beside it.
+    The state of a training, ``training_state.pt``, is rewritten at ends of epochs. It serves
+    the same session, settings and inputs alone; any other is removed before a training
+    replaces the weights beside it.
     """
 
     checkpoint: ClassVar[str]
     """Name of the file with the weights, without which a state that was written beside it is of no use."""
 
-    def __init__(self, session: Session, settings: Any, rows: tuple[Ints, Ints], *data: Any) -> None:
-        self.session, self.settings, self.team, self.device = session, settings, session.team, session.device
+    by_class: ClassVar[bool] = False
+    """Whether the targets are classes, of which each is held out in its share."""
+
+    def __init__(self, inputs: Any, settings: Any, session: Session) -> None:
+        self.inputs, self.settings, self.session = inputs, settings, session
+        self.team, self.device = session.team, session.device
+        labels = inputs.train_targets if self.by_class else None
+        rows = training_rows(session.protocol, inputs.train_groups, labels, seed=session.seed)
         self.fit_rows, self.held_rows = rows
         self.folder = session.folder if self.team.leads else None  # the leading process alone writes files
         self.per_epoch = math.ceil(len(self.fit_rows) / settings.batch_size)
@@ -211,11 +193,9 @@ class Training(ABC):
         self.history: list[dict[str, Any]] = []
         self.picks: dict[str, dict[str, Any]] = {}
         """What is reported, by selection: ``rank``, ``epoch``, and ``values`` as tensors."""
-        self.dropped: dict[int, str] = {}
-        """Why a network is trained no longer, by its number."""
-        versions = (STATE_FORMAT, __version__, torch.__version__)
-        deciding = (session.protocol, session.seed, self.device.partition(":")[0], asdict(settings), versions, *data)
-        self._identity = digest(session.identity, *map(_digest_of, deciding))
+        own = (session.identity, session.protocol, session.seed, self.device.partition(":")[0], settings, inputs)
+        deciding = [type(self).__name__, STATE_FORMAT, __version__, torch.__version__, *own]
+        self._identity = digest(json.dumps(deciding, default=_plain))
         self._state = session.folder / STATE_FILE if session.folder and session.identity else None
         self._written, self._cost = time.monotonic(), 0.0
 
@@ -234,9 +214,9 @@ class Training(ABC):
     def run(self) -> None:
         """Train from the kept state to the end. Raises LaryError if the training diverges."""
         before, epochs = self._load(), self.settings.epochs
+        seed_everything(self.session.seed)
         if before is not None:
-            self.step, self.history = before["step"], before["history"]
-            self.picks, self.dropped = before["picks"], before["dropped"]
+            self.step, self.history, self.picks = before["step"], before["history"], before["picks"]
             if self.session.progress:
                 self.session.progress.skip(len(self.history) * (len(self.fit_rows) + len(self.held_rows)))
             if len(self.history) == epochs:  # nothing is left to train
@@ -270,7 +250,8 @@ class Training(ABC):
             except Exception as error:  # torch raises many kinds for a file that isn't its own
                 log.warning("%s can't be taken up (%s): starting over", path, str(error).partition("\n")[0])
                 found = None
-        self.team.wait()  # none goes on before all have read it
+        if self.team.size > 1:
+            torch.distributed.barrier()  # none goes on before all have read it
         if found is None and self.team.leads:
             path.unlink(missing_ok=True)
         return found
@@ -283,7 +264,6 @@ class Training(ABC):
         started = time.monotonic()
         state = {
             "identity": self._identity, "step": self.step, "history": self.history, "picks": self.picks,
-            "dropped": self.dropped,
             "built": {name: each.state_dict() for name, each in built.items()}, "random": torch.get_rng_state(),
             "beside": (self._state.parent / self.checkpoint).exists(),
         }  # fmt: skip
@@ -315,9 +295,8 @@ class Training(ABC):
 
     def batches(self, source: LatentSource, order: Ints) -> Iterator[tuple[Ints, Tensor, int]]:
         """The batches of an epoch as `read_batches` yields them; counts each as an update and its rows as progress."""
-        for rows, tokens, count in read_batches(
-            source, order, self.settings.batch_size, self.device, self.team.share
-        ):  # fmt: skip
+        size, share = self.settings.batch_size, self.team.share
+        for rows, tokens, count in read_batches(source, order, size, self.device, share):
             self.step += 1
             yield rows, tokens, count
             self.advance(count)
@@ -325,17 +304,25 @@ class Training(ABC):
     @torch.no_grad()
     def predict(self, network: Callable[[Tensor], Tensor], source: LatentSource, rows: Ints) -> Tensor:
         """What `network` makes of the tokens (B, ...) at `rows`, float32 on the CPU, whichever process computed it."""
-        own = self.team.dealt(len(rows), self.settings.batch_size)
-        batches = read_batches(source, rows[own], self.settings.batch_size, self.device)
+        size = self.settings.batch_size
+        own = self.team.dealt(len(rows), size)
+        batches = read_batches(source, rows[own], size, self.device)
         parts = [network(tokens).float().cpu() for _, tokens, _ in batches]
         return self.team.collect(own, torch.cat(parts) if parts else torch.empty(0), len(rows))
 
-    def stated(self, source: LatentSource, **more: Any) -> dict[str, Any]:
-        """The settings of the training on latents of this shape, as its outcome states them."""
+    def stated(self, **more: Any) -> dict[str, Any]:
+        """The settings of the training, as its outcome states them."""
         session = self.session
         own = {"preset": session.preset, "protocol": session.protocol, "seed": session.seed, "device": session.device}
         counts = {"fit_samples": len(self.fit_rows), "held_out_samples": len(self.held_rows)}
-        return {**asdict(self.settings), **own, **more, **counts, "tokens": list(source.shape)}
+        return {**asdict(self.settings), **own, **more, **counts, "tokens": list(self.inputs.train.shape)}
+
+
+def _plain(value: Any) -> Any:
+    """A part of an identity as JSON: arrays by their content, records by their fields, latents by their shape."""
+    if isinstance(value, np.ndarray):
+        return digest(value.tobytes())
+    return vars(value) if is_dataclass(value) else list(value.shape)
 
 
 def adamw(network: nn.Module, lr: float, weight_decay: float) -> torch.optim.AdamW:
@@ -347,13 +334,6 @@ def save_checkpoint(path: Path, value: Mapping[str, Any]) -> None:
     """Write tensors and plain values so that ``torch.load(..., weights_only=True)`` reads them. Raises LaryError."""
     with atomic_write(path) as stream:
         torch.save(value, stream)
-
-
-def _digest_of(part: Any) -> str:
-    """A digest of a part of an identity: arrays by content, all else as JSON."""
-    if isinstance(part, np.ndarray):
-        return digest(str(part.dtype), str(part.shape), np.ascontiguousarray(part).tobytes())
-    return digest(json.dumps(part, sort_keys=True, default=str))
 
 
 @contextmanager
@@ -369,28 +349,23 @@ def tracking(name: TrackerName, folder: Path, run: str, options: Mapping[str, An
         yield None
         return
     from accelerate import PartialState
-    from accelerate.tracking import TensorBoardTracker, TrackioTracker, WandBTracker
+    from accelerate.tracking import LOGGER_TYPE_TO_CLASS
 
     PartialState()  # accelerate's trackers refuse to log without it
-    known = {name: value for name, value in options.items() if value is not None}
-    tracker: Any
+    kind = LOGGER_TYPE_TO_CLASS[name]
     try:
         importlib.import_module(name)
-        if name == "tensorboard":
-            tracker = TensorBoardTracker(name, folder)
-        elif name == "wandb":
-            tracker = WandBTracker(PROJECT, name=run, config=known, dir=str(folder))
+        if kind.requires_logging_directory:
+            tracker = kind(name, folder)
         else:
-            tracker = TrackioTracker(PROJECT, name=run, config=known)
-        folder.mkdir(parents=True, exist_ok=True)
+            known = {option: value for option, value in options.items() if value is not None}
+            tracker = kind(PROJECT, name=run, config=known, **{"dir": str(folder)} if name == "wandb" else {})
         tracker.start()
     except ImportError:
         raise UsageError(
             f"--tracker {name}: the library '{name}' is not installed. Run \"pip install 'lary[{name}]'\", or "
             "leave the option out."
         ) from None
-    if name == "tensorboard":
-        tracker.log({"options": "\n\n".join(f"{option}: {value}" for option, value in known.items())})
     try:
         yield tracker
     finally:

@@ -7,14 +7,13 @@ mark.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from lary.data.spec import DATASETS
 from lary.models.spec import MODELS
-from lary.results.figures import BLUE, LIGHT, Analysis, Context, NotPossible, finish, grouped, made, panels, slug
+from lary.results.figures import BLUE, LIGHT, Context, Found, finish, grouped, panels, slug
 from lary.results.folder import FinishedRun
-from lary.results.record import Metric
 from lary.results.report import dataset_title, metric_name, published_score, read_reference
 from lary.types import UsageError
 
@@ -23,100 +22,65 @@ COLUMNS = {"codebook size": "codebook_size", "sequence length": "sequence_length
 """Names of the settings in the table of the paper's ablations."""
 
 
-@dataclass(frozen=True)
-class Point:
-    """A run at one value of a setting, and the paper's number on the scale of its score."""
-
-    value: float
-    run: FinishedRun
-    published: float | None
-
-    @property
-    def score(self) -> Metric:
-        """The score of the run."""
-        return self.run.result.score
-
-
-@dataclass(frozen=True)
-class Line:
-    """Runs that differ in one setting alone, by rising value of it."""
-
-    setting: str
-    label: str
-    points: Sequence[Point]
+def _row(run: FinishedRun, setting: str, line: str, value: float, published: float | None) -> dict[str, Any]:
+    """A run at one value of a setting; runs of one `line` differ in it alone."""
+    result = run.result
+    return {
+        "setting": setting,
+        "value": value,
+        "line": line,
+        "model": result.model.name,
+        "label": result.label,
+        "dataset": result.dataset.name,
+        "metric": result.primary,
+        "score": result.score.value,
+        "low": result.score.low,
+        "high": result.score.high,
+        "published": published,
+    }
 
 
-def _lines(setting: str, points: Mapping[str, Sequence[Point]]) -> list[Line]:
-    """The lines through points by label, but for those at one value alone."""
-    found = []
-    for label, own in points.items():
-        if len({point.value for point in own}) > 1:
-            found.append(Line(setting, label, sorted(own, key=lambda point: point.value)))
-    return found
+def stride_ablation(context: Context) -> Found:
+    """The score of each model by stride, a figure per series of data sets."""
 
-
-def stride_ablation(context: Context) -> Analysis:
-    """The score of each model by stride, a figure per series of data sets.
-
-    Raises:
-        NotPossible: no model has runs at two strides of a series.
-    """
-
-    def place(run: FinishedRun) -> tuple[object, ...]:
+    def place(run: FinishedRun) -> tuple[Any, ...]:
         data = run.result.dataset
         known = data.name in DATASETS.names()  # the plug-in that made a data set may be absent
         series = (DATASETS.get(data.name).stride_series if known else "") or data.name
         return (series, *run.settings, data.stride)
 
-    found: dict[tuple[object, ...], dict[str, list[Point]]] = {}
+    found: dict[tuple[Any, ...], list[FinishedRun]] = {}
     for key, group in grouped([run for run in context.runs if run.result.dataset.stride], place).items():
-        for run in group:
-            paper = published_score(run.result)
-            point = Point(float(run.result.dataset.stride or 0), run, paper.value if paper else None)
-            found.setdefault(key[:-1], {}).setdefault(run.result.label, []).append(point)
+        found.setdefault(key[:-1], []).extend(group)
     files: list[Path] = []
-    for (series, *_), points in found.items():
-        if lines := _lines("stride [frames]", points):
-            files += _write(context, f"stride_{slug(str(series))}", lines, f"{series}: score by stride")
-    if not files:
-        raise NotPossible(
-            "no model has finished runs at two strides: run 'lary regress' on data sets whose records share a "
-            "stride_series, such as vlabench, vlabench_15 and vlabench_30"
-        )
-    return Analysis(tuple(files))
+    for (series, *_), runs in found.items():
+        rows = []
+        for run in runs:
+            paper = published_score(run.result)
+            value = float(run.result.dataset.stride or 0)
+            rows.append(_row(run, "stride [frames]", run.result.label, value, paper.value if paper else None))
+        files += _write(context, f"stride_{slug(series)}", rows, runs[0], f"{series}: score by stride")
+    yield from files or [
+        "no model has finished runs at two strides: run 'lary regress' on data sets whose records share a "
+        "stride_series, such as vlabench, vlabench_15 and vlabench_30"
+    ]
 
 
-def codebook_ablation(context: Context) -> Analysis:
-    """The score of ablated models by each of their settings, a figure per data set and settings.
-
-    Raises:
-        NotPossible: no runs of models whose records name an ablation, or none that differ
-            in one setting alone.
-    """
+def codebook_ablation(context: Context) -> Found:
+    """The score of ablated models by each of their settings, a figure per data set and settings."""
     runs = [run for run in context.runs if _ablation_of(run) and run.result.label == run.result.model.name]
     if not runs:
-        raise NotPossible(
-            "there is no finished run of an ablated model, such as dinov3-cs64_sl49_dim256_lr1e-4: see 'lary models'"
-        )
-    files: list[Path] = []
-    left_out = []
-    names = dict.fromkeys(name for run in runs for name in _ablation_of(run))
+        yield "there is no finished run of an ablated model, such as dinov3-cs64_sl49_dim256_lr1e-4: see 'lary models'"
     for (dataset, *_), group in grouped(runs, lambda run: (run.result.dataset.name, *run.settings)).items():
-        lines = []
-        for name in names:
-            points: dict[str, list[Point]] = {}
-            for run in group:
-                own = _ablation_of(run)
-                if name in own:
-                    others = ", ".join(f"{other} {value:g}" for other, value in own.items() if other != name)
-                    points.setdefault(others, []).append(Point(own[name], run, _published(run, own)))
-            lines += _lines(name, points)
-        if lines:
-            title = f"{dataset_title(group[0].result)}: ablated models"
-            files += _write(context, f"codebook_{slug(dataset)}", lines, title)
-        else:
-            left_out.append(f"no two runs on {dataset} differ in one setting alone")
-    return made(files, left_out)
+        rows = []
+        for run in group:
+            own = _ablation_of(run)
+            for name, value in own.items():
+                line = ", ".join(f"{other} {fixed:g}" for other, fixed in own.items() if other != name)
+                rows.append(_row(run, name, line, value, _published(run, own)))
+        title = f"{dataset_title(group[0].result)}: ablated models"
+        written = _write(context, f"codebook_{slug(dataset)}", rows, group[0], title)
+        yield from written or [f"no two runs on {dataset} differ in one setting alone"]
 
 
 def _ablation_of(run: FinishedRun) -> Mapping[str, float]:
@@ -137,48 +101,41 @@ def _published(run: FinishedRun, settings: Mapping[str, float]) -> float | None:
     return None
 
 
-def _write(context: Context, stem: str, lines: Sequence[Line], title: str) -> list[Path]:
-    """Draw a panel per line, with the other lines over the same setting in grey, and write it with its data."""
-    first = lines[0].points[0].run
-    score, scale = first.result.score, first.result.score.scale
-    rows = [
-        {
-            "setting": line.setting,
-            "value": point.value,
-            "line": line.label,
-            "model": point.run.result.model.name,
-            "label": point.run.result.label,
-            "dataset": point.run.result.dataset.name,
-            "metric": point.run.result.primary,
-            "score": point.score.value,
-            "low": point.score.low,
-            "high": point.score.high,
-            "published": point.published,
-        }
-        for line in lines
-        for point in line.points
-    ]
+def _write(context: Context, stem: str, rows: Sequence[dict[str, Any]], run: FinishedRun, title: str) -> list[Path]:
+    """Write a panel per line of runs that differ in one setting, the others in grey; nothing without any.
+
+    `run` is one of those in the rows, which all have its settings.
+    """
+    lines: dict[tuple[str, str], list[dict[str, Any]]] = {}
+    for row in sorted(rows, key=lambda row: row["value"]):
+        lines.setdefault((row["setting"], row["line"]), []).append(row)
+    lines = {key: own for key, own in lines.items() if own[0]["value"] < own[-1]["value"]}
+    if not lines:
+        return []
+    settings = list(dict.fromkeys(row["setting"] for row in rows))
+    lines = dict(sorted(lines.items(), key=lambda item: settings.index(item[0][0])))
+    rows = [row for own in lines.values() for row in own]
+    score, scale = run.result.score, run.result.score.scale
     unit = {"fraction": " [%]", "normalised": ", normalised"}.get(score.unit, "")
-    titles = [line.label.replace(", ", "\n") for line in lines]
-    with panels(titles, up=f"{metric_name(first.result.primary)}{unit}") as (figure, grid):
-        for axes, line in zip(grid, lines, strict=True):
-            values = sorted({p.value for other in lines if other.setting == line.setting for p in other.points})
-            for other in lines:
-                at = [values.index(point.value) for point in other.points if other.setting == line.setting]
-                heights = [point.score.value * scale for point in other.points][: len(at)]
-                if other is not line:
-                    axes.plot(at, heights, color=LIGHT, linewidth=0.9)
-                    continue
-                for place, point in zip(at, line.points, strict=True):
-                    if point.score.low is not None and point.score.high is not None:
-                        axes.vlines(place, point.score.low * scale, point.score.high * scale, color=BLUE)
-                    if point.published is not None:
-                        axes.plot(place, point.published * scale, "o", color=BLUE, markerfacecolor="white")
-                axes.plot(at, heights, "o-", color=BLUE, markersize=4.5, linewidth=1.3)
+    titles = [line.replace(", ", "\n") for _, line in lines]
+    with panels(titles, up=f"{metric_name(run.result.primary)}{unit}") as (figure, grid):
+        for axes, (setting, line) in zip(grid, lines, strict=True):
+            values = sorted({row["value"] for row in rows if row["setting"] == setting})
+            for (other, name), own in lines.items():
+                if other == setting:
+                    at = [values.index(row["value"]) for row in own]
+                    colour = BLUE if name == line else LIGHT
+                    axes.plot(at, [row["score"] * scale for row in own], "o-", markersize=4, color=colour)
+            for row in lines[setting, line]:
+                place = values.index(row["value"])
+                if row["low"] is not None:
+                    axes.vlines(place, row["low"] * scale, row["high"] * scale, color=BLUE)
+                if row["published"] is not None:
+                    axes.plot(place, row["published"] * scale, "o", color=BLUE, markerfacecolor="white")
             axes.set_xticks(range(len(values)), [f"{value:g}" for value in values])
-            axes.set_xlabel(line.setting, fontsize=8)
+            axes.set_xlabel(setting, fontsize=8)
         better = "higher" if score.higher_is_better else "lower"
         marks = "; open marks: paper" if any(row["published"] is not None for row in rows) else ""
-        finish(figure, axes, f"{title}\n{first.about}, 95 % intervals; {better} is better{marks}")
-        facts = {"metric": first.result.primary, "higher_is_better": score.higher_is_better}
-        return context.write(f"{stem}{first.suffix}", figure, rows, first, **facts)
+        finish(figure, axes, f"{title}\n{run.about}, 95 % intervals; {better} is better{marks}")
+        facts = {"metric": run.result.primary, "higher_is_better": score.higher_is_better}
+        return context.write(f"{stem}{run.suffix}", figure, rows, run, **facts)

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -17,21 +18,9 @@ import numpy as np
 from lary.configs import AnalysisKind, AnalyzeConfig
 from lary.data.spec import DATASETS
 from lary.registry import suggest
+from lary.results import figures
 from lary.results.ablations import codebook_ablation, stride_ablation
-from lary.results.figures import (
-    BLUE,
-    LIGHT,
-    VERMILION,
-    Analysis,
-    Context,
-    NotPossible,
-    finish,
-    grouped,
-    made,
-    new_figure,
-    panels,
-    slug,
-)
+from lary.results.figures import Context, Found, grouped, slug
 from lary.results.folder import FinishedRun, find_results
 from lary.results.report import dataset_title
 from lary.results.samples import attention_maps, trajectories
@@ -44,17 +33,26 @@ if TYPE_CHECKING:
 
 LEAST = 3
 """Classes that an average spans at least."""
-NUMBERED = 16
-"""With more classes the cells of a gap carry no numbers."""
+
+
+@dataclass(frozen=True)
+class Analysis:
+    """The files of one or several analyses, and what they left out and why, in sentences."""
+
+    files: tuple[Path, ...]
+    left_out: tuple[str, ...] = ()
+
+    def text(self) -> str:
+        """The files, then what was left out, as lines for a terminal."""
+        return "\n".join([*map(str, self.files), *(f"left out: {reason}" for reason in self.left_out)])
 
 
 def make_analysis(kind: AnalysisKind, config: AnalyzeConfig, settings: Settings) -> Analysis:
     """Run one analysis, or every one that the runs allow.
 
     Raises:
-        UsageError: no runs, runs that the analysis can't be made from, or a sample or
-            episode that isn't there.
-        LaryError: files of the runs are missing or torn; with ``all``, nothing could be made.
+        UsageError: no runs, or a model, data set, sample or episode that isn't there.
+        LaryError: nothing can be made of these runs.
     """
     for name, value in (("count", config.count), ("window", config.window)):
         if value is not None and value < 1:
@@ -65,27 +63,22 @@ def make_analysis(kind: AnalysisKind, config: AnalyzeConfig, settings: Settings)
     left_out: list[str] = []
     for name in ANALYSES if kind == "all" else (kind,):
         try:
-            found = ANALYSES[name](context)
+            for found in ANALYSES[name](context):
+                if isinstance(found, Path):
+                    files.append(found)
+                else:
+                    left_out.append(f"{name}: {found}")
+        except UsageError:
+            raise
         except LaryError as error:
-            if kind != "all":
-                raise type(error)(f"{name}: {error}") from error
-            if isinstance(error, UsageError) and not isinstance(error, NotPossible):
-                raise
             left_out.append(f"{name}: {error}")
-            continue
-        files += found.files
-        left_out += (f"{name}: {reason}" for reason in found.left_out)
     if not files:
         raise LaryError("No analysis can be made of these runs:\n  " + "\n  ".join(left_out))
     return Analysis(tuple(files), tuple(left_out))
 
 
 def _chosen_runs(config: AnalyzeConfig, settings: Settings) -> tuple[FinishedRun, ...]:
-    """Every finished run that was asked for; runs of controls and of random projections are no models' own.
-
-    Raises:
-        UsageError: there is no folder, no run in it, or none of the named models or data sets.
-    """
+    """Every finished run that was asked for, but controls and random projections. Raises UsageError."""
     folder = config.folder or settings.path("LARY_LOG_DIR")
     runs = [run for run in find_results(folder)[0] if run.result.control is None and run.result.project is None]
     if not runs:
@@ -96,40 +89,28 @@ def _chosen_runs(config: AnalyzeConfig, settings: Settings) -> tuple[FinishedRun
             if name not in known:
                 hint = suggest(name, sorted(known))
                 raise UsageError(f"--{option} {name}: no run below {folder} has it.{hint}")
-    chosen = [
-        run
-        for run in runs
-        if run.result.model.name in (config.model or [run.result.model.name])
-        and run.result.dataset.name in (config.dataset or [run.result.dataset.name])
-    ]
-    if not chosen:
+    runs = [run for run in runs if not config.model or run.result.model.name in config.model]
+    runs = [run for run in runs if not config.dataset or run.result.dataset.name in config.dataset]
+    if not runs:
         raise UsageError(f"No run below {folder} has both the --model and the --dataset that were asked for.")
-    return tuple(sorted(chosen, key=lambda run: (run.result.dataset.name, run.settings, run.result.label, run.folder)))
+    return tuple(sorted(runs, key=lambda run: (run.result.dataset.name, run.settings, run.result.label, run.folder)))
 
 
 # --- F1 by frequency ---
 
 
-def class_frequency(context: Context) -> Analysis:
-    """One figure of F1 by class frequency per data set and settings.
-
-    Raises:
-        UsageError: no classification run, or a window that doesn't fit.
-    """
+def class_frequency(context: Context) -> Found:
+    """One figure of F1 by class frequency per data set and settings."""
     runs = context.of_task("classification", "classify")
-    files, left_out = [], []
     for (dataset, *_), group in grouped(runs, lambda run: (run.result.dataset.name, *run.settings)).items():
         counts = [row.train for row in group[0].result.classes if row.train and row.true]
         window = context.config.window or max(LEAST, round(len(counts) / 10))
         if len(set(counts)) == 1:
-            left_out.append(f"all classes of {dataset} have {counts[0]} training samples")
-        elif window <= len(counts):
-            files += _write_frequency(context, group, window)
-        elif context.config.window:
-            raise UsageError(f"--window {window}: {dataset} has {len(counts)} classes that occur.")
+            yield f"all classes of {dataset} have {counts[0]} training samples"
+        elif window > len(counts):
+            yield f"--window {window}: {dataset} has {len(counts)} classes that occur"
         else:
-            left_out.append(f"{dataset} has {len(counts)} classes that occur, the average spans {window}")
-    return made(files, left_out)
+            yield from _write_frequency(context, group, window)
 
 
 def _class_table(run: FinishedRun, window: int) -> DataFrame:
@@ -172,14 +153,14 @@ def _write_frequency(context: Context, group: Sequence[FinishedRun], window: int
     # Equally frequent classes have no order: the average has one point per place.
     averages = {label: table.groupby("centre")["moving_average"].mean() for label, table in drawn.items()}
     titles = [f"{label}\nSpearman {value:+.2f}" if value is not None else label for label, value in spearman.items()]
-    with panels(titles, up="F1", across="training samples of the class") as (figure, grid):
+    with figures.panels(titles, up="F1", across="training samples of the class") as (figure, grid):
         for axes, (label, table) in zip(grid, drawn.items(), strict=True):
             for other, average in averages.items():
                 if other != label:
-                    axes.plot(np.exp(average.index), average, color=LIGHT, linewidth=0.9, label="other models")
+                    axes.plot(np.exp(average.index), average, color=figures.LIGHT, linewidth=0.9, label="other models")
             own = averages[label]
-            axes.scatter(table["train"], table["f1"], s=9, color=BLUE, alpha=0.55, label="class")
-            axes.plot(np.exp(own.index), own, color=VERMILION, linewidth=1.8, label=f"mean of {window} classes")
+            axes.scatter(table["train"], table["f1"], s=9, color=figures.BLUE, alpha=0.55, label="class")
+            axes.plot(np.exp(own.index), own, color=figures.VERMILION, linewidth=1.8, label=f"mean of {window} classes")
             axes.set_xscale("log")
             # A decade may hold no power of ten, so the ticks are our own.
             ticks = np.unique(np.geomspace(table["train"].min(), table["train"].max(), 3).round())
@@ -187,7 +168,7 @@ def _write_frequency(context: Context, group: Sequence[FinishedRun], window: int
             axes.minorticks_off()
             axes.set_ylim(-0.03, 1.03)
         first = group[0]
-        finish(figure, axes, f"{dataset_title(first.result)}: F1 by class frequency\n{first.about}")
+        figures.finish(figure, axes, f"{dataset_title(first.result)}: F1 by class frequency\n{first.about}")
         name = first.result.dataset.name
         models = {label: {"spearman": value} for label, value in spearman.items()}
         stem = f"frequency_{slug(name)}{first.suffix}"
@@ -197,36 +178,30 @@ def _write_frequency(context: Context, group: Sequence[FinishedRun], window: int
 # --- people and robots ---
 
 
-def human_robot_gap(context: Context) -> Analysis:
-    """F1 of people minus F1 of robots on the classes that both data sets have: a heatmap per settings.
-
-    Raises:
-        UsageError: no model has runs on both data sets, or these share no class.
-    """
+def human_robot_gap(context: Context) -> Found:
+    """F1 of people minus F1 of robots on the classes that both data sets have: a heatmap per settings."""
     from pandas import DataFrame
 
     human, robot = context.config.human, context.config.robot
     if human == robot:
         raise UsageError(f"--human and --robot are both {human}: a gap is between two data sets.")
     shared = sorted(set(DATASETS.get(human).labels.classes) & set(DATASETS.get(robot).labels.classes))
-    if not shared:
-        raise NotPossible(f"{human} and {robot} share no class.")
     people, robots = (
         grouped([run for run in context.runs if run.result.dataset.name == name], lambda run: run.settings)
         for name in (human, robot)
     )
-    files: list[Path] = []
-    left_out: list[str] = []
+    if not people or not robots:
+        yield f"there is no finished run on {robot if people else human}: classify on both data sets"
+        return
     for key, group in people.items():
         ours, theirs = (
             DataFrame({run.result.label: _f1_of(run) for run in side}, index=shared)
             for side in (group, robots.get(key, []))
         )
         both = [label for label in ours if label in theirs]
-        alone = sorted(set(ours) ^ set(theirs))
+        for label in sorted(set(ours) ^ set(theirs)):
+            yield f"{label} has a run on one of {human} and {robot} only"
         gaps = (ours[both] - theirs[both]).dropna(how="all")
-        if both:
-            left_out += [f"{label} has a run on one of the two data sets only" for label in alone]
         if gaps.empty:
             continue
         gaps = gaps.assign(mean=gaps.mean(axis=1), name=gaps.index).sort_values(["mean", "name"])[both]
@@ -250,13 +225,7 @@ def human_robot_gap(context: Context) -> Analysis:
         }
         with _gap_figure(gaps.T, f"F1 on {human} minus F1 on {robot}\n{group[0].about}") as figure:
             stem = f"gap_{slug(human)}_{slug(robot)}{group[0].suffix}"
-            files += context.write(stem, figure, _plain_rows(DataFrame(rows)), group[0], **facts)
-    if not files:
-        raise NotPossible(
-            f"no model has finished runs on both {human} and {robot} under the same settings, with classes "
-            "that both were scored on: classify on both"
-        )
-    return Analysis(tuple(files), tuple(left_out))
+            yield from context.write(stem, figure, _plain_rows(DataFrame(rows)), group[0], **facts)
 
 
 def _f1_of(run: FinishedRun) -> Series[float]:
@@ -272,25 +241,20 @@ def _gap_figure(gaps: DataFrame, title: str) -> Iterator[Figure]:
     values = gaps.to_numpy()
     reach = max(0.05, float(np.nanmax(np.abs(values))))
     labels = [f"{label}  {mean:+.2f}" for label, mean in gaps.mean(axis=1).items()]
-    size = 0.46 if len(gaps.columns) <= NUMBERED else 0.21
-    width = 1.5 + 0.075 * max(map(len, labels)) + size * len(gaps.columns)
-    with new_figure(max(width, 6.0), 1.3 + 0.3 * len(gaps) + 0.07 * max(map(len, gaps.columns))) as figure:
+    width = 1.5 + 0.075 * max(map(len, labels)) + 0.21 * len(gaps.columns)
+    with figures.new_figure(max(width, 6.0), 1.3 + 0.3 * len(gaps) + 0.07 * max(map(len, gaps.columns))) as figure:
         axes = figure.subplots()
         axes.set_facecolor("#eeeeee")  # a class that one of the data sets has no samples of
         image = axes.imshow(values, cmap="PuOr_r", vmin=-reach, vmax=reach, aspect="auto", interpolation="nearest")
         axes.set_xticks(range(len(gaps.columns)), list(gaps.columns), rotation=90, fontsize=8)
         axes.set_yticks(range(len(gaps)), labels)
         axes.set_ylabel("model, mean gap")
-        for row, column in np.argwhere(~np.isnan(values)) if len(gaps.columns) <= NUMBERED else ():
-            value = values[row, column]
-            colour = "white" if abs(value) > 0.62 * reach else "black"
-            axes.text(column, row, f"{value:+.2f}", ha="center", va="center", fontsize=7, color=colour)
         axes.set_title(title, fontsize=9.5)
         figure.colorbar(image, ax=axes, fraction=0.03, pad=0.01, label="F1 gap")
         yield figure
 
 
-ANALYSES: Mapping[str, Callable[[Context], Analysis]] = {
+ANALYSES: Mapping[str, Callable[[Context], Found]] = {
     "frequency": class_frequency,
     "gap": human_robot_gap,
     "attention": attention_maps,

@@ -17,7 +17,7 @@ from lary.configs import AnalyzeConfig
 from lary.files import csv_text, write_bytes, write_json, write_text
 from lary.results.folder import FinishedRun
 from lary.settings import Settings
-from lary.types import LaryError, UsageError
+from lary.types import LaryError
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -26,28 +26,13 @@ Format = Literal["svg", "png", "pdf"]
 Doubles = npt.NDArray[np.float64]
 Row = Mapping[str, Any]
 """One line of a table; the keys are the columns."""
+Chunk = tuple[str, Doubles, Doubles]
+"""Title, predicted and true action chunk, both (K, A) in physical units."""
 
-INK, MUTED, GRID, LIGHT = "#222222", "#666666", "#dddddd", "#c8c8c8"
+INK, LIGHT = "#222222", "#c8c8c8"
 BLUE, VERMILION = "#0072B2", "#D55E00"
 """Colours of Okabe and Ito, told apart with every common colour vision deficiency."""
-STYLE: Any = {
-    "font.family": "DejaVu Sans",
-    "font.size": 9,
-    "axes.spines.top": False,
-    "axes.spines.right": False,
-    "axes.edgecolor": MUTED,
-    "axes.labelcolor": INK,
-    "text.color": INK,
-    "xtick.color": INK,
-    "ytick.color": INK,
-    "axes.titlesize": 9,
-    "axes.axisbelow": True,
-    "grid.color": GRID,
-    "grid.linewidth": 0.5,
-    "svg.hashsalt": "lary",
-    "svg.fonttype": "none",
-    "pdf.fonttype": 3,
-}
+STYLE = Path(__file__).with_suffix(".mplstyle")
 NO_DATES: dict[Format, Any] = {
     "svg": {"Date": None, "Creator": None},
     "png": {"Software": None},
@@ -64,7 +49,7 @@ def new_figure(width: float, height: float, layout: Literal["constrained"] | Non
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
-    with matplotlib.rc_context(STYLE):
+    with matplotlib.rc_context(fname=STYLE):
         figure = Figure(figsize=(width, height), layout=layout)
         FigureCanvasAgg(figure)
         yield figure
@@ -139,15 +124,6 @@ def confusion_figure(matrix: npt.ArrayLike, classes: Sequence[str], title: str =
         return render(figure, format)
 
 
-@dataclass(frozen=True)
-class Chunk:
-    """A predicted and a true action chunk, both (K, A) in physical units."""
-
-    title: str
-    predicted: npt.ArrayLike
-    true: npt.ArrayLike
-
-
 def trajectory_figure(chunk: Chunk, dims: Sequence[str], units: Sequence[str] = (), format: Format = "png") -> bytes:
     """Prediction and truth of one chunk, one panel per dimension."""
     with _trajectory(chunk, dims, units) as figure:
@@ -168,7 +144,7 @@ def trajectory_book(chunks: Sequence[Chunk], dims: Sequence[str], units: Sequenc
 
 @contextmanager
 def _trajectory(chunk: Chunk, dims: Sequence[str], units: Sequence[str]) -> Iterator[Figure]:
-    truth, guess = np.asarray(chunk.true, dtype=np.float64), np.asarray(chunk.predicted, dtype=np.float64)
+    title, guess, truth = chunk
     columns = min(4, len(dims))
     rows = -(-len(dims) // columns)
     width, height = 2.3 * columns, 0.9 + 1.6 * rows
@@ -191,34 +167,15 @@ def _trajectory(chunk: Chunk, dims: Sequence[str], units: Sequence[str]) -> Iter
             plot_pair(axes, steps, truth[:, index], guess[:, index], mark)
             axes.set_title(f"{dims[index]} [{unit}]" if unit else dims[index])
         figure.legend(*grid[0].get_legend_handles_labels(), loc="lower center", ncols=2, frameon=False)
-        figure.suptitle(chunk.title, fontsize=9, y=1 - 0.12 / height, va="top")
+        figure.suptitle(title, fontsize=9, y=1 - 0.12 / height, va="top")
         yield figure
 
 
 # --- analyses ---
 
 
-class NotPossible(UsageError):
-    """The runs don't allow an analysis: an error where it was asked for by name, a line where all were."""
-
-
-@dataclass(frozen=True)
-class Analysis:
-    """What an analysis wrote, and what it left out and why, in sentences."""
-
-    files: tuple[Path, ...]
-    left_out: tuple[str, ...] = ()
-
-    def text(self) -> str:
-        """The files, then what was left out, as lines for a terminal."""
-        return "\n".join([*map(str, self.files), *(f"left out: {reason}" for reason in self.left_out)])
-
-
-def made(files: Sequence[Path], left_out: Sequence[str], error: type[LaryError] = NotPossible) -> Analysis:
-    """The outcome of an analysis. Raises `error` with all that was left out where nothing was written."""
-    if not files:
-        raise error("; ".join(left_out))
-    return Analysis(tuple(files), tuple(left_out))
+Found = Iterator[Path | str]
+"""What an analysis makes: files that it wrote, and sentences on what it left out."""
 
 
 @dataclass(frozen=True)
@@ -231,10 +188,10 @@ class Context:
     settings: Settings
 
     def of_task(self, task: str, command: str) -> list[FinishedRun]:
-        """The runs of one task. Raises NotPossible if there are none, with the command that makes some."""
+        """The runs of one task. Raises LaryError if there are none, with the command that makes some."""
         found = [run for run in self.runs if run.result.task == task]
         if not found:
-            raise NotPossible(f"there is no finished {task} run: run 'lary {command}' first")
+            raise LaryError(f"there is no finished {task} run: run 'lary {command}' first")
         return found
 
     def write(self, stem: str, figure: Figure, rows: Sequence[Row], run: FinishedRun, **facts: Any) -> list[Path]:

@@ -208,27 +208,26 @@ class ClassRow(Strict):
     f1: float
 
 
-class DimensionRow(Strict):
-    """One action dimension on one split under the headline selection."""
+class SplitRow(Strict):
+    """A row of a table on one split under the headline selection."""
 
     split: str
     name: str
-    mse: Metric
-    r2: float | None
-    rmse: float
-    physical_mse: Metric | None = None
-    unit: str = ""
 
 
-class GroupRow(Strict):
+class GroupRow(SplitRow):
     """One group of dimensions on one split under the headline selection."""
 
-    split: str
-    name: str
     mse: Metric
     r2: float | None = None
     physical_mse: Metric | None = None
     unit: str = ""
+
+
+class DimensionRow(GroupRow):
+    """One action dimension on one split under the headline selection."""
+
+    rmse: float
 
 
 class PhysicalError(Strict):
@@ -238,11 +237,9 @@ class PhysicalError(Strict):
     unit: str
 
 
-class RobotRow(Strict):
+class RobotRow(SplitRow):
     """One robot type on one split under the headline selection."""
 
-    split: str
-    name: str
     rows: int
     groups: int
     mse: Metric
@@ -251,11 +248,9 @@ class RobotRow(Strict):
     physical: dict[str, PhysicalError] = {}
 
 
-class OrientationRow(Strict):
+class OrientationRow(SplitRow):
     """One orientation on one split under the headline selection."""
 
-    split: str
-    name: str
     convention: str
     degrees: Metric
 
@@ -342,8 +337,8 @@ def read_result(path: Path) -> EvalResult:
     """Read a result.
 
     Raises:
-        LaryError: the file is missing, isn't JSON, was written by a newer schema, or doesn't fit the schema. An older
-            one is brought to this schema (`migrated`).
+        LaryError: the file is missing, isn't JSON, was written by a newer schema, or
+            doesn't fit the schema. An older one is brought to this schema.
     """
     data = read_json(path, "result")
     version = data.get("schema_version") if isinstance(data, dict) else None
@@ -354,18 +349,19 @@ def read_result(path: Path) -> EvalResult:
             f"{path} has schema version {str(version)[:20]}, this lary reads up to {SCHEMA_VERSION}: update lary."
         )
     try:
-        return EvalResult.model_validate(migrated(data, version))
+        return EvalResult.model_validate(_migrated(data, version))
     except ValidationError as error:
         first = error.errors()[0]
         place = ".".join(str(part) for part in first["loc"])
         raise LaryError(f"{path} does not fit the schema of a result: {place}: {first['msg']}.") from error
 
 
-def migrated(data: dict[str, Any], version: int) -> dict[str, Any]:
+def _migrated(data: dict[str, Any], version: int) -> dict[str, Any]:
     """A result of an older schema in this one.
 
-    Version 1 had one seed and no tables of robots and orientations. Versions 1 and 2 named files without digests.
-    Before relative motion had a choice of frames it was that of the world.
+    Version 1 had one seed and no tables of robots and orientations. Versions 1 and 2 named
+    files without digests. Before relative motion had a choice of frames it was that of the
+    world.
     """
     if version < 2:
         data = {**data, "seeds": [data.get("seed", 0)]}

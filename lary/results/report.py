@@ -39,12 +39,12 @@ METRIC_NAMES = {
 }
 READINGS = {"": "", "even": "no clear difference", "better": "a clear gain", "worse": "clearly worse"}
 PUBLISHED = {
-    "leaderboard_classification": ("Action classification", "Top-1 accuracy in per cent.", True),
-    "leaderboard_regression": ("Action regression", "Mean squared error, normalised; lower is better.", False),
-    "leaderboard_vlabench_stride": ("Regression by stride", "Mean squared error; lower is better.", False),
-    "lam_ablation": ("Ablation of a latent action model", "Accuracies in per cent, errors normalised.", None),
+    "leaderboard_classification": True,
+    "leaderboard_regression": False,
+    "leaderboard_vlabench_stride": False,
+    "lam_ablation": None,
 }
-"""Title, sentence and whether higher is better, by the file of a table; columns are keys of data sets."""
+"""Tables of the paper, whose columns are keys of data sets: whether higher is better."""
 
 
 def write_report(folder: str | Path, target: str | Path | None = None) -> Path:
@@ -84,16 +84,13 @@ def _page(runs: Sequence[FinishedRun], broken: Sequence[Broken]) -> str:
     environment.globals |= {
         "verdict": lambda gain, p=None: READINGS[gain.reading(p)],
         "confusion_picture": _confusion_picture,
-        "panels": _panels,
         "pictures": _pictures,
         "read_reference": read_reference,
     }
-    contests = contests_of(runs)
     return environment.get_template("report.html").render(
         version=__version__,
         broken=broken,
-        contests=contests,
-        overview=_overview(contests),
+        contests=contests_of(runs),
         results=[run.result for run in runs],
         published_tables=PUBLISHED,
     )
@@ -137,20 +134,6 @@ def contests_of(runs: Sequence[FinishedRun]) -> list[Contest]:
         return run.result.score.rank, run.result.label
 
     return [Contest(name, tuple(sorted(group, key=place))) for name, group in sorted(found.items())]
-
-
-def _overview(contests: Sequence[Contest]) -> dict[tuple[str, str, str], dict[str, list[EvalResult]]]:
-    """The results of every model, protocol and preset by contest, those with the best mean rank first."""
-    found: dict[tuple[str, str, str], dict[str, list[EvalResult]]] = {}
-    ranks: dict[tuple[str, str, str], list[float]] = {}
-    for contest in contests:
-        for rank, run in enumerate(contest.runs):
-            result = run.result
-            if not result.is_control:
-                key = (result.label, result.protocol, result.preset)
-                found.setdefault(key, {}).setdefault(contest.name, []).append(result)
-                ranks.setdefault(key, []).append(rank / len(contest.runs))
-    return {key: found[key] for key in sorted(found, key=lambda key: (np.mean(ranks[key]), key))}
 
 
 def dataset_title(result: EvalResult) -> str:
@@ -203,31 +186,6 @@ def _pictures(run: FinishedRun, example: Example) -> Iterator[tuple[str, str]]:
         yield part, f"data:image/jpeg;base64,{base64.b64encode(stream.getvalue()).decode()}"
 
 
-def _panels(result: EvalResult, example: Example) -> Iterator[dict[str, Any]]:
-    """Geometry of predicted and true chunk of one sample, one panel of 88 x 62 per dimension, in physical units."""
-    both = {"true": np.asarray(example.true), "predicted": np.asarray(example.predicted)}
-    names = list(dict.fromkeys(row.name for row in result.dimensions))
-    shape = both["true"].shape
-    if shape != both["predicted"].shape or shape[1:] != (len(names),) or not shape[0]:
-        return
-    across = np.linspace(5, 83, shape[0]) if shape[0] > 1 else np.array([44.0])
-    for index, (name, unit) in enumerate(zip(names, [*result.dataset.units, *names], strict=False)):
-        unit = unit if index < len(result.dataset.units) else ""
-        series = np.stack([both["true"][:, index], both["predicted"][:, index]])
-        low, high = float(series.min()), float(series.max())
-        if high - low < 1e-9:
-            low, high = low - 0.5, high + 0.5
-        digits = int(np.clip(1 - np.floor(np.log10(high - low)), 0, 4))
-        heights = 5 + 52 * (1 - (series - low) / (high - low))
-        yield {
-            "title": f"{name} [{unit}]" if unit else name,
-            "low": f"{low:.{digits}f}",
-            "high": f"{high:.{digits}f}",
-            "error": float(np.sqrt(np.mean(np.diff(series, axis=0) ** 2))),
-            "lines": {kind: list(zip(across, own, strict=True)) for kind, own in zip(both, heights, strict=True)},
-        }
-
-
 # --- tables of the paper ---
 
 
@@ -242,7 +200,7 @@ def published_score(result: EvalResult) -> Metric | None:
     """The paper's number for the same model, data set and kind of probe, where it has one."""
     if result.action_mode == "relative" or result.dataset.split_set or result.label != result.model.name:
         return None
-    for name, (_, _, higher) in PUBLISHED.items():
+    for name, higher in PUBLISHED.items():
         for row in read_reference(name) if higher is result.score.higher_is_better else ():
             if row["model"] == result.model.name and result.dataset.name in row:
                 return Metric(value=float(row[result.dataset.name]) / result.score.scale, unit=result.score.unit)

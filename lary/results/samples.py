@@ -30,7 +30,7 @@ from lary.latents.ref import LatentsRef, SplitLatents, open_latents
 from lary.models.preprocess import resize
 from lary.models.spec import MODELS, ModelSpec, Preprocess
 from lary.registry import suggest
-from lary.results.figures import Analysis, Context, finish, made, new_figure, plot_pair, slug
+from lary.results.figures import Context, Found, finish, new_figure, plot_pair, slug
 from lary.results.folder import FinishedRun
 from lary.results.published import Chunks, read_predicted
 from lary.results.report import dataset_title
@@ -69,26 +69,18 @@ def _check_known(option: str, what: str, wanted: Sequence[str], known: Sequence[
 # --- attention ---
 
 
-def attention_maps(context: Context) -> Analysis:
-    """One figure per classification run.
-
-    Raises:
-        UsageError: no classification run, or a sample that no run has.
-        LaryError: no run has its checkpoint and latents.
-    """
+def attention_maps(context: Context) -> Found:
+    """One figure per classification run. Raises UsageError for a sample that no run has."""
     runs = context.of_task("classification", "classify")
-    files: list[Path] = []
-    left_out: list[str] = []
     known: dict[str, None] = {}
     with progress(len(runs), "attention maps", "run") as bar:
         for run in runs:
             try:
-                files += _write_maps(run, context, known)
+                yield from _write_maps(run, context, known)
             except LaryError as error:
-                left_out.append(f"{run.result.label} on {run.result.dataset.name}: {error}")
+                yield f"{run.result.label} on {run.result.dataset.name}: {error}"
             bar.advance()
     _check_known("sample", "a sample", context.config.sample, list(known))
-    return made(files, left_out, LaryError)
 
 
 def _write_maps(run: FinishedRun, context: Context, known: dict[str, None]) -> list[Path]:
@@ -245,27 +237,19 @@ def _draw_maps(
 # --- trajectories ---
 
 
-def trajectories(context: Context) -> Analysis:
-    """One figure per regression run.
-
-    Raises:
-        UsageError: no regression run, or an episode that none has.
-        LaryError: no run has its chunks.
-    """
-    files: list[Path] = []
-    left_out: list[str] = []
+def trajectories(context: Context) -> Found:
+    """One figure per regression run. Raises UsageError for an episode that no run has."""
     known: dict[str, None] = {}
     for run in context.of_task("regression", "regress"):
         try:
             chunks = read_predicted(run)
         except LaryError as error:
-            left_out.append(str(error))
+            yield str(error)
             continue
         known |= dict.fromkeys(chunks.groups)
         if names := chosen_episodes(chunks, context.config.episode, context.config.count):
-            files += _write_episodes(context, run, chunks, names)
+            yield from _write_episodes(context, run, chunks, names)
     _check_known("episode", "an episode", context.config.episode, list(known))
-    return made(files, left_out, LaryError)
 
 
 def chosen_episodes(chunks: Chunks, wanted: Sequence[str], count: int) -> list[str]:

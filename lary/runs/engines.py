@@ -76,26 +76,24 @@ class UnitWorker:
 
     def __init__(self, job: Job, device: str | None = None) -> None:
         self._job, self._device = job, device
-        self._ready: tuple[Any, ...] | None = None
+        self._ready: tuple[Any, ...] = ()
 
     def run(self, units: Sequence[Unit]) -> list[UnitReport]:
         """Do some units. Raises LaryError."""
-        if self._ready is None:
-            self._ready = self._prepare()
-        return list(encode_units(self._job, self._ready[0], units, *self._ready[1:], advance=lambda rows: None))
-
-    def _prepare(self) -> tuple[Any, ...]:
-        import torch
-
         job, config = self._job, self._job.config
-        check_shared(job)
-        for plugin in job.plugins:
-            load_plugin(plugin)
-        torch.set_num_threads(job.threads)
-        dataset = DATASETS.get(config.dataset)
-        table = read_table(dataset, config.split, path=job.table, data_dir=job.data_dir, limit=config.limit)
-        device = self._device or pick_devices(None, config.device)[0]
-        return table, device, make_encoder(job, model_of(config), device)
+        if not self._ready:
+            import torch
+
+            check_shared(job)
+            for plugin in job.plugins:
+                load_plugin(plugin)
+            torch.set_num_threads(job.threads)
+            dataset = DATASETS.get(config.dataset)
+            table = read_table(dataset, config.split, path=job.table, data_dir=job.data_dir, limit=config.limit)
+            device = self._device or pick_devices(None, config.device)[0]
+            self._ready = table, device, make_encoder(job, model_of(config), device)
+        table, device, encoder = self._ready
+        return list(encode_units(job, table, units, device, encoder, advance=lambda rows: None))
 
 
 def check_shared(job: Job) -> None:
@@ -105,12 +103,11 @@ def check_shared(job: Job) -> None:
     assert job.store is not None
     folder = job.store.folder
     there = (folder / MANIFEST).is_file() and read_manifest(folder).get("key") == job.store.identity.key
-    for file, seen in ((job.table, job.table.is_file()), (folder, there)):
-        if not seen:
-            raise LaryError(
-                f"The machine {socket.gethostname()} does not see {file}: all machines need one file system under the "
-                "same paths."
-            )
+    if not (there and job.table.is_file()):
+        raise LaryError(
+            f"The machine {socket.gethostname()} does not see {job.table if there else folder}: all machines need one "
+            "file system under the same paths."
+        )
 
 
 def in_tasks(units: Sequence[Unit], workers: int) -> list[Task]:
@@ -153,9 +150,8 @@ def run_processes(
     """Do the units in one process per device.
 
     Raises:
-        LaryError: what a process raised, or one died again and again.
+        LaryError: what a process raised, or one died twice on the same rows.
     """
-    tasks = in_tasks(units, len(devices))
     packed = base64.b64encode(pickle.dumps(job)).decode()
     with contextlib.ExitStack() as stack:
 
@@ -163,14 +159,15 @@ def run_processes(
             pool = stack.enter_context(Pool(f"{__name__}:unit_worker", 1, arguments=(packed, device)))
             return lambda task: pool.submit([{"units": [(unit.number, unit.rows) for unit in task]}], math.inf)
 
-        for answer in share_out(tasks, [start(device) for device in devices], stop, advance):
+        workers = [start(device) for device in devices]
+        for answer in share_out(in_tasks(units, len(devices)), workers, stop, advance):
             if isinstance(answer, NoAnswer):
                 raise LaryError(
                     f"A process that encodes died ({answer}), perhaps for want of memory. What was done is kept: start "
                     "the same command again."
                 )
             if "error" in answer:
-                raise {0: RuntimeError, 2: UsageError}.get(answer["code"], LaryError)(answer["error"])
+                raise LaryError(answer["error"])
             for report in answer["reports"]:
                 yield UnitReport(report["done"], tuple(Failure(**item) for item in report["failures"]))
 
@@ -187,10 +184,8 @@ def unit_worker(packed: str, device: str) -> Callable[[Question], Answer]:
         try:
             found = worker.run([Unit(number, tuple(rows)) for number, rows in question["units"]])
             return {"reports": [asdict(report) for report in found]}
-        except LaryError as error:
-            return {"error": str(error), "code": error.exit_code}
-        except Exception:
-            return {"error": f"on {device}:\n{traceback.format_exc()}", "code": 0}
+        except Exception as error:
+            return {"error": str(error) if isinstance(error, LaryError) else traceback.format_exc()}
 
     return answer
 

@@ -1,16 +1,11 @@
-"""Extraction: from a split's table to the latents of its rows and the table that points to them.
-
-A dry run (``--dry-run``) says what an extraction will need, from a real encode of a few samples; it writes nothing.
-"""
+"""Extraction: from a split's table to the latents of its rows and the table that points to them."""
 
 from __future__ import annotations
 
 import json
 import math
 import shlex
-import shutil
 import sys
-import tempfile
 import time
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
@@ -23,7 +18,7 @@ from lary.data.splits import find_table
 from lary.data.tables import SampleTable, read_table
 from lary.files import digest, read_failures, read_json, remove_torn, write_failures, write_json, write_text
 from lary.latents.pipeline import Interrupted, Job, UnitReport, encode_units, make_encoder, model_of, plan_units
-from lary.latents.ref import LatentsRef, check_format, open_store, store_at
+from lary.latents.ref import LatentsRef, check_format, open_store
 from lary.latents.store import MANIFEST, LatentStore, StoreIdentity, check_pool, read_manifest
 from lary.locks import locked
 from lary.models.running import LoadedEncoder
@@ -39,9 +34,6 @@ FAILURES = "failures.csv"
 TIMING = "extraction.json"
 ROWS_CHECKED = 10_000
 """Rows of a long table that are inspected before the work starts; what is missing behind them shows when it is read."""
-SECONDS_MEASURED = 10.0
-"""How long a dry run measures, at most; the current batch is finished."""
-BATCHES_MEASURED = 16
 
 
 @dataclass(frozen=True)
@@ -279,87 +271,3 @@ def read_timing(folder: Path) -> tuple[int, float]:
         log.warning("%s is ignored, since it holds no time: %s", file, error)
         return 0, 0.0
     return rows, seconds
-
-
-# Dry run
-
-
-@dataclass(frozen=True)
-class Estimate:
-    """What is to be done and what it needs.
-
-    Attributes:
-        seconds: for the missing rows on all devices of the request; None if nothing could be measured.
-        bytes_to_write: of the rows that are missing, from the files of those that were measured.
-        bytes_free: where the latents will be.
-        measured: how many samples that was measured on.
-    """
-
-    title: str
-    folder: Path
-    rows: int
-    done: int
-    seconds: float | None
-    bytes_to_write: int
-    bytes_free: int
-    measured: int
-    failures: tuple[Failure, ...]
-
-    @property
-    def fits(self) -> bool:
-        """Whether the disk has the free space."""
-        return self.bytes_to_write <= self.bytes_free
-
-    def text(self) -> str:
-        """A few lines for a reader."""
-        if self.seconds is None:
-            time, size = "unknown", "unknown"
-        else:
-            minutes, seconds = divmod(round(self.seconds), 60)
-            time, size = f"{minutes} min {seconds:02d} s", f"{self.bytes_to_write / 1e9:.3f} GB"
-        lines = [
-            f"{self.title}: {self.rows} samples, {self.done} done, {self.rows - self.done} to do",
-            f"  measured on   {self.measured} samples",
-            f"  time          {time}",
-            f"  to write      {size} into {self.folder}",
-            f"  free there    {self.bytes_free / 1e9:.3f} GB{'' if self.fits else ': NOT ENOUGH'}",
-        ]
-        return "\n".join(
-            lines + [f"  unreadable    row {(item.row or 0) + 1}: {item.reason}" for item in self.failures]
-        )
-
-
-def estimate(config: ExtractConfig, settings: Settings) -> Estimate:
-    """Read, encode and write some of the missing rows into a folder that is removed again, and measure that.
-
-    Raises:
-        UsageError, LaryError: as `extract`.
-    """
-    run = prepare_run(config, settings)
-    there = (run.folder / MANIFEST).exists() and not config.overwrite
-    missing = open_run(run).missing(run.table) if there else list(range(len(run.table)))
-    # On a CPU rows go one by one anyway, and a few of them are enough for a slow model.
-    size = 1 if run.devices[0] == "cpu" else config.batch_size
-    chosen = missing[:: max(1, len(missing) // (BATCHES_MEASURED * size))][: BATCHES_MEASURED * size]
-    ends, done, failures = [time.monotonic()], [0], list[Failure]()
-    with tempfile.TemporaryDirectory() as folder:
-        store = store_at(Path(folder), run.identity, config.store, size)
-        job = replace(run.job, config=replace(config, batch_size=size), store=store, processes=len(run.devices))
-        for report in encode_units(
-            job, run.table.take(chosen), plan_units(range(len(chosen)), size), run.devices[0], run.encoder,
-            advance=lambda rows: None, stopped=lambda: time.monotonic() - ends[0] > SECONDS_MEASURED,
-        ):  # fmt: skip
-            ends.append(time.monotonic())
-            done.append(done[-1] + report.done)
-            failures += [replace(failure, row=chosen[failure.row or 0]) for failure in report.failures]
-        written = sum(file.stat().st_size for file in Path(folder).rglob("*") if file.is_file())
-    seconds, rows, bytes_to_write = None if missing else 0.0, done[-1], 0
-    if rows:
-        first = 1 if rows > done[1] else 0  # the first batch also pays for what is done once
-        per_row = (ends[-1] - ends[first]) / (rows - done[first])
-        seconds, bytes_to_write = len(missing) * per_row / len(run.devices), round(len(missing) * written / rows)
-    parent = next(place for place in (run.folder, *run.folder.absolute().parents) if place.exists())
-    return Estimate(
-        run.title, run.folder, len(run.table), len(run.table) - len(missing), seconds, bytes_to_write,
-        shutil.disk_usage(parent).free, rows, tuple(failures),
-    )  # fmt: skip

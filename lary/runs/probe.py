@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 from lary.configs import ClassifyConfig
 from lary.data.spec import DATASETS
-from lary.files import check_writable, digest
+from lary.files import digest
 from lary.latents.ref import LatentsRef
 from lary.registry import load_plugin, loaded_plugins
 from lary.results.folder import settle, writing
@@ -29,13 +29,15 @@ from lary.results.record import (
     run_identity,
 )
 from lary.runs.extract import read_timing
-from lary.runs.tasks import ActionTask, ClassTask, ProbeConfig, ProbeTask, frame_of, seeds_of, shared_groups
+from lary.runs.tasks import ActionTask, ClassTask, ProbeConfig, frame_of, seeds_of, shared_groups
 from lary.runtime import log, pick_devices, progress, provenance
 from lary.settings import Settings
 from lary.types import UsageError
 
 if TYPE_CHECKING:
     from lary.probes.training import Team
+
+Task = ClassTask | ActionTask
 
 NOT_DECIDING = ("device", "overwrite", "resume", "tracker")
 """Options that leave the numbers of a run alone, and so are no part of its identity."""
@@ -78,20 +80,16 @@ def run_probe(config: ProbeConfig, settings: Settings) -> ProbeRun:
 classify = regress = run_probe
 
 
-def run_member(config: ProbeConfig, settings: Settings, plugins: tuple[Path, ...]) -> None:
+def run_member(config: ProbeConfig, settings: Settings, plugins: tuple[Path, ...], team: Team, device: str) -> None:
     """Work of each process of a run on several devices; the first one writes the result."""
-    from lary.probes.training import join
-
     for plugin in plugins:
         load_plugin(plugin)
-    train_and_write(task_of(config, settings), run_folder(config, settings), *join())
+    train_and_write(task_of(config, settings), run_folder(config, settings), team, device)
 
 
-def task_of(config: ProbeConfig, settings: Settings) -> ProbeTask:
+def task_of(config: ProbeConfig, settings: Settings) -> Task:
     """The run that the options are for, with all that it reads. Raises UsageError and LaryError."""
-    if isinstance(config, ClassifyConfig):
-        return ClassTask(config, settings, "attentive")
-    return ActionTask(config, settings, config.model_type)
+    return ClassTask(config, settings) if isinstance(config, ClassifyConfig) else ActionTask(config, settings)
 
 
 def run_folder(config: ProbeConfig, settings: Settings) -> Path:
@@ -111,7 +109,7 @@ def deciding_options(config: ProbeConfig) -> dict[str, Any]:
     return {name: value for name, value in asdict(config).items() if name not in NOT_DECIDING and value is not None}
 
 
-def inputs_of(task: ProbeTask) -> tuple[NamedDigest, ...]:
+def inputs_of(task: Task) -> tuple[NamedDigest, ...]:
     """Digests of what decides a run: its options and, by role, the tables and latents that it reads."""
     found = [NamedDigest(name="options", digest=digest(json.dumps(deciding_options(task.config), sort_keys=True)))]
     for role, split in task.splits.items():
@@ -120,7 +118,7 @@ def inputs_of(task: ProbeTask) -> tuple[NamedDigest, ...]:
     return tuple(found)
 
 
-def finished(folder: Path, task: ProbeTask) -> EvalResult | None:
+def finished(folder: Path, task: Task) -> EvalResult | None:
     """The result of this very run if it is done.
 
     Raises:
@@ -144,7 +142,7 @@ def finished(folder: Path, task: ProbeTask) -> EvalResult | None:
     )
 
 
-def train_and_write(task: ProbeTask, folder: Path, team: Team, device: str) -> None:
+def train_and_write(task: Task, folder: Path, team: Team, device: str) -> None:
     """Train the probes of all seeds on this process's device; the process that leads the team writes the result."""
     from lary.probes.training import Session, tracking
 
@@ -158,8 +156,6 @@ def train_and_write(task: ProbeTask, folder: Path, team: Team, device: str) -> N
         with progress(total, title) if team.leads else nullcontext() as bar:
             for seed in seeds:
                 own = run.work if seed == seeds[0] else run.work / f"seed_{seed}"
-                if team.leads:
-                    check_writable(own)
                 tracker = config.tracker if team.leads and task.kind != "ridge" else "none"
                 title = f"{config.dataset} {folder.name} seed {seed}"
                 with tracking(tracker, own, title, vars(config) | {"seed": seed}) as tracked:
@@ -180,7 +176,7 @@ def train_and_write(task: ProbeTask, folder: Path, team: Team, device: str) -> N
 
 
 def run_facts(
-    task: ProbeTask, inputs: tuple[NamedDigest, ...], resolved: dict[str, Any], files: Sequence[str], seconds: float
+    task: Task, inputs: tuple[NamedDigest, ...], resolved: dict[str, Any], files: Sequence[str], seconds: float
 ) -> RunFacts:
     """What is known about a run besides its outcome."""
     config, dataset, model, train = task.config, task.dataset, task.model, task.splits["train"]

@@ -20,7 +20,7 @@ from lary.files import read_yaml
 from lary.latents.pipeline import Interrupted
 from lary.models.spec import MODELS, with_latent
 from lary.probes.presets import PRESETS
-from lary.registry import load_plugin, loaded_plugins, suggest
+from lary.registry import load_plugin, loaded_plugins
 from lary.results.record import FILE_NAME, EvalResult
 from lary.runs.engines import tasks_on_ray
 from lary.runs.probe import run_folder
@@ -29,7 +29,7 @@ from lary.runtime import log, setup_logging
 from lary.settings import Settings, load_settings
 from lary.types import LaryError, UsageError
 
-SECTIONS = ("options", "grid", "runs")
+SECTIONS = {"options": dict, "grid": dict, "runs": list}
 MOST_RUNS = 10_000
 
 IN_FOLDER = (
@@ -144,19 +144,26 @@ def do_group(
 def read_plan(file: Path) -> list[Planned]:
     """The runs of a file, checked. Raises UsageError."""
     content = read_yaml(file, "sweep file")
-    if not isinstance(content, dict):
-        raise UsageError(f"The sweep file {file} has to hold the keys {', '.join(SECTIONS)}.")
-    for name in content:
-        if name not in SECTIONS:
-            raise UsageError(f"The sweep file {file} has an unknown key '{name}'.{suggest(str(name), SECTIONS)}")
-    shared = named_options(content.get("options") or {}, f"{file}, options")
+    if not isinstance(content, dict) or not content.keys() <= SECTIONS.keys():
+        raise UsageError(f"The sweep file {file} has to hold the keys {', '.join(SECTIONS)}, and no others.")
+    shared, grid, runs = (content.get(name) or kind() for name, kind in SECTIONS.items())
+    kinds = [isinstance(part, kind) for part, kind in zip((shared, grid, runs), SECTIONS.values(), strict=True)]
+    if not all(kinds) or not all(isinstance(one, list) and one for one in grid.values()):
+        raise UsageError(
+            f"The sweep file {file}: options hold NAME: value, grid NAME: [values], runs a list of options."
+        )
+    if math.prod(map(len, grid.values())) + len(runs) > MOST_RUNS:
+        raise UsageError(f"The sweep file {file} asks for more than {MOST_RUNS} runs: split it.")
+    # Every combination of the grid's values, the last key changing fastest, and then the single runs.
+    asked = [dict(zip(grid, values, strict=True)) for values in itertools.product(*grid.values())] if grid else []
     plan: list[Planned] = []
     seen: dict[str, int] = {}
-    for place, options in listed_runs(content, file):
-        config = checked(shared | options, place)
-        number = seen.setdefault(repr(config), len(plan) + 1)
-        if number <= len(plan):
-            raise UsageError(f"{place}: this is the same run as number {number}.")
+    for number, given in enumerate([*asked, *runs], start=1):
+        place = f"{file}, run {number}"
+        options, common = named_options(given, place), named_options(shared, f"{file}, options")
+        config = checked(common | options, place)
+        if (other := seen.setdefault(repr(config), number)) != number:
+            raise UsageError(f"{place}: this is the same run as number {other}.")
         odd = {name: value for name, value in sorted(options.items()) if name not in IN_FOLDER and value is not None}
         own = ",".join(f"{name}={re.sub(r'[^A-Za-z0-9.+-]+', '_', str(value))}" for name, value in odd.items())
         plan.append(Planned(number, config, own[:200]))
@@ -165,30 +172,13 @@ def read_plan(file: Path) -> list[Planned]:
     latents: dict[tuple[Any, ...], Any] = {}
     for each, name in itertools.product(plan, OF_LATENTS):
         value = getattr(each.config, name)
-        if (other := latents.setdefault((name, *each.latents), value)) != value:
+        if (before := latents.setdefault((name, *each.latents), value)) != value:
             raise UsageError(
-                f"The sweep file {file} asks for {each.config.model} on {each.config.dataset} with {name} {other} and "
+                f"The sweep file {file} asks for {each.config.model} on {each.config.dataset} with {name} {before} and "
                 f"{value}: their latents would share a folder; make two sweeps of it, with another LARY_LA_DIR and "
                 "LARY_ROOT."
             )
     return plan
-
-
-def listed_runs(content: Mapping[str, Any], file: Path) -> Iterator[tuple[str, dict[str, Any]]]:
-    """Every combination of the grid's values, the last key changing fastest, and then the single runs."""
-    grid, runs = named_options(content.get("grid") or {}, f"{file}, grid"), content.get("runs") or []
-    for name, values in grid.items():
-        if not isinstance(values, list) or not values:
-            raise UsageError(f"{file}, grid: {name} has to be a list of values; one value for all is one of options.")
-    if not isinstance(runs, list):
-        raise UsageError(f"{file}, runs: expected a list of runs, each with its options.")
-    if math.prod(map(len, grid.values())) + len(runs) > MOST_RUNS:
-        raise UsageError(f"The sweep file {file} asks for more than {MOST_RUNS} runs: split it.")
-    for values in itertools.product(*grid.values()) if grid else ():
-        combination = dict(zip(grid, values, strict=True))
-        yield f"{file}, grid {', '.join(f'{name} {value}' for name, value in combination.items())}", combination
-    for index, options in enumerate(runs, start=1):
-        yield f"{file}, run {index}", named_options(options, f"{file}, run {index}")
 
 
 def named_options(options: Any, place: str) -> dict[str, Any]:

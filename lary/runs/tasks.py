@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
+from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -24,7 +24,7 @@ from lary.latents.store import SHARD_MARK
 from lary.models.spec import MODELS, ModelSpec, with_latent
 from lary.probes.outcome import ClassificationOutcome, RegressionOutcome, SampleColumns
 from lary.probes.presets import PRESETS, ProbeKind
-from lary.probes.sources import finite_latents, projected, shuffled_order, static_pair
+from lary.probes.sources import finite_latents, keep_in_memory, projected, reordered
 from lary.results.published import (
     action_scores,
     class_scores,
@@ -47,11 +47,8 @@ if TYPE_CHECKING:
 ProbeConfig = ClassifyConfig | RegressConfig
 Splits = Mapping[str, SplitLatents]
 
-CHECKED_ROWS = 1024
-"""Rows of a split whose latents are checked against their sample."""
-
-SEEDS = 2**32
-"""Number of possible seeds, from 0."""
+CHECKED_ROWS = 1024  # of a split, whose latents are checked against their sample
+SEEDS = 2**32  # seeds are numbers from 0 to one less
 
 
 # --- options ---
@@ -63,9 +60,9 @@ def seeds_of(config: ProbeConfig) -> tuple[int, ...]:
     try:
         seeds = tuple(int(part) for part in text.split(","))
     except ValueError:
-        raise UsageError(f"--seeds '{text}': expected numbers such as 0,1,2.") from None
+        raise UsageError(f"{option} '{text}': expected numbers such as 0,1,2.") from None
     if len(set(seeds)) != len(seeds):
-        raise UsageError(f"--seeds {text}: a seed is named twice; name each once.")
+        raise UsageError(f"{option} {text}: a seed is named twice; name each once.")
     if outside := [seed for seed in seeds if not 0 <= seed < SEEDS]:
         raise UsageError(f"{option} {outside[0]}: a seed is a number from 0 to {SEEDS - 1}.")
     return seeds
@@ -73,13 +70,11 @@ def seeds_of(config: ProbeConfig) -> tuple[int, ...]:
 
 def check_options(config: ProbeConfig) -> None:
     """Refuse options that no data can make right, before anything is read. Raises UsageError."""
-    for name in ("epochs", "probe_batch_size"):
-        value = getattr(config, name)
-        if value is not None and value < 1:
-            raise UsageError(f"--{name.replace('_', '-')} {value}: must be at least 1, or leave the option out.")
     seeds_of(config)
-    if config.gpus is not None:
-        device_numbers(config.gpus)
+    device_numbers(config.gpus or "0")
+    for name in ("epochs", "probe_batch_size"):
+        if (value := getattr(config, name)) is not None and value < 1:
+            raise UsageError(f"--{name.replace('_', '-')} {value}: must be at least 1, or leave the option out.")
 
 
 def frame_of(config: ProbeConfig) -> RelativeFrame | None:
@@ -88,9 +83,9 @@ def frame_of(config: ProbeConfig) -> RelativeFrame | None:
         return None
     if config.action_mode == "relative":
         return config.relative_frame or "world"
-    if config.relative_frame is not None:
-        raise UsageError(f"--relative-frame {config.relative_frame}: it needs --action-mode relative.")
-    return None
+    if config.relative_frame is None:
+        return None
+    raise UsageError(f"--relative-frame {config.relative_frame}: it needs --action-mode relative.")
 
 
 # --- latents ---
@@ -115,7 +110,7 @@ def open_splits(settings: Settings, dataset: DatasetSpec, config: ProbeConfig) -
     """Latents by role: ``train``, ``seen`` (the validation split) and, where it was extracted, ``unseen``.
 
     Raises:
-        UsageError: missing latents, of different shapes, of another data set, or of another dimension than ``--dim``.
+        UsageError: missing latents, of another data set, or of another dimension than ``--dim``.
         LaryError: latents that can't be read or belong to other samples.
     """
     roles = dataset.roles(config.splits)
@@ -124,12 +119,8 @@ def open_splits(settings: Settings, dataset: DatasetSpec, config: ProbeConfig) -
         del refs["unseen"]
         log.info("%s has no latents of %s %s: scored without it", config.model, dataset.name, roles["unseen"])
     splits = {role: open_latents(settings, ref) for role, ref in refs.items()}
-    shapes = {role: split.source.shape for role, split in splits.items()}
-    if len(set(shapes.values())) > 1:
-        listed = ", ".join(f"{roles[role]} {shape}" for role, shape in shapes.items())
-        raise UsageError(f"The splits of '{dataset.name}' hold latents of different shapes ({listed}): extract again.")
     dim = getattr(config, "dim", None)
-    if dim not in (None, found := shapes["train"][-1]):
+    if dim not in (None, found := splits["train"].source.shape[-1]):
         raise UsageError(f"--dim {dim}: the latents have dimension {found}; leave the option out.")
     for split in splits.values():
         check_samples(settings, split, splits)
@@ -141,42 +132,35 @@ def open_splits(settings: Settings, dataset: DatasetSpec, config: ProbeConfig) -
 
 
 def check_samples(settings: Settings, split: SplitLatents, splits: Splits) -> None:
-    """Refuse latents of another data set, and those in single files that were made of another sample of these `splits`
-    than their row names, or by another extraction than the first row's.
+    """Refuse latents of another sample or extraction than their row names.
 
     Rows of shards were checked when they were opened; files of other programs name no sample.
     Of many rows some are checked, evenly spaced: a table that was sorted or shifted shows in
     any of them.
 
     Raises:
-        UsageError, LaryError: names the row, the file, and whose latents it holds.
+        LaryError: names the row, the file, and whose latents it holds.
     """
-    table, identity = split.table, split.store.get("identity", {})
-    if (of := identity.get("dataset", table.spec.name)) != table.spec.name:
-        raise UsageError(
-            f"{table.path} names latents of '{of}', not of '{table.spec.name}': run 'lary extract --model "
-            f"{identity.get('model')} --dataset {table.spec.name} --split {table.split}' again."
-        )
+    table, advice = split.table, "Run 'lary extract' on this split again"
     entries = table.frame["la_path"].tolist()
     for position in range(0, len(entries), -(-len(entries) // CHECKED_ROWS)):
         entry, own = entries[position], table[position]
         if SHARD_MARK in entry:
             continue
         file = settings.path("LARY_LA_DIR") / entry if "/" in entry else split.folder / entry
-        stamp, where = read_stamp(file), f"{table.path}, row {own.row + 1}: {file}"
-        if stamp is None:
+        if (stamp := read_stamp(file)) is None:
             continue
+        where = f"{table.path}, row {own.row + 1}: {file}"
         if stamp.store != split.store.get("stamp", {}).get("store", stamp.store):
             raise LaryError(
                 f"{where} was made by another extraction than the rows before: one table must hold latents of one. "
-                "Run 'lary extract' on this split again."
+                f"{advice}."
             )
         # A sample that no split has is the same one before its label was corrected.
         known = (sample for each in splits.values() for sample in each.table if sample.id == stamp.sample)
         if stamp.sample != own.id and (other := next(known, None)):
             raise LaryError(
-                f"{where} holds the latents of {name_of(other)}, not of {name_of(own)}. Run 'lary extract' on this "
-                "split again; what is done is kept."
+                f"{where} holds the latents of {name_of(other)}, not of {name_of(own)}. {advice}; what is done is kept."
             )
 
 
@@ -205,10 +189,8 @@ def shown(split: SplitLatents, config: ProbeConfig, seed: int, *, training: bool
     """
     source = finite_latents(split.source, lambda row: name_of(split.table[row]))
     control = None if CHANGED in split.store else config.control
-    if control == "static-pair":
-        source = static_pair(source)
-    elif control == "shuffled-order":
-        source = shuffled_order(source, seed if training else seed + 1)
+    if control in FRAME_CONTROLS:
+        source = reordered(source, control, seed if training else seed + 1)
     return source if config.project is None else projected(source, config.project, seed)
 
 
@@ -219,17 +201,14 @@ def name_of(sample: Sample) -> str:
 
 def columns(table: SampleTable) -> SampleColumns:
     """Ids, media, groups and robot types of the samples of a split."""
-    samples = [table[row] for row in range(len(table))]
-    return SampleColumns(
-        ids=tuple(sample.id for sample in samples), media=tuple(sample.media for sample in samples),
-        groups=tuple(sample.group for sample in samples), embodiments=tuple(sample.embodiment for sample in samples),
-    )  # fmt: skip
+    found = ((sample.id, sample.media, sample.group, sample.embodiment) for sample in table)
+    return SampleColumns(*zip(*found, strict=True))
 
 
 # --- tasks ---
 
 
-class ProbeTask(ABC):
+class ProbeTask:
     """A probe run with everything looked up and nothing written yet."""
 
     def __init__(self, config: Any, settings: Settings, kind: ProbeKind) -> None:
@@ -237,92 +216,80 @@ class ProbeTask(ABC):
         self.config, self.settings, self.kind = config, settings, kind
         self.dataset = DATASETS.get(config.dataset)
         self.model = find_model(config, self.dataset, settings)
+        steps = None if isinstance(config, ClassifyConfig) else config.sampler_steps
         self.probe = PRESETS.get(config.probe_preset).settings(
-            kind, epochs=config.epochs, batch_size=config.probe_batch_size,
-            sampler_steps=getattr(config, "sampler_steps", None),
-        )  # fmt: skip
-        self.check()
-        self.splits = open_splits(settings, self.dataset, config)
+            kind, epochs=config.epochs, batch_size=config.probe_batch_size, sampler_steps=steps
+        )
 
-    @abstractmethod
-    def check(self) -> None:
-        """Refuse options that contradict the data set. Raises UsageError."""
+    def latents(self, role: str, session: Session) -> LatentSource:
+        """The latents of a split as the probe sees them, in memory where that is small."""
+        source = shown(self.splits[role], self.config, session.seed, training=role == "train")
+        return keep_in_memory(source, session.team.size)
 
-    @abstractmethod
-    def read_targets(self) -> None:
-        """Read the targets of the splits; rows without one are taken out of them. Raises LaryError."""
-
-    @abstractmethod
-    def train(self, session: Session) -> Any:
-        """Train and score the probe of one seed."""
-
-    @abstractmethod
-    def write(self, work: Path, outcomes: Sequence[Any]) -> tuple[str, ...]:
-        """Write the files of the run; returns the names of all."""
-
-    @abstractmethod
-    def result(self, outcomes: Sequence[Any], facts: RunFacts) -> EvalResult:
-        """The record of the run."""
-
-    def training(self, seed: int, targets: npt.NDArray[Any]) -> dict[str, Any]:
+    def training(self, session: Session, targets: npt.NDArray[Any]) -> dict[str, Any]:
         """The training split as the inputs of a probe; ``shuffled-targets`` gives the samples those of others."""
-        split = self.splits["train"]
         if self.config.control == "shuffled-targets":
-            targets = targets[np.random.default_rng(seed).permutation(len(targets))]
-        source = shown(split, self.config, seed, training=True)
-        return {"train": source, "train_targets": targets, "train_groups": split.table.groups()}
+            targets = targets[np.random.default_rng(session.seed).permutation(len(targets))]
+        groups = self.splits["train"].table.groups()
+        return {"train": self.latents("train", session), "train_targets": targets, "train_groups": groups}
+
+    @cached_property
+    def splits(self) -> dict[str, SplitLatents]:
+        """The latents by role."""
+        return open_splits(self.settings, self.dataset, self.config)
 
 
 class ClassTask(ProbeTask):
     """Recognition of action classes by attentive probes."""
 
-    config: ClassifyConfig
-
-    def check(self) -> None:
-        classes = len(self.dataset.labels.classes)
-        if self.config.classes not in (None, classes):
+    def __init__(self, config: ClassifyConfig, settings: Settings) -> None:
+        super().__init__(config, settings, "attentive")
+        self.classes = self.dataset.labels.classes
+        if config.classes not in (None, len(self.classes)):
             raise UsageError(
-                f"--classes {self.config.classes}: data set '{self.dataset.name}' has {classes} classes; leave the "
-                "option out."
+                f"--classes {config.classes}: data set '{self.dataset.name}' has {len(self.classes)} classes; leave "
+                "the option out."
             )
 
     def read_targets(self) -> None:
         """Labels are in the tables."""
 
     def train(self, session: Session) -> ClassificationOutcome:
+        """Train and score the heads of one seed."""
         from lary.probes.classify import ClassifierInputs, train_classifier
 
-        validation = self.splits["seen"]
+        table = self.splits["seen"].table
         inputs = ClassifierInputs(
-            **self.training(session.seed, self.splits["train"].table.labels()),
-            validation=shown(validation, self.config, session.seed, training=False),
-            labels=validation.table.labels(), samples=columns(validation.table), classes=self.dataset.labels.classes,
+            **self.training(session, self.splits["train"].table.labels()), validation=self.latents("seen", session),
+            labels=table.labels(), samples=columns(table), classes=self.classes,
         )  # fmt: skip
         return train_classifier(inputs, self.probe, session, self.config.precision)
 
     def write(self, work: Path, outcomes: Sequence[ClassificationOutcome]) -> tuple[str, ...]:
+        """Write confusion matrix, class table and scores; returns their names."""
         scores = write_scores(work, class_scores(outcomes), seeds_of(self.config))
-        return ("log_r0.csv", "latest.pt", *write_classification_files(work, outcomes[0]), scores)
+        return (*write_classification_files(work, outcomes[0]), scores)
 
     def result(self, outcomes: Sequence[ClassificationOutcome], facts: RunFacts) -> EvalResult:
+        """The record of the run."""
         return classification_result(outcomes[0], facts, outcomes[1:])
 
 
 class ActionTask(ProbeTask):
     """Decoding of action chunks by an MLP, a diffusion transformer, or ridge regression."""
 
-    config: RegressConfig
-
-    def check(self) -> None:
-        check_media(self.dataset, self.config.mode, self.config.stride)
-        self.frame: RelativeFrame = frame_of(self.config) or "world"
+    def __init__(self, config: RegressConfig, settings: Settings) -> None:
+        super().__init__(config, settings, config.model_type)
+        check_media(self.dataset, config.mode, config.stride)
         self.actions = self.dataset.actions
-
-    def read_targets(self) -> None:
-        data_dir, mode = self.settings.path("DATA_DIR"), self.config.action_mode
-        normaliser = load_normaliser(self.dataset, data_dir, mode, self.splits["train"].table, self.frame)
+        self.frame: RelativeFrame = frame_of(config) or "world"
         self.targets: dict[str, Targets] = {}
         self.failures: list[Failure] = []
+
+    def read_targets(self) -> None:
+        """Read and normalise the actions; rows without a readable file are left out. Raises LaryError."""
+        data_dir, mode = self.settings.path("DATA_DIR"), self.config.action_mode
+        normaliser = load_normaliser(self.dataset, data_dir, mode, self.splits["train"].table, self.frame)
         for role, split in self.splits.items():
             table = split.table
             if mode == "relative":
@@ -344,29 +311,30 @@ class ActionTask(ProbeTask):
             self.targets[role] = found
 
     def train(self, session: Session) -> RegressionOutcome:
+        """Train or fit the probe of one seed, and score it."""
         from lary.probes.regress import EvaluatedSplit, RegressorInputs, train_regressor
 
         evaluated = {}
-        for role, split in self.splits.items():
-            if role != "train":
-                source = shown(split, self.config, session.seed, training=False)
-                own = self.targets[role]
-                evaluated[role] = EvaluatedSplit(source, own.values, columns(split.table), own.mean, own.std)
-        training = self.training(session.seed, self.targets["train"].values)
+        for role in [role for role in self.splits if role != "train"]:
+            own, samples = self.targets[role], columns(self.splits[role].table)
+            evaluated[role] = EvaluatedSplit(self.latents(role, session), own.values, samples, own.mean, own.std)
         inputs = RegressorInputs(
-            **training, evaluated=evaluated, dims=self.actions.dims, groups=self.actions.groups
+            **self.training(session, self.targets["train"].values),
+            evaluated=evaluated, dims=self.actions.dims, groups=self.actions.groups,
         )  # fmt: skip
         return train_regressor(inputs, self.probe, session)
 
     def write(self, work: Path, outcomes: Sequence[RegressionOutcome]) -> tuple[str, ...]:
+        """Write the best row, trajectories, chunks, scores, and the rows that were left out; returns their names."""
         write_failures(work / FAILURES, self.failures)
         if self.failures:
             log.error("%d rows have no readable action and are left out: see %s", len(self.failures), FAILURES)
         written = write_regression_files(work, outcomes[0], frames_of(self.splits["seen"]), self.actions.units)
         scores = write_scores(work, action_scores(outcomes), seeds_of(self.config))
-        return ("best_model.pth", *written, scores, write_actions(work, outcomes[0]))
+        return (*written, scores, write_actions(work, outcomes[0]))
 
     def result(self, outcomes: Sequence[RegressionOutcome], facts: RunFacts) -> EvalResult:
+        """The record of the run."""
         # The difference of two orientations' values is no orientation, the turn from one to the other is.
         turns = self.config.action_mode == "absolute" or self.frame != "world"
         return regression_result(outcomes[0], facts, outcomes[1:], self.actions.orientations if turns else ())

@@ -1,7 +1,8 @@
 """The verbs: what the arm does, and what happens to the objects for it.
 
-Every behaviour draws its own situation (objects, places, directions, pace) and returns a `Script`. Nothing here is
-simulated physics: objects follow the tool by the geometry of the act, which is the same every time and never fails.
+Every behaviour draws its own situation (objects, places, directions, pace) and returns a
+`Script`. Nothing here is simulated physics: objects follow the tool by the geometry of the act,
+which is the same every time and never fails.
 """
 
 from __future__ import annotations
@@ -37,7 +38,7 @@ class Placed:
 
 @dataclass
 class Script:
-    """An episode before it is drawn: the tool's path, the things, their motions, and the floor that must stay free."""
+    """An episode before it is drawn: the tool's path, the things, and their motions."""
 
     path: Path
     placed: list[Placed] = field(default_factory=list)
@@ -57,7 +58,7 @@ class Script:
 
 @dataclass(frozen=True)
 class Stage:
-    """What a behaviour may choose from: kinds of objects, and the side (-1 or 1 along y) that the camera looks from."""
+    """What a behaviour may choose from: kinds of objects, and the camera's side along y (-1, 1)."""
 
     rng: np.random.Generator
     kinds: Sequence[str]
@@ -79,12 +80,12 @@ def hover(stage: Stage, away: Array, distance: float = 0.22) -> Array:
 
 
 def facing(yaw: float) -> Array:
-    """Hand hanging down, turned by `yaw` folded into a quarter turn to either side: fingers look the same."""
+    """Hand hanging down, turned by `yaw` within a quarter turn: fingers look the same."""
     return from_rpy(0.0, 0.0, (yaw + math.pi / 2) % math.pi - math.pi / 2)
 
 
 def some_thing(stage: Stage, rolls: bool = True) -> tuple[Thing, Array]:
-    """An object to handle and the rotation it stands in; without `rolls` no ball, which fingers all but hide."""
+    """An object to handle and its rotation; without `rolls` no ball, which fingers hide."""
     while True:
         thing = shapes.make_thing(draw(stage.rng, stage.kinds), stage.rng)
         if rolls or not thing.rolls:

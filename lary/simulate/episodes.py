@@ -30,22 +30,7 @@ FINGER_PLAY = 0.006
 """Metres from the middle of a finger to its inner face."""
 ENCODERS = ("libx264", "libopenh264", "h264")
 X264 = {"crf": "18", "preset": "veryfast", "x264-params": "cpu-independent=1"}
-"""Options of the encoder; without the last one, machines disagree, and with AVX-512 even two encodings do."""
-
-
-@dataclass(frozen=True)
-class Take:
-    """What an episode of T frames holds: drawn frames, states (T, 15) and actions (T - 1, 7) float32.
-
-    A state is: tool position x y z (metres) and roll pitch yaw (radians) in the robot's base frame, the gripper's
-    opening (metres), the seven joints (radians; the first of ``badger`` is its rail, in metres), and the gripper's
-    command.
-    The action at frame t is the pose that the state at t + 1 has, and the command (-1 closed, 1 open).
-    """
-
-    frames: list[Frame]
-    states: npt.NDArray[np.float32]
-    actions: npt.NDArray[np.float32]
+"""Without the last option, machines disagree, and with AVX-512 even two encodings do."""
 
 
 @dataclass(frozen=True)
@@ -79,7 +64,7 @@ def stage(recording: Recording) -> Staged:
     """Draw situations for a recording until the arm can follow the script.
 
     Raises:
-        LaryError: none of many situations could be reached, which only a changed behaviour or arm can cause.
+        LaryError: none could be reached, which only a changed behaviour or arm can cause.
     """
     arm, room = scenes.ARMS[recording.robot], scenes.ROOMS[recording.room]
     kinds = shapes.UNSEEN_THINGS if recording.unseen else shapes.TRAIN_THINGS
@@ -102,8 +87,13 @@ def stage(recording: Recording) -> Staged:
     )
 
 
-def play(recording: Recording, size: int) -> Take:
-    """Stage a recording and draw the frames that it wants."""
+def play(recording: Recording, size: int) -> tuple[list[Frame], npt.NDArray[np.float32]]:
+    """Stage a recording; returns the frames that it wants, and the states (T, 15) float32 of all.
+
+    A state is: tool position x y z (metres) and roll pitch yaw (radians) in the robot's base frame,
+    the gripper's opening (metres), the seven joints (radians; the first of ``badger`` is its rail,
+    in metres), and the gripper's command (-1 closed, 1 open).
+    """
     import mujoco
 
     staged = stage(recording)
@@ -121,24 +111,26 @@ def play(recording: Recording, size: int) -> Take:
         frames.append(renderer.frame())
     command = np.array([[tool.command] for tool in tools])
     width = np.array([[tool.width] for tool in tools])
-    states = np.concatenate([staged.poses, width, staged.joints, command], axis=1).astype(np.float32)
-    actions = np.concatenate([states[1:, :6], states[1:, 14:]], axis=1)
-    return Take(frames, states, actions)
+    return frames, np.concatenate([staged.poses, width, staged.joints, command], axis=1).astype(np.float32)
 
 
 def perform(recording: Recording, data_dir: Path, size: int) -> None:
-    """Play a recording and write its files."""
+    """Play a recording and write its files.
+
+    The action at frame t is the pose that the state at t + 1 has, and its command.
+    """
     cv2.setNumThreads(1)
     root = data_dir / recording.folder
-    take = play(recording, size)
+    images, states = play(recording, size)
     if not recording.pairs:
-        write_bytes(root / recording.name, encode_video(take.frames))
+        write_bytes(root / recording.name, encode_video(images))
         return
-    for image, frame in zip(take.frames, recording.wanted, strict=True):
+    for image, frame in zip(images, recording.wanted, strict=True):
         write_bytes(root / recording.image(frame), encode_png(image))
-        write_bytes(root / recording.state(frame), npy_bytes(take.states[frame]))
+        write_bytes(root / recording.state(frame), npy_bytes(states[frame]))
+    actions = np.concatenate([states[1:, :6], states[1:, 14:]], axis=1)
     for frame in recording.wanted[:-1]:
-        write_bytes(root / recording.action(frame), npy_bytes(take.actions[frame : frame + STRIDE]))
+        write_bytes(root / recording.action(frame), npy_bytes(actions[frame : frame + STRIDE]))
 
 
 def encode_png(image: Frame) -> bytes:

@@ -1,4 +1,4 @@
-"""`lary simulate`: the whole data set, by several processes, resumable, and pictures of what is in it."""
+"""`lary simulate`: the whole data set, by several processes, resumable, and contact sheets."""
 
 from __future__ import annotations
 
@@ -145,7 +145,8 @@ def perform_all(recordings: Sequence[Recording], data_dir: Path, config: Simulat
     """Perform recordings here, or in several fresh processes; yields once for each that is done."""
     if config.processes == 1 or len(recordings) < 2:
         for recording in recordings:
-            yield perform(recording, data_dir, config.size)
+            perform(recording, data_dir, config.size)
+            yield
         return
     # Fresh processes: MuJoCo and OpenCV have threads of their own, which a fork would not survive.
     context = multiprocessing.get_context("spawn")
@@ -162,7 +163,7 @@ def perform_all(recordings: Sequence[Recording], data_dir: Path, config: Simulat
 
 
 def prepare_worker() -> None:
-    """Leave Ctrl-C to the parent process, and end when it is gone, which a pool's worker would not notice."""
+    """Leave Ctrl-C to the parent, and end when it is gone, which a worker would not notice."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     parent = os.getppid()
 

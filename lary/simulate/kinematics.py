@@ -1,10 +1,11 @@
 """Rotations, inverse kinematics, the tool's path as a function of time, and how objects follow it.
 
-Rotations are matrices (3, 3) float64; a pose is a position in metres and a rotation, both in the robot's base frame,
-which is the world. Roll, pitch and yaw are turns about the fixed x, y and z axes in that order, in radians.
+Rotations are matrices (3, 3) float64; a pose is a position in metres and a rotation, both in the
+robot's base frame, which is the world. Roll, pitch and yaw are turns about the fixed x, y and z
+axes in that order, in radians.
 
-Time runs from 0 to 1 over an episode. A path is a row of phases, each with a share of the time and eased so that it
-starts and ends at rest; because it is a function, the same behaviour can be sampled slowly or fast.
+Time runs from 0 to 1 over an episode. A path is a row of phases, each with a share of the time
+and eased so that it starts and ends at rest.
 """
 
 from __future__ import annotations
@@ -86,7 +87,7 @@ def invert(pose: Pose) -> Pose:
 
 
 class Solver:
-    """Damped least squares for the seven joints of an arm; what the task leaves free is drawn to the home posture."""
+    """Damped least squares for the seven joints of an arm, drawn to the home posture."""
 
     def __init__(self, model: Any, data: Any, home: tuple[float, ...]) -> None:
         import mujoco
@@ -125,7 +126,7 @@ class Solver:
         return joints, distance
 
     def _step(self, jacobian: Array, error: Array, joints: Array, damping: float) -> Array:
-        """One damped step; a joint that would pass its limit is put there and left out, and the others try again."""
+        """One damped step; a joint that would pass its limit stays there, and the others try again."""
         free = np.ones(7)
         rest = 0.05 * (self.home - joints)
         for _ in range(3):
@@ -147,7 +148,7 @@ class Solver:
 
 @dataclass(frozen=True)
 class ToolState:
-    """Where the tool is: position (3,) metres, rotation (3, 3), opening in metres, command (-1 closed, 1 open)."""
+    """The tool: position (3,), rotation (3, 3), opening in metres, command (-1 closed, 1 open)."""
 
     position: Array
     rotation: Array
@@ -166,7 +167,7 @@ def ease(s: float) -> float:
 
 
 class Path:
-    """A path of the tool, built phase by phase: `state` is where it has got to, `at` gives the tool at any time."""
+    """A path of the tool, built phase by phase: `state` is its end, `at` the tool at any time."""
 
     def __init__(
         self, position: Array, rotation: Array, width: float, command: float, rng: np.random.Generator
@@ -203,7 +204,7 @@ class Path:
         self._add(phase, share)
 
     def swing(self, centre: Array, axis: Array, angle: float, share: float, hand: float = 1.0) -> None:
-        """On an arc about an axis through a point; the hand turns by the fraction `hand` of the angle."""
+        """On an arc about an axis through a point; the hand turns by a fraction of the angle."""
         begin = self.state
 
         def phase(s: float) -> ToolState:
@@ -223,8 +224,7 @@ class Path:
 
     def wait(self, share: float) -> None:
         """Stay."""
-        begin = self.state
-        self._add(lambda _s: begin, share)
+        self.grip(self.state.width, self.state.command, share)
 
     def at(self, time: float) -> ToolState:
         """The tool at a time in [0, 1]."""

@@ -137,7 +137,7 @@ def make_plan(config: SimulateConfig) -> list[Recording]:
 
 
 def _episodes(seed: int, split: int, count: int) -> list[Recording]:
-    """Episodes of a split: both robots by turns, each verb as often as any other as far as the number allows."""
+    """Episodes of a split: both robots by turns, each verb about as often as any other."""
     name = PAIR_SPLITS[split]
     number = max(2, math.ceil(count / PAIRS_PER_EPISODE))
     rng = np.random.Generator(np.random.PCG64([seed, 0, split]))

@@ -1,4 +1,4 @@
-"""Frames by ray casting: one `mj_multiRay` call per pass, shading and textures in NumPy, no graphics library.
+"""Frames by ray casting: one `mj_multiRay` call per pass, shading and textures in NumPy.
 
 What stands still is drawn once per episode; a frame casts rays only where something that moves can be seen or can
 throw its shadow. Pixels on outlines and sharp patterns get several rays, the others one.
@@ -38,7 +38,7 @@ LAMP_VIEW, LAMP_REACH = 320, 1.6
 
 @dataclass(frozen=True)
 class Hits:
-    """What unit rays (M, 3) from one origin met: geom (M,), -1 for nothing, distance (M,), normal (M, 3)."""
+    """What unit rays (M, 3) met: geom (M,), -1 for nothing, distance (M,), normal (M, 3)."""
 
     origin: Array
     rays: Array
@@ -67,13 +67,6 @@ def axes_towards(forward: Array) -> Array:
     right = np.cross(forward, [0.0, 0.0, 1.0])
     right = right / np.linalg.norm(right)
     return np.stack([right, np.cross(right, forward), forward])
-
-
-def to_frames(rotations: Array, rows: Array) -> Array:
-    """rows (M, 3) times rotations (M, 3, 3): into the frames whose axes are the columns."""
-    return np.asarray(
-        rotations[:, 0] * rows[:, :1] + rotations[:, 1] * rows[:, 1:2] + rotations[:, 2] * rows[:, 2:]
-    )  # fmt: skip
 
 
 class Renderer:
@@ -117,7 +110,7 @@ class Renderer:
         return Hits(origin, rays, geom, distance, normal)
 
     def lit(self, hits: Hits, groups: tuple[int, ...]) -> Mask:
-        """Which surfaces (M,) the lamp reaches: rays go from the lamp, which is one origin for all of them."""
+        """Which surfaces (M,) the lamp reaches: rays go from the lamp, the one origin of all."""
         rays = hits.point + OFF_SURFACE * hits.normal - self.lamp.position
         distance = np.sqrt(dot(rays, rays))
         found = self.cast(self.lamp.position, rays / distance[:, None], groups)
@@ -133,13 +126,14 @@ class Renderer:
                 continue
             chosen = np.flatnonzero(kinds == number)
             geom = hits.geom[chosen]
-            local = to_frames(data.geom_xmat.reshape(-1, 3, 3)[geom], point[chosen] - data.geom_xpos[geom])
+            rotations, rows = data.geom_xmat.reshape(-1, 3, 3)[geom], point[chosen] - data.geom_xpos[geom]
+            local = rotations[:, 0] * rows[:, :1] + rotations[:, 1] * rows[:, 1:2] + rotations[:, 2] * rows[:, 2:]
             share = self.patterns[number](local, self.period[geom])
             colour[chosen] += share[:, None] * (self.second[geom] - colour[chosen])
         return np.asarray(colour)
 
     def shade(self, hits: Hits) -> tuple[Array, Array]:
-        """Light from all around and light of the lamp (M, 3) that the surfaces send to the camera, unshadowed."""
+        """Light from all around and of the lamp (M, 3) that surfaces send back, unshadowed."""
         point, normal = hits.point, hits.normal
         colour = self.albedo(hits, point)
         lamp = self.lamp.position - point
@@ -157,7 +151,7 @@ class Renderer:
         return around, direct
 
     def _balls(self) -> None:
-        """Spheres that together hold each moving geom, so that few rays are cast in vain: geom, offset (3,), radius."""
+        """Spheres that hold each moving geom, so that few rays are cast in vain."""
         model = self.scene.model
         owners, offsets, radii = [], [], []
         for geom in np.flatnonzero(model.geom_group == MOVING):
@@ -178,7 +172,7 @@ class Renderer:
         self.owner, self.offset, self.radius = np.array(owners), np.array(offsets), np.array(radii)
 
     def _background(self) -> None:
-        """Everything that stands still: colours with and without the lamp, and the distance of each pixel."""
+        """What stands still: colours with and without the lamp, and the distance of each pixel."""
         size = self.size
         self.still = self.cast(self.view.position, self.rays, (STATIC,))
         around, direct = self._still_light(self.still)
@@ -217,13 +211,8 @@ class Renderer:
     def _levels(light: npt.NDArray[Any]) -> npt.NDArray[np.int32]:
         return np.asarray(np.minimum(light, 1.0) * LEVELS + 0.5, np.int32)
 
-    def _centres(self) -> Array:
-        data = self.scene.data
-        axes = data.geom_xmat.reshape(-1, 3, 3)[self.owner]
-        return np.asarray(data.geom_xpos[self.owner] + (axes * self.offset[:, None, :]).sum(2))
-
     def _covered(self, relative: Array, axes: Array, size: int, reach: float) -> Mask:
-        """Pixels (size, size) that the balls of what moves may cover, seen along axes (3, 3): right, up, forward."""
+        """Pixels (size, size) that the balls of what moves may cover, seen along axes (3, 3)."""
         across, above, depth = (dot(relative, np.broadcast_to(axis, relative.shape)) for axis in axes)
         depth, scale = np.maximum(depth, 0.05), size / (2 * reach)
         x, y = size / 2 + scale * across / depth, size / 2 - scale * above / depth
@@ -234,7 +223,7 @@ class Renderer:
         return mask.astype(bool)
 
     def _shadows(self, centres: Array) -> npt.NDArray[np.float32]:
-        """How much of the lamp (H * W,) what moves leaves to what stands still, from rays at every other pixel."""
+        """How much of the lamp (H * W,) what moves leaves to the rest, from every other pixel."""
         covered = self._covered(centres - self.lamp.position, self.lamp_axes, LAMP_VIEW, LAMP_REACH)
         chosen = np.flatnonzero(covered.ravel()[self.coarse_place] & self.coarse_inside)
         hits = self.cast(self.lamp.position, self.coarse_rays[chosen], (MOVING,))
@@ -247,8 +236,9 @@ class Renderer:
 
     def frame(self) -> Frame:
         """The scene as it is now, RGB (H, W, 3) uint8."""
-        size = self.size
-        centres = self._centres()
+        size, data = self.size, self.scene.data
+        axes = data.geom_xmat.reshape(-1, 3, 3)[self.owner]
+        centres = np.asarray(data.geom_xpos[self.owner] + (axes * self.offset[:, None, :]).sum(2))
         shadow = self._shadows(centres)
         dark = np.flatnonzero(shadow < 1)
         still = self.unshadowed.copy()
@@ -269,7 +259,7 @@ class Renderer:
         return shown.reshape(size, size, 3)
 
     def _soft_light(self, front: Hits, pixels: npt.NDArray[np.int64]) -> npt.NDArray[np.float32]:
-        """How much of the lamp (H * W,) reaches what moves: one ray for four pixels, blurred over its neighbours."""
+        """How much of the lamp (H * W,) reaches what moves: one ray for four pixels, blurred."""
         flat = (self.size, self.size)
         asked = (pixels // self.size % 2 == 0) & (pixels % 2 == 0)
         light, known = np.zeros(flat, np.float32), np.zeros(flat, np.float32)

@@ -100,7 +100,7 @@ ROOMS = {
 
 @dataclass(frozen=True)
 class Scene:
-    """A compiled model, its state, the material of every geom, and the mocap number of every moving thing."""
+    """A compiled model, its state, the materials of its geoms, and the moving things."""
 
     model: Any
     data: Any
@@ -157,7 +157,7 @@ def _thing_xml(item: Placed, materials: dict[str, Material]) -> str:
 
 
 def distractors(rng: np.random.Generator, kinds: Sequence[str], taken: Sequence[Array]) -> list[Placed]:
-    """Up to three things at the rim of the table, away from every point (3,) where something happens."""
+    """Up to three things at the rim of the table, away from where something happens."""
     result: list[Placed] = []
     points = [point[:2] for point in taken]
     for number in range(int(rng.integers(1, 4))):
@@ -183,7 +183,7 @@ def tinted(room: Room, rng: np.random.Generator) -> Room:
 
 
 def view_of(room: Room, rng: np.random.Generator, *, fixed: bool) -> View:
-    """The camera of a room, nudged by a few degrees and centimetres, or `fixed` by what a tripod gives way."""
+    """The camera of a room, nudged by degrees and centimetres, or as a `fixed` tripod gives way."""
     azimuth, elevation, distance = room.pair_camera if fixed else room.camera
     azimuth, elevation = math.radians(azimuth), math.radians(elevation)
     shake = 0.004

@@ -1,4 +1,4 @@
-"""Objects made of primitive shapes, with procedural patterns: what is on the table, held, opened, poured and swept.
+"""Objects made of primitive shapes, with procedural patterns.
 
 The shapes and colours are in ``scenery.json``. The origin of a thing is the centre of its
 underside, so that it stands at (x, y, 0); sizes are in metres and, as in MJCF, half lengths.
@@ -15,17 +15,16 @@ from typing import Any, TypeVar
 
 import numpy as np
 
-from lary.data.catalog import tupled
+from lary.data.spec import tupled
 from lary.simulate.kinematics import Array
 
 Option = TypeVar("Option")
 Colour = tuple[float, float, float]
-Triple = tuple[float, float, float]
 
 
 @dataclass(frozen=True)
 class Material:
-    """Two colours (sRGB, 0..1), the pattern that mixes them, its period in metres, and how much it shines."""
+    """Two colours (sRGB, 0..1), the pattern that mixes them, its period, and its gloss."""
 
     first: Colour
     second: Colour = (0.0, 0.0, 0.0)
@@ -36,18 +35,18 @@ class Material:
 
 @dataclass(frozen=True)
 class Geom:
-    """One primitive: kind and size as in MJCF, place in the frame of its thing, Euler angles in radians."""
+    """One primitive: kind and size as in MJCF, place in its thing, Euler angles in radians."""
 
     kind: str
     size: tuple[float, ...]
     material: Material
-    pos: Triple = (0.0, 0.0, 0.0)
-    euler: Triple = (0.0, 0.0, 0.0)
+    pos: tuple[float, ...] = (0.0, 0.0, 0.0)
+    euler: tuple[float, ...] = (0.0, 0.0, 0.0)
 
 
 @dataclass(frozen=True)
 class Thing:
-    """An object: its primitives, the opening that grips it, the height to grip it at, and its radius on the table."""
+    """An object: its primitives, the opening and height to grip it, its radius on the table."""
 
     name: str
     geoms: tuple[Geom, ...]
@@ -81,7 +80,8 @@ def draw(rng: np.random.Generator, options: Sequence[Option]) -> Option:
 
 def wood(rng: np.random.Generator) -> Material:
     """The wood of furniture, drawn."""
-    return Material(*draw(rng, SCENERY["colours"]["wood"]), "wood", 0.03, 0.15)
+    first, second = draw(rng, SCENERY["colours"]["wood"])
+    return Material(first, second, "wood", 0.03, 0.15)
 
 
 def metal(rng: np.random.Generator) -> Material:
@@ -92,7 +92,7 @@ def metal(rng: np.random.Generator) -> Material:
 def build_thing(kind: str, name: str, scale: float = 1.0, **looks: Colour | Material) -> Thing:
     """A thing of ``scenery.json`` with the colours and materials that it leaves open."""
     entry = SCENERY["things"][kind]
-    sizes = {"s": scale, **{letter: size * scale for letter, size in entry.get("sizes", {}).items()}}
+    sizes: dict[str, float] = {"s": scale, **{letter: size * scale for letter, size in entry.get("sizes", {}).items()}}
 
     def number(value: float | str) -> float:
         found = SIZE.fullmatch(str(value))
@@ -111,8 +111,8 @@ def build_thing(kind: str, name: str, scale: float = 1.0, **looks: Colour | Mate
 
     geoms = []
     for shape, size, look, *places in entry["geoms"]:
-        pos, euler = (tuple(map(number, place)) for place in (*places, *((0, 0, 0),) * (2 - len(places))))
-        geoms.append(Geom(shape, tuple(map(number, size)), material(look), pos, euler))
+        posed = (tuple(map(number, place)) for place in places)
+        geoms.append(Geom(shape, tuple(map(number, size)), material(look), *posed))
     grips = {part: number(entry[part]) for part in ("grip", "height", "radius") if part in entry}
     return Thing(name, tuple(geoms), **grips, rolls=entry.get("rolls", False))
 

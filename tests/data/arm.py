@@ -8,12 +8,16 @@ from typing import Any
 
 import numpy as np
 
-from lary.data.spec import ActionSpace, DatasetSpec, Normalisation, Split
+from lary.data.spec import ActionSpace, DatasetSpec, LabelSpace, Normalisation, Split
 from lary.data.tables import SampleTable, read_table
 
 SPACE = ActionSpace(
     dims=("x", "y", "gripper"), horizon=4, normalisation=Normalisation(stats_file="stats.json", command="make them")
 )
+PAIR = DatasetSpec(
+    name="two", title="Two", media="pair", target=LabelSpace(("close", "open")), splits={"val": Split("here")},
+    licences=(), media_depth=0, group_pattern=r"^(.*?ep_\d+)/",
+)  # fmt: skip
 ARM = DatasetSpec(
     name="arm", title="Arm", media="pair", target=SPACE, splits={"train": Split("regression/arm")}, licences=(),
     stride=4, media_depth=0, embodiment_column="robot_type",

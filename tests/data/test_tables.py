@@ -10,23 +10,17 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from lary.data.spec import DATASETS, ActionSpace, DatasetSpec, LabelSpace, Split
+from lary.data.spec import DATASETS, DatasetSpec
 from lary.data.tables import SampleTable, line_of, placed, read_csv, read_frame, read_table
 from lary.files import inside
 from lary.types import UsageError
+from tests.data.arm import PAIR
 from tests.helpers import FIXTURES
 from tests.hostile.harness import MEBIBYTE, refused
 
 TABLES = FIXTURES / "metadata"
 HEADER = "src_img,tgt_img,action\n"
-PAIR = DatasetSpec(
-    name="two", title="Two", media="pair", target=LabelSpace(("close", "open")), splits={"val": Split("here")},
-    licences=(), media_depth=0, group_pattern=r"^(.*?ep_\d+)/",
-)  # fmt: skip
-CLIPS = replace(
-    PAIR, name="clips", media="clip", media_depth=None, group_pattern=DATASETS.get("human_1st").group_pattern
-)
-ARM = replace(PAIR, name="arm", target=ActionSpace(dims=("x", "y"), horizon=2), embodiment_column="robot_type")
+CLIPS = replace(PAIR, media="clip", media_depth=None, group_pattern=DATASETS.get("human_1st").group_pattern)
 
 
 def published(dataset: str, split: str, path: Path | None = None) -> SampleTable:
@@ -40,8 +34,8 @@ def stored(folder: Path, text: str | bytes) -> Path:
     return path
 
 
-def written(folder: Path, text: str | bytes, spec: DatasetSpec = PAIR, limit: int | None = None) -> SampleTable:
-    return read_table(spec, "val", path=stored(folder, text), data_dir=folder, limit=limit)
+def written(folder: Path, text: str, spec: DatasetSpec = PAIR) -> SampleTable:
+    return read_table(spec, "val", path=stored(folder, text), data_dir=folder)
 
 
 def quoted(cells: dict[str, str]) -> str:
@@ -113,7 +107,12 @@ def test_both_path_forms_give_the_same_samples() -> None:
     assert table.action_path(0) == short.action_path(0) == root / "actions/ep_1/action_000065to000069.npy"
 
 
-def test_task_folder_stays_in_front() -> None:
+def test_published_first_rows_are_read() -> None:
+    for path in sorted(TABLES.glob("*_metadata_*.csv")):
+        table = published(*path.stem.split("_metadata_"))
+        assert len({sample.id for sample in table}) == len(table) == 20
+        assert table.groups() == tuple(sample.group for sample in table)
+        assert table.embodiments() == tuple(sample.embodiment for sample in table)
     table, task = published("robocoin", "unseen"), "R1_Lite_move_the_position_of_the_spoon"
     assert table[1].group == f"{task}/ep_19"
     assert table.embodiments()[:2] == ("G1edu-u3", "galaxea_r1_lite")
@@ -147,14 +146,6 @@ def test_episode_that_the_published_tables_lost(tmp_path: Path) -> None:
     literal.parent.mkdir(parents=True)
     literal.touch()
     assert table.media_path(table[0]) == (literal, table.root / "images/ep_15/frame_001466.png")
-
-
-def test_published_first_rows_are_read() -> None:
-    for path in sorted(TABLES.glob("*_metadata_*.csv")):
-        table = published(*path.stem.split("_metadata_"))
-        assert len({sample.id for sample in table}) == len(table) == 20
-        assert table.groups() == tuple(sample.group for sample in table)
-        assert table.embodiments() == tuple(sample.embodiment for sample in table)
 
 
 def test_clip_and_its_reversal_share_a_group(tmp_path: Path) -> None:

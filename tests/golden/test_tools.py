@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import itertools
 import json
 import re
 import shutil
@@ -153,8 +152,6 @@ STARTS = {
 
 def content(path: Path, root: Path) -> Any:
     """What a file holds, in a form that is the same wherever it was written."""
-    if path.is_symlink():
-        return f"link to {plain(str(path.readlink()), root)}"
     if path.suffix in (".csv", ".txt"):
         text = plain(path.read_bytes().decode(), root)
         return text if len(text) < 1500 else sha256(text.encode())
@@ -176,11 +173,6 @@ def content(path: Path, root: Path) -> Any:
         return {"shape": list(frames[0].shape), "brightness / 8": brightness}
     if path.suffix == ".npz":
         return summaries(path)
-    if path.suffix == ".parquet":
-        import pyarrow.parquet as parquet
-
-        table = parquet.read_table(path)
-        return {"schema": str(table.schema), "rows": table.num_rows}
     return "" if path.suffix in (".py", ".lock") else sha256(path.read_bytes())[:32]
 
 
@@ -199,23 +191,3 @@ def test_files_and_numbers(name: str, tmp_path: Path) -> None:
     files = "**/*.[cjn][spu]*" if name == "simulate" else "**/*"
     new = sorted(path for path in set(tmp_path.glob(files)) - before if path.is_file())
     GOLDEN.check(f"{name}, files", {path.relative_to(tmp_path).as_posix(): content(path, tmp_path) for path in new})
-
-
-def columns(text: str, *names: str) -> list[list[str]]:
-    """Cells of a printed table below some of its headings."""
-    header, *rows = [line for line in text.splitlines() if "  " in line]
-    starts = {match.group(): match.start() for match in re.finditer(r"\S+(?: \S+)*", header)}
-    ends = dict(itertools.pairwise([*starts.values(), None]))
-    return [[row[starts[name] : ends[starts[name]]].strip() for name in names] for row in rows]
-
-
-def test_lists_of_models_and_data_sets(tmp_path: Path) -> None:
-    """In processes of their own: what other tests register is not listed."""
-
-    def printed(*words: str) -> str:
-        return Place(tmp_path).process("-m", "lary.cli", *words).stdout
-
-    GOLDEN.check("models", columns(printed("models"), "key", "paradigm", "D", "pair", "clip", "params (M)", "licence"))
-    GOLDEN.check("datasets", columns(printed("datasets"), "key", "kind", "splits", "size", "commercial", "licence"))
-    for name in ("human_1st", "vlabench_30", "agibotbeta"):
-        GOLDEN.check(f"datasets {name}", numbers(printed("datasets", name)))

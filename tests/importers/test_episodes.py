@@ -21,7 +21,6 @@ from lary.importers.episodes import (
     atomic_segments,
     label_of,
 )
-from lary.importers.plain import natural
 from lary.types import UsageError
 
 RULE = AtomicRule(threshold=0.03, reach=0.05, settle=2)
@@ -30,10 +29,9 @@ LEFT = [(0.0, 0.02, 0.0)] * 9
 Steps = list[tuple[float, float, float]]
 
 
-def test_pairs_are_on_a_grid_and_names_in_the_order_of_their_numbers() -> None:
+def test_pairs_are_on_a_grid() -> None:
     ends = [[item[:2] for item in PairCut(5).segments(np.zeros((length, 1)))] for length in (11, 10, 5)]
     assert ends == [[(0, 5), (5, 10)], [(0, 5)], []]
-    assert sorted(["10.png", "2.png", "a1", "a01b", "1.png"], key=natural) == ["1.png", "2.png", "10.png", "a1", "a01b"]
 
 
 def test_classes_are_those_of_libero_and_have_inverses() -> None:

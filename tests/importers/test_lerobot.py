@@ -82,29 +82,42 @@ def test_frames_and_actions_come_back_exactly(
 
 
 @pytest.mark.parametrize(
-    ("words", "message"),
+    ("code", "words", "message"),
     [
-        (("--camera", "observation.images.frnt"), "Did you mean observation.images.front"),
-        (("--actions", "acton"), "Did you mean action"),
-        (("--actions", "timestamp"), "none of this name"),
-        (("--stride", "0"), "--stride"),
-        (("--stride", "12"), "at least two"),
-        (("--episodes", "1"), "at least two"),
-        (("--val-share", "1.0"), "--val-share"),
-        (("--name", "../evil"), "--name"),
-        (("--name", "calvin"), "exists already"),
-        (("--threshold", "0.01"), "add --labels atomic"),
-        (("--labels", "atomic", "--stride", "3"), "--stride 3"),
-        (("--labels", "atomic", "--position", "x,y"), "three values"),
-        (("--labels", "atomic", "--position", "x,y,w"), "--position w: the values are x, y, z"),
-        (("--labels", "atomic", "--gripper", "9"), "--gripper 9"),
-        (("--labels", "atomic", "--actions", "observation.state"), "--position x: the values are state_0"),
+        (0, ("--robot", "mine"), "v2.1, mine"),
+        (0, (), f"* {FRONT}"),
+        (0, (), f"  {WRIST}"),
+        (0, (), "licence: apache-2.0"),
+        (
+            0,
+            ("--actions", "observation.state", "--actions", "action"),
+            "dimensions: state_0, state_1, x, y, z, gripper, ",
+        ),
+        (0, LABELS, "labels: atomic motions of x, y, z; gripper: gripper, open above 50"),
+        (0, (*LABELS, "--gripper", "none"), "gripper: none"),
+        (0, (*LABELS, "--grip", "0.5", "--gripper-high", "closed"), "gripper, open below 0.5"),
+        (0, (*LABELS, "--position", "z, 0,y", "--gripper", "4"), "motions of z, x, y; gripper: action_4_gripper"),
+        (2, ("--camera", "observation.images.frnt"), "Did you mean observation.images.front"),
+        (2, ("--actions", "acton"), "Did you mean action"),
+        (2, ("--actions", "timestamp"), "none of this name"),
+        (2, ("--stride", "0"), "--stride"),
+        (2, ("--stride", "12"), "at least two"),
+        (2, ("--episodes", "1"), "at least two"),
+        (2, ("--val-share", "1.0"), "--val-share"),
+        (2, ("--threshold", "0.01"), "add --labels atomic"),
+        (2, (*LABELS, "--stride", "3"), "--stride 3"),
+        (2, (*LABELS, "--position", "x,y"), "three values"),
+        (2, (*LABELS, "--position", "x,y,w"), "--position w: the values are x, y, z"),
+        (2, (*LABELS, "--gripper", "9"), "--gripper 9"),
+        (2, (*LABELS, "--actions", "observation.state"), "--position x: the values are state_0"),
     ],
 )
-def test_wrong_requests(tmp_path: Path, words: tuple[str, ...], message: str) -> None:
+def test_choices_are_shown_or_refused(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, code: int, words: tuple[str, ...], message: str
+) -> None:
+    monkeypatch.setattr("tests.lerobot_files.actions", hand)
     write_lerobot(tmp_path / "source", "v2.1", images="PNG")
-    done = lary("data", "import-lerobot", tmp_path / "source", *words, root=tmp_path)
-    assert (done.code, message in done.err) == (2, True), done.err
+    assert message in run(tmp_path, *words, "--preview", code=code)
     assert not (tmp_path / "data").exists()
 
 
@@ -177,6 +190,8 @@ def test_an_import_is_not_mixed_with_another(tmp_path: Path) -> None:
     for words in ((), ("--overwrite",)):
         assert lary("data", "import-lerobot", tmp_path / "source", "--name", "own", *words, root=tmp_path).code == 2
     assert (foreign / "work.txt").read_text() == "mine"
+    for name, message in (("../evil", "--name '../evil'"), ("calvin", "exists already")):
+        assert message in lary("data", "import-lerobot", tmp_path / "source", "--name", name, root=tmp_path).err
     path = tmp_path / "data/arm_dataset.json"
     path.write_text(json.dumps({**json.loads(path.read_text()), "media": "film"}))
     done = lary("datasets", "arm", "--plugin", path.with_suffix(".py"), root=tmp_path)
@@ -215,27 +230,6 @@ def test_a_data_set_of_the_hub_runs_through_the_benchmark(tmp_path: Path, monkey
     words = ("--name", "atoms", "--labels", "atomic", "--threshold", "0.1", "--reach", "1")
     assert lary("data", "import-lerobot", "own/er.set", *words, root=tmp_path).code == 0
     assert asked[3:] == [tables, tables + videos], "labels are made from the tables, before any video is fetched"
-
-
-@pytest.mark.parametrize(
-    ("words", "message"),
-    [
-        (("--robot", "mine"), "v2.1, mine"),
-        ((), f"* {FRONT}"),
-        ((), f"  {WRIST}"),
-        ((), "licence: apache-2.0"),
-        (("--actions", "observation.state", "--actions", "action"), "dimensions: state_0, state_1, x, y, z, gripper, "),
-        (LABELS, "labels: atomic motions of x, y, z; gripper: gripper, open above 50"),
-        ((*LABELS, "--gripper", "none"), "gripper: none"),
-        ((*LABELS, "--grip", "0.5", "--gripper-high", "closed"), "gripper, open below 0.5"),
-        ((*LABELS, "--position", "z, 0,y", "--gripper", "4"), "motions of z, x, y; gripper: action_4_gripper"),
-    ],
-)
-def test_preview(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, words: tuple[str, ...], message: str) -> None:
-    monkeypatch.setattr("tests.lerobot_files.actions", hand)
-    write_lerobot(tmp_path / "source", "v2.1", images="PNG")
-    assert message in run(tmp_path, *words, "--preview")
-    assert not (tmp_path / "data").exists()
 
 
 @pytest.mark.parametrize(("version", "images"), [("v2.1", None), ("v3.0", None), ("v3.0", "JPEG")])

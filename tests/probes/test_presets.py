@@ -38,8 +38,7 @@ def test_contradicting_numbers_are_refused(kind: Any, options: dict[str, int], m
 
 
 def test_warmup_rises_over_the_first_tenth() -> None:
-    inputs, rows = regressor_inputs(), np.arange(16)
-    settings = TINY.settings("mlp", epochs=50, batch_size=None)
-    training = RegressorTraining(inputs, settings, Session(protocol="paper", seed=0), (rows, rows[:0]))
+    settings = TINY.settings("mlp", epochs=50, batch_size=120)  # one update per epoch
+    training = RegressorTraining(regressor_inputs(), settings, Session(protocol="paper", seed=0))
     rates = np.array([training.rate(update) for update in range(50)]) / settings.lr
     np.testing.assert_allclose(rates, [0, 0.2, 0.4, 0.6, 0.8, *[1.0] * 45])

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-import os
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
+import psutil
 import pytest
 import torch
 
@@ -127,6 +128,6 @@ def test_wrong_inputs_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:
     for given, message in wrong:
         with pytest.raises(UsageError, match=message):
             train("mlp", given)
-    monkeypatch.setattr(os, "sysconf", lambda name: 100)  # pages of 100 bytes, and 100 of them
-    with pytest.raises(UsageError, match=r"The ridge probe needs .*project them with --project"):
+    monkeypatch.setattr(psutil, "virtual_memory", lambda: SimpleNamespace(total=10_000))
+    with pytest.raises(UsageError, match=r"The ridge probe needs .*--pool or --project"):
         train("ridge")

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from lary.data.spec import DATASETS
-from lary.types import LaryError, UsageError
+from lary.types import LaryError
 from tests.fake_results import SUFFIXES, add_classification, add_regression, analysed
 from tests.helpers import lary, rows_of
 
@@ -26,7 +26,7 @@ def test_frequency_orders_classes_and_averages_their_f1(tmp_path: Path) -> None:
     assert float(rising[2]["moving_average"]) == pytest.approx(np.mean(values[:5]))
     assert float(rising[10]["moving_average"]) == pytest.approx(np.mean(values[8:13]))
     assert rising[1]["moving_average"] == table[-1]["moving_average"] == ""
-    with pytest.raises(UsageError, match="--window 400: libero has 27 classes"):
+    with pytest.raises(LaryError, match="--window 400: libero has 27 classes"):
         analysed(tmp_path, "frequency", window=400)
     add_classification(tmp_path, "siglip2", "libero", 2.0, train=7)
     with pytest.raises(LaryError, match="all classes of libero have 7 training samples"):
@@ -41,7 +41,7 @@ def test_gap_is_f1_of_people_minus_f1_of_robots_on_shared_classes(tmp_path: Path
     }
     add_classification(tmp_path, "vjepa2", "human_1st", 3.0)
     table, left_out = analysed(tmp_path, "gap", "gap_human_1st_robot_1st")
-    assert left_out == "gap: vjepa2 has a run on one of the two data sets only"
+    assert left_out == "gap: vjepa2 has a run on one of human_1st and robot_1st only"
     human, robot = (set(DATASETS.get(name).labels.classes) for name in ("human_1st", "robot_1st"))
     assert {row["class"] for row in table} <= human & robot
     truth = {
@@ -90,7 +90,7 @@ def test_wrong_requests_name_the_remedy(tmp_path: Path) -> None:
     refused("all", "No analysis can be made of these runs:\n  frequency: ")
     add_classification(tmp_path, "lapa", "human_1st", 3.0)
     add_classification(tmp_path, "lapa", "robot_1st", 3.0, preset="demo")
-    refused("gap", "no model has finished runs on both human_1st and robot_1st")
+    refused("gap", "lapa has a run on one of human_1st and robot_1st only")
     refused("gap", "are both human_1st", robot="human_1st")
     refused("gap", "Did you mean human_1st", human="human_first")
     add_classification(tmp_path, "dinov3", "libero", 3.0)

@@ -3,77 +3,20 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 
-from lary.configs import DiagnoseConfig
-from lary.data.spec import DATASETS
-from lary.data.tables import read_table
-from lary.latents.ref import SplitLatents
 from lary.latents.sources import Stamp
 from lary.latents.writers import write_latents
-from lary.models.spec import MODELS, ModelSpec
-from lary.results.diagnostics import Scatter, code_use, diagnose_latents, diagnosis_text
-from lary.types import LaryError
+from lary.models.spec import MODELS
+from lary.results.diagnostics import Scatter, code_use
 from tests.helpers import Done, lary
 from tests.tree import write_table
 
 SAMPLES = 40
-
-
-@dataclass
-class Memory:
-    """A source in memory, with codes where it is given some."""
-
-    tokens: np.ndarray
-    ids: np.ndarray | None = None
-    most: int = 0
-
-    @property
-    def shape(self) -> tuple[int, ...]:
-        return self.tokens.shape[1:]
-
-    def __len__(self) -> int:
-        return len(self.tokens)
-
-    def read(self, rows: Sequence[int]) -> np.ndarray:
-        self.most = max(self.most, len(rows))
-        return self.tokens[np.asarray(rows)].astype(np.float32)
-
-    def codes(self, rows: Sequence[int]) -> list[np.ndarray | None]:
-        return [None if self.ids is None else self.ids[row] for row in rows]
-
-
-def write_pairs(root: Path) -> Path:
-    """A table of pairs, five in each of eight episodes."""
-    rows = []
-    for row in range(SAMPLES):
-        frames = {
-            name: f"images/ep_{row // 5}/frame_{row + at:06d}.png" for at, name in enumerate(("src_img", "tgt_img"))
-        }
-        files = {"action": f"actions/{row}.npy", "la_path": f"calvin/val/lapa/latent_action_{row:08d}.npz"}
-        rows.append({**frames, **files})
-    path = root / "data" / "val_la_calvin_5_lapa.csv"
-    write_table(path, rows)
-    return path
-
-
-def tokens_of(seed: int = 4) -> np.ndarray:
-    """Latents (n, 2, 6) whose third channel is dead."""
-    tokens = np.random.default_rng(seed).normal(size=(SAMPLES, 2, 6))
-    tokens[..., 2] = 7.0
-    return tokens
-
-
-def diagnosis(root: Path, source: Memory, **more: Any) -> dict[str, Any]:
-    table = read_table(DATASETS.get("calvin"), "val", path=write_pairs(root), data_dir=root)
-    latents = SplitLatents(table, source, {}, 0, root)  # type: ignore[arg-type]
-    return diagnose_latents(latents, MODELS.get("lapa"), DiagnoseConfig(model="lapa", dataset="calvin", **more))
 
 
 def test_streamed_ranks_are_those_of_the_whole_matrix() -> None:
@@ -95,71 +38,65 @@ def test_streamed_ranks_are_those_of_the_whole_matrix() -> None:
     assert flat.ranks() == {"effective_rank": 0.0, "participation_ratio": 0.0, "limit": 4}
 
 
-def test_dead_channels_batches_and_latents_that_are_not_finite(tmp_path: Path) -> None:
-    tokens = tokens_of()
-    source = Memory(tokens)
-    found = diagnosis(tmp_path, source, batch_size=9)
-    assert found["channels"]["dead"] == [2]
-    assert source.most == 9
-    whole = diagnosis(tmp_path, source, batch_size=1000)
-    assert whole["tokens"] == pytest.approx(found["tokens"], rel=1e-9)
-    assert found["tokens"]["limit"] == 6
-    assert diagnosis(tmp_path, source, rows=10)["samples"] == 10
-    tokens[3, 1, 2] = np.nan
-    with pytest.raises(LaryError, match=r"sample \w{16} \(images/ep_0/frame_000004\.png\) hold values that are not"):
-        diagnosis(tmp_path, source)
-
-
-def test_use_of_codes(tmp_path: Path) -> None:
-    by_hand = code_use({0: np.array([1, 4]), 3: np.array([1, 0]), 7: np.array([2, 0])}, None)
-    assert by_hand is not None
-    assert by_hand["perplexity_per_place"] == pytest.approx((2**1.5 + 1) / 2)
-    codes = np.tile(np.array([[0, 3], [1, 3], [0, 5], [1, 5]]), (SAMPLES // 4, 1))
-    found = diagnosis(tmp_path, Memory(tokens_of(), codes), batch_size=7)
-    assert found["codes"]["counts"] == {"0": 20, "1": 20, "3": 20, "5": 20}
-    assert (found["codes"]["perplexity"], found["codes"]["perplexity_per_place"]) == pytest.approx((4, 2))
-    assert "4 of 8 (50.0 %) used, perplexity 4.00 (2.00 at a single place)" in diagnosis_text(found)
+def write_store(root: Path, tokens: np.ndarray) -> None:
+    """Latents (n, 2, 6) of pairs, five in each of eight episodes, with two codes each."""
+    rows = []
+    for row, own in enumerate(tokens.astype(np.float32)):
+        frames = [f"images/ep_{row // 5}/frame_{row + step:06d}.png" for step in range(2)]
+        latent = f"calvin/val/lapa/latent_action_{row:08d}.npz"
+        rows.append({"src_img": frames[0], "tgt_img": frames[1], "action": f"actions/{row}.npy", "la_path": latent})
+        write_latents(root / "la" / latent, own, np.array([row % 2, 3 + row // 2 % 2 * 2]), Stamp("", "", "lapa"))
+    write_table(root / "data" / "val_la_calvin_5_lapa.csv", rows)
 
 
 def run(root: Path, *options: str) -> Done:
-    return lary(
-        "diagnose", "--model", "lapa", "--dataset", "calvin", f"--lary-la-dir={root / 'la'}", *options, root=root
-    )
+    words = ("diagnose", "--model", "lapa", "--dataset", "calvin", f"--lary-la-dir={root / 'la'}")
+    return lary(*words, *options, root=root)
 
 
-def test_diagnose_command_reads_a_store(tmp_path: Path) -> None:
-    write_pairs(tmp_path)
-    for row, tokens in enumerate(tokens_of().astype(np.float32)):
-        file = tmp_path / "la" / "calvin" / "val" / "lapa" / f"latent_action_{row:08d}.npz"
-        write_latents(file, tokens, np.array([row % 5, 7]), Stamp("", "", "lapa"))
+def numbers(root: Path, *options: str) -> Any:
+    assert run(root, f"--json={root / 'out.json'}", *options).code == 0
+    return json.loads((root / "out.json").read_text())
+
+
+def test_diagnose_command_reads_a_store_in_batches(tmp_path: Path) -> None:
+    tokens = np.random.default_rng(4).normal(size=(SAMPLES, 2, 6))
+    tokens[..., 2] = 7.0
+    write_store(tmp_path, tokens)
     done = run(tmp_path)
     assert done.code == 0
     assert "calvin val with lapa (corrected): 40 samples of 8 episodes or videos, tokens 2 x 6" in done.out
-    assert "6 of 8 (75.0 %) used" in done.out
-    first = (tmp_path / "logs" / "diagnostics" / "calvin" / "val" / "lapa.json").read_bytes()
-    assert json.loads(first)["codes"]["counts"]["7"] == 40
-    assert run(tmp_path, f"--json={tmp_path / 'again.json'}").code == 0
-    assert (tmp_path / "again.json").read_bytes() == first
+    assert "6, 1 dead" in done.out
+    assert "4 of 8 (50.0 %) used, perplexity 4.00 (2.00 at a single place)" in done.out
+    found = json.loads((tmp_path / "logs" / "diagnostics" / "calvin" / "val" / "lapa.json").read_text())
+    assert (found["channels"]["dead"], found["tokens"]["limit"]) == ([2], 6)
+    assert found["codes"]["counts"] == {"0": 20, "1": 20, "3": 20, "5": 20}
+    assert numbers(tmp_path) == found
+    assert numbers(tmp_path, "--batch-size", "9")["tokens"] == pytest.approx(found["tokens"], rel=1e-9)
+    assert numbers(tmp_path, "--rows", "10")["samples"] == 10
+    by_hand = code_use({0: np.array([1, 4]), 3: np.array([1, 0]), 7: np.array([2, 0])}, None)
+    assert by_hand is not None
+    assert by_hand["perplexity_per_place"] == pytest.approx((2**1.5 + 1) / 2)
 
 
-def test_wrong_requests_name_the_remedy(tmp_path: Path) -> None:
+def test_wrong_requests_and_latents_name_the_remedy(tmp_path: Path) -> None:
     for options, message in (
         (["--split", "vall"], "Did you mean val"),
         (["--rows", "0"], "--rows 0: must be at least 1"),
         ([], "Run 'lary extract --model lapa --dataset calvin --split val' first"),
     ):
         done = run(tmp_path, *options)
-        assert done.code == 2
-        assert message in done.err
+        assert (done.code, message in done.err) == (2, True)
+    write_store(tmp_path, np.where(np.arange(SAMPLES)[:, None, None] == 3, np.nan, np.ones((SAMPLES, 2, 6))))
+    done = run(tmp_path)
+    assert done.code == 1
+    assert "images/ep_0/frame_000004.png) hold values that are not finite" in done.err
 
 
 def test_codebooks_of_records_are_those_of_their_networks() -> None:
-    def size(spec: ModelSpec) -> int | None:
-        return spec.options.get("network", {}).get("codebook_size")
-
-    known = [spec for spec in MODELS if size(spec) is not None]
+    sizes = {spec.name: spec.options.get("network", {}).get("codebook_size") for spec in MODELS}
+    known = {name: size for name, size in sizes.items() if size is not None}
     assert len(known) > 5
-    for spec in known:
-        assert spec.codebook == size(spec)
+    assert {name: MODELS.get(name).codebook for name in known} == known
     assert MODELS.get("univla").codebook == MODELS.get("univla").options["network"]["num_latents"]
     assert MODELS.get("dinov2-origin").codebook is None

@@ -15,7 +15,7 @@ import pytest
 from lary.configs import ExtractConfig
 from lary.latents.store import MANIFEST
 from lary.locks import LOCK, locked
-from lary.runs.extract import FAILURES, TIMING, estimate, extract, read_timing
+from lary.runs.extract import FAILURES, TIMING, extract, read_timing
 from lary.types import LaryError, UsageError
 from tests.helpers import lary, rows_of, settings_of
 from tests.hostile.harness import bounded, refused, snapshot
@@ -285,28 +285,6 @@ def test_too_little_disk_is_refused_before_anything_is_written(root: Path, monke
     with pytest.raises(LaryError, match=r"12 rows of 2x64x50 float32 need 0\.0 GB"):
         extract(ask(), settings_of(root))
     assert not contents(latents(root))
-
-
-def test_dry_run_measures_and_writes_nothing(root: Path) -> None:
-    before = snapshot(root)
-    done = lary(*ASK, "--dry-run", root=root)
-    assert (done.code, "12 samples, 0 done, 12 to do" in done.out) == (0, True)
-    assert snapshot(root) == before
-    found = estimate(ask(batch_size=4), settings_of(root))
-    assert found.measured == 12
-    assert found.seconds is not None
-    extract(ask(batch_size=4, limit=8), settings_of(root))
-    files = contents(latents(root))
-    again = estimate(ask(batch_size=4), settings_of(root))
-    assert (again.done, again.rows) == (8, 12)
-    per_row = sum(map(len, files.values())) / len(files)
-    assert abs(again.bytes_to_write - 4 * per_row) < 0.01 * again.bytes_to_write
-    assert contents(latents(root)) == files
-    for picture in (root / "data" / "regression").rglob("*.png"):
-        picture.write_bytes(b"")
-    nothing = estimate(ask(batch_size=4), settings_of(root))
-    assert nothing.text().count("unknown") == 2, "neither time nor bytes where nothing could be measured"
-    assert nothing.failures
 
 
 LISTS = {

@@ -161,12 +161,9 @@ def test_latents_of_a_model_without_a_record_are_probed(tmp_path: Path, shape: t
 def test_a_folder_that_can_not_be_written_to_stops_a_probe_before_its_training(
     place: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def refuse(**_: Any) -> None:
-        raise PermissionError(13, "Permission denied")
-
-    monkeypatch.setattr("tempfile.TemporaryFile", refuse)
     monkeypatch.setattr(torch.optim, "AdamW", lambda *_, **__: pytest.fail("trained"))
-    with pytest.raises(LaryError, match=r"Cannot write .*regression.*: Permission denied. Check the folder"):
+    (tmp_path / "regression").touch()
+    with pytest.raises(LaryError, match=r"Cannot write .*regression.*: "):
         run(place, tmp_path)
 
 

@@ -100,8 +100,8 @@ def test_parts_of_a_sweep_are_the_whole(root: Path) -> None:
 
 @pytest.mark.parametrize(("text", "words"), [
     ("grid: {modle: [pixels]}", "there is no option 'modle'. Did you mean mod"),
-    ("grids: {}", "unknown key 'grids'. Did you mean grid"),
-    ("grid: {model: pixels, dataset: [calvin]}", "has to be a list"),
+    ("grids: {}", "has to hold the keys options, grid, runs"),
+    ("grid: {model: pixels, dataset: [calvin]}", "grid NAME: [values]"),
     ("grid: {model: [pixel], dataset: [calvin]}", "Did you mean pixels"),
     ("grid: {model: [pixels], dataset: [calvinn]}", "Did you mean calvin"),
     ("grid: {model: [pixels]}", "there is no value for dataset"),
@@ -112,8 +112,8 @@ def test_parts_of_a_sweep_are_the_whole(root: Path) -> None:
     ("runs: [{model: pixels, dataset: calvin}, {model: pixels, dataset: calvin}]", "same run as number 1"),
     ("runs: [{model: pixels, dataset: calvin, splits: valley}]", "valley"),
     ("runs: [{model: pixels, dataset: calvin}, {model: pixels, dataset: calvin, precision: bf16}]", "share a folder"),
-    ("runs: {model: pixels}", "expected a list of runs"),
-    ("options: [a]", "NAME: value"),
+    ("runs: {model: pixels}", "runs a list of options"),
+    ("options: [a]", "options hold NAME: value"),
     ("[]", "has to hold the keys"),
     ("grid: {}", "asks for no run"),
     ("grid: !!python/object/apply:os.system ['touch executed']", "the tag"),
