@@ -5,8 +5,9 @@ from __future__ import annotations
 import csv
 import functools
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
+from typing import NamedTuple
 
 import lary
 from lary.models.spec import MODELS, ModelSpec, Weights, locate_weights
@@ -38,8 +39,7 @@ Made from the records by `python -m lary.models.overview`; a test holds it again
 """
 
 
-@dataclass(frozen=True)
-class WeightsState:
+class WeightsState(NamedTuple):
     """Whether a model's weights are on this machine, and where, or what is missing."""
 
     found: bool
