@@ -177,11 +177,7 @@ class Part:
 
 
 def audit(spec: DatasetSpec, config: AuditConfig, settings: Settings) -> AuditReport:
-    """Audit the splits of a data set.
-
-    Raises:
-        UsageError: an unknown split, a table that is missing or wrong, or no table at all.
-    """
+    """Audit the splits of a data set. Raises UsageError."""
     parts = open_parts(spec, config, settings)
     findings: list[Finding] = []
     contents, splits = [], []

@@ -109,11 +109,7 @@ class VerifyReport:
 
 
 def verify(config: CheckConfig, settings: Settings) -> VerifyReport:
-    """Check the files of all tables of some groups and write both reports.
-
-    Raises:
-        UsageError: unknown group, no table at all, or options that contradict each other.
-    """
+    """Check the files of all tables of some groups and write both reports. Raises UsageError."""
     root, data_dir = settings.path("LARY_ROOT"), settings.path("DATA_DIR")
     if config.workers < 1 or config.timeout <= 0:
         raise UsageError("--workers must be at least 1 and --timeout above 0 seconds.")

@@ -20,7 +20,7 @@ def test_normalising_on_a_device_gives_the_same_bits() -> None:
         found = DeviceNormaliser(record, "cpu")(torch.from_numpy(planes)).numpy()
         assert wanted.dtype == found.dtype == np.float32
         assert wanted.tobytes() == found.tobytes()
-        mean, std = (np.float32(values)[:, None, None] for values in (record.mean, record.std))
+        mean, std = (np.array(values, np.float32)[:, None, None] for values in (record.mean, record.std))
         assert np.array_equal(wanted, (planes.astype(np.float32) / np.float32(record.scale) - mean) / std)
 
 
