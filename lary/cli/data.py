@@ -133,7 +133,8 @@ def pairs(
     from lary.importers.episodes import PairCut
     from lary.importers.plain import import_trajectories
 
-    return show_trajectories(out, config.name, import_trajectories(source, out, config, PairCut(stride), dims))
+    report = import_trajectories(source, out, config, PairCut(stride), dims)
+    return show_import(report, config.name, out, "pairs", "episodes ")
 
 
 @data_app.command
@@ -141,16 +142,8 @@ def atomic(source: Path, out: Path, config: configs.AtomicConfig) -> int:
     """Cut trajectories into atomic motions: 26 directions, open and close, each in both directions of time."""
     from lary.importers.plain import columns_cut, import_trajectories
 
-    return show_trajectories(out, config.name, import_trajectories(source, out, config, columns_cut(config)))
-
-
-def show_trajectories(out: Path, name: str, report: ImportReport) -> int:
-    """Print what was written; the exit code."""
-    code = show_failures(report.failures, f"all in {out / 'data' / f'{name}_import_failures.csv'}")
-    for part, rows in report.rows.items():
-        print(f"{out / 'data' / f'{name}_metadata_{part}.csv'}: {rows} rows")
-    print(f"{report.plugin}: use it with --plugin; {len(report.failures)} episodes failed")
-    return code
+    report = import_trajectories(source, out, config, columns_cut(config))
+    return show_import(report, config.name, out, "pairs", "episodes ")
 
 
 @data_app.command

@@ -177,11 +177,7 @@ class Part:
 
 
 def audit(spec: DatasetSpec, config: AuditConfig, settings: Settings) -> AuditReport:
-    """Audit the splits of a data set.
-
-    Raises:
-        UsageError: an unknown split, a table that is missing or wrong, or no table at all.
-    """
+    """Audit the splits of a data set. Raises UsageError."""
     parts = open_parts(spec, config, settings)
     findings: list[Finding] = []
     contents, splits = [], []
@@ -333,6 +329,6 @@ def compare_tables(one: Part, other: Part) -> Findings:
         kinds = {"class_not_in_training": "target", "robot_not_in_training": "robot"}
     for kind, column in kinds.items():
         known, new = set(one.rows[column]), set(other.rows[column])
-        hits = new & known if kind == "same_action_file" else new - known
-        found.add(kind, sorted(name or "(empty)" for name in hits), len(new))
+        named = new & known if kind == "same_action_file" else new - known
+        found.add(kind, sorted(name or "(empty)" for name in named), len(new))
     return found

@@ -222,11 +222,7 @@ def _present(path: Path) -> bool:
 
 
 def cut_forward(source: Path, start: float, duration: float, out: Path) -> None:
-    """Cut `duration` seconds from `start` on, frame-exact, as H.264 with its own times.
-
-    Raises:
-        MediaError: the recording is broken, or holds no frame in that span.
-    """
+    """Cut `duration` seconds from `start` on, frame-exact, as H.264 with its own times. Raises MediaError."""
     with opened_video(source) as (container, stream):
         # Cuts are counted from the recording's start, as the ffmpeg executable does.
         begin = Fraction(container.start_time or 0, 1_000_000) + Fraction(str(start))
@@ -237,11 +233,7 @@ def cut_forward(source: Path, start: float, duration: float, out: Path) -> None:
 
 
 def cut_reversed(forward: Path, out: Path) -> None:
-    """All frames of a clip in reverse order, MPEG-4, at its rate and size.
-
-    Raises:
-        MediaError: the forward clip is broken.
-    """
+    """All frames of a clip in reverse order, MPEG-4, at its rate and size. Raises MediaError."""
     with opened_video(forward) as (_, stream):
         rate = stream.average_rate or Fraction(30)
         rate = rate.limit_denominator(max(1, min(1001, int(MPEG4_TICKS / rate))))

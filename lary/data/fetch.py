@@ -136,11 +136,7 @@ def downloadable(names: Sequence[str] = ()) -> tuple[DatasetSpec, ...]:
 
 
 def accept(specs: Sequence[DatasetSpec], accepted: bool, ask: Callable[[str], str] | None) -> None:
-    """Show the terms of every source and have them accepted: by an option, or by typing yes to `ask`.
-
-    Raises:
-        UsageError: nobody accepted them.
-    """
+    """Show the terms of every source and have them accepted: by an option, or by typing yes. Raises UsageError."""
     print(f"Sources and terms of: {', '.join(spec.name for spec in specs)}")
     for licence in dict.fromkeys(licence for spec in specs for licence in spec.licences):
         use = "commercial use allowed" if licence.commercial else "no commercial use"
@@ -180,11 +176,7 @@ def belongs(path: str, spec: DatasetSpec) -> bool:
 
 
 def choose(files: Sequence[RemoteFile], specs: Sequence[DatasetSpec], config: DownloadConfig) -> list[RemoteFile]:
-    """The files that are wanted: archives, tables, and what is in the folders of the layout.
-
-    Raises:
-        UsageError: a data set or pattern has none; names what there is.
-    """
+    """The files that are wanted: archives, tables, and what is in the folders of the layout. Raises UsageError."""
     paths = []
     for file in files:
         whole, folders = whole_name(file.path), file.path.split("/")[:-1]

@@ -109,11 +109,7 @@ class VerifyReport:
 
 
 def verify(config: CheckConfig, settings: Settings) -> VerifyReport:
-    """Check the files of all tables of some groups and write both reports.
-
-    Raises:
-        UsageError: unknown group, no table at all, or options that contradict each other.
-    """
+    """Check the files of all tables of some groups and write both reports. Raises UsageError."""
     root, data_dir = settings.path("LARY_ROOT"), settings.path("DATA_DIR")
     if config.workers < 1 or config.timeout <= 0:
         raise UsageError("--workers must be at least 1 and --timeout above 0 seconds.")
@@ -129,16 +125,17 @@ def verify(config: CheckConfig, settings: Settings) -> VerifyReport:
             (rows, columns), (height, width) = source.found, target.found
             target.status, target.found = "corrupt", None
             target.reason = f"{width}x{height} pixels, its source image {source.places[0]} has {columns}x{rows}"
+    found = {group.name: group.report() for group in groups}
     report = {
         "version": VERSION,
         "data_root": str(data_dir),
         "depth": config.depth,
         "verified_by_manifest": by_manifest,
-        "groups": {group.name: group.report() for group in groups},
+        "groups": found,
     }
     write_text(config.output, text_report(report))
     write_json(config.output.with_suffix(".json"), report)
-    issues = sum(len(group["issues"]) for group in report["groups"].values())
+    issues = sum(len(group["issues"]) for group in found.values())
     return VerifyReport(len(files), issues, by_manifest, config.output)
 
 
@@ -189,8 +186,8 @@ def read_split(group: CheckedGroup, spec: DatasetSpec, split: str, path: Path | 
         return
 
     def problem(column: str, count: int, reason: str) -> None:
-        found = {"refs": count, "status": "corrupt", "reason": reason.rstrip(".")}
-        group.problems.append(CheckedFile("table", (str(path),), path.name, column, **found))
+        about = CheckedFile("table", (str(path),), path.name, column, None, count, "corrupt", reason.rstrip("."))
+        group.problems.append(about)
 
     try:
         frame = read_frame(path)

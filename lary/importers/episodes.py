@@ -298,11 +298,7 @@ def _write_images(
 
 
 def video_images(frames: Iterator[tuple[int, Any]], wanted: Iterable[int]) -> Iterator[bytes]:
-    """The image files of ascending frames of a video, which goes on from where it was decoded to.
-
-    Raises:
-        MediaError: a frame is damaged or missing.
-    """
+    """The image files of ascending frames of a video, which goes on from where it was decoded to. Raises MediaError."""
     for number in wanted:
         frame = next((frame for at, frame in frames if at == number), None)
         if frame is None:

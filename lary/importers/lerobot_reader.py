@@ -129,11 +129,7 @@ class LeRobot:
             _snapshot(self.origin, self.commit, sorted({path.relative_to(self.folder).as_posix() for path in paths}))
 
     def table(self, episode: Episode, columns: Sequence[str]) -> Any:
-        """The rows of an episode, as a pyarrow table in the order of its frames.
-
-        Raises:
-            MediaError: the file is missing or damaged, lacks a column, or has another number of rows.
-        """
+        """The rows of an episode, as a pyarrow table in the order of its frames. Raises MediaError."""
         import pyarrow
         from pyarrow import parquet
 
@@ -204,12 +200,7 @@ def flat_names(found: Any) -> Iterator[str]:
 
 
 def open_lerobot(source: str, revision: str | None = None) -> LeRobot:
-    """A data set in a folder, or on the hub, from which the metadata are fetched.
-
-    Raises:
-        UsageError: there is no such folder, and the text is no repository's name.
-        LaryError: the hub doesn't give it.
-    """
+    """A data set in a folder, or on the hub, from which the metadata are fetched. Raises LaryError."""
     folder = as_path(source)
     if folder.is_dir():
         return LeRobot(folder)

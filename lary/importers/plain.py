@@ -120,11 +120,7 @@ def columns_cut(config: AtomicConfig) -> MotionCut:
 
 
 def read_values(folder: Path, names: list[str] | None) -> npt.NDArray[np.float64]:
-    """The actions (T, A) of an episode, whose dimensions have names unless that is None; none yet is filled.
-
-    Raises:
-        MediaError: they are no finite numbers, or of another count than the names.
-    """
+    """The actions (T, A) of an episode, whose dimensions have names unless that is None; none yet is filled."""
     path = folder / ACTIONS
     try:
         data = read_limited(path, LARGEST_ACTIONS)
@@ -143,11 +139,7 @@ def read_values(folder: Path, names: list[str] | None) -> npt.NDArray[np.float64
 
 
 def find_images(folder: Path, length: int, wanted: list[int]) -> Iterable[bytes]:
-    """The image files of some frames of an episode with `length` actions.
-
-    Raises:
-        MediaError: there are no images, several videos, or another number of frames.
-    """
+    """The image files of some frames of an episode with `length` actions. Raises MediaError."""
     files = sorted((path for path in folder.iterdir() if path.is_file()), key=numbered)
     images = [path for path in files if path.suffix.lower() in IMAGES]
     videos = [path for path in files if path.suffix.lower() in VIDEOS]
@@ -281,11 +273,7 @@ def pick_column(table: Path, columns: Sequence[str], given: str | None, usual: S
 
 
 def link_file(source: Path, target: Path) -> None:
-    """Link a file to its target, or copy it where links are not possible; one that is there must be the same.
-
-    Raises:
-        LaryError: another file is there.
-    """
+    """Link a file to its target, or copy it where links are not possible. Raises LaryError if another is there."""
     if target.exists():
         if not target.samefile(source) and file_digest(target) != file_digest(source):
             raise LaryError(f"{target} exists with other content: choose another --name.")

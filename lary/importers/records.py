@@ -79,10 +79,7 @@ def save_import(
 
     Args:
         plugin: file to write, which loads the record.
-        rows: by split; the table of another split is removed.
-
-    Raises:
-        LaryError: a split has no rows.
+        rows: by split; the table of another split is removed. Raises LaryError if one has none.
     """
     write_failures(tables / f"{spec.name}_import_failures.csv", failures)
     for split, found in rows.items():
@@ -110,11 +107,7 @@ def save_record(spec: DatasetSpec, plugin: Path) -> None:
 
 
 def load_record(path: Path) -> DatasetSpec:
-    """Read a record.
-
-    Raises:
-        LaryError: the file is missing or is no record; names the first field that is wrong.
-    """
+    """Read a record. Raises LaryError, naming the first field that is wrong."""
     from pydantic import TypeAdapter, ValidationError
 
     try:

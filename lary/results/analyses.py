@@ -18,19 +18,9 @@ import numpy as np
 from lary.configs import AnalysisKind, AnalyzeConfig
 from lary.data.spec import DATASETS
 from lary.registry import suggest
+from lary.results import figures
 from lary.results.ablations import codebook_ablation, stride_ablation
-from lary.results.figures import (
-    BLUE,
-    LIGHT,
-    VERMILION,
-    Context,
-    Found,
-    finish,
-    grouped,
-    new_figure,
-    panels,
-    slug,
-)
+from lary.results.figures import Context, Found, grouped, slug
 from lary.results.folder import FinishedRun, find_results
 from lary.results.report import dataset_title
 from lary.results.samples import attention_maps, trajectories
@@ -163,14 +153,14 @@ def _write_frequency(context: Context, group: Sequence[FinishedRun], window: int
     # Equally frequent classes have no order: the average has one point per place.
     averages = {label: table.groupby("centre")["moving_average"].mean() for label, table in drawn.items()}
     titles = [f"{label}\nSpearman {value:+.2f}" if value is not None else label for label, value in spearman.items()]
-    with panels(titles, up="F1", across="training samples of the class") as (figure, grid):
+    with figures.panels(titles, up="F1", across="training samples of the class") as (figure, grid):
         for axes, (label, table) in zip(grid, drawn.items(), strict=True):
             for other, average in averages.items():
                 if other != label:
-                    axes.plot(np.exp(average.index), average, color=LIGHT, linewidth=0.9, label="other models")
+                    axes.plot(np.exp(average.index), average, color=figures.LIGHT, linewidth=0.9, label="other models")
             own = averages[label]
-            axes.scatter(table["train"], table["f1"], s=9, color=BLUE, alpha=0.55, label="class")
-            axes.plot(np.exp(own.index), own, color=VERMILION, linewidth=1.8, label=f"mean of {window} classes")
+            axes.scatter(table["train"], table["f1"], s=9, color=figures.BLUE, alpha=0.55, label="class")
+            axes.plot(np.exp(own.index), own, color=figures.VERMILION, linewidth=1.8, label=f"mean of {window} classes")
             axes.set_xscale("log")
             # A decade may hold no power of ten, so the ticks are our own.
             ticks = np.unique(np.geomspace(table["train"].min(), table["train"].max(), 3).round())
@@ -178,7 +168,7 @@ def _write_frequency(context: Context, group: Sequence[FinishedRun], window: int
             axes.minorticks_off()
             axes.set_ylim(-0.03, 1.03)
         first = group[0]
-        finish(figure, axes, f"{dataset_title(first.result)}: F1 by class frequency\n{first.about}")
+        figures.finish(figure, axes, f"{dataset_title(first.result)}: F1 by class frequency\n{first.about}")
         name = first.result.dataset.name
         models = {label: {"spearman": value} for label, value in spearman.items()}
         stem = f"frequency_{slug(name)}{first.suffix}"
@@ -252,7 +242,7 @@ def _gap_figure(gaps: DataFrame, title: str) -> Iterator[Figure]:
     reach = max(0.05, float(np.nanmax(np.abs(values))))
     labels = [f"{label}  {mean:+.2f}" for label, mean in gaps.mean(axis=1).items()]
     width = 1.5 + 0.075 * max(map(len, labels)) + 0.21 * len(gaps.columns)
-    with new_figure(max(width, 6.0), 1.3 + 0.3 * len(gaps) + 0.07 * max(map(len, gaps.columns))) as figure:
+    with figures.new_figure(max(width, 6.0), 1.3 + 0.3 * len(gaps) + 0.07 * max(map(len, gaps.columns))) as figure:
         axes = figure.subplots()
         axes.set_facecolor("#eeeeee")  # a class that one of the data sets has no samples of
         image = axes.imshow(values, cmap="PuOr_r", vmin=-reach, vmax=reach, aspect="auto", interpolation="nearest")

@@ -75,19 +75,16 @@ def diagnosis_text(found: Mapping[str, Any]) -> str:
         f"  channels        {len(std)}, {len(channels['dead'])} dead; mean {np.mean(channels['mean']):.4g}, "
         f"standard deviation {np.median(std):.4g} (median; {std.min():.4g} to {std.max():.4g})",
     ]
-    for title, name, key in (("effective rank", "tokens", "tokens"), ("", "mean tokens", "samples_pooled")):
-        own = found[key]
+    for name, own in (("tokens", found["tokens"]), ("mean tokens", found["samples_pooled"])):
         rank = f"{own['effective_rank']:.1f} of {own['limit']} of {name}"
-        lines.append(f"  {title:15} {rank}, participation ratio {own['participation_ratio']:.1f}")
-    use = "none: the model has no codebook, or the latents were stored without codes"
-    if codes is not None:
+        lines.append(f"  effective rank  {rank}, participation ratio {own['participation_ratio']:.1f}")
+    if codes is None:
+        use = "none: the model has no codebook, or the latents were stored without codes"
+    else:
         of = f" of {codes['size']} ({100 * codes['used'] / codes['size']:.1f} %)" if codes["size"] else ""
-        most = max(codes["counts"].values()) / sum(codes["counts"].values())
-        use = (
-            f"{codes['used']}{of} used, perplexity {codes['perplexity']:.2f} ({codes['perplexity_per_place']:.2f} at a "
-            f"single place), the most frequent takes {100 * most:.1f} %"
-        )
-    return "\n".join([*lines, f"  {'codes':15} {use}"])
+        use = f"{codes['used']}{of} used, perplexity {codes['perplexity']:.2f} "
+        use += f"({codes['perplexity_per_place']:.2f} at a single place)"
+    return "\n".join([*lines, f"  codes           {use}"])
 
 
 def diagnose_split(config: DiagnoseConfig, settings: Settings) -> tuple[dict[str, Any], Path]:

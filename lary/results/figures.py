@@ -26,28 +26,13 @@ Format = Literal["svg", "png", "pdf"]
 Doubles = npt.NDArray[np.float64]
 Row = Mapping[str, Any]
 """One line of a table; the keys are the columns."""
+Chunk = tuple[str, Doubles, Doubles]
+"""Title, predicted and true action chunk, both (K, A) in physical units."""
 
-INK, MUTED, GRID, LIGHT = "#222222", "#666666", "#dddddd", "#c8c8c8"
+INK, LIGHT = "#222222", "#c8c8c8"
 BLUE, VERMILION = "#0072B2", "#D55E00"
 """Colours of Okabe and Ito, told apart with every common colour vision deficiency."""
-STYLE: Any = {
-    "font.family": "DejaVu Sans",
-    "font.size": 9,
-    "axes.spines.top": False,
-    "axes.spines.right": False,
-    "axes.edgecolor": MUTED,
-    "axes.labelcolor": INK,
-    "text.color": INK,
-    "xtick.color": INK,
-    "ytick.color": INK,
-    "axes.titlesize": 9,
-    "axes.axisbelow": True,
-    "grid.color": GRID,
-    "grid.linewidth": 0.5,
-    "svg.hashsalt": "lary",
-    "svg.fonttype": "none",
-    "pdf.fonttype": 3,
-}
+STYLE = Path(__file__).with_suffix(".mplstyle")
 NO_DATES: dict[Format, Any] = {
     "svg": {"Date": None, "Creator": None},
     "png": {"Software": None},
@@ -64,7 +49,7 @@ def new_figure(width: float, height: float, layout: Literal["constrained"] | Non
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
-    with matplotlib.rc_context(STYLE):
+    with matplotlib.rc_context(fname=STYLE):
         figure = Figure(figsize=(width, height), layout=layout)
         FigureCanvasAgg(figure)
         yield figure
@@ -139,15 +124,6 @@ def confusion_figure(matrix: npt.ArrayLike, classes: Sequence[str], title: str =
         return render(figure, format)
 
 
-@dataclass(frozen=True)
-class Chunk:
-    """A predicted and a true action chunk, both (K, A) in physical units."""
-
-    title: str
-    predicted: npt.ArrayLike
-    true: npt.ArrayLike
-
-
 def trajectory_figure(chunk: Chunk, dims: Sequence[str], units: Sequence[str] = (), format: Format = "png") -> bytes:
     """Prediction and truth of one chunk, one panel per dimension."""
     with _trajectory(chunk, dims, units) as figure:
@@ -168,7 +144,7 @@ def trajectory_book(chunks: Sequence[Chunk], dims: Sequence[str], units: Sequenc
 
 @contextmanager
 def _trajectory(chunk: Chunk, dims: Sequence[str], units: Sequence[str]) -> Iterator[Figure]:
-    truth, guess = np.asarray(chunk.true, dtype=np.float64), np.asarray(chunk.predicted, dtype=np.float64)
+    title, guess, truth = chunk
     columns = min(4, len(dims))
     rows = -(-len(dims) // columns)
     width, height = 2.3 * columns, 0.9 + 1.6 * rows
@@ -191,7 +167,7 @@ def _trajectory(chunk: Chunk, dims: Sequence[str], units: Sequence[str]) -> Iter
             plot_pair(axes, steps, truth[:, index], guess[:, index], mark)
             axes.set_title(f"{dims[index]} [{unit}]" if unit else dims[index])
         figure.legend(*grid[0].get_legend_handles_labels(), loc="lower center", ncols=2, frameon=False)
-        figure.suptitle(chunk.title, fontsize=9, y=1 - 0.12 / height, va="top")
+        figure.suptitle(title, fontsize=9, y=1 - 0.12 / height, va="top")
         yield figure
 
 

@@ -31,7 +31,7 @@ import numpy.typing as npt
 from lary.arrays import read_npz
 from lary.files import atomic_write, csv_text, write_bytes, write_json, write_text
 from lary.probes import outcome as metrics
-from lary.probes.outcome import ClassificationOutcome, Floats, RegressionOutcome, SelectionName, SplitOutcome
+from lary.probes.outcome import ClassificationOutcome, Floats, RegressionOutcome, SplitOutcome
 from lary.results import figures
 from lary.results.folder import FinishedRun
 from lary.results.record import Example, headline
@@ -80,8 +80,8 @@ def best_result(outcome: RegressionOutcome) -> dict[str, float]:
     """The one row of ``best_result.csv`` for the headline selection; the training loss is that of its epoch."""
     name = headline(outcome.splits["seen"].selections)
     epoch = outcome.splits["seen"].selections[name].epoch
-    losses = [entry["train_loss"] for entry in outcome.history if entry.get("epoch") == epoch and "train_loss" in entry]
-    row: dict[str, float] = {"best_epoch": epoch, "train_loss": float(losses[0]) if losses else float("nan")}
+    losses = {entry.get("epoch"): entry.get("train_loss", np.nan) for entry in outcome.history}
+    row: dict[str, float] = {"best_epoch": epoch, "train_loss": float(losses.get(epoch, np.nan))}
     for role, split in outcome.splits.items():
         values, targets = split.selections[name].values, split.targets
         row[f"val_{role}_loss"] = float(split.loss[name])
@@ -100,25 +100,21 @@ def write_regression_files(
     The pictures show the samples of `example_rows` on the seen split; without `frames`
     only their trajectories.
     """
-    row = best_result(outcome)
+    row, split = best_result(outcome), outcome.splits["seen"]
     files = {"best_result.csv": csv_text([row, row.values()]).encode()}
-    split = outcome.splits["seen"]
-    chosen = split.selections[name := headline(split.selections)]
-    place = f"eval_vis/epoch_{chosen.epoch}"
-    chunks = []
-    for index, (sample, _, error) in enumerate(example_rows(split, name)):
+    place, chunks = f"eval_vis/epoch_{row['best_epoch']}", chunks_of(split)
+    drawn = []
+    for index, (sample, _, error) in enumerate(example_rows(split)):
         stem = f"{place}/sample_{index}"
         if frames is not None:
             clip = frames(sample)
             files |= {f"{stem}_src.png": png_of(clip[0]), f"{stem}_tgt.png": png_of(clip[-1])}
-        title = f"{split.samples.ids[sample]}, mean squared error {error:.3g}"
-        mean, std = split.mean[sample].astype(np.float64), split.std[sample].astype(np.float64)
-        predicted, true = (part[sample] * std + mean for part in (chosen.values, split.targets))
-        chunks.append(figures.Chunk(title, predicted, true))
+        title = f"{chunks.ids[sample]}, mean squared error {error:.3g}"
+        drawn.append((title, chunks.predicted[sample], chunks.true[sample]))
         for suffix in ("png", "pdf"):
-            picture = figures.trajectory_figure(chunks[-1], outcome.dims, units, suffix)
+            picture = figures.trajectory_figure(drawn[-1], outcome.dims, units, suffix)
             files[f"{stem}_action.{suffix}"] = picture
-    files[f"{place}/action.pdf"] = figures.trajectory_book(chunks, outcome.dims, units)
+    files[f"{place}/action.pdf"] = figures.trajectory_book(drawn, outcome.dims, units)
     for file, data in files.items():
         write_bytes(folder / file, data)
     return tuple(files)
@@ -133,32 +129,33 @@ def png_of(picture: npt.NDArray[np.uint8]) -> bytes:
     return stream.getvalue()
 
 
-def example_rows(split: SplitOutcome, selection: SelectionName) -> list[tuple[int, float, float]]:
+def example_rows(split: SplitOutcome) -> list[tuple[int, float, float]]:
     """Rows to show as (row, quantile, error): the samples at `EXAMPLE_QUANTILES`, ties by row."""
-    error = ((split.selections[selection].values - split.targets) ** 2).mean(axis=(1, 2))
+    values = split.selections[headline(split.selections)].values
+    error = ((values - split.targets) ** 2).mean(axis=(1, 2))
     order = np.argsort(error, kind="stable")
     rows = {int(order[round(rank * (len(order) - 1))]): rank for rank in EXAMPLE_QUANTILES}
     return [(row, quantile, float(error[row])) for row, quantile in rows.items()]
 
 
-def examples_of(split: SplitOutcome, selection: SelectionName, files: Iterable[str]) -> Iterator[Example]:
+def examples_of(split: SplitOutcome, files: Iterable[str]) -> Iterator[Example]:
     """The chunks of `example_rows` in physical units, with the pictures among `files`."""
-    samples, prediction = split.samples, split.selections[selection].values
-    for index, (row, quantile, error) in enumerate(example_rows(split, selection)):
-        chunks = []
-        for chunk in (prediction[row], split.targets[row]):
-            values = (chunk * split.std[row] + split.mean[row]).tolist()
-            chunks.append(tuple(tuple(float(f"{value:.5g}") for value in step) for step in values))
+    chunks = chunks_of(split)
+    for index, (row, quantile, error) in enumerate(example_rows(split)):
+        predicted, true = (
+            tuple(tuple(float(f"{value:.5g}") for value in step) for step in part[row].tolist())
+            for part in (chunks.predicted, chunks.true)
+        )
         stems = (f"sample_{index}_src.png", f"sample_{index}_tgt.png")
         pictures = (name for stem in stems for name in files if PurePosixPath(name).name == stem)
         yield Example(
-            sample=samples.ids[row],
-            media=samples.media[row],
-            group=samples.groups[row],
+            sample=chunks.ids[row],
+            media=split.samples.media[row],
+            group=chunks.groups[row],
             quantile=quantile,
             mse=error,
-            predicted=chunks[0],
-            true=chunks[1],
+            predicted=predicted,
+            true=true,
             pictures=tuple(pictures),
         )
 
@@ -186,6 +183,14 @@ class Chunks:
     true: Floats
 
 
+def chunks_of(split: SplitOutcome) -> Chunks:
+    """The chunks of a split under the headline selection."""
+    samples, mean, std = split.samples, split.mean[:, None], split.std[:, None]
+    values = split.selections[headline(split.selections)].values
+    media = tuple(paths[0] for paths in samples.media)
+    return Chunks(samples.ids, samples.groups, media, values * std + mean, split.targets * std + mean)
+
+
 def class_scores(runs: Sequence[ClassificationOutcome]) -> dict[str, SampleScores]:
     """Right or wrong, by role, from probes of several seeds."""
     samples, first = runs[0].samples, headline(runs[0].selections)
@@ -198,9 +203,9 @@ def action_scores(runs: Sequence[RegressionOutcome]) -> dict[str, SampleScores]:
     first = headline(runs[0].splits["seen"].selections)
     found = {}
     for role, split in runs[0].splits.items():
-        values = [run.splits[role].selections[first].values.astype(np.float64) for run in runs]
-        errors = np.stack([np.square(own - split.targets).mean(axis=(1, 2)) for own in values])
-        found[role] = SampleScores(split.samples.ids, split.samples.groups, errors.astype(np.float32))
+        values = np.stack([run.splits[role].selections[first].values for run in runs]).astype(np.float64)
+        errors = np.square(values - split.targets).mean(axis=(2, 3)).astype(np.float32)
+        found[role] = SampleScores(split.samples.ids, split.samples.groups, errors)
     return found
 
 
@@ -211,14 +216,7 @@ def write_scores(folder: Path, scores: Mapping[str, SampleScores], seeds: Sequen
 
 def write_actions(folder: Path, outcome: RegressionOutcome) -> str:
     """Write the chunks of all evaluated splits into a run's folder; returns the file's name."""
-    name = headline(outcome.splits["seen"].selections)
-    chunks = {}
-    for role, split in outcome.splits.items():
-        samples, mean, std = split.samples, split.mean[:, None], split.std[:, None]
-        media = tuple(paths[0] for paths in samples.media)
-        predicted, true = (part * std + mean for part in (split.selections[name].values, split.targets))
-        chunks[role] = Chunks(samples.ids, samples.groups, media, predicted, true)
-    return _write_arrays(folder / ACTIONS, chunks)
+    return _write_arrays(folder / ACTIONS, {role: chunks_of(split) for role, split in outcome.splits.items()})
 
 
 def _write_arrays(file: Path, tables: Mapping[str, SampleScores | Chunks], **more: npt.NDArray[np.int64]) -> str:

@@ -48,8 +48,6 @@ MIN_CLUSTERS = 6
 MAX_CLUSTERS = 1024
 """More clusters are bundled at random into this many, which bounds memory and time."""
 RESAMPLES = 2000
-BLOCK = 1000
-"""Resamples at a time."""
 FLOOR = 0.3
 LEVEL = 0.95
 
@@ -271,9 +269,7 @@ def spread_of(
     """The weighted sum of a statistic of several runs, and its spread over clusters and seeds."""
     known = _without_resamples(parts, statistic)
     draws = cluster_draws(parts[0][1].shape[-2], seed, resamples)
-    starts = range(0, resamples, BLOCK)
-    blocks = [_resampled(parts, statistic, draws[start : start + BLOCK]) for start in starts]
-    values, errors = (np.concatenate(part) for part in zip(*blocks, strict=True))
+    values, errors = _resampled(parts, statistic, draws)
     whole = np.sqrt(known.variance * (known.support - 1) / known.support)
     errors = np.maximum(errors, FLOOR * whole)
     deviations = values - known.value

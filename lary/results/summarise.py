@@ -25,24 +25,10 @@ from lary.probes.outcome import (
     class_statistics,
     confusion_matrix,
 )
+from lary.results import record
 from lary.results import statistics as stats
 from lary.results.published import examples_of
-from lary.results.record import (
-    ClassRow,
-    Control,
-    DimensionRow,
-    EvalResult,
-    GroupRow,
-    Metric,
-    OrientationRow,
-    PhysicalError,
-    RobotRow,
-    RunFacts,
-    SeedRow,
-    Selection,
-    Unit,
-    headline,
-)
+from lary.results.record import EvalResult, Metric, RunFacts, Unit, headline
 from lary.types import LaryError
 
 TOP_K = 5
@@ -103,7 +89,7 @@ def _finished(
         chosen = split.selections[first]
         values = {name: float(found.seeds[row, column]) for name, (found, column, _) in scores.items()}
         head = getattr(chosen, "head", None)
-        per_seed.append(SeedRow(seed=seed, epoch=chosen.epoch, head=head, metrics=values))
+        per_seed.append(record.SeedRow(seed=seed, epoch=chosen.epoch, head=head, metrics=values))
     several = f", with the spread of {len(runs)} seeds by Student's t" if len(runs) > 1 else ""
     interval = (
         f"95 % studentised bootstrap, {stats.RESAMPLES} resamples, for shares of right answers "
@@ -169,7 +155,7 @@ def classification_result(
         if count > TOP_K:
             top = _accuracy([_in_top(labels, each) for each in logits], clusters)
             own[f"top{TOP_K}"] = (top, 0, "fraction")
-        selections[name] = Selection(epoch=chosen.epoch, head=chosen.head, metrics=_metrics(own))
+        selections[name] = record.Selection(epoch=chosen.epoch, head=chosen.head, metrics=_metrics(own))
     first = headline(outcome.selections)
     predicted = [run.selections[first].logits.argmax(axis=1) for run in runs]
     controls = {}
@@ -178,7 +164,7 @@ def classification_result(
         pairs = zip(predicted, guesses, strict=True)
         gains = ((np.equal(own, labels) - 1.0 * (guess == labels))[:, None] for own, guess in pairs)
         gain = metric(_means(gains, clusters, facts.seed, stats.ratio), 0, "fraction")
-        controls[control] = Control(metrics=_metrics(scores_of(guesses)), gain=gain)
+        controls[control] = record.Control(metrics=_metrics(scores_of(guesses)), gain=gain)
     matrix = confusion_matrix(labels, predicted[0], count)
     return _finished(
         runs,
@@ -195,13 +181,13 @@ def classification_result(
 
 def _class_rows(
     outcome: ClassificationOutcome, predicted: stats.Ints, clusters: stats.Ints, matrix: stats.Ints
-) -> Iterator[ClassRow]:
+) -> Iterator[record.ClassRow]:
     count, table = len(outcome.classes), class_statistics(matrix)
     sums = stats.class_sums(outcome.labels, predicted, count, clusters)
     recall = stats.fraction_interval(sums[None, :, : 2 * count])
     for index, name in enumerate(outcome.classes):
         true = int(table.support[index])
-        yield ClassRow(
+        yield record.ClassRow(
             name=name,
             train=int(outcome.train_counts[index]),
             true=true,
@@ -293,12 +279,12 @@ class _Predicted:
 
     def robot(
         self, name: str, groups: Mapping[str, tuple[int, ...]], facts: RunFacts, turns: Sequence[Orientation]
-    ) -> RobotRow:
+    ) -> record.RobotRow:
         """The row of a robot type, whose samples these are."""
         scores = _metrics(self.overall())
         explained = scores.get(f"{self.role}_r2")
         rows = [row for row in self.parts(groups, facts.dataset.units) if row["physical_mse"]]
-        return RobotRow(
+        return record.RobotRow(
             split=self.role,
             name=name,
             rows=len(self.groups),
@@ -306,7 +292,7 @@ class _Predicted:
             mse=scores[f"{self.role}_mse"],
             r2=explained.value if explained else None,
             degrees=self.angle(turns),
-            physical={row["name"]: PhysicalError(mse=row["physical_mse"], unit=row["unit"]) for row in rows},
+            physical={row["name"]: record.PhysicalError(mse=row["physical_mse"], unit=row["unit"]) for row in rows},
         )
 
 
@@ -344,8 +330,8 @@ def regression_result(
             scores.setdefault(name, {}).update(own.overall())
         own = predicted(run.splits[role].selections[first].values for run in runs)
         for row in own.parts(dims, [*units, *[""] * len(dims)]):
-            tables["dimensions"].append(DimensionRow(**row, rmse=row["physical_mse"].value ** 0.5))
-        tables["dimension_groups"] += [GroupRow(**row) for row in own.parts(outcome.groups, units)]
+            tables["dimensions"].append(record.DimensionRow(**row, rmse=row["physical_mse"].value ** 0.5))
+        tables["dimension_groups"] += [record.GroupRow(**row) for row in own.parts(outcome.groups, units)]
         robots = np.array(split.samples.embodiments)
         for robot in np.unique(robots).tolist():
             part = own.take(np.flatnonzero(robots == robot))
@@ -353,7 +339,7 @@ def regression_result(
         for each in orientations:
             if (degrees := own.angle([each])) is not None:
                 about = {"split": role, "name": each.name, "convention": each.convention}
-                tables["orientations"].append(OrientationRow(**about, degrees=degrees))
+                tables["orientations"].append(record.OrientationRow(**about, degrees=degrees))
         for control in seen.controls:
             other = predicted(run.splits[role].controls[control] for run in runs)
             scores.setdefault(control, {}).update(other.overall())
@@ -369,15 +355,15 @@ def regression_result(
         task="regression",
         primary="seen_mse",
         selections={
-            name: Selection(
+            name: record.Selection(
                 epoch=chosen.epoch,
                 loss={role: float(split.loss[name]) for role, split in outcome.splits.items() if name in split.loss},
                 metrics=_metrics(scores[name]),
             )
             for name, chosen in seen.selections.items()
         },
-        controls={name: Control(metrics=_metrics(scores[name]), gain=gain) for name, gain in gains.items()},
-        examples=tuple(examples_of(seen, first, facts.files)),
+        controls={name: record.Control(metrics=_metrics(scores[name]), gain=gain) for name, gain in gains.items()},
+        examples=tuple(examples_of(seen, facts.files)),
         **{name: tuple(rows) for name, rows in tables.items()},
     )
 

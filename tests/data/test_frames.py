@@ -139,7 +139,7 @@ def test_packets_that_an_edit_list_leaves_out_are_no_frames(videos: Videos, tmp_
     data = bytearray(path.read_bytes())
     at = data.index(b"elst") + 16  # media time of the first entry (ISO/IEC 14496-12)
     with av.open(str(path)) as container:
-        stream = container.streams.video[0]
+        stream: Any = container.streams.video[0]
         tick = round(1 / (stream.time_base * stream.average_rate))
     data[at : at + 4] = struct.pack(">i", struct.unpack(">i", data[at : at + 4])[0] + 5 * tick)
     edited = tmp_path / "edited.mp4"

@@ -65,10 +65,6 @@ def check(root: Path, *words: str | Path, code: int = 0) -> tuple[dict[str, dict
     return found, done.out + done.err
 
 
-def video(path: Path) -> None:
-    encode(path, "libx264", {}, count=24)
-
-
 def array(*shape: int, value: float = 0) -> Callable[[Path], object]:
     return lambda path: np.save(path, np.full(shape, value, np.float32))
 
@@ -80,7 +76,7 @@ def halved(path: Path) -> None:
 
 def without_packets(path: Path) -> None:
     """A complete container whose video stream has no packet."""
-    video(path)
+    encode(path, "libx264", {}, count=24)
     data = path.read_bytes()
     at = data.index(b"stsz") + 12
     path.write_bytes(data[:at] + b"\0\0\0\0" + data[at + 4 :])
@@ -167,7 +163,7 @@ def test_good_and_unusual_files_are_accepted_in_every_published_path_form(tmp_pa
     picture = Image.fromarray(frame(0.5, 0.5, (250, 9, 9)))
     deep = Image.fromarray(np.full((48, 48), 999, np.uint16))
     images = {"gray.png": picture.convert("L"), "photo.JPEG": picture, "deep.png": deep, "photo.webp": picture}
-    arrays = {"flat": values.astype(np.float32).ravel(), "fortran": np.asfortranarray(values)}
+    arrays: dict[str, np.ndarray] = {"flat": values.astype(np.float32).ravel(), "fortran": np.asfortranarray(values)}
     videos = {"b.mp4": ("libx264", {"bf": "3"}), "v.webm": ("libvpx-vp9", {"cpu-used": "8"})}
     for name, content in images.items():
         content.save(folder / "images" / name)

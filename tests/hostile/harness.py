@@ -43,11 +43,8 @@ class Code:
 
 def snapshot(folder: Path) -> dict[str, tuple[int, int, int]]:
     """All files and folders below a folder, links not followed: mode, size and time of change."""
-    found = {}
-    for path in sorted(folder.rglob("*")):
-        facts = path.lstat()
-        found[str(path.relative_to(folder))] = (facts.st_mode, facts.st_size, facts.st_mtime_ns)
-    return found
+    facts = {str(path.relative_to(folder)): path.lstat() for path in sorted(folder.rglob("*"))}
+    return {name: (found.st_mode, found.st_size, found.st_mtime_ns) for name, found in facts.items()}
 
 
 @contextmanager

@@ -11,8 +11,8 @@ from lary.importers.records import load_record
 from lary.latents.ref import LatentsRef, open_latents
 from lary.latents.store import MANIFEST
 from lary.runs.extract import extract
-from lary.settings import Settings, load_settings
 from lary.types import LaryError
+from tests.helpers import settings_of
 from tests.hostile.harness import bounded, refused
 from tests.tree import make_calvin
 
@@ -39,34 +39,15 @@ def test_hostile_record_of_a_data_set(tmp_path: Path, case: str) -> None:
     refused(tmp_path, lambda: load_record(tmp_path / "a_dataset.json"), "a_dataset.json")
 
 
-@pytest.fixture(scope="module")
-def extracted(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    root = tmp_path_factory.mktemp("extracted")
-    make_calvin(root, {"val": 1})
-    extract(ask(), settings_of(root))
-    return root
-
-
-def ask() -> ExtractConfig:
-    return ExtractConfig(model="pixels", dataset="calvin", split="val", workers=1)
-
-
-def settings_of(root: Path) -> Settings:
-    return load_settings({"LARY_ROOT": str(root), "DATA_DIR": str(root / "data")}, environment={})
-
-
-@pytest.mark.parametrize("case", ["nested lists", "list", "text", "null", "no text", "huge whole number"])
-def test_hostile_manifest_of_a_store(extracted: Path, case: str) -> None:
-    manifest = extracted / "latent_actions" / "calvin" / "val" / "pixels" / MANIFEST
-    before = manifest.read_bytes()
-    manifest.write_bytes(JSON[case].encode("utf-8", "surrogateescape"))
-
-    def opened() -> object:
-        return open_latents(settings_of(extracted), LatentsRef(model="pixels", dataset="calvin", split="val"))
-
-    try:
-        refused(extracted, opened, MANIFEST)
-        with bounded(), pytest.raises(LaryError, match=MANIFEST):
-            extract(ask(), settings_of(extracted))
-    finally:
-        manifest.write_bytes(before)
+def test_hostile_manifest_of_a_store(tmp_path: Path) -> None:
+    make_calvin(tmp_path, {"val": 1})
+    asked = ExtractConfig(model="pixels", dataset="calvin", split="val", workers=1)
+    settings = settings_of(tmp_path)
+    extract(asked, settings)
+    manifest = tmp_path / "latent_actions" / "calvin" / "val" / "pixels" / MANIFEST
+    ref = LatentsRef(model="pixels", dataset="calvin", split="val")
+    for case in ("nested lists", "list", "text", "null", "no text", "huge whole number"):
+        manifest.write_bytes(JSON[case].encode("utf-8", "surrogateescape"))
+        for call in (lambda: open_latents(settings, ref), lambda: extract(asked, settings)):
+            with pytest.raises(LaryError, match=MANIFEST), bounded():
+                call()

@@ -37,11 +37,8 @@ def test_the_difference_of_runs_is_paired(tmp_path: Path) -> None:
     """Runs that are equally wrong everywhere differ by an exact number, whatever the samples."""
     for name, gap in (("a", 0.5), ("b", 1.0), ("c", 0.5)):
         write_actions(tmp_path / name, gap)
-    (only,) = compare_results([tmp_path / "a", tmp_path / "b" / "result.json"]).differences
-    assert (only.gain.value, only.gain.low) == (pytest.approx(-0.75, abs=1e-5), pytest.approx(only.gain.high, abs=1e-5))
-    assert only.p is not None
-    assert only.p < 0.01
-    assert compare_results([tmp_path / "b", tmp_path / "a"]).differences[0].gain.value == pytest.approx(0.75, abs=1e-5)
+    (only,) = compare_results([tmp_path / "b", tmp_path / "a" / "result.json"]).differences
+    assert (only.gain.value, only.gain.low) == (pytest.approx(0.75, abs=1e-5), pytest.approx(only.gain.high, abs=1e-5))
     done = lary("compare", *(tmp_path / name for name in "abc"), "--role", "unseen", "--json", tmp_path / "out.json")
     assert done.code == 0
     assert "Holm, 2 comparisons" in done.out
@@ -49,16 +46,6 @@ def test_the_difference_of_runs_is_paired(tmp_path: Path) -> None:
     rows = json.loads((tmp_path / "out.json").read_text())["differences"]
     assert [round(row["gain"]["value"], 4) for row in rows] == [-0.75, 0.0]
     assert rows[0]["p"] < rows[1]["p"] == 1.0
-
-
-def test_seeds_of_both_runs_count(tmp_path: Path) -> None:
-    write_actions(tmp_path / "a", 0.4, 0.5, 0.6)
-    write_actions(tmp_path / "b", 0.45, 0.55, 0.65)
-    only = compare_results([tmp_path / "a", tmp_path / "b"]).differences[0]
-    assert only.gain.value == pytest.approx(np.mean([0.16, 0.25, 0.36]) - np.mean([0.2025, 0.3025, 0.4225]), abs=1e-5)
-    assert only.gain.reading() == "even", "the seeds differ more than the runs"
-    assert only.p is not None
-    assert only.p > 0.2
 
 
 def test_samples_are_paired_by_id_not_by_place(tmp_path: Path) -> None:

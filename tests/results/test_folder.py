@@ -19,10 +19,6 @@ from lary.types import LaryError
 from tests import fake_results as fake
 
 
-def a_result() -> EvalResult:
-    return classification_result(fake.class_outcome(1.0), fake.facts("pixels", "verbs"))
-
-
 def contents(folder: Path) -> dict[str, bytes]:
     return {path.relative_to(folder).as_posix(): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
 
@@ -32,7 +28,7 @@ def do_run(folder: Path, text: str, *names: str, identity: str = "one") -> EvalR
         for name in names:
             write_text(run.work / name, text)
         write_text(run.work / "training_state.pt", "state")
-        return run.publish(a_result())
+        return run.publish(classification_result(fake.class_outcome(1.0), fake.facts("pixels", "verbs")))
 
 
 def test_a_run_publishes_its_files_with_their_digests(tmp_path: Path) -> None:

@@ -3,30 +3,23 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
-import torch
 
-from lary.configs import AnalyzeConfig, ClassifyConfig, ExtractConfig, RegressConfig
-from lary.data.spec import DATASETS
+from lary.configs import ClassifyConfig, ExtractConfig
 from lary.latents.ref import LatentsRef, open_latents
 from lary.models.spec import MODELS
-from lary.probes.nets import QueryAttention, attend, load_head
-from lary.results.analyses import Analysis, make_analysis
-from lary.results.folder import FinishedRun
-from lary.results.published import Chunks, read_predicted
+from lary.results.published import Chunks
 from lary.results.samples import chosen_episodes, frames_of_steps, layout_of, rows_of_episode
 from lary.runs.extract import extract
-from lary.runs.probe import ProbeRun, classify, regress
-from lary.settings import Settings
+from lary.runs.probe import classify
 from lary.types import LaryError, UsageError
 from tests import fake_results as fake
-from tests.helpers import rows_of, settings_of
-from tests.tree import make_calvin, make_robot
+from tests.helpers import settings_of
+from tests.tree import make_robot
 
 MODEL = "frame-difference"
 
@@ -89,102 +82,32 @@ def test_tokens_of_every_model_have_a_layout(name: str) -> None:
         assert (len(flat.steps), flat.tokens, flat.side, flat.steps[-1]) == (5, 196, 14, (8,))
 
 
-def test_attention_weights_are_those_of_the_pooling() -> None:
-    torch.manual_seed(0)
-    block = QueryAttention(12, 3)
-    queries, tokens = torch.randn(2, 1, 12), torch.randn(2, 7, 12)
-    weights = block.weights(queries, tokens)
-    assert weights.shape == (2, 3, 1, 7)
-    values = block.kv(tokens)[..., 12:].reshape(2, 7, 3, 4).transpose(1, 2)
-    pooled = (weights @ values).transpose(1, 2).flatten(2)
-    torch.testing.assert_close(pooled, block(queries, tokens))
-
-
-# --- probes that were trained here ---
-
-
-@pytest.fixture(scope="module")
-def place(tmp_path_factory: pytest.TempPathFactory) -> Settings:
-    """Settings of a tree with latents of pairs and clips."""
-    root = tmp_path_factory.mktemp("analyses")
-    make_calvin(root, {"train": 8, "val": 6})
-    make_robot(root, {"train": 16, "val": 8})
-    for dataset in ("calvin", "robot_1st"):
-        for split in ("train", "val"):
-            extract(ExtractConfig(model=MODEL, dataset=dataset, split=split, workers=1), settings_of(root))
-    return settings_of(root)
-
-
-@pytest.fixture(scope="module")
-def classified(place: Settings) -> ProbeRun:
-    return classify(ClassifyConfig(model=MODEL, dataset="robot_1st", probe_preset="demo", epochs=2), place)
-
-
-@pytest.fixture
-def make(place: Settings, tmp_path: Path) -> Callable[..., Analysis]:
-    return lambda kind, **options: make_analysis(kind, AnalyzeConfig(out=tmp_path, **options), place)
-
-
-def test_attention_is_that_of_the_reported_head(
-    place: Settings, classified: ProbeRun, make: Callable[..., Analysis], tmp_path: Path
-) -> None:
-    split = open_latents(place, LatentsRef(model=MODEL, dataset="robot_1st", split="val"))
-    found = make("attention", sample=(split.table[5].id, split.table[2].media[-1]))
+def test_attention_is_that_of_the_reported_head(tmp_path: Path) -> None:
+    settings = settings_of(tmp_path)
+    make_robot(tmp_path, {"train": 16, "val": 8})
+    for name in ("train", "val"):
+        extract(ExtractConfig(model=MODEL, dataset="robot_1st", split=name, workers=1), settings)
+    run = classify(ClassifyConfig(model=MODEL, dataset="robot_1st", probe_preset="demo", epochs=2), settings)
+    split = open_latents(settings, LatentsRef(model=MODEL, dataset="robot_1st", split="val"))
     stem = f"attention_robot_1st_{MODEL}"
-    facts = json.loads((tmp_path / f"{stem}.json").read_text())
+    table, _ = fake.analysed(tmp_path, "attention", stem, sample=(split.table[5].id, split.table[2].media[-1]))
+    facts = json.loads((tmp_path / "logs" / "analysis" / f"{stem}.json").read_text())
     assert [own["sample"] for own in facts["samples"]] == [split.table[5].id, split.table[2].id]
     assert (facts["grid"], facts["tokens_per_step"], facts["frames_of_steps"][0]) == (8, 64, [0, 1])
-    table = rows_of(tmp_path / f"{stem}.csv")
     assert len(table) == 2 * 8 * 64
     assert sum(float(row["weight"]) for row in table[: 8 * 64]) == pytest.approx(1, abs=1e-5)
     assert [table[63][name] for name in ("step", "token", "row", "column")] == ["0", "63", "7", "7"]
-    case = (classified.folder / "case.txt").read_text().splitlines()
+    case = (run.folder / "case.txt").read_text().splitlines()
     for row, own in zip((5, 2), facts["samples"], strict=True):
         assert case[row].split("\t") == [own["media"][-1], own["predicted"], own["true"]]
-    head = load_head(classified.folder / "latest.pt", len(DATASETS.get("robot_1st").labels.classes))
-    (_, both), (_, one) = (attend(head, split.source, rows) for rows in ([1, 4], [4]))
-    np.testing.assert_allclose(both[1], one[0], atol=1e-6, err_msg="it depends on the batch")
-    first = {file.name: file.read_bytes() for file in found.files}
-    make("attention", sample=(split.table[5].id, split.table[2].media[-1]))
-    assert {file.name: file.read_bytes() for file in found.files} == first
+    (tmp_path / "data" / "classification" / "AgiBotWorld-Beta").rename(tmp_path / "elsewhere")
+    fake.analysed(tmp_path, "attention", stem, count=1)
     with pytest.raises(UsageError, match=f"no run was scored on such a sample. Did you mean {split.table[3].id}"):
-        make("all", sample=(split.table[3].id[:-1] + "x",))
-
-
-def test_attention_without_frames_or_checkpoint(
-    place: Settings, classified: ProbeRun, make: Callable[..., Analysis]
-) -> None:
-    data = place.path("DATA_DIR") / "classification" / "AgiBotWorld-Beta"
-    data.rename(data.with_name("elsewhere"))
-    try:
-        assert make("attention", count=1).files
-    finally:
-        data.with_name("elsewhere").rename(data)
-    checkpoint = classified.folder / "latest.pt"
-    kept = checkpoint.read_bytes()
-    try:
-        checkpoint.write_bytes(kept[:100])
-        with pytest.raises(LaryError, match="holds no head that can be used"):
-            make("attention")
-        checkpoint.unlink()
-        with pytest.raises(LaryError, match=r"latest\.pt does not exist: run the probe again with --overwrite"):
-            make("attention")
-    finally:
-        checkpoint.write_bytes(kept)
-
-
-@pytest.mark.usefixtures("no_figures")
-def test_chunks_of_a_run_are_the_actions_on_disk(place: Settings, make: Callable[..., Analysis]) -> None:
-    done = regress(RegressConfig(model=MODEL, dataset="calvin", probe_preset="demo", model_type="ridge"), place)
-    chunks = read_predicted(FinishedRun(done.folder, done.result))
-    table = open_latents(place, LatentsRef(model=MODEL, dataset="calvin", split="val")).table
-    for row in range(len(table)):
-        np.testing.assert_allclose(chunks.true[row], np.load(table.action_path(row)), rtol=1e-4, atol=1e-5)
-    found = make("trajectories", episode=("ep_3",))
-    facts = json.loads(next(file for file in found.files if file.suffix == ".json").read_text())
-    assert facts["model"] == f"{MODEL} (ridge probe)"
-    with pytest.raises(UsageError, match=r"--episode ep_33: no run .* Did you mean ep_3"):
-        make("trajectories", episode=("ep_33",))
-    (done.folder / "actions.npz").write_bytes(b"torn")
-    with pytest.raises(LaryError, match="digest differs"):
-        make("trajectories")
+        fake.analysed(tmp_path, "all", sample=(split.table[3].id[:-1] + "x",))
+    checkpoint = run.folder / "latest.pt"
+    checkpoint.write_bytes(checkpoint.read_bytes()[:100])
+    with pytest.raises(LaryError, match="holds no head that can be used"):
+        fake.analysed(tmp_path, "attention")
+    checkpoint.unlink()
+    with pytest.raises(LaryError, match=r"latest\.pt does not exist: run the probe again with --overwrite"):
+        fake.analysed(tmp_path, "attention")

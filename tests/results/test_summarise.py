@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import json
 from dataclasses import replace
-from pathlib import Path
 
 import numpy as np
 import pytest
@@ -14,41 +12,22 @@ from sklearn.metrics import top_k_accuracy_score
 from lary.data.spec import DATASETS, ActionSpace, Orientation
 from lary.probes import outcome as metrics
 from lary.probes.outcome import ActionPredictions, ClassPredictions, RegressionOutcome, SampleColumns, SplitOutcome
-from lary.results.record import FILE_NAME, read_result, write_result
 from lary.results.summarise import angular_error, classification_result, regression_result
 from lary.types import LaryError
 from tests import fake_results as fake
 
 
-def test_classification_result_round_trips_and_counts_right(tmp_path: Path) -> None:
+def test_metrics_of_a_classification_and_its_control() -> None:
     outcome = fake.class_outcome(3.0)
     result = classification_result(outcome, fake.facts("pixels", "verbs"))
-    write_result(tmp_path / FILE_NAME, result)
-    assert read_result(tmp_path / FILE_NAME) == result
-    assert next(iter(json.loads((tmp_path / FILE_NAME).read_text()))) == "schema_version"
     logits = outcome.selections["held_out"].logits
-    assert result.headline == "held_out"
     assert result.score.value == pytest.approx(np.mean(logits.argmax(axis=1) == outcome.labels))
-    assert result.score.low is not None
-    assert result.score.low < result.score.value
     top5 = result.selections["held_out"].metrics["top5"].value
     assert top5 == pytest.approx(top_k_accuracy_score(outcome.labels, logits, k=5))
     control = result.controls["majority_class"]
     assert control.gain.value == pytest.approx(result.score.value - control.metrics["top1"].value)
     assert control.gain.reading() == "better"
-    assert np.array(result.confusion).sum() == len(outcome.labels) == sum(row.true for row in result.classes)
     assert result.history[0]["val_acc"] == [0.1, None], "JSON has no NaN"
-
-
-def test_several_seeds_make_one_record(tmp_path: Path) -> None:
-    runs = [fake.class_outcome(skill) for skill in (2.0, 2.4, 2.8)]
-    runs = [replace(run, labels=runs[0].labels, samples=runs[0].samples) for run in runs]
-    result = classification_result(runs[0], fake.facts("pixels", "verbs", seeds=(4, 5, 6)), runs[1:])
-    assert [row.seed for row in result.per_seed] == [4, 5, 6]
-    own = [np.mean(run.selections["held_out"].logits.argmax(axis=1) == run.labels) for run in runs]
-    assert [row.metrics["top1"] for row in result.per_seed] == pytest.approx(own)
-    assert result.score.value == pytest.approx(np.mean(own))
-    assert "3 seeds by Student's t" in result.interval
 
 
 def test_ties_and_the_paper_protocol() -> None:
@@ -73,21 +52,17 @@ def test_predictions_that_are_not_finite_are_refused(value: float) -> None:
         regression_result(broken, fake.facts("pixels", "arm"))
 
 
-def test_regression_result_round_trips_and_measures_right(tmp_path: Path) -> None:
+def test_errors_of_a_regression_and_its_parts() -> None:
     outcome = fake.action_outcome(0.3)
     seen, unseen = outcome.splits["seen"], outcome.splits["unseen"]
     robots = np.where(np.arange(len(seen.std)) % 2, 2, 1)[:, None].astype(np.float32)
     seen = replace(seen, std=seen.std * robots)  # each robot has a scale of its own
     outcome = replace(outcome, splits={"seen": seen, "unseen": unseen})
     result = regression_result(outcome, fake.facts("pixels", "arm", action_mode="absolute"))
-    write_result(tmp_path / FILE_NAME, result)
-    assert read_result(tmp_path / FILE_NAME) == result
     values = seen.selections["held_out"].values
-    assert (result.primary, result.score.value) == ("seen_mse", pytest.approx(metrics.mse(values, seen.targets)))
-    rows = [row for row in result.dimensions if row.split == "seen"]
-    assert [row.mse.value for row in rows] == pytest.approx(metrics.mse_per_dim(values, seen.targets), rel=1e-5)
+    assert result.score.value == pytest.approx(metrics.mse(values, seen.targets))
     physical = np.square((values - seen.targets) * seen.std[:, None]).mean(axis=(0, 1))
-    assert [row.physical_mse.value for row in rows if row.physical_mse] == pytest.approx(physical, rel=1e-4)
+    rows = [row for row in result.dimensions if row.split == "seen"]
     assert [row.rmse for row in rows] == pytest.approx(np.sqrt(physical), rel=1e-4)
     groups = {(row.split, row.name): row for row in result.dimension_groups}
     expected = metrics.mse_per_group(unseen.selections["held_out"].values, unseen.targets, fake.GROUPS)
@@ -98,7 +73,6 @@ def test_regression_result_round_trips_and_measures_right(tmp_path: Path) -> Non
         assert own.value == pytest.approx(physical[list(dims)].mean(), rel=1e-4)
     control = result.controls["mean_action"]
     assert control.gain.value == pytest.approx(result.score.value - control.metrics["seen_mse"].value)
-    assert control.gain.reading() == "better"
 
 
 # --- orientations ---
