@@ -23,7 +23,13 @@ from tests.tree import make_calvin, write_table
 
 
 def test_targets_of_two_robots(tmp_path: Path) -> None:
-    chunks = [draw(4, 3, seed=1), draw(4, 3, seed=2), None, draw(2, 3), *(draw(4, 3, seed=seed) for seed in range(500))]
+    chunks: list[Any] = [
+        draw(4, 3, seed=1),
+        draw(4, 3, seed=2),
+        None,
+        draw(2, 3),
+        *(draw(4, 3, seed=seed) for seed in range(500)),
+    ]
     table = arm_table(tmp_path, chunks, ["a", "b", "a", "b", *"b" * 500])
     stats = {"robot_stats": {"a": {"mean": [1, 2, 3], "std": [1, 2, 0]}, "b": {"mean": [0, 0, 0], "std": [2, 2, 2]}}}
     (tmp_path / "stats.json").write_text(json.dumps(stats))

@@ -121,7 +121,7 @@ def test_wrong_requests_are_named(tmp_path: Path) -> None:
         ({"by": "episode", "share": 1e-4, "dataset": "libero"}, "too few to put a share of 0.0001"),
     ):
         with pytest.raises(UsageError, match=words):
-            write_split(table, SplitConfig(**parts | options))  # type: ignore[arg-type]
+            write_split(table, SplitConfig(**parts | options))
     (tmp_path / "all_x.csv").write_text("a,b\n1,2\n")
     with pytest.raises(UsageError, match="neither of the columns src_img and video_path"):
         write_split(tmp_path / "all_x.csv", SplitConfig())
