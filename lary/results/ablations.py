@@ -52,7 +52,7 @@ def stride_ablation(context: Context) -> Found:
     found: dict[tuple[Any, ...], list[FinishedRun]] = {}
     for key, group in grouped([run for run in context.runs if run.result.dataset.stride], place).items():
         found.setdefault(key[:-1], []).extend(group)
-    files: list[Path] = []
+    files: list[Path | str] = []
     for (series, *_), runs in found.items():
         rows = []
         for run in runs:
@@ -79,7 +79,7 @@ def codebook_ablation(context: Context) -> Found:
                 line = ", ".join(f"{other} {fixed:g}" for other, fixed in own.items() if other != name)
                 rows.append(_row(run, name, line, value, _published(run, own)))
         title = f"{dataset_title(group[0].result)}: ablated models"
-        written = _write(context, f"codebook_{slug(dataset)}", rows, group[0], title)
+        written: list[Path | str] = [*_write(context, f"codebook_{slug(dataset)}", rows, group[0], title)]
         yield from written or [f"no two runs on {dataset} differ in one setting alone"]
 
 

@@ -90,7 +90,7 @@ def finish(figure: Figure, axes: Any, title: str) -> None:
     figure.suptitle(title, fontsize=9.5, wrap=True)
 
 
-def plot_pair(axes: Any, steps: Doubles, truth: Doubles, guess: Doubles, marker: str | None) -> None:
+def plot_pair(axes: Any, steps: npt.ArrayLike, truth: npt.ArrayLike, guess: npt.ArrayLike, marker: str | None) -> None:
     """Draw true and predicted values (n,) over steps (n,)."""
     from matplotlib.ticker import MaxNLocator
 

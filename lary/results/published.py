@@ -222,7 +222,7 @@ def write_actions(folder: Path, outcome: RegressionOutcome) -> str:
 def _write_arrays(file: Path, tables: Mapping[str, SampleScores | Chunks], **more: npt.NDArray[np.int64]) -> str:
     arrays = {f"{role}_{name}": part for role, table in tables.items() for name, part in vars(table).items()}
     with atomic_write(file) as stream:
-        np.savez_compressed(stream, **more, **arrays)
+        np.savez_compressed(stream, **more, **arrays)  # type: ignore[arg-type]
     return file.name
 
 

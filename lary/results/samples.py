@@ -163,7 +163,7 @@ def _chosen_rows(split: SplitLatents, context: Context, known: dict[str, None]) 
         return [names[name] for name in config.sample if name in names]
     order = np.argsort(split.table.labels(), kind="stable")
     places = ((np.arange(config.count) + 0.5) / config.count * len(order)).astype(int)
-    return order[np.unique(places)].tolist()
+    return [int(order[place]) for place in np.unique(places)]
 
 
 def _frames_as_seen(split: SplitLatents, row: int, view: Preprocess) -> npt.NDArray[np.uint8] | None:
@@ -305,11 +305,11 @@ def _write_episodes(context: Context, run: FinishedRun, chunks: Chunks, episodes
                     table.append(about | {key: float(value) for key, value in values.items()})
             for place, axes in enumerate(grid[:, column]):
                 # A NaN behind each chunk ends its line.
-                lines = [
+                steps_at, true, predicted = (
                     np.pad(own, ((0, 0), (0, 1)), constant_values=np.nan).ravel()
                     for own in (across, chunks.true[rows, :, place], chunks.predicted[rows, :, place])
-                ]
-                plot_pair(axes, *lines, "." if steps == 1 else None)
+                )
+                plot_pair(axes, steps_at, true, predicted, "." if steps == 1 else None)
                 axes.tick_params(labelsize=7)
                 unit = f"\n[{units[place]}]" if units[place] else ""
                 axes.set_ylabel("" if column else f"{change}{names[place]}{unit}", fontsize=8)
