@@ -67,7 +67,7 @@ def stride_ablation(context: Context) -> Found:
 
 
 def codebook_ablation(context: Context) -> Found:
-    """The score of ablated models by each of their settings, a figure per data set and settings."""
+    """The score of ablated models by each of their settings, a figure per data set."""
     runs = [run for run in context.runs if _ablation_of(run) and run.result.label == run.result.model.name]
     if not runs:
         yield "there is no finished run of an ablated model, such as dinov3-cs64_sl49_dim256_lr1e-4: see 'lary models'"
@@ -84,7 +84,7 @@ def codebook_ablation(context: Context) -> Found:
 
 
 def _ablation_of(run: FinishedRun) -> Mapping[str, float]:
-    """What an ablation varies in the record of a run's model; empty for other models and unknown ones."""
+    """What an ablation varies in the record of a run's model; empty for other models."""
     try:
         return MODELS.get(run.result.model.name).ablation
     except UsageError:  # the plug-in that made a model may be absent

@@ -112,7 +112,7 @@ def class_frequency(context: Context) -> Found:
 
 
 def _class_table(run: FinishedRun, window: int) -> DataFrame:
-    """The classes of a run; a moving average over the `window` of those that occur, by rising frequency."""
+    """The classes of a run, and the moving average of those that occur, by rising frequency."""
     from pandas import DataFrame
 
     rows = [
@@ -177,7 +177,7 @@ def _write_frequency(context: Context, group: Sequence[FinishedRun], window: int
 
 
 def human_robot_gap(context: Context) -> Found:
-    """F1 of people minus F1 of robots on the classes that both data sets have: a heatmap per settings."""
+    """F1 of people minus F1 of robots on the classes that both data sets have."""
     human, robot = context.config.human, context.config.robot
     if human == robot:
         raise UsageError(f"--human and --robot are both {human}: a gap is between two data sets.")

@@ -83,7 +83,7 @@ class Comparison:
 
 
 def open_scored(place: str | Path, role: str = "seen") -> ScoredRun:
-    """A finished run from its folder or its ``result.json``. Raises UsageError or LaryError if a file is missing."""
+    """A finished run and its scores. Raises UsageError or LaryError if a file is missing."""
     run = finished_run(as_path(place))
     return ScoredRun(run.folder, run.result, scores=read_scores(run, role))
 
@@ -126,7 +126,7 @@ def _check_alike(first: FinishedRun, other: FinishedRun) -> None:
 
 
 def _difference(first: ScoredRun, other: ScoredRun, seed: int) -> Difference:
-    """One comparison with its own, uncorrected p value. Raises LaryError if the runs share no sample."""
+    """One comparison, its p value uncorrected. Raises LaryError if the runs share no sample."""
     names, rows, theirs = np.intersect1d(first.scores.ids, other.scores.ids, return_indices=True)
     if not len(names):
         raise LaryError(f"{first.folder} and {other.folder} share no sample: they were scored on different tables.")

@@ -35,7 +35,7 @@ Broken = tuple[Path, str]
 
 @dataclass(frozen=True)
 class RunFolder:
-    """The folder of a run that is being written; its files are in `work` until they are published."""
+    """The folder of a run that is being written."""
 
     folder: Path
 
@@ -97,7 +97,7 @@ def settle(folder: Path) -> None:
 
 
 def _move(folder: Path) -> None:
-    """Move the files of a staged result to their folder, the result last; nothing without one."""
+    """Move the files of a staged result, if there is one, to their folder."""
     work = folder / WORK
     staged, final = work / FILE_NAME, folder / FILE_NAME
     if not staged.is_file():
@@ -181,7 +181,7 @@ class FinishedRun:
 
 
 def finished_run(place: Path) -> FinishedRun:
-    """A finished run from its folder or its ``result.json``. Raises UsageError without one, or LaryError."""
+    """A finished run from its folder or its ``result.json``. Raises UsageError without one."""
     folder = place.parent if place.name == FILE_NAME else place
     if not (folder / FILE_NAME).exists():
         raise UsageError(f"{folder} holds no {FILE_NAME}: name the folder of a finished run, below $LARY_LOG_DIR.")

@@ -1,4 +1,4 @@
-"""``lary report``: every result below a folder as one HTML page that needs nothing else."""
+"""``lary report``: every result below a folder as one HTML page."""
 
 from __future__ import annotations
 
@@ -157,7 +157,7 @@ def metric_name(name: str) -> str:
 
 
 def _confusion_picture(matrix: Sequence[Sequence[int]]) -> str:
-    """Shares of the true class (L, L) as a PNG whose opacity is the share, which suits a light and a dark page."""
+    """Shares of the true class (L, L) as opacity of a PNG, which suits light and dark pages."""
     shares = np.asarray(matrix) / np.maximum(np.sum(matrix, axis=0), 1)
     pixels = np.full((*shares.shape, 4), (43, 140, 196, 0), dtype=np.uint8)
     pixels[..., 3] = np.round(255 * shares)
@@ -165,7 +165,7 @@ def _confusion_picture(matrix: Sequence[Sequence[int]]) -> str:
 
 
 def _pictures(run: FinishedRun, example: Example) -> Iterator[tuple[str, str]]:
-    """Source and target frame of an example as small JPEG data addresses, as far as they can be read."""
+    """Source and target frame of an example as data addresses, as far as they can be read."""
     import warnings
 
     from PIL import Image

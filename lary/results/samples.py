@@ -41,14 +41,14 @@ SIDE = 224
 """Pixels of a drawn frame at least."""
 OPACITY = 0.6
 BRIGHTEST = 99.5
-"""Percentile of the weights that takes the brightest colour: single peaks would darken all else."""
+"""Percentile with the brightest colour: single peaks would darken all else."""
 CHECKPOINT = "latest.pt"
 NUMBER = re.compile(r"\d+")
 
 
 @dataclass(frozen=True)
 class TokenLayout:
-    """Where the tokens of a sample are: the frames of each step, tokens per step, places per side (0 for none)."""
+    """Frames of each step, tokens per step, places per side (0 for none)."""
 
     steps: tuple[tuple[int, ...], ...]
     tokens: int
@@ -167,7 +167,7 @@ def _chosen_rows(split: SplitLatents, context: Context, known: dict[str, None]) 
 
 
 def _frames_as_seen(split: SplitLatents, row: int, view: Preprocess) -> npt.NDArray[np.uint8] | None:
-    """Frames (T, H, W, 3) as the model sees them, without its scaling; None where they aren't on this machine."""
+    """Frames (T, H, W, 3) as the model sees them; None where they aren't on this machine."""
     sample = split.table[row]
     try:
         return resize(read_clip(split.table.media_path(sample), sample.frame_index), view)
@@ -177,7 +177,7 @@ def _frames_as_seen(split: SplitLatents, row: int, view: Preprocess) -> npt.NDAr
 
 
 def layout_of(shape: tuple[int, ...], frames: int, model: ModelSpec) -> TokenLayout:
-    """Where tokens (P, N, D), or (P * N, D) where a model's grid tells N, are over `frames` frames."""
+    """Where tokens (P, N, D), or (P * N, D) with N by the model's grid, are over the frames."""
     side = model.grid
     if len(shape) == 3:
         steps, tokens = shape[:2]
@@ -271,7 +271,7 @@ def chosen_episodes(chunks: Chunks, wanted: Sequence[str], count: int) -> list[s
 
 
 def rows_of_episode(chunks: Chunks, name: str) -> tuple[list[int], list[int], bool]:
-    """The samples of an episode by rising frame, their first frames, and whether these are in their names."""
+    """Rows of an episode by frame, their first frames, and whether names tell these."""
     rows = [row for row, group in enumerate(chunks.groups) if group == name]
     numbers = [NUMBER.findall(PurePosixPath(chunks.media[row]).stem) for row in rows]
     frames = [int(found[-1]) if found else -1 for found in numbers]
