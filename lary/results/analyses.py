@@ -48,9 +48,8 @@ class Analysis:
 def make_analysis(kind: AnalysisKind, config: AnalyzeConfig, settings: Settings) -> Analysis:
     """Run one analysis, or every one that the runs allow.
 
-    Raises:
-        UsageError: no runs, or a model, data set, sample or episode that isn't there.
-        LaryError: nothing can be made of these runs.
+    Raises UsageError for a model, data set, sample or episode that isn't there, LaryError
+    where nothing can be made of the runs.
     """
     for name, value in (("count", config.count), ("window", config.window)):
         if value is not None and value < 1:

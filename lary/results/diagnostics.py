@@ -90,9 +90,7 @@ def diagnosis_text(found: Mapping[str, Any]) -> str:
 def diagnose_split(config: DiagnoseConfig, settings: Settings) -> tuple[dict[str, Any], Path]:
     """Diagnose the latents of a split and write the numbers as JSON; returns them and the file.
 
-    Raises:
-        UsageError: no latents, or numbers below one.
-        LaryError: a latent that can't be read or isn't finite; names the sample.
+    Raises UsageError without latents, LaryError for one that can't be read or isn't finite.
     """
     for name, value in (("rows", config.rows), ("batch-size", config.batch_size)):
         if value is not None and value < 1:

@@ -334,11 +334,9 @@ def write_result(path: Path, result: EvalResult) -> None:
 
 
 def read_result(path: Path) -> EvalResult:
-    """Read a result.
+    """Read a result; one of an older schema is brought to this one.
 
-    Raises:
-        LaryError: the file is missing, isn't JSON, was written by a newer schema, or
-            doesn't fit the schema. An older one is brought to this schema.
+    Raises LaryError where the file is missing, isn't JSON, or doesn't fit the schema.
     """
     data = read_json(path, "result")
     version = data.get("schema_version") if isinstance(data, dict) else None

@@ -50,8 +50,7 @@ PUBLISHED = {
 def write_report(folder: str | Path, target: str | Path | None = None) -> Path:
     """Write the report of all results below `folder`, to ``report.html`` in it or to `target`; returns where.
 
-    Raises:
-        UsageError: the folder doesn't exist, or holds no result.
+    Raises UsageError where the folder doesn't exist or holds no result.
     """
     folder = as_path(folder)
     runs, broken = find_results(folder)
@@ -73,14 +72,9 @@ def _page(runs: Sequence[FinishedRun], broken: Sequence[Broken]) -> str:
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    environment.filters |= {
-        "number": number,
-        "metric_name": metric_name,
-        "settings": settings_of,
-        "dataset_title": dataset_title,
-        "published": published_score,
-        "as_json": lambda value: json.dumps(value, ensure_ascii=False, default=str),
-    }
+    for filter in (number, metric_name, settings_of, dataset_title, published_score):
+        environment.filters[filter.__name__] = filter
+    environment.filters["as_json"] = lambda value: json.dumps(value, ensure_ascii=False, default=str)
     environment.globals |= {
         "verdict": lambda gain, p=None: READINGS[gain.reading(p)],
         "confusion_picture": _confusion_picture,

@@ -1,15 +1,13 @@
 """Figures of single samples and episodes of finished runs.
 
-Attention maps: how the query of the attentive probe weighs the tokens of a sample, over
-the frames they come from. The model's record says where its tokens are: on how many places
-a side (its ``grid``), and which frames a latent step shows. A step shows its own frame
-where there are as many steps as frames, two neighbours where there is one step less, and
-equal parts of the clip where a model compresses time; in causal autoencoders the first
-step shows the first frame alone. Tokens that stand for no place are drawn as bars.
+Attention maps: how the query of the attentive probe weighs the tokens of a sample. The
+model's record says on how many places a side its tokens are (its ``grid``). A latent step
+shows its own frame where there are as many steps as frames, two neighbours where there is
+one step less, and equal parts of the clip where a model compresses time; in causal
+autoencoders the first step shows the first frame alone.
 
-Trajectories: predicted against true actions over whole episodes. Every sample holds a
-chunk of K steps from its source frame on; chunks begin at the number in the name of that
-frame, or one behind the other where names don't rise.
+Trajectories: predicted against true actions over whole episodes. Chunks of K steps begin
+at the number in the name of their source frame, or one behind the other.
 """
 
 from __future__ import annotations

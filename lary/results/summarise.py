@@ -130,10 +130,8 @@ def classification_result(
 ) -> EvalResult:
     """The record of a classification: Top-1, mean recall, macro F1, Top-5, controls, class table.
 
-    `others` are probes with the further seeds of `facts`, on the same samples.
-
-    Raises:
-        LaryError: the split is empty or scores aren't finite.
+    `others` are probes with the further seeds of `facts`, on the same samples. Raises
+    LaryError where the split is empty or scores aren't finite.
     """
     runs = (outcome, *others)
     labels, count = outcome.labels, len(outcome.classes)
@@ -307,10 +305,7 @@ def regression_result(
     Physical units come from `facts.dataset.units`; pictures of the examples from
     `facts.files`. `others` are probes with the further seeds of `facts`, on the same
     samples. `orientations` are for absolute actions: the difference of two orientations'
-    values is none.
-
-    Raises:
-        LaryError: a split is empty or predictions aren't finite.
+    values is none. Raises LaryError where a split is empty or predictions aren't finite.
     """
     runs, seen, units = (outcome, *others), outcome.splits["seen"], facts.dataset.units
     first = headline(seen.selections)
