@@ -6,6 +6,7 @@ import io
 import os
 import pickle
 import struct
+import zipfile
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -23,45 +24,69 @@ SPACE = DATASETS.get("calvin").actions
 GIANT = 16 * 1024 * MEBIBYTE
 
 
-def npy(header: bytes, version: tuple[int, int] = (1, 0)) -> bytes:
+def npy(header: bytes, version: tuple[int, int] = (1, 0), data: bytes = bytes(140)) -> bytes:
     length = struct.pack("<H" if version == (1, 0) else "<I", len(header))
-    return b"\x93NUMPY" + bytes(version) + length + header
+    return b"\x93NUMPY" + bytes(version) + length + header + data
 
 
-def announce(shape: str, kind: str = "<f4") -> bytes:
-    return f"{{'descr': '{kind}', 'fortran_order': False, 'shape': {shape}, }}".encode()
+def announce(shape: str, kind: Any = "<f4") -> bytes:
+    return f"{{'descr': {kind!r}, 'fortran_order': False, 'shape': {shape}, }}".encode()
+
+
+READERS: dict[str, Callable[[Path], Any]] = {"latents": read_tokens, "actions": lambda path: read_chunk(path, SPACE)}
+
+
+def put(folder: Path, reader: str, data: bytes) -> Path:
+    """An array in the kind of file that a reader takes."""
+    path = folder / reader
+    if reader == "actions":
+        path.write_bytes(data)
+    else:
+        with zipfile.ZipFile(path, "w") as archive:
+            archive.writestr("tokens.npy", data)
+    return path
 
 
 ODD_HEADERS = {
     "giant": npy(announce(f"({GIANT}, 7)")),
     "giant, format 2": npy(announce(f"({GIANT}, 7)"), (2, 0)),
-    "format 3": npy(announce("(5, 7)"), (3, 0)) + bytes(140),
-    "below zero": npy(announce("(-1, 7)")) + bytes(140),
+    "more data than announced": npy(announce("(1, 7)")),
+    "format 3": npy(announce("(5, 7)"), (3, 0)),
+    "below zero": npy(announce("(-1, 7)")),
     "overflow": npy(announce(f"({2**62}, {2**62})")),
     "wide letters": npy(announce("(5, 7)", f"<U{2**28}")),
+    "letters": npy(announce("(1, 7)", "<U5")),
+    "a structure": npy(announce("(1, 7)", [("a", "<f4"), ("b", "|O")])),
+    "a part type": npy(announce("(1, 7)", "(1000000,)f4")),
+    "complex numbers": npy(announce("(1, 7)", "<c16"), data=bytes(112)),
+    "code": npy(b"__import__('os').abort()   \n"),
     "signs": npy(b"{'descr': " + b"-" * 9000 + b"1}"),
     "brackets": npy(b"(" * 9000),
     "brackets, format 2": npy(b"[" * 9000, (2, 0)),
     "long header": npy(b" " * (1 << 20), (2, 0)),
-    "objects": npy(announce("(5, 7)", "|O")) + bytes(280),
-    "objects, format 2": npy(announce("(5, 7)", "|O"), (2, 0)) + bytes(280),
+    "objects": npy(announce("(5, 7)", "|O")),
+    "objects, format 2": npy(announce("(5, 7)", "|O"), (2, 0)),
     "raw bytes": npy(announce("(5, 7)", f"|V{2**30}")),
+    "no values": npy(announce("(0, 7)"), data=b""),
+    "no array": b"hello",
 }
 
 
+@pytest.mark.parametrize("reader", READERS)
 @pytest.mark.parametrize("case", ODD_HEADERS)
-def test_action_file_with_a_hostile_header(tmp_path: Path, case: str) -> None:
-    path = tmp_path / "action.npy"
-    path.write_bytes(ODD_HEADERS[case])
-    refused(tmp_path, lambda: read_chunk(path, SPACE), "action file")
+def test_hostile_headers(tmp_path: Path, case: str, reader: str) -> None:
+    path = put(tmp_path, reader, ODD_HEADERS[case])
+    refused(tmp_path, lambda: READERS[reader](path), reader)
 
 
-def test_action_file_with_code_runs_nothing(tmp_path: Path) -> None:
-    path, mark = tmp_path / "action.npy", tmp_path / "executed"
-    np.save(path, np.array([Code(mark)] * 35, dtype=object), allow_pickle=True)
-    refused(tmp_path, lambda: read_chunk(path, SPACE), "action file")
+@pytest.mark.parametrize("reader", READERS)
+def test_arrays_with_code_run_nothing(tmp_path: Path, reader: str) -> None:
+    mark, data = tmp_path / "executed", io.BytesIO()
+    np.save(data, np.array([Code(mark)] * 35, dtype=object), allow_pickle=True)
+    path = put(tmp_path, reader, data.getvalue())
+    refused(tmp_path, lambda: READERS[reader](path), reader)
     path.write_bytes(pickle.dumps(Code(mark)))
-    refused(tmp_path, lambda: read_chunk(path, SPACE), "action file")
+    refused(tmp_path, lambda: READERS[reader](path), reader)
     assert not mark.exists()
 
 
@@ -70,9 +95,6 @@ def test_action_file_that_fills_the_memory(tmp_path: Path) -> None:
     path.write_bytes(b"\x93NUMPY")
     os.truncate(path, 1 << 40)  # a sparse terabyte
     refused(tmp_path, lambda: read_chunk(path, SPACE), f"more than the {LARGEST_ACTIONS} allowed")
-
-
-READERS: dict[str, Callable[[Path], Any]] = {"latents": read_tokens, "actions": lambda path: read_chunk(path, SPACE)}
 
 
 @pytest.mark.parametrize("reader", READERS)

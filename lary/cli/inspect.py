@@ -56,10 +56,10 @@ def check_model(key: str, config: configs.CheckModelConfig = configs.CheckModelC
         key = name
     elif key.endswith(".py"):
         raise UsageError(f"check-model {key}: name the model that the file registers, as {key}:NAME.")
-    from lary.models.check import ModelCheck
+    from lary.models import overview
     from lary.models.spec import MODELS
 
-    check = ModelCheck(MODELS.get(key), config, values)
+    check = overview.check_model(MODELS.get(key), config, values)
     print(check.text())
     return 1 if check.problems else 0
 

@@ -93,12 +93,7 @@ class FrameTable:
 
 @contextmanager
 def opened_video(path: Path) -> Iterator[tuple[Any, Any]]:
-    """A container that PyAV reads from this file alone, and its first video stream.
-
-    Raises:
-        MediaError: the video is missing, torn, no regular file, or too large; also for
-            what its reader raises.
-    """
+    """A container that PyAV reads from this file alone, and its first video stream. Raises MediaError."""
     try:
         if not stat.S_ISREG(os.stat(path).st_mode):  # a pipe would be waited for without end
             raise OSError(22, "it is no regular file")
@@ -249,11 +244,7 @@ def pick_frames(
 
 
 def decode_in_order(container: Any, stream: Any, frame_index: Sequence[int]) -> dict[int, Image]:
-    """The wanted frames, decoded from the start to the last of them.
-
-    Raises:
-        ValueError: there is no frame, or a wanted one is damaged.
-    """
+    """The wanted frames, decoded from the start to the last of them. Raises ValueError."""
     wanted = set(frame_index)
     found: dict[int, Image] = {}
     frame, number = None, 0
@@ -269,12 +260,7 @@ def decode_in_order(container: Any, stream: Any, frame_index: Sequence[int]) -> 
 
 
 def decode_video(path: Path) -> Iterator[Any]:
-    """All frames of a video in order of presentation, as PyAV has them, one at a time.
-
-    Raises:
-        MediaError: the video is missing, torn, damaged or holds no frames; the frames
-            before that are given.
-    """
+    """All frames of a video in order of presentation, as PyAV has them, one at a time. Raises MediaError."""
     count = 0
     with opened_video(path) as (container, stream):
         for packet in container.demux(stream):
@@ -290,11 +276,7 @@ def decode_video(path: Path) -> Iterator[Any]:
 
 
 def announced_frames(path: Path) -> int:
-    """The number of frames that a container announces, as OpenCV reads it; 0 for none.
-
-    Raises:
-        MediaError: the video is missing, torn or holds no video stream.
-    """
+    """The number of frames that a container announces, as OpenCV reads it; 0 for none. Raises MediaError."""
     with opened_video(path) as (container, stream):
         if stream.frames or not stream.average_rate:
             return int(stream.frames)

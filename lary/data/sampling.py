@@ -147,11 +147,7 @@ class Sampled(NamedTuple):
 
 
 def sample_video(path: Path, count: int = FRAMES, method: Method = "motion", cache: Path | None = None) -> Sampled:
-    """Choose the indices of a video.
-
-    Raises:
-        MediaError: the video can't be decoded, or has fewer than two frames.
-    """
+    """Choose the indices of a video. Raises MediaError."""
     frames, differences = announced_frames(path), None
     if method == "motion" and not 1 <= frames <= 2 * count:
         differences = video_motion(path, cache)

@@ -13,8 +13,8 @@ import shutil
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor, wait
-from contextlib import ExitStack, closing, contextmanager
-from dataclasses import dataclass, field, replace
+from contextlib import ExitStack, closing
+from dataclasses import dataclass, replace
 from itertools import groupby
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -25,12 +25,12 @@ import numpy.typing as npt
 from lary.configs import ExtractConfig
 from lary.data.tables import INDEX_COLUMN, SampleTable
 from lary.latents.reading import Batch, idle_readers
-from lary.latents.store import LatentStore, Write, pooled_latents, token_shape
+from lary.latents.store import LatentStore, pooled_latents, token_shape
 from lary.models.preprocess import DeviceNormaliser, normalise
 from lary.models.running import LoadedEncoder, build
 from lary.models.spec import MODELS, ModelContext, ModelSpec, Preprocess, with_latent
 from lary.runtime import usable_cores
-from lary.types import Failure, LaryError, Latents, MediaError
+from lary.types import Failure, LaryError, Latents, MediaError, Sample
 
 if TYPE_CHECKING:
     import torch
@@ -138,22 +138,30 @@ def encode_units(
     encoding = Encoding(encoder, preprocess, device, config.pool, singly=device == "cpu")
     workers = config.workers or max(1, min(MOST_WORKERS, usable_cores() // job.processes))
     planned = plan_batches(table, units, job.store.unit_rows, config.batch_size)
-    with idle_readers(workers) as readers, Writing(job.store, job.pending) as writing:
-        frames = most_frames(table)
+    frames, pending = most_frames(table), job.pending
+    commits: deque[Future[UnitReport]] = deque()
+    with idle_readers(workers) as readers, ThreadPoolExecutor(WRITERS) as threads:
         batches = readers.read(planned, preprocess, config.batch_size, frames, config.read_timeout)
         with closing(batches):
-            for number, group in groupby(encoding.stream(batches), lambda found: found[0].unit):
-                if writing.begun and stopped():
+            for begun, (number, group) in enumerate(groupby(encoding.stream(batches), lambda found: found[0].unit)):
+                if begun and stopped():
                     break
-                with writing.unit(number) as unit:
+                with OpenUnit(job.store, number, threads) as unit:
                     for batch, rows in group:
                         for index, tokens, codes in rows:
-                            writing.add(unit, batch, index, tokens, codes)
-                        writing.hand_over(unit)  # at the latest now: a kill costs no more
+                            if pending:
+                                check_space(job.store, tokens, codes, pending)
+                                pending = 0
+                            unit.add(batch.rows[index], batch.samples[index], tokens, codes)
+                        unit.hand_over()  # at the latest now: a kill costs no more
                         unit.failures += batch.failures()
                         advance(len(batch.rows))
-                        yield from writing.committed()
-        yield from writing.committed(wait=True)
+                        while commits and commits[0].done():
+                            yield commits.popleft().result()
+                # Tasks begin in their order: all of the unit's writes have begun before its commit does.
+                commits.append(threads.submit(unit.commit))
+        for commit in commits:
+            yield commit.result()
 
 
 def most_frames(table: SampleTable) -> int:
@@ -262,101 +270,65 @@ class Encoding:
         return host.copy_(values, non_blocking=True)
 
 
-@dataclass
 class OpenUnit:
-    """A unit whose rows are being written; closing `stack` commits it."""
+    """A unit whose rows are written by threads. It is given up where its block is left by an exception."""
 
-    write: Write
-    stack: ExitStack
-    rows: int = 0
-    gathered: list[tuple[Any, ...]] = field(default_factory=list)
-    gathered_bytes: int = 0
-    writes: list[Future[None]] = field(default_factory=list)
-    failures: list[Failure] = field(default_factory=list)
-    unwritten: list[Failure] = field(default_factory=list)
+    def __init__(self, store: LatentStore, number: int, threads: ThreadPoolExecutor) -> None:
+        self._threads = threads
+        self._stack = ExitStack()
+        self._write = self._stack.enter_context(store.writer(number))
+        self._rows: list[tuple[int, Sample, Any, Any]] = []
+        self._bytes = self._handed = 0
+        self._writes: list[Future[None]] = []
+        self._unwritten: list[Failure] = []
+        self.failures: list[Failure] = []
 
-
-class Writing:
-    """The writing stage: a few threads write rows, and commit units in the background."""
-
-    def __init__(self, store: LatentStore, pending: int) -> None:
-        self._store = store
-        self._pending = pending
-        self._threads = ThreadPoolExecutor(WRITERS)
-        self._waiting: deque[Future[None]] = deque()
-        self._commits: deque[Future[UnitReport]] = deque()
-        self.begun = False
-
-    def __enter__(self) -> Writing:
+    def __enter__(self) -> OpenUnit:
         return self
 
-    def __exit__(self, *error: object) -> None:
-        self._threads.shutdown()
+    def __exit__(self, kind: Any, error: BaseException | None, trace: Any) -> None:
+        if error is not None:
+            for write in self._writes:
+                write.cancel()
+            wait(self._writes)  # they write to the file that is closed next
+            self._stack.__exit__(kind, error, trace)
 
-    @contextmanager
-    def unit(self, number: int) -> Iterator[OpenUnit]:
-        """A unit to add rows to. It is committed in the background, or given up on an exception."""
-        self.begun = True
-        stack = ExitStack()
-        unit = OpenUnit(stack.enter_context(self._store.writer(number)), stack)
-        try:
-            yield unit
-        except BaseException as error:
-            for future in unit.writes:
-                future.cancel()
-            wait(unit.writes)  # they write to the file that is closed next
-            stack.__exit__(type(error), error, error.__traceback__)
-            raise
-        # Tasks begin in their order: all of this unit's writes have begun before its commit does.
-        self._commits.append(self._threads.submit(_commit, unit))
+    def add(self, row: int, sample: Sample, tokens: Any, codes: Any) -> None:
+        """Have a row written. Raises what an earlier write has raised."""
+        self._rows.append((row, sample, tokens, codes))
+        self._bytes += tokens.nbytes
+        if self._bytes >= BYTES_TOGETHER:
+            self.hand_over()
 
-    def add(self, unit: OpenUnit, batch: Batch, index: int, tokens: Any, codes: Any) -> None:
-        """Have a row written."""
-        if self._pending:
-            check_space(self._store, tokens, codes, self._pending)
-            self._pending = 0
-        sample = batch.samples[index]
-        unit.rows += 1
-        unit.gathered.append((batch.rows[index], sample, tokens, codes))
-        unit.gathered_bytes += tokens.nbytes
-        if unit.gathered_bytes >= BYTES_TOGETHER:
-            self.hand_over(unit)
+    def hand_over(self) -> None:
+        """Have the rows written that were gathered; waits where many others have to be written first."""
+        self._writes.append(self._threads.submit(self._write_all, self._rows))
+        self._handed += len(self._rows)
+        self._rows, self._bytes = [], 0
+        if len(self._writes) > WAITING:
+            self._writes[-WAITING].result()
 
-    def hand_over(self, unit: OpenUnit) -> None:
-        """Have the rows written that were gathered. Raises what an earlier write has raised."""
-        unit.writes.append(self._threads.submit(_write, unit, unit.gathered))
-        self._waiting.append(unit.writes[-1])
-        unit.gathered, unit.gathered_bytes = [], 0
-        while len(self._waiting) > WAITING:
-            self._waiting.popleft().result()
+    def _write_all(self, rows: list[tuple[int, Sample, Any, Any]]) -> None:
+        for row, sample, tokens, codes in rows:
+            try:
+                self._write(row, sample.id, tokens, codes)
+            except MediaError as error:
+                self._unwritten.append(Failure(row, sample.media[0], str(error)))
 
-    def committed(self, *, wait: bool = False) -> Iterator[UnitReport]:
-        """Reports of the units that were committed since the last call."""
-        while self._commits and (wait or self._commits[0].done()):
-            yield self._commits.popleft().result()
-
-
-def _write(unit: OpenUnit, rows: list[tuple[Any, ...]]) -> None:
-    for row, sample, tokens, codes in rows:
-        try:
-            unit.write(row, sample.id, tokens, codes)
-        except MediaError as error:
-            unit.unwritten.append(Failure(row, sample.media[0], str(error)))
-
-
-def _commit(unit: OpenUnit) -> UnitReport:
-    with unit.stack:
-        for write in unit.writes:
-            write.result()
-    failures = sorted(unit.failures + unit.unwritten, key=lambda item: item.row or 0)
-    return UnitReport(unit.rows - len(unit.unwritten), tuple(failures))
+    def commit(self) -> UnitReport:
+        """Make the rows stay, once all of them were written."""
+        with self._stack:
+            for write in self._writes:
+                write.result()
+        failures = sorted(self.failures + self._unwritten, key=lambda item: item.row or 0)
+        return UnitReport(self._handed - len(self._unwritten), tuple(failures))
 
 
 def check_space(store: LatentStore, tokens: npt.NDArray[Any], codes: npt.NDArray[Any] | None, rows: int) -> None:
     """Refuse to start what the disk has no free space for. Raises LaryError."""
     dtype, folder = store.identity.dtype, store.folder
-    row_bytes = tokens.size * ITEM_BYTES[dtype] + (0 if codes is None else codes.nbytes)
-    need = rows * row_bytes  # without what their container adds
+    # Without what their container adds.
+    need = rows * (tokens.size * ITEM_BYTES[dtype] + (0 if codes is None else codes.nbytes))
     free = shutil.disk_usage(folder).free
     if need > free:
         shape = "x".join(map(str, tokens.shape))

@@ -17,6 +17,7 @@ from concurrent.futures import Future
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -203,8 +204,10 @@ def reader(descriptor: str) -> Callable[[Question], Answer]:
         nonlocal memory, known, preprocess
         if known != (common := (question["size"], question["preprocess"])):
             memory = mmap.mmap(int(descriptor), question["size"])
-            fields = question["preprocess"].items()
-            preprocess = Preprocess(**{name: tuple(own) if isinstance(own, list) else own for name, own in fields})
+            fields: dict[str, Any] = dict(question["preprocess"])
+            for name in ("mean", "std"):
+                fields[name] = tuple(fields[name])
+            preprocess = Preprocess(**fields)
             known = common
         try:
             paths = [Path(path) for path in question["paths"]]

@@ -161,7 +161,12 @@ def open_latents(settings: Settings, ref: LatentsRef) -> SplitLatents:
     parse_pool(ref.pooling)
     file = find_latent_table(settings, ref)
     if file is None:
-        raise no_latents(settings, ref)
+        fields = {name: getattr(ref, name) for name in ("model", "dataset", "split", "protocol", "latent", "weights")}
+        given = [f"--{name} {value}" for name, value in fields.items() if value not in (None, "corrected")]
+        raise UsageError(
+            f"There are no latents of '{ref.model}' for {ref.dataset} {ref.split}: {ref.table(settings)} does not "
+            f"exist. Run 'lary extract {' '.join(given)}' first."
+        )
     stored = ref if file == ref.table(settings) else replace(ref, pool=None)
     table = read_table(ref.spec, ref.split, path=file, data_dir=settings.path("DATA_DIR"))
     if "la_path" not in table.frame.columns:
@@ -182,25 +187,13 @@ def open_latents(settings: Settings, ref: LatentsRef) -> SplitLatents:
     return SplitLatents(kept, source, store, len(entries) - len(rows), folder)
 
 
-def no_latents(settings: Settings, ref: LatentsRef) -> UsageError:
-    """The error for latents that nobody has extracted."""
-    option = "" if ref.protocol == "corrected" else f" --protocol {ref.protocol}"
-    option += f" --latent {ref.latent}" if ref.latent else ""
-    option += f" --weights {ref.weights}" if ref.weights else ""
-    return UsageError(
-        f"There are no latents of '{ref.model}' for {ref.dataset} {ref.split}: {ref.table(settings)} does not exist. "
-        f"Run 'lary extract --model {ref.model} --dataset {ref.dataset} --split {ref.split}{option}' first."
-    )
-
-
 Opened = tuple[StoredLatents, dict[str, Any], Path]
 """Latents that ``la_path`` cells name, what is known of their store, and its folder."""
 
 
 def open_files(settings: Settings, table: SampleTable, ref: LatentsRef, entries: list[str]) -> Opened:
     """Latents in files of one sample each."""
-    files = [resolve_latents(settings, ref, entry, table.path) for entry in entries]
-    check_present(files, table.path)
+    files = resolve_latents(settings, ref, entries, table.path)
     folder, stamp = files[0].parent, read_stamp(files[0])
     if stamp is None:
         return NpzSource(files), {"origin": "made by another program: no identity to check"}, folder
@@ -222,8 +215,7 @@ def open_shards(settings: Settings, table: SampleTable, ref: LatentsRef, entries
         if not (position.isascii() and position.isdigit() and len(position) < 10):
             raise UsageError(f"{table.path}: la_path '{entry}' names no row of a shard.")
         places[:, at] = number.setdefault(name, len(number)), int(position)
-    files = [resolve_latents(settings, ref, name, table.path) for name in number]
-    check_present(files, table.path)
+    files = resolve_latents(settings, ref, list(number), table.path)
     headers = [read_shard(file) for file in files]
     folder = files[0].parent
     source = ShardSource(headers, places[0], places[1])
@@ -241,45 +233,43 @@ def open_shards(settings: Settings, table: SampleTable, ref: LatentsRef, entries
     return source, {"origin": "lary extract", "stamp": stamp, **store}, folder
 
 
-def resolve_latents(settings: Settings, ref: LatentsRef, entry: str, table: Path) -> Path:
-    """The file that a ``la_path`` cell names: under LARY_LA_DIR, or a bare name in the model's folder.
+def resolve_latents(settings: Settings, ref: LatentsRef, entries: list[str], table: Path) -> list[Path]:
+    """The files that ``la_path`` cells name: under LARY_LA_DIR, or bare names in the model's folder.
 
     Raises:
-        UsageError: the path leaves LARY_LA_DIR, or names the folder of another model.
+        UsageError: a path leaves LARY_LA_DIR, or names the folder of another model.
+        LaryError: files are missing.
     """
     root, spec, tag = ref.latent_root(settings), ref.spec, ref.tag
-    path = inside(root, entry)
-    parts = PurePosixPath(entry).parts
     folders = dict.fromkeys((tag, tag.split("@")[0]))
-    if len(parts) > 1:
-        if not folders.keys() & set(parts[:-1]):
+    layouts = [root / spec.name, root / spec.name / f"stride_{spec.stride}"]
+    usual = [layout / ref.split / folder for folder in folders for layout in layouts]
+    files, absent = [], []
+    for entry in entries:
+        file = inside(root, entry)
+        parts = PurePosixPath(entry).parts
+        if len(parts) == 1:
+            file = next((place / entry for place in usual if (place / entry).exists()), usual[0] / entry)
+        elif not folders.keys() & set(parts[:-1]):
             raise UsageError(f"{table}: la_path '{entry}' holds latents of another model than '{tag}'.")
-        return path
-    for folder in folders:
-        for layout in (root / spec.name, root / spec.name / f"stride_{spec.stride}"):
-            if (place := layout / ref.split / folder / entry).exists():
-                return place
-    return ref.folder(settings) / entry
-
-
-def check_present(files: list[Path], table: Path) -> None:
-    """Raise LaryError with the first missing files, and how many there are."""
-    absent = [file for file in files if not file.exists()]
+        files.append(file)
+        if not file.exists():
+            absent.append(file)
     if absent:
         listed = "\n  ".join(str(file) for file in absent[:10])
-        raise LaryError(
-            f"{len(absent)} of {len(files)} latent files of {table} are missing; extract again. "
-            f"The first are\n  {listed}"
-        )
+        missing = f"{len(absent)} of {len(files)} latent files of {table} are missing"
+        raise LaryError(f"{missing}; extract again. The first are\n  {listed}")
+    return files
 
 
 def check_origin(store: dict[str, Any], table: Path, ref: LatentsRef) -> None:
-    """Raise UsageError where a store's stamp or manifest names another model, protocol or pooling."""
+    """Raise UsageError where a store's stamp or manifest names another model, data set, protocol or pooling."""
     if "stamp" not in store:
         return
     identity = store.get("identity", {})
     for name, found, asked in (
         ("model", store["stamp"]["model"], ref.model),
+        ("dataset", identity.get("dataset", ref.dataset), ref.dataset),
         ("protocol", identity.get("protocol", ref.protocol), ref.protocol),
         ("pool", identity.get("pool", NONE), ref.pooling),
     ):

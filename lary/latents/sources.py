@@ -20,7 +20,7 @@ import zipfile
 from collections.abc import Collection, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from functools import lru_cache, partial
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -128,10 +128,8 @@ class NpzSource:
         for position, row in enumerate(rows):
             tokens = read_tokens(self.files[row])
             if tokens.shape != self.shape:
-                raise LaryError(
-                    f"The latents {self.files[row]} have shape {tokens.shape}, those of {self.files[0]} {self.shape}: "
-                    "one table must hold latents of one extraction."
-                )
+                files = f"{self.files[0]} and {self.files[row]}"
+                raise LaryError(f"{files} have latents of different shapes: one table must hold latents of one model.")
             out[position] = tokens
         return out
 
@@ -299,10 +297,6 @@ class OpenShard:
         return found[0], found[1]
 
 
-def _opened(headers: Sequence[ShardHeader], file: int) -> OpenShard:
-    return OpenShard(headers[file])
-
-
 class ShardSource:
     """A `StoredLatents` over rows of shards, which are read by their positions in the files.
 
@@ -319,20 +313,18 @@ class ShardSource:
     ) -> None:
         if not len(files):
             raise LaryError("There are no latents to read.")
-        first = headers[int(files[0])]
-        for header in headers:
-            if (header.shape, header.dtype, header.store) != (first.shape, first.dtype, first.store):
-                raise LaryError(
-                    f"{header.path} holds {header.dtype} latents {header.shape} of store {header.store}, {first.path} "
-                    f"{first.dtype} {first.shape} of {first.store}: one table must hold latents of one extraction."
-                )
+        kinds = {(header.shape, header.dtype, header.store): header.path for header in headers}
+        if len(kinds) > 1:
+            paths = " and ".join(map(str, kinds.values()))
+            raise LaryError(f"{paths} are of different extractions: one table must hold latents of one.")
         sizes = np.array([len(header.samples) for header in headers])
         if ((positions < 0) | (positions >= sizes[files])).any():
-            raise LaryError(f"{first.path.parent} has shards with fewer rows than were asked for: extract again.")
-        self.headers, self.shape, self.dtype = tuple(headers), first.shape, first.dtype
+            folder = headers[0].path.parent
+            raise LaryError(f"{folder} has shards with fewer rows than were asked for: extract again.")
+        self.headers, self.shape, self.dtype = tuple(headers), headers[0].shape, headers[0].dtype
         self._file, self._position = files, positions
         # The cache must not refer to this object, or both would stay until the garbage collector runs.
-        self._open = lru_cache(MOST_OPEN)(partial(_opened, self.headers))
+        self._open = lru_cache(MOST_OPEN)(lambda file: OpenShard(headers[file]))
         self._spare: list[mmap.mmap] = []
 
     def __reduce__(self) -> Any:
@@ -351,7 +343,7 @@ class ShardSource:
 
         chosen = np.asarray(rows, dtype=np.int64)
         found = self._memory((len(chosen), *self.shape))
-        out = torch.from_numpy(found).flatten(1) if len(chosen) else None
+        out = torch.from_numpy(found.reshape(len(chosen), math.prod(self.shape)))
         raw = torch.empty(math.prod(self.shape), dtype=getattr(torch, self.dtype))
         data = raw.view(torch.uint8).numpy().data
         order = np.lexsort((self._position[chosen], self._file[chosen]))  # as on the disk

@@ -9,7 +9,7 @@ the reported split itself.
 from __future__ import annotations
 
 import math
-from collections.abc import Sized
+from collections.abc import Iterable
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import asdict, dataclass, replace
 from typing import Any
@@ -22,7 +22,7 @@ from torch import Tensor
 from lary.configs import ProbePrecision
 from lary.files import write_text
 from lary.probes.nets import AttentiveProbe
-from lary.probes.outcome import ClassificationOutcome, ClassPredictions, Ints, SampleColumns, accuracy
+from lary.probes.outcome import ClassificationOutcome, ClassPredictions, Ints, SampleColumns
 from lary.probes.presets import ClassifierSettings, learning_rate, weight_decay
 from lary.probes.sources import (
     balanced_indices,
@@ -105,46 +105,45 @@ class ClassifierTraining(Training):
     def make_head(self) -> AttentiveProbe:
         """The network of one head."""
         own = self.settings
-        dim, classes = self.inputs.train.shape[-1], len(self.inputs.classes)
-        return AttentiveProbe(dim, classes, own.model_dim, own.num_heads, own.depth, own.max_temporal_len)
+        sizes = own.model_dim, own.num_heads, own.depth, own.max_temporal_len
+        return AttentiveProbe(self.inputs.train.shape[-1], len(self.inputs.classes), *sizes)
 
     def run_epoch(self, epoch: int) -> dict[str, Any]:
         inputs = self.inputs
         row: dict[str, Any] = {"epoch": epoch, "learning_rate": self.rates(self.step + 1)}
         row |= self.train_epoch(self.fit_rows[balanced_indices(self.chances, epoch - 1, self.session.seed)])
-        held, finite = {}, torch.ones(len(self.networks), dtype=torch.bool)
         if len(self.held_rows):
-            held, _, finite = self.score("held_out", self.train, inputs.train_targets, self.held_rows)
+            row |= self.score("held_out", self.train, inputs.train_targets, self.held_rows)[0]
             self.advance(len(self.held_rows))
-        everything = np.arange(len(inputs.labels))
-        scored, logits, also = self.score("validation", self.validation, inputs.labels, everything)
-        usable = (finite & also).nonzero().flatten().tolist()
-        self.check_usable(usable)
-        for number in usable if held else ():
-            rank = [held["held_out_accuracy"][number], -held["held_out_loss"][number]]
+        columns, logits = self.score("validation", self.validation, inputs.labels, np.arange(len(inputs.labels)))
+        row |= columns
+        losses = [row[name] for name in ("held_out_loss", "validation_loss") if name in row]
+        usable = [number for number, own in enumerate(zip(*losses, strict=True)) if None not in own]
+        self.check_usable(len(usable))
+        for number in usable if len(self.held_rows) else ():
+            rank = [row["held_out_accuracy"][number], -row["held_out_loss"][number]]
             if self.offer("held_out", rank, epoch=epoch, head=number, values=logits[number].clone()):
                 # A copy, which later updates leave alone.
-                weights = {key: value.cpu().clone() for key, value in self.networks[number].state_dict().items()}
-                self.picks["held_out"]["weights"] = weights
+                state = self.networks[number].state_dict()
+                self.picks["held_out"]["weights"] = {key: value.cpu().clone() for key, value in state.items()}
         # The published choice: the first of the best heads of the last epoch.
-        first = max(usable, key=lambda number: scored["validation_accuracy"][number])
+        first = max(usable, key=lambda number: row["validation_accuracy"][number])
         self.offer("best_on_validation", [epoch], epoch=epoch, head=first, values=logits[first].clone())
-        return row | held | scored
+        return row
 
     def train_epoch(self, order: Ints) -> dict[str, Any]:
         """One pass over `order`: by head the share that was right and the mean loss; 0 and None for a diverged one."""
         right, losses = np.zeros((2, len(self.networks)))
         for rows, tokens, count in self.batches(self.train, order):
-            targets = torch.from_numpy(self.inputs.train_targets[rows]).to(self.device)
-            found = np.array([self.update(number, tokens, targets, count) for number in range(len(self.networks))])
-            losses += found[:, 0] * count
-            right += found[:, 1]
-            self.check_usable(np.isfinite(found[:, 0]).nonzero()[0])
-            self.log({"batch_loss": found[:, 0].tolist(), "batch_learning_rate": self.rates(self.step)})
-        return {
-            "train_accuracy": np.where(np.isfinite(losses), right / len(order), 0.0).tolist(),
-            "train_loss": [loss if math.isfinite(loss) else None for loss in (losses / len(order)).tolist()],
-        }
+            labels = torch.from_numpy(self.inputs.train_targets[rows]).to(self.device)
+            found = [self.update(number, tokens, labels, count) for number in range(len(self.networks))]
+            batch, hits = np.array(found).T
+            losses += batch * count
+            right += hits
+            self.check_usable(int(np.isfinite(batch).sum()))
+            self.log({"batch_loss": batch.tolist(), "batch_learning_rate": self.rates(self.step)})
+        accuracy = np.where(np.isfinite(losses), right / len(order), 0.0)
+        return {"train_accuracy": accuracy.tolist(), "train_loss": finite_or_none(losses / len(order))}
 
     def update(self, number: int, tokens: Tensor, labels: Tensor, count: int) -> list[float]:
         """One update by this process's share of a batch of `count` samples: loss and number right, of all."""
@@ -153,24 +152,22 @@ class ClassifierTraining(Training):
             group["lr"] = learning_rate(settings.heads[number], self.step, self.total, self.per_epoch)
             group["weight_decay"] = weight_decay(settings.heads[number], self.step, self.total)
         optimizer.zero_grad(set_to_none=True)
-        sums = torch.zeros(2, device=self.device)
+        sums, smoothing = torch.zeros(2, device=self.device), settings.label_smoothing
         for own, part in zip(tokens.split(self.at_once), labels.split(self.at_once), strict=True):
             with training_precision(self.device, settings.bfloat16):
                 logits = network(own)
-                smoothing = settings.label_smoothing
                 loss = F.cross_entropy(logits, part, label_smoothing=smoothing, reduction="sum") / count
-            loss.backward()  # type: ignore[no-untyped-call]
+            torch.autograd.backward(loss)
             sums += torch.stack([loss.detach().float(), (logits.argmax(dim=1) == part).sum().float()])
         self.team.add(sums)
         self.team.add_gradients(network)
         optimizer.step()
         return sums.tolist()
 
-    def score(self, name: str, source: LatentSource, labels: Ints, rows: Ints) -> tuple[dict[str, Any], Tensor, Tensor]:
+    def score(self, name: str, source: LatentSource, labels: Ints, rows: Ints) -> tuple[dict[str, Any], Tensor]:
         """Accuracy and loss of every head for `rows` as columns of the history, and in float32 logits (H, n, L).
 
-        A row whose logits aren't finite counts as wrong; the last answer (H,) says which heads
-        have none.
+        A row whose logits aren't finite counts as wrong, and the loss of its head is None.
         """
 
         def logits_of(tokens: Tensor) -> Tensor:
@@ -179,45 +176,48 @@ class ClassifierTraining(Training):
             return torch.stack([torch.cat([own(part) for part in parts]) for own in self.networks], dim=1)
 
         logits = self.predict(logits_of, source, rows).transpose(0, 1)
-        targets = torch.from_numpy(labels[rows])
-        finite = torch.isfinite(logits).all(dim=2)
-        right = ((logits.argmax(dim=2) == targets) & finite).double().mean(dim=1)
-        smoothing = self.settings.label_smoothing
+        targets, smoothing = torch.from_numpy(labels[rows]), self.settings.label_smoothing
+        right = (logits.argmax(dim=2) == targets) & torch.isfinite(logits).all(dim=2)
         losses = [float(F.cross_entropy(own, targets, label_smoothing=smoothing)) for own in logits]
-        shown = [loss if math.isfinite(loss) else None for loss in losses]
-        return {f"{name}_accuracy": right.tolist(), f"{name}_loss": shown}, logits, finite.all(dim=1)
+        accuracy = right.double().mean(dim=1).tolist()
+        return {f"{name}_accuracy": accuracy, f"{name}_loss": finite_or_none(losses)}, logits
 
     def rates(self, step: int) -> list[float]:
         """The learning rates of all heads at an update."""
         return [learning_rate(head, step, self.total, self.per_epoch) for head in self.settings.heads]
 
-    def check_usable(self, heads: Sized) -> None:
+    def check_usable(self, heads: int) -> None:
         """Raise LaryError where no head is left that gives finite numbers."""
-        if not len(heads):
+        if not heads:
             rates = ", ".join(f"{head.lr:g}" for head in self.settings.heads)
             raise LaryError(
                 f"Every head of the probe diverged by epoch {len(self.history) + 1} (learning rates {rates}): check "
-                "the scale of the latents, or train with another --probe-preset."
+                "the scale of the latents, or take another --probe-preset."
             )
 
     def close_epoch(self, epoch: int) -> None:
         """Write ``log_r0.csv`` of all epochs so far, and after the last one ``latest.pt``."""
         if self.folder is None:
             return
-        best = ([100 * max(row[f"{name}_accuracy"]) for name in ("train", "validation")] for row in self.history)
-        lines = (f"{number},{train:.5f},{validation:.5f}\n" for number, (train, validation) in enumerate(best, start=1))
-        write_text(self.folder / "log_r0.csv", "epoch,train_acc,val_acc\n" + "".join(lines))
+        lines = ["epoch,train_acc,val_acc"]
+        for row in self.history:
+            train, validation = (100 * max(row[f"{name}_accuracy"]) for name in ("train", "validation"))
+            lines.append(f"{row['epoch']},{train:.5f},{validation:.5f}")
+        write_text(self.folder / "log_r0.csv", "\n".join([*lines, ""]))
         if epoch < self.settings.epochs:
             return
         states = [network.state_dict() for network in self.networks]
         chosen = next(iter(self.picks.values()))
-        selected = {"head": chosen["head"], "epoch": chosen["epoch"]}
-        selected["weights"] = chosen.get("weights", states[chosen["head"]])
-        scaling = self.scaling and dict(zip(("mean", "std"), map(torch.from_numpy, self.scaling), strict=True))
-        value = {"classifiers": states, "epoch": epoch, "selected": selected}
-        save_checkpoint(
-            self.folder / self.checkpoint, {**value, "settings": asdict(self.settings), "scaling": scaling}
-        )  # fmt: skip
+        head = chosen["head"]
+        selected = {"head": head, "epoch": chosen["epoch"], "weights": chosen.get("weights", states[head])}
+        scaling = None
+        if self.scaling:
+            scaling = dict(zip(("mean", "std"), map(torch.from_numpy, self.scaling), strict=True))
+        value = {
+            "classifiers": states, "epoch": epoch, "selected": selected, "settings": asdict(self.settings),
+            "scaling": scaling,
+        }  # fmt: skip
+        save_checkpoint(self.folder / self.checkpoint, value)
 
     def outcome(self) -> ClassificationOutcome:
         """The predictions of the selected heads, with controls, history and warnings."""
@@ -226,10 +226,9 @@ class ClassifierTraining(Training):
             name: ClassPredictions(pick["epoch"], pick["head"], pick["values"].numpy())
             for name, pick in self.picks.items()
         }
-        self.log({
-            f"final/{name}_top1": accuracy(inputs.labels, each.logits.argmax(axis=1))
-            for name, each in selections.items()
-        })  # fmt: skip
+        for name, pick in self.picks.items():
+            best = self.history[pick["epoch"] - 1]["validation_accuracy"][pick["head"]]
+            self.log({f"final/{name}_top1": best})
         counts = np.bincount(inputs.train_targets, minlength=len(inputs.classes)).astype(np.int64)
         warnings = []
         unseen = np.setdiff1d(inputs.labels, inputs.train_targets)
@@ -251,6 +250,11 @@ class ClassifierTraining(Training):
             train_counts=counts, history=self.history, warnings=tuple(warnings),
             settings=self.stated(precision="bf16" if self.settings.bfloat16 else "fp32"),
         )  # fmt: skip
+
+
+def finite_or_none(losses: Iterable[float]) -> list[float | None]:
+    """Losses as the history has them, None in place of those that aren't finite."""
+    return [float(loss) if math.isfinite(loss) else None for loss in losses]
 
 
 def in_bfloat16(preset: bool, precision: ProbePrecision | None, device: str) -> bool:

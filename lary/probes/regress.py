@@ -31,7 +31,7 @@ from lary.probes.outcome import (
     mse,
 )
 from lary.probes.presets import ActionSettings, DitSettings, RidgeSettings
-from lary.probes.sources import CHUNK, check_memory, check_splits
+from lary.probes.sources import check_memory, check_splits, in_chunks
 from lary.probes.training import Session, Training, adamw, save_checkpoint
 from lary.runtime import memory_bytes
 from lary.types import LaryError, LatentSource, UsageError
@@ -130,18 +130,15 @@ class ActionTraining(Training):
         mean_action = inputs.train_targets.mean(axis=0, dtype=np.float64).astype(np.float32)
         splits = {}
         for role, split in inputs.evaluated.items():
-            selections: Any = {
-                name: ActionPredictions(pick["epoch"], pick["values"][role].numpy())
-                for name, pick in self.picks.items()
-            }
+            selections: Any = {}
+            for name, pick in self.picks.items():
+                selections[name] = ActionPredictions(pick["epoch"], pick["values"][role].numpy())
             losses: Any = {name: row[f"{role}_loss"] for name, row in rows.items()}
             controls = {"mean_action": np.broadcast_to(mean_action, split.targets.shape).copy()}
-            splits[role] = SplitOutcome(
-                split.samples, split.targets, split.mean, split.std, selections, controls, losses
-            )  # fmt: skip
-        return RegressionOutcome(
-            inputs.dims, inputs.groups, splits, self.history, self.stated(), self.warnings()
-        )  # fmt: skip
+            own = split.samples, split.targets, split.mean, split.std
+            splits[role] = SplitOutcome(*own, selections, controls, losses)
+        stated, warnings = self.stated(), self.warnings()
+        return RegressionOutcome(inputs.dims, inputs.groups, splits, self.history, stated, warnings)
 
     def warnings(self) -> tuple[str, ...]:
         """Sentences for the result."""
@@ -200,7 +197,7 @@ class RegressorTraining(ActionTraining):
             wanted = torch.from_numpy(self.inputs.train_targets[rows]).flatten(1).to(self.device)
             loss = self.network.loss(tokens, wanted, count, self.team.share)
             self.optimizer.zero_grad(set_to_none=True)
-            loss.backward()  # type: ignore[no-untyped-call]
+            torch.autograd.backward(loss)
             total = loss.detach()
             self.team.add(total)
             losses.append(float(total))
@@ -223,9 +220,9 @@ class RegressorTraining(ActionTraining):
 
     def _diverged(self, what: str) -> LaryError:
         return LaryError(
-            f"The regression probe diverged in epoch {len(self.history) + 1}, update {self.step} (learning rate "
-            f"{self.rate(self.step):.3g} of {self.settings.lr:g}): {what}. Check the scale of the latents, or train "
-            "with another --probe-preset."
+            f"The probe diverged in epoch {len(self.history) + 1}, update {self.step} (learning rate "
+            f"{self.rate(self.step):.3g} of {self.settings.lr:g}): {what}. Check the scale of the latents, or take "
+            "another --probe-preset."
         )
 
     def warnings(self) -> tuple[str, ...]:
@@ -251,13 +248,10 @@ class RidgeTraining(ActionTraining):
         if needed > RIDGE_SHARE * present:
             raise UsageError(
                 f"The ridge probe needs {needed / 1e9:.1f} GB for {len(rows)} samples of {size} values, this machine "
-                f"has {present / 1e9:.1f} GB: pool the latents with --pool, project them with --project, or use "
-                "--model-type mlp."
+                f"has {present / 1e9:.1f} GB: pass --pool or --project, or use --model-type mlp."
             )
-        features = np.empty((len(rows), size))
-        for start in range(0, len(rows), CHUNK):
-            part = rows[start : start + CHUNK]
-            features[start : start + len(part)] = self.inputs.train.read(part).reshape(len(part), -1)
+        parts = [part.reshape(len(part), -1) for part in in_chunks(self.inputs.train, rows)]
+        features = np.concatenate(parts).astype(np.float64)
         mean = features.mean(axis=0)
         features -= mean
         spread = np.sqrt(np.square(features).mean(axis=0).reshape(-1, self.inputs.train.shape[-1]).mean(axis=0))
@@ -279,7 +273,7 @@ class RidgeTraining(ActionTraining):
         model = Ridge(alpha=shrinkage * max(self.features.shape), solver="cholesky")
         model.fit(self.features, targets.reshape(len(targets), -1))
         coef, intercept = np.atleast_2d(model.coef_).T, np.atleast_1d(model.intercept_)
-        self.linear = {"coef": coef, "intercept": intercept, "mean": self.linear["mean"], "std": self.linear["std"]}
+        self.linear |= {"coef": coef, "intercept": intercept}
         fitted = (self.features @ coef + intercept).reshape(targets.shape).astype(np.float32)
         row: dict[str, Any] = {"epoch": epoch, "shrinkage": shrinkage}
         row |= errors("train", fitted, targets, self.settings.batch_size)
@@ -290,8 +284,7 @@ class RidgeTraining(ActionTraining):
     def _predict(self, source: LatentSource, rows: Ints) -> Floats:
         """Predicted chunks (n, K, A) float32 for `rows`."""
         own, parts = self.linear, []
-        for start in range(0, len(rows), CHUNK):
-            tokens = source.read(rows[start : start + CHUNK])
+        for tokens in in_chunks(source, rows):
             features = (tokens.reshape(len(tokens), -1).astype(np.float64) - own["mean"]) / own["std"]
             parts.append(features @ own["coef"] + own["intercept"])
         return np.concatenate(parts).reshape(-1, *self.inputs.train_targets.shape[1:]).astype(np.float32)

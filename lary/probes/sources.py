@@ -1,8 +1,4 @@
-"""What a probe trains on: latents as they are read, rows drawn in an epoch or held out, and the memory for them.
-
-Static pairs and shuffled orders act on the axis P, and so only on latents with one step per
-frame; for others the frames themselves are changed (`lary.runs.changed`).
-"""
+"""What a probe trains on: latents as they are read, rows drawn in an epoch or held out, and the memory for them."""
 
 from __future__ import annotations
 
@@ -32,7 +28,7 @@ SCALED_BY = 2048  # rows that the scale of the channels is measured on
 HELD_OUT_SHARE = 0.1
 
 FLOAT = 4  # bytes of a float32
-COPIES = {"weights": 1, "gradients": 1, "two moments of AdamW": 2}
+COPIES = 4  # of the weights: themselves, gradients, and two moments of AdamW
 # Batches read ahead, the one in work, its normalised form and their gradients.
 BATCH_COPIES = AHEAD + 6
 # Tokens that pass a network at once on a CPU: enough for its matrix products, few enough for
@@ -66,10 +62,10 @@ def finite_latents(source: LatentSource, name: Callable[[int], str]) -> LatentSo
         half = tokens.dtype == np.float16
         finite = (tokens.view(np.uint16) & 0x7C00) != 0x7C00 if half else np.isfinite(tokens)
         if not finite.all():
-            bad = int(np.argmin(finite.reshape(len(tokens), -1).all(axis=1)))
+            bad = rows[np.argmin(finite.reshape(len(tokens), -1).all(axis=1))]
             raise LaryError(
-                f"The latents of {name(int(rows[bad]))} hold NaN or infinity: check the model with "
-                "'lary check-model', and extract this split again."
+                f"The latents of {name(int(bad))} hold NaN or infinity: check the model with 'lary check-model', and "
+                "extract this split again."
             )
         return tokens
 
@@ -77,9 +73,10 @@ def finite_latents(source: LatentSource, name: Callable[[int], str]) -> LatentSo
 
 
 def reordered(source: LatentSource, control: str, seed: int) -> LatentSource:
-    """Latents (P, N, D) with their steps in another order, drawn once per sample: a pair is turned half the time.
+    """Latents (P, N, D) with their steps in an order drawn once per sample; under ``static-pair`` the first one alone.
 
-    Under ``static-pair`` all steps are the first one: what is left is read off the source frame.
+    It acts on the axis P, and so only on latents with one step per frame; for others the
+    frames themselves are changed (`lary.runs.changed`).
     """
     if len(source.shape) != 3:
         raise UsageError(
@@ -112,15 +109,21 @@ def standardised(source: LatentSource, mean: Floats, std: Floats) -> LatentSourc
     return LatentView(len(source), source.shape, lambda rows: (source.read(rows) - mean) / std)
 
 
+def in_chunks(source: LatentSource, rows: Ints) -> Iterator[Tokens]:
+    """The tokens of `rows`, some at once."""
+    for start in range(0, len(rows), CHUNK):
+        yield source.read(rows[start : start + CHUNK])
+
+
 def channel_statistics(source: LatentSource, rows: Ints) -> tuple[Floats, Floats]:
     """Mean and standard deviation (D,) float32 of each channel over `rows`, or over 2,048 evenly spaced ones of many.
 
     A channel that never changes gets the standard deviation 1.
     """
-    rows = rows[:: -(-len(rows) // SCALED_BY)]
-    count, total, squares = 0, np.zeros(source.shape[-1]), np.zeros(source.shape[-1])
-    for start in range(0, len(rows), CHUNK):
-        tokens = source.read(rows[start : start + CHUNK]).reshape(-1, source.shape[-1]).astype(np.float64)
+    dim = source.shape[-1]
+    count, total, squares = 0, np.zeros(dim), np.zeros(dim)
+    for part in in_chunks(source, rows[:: -(-len(rows) // SCALED_BY)]):
+        tokens = part.reshape(-1, dim).astype(np.float64)
         count += len(tokens)
         total += tokens.sum(axis=0)
         squares += np.square(tokens).sum(axis=0)
@@ -134,8 +137,7 @@ def keep_in_memory(source: LatentSource, processes: int = 1) -> LatentSource:
     """`source`, or a copy in its own precision where that is small against the memory for each of `processes`."""
     if FLOAT * len(source) * math.prod(source.shape) > MEMORY_SHARE * memory_bytes() / processes:
         return source
-    rows = np.arange(len(source))
-    tokens = np.concatenate([source.read(rows[start : start + CHUNK]) for start in range(0, len(rows), CHUNK)])
+    tokens = np.concatenate(list(in_chunks(source, np.arange(len(source)))))
     return LatentView(len(source), source.shape, lambda rows: tokens[rows])
 
 
@@ -171,14 +173,13 @@ def check_splits(*splits: tuple[LatentSource, npt.NDArray[Any]]) -> None:
     shapes = [source.shape for source, _ in splits]
     if not 1 <= len(shapes[0]) <= 3 or 0 in shapes[0]:
         raise UsageError(
-            f"Latents of shape {shapes[0]} can't be probed: a probe reads tokens (P, N, D), (N, D) or (D,). Store the "
-            "tokens in one of these shapes."
+            f"Latents of shape {shapes[0]} can't be probed: store tokens of shape (P, N, D), (N, D) or (D,)."
         )
     counts = [(len(source), len(targets)) for source, targets in splits]
     if len(set(shapes)) > 1 or any(first != second or not first for first, second in counts):
         raise UsageError(
-            f"The splits have latents of shapes {shapes}, and latents and targets {counts}: the shapes and numbers "
-            "must agree, with a sample in every split. Extract all splits in the same way."
+            f"The splits have latents of shapes {shapes}, and latents and targets {counts}: they must agree, with a "
+            "sample in every split. Extract all splits in the same way."
         )
 
 
@@ -220,8 +221,8 @@ def training_rows(
     chosen = _choose_groups(contents, np.bincount(kinds).tolist(), seed)
     if not chosen:
         raise UsageError(
-            f"The training split has {len(groups)} samples of {len(names)} episodes or videos: none can be held out to "
-            "choose head and epoch without losing a class. Give more data, or use the protocol 'paper'."
+            f"The training split has {len(groups)} samples of {len(names)} episodes or videos: none can be held out "
+            "without losing a class. Give more data, or use the protocol 'paper'."
         )
     held = np.isin(members, chosen)
     return np.flatnonzero(~held), np.flatnonzero(held)
@@ -268,18 +269,17 @@ def check_memory(make: Callable[[], nn.Module], copies: int, batch: int, shape: 
     """
     with torch.device("meta"):
         weights = copies * sum(parameter.numel() for parameter in make().parameters())
-    trained, batches = FLOAT * sum(COPIES.values()) * weights, FLOAT * BATCH_COPIES * batch * math.prod(shape)
+    trained, batches = FLOAT * COPIES * weights, FLOAT * BATCH_COPIES * batch * math.prod(shape)
     if device.startswith("cuda"):
         free = torch.cuda.mem_get_info(device)[0]
     else:
         free = min(psutil.virtual_memory().available, memory_bytes())
     if trained + batches > free:
         raise UsageError(
-            f"The probe needs {(trained + batches) / 1e9:.1f} GB for latents of {' x '.join(map(str, shape))} values: "
-            f"{trained / 1e9:.1f} GB for {', '.join(COPIES)} ({weights / 1e9:.2f} billion weights), "
-            f"{batches / 1e9:.1f} GB for batches. On {device} {free / 1e9:.1f} GB are free. Pool the tokens with "
-            "--pool mean or --pool grid:4, project their channels with --project 64, take a smaller "
-            "--probe-batch-size where the batches are what is large, or use a device with more memory."
+            f"A probe of {weights / 1e9:.2f} billion weights on latents of shape {shape} needs {trained / 1e9:.1f} GB "
+            f"for weights, gradients and moments, {batches / 1e9:.1f} GB for batches; {device} has {free / 1e9:.1f} GB "
+            "free. Pool the tokens (--pool mean), project their channels (--project 64), take a smaller "
+            "--probe-batch-size, or use a device with more memory."
         )
 
 

@@ -1,9 +1,8 @@
 """The part that the trainings of all probes share: processes, state on disk, epochs, trackers.
 
-Several processes, one per device, draw the same batches and work on their share of each;
-sums of gradients over the processes are what one process would have computed, up to
-rounding, so the protocol does not depend on their number. Scored rows are dealt out by whole
-batches and put back by position: none is padded, none counts twice.
+Several processes, one per device, draw the same batches and work on their share of each; the
+sums of their gradients are those of one process, up to rounding, so the protocol does not
+depend on their number. Scored rows are dealt out by whole batches: none counts twice.
 """
 
 from __future__ import annotations
@@ -34,7 +33,6 @@ from lary.probes.sources import read_batches, training_rows
 from lary.runtime import log, seed_everything, setup_logging
 from lary.types import BenchmarkProtocol, LaryError, LatentSource, Progress, UsageError
 
-KIND = "LARY_TEAM_DEVICES"  # in the environment of the processes that `launch` starts: the kind of their devices
 PROJECT = "lary"  # to which the runs of Weights & Biases and Trackio belong
 STATE_FILE = "training_state.pt"
 STATE_FORMAT = 3
@@ -91,7 +89,7 @@ class Team:
 
 
 def launch(work: Callable[..., None], arguments: tuple[Any, ...], devices: Sequence[str]) -> None:
-    """Run ``work(*arguments)`` in one new process per device; each may `join` the team.
+    """Run ``work(*arguments, team, device)`` in one new process per device, all of which are a team.
 
     Accelerate's own launchers are for notebooks and tests: they fork, which CUDA and threads
     do not survive.
@@ -122,33 +120,26 @@ def _member(
     rank: int, work: Callable[..., None], arguments: tuple[Any, ...], devices: tuple[str, ...], port: int, errors: Any
 ) -> None:
     """One process of a team: its rank in it, the work, and its error for the process that started it."""
+    from accelerate import PartialState
+
     kind, _, number = devices[rank].partition(":")
     os.environ |= {
         "RANK": str(rank), "WORLD_SIZE": str(len(devices)), "LOCAL_WORLD_SIZE": str(len(devices)),
         "LOCAL_RANK": number or str(rank),  # accelerate takes the CUDA device of this number
-        "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port), KIND: kind,
+        "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port),
     }  # fmt: skip
     setup_logging()
     if rank:
         log.setLevel("ERROR")  # the first one reports what all would
+    state = PartialState(cpu=kind == "cpu")
     try:
-        work(*arguments)
+        work(*arguments, Team(state.process_index, state.num_processes), devices[rank])
     except LaryError as error:
         errors.put((isinstance(error, UsageError), str(error)))
         sys.exit(1)
-    if torch.distributed.is_initialized():
-        torch.distributed.destroy_process_group()
+    torch.distributed.destroy_process_group()
     sys.stdout.flush()
     os._exit(0)  # threads of gloo may abort the ordinary end of an interpreter
-
-
-def join() -> tuple[Team, str]:
-    """The team that `launch` started this process in, and its own torch device."""
-    from accelerate import PartialState
-
-    on_cpu = os.environ[KIND] == "cpu"
-    state = PartialState(cpu=on_cpu)
-    return Team(state.process_index, state.num_processes), "cpu" if on_cpu else str(state.device)
 
 
 # --- one training ---
@@ -304,9 +295,8 @@ class Training(ABC):
 
     def batches(self, source: LatentSource, order: Ints) -> Iterator[tuple[Ints, Tensor, int]]:
         """The batches of an epoch as `read_batches` yields them; counts each as an update and its rows as progress."""
-        for rows, tokens, count in read_batches(
-            source, order, self.settings.batch_size, self.device, self.team.share
-        ):  # fmt: skip
+        size, share = self.settings.batch_size, self.team.share
+        for rows, tokens, count in read_batches(source, order, size, self.device, share):
             self.step += 1
             yield rows, tokens, count
             self.advance(count)
@@ -314,8 +304,9 @@ class Training(ABC):
     @torch.no_grad()
     def predict(self, network: Callable[[Tensor], Tensor], source: LatentSource, rows: Ints) -> Tensor:
         """What `network` makes of the tokens (B, ...) at `rows`, float32 on the CPU, whichever process computed it."""
-        own = self.team.dealt(len(rows), self.settings.batch_size)
-        batches = read_batches(source, rows[own], self.settings.batch_size, self.device)
+        size = self.settings.batch_size
+        own = self.team.dealt(len(rows), size)
+        batches = read_batches(source, rows[own], size, self.device)
         parts = [network(tokens).float().cpu() for _, tokens, _ in batches]
         return self.team.collect(own, torch.cat(parts) if parts else torch.empty(0), len(rows))
 

@@ -9,10 +9,10 @@ import sys
 from collections.abc import Iterator
 from pathlib import Path
 
-from lary.models.spec import MODELS, ModelSpec, locate_weights
+from lary.models.overview import weights_state
+from lary.models.spec import MODELS
 from lary.runtime import memory_bytes, usable_cores
 from lary.settings import FOLDER, Settings
-from lary.types import UsageError
 
 CODECS = ("h264", "av1", "vp9")
 """Video codecs of the data sets."""
@@ -85,15 +85,6 @@ def variables(settings: Settings) -> Iterator[Line]:
             text = "does not exist"
             broken = name not in ("LARY_LA_DIR", "LARY_LOG_DIR") and origin != "default"  # commands make these
         yield broken, name, f"{value} ({origin}): {text}"
-    missing = [model.name for model in MODELS if not has_weights(model, settings)]
-    text = f"missing: {', '.join(missing)}; 'lary models KEY' prints what to set" if missing else "found"
+    absent = [model.name for model in MODELS if not weights_state(model, settings.values())[0]]
+    text = f"not on this machine: {', '.join(absent)}; 'lary models KEY' prints what to set" if absent else "found"
     yield False, "weights", text
-
-
-def has_weights(model: ModelSpec, settings: Settings) -> bool:
-    """Whether the settings say where the weights of a model are, or it needs none."""
-    try:
-        locate_weights(model, settings.values())
-    except UsageError:
-        return False
-    return True

@@ -80,13 +80,11 @@ def run_probe(config: ProbeConfig, settings: Settings) -> ProbeRun:
 classify = regress = run_probe
 
 
-def run_member(config: ProbeConfig, settings: Settings, plugins: tuple[Path, ...]) -> None:
+def run_member(config: ProbeConfig, settings: Settings, plugins: tuple[Path, ...], team: Team, device: str) -> None:
     """Work of each process of a run on several devices; the first one writes the result."""
-    from lary.probes.training import join
-
     for plugin in plugins:
         load_plugin(plugin)
-    train_and_write(task_of(config, settings), run_folder(config, settings), *join())
+    train_and_write(task_of(config, settings), run_folder(config, settings), team, device)
 
 
 def task_of(config: ProbeConfig, settings: Settings) -> Task:

@@ -132,18 +132,16 @@ def open_splits(settings: Settings, dataset: DatasetSpec, config: ProbeConfig) -
 
 
 def check_samples(settings: Settings, split: SplitLatents, splits: Splits) -> None:
-    """Refuse latents of another data set, sample or extraction than their row names.
+    """Refuse latents of another sample or extraction than their row names.
 
     Rows of shards were checked when they were opened; files of other programs name no sample.
     Of many rows some are checked, evenly spaced: a table that was sorted or shifted shows in
     any of them.
 
     Raises:
-        UsageError, LaryError: names the row, the file, and whose latents it holds.
+        LaryError: names the row, the file, and whose latents it holds.
     """
-    table, identity, advice = split.table, split.store.get("identity", {}), "Run 'lary extract' on this split again"
-    if (of := identity.get("dataset", table.spec.name)) != table.spec.name:
-        raise UsageError(f"{table.path} names latents of '{of}', not of '{table.spec.name}'. {advice}.")
+    table, advice = split.table, "Run 'lary extract' on this split again"
     entries = table.frame["la_path"].tolist()
     for position in range(0, len(entries), -(-len(entries) // CHECKED_ROWS)):
         entry, own = entries[position], table[position]
@@ -203,11 +201,8 @@ def name_of(sample: Sample) -> str:
 
 def columns(table: SampleTable) -> SampleColumns:
     """Ids, media, groups and robot types of the samples of a split."""
-    samples = [table[row] for row in range(len(table))]
-    return SampleColumns(
-        ids=tuple(sample.id for sample in samples), media=tuple(sample.media for sample in samples),
-        groups=tuple(sample.group for sample in samples), embodiments=tuple(sample.embodiment for sample in samples),
-    )  # fmt: skip
+    found = ((sample.id, sample.media, sample.group, sample.embodiment) for sample in table)
+    return SampleColumns(*zip(*found, strict=True))
 
 
 # --- tasks ---

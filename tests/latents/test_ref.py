@@ -26,7 +26,7 @@ REF = LatentsRef(model="pixels", dataset="calvin", split="val")
 
 
 def config(split: str, model: str = "pixels", **changes: Any) -> ExtractConfig:
-    return ExtractConfig(**({"model": model, "dataset": "calvin", "split": split, "batch_size": 2} | changes))
+    return ExtractConfig(**{"model": model, "dataset": "calvin", "split": split, "batch_size": 2, **changes})
 
 
 @pytest.fixture

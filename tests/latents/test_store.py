@@ -78,8 +78,8 @@ def test_grid_cells_are_means_of_their_tokens(side: int, cells: int, steps: tupl
         with pytest.raises(UsageError):
             pooled_tokens(tokens, f"grid:{cells}")
         return
-    found = pooled_tokens(tokens, f"grid:{cells}").unflatten(-2, (cells, cells))
-    grid = tokens.unflatten(-2, (side, side))
+    found = pooled_tokens(tokens, f"grid:{cells}").reshape(2, *steps, cells, cells, 3)
+    grid = tokens.reshape(2, *steps, side, side, 3)
     edges = [(cell * side // cells, -(-(cell + 1) * side // cells)) for cell in range(cells)]
     for row, (top, bottom) in enumerate(edges):
         for column, (left, right) in enumerate(edges):

@@ -27,7 +27,7 @@ from tests.latents.conftest import IDENTITY, contents, draw, fill, shards_in, so
 
 def test_same_rows_same_bytes_in_any_order_and_whatever_came_between(tmp_path: Path, table: SampleTable) -> None:
     tokens = draw(9)
-    folders = []
+    folders: list[dict[str, bytes]] = []
     for order in ((0, 1, 3), (3, 1, 0), (1, 3, 0)):
         store = shards_in(tmp_path / str(len(folders)))
         with store.writer(0) as write:
@@ -101,10 +101,11 @@ def test_a_damaged_shard_is_done_again_under_its_name(tmp_path: Path, table: Sam
 )
 def test_rows_that_do_not_fit_are_refused(tmp_path: Path, change: dict[str, Any], message: str) -> None:
     tokens = draw(2)
+    row = {"row": 1, "sample": "sample-1", "tokens": tokens[1], "codes": None} | change
     with shards_in(tmp_path).writer(0) as write:
         write(0, "sample-0", tokens[0], None)
         with pytest.raises(LaryError, match=message):
-            write(**({"row": 1, "sample": "sample-1", "tokens": tokens[1], "codes": None} | change))
+            write(*row.values())
 
 
 @given(

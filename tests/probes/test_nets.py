@@ -94,6 +94,8 @@ def test_dropped_conditions_of_the_dit_have_the_gradients_of_replaced_latents() 
 def test_the_reported_head_is_read_back(tmp_path: Path) -> None:
     inputs = classifier_inputs()
     outcome = train("attentive", inputs, folder=tmp_path)
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["latest.pt", "log_r0.csv"]
+    assert len(torch.load(tmp_path / "latest.pt", weights_only=True)["classifiers"]) == 2
     logits, weights = attend(load_head(tmp_path / "latest.pt", 4), inputs.validation, [1, 4])
     np.testing.assert_allclose(logits, outcome.selections["held_out"].logits[[1, 4]], atol=1e-5)
     assert weights.shape == (2, 12)

@@ -1,10 +1,9 @@
-"""Metrics against scikit-learn, torch and each other."""
+"""Metrics of classes against scikit-learn; those of actions are checked in tests/parity."""
 
 from __future__ import annotations
 
 import numpy as np
 import pytest
-import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from sklearn.metrics import confusion_matrix, precision_recall_fscore_support
@@ -31,16 +30,3 @@ def test_class_metrics_are_those_of_scikit_learn(drawn: tuple[int, list[tuple[in
     for own, theirs in zip((ours.precision, ours.recall, ours.f1, ours.support), expected, strict=True):
         np.testing.assert_allclose(own, theirs, atol=1e-7)
     assert metrics.accuracy(labels, predicted) == pytest.approx(np.trace(table) / len(labels))
-
-
-def test_action_errors_agree_with_each_other() -> None:
-    rng = np.random.default_rng(0)
-    predicted, targets = rng.standard_normal((2, 7, 5, 3)).astype(np.float32)
-    total = metrics.mse(predicted, targets)
-    assert metrics.mse_per_dim(predicted, targets).mean() == pytest.approx(total)
-    assert metrics.mse_per_group(predicted, targets, {"all": (0, 1, 2)})["all"] == pytest.approx(total)
-    uneven = [
-        torch.nn.functional.huber_loss(*map(torch.from_numpy, (predicted[a:b], targets[a:b])))
-        for a, b in ((0, 5), (5, 7))
-    ]
-    assert metrics.huber_loss(predicted, targets, 5) == pytest.approx(float(sum(uneven)) / 2)

@@ -129,5 +129,5 @@ def test_wrong_inputs_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:
         with pytest.raises(UsageError, match=message):
             train("mlp", given)
     monkeypatch.setattr(psutil, "virtual_memory", lambda: SimpleNamespace(total=10_000))
-    with pytest.raises(UsageError, match=r"The ridge probe needs .*project them with --project"):
+    with pytest.raises(UsageError, match=r"The ridge probe needs .*--pool or --project"):
         train("ridge")

@@ -22,7 +22,7 @@ from lary.runs.extract import extract, open_run, prepare_run, work
 from tests.helpers import lary, settings_of
 from tests.tree import make_calvin
 
-Counting = Callable[[str, str], None]
+Counting = Callable[..., None]
 
 
 @pytest.fixture
@@ -32,7 +32,7 @@ def root(tmp_path: Path) -> Path:
 
 
 def ask(model: str = "pixels", **changes: Any) -> ExtractConfig:
-    return ExtractConfig(**({"model": model, "dataset": "calvin", "split": "val", "batch_size": 1} | changes))
+    return ExtractConfig(**{"model": model, "dataset": "calvin", "split": "val", "batch_size": 1, **changes})
 
 
 def contents(root: Path, model: str = "pixels") -> dict[str, bytes]:
@@ -119,7 +119,7 @@ def cluster(monkeypatch: pytest.MonkeyPatch) -> Iterator[Any]:
         nodes = Cluster(initialize_head=True, head_node_args={"num_cpus": 2, "include_dashboard": False})
         nodes.add_node(num_cpus=2)
         yield nodes
-        nodes.shutdown()
+        nodes.shutdown()  # type: ignore[no-untyped-call]
 
 
 def test_ray_gives_the_same_files_though_an_actor_is_killed(root: Path, counting: Counting, cluster: Any) -> None:
