@@ -295,6 +295,8 @@ def cell_problem(spec: DatasetSpec, name: str, cell: str) -> str:
             return ""
         return f"column '{name}' holds '{cell}', which is no list of frame numbers such as '3,9,20'"
     if name == TARGET_COLUMN and isinstance(spec.target, LabelSpace):
+        if cell in spec.target.classes:
+            return ""
         return f"{cell!r} is no class of {spec.name}.{suggest(cell, spec.target.classes)}"
     if reason := path_problem(cell.strip()):
         return f"column '{name}' holds {cell[:60]!r}, which is no path: {reason}"
