@@ -186,12 +186,3 @@ def test_relative_actions_keep_frames_apart_and_name_failures(tmp_path: Path) ->
         assert path.read_bytes() == whole
     with pytest.raises(UsageError, match="holds classes"):
         write_relative(replace(config, dataset="libero"), settings)
-
-
-def test_split_of_a_table() -> None:
-    for table, dataset, split in (
-        ("train_la_calvin_5_dinov2.csv", "calvin", "train"), ("val_la_calvin_5_x.csv", "calvin", "val"),
-        ("seen_val_la_robocoin_10_x.csv", "robocoin", "seen_val"), ("pairs.csv", "robocoin", "seen_train"),
-        ("unseen_la_robocoin_10_x.csv", "robocoin", "unseen"), ("constrained_val.csv", "calvin", "val"),
-    ):  # fmt: skip
-        assert normalisation.split_of(DATASETS.get(dataset), Path(table)) == split, table

@@ -7,12 +7,9 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
-from hypothesis import given
-from hypothesis import strategies as st
 
 from lary.data.spec import DATASETS, DatasetSpec
 from lary.data.tables import SampleTable, line_of, placed, read_csv, read_frame, read_table
-from lary.files import inside
 from lary.types import UsageError
 from tests.data.arm import PAIR
 from tests.helpers import FIXTURES
@@ -177,17 +174,6 @@ def test_missing_media_are_listed_once_in_order_and_files_without_their_folder_f
     assert table.missing_media() == [table.root / "images/b.png", table.root / "images/c.png"]
     assert table.missing_media([2]) == [table.root / "images/c.png"]
     assert table.media_path(table[3]) == (table.root / "ep_1/a.png", table.root / "images/b.png")
-
-
-parts = st.text(st.sampled_from("ab. é"), min_size=1, max_size=4).filter(lambda part: part.strip(" .") != "")
-
-
-@given(segments=st.lists(parts, min_size=1, max_size=5), depth=st.sampled_from([None, 0, 1, 2]))
-def test_placing_is_stable_and_stays_inside(segments: list[str], depth: int | None) -> None:
-    once = placed("/".join(segments), "images", depth)
-    assert placed(once, "images", depth) == once
-    assert inside(Path("/root"), once).is_relative_to("/root")
-    assert ("images" in once.split("/")) == (depth is not None)
 
 
 OUTSIDE = (

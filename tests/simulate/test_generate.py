@@ -12,7 +12,6 @@ import pytest
 
 from lary.data.frames import decode_video, read_clip
 from lary.data.images import read_image
-from lary.data.spec import DATASETS
 from lary.simulate import VERBS
 from lary.simulate.plan import PAIR_SPLITS
 from tests.helpers import lary, rows_of
@@ -98,16 +97,6 @@ def test_what_makes_no_data_set(monkeypatch: pytest.MonkeyPatch, tmp_path: Path)
     done = lary("simulate", tmp_path / "none", *TINY)
     assert (done.code, "pip install 'lary[demo]'" in done.err) == (2, True)
     assert not (tmp_path / "none").exists()
-
-
-def test_records_agree_with_what_is_made(made: Path) -> None:
-    pairs = DATASETS.get("simarm")
-    assert DATASETS.get("simarm_actions").labels.classes == VERBS
-    assert (pairs.stride, pairs.actions.horizon, len(pairs.actions.dims)) == (5, 5, 7)
-    for record in map(DATASETS.get, ("simarm", "simarm_unseen", "simarm_actions")):
-        for split, place in record.splits.items():
-            assert (made / "data" / record.table_name(split)).is_file()
-            assert (made / "data" / place.root).is_dir()
 
 
 def test_contact_sheets(made: Path, tmp_path: Path) -> None:
