@@ -97,6 +97,7 @@ def test_rays_see_what_is_there() -> None:
 def test_the_same_frames_are_the_same_bytes() -> None:
     rng = np.random.default_rng(0)
     for _ in range(20):  # an encoder that reads what it must not does so now and then
-        wide = cv2.resize(rng.integers(0, 255, (9, 9, 3), np.uint8), (240, 240), interpolation=cv2.INTER_CUBIC)
+        small = rng.integers(0, 255, (9, 9, 3), np.uint8)
+        wide = cv2.resize(small, (240, 240), interpolation=cv2.INTER_CUBIC).astype(np.uint8)
         frames = [np.ascontiguousarray(wide[at : at + 200, 2 * at : 2 * at + 200]) for at in range(20)]
         assert episodes.encode_video(frames) == episodes.encode_video(frames)
