@@ -8,9 +8,8 @@ from typing import Any
 
 import torch
 
-from lary.models.autoencoders import flux_arguments, wan_arguments
+from lary.models.released import flux_arguments, vjepa_arguments, wan_arguments
 from lary.models.spec import MODELS, ModelSpec
-from lary.models.vjepa import vjepa_arguments
 from tests.parity.fill import fill_tensor
 
 TINY = {

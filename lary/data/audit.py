@@ -9,6 +9,7 @@ when they are named.
 from __future__ import annotations
 
 import hashlib
+import json
 import re
 from collections import Counter
 from collections.abc import Sequence
@@ -37,29 +38,8 @@ MOMENT = re.compile(r"(\d+|start|begin|first|end|last)\.[^./]+$")
 """When a frame was taken: the number or word at the end of its name."""
 WORDS = {"start": 0, "begin": 0, "first": 0, "end": 1, "last": 1}
 
-KINDS = {
-    "same_file": ("leak", "files of {other} are in {one} too"),
-    "same_sample": ("leak", "samples of {other} are in {one} too, in this or the other direction"),
-    "same_group": ("leak", "{unit}s of {other} are in {one} too ({shared} of {rows} rows)"),
-    "same_segment": ("leak", "segments of {other} are in {one} too ({shared} of {rows} rows)"),
-    "same_action_file": ("leak", "action files of {other} are in {one} too"),
-    "same_frame_content": ("leak", "files of {other} show frames of {one} under another name"),
-    "lost_folder": ("warning", "rows lost the folder of their {unit}; the record's rule puts it back"),
-    "no_group": ("warning", "rows name no {unit}, so each counts as one of its own"),
-    "empty_robot_type": ("warning", "rows have an empty robot type; the record names {known} of them"),
-    "repeated_row": ("warning", "rows repeat another row"),
-    "contradiction": ("warning", "rows show what another row shows, with another target"),
-    "absent_class": ("warning", "classes have no row"),
-    "reversed_pair": ("note", "pairs run from end to start, {forward} from start to end"),
-    "both_directions": ("warning", "segments are here in both directions, the others in one"),
-    "same_frame": ("warning", "pairs end with the frame that they start with"),
-    "other_stride": ("warning", "pairs do not span {stride} frames, the stride of the record"),
-    "unreadable": ("warning", "images or clips can't be read and are not audited"),
-    "equal_images": ("warning", "pairs show no motion: both images are equal"),
-    "class_not_in_training": ("warning", "classes of {other} are not in {one}"),
-    "robot_not_in_training": ("warning", "robot types of {other} are not in {one}"),
-}
-"""Severity and text of all findings; names that stay the same, for programs."""
+KINDS = json.loads(Path(__file__).with_suffix(".json").read_text(encoding="utf-8"))
+"""Severity and text of all findings by name; names stay the same, for programs."""
 ORDER = ("leak", "warning", "note")
 
 

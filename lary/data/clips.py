@@ -42,7 +42,8 @@ UNPACKED = "unzipped/"
 SUFFIX, REVERSED = ".mp4", "_rev"
 CLIP_TABLES = ("human_1st_metadata_train.csv", "human_1st_metadata_val.csv")
 """Tables that name the clips."""
-SOURCES = ("SSv2", "EgoDex")
+EGODEX = "EgoDex"
+SOURCES = ("SSv2", EGODEX)
 """Values of the column ``dataset``, and first folders of the clips."""
 
 HALF_TICK = Fraction(1, 2_000_000)
@@ -115,7 +116,7 @@ def clip_tasks(
     for row, (video, text) in enumerate(seeds):
         path = PurePosixPath(video.replace("\\", "/"))
         inner, stem = path.name, f"{source}/{row}"
-        if source == SOURCES[1]:  # its recordings are in folders of tasks
+        if source == EGODEX:  # its recordings are in folders of tasks
             stem = f"{source}/{path.stem}/{row}"
             inner = str(path).split(UNPACKED, 1)[1] if UNPACKED in str(path) else path.name
         for span in parse_clips(text, times):
@@ -144,13 +145,14 @@ def prepare_clips(config: ClipConfig, settings: Settings) -> ClipReport:
     """Cut every clip that the tables name and that isn't there yet.
 
     Every clip that fails is named with its reason. A reversed clip is made of its forward
-    clip, which is cut too where only the reversed one is named.
-
-    Raises:
-        UsageError: a folder, table or column is missing.
+    clip, which is cut too where only the reversed one is named. Raises UsageError.
     """
     folder = settings.path("LARY_ROOT") / "data"
-    roots = {name: root for name, root in zip(SOURCES, (config.ssv2_root, config.egodex_root), strict=True) if root}
+    sources = {
+        SOURCES[0]: (config.ssv2_root, config.seed_ssv2 or folder / "seed_ssv2.csv"),
+        EGODEX: (config.egodex_root, config.seed_egodex or folder / "seed_egodex.csv"),
+    }
+    roots = {name: root for name, (root, _) in sources.items() if root is not None}
     if not roots:
         raise UsageError("Name --ssv2-root, --egodex-root or both: the folders of the recordings.")
     for name, root in roots.items():
@@ -162,13 +164,11 @@ def prepare_clips(config: ClipConfig, settings: Settings) -> ClipReport:
     out = config.output_dir or settings.path("DATA_DIR") / "classification"
     rows = [row for table in tables for row in read_columns(table, "dataset", "video_path")]
     wanted = frozenset(path.strip().replace("\\", "/") for source, path in rows if source.strip() in roots)
-    seeds = (config.seed_ssv2 or folder / "seed_ssv2.csv", config.seed_egodex or folder / "seed_egodex.csv")
     groups: dict[Path, list[Task]] = {}
-    for source, table in zip(SOURCES, seeds, strict=True):
-        if source in roots:
-            pairs = read_columns(table, "video_path", "seed_output")
-            for task in clip_tasks(source, pairs, roots[source], out, wanted, config.times):
-                groups.setdefault(task.forward, []).append(task)
+    for source, root in roots.items():
+        seeds = read_columns(sources[source][1], "video_path", "seed_output")
+        for task in clip_tasks(source, seeds, root, out, wanted, config.times):
+            groups.setdefault(task.forward, []).append(task)
     named = {task.out.relative_to(out).as_posix() for group in groups.values() for task in group}
     results = dict.fromkeys(wanted - named, "no line of the seed table gives this clip")
     workers = min(config.workers, 4 * (os.cpu_count() or 1))
@@ -177,12 +177,11 @@ def prepare_clips(config: ClipConfig, settings: Settings) -> ClipReport:
             results |= {path.relative_to(out).as_posix(): result for path, result in done.items()}
             bar.advance(len(done))
     made, kept = (list(results.values()).count(word) for word in ("made", "kept"))
-    failures = [
-        Failure(None, name, result) for name, result in sorted(results.items()) if result not in ("made", "kept")
-    ]
+    failed = [(name, reason) for name, reason in sorted(results.items()) if reason not in ("made", "kept")]
+    failures = tuple(Failure(None, name, reason) for name, reason in failed)
     listed = out / "clip_failures.csv"
     write_failures(listed, failures)
-    return ClipReport(len(wanted), made, kept, tuple(failures), listed)
+    return ClipReport(len(wanted), made, kept, failures, listed)
 
 
 def read_columns(table: Path, *names: str) -> list[tuple[str, ...]]:

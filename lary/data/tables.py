@@ -61,55 +61,41 @@ def read_frame(path: Path, limit: int | None = None) -> pandas.DataFrame:
 
     if limit is not None and limit < 1:
         raise UsageError(f"--limit {limit}: must be at least 1.")
-    names, wrong = read_header(path), []
+    wrong = []
 
     def refuse(row: Any) -> str:
-        wrong.append((row.number - 2, row.actual_columns))  # the parser counts from 1 and the header too
+        wrong.append(row)
         return "error"
 
+    reading = arrow.ReadOptions(block_size=LONGEST_LINE, use_threads=False)  # threads don't number the rows
+    parsing = arrow.ParseOptions(newlines_in_values=True, invalid_row_handler=refuse)
     try:
-        table = arrow.read_csv(
-            path,
-            arrow.ReadOptions(block_size=LONGEST_LINE, use_threads=False),  # threads don't number the rows
-            arrow.ParseOptions(newlines_in_values=True, invalid_row_handler=refuse),
-            arrow.ConvertOptions(column_types=dict.fromkeys(names, pa.string()), strings_can_be_null=False),
-        )
-    except (OSError, pa.ArrowException) as error:
-        if wrong:
-            row, cells = wrong[0]
-            raise UsageError(
-                f"{path}, row {row + 1} (line {line_of(path, row)}): {cells} cells under {len(names)} column names; "
-                "quote cells that hold a comma."
-            ) from None
-        problem = f"can't be read as CSV in UTF-8: {str(error).splitlines()[0].rstrip('.')[:200]}"
-        if "Empty CSV" in problem:  # a header without a line end
-            problem = "holds column names but no rows"
-        elif "straddling" in problem:  # a row that doesn't fit into a block
-            problem = f"can't be read as CSV: a row has more than {LONGEST_LINE} letters"
-        raise UsageError(f"The table {path} {problem}.") from error
-    if not table.num_rows:
-        raise UsageError(f"The table {path} holds column names but no rows.")
-    frame: pandas.DataFrame = table.slice(0, limit).to_pandas(types_mapper=pandas.ArrowDtype)
-    return frame.set_axis([name.strip() for name in names], axis=1)
-
-
-def read_header(path: Path) -> list[str]:
-    """The column names of a CSV as they are in the file. Raises UsageError: see `read_frame`."""
-    try:
-        with path.open(encoding="utf-8-sig", newline="") as file:
-            names = next(csv.reader(iter(lambda: file.readline(LONGEST_LINE), "")), [])
+        header = arrow.open_csv(path, reading, parsing).schema.names
+        texts = arrow.ConvertOptions(column_types=dict.fromkeys(header, pa.string()), strings_can_be_null=False)
+        table = arrow.read_csv(path, reading, parsing, texts)
     except FileNotFoundError:
         raise UsageError(f"The table {path} does not exist.") from None
-    except (OSError, UnicodeDecodeError, csv.Error) as error:
-        raise UsageError(f"The table {path} can't be read as CSV in UTF-8: {error}.") from error
-    stripped = [name.strip() for name in names]
-    if not any(stripped):
-        raise UsageError(f"The table {path} is empty: its first line names the columns.")
+    except (OSError, ValueError) as error:  # errors of the parser are ValueErrors
+        if wrong:
+            found, row = wrong[0], wrong[0].number - 1  # the parser counts from 1 and the header too
+            cells = f"{found.actual_columns} cells under {found.expected_columns} column names"
+            place = f"{path}, row {row} (line {line_of(path, row - 1)})"
+            raise UsageError(f"{place}: {cells}; quote cells that hold a comma.") from None
+        problem = f"can't be read as CSV in UTF-8: {str(error).splitlines()[0].rstrip('.')[:200]}"
+        if "Empty CSV" in problem and path.stat().st_size < LONGEST_LINE:
+            problem = "is empty: it needs a line of column names, and rows"
+        elif "Empty CSV" in problem or "straddling" in problem:  # a row that fits into no block
+            problem = f"can't be read as CSV: a row has more than {LONGEST_LINE} letters"
+        raise UsageError(f"The table {path} {problem}.") from error
+    names = [name.strip() for name in header]
     if len(names) > MOST_COLUMNS:
         raise UsageError(f"The table {path} names {len(names)} columns, more than the {MOST_COLUMNS} allowed.")
-    if len(set(stripped)) < len(names):
-        raise UsageError(f"The table {path} names a column twice: {', '.join(stripped)[:400]}.")
-    return names
+    if len(set(names)) < len(names):
+        raise UsageError(f"The table {path} names a column twice: {', '.join(names)[:400]}.")
+    if not table.num_rows:
+        raise UsageError(f"The table {path} is empty: it needs a line of column names, and rows.")
+    frame: pandas.DataFrame = table.slice(0, limit).to_pandas(types_mapper=pandas.ArrowDtype)
+    return frame.set_axis(names, axis=1)
 
 
 def read_csv(path: Path) -> tuple[list[str], list[list[str]]]:
@@ -167,7 +153,7 @@ class SampleTable:
             frame_index = tuple(map(int, self._columns[INDEX_COLUMN][position].split(",")))
             indices = ",".join(map(str, frame_index))
         name, group = digest(*media, indices, target), group_name(self.spec, media[0])
-        return Sample(name, self.row(position), media, frame_index, target, group, self._robots[position])
+        return Sample(name, self.rows[position], media, frame_index, target, group, self._robots[position])
 
     def __iter__(self) -> Iterator[Sample]:
         return (self[position] for position in range(len(self)))
@@ -175,10 +161,6 @@ class SampleTable:
     def take(self, positions: Sequence[int]) -> SampleTable:
         """The table of some of the samples, which keep their ``row``."""
         return replace(self, frame=self.frame.iloc[list(positions)])
-
-    def row(self, position: int) -> int:
-        """The row in the file, from 0, of the sample at a position."""
-        return int(self.frame.index[position])
 
     def shown(self, position: int, column: str) -> str:
         """The path in a cell, as `usual_place` gives it."""
@@ -214,7 +196,7 @@ class SampleTable:
         found = in_threads(os.path.isfile, wanted, THREADS, batch=256)
         return [path for path, there in zip(wanted, found, strict=True) if not there]
 
-    @property
+    @cached_property
     def _media(self) -> tuple[str, ...]:
         return MEDIA_COLUMNS[self.spec.media]
 
@@ -223,8 +205,13 @@ class SampleTable:
         return {name: self.frame[name].tolist() for name in needed_columns(self.spec) if name in self.frame}
 
     @cached_property
+    def rows(self) -> list[int]:
+        """The rows in the file, from 0, of all samples."""
+        return self.frame.index.tolist()
+
+    @cached_property
     def _position(self) -> dict[int, int]:
-        return {row: position for position, row in enumerate(self.frame.index.tolist())}
+        return {row: position for position, row in enumerate(self.rows)}
 
     @cached_property
     def _robots(self) -> list[str]:
@@ -241,9 +228,8 @@ class SampleTable:
 
     def _file(self, position: int, column: str) -> Path:
         """The file at the usual path, or at that in the table where only this exists."""
-        usual, *others = (
-            inside(self.root, place) for place in places(self.spec, self._columns[column][position], folder_of(column))
-        )
+        found = places(self.spec, self._columns[column][position], folder_of(column))
+        usual, *others = (inside(self.root, place) for place in found)
         if not others or usual.exists():
             return usual
         return next((path for path in others if path.exists()), usual)
@@ -255,7 +241,7 @@ def read_table(
     """Read and validate the table of a split, or its first `limit` rows; nothing but the CSV is opened.
 
     Without `media`, it need not name images or clips. Raises UsageError where the file is no table
-    (`read_frame`), a column is missing, or a cell that is used can't be.
+    (`read_frame`), or a column or cell is missing or wrong.
     """
     root = data_dir / spec.split(split).root
     frame = read_frame(path, limit)
@@ -309,6 +295,8 @@ def cell_problem(spec: DatasetSpec, name: str, cell: str) -> str:
             return ""
         return f"column '{name}' holds '{cell}', which is no list of frame numbers such as '3,9,20'"
     if name == TARGET_COLUMN and isinstance(spec.target, LabelSpace):
+        if cell in spec.target.classes:
+            return ""
         return f"{cell!r} is no class of {spec.name}.{suggest(cell, spec.target.classes)}"
     if reason := path_problem(cell.strip()):
         return f"column '{name}' holds {cell[:60]!r}, which is no path: {reason}"

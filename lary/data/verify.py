@@ -25,11 +25,10 @@ from lary.data.images import read_image
 from lary.data.spec import DATASETS, ActionSpace, DatasetSpec
 from lary.data.splits import find_table
 from lary.data.tables import (
-    ACTION_FOLDER,
-    IMAGE_FOLDER,
     MEDIA_COLUMNS,
     TARGET_COLUMN,
     cell_problem,
+    folder_of,
     line_of,
     needed_columns,
     places,
@@ -145,10 +144,7 @@ def verify(config: CheckConfig, settings: Settings) -> VerifyReport:
 def read_groups(config: CheckConfig, root: Path, data_dir: Path) -> list[CheckedGroup]:
     """The groups that were asked for; by default the published ones and all with a table.
 
-    A table that another data set has already is checked once.
-
-    Raises:
-        UsageError: an unknown name, or no table at all.
+    A table that another data set has already is checked once. Raises UsageError.
     """
     wanted, known = {name.lower() for name in config.groups}, dict[str, None]()
     found: dict[str, CheckedGroup] = {}
@@ -200,19 +196,16 @@ def read_split(group: CheckedGroup, spec: DatasetSpec, split: str, path: Path | 
         if name not in frame:
             problem(name, 1, f"there is no column '{name}'; the table has: {', '.join(frame.columns)}")
             continue
-        kind, folder, shape = "video" if spec.media == "clip" else "image", IMAGE_FOLDER, None
-        classes: frozenset[str] = frozenset()
+        kind, shape = "video" if spec.media == "clip" else "image", None
         if name == TARGET_COLUMN and isinstance(spec.target, ActionSpace):
-            kind, folder, shape = "npy", ACTION_FOLDER, (spec.target.horizon, len(spec.target.dims))
-        elif name == TARGET_COLUMN:
-            classes = frozenset(spec.labels.classes)
+            kind, shape = "npy", (spec.target.horizon, len(spec.target.dims))
         wrong, here = dict[str, str](), by_cell.setdefault(name, {})
         for cell, count in Counter(frame[name].tolist()).most_common():
             try:
-                if cell not in classes and (reason := cell_problem(spec, name, cell)):
+                if reason := cell_problem(spec, name, cell):
                     raise UsageError(reason)
                 if name in media or kind == "npy":
-                    found = tuple(str(inside(root, place)) for place in places(spec, cell, folder))
+                    found = tuple(str(inside(root, place)) for place in places(spec, cell, folder_of(name)))
                     new = CheckedFile(kind, found, path.name, name, shape)
                     here[cell] = group.files.setdefault((kind, found[0]), new)
                     here[cell].refs += count

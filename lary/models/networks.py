@@ -1,8 +1,10 @@
-"""Networks: how encoders run them, and their weights, from files, from transformers, or drawn from the seed.
+"""Networks: how encoders run them, and their weights, from files, from transformers, or
+drawn from the seed.
 
-Random weights (``--weights random``) are those of a model's architecture at its full size. What the tokens of such a
-model hold of an action, they hold by the architecture alone (a control, see Hewitt and Liang 2019). Every tensor is
-drawn on the CPU from the seed and its own name, so neither the device nor the order of construction matters.
+Random weights (``--weights random``) are those of a model's architecture at its full
+size. What the tokens of such a model hold of an action, they hold by the architecture
+alone (a control, see Hewitt and Liang 2019). Every tensor is drawn on the CPU from the
+seed and its own name, so neither the device nor the order of construction matters.
 """
 
 from __future__ import annotations
@@ -10,23 +12,27 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from lary.files import digest
 from lary.models.spec import ModelContext, ModelSpec
-from lary.models.tensors import CONFIG, configured_by, named_problems
+from lary.models.tensors import Tensors, first_names, reason_of
 from lary.models.weights import Checkpoint
 from lary.runtime import log
 from lary.types import LaryError, WeightsIdentity
 
 if TYPE_CHECKING:
-    import torch
+    from torch import Tensor, nn
+
+Reader = Callable[[], Tensors]
+"""Gives a checkpoint's tensors under the network's names; not called for random weights."""
 
 TABLE_STD = 0.02
 """Standard deviation of position embeddings and learned tokens, as vision transformers begin."""
 CODEBOOK = "vq"
-"""What the names of codebooks begin with; their rows have the scale of the latents that they quantize."""
+"""What the names of codebooks begin with; their rows have the scale of the latents that
+they quantize.
+"""
 STARTS_AT_ZERO = ("bias", "beta", "running_mean")
 
 
@@ -46,15 +52,16 @@ class NetworkEncoder:
         if spec.dim is not None and self.dim != spec.dim:
             log.info("%s: the weights have D = %d, not %d as in the record", spec.name, self.dim, spec.dim)
 
-    def run(self, inputs: torch.Tensor) -> Any:
+    def run(self, inputs: Tensor) -> Any:
         """The network's tensor, or tensors, for a batch (B, ...)."""
         raise NotImplementedError
 
-    def run_alone(self, inputs: torch.Tensor) -> Any:
+    def run_alone(self, inputs: Tensor) -> Any:
         """`run` in float32 on the encoder's device, on the CPU one item at a time.
 
-        Convolutions and matrix products of a CPU round differently for batches of different sizes. One by one costs
-        no time there, and an item's result depends on nothing but the item.
+        Convolutions and matrix products of a CPU round differently for batches of
+        different sizes. One by one costs no time there, and an item's result depends on
+        nothing but the item.
         """
         import torch
 
@@ -67,9 +74,7 @@ class NetworkEncoder:
         return tuple(torch.cat(part) for part in zip(*parts, strict=True))
 
 
-def check_frames(
-    spec: ModelSpec, clips: torch.Tensor, *, side: int | None = None, multiple: int = 1, least: int = 1
-) -> None:
+def check_frames(spec: ModelSpec, clips: Tensor, *, side: int | None = None, multiple: int = 1, least: int = 1) -> None:
     """Refuse clips that a network can't encode.
 
     Args:
@@ -91,32 +96,27 @@ def check_frames(
         raise LaryError(f"{spec.name} needs clips of at least {least} frames, not {clips.shape[1]}.")
 
 
-def with_weights(network: Any, found: Checkpoint, read: Callable[[], Mapping[str, torch.Tensor]], device: str) -> Any:
-    """A network, which is without memory yet, with its weights, on its device and in eval mode.
-
-    Args:
-        found: names the file, or the seed of random weights.
-        read: gives the file's tensors under the network's names; not called for random ones.
-
-    Raises:
-        LaryError: the tensors don't fit.
+@contextmanager
+def built_from(origin: object, name: str) -> Iterator[None]:
+    """A block that builds a network without memory from a user's configuration, which
+    `origin` names.
     """
-    if found.seed is None:
-        fill(network, read(), found.file)
-    else:
-        draw_weights(network, found.seed)
-    return network.eval().to(device)
+    import torch
+
+    try:
+        with torch.device("meta"):
+            yield
+    except LaryError:
+        raise
+    except Exception as error:  # each library has its own for values that it can't use
+        raise LaryError(f"The configuration of {origin} describes no {name}: {reason_of(error)}.") from error
 
 
-def fill(network: torch.nn.Module, tensors: Mapping[str, torch.Tensor], origin: object) -> None:
-    """Put exactly these tensors into a network, which may be without memory yet.
-
-    Args:
-        origin: the file, for errors.
-
-    Raises:
-        LaryError: keys are missing, unexpected or of another shape; all of them are counted, the first named.
-    """
+def with_weights(network: Any, found: Checkpoint, read: Reader, device: str) -> Any:
+    """A network, which is without memory yet, with its weights, on its device and in eval mode."""
+    if found.seed is not None:
+        return draw_weights(network, found.seed).to(device)
+    tensors = read()
     want = {key: list(value.shape) for key, value in network.state_dict().items()}
     have = {key: list(value.shape) for key, value in tensors.items()}
     problems = {
@@ -124,55 +124,65 @@ def fill(network: torch.nn.Module, tensors: Mapping[str, torch.Tensor], origin: 
         "unexpected": [key for key in have if key not in want],
         "misshaped": [f"{key} {have[key]} for {want[key]}" for key in want if have.get(key, want[key]) != want[key]],
     }
-    if any(problems.values()):
-        raise LaryError(
-            f"The weights {origin} don't fit {type(network).__name__} as configured: {named_problems(problems)}. Name "
-            "the file that belongs to this model."
-        )
+    _refuse_misfits(found, network, problems)
     network.load_state_dict(dict(tensors), assign=True)
+    return network.eval().to(device)
 
 
-def load_transformers(
-    model_class: Any, config: Any, tensors: dict[str, torch.Tensor], *, unused: tuple[str, ...], folder: Path
-) -> torch.nn.Module:
-    """A transformers model in float32 and eval mode that holds exactly these tensors.
+def _refuse_misfits(found: Checkpoint, network: object, problems: Mapping[str, list[str]]) -> None:
+    """Name the keys that don't fit, by what is wrong with them. Raises LaryError."""
+    named = [f"{len(keys)} {what}: {first_names(keys)}" for what, keys in problems.items() if keys]
+    if named:
+        raise LaryError(
+            f"The weights {found.file} don't fit {type(network).__name__} as configured: {'; '.join(named)}. Weights "
+            "and configuration have to be of one checkpoint."
+        )
 
-    Keys are those of the checkpoint on disk; the library maps them to its own. Missing, unexpected and misshaped
-    keys stop, except missing ones that start with one of `unused`.
 
-    Raises:
-        LaryError: the keys and the configuration don't belong together.
+def transformers_model(
+    model_class: Any, config: Any, found: Checkpoint, read: Reader, device: str, unused: tuple[str, ...] = ()
+) -> Any:
+    """A model of transformers in float32 and eval mode, with drawn weights or exactly a
+    checkpoint's tensors.
+
+    Keys are those of the checkpoint on disk; the library maps them to its own. Missing,
+    unexpected and misshaped keys stop, except missing ones that start with one of
+    `unused`.
     """
     import torch
 
-    with _quiet_transformers(), configured_by(folder, model_class.__name__):
-        model, report = model_class.from_pretrained(
-            None, config=config, state_dict=tensors, dtype=torch.float32,
-            output_loading_info=True, ignore_mismatched_sizes=True,
-        )  # fmt: skip
+    if found.seed is not None:
+        from accelerate import init_empty_weights
+
+        # The library's own draws would be lost, its buffers are computed; the caller's draws stay what they were.
+        with init_empty_weights(), torch.random.fork_rng(devices=[]):
+            network = model_class(config)
+        return draw_weights(network, found.seed).to(device)
+    tensors = dict(read())
+    try:
+        with _quiet_transformers():
+            model, report = model_class.from_pretrained(
+                None, config=config, state_dict=tensors, dtype=torch.float32,
+                output_loading_info=True, ignore_mismatched_sizes=True,
+            )  # fmt: skip
+    except Exception as error:  # the library has its own for values that it can't use
+        reason = f"describes no {model_class.__name__}: {reason_of(error)}"
+        raise LaryError(f"The configuration of {found.folder} {reason}.") from error
     problems = {
         "missing": sorted(key for key in report["missing_keys"] if not key.startswith(unused)),
         "unexpected": sorted(report["unexpected_keys"]),
-        "misshaped": sorted(map(_misshaped, report["mismatched_keys"])),
-        "failed": sorted(str(message) for message in report.get("error_msgs", ())),
+        "misshaped": sorted(map(str, report["mismatched_keys"])),
+        "failed": sorted(map(str, report.get("error_msgs", ()))),
     }
-    if any(problems.values()):
-        raise LaryError(
-            f"The weights in {folder} don't fit {model_class.__name__} as its {CONFIG} describes it: "
-            f"{named_problems(problems)}. Weights and {CONFIG} have to be of one checkpoint."
-        )
-    module: torch.nn.Module = model.eval()
-    return module
-
-
-def _misshaped(entry: Any) -> str:
-    """An entry of the library's report: key, shape found and shape wanted, or before transformers 5 the key alone."""
-    return entry if isinstance(entry, str) else f"{entry[0]} {list(entry[1])} for {list(entry[2])}"
+    _refuse_misfits(found, model, problems)
+    return model.eval().to(device)
 
 
 @contextmanager
 def _quiet_transformers() -> Iterator[None]:
-    """No bars and reports of the library while weights load: what matters is checked and reported here."""
+    """No bars and reports of the library while weights load: what matters is checked and
+    reported here.
+    """
     from transformers.utils import logging as untyped
 
     logging: Any = untyped
@@ -187,25 +197,26 @@ def _quiet_transformers() -> Iterator[None]:
             logging.enable_progress_bar()
 
 
-def draw_weights(network: torch.nn.Module, seed: int) -> torch.nn.Module:
+def draw_weights(network: nn.Module, seed: int) -> nn.Module:
     """Give a network, which may be without memory yet, random weights; returns it in eval mode.
 
-    Matrices and convolutions have a standard deviation of 1 / sqrt(inputs), tables of rows `TABLE_STD`, codebooks 1;
-    scales of norms are 1, shifts 0. Buffers that have memory already are constants of the architecture and stay.
+    Matrices and convolutions have a standard deviation of 1 / sqrt(inputs), tables of rows
+    `TABLE_STD`, codebooks 1; scales of norms are 1, shifts 0. Buffers that have memory
+    already are constants of the architecture and stay.
     """
     from torch import nn
 
     for prefix, module in network.named_modules():
         for key, parameter in list(module.named_parameters(recurse=False)):
-            value = _value(module, f"{prefix}.{key}".strip("."), parameter, seed)
+            value = _drawn(module, f"{prefix}.{key}".strip("."), parameter, seed)
             module.register_parameter(key, nn.Parameter(value, requires_grad=parameter.requires_grad))
         for key, buffer in list(module.named_buffers(recurse=False)):
             if buffer.is_meta:
-                module.register_buffer(key, _value(module, f"{prefix}.{key}".strip("."), buffer, seed))
+                module.register_buffer(key, _drawn(module, f"{prefix}.{key}".strip("."), buffer, seed))
     return network.eval()
 
 
-def _value(module: torch.nn.Module, name: str, like: torch.Tensor, seed: int) -> torch.Tensor:
+def _drawn(module: nn.Module, name: str, like: Tensor, seed: int) -> Tensor:
     import torch
     from torch import nn
 
@@ -219,28 +230,3 @@ def _value(module: torch.nn.Module, name: str, like: torch.Tensor, seed: int) ->
     if key == "weight" and not isinstance(module, nn.Embedding):
         return drawn.mul_(1 / math.sqrt(math.prod(shape[1:])))
     return drawn if name.startswith(CODEBOOK) else drawn.mul_(TABLE_STD)
-
-
-def draw_transformers(model_class: Any, config: Any, seed: int) -> torch.nn.Module:
-    """A model of transformers in float32 with random weights. Its buffers are those that the library computes."""
-    import torch
-
-    with _parameters_without_memory(), torch.random.fork_rng(devices=[]):  # the caller's draws stay what they were
-        network: torch.nn.Module = model_class(config)
-    return draw_weights(network, seed)
-
-
-@contextmanager
-def _parameters_without_memory() -> Iterator[None]:
-    """Modules built in here have parameters on the meta device: the library's own draws of them would be lost."""
-    from torch import nn
-    from torch.nn.modules.module import register_module_parameter_registration_hook
-
-    def drop(module: nn.Module, name: str, parameter: nn.Parameter) -> nn.Parameter:
-        return nn.Parameter(parameter.to("meta"), requires_grad=parameter.requires_grad)
-
-    hook = register_module_parameter_registration_hook(drop)  # type: ignore[arg-type]  # its result replaces
-    try:
-        yield
-    finally:
-        hook.remove()

@@ -1,27 +1,41 @@
-"""What models there are and what each needs: the text of ``lary models`` and of ``docs/models.md``."""
+"""What models there are and what each needs, and whether one behaves: ``lary models``,
+``lary check-model`` and ``docs/models.md``.
+"""
 
 from __future__ import annotations
 
 import csv
 import functools
+import time
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import lary
-from lary.models.spec import MODELS, ModelSpec, Weights, locate_weights
-from lary.types import UsageError, as_path
+from lary.configs import CheckModelConfig
+from lary.models.spec import MODELS, ModelContext, ModelSpec, Weights, locate_weights, with_latent
+from lary.types import LaryError, Media, UsageError, as_path
+
+if TYPE_CHECKING:
+    import numpy as np
+    import numpy.typing as npt
+
+    from lary.models.running import LoadedEncoder
+    from lary.types import Latents
 
 REFERENCE = Path(lary.__file__).parent / "results" / "reference"
 """Folder of the tables of the benchmark's paper."""
 TABLES = {
-    "leaderboard_classification": ("classification", ("average", "libero", "human_1st", "robot_1st")),
-    "leaderboard_regression": ("regression", ("average", "calvin", "vlabench", "robocoin", "agibotbeta")),
-    "leaderboard_vlabench_stride": ("regression on vlabench by stride", ("stride_5", "stride_15", "stride_30")),
+    "leaderboard_classification": "classification",
+    "leaderboard_regression": "regression",
+    "leaderboard_vlabench_stride": "regression on vlabench by stride",
 }
-"""Titles and columns of the tables by model."""
+"""Titles of the tables by model."""
 ABLATED = {"codebook_size": "codebook_size", "sequence_length": "code_seq_len", "latent_dim": "quant_dim"}
 """Columns of the table of ablations, and the fields of a network that they name."""
+FACTS = ("model", "paradigm", "params_m", "ablation", *ABLATED)
+"""Columns that are no numbers of a result."""
 
 
 INTRODUCTION = """\
@@ -38,25 +52,19 @@ Made from the records by `python -m lary.models.overview`; a test holds it again
 """
 
 
-@dataclass(frozen=True)
-class WeightsState:
-    """Whether a model's weights are on this machine, and where, or what is missing."""
-
-    found: bool
-    note: str
-
-
-def weights_state(spec: ModelSpec, values: Mapping[str, str]) -> WeightsState:
-    """Look for a model's weights without loading or fetching anything."""
+def weights_state(spec: ModelSpec, values: Mapping[str, str]) -> tuple[bool, str]:
+    """Whether a model's weights are here, and where, or what is missing; nothing is loaded
+    or fetched.
+    """
     if spec.weights is None:
-        return WeightsState(True, "needs none")
+        return True, "needs none"
     try:
-        place = locate_weights(spec, dict(values))
+        place = locate_weights(spec, values)
     except UsageError as error:
-        return WeightsState(False, str(error))
+        return False, str(error)
     if place is not None and as_path(place).exists():
-        return WeightsState(True, place)
-    return WeightsState(False, f"would be fetched from the hub: {place}; {where_to_put(spec.weights)}")
+        return True, f"here: {place}"
+    return False, f"would be fetched from the hub: {place}; {where_to_put(spec.weights)}"
 
 
 def where_to_put(weights: Weights | None) -> str:
@@ -77,67 +85,62 @@ def models_table(values: Mapping[str, str]) -> str:
     """One line per model: key, paradigm, tokens per pair and clip, parameters, licence, weights."""
     rows = [("key", "paradigm", "D", "pair", "clip", "params (M)", "weights", "licence")]
     for spec in MODELS:
+        here, _ = weights_state(spec, values)
+        state = "none needed" if spec.weights is None else "here" if here else "missing"
         parameters = f"{spec.parameters_m:.2f}" if spec.parameters_m is not None else "-"
-        state = "none needed" if spec.weights is None else "here" if weights_state(spec, values).found else "missing"
         dim = str(spec.dim) if spec.dim is not None else "-"
-        rows.append(
-            (spec.name, spec.paradigm, dim, shape_text(spec.pair_shape), shape_text(spec.clip_shape), parameters, state,
-             spec.licence or "-")
-        )  # fmt: skip
-    widths = [max(len(row[column]) for row in rows) for column in range(len(rows[0]))]
+        shapes = (shape_text(spec.pair_shape), shape_text(spec.clip_shape))
+        rows.append((spec.name, spec.paradigm, dim, *shapes, parameters, state, spec.licence or "-"))
+    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
     lines = ("  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip() for row in rows)
     return "\n".join(lines)
 
 
 def model_text(spec: ModelSpec, values: Mapping[str, str]) -> str:
     """The record of one model, and the exact file or variable that is missing."""
-    state = weights_state(spec, values)
-    lines = [spec.name, *(f"  {name:12} {value}" for name, value in facts(spec))]
-    lines.append(f"  {'weights':12} {'here: ' if state.found and spec.weights else ''}{state.note}")
+    rows = [*facts(spec), ("weights", weights_state(spec, values)[1])]
     if spec.backbone:
-        part = weights_state(replace(spec, weights=spec.backbone), values)
-        place = f"here: {part.note}" if part.found else part.note
-        lines.append(f"  {'backbone':12} needed where the weights hold none; {place}")
-    return "\n".join(lines)
+        _, state = weights_state(replace(spec, weights=spec.backbone), values)
+        rows.append(("backbone", f"needed where the weights hold none; {state}"))
+    return "\n".join([spec.name, *(f"  {name:12} {text}" for name, text in rows)])
 
 
 def facts(spec: ModelSpec) -> list[tuple[str, str]]:
     """Name and text of every field that a reader asks for."""
     preprocess = spec.preprocess
-    resize = f"short side {preprocess.short_side}, then centre {preprocess.size}" if preprocess.short_side else ""
-    parameters = f"{spec.parameters_m:.2f} million" if spec.parameters_m is not None else "-"
-    found = [
+    resize = f"{preprocess.size} x {preprocess.size}"
+    if preprocess.short_side:
+        resize = f"short side {preprocess.short_side}, then centre {preprocess.size}"
+    return [
         ("what", spec.description),
         ("paradigm", spec.paradigm),
         ("tokens", f"{shape_text(spec.pair_shape)} per pair, {shape_text(spec.clip_shape)} per clip of nine frames"),
-        ("parameters", parameters),
-        ("frames", f"{resize or f'{preprocess.size} x {preprocess.size}'}, {preprocess.resize}"),
+        ("parameters", f"{spec.parameters_m:.2f} million" if spec.parameters_m is not None else "-"),
+        ("frames", f"{resize}, {preprocess.resize}"),
         ("pixels", f"/ {preprocess.scale:g}, mean {preprocess.mean}, std {preprocess.std}"),
         ("reference", spec.reference or "-"),
         ("licence", spec.licence or "-"),
+        *(("published", numbers) for numbers in published_numbers(spec)),
+        *(("paper", difference) for difference in spec.paper_differences),
+        *(("known", note) for note in spec.notes),
     ]
-    found += [("published", numbers) for numbers in published(spec)]
-    found += [("paper", difference) for difference in spec.paper_differences]
-    found += [("known", note) for note in spec.notes]
-    return found
 
 
-def published(spec: ModelSpec) -> list[str]:
+def published_numbers(spec: ModelSpec) -> list[str]:
     """A model's numbers in the tables of the benchmark's paper, one line per table."""
-    found = []
-    for table, (title, columns) in TABLES.items():
-        for row in paper_rows(table):
-            if row["model"] == spec.name:
-                found.append(f"{title}: {', '.join(f'{name} {row[name]}' for name in columns)}")
     network = spec.options.get("network", {})
     sizes = {column: str(network.get(field)) for column, field in ABLATED.items()}
-    rows = [row for row in paper_rows("lam_ablation") if sizes.items() <= row.items()]
-    if rows:  # a setting that several ablations share is in the table more than once, with the same numbers
-        others = [column for column in rows[0] if column not in ("ablation", *sizes)]
-        found.append(f"ablations: {', '.join(f'{name} {rows[0][name]}' for name in others)}")
+    found = {title: row for table, title in TABLES.items() for row in paper_rows(table) if row["model"] == spec.name}
+    # A setting that several ablations share is in the table more than once, with the same numbers.
+    for row in paper_rows("lam_ablation"):
+        if sizes.items() <= row.items():
+            found["ablations"] = row
     if not found and spec.weights is not None:
         return ["the paper's tables have no numbers of this model"]
-    return found
+    return [
+        f"{title}: " + ", ".join(f"{name} {value}" for name, value in row.items() if name not in FACTS)
+        for title, row in found.items()
+    ]
 
 
 @functools.cache
@@ -151,12 +154,12 @@ def models_page() -> str:
     """``docs/models.md``, made from the records."""
     lines = INTRODUCTION.splitlines()
     for spec in MODELS:
-        lines += ["", f"## `{spec.name}`", "", spec.description + ".", "", "| | |", "|---|---|"]
-        lines += [f"| {name} | {text} |" for name, text in facts(spec)[1:]]
-        lines.append(f"| weights | {where_to_put(spec.weights)}{hub_text(spec.weights)} |")
+        rows = [*facts(spec)[1:], ("weights", where_to_put(spec.weights) + hub_text(spec.weights))]
         if spec.backbone:
-            place = f"{where_to_put(spec.backbone)}{hub_text(spec.backbone)}"
-            lines.append(f"| backbone | needed where the weights hold none; {place} |")
+            place = where_to_put(spec.backbone) + hub_text(spec.backbone)
+            rows.append(("backbone", f"needed where the weights hold none; {place}"))
+        lines += ["", f"## `{spec.name}`", "", spec.description + ".", "", "| | |", "|---|---|"]
+        lines += [f"| {name} | {text} |" for name, text in rows]
     return "\n".join(lines) + "\n"
 
 
@@ -166,6 +169,115 @@ def hub_text(weights: Weights | None) -> str:
         return ""
     pinned = f" at {weights.revision[:7]}" if weights.revision else ""
     return f", or fetched from `{weights.hub}`{pinned}"
+
+
+# The check of one model
+
+BATCH = 3
+DIFFERENT = 1e-3
+"""Share of the largest token by which tokens of the same sample may differ."""
+
+
+def moving_texture(frames: int, seed: int) -> npt.NDArray[np.uint8]:
+    """A clip (T, H, W, 3) of a coarse texture that moves a little from frame to frame;
+    another seed, another clip.
+    """
+    import numpy as np
+
+    coarse = np.random.default_rng(seed).integers(0, 256, (25, 25, 3), dtype=np.uint8)
+    picture = np.kron(coarse, np.ones((8, 8, 1), dtype=np.uint8))
+    return np.stack([np.roll(picture, (5 * step, 3 * step), axis=(0, 1)) for step in range(frames)])
+
+
+@dataclass
+class ModelCheck:
+    """A model that is run on pairs and clips.
+
+    Attributes:
+        lines: what was measured, to print.
+        problems: what is wrong with the model.
+    """
+
+    encoder: LoadedEncoder
+    config: CheckModelConfig
+    lines: list[str]
+    problems: list[str] = field(default_factory=list)
+
+    def note(self, name: str, text: str) -> None:
+        self.lines.append(f"  {name:24} {text}")
+
+    def text(self) -> str:
+        """Everything that was found, problems last."""
+        verdict = [f"  PROBLEM: {problem}" for problem in self.problems] or ["  everything as it should be"]
+        return "\n".join([*self.lines, *verdict])
+
+    def encode(self, *clips: npt.NDArray[np.uint8]) -> Latents:
+        """Latents of a batch of decoded clips, tokens in float32 on the CPU."""
+        import numpy as np
+        import torch
+
+        with torch.inference_mode():
+            latents = self.encoder.encode(torch.from_numpy(np.stack(clips)))
+            return replace(latents, tokens=latents.tokens.float().cpu())
+
+    def check_media(self, media: Media, frames: int) -> None:
+        """Shapes, range, determinism, use of the last frame, time. Raises LaryError for a
+        wrong shape.
+        """
+        seed, strict = self.config.seed, self.config.protocol == "corrected"
+        clips = [moving_texture(frames, seed + number) for number in range(BATCH)]
+        latents = self.encode(*clips)
+        tokens, codes = latents.tokens, latents.codes
+        self.note(f"{media}: tokens", shape_text(tokens.shape[1:]))
+        if codes is not None:
+            used = len(codes.unique())
+            self.note(f"{media}: codes", f"{tuple(codes.shape[1:])}, {used} different ones in {codes.numel()}")
+        if share := float((~tokens.isfinite()).float().mean()):
+            self.problems.append(f"{media}: tokens are not finite ({share:.0%} NaN or infinite); extraction skips them")
+            return
+        middle = f"mean {tokens.mean():.3g}, std {tokens.std():.3g}"
+        self.note(f"{media}: range", f"{tokens.min():.3g} to {tokens.max():.3g}, {middle}")
+
+        again = self.encode(*clips).tokens - tokens
+        started = time.perf_counter()
+        alone = self.encode(clips[0]).tokens - tokens[:1]
+        seconds = time.perf_counter() - started
+        for name, difference in (("again", again), ("alone", alone)):
+            largest = float(difference.abs().max())
+            self.note(f"{media}: {name}", f"differs by up to {largest:.2g}" if largest else "bit-identical")
+            if strict and largest > DIFFERENT * max(float(tokens.abs().max()), 1e-12):
+                self.problems.append(f"{media}: tokens depend on chance or on the batch that a sample is in")
+
+        changed = clips[0].copy()
+        changed[-1] = moving_texture(1, seed + 99)[0]
+        seen = bool((self.encode(changed).tokens != tokens[:1]).any())
+        self.note(f"{media}: last frame", "is seen" if seen else "is NOT seen")
+        if strict and not seen:
+            self.problems.append(f"{media}: tokens don't depend on the last frame, so they can't hold an action")
+        self.note(f"{media}: time", f"{1000 * seconds:.1f} ms, alone in its batch")
+
+
+def check_model(spec: ModelSpec, config: CheckModelConfig, values: Mapping[str, str]) -> ModelCheck:
+    """Run a model on generated frames on this machine, the first thing an author does.
+
+    Raises:
+        UsageError, LaryError: its weights aren't there or don't fit.
+    """
+    from lary.models.running import MEDIA, build
+    from lary.runtime import pick_devices
+
+    spec = with_latent(spec, config.latent)
+    device = pick_devices(config.gpus, config.device)[0]
+    weights = locate_weights(spec, values, config.weights)
+    context = ModelContext(device, config.protocol, weights, config.revision, config.seed, values)
+    encoder = build(spec, context, precision=config.precision, compiled=config.compile)
+    check = ModelCheck(encoder, config, [f"{spec.name} on {device}, {config.precision}, protocol {config.protocol}"])
+    for frames, media in MEDIA.items():
+        try:
+            check.check_media(media, frames)
+        except LaryError as error:
+            check.problems.append(f"{media}: {error}")
+    return check
 
 
 if __name__ == "__main__":

@@ -1,12 +1,13 @@
-"""From decoded frames to a model's input, with exactly the arithmetic that each model's record asks for.
+"""From decoded frames to a model's input, with exactly the arithmetic that each model's
+record asks for.
 
-Frames are resized as uint8, which every record's resize defines down to the grey level, and only then scaled.
+Frames are resized as uint8, which every record's resize defines down to the grey level,
+and only then scaled.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from dataclasses import replace
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from lary.models.spec import Preprocess
@@ -15,32 +16,14 @@ from lary.types import LaryError
 if TYPE_CHECKING:
     import numpy as np
     import numpy.typing as npt
-    import torch
+    from torch import Tensor
 
     Frame = npt.NDArray[np.uint8]
-    Resizer = Callable[[Frame | Sequence[Frame], int, int], Frame]
 
-Clip = TypeVar("Clip", "npt.NDArray[Any]", "torch.Tensor")
+Clip = TypeVar("Clip", "npt.NDArray[Any]", "Tensor")
 
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
 IMAGENET_STD = (0.229, 0.224, 0.225)
-HALF = (0.5, 0.5, 0.5)
-
-CUBIC_224 = Preprocess()
-"""OpenCV's cubic resize to [0, 1]: every model of the published code without its own rule."""
-CUBIC_224_SIGNED = replace(CUBIC_224, mean=HALF, std=HALF)
-"""The same to [-1, 1]: what the published code hands to DINO backbones and, for clips, to FLUX.2."""
-CUBIC_224_IMAGENET = replace(CUBIC_224, mean=IMAGENET_MEAN, std=IMAGENET_STD)
-"""The same with ImageNet's statistics: DINOv2, DINOv3, UniVLA."""
-VJEPA2 = Preprocess(resize="cv2_linear", short_side=256, mean=IMAGENET_MEAN, std=IMAGENET_STD, reader="pil")
-"""Short side to 256 and the centre 224 x 224 of it."""
-LANCZOS_224_SIGNED = Preprocess(resize="pil_lanczos", mean=HALF, std=HALF, reader="pil")
-"""Wan2.2, and FLUX.2 on image pairs as described."""
-FLUX2_PAPER_IMAGE = replace(LANCZOS_224_SIGNED, scale=1.0)
-"""FLUX.2 on image pairs as published: the division by 255 is missing, values are in [-1, 509]."""
-VILLA_X_IMAGE = Preprocess(resize="pil_lanczos", mean=IMAGENET_MEAN, std=IMAGENET_STD, reader="pil")
-VILLA_X_PAPER_CLIP = replace(VILLA_X_IMAGE, resize="torch_bilinear", clamp=False)
-"""villa-X on clips as published: torchvision's antialiased bilinear resize of uint8 frames."""
 
 
 def prepare(clip: Frame, preprocess: Preprocess) -> npt.NDArray[np.float32]:
@@ -71,7 +54,9 @@ def to_planes(frames: Frame, out: Frame) -> None:
 def normalise(
     planes: Frame, preprocess: Preprocess, out: npt.NDArray[np.float32] | None = None
 ) -> npt.NDArray[np.float32]:
-    """Scale and normalise resized frames: (..., 3, H, W) uint8 to float32, in `out` if it is given."""
+    """Scale and normalise resized frames: (..., 3, H, W) uint8 to float32, in `out` if it
+    is given.
+    """
     import numpy as np
 
     if out is None:
@@ -94,31 +79,25 @@ def normalise(
 class DeviceNormaliser:
     """`normalise` on a device, equal to it bit by bit: (..., 3, H, W) uint8 tensors to float32.
 
-    Constants are tensors on the device, because CUDA divides by a number of the host by multiplying with its inverse.
+    Constants are tensors on the device, because CUDA divides by a number of the host by
+    multiplying with its inverse.
     """
 
     def __init__(self, preprocess: Preprocess, device: str) -> None:
         import torch
 
-        self._scale = torch.tensor(preprocess.scale, dtype=torch.float32, device=device)
-        self._mean, self._std = (
-            torch.tensor(value, dtype=torch.float32, device=device).view(3, 1, 1)
-            for value in (preprocess.mean, preprocess.std)
+        self._scale, self._mean, self._std = (
+            torch.tensor(value, dtype=torch.float32, device=device).view(-1, 1, 1)
+            for value in (preprocess.scale, preprocess.mean, preprocess.std)
         )
-        self._has_mean, self._has_std = any(preprocess.mean), any(value != 1 for value in preprocess.std)
 
-    def __call__(self, planes: torch.Tensor) -> torch.Tensor:
-        out = planes.float().div_(self._scale)
-        if self._has_mean:
-            out.sub_(self._mean)
-        return out.div_(self._std) if self._has_std else out
+    def __call__(self, planes: Tensor) -> Tensor:
+        return planes.float().div_(self._scale).sub_(self._mean).div_(self._std)
 
 
 def resize(clip: Frame | Sequence[Frame], preprocess: Preprocess) -> Frame:
-    """The uint8 part of `prepare`: T frames (H, W, 3) of one size to (T, H', W', 3), rounded to grey levels.
-
-    Raises:
-        LaryError: the clip isn't uint8 RGB frames, or the record's crop is larger than the resized frame.
+    """The uint8 part of `prepare`: T frames (H, W, 3) of one size to (T, H', W', 3),
+    rounded to grey levels.
     """
     import numpy as np
 
@@ -127,14 +106,11 @@ def resize(clip: Frame | Sequence[Frame], preprocess: Preprocess) -> Frame:
         found = " and ".join(f"{kind} {shape}" for kind, shape in sorted(shapes)) or "none"
         raise LaryError(f"A clip has to be uint8 frames (H, W, 3) of one size, not {found}.")
     height, width = clip[0].shape[:2]
-    size = preprocess.size
-    if preprocess.short_side is None:
-        goal = (size, size)
-    elif width < height:
-        goal = (int(preprocess.short_side * height / width), preprocess.short_side)
-    else:
-        goal = (preprocess.short_side, int(preprocess.short_side * width / height))
-    frames = np.asarray(clip) if goal == (height, width) else RESIZERS[preprocess.resize](clip, *goal)
+    size, short = preprocess.size, preprocess.short_side
+    goal = (size, size)
+    if short is not None:
+        goal = (int(short * height / width), short) if width < height else (short, int(short * width / height))
+    frames = np.asarray(clip) if goal == (height, width) else _resized(clip, preprocess.resize, *goal)
     if frames.shape[1:3] == (size, size):
         return frames
     if min(frames.shape[1:3]) < size:
@@ -143,56 +119,33 @@ def resize(clip: Frame | Sequence[Frame], preprocess: Preprocess) -> Frame:
     return frames[:, top : top + size, left : left + size]
 
 
-def _cv2(interpolation: str) -> Resizer:
-    def resize_frames(clip: Frame | Sequence[Frame], height: int, width: int) -> Frame:
+def _resized(clip: Frame | Sequence[Frame], how: str, height: int, width: int) -> Frame:
+    """Frames by one of the methods of `ResizeMethod`: a library, and its name for the filter."""
+    import numpy as np
+
+    library, _, name = how.partition("_")
+    if library == "cv2":
         import cv2
-        import numpy as np
 
         out = np.empty((len(clip), height, width, 3), dtype=np.uint8)
         for frame, target in zip(clip, out, strict=True):
-            cv2.resize(frame, (width, height), dst=target, interpolation=getattr(cv2, interpolation))
+            cv2.resize(frame, (width, height), dst=target, interpolation=getattr(cv2, f"INTER_{name.upper()}"))
         return out
-
-    return resize_frames
-
-
-def _pillow(resampling: str) -> Resizer:
-    def resize_frames(clip: Frame | Sequence[Frame], height: int, width: int) -> Frame:
-        import numpy as np
+    if library == "pil":
         from PIL import Image
 
-        how = Image.Resampling[resampling]
-        return np.stack([np.asarray(Image.fromarray(frame).resize((width, height), how)) for frame in clip])
+        resampling = Image.Resampling[name.upper()]
+        return np.stack([np.asarray(Image.fromarray(frame).resize((width, height), resampling)) for frame in clip])
+    if library == "torch":
+        import torch
 
-    return resize_frames
-
-
-def _torch_bilinear(clip: Frame | Sequence[Frame], height: int, width: int) -> Frame:
-    import numpy as np
-    import torch
-
-    planes = torch.from_numpy(np.ascontiguousarray(clip)).permute(0, 3, 1, 2).float()
-    planes = torch.nn.functional.interpolate(planes, (height, width), mode="bilinear", antialias=True)
-    frames: Frame = planes.round_().clamp_(0, 255).byte().permute(0, 2, 3, 1).contiguous().numpy()
-    return frames
-
-
-def _as_it_is(clip: Frame | Sequence[Frame], height: int, width: int) -> Frame:
-    import numpy as np
-
+        planes = torch.from_numpy(np.ascontiguousarray(clip)).permute(0, 3, 1, 2).float()
+        planes = torch.nn.functional.interpolate(planes, (height, width), mode=name, antialias=True)
+        frames: Frame = planes.round_().clamp_(0, 255).byte().permute(0, 2, 3, 1).contiguous().numpy()
+        return frames
+    if how != "none":
+        raise LaryError(f"A record resizes by '{how}', which is no known method: correct its Preprocess.")
     return np.asarray(clip)
-
-
-RESIZERS: dict[str, Resizer] = {
-    "cv2_cubic": _cv2("INTER_CUBIC"),
-    "cv2_linear": _cv2("INTER_LINEAR"),
-    "cv2_area": _cv2("INTER_AREA"),
-    "pil_lanczos": _pillow("LANCZOS"),
-    "pil_bicubic": _pillow("BICUBIC"),
-    "pil_bilinear": _pillow("BILINEAR"),
-    "torch_bilinear": _torch_bilinear,
-    "none": _as_it_is,
-}
 
 
 def neighbour_pairs(clips: Clip) -> Clip:
@@ -209,9 +162,11 @@ def neighbour_pairs(clips: Clip) -> Clip:
 
 
 def mix_planes(clips: Clip) -> Clip:
-    """The published code's reshape in place of the permutation that was meant: (..., T, 3, H, W) to the same shape.
+    """The published code's reshape in place of the permutation that was meant: (..., T, 3,
+    H, W) to the same shape.
 
-    A sample's planes are ordered channel by channel (all frames of R, then G, then B) and image k is made of planes
-    3k to 3k + 2, so each image holds colour planes of several frames.
+    A sample's planes are ordered channel by channel (all frames of R, then G, then B)
+    and image k is made of planes 3k to 3k + 2, so each image holds colour planes of
+    several frames.
     """
     return clips.swapaxes(-4, -3).reshape(clips.shape)

@@ -1,10 +1,15 @@
-"""The record of a model: what it encodes, how its frames are prepared, and where its weights come from."""
+"""The record of a model: what it encodes, how its frames are prepared, and where its
+weights come from.
+"""
 
 from __future__ import annotations
 
+import functools
+import json
 import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
+from pathlib import Path
 from typing import Any, Literal
 
 from lary.registry import Registry
@@ -23,11 +28,14 @@ class Preprocess:
     Attributes:
         size: height and width of the output in pixels.
         resize: whose arithmetic resizes.
-        short_side: resize the short side to this and crop the centre, instead of resizing to `size` directly.
+        short_side: resize the short side to this and crop the centre, instead of
+            resizing to `size` directly.
         scale: divide by this (255 maps to [0, 1]).
         mean, std: per channel, after scaling.
-        reader: library that decodes images; both give the same pixels for PNG, JPEG may differ by a grey level.
-        clamp: an index behind the last frame of a clip gives that frame; without it the sample fails.
+        reader: library that decodes images; both give the same pixels for PNG, JPEG may
+            differ by a grey level.
+        clamp: an index behind the last frame of a clip gives that frame; without it the
+            sample fails.
     """
 
     size: int = 224
@@ -60,7 +68,9 @@ class Weights:
 
 @dataclass(frozen=True)
 class ModelContext:
-    """What the constructor of a model class gets besides its record; `settings` are the variables that have a value."""
+    """What the constructor of a model class gets besides its record; `settings` are the
+    variables that have a value.
+    """
 
     device: str
     protocol: BenchmarkProtocol
@@ -83,24 +93,33 @@ class ModelSpec:
         name: the key on the command line.
         paradigm: as in the paper's tables.
         dim: D of the tokens; None if the weights decide.
-        preprocess: under the ``corrected`` protocol; `preprocess_paper` under ``paper`` where it differs, and
-            `preprocess_paper_clip` for clips where the published code prepares them in yet another way.
+        preprocess: under the ``corrected`` protocol; `preprocess_paper` under ``paper``
+            where it differs, and `preprocess_paper_clip` for clips where the published
+            code prepares them in yet another way.
         weights: None for a model that needs none.
-        pair_shape, clip_shape: tokens of one image pair, and of one clip of nine frames, (P, N, D) or (N, D);
-            `pair_shape_paper` and `clip_shape_paper` where the ``paper`` protocol has others.
-        backbone: where the weights of an encoder of frames are that the model's own file may lack; None without one.
-        options: constants for the model class, differences between records that share one; `options_paper` are
-            laid over them under the ``paper`` protocol.
-        paper_differences: what the ``paper`` protocol changes for this model, in sentences; empty if nothing.
+        pair_shape, clip_shape: tokens of one image pair, and of one clip of nine
+            frames, (P, N, D) or (N, D); `pair_shape_paper` and `clip_shape_paper` where
+            the ``paper`` protocol has others.
+        backbone: where the weights of an encoder of frames are that the model's own
+            file may lack; None without one.
+        options: constants for the model class, differences between records that share
+            one; `options_paper` are laid over them under the ``paper`` protocol.
+        paper_differences: what the ``paper`` protocol changes for this model, in
+            sentences; empty if nothing.
         notes: known facts and defects, in sentences, for ``docs/models.md``.
-        class_token: whether the class gives a class token for every step, as ``Latents.cls``.
-        in_demo: whether ``lary demo`` runs the model where its weights are on the machine; it runs every one without.
-        grid: rows and columns of the square of image cells that the tokens of a step encode, row by row; 0 where a
-            token encodes no cell, None where it is the root of N.
-        first_frame_alone: whether the first latent step of a compressed clip shows the first frame alone and the others
-            equal parts of the rest, as in causal autoencoders; elsewhere all steps show equal parts.
+        class_token: whether the class gives a class token for every step, as
+            ``Latents.cls``.
+        in_demo: whether ``lary demo`` runs the model where its weights are on the
+            machine; it runs every one without.
+        grid: rows and columns of the square of image cells that the tokens of a step
+            encode, row by row; 0 where a token encodes no cell, None where it is the
+            root of N.
+        first_frame_alone: whether the first latent step of a compressed clip shows the
+            first frame alone and the others equal parts of the rest, as in causal
+            autoencoders; elsewhere all steps show equal parts.
         codebook: how many codes the model has; None without a codebook.
-        ablation: what an ablation varies in this record, by name of the setting; empty for other models.
+        ablation: what an ablation varies in this record, by name of the setting; empty
+            for other models.
     """
 
     name: str
@@ -129,7 +148,7 @@ class ModelSpec:
     first_frame_alone: bool = False
     codebook: int | None = None
     ablation: Mapping[str, float] = field(default_factory=dict)
-    factory: Callable[[ModelSpec, ModelContext], Encoder] | None = None
+    factory: Factory | None = None
 
     def preprocessing(self, protocol: BenchmarkProtocol, media: Media = "pair") -> Preprocess:
         """The preprocessing that a protocol asks for, for image pairs or clips."""
@@ -144,39 +163,85 @@ class ModelSpec:
 
     def shape(self, protocol: BenchmarkProtocol, media: Media) -> tuple[int, ...]:
         """Tokens of one sample under a protocol; empty where the record doesn't say."""
-        corrected, paper = (
-            (self.pair_shape, self.pair_shape_paper) if media == "pair" else (self.clip_shape, self.clip_shape_paper)
-        )
-        return paper if protocol == "paper" and paper else corrected
+        paper: tuple[int, ...] = getattr(self, f"{media}_shape_paper") if protocol == "paper" else ()
+        return paper or getattr(self, f"{media}_shape")
 
+
+Factory = Callable[[ModelSpec, ModelContext], Encoder]
+"""A model class, or a function in its place."""
 
 REVISION = re.compile(r"(?!.*\.\.)\w[\w./+-]{0,254}")
 """A name of git: no way upwards, no option, no root."""
 
 MODELS: Registry[ModelSpec] = Registry(
     "model",
-    modules=(
-        "lary.models.image",
-        "lary.models.lapa",
-        "lary.models.univla",
-        "lary.models.villa",
-        "lary.models.autoencoders",
-        "lary.models.vjepa",
-        "lary.models.baselines",
-    ),
+    modules=tuple(f"lary.models.{name}" for name in ("image", "lapa", "embodied", "released", "baselines")),
     group="lary.models",
 )
 
 
-def register_model(*specs: ModelSpec) -> Callable[[Callable[[ModelSpec, ModelContext], Encoder]], Any]:
-    """Class decorator: register records that this class runs. The class is called as ``cls(spec, context)``."""
+def register_model(*specs: ModelSpec) -> Callable[[Factory], Any]:
+    """Class decorator: register records that this class runs. The class is called as
+    ``cls(spec, context)``.
+    """
 
-    def decorate(factory: Callable[[ModelSpec, ModelContext], Encoder]) -> Any:
+    def decorate(factory: Factory) -> Any:
         for spec in specs:
             MODELS.add(replace(spec, factory=factory))
         return factory
 
     return decorate
+
+
+@functools.cache
+def builtin_tables() -> dict[str, dict[str, Any]]:
+    """The content of ``records.json``.
+
+    It holds the models and what they share, in which files their weights come (see
+    `Layout`), how keys in these and fields of configurations are renamed, and how transformers runs its backbones.
+    """
+    file = Path(__file__).with_name("records.json")
+    tables: dict[str, dict[str, Any]] = json.loads(file.read_text(encoding="utf-8"))
+    return tables
+
+
+def builtin(name: str) -> ModelSpec:
+    """A record of this package, still without its class.
+
+    In ``records.json`` ``{"$ref": NAME}`` is the shared value or the model of that name;
+    keys beside it replace those of what it names.
+    """
+    tables = builtin_tables()
+    known = tables["shared"] | tables["models"]
+
+    def resolved(value: Any) -> Any:
+        if isinstance(value, list):
+            return [resolved(item) for item in value]
+        if not isinstance(value, dict):
+            return value
+        own = {key: resolved(item) for key, item in value.items() if key != "$ref"}
+        base = resolved(known[value["$ref"]]) if "$ref" in value else {}
+        return base | own if own else base
+
+    fields = {}
+    for key, value in resolved(tables["models"][name]).items():
+        if key.startswith("preprocess"):
+            value = Preprocess(**with_tuples(value))
+        elif key in ("weights", "backbone"):
+            value = Weights(**value)
+        fields[key] = value
+    return ModelSpec(name=name, **with_tuples(fields))
+
+
+def with_tuples(fields: Mapping[str, Any]) -> dict[str, Any]:
+    """Fields of a frozen record, whose lists in JSON are tuples."""
+    return {name: tuple(value) if isinstance(value, list) else value for name, value in fields.items()}
+
+
+def renamed_fields(config: Mapping[str, Any], table: str) -> dict[str, Any]:
+    """A configuration in the words of the published code, by the names of the library."""
+    names = builtin_tables()["names"][table]
+    return {names.get(name, name): value for name, value in config.items()}
 
 
 def with_latent(spec: ModelSpec, latent: str | None) -> ModelSpec:
@@ -193,13 +258,16 @@ def with_latent(spec: ModelSpec, latent: str | None) -> ModelSpec:
     return replace(spec, options=spec.options | choice, options_paper=spec.options_paper | choice)
 
 
-def locate_weights(spec: ModelSpec, values: dict[str, str], override: str | None = None) -> str | None:
-    """The path or hub id to load from: ``--weights``, the record's variable, its folder under MODEL_DIR, its hub id.
+def locate_weights(spec: ModelSpec, values: Mapping[str, str], override: str | None = None) -> str | None:
+    """The path or hub id to load from: ``--weights``, the record's variable, its folder
+    under MODEL_DIR, its hub id.
 
-    ``--weights random`` is no path and stays as it is; a folder of that name is ``./random``.
+    ``--weights random`` is no path and stays as it is; a folder of that name is
+    ``./random``.
 
     Raises:
-        UsageError: the named path doesn't exist, nothing says where they are, or the model has no weights to name.
+        UsageError: the named path doesn't exist, nothing says where they are, or the
+            model has no weights to name.
     """
     weights = spec.weights
     if weights is None:
@@ -208,34 +276,29 @@ def locate_weights(spec: ModelSpec, values: dict[str, str], override: str | None
         return None
     if override == RANDOM:
         return RANDOM
-    named = override or (values.get(weights.variable) if weights.variable else None)
-    if named:
+    if named := override or values.get(weights.variable or ""):
         path = as_path(named)
         if path.exists():
             return str(path)
-        looks_like_path = named.startswith((".", "/", "~")) or path.is_absolute() or named.count("/") != 1
-        if looks_like_path:
+        if named.startswith((".", "/", "~")) or path.is_absolute() or named.count("/") != 1:
             source = "--weights" if override else weights.variable
             raise UsageError(f"Weights of '{spec.name}': {source} points to {named}, which does not exist. Correct it.")
         return named
-    folder = as_path(values["MODEL_DIR"]) / weights.folder if weights.folder and values.get("MODEL_DIR") else None
-    if folder is not None and folder.exists():
-        return str(folder)
+    if weights.folder and values.get("MODEL_DIR"):
+        folder = as_path(values["MODEL_DIR"]) / weights.folder
+        if folder.exists():
+            return str(folder)
     if weights.hub:
         return weights.hub
     raise UsageError(f"Weights of '{spec.name}' are not here. {remedy(spec, 'them')}")
 
 
 def remedy(spec: ModelSpec, expected: str) -> str:
-    """Where weights have to be put to be found, as a sentence.
-
-    Args:
-        expected: the files, in words.
-    """
+    """Where weights, called `expected`, have to be put to be found, as a sentence."""
     weights = spec.weights or Weights()
     places = [f"set {weights.variable} to {expected}"] if weights.variable else []
     places += [f"put {weights.folder} into MODEL_DIR"] if weights.folder else []
-    text = ", ".join([*places, "or pass --weights PATH"]) if places else "pass --weights PATH"
+    text = ", ".join([*places, "or pass --weights PATH" if places else "pass --weights PATH"])
     sentences = [f"{text[0].upper()}{text[1:]}.", weights.hint]
     if spec.backbone and spec.backbone.variable:
         sentences.append(f"Where that file lacks the encoder of frames, set {spec.backbone.variable} too.")

@@ -1,25 +1,26 @@
-"""Tensors of weight files: read without running anything in them, and renamed to the keys of the libraries."""
+"""Tensors of weight files: read without running anything in them, and renamed to the keys
+of the libraries.
+"""
 
 from __future__ import annotations
 
-import hashlib
 import pickletools
 import re
 import warnings
 import zipfile
-from collections.abc import Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, BinaryIO
 
+from lary.models.spec import builtin_tables, with_tuples
 from lary.types import LaryError
 
 if TYPE_CHECKING:
-    import torch
+    from torch import Tensor
 
-Rules = tuple[tuple[str, str], ...]
-"""Patterns for the beginning of a key, and what takes its place; the rest of the key stays."""
+Tensors = dict[str, "Tensor"]
+"""By their keys."""
 
 CONFIG = "config.json"
 LISTED = 8
@@ -33,13 +34,18 @@ class Layout:
     """In which files a model's checkpoint comes, and what of them is read.
 
     Attributes:
-        files: names under a folder or repository; the first that is there is read. None of them: a folder of
-            transformers, with its weights in one file or in shards.
-        kind: field and value in ``config.json`` beside the weights by which a library's folder is known; without
-            them, or where no library has the model, the file is the released one and the record describes the network.
-        unused: beginnings of keys that play no part in encoding; they may be absent and aren't kept.
-        sections: entries of a pickled file under which the tensors may be; else they are at the top.
-        wrappers: parts of keys that training around the model has left; they are taken out wherever they are.
+        files: names under a folder or repository; the first that is there is read. None
+            of them: a folder of transformers, with its weights in one file or in
+            shards.
+        kind: field and value in ``config.json`` beside the weights by which a library's
+            folder is known; without them, or where no library has the model, the file
+            is the released one and the record describes the network.
+        unused: beginnings of keys that play no part in encoding; they may be absent and
+            aren't kept.
+        sections: entries of a pickled file under which the tensors may be; else they
+            are at the top.
+        wrappers: parts of keys that training around the model has left; they are taken
+            out wherever they are.
     """
 
     files: tuple[str, ...] = ()
@@ -54,17 +60,15 @@ class Layout:
         return " or ".join(self.files) or f"model.safetensors beside {CONFIG}"
 
 
-def sha256_of(file: Path) -> str:
-    """The hexadecimal SHA-256 of a file's content."""
-    state = hashlib.sha256()
-    with file.open("rb") as stream:
-        while block := stream.read(1 << 22):
-            state.update(block)
-    return state.hexdigest()
+def weight_layout(name: str) -> Layout:
+    """A layout of ``records.json``."""
+    return Layout(**with_tuples(builtin_tables()["layouts"][name]))
 
 
 def reason_of(error: Exception) -> str:
-    """The beginning of another library's message, without its full stop; a heading with what follows it."""
+    """The beginning of another library's message, without its full stop; a heading with
+    what follows it.
+    """
     first, *rest = [line.strip() for line in str(error).splitlines() if line.strip()] or [type(error).__name__]
     if first.endswith(":") and rest:
         first = f"{first} {rest[0]}"
@@ -78,23 +82,19 @@ def first_names(keys: Iterable[str]) -> str:
     return ", ".join(names[:LISTED]) + more
 
 
-def named_problems(problems: Mapping[str, Sequence[str]]) -> str:
-    """Keys by what is wrong with them as half a sentence; empty if nothing is."""
-    return "; ".join(f"{len(keys)} {what}: {first_names(keys)}" for what, keys in problems.items() if keys)
-
-
-def read_tensors(files: Sequence[Path], layout: Layout) -> dict[str, torch.Tensor]:
+def read_tensors(files: Sequence[Path], layout: Layout) -> Tensors:
     """The tensors of files by their key, float32 where they are floating.
 
     Raises:
-        LaryError: a file is damaged, holds code or something else than tensors by name, or one key twice.
+        LaryError: a file is damaged, holds code or something else than tensors by name,
+            or one key twice.
     """
     import torch
 
-    tensors: dict[str, torch.Tensor] = {}
+    tensors: Tensors = {}
     for file in files:
         pickled = file.suffix != ".safetensors"
-        content = _section(unpickle(file), file, layout.sections) if pickled else _read_safetensors(file, layout.unused)
+        content = _section(_unpickle(file), file, layout.sections) if pickled else _read_safetensors(file, layout)
         for key, value in content.items():
             name = str(key)
             for wrapper in layout.wrappers:
@@ -108,40 +108,42 @@ def read_tensors(files: Sequence[Path], layout: Layout) -> dict[str, torch.Tenso
     return tensors
 
 
-def _section(content: Any, file: Path, sections: tuple[str, ...]) -> Mapping[Any, torch.Tensor]:
+def _section(content: Any, file: Path, sections: tuple[str, ...]) -> Mapping[Any, Tensor]:
     """The part of an unpickled file that holds the tensors."""
     import torch
 
-    found = content
+    found, there = content, f"a {type(content).__name__}"
     if isinstance(content, Mapping):
         found = next((content[name] for name in sections if isinstance(content.get(name), Mapping)), content)
+        there = f"entries {first_names(map(str, content))}"
     if isinstance(found, Mapping) and found and all(isinstance(value, torch.Tensor) for value in found.values()):
         return found
     places = " or ".join(["at the top", *(f"under '{name}'" for name in sections)])
-    there = (
-        f"entries {first_names(map(str, content))}" if isinstance(content, Mapping) else f"a {type(content).__name__}"
-    )
     raise LaryError(f"The weights {file} hold no tensors by name {places}, only {there}. Is it the right file?")
 
 
-def _read_safetensors(file: Path, unused: tuple[str, ...]) -> dict[str, torch.Tensor]:
+def _read_safetensors(file: Path, layout: Layout) -> Tensors:
     from safetensors import SafetensorError, safe_open
 
     try:
         with safe_open(file, framework="pt", device="cpu") as stream:
-            return {key: stream.get_tensor(key) for key in stream.keys() if not key.startswith(unused)}  # noqa: SIM118
+            used = [key for key in stream.keys() if not key.startswith(layout.unused)]  # noqa: SIM118
+            return {key: stream.get_tensor(key) for key in used}
     except (SafetensorError, OSError) as error:
-        raise LaryError(
-            f"The weights {file} can't be read as safetensors ({reason_of(error)}): the file is damaged, cut off or "
-            "of another kind. Fetch it again."
-        ) from error
+        raise _unreadable(file, "safetensors", reason_of(error)) from error
 
 
-def unpickle(file: Path) -> Any:
-    """The content of a file of ``torch.save``. Its tensors are mapped: what nobody uses is never read.
+def _unreadable(file: Path, kind: str, reason: str) -> LaryError:
+    detail = f" ({reason})" if reason else ""
+    return LaryError(
+        f"The weights {file} can't be read as {kind}{detail}: the file is damaged, cut off or of another kind. Fetch "
+        "it again."
+    )
 
-    Raises:
-        LaryError: the file is damaged, or holds something that would run.
+
+def _unpickle(file: Path) -> Any:
+    """The content of a file of ``torch.save``. Its tensors are mapped: what nobody uses is
+    never read.
     """
     import torch
 
@@ -149,55 +151,39 @@ def unpickle(file: Path) -> Any:
     try:
         packed = zipfile.is_zipfile(file)
         if packed:
-            check_stored(file)
+            _check_stored(file)
         with warnings.catch_warnings():
             warnings.filterwarnings("ignore", "Detected pickle protocol")  # it is read, or it is refused below
             content = torch.load(file, map_location="cpu", weights_only=True, mmap=packed)
-        check_sizes(content, file.stat().st_size)
+        _check_sizes(content, file.stat().st_size)
         return content
     except Exception as error:  # the unpickler of a hostile or broken file may raise anything
-        if others := names_besides_tensors(file):
+        if others := _names_besides_tensors(file):
             raise LaryError(
                 f"The weights {file} are refused: besides tensors they hold {first_names(others)}, and reading that "
                 "would run code. Convert them to safetensors, where you trust them."
             ) from error
-        raise LaryError(
-            f"The weights {file} can't be read as plain tensors{_reason(error, packed)}: the file is damaged, cut off "
-            "or of another kind. Fetch it again."
-        ) from error
+        # Torch advises to read a file that it refuses without its safeguard, which is nothing to pass on.
+        telling = isinstance(error, ValueError) or (packed and "weights_only" not in str(error))
+        raise _unreadable(file, "plain tensors", reason_of(error) if telling else "") from error
 
 
-def _reason(error: Exception, packed: bool) -> str:
-    """An unpickler's message in brackets, where it says more than that the file is of another kind.
-
-    Torch advises to read a file that it refuses without its safeguard, which is nothing to pass on.
+def _names_besides_tensors(file: Path) -> list[str]:
+    """Names of classes and functions besides tensors that a pickled file asks for; nothing
+    of it is run.
     """
-    telling = isinstance(error, ValueError) or (packed and "weights_only" not in str(error))
-    return f" ({reason_of(error)})" if telling else ""
-
-
-def names_besides_tensors(file: Path) -> list[str]:
-    """Names of classes and functions besides tensors that a pickled file asks for; nothing of it is run."""
     from torch.serialization import get_unsafe_globals_in_checkpoint
 
+    names: set[str] = set()
     try:
         return sorted(map(str, get_unsafe_globals_in_checkpoint(file)))
     except Exception:  # not a file of torch.save, or cut off
-        return pickled_names(file)
-
-
-def pickled_names(file: Path) -> list[str]:
-    """Names of classes and functions besides tensors that plain pickles ask for; none for a file that has no whole one.
-
-    Torch's older files begin with three pickles about themselves.
-    """
-    names: set[str] = set()
-    with file.open("rb") as stream:
-        for _ in range(4):
-            try:
-                names |= _names_of_next(stream)
-            except Exception:  # cut off, or no pickle
-                break
+        with file.open("rb") as stream:
+            for _ in range(4):  # torch's older files begin with three pickles about themselves
+                try:
+                    names |= _names_of_next(stream)
+                except Exception:  # cut off, or no pickle
+                    break
     return sorted(name for name in names if not name.startswith(("torch.", "collections.OrderedDict")))
 
 
@@ -214,8 +200,10 @@ def _names_of_next(stream: BinaryIO) -> set[str]:
     return names
 
 
-def check_stored(file: Path) -> None:
-    """Refuse a zip that torch did not write: it packs nothing, so no entry unpacks to more. Raises ValueError."""
+def _check_stored(file: Path) -> None:
+    """Refuse a zip that torch did not write: it packs nothing, so no entry unpacks to
+    more. Raises ValueError.
+    """
     with zipfile.ZipFile(file) as archive:
         entries = archive.infolist()
     if any(entry.compress_type != zipfile.ZIP_STORED for entry in entries):
@@ -224,13 +212,12 @@ def check_stored(file: Path) -> None:
         raise ValueError("its entries announce more bytes than it has")
 
 
-def check_sizes(content: Any, size: int) -> None:
-    """Refuse tensors that spread a few bytes over a giant shape: their first copy would fill the memory.
+def _check_sizes(content: Any, size: int) -> None:
+    """Refuse tensors that spread a few bytes over a giant shape: their first copy would
+    fill the memory.
 
-    Tensors that are shared count every time; the most that checkpoints share is a few embeddings.
-
-    Raises:
-        ValueError: the tensors of nested dictionaries and lists announce far more than `size` bytes.
+    Tensors that are shared count every time; the most that checkpoints share is a few
+    embeddings. Raises ValueError.
     """
     import torch
 
@@ -246,51 +233,38 @@ def check_sizes(content: Any, size: int) -> None:
         raise ValueError(f"its tensors announce {announced} bytes and it has {size}")
 
 
-def split_off(tensors: dict[str, torch.Tensor], prefix: str) -> dict[str, torch.Tensor]:
-    """Remove the tensors whose key starts with `prefix` and return them by the rest of their key."""
+def split_off(tensors: Tensors, prefix: str) -> Tensors:
+    """Remove the tensors whose key starts with `prefix` and return them by the rest of
+    their key.
+    """
     return {key[len(prefix) :]: tensors.pop(key) for key in list(tensors) if key.startswith(prefix)}
 
 
-def rename(key: str, rules: Rules) -> str:
-    """The key's name in the library; a key that no rule knows stays, marked so that it fits nothing."""
-    for source, target in rules:
-        if match := re.match(rf"{source}(?=\.|$)", key):
-            return match.expand(target) + key[match.end() :]
+def rename(key: str, table: str) -> str:
+    """A key's name in the library, by a table of ``records.json``: beginnings of keys, a
+    star for any number.
+
+    A key that the table lacks is marked so that it fits nothing.
+    """
+    for source, target in builtin_tables()["keys"][table].items():
+        pattern = re.escape(source).replace(r"\*", r"(\d+)")
+        if match := re.match(rf"{pattern}(?=\.|$)", key):
+            for number in match.groups():
+                target = target.replace("*", number, 1)
+            return str(target + key[match.end() :])
     return f"{key} (unknown)"
 
 
-def rename_keys(tensors: Mapping[str, torch.Tensor], rules: Rules) -> dict[str, torch.Tensor]:
-    """The same tensors under the library's names."""
-    return {rename(key, rules): value for key, value in tensors.items()}
+def rename_keys(tensors: Tensors, table: str) -> Tensors:
+    """The same tensors under the library's names; a key with the component ``qkv`` is three there.
 
-
-def cut_joint(tensors: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
-    """Cut each tensor whose key holds the component ``qkv`` into the rows of query, key and value."""
-    out: dict[str, torch.Tensor] = {}
-    for key, value in tensors.items():
-        components = key.split(".")
-        if "qkv" not in components or value.shape[0] % 3:
-            out[key] = value
-            continue
-        for name, rows in zip(("query", "key", "value"), value.chunk(3), strict=True):
-            out[".".join(name if component == "qkv" else component for component in components)] = rows
-    return out
-
-
-@contextmanager
-def configured_by(origin: object, name: str) -> Iterator[None]:
-    """A context that builds a network from a user's configuration, and names what is wrong with it.
-
-    Args:
-        origin: the configuration, for errors.
-        name: of the network, for errors.
-
-    Raises:
-        LaryError: the configuration describes no network.
+    Its rows are those of query, key and value, in this order.
     """
-    try:
-        yield
-    except LaryError:
-        raise
-    except Exception as error:  # each library has its own for values that it can't use
-        raise LaryError(f"The configuration of {origin} describes no {name}: {reason_of(error)}.") from error
+    out: Tensors = {}
+    for key, value in tensors.items():
+        parts = {key: value}
+        if ".qkv." in key and value.shape[0] % 3 == 0:
+            names = (key.replace(".qkv.", f".{name}.") for name in ("query", "key", "value"))
+            parts = dict(zip(names, value.chunk(3), strict=True))
+        out |= {rename(name, table): part for name, part in parts.items()}
+    return out

@@ -1,4 +1,6 @@
-"""Where a model's weights are: a file, a library's folder, the hub or its cache, or random ones; and their digest."""
+"""Where a model's weights are: a file, a library's folder, the hub or its cache, or random
+ones; and their digest.
+"""
 
 from __future__ import annotations
 
@@ -9,9 +11,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from lary.files import digest, inside, read_json
+from lary.files import digest, file_digest, inside, read_json
 from lary.models.spec import ModelContext, ModelSpec, remedy
-from lary.models.tensors import CONFIG, Layout, first_names, reason_of, sha256_of
+from lary.models.tensors import CONFIG, Layout, first_names, reason_of
 from lary.runtime import log
 from lary.types import RANDOM, LaryError, UsageError, WeightsIdentity, as_path
 
@@ -50,72 +52,83 @@ class Checkpoint:
 
 
 def random_weights(seed: int, configuration: str = "") -> Checkpoint:
-    """Weights that are drawn; `configuration` is the network's, where the model's record does not hold it."""
+    """Weights that are drawn; `configuration` is the network's, where the model's record
+    does not hold it.
+    """
     name = f"random weights, seed {seed}" + (f", configuration {digest(configuration)}" if configuration else "")
     return Checkpoint((Path(RANDOM),), None, WeightsIdentity(name, random=True), seed)
 
 
 def find_weights(spec: ModelSpec, context: ModelContext, layout: Layout = TRANSFORMERS) -> Checkpoint:
-    """The checkpoint that ``context.weights`` names: a file, a folder, a repository of the hub, or random weights.
+    """The checkpoint that ``context.weights`` names: a file, a folder, a repository of the
+    hub, or random weights.
 
     Raises:
-        UsageError: none given, the hub can't be reached or doesn't give it, or no known file is there.
+        UsageError: none given, the hub can't be reached or doesn't give it, or no known
+            file is there.
     """
     location = context.weights
     if location == RANDOM:
         return random_weights(context.seed)
     if location is None:
-        raise UsageError(f"Weights of '{spec.name}': none given. {remedy(spec, layout.expected)}")
+        raise _missing(spec, layout, "none given")
     path, revision = as_path(location), None
-    if path.exists():
-        if context.revision is not None:
-            raise UsageError(
-                f"--revision {context.revision}: the weights of '{spec.name}' are on disk, in {path}, and only the hub "
-                "has revisions. Leave the option out, or name a repository by --weights."
-            )
-    else:
+    if not path.exists():
         pinned = spec.weights.revision if spec.weights and location == spec.weights.hub else None
         try:
             path = hub_folder(location, context.revision or pinned, layout)
         except HubRefusal as error:
-            reason = f"{location} {error}"
-            raise UsageError(f"Weights of '{spec.name}': {reason}. {remedy(spec, layout.expected)}") from error
+            raise _missing(spec, layout, f"{location} {error}") from error
         revision = path.name
-    files = files_at(spec, path, layout)
-    file, config = files[0].parent / CONFIG, None
-    if layout.kind is not None and file.is_file():
-        content = read_json(file, "model configuration")
+    elif context.revision is not None:
+        raise UsageError(
+            f"--revision {context.revision}: the weights of '{spec.name}' are on disk, in {path}, and only the hub "
+            "has revisions. Leave the option out, or name a repository by --weights."
+        )
+    files = _files_at(spec, path, layout)
+    beside, config = files[0].parent / CONFIG, None
+    if layout.kind is not None and beside.is_file():
+        content = read_json(beside, "model configuration")
         config = content if isinstance(content, dict) and content.get(layout.kind[0]) == layout.kind[1] else None
-    described = config is not None or (not layout.files and file.is_file())
-    return Checkpoint(files, config, WeightsIdentity(digest_of([file, *files] if described else files), revision))
+    described = config is not None or (not layout.files and beside.is_file())
+    return Checkpoint(files, config, WeightsIdentity(digest_of([beside, *files] if described else files), revision))
+
+
+def _missing(spec: ModelSpec, layout: Layout, reason: str) -> UsageError:
+    return UsageError(f"Weights of '{spec.name}': {reason}. {remedy(spec, layout.expected)}")
 
 
 def read_config(folder: Path) -> dict[str, Any]:
-    """``config.json`` of a folder of transformers. Raises LaryError: missing, or no object with a ``model_type``."""
+    """``config.json`` of a folder of transformers. Raises LaryError: missing, or no object
+    with a ``model_type``.
+    """
     config = read_json(folder / CONFIG, "model configuration")
     if not isinstance(config, dict) or not isinstance(config.get("model_type"), str):
         raise LaryError(f"{folder / CONFIG} has no model_type: it is not the configuration of a transformers model.")
     return config
 
 
-def files_at(spec: ModelSpec, path: Path, layout: Layout) -> tuple[Path, ...]:
+def _files_at(spec: ModelSpec, path: Path, layout: Layout) -> tuple[Path, ...]:
     """The weight files in a folder, or the one that is named. Raises UsageError, LaryError."""
-    if not layout.files:
-        if path.is_file() and path.name != CONFIG:
-            if path.suffix in SUFFIXES:
-                return (path,)
-            kinds = f"no weight file ({', '.join(SUFFIXES)})"
-            raise UsageError(f"Weights of '{spec.name}': {path} is {kinds}. {remedy(spec, layout.expected)}")
-        return weight_files(path.parent if path.is_file() else path)
-    if not path.is_dir():
-        return (path,)
-    if found := [path / name for name in layout.files if (path / name).is_file()]:
-        return (found[0],)
-    raise UsageError(f"Weights of '{spec.name}': {path} holds no {layout.expected}. {remedy(spec, layout.expected)}")
+    if layout.files:
+        if not path.is_dir():
+            return (path,)
+        for name in layout.files:
+            if (path / name).is_file():
+                return (path / name,)
+        raise _missing(spec, layout, f"{path} holds no {layout.expected}")
+    if not path.is_file():
+        return weight_files(path)
+    if path.name == CONFIG:
+        return weight_files(path.parent)
+    if path.suffix not in SUFFIXES:
+        raise _missing(spec, layout, f"{path} is no weight file ({', '.join(SUFFIXES)})")
+    return (path,)
 
 
 def weight_files(folder: Path) -> tuple[Path, ...]:
-    """The weight files of a folder of transformers, safetensors before pickled ones, single files before shards.
+    """The weight files of a folder of transformers, safetensors before pickled ones,
+    single files before shards.
 
     Raises:
         UsageError: none, or several that no index orders.
@@ -149,33 +162,34 @@ def digest_of(files: Sequence[Path]) -> str:
     from concurrent.futures import ThreadPoolExecutor
 
     with ThreadPoolExecutor(min(4, os.cpu_count() or 1)) as pool:
-        values = list(pool.map(sha256_of, files))
+        values = list(pool.map(lambda file: file_digest(file, 64), files))
     return digest(*(part for file, value in zip(files, values, strict=True) for part in (file.name, value)))
 
 
 class HubRefusal(LaryError):
-    """Why the hub gives no files, as the rest of a sentence; `denied` where it has answered and said no."""
+    """Why the hub gives no files, as the rest of a sentence; `known` where it, or its
+    cache, knows the repository.
+    """
 
-    def __init__(self, reason: str, denied: bool) -> None:
+    def __init__(self, reason: str, known: bool = True) -> None:
         super().__init__(reason)
-        self.denied = denied
+        self.known = known
 
 
 def hub_folder(repository: str, revision: str | None, layout: Layout) -> Path:
-    """The folder of a repository's files, named after its commit: downloaded, or from the cache of earlier downloads.
+    """The folder of a repository's files, named after its commit: downloaded, or from the cache.
 
-    A commit that is in the cache needs no network. Nothing is downloaded before the hub has said that it gives it.
-
-    Raises:
-        HubRefusal: the hub can't be reached, or doesn't give them.
+    A commit that is in the cache needs no network. Nothing is downloaded before the hub
+    has said that it gives it. Raises HubRefusal.
     """
     import huggingface_hub
     from huggingface_hub import errors
 
-    cached: Path | None = None
+    cached, complete = None, False
     try:
-        cached = find_in_cache(repository, revision, layout)
-        if cached is not None and revision is not None and COMMIT.fullmatch(revision):
+        cached = _cached(repository, revision)
+        complete = cached is not None and _is_complete(cached, layout)
+        if cached is not None and complete and COMMIT.fullmatch(revision or ""):
             return cached
         hub = huggingface_hub.HfApi()
         about = hub.model_info(repository, revision=revision, timeout=HUB_SECONDS)
@@ -186,31 +200,51 @@ def hub_folder(repository: str, revision: str | None, layout: Layout) -> Path:
     except Exception as error:  # each HTTP library that huggingface_hub has used raises its own
         denials = (errors.RepositoryNotFoundError, errors.RevisionNotFoundError, errors.HFValidationError)
         denied = isinstance(error, denials)
-        if cached is not None and not denied:
+        if cached is not None and complete and not denied:
             log.info("the hub can't be reached: %s comes from its cache", repository)
             return cached
-        raise HubRefusal(refusal(error, repository, revision), denied) from error
-    raise HubRefusal(f"holds no {layout.expected}", denied=True)
+        raise HubRefusal(_refusal(error, repository, revision), denied or cached is not None) from error
+    raise HubRefusal(f"holds no {layout.expected}")
+
+
+def _cached(repository: str, revision: str | None) -> Path | None:
+    """The folder of an earlier download, or None."""
+    import huggingface_hub
+    from huggingface_hub.errors import LocalEntryNotFoundError
+
+    try:
+        return Path(huggingface_hub.snapshot_download(repository, revision=revision, local_files_only=True))
+    except LocalEntryNotFoundError:
+        return None
+
+
+def _is_complete(folder: Path, layout: Layout) -> bool:
+    """Whether an earlier download has all that is needed."""
+    if layout.files:
+        return any((folder / name).is_file() for name in layout.files)
+    try:
+        return bool(weight_files(folder)) and (folder / CONFIG).is_file()
+    except LaryError:
+        return False
 
 
 def fetch_file(repository: str, name: str, revision: str | None = None) -> Path | None:
-    """One file of a repository, from the hub or its cache; None where the repository has none, or isn't to be had.
-
-    Raises:
-        UsageError: the hub can't be reached, and nothing of the repository is in its cache.
+    """One file of a repository, from the hub or its cache; None where the repository has
+    none, or isn't to be had.
     """
     try:
         return hub_folder(repository, revision, Layout(files=(name,))) / name
     except HubRefusal as error:
-        # The weights are fetched next, and their error names what is wrong; a cached repository has no such file.
-        if error.denied or find_in_cache(repository, revision, None) is not None:
+        if error.known:  # where the hub denies it, the weights are asked for next, and their error says so
             return None
         reason = f"the hub can't be asked for its {name}: {repository} {error}"
         raise UsageError(f"Model 'hf:{repository}': {reason}. Name a folder, or go online once.") from error
 
 
 def _wanted(names: Sequence[str], layout: Layout) -> list[str]:
-    """Files of a repository, or patterns of them, that are needed; pickled ones only where there is no safetensors."""
+    """Files of a repository, or patterns of them, that are needed; pickled ones only where
+    there is no safetensors.
+    """
     if layout.files:
         name = next((name for name in layout.files if name in names), None)
         return [] if name is None else [name, (Path(name).parent / CONFIG).as_posix()]
@@ -220,28 +254,10 @@ def _wanted(names: Sequence[str], layout: Layout) -> list[str]:
     return []
 
 
-def find_in_cache(repository: str, revision: str | None, layout: Layout | None) -> Path | None:
-    """The folder of an earlier download that has all that is needed (or anything, without a layout), or None."""
-    import huggingface_hub
-    from huggingface_hub.errors import LocalEntryNotFoundError
-
-    try:
-        folder = Path(huggingface_hub.snapshot_download(repository, revision=revision, local_files_only=True))
-    except LocalEntryNotFoundError:
-        return None
-    if layout is None:
-        return folder
-    if layout.files:
-        return folder if any((folder / name).is_file() for name in layout.files) else None
-    try:
-        weight_files(folder)
-    except LaryError:
-        return None
-    return folder if (folder / CONFIG).is_file() else None
-
-
-def refusal(error: Exception, repository: str, revision: str | None) -> str:
-    """Why a repository's files can't be had, as the rest of a sentence that begins with its name."""
+def _refusal(error: Exception, repository: str, revision: str | None) -> str:
+    """Why a repository's files can't be had, as the rest of a sentence that begins with
+    its name.
+    """
     from huggingface_hub import errors
 
     reasons: dict[type[Exception], str] = {

@@ -1,6 +1,11 @@
-"""The networks that no library has, and the code tables of the LAQ family, without torch, because records need them."""
+"""The networks that no library has, and the code tables of the LAQ family, without torch,
+because records need them.
+"""
 
 from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
 
 Conv = tuple[int | tuple[int, int], int, int]
 """Kernel, stride, padding."""
@@ -14,11 +19,15 @@ CODE_STACKS: dict[int, tuple[Conv, ...]] = {
     64: ((2, 2, 1),),
     256: ((3, 2, 1),),
 }
-"""Convolutions by the code length of a configuration. How many rows come out depends on the grid as well."""
+"""Convolutions by the code length of a configuration. How many rows come out depends on
+the grid as well.
+"""
 
 
 def code_rows(code_seq_len: int, grid: int) -> int:
-    """Rows of a code: positions that are left of a grid after its convolutions; 0 for a length that has none."""
+    """Rows of a code: positions that are left of a grid after its convolutions; 0 for a
+    length that has none.
+    """
     height = width = grid
     for kernel, stride, padding in CODE_STACKS.get(code_seq_len, ()):
         high, wide = kernel if isinstance(kernel, tuple) else (kernel, kernel)
@@ -27,10 +36,13 @@ def code_rows(code_seq_len: int, grid: int) -> int:
     return height * width if code_seq_len in CODE_STACKS else 0
 
 
-def quantizer_parameters(dim: int, quant_dim: int, codebook_size: int, code_seq_len: int) -> int:
-    """Parameters of a `DifferenceQuantizer`: codebook, projections in and out, convolutions."""
-    count = codebook_size * quant_dim + (dim + 1) * quant_dim + (quant_dim + 1) * dim
-    for kernel, _, _ in CODE_STACKS[code_seq_len]:
+def quantizer_parameters(sizes: Mapping[str, Any]) -> int:
+    """Parameters of a `DifferenceQuantizer` of these sizes: codebook, projections in and
+    out, convolutions.
+    """
+    dim, width = sizes["dim"], sizes["quant_dim"]
+    count = sizes["codebook_size"] * width + (dim + 1) * width + (width + 1) * dim
+    for kernel, _, _ in CODE_STACKS[sizes["code_seq_len"]]:
         high, wide = kernel if isinstance(kernel, tuple) else (kernel, kernel)
-        count += quant_dim * (quant_dim * high * wide + 1)
-    return count
+        count += width * (width * high * wide + 1)
+    return int(count)

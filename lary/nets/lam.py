@@ -1,12 +1,17 @@
-"""Latent action models of the LAQ family (LAPA, Ye et al. 2024, arXiv 2410.11758), over pixels or frame features.
+"""Latent action models of the LAQ family over pixels or frame features, and the image
+tokenizer that one of them uses.
 
-Names of parameters are those of the published checkpoints. Noise substitution instead of a straight-through gradient
-is from Vali and Bäckström 2022 (NSVQ).
+The family is from LAPA (Ye et al. 2024, arXiv 2410.11758), its noise substitution from
+Vali and Bäckström 2022 (NSVQ), the tokenizer is Open-MAGVIT2 (Luo et al. 2024, arXiv
+2409.04410). Parameters have the names of the published checkpoints, of which decoders
+and running averages are not needed.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections import OrderedDict
+from collections.abc import Sequence
+from itertools import pairwise
 from typing import Any
 
 import torch
@@ -17,12 +22,13 @@ from lary.nets import CODE_STACKS
 
 LOGIT_SCALE = 8.0
 """Fixed factor of the cosine similarities, whatever the width of a head."""
-NULL_ROWS = 4
-"""Rows of learned keys and values in cross attention, which only the decoder has."""
+GROUPS = 32
 
 
 class ShiftNorm(nn.Module):
-    """Layer norm (eps 1e-5) whose weight is called ``gamma`` and whose shift ``beta`` is stored but not learned."""
+    """Layer norm (eps 1e-5) whose weight is called ``gamma`` and whose shift ``beta`` is
+    stored but not learned.
+    """
 
     beta: Tensor
 
@@ -36,36 +42,32 @@ class ShiftNorm(nn.Module):
 
 
 class CosineAttention(nn.Module):
-    """Attention over unit queries and keys; keys and values come from the input before its norm, as published.
-
-    Args:
-        null_rows: learned keys and values in front of the others; self-attention stores them with length 0.
+    """Self-attention over unit queries and keys; keys and values come from the input
+    before its norm, as published.
     """
 
-    def __init__(self, dim: int, heads: int, dim_head: int, null_rows: int = 0) -> None:
+    def __init__(self, dim: int, heads: int, dim_head: int) -> None:
         super().__init__()
         inner = heads * dim_head
         self.heads = heads
-        self.null_kv = nn.Parameter(torch.randn(heads, null_rows, dim_head))
+        # Checkpoints hold these two, the first of length 0: they belong to the cross attention of the decoder.
+        self.null_kv = nn.Parameter(torch.randn(heads, 0, dim_head))
+        self.context_norm = ShiftNorm(dim)
         self.q_scale = nn.Parameter(torch.ones(dim_head))
         self.k_scale = nn.Parameter(torch.ones(dim_head))
         self.norm = ShiftNorm(dim)
-        self.context_norm = ShiftNorm(dim)  # stored in every checkpoint; self-attention has no context
         self.to_q = nn.Linear(dim, inner, bias=False)
         self.to_kv = nn.Linear(dim, 2 * inner, bias=False)
         self.to_out = nn.Linear(inner, dim, bias=False)
 
     def forward(self, x: Tensor, bias: Tensor | None = None) -> Tensor:
-        """Self-attention over sequences (S, N, D), with `bias` (heads, N, N) added to the logits."""
-        k, v = self.to_kv(x).chunk(2, dim=-1)
-        q, k, v = (
-            part.reshape(*part.shape[:2], self.heads, -1).transpose(1, 2) for part in (self.to_q(self.norm(x)), k, v)
-        )  # fmt: skip
+        """Sequences (S, N, D) to the same shape, with `bias` (heads, N, N) added to the logits."""
+        parts = (self.to_q(self.norm(x)), *self.to_kv(x).chunk(2, dim=-1))
+        q, k, v = (part.unflatten(-1, (self.heads, -1)).transpose(1, 2) for part in parts)
         q = F.normalize(q, dim=-1) * self.q_scale
         k = F.normalize(k, dim=-1) * self.k_scale
         mixed = F.scaled_dot_product_attention(q, k, v, attn_mask=bias, scale=LOGIT_SCALE)
-        out: Tensor = self.to_out(mixed.transpose(1, 2).flatten(2))
-        return out
+        return self.to_out(mixed.transpose(1, 2).flatten(2))
 
 
 class GatedGelu(nn.Module):
@@ -77,7 +79,9 @@ class GatedGelu(nn.Module):
 
 
 def feed_forward(dim: int) -> nn.Sequential:
-    """Norm, gated hidden layer of int(4 * 2/3 * D), projection back; index 3 is the dropout of training."""
+    """Norm, gated hidden layer of int(4 * 2/3 * D), projection back; index 3 is the
+    dropout of training.
+    """
     inner = int(4 * (2 / 3) * dim)
     return nn.Sequential(
         nn.LayerNorm(dim),
@@ -89,7 +93,9 @@ def feed_forward(dim: int) -> nn.Sequential:
 
 
 class PlaceConvolution(nn.Module):
-    """Depthwise 3 x 3 x 3 convolution over time, rows and columns, causal in time and zero-padded."""
+    """Depthwise 3 x 3 x 3 convolution over time, rows and columns, causal in time and
+    zero-padded.
+    """
 
     def __init__(self, dim: int) -> None:
         super().__init__()
@@ -98,20 +104,20 @@ class PlaceConvolution(nn.Module):
     def forward(self, x: Tensor, grid: tuple[int, int, int, int]) -> Tensor:
         """Convolve x (..., D), read in memory order as (B, T, H, W, D) = (*grid, D).
 
-        Sequences over time hold their values in another order than the grid. The published code re-reads the
-        buffer all the same, and its weights were trained so: the temporal transformer depends on it.
+        Sequences over time hold their values in another order than the grid. The
+        published code re-reads the buffer all the same, and its weights were trained
+        so: the temporal transformer depends on it.
         """
         batch, frames, rows, columns = grid
         maps = x.reshape(batch * frames, rows, columns, -1).permute(0, 3, 1, 2)
         # One two-dimensional convolution per step back in time: the three-dimensional one is slow where D is large.
         kernels = self.dsconv.weight.unbind(dim=2)
         channels = maps.shape[1]
-        out = F.conv2d(maps, kernels[-1], self.dsconv.bias, padding=1, groups=channels)
-        out = out.reshape(batch, frames, *maps.shape[1:])
+        out = F.conv2d(maps, kernels[-1], self.dsconv.bias, padding=1, groups=channels).unflatten(0, (batch, frames))
         for back in range(1, min(len(kernels), frames)):
             earlier = maps.reshape(out.shape)[:, :-back].flatten(0, 1)
             added = F.conv2d(earlier, kernels[-1 - back], padding=1, groups=channels)
-            out[:, back:] += added.reshape(batch, -1, *maps.shape[1:])
+            out[:, back:] += added.unflatten(0, (batch, -1))
         return out.permute(0, 1, 3, 4, 2).reshape(x.shape)
 
 
@@ -126,48 +132,45 @@ class GridBias(nn.Module):
             nn.Linear(dim, heads),
         )
 
-    def forward(self, rows: int, columns: int) -> Tensor:
-        """The bias (heads, H * W, H * W) between all positions of a grid of H rows and W columns."""
-        weight = self.net[2].weight
-        assert isinstance(weight, Tensor)
-        device = weight.device
-        # Only (2H - 1)(2W - 1) different offsets occur among the (H * W)^2 pairs: the network sees each once.
-        steps = [torch.arange(1 - side, side, device=device) for side in (rows, columns)]
-        offsets = torch.stack(torch.meshgrid(*steps, indexing="ij"), dim=-1).flatten(0, 1)
+    def forward(self, side: int) -> Tensor:
+        """The bias (heads, N, N) between all positions of a grid of `side` rows and
+        columns, N = side * side.
+        """
+        weight = next(self.parameters())
+        # Few different offsets occur among the N * N pairs: the network sees each once.
+        steps = torch.arange(1 - side, side, device=weight.device)
+        offsets = torch.cartesian_prod(steps, steps)
         table = self.net((offsets.sign() * torch.log(offsets.abs() + 1.0)).to(weight.dtype))
-        place = torch.cartesian_prod(torch.arange(rows, device=device), torch.arange(columns, device=device))
+        places = torch.arange(side, device=weight.device)
+        place = torch.cartesian_prod(places, places)
         down, right = (place[:, None] - place[None, :]).unbind(dim=-1)
-        index = (down + rows - 1) * (2 * columns - 1) + right + columns - 1
-        bias: Tensor = table[index].permute(2, 0, 1).contiguous()
-        return bias
+        index = (down + side - 1) * (2 * side - 1) + right + side - 1
+        return table[index].permute(2, 0, 1).contiguous()
 
 
 class LaqTransformer(nn.Module):
-    """Layers of place convolution, attention and feed-forward, each added to its input, and a final norm.
-
-    Args:
-        cross_attention: declare the decoder's cross attention (index 2 of a layer). The benchmark runs no decoder.
+    """Layers of place convolution, attention and feed-forward, each added to its input,
+    and a final norm.
     """
 
-    def __init__(self, dim: int, depth: int, heads: int, dim_head: int, *, cross_attention: bool = False) -> None:
+    def __init__(self, dim: int, depth: int, heads: int, dim_head: int) -> None:
         super().__init__()
         self.layers = nn.ModuleList()
         for _ in range(depth):
-            layer = nn.ModuleDict({"0": PlaceConvolution(dim), "1": CosineAttention(dim, heads, dim_head)})
-            if cross_attention:
-                layer["2"] = CosineAttention(dim, heads, dim_head, NULL_ROWS)
-            layer["3"] = feed_forward(dim)
-            self.layers.append(layer)
+            # Index 2 is the cross attention of the decoder.
+            layer = {"0": PlaceConvolution(dim), "1": CosineAttention(dim, heads, dim_head), "3": feed_forward(dim)}
+            self.layers.append(nn.ModuleDict(layer))
         self.norm_out = ShiftNorm(dim)
 
     def forward(self, x: Tensor, grid: tuple[int, int, int, int], bias: Tensor | None = None) -> Tensor:
-        """Sequences (S, N, D), cut from a video of B, T, H, W = `grid` positions, to the same shape."""
+        """Sequences (S, N, D), cut from a video of B, T, H, W = `grid` positions, to the
+        same shape.
+        """
         for layer in self.layers:
             x = layer["0"](x, grid) + x  # type: ignore[index]
             x = layer["1"](x, bias) + x  # type: ignore[index]
             x = layer["3"](x) + x  # type: ignore[index]
-        out: Tensor = self.norm_out(x)
-        return out
+        return self.norm_out(x)
 
 
 class DifferenceQuantizer(nn.Module):
@@ -193,8 +196,8 @@ class DifferenceQuantizer(nn.Module):
         self.project_in = nn.Linear(dim, quant_dim)
         self.project_out = nn.Linear(quant_dim, dim)
         self.cnn_encoder = nn.Sequential()
-        for place, (kernel, stride, padding) in enumerate(CODE_STACKS[code_seq_len]):
-            if place:
+        for kernel, stride, padding in CODE_STACKS[code_seq_len]:
+            if len(self.cnn_encoder):
                 self.cnn_encoder.append(nn.ReLU())
             self.cnn_encoder.append(nn.Conv2d(quant_dim, quant_dim, kernel, stride=stride, padding=padding))
 
@@ -204,9 +207,8 @@ class DifferenceQuantizer(nn.Module):
 
     def _rows(self, tokens: Tensor) -> Tensor:
         projected = self.project_in(tokens).transpose(1, 2)
-        maps = projected.reshape(*projected.shape[:2], self.grid, self.grid)
-        rows: Tensor = self.cnn_encoder(maps).flatten(2).transpose(1, 2)
-        return rows
+        maps = projected.unflatten(-1, (self.grid, -1))
+        return self.cnn_encoder(maps).flatten(2).transpose(1, 2)
 
     def codes(self, latent: Tensor) -> Tensor:
         """The nearest codebook row of each latent row: (B, N, Q) to int64 (B, N)."""
@@ -219,56 +221,28 @@ class DifferenceQuantizer(nn.Module):
         return self.codebooks[codes]
 
     def with_noise(self, latent: Tensor, codes: Tensor, draw: Tensor) -> Tensor:
-        """Latent rows moved by their quantization error in the direction of a standard-normal `draw`, all (B, N, Q)."""
+        """Latent rows moved by their quantization error in the direction of a
+        standard-normal `draw`, all (B, N, Q).
+        """
         error = (latent - self.quantized(codes)).norm(dim=-1, keepdim=True)
-        moved: Tensor = latent + (error / draw.norm(dim=-1, keepdim=True) + 1e-12) * draw
-        return moved
+        return latent + (error / draw.norm(dim=-1, keepdim=True) + 1e-12) * draw
 
     def tokens(self, rows: Tensor) -> Tensor:
         """Rows (B, N, Q) of a latent, quantized or not, to tokens (B, N, D).
 
-        The buffer of a sample is re-read as (Q, N) and transposed, which is not how it was flattened: every token
-        mixes entries of several rows. The published weights were trained with it.
+        The buffer of a sample is re-read as (Q, N) and transposed, which is not how it
+        was flattened: every token mixes entries of several rows. The published weights
+        were trained with it.
         """
         batch, count, width = rows.shape
         mixed = rows.reshape(batch, width, count).transpose(1, 2)
-        out: Tensor = self.project_out(mixed)
-        return out
-
-
-@dataclass(frozen=True)
-class LaqConfig:
-    """Sizes of a model, under the names of the published code.
-
-    Attributes:
-        dim: D of tokens. quant_dim, codebook_size, code_seq_len: see `DifferenceQuantizer`.
-        image_size, patch_size: in pixels; the grid has image_size // patch_size rows and columns.
-        spatial_depth: layers over the positions of a frame, in encoder and decoder. temporal_depth: layers over time.
-        heads, dim_head: of every attention.
-        patch_input: the model embeds patches of pixels itself, instead of taking features of an encoder.
-        pixel_output: the decoder ends in pixels of a patch (it is stored, the benchmark doesn't run it).
-    """
-
-    dim: int
-    quant_dim: int
-    codebook_size: int
-    image_size: int
-    patch_size: int
-    spatial_depth: int
-    temporal_depth: int
-    dim_head: int
-    heads: int
-    code_seq_len: int
-    patch_input: bool = False
-    pixel_output: bool = False
-
-    @property
-    def grid(self) -> int:
-        return int(self.image_size / self.patch_size)
+        return self.project_out(mixed)
 
 
 class PixelPatches(nn.Sequential):
-    """Square patches with features ordered (colour, row, column), normed, projected to D and normed again."""
+    """Square patches with features ordered (colour, row, column), normed, projected to D
+    and normed again.
+    """
 
     def __init__(self, patch: int, dim: int) -> None:
         features = 3 * patch**2
@@ -280,18 +254,12 @@ class PixelPatches(nn.Sequential):
         side = self.patch
         batch, colours, height, width = images.shape
         cut = images.reshape(batch, colours, height // side, side, width // side, side)
-        tokens = cut.permute(0, 2, 4, 1, 3, 5).flatten(3)
-        for layer in self:
-            tokens = layer(tokens)
-        return tokens
+        return super().forward(cut.permute(0, 2, 4, 1, 3, 5).flatten(3))
 
 
 class PatchTokens(nn.Module):
-    """A backbone of transformers as an embedding: the patch tokens of its last layer, after its final norm, on a grid.
-
-    Args:
-        leading: tokens before those of the patches.
-        grid: rows and columns of patches.
+    """A backbone of transformers as an embedding: patch tokens, behind `leading` others,
+    on a grid of `grid` rows.
     """
 
     def __init__(self, backbone: nn.Module, leading: int, grid: int) -> None:
@@ -304,56 +272,58 @@ class PatchTokens(nn.Module):
         """Images (B, 3, H', W') to tokens (B, H, W, D)."""
         output: Any = self.backbone(pixel_values=images)
         tokens: Tensor = output.last_hidden_state[:, self.leading :]
-        return tokens.reshape(len(images), self.grid, self.grid, -1)
+        return tokens.unflatten(1, (self.grid, -1))
 
 
 class LatentActionModel(nn.Module):
-    """Encoder and quantizer of a LAQ model; its decoder is declared, since checkpoints hold it, and never runs.
+    """Encoder and quantizer of a LAQ model; the names of its sizes are those of the
+    published code.
+
+    Args:
+        dim: D of tokens.
+        quant_dim, codebook_size, code_seq_len: see `DifferenceQuantizer`.
+        image_size, patch_size: in pixels; the grid has image_size // patch_size rows
+            and columns.
+        spatial_depth, temporal_depth: layers over the positions of a frame, and over
+            time.
+        heads, dim_head: of every attention.
+        patch_input: the model embeds patches of pixels itself, instead of taking
+            features of an encoder.
+        pixel_output: the decoder, which is not read, ends in pixels of a patch.
 
     Attributes:
-        features: the encoder of frames, images (B, 3, H', W') to tokens (B, H, W, D); set once this model's own
-            weights are loaded. None for a model with its own patch embedding.
+        features: the encoder of frames, images (B, 3, H', W') to tokens (B, H, W, D),
+            set from outside; None for a model with its own patch embedding.
     """
 
-    DECODER = ("dec_spatial_transformer", "to_pixels_first_frame")
-
-    def __init__(self, config: LaqConfig) -> None:
+    def __init__(
+        self, *, dim: int, quant_dim: int, codebook_size: int, image_size: int, patch_size: int, spatial_depth: int,
+        temporal_depth: int, dim_head: int, heads: int, code_seq_len: int, patch_input: bool = False,
+        pixel_output: bool = False,
+    ) -> None:  # fmt: skip
         super().__init__()
-        dim, sizes = config.dim, (config.heads, config.dim_head)
-        self.config = config
+        self.dim, self.grid = dim, int(image_size / patch_size)
         self.features: nn.Module | None = None
-        if config.patch_input:
-            self.to_patch_emb_first_frame = PixelPatches(config.patch_size, dim)
-        self.spatial_rel_pos_bias = GridBias(dim, config.heads)
-        self.enc_spatial_transformer = LaqTransformer(dim, config.spatial_depth, *sizes)
-        self.enc_temporal_transformer = LaqTransformer(dim, config.temporal_depth, *sizes)
-        self.vq = DifferenceQuantizer(
-            dim, config.quant_dim, config.codebook_size, config.grid, config.code_seq_len
-        )  # fmt: skip
-        self.dec_spatial_transformer = LaqTransformer(dim, config.spatial_depth, *sizes, cross_attention=True)
-        if config.pixel_output:
-            self.to_pixels_first_frame = nn.Sequential(nn.Linear(dim, 3 * config.patch_size**2))
-
-    def drop_decoder(self) -> None:
-        """Free the weights that encoding doesn't need."""
-        for name in self.DECODER:
-            if hasattr(self, name):
-                delattr(self, name)
+        if patch_input:
+            self.to_patch_emb_first_frame = PixelPatches(patch_size, dim)
+        self.spatial_rel_pos_bias = GridBias(dim, heads)
+        self.enc_spatial_transformer = LaqTransformer(dim, spatial_depth, heads, dim_head)
+        self.enc_temporal_transformer = LaqTransformer(dim, temporal_depth, heads, dim_head)
+        self.vq = DifferenceQuantizer(dim, quant_dim, codebook_size, self.grid, code_seq_len)
 
     def embed(self, images: Tensor) -> Tensor:
         """Images (B, 3, H', W'), each by itself, to tokens (B, H, W, D)."""
-        embedding = self.to_patch_emb_first_frame if self.config.patch_input else self.features
-        assert embedding is not None, "the encoder of frames was not set"
-        tokens: Tensor = embedding(images)
-        return tokens
+        embedding = self.to_patch_emb_first_frame if self.features is None else self.features
+        return embedding(images)
 
     def encode(self, embedded: Tensor) -> tuple[Tensor, Tensor]:
-        """Embedded pairs (B, 2, H, W, D) to tokens (B, H * W, D) of the first and of the last frame."""
+        """Embedded pairs (B, 2, H, W, D) to tokens (B, H * W, D) of the first and of the
+        last frame.
+        """
         batch, frames, rows, columns, dim = embedded.shape
         grid = (batch, frames, rows, columns)
-        x = self.enc_spatial_transformer(
-            embedded.reshape(batch * frames, rows * columns, dim), grid, self.spatial_rel_pos_bias(rows, columns)
-        )
+        sequences = embedded.flatten(0, 1).flatten(1, 2)
+        x = self.enc_spatial_transformer(sequences, grid, self.spatial_rel_pos_bias(rows))
         x = x.reshape(batch, frames, -1, dim).transpose(1, 2)  # (B, H * W, T, D)
         x = self.enc_temporal_transformer(x.reshape(-1, frames, dim), grid)
         first, last = x.reshape(batch, -1, frames, dim).unbind(dim=2)
@@ -362,3 +332,67 @@ class LatentActionModel(nn.Module):
     def latent(self, embedded: Tensor) -> Tensor:
         """Embedded pairs (B, 2, H, W, D) to the continuous latent (B, N, Q)."""
         return self.vq.latent(*self.encode(embedded))
+
+
+class ResidualBlock(nn.Module):
+    """Two normed convolutions without bias, added to the input."""
+
+    def __init__(self, channels: int, out_channels: int) -> None:
+        super().__init__()
+        self.norm1 = nn.GroupNorm(GROUPS, channels, eps=1e-6)
+        self.norm2 = nn.GroupNorm(GROUPS, out_channels, eps=1e-6)
+        self.conv1 = nn.Conv2d(channels, out_channels, 3, padding=1, bias=False)
+        self.conv2 = nn.Conv2d(out_channels, out_channels, 3, padding=1, bias=False)
+        self.nin_shortcut: nn.Module = nn.Identity()
+        if channels != out_channels:
+            self.nin_shortcut = nn.Conv2d(channels, out_channels, 1, bias=False)
+
+    def forward(self, x: Tensor) -> Tensor:
+        out: Tensor = self.conv1(F.silu(self.norm1(x)))
+        out = self.conv2(F.silu(self.norm2(out)))
+        return self.nin_shortcut(x) + out
+
+
+def residual_blocks(channels: int, out_channels: int, count: int) -> nn.Sequential:
+    """`count` blocks, the first of which changes the number of channels."""
+    first = ResidualBlock(channels, out_channels)
+    return nn.Sequential(first, *(ResidualBlock(out_channels, out_channels) for _ in range(count - 1)))
+
+
+class Tokenizer(nn.Module):
+    """The encoder of Open-MAGVIT2; its raw weights run, as in the published code, not
+    their running averages.
+
+    Arguments are those of the published ``ddconfig``: channels of the map, of the first
+    level and their multiples level by level, blocks per level, channels of images. A
+    `model_type` of ``en512`` gives the map before the last convolution. `out_ch` and
+    `use_ema` are about the parts that don't run.
+    """
+
+    def __init__(
+        self, *, z_channels: int, ch: int, ch_mult: Sequence[int], num_res_blocks: int, in_channels: int = 3,
+        model_type: str = "en18", out_ch: int = 3, use_ema: bool = True,
+    ) -> None:  # fmt: skip
+        super().__init__()
+        widths = [ch * factor for factor in (1, *ch_mult)]
+        down = nn.Sequential()
+        for narrow, wide in pairwise(widths):
+            level = nn.Sequential(OrderedDict(block=residual_blocks(narrow, wide, num_res_blocks)))
+            if len(down) < len(ch_mult) - 1:  # every level but the last halves the resolution
+                level.add_module("downsample", nn.Conv2d(wide, wide, 3, stride=2, padding=1))
+            down.append(level)
+        layers = OrderedDict(
+            conv_in=nn.Conv2d(in_channels, ch, 3, padding=1, bias=False),
+            down=down,
+            mid_block=residual_blocks(widths[-1], widths[-1], num_res_blocks),
+            norm_out=nn.GroupNorm(GROUPS, widths[-1], eps=1e-6),
+            activation=nn.SiLU(),
+            conv_out=nn.Conv2d(widths[-1], z_channels, 1),
+        )
+        self.encoder = nn.Sequential(layers)
+        self.projects = model_type != "en512"
+
+    def forward(self, images: Tensor) -> Tensor:
+        """Images (B, 3, H', W') to tokens (B, H, W, Z)."""
+        encoder = self.encoder if self.projects else self.encoder[:-1]
+        return encoder(images).permute(0, 2, 3, 1)

@@ -52,7 +52,7 @@ def stride_ablation(context: Context) -> Found:
     found: dict[tuple[Any, ...], list[FinishedRun]] = {}
     for key, group in grouped([run for run in context.runs if run.result.dataset.stride], place).items():
         found.setdefault(key[:-1], []).extend(group)
-    files: list[Path] = []
+    files: list[Path | str] = []
     for (series, *_), runs in found.items():
         rows = []
         for run in runs:
@@ -67,7 +67,7 @@ def stride_ablation(context: Context) -> Found:
 
 
 def codebook_ablation(context: Context) -> Found:
-    """The score of ablated models by each of their settings, a figure per data set and settings."""
+    """The score of ablated models by each of their settings, a figure per data set."""
     runs = [run for run in context.runs if _ablation_of(run) and run.result.label == run.result.model.name]
     if not runs:
         yield "there is no finished run of an ablated model, such as dinov3-cs64_sl49_dim256_lr1e-4: see 'lary models'"
@@ -79,12 +79,12 @@ def codebook_ablation(context: Context) -> Found:
                 line = ", ".join(f"{other} {fixed:g}" for other, fixed in own.items() if other != name)
                 rows.append(_row(run, name, line, value, _published(run, own)))
         title = f"{dataset_title(group[0].result)}: ablated models"
-        written = _write(context, f"codebook_{slug(dataset)}", rows, group[0], title)
+        written: list[Path | str] = [*_write(context, f"codebook_{slug(dataset)}", rows, group[0], title)]
         yield from written or [f"no two runs on {dataset} differ in one setting alone"]
 
 
 def _ablation_of(run: FinishedRun) -> Mapping[str, float]:
-    """What an ablation varies in the record of a run's model; empty for other models and unknown ones."""
+    """What an ablation varies in the record of a run's model; empty for other models."""
     try:
         return MODELS.get(run.result.model.name).ablation
     except UsageError:  # the plug-in that made a model may be absent

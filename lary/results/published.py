@@ -77,7 +77,7 @@ def write_classification_files(folder: Path, outcome: ClassificationOutcome) -> 
 
 
 def best_result(outcome: RegressionOutcome) -> dict[str, float]:
-    """The one row of ``best_result.csv`` for the headline selection; the training loss is that of its epoch."""
+    """The one row of ``best_result.csv`` for the headline selection."""
     name = headline(outcome.splits["seen"].selections)
     epoch = outcome.splits["seen"].selections[name].epoch
     losses = {entry.get("epoch"): entry.get("train_loss", np.nan) for entry in outcome.history}
@@ -165,7 +165,7 @@ def examples_of(split: SplitOutcome, files: Iterable[str]) -> Iterator[Example]:
 
 @dataclass(frozen=True)
 class SampleScores:
-    """Headline score of each sample of one split: ids and groups n names, scores (S, n) float32."""
+    """Headline scores (S, n) of the samples of one split."""
 
     ids: tuple[str, ...]
     groups: tuple[str, ...]
@@ -174,7 +174,7 @@ class SampleScores:
 
 @dataclass(frozen=True)
 class Chunks:
-    """Chunks of the samples of one split: n names each, chunks (n, K, A) float32, physical units."""
+    """Chunks (n, K, A) of the samples of one split, in physical units."""
 
     ids: tuple[str, ...]
     groups: tuple[str, ...]
@@ -222,12 +222,12 @@ def write_actions(folder: Path, outcome: RegressionOutcome) -> str:
 def _write_arrays(file: Path, tables: Mapping[str, SampleScores | Chunks], **more: npt.NDArray[np.int64]) -> str:
     arrays = {f"{role}_{name}": part for role, table in tables.items() for name, part in vars(table).items()}
     with atomic_write(file) as stream:
-        np.savez_compressed(stream, **more, **arrays)
+        np.savez_compressed(stream, **more, **arrays)  # type: ignore[arg-type]
     return file.name
 
 
 def read_scores(run: FinishedRun, role: str = "seen") -> SampleScores:
-    """The scores of one role. Raises LaryError if they are missing, torn, or the run has no such split."""
+    """The scores of one role. Raises LaryError if they are missing or torn."""
     return SampleScores(*_read_arrays(run, PREDICTIONS, role, ("ids", "groups", "scores")))
 
 

@@ -81,7 +81,7 @@ class Statistic:
 
 
 def _quotient(above: Tensor, below: Tensor) -> Tensor:
-    """A quotient, NaN over zero, where its slope is zero: torch has NaN there without the second choice."""
+    """A quotient, NaN over zero; the second choice keeps the slopes of torch finite there."""
     there = below != 0
     return torch.where(there, above / torch.where(there, below, 1.0), torch.nan)
 
@@ -266,7 +266,7 @@ def interval_of(found: Spread, statistic: Statistic = ratio) -> Interval:
 def spread_of(
     parts: Sequence[Part], statistic: Statistic = ratio, *, seed: int = 0, resamples: int = RESAMPLES
 ) -> Spread:
-    """The weighted sum of a statistic of several runs, and its spread over clusters and seeds."""
+    """The weighted sum of a statistic of several runs, and its spread."""
     known = _without_resamples(parts, statistic)
     draws = cluster_draws(parts[0][1].shape[-2], seed, resamples)
     values, errors = _resampled(parts, statistic, draws)

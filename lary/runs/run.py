@@ -6,14 +6,14 @@ import os
 import time
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, fields, replace
-from pathlib import Path
 from typing import Any
 
 from lary.configs import ActionOptions, ClassifyConfig, ExtractConfig, RegressConfig, RunConfig
 from lary.data.configs import DemoConfig, SimulateConfig
 from lary.data.spec import DATASETS, DatasetSpec, LabelSpace
 from lary.data.splits import find_table
-from lary.models.spec import MODELS, ModelSpec, locate_weights
+from lary.models.overview import weights_state
+from lary.models.spec import MODELS, ModelSpec
 from lary.results.record import EvalResult
 from lary.results.report import write_report
 from lary.runs.changed import FRAME_CONTROLS, extract_changed
@@ -134,18 +134,11 @@ def demo_models(settings: Settings) -> list[ModelSpec]:
     """Every model that needs no weights, and those marked for the demo whose weights are on this machine."""
     found = []
     for model in MODELS:
-        if model.weights is None:
+        if model.weights is None or (model.in_demo and weights_state(model, settings.values())[0]):
             found.append(model)
         elif model.in_demo:
-            try:
-                place = locate_weights(model, settings.values())
-            except UsageError:
-                place = None
-            if place is not None and Path(place).exists():
-                found.append(model)
-            else:
-                variable = model.weights.variable
-                log.info("%s is left out: its weights are not on this machine (set %s)", model.name, variable)
+            variable = model.weights.variable
+            log.info("%s is left out: its weights are not on this machine (set %s)", model.name, variable)
     return found
 
 

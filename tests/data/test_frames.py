@@ -25,15 +25,9 @@ Videos = dict[str, tuple[Path, np.ndarray]]
 
 
 def encode(
-    path: Path,
-    codec: str,
-    options: dict[str, str],
-    *,
-    count: int = COUNT,
-    gop: int = 12,
-    varied: bool = False,
-    height: int = 48,
-) -> None:
+    path: Path, codec: str, options: dict[str, str], *,
+    count: int = COUNT, gop: int = 12, varied: bool = False, height: int = 48,
+) -> None:  # fmt: skip
     """A texture that moves by a pixel per frame; with `varied` time stamps, frames last one to four ticks."""
     stamps = np.cumsum(np.random.default_rng(0).integers(1, 5, count)) if varied else np.arange(count)
     with av.open(str(path), "w") as container:

@@ -23,7 +23,13 @@ from tests.tree import make_calvin, write_table
 
 
 def test_targets_of_two_robots(tmp_path: Path) -> None:
-    chunks = [draw(4, 3, seed=1), draw(4, 3, seed=2), None, draw(2, 3), *(draw(4, 3, seed=seed) for seed in range(500))]
+    chunks: list[Any] = [
+        draw(4, 3, seed=1),
+        draw(4, 3, seed=2),
+        None,
+        draw(2, 3),
+        *(draw(4, 3, seed=seed) for seed in range(500)),
+    ]
     table = arm_table(tmp_path, chunks, ["a", "b", "a", "b", *"b" * 500])
     stats = {"robot_stats": {"a": {"mean": [1, 2, 3], "std": [1, 2, 0]}, "b": {"mean": [0, 0, 0], "std": [2, 2, 2]}}}
     (tmp_path / "stats.json").write_text(json.dumps(stats))
@@ -180,12 +186,3 @@ def test_relative_actions_keep_frames_apart_and_name_failures(tmp_path: Path) ->
         assert path.read_bytes() == whole
     with pytest.raises(UsageError, match="holds classes"):
         write_relative(replace(config, dataset="libero"), settings)
-
-
-def test_split_of_a_table() -> None:
-    for table, dataset, split in (
-        ("train_la_calvin_5_dinov2.csv", "calvin", "train"), ("val_la_calvin_5_x.csv", "calvin", "val"),
-        ("seen_val_la_robocoin_10_x.csv", "robocoin", "seen_val"), ("pairs.csv", "robocoin", "seen_train"),
-        ("unseen_la_robocoin_10_x.csv", "robocoin", "unseen"), ("constrained_val.csv", "calvin", "val"),
-    ):  # fmt: skip
-        assert normalisation.split_of(DATASETS.get(dataset), Path(table)) == split, table

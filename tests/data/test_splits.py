@@ -99,15 +99,6 @@ def test_groups_stay_together_and_classes_keep_their_share(tmp_path: Path, by: s
     assert write_split(table, config).val.read_bytes() == first
 
 
-def test_reversed_clips_stay_with_theirs(tmp_path: Path) -> None:
-    names = [f"SSv2/{video}_{line}{end}.mp4" for video in range(30) for line in range(2) for end in ("", "_rev")]
-    write_table(tmp_path / "all_clips.csv", [{"video_path": name, "action": "push"} for name in names])
-    report = write_split(tmp_path / "all_clips.csv", SplitConfig(by="video"))
-    videos = [{row["video_path"].split("_")[0] for row in rows_of(path)} for path in (report.train, report.val)]
-    assert not videos[0] & videos[1]
-    assert report.rows == (84, 36), "70:30 for clips"
-
-
 def test_wrong_requests_are_named(tmp_path: Path) -> None:
     table = pairs_table(tmp_path / "pairs.csv")
     parts = {"train": tmp_path / "t.csv", "val": tmp_path / "v.csv"}
@@ -121,7 +112,7 @@ def test_wrong_requests_are_named(tmp_path: Path) -> None:
         ({"by": "episode", "share": 1e-4, "dataset": "libero"}, "too few to put a share of 0.0001"),
     ):
         with pytest.raises(UsageError, match=words):
-            write_split(table, SplitConfig(**parts | options))  # type: ignore[arg-type]
+            write_split(table, SplitConfig(**parts | options))
     (tmp_path / "all_x.csv").write_text("a,b\n1,2\n")
     with pytest.raises(UsageError, match="neither of the columns src_img and video_path"):
         write_split(tmp_path / "all_x.csv", SplitConfig())

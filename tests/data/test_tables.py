@@ -7,12 +7,9 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
-from hypothesis import given
-from hypothesis import strategies as st
 
 from lary.data.spec import DATASETS, DatasetSpec
 from lary.data.tables import SampleTable, line_of, placed, read_csv, read_frame, read_table
-from lary.files import inside
 from lary.types import UsageError
 from tests.data.arm import PAIR
 from tests.helpers import FIXTURES
@@ -75,7 +72,7 @@ def test_cells_are_those_of_the_csv_module(tmp_path: Path, text: str) -> None:
 @pytest.mark.parametrize(
     ("text", "words"),
     [
-        ("", "is empty"), ("\n", "is empty"), (HEADER, "no rows"), (HEADER.strip(), "no rows"),
+        ("", "is empty"), ("\n", "is empty"), (HEADER, "is empty"), (HEADER.strip(), "is empty"),
         ("src_img,action\na,open\n", r"no column 'tgt_img', which two needs; it has: src_img, action"),
         ("src_img, src_img,action\na,b,open\n", "names a column twice"),
         (HEADER + "a,b,open\na,b\n", r"row 2 \(line 3\): 2 cells under 3 column names; quote cells"),
@@ -85,11 +82,12 @@ def test_cells_are_those_of_the_csv_module(tmp_path: Path, text: str) -> None:
         (HEADER + "a,b,open\n\na,b,opne\n", r"row 2 \(line 4\): 'opne' is no class.* Did you mean open"),
         (HEADER + "../a,b,open\n", r"row 1 \(line 2\): the path '../a' leaves its root"),
         (HEADER.encode() + b"\xff\xfe,b,open\n", "can't be read as CSV in UTF-8"),
-        ("a," * 10_000_000 + "\n1\n", r"names \d+ columns, more than"),
+        ("a," * 10_000_000 + "\n1\n", "a row has more than"),
+        (",".join(map(str, range(5000))) + "\n" + "1," * 4999 + "1\n", "names 5000 columns, more than"),
         (HEADER + "a.png,b.png,open" + "," * 10_000_000 + "\n", "a row has more than|cells under"),
         (HEADER + 'a.png,b.png,"' + "x\n" * 2_000_000, "row 1.*4000000 letters|a row has more than"),
     ],
-    ids=range(16),
+    ids=range(17),
 )  # fmt: skip
 def test_wrong_tables_are_named(tmp_path: Path, text: str | bytes, words: str) -> None:
     path = stored(tmp_path, text)
@@ -109,7 +107,8 @@ def test_both_path_forms_give_the_same_samples() -> None:
 
 def test_published_first_rows_are_read() -> None:
     for path in sorted(TABLES.glob("*_metadata_*.csv")):
-        table = published(*path.stem.split("_metadata_"))
+        name, _, split = path.stem.partition("_metadata_")
+        table = published(name, split)
         assert len({sample.id for sample in table}) == len(table) == 20
         assert table.groups() == tuple(sample.group for sample in table)
         assert table.embodiments() == tuple(sample.embodiment for sample in table)
@@ -175,17 +174,6 @@ def test_missing_media_are_listed_once_in_order_and_files_without_their_folder_f
     assert table.missing_media() == [table.root / "images/b.png", table.root / "images/c.png"]
     assert table.missing_media([2]) == [table.root / "images/c.png"]
     assert table.media_path(table[3]) == (table.root / "ep_1/a.png", table.root / "images/b.png")
-
-
-parts = st.text(st.sampled_from("ab. é"), min_size=1, max_size=4).filter(lambda part: part.strip(" .") != "")
-
-
-@given(segments=st.lists(parts, min_size=1, max_size=5), depth=st.sampled_from([None, 0, 1, 2]))
-def test_placing_is_stable_and_stays_inside(segments: list[str], depth: int | None) -> None:
-    once = placed("/".join(segments), "images", depth)
-    assert placed(once, "images", depth) == once
-    assert inside(Path("/root"), once).is_relative_to("/root")
-    assert ("images" in once.split("/")) == (depth is not None)
 
 
 OUTSIDE = (

@@ -81,18 +81,12 @@ class Place:
 
     def stopped(self, command: str, count: int, signal: int) -> int:
         """Run a command in a process of its own that gets `signal` at the naming of its file number `count`."""
-        start = ["-c", STOPPER, str(self.root), str(count), str(int(signal))]
-        done = self.process("-W", "ignore", *start, *words_of(command, self.root))
+        start = [sys.executable, "-W", "ignore", "-c", STOPPER, str(self.root), str(count), str(int(signal))]
+        path = os.pathsep.join((str(REPOSITORY), os.environ.get("PYTHONPATH", "")))
+        variables, words = os.environ | self.environment() | {"PYTHONPATH": path}, words_of(command, self.root)
+        done = subprocess.run([*start, *words], env=variables, cwd=self.root, capture_output=True, text=True)
         assert "Traceback" not in done.stderr, done.stderr
         return done.returncode
-
-    def process(self, *words: str) -> subprocess.CompletedProcess[str]:
-        """Run Python here in a process of its own."""
-        path = os.pathsep.join((str(REPOSITORY), os.environ.get("PYTHONPATH", "")))
-        variables = os.environ | self.environment() | {"PYTHONPATH": path}
-        return subprocess.run(
-            [sys.executable, *words], env=variables, cwd=self.root, capture_output=True, text=True, timeout=120
-        )
 
 
 class Golden:

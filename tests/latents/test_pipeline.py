@@ -7,15 +7,15 @@ import torch
 
 from lary.latents.pipeline import Encoding
 from lary.latents.reading import Batch
-from lary.models.preprocess import CUBIC_224_IMAGENET, DeviceNormaliser, normalise
-from lary.models.spec import Preprocess
+from lary.models.preprocess import DeviceNormaliser, normalise
+from lary.models.spec import MODELS, Preprocess
 from lary.types import Latents, Sample
 
 
 def test_normalising_on_a_device_gives_the_same_bits() -> None:
     planes = np.random.default_rng(0).integers(0, 256, (3, 2, 3, 9, 7), dtype=np.uint8)
     others = Preprocess(), Preprocess(scale=1, mean=(0.5, 0, 0.1)), Preprocess(std=(2, 1, 3))
-    for record in (CUBIC_224_IMAGENET, *others):
+    for record in (MODELS.get("univla").preprocess, *others):
         wanted = normalise(planes, record)
         found = DeviceNormaliser(record, "cpu")(torch.from_numpy(planes)).numpy()
         assert wanted.dtype == found.dtype == np.float32

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import logging
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -14,14 +13,13 @@ import torch
 from huggingface_hub import constants
 from safetensors.torch import load_file, save_file
 
-from lary.models.image import BACKBONES, image_tower
-from lary.models.preprocess import mix_planes
+from lary.models.image import backbone_of, image_tower
 from lary.models.running import LoadedEncoder, build
 from lary.models.spec import MODELS, ModelContext
 from lary.types import BenchmarkProtocol, LaryError, UsageError
 from tests.helpers import lary
 from tests.models.test_weights import NEWEST, FakeHub
-from tests.tiny import KINDS, TINY_DIM, save_tiny
+from tests.tiny import KINDS, save_tiny
 
 CLIPS = torch.randn(3, 2, 3, 224, 224, generator=torch.Generator().manual_seed(0))
 
@@ -30,34 +28,11 @@ CLIPS = torch.randn(3, 2, 3, 224, 224, generator=torch.Generator().manual_seed(0
 def checkpoints(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     """A tiny checkpoint of every kind."""
     root = tmp_path_factory.mktemp("weights")
-    return {kind: save_tiny(root / kind, kind) for kind in [*KINDS.values(), "dinov2-registers", "siglip2-naflex"]}
+    return {kind: save_tiny(root / kind, kind) for kind in [*KINDS.values(), "dinov2-registers"]}
 
 
 def make(name: str, folder: Path, protocol: BenchmarkProtocol = "corrected") -> LoadedEncoder:
     return build(MODELS.get(name), ModelContext("cpu", protocol, weights=str(folder)))
-
-
-@pytest.mark.parametrize(("name", "kind", "count"), [
-    ("dinov2-origin", "dinov2", 256), ("dinov2-origin", "dinov2-registers", 256), ("dinov3-origin", "dinov3", 196),
-    ("siglip2-origin", "siglip2", 196), ("siglip2-origin", "siglip2-naflex", 196),
-])  # fmt: skip
-def test_patch_tokens_alone_remain(
-    name: str, kind: str, count: int, checkpoints: dict[str, Path], caplog: pytest.LogCaptureFixture
-) -> None:
-    with caplog.at_level(logging.INFO, logger="lary"):
-        corrected, paper = (make(name, checkpoints[kind], protocol) for protocol in ("corrected", "paper"))
-    assert f"have D = {TINY_DIM}, not {MODELS.get(name).dim} as in the record" in caplog.text
-    latents = corrected.encode(CLIPS)
-    assert latents.tokens.shape == (3, 2, count, TINY_DIM)
-    assert corrected.dim == TINY_DIM
-    assert (latents.cls is not None) == MODELS.get(name).class_token
-    alone = torch.cat([corrected.encode(CLIPS[:, [step]]).tokens for step in (0, 1)], dim=1)
-    torch.testing.assert_close(latents.tokens, alone, rtol=1e-4, atol=1e-4)  # each frame by itself
-    single = torch.cat([corrected.encode(clip[None]).tokens for clip in CLIPS])
-    assert torch.equal(single, latents.tokens), "tokens depend on the batch"
-    mixed = paper.encode(CLIPS).tokens
-    torch.testing.assert_close(mixed, corrected.encode(mix_planes(CLIPS)).tokens)
-    assert not torch.allclose(mixed, alone, atol=1e-2)
 
 
 @pytest.mark.parametrize("name", list(KINDS))
@@ -65,11 +40,10 @@ def test_full_backbones_have_the_parameters_of_their_records(name: str) -> None:
     import transformers
 
     config = MODELS.get(name).options["config"]
-    model_class: Any = getattr(transformers, BACKBONES[config["model_type"]].model)
+    model_class: Any = getattr(transformers, backbone_of(config["model_type"]).model)
     with torch.device("meta"):
         model = model_class(model_class.config_class.from_dict(image_tower(config)))
-    millions = sum(value.numel() for value in model.parameters()) / 1e6
-    assert f"{millions:.2f}" == f"{MODELS.get(name).parameters_m:.2f}"
+    assert round(sum(value.numel() for value in model.parameters()) / 1e6, 2) == MODELS.get(name).parameters_m
 
 
 def edit(folder: Path, change: Callable[[dict[str, torch.Tensor]], object]) -> None:
@@ -83,7 +57,7 @@ def edit(folder: Path, change: Callable[[dict[str, torch.Tensor]], object]) -> N
     [
         (lambda tensors: tensors.pop("layernorm.bias"), "1 missing: layernorm.bias"),
         (lambda tensors: tensors.update(extra=torch.zeros(2)), "1 unexpected: extra"),
-        (lambda tensors: tensors.update({"layernorm.bias": torch.zeros(7)}), "1 misshaped: layernorm.bias"),
+        (lambda tensors: tensors.update({"layernorm.bias": torch.zeros(7)}), "1 misshaped: .*layernorm.bias"),
         (lambda tensors: tensors.clear() or tensors.update(a=torch.zeros(1)), r"\d missing: .* and \d+ more; 1 unexp"),
     ],
 )  # fmt: skip
@@ -110,8 +84,7 @@ def test_unused_keys_and_half_precision_change_nothing(checkpoints: dict[str, Pa
     assert any(key.startswith("text_model.") for key in tensors)
     kept = {key.removeprefix("vision_model."): value for key, value in tensors.items() if key.startswith("vision_m")}
     save_file({key: value for key, value in kept.items() if not key.startswith("head.")}, tower / "model.safetensors")
-    tokens = [make("siglip2-origin", folder).encode(CLIPS).tokens for folder in (whole, tower)]
-    assert torch.equal(*tokens)
+    assert torch.equal(*(make("siglip2-origin", folder).encode(CLIPS).tokens for folder in (whole, tower)))
 
 
 def test_checkpoints_of_something_else_are_named(checkpoints: dict[str, Path], tmp_path: Path) -> None:
@@ -121,12 +94,12 @@ def test_checkpoints_of_something_else_are_named(checkpoints: dict[str, Path], t
     other = replace(spec, preprocess=replace(spec.preprocess, size=256))
     with pytest.raises(UsageError, match=r"images of 224 pixels, the record prepares 256"):
         build(other, ModelContext("cpu", "corrected", weights=str(checkpoints["siglip2"])))
+    save_file({"a": torch.zeros(1)}, tmp_path / "model.safetensors")
     for name, changes in (
         ("dinov2-origin", {"hidden_size": "wide"}),
         ("dinov3-origin", {"num_attention_heads": 0}),
         ("siglip2-origin", {"hidden_size": 10, "num_attention_heads": 3}),
     ):
-        save_file({"a": torch.zeros(1)}, tmp_path / "model.safetensors")
         (tmp_path / "config.json").write_text(json.dumps({**MODELS.get(name).options["config"], **changes}))
         with pytest.raises(LaryError, match=rf"configuration of {tmp_path} describes no \w+Model"):
             make(name, tmp_path)
@@ -135,28 +108,23 @@ def test_checkpoints_of_something_else_are_named(checkpoints: dict[str, Path], t
 # Any backbone
 
 
-def save_vit(folder: Path) -> Path:
+def test_any_transformers_backbone(tmp_path: Path) -> None:
     import transformers
 
     config = transformers.ViTConfig(
         hidden_size=16, num_hidden_layers=1, num_attention_heads=2, intermediate_size=32, image_size=32, patch_size=8
     )
+    folder, processor = tmp_path / "vit", tmp_path / "vit" / "preprocessor_config.json"
     transformers.ViTForImageClassification(config).save_pretrained(folder)
-    processor = {"size": {"height": 32, "width": 32}, "image_mean": [0.5] * 3, "image_std": [0.25] * 3, "resample": 3}
-    (folder / "preprocessor_config.json").write_text(json.dumps(processor))
-    return folder
-
-
-def test_any_transformers_backbone(tmp_path: Path) -> None:
-    folder = save_vit(tmp_path / "vit")
+    size = {"height": 32, "width": 32}
+    processor.write_text(json.dumps({"size": size, "image_mean": [0.5] * 3, "image_std": [0.25] * 3, "resample": 3}))
     record = MODELS.get(f"hf:{folder}").preprocess
     assert (record.size, record.resize, record.mean, record.std) == (32, "pil_bicubic", (0.5,) * 3, (0.25,) * 3)
     done = lary("check-model", f"hf:{folder}")
-    assert done.code == 0
-    assert "2 x 16 x 16" in done.out
+    assert (done.code, "2 x 16 x 16" in done.out) == (0, True)
+    processor.write_text("{")
     for model, named in ((f"hf:{folder}", "can't be used"), ("hf:", "name a folder or a hub id"),
                          ("hf:random", "name a folder or a hub id")):  # fmt: skip
-        (folder / "preprocessor_config.json").write_text("{")
         done = lary("check-model", model)
         assert (done.code, named in done.err) == (2, True)
 
@@ -169,9 +137,7 @@ def test_backbones_that_lead_elsewhere(tmp_path: Path, monkeypatch: pytest.Monke
     assert not list(tmp_path.iterdir())
 
 
-def test_any_backbone_without_a_network_says_so_at_once(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, request: pytest.FixtureRequest
-) -> None:
+def test_any_backbone_without_a_network_says_so_at_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     with monkeypatch.context() as offline:
         offline.setattr(constants, "HF_HUB_OFFLINE", True)
         offline.setattr(constants, "HF_HUB_CACHE", str(tmp_path))

@@ -1,4 +1,4 @@
-"""Files of tensors: code is never run, bombs and false headers are refused, and every model says what it was given."""
+"""Files of tensors: code is never run, bombs and false headers are refused, and every model names what it was given."""
 
 from __future__ import annotations
 
@@ -10,7 +10,6 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pytest
 import torch
 from safetensors.torch import save_file
@@ -22,7 +21,7 @@ from lary.types import LaryError
 from tests.hostile.harness import Code, refused
 from tests.tiny_networks import PUBLISHED
 
-REMEDY = r"(Fetch it again|Is it the right file|Convert them to safetensors|belongs to this model|be of one checkpoint)"
+REMEDY = r"(Fetch it again|Is it the right file|Convert them to safetensors|be of one checkpoint)"
 WITH_CODE = r"refused: besides tensors they hold \w+\.system, and reading that would run code"
 
 
@@ -33,21 +32,14 @@ def read(path: Path) -> dict[str, torch.Tensor]:
 def place_for(name: str, folder: Path, suffix: str) -> Path:
     """The file of a model's weights, with the configuration beside it that it needs; the file is not there."""
     folder.mkdir(parents=True, exist_ok=True)
-    options = MODELS.get(name).options
+    options, safe = MODELS.get(name).options, suffix == ".safetensors"
     if "accepts" in options:
         (folder / "config.json").write_text(json.dumps({**options["config"], "num_hidden_layers": 1}))
-        return folder / ("model.safetensors" if suffix == ".safetensors" else "pytorch_model.bin")
+        return folder / ("model.safetensors" if safe else "pytorch_model.bin")
     if "action_latent_dim" in options.get("config", ()):
         (folder / "model_config.json").write_text(json.dumps({"architecture": "IgorModel", "config": {}}))
-        return folder / ("model.safetensors" if suffix == ".safetensors" else "model.bin")
+        return folder / ("model.safetensors" if safe else "model.bin")
     return folder / f"weights{suffix}"
-
-
-def picture(file: Path, mark: Path) -> None:
-    import cv2
-
-    cv2.imwrite(f"{file}.png", np.zeros((8, 8, 3), np.uint8))
-    Path(f"{file}.png").rename(file)
 
 
 def save(tensors: dict[str, torch.Tensor], file: Path) -> None:
@@ -60,10 +52,8 @@ def cut(file: Path, mark: Path) -> None:
 
 
 DAMAGES: dict[str, Callable[[Path, Path], object]] = {
-    "text": lambda file, mark: file.write_text("no weights"),
-    "json": lambda file, mark: file.write_text('{"a": 1}'),
+    "text": lambda file, mark: file.write_text('{"a": 1}'),
     "empty": lambda file, mark: file.write_bytes(b""),
-    "picture": picture,
     "cut": cut,
     "other model": lambda file, mark: save({"conv1.weight": torch.zeros(3, 3), "fc.bias": torch.zeros(3)}, file),
     "code": lambda file, mark: torch.save({"a": Code(mark)}, file),
@@ -87,28 +77,24 @@ def test_every_model_refuses_what_is_no_checkpoint_of_it(name: str, tmp_path: Pa
                 assert "system" in str(caught.value)
 
 
-@pytest.mark.parametrize("zipped_form", [True, False])
-def test_torch_file_with_code_runs_nothing(tmp_path: Path, zipped_form: bool) -> None:
-    path, mark = tmp_path / "model.pt", tmp_path / "executed"
-    torch.save({"model": {"w": torch.ones(2)}, "extra": Code(mark)}, path, _use_new_zipfile_serialization=zipped_form)
-    refused(tmp_path, lambda: read(path), WITH_CODE)
-    assert not mark.exists()
-
-
-@pytest.mark.parametrize("version", [0, 2, 4, 5])
-def test_plain_pickle_with_code_runs_nothing(tmp_path: Path, version: int) -> None:
+@pytest.mark.parametrize("form", [True, False, 0, 2, 4, 5])
+def test_files_with_code_run_nothing(tmp_path: Path, form: bool | int) -> None:
+    """Torch's forms, in a zip and older, and plain pickles of all protocols."""
     path, mark = tmp_path / "latest.pt", tmp_path / "executed"
-    path.write_bytes(pickle.dumps(Code(mark), protocol=version))
+    if isinstance(form, bool):
+        content = {"model": {"w": torch.ones(2)}, "extra": Code(mark)}
+        torch.save(content, path, _use_new_zipfile_serialization=form)
+    else:
+        path.write_bytes(pickle.dumps(Code(mark), protocol=form))
     refused(tmp_path, lambda: read(path), WITH_CODE)
     assert not mark.exists()
 
 
 @pytest.mark.parametrize("content", [b"", b"hello", b"config\nmodel\n", pickle.dumps([1] * 99)[:50], b"PK\x03\x04" * 9])
 def test_files_that_are_no_pickle_come_without_advice_to_run_them(tmp_path: Path, content: bytes) -> None:
-    path = tmp_path / "model.pt"
-    path.write_bytes(content)
+    (tmp_path / "model.pt").write_bytes(content)
     words = r"can't be read as plain tensors: the file is damaged, cut off or of another kind\. Fetch it again\.$"
-    refused(tmp_path, lambda: read(path), words)
+    refused(tmp_path, lambda: read(tmp_path / "model.pt"), words)
 
 
 def test_bombs_are_refused_before_they_take_memory(tmp_path: Path) -> None:
@@ -137,49 +123,24 @@ def test_bombs_are_refused_before_they_take_memory(tmp_path: Path) -> None:
             refused(tmp_path, lambda: read(path), "tensors announce")
 
 
-def header(entries: object, length: int | None = None, data: bytes = bytes(16)) -> bytes:
-    text = entries if isinstance(entries, bytes) else json.dumps(entries).encode()
-    return struct.pack("<Q", len(text) if length is None else length) + text + data
-
-
-def entry(shape: list[int], offsets: list[int], kind: str = "F32") -> dict[str, object]:
-    return {"dtype": kind, "shape": shape, "data_offsets": offsets}
-
-
-FALSE_HEADERS = {
-    "length beyond the file": header({"w": entry([4], [0, 16])}, 1 << 20),
-    "length of exabytes": header({"w": entry([4], [0, 16])}, (1 << 63) - 1),
-    "length all ones": header({"w": entry([4], [0, 16])}, (1 << 64) - 1),
-    "no length": b"\x10\0\0",
-    "offsets beyond the file": header({"w": entry([400], [0, 1600])}),
-    "offsets backwards": header({"w": entry([4], [16, 0])}),
-    "offsets below zero": header({"w": entry([4], [-16, 0])}),
-    "overlap": header({"v": entry([4], [0, 16]), "w": entry([4], [0, 16])}),
-    "gap": header({"v": entry([1], [0, 4]), "w": entry([1], [12, 16])}),
-    "size": header({"w": entry([5], [0, 16])}),
-    "overflow": header({"w": entry([1 << 62, 1 << 62], [0, 16])}),
-    "dtype": header({"w": entry([4], [0, 16], "O8")}),
-    "nested": header(b'{"w":' + b"[" * 100_000),
-    "no text": header(b"\xff\xfe{}"),
-    "bytes behind": header({"w": entry([4], [0, 16])}, data=bytes(20)),
-}
-
-
-@pytest.mark.parametrize("false", FALSE_HEADERS)
-def test_false_headers_of_safetensors(tmp_path: Path, false: str) -> None:
-    path = tmp_path / "model.safetensors"
-    path.write_bytes(FALSE_HEADERS[false])
-    refused(tmp_path, lambda: read(path), "can't be read")
+@pytest.mark.parametrize(
+    ("shape", "offsets", "length"),
+    [([4], [0, 16], 1 << 63), ([400], [0, 1600], None), ([5], [0, 16], None), ([1 << 62, 1 << 62], [0, 16], None)],
+)
+def test_false_headers_of_safetensors(tmp_path: Path, shape: list[int], offsets: list[int], length: int | None) -> None:
+    text = json.dumps({"w": {"dtype": "F32", "shape": shape, "data_offsets": offsets}}).encode()
+    (tmp_path / "model.safetensors").write_bytes(struct.pack("<Q", length or len(text)) + text + bytes(16))
+    refused(tmp_path, lambda: read(tmp_path / "model.safetensors"), "can't be read")
 
 
 def test_honest_files_pass(tmp_path: Path) -> None:
     """The limits refuse nothing that torch writes: shared, empty, wrapped tensors, whole numbers, half precision."""
-    shared = torch.randn(64, 64)
+    shared, file = torch.randn(64, 64), tmp_path / "model.pt"
     tensors = {"a": shared, "module.b": shared, "c": shared.T, "d": torch.zeros(0), "e": torch.tensor(3)}
-    torch.save({"model": {**tensors, "f": shared.half()}, "step": 7}, tmp_path / "model.pt")
-    found = read(tmp_path / "model.pt")
+    torch.save({"model": {**tensors, "f": shared.half()}, "step": 7}, file)
+    found = read(file)
     assert torch.equal(found["b"], shared)
     assert (found["e"].dtype, found["f"].dtype) == (torch.int64, torch.float32)
-    torch.save({"model": {"a": shared, "module.a": shared}}, tmp_path / "model.pt")
+    torch.save({"model": {"a": shared, "module.a": shared}}, file)
     with pytest.raises(LaryError, match=r"model\.pt hold a twice"):
-        read(tmp_path / "model.pt")
+        read(file)

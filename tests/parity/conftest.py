@@ -1,6 +1,6 @@
 """Parity cases: what the published code of the benchmark computes, with weights made from names.
 
-The cases lie in the folder named by ``LARY_PARITY_DIR``, or else in ``cases`` beside this file. A case is
+The cases are in the folder named by ``LARY_PARITY_DIR``, or else in ``cases`` beside this file. A case is
 ``<name>.json`` and, where it has arrays, ``<name>.npz``.
 """
 
@@ -10,15 +10,21 @@ import functools
 import json
 import os
 import re
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from fnmatch import fnmatchcase
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pytest
 
 from tests.parity import fill
+
+if TYPE_CHECKING:
+    import torch
+
+    from lary.models.running import LoadedEncoder
+    from lary.models.spec import Preprocess
 
 OWN = Path(__file__).parent / "cases"
 FOLDER = Path(os.environ.get("LARY_PARITY_DIR") or OWN)
@@ -39,11 +45,6 @@ class Case:
     @property
     def config(self) -> dict[str, Any]:
         return self.about["config"]
-
-    @property
-    def outputs(self) -> set[str]:
-        """Names of the outputs that the case describes."""
-        return {SUMMARY.sub("", name) for name in self.about["outputs"]}
 
     def weights(self, *, without: tuple[str, ...] = ()) -> dict[str, np.ndarray]:
         """The state dict of the case, drawn from its key names, but for keys that begin with one of `without`."""
@@ -72,47 +73,40 @@ class Case:
         return key.removeprefix(backbone["prefix"]) if bare else key
 
     def draw(self, name: str, then: str = "") -> np.ndarray:
-        """The named input before its ``then`` transform, float32 in [0, 1). The test carries out `then`.
-
-        Args:
-            then: how the description of the transform has to begin.
-        """
+        """The named input before its transform, float32 in [0, 1), whose description has to begin with `then`."""
         entry = self.about["input"][name]
-        told = entry.get("then", "")
-        assert told.startswith(then), f"{self.name} {name}: no reading for the input '{told}'"
+        described = entry.get("then", "")
+        assert described.startswith(then), f"{self.name} {name}: no reading for the input '{described}'"
         return fill.uniform(entry["draw"], tuple(entry["shape"]))
 
     def check(self, name: str, value: Any) -> None:
-        """Hold `value` against the output called `name`, whole or as its first values and statistics, in tolerance."""
-        actual = np.asarray(value)
-        if name in self.arrays:
-            return self._compare(name, actual, self.arrays[name])
-        for sign in "./":
-            if f"{name}{sign}first4096" in self.arrays:
-                return self._check_summary(name, sign, actual)
-        raise AssertionError(f"{self.name} has no output {name}")
+        """Compare `value` with the output called `name`, whole or as its first values and statistics, in tolerance."""
+        actual, where = np.asarray(value), f"{self.name} {name}"
+        if name not in self.arrays:
+            return self._check_summary(name, actual)
+        expected = self.arrays[name]
+        assert actual.shape == expected.shape, f"{where}: shape {actual.shape}, expected {expected.shape}"
+        if expected.dtype.kind in "iub":
+            np.testing.assert_array_equal(actual, expected, err_msg=where)
+        else:
+            np.testing.assert_allclose(actual, expected, rtol=0, atol=self._tolerance(expected), err_msg=where)
 
     def check_all(self, **values: Any) -> None:
-        """Hold `values` against the outputs of the case, every one of them."""
-        assert values.keys() == self.outputs == {SUMMARY.sub("", name) for name in self.arrays}
+        """Compare `values` with the outputs of the case, every one of them."""
+        described = {SUMMARY.sub("", name) for name in self.about["outputs"]}
+        assert values.keys() == described == {SUMMARY.sub("", name) for name in self.arrays}
         for name, value in values.items():
             self.check(name, value)
 
-    def _compare(self, name: str, actual: np.ndarray, expected: np.ndarray) -> None:
-        assert actual.shape == expected.shape, f"{self.name} {name}: shape {actual.shape}, expected {expected.shape}"
-        if expected.dtype.kind in "iub":
-            np.testing.assert_array_equal(actual, expected, err_msg=f"{self.name} {name}")
-            return
-        tolerance = self._tolerance(expected)
-        np.testing.assert_allclose(actual, expected, rtol=0, atol=tolerance, err_msg=f"{self.name} {name}")
-
-    def _check_summary(self, name: str, sign: str, actual: np.ndarray) -> None:
+    def _check_summary(self, name: str, actual: np.ndarray) -> None:
+        sign = next((sign for sign in "./" if f"{name}{sign}first4096" in self.arrays), None)
+        assert sign, f"{self.name} has no output {name}"
         first, statistics = self.arrays[f"{name}{sign}first4096"], self.arrays[f"{name}{sign}stats"]
-        outputs = self.about["outputs"]
-        told = re.search(r"shape (\[[\d, ]*\])", outputs.get(name) or outputs[f"{name}{sign}first4096"])
-        assert told, f"{self.name} {name}: the case tells no shape"
-        assert list(actual.shape) == json.loads(told[1]), f"{self.name} {name}: shape {actual.shape}, not {told[1]}"
-        flat, where = actual.astype(np.float64).ravel(), f"{self.name} {name}"
+        outputs, where = self.about["outputs"], f"{self.name} {name}"
+        shape = re.search(r"shape (\[[\d, ]*\])", outputs.get(name) or outputs[f"{name}{sign}first4096"])
+        assert shape, f"{where}: the case names no shape"
+        assert list(actual.shape) == json.loads(shape[1]), f"{where}: shape {actual.shape}, not {shape[1]}"
+        flat = actual.astype(np.float64).ravel()
         tolerance = self._tolerance(flat)
         np.testing.assert_allclose(flat[: first.size], first, rtol=0, atol=tolerance, err_msg=where)
         # Values that differ by at most t have means and deviations within t, and norms within t * sqrt(count).
@@ -133,10 +127,7 @@ def models_of_cases() -> dict[str, str]:
 
 
 def case_names(pattern: str, *, but: tuple[str, ...] = ()) -> list[Any]:
-    """Names of the cases that match a pattern, as parameters; ``_full`` ones are marked slow.
-
-    Names that begin like one of `but` are left out.
-    """
+    """Names of the cases that match a pattern and begin like none of `but`, as parameters."""
     found = [name for name in models_of_cases() if fnmatchcase(name, pattern) and not name.startswith(but)]
     return _parameters(found)
 
@@ -148,6 +139,7 @@ def model_cases(*patterns: str) -> list[Any]:
 
 
 def _parameters(names: list[str]) -> list[Any]:
+    """Parameters, of which those of full sizes are marked slow."""
     CLAIMED.update(names)
     return [pytest.param(name, marks=pytest.mark.slow) if "_full" in name else name for name in names]
 
@@ -160,3 +152,59 @@ def load_case(name: str, folder: Path = FOLDER) -> Case:
         with np.load(folder / f"{name}.npz", allow_pickle=False) as file:
             arrays = {key: file[key] for key in file.files}
     return Case(name, about, arrays)
+
+
+# Inputs and encoders that tests of several modules need
+
+
+def video_of(case: Case, preprocess: Preprocess) -> torch.Tensor:
+    """The case's pairs (B, 2, 3, H, W), normalised as a record says."""
+    import torch
+
+    video = case.draw("video", "none: values in [0, 1)").swapaxes(1, 2)
+    mean, std = (np.float32(value)[:, None, None] for value in (preprocess.mean, preprocess.std))
+    return torch.from_numpy(np.ascontiguousarray((video - mean) / std))
+
+
+def load_univla(case: Case, folder: Path, **changes: torch.Tensor) -> LoadedEncoder:
+    """UniVLA from a Lightning file with the case's weights; small cases come with the training decoder, too."""
+    import torch
+
+    from lary.models.running import build
+    from lary.models.spec import MODELS, ModelContext
+
+    ignored = tuple(case.about["ignored_keys"]) if case.about["size"] != "small" else ()
+    tensors = {key: torch.from_numpy(value) for key, value in case.weights(without=ignored).items()} | changes
+    content = {"epoch": 3, "state_dict": {f"lam.{key}": value for key, value in tensors.items()}}
+    torch.save({**content, "hyper_parameters": {"stage": "stage-2"}}, folder / "lam-stage-2.ckpt")
+    backbone = {key: value for key, value in case.about["backbone"]["config"].items() if key not in ("hub", "name")}
+    spec = MODELS.get("univla")
+    assert backbone.keys() == spec.options["backbone"].keys()
+    spec = replace(spec, options={"network": case.config, "backbone": backbone}, pair_shape=(), clip_shape=())
+    return build(spec, ModelContext("cpu", "corrected", weights=str(folder)))
+
+
+def save_villa(case: Case, folder: Path, changes: dict[str, np.ndarray] | None = None, **config: Any) -> Path:
+    """villa-X's folder with the case's weights and configuration, some of them changed."""
+    from safetensors.numpy import save_file
+
+    ignored = tuple(case.about["ignored_keys"]) if case.about["size"] != "small" else ()
+    folder.mkdir(parents=True, exist_ok=True)
+    content = {"architecture": case.about["upstream_class"], "config": {**case.config, **config}}
+    (folder / "model_config.json").write_text(json.dumps({**content, "description": "", "version": 0}))
+    save_file({**case.weights(without=ignored), **(changes or {})}, folder / "model.safetensors")
+    return folder
+
+
+def load_villa(case: Case, folder: Path, changes: dict[str, np.ndarray] | None = None, **config: Any) -> LoadedEncoder:
+    """villa-X from such a folder."""
+    return open_villa(save_villa(case, folder, changes, **config))
+
+
+def open_villa(place: Path) -> LoadedEncoder:
+    """villa-X from a place as it is."""
+    from lary.models.running import build
+    from lary.models.spec import MODELS, ModelContext
+
+    spec = replace(MODELS.get("villa-x"), pair_shape=(), clip_shape=())
+    return build(spec, ModelContext("cpu", "corrected", weights=str(place)))

@@ -12,7 +12,7 @@ import numpy.typing as npt
 import pytest
 
 from lary.models import preprocess as pre
-from lary.models.spec import Preprocess
+from lary.models.spec import MODELS, Preprocess
 from tests.parity import fill
 from tests.parity.conftest import Case, load_case, model_cases
 
@@ -21,11 +21,11 @@ Output = tuple[str, Array, tuple[int, int], Preprocess, "int | None"]
 
 # Output of case "preprocess": the record, and the axes of the output among (T, C, H, W).
 SINGLE = {
-    "vjepa2": (pre.VJEPA2, (1, 0, 2, 3)),
-    "wan2-2": (pre.LANCZOS_224_SIGNED, (1, 0, 2, 3)),
-    "flux2_image": (pre.FLUX2_PAPER_IMAGE, (0, 2, 3, 1)),
-    "flux2_video": (pre.CUBIC_224_SIGNED, (0, 2, 3, 1)),
-    "default_pair": (pre.CUBIC_224, (1, 0, 2, 3)),
+    "vjepa2": (MODELS.get("vjepa2").preprocess, (1, 0, 2, 3)),
+    "wan2-2": (MODELS.get("wan2-2").preprocess, (1, 0, 2, 3)),
+    "flux2_image": (MODELS.get("flux2").preprocessing("paper"), (0, 2, 3, 1)),
+    "flux2_video": (MODELS.get("dinov3").preprocess, (0, 2, 3, 1)),
+    "default_pair": (MODELS.get("lapa").preprocess, (1, 0, 2, 3)),
 }
 
 
@@ -91,12 +91,9 @@ def read_inputs(case: Case) -> tuple[Array, Array]:
 
 def lam_outputs(pair: Array, clip: Array, size: int) -> Iterator[Output]:
     """Each output by name: the array, its axes of height and width, its record, and an axis cropped to its ends."""
-    cubic, signed, imagenet, villa, villa_clip = (
-        of_size(record, size)
-        for record in (
-            pre.CUBIC_224, pre.CUBIC_224_SIGNED, pre.CUBIC_224_IMAGENET, pre.VILLA_X_IMAGE, pre.VILLA_X_PAPER_CLIP,
-        )
-    )  # fmt: skip
+    names = ("lapa", "dinov3", "univla", "villa-x")
+    cubic, signed, imagenet, villa = (of_size(MODELS.get(name).preprocess, size) for name in names)
+    villa_clip = of_size(MODELS.get("villa-x").preprocessing("paper", "clip"), size)
     last, inner = (-2, -1), (-3, -2)
     frames = pre.prepare(clip, cubic)
     yield "image.cv", pre.prepare(pair, cubic).swapaxes(0, 1), last, cubic, None

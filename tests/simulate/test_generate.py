@@ -7,14 +7,13 @@ import json
 import shutil
 from pathlib import Path
 
-import cv2
 import numpy as np
 import pytest
 
 from lary.data.frames import decode_video, read_clip
-from lary.data.spec import DATASETS
+from lary.data.images import read_image
 from lary.simulate import VERBS
-from lary.simulate.plan import PAIR_SPLITS
+from lary.simulate.episodes import PAIR_SPLITS
 from tests.helpers import lary, rows_of
 from tests.simulate.conftest import TINY
 
@@ -34,7 +33,7 @@ def test_layout_and_statistics_of_pairs(made: Path) -> None:
             begin = int(row["src_img"][-10:-4])
             assert row["tgt_img"].endswith(f"/frame_{begin + 5:06d}.png")
             assert row["scene"] in ("D" if split == "val" else "ABC")
-            assert cv2.imread(str(root / row["tgt_img"])).shape == (48, 48, 3)
+            assert read_image(root / row["tgt_img"]).shape == (48, 48, 3)
             chunk, target = (np.load(root / row[name], allow_pickle=False) for name in ("action", "tgt_state"))
             assert (chunk.shape, chunk.dtype, target.shape) == ((5, 7), np.float32, (15,))
             assert set(np.unique(chunk[:, 6])) <= {-1.0, 1.0}
@@ -100,21 +99,11 @@ def test_what_makes_no_data_set(monkeypatch: pytest.MonkeyPatch, tmp_path: Path)
     assert not (tmp_path / "none").exists()
 
 
-def test_records_agree_with_what_is_made(made: Path) -> None:
-    pairs = DATASETS.get("simarm")
-    assert DATASETS.get("simarm_actions").labels.classes == VERBS
-    assert (pairs.stride, pairs.actions.horizon, len(pairs.actions.dims)) == (5, 5, 7)
-    for record in map(DATASETS.get, ("simarm", "simarm_unseen", "simarm_actions")):
-        for split, place in record.splits.items():
-            assert (made / "data" / record.table_name(split)).is_file()
-            assert (made / "data" / place.root).is_dir()
-
-
 def test_contact_sheets(made: Path, tmp_path: Path) -> None:
     shutil.copytree(made, tmp_path / "copy")
     done = lary("simulate", tmp_path / "copy", *TINY, "--sheet")
     sheets = [line for line in done.out.splitlines() if line.endswith(".png")]
     assert len(sheets) == 5
-    rows = {Path(sheet).stem: cv2.imread(sheet).shape for sheet in sheets}
+    rows = {Path(sheet).stem: read_image(Path(sheet)).shape for sheet in sheets}
     assert rows["simarm_actions_metadata_train"] == (7 * 48, 96 + 9 * 48, 3)
     assert rows["simarm_metadata_val"] == (2 * 48, 96 + 9 * 48, 3)

@@ -8,20 +8,15 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-import diffusers
 import pytest
 import torch
-import transformers
 from safetensors.torch import load_file, save_file
 
-from lary.models.autoencoders import flux_arguments, wan_arguments
 from lary.models.running import LoadedEncoder, build
 from lary.models.spec import MODELS, ModelContext
-from lary.models.vjepa import vjepa_arguments
 from lary.types import BenchmarkProtocol, LaryError
 from tests.tiny_networks import TINY, save_tiny_network
 
-NAMES = ["wan2-2", "flux2", "vjepa2"]
 SIDE = 32
 
 
@@ -29,7 +24,7 @@ SIDE = 32
 def folders(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     """A library's folder of each model."""
     root = tmp_path_factory.mktemp("weights")
-    return {name: save_tiny_network(root / name, name) for name in NAMES}
+    return {name: save_tiny_network(root / name, name) for name in TINY}
 
 
 @pytest.fixture
@@ -49,50 +44,12 @@ def make(name: str, weights: Path, protocol: BenchmarkProtocol = "corrected") ->
     return build(spec, ModelContext("cpu", protocol, weights=str(weights)))
 
 
-def draw(batch: int, frames: int, seed: int = 0) -> torch.Tensor:
-    return torch.rand(batch, frames, 3, SIDE, SIDE, generator=torch.Generator().manual_seed(seed)) * 2 - 1
+def draw(batch: int, frames: int) -> torch.Tensor:
+    return torch.rand(batch, frames, 3, SIDE, SIDE, generator=torch.Generator().manual_seed(0)) * 2 - 1
 
 
 def weight_file(folder: Path) -> Path:
     return next(folder.glob("*.safetensors"))
-
-
-def test_full_sizes_are_those_of_the_paper() -> None:
-    """The published tables count encoder and decoder of an autoencoder, and V-JEPA 2's encoder alone."""
-    config = {name: MODELS.get(name).options["config"] for name in NAMES}
-    with torch.device("meta"):
-        vjepa = transformers.VJEPA2Model(transformers.VJEPA2Config(**vjepa_arguments(**config["vjepa2"])))
-        networks = {
-            "wan2-2": diffusers.AutoencoderKLWan(**wan_arguments(**config["wan2-2"])),
-            "flux2": diffusers.AutoencoderKLFlux2(**flux_arguments(**config["flux2"])),
-            "vjepa2": vjepa.encoder,
-        }
-    for name, network in networks.items():
-        assert round(sum(value.numel() for value in network.parameters()) / 1e6, 2) == MODELS.get(name).parameters_m
-
-
-@pytest.mark.parametrize(
-    ("name", "protocol", "frames", "shape"),
-    [
-        ("wan2-2", "corrected", 2, (2, 4, 48)), ("wan2-2", "paper", 2, (1, 4, 48)),
-        ("wan2-2", "corrected", 9, (3, 4, 48)), ("wan2-2", "paper", 9, (3, 4, 48)),
-        ("flux2", "corrected", 2, (2, 4, 128)), ("flux2", "paper", 2, (2, 4, 128)),
-        ("flux2", "corrected", 9, (9, 4, 128)), ("vjepa2", "corrected", 2, (4, 24)),
-        ("vjepa2", "corrected", 9, (20, 24)), ("vjepa2", "paper", 9, (16, 24)),
-    ],
-)  # fmt: skip
-def test_tokens_of_pairs_and_clips_whatever_the_batch(
-    name: str, protocol: BenchmarkProtocol, frames: int, shape: tuple[int, ...], folders: dict[str, Path]
-) -> None:
-    encoder, clips = make(name, folders[name], protocol), draw(3, frames)
-    tokens = encoder.encode(clips).tokens
-    assert tokens.shape == (3, *shape)
-    assert tokens.dtype == torch.float32
-    assert tokens.shape[-1] == encoder.dim
-    assert torch.isfinite(tokens).all()
-    for parts in (1, 2):
-        assert torch.equal(torch.cat([encoder.encode(part).tokens for part in clips.split(parts)]), tokens)
-    assert torch.equal(encoder.encode(clips.flip(0)).tokens.flip(0), tokens)
 
 
 def test_files_folders_and_pipelines_give_the_same(folders: dict[str, Path], tmp_path: Path) -> None:
@@ -110,8 +67,8 @@ def test_files_folders_and_pipelines_give_the_same(folders: dict[str, Path], tmp
 def test_unused_parts_and_half_precision(name: str, unused: str, copies: dict[str, Path]) -> None:
     expected = make(name, copies[name]).encode(draw(1, 2)).tokens
     tensors = load_file(weight_file(copies[name]))
-    assert any(key.startswith(unused) for key in tensors)
     kept = {key: value for key, value in tensors.items() if not key.startswith(unused)}
+    assert len(kept) < len(tensors)
     save_file(kept, weight_file(copies[name]))
     encoder = make(name, copies[name])
     assert torch.equal(encoder.encode(draw(1, 2)).tokens, expected)

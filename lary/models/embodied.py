@@ -1,0 +1,209 @@
+"""UniVLA and villa-X: latent actions between neighbouring frames, as rows of a codebook.
+
+UniVLA takes the features of a DINOv2 with registers, villa-X an encoder that sees
+windows of up to `d_t` frames.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from lary.files import digest, read_json
+from lary.models.networks import NetworkEncoder, built_from, check_frames, transformers_model, with_weights
+from lary.models.spec import ModelContext, ModelSpec, builtin, register_model, renamed_fields
+from lary.models.tensors import first_names, read_tensors, rename_keys, split_off, weight_layout
+from lary.models.weights import Checkpoint, find_weights
+from lary.runtime import log
+from lary.types import RANDOM, LaryError, Latents, as_path
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from lary.nets.spacetime import VillaConfig
+
+BACKBONE = "dino_encoder."
+ARCHITECTURE = "IgorModel"
+"""What villa-X's configuration calls the network."""
+HUB_FOLDER = "lam"
+"""Where villa-X's hub repository keeps its files; a copy of the whole repository is
+accepted, too.
+"""
+DERIVED = ("grid_size", "embed_tokens")
+"""Fields that follow from others: the published loader overwrites them."""
+MULTIPLES = (
+    ("resolution", "patch_size"), ("encoder_embed_dim", "encoder_n_heads"), ("encoder_embed_dim", "map_heads"),
+    ("decoder_embed_dim", "decoder_n_heads"),
+)  # fmt: skip
+"""Pairs of fields of villa-X's configuration of which the first has to be a multiple of
+the second.
+"""
+
+
+@register_model(builtin("univla"))
+class UniVLA(NetworkEncoder):
+    """Codebook rows of the transitions between frames: N = 4 controllable latent actions.
+
+    A pair gives tokens (B, 4, D) and codes (B, 4), a clip of T frames tokens (B, T - 1,
+    4, D) and codes (B, T - 1, 4). The backbone's weights come from the same file; each
+    frame passes it once.
+
+    Attributes:
+        backbone: DINOv2 of transformers.
+        network: the latent action network on its features.
+    """
+
+    def __init__(self, spec: ModelSpec, context: ModelContext) -> None:
+        import transformers
+
+        from lary.nets.spacetime import UniVLANetwork
+
+        sizes, backbone = spec.options["network"], spec.options["backbone"]
+        layout = weight_layout("univla")
+        found = find_weights(spec, context, layout)
+        with built_from("the record", "UniVLA"):
+            network = UniVLANetwork(**sizes)
+        tensors = read_tensors(found.files, layout) if found.seed is None else {}
+        inner = rename_keys(split_off(tensors, BACKBONE), "dinov2")
+        self.network = with_weights(network, found, lambda: tensors, context.device)
+        model_class = transformers.Dinov2WithRegistersModel
+        self.backbone = transformers_model(
+            model_class, backbone_config(backbone), found, lambda: inner, context.device, ("embeddings.mask_token",)
+        )
+        super().__init__(spec, context, found.identity, sizes["latent_dim"])
+        self._patch: int = backbone["patch_size"]
+        self._leading: int = 1 + backbone["num_register_tokens"]
+
+    def encode(self, clips: Tensor) -> Latents:
+        """Clips (B, T, 3, H, W), T at least 2, to tokens float32 and codes int64 on the
+        encoder's device.
+        """
+        check_frames(self._spec, clips, multiple=self._patch, least=2)
+        tokens, codes = self.run_alone(clips)
+        return Latents(tokens[:, 0], codes[:, 0]) if clips.shape[1] == 2 else Latents(tokens, codes)
+
+    def features(self, clips: Tensor) -> Tensor:
+        """Patch features (B, T, N, 768) of clips (B, T, 3, H, W), after the backbone's
+        final norm.
+        """
+        hidden = self.backbone(pixel_values=clips.flatten(0, 1)).last_hidden_state
+        return hidden[:, self._leading :].unflatten(0, clips.shape[:2])
+
+    def run(self, clips: Tensor) -> tuple[Tensor, ...]:
+        """Clips (B, T, 3, H, W) to tokens (B, T - 1, 4, D) and codes (B, T - 1, 4)."""
+        import torch
+
+        features = self.features(clips)
+        pairs = torch.stack([features[:, :-1], features[:, 1:]], dim=2)
+        actions = self.network(pairs.flatten(0, 1))
+        return tuple(part.unflatten(0, pairs.shape[:2]) for part in (actions.tokens, actions.codes))
+
+
+def backbone_config(config: Mapping[str, Any]) -> Any:
+    """The configuration of transformers for a backbone in the words of DINOv2's published code."""
+    import transformers
+
+    return transformers.Dinov2WithRegistersConfig(**renamed_fields(config, "dinov2"))
+
+
+@register_model(builtin("villa-x"))
+class VillaX(NetworkEncoder):
+    """Codebook rows of the transitions between frames: N learned tokens of width D, as the
+    weights' config says.
+
+    A pair gives tokens (B, N, D) and codes (B, N, 1), a clip of T frames tokens (B, T -
+    1, N, D) and codes (B, T - 1, N): the shapes that the benchmark stores.
+
+    Attributes:
+        network: the encoder and its codebook.
+    """
+
+    def __init__(self, spec: ModelSpec, context: ModelContext) -> None:
+        from lary.nets.spacetime import VillaConfig, VillaNetwork
+
+        described, found = find_parts(spec, context)
+        config = read_villa_config(described.file) if found.seed is None else VillaConfig(**spec.options["config"])
+        with built_from(described.file, "villa-X"):
+            network = VillaNetwork(config)
+        self.network = with_weights(
+            network, found, lambda: read_tensors(found.files, weight_layout("villa-x")), context.device
+        )
+        identity = found.identity
+        if found.seed is None:
+            identity = replace(identity, digest=digest(described.identity.digest, identity.digest))
+        super().__init__(spec, context, identity, config.action_latent_dim)
+        self._resolution = config.resolution
+        self._preprocess = spec.preprocessing(context.protocol)
+
+    def encode(self, clips: Tensor) -> Latents:
+        """Clips (B, T, 3, H, W), T at least 2, to tokens float32 and codes int64 on the
+        encoder's device.
+        """
+        check_frames(self._spec, clips, least=2)
+        tokens, codes = self.run_alone(self.fitted(clips))
+        if clips.shape[1] == 2:
+            return Latents(tokens[:, 0], codes[:, 0, :, None])
+        return Latents(tokens, codes)
+
+    def run(self, clips: Tensor) -> tuple[Tensor, Tensor]:
+        """Clips (B, T, 3, H, W) to tokens (B, T - 1, N, D) and codes (B, T - 1, N)."""
+        return self.network(clips)
+
+    def fitted(self, clips: Tensor) -> Tensor:
+        """Clips in the resolution of the weights, resized as grey levels where they have
+        another, as published.
+        """
+        import torch
+
+        side = self._resolution
+        if clips.shape[-2:] == (side, side):
+            return clips
+        record = self._preprocess
+        mean, std = (torch.tensor(value, device=clips.device)[:, None, None] for value in (record.mean, record.std))
+        levels = ((clips * std + mean) * record.scale).flatten(0, 1)
+        levels = torch.nn.functional.interpolate(levels, (side, side), mode="bilinear", antialias=True)
+        fitted = (levels.round().clamp(0, record.scale) / record.scale - mean) / std
+        return fitted.reshape(*clips.shape[:3], side, side)
+
+
+def find_parts(spec: ModelSpec, context: ModelContext) -> tuple[Checkpoint, Checkpoint]:
+    """The configuration of villa-X and the weights beside it."""
+    given = as_path(context.weights) if context.weights not in (None, RANDOM) else None
+    if given is not None and given.is_file():
+        given = given.parent
+        context = replace(context, weights=str(given))
+    config = find_weights(spec, context, weight_layout("villa-x configuration"))
+    folder = config.file.parent
+    layout = weight_layout("villa-x")
+    if folder != given and folder.name != config.identity.revision:
+        layout = replace(layout, files=tuple(f"{HUB_FOLDER}/{name}" for name in layout.files))
+    return config, find_weights(spec, context, layout)
+
+
+def read_villa_config(file: Path) -> VillaConfig:
+    """The network's configuration, every field of it; fields that it does not have are
+    named in the log.
+    """
+    from pydantic import ValidationError
+
+    from lary.nets.spacetime import VillaConfig
+
+    content = read_json(file, "model configuration")
+    values = content.get("config") if isinstance(content, dict) else None
+    if not isinstance(values, dict) or content.get("architecture") != ARCHITECTURE:
+        raise LaryError(f"{file} is not the configuration of a villa-X latent action model ({ARCHITECTURE}).")
+    try:
+        config = VillaConfig.model_validate(values)
+    except ValidationError as error:
+        wrong = first_names(f"{each['loc'][0]} {each['input']!r:.40}" for each in error.errors())
+        raise LaryError(f"{file} has values that make no network: {wrong}.") from error
+    if unknown := sorted((config.model_extra or {}).keys() - set(DERIVED)):
+        log.warning("%s has fields that the published loader ignores: %s", file, ", ".join(unknown))
+    for whole, part in MULTIPLES:
+        sizes = getattr(config, whole), getattr(config, part)
+        if sizes[0] % sizes[1]:
+            reason = f"{whole} {sizes[0]} is no multiple of {part} {sizes[1]}"
+            raise LaryError(f"{file} describes no network: {reason}.")
+    return config

@@ -1,0 +1,224 @@
+"""Networks of libraries whose released files have other names: the autoencoders of Wan2.2
+and FLUX.2, and V-JEPA 2.
+
+The autoencoders, of diffusers, are encoded to the mean of their posterior, without
+sampling, and normalised by constants of the weights. V-JEPA 2, of transformers, gives
+tokens that each see the whole clip. Decoders and predictor take no part: they are
+neither read from the file nor built in memory. A checkpoint is the library's folder,
+known by its ``config.json``, or the released file, whose keys are renamed.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any
+
+from lary.models.networks import NetworkEncoder, built_from, check_frames, with_weights
+from lary.models.spec import ModelContext, ModelSpec, builtin, register_model, renamed_fields
+from lary.models.tensors import Tensors, read_tensors, rename_keys, weight_layout
+from lary.models.weights import Checkpoint, find_weights
+from lary.types import LaryError, Latents
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+CHUNK = 4
+"""Frames that Wan's encoder takes at once, after a first one that it takes alone."""
+
+
+def wan_arguments(*, dim: int, dec_dim: int, **config: Any) -> dict[str, Any]:
+    """Arguments of diffusers' AutoencoderKLWan for a configuration in the words of the
+    published code.
+    """
+    fixed = {"is_residual": True, "in_channels": 12, "out_channels": 12, "patch_size": 2}
+    return {"base_dim": dim, "decoder_base_dim": dec_dim, **config, **fixed}
+
+
+def flux_arguments(**config: Any) -> dict[str, Any]:
+    """Arguments of diffusers' AutoencoderKLFlux2; the configuration's `resolution` has no
+    part in its arithmetic.
+    """
+    multiples = config["ch_mult"]
+    return {
+        "in_channels": config["in_channels"],
+        "out_channels": config["out_ch"],
+        "down_block_types": ["DownEncoderBlock2D"] * len(multiples),
+        "up_block_types": ["UpDecoderBlock2D"] * len(multiples),
+        "block_out_channels": [config["ch"] * factor for factor in multiples],
+        "layers_per_block": config["num_res_blocks"],
+        "latent_channels": config["z_channels"],
+    }
+
+
+def vjepa_arguments(**config: int) -> dict[str, Any]:
+    """Arguments of transformers' VJEPA2Config for a configuration in the words of the
+    published code.
+
+    `img_size` and `num_frames` have no part in the arithmetic: rotary positions count
+    the cells of the clip.
+    """
+    named = renamed_fields(config, "vjepa2")
+    return {**named, "mlp_ratio": 4.0, "layer_norm_eps": 1e-6, "qkv_bias": True}
+
+
+def empty_autoencoder(name: str, arguments: Mapping[str, Any], origin: object = "the record") -> Any:
+    """An autoencoder of diffusers without memory yet, and without its decoder."""
+    import diffusers
+
+    with built_from(origin, name):
+        network = getattr(diffusers, name).from_config(dict(arguments))
+    network.decoder = network.post_quant_conv = None
+    return network
+
+
+def empty_vjepa(arguments: Mapping[str, Any], origin: object = "the record") -> Any:
+    """VJEPA2Model without memory yet, and without its predictor. Raises LaryError as
+    `empty_autoencoder`.
+    """
+    import transformers
+
+    with built_from(origin, "VJEPA2Model"):
+        config = transformers.VJEPA2Config.from_dict({**arguments, "pred_num_hidden_layers": 0})
+        network: Any = transformers.VJEPA2Model(config)
+    del network.predictor
+    return network
+
+
+def read_renamed(found: Checkpoint, table: str) -> Tensors:
+    """The tensors of a checkpoint under the library's names, which its own folder has already."""
+    tensors = read_tensors(found.files, weight_layout(table))
+    return rename_keys(tensors, table) if found.config is None else tensors
+
+
+@register_model(builtin("wan2-2"))
+class WanEncoder(NetworkEncoder):
+    """Latents of Wan2.2's autoencoder: P = 1 + (T - 1) // 4, N cells of 16 x 16 pixels in
+    rows, D = 48.
+
+    Frames behind the last whole chunk of four are not encoded. A clip that has no whole
+    chunk, a pair above all, is encoded frame by frame (P = T) under ``corrected``;
+    under ``paper`` only its first frame is.
+    """
+
+    def __init__(self, spec: ModelSpec, context: ModelContext) -> None:
+        import torch
+
+        options = spec.options_under(context.protocol)
+        found = find_weights(spec, context, weight_layout("wan2-2"))
+        network = empty_autoencoder("AutoencoderKLWan", found.config or wan_arguments(**options["config"]), found.file)
+        self._network = with_weights(network, found, lambda: read_renamed(found, "wan2-2"), context.device)
+        # The released file doesn't hold the mean and deviation of each channel.
+        constants = options if found.config is None else self._network.config
+        mean, std = (torch.tensor(constants[name], device=context.device) for name in ("latents_mean", "latents_std"))
+        super().__init__(spec, context, found.identity, self._network.config.z_dim)
+        if not len(mean) == len(std) == self.dim:
+            raise LaryError(f"{found.file}: latents_mean and latents_std don't have one value for each of {self.dim}.")
+        self._mean, self._scale = mean[:, None, None, None], 1.0 / std[:, None, None, None]
+        self._single = options["frames_of_a_pair"] == "as images"
+        self._cell: int = self._network.config.patch_size * 2 ** (len(self._network.config.dim_mult) - 1)
+
+    def encode(self, clips: Tensor) -> Latents:
+        """Clips (B, T, 3, H, W) in [-1, 1] to tokens (B, P, N, D) float32."""
+        check_frames(self._spec, clips, multiple=self._cell)
+        batch, frames = clips.shape[:2]
+        single = self._single and frames <= CHUNK
+        videos = clips.flatten(0, 1)[:, None] if single else clips
+        latents = self.run_alone(videos.transpose(1, 2))
+        tokens = latents.movedim(1, -1).flatten(2, 3)
+        return Latents(tokens.flatten(0, 1).unflatten(0, (batch, -1)).contiguous())
+
+    def run(self, videos: Tensor) -> Tensor:
+        """Videos (B, 3, T, H, W) to normalised latents (B, D, P, h, w)."""
+        mean: Tensor = self._network.encode(videos).latent_dist.mode()
+        return (mean - self._mean) * self._scale
+
+
+def read_flux(found: Checkpoint) -> Tensors:
+    """The tensors of a checkpoint of FLUX.2's autoencoder under the library's names."""
+    import torch
+
+    tensors = read_renamed(found, "flux2")
+    for key, value in tensors.items():
+        if ".attentions." in key and value.ndim == 4:
+            tensors[key] = value.flatten(1)  # released as 1 x 1 convolutions, in diffusers linear layers
+    return {**tensors, "bn.num_batches_tracked": torch.tensor(0)}
+
+
+@register_model(builtin("flux2"))
+class FluxEncoder(NetworkEncoder):
+    """Latents of FLUX.2's autoencoder, each frame by itself: P = T, N cells of 16 x 16
+    pixels in rows, D = 128.
+    """
+
+    def __init__(self, spec: ModelSpec, context: ModelContext) -> None:
+        options = spec.options_under(context.protocol)
+        found = find_weights(spec, context, weight_layout("flux2"))
+        arguments = found.config or flux_arguments(**options["config"])
+        network = empty_autoencoder("AutoencoderKLFlux2", arguments, found.file)
+        self._network = with_weights(network, found, lambda: read_flux(found), context.device)
+        statistics, config = self._network.bn, self._network.config
+        self._mean = statistics.running_mean[:, None, None]
+        self._std = (statistics.running_var[:, None, None] + statistics.eps).sqrt()
+        super().__init__(spec, context, found.identity, len(statistics.running_mean))
+        self._reshaped = options["axes"] == "reshaped"
+        self._fold: int = config.patch_size[0]
+        self._cell = self._fold * 2 ** (len(config.block_out_channels) - 1)
+
+    def encode(self, clips: Tensor) -> Latents:
+        """Clips (B, T, 3, H, W) to tokens (B, T, N, D) float32."""
+        check_frames(self._spec, clips, multiple=self._cell)
+        batch, frames = clips.shape[:2]
+        if self._reshaped:
+            clips = clips.movedim(2, -1).reshape(clips.shape)
+        latents = self.run_alone(clips.flatten(0, 1))
+        if not self._reshaped:
+            latents = latents.flatten(2).transpose(1, 2)
+        return Latents(latents.reshape(batch, frames, -1, self.dim))
+
+    def run(self, images: Tensor) -> Tensor:
+        """Images (B, 3, H, W) to normalised latents (B, D, h, w), channel-major within a fold."""
+        import torch
+
+        mean = self._network.encode(images).latent_dist.mode()
+        folded: Tensor = torch.nn.functional.pixel_unshuffle(mean, self._fold)
+        return (folded - self._mean) / self._std
+
+
+@register_model(builtin("vjepa2"))
+class VJepaEncoder(NetworkEncoder):
+    """Tokens of a whole clip, (N, D) per sample: N = steps of tubelets x rows x columns,
+    in this order.
+
+    A pair fills one tubelet. Under ``corrected`` the last frame is repeated until the
+    last tubelet is full (nine frames: five steps), under ``paper`` an incomplete
+    tubelet is dropped (four steps).
+    """
+
+    def __init__(self, spec: ModelSpec, context: ModelContext) -> None:
+        options = spec.options_under(context.protocol)
+        found = find_weights(spec, context, weight_layout("vjepa2"))
+        self._size = spec.preprocessing(context.protocol).size
+        arguments = found.config or vjepa_arguments(**options["config"])
+        # The library lays out the grid of positions by this size, not by the frames that come.
+        network = empty_vjepa({**arguments, "crop_size": self._size}, found.file)
+        self._network = with_weights(network, found, lambda: read_renamed(found, "vjepa2"), context.device)
+        super().__init__(spec, context, found.identity, network.config.hidden_size)
+        self._repeat = options["incomplete_tubelet"] == "repeat the last frame"
+        self._tubelet: int = network.config.tubelet_size
+
+    def encode(self, clips: Tensor) -> Latents:
+        """Clips (B, T, 3, H, W) to tokens (B, N, D) float32."""
+        import torch
+
+        patch: int = self._network.config.patch_size
+        check_frames(self._spec, clips, side=self._size, multiple=patch, least=1 if self._repeat else self._tubelet)
+        rest = clips.shape[1] % self._tubelet
+        if rest and self._repeat:
+            repeated = clips[:, -1:].expand(-1, self._tubelet - rest, *clips.shape[2:])
+            clips = torch.cat([clips, repeated], dim=1)
+        elif rest:
+            clips = clips[:, :-rest]
+        return Latents(self.run_alone(clips))
+
+    def run(self, clips: Tensor) -> Tensor:
+        return self._network.encoder(pixel_values_videos=clips).last_hidden_state

@@ -1,0 +1,399 @@
+"""The latent action encoders of UniVLA (Bu et al. 2025, arXiv 2505.06111) and villa-X
+(Chen et al. 2025, arXiv 2507.23682), without their training decoders.
+
+Modules carry the names of the published state dicts, whose keys are the files' keys.
+"""
+
+from __future__ import annotations
+
+import math
+from collections import OrderedDict
+from typing import Any, NamedTuple
+
+import torch
+from pydantic import BaseModel, PositiveFloat, PositiveInt
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+FEATURES = 768
+"""Width of the features that UniVLA takes, whatever `model_dim` is: that of DINOv2 ViT-B."""
+CODES = 4
+"""UniVLA's latents of each kind: controllable ones first, then uncontrollable ones, then
+the patches.
+"""
+UNCONTROLLABLE_ROWS = 16
+"""Rows of UniVLA's codebook of uncontrollable actions, whatever `num_latents` is."""
+COLOURS = 3
+"""What villa-X's patch embedding takes; `in_channels` is what its training decoder gives back."""
+
+
+def nearest_rows(latent: Tensor, codebook: Tensor) -> tuple[Tensor, Tensor]:
+    """The codebook's row (R, D) nearest to each latent (..., D) by Euclidean distance, and
+    its id (...) int64.
+
+    The published sum latent + (row - latent) equals the row up to rounding. As there, a
+    latent that isn't finite shows: it stays what it is.
+    """
+    exact = "donot_use_mm_for_euclid_dist"
+    distances = torch.cdist(latent.flatten(0, -2).float(), codebook.float(), compute_mode=exact)
+    codes = distances.argmin(dim=-1).reshape(latent.shape[:-1])
+    rows = codebook[codes]
+    if latent.requires_grad:
+        rows = rows + (latent - latent.detach())  # adds zero: gradients pass straight through to the latent
+    return rows.where(latent.isfinite(), latent.to(rows)), codes
+
+
+def _attend(q: Tensor, k: Tensor, v: Tensor, causal: bool = False) -> Tensor:
+    """Attention of queries, keys and values (B, heads, N, D / heads) to (B, N, D)."""
+    return F.scaled_dot_product_attention(q, k, v, is_causal=causal).transpose(1, 2).flatten(2)
+
+
+def among_patches(attention: nn.Module, x: Tensor) -> Tensor:
+    """Attention among the tokens of each frame: (B, T, N, D) to the same shape."""
+    mixed: Tensor = attention(x.flatten(0, 1))
+    return mixed.unflatten(0, x.shape[:2])
+
+
+def among_frames(attention: nn.Module, x: Tensor) -> Tensor:
+    """Causal attention among the frames of each token: (B, T, N, D) to the same shape."""
+    x = x.transpose(1, 2)
+    mixed: Tensor = attention(x.flatten(0, 1), causal=True)
+    return mixed.unflatten(0, x.shape[:2]).transpose(1, 2)
+
+
+class UniVLAActions(NamedTuple):
+    """The latents of B pairs: continuous ones and their codebook rows, (B, 4, D) each, and
+    their ids (B, 4) int64.
+    """
+
+    latent: Tensor
+    tokens: Tensor
+    codes: Tensor
+
+
+def sinusoid(count: int, dim: int) -> Tensor:
+    """Position code (N, D) float32: sine at even columns, cosine at odd ones, frequencies
+    10000^(-2i/D).
+    """
+    frequencies = torch.exp(torch.arange(0, dim, 2).float() * -(math.log(10000.0) / dim))
+    angles = torch.arange(count).float()[:, None] * frequencies
+    return torch.stack([angles.sin(), angles.cos()], dim=-1).flatten(-2)[:, :dim]
+
+
+class UniVLAAttention(nn.Module):
+    """Self-attention whose projections in have no bias."""
+
+    def __init__(self, dim: int, heads: int, dropout: float) -> None:
+        super().__init__()
+        self.heads = heads
+        self.to_q = nn.Linear(dim, dim, bias=False)
+        self.to_k = nn.Linear(dim, dim, bias=False)
+        self.to_v = nn.Linear(dim, dim, bias=False)
+        self.to_out = nn.Sequential(nn.Linear(dim, dim), nn.Dropout(dropout))
+
+    def forward(self, x: Tensor, causal: bool = False) -> Tensor:
+        """(B, N, D) to the same shape."""
+        q, k, v = (to(x).unflatten(-1, (self.heads, -1)).transpose(1, 2) for to in (self.to_q, self.to_k, self.to_v))
+        return self.to_out(_attend(q, k, v, causal))
+
+
+class UniVLABlock(nn.Module):
+    """Attention among the tokens of a frame, then causally among the frames of a token,
+    then a feed-forward part.
+    """
+
+    def __init__(self, dim: int, heads: int, dropout: float) -> None:
+        super().__init__()
+        self.spatial_attn = UniVLAAttention(dim, heads, dropout)
+        self.temporal_attn = UniVLAAttention(dim, heads, dropout)
+        self.ffn = nn.Sequential(nn.Linear(dim, 4 * dim), nn.GELU(), nn.Dropout(dropout), nn.Linear(4 * dim, dim))
+        self.norm1 = nn.LayerNorm(dim)
+        self.norm2 = nn.LayerNorm(dim)
+        self.norm3 = nn.LayerNorm(dim)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(B, T, N, D) to the same shape."""
+        x = x + among_patches(self.spatial_attn, self.norm1(x))
+        x = x + among_frames(self.temporal_attn, self.norm2(x))
+        return x + self.ffn(self.norm3(x))
+
+
+class SpaceTimeTransformer(nn.Module):
+    """Projection of the features, position code, blocks; no final norm."""
+
+    def __init__(self, dim: int, depth: int, heads: int, dropout: float) -> None:
+        super().__init__()
+        self.ffn = nn.Sequential(nn.LayerNorm(FEATURES), nn.Linear(FEATURES, dim), nn.LayerNorm(dim))
+        self.transformer_blocks = nn.Sequential(*(UniVLABlock(dim, heads, dropout) for _ in range(depth)))
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(B, T, N, 768) to (B, T, N, D)."""
+        x = self.ffn(x)
+        return self.transformer_blocks(x + sinusoid(x.shape[2], x.shape[3]).to(x))
+
+
+class UniVLANetwork(nn.Module):
+    """Latent actions between two frames, from the patch features of both.
+
+    Arguments are fields of the published configuration. `others` describe the pixels,
+    which are the backbone's, and the decoder of training.
+    """
+
+    def __init__(
+        self, *, model_dim: int, latent_dim: int, num_latents: int, enc_blocks: int, num_heads: int,
+        dropout: float = 0.0, **others: int,
+    ) -> None:  # fmt: skip
+        super().__init__()
+        self.action_latent = nn.Parameter(torch.zeros(1, 1, CODES, FEATURES))
+        self.action_latent_controllable = nn.Parameter(torch.zeros(1, 1, CODES, FEATURES))
+        self.encoder = SpaceTimeTransformer(model_dim, enc_blocks, num_heads, dropout)
+        self.to_codebook = nn.Linear(model_dim, latent_dim)
+        self.to_codebook_uncontrol = nn.Linear(model_dim, latent_dim)
+        self.vq = nn.ModuleDict({"codebook": nn.Embedding(UNCONTROLLABLE_ROWS, latent_dim)})
+        self.vq_action = nn.ModuleDict({"codebook": nn.Embedding(num_latents, latent_dim)})
+
+    def encode(self, features: Tensor) -> Tensor:
+        """Patch features of pairs (B, 2, N, 768) to the encoder's output at the 8 latents,
+        (B, 2, 8, model_dim).
+        """
+        latents = torch.cat([self.action_latent_controllable, self.action_latent], dim=2)
+        x = torch.cat([latents.expand(*features.shape[:2], -1, -1).to(features), features], dim=2)
+        encoded: Tensor = self.encoder(x)
+        return encoded[:, :, : 2 * CODES]
+
+    def controllable(self, encoded: Tensor) -> UniVLAActions:
+        """What the benchmark stores, from the second frame's output of `encode`."""
+        return self._chosen(self.to_codebook(encoded[:, 1, :CODES]), self.vq_action)
+
+    def uncontrollable(self, encoded: Tensor) -> UniVLAActions:
+        """What changes between the frames for other reasons than the robot's action."""
+        return self._chosen(self.to_codebook_uncontrol(encoded[:, 1, CODES:]), self.vq)
+
+    @staticmethod
+    def _chosen(latent: Tensor, rows: nn.ModuleDict) -> UniVLAActions:
+        weight: Any = rows["codebook"].weight
+        return UniVLAActions(latent, *nearest_rows(latent, weight))
+
+    def forward(self, features: Tensor) -> UniVLAActions:
+        """Patch features of pairs (B, 2, N, 768) to the controllable latent actions."""
+        return self.controllable(self.encode(features))
+
+
+class VillaConfig(BaseModel, strict=True, frozen=True, extra="allow"):
+    """Fields of the published ``model_config.json`` with their defaults.
+
+    The augmentation, `use_xformers` (another kernel for the same attention), the decoder's
+    fields and `use_qk_norm` do not change what is encoded.
+    """
+
+    resolution: PositiveInt = 224
+    patch_size: PositiveInt = 14
+    in_channels: PositiveInt = 3
+    d_t: PositiveInt = 8
+    augment_type: Any = "resize_crop"
+    augment_level: Any = "clip"
+    random_crop_scale: Any = (0.8, 1.0)
+    random_crop_ratio: Any = (0.75, 4 / 3)
+    mlp_ratio: PositiveFloat = 4.0
+    use_xformers: bool | None = None
+    encoder_depth: PositiveInt = 12
+    encoder_embed_dim: PositiveInt = 768
+    encoder_n_heads: PositiveInt = 8
+    action_latent_dim: PositiveInt = 128
+    st_use_qk_norm: bool = True
+    num_learned_tokens: PositiveInt = 4
+    map_heads: PositiveInt = 24
+    decoder_depth: PositiveInt = 8
+    decoder_embed_dim: PositiveInt = 768
+    decoder_n_heads: PositiveInt = 16
+    use_qk_norm: bool = True
+    n_codes: PositiveInt = 32
+
+
+class VillaRMSNorm(nn.Module):
+    """Division by the root mean square, times a gain."""
+
+    def __init__(self, dim: int) -> None:
+        super().__init__()
+        self.g = nn.Parameter(torch.ones(dim))
+
+    def forward(self, x: Tensor) -> Tensor:
+        root_mean_square = torch.linalg.vector_norm(x, dim=-1, keepdim=True) * x.shape[-1] ** -0.5
+        return x / root_mean_square.clamp(min=1e-8) * self.g
+
+
+class VillaAttention(nn.Module):
+    """Self-attention with optional norms of queries and keys per head."""
+
+    def __init__(self, dim: int, heads: int, norms: bool) -> None:
+        super().__init__()
+        self.heads = heads
+        self.qkv = nn.Linear(dim, 3 * dim)
+        self.q_norm = nn.LayerNorm(dim // heads) if norms else nn.Identity()
+        self.k_norm = nn.LayerNorm(dim // heads) if norms else nn.Identity()
+        self.proj = nn.Linear(dim, dim)
+
+    def forward(self, x: Tensor, causal: bool = False) -> Tensor:
+        """(B, N, D) to the same shape."""
+        q, k, v = self.qkv(x).unflatten(-1, (3, self.heads, -1)).permute(2, 0, 3, 1, 4)
+        return self.proj(_attend(self.q_norm(q), self.k_norm(k), v, causal))
+
+
+class VillaBlock(nn.Module):
+    """Attention among the patches of a frame, then causally among the frames of a patch,
+    then a feed-forward part.
+
+    Shifts, scales and gates of the norms are learned constants; the attention over time
+    takes its input without a norm and shares the gate of the attention over patches.
+    """
+
+    def __init__(self, config: VillaConfig) -> None:
+        super().__init__()
+        dim = config.encoder_embed_dim
+        hidden = int(dim * config.mlp_ratio)
+        self.scale_shift_table = nn.Parameter(torch.zeros(6, dim))
+        self.attn = VillaAttention(dim, config.encoder_n_heads, config.st_use_qk_norm)
+        gelu = nn.GELU(approximate="tanh")
+        self.mlp = nn.Sequential(OrderedDict(fc1=nn.Linear(dim, hidden), gelu=gelu, fc2=nn.Linear(hidden, dim)))
+        self.attn_temp = VillaAttention(dim, config.encoder_n_heads, config.st_use_qk_norm)
+
+    def forward(self, x: Tensor, time: Tensor | None) -> Tensor:
+        """(B, T, N, D) to the same shape; `time` (T, 1, D) is added to what the attention
+        over time takes.
+        """
+        shift, scale, gate, shift_mlp, scale_mlp, gate_mlp = self.scale_shift_table
+        normed = F.layer_norm(x, x.shape[-1:], eps=1e-6) * (1 + scale) + shift
+        x = x + gate * among_patches(self.attn, normed)
+        x = x + gate * among_frames(self.attn_temp, x if time is None else x + time)
+        normed = F.layer_norm(x, x.shape[-1:], eps=1e-6) * (1 + scale_mlp) + shift_mlp
+        return x + gate_mlp * self.mlp(normed)
+
+
+class CrossAttention(nn.Module):
+    """Queries from one sequence, keys and values from another."""
+
+    def __init__(self, dim: int, heads: int) -> None:
+        super().__init__()
+        self.heads = heads
+        self.kv = nn.Linear(dim, 2 * dim)
+        self.q = nn.Linear(dim, dim)
+        self.proj = nn.Linear(dim, dim)
+
+    def forward(self, queries: Tensor, x: Tensor) -> Tensor:
+        """Queries (B, M, D) and x (B, N, D) to (B, M, D)."""
+        q = self.q(queries).unflatten(-1, (self.heads, -1)).transpose(1, 2)
+        k, v = self.kv(x).unflatten(-1, (2, self.heads, -1)).permute(2, 0, 3, 1, 4)
+        return self.proj(_attend(q, k, v))
+
+
+class GatedUnit(nn.Module):
+    """One half of a projection times SiLU of the other half."""
+
+    def __init__(self, dim: int, hidden: int) -> None:
+        super().__init__()
+        self.project = nn.Linear(dim, 2 * hidden)
+
+    def forward(self, x: Tensor) -> Tensor:
+        value, gate = self.project(x).chunk(2, dim=-1)
+        return value * F.silu(gate)
+
+
+class AttentionPool(nn.Module):
+    """Learned queries that gather the content of a transition's patches; norms come after
+    each part.
+    """
+
+    def __init__(self, config: VillaConfig) -> None:
+        super().__init__()
+        dim, hidden = config.encoder_embed_dim, int(config.mlp_ratio * config.encoder_embed_dim)
+        self.latents = nn.Parameter(torch.zeros(config.num_learned_tokens, dim))
+        self.pre_projection = nn.Linear(dim, dim)
+        self.attn_norm = VillaRMSNorm(dim)
+        self.attn = CrossAttention(dim, config.map_heads)
+        self.mlp_norm = VillaRMSNorm(dim)
+        self.mlp = nn.Sequential(GatedUnit(dim, hidden), nn.Linear(hidden, dim))
+        self.final_proj = nn.Sequential(nn.Linear(dim, config.action_latent_dim))
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(B, N, width) to (B, learned tokens, D)."""
+        queries = self.latents.expand(len(x), -1, -1).to(x)
+        queries = self.attn_norm(queries + self.attn(queries, self.pre_projection(x)))
+        queries = self.mlp_norm(queries + self.mlp(queries))
+        return self.final_proj(queries)
+
+
+class VillaEncoder(nn.Module):
+    """From frames to patch tokens that have seen the frames before, and from neighbouring
+    frames to latents.
+    """
+
+    def __init__(self, config: VillaConfig) -> None:
+        super().__init__()
+        dim, patch = config.encoder_embed_dim, config.patch_size
+        count = (config.resolution // patch) ** 2
+        self.pe_spatial = nn.Parameter(torch.zeros(1, count, dim), requires_grad=False)
+        self.pe_temporal = nn.Parameter(torch.zeros(1, config.d_t, dim), requires_grad=False)
+        self.embed = nn.ModuleDict({"proj": nn.Conv2d(COLOURS, dim, patch, stride=patch)})
+        self.layers = nn.ModuleList(VillaBlock(config) for _ in range(config.encoder_depth))
+        self.norm = VillaRMSNorm(dim)
+        self.map_block = AttentionPool(config)
+
+    def patches(self, clips: Tensor) -> Tensor:
+        """Clips (B, T, 3, H, W) to patch embeddings, row by row, with their positions, (B,
+        T, N, width).
+        """
+        maps: Tensor = self.embed["proj"](clips.flatten(0, 1))
+        return (maps.flatten(2).transpose(1, 2) + self.pe_spatial).unflatten(0, clips.shape[:2])
+
+    def tokens(self, patches: Tensor) -> Tensor:
+        """Patch embeddings of one window (B, T, N, width), T at most `d_t`, to the blocks'
+        normed output.
+        """
+        x = patches
+        for index, layer in enumerate(self.layers):
+            x = layer(x, self.pe_temporal[0, : x.shape[1], None] if index == 0 else None)
+        return self.norm(x)
+
+    def pool(self, tokens: Tensor) -> Tensor:
+        """Tokens (B, T, N, width) of T frames to latents (B, T - 1, learned tokens, D) of
+        T - 1 transitions.
+        """
+        between = (tokens[:, 1:] + tokens[:, :-1]) / 2
+        return self.map_block(between.flatten(0, 1)).unflatten(0, between.shape[:2])
+
+
+class VillaNetwork(nn.Module):
+    """Latent actions between the neighbouring frames of a clip."""
+
+    def __init__(self, config: VillaConfig) -> None:
+        super().__init__()
+        self.window = config.d_t
+        self.encoder = VillaEncoder(config)
+        self.vq = nn.ModuleDict({"embedding": nn.Embedding(config.n_codes, config.action_latent_dim)})
+
+    def latents(self, clips: Tensor) -> Tensor:
+        """Normalised clips (B, T, 3, H, W), T at least 2, to continuous latents (B, T - 1,
+        learned tokens, D).
+
+        Longer clips than the window: windows slide by one frame, the first gives all
+        its transitions, every later one its last.
+        """
+        patches = self.encoder.patches(clips)
+        count = patches.shape[1] - self.window + 1
+        if count <= 1:
+            return self.encoder.pool(self.encoder.tokens(patches))
+        index = torch.arange(count)[:, None] + torch.arange(self.window)
+        tokens = self.encoder.tokens(patches[:, index].flatten(0, 1)).unflatten(0, (-1, count))
+        first, last = self.encoder.pool(tokens[:, 0]), self.encoder.pool(tokens[:, 1:, -2:].flatten(0, 1))
+        return torch.cat([first, last.flatten(0, 1).unflatten(0, (len(clips), -1))], dim=1)
+
+    def quantize(self, latent: Tensor) -> tuple[Tensor, Tensor]:
+        """The codebook row of each latent (..., D), and its id (...) int64."""
+        weight: Any = self.vq["embedding"].weight
+        return nearest_rows(latent, weight)
+
+    def forward(self, clips: Tensor) -> tuple[Tensor, Tensor]:
+        """Normalised clips (B, T, 3, H, W) to tokens (B, T - 1, learned tokens, D) and
+        their ids.
+        """
+        return self.quantize(self.latents(clips))

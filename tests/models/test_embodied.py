@@ -1,0 +1,98 @@
+"""UniVLA and villa-X on the networks of the parity cases: steps of clips, gaps in latents, folders that don't fit."""
+
+from __future__ import annotations
+
+import json
+import logging
+import shutil
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from lary.models.preprocess import prepare
+from lary.models.spec import MODELS
+from lary.types import LaryError, UsageError
+from tests.parity.conftest import OWN, load_case, load_univla, load_villa, open_villa, save_villa
+
+UNIVLA, VILLA = load_case("univla_small", OWN), load_case("villa-x_small", OWN)
+
+
+def clips(frames: int, size: int = 56, batch: int = 2) -> torch.Tensor:
+    return torch.randn(batch, frames, 3, size, size, generator=torch.Generator().manual_seed(0))
+
+
+def test_univla_sees_both_frames_and_refuses_what_it_cannot_encode(tmp_path: Path) -> None:
+    encoder, changed = load_univla(UNIVLA, tmp_path), clips(2)
+    for frame in range(2):
+        other = changed.clone()
+        other[:, frame] = changed[:, frame].flip(-1) * 3
+        latents = [encoder.author.network(encoder.author.features(pair)).latent for pair in (changed, other)]
+        assert not torch.allclose(*latents, atol=1e-3)
+    for wrong, named in ((clips(2, size=30), "multiples of 14"), (clips(1), "at least 2 frames")):
+        with pytest.raises(LaryError, match=named):
+            encoder.encode(wrong)
+
+
+def test_latents_that_are_not_finite_show(tmp_path: Path) -> None:
+    univla = load_univla(UNIVLA, tmp_path, **{"to_codebook.bias": torch.full((16,), torch.inf)})
+    villa = load_villa(VILLA, tmp_path, {"encoder.norm.g": np.full(48, np.nan, "f4")})
+    for encoder in (univla, villa):
+        assert not encoder.encode(clips(2)).tokens.isfinite().any()
+
+
+def test_villa_takes_frames_of_another_size_as_the_published_code_does(tmp_path: Path) -> None:
+    encoder = load_villa(VILLA, tmp_path)
+    frames = np.random.default_rng(0).integers(0, 256, (2, 80, 80, 3), dtype=np.uint8)
+    as_it_is = replace(MODELS.get("villa-x").preprocess, resize="none", size=80)
+    whole = torch.from_numpy(prepare(frames, as_it_is))[None]
+    fitted = torch.from_numpy(prepare(frames, replace(as_it_is, resize="torch_bilinear", size=56)))[None]
+    torch.testing.assert_close(encoder.author.fitted(whole), fitted, rtol=0, atol=1e-5)
+    assert torch.equal(encoder.encode(whole).tokens, encoder.encode(fitted).tokens)
+
+
+def test_villa_is_found_by_folder_by_file_and_in_a_copy_of_the_repository(tmp_path: Path) -> None:
+    folder = save_villa(VILLA, tmp_path / "repository" / "lam")
+    found = {open_villa(place).identity for place in (folder, folder.parent, folder / "model.safetensors")}
+    assert len(found) == 1
+    torch.save({key: torch.from_numpy(value) for key, value in VILLA.weights().items()}, folder / "model.bin")
+    (folder / "model.safetensors").unlink()
+    assert open_villa(folder).identity not in found
+    (folder / "model.bin").unlink()
+    for named in (r"holds no .*model\.safetensors", r"holds no model_config\.json"):
+        with pytest.raises(UsageError, match=named):
+            open_villa(folder)
+        (folder / "model_config.json").unlink(missing_ok=True)
+
+
+@pytest.mark.parametrize(
+    ("changes", "named"),
+    [
+        ({"encoder_embed_dim": "24", "n_codes": 0}, "encoder_embed_dim '24', n_codes 0"),
+        ({"st_use_qk_norm": 1}, "st_use_qk_norm 1"),
+        ({"encoder_depth": True}, "encoder_depth True"),
+        ({"resolution": 30}, "resolution 30 is no multiple of patch_size 14"),
+        ({"encoder_depth": 3}, r"missing: encoder\.layers\.2"),
+        ({"encoder_depth": 1}, r"unexpected: encoder\.layers\.1"),
+        ({"n_codes": 8}, r"misshaped: vq\.embedding\.weight \[16, 8\] for \[8, 8\]"),
+    ],
+)
+def test_villa_refuses_a_configuration_that_does_not_fit(changes: dict[str, Any], named: str, tmp_path: Path) -> None:
+    with pytest.raises(LaryError, match=named):
+        load_villa(VILLA, tmp_path, **changes)
+
+
+def test_villa_refuses_another_architecture_and_names_unknown_fields(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    with caplog.at_level(logging.WARNING):
+        load_villa(VILLA, tmp_path, proprio_dim=7, grid_size=2)
+    assert "proprio_dim" in caplog.text
+    assert "grid_size" not in caplog.text
+    shutil.copy(tmp_path / "model_config.json", tmp_path / "kept.json")
+    (tmp_path / "model_config.json").write_text(json.dumps({"architecture": "ActorModel", "config": VILLA.config}))
+    with pytest.raises(LaryError, match="not the configuration of a villa-X latent action model"):
+        open_villa(tmp_path)

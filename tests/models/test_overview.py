@@ -1,0 +1,104 @@
+"""The commands on models, the page made from their records, and the check of one model."""
+
+from __future__ import annotations
+
+import csv
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+import lary as package
+from lary.models.overview import published_numbers
+from lary.models.spec import MODELS
+from tests.helpers import lary
+from tests.models.test_spec import EXAMPLE, ROOT, SOUND, write_plugin
+
+HEAVY = ("torch", "transformers", "diffusers", "numpy", "pandas", "pydantic", "cv2", "huggingface_hub")
+
+
+def reference(name: str) -> list[dict[str, str]]:
+    """One of the tables of the paper."""
+    file = Path(package.__file__).parent / "results" / "reference" / f"{name}.csv"
+    return list(csv.DictReader(file.read_text().splitlines()))
+
+
+@pytest.mark.parametrize("name", ["classification", "regression", "vlabench_stride"])
+def test_records_have_the_parameters_and_numbers_of_the_leaderboards(name: str) -> None:
+    for row in reference(f"leaderboard_{name}"):
+        spec = MODELS.get(row["model"])
+        assert (f"{spec.parameters_m:.2f}", spec.paradigm) == (row["params_m"], row["paradigm"])
+        lines = published_numbers(spec)
+        assert len(lines) == 3
+        assert any(f"average {row['average']}" in line for line in lines)
+
+
+def test_published_numbers_of_ablations_and_of_models_that_have_none() -> None:
+    for row in reference("lam_ablation"):
+        name = f"dinov3-cs{row['codebook_size']}_sl{row['sequence_length']}_dim{row['latent_dim']}_lr1e-4"
+        (line,) = published_numbers(MODELS.get(name))
+        assert f"human_1st_accuracy {row['human_1st_accuracy']}, " in line
+    assert published_numbers(MODELS.get("dinov2-origin")) == ["the paper's tables have no numbers of this model"]
+    assert not published_numbers(MODELS.get("pixels"))
+
+
+@pytest.mark.parametrize("words", [["models"], ["models", "dinov3-cs9_sl16_dim32_lr1e-4"]])
+def test_listing_models_loads_no_heavy_library(words: list[str], tmp_path: Path) -> None:
+    code = f"""
+import sys
+from lary.cli import main
+try:
+    main({words})
+except SystemExit as stop:
+    assert not stop.code
+print([name for name in {HEAVY} if name in sys.modules], file=sys.stderr)
+"""
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, cwd=tmp_path)
+    assert done.stderr.strip() == "[]", f"{words} loads {done.stderr}"
+
+
+def test_models_lists_every_record_and_names_what_is_missing(tmp_path: Path) -> None:
+    assert [line.split()[0] for line in lary("models").out.splitlines()[1:]] == MODELS.names()
+    for words, named in (
+        (("lapa", "--model-dir", tmp_path), "laq_openx.pt"),
+        (("univla",), "UNIVLA_CKPT_PATH"),
+        (("magvit2",), "MAGVIT2_TOKENIZER_PATH"),
+    ):
+        done = lary("models", *words)
+        assert (done.code, named in done.out) == (0, True)
+    done = lary("models", "dinov4")
+    assert (done.code, "Did you mean dinov" in done.err) == (2, True)
+
+
+def test_docs_are_made_from_the_records() -> None:
+    command = [sys.executable, "-m", "lary.models.overview"]  # other tests of this process register models of their own
+    made = subprocess.run(command, capture_output=True, text=True, check=True, cwd=ROOT).stdout
+    assert (ROOT / "docs" / "models.md").read_text() == made, f"run: {' '.join(command[1:])} > docs/models.md"
+
+
+@pytest.mark.usefixtures("forget_plugins")
+@pytest.mark.parametrize(
+    ("answer", "named"),
+    [
+        (SOUND, None),
+        (f"Latents({SOUND})", None),
+        (f"({SOUND}, torch.zeros(len(clips), 2, 1).long())", None),
+        ("torch.full((len(clips), 2, 3, 4), float('nan'))", "not finite"),
+        ("clips.mean((3, 4))[..., :3]", "record says 4"),
+        ("torch.rand(len(clips), 2, 3, 4)", "chance"),
+        ("clips[:, :1].mean((3, 4))[:, :, :1].repeat(1, 1, 4)[:, :, None]", "don't depend on the last frame"),
+    ],
+)
+def test_check_model_finds_what_is_wrong(answer: str, named: str | None, tmp_path: Path) -> None:
+    done = lary("check-model", f"{write_plugin(tmp_path, answer)}:own")
+    assert done.code == (1 if named else 0)
+    assert (named or "everything as it should be") in done.out
+
+
+@pytest.mark.usefixtures("forget_plugins")
+def test_check_model_knows_the_example_and_asks_for_a_name() -> None:
+    done = lary("check-model", f"{EXAMPLE}:colour-grid")
+    assert (done.code, "2 x 16 x 6" in done.out) == (0, True)
+    done = lary("check-model", EXAMPLE)
+    assert (done.code, f"as {EXAMPLE}:NAME." in done.err) == (2, True)
