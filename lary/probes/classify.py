@@ -99,7 +99,7 @@ class ClassifierTraining(Training):
             for network, head in zip(self.networks, settings.heads, strict=True)
         ]
         self.chances = class_weights(inputs.train_targets[self.fit_rows])
-        parts = {"network": self.networks, "optimizer": self.optimizers}
+        parts: dict[str, list[Any]] = {"network": self.networks, "optimizer": self.optimizers}
         return {f"{name} {number}": each for name, many in parts.items() for number, each in enumerate(many)}
 
     def make_head(self) -> AttentiveProbe:
@@ -153,7 +153,7 @@ class ClassifierTraining(Training):
             group["weight_decay"] = weight_decay(settings.heads[number], self.step, self.total)
         optimizer.zero_grad(set_to_none=True)
         sums, smoothing = torch.zeros(2, device=self.device), settings.label_smoothing
-        for own, part in zip(tokens.split(self.at_once), labels.split(self.at_once), strict=True):
+        for own, part in zip(*(torch.split(each, self.at_once) for each in (tokens, labels)), strict=True):
             with training_precision(self.device, settings.bfloat16):
                 logits = network(own)
                 loss = F.cross_entropy(logits, part, label_smoothing=smoothing, reduction="sum") / count
@@ -172,7 +172,7 @@ class ClassifierTraining(Training):
 
         def logits_of(tokens: Tensor) -> Tensor:
             """Logits (B, H, L) of all heads."""
-            parts = tokens.split(self.at_once)
+            parts = torch.split(tokens, self.at_once)
             return torch.stack([torch.cat([own(part) for part in parts]) for own in self.networks], dim=1)
 
         logits = self.predict(logits_of, source, rows).transpose(0, 1)

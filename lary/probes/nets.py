@@ -34,7 +34,7 @@ ROWS_AT_ONCE = 64
 
 def split_heads(x: Tensor, heads: int) -> Tensor:
     """(B, S, D) -> (B, heads, S, D / heads)."""
-    return x.unflatten(-1, (heads, -1)).transpose(1, 2)
+    return x.reshape(*x.shape[:2], heads, x.shape[2] // heads).transpose(1, 2)
 
 
 def _attend(q: Tensor, k: Tensor, v: Tensor) -> Tensor:

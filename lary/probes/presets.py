@@ -125,6 +125,7 @@ class RidgeSettings:
         return len(self.shrinkages)
 
 
+OPTIONS = {"epochs": "epochs", "batch_size": "probe-batch-size", "sampler_steps": "sampler-steps"}
 ActionSettings = RegressorSettings | DitSettings | RidgeSettings
 
 
@@ -146,18 +147,12 @@ class ProbePreset:
         own: Any = {"attentive": self.classifier, "mlp": self.regressor, "dit": self.dit, "ridge": self.ridge}[kind]
         given = {"epochs": epochs, "batch_size": batch_size, "sampler_steps": sampler_steps}
         changes = {name: value for name, value in given.items() if value is not None}
-        if kind == "ridge" and changes:
-            name, value = next(iter(changes.items()))
-            option = "probe-batch-size" if name == "batch_size" else name.replace("_", "-")
-            raise UsageError(
-                f"--{option.replace('_', '-')} {value}: the ridge probe is not trained; leave the option out."
-            )
-        if sampler_steps is not None and kind != "dit":
-            raise UsageError(
-                f"--sampler-steps {sampler_steps}: only the probe dit draws samples; leave the option out."
-            )
-        if sampler_steps is not None and not 1 <= sampler_steps <= TRAINING_STEPS:
-            raise UsageError(f"--sampler-steps {sampler_steps}: must be from 1 to {TRAINING_STEPS}; 500 is published.")
+        for name, value in changes.items():
+            option = f"--{OPTIONS[name]} {value}"
+            if kind == "ridge" or not hasattr(own, name):
+                raise UsageError(f"{option}: the probe {kind} takes none; leave it out, or take the probe dit.")
+            if name == "sampler_steps" and not 1 <= value <= TRAINING_STEPS:
+                raise UsageError(f"{option}: must be from 1 to {TRAINING_STEPS}; 500 is published.")
         return replace(own, **changes)
 
 

@@ -137,12 +137,18 @@ class ActionTraining(Training):
             controls = {"mean_action": np.broadcast_to(mean_action, split.targets.shape).copy()}
             own = split.samples, split.targets, split.mean, split.std
             splits[role] = SplitOutcome(*own, selections, controls, losses)
-        stated, warnings = self.stated(), self.warnings()
-        return RegressionOutcome(inputs.dims, inputs.groups, splits, self.history, stated, warnings)
-
-    def warnings(self) -> tuple[str, ...]:
-        """Sentences for the result."""
-        return ()
+        warnings = []
+        if isinstance(self.settings, DitSettings):
+            beyond = 100 * float(np.mean(np.abs(inputs.evaluated[SEEN].targets) > 1))
+            warnings.append(
+                "The sampler of the DiT keeps predictions within one standard deviation, as published; "
+                f"{beyond:.1f} % of the targets on the seen split lie beyond."
+            )
+        # The end of the range may not be the best there is.
+        if isinstance(self.settings, RidgeSettings) and next(iter(rows.values()))["epoch"] == 1:
+            warnings.append(f"The smallest penalty of {len(self.history)} was picked: a smaller one might do better.")
+        stated = self.stated()
+        return RegressionOutcome(inputs.dims, inputs.groups, splits, self.history, stated, tuple(warnings))
 
 
 def errors(name: str, predicted: Floats, targets: Floats, batch_size: int) -> dict[str, float]:
@@ -211,7 +217,7 @@ class RegressorTraining(ActionTraining):
     def rate(self, update: int) -> float:
         """Learning rate of an update, counted from 0: a linear rise from 0, then constant."""
         rise = int(self.total * self.settings.warmup)
-        return self.settings.lr * (update / rise if update < rise else 1.0)
+        return float(self.settings.lr) * (update / rise if update < rise else 1.0)
 
     def _predict(self, source: LatentSource, rows: Ints) -> Floats:
         """Predicted chunks (n, K, A) float32 for `rows`."""
@@ -223,15 +229,6 @@ class RegressorTraining(ActionTraining):
             f"The probe diverged in epoch {len(self.history) + 1}, update {self.step} (learning rate "
             f"{self.rate(self.step):.3g} of {self.settings.lr:g}): {what}. Check the scale of the latents, or take "
             "another --probe-preset."
-        )
-
-    def warnings(self) -> tuple[str, ...]:
-        if not isinstance(self.settings, DitSettings):
-            return ()
-        beyond = float(np.mean(np.abs(self.inputs.evaluated[SEEN].targets) > 1))
-        return (
-            f"The sampler of the DiT keeps predictions within one standard deviation, as published; "
-            f"{100 * beyond:.1f} % of the targets on the seen split lie beyond.",
         )
 
 
@@ -288,9 +285,3 @@ class RidgeTraining(ActionTraining):
             features = (tokens.reshape(len(tokens), -1).astype(np.float64) - own["mean"]) / own["std"]
             parts.append(features @ own["coef"] + own["intercept"])
         return np.concatenate(parts).reshape(-1, *self.inputs.train_targets.shape[1:]).astype(np.float32)
-
-    def warnings(self) -> tuple[str, ...]:
-        if next(iter(self.picks.values()))["epoch"] > 1:
-            return ()
-        # The end of the range may not be the best there is.
-        return (f"The smallest penalty of {len(self.history)} was picked: an even smaller one might do better.",)

@@ -10,7 +10,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from lary.configs import ClassifyConfig
+from lary.configs import ClassifyConfig, TrackerName
 from lary.data.spec import DATASETS
 from lary.files import digest
 from lary.latents.ref import LatentsRef
@@ -151,12 +151,12 @@ def train_and_write(task: Task, folder: Path, team: Team, device: str) -> None:
     with writing(folder, run_identity(inputs), resume=config.resume, leads=team.leads) as run:
         task.read_targets()
         total = len(seeds) * task.probe.epochs * len(task.splits["train"].table)
-        outcomes = []
+        outcomes: list[Any] = []
         title = f"probe {config.dataset} {config.model}"
         with progress(total, title) if team.leads else nullcontext() as bar:
             for seed in seeds:
                 own = run.work if seed == seeds[0] else run.work / f"seed_{seed}"
-                tracker = config.tracker if team.leads and task.kind != "ridge" else "none"
+                tracker: TrackerName = config.tracker if team.leads and task.kind != "ridge" else "none"
                 title = f"{config.dataset} {folder.name} seed {seed}"
                 with tracking(tracker, own, title, vars(config) | {"seed": seed}) as tracked:
                     session = Session(
@@ -204,8 +204,7 @@ def run_facts(
         protocol=config.protocol,
         protocol_notes=model.paper_differences if model and config.protocol == "paper" else (),
         preset=config.probe_preset, seed=seeds_of(config)[0], seeds=seeds_of(config), control=config.control,
-        project=config.project, options_given=json.loads(json.dumps(asdict(config), default=str)),
-        options=json.loads(json.dumps(resolved, default=str)), provenance=Provenance(**provenance()),
+        project=config.project, options_given=asdict(config), options=resolved, provenance=Provenance(**provenance()),
         timings={name: value for name, value in timings.items() if value} | {"probe": round(seconds, 3)},
         failures=missing, files=dict.fromkeys(files, ""),
     )  # fmt: skip
