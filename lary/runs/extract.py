@@ -195,7 +195,9 @@ def work(run: Run, store: LatentStore, pending: Sequence[int]) -> tuple[list[Uni
             found = run_processes(job, units, devices, stop, bar.advance)
         else:
             waiting = (unit for unit in units if not stop.asked)
-            found = encode_units(job, run.table, waiting, devices[0], run.encoder, advance=bar.advance, stopped=stop)
+            found = encode_units(
+                job, run.table, waiting, devices[0], run.encoder, advance=bar.advance, stopped=lambda: stop.asked
+            )
         return list(found), stop.asked
 
 
