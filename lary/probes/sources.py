@@ -76,7 +76,7 @@ def reordered(source: LatentSource, control: str, seed: int) -> LatentSource:
     """Latents (P, N, D) with steps in an order drawn per sample; ``static-pair`` has the first alone.
 
     It acts on the axis P, and so only on latents with one step per frame; for others the
-    frames themselves are changed (`lary.runs.changed`).
+    frames themselves are changed (`lary.runs.extract`).
     """
     if len(source.shape) != 3:
         raise UsageError(

@@ -35,8 +35,7 @@ from lary.results.published import (
 )
 from lary.results.record import EvalResult, RunFacts
 from lary.results.summarise import classification_result, regression_result
-from lary.runs.changed import CHANGED, FRAME_CONTROLS, open_changed, separate
-from lary.runs.extract import FAILURES, check_media
+from lary.runs.extract import CHANGED, FAILURES, FRAME_CONTROLS, check_media, open_changed, separate
 from lary.runtime import device_numbers, log
 from lary.settings import Settings
 from lary.types import Failure, LaryError, LatentSource, MediaError, Sample, UsageError
