@@ -134,16 +134,16 @@ def seconds(way: Callable[[], torch.Tensor], device: str) -> tuple[float, float]
 
 def bare_network(encoder: Any, pairs: torch.Tensor) -> tuple[torch.Tensor, Network]:
     """What a model's network takes for these pairs (B, 2, 3, H, W), item by item, and its forward pass to tokens."""
-    from lary.models import autoencoders, image, lapa, univla, villa, vjepa
+    from lary.models import embodied, image, lapa, released
 
     makers: dict[type, Callable[[Any, torch.Tensor], tuple[torch.Tensor, Network]]] = {
         image.ImageEncoder: bare_image,
         lapa.LatentActions: bare_laq,
-        univla.UniVLA: bare_univla,
-        villa.VillaX: lambda encoder, pairs: (pairs, lambda clips: encoder.network(clips)[0]),
-        autoencoders.WanEncoder: bare_wan,
-        autoencoders.FluxEncoder: bare_flux,
-        vjepa.VJepaEncoder: lambda encoder, pairs: (
+        embodied.UniVLA: bare_univla,
+        embodied.VillaX: lambda encoder, pairs: (pairs, lambda clips: encoder.network(clips)[0]),
+        released.WanEncoder: bare_wan,
+        released.FluxEncoder: bare_flux,
+        released.VJepaEncoder: lambda encoder, pairs: (
             pairs, lambda clips: encoder._network.encoder(pixel_values_videos=clips).last_hidden_state
         ),
     }  # fmt: skip

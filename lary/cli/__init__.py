@@ -23,7 +23,7 @@ COMMANDS = {
     "regress": ("benchmark:regress", "Train the probe that decodes the robot's actions, and score it."),
     "run": ("benchmark:run", "Extract what a probe needs and run the probe, in one go."),
     "sweep": ("benchmark:sweep", "Do many runs from one file, here or on a Ray cluster."),
-    "doctor": ("inspect:doctor", "Check the environment, devices, decoders, settings and weights."),
+    "doctor": ("inspect:doctor", "Check devices, settings and weights."),
     "report": ("inspect:report", "Write one offline HTML page of all results below a folder."),
     "latents": ("inspect:latents_app", "Inspect, verify and export extracted latents."),
     "models": ("inspect:models", "List the models and whether their weights are here, or show one."),

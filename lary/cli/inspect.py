@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import shutil
 from pathlib import Path
 from typing import Literal
 
@@ -10,7 +12,7 @@ from cyclopts import App
 from lary import configs
 from lary.configs import Paths, add_help
 from lary.registry import load_plugin
-from lary.settings import CONFIG_NAME, init_config, set_config
+from lary.settings import CONFIG_NAME, FOLDER, init_config, set_config
 from lary.types import UsageError
 
 config_app = App(name="config", help="Show or change settings.", help_format="plaintext")
@@ -18,11 +20,37 @@ latents_app = App(name="latents", help="Inspect, verify and export extracted lat
 
 
 def doctor(*, paths: Paths = Paths()) -> int:
-    """Check Python and packages, devices, decoders, settings and weights."""
+    """Inspect this machine: its devices, and whether what the settings name can be used. Nothing is written."""
     settings = paths.settings()
-    from lary.runs.doctor import examine
+    import torch
 
-    lines = examine(settings)
+    from lary.models.overview import weights_state
+    from lary.models.spec import MODELS
+    from lary.runtime import memory_bytes, usable_cores
+
+    memory = f"{memory_bytes() / 1e9:.1f} GB of memory"
+    lines = [(False, "cpu", f"{usable_cores()} of {os.cpu_count()} cores, {memory}")]
+    for index in range(torch.cuda.device_count() if torch.cuda.is_available() else 0):
+        free, total = (size / 1e9 for size in torch.cuda.mem_get_info(index))
+        works = float((torch.ones(8, device=f"cuda:{index}") * 2).sum()) == 16
+        name = torch.cuda.get_device_name(index)
+        lines.append((not works, f"cuda:{index}", f"{name}, {free:.1f} of {total:.1f} GB free"))
+    if torch.backends.mps.is_available():
+        lines.append((False, "mps", "Metal: pass --device mps"))
+    for name, value in settings.values().items():
+        path, origin, broken = Path(value), settings.items[name].origin, False
+        if path.exists():
+            broken = not os.access(path, os.R_OK) or (FOLDER[name] and not path.is_dir())
+            free_text = f"folder, {shutil.disk_usage(path).free / 1e9:.1f} GB free" if path.is_dir() else "file"
+            text = "can't be used" if broken else free_text
+        elif not FOLDER[name] and value.count("/") == 1 and not path.is_absolute():
+            text = "no file here: taken for a hub id"
+        else:  # commands make the folders that they write to
+            broken, text = name not in ("LARY_LA_DIR", "LARY_LOG_DIR") and origin != "default", "does not exist"
+        lines.append((broken, name, f"{value} ({origin}): {text}"))
+    absent = [model.name for model in MODELS if not weights_state(model, settings.values())[0]]
+    text = f"not on this machine: {', '.join(absent)}; 'lary models KEY' prints what to set" if absent else "found"
+    lines.append((False, "weights", text))
     for broken, name, text in lines:
         print(f"{'!' if broken else ' '} {name:24} {text}")
     count = sum(broken for broken, *_ in lines)

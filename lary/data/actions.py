@@ -103,7 +103,7 @@ def read_actions(
             path = table.action_path(position)
             return read_chunk(path, space) if mode == "absolute" else read_relative(path, space, arms)
         except MediaError as error:
-            return Failure(table.row(position), table.shown(position, TARGET_COLUMN), str(error))
+            return Failure(table.rows[position], table.shown(position, TARGET_COLUMN), str(error))
 
     yield from in_threads(one, range(len(table)), threads, batch=BATCH, bar=bar)
 

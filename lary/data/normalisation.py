@@ -73,8 +73,7 @@ class Normaliser:
             return self.robots[robot_type]
         what, fill = f"of robot type '{robot_type}'", ""
         if not robot_type:
-            what = "for samples without a robot type"
-            fill = "Fill the column of robot types in the tables, then make the statistics: "
+            what, fill = "for samples without a robot type", "Fill the column of robot types in the tables, then: "
         known = ", ".join(map(repr, self.robots)) or "none"
         advice = self.command or "check the robot types of the training split."
         raise LaryError(f"There are no action statistics {what} in {self.source}, which has: {known}. {fill}{advice}")
@@ -184,7 +183,7 @@ def load_targets(
         try:
             normaliser.statistics(robot)
         except LaryError as error:
-            first, others = table.row(robots.index(robot)) + 1, robots.count(robot) - 1
+            first, others = table.rows[robots.index(robot)] + 1, robots.count(robot) - 1
             raise LaryError(f"{table.path}, row {first} and {others} others: {error}") from None
     shape = (len(table), 1 if mode == "relative" else space.horizon, len(space.dims))
     values = np.full(shape, np.nan, np.float32)

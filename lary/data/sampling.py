@@ -22,7 +22,7 @@ import numpy.typing as npt
 from lary.arrays import array_of, npy_bytes
 from lary.data.configs import IndicesConfig
 from lary.data.frames import announced_frames, decode_video, to_rgb
-from lary.data.tables import INDEX_COLUMN, MEDIA_COLUMNS, read_csv, write_csv
+from lary.data.tables import INDEX_COLUMN, MEDIA_COLUMNS, read_frame, write_csv
 from lary.files import file_digest, inside, read_limited, write_bytes, write_failures
 from lary.runtime import in_threads, progress
 from lary.settings import Settings
@@ -81,14 +81,11 @@ def gray_frames(path: Path) -> Iterator[Gray]:
 
 
 def video_motion(path: Path, cache: Path | None = None) -> Doubles:
-    """Motion between the frames of a video, (n - 1,) float64.
+    """Motion between the frames of a video, (n - 1,) float64. Raises MediaError.
 
     Args:
         cache: folder that keeps it by the content of the file, so that renamed and copied
             clips are found again; a broken entry is computed anew.
-
-    Raises:
-        MediaError: the video can't be read.
     """
     if cache is None:
         return frame_motion(gray_frames(path))
@@ -175,42 +172,32 @@ class IndexReport:
 def write_indices(table: Path, config: IndicesConfig, settings: Settings) -> IndexReport:
     """Sample every clip of a table and write the table with its indices.
 
-    Clips that fail are left out and named.
-
-    Raises:
-        UsageError: the table can't be read, has no column video_path, or would be
-            written over itself.
+    Clips that fail are left out and named. Raises UsageError.
     """
     root = config.root or settings.path("DATA_DIR") / "classification"
-    columns, rows = read_csv(table)
-    if VIDEO_COLUMN not in columns:
-        raise UsageError(f"{table} has no column '{VIDEO_COLUMN}'; it has: {', '.join(columns)}.")
+    frame = read_frame(table)
+    if VIDEO_COLUMN not in frame:
+        raise UsageError(f"{table} has no column '{VIDEO_COLUMN}'; it has: {', '.join(frame.columns)}.")
     if config.frames < 1 or config.workers < 1:
         raise UsageError("--frames and --workers must be at least 1.")
     out = config.out or table.with_name(f"{table.stem}_indices.csv")
     if out.resolve() == table.resolve():
         raise UsageError(f"--out {out} is the input itself: name another file.")
 
-    def sampled(cell: str) -> tuple[int, ...] | str:
+    def sampled(cell: str) -> tuple[str, str]:
         try:
-            return sample_video(inside(root, cell), config.frames, config.method, config.cache).indices
+            chosen = sample_video(inside(root, cell), config.frames, config.method, config.cache)
         except (MediaError, UsageError) as error:
-            return str(error)
+            return "", str(error)
+        return ",".join(map(str, chosen.indices)), ""
 
-    at = columns.index(VIDEO_COLUMN)
-    distinct = list(dict.fromkeys(row[at] for row in rows))
+    cells = frame[VIDEO_COLUMN].tolist()
+    distinct = list(dict.fromkeys(cells))
     with progress(len(distinct), "sampling", "clip") as bar:
         found = dict(zip(distinct, in_threads(sampled, distinct, config.workers, bar=bar), strict=True))
-    if INDEX_COLUMN not in columns:
-        columns, rows = [*columns, INDEX_COLUMN], [[*row, ""] for row in rows]
-    target, kept, failures = columns.index(INDEX_COLUMN), [], []
-    for number, row in enumerate(rows):
-        result = found[row[at]]
-        if isinstance(result, str):
-            failures.append(Failure(number, row[at], result))
-        else:
-            row[target] = ",".join(map(str, result))
-            kept.append(row)
-    write_csv(out, columns, kept)
+    frame[INDEX_COLUMN] = [found[cell][0] for cell in cells]
+    failures = [Failure(row, cell, found[cell][1]) for row, cell in enumerate(cells) if found[cell][1]]
+    kept = frame[frame[INDEX_COLUMN] != ""]
+    write_csv(out, list(kept.columns), kept.to_numpy(dtype=object).tolist())
     write_failures(out.with_name(f"{out.stem}_failures.csv"), failures)
     return IndexReport(out, len(kept), tuple(failures))

@@ -153,7 +153,7 @@ class SampleTable:
             frame_index = tuple(map(int, self._columns[INDEX_COLUMN][position].split(",")))
             indices = ",".join(map(str, frame_index))
         name, group = digest(*media, indices, target), group_name(self.spec, media[0])
-        return Sample(name, self.row(position), media, frame_index, target, group, self._robots[position])
+        return Sample(name, self.rows[position], media, frame_index, target, group, self._robots[position])
 
     def __iter__(self) -> Iterator[Sample]:
         return (self[position] for position in range(len(self)))
@@ -161,10 +161,6 @@ class SampleTable:
     def take(self, positions: Sequence[int]) -> SampleTable:
         """The table of some of the samples, which keep their ``row``."""
         return replace(self, frame=self.frame.iloc[list(positions)])
-
-    def row(self, position: int) -> int:
-        """The row in the file, from 0, of the sample at a position."""
-        return int(self.frame.index[position])
 
     def shown(self, position: int, column: str) -> str:
         """The path in a cell, as `usual_place` gives it."""
@@ -200,7 +196,7 @@ class SampleTable:
         found = in_threads(os.path.isfile, wanted, THREADS, batch=256)
         return [path for path, there in zip(wanted, found, strict=True) if not there]
 
-    @property
+    @cached_property
     def _media(self) -> tuple[str, ...]:
         return MEDIA_COLUMNS[self.spec.media]
 
@@ -209,8 +205,13 @@ class SampleTable:
         return {name: self.frame[name].tolist() for name in needed_columns(self.spec) if name in self.frame}
 
     @cached_property
+    def rows(self) -> list[int]:
+        """The rows in the file, from 0, of all samples."""
+        return self.frame.index.tolist()
+
+    @cached_property
     def _position(self) -> dict[int, int]:
-        return {row: position for position, row in enumerate(self.frame.index.tolist())}
+        return {row: position for position, row in enumerate(self.rows)}
 
     @cached_property
     def _robots(self) -> list[str]:
@@ -227,9 +228,8 @@ class SampleTable:
 
     def _file(self, position: int, column: str) -> Path:
         """The file at the usual path, or at that in the table where only this exists."""
-        usual, *others = (
-            inside(self.root, place) for place in places(self.spec, self._columns[column][position], folder_of(column))
-        )
+        found = places(self.spec, self._columns[column][position], folder_of(column))
+        usual, *others = (inside(self.root, place) for place in found)
         if not others or usual.exists():
             return usual
         return next((path for path in others if path.exists()), usual)
@@ -241,7 +241,7 @@ def read_table(
     """Read and validate the table of a split, or its first `limit` rows; nothing but the CSV is opened.
 
     Without `media`, it need not name images or clips. Raises UsageError where the file is no table
-    (`read_frame`), a column is missing, or a cell that is used can't be.
+    (`read_frame`), or a column or cell is missing or wrong.
     """
     root = data_dir / spec.split(split).root
     frame = read_frame(path, limit)

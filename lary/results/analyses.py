@@ -7,8 +7,7 @@ gap is F1 of people minus F1 of robots, class by class.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -20,7 +19,7 @@ from lary.data.spec import DATASETS
 from lary.registry import suggest
 from lary.results import figures
 from lary.results.ablations import codebook_ablation, stride_ablation
-from lary.results.figures import Context, Found, grouped, slug
+from lary.results.figures import Context, Files, Found, grouped, slug
 from lary.results.folder import FinishedRun, find_results
 from lary.results.report import dataset_title
 from lary.results.samples import attention_maps, trajectories
@@ -28,8 +27,7 @@ from lary.settings import Settings
 from lary.types import LaryError, UsageError
 
 if TYPE_CHECKING:
-    from matplotlib.figure import Figure
-    from pandas import DataFrame, Series
+    from pandas import DataFrame
 
 LEAST = 3
 """Classes that an average spans at least."""
@@ -50,9 +48,8 @@ class Analysis:
 def make_analysis(kind: AnalysisKind, config: AnalyzeConfig, settings: Settings) -> Analysis:
     """Run one analysis, or every one that the runs allow.
 
-    Raises:
-        UsageError: no runs, or a model, data set, sample or episode that isn't there.
-        LaryError: nothing can be made of these runs.
+    Raises UsageError for a model, data set, sample or episode that isn't there, LaryError
+    where nothing can be made of the runs.
     """
     for name, value in (("count", config.count), ("window", config.window)):
         if value is not None and value < 1:
@@ -114,7 +111,7 @@ def class_frequency(context: Context) -> Found:
 
 
 def _class_table(run: FinishedRun, window: int) -> DataFrame:
-    """The classes of a run; a moving average over the `window` of those that occur, by rising frequency."""
+    """The classes of a run, and the moving average of those that occur, by rising frequency."""
     from pandas import DataFrame
 
     rows = [
@@ -141,7 +138,7 @@ def _plain_rows(table: DataFrame) -> list[dict[str, Any]]:
     return table.astype(object).where(table.notna(), None).to_dict("records")  # type: ignore[return-value]
 
 
-def _write_frequency(context: Context, group: Sequence[FinishedRun], window: int) -> list[Path]:
+def _write_frequency(context: Context, group: Sequence[FinishedRun], window: int) -> Files:
     """A panel per model: its classes and average, with the averages of the others in grey."""
     tables = {run.result.label: _class_table(run, window) for run in group}
     rows = [row for table in tables.values() for row in _plain_rows(table.drop(columns="centre"))]
@@ -179,9 +176,7 @@ def _write_frequency(context: Context, group: Sequence[FinishedRun], window: int
 
 
 def human_robot_gap(context: Context) -> Found:
-    """F1 of people minus F1 of robots on the classes that both data sets have: a heatmap per settings."""
-    from pandas import DataFrame
-
+    """F1 of people minus F1 of robots on the classes that both data sets have."""
     human, robot = context.config.human, context.config.robot
     if human == robot:
         raise UsageError(f"--human and --robot are both {human}: a gap is between two data sets.")
@@ -194,64 +189,52 @@ def human_robot_gap(context: Context) -> Found:
         yield f"there is no finished run on {robot if people else human}: classify on both data sets"
         return
     for key, group in people.items():
-        ours, theirs = (
-            DataFrame({run.result.label: _f1_of(run) for run in side}, index=shared)
-            for side in (group, robots.get(key, []))
-        )
-        both = [label for label in ours if label in theirs]
-        for label in sorted(set(ours) ^ set(theirs)):
+        ours, theirs = ({run.result.label: _f1_of(run) for run in side} for side in (group, robots.get(key, [])))
+        for label in sorted(ours.keys() ^ theirs.keys()):
             yield f"{label} has a run on one of {human} and {robot} only"
-        gaps = (ours[both] - theirs[both]).dropna(how="all")
-        if gaps.empty:
+        both = [label for label in ours if label in theirs]
+        table = np.array([[_gap(ours[label], theirs[label], name) for name in shared] for label in both])
+        shown = np.flatnonzero(~np.isnan(table).all(axis=0)).tolist() if both else []
+        if not shown:
+            yield f"no model was scored on a class that {human} and {robot} share"
             continue
-        gaps = gaps.assign(mean=gaps.mean(axis=1), name=gaps.index).sort_values(["mean", "name"])[both]
+        shown.sort(key=lambda column: (np.nanmean(table[:, column]), shared[column]))
+        table, order = table[:, shown], [shared[column] for column in shown]
         rows = [
             {
                 "model": label,
                 "class": name,
-                "f1_human": ours[label][name],
-                "f1_robot": theirs[label][name],
-                "gap": gap,
+                "f1_human": ours[label].get(name),
+                "f1_robot": theirs[label].get(name),
+                "gap": None if np.isnan(gap) else float(gap),
             }
-            for label in both
-            for name, gap in gaps[label].items()
+            for label, gaps in zip(both, table, strict=True)
+            for name, gap in zip(order, gaps, strict=True)
         ]
-        facts = {
-            "human": human,
-            "robot": robot,
-            "shared_classes": shared,
-            "classes_shown": list(gaps.index),
-            "mean_gap": gaps.mean().to_dict(),
-        }
-        with _gap_figure(gaps.T, f"F1 on {human} minus F1 on {robot}\n{group[0].about}") as figure:
+        mean_gap = {label: float(np.nanmean(gaps)) for label, gaps in zip(both, table, strict=True)}
+        facts = {"human": human, "robot": robot, "shared_classes": shared, "classes_shown": order, "mean_gap": mean_gap}
+        labels = [f"{label}  {mean:+.2f}" for label, mean in mean_gap.items()]
+        width = 1.5 + 0.075 * max(map(len, labels)) + 0.21 * len(order)
+        with figures.new_figure(max(width, 6.0), 1.3 + 0.3 * len(both) + 0.07 * max(map(len, order))) as figure:
+            axes, reach = figure.subplots(), max(0.05, float(np.nanmax(np.abs(table))))
+            axes.set_facecolor("#eeeeee")  # a class that one of the data sets has no samples of
+            image = axes.imshow(table, cmap="PuOr_r", vmin=-reach, vmax=reach, aspect="auto")
+            axes.set_xticks(range(len(order)), order, rotation=90, fontsize=8)
+            axes.set_yticks(range(len(both)), labels)
+            axes.set_title(f"F1 on {human} minus F1 on {robot}\n{group[0].about}", fontsize=9.5)
+            figure.colorbar(image, ax=axes, fraction=0.03, pad=0.01, label="F1 gap, orange: people are higher")
             stem = f"gap_{slug(human)}_{slug(robot)}{group[0].suffix}"
-            yield from context.write(stem, figure, _plain_rows(DataFrame(rows)), group[0], **facts)
+            yield from context.write(stem, figure, rows, group[0], **facts)
 
 
-def _f1_of(run: FinishedRun) -> Series[float]:
+def _gap(ours: Mapping[str, float], theirs: Mapping[str, float], name: str) -> float:
+    """The difference in a class, NaN where one of the data sets has no samples of it."""
+    return ours.get(name, np.nan) - theirs.get(name, np.nan)
+
+
+def _f1_of(run: FinishedRun) -> dict[str, float]:
     """F1 of the classes that occur in validation."""
-    from pandas import Series
-
-    return Series({row.name: row.f1 for row in run.result.classes if row.true}, dtype=np.float64)
-
-
-@contextmanager
-def _gap_figure(gaps: DataFrame, title: str) -> Iterator[Figure]:
-    """Models in rows with their mean gap, classes in columns; orange where people have the higher F1."""
-    values = gaps.to_numpy()
-    reach = max(0.05, float(np.nanmax(np.abs(values))))
-    labels = [f"{label}  {mean:+.2f}" for label, mean in gaps.mean(axis=1).items()]
-    width = 1.5 + 0.075 * max(map(len, labels)) + 0.21 * len(gaps.columns)
-    with figures.new_figure(max(width, 6.0), 1.3 + 0.3 * len(gaps) + 0.07 * max(map(len, gaps.columns))) as figure:
-        axes = figure.subplots()
-        axes.set_facecolor("#eeeeee")  # a class that one of the data sets has no samples of
-        image = axes.imshow(values, cmap="PuOr_r", vmin=-reach, vmax=reach, aspect="auto", interpolation="nearest")
-        axes.set_xticks(range(len(gaps.columns)), list(gaps.columns), rotation=90, fontsize=8)
-        axes.set_yticks(range(len(gaps)), labels)
-        axes.set_ylabel("model, mean gap")
-        axes.set_title(title, fontsize=9.5)
-        figure.colorbar(image, ax=axes, fraction=0.03, pad=0.01, label="F1 gap")
-        yield figure
+    return {row.name: row.f1 for row in run.result.classes if row.true}
 
 
 ANALYSES: Mapping[str, Callable[[Context], Found]] = {

@@ -83,7 +83,7 @@ class Comparison:
 
 
 def open_scored(place: str | Path, role: str = "seen") -> ScoredRun:
-    """A finished run from its folder or its ``result.json``. Raises UsageError or LaryError if a file is missing."""
+    """A finished run and its scores. Raises UsageError or LaryError if a file is missing."""
     run = finished_run(as_path(place))
     return ScoredRun(run.folder, run.result, scores=read_scores(run, role))
 
@@ -91,9 +91,8 @@ def open_scored(place: str | Path, role: str = "seen") -> ScoredRun:
 def compare_results(places: Sequence[str | Path], role: str = "seen", seed: int = 0) -> Comparison:
     """Compare the first run with each of the others.
 
-    Raises:
-        UsageError: fewer than two runs, or runs of different data sets, targets or metrics.
-        LaryError: a file is missing, or two runs share no sample.
+    Raises UsageError for runs whose scores mean different things, LaryError for a missing
+    file or runs that share no sample.
     """
     if len(places) < 2:
         raise UsageError("A comparison needs at least two results.")
@@ -126,7 +125,7 @@ def _check_alike(first: FinishedRun, other: FinishedRun) -> None:
 
 
 def _difference(first: ScoredRun, other: ScoredRun, seed: int) -> Difference:
-    """One comparison with its own, uncorrected p value. Raises LaryError if the runs share no sample."""
+    """One comparison, its p value uncorrected. Raises LaryError if the runs share no sample."""
     names, rows, theirs = np.intersect1d(first.scores.ids, other.scores.ids, return_indices=True)
     if not len(names):
         raise LaryError(f"{first.folder} and {other.folder} share no sample: they were scored on different tables.")
@@ -152,10 +151,7 @@ def load_results(folder: str | Path) -> DataFrame:
 
     Each metric has three columns: its value, and with ``_low`` and ``_high`` the ends of
     its 95 % interval; a metric that a run doesn't have is NaN. Files that can't be read
-    are left out with a warning.
-
-    Raises:
-        UsageError: there is no such folder.
+    are left out with a warning. Raises UsageError where there is no such folder.
     """
     from pandas import DataFrame
 
@@ -186,11 +182,8 @@ def load_samples(run: str | Path) -> DataFrame:
 
     ``score`` is the mean over the seeds, whose own scores are in ``score_<seed>``: 1 for a
     right and 0 for a wrong answer, or the normalised squared error. A classification also
-    has ``media``, ``predicted`` and ``true``.
-
-    Raises:
-        UsageError: there is no such run.
-        LaryError: a file of the run is missing or another one than it wrote.
+    has ``media``, ``predicted`` and ``true``. Raises UsageError without such a run,
+    LaryError for a file that is missing or another one than the run wrote.
     """
     from pandas import DataFrame, concat
 

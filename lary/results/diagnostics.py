@@ -25,7 +25,7 @@ from lary.settings import Settings
 from lary.types import LaryError, UsageError
 
 DEAD = 1e-6
-"""A channel is dead if its standard deviation is below this share of its mean, or below this where the mean is < 1."""
+"""A channel is dead if its deviation is below this share of its mean (of 1 for means below)."""
 PIECE = 8192
 """Tokens that are brought to float64 at once."""
 
@@ -34,7 +34,7 @@ Rows = npt.NDArray[np.int64]
 
 
 class Scatter:
-    """Mean (D,) and sum of squared deviations (D, D) of rows that come in batches (Chan, Golub and LeVeque 1979)."""
+    """Mean and scatter (D, D) of rows that come in batches (Chan, Golub and LeVeque 1979)."""
 
     def __init__(self, dim: int) -> None:
         self.count = 0
@@ -54,7 +54,7 @@ class Scatter:
             self.count = total
 
     def ranks(self) -> dict[str, float]:
-        """Effective rank and participation ratio, zero where nothing varies, and the largest that there could be."""
+        """Effective rank and participation ratio, zero where nothing varies, and their limit."""
         from scipy.stats import entropy
 
         powers = np.linalg.eigvalsh(self.squares)
@@ -90,9 +90,7 @@ def diagnosis_text(found: Mapping[str, Any]) -> str:
 def diagnose_split(config: DiagnoseConfig, settings: Settings) -> tuple[dict[str, Any], Path]:
     """Diagnose the latents of a split and write the numbers as JSON; returns them and the file.
 
-    Raises:
-        UsageError: no latents, or numbers below one.
-        LaryError: a latent that can't be read or isn't finite; names the sample.
+    Raises UsageError without latents, LaryError for one that can't be read or isn't finite.
     """
     for name, value in (("rows", config.rows), ("batch-size", config.batch_size)):
         if value is not None and value < 1:
@@ -109,7 +107,7 @@ def diagnose_split(config: DiagnoseConfig, settings: Settings) -> tuple[dict[str
 
 
 def diagnose_latents(latents: SplitLatents, model: ModelSpec, config: DiagnoseConfig) -> dict[str, Any]:
-    """All diagnostics of latents that are open already, as plain values. Raises as `diagnose_split`."""
+    """All diagnostics of open latents as plain values. Raises as `diagnose_split`."""
     table, source = latents.table, latents.source
     rows = np.arange(len(table), dtype=np.int64)
     if config.rows is not None and config.rows < len(rows):

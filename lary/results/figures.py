@@ -1,4 +1,4 @@
-"""Figures of results, colour-blind safe, equal bytes for equal numbers, and how analyses write them."""
+"""Figures of results, colour-blind safe, with equal bytes for equal numbers."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ NO_DATES: dict[Format, Any] = {
     "pdf": {"CreationDate": None, "Creator": None, "Producer": None},
 }
 LABELLED_CLASSES, NUMBERED_CLASSES = 60, 15
-"""More classes than this get no names along the axes of a confusion matrix, and no numbers in it."""
+"""With more classes a confusion matrix has no names, and no numbers."""
 
 
 @contextmanager
@@ -84,13 +84,13 @@ def panels(
 
 
 def finish(figure: Figure, axes: Any, title: str) -> None:
-    """Add a title over the panels of a figure and a legend below, from the marks of one panel."""
+    """Add a title over the panels of a figure and a legend from the marks of one."""
     marks = {name: mark for mark, name in zip(*axes.get_legend_handles_labels(), strict=True)}
     figure.legend(marks.values(), marks.keys(), loc="outside lower center", ncols=3, frameon=False, fontsize=8)
     figure.suptitle(title, fontsize=9.5, wrap=True)
 
 
-def plot_pair(axes: Any, steps: Doubles, truth: Doubles, guess: Doubles, marker: str | None) -> None:
+def plot_pair(axes: Any, steps: npt.ArrayLike, truth: npt.ArrayLike, guess: npt.ArrayLike, marker: str | None) -> None:
     """Draw true and predicted values (n,) over steps (n,)."""
     from matplotlib.ticker import MaxNLocator
 
@@ -106,7 +106,7 @@ def plot_pair(axes: Any, steps: Doubles, truth: Doubles, guess: Doubles, marker:
 
 
 def confusion_figure(matrix: npt.ArrayLike, classes: Sequence[str], title: str = "", format: Format = "png") -> bytes:
-    """A confusion matrix (L, L), rows predicted and columns true, coloured by the share of each true class."""
+    """A confusion matrix (L, L), rows predicted and columns true, by share of the true class."""
     counts = np.asarray(matrix, dtype=np.float64)
     share = counts / np.maximum(counts.sum(axis=0, keepdims=True), 1)
     names = list(classes) if len(classes) <= LABELLED_CLASSES else []
@@ -176,6 +176,7 @@ def _trajectory(chunk: Chunk, dims: Sequence[str], units: Sequence[str]) -> Iter
 
 Found = Iterator[Path | str]
 """What an analysis makes: files that it wrote, and sentences on what it left out."""
+Files = list[Path | str]
 
 
 @dataclass(frozen=True)
@@ -188,29 +189,29 @@ class Context:
     settings: Settings
 
     def of_task(self, task: str, command: str) -> list[FinishedRun]:
-        """The runs of one task. Raises LaryError if there are none, with the command that makes some."""
+        """The runs of one task. Raises LaryError if there are none."""
         found = [run for run in self.runs if run.result.task == task]
         if not found:
             raise LaryError(f"there is no finished {task} run: run 'lary {command}' first")
         return found
 
-    def write(self, stem: str, figure: Figure, rows: Sequence[Row], run: FinishedRun, **facts: Any) -> list[Path]:
+    def write(self, stem: str, figure: Figure, rows: Sequence[Row], run: FinishedRun, **facts: Any) -> Files:
         """Write a figure as PNG and SVG, its data as CSV, and data and facts as JSON; returns the files.
 
         `run` is one of those in the figure, which all have its settings.
         """
-        png, svg, table, data = files = [self.out / f"{stem}.{kind}" for kind in ("png", "svg", "csv", "json")]
+        png, svg, table, data = [self.out / f"{stem}.{kind}" for kind in ("png", "svg", "csv", "json")]
         write_bytes(png, render(figure, "png"))
         write_bytes(svg, render(figure, "svg"))
         write_text(table, csv_text([rows[0].keys(), *(row.values() for row in rows)]))
         settings = {"protocol": run.result.protocol, "preset": run.result.preset}
         analysis = stem.partition("_")[0]
         write_json(data, {"format": 1, "analysis": analysis, **settings, **facts, "rows": list(rows)})
-        return files
+        return [png, svg, table, data]
 
 
 def grouped(runs: Sequence[FinishedRun], key: Callable[[FinishedRun], Any]) -> dict[Any, list[FinishedRun]]:
-    """Runs by a key, in the order in which they come; of several of one label, the latest counts."""
+    """Runs by a key; of several of one label, the latest counts."""
     found: dict[Any, dict[str, FinishedRun]] = {}
     for run in runs:
         group = found.setdefault(key(run), {})

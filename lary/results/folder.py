@@ -35,7 +35,7 @@ Broken = tuple[Path, str]
 
 @dataclass(frozen=True)
 class RunFolder:
-    """The folder of a run that is being written; its files are in `work` until they are published."""
+    """The folder of a run that is being written."""
 
     folder: Path
 
@@ -63,10 +63,7 @@ def writing(folder: Path, identity: str, *, resume: bool = True, leads: bool = T
     """Hold a run's folder for writing; unfinished files of the same `identity` are kept to `resume` from.
 
     Of several processes that train together only the one that `leads` takes the lock and
-    prepares ``.work/``.
-
-    Raises:
-        LaryError: another process writes to the folder, or it can't be written to.
+    prepares ``.work/``. Raises LaryError where another process writes to the folder.
     """
     run = RunFolder(folder)
     if not leads:
@@ -97,7 +94,7 @@ def settle(folder: Path) -> None:
 
 
 def _move(folder: Path) -> None:
-    """Move the files of a staged result to their folder, the result last; nothing without one."""
+    """Move the files of a staged result, if there is one, to their folder."""
     work = folder / WORK
     staged, final = work / FILE_NAME, folder / FILE_NAME
     if not staged.is_file():
@@ -156,13 +153,9 @@ class FinishedRun:
         return ", ".join(filter(None, parts))
 
     def file(self, name: str) -> Path:
-        """A file that the result names, checked against its digest.
+        """A file that the result names, checked against its digest. Raises LaryError.
 
         Results of version 0.1 have no digests, and are believed.
-
-        Raises:
-            LaryError: the result doesn't name the file, it is missing, or its content is
-                another one.
         """
         path, digests = inside(self.folder, name), self.result.files
         if not any(digests.values()):
@@ -181,7 +174,7 @@ class FinishedRun:
 
 
 def finished_run(place: Path) -> FinishedRun:
-    """A finished run from its folder or its ``result.json``. Raises UsageError without one, or LaryError."""
+    """A finished run from its folder or its ``result.json``. Raises UsageError without one."""
     folder = place.parent if place.name == FILE_NAME else place
     if not (folder / FILE_NAME).exists():
         raise UsageError(f"{folder} holds no {FILE_NAME}: name the folder of a finished run, below $LARY_LOG_DIR.")
@@ -189,11 +182,7 @@ def finished_run(place: Path) -> FinishedRun:
 
 
 def find_results(folder: Path) -> tuple[list[FinishedRun], list[Broken]]:
-    """Every finished run below a folder, and the results that can't be read.
-
-    Raises:
-        UsageError: the folder doesn't exist.
-    """
+    """Every finished run below a folder, and the results that can't be read. Raises UsageError."""
     if not folder.is_dir():
         raise UsageError(f"There is no folder {folder}: name the folder that holds the runs, such as $LARY_LOG_DIR.")
     runs: list[FinishedRun] = []

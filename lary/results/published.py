@@ -5,15 +5,9 @@ Classification: ``confusion_matrix.json`` and ``.png``, ``classification_stats.j
 ``sample_<i>_{src,tgt,action}.png``, ``sample_<i>_action.pdf`` and ``action.pdf`` with all
 of these as pages.
 
-``predictions.npz`` holds the headline score of every evaluated sample: for each role
-(``seen``, ``unseen``) ``<role>_ids`` and ``<role>_groups``, (n,) text, and
-``<role>_scores``, (S, n) float32: one row per seed of ``seeds`` (S,) int64; a
-classification has 1 for a right and 0 for a wrong answer, a regression the mean squared
-error of the sample, normalised.
-
-``actions.npz`` holds predicted and true chunk of every sample of a regression in physical
-units: ``<role>_ids``, ``<role>_groups`` and ``<role>_media`` (the source frame), (n,)
-text, and ``<role>_predicted`` and ``<role>_true``, (n, K, A) float32, of the headline
+``predictions.npz`` holds the fields of `SampleScores` of each role as ``<role>_<field>``,
+and the ``seeds`` (S,). A score is 1 for a right and 0 for a wrong answer, or the normalised
+mean squared error of the sample. ``actions.npz`` holds those of `Chunks`, of the headline
 selection and the first seed.
 """
 
@@ -77,7 +71,7 @@ def write_classification_files(folder: Path, outcome: ClassificationOutcome) -> 
 
 
 def best_result(outcome: RegressionOutcome) -> dict[str, float]:
-    """The one row of ``best_result.csv`` for the headline selection; the training loss is that of its epoch."""
+    """The one row of ``best_result.csv`` for the headline selection."""
     name = headline(outcome.splits["seen"].selections)
     epoch = outcome.splits["seen"].selections[name].epoch
     losses = {entry.get("epoch"): entry.get("train_loss", np.nan) for entry in outcome.history}
@@ -165,7 +159,7 @@ def examples_of(split: SplitOutcome, files: Iterable[str]) -> Iterator[Example]:
 
 @dataclass(frozen=True)
 class SampleScores:
-    """Headline score of each sample of one split: ids and groups n names, scores (S, n) float32."""
+    """Headline scores (S, n) float32 of the samples of one split."""
 
     ids: tuple[str, ...]
     groups: tuple[str, ...]
@@ -174,7 +168,7 @@ class SampleScores:
 
 @dataclass(frozen=True)
 class Chunks:
-    """Chunks of the samples of one split: n names each, chunks (n, K, A) float32, physical units."""
+    """Chunks (n, K, A) float32 of one split in physical units; `media` are the source frames."""
 
     ids: tuple[str, ...]
     groups: tuple[str, ...]
@@ -222,12 +216,12 @@ def write_actions(folder: Path, outcome: RegressionOutcome) -> str:
 def _write_arrays(file: Path, tables: Mapping[str, SampleScores | Chunks], **more: npt.NDArray[np.int64]) -> str:
     arrays = {f"{role}_{name}": part for role, table in tables.items() for name, part in vars(table).items()}
     with atomic_write(file) as stream:
-        np.savez_compressed(stream, **more, **arrays)
+        np.savez_compressed(stream, **more, **arrays)  # type: ignore[arg-type]
     return file.name
 
 
 def read_scores(run: FinishedRun, role: str = "seen") -> SampleScores:
-    """The scores of one role. Raises LaryError if they are missing, torn, or the run has no such split."""
+    """The scores of one role. Raises LaryError if they are missing or torn."""
     return SampleScores(*_read_arrays(run, PREDICTIONS, role, ("ids", "groups", "scores")))
 
 

@@ -63,7 +63,7 @@ class Metric(Strict):
         return f"{number(self.value, self.unit)} {self.bounds}".rstrip()
 
     def reading(self, p: float | None = None) -> Literal["", "even", "better", "worse"]:
-        """What a difference says of a run, by its corrected p where there is one, else by its interval."""
+        """What a difference says of a run, by its corrected p or else its interval."""
         if self.low is None or self.high is None:
             return ""
         if self.low <= 0 <= self.high or (p is not None and p >= 0.05):
@@ -72,7 +72,7 @@ class Metric(Strict):
 
 
 def number(value: float, unit: str = "none") -> str:
-    """A number as it is printed: one decimal for per cent and degrees, else three decimals or digits."""
+    """A number as it is printed: per cent and degrees with one decimal, others with three."""
     if unit in ("fraction", "degrees"):
         return f"{100 * value if unit == 'fraction' else value:.1f}"
     return f"{value:.3f}" if 0.0005 <= abs(value) < 1000 or value == 0 else f"{value:.3g}"
@@ -121,7 +121,7 @@ class Provenance(Strict):
 
 
 class NamedDigest(Strict):
-    """One thing that decides a run, such as its options or the latents of a split, as a digest."""
+    """One thing that decides a run, such as its options, as a digest."""
 
     name: str
     digest: str
@@ -187,7 +187,7 @@ class Control(Strict):
 
 
 class Margin(Strict):
-    """How this run compares with another one on the same samples, such as one of its controls."""
+    """How this run compares with another one on the same samples."""
 
     name: str
     value: float
@@ -300,7 +300,7 @@ class EvalResult(RunFacts):
 
     @property
     def is_control(self) -> bool:
-        """Whether this run was made for others to be compared with, such as one on shuffled targets."""
+        """Whether this run was made for others to be compared with."""
         return self.control is not None or self.project is not None or self.model.revision == RANDOM
 
     @property
@@ -334,11 +334,9 @@ def write_result(path: Path, result: EvalResult) -> None:
 
 
 def read_result(path: Path) -> EvalResult:
-    """Read a result.
+    """Read a result; one of an older schema is brought to this one.
 
-    Raises:
-        LaryError: the file is missing, isn't JSON, was written by a newer schema, or
-            doesn't fit the schema. An older one is brought to this schema.
+    Raises LaryError where the file is missing, isn't JSON, or doesn't fit the schema.
     """
     data = read_json(path, "result")
     version = data.get("schema_version") if isinstance(data, dict) else None

@@ -1,4 +1,4 @@
-"""``lary report``: every result below a folder as one HTML page that needs nothing else."""
+"""``lary report``: every result below a folder as one HTML page."""
 
 from __future__ import annotations
 
@@ -27,16 +27,8 @@ REFERENCE = Path(__file__).parent / "reference"
 REPORT_NAME = "report.html"
 PICTURE_SIZE = 192
 PICTURE_BYTES = 20_000_000
-METRIC_NAMES = {
-    "top1": "Top-1",
-    "top5": "Top-5",
-    "macro_recall": "Mean recall",
-    "macro_f1": "Macro F1",
-    "seen_mse": "MSE",
-    "seen_r2": "R²",
-    "unseen_mse": "MSE, unseen",
-    "unseen_r2": "R², unseen",
-}
+METRIC_NAMES = {"top1": "Top-1", "top5": "Top-5", "macro_recall": "Mean recall", "macro_f1": "Macro F1"}
+METRIC_NAMES |= {"seen_mse": "MSE", "seen_r2": "R²", "unseen_mse": "MSE, unseen", "unseen_r2": "R², unseen"}
 READINGS = {"": "", "even": "no clear difference", "better": "a clear gain", "worse": "clearly worse"}
 PUBLISHED = {
     "leaderboard_classification": True,
@@ -50,8 +42,7 @@ PUBLISHED = {
 def write_report(folder: str | Path, target: str | Path | None = None) -> Path:
     """Write the report of all results below `folder`, to ``report.html`` in it or to `target`; returns where.
 
-    Raises:
-        UsageError: the folder doesn't exist, or holds no result.
+    Raises UsageError where the folder doesn't exist or holds no result.
     """
     folder = as_path(folder)
     runs, broken = find_results(folder)
@@ -73,14 +64,9 @@ def _page(runs: Sequence[FinishedRun], broken: Sequence[Broken]) -> str:
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    environment.filters |= {
-        "number": number,
-        "metric_name": metric_name,
-        "settings": settings_of,
-        "dataset_title": dataset_title,
-        "published": published_score,
-        "as_json": lambda value: json.dumps(value, ensure_ascii=False, default=str),
-    }
+    for filter in (number, metric_name, settings_of, dataset_title, published_score):
+        environment.filters[filter.__name__] = filter
+    environment.filters["as_json"] = lambda value: json.dumps(value, ensure_ascii=False, default=str)
     environment.globals |= {
         "verdict": lambda gain, p=None: READINGS[gain.reading(p)],
         "confusion_picture": _confusion_picture,
@@ -157,7 +143,7 @@ def metric_name(name: str) -> str:
 
 
 def _confusion_picture(matrix: Sequence[Sequence[int]]) -> str:
-    """Shares of the true class (L, L) as a PNG whose opacity is the share, which suits a light and a dark page."""
+    """Shares of the true class (L, L) as opacity of a PNG, which suits light and dark pages."""
     shares = np.asarray(matrix) / np.maximum(np.sum(matrix, axis=0), 1)
     pixels = np.full((*shares.shape, 4), (43, 140, 196, 0), dtype=np.uint8)
     pixels[..., 3] = np.round(255 * shares)
@@ -165,7 +151,7 @@ def _confusion_picture(matrix: Sequence[Sequence[int]]) -> str:
 
 
 def _pictures(run: FinishedRun, example: Example) -> Iterator[tuple[str, str]]:
-    """Source and target frame of an example as small JPEG data addresses, as far as they can be read."""
+    """Source and target frame of an example as data addresses, as far as they can be read."""
     import warnings
 
     from PIL import Image

@@ -1,15 +1,13 @@
 """Figures of single samples and episodes of finished runs.
 
-Attention maps: how the query of the attentive probe weighs the tokens of a sample, over
-the frames they come from. The model's record says where its tokens are: on how many places
-a side (its ``grid``), and which frames a latent step shows. A step shows its own frame
-where there are as many steps as frames, two neighbours where there is one step less, and
-equal parts of the clip where a model compresses time; in causal autoencoders the first
-step shows the first frame alone. Tokens that stand for no place are drawn as bars.
+Attention maps: how the query of the attentive probe weighs the tokens of a sample. The
+model's record says on how many places a side its tokens are (its ``grid``). A latent step
+shows its own frame where there are as many steps as frames, two neighbours where there is
+one step less, and equal parts of the clip where a model compresses time; in causal
+autoencoders the first step shows the first frame alone.
 
-Trajectories: predicted against true actions over whole episodes. Every sample holds a
-chunk of K steps from its source frame on; chunks begin at the number in the name of that
-frame, or one behind the other where names don't rise.
+Trajectories: predicted against true actions over whole episodes. Chunks of K steps begin
+at the number in the name of their source frame, or one behind the other.
 """
 
 from __future__ import annotations
@@ -18,7 +16,7 @@ import math
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass, fields, replace
-from pathlib import Path, PurePosixPath
+from pathlib import PurePosixPath
 from typing import Any
 
 import numpy as np
@@ -30,7 +28,7 @@ from lary.latents.ref import LatentsRef, SplitLatents, open_latents
 from lary.models.preprocess import resize
 from lary.models.spec import MODELS, ModelSpec, Preprocess
 from lary.registry import suggest
-from lary.results.figures import Context, Found, finish, new_figure, plot_pair, slug
+from lary.results.figures import Context, Files, Found, finish, new_figure, plot_pair, slug
 from lary.results.folder import FinishedRun
 from lary.results.published import Chunks, read_predicted
 from lary.results.report import dataset_title
@@ -41,14 +39,14 @@ SIDE = 224
 """Pixels of a drawn frame at least."""
 OPACITY = 0.6
 BRIGHTEST = 99.5
-"""Percentile of the weights that takes the brightest colour: single peaks would darken all else."""
+"""Percentile with the brightest colour: single peaks would darken all else."""
 CHECKPOINT = "latest.pt"
 NUMBER = re.compile(r"\d+")
 
 
 @dataclass(frozen=True)
 class TokenLayout:
-    """Where the tokens of a sample are: the frames of each step, tokens per step, places per side (0 for none)."""
+    """Frames of each step, tokens per step, places per side (0 for none)."""
 
     steps: tuple[tuple[int, ...], ...]
     tokens: int
@@ -83,7 +81,7 @@ def attention_maps(context: Context) -> Found:
     _check_known("sample", "a sample", context.config.sample, list(known))
 
 
-def _write_maps(run: FinishedRun, context: Context, known: dict[str, None]) -> list[Path]:
+def _write_maps(run: FinishedRun, context: Context, known: dict[str, None]) -> Files:
     """The figure and data of one run; the names of its samples are added to `known`."""
     from lary.probes.nets import attend, load_head
 
@@ -163,11 +161,11 @@ def _chosen_rows(split: SplitLatents, context: Context, known: dict[str, None]) 
         return [names[name] for name in config.sample if name in names]
     order = np.argsort(split.table.labels(), kind="stable")
     places = ((np.arange(config.count) + 0.5) / config.count * len(order)).astype(int)
-    return order[np.unique(places)].tolist()
+    return [int(order[place]) for place in np.unique(places)]
 
 
 def _frames_as_seen(split: SplitLatents, row: int, view: Preprocess) -> npt.NDArray[np.uint8] | None:
-    """Frames (T, H, W, 3) as the model sees them, without its scaling; None where they aren't on this machine."""
+    """Frames (T, H, W, 3) as the model sees them; None where they aren't on this machine."""
     sample = split.table[row]
     try:
         return resize(read_clip(split.table.media_path(sample), sample.frame_index), view)
@@ -177,7 +175,7 @@ def _frames_as_seen(split: SplitLatents, row: int, view: Preprocess) -> npt.NDAr
 
 
 def layout_of(shape: tuple[int, ...], frames: int, model: ModelSpec) -> TokenLayout:
-    """Where tokens (P, N, D), or (P * N, D) where a model's grid tells N, are over `frames` frames."""
+    """Where tokens (P, N, D), or (P * N, D) with N by the model's grid, are over the frames."""
     side = model.grid
     if len(shape) == 3:
         steps, tokens = shape[:2]
@@ -271,7 +269,7 @@ def chosen_episodes(chunks: Chunks, wanted: Sequence[str], count: int) -> list[s
 
 
 def rows_of_episode(chunks: Chunks, name: str) -> tuple[list[int], list[int], bool]:
-    """The samples of an episode by rising frame, their first frames, and whether these are in their names."""
+    """Rows of an episode by frame, their first frames, and whether names tell these."""
     rows = [row for row, group in enumerate(chunks.groups) if group == name]
     numbers = [NUMBER.findall(PurePosixPath(chunks.media[row]).stem) for row in rows]
     frames = [int(found[-1]) if found else -1 for found in numbers]
@@ -281,7 +279,7 @@ def rows_of_episode(chunks: Chunks, name: str) -> tuple[list[int], list[int], bo
     return [row for _, row in pairs], [frame for frame, _ in pairs], True
 
 
-def _write_episodes(context: Context, run: FinishedRun, chunks: Chunks, episodes: Sequence[str]) -> list[Path]:
+def _write_episodes(context: Context, run: FinishedRun, chunks: Chunks, episodes: Sequence[str]) -> Files:
     """Draw dimensions in rows and episodes in columns; a delta marks relative actions.
 
     The table has a row per episode, sample, step and dimension.
@@ -305,11 +303,11 @@ def _write_episodes(context: Context, run: FinishedRun, chunks: Chunks, episodes
                     table.append(about | {key: float(value) for key, value in values.items()})
             for place, axes in enumerate(grid[:, column]):
                 # A NaN behind each chunk ends its line.
-                lines = [
+                steps_at, true, predicted = (
                     np.pad(own, ((0, 0), (0, 1)), constant_values=np.nan).ravel()
                     for own in (across, chunks.true[rows, :, place], chunks.predicted[rows, :, place])
-                ]
-                plot_pair(axes, *lines, "." if steps == 1 else None)
+                )
+                plot_pair(axes, steps_at, true, predicted, "." if steps == 1 else None)
                 axes.tick_params(labelsize=7)
                 unit = f"\n[{units[place]}]" if units[place] else ""
                 axes.set_ylabel("" if column else f"{change}{names[place]}{unit}", fontsize=8)

@@ -16,15 +16,8 @@ import numpy.typing as npt
 from pydantic_core import from_json, to_json
 
 from lary.data.spec import Orientation
-from lary.probes.outcome import (
-    ClassificationOutcome,
-    Floats,
-    RegressionOutcome,
-    SelectionName,
-    SplitOutcome,
-    class_statistics,
-    confusion_matrix,
-)
+from lary.probes import outcome as metrics
+from lary.probes.outcome import ClassificationOutcome, Floats, RegressionOutcome, SelectionName, SplitOutcome
 from lary.results import record
 from lary.results import statistics as stats
 from lary.results.published import examples_of
@@ -43,7 +36,7 @@ Scores = dict[str, tuple[stats.Interval, int, Unit]]
 
 
 def metric(found: stats.Interval, index: int, unit: Unit) -> Metric:
-    """One value of an interval as a metric of a record; of errors and angles a lower one is better."""
+    """One value of an interval as a metric; errors and angles are better if lower."""
     value, low, high = (float(part[index]) for part in (found.value, found.low, found.high))
     return Metric(
         value=value,
@@ -72,7 +65,7 @@ def _seed_sums(tables: Iterable[npt.ArrayLike], clusters: stats.Ints) -> stats.A
 
 
 def _means(tables: Iterable[Doubles], clusters: stats.Ints, seed: int, kind: stats.Statistic) -> stats.Interval:
-    """The interval of the means of the columns of one table (n, K) per seed; NaN entries don't count."""
+    """The interval of means of the columns of a table (n, K) per seed, without NaN."""
     counted = (np.hstack([np.nan_to_num(table), ~np.isnan(table)]) for table in tables)
     return stats.bootstrap(_seed_sums(counted, clusters), kind, seed=seed)
 
@@ -119,7 +112,7 @@ def _accuracy(right: Sequence[Booleans], clusters: stats.Ints) -> stats.Interval
 
 
 def _in_top(labels: stats.Ints, logits: Floats) -> Booleans:
-    """Whether the true class is among the `TOP_K` highest scores; equal ones count in class order."""
+    """Whether the true class is among the `TOP_K` highest; equal scores in class order."""
     best = np.argsort(-logits, axis=1, kind="stable")[:, :TOP_K]
     found: Booleans = (best == labels[:, None]).any(axis=1)
     return found
@@ -130,10 +123,8 @@ def classification_result(
 ) -> EvalResult:
     """The record of a classification: Top-1, mean recall, macro F1, Top-5, controls, class table.
 
-    `others` are probes with the further seeds of `facts`, on the same samples.
-
-    Raises:
-        LaryError: the split is empty or scores aren't finite.
+    `others` are probes with the further seeds of `facts`, on the same samples. Raises
+    LaryError where the split is empty or scores aren't finite.
     """
     runs = (outcome, *others)
     labels, count = outcome.labels, len(outcome.classes)
@@ -165,7 +156,7 @@ def classification_result(
         gains = ((np.equal(own, labels) - 1.0 * (guess == labels))[:, None] for own, guess in pairs)
         gain = metric(_means(gains, clusters, facts.seed, stats.ratio), 0, "fraction")
         controls[control] = record.Control(metrics=_metrics(scores_of(guesses)), gain=gain)
-    matrix = confusion_matrix(labels, predicted[0], count)
+    matrix = metrics.confusion_matrix(labels, predicted[0], count)
     return _finished(
         runs,
         facts,
@@ -182,7 +173,7 @@ def classification_result(
 def _class_rows(
     outcome: ClassificationOutcome, predicted: stats.Ints, clusters: stats.Ints, matrix: stats.Ints
 ) -> Iterator[record.ClassRow]:
-    count, table = len(outcome.classes), class_statistics(matrix)
+    count, table = len(outcome.classes), metrics.class_statistics(matrix)
     sums = stats.class_sums(outcome.labels, predicted, count, clusters)
     recall = stats.fraction_interval(sums[None, :, : 2 * count])
     for index, name in enumerate(outcome.classes):
@@ -307,10 +298,7 @@ def regression_result(
     Physical units come from `facts.dataset.units`; pictures of the examples from
     `facts.files`. `others` are probes with the further seeds of `facts`, on the same
     samples. `orientations` are for absolute actions: the difference of two orientations'
-    values is none.
-
-    Raises:
-        LaryError: a split is empty or predictions aren't finite.
+    values is none. Raises LaryError where a split is empty or predictions aren't finite.
     """
     runs, seen, units = (outcome, *others), outcome.splits["seen"], facts.dataset.units
     first = headline(seen.selections)

@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 import numpy as np
-import pytest
 import torch
 
-from lary.models.baselines import GRID, PLACE
+from lary.models.baselines import PLACE
 from lary.models.preprocess import prepare
 from lary.models.running import LoadedEncoder, build
 from lary.models.spec import MODELS, ModelContext
@@ -29,38 +28,6 @@ def batch_for(name: str, frames: int) -> torch.Tensor:
         image = cv2.resize(noise, (80, 60), interpolation=cv2.INTER_CUBIC)
         clips.append(np.stack([np.roll(image, (step, 2 * step), axis=(0, 1)) for step in range(frames)]))
     return torch.from_numpy(np.stack([prepare(clip, MODELS.get(name).preprocess) for clip in clips]))
-
-
-@pytest.mark.parametrize("name", WEIGHTLESS)
-@pytest.mark.parametrize("frames", [2, 3, 9])
-def test_tokens_are_those_of_the_record_whatever_the_batch(name: str, frames: int) -> None:
-    spec, clips = MODELS.get(name), batch_for(name, frames)
-    encoder = make(name)
-    tokens = encoder.encode(clips).tokens
-    steps = frames - 1 if name in ("frame-difference", "optical-flow") else frames
-    assert tokens.shape == (3, steps, GRID * GRID, spec.dim)
-    assert torch.isfinite(tokens).all()
-    alone = torch.cat([encoder.encode(clip[None]).tokens for clip in clips])
-    torch.testing.assert_close(alone, tokens, rtol=1e-4, atol=1e-4)
-    assert not torch.allclose(tokens[0], tokens[1], atol=1e-3), "two clips have the same tokens"
-    assert encoder.identity.digest == ""
-
-
-@pytest.mark.parametrize("name", ["pixels", "frame-difference", "optical-flow"])
-def test_tokens_end_with_the_place_of_their_cell(name: str) -> None:
-    place = make(name).encode(batch_for(name, 2)).tokens[..., -PLACE:]
-    assert place[0, 0, 0].tolist() == [-0.875, -0.875]
-    assert place[0, 0, 1].tolist() == [-0.875, -0.625]
-    assert place[2, -1, 63].tolist() == [0.875, 0.875]
-
-
-def test_pixels_are_the_means_of_their_blocks() -> None:
-    clip = np.zeros((1, 64, 64, 3), dtype=np.uint8)
-    clip[0, 0:2, 2:4] = (255, 0, 51)  # one of the 32 x 32 pixels: cell 0, row 0, column 1
-    tokens = make("pixels").encode(torch.from_numpy(prepare(clip, MODELS.get("pixels").preprocess))[None]).tokens
-    colours = tokens[0, 0, 0, :-PLACE].reshape(3, 4, 4)
-    torch.testing.assert_close(colours[:, 0, 1], torch.tensor([2.0, -2.0, (0.2 - 0.5) * 4]))
-    assert (colours[:, 1:] == -2).all()
 
 
 def test_frame_difference_sees_change_alone() -> None:

@@ -25,40 +25,16 @@ def clips(frames: int, size: int = 56, batch: int = 2) -> torch.Tensor:
     return torch.randn(batch, frames, 3, size, size, generator=torch.Generator().manual_seed(0))
 
 
-def test_univla_steps_of_a_clip_are_those_of_its_pairs(tmp_path: Path) -> None:
-    encoder, batch = load_univla(UNIVLA, tmp_path), clips(4)
-    whole, pairs = encoder.encode(batch), [encoder.encode(batch[:, step : step + 2]) for step in range(3)]
-    assert (whole.tokens.shape, pairs[0].tokens.shape) == ((2, 3, 4, 16), (2, 4, 16))
-    assert torch.equal(whole.tokens, torch.stack([pair.tokens for pair in pairs], dim=1))
-    assert torch.equal(whole.codes, torch.stack([pair.codes for pair in pairs], dim=1))
-    assert len(whole.codes.unique()) > 1, "latents that are all alike test nothing"
-    author, changed = encoder.author, clips(2)
-    for frame in range(2):  # both frames count
+def test_univla_sees_both_frames_and_refuses_what_it_cannot_encode(tmp_path: Path) -> None:
+    encoder, changed = load_univla(UNIVLA, tmp_path), clips(2)
+    for frame in range(2):
         other = changed.clone()
         other[:, frame] = changed[:, frame].flip(-1) * 3
-        latents = [author.network(author.features(pair)).latent for pair in (changed, other)]
+        latents = [encoder.author.network(encoder.author.features(pair)).latent for pair in (changed, other)]
         assert not torch.allclose(*latents, atol=1e-3)
     for wrong, named in ((clips(2, size=30), "multiples of 14"), (clips(1), "at least 2 frames")):
         with pytest.raises(LaryError, match=named):
             encoder.encode(wrong)
-
-
-def test_villa_windows_slide_by_one_frame(tmp_path: Path) -> None:
-    gains = {key: np.ones(48, "f4") for key in VILLA.about["keys"] if key.endswith(".g")}  # latents spread
-    changes = {**gains, "encoder.pe_temporal": VILLA.weights()["encoder.pe_temporal"][:, :3]}
-    encoder, batch = load_villa(VILLA, tmp_path, changes, d_t=3), clips(6)
-    network = encoder.author.network
-    whole = network.latents(batch)
-    windows = [network.latents(batch[:, start : start + 3]) for start in range(4)]
-    torch.testing.assert_close(whole, torch.cat([windows[0], *(window[:, -1:] for window in windows[1:])], dim=1))
-    assert not torch.allclose(windows[1][:, 0], whole[:, 1], atol=1e-4), "a window has to see the frames before"
-    pair, clip = encoder.encode(clips(2)), encoder.encode(batch)
-    assert (pair.tokens.shape, pair.codes.shape) == ((2, 2, 8), (2, 2, 1))
-    assert (clip.tokens.shape, clip.codes.shape) == ((2, 5, 2, 8), (2, 5, 2))
-    assert torch.equal(clip.tokens, network.vq["embedding"].weight[clip.codes])
-    assert len(clip.codes.unique()) > 1, "latents that are all alike test nothing"
-    with pytest.raises(LaryError, match="at least 2 frames"):
-        encoder.encode(clips(1))
 
 
 def test_latents_that_are_not_finite_show(tmp_path: Path) -> None:

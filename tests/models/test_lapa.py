@@ -65,23 +65,6 @@ def encode(
     return build(spec or tiny(), context).encode(clips)
 
 
-@pytest.mark.parametrize("protocol", ["corrected", "paper"])
-def test_a_clip_is_made_of_its_pairs_whatever_the_batch(weights: Path, protocol: Any) -> None:
-    clips = clips_of(5, 4)
-    whole = encode(weights, clips, protocol)
-    assert (whole.tokens.shape, whole.codes.shape) == ((5, 3, 16, 24), (5, 3, 16))
-    assert (whole.tokens.dtype, whole.codes.dtype) == (torch.float32, torch.int64)
-    for part in (slice(0, 1), slice(2, 5)):
-        latents = encode(weights, clips[part], protocol)
-        assert torch.equal(latents.tokens, whole.tokens[part])
-        assert torch.equal(latents.codes, whole.codes[part])
-    pair = encode(weights, clips[:, 1:3], protocol)
-    assert pair.tokens.shape == (5, 16, 24)  # no axis of steps
-    assert torch.equal(pair.codes, whole.codes[:, 1])
-    if protocol == "corrected":
-        torch.testing.assert_close(pair.tokens, whole.tokens[:, 1])
-
-
 def test_paper_tokens_are_draws_that_follow_the_seed(weights: Path) -> None:
     clips = clips_of(3, 2)
     corrected, *draws = [encode(weights, clips, *how) for how in ((), ("paper", 0), ("paper", 0), ("paper", 1))]

@@ -52,27 +52,6 @@ def weight_file(folder: Path) -> Path:
     return next(folder.glob("*.safetensors"))
 
 
-@pytest.mark.parametrize(
-    ("name", "protocol", "frames", "shape"),
-    [
-        ("wan2-2", "corrected", 2, (2, 4, 48)), ("wan2-2", "paper", 2, (1, 4, 48)),
-        ("wan2-2", "corrected", 9, (3, 4, 48)), ("wan2-2", "paper", 9, (3, 4, 48)),
-        ("flux2", "corrected", 2, (2, 4, 128)), ("flux2", "paper", 2, (2, 4, 128)),
-        ("flux2", "corrected", 9, (9, 4, 128)), ("vjepa2", "corrected", 2, (4, 24)),
-        ("vjepa2", "corrected", 9, (20, 24)), ("vjepa2", "paper", 9, (16, 24)),
-    ],
-)  # fmt: skip
-def test_tokens_of_pairs_and_clips_whatever_the_batch(
-    name: str, protocol: BenchmarkProtocol, frames: int, shape: tuple[int, ...], folders: dict[str, Path]
-) -> None:
-    encoder, clips = make(name, folders[name], protocol), draw(3, frames)
-    tokens = encoder.encode(clips).tokens
-    assert (tokens.shape, tokens.dtype, encoder.dim) == ((3, *shape), torch.float32, shape[-1])
-    assert torch.isfinite(tokens).all()
-    assert torch.equal(torch.cat([encoder.encode(part).tokens for part in clips.split(2)]), tokens)
-    assert torch.equal(encoder.encode(clips.flip(0)).tokens.flip(0), tokens)
-
-
 def test_files_folders_and_pipelines_give_the_same(folders: dict[str, Path], tmp_path: Path) -> None:
     for name in ("wan2-2", "flux2"):
         expected = make(name, folders[name])

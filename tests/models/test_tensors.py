@@ -123,31 +123,13 @@ def test_bombs_are_refused_before_they_take_memory(tmp_path: Path) -> None:
             refused(tmp_path, lambda: read(path), "tensors announce")
 
 
-def header(entries: object, length: int | None = None) -> bytes:
-    text = entries if isinstance(entries, bytes) else json.dumps(entries).encode()
-    return struct.pack("<Q", len(text) if length is None else length) + text + bytes(16)
-
-
-def entry(shape: list[int], offsets: list[int], kind: str = "F32") -> dict[str, object]:
-    return {"dtype": kind, "shape": shape, "data_offsets": offsets}
-
-
-FALSE_HEADERS = {
-    "length beyond the file": header({"w": entry([4], [0, 16])}, 1 << 20),
-    "length all ones": header({"w": entry([4], [0, 16])}, (1 << 64) - 1),
-    "offsets beyond the file": header({"w": entry([400], [0, 1600])}),
-    "offsets backwards": header({"w": entry([4], [16, 0])}),
-    "overlap": header({"v": entry([4], [0, 16]), "w": entry([4], [0, 16])}),
-    "size": header({"w": entry([5], [0, 16])}),
-    "overflow": header({"w": entry([1 << 62, 1 << 62], [0, 16])}),
-    "dtype": header({"w": entry([4], [0, 16], "O8")}),
-    "nested": header(b'{"w":' + b"[" * 100_000),
-}
-
-
-@pytest.mark.parametrize("false", FALSE_HEADERS)
-def test_false_headers_of_safetensors(tmp_path: Path, false: str) -> None:
-    (tmp_path / "model.safetensors").write_bytes(FALSE_HEADERS[false])
+@pytest.mark.parametrize(
+    ("shape", "offsets", "length"),
+    [([4], [0, 16], 1 << 63), ([400], [0, 1600], None), ([5], [0, 16], None), ([1 << 62, 1 << 62], [0, 16], None)],
+)
+def test_false_headers_of_safetensors(tmp_path: Path, shape: list[int], offsets: list[int], length: int | None) -> None:
+    text = json.dumps({"w": {"dtype": "F32", "shape": shape, "data_offsets": offsets}}).encode()
+    (tmp_path / "model.safetensors").write_bytes(struct.pack("<Q", length or len(text)) + text + bytes(16))
     refused(tmp_path, lambda: read(tmp_path / "model.safetensors"), "can't be read")
 
 

@@ -28,13 +28,11 @@ from tests.tree import make_calvin
 NEWEST = "f" * 40
 DINOV2 = MODELS.get("dinov2-origin")
 HUB_OF = {spec.name: spec.weights.hub for spec in MODELS if spec.weights is not None and spec.weights.hub}
+CLIPS = torch.randn(1, 2, 3, 224, 224, generator=torch.Generator().manual_seed(0))
 
 
 def make(name: str, weights: Path | str | None, revision: str | None = None) -> Any:
     return build(MODELS.get(name), ModelContext("cpu", "corrected", weights and str(weights), revision))
-
-
-# Where weights come from
 
 
 def test_weights_are_searched_in_their_order(tmp_path: Path) -> None:
@@ -42,14 +40,16 @@ def test_weights_are_searched_in_their_order(tmp_path: Path) -> None:
     for folder in (override, variable, models / "DINOv2"):
         folder.mkdir(parents=True)
     values = {"DINO_V2_PATH": str(variable), "MODEL_DIR": str(models)}
-    hub = HUB_OF["dinov2-origin"]
-    assert locate_weights(DINOV2, values, str(override)) == str(override)
-    assert locate_weights(DINOV2, values) == str(variable)
-    assert locate_weights(DINOV2, {"MODEL_DIR": str(models)}) == str(models / "DINOv2")
-    assert locate_weights(DINOV2, {"MODEL_DIR": str(tmp_path)}) == locate_weights(DINOV2, {}) == hub
-    assert locate_weights(DINOV2, {}, "someone/dinov2-tiny") == "someone/dinov2-tiny"
-    assert locate_weights(DINOV2, {}, RANDOM) == RANDOM
-    assert locate_weights(MODELS.get("pixels"), values) is None
+    for found, wanted in (
+        (locate_weights(DINOV2, values, str(override)), str(override)),
+        (locate_weights(DINOV2, values), str(variable)),
+        (locate_weights(DINOV2, {"MODEL_DIR": str(models)}), str(models / "DINOv2")),
+        (locate_weights(DINOV2, {"MODEL_DIR": str(tmp_path)}), HUB_OF["dinov2-origin"]),
+        (locate_weights(DINOV2, {}, "someone/dinov2-tiny"), "someone/dinov2-tiny"),
+        (locate_weights(DINOV2, {}, RANDOM), RANDOM),
+        (locate_weights(MODELS.get("pixels"), values), None),
+    ):
+        assert found == wanted
     for value in ("/nowhere/at/all", RANDOM):
         with pytest.raises(UsageError, match=rf"DINO_V2_PATH points to {value}, which does not exist"):
             locate_weights(DINOV2, {**values, "DINO_V2_PATH": value})
@@ -72,9 +72,8 @@ def test_absent_weights_name_every_variable_of_the_description(name: str, tmp_pa
         make(name, None)
     for place in (spec.weights.variable, spec.weights.folder, *extra):
         assert place is None or place in str(caught.value)
-    (tmp_path / "empty").mkdir()
     with pytest.raises(UsageError, match=r"holds no "):
-        make(name, tmp_path / "empty")
+        make(name, tmp_path)
     with pytest.raises(UsageError, match=r"--weights points to .*/absent\.pt, which does not exist"):
         locate_weights(spec, {}, str(tmp_path / "absent.pt"))
     with pytest.raises(UsageError, match=rf"--revision v2: the weights of '{name}' are on disk, .*Leave the option"):
@@ -89,20 +88,15 @@ def dinov2(tmp_path: Path) -> Path:
     return save_tiny(tmp_path / "DINOv2", "dinov2")
 
 
-CLIPS = torch.randn(1, 2, 3, 224, 224, generator=torch.Generator().manual_seed(0))
-
-
 def test_safetensors_pickled_tensors_and_shards_give_the_same(dinov2: Path) -> None:
-    expected = make("dinov2-origin", dinov2)
-    tensors = load_file(dinov2 / "model.safetensors")
-    (dinov2 / "pytorch_model.bin").write_bytes(b"no weights")
+    expected, safe = make("dinov2-origin", dinov2), dinov2 / "model.safetensors"
+    tensors, pickle = load_file(safe), dinov2 / "pytorch_model.bin"
+    pickle.write_bytes(b"no weights")
     assert make("dinov2-origin", dinov2).identity == expected.identity, "safetensors come first"
-
-    (dinov2 / "model.safetensors").unlink()
-    torch.save(tensors, dinov2 / "pytorch_model.bin")
+    safe.unlink()
+    torch.save(tensors, pickle)
     pickled = make("dinov2-origin", dinov2)
-
-    (dinov2 / "pytorch_model.bin").unlink()
+    pickle.unlink()
     shards = {key: f"model-{number % 2}.safetensors" for number, key in enumerate(tensors)}
     for shard in set(shards.values()):
         save_file({key: value for key, value in tensors.items() if shards[key] == shard}, dinov2 / shard)
@@ -113,8 +107,6 @@ def test_safetensors_pickled_tensors_and_shards_give_the_same(dinov2: Path) -> N
     sharded = make("dinov2-origin", dinov2)
     for encoder in (pickled, sharded):
         assert torch.equal(encoder.encode(CLIPS).tokens, expected.encode(CLIPS).tokens)
-    assert len({expected.identity, pickled.identity, sharded.identity}) == 3
-
     (dinov2 / "model-0.safetensors").unlink()
     with pytest.raises(LaryError, match=r"names files that are not there: model-0\.safetensors"):
         make("dinov2-origin", dinov2)
@@ -123,14 +115,17 @@ def test_safetensors_pickled_tensors_and_shards_give_the_same(dinov2: Path) -> N
         make("dinov2-origin", dinov2)
 
 
-def test_identity_names_content_and_configuration(dinov2: Path) -> None:
-    first = make("dinov2-origin", dinov2).identity
-    tensors = load_file(dinov2 / "model.safetensors")
-    save_file({**tensors, "layernorm.bias": tensors["layernorm.bias"] + 1e-3}, dinov2 / "model.safetensors")
+def test_identity_names_content_configuration_and_form(dinov2: Path) -> None:
+    first, safe = make("dinov2-origin", dinov2).identity, dinov2 / "model.safetensors"
+    tensors = load_file(safe)
+    save_file({**tensors, "layernorm.bias": tensors["layernorm.bias"] + 1e-3}, safe)
     second = make("dinov2-origin", dinov2).identity
     config = json.loads((dinov2 / "config.json").read_text())
     (dinov2 / "config.json").write_text(json.dumps({**config, "layer_norm_eps": 1e-5}))
-    assert len({first, second, make("dinov2-origin", dinov2).identity}) == 3
+    third = make("dinov2-origin", dinov2).identity
+    torch.save(load_file(safe), dinov2 / "pytorch_model.bin")
+    safe.unlink()
+    assert len({first, second, third, make("dinov2-origin", dinov2).identity}) == 4
     assert (first.random, first.revision) == (False, None)
 
 
@@ -160,8 +155,7 @@ class FakeHub:
     def __init__(self, repository: Path, cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         self.repository, self.cache = repository, cache
         self.failure: Exception | None = None
-        self.gated: bool | str = False
-        self.allowed = True
+        self.gated, self.allowed = False, True
         self.downloads: list[tuple[str, str | None, list[str]]] = []
         monkeypatch.setattr(huggingface_hub.HfApi, "model_info", self.model_info)
         monkeypatch.setattr(huggingface_hub.HfApi, "auth_check", self.auth_check)
@@ -171,15 +165,18 @@ class FakeHub:
         if self.failure is not None:
             raise self.failure
         names = [file.relative_to(self.repository).as_posix() for file in self.repository.rglob("*") if file.is_file()]
-        commit = revision if revision and len(revision) == 40 else NEWEST
-        return SimpleNamespace(sha=commit, gated=self.gated, siblings=[SimpleNamespace(rfilename=n) for n in names])
+        siblings = [SimpleNamespace(rfilename=name) for name in names]
+        return SimpleNamespace(sha=self.folder(revision).name, gated=self.gated, siblings=siblings)
 
     def auth_check(self, repository: str) -> None:
         if not self.allowed:
             raise kind_of(errors.GatedRepoError)
 
+    def folder(self, revision: str | None) -> Path:
+        return self.cache / (revision if revision and len(revision) == 40 else NEWEST)
+
     def snapshot_download(self, repository: str, *, revision: str | None, **options: Any) -> str:
-        folder = self.cache / (revision if revision and len(revision) == 40 else NEWEST)
+        folder = self.folder(revision)
         if options.get("local_files_only"):
             if not folder.exists():
                 raise errors.LocalEntryNotFoundError("Not in the cache.\nMore about it.")
@@ -201,8 +198,7 @@ def hub(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> FakeHub:
 def test_a_pinned_commit_is_fetched_once(hub: FakeHub) -> None:
     weights = DINOV2.weights
     assert weights is not None
-    for failure in (None, OSError("no network")):
-        hub.failure = failure
+    for hub.failure in (None, OSError("no network")):
         assert make("dinov2-origin", weights.hub).identity.revision == weights.revision
     assert hub.downloads == [(weights.hub, weights.revision, ["config.json", "*.safetensors*"])]
 
@@ -225,12 +221,8 @@ def test_a_branch_is_asked_for_its_newest(hub: FakeHub, revision: str | None, ca
 
 
 @pytest.mark.parametrize(
-    ("name", "file"),
-    [
-        ("lapa", "laq_openx.pt"), ("wan2-2", "vae/diffusion_pytorch_model.safetensors"),
-        ("vjepa2", "original/model.pth"), ("villa-x", "lam/model_config.json"),
-    ],
-)  # fmt: skip
+    ("name", "file"), [("lapa", "laq_openx.pt"), ("vjepa2", "original/model.pth"), ("villa-x", "lam/model_config.json")]
+)
 def test_the_file_of_a_record_alone_is_fetched(hub: FakeHub, name: str, file: str) -> None:
     shutil.rmtree(hub.repository)
     (hub.repository / file).parent.mkdir(parents=True)
@@ -239,23 +231,17 @@ def test_the_file_of_a_record_alone_is_fetched(hub: FakeHub, name: str, file: st
         make(name, HUB_OF[name])
     asked = [file, (Path(file).parent / "config.json").as_posix()]
     assert (hub.downloads[0][0], hub.downloads[0][2]) == (HUB_OF[name], asked)
-    (hub.repository / file).unlink()
-    with pytest.raises(UsageError, match=r"some/one holds no .*pass --weights PATH"):
-        make(name, "some/one")
 
 
 @pytest.mark.parametrize("name", HUB_OF)
 def test_refusals_of_the_hub_come_before_any_download(
     name: str, hub: FakeHub, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    hub.gated, hub.allowed, repository = "manual", False, HUB_OF[name]
+    hub.gated, hub.allowed, repository = True, False, HUB_OF[name]
     gated = rf"'{name}': {repository} is gated: ask for access at https://huggingface\.co/{repository}, .*HF_TOKEN"
     with pytest.raises(UsageError, match=gated):
         make(name, repository)
     assert not hub.downloads
-    hub.allowed = True
-    if name == "dinov2-origin":
-        assert make(name, "some/one").identity.revision == NEWEST
     monkeypatch.undo()
     monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
     monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path))
@@ -266,7 +252,7 @@ def test_refusals_of_the_hub_come_before_any_download(
 def test_extraction_from_a_gated_repository_writes_nothing(hub: FakeHub, tmp_path: Path) -> None:
     make_calvin(tmp_path / "root", {"val": 2})
     before = sorted((tmp_path / "root").rglob("*"))
-    hub.gated, hub.allowed = "auto", False
+    hub.gated, hub.allowed = True, False
     done = lary("extract", "--model", "dinov3-origin", "--dataset", "calvin", "--split", "val", root=tmp_path / "root")
     assert (done.code, sorted((tmp_path / "root").rglob("*"))) == (2, before)
     assert "is gated" in done.err
@@ -275,7 +261,6 @@ def test_extraction_from_a_gated_repository_writes_nothing(hub: FakeHub, tmp_pat
 @pytest.mark.parametrize(
     ("failure", "named"),
     [
-        (kind_of(errors.RepositoryNotFoundError), r"neither on this machine nor a public repository of the hub\. Set"),
         (kind_of(errors.RevisionNotFoundError), r"has no revision 'v9': name a commit, branch or tag of it, or leave"),
         (OSError("No network.\nMore about it."), r"can't be fetched from the hub \(No network\)\. Set DINO_V3_PATH"),
         (errors.HFValidationError("Repo id"), "neither on this machine nor the name of a repository"),
@@ -289,35 +274,27 @@ def test_what_the_hub_refuses_is_named_in_a_sentence(hub: FakeHub, failure: Exce
         make("dinov3-origin", "some/one", "v9")
 
 
-# Names that lead elsewhere
+# Names that lead elsewhere, and broken files
 
 
-@pytest.mark.parametrize("name", ["../outside", "a/..", "../../etc/passwd", "/etc/passwd", "a/b/../../c", "~nobody/x"])
-def test_hub_ids_that_lead_elsewhere(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str) -> None:
+def test_names_that_lead_elsewhere(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     words = "does not exist|neither on this|no weight file|no home folder|holds no weights"
-    refused(tmp_path, lambda: make("dinov2-origin", locate_weights(DINOV2, {}, name)), words)
+    for name in ("../outside", "a/..", "/etc/passwd", "a/b/../../c", "~nobody/x"):
+        refused(tmp_path, lambda name=name: make("dinov2-origin", locate_weights(DINOV2, {}, name)), words)
+    for revision in ("../../../outside", "a\nb", "/etc"):
+        refused(tmp_path, lambda revision=revision: make("dinov2-origin", "a/b", revision), "expected a branch")
 
 
-@pytest.mark.parametrize("revision", ["../../../outside", "a\nb", "/etc"])
-def test_revisions_that_lead_elsewhere(tmp_path: Path, revision: str) -> None:
-    refused(tmp_path, lambda: make("dinov2-origin", "a/b", revision), "expected a branch")
-
-
-@pytest.mark.parametrize("name", ["../secret.safetensors", "/etc/passwd", "a/../../b.safetensors", "C:\\x.safetensors"])
-def test_index_that_names_files_elsewhere(tmp_path: Path, name: str) -> None:
-    save_file({"w": torch.zeros(4)}, tmp_path / "secret.safetensors")
-    folder = tmp_path / "model"
+def test_broken_configurations_and_indices(tmp_path: Path) -> None:
+    folder, config = tmp_path / "model", tmp_path / "model" / "config.json"
     folder.mkdir()
-    (folder / "config.json").write_text('{"model_type": "dinov2"}')
-    (folder / "model.safetensors.index.json").write_text(json.dumps({"weight_map": {"w": name}}))
-    refused(tmp_path, lambda: make("dinov2-origin", folder), "leaves its root")
-
-
-@pytest.mark.parametrize("content", ["[" * 100_000, '{"model_type": ' + "9" * 10_000 + "}", "[1, 2]", "\x00\x01",
-                                     '{"model_type": 3}'])  # fmt: skip
-def test_broken_configurations(tmp_path: Path, content: str) -> None:
-    save_file({"a": torch.zeros(1)}, tmp_path / "model.safetensors")
-    (tmp_path / "config.json").write_text(content)
-    words = "nested too deeply|can't be read|no model_type"
-    assert str(tmp_path) in refused(tmp_path, lambda: make("dinov2-origin", tmp_path), words)
+    config.write_text('{"model_type": "dinov2"}')
+    for name in ("../secret.safetensors", "/etc/passwd", "a/../../b.safetensors", "C:\\x.safetensors"):
+        (folder / "model.safetensors.index.json").write_text(json.dumps({"weight_map": {"w": name}}))
+        refused(tmp_path, lambda: make("dinov2-origin", folder), "leaves its root")
+    save_file({"a": torch.zeros(1)}, folder / "model.safetensors")
+    for content in ("[" * 100_000, '{"model_type": ' + "9" * 10_000 + "}", "[1, 2]", "\x00\x01", '{"model_type": 3}'):
+        config.write_text(content)
+        words = "nested too deeply|can't be read|no model_type"
+        assert str(folder) in refused(tmp_path, lambda: make("dinov2-origin", folder), words)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-from itertools import pairwise
 
 import numpy as np
 import pytest
@@ -88,14 +87,6 @@ def test_a_perfect_network_is_sampled_exactly(steps: int, monkeypatch: pytest.Mo
     monkeypatch.setattr(network.dit, "denoise", known)
     found = network.predict(torch.zeros(1, 5)).unflatten(1, (3, 2))
     torch.testing.assert_close(found, clean.clamp(-1, 1), atol=2e-3, rtol=0)
-
-
-def test_timesteps_fall_evenly_to_zero() -> None:
-    for steps in (1, 7, 50, 333, 1000):
-        times = sampling_timesteps(steps)
-        assert len(times) == steps
-        assert times[-1] == 0
-        assert {before - after for before, after in pairwise(times)} <= {1000 // steps}
 
 
 def test_the_condition_is_dropped_in_training_only() -> None:

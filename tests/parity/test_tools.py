@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import csv
 import json
 import re
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pandas as pd
 import pytest
 
 from lary.data import clips, normalisation, splits, verify
@@ -22,37 +22,32 @@ from tests.tree import SIZE, write_image, write_video
 
 def write_csv(path: Path, rows: list[dict[str, Any]]) -> Path:
     path.parent.mkdir(parents=True, exist_ok=True)
-    with path.open("w", newline="") as file:
-        writer = csv.DictWriter(file, list(rows[0]))
-        writer.writeheader()
-        writer.writerows(rows)
+    pd.DataFrame(rows).to_csv(path, index=False)
     return path
 
 
-def drawn(draw: str, shape: list[int], then: str) -> np.ndarray:
+def save_drawn(path: Path, draw: str, shape: list[int], then: str) -> None:
     """An action chunk: scaled, and a dimension set to a constant where the description says so."""
     scaled = re.match(r"x \* ([\d.]+) - ([\d.]+) in float32", then)
     assert scaled, then
     chunk = fill.uniform(draw, tuple(shape)) * np.float32(scaled[1]) - np.float32(scaled[2])
     if constant := re.search(r"dimension (\d+) set to ([\d.]+)", then):
         chunk[:, int(constant[1])] = float(constant[2])
-    return chunk
-
-
-def save(path: Path, values: np.ndarray) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
-    np.save(path, values)
+    np.save(path, chunk)
 
 
 def with_actions(path: str) -> str:
     return path if "actions" in Path(path).parts else f"actions/{path}"
 
 
-def assert_statistics(found: Any, expected: Any, tolerance: float) -> None:
-    """Ours hold ``m2`` besides."""
-    assert found["count"] == expected["count"]
-    for key in ("mean", "std"):
-        np.testing.assert_allclose(found[key], expected[key], rtol=0, atol=tolerance)
+def assert_robots(found: Any, expected: Any, tolerance: float) -> None:
+    """Statistics of each robot, or of all; ours have ``m2`` besides."""
+    assert list(found) == list(expected)
+    for robot, entry in expected.items():
+        assert found[robot]["count"] == entry["count"]
+        for key in ("mean", "std"):
+            np.testing.assert_allclose(found[robot][key], entry[key], rtol=0, atol=tolerance)
 
 
 @pytest.mark.parametrize("name", case_names("tools_robot_stats*"))
@@ -63,7 +58,7 @@ def test_robot_statistics(name: str, tmp_path: Path) -> None:
     for row in rows:
         if row["kind"] != "missing":
             place = root / spec.split(spec.train).root / with_actions(row["action"])
-            save(place, drawn(row["draw"], row["shape"], row["then"]))
+            save_drawn(place, row["draw"], row["shape"], row["then"])
     cells = [{"robot_type": row["robot_type"] or "", "action": row["action"]} for row in rows]
     table = write_csv(tmp_path / "table.csv", cells)
     report = normalisation.measure_table(spec, table, root, workers=2)
@@ -72,10 +67,9 @@ def test_robot_statistics(name: str, tmp_path: Path) -> None:
     for key in ("dataset", "action_mode", "action_dim", "missing_actions", "missing_action_examples"):
         assert found[key] == expected[key], key
     assert found["action_root"] == expected["action_root"].replace("<data-root>", str(root))
-    assert_statistics(found["global"], expected["global"], case.about["atol"])
-    assert list(found["robot_stats"]) == list(expected["robot_stats"])
-    for robot, entry in expected["robot_stats"].items():
-        assert_statistics(found["robot_stats"][robot], entry, case.about["atol"])
+    for key in ("global", "robot_stats"):
+        pair = [{"all": each[key]} if key == "global" else each[key] for each in (found, expected)]
+        assert_robots(*pair, case.about["atol"])
 
 
 @pytest.mark.parametrize("name", case_names("tools_relative*"))
@@ -86,7 +80,7 @@ def test_relative_actions(name: str, tmp_path: Path) -> None:
         folder = tmp_path / spec.split(normalisation.split_of(spec, Path(file))).root
         for number, row in enumerate(entry["rows"]):
             draw = entry["draw"].replace("<row>", str(number))
-            save(folder / with_actions(row["action"]), drawn(draw, entry["shape"], entry["then"]))
+            save_drawn(folder / with_actions(row["action"]), draw, entry["shape"], entry["then"])
         tables.append(write_csv(tmp_path / "tables" / file, entry["rows"]))
     config = RelativeConfig(dataset=spec.name, csv=tuple(tables), workers=2)
     first, second = (normalisation.write_relative(config, settings_of(tmp_path, DATA_DIR=tmp_path)) for _ in range(2))
@@ -102,12 +96,8 @@ def test_relative_actions(name: str, tmp_path: Path) -> None:
         found = json.loads((tmp_path / key).read_text())
         for field in ("action_mode", "definition", "dataset"):
             assert found[field] == expected[field]
-        if "robot_stats" not in expected:
-            assert_statistics(found, expected, case.about["atol"])
-            continue
-        assert list(found["robot_stats"]) == list(expected["robot_stats"])
-        for robot, entry in expected["robot_stats"].items():
-            assert_statistics(found["robot_stats"][robot], entry, case.about["atol"])
+        pair = [each.get("robot_stats", {"all": each}) for each in (found, expected)]
+        assert_robots(*pair, case.about["atol"])
 
 
 @pytest.mark.parametrize("name", case_names("tools_split*"))
@@ -123,8 +113,7 @@ def test_split(name: str, tmp_path: Path) -> None:
     report = splits.write_split(table, SplitConfig(seed=config["random_state"], share=config["test_size"]))
     for part, path in (("train", report.train), ("val", report.val)):
         assert path.name == f"{part}_clips.csv"
-        with path.open() as file:
-            order = [int(Path(row["video_path"]).stem) for row in csv.DictReader(file)]
+        order = [int(Path(cell).stem) for cell in pd.read_csv(path)["video_path"]]
         assert order == case.arrays[f"stratified/{part}"].tolist()
 
 

@@ -27,9 +27,9 @@ def test_presets_are_whole(name: str) -> None:
 @pytest.mark.parametrize(
     ("kind", "options", "message"),
     [
-        ("mlp", {"sampler_steps": 5}, "--sampler-steps 5: only the probe dit draws samples"),
+        ("mlp", {"sampler_steps": 5}, "--sampler-steps 5: the probe mlp takes none; leave it out"),
         ("dit", {"sampler_steps": 0}, "--sampler-steps 0: must be from 1 to 1000; 500 is published"),
-        ("ridge", {"batch_size": 5}, "--probe-batch-size 5: the ridge probe is not trained"),
+        ("ridge", {"batch_size": 5}, "--probe-batch-size 5: the probe ridge takes none"),
     ],
 )
 def test_contradicting_numbers_are_refused(kind: Any, options: dict[str, int], message: str) -> None:

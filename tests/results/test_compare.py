@@ -51,16 +51,15 @@ def test_the_difference_of_runs_is_paired(tmp_path: Path) -> None:
 def test_samples_are_paired_by_id_not_by_place(tmp_path: Path) -> None:
     outcome = fake.class_outcome(2.0)
     scores = class_scores([outcome])["seen"]
-    order = np.random.default_rng(0).permutation(len(scores.ids))[:-5]
-    ids, groups = (tuple(np.array(part)[order].tolist()) for part in (scores.ids, scores.groups))
-    turned = replace(scores, ids=ids, groups=groups, scores=scores.scores[:, order])
+    ids, groups = scores.ids[:4:-1], scores.groups[:4:-1]  # backwards, and without the first five
+    turned = replace(scores, ids=ids, groups=groups, scores=scores.scores[:, :4:-1])
     for name, own in (("a", scores), ("b", turned)):
         write_result(tmp_path / name / "result.json", classification_result(outcome, fake.facts(name, "verbs")))
         write_scores(tmp_path / name, {"seen": own}, [0])
     only = compare_results([tmp_path / "a", tmp_path / "b"]).differences[0]
     assert only.samples == len(scores.ids) - 5
     assert only.gain.value == only.gain.low == only.gain.high == 0
-    write_scores(tmp_path / "b", {"seen": replace(turned, ids=tuple(f"x{i}" for i in range(len(order))))}, [0])
+    write_scores(tmp_path / "b", {"seen": replace(turned, ids=tuple(f"x{name}" for name in ids))}, [0])
     with pytest.raises(LaryError, match="share no sample"):
         compare_results([tmp_path / "a", tmp_path / "b"])
 

@@ -1,0 +1,35 @@
+"""``lary doctor``: what it finds on this machine, and what it reports as broken."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from tests.helpers import lary
+
+
+def test_this_machine_is_fit(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("HF_TOKEN", "hf_secret")
+    done = lary("doctor", "--lary-root", tmp_path)
+    assert (done.code, "hf_secret" in done.out) == (0, False), done.out
+    words = ("cores", "GB of memory", "(default)", "weights", "not on this machine", "Nothing is broken")
+    assert [word for word in words if word not in done.out] == []
+    assert list(tmp_path.iterdir()) == [], "nothing is left behind"
+
+
+def test_settings_that_name_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "weights.pt").write_text("")
+    for name, value in (
+        ("LARY_ROOT", tmp_path), ("DATA_DIR", tmp_path / "none"), ("DINO_V2_PATH", "facebook/dinov2-large"),
+        ("AE_MODEL_PATH", tmp_path / "weights.pt"), ("WAN22_VAE_PATH", tmp_path / "none.pth"),
+        ("MODEL_DIR", tmp_path / "weights.pt"),
+    ):  # fmt: skip
+        monkeypatch.setenv(name, str(value))
+    done = lary("doctor")
+    lines = {line[2:].split()[0]: line for line in done.out.splitlines()}
+    assert {name for name, line in lines.items() if line[0] == "!"} == {"DATA_DIR", "WAN22_VAE_PATH", "MODEL_DIR"}
+    assert "hub id" in lines["DINO_V2_PATH"]
+    assert lines["AE_MODEL_PATH"].endswith(": file")
+    assert (done.code, done.out.splitlines()[-1]) == (1, "3 broken")
