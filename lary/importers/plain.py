@@ -9,7 +9,6 @@ columns ``split``, ``embodiment`` and ``sample_indices`` are used too.
 
 from __future__ import annotations
 
-import io
 import os
 import re
 import shutil
@@ -21,8 +20,7 @@ from typing import NamedTuple
 import numpy as np
 import numpy.typing as npt
 
-from lary.arrays import array_of
-from lary.data.actions import LARGEST_ACTIONS
+from lary.data.actions import read_numbers
 from lary.data.configs import AtomicConfig, TrajectoryConfig, VideosConfig
 from lary.data.frames import decode_video, read_clip
 from lary.data.images import read_image
@@ -30,7 +28,7 @@ from lary.data.sampling import sample_video
 from lary.data.spec import DatasetSpec, LabelSpace, Licence, Split
 from lary.data.splits import split_groups
 from lary.data.tables import EMBODIMENT_COLUMN, INDEX_COLUMN, INDICES, read_csv
-from lary.files import atomic_write, digest, file_digest, inside, read_limited
+from lary.files import atomic_write, digest, file_digest, inside
 from lary.importers.episodes import (
     AtomicRule,
     Cut,
@@ -118,20 +116,14 @@ def columns_cut(config: AtomicConfig) -> MotionCut:
 def read_values(folder: Path, names: list[str] | None) -> npt.NDArray[np.float64]:
     """The actions (T, A) of an episode, whose dimensions have names unless that is None; none yet is filled."""
     path = folder / ACTIONS
-    try:
-        data = read_limited(path, LARGEST_ACTIONS)
-        actions = array_of(io.BytesIO(data), len(data))
-        if actions.ndim != 2 or actions.dtype.kind not in "fiu" or not actions.size:
-            raise ValueError("it holds no numbers of shape (T, A)")
-        if not np.isfinite(actions).all():
-            raise ValueError("it holds NaN or infinity")
-        if names is not None:
-            names += [] if names else [f"a{index}" for index in range(actions.shape[1])]
-            if len(names) != actions.shape[1]:
-                raise ValueError(f"{actions.shape[1]} dimensions, expected {len(names)}: {', '.join(names)}")
-    except (OSError, ValueError, EOFError) as error:
-        raise MediaError(f"{path} can't be read: {error}.") from error
-    return actions.astype(np.float64)
+    actions = read_numbers(path, np.float64)
+    if actions.ndim != 2 or not actions.size:
+        raise MediaError(f"{path} holds no numbers of shape (T, A).")
+    if names is not None:
+        names += [] if names else [f"a{index}" for index in range(actions.shape[1])]
+        if len(names) != actions.shape[1]:
+            raise MediaError(f"{path} has {actions.shape[1]} dimensions, expected {len(names)}: {', '.join(names)}.")
+    return actions
 
 
 def find_images(folder: Path, length: int, wanted: list[int]) -> Iterable[bytes]:
