@@ -193,8 +193,7 @@ def test_an_import_is_not_mixed_with_another(tmp_path: Path) -> None:
 
 def test_a_data_set_of_the_hub_runs_through_the_benchmark(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Metadata first, then only the files of the chosen camera, all of one commit."""
-    hub, cache = write_lerobot(tmp_path / "hub", "v3.0", "h264"), tmp_path / "cache"
-    asked: list[list[str]] = []
+    hub, cache, asked = write_lerobot(tmp_path / "hub", "v3.0", "h264"), tmp_path / "cache", []
 
     def snapshot(name: str, repo_type: str, revision: str, allow_patterns: list[str]) -> str:
         assert (name, repo_type, revision) == ("own/er.set", "dataset", "abc")
@@ -215,13 +214,13 @@ def test_a_data_set_of_the_hub_runs_through_the_benchmark(tmp_path: Path, monkey
     plugin = tmp_path / "data/er.set_dataset.py"
     assert load_record(plugin.with_suffix(".json")).licences[0].url == "https://huggingface.co/datasets/own/er.set"
     which = ("--model", "pixels", "--dataset", "er.set", "--plugin", plugin, "--lary-la-dir", tmp_path / "latents")
-    for split in ("train", "val"):
-        assert lary("extract", *which, "--split", split, root=tmp_path).code == 0
-    assert lary("regress", *which, "--probe-preset", "demo", "--model-type", "ridge", root=tmp_path).code == 0
+    for words in (("extract", "--split", "train"), ("extract", "--split", "val"),
+                  ("regress", "--probe-preset", "demo", "--model-type", "ridge")):  # fmt: skip
+        assert lary(*words, *which, root=tmp_path).code == 0
     assert list((tmp_path / "logs").glob("**/result.json"))
     shutil.rmtree(cache)
-    words = ("--name", "atoms", "--labels", "atomic", "--threshold", "0.1", "--reach", "1")
-    assert lary("data", "import-lerobot", "own/er.set", *words, root=tmp_path).code == 0
+    atoms = ("--name", "atoms", "--labels", "atomic", "--threshold", "0.1", "--reach", "1")
+    assert lary("data", "import-lerobot", "own/er.set", *atoms, root=tmp_path).code == 0
     assert asked[3:] == [tables, tables + videos], "labels are made from the tables, before any video is fetched"
 
 
@@ -233,21 +232,17 @@ def test_labels_of_atomic_motions(
     monkeypatch.setattr("tests.lerobot_files.actions", hand)
     write_lerobot(tmp_path / "source", version, images=images)
     run(tmp_path, *LABELS)
-    data, spec, found = (
-        tmp_path / "data/classification/arm",
-        load_record(tmp_path / "data/arm_dataset.json"),
-        rows(tmp_path),
-    )
+    data, spec = tmp_path / "data/classification/arm", load_record(tmp_path / "data/arm_dataset.json")
+    found = rows(tmp_path)
     assert (spec.labels.classes, spec.stride, spec.samples) == (ATOMIC_CLASSES, None, len(found))
     assert len({(row["split"], row["episode"]) for row in found}) == 4
     labels = {(row["src_img"], row["tgt_img"]): row["action"] for row in found}
     assert all(INVERSE[labels[target, first]] == label for (first, target), label in labels.items())
     assert set(labels.values()) >= {"Forward", "Backward", "Close", "Open", "Up", "Down"}
     for row in found:
-        ends = [told(read_image(data / row[name])) for name in ("src_img", "tgt_img")]
-        assert [end[:2] for end in ends] == [(FRONT, int(row["episode"]))] * 2
-        values = hand(ends[0][1], LENGTHS[ends[0][1]])
-        moved = values[ends[1][2]] - values[ends[0][2]]
+        (camera, episode, at), end = (told(read_image(data / row[name])) for name in ("src_img", "tgt_img"))
+        assert (camera, episode, *end[:2]) == (FRONT, int(row["episode"])) * 2
+        moved = hand(episode, LENGTHS[episode])[end[2]] - hand(episode, LENGTHS[episode])[at]
         assert moved[2] > 0.03 or row["action"] not in ("Forward_Up", "Up")
         assert moved[3] < 0 or row["action"] != "Close"
     stamps = {path: path.stat().st_mtime_ns for path in data.rglob("*.png")}
