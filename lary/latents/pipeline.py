@@ -240,7 +240,7 @@ class Encoding:
                 latents = self._encoded(normaliser(planes.to(self._device, non_blocking=True)))
                 codes = None if latents.codes is None else self._to_host(latents.codes)
                 parts.append((indices, self._to_host(latents.tokens), codes))
-        event = torch.cuda.Event() if self._cuda else None  # type: ignore[no-untyped-call]
+        event = torch.cuda.Event() if self._cuda else None
         if event is not None:
             event.record(torch.cuda.current_stream(self._device))
 
