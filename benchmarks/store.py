@@ -76,8 +76,8 @@ def sharded(folder: Path, dtype: str) -> ShardSource:
     identity = StoreIdentity("bench", "bench", "train", "corrected", "", "", 0, dtype=dtype)
     store = open_store(folder, identity, {}, overwrite=False, kind="shards", batch_size=16)
     headers = list(store.headers())
-    files = np.concatenate([np.full(len(header), at) for at, header in enumerate(headers)])
-    return ShardSource(headers, files, np.concatenate([np.arange(len(header)) for header in headers]))
+    files = np.concatenate([np.full(len(header.samples), at) for at, header in enumerate(headers)])
+    return ShardSource(headers, files, np.concatenate([np.arange(len(header.samples)) for header in headers]))
 
 
 def rate(source, batch: int, limit: int) -> tuple[float, float]:

@@ -145,10 +145,7 @@ def prepare_clips(config: ClipConfig, settings: Settings) -> ClipReport:
     """Cut every clip that the tables name and that isn't there yet.
 
     Every clip that fails is named with its reason. A reversed clip is made of its forward
-    clip, which is cut too where only the reversed one is named.
-
-    Raises:
-        UsageError: a folder, table or column is missing.
+    clip, which is cut too where only the reversed one is named. Raises UsageError.
     """
     folder = settings.path("LARY_ROOT") / "data"
     sources = {

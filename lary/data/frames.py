@@ -50,18 +50,14 @@ def read_frames(
     clamp: bool = True,
     noisy: bool = False,
 ) -> list[Image]:
-    """Decode a sample's frames, T arrays (H, W, 3) uint8 RGB of one size.
+    """Decode a sample's frames, T arrays (H, W, 3) uint8 RGB of one size. Raises MediaError.
 
     Args:
         paths: the images of a pair, or one video.
-        frame_index: empty for images; for a video the wanted frames from 0, in any
-            order, also repeated; an index behind the last frame gives the last frame.
+        frame_index: empty for images; for a video the wanted frames from 0, in any order.
         reader: library that decodes images.
-        clamp: whether an index behind the last frame is allowed.
+        clamp: whether an index behind the last frame is allowed and gives the last frame.
         noisy: whether OpenCV may write to stderr about a torn file: it is quicker then.
-
-    Raises:
-        MediaError: a file is missing or torn, or the images differ in size.
     """
     if frame_index:
         if len(paths) != 1:
@@ -120,11 +116,8 @@ def video_frames(path: Path, frame_index: Sequence[int], *, clamp: bool = True) 
     """The wanted frames of a video, T times (H, W, 3) uint8 RGB, in the order asked for.
 
     The packets are read in full; pictures are decoded from the last key frame before a
-    wanted one on. Where packets don't number frames, all are decoded in order.
-
-    Raises:
-        MediaError: the video is missing, torn or holds no frames, its frames differ in
-            size, or, without `clamp`, it ends before an index.
+    wanted one on. Where packets don't number frames, all are decoded in order. Raises
+    MediaError, also for frames that differ in size.
     """
     if min(frame_index) < 0:
         raise UsageError(f"Frame indices count from 0: {min(frame_index)} is none.")
@@ -146,13 +139,10 @@ def video_frames(path: Path, frame_index: Sequence[int], *, clamp: bool = True) 
 
 
 def scan_packets(container: Any, stream: Any, *, keep: bool = False) -> FrameTable | None:
-    """Read all packets once; None where they don't number the frames.
+    """Read all packets once; None where they don't number the frames. Raises ValueError.
 
     Args:
         keep: whether the table holds the packets too, unless they are too large.
-
-    Raises:
-        ValueError: the file ends within a frame.
     """
     stamps: list[int] = []
     keys: list[tuple[int, int]] = []
@@ -288,10 +278,7 @@ def to_rgb(frame: Any) -> Image:
     """A decoded frame as (H, W, 3) uint8 RGB, upright.
 
     The arithmetic is that of OpenCV's reader, whose chroma is bicubic; FFmpeg interpolates
-    it where the height is odd, and for more than 8 bits.
-
-    Raises:
-        ValueError: the decoder marked the frame as damaged.
+    it where the height is odd, and for more than 8 bits. Raises ValueError.
     """
     if frame.is_corrupt:
         raise ValueError("a wanted frame is damaged")

@@ -43,15 +43,10 @@ def size_problem(width: int, height: int) -> str:
 
 
 def read_image(path: Path, reader: Reader = "cv2", *, noisy: bool = False) -> Image:
-    """Decode a whole image, (H, W, 3) uint8 RGB, turned as EXIF says.
+    """Decode a whole image, (H, W, 3) uint8 RGB, turned as EXIF says. Raises MediaError.
 
-    Alpha is dropped, and 16 bits are cut to the upper 8.
-
-    Args:
-        noisy: whether OpenCV may write to stderr about a torn file.
-
-    Raises:
-        MediaError: the file is missing, torn or of no known format.
+    Alpha is dropped, and 16 bits are cut to the upper 8. With `noisy` set, OpenCV may
+    write to stderr about a torn file.
     """
     try:
         data = read_limited(path, LARGEST_FILE)

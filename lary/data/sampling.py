@@ -81,14 +81,11 @@ def gray_frames(path: Path) -> Iterator[Gray]:
 
 
 def video_motion(path: Path, cache: Path | None = None) -> Doubles:
-    """Motion between the frames of a video, (n - 1,) float64.
+    """Motion between the frames of a video, (n - 1,) float64. Raises MediaError.
 
     Args:
         cache: folder that keeps it by the content of the file, so that renamed and copied
             clips are found again; a broken entry is computed anew.
-
-    Raises:
-        MediaError: the video can't be read.
     """
     if cache is None:
         return frame_motion(gray_frames(path))

@@ -144,10 +144,7 @@ def verify(config: CheckConfig, settings: Settings) -> VerifyReport:
 def read_groups(config: CheckConfig, root: Path, data_dir: Path) -> list[CheckedGroup]:
     """The groups that were asked for; by default the published ones and all with a table.
 
-    A table that another data set has already is checked once.
-
-    Raises:
-        UsageError: an unknown name, or no table at all.
+    A table that another data set has already is checked once. Raises UsageError.
     """
     wanted, known = {name.lower() for name in config.groups}, dict[str, None]()
     found: dict[str, CheckedGroup] = {}

@@ -1,5 +1,4 @@
-"""Which latents: what names one extraction, its table and its folder; opening its store to write, its latents to
-read.
+"""Which latents: what names one extraction, its table and folder; opening its store to write, its latents to read.
 
 What differs from the default (the ``paper`` protocol, another kind of latent, random weights, pooled tokens) is
 appended to the model's name in every file and folder name, as in ``lapa@paper``, so that numbers never mix. The
@@ -9,18 +8,19 @@ default has the published names.
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path, PurePosixPath
 from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 
 from lary.configs import LatentDtype, StoreKind
 from lary.data.spec import DATASETS, DatasetSpec
 from lary.data.tables import SampleTable, read_table
 from lary.files import inside, write_json
-from lary.latents.sources import NpzSource, PooledSource, ShardSource, read_shard, read_stamp
+from lary.latents.sources import NpzSource, ShardSource, read_shard, read_stamp
 from lary.latents.store import (
     FORMAT,
     INDEX,
@@ -30,10 +30,12 @@ from lary.latents.store import (
     NPZ,
     SHARD_MARK,
     SHARDS,
+    Floats,
     LatentStore,
     StoredLatents,
     StoreIdentity,
     parse_pool,
+    pooled_tokens,
     read_manifest,
 )  # fmt: skip
 from lary.latents.writers import NpzStore, ShardStore
@@ -122,6 +124,31 @@ def find_latent_table(settings: Settings, ref: LatentsRef) -> Path | None:
     if ref.protocol == "paper" and not ref.latent and not ref.weights:
         refs.append(replace(ref, protocol="corrected", pool=None))
     return next((file for each in refs if (file := each.table(settings)).is_file()), None)
+
+
+class PooledSource:
+    """A `StoredLatents` of all tokens, pooled as they are read."""
+
+    def __init__(self, source: StoredLatents, pool: str) -> None:
+        self._source, self._pool_name = source, pool
+        self.shape = self._pool(np.zeros((1, *source.shape), np.float32)).shape[1:]
+
+    def __len__(self) -> int:
+        return len(self._source)
+
+    def take(self, positions: Collection[int]) -> PooledSource:
+        return PooledSource(self._source.take(positions), self._pool_name)
+
+    def read(self, rows: Sequence[int] | npt.NDArray[np.int64]) -> Floats:
+        return self._pool(self._source.read(rows))
+
+    def codes(self, rows: Collection[int]) -> list[npt.NDArray[Any] | None]:
+        return self._source.codes(rows)
+
+    def _pool(self, tokens: Floats) -> Floats:
+        import torch
+
+        return pooled_tokens(torch.from_numpy(tokens), self._pool_name).contiguous().numpy()
 
 
 @dataclass(frozen=True)

@@ -31,7 +31,7 @@ from safetensors import SafetensorError, safe_open
 from lary.arrays import BROKEN, read_npz
 from lary.configs import LatentDtype
 from lary.files import open_regular
-from lary.latents.store import SHARDS, Floats, StoredLatents, copy_numbers, pooled_tokens, token_shape
+from lary.latents.store import SHARDS, Floats, copy_numbers, token_shape
 from lary.types import LaryError, MediaError
 
 MOST_BYTES = 1 << 30
@@ -378,28 +378,3 @@ class ShardSource:
 
     def codes(self, rows: Collection[int]) -> list[npt.NDArray[Any] | None]:
         return [self._open(int(self._file[row])).row(int(self._position[row]))[1] for row in rows]
-
-
-class PooledSource:
-    """A `StoredLatents` of all tokens, pooled as they are read."""
-
-    def __init__(self, source: StoredLatents, pool: str) -> None:
-        self._source, self._pool_name = source, pool
-        self.shape = self._pool(np.zeros((1, *source.shape), np.float32)).shape[1:]
-
-    def __len__(self) -> int:
-        return len(self._source)
-
-    def take(self, positions: Collection[int]) -> PooledSource:
-        return PooledSource(self._source.take(positions), self._pool_name)
-
-    def read(self, rows: Sequence[int] | npt.NDArray[np.int64]) -> Floats:
-        return self._pool(self._source.read(rows))
-
-    def codes(self, rows: Collection[int]) -> list[npt.NDArray[Any] | None]:
-        return self._source.codes(rows)
-
-    def _pool(self, tokens: Floats) -> Floats:
-        import torch
-
-        return pooled_tokens(torch.from_numpy(tokens), self._pool_name).contiguous().numpy()

@@ -47,7 +47,6 @@ if TYPE_CHECKING:
 CODE_TAGS = {np.dtype(name): tag for tag, name in CODE_TYPES.items()}
 BLOCK = 4096
 """The data of a shard begin at a multiple of it: rows as large as a page are on pages of their own."""
-MOVED = 8 << 20
 
 
 # One file per sample
@@ -250,9 +249,8 @@ class ShardWriter:
         rows, end = sorted(self._done), self._start
         for row in rows:
             source = self._start + (row - self._rows[0]) * self._row_bytes
-            for offset in range(0, self._row_bytes if source > end else 0, MOVED):
-                part = os.pread(self._handle, min(MOVED, self._row_bytes - offset), source + offset)
-                write_at(self._handle, memoryview(part), end + offset)
+            if source > end:
+                write_at(self._handle, memoryview(os.pread(self._handle, self._row_bytes, source)), end)
             end += self._row_bytes
         samples, checksums, codes = zip(*(self._done[row] for row in rows), strict=True)
         for each in codes:

@@ -7,15 +7,13 @@ mark.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from pathlib import Path
 from typing import Any
 
 from lary.data.spec import DATASETS
 from lary.models.spec import MODELS
-from lary.results.figures import BLUE, LIGHT, Context, Found, finish, grouped, panels, slug
+from lary.results.figures import BLUE, LIGHT, Context, Files, Found, finish, grouped, panels, slug
 from lary.results.folder import FinishedRun
 from lary.results.report import dataset_title, metric_name, published_score, read_reference
-from lary.types import UsageError
 
 PUBLISHED_ABLATION = "lam_ablation"
 COLUMNS = {"codebook size": "codebook_size", "sequence length": "sequence_length", "latent dimension": "latent_dim"}
@@ -52,7 +50,7 @@ def stride_ablation(context: Context) -> Found:
     found: dict[tuple[Any, ...], list[FinishedRun]] = {}
     for key, group in grouped([run for run in context.runs if run.result.dataset.stride], place).items():
         found.setdefault(key[:-1], []).extend(group)
-    files: list[Path | str] = []
+    files: Files = []
     for (series, *_), runs in found.items():
         rows = []
         for run in runs:
@@ -79,16 +77,14 @@ def codebook_ablation(context: Context) -> Found:
                 line = ", ".join(f"{other} {fixed:g}" for other, fixed in own.items() if other != name)
                 rows.append(_row(run, name, line, value, _published(run, own)))
         title = f"{dataset_title(group[0].result)}: ablated models"
-        written: list[Path | str] = [*_write(context, f"codebook_{slug(dataset)}", rows, group[0], title)]
+        written = _write(context, f"codebook_{slug(dataset)}", rows, group[0], title)
         yield from written or [f"no two runs on {dataset} differ in one setting alone"]
 
 
 def _ablation_of(run: FinishedRun) -> Mapping[str, float]:
     """What an ablation varies in the record of a run's model; empty for other models."""
-    try:
-        return MODELS.get(run.result.model.name).ablation
-    except UsageError:  # the plug-in that made a model may be absent
-        return {}
+    name = run.result.model.name  # the plug-in that made a model may be absent
+    return MODELS.get(name).ablation if name in MODELS.names() else {}
 
 
 def _published(run: FinishedRun, settings: Mapping[str, float]) -> float | None:
@@ -101,7 +97,7 @@ def _published(run: FinishedRun, settings: Mapping[str, float]) -> float | None:
     return None
 
 
-def _write(context: Context, stem: str, rows: Sequence[dict[str, Any]], run: FinishedRun, title: str) -> list[Path]:
+def _write(context: Context, stem: str, rows: Sequence[dict[str, Any]], run: FinishedRun, title: str) -> Files:
     """Write a panel per line of runs that differ in one setting, the others in grey; nothing without any.
 
     `run` is one of those in the rows, which all have its settings.

@@ -19,7 +19,7 @@ from lary.data.spec import DATASETS
 from lary.registry import suggest
 from lary.results import figures
 from lary.results.ablations import codebook_ablation, stride_ablation
-from lary.results.figures import Context, Found, grouped, slug
+from lary.results.figures import Context, Files, Found, grouped, slug
 from lary.results.folder import FinishedRun, find_results
 from lary.results.report import dataset_title
 from lary.results.samples import attention_maps, trajectories
@@ -138,7 +138,7 @@ def _plain_rows(table: DataFrame) -> list[dict[str, Any]]:
     return table.astype(object).where(table.notna(), None).to_dict("records")  # type: ignore[return-value]
 
 
-def _write_frequency(context: Context, group: Sequence[FinishedRun], window: int) -> list[Path]:
+def _write_frequency(context: Context, group: Sequence[FinishedRun], window: int) -> Files:
     """A panel per model: its classes and average, with the averages of the others in grey."""
     tables = {run.result.label: _class_table(run, window) for run in group}
     rows = [row for table in tables.values() for row in _plain_rows(table.drop(columns="centre"))]

@@ -176,6 +176,7 @@ def _trajectory(chunk: Chunk, dims: Sequence[str], units: Sequence[str]) -> Iter
 
 Found = Iterator[Path | str]
 """What an analysis makes: files that it wrote, and sentences on what it left out."""
+Files = list[Path | str]
 
 
 @dataclass(frozen=True)
@@ -194,19 +195,19 @@ class Context:
             raise LaryError(f"there is no finished {task} run: run 'lary {command}' first")
         return found
 
-    def write(self, stem: str, figure: Figure, rows: Sequence[Row], run: FinishedRun, **facts: Any) -> list[Path]:
+    def write(self, stem: str, figure: Figure, rows: Sequence[Row], run: FinishedRun, **facts: Any) -> Files:
         """Write a figure as PNG and SVG, its data as CSV, and data and facts as JSON; returns the files.
 
         `run` is one of those in the figure, which all have its settings.
         """
-        png, svg, table, data = files = [self.out / f"{stem}.{kind}" for kind in ("png", "svg", "csv", "json")]
+        png, svg, table, data = [self.out / f"{stem}.{kind}" for kind in ("png", "svg", "csv", "json")]
         write_bytes(png, render(figure, "png"))
         write_bytes(svg, render(figure, "svg"))
         write_text(table, csv_text([rows[0].keys(), *(row.values() for row in rows)]))
         settings = {"protocol": run.result.protocol, "preset": run.result.preset}
         analysis = stem.partition("_")[0]
         write_json(data, {"format": 1, "analysis": analysis, **settings, **facts, "rows": list(rows)})
-        return files
+        return [png, svg, table, data]
 
 
 def grouped(runs: Sequence[FinishedRun], key: Callable[[FinishedRun], Any]) -> dict[Any, list[FinishedRun]]:

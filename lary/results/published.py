@@ -5,15 +5,9 @@ Classification: ``confusion_matrix.json`` and ``.png``, ``classification_stats.j
 ``sample_<i>_{src,tgt,action}.png``, ``sample_<i>_action.pdf`` and ``action.pdf`` with all
 of these as pages.
 
-``predictions.npz`` holds the headline score of every evaluated sample: for each role
-(``seen``, ``unseen``) ``<role>_ids`` and ``<role>_groups``, (n,) text, and
-``<role>_scores``, (S, n) float32: one row per seed of ``seeds`` (S,) int64; a
-classification has 1 for a right and 0 for a wrong answer, a regression the mean squared
-error of the sample, normalised.
-
-``actions.npz`` holds predicted and true chunk of every sample of a regression in physical
-units: ``<role>_ids``, ``<role>_groups`` and ``<role>_media`` (the source frame), (n,)
-text, and ``<role>_predicted`` and ``<role>_true``, (n, K, A) float32, of the headline
+``predictions.npz`` holds the fields of `SampleScores` of each role as ``<role>_<field>``,
+and the ``seeds`` (S,). A score is 1 for a right and 0 for a wrong answer, or the normalised
+mean squared error of the sample. ``actions.npz`` holds those of `Chunks`, of the headline
 selection and the first seed.
 """
 
@@ -165,7 +159,7 @@ def examples_of(split: SplitOutcome, files: Iterable[str]) -> Iterator[Example]:
 
 @dataclass(frozen=True)
 class SampleScores:
-    """Headline scores (S, n) of the samples of one split."""
+    """Headline scores (S, n) float32 of the samples of one split."""
 
     ids: tuple[str, ...]
     groups: tuple[str, ...]
@@ -174,7 +168,7 @@ class SampleScores:
 
 @dataclass(frozen=True)
 class Chunks:
-    """Chunks (n, K, A) of the samples of one split, in physical units."""
+    """Chunks (n, K, A) float32 of one split in physical units; `media` are the source frames."""
 
     ids: tuple[str, ...]
     groups: tuple[str, ...]

@@ -16,7 +16,7 @@ import math
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass, fields, replace
-from pathlib import Path, PurePosixPath
+from pathlib import PurePosixPath
 from typing import Any
 
 import numpy as np
@@ -28,7 +28,7 @@ from lary.latents.ref import LatentsRef, SplitLatents, open_latents
 from lary.models.preprocess import resize
 from lary.models.spec import MODELS, ModelSpec, Preprocess
 from lary.registry import suggest
-from lary.results.figures import Context, Found, finish, new_figure, plot_pair, slug
+from lary.results.figures import Context, Files, Found, finish, new_figure, plot_pair, slug
 from lary.results.folder import FinishedRun
 from lary.results.published import Chunks, read_predicted
 from lary.results.report import dataset_title
@@ -81,7 +81,7 @@ def attention_maps(context: Context) -> Found:
     _check_known("sample", "a sample", context.config.sample, list(known))
 
 
-def _write_maps(run: FinishedRun, context: Context, known: dict[str, None]) -> list[Path]:
+def _write_maps(run: FinishedRun, context: Context, known: dict[str, None]) -> Files:
     """The figure and data of one run; the names of its samples are added to `known`."""
     from lary.probes.nets import attend, load_head
 
@@ -279,7 +279,7 @@ def rows_of_episode(chunks: Chunks, name: str) -> tuple[list[int], list[int], bo
     return [row for _, row in pairs], [frame for frame, _ in pairs], True
 
 
-def _write_episodes(context: Context, run: FinishedRun, chunks: Chunks, episodes: Sequence[str]) -> list[Path]:
+def _write_episodes(context: Context, run: FinishedRun, chunks: Chunks, episodes: Sequence[str]) -> Files:
     """Draw dimensions in rows and episodes in columns; a delta marks relative actions.
 
     The table has a row per episode, sample, step and dimension.

@@ -1,30 +1,10 @@
 """Metrics as functions of sums, their 95 % intervals, and p values of differences.
 
 Frames of one episode depend on each other, so episodes or videos (clusters) are drawn,
-never frames. Every metric is a function of sums over samples; samples are therefore
-added up per cluster once, (G, M), and a resample is a weighted sum of its rows.
-
-The interval is the studentised bootstrap, also bootstrap-t (Efron 1981; Davison and
-Hinkley 1997, section 5.2): the quantiles of each resample's deviation from the estimate,
-in units of its own standard error, are used where Student's t would be, so that skewed
-errors get a skewed interval. Standard errors come from the slopes of the metric (delta
-method over clusters), widened by sqrt(G / (G - 1)). Two guards: a resample's standard
-error is at least `FLOOR` of the estimate's, since a few clusters without any spread would
-make the ratio infinite; and the ends stay in the range of the metric. Percentile
-intervals, also bias-corrected and accelerated ones, hold the truth too rarely where
-errors are skewed and clusters few: `benchmarks/coverage.py` measures it. What has no
-range, such as a difference, gets no quantile below Student's: else one in thirteen pairs
-of equal runs is found different. Below `MIN_CLUSTERS` clusters there is no interval.
-
-Several seeds of a probe are a second factor, crossed with the clusters: sums are then
-(S, G, M), the estimate is the mean over seeds, and its variance is that over clusters
-plus that of a mean of S seeds. Three seeds have a variance with two degrees of freedom,
-which no resampling mends. So Student's quantile is taken for the sum of both variances,
-and the clusters' share of it moved by as much as their own quantile differs from
-Student's. The degrees of freedom of the sum are Satterthwaite's (1946), but a variance
-with f of them counts 1 + (3 / f)**2 times in his formula, which believes a seed variance
-that came out small by chance: its intervals hold the truth 87 times of 100 with two seeds
-and 92 with three. The factor was found by simulation of normal means; it leaves 94 to 97.
+never frames. Samples are added up per cluster, (G, M); a resample is a weighted sum.
+Intervals are made by the studentised bootstrap (Efron 1981; Davison and Hinkley 1997,
+section 5.2). Seeds are a second factor, crossed with the clusters: sums are (S, G, M), and
+the variance of a mean of S seeds joins that over clusters. docs/number.md has the reasons.
 """
 
 from __future__ import annotations
@@ -49,6 +29,7 @@ MAX_CLUSTERS = 1024
 """More clusters are bundled at random into this many, which bounds memory and time."""
 RESAMPLES = 2000
 FLOOR = 0.3
+"""Least share of the estimate's standard error: few clusters without spread have ratios without end."""
 LEVEL = 0.95
 
 
@@ -220,6 +201,7 @@ class Spread:
         low, high = np.quantile(own, [(1 - level) / 2, (1 + level) / 2])
         student = _student(freedom, level)
         excess = np.array([high, -low]) - _student(self.support[column] - 1, level)
+        # Differences are heavy on both sides: else one in thirteen equal pairs is found different.
         if not self.ranged:
             excess = np.maximum(excess, 0)
         share = float(self.variance[column]) / total
@@ -230,6 +212,8 @@ class Spread:
         """Variance of a value over clusters and seeds together, and its degrees of freedom."""
         found = [(float(self.variance[column]), float(self.support[column] - 1))]
         whole, freedom = found[0]
+        # Satterthwaite (1946) believes a variance of f + 1 seeds that came out small by chance; with
+        # 1 + (3 / f)**2, found by simulation, intervals hold the truth 94 to 97 times of 100.
         for weight, values in self.parts:
             if len(values) > 1:
                 own = weight**2 * float(values[:, column].var(ddof=1)) / len(values)

@@ -22,7 +22,7 @@ from lary.latents.ref import LatentsRef, find_latent_table
 from lary.models.spec import MODELS, ModelSpec
 from lary.results.compare import compare_results
 from lary.results.record import FILE_NAME, EvalResult, Margin, write_result
-from lary.runs.changed import FRAME_CONTROLS
+from lary.runs.extract import FRAME_CONTROLS
 from lary.runs.probe import ProbeRun
 from lary.runs.run import run_splits
 from lary.runtime import log

@@ -61,9 +61,6 @@ class StopRequest:
         if self._before is not None:
             signal.signal(signal.SIGINT, self._before)
 
-    def __call__(self) -> bool:
-        return self.asked
-
     def _handle(self, number: int, frame: object) -> None:
         if self.asked:
             raise KeyboardInterrupt

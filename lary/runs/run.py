@@ -16,8 +16,7 @@ from lary.models.overview import weights_state
 from lary.models.spec import MODELS, ModelSpec
 from lary.results.record import EvalResult
 from lary.results.report import write_report
-from lary.runs.changed import FRAME_CONTROLS, extract_changed
-from lary.runs.extract import extract
+from lary.runs.extract import FRAME_CONTROLS, extract, extract_changed
 from lary.runs.probe import ProbeRun, run_probe
 from lary.runs.tasks import ProbeConfig, check_options
 from lary.runtime import log

@@ -24,10 +24,10 @@ from lary.data.images import read_image
 from lary.data.tables import write_csv
 from lary.files import read_json, remove_torn, write_bytes, write_json, write_text
 from lary.runtime import log, progress
-from lary.simulate.episodes import encode_png, perform
-from lary.simulate.plan import CLIPS, PAIRS, Recording, check_numbers, make_plan, rows_of_tables, sampled
+from lary.simulate.episodes import CLIPS, PAIRS, Recording, encode_png, make_plan, perform, rows_of_tables, sampled
 from lary.types import LaryError, UsageError
 
+FEWEST = 10
 GENERATOR = "1"
 """Version of what is drawn: another one makes other bytes from the same seed."""
 RECORD = "simulation.json"
@@ -83,6 +83,18 @@ def simulate(out: Path, config: SimulateConfig) -> dict[str, int]:
     write_json(out / RECORD, record)
     (out / UNFINISHED).unlink(missing_ok=True)
     return counts
+
+
+def check_numbers(config: SimulateConfig) -> None:
+    """Raise UsageError for numbers that make no data set."""
+    if config.pairs < FEWEST or config.clips < FEWEST:
+        raise UsageError(
+            f"A simulation needs at least {FEWEST} pairs and {FEWEST} clips, not {config.pairs} and {config.clips}."
+        )
+    if config.size % 2 or not 32 <= config.size <= 1024:
+        raise UsageError(f"Frames of {config.size} pixels: expected an even number from 32 to 1024.")
+    if config.processes < 1 or config.seed < 0:
+        raise UsageError("The number of processes is at least 1 and the seed at least 0.")
 
 
 def require_mujoco() -> None:

@@ -13,8 +13,8 @@ import numpy as np
 import pytest
 
 from lary.configs import ExtractConfig
-from lary.latents.ref import LatentsRef, SplitLatents, find_latent_table, open_latents
-from lary.latents.sources import PooledSource, ShardSource
+from lary.latents.ref import LatentsRef, PooledSource, SplitLatents, find_latent_table, open_latents
+from lary.latents.sources import ShardSource
 from lary.runs.extract import extract
 from lary.types import RANDOM, LaryError, UsageError
 from tests.helpers import rows_of, settings_of

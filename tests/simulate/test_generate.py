@@ -13,7 +13,7 @@ import pytest
 from lary.data.frames import decode_video, read_clip
 from lary.data.images import read_image
 from lary.simulate import VERBS
-from lary.simulate.plan import PAIR_SPLITS
+from lary.simulate.episodes import PAIR_SPLITS
 from tests.helpers import lary, rows_of
 from tests.simulate.conftest import TINY
 

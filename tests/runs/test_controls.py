@@ -11,8 +11,7 @@ from lary.configs import ExtractConfig, ProbeControl, RegressConfig, RunConfig
 from lary.data.spec import DATASETS
 from lary.data.tables import INDEX_COLUMN, read_table
 from lary.latents.ref import LatentsRef, open_latents
-from lary.runs.changed import CHANGED, changed_rows, extract_changed, open_changed, place_of
-from lary.runs.extract import extract
+from lary.runs.extract import CHANGED, changed_rows, extract, extract_changed, open_changed, place_of
 from lary.runs.probe import regress
 from lary.runs.run import run
 from lary.settings import Settings
