@@ -128,7 +128,7 @@ def test_results_are_read_by_report_compare_and_analyze(root: Path) -> None:
     tags = ("tiny-grid_mlp", "tiny-grid_ridge", "tiny-grid_dit", "tiny-grid@project4_mlp")
     runs = [root / f"results/regression/logs/calvin_5_{tag}_absolute" for tag in tags]
     assert not missing(printed("compare", *runs), "ridge", "dit", "4 random dimensions")
-    printed("analyze", "frequency")
+    printed("analyze", "trajectories")
     assert list((root / "results" / "analysis").rglob("*.csv"))
 
 

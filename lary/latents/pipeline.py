@@ -30,7 +30,7 @@ from lary.models.preprocess import DeviceNormaliser, normalise
 from lary.models.running import LoadedEncoder, build
 from lary.models.spec import MODELS, ModelContext, ModelSpec, Preprocess, with_latent
 from lary.runtime import usable_cores
-from lary.types import Failure, LaryError, Latents, MediaError, Sample
+from lary.types import Failure, LaryError, MediaError, Sample
 
 if TYPE_CHECKING:
     import torch
@@ -190,21 +190,17 @@ class Encoding:
     """
 
     def __init__(self, encoder: LoadedEncoder, preprocess: Preprocess, device: str, pool: str, *, singly: bool) -> None:
-        self._encoder = encoder
-        self._preprocess = preprocess
-        self._device = device
+        self._encoder, self._preprocess, self._device, self._pool = encoder, preprocess, device, pool
         self._cuda = device.startswith("cuda")
-        self._pool = pool
         self._normalise = None if singly else DeviceNormaliser(preprocess, device)
 
     def stream(self, batches: Iterable[Batch]) -> Iterator[tuple[Batch, Iterable[Row]]]:
         """The rows of every batch that could be read, in order."""
-        if self._normalise is None:
-            for batch in batches:
-                yield batch, self._one_by_one(batch)
-            return
         before: tuple[Batch, Iterator[Row]] | None = None
         for batch in batches:
+            if self._normalise is None:
+                yield batch, self._one_by_one(batch)
+                continue
             launched = self._launch(batch, self._normalise)
             if before is not None:  # fetched while the accelerator works on the next batch
                 yield before
@@ -216,13 +212,10 @@ class Encoding:
         import torch
 
         for index, (row, place, length) in enumerate(zip(batch.rows, batch.places, batch.lengths, strict=True)):
-            if row in batch.problems:
-                continue
-            clip = normalise(batch.clips[place : place + 1, :length], self._preprocess)
-            with torch.inference_mode():
-                latents = self._encoded(torch.from_numpy(clip))
-            codes = None if latents.codes is None else latents.codes.numpy()[0]
-            yield index, latents.tokens.numpy()[0], codes
+            if row not in batch.problems:
+                clip = normalise(batch.clips[place : place + 1, :length], self._preprocess)
+                tokens, codes = self._encoded(torch.from_numpy(clip))
+                yield index, tokens[0].numpy(), None if codes is None else codes[0].numpy()
 
     def _launch(self, batch: Batch, normaliser: DeviceNormaliser) -> Iterator[Row]:
         """Have the accelerator compute a batch; the rows, when asked for, wait for it."""
@@ -233,14 +226,13 @@ class Encoding:
             if row not in batch.problems:
                 lengths.setdefault(length, []).append(index)
         parts = []
-        with torch.inference_mode():
-            for length, indices in lengths.items():
-                planes = torch.from_numpy(batch.clips[:, :length])
-                planes = planes.pin_memory() if self._cuda else planes  # copied while the device computes
-                latents = self._encoded(normaliser(planes.to(self._device, non_blocking=True)))
-                codes = None if latents.codes is None else self._to_host(latents.codes)
-                parts.append((indices, self._to_host(latents.tokens), codes))
-        event = torch.cuda.Event() if self._cuda else None  # type: ignore[no-untyped-call]
+        for length, indices in lengths.items():
+            planes = torch.from_numpy(batch.clips[:, :length])
+            planes = planes.pin_memory() if self._cuda else planes  # copied while the device computes
+            with torch.inference_mode():
+                clips = normaliser(planes.to(self._device, non_blocking=True))
+            parts.append((indices, *self._encoded(clips)))
+        event = torch.cuda.Event() if self._cuda else None
         if event is not None:
             event.record(torch.cuda.current_stream(self._device))
 
@@ -254,12 +246,16 @@ class Encoding:
 
         return rows()
 
-    def _encoded(self, clips: torch.Tensor) -> Latents:
-        """Pooled latents of clips, float32, with the axes that a store has."""
-        latents = self._encoder.encode(clips)
-        tokens = latents.tokens
-        tokens = tokens.reshape(len(tokens), *token_shape(tuple(tokens.shape[1:]))).float()
-        return pooled_latents(replace(latents, tokens=tokens), self._pool)
+    def _encoded(self, clips: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor | None]:
+        """Pooled tokens of clips, float32, with the axes that a store has, and codes: on their way to the host."""
+        import torch
+
+        with torch.inference_mode():
+            latents = self._encoder.encode(clips)
+            tokens = latents.tokens
+            tokens = tokens.reshape(len(tokens), *token_shape(tuple(tokens.shape[1:]))).float()
+            found = pooled_latents(replace(latents, tokens=tokens), self._pool)
+            return self._to_host(found.tokens), None if found.codes is None else self._to_host(found.codes)
 
     def _to_host(self, values: torch.Tensor) -> torch.Tensor:
         import torch

@@ -5,7 +5,6 @@ from __future__ import annotations
 import math
 import re
 import zipfile
-from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import partial
@@ -78,12 +77,7 @@ def _find(settings: Settings, config: LatentsConfig) -> _Found:
 
 
 def describe_store(config: LatentsConfig, settings: Settings) -> str:
-    """What a store is, what it holds, and what of its table is missing, in lines.
-
-    Raises:
-        UsageError: there is no such store.
-        LaryError: its manifest can't be read.
-    """
+    """What a store is, what it holds, and what of its table is missing, in lines. Raises as `verify_store`."""
     store = _find(settings, config)
     held, problems, tokens = store.held(), list(store.problems), "unknown"
     if store.headers:
@@ -122,13 +116,11 @@ def verify_store(config: LatentsConfig, settings: Settings) -> tuple[int, list[s
         LaryError: its manifest can't be read.
     """
     store = _find(settings, config)
-    problems = list(store.problems)
-    checks: list[tuple[int, Callable[[], list[str]]]] = []
+    problems, key = list(store.problems), store.manifest.get("key")
     if store.kind == "shards":
         checks = [(len(header.samples), partial(_shard_problems, header)) for header in store.headers]
     else:
-        files, key = [store.folder / name for name in rows_in(store.folder).values()], store.manifest.get("key")
-        checks = [(1, partial(_npz_problems, file, key)) for file in files]
+        checks = [(1, partial(_npz_problems, store.folder / name, key)) for name in rows_in(store.folder).values()]
     total = sum(count for count, _ in checks)
     with progress(total, f"verifying {store.folder.name}") as bar, ThreadPoolExecutor(THREADS) as pool:
         for (count, _), found in zip(checks, pool.map(lambda check: check[1](), checks), strict=True):
@@ -193,10 +185,14 @@ def export_latents(config: LatentsConfig, settings: Settings, out: Path, *, rows
     if rows is not None:
         there = {sample.row + 1: position for position, sample in enumerate(latents.table)}
         chosen = set()
-        for number in _numbers(rows):
-            if number not in there:  # refused at once: a range may have a thousand million rows
-                raise UsageError(f"--rows {rows[:80]}: row {number} has no latents.")
-            chosen.add(there[number])
+        for part in rows.split(","):
+            match = re.fullmatch(r"\s*(\d{1,9})(?:-(\d{1,9}))?\s*", part)
+            if match is None:
+                raise UsageError(f"--rows: '{part[:80]}' is no row or range such as 1-100.")
+            for number in range(int(match[1]), int(match[2] or match[1]) + 1):
+                if number not in there:  # refused at once: a range may have a thousand million rows
+                    raise UsageError(f"--rows {rows[:80]}: row {number} has no latents.")
+                chosen.add(there[number])
         latents = latents.take(sorted(chosen))
     samples = list(latents.table)
     shape = (len(samples), *latents.source.shape)
@@ -225,12 +221,3 @@ def export_latents(config: LatentsConfig, settings: Settings, out: Path, *, rows
             stream.write(header_bytes(facts, {"tokens": ("F32", shape, 4 * math.prod(shape))}))
             write_tokens(stream)
     return len(samples)
-
-
-def _numbers(text: str) -> Iterator[int]:
-    """The rows of a list such as 1-100,205. Raises UsageError."""
-    for part in text.split(","):
-        match = re.fullmatch(r"\s*(\d{1,9})(?:-(\d{1,9}))?\s*", part)
-        if match is None:
-            raise UsageError(f"--rows: '{part[:80]}' is no row or range such as 1-100.")
-        yield from range(int(match[1]), int(match[2] or match[1]) + 1)

@@ -47,7 +47,6 @@ if TYPE_CHECKING:
 CODE_TAGS = {np.dtype(name): tag for tag, name in CODE_TYPES.items()}
 BLOCK = 4096
 """The data of a shard begin at a multiple of it: rows as large as a page are on pages of their own."""
-MOVED = 8 << 20
 
 
 # One file per sample
@@ -73,11 +72,7 @@ def rows_in(folder: Path) -> dict[int, str]:
 
 
 def write_latents(path: Path, tokens: npt.NDArray[Any], codes: npt.NDArray[Any] | None, stamp: Stamp) -> None:
-    """Write one sample: `tokens` (P, N, D) or (N, D), `codes` (P, N), an empty array for None.
-
-    Raises:
-        LaryError: the tokens are larger than what can be read again, or can't be written.
-    """
+    """Write one sample; its codes are an empty array for None. Raises LaryError for what couldn't be read again."""
     if tokens.nbytes > MOST_BYTES:
         shape, size = "x".join(map(str, tokens.shape)), tokens.nbytes / 1e9
         raise LaryError(
@@ -250,9 +245,8 @@ class ShardWriter:
         rows, end = sorted(self._done), self._start
         for row in rows:
             source = self._start + (row - self._rows[0]) * self._row_bytes
-            for offset in range(0, self._row_bytes if source > end else 0, MOVED):
-                part = os.pread(self._handle, min(MOVED, self._row_bytes - offset), source + offset)
-                write_at(self._handle, memoryview(part), end + offset)
+            if source > end:
+                write_at(self._handle, memoryview(os.pread(self._handle, self._row_bytes, source)), end)
             end += self._row_bytes
         samples, checksums, codes = zip(*(self._done[row] for row in rows), strict=True)
         for each in codes:

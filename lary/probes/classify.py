@@ -1,4 +1,4 @@
-"""The classification probe: several attentive heads trained at once on the latents of a data set of labelled clips.
+"""The classification probe: several attentive heads trained at once on the latents of labelled clips.
 
 The heads see the same batches; each has its own AdamW and learning rate. Which head and
 epoch are reported is decided on a held-out tenth of the training split (protocol
@@ -39,7 +39,7 @@ from lary.types import LaryError, LatentSource, UsageError
 
 @dataclass(frozen=True)
 class ClassifierInputs:
-    """Latents and labels of both splits; labels (n,) int64 are positions in `classes`, groups episodes or videos."""
+    """Latents and labels of both splits; labels (n,) int64 are positions in `classes`."""
 
     train: LatentSource
     train_targets: Ints
@@ -78,7 +78,7 @@ def train_classifier(
 
 
 class ClassifierTraining(Training):
-    """The heads in training; one that diverges, whose outputs aren't finite, is never picked from then on."""
+    """The heads in training; one whose outputs aren't finite is never picked from then on."""
 
     checkpoint = "latest.pt"
     by_class = True
@@ -132,7 +132,7 @@ class ClassifierTraining(Training):
         return row
 
     def train_epoch(self, order: Ints) -> dict[str, Any]:
-        """One pass over `order`: by head the share that was right and the mean loss; 0 and None for a diverged one."""
+        """One pass over `order`; returns accuracy and mean loss by head, 0 and None for a diverged one."""
         right, losses = np.zeros((2, len(self.networks)))
         for rows, tokens, count in self.batches(self.train, order):
             labels = torch.from_numpy(self.inputs.train_targets[rows]).to(self.device)
@@ -146,7 +146,7 @@ class ClassifierTraining(Training):
         return {"train_accuracy": accuracy.tolist(), "train_loss": finite_or_none(losses / len(order))}
 
     def update(self, number: int, tokens: Tensor, labels: Tensor, count: int) -> list[float]:
-        """One update by this process's share of a batch of `count` samples: loss and number right, of all."""
+        """One update by a share of `count` samples; returns the loss and how many of all were right."""
         settings, network, optimizer = self.settings, self.networks[number], self.optimizers[number]
         for group in optimizer.param_groups:
             group["lr"] = learning_rate(settings.heads[number], self.step, self.total, self.per_epoch)
@@ -165,7 +165,7 @@ class ClassifierTraining(Training):
         return sums.tolist()
 
     def score(self, name: str, source: LatentSource, labels: Ints, rows: Ints) -> tuple[dict[str, Any], Tensor]:
-        """Accuracy and loss of every head for `rows` as columns of the history, and in float32 logits (H, n, L).
+        """Accuracy and loss of every head as columns of the history, and logits (H, n, L) of `rows`.
 
         A row whose logits aren't finite counts as wrong, and the loss of its head is None.
         """
@@ -220,7 +220,7 @@ class ClassifierTraining(Training):
         save_checkpoint(self.folder / self.checkpoint, value)
 
     def outcome(self) -> ClassificationOutcome:
-        """The predictions of the selected heads, with controls, history and warnings."""
+        """The predictions of the selected heads, and all that is reported beside them."""
         inputs = self.inputs
         selections: Any = {
             name: ClassPredictions(pick["epoch"], pick["head"], pick["values"].numpy())
@@ -258,7 +258,7 @@ def finite_or_none(losses: Iterable[float]) -> list[float | None]:
 
 
 def in_bfloat16(preset: bool, precision: ProbePrecision | None, device: str) -> bool:
-    """Whether a probe is trained in bfloat16: as asked for, else as its preset has it where the device does."""
+    """Whether to train in bfloat16: as asked for, else as the preset has it where the device does."""
     if precision is not None or not preset:
         return precision == "bf16"
     # Devices that don't multiply bfloat16 themselves emulate it, slower than float32.

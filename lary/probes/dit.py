@@ -1,4 +1,4 @@
-"""The DiT probe of action regression: a small transformer that denoises an action chunk, given the latents.
+"""The DiT probe of action regression: a transformer that denoises an action chunk, given the latents.
 
 Keys, arithmetic and sampling are those of the published probe (arXiv 2604.11689), which
 follows the action model of CogACT (arXiv 2411.19650) with the noise of DDPM (arXiv
@@ -22,8 +22,7 @@ from lary.probes.presets import TRAINING_STEPS
 
 PUBLISHED_SAMPLER_STEPS = 500
 CONDITION_DROPOUT = 0.1
-CLIP = 1.0
-"""The published sampler keeps every predicted value inside one standard deviation of the targets."""
+CLIP = 1.0  # the published sampler keeps every value inside one standard deviation of the targets
 TIME_CHANNELS = 256
 
 Noise = Callable[[int | None], Tensor]
@@ -31,7 +30,7 @@ Noise = Callable[[int | None], Tensor]
 
 
 def alphas_cumprod() -> Tensor:
-    """Share of the signal's variance that is left at each of the 1,000 timesteps, (1000,) float32.
+    """Share of the signal's variance that is left at each timestep, (1000,) float32.
 
     The squared cosine of Nichol and Dhariwal (arXiv 2102.09672), no beta above 0.999.
     """
@@ -66,7 +65,7 @@ def _linear(size: int, dim: int) -> nn.Sequential:
 
 
 class ConditionEmbedder(nn.Module):
-    """Latents (B, D') -> (B, C); in training one sample in ten gets a learned vector in place of its latents.
+    """Latents (B, D') -> (B, C); in training one sample in ten gets a learned vector instead.
 
     `dropped` (B,) bool says which samples; without it they are drawn.
     """
@@ -143,14 +142,14 @@ class _DiffusionTransformer(nn.Module):
 
 @dataclass(frozen=True)
 class Sampler:
-    """How chunks are drawn: `steps` of 500 as published (DDPM), any other number by DDIM without noise."""
+    """How chunks are drawn: 500 `steps` by DDPM as published, any other number by DDIM."""
 
     steps: int = PUBLISHED_SAMPLER_STEPS
     seed: int = 0
 
 
 class ActionExpertDiT(nn.Module):
-    """Tokens (B, ...), every axis flattened in storage order -> normalised chunk (B, K * A), step-major."""
+    """Tokens (B, ...), flattened in storage order -> normalised chunk (B, K * A), step-major."""
 
     def __init__(
         self, latent_dim: int, action_dim: int, action_steps: int, hidden_size: int = 512, depth: int = 6,
@@ -166,7 +165,7 @@ class ActionExpertDiT(nn.Module):
         return self.dit(noisy, timesteps, tokens.flatten(1), dropped)
 
     def loss(self, tokens: Tensor, target: Tensor, count: int, share: slice) -> Tensor:
-        """Huber loss of the predicted noise at a random timestep per sample, of the `share` of `count` samples.
+        """Huber loss of the predicted noise at a random timestep per sample of a `share` of `count`.
 
         The sum over the size of the whole batch, for all of which is drawn, so that every
         share sees what it would see in the whole.
@@ -181,7 +180,7 @@ class ActionExpertDiT(nn.Module):
 
     @torch.no_grad()
     def predict(self, tokens: Tensor) -> Tensor:
-        """Draw one chunk (B, K * A) per sample; the same noise for the same seed and batch, on every device."""
+        """Draw one chunk (B, K * A) per sample, with the same noise on every device."""
         generator = torch.Generator().manual_seed(self.sampler.seed)
         shape = (len(tokens), *self.shape)
         *_, last = self.trajectory(tokens, lambda _: torch.randn(shape, generator=generator))
@@ -210,7 +209,7 @@ class ActionExpertDiT(nn.Module):
 
 
 def _ddpm_step(state: Tensor, clean: Tensor, here: float, there: float, fresh: Tensor | None) -> Tensor:
-    """One step of DDPM with the small fixed variance; `here` and `there` are the shares of signal left."""
+    """One step of DDPM with the small fixed variance, between two shares of signal left."""
     alpha = here / there
     beta = 1 - alpha
     mean = math.sqrt(there) * beta / (1 - here) * clean + math.sqrt(alpha) * (1 - there) / (1 - here) * state

@@ -1,4 +1,4 @@
-"""The networks of the probes: the attentive probe of classification, and the MLP probe of action regression.
+"""The networks of the attentive probe of classification and the MLP probe of action regression.
 
 Keys of the state dicts, arithmetic and initialisation are those of the published probes
 (arXiv 2604.11689, appendix on probing). The attentive probe follows the attentive
@@ -25,11 +25,10 @@ from lary.types import LaryError, LatentSource
 
 INIT_STD = 0.02
 
+# Keys up to which plain products beat torch's fused attention in bfloat16 on a CPU, by 3 to 8 times.
 SHORT = 256
-"""Keys up to which plain products beat torch's fused attention in bfloat16 on a CPU, by 3 to 8 times."""
-
+# Rows of weights that a backward pass works on at once, so that no second copy of them is made.
 ROWS_AT_ONCE = 64
-"""Rows of the first layer's weights that its backward pass works on at once, so that no second copy is made."""
 
 
 def split_heads(x: Tensor, heads: int) -> Tensor:
@@ -38,7 +37,7 @@ def split_heads(x: Tensor, heads: int) -> Tensor:
 
 
 def _attend(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
-    """Attention of (B, heads, Q, E) to (B, heads, S, E), heads put side by side: (B, Q, heads * E)."""
+    """Attention of (B, heads, Q, E) to (B, heads, S, E), heads side by side: (B, Q, heads * E)."""
     if q.device.type == "cpu" and q.dtype == torch.bfloat16 and k.shape[-2] <= SHORT:
         found = torch.softmax(q @ k.transpose(-2, -1) * q.shape[-1] ** -0.5, dim=-1).to(v.dtype) @ v
     else:
@@ -67,7 +66,7 @@ class SelfAttention(nn.Module):
 
 
 class SelfBlock(nn.Module):
-    """Pre-norm attention and MLP with residuals, (B, S, D) -> (B, S, D); `norm` goes to both norms."""
+    """Pre-norm attention and MLP with residuals, (B, S, D) -> (B, S, D)."""
 
     def __init__(self, dim: int, heads: int, gelu: str = "none", **norm: Any) -> None:
         super().__init__()
@@ -94,7 +93,7 @@ class QueryAttention(nn.Module):
         return _attend(*self._heads(queries, tokens))
 
     def weights(self, queries: Tensor, tokens: Tensor) -> Tensor:
-        """Softmax weights (B, heads, Q, S) with which queries (B, Q, D) attend to tokens (B, S, D)."""
+        """Softmax weights (B, heads, Q, S) of the queries on the tokens."""
         q, k, _ = self._heads(queries, tokens)
         return torch.softmax(q @ k.transpose(-2, -1) / math.sqrt(q.shape[-1]), dim=-1)
 
@@ -104,7 +103,7 @@ class QueryAttention(nn.Module):
 
 
 class _Pooler(nn.Module):
-    """``depth - 1`` self-attention blocks, then one query pools the tokens: (B, S, D) -> (B, D).
+    """Self-attention blocks, then one query pools the tokens: (B, S, D) -> (B, D).
 
     The query enters the attention without a norm.
     """
@@ -147,7 +146,7 @@ class _AttentiveClassifier(nn.Module):
         return self.linear(self.pooler(x))
 
     def _steps(self, count: int) -> Tensor:
-        """Embedding of the first `count` steps (1, P, 1, D), stretched where there are more steps than it has."""
+        """Embedding of the first `count` steps (1, P, 1, D), stretched where it has fewer."""
         table = self.temporal_embed
         if count <= table.shape[1]:
             return table[:, :count]
@@ -156,7 +155,7 @@ class _AttentiveClassifier(nn.Module):
 
 
 class AttentiveProbe(nn.Module):
-    """One head: tokens (B, P, N, input_dim), (B, N, input_dim) or (B, input_dim) -> logits (B, L)."""
+    """One head: tokens (B, P, N, D), (B, N, D) or (B, D) -> logits (B, L)."""
 
     def __init__(
         self, input_dim: int, num_classes: int, model_dim: int = 768, num_heads: int = 16, depth: int = 4,
@@ -172,7 +171,7 @@ class AttentiveProbe(nn.Module):
 
     @torch.no_grad()
     def _initialise(self) -> None:
-        """Truncated normal weights, residual branches scaled down with depth; the last layer keeps torch's default."""
+        """Truncated normal weights, residual branches scaled with depth, torch's default in the last layer."""
         pooler: Any = self.classifier.pooler
         for part in (self.projector, pooler):
             for module in part.modules():
@@ -271,7 +270,7 @@ class _ResidualBlock(nn.Module):
 
 
 class ActionExpertMLP(nn.Module):
-    """Tokens (B, ...), every axis flattened in storage order -> normalised chunk (B, K * A), step-major.
+    """Tokens (B, ...), flattened in storage order -> normalised chunk (B, K * A), step-major.
 
     LayerNorm, Linear, ReLU, residual blocks, LayerNorm, Linear.
     """
@@ -298,5 +297,5 @@ class ActionExpertMLP(nn.Module):
     predict = forward
 
     def loss(self, tokens: Tensor, target: Tensor, count: int, share: slice) -> Tensor:
-        """Huber loss against `target` (B, K * A) of the `share` of `count` samples: the sum over the size of all."""
+        """Huber loss of a share of `count` samples: the sum over the size of the whole batch."""
         return F.huber_loss(self(tokens), target, reduction="sum") / (count * target.shape[1])

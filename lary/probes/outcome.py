@@ -1,4 +1,4 @@
-"""Outcome of a probe: its predictions per validation sample and its history, and the metrics that score them.
+"""Outcome of a probe: its predictions per validation sample, and the metrics that score them.
 
 Two selections are in every outcome: ``held_out`` (head and epoch picked on a held-out tenth of the training
 split, never on what is reported) and ``best_on_validation`` (picked on the reported split itself, as the published
@@ -29,7 +29,7 @@ EPSILON = 1e-9
 
 @dataclass(frozen=True)
 class SampleColumns:
-    """Identity of the samples of a split: one entry per sample (n), in one order with all predictions."""
+    """Identity of the samples of a split, in one order with all predictions."""
 
     ids: tuple[str, ...]
     media: tuple[tuple[str, ...], ...]
@@ -48,7 +48,7 @@ class ClassPredictions:
 
 @dataclass(frozen=True)
 class ClassificationOutcome:
-    """A classification probe after training. `labels` (n,) int64; `controls` holds predicted labels (n,) by name."""
+    """A classification probe after training; `controls` holds predicted labels (n,) by name."""
 
     classes: tuple[str, ...]
     samples: SampleColumns
@@ -71,7 +71,7 @@ class ActionPredictions:
 
 @dataclass(frozen=True)
 class SplitOutcome:
-    """One evaluated split: `targets` (n, K, A) float32 normalised; `mean`, `std` (n, A) give physical units back."""
+    """One evaluated split: normalised `targets` (n, K, A); `mean`, `std` (n, A) give units back."""
 
     samples: SampleColumns
     targets: Floats
@@ -96,7 +96,7 @@ class RegressionOutcome:
 
 @dataclass(frozen=True)
 class ClassStatistics:
-    """Per class: precision, recall and F1 (L,) float64, and how many samples are truly of it, (L,) int64."""
+    """Per class (L,): precision, recall, F1, and how many samples are truly of it."""
 
     precision: Values
     recall: Values
@@ -116,7 +116,7 @@ def confusion_matrix(labels: Ints, predicted: Ints, classes: int) -> Ints:
 
 
 def class_statistics(confusion: Ints) -> ClassStatistics:
-    """Precision (share of a row), recall (share of a column) and their harmonic mean, from a confusion matrix."""
+    """Precision (share of a row), recall (of a column) and F1 from a confusion matrix."""
     hits = np.diagonal(confusion).astype(np.float64)
     precision = hits / (confusion.sum(axis=1) + EPSILON)
     recall = hits / (confusion.sum(axis=0) + EPSILON)

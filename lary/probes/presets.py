@@ -38,7 +38,7 @@ class HeadSettings:
 
 
 def learning_rate(head: HeadSettings, step: int, total: int, per_epoch: int) -> float:
-    """Learning rate of update number `step`, counted from 1, of `total` updates with `per_epoch` in an epoch.
+    """Learning rate of update `step`, counted from 1, of `total` with `per_epoch` in an epoch.
 
     A linear rise over ``head.warmup`` epochs, then a half cosine that reaches ``final_lr``
     with the very last update.
@@ -52,7 +52,7 @@ def learning_rate(head: HeadSettings, step: int, total: int, per_epoch: int) -> 
 
 
 def weight_decay(head: HeadSettings, step: int, total: int) -> float:
-    """Weight decay of update number `step`, counted from 1: a half cosine from reference to final value."""
+    """Weight decay of update `step`, counted from 1: a half cosine to the final value."""
     final = head.weight_decay if head.final_weight_decay is None else head.final_weight_decay
     value = _cosine(head.weight_decay, final, step / total)
     return max(final, value) if final <= head.weight_decay else min(final, value)
@@ -86,7 +86,7 @@ class ClassifierSettings:
 
 @dataclass(frozen=True)
 class RegressorSettings:
-    """The MLP probe; `warmup` is the share of all updates in which the learning rate rises from 0."""
+    """The MLP probe; `warmup` is the share of updates in which the learning rate rises."""
 
     hidden_dim: int
     num_blocks: int
@@ -99,7 +99,7 @@ class RegressorSettings:
 
 @dataclass(frozen=True)
 class DitSettings:
-    """The DiT probe; `sampler_steps` of 500 is the published sampling, any other number DDIM."""
+    """The DiT probe; 500 `sampler_steps` are published, any other number is DDIM."""
 
     hidden_dim: int = 512
     depth: int = 6
@@ -114,7 +114,7 @@ class DitSettings:
 
 @dataclass(frozen=True)
 class RidgeSettings:
-    """The ridge probe: penalties as multiples of the mean non-zero eigenvalue of the features' Gram matrix."""
+    """The ridge probe: penalties as multiples of the mean eigenvalue of the Gram matrix."""
 
     shrinkages: tuple[float, ...] = (1e-4, 1e-3, 1e-2, 1e-1, 1.0, 1e1, 1e2, 1e3)
     batch_size: int = 256
@@ -143,7 +143,7 @@ class ProbePreset:
     def settings(
         self, kind: ProbeKind, *, epochs: int | None, batch_size: int | None, sampler_steps: int | None = None
     ) -> Any:
-        """The settings of one kind of probe, with what was asked for in their place. Raises UsageError."""
+        """The settings of a kind of probe, with what was asked for in place. Raises UsageError."""
         own: Any = {"attentive": self.classifier, "mlp": self.regressor, "dit": self.dit, "ridge": self.ridge}[kind]
         given = {"epochs": epochs, "batch_size": batch_size, "sampler_steps": sampler_steps}
         changes = {name: value for name, value in given.items() if value is not None}

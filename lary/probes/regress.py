@@ -1,4 +1,4 @@
-"""The regression probes: from the latents of image pairs to normalised action chunks, by MLP, DiT or ridge regression.
+"""The regression probes: from the latents of image pairs to action chunks, by MLP, DiT or ridge.
 
 Which epoch, or which penalty of the ridge, is reported is decided on a held-out tenth of the
 training split (protocol ``corrected``), and beside it as the published code does: the one
@@ -36,16 +36,14 @@ from lary.probes.training import Session, Training, adamw, save_checkpoint
 from lary.runtime import memory_bytes
 from lary.types import LaryError, LatentSource, UsageError
 
-SEEN = "seen"
-"""The role of the split that the published code picks its epoch on."""
+SEEN = "seen"  # the role of the split that the published code picks its epoch on
 
-RIDGE_SHARE = 0.6
-"""Share of this machine's memory that the features of the ridge and their Gram matrix may take."""
+RIDGE_SHARE = 0.6  # of this machine's memory, for the features of the ridge and their Gram matrix
 
 
 @dataclass(frozen=True)
 class EvaluatedSplit:
-    """One split to report: normalised targets (n, K, A) float32; `mean`, `std` (n, A) give physical units back."""
+    """One split to report: normalised targets (n, K, A); `mean`, `std` (n, A) give units back."""
 
     latents: LatentSource
     targets: Floats
@@ -56,7 +54,7 @@ class EvaluatedSplit:
 
 @dataclass(frozen=True)
 class RegressorInputs:
-    """Latents and normalised targets (n, K, A) float32; `evaluated` by role: ``seen`` always, ``unseen`` optional."""
+    """Latents and normalised targets (n, K, A); `evaluated` by role, ``seen`` always."""
 
     train: LatentSource
     train_targets: Floats
@@ -67,7 +65,7 @@ class RegressorInputs:
 
 
 def train_regressor(inputs: RegressorInputs, settings: ActionSettings, session: Session) -> RegressionOutcome:
-    """Train the probe that the settings are for and return its predictions for every evaluated sample.
+    """Train the probe that the settings are for, and predict every evaluated sample.
 
     Epochs count from 1; for the ridge an epoch is the number of a penalty. ``best_model.pth``
     in the session's folder holds the weights of the reported epoch: the state dict of the
@@ -90,7 +88,7 @@ def train_regressor(inputs: RegressorInputs, settings: ActionSettings, session: 
 
 
 class ActionTraining(Training):
-    """What the trainings of all regression probes share: the scores of an epoch, and the ways to choose one."""
+    """What the regression probes share: the scores of an epoch, and the ways to choose one."""
 
     checkpoint = "best_model.pth"
 
@@ -99,7 +97,7 @@ class ActionTraining(Training):
         """The weights of the latest epoch."""
 
     def score(self, row: dict[str, Any], predict: Callable[[LatentSource, Ints], Floats]) -> None:
-        """Predict all that is scored with the latest weights, and add the errors to a row of the history."""
+        """Predict all that is scored, and add the errors to a row of the history."""
         inputs, size = self.inputs, self.settings.batch_size
         self.predicted: dict[str, Tensor] = {}
         if len(self.held_rows):
@@ -193,7 +191,7 @@ class RegressorTraining(ActionTraining):
         return row
 
     def train_epoch(self, order: Ints) -> float:
-        """One pass over `order`; the mean of the batches' losses. Raises LaryError where one isn't finite."""
+        """One pass over `order`; returns the mean of the batches' losses. Raises LaryError."""
         losses = []
         self.network.train()
         for rows, tokens, count in self.batches(self.inputs.train, order):
@@ -215,7 +213,7 @@ class RegressorTraining(ActionTraining):
         return float(np.mean(losses))
 
     def rate(self, update: int) -> float:
-        """Learning rate of an update, counted from 0: a linear rise from 0, then constant."""
+        """Learning rate of an update, counted from 0: a linear rise, then constant."""
         rise = int(self.total * self.settings.warmup)
         return float(self.settings.lr) * (update / rise if update < rise else 1.0)
 
@@ -233,7 +231,7 @@ class RegressorTraining(ActionTraining):
 
 
 class RidgeTraining(ActionTraining):
-    """Action chunks as a linear function of the flattened latents, in closed form; a fast reference.
+    """Action chunks as a linear function of the latents, in closed form; a fast reference.
 
     Every value is centred, and scaled by its channel: scaled by itself, a value that hardly
     ever changes in training would blow up what is seen there for the first time.

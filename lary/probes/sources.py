@@ -1,4 +1,4 @@
-"""What a probe trains on: latents as they are read, rows drawn in an epoch or held out, and the memory for them."""
+"""What a probe trains on: latents as they are read, rows drawn or held out, and their memory."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ CUDA_SHARE = 0.2
 
 
 class LatentView:
-    """Latents that a function reads by rows (n,) int64: of another source, changed, or from memory."""
+    """Latents that a function reads by rows: from memory, or changed ones of another source."""
 
     def __init__(self, count: int, shape: tuple[int, ...], read: Callable[[Ints], Tokens]) -> None:
         self._count, self.shape, self._read = count, shape, read
@@ -54,7 +54,7 @@ class LatentView:
 
 
 def finite_latents(source: LatentSource, name: Callable[[int], str]) -> LatentSource:
-    """Latents that are refused, by the name of their sample, where one isn't finite; `name` gives it by row."""
+    """Latents that are refused, by the name of their sample, where one isn't finite."""
 
     def read(rows: Ints) -> Tokens:
         tokens = source.read(rows)
@@ -73,7 +73,7 @@ def finite_latents(source: LatentSource, name: Callable[[int], str]) -> LatentSo
 
 
 def reordered(source: LatentSource, control: str, seed: int) -> LatentSource:
-    """Latents (P, N, D) with their steps in an order drawn once per sample; under ``static-pair`` the first one alone.
+    """Latents (P, N, D) with steps in an order drawn per sample; ``static-pair`` has the first alone.
 
     It acts on the axis P, and so only on latents with one step per frame; for others the
     frames themselves are changed (`lary.runs.extract`).
@@ -91,7 +91,7 @@ def reordered(source: LatentSource, control: str, seed: int) -> LatentSource:
 
 
 def projected(source: LatentSource, size: int, seed: int) -> LatentSource:
-    """Latents whose channels are projected, (..., D) -> (..., size), by one Gaussian matrix drawn from the seed.
+    """Latents with channels projected, (..., D) -> (..., size), by a Gaussian matrix of the seed.
 
     Lengths and angles survive in expectation (Johnson and Lindenstrauss 1984).
     """
@@ -116,7 +116,7 @@ def in_chunks(source: LatentSource, rows: Ints) -> Iterator[Tokens]:
 
 
 def channel_statistics(source: LatentSource, rows: Ints) -> tuple[Floats, Floats]:
-    """Mean and standard deviation (D,) float32 of each channel over `rows`, or over 2,048 evenly spaced ones of many.
+    """Mean and standard deviation (D,) of each channel over `rows`, or 2,048 of many.
 
     A channel that never changes gets the standard deviation 1.
     """
@@ -134,7 +134,7 @@ def channel_statistics(source: LatentSource, rows: Ints) -> tuple[Floats, Floats
 
 
 def keep_in_memory(source: LatentSource, processes: int = 1) -> LatentSource:
-    """`source`, or a copy in its own precision where that is small against the memory for each of `processes`."""
+    """`source`, or a copy where that is small against the memory for each of `processes`."""
     if FLOAT * len(source) * math.prod(source.shape) > MEMORY_SHARE * memory_bytes() / processes:
         return source
     tokens = np.concatenate(list(in_chunks(source, np.arange(len(source)))))
@@ -187,7 +187,7 @@ def check_splits(*splits: tuple[LatentSource, npt.NDArray[Any]]) -> None:
 
 
 def class_weights(labels: Ints) -> npt.NDArray[np.float64]:
-    """Probability of drawing each sample (n,), the same in sum for every class that occurs; they sum to 1."""
+    """Probability of drawing each sample (n,), the same in sum for every class."""
     _, positions, counts = np.unique(labels, return_inverse=True, return_counts=True)
     return np.asarray(1.0 / (counts[positions] * len(counts)), dtype=np.float64)
 
@@ -202,7 +202,7 @@ def balanced_indices(weights: npt.NDArray[np.float64], epoch: int, seed: int = 0
 def training_rows(
     protocol: BenchmarkProtocol, groups: Sequence[str], labels: Ints | None = None, *, seed: int
 ) -> tuple[Ints, Ints]:
-    """Rows to fit on and rows held out, whole groups at a time, both ascending; ``paper`` fits on all of them.
+    """Rows to fit on and rows held out, whole groups at a time; ``paper`` fits on all of them.
 
     About a tenth of the rows, and of each class as far as whole groups allow, is held out; a
     class is never taken out of the rows to fit on entirely. The order of the rows has no
@@ -229,7 +229,7 @@ def training_rows(
 
 
 def _choose_groups(contents: Sequence[Counter[int]], totals: Sequence[int], seed: int) -> list[int]:
-    """Go through the groups in random order and take each one that brings the counts nearer to their share.
+    """Go through the groups at random and take each that brings the counts nearer to their share.
 
     The distance is the squared deviation from the share, relative to the total, summed over
     the classes and the whole. Where no group brings it nearer, the one that harms least is
@@ -260,7 +260,7 @@ def _choose_groups(contents: Sequence[Counter[int]], totals: Sequence[int], seed
 
 
 def check_memory(make: Callable[[], nn.Module], copies: int, batch: int, shape: tuple[int, ...], device: str) -> None:
-    """Refuse to train `copies` of the network that `make` builds where the device can't hold them.
+    """Refuse to train `copies` of a network where the device can't hold them.
 
     The weights are counted without being made; `batch` samples have tokens of `shape`.
 
@@ -284,7 +284,7 @@ def check_memory(make: Callable[[], nn.Module], copies: int, batch: int, shape: 
 
 
 def samples_at_once(tokens: tuple[int, ...], model_dim: int, depth: int, device: str) -> int:
-    """Samples whose activations are held at once in training; the gradients of a batch add up over such parts.
+    """Samples whose activations are held at once; the gradients of a batch add up over such parts.
 
     On a CPU a part of the batch is faster than all of it; on CUDA it is what keeps long
     sequences within memory without computing anything twice.

@@ -61,7 +61,7 @@ class Team:
         return slice(self.rank, None, self.size)
 
     def dealt(self, count: int, batch: int) -> Ints:
-        """Positions out of `count` that this process scores: every `size`-th batch of `batch` rows."""
+        """Positions out of `count` that this process scores: every `size`-th batch."""
         return np.flatnonzero(np.arange(count) // batch % self.size == self.rank).astype(np.int64)
 
     def add(self, tensor: Tensor) -> None:
@@ -70,13 +70,13 @@ class Team:
             torch.distributed.all_reduce(tensor)
 
     def add_gradients(self, network: nn.Module) -> None:
-        """Sum the gradients of a network over the processes; one without a share of a batch has zeros."""
+        """Sum the gradients of a network over the processes."""
         for weight in network.parameters():
             if weight.grad is not None:  # it takes part in the network
                 self.add(weight.grad)
 
     def collect(self, rows: Ints, values: Tensor, count: int) -> Tensor:
-        """Put together what every process computed for its `rows` out of `count`: (m, ...) -> (count, ...)."""
+        """Put together what every process computed for its rows, (m, ...) -> (count, ...)."""
         if self.size == 1:
             return values
         from accelerate.utils import gather_object
@@ -119,7 +119,7 @@ def launch(work: Callable[..., None], arguments: tuple[Any, ...], devices: Seque
 def _member(
     rank: int, work: Callable[..., None], arguments: tuple[Any, ...], devices: tuple[str, ...], port: int, errors: Any
 ) -> None:
-    """One process of a team: its rank in it, the work, and its error for the process that started it."""
+    """One process of a team: its rank, the work, and its error for the one that started it."""
     from accelerate import PartialState
 
     kind, _, number = devices[rank].partition(":")
@@ -147,7 +147,7 @@ def _member(
 
 @dataclass(frozen=True, kw_only=True)
 class Session:
-    """Surroundings of a training: protocol, seed, device, the folder for its files and its progress bar.
+    """Surroundings of a training: protocol, seed, device, folder and progress bar.
 
     `identity` names latents and options from outside; an empty one keeps no state to resume
     from. `tracker` is what `tracking` gives.
@@ -165,7 +165,7 @@ class Session:
 
 
 class Training(ABC):
-    """A training in progress: what it trains on, the updates so far, the history of its epochs, and its picks.
+    """A training in progress: its inputs, the updates so far, the history of its epochs, and its picks.
 
     A subclass makes its networks, runs one epoch at a time, and offers what may be reported.
     The state of a training, ``training_state.pt``, is rewritten at ends of epochs. It serves
@@ -173,11 +173,8 @@ class Training(ABC):
     replaces the weights beside it.
     """
 
-    checkpoint: ClassVar[str]
-    """Name of the file with the weights, without which a state that was written beside it is of no use."""
-
-    by_class: ClassVar[bool] = False
-    """Whether the targets are classes, of which each is held out in its share."""
+    checkpoint: ClassVar[str]  # the file with the weights, without which a state is of no use
+    by_class: ClassVar[bool] = False  # whether the targets are classes, each held out in its share
 
     def __init__(self, inputs: Any, settings: Any, session: Session) -> None:
         self.inputs, self.settings, self.session = inputs, settings, session
@@ -187,12 +184,10 @@ class Training(ABC):
         self.fit_rows, self.held_rows = rows
         self.folder = session.folder if self.team.leads else None  # the leading process alone writes files
         self.per_epoch = math.ceil(len(self.fit_rows) / settings.batch_size)
-        self.total = self.per_epoch * settings.epochs
-        """Updates of all epochs."""
-        self.step = 0
+        self.total, self.step = self.per_epoch * settings.epochs, 0  # updates of all epochs, and so far
         self.history: list[dict[str, Any]] = []
+        # What is reported, by selection: rank, epoch, and values as tensors.
         self.picks: dict[str, dict[str, Any]] = {}
-        """What is reported, by selection: ``rank``, ``epoch``, and ``values`` as tensors."""
         own = (session.identity, session.protocol, session.seed, self.device.partition(":")[0], settings, inputs)
         deciding = [type(self).__name__, STATE_FORMAT, __version__, torch.__version__, *own]
         self._identity = digest(json.dumps(deciding, default=_plain))
@@ -201,11 +196,11 @@ class Training(ABC):
 
     @abstractmethod
     def build(self) -> dict[str, Any]:
-        """Make the networks; returns all that has a state dict, by name. Raises UsageError."""
+        """Make the networks; returns what has a state dict, by name. Raises UsageError."""
 
     @abstractmethod
     def run_epoch(self, epoch: int) -> dict[str, Any]:
-        """Train and score one epoch, counted from 1, and return its entry of the history. Raises LaryError."""
+        """Train and score one epoch; returns its entry of the history. Raises LaryError."""
 
     @abstractmethod
     def close_epoch(self, epoch: int) -> None:
@@ -272,7 +267,7 @@ class Training(ABC):
         self._cost = self._written - started
 
     def offer(self, name: str, rank: list[float], **pick: Any) -> bool:
-        """Take a pick in place of the one before if its rank is strictly better; returns whether it was taken."""
+        """Take a pick if its rank is strictly better than before; returns whether it was taken."""
         if name in self.picks and rank <= self.picks[name]["rank"]:
             return False
         self.picks[name] = {"rank": rank, **pick}
@@ -284,7 +279,7 @@ class Training(ABC):
             self.session.progress.advance(count)
 
     def log(self, values: Mapping[str, Any]) -> None:
-        """Report numbers to the tracker: a list's values as ``name/0``, ``name/1``; None and NaN are left out."""
+        """Report numbers to the tracker, a list's as ``name/0``, ``name/1``, without None and NaN."""
         if self.session.tracker is None or not self.team.leads:
             return
         numbers: dict[str, float] = {}
@@ -294,7 +289,7 @@ class Training(ABC):
         self.session.tracker.log(numbers, step=self.step)
 
     def batches(self, source: LatentSource, order: Ints) -> Iterator[tuple[Ints, Tensor, int]]:
-        """The batches of an epoch as `read_batches` yields them; counts each as an update and its rows as progress."""
+        """The batches of `read_batches`, each counted as an update and its rows as progress."""
         size, share = self.settings.batch_size, self.team.share
         for rows, tokens, count in read_batches(source, order, size, self.device, share):
             self.step += 1
@@ -303,7 +298,7 @@ class Training(ABC):
 
     @torch.no_grad()
     def predict(self, network: Callable[[Tensor], Tensor], source: LatentSource, rows: Ints) -> Tensor:
-        """What `network` makes of the tokens (B, ...) at `rows`, float32 on the CPU, whichever process computed it."""
+        """What `network` makes of the tokens at `rows`, float32 on the CPU, by all processes."""
         size = self.settings.batch_size
         own = self.team.dealt(len(rows), size)
         batches = read_batches(source, rows[own], size, self.device)
@@ -319,26 +314,26 @@ class Training(ABC):
 
 
 def _plain(value: Any) -> Any:
-    """A part of an identity as JSON: arrays by their content, records by their fields, latents by their shape."""
+    """A part of an identity as JSON: arrays by content, records by fields, latents by shape."""
     if isinstance(value, np.ndarray):
         return digest(value.tobytes())
     return vars(value) if is_dataclass(value) else list(value.shape)
 
 
 def adamw(network: nn.Module, lr: float, weight_decay: float) -> torch.optim.AdamW:
-    """AdamW with torch's defaults over every parameter; biases and norms decay too, as in the published code."""
+    """AdamW with torch's defaults; biases and norms decay too, as in the published code."""
     return torch.optim.AdamW(network.parameters(), lr=lr, weight_decay=weight_decay, fused=True)
 
 
 def save_checkpoint(path: Path, value: Mapping[str, Any]) -> None:
-    """Write tensors and plain values so that ``torch.load(..., weights_only=True)`` reads them. Raises LaryError."""
+    """Write tensors and plain values for ``torch.load(..., weights_only=True)``. Raises LaryError."""
     with atomic_write(path) as stream:
         torch.save(value, stream)
 
 
 @contextmanager
 def tracking(name: TrackerName, folder: Path, run: str, options: Mapping[str, Any]) -> Iterator[Any]:
-    """The tracker of accelerate that ``--tracker`` names, for a run with these options; None for ``none``.
+    """The tracker of accelerate that ``--tracker`` names; None for ``none``.
 
     TensorBoard's event files go to ``tensorboard/`` of the folder.
 

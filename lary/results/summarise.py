@@ -16,15 +16,8 @@ import numpy.typing as npt
 from pydantic_core import from_json, to_json
 
 from lary.data.spec import Orientation
-from lary.probes.outcome import (
-    ClassificationOutcome,
-    Floats,
-    RegressionOutcome,
-    SelectionName,
-    SplitOutcome,
-    class_statistics,
-    confusion_matrix,
-)
+from lary.probes import outcome as metrics
+from lary.probes.outcome import ClassificationOutcome, Floats, RegressionOutcome, SelectionName, SplitOutcome
 from lary.results import record
 from lary.results import statistics as stats
 from lary.results.published import examples_of
@@ -163,7 +156,7 @@ def classification_result(
         gains = ((np.equal(own, labels) - 1.0 * (guess == labels))[:, None] for own, guess in pairs)
         gain = metric(_means(gains, clusters, facts.seed, stats.ratio), 0, "fraction")
         controls[control] = record.Control(metrics=_metrics(scores_of(guesses)), gain=gain)
-    matrix = confusion_matrix(labels, predicted[0], count)
+    matrix = metrics.confusion_matrix(labels, predicted[0], count)
     return _finished(
         runs,
         facts,
@@ -180,7 +173,7 @@ def classification_result(
 def _class_rows(
     outcome: ClassificationOutcome, predicted: stats.Ints, clusters: stats.Ints, matrix: stats.Ints
 ) -> Iterator[record.ClassRow]:
-    count, table = len(outcome.classes), class_statistics(matrix)
+    count, table = len(outcome.classes), metrics.class_statistics(matrix)
     sums = stats.class_sums(outcome.labels, predicted, count, clusters)
     recall = stats.fraction_interval(sums[None, :, : 2 * count])
     for index, name in enumerate(outcome.classes):

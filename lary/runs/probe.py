@@ -1,4 +1,4 @@
-"""A probe run, from latents to its result.json and the published output files: one course for both kinds of probe."""
+"""A probe run, from latents to its result.json and the published output files."""
 
 from __future__ import annotations
 
@@ -39,11 +39,11 @@ if TYPE_CHECKING:
 
 Task = ClassTask | ActionTask
 
+# Options that leave the numbers of a run alone, and so are no part of its identity.
 NOT_DECIDING = ("device", "overwrite", "resume", "tracker")
-"""Options that leave the numbers of a run alone, and so are no part of its identity."""
 
+# Paradigm of a model whose latents another program wrote, or whose plug-in isn't named again.
 UNREGISTERED = "unregistered"
-"""Paradigm of a model whose latents another program wrote, or whose plug-in isn't named again."""
 
 
 @dataclass(frozen=True)
@@ -59,7 +59,7 @@ def run_probe(config: ProbeConfig, settings: Settings) -> ProbeRun:
     """Train and score the probe that the options are for; a run that is done is not done again.
 
     Raises:
-        UsageError: contradicting options, missing latents or statistics, or a folder with the result of another run.
+        UsageError: contradicting options, missing latents, or a folder with another result.
         LaryError: unreadable latents or actions, or a training that diverged.
     """
     from lary.probes.training import Team, launch
@@ -88,12 +88,12 @@ def run_member(config: ProbeConfig, settings: Settings, plugins: tuple[Path, ...
 
 
 def task_of(config: ProbeConfig, settings: Settings) -> Task:
-    """The run that the options are for, with all that it reads. Raises UsageError and LaryError."""
+    """The run that the options are for. Raises UsageError and LaryError."""
     return ClassTask(config, settings) if isinstance(config, ClassifyConfig) else ActionTask(config, settings)
 
 
 def run_folder(config: ProbeConfig, settings: Settings) -> Path:
-    """The folder of a run, by the model and all that sets the run apart: ``dinov2@by-episode@project16``."""
+    """The folder of a run, by all that sets it apart: ``dinov2@by-episode@project16``."""
     parts = [config.splits, config.control, None if config.project is None else f"project{config.project}"]
     tag = "@".join([LatentsRef.of(config, "").tag, *filter(None, parts)])
     root, dataset = settings.path("LARY_LOG_DIR"), DATASETS.get(config.dataset)
@@ -110,7 +110,7 @@ def deciding_options(config: ProbeConfig) -> dict[str, Any]:
 
 
 def inputs_of(task: Task) -> tuple[NamedDigest, ...]:
-    """Digests of what decides a run: its options and, by role, the tables and latents that it reads."""
+    """Digests of what decides a run: its options, and the tables and latents that it reads."""
     found = [NamedDigest(name="options", digest=digest(json.dumps(deciding_options(task.config), sort_keys=True)))]
     for role, split in task.splits.items():
         found.append(NamedDigest(name=f"table {role}", digest=split.table.digest))
@@ -119,11 +119,7 @@ def inputs_of(task: Task) -> tuple[NamedDigest, ...]:
 
 
 def finished(folder: Path, task: Task) -> EvalResult | None:
-    """The result of this very run if it is done.
-
-    Raises:
-        UsageError: the folder holds the result of another run and ``--overwrite`` was not given.
-    """
+    """The result of this very run if it is done. Raises UsageError for the result of another run."""
     settle(folder)
     file = folder / FILE_NAME
     if task.config.overwrite or not file.exists():
@@ -138,12 +134,12 @@ def finished(folder: Path, task: Task) -> EvalResult | None:
         return result
     raise UsageError(
         f"{file} holds the result of another run (preset {result.preset}, seed {result.seed}, of {result.created}) or "
-        "of other latents. Pass --overwrite to replace it, or --lary-log-dir for another folder."
+        "of other latents. Pass --overwrite to replace it, or another --lary-log-dir."
     )
 
 
 def train_and_write(task: Task, folder: Path, team: Team, device: str) -> None:
-    """Train the probes of all seeds on this process's device; the process that leads the team writes the result."""
+    """Train the probes of all seeds on one device; the process that leads writes the result."""
     from lary.probes.training import Session, tracking
 
     started = time.monotonic()
@@ -211,7 +207,7 @@ def run_facts(
 
 
 def summary(result: EvalResult) -> str:
-    """A few lines for the terminal: every selection on each split, and the controls, with intervals."""
+    """A few lines for the terminal: all selections and controls, with intervals."""
     setting = f"protocol {result.protocol}, preset {result.preset}"
     lines = [f"{result.task} of {result.dataset.name} with {result.label} ({setting})"]
     for name, selection in result.selections.items():

@@ -1,4 +1,4 @@
-"""What a probe run reads besides its options, and the two kinds of runs: what each trains and writes."""
+"""What a probe run reads, and the two kinds of runs: what each trains and writes."""
 
 from __future__ import annotations
 
@@ -68,7 +68,7 @@ def seeds_of(config: ProbeConfig) -> tuple[int, ...]:
 
 
 def check_options(config: ProbeConfig) -> None:
-    """Refuse options that no data can make right, before anything is read. Raises UsageError."""
+    """Refuse options that no data can make right. Raises UsageError."""
     seeds_of(config)
     device_numbers(config.gpus or "0")
     for name in ("epochs", "probe_batch_size"):
@@ -77,25 +77,21 @@ def check_options(config: ProbeConfig) -> None:
 
 
 def frame_of(config: ProbeConfig) -> RelativeFrame | None:
-    """The frame of relative motion; None for other targets. Raises UsageError for a frame without motion."""
+    """The frame of relative motion; None for other targets. Raises UsageError."""
     if isinstance(config, ClassifyConfig):
         return None
     if config.action_mode == "relative":
         return config.relative_frame or "world"
-    if config.relative_frame is None:
-        return None
-    raise UsageError(f"--relative-frame {config.relative_frame}: it needs --action-mode relative.")
+    if config.relative_frame is not None:
+        raise UsageError(f"--relative-frame {config.relative_frame}: it needs --action-mode relative.")
+    return None
 
 
 # --- latents ---
 
 
 def find_model(config: ProbeConfig, dataset: DatasetSpec, settings: Settings) -> ModelSpec | None:
-    """The record of the model; None for latents of a name that no record knows, written by another program.
-
-    Raises:
-        UsageError: there is neither a record nor a table of latents of that name.
-    """
+    """The record of the model; None for latents of a name of its own. Raises UsageError without either."""
     try:
         return with_latent(MODELS.get(config.model), config.latent)
     except UsageError:
@@ -106,11 +102,10 @@ def find_model(config: ProbeConfig, dataset: DatasetSpec, settings: Settings) ->
 
 
 def open_splits(settings: Settings, dataset: DatasetSpec, config: ProbeConfig) -> dict[str, SplitLatents]:
-    """Latents by role: ``train``, ``seen`` (the validation split) and, where it was extracted, ``unseen``.
+    """Latents by role: ``train``, ``seen`` and, where it was extracted, ``unseen``.
 
     Raises:
-        UsageError: missing latents, of another data set, or of another dimension than ``--dim``.
-        LaryError: latents that can't be read or belong to other samples.
+        LaryError: latents that are missing, can't be read, or belong to other samples.
     """
     roles = dataset.roles(config.splits)
     refs = {role: LatentsRef.of(config, split) for role, split in roles.items()}
@@ -131,14 +126,10 @@ def open_splits(settings: Settings, dataset: DatasetSpec, config: ProbeConfig) -
 
 
 def check_samples(settings: Settings, split: SplitLatents, splits: Splits) -> None:
-    """Refuse latents of another sample or extraction than their row names.
+    """Refuse latents of another sample or extraction than their row names. Raises LaryError.
 
     Rows of shards were checked when they were opened; files of other programs name no sample.
-    Of many rows some are checked, evenly spaced: a table that was sorted or shifted shows in
-    any of them.
-
-    Raises:
-        LaryError: names the row, the file, and whose latents it holds.
+    Of many rows some are checked: a table that was sorted or shifted shows in any of them.
     """
     table, advice = split.table, "Run 'lary extract' on this split again"
     entries = table.frame["la_path"].tolist()
@@ -151,10 +142,7 @@ def check_samples(settings: Settings, split: SplitLatents, splits: Splits) -> No
             continue
         where = f"{table.path}, row {own.row + 1}: {file}"
         if stamp.store != split.store.get("stamp", {}).get("store", stamp.store):
-            raise LaryError(
-                f"{where} was made by another extraction than the rows before: one table must hold latents of one. "
-                f"{advice}."
-            )
+            raise LaryError(f"{where} was made by another extraction than the rows before. {advice}.")
         # A sample that no split has is the same one before its label was corrected.
         known = (sample for each in splits.values() for sample in each.table if sample.id == stamp.sample)
         if stamp.sample != own.id and (other := next(known, None)):
@@ -164,7 +152,7 @@ def check_samples(settings: Settings, split: SplitLatents, splits: Splits) -> No
 
 
 def shared_groups(dataset: DatasetSpec, splits: Splits) -> tuple[str, ...]:
-    """A warning per scored split that shows episodes or videos of the training split, found in the tables."""
+    """A warning per scored split that shows episodes or videos of the training split."""
     train = splits["train"].table
     known, found = set(train.groups()), []
     for table in (split.table for role, split in splits.items() if role != "train"):
@@ -174,14 +162,14 @@ def shared_groups(dataset: DatasetSpec, splits: Splits) -> tuple[str, ...]:
             apart = [name for name in dataset.split_sets if not dataset.drawn[dataset.roles(name)["train"]].pattern]
             advice = f"; '--splits {apart[0]}' keeps them apart" if apart else ""
             found.append(
-                f"{both:,} of the {len(groups):,} episodes or videos of {table.split} are in {train.split} as well, so "
+                f"{both:,} of the {len(groups):,} episodes or videos of {table.split} are in {train.split} as well: "
                 f"the scores say little about new ones{advice}"
             )
     return tuple(found)
 
 
 def shown(split: SplitLatents, config: ProbeConfig, seed: int, *, training: bool) -> LatentSource:
-    """The latents of a split as the probe sees them: through the control and the projection that were asked for.
+    """The latents of a split as the probe sees them: through its control and projection.
 
     Every split goes through the same projection; orders are shuffled anew. Frames that were
     changed before they were encoded stay as they are.
@@ -226,7 +214,7 @@ class ProbeTask:
         return keep_in_memory(source, session.team.size)
 
     def training(self, session: Session, targets: npt.NDArray[Any]) -> dict[str, Any]:
-        """The training split as the inputs of a probe; ``shuffled-targets`` gives the samples those of others."""
+        """The training split as inputs; ``shuffled-targets`` gives the samples those of others."""
         if self.config.control == "shuffled-targets":
             targets = targets[np.random.default_rng(session.seed).permutation(len(targets))]
         groups = self.splits["train"].table.groups()
@@ -286,7 +274,7 @@ class ActionTask(ProbeTask):
         self.failures: list[Failure] = []
 
     def read_targets(self) -> None:
-        """Read and normalise the actions; rows without a readable file are left out. Raises LaryError."""
+        """Read and normalise the actions, without the rows whose file can't be read. Raises LaryError."""
         data_dir, mode = self.settings.path("DATA_DIR"), self.config.action_mode
         normaliser = load_normaliser(self.dataset, data_dir, mode, self.splits["train"].table, self.frame)
         for role, split in self.splits.items():
@@ -324,7 +312,7 @@ class ActionTask(ProbeTask):
         return train_regressor(inputs, self.probe, session)
 
     def write(self, work: Path, outcomes: Sequence[RegressionOutcome]) -> tuple[str, ...]:
-        """Write the best row, trajectories, chunks, scores, and the rows that were left out; returns their names."""
+        """Write best row, trajectories, chunks, scores and failures; returns their names."""
         write_failures(work / FAILURES, self.failures)
         if self.failures:
             log.error("%d rows have no readable action and are left out: see %s", len(self.failures), FAILURES)

