@@ -1,12 +1,16 @@
 """Unpacking untrusted archives: regular files and folders below the target, nothing else, within limits.
 
-Tar (plain, gzip, bzip2, xz) and zip, also split into parts. Everything is written into a new folder beside
-the target, and moved into place only once the whole archive was read to its end.
+Tar (plain, gzip, bzip2, xz) and zip, also split into parts. Everything is written into a new
+folder beside the target, and moved into place only once the whole archive was read to its end.
 """
 
 from __future__ import annotations
 
+import bz2
 import filecmp
+import gzip
+import io
+import lzma
 import os
 import re
 import shutil
@@ -15,16 +19,16 @@ import tarfile
 import tempfile
 import zipfile
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass
+from contextlib import ExitStack
 from pathlib import Path
-from typing import IO, Any
+from typing import IO, Any, NamedTuple
 
 from lary.files import inside
 from lary.types import LaryError, Progress, UsageError
 
 SUFFIX = r"\.(?:tar\.gz|tar\.bz2|tar\.xz|tar\.zst|tar|tgz|zip)"
-ARCHIVE = re.compile(rf"(.+?{SUFFIX})(?:[._-]?(?:part)?[._-]?(?:\d{{1,5}}|[a-z]{{2,3}}))?", re.IGNORECASE)
+PART = r"[._-]?(?:part)?[._-]?(?:\d{1,5}|[a-z]{2,3})"
+ARCHIVE = re.compile(rf"(.+?{SUFFIX})(?:{PART})?", re.IGNORECASE)
 """Name of an archive, or of a part of one, which adds a number or letters."""
 SCRATCH = ".lary_unpack_"
 """Prefix of the temporary folders."""
@@ -34,12 +38,17 @@ LARGEST_EXTRA = 1 << 24
 EXTENDED = (*b"LKxgX",)
 """Types of headers that hold more than their block: long names of GNU, and those of pax and Solaris."""
 CONTENT = (tarfile.REGTYPE, tarfile.AREGTYPE, tarfile.CONTTYPE, tarfile.DIRTYPE)
+# Readers that verify checksum and end of the compressed stream, which tarfile's own don't.
+PACKINGS: dict[bytes, Any] = {
+    b"\x1f\x8b": gzip.open,
+    b"BZh": bz2.open,
+    b"\xfd7zXZ": lzma.open,
+}
 Member = tuple[str, int, int, "IO[bytes] | None"]
 """A path in an archive, its size, all that is unpacked with it, and its content; None for a folder."""
 
 
-@dataclass(frozen=True)
-class Limits:
+class Limits(NamedTuple):
     """What an archive may grow to.
 
     Attributes:
@@ -59,9 +68,6 @@ class _Refused(Exception):
     """Why an archive is refused, as the end of a sentence that begins with its name."""
 
 
-# Names
-
-
 def whole_name(name: str) -> str:
     """The archive that a file is or is a part of, ``a.tar`` for ``a.tar.part-aa``; else empty."""
     found = ARCHIVE.fullmatch(name)
@@ -76,18 +82,22 @@ def _shown(name: str) -> str:
 # Reading
 
 
-class _Joined:
+class _Joined(io.RawIOBase):
     """The parts of a split archive as one stream, read from start to end."""
 
-    def __init__(self, files: list[IO[bytes]]) -> None:
+    def __init__(self, files: list[Any]) -> None:
         self._files = files
 
-    def read(self, size: int) -> bytes:
+    def readable(self) -> bool:
+        return True
+
+    def readinto(self, buffer: Any) -> int:
         while self._files:
-            if data := self._files[0].read(size):
-                return data
+            count: int = self._files[0].readinto(buffer)
+            if count:
+                return count
             self._files.pop(0)
-        return b""
+        return 0
 
 
 class _Header(tarfile.TarInfo):
@@ -112,32 +122,20 @@ class _Header(tarfile.TarInfo):
         return header
 
 
-@contextmanager
-def _explained(name: str) -> Iterator[None]:
-    """Turn whatever the readers of an archive raise into one sentence; each has errors of its own."""
-    try:
-        yield
-    except LaryError:
-        raise
-    except _Refused as error:
-        raise LaryError(f"The archive {name} {error}: it is refused, nothing of it was written.") from None
-    except Exception as error:
-        raise LaryError(f"The archive {name} can't be unpacked: {error}. Fetch it again.") from error
-
-
 def _members(parts: Sequence[Path]) -> Iterator[Member]:
     """The members of an archive; the content of each is read before the next."""
     with ExitStack() as stack:
         files: list[Any] = [stack.enter_context(path.open("rb")) for path in parts]
-        packed: Any = _Joined(files)
-        if not whole_name(parts[0].name).lower().endswith(".zip"):
-            yield from _tar_members(stack.enter_context(tarfile.open(fileobj=packed, mode="r|*", tarinfo=_Header)))
+        whole, packed = files[0], io.BufferedReader(_Joined(files), BLOCK)
+        if whole_name(parts[0].name).lower().endswith(".zip"):
+            if len(parts) > 1:  # zipfile starts at the end, where the list of members is
+                whole = stack.enter_context(tempfile.TemporaryFile(dir=parts[0].parent))
+                shutil.copyfileobj(packed, whole)
+            yield from _zip_members(stack.enter_context(zipfile.ZipFile(whole)))
             return
-        if len(files) > 1:  # zipfile starts at the end, where the list of members is
-            whole = stack.enter_context(tempfile.TemporaryFile(dir=parts[0].parent))
-            shutil.copyfileobj(packed, whole)
-            files = [whole]
-        yield from _zip_members(stack.enter_context(zipfile.ZipFile(files[0])))
+        head = packed.peek(8)
+        stream: Any = next((read(packed) for mark, read in PACKINGS.items() if head.startswith(mark)), packed)
+        yield from _tar_members(stack.enter_context(tarfile.open(fileobj=stream, mode="r|", tarinfo=_Header)))
 
 
 def _tar_members(tar: tarfile.TarFile) -> Iterator[Member]:
@@ -148,7 +146,7 @@ def _tar_members(tar: tarfile.TarFile) -> Iterator[Member]:
             raise _Refused(f"holds a sparse file, {_shown(member.name)}")
         # The offset counts headers, too: millions of empty files are a bomb as well.
         yield member.name, member.size, tar.offset, None if member.isdir() else tar.extractfile(member)
-    rest = reader.fileobj.read(LARGEST_EXTRA)
+    rest = reader.fileobj.read(LARGEST_EXTRA)  # up to the checksum of a compressed stream
     if rest.strip(b"\0") or len(rest) == LARGEST_EXTRA:
         raise _Refused("has data behind its end")
 
@@ -190,27 +188,32 @@ def unpack(
             exceeds a limit, or would replace a file of other content. Nothing is left behind then.
     """
     name, limits = whole_name(parts[0].name), limits or Limits()
-    packed = sum(path.stat().st_size for path in parts)
+    allowed = max(limits.free_bytes, limits.ratio * sum(path.stat().st_size for path in parts))
     target.mkdir(parents=True, exist_ok=True)
     scratch = Path(tempfile.mkdtemp(prefix=SCRATCH, dir=target)).resolve()
     free, total = shutil.disk_usage(target).free, 0
     try:
-        with _explained(name):
-            for number, (path, size, end, content) in enumerate(_members(parts), 1):
-                total += size
-                if number > limits.members or not 0 <= size <= total <= limits.total_bytes:
-                    raise _Refused(f"is larger than allowed, at member {number} of {size} bytes")
-                if end > max(limits.free_bytes, limits.ratio * packed):
-                    raise _Refused(f"unpacks to more than {limits.ratio:g} times its size")
-                if total > free:
-                    raise LaryError(f"There is no space for {name}: {total} bytes or more, and {free} are free.")
-                try:
-                    clean = inside(Path(), path).as_posix()
-                except UsageError:
-                    raise _Refused(f"holds {_shown(path)}, which is no plain path below the target") from None
-                if content is not None:  # folders come with their files
-                    _write(content, size, _shown(path), scratch / place(clean), progress)
-            _move(name, scratch, target)
+        for number, (path, size, end, content) in enumerate(_members(parts), 1):
+            total += size
+            if number > limits.members or not 0 <= size <= total <= limits.total_bytes:
+                raise _Refused(f"is larger than allowed, at member {number} of {size} bytes")
+            if end > allowed:
+                raise _Refused(f"unpacks to more than {limits.ratio:g} times its size")
+            if total > free:
+                raise LaryError(f"There is no space for {name}: {total} bytes or more, and {free} are free.")
+            try:
+                clean = inside(Path(), path).as_posix()
+            except UsageError:
+                raise _Refused(f"holds {_shown(path)}, which is no plain path below the target") from None
+            if content is not None:  # folders come with their files
+                _write(content, size, _shown(path), scratch / place(clean), progress)
+        _move(name, scratch, target)
+    except LaryError:
+        raise
+    except _Refused as error:
+        raise LaryError(f"The archive {name} {error}: it is refused, nothing of it was written.") from None
+    except Exception as error:  # each reader has errors of its own
+        raise LaryError(f"The archive {name} can't be unpacked: {error}. Fetch it again.") from error
     finally:
         shutil.rmtree(scratch, ignore_errors=True)
 

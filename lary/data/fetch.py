@@ -1,7 +1,7 @@
 """Download of the published data sets: pinned, checked against digests, resumed, unpacked into the benchmark's layout.
 
-``DATA_DIR/lary_download.json`` names the revision that was fetched, the digests, and how far every file has
-come; it is written after each of them, so that the same command resumes where it stopped.
+``DATA_DIR/lary_download.json`` names the revision that was fetched and the digests of every file that
+is in its place; it is written after each of them, so that the same command resumes where it stopped.
 """
 
 from __future__ import annotations
@@ -13,9 +13,8 @@ import re
 import shutil
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass
 from pathlib import Path, PurePosixPath
-from typing import Any
+from typing import Any, NamedTuple
 
 from lary.data.archives import SCRATCH, unpack, whole_name
 from lary.data.configs import DownloadConfig
@@ -29,7 +28,6 @@ MANIFEST = "lary_download.json"
 CACHE = ".lary_download"
 VERSION = 1
 TRACKS = ("classification", "regression")
-DONE = "done"
 TRIES = 2
 SECONDS = 30
 
@@ -37,8 +35,7 @@ SECONDS = 30
 # Hubs
 
 
-@dataclass(frozen=True)
-class RemoteFile:
+class RemoteFile(NamedTuple):
     """A file of a repository: its path, its size in bytes, and the digest that the hub knows of it.
 
     ``sha256`` is of the content, ``git`` the SHA-1 of the content as a git object; either may be empty.
@@ -48,6 +45,11 @@ class RemoteFile:
     size: int
     sha256: str = ""
     git: str = ""
+
+    @property
+    def entry(self) -> dict[str, Any]:
+        """What the manifest says of the file once it is in its place."""
+        return {"size": self.size, "sha256": self.sha256, "git": self.git, "state": "done"}
 
     def problem(self, path: Path) -> str:
         """The difference between a fetched file and what the hub knows of it; empty if there is none."""
@@ -124,11 +126,11 @@ def hub_errors(hub: str, repository: str) -> Iterator[None]:
 # Licences
 
 
-def downloadable(names: Sequence[str] = ()) -> tuple[DatasetSpec, ...]:
+def downloadable(names: Sequence[str] = ()) -> list[DatasetSpec]:
     """The records of `names`, or of all data sets that are published. Raises UsageError for one that isn't."""
     if not names:
-        return tuple(spec for spec in DATASETS if spec.repository)
-    specs = tuple(DATASETS.get(name) for name in dict.fromkeys(names))
+        return [spec for spec in DATASETS if spec.repository]
+    specs = [DATASETS.get(name) for name in dict.fromkeys(names)]
     for spec in specs:
         if not spec.repository:
             raise UsageError(f"Data set '{spec.name}' is not published: there is nothing to download.")
@@ -142,9 +144,11 @@ def accept(specs: Sequence[DatasetSpec], accepted: bool, ask: Callable[[str], st
         use = "commercial use allowed" if licence.commercial else "no commercial use"
         print(f"  {licence.source}: {licence.name}; {use}; {licence.url}")
     print("Each part keeps the terms of its source; taken together the strictest of them apply.", flush=True)
-    if not accepted and ask is None:
+    if accepted:
+        return
+    if ask is None:
         raise UsageError("The terms above are not accepted: pass --accept-licenses if you do.")
-    if not accepted and ask and ask("Do you accept the terms of every source? Type yes: ").strip().lower() != "yes":
+    if ask("Do you accept the terms of every source? Type yes: ").strip().lower() != "yes":
         raise UsageError("The terms were not accepted; nothing was downloaded.")
 
 
@@ -168,8 +172,8 @@ def belongs(path: str, spec: DatasetSpec) -> bool:
     def folded(text: str) -> str:  # names are spelled in several ways
         return re.sub(r"[^a-z0-9]", "", text.lower())
 
-    parts = path.split("/")
-    words = {folded(name) for name in (spec.name, *(folder.split("/")[1] for folder in known_folders([spec])))}
+    parts, folders = path.split("/"), known_folders([spec])
+    words = {folded(name) for name in (spec.name, *(folder.split("/")[1] for folder in folders))}
     tracks = {split.root.split("/")[0] for split in spec.splits.values()}
     track = next((part for part in parts if part in TRACKS), None)
     return track in (None, *tracks) and any(word in folded(part) for word in words for part in parts)
@@ -179,8 +183,8 @@ def choose(files: Sequence[RemoteFile], specs: Sequence[DatasetSpec], config: Do
     """The files that are wanted: archives, tables, and what is in the folders of the layout. Raises UsageError."""
     paths = []
     for file in files:
-        whole, folders = whole_name(file.path), file.path.split("/")[:-1]
-        if whole or file.path.endswith(".csv") or set(folders) & set(TRACKS):
+        tracks = set(TRACKS).intersection(file.path.split("/")[:-1])
+        if whole_name(file.path) or file.path.endswith(".csv") or tracks:
             paths.append(file.path)
     wanted = {"data": paths}
     if config.files:
@@ -231,6 +235,107 @@ def from_track(name: str) -> str:
 # Fetching
 
 
+class Download:
+    """One run: files are fetched into a folder beside the data, then unpacked or moved into the layout.
+
+    Attributes:
+        fetched, kept, unpacked: files that came, files that were in their place before, archives.
+    """
+
+    def __init__(self, config: DownloadConfig, settings: Settings, repository: str) -> None:
+        self.config, self.repository = config, repository
+        self.hub = (HuggingFace if config.source == "huggingface" else ModelScope)(repository)
+        self.data_dir, self.tables = settings.path("DATA_DIR"), settings.path("LARY_ROOT") / "data"
+        self.cache, self.manifest = self.data_dir / CACHE, self.data_dir / MANIFEST
+        self.fetched = self.kept = self.unpacked = 0
+        self.files: list[RemoteFile] = []
+        self.failures: list[Failure] = []
+        self.origin = {"version": VERSION, "source": config.source, "repository": repository}
+        found: Any = {**self.origin}
+        if self.manifest.exists():
+            found = read_json(self.manifest, "download manifest")
+        if not isinstance(found, dict) or not isinstance(found.setdefault("files", {}), dict):
+            raise LaryError(f"The download manifest {self.manifest} is damaged: move it away.")
+        if any(found.get(key) != value for key, value in self.origin.items()):
+            there = ", ".join(f"{key} {found.get(key)}" for key in self.origin)
+            raise UsageError(f"{self.data_dir} has files of {there}: choose another DATA_DIR, or update lary.")
+        self.revision = str(found.get("revision", ""))
+        self.entries: dict[str, Any] = found["files"]
+
+    def is_done(self, file: RemoteFile) -> bool:
+        """Whether a file is in its place, and is the same on the hub since."""
+        return bool(self.entries.get(file.path) == file.entry)
+
+    def run(self) -> None:
+        """Fetch the files, and put each into the layout once all parts of its archive are here."""
+        self.data_dir.mkdir(parents=True, exist_ok=True)
+        for rest in self.data_dir.glob(f"{SCRATCH}*"):  # of a run that was killed
+            shutil.rmtree(rest, ignore_errors=True)
+        groups: dict[str, list[RemoteFile]] = {}
+        for file in sorted(self.files, key=lambda file: (len(file.path), file.path)):  # part 2 before part 10
+            groups.setdefault(whole_name(file.path) or file.path, []).append(file)
+        groups = {whole: parts for whole, parts in groups.items() if not all(map(self.is_done, parts))}
+        files = [file for parts in groups.values() for file in parts]
+        needed = sum(file.size for file in files if not (self.cache / file.path).is_file())
+        free = shutil.disk_usage(self.data_dir).free
+        log.info("%s at %s: %.3f GB to fetch", self.repository, self.revision, needed / 1e9)
+        if needed > free:
+            raise LaryError(
+                f"{self.data_dir} has {free / 1e9:.3f} GB free, and {needed / 1e9:.3f} GB are needed: choose fewer "
+                "data sets with --include, or another DATA_DIR."
+            )
+        for whole, parts in groups.items():
+            try:  # a failure costs its own archive
+                self.place(whole, [self.fetch(file) for file in parts])
+            except (LaryError, OSError) as error:
+                self.failures.append(Failure(None, whole, str(error)))
+                continue
+            self.entries |= {file.path: file.entry for file in parts}
+            write_json(self.manifest, {**self.origin, "revision": self.revision, "files": self.entries})
+            for file in () if self.config.keep_archives else parts:  # a stop before leaves all that is needed
+                (self.cache / file.path).unlink(missing_ok=True)
+        if not self.failures and not self.config.keep_archives:
+            shutil.rmtree(self.cache, ignore_errors=True)
+
+    def fetch(self, file: RemoteFile) -> Path:
+        """Fetch a file until its size and digest are right. Raises LaryError after the second try."""
+        path = inside(self.cache, file.path)
+        problem = file.problem(path) if path.is_file() else "it is missing"
+        for _ in range(TRIES if problem else 0):
+            path.unlink(missing_ok=True)
+            with hub_errors(self.config.source, self.repository):
+                self.hub.fetch(file.path, self.revision, self.cache)
+            problem = file.problem(path)
+            if not problem:
+                self.fetched += 1
+                break
+        if problem:
+            path.unlink()
+            raise LaryError(f"{file.path} arrived damaged {TRIES} times: {problem}.")
+        return path
+
+    def place(self, name: str, paths: Sequence[Path]) -> None:
+        """Unpack an archive, or move a file to its place, where none of other content is replaced.
+
+        A table goes to the tables. Raises LaryError if an archive is refused or nothing says where it belongs.
+        """
+        if whole_name(name):
+            where = find_place(name, known_folders(downloadable()))
+            with progress(sum(path.stat().st_size for path in paths), f"unpacking {name}", "byte") as bar:
+                unpack(paths, where, self.data_dir, progress=bar)
+            self.unpacked += 1
+            return
+        source, table = paths[0], name.endswith(".csv") and not set(name.split("/")) & set(TRACKS)
+        target = self.tables / source.name if table else inside(self.data_dir, from_track(name))
+        if target.exists() and not filecmp.cmp(source, target, shallow=False):
+            raise LaryError(f"{target} exists with other content than in {self.repository}: move it away.")
+        target.parent.mkdir(parents=True, exist_ok=True)
+        if table:  # perhaps on another file system
+            write_bytes(target, source.read_bytes())
+        else:
+            source.replace(target)
+
+
 def download(config: DownloadConfig, settings: Settings, ask: Callable[[str], str] | None = None) -> Download:
     """Show the terms, then fetch, check and unpack; with `config.dry_run` only choose the files.
 
@@ -255,104 +360,3 @@ def download(config: DownloadConfig, settings: Settings, ask: Callable[[str], st
     if not config.dry_run:
         run.run()
     return run
-
-
-class Download:
-    """One run: files are fetched into a folder beside the data, then unpacked or moved into the layout.
-
-    Attributes:
-        kept: files that were in their place before.
-        unpacked: archives.
-    """
-
-    def __init__(self, config: DownloadConfig, settings: Settings, repository: str) -> None:
-        self.config, self.repository = config, repository
-        self.hub = (HuggingFace if config.source == "huggingface" else ModelScope)(repository)
-        self.data_dir, self.tables = settings.path("DATA_DIR"), settings.path("LARY_ROOT") / "data"
-        self.cache, self.manifest = self.data_dir / CACHE, self.data_dir / MANIFEST
-        self.fetched = self.kept = self.unpacked = 0
-        self.files: list[RemoteFile] = []
-        self.failures: list[Failure] = []
-        self.origin = {"version": VERSION, "source": config.source, "repository": repository}
-        found: Any = {**self.origin}
-        if self.manifest.exists():
-            found = read_json(self.manifest, "download manifest")
-        if not isinstance(found, dict) or not isinstance(found.setdefault("files", {}), dict):
-            raise LaryError(f"The download manifest {self.manifest} is damaged: move it away.")
-        if any(found.get(key) != value for key, value in self.origin.items()):
-            there = ", ".join(f"{key} {found.get(key)}" for key in self.origin)
-            raise UsageError(f"{self.data_dir} has files of {there}: choose another DATA_DIR, or update lary.")
-        self.revision = str(found.get("revision", ""))
-        self.states: dict[str, Any] = found["files"]
-
-    def is_done(self, file: RemoteFile) -> bool:
-        """Whether a file is in its place, and is the same on the hub since."""
-        return {"path": file.path, **self.states.get(file.path, {})} == {**asdict(file), "state": DONE}
-
-    def run(self) -> None:
-        """Fetch the files, and put each into the layout once all parts of its archive are here."""
-        self.data_dir.mkdir(parents=True, exist_ok=True)
-        for rest in self.data_dir.glob(f"{SCRATCH}*"):  # of a run that was killed
-            shutil.rmtree(rest, ignore_errors=True)
-        groups: dict[str, list[RemoteFile]] = {}
-        for file in sorted(self.files, key=lambda file: (len(file.path), file.path)):  # part 2 before part 10
-            groups.setdefault(whole_name(file.path) or file.path, []).append(file)
-        waiting = {whole: parts for whole, parts in groups.items() if not all(map(self.is_done, parts))}
-        files = [file for parts in waiting.values() for file in parts]
-        needed = sum(file.size for file in files if not (self.cache / file.path).is_file())
-        free = shutil.disk_usage(self.data_dir).free
-        log.info("%s at %s: %.3f GB to fetch", self.repository, self.revision, needed / 1e9)
-        if needed > free:
-            raise LaryError(
-                f"{self.data_dir} has {free / 1e9:.3f} GB free, and {needed / 1e9:.3f} GB are needed: choose fewer "
-                "data sets with --include, or another DATA_DIR."
-            )
-        for whole, parts in waiting.items():
-            try:  # a failure costs its own archive
-                paths = [self.fetch(file) for file in parts]
-                (self.unpack if whole_name(whole) else self.move)(whole, paths)
-            except (LaryError, OSError) as error:
-                self.failures.append(Failure(None, whole, str(error)))
-                continue
-            self.states |= {file.path: {**asdict(file), "state": DONE} for file in parts}
-            write_json(self.manifest, {**self.origin, "revision": self.revision, "files": self.states})
-            for path in () if self.config.keep_archives else paths:  # a stop before leaves all that is needed
-                path.unlink(missing_ok=True)
-        if not self.failures and not self.config.keep_archives:
-            shutil.rmtree(self.cache, ignore_errors=True)
-
-    def fetch(self, file: RemoteFile) -> Path:
-        """Fetch a file until its size and digest are right. Raises LaryError after the second try."""
-        path = inside(self.cache, file.path)
-        problem = file.problem(path) if path.is_file() else "it is missing"
-        for _ in range(TRIES):
-            if not problem:
-                break
-            path.unlink(missing_ok=True)
-            with hub_errors(self.config.source, self.repository):
-                self.hub.fetch(file.path, self.revision, self.cache)
-            problem = file.problem(path)
-            self.fetched += not problem
-        if problem:
-            path.unlink()
-            raise LaryError(f"{file.path} arrived damaged {TRIES} times: {problem}.")
-        return path
-
-    def move(self, name: str, paths: Sequence[Path]) -> None:
-        """Move a file to its place, where none of other content is replaced: a table to the tables."""
-        table = name.endswith(".csv") and not set(name.split("/")) & set(TRACKS)
-        target = self.tables / paths[0].name if table else inside(self.data_dir, from_track(name))
-        if target.exists() and not filecmp.cmp(paths[0], target, shallow=False):
-            raise LaryError(f"{target} exists with other content than in {self.repository}: move it away.")
-        target.parent.mkdir(parents=True, exist_ok=True)
-        if table:  # perhaps on another file system
-            write_bytes(target, paths[0].read_bytes())
-        else:
-            paths[0].replace(target)
-
-    def unpack(self, whole: str, parts: Sequence[Path]) -> None:
-        """Unpack an archive. Raises LaryError if it is refused, or nothing says where it belongs."""
-        place = find_place(whole, known_folders(downloadable()))
-        with progress(sum(path.stat().st_size for path in parts), f"unpacking {whole}", "byte") as bar:
-            unpack(parts, place, self.data_dir, progress=bar)
-        self.unpacked += 1

@@ -31,6 +31,8 @@ from lary.types import Failure, LaryError, MediaError, UsageError
 
 Values = npt.NDArray[np.floating[Any]]
 Rows = list[list[str]]
+PART = ".part"
+"""The folder of an episode's images until it is complete."""
 
 
 class Segment(NamedTuple):
@@ -208,8 +210,7 @@ def find_column(option: str, text: str, dims: Sequence[str]) -> int:
 # Writing
 
 
-@dataclass(frozen=True, eq=False)
-class SourceEpisode:
+class SourceEpisode(NamedTuple):
     """An episode to import, read when it is asked for.
 
     Attributes:
@@ -230,71 +231,59 @@ def import_episodes(
 ) -> tuple[dict[str, Rows], list[Failure]]:
     """Write images and actions of episodes; their rows by folder, and those that can't be used.
 
-    An episode's folder is filled under another name and renamed once it is complete, so that with
+    The folder of an episode's images gets its name once the episode is complete, so that with
     `resume` those that are there are not decoded again.
     """
     rows: dict[str, Rows] = {}
     failures = []
-    for part in root.glob(".ep_*.part"):  # of a run that was killed
-        shutil.rmtree(part)
     with progress(len(episodes), "importing", "episode") as bar:
         for item in episodes:
+            images = root / ("images" if cut.stride else "") / item.folder
             try:
-                rows[item.folder] = _import_episode(item, cut, root, resume=resume)
+                rows[item.folder] = _import_episode(item, cut, root, images, keep=resume and images.is_dir())
             except (LaryError, ValueError) as error:  # PyAV's errors of damaged frames are ValueErrors
                 failures.append(Failure(None, item.label, str(error)))
-                shutil.rmtree(root / f".{item.folder}.part", ignore_errors=True)
+                for folder in (root / PART, root / "actions" / item.folder, images):
+                    shutil.rmtree(folder, ignore_errors=True)
             bar.advance()
     return rows, failures
 
 
-def _import_episode(item: SourceEpisode, cut: Cut, root: Path, *, resume: bool) -> Rows:
-    """Write the files of an episode, unless they are there; its rows. Raises MediaError."""
-    values = item.values()
-    segments, stems = cut.segments(values), []
+def _import_episode(item: SourceEpisode, cut: Cut, root: Path, images: Path, *, keep: bool) -> Rows:
+    """Write the files of an episode, unless those that are there are kept; its rows. Raises MediaError."""
+    values, part, actions = item.values(), root / PART, root / "actions" / item.folder
+    segments, rows = cut.segments(values), []
+    wanted: dict[int, set[str]] = {}  # names of image files by frame, without their endings
     for number, segment in enumerate(segments):
         names = f"action_{number:02d}/action_start", f"action_{number:02d}/action_end"
-        stems.append((f"frame_{segment.start:06d}", f"frame_{segment.end:06d}") if cut.stride else names)
-    kinds = ("actions", "images") if cut.stride else ("",)
-    part, images = root / f".{item.folder}.part", root / kinds[-1] / item.folder
-    if not resume or not all((root / kind / item.folder).is_dir() for kind in kinds):
-        for kind in kinds:
-            (part / kind).mkdir(parents=True)
-        for segment in segments if cut.stride else ():
-            chunk = values[segment.start : segment.end].astype(np.float32)
-            (part / "actions" / segment.label).write_bytes(npy_bytes(chunk))
-        if segments:
-            _write_images(item, len(values), segments, stems, part / kinds[-1])
-        for kind in kinds:
-            target = root / kind / item.folder
-            shutil.rmtree(target, ignore_errors=True)
-            target.parent.mkdir(exist_ok=True)
-            (part / kind).rename(target)
-        shutil.rmtree(part, ignore_errors=True)
-    found = [path.relative_to(images).as_posix() for path in images.rglob("*.*")]
-    files = {file.rpartition(".")[0]: f"{kinds[-1]}/{item.folder}/{file}".lstrip("/") for file in found}
-    rows = []
-    for segment, (first, last) in zip(segments, stems, strict=True):
-        action = f"actions/{item.folder}/{segment.label}" if cut.stride else segment.label
-        rows.append([files[first], files[last], action])
-        if not cut.stride:  # the same seen from its end to its start
-            rows.append([files[last], files[first], INVERSE[action]])
-    return rows
-
-
-def _write_images(
-    item: SourceEpisode, length: int, segments: Sequence[Segment], stems: Sequence[tuple[str, str]], folder: Path
-) -> None:
-    """Write the first and the last frame of each segment under their names. Raises MediaError."""
-    wanted: dict[int, set[Path]] = {}
-    for segment, names in zip(segments, stems, strict=True):
-        for at, stem in zip(segment[:2], names, strict=True):
-            wanted.setdefault(at, set()).add(folder / stem)
-    frames = sorted(wanted)
-    for at, content in zip(frames, item.images(length, frames), strict=True):
-        for path in wanted[at]:
-            path.parent.mkdir(exist_ok=True)
-            path.with_suffix(".png" if content.startswith(PNG) else ".jpg").write_bytes(content)
+        if cut.stride:
+            names = f"frame_{segment.start:06d}", f"frame_{segment.end:06d}"
+            rows.append([*names, f"actions/{item.folder}/{segment.label}"])
+        else:  # the second is the same seen from its end to its start
+            rows += [[*names, segment.label], [*names[::-1], INVERSE[segment.label]]]
+        for at, name in zip(segment[:2], names, strict=True):
+            wanted.setdefault(at, set()).add(name)
+    if not keep:
+        for folder in (part, images, actions):  # also of a run that was killed
+            shutil.rmtree(folder, ignore_errors=True)
+        part.mkdir(parents=True)
+        if cut.stride:
+            actions.mkdir(parents=True)
+            for segment in segments:
+                chunk = values[segment.start : segment.end].astype(np.float32)
+                (actions / segment.label).write_bytes(npy_bytes(chunk))
+        frames = sorted(wanted)
+        for at, content in zip(frames, item.images(len(values), frames) if frames else (), strict=True):
+            for name in wanted[at]:
+                path = part / f"{name}{'.png' if content.startswith(PNG) else '.jpg'}"
+                path.parent.mkdir(exist_ok=True)
+                path.write_bytes(content)
+        images.parent.mkdir(exist_ok=True)
+        part.rename(images)
+    files = {}
+    for path in images.rglob("*.*"):
+        files[path.with_suffix("").relative_to(images).as_posix()] = path.relative_to(root).as_posix()
+    return [[files[first], files[last], action] for first, last, action in rows]
 
 
 def video_images(frames: Iterator[tuple[int, Any]], wanted: Iterable[int]) -> Iterator[bytes]:

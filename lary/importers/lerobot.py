@@ -1,7 +1,7 @@
 """Importing a LeRobot data set: image pairs with action chunks, or labelled atomic motions, split by episode.
 
-Images and actions go below ``DATA_DIR``, for pairs with the statistics of the training split beside them; tables
-and record go to ``LARY_ROOT/data``.
+Images and actions go below ``DATA_DIR``, for pairs with the statistics of the training split
+beside them; tables and record go to ``LARY_ROOT/data``.
 """
 
 from __future__ import annotations
@@ -10,7 +10,7 @@ import contextlib
 import json
 import re
 import shutil
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable
 from dataclasses import asdict
 from functools import lru_cache, partial
 from pathlib import Path
@@ -28,14 +28,13 @@ from lary.importers.episodes import (
     Cut,
     MotionCut,
     PairCut,
-    Rows,
     SourceEpisode,
     find_column,
     find_position,
     import_episodes,
     video_images,
 )
-from lary.importers.lerobot_reader import Episode, LeRobot, flat_names, frame_numbers, video_seconds
+from lary.importers.lerobot_reader import Episode, LeRobot, frame_numbers, video_seconds
 from lary.importers.records import ImportReport, check_name, pair_record, save_import
 from lary.registry import suggest
 from lary.settings import Settings
@@ -52,9 +51,9 @@ COLUMNS = ("dataset", "robot_type", "episode", "task", "src_img", "tgt_img", "ac
 class LeRobotImport:
     """What is imported from a data set and how, with every choice made that the command leaves open.
 
-    The camera is the first one that is not on a wrist and shows no depth; the actions are ``action``, or
-    else the state; the stride is a third of a second. Labels are made from the tables, which are fetched
-    for that.
+    The camera is the first one that is not on a wrist and shows no depth; the actions are
+    ``action``, or else the state; the stride is a third of a second. Labels are made from the
+    tables, which are fetched for that.
 
     Attributes:
         dims: names of the values of the features `actions`, side by side.
@@ -68,7 +67,6 @@ class LeRobotImport:
     def __init__(self, data: LeRobot, config: LeRobotConfig, name: str, settings: Settings) -> None:
         self.data, self.config, self.name = data, config, name
         self.data_dir, self.tables = settings.path("DATA_DIR"), settings.path("LARY_ROOT") / "data"
-        self.plugin = self.tables / f"{name}_dataset.py"
         self.robot = config.robot or (data.meta.robot_type or "").strip() or "unknown"
         outside = [key for key in data.cameras if not re.search(r"wrist|hand|gripper|depth", key.rsplit(".", 1)[-1])]
         self.camera = config.camera or [*outside, *data.cameras, "observation.image"][0]
@@ -80,8 +78,9 @@ class LeRobotImport:
                     raise UsageError(f"--{option} {key}: {data.folder} has none of this name.{suggest(key, known)}")
         if config.labels and config.stride is not None:
             raise UsageError(f"--stride {config.stride}: motions end where the hand stops; leave it out with --labels.")
-        names, unused = [*vars(MotionOptions()), "position", "gripper"], LeRobotConfig()
-        if not config.labels and any(getattr(config, name) != getattr(unused, name) for name in names):
+        unused = LeRobotConfig()
+        motion = [*vars(MotionOptions()), "position", "gripper"]
+        if not config.labels and any(getattr(config, option) != getattr(unused, option) for option in motion):
             raise UsageError("--position, --gripper, --threshold and so on are of labels: add --labels atomic.")
         if not 0 < config.share < 1:
             raise UsageError(f"--val-share {config.share:g}: expected a share between 0 and 1.")
@@ -94,7 +93,7 @@ class LeRobotImport:
                 "are needed, one to train and one to validate."
             )
         self.is_video = data.features[self.camera].dtype == "video"
-        self.dims = dimension_names(data, self.actions)
+        self.dims = data.dimension_names(self.actions)
         self.val = self._choose_validation()
         self.licence = read_licence(data, config.licence)
         self.cut: Cut = self._motion_cut() if config.labels else pairs
@@ -122,10 +121,10 @@ class LeRobotImport:
     def _choose_validation(self) -> frozenset[int]:
         """Episodes that validate: those that the data set declares (``"40:50"``), or a random share."""
         numbers = [episode.index for episode in self.episodes]
+        declared = self.data.meta.splits or {}
         for name in VALIDATION:
-            declared = re.fullmatch(r"\s*(\d+)\s*:\s*(\d+)\s*", str((self.data.meta.splits or {}).get(name)))
-            first, end = map(int, declared.groups()) if declared else (0, 0)
-            chosen = frozenset(number for number in numbers if first <= number < end)
+            ends = re.fullmatch(r"\s*(\d+)\s*:\s*(\d+)\s*", str(declared.get(name)))
+            chosen = frozenset(numbers).intersection(range(*map(int, ends.groups())) if ends else ())
             if 0 < len(chosen) < len(numbers):
                 return chosen
         count = min(max(1, round(self.config.share * len(numbers))), len(numbers) - 1)
@@ -166,21 +165,20 @@ class LeRobotImport:
             files |= {data.video(item, self.camera)[0] for item in episodes}
         data.fetch(files)
         self._prepare_root()
-        opened = lru_cache(maxsize=1)(open_video)
-
-        def source(item: Episode) -> SourceEpisode:
+        sources, opened = [], lru_cache(maxsize=1)(open_video)
+        for item in episodes:
             values = partial(data.values, item, self.actions)
-            images = partial(self._images, item, opened)
-            return SourceEpisode(f"ep_{item.index}", f"episode {item.index}", values, images)
-
-        found, failures = import_episodes([source(item) for item in episodes], self.cut, self.root, resume=True)
-        rows: dict[str, Rows] = {"train": [], "val": []}
+            images = partial(self._images, opened, item)
+            sources.append(SourceEpisode(f"ep_{item.index}", f"episode {item.index}", values, images))
+        found, failures = import_episodes(sources, self.cut, self.root, resume=True)
+        rows = []
         for item in self.episodes:
             cells = [self.name, self.robot, str(item.index), "; ".join(map(str, item.tasks))]
             split = "val" if item.index in self.val else "train"
-            rows[split] += [[*cells, *row] for row in found.get(f"ep_{item.index}", [])]
-        spec = self._record(sum(map(len, rows.values())))
-        return save_import(spec, self.plugin, self.tables, self.data_dir, COLUMNS, rows, failures)
+            rows += [(split, [*cells, *row]) for row in found.get(f"ep_{item.index}", [])]
+        plugin = self.tables / f"{self.name}_dataset.py"
+        spec = self._record(plugin, len(rows))
+        return save_import(spec, plugin, self.tables, self.data_dir, COLUMNS, rows, failures)
 
     def _prepare_root(self) -> None:
         """Make the folder of the import, with its choices in a file. Raises UsageError as `run`."""
@@ -201,7 +199,7 @@ class LeRobotImport:
                 shutil.rmtree(self.root)
         write_json(path, choices)
 
-    def _images(self, item: Episode, opened: Any, length: int, wanted: list[int]) -> Iterable[bytes]:
+    def _images(self, opened: Any, item: Episode, length: int, wanted: list[int]) -> Iterable[bytes]:
         """The image files of some frames of an episode, from its video or its table."""
         if not self.is_video:
             cells = self.data.table(item, [self.camera]).column(self.camera)
@@ -211,7 +209,7 @@ class LeRobotImport:
         stamps = self.data.table(item, []).column("timestamp").to_pylist()
         return video_images(frames, frame_numbers(seconds, start, stamps, self.data.fps)[wanted])
 
-    def _record(self, samples: int) -> DatasetSpec:
+    def _record(self, plugin: Path, samples: int) -> DatasetSpec:
         """The record of the imported data set."""
         data, name, stride = self.data, self.name, self.cut.stride
         choices = {
@@ -225,11 +223,11 @@ class LeRobotImport:
             "stride": stride or 1,
             "val": sorted(self.val),
         }
-        words, table = f"--dataset {name}", f"data/{name}_metadata_train.csv"
+        words = f"--dataset {name}"
         normalisation = Normalisation(
             stats_file=f"{self.cut.task}/{name}/{name}_stats.json",
-            command=f"lary data stats {words} --plugin {self.plugin}",
-            relative_command=f"lary data relative {words} --csv {table} --plugin {self.plugin}",
+            command=f"lary data stats {words} --plugin {plugin}",
+            relative_command=f"lary data relative {words} --csv data/{name}_metadata_train.csv --plugin {plugin}",
         )
         what = f"{'' if stride else 'atomic motions of '}{', '.join(self.actions)}"
         return pair_record(
@@ -249,8 +247,8 @@ class LeRobotImport:
         )
 
 
-def open_video(path: Path) -> tuple[Any, Iterator[tuple[int, Any]]]:
-    """When the frames of a video are shown, and the frames with their numbers, from the first."""
+def open_video(path: Path) -> tuple[Any, Any]:
+    """When the frames of a video are shown, and the frames with their numbers, which only go on."""
     return video_seconds(path), enumerate(decode_video(path))
 
 
@@ -260,21 +258,6 @@ def stored_image(cell: Any) -> bytes:
     if problem := image_problem(content) if content else "its cell holds no bytes":
         raise MediaError(f"An image of the episode is broken: {problem}.")
     return bytes(content)
-
-
-# Values
-
-
-def dimension_names(data: LeRobot, keys: Sequence[str]) -> tuple[str, ...]:
-    """Distinct names of the values of some features, made up from the key where the data set has none."""
-    names: list[str] = []
-    for key in keys:
-        feature, short = data.features[key], key.rsplit(".", 1)[-1]
-        own = list(flat_names(feature.names))
-        for at in range(feature.shape[0]):
-            name = own[at] if len(own) == feature.shape[0] else f"{short}_{at}"
-            names.append(name if name not in names else f"{short}_{at}_{name}")
-    return tuple(names)
 
 
 def read_licence(data: LeRobot, name: str | None) -> Licence:

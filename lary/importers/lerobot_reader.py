@@ -123,6 +123,17 @@ class LeRobot:
             raise LaryError(f"The list of episodes in {meta} is empty, or names one twice.")
         return [found[index] for index in sorted(found)]
 
+    def dimension_names(self, keys: Sequence[str]) -> tuple[str, ...]:
+        """Distinct names of the values of some features, made up from the key where the data set has none."""
+        names: list[str] = []
+        for key in keys:
+            feature, short = self.features[key], key.rsplit(".", 1)[-1]
+            own = list(_flat_names(feature.names))
+            for at in range(feature.shape[0]):
+                name = own[at] if len(own) == feature.shape[0] else f"{short}_{at}"
+                names.append(name if name not in names else f"{short}_{at}_{name}")
+        return tuple(names)
+
     def fetch(self, paths: Iterable[Path]) -> None:
         """Fetch files from the hub that the data set is of, if it is of one. Raises LaryError."""
         if self.origin:
@@ -188,13 +199,13 @@ class LeRobot:
         return inside(self.folder, path)
 
 
-def flat_names(found: Any) -> Iterator[str]:
+def _flat_names(found: Any) -> Iterator[str]:
     """Names of values, flat: data sets write a list, lists by group, or positions by name."""
     if isinstance(found, dict) and found and all(isinstance(at, int) for at in found.values()):
         yield from sorted(map(str, found), key=lambda name: found[name])
     elif isinstance(found, dict | list):
         for part in found.values() if isinstance(found, dict) else found:
-            yield from flat_names(part)
+            yield from _flat_names(part)
     elif found is not None:
         yield str(found)
 
@@ -252,11 +263,12 @@ def frame_numbers(
     Raises:
         MediaError: a row has no frame within half a frame's time, or two rows share one.
     """
+    import pandas
+
     times = start + np.asarray(stamps, dtype=np.float64)
-    after = np.searchsorted(seconds, times)
-    left, right = np.maximum(after - 1, 0), np.minimum(after, len(seconds) - 1)
-    near = np.where(np.abs(seconds[left] - times) <= np.abs(seconds[right] - times), left, right)
-    if not (np.abs(seconds[near] - times) <= 0.5 / fps).all():  # also true of a time that is NaN
+    found = np.isfinite(times)
+    near = pandas.Index(seconds).get_indexer(times[found], method="nearest", tolerance=0.5 / fps)
+    if not found.all() or (near < 0).any():
         raise MediaError(f"No frame is shown within half a frame of some row between {times[0]} and {times[-1]} s.")
     if (np.diff(near) <= 0).any():
         raise MediaError("Two rows of the episode fall on the same frame: rate and time stamps contradict each other.")

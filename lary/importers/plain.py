@@ -36,7 +36,6 @@ from lary.importers.episodes import (
     Cut,
     MotionCut,
     PairCut,
-    Rows,
     SourceEpisode,
     find_position,
     image_bytes,
@@ -96,21 +95,18 @@ def import_trajectories(
             continue
         values, images = partial(read_values, folder, names), partial(find_images, folder)
         episodes[name] = SourceEpisode(name, str(folder), values, images)
-    rows, broken = import_episodes(list(episodes.values()), cut, data / cut.task / config.name)
-    pairs = [(name, row) for name, found in rows.items() for row in found]
-    listed: dict[str, Rows] = {"train": [row for _, row in pairs]}
+    found, broken = import_episodes(list(episodes.values()), cut, data / cut.task / config.name)
+    pairs = [(name, row) for name, rows in found.items() for row in rows]
+    splits = ["train"] * len(pairs)
     if config.share and pairs:
         strata = [row[2] for _, row in pairs] if names is None else None
         splits = choose_splits([name for name, _ in pairs], strata, config.share, config.seed)
-        listed = {"train": [], "val": []}
-        for split, (_, row) in zip(splits, pairs, strict=True):
-            listed[split].append(row)
-    columns = ["src_img", "tgt_img", "action"]
-    if config.embodiment is not None:
-        columns.append(EMBODIMENT_COLUMN)
-        listed = {split: [[*row, config.embodiment] for row in found] for split, found in listed.items()}
+    columns, robot = ["src_img", "tgt_img", "action"], [config.embodiment] if config.embodiment is not None else []
+    columns += [EMBODIMENT_COLUMN] * len(robot)
+    rows = [(split, [*row, *robot]) for split, (_, row) in zip(splits, pairs, strict=True)]
     spec = pair_record(config.name, cut, names or (), licences=())
-    return save_import(spec, plugin, data, data, columns, listed, [*failures, *broken])
+    wanted = ("train", "val") if config.share else ("train",)
+    return save_import(spec, plugin, data, data, columns, rows, [*failures, *broken], wanted)
 
 
 def columns_cut(config: AtomicConfig) -> MotionCut:
@@ -229,10 +225,10 @@ def import_videos(folder: Path, config: VideosConfig, settings: Settings) -> Imp
         # A clip and its reversal are of one group; a name without an extension is one of its own.
         groups = [re.sub(GROUP, r"\1", clip.path) for clip in found]
         splits = choose_splits(groups, [clip.label for clip in found], config.share, config.seed)
-    rows: dict[str, Rows] = {"train": [], "val": []}
+    rows = []
     for split, clip in zip(splits, found, strict=True):
         cells = [name, clip.path, ",".join(map(str, clip.indices)), clip.label, clip.embodiment]
-        rows[split].append(cells[: len(columns)])
+        rows.append((split, cells[: len(columns)]))
     tables = settings.path("LARY_ROOT") / "data"
     return save_import(spec, tables / f"{name}_dataset.py", tables, data_dir, columns, rows, failures)
 

@@ -8,15 +8,14 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from lary.data.normalisation import measure_table
 from lary.data.spec import DATASETS, EPISODE, ActionSpace, DatasetSpec, LabelSpace, Normalisation, Split
 from lary.data.tables import write_csv
 from lary.files import read_json, write_bytes, write_failures, write_text
-from lary.importers.episodes import ATOMIC_CLASSES, Cut, PairCut, Rows
+from lary.importers.episodes import ATOMIC_CLASSES, Cut, PairCut
 from lary.types import Failure, LaryError, UsageError
 
 NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]{0,63}")
@@ -32,8 +31,7 @@ register_dataset(load_record(Path(__file__).with_suffix(".json")))
 '''
 
 
-@dataclass(frozen=True)
-class ImportReport:
+class ImportReport(NamedTuple):
     """What was imported: the plug-in for ``--plugin``, the number of rows by split, and what failed."""
 
     plugin: Path
@@ -72,30 +70,38 @@ def pair_record(
 
 
 def save_import(
-    spec: DatasetSpec, plugin: Path, tables: Path, data_dir: Path, columns: Sequence[str],
-    rows: Mapping[str, Rows], failures: Sequence[Failure],
-) -> ImportReport:  # fmt: skip
+    spec: DatasetSpec,
+    plugin: Path,
+    tables: Path,
+    data_dir: Path,
+    columns: Sequence[str],
+    rows: Sequence[tuple[str, list[str]]],
+    failures: Sequence[Failure],
+    wanted: Sequence[str] = ("train", "val"),
+) -> ImportReport:
     """Write the tables of an import, the statistics of its actions, its failures and at last its record.
 
     Args:
         plugin: file to write, which loads the record.
-        rows: by split; the table of another split is removed. Raises LaryError if one has none.
+        rows: each with its split.
+        wanted: splits; the table of another is removed. Raises LaryError if one of them has no rows.
     """
     write_failures(tables / f"{spec.name}_import_failures.csv", failures)
-    for split, found in rows.items():
-        if not found:
+    found = {split: [cells for part, cells in rows if part == split] for split in wanted}
+    for split in wanted:
+        if not found[split]:
             reason = failures[0].reason if failures else "it is too short, or nothing in it moves far enough."
             raise LaryError(f"Nothing of the {split} split of {spec.name} could be imported: {reason}")
     for split in spec.splits:
         path = tables / spec.table_name(split)
-        if split in rows:
-            write_csv(path, columns, rows[split])
+        if split in wanted:
+            write_csv(path, columns, found[split])
         else:
             path.unlink(missing_ok=True)
     if isinstance(spec.target, ActionSpace) and spec.target.normalisation.stats_file:
         measure_table(spec, tables / spec.table_name("train"), data_dir, workers=4)
     save_record(spec, plugin)
-    return ImportReport(plugin, {split: len(found) for split, found in rows.items()}, failures)
+    return ImportReport(plugin, {split: len(part) for split, part in found.items()}, failures)
 
 
 def save_record(spec: DatasetSpec, plugin: Path) -> None:

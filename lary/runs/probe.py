@@ -119,11 +119,7 @@ def inputs_of(task: Task) -> tuple[NamedDigest, ...]:
 
 
 def finished(folder: Path, task: Task) -> EvalResult | None:
-    """The result of this very run if it is done.
-
-    Raises:
-        UsageError: the folder holds the result of another run and ``--overwrite`` was not given.
-    """
+    """The result of this very run if it is done. Raises UsageError for the result of another run."""
     settle(folder)
     file = folder / FILE_NAME
     if task.config.overwrite or not file.exists():
@@ -138,7 +134,7 @@ def finished(folder: Path, task: Task) -> EvalResult | None:
         return result
     raise UsageError(
         f"{file} holds the result of another run (preset {result.preset}, seed {result.seed}, of {result.created}) or "
-        "of other latents. Pass --overwrite to replace it, or --lary-log-dir for another folder."
+        "of other latents. Pass --overwrite to replace it, or another --lary-log-dir."
     )
 
 

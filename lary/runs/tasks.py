@@ -82,20 +82,16 @@ def frame_of(config: ProbeConfig) -> RelativeFrame | None:
         return None
     if config.action_mode == "relative":
         return config.relative_frame or "world"
-    if config.relative_frame is None:
-        return None
-    raise UsageError(f"--relative-frame {config.relative_frame}: it needs --action-mode relative.")
+    if config.relative_frame is not None:
+        raise UsageError(f"--relative-frame {config.relative_frame}: it needs --action-mode relative.")
+    return None
 
 
 # --- latents ---
 
 
 def find_model(config: ProbeConfig, dataset: DatasetSpec, settings: Settings) -> ModelSpec | None:
-    """The record of the model; None for latents that another program wrote under a name of its own.
-
-    Raises:
-        UsageError: there is neither a record nor a table of latents of that name.
-    """
+    """The record of the model; None for latents of a name of its own. Raises UsageError without either."""
     try:
         return with_latent(MODELS.get(config.model), config.latent)
     except UsageError:
@@ -109,8 +105,7 @@ def open_splits(settings: Settings, dataset: DatasetSpec, config: ProbeConfig) -
     """Latents by role: ``train``, ``seen`` and, where it was extracted, ``unseen``.
 
     Raises:
-        UsageError: missing latents, of another data set, or of another dimension than ``--dim``.
-        LaryError: latents that can't be read or belong to other samples.
+        LaryError: latents that are missing, can't be read, or belong to other samples.
     """
     roles = dataset.roles(config.splits)
     refs = {role: LatentsRef.of(config, split) for role, split in roles.items()}
@@ -131,14 +126,10 @@ def open_splits(settings: Settings, dataset: DatasetSpec, config: ProbeConfig) -
 
 
 def check_samples(settings: Settings, split: SplitLatents, splits: Splits) -> None:
-    """Refuse latents of another sample or extraction than their row names.
+    """Refuse latents of another sample or extraction than their row names. Raises LaryError.
 
     Rows of shards were checked when they were opened; files of other programs name no sample.
-    Of many rows some are checked, evenly spaced: a table that was sorted or shifted shows in
-    any of them.
-
-    Raises:
-        LaryError: names the row, the file, and whose latents it holds.
+    Of many rows some are checked: a table that was sorted or shifted shows in any of them.
     """
     table, advice = split.table, "Run 'lary extract' on this split again"
     entries = table.frame["la_path"].tolist()
@@ -151,10 +142,7 @@ def check_samples(settings: Settings, split: SplitLatents, splits: Splits) -> No
             continue
         where = f"{table.path}, row {own.row + 1}: {file}"
         if stamp.store != split.store.get("stamp", {}).get("store", stamp.store):
-            raise LaryError(
-                f"{where} was made by another extraction than the rows before: one table must hold latents of one. "
-                f"{advice}."
-            )
+            raise LaryError(f"{where} was made by another extraction than the rows before. {advice}.")
         # A sample that no split has is the same one before its label was corrected.
         known = (sample for each in splits.values() for sample in each.table if sample.id == stamp.sample)
         if stamp.sample != own.id and (other := next(known, None)):
@@ -174,7 +162,7 @@ def shared_groups(dataset: DatasetSpec, splits: Splits) -> tuple[str, ...]:
             apart = [name for name in dataset.split_sets if not dataset.drawn[dataset.roles(name)["train"]].pattern]
             advice = f"; '--splits {apart[0]}' keeps them apart" if apart else ""
             found.append(
-                f"{both:,} of the {len(groups):,} episodes or videos of {table.split} are in {train.split} as well, so "
+                f"{both:,} of the {len(groups):,} episodes or videos of {table.split} are in {train.split} as well: "
                 f"the scores say little about new ones{advice}"
             )
     return tuple(found)

@@ -64,6 +64,10 @@ class Stage:
     kinds: Sequence[str]
     side: float
 
+    def uniform(self, low: float, high: float) -> float:
+        """A number between two, drawn."""
+        return float(self.rng.uniform(low, high))
+
 
 def spot(stage: Stage, x: tuple[float, float] = (0.40, 0.56), y: float = 0.16) -> Array:
     """A place on the table (3,)."""
@@ -73,7 +77,7 @@ def spot(stage: Stage, x: tuple[float, float] = (0.40, 0.56), y: float = 0.16) -
 def hover(stage: Stage, away: Array, distance: float = 0.22) -> Array:
     """A place above the table (3,), at least `distance` from `away` as seen from above."""
     for _ in range(100):
-        place = np.array([stage.rng.uniform(0.33, 0.52), stage.rng.uniform(-0.28, 0.28), stage.rng.uniform(0.20, 0.31)])
+        place = np.array([stage.uniform(0.33, 0.52), stage.uniform(-0.28, 0.28), stage.uniform(0.20, 0.31)])
         if float(np.hypot(*(place - away)[:2])) >= distance:
             break
     return place
@@ -90,7 +94,7 @@ def some_thing(stage: Stage, rolls: bool = True) -> tuple[Thing, Array]:
         thing = shapes.make_thing(draw(stage.rng, stage.kinds), stage.rng)
         if rolls or not thing.rolls:
             break
-    return thing, from_rpy(0.0, 0.0, float(stage.rng.uniform(-0.7, 0.7)))
+    return thing, from_rpy(0.0, 0.0, stage.uniform(-0.7, 0.7))
 
 
 def grasp(path: Path, thing: Thing, place: Array, hand: Array, shares: tuple[float, float, float]) -> int:
@@ -104,7 +108,7 @@ def grasp(path: Path, thing: Thing, place: Array, hand: Array, shares: tuple[flo
 
 def approach(stage: Stage, away: Array, distance: float = 0.22, width: float = 0.10, command: float = OPEN) -> Path:
     """A path that starts in the air with a free hand."""
-    yaw = float(stage.rng.uniform(-0.5, 0.5))
+    yaw = stage.uniform(-0.5, 0.5)
     return Path(hover(stage, away, distance), from_rpy(0.0, 0.0, yaw), width, command, stage.rng)
 
 
@@ -132,9 +136,9 @@ def reach(stage: Stage) -> Script:
 
 def push(stage: Stage) -> Script:
     """The closed hand shoves an object over the table, away from the robot."""
-    place, length = spot(stage, (0.38, 0.43), 0.12), float(stage.rng.uniform(0.16, 0.22))
+    place, length = spot(stage, (0.38, 0.43), 0.12), stage.uniform(0.16, 0.22)
     thing, rotation = some_thing(stage)
-    yaw = float(stage.rng.uniform(-0.45, 0.45))
+    yaw = stage.uniform(-0.45, 0.45)
     ahead = turn(UP, yaw)[:, 0]
     contact = place - (thing.radius + FINGER) * ahead + 0.035 * UP
     path = approach(stage, place, 0.15, width=0.0, command=CLOSED)
@@ -155,11 +159,11 @@ def push(stage: Stage) -> Script:
 
 def pull(stage: Stage) -> Script:
     """The hand takes an object and drags it over the table to the robot."""
-    place, length = spot(stage, (0.56, 0.62), 0.14), float(stage.rng.uniform(0.17, 0.23))
+    place, length = spot(stage, (0.56, 0.62), 0.14), stage.uniform(0.17, 0.23)
     thing, rotation = some_thing(stage)
     path = approach(stage, place, 0.15)
     mark = grasp(path, thing, place, rotation, (0.20, 0.12, 0.08))
-    back = turn(UP, float(stage.rng.uniform(-0.4, 0.4))) @ np.array([-1.0, 0, 0])
+    back = turn(UP, stage.uniform(-0.4, 0.4)) @ np.array([-1.0, 0, 0])
     path.move(path.state.position + length * back, 0.55)
     path.wait(0.05)
     return carry(path, thing, (place, rotation), path.time(mark))
@@ -172,7 +176,7 @@ def lift(stage: Stage) -> Script:
     path = approach(stage, place, 0.10)
     mark = grasp(path, thing, place, rotation, (0.16, 0.14, 0.10))
     aside = stage.rng.uniform(-0.04, 0.04, 2)
-    path.move(path.state.position + np.array([*aside, stage.rng.uniform(0.22, 0.30)]), 0.55)
+    path.move(path.state.position + np.array([*aside, stage.uniform(0.22, 0.30)]), 0.55)
     path.wait(0.05)
     return carry(path, thing, (place, rotation), path.time(mark))
 
@@ -182,7 +186,7 @@ def lower(stage: Stage) -> Script:
     place = spot(stage)
     thing, rotation = some_thing(stage, rolls=False)
     aside = stage.rng.uniform(-0.04, 0.04, 2)
-    above = place + np.array([*aside, stage.rng.uniform(0.22, 0.30)])
+    above = place + np.array([*aside, stage.uniform(0.22, 0.30)])
     path = held(stage, thing, above, rotation)
     path.wait(0.08)
     path.move(place + thing.height * UP, 0.60)
@@ -194,8 +198,8 @@ def lower(stage: Stage) -> Script:
 
 def rotate(stage: Stage) -> Script:
     """A held object is turned about the upright axis, by a quarter to nearly half a turn."""
-    place = spot(stage) + stage.rng.uniform(0.05, 0.14) * UP
-    angle = float(stage.rng.uniform(1.7, 2.7) * stage.rng.choice([-1.0, 1.0]))
+    place = spot(stage) + stage.uniform(0.05, 0.14) * UP
+    angle = float(stage.uniform(1.7, 2.7) * stage.rng.choice([-1.0, 1.0]))
     thing, _ = some_thing(stage, rolls=False)
     rotation = from_rpy(0.0, 0.0, -angle / 2)
     path = held(stage, thing, place, rotation)
@@ -208,20 +212,20 @@ def rotate(stage: Stage) -> Script:
 def sweep_crumbs(stage: Stage) -> Script:
     """A brush in the hand goes sideways, to the camera's side, and gathers small pieces before it."""
     tool = build_thing("brush", "brush", colour=draw(stage.rng, TRAIN_COLOURS))
-    centre, yaw = spot(stage, (0.42, 0.52), 0.04), float(stage.rng.uniform(-0.45, 0.45))
+    centre, yaw = spot(stage, (0.42, 0.52), 0.04), stage.uniform(-0.45, 0.45)
     across, along = stage.side * turn(UP, yaw)[:, 1], turn(UP, yaw)[:, 0]
-    begin = centre - stage.rng.uniform(0.19, 0.22) * across
+    begin = centre - stage.uniform(0.19, 0.22) * across
     path = held(stage, tool, begin + 0.09 * UP, from_rpy(0.0, 0.0, yaw))
     path.move(path.state.position - 0.09 * UP, 0.15)
-    path.move(path.state.position + stage.rng.uniform(0.36, 0.40) * across, 0.78)
+    path.move(path.state.position + stage.uniform(0.36, 0.40) * across, 0.78)
     path.wait(0.07)
     script = carry(path, tool, (begin + 0.09 * UP, from_rpy(0.0, 0.0, yaw)), 0.0)
     for number in range(int(stage.rng.integers(8, 12))):
         piece = shapes.crumb(f"crumb{number}", stage.rng)
-        where = float(stage.rng.uniform(-0.13, 0.12))
-        start = centre + where * across + stage.rng.uniform(-0.065, 0.065) * along
+        where = stage.uniform(-0.13, 0.12)
+        start = centre + where * across + stage.uniform(-0.065, 0.065) * along
         slack = tool.radius + piece.radius + float(stage.rng.exponential(0.012))
-        spin = from_rpy(0.0, 0.0, float(stage.rng.uniform(-1.5, 1.5)))
+        spin = from_rpy(0.0, 0.0, stage.uniform(-1.5, 1.5))
         script.move(piece, _swept(path, start, centre, where, across, slack, spin))
     return script
 
@@ -242,17 +246,17 @@ def pour(stage: Stage) -> Script:
     content, colour, pale = (draw(rng, colours) for colours in (TRAIN_COLOURS, TRAIN_COLOURS, shapes.PALE))
     cup = build_thing("mug", "target", colour=colour, pale=pale, content=content)
     target = build_thing("bowl", "bowl", colour=draw(rng, TRAIN_COLOURS))
-    yaw = float(rng.uniform(-0.2, 0.2))
+    yaw = stage.uniform(-0.2, 0.2)
     upright, place = from_rpy(0.0, 0.0, yaw), spot(stage, (0.46, 0.54), 0.02) - 0.13 * towards * np.array([0, 1.0, 0])
     across, along = towards * upright[:, 1], upright[:, 0]
-    dish = place + rng.uniform(0.24, 0.27) * across
+    dish = place + stage.uniform(0.24, 0.27) * across
     centre = 0.055 * UP
     hand = place + centre - 0.072 * along
-    path = Path(hand, upright @ turn((0, 1, 0), -float(rng.uniform(0.8, 1.0))), 0.020, CLOSED, rng)
+    path = Path(hand, upright @ turn((0, 1, 0), -stage.uniform(0.8, 1.0)), 0.020, CLOSED, rng)
     path.move(hand + 0.17 * UP, 0.17)
     path.move(dish + hand - place - 0.085 * across + 0.17 * UP, 0.23)
     begin = path.mark()
-    angle = -towards * float(rng.uniform(1.9, 2.1))
+    angle = -towards * stage.uniform(1.9, 2.1)
     path.swing(path.state.position + 0.072 * along, along, angle, 0.45)
     end = path.mark()
     path.wait(0.15)
@@ -263,10 +267,10 @@ def pour(stage: Stage) -> Script:
     first, last = path.time(begin), path.time(end)
     for number in range(BEADS):
         released = first + (0.40 + 0.60 * number / BEADS) * (last - first)
-        radius, turned = 0.052 * math.sqrt(float(rng.random())), float(rng.uniform(0, 2 * math.pi))
+        radius, turned = 0.052 * math.sqrt(float(rng.random())), stage.uniform(0, 2 * math.pi)
         height = 0.064 + 0.012 * (2 * number > BEADS)
         landing = dish + np.array([radius * math.cos(turned), radius * math.sin(turned), height])
-        mouth = np.array([rng.uniform(-0.02, 0.02), towards * rng.uniform(0.015, 0.03), 0.115])
+        mouth = np.array([stage.uniform(-0.02, 0.02), towards * stage.uniform(0.015, 0.03), 0.115])
         bead = build_thing("bead", f"bead{number}", colour=content)
         script.move(bead, _poured(mug_motion, mouth, released, landing))
     return script
@@ -293,7 +297,7 @@ def _hinged(stage: Stage, opening: bool) -> Script:
     x, z = CHEST["x"], CHEST["z"]
     front, base = _furniture(stage)
     base = base - np.array([0.08, 0.0, 0.0])
-    angle = -float(stage.rng.uniform(1.4, 1.7))
+    angle = -stage.uniform(1.4, 1.7)
     hinge = base + front @ np.array([-x, 0.0, 2 * z])
     colour = draw(stage.rng, TRAIN_COLOURS)
     metal, wood = shapes.metal(stage.rng), shapes.wood(stage.rng)
@@ -330,7 +334,7 @@ def _hinged(stage: Stage, opening: bool) -> Script:
 def _sliding(stage: Stage, opening: bool) -> Script:
     """A drawer that is drawn out by its handle, or shut."""
     front, base = _furniture(stage)
-    out, way = front[:, 0], float(stage.rng.uniform(0.11, 0.14))
+    out, way = front[:, 0], stage.uniform(0.11, 0.14)
     handle = base + front @ np.array([CABINET["x"] + HANDLE, 0.0, CABINET["z"] + 0.012])
     rest = base
     if not opening:
@@ -352,10 +356,10 @@ def _sliding(stage: Stage, opening: bool) -> Script:
 
 def _furniture(stage: Stage) -> tuple[Array, Array]:
     """Rotation and place of something that opens: towards the robot and the camera."""
-    angle = float(stage.rng.uniform(0.5, 1.1))
+    angle = stage.uniform(0.5, 1.1)
     out = np.array([-math.cos(angle), stage.side * math.sin(angle), 0.0])
     front = from_rpy(0.0, 0.0, math.atan2(out[1], out[0]))
-    return front, np.array([stage.rng.uniform(0.50, 0.58), -stage.side * stage.rng.uniform(0.02, 0.12), 0.0])
+    return front, np.array([stage.uniform(0.50, 0.58), -stage.side * stage.uniform(0.02, 0.12), 0.0])
 
 
 def open_(stage: Stage) -> Script:

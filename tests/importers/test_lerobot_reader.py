@@ -9,7 +9,6 @@ from typing import Any
 import numpy as np
 import pytest
 
-from lary.importers.lerobot import dimension_names
 from lary.importers.lerobot_reader import LeRobot, frame_numbers, open_lerobot, video_seconds
 from lary.types import LaryError, MediaError
 from tests.lerobot_files import FPS, FRONT, LENGTHS, write_lerobot
@@ -52,7 +51,7 @@ def test_what_is_no_lerobot_data_set(tmp_path: Path) -> None:
 )
 def test_names_of_dimensions(tmp_path: Path, names: object, dims: tuple[str, ...]) -> None:
     features = {"action": {"dtype": "float32", "shape": [2], "names": names}}
-    assert dimension_names(described(tmp_path, features=features), ["action"]) == dims
+    assert described(tmp_path, features=features).dimension_names(["action"]) == dims
 
 
 def test_time_stamps_find_frames() -> None:
