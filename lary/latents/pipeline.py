@@ -232,7 +232,7 @@ class Encoding:
             with torch.inference_mode():
                 clips = normaliser(planes.to(self._device, non_blocking=True))
             parts.append((indices, *self._encoded(clips)))
-        event = torch.cuda.Event() if self._cuda else None  # type: ignore[no-untyped-call]
+        event = torch.cuda.Event() if self._cuda else None
         if event is not None:
             event.record(torch.cuda.current_stream(self._device))
 

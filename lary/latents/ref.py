@@ -32,7 +32,6 @@ from lary.latents.store import (
     SHARDS,
     Floats,
     LatentStore,
-    StoredLatents,
     StoreIdentity,
     parse_pool,
     pooled_tokens,
@@ -127,9 +126,9 @@ def find_latent_table(settings: Settings, ref: LatentsRef) -> Path | None:
 
 
 class PooledSource:
-    """A `StoredLatents` of all tokens, pooled as they are read."""
+    """Latents whose tokens are pooled as they are read."""
 
-    def __init__(self, source: StoredLatents, pool: str) -> None:
+    def __init__(self, source: NpzSource | ShardSource, pool: str) -> None:
         self._source, self._pool_name = source, pool
         self.shape = self._pool(np.zeros((1, *source.shape), np.float32)).shape[1:]
 
@@ -162,7 +161,7 @@ class SplitLatents:
     """
 
     table: SampleTable
-    source: StoredLatents
+    source: NpzSource | ShardSource | PooledSource
     store: dict[str, Any]
     left_out: int
     folder: Path
@@ -176,8 +175,7 @@ class SplitLatents:
 
 
 def open_latents(settings: Settings, ref: LatentsRef) -> SplitLatents:
-    """Open the latents of a split; those of a pooling are the ones stored so, or else all tokens, pooled when
-    read.
+    """Open the latents of a split: those that are stored with its pooling, or all tokens, pooled when they are read.
 
     The model needs no record: the files hold all that is needed.
 
@@ -207,14 +205,13 @@ def open_latents(settings: Settings, ref: LatentsRef) -> SplitLatents:
         log.warning("%s: %d of %d rows have no latents and are left out", file.name, left_out, len(entries))
     kept = table.take(rows)
     opened = open_shards if any(SHARD_MARK in entry for entry in entries) else open_files
-    source, store, folder = opened(settings, kept, stored, [entries[row] for row in rows])
+    whole, store, folder = opened(settings, kept, stored, [entries[row] for row in rows])
     check_origin(store, file, stored)
-    if stored.pooling != ref.pooling:
-        source = PooledSource(source, ref.pooling)
+    source = whole if stored.pooling == ref.pooling else PooledSource(whole, ref.pooling)
     return SplitLatents(kept, source, store, len(entries) - len(rows), folder)
 
 
-Opened = tuple[StoredLatents, dict[str, Any], Path]
+Opened = tuple[NpzSource | ShardSource, dict[str, Any], Path]
 """Latents that ``la_path`` cells name, what is known of their store, and its folder."""
 
 
@@ -229,12 +226,7 @@ def open_files(settings: Settings, table: SampleTable, ref: LatentsRef, entries:
 
 
 def open_shards(settings: Settings, table: SampleTable, ref: LatentsRef, entries: list[str]) -> Opened:
-    """Latents in shards, every row checked against the id of its sample.
-
-    Raises:
-        UsageError: a cell names no row of a shard, or leaves its root.
-        LaryError: a shard is missing, torn or of another store, or has another sample in a row.
-    """
+    """Latents in shards, every row checked against the id of its sample. Raises UsageError, LaryError."""
     number: dict[str, int] = {}
     places = np.empty((2, len(entries)), dtype=np.int64)
     for at, entry in enumerate(entries):
@@ -263,9 +255,7 @@ def open_shards(settings: Settings, table: SampleTable, ref: LatentsRef, entries
 def resolve_latents(settings: Settings, ref: LatentsRef, entries: list[str], table: Path) -> list[Path]:
     """The files that ``la_path`` cells name: under LARY_LA_DIR, or bare names in the model's folder.
 
-    Raises:
-        UsageError: a path leaves LARY_LA_DIR, or names the folder of another model.
-        LaryError: files are missing.
+    Raises UsageError for a path that leaves these folders, LaryError for missing files.
     """
     root, spec, tag = ref.latent_root(settings), ref.spec, ref.tag
     folders = dict.fromkeys((tag, tag.split("@")[0]))

@@ -1,12 +1,8 @@
-"""Latents read back from their files, which are untrusted input: both layouts, and what a split needs of them.
+"""Latents read back from their files, which are untrusted input.
 
-An ``.npz`` has one sample: only the arrays ``tokens`` and ``indices`` are opened, their headers are compared with
-the archive's sizes before memory is allocated, and nothing is unpickled. Its zip comment, which other readers
-pass over, names the sample and the store.
-
-A shard is a safetensors file with the tensors ``tokens`` (R, P, N, D) or (R, N, D) and, for models with a
-codebook, ``codes`` (R, P, N). Its metadata name the store, and for every row its number in the table, its sample
-id and the CRC-32 of its bytes.
+An ``.npz`` holds the arrays ``tokens`` and ``indices`` of one sample; its zip comment names the sample and the store.
+A shard is a safetensors file with the tensors ``tokens`` (R, P, N, D) or (R, N, D) and, for models with a codebook,
+``codes`` (R, P, N); its metadata name the store, and of every row the table's row, the sample id and the CRC-32.
 """
 
 from __future__ import annotations
@@ -77,12 +73,7 @@ def read_stamps(files: Iterable[Path]) -> Iterator[Stamp | None]:
 
 
 def read_array(path: Path, name: str) -> npt.NDArray[Any] | None:
-    """A numeric array of a file, None if it isn't there.
-
-    Raises:
-        MediaError: the file is missing, torn, no archive, or the array is none of numbers, or larger than it may
-            be.
-    """
+    """A numeric array of a file, None if it isn't there. Raises MediaError for a file that can't be read."""
     try:
         (array,) = read_npz(path, name, largest=MOST_BYTES)
         if array.dtype.kind not in "fiu":
@@ -97,11 +88,7 @@ def read_array(path: Path, name: str) -> npt.NDArray[Any] | None:
 
 
 def read_tokens(path: Path) -> npt.NDArray[Any]:
-    """The tokens of one sample in the file's number format, with the axes that `token_shape` makes.
-
-    Raises:
-        MediaError: as `read_array`, or there are no tokens.
-    """
+    """The tokens of one sample in the file's number format, shaped by `token_shape`. Raises MediaError."""
     tokens = read_array(path, "tokens")
     if tokens is None:
         raise MediaError(f"The latents {path} can't be read (no array 'tokens'): extract them again.")
@@ -111,7 +98,7 @@ def read_tokens(path: Path) -> npt.NDArray[Any]:
 
 
 class NpzSource:
-    """A `StoredLatents` over ``.npz`` files, one per sample."""
+    """Latents in ``.npz`` files, one per sample, in the samples' order."""
 
     def __init__(self, files: Sequence[Path]) -> None:
         if not files:
@@ -194,11 +181,7 @@ def stamp_of(handle: int) -> tuple[int, int, int]:
 
 
 def read_shard(path: Path) -> ShardHeader:
-    """The header of a shard, every statement of which was checked against the file.
-
-    Raises:
-        LaryError: the file is missing, a link, torn, or its header is wrong.
-    """
+    """The header of a shard, every statement of which was checked against the file. Raises LaryError."""
     try:
         with open_own(path) as file:
             stamp = stamp_of(file.fileno())
@@ -298,7 +281,7 @@ class OpenShard:
 
 
 class ShardSource:
-    """A `StoredLatents` over rows of shards, which are read by their positions in the files.
+    """Latents in rows of shards, which are read by their positions in the files.
 
     Args:
         headers: of the shards, all with one shape and number format.

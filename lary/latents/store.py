@@ -18,7 +18,7 @@ from collections.abc import Callable, Collection
 from contextlib import AbstractContextManager
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import numpy.typing as npt
@@ -26,7 +26,7 @@ import numpy.typing as npt
 from lary.configs import LatentDtype
 from lary.files import digest, read_json, remove_torn, write_json
 from lary.models.spec import MODELS, ModelSpec
-from lary.types import LaryError, Latents, LatentSource, MediaError, UsageError
+from lary.types import LaryError, Latents, MediaError, UsageError
 
 if TYPE_CHECKING:
     import torch
@@ -147,18 +147,6 @@ class LatentStore:
             write_json(self.folder / MANIFEST, found | {"table": facts})
 
 
-class StoredLatents(LatentSource, Protocol):
-    """Latents of some samples of a store, in the samples' order."""
-
-    def take(self, positions: Collection[int]) -> StoredLatents:
-        """Some of the samples, by their positions here."""
-        ...
-
-    def codes(self, rows: Collection[int]) -> list[npt.NDArray[Any] | None]:
-        """Codes (P, N) of samples, None for one whose model has no codebook."""
-        ...
-
-
 def read_manifest(folder: Path) -> dict[str, Any]:
     """The manifest of a store. Raises LaryError if it is missing, none, or of a newer lary."""
     file = folder / MANIFEST
@@ -172,11 +160,7 @@ def read_manifest(folder: Path) -> dict[str, Any]:
 
 # Number formats
 
-LARGEST: dict[LatentDtype, float] = {
-    "float32": np.inf,
-    "float16": 65520.0,
-    "bfloat16": 255.5 * 2.0**120,
-}
+LARGEST: dict[LatentDtype, float] = {"float32": np.inf, "float16": 65520.0, "bfloat16": 255.5 * 2.0**120}
 """What is rounded to infinity: half a step above the largest number of the format."""
 
 PIECE = 32768

@@ -77,12 +77,7 @@ def _find(settings: Settings, config: LatentsConfig) -> _Found:
 
 
 def describe_store(config: LatentsConfig, settings: Settings) -> str:
-    """What a store is, what it holds, and what of its table is missing, in lines.
-
-    Raises:
-        UsageError: there is no such store.
-        LaryError: its manifest can't be read.
-    """
+    """What a store is, what it holds, and what of its table is missing, in lines. Raises as `verify_store`."""
     store = _find(settings, config)
     held, problems, tokens = store.held(), list(store.problems), "unknown"
     if store.headers:

@@ -72,11 +72,7 @@ def rows_in(folder: Path) -> dict[int, str]:
 
 
 def write_latents(path: Path, tokens: npt.NDArray[Any], codes: npt.NDArray[Any] | None, stamp: Stamp) -> None:
-    """Write one sample: `tokens` (P, N, D) or (N, D), `codes` (P, N), an empty array for None.
-
-    Raises:
-        LaryError: the tokens are larger than what can be read again, or can't be written.
-    """
+    """Write one sample; its codes are an empty array for None. Raises LaryError for what couldn't be read again."""
     if tokens.nbytes > MOST_BYTES:
         shape, size = "x".join(map(str, tokens.shape)), tokens.nbytes / 1e9
         raise LaryError(

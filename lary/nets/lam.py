@@ -254,7 +254,7 @@ class PixelPatches(nn.Sequential):
         side = self.patch
         batch, colours, height, width = images.shape
         cut = images.reshape(batch, colours, height // side, side, width // side, side)
-        return super().forward(cut.permute(0, 2, 4, 1, 3, 5).flatten(3))
+        return super().forward(cut.permute(0, 2, 4, 1, 3, 5).flatten(3))  # type: ignore[no-untyped-call]
 
 
 class PatchTokens(nn.Module):

@@ -19,11 +19,9 @@ from safetensors.torch import load_file, save_file
 from lary.models.running import build
 from lary.models.spec import MODELS, ModelContext, Weights, locate_weights
 from lary.types import RANDOM, LaryError, UsageError
-from tests.helpers import lary
 from tests.hostile.harness import refused
 from tests.tiny import save_tiny
 from tests.tiny_networks import PUBLISHED
-from tests.tree import make_calvin
 
 NEWEST = "f" * 40
 DINOV2 = MODELS.get("dinov2-origin")
@@ -247,15 +245,6 @@ def test_refusals_of_the_hub_come_before_any_download(
     monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path))
     with pytest.raises(UsageError, match=r"is not in the hub's cache, and HF_HUB_OFFLINE forbids .*pass --weights"):
         make(name, repository)
-
-
-def test_extraction_from_a_gated_repository_writes_nothing(hub: FakeHub, tmp_path: Path) -> None:
-    make_calvin(tmp_path / "root", {"val": 2})
-    before = sorted((tmp_path / "root").rglob("*"))
-    hub.gated, hub.allowed = True, False
-    done = lary("extract", "--model", "dinov3-origin", "--dataset", "calvin", "--split", "val", root=tmp_path / "root")
-    assert (done.code, sorted((tmp_path / "root").rglob("*"))) == (2, before)
-    assert "is gated" in done.err
 
 
 @pytest.mark.parametrize(

@@ -53,24 +53,17 @@ class Case:
 
     def _weight(self, key: str, shape: tuple[int, ...]) -> np.ndarray:
         """One weight by the rule of `fill`, or by the case's exception from it."""
-        drawn = np.asarray(fill.fill_tensor(self._drawn_name(key), shape))
-        rule = self.about.get("fill_overrides", {}).get(key)
-        if rule is None:
-            return drawn
+        name, backbone = key, self.about.get("backbone", {})
+        if backbone.get("prefix"):  # the case says whether it is part of the name
+            bare, whole = (words in backbone["fill"] for words in ("WITHOUT the prefix", "FULL key, with the prefix"))
+            assert bare != whole, f"{self.name}: no reading for the fill of its backbone: {backbone['fill']}"
+            name = key.removeprefix(backbone["prefix"]) if bare else key
+        drawn, rule = np.asarray(fill.fill_tensor(name, shape)), self.about.get("fill_overrides", {}).get(key)
         if isinstance(rule, (int, float)):
             return np.full(shape, rule, dtype=np.float32)
-        shift = re.fullmatch(r"([\d.]+) \+ fill_tensor\(name, shape\)", str(rule))
+        shift = re.fullmatch(r"([\d.]+) \+ fill_tensor\(name, shape\)", str(rule or "0 + fill_tensor(name, shape)"))
         assert shift, f"{self.name}: no reading for the fill of {key}: {rule}"
-        return np.asarray(float(shift[1]) + drawn, dtype=np.float32)
-
-    def _drawn_name(self, key: str) -> str:
-        """The name under which a weight is drawn: a case says whether its backbone's prefix is part of it."""
-        backbone = self.about.get("backbone", {})
-        if not backbone.get("prefix"):
-            return key
-        bare, whole = (words in backbone["fill"] for words in ("WITHOUT the prefix", "FULL key, with the prefix"))
-        assert bare != whole, f"{self.name}: no reading for the fill of its backbone: {backbone['fill']}"
-        return key.removeprefix(backbone["prefix"]) if bare else key
+        return np.asarray(drawn + float(shift[1]), dtype=np.float32) if rule else drawn
 
     def draw(self, name: str, then: str = "") -> np.ndarray:
         """The named input before its transform, float32 in [0, 1), whose description has to begin with `then`."""
@@ -126,22 +119,25 @@ def models_of_cases() -> dict[str, str]:
     return {name: about["model"] for name, about in found.items() if "case" in about}
 
 
+def model_cases(*patterns: str, names: str = "*", but: tuple[str, ...] = ()) -> list[Any]:
+    """Names of the cases whose model matches one of the patterns, as parameters, of which full sizes are slow.
+
+    `names` is a pattern of the file's name, which may begin like none of `but`.
+    """
+    found = [
+        name
+        for name, model in models_of_cases().items()
+        if fnmatchcase(name, names)
+        and not name.startswith(but)
+        and any(fnmatchcase(model, pattern) for pattern in patterns)
+    ]
+    CLAIMED.update(found)
+    return [pytest.param(name, marks=pytest.mark.slow) if "_full" in name else name for name in found]
+
+
 def case_names(pattern: str, *, but: tuple[str, ...] = ()) -> list[Any]:
-    """Names of the cases that match a pattern and begin like none of `but`, as parameters."""
-    found = [name for name in models_of_cases() if fnmatchcase(name, pattern) and not name.startswith(but)]
-    return _parameters(found)
-
-
-def model_cases(*patterns: str) -> list[Any]:
-    """Names of the cases whose model matches one of the patterns, whatever their files are called, as parameters."""
-    models = models_of_cases()
-    return _parameters([name for name in models if any(fnmatchcase(models[name], pattern) for pattern in patterns)])
-
-
-def _parameters(names: list[str]) -> list[Any]:
-    """Parameters, of which those of full sizes are marked slow."""
-    CLAIMED.update(names)
-    return [pytest.param(name, marks=pytest.mark.slow) if "_full" in name else name for name in names]
+    """Names of the cases whose file has a name of this pattern, as parameters."""
+    return model_cases("*", names=pattern, but=but)
 
 
 def load_case(name: str, folder: Path = FOLDER) -> Case:
@@ -196,13 +192,8 @@ def save_villa(case: Case, folder: Path, changes: dict[str, np.ndarray] | None =
     return folder
 
 
-def load_villa(case: Case, folder: Path, changes: dict[str, np.ndarray] | None = None, **config: Any) -> LoadedEncoder:
-    """villa-X from such a folder."""
-    return open_villa(save_villa(case, folder, changes, **config))
-
-
 def open_villa(place: Path) -> LoadedEncoder:
-    """villa-X from a place as it is."""
+    """villa-X from a folder or file."""
     from lary.models.running import build
     from lary.models.spec import MODELS, ModelContext
 

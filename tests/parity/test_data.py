@@ -1,7 +1,8 @@
-"""The data tools against what the published ones write."""
+"""The data against the published code: indices of frames, regression targets, and what the tools write."""
 
 from __future__ import annotations
 
+import csv
 import json
 import re
 from pathlib import Path
@@ -11,13 +12,126 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from lary.data import clips, normalisation, splits, verify
+from lary.data import clips, normalisation, sampling, splits, verify
 from lary.data.configs import CheckConfig, RelativeConfig, SplitConfig
+from lary.data.normalisation import Normaliser, Statistics, load_normaliser, load_targets, relative_stats_file
 from lary.data.spec import DATASETS
+from lary.data.tables import SampleTable, read_table
+from lary.types import LaryError
 from tests.helpers import settings_of
 from tests.parity import fill
-from tests.parity.conftest import case_names, load_case
+from tests.parity.conftest import FOLDER, Case, case_names, load_case
+from tests.parity.fill import uniform
 from tests.tree import SIZE, write_image, write_video
+
+
+def value(text: str, x: np.ndarray) -> np.ndarray:
+    """A number or a formula of x, such as ``x**2 * 0.3``."""
+    assert re.fullmatch(r"[x\d.e*+\- ]+", text), text
+    return np.asarray(eval(text, {"__builtins__": {}}, {"x": x})) * np.ones(len(x))
+
+
+def sequence(case: Case, name: str) -> np.ndarray:
+    """A drawn sequence of differences; the description says what becomes of each value x at position k.
+
+    Forms: ``F``, ``F where C else F`` with a condition such as ``20 < k < 26``, ``F at k = N, F at k = N, else F``.
+    """
+    x = case.draw(name).astype(np.float64)
+    text = re.fullmatch(r"float64, (.*) \(k = position\)", case.about["input"][name]["then"])
+    assert text, name
+    body, _, rest = text[1].partition(" else ")
+    k, result = np.arange(len(x)), value(rest or body, x)
+    if chosen := re.fullmatch(r"(.+) where (?:(\d+) < )?k (<|>) (\d+)", body):
+        limit = int(chosen[4])
+        where = (k < limit) if chosen[3] == "<" else (k > limit)
+        where &= k > int(chosen[2] or -1)
+        result[where] = value(chosen[1], x)[where]
+        return result
+    for formula, position in re.findall(r"([^,]+?) at k = (\d+)", body):
+        result[int(position)] = value(formula.strip(), x)[int(position)]
+    return result
+
+
+@pytest.mark.parametrize("name", case_names("sampling*"))
+def test_indices_are_the_published_ones(name: str) -> None:
+    case = load_case(name)
+    count, seen = case.config["num_frames"], set()
+    for key, expected in case.arrays.items():
+        source, _, what = key.rpartition("/")
+        if source == "uniform":
+            found: Any = sampling.stored_indices(sampling.uniform_picks(int(what), count), count)
+        elif source.startswith("video/"):
+            clip = FOLDER / source.removeprefix("video/")
+            sampled = sampling.sample_video(clip, count)
+            if what == "differences":
+                values = [-1.0] if sampled.differences is None else sampled.differences
+                tolerance = case.about["tolerance"]["differences"]
+                np.testing.assert_allclose(values, expected, rtol=0, atol=tolerance, err_msg=key)
+                seen.add(key)
+                continue
+            found = sampled.indices
+        else:
+            picks = sampling.motion_picks(sequence(case, source), count)
+            found = picks if what == "raw" else sampling.stored_indices(picks, count)
+        np.testing.assert_array_equal(np.array(found, dtype=np.int64), expected, err_msg=key)
+        seen.add(key)
+    assert seen == set(case.arrays)
+
+
+def identity(size: int) -> Normaliser:
+    """Mean 0 and std 1, asked for by name."""
+    return Normaliser("the test", shared=Statistics(np.zeros(size), np.ones(size)))
+
+
+def lay_out(folder: Path, entry: dict[str, Any]) -> SampleTable:
+    """Write the action files, the statistics and the table of a case; returns the table."""
+    spec = DATASETS.get(entry["dataset"])
+    root = folder / spec.split(spec.train).root
+    (root / "actions").mkdir(parents=True)
+    robots = entry["robot_types"]
+    for row in range(len(robots)):
+        values = uniform(f"{entry['draw']}/{row}", tuple(entry["shape"]))
+        np.save(root / "actions" / f"{row}.npy", (values * 4 - 2).astype(np.float32))
+    if "stats" in entry:
+        rule = spec.actions.normalisation
+        name = relative_stats_file(spec) if entry["mode"] == "relative" else rule.stats_file
+        assert name is not None
+        (folder / name).parent.mkdir(parents=True, exist_ok=True)
+        (folder / name).write_text(json.dumps(entry["stats"]))
+    path = folder / "table.csv"
+    with path.open("w", newline="") as file:
+        writer = csv.writer(file)
+        writer.writerow(["src_img", "tgt_img", "action", "robot_type"])
+        writer.writerows(
+            [f"ep_0/{row}.png", f"ep_0/{row}.png", f"{row}.npy", robot or ""] for row, robot in enumerate(robots)
+        )
+    return read_table(spec, spec.train, path=path, data_dir=folder)
+
+
+@pytest.mark.parametrize("name", case_names("regression_targets*"))
+def test_targets(name: str, tmp_path: Path) -> None:
+    case = load_case(name)
+    for key, entry in case.about["input"].items():
+        check_targets(case, key, entry, tmp_path / key)
+
+
+def check_targets(case: Case, key: str, entry: dict[str, Any], folder: Path) -> None:
+    table = lay_out(folder, entry)
+    normaliser = load_normaliser(table.spec, folder, entry["mode"])
+    known = [row for row, robot in enumerate(table.embodiments()) if normaliser.shared or robot in normaliser.robots]
+    unknown = [row for row in range(len(table)) if row not in known]
+    expected = case.arrays[key]
+    found = np.empty_like(expected)
+    for rows, chosen in ((known, normaliser), (unknown, identity(len(table.spec.actions.dims)))):
+        if rows:
+            targets = load_targets(table.take(rows), chosen, mode=entry["mode"])
+            assert not targets.failures
+            assert targets.readable.all()
+            found[rows] = targets.values.reshape(len(rows), -1)
+    case.check(key, found)
+    if unknown:
+        with pytest.raises(LaryError, match=f"row {unknown[0] + 1} "):
+            load_targets(table, normaliser, mode=entry["mode"])
 
 
 def write_csv(path: Path, rows: list[dict[str, Any]]) -> Path:

@@ -1,0 +1,415 @@
+"""The models against what the published code computes: what they are given, every step of their networks, tokens."""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import pytest
+import torch
+import transformers
+from safetensors.numpy import save_file
+
+from lary.models import preprocess as pre
+from lary.models.lapa import load_network
+from lary.models.running import build
+from lary.models.spec import MODELS, ModelContext, ModelSpec, Preprocess
+from lary.models.tensors import weight_layout
+from lary.models.weights import Checkpoint
+from lary.nets.lam import LatentActionModel
+from lary.nets.spacetime import VillaConfig
+from lary.types import BenchmarkProtocol, WeightsIdentity
+from tests.parity import fill
+from tests.parity.conftest import (
+    Case,
+    load_case,
+    load_univla,
+    model_cases,
+    models_of_cases,
+    open_villa,
+    save_villa,
+    video_of,
+)  # fmt: skip
+
+pytestmark = pytest.mark.timeout(1200)  # full sizes take minutes on a busy machine
+
+Array = npt.NDArray[Any]
+Output = tuple[str, Array, tuple[int, int], Preprocess, "int | None"]
+
+# Output of case "preprocess": the record, and the axes of the output among (T, C, H, W).
+SINGLE = {
+    "vjepa2": (MODELS.get("vjepa2").preprocess, (1, 0, 2, 3)),
+    "wan2-2": (MODELS.get("wan2-2").preprocess, (1, 0, 2, 3)),
+    "flux2_image": (MODELS.get("flux2").preprocessing("paper"), (0, 2, 3, 1)),
+    "flux2_video": (MODELS.get("dinov3").preprocess, (0, 2, 3, 1)),
+    "default_pair": (MODELS.get("lapa").preprocess, (1, 0, 2, 3)),
+}
+
+
+def frames_of(entry: dict[str, Any], shape: list[int], draw: str) -> npt.NDArray[np.uint8]:
+    """A drawn image or clip; the description says how it becomes grey levels."""
+    levels = re.search(r"\* (\d+)", entry["then"])
+    assert levels, entry["then"]
+    return np.floor(fill.uniform(draw, tuple(shape)) * np.float32(levels.group(1))).astype(np.uint8)
+
+
+def of_size(record: Preprocess, size: int) -> Preprocess:
+    """The record for another output size, its resized short side in proportion."""
+    short = None if record.short_side is None else record.short_side * size // record.size
+    return replace(record, size=size, short_side=short)
+
+
+def grey_level(record: Preprocess) -> float:
+    """One grey level after scaling and normalisation, at most."""
+    return 1 / record.scale / min(record.std)
+
+
+def check_levels(case: Case, key: str, whole: Array, part: Array, names: tuple[str, str], step: float) -> None:
+    """Equal but for one grey level in at most 1 % of the values, which is what versions of the libraries differ by."""
+    expected, statistics = (case.arrays[f"{key}{name}"] for name in names)
+    difference = np.abs(part.astype(np.float64) - expected)
+    assert (part.shape, part.dtype) == (expected.shape, expected.dtype), key
+    assert difference.max() <= step * 1.001 + 1e-6, key
+    assert (difference > 1e-6 * max(1.0, np.abs(expected).max())).mean() <= 0.01, key
+    values = whole.astype(np.float64).ravel()
+    limits = step * 0.01 * np.array([1, 1, values.size**0.5])
+    assert (np.abs([values.mean(), values.std(), np.linalg.norm(values)] - statistics) <= limits + 1e-7).all(), key
+
+
+@pytest.mark.parametrize("name", model_cases("preprocessing (*"))
+def test_every_model_gets_the_published_values(name: str) -> None:
+    case = load_case(name)
+    for key in case.about["outputs"]:
+        source, model = key.split("/")
+        record = of_size(SINGLE[model][0], case.config["image_size"])
+        entry = case.about["input"][source]
+        out = pre.prepare(frames_of(entry, entry["shape"], entry["draw"]), record).transpose(SINGLE[model][1])
+        first = out.ravel()[: case.arrays[f"{key}/first4096"].size]
+        check_levels(case, key, out, first, ("/first4096", "/stats"), grey_level(record))
+
+
+def read_inputs(case: Case) -> tuple[Array, Array]:
+    """The pair (2, H, W, 3) and the sampled frames (9, H, W, 3), indices clamped as the published code does."""
+    inputs, config = case.about["input"], case.config
+    then = {"then": inputs["src"]["then"]}
+    pair = np.stack([frames_of(then, inputs[key]["shape"], inputs[key]["draw"]) for key in ("src", "tgt")])
+    stem = inputs["frames"]["draw"].split("<")[0]
+    clip = [frames_of(then, inputs["frames"]["shape"], f"{stem}{index}") for index in range(config["frames"])]
+    return pair, np.stack(clip)[np.clip(config["sample_indices"], 0, config["frames"] - 1)]
+
+
+def lam_outputs(pair: Array, clip: Array, size: int) -> Iterator[Output]:
+    """Each output by name: the array, its axes of height and width, its record, and an axis cropped to its ends."""
+    names = ("lapa", "dinov3", "univla", "villa-x")
+    cubic, signed, imagenet, villa = (of_size(MODELS.get(name).preprocess, size) for name in names)
+    villa_clip = of_size(MODELS.get("villa-x").preprocessing("paper", "clip"), size)
+    last, inner = (-2, -1), (-3, -2)
+    frames = pre.prepare(clip, cubic)
+    yield "image.cv", pre.prepare(pair, cubic).swapaxes(0, 1), last, cubic, None
+    yield "image.cv_times2minus1", pre.prepare(pair, signed).swapaxes(0, 1), last, signed, None
+    yield "image.univla_normalized", pre.prepare(pair, imagenet), last, imagenet, None
+    yield "image.origin_mixed", pre.mix_planes(pre.prepare(pair, cubic)), last, cubic, None
+    yield "image.villa-x", pre.resize(pair, villa), inner, villa, None
+    yield "image.villa-x_normalized", pre.prepare(pair, villa), last, villa, None
+    yield "video.cv_pairs", pre.neighbour_pairs(frames).swapaxes(1, 2), last, cubic, 0
+    yield "video.origin", frames.swapaxes(0, 1), last, cubic, 1
+    yield "video.origin_mixed", pre.mix_planes(frames), last, cubic, 0
+    yield "video.villa-x", pre.resize(clip, villa_clip), inner, villa_clip, 0
+
+
+@pytest.mark.parametrize("name", model_cases("preprocessing of *"))
+def test_latent_action_models_get_the_published_values(name: str) -> None:
+    case = load_case(name)
+    seen = set()
+    for key, array, axes, record, ends in lam_outputs(*read_inputs(case), case.config["image_size"]):
+        seen |= {f"{key}.stats", f"{key}.crop"}
+        start, stop = map(int, re.search(r"(\d+):(\d+)", case.about["outputs"][f"{key}.crop"]).groups())
+        crop = array if ends is None else array.take([0, -1], axis=ends)
+        for axis in axes:
+            crop = crop.take(range(start, stop), axis=axis)
+        step = 1.0 if array.dtype == np.uint8 else grey_level(record)
+        check_levels(case, key, array, crop, (".crop", ".stats"), step)
+    assert seen == set(case.about["outputs"]) - {"video.rel_indices"}  # the data's reader makes those
+
+
+def save_checkpoint(case: Case, folder: Path, prefix: str) -> Path:
+    """The case's backbone on disk: config.json and model.safetensors under the published key names."""
+    config_class = getattr(transformers, case.about["backbone"]["class"].split()[0].split(".")[-1]).config_class
+    folder.mkdir()
+    config = {"model_type": config_class.model_type, **case.config["backbone"]}
+    (folder / "config.json").write_text(json.dumps(config))
+    save_file({prefix + key: value for key, value in case.weights().items()}, folder / "model.safetensors")
+    return folder
+
+
+def encode_image(case: Case, folder: Path, protocol: BenchmarkProtocol, clips: np.ndarray) -> torch.Tensor:
+    """Tokens of clips (B, T, 3, H, W) in [0, 1], normalised as the published code does."""
+    spec = MODELS.get(case.about["model"])
+    paper, size = spec.preprocessing("paper"), clips.shape[-1]
+    spec = replace(spec, preprocess=replace(spec.preprocess, size=size), preprocess_paper=replace(paper, size=size))
+    mean, std = (np.float32(value)[:, None, None] for value in (paper.mean, paper.std))
+    encoder = build(spec, ModelContext("cpu", protocol, weights=str(folder)))
+    return encoder.encode(torch.from_numpy((clips - mean) / std)).tokens
+
+
+@pytest.mark.parametrize("name", model_cases("*-origin"))
+def test_tokens_and_planes_equal_the_published_ones(name: Any, tmp_path: Path) -> None:
+    """Under ``corrected`` they are those of single frames; keys may have the prefix of the published file."""
+    case = load_case(name)
+    clips = np.ascontiguousarray(case.draw("x", "none: (B, 3, F, H, W) in [0, 1)").swapaxes(1, 2))
+    case.check("mixed_images_corner", pre.mix_planes(clips)[..., :4, :4].reshape(-1, 3, 4, 4))
+    folder = save_checkpoint(case, tmp_path / "bare", "")
+    case.check("tokens", encode_image(case, folder, "paper", clips))
+    tokens = encode_image(case, folder, "corrected", clips)
+    assert tokens.shape == case.arrays["tokens"].shape
+    case.check("tokens_unmixed_first_image", tokens[:, :1])
+    if prefix := case.about["backbone"].get("prefix_in_published_file", "").split(" ")[0]:
+        case.check("tokens", encode_image(case, save_checkpoint(case, tmp_path / "published", prefix), "paper", clips))
+
+
+WAN_CASES, FLUX_CASES, VJEPA_CASES = (model_cases(name) for name in ("wan2-2", "flux2", "vjepa2"))
+
+
+def save_released(case: Case, folder: Path) -> Path:
+    """The case's weights as the released file has them, beside the entries that training leaves there."""
+    ignored = tuple(pattern.rstrip("*") for pattern in case.about["ignored_keys"])
+    weights = case.weights(without=ignored)
+    if case.about["model"] == "flux2":
+        save_file(weights, folder / "ae.safetensors")
+        return folder / "ae.safetensors"
+    content: Any = {key: torch.from_numpy(value) for key, value in weights.items()}
+    if case.about["model"] == "vjepa2":
+        wrapped = {f"module.backbone.{key}": value for key, value in content.items()}
+        content = {"target_encoder": wrapped, "encoder": {}, "epoch": 3, "opt": None}
+    torch.save(content, folder / "weights.pt")
+    return folder / "weights.pt"
+
+
+def encode(case: Case, file: Path, protocol: BenchmarkProtocol, clips: np.ndarray) -> torch.Tensor:
+    spec = MODELS.get(case.about["model"])
+    constants = {name: case.about[name] for name in ("latents_mean", "latents_std") if name in case.about}
+    options = {**spec.options, "config": case.config, **constants}
+    shapes = dict.fromkeys(("pair_shape", "clip_shape", "pair_shape_paper", "clip_shape_paper"), ())
+    spec = replace(spec, options=options, preprocess=replace(spec.preprocess, size=clips.shape[-1]), **shapes)
+    encoder = build(spec, ModelContext("cpu", protocol, str(file)))
+    return encoder.encode(torch.from_numpy(np.ascontiguousarray(clips, dtype=np.float32))).tokens
+
+
+def wan_clip(case: Case, name: str) -> np.ndarray:
+    """One sample (1, T, 3, H, W) in [-1, 1]; the case has channels first."""
+    return (case.draw(name, "x * 2 - 1") * 2 - 1).swapaxes(0, 1)[None]
+
+
+@pytest.mark.parametrize("name", WAN_CASES)
+def test_wan_tokens_equal_the_published_ones_and_frames_of_a_corrected_pair_are_images(
+    name: str, tmp_path: Path
+) -> None:
+    case = load_case(name)
+    file, clips = save_released(case, tmp_path), {kind: wan_clip(case, f"clip_{kind}") for kind in ("image", "video")}
+    case.check_all(**{f"tokens_{kind}": encode(case, file, "paper", clip)[0] for kind, clip in clips.items()})
+    tokens = encode(case, file, "corrected", clips["image"])
+    assert tokens.shape[1] == 2
+    case.check("tokens_image", tokens[0, :1])  # all that the published code sees
+    assert torch.equal(tokens.flip(1), encode(case, file, "corrected", clips["image"][:, ::-1]))
+    assert not torch.equal(tokens[:, 0], tokens[:, 1])
+
+
+def flux_clips(case: Case, protocol: BenchmarkProtocol, name: str) -> np.ndarray:
+    """The case's frames, normalised as the record or, for clips, the published code does: (B, T, 3, H, W)."""
+    if name == "video":
+        frames = case.draw(name, "x in [0,1) stands for the resized frames / 255, (B, T, H, W, 3)") * 2 - 1
+    else:
+        rule = MODELS.get("flux2").preprocessing(protocol, "pair")
+        drawn = case.draw(name, "uint8 = floor(x * 256), (B, T=2, H, W, 3), already resized")
+        pixels = np.floor(drawn * 256).astype(np.float32)
+        frames = (pixels / np.float32(rule.scale) - np.float32(rule.mean)) / np.float32(rule.std)
+    return np.moveaxis(frames, -1, 2)
+
+
+@pytest.mark.parametrize("name", FLUX_CASES)
+def test_flux_latents_and_tokens_equal_the_published_and_the_corrected_ones(name: str, tmp_path: Path) -> None:
+    case = load_case(name)
+    file = save_released(case, tmp_path)
+    images = case.draw("pixels", "x * 2 - 1 (N, 3, H, W)") * 2 - 1
+    cells = [side // 2 ** len(case.config["ch_mult"]) for side in images.shape[2:]]
+    latents = encode(case, file, "corrected", images[:, None])[:, 0].transpose(1, 2).unflatten(2, cells)
+    found = {"latents": latents}
+    for kind, output in (("image_pair", "image"), ("video", "video")):
+        found[f"tokens_{output}_upstream"] = encode(case, file, "paper", flux_clips(case, "paper", kind))
+        found[f"tokens_{output}_fixed"] = encode(case, file, "corrected", flux_clips(case, "corrected", kind))
+    case.check_all(**found)
+
+
+@pytest.mark.parametrize("name", VJEPA_CASES)
+def test_vjepa_tokens_equal_the_published_ones_and_the_last_frame_is_repeated(name: str, tmp_path: Path) -> None:
+    case = load_case(name)
+    file, clips = save_released(case, tmp_path), {}
+    mean, std = (np.float32(value)[:, None, None] for value in (pre.IMAGENET_MEAN, pre.IMAGENET_STD))
+    for kind in ("image", "video"):
+        drawn = case.draw(f"clip_{kind}", "(x - mean) / std per channel on axis 1, ImageNet mean and std")
+        clips[kind] = (drawn.swapaxes(1, 2) - mean) / std
+    case.check_all(**{f"tokens_{kind}": encode(case, file, "paper", clip) for kind, clip in clips.items()})
+    clip = clips["video"]
+    padded = np.concatenate([clip, *[clip[:, -1:]] * (-clip.shape[1] % case.config["tubelet_size"])], axis=1)
+    assert torch.equal(encode(case, file, "corrected", clip), encode(case, file, "paper", padded))
+
+
+CASES = model_cases("lapa", "dinov2", "dinov3", "siglip2", "magvit2", "dinov3-cs*")
+SMALL = [name for name in CASES if isinstance(name, str)]
+FULL = [name for name in CASES if not isinstance(name, str)]
+DRAWN = Checkpoint((Path("drawn"),), None, WeightsIdentity())
+
+
+def record(case: Case) -> ModelSpec:
+    """The record that the case names, with the case's sizes."""
+    spec = MODELS.get(case.about["model"])
+    options, config = dict(spec.options), dict(case.config)
+    if options["features"]:
+        backbone = case.about["backbone"]
+        assert options["features"]["prefix"] == backbone["prefix"]
+        changes: dict[str, Any] = {"config": dict(backbone["config"])}
+        if "library" in options["features"]:
+            changes["library"] = backbone["class"].split()[0].removeprefix("transformers.")
+        else:  # a field that nobody knows fails
+            sizes = {k: v for k, v in backbone["config"]["ddconfig"].items() if k not in ("resolution", "double_z")}
+            kind = config.pop("model_type")
+            changes = {"config": {**sizes, "use_ema": backbone["config"]["use_ema"], "model_type": kind}}
+        options["features"] = {**options["features"], **changes}
+    flags = {key: value for key, value in options["network"].items() if key in ("patch_input", "pixel_output")}
+    options["network"] = {**config, **flags}
+    return replace(spec, options=options, preprocess=replace(spec.preprocess, size=config["image_size"]))
+
+
+def tensors_of(case: Case, unused: tuple[str, ...] = ()) -> dict[str, torch.Tensor]:
+    """The case's weights, and its whole numbers as a model has them at first."""
+    weights = {key: torch.from_numpy(value) for key, value in case.weights(without=unused).items()}
+    integers = [key for key in case.about["integer_keys"] if not (unused and key.startswith(unused))]
+    return weights | dict.fromkeys(integers, torch.tensor(0))
+
+
+def load(case: Case, tensors: dict[str, torch.Tensor]) -> LatentActionModel:
+    spec = record(case)
+    return load_network(spec, spec.options, DRAWN, tensors, {})[0]
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_every_step_equals_the_published_one(name: str) -> None:
+    case = load_case(name)
+    network = load(case, tensors_of(case, weight_layout("laq").unused))
+    vq, pairs = network.vq, video_of(case, record(case).preprocess)
+    with torch.inference_mode():
+        embedded = network.embed(pairs.flatten(0, 1)).unflatten(0, pairs.shape[:2])
+        first, last = network.encode(embedded)
+        latent = vq.latent(first, last)
+        codes = vq.codes(latent)
+        draw = torch.randn(latent.flatten(0, 1).shape, generator=torch.Generator().manual_seed(0)).reshape(latent.shape)
+        case.check_all(
+            embedded=embedded, first_tokens=first, last_tokens=last, input_data=latent, indices=codes,
+            tokens_hard=vq.tokens(vq.quantized(codes)), tokens_no_noise=vq.tokens(latent), random_vector_seed0=draw,
+            tokens_seed0=vq.tokens(vq.with_noise(latent, codes, draw)),
+        )  # fmt: skip
+
+
+@pytest.mark.parametrize("name", FULL)
+def test_record_has_the_published_sizes(name: str) -> None:
+    case = load_case(name)
+    published = MODELS.get(case.about["model"])
+    assert record(case).options == published.options
+    assert case.config["image_size"] == published.preprocess.size
+
+
+def wrapped(tensors: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+    return {f"module.{key}": value for key, value in tensors.items()}
+
+
+@pytest.mark.parametrize("name", SMALL)
+def test_encoder_from_a_file_gives_the_published_tokens(name: str, tmp_path: Path) -> None:
+    case = load_case(name)
+    spec, tensors, file = record(case), tensors_of(case), tmp_path / "weights.pt"
+    for form in (tensors, wrapped(tensors), {"model": tensors, "step": 7}, {"model": wrapped(tensors)}):
+        torch.save(form, file)
+        latents = build(spec, ModelContext("cpu", "corrected", str(file))).encode(video_of(case, spec.preprocess))
+        case.check("tokens_no_noise", latents.tokens)
+        case.check("indices", latents.codes)
+
+
+UNIVLA_CASES, VILLA_CASES = model_cases("univla"), model_cases("villa-x")
+
+
+def assert_alone(encoder: Any, clips: torch.Tensor) -> None:
+    """Tokens and codes don't depend on the batch."""
+    whole, single = encoder.encode(clips), [encoder.encode(clip[None]) for clip in clips]
+    assert torch.equal(torch.cat([part.tokens for part in single]), whole.tokens)
+    assert torch.equal(torch.cat([part.codes for part in single]), whole.codes)
+
+
+@pytest.mark.parametrize("name", UNIVLA_CASES)
+def test_every_output_of_univla_equals_the_published_one(name: str, tmp_path: Path) -> None:
+    case = load_case(name)
+    encoder, clips = load_univla(case, tmp_path).author, video_of(case, MODELS.get("univla").preprocess)
+    latents, network = encoder.encode(clips), encoder.network
+    with torch.inference_mode():
+        features = encoder.features(clips)
+        encoded = network.encode(features)
+        controllable, uncontrollable = network.controllable(encoded), network.uncontrollable(encoded)
+    case.check_all(
+        patches=features, latent=controllable.latent, indices=latents.codes, tokens=latents.tokens,
+        latent_uncontrol=uncontrollable.latent, indices_uncontrol=uncontrollable.codes, encoder_output_codes=encoded,
+    )  # fmt: skip
+    if case.about["size"] == "small":
+        assert_alone(encoder, clips)
+
+
+def villa_clips(case: Case) -> torch.Tensor:
+    """The case's input as the record prepares it, without a resize."""
+    frames = np.floor(case.draw("clips", "floor(draw * 255) as uint8, (B, T, H, W, 3)") * np.float32(255))
+    return torch.from_numpy(
+        pre.normalise(np.moveaxis(frames.astype(np.uint8), -1, -3), MODELS.get("villa-x").preprocess)
+    )
+
+
+@pytest.mark.parametrize("name", VILLA_CASES)
+def test_every_output_of_villa_equals_the_published_one(name: str, tmp_path: Path) -> None:
+    case = load_case(name)
+    encoder, clips = open_villa(save_villa(case, tmp_path)).author, villa_clips(case)
+    latents, network = encoder.encode(clips), encoder.network
+    if case.about["size"] == "small":
+        assert_alone(encoder, clips)
+    clips = encoder.fitted(clips)
+    probe = fill.uniform(f"{case.about['input']['clips']['draw']}/vq_probe", (64, encoder.dim))
+    with torch.inference_mode():
+        continuous = network.latents(clips)
+        window = network.encoder.tokens(network.encoder.patches(clips[:, : network.window]))
+        _, nearest = network.quantize(torch.from_numpy(2 * probe - 1))
+    case.check_all(
+        encoder_tokens=window.flatten(0, 1), latent=continuous.flatten(2).unsqueeze(2), tokens=latents.tokens,
+        indices=latents.codes, vq_probe_indices=nearest, preprocessed_corner=clips[..., :4, :4],
+    )  # fmt: skip
+
+
+@pytest.mark.parametrize("name", VILLA_CASES)
+def test_fields_of_villa_and_their_defaults_are_the_published_ones(name: str) -> None:
+    case = load_case(name)
+    config, complete = VillaConfig(**case.config), dict(case.about["config_complete"])
+    patches = complete.pop("embed_tokens")
+    assert complete.pop("grid_size") ** 2 == patches == (config.resolution // config.patch_size) ** 2
+    assert {key: getattr(config, key) for key in VillaConfig.model_fields} == {
+        key: tuple(value) if isinstance(value, list) else value for key, value in complete.items()
+    }
+
+
+@pytest.mark.parametrize("name", [name for name in models_of_cases() if "_full" in name])
+def test_records_have_the_parameters_of_the_published_files(name: str) -> None:
+    """Decoders of training are counted, buffers and running averages of weights are not."""
+    about = load_case(name).about
+    if about["model"] in MODELS.names():
+        buffers = (*about.get("integer_keys", ()), ".beta", "num_batches_tracked", ".running_mean", ".running_var")
+        counted = [key for key in about["keys"] if "model_ema." not in key and not key.endswith(buffers)]
+        millions = sum(int(np.prod(about["keys"][key])) for key in counted) / 1e6
+        assert round(millions, 2) == MODELS.get(about["model"]).parameters_m
