@@ -10,7 +10,6 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
-import psutil
 import torch
 from torch import Tensor, nn
 
@@ -273,7 +272,7 @@ def check_memory(make: Callable[[], nn.Module], copies: int, batch: int, shape: 
     if device.startswith("cuda"):
         free = torch.cuda.mem_get_info(device)[0]
     else:
-        free = min(psutil.virtual_memory().available, memory_bytes())
+        free = memory_bytes(free=True)
     if trained + batches > free:
         raise UsageError(
             f"A probe of {weights / 1e9:.2f} billion weights on latents of shape {shape} needs {trained / 1e9:.1f} GB "
