@@ -213,12 +213,16 @@ class SampleTable:
     def _position(self) -> dict[int, int]:
         return {row: position for position, row in enumerate(self.rows)}
 
-    @cached_property
-    def _robots(self) -> list[str]:
+    def robots(self, unnamed: str = "") -> list[str]:
+        """The robot types as the table names them, with `unnamed` for empty cells."""
         column = embodiment_column(self.spec, list(self.frame.columns))
         if column is None:
             return [self.spec.embodiment] * len(self)
-        names = [cell.strip() for cell in self.frame[column]]
+        return [cell.strip() or unnamed for cell in self.frame[column]]
+
+    @cached_property
+    def _robots(self) -> list[str]:
+        names = self.robots()
         if self.spec.unnamed_robot is not None:
             pattern, robot = self.spec.unnamed_robot
             for position, name in enumerate(names):
