@@ -282,6 +282,7 @@ def write_relative(config: RelativeConfig, settings: Settings) -> RelativeReport
     where a later table's numbers replace an earlier one's.
     """
     spec = DATASETS.get(config.dataset)
+    per_robot = spec.actions.normalisation.stats_file is not None
     source = config.input_root or settings.path("DATA_DIR")
     out = config.output_root or source
     file = out / relative_stats_file(spec, config.frame)
@@ -297,10 +298,10 @@ def write_relative(config: RelativeConfig, settings: Settings) -> RelativeReport
             continue
         if not found:
             raise LaryError(f"None of the actions of {csv} can be read, such as: {report.failures[0].reason}")
-        if spec.actions.normalisation.stats_file is None:
-            body = body or total(found).entry()
-        else:
+        if per_robot:
             body.setdefault("robot_stats", {}).update({name: found[name].entry() for name in found})
+        else:
+            body = body or total(found).entry()
     if body:
         write_json(file, header | body)
     return RelativeReport(tuple(reports), file if body else None)
