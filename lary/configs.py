@@ -33,8 +33,6 @@ LatentDtype = Literal["float32", "float16", "bfloat16"]
 AnalysisKind = Literal["all", "frequency", "gap", "attention", "stride", "codebook", "trajectories"]
 
 Config = TypeVar("Config")
-OPTIONS = "Options"
-"""The box of the help for options that are in no other."""
 WRITTEN = ("seeds", "gpus")
 """Options whose value is text on the command line, and may be a number or a list of numbers elsewhere."""
 
@@ -64,7 +62,7 @@ class Options:
     def __init_subclass__(cls) -> None:
         boxes, own = help_texts()["boxes"], help_texts()["classes"].get(cls.__name__, {})
         for name, hint in cls.__annotations__.items():
-            box = next((title for title, texts in boxes.items() if name in texts), OPTIONS)
+            box = next((title for title, texts in boxes.items() if name in texts), "Options")
             text = own.get(name, boxes[box].get(name, ""))
             group = Group(box, sort_key=list(boxes).index(box))
             cls.__annotations__[name] = Annotated[hint, Parameter(help=text, group=group)]

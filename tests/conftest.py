@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Iterator
 
 # Two test processes with two threads each would fight over two cores; a worker inherits what its controller has set.
 if "PYTEST_XDIST_WORKER" in os.environ:
@@ -24,10 +25,11 @@ def clean_environment(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("lary.registry._plugins", {})  # those of other tests are not for the processes of this one
 
 
-@pytest.fixture
-def no_figures(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Probes draw no pictures: they take seconds each and have tests of their own."""
-    from lary.results import figures
+@pytest.fixture(scope="module")
+def no_figures() -> Iterator[None]:
+    """Pictures are written, but nothing is drawn on them: that takes seconds each, and they have tests of their own."""
+    import matplotlib.figure
 
-    for name in ("trajectory_figure", "trajectory_book", "confusion_figure"):
-        monkeypatch.setattr(figures, name, lambda *_: b"")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(matplotlib.figure.Figure, "draw", lambda *_: None)
+        yield

@@ -32,10 +32,9 @@ LAYERS = (
     ("cli",),
 )
 APART = (("models", "data"), ("data", "models"), ("probes", "models"))
-# Goals that don't hold yet: 22,000 lines, 100 modules, 160,000 tokens, 43 characters per line, 12,000 lines of tests.
 LIMITS = {
-    "lines": 29_150, "modules": 133, "tokens": 213_000, "characters per line": 44.6, "longest module": 400,
-    "templates, scripts and styles": 900, "lines of tests": 18_300, "lines of utils/ and benchmarks/": 2_422,
+    "lines": 22_000, "modules": 100, "tokens": 160_000, "characters per line": 43, "longest module": 400,
+    "templates, scripts and styles": 900, "lines of tests": 12_000, "lines of utils/ and benchmarks/": 2_422,
     "words of the README": 1_000,
 }  # fmt: skip
 """Budgets of the whole; they only ever become smaller, but for allowances that an issue names."""

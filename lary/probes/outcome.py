@@ -140,12 +140,12 @@ def mse_per_group(predicted: Floats, targets: Floats, groups: Mapping[str, tuple
     return {name: float(np.mean(per_dim[list(dims)])) for name, dims in groups.items()}
 
 
-def huber_loss(predicted: Floats, targets: Floats, batch_size: int, delta: float = 1.0) -> float:
+def huber_loss(predicted: Floats, targets: Floats, batch_size: int) -> float:
     """The published validation loss: the mean over batches, in order, of each batch's mean Huber loss.
 
     A small last batch counts as much as a full one.
     """
     size = np.abs(predicted - targets)
-    loss = np.where(size < delta, 0.5 * np.square(size), delta * (size - 0.5 * delta))
+    loss = np.where(size < 1, 0.5 * np.square(size), size - 0.5)
     starts = range(0, len(loss), batch_size)
     return float(np.mean([np.mean(loss[start : start + batch_size], dtype=np.float64) for start in starts]))

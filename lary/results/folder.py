@@ -148,9 +148,8 @@ class FinishedRun:
     @property
     def about(self) -> str:
         """The settings for the title of a figure."""
-        protocol, preset, mode, probe = self.settings
-        parts = [f"protocol {protocol}", f"preset {preset}", mode and f"{mode} actions", probe and f"{probe} probe"]
-        return ", ".join(filter(None, parts))
+        names = ("protocol", "preset", "actions", "probe")
+        return ", ".join(f"{name} {own}" for name, own in zip(names, self.settings, strict=True) if own)
 
     def file(self, name: str) -> Path:
         """A file that the result names, checked against its digest. Raises LaryError.

@@ -15,7 +15,7 @@ from __future__ import annotations
 import math
 import re
 from collections.abc import Sequence
-from dataclasses import dataclass, fields, replace
+from dataclasses import dataclass, fields
 from pathlib import PurePosixPath
 from typing import Any
 
@@ -35,8 +35,6 @@ from lary.results.report import dataset_title
 from lary.runtime import log, progress
 from lary.types import LaryError, MediaError, UsageError
 
-SIDE = 224
-"""Pixels of a drawn frame at least."""
 OPACITY = 0.6
 BRIGHTEST = 99.5
 """Percentile with the brightest colour: single peaks would darken all else."""
@@ -104,8 +102,6 @@ def _write_maps(run: FinishedRun, context: Context, known: dict[str, None]) -> F
     frames = len(split.table[0].frame_index) or len(split.table[0].media)
     layout = layout_of(tuple(split.source.shape), frames, model)
     view = model.preprocessing(ref.protocol, split.table.spec.media)
-    if view.short_side is None and view.size < SIDE:  # fine enough for the eye
-        view = replace(view, size=SIDE, resize="cv2_area")
     samples, table, pictures = [], [], []
     for row, logits, weights in zip(rows, all_logits, all_weights, strict=True):
         sample, own = split.table[row], weights.reshape(len(layout.steps), layout.tokens)
@@ -122,9 +118,9 @@ def _write_maps(run: FinishedRun, context: Context, known: dict[str, None]) -> F
             }
         )
         for (step, token), weight in np.ndenumerate(own):
-            place = divmod(token, layout.side) if layout.side else (None, None)
-            names_of = {"sample": sample.id, "step": step, "token": token}
-            table.append({**names_of, "row": place[0], "column": place[1], "weight": float(weight)})
+            row_of, column = divmod(token, layout.side) if layout.side else (None, None)
+            place = {"sample": sample.id, "step": step, "token": token, "row": row_of, "column": column}
+            table.append({**place, "weight": float(weight)})
         pictures.append((own, _frames_as_seen(split, row, view)))
     facts = {
         "dataset": dataset.name,
@@ -299,8 +295,8 @@ def _write_episodes(context: Context, run: FinishedRun, chunks: Chunks, episodes
                 for step, place in np.ndindex(steps, size):
                     about = {"episode": episode, "sample": chunks.ids[row], "frame": start + step, "step": step}
                     about |= {"dimension": names[place], "unit": units[place]}
-                    values = {"predicted": chunks.predicted[row, step, place], "true": chunks.true[row, step, place]}
-                    table.append(about | {key: float(value) for key, value in values.items()})
+                    about |= {"predicted": float(chunks.predicted[row, step, place])}
+                    table.append(about | {"true": float(chunks.true[row, step, place])})
             for place, axes in enumerate(grid[:, column]):
                 # A NaN behind each chunk ends its line.
                 steps_at, true, predicted = (

@@ -91,14 +91,6 @@ def test_classification(root: Path) -> None:
         assert (folder / name).exists()
 
 
-def test_a_second_run_redoes_nothing(root: Path) -> None:
-    files = (root / REGRESSION / "result.json", *(root / "latent_actions/calvin/val").rglob("*.npz"))
-    before = [file.stat().st_mtime_ns for file in files]
-    for command in PAIRS[1:]:
-        run(command, root)
-    assert [file.stat().st_mtime_ns for file in files] == before
-
-
 def test_table_of_the_published_code_is_read(root: Path) -> None:
     """Bare la_path, no images/ and actions/ in the paths, latents under stride_5, written by another program."""
     for split in ("train", "val"):

@@ -19,6 +19,7 @@ import pytest
 from tests.golden.golden import COMMANDS, FILES, Golden, Place, differences, numbers_of
 from tests.tree import make_calvin, make_robot
 
+pytestmark = pytest.mark.usefixtures("no_figures")
 GOLDEN = Golden("probes", digits=6, rel=1e-4, scaled=False)
 LATENTS = (("pixels", "calvin"), ("pixels", "robot_1st"), ("frame-difference", "robot_1st"))
 CONTROLS = "controls --model pixels --dataset calvin --model-type ridge DEMO --seeds 0"

@@ -38,6 +38,7 @@ MODES = {
 }
 ROWS = 6
 GOLDEN = Golden("targets")
+pytestmark = pytest.mark.usefixtures("no_figures")
 
 
 def write_dataset(root: Path, name: str, layout: Layout) -> None:

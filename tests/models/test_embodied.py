@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import logging
-import shutil
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -92,7 +91,6 @@ def test_villa_refuses_another_architecture_and_names_unknown_fields(
         open_villa(save_villa(VILLA, tmp_path, proprio_dim=7, grid_size=2))
     assert "proprio_dim" in caplog.text
     assert "grid_size" not in caplog.text
-    shutil.copy(tmp_path / "model_config.json", tmp_path / "kept.json")
     (tmp_path / "model_config.json").write_text(json.dumps({"architecture": "ActorModel", "config": VILLA.config}))
     with pytest.raises(LaryError, match="not the configuration of a villa-X latent action model"):
         open_villa(tmp_path)

@@ -13,8 +13,9 @@ import lary as package
 from lary.models.overview import published_numbers
 from lary.models.spec import MODELS
 from tests.helpers import lary
-from tests.models.test_spec import EXAMPLE, ROOT, SOUND, write_plugin
+from tests.models.test_spec import EXAMPLE, ROOT, SOUND, forget_plugins, write_plugin
 
+__all__ = ["forget_plugins"]
 HEAVY = ("torch", "transformers", "diffusers", "numpy", "pandas", "pydantic", "cv2", "huggingface_hub")
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -16,6 +17,16 @@ from tests.tree import make_calvin, make_robot
 ROOT = Path(__file__).parents[2]
 EXAMPLE = ROOT / "examples" / "my_encoder.py"
 pytestmark = pytest.mark.usefixtures("forget_plugins")
+
+
+@pytest.fixture
+def forget_plugins(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """What a test registers is gone after it: other tests run over every record."""
+    MODELS.names()
+    monkeypatch.setattr(MODELS, "_records", dict(MODELS._records))
+    yield
+    for name in [name for name in sys.modules if name.startswith("lary_plugin_")]:
+        del sys.modules[name]
 
 
 @pytest.fixture(scope="module")

@@ -16,11 +16,9 @@ from lary.probes.training import launch
 from lary.results.folder import finished_run
 from lary.results.published import read_scores
 from lary.results.record import EvalResult, read_result
-from lary.results.summarise import regression_result
 from lary.runs.extract import extract
-from lary.runs.probe import regress, run_member, summary
+from lary.runs.probe import regress, run_member
 from lary.types import LaryError, UsageError
-from tests.fake_results import action_outcome, facts
 from tests.helpers import lary, rows_of, settings_of
 from tests.tree import make_calvin, make_robot, write_table
 
@@ -155,19 +153,3 @@ def test_a_folder_that_can_not_be_written_to_stops_a_probe_before_its_training(
     (tmp_path / "regression").touch()
     with pytest.raises(LaryError, match=r"Cannot write .*regression.*: "):
         run(place, tmp_path)
-
-
-def test_a_device_that_is_not_there_is_refused(place: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
-    monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
-    with pytest.raises(UsageError, match="--gpus 0,5: this machine has CUDA devices 0 to 1, not 5"):
-        run(place, tmp_path, gpus="0,5")
-
-
-def test_the_summary_shows_the_unseen_split() -> None:
-    result = regression_result(action_outcome(0.4), facts("pixels", "simarm"))
-    lines = summary(result).splitlines()
-    (seen,) = [line for line in lines if line.endswith("<- headline")]
-    value = result.selections[result.headline].metrics["unseen_mse"].text()
-    assert lines[lines.index(seen) + 1].split() == ["unseen_mse", *value.split()]
-    assert "unseen" not in summary(regression_result(action_outcome(0.4, unseen=False), facts("pixels", "calvin")))
