@@ -65,7 +65,7 @@ ATOMIC_CLASSES = tuple(sorted(INVERSE))
 """The 28 classes."""
 
 
-@dataclass(frozen=True, kw_only=True)
+@dataclass(frozen=True)
 class AtomicRule:
     """How a trajectory is cut into atomic motions: `MotionOptions`, checked.
 
@@ -81,25 +81,26 @@ class AtomicRule:
     deltas: bool = False
     settle: int = 8
 
+    def __post_init__(self) -> None:
+        if not 0 < self.threshold <= self.reach:
+            limit = f"more than 0 and at most --reach {self.reach:g}"
+            raise UsageError(f"--threshold {self.threshold:g}: expected {limit}.")
+        if self.settle < 1:
+            raise UsageError(f"--settle {self.settle}: must be at least 1.")
+        if sorted(axis[1:] for axis in self.axes) != ["x", "y", "z"] or any(axis[0] not in "+-" for axis in self.axes):
+            raise UsageError(f"--axes {','.join(self.axes)}: expected x, y and z with signs, such as +x,+y,+z.")
+
     @classmethod
     def of(cls, options: MotionOptions, grip: float = 0.5) -> AtomicRule:
         """The rule of a command, with the middle of the gripper's range. Raises UsageError."""
-        axes = tuple(part.strip() for part in options.axes.split(","))
-        if not 0 < options.threshold <= options.reach:
-            limit = f"more than 0 and at most --reach {options.reach:g}"
-            raise UsageError(f"--threshold {options.threshold:g}: expected {limit}.")
-        if options.settle < 1:
-            raise UsageError(f"--settle {options.settle}: must be at least 1.")
-        if sorted(axis[1:] for axis in axes) != ["x", "y", "z"] or any(axis[0] not in "+-" for axis in axes):
-            raise UsageError(f"--axes {options.axes}: expected x, y and z with signs, such as +x,+y,+z.")
         return cls(
-            threshold=options.threshold,
-            reach=options.reach,
-            axes=axes,
-            grip=grip if options.grip is None else options.grip,
-            open_high=options.gripper_high == "open",
-            deltas=options.deltas,
-            settle=options.settle,
+            options.threshold,
+            options.reach,
+            tuple(part.strip() for part in options.axes.split(",")),
+            grip if options.grip is None else options.grip,
+            options.gripper_high == "open",
+            options.deltas,
+            options.settle,
         )
 
 

@@ -71,6 +71,10 @@ class LeRobot:
         origin: repository on the hub that the folder is a snapshot of; empty for a folder of this machine.
         commit: of the repository.
 
+    Attributes:
+        cameras: keys of videos and images, in the data set's order.
+        vectors: keys of numbers of a fixed count per frame: actions and states.
+
     Raises:
         UsageError: the folder holds none, or one of a version that is not read.
         LaryError: its metadata are damaged.
@@ -90,17 +94,12 @@ class LeRobot:
             raise LaryError(f"{path} is wrong at '{where}', or not of v2 or v3: {first['msg']}.") from error
         self.version = int(self.meta.codebase_version[1])
         self.fps, self.features = self.meta.fps, self.meta.features
-
-    @property
-    def cameras(self) -> list[str]:
-        """Keys of videos and images, in the data set's order."""
-        return [key for key, feature in self.features.items() if feature.dtype in ("video", "image")]
-
-    @property
-    def vectors(self) -> list[str]:
-        """Keys of numbers of a fixed count per frame: actions and states."""
-        numbers = [key for key, feature in self.features.items() if feature.dtype.startswith(("float", "int"))]
-        return [key for key in numbers if len(self.features[key].shape) == 1 and key not in BOOKKEEPING]
+        self.cameras, self.vectors = [], []
+        for key, feature in self.features.items():
+            if feature.dtype in ("video", "image"):
+                self.cameras.append(key)
+            elif feature.dtype.startswith(("float", "int")) and len(feature.shape) == 1 and key not in BOOKKEEPING:
+                self.vectors.append(key)
 
     @cached_property
     def episodes(self) -> list[Episode]:
@@ -265,10 +264,9 @@ def frame_numbers(
     """
     import pandas
 
-    times = start + np.asarray(stamps, dtype=np.float64)
-    found = np.isfinite(times)
-    near = pandas.Index(seconds).get_indexer(times[found], method="nearest", tolerance=0.5 / fps)
-    if not found.all() or (near < 0).any():
+    times: Any = start + np.asarray(stamps, dtype=np.float64)
+    near = pandas.Index(seconds).get_indexer(times, method="nearest", tolerance=0.5 / fps)  # -1 where none is near
+    if (near < 0).any():
         raise MediaError(f"No frame is shown within half a frame of some row between {times[0]} and {times[-1]} s.")
     if (np.diff(near) <= 0).any():
         raise MediaError("Two rows of the episode fall on the same frame: rate and time stamps contradict each other.")
