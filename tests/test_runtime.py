@@ -1,7 +1,5 @@
 """The run around the work: the lines of the log, and the devices that are chosen and printed."""
 
-from __future__ import annotations
-
 import logging
 from pathlib import Path
 from types import SimpleNamespace

@@ -172,15 +172,21 @@ def belongs(path: str, spec: DatasetSpec) -> bool:
     def folded(text: str) -> str:  # names are spelled in several ways
         return re.sub(r"[^a-z0-9]", "", text.lower())
 
-    parts, folders = path.split("/"), known_folders([spec])
-    words = {folded(name) for name in (spec.name, *(folder.split("/")[1] for folder in folders))}
+    parts = path.split("/")
+    folders = [folder.split("/") for folder in known_folders([spec])]
+    words = {folded(name) for name in (spec.name, *(folder[1] for folder in folders))}
     tracks = {split.root.split("/")[0] for split in spec.splits.values()}
     track = next((part for part in parts if part in TRACKS), None)
-    return track in (None, *tracks) and any(word in folded(part) for word in words for part in parts)
+    if track is not None and track not in tracks:
+        return False
+    return any(word in folded(part) for word in words for part in parts)
 
 
 def choose(files: Sequence[RemoteFile], specs: Sequence[DatasetSpec], config: DownloadConfig) -> list[RemoteFile]:
-    """The files that are wanted: archives, tables, and what is in the folders of the layout. Raises UsageError."""
+    """The files that are wanted. Raises UsageError where there are none.
+
+    Archives, tables, and what is in the folders of the layout are data; the rest is documents.
+    """
     paths = []
     for file in files:
         tracks = set(TRACKS).intersection(file.path.split("/")[:-1])
@@ -201,8 +207,8 @@ def choose(files: Sequence[RemoteFile], specs: Sequence[DatasetSpec], config: Do
 def find_place(archive: str, folders: Sequence[str]) -> Callable[[str], str]:
     """Where the members of an archive belong below ``DATA_DIR``, among the folders of the layout.
 
-    In this order: a member names its track (``regression/calvin/...``); it starts with a folder of the
-    layout (``calvin/...``); the archive is in one or is called like one (``regression/calvin.tar``).
+    In this order: a member names its track (``regression/calvin/...``); it starts with a folder of
+    the layout (``calvin/...``); the archive is in one or is called like one (``regression/calvin.tar``).
     """
     short = {folder.split("/")[1]: folder for folder in folders if folder.count("/") == 1}
     path = PurePosixPath(archive)
@@ -211,14 +217,16 @@ def find_place(archive: str, folders: Sequence[str]) -> Callable[[str], str]:
     inner = f"{above}/{stem}" if f"{above}/{stem}" in folders else above or short.get(stem, "")
 
     def place(name: str) -> str:
-        parts = name.split("/")
-        if set(parts[:3]) & set(TRACKS):
+        first, *rest = name.split("/")
+        if {first, *rest[:2]} & set(TRACKS):
             return from_track(name)
-        root = short[parts[0]].split("/")[0] if parts[0] in short else above if parts[0] == stem else inner
+        root = above if first == stem else inner
+        if first in short:
+            root = short[first].split("/")[0]
         if not root:
             raise LaryError(
-                f"Nothing says where {archive} belongs, which holds {name}: unpack it by hand into the layout of "
-                "docs/guide-data.md."
+                f"Nothing says where {archive} belongs, which holds {name}: unpack it by hand into "
+                "the layout of docs/guide-data.md."
             )
         return f"{root}/{name}"
 
