@@ -156,7 +156,7 @@ def errors(name: str, predicted: Floats, targets: Floats, batch_size: int) -> di
 class RegressorTraining(ActionTraining):
     """An MLP or a DiT in training."""
 
-    def build(self) -> dict[str, Any]:
+    def build(self) -> list[Any]:
         inputs, settings = self.inputs, self.settings
         check_memory(self.make, 1, settings.batch_size, inputs.train.shape, self.device)
         self.network = self.make().to(self.device)
@@ -165,7 +165,7 @@ class RegressorTraining(ActionTraining):
         self.order = np.random.default_rng(self.session.seed)
         for _ in self.history:
             self.order.permutation(self.fit_rows)
-        return {"network": self.network, "optimizer": self.optimizer}
+        return [self.network, self.optimizer]
 
     def make(self) -> ActionExpertMLP | ActionExpertDiT:
         """The network for tokens and targets of these shapes."""
@@ -236,7 +236,7 @@ class RidgeTraining(ActionTraining):
     ever changes in training would blow up what is seen there for the first time.
     """
 
-    def build(self) -> dict[str, Any]:
+    def build(self) -> list[Any]:
         rows, size = self.fit_rows, math.prod(self.inputs.train.shape)
         needed, present = 8 * (2 * len(rows) * size + 2 * min(len(rows), size) ** 2), memory_bytes()
         if needed > RIDGE_SHARE * present:
@@ -254,7 +254,7 @@ class RidgeTraining(ActionTraining):
         features /= std
         self.features = features
         self.linear: dict[str, Values] = {"mean": mean, "std": std}
-        return {}
+        return []
 
     def weights(self) -> dict[str, Tensor]:
         return {name: torch.from_numpy(np.ascontiguousarray(value)) for name, value in self.linear.items()}
