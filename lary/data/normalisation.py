@@ -107,7 +107,7 @@ def load_normaliser(
         return Normaliser(where, shared=statistics_of({"mean": rule.mean, "std": rule.std}, size, where))
     if train is None:
         raise UsageError(f"Data set '{spec.name}' has no normalisation: give it constants or a statistics file.")
-    robots, _ = measure(train.embodiments(), read_actions(train))
+    robots, _ = measure(train.embodiments, read_actions(train))
     if not robots:
         raise LaryError(f"None of the action files of {train.path} can be read, so nothing can be normalised.")
     where = f"the training split {train.path}"
@@ -173,7 +173,7 @@ def load_targets(
     table: SampleTable, normaliser: Normaliser, mode: ActionMode = "absolute", frame: Frame = "world"
 ) -> Targets:
     """Read and normalise the actions of a split. Raises LaryError for an unknown robot type."""
-    space, robots = table.spec.actions, table.embodiments()
+    space, robots = table.spec.actions, table.embodiments
     for robot in dict.fromkeys(robots):
         try:
             normaliser.statistics(robot)
