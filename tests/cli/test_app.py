@@ -1,7 +1,5 @@
 """The command line as a whole: help in groups, the option names of version 0.1, exit codes, time to answer."""
 
-from __future__ import annotations
-
 import json
 import resource
 import subprocess

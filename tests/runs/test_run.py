@@ -1,7 +1,5 @@
 """``lary run``, both parts in one go, and ``lary demo`` as a whole."""
 
-from __future__ import annotations
-
 import json
 import os
 import subprocess
