@@ -45,8 +45,8 @@ BATCH = 32
 """Files per task of a thread: one is read in less time than a task takes."""
 
 
-def read_numbers(path: Path) -> Floats:
-    """The array of a .npy file as float32. Raises MediaError for all but finite numbers."""
+def read_numbers(path: Path, dtype: npt.DTypeLike = np.float32) -> npt.NDArray[Any]:
+    """The array of a .npy file, as float32 or another type. Raises MediaError for all but finite numbers."""
     try:
         data = read_limited(path, LARGEST_ACTIONS)
         values = array_of(io.BytesIO(data), len(data))
@@ -56,7 +56,7 @@ def read_numbers(path: Path) -> Floats:
     if values.dtype.kind not in "fiub":
         raise MediaError(f"The action file {path} holds no array of numbers.")
     with np.errstate(over="ignore"):
-        values = values.astype(np.float32)
+        values = values.astype(dtype)
     if not np.isfinite(values).all():
         raise MediaError(f"The action file {path} holds NaN or infinity.")
     return values

@@ -14,7 +14,6 @@ import itertools
 import os
 import re
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass
 from fractions import Fraction
 from pathlib import Path, PurePosixPath
 from typing import Any, Literal, NamedTuple
@@ -56,14 +55,6 @@ MPEG4_TICKS = 65535
 """Largest number of ticks a second in MPEG-4 (ISO/IEC 14496-2)."""
 
 
-class Span(NamedTuple):
-    """A part of a recording: its line (from 0), its start and duration in seconds."""
-
-    line: int
-    start: float
-    duration: float
-
-
 class Task(NamedTuple):
     """A clip to make: recording, start and duration in seconds, file, and direction."""
 
@@ -79,8 +70,8 @@ class Task(NamedTuple):
         return self.out.with_name(self.out.name.removesuffix(REVERSED + SUFFIX) + SUFFIX) if self.reverse else self.out
 
 
-def parse_clips(value: object, times: Times = "clock") -> list[Span]:
-    """The spans of a cell of the seed table, by line; lines without one are skipped.
+def parse_clips(value: object, times: Times = "clock") -> list[tuple[int, float, float]]:
+    """Line (from 0), start and duration in seconds of the spans of a cell of the seed table.
 
     The first range of a line counts. Under ``clock``, a line whose times have colons is
     read as minutes and seconds; ``published`` reads the numbers at the colons' edges, as
@@ -98,7 +89,7 @@ def parse_clips(value: object, times: Times = "clock") -> list[Span]:
         )
         duration = round(end - start, 2)
         if duration > 0:
-            found.append(Span(number, start, duration))
+            found.append((number, start, duration))
     return found
 
 
@@ -119,19 +110,18 @@ def clip_tasks(
         if source == EGODEX:  # its recordings are in folders of tasks
             stem = f"{source}/{path.stem}/{row}"
             inner = str(path).split(UNPACKED, 1)[1] if UNPACKED in str(path) else path.name
-        for span in parse_clips(text, times):
-            for ending, reverse in ((SUFFIX, False), (REVERSED + SUFFIX, True)):
-                name = f"{stem}_{span.line}{ending}"
+        for line, start, duration in parse_clips(text, times):
+            for ending in (SUFFIX, REVERSED + SUFFIX):
+                name = f"{stem}_{line}{ending}"
                 if name in wanted:
                     # Both come from tables, which are untrusted: neither may lead out of
                     # its folder.
                     recording, target = inside(root, inner), inside(out, name)
-                    tasks.append(Task(recording, span.start, span.duration, target, reverse))
+                    tasks.append(Task(recording, start, duration, target, ending != SUFFIX))
     return tasks
 
 
-@dataclass(frozen=True)
-class ClipReport:
+class ClipReport(NamedTuple):
     """Clips asked for, made now and there before; the failures, and their list."""
 
     wanted: int
@@ -148,11 +138,12 @@ def prepare_clips(config: ClipConfig, settings: Settings) -> ClipReport:
     clip, which is cut too where only the reversed one is named. Raises UsageError.
     """
     folder = settings.path("LARY_ROOT") / "data"
-    sources = {
-        SOURCES[0]: (config.ssv2_root, config.seed_ssv2 or folder / "seed_ssv2.csv"),
-        EGODEX: (config.egodex_root, config.seed_egodex or folder / "seed_egodex.csv"),
+    seed_tables = {
+        SOURCES[0]: config.seed_ssv2 or folder / "seed_ssv2.csv",
+        EGODEX: config.seed_egodex or folder / "seed_egodex.csv",
     }
-    roots = {name: root for name, (root, _) in sources.items() if root is not None}
+    given = zip(SOURCES, (config.ssv2_root, config.egodex_root), strict=True)
+    roots = {name: root for name, root in given if root is not None}
     if not roots:
         raise UsageError("Name --ssv2-root, --egodex-root or both: the folders of the recordings.")
     for name, root in roots.items():
@@ -166,7 +157,7 @@ def prepare_clips(config: ClipConfig, settings: Settings) -> ClipReport:
     wanted = frozenset(path.strip().replace("\\", "/") for source, path in rows if source.strip() in roots)
     groups: dict[Path, list[Task]] = {}
     for source, root in roots.items():
-        seeds = read_columns(sources[source][1], "video_path", "seed_output")
+        seeds = read_columns(seed_tables[source], "video_path", "seed_output")
         for task in clip_tasks(source, seeds, root, out, wanted, config.times):
             groups.setdefault(task.forward, []).append(task)
     named = {task.out.relative_to(out).as_posix() for group in groups.values() for task in group}
@@ -184,13 +175,10 @@ def prepare_clips(config: ClipConfig, settings: Settings) -> ClipReport:
     return ClipReport(len(wanted), made, kept, failures, listed)
 
 
-def read_columns(table: Path, *names: str) -> list[tuple[str, ...]]:
-    """Some columns of a CSV. Raises UsageError if there is none of a name."""
-    frame = read_frame(table)
-    for name in names:
-        if name not in frame.columns:
-            raise UsageError(f"{table} has no column '{name}'; it has: {', '.join(frame.columns)}.")
-    return list(zip(*(frame[name].tolist() for name in names), strict=True))
+def read_columns(table: Path, *names: str) -> list[list[str]]:
+    """The rows of some columns of a CSV. Raises UsageError if there is none of a name."""
+    rows: list[list[str]] = read_frame(table, needed=names)[list(names)].to_numpy(dtype=object).tolist()
+    return rows
 
 
 def make_clips(tasks: Sequence[Task]) -> dict[Path, str]:

@@ -11,11 +11,10 @@ import os
 import stat
 import threading
 from bisect import bisect_right
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -32,7 +31,7 @@ SEEKABLE = frozenset({"av1", "ffv1", "h264", "hevc", "mjpeg", "mpeg4", "vp9"})
 """Codecs that store one shown frame per packet, so that packets number the frames."""
 
 BYTES_KEPT = 64_000_000
-"""Packets of a clip are read once and kept; those of a longer video are read twice."""
+"""Packets of a clip are kept; a longer video is decoded from its start, without them."""
 
 
 def read_clip(
@@ -70,8 +69,7 @@ def read_frames(
     return images
 
 
-@dataclass(frozen=True)
-class FrameTable:
+class FrameTable(NamedTuple):
     """Where the frames of a video are, as its packets announce them.
 
     Attributes:
@@ -116,17 +114,16 @@ def video_frames(path: Path, frame_index: Sequence[int], *, clamp: bool = True) 
     """The wanted frames of a video, T times (H, W, 3) uint8 RGB, in the order asked for.
 
     The packets are read in full; pictures are decoded from the last key frame before a
-    wanted one on. Where packets don't number frames, all are decoded in order. Raises
-    MediaError, also for frames that differ in size.
+    wanted one on. Where packets don't number frames, or are too large to be kept, all are
+    decoded in order. Raises MediaError, also for frames that differ in size.
     """
     if min(frame_index) < 0:
         raise UsageError(f"Frame indices count from 0: {min(frame_index)} is none.")
+    frames = None
     with opened_video(path) as (container, stream):
-        table = scan_packets(container, stream, keep=True)
-        frames = None if table is None else pick_frames(stream, table, table.packets, frame_index)
-    if table is not None and not table.packets:
-        with opened_video(path) as (container, stream):
-            frames = pick_frames(stream, table, container.demux(stream), frame_index)
+        table = scan_packets(container, stream)
+        if table is not None and table.packets:
+            frames = pick_frames(stream, table, frame_index)
     if frames is None:
         with opened_video(path) as (container, stream):
             frames = decode_in_order(container, stream, frame_index)
@@ -138,16 +135,12 @@ def video_frames(path: Path, frame_index: Sequence[int], *, clamp: bool = True) 
     return [frames[min(index, last)] for index in frame_index]
 
 
-def scan_packets(container: Any, stream: Any, *, keep: bool = False) -> FrameTable | None:
-    """Read all packets once; None where they don't number the frames. Raises ValueError.
-
-    Args:
-        keep: whether the table holds the packets too, unless they are too large.
-    """
+def scan_packets(container: Any, stream: Any) -> FrameTable | None:
+    """Read all packets once; None where they don't number the frames. Raises ValueError."""
     stamps: list[int] = []
     keys: list[tuple[int, int]] = []
     packets: list[Any] = []
-    budget = BYTES_KEPT if keep else 0
+    budget = BYTES_KEPT
     countable = codec_name(stream) in SEEKABLE
     for number, packet in enumerate(container.demux(stream)):
         if packet.is_corrupt and packet.size:
@@ -201,14 +194,8 @@ def starts_afresh(packet: Any, stream: Any) -> bool:
     return False
 
 
-def pick_frames(
-    stream: Any, table: FrameTable, packets: Iterable[Any], frame_index: Sequence[int]
-) -> dict[int, Image] | None:
-    """The wanted frames by index; None where decoding doesn't give what was announced.
-
-    Args:
-        packets: of the whole file, in its order.
-    """
+def pick_frames(stream: Any, table: FrameTable, frame_index: Sequence[int]) -> dict[int, Image] | None:
+    """The wanted frames by index; None where decoding doesn't give what was announced."""
     last, context = len(table.stamps) - 1, stream.codec_context
     missing = sorted({min(index, last) for index in frame_index})
     index_of = {table.stamps[index]: index for index in missing}
@@ -216,7 +203,7 @@ def pick_frames(
     # that none needs are skipped. HEVC says it for one temporal layer only.
     droppable = codec_name(stream) == "h264"
     found: dict[int, Image] = {}
-    for number, packet in enumerate(packets):
+    for number, packet in enumerate(table.packets):
         start = table.starts[bisect_right(table.seeks, missing[0]) - 1]
         if number < start:
             continue

@@ -12,7 +12,6 @@ from __future__ import annotations
 import io
 from collections.abc import Iterable, Iterator
 from contextlib import suppress
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal, NamedTuple
 
@@ -160,8 +159,7 @@ def sample_video(path: Path, count: int = FRAMES, method: Method = "motion", cac
     return Sampled(indices, differences)
 
 
-@dataclass(frozen=True)
-class IndexReport:
+class IndexReport(NamedTuple):
     """What was written: the table, its rows, and the rows that were left out and why."""
 
     out: Path
@@ -175,9 +173,7 @@ def write_indices(table: Path, config: IndicesConfig, settings: Settings) -> Ind
     Clips that fail are left out and named. Raises UsageError.
     """
     root = config.root or settings.path("DATA_DIR") / "classification"
-    frame = read_frame(table)
-    if VIDEO_COLUMN not in frame:
-        raise UsageError(f"{table} has no column '{VIDEO_COLUMN}'; it has: {', '.join(frame.columns)}.")
+    frame = read_frame(table, needed=(VIDEO_COLUMN,))
     if config.frames < 1 or config.workers < 1:
         raise UsageError("--frames and --workers must be at least 1.")
     out = config.out or table.with_name(f"{table.stem}_indices.csv")

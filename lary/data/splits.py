@@ -108,15 +108,13 @@ def write_split(table: Path, config: SplitConfig) -> SplitReport:
     if len({path.resolve() for path in (*targets, table)}) < 3:
         raise UsageError(f"--train {targets[0]}, --val {targets[1]} and the table {table} must be three files.")
     spec = None if config.dataset is None else DATASETS.get(config.dataset)
-    columns, rows = tables.read_csv(table)
+    columns, rows = tables.read_csv(table, () if config.stratify is None else (config.stratify,))
     media = next((names[0] for names in tables.MEDIA_COLUMNS.values() if names[0] in columns), None)
     if media is None:
         raise UsageError(f"{table} has neither of the columns src_img and video_path.")
     clips = media in tables.MEDIA_COLUMNS["clip"]
     labelled = clips if spec is None else isinstance(spec.target, LabelSpace)
     column = config.stratify or (tables.TARGET_COLUMN if labelled else None)
-    if column is not None and column not in columns:
-        raise UsageError(f"{table} has no column '{column}' to stratify by; it has: {', '.join(columns)}.")
     strata = None if column is None else [row[columns.index(column)] for row in rows]
     share = config.share if config.share is not None else CLIPS if clips else PAIRS
     groups = list(map(str, range(len(rows))))

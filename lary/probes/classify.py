@@ -226,9 +226,6 @@ class ClassifierTraining(Training):
             name: ClassPredictions(pick["epoch"], pick["head"], pick["values"].numpy())
             for name, pick in self.picks.items()
         }
-        for name, pick in self.picks.items():
-            best = self.history[pick["epoch"] - 1]["validation_accuracy"][pick["head"]]
-            self.log({f"final/{name}_top1": best})
         counts = np.bincount(inputs.train_targets, minlength=len(inputs.classes)).astype(np.int64)
         warnings = []
         unseen = np.setdiff1d(inputs.labels, inputs.train_targets)

@@ -124,7 +124,6 @@ class ActionTraining(Training):
         """The outcome of the picked epochs."""
         inputs = self.inputs
         rows = {name: self.history[pick["epoch"] - 1] for name, pick in self.picks.items()}
-        self.log({f"final/{name}_{SEEN}_mse": row[f"{SEEN}_mse"] for name, row in rows.items()})
         mean_action = inputs.train_targets.mean(axis=0, dtype=np.float64).astype(np.float32)
         splits = {}
         for role, split in inputs.evaluated.items():

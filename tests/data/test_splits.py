@@ -107,7 +107,7 @@ def test_wrong_requests_are_named(tmp_path: Path) -> None:
     for options, words in (
         ({"train": table}, "three files"),
         ({"stratify": "src_img"}, "can't be split so"),
-        ({"stratify": "verb"}, "no column 'verb' to stratify by; it has: src_img, tgt_img, action"),
+        ({"stratify": "verb"}, "no column 'verb'; it has: src_img, tgt_img, action"),
         ({"by": "episode", "share": 1.0}, "--test-size 1.0: expected a share between 0 and 1"),
         ({"by": "episode", "share": 1e-4, "dataset": "libero"}, "too few to put a share of 0.0001"),
     ):

@@ -73,7 +73,7 @@ def test_cells_are_those_of_the_csv_module(tmp_path: Path, text: str) -> None:
     ("text", "words"),
     [
         ("", "is empty"), ("\n", "is empty"), (HEADER, "is empty"), (HEADER.strip(), "is empty"),
-        ("src_img,action\na,open\n", r"no column 'tgt_img', which two needs; it has: src_img, action"),
+        ("src_img,action\na,open\n", r"no column 'tgt_img'; it has: src_img, action"),
         ("src_img, src_img,action\na,b,open\n", "names a column twice"),
         (HEADER + "a,b,open\na,b\n", r"row 2 \(line 3\): 2 cells under 3 column names; quote cells"),
         (HEADER + "a,b,c,open\n", r"row 1 \(line 2\): 4 cells under 3"),
