@@ -110,7 +110,7 @@ def test_targets(name: str, tmp_path: Path) -> None:
     for key, entry in case.about["input"].items():
         table, mode = lay_out(tmp_path / key, entry), entry["mode"]
         normaliser = load_normaliser(table.spec, tmp_path / key, mode)
-        known = [normaliser.shared is not None or robot in normaliser.robots for robot in table.embodiments()]
+        known = [normaliser.shared is not None or robot in normaliser.robots for robot in table.embodiments]
         found, size = np.empty_like(case.arrays[key]), len(table.spec.actions.dims)
         plain = Normaliser("the test", shared=Statistics(np.zeros(size), np.ones(size)))  # asked for by name
         for chosen, rows in ((normaliser, np.flatnonzero(known)), (plain, np.flatnonzero(~np.array(known)))):
