@@ -1,7 +1,5 @@
 """What all tests share: no variable of the user's environment leaks into a test, one thread does the arithmetic."""
 
-from __future__ import annotations
-
 import os
 from collections.abc import Iterator
 

@@ -1,7 +1,5 @@
 """Writes tiny LeRobot data sets in the formats v2.1 and v3.0: videos in H.264 or AV1, or images; two cameras."""
 
-from __future__ import annotations
-
 import io
 import json
 from pathlib import Path

@@ -1,7 +1,5 @@
 """Commands in the documents are ones that the command line takes, and links lead to files that are there."""
 
-from __future__ import annotations
-
 import ast
 import os
 import re

@@ -1,7 +1,5 @@
 """What version 0.1 wrote, in `fixtures/v0_1`, is read and taken up through commands."""
 
-from __future__ import annotations
-
 import copy
 import re
 import shutil

@@ -1,7 +1,5 @@
 """The public interface of `lary`: its exports, its cost, and the typed results and tables that notebooks get."""
 
-from __future__ import annotations
-
 import importlib
 import pkgutil
 import subprocess

@@ -1,7 +1,5 @@
 """Guards of the structure: budgets of the whole, direction of imports, names in records only, light imports."""
 
-from __future__ import annotations
-
 import ast
 import subprocess
 import sys

@@ -18,25 +18,23 @@ import pytest
 
 from lary.data.fetch import MANIFEST, accept, belongs, downloadable, find_place, known_folders
 from lary.types import LaryError, UsageError
+from tests.data.test_archives import member, tree
 from tests.helpers import lary
 
 COMMIT = "c0ffee" + "0" * 34
 
 
-def tar_of(name: str, content: bytes, link: str = "") -> bytes:
-    out, entry = io.BytesIO(), tarfile.TarInfo("calvin/out")
-    entry.type, entry.linkname = tarfile.SYMTYPE, link
+def tar_of(*members: tuple[tarfile.TarInfo, bytes]) -> bytes:
+    out = io.BytesIO()
     with tarfile.open(fileobj=out, mode="w") as tar:
-        file = tarfile.TarInfo(name)
-        file.size = len(content)
-        tar.addfile(file, io.BytesIO(content))
-        if link:
-            tar.addfile(entry)
+        for entry, content in members:
+            tar.addfile(entry, io.BytesIO(content))
     return out.getvalue()
 
 
-CALVIN = tar_of("calvin/train_stride5/images/ep_0/frame_000000.png", b"pixels")
-AGIBOT = tar_of("task_1/images/ep_1/frame_000000.png", b"agibot")
+CALVIN = tar_of(member("calvin/train_stride5/images/ep_0/frame_000000.png", b"pixels"))
+AGIBOT = tar_of(member("task_1/images/ep_1/frame_000000.png", b"agibot"))
+LINK = tar_of(member("calvin/a.png", b"x"), member("calvin/out", kind=tarfile.SYMTYPE))
 TABLE, CLIP = "data/calvin_metadata_train.csv", "classification/AgiBotWorld-Beta/1.mp4"
 CONTENT = {
     "README.md": b"card", ".gitattributes": b"", "regression/calvin.tar": CALVIN, CLIP: b"video",
@@ -105,10 +103,6 @@ def download(root: Path, *words: str, code: int = 0, accept: bool = True) -> str
     done = lary("data", "download", *words, *(["--accept-licenses"] if accept else []), root=root)
     assert done.code == code, done
     return done.out + done.err
-
-
-def tree(folder: Path) -> dict[str, bytes]:
-    return {path.relative_to(folder).as_posix(): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
 
 
 def test_terms_name_every_source_and_are_accepted_first(
@@ -214,10 +208,8 @@ def test_what_is_damaged_or_refused_costs_itself_alone(tmp_path: Path, hub: Fake
         assert words in out
     assert "2 files fetched, 2 were there, 1 archives" in download(tmp_path)
     assert {path: data for path, data in tree(tmp_path / "data").items() if path != MANIFEST} == WHOLE
-    hub.content |= {
-        "regression/calvin.tar": tar_of("calvin/a.png", b"x", link="/"), "misc.tar": tar_of("stuff/a", b"x"),
-        "../evil.tar": b"", "regression/../../evil.csv": b"",
-    }  # fmt: skip
+    hub.content["regression/calvin.tar"], hub.content["misc.tar"] = LINK, tar_of(member("stuff/a", b"x"))
+    hub.content |= {"../evil.tar": b"", "regression/../../evil.csv": b""}
     out = download(tmp_path, code=1)
     for words in ("regression/calvin.tar: The archive calvin.tar holds a link", "0 archives unpacked, 4 failed",
                   "misc.tar belongs, which holds stuff/a: unpack", "leaves its root"):  # fmt: skip
@@ -239,17 +231,18 @@ def test_what_stops_a_download(tmp_path: Path, hub: FakeHub, monkeypatch: pytest
     assert own.read_bytes() == b"mine", "a table of one's own is not replaced"
 
 
-def test_a_folder_holds_one_repository_and_archives_can_be_kept(tmp_path: Path, hub: FakeHub) -> None:
+def test_a_folder_holds_one_repository_and_archives_can_be_kept(
+    tmp_path: Path, hub: FakeHub, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """ModelScope is another one, and is read by its own library."""
     download(tmp_path, "--keep-archives")
     assert (tmp_path / "data" / ".lary_download" / "regression" / "calvin.tar").read_bytes() == CALVIN
     assert "another DATA_DIR" in download(tmp_path, "--repo", "other/name", code=2)
-    for text, code, words in (("[]", 1, "damaged"), ('{"version": 9, "files": {}}', 2, "update lary")):
-        (tmp_path / "data" / MANIFEST).write_text(text)
-        assert words in download(tmp_path, code=code)
-
-
-def test_modelscope_by_its_own_library(tmp_path: Path, hub: FakeHub, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "modelscope_hub", None)
     assert "pip install 'lary[modelscope]'" in download(tmp_path, "--source", "modelscope", code=2)
     monkeypatch.setitem(sys.modules, "modelscope_hub", Entry(HubApi=lambda: hub))
-    assert "at master: 5 files fetched" in download(tmp_path, "--source", "modelscope")
+    assert "another DATA_DIR" in download(tmp_path, "--source", "modelscope", code=2)
+    assert "at master: 5 files fetched" in download(tmp_path / "own", "--source", "modelscope")
+    for text, code, words in (("[]", 1, "damaged"), ('{"version": 9, "files": {}}', 2, "update lary")):
+        (tmp_path / "data" / MANIFEST).write_text(text)
+        assert words in download(tmp_path, code=code)

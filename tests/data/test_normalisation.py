@@ -23,13 +23,8 @@ from tests.tree import make_calvin, write_table
 
 
 def test_targets_of_two_robots(tmp_path: Path) -> None:
-    chunks: list[Any] = [
-        draw(4, 3, seed=1),
-        draw(4, 3, seed=2),
-        None,
-        draw(2, 3),
-        *(draw(4, 3, seed=seed) for seed in range(500)),
-    ]
+    chunks: list[Any] = [draw(4, 3, seed=seed) for seed in range(504)]
+    chunks[2:4] = [None, draw(2, 3)]
     table = arm_table(tmp_path, chunks, ["a", "b", "a", "b", *"b" * 500])
     stats = {"robot_stats": {"a": {"mean": [1, 2, 3], "std": [1, 2, 0]}, "b": {"mean": [0, 0, 0], "std": [2, 2, 2]}}}
     (tmp_path / "stats.json").write_text(json.dumps(stats))
@@ -59,8 +54,8 @@ def test_robot_without_statistics_is_an_error(tmp_path: Path) -> None:
     ("text", "per_robot", "words"),
     [
         (None, True, "do not exist. Make them with: make them"), ("{", True, "can't be read"),
-        ("[]", True, "no JSON object"), ("{}", True, "no robot type"),
-        ('{"robot_stats": {"a": {"mean": [0], "std": [1]}}}', True, "'a', are not 3 finite .*but 1, as"),
+        ("[]", True, "no robot type"), ("{}", True, "no robot type"),
+        ('{"robot_stats": {"a": {"mean": [0], "std": [1]}}}', True, "'a', are not 3 finite .*but 1. Make them"),
         ('{"a": {"mean": [0, 0, 0], "std": [1, 1, NaN]}}', True, "are not 3 finite"),
         ('{"a": {"mean": [0, 0, 0], "std": [1, 1, -1]}}', True, "are not 3 finite"),
         ('{"a": {"mean": "abc", "std": [1, 1, 1]}}', True, "are not 3 finite"),
@@ -116,11 +111,9 @@ def test_rows_that_lost_their_robot_are_read_as_the_record_says(tmp_path: Path) 
         path.parent.mkdir(parents=True, exist_ok=True)
         np.save(path, draw(10, 12, seed=number))
     lost = [name == "" for name in table.frame["robot_type"]]
-    assert [name == "G1edu-u3" for name in table.embodiments()] == lost
-    assert True in lost
+    assert [name == "G1edu-u3" for name in table.embodiments] == lost
     report = normalisation.measure_table(spec, source, tmp_path)
-    assert "nan" in report.robots, "the file has the published key"
-    assert "G1edu-u3" not in report.robots
+    assert sorted(report.robots) == sorted({name or "nan" for name in table.frame["robot_type"]})
     normaliser = load_normaliser(spec, tmp_path)
     np.testing.assert_array_equal(normaliser.statistics("G1edu-u3").mean, normaliser.statistics("nan").mean)
     written = json.loads(report.out.read_text())

@@ -22,8 +22,8 @@ def test_tables_are_found_by_both_names(tmp_path: Path) -> None:
     folder = tmp_path / "data"
     folder.mkdir()
     for spec, split, explicit, words in (
-        (PAIR, "val", None, r"two_metadata_val\.csv nor .*two_val\.csv exists.*LARY_ROOT"),
-        (PAIR, "val", tmp_path / "other.csv", r"other\.csv does not exist"),
+        (PAIR, "val", None, r"no file .*two_metadata_val\.csv nor .*two_val\.csv.*LARY_ROOT"),
+        (PAIR, "val", tmp_path / "other.csv", r"no file .*other\.csv\. Check"),
         (PAIR, "train", None, "no split 'train'"),
         (DATASETS.get("calvin"), "val", None, "lary data download --include calvin"),
     ):
@@ -107,7 +107,7 @@ def test_wrong_requests_are_named(tmp_path: Path) -> None:
     for options, words in (
         ({"train": table}, "three files"),
         ({"stratify": "src_img"}, "can't be split so"),
-        ({"stratify": "verb"}, "no column 'verb' to stratify by; it has: src_img, tgt_img, action"),
+        ({"stratify": "verb"}, "no column 'verb'; it has: src_img, tgt_img, action"),
         ({"by": "episode", "share": 1.0}, "--test-size 1.0: expected a share between 0 and 1"),
         ({"by": "episode", "share": 1e-4, "dataset": "libero"}, "too few to put a share of 0.0001"),
     ):

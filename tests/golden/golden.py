@@ -1,7 +1,5 @@
 """What the golden tests share: a place to run commands in, expected values, what is in a file, tiny checkpoints."""
 
-from __future__ import annotations
-
 import hashlib
 import json
 import os

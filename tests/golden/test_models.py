@@ -1,7 +1,5 @@
 """Tokens and codes of every model, with tiny weights, of image pairs and clips, under both protocols."""
 
-from __future__ import annotations
-
 import shutil
 from pathlib import Path
 

@@ -3,8 +3,6 @@
 Sentences may be rewritten: they are compared by exit code, numbers and key words alone.
 """
 
-from __future__ import annotations
-
 import csv
 import json
 import re

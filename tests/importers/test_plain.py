@@ -18,6 +18,10 @@ LABELS = ("push", "pull")
 Rows = dict[str, list[dict[str, str]]]
 
 
+def counts(folder: Path, name: str) -> dict[str, int]:
+    return {split: len(found) for split, found in tables(folder, name).items()}
+
+
 def tables(folder: Path, name: str) -> Rows:
     paths = {split: folder / f"{name}_metadata_{split}.csv" for split in ("train", "val")}
     return {split: rows_of(path) for split, path in paths.items() if path.exists()}
@@ -40,23 +44,15 @@ def cut(source: Path, *words: str, code: int = 0) -> str:
     return done.out + done.err
 
 
-@pytest.mark.parametrize(
-    ("words", "rows"),
-    [(("pairs", "--stride", "4"), {"train": 9, "val": 3}), (("atomic", "--gripper", "3"), {"train": 12, "val": 4})],
-)
-def test_an_import_is_read_as_a_plug_in_and_leaks_nothing(
-    source: Path, words: tuple[str, ...], rows: dict[str, int]
-) -> None:
-    """Frames, actions and labels are compared with those of the golden outputs."""
+def test_an_import_is_read_as_a_plug_in_and_leaks_nothing(source: Path) -> None:
+    """Rows, frames, actions and labels are compared with those of the golden outputs."""
     out = source.parent / "out"
-    cut(source, *words, "--name", "mine", "--embodiment", "arm")
-    found = tables(out / "data", "mine")
-    assert {split: len(found[split]) for split in found} == rows
-    assert {row["embodiment"] for split in found for row in found[split]} == {"arm"}
-    if words[0] == "pairs":
-        assert load_record(out / "mine.json").actions.dims == ("a0", "a1", "a2", "a3")
-    folders = ("--lary-root", out, "--data-dir", out / "data")
-    assert lary("data", "audit", "mine", "--plugin", out / "mine.py", *folders).code == 0
+    for words in (("pairs", "--name", "steps", "--stride", "4"), ("atomic", "--name", "moves", "--gripper", "3")):
+        cut(source, *words, "--embodiment", "arm")
+        folders = ("--lary-root", out, "--data-dir", out / "data", "--plugin", out / f"{words[2]}.py")
+        assert lary("data", "audit", words[2], *folders).code == 0
+        assert {row["embodiment"] for row in tables(out / "data", words[2])["val"]} == {"arm"}
+    assert load_record(out / "steps.json").actions.dims == ("a0", "a1", "a2", "a3")
 
 
 def test_broken_episodes_are_named_and_left_out(source: Path) -> None:
@@ -73,7 +69,7 @@ def test_broken_episodes_are_named_and_left_out(source: Path) -> None:
     reasons = ("13 images but 5 rows", "NaN", "1 images and 1 videos", "0 images and 0 videos", "9 frames but 13 rows",
                "ep_2 twice", "5 dimensions, expected 4", "is broken", "8 episodes failed")  # fmt: skip
     assert [words for words in reasons if words not in text] == []
-    assert {split: len(found) for split, found in tables(source.parent / "out/data", "mine").items()} == {"train": 3}
+    assert counts(source.parent / "out/data", "mine") == {"train": 3}
 
 
 @pytest.mark.parametrize(
@@ -86,6 +82,11 @@ def test_broken_episodes_are_named_and_left_out(source: Path) -> None:
         (("atomic", "--gripper", "9"), 1, "no column 9"),
         (("atomic", "--position", "0,b,1"), 2, "--position b: the values are numbers"),
         (("atomic", "--position", "0,1"), 2, "--position 0,1"),
+        (("atomic", "--threshold", "0"), 2, "--threshold 0"),
+        (("atomic", "--threshold", "0.2", "--reach", "0.1"), 2, "at most --reach 0.1"),
+        (("atomic", "--settle", "0"), 2, "--settle 0"),
+        (("atomic", "--axes=+x,+x,+z"), 2, "--axes +x,+x,+z"),
+        (("atomic", "--axes", "x,y,z"), 2, "--axes x,y,z"),
     ],
 )
 def test_requests_that_are_refused(source: Path, words: tuple[str, ...], code: int, message: str) -> None:
@@ -99,7 +100,7 @@ def test_tables_are_replaced_only_with_overwrite(source: Path) -> None:
     cut(source, *words, "4")
     assert "--overwrite" in cut(source, *words, "4", code=2)
     cut(source, *words, "6", "--test-size", "0", "--overwrite")
-    assert {split: len(found) for split, found in tables(source.parent / "out/data", "mine").items()} == {"train": 8}
+    assert counts(source.parent / "out/data", "mine") == {"train": 8}
 
 
 # Videos
@@ -152,7 +153,7 @@ def test_columns_of_the_table_are_used(tmp_path: Path) -> None:
         table.write_text(table.read_text().replace("file,label", "clip,kind" if renamed else "file,label"))
         run(tmp_path, *(("--video-column", "clip", "--label-column", "kind") if renamed else ()))
         rows = tables(tmp_path / "data", "own")
-        assert {split: len(found) for split, found in rows.items()} == {"train": 5, "val": 3}
+        assert counts(tmp_path / "data", "own") == {"train": 5, "val": 3}
         assert {row["embodiment"] for row in rows["train"]} == {"arm", "hand"}
         assert {row["sample_indices"] for row in rows["val"]} == {"0,3,11"}
     assert load_record(tmp_path / "data/own_dataset.json").embodiment_column == "embodiment"

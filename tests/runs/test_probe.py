@@ -1,7 +1,5 @@
 """Probe runs from tables and latents to results: what is recorded, resumed, shared by processes, or refused."""
 
-from __future__ import annotations
-
 import json
 import shutil
 from pathlib import Path

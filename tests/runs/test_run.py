@@ -1,7 +1,5 @@
 """``lary run``, both parts in one go, and ``lary demo`` as a whole."""
 
-from __future__ import annotations
-
 import json
 import os
 import subprocess
@@ -52,7 +50,7 @@ def test_wrong_runs_are_refused_before_anything_is_written(tmp_path: Path, optio
 def test_options_of_run_are_those_of_its_parts() -> None:
     """A new option of the extraction or of a probe has to be given to ``lary run`` too, or be named here."""
     own = {field.name for field in fields(RunConfig)}
-    left_out = {"split", "input", "retry_failed"}
+    left_out = {"split", "input", "retry_failed", "dry_run"}
     assert {field.name for field in fields(ExtractConfig)} - own == left_out
     for part in (ClassifyConfig, RegressConfig):
         assert {field.name for field in fields(part)} - own <= {"dim", "classes"}

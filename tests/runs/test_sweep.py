@@ -1,7 +1,5 @@
 """``lary sweep``: many runs from a file, here and on Ray, what is left of them, and files that are refused."""
 
-from __future__ import annotations
-
 import json
 import shutil
 from pathlib import Path

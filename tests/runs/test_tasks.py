@@ -1,7 +1,5 @@
 """What probe runs read: wrong requests and wrong data are refused in a sentence; splits and frames that were chosen."""
 
-from __future__ import annotations
-
 import csv
 import shutil
 from collections.abc import Callable
