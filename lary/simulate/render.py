@@ -66,7 +66,7 @@ def dot(first: Array, second: Array) -> Array:
     return np.asarray(np.einsum("ij,ij->i", first, second))
 
 
-def shown(light: npt.NDArray[Any]) -> Frame:
+def displayed(light: npt.NDArray[Any]) -> Frame:
     """Linear light as a file holds it."""
     levels = np.minimum(light, 1.0) * LEVELS + 0.5
     return np.asarray(DISPLAY[levels.astype(np.int32)])
@@ -173,7 +173,7 @@ class Renderer:
         size = self.size
         self.still = self.cast(self.view.position, self.rays, STATIC)
         around, direct = self._still_light(self.still)
-        image = shown(around + direct).reshape(size, size, 3)
+        image = displayed(around + direct).reshape(size, size, 3)
         contrast = cv2.morphologyEx(image, cv2.MORPH_GRADIENT, SQUARE)
         pixels = np.flatnonzero(contrast.max(2) > 255 * CONTRAST)
         finer = self.cast(self.view.position, self.through(pixels, FLANKS), STATIC)
@@ -182,7 +182,7 @@ class Renderer:
             part[pixels] = (part[pixels] + further) / (1 + len(FLANKS))
         self.direct = direct.astype(np.float32)
         self.unshadowed = (around + direct).astype(np.float32)
-        self.shown = shown(self.unshadowed)
+        self.shown = displayed(self.unshadowed)
         stride = 2 if size >= 96 else 1
         coarse = np.zeros((size, size), bool)
         coarse[::stride, ::stride] = True
@@ -229,7 +229,7 @@ class Renderer:
         ids[pixels] = front.geom
         edge = self._outlines(image, still, light, ids)
         changed, result = np.concatenate([dark, pixels, edge]), self.shown.copy()
-        result[changed] = shown(image[changed])
+        result[changed] = displayed(image[changed])
         return result.reshape(self.size, self.size, 3)
 
     def _soft_light(self, front: Hits, pixels: Pixels) -> Floats:
