@@ -10,7 +10,6 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
-import psutil
 import torch
 from torch import Tensor, nn
 
@@ -270,10 +269,9 @@ def check_memory(make: Callable[[], nn.Module], copies: int, batch: int, shape: 
     with torch.device("meta"):
         weights = copies * sum(parameter.numel() for parameter in make().parameters())
     trained, batches = FLOAT * COPIES * weights, FLOAT * BATCH_COPIES * batch * math.prod(shape)
+    free = memory_bytes(free=True)
     if device.startswith("cuda"):
         free = torch.cuda.mem_get_info(device)[0]
-    else:
-        free = min(psutil.virtual_memory().available, memory_bytes())
     if trained + batches > free:
         raise UsageError(
             f"A probe of {weights / 1e9:.2f} billion weights on latents of shape {shape} needs {trained / 1e9:.1f} GB "

@@ -111,7 +111,7 @@ def test_rows_that_lost_their_robot_are_read_as_the_record_says(tmp_path: Path) 
         path.parent.mkdir(parents=True, exist_ok=True)
         np.save(path, draw(10, 12, seed=number))
     lost = [name == "" for name in table.frame["robot_type"]]
-    assert [name == "G1edu-u3" for name in table.embodiments()] == lost
+    assert [name == "G1edu-u3" for name in table.embodiments] == lost
     report = normalisation.measure_table(spec, source, tmp_path)
     assert sorted(report.robots) == sorted({name or "nan" for name in table.frame["robot_type"]})
     normaliser = load_normaliser(spec, tmp_path)

@@ -118,7 +118,7 @@ def test_targets(name: str, tmp_path: Path) -> None:
 def check_targets(case: Case, key: str, entry: dict[str, Any], folder: Path) -> None:
     table = lay_out(folder, entry)
     normaliser = load_normaliser(table.spec, folder, entry["mode"])
-    known = [row for row, robot in enumerate(table.embodiments()) if normaliser.shared or robot in normaliser.robots]
+    known = [row for row, robot in enumerate(table.embodiments) if normaliser.shared or robot in normaliser.robots]
     unknown = [row for row in range(len(table)) if row not in known]
     expected = case.arrays[key]
     found = np.empty_like(expected)

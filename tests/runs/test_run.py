@@ -31,7 +31,7 @@ def test_both_parts_are_done_once(tmp_path: Path) -> None:
 def test_options_of_run_are_those_of_its_parts() -> None:
     """A new option of the extraction or of a probe has to be given to ``lary run`` too, or be named here."""
     own = {field.name for field in fields(RunConfig)}
-    left_out = {"split", "input", "retry_failed"}
+    left_out = {"split", "input", "retry_failed", "dry_run"}
     assert {field.name for field in fields(ExtractConfig)} - own == left_out
     for part in (ClassifyConfig, RegressConfig):
         assert {field.name for field in fields(part)} - own <= {"dim", "classes"}
