@@ -25,7 +25,7 @@ COMMANDS = {
     "sweep": ("benchmark:sweep", "Do many runs from one file, here or on a Ray cluster."),
     "doctor": ("inspect:doctor", "Check devices, settings and weights."),
     "report": ("inspect:report", "Write one offline HTML page of all results below a folder."),
-    "latents": ("inspect:latents_app", "Inspect, verify and export extracted latents."),
+    "latents": ("inspect:latents_app", "Inspect, verify, convert and export extracted latents."),
     "models": ("inspect:models", "List the models and whether their weights are here, or show one."),
     "check-model": ("inspect:check_model", "Try a model on generated frames: shapes, determinism, time."),
     "config": ("inspect:config_app", "Show or change settings."),

@@ -16,7 +16,9 @@ from lary.settings import CONFIG_NAME, FOLDER, init_config, set_config
 from lary.types import UsageError
 
 config_app = App(name="config", help="Show or change settings.", help_format="plaintext")
-latents_app = App(name="latents", help="Inspect, verify and export extracted latents.", help_format="plaintext")
+latents_app = App(
+    name="latents", help="Inspect, verify, convert and export extracted latents.", help_format="plaintext"
+)  # fmt: skip
 
 
 def doctor(*, paths: Paths = Paths()) -> int:
@@ -162,6 +164,14 @@ def verify(config: configs.LatentsConfig, paths: Paths = Paths()) -> int:
     rows, problems = work(config, paths.settings())
     print(*problems, f"{rows} rows read, {len(problems)} problems", sep="\n")
     return 1 if problems else 0
+
+
+@latents_app.command
+def convert(config: configs.ConvertConfig, paths: Paths = Paths()) -> None:
+    """Convert a store to the other kind, in its folder; the table then names the new files."""
+    from lary.latents.tools import convert_store as work
+
+    print(f"{work(config, paths.settings())} rows in {config.store}")
 
 
 @latents_app.command

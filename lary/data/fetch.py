@@ -1,4 +1,4 @@
-"""Download of the published data sets: pinned, checked against digests, resumed, unpacked into the benchmark's layout.
+"""Download of the published data sets: pinned, checked against digests, resumed, and unpacked.
 
 ``DATA_DIR/lary_download.json`` names the revision that was fetched and the digests of every file that
 is in its place; it is written after each of them, so that the same command resumes where it stopped.
@@ -52,7 +52,7 @@ class RemoteFile(NamedTuple):
         return {"size": self.size, "sha256": self.sha256, "git": self.git, "state": "done"}
 
     def problem(self, path: Path) -> str:
-        """The difference between a fetched file and what the hub knows of it; empty if there is none."""
+        """What a fetched file has other than the hub says; empty if there is nothing."""
         size = path.stat().st_size
         if size != self.size:
             return f"it has {size} bytes, not {self.size}"
@@ -90,7 +90,7 @@ class HuggingFace:
 
 
 class ModelScope:
-    """A repository on ModelScope. Its revisions are branches or tags: content is pinned by digests."""
+    """A repository on ModelScope, whose revisions are branches or tags: digests pin its content."""
 
     def __init__(self, repository: str) -> None:
         try:
@@ -112,7 +112,7 @@ class ModelScope:
 
 @contextmanager
 def hub_errors(hub: str, repository: str) -> Iterator[None]:
-    """Turn whatever a hub's library raises into one sentence; each HTTP library below it has its own errors."""
+    """Turn whatever a hub's library raises into one sentence: HTTP libraries have own errors."""
     try:
         yield
     except Exception as error:
@@ -127,7 +127,7 @@ def hub_errors(hub: str, repository: str) -> Iterator[None]:
 
 
 def downloadable(names: Sequence[str] = ()) -> list[DatasetSpec]:
-    """The records of `names`, or of all data sets that are published. Raises UsageError for one that isn't."""
+    """The records of `names`, or of all published data sets. Raises UsageError for another one."""
     if not names:
         return [spec for spec in DATASETS if spec.repository]
     specs = [DATASETS.get(name) for name in dict.fromkeys(names)]
@@ -138,7 +138,7 @@ def downloadable(names: Sequence[str] = ()) -> list[DatasetSpec]:
 
 
 def accept(specs: Sequence[DatasetSpec], accepted: bool, ask: Callable[[str], str] | None) -> None:
-    """Show the terms of every source and have them accepted: by an option, or by typing yes. Raises UsageError."""
+    """Show the terms of every source and have them accepted. Raises UsageError if they aren't."""
     print(f"Sources and terms of: {', '.join(spec.name for spec in specs)}")
     for licence in dict.fromkeys(licence for spec in specs for licence in spec.licences):
         use = "commercial use allowed" if licence.commercial else "no commercial use"
@@ -167,7 +167,7 @@ def known_folders(specs: Iterable[DatasetSpec]) -> list[str]:
 
 
 def belongs(path: str, spec: DatasetSpec) -> bool:
-    """Whether a file of the repository is of a data set, by the folders and names of its record."""
+    """Whether a file is of a data set, by the folders and names of its record."""
 
     def folded(text: str) -> str:  # names are spelled in several ways
         return re.sub(r"[^a-z0-9]", "", text.lower())
@@ -244,7 +244,7 @@ def from_track(name: str) -> str:
 
 
 class Download:
-    """One run: files are fetched into a folder beside the data, then unpacked or moved into the layout.
+    """One run: files are fetched beside the data, then unpacked or moved into the layout.
 
     Attributes:
         fetched, kept, unpacked: files that came, files that were in their place before, archives.
@@ -259,14 +259,13 @@ class Download:
         self.files: list[RemoteFile] = []
         self.failures: list[Failure] = []
         self.origin = {"version": VERSION, "source": config.source, "repository": repository}
-        found: Any = {**self.origin}
-        if self.manifest.exists():
-            found = read_json(self.manifest, "download manifest")
+        there = self.manifest.exists()
+        found: Any = read_json(self.manifest, "download manifest") if there else {**self.origin}
         if not isinstance(found, dict) or not isinstance(found.setdefault("files", {}), dict):
             raise LaryError(f"The download manifest {self.manifest} is damaged: move it away.")
         if any(found.get(key) != value for key, value in self.origin.items()):
-            there = ", ".join(f"{key} {found.get(key)}" for key in self.origin)
-            raise UsageError(f"{self.data_dir} has files of {there}: choose another DATA_DIR, or update lary.")
+            other = ", ".join(f"{key} {found.get(key)}" for key in self.origin)
+            raise UsageError(f"{self.data_dir} has files of {other}: choose another DATA_DIR, or update lary.")
         self.revision = str(found.get("revision", ""))
         self.entries: dict[str, Any] = found["files"]
 
@@ -306,17 +305,17 @@ class Download:
             shutil.rmtree(self.cache, ignore_errors=True)
 
     def fetch(self, file: RemoteFile) -> Path:
-        """Fetch a file until its size and digest are right. Raises LaryError after the second try."""
+        """Fetch a file, twice if it arrives damaged. Raises LaryError if it does so again."""
         path = inside(self.cache, file.path)
         problem = file.problem(path) if path.is_file() else "it is missing"
-        for _ in range(TRIES if problem else 0):
+        for _ in range(TRIES):
+            if not problem:
+                break
             path.unlink(missing_ok=True)
             with hub_errors(self.config.source, self.repository):
                 self.hub.fetch(file.path, self.revision, self.cache)
             problem = file.problem(path)
-            if not problem:
-                self.fetched += 1
-                break
+            self.fetched += not problem
         if problem:
             path.unlink()
             raise LaryError(f"{file.path} arrived damaged {TRIES} times: {problem}.")
@@ -325,7 +324,7 @@ class Download:
     def place(self, name: str, paths: Sequence[Path]) -> None:
         """Unpack an archive, or move a file to its place, where none of other content is replaced.
 
-        A table goes to the tables. Raises LaryError if an archive is refused or nothing says where it belongs.
+        Raises LaryError if an archive is refused or nothing says where it belongs.
         """
         if whole_name(name):
             where = find_place(name, known_folders(downloadable()))
@@ -351,7 +350,7 @@ def download(config: DownloadConfig, settings: Settings, ask: Callable[[str], st
         ask: asks a person whether the terms are accepted; None where there is none.
 
     Raises:
-        UsageError: the terms are not accepted, the folder holds another repository, or nothing is chosen.
+        UsageError: terms are not accepted, the folder holds another repository, nothing is chosen.
         LaryError: the hub can't be reached, or there is no space.
     """
     specs = downloadable([key for part in config.include for key in part.split(",") if key])

@@ -42,12 +42,7 @@ def read_clip(
 
 
 def read_frames(
-    paths: Sequence[Path],
-    frame_index: Sequence[int],
-    reader: Reader = "cv2",
-    *,
-    clamp: bool = True,
-    noisy: bool = False,
+    paths: Sequence[Path], frame_index: Sequence[int], reader: Reader = "cv2", *, clamp: bool = True
 ) -> list[Image]:
     """Decode a sample's frames, T arrays (H, W, 3) uint8 RGB of one size. Raises MediaError.
 
@@ -56,13 +51,12 @@ def read_frames(
         frame_index: empty for images; for a video the wanted frames from 0, in any order.
         reader: library that decodes images.
         clamp: whether an index behind the last frame is allowed and gives the last frame.
-        noisy: whether OpenCV may write to stderr about a torn file: it is quicker then.
     """
     if frame_index:
         if len(paths) != 1:
             raise UsageError(f"Frame indices belong to one video, not to {len(paths)} files.")
         return video_frames(paths[0], frame_index, clamp=clamp)
-    images = [read_image(path, reader, noisy=noisy) for path in paths]
+    images = [read_image(path, reader) for path in paths]
     if len({image.shape for image in images}) > 1:
         sizes = ", ".join(f"{image.shape[1]}x{image.shape[0]}" for image in images)
         raise MediaError(f"The images of {paths[0]} differ in size: {sizes}.")
@@ -177,9 +171,8 @@ def codec_name(stream: Any) -> str:
 def starts_afresh(packet: Any, stream: Any) -> bool:
     """Whether every later frame can be decoded from this key packet on.
 
-    Containers also mark H.264 recovery points (open groups, intra refresh) as key
-    frames; only an instantaneous refresh (NAL type 5, ITU-T H.264 table 7-1) is free of
-    what came before.
+    Containers mark H.264 recovery points (open groups, intra refresh) as key frames too;
+    only an instantaneous refresh (NAL type 5, ITU-T H.264 table 7-1) needs nothing before.
     """
     if codec_name(stream) != "h264":
         return True
@@ -262,15 +255,12 @@ def announced_frames(path: Path) -> int:
 
 
 def to_rgb(frame: Any) -> Image:
-    """A decoded frame as (H, W, 3) uint8 RGB, upright.
-
-    The arithmetic is that of OpenCV's reader, whose chroma is bicubic; FFmpeg interpolates
-    it where the height is odd, and for more than 8 bits. Raises ValueError.
-    """
+    """A decoded frame as (H, W, 3) uint8 RGB, upright. Raises ValueError."""
     if frame.is_corrupt:
         raise ValueError("a wanted frame is damaged")
     if not hasattr(_own, "reformatter"):
         _own.reformatter = _av().video.reformatter.VideoReformatter()
+    # As in OpenCV's reader, chroma is bicubic: seen at odd heights, and for more than 8 bits.
     image = _own.reformatter.reformat(frame, format="rgb24", interpolation="BICUBIC").to_ndarray()
     turns = round(getattr(frame, "rotation", 0) / 90) % 4
     return np.ascontiguousarray(np.rot90(image, turns), dtype=np.uint8)

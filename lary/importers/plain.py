@@ -1,10 +1,10 @@
-"""Importing plain episodes: folders of episodes with their actions, and videos with a table of labels.
+"""Importing folders of episodes with their actions, and videos with a table of labels.
 
-An episode is a folder with ``actions.npy``, a row of A numbers per frame, and its frames: images in the order
-of the numbers in their names, or one video.
+An episode is a folder with ``actions.npy``, a row of A numbers per frame, and its frames: images
+in the order of the numbers in their names, or one video.
 
-A table of labels has a column with paths below the folder of videos and one with labels; where it has them,
-columns ``split``, ``embodiment`` and ``sample_indices`` are used too.
+A table of labels has a column with paths below the folder of videos and one with labels; the
+columns ``split``, ``embodiment`` and ``sample_indices`` are used where they are there.
 """
 
 from __future__ import annotations
@@ -54,7 +54,7 @@ VIDEO_NAMES = ("video_path", "video", "path", "file", "filename")
 LABEL_NAMES = ("action", "label", "class", "verb")
 SPLITS = {"train": "train", "val": "val", "valid": "val", "validation": "val", "test": "val"}
 GROUP = r"^(.+?)(?:_rev)?\.[^./]+$"
-"""Group of a clip: its path without ``_rev`` and extension, so that a clip and its reversal stay together."""
+"""A clip and its reversal are one group: the path without ``_rev`` and extension."""
 
 # Trajectories
 
@@ -115,7 +115,7 @@ def columns_cut(config: AtomicConfig) -> MotionCut:
 
 
 def read_values(folder: Path, names: list[str] | None) -> npt.NDArray[np.float64]:
-    """The actions (T, A) of an episode, whose dimensions have names unless that is None; none yet is filled."""
+    """The actions (T, A) of an episode; an empty list of names is filled, another is compared."""
     path = folder / ACTIONS
     actions = read_numbers(path, np.float64)
     if actions.ndim != 2 or not actions.size:
@@ -148,9 +148,11 @@ def numbered(path: Path) -> tuple[int, str]:
 
 
 def choose_splits(groups: Sequence[str], strata: Sequence[str] | None, share: float, seed: int) -> list[str]:
-    """The split of every row, with whole groups in either. Raises UsageError if one would be empty."""
-    validates = set(split_groups(groups, share, strata, seed)[1].tolist())
-    return ["val" if at in validates else "train" for at in range(len(groups))]
+    """The split of every row, with whole groups in either. Raises UsageError."""
+    splits = np.full(len(groups), "train")
+    splits[split_groups(groups, share, strata, seed)[1]] = "val"
+    found: list[str] = splits.tolist()
+    return found
 
 
 # Videos
@@ -229,8 +231,17 @@ def import_videos(folder: Path, config: VideosConfig, settings: Settings) -> Imp
 def read_clips(folder: Path, config: VideosConfig) -> list[Clip]:
     """The rows of the table of labels. Raises UsageError as `import_videos`."""
     columns, rows = read_csv(config.table)
-    video = pick_column(config.table, columns, config.video_column, VIDEO_NAMES, "--video-column")
-    label = pick_column(config.table, columns, config.label_column, LABEL_NAMES, "--label-column")
+    chosen = []
+    for given, usual, option in (
+        (config.video_column, VIDEO_NAMES, "--video-column"),
+        (config.label_column, LABEL_NAMES, "--label-column"),
+    ):
+        column = given or next((name for name in usual if name in columns), usual[0])
+        if column not in columns:
+            there = ", ".join(columns)
+            raise UsageError(f"{config.table} has no column '{column}'; name it with {option}: {there}.")
+        chosen.append(column)
+    video, label = chosen
     clips = []
     for number, cells in enumerate(rows):
         row = dict(zip(columns, (cell.strip() for cell in cells), strict=True))
@@ -253,16 +264,8 @@ def read_clips(folder: Path, config: VideosConfig) -> list[Clip]:
     return clips
 
 
-def pick_column(table: Path, columns: Sequence[str], given: str | None, usual: Sequence[str], option: str) -> str:
-    """The column that an option names, or the first with a usual name. Raises UsageError if there is none."""
-    wanted = [given] if given is not None else [name for name in usual if name in columns]
-    if not wanted or wanted[0] not in columns:
-        raise UsageError(f"{table} has no column '{given or usual[0]}'; name it with {option}: {', '.join(columns)}.")
-    return wanted[0]
-
-
 def link_file(source: Path, target: Path) -> None:
-    """Link a file to its target, or copy it where links are not possible. Raises LaryError if another is there."""
+    """Link a file to its target, or copy it. Raises LaryError if another is there."""
     if target.exists():
         if not target.samefile(source) and not filecmp.cmp(source, target, shallow=False):
             raise LaryError(f"{target} exists with other content: choose another --name.")

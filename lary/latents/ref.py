@@ -23,7 +23,6 @@ from lary.files import inside, write_json
 from lary.latents.sources import NpzSource, ShardSource, read_shard, read_stamp
 from lary.latents.store import (
     FORMAT,
-    INDEX,
     LATER_FIELDS,
     MANIFEST,
     NONE,
@@ -46,6 +45,7 @@ TABLE_FOLDER = "data"
 BATCHES = 8
 """Per unit of a store whose units are nothing on disk."""
 MOST_ROWS = 1 << 20
+KINDS: dict[StoreKind, type[LatentStore]] = {"npz": NpzStore, "shards": ShardStore}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -324,7 +324,7 @@ def open_store(
         UsageError: the folder holds latents of another identity and `overwrite` is off, or latents of another
             kind or units that the batches don't fit into.
     """
-    make = ShardStore if kind == "shards" else NpzStore
+    make = KINDS[kind]
     unit_rows = -(-unit_rows // batch_size) * batch_size if kind == "shards" else BATCHES * batch_size
     found = read_manifest(folder) if (folder / MANIFEST).exists() else {}
     known = found.get("store", "npz")
@@ -354,7 +354,7 @@ def open_store(
             f"{folder} holds latents of another extraction ({differences}). Pass --overwrite to replace them."
         )
     # Files of single samples are replaced one by one.
-    patterns = [SHARDS, INDEX, NPZ] if kind == "shards" else [SHARDS, INDEX]
+    patterns = [SHARDS, NPZ] if kind == "shards" else [SHARDS]
     for file in [file for pattern in patterns for file in folder.glob(pattern)] if found else ():
         file.unlink()
     facts = {"store": kind, "unit_rows": unit_rows} if kind == "shards" else {"store": kind}

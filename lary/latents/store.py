@@ -34,7 +34,9 @@ if TYPE_CHECKING:
     from lary.data.tables import SampleTable
 
 MANIFEST = "store.json"
-NPZ, SHARDS, INDEX = "latent_action_*.npz", "shard_*.safetensors", "index.parquet"
+NPZ, SHARDS = "latent_action_*.npz", "shard_*.safetensors"
+INDEX = "index.parquet"
+"""A list of the rows that version 0.1 wrote beside shards."""
 SHARD_MARK = "#"
 """Between a shard and a row in it, in ``la_path``."""
 NONE = "none"
@@ -141,6 +143,7 @@ class LatentStore:
         The manifest notes the table that the latents were last extracted from; the samples' ids decide, not this.
         """
         remove_torn(self.folder)
+        (self.folder / INDEX).unlink(missing_ok=True)
         facts = {"path": table.path.name, "digest": table.digest, "rows": len(table)}
         found = read_manifest(self.folder)
         if found.get("table") != facts:

@@ -6,25 +6,25 @@ import math
 import re
 import zipfile
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass, fields, replace
 from functools import partial
+from itertools import groupby
 from pathlib import Path
 from typing import IO, Any
 
 import numpy as np
 import numpy.typing as npt
 
-from lary.configs import LatentsConfig
+from lary.configs import ConvertConfig, LatentsConfig
 from lary.data.spec import DATASETS
 from lary.data.splits import find_table
 from lary.data.tables import read_table
-from lary.files import (
-    atomic_write,
-)
-from lary.latents.ref import LatentsRef, open_latents
+from lary.files import atomic_write, write_json, write_text
+from lary.latents.ref import KINDS, LatentsRef, SplitLatents, check_format, open_latents
 from lary.latents.sources import OpenShard, ShardHeader, read_array, read_stamp, read_stamps, read_tokens, scan_shards
-from lary.latents.store import MANIFEST, read_manifest
+from lary.latents.store import MANIFEST, NPZ, SHARDS, LatentStore, StoreIdentity, read_manifest
 from lary.latents.writers import checksum_of, header_bytes, rows_in
+from lary.locks import locked
 from lary.runtime import progress
 from lary.settings import Settings
 from lary.types import LaryError, MediaError, UsageError
@@ -32,11 +32,6 @@ from lary.types import LaryError, MediaError, UsageError
 THREADS = 4
 CHUNK = 64
 """Rows in memory at a time."""
-KEPT = ("failures.csv", "extraction.json")
-"""Files of an extraction that a converted store keeps."""
-STORE_FIELDS = ("format", "key", "identity", "store", "unit_rows", "batch_size", "table")
-LARGEST_IDS = 1 << 28
-"""Bytes of a file of sample ids."""
 
 
 @dataclass(frozen=True)
@@ -164,7 +159,77 @@ def _all_finite(stored: npt.NDArray[Any], dtype: str) -> bool:
     return bool(((stored & 0x7F80) != 0x7F80).all() if dtype == "bfloat16" else np.isfinite(stored).all())
 
 
-# Export
+# Convert and export
+
+
+def convert_store(config: ConvertConfig, settings: Settings) -> int:
+    """Turn a store into one of the other kind, in its folder; returns how many rows it has.
+
+    The new files grow beside the old ones, which are removed once the manifest and the table are of the new kind.
+    Started again after a stop at any point, it resumes.
+
+    Raises:
+        UsageError: no such store, one without identity, options that it can't be converted to, a table that names fewer
+            rows than the store holds.
+        LaryError: latents that can't be read, or are too large for the number format; a full disk; another writer.
+    """
+    if config.shard_rows < 1:
+        raise UsageError(f"--shard-rows {config.shard_rows}: must be at least 1.")
+    ref, folder = LatentsRef.of(config), _find(settings, config).folder
+    with locked(folder):
+        store, file = _find(settings, config), ref.table(settings)
+        known = {each.name for each in fields(StoreIdentity)}
+        try:
+            facts = {name: value for name, value in store.manifest["identity"].items() if name in known}
+            identity = StoreIdentity(**facts)
+        except (KeyError, TypeError):
+            raise UsageError(
+                f"{folder} has no identity, since another program made its latents: extract them."
+            ) from None
+        wanted = replace(identity, dtype=config.dtype or identity.dtype)
+        check_format(config.store, wanted.dtype)
+        if wanted != identity and (store.kind == config.store or identity.dtype != "float32"):
+            raise UsageError(
+                f"--dtype {wanted.dtype}: {folder} holds {identity.dtype} in {store.kind}; only float32 is converted, "
+                "and only into the other kind. Extract again with --overwrite."
+            )
+        if not file.is_file():
+            raise UsageError(f"There is no table {file}: run 'lary extract' first.")
+        table = read_table(ref.spec, ref.split, path=file, data_dir=Path())
+        absent = {row for row, entry in enumerate(table.frame["la_path"]) if not entry}
+        new = KINDS[config.store](folder, wanted, config.shard_rows)
+        if store.kind != config.store:
+            if len(store.held()) > len(table) - len(absent):
+                raise UsageError(
+                    f"{file} names fewer rows than {folder} holds: run 'lary extract' without --limit first."
+                )
+            _copy_rows(open_latents(settings, ref), new, set(new.missing(table)))
+            facts = {"key": wanted.key, "identity": asdict(wanted), "store": config.store}
+            units = {"unit_rows": config.shard_rows, "batch_size": 1}
+            write_json(folder / MANIFEST, store.manifest | facts | units)
+        if lost := set(new.missing(table)) - absent:
+            raise LaryError(f"{len(lost)} rows of {file} are missing in {folder}: run 'lary extract' first.")
+        table.frame["la_path"] = new.entries(table, ref.latent_root(settings), absent)
+        write_text(file, str(table.frame.to_csv(index=False, lineterminator="\n")))
+        for old in folder.glob(NPZ if config.store == "shards" else SHARDS):
+            old.unlink()
+        new.finish(table)
+        return len(table) - len(absent)
+
+
+def _copy_rows(latents: SplitLatents, new: LatentStore, lacking: set[int]) -> None:
+    """Write the rows that a new store lacks. Raises LaryError."""
+    pending = [position for position, own in enumerate(latents.table) if own.row in lacking]
+    with progress(len(pending), f"converting {new.folder.name}") as bar:
+        for unit, members in groupby(pending, lambda position: latents.table[position].row // new.unit_rows):
+            with new.writer(unit) as write:
+                for position in members:
+                    own, (codes,) = latents.table[position], latents.source.codes([position])
+                    try:
+                        write(own.row, own.id, latents.source.read([position])[0], codes)
+                    except MediaError as error:
+                        raise LaryError(f"Row {own.row + 1} of {latents.table.path}: {error}") from error
+                    bar.advance(1)
 
 
 def export_latents(config: LatentsConfig, settings: Settings, out: Path, *, rows: str | None = None) -> int:

@@ -25,11 +25,12 @@ from typing import Any, TypeVar
 
 from lary.configs import SweepConfig
 from lary.data.spec import DATASETS
-from lary.data.tables import read_table
-from lary.latents.pipeline import Advance, Job, Unit, UnitReport, encode_units, make_encoder, model_of
+from lary.data.tables import SampleTable, read_table
+from lary.latents.pipeline import Advance, Job, Unit, UnitReport, encode_units, make_encoder, model_of, plan_units
 from lary.latents.store import MANIFEST, read_manifest
+from lary.models.running import LoadedEncoder
 from lary.registry import load_plugin
-from lary.runtime import log, pick_devices
+from lary.runtime import log, pick_devices, progress
 from lary.settings import VARIABLES, Settings
 from lary.types import Failure, LaryError, UsageError
 from lary.workers import Answer, NoAnswer, Pool, Question
@@ -66,6 +67,34 @@ class StopRequest:
             raise KeyboardInterrupt
         self.asked = True
         log.warning("finishing the current unit of rows; press Ctrl-C again to stop at once")
+
+
+def encode_all(
+    job: Job, table: SampleTable, pending: Sequence[int], devices: Sequence[str], encoder: LoadedEncoder, title: str
+) -> tuple[list[UnitReport], bool]:
+    """Do the pending rows with the engine that was asked for; returns also whether a stop was asked for.
+
+    Raises:
+        LaryError: as the engine.
+    """
+    import torch
+
+    assert job.store is not None
+    local = job.config.engine == "local"
+    processes = len(devices) if local else 1
+    job = replace(job, pending=len(pending), threads=torch.get_num_threads(), processes=processes)
+    units = plan_units(pending, job.store.unit_rows)
+    with StopRequest() as stop, progress(len(pending), title) as bar:
+        if not local:
+            found = extract_on_ray(job, units, stop, bar.advance)
+        elif processes > 1:
+            found = run_processes(job, units, devices, stop, bar.advance)
+        else:
+            waiting = (unit for unit in units if not stop.asked)
+            found = encode_units(
+                job, table, waiting, devices[0], encoder, advance=bar.advance, stopped=lambda: stop.asked
+            )
+        return list(found), stop.asked
 
 
 class UnitWorker:

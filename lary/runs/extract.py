@@ -12,7 +12,9 @@ from __future__ import annotations
 import json
 import math
 import shlex
+import shutil
 import sys
+import tempfile
 import time
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass, replace
@@ -28,6 +30,7 @@ from lary.data.tables import INDEX_COLUMN, MEDIA_COLUMNS, SampleTable, read_tabl
 from lary.files import digest, read_failures, read_json, remove_torn, write_failures, write_json, write_text
 from lary.latents.pipeline import Interrupted, Job, UnitReport, encode_units, make_encoder, model_of, plan_units
 from lary.latents.ref import (
+    KINDS,
     TABLE_FOLDER,
     LatentsRef,
     SplitLatents,
@@ -41,9 +44,9 @@ from lary.locks import locked
 from lary.models.running import LoadedEncoder
 from lary.models.spec import locate_weights
 from lary.registry import loaded_plugins
-from lary.runs.engines import StopRequest, extract_on_ray, run_processes
-from lary.runtime import log, pick_devices, progress
-from lary.settings import Settings
+from lary.runs.engines import encode_all
+from lary.runtime import log, pick_devices
+from lary.settings import Settings, load_settings
 from lary.types import BenchmarkProtocol, Failure, LaryError, Media, UsageError, as_path
 
 MODES: dict[Mode, Media] = {"image": "pair", "video": "clip"}
@@ -51,6 +54,8 @@ FAILURES = "failures.csv"
 TIMING = "extraction.json"
 ROWS_CHECKED = 10_000
 """Rows of a long table that are inspected before the work starts; what is missing behind them shows when it is read."""
+SECONDS_MEASURED, BATCHES_MEASURED = 10.0, 16
+"""How long and how much a dry run measures at most; the current batch is finished."""
 CHANGED = "changed"
 """The entry of a store's facts that names the control whose frames its latents were encoded from."""
 
@@ -93,7 +98,11 @@ def extract(config: ExtractConfig, settings: Settings) -> ExtractReport:
         pending = failed_rows(store.folder, missing) if config.retry_failed else missing
         total, before = len(run.table), len(run.table) - len(missing)
         log.info("%s: %s %d rows are done", run.title, f"{before} of" if missing else "all", total)
-        reports, stopped = work(run, store, pending) if pending else ([], False)
+        reports, stopped = list[UnitReport](), False
+        if pending:
+            warn_about_media(run.table, pending)
+            job = replace(run.job, store=store)
+            reports, stopped = encode_all(job, run.table, pending, run.devices, run.encoder, run.title)
         done = sum(report.done for report in reports)
         failures = sorted((item for report in reports for item in report.failures), key=lambda item: item.row or 0)
         if missing:
@@ -173,32 +182,44 @@ def open_run(run: Run) -> LatentStore:
     )  # fmt: skip
 
 
-def work(run: Run, store: LatentStore, pending: Sequence[int]) -> tuple[list[UnitReport], bool]:
-    """Do the pending rows with the engine that was asked for; returns also whether a stop was asked for.
-
-    Raises:
-        LaryError: as `extract`.
-    """
-    import torch
-
-    warn_about_media(run.table, pending)
-    config, devices = run.job.config, run.devices
-    processes = len(devices) if config.engine == "local" else 1
-    job = replace(
-        run.job, store=store, pending=len(pending), threads=torch.get_num_threads(), processes=processes
-    )  # fmt: skip
-    units = plan_units(pending, store.unit_rows)
-    with StopRequest() as stop, progress(len(pending), run.title) as bar:
-        if config.engine == "ray":
-            found = extract_on_ray(job, units, stop, bar.advance)
-        elif processes > 1:
-            found = run_processes(job, units, devices, stop, bar.advance)
-        else:
-            waiting = (unit for unit in units if not stop.asked)
-            found = encode_units(
-                job, run.table, waiting, devices[0], run.encoder, advance=bar.advance, stopped=lambda: stop.asked
-            )
-        return list(found), stop.asked
+def estimate(config: ExtractConfig, settings: Settings) -> str:
+    """Measure a few of the missing rows and say what an extraction needs; nothing is changed. Raises as `extract`."""
+    run = prepare_run(config, settings)
+    there = (run.folder / MANIFEST).exists() and not config.overwrite
+    missing = open_run(run).missing(run.table) if there else list(range(len(run.table)))
+    # On a CPU, rows are encoded one by one anyway, and a few of them are enough for a slow model.
+    size = 1 if run.devices[0] == "cpu" else config.batch_size
+    most = BATCHES_MEASURED * size
+    chosen = missing[:: max(1, len(missing) // most)][:most]
+    ends, done, failures = [time.monotonic()], [0], list[Failure]()
+    with tempfile.TemporaryDirectory() as folder:
+        store = KINDS[config.store](Path(folder), run.identity, size)
+        job = replace(run.job, config=replace(config, batch_size=size), store=store, processes=len(run.devices))
+        units = plan_units(range(len(chosen)), size)
+        for report in encode_units(
+            job, run.table.take(chosen), units, run.devices[0], run.encoder, advance=lambda rows: None,
+            stopped=lambda: time.monotonic() - ends[0] > SECONDS_MEASURED,
+        ):  # fmt: skip
+            ends.append(time.monotonic())
+            done.append(done[-1] + report.done)
+            failures += report.failures
+        written = sum(file.stat().st_size for file in Path(folder).iterdir())
+    seconds, need = "unknown", 0.0
+    if done[-1]:
+        first = 1 if done[-1] > done[1] else 0  # the first batch also pays for what is done once
+        each = (ends[-1] - ends[first]) / (done[-1] - done[first])
+        seconds = f"{len(missing) * each / len(run.devices):.0f} s on {len(run.devices)} devices"
+        need = len(missing) * written / done[-1]
+    parent = next(place for place in (run.folder, *run.folder.absolute().parents) if place.exists())
+    free = shutil.disk_usage(parent).free
+    lines = [
+        f"{run.title}: {len(run.table)} rows, {len(run.table) - len(missing)} done, {len(missing)} to do",
+        f"  measured      {done[-1]} rows in {ends[-1] - ends[0]:.1f} s",
+        f"  time          {seconds if missing else 'none'}",
+        f"  to write      {f'{need / 1e9:.3f} GB' if done[-1] or not missing else 'unknown'} into {run.folder}",
+        f"  free there    {free / 1e9:.3f} GB{': NOT ENOUGH' if need > free else ''}",
+    ]
+    return "\n".join(lines + [f"  unreadable    row {chosen[item.row or 0] + 1}: {item.reason}" for item in failures])
 
 
 def unfinished(run: Run, left: int) -> LaryError:
@@ -227,25 +248,20 @@ def check_request(dataset: DatasetSpec, config: ExtractConfig) -> None:
     """Refuse options that contradict the record. Raises UsageError."""
     dataset.split(config.split)
     check_media(dataset, config.mode, config.stride)
-    if not config.read_timeout > 0:
-        raise UsageError(f"--read-timeout {config.read_timeout:g}: must be more than 0 seconds.")
-    for name, value in (("--limit", config.limit), ("--batch-size", config.batch_size), ("--workers", config.workers),
-                        ("--shard-rows", config.shard_rows)):  # fmt: skip
-        if value is not None and value < 1:
-            raise UsageError(f"{name} {value}: must be at least 1.")
+    for name in ("limit", "batch_size", "workers", "shard_rows", "read_timeout"):
+        value = getattr(config, name)
+        if value is not None and not value > 0:
+            raise UsageError(f"--{name.replace('_', '-')} {value:g}: must be more than 0.")
 
 
 def check_media(dataset: DatasetSpec, mode: Mode | None, stride: int | None) -> None:
     """Refuse a ``--mode`` or ``--stride`` that contradicts the record. Raises UsageError."""
-    right = next(mode for mode, media in MODES.items() if media == dataset.media)
-    if mode not in (None, right):
-        raise UsageError(
-            f"--mode {mode}: data set '{dataset.name}' holds {dataset.media}s, so its mode is {right}; leave the "
-            "option out."
-        )
+    what = f"data set '{dataset.name}'"
+    if mode is not None and MODES[mode] != dataset.media:
+        raise UsageError(f"--mode {mode}: {what} holds {dataset.media}s; leave the option out.")
     if stride not in (None, dataset.stride):
-        own = "no stride" if dataset.stride is None else f"stride {dataset.stride}"
-        raise UsageError(f"--stride {stride}: data set '{dataset.name}' has {own}; leave the option out.")
+        own = dataset.stride or "none"
+        raise UsageError(f"--stride {stride}: {what} has stride {own}; leave the option out.")
 
 
 def as_before(folder: Path, identity: StoreIdentity) -> StoreIdentity:
@@ -272,10 +288,10 @@ def warn_about_media(table: SampleTable, pending: Sequence[int]) -> None:
             f"None of the {len(absent)} media files of {table.path} exist; the first are\n  {listed}\n"
             f"Check DATA_DIR; this split's files are expected under {table.root}."
         )
-    among = f" of the first {ROWS_CHECKED} rows" if len(pending) == ROWS_CHECKED else ""
     log.warning(
-        "%d media files%s are missing; their rows will be skipped. The first are\n  %s", len(absent), among, listed
-    )
+        "%d media files of the first %d rows are missing; their rows will be skipped. The first are\n  %s",
+        len(absent), len(pending), listed,
+    )  # fmt: skip
 
 
 def add_timing(folder: Path, rows: int, seconds: float) -> None:
@@ -305,7 +321,8 @@ def read_timing(folder: Path) -> tuple[int, float]:
 
 def separate(split: SplitLatents, protocol: BenchmarkProtocol) -> bool:
     """Whether the latents hold one step per frame; under ``paper`` some encoders mix the frames even then."""
-    return protocol == "corrected" and len(split.source.shape) == 3 and split.source.shape[0] == frame_count(split)
+    shape = split.source.shape
+    return protocol == "corrected" and len(shape) == 3 and shape[0] == frame_count(split)
 
 
 def frame_count(split: SplitLatents) -> int:
@@ -316,10 +333,8 @@ def frame_count(split: SplitLatents) -> int:
 def place_of(settings: Settings, control: ProbeControl) -> Settings:
     """Settings by which the changed frames are extracted and found."""
     root = str(settings.path("LARY_LA_DIR") / "controls" / control)
-    items = dict(settings.items)
-    for name in ("LARY_ROOT", "LARY_LA_DIR"):
-        items[name] = replace(items[name], value=root, origin=f"--control {control}")
-    return Settings(items, settings.config_file)
+    folders = dict.fromkeys(("LARY_ROOT", "LARY_LA_DIR"), root)
+    return load_settings(settings.values() | folders, environment={})
 
 
 def extract_changed(config: ExtractConfig, control: ProbeControl, settings: Settings) -> ExtractReport | None:
@@ -340,7 +355,7 @@ def extract_changed(config: ExtractConfig, control: ProbeControl, settings: Sett
 
 
 def changed_rows(table: SampleTable, control: ProbeControl) -> Iterator[list[str]]:
-    """The rows of a table with the source in place of all frames, or with frames in an order drawn for each row."""
+    """The rows of a table with the source in place of all frames, or with frames in a drawn order."""
     columns, pair = list(table.frame.columns), table.spec.media == "pair"
     at = [columns.index(name) for name in (MEDIA_COLUMNS["pair"] if pair else (INDEX_COLUMN,))]
     draw = np.random.default_rng(SEED_OF_ORDERS)
@@ -366,19 +381,19 @@ def open_changed(settings: Settings, split: SplitLatents, ref: LatentsRef) -> Sp
         raise UsageError(
             f"--control {ref.control}: the latents of '{ref.model}' (protocol {ref.protocol}) hold {held} for "
             f"{frame_count(split)} frames, so frames can't be exchanged after extraction, and there are no latents of "
-            f"changed frames of {ref.dataset} {ref.split}. Run 'lary controls', or 'lary run' with this option: they "
-            "encode the changed frames."
+            f"changed frames of {ref.dataset} {ref.split}. Run 'lary controls', or 'lary run' with this option."
         )
     other = open_latents(settings, ref)
-    places = {row: place for place, row in enumerate(other.table.frame.index.tolist())}
-    rows = split.table.frame.index.tolist()
-    kept = [position for position, row in enumerate(rows) if row in places]
-    own = split if len(kept) == len(rows) else split.take(kept)
-    theirs = other.take([places[rows[position]] for position in kept])
+    places = {row: place for place, row in enumerate(other.table.rows)}
+    kept = [position for position, row in enumerate(split.table.rows) if row in places]
+    own = split if len(kept) == len(split.table) else split.take(kept)
+    theirs = other.take([places[row] for row in own.table.rows])
     columns = MEDIA_COLUMNS[split.table.spec.media]
     first = own.table.frame[columns[0]].to_numpy()
-    if not kept or not np.logical_or.reduce([first == theirs.table.frame[name].to_numpy() for name in columns]).all():
+    same = [first == theirs.table.frame[name].to_numpy() for name in columns]
+    if not kept or not np.logical_or.reduce(same).all():
         raise LaryError(
             f"{other.table.path} was made of another table than {split.table.path}: run 'lary controls' again."
         )
-    return replace(own, source=theirs.source, store={**other.store, CHANGED: ref.control}, folder=other.folder)
+    store = {**other.store, CHANGED: ref.control}
+    return replace(own, source=theirs.source, store=store, folder=other.folder)

@@ -14,10 +14,9 @@ from dataclasses import dataclass, field
 import numpy as np
 
 from lary.simulate import shapes
-from lary.simulate.kinematics import CLOSED, OPEN, Array, Motion, Path, Pose, carried, from_rpy, turn
+from lary.simulate.kinematics import CLOSED, OPEN, UP, Array, Motion, Path, Pose, carried, from_rpy, turn
 from lary.simulate.shapes import TRAIN_COLOURS, Thing, build_thing, draw
 
-UP = np.array([0.0, 0.0, 1.0])
 BEADS = 20
 CABINET, CHEST = (shapes.SCENERY["things"][kind]["sizes"] for kind in ("cabinet", "chest"))
 """Half sizes: a cabinet opens towards its +x; the lid of a chest turns about its edge at -x."""

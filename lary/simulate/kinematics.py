@@ -23,6 +23,7 @@ Array = npt.NDArray[np.float64]
 Pose = tuple[Array, Array]
 Motion = Callable[[float], Pose]
 """Pose of an object at a time."""
+UP = np.array([0.0, 0.0, 1.0])
 OPEN, CLOSED = 1.0, -1.0
 """Commands of the gripper."""
 

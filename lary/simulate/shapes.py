@@ -197,7 +197,6 @@ def _dots(p: Array, period: Array) -> Array:
 
 
 PATTERNS: dict[str, Callable[[Array, Array], Array]] = {
-    "plain": lambda p, _period: np.zeros(len(p)),
     "stripes_x": _stripes(0),
     "stripes_y": _stripes(1),
     "stripes_z": _stripes(2),

@@ -22,8 +22,8 @@ def test_tables_are_found_by_both_names(tmp_path: Path) -> None:
     folder = tmp_path / "data"
     folder.mkdir()
     for spec, split, explicit, words in (
-        (PAIR, "val", None, r"two_metadata_val\.csv nor .*two_val\.csv exists.*LARY_ROOT"),
-        (PAIR, "val", tmp_path / "other.csv", r"other\.csv does not exist"),
+        (PAIR, "val", None, r"no file .*two_metadata_val\.csv nor .*two_val\.csv.*LARY_ROOT"),
+        (PAIR, "val", tmp_path / "other.csv", r"no file .*other\.csv\. Check"),
         (PAIR, "train", None, "no split 'train'"),
         (DATASETS.get("calvin"), "val", None, "lary data download --include calvin"),
     ):

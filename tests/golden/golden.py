@@ -204,13 +204,3 @@ def write_plugin(folder: Path, cases: tuple[str, ...]) -> Path:
     (folder / "tiny_models.json").write_text(json.dumps(records))
     (folder / "tiny_models.py").write_text(FILES["tiny_models.py"])
     return folder / "tiny_models.py"
-
-
-def write_villa(folder: Path) -> Path:
-    from safetensors.torch import save_file
-
-    case = case_of("villa-x")
-    folder.mkdir()
-    (folder / "model_config.json").write_text(json.dumps({"architecture": "IgorModel", "config": case["config"]}))
-    save_file(tensors_of(case), folder / "model.safetensors")
-    return folder
