@@ -203,12 +203,8 @@ class ProbeTask:
         self.config, self.settings, self.kind = config, settings, kind
         self.dataset = DATASETS.get(config.dataset)
         self.model = find_model(config, self.dataset, settings)
-        self.probe = PRESETS.get(config.probe_preset).settings(
-            kind,
-            epochs=config.epochs,
-            batch_size=config.probe_batch_size,
-            sampler_steps=getattr(config, "sampler_steps", None),
-        )
+        steps, preset = getattr(config, "sampler_steps", None), PRESETS.get(config.probe_preset)
+        self.probe = preset.settings(kind, config.epochs, config.probe_batch_size, steps)
 
     @cached_property
     def splits(self) -> dict[str, SplitLatents]:
@@ -224,13 +220,12 @@ class ProbeTask:
         source = shown(self.splits[role], self.config, session.seed, training=training)
         return keep_in_memory(source, session.team.size)
 
-    def training(self, session: Session, targets: npt.NDArray[Any]) -> dict[str, Any]:
+    def training(self, session: Session, targets: npt.NDArray[Any]) -> tuple[Any, ...]:
         """The training split; ``shuffled-targets`` gives the samples the targets of others."""
         if self.config.control == "shuffled-targets":
             order = np.random.default_rng(session.seed).permutation(len(targets))
             targets = targets[order]
-        groups, source = self.splits["train"].table.groups(), self.latents("train", session)
-        return {"train": source, "train_targets": targets, "train_groups": groups}
+        return self.latents("train", session), targets, self.splits["train"].table.groups()
 
 
 class ClassTask(ProbeTask):
@@ -249,14 +244,9 @@ class ClassTask(ProbeTask):
         """Train and score the heads of one seed."""
         from lary.probes.classify import ClassifierInputs, train_classifier
 
-        seen = self.splits["seen"].table
-        inputs = ClassifierInputs(
-            **self.training(session, self.splits["train"].table.labels()),
-            validation=self.latents("seen", session),
-            labels=seen.labels(),
-            samples=columns(seen),
-            classes=self.classes,
-        )
+        seen, train = self.splits["seen"].table, self.splits["train"].table
+        training, validation = self.training(session, train.labels()), self.latents("seen", session)
+        inputs = ClassifierInputs(*training, validation, seen.labels(), columns(seen), self.classes)
         return train_classifier(inputs, self.probe, session, self.config.precision)
 
     def write(self, work: Path, outcomes: Sequence[ClassificationOutcome]) -> tuple[str, ...]:
@@ -316,12 +306,8 @@ class ActionTask(ProbeTask):
                 samples = columns(self.splits[role].table)
                 own = self.latents(role, session)
                 evaluated[role] = EvaluatedSplit(own, values, samples, mean, std)
-        inputs = RegressorInputs(
-            **self.training(session, self.targets["train"].values),
-            evaluated=evaluated,
-            dims=self.actions.dims,
-            groups=self.actions.groups,
-        )
+        training, actions = self.training(session, self.targets["train"].values), self.actions
+        inputs = RegressorInputs(*training, evaluated, actions.dims, actions.groups)
         return train_regressor(inputs, self.probe, session)
 
     def write(self, work: Path, outcomes: Sequence[RegressionOutcome]) -> tuple[str, ...]:
