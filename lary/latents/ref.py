@@ -166,6 +166,11 @@ class SplitLatents:
     left_out: int
     folder: Path
 
+    @property
+    def frames(self) -> int:
+        """How many frames the first sample has."""
+        return len(self.table[0].frame_index) or len(self.table[0].media)
+
     def take(self, positions: Sequence[int]) -> SplitLatents:
         """Some of the samples; the others count as left out."""
         left_out = self.left_out + len(self.table) - len(positions)

@@ -19,7 +19,7 @@ from lary.configs import ConvertConfig, LatentsConfig
 from lary.data.spec import DATASETS
 from lary.data.splits import find_table
 from lary.data.tables import read_table
-from lary.files import atomic_write, write_json, write_text
+from lary.files import atomic_write, write_json
 from lary.latents.ref import KINDS, LatentsRef, SplitLatents, check_format, open_latents
 from lary.latents.sources import OpenShard, ShardHeader, read_array, read_stamp, read_stamps, read_tokens, scan_shards
 from lary.latents.store import MANIFEST, NPZ, SHARDS, LatentStore, StoreIdentity, read_manifest
@@ -209,8 +209,7 @@ def convert_store(config: ConvertConfig, settings: Settings) -> int:
             write_json(folder / MANIFEST, store.manifest | facts | units)
         if lost := set(new.missing(table)) - absent:
             raise LaryError(f"{len(lost)} rows of {file} are missing in {folder}: run 'lary extract' first.")
-        table.frame["la_path"] = new.entries(table, ref.latent_root(settings), absent)
-        write_text(file, str(table.frame.to_csv(index=False, lineterminator="\n")))
+        new.write_table(table, file, ref.latent_root(settings), absent)
         for old in folder.glob(NPZ if config.store == "shards" else SHARDS):
             old.unlink()
         new.finish(table)
