@@ -45,8 +45,7 @@ def find_table(spec: DatasetSpec, split: str, root: Path, explicit: Path | None 
     if explicit is None and spec.repository:
         hint += f"; 'lary data download --include {spec.name}' fetches it"
     listed = " nor ".join(map(str, tried))
-    reason = f"neither {listed} exists" if len(tried) > 1 else f"{listed} does not exist"
-    raise UsageError(f"There is no table of {spec.name} {split}: {reason}. {hint}.{unexported(root)}")
+    raise UsageError(f"There is no table of {spec.name} {split}: no file {listed}. {hint}.{unexported(root)}")
 
 
 def draw_table(spec: DatasetSpec, split: str, root: Path) -> Path:
@@ -124,7 +123,7 @@ def write_split(table: Path, config: SplitConfig) -> SplitReport:
         pattern = PATTERNS[config.by] if spec is None or config.by == "segment" else spec.group_pattern
         paths = [row[columns.index(media)].strip().replace("\\", "/") for row in rows]
         paths = paths if spec is None else [tables.usual_place(spec, path, tables.IMAGE_FOLDER) for path in paths]
-        groups = [tables.matched(pattern, tables.without_images(path)) for path in paths]
+        groups = [tables.matched(pattern, path) for path in paths]
         parts = split_groups(groups, share, strata, config.seed)
     for path, part in zip(targets, parts, strict=True):
         tables.write_csv(path, columns, [rows[index] for index in part])

@@ -46,23 +46,17 @@ def write_classification_files(folder: Path, outcome: ClassificationOutcome) -> 
     one line per validation sample: media path, predicted class, true class, with tabs
     between them.
     """
+    from pandas import DataFrame
+
     predicted = outcome.selections[headline(outcome.selections)].logits.argmax(axis=1)
     names = outcome.classes
     matrix = metrics.confusion_matrix(outcome.labels, predicted, len(names))
-    table = metrics.class_statistics(matrix)
     axes = {"rows": "predicted", "columns": "true", "classes": list(names)}
     write_json(folder / "confusion_matrix.json", {**axes, "matrix": matrix.tolist()})
     title = f"Top-1 {100 * np.trace(matrix) / max(matrix.sum(), 1):.2f} %"
     write_bytes(folder / "confusion_matrix.png", figures.confusion_figure(matrix, names, title))
-    statistics = {
-        name: {
-            "precision": float(table.precision[row]),
-            "recall": float(table.recall[row]),
-            "f1": float(table.f1[row]),
-            "samples": int(table.support[row]),
-        }
-        for row, name in enumerate(names)
-    }
+    table = DataFrame(vars(metrics.class_statistics(matrix)), index=names)
+    statistics = table.rename(columns={"support": "samples"}).to_dict("index")
     write_json(folder / "classification_stats.json", statistics)
     samples = zip(outcome.samples.media, predicted, outcome.labels, strict=True)
     lines = (f"{media[-1]}\t{names[guess]}\t{names[label]}\n" for media, guess, label in samples)
@@ -99,16 +93,14 @@ def write_regression_files(
     place, chunks = f"eval_vis/epoch_{row['best_epoch']}", chunks_of(split)
     drawn = []
     for index, (sample, _, error) in enumerate(example_rows(split)):
-        stem = f"{place}/sample_{index}"
         if frames is not None:
             clip = frames(sample)
-            files |= {f"{stem}_src.png": png_of(clip[0]), f"{stem}_tgt.png": png_of(clip[-1])}
+            files[f"{place}/sample_{index}_src.png"] = png_of(clip[0])
+            files[f"{place}/sample_{index}_tgt.png"] = png_of(clip[-1])
         title = f"{chunks.ids[sample]}, mean squared error {error:.3g}"
         drawn.append((title, chunks.predicted[sample], chunks.true[sample]))
-        for suffix in ("png", "pdf"):
-            picture = figures.trajectory_figure(drawn[-1], outcome.dims, units, suffix)
-            files[f"{stem}_action.{suffix}"] = picture
-    files[f"{place}/action.pdf"] = figures.trajectory_book(drawn, outcome.dims, units)
+    for name, data in figures.trajectory_files(drawn, outcome.dims, units):
+        files[f"{place}/{name}"] = data
     for file, data in files.items():
         write_bytes(folder / file, data)
     return tuple(files)

@@ -13,7 +13,7 @@ import pytest
 import torch
 
 from lary.probes.classify import ClassifierTraining, in_bfloat16
-from lary.probes.outcome import ClassificationOutcome, accuracy
+from lary.probes.outcome import ClassificationOutcome
 from lary.probes.presets import HeadSettings, ProbePreset
 from lary.probes.sources import training_rows
 from lary.probes.training import Session
@@ -22,7 +22,10 @@ from tests.probes.made import TINY, Bar, InMemory, assert_same, changed, classif
 
 
 def shares(outcome: ClassificationOutcome) -> dict[str, float]:
-    return {name: accuracy(outcome.labels, chosen.logits.argmax(axis=1)) for name, chosen in outcome.selections.items()}
+    return {
+        name: float(np.mean(outcome.labels == chosen.logits.argmax(axis=1)))
+        for name, chosen in outcome.selections.items()
+    }
 
 
 def with_heads(*heads: HeadSettings, **more: Any) -> ProbePreset:
