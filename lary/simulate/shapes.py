@@ -19,7 +19,7 @@ from lary.data.spec import tupled
 from lary.simulate.kinematics import Array
 
 Option = TypeVar("Option")
-Colour = tuple[float, float, float]
+Colour = tuple[float, ...]
 
 
 @dataclass(frozen=True)
