@@ -274,7 +274,7 @@ def tasks_on_ray(
         check_resources(ray.cluster_resources(), config)
         options = {"num_cpus": config.cpus_per_run, "num_gpus": config.gpus_per_run, "max_retries": TRIES}
         task = ray.remote(**options)(_with_gpus)
-        folders = {variable.name for variable in VARIABLES if variable.folder}
+        folders = {name for name, variable in VARIABLES.items() if variable.folder}
         values = {  # tasks run in another folder
             name: str(Path(value).absolute()) if name in folders or Path(value).exists() else value
             for name, value in settings.values().items()
