@@ -15,9 +15,9 @@ from __future__ import annotations
 
 import io
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from pathlib import Path, PurePosixPath
-from typing import Any
+from typing import TypeVar
 
 import numpy as np
 import numpy.typing as npt
@@ -169,6 +169,9 @@ class Chunks:
     true: Floats
 
 
+Arrays = TypeVar("Arrays", SampleScores, Chunks)
+
+
 def chunks_of(split: SplitOutcome) -> Chunks:
     """The chunks of a split under the headline selection."""
     samples, mean, std = split.samples, split.mean[:, None], split.std[:, None]
@@ -214,16 +217,16 @@ def _write_arrays(file: Path, tables: Mapping[str, SampleScores | Chunks], **mor
 
 def read_scores(run: FinishedRun, role: str = "seen") -> SampleScores:
     """The scores of one role. Raises LaryError if they are missing or torn."""
-    return SampleScores(*_read_arrays(run, PREDICTIONS, role, ("ids", "groups", "scores")))
+    return _read_arrays(SampleScores, run, PREDICTIONS, role)
 
 
 def read_predicted(run: FinishedRun, role: str = "seen") -> Chunks:
     """The chunks of one role. Raises LaryError as `read_scores`."""
-    return Chunks(*_read_arrays(run, ACTIONS, role, ("ids", "groups", "media", "predicted", "true")))
+    return _read_arrays(Chunks, run, ACTIONS, role)
 
 
-def _read_arrays(run: FinishedRun, name: str, role: str, parts: Sequence[str]) -> Iterator[Any]:
-    file = run.folder / name
+def _read_arrays(kind: type[Arrays], run: FinishedRun, name: str, role: str) -> Arrays:
+    file, parts = run.folder / name, [part.name for part in fields(kind)]
     if not file.is_file():
         raise LaryError(f"{file} does not exist: run the probe again with --overwrite, then it is written.")
     try:
@@ -232,6 +235,5 @@ def _read_arrays(run: FinishedRun, name: str, role: str, parts: Sequence[str]) -
         raise LaryError(f"{file} has no {parts[-1]} of the split '{role}'.") from None
     except (OSError, ValueError) as error:
         raise LaryError(f"{file} can't be read: {error}. Run the probe again with --overwrite.") from error
-    for part, values in zip(parts, found, strict=True):
-        names = part in ("ids", "groups", "media")
-        yield tuple(map(str, values)) if names else values.astype(np.float32)
+    values = (tuple(map(str, own)) if own.dtype.kind == "U" else own.astype(np.float32) for own in found)
+    return kind(*values)

@@ -17,6 +17,7 @@ from math import inf
 import numpy as np
 import numpy.typing as npt
 import torch
+from scipy.special import betaincinv, ndtri, stdtrit
 from torch import Tensor
 
 Array = npt.NDArray[np.float64]
@@ -226,8 +227,6 @@ class Spread:
 
 
 def _student(freedom: float, level: float) -> float:
-    from scipy.special import stdtrit
-
     return float(stdtrit(freedom, (1 + level) / 2))
 
 
@@ -309,8 +308,6 @@ def fraction_interval(sums: Array) -> Interval:
     normal one; for as many trials as clusters where all or no trials hit. Resampling
     fails for a class with a dozen samples, of which some resamples hold no hit.
     """
-    from scipy.special import betaincinv, ndtri
-
     counts = np.split(sums[0], 2, axis=1)[1]
     support: Ints = (counts > 0).sum(axis=0)
     trials, normal, tail = counts.sum(axis=0), float(ndtri((1 + LEVEL) / 2)), (1 - LEVEL) / 2
