@@ -16,7 +16,7 @@ from __future__ import annotations
 import io
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, fields
-from pathlib import Path, PurePosixPath
+from pathlib import Path
 from typing import TypeVar
 
 import numpy as np
@@ -132,8 +132,8 @@ def examples_of(split: SplitOutcome, files: Iterable[str]) -> Iterator[Example]:
             tuple(tuple(float(f"{value:.5g}") for value in step) for step in part[row].tolist())
             for part in (chunks.predicted, chunks.true)
         )
-        stems = (f"sample_{index}_src.png", f"sample_{index}_tgt.png")
-        pictures = (name for stem in stems for name in files if PurePosixPath(name).name == stem)
+        ends = f"/sample_{index}_src.png", f"/sample_{index}_tgt.png"
+        pictures = (name for end in ends for name in files if name.endswith(end))
         yield Example(
             sample=chunks.ids[row],
             media=split.samples.media[row],

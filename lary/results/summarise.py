@@ -170,20 +170,16 @@ def classification_result(
 def _class_rows(
     outcome: ClassificationOutcome, predicted: stats.Ints, clusters: stats.Ints, matrix: stats.Ints
 ) -> Iterator[record.ClassRow]:
-    count, table = len(outcome.classes), metrics.class_statistics(matrix)
+    from pandas import DataFrame
+
+    count, found = len(outcome.classes), metrics.class_statistics(matrix)
     sums = stats.class_sums(outcome.labels, predicted, count, clusters)
     recall = stats.fraction_interval(sums[None, :, : 2 * count])
-    for index, name in enumerate(outcome.classes):
-        true = int(table.support[index])
-        yield record.ClassRow(
-            name=name,
-            train=int(outcome.train_counts[index]),
-            true=true,
-            predicted=int(matrix[index].sum()),
-            precision=float(table.precision[index]),
-            recall=metric(recall, index, "fraction") if true else None,
-            f1=float(table.f1[index]),
-        )
+    table = DataFrame({"name": outcome.classes, "train": outcome.train_counts, "true": found.support})
+    table = table.assign(predicted=matrix.sum(axis=1), precision=found.precision, f1=found.f1)
+    for index, row in enumerate(table.to_dict("records")):
+        own = metric(recall, index, "fraction") if row["true"] else None
+        yield record.ClassRow.model_validate({**row, "recall": own})
 
 
 # --- regression ---
