@@ -75,17 +75,18 @@ def make_analysis(kind: AnalysisKind, config: AnalyzeConfig, settings: Settings)
 def _chosen_runs(config: AnalyzeConfig, settings: Settings) -> tuple[FinishedRun, ...]:
     """Every finished run that was asked for, but controls and random projections. Raises UsageError."""
     folder = config.folder or settings.path("LARY_LOG_DIR")
-    runs = [run for run in find_results(folder)[0] if run.result.control is None and run.result.project is None]
-    if not runs:
+    found = [run for run in find_results(folder)[0] if run.result.control is None and run.result.project is None]
+    if not found:
         raise UsageError(f"There is no finished run below {folder}: run 'lary classify' or 'lary regress' first.")
-    asked = " with this --model" if config.model else ""
-    for option, wanted, more in (("model", config.model, ""), ("dataset", config.dataset, asked)):
-        names = [getattr(run.result, option).name for run in runs]
+    runs = found
+    for option, wanted in (("model", config.model), ("dataset", config.dataset)):
+        known = sorted({getattr(run.result, option).name for run in found})
         for name in wanted:
-            if name not in names:
-                hint = suggest(name, sorted(set(names)))
-                raise UsageError(f"--{option} {name}: no run below {folder} has it{more}.{hint}")
-        runs = [run for run, name in zip(runs, names, strict=True) if not wanted or name in wanted]
+            if name not in known:
+                raise UsageError(f"--{option} {name}: no run below {folder} has it.{suggest(name, known)}")
+        runs = [run for run in runs if not wanted or getattr(run.result, option).name in wanted]
+    if not runs:
+        raise UsageError(f"No run below {folder} has both the --model and the --dataset that were asked for.")
     return tuple(sorted(runs, key=lambda run: (run.result.dataset.name, run.settings, run.result.label, run.folder)))
 
 

@@ -94,4 +94,4 @@ def test_wrong_requests_name_the_remedy(tmp_path: Path) -> None:
     refused("gap", "are both human_1st", robot="human_1st")
     refused("gap", "Did you mean human_1st", human="human_first")
     add_classification(tmp_path, "dinov3", "libero", 3.0)
-    refused("all", "--dataset human_1st: has it with this --model", model=("dinov3",), dataset=("human_1st",))
+    refused("all", "has both the --model and the --dataset", model=("dinov3",), dataset=("human_1st",))
