@@ -1,7 +1,6 @@
 """Clips of SSv2 and EgoDex, cut and reversed out of their recordings.
 
-Both sources may not be redistributed, so the benchmark ships seed tables
-(``seed_ssv2.csv``, ``seed_egodex.csv``) from which users cut the clips: the column
+Both sources may not be redistributed, so the benchmark ships seed tables with the column
 ``video_path`` and, in ``seed_output``, lines such as ``0.5 - 2.0 pick up``. A clip's name
 holds the row of its seed table and the line; ``_rev`` marks the reversed clip. Clips are
 H.264 without sound, cut by PyAV; each file appears whole or not at all.
@@ -67,7 +66,8 @@ class Task(NamedTuple):
     @property
     def forward(self) -> Path:
         """The file of the forward clip."""
-        return self.out.with_name(self.out.name.removesuffix(REVERSED + SUFFIX) + SUFFIX) if self.reverse else self.out
+        name = self.out.name
+        return self.out.with_name(name.removesuffix(REVERSED + SUFFIX) + SUFFIX) if self.reverse else self.out
 
 
 def parse_clips(value: object, times: Times = "clock") -> list[tuple[int, float, float]]:
@@ -96,12 +96,9 @@ def parse_clips(value: object, times: Times = "clock") -> list[tuple[int, float,
 def clip_tasks(
     source: str, seeds: Iterable[Sequence[str]], root: Path, out: Path, wanted: frozenset[str], times: Times = "clock"
 ) -> list[Task]:
-    """The wanted clips that the seed rows of a source give, forward before reversed.
+    """The wanted clips that `seeds` (``video_path``, ``seed_output``) give, forward before reversed.
 
     Named ``SSv2/<row>_<line>[_rev].mp4`` and ``EgoDex/<video>/<row>_<line>[_rev].mp4``.
-
-    Args:
-        seeds: ``video_path`` and ``seed_output`` of each row.
     """
     tasks = []
     for row, (video, text) in enumerate(seeds):
@@ -132,10 +129,9 @@ class ClipReport(NamedTuple):
 
 
 def prepare_clips(config: ClipConfig, settings: Settings) -> ClipReport:
-    """Cut every clip that the tables name and that isn't there yet.
+    """Cut every clip that the tables name and that isn't there yet. Raises UsageError.
 
-    Every clip that fails is named with its reason. A reversed clip is made of its forward
-    clip, which is cut too where only the reversed one is named. Raises UsageError.
+    A reversed clip is made of its forward clip, which is cut even where it isn't named.
     """
     folder = settings.path("LARY_ROOT") / "data"
     seed_tables = {
@@ -168,8 +164,7 @@ def prepare_clips(config: ClipConfig, settings: Settings) -> ClipReport:
             results |= {path.relative_to(out).as_posix(): result for path, result in done.items()}
             bar.advance(len(done))
     made, kept = (list(results.values()).count(word) for word in ("made", "kept"))
-    failed = [(name, reason) for name, reason in sorted(results.items()) if reason not in ("made", "kept")]
-    failures = tuple(Failure(None, name, reason) for name, reason in failed)
+    failures = tuple(Failure(None, *item) for item in sorted(results.items()) if item[1] not in ("made", "kept"))
     listed = out / "clip_failures.csv"
     write_failures(listed, failures)
     return ClipReport(len(wanted), made, kept, failures, listed)
@@ -186,10 +181,10 @@ def make_clips(tasks: Sequence[Task]) -> dict[Path, str]:
     done = {}
     for task in tasks:
         try:
-            if _present(task.out):
+            if task.out.is_file():  # a clip appears whole
                 done[task.out] = "kept"
                 continue
-            if not _present(task.forward):
+            if not task.forward.is_file():
                 if not task.source.is_file():
                     raise MediaError(f"The recording {task.source} does not exist.")
                 cut_forward(task.source, task.start, task.duration, task.forward)
@@ -199,13 +194,6 @@ def make_clips(tasks: Sequence[Task]) -> dict[Path, str]:
         except (MediaError, OSError) as error:
             done[task.out] = str(error)
     return done
-
-
-def _present(path: Path) -> bool:
-    return path.is_file() and path.stat().st_size > 0
-
-
-# Cutting and reversing
 
 
 def cut_forward(source: Path, start: float, duration: float, out: Path) -> None:
@@ -234,11 +222,7 @@ def cut_reversed(forward: Path, out: Path) -> None:
 
 
 def _span(packets: Iterable[Any], begin: Fraction, duration: Fraction) -> Iterator[Any]:
-    """The frames from `begin` on, for `duration` from the first of them, in seconds.
-
-    They are upright and have even sides, which halved colour needs: a line is added at
-    the right and below.
-    """
+    """The upright frames from `begin` on, for `duration` from the first of them, in seconds."""
     import av
 
     first = None
@@ -254,7 +238,7 @@ def _span(packets: Iterable[Any], begin: Fraction, duration: Fraction) -> Iterat
             if frame.pts - first >= round(duration / frame.time_base):
                 return
             picture = to_rgb(frame)
-            height, width, _ = picture.shape
+            height, width, _ = picture.shape  # halved colour needs even sides
             even = np.pad(picture, ((0, height % 2), (0, width % 2), (0, 0)))
             shown = av.VideoFrame.from_ndarray(even, format="rgb24")
             shown.pts, shown.time_base = frame.pts, frame.time_base

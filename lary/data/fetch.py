@@ -259,14 +259,13 @@ class Download:
         self.files: list[RemoteFile] = []
         self.failures: list[Failure] = []
         self.origin = {"version": VERSION, "source": config.source, "repository": repository}
-        found: Any = {**self.origin}
-        if self.manifest.exists():
-            found = read_json(self.manifest, "download manifest")
+        there = self.manifest.exists()
+        found: Any = read_json(self.manifest, "download manifest") if there else {**self.origin}
         if not isinstance(found, dict) or not isinstance(found.setdefault("files", {}), dict):
             raise LaryError(f"The download manifest {self.manifest} is damaged: move it away.")
         if any(found.get(key) != value for key, value in self.origin.items()):
-            there = ", ".join(f"{key} {found.get(key)}" for key in self.origin)
-            raise UsageError(f"{self.data_dir} has files of {there}: choose another DATA_DIR, or update lary.")
+            other = ", ".join(f"{key} {found.get(key)}" for key in self.origin)
+            raise UsageError(f"{self.data_dir} has files of {other}: choose another DATA_DIR, or update lary.")
         self.revision = str(found.get("revision", ""))
         self.entries: dict[str, Any] = found["files"]
 
@@ -309,14 +308,14 @@ class Download:
         """Fetch a file, twice if it arrives damaged. Raises LaryError if it does so again."""
         path = inside(self.cache, file.path)
         problem = file.problem(path) if path.is_file() else "it is missing"
-        for _ in range(TRIES if problem else 0):
+        for _ in range(TRIES):
+            if not problem:
+                break
             path.unlink(missing_ok=True)
             with hub_errors(self.config.source, self.repository):
                 self.hub.fetch(file.path, self.revision, self.cache)
             problem = file.problem(path)
-            if not problem:
-                self.fetched += 1
-                break
+            self.fetched += not problem
         if problem:
             path.unlink()
             raise LaryError(f"{file.path} arrived damaged {TRIES} times: {problem}.")

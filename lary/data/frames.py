@@ -10,7 +10,7 @@ import functools
 import os
 import stat
 import threading
-from bisect import bisect_right
+from bisect import bisect_left
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -42,12 +42,7 @@ def read_clip(
 
 
 def read_frames(
-    paths: Sequence[Path],
-    frame_index: Sequence[int],
-    reader: Reader = "cv2",
-    *,
-    clamp: bool = True,
-    noisy: bool = False,
+    paths: Sequence[Path], frame_index: Sequence[int], reader: Reader = "cv2", *, clamp: bool = True
 ) -> list[Image]:
     """Decode a sample's frames, T arrays (H, W, 3) uint8 RGB of one size. Raises MediaError.
 
@@ -56,13 +51,12 @@ def read_frames(
         frame_index: empty for images; for a video the wanted frames from 0, in any order.
         reader: library that decodes images.
         clamp: whether an index behind the last frame is allowed and gives the last frame.
-        noisy: whether OpenCV may write to stderr about a torn file: it is quicker then.
     """
     if frame_index:
         if len(paths) != 1:
             raise UsageError(f"Frame indices belong to one video, not to {len(paths)} files.")
         return video_frames(paths[0], frame_index, clamp=clamp)
-    images = [read_image(path, reader, noisy=noisy) for path in paths]
+    images = [read_image(path, reader) for path in paths]
     if len({image.shape for image in images}) > 1:
         sizes = ", ".join(f"{image.shape[1]}x{image.shape[0]}" for image in images)
         raise MediaError(f"The images of {paths[0]} differ in size: {sizes}.")
@@ -74,14 +68,12 @@ class FrameTable(NamedTuple):
 
     Attributes:
         stamps: time stamps of all frames, ascending; the n-th belongs to frame n.
-        seeks: frames from which decoding can start, ascending; the first is frame 0.
-        starts: number of the packet in the file for each of `seeks`.
+        starts: frames from which decoding can start, ascending from 0, and their packets' numbers.
         packets: all packets in the file's order; empty if they are too large to keep.
     """
 
     stamps: tuple[int, ...]
-    seeks: tuple[int, ...]
-    starts: tuple[int, ...]
+    starts: tuple[tuple[int, int], ...]
     packets: tuple[Any, ...] = ()
 
 
@@ -162,10 +154,10 @@ def scan_packets(container: Any, stream: Any) -> FrameTable | None:
         return None
     stamps.sort()
     order = {stamp: index for index, stamp in enumerate(stamps)}
-    seeks, starts = zip(*sorted((order[pts], number) for pts, number in keys), strict=True)
-    if seeks[0] != 0:
+    starts = sorted((order[pts], number) for pts, number in keys)
+    if starts[0][0] != 0:
         return None
-    return FrameTable(tuple(stamps), seeks, starts, tuple(packets) if budget >= 0 else ())
+    return FrameTable(tuple(stamps), tuple(starts), tuple(packets) if budget >= 0 else ())
 
 
 def codec_name(stream: Any) -> str:
@@ -177,9 +169,8 @@ def codec_name(stream: Any) -> str:
 def starts_afresh(packet: Any, stream: Any) -> bool:
     """Whether every later frame can be decoded from this key packet on.
 
-    Containers also mark H.264 recovery points (open groups, intra refresh) as key
-    frames; only an instantaneous refresh (NAL type 5, ITU-T H.264 table 7-1) is free of
-    what came before.
+    Containers mark H.264 recovery points (open groups, intra refresh) as key frames too;
+    only an instantaneous refresh (NAL type 5, ITU-T H.264 table 7-1) needs nothing before.
     """
     if codec_name(stream) != "h264":
         return True
@@ -204,7 +195,7 @@ def pick_frames(stream: Any, table: FrameTable, frame_index: Sequence[int]) -> d
     droppable = codec_name(stream) == "h264"
     found: dict[int, Image] = {}
     for number, packet in enumerate(table.packets):
-        start = table.starts[bisect_right(table.seeks, missing[0]) - 1]
+        _, start = table.starts[bisect_left(table.starts, (missing[0] + 1, 0)) - 1]
         if number < start:
             continue
         if number == start:
@@ -262,15 +253,12 @@ def announced_frames(path: Path) -> int:
 
 
 def to_rgb(frame: Any) -> Image:
-    """A decoded frame as (H, W, 3) uint8 RGB, upright.
-
-    The arithmetic is that of OpenCV's reader, whose chroma is bicubic; FFmpeg interpolates
-    it where the height is odd, and for more than 8 bits. Raises ValueError.
-    """
+    """A decoded frame as (H, W, 3) uint8 RGB, upright. Raises ValueError."""
     if frame.is_corrupt:
         raise ValueError("a wanted frame is damaged")
     if not hasattr(_own, "reformatter"):
         _own.reformatter = _av().video.reformatter.VideoReformatter()
+    # As in OpenCV's reader, chroma is bicubic: seen at odd heights, and for more than 8 bits.
     image = _own.reformatter.reformat(frame, format="rgb24", interpolation="BICUBIC").to_ndarray()
     turns = round(getattr(frame, "rotation", 0) / 90) % 4
     return np.ascontiguousarray(np.rot90(image, turns), dtype=np.uint8)

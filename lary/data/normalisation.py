@@ -92,8 +92,7 @@ def load_normaliser(
 ) -> Normaliser:
     """The normaliser of a record: its constants, its statistics file, or measured on `train`.
 
-    Relative actions always have a statistics file. Raises LaryError where there are no usable
-    numbers, with the command that makes them.
+    Relative actions always have a file. Raises LaryError with the command that makes the numbers.
     """
     rule, size = spec.actions.normalisation, len(spec.actions.dims)
     if mode == "relative":
@@ -107,7 +106,7 @@ def load_normaliser(
         return Normaliser(where, shared=statistics_of({"mean": rule.mean, "std": rule.std}, size, where))
     if train is None:
         raise UsageError(f"Data set '{spec.name}' has no normalisation: give it constants or a statistics file.")
-    robots, _ = measure(train.embodiments(), read_actions(train))
+    robots, _ = measure(train.embodiments, read_actions(train))
     if not robots:
         raise LaryError(f"None of the action files of {train.path} can be read, so nothing can be normalised.")
     where = f"the training split {train.path}"
@@ -124,9 +123,8 @@ def relative_stats_file(spec: DatasetSpec, frame: Frame = "world") -> str:
 def read_statistics(path: Path, spec: DatasetSpec, command: str) -> Normaliser:
     """Read a statistics file: ``robot_stats`` (or what is in it, directly), or ``mean`` and ``std``.
 
-    Entries without mean and std are no robot types and are passed over. A robot type that the
-    record gives to rows without one takes the numbers under `NO_ROBOT` where the file has none for
-    it. Raises LaryError.
+    Entries without mean and std are passed over. A robot type that the record gives to rows
+    without one takes the numbers under `NO_ROBOT` where the file has none for it. Raises LaryError.
     """
     make = f" Make them with: {command}" if command else ""
     if not path.is_file():
@@ -152,10 +150,9 @@ def read_statistics(path: Path, spec: DatasetSpec, command: str) -> Normaliser:
 
 
 class Targets(NamedTuple):
-    """Normalised targets of a split, n rows in the order of its table.
+    """Normalised targets of a split: values (n, K, A) float32, NaN in the rows that failed.
 
-    values (n, K, A) float32, NaN in the rows that failed; K is 1 for relative actions. mean, std
-    (n, A) float32 take them back to the data set's units.
+    K is 1 for relative actions; mean and std (n, A) take them back to the data set's units.
     """
 
     values: Floats
@@ -173,7 +170,7 @@ def load_targets(
     table: SampleTable, normaliser: Normaliser, mode: ActionMode = "absolute", frame: Frame = "world"
 ) -> Targets:
     """Read and normalise the actions of a split. Raises LaryError for an unknown robot type."""
-    space, robots = table.spec.actions, table.embodiments()
+    space, robots = table.spec.actions, table.embodiments
     for robot in dict.fromkeys(robots):
         try:
             normaliser.statistics(robot)
@@ -198,16 +195,8 @@ def load_targets(
     return Targets(values, mean, std, tuple(failures))
 
 
-class StatisticsReport(NamedTuple):
-    """What was written: the file, its robot types with their counts, and how many files are missing."""
-
-    out: Path
-    robots: dict[str, int]
-    missing: int
-
-
-def write_statistics(config: StatsConfig, settings: Settings) -> StatisticsReport:
-    """Measure the actions of a training split; see `measure_table`."""
+def write_statistics(config: StatsConfig, settings: Settings) -> tuple[Path, dict[str, Any]]:
+    """Measure the actions of a training split: the file and its content; see `measure_table`."""
     spec = DATASETS.get(config.dataset)
     table = find_table(spec, spec.train, settings.path("LARY_ROOT"), explicit=config.csv)
     return measure_table(spec, table, settings.path("DATA_DIR"), config.output, config.workers)
@@ -215,8 +204,8 @@ def write_statistics(config: StatsConfig, settings: Settings) -> StatisticsRepor
 
 def measure_table(
     spec: DatasetSpec, csv: Path, data_dir: Path, out: Path | None = None, workers: int = 8
-) -> StatisticsReport:
-    """Measure the actions of a training table per robot type, and write the statistics file.
+) -> tuple[Path, dict[str, Any]]:
+    """Measure the actions of a training table per robot type; the statistics file and its content.
 
     Raises LaryError where an action file is broken, or all are missing.
     """
@@ -245,7 +234,7 @@ def measure_table(
     }
     target = out or data_dir / str(space.normalisation.stats_file)
     write_json(target, content)
-    return StatisticsReport(target, {robot: robots[robot].count for robot in sorted(robots)}, len(missing))
+    return target, content
 
 
 class TableReport(NamedTuple):

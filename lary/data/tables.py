@@ -39,6 +39,7 @@ UNSAFE_PATH = re.compile(r"[/\\]|[^/\\]*:|(.*[/\\])?\.\.([/\\]|$)")
 SEGMENT = r"[A-Za-z0-9_][A-Za-z0-9_.,()+ -]*"
 PLAIN = {INDEX_COLUMN: r"^[0-9]{1,9}(,[0-9]{1,9})*$", "path": rf"^{SEGMENT}(/{SEGMENT})*$"}
 """Cells that are surely valid (RE2, a whole column at once); others are examined."""
+PLAIN_PATH = re.compile(rf"{SEGMENT}(/{SEGMENT})*(?<! )")
 SHORT = 255
 """Letters within which no part of a path can be too long."""
 LONGEST_CELL = 4096
@@ -148,15 +149,16 @@ class SampleTable:
         if not -len(self) <= position < len(self):
             raise IndexError(position)
         media = tuple(self.shown(position, column) for column in self._media)
-        target, indices = self._columns[TARGET_COLUMN][position], ""
-        if not isinstance(self.spec.target, LabelSpace):
+        if is_class(self.spec, TARGET_COLUMN):
+            target = self._columns[TARGET_COLUMN][position]
+        else:
             target = self.shown(position, TARGET_COLUMN)
         frame_index: tuple[int, ...] = ()
         if self.spec.media == "clip":
             frame_index = tuple(map(int, self._columns[INDEX_COLUMN][position].split(",")))
-            indices = ",".join(map(str, frame_index))
-        name, group = digest(*media, indices, target), group_name(self.spec, media[0])
-        return Sample(name, self.rows[position], media, frame_index, target, group, self._robots[position])
+        name = digest(*media, ",".join(map(str, frame_index)), target)
+        group = group_name(self.spec, media[0])
+        return Sample(name, self.rows[position], media, frame_index, target, group, self.embodiments[position])
 
     def __iter__(self) -> Iterator[Sample]:
         return (self[position] for position in range(len(self)))
@@ -178,10 +180,6 @@ class SampleTable:
         """The episode or video of every sample, n names."""
         return tuple(group_name(self.spec, self.shown(position, self._media[0])) for position in range(len(self)))
 
-    def embodiments(self) -> tuple[str, ...]:
-        """The robot type of every sample; empty where the cell is, and no rule names it."""
-        return tuple(self._robots)
-
     def media_path(self, sample: Sample) -> tuple[Path, ...]:
         """Absolute paths of a sample's images or clip. Raises UsageError outside the root."""
         position = self._position[sample.row]
@@ -199,7 +197,7 @@ class SampleTable:
         found = in_threads(os.path.isfile, wanted, THREADS, batch=256)
         return [path for path, there in zip(wanted, found, strict=True) if not there]
 
-    @cached_property
+    @property
     def _media(self) -> tuple[str, ...]:
         return MEDIA_COLUMNS[self.spec.media]
 
@@ -218,20 +216,20 @@ class SampleTable:
 
     def robots(self, unnamed: str = "") -> list[str]:
         """The robot types as the table names them, with `unnamed` for empty cells."""
-        column = embodiment_column(self.spec, list(self.frame.columns))
-        if column is None:
+        column = self.spec.embodiment_column or EMBODIMENT_COLUMN
+        if column not in self.frame:
             return [self.spec.embodiment] * len(self)
         return [cell.strip() or unnamed for cell in self.frame[column]]
 
     @cached_property
-    def _robots(self) -> list[str]:
-        names = self.robots()
-        if self.spec.unnamed_robot is not None:
-            pattern, robot = self.spec.unnamed_robot
-            for position, name in enumerate(names):
-                if not name and re.search(pattern, self.shown(position, self._media[0])):
-                    names[position] = robot
-        return names
+    def embodiments(self) -> tuple[str, ...]:
+        """The robot type of every sample; empty where the cell is, and no rule names it."""
+        pattern, robot = self.spec.unnamed_robot or ("", "")
+
+        def rule(position: int) -> str:
+            return robot if robot and re.search(pattern, self.shown(position, self._media[0])) else ""
+
+        return tuple(name or rule(position) for position, name in enumerate(self.robots()))
 
     def _file(self, position: int, column: str) -> Path:
         """The file at the usual path, or at that in the table where only this exists."""
@@ -261,13 +259,6 @@ def read_table(
 def needed_columns(spec: DatasetSpec) -> tuple[str, ...]:
     """The columns that every table of a data set has."""
     return *MEDIA_COLUMNS[spec.media], *([INDEX_COLUMN] if spec.media == "clip" else []), TARGET_COLUMN
-
-
-def embodiment_column(spec: DatasetSpec, columns: Sequence[str]) -> str | None:
-    """The column with the robot type: the record's, or ``embodiment`` where there is one."""
-    if spec.embodiment_column is not None:
-        return spec.embodiment_column
-    return EMBODIMENT_COLUMN if EMBODIMENT_COLUMN in columns else None
 
 
 def check_cells(spec: DatasetSpec, path: Path, columns: Mapping[str, pandas.Series[str]]) -> None:
@@ -319,23 +310,22 @@ def folder_of(column: str) -> str:
 
 def group_name(spec: DatasetSpec, first: str, pattern: str | None = None) -> str:
     """The group of a sample from its first usual path, by the record's pattern or another."""
-    short = without_images(first) if spec.media_depth is not None else first
-    return matched(pattern or spec.group_pattern, short)
+    return matched(pattern or spec.group_pattern, first, spec.media_depth is not None)
 
 
-def matched(pattern: str, path: str) -> str:
-    """The first group or the match of a pattern in a path; without a match the path itself."""
+def matched(pattern: str, path: str, short: bool = True) -> str:
+    """The first group or the match of a pattern in a path; without a match the path itself.
+
+    Where it is `short`, its first folder of images is left out: by string methods, which are fast.
+    """
+    if short and path.startswith(f"{IMAGE_FOLDER}/"):
+        path = path[len(IMAGE_FOLDER) + 1 :]
+    elif short:
+        path = path.replace(f"/{IMAGE_FOLDER}/", "/", 1)
     found = re.search(pattern, path)
     if found is None:
         return path
     return found[1] if found.re.groups and found[1] is not None else found[0]
-
-
-def without_images(path: str) -> str:
-    """A path without its first folder of images, by string methods, which are fast."""
-    if path.startswith(f"{IMAGE_FOLDER}/"):
-        return path[len(IMAGE_FOLDER) + 1 :]
-    return path.replace(f"/{IMAGE_FOLDER}/", "/", 1)
 
 
 def usual_place(spec: DatasetSpec, cell: str, folder: str) -> str:
@@ -356,8 +346,7 @@ def places(spec: DatasetSpec, cell: str, folder: str) -> tuple[str, ...]:
 def placed(cell: str, folder: str, depth: int | None) -> str:
     """A path with forward slashes and, unless `depth` is None, `folder` behind `depth` folders."""
     named = depth is None or cell.startswith(f"{folder}/") or f"/{folder}/" in cell
-    plain = cell[:1].isalnum() and cell[-1].isalnum() and "\\" not in cell and "//" not in cell and "/." not in cell
-    if named and plain:
+    if named and PLAIN_PATH.fullmatch(cell):
         return cell  # nearly all of them
     parts = [part for part in cell.strip().replace("\\", "/").split("/") if part not in ("", ".")]
     if depth is not None and folder not in parts[:-1]:

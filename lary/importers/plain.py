@@ -149,8 +149,10 @@ def numbered(path: Path) -> tuple[int, str]:
 
 def choose_splits(groups: Sequence[str], strata: Sequence[str] | None, share: float, seed: int) -> list[str]:
     """The split of every row, with whole groups in either. Raises UsageError."""
-    validates = set(split_groups(groups, share, strata, seed)[1].tolist())
-    return ["val" if at in validates else "train" for at in range(len(groups))]
+    splits = np.full(len(groups), "train")
+    splits[split_groups(groups, share, strata, seed)[1]] = "val"
+    found: list[str] = splits.tolist()
+    return found
 
 
 # Videos
@@ -229,8 +231,17 @@ def import_videos(folder: Path, config: VideosConfig, settings: Settings) -> Imp
 def read_clips(folder: Path, config: VideosConfig) -> list[Clip]:
     """The rows of the table of labels. Raises UsageError as `import_videos`."""
     columns, rows = read_csv(config.table)
-    video = pick_column(config.table, columns, config.video_column, VIDEO_NAMES, "--video-column")
-    label = pick_column(config.table, columns, config.label_column, LABEL_NAMES, "--label-column")
+    chosen = []
+    for given, usual, option in (
+        (config.video_column, VIDEO_NAMES, "--video-column"),
+        (config.label_column, LABEL_NAMES, "--label-column"),
+    ):
+        column = given or next((name for name in usual if name in columns), usual[0])
+        if column not in columns:
+            there = ", ".join(columns)
+            raise UsageError(f"{config.table} has no column '{column}'; name it with {option}: {there}.")
+        chosen.append(column)
+    video, label = chosen
     clips = []
     for number, cells in enumerate(rows):
         row = dict(zip(columns, (cell.strip() for cell in cells), strict=True))
@@ -251,14 +262,6 @@ def read_clips(folder: Path, config: VideosConfig) -> list[Clip]:
     if len({bool(clip.split) for clip in clips}) > 1:
         raise UsageError(f"{config.table} names the split of some rows only: fill the column 'split', or drop it.")
     return clips
-
-
-def pick_column(table: Path, columns: Sequence[str], given: str | None, usual: Sequence[str], option: str) -> str:
-    """The column that an option names, or the first with a usual name. Raises UsageError."""
-    wanted = [given] if given is not None else [name for name in usual if name in columns]
-    if not wanted or wanted[0] not in columns:
-        raise UsageError(f"{table} has no column '{given or usual[0]}'; name it with {option}: {', '.join(columns)}.")
-    return wanted[0]
 
 
 def link_file(source: Path, target: Path) -> None:

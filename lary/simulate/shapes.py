@@ -19,7 +19,7 @@ from lary.data.spec import tupled
 from lary.simulate.kinematics import Array
 
 Option = TypeVar("Option")
-Colour = tuple[float, float, float]
+Colour = tuple[float, ...]
 
 
 @dataclass(frozen=True)
@@ -197,7 +197,6 @@ def _dots(p: Array, period: Array) -> Array:
 
 
 PATTERNS: dict[str, Callable[[Array, Array], Array]] = {
-    "plain": lambda p, _period: np.zeros(len(p)),
     "stripes_x": _stripes(0),
     "stripes_y": _stripes(1),
     "stripes_z": _stripes(2),

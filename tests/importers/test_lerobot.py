@@ -150,6 +150,7 @@ def test_damaged_episodes_are_left_out_and_named(tmp_path: Path) -> None:
     pq.write_table(table.set_column(table.column_names.index(column), column, times), path)
     run(tmp_path, *STRIDE, overwrite, code=1)
     assert ["No frame is shown" in reason for reason in failed(tmp_path).values()] == [True]
+    assert not list((tmp_path / "data/regression/arm").glob(".*")), "nor of the last one"
 
 
 def test_a_stopped_import_resumes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

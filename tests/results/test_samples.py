@@ -1,7 +1,5 @@
 """Attention maps and trajectories: where tokens are, which episodes are shown, and that they are those of the run."""
 
-from __future__ import annotations
-
 import json
 from dataclasses import replace
 from pathlib import Path
