@@ -10,7 +10,7 @@ import functools
 import os
 import stat
 import threading
-from bisect import bisect_right
+from bisect import bisect_left
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -68,14 +68,12 @@ class FrameTable(NamedTuple):
 
     Attributes:
         stamps: time stamps of all frames, ascending; the n-th belongs to frame n.
-        seeks: frames from which decoding can start, ascending; the first is frame 0.
-        starts: number of the packet in the file for each of `seeks`.
+        starts: frames from which decoding can start, ascending from 0, and their packets' numbers.
         packets: all packets in the file's order; empty if they are too large to keep.
     """
 
     stamps: tuple[int, ...]
-    seeks: tuple[int, ...]
-    starts: tuple[int, ...]
+    starts: tuple[tuple[int, int], ...]
     packets: tuple[Any, ...] = ()
 
 
@@ -156,10 +154,10 @@ def scan_packets(container: Any, stream: Any) -> FrameTable | None:
         return None
     stamps.sort()
     order = {stamp: index for index, stamp in enumerate(stamps)}
-    seeks, starts = zip(*sorted((order[pts], number) for pts, number in keys), strict=True)
-    if seeks[0] != 0:
+    starts = sorted((order[pts], number) for pts, number in keys)
+    if starts[0][0] != 0:
         return None
-    return FrameTable(tuple(stamps), seeks, starts, tuple(packets) if budget >= 0 else ())
+    return FrameTable(tuple(stamps), tuple(starts), tuple(packets) if budget >= 0 else ())
 
 
 def codec_name(stream: Any) -> str:
@@ -197,7 +195,7 @@ def pick_frames(stream: Any, table: FrameTable, frame_index: Sequence[int]) -> d
     droppable = codec_name(stream) == "h264"
     found: dict[int, Image] = {}
     for number, packet in enumerate(table.packets):
-        start = table.starts[bisect_right(table.seeks, missing[0]) - 1]
+        _, start = table.starts[bisect_left(table.starts, (missing[0] + 1, 0)) - 1]
         if number < start:
             continue
         if number == start:

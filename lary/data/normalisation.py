@@ -195,16 +195,8 @@ def load_targets(
     return Targets(values, mean, std, tuple(failures))
 
 
-class StatisticsReport(NamedTuple):
-    """What was written: the file, its robot types with their counts, and how many files are missing."""
-
-    out: Path
-    robots: dict[str, int]
-    missing: int
-
-
-def write_statistics(config: StatsConfig, settings: Settings) -> StatisticsReport:
-    """Measure the actions of a training split; see `measure_table`."""
+def write_statistics(config: StatsConfig, settings: Settings) -> tuple[Path, dict[str, Any]]:
+    """Measure the actions of a training split: the file and its content; see `measure_table`."""
     spec = DATASETS.get(config.dataset)
     table = find_table(spec, spec.train, settings.path("LARY_ROOT"), explicit=config.csv)
     return measure_table(spec, table, settings.path("DATA_DIR"), config.output, config.workers)
@@ -212,8 +204,8 @@ def write_statistics(config: StatsConfig, settings: Settings) -> StatisticsRepor
 
 def measure_table(
     spec: DatasetSpec, csv: Path, data_dir: Path, out: Path | None = None, workers: int = 8
-) -> StatisticsReport:
-    """Measure the actions of a training table per robot type, and write the statistics file.
+) -> tuple[Path, dict[str, Any]]:
+    """Measure the actions of a training table per robot type; the statistics file and its content.
 
     Raises LaryError where an action file is broken, or all are missing.
     """
@@ -242,7 +234,7 @@ def measure_table(
     }
     target = out or data_dir / str(space.normalisation.stats_file)
     write_json(target, content)
-    return StatisticsReport(target, {robot: robots[robot].steps for robot in sorted(robots)}, len(missing))
+    return target, content
 
 
 class TableReport(NamedTuple):

@@ -149,14 +149,15 @@ class SampleTable:
         if not -len(self) <= position < len(self):
             raise IndexError(position)
         media = tuple(self.shown(position, column) for column in self._media)
-        target, indices = self._columns[TARGET_COLUMN][position], ""
-        if not isinstance(self.spec.target, LabelSpace):
+        if is_class(self.spec, TARGET_COLUMN):
+            target = self._columns[TARGET_COLUMN][position]
+        else:
             target = self.shown(position, TARGET_COLUMN)
         frame_index: tuple[int, ...] = ()
         if self.spec.media == "clip":
             frame_index = tuple(map(int, self._columns[INDEX_COLUMN][position].split(",")))
-            indices = ",".join(map(str, frame_index))
-        name, group = digest(*media, indices, target), group_name(self.spec, media[0])
+        name = digest(*media, ",".join(map(str, frame_index)), target)
+        group = group_name(self.spec, media[0])
         return Sample(name, self.rows[position], media, frame_index, target, group, self.embodiments[position])
 
     def __iter__(self) -> Iterator[Sample]:
@@ -196,7 +197,7 @@ class SampleTable:
         found = in_threads(os.path.isfile, wanted, THREADS, batch=256)
         return [path for path, there in zip(wanted, found, strict=True) if not there]
 
-    @cached_property
+    @property
     def _media(self) -> tuple[str, ...]:
         return MEDIA_COLUMNS[self.spec.media]
 

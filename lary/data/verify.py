@@ -112,10 +112,9 @@ def verify(config: CheckConfig, settings: Settings) -> VerifyReport:
     by_manifest = check_files(config, data_dir, files)
     for source, target in (pair for group in groups.values() for pair in group.pairs):
         if source.found and target.found and source.found != target.found:
-            (rows, columns), (height, width) = source.found, target.found
+            sizes = [f"{width}x{height}" for height, width in (target.found, source.found)]
             target.status, target.found = "corrupt", None
-            image = f"its source image {source.places[0]} has {columns}x{rows}"
-            target.reason = f"{width}x{height} pixels, {image}"
+            target.reason = f"{sizes[0]} pixels, its source image {source.places[0]} has {sizes[1]}"
     found = {name: group.report() for name, group in groups.items()}
     report = {
         "version": VERSION,
@@ -153,9 +152,7 @@ def read_groups(config: CheckConfig, root: Path, data_dir: Path) -> dict[str, Ch
             raise UsageError(f"There is no group '{name}'.{suggest(name, known)}")
     listed = [table for group in found.values() for table in group.tables]
     if not any(table["exists"] for table in listed):
-        looked = ", ".join(table["name"] for table in listed)
-        place = root / "data"
-        raise UsageError(f"There is no table in {place} to check (looked for {looked}). Set LARY_ROOT.")
+        raise UsageError(f"There is no table in {root / 'data'} of what is to be checked. Set LARY_ROOT.")
     return dict(sorted(found.items()))
 
 
@@ -214,7 +211,7 @@ def read_split(group: CheckedGroup, spec: DatasetSpec, split: str, path: Path | 
 def check_files(config: CheckConfig, data_dir: Path, files: Sequence[CheckedFile]) -> int:
     """Settle every file by its digest in the manifest or by decoding; how many by digest.
 
-    What is found whole is noted in the manifest, or a hidden one, at once: a killed run resumes.
+    What is whole is noted in the manifest, or a hidden one, at once: a killed run resumes.
     """
     path = config.manifest or config.output.with_name(f".{config.output.name}.manifest")
     entries, questions = read_digests(path), list[Question]()
@@ -230,9 +227,7 @@ def check_files(config: CheckConfig, data_dir: Path, files: Sequence[CheckedFile
         questions.append({**about, "strict": strict, "whole": config.depth == "decode"})
     workers = min(config.workers, PER_CORE * (os.cpu_count() or 1), len(files) // FILES_PER_WORKER + 1)
     compared = 0
-    text = digests_text(entries)
-    if not path.exists() or path.read_text(encoding="utf-8") != text:
-        write_text(path, text)  # without a line that was torn
+    write_text(path, digests_text(entries))  # without a line that was torn
     with path.open("a", encoding="utf-8") as stream, progress(len(files), "checking", "file") as bar:
         for position, answer in ask_all(questions, workers, config.timeout):
             bar.advance()
@@ -250,7 +245,7 @@ def check_files(config: CheckConfig, data_dir: Path, files: Sequence[CheckedFile
                 stream.flush()
     if config.manifest is None:
         path.unlink()
-    elif digests_text(entries) != text:
+    else:
         write_text(path, digests_text(entries))
     return compared
 
@@ -304,9 +299,7 @@ def answers() -> Callable[[Question], Answer]:
 
 
 def answer(question: Question) -> Answer:
-    """Inspect a file: ``status`` (of STATUSES) and ``reason``.
-
-    Of an ok file also ``shape`` (as decoded, or None), ``size`` in bytes and ``sha256``.
+    """Inspect a file: ``status`` and ``reason``; if ok also ``shape``, ``size`` and ``sha256``.
 
     Args:
         question: ``places``, ``kind`` and ``shape`` of the file; ``whole``, whether it is
@@ -315,8 +308,8 @@ def answer(question: Question) -> Answer:
     """
     found: Answer = {"status": "ok", "reason": "", "shape": None, "sha256": None}
     try:
-        places = [Path(place) for place in question["places"]]
-        path = next((path for path in places if os.path.lexists(path)), places[0])
+        places = question["places"]
+        path = Path(next(filter(os.path.lexists, places), places[0]))
         about = os.stat(path)
         if not stat.S_ISREG(about.st_mode):
             raise MediaError("path is not a file")

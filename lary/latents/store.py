@@ -24,7 +24,7 @@ import numpy as np
 import numpy.typing as npt
 
 from lary.configs import LatentDtype
-from lary.files import digest, read_json, remove_torn, write_json
+from lary.files import digest, read_json, remove_torn, write_json, write_text
 from lary.models.spec import MODELS, ModelSpec
 from lary.types import LaryError, Latents, MediaError, UsageError
 
@@ -136,6 +136,12 @@ class LatentStore:
         for row, name in self.held(table, check=False).items():
             found[row] = "" if row in failed else f"{relative}/{name}"
         return found
+
+    def write_table(self, table: SampleTable, path: Path, root: Path, failed: Collection[int | None]) -> None:
+        """Write a table with the column ``la_path``."""
+        frame = table.frame.copy()
+        frame["la_path"] = self.entries(table, root, failed)
+        write_text(path, str(frame.to_csv(index=False, lineterminator="\n")))
 
     def finish(self, table: SampleTable) -> None:
         """Bring what lists the latents up to date, and remove what killed writers have left.

@@ -6,7 +6,7 @@ import math
 import re
 import zipfile
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import asdict, dataclass, fields, replace
+from dataclasses import asdict, dataclass, replace
 from functools import partial
 from itertools import groupby
 from pathlib import Path
@@ -15,14 +15,15 @@ from typing import IO, Any
 import numpy as np
 import numpy.typing as npt
 
+from lary.arrays import npy_bytes
 from lary.configs import ConvertConfig, LatentsConfig
 from lary.data.spec import DATASETS
 from lary.data.splits import find_table
 from lary.data.tables import read_table
-from lary.files import atomic_write, write_json, write_text
+from lary.files import atomic_write, remove_torn, write_json
 from lary.latents.ref import KINDS, LatentsRef, SplitLatents, check_format, open_latents
 from lary.latents.sources import OpenShard, ShardHeader, read_array, read_stamp, read_stamps, read_tokens, scan_shards
-from lary.latents.store import MANIFEST, NPZ, SHARDS, LatentStore, StoreIdentity, read_manifest
+from lary.latents.store import INDEX, MANIFEST, NPZ, SHARDS, LatentStore, StoreIdentity, read_manifest
 from lary.latents.writers import checksum_of, header_bytes, rows_in
 from lary.locks import locked
 from lary.runtime import progress
@@ -49,7 +50,8 @@ class _Found:
         found: dict[int, tuple[str, Path]] = {}
         if self.kind == "npz":
             files = {row: self.folder / name for row, name in rows_in(self.folder).items()}
-            for (row, file), stamp in zip(files.items(), read_stamps(files.values()), strict=True):
+            stamps = read_stamps(files.values())
+            for (row, file), stamp in zip(files.items(), stamps, strict=True):
                 found[row] = (stamp.sample if stamp else "", file)
         for header in self.headers:
             found |= {row: (sample, header.path) for row, (sample, _) in header.positions().items()}
@@ -65,37 +67,40 @@ def _find(settings: Settings, config: LatentsConfig) -> _Found:
         raise UsageError(f"There are no latents of {what}: {folder} does not exist.")
     manifest = read_manifest(folder) if (folder / MANIFEST).exists() else {}
     kind = manifest.get("store", "npz")
-    if kind not in ("npz", "shards"):
+    if kind not in KINDS:
         raise LaryError(f"{folder / MANIFEST} names the kind {kind!r}, which this lary doesn't know: update lary.")
     shards = scan_shards(folder, manifest.get("key")) if kind == "shards" else ([], [])
     return _Found(folder, manifest, kind, *shards)
 
 
 def describe_store(config: LatentsConfig, settings: Settings) -> str:
-    """What a store is, what it holds, and what of its table is missing, in lines. Raises as `verify_store`."""
+    """What a store is, what it holds, and what of its table is missing, in lines.
+
+    Raises:
+        UsageError, LaryError: as `verify_store`.
+    """
     store = _find(settings, config)
     held, problems, tokens = store.held(), list(store.problems), "unknown"
-    if store.headers:
-        tokens = f"{' x '.join(map(str, store.headers[0].shape))} {store.headers[0].dtype}"
-    elif held:
-        try:
-            first = read_tokens(next(iter(held.values()))[1])
-            tokens = f"{' x '.join(map(str, first.shape))} {first.dtype}"
-        except MediaError as error:
-            problems.append(str(error))
     files = {file for _, file in held.values()}
-    size = sum(file.stat().st_size for file in files)
-    identity = store.manifest.get("identity") or {"origin": "made by another program: no identity to check"}
-    facts = {"kind": f"{store.kind}, {len(files)} files, {size} bytes", **identity, "rows": len(held), "tokens": tokens}
+    try:
+        first: Any = store.headers[0] if store.headers else read_tokens(next(iter(held.values()))[1])
+        tokens = f"{' x '.join(map(str, first.shape))} {first.dtype}"
+    except MediaError as error:
+        problems.append(str(error))
+    except StopIteration:  # it is empty
+        pass
+    facts = {"kind": f"{store.kind}, {len(files)} files, {sum(file.stat().st_size for file in files)} bytes"}
+    facts |= store.manifest.get("identity") or {"origin": "made by another program: no identity to check"}
+    facts |= {"rows": str(len(held)), "tokens": tokens, "missing": "unknown: the table isn't here"}
     try:
         dataset = DATASETS.get(config.dataset)
         source = find_table(dataset, config.split, settings.path("LARY_ROOT"))
         table = read_table(dataset, config.split, path=source, data_dir=Path())
         absent = [own.id for own in table if held.get(own.row, (None,))[0] not in ("", own.id)]
-        shown = ", ".join(absent[:10]) + (", ..." if len(absent) > 10 else "")
-        facts["missing"] = f"{len(absent)}: {shown}" if absent else "0"
+        shown = [f": {', '.join(absent[:10])}"] * bool(absent) + [", ..."] * (len(absent) > 10)
+        facts["missing"] = str(len(absent)) + "".join(shown)
     except LaryError:
-        facts["missing"] = "unknown: the table isn't here"
+        pass
     lines = [f"  {name:11} {value}" for name, value in facts.items() if value not in ("", None)]
     return "\n".join([str(store.folder), *lines, *(f"  damaged     {problem}" for problem in problems)])
 
@@ -112,14 +117,14 @@ def verify_store(config: LatentsConfig, settings: Settings) -> tuple[int, list[s
     """
     store = _find(settings, config)
     problems, key = list(store.problems), store.manifest.get("key")
-    if store.kind == "shards":
-        checks = [(len(header.samples), partial(_shard_problems, header)) for header in store.headers]
-    else:
+    checks = [(len(header.samples), partial(_shard_problems, header)) for header in store.headers]
+    if store.kind == "npz":
         checks = [(1, partial(_npz_problems, store.folder / name, key)) for name in rows_in(store.folder).values()]
     total = sum(count for count, _ in checks)
     with progress(total, f"verifying {store.folder.name}") as bar, ThreadPoolExecutor(THREADS) as pool:
-        for (count, _), found in zip(checks, pool.map(lambda check: check[1](), checks), strict=True):
-            problems += found
+        found = pool.map(lambda check: check[1](), checks)
+        for (count, _), wrong in zip(checks, found, strict=True):
+            problems += wrong
             bar.advance(count)
     return total, problems
 
@@ -131,7 +136,8 @@ def _shard_problems(header: ShardHeader) -> list[str]:
         shard = OpenShard(header)
         for position, sample in enumerate(header.samples):
             stored, codes = shard.row(position)
-            where = f"{header.path}, row {position} (row {header.rows[position] + 1} of the table, sample {sample})"
+            row = header.rows[position] + 1
+            where = f"{header.path}, row {position} (row {row} of the table, sample {sample})"
             if checksum_of(stored, codes) != int(header.checksums[position]):
                 found.append(f"{where}: its bytes are not those that were written.")
             elif not _all_finite(stored, header.dtype):
@@ -150,13 +156,15 @@ def _npz_problems(file: Path, key: str | None) -> list[str]:
     if not _all_finite(tokens, str(tokens.dtype)):
         return [f"{file} holds values that are not finite."]
     stamp = read_stamp(file)
-    other = key is not None and (stamp is None or stamp.store != key)
-    return [f"{file} belongs to another store."] if other else []
+    own = key is None or (stamp is not None and stamp.store == key)
+    return [] if own else [f"{file} belongs to another store."]
 
 
 def _all_finite(stored: npt.NDArray[Any], dtype: str) -> bool:
     """Whether all numbers are finite; bfloat16 comes as its bits, whose exponent is all ones in others."""
-    return bool(((stored & 0x7F80) != 0x7F80).all() if dtype == "bfloat16" else np.isfinite(stored).all())
+    if dtype == "bfloat16":
+        return bool(((stored & 0x7F80) != 0x7F80).all())
+    return bool(np.isfinite(stored).all())
 
 
 # Convert and export
@@ -178,10 +186,8 @@ def convert_store(config: ConvertConfig, settings: Settings) -> int:
     ref, folder = LatentsRef.of(config), _find(settings, config).folder
     with locked(folder):
         store, file = _find(settings, config), ref.table(settings)
-        known = {each.name for each in fields(StoreIdentity)}
         try:
-            facts = {name: value for name, value in store.manifest["identity"].items() if name in known}
-            identity = StoreIdentity(**facts)
+            identity = StoreIdentity(**store.manifest["identity"])
         except (KeyError, TypeError):
             raise UsageError(
                 f"{folder} has no identity, since another program made its latents: extract them."
@@ -205,15 +211,14 @@ def convert_store(config: ConvertConfig, settings: Settings) -> int:
                 )
             _copy_rows(open_latents(settings, ref), new, set(new.missing(table)))
             facts = {"key": wanted.key, "identity": asdict(wanted), "store": config.store}
-            units = {"unit_rows": config.shard_rows, "batch_size": 1}
-            write_json(folder / MANIFEST, store.manifest | facts | units)
+            facts |= {"unit_rows": config.shard_rows, "batch_size": 1}
+            write_json(folder / MANIFEST, store.manifest | facts)
         if lost := set(new.missing(table)) - absent:
             raise LaryError(f"{len(lost)} rows of {file} are missing in {folder}: run 'lary extract' first.")
-        table.frame["la_path"] = new.entries(table, ref.latent_root(settings), absent)
-        write_text(file, str(table.frame.to_csv(index=False, lineterminator="\n")))
-        for old in folder.glob(NPZ if config.store == "shards" else SHARDS):
-            old.unlink()
-        new.finish(table)
+        new.write_table(table, file, ref.latent_root(settings), absent)
+        remove_torn(folder)
+        for old in (*folder.glob(NPZ if config.store == "shards" else SHARDS), folder / INDEX):
+            old.unlink(missing_ok=True)
         return len(table) - len(absent)
 
 
@@ -235,8 +240,8 @@ def _copy_rows(latents: SplitLatents, new: LatentStore, lacking: set[int]) -> No
 def export_latents(config: LatentsConfig, settings: Settings, out: Path, *, rows: str | None = None) -> int:
     """Write tokens as float32 to one file for other tools; returns how many samples.
 
-    ``.npz``: arrays ``tokens``, ``rows`` (from 0), ``samples``. ``.safetensors``: the tensor ``tokens``, the rows
-    (from 1) and ids in the metadata.
+    ``.npz``: arrays ``tokens``, ``rows`` (from 0), ``samples``. ``.safetensors``: the tensor ``tokens``,
+    the rows (from 1) and ids in the metadata.
 
     Args:
         rows: rows of the table from 1, such as 1-100,205.
@@ -248,36 +253,19 @@ def export_latents(config: LatentsConfig, settings: Settings, out: Path, *, rows
         raise UsageError(f"{out}: expected a file that ends in .npz or .safetensors.")
     latents = open_latents(settings, LatentsRef.of(config))
     if rows is not None:
-        there = {sample.row + 1: position for position, sample in enumerate(latents.table)}
-        chosen = set()
-        for part in rows.split(","):
-            match = re.fullmatch(r"\s*(\d{1,9})(?:-(\d{1,9}))?\s*", part)
-            if match is None:
-                raise UsageError(f"--rows: '{part[:80]}' is no row or range such as 1-100.")
-            for number in range(int(match[1]), int(match[2] or match[1]) + 1):
-                if number not in there:  # refused at once: a range may have a thousand million rows
-                    raise UsageError(f"--rows {rows[:80]}: row {number} has no latents.")
-                chosen.add(there[number])
-        latents = latents.take(sorted(chosen))
-    samples = list(latents.table)
-    shape = (len(samples), *latents.source.shape)
+        latents = latents.take(_positions(latents, rows))
+    samples, source = list(latents.table), latents.source
+    shape = (len(samples), *source.shape)
     with progress(len(samples), f"writing {out.name}") as bar, atomic_write(out) as stream:
 
         def write_tokens(target: IO[bytes]) -> None:
-            for part in (range(at, min(at + CHUNK, len(samples))) for at in range(0, len(samples), CHUNK)):
-                target.write(np.ascontiguousarray(latents.source.read(part), dtype="<f4").reshape(-1).data.cast("B"))
+            for start in range(0, len(samples), CHUNK):
+                part = np.arange(start, min(start + CHUNK, len(samples)))
+                tokens = np.ascontiguousarray(source.read(part), dtype="<f4")
+                target.write(tokens.reshape(-1).data.cast("B"))
                 bar.advance(len(part))
 
-        if out.suffix == ".npz":
-            header = {"descr": "<f4", "fortran_order": False, "shape": shape}
-            with zipfile.ZipFile(stream, "w") as archive:
-                with archive.open("tokens.npy", "w", force_zip64=True) as member:
-                    np.lib.format.write_array_header_1_0(member, header)
-                    write_tokens(member)
-                for name, values in (("rows", [own.row for own in samples]), ("samples", [own.id for own in samples])):
-                    with archive.open(f"{name}.npy", "w") as member:
-                        np.lib.format.write_array(member, np.array(values), allow_pickle=False)
-        else:
+        if out.suffix == ".safetensors":
             facts = {
                 "store": str(latents.store.get("key", "")),
                 "rows": ",".join(str(own.row + 1) for own in samples),
@@ -285,4 +273,27 @@ def export_latents(config: LatentsConfig, settings: Settings, out: Path, *, rows
             }
             stream.write(header_bytes(facts, {"tokens": ("F32", shape, 4 * math.prod(shape))}))
             write_tokens(stream)
+            return len(samples)
+        with zipfile.ZipFile(stream, "w") as archive:
+            header = {"descr": "<f4", "fortran_order": False, "shape": shape}
+            with archive.open("tokens.npy", "w", force_zip64=True) as member:
+                np.lib.format.write_array_header_1_0(member, header)
+                write_tokens(member)
+            archive.writestr("rows.npy", npy_bytes(np.array([own.row for own in samples])))
+            archive.writestr("samples.npy", npy_bytes(np.array([own.id for own in samples])))
     return len(samples)
+
+
+def _positions(latents: SplitLatents, rows: str) -> list[int]:
+    """The positions of rows such as 1-100,205, ascending. Raises UsageError."""
+    there = {row + 1: position for position, row in enumerate(latents.table.rows)}
+    chosen = set()
+    for part in rows.split(","):
+        match = re.fullmatch(r"\s*(\d{1,9})(?:-(\d{1,9}))?\s*", part)
+        if match is None:
+            raise UsageError(f"--rows: '{part[:80]}' is no row or range such as 1-100.")
+        for number in range(int(match[1]), int(match[2] or match[1]) + 1):
+            if number not in there:  # refused at once: a range may have a thousand million rows
+                raise UsageError(f"--rows {rows[:80]}: row {number} has no latents.")
+            chosen.add(there[number])
+    return sorted(chosen)

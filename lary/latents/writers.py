@@ -82,8 +82,10 @@ def write_latents(path: Path, tokens: npt.NDArray[Any], codes: npt.NDArray[Any] 
         for name, array in arrays.items():
             info = zipfile.ZipInfo(f"{name}.npy")  # of 1980: the same latents give the same bytes
             info.file_size = array.nbytes
-            with archive.open(info, "w") as member:
-                np.lib.format.write_array(member, np.ascontiguousarray(array), allow_pickle=False)
+            array = np.ascontiguousarray(array)
+            with archive.open(info, "w") as member:  # numpy's own way to a zip copies the array
+                np.lib.format.write_array_header_1_0(member, np.lib.format.header_data_from_array_1_0(array))
+                member.write(array.reshape(-1).data.cast("B"))
 
 
 class NpzStore(LatentStore):

@@ -27,7 +27,7 @@ from lary.configs import ExtractConfig, Mode, ProbeControl
 from lary.data.spec import DATASETS, DatasetSpec
 from lary.data.splits import find_table
 from lary.data.tables import INDEX_COLUMN, MEDIA_COLUMNS, SampleTable, read_table, write_csv
-from lary.files import digest, read_failures, read_json, remove_torn, write_failures, write_json, write_text
+from lary.files import digest, read_failures, read_json, remove_torn, write_failures, write_json
 from lary.latents.pipeline import Interrupted, Job, UnitReport, encode_units, make_encoder, model_of, plan_units
 from lary.latents.ref import (
     KINDS,
@@ -49,7 +49,7 @@ from lary.runtime import log, pick_devices
 from lary.settings import Settings, load_settings
 from lary.types import BenchmarkProtocol, Failure, LaryError, Media, UsageError, as_path
 
-MODES: dict[Mode, Media] = {"image": "pair", "video": "clip"}
+MODES: dict[Media, Mode] = {"pair": "image", "clip": "video"}
 FAILURES = "failures.csv"
 TIMING = "extraction.json"
 ROWS_CHECKED = 10_000
@@ -61,7 +61,6 @@ CHANGED = "changed"
 
 FRAME_CONTROLS: tuple[ProbeControl, ...] = ("static-pair", "shuffled-order")
 """Controls that change the frames that the encoder sees, not the targets of the probe."""
-
 SEED_OF_ORDERS = 0
 """Seed of the orders of frames; the probes of all seeds of a run see the same orders."""
 
@@ -82,32 +81,35 @@ def extract(config: ExtractConfig, settings: Settings) -> ExtractReport:
     """Extract the latents of one split; what is done already, by sample id and store identity, is not redone.
 
     Raises:
-        UsageError: unknown names, contradicting options, a folder that holds latents of another extraction.
-        LaryError: a missing table, no readable media, a model that can't be loaded, another process that writes the
-            same latents, a full disk.
+        UsageError: unknown names, contradicting options, a folder that holds latents of another
+            extraction.
+        LaryError: a missing table, no readable media, a model that can't be loaded, another process
+            that writes the same latents, a full disk.
         Interrupted: the user stopped it; what was begun is done.
     """
     started = time.monotonic()
     run = prepare_run(config, settings)
+    table, target = run.table, run.ref.table(settings)
     with locked(run.folder):
         # What killed runs were writing: now, since it may be what fills the disk.
         remove_torn(run.folder)
-        remove_torn(run.target.parent, run.target.name)
+        remove_torn(target.parent, target.name)
         store = open_run(run)
-        missing = store.missing(run.table)
+        missing = store.missing(table)
         pending = failed_rows(store.folder, missing) if config.retry_failed else missing
-        total, before = len(run.table), len(run.table) - len(missing)
-        log.info("%s: %s %d rows are done", run.title, f"{before} of" if missing else "all", total)
+        before = len(table) - len(missing)
+        log.info("%s: %s %d rows are done", run.title, f"{before} of" if missing else "all", len(table))
         reports, stopped = list[UnitReport](), False
         if pending:
-            warn_about_media(run.table, pending)
+            warn_about_media(table, pending)
             job = replace(run.job, store=store)
-            reports, stopped = encode_all(job, run.table, pending, run.devices, run.encoder, run.title)
+            reports, stopped = encode_all(job, table, pending, run.devices, run.encoder, run.title)
         done = sum(report.done for report in reports)
-        failures = sorted((item for report in reports for item in report.failures), key=lambda item: item.row or 0)
+        failures = [failure for report in reports for failure in report.failures]
+        failures.sort(key=lambda failure: failure.row or 0)
         if missing:
             add_timing(store.folder, done, time.monotonic() - started)
-        store.finish(run.table)
+        store.finish(table)
         write_failures(store.folder / FAILURES, failures)
         if failures:
             log.error(
@@ -117,11 +119,8 @@ def extract(config: ExtractConfig, settings: Settings) -> ExtractReport:
         left = len(missing) - done - len(failures)
         if left or stopped:
             raise unfinished(run, left)
-        frame = run.table.frame.copy()
-        failed = {failure.row for failure in failures}
-        frame["la_path"] = store.entries(run.table, run.ref.latent_root(settings), failed)
-        write_text(run.target, str(frame.to_csv(index=False, lineterminator="\n")))
-    return ExtractReport(run.target, total, before, done, tuple(failures), time.monotonic() - started)
+        store.write_table(table, target, run.ref.latent_root(settings), {each.row for each in failures})
+    return ExtractReport(target, len(table), before, done, tuple(failures), time.monotonic() - started)
 
 
 @dataclass(frozen=True)
@@ -135,7 +134,6 @@ class Run:
     identity: StoreIdentity
     details: dict[str, Any]
     folder: Path
-    target: Path
     encoder: LoadedEncoder
 
     @property
@@ -151,26 +149,33 @@ def prepare_run(config: ExtractConfig, settings: Settings) -> Run:
     check_pool(model, config.pool)
     check_format(config.store, config.dtype)
     devices = pick_devices(config.gpus, config.device)
-    explicit = as_path(config.input) if config.input else None
-    source = find_table(dataset, config.split, settings.path("LARY_ROOT"), explicit)
-    table = read_table(dataset, config.split, path=source, data_dir=settings.path("DATA_DIR"), limit=config.limit)
-    weights = locate_weights(model, settings.values(), config.weights)
-    job = Job(config, settings.path("DATA_DIR"), source, weights, settings.values(), loaded_plugins())
+    table = read_input(config, settings)
+    values = settings.values()
+    weights = locate_weights(model, values, config.weights)
+    job = Job(config, settings.path("DATA_DIR"), table.path, weights, values, loaded_plugins())
     encoder = make_encoder(job, model, devices[0])
     options = model.options | (model.options_paper if config.protocol == "paper" else {})
     # The fields of the model's record that decide its latents.
     record = {"preprocess": asdict(model.preprocessing(config.protocol, dataset.media)), "options": options}
     text = json.dumps({**record, "precision": config.precision}, sort_keys=True, default=str)
     identity = StoreIdentity(
-        model.name, dataset.name, config.split, config.protocol, digest(text), encoder.identity.digest, config.seed,
-        dataset.revision, config.pool, config.dtype,
+        model.name, dataset.name, config.split, config.protocol, digest(text), encoder.identity.digest,
+        config.seed, dataset.revision, config.pool, config.dtype,
     )  # fmt: skip
     ref = LatentsRef.of(config)
     folder = ref.folder(settings)
     if not config.overwrite:
         identity = as_before(folder, identity)
     details = {"record": record, "weights_from": weights, "batch_size": config.batch_size}
-    return Run(job, ref, table, devices, identity, details, folder, ref.table(settings), encoder)
+    return Run(job, ref, table, devices, identity, details, folder, encoder)
+
+
+def read_input(config: ExtractConfig, settings: Settings) -> SampleTable:
+    """The table of the split. Raises UsageError and LaryError."""
+    dataset = DATASETS.get(config.dataset)
+    explicit = as_path(config.input) if config.input else None
+    path = find_table(dataset, config.split, settings.path("LARY_ROOT"), explicit)
+    return read_table(dataset, config.split, path=path, data_dir=settings.path("DATA_DIR"), limit=config.limit)
 
 
 def open_run(run: Run) -> LatentStore:
@@ -191,35 +196,36 @@ def estimate(config: ExtractConfig, settings: Settings) -> str:
     size = 1 if run.devices[0] == "cpu" else config.batch_size
     most = BATCHES_MEASURED * size
     chosen = missing[:: max(1, len(missing) // most)][:most]
-    ends, done, failures = [time.monotonic()], [0], list[Failure]()
+    marks, failures = [(time.monotonic(), 0)], list[Failure]()
     with tempfile.TemporaryDirectory() as folder:
         store = KINDS[config.store](Path(folder), run.identity, size)
-        job = replace(run.job, config=replace(config, batch_size=size), store=store, processes=len(run.devices))
-        units = plan_units(range(len(chosen)), size)
+        measured = replace(config, batch_size=size)
+        job = replace(run.job, config=measured, store=store, processes=len(run.devices))
         for report in encode_units(
-            job, run.table.take(chosen), units, run.devices[0], run.encoder, advance=lambda rows: None,
-            stopped=lambda: time.monotonic() - ends[0] > SECONDS_MEASURED,
+            job, run.table.take(chosen), plan_units(range(len(chosen)), size), run.devices[0], run.encoder,
+            advance=lambda rows: None, stopped=lambda: time.monotonic() - marks[0][0] > SECONDS_MEASURED,
         ):  # fmt: skip
-            ends.append(time.monotonic())
-            done.append(done[-1] + report.done)
+            marks.append((time.monotonic(), marks[-1][1] + report.done))
             failures += report.failures
         written = sum(file.stat().st_size for file in Path(folder).iterdir())
-    seconds, need = "unknown", 0.0
-    if done[-1]:
-        first = 1 if done[-1] > done[1] else 0  # the first batch also pays for what is done once
-        each = (ends[-1] - ends[first]) / (done[-1] - done[first])
-        seconds = f"{len(missing) * each / len(run.devices):.0f} s on {len(run.devices)} devices"
-        need = len(missing) * written / done[-1]
+    ended, rows = marks[-1]
     parent = next(place for place in (run.folder, *run.folder.absolute().parents) if place.exists())
     free = shutil.disk_usage(parent).free
-    lines = [
-        f"{run.title}: {len(run.table)} rows, {len(run.table) - len(missing)} done, {len(missing)} to do",
-        f"  measured      {done[-1]} rows in {ends[-1] - ends[0]:.1f} s",
-        f"  time          {seconds if missing else 'none'}",
-        f"  to write      {f'{need / 1e9:.3f} GB' if done[-1] or not missing else 'unknown'} into {run.folder}",
-        f"  free there    {free / 1e9:.3f} GB{': NOT ENOUGH' if need > free else ''}",
-    ]
-    return "\n".join(lines + [f"  unreadable    row {chosen[item.row or 0] + 1}: {item.reason}" for item in failures])
+    lines = [f"{run.title}: {len(run.table)} rows, {len(run.table) - len(missing)} done, {len(missing)} to do"]
+    if rows:
+        # The first batch also pays for what is done once.
+        begun, first = marks[1] if marks[1][1] < rows else marks[0]
+        seconds = len(missing) * (ended - begun) / (rows - first) / len(run.devices)
+        need = len(missing) * written / rows
+        lines += [
+            f"  measured      {rows} rows in {ended - marks[0][0]:.1f} s",
+            f"  time          {seconds:.0f} s on {len(run.devices)} devices",
+            f"  to write      {need / 1e9:.3f} GB into {run.folder}{': NOT ENOUGH SPACE' if need > free else ''}",
+        ]
+    elif missing:
+        lines.append("  time, bytes   unknown, since nothing could be measured")
+    lines.append(f"  free there    {free / 1e9:.3f} GB")
+    return "\n".join(lines + [f"  unreadable    row {chosen[each.row or 0] + 1}: {each.reason}" for each in failures])
 
 
 def unfinished(run: Run, left: int) -> LaryError:
@@ -256,12 +262,12 @@ def check_request(dataset: DatasetSpec, config: ExtractConfig) -> None:
 
 def check_media(dataset: DatasetSpec, mode: Mode | None, stride: int | None) -> None:
     """Refuse a ``--mode`` or ``--stride`` that contradicts the record. Raises UsageError."""
-    what = f"data set '{dataset.name}'"
-    if mode is not None and MODES[mode] != dataset.media:
-        raise UsageError(f"--mode {mode}: {what} holds {dataset.media}s; leave the option out.")
-    if stride not in (None, dataset.stride):
-        own = dataset.stride or "none"
-        raise UsageError(f"--stride {stride}: {what} has stride {own}; leave the option out.")
+    for name, found, asked in (("mode", MODES[dataset.media], mode), ("stride", dataset.stride, stride)):
+        if asked not in (None, found):
+            raise UsageError(
+                f"--{name} {asked}: data set '{dataset.name}' holds {dataset.media}s and has {name} {found}; leave "
+                "the option out."
+            )
 
 
 def as_before(folder: Path, identity: StoreIdentity) -> StoreIdentity:
@@ -322,12 +328,7 @@ def read_timing(folder: Path) -> tuple[int, float]:
 def separate(split: SplitLatents, protocol: BenchmarkProtocol) -> bool:
     """Whether the latents hold one step per frame; under ``paper`` some encoders mix the frames even then."""
     shape = split.source.shape
-    return protocol == "corrected" and len(shape) == 3 and shape[0] == frame_count(split)
-
-
-def frame_count(split: SplitLatents) -> int:
-    """How many frames the first sample has."""
-    return len(split.table[0].frame_index) or len(split.table[0].media)
+    return protocol == "corrected" and len(shape) == 3 and shape[0] == split.frames
 
 
 def place_of(settings: Settings, control: ProbeControl) -> Settings:
@@ -343,27 +344,25 @@ def extract_changed(config: ExtractConfig, control: ProbeControl, settings: Sett
     Raises:
         UsageError, LaryError: as `extract`.
     """
-    dataset = DATASETS.get(config.dataset)
     if separate(open_latents(settings, LatentsRef.of(config)), config.protocol):
         return None
-    moved = place_of(settings, control)
-    source = config.input or find_table(dataset, config.split, settings.path("LARY_ROOT"))
-    table = read_table(dataset, config.split, path=source, data_dir=settings.path("DATA_DIR"), limit=config.limit)
-    path = moved.path("LARY_ROOT") / TABLE_FOLDER / f"{dataset.name}_metadata_{config.split}.csv"
+    moved, table = place_of(settings, control), read_input(config, settings)
+    path = moved.path("LARY_ROOT") / TABLE_FOLDER / f"{config.dataset}_metadata_{config.split}.csv"
     write_csv(path, list(table.frame.columns), list(changed_rows(table, control)))
     return extract(replace(config, input=path), moved)
 
 
 def changed_rows(table: SampleTable, control: ProbeControl) -> Iterator[list[str]]:
     """The rows of a table with the source in place of all frames, or with frames in a drawn order."""
-    columns, pair = list(table.frame.columns), table.spec.media == "pair"
-    at = [columns.index(name) for name in (MEDIA_COLUMNS["pair"] if pair else (INDEX_COLUMN,))]
+    pair = table.spec.media == "pair"
+    names = MEDIA_COLUMNS["pair"] if pair else (INDEX_COLUMN,)
+    places = [list(table.frame.columns).index(name) for name in names]
     draw = np.random.default_rng(SEED_OF_ORDERS)
     for row in table.frame.to_numpy(dtype=object).tolist():
-        frames = [row[place] for place in at] if pair else row[at[0]].split(",")
-        order = draw.permutation(len(frames)) if control == "shuffled-order" else np.zeros(len(frames), dtype=np.int64)
+        frames = [row[place] for place in places] if pair else row[places[0]].split(",")
+        order = draw.permutation(len(frames)) if control == "shuffled-order" else [0] * len(frames)
         changed = [frames[place] for place in order]
-        for place, cell in zip(at, changed if pair else [",".join(changed)], strict=True):
+        for place, cell in zip(places, changed if pair else [",".join(changed)], strict=True):
             row[place] = cell
         yield row
 
@@ -380,7 +379,7 @@ def open_changed(settings: Settings, split: SplitLatents, ref: LatentsRef) -> Sp
         held = f"{shape[0]} steps" if len(shape) == 3 else "no steps"
         raise UsageError(
             f"--control {ref.control}: the latents of '{ref.model}' (protocol {ref.protocol}) hold {held} for "
-            f"{frame_count(split)} frames, so frames can't be exchanged after extraction, and there are no latents of "
+            f"{split.frames} frames, so frames can't be exchanged after extraction, and there are no latents of "
             f"changed frames of {ref.dataset} {ref.split}. Run 'lary controls', or 'lary run' with this option."
         )
     other = open_latents(settings, ref)

@@ -136,9 +136,8 @@ def test_pairs_of_other_stride_and_episodes_without_a_name(tmp_path: Path) -> No
 
 def test_frames_under_another_name(tmp_path: Path) -> None:
     make_calvin(tmp_path, {"train": 2, "val": 2})
-    train, val = (
-        sorted((tmp_path / "data/regression/calvin" / f"{name}_stride5").rglob("*.png")) for name in ("train", "val")
-    )
+    folder = tmp_path / "data/regression/calvin"
+    train, val = (sorted((folder / f"{name}_stride5").rglob("*.png")) for name in ("train", "val"))
     picture = Image.open(train[0])
     picture.save(val[0], compress_level=0)  # other bytes, same pixels
     Image.fromarray(np.asarray(picture) ^ 1).save(val[1])

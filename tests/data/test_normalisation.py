@@ -111,13 +111,13 @@ def test_rows_that_lost_their_robot_are_read_as_the_record_says(tmp_path: Path) 
         np.save(path, draw(10, 12, seed=number))
     lost = [name == "" for name in table.frame["robot_type"]]
     assert [name == "G1edu-u3" for name in table.embodiments] == lost
-    report = normalisation.measure_table(spec, source, tmp_path)
-    assert sorted(report.robots) == sorted({name or "nan" for name in table.frame["robot_type"]})
+    out, written = normalisation.measure_table(spec, source, tmp_path)
+    assert sorted(written["robot_stats"]) == sorted({name or "nan" for name in table.frame["robot_type"]})
     normaliser = load_normaliser(spec, tmp_path)
     np.testing.assert_array_equal(normaliser.statistics("G1edu-u3").mean, normaliser.statistics("nan").mean)
-    written = json.loads(report.out.read_text())
+    assert written == json.loads(out.read_text())
     del written["robot_stats"]["nan"]
-    report.out.write_text(json.dumps(written))
+    out.write_text(json.dumps(written))
     with pytest.raises(LaryError, match=r"no action statistics of robot type 'G1edu-u3'.*galaxea_r1_lite"):
         load_targets(table, load_normaliser(spec, tmp_path))
 
@@ -137,8 +137,9 @@ def test_statistics_of_a_table_with_broken_and_missing_action_files(tmp_path: Pa
         write_statistics(config, settings)
     assert not list((tmp_path / "data").rglob("*.json"))
     (folder / "1.npy").unlink()
-    report = write_statistics(config, settings)
-    assert (report.robots, report.missing) == ({"a": 20, "b": 10}, 1)
+    _, found = write_statistics(config, settings)
+    assert {name: entry["count"] for name, entry in found["robot_stats"].items()} == {"a": 20, "b": 10}
+    assert found["missing_actions"] == 1
     for file in folder.iterdir():
         file.unlink()
     with pytest.raises(LaryError, match=r"All 4 action files of .* are missing, such as .*0\.npy"):
