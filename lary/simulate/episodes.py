@@ -202,10 +202,10 @@ class Staged(NamedTuple):
 def follow(scene: scenes.Scene, script: Script, home: tuple[float, ...], frames: int) -> tuple[Array, Array] | None:
     """Joints (T, 7) and tool poses (T, 6) along a script, or None where the arm can't follow."""
     solver = Solver(scene.model, scene.data, home)
-    joints, _ = solver.solve(script.path.at(0.0).pose, np.array(home), iterations=400)
+    joints, _ = solver.solve(script.path.at(0.0), np.array(home), iterations=400)
     states, poses = [], []
     for time in np.linspace(0.0, 1.0, frames).tolist():
-        joints, miss = solver.solve(script.path.at(time).pose, joints)
+        joints, miss = solver.solve(script.path.at(time), joints)
         if miss > FARTHEST_MISS:
             return None
         position, rotation = solver.reached(joints)

@@ -71,6 +71,16 @@ def quaternion(rotation: Array) -> Array:
     return result
 
 
+@dataclass(frozen=True)
+class ToolState:
+    """The tool: position (3,), rotation (3, 3), opening in metres, command (-1 closed, 1 open)."""
+
+    position: Array
+    rotation: Array
+    width: float
+    command: float
+
+
 class Solver:
     """Damped least squares for the seven joints of an arm, drawn to the home posture."""
 
@@ -90,7 +100,7 @@ class Solver:
         mujoco.mj_kinematics(self.model, self.data)
         return self.data.site_xpos[self.site].copy(), self.data.site_xmat[self.site].reshape(3, 3).copy()
 
-    def solve(self, target: Pose, start: Array, iterations: int = 80) -> tuple[Array, float]:
+    def solve(self, target: ToolState, start: Array, iterations: int = 80) -> tuple[Array, float]:
         """Joints (7,) that bring the tool to `target`, and the distance in metres that is left."""
         import mujoco
 
@@ -98,7 +108,7 @@ class Solver:
         moves, turns = np.empty((2, 3, self.model.nv))
         for step in range(iterations + 1):
             position, rotation = self.reached(joints)
-            error = np.concatenate([target[0] - position, rotation_vector(target[1] @ rotation.T)])
+            error = np.concatenate([target.position - position, rotation_vector(target.rotation @ rotation.T)])
             distance, angle = float(np.linalg.norm(error[:3])), float(np.linalg.norm(error[3:]))
             if step == iterations or (distance < POSITION_TOLERANCE and angle < ROTATION_TOLERANCE):
                 break
@@ -129,20 +139,6 @@ class Solver:
 
 
 # Paths
-
-
-@dataclass(frozen=True)
-class ToolState:
-    """The tool: position (3,), rotation (3, 3), opening in metres, command (-1 closed, 1 open)."""
-
-    position: Array
-    rotation: Array
-    width: float
-    command: float
-
-    @property
-    def pose(self) -> Pose:
-        return self.position, self.rotation
 
 
 Phase = Callable[[float], ToolState]
