@@ -31,7 +31,7 @@ from lary.latents.store import MANIFEST, read_manifest
 from lary.models.running import LoadedEncoder
 from lary.registry import load_plugin
 from lary.runtime import log, pick_devices, progress
-from lary.settings import FOLDER, Settings
+from lary.settings import VARIABLES, Settings
 from lary.types import Failure, LaryError, UsageError
 from lary.workers import Answer, NoAnswer, Pool, Question
 
@@ -263,7 +263,7 @@ def tasks_on_ray(
         task = ray.remote(max_retries=TRIES, **options)(_with_gpus)
         # Tasks run in another folder.
         values = {
-            name: str(Path(value).absolute()) if FOLDER[name] or Path(value).exists() else value
+            name: str(Path(value).absolute()) if VARIABLES[name].folder or Path(value).exists() else value
             for name, value in settings.values().items()
         }
         files = tuple(plugin.absolute() for plugin in plugins)

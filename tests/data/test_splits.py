@@ -65,7 +65,7 @@ def test_drawn_table_that_holds_something_else_is_refused(tmp_path: Path) -> Non
     train.unlink()
     assert find_table(spec, "val_by_episode", tmp_path) == path, "drawn on another machine"
     write_table(train, [{"src_img": "a", "other": "b"}])
-    with pytest.raises(UsageError, match=r"has the columns src_img, tgt_img, action; expected src_img, other"):
+    with pytest.raises(UsageError, match=r"no column 'other'; it has: src_img, tgt_img, action"):
         find_table(spec, "val_by_episode", tmp_path)
 
 
