@@ -158,7 +158,7 @@ class FakeHub:
     def __init__(self, repository: Path, cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         self.repository, self.cache = repository, cache
         self.failure: Exception | None = None
-        self.gated, self.allowed = False, True
+        self.gated = False
         self.downloads: list[tuple[str, str | None, list[str]]] = []
         monkeypatch.setattr(huggingface_hub.HfApi, "model_info", self.model_info)
         monkeypatch.setattr(huggingface_hub.HfApi, "auth_check", self.auth_check)
@@ -172,8 +172,7 @@ class FakeHub:
         return SimpleNamespace(sha=self.folder(revision).name, gated=self.gated, siblings=siblings)
 
     def auth_check(self, repository: str) -> None:
-        if not self.allowed:
-            raise kind_of(errors.GatedRepoError)
+        raise kind_of(errors.GatedRepoError)
 
     def folder(self, revision: str | None) -> Path:
         return self.cache / (revision if revision and len(revision) == 40 else NEWEST)
@@ -240,7 +239,7 @@ def test_the_file_of_a_record_alone_is_fetched(hub: FakeHub, name: str, file: st
 def test_refusals_of_the_hub_come_before_any_download(
     name: str, hub: FakeHub, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    hub.gated, hub.allowed, repository = True, False, HUB_OF[name]
+    hub.gated, repository = True, HUB_OF[name]
     gated = rf"'{name}': {repository} is gated: ask for access at https://huggingface\.co/{repository}, .*HF_TOKEN"
     with pytest.raises(UsageError, match=gated):
         make(name, repository)
