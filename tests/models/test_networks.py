@@ -44,6 +44,7 @@ def test_a_tensor_depends_on_its_name_alone_and_buffers_are_computed() -> None:
         parts = [torch.nn.ModuleDict({"a": shared, name: own}) for name in "bc"]
     first, second = (draw_weights(copy.deepcopy(part), 0).state_dict() for part in parts)
     assert torch.equal(first["a.weight"], second["a.weight"])
+    assert not torch.equal(first["b.weight"], second["c.weight"])
     assert float(first["a.weight"].std()) == pytest.approx(1 / 20, rel=0.05)
     config = transformers.DINOv3ViTConfig(
         hidden_size=24, num_hidden_layers=1, num_attention_heads=2, intermediate_size=32, image_size=32, patch_size=16
