@@ -61,16 +61,15 @@ def draw_table(spec: DatasetSpec, split: str, root: Path) -> Path:
             return path  # it was drawn on another machine
         raise
     first = tables.MEDIA_COLUMNS[spec.media][0]
-    header: list[str] = []
-    chosen = []
+    header, chosen = list[str](), list[list[str]]()
     for table in sources:
-        columns, rows = tables.read_csv(table)
-        if first not in columns or (header and columns != header):
-            raise UsageError(f"{table} has the columns {', '.join(columns)}; expected {', '.join(header or [first])}.")
-        header, at = columns, columns.index(first)
+        columns, rows = tables.read_csv(table, header or [first])
+        header = header or columns
+        if columns != header:
+            raise UsageError(f"{table} has the columns {', '.join(columns)}; expected {', '.join(header)}.")
         for row in rows:
-            group = tables.group_name(spec, tables.usual_place(spec, row[at], tables.IMAGE_FOLDER), rule.pattern)
-            if validates(group, rule.share) == rule.validates:
+            place = tables.usual_place(spec, row[columns.index(first)], tables.IMAGE_FOLDER)
+            if validates(tables.group_name(spec, place, rule.pattern), rule.share) == rule.validates:
                 chosen.append(row)
     text = csv_text([header, *chosen])
     if not path.is_file():

@@ -112,10 +112,9 @@ def verify(config: CheckConfig, settings: Settings) -> VerifyReport:
     by_manifest = check_files(config, data_dir, files)
     for source, target in (pair for group in groups.values() for pair in group.pairs):
         if source.found and target.found and source.found != target.found:
-            (rows, columns), (height, width) = source.found, target.found
+            sizes = [f"{width}x{height}" for height, width in (target.found, source.found)]
             target.status, target.found = "corrupt", None
-            image = f"its source image {source.places[0]} has {columns}x{rows}"
-            target.reason = f"{width}x{height} pixels, {image}"
+            target.reason = f"{sizes[0]} pixels, its source image {source.places[0]} has {sizes[1]}"
     found = {name: group.report() for name, group in groups.items()}
     report = {
         "version": VERSION,

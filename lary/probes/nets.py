@@ -98,7 +98,7 @@ class QueryAttention(nn.Module):
         return torch.softmax(q @ k.transpose(-2, -1) / math.sqrt(q.shape[-1]), dim=-1)
 
     def _heads(self, queries: Tensor, tokens: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        q, (k, v) = self.q(queries), self.kv(tokens).chunk(2, dim=-1)
+        q, k, v = self.q(queries), *self.kv(tokens).chunk(2, dim=-1)
         return split_heads(q, self.heads), split_heads(k, self.heads), split_heads(v, self.heads)
 
 
@@ -150,8 +150,8 @@ class _AttentiveClassifier(nn.Module):
         table = self.temporal_embed
         if count <= table.shape[1]:
             return table[:, :count]
-        stretched = F.interpolate(table.permute(0, 3, 1, 2), size=(count, 1), mode="bilinear", align_corners=False)
-        return stretched.permute(0, 2, 3, 1)
+        channels_first = table.permute(0, 3, 1, 2)
+        return F.interpolate(channels_first, size=(count, 1), mode="bilinear").permute(0, 2, 3, 1)
 
 
 class AttentiveProbe(nn.Module):
@@ -205,10 +205,9 @@ def load_head(file: Path, classes: int) -> SelectedHead:
         network = AttentiveProbe(weights["projector.0.weight"].shape[1], classes, *sizes)
         network.load_state_dict(weights)
     except Exception as error:  # torch raises many kinds for a file that isn't its own
-        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
+        reason = str(error).partition("\n")[0] or type(error).__name__
         raise LaryError(f"{file} holds no head that can be used ({reason}): run the probe again.") from error
-    pair = None if scaling is None else (scaling["mean"].numpy(), scaling["std"].numpy())
-    return network.eval(), pair
+    return network.eval(), scaling and (scaling["mean"].numpy(), scaling["std"].numpy())
 
 
 @torch.no_grad()
@@ -220,10 +219,11 @@ def attend(head: SelectedHead, source: LatentSource, rows: Sequence[int] | Ints)
     """
     network, scaling = head
     read = standardised(source, *scaling) if scaling else source
-    tokens = torch.from_numpy(np.ascontiguousarray(read.read(np.asarray(rows, dtype=np.int64)), dtype=np.float32))
+    tokens = torch.tensor(read.read(np.asarray(rows)), dtype=torch.float32)
     seen: list[Tensor] = []
     attention = network.classifier.pooler.cross_attention_block["xattn"]
-    with attention.register_forward_pre_hook(lambda module, inputs: seen.append(module.weights(*inputs))):
+    hook = attention.register_forward_pre_hook(lambda own, inputs: seen.append(own.weights(*inputs)))
+    with hook:
         logits = network(tokens)
     return logits.numpy(), seen[0].mean(dim=(1, 2)).numpy()
 
@@ -245,7 +245,10 @@ class _NormedLinear(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:
-        """With y = W (s * z + t) + b and dy (B, H): dW = (dy' z) * s + db t', ds = sum(W * (dy' z)), dt = db W."""
+        """Gradients of y = W (s * z + t) + b by dy (B, H), where z is the normed x.
+
+        With p = dy' z: dW = p * s + db t', ds = the sum of W * p over its rows, dt = db W.
+        """
         x, mean, deviation, scale, shift, weight = ctx.saved_tensors
         (given,) = gradients
         bias = given.sum(dim=0)

@@ -135,8 +135,7 @@ def _write(context: Context, stem: str, rows: Sequence[dict[str, Any]], run: Fin
             axes.plot(places, own["published"] * scale, "o", color=BLUE, markerfacecolor="white")
             axes.set_xticks(range(len(values)), [f"{value:g}" for value in values])
             axes.set_xlabel(setting, fontsize=8)
-        better = "higher" if score.higher_is_better else "lower"
         marks = "; open marks: paper" if table["published"].notna().any() else ""
-        finish(figure, axes, f"{title}\n{run.about}, 95 % intervals; {better} is better{marks}")
+        finish(figure, axes, f"{title}\n{run.about}, 95 % intervals; {score.better} is better{marks}")
         facts = {"metric": run.result.primary, "higher_is_better": score.higher_is_better}
         return context.write(f"{stem}{run.suffix}", figure, table, run, **facts)

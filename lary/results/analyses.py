@@ -60,15 +60,13 @@ def make_analysis(kind: AnalysisKind, config: AnalyzeConfig, settings: Settings)
     left_out: list[str] = []
     for name in ANALYSES if kind == "all" else (kind,):
         try:
-            for found in ANALYSES[name](context):
-                if isinstance(found, Path):
-                    files.append(found)
-                else:
-                    left_out.append(f"{name}: {found}")
+            found = list(ANALYSES[name](context))
         except UsageError:
             raise
         except LaryError as error:
-            left_out.append(f"{name}: {error}")
+            found = [str(error)]
+        files += [own for own in found if isinstance(own, Path)]
+        left_out += [f"{name}: {own}" for own in found if isinstance(own, str)]
     if not files:
         raise LaryError("No analysis can be made of these runs:\n  " + "\n  ".join(left_out))
     return Analysis(tuple(files), tuple(left_out))
@@ -77,17 +75,16 @@ def make_analysis(kind: AnalysisKind, config: AnalyzeConfig, settings: Settings)
 def _chosen_runs(config: AnalyzeConfig, settings: Settings) -> tuple[FinishedRun, ...]:
     """Every finished run that was asked for, but controls and random projections. Raises UsageError."""
     folder = config.folder or settings.path("LARY_LOG_DIR")
-    runs = [run for run in find_results(folder)[0] if run.result.control is None and run.result.project is None]
-    if not runs:
+    found = [run for run in find_results(folder)[0] if run.result.control is None and run.result.project is None]
+    if not found:
         raise UsageError(f"There is no finished run below {folder}: run 'lary classify' or 'lary regress' first.")
+    runs = found
     for option, wanted in (("model", config.model), ("dataset", config.dataset)):
-        known = {getattr(run.result, option).name for run in runs}
+        known = sorted({getattr(run.result, option).name for run in found})
         for name in wanted:
             if name not in known:
-                hint = suggest(name, sorted(known))
-                raise UsageError(f"--{option} {name}: no run below {folder} has it.{hint}")
-    runs = [run for run in runs if not config.model or run.result.model.name in config.model]
-    runs = [run for run in runs if not config.dataset or run.result.dataset.name in config.dataset]
+                raise UsageError(f"--{option} {name}: no run below {folder} has it.{suggest(name, known)}")
+        runs = [run for run in runs if not wanted or getattr(run.result, option).name in wanted]
     if not runs:
         raise UsageError(f"No run below {folder} has both the --model and the --dataset that were asked for.")
     return tuple(sorted(runs, key=lambda run: (run.result.dataset.name, run.settings, run.result.label, run.folder)))

@@ -62,13 +62,11 @@ def render(figure: Figure, format: Format) -> bytes:
 
 
 @contextmanager
-def panels(
-    titles: Sequence[str], *, up: str, across: str = "", height: float = 2.2
-) -> Iterator[tuple[Figure, list[Any]]]:
+def panels(titles: Sequence[str], *, up: str, across: str = "") -> Iterator[tuple[Figure, list[Any]]]:
     """A figure and its panels, one per title, in up to four columns with shared heights."""
     columns = min(len(titles), 4)
     rows = -(-len(titles) // columns)
-    with new_figure(max(2.6 * columns, 5.2), 1.3 + height * rows) as figure:
+    with new_figure(max(2.6 * columns, 5.2), 1.3 + 2.2 * rows) as figure:
         grid = figure.subplots(rows, columns, squeeze=False, sharey=True).ravel().tolist()
         for axes in grid[len(titles) :]:
             axes.set_visible(False)

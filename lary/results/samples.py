@@ -32,8 +32,8 @@ from lary.results.figures import Context, Files, Found, finish, new_figure, plot
 from lary.results.folder import FinishedRun
 from lary.results.published import Chunks, read_predicted
 from lary.results.report import dataset_title
-from lary.runtime import log, progress
-from lary.types import LaryError, MediaError, UsageError
+from lary.runtime import log
+from lary.types import LaryError, MediaError, Sample, UsageError
 
 OPACITY = 0.6
 BRIGHTEST = 99.5
@@ -55,10 +55,9 @@ def _check_known(option: str, what: str, wanted: Sequence[str], known: Sequence[
     """Refuse names that no run has, with a suggestion. Raises UsageError."""
     for name in wanted if known else ():
         if name not in known:
-            some = list(known[:5000])
-            hint = suggest(name, some)
-            if len(some) > 12 and "Did you mean" not in hint:
-                hint = f" One that is there: {some[0]}."
+            hint = suggest(name, known[:5000])
+            if len(known) > 12 and "Did you mean" not in hint:
+                hint = f" One that is there: {known[0]}."
             raise UsageError(f"--{option} {name}: no run was scored on such {what}.{hint}")
 
 
@@ -69,13 +68,11 @@ def attention_maps(context: Context) -> Found:
     """One figure per classification run. Raises UsageError for a sample that no run has."""
     runs = context.of_task("classification", "classify")
     known: dict[str, None] = {}
-    with progress(len(runs), "attention maps", "run") as bar:
-        for run in runs:
-            try:
-                yield from _write_maps(run, context, known)
-            except LaryError as error:
-                yield f"{run.result.label} on {run.result.dataset.name}: {error}"
-            bar.advance()
+    for run in runs:
+        try:
+            yield from _write_maps(run, context, known)
+        except LaryError as error:
+            yield f"{run.result.label} on {run.result.dataset.name}: {error}"
     _check_known("sample", "a sample", context.config.sample, list(known))
 
 
@@ -105,7 +102,8 @@ def _write_maps(run: FinishedRun, context: Context, known: dict[str, None]) -> F
     layout = layout_of(tuple(split.source.shape), frames, model)
     weights = weights.reshape(len(rows), len(layout.steps), layout.tokens)
     view = model.preprocessing(ref.protocol, split.table.spec.media)
-    pictures = [_frames_as_seen(split, row, view) for row in rows]
+    chosen = [split.table[row] for row in rows]
+    pictures = [_frames_as_seen(split, sample, view) for sample in chosen]
     scores = np.exp(logits - logits.max(axis=1, keepdims=True))
     probability = scores.max(axis=1) / scores.sum(axis=1)
     samples = [
@@ -118,9 +116,9 @@ def _write_maps(run: FinishedRun, context: Context, known: dict[str, None]) -> F
             "frames": [f"frame {number}" for number in sample.frame_index] or ["source", "target"],
             "share_of_steps": weights[place].sum(axis=1).tolist(),
         }
-        for place, sample in enumerate(split.table[row] for row in rows)
+        for place, sample in enumerate(chosen)
     ]
-    each = [about["sample"] for about in samples], range(len(layout.steps)), range(layout.tokens)
+    each = [sample.id for sample in chosen], range(len(layout.steps)), range(layout.tokens)
     index = MultiIndex.from_product(each, names=["sample", "step", "token"])
     table = DataFrame(index=index).reset_index()
     table["row"], table["column"] = divmod(table["token"], layout.side) if layout.side else (None, None)
@@ -153,9 +151,9 @@ def _chosen_rows(split: SplitLatents, context: Context, known: dict[str, None]) 
     A sample is named by its id or by its last media path, as in case.txt.
     """
     config, names = context.config, {}
-    for row in reversed(range(len(split.table))):  # of equal names the first row counts
-        names[split.table[row].media[-1]] = row
-    names = {sample.id: row for row, sample in enumerate(split.table)} | names
+    for row, sample in enumerate(split.table):  # of equal names the first row counts
+        names.setdefault(sample.id, row)
+        names.setdefault(sample.media[-1], row)
     known |= dict.fromkeys(names)
     if config.sample:
         return [names[name] for name in config.sample if name in names]
@@ -164,9 +162,8 @@ def _chosen_rows(split: SplitLatents, context: Context, known: dict[str, None]) 
     return [int(order[place]) for place in np.unique(places)]
 
 
-def _frames_as_seen(split: SplitLatents, row: int, view: Preprocess) -> npt.NDArray[np.uint8] | None:
+def _frames_as_seen(split: SplitLatents, sample: Sample, view: Preprocess) -> npt.NDArray[np.uint8] | None:
     """Frames (T, H, W, 3) as the model sees them; None where they aren't on this machine."""
-    sample = split.table[row]
     try:
         return resize(read_clip(split.table.media_path(sample), sample.frame_index), view)
     except MediaError as error:
@@ -182,9 +179,10 @@ def layout_of(shape: tuple[int, ...], frames: int, model: ModelSpec) -> TokenLay
     else:
         steps = shape[0] // side**2 if side and shape[0] % side**2 == 0 else 1
         tokens = shape[0] // steps
-    if side is None or side**2 != tokens:
-        root = math.isqrt(tokens)
-        side = root if side is None and root**2 == tokens else 0
+    if side is None:
+        side = math.isqrt(tokens)
+    if side**2 != tokens:
+        side = 0
     return TokenLayout(frames_of_steps(frames, steps, model.first_frame_alone), tokens, side)
 
 
@@ -217,8 +215,9 @@ def _draw_maps(
     side, extent = layout.side, (0, 1, 1, 0)
     there = pictures is not None
     *above, grid = block.subplots(1 + there, len(layout.steps), squeeze=False)
-    heading = f"{about['sample']}   true {about['true']}, predicted {about['predicted']}"
-    heading += f" ({100 * about['probability']:.0f} %)"
+    heading = "{sample}   true {true}, predicted {predicted} ({percent:.0f} %)".format(
+        **about, percent=100 * about["probability"]
+    )
     heading += "" if there else "; the frames are not on this machine"
     block.suptitle(heading, fontsize=8.5, x=0.01, ha="left")
     for step, (axes, part) in enumerate(zip(grid, layout.steps, strict=True)):

@@ -45,8 +45,7 @@ class ControlReport:
     def text(self) -> str:
         """One line per control, the ones nearest to the model first."""
         result, score = self.result, self.result.score
-        better = "higher" if score.higher_is_better else "lower"
-        lines = [f"{result.label} on {result.dataset.name}: {result.primary} {score.text()} ({better} is better)"]
+        lines = [f"{result.label} on {result.dataset.name}: {result.primary} {score.text()} ({score.better} is better)"]
         for name, control in result.controls.items():
             value = control.metrics[result.primary].text()
             lines.append(f"  {name.replace('_', ' '):32} {value:28} margin {control.gain.text()}")
@@ -59,11 +58,9 @@ class ControlReport:
 
 
 def run_controls(config: ControlsConfig, settings: Settings) -> ControlReport:
-    """Run a model and its controls, what is done isn't done again, and write the margins into the model's result.
+    """Run a model and its controls, and write the margins into the model's result.
 
-    Raises:
-        UsageError: wrong options or missing tables.
-        LaryError: a failed extraction or training of the model itself.
+    Raises UsageError, LaryError.
     """
     model, dataset = MODELS.get(config.model), DATASETS.get(config.dataset)
     splits = splits_of(dataset, settings, config)
@@ -113,7 +110,7 @@ def run_one(
 
 
 def splits_of(dataset: DatasetSpec, settings: Settings, config: ControlsConfig) -> list[str]:
-    """Training and validation split; the unseen one too where the model's own latents of it are there."""
+    """Training and validation split; the unseen one where its latents are there."""
     roles = dataset.roles(config.splits)
     ref = LatentsRef(
         model=config.model, dataset=dataset.name, split=roles.get("unseen", ""), protocol=config.protocol,
