@@ -148,9 +148,11 @@ def _write_frequency(context: Context, group: Sequence[FinishedRun], window: int
             for other, average in averages.items():
                 if other != label:
                     axes.plot(np.exp(average.index), average, color=figures.LIGHT, linewidth=0.9, label="other models")
-            own = averages[label]
+            mean = averages[label]
             axes.scatter(table["train"], table["f1"], s=9, color=figures.BLUE, alpha=0.55, label="class")
-            axes.plot(np.exp(own.index), own, color=figures.VERMILION, linewidth=1.8, label=f"mean of {window} classes")
+            axes.plot(
+                np.exp(mean.index), mean, color=figures.VERMILION, linewidth=1.8, label=f"mean of {window} classes"
+            )
             axes.set_xscale("log")
             # A decade may hold no power of ten, so the ticks are our own.
             ticks = np.unique(np.geomspace(table["train"].min(), table["train"].max(), 3).round())
@@ -184,7 +186,7 @@ def human_robot_gap(context: Context) -> Found:
 
 
 def _write_gap(
-    context: Context, people: Sequence[FinishedRun], robots: Sequence[FinishedRun], shared: Sequence[str]
+    context: Context, people: Sequence[FinishedRun], robots: Sequence[FinishedRun], shared: list[str]
 ) -> Found:
     """A map of the gaps, a model per row and a class per column, by rising mean gap."""
     from pandas import DataFrame

@@ -152,7 +152,8 @@ def _chosen_rows(split: SplitLatents, context: Context, known: dict[str, None]) 
 
     A sample is named by its id or by its last media path, as in case.txt.
     """
-    config, names = context.config, {}
+    config = context.config
+    names: dict[str, int] = {}
     for row, sample in enumerate(split.table):  # of equal names the first row counts
         names.setdefault(sample.id, row)
         names.setdefault(sample.media[-1], row)
@@ -302,25 +303,25 @@ def _write_episodes(context: Context, run: FinishedRun, chunks: Chunks, episodes
             rows, starts, numbered = rows_of_episode(chunks, episode)
             frames = np.array(starts)[:, None] + np.arange(steps)
             true, predicted = chunks.true[rows], chunks.predicted[rows]
-            sample, step, place = np.indices(true.shape).reshape(3, -1)
+            sample, step, dim = np.indices(true.shape).reshape(3, -1)
             about = {
                 "episode": episode,
                 "sample": np.array(chunks.ids)[rows][sample],
                 "frame": frames[sample, step],
                 "step": step,
-                "dimension": np.array(names)[place],
-                "unit": np.array(units)[place],
+                "dimension": np.array(names)[dim],
+                "unit": np.array(units)[dim],
                 "predicted": predicted.ravel(),
                 "true": true.ravel(),
             }
             tables.append(DataFrame(about))
             for place, axes in enumerate(grid[:, column]):
                 # A NaN behind each chunk ends its line.
-                lines = (
+                steps_at, truth, guess = (
                     np.pad(own.astype(np.float64), ((0, 0), (0, 1)), constant_values=np.nan).ravel()
                     for own in (frames, true[..., place], predicted[..., place])
                 )
-                plot_pair(axes, *lines, "." if steps == 1 else None)
+                plot_pair(axes, steps_at, truth, guess, "." if steps == 1 else None)
                 axes.tick_params(labelsize=7)
                 unit = f"\n[{units[place]}]" if units[place] else ""
                 axes.set_ylabel("" if column else f"{change}{names[place]}{unit}", fontsize=8)
