@@ -214,7 +214,7 @@ def _write_gap(
     width = 1.5 + 0.075 * max(map(len, labels)) + 0.21 * len(order)
     height = 1.3 + 0.3 * len(both) + 0.07 * max(map(len, order))
     with figures.new_figure(max(width, 6.0), height) as figure:
-        axes, reach = figure.subplots(), max(0.05, float(gap.abs().max(axis=None)))
+        axes, reach = figure.subplots(), max(0.05, float(np.nanmax(gap.abs())))
         axes.set_facecolor("#eeeeee")  # a class that one of the data sets has no samples of
         image = axes.imshow(gap.T, cmap="PuOr_r", vmin=-reach, vmax=reach, aspect="auto")
         axes.set_xticks(range(len(order)), order, rotation=90, fontsize=8)
