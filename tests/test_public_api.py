@@ -10,7 +10,7 @@ import pytest
 import torch
 
 import lary
-from lary.compat import MOVED
+from lary.compat import moved
 from lary.types import UsageError
 from tests.tree import make_calvin
 
@@ -81,9 +81,9 @@ NAMES = {
 }  # fmt: skip
 
 
-@pytest.mark.parametrize("old", MOVED)
+@pytest.mark.parametrize("old", moved())
 def test_old_import_paths_work_with_a_warning(old: str) -> None:
     sys.modules.pop(old, None)
-    with pytest.warns(DeprecationWarning, match=f"{old} is now {MOVED[old][0]}"):
+    with pytest.warns(DeprecationWarning, match=f"{old} is now {moved()[old][0]}"):
         module = importlib.import_module(old)
     assert all(hasattr(module, name) for name in NAMES.get(old, "").split())

@@ -44,18 +44,6 @@ def test_a_result_records_what_was_run_and_is_not_overwritten(made: Path, tmp_pa
         read_scores(finished_run(folder))
 
 
-def test_several_seeds_make_one_result(made: Path, tmp_path: Path) -> None:
-    done = probe(made, logs=tmp_path / "all", seeds="3,1")
-    whole = done.result
-    alone = [probe(made, logs=tmp_path / str(seed), seed=seed).result for seed in (3, 1)]
-    assert whole.seeds == tuple(row.seed for row in whole.per_seed) == (3, 1)
-    for name, value in whole.selections[whole.headline].metrics.items():
-        values = [one.selections[one.headline].metrics[name].value for one in alone]
-        assert [row.metrics[name] for row in whole.per_seed] == pytest.approx(values)
-        assert value.value == pytest.approx(np.mean(values))
-    assert (done.folder / "seed_1" / "best_model.pth").is_file()
-
-
 def test_every_device_of_a_list_trains(made: Path, tmp_path: Path) -> None:
     """Two processes leave one result, whose numbers are those of one process."""
     alone = probe(made, logs=tmp_path / "one").result
