@@ -3,6 +3,7 @@
 import json
 import re
 import shutil
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -101,14 +102,17 @@ def trajectories(root: Path) -> None:
         np.save(folder / "actions.npy", actions)
 
 
-def videos(root: Path) -> None:
+def videos(root: Path, count: int = 6, **columns: Sequence[str]) -> Path:
+    """Videos of 12 frames in which a square moves, labels by turns; the folder of the videos."""
     rows = []
-    for number in range(6):
+    for number in range(count):
         sign = 1 if number % 2 else -1
         steps = [frame(0.5 + sign * 0.03 * step, 0.1 + 0.1 * number, (220, 60, 60)) for step in range(12)]
         write_video(root / "videos" / f"day{number % 3}" / f"{number}.mp4", steps)
-        rows.append({"file": f"day{number % 3}/{number}.mp4", "label": ("push", "pull")[number % 2]})
+        row = {"file": f"day{number % 3}/{number}.mp4", "label": ("push", "pull")[number % 2]}
+        rows.append(row | {name: values[number] for name, values in columns.items()})
     write_table(root / "labels.csv", rows)
+    return root / "videos"
 
 
 def lerobot(root: Path) -> None:
