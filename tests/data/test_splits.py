@@ -69,12 +69,13 @@ def test_drawn_table_that_holds_something_else_is_refused(tmp_path: Path) -> Non
 
 def pairs_table(path: Path) -> Path:
     """Segments of demonstrations, two pairs of each, three unequal classes."""
-    rows = []
-    for number in range(300):
-        folder = f"suite/task_demo/demo_{number // 3}/action_{number % 3:02d}"
-        for pair in ("1", "2"):
-            label = ("Open", "Open", "Close", "Up")[number % 4]
-            rows.append({"src_img": f"{folder}/{pair}.png", "tgt_img": f"{folder}/{pair}b.png", "action": label})
+    folders = [f"suite/task_demo/demo_{number // 3}/action_{number % 3:02d}" for number in range(300)]
+    labels = ("Open", "Open", "Close", "Up") * 75
+    rows = [
+        {"src_img": f"{folder}/{pair}.png", "tgt_img": f"{folder}/{pair}b.png", "action": label}
+        for folder, label in zip(folders, labels, strict=True)
+        for pair in "12"
+    ]
     write_table(path, rows)
     return path
 
@@ -84,7 +85,7 @@ def test_groups_stay_together_and_classes_keep_their_share(tmp_path: Path, by: s
     table, config = pairs_table(tmp_path / "all_pairs.csv"), SplitConfig(by=by, dataset="libero")  # type: ignore[arg-type]
     report = write_split(table, config)
     train, val = rows_of(report.train), rows_of(report.val)
-    assert len(train) + len(val) == len(rows_of(table))
+    assert len(train + val) == len(rows_of(table))
     units = [{"/".join(row["src_img"].split("/")[:levels]) for row in part} for part in (train, val)]
     assert not units[0] & units[1]
     assert report.groups == (len(units[0]), len(units[1]))

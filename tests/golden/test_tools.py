@@ -120,15 +120,15 @@ def lerobot(root: Path) -> None:
     write_lerobot(root / "new", "v3.0", images="PNG")
 
 
-def robots(root: Path) -> None:
+def robots(root: Path, count: int = 40) -> None:
     rng, rows = np.random.default_rng(5), []
-    for number in range(40):
+    for number in range(count):
         path = f"t/actions/ep_0/{number}.npy"
         place = root / "data" / "regression" / "robocoin_10" / path
         place.parent.mkdir(parents=True, exist_ok=True)
         np.save(place, (rng.normal(size=(10, 12)) * 1e-3 + 100 * rng.random()).astype(np.float32))
         rows.append({"robot_type": "ab"[number % 2], "action": path, "src_img": "a.png", "tgt_img": "b.png"})
-    for name, part in (("one", rows[:25]), ("two", rows[25:])):
+    for name, part in (("one", rows[:25]), ("two", rows[25:] or rows)):
         write_table(root / f"{name}.csv", part)
 
 
