@@ -178,7 +178,7 @@ def classification(shape: tuple[int, ...], batch: int, samples: int, precision: 
 
     def ours() -> None:
         training.step = 0
-        training.train_epoch(rows)
+        training.train_epoch({}, rows)
 
     networks = [training.make_head().to(device) for _ in settings.heads]
     optimizers = [torch.optim.AdamW(network.parameters(), lr=1e-4) for network in networks]

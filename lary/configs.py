@@ -160,12 +160,21 @@ class ExtractConfig(ExtractionOptions):
     input: Path | None = None
     seed: int = 0
     retry_failed: bool = False
+    dry_run: bool = False
 
 
 class LatentsConfig(StoredOptions):
     """The extracted latents of one split."""
 
     split: str
+
+
+class ConvertConfig(LatentsConfig):
+    """Another kind of store for the latents of one split."""
+
+    store: StoreKind
+    dtype: LatentDtype | None = None
+    shard_rows: int = 1024
 
 
 class TrainingOptions(Options):

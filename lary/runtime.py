@@ -28,6 +28,13 @@ SECONDS_BETWEEN_LINES = 10.0
 QUEUED = 128
 """Tasks that wait for a thread at most: bounds the results that wait to be taken."""
 
+CGROUP = Path("/sys/fs/cgroup")
+CGROUP_FILES = (
+    ("memory.max", "memory.current", "memory.stat"),
+    ("memory/memory.limit_in_bytes", "memory/memory.usage_in_bytes", "memory/memory.stat"),
+)
+"""Limit, use and facts of memory, in the two versions of control groups."""
+
 CONTROL = re.compile("[\\x00-\\x08\\x0b-\\x1f\\x7f-\\x9f]")
 
 REPORTED_PACKAGES = (
@@ -40,17 +47,23 @@ def usable_cores() -> int:
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
-def memory_bytes() -> int:
-    """Memory of this machine, or of the container that this process runs in, in bytes."""
+def memory_bytes(*, free: bool = False) -> int:
+    """Memory of this machine, or of the container that this process runs in: all of it, or what is free."""
     import psutil
 
-    limits = [int(psutil.virtual_memory().total)]
-    for name in ("memory.max", "memory/memory.limit_in_bytes"):  # of the two versions of control groups
+    machine = psutil.virtual_memory()
+    found = [int(machine.available if free else machine.total)]
+    for limit, used, facts in CGROUP_FILES:
         try:
-            limits.append(int(Path("/sys/fs/cgroup", name).read_text()))
-        except (OSError, ValueError):
+            within = int((CGROUP / limit).read_text())
+            if free:
+                stat = dict(line.split() for line in (CGROUP / facts).read_text().splitlines())
+                # What is cached of files that were read counts as used, and is given up where it is needed.
+                within -= int((CGROUP / used).read_text()) - int(stat["inactive_file"])
+        except (OSError, ValueError, KeyError):
             continue
-    return min(limits)
+        found.append(max(0, within))
+    return min(found)
 
 
 class PlainFormatter(logging.Formatter):

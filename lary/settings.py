@@ -6,10 +6,10 @@ Precedence: command line > environment > ``lary.yaml`` > default. ``lary.yaml`` 
 
 from __future__ import annotations
 
+import json
 import os
 import re
 from collections.abc import Mapping
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -21,45 +21,27 @@ CONFIG_NAME = "lary.yaml"
 
 
 class Variable(NamedTuple):
-    """One setting: its name, its default (``{OTHER}`` is the value of another), its meaning in a sentence."""
+    """What ``settings.json`` says of a setting: its meaning in a sentence, and its default.
 
-    name: str
-    default: str | None
+    ``{OTHER}`` in a default is the value of another setting.
+    """
+
     meaning: str
-    folder: bool = True
+    default: str | None = None
+    folder: bool = False
 
 
-VARIABLES = (
-    Variable("LARY_ROOT", ".", "Folder whose data/ holds the metadata tables; extraction writes its tables there."),
-    Variable("DATA_DIR", None, "Folder with classification/ and regression/: images, clips and actions."),
-    Variable("MODEL_DIR", "{LARY_ROOT}/models", "Folder with model weights."),
-    Variable("LARY_LA_DIR", "{LARY_ROOT}/latent_actions", "Folder that extraction writes latents to."),
-    Variable("LARY_LOG_DIR", "{LARY_ROOT}/logs", "Folder that probes write results to."),
-    Variable("DINO_V2_PATH", None, "DINOv2 checkpoint: folder or hub id.", folder=False),
-    Variable("DINO_V3_PATH", None, "DINOv3 checkpoint: folder or hub id.", folder=False),
-    Variable("SIGLIP2_PATH", None, "SigLIP2 checkpoint: folder or hub id.", folder=False),
-    Variable("MAGVIT2_CONFIG_PATH", None, "Open-MAGVIT2 configuration file.", folder=False),
-    Variable("MAGVIT2_TOKENIZER_PATH", None, "Open-MAGVIT2 tokenizer weights.", folder=False),
-    Variable("UNIVLA_CKPT_PATH", None, "UniVLA latent action model checkpoint.", folder=False),
-    Variable("VILLA_X_CKPT_PATH", None, "villa-X checkpoint folder.", folder=False),
-    Variable("VILLA_X_DIR", None, "villa-X checkout; accepted for old env.sh files, not needed here.", folder=False),
-    Variable("AE_MODEL_PATH", None, "FLUX.2 autoencoder weights.", folder=False),
-    Variable("WAN22_VAE_PATH", None, "Wan2.2 autoencoder weights.", folder=False),
-    Variable("VJEPA2_CKPT_PATH", None, "V-JEPA 2 checkpoint: original file or folder.", folder=False),
-    Variable("LARY_READ", None, "Accepted for old files, not needed here: shards are read by position.", folder=False),
-)
-NAMES = tuple(variable.name for variable in VARIABLES)
-FOLDER = {variable.name: variable.folder for variable in VARIABLES}
-
-
-@dataclass(frozen=True)
-class Setting:
+class Setting(NamedTuple):
     """A value and its origin, for ``lary config show``."""
 
     name: str
     value: str | None
     origin: str
-    meaning: str
+
+
+_SHIPPED = Path(__file__).with_name("settings.json").read_text(encoding="utf-8")
+VARIABLES = {name: Variable(**entry) for name, entry in json.loads(_SHIPPED).items()}
+NAMES = tuple(VARIABLES)
 
 
 class Settings:
@@ -78,11 +60,11 @@ class Settings:
         value = self.get(name)
         if value is None:
             raise UsageError(
-                f"{name} is not set. {self.items[name].meaning} Set it with 'export {name}=FOLDER', "
+                f"{name} is not set. {VARIABLES[name].meaning} Set it with 'export {name}=FOLDER', "
                 f"'lary config set {name} FOLDER' or --{name.lower().replace('_', '-')} FOLDER.{unexported()}"
             )
         path = Path(value)
-        if FOLDER[name] and path.exists() and not path.is_dir():
+        if VARIABLES[name].folder and path.exists() and not path.is_dir():
             raise UsageError(f"{name} ({self.items[name].origin}) points to {path}, which is a file and no folder.")
         return path
 
@@ -102,7 +84,7 @@ def unexported(root: Path | None = None) -> str:
         except OSError:
             continue
         named = re.findall(r"^\s*(?:export\s+)?([A-Z][A-Z0-9_]*)=", text, re.MULTILINE)
-        if absent := [name for name in named if name in NAMES and name not in os.environ]:
+        if absent := [name for name in named if name in VARIABLES and name not in os.environ]:
             return (
                 f" {file} sets {', '.join(absent[:3])}, but this process doesn't see it: source the file first, and "
                 "write 'export NAME=value', or 'set -a' above the lines, since bare NAME=value lines export nothing."
@@ -136,7 +118,7 @@ def load_settings(
     from_file = _read_config(file) if file.is_file() else {}
     given, items = overrides or {}, {}
     known: dict[str, str] = {}
-    for name, default, meaning, is_folder in VARIABLES:
+    for name, (_, default, is_folder) in VARIABLES.items():
         origin = "not set" if default is None else "default"
         value = None if default is None else str(Path(default.format(**known)))
         if given.get(name):
@@ -147,17 +129,17 @@ def load_settings(
             value, origin = from_file[name], str(file)
         if value is not None:
             check_path(name, value, origin)
-            if name in from_file and origin == str(file):
+            if origin == str(file):
                 path = file.parent / as_path(value)
                 value = str(path) if is_folder or path.exists() else value  # hub ids stay
             known[name] = value = str(as_path(value)) if is_folder or value.startswith("~") else value
-        items[name] = Setting(name, value, origin, meaning)
+        items[name] = Setting(name, value, origin)
     return Settings(items, file)
 
 
 def check_setting(name: str, problem: str) -> None:
     """Refuse a name that is no setting. Raises UsageError that begins with `problem`."""
-    if name not in NAMES:
+    if name not in VARIABLES:
         raise UsageError(f"{problem} {name}.{suggest(name, NAMES)}")
 
 
@@ -182,7 +164,7 @@ def _read_config(file: Path) -> dict[str, str]:
 def config_template() -> str:
     """A ``lary.yaml`` with every variable commented out, its meaning above it."""
     lines = ["# Settings of lary. Precedence: command line > environment > this file > default.", ""]
-    for name, default, meaning, _ in VARIABLES:
+    for name, (meaning, default, _) in VARIABLES.items():
         shown = (default or "").replace("{LARY_ROOT}/", "")
         lines += [f"# {meaning}", f"# {name}: {shown}".rstrip(), ""]
     return "\n".join(lines)

@@ -238,17 +238,22 @@ class Pool:
             self._free.put(worker)
 
 
-def _end_with(starter: int) -> None:
-    """End this process once the one that started it is gone, even where a decoder hangs."""
-    while os.getppid() == starter:
-        time.sleep(SECONDS_PER_CHECK)
-    os._exit(1)
+def end_with_starter() -> None:
+    """Leave Ctrl-C to the starter, and end once it is gone, even where a decoder hangs."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    starter = os.getppid()
+
+    def watch() -> None:
+        while os.getppid() == starter:
+            time.sleep(SECONDS_PER_CHECK)
+        os._exit(1)
+
+    threading.Thread(target=watch, daemon=True).start()
 
 
 def main() -> None:
     """Run a worker: ``python -m lary.workers PIPE MODULE:FUNCTION [ARGUMENT ...]``."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # an interrupt is for the starter to handle
-    threading.Thread(target=_end_with, args=(os.getppid(),), daemon=True).start()
+    end_with_starter()
     pipe: Connection[bytes, bytes] = Connection(int(sys.argv[1]))
     module, _, function = sys.argv[2].partition(":")
     setup = getattr(importlib.import_module(module), function)

@@ -1,7 +1,5 @@
 """What all tests share: no variable of the user's environment leaks into a test, one thread does the arithmetic."""
 
-from __future__ import annotations
-
 import os
 from collections.abc import Iterator
 
@@ -13,6 +11,7 @@ else:
 
 import pytest
 
+from lary.data.spec import DATASETS
 from lary.settings import NAMES
 
 
@@ -22,6 +21,8 @@ def clean_environment(monkeypatch: pytest.MonkeyPatch) -> None:
     for name in (*NAMES, "LARY_CONFIG"):
         monkeypatch.delenv(name, raising=False)
     monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+    DATASETS.names()
+    monkeypatch.setattr(DATASETS, "_records", dict(DATASETS._records))  # what a test registers is forgotten after it
     monkeypatch.setattr("lary.registry._plugins", {})  # those of other tests are not for the processes of this one
 
 

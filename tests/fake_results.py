@@ -1,7 +1,5 @@
 """Made-up outcomes of probes, for tests of results and for the design of the report."""
 
-from __future__ import annotations
-
 import json
 from dataclasses import replace
 from pathlib import Path

@@ -1,7 +1,5 @@
 """Functions that the tests of all packages share: settings of a folder, and commands run in this process."""
 
-from __future__ import annotations
-
 import contextlib
 import csv
 import io

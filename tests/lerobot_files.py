@@ -1,7 +1,5 @@
 """Writes tiny LeRobot data sets in the formats v2.1 and v3.0: videos in H.264 or AV1, or images; two cameras."""
 
-from __future__ import annotations
-
 import io
 import json
 from pathlib import Path
@@ -29,24 +27,21 @@ PLACES = {
     "v3.0": ("data/chunk-{chunk_index:03d}/file-{file_index:03d}.parquet",
              "videos/{video_key}/chunk-{chunk_index:03d}/file-{file_index:03d}.mp4"),
 }  # fmt: skip
+SQUARES = [(slice(at, at + 20), slice(4 + 19 * column, 19 + 19 * column)) for at in (8, 36) for column in range(4)]
 
 
 def picture(camera: str, episode: int, frame: int) -> np.ndarray:
     """A picture (H, W, 3) uint8 that tells camera, episode and frame: a binary number in large squares."""
     number = frame + 32 * episode + 128 * CAMERAS.index(camera)
     image = np.full((HEIGHT, WIDTH, 3), 60, dtype=np.uint8)
-    for bit in range(8):
-        row, column = divmod(bit, 4)
-        image[8 + 28 * row : 28 + 28 * row, 4 + 19 * column : 19 + 19 * column] = 230 if number >> bit & 1 else 20
+    for bit, square in enumerate(SQUARES):
+        image[square] = 230 if number >> bit & 1 else 20
     return image
 
 
 def told(image: np.ndarray) -> tuple[str, int, int]:
     """Camera, episode and frame that a picture tells."""
-    number = 0
-    for bit in range(8):
-        row, column = divmod(bit, 4)
-        number |= int(image[12 + 28 * row : 24 + 28 * row, 8 + 19 * column : 15 + 19 * column].mean() > 125) << bit
+    number = sum(int(image[square].mean() > 125) << bit for bit, square in enumerate(SQUARES))
     return CAMERAS[number >> 7], number >> 5 & 3, number & 31
 
 
@@ -59,38 +54,35 @@ def actions(episode: int, length: int) -> np.ndarray:
 
 def hand(episode: int, length: int) -> np.ndarray:
     """Values (length, 5) of a hand that goes forward, closes (90 to 10) and goes up; episodes differ in pace."""
-    values = np.zeros((length, 5), dtype=np.float32)
-    pace = 0.04 + 0.01 * episode
-    values[:, 0] = pace * np.minimum(np.arange(length), 3)
-    values[:, 2] = pace * np.maximum(np.arange(length) - 6, 0)
-    values[:, 3] = np.where(np.arange(length) < 4, 90, 10)
+    steps, pace, values = np.arange(length), 0.04 + 0.01 * episode, np.zeros((length, 5), dtype=np.float32)
+    values[:, 0], values[:, 2] = pace * np.minimum(steps, 3), pace * np.maximum(steps - 6, 0)
+    values[:, 3] = np.where(steps < 4, 90, 10)
     return values
 
 
+def image_cell(camera: str, episode: int, frame: int, images: str) -> dict[str, Any]:
+    out = io.BytesIO()
+    Image.fromarray(picture(camera, episode, frame)).save(out, format=images)
+    return {"bytes": out.getvalue(), "path": "frame.png"}
+
+
 def episode_rows(episode: int, length: int, start: int, images: str | None) -> dict[str, Any]:
-    values = actions(episode, length)
+    values, whole = actions(episode, length), pa.int64()
     rows: dict[str, Any] = {
         "action": pa.array(values.tolist(), pa.list_(pa.float32())),
         "observation.state": pa.array((-values[:, :2]).tolist(), pa.list_(pa.float32())),
         "timestamp": pa.array((np.arange(length) / FPS).astype(np.float32)),
-    }
-    columns = {"frame_index": range(length), "episode_index": [episode] * length,
-               "index": range(start, start + length), "task_index": [0] * length}  # fmt: skip
-    rows |= {name: pa.array(numbers, pa.int64()) for name, numbers in columns.items()}
+        "frame_index": pa.array(range(length), whole), "episode_index": pa.array([episode] * length, whole),
+        "index": pa.array(range(start, start + length), whole), "task_index": pa.array([0] * length, whole),
+    }  # fmt: skip
     for camera in CAMERAS if images else ():
-        cells = []
-        for at in range(length):
-            out = io.BytesIO()
-            Image.fromarray(picture(camera, episode, at)).save(out, format=images)
-            cells.append({"bytes": out.getvalue(), "path": "frame.png"})
-        rows[camera] = pa.array(cells)
+        rows[camera] = pa.array([image_cell(camera, episode, at, str(images)) for at in range(length)])
     return rows
 
 
 def info_of(version: str, images: str | None, **changes: Any) -> dict[str, Any]:
-    vector = {"dtype": "float32"}
-    camera = {"dtype": "image" if images else "video", "shape": [HEIGHT, WIDTH, 3],
-              "names": ["height", "width", "channels"]}  # fmt: skip
+    vector, sides = {"dtype": "float32"}, ["height", "width", "channels"]
+    camera = {"dtype": "image" if images else "video", "shape": [HEIGHT, WIDTH, 3], "names": sides}
     return {
         "codebase_version": version, "robot_type": "so100", "fps": FPS, "chunks_size": 3, "splits": {"train": "0:4"},
         "total_episodes": len(LENGTHS), "total_frames": sum(LENGTHS),
@@ -116,22 +108,23 @@ def write_lerobot(root: Path, version: str, codec: str = "h264", images: str | N
     (root / "meta").mkdir(parents=True)
     (root / "meta" / "info.json").write_text(json.dumps(info_of(version, images, **changes)))
     (root / "README.md").write_text("---\nlicense: apache-2.0\ntags:\n- LeRobot\n---\n# A data set\n")
-    old, starts = version == "v2.1", np.concatenate([[0], np.cumsum(LENGTHS)]).tolist()
-    listed: list[dict[str, Any]] = []
+    old, starts, listed = version == "v2.1", np.cumsum([0, *LENGTHS]).tolist(), []
+    videos = [] if images else CAMERAS
     for file, members in enumerate([(0,), (1,), (2,), (3,)] if old else [(0, 1), (2, 3)]):
         where = {"episode_chunk": file // 3, "episode_index": file, "chunk_index": 0, "file_index": file}
         parts = [episode_rows(episode, LENGTHS[episode], starts[episode], images) for episode in members]
         joined = {key: pa.concat_arrays([part[key] for part in parts]) for key in parts[0]}
         write_parquet(root / PLACES[version][0].format(**where), joined)
-        for camera in CAMERAS if not images else ():
+        for camera in videos:
             frames = [picture(camera, episode, at) for episode in members for at in range(LENGTHS[episode])]
             write_video(root / PLACES[version][1].format(**where, video_key=camera), frames, **CODECS[codec])
         for episode in members:
             row = {"episode_index": episode, "tasks": ["pick, then place"], "length": LENGTHS[episode]}
-            time = (starts[episode] - starts[members[0]]) / FPS
             listed.append(row if old else row | {"data/chunk_index": 0, "data/file_index": file, "stats/mean": [0.0]})
-            for place in [f"videos/{camera}" for camera in CAMERAS if not images and not old]:
-                listed[-1] |= {f"{place}/chunk_index": 0, f"{place}/file_index": file, f"{place}/from_timestamp": time}
+            time = (starts[episode] - starts[members[0]]) / FPS
+            for place in [] if old else [f"videos/{camera}" for camera in videos]:
+                row |= {f"{place}/chunk_index": 0, f"{place}/file_index": file, f"{place}/from_timestamp": time}
+                listed[-1] |= row
     if old:
         (root / "meta" / "episodes.jsonl").write_text("\n".join(map(json.dumps, listed)) + "\n")
     else:

@@ -1,7 +1,5 @@
 """Arrays: latents, actions and scores that hold code, lie about their size, or are no files."""
 
-from __future__ import annotations
-
 import io
 import os
 import pickle

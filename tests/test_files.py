@@ -1,56 +1,93 @@
-"""Files that appear whole or not at all, and paths that stay inside their root."""
-
-from __future__ import annotations
+"""Files that appear whole or not at all, full disks, and paths that stay inside their root."""
 
 import errno
 import os
+import pickle
+import re
+import subprocess
+import sys
 from pathlib import Path
+from unittest.mock import Mock
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from lary import files
 from lary.files import (
+    WriteError,
     atomic_write,
-    digest,
     inside,
     read_failures,
     read_json,
     remove_torn,
     write_failures,
-    write_json,
     write_text,
 )
 from lary.types import Failure, LaryError, UsageError
 
 
-def test_a_failed_write_leaves_the_old_file_and_no_other(tmp_path: Path) -> None:
-    target, plain = tmp_path / "file.txt", tmp_path / "plain"
+def test_a_failed_write_leaves_the_old_file_and_no_other(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    file, plain, numbers = tmp_path / "a.txt", tmp_path / "plain", {
+        errno.ENOSPC: "Free space and start", errno.EDQUOT: "Free space and start", errno.EIO: "Check the disk",
+        errno.EROFS: "another folder", errno.EFBIG: "no file of this size",
+    }  # fmt: skip
+    write_text(file, "before")
     plain.touch()
-    write_text(target, "old")
-    assert target.stat().st_mode == plain.stat().st_mode, "ordinary permissions"
-    full = OSError(errno.ENOSPC, "No space left on device")
-
-    def write_half(failure: Exception, cause: Exception | None) -> None:
-        with atomic_write(target) as stream:
-            stream.write(b"half")
-            raise failure from cause
-
-    for failure, cause, words in ((RuntimeError("own"), None, "own"), (ValueError(), full, "Free space and start")):
-        with pytest.raises((RuntimeError, LaryError), match=words):
-            write_half(failure, cause)
-    assert target.read_text() == "old"
-    assert sorted(os.listdir(tmp_path)) == ["file.txt", "plain"]
-    (tmp_path / ".file.txt.0a1b.tmp").touch()  # of a killed writer
-    remove_torn(tmp_path)
-    assert sorted(os.listdir(tmp_path)) == ["file.txt", "plain"]
+    assert file.stat().st_mode == plain.stat().st_mode, "ordinary permissions"
     with pytest.raises(LaryError, match=r"Cannot write .*plain/inner"):
         write_text(plain / "inner", "x")
+    for number, remedy in numbers.items():
+        monkeypatch.setattr(os, "fsync", Mock(side_effect=OSError(number, os.strerror(number))))
+        with pytest.raises(LaryError, match=f"^Cannot write {file}: {os.strerror(number)}. .*{remedy}") as caught:
+            write_text(file, "after")
+        assert isinstance(caught.value, OSError)  # for those who make a failed sample of it
+        again = pickle.loads(pickle.dumps(caught.value))  # noqa: S301 (our own; errors come from other processes)
+        assert (type(again), str(again)) == (WriteError, str(caught.value))
+        assert sorted(os.listdir(tmp_path)) == ["a.txt", "plain"]
+        assert file.read_text() == "before"
+
+
+def test_what_a_library_makes_of_a_full_disk_is_a_full_disk(tmp_path: Path) -> None:
+    full = OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    def fail(error: Exception, cause: Exception | None = None) -> None:
+        with atomic_write(tmp_path / "a") as stream:
+            stream.write(b"half")
+            raise error from cause
+
+    with pytest.raises(WriteError, match="No space left"):
+        fail(RuntimeError("unexpected pos 64 vs 0"), full)  # as torch does
+    with pytest.raises(ValueError, match="mine"):
+        fail(ValueError("mine"))
+    with pytest.raises(OSError, match="too large") as caught:
+        fail(OSError(errno.EFBIG, "too large", "another file that was read"))
+    assert not isinstance(caught.value, WriteError)
+    assert not list(tmp_path.iterdir())
+
+
+def test_only_torn_files_of_a_name_are_removed(tmp_path: Path) -> None:
+    kept = {"a.csv", ".b.csv.x1.tmp", ".hidden", "c.tmp"}
+    for name in (*kept, ".a.csv.x3.tmp"):
+        (tmp_path / name).touch()
+    remove_torn(tmp_path, "a.csv")
+    assert {path.name for path in tmp_path.iterdir()} == kept
+    remove_torn(tmp_path.parent, below=True)
+    assert {path.name for path in tmp_path.iterdir()} == {"a.csv", ".hidden", "c.tmp"}
+
+
+def test_extractions_that_are_killed() -> None:
+    """A short run of ``benchmarks/faults``."""
+    command = [sys.executable, "-W", "ignore", "-m", "benchmarks.faults.kills", "--kills", "2", "--probe-kills", "0",
+               "--rows", "32"]  # fmt: skip
+    done = subprocess.run(command, cwd=Path(__file__).parents[1], capture_output=True, text=True, timeout=600)
+    assert done.returncode == 0, done.stderr
+    assert re.search(r"2 kills.* 0 differences", done.stdout.splitlines()[-1])
 
 
 def test_json_refuses_nan_and_names_broken_files(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="JSON"):
-        write_json(tmp_path / "a.json", float("nan"))
+        files.write_json(tmp_path / "a.json", float("nan"))
     (tmp_path / "torn.json").write_text('{"a": ')
     for name, words in (("none.json", r"The record .*none.json does not exist"), ("torn.json", "can't be read")):
         with pytest.raises(LaryError, match=words):
@@ -74,8 +111,8 @@ def test_no_text_leads_outside(text: str) -> None:
 
 
 def test_digest_sees_borders() -> None:
-    assert digest("ab", "c") != digest("a", "bc")
-    assert digest("ab") == digest(b"ab")
+    assert files.digest("ab", "c") != files.digest("a", "bc")
+    assert files.digest("ab") == files.digest(b"ab")
 
 
 def test_failures_file_is_one_row_per_failure(tmp_path: Path) -> None:

@@ -1,7 +1,5 @@
 """The lock of a folder: one writer, also where the file system has no locks; dead holders don't count."""
 
-from __future__ import annotations
-
 import errno
 import fcntl
 import os

@@ -1,7 +1,5 @@
 """Registries of records, and the plug-ins that add to them."""
 
-from __future__ import annotations
-
 import os
 from dataclasses import dataclass
 from pathlib import Path

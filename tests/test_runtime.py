@@ -1,12 +1,13 @@
 """The run around the work: the lines of the log, and the devices that are chosen and printed."""
 
-from __future__ import annotations
-
 import logging
+from pathlib import Path
+from types import SimpleNamespace
 
+import psutil
 import pytest
 
-from lary.runtime import PlainFormatter, in_threads, pick_devices, provenance, setup_logging, tell_once
+from lary.runtime import PlainFormatter, in_threads, memory_bytes, pick_devices, provenance, setup_logging, tell_once
 from lary.types import UsageError
 
 
@@ -24,6 +25,24 @@ def test_provenance_names_versions_and_machine() -> None:
     assert {"lary", "python", "numpy", "torch"} <= set(found["versions"])
     assert found["machine"]["cores"] > 0
     assert found["commit"] is None or len(found["commit"]) == 40
+
+
+@pytest.mark.parametrize("version", [1, 2])
+def test_memory_is_that_of_the_container(version: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    two, one = ("max", "current", "stat"), ("limit_in_bytes", "usage_in_bytes", "stat")
+    names = [f"memory.{name}" for name in two] if version == 2 else [f"memory/memory.{name}" for name in one]
+    files = dict(zip(names, ("800\n", "700\n", "anon 600\ninactive_file 100\n"), strict=True))
+
+    def read(path: Path) -> str:
+        if (name := path.relative_to("/sys/fs/cgroup").as_posix()) in files:
+            return files[name]
+        raise FileNotFoundError(name)
+
+    monkeypatch.setattr(psutil, "virtual_memory", lambda: SimpleNamespace(total=1000, available=900))
+    monkeypatch.setattr(Path, "read_text", read)
+    assert (memory_bytes(), memory_bytes(free=True)) == (800, 200)
+    files.clear()
+    assert (memory_bytes(), memory_bytes(free=True)) == (1000, 900)
 
 
 @pytest.mark.parametrize(

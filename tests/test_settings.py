@@ -1,7 +1,5 @@
 """Settings: precedence, origins, the configuration file, and what is refused in it and in the environment."""
 
-from __future__ import annotations
-
 import os
 import re
 import shutil

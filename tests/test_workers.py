@@ -1,7 +1,5 @@
 """Worker processes: a question that hangs or crashes its process costs itself, and nothing outlives its starter."""
 
-from __future__ import annotations
-
 import os
 import subprocess
 import sys

@@ -1,7 +1,5 @@
 """Tiny checkpoints with random weights, in the files and under the key names of the published ones."""
 
-from __future__ import annotations
-
 from pathlib import Path
 
 from tests.parity.fill import fill_tensor

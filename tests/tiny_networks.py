@@ -1,7 +1,5 @@
 """Tiny networks of diffusers and transformers with whole checkpoints, decoder and predictor included."""
 
-from __future__ import annotations
-
 from dataclasses import replace
 from pathlib import Path
 from typing import Any

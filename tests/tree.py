@@ -1,7 +1,5 @@
 """A small tree in the published layout: image pairs in CALVIN's form, clips in Robot_1st's form, tables for both."""
 
-from __future__ import annotations
-
 import csv
 from collections.abc import Sequence
 from fractions import Fraction

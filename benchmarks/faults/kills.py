@@ -40,7 +40,7 @@ EPOCHS = {"classify": 30, "regress": 200}
 LOOK = 0.005
 STATES, RESULTS = ("training_state.pt",), ("best_result.csv", "case.txt")
 """Files that tell how far a probe is: it is being trained; it was trained, and its files are being written."""
-LATER = ("store.json", "index.parquet")
+LATER = ("store.json",)
 """Of a store: files that are written again at the end, so that they may be older ones in between."""
 
 

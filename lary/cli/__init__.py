@@ -5,40 +5,17 @@ Exit codes: 0 done, 1 a failed run or skipped samples, 2 a wrong request, 130 st
 
 from __future__ import annotations
 
+import json
 import os
 import sys
 from collections.abc import Sequence
+from pathlib import Path
 
 from cyclopts import App, CycloptsError, Parameter
 
 from lary import __version__
 from lary.runtime import log, setup_logging
 from lary.types import LaryError, UsageError
-
-COMMANDS = {
-    "demo": ("benchmark:demo", "The whole benchmark on simulated robots, in minutes."),
-    "simulate": ("benchmark:simulate", "Make a data set of two simulated robots in the benchmark's layout."),
-    "extract": ("benchmark:extract", "Extract latents of one split with a model."),
-    "classify": ("benchmark:classify", "Train the attentive probe that classifies actions, and score it."),
-    "regress": ("benchmark:regress", "Train the probe that decodes the robot's actions, and score it."),
-    "run": ("benchmark:run", "Extract what a probe needs and run the probe, in one go."),
-    "sweep": ("benchmark:sweep", "Do many runs from one file, here or on a Ray cluster."),
-    "doctor": ("inspect:doctor", "Check devices, settings and weights."),
-    "report": ("inspect:report", "Write one offline HTML page of all results below a folder."),
-    "latents": ("inspect:latents_app", "Inspect, verify and export extracted latents."),
-    "models": ("inspect:models", "List the models and whether their weights are here, or show one."),
-    "check-model": ("inspect:check_model", "Try a model on generated frames: shapes, determinism, time."),
-    "config": ("inspect:config_app", "Show or change settings."),
-    "data": ("data:data_app", "Download, import, prepare, check, audit and split data."),
-    "indices": ("data:indices", "Choose which frames of each clip are sampled."),
-    "datasets": ("inspect:datasets", "List the data sets with their terms, or show one."),
-    "compare": ("inspect:compare", "Compare finished runs: paired differences, p values."),
-    "controls": ("benchmark:controls", "Run the controls of a model and state its margins."),
-    "diagnose": ("inspect:diagnose", "Diagnose latents: channels, rank, codes."),
-    "analyze": ("inspect:analyze", "Make figures and tables from finished runs."),
-    "schema": ("inspect:schema", "Print the JSON Schema of result.json."),
-}
-"""Function and help of every command."""
 
 app = App(
     name="lary",
@@ -47,7 +24,9 @@ app = App(
     help_format="plaintext",
     default_parameter=Parameter(negative_iterable=()),
 )
-for name, (function, meaning) in COMMANDS.items():
+# Function and help of every command: no module is imported before its command is called.
+_COMMANDS = json.loads(Path(__file__).with_name("commands.json").read_text(encoding="utf-8"))
+for name, (function, meaning) in _COMMANDS.items():
     app.command(f"lary.cli.{function}", name=name, help=meaning)
 
 

@@ -41,8 +41,12 @@ def simulate(out: Path, *, config: SimulateConfig = SimulateConfig()) -> None:
 
 def extract(config: ExtractConfig, paths: Paths = Paths()) -> int:
     """Extract latents of one split with a model."""
+    from lary.runs.extract import estimate
     from lary.runs.extract import extract as work
 
+    if config.dry_run:
+        print(estimate(config, paths.settings()))
+        return 0
     report = work(config, paths.settings())
     print(f"{report.table}: {report.rows} rows, {report.extracted} extracted now, {len(report.failures)} failed")
     return 1 if report.failures else 0

@@ -50,11 +50,12 @@ def stats(config: configs.StatsConfig, paths: Paths = Paths()) -> int:
     """Measure the actions of a training split per robot type, for normalisation."""
     from lary.data.normalisation import write_statistics
 
-    report = write_statistics(config, paths.settings())
-    for robot, count in report.robots.items():
-        print(f"{robot}: {count} steps")
-    print(f"{report.out}: {len(report.robots)} robot types, {report.missing} action files missing")
-    return 1 if report.missing else 0
+    out, found = write_statistics(config, paths.settings())
+    robots, missing = found["robot_stats"], found["missing_actions"]
+    for robot, entry in robots.items():
+        print(f"{robot}: {entry['count']} steps")
+    print(f"{out}: {len(robots)} robot types, {missing} action files missing")
+    return 1 if missing else 0
 
 
 @data_app.command

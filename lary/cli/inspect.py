@@ -12,11 +12,13 @@ from cyclopts import App
 from lary import configs
 from lary.configs import Paths, add_help
 from lary.registry import load_plugin
-from lary.settings import CONFIG_NAME, FOLDER, init_config, set_config
+from lary.settings import CONFIG_NAME, VARIABLES, init_config, set_config
 from lary.types import UsageError
 
 config_app = App(name="config", help="Show or change settings.", help_format="plaintext")
-latents_app = App(name="latents", help="Inspect, verify and export extracted latents.", help_format="plaintext")
+latents_app = App(
+    name="latents", help="Inspect, verify, convert and export extracted latents.", help_format="plaintext"
+)  # fmt: skip
 
 
 def doctor(*, paths: Paths = Paths()) -> int:
@@ -40,10 +42,10 @@ def doctor(*, paths: Paths = Paths()) -> int:
     for name, value in settings.values().items():
         path, origin, broken = Path(value), settings.items[name].origin, False
         if path.exists():
-            broken = not os.access(path, os.R_OK) or (FOLDER[name] and not path.is_dir())
+            broken = not os.access(path, os.R_OK) or (VARIABLES[name].folder and not path.is_dir())
             free_text = f"folder, {shutil.disk_usage(path).free / 1e9:.1f} GB free" if path.is_dir() else "file"
             text = "can't be used" if broken else free_text
-        elif not FOLDER[name] and value.count("/") == 1 and not path.is_absolute():
+        elif not VARIABLES[name].folder and value.count("/") == 1 and not path.is_absolute():
             text = "no file here: taken for a hub id"
         else:  # commands make the folders that they write to
             broken, text = name not in ("LARY_LA_DIR", "LARY_LOG_DIR") and origin != "default", "does not exist"
@@ -162,6 +164,14 @@ def verify(config: configs.LatentsConfig, paths: Paths = Paths()) -> int:
     rows, problems = work(config, paths.settings())
     print(*problems, f"{rows} rows read, {len(problems)} problems", sep="\n")
     return 1 if problems else 0
+
+
+@latents_app.command
+def convert(config: configs.ConvertConfig, paths: Paths = Paths()) -> None:
+    """Convert a store to the other kind, in its folder; the table then names the new files."""
+    from lary.latents.tools import convert_store as work
+
+    print(f"{work(config, paths.settings())} rows in {config.store}")
 
 
 @latents_app.command

@@ -11,7 +11,6 @@ from __future__ import annotations
 import functools
 import io
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 from typing import Any, Literal, NamedTuple
 
@@ -45,8 +44,8 @@ BATCH = 32
 """Files per task of a thread: one is read in less time than a task takes."""
 
 
-def read_numbers(path: Path) -> Floats:
-    """The array of a .npy file as float32. Raises MediaError for all but finite numbers."""
+def read_numbers(path: Path, dtype: npt.DTypeLike = np.float32) -> npt.NDArray[Any]:
+    """The array of a .npy file, as float32 or another type. Raises MediaError for all but finite numbers."""
     try:
         data = read_limited(path, LARGEST_ACTIONS)
         values = array_of(io.BytesIO(data), len(data))
@@ -56,22 +55,18 @@ def read_numbers(path: Path) -> Floats:
     if values.dtype.kind not in "fiub":
         raise MediaError(f"The action file {path} holds no array of numbers.")
     with np.errstate(over="ignore"):
-        values = values.astype(np.float32)
+        values = values.astype(dtype)
     if not np.isfinite(values).all():
         raise MediaError(f"The action file {path} holds NaN or infinity.")
     return values
 
 
 def read_chunk(path: Path, space: ActionSpace) -> Floats:
-    """The action chunk of a pair, (K, A) float32; K*A values in one row are taken as step-major.
-
-    Raises MediaError for a file that is no array of finite numbers of one of these shapes.
-    """
+    """The action chunk of a pair, (K, A) float32, also from K*A step-major values. Raises MediaError."""
     values, steps, size = read_numbers(path), space.horizon, len(space.dims)
     if values.shape not in ((steps, size), (steps * size,)):
-        raise MediaError(
-            f"The action file {path} has shape {values.shape}, expected ({steps}, {size}) or ({steps * size},)."
-        )
+        expected = f"({steps}, {size}) or ({steps * size},)"
+        raise MediaError(f"The action file {path} has shape {values.shape}, expected {expected}.")
     return values.reshape(steps, size)
 
 
@@ -116,10 +111,9 @@ class Pose(NamedTuple):
 
 
 def poses(space: ActionSpace, frame: Frame = "local") -> tuple[Pose, ...]:
-    """The poses that `motion` composes: those among the dimensions, but none in the frame of the world.
+    """The poses that `motion` composes, by the names of their dimensions; none in the frame of the world.
 
-    They are found by their names, ``x y z`` with ``roll pitch yaw`` or ``qx qy qz qw``. A prefix
-    such as ``l_`` distinguishes several arms. Raises UsageError where there are none.
+    A prefix such as ``l_`` distinguishes several arms. Raises UsageError where there are none.
     """
     if frame == "world":
         return ()
@@ -131,10 +125,9 @@ def poses(space: ActionSpace, frame: Frame = "local") -> tuple[Pose, ...]:
                 if len(known) == 3 + len(axes):
                     found.append(Pose(known[:3], known[3:]))
     if not found:
-        raise UsageError(
-            "Motion in the local frame needs poses (x y z with roll pitch yaw or qx qy qz qw); the action dimensions "
-            f"are {', '.join(space.dims)}."
-        )
+        needed = "poses (x y z with roll pitch yaw or qx qy qz qw)"
+        found_dims = ", ".join(space.dims)
+        raise UsageError(f"Motion in the local frame needs {needed}; the action dimensions are {found_dims}.")
     return tuple(found)
 
 
@@ -164,15 +157,13 @@ def in_frame(folder: str, frame: Frame) -> str:
     return str(PurePosixPath(FOLDERS[frame], *PurePosixPath(folder).parts[1:]))
 
 
-@dataclass(frozen=True)
-class Moments:
+class Moments(NamedTuple):
     """Count, mean (A,) and sum of squared deviations (A,) of observations; float64.
 
-    Merged group by group (Chan, Golub and LeVeque 1979), since a sum of squares loses the digits
-    of small deviations.
+    Merged as by Chan, Golub and LeVeque (1979): sums of squares lose the digits of small deviations.
     """
 
-    count: int
+    steps: int
     mean: Doubles
     m2: Doubles
 
@@ -185,15 +176,15 @@ class Moments:
 
     def merge(self, other: Moments) -> Moments:
         """The moments of the observations of both."""
-        count, step = self.count + other.count, other.mean - self.mean
-        mean = self.mean + step * (other.count / count)
-        return Moments(count, mean, self.m2 + other.m2 + step**2 * (self.count * other.count / count))
+        count, step = self.steps + other.steps, other.mean - self.mean
+        mean = self.mean + step * (other.steps / count)
+        return Moments(count, mean, self.m2 + other.m2 + step**2 * (self.steps * other.steps / count))
 
     def entry(self) -> dict[str, Any]:
         """The entry of a statistics file: the deviation of a population, 1 for a constant dimension."""
-        std = np.sqrt(self.m2 / self.count)
+        std = np.sqrt(self.m2 / self.steps)
         std[std < SMALLEST_STD] = 1.0
-        return {"count": self.count, "mean": self.mean.tolist(), "std": std.tolist(), "m2": self.m2.tolist()}
+        return {"count": self.steps, "mean": self.mean.tolist(), "std": std.tolist(), "m2": self.m2.tolist()}
 
 
 def measure(robots: Sequence[str], chunks: Iterable[Floats | Failure]) -> tuple[dict[str, Moments], list[Failure]]:

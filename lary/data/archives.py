@@ -1,4 +1,4 @@
-"""Unpacking untrusted archives: regular files and folders below the target, nothing else, within limits.
+"""Unpacking untrusted archives: files and folders below the target, nothing else, within limits.
 
 Tar (plain, gzip, bzip2, xz) and zip, also split into parts. Everything is written into a new
 folder beside the target, and moved into place only once the whole archive was read to its end.
@@ -36,7 +36,7 @@ BLOCK = 1 << 20
 LARGEST_EXTRA = 1 << 24
 """Bytes of an extended tar header, which is read into memory, and of the padding at a tar's end."""
 EXTENDED = (*b"LKxgX",)
-"""Types of headers that hold more than their block: long names of GNU, and those of pax and Solaris."""
+"""Types of headers that hold more than their block: of GNU, pax and Solaris."""
 CONTENT = (tarfile.REGTYPE, tarfile.AREGTYPE, tarfile.CONTTYPE, tarfile.DIRTYPE)
 # Readers that verify checksum and end of the compressed stream, which tarfile's own don't.
 PACKINGS: dict[bytes, Any] = {
@@ -45,7 +45,7 @@ PACKINGS: dict[bytes, Any] = {
     b"\xfd7zXZ": lzma.open,
 }
 Member = tuple[str, int, int, "IO[bytes] | None"]
-"""A path in an archive, its size, all that is unpacked with it, and its content; None for a folder."""
+"""Path and size, all that is unpacked with it, and the content; None for a folder."""
 
 
 class Limits(NamedTuple):

@@ -12,7 +12,7 @@ import hashlib
 import json
 import re
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Collection
 from dataclasses import asdict, dataclass
 from itertools import combinations
 from pathlib import Path
@@ -24,12 +24,7 @@ from lary.data.configs import AuditConfig
 from lary.data.frames import read_frames
 from lary.data.spec import DatasetSpec, LabelSpace
 from lary.data.splits import find_table
-from lary.data.tables import (
-    MEDIA_COLUMNS,
-    SampleTable,
-    embodiment_column,
-    read_table,
-)
+from lary.data.tables import SampleTable, read_table
 from lary.runtime import in_threads, progress
 from lary.settings import Settings
 from lary.types import MediaError, UsageError
@@ -45,13 +40,7 @@ ORDER = ("leak", "warning", "note")
 
 @dataclass(frozen=True)
 class Finding:
-    """One thing that was found in one split, or in two that were compared.
-
-    Attributes:
-        kind: one of `KINDS`.
-        count, total: how many of how many.
-        examples: a few of them.
-    """
+    """What was found in one split, or in two that were compared: `count` of `total`."""
 
     severity: str
     kind: str
@@ -60,25 +49,6 @@ class Finding:
     total: int
     text: str
     examples: tuple[str, ...] = ()
-
-
-class Findings(list[Finding]):
-    """Findings about one split, or about two that were compared."""
-
-    def __init__(self, *parts: Part) -> None:
-        super().__init__()
-        one, other = parts[0], parts[-1]
-        self.splits, self.rows = tuple(part.name for part in parts), len(other.rows)
-        self.facts: dict[str, object] = {"one": one.name, "other": other.name, "unit": other.unit, "rows": self.rows}
-
-    def add(self, kind: str, hits: Sequence[str], total: int | None = None, **facts: object) -> None:
-        """Add a finding if anything was hit, of all rows or of `total`."""
-        if hits:
-            severity, text = KINDS[kind]
-            total = self.rows if total is None else total
-            text = f"{len(hits)} of {total} {text.format(**self.facts, **facts)}"
-            examples = tuple(filter(None, hits[:3]))
-            self.append(Finding(severity, kind, self.splits, len(hits), total, text, examples))
 
 
 @dataclass(frozen=True)
@@ -103,7 +73,8 @@ class AuditReport:
         lines = [f"{self.dataset}: {', '.join(facts['split'] for facts in self.splits)}"]
         for facts in self.splits:
             robots = sum(map(bool, facts["embodiments"]))
-            line = f"  {facts['split']}: {facts['rows']} rows, {facts['groups']} groups, {robots} robot types"
+            line = f"  {facts['split']}: {facts['rows']} rows, {facts['groups']} groups"
+            line += f", {robots} robot types"
             if facts["classes"]:
                 line += f", {len(facts['classes'])} classes"
             lines.append(f"{line} ({facts['table']})")
@@ -122,21 +93,26 @@ class Part:
 
     The columns of ``rows``: ``first`` and ``last``, paths of the images or twice that of
     the clip; ``shown``, both or the clip and its frame indices; ``group``, the episode or
-    video; ``target``, the class or the path of the action file; ``robot``.
+    video; ``target``, the class or the path of the action file; ``robot``; ``segment``,
+    the folder of a pair, or the video again.
     """
 
     def __init__(self, table: SampleTable) -> None:
-        self.table, self.name, self.labelled = table, table.split, isinstance(table.spec.target, LabelSpace)
-        prefix = f"{table.spec.split(self.name).root}/"  # keeps equal names under different roots apart
+        self.table, self.name = table, table.split
+        self.labelled = isinstance(table.spec.target, LabelSpace)
+        self.unit = "episode" if table.spec.media == "pair" else "video"
+        # The prefix keeps equal names under different roots apart.
+        prefix = f"{table.spec.split(self.name).root}/"
         lines = []
         for sample in table:
             media = [prefix + path for path in sample.media]
-            target = sample.target if self.labelled else prefix + sample.target
             shown = (*media, *map(str, sample.frame_index))
-            lines.append((media[0], media[-1], shown, prefix + sample.group, target, sample.embodiment))
-        columns = ["first", "last", "shown", "group", "target", "robot"]
+            group = prefix + sample.group
+            target = sample.target if self.labelled else prefix + sample.target
+            segment = media[0].rpartition("/")[0] if self.unit == "episode" else group
+            lines.append((media[0], media[-1], shown, group, target, sample.embodiment, segment))
+        columns = ["first", "last", "shown", "group", "target", "robot", "segment"]
         self.rows = pandas.DataFrame(lines, columns=columns)
-        self.unit = "episode" if table.spec.media == "pair" else "video"
 
     def facts(self) -> dict[str, Any]:
         """The split in numbers."""
@@ -150,31 +126,39 @@ class Part:
             "embodiments": dict(sorted(Counter(self.rows["robot"]).items())),
         }
 
-    def counts(self) -> dict[str, Counter[str]]:
-        """Rows per group, and per segment, which is the folder of a pair."""
-        folders = self.rows["first"].str.rpartition("/")[0] if self.unit == "episode" else ()
-        return {"same_group": Counter(self.rows["group"]), "same_segment": Counter(folders)}
+
+def finding(
+    kind: str, parts: tuple[Part, ...], hits: Collection[str], total: int | None = None, **facts: object
+) -> list[Finding]:
+    """One finding, or none where nothing was hit, of `total` or of the last part's rows."""
+    if not hits:
+        return []
+    severity, text = KINDS[kind]
+    one, other = parts[0], parts[-1]
+    total = len(other.rows) if total is None else total
+    facts |= {"one": one.name, "other": other.name, "unit": other.unit, "rows": len(other.rows)}
+    text = f"{len(hits)} of {total} {text.format(**facts)}"
+    examples = tuple(filter(None, list(hits)[:3]))
+    names = tuple(part.name for part in parts)
+    return [Finding(severity, kind, names, len(hits), total, text, examples)]
 
 
 def audit(spec: DatasetSpec, config: AuditConfig, settings: Settings) -> AuditReport:
     """Audit the splits of a data set. Raises UsageError."""
     parts = open_parts(spec, config, settings)
     findings: list[Finding] = []
-    contents, splits = [], []
+    contents = []
     for part in parts:
         findings += inspect_table(part)
         contents.append(digest_frames(part, config.workers, findings) if config.frames else {})
-        splits.append(part.facts())
     for (one, mine), (other, theirs) in combinations(zip(parts, contents, strict=True), 2):
         findings += compare_tables(one, other)
-        found = Findings(one, other)
         first = {digest: name for name, digests in reversed(mine.items()) for digest in digests}
         twins = {name: first[digest] for name, digests in theirs.items() for digest in digests if digest in first}
         renamed = [f"{name} = {twin}" for name, twin in twins.items() if name not in mine]
-        found.add("same_frame_content", renamed, len(theirs))
-        findings += found
+        findings += finding("same_frame_content", (one, other), renamed, len(theirs))
     findings.sort(key=lambda finding: ORDER.index(finding.severity))
-    return AuditReport(spec.name, tuple(splits), tuple(findings))
+    return AuditReport(spec.name, tuple(part.facts() for part in parts), tuple(findings))
 
 
 def open_parts(spec: DatasetSpec, config: AuditConfig, settings: Settings) -> list[Part]:
@@ -187,7 +171,8 @@ def open_parts(spec: DatasetSpec, config: AuditConfig, settings: Settings) -> li
         tables[name] = Path(file)
     # Without files to open, paths are only compared.
     data_dir = settings.path("DATA_DIR") if config.frames else Path()
-    usual = [name for name in (spec.train, spec.validation, spec.unseen) if name in {*spec.splits, *spec.drawn}]
+    roles = (spec.train, spec.validation, spec.unseen)
+    usual = [name for name in roles if name in {*spec.splits, *spec.drawn}]
     found, missing = [], ""
     for name in dict.fromkeys((*(config.splits or usual), *tables)):
         try:
@@ -203,54 +188,40 @@ def open_parts(spec: DatasetSpec, config: AuditConfig, settings: Settings) -> li
     return found
 
 
-# One split
-
-
-def inspect_table(part: Part) -> Findings:
-    """What a split's own table says: its rows, classes, robot types and pairs."""
-    found, rows, spec, frame = Findings(part), part.rows, part.table.spec, part.table.frame
+def inspect_table(part: Part) -> list[Finding]:
+    """What a split's own table says: its groups, repeated rows and pairs."""
+    rows, one, pattern = part.rows, (part,), part.table.spec.group_pattern
     first = rows["first"]
-    if spec.path_repair is not None:
-        cells = zip(frame[MEDIA_COLUMNS[spec.media][0]], first, strict=True)
-        lost = [f"{cell} (read as {path})" for cell, path in cells if re.search(spec.path_repair[0], cell)]
-        found.add("lost_folder", lost)
     # Without a match the path itself is the group; a pattern that wants just that is fine.
     pairs = zip(first, part.table.groups(), strict=True)
-    alone = [path for path, group in pairs if path.endswith(group) and re.search(spec.group_pattern, group) is None]
-    found.add("no_group", alone)
-    column = embodiment_column(spec, list(frame.columns))
-    if column is not None:
-        unnamed = (frame[column].str.strip() == "").to_numpy(bool)
-        found.add("empty_robot_type", list(first[unnamed]), known=(rows["robot"][unnamed] != "").sum())
+    alone = [path for path, group in pairs if path.endswith(group) and re.search(pattern, group) is None]
     again, equal = rows.duplicated("shown"), rows.duplicated(["shown", "target"])
-    found.add("repeated_row", list(first[equal]))
-    found.add("contradiction", list(first[again & ~equal]))
-    if part.labelled:
-        there, classes = set(rows["target"]), spec.labels.classes
-        found.add("absent_class", [name for name in classes if name not in there], len(classes))
-    if part.unit == "episode":
-        inspect_pairs(part, found)
-    return found
+    found = finding("no_group", one, alone)
+    found += finding("repeated_row", one, list(first[equal]))
+    found += finding("contradiction", one, list(first[again & ~equal]))
+    return found + (inspect_pairs(part) if part.unit == "episode" else [])
 
 
-def inspect_pairs(part: Part, found: Findings) -> None:
+def inspect_pairs(part: Part) -> list[Finding]:
     """Find pairs against the flow of time, and pairs that don't span the stride."""
-    rows, stride = part.rows, part.table.spec.stride
+    rows, one, stride = part.rows, (part,), part.table.spec.stride
     moments = [rows[name].str.extract(MOMENT)[0] for name in ("first", "last")]
     source, target = (pandas.to_numeric(moment, errors="coerce") for moment in moments)
     before, after = (moment.map(WORDS) for moment in moments)
     step = (target - source).fillna(after - before)  # not a number where the names don't tell
-    found.add("reversed_pair", list(rows["first"][step < 0]), forward=(step > 0).sum())
+    reversed_pairs = list(rows["first"][step < 0])
+    found = finding("reversed_pair", one, reversed_pairs, forward=(step > 0).sum())
     segments = Counter(map(frozenset, rows["shown"]))
     both = [""] * sum(count > 1 for count in segments.values())
     # Some turned round, others not: pairs were turned to augment, and then split by row.
-    if (step < 0).any() and len(both) < len(segments):
-        found.add("both_directions", both, len(segments))
-    found.add("same_frame", list(rows["first"][step == 0]))
+    if reversed_pairs and len(both) < len(segments):
+        found += finding("both_directions", one, both, len(segments))
+    found += finding("same_frame", one, list(rows["first"][step == 0]))
     if stride is not None:
         odd = rows[(target - source).abs().fillna(stride) != stride]
-        spans = [f"{first} to {last}" for first, last in zip(odd["first"], odd["last"], strict=True)]
-        found.add("other_stride", spans, stride=stride)
+        spans = list(odd["first"] + " to " + odd["last"])
+        found += finding("other_stride", one, spans, stride=stride)
+    return found
 
 
 def digest_frames(part: Part, workers: int, findings: list[Finding]) -> dict[str, list[bytes]]:
@@ -275,40 +246,38 @@ def digest_frames(part: Part, workers: int, findings: list[Finding]) -> dict[str
 
     with progress(len(files), f"frames of {part.name}", "file") as bar:
         results = list(in_threads(digests, list(files.values()), max(workers, 1), bar=bar))
-    found = Findings(part)
-    failures = [result for result in results if isinstance(result, str)]
-    found.add("unreadable", failures, len(files))
-    content = {name: result for name, result in zip(files, results, strict=True) if not isinstance(result, str)}
+    content, failures = dict[str, list[bytes]](), []
+    for name, result in zip(files, results, strict=True):
+        if isinstance(result, str):
+            failures.append(result)
+        else:
+            content[name] = result
     known = [pair for pair in pairs if pair[0] != pair[1] and content.keys() >= {*pair}]
     still = [source for source, target in known if content[source] == content[target]]
-    found.add("equal_images", still, len(known))
-    findings += found
+    findings += finding("unreadable", (part,), failures, len(files))
+    findings += finding("equal_images", (part,), still, len(known))
     return content
 
 
-# Two splits
-
-
-def compare_tables(one: Part, other: Part) -> Findings:
+def compare_tables(one: Part, other: Part) -> list[Finding]:
     """What two splits share, and what the second alone has; `one` as a rule trains."""
-    found = Findings(one, other)
-    mine, theirs = ({*part.rows["first"], *part.rows["last"]} for part in (one, other))
-    found.add("same_file", sorted(mine & theirs), len(theirs))
+    both = (one, other)
+    mine, theirs = ({*part.rows["first"], *part.rows["last"]} for part in both)
+    found = finding("same_file", both, sorted(mine & theirs), len(theirs))
     if mine & theirs:
         inputs = set(map(frozenset, one.rows["shown"]))
-        found.add("same_sample", [key[0] for key in other.rows["shown"] if frozenset(key) in inputs])
-    before, after = one.counts(), other.counts()
-    for kind, counts in after.items():
-        if kind == "same_segment" and not any(len(each[kind]) > len(each["same_group"]) for each in (before, after)):
-            continue  # every group is one segment
-        hits = [name for name in counts if name in before[kind]]
-        shared = sum(counts[name] for name in hits)
-        found.add(kind, hits, len(counts), shared=shared)
-    kinds = {"same_action_file": "target", "robot_not_in_training": "robot"}
+        same = [key[0] for key in other.rows["shown"] if frozenset(key) in inputs]
+        found += finding("same_sample", both, same)
+    finer = any(part.rows["segment"].nunique() > part.rows["group"].nunique() for part in both)
+    for name in ("group", "segment") if finer else ("group",):
+        column = other.rows[name]
+        shared = column[column.isin(set(one.rows[name]))]
+        found += finding(f"same_{name}", both, list(shared.unique()), column.nunique(), shared=len(shared))
+    known, new = (set(part.rows["target"]) for part in both)
     if one.labelled:
-        kinds = {"class_not_in_training": "target", "robot_not_in_training": "robot"}
-    for kind, column in kinds.items():
-        known, new = set(one.rows[column]), set(other.rows[column])
-        named = new & known if kind == "same_action_file" else new - known
-        found.add(kind, sorted(name or "(empty)" for name in named), len(new))
-    return found
+        found += finding("class_not_in_training", both, sorted(new - known), len(new))
+    else:
+        found += finding("same_action_file", both, sorted(new & known), len(new))
+    robots = set(other.rows["robot"])
+    strange = [name or "(empty)" for name in sorted(robots - set(one.rows["robot"]))]
+    return found + finding("robot_not_in_training", both, strange, len(robots))

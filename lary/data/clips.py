@@ -1,7 +1,6 @@
 """Clips of SSv2 and EgoDex, cut and reversed out of their recordings.
 
-Both sources may not be redistributed, so the benchmark ships seed tables
-(``seed_ssv2.csv``, ``seed_egodex.csv``) from which users cut the clips: the column
+Both sources may not be redistributed, so the benchmark ships seed tables with the column
 ``video_path`` and, in ``seed_output``, lines such as ``0.5 - 2.0 pick up``. A clip's name
 holds the row of its seed table and the line; ``_rev`` marks the reversed clip. Clips are
 H.264 without sound, cut by PyAV; each file appears whole or not at all.
@@ -14,7 +13,6 @@ import itertools
 import os
 import re
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass
 from fractions import Fraction
 from pathlib import Path, PurePosixPath
 from typing import Any, Literal, NamedTuple
@@ -56,14 +54,6 @@ MPEG4_TICKS = 65535
 """Largest number of ticks a second in MPEG-4 (ISO/IEC 14496-2)."""
 
 
-class Span(NamedTuple):
-    """A part of a recording: its line (from 0), its start and duration in seconds."""
-
-    line: int
-    start: float
-    duration: float
-
-
 class Task(NamedTuple):
     """A clip to make: recording, start and duration in seconds, file, and direction."""
 
@@ -76,11 +66,12 @@ class Task(NamedTuple):
     @property
     def forward(self) -> Path:
         """The file of the forward clip."""
-        return self.out.with_name(self.out.name.removesuffix(REVERSED + SUFFIX) + SUFFIX) if self.reverse else self.out
+        name = self.out.name
+        return self.out.with_name(name.removesuffix(REVERSED + SUFFIX) + SUFFIX) if self.reverse else self.out
 
 
-def parse_clips(value: object, times: Times = "clock") -> list[Span]:
-    """The spans of a cell of the seed table, by line; lines without one are skipped.
+def parse_clips(value: object, times: Times = "clock") -> list[tuple[int, float, float]]:
+    """Line (from 0), start and duration in seconds of the spans of a cell of the seed table.
 
     The first range of a line counts. Under ``clock``, a line whose times have colons is
     read as minutes and seconds; ``published`` reads the numbers at the colons' edges, as
@@ -98,19 +89,16 @@ def parse_clips(value: object, times: Times = "clock") -> list[Span]:
         )
         duration = round(end - start, 2)
         if duration > 0:
-            found.append(Span(number, start, duration))
+            found.append((number, start, duration))
     return found
 
 
 def clip_tasks(
     source: str, seeds: Iterable[Sequence[str]], root: Path, out: Path, wanted: frozenset[str], times: Times = "clock"
 ) -> list[Task]:
-    """The wanted clips that the seed rows of a source give, forward before reversed.
+    """The wanted clips that `seeds` (``video_path``, ``seed_output``) give, forward before reversed.
 
     Named ``SSv2/<row>_<line>[_rev].mp4`` and ``EgoDex/<video>/<row>_<line>[_rev].mp4``.
-
-    Args:
-        seeds: ``video_path`` and ``seed_output`` of each row.
     """
     tasks = []
     for row, (video, text) in enumerate(seeds):
@@ -119,19 +107,18 @@ def clip_tasks(
         if source == EGODEX:  # its recordings are in folders of tasks
             stem = f"{source}/{path.stem}/{row}"
             inner = str(path).split(UNPACKED, 1)[1] if UNPACKED in str(path) else path.name
-        for span in parse_clips(text, times):
-            for ending, reverse in ((SUFFIX, False), (REVERSED + SUFFIX, True)):
-                name = f"{stem}_{span.line}{ending}"
+        for line, start, duration in parse_clips(text, times):
+            for ending in (SUFFIX, REVERSED + SUFFIX):
+                name = f"{stem}_{line}{ending}"
                 if name in wanted:
                     # Both come from tables, which are untrusted: neither may lead out of
                     # its folder.
                     recording, target = inside(root, inner), inside(out, name)
-                    tasks.append(Task(recording, span.start, span.duration, target, reverse))
+                    tasks.append(Task(recording, start, duration, target, ending != SUFFIX))
     return tasks
 
 
-@dataclass(frozen=True)
-class ClipReport:
+class ClipReport(NamedTuple):
     """Clips asked for, made now and there before; the failures, and their list."""
 
     wanted: int
@@ -142,17 +129,17 @@ class ClipReport:
 
 
 def prepare_clips(config: ClipConfig, settings: Settings) -> ClipReport:
-    """Cut every clip that the tables name and that isn't there yet.
+    """Cut every clip that the tables name and that isn't there yet. Raises UsageError.
 
-    Every clip that fails is named with its reason. A reversed clip is made of its forward
-    clip, which is cut too where only the reversed one is named. Raises UsageError.
+    A reversed clip is made of its forward clip, which is cut even where it isn't named.
     """
     folder = settings.path("LARY_ROOT") / "data"
-    sources = {
-        SOURCES[0]: (config.ssv2_root, config.seed_ssv2 or folder / "seed_ssv2.csv"),
-        EGODEX: (config.egodex_root, config.seed_egodex or folder / "seed_egodex.csv"),
+    seed_tables = {
+        SOURCES[0]: config.seed_ssv2 or folder / "seed_ssv2.csv",
+        EGODEX: config.seed_egodex or folder / "seed_egodex.csv",
     }
-    roots = {name: root for name, (root, _) in sources.items() if root is not None}
+    given = zip(SOURCES, (config.ssv2_root, config.egodex_root), strict=True)
+    roots = {name: root for name, root in given if root is not None}
     if not roots:
         raise UsageError("Name --ssv2-root, --egodex-root or both: the folders of the recordings.")
     for name, root in roots.items():
@@ -166,7 +153,7 @@ def prepare_clips(config: ClipConfig, settings: Settings) -> ClipReport:
     wanted = frozenset(path.strip().replace("\\", "/") for source, path in rows if source.strip() in roots)
     groups: dict[Path, list[Task]] = {}
     for source, root in roots.items():
-        seeds = read_columns(sources[source][1], "video_path", "seed_output")
+        seeds = read_columns(seed_tables[source], "video_path", "seed_output")
         for task in clip_tasks(source, seeds, root, out, wanted, config.times):
             groups.setdefault(task.forward, []).append(task)
     named = {task.out.relative_to(out).as_posix() for group in groups.values() for task in group}
@@ -177,20 +164,16 @@ def prepare_clips(config: ClipConfig, settings: Settings) -> ClipReport:
             results |= {path.relative_to(out).as_posix(): result for path, result in done.items()}
             bar.advance(len(done))
     made, kept = (list(results.values()).count(word) for word in ("made", "kept"))
-    failed = [(name, reason) for name, reason in sorted(results.items()) if reason not in ("made", "kept")]
-    failures = tuple(Failure(None, name, reason) for name, reason in failed)
+    failures = tuple(Failure(None, *item) for item in sorted(results.items()) if item[1] not in ("made", "kept"))
     listed = out / "clip_failures.csv"
     write_failures(listed, failures)
     return ClipReport(len(wanted), made, kept, failures, listed)
 
 
-def read_columns(table: Path, *names: str) -> list[tuple[str, ...]]:
-    """Some columns of a CSV. Raises UsageError if there is none of a name."""
-    frame = read_frame(table)
-    for name in names:
-        if name not in frame.columns:
-            raise UsageError(f"{table} has no column '{name}'; it has: {', '.join(frame.columns)}.")
-    return list(zip(*(frame[name].tolist() for name in names), strict=True))
+def read_columns(table: Path, *names: str) -> list[list[str]]:
+    """The rows of some columns of a CSV. Raises UsageError if there is none of a name."""
+    rows: list[list[str]] = read_frame(table, needed=names)[list(names)].to_numpy(dtype=object).tolist()
+    return rows
 
 
 def make_clips(tasks: Sequence[Task]) -> dict[Path, str]:
@@ -198,10 +181,10 @@ def make_clips(tasks: Sequence[Task]) -> dict[Path, str]:
     done = {}
     for task in tasks:
         try:
-            if _present(task.out):
+            if task.out.is_file():  # a clip appears whole
                 done[task.out] = "kept"
                 continue
-            if not _present(task.forward):
+            if not task.forward.is_file():
                 if not task.source.is_file():
                     raise MediaError(f"The recording {task.source} does not exist.")
                 cut_forward(task.source, task.start, task.duration, task.forward)
@@ -211,13 +194,6 @@ def make_clips(tasks: Sequence[Task]) -> dict[Path, str]:
         except (MediaError, OSError) as error:
             done[task.out] = str(error)
     return done
-
-
-def _present(path: Path) -> bool:
-    return path.is_file() and path.stat().st_size > 0
-
-
-# Cutting and reversing
 
 
 def cut_forward(source: Path, start: float, duration: float, out: Path) -> None:
@@ -246,11 +222,7 @@ def cut_reversed(forward: Path, out: Path) -> None:
 
 
 def _span(packets: Iterable[Any], begin: Fraction, duration: Fraction) -> Iterator[Any]:
-    """The frames from `begin` on, for `duration` from the first of them, in seconds.
-
-    They are upright and have even sides, which halved colour needs: a line is added at
-    the right and below.
-    """
+    """The upright frames from `begin` on, for `duration` from the first of them, in seconds."""
     import av
 
     first = None
@@ -266,7 +238,7 @@ def _span(packets: Iterable[Any], begin: Fraction, duration: Fraction) -> Iterat
             if frame.pts - first >= round(duration / frame.time_base):
                 return
             picture = to_rgb(frame)
-            height, width, _ = picture.shape
+            height, width, _ = picture.shape  # halved colour needs even sides
             even = np.pad(picture, ((0, height % 2), (0, width % 2), (0, 0)))
             shown = av.VideoFrame.from_ndarray(even, format="rgb24")
             shown.pts, shown.time_base = frame.pts, frame.time_base

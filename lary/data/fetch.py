@@ -1,4 +1,4 @@
-"""Download of the published data sets: pinned, checked against digests, resumed, unpacked into the benchmark's layout.
+"""Download of the published data sets: pinned, checked against digests, resumed, and unpacked.
 
 ``DATA_DIR/lary_download.json`` names the revision that was fetched and the digests of every file that
 is in its place; it is written after each of them, so that the same command resumes where it stopped.
@@ -52,7 +52,7 @@ class RemoteFile(NamedTuple):
         return {"size": self.size, "sha256": self.sha256, "git": self.git, "state": "done"}
 
     def problem(self, path: Path) -> str:
-        """The difference between a fetched file and what the hub knows of it; empty if there is none."""
+        """What a fetched file has other than the hub says; empty if there is nothing."""
         size = path.stat().st_size
         if size != self.size:
             return f"it has {size} bytes, not {self.size}"
@@ -90,7 +90,7 @@ class HuggingFace:
 
 
 class ModelScope:
-    """A repository on ModelScope. Its revisions are branches or tags: content is pinned by digests."""
+    """A repository on ModelScope, whose revisions are branches or tags: digests pin its content."""
 
     def __init__(self, repository: str) -> None:
         try:
@@ -112,7 +112,7 @@ class ModelScope:
 
 @contextmanager
 def hub_errors(hub: str, repository: str) -> Iterator[None]:
-    """Turn whatever a hub's library raises into one sentence; each HTTP library below it has its own errors."""
+    """Turn whatever a hub's library raises into one sentence: HTTP libraries have own errors."""
     try:
         yield
     except Exception as error:
@@ -127,7 +127,7 @@ def hub_errors(hub: str, repository: str) -> Iterator[None]:
 
 
 def downloadable(names: Sequence[str] = ()) -> list[DatasetSpec]:
-    """The records of `names`, or of all data sets that are published. Raises UsageError for one that isn't."""
+    """The records of `names`, or of all published data sets. Raises UsageError for another one."""
     if not names:
         return [spec for spec in DATASETS if spec.repository]
     specs = [DATASETS.get(name) for name in dict.fromkeys(names)]
@@ -138,7 +138,7 @@ def downloadable(names: Sequence[str] = ()) -> list[DatasetSpec]:
 
 
 def accept(specs: Sequence[DatasetSpec], accepted: bool, ask: Callable[[str], str] | None) -> None:
-    """Show the terms of every source and have them accepted: by an option, or by typing yes. Raises UsageError."""
+    """Show the terms of every source and have them accepted. Raises UsageError if they aren't."""
     print(f"Sources and terms of: {', '.join(spec.name for spec in specs)}")
     for licence in dict.fromkeys(licence for spec in specs for licence in spec.licences):
         use = "commercial use allowed" if licence.commercial else "no commercial use"
@@ -167,20 +167,26 @@ def known_folders(specs: Iterable[DatasetSpec]) -> list[str]:
 
 
 def belongs(path: str, spec: DatasetSpec) -> bool:
-    """Whether a file of the repository is of a data set, by the folders and names of its record."""
+    """Whether a file is of a data set, by the folders and names of its record."""
 
     def folded(text: str) -> str:  # names are spelled in several ways
         return re.sub(r"[^a-z0-9]", "", text.lower())
 
-    parts, folders = path.split("/"), known_folders([spec])
-    words = {folded(name) for name in (spec.name, *(folder.split("/")[1] for folder in folders))}
+    parts = path.split("/")
+    folders = [folder.split("/") for folder in known_folders([spec])]
+    words = {folded(name) for name in (spec.name, *(folder[1] for folder in folders))}
     tracks = {split.root.split("/")[0] for split in spec.splits.values()}
     track = next((part for part in parts if part in TRACKS), None)
-    return track in (None, *tracks) and any(word in folded(part) for word in words for part in parts)
+    if track is not None and track not in tracks:
+        return False
+    return any(word in folded(part) for word in words for part in parts)
 
 
 def choose(files: Sequence[RemoteFile], specs: Sequence[DatasetSpec], config: DownloadConfig) -> list[RemoteFile]:
-    """The files that are wanted: archives, tables, and what is in the folders of the layout. Raises UsageError."""
+    """The files that are wanted. Raises UsageError where there are none.
+
+    Archives, tables, and what is in the folders of the layout are data; the rest is documents.
+    """
     paths = []
     for file in files:
         tracks = set(TRACKS).intersection(file.path.split("/")[:-1])
@@ -201,8 +207,8 @@ def choose(files: Sequence[RemoteFile], specs: Sequence[DatasetSpec], config: Do
 def find_place(archive: str, folders: Sequence[str]) -> Callable[[str], str]:
     """Where the members of an archive belong below ``DATA_DIR``, among the folders of the layout.
 
-    In this order: a member names its track (``regression/calvin/...``); it starts with a folder of the
-    layout (``calvin/...``); the archive is in one or is called like one (``regression/calvin.tar``).
+    In this order: a member names its track (``regression/calvin/...``); it starts with a folder of
+    the layout (``calvin/...``); the archive is in one or is called like one (``regression/calvin.tar``).
     """
     short = {folder.split("/")[1]: folder for folder in folders if folder.count("/") == 1}
     path = PurePosixPath(archive)
@@ -211,14 +217,16 @@ def find_place(archive: str, folders: Sequence[str]) -> Callable[[str], str]:
     inner = f"{above}/{stem}" if f"{above}/{stem}" in folders else above or short.get(stem, "")
 
     def place(name: str) -> str:
-        parts = name.split("/")
-        if set(parts[:3]) & set(TRACKS):
+        first, *rest = name.split("/")
+        if {first, *rest[:2]} & set(TRACKS):
             return from_track(name)
-        root = short[parts[0]].split("/")[0] if parts[0] in short else above if parts[0] == stem else inner
+        root = above if first == stem else inner
+        if first in short:
+            root = short[first].split("/")[0]
         if not root:
             raise LaryError(
-                f"Nothing says where {archive} belongs, which holds {name}: unpack it by hand into the layout of "
-                "docs/guide-data.md."
+                f"Nothing says where {archive} belongs, which holds {name}: unpack it by hand into "
+                "the layout of docs/guide-data.md."
             )
         return f"{root}/{name}"
 
@@ -236,7 +244,7 @@ def from_track(name: str) -> str:
 
 
 class Download:
-    """One run: files are fetched into a folder beside the data, then unpacked or moved into the layout.
+    """One run: files are fetched beside the data, then unpacked or moved into the layout.
 
     Attributes:
         fetched, kept, unpacked: files that came, files that were in their place before, archives.
@@ -251,14 +259,13 @@ class Download:
         self.files: list[RemoteFile] = []
         self.failures: list[Failure] = []
         self.origin = {"version": VERSION, "source": config.source, "repository": repository}
-        found: Any = {**self.origin}
-        if self.manifest.exists():
-            found = read_json(self.manifest, "download manifest")
+        there = self.manifest.exists()
+        found: Any = read_json(self.manifest, "download manifest") if there else {**self.origin}
         if not isinstance(found, dict) or not isinstance(found.setdefault("files", {}), dict):
             raise LaryError(f"The download manifest {self.manifest} is damaged: move it away.")
         if any(found.get(key) != value for key, value in self.origin.items()):
-            there = ", ".join(f"{key} {found.get(key)}" for key in self.origin)
-            raise UsageError(f"{self.data_dir} has files of {there}: choose another DATA_DIR, or update lary.")
+            other = ", ".join(f"{key} {found.get(key)}" for key in self.origin)
+            raise UsageError(f"{self.data_dir} has files of {other}: choose another DATA_DIR, or update lary.")
         self.revision = str(found.get("revision", ""))
         self.entries: dict[str, Any] = found["files"]
 
@@ -298,17 +305,17 @@ class Download:
             shutil.rmtree(self.cache, ignore_errors=True)
 
     def fetch(self, file: RemoteFile) -> Path:
-        """Fetch a file until its size and digest are right. Raises LaryError after the second try."""
+        """Fetch a file, twice if it arrives damaged. Raises LaryError if it does so again."""
         path = inside(self.cache, file.path)
         problem = file.problem(path) if path.is_file() else "it is missing"
-        for _ in range(TRIES if problem else 0):
+        for _ in range(TRIES):
+            if not problem:
+                break
             path.unlink(missing_ok=True)
             with hub_errors(self.config.source, self.repository):
                 self.hub.fetch(file.path, self.revision, self.cache)
             problem = file.problem(path)
-            if not problem:
-                self.fetched += 1
-                break
+            self.fetched += not problem
         if problem:
             path.unlink()
             raise LaryError(f"{file.path} arrived damaged {TRIES} times: {problem}.")
@@ -317,7 +324,7 @@ class Download:
     def place(self, name: str, paths: Sequence[Path]) -> None:
         """Unpack an archive, or move a file to its place, where none of other content is replaced.
 
-        A table goes to the tables. Raises LaryError if an archive is refused or nothing says where it belongs.
+        Raises LaryError if an archive is refused or nothing says where it belongs.
         """
         if whole_name(name):
             where = find_place(name, known_folders(downloadable()))
@@ -343,7 +350,7 @@ def download(config: DownloadConfig, settings: Settings, ask: Callable[[str], st
         ask: asks a person whether the terms are accepted; None where there is none.
 
     Raises:
-        UsageError: the terms are not accepted, the folder holds another repository, or nothing is chosen.
+        UsageError: terms are not accepted, the folder holds another repository, nothing is chosen.
         LaryError: the hub can't be reached, or there is no space.
     """
     specs = downloadable([key for part in config.include for key in part.split(",") if key])

@@ -10,12 +10,11 @@ import functools
 import os
 import stat
 import threading
-from bisect import bisect_right
-from collections.abc import Iterable, Iterator, Sequence
+from bisect import bisect_left
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -32,7 +31,7 @@ SEEKABLE = frozenset({"av1", "ffv1", "h264", "hevc", "mjpeg", "mpeg4", "vp9"})
 """Codecs that store one shown frame per packet, so that packets number the frames."""
 
 BYTES_KEPT = 64_000_000
-"""Packets of a clip are read once and kept; those of a longer video are read twice."""
+"""Packets of a clip are kept; a longer video is decoded from its start, without them."""
 
 
 def read_clip(
@@ -43,12 +42,7 @@ def read_clip(
 
 
 def read_frames(
-    paths: Sequence[Path],
-    frame_index: Sequence[int],
-    reader: Reader = "cv2",
-    *,
-    clamp: bool = True,
-    noisy: bool = False,
+    paths: Sequence[Path], frame_index: Sequence[int], reader: Reader = "cv2", *, clamp: bool = True
 ) -> list[Image]:
     """Decode a sample's frames, T arrays (H, W, 3) uint8 RGB of one size. Raises MediaError.
 
@@ -57,33 +51,29 @@ def read_frames(
         frame_index: empty for images; for a video the wanted frames from 0, in any order.
         reader: library that decodes images.
         clamp: whether an index behind the last frame is allowed and gives the last frame.
-        noisy: whether OpenCV may write to stderr about a torn file: it is quicker then.
     """
     if frame_index:
         if len(paths) != 1:
             raise UsageError(f"Frame indices belong to one video, not to {len(paths)} files.")
         return video_frames(paths[0], frame_index, clamp=clamp)
-    images = [read_image(path, reader, noisy=noisy) for path in paths]
+    images = [read_image(path, reader) for path in paths]
     if len({image.shape for image in images}) > 1:
         sizes = ", ".join(f"{image.shape[1]}x{image.shape[0]}" for image in images)
         raise MediaError(f"The images of {paths[0]} differ in size: {sizes}.")
     return images
 
 
-@dataclass(frozen=True)
-class FrameTable:
+class FrameTable(NamedTuple):
     """Where the frames of a video are, as its packets announce them.
 
     Attributes:
         stamps: time stamps of all frames, ascending; the n-th belongs to frame n.
-        seeks: frames from which decoding can start, ascending; the first is frame 0.
-        starts: number of the packet in the file for each of `seeks`.
+        starts: frames from which decoding can start, ascending from 0, and their packets' numbers.
         packets: all packets in the file's order; empty if they are too large to keep.
     """
 
     stamps: tuple[int, ...]
-    seeks: tuple[int, ...]
-    starts: tuple[int, ...]
+    starts: tuple[tuple[int, int], ...]
     packets: tuple[Any, ...] = ()
 
 
@@ -116,17 +106,16 @@ def video_frames(path: Path, frame_index: Sequence[int], *, clamp: bool = True) 
     """The wanted frames of a video, T times (H, W, 3) uint8 RGB, in the order asked for.
 
     The packets are read in full; pictures are decoded from the last key frame before a
-    wanted one on. Where packets don't number frames, all are decoded in order. Raises
-    MediaError, also for frames that differ in size.
+    wanted one on. Where packets don't number frames, or are too large to be kept, all are
+    decoded in order. Raises MediaError, also for frames that differ in size.
     """
     if min(frame_index) < 0:
         raise UsageError(f"Frame indices count from 0: {min(frame_index)} is none.")
+    frames = None
     with opened_video(path) as (container, stream):
-        table = scan_packets(container, stream, keep=True)
-        frames = None if table is None else pick_frames(stream, table, table.packets, frame_index)
-    if table is not None and not table.packets:
-        with opened_video(path) as (container, stream):
-            frames = pick_frames(stream, table, container.demux(stream), frame_index)
+        table = scan_packets(container, stream)
+        if table is not None and table.packets:
+            frames = pick_frames(stream, table, frame_index)
     if frames is None:
         with opened_video(path) as (container, stream):
             frames = decode_in_order(container, stream, frame_index)
@@ -138,16 +127,12 @@ def video_frames(path: Path, frame_index: Sequence[int], *, clamp: bool = True) 
     return [frames[min(index, last)] for index in frame_index]
 
 
-def scan_packets(container: Any, stream: Any, *, keep: bool = False) -> FrameTable | None:
-    """Read all packets once; None where they don't number the frames. Raises ValueError.
-
-    Args:
-        keep: whether the table holds the packets too, unless they are too large.
-    """
+def scan_packets(container: Any, stream: Any) -> FrameTable | None:
+    """Read all packets once; None where they don't number the frames. Raises ValueError."""
     stamps: list[int] = []
     keys: list[tuple[int, int]] = []
     packets: list[Any] = []
-    budget = BYTES_KEPT if keep else 0
+    budget = BYTES_KEPT
     countable = codec_name(stream) in SEEKABLE
     for number, packet in enumerate(container.demux(stream)):
         if packet.is_corrupt and packet.size:
@@ -169,10 +154,10 @@ def scan_packets(container: Any, stream: Any, *, keep: bool = False) -> FrameTab
         return None
     stamps.sort()
     order = {stamp: index for index, stamp in enumerate(stamps)}
-    seeks, starts = zip(*sorted((order[pts], number) for pts, number in keys), strict=True)
-    if seeks[0] != 0:
+    starts = sorted((order[pts], number) for pts, number in keys)
+    if starts[0][0] != 0:
         return None
-    return FrameTable(tuple(stamps), seeks, starts, tuple(packets) if budget >= 0 else ())
+    return FrameTable(tuple(stamps), tuple(starts), tuple(packets) if budget >= 0 else ())
 
 
 def codec_name(stream: Any) -> str:
@@ -184,9 +169,8 @@ def codec_name(stream: Any) -> str:
 def starts_afresh(packet: Any, stream: Any) -> bool:
     """Whether every later frame can be decoded from this key packet on.
 
-    Containers also mark H.264 recovery points (open groups, intra refresh) as key
-    frames; only an instantaneous refresh (NAL type 5, ITU-T H.264 table 7-1) is free of
-    what came before.
+    Containers mark H.264 recovery points (open groups, intra refresh) as key frames too;
+    only an instantaneous refresh (NAL type 5, ITU-T H.264 table 7-1) needs nothing before.
     """
     if codec_name(stream) != "h264":
         return True
@@ -201,14 +185,8 @@ def starts_afresh(packet: Any, stream: Any) -> bool:
     return False
 
 
-def pick_frames(
-    stream: Any, table: FrameTable, packets: Iterable[Any], frame_index: Sequence[int]
-) -> dict[int, Image] | None:
-    """The wanted frames by index; None where decoding doesn't give what was announced.
-
-    Args:
-        packets: of the whole file, in its order.
-    """
+def pick_frames(stream: Any, table: FrameTable, frame_index: Sequence[int]) -> dict[int, Image] | None:
+    """The wanted frames by index; None where decoding doesn't give what was announced."""
     last, context = len(table.stamps) - 1, stream.codec_context
     missing = sorted({min(index, last) for index in frame_index})
     index_of = {table.stamps[index]: index for index in missing}
@@ -216,8 +194,8 @@ def pick_frames(
     # that none needs are skipped. HEVC says it for one temporal layer only.
     droppable = codec_name(stream) == "h264"
     found: dict[int, Image] = {}
-    for number, packet in enumerate(packets):
-        start = table.starts[bisect_right(table.seeks, missing[0]) - 1]
+    for number, packet in enumerate(table.packets):
+        _, start = table.starts[bisect_left(table.starts, (missing[0] + 1, 0)) - 1]
         if number < start:
             continue
         if number == start:
@@ -275,15 +253,12 @@ def announced_frames(path: Path) -> int:
 
 
 def to_rgb(frame: Any) -> Image:
-    """A decoded frame as (H, W, 3) uint8 RGB, upright.
-
-    The arithmetic is that of OpenCV's reader, whose chroma is bicubic; FFmpeg interpolates
-    it where the height is odd, and for more than 8 bits. Raises ValueError.
-    """
+    """A decoded frame as (H, W, 3) uint8 RGB, upright. Raises ValueError."""
     if frame.is_corrupt:
         raise ValueError("a wanted frame is damaged")
     if not hasattr(_own, "reformatter"):
         _own.reformatter = _av().video.reformatter.VideoReformatter()
+    # As in OpenCV's reader, chroma is bicubic: seen at odd heights, and for more than 8 bits.
     image = _own.reformatter.reformat(frame, format="rgb24", interpolation="BICUBIC").to_ndarray()
     turns = round(getattr(frame, "rotation", 0) / 90) % 4
     return np.ascontiguousarray(np.rot90(image, turns), dtype=np.uint8)

@@ -42,20 +42,17 @@ def size_problem(width: int, height: int) -> str:
     return f"it announces {width} x {height} pixels, more than the {LARGEST_PICTURE} that are decoded"
 
 
-def read_image(path: Path, reader: Reader = "cv2", *, noisy: bool = False) -> Image:
+def read_image(path: Path, reader: Reader = "cv2") -> Image:
     """Decode a whole image, (H, W, 3) uint8 RGB, turned as EXIF says. Raises MediaError.
 
-    Alpha is dropped, and 16 bits are cut to the upper 8. With `noisy` set, OpenCV may
-    write to stderr about a torn file.
+    Alpha is dropped, and 16 bits are cut to the upper 8.
     """
     try:
         data = read_limited(path, LARGEST_FILE)
     except (OSError, ValueError) as error:
         raise MediaError(f"The image {path} can't be read: {getattr(error, 'strerror', None) or error}.") from error
-    # OpenCV 5 itself refuses a PNG with too few pixels, with a line on stderr: there is
-    # no need to unpack it twice.
-    counted = reader == "cv2" and noisy and _opencv_version() >= 5
-    if problem := image_problem(data, pixels=not counted):
+    # OpenCV 5 itself refuses a PNG with too few pixels: there is no need to unpack it twice.
+    if problem := image_problem(data, pixels=reader != "cv2" or _opencv_version() < 5):
         raise MediaError(f"The image {path} is broken: {problem}.")
     try:
         return _decode_with_cv2(data) if reader == "cv2" else _decode_with_pillow(data)
@@ -97,11 +94,7 @@ def _decode_with_pillow(data: bytes) -> Image:
 
 
 def image_problem(data: bytes, *, pixels: bool = True) -> str:
-    """What is wrong with an image file as a container, in words; empty if nothing.
-
-    Args:
-        pixels: also unpack a PNG's pixels and count them.
-    """
+    """What is wrong with an image file, in words; empty if nothing. A PNG's `pixels` are counted."""
     from PIL import Image as Pillow
 
     if not data:
@@ -124,8 +117,7 @@ def image_problem(data: bytes, *, pixels: bool = True) -> str:
 def png_problem(data: bytes, *, pixels: bool = True) -> str:
     """What is wrong with the chunks of a PNG (ISO/IEC 15948); empty if nothing is.
 
-    Args:
-        pixels: also unpack the pixels of a small stream; a long one is always unpacked.
+    The pixels of a long stream are always unpacked, those of a small one with `pixels` set.
     """
     at, kind, header, stream = len(PNG), b"", b"", bytearray()
     while kind != b"IEND":

@@ -2,13 +2,14 @@
 
 Arithmetic as in the published code: the target is float32, mean and standard deviation are
 float64, and the result is rounded to float32 once. Unlike there, a robot type without statistics
-is an error, never mean 0 and std 1. The files are the published JSON; ``m2`` is ours besides.
+is an error, never mean 0 and std 1. The files are the published JSON; ``m2`` is ours.
 """
 
 from __future__ import annotations
 
 import re
 from collections.abc import Mapping
+from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path, PurePosixPath
 from typing import Any, NamedTuple
@@ -22,7 +23,7 @@ from lary.data.actions import ActionMode, Doubles, Floats, Frame, Moments, measu
 from lary.data.configs import RelativeConfig, StatsConfig
 from lary.data.spec import DATASETS, NO_ROBOT, DatasetSpec
 from lary.data.splits import find_table
-from lary.data.tables import TARGET_COLUMN, SampleTable, embodiment_column, read_table
+from lary.data.tables import TARGET_COLUMN, SampleTable, read_table
 from lary.files import inside, read_json, write_bytes, write_failures, write_json
 from lary.runtime import in_threads, progress
 from lary.settings import Settings
@@ -36,24 +37,22 @@ SPLIT_NAMES = ("seen_train", "seen_val", "unseen", "train", "val")
 """Words in the name of a table that name its split, in this order; without any: training."""
 
 
-@dataclass(frozen=True)
-class Statistics:
+class Statistics(NamedTuple):
     """Mean and standard deviation of dimensions, (A,) float64 each; a tiny std is 1."""
 
     mean: Doubles
     std: Doubles
 
-    @classmethod
-    def of(cls, entry: Mapping[str, Any], size: int, where: str, make: str = "") -> Statistics:
-        """Statistics from ``mean`` and ``std``. Raises LaryError, which ends with `make`."""
-        try:
-            mean, std = (np.array(entry[name], dtype=np.float64) for name in ("mean", "std"))
-        except (TypeError, ValueError):
-            mean = std = np.zeros(0)
-        if not mean.shape == std.shape == (size,) or not np.isfinite([mean, std]).all() or (std < 0).any():
-            other = f", but {mean.size}, as another data set has" if mean.size == std.size != size else ""
-            raise LaryError(f"The statistics of {where} are not {size} finite means and deviations{other}.{make}")
-        return cls(mean, np.where(std < actions.SMALLEST_STD, 1.0, std))
+
+def statistics_of(entry: Mapping[str, Any], size: int, where: str) -> Statistics:
+    """Statistics from ``mean`` and ``std``. Raises LaryError."""
+    try:
+        mean, std = (np.array(entry[name], dtype=np.float64) for name in ("mean", "std"))
+    except (TypeError, ValueError):
+        mean = std = np.zeros(0)
+    if not mean.shape == std.shape == (size,) or not np.isfinite([mean, std]).all() or (std < 0).any():
+        raise LaryError(f"The statistics of {where} are not {size} finite means and deviations, but {mean.size}.")
+    return Statistics(mean, np.where(std < actions.SMALLEST_STD, 1.0, std))
 
 
 @dataclass(frozen=True)
@@ -71,12 +70,12 @@ class Normaliser:
             return self.shared
         if robot_type in self.robots:
             return self.robots[robot_type]
-        what, fill = f"of robot type '{robot_type}'", ""
-        if not robot_type:
-            what, fill = "for samples without a robot type", "Fill the column of robot types in the tables, then: "
+        what = f"of robot type '{robot_type}'" if robot_type else "for samples without a robot type"
         known = ", ".join(map(repr, self.robots)) or "none"
         advice = self.command or "check the robot types of the training split."
-        raise LaryError(f"There are no action statistics {what} in {self.source}, which has: {known}. {fill}{advice}")
+        if not robot_type:
+            advice = f"Fill the column of robot types in the tables, then: {advice}"
+        raise LaryError(f"There are no action statistics {what} in {self.source}, which has: {known}. {advice}")
 
     def normalise(self, chunk: Floats, robot_type: str) -> Floats:
         """Chunks (..., A) to normalised ones, float32. Raises LaryError (`statistics`)."""
@@ -93,27 +92,26 @@ def load_normaliser(
 ) -> Normaliser:
     """The normaliser of a record: its constants, its statistics file, or measured on `train`.
 
-    Relative actions always have a statistics file. Raises LaryError where there are no usable
-    numbers, with the command that makes them.
+    Relative actions always have a file. Raises LaryError with the command that makes the numbers.
     """
     rule, size = spec.actions.normalisation, len(spec.actions.dims)
     if mode == "relative":
-        command = rule.relative_command
-        command = command or f"lary data relative --dataset {spec.name} --csv data/{spec.table_name(spec.train)}"
-        command += "" if frame == "world" else f" --frame {frame}"
+        usual = f"lary data relative --dataset {spec.name} --csv data/{spec.table_name(spec.train)}"
+        command = (rule.relative_command or usual) + ("" if frame == "world" else f" --frame {frame}")
         return read_statistics(data_dir / relative_stats_file(spec, frame), spec, command)
     if rule.stats_file is not None:
         return read_statistics(data_dir / rule.stats_file, spec, rule.command)
     if rule.mean:
         where = f"the record of {spec.name}"
-        return Normaliser(where, shared=Statistics.of({"mean": rule.mean, "std": rule.std}, size, where))
+        return Normaliser(where, shared=statistics_of({"mean": rule.mean, "std": rule.std}, size, where))
     if train is None:
         raise UsageError(f"Data set '{spec.name}' has no normalisation: give it constants or a statistics file.")
-    robots, _ = measure(train.embodiments(), read_actions(train))
+    robots, _ = measure(train.embodiments, read_actions(train))
     if not robots:
         raise LaryError(f"None of the action files of {train.path} can be read, so nothing can be normalised.")
     where = f"the training split {train.path}"
-    return Normaliser(where, robots={name: Statistics.of(robots[name].entry(), size, where) for name in sorted(robots)})
+    measured = {name: statistics_of(robots[name].entry(), size, where) for name in sorted(robots)}
+    return Normaliser(where, robots=measured)
 
 
 def relative_stats_file(spec: DatasetSpec, frame: Frame = "world") -> str:
@@ -125,27 +123,22 @@ def relative_stats_file(spec: DatasetSpec, frame: Frame = "world") -> str:
 def read_statistics(path: Path, spec: DatasetSpec, command: str) -> Normaliser:
     """Read a statistics file: ``robot_stats`` (or what is in it, directly), or ``mean`` and ``std``.
 
-    Entries without mean and std are no robot types and are passed over. A robot type that the
-    record gives to rows without one takes the numbers under `NO_ROBOT` where the file has none for
-    it. Raises LaryError.
+    Entries without mean and std are passed over. A robot type that the record gives to rows
+    without one takes the numbers under `NO_ROBOT` where the file has none for it. Raises LaryError.
     """
     make = f" Make them with: {command}" if command else ""
     if not path.is_file():
         raise LaryError(f"The action statistics {path} do not exist.{make}")
-    found = read_json(path, "statistics file")
-    if not isinstance(found, dict):
-        raise LaryError(f"The action statistics {path} are no JSON object.{make}")
+    found, robots = read_json(path, "statistics file"), dict[str, Statistics]()
     per_robot = spec.actions.normalisation.stats_file is not None
-    entries = {"": found}
-    if per_robot:
-        entries = found["robot_stats"] if isinstance(found.get("robot_stats"), dict) else found
-    robots = {
-        str(name): Statistics.of(
-            entry, len(spec.actions.dims), f"{path}" + (f", robot type '{name}'," * per_robot), make
-        )
-        for name, entry in entries.items()
-        if isinstance(entry, dict) and {"mean", "std"} <= set(entry)
-    }
+    entries = found.get("robot_stats", found) if isinstance(found, dict) and per_robot else {"": found}
+    for name, entry in entries.items() if isinstance(entries, dict) else ():
+        if isinstance(entry, dict) and {"mean", "std"} <= set(entry):
+            where = f"{path}, robot type '{name}'," if name else str(path)
+            try:
+                robots[str(name)] = statistics_of(entry, len(spec.actions.dims), where)
+            except LaryError as error:
+                raise LaryError(f"{error}{make}") from None
     if not robots:
         what = "name no robot type with mean and std" if per_robot else "have no mean and std"
         raise LaryError(f"The action statistics {path} {what}.{make}")
@@ -157,10 +150,9 @@ def read_statistics(path: Path, spec: DatasetSpec, command: str) -> Normaliser:
 
 
 class Targets(NamedTuple):
-    """Normalised targets of a split, n rows in the order of its table.
+    """Normalised targets of a split: values (n, K, A) float32, NaN in the rows that failed.
 
-    values (n, K, A) float32, NaN in the rows that failed; K is 1 for relative actions. mean, std
-    (n, A) float32 take them back to the data set's units.
+    K is 1 for relative actions; mean and std (n, A) take them back to the data set's units.
     """
 
     values: Floats
@@ -178,7 +170,7 @@ def load_targets(
     table: SampleTable, normaliser: Normaliser, mode: ActionMode = "absolute", frame: Frame = "world"
 ) -> Targets:
     """Read and normalise the actions of a split. Raises LaryError for an unknown robot type."""
-    space, robots = table.spec.actions, table.embodiments()
+    space, robots = table.spec.actions, table.embodiments
     for robot in dict.fromkeys(robots):
         try:
             normaliser.statistics(robot)
@@ -203,16 +195,8 @@ def load_targets(
     return Targets(values, mean, std, tuple(failures))
 
 
-class StatisticsReport(NamedTuple):
-    """What was written: the file, its robot types with their counts, and how many files are missing."""
-
-    out: Path
-    robots: dict[str, int]
-    missing: int
-
-
-def write_statistics(config: StatsConfig, settings: Settings) -> StatisticsReport:
-    """Measure the actions of a training split; see `measure_table`."""
+def write_statistics(config: StatsConfig, settings: Settings) -> tuple[Path, dict[str, Any]]:
+    """Measure the actions of a training split: the file and its content; see `measure_table`."""
     spec = DATASETS.get(config.dataset)
     table = find_table(spec, spec.train, settings.path("LARY_ROOT"), explicit=config.csv)
     return measure_table(spec, table, settings.path("DATA_DIR"), config.output, config.workers)
@@ -220,8 +204,8 @@ def write_statistics(config: StatsConfig, settings: Settings) -> StatisticsRepor
 
 def measure_table(
     spec: DatasetSpec, csv: Path, data_dir: Path, out: Path | None = None, workers: int = 8
-) -> StatisticsReport:
-    """Measure the actions of a training table per robot type, and write the statistics file.
+) -> tuple[Path, dict[str, Any]]:
+    """Measure the actions of a training table per robot type; the statistics file and its content.
 
     Raises LaryError where an action file is broken, or all are missing.
     """
@@ -230,7 +214,7 @@ def measure_table(
         raise UsageError(f"Data set '{spec.name}' is normalised without a statistics file; name one with --output.")
     table = read_table(spec, spec.train, path=csv, data_dir=data_dir, media=False)
     with progress(len(table), f"statistics of {spec.name}", "file") as bar:
-        robots, missing = measure(robot_keys(table), read_actions(table, threads=workers, bar=bar))
+        robots, missing = measure(table.robots(NO_ROBOT), read_actions(table, threads=workers, bar=bar))
     for failure in missing:
         if (table.root / failure.path).is_file():
             raise MediaError(failure.reason)
@@ -250,15 +234,7 @@ def measure_table(
     }
     target = out or data_dir / str(space.normalisation.stats_file)
     write_json(target, content)
-    return StatisticsReport(target, {robot: robots[robot].count for robot in sorted(robots)}, len(missing))
-
-
-def robot_keys(table: SampleTable) -> list[str]:
-    """The robot type of every row as statistics files name it: `NO_ROBOT` where the cell is empty."""
-    column = embodiment_column(table.spec, list(table.frame.columns))
-    if column is None:
-        return [table.spec.embodiment] * len(table)
-    return [cell.strip() or NO_ROBOT for cell in table.frame[column]]
+    return target, content
 
 
 class TableReport(NamedTuple):
@@ -282,8 +258,8 @@ class RelativeReport(NamedTuple):
 def split_of(spec: DatasetSpec, table: Path) -> str:
     """The split that a table's name contains; training if it contains none."""
     words = "_" + re.sub(r"[.\-]", "_", table.name) + "_"
-    found = [split for split in SPLIT_NAMES if f"_{split}_" in words]
-    found += [split for split in SPLIT_NAMES if split in table.name]
+    found = [split for split in SPLIT_NAMES if f"_{split}_" in words or split in table.name]
+    found.sort(key=lambda split: f"_{split}_" not in words)  # whole words first
     split = found[0] if found else spec.train
     return split if split in spec.splits else spec.validation if split.endswith("val") else spec.train
 
@@ -298,31 +274,31 @@ def write_relative(config: RelativeConfig, settings: Settings) -> RelativeReport
     per_robot = spec.actions.normalisation.stats_file is not None
     source = config.input_root or settings.path("DATA_DIR")
     out = config.output_root or source
-    shared: Moments | None = None
-    robots: dict[str, Moments] = {}
+    file = out / relative_stats_file(spec, config.frame)
+    header = {"action_mode": "relative", "definition": actions.DEFINITIONS[config.frame], "dataset": spec.name}
+    body: dict[str, Any] = {}
     reports = []
     for path in config.csv:
         csv = path if path.exists() else settings.path("LARY_ROOT") / path
         table = read_table(spec, split_of(spec, csv), path=csv, data_dir=source, media=False)
-        report, found = convert_table(config, table, out)
+        report, found = convert_table(config, table, out, file.parent)
         reports.append(report)
-        if table.split == spec.train:
-            if not found:
-                raise LaryError(f"None of the actions of {csv} can be read, such as: {report.failures[0].reason}")
-            shared = shared or total(found)
-            robots |= found
-    if shared is None:
-        return RelativeReport(tuple(reports), None)
-    body = shared.entry()
-    if per_robot:
-        body = {"robot_stats": {name: moments.entry() for name, moments in robots.items()}}
-    header = {"action_mode": "relative", "definition": actions.DEFINITIONS[config.frame], "dataset": spec.name}
-    file = out / relative_stats_file(spec, config.frame)
-    write_json(file, header | body)
-    return RelativeReport(tuple(reports), file)
+        if table.split != spec.train:
+            continue
+        if not found:
+            raise LaryError(f"None of the actions of {csv} can be read, such as: {report.failures[0].reason}")
+        if per_robot:
+            body.setdefault("robot_stats", {}).update({name: found[name].entry() for name in found})
+        else:
+            body = body or total(found).entry()
+    if body:
+        write_json(file, header | body)
+    return RelativeReport(tuple(reports), file if body else None)
 
 
-def convert_table(config: RelativeConfig, table: SampleTable, out: Path) -> tuple[TableReport, dict[str, Moments]]:
+def convert_table(
+    config: RelativeConfig, table: SampleTable, out: Path, lists: Path
+) -> tuple[TableReport, dict[str, Moments]]:
     """Convert one table; returns what was done and the moments by robot type of its rows."""
     space = table.spec.actions
     arms = actions.poses(space, config.frame)
@@ -332,12 +308,10 @@ def convert_table(config: RelativeConfig, table: SampleTable, out: Path) -> tupl
     def convert(position: int) -> Floats | Failure:
         place = table.shown(position, TARGET_COLUMN)
         path = inside(target, place)
-        try:
+        with suppress(MediaError):  # none, or a broken one, is made anew
             known = actions.read_numbers(path)
             if known.shape == (len(space.dims),):
                 return known[None]
-        except MediaError:
-            pass  # none, or a broken one: it is made anew
         try:
             moved = actions.read_relative(table.action_path(position), space, arms)
         except MediaError as error:
@@ -348,8 +322,8 @@ def convert_table(config: RelativeConfig, table: SampleTable, out: Path) -> tupl
 
     with progress(len(table), table.path.name, "file") as bar:
         moved = in_threads(convert, range(len(table)), config.workers, batch=actions.BATCH, bar=bar)
-        robots, failures = measure(robot_keys(table), moved)
-    listed = (out / relative_stats_file(table.spec, config.frame)).parent / f"relative_failures_{table.path.stem}.csv"
+        robots, failures = measure(table.robots(NO_ROBOT), moved)
+    listed = lists / f"relative_failures_{table.path.stem}.csv"
     write_failures(listed, failures)
     skipped = len(table) - len(written) - len(failures)
     return TableReport(table.path, table.split, len(written), skipped, tuple(failures), listed), robots

@@ -9,21 +9,17 @@ uniformly.
 
 from __future__ import annotations
 
-import io
 from collections.abc import Iterable, Iterator
-from contextlib import suppress
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
 
-from lary.arrays import array_of, npy_bytes
 from lary.data.configs import IndicesConfig
 from lary.data.frames import announced_frames, decode_video, to_rgb
 from lary.data.tables import INDEX_COLUMN, MEDIA_COLUMNS, read_frame, write_csv
-from lary.files import file_digest, inside, read_limited, write_bytes, write_failures
+from lary.files import file_digest, inside, write_failures, write_text
 from lary.runtime import in_threads, progress
 from lary.settings import Settings
 from lary.types import Failure, MediaError, UsageError
@@ -80,35 +76,10 @@ def gray_frames(path: Path) -> Iterator[Gray]:
         yield np.asarray(cv2.resize(gray, (SIDE, SIDE)), dtype=np.uint8)
 
 
-def video_motion(path: Path, cache: Path | None = None) -> Doubles:
-    """Motion between the frames of a video, (n - 1,) float64. Raises MediaError.
-
-    Args:
-        cache: folder that keeps it by the content of the file, so that renamed and copied
-            clips are found again; a broken entry is computed anew.
-    """
-    if cache is None:
-        return frame_motion(gray_frames(path))
-    try:
-        name = file_digest(path)
-    except OSError as error:
-        raise MediaError(f"The video {path} can't be read: {error.strerror}.") from error
-    file = cache / name[:2] / f"{name}.npy"
-    with suppress(OSError, ValueError, EOFError):
-        data = read_limited(file, 1 << 28)
-        values = array_of(io.BytesIO(data), len(data))
-        if values.ndim == 1 and values.dtype == np.float64:
-            return values
-    found = frame_motion(gray_frames(path))
-    write_bytes(file, npy_bytes(found))
-    return found
-
-
 def motion_picks(differences: Doubles, count: int = FRAMES) -> npt.NDArray[np.int64]:
-    """The later frame of the pair at each of `count` equal parts of the motion.
+    """The later frame of the pair at each of `count` equal parts of the motion, (count,) int64.
 
-    (count,) int64, ascending. A clip without any motion has no such parts: every pick is
-    frame 1, as in the published tables.
+    A clip without any motion has no such parts: every pick is frame 1, as published.
     """
     with np.errstate(invalid="ignore"):
         roots = np.sqrt(differences)
@@ -126,10 +97,7 @@ def uniform_picks(frames: int, count: int = FRAMES) -> npt.NDArray[np.int64]:
 
 
 def stored_indices(picks: Iterable[int], count: int = FRAMES) -> tuple[int, ...]:
-    """The indices as a table holds them: sorted, each once, padded with the last.
-
-    Empty if the clip has one frame.
-    """
+    """The indices as a table holds them: sorted, padded with the last; empty for one frame."""
     chosen = sorted({int(pick) for pick in picks})
     if chosen in ([], [0]):
         return ()
@@ -143,11 +111,11 @@ class Sampled(NamedTuple):
     differences: Doubles | None = None
 
 
-def sample_video(path: Path, count: int = FRAMES, method: Method = "motion", cache: Path | None = None) -> Sampled:
+def sample_video(path: Path, count: int = FRAMES, method: Method = "motion") -> Sampled:
     """Choose the indices of a video. Raises MediaError."""
     frames, differences = announced_frames(path), None
     if method == "motion" and not 1 <= frames <= 2 * count:
-        differences = video_motion(path, cache)
+        differences = frame_motion(gray_frames(path))
         frames = frames or len(differences) + 1
         if len(differences) < 2 * count:  # fewer frames can be decoded than are announced
             differences = None
@@ -160,8 +128,7 @@ def sample_video(path: Path, count: int = FRAMES, method: Method = "motion", cac
     return Sampled(indices, differences)
 
 
-@dataclass(frozen=True)
-class IndexReport:
+class IndexReport(NamedTuple):
     """What was written: the table, its rows, and the rows that were left out and why."""
 
     out: Path
@@ -170,14 +137,9 @@ class IndexReport:
 
 
 def write_indices(table: Path, config: IndicesConfig, settings: Settings) -> IndexReport:
-    """Sample every clip of a table and write the table with its indices.
-
-    Clips that fail are left out and named. Raises UsageError.
-    """
+    """Write a table with the indices of its clips; those that fail are left out and named."""
     root = config.root or settings.path("DATA_DIR") / "classification"
-    frame = read_frame(table)
-    if VIDEO_COLUMN not in frame:
-        raise UsageError(f"{table} has no column '{VIDEO_COLUMN}'; it has: {', '.join(frame.columns)}.")
+    frame = read_frame(table, needed=(VIDEO_COLUMN,))
     if config.frames < 1 or config.workers < 1:
         raise UsageError("--frames and --workers must be at least 1.")
     out = config.out or table.with_name(f"{table.stem}_indices.csv")
@@ -186,10 +148,18 @@ def write_indices(table: Path, config: IndicesConfig, settings: Settings) -> Ind
 
     def sampled(cell: str) -> tuple[str, str]:
         try:
-            chosen = sample_video(inside(root, cell), config.frames, config.method, config.cache)
+            path, kept = inside(root, cell), None
+            if config.cache is not None and path.is_file():  # by content: copies are found again
+                kept = config.cache / f"{file_digest(path)}_{config.method}_{config.frames}.txt"
+                if kept.is_file():
+                    return kept.read_text(encoding="utf-8"), ""
+            chosen = sample_video(path, config.frames, config.method)
         except (MediaError, UsageError) as error:
             return "", str(error)
-        return ",".join(map(str, chosen.indices)), ""
+        text = ",".join(map(str, chosen.indices))
+        if kept is not None:
+            write_text(kept, text)
+        return text, ""
 
     cells = frame[VIDEO_COLUMN].tolist()
     distinct = list(dict.fromkeys(cells))

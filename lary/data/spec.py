@@ -39,11 +39,9 @@ class LabelSpace:
 
 @dataclass(frozen=True)
 class Normalisation:
-    """How action chunks are normalised: by constants, or a file of statistics per robot type.
+    """Constants, or a file of statistics per robot type below ``DATA_DIR``, or the training split.
 
-    ``stats_file`` is relative to ``DATA_DIR``; a missing file or robot type is an error that names
-    ``command``, never mean 0 and std 1. A record with neither is normalised by its own training
-    split. ``relative_command`` makes the statistics of relative actions.
+    `command` makes the file, `relative_command` that of relative actions.
     """
 
     mean: tuple[float, ...] = ()
@@ -56,10 +54,7 @@ class Normalisation:
 EPISODE = r"^(.*?ep_[^/]+)/"
 """Group of a pair: its episode folder, with the task folder before it where there is one."""
 CLIP = r"^((?:SSv2|EgoDex)/(?:[^/]+/)*\d+(?=_\d+(?:_rev)?\.[^./]+$)|.+?(?=(?:_rev)?\.[^./]+$))"
-"""Group of a clip: its path without ``_rev`` and extension, as for its reversal.
-
-SSv2 and EgoDex clips are named ``<row of the seed table>_<line>``; those of a row are of one video.
-"""
+"""Group of a clip: its path without ``_rev`` and extension; those of one row of a seed table are one."""
 NO_ROBOT = "nan"
 """Key of rows without a robot type in statistics files, as the published tool writes it."""
 
@@ -103,9 +98,8 @@ class Split:
 class Draw:
     """A split drawn from the tables of `sources` (splits with one root) by whole groups.
 
-    A group is in the part that validates if a hash of its name falls below `share`. So the draw
-    needs no seed, does not depend on the order of rows, and gives an episode the same part in every
-    table. `pattern` names the groups in place of the record's.
+    A group validates if a hash of its name falls below `share`: so the draw needs no seed, and an
+    episode is on one side in every table. `pattern` names the groups in place of the record's.
     """
 
     sources: tuple[str, ...]
@@ -199,8 +193,8 @@ class DatasetSpec:
         `chosen` is one of `split_sets`, or None for the published splits. Raises UsageError.
         """
         if chosen is not None and chosen not in self.split_sets:
-            known = f"it has: {', '.join(self.split_sets)}" if self.split_sets else "it has only the published ones"
-            raise UsageError(f"--splits {chosen}: data set '{self.name}' has no splits of that name, {known}.")
+            known = ", ".join(self.split_sets) or "only the published ones"
+            raise UsageError(f"--splits {chosen}: data set '{self.name}' has no splits of that name, it has: {known}.")
         mark = "" if chosen is None else f"_{chosen.replace('-', '_')}"
         found = {"train": self.train + mark, "seen": self.validation + mark}
         return found if self.unseen is None else {**found, "unseen": self.unseen}

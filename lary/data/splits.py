@@ -45,8 +45,7 @@ def find_table(spec: DatasetSpec, split: str, root: Path, explicit: Path | None 
     if explicit is None and spec.repository:
         hint += f"; 'lary data download --include {spec.name}' fetches it"
     listed = " nor ".join(map(str, tried))
-    reason = f"neither {listed} exists" if len(tried) > 1 else f"{listed} does not exist"
-    raise UsageError(f"There is no table of {spec.name} {split}: {reason}. {hint}.{unexported(root)}")
+    raise UsageError(f"There is no table of {spec.name} {split}: no file {listed}. {hint}.{unexported(root)}")
 
 
 def draw_table(spec: DatasetSpec, split: str, root: Path) -> Path:
@@ -62,16 +61,15 @@ def draw_table(spec: DatasetSpec, split: str, root: Path) -> Path:
             return path  # it was drawn on another machine
         raise
     first = tables.MEDIA_COLUMNS[spec.media][0]
-    header: list[str] = []
-    chosen = []
+    header, chosen = list[str](), list[list[str]]()
     for table in sources:
-        columns, rows = tables.read_csv(table)
-        if first not in columns or (header and columns != header):
-            raise UsageError(f"{table} has the columns {', '.join(columns)}; expected {', '.join(header or [first])}.")
-        header, at = columns, columns.index(first)
+        columns, rows = tables.read_csv(table, header or [first])
+        header = header or columns
+        if columns != header:
+            raise UsageError(f"{table} has the columns {', '.join(columns)}; expected {', '.join(header)}.")
         for row in rows:
-            group = tables.group_name(spec, tables.usual_place(spec, row[at], tables.IMAGE_FOLDER), rule.pattern)
-            if validates(group, rule.share) == rule.validates:
+            place = tables.usual_place(spec, row[columns.index(first)], tables.IMAGE_FOLDER)
+            if validates(tables.group_name(spec, place, rule.pattern), rule.share) == rule.validates:
                 chosen.append(row)
     text = csv_text([header, *chosen])
     if not path.is_file():
@@ -108,15 +106,13 @@ def write_split(table: Path, config: SplitConfig) -> SplitReport:
     if len({path.resolve() for path in (*targets, table)}) < 3:
         raise UsageError(f"--train {targets[0]}, --val {targets[1]} and the table {table} must be three files.")
     spec = None if config.dataset is None else DATASETS.get(config.dataset)
-    columns, rows = tables.read_csv(table)
+    columns, rows = tables.read_csv(table, () if config.stratify is None else (config.stratify,))
     media = next((names[0] for names in tables.MEDIA_COLUMNS.values() if names[0] in columns), None)
     if media is None:
         raise UsageError(f"{table} has neither of the columns src_img and video_path.")
     clips = media in tables.MEDIA_COLUMNS["clip"]
     labelled = clips if spec is None else isinstance(spec.target, LabelSpace)
     column = config.stratify or (tables.TARGET_COLUMN if labelled else None)
-    if column is not None and column not in columns:
-        raise UsageError(f"{table} has no column '{column}' to stratify by; it has: {', '.join(columns)}.")
     strata = None if column is None else [row[columns.index(column)] for row in rows]
     share = config.share if config.share is not None else CLIPS if clips else PAIRS
     groups = list(map(str, range(len(rows))))
@@ -126,7 +122,7 @@ def write_split(table: Path, config: SplitConfig) -> SplitReport:
         pattern = PATTERNS[config.by] if spec is None or config.by == "segment" else spec.group_pattern
         paths = [row[columns.index(media)].strip().replace("\\", "/") for row in rows]
         paths = paths if spec is None else [tables.usual_place(spec, path, tables.IMAGE_FOLDER) for path in paths]
-        groups = [tables.matched(pattern, tables.without_images(path)) for path in paths]
+        groups = [tables.matched(pattern, path) for path in paths]
         parts = split_groups(groups, share, strata, config.seed)
     for path, part in zip(targets, parts, strict=True):
         tables.write_csv(path, columns, [rows[index] for index in part])

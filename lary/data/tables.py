@@ -39,6 +39,7 @@ UNSAFE_PATH = re.compile(r"[/\\]|[^/\\]*:|(.*[/\\])?\.\.([/\\]|$)")
 SEGMENT = r"[A-Za-z0-9_][A-Za-z0-9_.,()+ -]*"
 PLAIN = {INDEX_COLUMN: r"^[0-9]{1,9}(,[0-9]{1,9})*$", "path": rf"^{SEGMENT}(/{SEGMENT})*$"}
 """Cells that are surely valid (RE2, a whole column at once); others are examined."""
+PLAIN_PATH = re.compile(rf"{SEGMENT}(/{SEGMENT})*(?<! )")
 SHORT = 255
 """Letters within which no part of a path can be too long."""
 LONGEST_CELL = 4096
@@ -50,10 +51,11 @@ THREADS = 16
 """For many small reads: on network file systems waiting dominates."""
 
 
-def read_frame(path: Path, limit: int | None = None) -> pandas.DataFrame:
+def read_frame(path: Path, limit: int | None = None, needed: Sequence[str] = ()) -> pandas.DataFrame:
     """The columns of a CSV in UTF-8 as strings; a byte order mark and blank lines are skipped.
 
-    Raises UsageError for a file without rows, or with a row of another number of cells.
+    Raises UsageError for a file without rows or one of the `needed` columns, or with a row of
+    another number of cells.
     """
     import pandas
     import pyarrow as pa
@@ -71,36 +73,38 @@ def read_frame(path: Path, limit: int | None = None) -> pandas.DataFrame:
     parsing = arrow.ParseOptions(newlines_in_values=True, invalid_row_handler=refuse)
     try:
         header = arrow.open_csv(path, reading, parsing).schema.names
+        names = [name.strip() for name in header]
+        if len(names) > MOST_COLUMNS:
+            raise ValueError(f"it names {len(names)} columns, more than the {MOST_COLUMNS} allowed")
+        if len(set(names)) < len(names):
+            raise ValueError(f"it names a column twice: {', '.join(names)[:400]}")
         texts = arrow.ConvertOptions(column_types=dict.fromkeys(header, pa.string()), strings_can_be_null=False)
         table = arrow.read_csv(path, reading, parsing, texts)
+        if not table.num_rows:
+            raise ValueError("Empty CSV file")
     except FileNotFoundError:
         raise UsageError(f"The table {path} does not exist.") from None
     except (OSError, ValueError) as error:  # errors of the parser are ValueErrors
+        problem = str(error).splitlines()[0].rstrip(".")[:500]
         if wrong:
             found, row = wrong[0], wrong[0].number - 1  # the parser counts from 1 and the header too
             cells = f"{found.actual_columns} cells under {found.expected_columns} column names"
-            place = f"{path}, row {row} (line {line_of(path, row - 1)})"
-            raise UsageError(f"{place}: {cells}; quote cells that hold a comma.") from None
-        problem = f"can't be read as CSV in UTF-8: {str(error).splitlines()[0].rstrip('.')[:200]}"
-        if "Empty CSV" in problem and path.stat().st_size < LONGEST_LINE:
-            problem = "is empty: it needs a line of column names, and rows"
-        elif "Empty CSV" in problem or "straddling" in problem:  # a row that fits into no block
-            problem = f"can't be read as CSV: a row has more than {LONGEST_LINE} letters"
-        raise UsageError(f"The table {path} {problem}.") from error
-    names = [name.strip() for name in header]
-    if len(names) > MOST_COLUMNS:
-        raise UsageError(f"The table {path} names {len(names)} columns, more than the {MOST_COLUMNS} allowed.")
-    if len(set(names)) < len(names):
-        raise UsageError(f"The table {path} names a column twice: {', '.join(names)[:400]}.")
-    if not table.num_rows:
-        raise UsageError(f"The table {path} is empty: it needs a line of column names, and rows.")
+            problem = f"row {row} (line {line_of(path, row - 1)}): {cells}; quote cells that hold a comma"
+        elif "straddling" in problem or ("Empty CSV" in problem and path.stat().st_size > LONGEST_LINE):
+            problem = f"a row has more than {LONGEST_LINE} letters"  # it fits into no block
+        elif "Empty CSV" in problem:
+            problem = "it is empty: it needs a line of column names, and rows"
+        raise UsageError(f"The table {path} can't be read as CSV in UTF-8: {problem}.") from None
+    for name in needed:
+        if name not in names:
+            raise UsageError(f"{path} has no column '{name}'; it has: {', '.join(names)[:400]}.")
     frame: pandas.DataFrame = table.slice(0, limit).to_pandas(types_mapper=pandas.ArrowDtype)
     return frame.set_axis(names, axis=1)
 
 
-def read_csv(path: Path) -> tuple[list[str], list[list[str]]]:
+def read_csv(path: Path, needed: Sequence[str] = ()) -> tuple[list[str], list[list[str]]]:
     """Header and rows of a CSV. Raises UsageError: see `read_frame`."""
-    frame = read_frame(path)
+    frame = read_frame(path, needed=needed)
     return list(frame.columns), frame.to_numpy(dtype=object).tolist()
 
 
@@ -145,15 +149,16 @@ class SampleTable:
         if not -len(self) <= position < len(self):
             raise IndexError(position)
         media = tuple(self.shown(position, column) for column in self._media)
-        target, indices = self._columns[TARGET_COLUMN][position], ""
-        if not isinstance(self.spec.target, LabelSpace):
+        if is_class(self.spec, TARGET_COLUMN):
+            target = self._columns[TARGET_COLUMN][position]
+        else:
             target = self.shown(position, TARGET_COLUMN)
         frame_index: tuple[int, ...] = ()
         if self.spec.media == "clip":
             frame_index = tuple(map(int, self._columns[INDEX_COLUMN][position].split(",")))
-            indices = ",".join(map(str, frame_index))
-        name, group = digest(*media, indices, target), group_name(self.spec, media[0])
-        return Sample(name, self.rows[position], media, frame_index, target, group, self._robots[position])
+        name = digest(*media, ",".join(map(str, frame_index)), target)
+        group = group_name(self.spec, media[0])
+        return Sample(name, self.rows[position], media, frame_index, target, group, self.embodiments[position])
 
     def __iter__(self) -> Iterator[Sample]:
         return (self[position] for position in range(len(self)))
@@ -175,10 +180,6 @@ class SampleTable:
         """The episode or video of every sample, n names."""
         return tuple(group_name(self.spec, self.shown(position, self._media[0])) for position in range(len(self)))
 
-    def embodiments(self) -> tuple[str, ...]:
-        """The robot type of every sample; empty where the cell is, and no rule names it."""
-        return tuple(self._robots)
-
     def media_path(self, sample: Sample) -> tuple[Path, ...]:
         """Absolute paths of a sample's images or clip. Raises UsageError outside the root."""
         position = self._position[sample.row]
@@ -196,7 +197,7 @@ class SampleTable:
         found = in_threads(os.path.isfile, wanted, THREADS, batch=256)
         return [path for path, there in zip(wanted, found, strict=True) if not there]
 
-    @cached_property
+    @property
     def _media(self) -> tuple[str, ...]:
         return MEDIA_COLUMNS[self.spec.media]
 
@@ -213,18 +214,22 @@ class SampleTable:
     def _position(self) -> dict[int, int]:
         return {row: position for position, row in enumerate(self.rows)}
 
-    @cached_property
-    def _robots(self) -> list[str]:
-        column = embodiment_column(self.spec, list(self.frame.columns))
-        if column is None:
+    def robots(self, unnamed: str = "") -> list[str]:
+        """The robot types as the table names them, with `unnamed` for empty cells."""
+        column = self.spec.embodiment_column or EMBODIMENT_COLUMN
+        if column not in self.frame:
             return [self.spec.embodiment] * len(self)
-        names = [cell.strip() for cell in self.frame[column]]
-        if self.spec.unnamed_robot is not None:
-            pattern, robot = self.spec.unnamed_robot
-            for position, name in enumerate(names):
-                if not name and re.search(pattern, self.shown(position, self._media[0])):
-                    names[position] = robot
-        return names
+        return [cell.strip() or unnamed for cell in self.frame[column]]
+
+    @cached_property
+    def embodiments(self) -> tuple[str, ...]:
+        """The robot type of every sample; empty where the cell is, and no rule names it."""
+        pattern, robot = self.spec.unnamed_robot or ("", "")
+
+        def rule(position: int) -> str:
+            return robot if robot and re.search(pattern, self.shown(position, self._media[0])) else ""
+
+        return tuple(name or rule(position) for position, name in enumerate(self.robots()))
 
     def _file(self, position: int, column: str) -> Path:
         """The file at the usual path, or at that in the table where only this exists."""
@@ -244,13 +249,9 @@ def read_table(
     (`read_frame`), or a column or cell is missing or wrong.
     """
     root = data_dir / spec.split(split).root
-    frame = read_frame(path, limit)
-    columns = list(frame.columns)
     needed = needed_columns(spec) if media else (TARGET_COLUMN,)
-    for name in (*needed, embodiment_column(spec, columns)):
-        if name is not None and name not in columns:
-            found = ", ".join(columns)[:400]
-            raise UsageError(f"{path} has no column '{name}', which {spec.name} needs; it has: {found}.")
+    robots = () if spec.embodiment_column is None else (spec.embodiment_column,)
+    frame = read_frame(path, limit, (*needed, *robots))
     check_cells(spec, path, {name: frame[name] for name in needed})
     return SampleTable(spec, split, path, frame, root.absolute(), file_digest(path))
 
@@ -260,13 +261,6 @@ def needed_columns(spec: DatasetSpec) -> tuple[str, ...]:
     return *MEDIA_COLUMNS[spec.media], *([INDEX_COLUMN] if spec.media == "clip" else []), TARGET_COLUMN
 
 
-def embodiment_column(spec: DatasetSpec, columns: Sequence[str]) -> str | None:
-    """The column with the robot type: the record's, or ``embodiment`` where there is one."""
-    if spec.embodiment_column is not None:
-        return spec.embodiment_column
-    return EMBODIMENT_COLUMN if EMBODIMENT_COLUMN in columns else None
-
-
 def check_cells(spec: DatasetSpec, path: Path, columns: Mapping[str, pandas.Series[str]]) -> None:
     """Validate the cells. Raises UsageError with row and line of the first wrong one."""
     import pyarrow as pa
@@ -274,14 +268,19 @@ def check_cells(spec: DatasetSpec, path: Path, columns: Mapping[str, pandas.Seri
 
     for name, column in columns.items():
         cells = pa.chunked_array(pa.array(column))
-        if name == TARGET_COLUMN and isinstance(spec.target, LabelSpace):
-            valid = compute.is_in(cells, pa.array(spec.target.classes, cells.type))
+        if is_class(spec, name):
+            valid = compute.is_in(cells, pa.array(spec.labels.classes, cells.type))
         else:
             matches = compute.match_substring_regex(cells, PLAIN.get(name, PLAIN["path"]))
             valid = compute.and_(matches, compute.less_equal(compute.binary_length(cells), SHORT))
         for row in compute.indices_nonzero(compute.invert(valid)).to_pylist():
             if problem := cell_problem(spec, name, cells[row].as_py()):
                 raise UsageError(f"{path}, row {row + 1} (line {line_of(path, row)}): {problem.rstrip('.')}.")
+
+
+def is_class(spec: DatasetSpec, column: str) -> bool:
+    """Whether the cells of a column name classes."""
+    return column == TARGET_COLUMN and isinstance(spec.target, LabelSpace)
 
 
 def cell_problem(spec: DatasetSpec, name: str, cell: str) -> str:
@@ -291,13 +290,12 @@ def cell_problem(spec: DatasetSpec, name: str, cell: str) -> str:
     if len(cell) > LONGEST_CELL:
         return f"column '{name}' holds {len(cell)} letters, more than the {LONGEST_CELL} allowed"
     if name == INDEX_COLUMN:
-        if INDICES.fullmatch(cell):
-            return ""
-        return f"column '{name}' holds '{cell}', which is no list of frame numbers such as '3,9,20'"
-    if name == TARGET_COLUMN and isinstance(spec.target, LabelSpace):
-        if cell in spec.target.classes:
-            return ""
-        return f"{cell!r} is no class of {spec.name}.{suggest(cell, spec.target.classes)}"
+        fits = INDICES.fullmatch(cell)
+        wanted = "which is no list of frame numbers such as '3,9,20'"
+        return "" if fits else f"column '{name}' holds '{cell}', {wanted}"
+    if is_class(spec, name):
+        classes = spec.labels.classes
+        return "" if cell in classes else f"{cell!r} is no class of {spec.name}.{suggest(cell, classes)}"
     if reason := path_problem(cell.strip()):
         return f"column '{name}' holds {cell[:60]!r}, which is no path: {reason}"
     if UNSAFE_PATH.match(cell.lstrip()):
@@ -312,23 +310,22 @@ def folder_of(column: str) -> str:
 
 def group_name(spec: DatasetSpec, first: str, pattern: str | None = None) -> str:
     """The group of a sample from its first usual path, by the record's pattern or another."""
-    short = without_images(first) if spec.media_depth is not None else first
-    return matched(pattern or spec.group_pattern, short)
+    return matched(pattern or spec.group_pattern, first, spec.media_depth is not None)
 
 
-def matched(pattern: str, path: str) -> str:
-    """The first group or the match of a pattern in a path; without a match the path itself."""
+def matched(pattern: str, path: str, short: bool = True) -> str:
+    """The first group or the match of a pattern in a path; without a match the path itself.
+
+    Where it is `short`, its first folder of images is left out: by string methods, which are fast.
+    """
+    if short and path.startswith(f"{IMAGE_FOLDER}/"):
+        path = path[len(IMAGE_FOLDER) + 1 :]
+    elif short:
+        path = path.replace(f"/{IMAGE_FOLDER}/", "/", 1)
     found = re.search(pattern, path)
     if found is None:
         return path
     return found[1] if found.re.groups and found[1] is not None else found[0]
-
-
-def without_images(path: str) -> str:
-    """A path without its first folder of images, by string methods, which are fast."""
-    if path.startswith(f"{IMAGE_FOLDER}/"):
-        return path[len(IMAGE_FOLDER) + 1 :]
-    return path.replace(f"/{IMAGE_FOLDER}/", "/", 1)
 
 
 def usual_place(spec: DatasetSpec, cell: str, folder: str) -> str:
@@ -349,8 +346,7 @@ def places(spec: DatasetSpec, cell: str, folder: str) -> tuple[str, ...]:
 def placed(cell: str, folder: str, depth: int | None) -> str:
     """A path with forward slashes and, unless `depth` is None, `folder` behind `depth` folders."""
     named = depth is None or cell.startswith(f"{folder}/") or f"/{folder}/" in cell
-    plain = cell[:1].isalnum() and cell[-1].isalnum() and "\\" not in cell and "//" not in cell and "/." not in cell
-    if named and plain:
+    if named and PLAIN_PATH.fullmatch(cell):
         return cell  # nearly all of them
     parts = [part for part in cell.strip().replace("\\", "/").split("/") if part not in ("", ".")]
     if depth is not None and folder not in parts[:-1]:

@@ -16,24 +16,15 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
+from lary.data import tables
 from lary.data.actions import read_chunk
 from lary.data.configs import CheckConfig
 from lary.data.frames import decode_video
 from lary.data.images import read_image
 from lary.data.spec import DATASETS, ActionSpace, DatasetSpec
 from lary.data.splits import find_table
-from lary.data.tables import (
-    MEDIA_COLUMNS,
-    TARGET_COLUMN,
-    cell_problem,
-    folder_of,
-    line_of,
-    needed_columns,
-    places,
-    read_frame,
-)
 from lary.files import file_digest, inside, write_json, write_text
 from lary.registry import suggest
 from lary.runtime import log, progress
@@ -45,6 +36,7 @@ METHODS = {
     "decode": "decode images, videos and arrays in full; hold arrays, pairs and tables against the data set's record",
     "headers": "open image with Pillow's verify; open video with FFmpeg; check npy existence",
 }
+STATUSES = ("ok", "missing", "corrupt")
 VERSION = 1
 """Of the report in JSON, and of manifests."""
 PER_CORE, FILES_PER_WORKER = 4, 64
@@ -76,7 +68,6 @@ class CheckedFile:
 class CheckedGroup:
     """A group of the report: its tables, files, image pairs, and table problems."""
 
-    name: str
     tables: list[dict[str, Any]] = field(default_factory=list)
     files: dict[tuple[str, str], CheckedFile] = field(default_factory=dict)
     pairs: list[tuple[CheckedFile, CheckedFile]] = field(default_factory=list)
@@ -88,17 +79,17 @@ class CheckedGroup:
         counts = Counter((item.kind, item.status) for item in every)
         summary, issues = {}, []
         for kind in ("video", "image", "npy", *(("table",) if self.problems else ())):
-            numbers = {status: counts[kind, status] for status in ("ok", "missing", "corrupt")}
+            numbers = {status: counts[kind, status] for status in STATUSES}
             summary[kind] = {"total": sum(numbers.values()), **numbers}
         for item in every:
             if item.status != "ok":
-                about = {name: getattr(item, name) for name in ("status", "kind", "refs", "table", "column")}
+                names = ("status", "kind", "refs", "table", "column")
+                about = {name: getattr(item, name) for name in names}
                 issues.append({**about, "path": item.places[0], "reason": item.reason})
         return {"tables": self.tables, "summary": summary, "issues": issues}
 
 
-@dataclass(frozen=True)
-class VerifyReport:
+class VerifyReport(NamedTuple):
     """How many files were checked, how many by the manifest alone, and the text report."""
 
     files: int
@@ -109,25 +100,25 @@ class VerifyReport:
 
 def verify(config: CheckConfig, settings: Settings) -> VerifyReport:
     """Check the files of all tables of some groups and write both reports. Raises UsageError."""
-    root, data_dir = settings.path("LARY_ROOT"), settings.path("DATA_DIR")
+    root, data_dir = settings.path("LARY_ROOT"), settings.path("DATA_DIR").absolute()
     if config.workers < 1 or config.timeout <= 0:
         raise UsageError("--workers must be at least 1 and --timeout above 0 seconds.")
     if config.manifest is not None and config.depth == "headers":
         raise UsageError("--manifest holds digests of files that were decoded: leave out --depth headers.")
     if not data_dir.is_dir():
         raise UsageError(f"DATA_DIR {data_dir} is no folder.")
-    groups = read_groups(config, root, data_dir.absolute())
-    files = [item for group in groups for item in group.files.values()]
-    by_manifest = check_files(config, data_dir.absolute(), files)
-    for source, target in (pair for group in groups for pair in group.pairs):
+    groups = read_groups(config, root, data_dir)
+    files = [item for group in groups.values() for item in group.files.values()]
+    by_manifest = check_files(config, data_dir, files)
+    for source, target in (pair for group in groups.values() for pair in group.pairs):
         if source.found and target.found and source.found != target.found:
-            (rows, columns), (height, width) = source.found, target.found
+            sizes = [f"{width}x{height}" for height, width in (target.found, source.found)]
             target.status, target.found = "corrupt", None
-            target.reason = f"{width}x{height} pixels, its source image {source.places[0]} has {columns}x{rows}"
-    found = {group.name: group.report() for group in groups}
+            target.reason = f"{sizes[0]} pixels, its source image {source.places[0]} has {sizes[1]}"
+    found = {name: group.report() for name, group in groups.items()}
     report = {
         "version": VERSION,
-        "data_root": str(data_dir),
+        "data_root": str(settings.path("DATA_DIR")),
         "depth": config.depth,
         "verified_by_manifest": by_manifest,
         "groups": found,
@@ -138,114 +129,106 @@ def verify(config: CheckConfig, settings: Settings) -> VerifyReport:
     return VerifyReport(len(files), issues, by_manifest, config.output)
 
 
-# Tables
-
-
-def read_groups(config: CheckConfig, root: Path, data_dir: Path) -> list[CheckedGroup]:
-    """The groups that were asked for; by default the published ones and all with a table.
-
-    A table that another data set has already is checked once. Raises UsageError.
-    """
-    wanted, known = {name.lower() for name in config.groups}, dict[str, None]()
+def read_groups(config: CheckConfig, root: Path, data_dir: Path) -> dict[str, CheckedGroup]:
+    """The groups that were asked for by name; by default the published ones and all with a table."""
+    wanted, known = {name.lower() for name in config.groups}, list[str]()
     found: dict[str, CheckedGroup] = {}
-    claimed: set[Path] = set()
     for spec in DATASETS:
         names = [spec.integrity_group or spec.name, spec.name]
-        known |= dict.fromkeys(names)
-        tables: dict[str, Path] = {}
+        known += names
+        paths: dict[str, Path] = {}
         for split in spec.splits:
             with suppress(UsageError):
-                tables[split] = find_table(spec, split, root)
-        published = bool(spec.integrity_group) or bool(set(tables.values()) - claimed)
-        if wanted & {name.lower() for name in names} if wanted else published:
-            claimed |= set(tables.values())
-            group = found.setdefault(names[0], CheckedGroup(names[0]))
+                paths[split] = find_table(spec, split, root)
+        usual = bool(spec.integrity_group or paths)
+        if wanted & {name.lower() for name in names} if wanted else usual:
+            group = found.setdefault(names[0], CheckedGroup())
             for split in spec.splits:
-                read_split(group, spec, split, tables.get(split), data_dir)
+                read_split(group, spec, split, paths.get(split), data_dir)
+            if config.depth == "headers":
+                group.problems.clear()
     for name in config.groups:
         if name.lower() not in {entry.lower() for entry in known}:
-            raise UsageError(f"There is no group '{name}'.{suggest(name, list(known))}")
-    groups = [found[name] for name in sorted(found)]
-    if not any(table["exists"] for group in groups for table in group.tables):
-        looked = ", ".join(table["name"] for group in groups for table in group.tables)
-        raise UsageError(f"There is no table in {root / 'data'} to check (looked for {looked}). Set LARY_ROOT.")
-    for group in groups if config.depth == "headers" else ():
-        group.problems.clear()
-    return groups
+            raise UsageError(f"There is no group '{name}'.{suggest(name, known)}")
+    listed = [table for group in found.values() for table in group.tables]
+    if not any(table["exists"] for table in listed):
+        raise UsageError(f"There is no table in {root / 'data'} of what is to be checked. Set LARY_ROOT.")
+    return dict(sorted(found.items()))
 
 
 def read_split(group: CheckedGroup, spec: DatasetSpec, split: str, path: Path | None, data_dir: Path) -> None:
     """Collect the files that a table names, each once, and what is wrong with the table."""
-    entry = {"name": path.name if path else spec.table_name(split), "exists": path is not None, "rows": 0}
+    name = path.name if path else spec.table_name(split)
+    entry = {"name": name, "exists": path is not None, "rows": 0}
     group.tables.append(entry)
     if path is None:
         return
 
     def problem(column: str, count: int, reason: str) -> None:
-        about = CheckedFile("table", (str(path),), path.name, column, None, count, "corrupt", reason.rstrip("."))
-        group.problems.append(about)
+        about = ("table", (str(path),), name, column, None, count, "corrupt", reason.rstrip("."))
+        group.problems.append(CheckedFile(*about))
 
     try:
-        frame = read_frame(path)
+        frame = tables.read_frame(path)
     except UsageError as error:
         return problem("", 1, str(error))
     entry["rows"] = len(frame)
-    root, media = data_dir / spec.split(split).root, MEDIA_COLUMNS[spec.media]
+    root, media = data_dir / spec.split(split).root, tables.MEDIA_COLUMNS[spec.media]
     by_cell: dict[str, dict[str, CheckedFile]] = {}
-    for name in needed_columns(spec):
-        if name not in frame:
-            problem(name, 1, f"there is no column '{name}'; the table has: {', '.join(frame.columns)}")
+    for column in tables.needed_columns(spec):
+        if column not in frame:
+            listed = ", ".join(frame.columns)
+            problem(column, 1, f"there is no column '{column}'; the table has: {listed}")
             continue
         kind, shape = "video" if spec.media == "clip" else "image", None
-        if name == TARGET_COLUMN and isinstance(spec.target, ActionSpace):
+        if column == tables.TARGET_COLUMN and isinstance(spec.target, ActionSpace):
             kind, shape = "npy", (spec.target.horizon, len(spec.target.dims))
-        wrong, here = dict[str, str](), by_cell.setdefault(name, {})
-        for cell, count in Counter(frame[name].tolist()).most_common():
+        wrong, here = dict[str, str](), by_cell.setdefault(column, {})
+        for cell, count in Counter(frame[column].tolist()).most_common():
             try:
-                if reason := cell_problem(spec, name, cell):
+                if reason := tables.cell_problem(spec, column, cell):
                     raise UsageError(reason)
-                if name in media or kind == "npy":
-                    found = tuple(str(inside(root, place)) for place in places(spec, cell, folder_of(name)))
-                    new = CheckedFile(kind, found, path.name, name, shape)
-                    here[cell] = group.files.setdefault((kind, found[0]), new)
+                if column in media or kind == "npy":
+                    places = tables.places(spec, cell, tables.folder_of(column))
+                    full = tuple(str(inside(root, place)) for place in places)
+                    new = CheckedFile(kind, full, name, column, shape)
+                    here[cell] = group.files.setdefault((kind, full[0]), new)
                     here[cell].refs += count
             except UsageError as error:
                 wrong[cell] = str(error).rstrip(".")
-        rows = [row for row, cell in enumerate(frame[name]) if cell in wrong]
+        rows = [row for row, cell in enumerate(frame[column]) if cell in wrong]
         if rows:
-            more = f", and {len(rows) - 1} more rows" if len(rows) > 1 else ""
-            reason = wrong[frame[name].iloc[rows[0]]]
-            problem(name, len(rows), f"row {rows[0] + 1} (line {line_of(path, rows[0])}): {reason}{more}")
+            first, others = rows[0], len(rows) - 1
+            place = f"row {first + 1} (line {tables.line_of(path, first)})"
+            more = f", and {others} more rows" if others else ""
+            problem(column, len(rows), f"{place}: {wrong[frame[column].iloc[first]]}{more}")
     if spec.media == "pair" and by_cell.keys() >= set(media):
-        columns = [map(by_cell[name].get, frame[name]) for name in media]
-        group.pairs += [(source, target) for source, target in zip(*columns, strict=True) if source and target]
-
-
-# Files
+        cells = [map(by_cell[column].get, frame[column]) for column in media]
+        pairs = zip(*cells, strict=True)
+        group.pairs += [(source, target) for source, target in pairs if source and target]
 
 
 def check_files(config: CheckConfig, data_dir: Path, files: Sequence[CheckedFile]) -> int:
-    """Settle every file by the manifest's digest or by decoding; how many by digest.
+    """Settle every file by its digest in the manifest or by decoding; how many by digest.
 
-    What is found whole is noted in a journal at once, so that a killed run resumes.
+    What is whole is noted in the manifest, or a hidden one, at once: a killed run resumes.
     """
-    journal = config.output.with_name(f".{config.output.name}.manifest")
-    manifest = {} if config.manifest is None else read_digests(config.manifest)
-    resumed = read_digests(journal)
-    if resumed:
-        log.info("resuming after %d files that an interrupted run found whole", len(resumed))
-    entries, questions = manifest | resumed, list[Question]()
+    path = config.manifest or config.output.with_name(f".{config.output.name}.manifest")
+    entries, questions = read_digests(path), list[Question]()
+    if entries and config.manifest is None:
+        log.info("resuming after %d files that an interrupted run found whole", len(entries))
     for item in files:
         name = Path(item.places[0]).relative_to(data_dir).as_posix()
         sha256, _, kind, shape = entries.get(name, (None,) * 4)
         if kind != item.kind or (item.shape is not None and shape != list(item.shape)):
             sha256 = None
-        about = {"places": item.places, "kind": item.kind, "shape": item.shape, "whole": config.depth == "decode"}
-        questions.append({**about, "name": name, "sha256": sha256, "strict": name in manifest})
+        about = {"places": item.places, "kind": item.kind, "shape": item.shape, "name": name, "sha256": sha256}
+        strict = config.manifest is not None and name in entries
+        questions.append({**about, "strict": strict, "whole": config.depth == "decode"})
     workers = min(config.workers, PER_CORE * (os.cpu_count() or 1), len(files) // FILES_PER_WORKER + 1)
     compared = 0
-    write_text(journal, digests_text(resumed))
-    with journal.open("a", encoding="utf-8") as stream, progress(len(files), "checking", "file") as bar:
+    write_text(path, digests_text(entries))  # without a line that was torn
+    with path.open("a", encoding="utf-8") as stream, progress(len(files), "checking", "file") as bar:
         for position, answer in ask_all(questions, workers, config.timeout):
             bar.advance()
             item, question = files[position], questions[position]
@@ -260,16 +243,17 @@ def check_files(config: CheckConfig, data_dir: Path, files: Sequence[CheckedFile
                 entries[name] = entry
                 stream.write(json.dumps([name, *entry], ensure_ascii=False) + "\n")
                 stream.flush()
-    if config.manifest is not None and (entries != manifest or not config.manifest.exists()):
-        write_text(config.manifest, digests_text(entries))
-    journal.unlink()
+    if config.manifest is None:
+        path.unlink()
+    else:
+        write_text(path, digests_text(entries))
     return compared
 
 
 def digests_text(entries: dict[str, list[Any]]) -> str:
     """Lines of JSON: the version, then path, SHA-256, size, kind and shape of each file."""
-    lines = [json.dumps([name, *entry], ensure_ascii=False) for name, entry in sorted(entries.items())]
-    return "\n".join([json.dumps({"manifest": VERSION}), *lines]) + "\n"
+    lines = [{"manifest": VERSION}, *([name, *entry] for name, entry in sorted(entries.items()))]
+    return "".join(json.dumps(line, ensure_ascii=False) + "\n" for line in lines)
 
 
 def read_digests(path: Path) -> dict[str, list[Any]]:
@@ -315,9 +299,7 @@ def answers() -> Callable[[Question], Answer]:
 
 
 def answer(question: Question) -> Answer:
-    """Inspect a file: ``status`` (ok, missing or corrupt) and ``reason``.
-
-    Of an ok file also ``shape`` (as decoded, or None), ``size`` in bytes and ``sha256``.
+    """Inspect a file: ``status`` and ``reason``; if ok also ``shape``, ``size`` and ``sha256``.
 
     Args:
         question: ``places``, ``kind`` and ``shape`` of the file; ``whole``, whether it is
@@ -326,8 +308,8 @@ def answer(question: Question) -> Answer:
     """
     found: Answer = {"status": "ok", "reason": "", "shape": None, "sha256": None}
     try:
-        usual, *others = map(Path, question["places"])
-        path = next((path for path in (usual, *others) if os.path.lexists(path)), usual)
+        places = question["places"]
+        path = Path(next(filter(os.path.lexists, places), places[0]))
         about = os.stat(path)
         if not stat.S_ISREG(about.st_mode):
             raise MediaError("path is not a file")
@@ -370,20 +352,21 @@ def inspect(path: Path, kind: str, shape: list[int] | None, *, whole: bool) -> l
 
 def text_report(report: dict[str, Any]) -> str:
     """The report in the published layout; fields of an issue are separated by tabs."""
-    tables, summary, issues = [], [], []
+    listed, summary, issues = ["Metadata CSVs", ""], ["Summary", ""], ["Issues", ""]
     issue = "  {status}\t{kind}\trefs={refs}\tcsv={table}\tcolumn={column}\tpath={path}\treason={reason}"
     for name, group in report["groups"].items():
-        tables.append(f"[{name}]")
+        listed.append(f"[{name}]")
         for table in group["tables"]:
             word = "exists" if table["exists"] else "missing"
-            tables.append(f"  {table['name']}: {word}, rows={table['rows']}")
+            listed.append(f"  {table['name']}: {word}, rows={table['rows']}")
         summary.append(f"[{name}]")
         for kind, counts in group["summary"].items():
-            summary.append(f"  {kind}: {' '.join(f'{key}={count}' for key, count in counts.items())}")
+            numbers = " ".join(f"{key}={count}" for key, count in counts.items())
+            summary.append(f"  {kind}: {numbers}")
         issues.append(f"[{name}] issue_count={len(group['issues'])}")
         issues += [issue.format(**about) for about in group["issues"]]
-        for section in (tables, summary, issues):
+        for section in (listed, summary, issues):
             section.append("")
     head = ["LARYBench Dataset Integrity Report", f"Data root: {report['data_root']}"]
-    head += [f"Check method: {METHODS[report['depth']]}", "", "Metadata CSVs", ""]
-    return "\n".join([*head, *tables, "Summary", "", *summary, "Issues", "", *issues])
+    head += [f"Check method: {METHODS[report['depth']]}", ""]
+    return "\n".join([*head, *listed, *summary, *issues])

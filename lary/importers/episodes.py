@@ -52,7 +52,7 @@ OPEN, CLOSE = "Open", "Close"
 
 
 def label_of(signs: Sequence[int]) -> str:
-    """The label of a motion, such as ``Forward_Up``, from its signs (-1, 0 or 1) forward, left and up."""
+    """The label of a motion, such as ``Forward_Up``, from its signs forward, left and up."""
     return "_".join(names[sign < 0] for names, sign in zip(DIRECTIONS, signs, strict=True) if sign)
 
 
@@ -65,7 +65,7 @@ ATOMIC_CLASSES = tuple(sorted(INVERSE))
 """The 28 classes."""
 
 
-@dataclass(frozen=True, kw_only=True)
+@dataclass(frozen=True)
 class AtomicRule:
     """How a trajectory is cut into atomic motions: `MotionOptions`, checked.
 
@@ -81,25 +81,27 @@ class AtomicRule:
     deltas: bool = False
     settle: int = 8
 
+    def __post_init__(self) -> None:
+        if not 0 < self.threshold <= self.reach:
+            raise UsageError(
+                f"--threshold {self.threshold:g}: expected more than 0 and at most --reach {self.reach:g}."
+            )
+        if self.settle < 1:
+            raise UsageError(f"--settle {self.settle}: must be at least 1.")
+        if sorted(axis[1:] for axis in self.axes) != ["x", "y", "z"] or any(axis[0] not in "+-" for axis in self.axes):
+            raise UsageError(f"--axes {','.join(self.axes)}: expected x, y and z with signs, such as +x,+y,+z.")
+
     @classmethod
     def of(cls, options: MotionOptions, grip: float = 0.5) -> AtomicRule:
         """The rule of a command, with the middle of the gripper's range. Raises UsageError."""
-        axes = tuple(part.strip() for part in options.axes.split(","))
-        if not 0 < options.threshold <= options.reach:
-            limit = f"more than 0 and at most --reach {options.reach:g}"
-            raise UsageError(f"--threshold {options.threshold:g}: expected {limit}.")
-        if options.settle < 1:
-            raise UsageError(f"--settle {options.settle}: must be at least 1.")
-        if sorted(axis[1:] for axis in axes) != ["x", "y", "z"] or any(axis[0] not in "+-" for axis in axes):
-            raise UsageError(f"--axes {options.axes}: expected x, y and z with signs, such as +x,+y,+z.")
         return cls(
-            threshold=options.threshold,
-            reach=options.reach,
-            axes=axes,
-            grip=grip if options.grip is None else options.grip,
-            open_high=options.gripper_high == "open",
-            deltas=options.deltas,
-            settle=options.settle,
+            options.threshold,
+            options.reach,
+            tuple(part.strip() for part in options.axes.split(",")),
+            grip if options.grip is None else options.grip,
+            options.gripper_high == "open",
+            options.deltas,
+            options.settle,
         )
 
 
@@ -129,7 +131,7 @@ def atomic_segments(positions: Values, gripper: Values | None, rule: AtomicRule)
 
 
 def _motions(points: npt.NDArray[np.float64], start: int, last: int, rule: AtomicRule) -> list[Segment]:
-    """Motions of the hand from frame `start` to frame `last`; points (T, 3) are forward, left and up."""
+    """Motions of the hand from `start` to `last`; points (T, 3) are forward, left and up."""
     found = []
     while start < last:
         moved = points[start + 1 : last + 1] - points[start]
@@ -147,7 +149,7 @@ def _motions(points: npt.NDArray[np.float64], start: int, last: int, rule: Atomi
 
 @dataclass(frozen=True)
 class PairCut:
-    """Image pairs at a stride, which don't overlap, and the actions from source up to and excluding target."""
+    """Image pairs that don't overlap, and the actions from source up to and excluding target."""
 
     stride: int
     task = "regression"
@@ -158,8 +160,11 @@ class PairCut:
 
     def segments(self, values: Values) -> list[Segment]:
         """The pairs of an episode with values (T, A)."""
-        pairs = [(start, start + self.stride) for start in range(0, len(values) - self.stride, self.stride)]
-        return [Segment(start, end, f"action_{start:06d}to{end - 1:06d}.npy") for start, end in pairs]
+        found = []
+        for start in range(0, len(values) - self.stride, self.stride):
+            end = start + self.stride
+            found.append(Segment(start, end, f"action_{start:06d}to{end - 1:06d}.npy"))
+        return found
 
 
 @dataclass(frozen=True)
@@ -178,7 +183,7 @@ class MotionCut:
     task = "classification"
 
     def segments(self, values: Values) -> list[Segment]:
-        """The motions of an episode with values (T, A). Raises MediaError if a column is missing."""
+        """The motions of an episode with values (T, A). Raises MediaError."""
         last = max(*self.position, self.gripper or 0)
         if last >= values.shape[1]:
             raise MediaError(f"There are {values.shape[1]} action dimensions: no column {last}.")
@@ -250,7 +255,7 @@ def import_episodes(
 
 
 def _import_episode(item: SourceEpisode, cut: Cut, root: Path, images: Path, *, keep: bool) -> Rows:
-    """Write the files of an episode, unless those that are there are kept; its rows. Raises MediaError."""
+    """Write the files of an episode, unless they are kept; its rows. Raises MediaError."""
     values, part, actions = item.values(), root / PART, root / "actions" / item.folder
     segments, rows = cut.segments(values), []
     wanted: dict[int, set[str]] = {}  # names of image files by frame, without their endings
@@ -287,7 +292,7 @@ def _import_episode(item: SourceEpisode, cut: Cut, root: Path, images: Path, *, 
 
 
 def video_images(frames: Iterator[tuple[int, Any]], wanted: Iterable[int]) -> Iterator[bytes]:
-    """The image files of ascending frames of a video, which goes on from where it was decoded to. Raises MediaError."""
+    """The image files of ascending frames; the video is only decoded forwards. Raises MediaError."""
     for number in wanted:
         frame = next((frame for at, frame in frames if at == number), None)
         if frame is None:

@@ -1,4 +1,4 @@
-"""Importing a LeRobot data set: image pairs with action chunks, or labelled atomic motions, split by episode.
+"""Importing a LeRobot data set as image pairs with action chunks or as atomic motions, split by episode.
 
 Images and actions go below ``DATA_DIR``, for pairs with the statistics of the training split
 beside them; tables and record go to ``LARY_ROOT/data``.
@@ -72,10 +72,11 @@ class LeRobotImport:
         self.camera = config.camera or [*outside, *data.cameras, "observation.image"][0]
         usual = [key for key in ("action", "observation.state") if key in data.vectors]
         self.actions = config.actions or tuple(usual[:1] or ["action"])
-        for option, keys, known in (("camera", (self.camera,), data.cameras), ("actions", self.actions, data.vectors)):
-            for key in keys:
-                if key not in known:
-                    raise UsageError(f"--{option} {key}: {data.folder} has none of this name.{suggest(key, known)}")
+        asked = [("camera", self.camera, data.cameras)]
+        asked += [("actions", key, data.vectors) for key in self.actions]
+        for option, key, known in asked:
+            if key not in known:
+                raise UsageError(f"--{option} {key}: {data.folder} has none of this name.{suggest(key, known)}")
         if config.labels and config.stride is not None:
             raise UsageError(f"--stride {config.stride}: motions end where the hand stops; leave it out with --labels.")
         unused = LeRobotConfig()
@@ -119,7 +120,7 @@ class LeRobotImport:
         return MotionCut(position, column, AtomicRule.of(self.config, middle))
 
     def _choose_validation(self) -> frozenset[int]:
-        """Episodes that validate: those that the data set declares (``"40:50"``), or a random share."""
+        """Episodes that validate: those that are declared (``"40:50"``), or a random share."""
         numbers = [episode.index for episode in self.episodes]
         declared = self.data.meta.splits or {}
         for name in VALIDATION:
@@ -134,10 +135,11 @@ class LeRobotImport:
         """What will be imported, and from what it was chosen."""
         data, cut = self.data, self.cut
         lines = [f"{data.origin or data.folder}: LeRobot {data.meta.codebase_version}, {self.robot}"]
-        for kind, chosen, known in (("camera", [self.camera], data.cameras), ("values", self.actions, data.vectors)):
-            for key in known:
-                sides = " x ".join(map(str, data.features[key].shape))
-                lines.append(f"{kind} {'*' if key in chosen else ' '} {key} ({sides})")
+        for key in (*data.cameras, *data.vectors):
+            kind = "camera" if key in data.cameras else "values"
+            mark = "*" if key in (self.camera, *self.actions) else " "
+            sides = " x ".join(map(str, data.features[key].shape))
+            lines.append(f"{kind} {mark} {key} ({sides})")
         lines.append(f"dimensions: {', '.join(self.dims)}")
         if isinstance(cut, PairCut):
             lines.append(f"stride: {cut.stride} frames of {data.fps:g} in a second")
@@ -151,7 +153,7 @@ class LeRobotImport:
         return "\n".join([*lines, f"licence: {self.licence.name}", f"to: {self.root} and {self.tables}"])
 
     def run(self) -> ImportReport:
-        """Write images, actions, tables, statistics and record; episodes that fail are left out and named.
+        """Write all that is imported; episodes that fail are left out and named.
 
         Raises:
             UsageError: the name is taken, or the folder holds an import with other choices.
@@ -261,7 +263,7 @@ def stored_image(cell: Any) -> bytes:
 
 
 def read_licence(data: LeRobot, name: str | None) -> Licence:
-    """The licence that the command names, or that of the data set's card (``license:`` in the head of README.md)."""
+    """The licence that the command names, or that in the head of the data set's README.md."""
     card = data.folder / "README.md"
     if name is None and card.is_file():
         text = card.read_text(encoding="utf-8", errors="replace")

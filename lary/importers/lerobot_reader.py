@@ -1,10 +1,10 @@
 """Reading LeRobot data sets, formats v2.0, v2.1 and v3.0, by pyarrow and PyAV alone.
 
-Facts of the format (documentation of ``huggingface/lerobot``): ``meta/info.json`` names version, rate,
-robot, features and the templates of paths. v2 has one Parquet file and one video per camera and episode,
-and ``meta/episodes.jsonl``. v3 joins episodes in larger files; ``meta/episodes/*/*.parquet`` says which file
-and which seconds of it are an episode's. Images are frames of a video, or PNG and JPEG bytes in a column
-with the fields ``bytes`` and ``path``.
+By the documentation of ``huggingface/lerobot``, ``meta/info.json`` names version, rate, robot,
+features and the templates of paths. v2 has one Parquet file and one video per camera and episode,
+and ``meta/episodes.jsonl``. v3 joins episodes in larger files; ``meta/episodes/*/*.parquet`` says
+which file and which seconds of it are an episode's. Images are frames of a video, or PNG and JPEG
+bytes in a column with the fields ``bytes`` and ``path``.
 """
 
 from __future__ import annotations
@@ -68,8 +68,12 @@ class LeRobot:
     """A LeRobot data set in a folder.
 
     Args:
-        origin: repository on the hub that the folder is a snapshot of; empty for a folder of this machine.
+        origin: repository on the hub that the folder is a snapshot of; empty for another folder.
         commit: of the repository.
+
+    Attributes:
+        cameras: keys of videos and images, in the data set's order.
+        vectors: keys of numbers of a fixed count per frame: actions and states.
 
     Raises:
         UsageError: the folder holds none, or one of a version that is not read.
@@ -90,17 +94,12 @@ class LeRobot:
             raise LaryError(f"{path} is wrong at '{where}', or not of v2 or v3: {first['msg']}.") from error
         self.version = int(self.meta.codebase_version[1])
         self.fps, self.features = self.meta.fps, self.meta.features
-
-    @property
-    def cameras(self) -> list[str]:
-        """Keys of videos and images, in the data set's order."""
-        return [key for key, feature in self.features.items() if feature.dtype in ("video", "image")]
-
-    @property
-    def vectors(self) -> list[str]:
-        """Keys of numbers of a fixed count per frame: actions and states."""
-        numbers = [key for key, feature in self.features.items() if feature.dtype.startswith(("float", "int"))]
-        return [key for key in numbers if len(self.features[key].shape) == 1 and key not in BOOKKEEPING]
+        self.cameras, self.vectors = [], []
+        for key, feature in self.features.items():
+            if feature.dtype in ("video", "image"):
+                self.cameras.append(key)
+            elif feature.dtype.startswith(("float", "int")) and len(feature.shape) == 1 and key not in BOOKKEEPING:
+                self.vectors.append(key)
 
     @cached_property
     def episodes(self) -> list[Episode]:
@@ -124,7 +123,7 @@ class LeRobot:
         return [found[index] for index in sorted(found)]
 
     def dimension_names(self, keys: Sequence[str]) -> tuple[str, ...]:
-        """Distinct names of the values of some features, made up from the key where the data set has none."""
+        """Distinct names of the values of some features, made up where there are none."""
         names: list[str] = []
         for key in keys:
             feature, short = self.features[key], key.rsplit(".", 1)[-1]
@@ -156,7 +155,7 @@ class LeRobot:
         return rows
 
     def values(self, episode: Episode, keys: Sequence[str]) -> npt.NDArray[np.float32]:
-        """Numbers of some features side by side, (frames, A) float32. Raises MediaError as `table`."""
+        """Numbers of some features side by side, (frames, A). Raises MediaError as `table`."""
         rows, parts = self.table(episode, keys), []
         for key in keys:
             shape = episode.length, self.features[key].shape[0]
@@ -170,7 +169,7 @@ class LeRobot:
         return np.concatenate(parts, axis=1)
 
     def data_path(self, episode: Episode) -> Path:
-        """The Parquet file that holds an episode's rows. Raises LaryError if the metadata don't name it."""
+        """The Parquet file that holds an episode's rows. Raises LaryError."""
         return self._file(self.meta.data_path, episode, "data")
 
     def video(self, episode: Episode, camera: str) -> tuple[Path, float]:
@@ -211,7 +210,7 @@ def _flat_names(found: Any) -> Iterator[str]:
 
 
 def open_lerobot(source: str, revision: str | None = None) -> LeRobot:
-    """A data set in a folder, or on the hub, from which the metadata are fetched. Raises LaryError."""
+    """A data set in a folder, or on the hub, whose metadata are fetched. Raises LaryError."""
     folder = as_path(source)
     if folder.is_dir():
         return LeRobot(folder)
@@ -239,7 +238,7 @@ def _short(error: BaseException) -> str:
 
 
 def video_seconds(path: Path) -> npt.NDArray[np.float64]:
-    """The second at which every frame of a video is shown, (frames,) float64 ascending. Raises MediaError."""
+    """The second at which every frame of a video is shown, ascending. Raises MediaError."""
     with opened_video(path) as (container, stream):
         table = scan_packets(container, stream)
         if table is not None:
@@ -253,7 +252,7 @@ def video_seconds(path: Path) -> npt.NDArray[np.float64]:
 def frame_numbers(
     seconds: npt.NDArray[np.float64], start: float, stamps: Sequence[float], fps: float
 ) -> npt.NDArray[np.int64]:
-    """Which frames of a video belong to the rows of an episode, (rows,) int64: those shown nearest to their times.
+    """The frames of a video that are shown nearest to the times of an episode's rows, (rows,) int64.
 
     Args:
         seconds: of the video's frames.
@@ -265,10 +264,9 @@ def frame_numbers(
     """
     import pandas
 
-    times = start + np.asarray(stamps, dtype=np.float64)
-    found = np.isfinite(times)
-    near = pandas.Index(seconds).get_indexer(times[found], method="nearest", tolerance=0.5 / fps)
-    if not found.all() or (near < 0).any():
+    times: Any = start + np.asarray(stamps, dtype=np.float64)
+    near = pandas.Index(seconds).get_indexer(times, method="nearest", tolerance=0.5 / fps)  # -1 where none is near
+    if (near < 0).any():
         raise MediaError(f"No frame is shown within half a frame of some row between {times[0]} and {times[-1]} s.")
     if (np.diff(near) <= 0).any():
         raise MediaError("Two rows of the episode fall on the same frame: rate and time stamps contradict each other.")

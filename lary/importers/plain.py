@@ -1,15 +1,15 @@
-"""Importing plain episodes: folders of episodes with their actions, and videos with a table of labels.
+"""Importing folders of episodes with their actions, and videos with a table of labels.
 
-An episode is a folder with ``actions.npy``, a row of A numbers per frame, and its frames: images in the order
-of the numbers in their names, or one video.
+An episode is a folder with ``actions.npy``, a row of A numbers per frame, and its frames: images
+in the order of the numbers in their names, or one video.
 
-A table of labels has a column with paths below the folder of videos and one with labels; where it has them,
-columns ``split``, ``embodiment`` and ``sample_indices`` are used too.
+A table of labels has a column with paths below the folder of videos and one with labels; the
+columns ``split``, ``embodiment`` and ``sample_indices`` are used where they are there.
 """
 
 from __future__ import annotations
 
-import io
+import filecmp
 import os
 import re
 import shutil
@@ -21,8 +21,7 @@ from typing import NamedTuple
 import numpy as np
 import numpy.typing as npt
 
-from lary.arrays import array_of
-from lary.data.actions import LARGEST_ACTIONS
+from lary.data.actions import read_numbers
 from lary.data.configs import AtomicConfig, TrajectoryConfig, VideosConfig
 from lary.data.frames import decode_video, read_clip
 from lary.data.images import read_image
@@ -30,7 +29,7 @@ from lary.data.sampling import sample_video
 from lary.data.spec import DatasetSpec, LabelSpace, Licence, Split
 from lary.data.splits import split_groups
 from lary.data.tables import EMBODIMENT_COLUMN, INDEX_COLUMN, INDICES, read_csv
-from lary.files import atomic_write, digest, file_digest, inside, read_limited
+from lary.files import atomic_write, digest, inside
 from lary.importers.episodes import (
     AtomicRule,
     Cut,
@@ -55,7 +54,7 @@ VIDEO_NAMES = ("video_path", "video", "path", "file", "filename")
 LABEL_NAMES = ("action", "label", "class", "verb")
 SPLITS = {"train": "train", "val": "val", "valid": "val", "validation": "val", "test": "val"}
 GROUP = r"^(.+?)(?:_rev)?\.[^./]+$"
-"""Group of a clip: its path without ``_rev`` and extension, so that a clip and its reversal stay together."""
+"""A clip and its reversal are one group: the path without ``_rev`` and extension."""
 
 # Trajectories
 
@@ -101,8 +100,8 @@ def import_trajectories(
     if config.share and pairs:
         strata = [row[2] for _, row in pairs] if names is None else None
         splits = choose_splits([name for name, _ in pairs], strata, config.share, config.seed)
-    columns, robot = ["src_img", "tgt_img", "action"], [config.embodiment] if config.embodiment is not None else []
-    columns += [EMBODIMENT_COLUMN] * len(robot)
+    robot = [] if config.embodiment is None else [config.embodiment]
+    columns = ["src_img", "tgt_img", "action", EMBODIMENT_COLUMN][: 3 + len(robot)]
     rows = [(split, [*row, *robot]) for split, (_, row) in zip(splits, pairs, strict=True)]
     spec = pair_record(config.name, cut, names or (), licences=())
     wanted = ("train", "val") if config.share else ("train",)
@@ -116,22 +115,16 @@ def columns_cut(config: AtomicConfig) -> MotionCut:
 
 
 def read_values(folder: Path, names: list[str] | None) -> npt.NDArray[np.float64]:
-    """The actions (T, A) of an episode, whose dimensions have names unless that is None; none yet is filled."""
+    """The actions (T, A) of an episode; an empty list of names is filled, another is compared."""
     path = folder / ACTIONS
-    try:
-        data = read_limited(path, LARGEST_ACTIONS)
-        actions = array_of(io.BytesIO(data), len(data))
-        if actions.ndim != 2 or actions.dtype.kind not in "fiu" or not actions.size:
-            raise ValueError("it holds no numbers of shape (T, A)")
-        if not np.isfinite(actions).all():
-            raise ValueError("it holds NaN or infinity")
-        if names is not None:
-            names += [] if names else [f"a{index}" for index in range(actions.shape[1])]
-            if len(names) != actions.shape[1]:
-                raise ValueError(f"{actions.shape[1]} dimensions, expected {len(names)}: {', '.join(names)}")
-    except (OSError, ValueError, EOFError) as error:
-        raise MediaError(f"{path} can't be read: {error}.") from error
-    return actions.astype(np.float64)
+    actions = read_numbers(path, np.float64)
+    if actions.ndim != 2 or not actions.size:
+        raise MediaError(f"{path} holds no numbers of shape (T, A).")
+    if names is not None:
+        names += [] if names else [f"a{index}" for index in range(actions.shape[1])]
+        if len(names) != actions.shape[1]:
+            raise MediaError(f"{path} has {actions.shape[1]} dimensions, expected {len(names)}: {', '.join(names)}.")
+    return actions
 
 
 def find_images(folder: Path, length: int, wanted: list[int]) -> Iterable[bytes]:
@@ -155,9 +148,11 @@ def numbered(path: Path) -> tuple[int, str]:
 
 
 def choose_splits(groups: Sequence[str], strata: Sequence[str] | None, share: float, seed: int) -> list[str]:
-    """The split of every row, with whole groups in either. Raises UsageError if one would be empty."""
-    validates = set(split_groups(groups, share, strata, seed)[1].tolist())
-    return ["val" if at in validates else "train" for at in range(len(groups))]
+    """The split of every row, with whole groups in either. Raises UsageError."""
+    splits = np.full(len(groups), "train")
+    splits[split_groups(groups, share, strata, seed)[1]] = "val"
+    found: list[str] = splits.tolist()
+    return found
 
 
 # Videos
@@ -219,7 +214,7 @@ def import_videos(folder: Path, config: VideosConfig, settings: Settings) -> Imp
         revision=digest(*(f"{clip.path} {clip.label} {clip.split} {clip.indices}" for clip in found)),
         description=f"Imported from the videos in {origin}; split by video.",
     )
-    columns = ["dataset", "video_path", INDEX_COLUMN, "action"] + [EMBODIMENT_COLUMN] * robots
+    columns = ["dataset", "video_path", INDEX_COLUMN, "action", EMBODIMENT_COLUMN][: 4 + robots]
     splits = [clip.split for clip in found]
     if found and not splits[0]:
         # A clip and its reversal are of one group; a name without an extension is one of its own.
@@ -236,8 +231,17 @@ def import_videos(folder: Path, config: VideosConfig, settings: Settings) -> Imp
 def read_clips(folder: Path, config: VideosConfig) -> list[Clip]:
     """The rows of the table of labels. Raises UsageError as `import_videos`."""
     columns, rows = read_csv(config.table)
-    video = pick_column(config.table, columns, config.video_column, VIDEO_NAMES, "--video-column")
-    label = pick_column(config.table, columns, config.label_column, LABEL_NAMES, "--label-column")
+    chosen = []
+    for given, usual, option in (
+        (config.video_column, VIDEO_NAMES, "--video-column"),
+        (config.label_column, LABEL_NAMES, "--label-column"),
+    ):
+        column = given or next((name for name in usual if name in columns), usual[0])
+        if column not in columns:
+            there = ", ".join(columns)
+            raise UsageError(f"{config.table} has no column '{column}'; name it with {option}: {there}.")
+        chosen.append(column)
+    video, label = chosen
     clips = []
     for number, cells in enumerate(rows):
         row = dict(zip(columns, (cell.strip() for cell in cells), strict=True))
@@ -260,18 +264,10 @@ def read_clips(folder: Path, config: VideosConfig) -> list[Clip]:
     return clips
 
 
-def pick_column(table: Path, columns: Sequence[str], given: str | None, usual: Sequence[str], option: str) -> str:
-    """The column that an option names, or the first with a usual name. Raises UsageError if there is none."""
-    wanted = [given] if given is not None else [name for name in usual if name in columns]
-    if not wanted or wanted[0] not in columns:
-        raise UsageError(f"{table} has no column '{given or usual[0]}'; name it with {option}: {', '.join(columns)}.")
-    return wanted[0]
-
-
 def link_file(source: Path, target: Path) -> None:
-    """Link a file to its target, or copy it where links are not possible. Raises LaryError if another is there."""
+    """Link a file to its target, or copy it. Raises LaryError if another is there."""
     if target.exists():
-        if not target.samefile(source) and file_digest(target) != file_digest(source):
+        if not target.samefile(source) and not filecmp.cmp(source, target, shallow=False):
             raise LaryError(f"{target} exists with other content: choose another --name.")
         return
     target.parent.mkdir(parents=True, exist_ok=True)

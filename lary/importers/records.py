@@ -32,7 +32,7 @@ register_dataset(load_record(Path(__file__).with_suffix(".json")))
 
 
 class ImportReport(NamedTuple):
-    """What was imported: the plug-in for ``--plugin``, the number of rows by split, and what failed."""
+    """What was imported: the plug-in, the number of rows by split, and what failed."""
 
     plugin: Path
     rows: Mapping[str, int]
@@ -40,7 +40,7 @@ class ImportReport(NamedTuple):
 
 
 def check_name(name: str) -> str:
-    """A key for an imported data set. Raises UsageError if it can't be a file's name or is taken."""
+    """A key for an imported data set. Raises UsageError if it is no file name or is taken."""
     if not NAME.fullmatch(name):
         raise UsageError(f"--name '{name}': use letters, digits, dot, dash and underscore, 64 at most.")
     if name in DATASETS.names():
@@ -79,7 +79,7 @@ def save_import(
     failures: Sequence[Failure],
     wanted: Sequence[str] = ("train", "val"),
 ) -> ImportReport:
-    """Write the tables of an import, the statistics of its actions, its failures and at last its record.
+    """Write tables, statistics and failures of an import, and at last its record.
 
     Args:
         plugin: file to write, which loads the record.

@@ -211,11 +211,15 @@ class Encoding:
     def _one_by_one(self, batch: Batch) -> Iterator[Row]:
         import torch
 
+        spare: dict[int, npt.NDArray[np.float32]] = {}  # fresh pages cost as much as the arithmetic
         for index, (row, place, length) in enumerate(zip(batch.rows, batch.places, batch.lengths, strict=True)):
             if row not in batch.problems:
-                clip = normalise(batch.clips[place : place + 1, :length], self._preprocess)
+                frames = batch.clips[place : place + 1, :length]
+                clip = spare[length] = normalise(frames, self._preprocess, spare.get(length))
                 tokens, codes = self._encoded(torch.from_numpy(clip))
-                yield index, tokens[0].numpy(), None if codes is None else codes[0].numpy()
+                found = tokens[0].numpy()
+                found = found.copy() if np.may_share_memory(found, clip) else found
+                yield index, found, None if codes is None else codes[0].numpy()
 
     def _launch(self, batch: Batch, normaliser: DeviceNormaliser) -> Iterator[Row]:
         """Have the accelerator compute a batch; the rows, when asked for, wait for it."""

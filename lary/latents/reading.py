@@ -211,7 +211,7 @@ def reader(descriptor: str) -> Callable[[Question], Answer]:
             known = common
         try:
             paths = [Path(path) for path in question["paths"]]
-            found = read_frames(paths, question["index"], preprocess.reader, clamp=preprocess.clamp, noisy=True)
+            found = read_frames(paths, question["index"], preprocess.reader, clamp=preprocess.clamp)
             frames = resize(found, preprocess)
             shape = (len(frames), 3, preprocess.size, preprocess.size)
             to_planes(frames, np.ndarray(shape, np.uint8, memory, question["at"]))

@@ -23,7 +23,6 @@ from lary.files import inside, write_json
 from lary.latents.sources import NpzSource, ShardSource, read_shard, read_stamp
 from lary.latents.store import (
     FORMAT,
-    INDEX,
     LATER_FIELDS,
     MANIFEST,
     NONE,
@@ -46,6 +45,7 @@ TABLE_FOLDER = "data"
 BATCHES = 8
 """Per unit of a store whose units are nothing on disk."""
 MOST_ROWS = 1 << 20
+KINDS: dict[StoreKind, type[LatentStore]] = {"npz": NpzStore, "shards": ShardStore}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -166,6 +166,11 @@ class SplitLatents:
     left_out: int
     folder: Path
 
+    @property
+    def frames(self) -> int:
+        """How many frames the first sample has."""
+        return len(self.table[0].frame_index) or len(self.table[0].media)
+
     def take(self, positions: Sequence[int]) -> SplitLatents:
         """Some of the samples; the others count as left out."""
         left_out = self.left_out + len(self.table) - len(positions)
@@ -186,7 +191,8 @@ def open_latents(settings: Settings, ref: LatentsRef) -> SplitLatents:
     parse_pool(ref.pooling)
     file = find_latent_table(settings, ref)
     if file is None:
-        fields = {name: getattr(ref, name) for name in ("model", "dataset", "split", "protocol", "latent", "weights")}
+        names = ("model", "dataset", "split", "protocol", "latent", "weights")
+        fields = {name: getattr(ref, name) for name in names}
         given = [f"--{name} {value}" for name, value in fields.items() if value not in (None, "corrected")]
         raise UsageError(
             f"There are no latents of '{ref.model}' for {ref.dataset} {ref.split}: {ref.table(settings)} does not "
@@ -200,29 +206,30 @@ def open_latents(settings: Settings, ref: LatentsRef) -> SplitLatents:
     rows = [row for row, entry in enumerate(entries) if entry]
     if not rows:
         raise LaryError(f"No row of {file} has latents: the failures file of the extraction names the reasons.")
-    if len(rows) < len(entries):
-        left_out = len(entries) - len(rows)
+    if left_out := len(entries) - len(rows):
         log.warning("%s: %d of %d rows have no latents and are left out", file.name, left_out, len(entries))
     kept = table.take(rows)
     opened = open_shards if any(SHARD_MARK in entry for entry in entries) else open_files
-    whole, store, folder = opened(settings, kept, stored, [entries[row] for row in rows])
-    check_origin(store, file, stored)
+    whole, stamp, folder = opened(settings, kept, stored, [entries[row] for row in rows])
+    manifest = read_manifest(folder) if stamp and (folder / MANIFEST).exists() else {}
+    if stamp is None:
+        store: dict[str, Any] = {"origin": "made by another program: no identity to check"}
+    else:
+        store = {"origin": "lary extract", "stamp": stamp, **manifest}
+        check_origin(store, file, stored)
     source = whole if stored.pooling == ref.pooling else PooledSource(whole, ref.pooling)
-    return SplitLatents(kept, source, store, len(entries) - len(rows), folder)
+    return SplitLatents(kept, source, store, left_out, folder)
 
 
-Opened = tuple[NpzSource | ShardSource, dict[str, Any], Path]
-"""Latents that ``la_path`` cells name, what is known of their store, and its folder."""
+Opened = tuple[NpzSource | ShardSource, dict[str, str] | None, Path]
+"""Latents that ``la_path`` cells name, which store and model made them, and their folder."""
 
 
 def open_files(settings: Settings, table: SampleTable, ref: LatentsRef, entries: list[str]) -> Opened:
     """Latents in files of one sample each."""
     files = resolve_latents(settings, ref, entries, table.path)
-    folder, stamp = files[0].parent, read_stamp(files[0])
-    if stamp is None:
-        return NpzSource(files), {"origin": "made by another program: no identity to check"}, folder
-    manifest = read_manifest(folder) if (folder / MANIFEST).exists() else {}
-    return NpzSource(files), {"origin": "lary extract", "stamp": asdict(stamp), **manifest}, folder
+    stamp = read_stamp(files[0])
+    return NpzSource(files), stamp and asdict(stamp), files[0].parent
 
 
 def open_shards(settings: Settings, table: SampleTable, ref: LatentsRef, entries: list[str]) -> Opened:
@@ -234,22 +241,15 @@ def open_shards(settings: Settings, table: SampleTable, ref: LatentsRef, entries
         if not (position.isascii() and position.isdigit() and len(position) < 10):
             raise UsageError(f"{table.path}: la_path '{entry}' names no row of a shard.")
         places[:, at] = number.setdefault(name, len(number)), int(position)
-    files = resolve_latents(settings, ref, list(number), table.path)
-    headers = [read_shard(file) for file in files]
-    folder = files[0].parent
-    source = ShardSource(headers, places[0], places[1])
-    for at, sample in enumerate(table):
-        header, place = headers[places[0, at]], int(places[1, at])
-        if header.samples[place] != sample.id:
+    headers = [read_shard(file) for file in resolve_latents(settings, ref, list(number), table.path)]
+    source, first = ShardSource(headers, *places), headers[0]
+    for sample, shard, place in zip(table, *places.tolist(), strict=True):
+        if headers[shard].samples[place] != sample.id:
             raise LaryError(
-                f"{table.path}, row {sample.row + 1}: {header.path} has the latents of another sample in row "
+                f"{table.path}, row {sample.row + 1}: {headers[shard].path} has the latents of another sample in row "
                 f"{place}. Extract this split again; what is done is kept."
             )
-    store = read_manifest(folder) if (folder / MANIFEST).exists() else {}
-    if store and store.get("key") != headers[0].store:
-        raise LaryError(f"{headers[0].path} belongs to another store than {folder / MANIFEST}: extract again.")
-    stamp = {"store": headers[0].store, "model": headers[0].model}
-    return source, {"origin": "lary extract", "stamp": stamp, **store}, folder
+    return source, {"store": first.store, "model": first.model}, first.path.parent
 
 
 def resolve_latents(settings: Settings, ref: LatentsRef, entries: list[str], table: Path) -> list[Path]:
@@ -280,12 +280,16 @@ def resolve_latents(settings: Settings, ref: LatentsRef, entries: list[str], tab
 
 
 def check_origin(store: dict[str, Any], table: Path, ref: LatentsRef) -> None:
-    """Raise UsageError where a store's stamp or manifest names another model, data set, protocol or pooling."""
-    if "stamp" not in store:
-        return
-    identity = store.get("identity", {})
+    """Refuse latents whose stamp or manifest names another store, model, data set, protocol or pooling.
+
+    Raises:
+        UsageError: it is so.
+    """
+    stamp, identity = store["stamp"], store.get("identity", {})
+    if store.get("key", stamp["store"]) != stamp["store"]:
+        raise UsageError(f"{table} names latents of another store than {MANIFEST} beside them: extract again.")
     for name, found, asked in (
-        ("model", store["stamp"]["model"], ref.model),
+        ("model", stamp["model"], ref.model),
         ("dataset", identity.get("dataset", ref.dataset), ref.dataset),
         ("protocol", identity.get("protocol", ref.protocol), ref.protocol),
         ("pool", identity.get("pool", NONE), ref.pooling),
@@ -324,7 +328,7 @@ def open_store(
         UsageError: the folder holds latents of another identity and `overwrite` is off, or latents of another
             kind or units that the batches don't fit into.
     """
-    make = ShardStore if kind == "shards" else NpzStore
+    make = KINDS[kind]
     unit_rows = -(-unit_rows // batch_size) * batch_size if kind == "shards" else BATCHES * batch_size
     found = read_manifest(folder) if (folder / MANIFEST).exists() else {}
     known = found.get("store", "npz")
@@ -354,7 +358,7 @@ def open_store(
             f"{folder} holds latents of another extraction ({differences}). Pass --overwrite to replace them."
         )
     # Files of single samples are replaced one by one.
-    patterns = [SHARDS, INDEX, NPZ] if kind == "shards" else [SHARDS, INDEX]
+    patterns = [SHARDS, NPZ] if kind == "shards" else [SHARDS]
     for file in [file for pattern in patterns for file in folder.glob(pattern)] if found else ():
         file.unlink()
     facts = {"store": kind, "unit_rows": unit_rows} if kind == "shards" else {"store": kind}

@@ -24,7 +24,7 @@ import numpy as np
 import numpy.typing as npt
 
 from lary.configs import LatentDtype
-from lary.files import digest, read_json, remove_torn, write_json
+from lary.files import digest, read_json, remove_torn, write_json, write_text
 from lary.models.spec import MODELS, ModelSpec
 from lary.types import LaryError, Latents, MediaError, UsageError
 
@@ -34,7 +34,9 @@ if TYPE_CHECKING:
     from lary.data.tables import SampleTable
 
 MANIFEST = "store.json"
-NPZ, SHARDS, INDEX = "latent_action_*.npz", "shard_*.safetensors", "index.parquet"
+NPZ, SHARDS = "latent_action_*.npz", "shard_*.safetensors"
+INDEX = "index.parquet"
+"""A list of the rows that version 0.1 wrote beside shards."""
 SHARD_MARK = "#"
 """Between a shard and a row in it, in ``la_path``."""
 NONE = "none"
@@ -135,12 +137,19 @@ class LatentStore:
             found[row] = "" if row in failed else f"{relative}/{name}"
         return found
 
+    def write_table(self, table: SampleTable, path: Path, root: Path, failed: Collection[int | None]) -> None:
+        """Write a table with the column ``la_path``."""
+        frame = table.frame.copy()
+        frame["la_path"] = self.entries(table, root, failed)
+        write_text(path, str(frame.to_csv(index=False, lineterminator="\n")))
+
     def finish(self, table: SampleTable) -> None:
         """Bring what lists the latents up to date, and remove what killed writers have left.
 
         The manifest notes the table that the latents were last extracted from; the samples' ids decide, not this.
         """
         remove_torn(self.folder)
+        (self.folder / INDEX).unlink(missing_ok=True)
         facts = {"path": table.path.name, "digest": table.digest, "rows": len(table)}
         found = read_manifest(self.folder)
         if found.get("table") != facts:

@@ -6,25 +6,26 @@ import math
 import re
 import zipfile
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass, replace
 from functools import partial
+from itertools import groupby
 from pathlib import Path
 from typing import IO, Any
 
 import numpy as np
 import numpy.typing as npt
 
-from lary.configs import LatentsConfig
+from lary.arrays import npy_bytes
+from lary.configs import ConvertConfig, LatentsConfig
 from lary.data.spec import DATASETS
 from lary.data.splits import find_table
 from lary.data.tables import read_table
-from lary.files import (
-    atomic_write,
-)
-from lary.latents.ref import LatentsRef, open_latents
+from lary.files import atomic_write, remove_torn, write_json
+from lary.latents.ref import KINDS, LatentsRef, SplitLatents, check_format, open_latents
 from lary.latents.sources import OpenShard, ShardHeader, read_array, read_stamp, read_stamps, read_tokens, scan_shards
-from lary.latents.store import MANIFEST, read_manifest
+from lary.latents.store import INDEX, MANIFEST, NPZ, SHARDS, LatentStore, StoreIdentity, read_manifest
 from lary.latents.writers import checksum_of, header_bytes, rows_in
+from lary.locks import locked
 from lary.runtime import progress
 from lary.settings import Settings
 from lary.types import LaryError, MediaError, UsageError
@@ -32,11 +33,6 @@ from lary.types import LaryError, MediaError, UsageError
 THREADS = 4
 CHUNK = 64
 """Rows in memory at a time."""
-KEPT = ("failures.csv", "extraction.json")
-"""Files of an extraction that a converted store keeps."""
-STORE_FIELDS = ("format", "key", "identity", "store", "unit_rows", "batch_size", "table")
-LARGEST_IDS = 1 << 28
-"""Bytes of a file of sample ids."""
 
 
 @dataclass(frozen=True)
@@ -54,7 +50,8 @@ class _Found:
         found: dict[int, tuple[str, Path]] = {}
         if self.kind == "npz":
             files = {row: self.folder / name for row, name in rows_in(self.folder).items()}
-            for (row, file), stamp in zip(files.items(), read_stamps(files.values()), strict=True):
+            stamps = read_stamps(files.values())
+            for (row, file), stamp in zip(files.items(), stamps, strict=True):
                 found[row] = (stamp.sample if stamp else "", file)
         for header in self.headers:
             found |= {row: (sample, header.path) for row, (sample, _) in header.positions().items()}
@@ -70,37 +67,40 @@ def _find(settings: Settings, config: LatentsConfig) -> _Found:
         raise UsageError(f"There are no latents of {what}: {folder} does not exist.")
     manifest = read_manifest(folder) if (folder / MANIFEST).exists() else {}
     kind = manifest.get("store", "npz")
-    if kind not in ("npz", "shards"):
+    if kind not in KINDS:
         raise LaryError(f"{folder / MANIFEST} names the kind {kind!r}, which this lary doesn't know: update lary.")
     shards = scan_shards(folder, manifest.get("key")) if kind == "shards" else ([], [])
     return _Found(folder, manifest, kind, *shards)
 
 
 def describe_store(config: LatentsConfig, settings: Settings) -> str:
-    """What a store is, what it holds, and what of its table is missing, in lines. Raises as `verify_store`."""
+    """What a store is, what it holds, and what of its table is missing, in lines.
+
+    Raises:
+        UsageError, LaryError: as `verify_store`.
+    """
     store = _find(settings, config)
     held, problems, tokens = store.held(), list(store.problems), "unknown"
-    if store.headers:
-        tokens = f"{' x '.join(map(str, store.headers[0].shape))} {store.headers[0].dtype}"
-    elif held:
-        try:
-            first = read_tokens(next(iter(held.values()))[1])
-            tokens = f"{' x '.join(map(str, first.shape))} {first.dtype}"
-        except MediaError as error:
-            problems.append(str(error))
     files = {file for _, file in held.values()}
-    size = sum(file.stat().st_size for file in files)
-    identity = store.manifest.get("identity") or {"origin": "made by another program: no identity to check"}
-    facts = {"kind": f"{store.kind}, {len(files)} files, {size} bytes", **identity, "rows": len(held), "tokens": tokens}
+    try:
+        first: Any = store.headers[0] if store.headers else read_tokens(next(iter(held.values()))[1])
+        tokens = f"{' x '.join(map(str, first.shape))} {first.dtype}"
+    except MediaError as error:
+        problems.append(str(error))
+    except StopIteration:  # it is empty
+        pass
+    facts = {"kind": f"{store.kind}, {len(files)} files, {sum(file.stat().st_size for file in files)} bytes"}
+    facts |= store.manifest.get("identity") or {"origin": "made by another program: no identity to check"}
+    facts |= {"rows": str(len(held)), "tokens": tokens, "missing": "unknown: the table isn't here"}
     try:
         dataset = DATASETS.get(config.dataset)
         source = find_table(dataset, config.split, settings.path("LARY_ROOT"))
         table = read_table(dataset, config.split, path=source, data_dir=Path())
         absent = [own.id for own in table if held.get(own.row, (None,))[0] not in ("", own.id)]
-        shown = ", ".join(absent[:10]) + (", ..." if len(absent) > 10 else "")
-        facts["missing"] = f"{len(absent)}: {shown}" if absent else "0"
+        shown = [f": {', '.join(absent[:10])}"] * bool(absent) + [", ..."] * (len(absent) > 10)
+        facts["missing"] = str(len(absent)) + "".join(shown)
     except LaryError:
-        facts["missing"] = "unknown: the table isn't here"
+        pass
     lines = [f"  {name:11} {value}" for name, value in facts.items() if value not in ("", None)]
     return "\n".join([str(store.folder), *lines, *(f"  damaged     {problem}" for problem in problems)])
 
@@ -117,14 +117,14 @@ def verify_store(config: LatentsConfig, settings: Settings) -> tuple[int, list[s
     """
     store = _find(settings, config)
     problems, key = list(store.problems), store.manifest.get("key")
-    if store.kind == "shards":
-        checks = [(len(header.samples), partial(_shard_problems, header)) for header in store.headers]
-    else:
+    checks = [(len(header.samples), partial(_shard_problems, header)) for header in store.headers]
+    if store.kind == "npz":
         checks = [(1, partial(_npz_problems, store.folder / name, key)) for name in rows_in(store.folder).values()]
     total = sum(count for count, _ in checks)
     with progress(total, f"verifying {store.folder.name}") as bar, ThreadPoolExecutor(THREADS) as pool:
-        for (count, _), found in zip(checks, pool.map(lambda check: check[1](), checks), strict=True):
-            problems += found
+        found = pool.map(lambda check: check[1](), checks)
+        for (count, _), wrong in zip(checks, found, strict=True):
+            problems += wrong
             bar.advance(count)
     return total, problems
 
@@ -136,7 +136,8 @@ def _shard_problems(header: ShardHeader) -> list[str]:
         shard = OpenShard(header)
         for position, sample in enumerate(header.samples):
             stored, codes = shard.row(position)
-            where = f"{header.path}, row {position} (row {header.rows[position] + 1} of the table, sample {sample})"
+            row = header.rows[position] + 1
+            where = f"{header.path}, row {position} (row {row} of the table, sample {sample})"
             if checksum_of(stored, codes) != int(header.checksums[position]):
                 found.append(f"{where}: its bytes are not those that were written.")
             elif not _all_finite(stored, header.dtype):
@@ -155,23 +156,92 @@ def _npz_problems(file: Path, key: str | None) -> list[str]:
     if not _all_finite(tokens, str(tokens.dtype)):
         return [f"{file} holds values that are not finite."]
     stamp = read_stamp(file)
-    other = key is not None and (stamp is None or stamp.store != key)
-    return [f"{file} belongs to another store."] if other else []
+    own = key is None or (stamp is not None and stamp.store == key)
+    return [] if own else [f"{file} belongs to another store."]
 
 
 def _all_finite(stored: npt.NDArray[Any], dtype: str) -> bool:
     """Whether all numbers are finite; bfloat16 comes as its bits, whose exponent is all ones in others."""
-    return bool(((stored & 0x7F80) != 0x7F80).all() if dtype == "bfloat16" else np.isfinite(stored).all())
+    if dtype == "bfloat16":
+        return bool(((stored & 0x7F80) != 0x7F80).all())
+    return bool(np.isfinite(stored).all())
 
 
-# Export
+# Convert and export
+
+
+def convert_store(config: ConvertConfig, settings: Settings) -> int:
+    """Turn a store into one of the other kind, in its folder; returns how many rows it has.
+
+    The new files grow beside the old ones, which are removed once the manifest and the table are of the new kind.
+    Started again after a stop at any point, it resumes.
+
+    Raises:
+        UsageError: no such store, one without identity, options that it can't be converted to, a table that names fewer
+            rows than the store holds.
+        LaryError: latents that can't be read, or are too large for the number format; a full disk; another writer.
+    """
+    if config.shard_rows < 1:
+        raise UsageError(f"--shard-rows {config.shard_rows}: must be at least 1.")
+    ref, folder = LatentsRef.of(config), _find(settings, config).folder
+    with locked(folder):
+        store, file = _find(settings, config), ref.table(settings)
+        try:
+            identity = StoreIdentity(**store.manifest["identity"])
+        except (KeyError, TypeError):
+            raise UsageError(
+                f"{folder} has no identity, since another program made its latents: extract them."
+            ) from None
+        wanted = replace(identity, dtype=config.dtype or identity.dtype)
+        check_format(config.store, wanted.dtype)
+        if wanted != identity and (store.kind == config.store or identity.dtype != "float32"):
+            raise UsageError(
+                f"--dtype {wanted.dtype}: {folder} holds {identity.dtype} in {store.kind}; only float32 is converted, "
+                "and only into the other kind. Extract again with --overwrite."
+            )
+        if not file.is_file():
+            raise UsageError(f"There is no table {file}: run 'lary extract' first.")
+        table = read_table(ref.spec, ref.split, path=file, data_dir=Path())
+        absent = {row for row, entry in enumerate(table.frame["la_path"]) if not entry}
+        new = KINDS[config.store](folder, wanted, config.shard_rows)
+        if store.kind != config.store:
+            if len(store.held()) > len(table) - len(absent):
+                raise UsageError(
+                    f"{file} names fewer rows than {folder} holds: run 'lary extract' without --limit first."
+                )
+            _copy_rows(open_latents(settings, ref), new, set(new.missing(table)))
+            facts = {"key": wanted.key, "identity": asdict(wanted), "store": config.store}
+            facts |= {"unit_rows": config.shard_rows, "batch_size": 1}
+            write_json(folder / MANIFEST, store.manifest | facts)
+        if lost := set(new.missing(table)) - absent:
+            raise LaryError(f"{len(lost)} rows of {file} are missing in {folder}: run 'lary extract' first.")
+        new.write_table(table, file, ref.latent_root(settings), absent)
+        remove_torn(folder)
+        for old in (*folder.glob(NPZ if config.store == "shards" else SHARDS), folder / INDEX):
+            old.unlink(missing_ok=True)
+        return len(table) - len(absent)
+
+
+def _copy_rows(latents: SplitLatents, new: LatentStore, lacking: set[int]) -> None:
+    """Write the rows that a new store lacks. Raises LaryError."""
+    pending = [position for position, own in enumerate(latents.table) if own.row in lacking]
+    with progress(len(pending), f"converting {new.folder.name}") as bar:
+        for unit, members in groupby(pending, lambda position: latents.table[position].row // new.unit_rows):
+            with new.writer(unit) as write:
+                for position in members:
+                    own, (codes,) = latents.table[position], latents.source.codes([position])
+                    try:
+                        write(own.row, own.id, latents.source.read([position])[0], codes)
+                    except MediaError as error:
+                        raise LaryError(f"Row {own.row + 1} of {latents.table.path}: {error}") from error
+                    bar.advance(1)
 
 
 def export_latents(config: LatentsConfig, settings: Settings, out: Path, *, rows: str | None = None) -> int:
     """Write tokens as float32 to one file for other tools; returns how many samples.
 
-    ``.npz``: arrays ``tokens``, ``rows`` (from 0), ``samples``. ``.safetensors``: the tensor ``tokens``, the rows
-    (from 1) and ids in the metadata.
+    ``.npz``: arrays ``tokens``, ``rows`` (from 0), ``samples``. ``.safetensors``: the tensor ``tokens``,
+    the rows (from 1) and ids in the metadata.
 
     Args:
         rows: rows of the table from 1, such as 1-100,205.
@@ -183,36 +253,19 @@ def export_latents(config: LatentsConfig, settings: Settings, out: Path, *, rows
         raise UsageError(f"{out}: expected a file that ends in .npz or .safetensors.")
     latents = open_latents(settings, LatentsRef.of(config))
     if rows is not None:
-        there = {sample.row + 1: position for position, sample in enumerate(latents.table)}
-        chosen = set()
-        for part in rows.split(","):
-            match = re.fullmatch(r"\s*(\d{1,9})(?:-(\d{1,9}))?\s*", part)
-            if match is None:
-                raise UsageError(f"--rows: '{part[:80]}' is no row or range such as 1-100.")
-            for number in range(int(match[1]), int(match[2] or match[1]) + 1):
-                if number not in there:  # refused at once: a range may have a thousand million rows
-                    raise UsageError(f"--rows {rows[:80]}: row {number} has no latents.")
-                chosen.add(there[number])
-        latents = latents.take(sorted(chosen))
-    samples = list(latents.table)
-    shape = (len(samples), *latents.source.shape)
+        latents = latents.take(_positions(latents, rows))
+    samples, source = list(latents.table), latents.source
+    shape = (len(samples), *source.shape)
     with progress(len(samples), f"writing {out.name}") as bar, atomic_write(out) as stream:
 
         def write_tokens(target: IO[bytes]) -> None:
-            for part in (range(at, min(at + CHUNK, len(samples))) for at in range(0, len(samples), CHUNK)):
-                target.write(np.ascontiguousarray(latents.source.read(part), dtype="<f4").reshape(-1).data.cast("B"))
+            for start in range(0, len(samples), CHUNK):
+                part = np.arange(start, min(start + CHUNK, len(samples)))
+                tokens = np.ascontiguousarray(source.read(part), dtype="<f4")
+                target.write(tokens.reshape(-1).data.cast("B"))
                 bar.advance(len(part))
 
-        if out.suffix == ".npz":
-            header = {"descr": "<f4", "fortran_order": False, "shape": shape}
-            with zipfile.ZipFile(stream, "w") as archive:
-                with archive.open("tokens.npy", "w", force_zip64=True) as member:
-                    np.lib.format.write_array_header_1_0(member, header)
-                    write_tokens(member)
-                for name, values in (("rows", [own.row for own in samples]), ("samples", [own.id for own in samples])):
-                    with archive.open(f"{name}.npy", "w") as member:
-                        np.lib.format.write_array(member, np.array(values), allow_pickle=False)
-        else:
+        if out.suffix == ".safetensors":
             facts = {
                 "store": str(latents.store.get("key", "")),
                 "rows": ",".join(str(own.row + 1) for own in samples),
@@ -220,4 +273,27 @@ def export_latents(config: LatentsConfig, settings: Settings, out: Path, *, rows
             }
             stream.write(header_bytes(facts, {"tokens": ("F32", shape, 4 * math.prod(shape))}))
             write_tokens(stream)
+            return len(samples)
+        with zipfile.ZipFile(stream, "w") as archive:
+            header = {"descr": "<f4", "fortran_order": False, "shape": shape}
+            with archive.open("tokens.npy", "w", force_zip64=True) as member:
+                np.lib.format.write_array_header_1_0(member, header)
+                write_tokens(member)
+            archive.writestr("rows.npy", npy_bytes(np.array([own.row for own in samples])))
+            archive.writestr("samples.npy", npy_bytes(np.array([own.id for own in samples])))
     return len(samples)
+
+
+def _positions(latents: SplitLatents, rows: str) -> list[int]:
+    """The positions of rows such as 1-100,205, ascending. Raises UsageError."""
+    there = {row + 1: position for position, row in enumerate(latents.table.rows)}
+    chosen = set()
+    for part in rows.split(","):
+        match = re.fullmatch(r"\s*(\d{1,9})(?:-(\d{1,9}))?\s*", part)
+        if match is None:
+            raise UsageError(f"--rows: '{part[:80]}' is no row or range such as 1-100.")
+        for number in range(int(match[1]), int(match[2] or match[1]) + 1):
+            if number not in there:  # refused at once: a range may have a thousand million rows
+                raise UsageError(f"--rows {rows[:80]}: row {number} has no latents.")
+            chosen.add(there[number])
+    return sorted(chosen)

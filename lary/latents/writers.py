@@ -1,9 +1,8 @@
 """The two kinds of stores, as they are written.
 
-``npz`` is the published layout, one file per sample. ``shards`` writes one safetensors file per unit of rows and
-an index that can be rebuilt from them. A shard appears whole, with the rows of its unit that could be done; rows
-that are done later come in a further file of the unit. Nothing is ever changed in place. The same rows give the
-same bytes, in whatever order they came.
+``npz`` is the published layout, one file per sample. ``shards`` writes one safetensors file per unit of rows.
+A shard appears whole, with the rows of its unit that could be done; rows that are done later come in a further
+file of the unit. Nothing is ever changed in place. The same rows give the same bytes, in whatever order they came.
 """
 
 from __future__ import annotations
@@ -36,12 +35,10 @@ from lary.latents.sources import (
     read_stamps,
     scan_shards,
 )  # fmt: skip
-from lary.latents.store import INDEX, SHARD_MARK, Floats, LatentStore, Write, narrow
+from lary.latents.store import SHARD_MARK, Floats, LatentStore, Write, narrow
 from lary.types import LaryError
 
 if TYPE_CHECKING:
-    import pyarrow
-
     from lary.data.tables import SampleTable
 
 CODE_TAGS = {np.dtype(name): tag for tag, name in CODE_TYPES.items()}
@@ -85,8 +82,10 @@ def write_latents(path: Path, tokens: npt.NDArray[Any], codes: npt.NDArray[Any] 
         for name, array in arrays.items():
             info = zipfile.ZipInfo(f"{name}.npy")  # of 1980: the same latents give the same bytes
             info.file_size = array.nbytes
-            with archive.open(info, "w") as member:
-                np.lib.format.write_array(member, np.ascontiguousarray(array), allow_pickle=False)
+            array = np.ascontiguousarray(array)
+            with archive.open(info, "w") as member:  # numpy's own way to a zip copies the array
+                np.lib.format.write_array_header_1_0(member, np.lib.format.header_data_from_array_1_0(array))
+                member.write(array.reshape(-1).data.cast("B"))
 
 
 class NpzStore(LatentStore):
@@ -174,15 +173,6 @@ class ShardStore(LatentStore):
         finally:
             os.close(handle)
             Path(name).unlink(missing_ok=True)
-
-    def finish(self, table: SampleTable) -> None:
-        """Rebuild the index from the headers too."""
-        import pyarrow.parquet
-
-        super().finish(table)
-        listed = index_of(self.headers()).replace_schema_metadata({"store": self.identity.key})
-        with atomic_write(self.folder / INDEX) as stream:
-            pyarrow.parquet.write_table(listed, stream)
 
 
 class ShardWriter:
@@ -281,22 +271,3 @@ def write_at(handle: int, data: memoryview, place: int) -> None:
     while data:
         written = os.pwrite(handle, data, place)
         data, place = data[written:], place + written
-
-
-# The index
-
-
-def index_of(headers: Sequence[ShardHeader]) -> pyarrow.Table:
-    """What ``index.parquet`` lists for other programs; of a row that is there twice, the newest."""
-    import pyarrow
-
-    newest = {}
-    for header in headers:
-        for row, (sample, position) in header.positions().items():
-            newest[row] = (sample, row, header.path.name, position, int(header.checksums[position]))
-    types = {
-        "sample": pyarrow.string(), "row": pyarrow.int64(), "shard": pyarrow.string(), "position": pyarrow.int32(),
-        "checksum": pyarrow.uint32(),
-    }  # fmt: skip
-    columns = zip(*(newest[row] for row in sorted(newest)), strict=True) if newest else [()] * len(types)
-    return pyarrow.table([list(values) for values in columns], schema=pyarrow.schema(types))

@@ -11,7 +11,6 @@ from __future__ import annotations
 import math
 from collections import OrderedDict
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
 
 import torch
 import torch.nn.functional as F
@@ -24,9 +23,6 @@ PUBLISHED_SAMPLER_STEPS = 500
 CONDITION_DROPOUT = 0.1
 CLIP = 1.0  # the published sampler keeps every value inside one standard deviation of the targets
 TIME_CHANNELS = 256
-
-Noise = Callable[[int | None], Tensor]
-"""The start of a sampling for None, and the noise (B, K, A) that is added at a timestep."""
 
 
 def alphas_cumprod() -> Tensor:
@@ -64,6 +60,11 @@ def _linear(size: int, dim: int) -> nn.Sequential:
     return nn.Sequential(OrderedDict(linear=nn.Linear(size, dim)))
 
 
+def _dropped(count: int) -> Tensor:
+    """Which of so many samples go without their latents in training, (B,) bool."""
+    return torch.rand(count) < CONDITION_DROPOUT
+
+
 class ConditionEmbedder(nn.Module):
     """Latents (B, D') -> (B, C); in training one sample in ten gets a learned vector instead.
 
@@ -80,7 +81,7 @@ class ConditionEmbedder(nn.Module):
         if not self.training:
             return known
         if dropped is None:
-            dropped = torch.rand(len(x)).to(x.device) < CONDITION_DROPOUT
+            dropped = _dropped(len(x)).to(x.device)
         # One product for the one learned vector: replaced before the layer, it would cost
         # the gradient of all latents.
         return torch.where(dropped[:, None], self.linear(self.uncondition), known)
@@ -95,7 +96,7 @@ def timestep_features(timesteps: Tensor) -> Tensor:
 
 
 class _DiffusionTransformer(nn.Module):
-    """Noise in a chunk: noisy (B, K, A), timesteps (B,), latents (B, D') -> (B, K, A).
+    """A transformer over one token of condition and the steps of a noisy chunk.
 
     `history_embedder` takes no part; published checkpoints hold it.
     """
@@ -114,11 +115,8 @@ class _DiffusionTransformer(nn.Module):
         self.final_layer = _linear(dim, action_dim)
         self._initialise()
 
-    def forward(self, noisy: Tensor, timesteps: Tensor, latents: Tensor, dropped: Tensor | None = None) -> Tensor:
-        return self.denoise(noisy, timesteps, self.z_embedder(latents, dropped))
-
     def denoise(self, noisy: Tensor, timesteps: Tensor, embedded: Tensor) -> Tensor:
-        """As `forward`, with latents that are embedded already, (B, C)."""
+        """The noise (B, K, A) in chunks at their timesteps, given embedded latents (B, C)."""
         condition = self.t_embedder["mlp"](timestep_features(timesteps)) + embedded
         x = torch.cat([condition[:, None], self.x_embedder(noisy)], dim=1) + self.positional_embedding
         for block in self.blocks:
@@ -140,29 +138,25 @@ class _DiffusionTransformer(nn.Module):
         nn.init.zeros_(self.final_layer.get_parameter("linear.weight"))
 
 
-@dataclass(frozen=True)
-class Sampler:
-    """How chunks are drawn: 500 `steps` by DDPM as published, any other number by DDIM."""
-
-    steps: int = PUBLISHED_SAMPLER_STEPS
-    seed: int = 0
-
-
 class ActionExpertDiT(nn.Module):
-    """Tokens (B, ...), flattened in storage order -> normalised chunk (B, K * A), step-major."""
+    """Tokens (B, ...), flattened in storage order -> normalised chunk (B, K * A), step-major.
+
+    500 `sampler_steps` are those of DDPM as published, any other number is DDIM; `seed` is
+    that of the noise.
+    """
 
     def __init__(
         self, latent_dim: int, action_dim: int, action_steps: int, hidden_size: int = 512, depth: int = 6,
-        num_heads: int = 8, sampler: Sampler | None = None,
+        num_heads: int = 8, sampler_steps: int = PUBLISHED_SAMPLER_STEPS, seed: int = 0,
     ) -> None:  # fmt: skip
         super().__init__()
         self.shape = (action_steps, action_dim)
-        self.sampler = sampler or Sampler()
+        self.sampler_steps, self.seed = sampler_steps, seed
         self.dit = _DiffusionTransformer(latent_dim, action_dim, action_steps, hidden_size, depth, num_heads)
 
     def forward(self, noisy: Tensor, timesteps: Tensor, tokens: Tensor, dropped: Tensor | None = None) -> Tensor:
         """Predicted noise (B, K, A)."""
-        return self.dit(noisy, timesteps, tokens.flatten(1), dropped)
+        return self.dit.denoise(noisy, timesteps, self.dit.z_embedder(tokens.flatten(1), dropped))
 
     def loss(self, tokens: Tensor, target: Tensor, count: int, share: slice) -> Tensor:
         """Huber loss of the predicted noise at a random timestep per sample of a `share` of `count`.
@@ -170,10 +164,8 @@ class ActionExpertDiT(nn.Module):
         The sum over the size of the whole batch, for all of which is drawn, so that every
         share sees what it would see in the whole.
         """
-        noise = torch.randn(count, *self.shape)
-        timesteps = torch.randint(TRAINING_STEPS, (count,))
-        dropped = torch.rand(count) < CONDITION_DROPOUT
-        noise, timesteps, dropped = (drawn[share].to(tokens.device) for drawn in (noise, timesteps, dropped))
+        drawn = torch.randn(count, *self.shape), torch.randint(TRAINING_STEPS, (count,)), _dropped(count)
+        noise, timesteps, dropped = (each[share].to(tokens.device) for each in drawn)
         noisy = add_noise(target.reshape(-1, *self.shape), noise, timesteps)
         found = self(noisy, timesteps, tokens, dropped)
         return F.huber_loss(found, noise, reduction="sum") / (count * math.prod(self.shape))
@@ -181,17 +173,19 @@ class ActionExpertDiT(nn.Module):
     @torch.no_grad()
     def predict(self, tokens: Tensor) -> Tensor:
         """Draw one chunk (B, K * A) per sample, with the same noise on every device."""
-        generator = torch.Generator().manual_seed(self.sampler.seed)
+        generator = torch.Generator().manual_seed(self.seed)
         shape = (len(tokens), *self.shape)
         *_, last = self.trajectory(tokens, lambda _: torch.randn(shape, generator=generator))
         return last.flatten(1)
 
     @torch.no_grad()
-    def trajectory(self, tokens: Tensor, noise: Noise) -> Iterator[Tensor]:
-        """The state (B, K, A) after each step of a sampling."""
+    def trajectory(self, tokens: Tensor, noise: Callable[[int | None], Tensor]) -> Iterator[Tensor]:
+        """The state (B, K, A) after each step of a sampling.
+
+        `noise` gives its start for None, and what is added at a timestep.
+        """
         left = alphas_cumprod().tolist()
-        published = self.sampler.steps == PUBLISHED_SAMPLER_STEPS
-        timesteps = sampling_timesteps(self.sampler.steps)
+        timesteps = sampling_timesteps(self.sampler_steps)
         state = noise(None).to(tokens.device)
         embedded = self.dit.z_embedder(tokens.flatten(1))  # the same at every step
         for timestep, following in zip(timesteps, [*timesteps[1:], None], strict=True):
@@ -199,20 +193,14 @@ class ActionExpertDiT(nn.Module):
             here, there = left[timestep], 1.0 if following is None else left[following]
             predicted = self.dit.denoise(state, times, embedded)
             clean = ((state - math.sqrt(1 - here) * predicted) / math.sqrt(here)).clamp(-CLIP, CLIP)
-            if published:
-                fresh = noise(timestep).to(tokens.device) if timestep else None
-                state = _ddpm_step(state, clean, here, there, fresh)
+            if self.sampler_steps == PUBLISHED_SAMPLER_STEPS:
+                alpha, unknown = here / there, (1 - there) / (1 - here)
+                signal = math.sqrt(there) * (1 - alpha) / (1 - here)
+                state = signal * clean + math.sqrt(alpha) * (1 - there) / (1 - here) * state
+                if timestep:  # the small fixed variance of DDPM
+                    fresh = noise(timestep).to(tokens.device)
+                    state = state + math.sqrt(max(unknown * (1 - alpha), 1e-20)) * fresh
             else:  # the noise that fits the clipped value, not the predicted one
                 rest = (state - math.sqrt(here) * clean) / math.sqrt(1 - here)
                 state = math.sqrt(there) * clean + math.sqrt(1 - there) * rest
             yield state
-
-
-def _ddpm_step(state: Tensor, clean: Tensor, here: float, there: float, fresh: Tensor | None) -> Tensor:
-    """One step of DDPM with the small fixed variance, between two shares of signal left."""
-    alpha = here / there
-    beta = 1 - alpha
-    mean = math.sqrt(there) * beta / (1 - here) * clean + math.sqrt(alpha) * (1 - there) / (1 - here) * state
-    if fresh is None:
-        return mean
-    return mean + math.sqrt(max((1 - there) / (1 - here) * beta, 1e-20)) * fresh

@@ -1,11 +1,12 @@
 """Outcome of a probe: its predictions per validation sample, and the metrics that score them.
 
-Two selections are in every outcome: ``held_out`` (head and epoch picked on a held-out tenth of the training
-split, never on what is reported) and ``best_on_validation`` (picked on the reported split itself, as the published
-code does). ``held_out`` is missing under the ``paper`` protocol, which trains on the whole training split.
+Two selections are in every outcome: ``held_out`` (head and epoch picked on a held-out
+tenth of the training split, never on what is reported) and ``best_on_validation`` (picked
+on the reported split itself, as the published code does). The first is missing under the
+``paper`` protocol, which trains on the whole training split.
 
-Shares and accuracies are in [0, 1]; only printed tables turn them into percentages. Errors of actions are taken in the
-normalised space and never turned back into physical units.
+Shares are in [0, 1]; only printed tables turn them into percentages. Errors of actions are
+taken in the normalised space and never turned back into physical units.
 """
 
 from __future__ import annotations
@@ -102,11 +103,6 @@ class ClassStatistics:
     recall: Values
     f1: Values
     support: Ints
-
-
-def accuracy(labels: Ints, predicted: Ints) -> float:
-    """Top-1: the share of samples whose class was predicted."""
-    return float(np.mean(labels == predicted))
 
 
 def confusion_matrix(labels: Ints, predicted: Ints, classes: int) -> Ints:

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import math
 from abc import abstractmethod
-from collections.abc import Callable, Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -17,7 +17,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from lary.probes.dit import ActionExpertDiT, Sampler
+from lary.probes.dit import ActionExpertDiT
 from lary.probes.nets import ActionExpertMLP
 from lary.probes.outcome import (
     ActionPredictions,
@@ -26,7 +26,6 @@ from lary.probes.outcome import (
     RegressionOutcome,
     SampleColumns,
     SplitOutcome,
-    Values,
     huber_loss,
     mse,
 )
@@ -67,8 +66,8 @@ class RegressorInputs:
 def train_regressor(inputs: RegressorInputs, settings: ActionSettings, session: Session) -> RegressionOutcome:
     """Train the probe that the settings are for, and predict every evaluated sample.
 
-    Epochs count from 1; for the ridge an epoch is the number of a penalty. ``best_model.pth``
-    in the session's folder holds the weights of the reported epoch: the state dict of the
+    Epochs count from 1; for the ridge an epoch is the number of a penalty. In the session's
+    folder ``best_model.pth`` holds the weights of the reported epoch: the state dict of the
     network, or ``coef`` (F, K * A), ``intercept`` (K * A), ``mean`` and ``std`` (F) of the
     ridge. The DiT draws every chunk that is scored.
 
@@ -78,11 +77,10 @@ def train_regressor(inputs: RegressorInputs, settings: ActionSettings, session: 
     """
     evaluated = [(split.latents, split.targets) for split in inputs.evaluated.values()]
     check_splits((inputs.train, inputs.train_targets), *evaluated)
-    training: ActionTraining
+    kind: type[ActionTraining] = RegressorTraining
     if isinstance(settings, RidgeSettings):
-        training = RidgeTraining(inputs, settings, replace(session, device="cpu"))
-    else:
-        training = RegressorTraining(inputs, settings, session)
+        kind, session = RidgeTraining, replace(session, device="cpu")
+    training = kind(inputs, settings, session)
     training.run()
     return training.outcome()
 
@@ -96,97 +94,103 @@ class ActionTraining(Training):
     def weights(self) -> dict[str, Tensor]:
         """The weights of the latest epoch."""
 
-    def score(self, row: dict[str, Any], predict: Callable[[LatentSource, Ints], Floats]) -> None:
+    @abstractmethod
+    def decode(self, tokens: Tensor) -> Tensor:
+        """Chunks (B, K * A) that the weights of the latest epoch make of tokens."""
+
+    def score(self, row: dict[str, Any]) -> None:
         """Predict all that is scored, and add the errors to a row of the history."""
-        inputs, size = self.inputs, self.settings.batch_size
+        inputs, held = self.inputs, self.held_rows
         self.predicted: dict[str, Tensor] = {}
-        if len(self.held_rows):
-            held = predict(inputs.train, self.held_rows)
-            row |= errors("held_out", held, inputs.train_targets[self.held_rows], size)
+        if len(held):
+            found = self.predict(self.decode, inputs.train, held)
+            self.add_errors(row, "held_out", found, inputs.train_targets[held])
         for role, split in inputs.evaluated.items():
-            found = predict(split.latents, np.arange(len(split.latents)))
-            row |= errors(role, found, split.targets, size)
-            self.predicted[role] = torch.from_numpy(found)
+            found = self.predict(self.decode, split.latents, np.arange(len(split.latents)))
+            self.predicted[role] = self.add_errors(row, role, found, split.targets)
+
+    def add_errors(self, row: dict[str, Any], name: str, found: Tensor, targets: Floats) -> Tensor:
+        """Add loss and mean squared error to a row of the history; returns chunks (n, K, A)."""
+        chunks = found.reshape(targets.shape)
+        row[f"{name}_loss"] = huber_loss(chunks.numpy(), targets, self.settings.batch_size)
+        row[f"{name}_mse"] = mse(chunks.numpy(), targets)
+        return chunks
 
     def close_epoch(self, epoch: int) -> None:
         """Offer the epoch to the picks, and write its weights where the reported pick takes it."""
-        # Without held-out rows the published choice is the only one.
-        columns = {"held_out": "held_out_mse"} if len(self.held_rows) else {}
         row, values = self.history[-1], self.predicted
+        columns = {"held_out": "held_out_mse", "best_on_validation": f"{SEEN}_mse"}
+        # Without held-out rows the published choice is the only one.
         taken = [
             self.offer(name, [-row[column]], epoch=epoch, values=values)
-            for name, column in (columns | {"best_on_validation": f"{SEEN}_mse"}).items()
+            for name, column in columns.items()
+            if column in row
         ]
         if taken[0] and self.folder is not None:
             save_checkpoint(self.folder / self.checkpoint, self.weights())
 
     def outcome(self) -> RegressionOutcome:
         """The outcome of the picked epochs."""
-        inputs = self.inputs
-        rows = {name: self.history[pick["epoch"] - 1] for name, pick in self.picks.items()}
+        inputs, warnings, splits = self.inputs, [], {}
         mean_action = inputs.train_targets.mean(axis=0, dtype=np.float64).astype(np.float32)
-        splits = {}
         for role, split in inputs.evaluated.items():
             selections: Any = {}
+            losses: Any = {}
             for name, pick in self.picks.items():
                 selections[name] = ActionPredictions(pick["epoch"], pick["values"][role].numpy())
-            losses: Any = {name: row[f"{role}_loss"] for name, row in rows.items()}
+                losses[name] = self.history[pick["epoch"] - 1][f"{role}_loss"]
             controls = {"mean_action": np.broadcast_to(mean_action, split.targets.shape).copy()}
             own = split.samples, split.targets, split.mean, split.std
             splits[role] = SplitOutcome(*own, selections, controls, losses)
-        warnings = []
         if isinstance(self.settings, DitSettings):
             beyond = 100 * float(np.mean(np.abs(inputs.evaluated[SEEN].targets) > 1))
             warnings.append(
-                "The sampler of the DiT keeps predictions within one standard deviation, as published; "
-                f"{beyond:.1f} % of the targets on the seen split lie beyond."
+                "The sampler of the DiT keeps predictions within one standard deviation, as "
+                f"published; {beyond:.1f} % of the targets on the seen split lie beyond."
             )
         # The end of the range may not be the best there is.
-        if isinstance(self.settings, RidgeSettings) and next(iter(rows.values()))["epoch"] == 1:
+        if isinstance(self.settings, RidgeSettings) and next(iter(self.picks.values()))["epoch"] == 1:
             warnings.append(f"The smallest penalty of {len(self.history)} was picked: a smaller one might do better.")
         stated = self.stated()
         return RegressionOutcome(inputs.dims, inputs.groups, splits, self.history, stated, tuple(warnings))
 
 
-def errors(name: str, predicted: Floats, targets: Floats, batch_size: int) -> dict[str, float]:
-    """Loss and mean squared error of one split, as columns of the history."""
-    return {f"{name}_loss": huber_loss(predicted, targets, batch_size), f"{name}_mse": mse(predicted, targets)}
-
-
 class RegressorTraining(ActionTraining):
     """An MLP or a DiT in training."""
 
-    def build(self) -> dict[str, Any]:
-        inputs, settings = self.inputs, self.settings
-        check_memory(self.make, 1, settings.batch_size, inputs.train.shape, self.device)
+    def build(self) -> list[Any]:
+        own, shape = self.settings, self.inputs.train.shape
+        check_memory(self.make, 1, own.batch_size, shape, self.device)
         self.network = self.make().to(self.device)
-        self.optimizer = adamw(self.network, settings.lr, settings.weight_decay)
+        self.optimizer = adamw(self.network, own.lr, own.weight_decay)
         # The orders of the epochs that a resumed training has completed are drawn once more.
         self.order = np.random.default_rng(self.session.seed)
         for _ in self.history:
             self.order.permutation(self.fit_rows)
-        return {"network": self.network, "optimizer": self.optimizer}
+        return [self.network, self.optimizer]
 
     def make(self) -> ActionExpertMLP | ActionExpertDiT:
         """The network for tokens and targets of these shapes."""
         own, (_, steps, dims) = self.settings, self.inputs.train_targets.shape
         size = math.prod(self.inputs.train.shape)
-        if isinstance(own, DitSettings):
-            sampler = Sampler(own.sampler_steps, self.session.seed)
-            return ActionExpertDiT(size, dims, steps, own.hidden_dim, own.depth, own.num_heads, sampler)
-        return ActionExpertMLP(size, dims, steps, own.hidden_dim, own.num_blocks)
+        if not isinstance(own, DitSettings):
+            return ActionExpertMLP(size, dims, steps, own.hidden_dim, own.num_blocks)
+        widths = own.hidden_dim, own.depth, own.num_heads
+        return ActionExpertDiT(size, dims, steps, *widths, own.sampler_steps, self.session.seed)
 
     def weights(self) -> dict[str, Tensor]:
         return self.network.state_dict()
+
+    def decode(self, tokens: Tensor) -> Tensor:
+        return self.network.predict(tokens)
 
     def run_epoch(self, epoch: int) -> dict[str, Any]:
         row: dict[str, Any] = {"epoch": epoch, "learning_rate": self.rate(self.step)}
         row["train_loss"] = self.train_epoch(self.order.permutation(self.fit_rows))
         self.network.eval()
-        self.score(row, self._predict)
+        self.score(row)
         self.advance(len(self.held_rows))
-        if not all(math.isfinite(value) for value in row.values()):
-            raise self._diverged("its predictions are not finite")
+        self.check_finite(row.values(), "its predictions are not finite")
         return row
 
     def train_epoch(self, order: Ints) -> float:
@@ -204,8 +208,7 @@ class RegressorTraining(ActionTraining):
             total = loss.detach()
             self.team.add(total)
             losses.append(float(total))
-            if not math.isfinite(losses[-1]):
-                raise self._diverged("its loss is not finite")
+            self.check_finite(losses[-1:], "its loss is not finite")
             self.team.add_gradients(self.network)
             self.optimizer.step()
             self.log({"batch_loss": losses[-1], "batch_learning_rate": rate})
@@ -216,17 +219,14 @@ class RegressorTraining(ActionTraining):
         rise = int(self.total * self.settings.warmup)
         return float(self.settings.lr) * (update / rise if update < rise else 1.0)
 
-    def _predict(self, source: LatentSource, rows: Ints) -> Floats:
-        """Predicted chunks (n, K, A) float32 for `rows`."""
-        values: Floats = self.predict(self.network.predict, source, rows).numpy()
-        return values.reshape(-1, *self.inputs.train_targets.shape[1:])
-
-    def _diverged(self, what: str) -> LaryError:
-        return LaryError(
-            f"The probe diverged in epoch {len(self.history) + 1}, update {self.step} (learning rate "
-            f"{self.rate(self.step):.3g} of {self.settings.lr:g}): {what}. Check the scale of the latents, or take "
-            "another --probe-preset."
-        )
+    def check_finite(self, values: Iterable[float], what: str) -> None:
+        """Raise LaryError where a number isn't finite."""
+        if not all(map(math.isfinite, values)):
+            raise LaryError(
+                f"The probe diverged in epoch {len(self.history) + 1}, update {self.step} (learning "
+                f"rate {self.rate(self.step):.3g} of {self.settings.lr:g}): {what}. Check the scale "
+                "of the latents, or take another --probe-preset."
+            )
 
 
 class RidgeTraining(ActionTraining):
@@ -236,28 +236,34 @@ class RidgeTraining(ActionTraining):
     ever changes in training would blow up what is seen there for the first time.
     """
 
-    def build(self) -> dict[str, Any]:
-        rows, size = self.fit_rows, math.prod(self.inputs.train.shape)
-        needed, present = 8 * (2 * len(rows) * size + 2 * min(len(rows), size) ** 2), memory_bytes()
+    def build(self) -> list[Any]:
+        rows, shape = self.fit_rows, self.inputs.train.shape
+        size, present = math.prod(shape), memory_bytes()
+        needed = 8 * (2 * len(rows) * size + 2 * min(len(rows), size) ** 2)
         if needed > RIDGE_SHARE * present:
             raise UsageError(
-                f"The ridge probe needs {needed / 1e9:.1f} GB for {len(rows)} samples of {size} values, this machine "
-                f"has {present / 1e9:.1f} GB: pass --pool or --project, or use --model-type mlp."
+                f"The ridge probe needs {needed / 1e9:.1f} GB for {len(rows)} samples of {size} "
+                f"values, this machine has {present / 1e9:.1f} GB: pass --pool or --project, or "
+                "use --model-type mlp."
             )
-        parts = [part.reshape(len(part), -1) for part in in_chunks(self.inputs.train, rows)]
-        features = np.concatenate(parts).astype(np.float64)
+        features = np.concatenate(list(in_chunks(self.inputs.train, rows)))
+        features = features.reshape(len(rows), -1).astype(np.float64)
         mean = features.mean(axis=0)
         features -= mean
-        spread = np.sqrt(np.square(features).mean(axis=0).reshape(-1, self.inputs.train.shape[-1]).mean(axis=0))
+        spread = np.sqrt(np.square(features).mean(axis=0).reshape(-1, shape[-1]).mean(axis=0))
         spread[spread < 1e-6 * max(1.0, float(np.abs(mean).max()))] = 1.0
         std = np.tile(spread, size // len(spread))
         features /= std
-        self.features = features
-        self.linear: dict[str, Values] = {"mean": mean, "std": std}
-        return {}
+        self.features, self.linear = features, {"mean": mean, "std": std}
+        return []
 
     def weights(self) -> dict[str, Tensor]:
-        return {name: torch.from_numpy(np.ascontiguousarray(value)) for name, value in self.linear.items()}
+        return {name: torch.tensor(value) for name, value in self.linear.items()}
+
+    def decode(self, tokens: Tensor) -> Tensor:
+        own = self.linear
+        features = (tokens.flatten(1).double().numpy() - own["mean"]) / own["std"]
+        return torch.from_numpy(features @ own["coef"] + own["intercept"])
 
     def run_epoch(self, epoch: int) -> dict[str, Any]:
         from sklearn.linear_model import Ridge
@@ -268,17 +274,9 @@ class RidgeTraining(ActionTraining):
         model.fit(self.features, targets.reshape(len(targets), -1))
         coef, intercept = np.atleast_2d(model.coef_).T, np.atleast_1d(model.intercept_)
         self.linear |= {"coef": coef, "intercept": intercept}
-        fitted = (self.features @ coef + intercept).reshape(targets.shape).astype(np.float32)
         row: dict[str, Any] = {"epoch": epoch, "shrinkage": shrinkage}
-        row |= errors("train", fitted, targets, self.settings.batch_size)
-        self.score(row, self._predict)
+        fitted = (self.features @ coef + intercept).astype(np.float32)
+        self.add_errors(row, "train", torch.from_numpy(fitted), targets)
+        self.score(row)
         self.advance(len(self.inputs.train))
         return row
-
-    def _predict(self, source: LatentSource, rows: Ints) -> Floats:
-        """Predicted chunks (n, K, A) float32 for `rows`."""
-        own, parts = self.linear, []
-        for tokens in in_chunks(source, rows):
-            features = (tokens.reshape(len(tokens), -1).astype(np.float64) - own["mean"]) / own["std"]
-            parts.append(features @ own["coef"] + own["intercept"])
-        return np.concatenate(parts).reshape(-1, *self.inputs.train_targets.shape[1:]).astype(np.float32)

@@ -5,12 +5,12 @@ from __future__ import annotations
 import math
 from collections import Counter, deque
 from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import ThreadPoolExecutor
+from itertools import islice
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
-import psutil
 import torch
 from torch import Tensor, nn
 
@@ -21,8 +21,8 @@ from lary.types import BenchmarkProtocol, LaryError, LatentSource, UsageError
 Rows = Sequence[int] | Ints
 Tokens = npt.NDArray[np.floating]
 
-MEMORY_SHARE = 0.125  # of this machine's memory, up to which the latents of a split are kept there
-CHUNK = 256  # rows that are read at once where all of a split are read in order
+MEMORY_SHARE = 0.125  # of the memory, up to which the latents of a split are kept there
+CHUNK = 256  # rows that are read at once where a split is read in order
 AHEAD = 2  # batches that are read ahead of the one in work
 SCALED_BY = 2048  # rows that the scale of the channels is measured on
 HELD_OUT_SHARE = 0.1
@@ -31,8 +31,8 @@ FLOAT = 4  # bytes of a float32
 COPIES = 4  # of the weights: themselves, gradients, and two moments of AdamW
 # Batches read ahead, the one in work, its normalised form and their gradients.
 BATCH_COPIES = AHEAD + 6
-# Tokens that pass a network at once on a CPU: enough for its matrix products, few enough for
-# its cache. On CUDA the activations of one pass may take this share of the memory.
+# Tokens that pass a network at once on a CPU: enough for its matrix products, few
+# enough for its cache. On CUDA the activations of a pass may take a share of the memory.
 CHUNK_TOKENS = 2048
 CUDA_SHARE = 0.2
 
@@ -41,10 +41,11 @@ CUDA_SHARE = 0.2
 
 
 class LatentView:
-    """Latents that a function reads by rows: from memory, or changed ones of another source."""
+    """Latents that a function reads by rows, in place of those of a source."""
 
-    def __init__(self, count: int, shape: tuple[int, ...], read: Callable[[Ints], Tokens]) -> None:
-        self._count, self.shape, self._read = count, shape, read
+    def __init__(self, source: LatentSource, read: Callable[[Ints], Tokens], dim: int | None = None) -> None:
+        self._count, self._read = len(source), read
+        self.shape = (*source.shape[:-1], dim or source.shape[-1])
 
     def __len__(self) -> int:
         return self._count
@@ -58,22 +59,23 @@ def finite_latents(source: LatentSource, name: Callable[[int], str]) -> LatentSo
 
     def read(rows: Ints) -> Tokens:
         tokens = source.read(rows)
-        # For half precision numpy's own function is four times slower than the bits of the exponents.
+        # Numpy's own function takes four times as long for half precision as the bits of
+        # the exponents.
         half = tokens.dtype == np.float16
         finite = (tokens.view(np.uint16) & 0x7C00) != 0x7C00 if half else np.isfinite(tokens)
         if not finite.all():
             bad = rows[np.argmin(finite.reshape(len(tokens), -1).all(axis=1))]
             raise LaryError(
-                f"The latents of {name(int(bad))} hold NaN or infinity: check the model with 'lary check-model', and "
-                "extract this split again."
+                f"The latents of {name(int(bad))} hold NaN or infinity: check the model with "
+                "'lary check-model', and extract this split again."
             )
         return tokens
 
-    return LatentView(len(source), source.shape, read)
+    return LatentView(source, read)
 
 
 def reordered(source: LatentSource, control: str, seed: int) -> LatentSource:
-    """Latents (P, N, D) with steps in an order drawn per sample; ``static-pair`` has the first alone.
+    """Latents (P, N, D) whose steps are shuffled per sample, or repeat the first one.
 
     It acts on the axis P, and so only on latents with one step per frame; for others the
     frames themselves are changed (`lary.runs.extract`).
@@ -83,30 +85,28 @@ def reordered(source: LatentSource, control: str, seed: int) -> LatentSource:
             f"--control {control}: it needs latents with an axis of steps, (P, N, D); these have shape {source.shape}."
         )
     steps = np.tile(np.arange(source.shape[0]), (len(source), 1))
-    order = 0 * steps if control == "static-pair" else np.random.default_rng(seed).permuted(steps, axis=1)
-    order = order[:, :, None, None]
-    return LatentView(
-        len(source), source.shape, lambda rows: np.take_along_axis(source.read(rows), order[rows], axis=1)
-    )
+    order = np.random.default_rng(seed).permuted(steps, axis=1)
+    if control == "static-pair":
+        order[:] = 0
+    return LatentView(source, lambda rows: source.read(rows)[np.arange(len(rows))[:, None], order[rows]])
 
 
 def projected(source: LatentSource, size: int, seed: int) -> LatentSource:
-    """Latents with channels projected, (..., D) -> (..., size), by a Gaussian matrix of the seed.
+    """Latents with channels projected, (..., D) -> (..., size), by a Gaussian matrix.
 
     Lengths and angles survive in expectation (Johnson and Lindenstrauss 1984).
     """
     dim = source.shape[-1]
-    if size < 1 or size >= dim:
+    if not 1 <= size < dim:
         raise UsageError(f"--project {size}: must be from 1 to {dim - 1}, since the latents have dimension {dim}.")
     draw = np.random.default_rng(seed).standard_normal((dim, size))
     matrix = (draw / np.sqrt(size)).astype(np.float32)
-    shape = (*source.shape[:-1], size)
-    return LatentView(len(source), shape, lambda rows: np.asarray(source.read(rows) @ matrix, dtype=np.float32))
+    return LatentView(source, lambda rows: np.asarray(source.read(rows) @ matrix, np.float32), size)
 
 
 def standardised(source: LatentSource, mean: Floats, std: Floats) -> LatentSource:
     """Latents (x - mean) / std by channel; `mean` and `std` (D,) float32."""
-    return LatentView(len(source), source.shape, lambda rows: (source.read(rows) - mean) / std)
+    return LatentView(source, lambda rows: (source.read(rows) - mean) / std)
 
 
 def in_chunks(source: LatentSource, rows: Ints) -> Iterator[Tokens]:
@@ -120,10 +120,9 @@ def channel_statistics(source: LatentSource, rows: Ints) -> tuple[Floats, Floats
 
     A channel that never changes gets the standard deviation 1.
     """
-    dim = source.shape[-1]
-    count, total, squares = 0, np.zeros(dim), np.zeros(dim)
+    count, total, squares = 0, np.zeros(source.shape[-1]), np.zeros(source.shape[-1])
     for part in in_chunks(source, rows[:: -(-len(rows) // SCALED_BY)]):
-        tokens = part.reshape(-1, dim).astype(np.float64)
+        tokens = part.reshape(-1, part.shape[-1]).astype(np.float64)
         count += len(tokens)
         total += tokens.sum(axis=0)
         squares += np.square(tokens).sum(axis=0)
@@ -135,10 +134,11 @@ def channel_statistics(source: LatentSource, rows: Ints) -> tuple[Floats, Floats
 
 def keep_in_memory(source: LatentSource, processes: int = 1) -> LatentSource:
     """`source`, or a copy where that is small against the memory for each of `processes`."""
-    if FLOAT * len(source) * math.prod(source.shape) > MEMORY_SHARE * memory_bytes() / processes:
+    size = FLOAT * len(source) * math.prod(source.shape)
+    if size > MEMORY_SHARE * memory_bytes() / processes:
         return source
     tokens = np.concatenate(list(in_chunks(source, np.arange(len(source)))))
-    return LatentView(len(source), source.shape, lambda rows: tokens[rows])
+    return LatentView(source, lambda rows: tokens[rows])
 
 
 def read_batches(
@@ -156,16 +156,15 @@ def read_batches(
         tensor = torch.from_numpy(np.require(source.read(own), requirements=["C", "W"]))
         return tensor.pin_memory() if device.startswith("cuda") else tensor
 
-    batches = deque(rows[start : start + size] for start in range(0, len(rows), size))
-    pending: deque[tuple[Ints, int, Future[Tensor]]] = deque()
+    batches = [rows[start : start + size] for start in range(0, len(rows), size)]
+    coming = (batch[share] for batch in batches)
     with ThreadPoolExecutor(max_workers=1) as pool:
-        while batches or pending:
-            while batches and len(pending) <= AHEAD:
-                batch = batches.popleft()
-                pending.append((batch[share], len(batch), pool.submit(read, batch[share])))
-            own, count, future = pending.popleft()
+        pending = deque(pool.submit(read, own) for own in islice(coming, AHEAD))
+        for batch in batches:
+            pending.extend(pool.submit(read, own) for own in islice(coming, 1))
+            tokens = pending.popleft().result().to(device, non_blocking=True)
             # Half precision is widened on the device: half as many bytes are copied to it.
-            yield own, future.result().to(device, non_blocking=True).float(), count
+            yield batch[share], tokens.float(), len(batch)
 
 
 def check_splits(*splits: tuple[LatentSource, npt.NDArray[Any]]) -> None:
@@ -178,8 +177,8 @@ def check_splits(*splits: tuple[LatentSource, npt.NDArray[Any]]) -> None:
     counts = [(len(source), len(targets)) for source, targets in splits]
     if len(set(shapes)) > 1 or any(first != second or not first for first, second in counts):
         raise UsageError(
-            f"The splits have latents of shapes {shapes}, and latents and targets {counts}: they must agree, with a "
-            "sample in every split. Extract all splits in the same way."
+            f"The splits have latents of shapes {shapes}, and latents and targets {counts}: they "
+            "must agree, with a sample in every split. Extract all splits in the same way."
         )
 
 
@@ -193,10 +192,9 @@ def class_weights(labels: Ints) -> npt.NDArray[np.float64]:
 
 
 def balanced_indices(weights: npt.NDArray[np.float64], epoch: int, seed: int = 0) -> Ints:
-    """Row indices of an epoch, counted from 0: as many draws as there are rows, with replacement."""
-    chances = weights / weights.sum()
-    draws = np.random.default_rng(seed + epoch).choice(len(weights), size=len(weights), p=chances, replace=True)
-    return draws.astype(np.int64)
+    """Rows of an epoch, counted from 0: as many draws as there are rows, with replacement."""
+    count, generator = len(weights), np.random.default_rng(seed + epoch)
+    return generator.choice(count, count, p=weights / weights.sum()).astype(np.int64)
 
 
 def training_rows(
@@ -204,16 +202,15 @@ def training_rows(
 ) -> tuple[Ints, Ints]:
     """Rows to fit on and rows held out, whole groups at a time; ``paper`` fits on all of them.
 
-    About a tenth of the rows, and of each class as far as whole groups allow, is held out; a
-    class is never taken out of the rows to fit on entirely. The order of the rows has no
-    influence on which groups are chosen.
-
-    Raises:
-        UsageError: no group can be held out.
+    About a tenth of the rows, and of each class as far as whole groups allow, is held out;
+    a class is never taken out of the rows to fit on entirely. The order of the rows has no
+    influence on the choice. Raises UsageError where no group can be held out.
     """
     if protocol == "paper":
         return np.arange(len(groups), dtype=np.int64), np.empty(0, dtype=np.int64)
-    kinds = np.zeros(len(groups), dtype=np.int64) if labels is None else np.unique(labels, return_inverse=True)[1]
+    kinds = np.zeros(len(groups), dtype=np.int64)
+    if labels is not None:
+        kinds = np.unique(labels, return_inverse=True)[1]
     names, members = np.unique(np.asarray(groups, dtype=np.str_), return_inverse=True)
     contents = [Counter[int]() for _ in names]
     for group, kind in sorted(zip(members.tolist(), kinds.tolist(), strict=True)):
@@ -221,8 +218,8 @@ def training_rows(
     chosen = _choose_groups(contents, np.bincount(kinds).tolist(), seed)
     if not chosen:
         raise UsageError(
-            f"The training split has {len(groups)} samples of {len(names)} episodes or videos: none can be held out "
-            "without losing a class. Give more data, or use the protocol 'paper'."
+            f"The training split has {len(groups)} samples of {len(names)} episodes or videos: none "
+            "can be held out without losing a class. Give more data, or use the protocol 'paper'."
         )
     held = np.isin(members, chosen)
     return np.flatnonzero(~held), np.flatnonzero(held)
@@ -231,9 +228,9 @@ def training_rows(
 def _choose_groups(contents: Sequence[Counter[int]], totals: Sequence[int], seed: int) -> list[int]:
     """Go through the groups at random and take each that brings the counts nearer to their share.
 
-    The distance is the squared deviation from the share, relative to the total, summed over
-    the classes and the whole. Where no group brings it nearer, the one that harms least is
-    taken.
+    The distance is the squared deviation from the share, relative to the total, summed
+    over the classes and the whole. Where no group brings it nearer, the one that harms
+    least is taken.
     """
     whole, taken, taken_whole = sum(totals), [0] * len(totals), 0
     chosen: list[int] = []
@@ -269,22 +266,23 @@ def check_memory(make: Callable[[], nn.Module], copies: int, batch: int, shape: 
     """
     with torch.device("meta"):
         weights = copies * sum(parameter.numel() for parameter in make().parameters())
-    trained, batches = FLOAT * COPIES * weights, FLOAT * BATCH_COPIES * batch * math.prod(shape)
+    trained = FLOAT * COPIES * weights
+    batches = FLOAT * BATCH_COPIES * batch * math.prod(shape)
+    free = memory_bytes(free=True)
     if device.startswith("cuda"):
         free = torch.cuda.mem_get_info(device)[0]
-    else:
-        free = min(psutil.virtual_memory().available, memory_bytes())
     if trained + batches > free:
         raise UsageError(
-            f"A probe of {weights / 1e9:.2f} billion weights on latents of shape {shape} needs {trained / 1e9:.1f} GB "
-            f"for weights, gradients and moments, {batches / 1e9:.1f} GB for batches; {device} has {free / 1e9:.1f} GB "
-            "free. Pool the tokens (--pool mean), project their channels (--project 64), take a smaller "
-            "--probe-batch-size, or use a device with more memory."
+            f"A probe of {weights / 1e9:.2f} billion weights on latents of shape {shape} needs "
+            f"{trained / 1e9:.1f} GB for weights, gradients and moments, {batches / 1e9:.1f} GB "
+            f"for batches; {device} has {free / 1e9:.1f} GB free. Pool the tokens (--pool mean), "
+            "project their channels (--project 64), take a smaller --probe-batch-size, or use a "
+            "device with more memory."
         )
 
 
 def samples_at_once(tokens: tuple[int, ...], model_dim: int, depth: int, device: str) -> int:
-    """Samples whose activations are held at once; the gradients of a batch add up over such parts.
+    """Samples whose activations are held at once; the gradients of such parts add up.
 
     On a CPU a part of the batch is faster than all of it; on CUDA it is what keeps long
     sequences within memory without computing anything twice.

@@ -35,8 +35,8 @@ from lary.types import BenchmarkProtocol, LaryError, LatentSource, Progress, Usa
 
 PROJECT = "lary"  # to which the runs of Weights & Biases and Trackio belong
 STATE_FILE = "training_state.pt"
-STATE_FORMAT = 3
-# Share of the training time that writing may take: a long epoch is always kept, a short one not always.
+STATE_FORMAT = 4
+# Share of the time that writing states may take: long epochs are kept, not every short one.
 STATE_SHARE = 0.05
 
 
@@ -89,7 +89,7 @@ class Team:
 
 
 def launch(work: Callable[..., None], arguments: tuple[Any, ...], devices: Sequence[str]) -> None:
-    """Run ``work(*arguments, team, device)`` in one new process per device, all of which are a team.
+    """Run ``work(*arguments, team, device)`` in one new process per device.
 
     Accelerate's own launchers are for notebooks and tests: they fork, which CUDA and threads
     do not survive.
@@ -106,28 +106,27 @@ def launch(work: Callable[..., None], arguments: tuple[Any, ...], devices: Seque
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
     start: Any = start_processes  # without types in torch
-    given = (work, arguments, tuple(devices), port, errors)
+    given = (work, arguments, devices, port, errors)
     try:
         start(_member, given, nprocs=len(devices), start_method="spawn")
     except (ProcessExitedException, ProcessRaisedException) as error:
         if errors.empty():
             raise LaryError(f"One of {len(devices)} training processes failed: {error}") from error
-        wrong_request, message = errors.get()
-        raise (UsageError if wrong_request else LaryError)(message) from None
+        kind, message = errors.get()
+        raise kind(message) from None
 
 
 def _member(
-    rank: int, work: Callable[..., None], arguments: tuple[Any, ...], devices: tuple[str, ...], port: int, errors: Any
+    rank: int, work: Callable[..., None], arguments: tuple[Any, ...], devices: Sequence[str], port: int, errors: Any
 ) -> None:
     """One process of a team: its rank, the work, and its error for the one that started it."""
     from accelerate import PartialState
 
     kind, _, number = devices[rank].partition(":")
-    os.environ |= {
-        "RANK": str(rank), "WORLD_SIZE": str(len(devices)), "LOCAL_WORLD_SIZE": str(len(devices)),
-        "LOCAL_RANK": number or str(rank),  # accelerate takes the CUDA device of this number
-        "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port),
-    }  # fmt: skip
+    os.environ |= {"RANK": str(rank), "WORLD_SIZE": str(len(devices))}
+    os.environ |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
+    # Accelerate takes the CUDA device of this number.
+    os.environ |= {"LOCAL_RANK": number or str(rank), "LOCAL_WORLD_SIZE": str(len(devices))}
     setup_logging()
     if rank:
         log.setLevel("ERROR")  # the first one reports what all would
@@ -135,7 +134,7 @@ def _member(
     try:
         work(*arguments, Team(state.process_index, state.num_processes), devices[rank])
     except LaryError as error:
-        errors.put((isinstance(error, UsageError), str(error)))
+        errors.put((UsageError if isinstance(error, UsageError) else LaryError, str(error)))
         sys.exit(1)
     torch.distributed.destroy_process_group()
     sys.stdout.flush()
@@ -165,7 +164,7 @@ class Session:
 
 
 class Training(ABC):
-    """A training in progress: its inputs, the updates so far, the history of its epochs, and its picks.
+    """A training in progress: its inputs, the updates so far, the history and the picks.
 
     A subclass makes its networks, runs one epoch at a time, and offers what may be reported.
     The state of a training, ``training_state.pt``, is rewritten at ends of epochs. It serves
@@ -174,7 +173,7 @@ class Training(ABC):
     """
 
     checkpoint: ClassVar[str]  # the file with the weights, without which a state is of no use
-    by_class: ClassVar[bool] = False  # whether the targets are classes, each held out in its share
+    by_class: ClassVar[bool] = False  # whether each class is held out in its share
 
     def __init__(self, inputs: Any, settings: Any, session: Session) -> None:
         self.inputs, self.settings, self.session = inputs, settings, session
@@ -182,21 +181,22 @@ class Training(ABC):
         labels = inputs.train_targets if self.by_class else None
         rows = training_rows(session.protocol, inputs.train_groups, labels, seed=session.seed)
         self.fit_rows, self.held_rows = rows
-        self.folder = session.folder if self.team.leads else None  # the leading process alone writes files
+        self.folder = session.folder if self.team.leads else None  # one process alone writes
         self.per_epoch = math.ceil(len(self.fit_rows) / settings.batch_size)
-        self.total, self.step = self.per_epoch * settings.epochs, 0  # updates of all epochs, and so far
+        self.total, self.step = self.per_epoch * settings.epochs, 0  # updates: all, and so far
         self.history: list[dict[str, Any]] = []
         # What is reported, by selection: rank, epoch, and values as tensors.
         self.picks: dict[str, dict[str, Any]] = {}
-        own = (session.identity, session.protocol, session.seed, self.device.partition(":")[0], settings, inputs)
-        deciding = [type(self).__name__, STATE_FORMAT, __version__, torch.__version__, *own]
+        versions = type(self).__name__, STATE_FORMAT, __version__, torch.__version__
+        outside = session.identity, session.protocol, session.seed, self.device.partition(":")[0]
+        deciding = [*versions, *outside, settings, inputs]
         self._identity = digest(json.dumps(deciding, default=_plain))
         self._state = session.folder / STATE_FILE if session.folder and session.identity else None
         self._written, self._cost = time.monotonic(), 0.0
 
     @abstractmethod
-    def build(self) -> dict[str, Any]:
-        """Make the networks; returns what has a state dict, by name. Raises UsageError."""
+    def build(self) -> Sequence[Any]:
+        """Make the networks; returns what has a state dict. Raises UsageError."""
 
     @abstractmethod
     def run_epoch(self, epoch: int) -> dict[str, Any]:
@@ -208,24 +208,25 @@ class Training(ABC):
 
     def run(self) -> None:
         """Train from the kept state to the end. Raises LaryError if the training diverges."""
-        before, epochs = self._load(), self.settings.epochs
+        state, last = self._load(), self.settings.epochs
         seed_everything(self.session.seed)
-        if before is not None:
-            self.step, self.history, self.picks = before["step"], before["history"], before["picks"]
+        if state is not None:
+            self.step, self.history, self.picks = state["step"], state["history"], state["picks"]
             if self.session.progress:
-                self.session.progress.skip(len(self.history) * (len(self.fit_rows) + len(self.held_rows)))
-            if len(self.history) == epochs:  # nothing is left to train
+                rows = len(self.fit_rows) + len(self.held_rows)
+                self.session.progress.skip(len(self.history) * rows)
+            if len(self.history) == last:  # nothing is left to train
                 return
         built = self.build()
-        if before is not None:
-            for name, each in built.items():
-                each.load_state_dict(before["built"][name])
-            torch.set_rng_state(before["random"])  # after all that draws weights
-        for epoch in range(len(self.history) + 1, epochs + 1):
+        if state is not None:
+            for each, before in zip(built, state["built"], strict=True):
+                each.load_state_dict(before)
+            torch.set_rng_state(state["random"])  # after all that draws weights
+        for epoch in range(len(self.history) + 1, last + 1):
             self.history.append(self.run_epoch(epoch))
             self.log(self.history[-1])
             self.close_epoch(epoch)
-            self.keep({} if epoch == epochs else built, last=epoch == epochs)
+            self.keep([] if epoch == last else built, last=epoch == last)
 
     def _load(self) -> dict[str, Any] | None:
         """The state that this very training left; None to start from nothing."""
@@ -243,7 +244,8 @@ class Training(ABC):
                     raise LookupError(f"{self.checkpoint} is gone")
                 log.info("%s: resuming after epoch %d", path, len(found["history"]))
             except Exception as error:  # torch raises many kinds for a file that isn't its own
-                log.warning("%s can't be taken up (%s): starting over", path, str(error).partition("\n")[0])
+                reason = str(error).partition("\n")[0]
+                log.warning("%s can't be taken up (%s): starting over", path, reason)
                 found = None
         if self.team.size > 1:
             torch.distributed.barrier()  # none goes on before all have read it
@@ -251,15 +253,16 @@ class Training(ABC):
             path.unlink(missing_ok=True)
         return found
 
-    def keep(self, built: Mapping[str, Any], *, last: bool) -> None:
+    def keep(self, built: Sequence[Any], *, last: bool) -> None:
         """Write the state, if that is worth its time or the `last` one."""
-        due = self._cost <= STATE_SHARE * (time.monotonic() - self._written)
+        started = time.monotonic()
+        due = self._cost <= STATE_SHARE * (started - self._written)
         if self._state is None or not self.team.leads or not (due or last):
             return
-        started = time.monotonic()
         state = {
-            "identity": self._identity, "step": self.step, "history": self.history, "picks": self.picks,
-            "built": {name: each.state_dict() for name, each in built.items()}, "random": torch.get_rng_state(),
+            "identity": self._identity, "step": self.step, "history": self.history,
+            "picks": self.picks, "built": [each.state_dict() for each in built],
+            "random": torch.get_rng_state(),
             "beside": (self._state.parent / self.checkpoint).exists(),
         }  # fmt: skip
         save_checkpoint(self._state, state)
@@ -267,7 +270,7 @@ class Training(ABC):
         self._cost = self._written - started
 
     def offer(self, name: str, rank: list[float], **pick: Any) -> bool:
-        """Take a pick if its rank is strictly better than before; returns whether it was taken."""
+        """Take a pick if its rank is strictly better than before; returns whether it was."""
         if name in self.picks and rank <= self.picks[name]["rank"]:
             return False
         self.picks[name] = {"rank": rank, **pick}
@@ -279,14 +282,17 @@ class Training(ABC):
             self.session.progress.advance(count)
 
     def log(self, values: Mapping[str, Any]) -> None:
-        """Report numbers to the tracker, a list's as ``name/0``, ``name/1``, without None and NaN."""
+        """Report numbers to the tracker, a list's as ``name/0``; None and NaN are left out."""
         if self.session.tracker is None or not self.team.leads:
             return
-        numbers: dict[str, float] = {}
+        numbers: dict[str, Any] = {}
         for name, value in values.items():
-            many = {f"{name}/{at}": each for at, each in enumerate(value)} if isinstance(value, list) else {name: value}
-            numbers |= {key: float(each) for key, each in many.items() if each is not None and math.isfinite(each)}
-        self.session.tracker.log(numbers, step=self.step)
+            if isinstance(value, list):
+                numbers |= {f"{name}/{at}": each for at, each in enumerate(value)}
+            else:
+                numbers[name] = value
+        known = {name: float(each) for name, each in numbers.items() if each is not None and math.isfinite(each)}
+        self.session.tracker.log(known, step=self.step)
 
     def batches(self, source: LatentSource, order: Ints) -> Iterator[tuple[Ints, Tensor, int]]:
         """The batches of `read_batches`, each counted as an update and its rows as progress."""
@@ -307,10 +313,11 @@ class Training(ABC):
 
     def stated(self, **more: Any) -> dict[str, Any]:
         """The settings of the training, as its outcome states them."""
-        session = self.session
-        own = {"preset": session.preset, "protocol": session.protocol, "seed": session.seed, "device": session.device}
+        names = "preset", "protocol", "seed", "device"
+        own = {name: getattr(self.session, name) for name in names}
         counts = {"fit_samples": len(self.fit_rows), "held_out_samples": len(self.held_rows)}
-        return {**asdict(self.settings), **own, **more, **counts, "tokens": list(self.inputs.train.shape)}
+        tokens = list(self.inputs.train.shape)
+        return {**asdict(self.settings), **own, **more, **counts, "tokens": tokens}
 
 
 def _plain(value: Any) -> Any:
@@ -326,7 +333,7 @@ def adamw(network: nn.Module, lr: float, weight_decay: float) -> torch.optim.Ada
 
 
 def save_checkpoint(path: Path, value: Mapping[str, Any]) -> None:
-    """Write tensors and plain values for ``torch.load(..., weights_only=True)``. Raises LaryError."""
+    """Write what ``torch.load(..., weights_only=True)`` reads. Raises LaryError."""
     with atomic_write(path) as stream:
         torch.save(value, stream)
 
@@ -354,12 +361,13 @@ def tracking(name: TrackerName, folder: Path, run: str, options: Mapping[str, An
             tracker = kind(name, folder)
         else:
             known = {option: value for option, value in options.items() if value is not None}
-            tracker = kind(PROJECT, name=run, config=known, **{"dir": str(folder)} if name == "wandb" else {})
+            where = {"dir": str(folder)} if name == "wandb" else {}
+            tracker = kind(PROJECT, name=run, config=known, **where)
         tracker.start()
     except ImportError:
         raise UsageError(
-            f"--tracker {name}: the library '{name}' is not installed. Run \"pip install 'lary[{name}]'\", or "
-            "leave the option out."
+            f"--tracker {name}: the library '{name}' is not installed. Run \"pip install "
+            f"'lary[{name}]'\", or leave the option out."
         ) from None
     try:
         yield tracker

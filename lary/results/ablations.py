@@ -9,6 +9,8 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+import numpy as np
+
 from lary.data.spec import DATASETS
 from lary.models.spec import MODELS
 from lary.results.figures import BLUE, LIGHT, Context, Files, Found, finish, grouped, panels, slug
@@ -16,8 +18,13 @@ from lary.results.folder import FinishedRun
 from lary.results.report import dataset_title, metric_name, published_score, read_reference
 
 PUBLISHED_ABLATION = "lam_ablation"
-COLUMNS = {"codebook size": "codebook_size", "sequence length": "sequence_length", "latent dimension": "latent_dim"}
+COLUMNS = {
+    "codebook size": "codebook_size",
+    "sequence length": "sequence_length",
+    "latent dimension": "latent_dim",
+}
 """Names of the settings in the table of the paper's ablations."""
+NUMBERS = ("score", "low", "high", "published")
 
 
 def _row(run: FinishedRun, setting: str, line: str, value: float, published: float | None) -> dict[str, Any]:
@@ -40,16 +47,13 @@ def _row(run: FinishedRun, setting: str, line: str, value: float, published: flo
 
 def stride_ablation(context: Context) -> Found:
     """The score of each model by stride, a figure per series of data sets."""
-
-    def place(run: FinishedRun) -> tuple[Any, ...]:
-        data = run.result.dataset
-        known = data.name in DATASETS.names()  # the plug-in that made a data set may be absent
-        series = (DATASETS.get(data.name).stride_series if known else "") or data.name
-        return (series, *run.settings, data.stride)
-
-    found: dict[tuple[Any, ...], list[FinishedRun]] = {}
-    for key, group in grouped([run for run in context.runs if run.result.dataset.stride], place).items():
-        found.setdefault(key[:-1], []).extend(group)
+    found: dict[tuple[str, ...], list[FinishedRun]] = {}
+    strided = [run for run in context.runs if run.result.dataset.stride]
+    for (dataset, *settings), runs in grouped(strided).items():
+        # The plug-in that made a data set may be absent.
+        known = dataset in DATASETS.names()
+        series = (DATASETS.get(dataset).stride_series if known else "") or dataset
+        found.setdefault((series, *settings), []).extend(runs)
     files: Files = []
     for (series, *_), runs in found.items():
         rows = []
@@ -69,13 +73,13 @@ def codebook_ablation(context: Context) -> Found:
     runs = [run for run in context.runs if _ablation_of(run) and run.result.label == run.result.model.name]
     if not runs:
         yield "there is no finished run of an ablated model, such as dinov3-cs64_sl49_dim256_lr1e-4: see 'lary models'"
-    for (dataset, *_), group in grouped(runs, lambda run: (run.result.dataset.name, *run.settings)).items():
+    for (dataset, *_), group in grouped(runs).items():
         rows = []
         for run in group:
             own = _ablation_of(run)
             for name, value in own.items():
-                line = ", ".join(f"{other} {fixed:g}" for other, fixed in own.items() if other != name)
-                rows.append(_row(run, name, line, value, _published(run, own)))
+                fixed = (f"{other} {number:g}" for other, number in own.items() if other != name)
+                rows.append(_row(run, name, ", ".join(fixed), value, _published(run, own)))
         title = f"{dataset_title(group[0].result)}: ablated models"
         written = _write(context, f"codebook_{slug(dataset)}", rows, group[0], title)
         yield from written or [f"no two runs on {dataset} differ in one setting alone"]
@@ -102,36 +106,36 @@ def _write(context: Context, stem: str, rows: Sequence[dict[str, Any]], run: Fin
 
     `run` is one of those in the rows, which all have its settings.
     """
-    lines: dict[tuple[str, str], list[dict[str, Any]]] = {}
-    for row in sorted(rows, key=lambda row: row["value"]):
-        lines.setdefault((row["setting"], row["line"]), []).append(row)
-    lines = {key: own for key, own in lines.items() if own[0]["value"] < own[-1]["value"]}
+    from pandas import DataFrame, concat
+
+    # Objects, since whole numbers among the settings stay whole.
+    table = DataFrame(rows, dtype=object).astype(dict.fromkeys(NUMBERS, float))
+    lines = [
+        (setting, line, own)
+        for setting, part in table.groupby("setting", sort=False)
+        for line, own in part.sort_values("value", kind="stable").groupby("line", sort=False)
+        if own["value"].nunique() > 1
+    ]
     if not lines:
         return []
-    settings = list(dict.fromkeys(row["setting"] for row in rows))
-    lines = dict(sorted(lines.items(), key=lambda item: settings.index(item[0][0])))
-    rows = [row for own in lines.values() for row in own]
+    table = concat([own for *_, own in lines])
     score, scale = run.result.score, run.result.score.scale
     unit = {"fraction": " [%]", "normalised": ", normalised"}.get(score.unit, "")
-    titles = [line.replace(", ", "\n") for _, line in lines]
+    titles = [str(line).replace(", ", "\n") for _, line, _ in lines]
     with panels(titles, up=f"{metric_name(run.result.primary)}{unit}") as (figure, grid):
-        for axes, (setting, line) in zip(grid, lines, strict=True):
-            values = sorted({row["value"] for row in rows if row["setting"] == setting})
-            for (other, name), own in lines.items():
+        for axes, (setting, _, own) in zip(grid, lines, strict=True):
+            values = np.unique(table["value"][table["setting"] == setting])
+            for other, _, part in lines:
                 if other == setting:
-                    at = [values.index(row["value"]) for row in own]
-                    colour = BLUE if name == line else LIGHT
-                    axes.plot(at, [row["score"] * scale for row in own], "o-", markersize=4, color=colour)
-            for row in lines[setting, line]:
-                place = values.index(row["value"])
-                if row["low"] is not None:
-                    axes.vlines(place, row["low"] * scale, row["high"] * scale, color=BLUE)
-                if row["published"] is not None:
-                    axes.plot(place, row["published"] * scale, "o", color=BLUE, markerfacecolor="white")
+                    places = np.searchsorted(values, part["value"])
+                    colour = BLUE if part is own else LIGHT
+                    axes.plot(places, part["score"] * scale, "o-", markersize=4, color=colour)
+            places = np.searchsorted(values, own["value"])
+            axes.vlines(places, own["low"] * scale, own["high"] * scale, color=BLUE)
+            axes.plot(places, own["published"] * scale, "o", color=BLUE, markerfacecolor="white")
             axes.set_xticks(range(len(values)), [f"{value:g}" for value in values])
             axes.set_xlabel(setting, fontsize=8)
-        better = "higher" if score.higher_is_better else "lower"
-        marks = "; open marks: paper" if any(row["published"] is not None for row in rows) else ""
-        finish(figure, axes, f"{title}\n{run.about}, 95 % intervals; {better} is better{marks}")
+        marks = "; open marks: paper" if table["published"].notna().any() else ""
+        finish(figure, axes, f"{title}\n{run.about}, 95 % intervals; {score.better} is better{marks}")
         facts = {"metric": run.result.primary, "higher_is_better": score.higher_is_better}
-        return context.write(f"{stem}{run.suffix}", figure, rows, run, **facts)
+        return context.write(f"{stem}{run.suffix}", figure, table, run, **facts)

@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 
@@ -60,15 +60,13 @@ def make_analysis(kind: AnalysisKind, config: AnalyzeConfig, settings: Settings)
     left_out: list[str] = []
     for name in ANALYSES if kind == "all" else (kind,):
         try:
-            for found in ANALYSES[name](context):
-                if isinstance(found, Path):
-                    files.append(found)
-                else:
-                    left_out.append(f"{name}: {found}")
+            found = list(ANALYSES[name](context))
         except UsageError:
             raise
         except LaryError as error:
-            left_out.append(f"{name}: {error}")
+            found = [str(error)]
+        files += [own for own in found if isinstance(own, Path)]
+        left_out += [f"{name}: {own}" for own in found if isinstance(own, str)]
     if not files:
         raise LaryError("No analysis can be made of these runs:\n  " + "\n  ".join(left_out))
     return Analysis(tuple(files), tuple(left_out))
@@ -77,17 +75,16 @@ def make_analysis(kind: AnalysisKind, config: AnalyzeConfig, settings: Settings)
 def _chosen_runs(config: AnalyzeConfig, settings: Settings) -> tuple[FinishedRun, ...]:
     """Every finished run that was asked for, but controls and random projections. Raises UsageError."""
     folder = config.folder or settings.path("LARY_LOG_DIR")
-    runs = [run for run in find_results(folder)[0] if run.result.control is None and run.result.project is None]
-    if not runs:
+    found = [run for run in find_results(folder)[0] if run.result.control is None and run.result.project is None]
+    if not found:
         raise UsageError(f"There is no finished run below {folder}: run 'lary classify' or 'lary regress' first.")
+    runs = found
     for option, wanted in (("model", config.model), ("dataset", config.dataset)):
-        known = {getattr(run.result, option).name for run in runs}
+        known = sorted({getattr(run.result, option).name for run in found})
         for name in wanted:
             if name not in known:
-                hint = suggest(name, sorted(known))
-                raise UsageError(f"--{option} {name}: no run below {folder} has it.{hint}")
-    runs = [run for run in runs if not config.model or run.result.model.name in config.model]
-    runs = [run for run in runs if not config.dataset or run.result.dataset.name in config.dataset]
+                raise UsageError(f"--{option} {name}: no run below {folder} has it.{suggest(name, known)}")
+        runs = [run for run in runs if not wanted or getattr(run.result, option).name in wanted]
     if not runs:
         raise UsageError(f"No run below {folder} has both the --model and the --dataset that were asked for.")
     return tuple(sorted(runs, key=lambda run: (run.result.dataset.name, run.settings, run.result.label, run.folder)))
@@ -99,7 +96,7 @@ def _chosen_runs(config: AnalyzeConfig, settings: Settings) -> tuple[FinishedRun
 def class_frequency(context: Context) -> Found:
     """One figure of F1 by class frequency per data set and settings."""
     runs = context.of_task("classification", "classify")
-    for (dataset, *_), group in grouped(runs, lambda run: (run.result.dataset.name, *run.settings)).items():
+    for (dataset, *_), group in grouped(runs).items():
         counts = [row.train for row in group[0].result.classes if row.train and row.true]
         window = context.config.window or max(LEAST, round(len(counts) / 10))
         if len(set(counts)) == 1:
@@ -114,42 +111,30 @@ def _class_table(run: FinishedRun, window: int) -> DataFrame:
     """The classes of a run, and the moving average of those that occur, by rising frequency."""
     from pandas import DataFrame
 
-    rows = [
-        {
-            "model": run.result.label,
-            "class": row.name,
-            "train": row.train,
-            "validation": row.true,
-            "precision": row.precision,
-            "recall": row.recall.value if row.recall else None,
-            "f1": row.f1,
-        }
-        for row in run.result.classes
-    ]
-    table = DataFrame(rows)
+    rows = [row.model_dump(exclude={"predicted"}) for row in run.result.classes]
+    table = DataFrame(rows).rename(columns={"name": "class", "true": "validation"})
+    table.insert(0, "model", run.result.label)
+    table["recall"] = [row.recall.value if row.recall else None for row in run.result.classes]
     rising = table[(table.train > 0) & (table.validation > 0)].sort_values(["train", "class"])
     table["moving_average"] = rising["f1"].rolling(window).mean().shift(-(window // 2))
     table["centre"] = np.log(rising["train"]).rolling(window).mean().shift(-(window // 2))
     return table
 
 
-def _plain_rows(table: DataFrame) -> list[dict[str, Any]]:
-    """The rows of a table with None for what is missing, as JSON has it."""
-    return table.astype(object).where(table.notna(), None).to_dict("records")  # type: ignore[return-value]
-
-
 def _write_frequency(context: Context, group: Sequence[FinishedRun], window: int) -> Files:
     """A panel per model: its classes and average, with the averages of the others in grey."""
+    from pandas import concat
+
     tables = {run.result.label: _class_table(run, window) for run in group}
-    rows = [row for table in tables.values() for row in _plain_rows(table.drop(columns="centre"))]
-    drawn = {label: table[(table.train > 0) & (table.validation > 0)] for label, table in tables.items()}
-    spearman: dict[str, float | None] = {}
-    for label, table in drawn.items():
-        varied = min(table["train"].nunique(), table["f1"].nunique()) > 1
-        spearman[label] = float(table["train"].corr(table["f1"], method="spearman")) if varied else None
-    # Equally frequent classes have no order: the average has one point per place.
-    averages = {label: table.groupby("centre")["moving_average"].mean() for label, table in drawn.items()}
-    titles = [f"{label}\nSpearman {value:+.2f}" if value is not None else label for label, value in spearman.items()]
+    drawn, averages, models, titles = {}, {}, {}, []
+    for label, table in tables.items():
+        own = drawn[label] = table[(table.train > 0) & (table.validation > 0)]
+        # Equally frequent classes have no order: the average has one point per place.
+        averages[label] = own.groupby("centre")["moving_average"].mean()
+        varied = min(own["train"].nunique(), own["f1"].nunique()) > 1
+        spearman = float(own["train"].corr(own["f1"], method="spearman")) if varied else None
+        models[label] = {"spearman": spearman}
+        titles.append(f"{label}\nSpearman {spearman:+.2f}" if spearman is not None else label)
     with figures.panels(titles, up="F1", across="training samples of the class") as (figure, grid):
         for axes, (label, table) in zip(grid, drawn.items(), strict=True):
             for other, average in averages.items():
@@ -166,8 +151,7 @@ def _write_frequency(context: Context, group: Sequence[FinishedRun], window: int
             axes.set_ylim(-0.03, 1.03)
         first = group[0]
         figures.finish(figure, axes, f"{dataset_title(first.result)}: F1 by class frequency\n{first.about}")
-        name = first.result.dataset.name
-        models = {label: {"spearman": value} for label, value in spearman.items()}
+        name, rows = first.result.dataset.name, concat(tables.values()).drop(columns="centre")
         stem = f"frequency_{slug(name)}{first.suffix}"
         return context.write(stem, figure, rows, first, dataset=name, window=window, models=models)
 
@@ -181,60 +165,55 @@ def human_robot_gap(context: Context) -> Found:
     if human == robot:
         raise UsageError(f"--human and --robot are both {human}: a gap is between two data sets.")
     shared = sorted(set(DATASETS.get(human).labels.classes) & set(DATASETS.get(robot).labels.classes))
-    people, robots = (
-        grouped([run for run in context.runs if run.result.dataset.name == name], lambda run: run.settings)
-        for name in (human, robot)
+    groups = grouped(context.runs)
+    for name in (human, robot):
+        if all(dataset != name for dataset, *_ in groups):
+            yield f"there is no finished run on {name}: classify on both data sets"
+            return
+    for (dataset, *settings), people in groups.items():
+        if dataset == human:
+            yield from _write_gap(context, people, groups.get((robot, *settings), []), shared)
+
+
+def _write_gap(
+    context: Context, people: Sequence[FinishedRun], robots: Sequence[FinishedRun], shared: Sequence[str]
+) -> Found:
+    """A map of the gaps, a model per row and a class per column, by rising mean gap."""
+    from pandas import DataFrame
+
+    human, robot, first = context.config.human, context.config.robot, people[0]
+    ours, theirs = (
+        {run.result.label: {row.name: row.f1 for row in run.result.classes if row.true} for run in side}
+        for side in (people, robots)
     )
-    if not people or not robots:
-        yield f"there is no finished run on {robot if people else human}: classify on both data sets"
+    for label in sorted(ours.keys() ^ theirs.keys()):
+        yield f"{label} has a run on one of {human} and {robot} only"
+    both = [label for label in ours if label in theirs]
+    one, other = (DataFrame(side, index=shared, columns=both, dtype=float) for side in (ours, theirs))
+    gap = (one - other).dropna(how="all")
+    if gap.empty:
+        yield f"no model was scored on a class that {human} and {robot} share"
         return
-    for key, group in people.items():
-        ours, theirs = ({run.result.label: _f1_of(run) for run in side} for side in (group, robots.get(key, [])))
-        for label in sorted(ours.keys() ^ theirs.keys()):
-            yield f"{label} has a run on one of {human} and {robot} only"
-        both = [label for label in ours if label in theirs]
-        table = np.array([[_gap(ours[label], theirs[label], name) for name in shared] for label in both])
-        shown = np.flatnonzero(~np.isnan(table).all(axis=0)).tolist() if both else []
-        if not shown:
-            yield f"no model was scored on a class that {human} and {robot} share"
-            continue
-        shown.sort(key=lambda column: (np.nanmean(table[:, column]), shared[column]))
-        table, order = table[:, shown], [shared[column] for column in shown]
-        rows = [
-            {
-                "model": label,
-                "class": name,
-                "f1_human": ours[label].get(name),
-                "f1_robot": theirs[label].get(name),
-                "gap": None if np.isnan(gap) else float(gap),
-            }
-            for label, gaps in zip(both, table, strict=True)
-            for name, gap in zip(order, gaps, strict=True)
-        ]
-        mean_gap = {label: float(np.nanmean(gaps)) for label, gaps in zip(both, table, strict=True)}
-        facts = {"human": human, "robot": robot, "shared_classes": shared, "classes_shown": order, "mean_gap": mean_gap}
-        labels = [f"{label}  {mean:+.2f}" for label, mean in mean_gap.items()]
-        width = 1.5 + 0.075 * max(map(len, labels)) + 0.21 * len(order)
-        with figures.new_figure(max(width, 6.0), 1.3 + 0.3 * len(both) + 0.07 * max(map(len, order))) as figure:
-            axes, reach = figure.subplots(), max(0.05, float(np.nanmax(np.abs(table))))
-            axes.set_facecolor("#eeeeee")  # a class that one of the data sets has no samples of
-            image = axes.imshow(table, cmap="PuOr_r", vmin=-reach, vmax=reach, aspect="auto")
-            axes.set_xticks(range(len(order)), order, rotation=90, fontsize=8)
-            axes.set_yticks(range(len(both)), labels)
-            axes.set_title(f"F1 on {human} minus F1 on {robot}\n{group[0].about}", fontsize=9.5)
-            figure.colorbar(image, ax=axes, fraction=0.03, pad=0.01, label="F1 gap, orange: people are higher")
-            stem = f"gap_{slug(human)}_{slug(robot)}{group[0].suffix}"
-            yield from context.write(stem, figure, rows, group[0], **facts)
-
-
-def _gap(ours: Mapping[str, float], theirs: Mapping[str, float], name: str) -> float:
-    """The difference in a class, NaN where one of the data sets has no samples of it."""
-    return ours.get(name, np.nan) - theirs.get(name, np.nan)
-
-
-def _f1_of(run: FinishedRun) -> dict[str, float]:
-    """F1 of the classes that occur in validation."""
-    return {row.name: row.f1 for row in run.result.classes if row.true}
+    order = list(gap.mean(axis=1).sort_values(kind="stable").index)
+    gap = gap.loc[order]
+    columns = {"f1_human": one.loc[order], "f1_robot": other.loc[order], "gap": gap}
+    rows = DataFrame({name: table.unstack() for name, table in columns.items()})
+    rows = rows.rename_axis(["model", "class"]).reset_index()
+    mean_gap = {label: float(np.nanmean(gap[label])) for label in both}
+    labels = [f"{label}  {mean:+.2f}" for label, mean in mean_gap.items()]
+    width = 1.5 + 0.075 * max(map(len, labels)) + 0.21 * len(order)
+    height = 1.3 + 0.3 * len(both) + 0.07 * max(map(len, order))
+    with figures.new_figure(max(width, 6.0), height) as figure:
+        axes, reach = figure.subplots(), max(0.05, float(gap.abs().max(axis=None)))
+        axes.set_facecolor("#eeeeee")  # a class that one of the data sets has no samples of
+        image = axes.imshow(gap.T, cmap="PuOr_r", vmin=-reach, vmax=reach, aspect="auto")
+        axes.set_xticks(range(len(order)), order, rotation=90, fontsize=8)
+        axes.set_yticks(range(len(both)), labels)
+        axes.set_title(f"F1 on {human} minus F1 on {robot}\n{first.about}", fontsize=9.5)
+        figure.colorbar(image, ax=axes, fraction=0.03, pad=0.01, label="F1 gap, orange: people are higher")
+        facts = {"human": human, "robot": robot, "shared_classes": shared, "classes_shown": order}
+        stem = f"gap_{slug(human)}_{slug(robot)}{first.suffix}"
+        yield from context.write(stem, figure, rows, first, **facts, mean_gap=mean_gap)
 
 
 ANALYSES: Mapping[str, Callable[[Context], Found]] = {

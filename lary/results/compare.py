@@ -26,6 +26,9 @@ if TYPE_CHECKING:
 
 RESAMPLES = 10_000
 """More than for an interval, since a p value depends on the tail."""
+FACTS = ("task", "label", "probe", "action_mode", "relative_frame", "protocol", "preset")
+FACTS += ("control", "project", "status", "primary")
+"""Fields of a result that are columns of a table of runs."""
 
 
 @dataclass(frozen=True)
@@ -67,10 +70,9 @@ class Comparison:
     def text(self) -> str:
         """The comparison as lines for a terminal."""
         first = self.first.result
-        better = "higher" if first.score.higher_is_better else "lower"
         lines = [
             f"{first.dataset.name}, {self.role} split, {first.primary}: {self.first.text} against "
-            f"({better} is better; positive: the first is larger)"
+            f"({first.score.better} is better; positive: the first is larger)"
         ]
         several = f" (Holm, {len(self.differences)} comparisons)" if len(self.differences) > 1 else ""
         for each in self.differences:
@@ -107,20 +109,17 @@ def compare_results(places: Sequence[str | Path], role: str = "seen", seed: int 
 
 def _check_alike(first: FinishedRun, other: FinishedRun) -> None:
     """Refuse runs whose scores mean different things. Raises UsageError."""
-    facts = [
-        {
-            "data set": run.result.dataset.name,
-            "choice of splits": run.result.dataset.split_set or "published",
-            "metric": run.result.primary,
-            "target": run.result.action_mode,
-            "frame of motion": run.result.relative_frame,
-        }
-        for run in (first, other)
-    ]
-    for what, own in facts[0].items():
-        if own != facts[1][what]:
+    one, two = first.result, other.result
+    for what, own, theirs in (
+        ("data set", one.dataset.name, two.dataset.name),
+        ("choice of splits", one.dataset.split_set or "published", two.dataset.split_set or "published"),
+        ("metric", one.primary, two.primary),
+        ("target", one.action_mode, two.action_mode),
+        ("frame of motion", one.relative_frame, two.relative_frame),
+    ):
+        if own != theirs:
             raise UsageError(
-                f"{first.folder} and {other.folder} can't be compared: their {what} is {own} and {facts[1][what]}."
+                f"{first.folder} and {other.folder} can't be compared: their {what} is {own} and {theirs}."
             )
 
 
@@ -138,7 +137,7 @@ def _difference(first: ScoredRun, other: ScoredRun, seed: int) -> Difference:
         sums = [stats.cluster_sums(np.stack([own, np.ones_like(own)], axis=1), clusters) for own in scores]
         parts.append((weight, np.stack(sums)))
     found = stats.spread_of(parts, seed=seed, resamples=RESAMPLES)
-    gain = metric(stats.interval_of(found), 0, first.result.score.unit)
+    gain = metric(found.interval(), 0, first.result.score.unit)
     p = stats.p_value(found)
     return Difference(other, len(names), len(set(groups)), gain, None if np.isnan(p) else p)
 
@@ -158,14 +157,13 @@ def load_results(folder: str | Path) -> DataFrame:
     rows = []
     for run in find_results(as_path(folder))[0]:
         result = run.result
-        own = ("task", "label", "probe", "action_mode", "relative_frame", "protocol", "preset", "control", "project")
         facts: dict[str, Any] = {
             "folder": str(run.folder),
             "dataset": result.dataset.name,
             "split_set": result.dataset.split_set,
             "model": result.model.name,
             "paradigm": result.model.paradigm,
-            **{name: getattr(result, name) for name in (*own, "status", "primary")},
+            **{name: getattr(result, name) for name in FACTS},
             "seeds": result.seeds or (result.seed,),
         }
         for name, selection in result.selections.items():

@@ -59,10 +59,14 @@ class Scatter:
 
         powers = np.linalg.eigvalsh(self.squares)
         powers = powers[powers > len(powers) * np.finfo(np.float64).eps * max(float(powers[-1]), 0.0)]
-        effective = float(np.exp(entropy(np.sqrt(powers)))) if len(powers) else 0.0
-        ratio = float(powers.sum() ** 2 / np.square(powers).sum()) if len(powers) else 0.0
         limit = min(len(self.mean), max(self.count - 1, 0))
-        return {"effective_rank": effective, "participation_ratio": ratio, "limit": limit}
+        if not len(powers):
+            return {"effective_rank": 0.0, "participation_ratio": 0.0, "limit": limit}
+        return {
+            "effective_rank": float(np.exp(entropy(np.sqrt(powers)))),
+            "participation_ratio": float(powers.sum() ** 2 / np.square(powers).sum()),
+            "limit": limit,
+        }
 
 
 def diagnosis_text(found: Mapping[str, Any]) -> str:
@@ -113,7 +117,8 @@ def diagnose_latents(latents: SplitLatents, model: ModelSpec, config: DiagnoseCo
     if config.rows is not None and config.rows < len(rows):
         rows = np.unique(np.linspace(0, len(rows) - 1, config.rows).round().astype(np.int64))
     tokens, pooled = Scatter(source.shape[-1]), Scatter(source.shape[-1])
-    counts: dict[int, Rows] | None = {}
+    counts: dict[int, Rows] = {}
+    coded = True
     with progress(len(rows), f"diagnose {table.spec.name} {table.split}") as bar:
         for part in np.split(rows, range(config.batch_size, len(rows), config.batch_size)):
             values = source.read(part)
@@ -126,13 +131,12 @@ def diagnose_latents(latents: SplitLatents, model: ModelSpec, config: DiagnoseCo
                 )
             tokens.add(values.reshape(-1, tokens.mean.size))
             pooled.add(values.reshape(len(values), -1, tokens.mean.size).mean(axis=1, dtype=np.float64))
-            codes = [own for own in source.codes(part) if own is not None] if counts is not None else []
-            if counts is not None and len(codes) == len(part):
-                by_place = np.stack([np.asarray(own, dtype=np.int64).reshape(-1) for own in codes])
+            codes = source.codes(part) if coded else [None]
+            coded = coded and all(own is not None for own in codes)
+            if coded:  # codes of some samples alone say nothing of the split
+                by_place = np.stack([np.ravel(own) for own in codes]).astype(np.int64)
                 for code in np.unique(by_place).tolist():
-                    counts[code] = counts.get(code, 0) + (by_place == code).sum(axis=0).astype(np.int64)
-            else:
-                counts = None  # codes of some samples alone say nothing of the split
+                    counts[code] = counts.get(code, 0) + (by_place == code).sum(axis=0)
             bar.advance(len(part))
     std = np.sqrt(np.diagonal(tokens.squares) / max(tokens.count, 1))
     groups = table.groups()
@@ -152,11 +156,11 @@ def diagnose_latents(latents: SplitLatents, model: ModelSpec, config: DiagnoseCo
         },
         "tokens": tokens.ranks(),
         "samples_pooled": pooled.ranks(),
-        "codes": code_use(counts, model.codebook),
+        "codes": code_use(counts if coded else {}, model.codebook),
     }
 
 
-def code_use(counts: Mapping[int, Rows] | None, size: int | None) -> dict[str, Any] | None:
+def code_use(counts: Mapping[int, Rows], size: int | None) -> dict[str, Any] | None:
     """Use of a codebook over all samples, steps and tokens, from counts by place; None without codes.
 
     `size` is None where the model's record doesn't have it.

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import io
 import re
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -21,11 +21,10 @@ from lary.types import LaryError
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
+    from pandas import DataFrame
 
 Format = Literal["svg", "png", "pdf"]
 Doubles = npt.NDArray[np.float64]
-Row = Mapping[str, Any]
-"""One line of a table; the keys are the columns."""
 Chunk = tuple[str, Doubles, Doubles]
 """Title, predicted and true action chunk, both (K, A) in physical units."""
 
@@ -63,13 +62,11 @@ def render(figure: Figure, format: Format) -> bytes:
 
 
 @contextmanager
-def panels(
-    titles: Sequence[str], *, up: str, across: str = "", height: float = 2.2
-) -> Iterator[tuple[Figure, list[Any]]]:
+def panels(titles: Sequence[str], *, up: str, across: str = "") -> Iterator[tuple[Figure, list[Any]]]:
     """A figure and its panels, one per title, in up to four columns with shared heights."""
     columns = min(len(titles), 4)
     rows = -(-len(titles) // columns)
-    with new_figure(max(2.6 * columns, 5.2), 1.3 + height * rows) as figure:
+    with new_figure(max(2.6 * columns, 5.2), 1.3 + 2.2 * rows) as figure:
         grid = figure.subplots(rows, columns, squeeze=False, sharey=True).ravel().tolist()
         for axes in grid[len(titles) :]:
             axes.set_visible(False)
@@ -124,32 +121,32 @@ def confusion_figure(matrix: npt.ArrayLike, classes: Sequence[str], title: str =
         return render(figure, format)
 
 
-def trajectory_figure(chunk: Chunk, dims: Sequence[str], units: Sequence[str] = (), format: Format = "png") -> bytes:
-    """Prediction and truth of one chunk, one panel per dimension."""
-    with _trajectory(chunk, dims, units) as figure:
-        return render(figure, format)
-
-
-def trajectory_book(chunks: Sequence[Chunk], dims: Sequence[str], units: Sequence[str] = ()) -> bytes:
-    """A PDF with a page per chunk."""
+def trajectory_files(
+    chunks: Sequence[Chunk], dims: Sequence[str], units: Sequence[str] = ()
+) -> Iterator[tuple[str, bytes]]:
+    """Prediction and truth of each chunk as ``<number>_action.png`` and ``.pdf``, then ``action.pdf`` of all."""
     from matplotlib.backends.backend_pdf import PdfPages
 
     stream = io.BytesIO()
     with PdfPages(stream, metadata=NO_DATES["pdf"]) as book:
-        for chunk in chunks:
+        for number, chunk in enumerate(chunks):
             with _trajectory(chunk, dims, units) as figure:
+                yield f"sample_{number}_action.png", render(figure, "png")
+                yield f"sample_{number}_action.pdf", render(figure, "pdf")
                 book.savefig(figure)
-    return stream.getvalue()
+    yield "action.pdf", stream.getvalue()
 
 
 @contextmanager
 def _trajectory(chunk: Chunk, dims: Sequence[str], units: Sequence[str]) -> Iterator[Figure]:
+    """A figure of one chunk with a panel per dimension."""
     title, guess, truth = chunk
     columns = min(4, len(dims))
     rows = -(-len(dims) // columns)
     width, height = 2.3 * columns, 0.9 + 1.6 * rows
-    steps, mark = np.arange(1.0, len(truth) + 1), "o" if len(truth) <= 15 else None
-    with new_figure(width, height, layout=None) as figure:  # margins by hand: a layout costs seconds per figure
+    steps = np.arange(1.0, len(truth) + 1)
+    # Margins by hand: a layout costs seconds per figure.
+    with new_figure(width, height, layout=None) as figure:
         figure.subplots_adjust(
             left=0.62 / width,
             right=1 - 0.1 / width,
@@ -164,9 +161,11 @@ def _trajectory(chunk: Chunk, dims: Sequence[str], units: Sequence[str]) -> Iter
                 axes.set_visible(False)
                 continue
             unit = units[index] if index < len(units) else ""
-            plot_pair(axes, steps, truth[:, index], guess[:, index], mark)
+            marker = "o" if len(truth) <= 15 else None
+            plot_pair(axes, steps, truth[:, index], guess[:, index], marker)
             axes.set_title(f"{dims[index]} [{unit}]" if unit else dims[index])
-        figure.legend(*grid[0].get_legend_handles_labels(), loc="lower center", ncols=2, frameon=False)
+        labels = grid[0].get_legend_handles_labels()
+        figure.legend(*labels, loc="lower center", ncols=2, frameon=False)
         figure.suptitle(title, fontsize=9, y=1 - 0.12 / height, va="top")
         yield figure
 
@@ -195,30 +194,36 @@ class Context:
             raise LaryError(f"there is no finished {task} run: run 'lary {command}' first")
         return found
 
-    def write(self, stem: str, figure: Figure, rows: Sequence[Row], run: FinishedRun, **facts: Any) -> Files:
+    def write(self, stem: str, figure: Figure, table: DataFrame, run: FinishedRun, **facts: Any) -> Files:
         """Write a figure as PNG and SVG, its data as CSV, and data and facts as JSON; returns the files.
 
         `run` is one of those in the figure, which all have its settings.
         """
-        png, svg, table, data = [self.out / f"{stem}.{kind}" for kind in ("png", "svg", "csv", "json")]
+        png, svg, data, lines = [self.out / f"{stem}.{kind}" for kind in ("png", "svg", "json", "csv")]
         write_bytes(png, render(figure, "png"))
         write_bytes(svg, render(figure, "svg"))
-        write_text(table, csv_text([rows[0].keys(), *(row.values() for row in rows)]))
-        settings = {"protocol": run.result.protocol, "preset": run.result.preset}
-        analysis = stem.partition("_")[0]
-        write_json(data, {"format": 1, "analysis": analysis, **settings, **facts, "rows": list(rows)})
-        return [png, svg, table, data]
+        # JSON has null where a number is missing, and plain numbers.
+        plain = table.astype(object).where(table.notna(), None)
+        write_text(lines, csv_text([plain.columns, *plain.to_numpy()]))
+        about = {
+            "format": 1,
+            "analysis": stem.partition("_")[0],
+            "protocol": run.result.protocol,
+            "preset": run.result.preset,
+        }
+        write_json(data, {**about, **facts, "rows": plain.to_dict("records")})
+        return [png, svg, lines, data]
 
 
-def grouped(runs: Sequence[FinishedRun], key: Callable[[FinishedRun], Any]) -> dict[Any, list[FinishedRun]]:
-    """Runs by a key; of several of one label, the latest counts."""
-    found: dict[Any, dict[str, FinishedRun]] = {}
-    for run in runs:
-        group = found.setdefault(key(run), {})
-        before = group.get(run.result.label)
-        if before is None or (run.result.created, run.folder) > (before.result.created, before.folder):
-            group[run.result.label] = run
-    return {name: list(group.values()) for name, group in found.items()}
+def grouped(runs: Sequence[FinishedRun]) -> dict[tuple[str, ...], list[FinishedRun]]:
+    """Runs by data set and settings; of several of one label, the latest counts."""
+    latest = {}
+    for run in sorted(runs, key=lambda run: (run.result.created, run.folder)):
+        latest[(run.result.dataset.name, *run.settings, run.result.label)] = run
+    found: dict[tuple[str, ...], list[FinishedRun]] = {}
+    for (*place, _), run in sorted(latest.items(), key=lambda item: item[0]):
+        found.setdefault(tuple(place), []).append(run)
+    return found
 
 
 def slug(text: str) -> str:

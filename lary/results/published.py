@@ -15,9 +15,9 @@ from __future__ import annotations
 
 import io
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
-from pathlib import Path, PurePosixPath
-from typing import Any
+from dataclasses import dataclass, fields
+from pathlib import Path
+from typing import TypeVar
 
 import numpy as np
 import numpy.typing as npt
@@ -46,23 +46,17 @@ def write_classification_files(folder: Path, outcome: ClassificationOutcome) -> 
     one line per validation sample: media path, predicted class, true class, with tabs
     between them.
     """
+    from pandas import DataFrame
+
     predicted = outcome.selections[headline(outcome.selections)].logits.argmax(axis=1)
     names = outcome.classes
     matrix = metrics.confusion_matrix(outcome.labels, predicted, len(names))
-    table = metrics.class_statistics(matrix)
     axes = {"rows": "predicted", "columns": "true", "classes": list(names)}
     write_json(folder / "confusion_matrix.json", {**axes, "matrix": matrix.tolist()})
     title = f"Top-1 {100 * np.trace(matrix) / max(matrix.sum(), 1):.2f} %"
     write_bytes(folder / "confusion_matrix.png", figures.confusion_figure(matrix, names, title))
-    statistics = {
-        name: {
-            "precision": float(table.precision[row]),
-            "recall": float(table.recall[row]),
-            "f1": float(table.f1[row]),
-            "samples": int(table.support[row]),
-        }
-        for row, name in enumerate(names)
-    }
+    table = DataFrame(vars(metrics.class_statistics(matrix)), index=names)
+    statistics = table.rename(columns={"support": "samples"}).to_dict("index")
     write_json(folder / "classification_stats.json", statistics)
     samples = zip(outcome.samples.media, predicted, outcome.labels, strict=True)
     lines = (f"{media[-1]}\t{names[guess]}\t{names[label]}\n" for media, guess, label in samples)
@@ -99,16 +93,14 @@ def write_regression_files(
     place, chunks = f"eval_vis/epoch_{row['best_epoch']}", chunks_of(split)
     drawn = []
     for index, (sample, _, error) in enumerate(example_rows(split)):
-        stem = f"{place}/sample_{index}"
         if frames is not None:
             clip = frames(sample)
-            files |= {f"{stem}_src.png": png_of(clip[0]), f"{stem}_tgt.png": png_of(clip[-1])}
+            files[f"{place}/sample_{index}_src.png"] = png_of(clip[0])
+            files[f"{place}/sample_{index}_tgt.png"] = png_of(clip[-1])
         title = f"{chunks.ids[sample]}, mean squared error {error:.3g}"
         drawn.append((title, chunks.predicted[sample], chunks.true[sample]))
-        for suffix in ("png", "pdf"):
-            picture = figures.trajectory_figure(drawn[-1], outcome.dims, units, suffix)
-            files[f"{stem}_action.{suffix}"] = picture
-    files[f"{place}/action.pdf"] = figures.trajectory_book(drawn, outcome.dims, units)
+    for name, data in figures.trajectory_files(drawn, outcome.dims, units):
+        files[f"{place}/{name}"] = data
     for file, data in files.items():
         write_bytes(folder / file, data)
     return tuple(files)
@@ -140,8 +132,8 @@ def examples_of(split: SplitOutcome, files: Iterable[str]) -> Iterator[Example]:
             tuple(tuple(float(f"{value:.5g}") for value in step) for step in part[row].tolist())
             for part in (chunks.predicted, chunks.true)
         )
-        stems = (f"sample_{index}_src.png", f"sample_{index}_tgt.png")
-        pictures = (name for stem in stems for name in files if PurePosixPath(name).name == stem)
+        ends = f"/sample_{index}_src.png", f"/sample_{index}_tgt.png"
+        pictures = (name for end in ends for name in files if name.endswith(end))
         yield Example(
             sample=chunks.ids[row],
             media=split.samples.media[row],
@@ -175,6 +167,9 @@ class Chunks:
     media: tuple[str, ...]
     predicted: Floats
     true: Floats
+
+
+Arrays = TypeVar("Arrays", SampleScores, Chunks)
 
 
 def chunks_of(split: SplitOutcome) -> Chunks:
@@ -222,16 +217,16 @@ def _write_arrays(file: Path, tables: Mapping[str, SampleScores | Chunks], **mor
 
 def read_scores(run: FinishedRun, role: str = "seen") -> SampleScores:
     """The scores of one role. Raises LaryError if they are missing or torn."""
-    return SampleScores(*_read_arrays(run, PREDICTIONS, role, ("ids", "groups", "scores")))
+    return _read_arrays(SampleScores, run, PREDICTIONS, role)
 
 
 def read_predicted(run: FinishedRun, role: str = "seen") -> Chunks:
     """The chunks of one role. Raises LaryError as `read_scores`."""
-    return Chunks(*_read_arrays(run, ACTIONS, role, ("ids", "groups", "media", "predicted", "true")))
+    return _read_arrays(Chunks, run, ACTIONS, role)
 
 
-def _read_arrays(run: FinishedRun, name: str, role: str, parts: Sequence[str]) -> Iterator[Any]:
-    file = run.folder / name
+def _read_arrays(kind: type[Arrays], run: FinishedRun, name: str, role: str) -> Arrays:
+    file, parts = run.folder / name, [part.name for part in fields(kind)]
     if not file.is_file():
         raise LaryError(f"{file} does not exist: run the probe again with --overwrite, then it is written.")
     try:
@@ -240,6 +235,5 @@ def _read_arrays(run: FinishedRun, name: str, role: str, parts: Sequence[str]) -
         raise LaryError(f"{file} has no {parts[-1]} of the split '{role}'.") from None
     except (OSError, ValueError) as error:
         raise LaryError(f"{file} can't be read: {error}. Run the probe again with --overwrite.") from error
-    for part, values in zip(parts, found, strict=True):
-        names = part in ("ids", "groups", "media")
-        yield tuple(map(str, values)) if names else values.astype(np.float32)
+    values = (tuple(map(str, own)) if own.dtype.kind == "U" else own.astype(np.float32) for own in found)
+    return kind(*values)

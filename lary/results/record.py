@@ -47,6 +47,11 @@ class Metric(Strict):
         return 100.0 if self.unit == "fraction" else 1.0
 
     @property
+    def better(self) -> str:
+        """Which values are better: higher or lower ones."""
+        return "higher" if self.higher_is_better else "lower"
+
+    @property
     def rank(self) -> float:
         """The value on a scale where lower is better."""
         return -self.value if self.higher_is_better else self.value

@@ -7,7 +7,6 @@ import csv
 import io
 import json
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
@@ -85,29 +84,21 @@ def _page(runs: Sequence[FinishedRun], broken: Sequence[Broken]) -> str:
 # --- what is compared with what ---
 
 
-@dataclass(frozen=True)
-class Contest:
+def board_rows(runs: Sequence[FinishedRun]) -> list[tuple[str, Mapping[str, Metric], FinishedRun | None]]:
+    """Label, metrics and run of every run, and of every control once, best first."""
+    primary = runs[0].result.primary
+    found: dict[Any, tuple[str, Mapping[str, Metric], FinishedRun | None]] = {}
+    for run in runs:
+        result = run.result
+        found[run.number, run.folder] = (result.label, result.selections[result.headline].metrics, run)
+        for name, control in result.controls.items():
+            value = control.metrics.get(primary)
+            found.setdefault((name, f"{value.value:.6g}" if value else ""), (name, control.metrics, None))
+    return sorted(found.values(), key=lambda row: row[1][primary].rank if primary in row[1] else np.inf)
+
+
+def contests_of(runs: Sequence[FinishedRun]) -> list[dict[str, Any]]:
     """Runs that may be ranked together, best first: the same data set, splits, task and target."""
-
-    name: str
-    runs: tuple[FinishedRun, ...]
-
-    @property
-    def rows(self) -> list[tuple[str, Mapping[str, Metric], FinishedRun | None]]:
-        """Label, metrics and run of every run, and of every control once, best first."""
-        primary = self.runs[0].result.primary
-        found: dict[Any, tuple[str, Mapping[str, Metric], FinishedRun | None]] = {}
-        for run in self.runs:
-            result = run.result
-            found[run.number, run.folder] = (result.label, result.selections[result.headline].metrics, run)
-            for name, control in result.controls.items():
-                value = control.metrics.get(primary)
-                found.setdefault((name, f"{value.value:.6g}" if value else ""), (name, control.metrics, None))
-        return sorted(found.values(), key=lambda row: row[1][primary].rank if primary in row[1] else np.inf)
-
-
-def contests_of(runs: Sequence[FinishedRun]) -> list[Contest]:
-    """Runs that may be ranked together, by the name of their data set, splits and target."""
     found: dict[str, list[FinishedRun]] = {}
     for run in runs:
         result = run.result
@@ -116,10 +107,9 @@ def contests_of(runs: Sequence[FinishedRun]) -> list[Contest]:
         mode = f" ({local}relative actions)" if result.action_mode == "relative" else ""
         found.setdefault(f"{dataset_title(result)}{splits}{mode}", []).append(run)
 
-    def place(run: FinishedRun) -> tuple[float, str]:
-        return run.result.score.rank, run.result.label
-
-    return [Contest(name, tuple(sorted(group, key=place))) for name, group in sorted(found.items())]
+    for group in found.values():
+        group.sort(key=lambda run: (run.result.score.rank, run.result.label))
+    return [{"name": name, "runs": found[name], "rows": board_rows(found[name])} for name in sorted(found)]
 
 
 def dataset_title(result: EvalResult) -> str:

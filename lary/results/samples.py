@@ -32,8 +32,8 @@ from lary.results.figures import Context, Files, Found, finish, new_figure, plot
 from lary.results.folder import FinishedRun
 from lary.results.published import Chunks, read_predicted
 from lary.results.report import dataset_title
-from lary.runtime import log, progress
-from lary.types import LaryError, MediaError, UsageError
+from lary.runtime import log
+from lary.types import LaryError, MediaError, Sample, UsageError
 
 OPACITY = 0.6
 BRIGHTEST = 99.5
@@ -55,10 +55,9 @@ def _check_known(option: str, what: str, wanted: Sequence[str], known: Sequence[
     """Refuse names that no run has, with a suggestion. Raises UsageError."""
     for name in wanted if known else ():
         if name not in known:
-            some = list(known[:5000])
-            hint = suggest(name, some)
-            if len(some) > 12 and "Did you mean" not in hint:
-                hint = f" One that is there: {some[0]}."
+            hint = suggest(name, known[:5000])
+            if len(known) > 12 and "Did you mean" not in hint:
+                hint = f" One that is there: {known[0]}."
             raise UsageError(f"--{option} {name}: no run was scored on such {what}.{hint}")
 
 
@@ -69,18 +68,18 @@ def attention_maps(context: Context) -> Found:
     """One figure per classification run. Raises UsageError for a sample that no run has."""
     runs = context.of_task("classification", "classify")
     known: dict[str, None] = {}
-    with progress(len(runs), "attention maps", "run") as bar:
-        for run in runs:
-            try:
-                yield from _write_maps(run, context, known)
-            except LaryError as error:
-                yield f"{run.result.label} on {run.result.dataset.name}: {error}"
-            bar.advance()
+    for run in runs:
+        try:
+            yield from _write_maps(run, context, known)
+        except LaryError as error:
+            yield f"{run.result.label} on {run.result.dataset.name}: {error}"
     _check_known("sample", "a sample", context.config.sample, list(known))
 
 
 def _write_maps(run: FinishedRun, context: Context, known: dict[str, None]) -> Files:
     """The figure and data of one run; the names of its samples are added to `known`."""
+    from pandas import DataFrame, MultiIndex
+
     from lary.probes.nets import attend, load_head
 
     result = run.result
@@ -98,30 +97,32 @@ def _write_maps(run: FinishedRun, context: Context, known: dict[str, None]) -> F
         return []
     head = load_head(run.folder / CHECKPOINT, len(dataset.labels.classes))
     run.file(CHECKPOINT)
-    all_logits, all_weights = attend(head, split.source, rows)
+    logits, weights = attend(head, split.source, rows)
     frames = len(split.table[0].frame_index) or len(split.table[0].media)
     layout = layout_of(tuple(split.source.shape), frames, model)
+    weights = weights.reshape(len(rows), len(layout.steps), layout.tokens)
     view = model.preprocessing(ref.protocol, split.table.spec.media)
-    samples, table, pictures = [], [], []
-    for row, logits, weights in zip(rows, all_logits, all_weights, strict=True):
-        sample, own = split.table[row], weights.reshape(len(layout.steps), layout.tokens)
-        scores = np.exp(logits - logits.max())
-        samples.append(
-            {
-                "sample": sample.id,
-                "media": list(sample.media),
-                "true": sample.target,
-                "predicted": dataset.labels.classes[int(logits.argmax())],
-                "probability": float(scores.max() / scores.sum()),
-                "frames": [f"frame {number}" for number in sample.frame_index] or ["source", "target"],
-                "share_of_steps": own.sum(axis=1).tolist(),
-            }
-        )
-        for (step, token), weight in np.ndenumerate(own):
-            row_of, column = divmod(token, layout.side) if layout.side else (None, None)
-            place = {"sample": sample.id, "step": step, "token": token, "row": row_of, "column": column}
-            table.append({**place, "weight": float(weight)})
-        pictures.append((own, _frames_as_seen(split, row, view)))
+    chosen = [split.table[row] for row in rows]
+    pictures = [_frames_as_seen(split, sample, view) for sample in chosen]
+    scores = np.exp(logits - logits.max(axis=1, keepdims=True))
+    probability = scores.max(axis=1) / scores.sum(axis=1)
+    samples = [
+        {
+            "sample": sample.id,
+            "media": list(sample.media),
+            "true": sample.target,
+            "predicted": dataset.labels.classes[int(logits[place].argmax())],
+            "probability": float(probability[place]),
+            "frames": [f"frame {number}" for number in sample.frame_index] or ["source", "target"],
+            "share_of_steps": weights[place].sum(axis=1).tolist(),
+        }
+        for place, sample in enumerate(chosen)
+    ]
+    each = [sample.id for sample in chosen], range(len(layout.steps)), range(layout.tokens)
+    index = MultiIndex.from_product(each, names=["sample", "step", "token"])
+    table = DataFrame(index=index).reset_index()
+    table["row"], table["column"] = divmod(table["token"], layout.side) if layout.side else (None, None)
+    table["weight"] = weights.ravel()
     facts = {
         "dataset": dataset.name,
         "model": result.label,
@@ -131,11 +132,12 @@ def _write_maps(run: FinishedRun, context: Context, known: dict[str, None]) -> F
         "samples": samples,
     }
     cell = 1.25 if len(layout.steps) > 3 else 1.9
-    with new_figure(max(1.2 + cell * len(layout.steps), 6.4), 0.7 + (cell + 0.6) * len(rows)) as figure:
-        limit = np.percentile(np.concatenate([own.ravel() * own.size for own, _ in pictures]), BRIGHTEST)
+    height = sum(cell * (1 if shown is None else 2) + 0.6 for shown in pictures)
+    with new_figure(max(1.2 + cell * len(layout.steps), 6.4), 0.7 + height) as figure:
+        limit = float(np.percentile(weights * weights[0].size, BRIGHTEST))
         blocks = figure.subfigures(len(rows), 1, squeeze=False)[:, 0]
-        for block, about, (own, shown) in zip(blocks, samples, pictures, strict=True):
-            _draw_maps(block, about, own, shown, layout, float(limit))
+        for block, about, own, shown in zip(blocks, samples, weights, pictures, strict=True):
+            _draw_maps(block, about, own, shown, layout, limit)
         kind = f"{layout.side} x {layout.side} places" if layout.side else f"{layout.tokens} tokens without a place"
         title = f"{dataset_title(result)}, {result.label}: attention of the probe"
         figure.suptitle(f"{title}\n{kind} per step; {run.about}", fontsize=9.5)
@@ -149,9 +151,9 @@ def _chosen_rows(split: SplitLatents, context: Context, known: dict[str, None]) 
     A sample is named by its id or by its last media path, as in case.txt.
     """
     config, names = context.config, {}
-    for row in reversed(range(len(split.table))):  # of equal names the first row counts
-        names[split.table[row].media[-1]] = row
-    names = {sample.id: row for row, sample in enumerate(split.table)} | names
+    for row, sample in enumerate(split.table):  # of equal names the first row counts
+        names.setdefault(sample.id, row)
+        names.setdefault(sample.media[-1], row)
     known |= dict.fromkeys(names)
     if config.sample:
         return [names[name] for name in config.sample if name in names]
@@ -160,9 +162,8 @@ def _chosen_rows(split: SplitLatents, context: Context, known: dict[str, None]) 
     return [int(order[place]) for place in np.unique(places)]
 
 
-def _frames_as_seen(split: SplitLatents, row: int, view: Preprocess) -> npt.NDArray[np.uint8] | None:
+def _frames_as_seen(split: SplitLatents, sample: Sample, view: Preprocess) -> npt.NDArray[np.uint8] | None:
     """Frames (T, H, W, 3) as the model sees them; None where they aren't on this machine."""
-    sample = split.table[row]
     try:
         return resize(read_clip(split.table.media_path(sample), sample.frame_index), view)
     except MediaError as error:
@@ -178,9 +179,10 @@ def layout_of(shape: tuple[int, ...], frames: int, model: ModelSpec) -> TokenLay
     else:
         steps = shape[0] // side**2 if side and shape[0] % side**2 == 0 else 1
         tokens = shape[0] // steps
-    if side is None or side**2 != tokens:
-        root = math.isqrt(tokens)
-        side = root if side is None and root**2 == tokens else 0
+    if side is None:
+        side = math.isqrt(tokens)
+    if side**2 != tokens:
+        side = 0
     return TokenLayout(frames_of_steps(frames, steps, model.first_frame_alone), tokens, side)
 
 
@@ -206,24 +208,28 @@ def _draw_maps(
     layout: TokenLayout,
     limit: float,
 ) -> None:
-    """Draw the attention of each step of a sample on the last frame that it shows.
+    """Draw the frames of a sample, and below them the attention of each step on the last frame that it shows.
 
     Tokens without a place are a column of bars, the first one on top.
     """
     side, extent = layout.side, (0, 1, 1, 0)
-    (grid,) = block.subplots(1, len(layout.steps), squeeze=False)
-    heading = f"{about['sample']}   true {about['true']}, predicted {about['predicted']}"
-    heading += f" ({100 * about['probability']:.0f} %)"
-    heading += "" if pictures is not None else "; the frames are not on this machine"
+    there = pictures is not None
+    *above, grid = block.subplots(1 + there, len(layout.steps), squeeze=False)
+    heading = "{sample}   true {true}, predicted {predicted} ({percent:.0f} %)".format(
+        **about, percent=100 * about["probability"]
+    )
+    heading += "" if there else "; the frames are not on this machine"
     block.suptitle(heading, fontsize=8.5, x=0.01, ha="left")
     for step, (axes, part) in enumerate(zip(grid, layout.steps, strict=True)):
         axes.axis("off")
         axes.set_title(f"{about['frames'][part[-1]]}: {100 * weights[step].sum():.0f} %", fontsize=7)
-        behind = pictures is not None and side > 0
-        if pictures is not None and behind:
-            axes.imshow(pictures[part[-1]].mean(axis=-1), cmap="gray", vmin=0, vmax=255, extent=extent)
+        if pictures is not None:
+            above[0][step].axis("off")
+            above[0][step].imshow(pictures[part[-1]], extent=extent)
+            if side:
+                axes.imshow(pictures[part[-1]].mean(axis=-1), cmap="gray", vmin=0, vmax=255, extent=extent)
         own = (weights[step] * weights.size).reshape(side or -1, side or 1)  # 1 is uniform attention
-        alpha = OPACITY if behind else 1.0
+        alpha = OPACITY if there and side else 1.0
         image = axes.imshow(own, cmap="inferno", vmin=0, vmax=limit, alpha=alpha, extent=extent)
     block.colorbar(image, ax=grid, shrink=0.6, pad=0.01, extend="max", label="attention, uniform = 1")
 
@@ -280,30 +286,39 @@ def _write_episodes(context: Context, run: FinishedRun, chunks: Chunks, episodes
 
     The table has a row per episode, sample, step and dimension.
     """
+    from pandas import DataFrame, concat
+
     result, (_, steps, size) = run.result, chunks.true.shape
     names = list(dict.fromkeys(row.name for row in result.dimensions if row.split == "seen"))
     names += [f"dimension {place}" for place in range(len(names), size)]
     units = [*result.dataset.units, *([""] * size)]
     change = "Δ " if result.action_mode == "relative" else ""
-    table = []
+    tables = []
     with new_figure(0.9 + 3.1 * len(episodes), 1.25 + 0.95 * size) as figure:
         grid = figure.subplots(size, len(episodes), squeeze=False, sharey="row", sharex="col")
         for column, episode in enumerate(episodes):
             rows, starts, numbered = rows_of_episode(chunks, episode)
-            across = np.array(starts, dtype=np.float64)[:, None] + np.arange(steps)
-            for row, start in zip(rows, starts, strict=True):
-                for step, place in np.ndindex(steps, size):
-                    about = {"episode": episode, "sample": chunks.ids[row], "frame": start + step, "step": step}
-                    about |= {"dimension": names[place], "unit": units[place]}
-                    about |= {"predicted": float(chunks.predicted[row, step, place])}
-                    table.append(about | {"true": float(chunks.true[row, step, place])})
+            frames = np.array(starts)[:, None] + np.arange(steps)
+            true, predicted = chunks.true[rows], chunks.predicted[rows]
+            sample, step, place = np.indices(true.shape).reshape(3, -1)
+            about = {
+                "episode": episode,
+                "sample": np.array(chunks.ids)[rows][sample],
+                "frame": frames[sample, step],
+                "step": step,
+                "dimension": np.array(names)[place],
+                "unit": np.array(units)[place],
+                "predicted": predicted.ravel(),
+                "true": true.ravel(),
+            }
+            tables.append(DataFrame(about))
             for place, axes in enumerate(grid[:, column]):
                 # A NaN behind each chunk ends its line.
-                steps_at, true, predicted = (
-                    np.pad(own, ((0, 0), (0, 1)), constant_values=np.nan).ravel()
-                    for own in (across, chunks.true[rows, :, place], chunks.predicted[rows, :, place])
+                lines = (
+                    np.pad(own.astype(np.float64), ((0, 0), (0, 1)), constant_values=np.nan).ravel()
+                    for own in (frames, true[..., place], predicted[..., place])
                 )
-                plot_pair(axes, steps_at, true, predicted, "." if steps == 1 else None)
+                plot_pair(axes, *lines, "." if steps == 1 else None)
                 axes.tick_params(labelsize=7)
                 unit = f"\n[{units[place]}]" if units[place] else ""
                 axes.set_ylabel("" if column else f"{change}{names[place]}{unit}", fontsize=8)
@@ -318,4 +333,4 @@ def _write_episodes(context: Context, run: FinishedRun, chunks: Chunks, episodes
             "episodes": list(episodes),
         }
         stem = f"trajectories_{slug(run.folder.name)}"
-        return context.write(stem, figure, table, run, **facts)
+        return context.write(stem, figure, concat(tables), run, **facts)

@@ -17,6 +17,7 @@ from math import inf
 import numpy as np
 import numpy.typing as npt
 import torch
+from scipy.special import betaincinv, ndtri, stdtrit
 from torch import Tensor
 
 Array = npt.NDArray[np.float64]
@@ -93,11 +94,8 @@ macro_scores = Statistic(_macro, ((0, 1),))
 
 def class_sums(labels: Ints, predicted: Ints, classes: int, clusters: Ints) -> Array:
     """Sums per cluster for `macro_scores`, (G, 3L) float64."""
-    sums = np.zeros((int(clusters.max(initial=-1)) + 1, 3 * classes))
-    np.add.at(sums, (clusters, labels), (labels == predicted).astype(np.float64))
-    np.add.at(sums, (clusters, classes + labels), 1.0)
-    np.add.at(sums, (clusters, 2 * classes + predicted), 1.0)
-    return sums
+    true, guess = np.eye(classes)[labels], np.eye(classes)[predicted]
+    return cluster_sums(np.hstack([true * guess, true, guess]), clusters)
 
 
 def _errors(totals: Tensor) -> Tensor:
@@ -131,11 +129,10 @@ def error_columns(prediction: npt.ArrayLike, target: npt.ArrayLike) -> Array:
 def cluster_index(groups: Sequence[str], seed: int = 0) -> Ints:
     """The cluster of every sample from its group name, (n,), at most `MAX_CLUSTERS` of them."""
     names, index = np.unique(np.asarray(groups, dtype=str), return_inverse=True)
-    index = index.reshape(-1).astype(np.int64)
-    if len(names) <= MAX_CLUSTERS:
-        return index
-    bundle = np.random.default_rng(seed).permutation(len(names)) % MAX_CLUSTERS
-    found: Ints = bundle[index]
+    bundles = np.arange(len(names))
+    if len(names) > MAX_CLUSTERS:
+        bundles = np.random.default_rng(seed).permutation(len(names)) % MAX_CLUSTERS
+    found: Ints = bundles[index.reshape(-1)]
     return found
 
 
@@ -152,9 +149,7 @@ def cluster_draws(clusters: int, seed: int, resamples: int) -> Array:
     """How often each cluster is in each resample, (R, G), which all metrics of a run share."""
     chances = np.full(clusters, 1 / clusters)
     draws = np.random.default_rng(seed).multinomial(clusters, chances, size=resamples)
-    kept: Array = draws.astype(np.float64)
-    kept.flags.writeable = False
-    return kept
+    return draws.astype(np.float64)
 
 
 # --- intervals ---
@@ -179,7 +174,7 @@ class Spread:
 
     `ratios` (R, K) are the studentised deviations of the resamples; `variance` (K,) is
     that over clusters; `parts` are pairs of a weight and the values (S, K) of all seeds;
-    `ranged` says whether the metric has a range.
+    `limits` (K, 2) is the range of the metric.
     """
 
     value: Array
@@ -187,7 +182,14 @@ class Spread:
     ratios: Array
     variance: Array
     parts: tuple[tuple[float, Array], ...]
-    ranged: bool
+    limits: Array
+
+    def interval(self) -> Interval:
+        """The interval of each estimate, in the range of the metric."""
+        reach = np.array([self.reach(column, LEVEL) for column in range(len(self.value))])
+        low = np.maximum(self.value - reach[:, 0], self.limits[:, 0])
+        high = np.minimum(self.value + reach[:, 1], self.limits[:, 1])
+        return Interval(self.value, low, high, self.parts[0][1])
 
     def reach(self, column: int, level: float) -> tuple[float, float]:
         """How far the interval of a value reaches below and above it, NaN if unknown."""
@@ -202,9 +204,9 @@ class Spread:
         student = _student(freedom, level)
         excess = np.array([high, -low]) - _student(self.support[column] - 1, level)
         # Differences are heavy on both sides: else one in thirteen equal pairs is found different.
-        if not self.ranged:
+        if np.isinf(self.limits).all():
             excess = np.maximum(excess, 0)
-        share = float(self.variance[column]) / total
+        share = self.variance[column] / total
         below, above = np.maximum(student + share * excess, 0) * total**0.5
         return float(below), float(above)
 
@@ -226,25 +228,12 @@ class Spread:
 
 
 def _student(freedom: float, level: float) -> float:
-    from scipy.special import stdtrit
-
     return float(stdtrit(freedom, (1 + level) / 2))
 
 
 def bootstrap(sums: Array, statistic: Statistic, *, seed: int = 0, resamples: int = RESAMPLES) -> Interval:
     """The statistic of all clusters and its interval, from sums (S, G, M)."""
-    found = spread_of([(1.0, sums)], statistic, seed=seed, resamples=resamples)
-    return interval_of(found, statistic)
-
-
-def interval_of(found: Spread, statistic: Statistic = ratio) -> Interval:
-    """The interval of estimates from their spread, in the range of the statistic."""
-    count = len(found.value)
-    reach = np.array([found.reach(column, LEVEL) for column in range(count)]).reshape(-1, 2)
-    lowest, highest = np.repeat(statistic.limits, count // len(statistic.limits), axis=0).T
-    low = np.clip(found.value - reach[:, 0], lowest, None)
-    high = np.clip(found.value + reach[:, 1], None, highest)
-    return Interval(found.value, low, high, found.parts[0][1])
+    return spread_of([(1.0, sums)], statistic, seed=seed, resamples=resamples).interval()
 
 
 def spread_of(
@@ -272,8 +261,8 @@ def _without_resamples(parts: Sequence[Part], statistic: Statistic, support: Int
     counts = np.full(estimate.shape[1], clusters) if support is None else support
     own = whole[0] ** 2 * counts / np.maximum(counts - 1, 1)
     values = tuple((weight, statistic(sums.sum(axis=1))) for weight, sums in parts)
-    ranged = bool(np.isfinite(statistic.limits).any())
-    return Spread(estimate[0], counts, np.empty((0, len(own))), own, values, ranged)
+    limits = np.repeat(statistic.limits, len(own) // len(statistic.limits), axis=0)
+    return Spread(estimate[0], counts, np.empty((0, len(own))), own, values, limits)
 
 
 def _resampled(parts: Sequence[Part], statistic: Statistic, draws: Array) -> tuple[Array, Array]:
@@ -309,22 +298,18 @@ def fraction_interval(sums: Array) -> Interval:
     normal one; for as many trials as clusters where all or no trials hit. Resampling
     fails for a class with a dozen samples, of which some resamples hold no hit.
     """
-    from scipy.special import betaincinv, ndtri
-
     counts = np.split(sums[0], 2, axis=1)[1]
     support: Ints = (counts > 0).sum(axis=0)
-    trials, normal, tail = counts.sum(axis=0), float(ndtri((1 + LEVEL) / 2)), (1 - LEVEL) / 2
+    normal, tail = float(ndtri((1 + LEVEL) / 2)), (1 - LEVEL) / 2
     found = _without_resamples([(1.0, sums)], fraction, support)
     low, high = np.full_like(found.value, np.nan), np.full_like(found.value, np.nan)
     for column in np.flatnonzero(support >= MIN_CLUSTERS).tolist():
         share = float(found.value[column])
         total, freedom = found.total(column)
-        size = float(support[column])
-        if 0 < share < 1:
-            size = float(trials[column])
-            if total > 0:
-                independent = share * (1 - share) / total
-                size = min(size, independent * (normal / _student(freedom, LEVEL)) ** 2)
+        size = float(counts[:, column].sum() if 0 < share < 1 else support[column])
+        if 0 < share < 1 and total > 0:
+            independent = share * (1 - share) / total
+            size = min(size, independent * (normal / _student(freedom, LEVEL)) ** 2)
         right, wrong = share * size, (1 - share) * size
         low[column] = betaincinv(right, wrong + 1, tail) if share > 0 else 0.0
         high[column] = betaincinv(right + 1, wrong, 1 - tail) if share < 1 else 1.0

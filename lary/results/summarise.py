@@ -6,6 +6,7 @@ them.
 
 from __future__ import annotations
 
+import functools
 import math
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -17,7 +18,7 @@ from pydantic_core import from_json, to_json
 
 from lary.data.spec import Orientation
 from lary.probes import outcome as metrics
-from lary.probes.outcome import ClassificationOutcome, Floats, RegressionOutcome, SelectionName, SplitOutcome
+from lary.probes.outcome import ClassificationOutcome, Floats, RegressionOutcome, SplitOutcome
 from lary.results import record
 from lary.results import statistics as stats
 from lary.results.published import examples_of
@@ -29,7 +30,8 @@ SMALLEST_NORM = 1e-8
 """A quaternion below it has no direction."""
 
 Doubles = npt.NDArray[np.float64]
-Booleans = npt.NDArray[np.bool_]
+Tables = Iterable[npt.ArrayLike]
+"""A table (n, M) of the probe of each seed."""
 
 Scores = dict[str, tuple[stats.Interval, int, Unit]]
 """Metrics by name: each is a column of an interval, and has a unit."""
@@ -59,13 +61,13 @@ def _check_finite(values: Sequence[npt.NDArray[Any]], what: str) -> None:
         raise LaryError(f"The {what} contain NaN or infinity: the probe diverged; lower its learning rate.")
 
 
-def _seed_sums(tables: Iterable[npt.ArrayLike], clusters: stats.Ints) -> stats.Array:
-    """Sums (S, G, M) within clusters of one table (n, M) per seed."""
+def _seed_sums(tables: Tables, clusters: stats.Ints) -> stats.Array:
+    """Sums (S, G, M) within clusters."""
     return np.stack([stats.cluster_sums(table, clusters) for table in tables])
 
 
 def _means(tables: Iterable[Doubles], clusters: stats.Ints, seed: int, kind: stats.Statistic) -> stats.Interval:
-    """The interval of means of the columns of a table (n, K) per seed, without NaN."""
+    """The interval of means of the columns, without NaN."""
     counted = (np.hstack([np.nan_to_num(table), ~np.isnan(table)]) for table in tables)
     return stats.bootstrap(_seed_sums(counted, clusters), kind, seed=seed)
 
@@ -106,18 +108,6 @@ def _finished(
 # --- classification ---
 
 
-def _accuracy(right: Sequence[Booleans], clusters: stats.Ints) -> stats.Interval:
-    tables = (np.stack([own, np.ones_like(own)], axis=1) for own in right)
-    return stats.fraction_interval(_seed_sums(tables, clusters))
-
-
-def _in_top(labels: stats.Ints, logits: Floats) -> Booleans:
-    """Whether the true class is among the `TOP_K` highest; equal scores in class order."""
-    best = np.argsort(-logits, axis=1, kind="stable")[:, :TOP_K]
-    found: Booleans = (best == labels[:, None]).any(axis=1)
-    return found
-
-
 def classification_result(
     outcome: ClassificationOutcome, facts: RunFacts, others: Sequence[ClassificationOutcome] = ()
 ) -> EvalResult:
@@ -130,22 +120,29 @@ def classification_result(
     labels, count = outcome.labels, len(outcome.classes)
     clusters = stats.cluster_index(outcome.samples.groups, facts.seed)
 
+    def share(right: Iterable[npt.ArrayLike]) -> stats.Interval:
+        tables = (np.stack([own, np.ones(len(labels))], axis=1) for own in right)
+        return stats.fraction_interval(_seed_sums(tables, clusters))
+
     def scores_of(predicted: Sequence[stats.Ints]) -> Scores:
         sums = np.stack([stats.class_sums(labels, own, count, clusters) for own in predicted])
         macro = stats.bootstrap(sums, stats.macro_scores, seed=facts.seed)
-        accuracy = _accuracy([labels == own for own in predicted], clusters)
-        found = {"top1": (accuracy, 0), "macro_recall": (macro, 0), "macro_f1": (macro, 1)}
-        return {name: (*score, "fraction") for name, score in found.items()}
+        return {
+            "top1": (share(labels == own for own in predicted), 0, "fraction"),
+            "macro_recall": (macro, 0, "fraction"),
+            "macro_f1": (macro, 1, "fraction"),
+        }
 
-    scores: dict[SelectionName, Scores] = {}
+    scores: dict[str, Scores] = {}
     selections = {}
     for name, chosen in outcome.selections.items():
         logits = [run.selections[name].logits for run in runs]
         _check_finite(logits, "scores of the probe")
         own = scores[name] = scores_of([each.argmax(axis=1) for each in logits])
-        if count > TOP_K:
-            top = _accuracy([_in_top(labels, each) for each in logits], clusters)
-            own[f"top{TOP_K}"] = (top, 0, "fraction")
+        if count > TOP_K:  # equal scores in class order
+            best = (np.argsort(-each, axis=1, kind="stable")[:, :TOP_K] for each in logits)
+            right = ((each == labels[:, None]).any(axis=1) for each in best)
+            own[f"top{TOP_K}"] = (share(right), 0, "fraction")
         selections[name] = record.Selection(epoch=chosen.epoch, head=chosen.head, metrics=_metrics(own))
     first = headline(outcome.selections)
     predicted = [run.selections[first].logits.argmax(axis=1) for run in runs]
@@ -173,20 +170,16 @@ def classification_result(
 def _class_rows(
     outcome: ClassificationOutcome, predicted: stats.Ints, clusters: stats.Ints, matrix: stats.Ints
 ) -> Iterator[record.ClassRow]:
-    count, table = len(outcome.classes), metrics.class_statistics(matrix)
+    from pandas import DataFrame
+
+    count, found = len(outcome.classes), metrics.class_statistics(matrix)
     sums = stats.class_sums(outcome.labels, predicted, count, clusters)
     recall = stats.fraction_interval(sums[None, :, : 2 * count])
-    for index, name in enumerate(outcome.classes):
-        true = int(table.support[index])
-        yield record.ClassRow(
-            name=name,
-            train=int(outcome.train_counts[index]),
-            true=true,
-            predicted=int(matrix[index].sum()),
-            precision=float(table.precision[index]),
-            recall=metric(recall, index, "fraction") if true else None,
-            f1=float(table.f1[index]),
-        )
+    table = DataFrame({"name": outcome.classes, "train": outcome.train_counts, "true": found.support})
+    table = table.assign(predicted=matrix.sum(axis=1), precision=found.precision, f1=found.f1)
+    for index, row in enumerate(table.to_dict("records")):
+        own = metric(recall, index, "fraction") if row["true"] else None
+        yield record.ClassRow.model_validate({**row, "recall": own})
 
 
 # --- regression ---
@@ -303,20 +296,19 @@ def regression_result(
     runs, seen, units = (outcome, *others), outcome.splits["seen"], facts.dataset.units
     first = headline(seen.selections)
     scores: dict[str, Scores] = {}
-    gains: dict[str, Metric] = {}
+    predicted: dict[tuple[str, str], _Predicted] = {}
+    for role, split in outcome.splits.items():
+        for name in (*split.selections, *seen.controls):
+            splits: list[Any] = [run.splits[role] for run in runs]
+            control = name in seen.controls
+            values = [own.controls[name] if control else own.selections[name].values for own in splits]
+            _check_finite(values, f"predictions on the {role} split")
+            own = predicted[role, name] = _Predicted(role, split, split.samples.groups, values, facts.seed)
+            scores.setdefault(name, {}).update(own.overall())
     tables: dict[str, list[Any]] = {"dimensions": [], "dimension_groups": [], "robots": [], "orientations": []}
     dims = {name: (index,) for index, name in enumerate(outcome.dims)}
     for role, split in outcome.splits.items():
-
-        def predicted(values: Iterable[Floats], role: str = role, split: SplitOutcome = split) -> _Predicted:
-            values = list(values)
-            _check_finite(values, f"predictions on the {role} split")
-            return _Predicted(role, split, split.samples.groups, values, facts.seed)
-
-        for name in split.selections:
-            own = predicted(run.splits[role].selections[name].values for run in runs)
-            scores.setdefault(name, {}).update(own.overall())
-        own = predicted(run.splits[role].selections[first].values for run in runs)
+        own = predicted[role, first]
         for row in own.parts(dims, [*units, *[""] * len(dims)]):
             tables["dimensions"].append(record.DimensionRow(**row, rmse=row["physical_mse"].value ** 0.5))
         tables["dimension_groups"] += [record.GroupRow(**row) for row in own.parts(outcome.groups, units)]
@@ -328,29 +320,24 @@ def regression_result(
             if (degrees := own.angle([each])) is not None:
                 about = {"split": role, "name": each.name, "convention": each.convention}
                 tables["orientations"].append(record.OrientationRow(**about, degrees=degrees))
-        for control in seen.controls:
-            other = predicted(run.splits[role].controls[control] for run in runs)
-            scores.setdefault(control, {}).update(other.overall())
-            if role == "seen":
-                pairs = zip(own.squared(), other.squared(), strict=True)
-                errors = ((ours - theirs).mean(axis=1)[:, None] for ours, theirs in pairs)
-                gain = _means(errors, own.clusters, facts.seed, stats.ratio)
-                gains[control] = metric(gain, 0, "normalised")
+    own, controls = predicted["seen", first], {}
+    for name in seen.controls:
+        pairs = zip(own.squared(), predicted["seen", name].squared(), strict=True)
+        errors = ((ours - theirs).mean(axis=1)[:, None] for ours, theirs in pairs)
+        gain = metric(_means(errors, own.clusters, facts.seed, stats.ratio), 0, "normalised")
+        controls[name] = record.Control(metrics=_metrics(scores[name]), gain=gain)
+    selections = {}
+    for name, chosen in seen.selections.items():
+        loss = {role: float(split.loss[name]) for role, split in outcome.splits.items() if name in split.loss}
+        selections[name] = record.Selection(epoch=chosen.epoch, loss=loss, metrics=_metrics(scores[name]))
     return _finished(
         runs,
         facts,
         scores[first],
         task="regression",
         primary="seen_mse",
-        selections={
-            name: record.Selection(
-                epoch=chosen.epoch,
-                loss={role: float(split.loss[name]) for role, split in outcome.splits.items() if name in split.loss},
-                metrics=_metrics(scores[name]),
-            )
-            for name, chosen in seen.selections.items()
-        },
-        controls={name: record.Control(metrics=_metrics(scores[name]), gain=gain) for name, gain in gains.items()},
+        selections=selections,
+        controls=controls,
         examples=tuple(examples_of(seen, facts.files)),
         **{name: tuple(rows) for name, rows in tables.items()},
     )
@@ -376,15 +363,12 @@ def angular_error(split: SplitOutcome, prediction: Floats, orientation: Orientat
         (values[..., chosen] * std + mean).reshape(-1, len(chosen)) for values in (prediction, split.targets)
     )
     there = np.ones(len(truth), dtype=bool)
-    quaternion = orientation.convention == "quaternion_xyzw"
-    if quaternion:
+    turn = functools.partial(Rotation.from_euler, "xyz")
+    if orientation.convention == "quaternion_xyzw":
+        turn = Rotation.from_quat
         there = np.linalg.norm(truth, axis=1) > SMALLEST_NORM
-        guess[np.linalg.norm(guess, axis=1) <= SMALLEST_NORM] = (0, 0, 0, 1)
-    angles = np.full(len(truth), np.nan)
-    if there.any():
-        one, other = (
-            Rotation.from_quat(own[there]) if quaternion else Rotation.from_euler("xyz", own[there])
-            for own in (guess, truth)
-        )
-        angles[there] = np.degrees((one.inv() * other).magnitude())
+        for own in (guess, truth):
+            own[np.linalg.norm(own, axis=1) <= SMALLEST_NORM] = (0, 0, 0, 1)
+    between = turn(guess).inv() * turn(truth)
+    angles = np.where(there, np.degrees(between.magnitude()), np.nan)
     return _row_means(angles.reshape(len(split.targets), -1))

@@ -45,8 +45,7 @@ class ControlReport:
     def text(self) -> str:
         """One line per control, the ones nearest to the model first."""
         result, score = self.result, self.result.score
-        better = "higher" if score.higher_is_better else "lower"
-        lines = [f"{result.label} on {result.dataset.name}: {result.primary} {score.text()} ({better} is better)"]
+        lines = [f"{result.label} on {result.dataset.name}: {result.primary} {score.text()} ({score.better} is better)"]
         for name, control in result.controls.items():
             value = control.metrics[result.primary].text()
             lines.append(f"  {name.replace('_', ' '):32} {value:28} margin {control.gain.text()}")

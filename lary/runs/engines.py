@@ -18,18 +18,19 @@ import threading
 import traceback
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import FIRST_COMPLETED, Future, wait
+from concurrent.futures import FIRST_COMPLETED, Future, as_completed, wait
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any, TypeVar
 
 from lary.configs import SweepConfig
 from lary.data.spec import DATASETS
-from lary.data.tables import read_table
-from lary.latents.pipeline import Advance, Job, Unit, UnitReport, encode_units, make_encoder, model_of
+from lary.data.tables import SampleTable, read_table
+from lary.latents.pipeline import Advance, Job, Unit, UnitReport, encode_units, make_encoder, model_of, plan_units
 from lary.latents.store import MANIFEST, read_manifest
+from lary.models.running import LoadedEncoder
 from lary.registry import load_plugin
-from lary.runtime import log, pick_devices
+from lary.runtime import log, pick_devices, progress
 from lary.settings import VARIABLES, Settings
 from lary.types import Failure, LaryError, UsageError
 from lary.workers import Answer, NoAnswer, Pool, Question
@@ -68,6 +69,34 @@ class StopRequest:
         log.warning("finishing the current unit of rows; press Ctrl-C again to stop at once")
 
 
+def encode_all(
+    job: Job, table: SampleTable, pending: Sequence[int], devices: Sequence[str], encoder: LoadedEncoder, title: str
+) -> tuple[list[UnitReport], bool]:
+    """Do the pending rows with the engine that was asked for; returns also whether a stop was asked for.
+
+    Raises:
+        LaryError: as the engine.
+    """
+    import torch
+
+    assert job.store is not None
+    local = job.config.engine == "local"
+    processes = len(devices) if local else 1
+    job = replace(job, pending=len(pending), threads=torch.get_num_threads(), processes=processes)
+    units = plan_units(pending, job.store.unit_rows)
+    with StopRequest() as stop, progress(len(pending), title) as bar:
+        if not local:
+            found = extract_on_ray(job, units, stop, bar.advance)
+        elif processes > 1:
+            found = run_processes(job, units, devices, stop, bar.advance)
+        else:
+            waiting = (unit for unit in units if not stop.asked)
+            found = encode_units(
+                job, table, waiting, devices[0], encoder, advance=bar.advance, stopped=lambda: stop.asked
+            )
+        return list(found), stop.asked
+
+
 class UnitWorker:
     """An encoder on one device of one machine, made when it is first needed: what goes wrong shows in `run`."""
 
@@ -102,28 +131,24 @@ def check_shared(job: Job) -> None:
     there = (folder / MANIFEST).is_file() and read_manifest(folder).get("key") == job.store.identity.key
     if not (there and job.table.is_file()):
         raise LaryError(
-            f"The machine {socket.gethostname()} does not see {job.table if there else folder}: all machines need one "
-            "file system under the same paths."
+            f"The machine {socket.gethostname()} does not see {folder} or {job.table}: all machines need one file "
+            "system under the same paths."
         )
 
 
 def in_tasks(units: Sequence[Unit], workers: int) -> list[Task]:
     """Units in groups of many rows, and yet several groups for each worker."""
-    least = min(TASK_ROWS, sum(len(unit.rows) for unit in units) // (TASKS_EACH * workers))
-    tasks: list[Task] = []
-    group: list[Unit] = []
-    for unit in units:
-        group.append(unit)
-        if sum(len(each.rows) for each in group) >= least:
-            tasks.append(tuple(group))
-            group = []
-    return [*tasks, tuple(group)] if group else tasks
+    rows = sum(len(unit.rows) for unit in units)
+    together = max(1, min(TASK_ROWS * len(units) // rows, len(units) // (TASKS_EACH * workers)))
+    return [tuple(units[start : start + together]) for start in range(0, len(units), together)]
 
 
 def share_out(
-    tasks: Sequence[Task], workers: Sequence[Callable[[Task], Future[list[Any]]]], stop: StopRequest,
+    tasks: Sequence[Task],
+    workers: Sequence[Callable[[Task], Future[list[Any]]]],
+    stop: StopRequest,
     advance: Advance,
-) -> Iterator[Any]:  # fmt: skip
+) -> Iterator[Any]:
     """The answers to tasks, which are given to whichever worker is free, until a stop is asked for."""
     waiting, idle = deque(tasks), list(workers)
     running: dict[Future[list[Any]], tuple[Any, Task]] = {}
@@ -221,17 +246,19 @@ def plan_actors(ray: Any, job: Job) -> tuple[int, int, dict[str, Any]]:
     """
     nodes = [node["Resources"] for node in ray.nodes() if node["Alive"]]
     gpus = [int(node.get("GPU", 0)) for node in nodes]
+    log.info("Ray: %d machines with %d GPUs", len(nodes), sum(gpus))
     if sum(gpus) and job.config.device != "cpu":
-        log.info("Ray: %d GPUs on %d machines", sum(gpus), len(nodes))
         return sum(gpus), max(gpus), {"num_gpus": 1, "num_cpus": 1}
-    log.info("Ray: %d machines, one process each on the CPU", len(nodes))
     return len(nodes), 1, {"num_cpus": 1, "scheduling_strategy": "SPREAD"}
 
 
 def tasks_on_ray(
-    work: Callable[[Group, dict[str, str], tuple[Path, ...], str | None], list[Found]], groups: Sequence[Group],
-    config: SweepConfig, settings: Settings, plugins: tuple[Path, ...],
-) -> Iterator[tuple[Group, list[Found] | str]]:  # fmt: skip
+    work: Callable[[Group, dict[str, str], tuple[Path, ...], str | None], list[Found]],
+    groups: Sequence[Group],
+    config: SweepConfig,
+    settings: Settings,
+    plugins: tuple[Path, ...],
+) -> Iterator[tuple[Group, list[Found] | str]]:
     """Call ``work(group, settings, plug-ins, GPUs)`` for every group in a task of its own.
 
     Yields:
@@ -243,22 +270,20 @@ def tasks_on_ray(
     """
     with connected(config.address) as ray:
         check_resources(ray.cluster_resources(), config)
-        options = {"num_cpus": config.cpus_per_run, "num_gpus": config.gpus_per_run, "max_retries": TRIES}
-        task = ray.remote(**options)(_with_gpus)
-        folders = {variable.name for variable in VARIABLES if variable.folder}
-        values = {  # tasks run in another folder
-            name: str(Path(value).absolute()) if name in folders or Path(value).exists() else value
+        options = {"num_cpus": config.cpus_per_run, "num_gpus": config.gpus_per_run}
+        task = ray.remote(max_retries=TRIES, **options)(_with_gpus)
+        # Tasks run in another folder.
+        values = {
+            name: str(Path(value).absolute()) if VARIABLES[name].folder or Path(value).exists() else value
             for name, value in settings.values().items()
         }
         files = tuple(plugin.absolute() for plugin in plugins)
-        pending = {task.remote(work, group, values, files): group for group in groups}
-        while pending:
-            (ready,), _ = ray.wait(list(pending), num_returns=1)
-            group = pending.pop(ready)
+        pending = {task.remote(work, group, values, files).future(): group for group in groups}
+        for future in as_completed(pending):
             try:
-                yield group, ray.get(ready)
+                yield pending[future], future.result()
             except ray.exceptions.RayError as error:
-                yield group, (str(error).strip().splitlines() or [type(error).__name__])[-1]
+                yield pending[future], (str(error).strip().splitlines() or [type(error).__name__])[-1]
 
 
 def _with_gpus(work: Callable[..., Any], *given: Any) -> Any:
@@ -272,10 +297,8 @@ def _with_gpus(work: Callable[..., Any], *given: Any) -> Any:
 def check_resources(there: dict[str, float], config: SweepConfig) -> None:
     """Refuse what no machine can give: Ray would wait for it without end. Raises LaryError."""
     for name, wanted in (("CPU", config.cpus_per_run), ("GPU", config.gpus_per_run)):
-        if wanted > there.get(name, 0.0):
-            raise LaryError(
-                f"--{name.lower()}s-per-run {wanted:g}: the Ray cluster has {there.get(name, 0.0):g} {name}s in all."
-            )
+        if wanted > (most := there.get(name, 0.0)):
+            raise LaryError(f"--{name.lower()}s-per-run {wanted:g}: the Ray cluster has {most:g} {name}s in all.")
 
 
 @contextlib.contextmanager

@@ -12,7 +12,9 @@ from __future__ import annotations
 import json
 import math
 import shlex
+import shutil
 import sys
+import tempfile
 import time
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass, replace
@@ -25,9 +27,10 @@ from lary.configs import ExtractConfig, Mode, ProbeControl
 from lary.data.spec import DATASETS, DatasetSpec
 from lary.data.splits import find_table
 from lary.data.tables import INDEX_COLUMN, MEDIA_COLUMNS, SampleTable, read_table, write_csv
-from lary.files import digest, read_failures, read_json, remove_torn, write_failures, write_json, write_text
+from lary.files import digest, read_failures, read_json, remove_torn, write_failures, write_json
 from lary.latents.pipeline import Interrupted, Job, UnitReport, encode_units, make_encoder, model_of, plan_units
 from lary.latents.ref import (
+    KINDS,
     TABLE_FOLDER,
     LatentsRef,
     SplitLatents,
@@ -41,22 +44,23 @@ from lary.locks import locked
 from lary.models.running import LoadedEncoder
 from lary.models.spec import locate_weights
 from lary.registry import loaded_plugins
-from lary.runs.engines import StopRequest, extract_on_ray, run_processes
-from lary.runtime import log, pick_devices, progress
-from lary.settings import Settings
+from lary.runs.engines import encode_all
+from lary.runtime import log, pick_devices
+from lary.settings import Settings, load_settings
 from lary.types import BenchmarkProtocol, Failure, LaryError, Media, UsageError, as_path
 
-MODES: dict[Mode, Media] = {"image": "pair", "video": "clip"}
+MODES: dict[Media, Mode] = {"pair": "image", "clip": "video"}
 FAILURES = "failures.csv"
 TIMING = "extraction.json"
 ROWS_CHECKED = 10_000
 """Rows of a long table that are inspected before the work starts; what is missing behind them shows when it is read."""
+SECONDS_MEASURED, BATCHES_MEASURED = 10.0, 16
+"""How long and how much a dry run measures at most; the current batch is finished."""
 CHANGED = "changed"
 """The entry of a store's facts that names the control whose frames its latents were encoded from."""
 
 FRAME_CONTROLS: tuple[ProbeControl, ...] = ("static-pair", "shuffled-order")
 """Controls that change the frames that the encoder sees, not the targets of the probe."""
-
 SEED_OF_ORDERS = 0
 """Seed of the orders of frames; the probes of all seeds of a run see the same orders."""
 
@@ -77,28 +81,35 @@ def extract(config: ExtractConfig, settings: Settings) -> ExtractReport:
     """Extract the latents of one split; what is done already, by sample id and store identity, is not redone.
 
     Raises:
-        UsageError: unknown names, contradicting options, a folder that holds latents of another extraction.
-        LaryError: a missing table, no readable media, a model that can't be loaded, another process that writes the
-            same latents, a full disk.
+        UsageError: unknown names, contradicting options, a folder that holds latents of another
+            extraction.
+        LaryError: a missing table, no readable media, a model that can't be loaded, another process
+            that writes the same latents, a full disk.
         Interrupted: the user stopped it; what was begun is done.
     """
     started = time.monotonic()
     run = prepare_run(config, settings)
+    table, target = run.table, run.ref.table(settings)
     with locked(run.folder):
         # What killed runs were writing: now, since it may be what fills the disk.
         remove_torn(run.folder)
-        remove_torn(run.target.parent, run.target.name)
+        remove_torn(target.parent, target.name)
         store = open_run(run)
-        missing = store.missing(run.table)
+        missing = store.missing(table)
         pending = failed_rows(store.folder, missing) if config.retry_failed else missing
-        total, before = len(run.table), len(run.table) - len(missing)
-        log.info("%s: %s %d rows are done", run.title, f"{before} of" if missing else "all", total)
-        reports, stopped = work(run, store, pending) if pending else ([], False)
+        before = len(table) - len(missing)
+        log.info("%s: %s %d rows are done", run.title, f"{before} of" if missing else "all", len(table))
+        reports, stopped = list[UnitReport](), False
+        if pending:
+            warn_about_media(table, pending)
+            job = replace(run.job, store=store)
+            reports, stopped = encode_all(job, table, pending, run.devices, run.encoder, run.title)
         done = sum(report.done for report in reports)
-        failures = sorted((item for report in reports for item in report.failures), key=lambda item: item.row or 0)
+        failures = [failure for report in reports for failure in report.failures]
+        failures.sort(key=lambda failure: failure.row or 0)
         if missing:
             add_timing(store.folder, done, time.monotonic() - started)
-        store.finish(run.table)
+        store.finish(table)
         write_failures(store.folder / FAILURES, failures)
         if failures:
             log.error(
@@ -108,11 +119,8 @@ def extract(config: ExtractConfig, settings: Settings) -> ExtractReport:
         left = len(missing) - done - len(failures)
         if left or stopped:
             raise unfinished(run, left)
-        frame = run.table.frame.copy()
-        failed = {failure.row for failure in failures}
-        frame["la_path"] = store.entries(run.table, run.ref.latent_root(settings), failed)
-        write_text(run.target, str(frame.to_csv(index=False, lineterminator="\n")))
-    return ExtractReport(run.target, total, before, done, tuple(failures), time.monotonic() - started)
+        store.write_table(table, target, run.ref.latent_root(settings), {each.row for each in failures})
+    return ExtractReport(target, len(table), before, done, tuple(failures), time.monotonic() - started)
 
 
 @dataclass(frozen=True)
@@ -126,7 +134,6 @@ class Run:
     identity: StoreIdentity
     details: dict[str, Any]
     folder: Path
-    target: Path
     encoder: LoadedEncoder
 
     @property
@@ -142,26 +149,33 @@ def prepare_run(config: ExtractConfig, settings: Settings) -> Run:
     check_pool(model, config.pool)
     check_format(config.store, config.dtype)
     devices = pick_devices(config.gpus, config.device)
-    explicit = as_path(config.input) if config.input else None
-    source = find_table(dataset, config.split, settings.path("LARY_ROOT"), explicit)
-    table = read_table(dataset, config.split, path=source, data_dir=settings.path("DATA_DIR"), limit=config.limit)
-    weights = locate_weights(model, settings.values(), config.weights)
-    job = Job(config, settings.path("DATA_DIR"), source, weights, settings.values(), loaded_plugins())
+    table = read_input(config, settings)
+    values = settings.values()
+    weights = locate_weights(model, values, config.weights)
+    job = Job(config, settings.path("DATA_DIR"), table.path, weights, values, loaded_plugins())
     encoder = make_encoder(job, model, devices[0])
     options = model.options | (model.options_paper if config.protocol == "paper" else {})
     # The fields of the model's record that decide its latents.
     record = {"preprocess": asdict(model.preprocessing(config.protocol, dataset.media)), "options": options}
     text = json.dumps({**record, "precision": config.precision}, sort_keys=True, default=str)
     identity = StoreIdentity(
-        model.name, dataset.name, config.split, config.protocol, digest(text), encoder.identity.digest, config.seed,
-        dataset.revision, config.pool, config.dtype,
+        model.name, dataset.name, config.split, config.protocol, digest(text), encoder.identity.digest,
+        config.seed, dataset.revision, config.pool, config.dtype,
     )  # fmt: skip
     ref = LatentsRef.of(config)
     folder = ref.folder(settings)
     if not config.overwrite:
         identity = as_before(folder, identity)
     details = {"record": record, "weights_from": weights, "batch_size": config.batch_size}
-    return Run(job, ref, table, devices, identity, details, folder, ref.table(settings), encoder)
+    return Run(job, ref, table, devices, identity, details, folder, encoder)
+
+
+def read_input(config: ExtractConfig, settings: Settings) -> SampleTable:
+    """The table of the split. Raises UsageError and LaryError."""
+    dataset = DATASETS.get(config.dataset)
+    explicit = as_path(config.input) if config.input else None
+    path = find_table(dataset, config.split, settings.path("LARY_ROOT"), explicit)
+    return read_table(dataset, config.split, path=path, data_dir=settings.path("DATA_DIR"), limit=config.limit)
 
 
 def open_run(run: Run) -> LatentStore:
@@ -173,32 +187,45 @@ def open_run(run: Run) -> LatentStore:
     )  # fmt: skip
 
 
-def work(run: Run, store: LatentStore, pending: Sequence[int]) -> tuple[list[UnitReport], bool]:
-    """Do the pending rows with the engine that was asked for; returns also whether a stop was asked for.
-
-    Raises:
-        LaryError: as `extract`.
-    """
-    import torch
-
-    warn_about_media(run.table, pending)
-    config, devices = run.job.config, run.devices
-    processes = len(devices) if config.engine == "local" else 1
-    job = replace(
-        run.job, store=store, pending=len(pending), threads=torch.get_num_threads(), processes=processes
-    )  # fmt: skip
-    units = plan_units(pending, store.unit_rows)
-    with StopRequest() as stop, progress(len(pending), run.title) as bar:
-        if config.engine == "ray":
-            found = extract_on_ray(job, units, stop, bar.advance)
-        elif processes > 1:
-            found = run_processes(job, units, devices, stop, bar.advance)
-        else:
-            waiting = (unit for unit in units if not stop.asked)
-            found = encode_units(
-                job, run.table, waiting, devices[0], run.encoder, advance=bar.advance, stopped=lambda: stop.asked
-            )
-        return list(found), stop.asked
+def estimate(config: ExtractConfig, settings: Settings) -> str:
+    """Measure a few of the missing rows and say what an extraction needs; nothing is changed. Raises as `extract`."""
+    run = prepare_run(config, settings)
+    there = (run.folder / MANIFEST).exists() and not config.overwrite
+    missing = open_run(run).missing(run.table) if there else list(range(len(run.table)))
+    # On a CPU, rows are encoded one by one anyway, and a few of them are enough for a slow model.
+    size = 1 if run.devices[0] == "cpu" else config.batch_size
+    most = BATCHES_MEASURED * size
+    chosen = missing[:: max(1, len(missing) // most)][:most]
+    marks, failures = [(time.monotonic(), 0)], list[Failure]()
+    with tempfile.TemporaryDirectory() as folder:
+        store = KINDS[config.store](Path(folder), run.identity, size)
+        measured = replace(config, batch_size=size)
+        job = replace(run.job, config=measured, store=store, processes=len(run.devices))
+        for report in encode_units(
+            job, run.table.take(chosen), plan_units(range(len(chosen)), size), run.devices[0], run.encoder,
+            advance=lambda rows: None, stopped=lambda: time.monotonic() - marks[0][0] > SECONDS_MEASURED,
+        ):  # fmt: skip
+            marks.append((time.monotonic(), marks[-1][1] + report.done))
+            failures += report.failures
+        written = sum(file.stat().st_size for file in Path(folder).iterdir())
+    ended, rows = marks[-1]
+    parent = next(place for place in (run.folder, *run.folder.absolute().parents) if place.exists())
+    free = shutil.disk_usage(parent).free
+    lines = [f"{run.title}: {len(run.table)} rows, {len(run.table) - len(missing)} done, {len(missing)} to do"]
+    if rows:
+        # The first batch also pays for what is done once.
+        begun, first = marks[1] if marks[1][1] < rows else marks[0]
+        seconds = len(missing) * (ended - begun) / (rows - first) / len(run.devices)
+        need = len(missing) * written / rows
+        lines += [
+            f"  measured      {rows} rows in {ended - marks[0][0]:.1f} s",
+            f"  time          {seconds:.0f} s on {len(run.devices)} devices",
+            f"  to write      {need / 1e9:.3f} GB into {run.folder}{': NOT ENOUGH SPACE' if need > free else ''}",
+        ]
+    elif missing:
+        lines.append("  time, bytes   unknown, since nothing could be measured")
+    lines.append(f"  free there    {free / 1e9:.3f} GB")
+    return "\n".join(lines + [f"  unreadable    row {chosen[each.row or 0] + 1}: {each.reason}" for each in failures])
 
 
 def unfinished(run: Run, left: int) -> LaryError:
@@ -227,25 +254,20 @@ def check_request(dataset: DatasetSpec, config: ExtractConfig) -> None:
     """Refuse options that contradict the record. Raises UsageError."""
     dataset.split(config.split)
     check_media(dataset, config.mode, config.stride)
-    if not config.read_timeout > 0:
-        raise UsageError(f"--read-timeout {config.read_timeout:g}: must be more than 0 seconds.")
-    for name, value in (("--limit", config.limit), ("--batch-size", config.batch_size), ("--workers", config.workers),
-                        ("--shard-rows", config.shard_rows)):  # fmt: skip
-        if value is not None and value < 1:
-            raise UsageError(f"{name} {value}: must be at least 1.")
+    for name in ("limit", "batch_size", "workers", "shard_rows", "read_timeout"):
+        value = getattr(config, name)
+        if value is not None and not value > 0:
+            raise UsageError(f"--{name.replace('_', '-')} {value:g}: must be more than 0.")
 
 
 def check_media(dataset: DatasetSpec, mode: Mode | None, stride: int | None) -> None:
     """Refuse a ``--mode`` or ``--stride`` that contradicts the record. Raises UsageError."""
-    right = next(mode for mode, media in MODES.items() if media == dataset.media)
-    if mode not in (None, right):
-        raise UsageError(
-            f"--mode {mode}: data set '{dataset.name}' holds {dataset.media}s, so its mode is {right}; leave the "
-            "option out."
-        )
-    if stride not in (None, dataset.stride):
-        own = "no stride" if dataset.stride is None else f"stride {dataset.stride}"
-        raise UsageError(f"--stride {stride}: data set '{dataset.name}' has {own}; leave the option out.")
+    for name, found, asked in (("mode", MODES[dataset.media], mode), ("stride", dataset.stride, stride)):
+        if asked not in (None, found):
+            raise UsageError(
+                f"--{name} {asked}: data set '{dataset.name}' holds {dataset.media}s and has {name} {found}; leave "
+                "the option out."
+            )
 
 
 def as_before(folder: Path, identity: StoreIdentity) -> StoreIdentity:
@@ -272,10 +294,10 @@ def warn_about_media(table: SampleTable, pending: Sequence[int]) -> None:
             f"None of the {len(absent)} media files of {table.path} exist; the first are\n  {listed}\n"
             f"Check DATA_DIR; this split's files are expected under {table.root}."
         )
-    among = f" of the first {ROWS_CHECKED} rows" if len(pending) == ROWS_CHECKED else ""
     log.warning(
-        "%d media files%s are missing; their rows will be skipped. The first are\n  %s", len(absent), among, listed
-    )
+        "%d media files of the first %d rows are missing; their rows will be skipped. The first are\n  %s",
+        len(absent), len(pending), listed,
+    )  # fmt: skip
 
 
 def add_timing(folder: Path, rows: int, seconds: float) -> None:
@@ -305,21 +327,15 @@ def read_timing(folder: Path) -> tuple[int, float]:
 
 def separate(split: SplitLatents, protocol: BenchmarkProtocol) -> bool:
     """Whether the latents hold one step per frame; under ``paper`` some encoders mix the frames even then."""
-    return protocol == "corrected" and len(split.source.shape) == 3 and split.source.shape[0] == frame_count(split)
-
-
-def frame_count(split: SplitLatents) -> int:
-    """How many frames the first sample has."""
-    return len(split.table[0].frame_index) or len(split.table[0].media)
+    shape = split.source.shape
+    return protocol == "corrected" and len(shape) == 3 and shape[0] == split.frames
 
 
 def place_of(settings: Settings, control: ProbeControl) -> Settings:
     """Settings by which the changed frames are extracted and found."""
     root = str(settings.path("LARY_LA_DIR") / "controls" / control)
-    items = dict(settings.items)
-    for name in ("LARY_ROOT", "LARY_LA_DIR"):
-        items[name] = replace(items[name], value=root, origin=f"--control {control}")
-    return Settings(items, settings.config_file)
+    folders = dict.fromkeys(("LARY_ROOT", "LARY_LA_DIR"), root)
+    return load_settings(settings.values() | folders, environment={})
 
 
 def extract_changed(config: ExtractConfig, control: ProbeControl, settings: Settings) -> ExtractReport | None:
@@ -328,27 +344,25 @@ def extract_changed(config: ExtractConfig, control: ProbeControl, settings: Sett
     Raises:
         UsageError, LaryError: as `extract`.
     """
-    dataset = DATASETS.get(config.dataset)
     if separate(open_latents(settings, LatentsRef.of(config)), config.protocol):
         return None
-    moved = place_of(settings, control)
-    source = config.input or find_table(dataset, config.split, settings.path("LARY_ROOT"))
-    table = read_table(dataset, config.split, path=source, data_dir=settings.path("DATA_DIR"), limit=config.limit)
-    path = moved.path("LARY_ROOT") / TABLE_FOLDER / f"{dataset.name}_metadata_{config.split}.csv"
+    moved, table = place_of(settings, control), read_input(config, settings)
+    path = moved.path("LARY_ROOT") / TABLE_FOLDER / f"{config.dataset}_metadata_{config.split}.csv"
     write_csv(path, list(table.frame.columns), list(changed_rows(table, control)))
     return extract(replace(config, input=path), moved)
 
 
 def changed_rows(table: SampleTable, control: ProbeControl) -> Iterator[list[str]]:
-    """The rows of a table with the source in place of all frames, or with frames in an order drawn for each row."""
-    columns, pair = list(table.frame.columns), table.spec.media == "pair"
-    at = [columns.index(name) for name in (MEDIA_COLUMNS["pair"] if pair else (INDEX_COLUMN,))]
+    """The rows of a table with the source in place of all frames, or with frames in a drawn order."""
+    pair = table.spec.media == "pair"
+    names = MEDIA_COLUMNS["pair"] if pair else (INDEX_COLUMN,)
+    places = [list(table.frame.columns).index(name) for name in names]
     draw = np.random.default_rng(SEED_OF_ORDERS)
     for row in table.frame.to_numpy(dtype=object).tolist():
-        frames = [row[place] for place in at] if pair else row[at[0]].split(",")
-        order = draw.permutation(len(frames)) if control == "shuffled-order" else np.zeros(len(frames), dtype=np.int64)
+        frames = [row[place] for place in places] if pair else row[places[0]].split(",")
+        order = draw.permutation(len(frames)) if control == "shuffled-order" else [0] * len(frames)
         changed = [frames[place] for place in order]
-        for place, cell in zip(at, changed if pair else [",".join(changed)], strict=True):
+        for place, cell in zip(places, changed if pair else [",".join(changed)], strict=True):
             row[place] = cell
         yield row
 
@@ -365,20 +379,20 @@ def open_changed(settings: Settings, split: SplitLatents, ref: LatentsRef) -> Sp
         held = f"{shape[0]} steps" if len(shape) == 3 else "no steps"
         raise UsageError(
             f"--control {ref.control}: the latents of '{ref.model}' (protocol {ref.protocol}) hold {held} for "
-            f"{frame_count(split)} frames, so frames can't be exchanged after extraction, and there are no latents of "
-            f"changed frames of {ref.dataset} {ref.split}. Run 'lary controls', or 'lary run' with this option: they "
-            "encode the changed frames."
+            f"{split.frames} frames, so frames can't be exchanged after extraction, and there are no latents of "
+            f"changed frames of {ref.dataset} {ref.split}. Run 'lary controls', or 'lary run' with this option."
         )
     other = open_latents(settings, ref)
-    places = {row: place for place, row in enumerate(other.table.frame.index.tolist())}
-    rows = split.table.frame.index.tolist()
-    kept = [position for position, row in enumerate(rows) if row in places]
-    own = split if len(kept) == len(rows) else split.take(kept)
-    theirs = other.take([places[rows[position]] for position in kept])
+    places = {row: place for place, row in enumerate(other.table.rows)}
+    kept = [position for position, row in enumerate(split.table.rows) if row in places]
+    own = split if len(kept) == len(split.table) else split.take(kept)
+    theirs = other.take([places[row] for row in own.table.rows])
     columns = MEDIA_COLUMNS[split.table.spec.media]
     first = own.table.frame[columns[0]].to_numpy()
-    if not kept or not np.logical_or.reduce([first == theirs.table.frame[name].to_numpy() for name in columns]).all():
+    same = [first == theirs.table.frame[name].to_numpy() for name in columns]
+    if not kept or not np.logical_or.reduce(same).all():
         raise LaryError(
             f"{other.table.path} was made of another table than {split.table.path}: run 'lary controls' again."
         )
-    return replace(own, source=theirs.source, store={**other.store, CHANGED: ref.control}, folder=other.folder)
+    store = {**other.store, CHANGED: ref.control}
+    return replace(own, source=theirs.source, store=store, folder=other.folder)

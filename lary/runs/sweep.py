@@ -10,7 +10,7 @@ import itertools
 import math
 import re
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -55,15 +55,15 @@ class Planned:
     @property
     def title(self) -> str:
         """What sets this run apart, in a line."""
-        default, own = asdict(RunConfig(model="", dataset="")), asdict(self.config)
-        shown = [f"{name} {own[name]}" for name in IN_FOLDER[2:] if own[name] != default[name]]
-        return ", ".join([f"{self.config.model} on {self.config.dataset}", *shown, *filter(None, [self.own])])
+        default, own = vars(RunConfig(model="", dataset="")), vars(self.config)
+        words = [f"{self.config.model} on {self.config.dataset}"]
+        words += [f"{name} {own[name]}" for name in IN_FOLDER[2:] if own[name] != default[name]]
+        return ", ".join(words + [self.own] * bool(self.own))
 
     @property
     def latents(self) -> tuple[str | None, ...]:
-        """The names that a folder of latents is made of: runs in which they are equal share their latents."""
-        config = self.config
-        return config.model, config.dataset, config.protocol, config.weights, config.latent, config.pool
+        """What names a folder of latents: runs in which it is equal share their latents."""
+        return tuple(getattr(self.config, name) for name in IN_FOLDER[:6])
 
     def settings(self, settings: Settings) -> Settings:
         """The settings of this run."""
@@ -114,10 +114,8 @@ def do(planned: Planned, settings: Settings) -> Outcome:
         return run(planned.config, planned.settings(settings))
     except Interrupted:
         raise
-    except LaryError as error:
-        return str(error)
     except Exception as error:
-        return f"{type(error).__name__}: {error}"
+        return str(error) if isinstance(error, LaryError) else f"{type(error).__name__}: {error}"
 
 
 def on_ray(plan: Sequence[Planned], config: SweepConfig, settings: Settings) -> Iterator[tuple[Planned, Outcome]]:
@@ -143,40 +141,44 @@ def do_group(
 
 def read_plan(file: Path) -> list[Planned]:
     """The runs of a file, checked. Raises UsageError."""
+    where = f"The sweep file {file}"
     content = read_yaml(file, "sweep file")
     if not isinstance(content, dict) or not content.keys() <= SECTIONS.keys():
-        raise UsageError(f"The sweep file {file} has to hold the keys {', '.join(SECTIONS)}, and no others.")
-    shared, grid, runs = (content.get(name) or kind() for name, kind in SECTIONS.items())
-    kinds = [isinstance(part, kind) for part, kind in zip((shared, grid, runs), SECTIONS.values(), strict=True)]
-    if not all(kinds) or not all(isinstance(one, list) and one for one in grid.values()):
-        raise UsageError(
-            f"The sweep file {file}: options hold NAME: value, grid NAME: [values], runs a list of options."
-        )
+        raise UsageError(f"{where} has to hold the keys {', '.join(SECTIONS)}, and no others.")
+    found = [content.get(name) or kind() for name, kind in SECTIONS.items()]
+    shared, grid, runs = found
+    if not all(map(isinstance, found, SECTIONS.values())) or not all(
+        isinstance(values, list) and values for values in grid.values()
+    ):
+        raise UsageError(f"{where}: options hold NAME: value, grid NAME: [values], runs a list of options.")
     if math.prod(map(len, grid.values())) + len(runs) > MOST_RUNS:
-        raise UsageError(f"The sweep file {file} asks for more than {MOST_RUNS} runs: split it.")
+        raise UsageError(f"{where} asks for more than {MOST_RUNS} runs: split it.")
     # Every combination of the grid's values, the last key changing fastest, and then the single runs.
     asked = [dict(zip(grid, values, strict=True)) for values in itertools.product(*grid.values())] if grid else []
+    common = named_options(shared, f"{file}, options")
     plan: list[Planned] = []
     seen: dict[str, int] = {}
     for number, given in enumerate([*asked, *runs], start=1):
         place = f"{file}, run {number}"
-        options, common = named_options(given, place), named_options(shared, f"{file}, options")
+        options = named_options(given, place)
         config = checked(common | options, place)
         if (other := seen.setdefault(repr(config), number)) != number:
             raise UsageError(f"{place}: this is the same run as number {other}.")
-        odd = {name: value for name, value in sorted(options.items()) if name not in IN_FOLDER and value is not None}
-        own = ",".join(f"{name}={re.sub(r'[^A-Za-z0-9.+-]+', '_', str(value))}" for name, value in odd.items())
+        own = ",".join(
+            f"{name}={re.sub(r'[^A-Za-z0-9.+-]+', '_', str(value))}"
+            for name, value in sorted(options.items())
+            if name not in IN_FOLDER and value is not None
+        )
         plan.append(Planned(number, config, own[:200]))
     if not plan:
-        raise UsageError(f"The sweep file {file} asks for no run: it needs a grid or runs.")
+        raise UsageError(f"{where} asks for no run: it needs a grid or runs.")
     latents: dict[tuple[Any, ...], Any] = {}
     for each, name in itertools.product(plan, OF_LATENTS):
         value = getattr(each.config, name)
         if (before := latents.setdefault((name, *each.latents), value)) != value:
             raise UsageError(
-                f"The sweep file {file} asks for {each.config.model} on {each.config.dataset} with {name} {before} and "
-                f"{value}: their latents would share a folder; make two sweeps of it, with another LARY_LA_DIR and "
-                "LARY_ROOT."
+                f"{where} asks for {each.config.model} on {each.config.dataset} with {name} {before} and {value}: "
+                "their latents would share a folder; make two sweeps of it, with another LARY_LA_DIR and LARY_ROOT."
             )
     return plan
 
@@ -232,7 +234,9 @@ def outcome_text(plan: Sequence[Planned], outcomes: Mapping[int, Outcome]) -> st
         new += outcome.probe.new
         result = outcome.probe.result
         label = each.title.replace(f" on {each.config.dataset}", "")
-        labelled = result.model_copy(update={"model": result.model.model_copy(update={"name": label})})
-        boards.setdefault((result.dataset.name, result.task), []).append(labelled)
-    last = f"{len(plan)} runs: {new} done now, {len(plan) - new - len(failed)} before, {len(failed)} failed"
+        model = result.model.model_copy(update={"name": label})
+        board = boards.setdefault((result.dataset.name, result.task), [])
+        board.append(result.model_copy(update={"model": model}))
+    before = len(plan) - new - len(failed)
+    last = f"{len(plan)} runs: {new} done now, {before} before, {len(failed)} failed"
     return "\n\n".join([*map(results_table, boards.values()), "\n".join([last, *failed])])

@@ -108,10 +108,16 @@ class Recording:
     @property
     def rows(self) -> list[dict[str, str]]:
         """Its rows in the table of its split, by column."""
-        common = {"dataset": "SimArm", "robot_type": self.robot}
         if not self.pairs:
-            indices = ",".join(map(str, sampled(self.frames)))
-            return [common | {"video_path": f"SimArm/{self.name}", "action": self.verb, "sample_indices": indices}]
+            return [
+                {
+                    "dataset": "SimArm",
+                    "robot_type": self.robot,
+                    "video_path": f"SimArm/{self.name}",
+                    "action": self.verb,
+                    "sample_indices": ",".join(map(str, sampled(self.frames))),
+                }
+            ]
         return [
             {
                 "dataset": "SimArm",
@@ -137,9 +143,8 @@ def sampled(count: int) -> list[int]:
 def make_plan(config: SimulateConfig) -> list[Recording]:
     """All episodes, then all clips: 60, 20 and 20 % of the pairs train, validate and are unseen."""
     train, val = round(0.6 * config.pairs), round(0.2 * config.pairs)
-    recordings = []
-    for split, count in enumerate((train, val, config.pairs - train - val)):
-        recordings += _episodes(config.seed, split, count)
+    counts = (train, val, config.pairs - train - val)
+    recordings = [each for split, count in enumerate(counts) for each in _episodes(config.seed, split, count)]
     return recordings + [_clip(config.seed, number) for number in range(config.clips)]
 
 
@@ -198,10 +203,10 @@ class Staged:
 def follow(scene: scenes.Scene, script: Script, home: tuple[float, ...], frames: int) -> tuple[Array, Array] | None:
     """Joints (T, 7) and tool poses (T, 6) along a script, or None where the arm can't follow."""
     solver = Solver(scene.model, scene.data, home)
-    joints, miss = solver.solve(script.path.at(0.0).pose, np.array(home), iterations=400)
+    joints, _ = solver.solve(script.path.at(0.0).pose, np.array(home), iterations=400)
     states, poses = [], []
-    for time in np.linspace(0.0, 1.0, frames):
-        joints, miss = solver.solve(script.path.at(float(time)).pose, joints)
+    for time in np.linspace(0.0, 1.0, frames).tolist():
+        joints, miss = solver.solve(script.path.at(time).pose, joints)
         if miss > FARTHEST_MISS:
             return None
         position, rotation = solver.reached(joints)
@@ -223,7 +228,7 @@ def stage(recording: Recording) -> Staged:
         side = 1.0 if recording.pairs else math.copysign(1.0, room.camera[0])
         script = BEHAVIOURS[recording.verb](Stage(rng, kinds, side))
         taken = [item.pose[0] for item in script.placed]
-        taken += [script.path.at(float(time)).position for time in np.linspace(0.0, 1.0, 9)]
+        taken += [script.path.at(step / 8).position for step in range(9)]
         placed = script.placed + scenes.distractors(rng, kinds, taken)
         palette = arm.unseen_palette if recording.unseen else arm.palettes[rng.integers(len(arm.palettes))]
         view = scenes.view_of(room, rng, fixed=bool(recording.pairs))
@@ -247,20 +252,20 @@ def play(recording: Recording, size: int) -> tuple[list[Frame], npt.NDArray[np.f
     import mujoco
 
     staged = stage(recording)
-    script, data = staged.script, staged.scene.data
-    times = np.linspace(0.0, 1.0, recording.frames)
-    tools = [script.path.at(float(time)) for time in times]
-    renderer: Renderer | None = None
-    frames = []
+    scene, motions = staged.scene, staged.script.motions
+    times = np.linspace(0.0, 1.0, recording.frames).tolist()
+    tools = [staged.script.path.at(time) for time in times]
+    renderer, frames = None, []
     for index in recording.wanted:
-        data.qpos[:7], data.qpos[7:9] = staged.joints[index], tools[index].width / 2 + FINGER_PLAY
-        for name, motion in script.motions.items():
-            staged.scene.place(name, *motion(float(times[index])))
-        mujoco.mj_kinematics(staged.scene.model, data)
-        renderer = renderer or Renderer(staged.scene, staged.view, staged.lamp, size)
+        scene.data.qpos[:7] = staged.joints[index]
+        scene.data.qpos[7:9] = tools[index].width / 2 + FINGER_PLAY
+        for name, motion in motions.items():
+            scene.place(name, *motion(times[index]))
+        mujoco.mj_kinematics(scene.model, scene.data)
+        # After the first placement, since it draws at once what stands still.
+        renderer = renderer or Renderer(scene, staged.view, staged.lamp, size)
         frames.append(renderer.frame())
-    command = np.array([[tool.command] for tool in tools])
-    width = np.array([[tool.width] for tool in tools])
+    width, command = np.array([[tool.width, tool.command] for tool in tools]).T[..., None]
     return frames, np.concatenate([staged.poses, width, staged.joints, command], axis=1).astype(np.float32)
 
 

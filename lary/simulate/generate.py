@@ -4,11 +4,7 @@ from __future__ import annotations
 
 import importlib.util
 import multiprocessing
-import os
 import shutil
-import signal
-import threading
-import time
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from concurrent.futures.process import BrokenProcessPool
@@ -25,7 +21,10 @@ from lary.data.tables import write_csv
 from lary.files import read_json, remove_torn, write_bytes, write_json, write_text
 from lary.runtime import log, progress
 from lary.simulate.episodes import CLIPS, PAIRS, Recording, encode_png, make_plan, perform, rows_of_tables, sampled
+from lary.simulate.kinematics import Array
+from lary.simulate.render import Frame
 from lary.types import LaryError, UsageError
+from lary.workers import end_with_starter
 
 FEWEST = 10
 GENERATOR = "1"
@@ -69,8 +68,7 @@ def simulate(out: Path, config: SimulateConfig) -> dict[str, int]:
         return counts
     for name in OWN:
         remove_torn(data_dir / name, below=True)
-    done = len(recordings) - len(missing)
-    if done:
+    if done := len(recordings) - len(missing):
         log.info("simulation in %s: %d of %d episodes and clips are there already", out, done, len(recordings))
     with progress(len(recordings), "simulate", unit="episode", done=done) as bar:
         for _ in perform_all(missing, data_dir, config):
@@ -117,21 +115,20 @@ def claim_folder(out: Path, record: dict[str, Any], *, overwrite: bool) -> None:
     """
     data_dir = out / "data"
     found = next((path for path in (out / RECORD, out / UNFINISHED) if path.is_file()), None)
-    stray = next((data_dir / name for name in OWN if (data_dir / name).exists()), None)
     if found is not None and read_json(found, "record of a simulation") == record:
         return
+    stray = next((data_dir / name for name in OWN if (data_dir / name).exists()), None)
     if found is not None or stray is not None:
         if not overwrite:
             what = f"{found} is the record of another one" if found else f"{stray} exists without a record"
             raise UsageError(
-                f"{out} can't take this simulation, since {what}: choose another folder, remove this one, or pass "
-                "--overwrite to 'lary simulate'."
+                f"{out} can't take this simulation, since {what}: choose another folder, "
+                "remove this one, or pass --overwrite to 'lary simulate'."
             )
         for name in OWN:
             shutil.rmtree(data_dir / name, ignore_errors=True)
-        for path in (*data_dir.glob(f"{PAIRS}*.csv"), *data_dir.glob(f"{CLIPS}*.csv")):
-            path.unlink()
-        (out / RECORD).unlink(missing_ok=True)
+        for path in (*data_dir.glob(f"{PAIRS}*.csv"), *data_dir.glob(f"{CLIPS}*.csv"), out / RECORD):
+            path.unlink(missing_ok=True)
     write_json(out / UNFINISHED, record)
 
 
@@ -140,13 +137,14 @@ def robot_stats(recordings: Sequence[Recording], data_dir: Path) -> dict[str, di
 
     A dimension that never changes has the standard deviation 1, so that it normalises to 0.
     """
-    files: dict[str, list[str]] = {}
+    chunks: dict[str, list[Array]] = {}
     for recording in recordings:
         if recording.pairs and recording.split == "train":
-            files.setdefault(recording.robot, []).extend(recording.actions)
+            found = [np.load(data_dir / name, allow_pickle=False) for name in recording.actions]
+            chunks.setdefault(recording.robot, []).extend(found)
     result = {}
-    for robot, names in sorted(files.items()):
-        steps = np.concatenate([np.load(data_dir / name, allow_pickle=False) for name in names]).astype(np.float64)
+    for robot, each in sorted(chunks.items()):
+        steps = np.concatenate(each).astype(np.float64)
         spread = steps.std(axis=0)
         spread[spread < 1e-6] = 1.0
         result[robot] = {"mean": steps.mean(axis=0).tolist(), "std": spread.tolist(), "count": len(steps)}
@@ -157,12 +155,11 @@ def perform_all(recordings: Sequence[Recording], data_dir: Path, config: Simulat
     """Perform recordings here, or in several fresh processes; yields once for each that is done."""
     if config.processes == 1 or len(recordings) < 2:
         for recording in recordings:
-            perform(recording, data_dir, config.size)
-            yield
+            yield perform(recording, data_dir, config.size)
         return
     # Fresh processes: MuJoCo and OpenCV have threads of their own, which a fork would not survive.
     context = multiprocessing.get_context("spawn")
-    pool = ProcessPoolExecutor(min(config.processes, len(recordings)), context, prepare_worker)
+    pool = ProcessPoolExecutor(min(config.processes, len(recordings)), context, end_with_starter)
     try:
         for future in as_completed([pool.submit(perform, each, data_dir, config.size) for each in recordings]):
             yield future.result()
@@ -174,19 +171,6 @@ def perform_all(recordings: Sequence[Recording], data_dir: Path, config: Simulat
         pool.shutdown(wait=True, cancel_futures=True)
 
 
-def prepare_worker() -> None:
-    """Leave Ctrl-C to the parent, and end when it is gone, which a worker would not notice."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
-    parent = os.getppid()
-
-    def watch() -> None:
-        while os.getppid() == parent:
-            time.sleep(1.0)
-        os._exit(1)
-
-    threading.Thread(target=watch, daemon=True).start()
-
-
 def write_sheets(out: Path, config: SimulateConfig) -> list[Path]:
     """Write a contact sheet of each table, ``sheets/<table>.png``; returns their paths.
 
@@ -195,25 +179,22 @@ def write_sheets(out: Path, config: SimulateConfig) -> list[Path]:
     Raises:
         MediaError: a frame or video can't be read.
     """
-    examples: dict[str, dict[tuple[str, str], Recording]] = {}
+    chosen: dict[tuple[str, str], Recording] = {}
     for recording in make_plan(config):
         label = (recording.robot, recording.room) if recording.pairs else (recording.verb, recording.robot)
-        examples.setdefault(recording.table, {}).setdefault(label, recording)
-    written = []
-    for table, chosen in examples.items():
-        strips = []
-        for label, recording in sorted(chosen.items()):
-            margin = np.full((config.size, MARGIN, 3), 255, np.uint8)
-            for number, line in enumerate(label):
-                place = (6, config.size // 2 + 18 * number)
-                cv2.putText(margin, line, place, cv2.FONT_HERSHEY_SIMPLEX, 0.5, (20, 20, 20), 1, cv2.LINE_AA)
-            root = out / "data" / recording.folder
-            if recording.pairs:
-                wanted = recording.wanted
-                frames = [read_image(root / recording.image(wanted[step])) for step in sampled(len(wanted))]
-            else:
-                frames = list(read_clip([root / recording.name], sampled(recording.frames), clamp=False))
-            strips.append(np.concatenate([margin, *frames], axis=1))
-        written.append(out / "sheets" / f"{table}.png")
-        write_bytes(written[-1], encode_png(np.concatenate(strips)))
-    return written
+        chosen.setdefault((recording.table, " ".join(label)), recording)
+    strips: dict[Path, list[Frame]] = {}
+    for (table, text), recording in sorted(chosen.items()):
+        margin = np.full((config.size, MARGIN, 3), 255, np.uint8)
+        cv2.putText(margin, text, (4, config.size // 2), cv2.FONT_HERSHEY_PLAIN, 0.8, (20, 20, 20))
+        wanted = [recording.wanted[step] for step in sampled(len(recording.wanted))]
+        root = out / "data" / recording.folder
+        if recording.pairs:
+            frames = [read_image(root / recording.image(frame)) for frame in wanted]
+        else:
+            frames = list(read_clip([root / recording.name], wanted, clamp=False))
+        sheet = out / "sheets" / f"{table}.png"
+        strips.setdefault(sheet, []).append(np.concatenate([margin, *frames], axis=1))
+    for sheet, rows in strips.items():
+        write_bytes(sheet, encode_png(np.concatenate(rows)))
+    return list(strips)

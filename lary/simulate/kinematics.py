@@ -13,7 +13,7 @@ from __future__ import annotations
 import math
 from bisect import bisect_right
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -23,6 +23,7 @@ Array = npt.NDArray[np.float64]
 Pose = tuple[Array, Array]
 Motion = Callable[[float], Pose]
 """Pose of an object at a time."""
+UP = np.array([0.0, 0.0, 1.0])
 OPEN, CLOSED = 1.0, -1.0
 """Commands of the gripper."""
 
@@ -74,16 +75,6 @@ def quaternion(rotation: Array) -> Array:
     result = np.empty(4)
     mujoco.mju_mat2Quat(result, np.ascontiguousarray(rotation).ravel())
     return result
-
-
-def compose(first: Pose, second: Pose) -> Pose:
-    """The pose `second`, given in the frame of `first`, in the frame that `first` is given in."""
-    return first[0] + first[1] @ second[0], first[1] @ second[1]
-
-
-def invert(pose: Pose) -> Pose:
-    """The pose that undoes `pose`."""
-    return -(pose[1].T @ pose[0]), pose[1].T
 
 
 class Solver:
@@ -160,6 +151,10 @@ class ToolState:
         return self.position, self.rotation
 
 
+Phase = Callable[[float], ToolState]
+"""The tool from the begin of a phase, 0, to its end, 1."""
+
+
 def ease(s: float) -> float:
     """Minimum jerk from 0 to 1."""
     s = min(max(s, 0.0), 1.0)
@@ -172,9 +167,9 @@ class Path:
     def __init__(
         self, position: Array, rotation: Array, width: float, command: float, rng: np.random.Generator
     ) -> None:
-        self.state = ToolState(np.asarray(position, dtype=float), rotation, width, command)
-        self._phases: list[Callable[[float], ToolState]] = []
-        self._ends: list[float] = []
+        self.state = ToolState(position, rotation, width, command)
+        self._phases: list[Phase] = []
+        self._ends = [0.0]
         self._rng = rng
 
     def mark(self) -> int:
@@ -183,25 +178,29 @@ class Path:
 
     def time(self, mark: int) -> float:
         """The time at which a mark was reached."""
-        return self._ends[mark - 1] / self._ends[-1] if mark else 0.0
+        return self._ends[mark] / self._ends[-1]
 
-    def _add(self, phase: Callable[[float], ToolState], share: float) -> None:
+    def _add(self, share: float, phase: Phase) -> None:
         share *= float(self._rng.uniform(0.85, 1.15))
         self._phases.append(phase)
-        self._ends.append((self._ends[-1] if self._ends else 0.0) + share)
+        self._ends.append(self._ends[-1] + share)
         self.state = phase(1.0)
 
     def move(self, position: Array, share: float, rotation: Array | None = None) -> None:
         """In a straight line to a position, turning on the way."""
-        begin, end = self.state, np.asarray(position, dtype=float)
-        vector = rotation_vector(rotation @ begin.rotation.T) if rotation is not None else np.zeros(3)
+        begin, way = self.state, position - self.state.position
+        vector = np.zeros(3) if rotation is None else rotation_vector(rotation @ begin.rotation.T)
         angle = float(np.linalg.norm(vector))
 
         def phase(s: float) -> ToolState:
             turned = turn(vector, s * angle) @ begin.rotation if angle > 1e-9 else begin.rotation
-            return ToolState(begin.position + s * (end - begin.position), turned, begin.width, begin.command)
+            return replace(begin, position=begin.position + s * way, rotation=turned)
 
-        self._add(phase, share)
+        self._add(share, phase)
+
+    def shift(self, way: Array, share: float) -> None:
+        """In a straight line from where the tool is."""
+        self.move(self.state.position + way, share)
 
     def swing(self, centre: Array, axis: Array, angle: float, share: float, hand: float = 1.0) -> None:
         """On an arc about an axis through a point; the hand turns by a fraction of the angle."""
@@ -209,36 +208,38 @@ class Path:
 
         def phase(s: float) -> ToolState:
             position = centre + turn(axis, s * angle) @ (begin.position - centre)
-            return ToolState(position, turn(axis, s * angle * hand) @ begin.rotation, begin.width, begin.command)
+            return replace(begin, position=position, rotation=turn(axis, s * angle * hand) @ begin.rotation)
 
-        self._add(phase, share)
+        self._add(share, phase)
 
     def grip(self, width: float, command: float, share: float) -> None:
         """Open or close the gripper in place."""
-        begin = self.state
-
-        def phase(s: float) -> ToolState:
-            return ToolState(begin.position, begin.rotation, begin.width + s * (width - begin.width), command)
-
-        self._add(phase, share)
+        begin, way = self.state, width - self.state.width
+        self._add(share, lambda s: replace(begin, width=begin.width + s * way, command=command))
 
     def wait(self, share: float) -> None:
         """Stay."""
-        self.grip(self.state.width, self.state.command, share)
+        begin = self.state
+        self._add(share, lambda _: begin)
 
     def at(self, time: float) -> ToolState:
         """The tool at a time in [0, 1]."""
         moment = min(max(time, 0.0), 1.0) * self._ends[-1]
-        index = min(bisect_right(self._ends, moment), len(self._ends) - 1)
-        begin = self._ends[index - 1] if index else 0.0
-        return self._phases[index](ease((moment - begin) / (self._ends[index] - begin)))
+        index = min(bisect_right(self._ends, moment), len(self._phases))
+        begin, end = self._ends[index - 1 : index + 1]
+        return self._phases[index - 1](ease((moment - begin) / (end - begin)))
 
 
 def carried(path: Path, rest: Pose, first: float, last: float = 1.0) -> Motion:
     """An object at `rest` that moves with the tool from time `first` to time `last` and stays there."""
-    offset = compose(invert(path.at(first).pose), rest)
+    begin = path.at(first)
+    back = begin.rotation.T
+    place, turned = back @ rest[0] - back @ begin.position, back @ rest[1]
 
     def motion(time: float) -> Pose:
-        return rest if time <= first else compose(path.at(min(time, last)).pose, offset)
+        if time <= first:
+            return rest
+        tool = path.at(min(time, last))
+        return tool.position + tool.rotation @ place, tool.rotation @ turned
 
     return motion

@@ -12,8 +12,8 @@ import numpy as np
 
 from lary.simulate import shapes
 from lary.simulate.behaviours import Placed
-from lary.simulate.kinematics import Array, from_rpy, quaternion
-from lary.simulate.shapes import Colour, Material, Thing
+from lary.simulate.kinematics import UP, Array, quaternion, turn
+from lary.simulate.shapes import SCENERY, Colour, Material
 
 STATIC, MOVING = 0, 1
 """Geom groups: what stands still for a whole episode is drawn once."""
@@ -65,36 +65,34 @@ class Arm:
 
     xml: str
     home: tuple[float, ...]
-    palettes: tuple[Mapping[str, Material], ...]
+    palettes: Sequence[Mapping[str, Material]]
     unseen_palette: Mapping[str, Material]
 
 
 def _palette(main: Colour, accent: Colour) -> dict[str, Material]:
-    return {
-        "main": Material(main, gloss=0.45),
-        "accent": Material(accent, gloss=0.45),
-        "dark": Material((0.16, 0.17, 0.19), gloss=0.3),
-        "finger": Material((0.30, 0.31, 0.33), (0.42, 0.43, 0.45), "stripes_z", 0.012, 0.2),
-    }
+    painted = {"main": Material(main, gloss=0.45), "accent": Material(accent, gloss=0.45)}
+    return painted | BARE
 
 
 def _mjcf(name: str) -> str:
     return Path(__file__).with_name(f"{name}.xml").read_text(encoding="utf-8")
 
 
-def _arm(name: str, home: tuple[float, ...], palettes: Any, unseen_palette: Any) -> Arm:
-    return Arm(_mjcf(name), home, tuple(_palette(*pair) for pair in palettes), _palette(*unseen_palette))
+def _materials(entry: Mapping[str, Any]) -> dict[str, Material]:
+    return {part: Material(**look) for part, look in entry.items()}
 
 
+BARE = _materials(SCENERY["bare"])
+"""What is not painted of arms and tables."""
 ROOM_XML = _mjcf("room")
-LEG = Material((0.25, 0.25, 0.27))
-"""The legs of the table."""
-ARMS = {name: _arm(name, **entry) for name, entry in shapes.SCENERY["arms"].items()}
-"""Two arms of seven joints and a gripper, each with a file of MJCF."""
-ROOMS = {
-    name: Room(**entry | {part: Material(**entry[part]) for part in ("table", "wall", "floor")})
-    for name, entry in shapes.SCENERY["rooms"].items()
+ARMS = {
+    name: Arm(
+        _mjcf(name), entry["home"], [_palette(*pair) for pair in entry["palettes"]], _palette(*entry["unseen_palette"])
+    )
+    for name, entry in SCENERY["arms"].items()
 }
+"""Two arms of seven joints and a gripper, each with a file of MJCF."""
+ROOMS = {name: Room(**_materials(entry["looks"]), **entry["light"]) for name, entry in SCENERY["rooms"].items()}
 """Scenes A, B and C are trained on; D shares no texture with them."""
 
 
@@ -128,16 +126,12 @@ def build_scene(arm: Arm, palette: Mapping[str, Material], room: Room, placed: S
         '<default><geom contype="0" conaffinity="0" density="1000"/></default>'
         f"<worldbody>{arm.xml}{ROOM_XML}{things}</worldbody></mujoco>"
     )
-    fixed = {"table": room.table, "wall": room.wall, "floor": room.floor, "leg": LEG, **palette}
-    looks = []
-    for number in range(model.ngeom):
-        name = mujoco.mj_id2name(model, mujoco.mjtObj.mjOBJ_GEOM, number)
-        looks.append(materials[name] if name in materials else fixed[name.split("_")[1]])
-    movers = {
-        item.thing.name: int(model.body_mocapid[mujoco.mj_name2id(model, mujoco.mjtObj.mjOBJ_BODY, item.thing.name)])
-        for item in placed if item.moves
-    }  # fmt: skip
-    return Scene(model, mujoco.MjData(model), tuple(looks), movers)
+    fixed = {"table": room.table, "wall": room.wall, "floor": room.floor, **palette}
+    names = [model.geom(number).name for number in range(model.ngeom)]
+    looks = tuple(materials[name] if name in materials else fixed[name.split("_")[1]] for name in names)
+    moving = [item.thing.name for item in placed if item.moves]
+    movers = {name: int(model.body(name).mocapid[0]) for name in moving}
+    return Scene(model, mujoco.MjData(model), looks, movers)
 
 
 def _thing_xml(item: Placed, materials: dict[str, Material]) -> str:
@@ -163,9 +157,9 @@ def distractors(rng: np.random.Generator, kinds: Sequence[str], taken: Sequence[
     for number in range(int(rng.integers(1, 4))):
         for _ in range(40):
             place = np.array([rng.uniform(0.22, 0.78), rng.uniform(-0.46, 0.46), 0.0])
-            if all(float(np.hypot(*(place[:2] - point))) > 0.17 for point in points) and place[0] > 0.2:
-                thing: Thing = shapes.make_thing(kinds[int(rng.integers(len(kinds)))], rng, f"extra{number}")
-                result.append(Placed(thing, (place, from_rpy(0.0, 0.0, float(rng.uniform(-3, 3))))))
+            if all(float(np.hypot(*(place[:2] - point))) > 0.17 for point in points):
+                thing = shapes.make_thing(shapes.draw(rng, kinds), rng, f"extra{number}")
+                result.append(Placed(thing, (place, turn(UP, float(rng.uniform(-3, 3))))))
                 points.append(place[:2])
                 break
     return result
@@ -176,8 +170,9 @@ def tinted(room: Room, rng: np.random.Generator) -> Room:
 
     def tint(material: Material) -> Material:
         factor = rng.uniform(0.7, 1.25) * rng.uniform(0.88, 1.12, 3)
-        red, green, blue = (np.clip(np.stack([material.first, material.second]) * factor, 0.02, 0.95)).T.tolist()
-        return replace(material, first=(red[0], green[0], blue[0]), second=(red[1], green[1], blue[1]))
+        colours = np.stack([material.first, material.second]) * factor
+        first, second = np.clip(colours, 0.02, 0.95).tolist()
+        return replace(material, first=tuple(first), second=tuple(second))
 
     return replace(room, table=tint(room.table), wall=tint(room.wall), floor=tint(room.floor))
 

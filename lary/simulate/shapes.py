@@ -19,7 +19,7 @@ from lary.data.spec import tupled
 from lary.simulate.kinematics import Array
 
 Option = TypeVar("Option")
-Colour = tuple[float, float, float]
+Colour = tuple[float, ...]
 
 
 @dataclass(frozen=True)
@@ -135,6 +135,7 @@ def crumb(name: str, rng: np.random.Generator) -> Thing:
 # Patterns: how much of a material's second colour shows at a point of a primitive, in its own frame
 
 _LATTICE = np.random.Generator(np.random.PCG64(20260611)).random((64, 64))
+Pattern = Callable[[Array, Array], Array]
 
 
 def noise(u: Array, v: Array) -> Array:
@@ -142,31 +143,23 @@ def noise(u: Array, v: Array) -> Array:
     i, j = np.floor(u), np.floor(v)
     a, b = u - i, v - j
     a, b = a * a * (3 - 2 * a), b * b * (3 - 2 * b)
-    i0, j0 = i.astype(np.int64) & 63, j.astype(np.int64) & 63
-    i1, j1 = (i0 + 1) & 63, (j0 + 1) & 63
-    low = _LATTICE[i0, j0] * (1 - a) + _LATTICE[i1, j0] * a
-    return np.asarray(low * (1 - b) + (_LATTICE[i0, j1] * (1 - a) + _LATTICE[i1, j1] * a) * b)
+    left, top = i.astype(np.int64) & 63, j.astype(np.int64) & 63
+    right, bottom = (left + 1) & 63, (top + 1) & 63
+    low = _LATTICE[left, top] * (1 - a) + _LATTICE[right, top] * a
+    return np.asarray(low * (1 - b) + (_LATTICE[left, bottom] * (1 - a) + _LATTICE[right, bottom] * a) * b)
 
 
-def _edge(wave: Array, sharpness: float = 4.0) -> Array:
+def _edge(wave: Array, sharpness: float) -> Array:
     return np.clip(0.5 + sharpness * wave, 0.0, 1.0)
 
 
-def _stripes(axis: int) -> Callable[[Array, Array], Array]:
-    return lambda p, period: _edge(np.sin(2 * np.pi * p[:, axis] / period))
-
-
-def _sectors(p: Array, period: Array) -> Array:
-    return _edge(np.sin(period * np.arctan2(p[:, 1], p[:, 0])), 6.0)
-
-
-def _bands(p: Array, period: Array) -> Array:
-    return _edge(np.abs(p[:, 2] / period) * -1 + 0.35, 20.0)
+def _stripes(axis: int) -> Pattern:
+    return lambda p, period: _edge(np.sin(2 * np.pi * p[:, axis] / period), 4.0)
 
 
 def _checker(p: Array, period: Array) -> Array:
-    waves = np.sin(np.pi * p[:, 0] / period + 0.4) * np.sin(np.pi * p[:, 1] / period + 0.4)
-    return _edge(waves, 8.0)
+    across, along, _ = np.sin(np.pi * p.T / period + 0.4)
+    return _edge(across * along, 8.0)
 
 
 def _wood(p: Array, period: Array) -> Array:
@@ -183,26 +176,27 @@ def _stone(p: Array, period: Array) -> Array:
 
 
 def _bricks(p: Array, period: Array) -> Array:
-    row = np.floor(p[:, 1] / period)
-    u = p[:, 0] / (2.4 * period) + 0.5 * (row % 2)
     v = p[:, 1] / period
-    mortar = np.minimum(np.minimum(u - np.floor(u), 1 - u + np.floor(u)) * 2.4, np.minimum(v - row, 1 - v + row))
-    return np.asarray(np.clip(1.0 - (mortar - 0.03) * 25, 0, 1) * 0.8 + 0.2 * noise(np.floor(u) * 7.3, row * 5.1))
+    row = np.floor(v)
+    u = p[:, 0] / (2.4 * period) + 0.5 * (row % 2)
+    column = np.floor(u)
+    mortar = np.minimum(np.minimum(u - column, 1 - u + column) * 2.4, np.minimum(v - row, 1 - v + row))
+    return np.asarray(np.clip(1.0 - (mortar - 0.03) * 25, 0, 1) * 0.8 + 0.2 * noise(column * 7.3, row * 5.1))
 
 
 def _dots(p: Array, period: Array) -> Array:
-    row = np.floor(p[:, 1] / period)
-    u, v = p[:, 0] / period + 0.5 * (row % 2), p[:, 1] / period
+    v = p[:, 1] / period
+    row = np.floor(v)
+    u = p[:, 0] / period + 0.5 * (row % 2)
     return np.clip((0.26 - np.hypot(u - np.floor(u) - 0.5, v - row - 0.5)) * 12, 0, 1)
 
 
-PATTERNS: dict[str, Callable[[Array, Array], Array]] = {
-    "plain": lambda p, _period: np.zeros(len(p)),
+PATTERNS: dict[str, Pattern] = {
     "stripes_x": _stripes(0),
     "stripes_y": _stripes(1),
     "stripes_z": _stripes(2),
-    "sectors": _sectors,
-    "bands": _bands,
+    "sectors": lambda p, period: _edge(np.sin(period * np.arctan2(p[:, 1], p[:, 0])), 6.0),
+    "bands": lambda p, period: _edge(0.35 - np.abs(p[:, 2] / period), 20.0),
     "checker": _checker,
     "wood": _wood,
     "stone": _stone,

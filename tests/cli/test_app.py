@@ -1,7 +1,5 @@
 """The command line as a whole: help in groups, the option names of version 0.1, exit codes, time to answer."""
 
-from __future__ import annotations
-
 import json
 import resource
 import subprocess
@@ -20,9 +18,7 @@ from tests.helpers import FIXTURES
 from tests.helpers import lary as command
 
 KNOWN = json.loads((FIXTURES / "options_v0_1.json").read_text())
-GONE_COMMANDS = {"latents convert"}
 GONE = {
-    "extract": {"--dry-run", "--no-dry-run"},
     "latents export": {"--ids"},
     "run": {"--no-store", "--no-no-store"},
     "doctor": {"--json"},
@@ -46,7 +42,7 @@ def names_of(words: str) -> set[str]:
     return {name for argument in found.assemble_argument_collection() for name in argument.names}
 
 
-@pytest.mark.parametrize("words", sorted(KNOWN.keys() - GONE_COMMANDS))
+@pytest.mark.parametrize("words", sorted(KNOWN))
 def test_options_of_version_0_1_are_taken(words: str) -> None:
     assert set(KNOWN[words].split()) - names_of(words) == GONE.get(words, set())
     if words in ("extract", "classify", "regress", "run", "controls", "check-model"):

@@ -1,7 +1,5 @@
 """``lary doctor``: what it finds on this machine, and what it reports as broken."""
 
-from __future__ import annotations
-
 from pathlib import Path
 
 import pytest

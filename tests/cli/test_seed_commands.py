@@ -1,7 +1,5 @@
 """The published command lines, word for word, on a small tree in the published layout."""
 
-from __future__ import annotations
-
 import json
 import os
 import shlex
@@ -14,7 +12,7 @@ import pytest
 
 from tests.helpers import rows_of
 from tests.tiny import TINY_DIM, save_tiny
-from tests.tree import make_calvin, make_robot, write_table
+from tests.tree import make_calvin, make_robot
 
 EXTRACT = "python -m lary.cli extract --model dinov2-origin --dataset {} --split {} --mode {} --gpus 0,1,2,3"
 PAIRS = (
@@ -89,20 +87,3 @@ def test_classification(root: Path) -> None:
     assert len((folder / "case.txt").read_text().splitlines()) == 8
     for name in ("latest.pt", "confusion_matrix.png", "classification_stats.json", "result.json"):
         assert (folder / name).exists()
-
-
-def test_table_of_the_published_code_is_read(root: Path) -> None:
-    """Bare la_path, no images/ and actions/ in the paths, latents under stride_5, written by another program."""
-    for split in ("train", "val"):
-        rows = rows_of(root / "data" / f"{split}_la_calvin_5_dinov2-origin.csv")
-        folder = root / "latent_actions" / "calvin" / "stride_5" / split / "dinov3-origin"
-        folder.mkdir(parents=True)
-        for row in rows:
-            name = Path(row["la_path"]).name
-            with np.load(root / "latent_actions" / row["la_path"]) as latents:
-                np.savez_compressed(folder / name, tokens=latents["tokens"], indices=latents["indices"])
-            row["la_path"] = name
-            for column in ("src_img", "tgt_img", "action", "src_state", "tgt_state"):
-                row[column] = row[column].split("/", 1)[1]
-        write_table(root / "data" / f"{split}_la_calvin_5_dinov3-origin.csv", rows)
-    run("lary regress --model dinov3-origin --dataset calvin --stride 5 --model-type mlp --epochs 2", root)

@@ -59,18 +59,12 @@ def leaks(report: AuditReport) -> set[str]:
     return {item.kind for item in report.leaks}
 
 
-# The published tables
-
-
-def test_vlabench_30_shares_its_episodes_and_lost_a_folder(published: Path) -> None:
+def test_vlabench_30_shares_its_episodes(published: Path) -> None:
     report = run(published, "vlabench_30")
     assert [facts["rows"] for facts in report.splits] == [12546, 4182]
     shared = found(report, "same_group")
     assert (shared.severity, shared.count, shared.total, shared.splits) == ("leak", 2771, 2933, ("train", "val"))
     assert found(report, "same_file").count == 4392
-    assert found(report, "lost_folder", "train").count == 2
-    lost = found(report, "lost_folder", "val")
-    assert lost.examples == ("images/epframe_003134.png (read as regression/vlabench/images/ep_30/frame_003134.png)",)
     assert leaks(report) == {"same_file", "same_group"}
     assert "leak    train and val: 2771 of 2933 episodes of val are in train too" in report.text()
     drawn = run(published, "vlabench_30", splits=("train_by_episode", "val_by_episode"))
@@ -95,24 +89,6 @@ def test_libero_pairs_run_both_ways_and_stay_together_when_drawn(published: Path
     assert leaks(drawn) == ({"same_group"} if by == "segment" else set())
 
 
-def test_robots_without_a_type_are_counted_and_stay_without_one_where_no_rule_names_it(tmp_path: Path) -> None:
-    rows = rows_of(FIXTURES / "metadata" / "robocoin_metadata_unseen.csv")
-    nameless = [row for row in rows if not row["robot_type"]]
-    for row in nameless[:2]:
-        row |= {name: row[name].replace("G1edu-u3", "H2x") for name in ("src_img", "tgt_img", "action")}
-        row["robot_type"] = " "
-    write_table(tmp_path / "mixed.csv", rows)
-    report = run(tmp_path, "robocoin", table=(f"unseen={tmp_path / 'mixed.csv'}",))
-    empty = found(report, "empty_robot_type")
-    assert f"the record names {empty.count - 2} of them" in empty.text
-    assert empty.count == len(nameless) > 2
-    assert empty.examples[0].startswith("regression/robocoin_10/H2x")
-    assert report.splits[0]["embodiments"][""] == 2
-
-
-# Planted defects
-
-
 def test_clean_splits_do_not_leak_and_rows_that_repeat_or_contradict_are_found(tmp_path: Path) -> None:
     make_calvin(tmp_path, {"train": 3, "val": 2})
     make_robot(tmp_path, {"train": 4, "val": 4})
@@ -123,7 +99,6 @@ def test_clean_splits_do_not_leak_and_rows_that_repeat_or_contradict_are_found(t
     write_table(table, [*rows, rows[0], {**rows[1], "action": "pour"}, {**rows[1], "sample_indices": "0,1"}])
     report = run(tmp_path, "robot_1st")
     assert (found(report, "repeated_row").count, found(report, "contradiction").count) == (1, 1)
-    assert found(report, "absent_class", "train").total == 54
 
 
 def test_clip_and_its_reversal_in_two_splits(tmp_path: Path) -> None:
@@ -161,9 +136,8 @@ def test_pairs_of_other_stride_and_episodes_without_a_name(tmp_path: Path) -> No
 
 def test_frames_under_another_name(tmp_path: Path) -> None:
     make_calvin(tmp_path, {"train": 2, "val": 2})
-    train, val = (
-        sorted((tmp_path / "data/regression/calvin" / f"{name}_stride5").rglob("*.png")) for name in ("train", "val")
-    )
+    folder = tmp_path / "data/regression/calvin"
+    train, val = (sorted((folder / f"{name}_stride5").rglob("*.png")) for name in ("train", "val"))
     picture = Image.open(train[0])
     picture.save(val[0], compress_level=0)  # other bytes, same pixels
     Image.fromarray(np.asarray(picture) ^ 1).save(val[1])

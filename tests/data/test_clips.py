@@ -63,15 +63,12 @@ def test_clips_are_cut_frame_exact_and_reversed_and_those_that_fail_are_named(tm
     assert all(path.stat().st_mtime_ns == before for path, before in made.items() if path.name != "0_0.mp4")
 
 
-def test_recording_that_ends_within_a_frame_gives_no_clip(tmp_path: Path) -> None:
+def test_wrong_clip_requests_are_named(tmp_path: Path) -> None:
     encode(tmp_path / "a.avi", "mpeg4", {})
     (tmp_path / "torn.avi").write_bytes(cut_short(tmp_path / "a.avi"))
     with pytest.raises(MediaError, match=r"torn\.avi can't be read: the file ends within a frame"):
         cut_forward(tmp_path / "torn.avi", 0, 9, tmp_path / "out.mp4")
     assert not list(tmp_path.glob("*.mp4"))
-
-
-def test_wrong_clip_requests_are_named(tmp_path: Path) -> None:
     recording(tmp_path / "raw" / "a.mp4", 2)
     config = clip_config(tmp_path, {"a.mp4": "0 - 1"}, ["SSv2/0_0.mp4"])
     for changes, words in (

@@ -8,9 +8,9 @@ import json
 import shutil
 import sys
 import tarfile
-import types
 from collections.abc import Iterator
 from pathlib import Path
+from types import SimpleNamespace as Entry
 from typing import Any
 
 import huggingface_hub
@@ -18,26 +18,23 @@ import pytest
 
 from lary.data.fetch import MANIFEST, accept, belongs, downloadable, find_place, known_folders
 from lary.types import LaryError, UsageError
+from tests.data.test_archives import member, tree
 from tests.helpers import lary
 
 COMMIT = "c0ffee" + "0" * 34
 
 
-def tar_of(name: str, content: bytes, link: str = "") -> bytes:
+def tar_of(*members: tuple[tarfile.TarInfo, bytes]) -> bytes:
     out = io.BytesIO()
     with tarfile.open(fileobj=out, mode="w") as tar:
-        entry = tarfile.TarInfo(name)
-        entry.size = len(content)
-        tar.addfile(entry, io.BytesIO(content))
-        entry = tarfile.TarInfo("calvin/out")
-        entry.type, entry.linkname = tarfile.SYMTYPE, link
-        if link:
-            tar.addfile(entry)
+        for entry, content in members:
+            tar.addfile(entry, io.BytesIO(content))
     return out.getvalue()
 
 
-CALVIN = tar_of("calvin/train_stride5/images/ep_0/frame_000000.png", b"pixels")
-AGIBOT = tar_of("task_1/images/ep_1/frame_000000.png", b"agibot")
+CALVIN = tar_of(member("calvin/train_stride5/images/ep_0/frame_000000.png", b"pixels"))
+AGIBOT = tar_of(member("task_1/images/ep_1/frame_000000.png", b"agibot"))
+LINK = tar_of(member("calvin/a.png", b"x"), member("calvin/out", kind=tarfile.SYMTYPE))
 TABLE, CLIP = "data/calvin_metadata_train.csv", "classification/AgiBotWorld-Beta/1.mp4"
 CONTENT = {
     "README.md": b"card", ".gitattributes": b"", "regression/calvin.tar": CALVIN, CLIP: b"video",
@@ -65,7 +62,7 @@ class FakeHub:
         if self.newest == "away":
             raise ConnectionError("no route\nlong trace")
         self.asked.append(revision)
-        return types.SimpleNamespace(sha=revision or self.newest)
+        return Entry(sha=revision or self.newest)
 
     def list_repo_tree(self, repository: str, recursive: bool, revision: str, repo_type: str) -> Iterator[Any]:
         api: Any = huggingface_hub.hf_api
@@ -73,24 +70,21 @@ class FakeHub:
         for path, content in self.content.items():
             git = hashlib.sha1(b"blob %d\0" % len(content) + content).hexdigest()
             lfs = {"size": len(content), "oid": hashlib.sha256(content).hexdigest(), "pointerSize": 1}
-            large = {} if path.endswith(".csv") else {"lfs": lfs}
-            yield api.RepoFile(path=path, size=len(content), oid=git, **large)
+            yield api.RepoFile(path=path, size=len(content), oid=git, lfs=None if path.endswith(".csv") else lfs)
 
     def hf_hub_download(self, repository: str, path: str, *, local_dir: Path, **_: str) -> None:
         self.fetched.append(path)
-        content = self.content[path]
-        if self.broken.get(path, 0):
-            self.broken[path] -= 1
-            content = content[:-1] + b"?"
+        content, torn = self.content[path], self.broken.get(path, 0)
+        self.broken[path] = max(torn - 1, 0)
         (local_dir / path).parent.mkdir(parents=True, exist_ok=True)
-        (local_dir / path).write_bytes(content)
+        (local_dir / path).write_bytes(content[:-1] + b"?" if torn else content)
 
-    def list_repo_files(self, repository: str, kind: str, revision: str) -> list[Any]:
+    def list_repo_files(self, repository: str, kind: str, revision: str) -> Iterator[Any]:
         assert (kind, revision) == ("dataset", "master")
-        folder = types.SimpleNamespace(path="regression", is_dir=True)
-        sums = {path: hashlib.sha256(content).hexdigest() for path, content in CONTENT.items()}
-        return [folder, *(types.SimpleNamespace(path=path, size=len(CONTENT[path]), sha256=sums[path], is_dir=False)
-                          for path in sums)]  # fmt: skip
+        yield Entry(path="regression", is_dir=True)
+        for path, content in CONTENT.items():
+            sha256 = hashlib.sha256(content).hexdigest()
+            yield Entry(path=path, size=len(content), sha256=sha256, is_dir=False)
 
     def download_file(self, repository: str, kind: str, path: str, **options: Any) -> None:
         self.hf_hub_download(repository, path, **options)
@@ -109,10 +103,6 @@ def download(root: Path, *words: str, code: int = 0, accept: bool = True) -> str
     done = lary("data", "download", *words, *(["--accept-licenses"] if accept else []), root=root)
     assert done.code == code, done
     return done.out + done.err
-
-
-def tree(folder: Path) -> dict[str, bytes]:
-    return {path.relative_to(folder).as_posix(): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
 
 
 def test_terms_name_every_source_and_are_accepted_first(
@@ -144,31 +134,26 @@ def test_files_belong_to_data_sets() -> None:
     assert {path: {spec.name for spec in downloadable() if belongs(path, spec)} for path in files} == files
 
 
-@pytest.mark.parametrize(
-    ("archive", "name", "place"),
-    [
-        ("regression/calvin.tar", "regression/calvin/train_stride5/a.png", "regression/calvin/train_stride5/a.png"),
-        ("calvin.tar", "LARYBench/data/regression/calvin/a.png", "regression/calvin/a.png"),
-        ("calvin.tar", "calvin/train_stride5/a.png", "regression/calvin/train_stride5/a.png"),
-        ("calvin.tar", "TACO/1.mp4", "classification/TACO/1.mp4"),
-        ("calvin.tar.gz.part-aa", "train_stride5/a.png", "regression/calvin/train_stride5/a.png"),
-        ("regression/calvin.tar", "train_stride5/a.png", "regression/calvin/train_stride5/a.png"),
-        ("regression/calvin/train_stride5.tar", "images/a.png", "regression/calvin/train_stride5/images/a.png"),
-        ("regression/calvin/train_stride5.tar", "train_stride5/a.png", "regression/calvin/train_stride5/a.png"),
-        ("data/regression/robocoin_10/part3.tar", "task/images/a.png", "regression/robocoin_10/task/images/a.png"),
-        ("classification/TACO.tar", "sub/1.mp4", "classification/TACO/sub/1.mp4"),
-        ("TACO.zip", "TACO/1.mp4", "classification/TACO/1.mp4"),
-        ("LIBERO.tar", "libero_10_clean/a.png", "classification/LIBERO/libero_10_clean/a.png"),
-        ("misc.tar", "stuff/a", None),
-    ],
-)
-def test_archives_find_their_place(archive: str, name: str, place: str | None) -> None:
-    found = find_place(archive, known_folders(downloadable()))
-    if place is not None:
-        assert found(name) == place
-        return
+def test_archives_find_their_place() -> None:
+    """An archive, a member of it, and the member's place."""
+    lines = """
+        regression/calvin.tar  regression/calvin/train_stride5/a.png  regression/calvin/train_stride5/a.png
+        calvin.tar  LARYBench/data/regression/calvin/a.png  regression/calvin/a.png
+        calvin.tar  calvin/train_stride5/a.png  regression/calvin/train_stride5/a.png
+        calvin.tar  TACO/1.mp4  classification/TACO/1.mp4
+        calvin.tar.gz.part-aa  train_stride5/a.png  regression/calvin/train_stride5/a.png
+        regression/calvin.tar  train_stride5/a.png  regression/calvin/train_stride5/a.png
+        regression/calvin/train_stride5.tar  images/a.png  regression/calvin/train_stride5/images/a.png
+        regression/calvin/train_stride5.tar  train_stride5/a.png  regression/calvin/train_stride5/a.png
+        data/regression/robocoin_10/part3.tar  task/images/a.png  regression/robocoin_10/task/images/a.png
+        classification/TACO.tar  sub/1.mp4  classification/TACO/sub/1.mp4
+        TACO.zip  TACO/1.mp4  classification/TACO/1.mp4
+        LIBERO.tar  libero_10_clean/a.png  classification/LIBERO/libero_10_clean/a.png"""
+    folders = known_folders(downloadable())
+    for archive, name, place in map(str.split, lines.strip().splitlines()):
+        assert find_place(archive, folders)(name) == place
     with pytest.raises(LaryError, match=r"misc\.tar belongs, which holds stuff/a"):
-        found(name)
+        find_place("misc.tar", folders)("stuff/a")
 
 
 def test_choice_by_key_pattern_and_neither(tmp_path: Path, hub: FakeHub) -> None:
@@ -223,10 +208,8 @@ def test_what_is_damaged_or_refused_costs_itself_alone(tmp_path: Path, hub: Fake
         assert words in out
     assert "2 files fetched, 2 were there, 1 archives" in download(tmp_path)
     assert {path: data for path, data in tree(tmp_path / "data").items() if path != MANIFEST} == WHOLE
-    hub.content |= {
-        "regression/calvin.tar": tar_of("calvin/a.png", b"x", link="/"), "misc.tar": tar_of("stuff/a", b"x"),
-        "../evil.tar": b"", "regression/../../evil.csv": b"",
-    }  # fmt: skip
+    hub.content["regression/calvin.tar"], hub.content["misc.tar"] = LINK, tar_of(member("stuff/a", b"x"))
+    hub.content |= {"../evil.tar": b"", "regression/../../evil.csv": b""}
     out = download(tmp_path, code=1)
     for words in ("regression/calvin.tar: The archive calvin.tar holds a link", "0 archives unpacked, 4 failed",
                   "misc.tar belongs, which holds stuff/a: unpack", "leaves its root"):  # fmt: skip
@@ -237,7 +220,7 @@ def test_what_is_damaged_or_refused_costs_itself_alone(tmp_path: Path, hub: Fake
 
 def test_what_stops_a_download(tmp_path: Path, hub: FakeHub, monkeypatch: pytest.MonkeyPatch) -> None:
     with monkeypatch.context() as patch:
-        patch.setattr(shutil, "disk_usage", lambda _: types.SimpleNamespace(free=10))
+        patch.setattr(shutil, "disk_usage", lambda _: Entry(free=10))
         assert "0.000 GB free" in download(tmp_path, code=1)
     hub.newest = "away"
     assert "doesn't give meituan-longcat/LARYBench: no route. Check" in download(tmp_path, code=1)
@@ -248,17 +231,18 @@ def test_what_stops_a_download(tmp_path: Path, hub: FakeHub, monkeypatch: pytest
     assert own.read_bytes() == b"mine", "a table of one's own is not replaced"
 
 
-def test_a_folder_holds_one_repository_and_archives_can_be_kept(tmp_path: Path, hub: FakeHub) -> None:
+def test_a_folder_holds_one_repository_and_archives_can_be_kept(
+    tmp_path: Path, hub: FakeHub, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """ModelScope is another one, and is read by its own library."""
     download(tmp_path, "--keep-archives")
     assert (tmp_path / "data" / ".lary_download" / "regression" / "calvin.tar").read_bytes() == CALVIN
     assert "another DATA_DIR" in download(tmp_path, "--repo", "other/name", code=2)
+    monkeypatch.setitem(sys.modules, "modelscope_hub", None)
+    assert "pip install 'lary[modelscope]'" in download(tmp_path, "--source", "modelscope", code=2)
+    monkeypatch.setitem(sys.modules, "modelscope_hub", Entry(HubApi=lambda: hub))
+    assert "another DATA_DIR" in download(tmp_path, "--source", "modelscope", code=2)
+    assert "at master: 5 files fetched" in download(tmp_path / "own", "--source", "modelscope")
     for text, code, words in (("[]", 1, "damaged"), ('{"version": 9, "files": {}}', 2, "update lary")):
         (tmp_path / "data" / MANIFEST).write_text(text)
         assert words in download(tmp_path, code=code)
-
-
-def test_modelscope_by_its_own_library(tmp_path: Path, hub: FakeHub, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setitem(sys.modules, "modelscope_hub", None)
-    assert "pip install 'lary[modelscope]'" in download(tmp_path, "--source", "modelscope", code=2)
-    monkeypatch.setitem(sys.modules, "modelscope_hub", types.SimpleNamespace(HubApi=lambda: hub))
-    assert "at master: 5 files fetched" in download(tmp_path, "--source", "modelscope")

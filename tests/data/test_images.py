@@ -107,14 +107,11 @@ TORN = {
 
 @pytest.mark.parametrize("reader", READERS)
 @pytest.mark.parametrize("kind", TORN)
-def test_torn_images_are_refused(kind: str, reader: Reader, tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
+def test_torn_images_are_refused(kind: str, reader: Reader, tmp_path: Path) -> None:
     path = tmp_path / "torn.png"
     path.write_bytes(TORN[kind])
     with pytest.raises(MediaError, match=r"torn\.png"):
         read_image(path, reader)
-    assert capfd.readouterr().err == ""
-    with pytest.raises(MediaError, match=r"torn\.png"):
-        read_image(path, reader, noisy=True)
 
 
 def announcing(kind: str) -> bytes:
@@ -143,7 +140,6 @@ def test_images_that_ask_for_gigabytes(tmp_path: Path, kind: str, reader: Reader
     path = tmp_path / "a.png"
     path.write_bytes(content)
     refused(tmp_path, lambda: read_image(path, reader), words)
-    refused(tmp_path, lambda: read_image(path, reader, noisy=True), words)
 
 
 def test_paths_that_are_no_images(tmp_path: Path) -> None:

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from lary.data.configs import IndicesConfig
-from lary.data.sampling import sample_video, video_motion, write_indices
+from lary.data.sampling import sample_video, write_indices
 from lary.types import UsageError
 from tests.data.test_frames import encode
 from tests.helpers import rows_of, settings_of
@@ -50,12 +50,15 @@ def test_indices_that_need_no_decoding(tmp_path: Path) -> None:
     assert (len(sampled.indices), sampled.differences) == (9, None), "announces more frames than it holds"
 
 
-def test_motion_is_kept_by_content(tmp_path: Path) -> None:
-    clip, cache = tmp_path / "a.mp4", tmp_path / "cache"
+def test_indices_are_kept_by_content(tmp_path: Path) -> None:
+    clip, cache, table = tmp_path / "a.mp4", tmp_path / "cache", tmp_path / "clips.csv"
     shutil.copy(CLIP, clip)
-    first = video_motion(clip, cache)
-    (stored,) = cache.rglob("*.npy")
-    np.save(stored, first + 1)
-    np.testing.assert_array_equal(video_motion(clip.rename(tmp_path / "renamed.mp4"), cache), first + 1)
-    stored.write_bytes(stored.read_bytes()[:40])
-    np.testing.assert_array_equal(video_motion(tmp_path / "renamed.mp4", cache), first, "a torn entry is computed anew")
+    for name in ("a.mp4", "renamed.mp4"):
+        write_table(table, [{"video_path": name, "action": "push"}])
+        report = write_indices(table, IndicesConfig(root=tmp_path, cache=cache), settings_of(tmp_path))
+        assert rows_of(report.out)[0]["sample_indices"] == ("3,9,20,24,27,30,34,39,44" if name == "a.mp4" else "7,8")
+        (kept,) = cache.iterdir()
+        kept.write_text("7,8")
+        clip.rename(tmp_path / "renamed.mp4") if name == "a.mp4" else None
+    write_indices(table, IndicesConfig(root=tmp_path, cache=cache, frames=4), settings_of(tmp_path))
+    assert len(list(cache.iterdir())) == 2

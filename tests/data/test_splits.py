@@ -22,8 +22,8 @@ def test_tables_are_found_by_both_names(tmp_path: Path) -> None:
     folder = tmp_path / "data"
     folder.mkdir()
     for spec, split, explicit, words in (
-        (PAIR, "val", None, r"two_metadata_val\.csv nor .*two_val\.csv exists.*LARY_ROOT"),
-        (PAIR, "val", tmp_path / "other.csv", r"other\.csv does not exist"),
+        (PAIR, "val", None, r"no file .*two_metadata_val\.csv nor .*two_val\.csv.*LARY_ROOT"),
+        (PAIR, "val", tmp_path / "other.csv", r"no file .*other\.csv\. Check"),
         (PAIR, "train", None, "no split 'train'"),
         (DATASETS.get("calvin"), "val", None, "lary data download --include calvin"),
     ):
@@ -36,17 +36,15 @@ def test_tables_are_found_by_both_names(tmp_path: Path) -> None:
 
 
 def test_draw_depends_on_names_alone(tmp_path: Path) -> None:
-    spec = DATASETS.get("vlabench_30")
+    spec, found = DATASETS.get("vlabench_30"), []
     for split in ("train", "val"):
         name = f"vlabench_30_metadata_{split}.csv"
         write_table(tmp_path / "data" / name, rows_of(FIXTURES / "metadata" / name))
-    found = []
     for part in ("train", "val"):
         path = find_table(spec, f"{part}_by_episode", tmp_path)
         groups = read_table(spec, f"{part}_by_episode", path=path, data_dir=tmp_path).groups()
         found += [(part == "val", validates(group, 0.25)) for group in groups]
-    assert len(found) == 40
-    assert set(found) == {(False, False), (True, True)}
+    assert (len(found), set(found)) == (40, {(False, False), (True, True)})
     assert abs(sum(validates(f"ep_{number}", 0.25) for number in range(4000)) - 1000) < 100
 
 
@@ -67,7 +65,7 @@ def test_drawn_table_that_holds_something_else_is_refused(tmp_path: Path) -> Non
     train.unlink()
     assert find_table(spec, "val_by_episode", tmp_path) == path, "drawn on another machine"
     write_table(train, [{"src_img": "a", "other": "b"}])
-    with pytest.raises(UsageError, match=r"has the columns src_img, tgt_img, action; expected src_img, other"):
+    with pytest.raises(UsageError, match=r"no column 'other'; it has: src_img, tgt_img, action"):
         find_table(spec, "val_by_episode", tmp_path)
 
 
@@ -107,7 +105,7 @@ def test_wrong_requests_are_named(tmp_path: Path) -> None:
     for options, words in (
         ({"train": table}, "three files"),
         ({"stratify": "src_img"}, "can't be split so"),
-        ({"stratify": "verb"}, "no column 'verb' to stratify by; it has: src_img, tgt_img, action"),
+        ({"stratify": "verb"}, "no column 'verb'; it has: src_img, tgt_img, action"),
         ({"by": "episode", "share": 1.0}, "--test-size 1.0: expected a share between 0 and 1"),
         ({"by": "episode", "share": 1e-4, "dataset": "libero"}, "too few to put a share of 0.0001"),
     ):

@@ -73,7 +73,7 @@ def test_cells_are_those_of_the_csv_module(tmp_path: Path, text: str) -> None:
     ("text", "words"),
     [
         ("", "is empty"), ("\n", "is empty"), (HEADER, "is empty"), (HEADER.strip(), "is empty"),
-        ("src_img,action\na,open\n", r"no column 'tgt_img', which two needs; it has: src_img, action"),
+        ("src_img,action\na,open\n", r"no column 'tgt_img'; it has: src_img, action"),
         ("src_img, src_img,action\na,b,open\n", "names a column twice"),
         (HEADER + "a,b,open\na,b\n", r"row 2 \(line 3\): 2 cells under 3 column names; quote cells"),
         (HEADER + "a,b,c,open\n", r"row 1 \(line 2\): 4 cells under 3"),
@@ -111,10 +111,10 @@ def test_published_first_rows_are_read() -> None:
         table = published(name, split)
         assert len({sample.id for sample in table}) == len(table) == 20
         assert table.groups() == tuple(sample.group for sample in table)
-        assert table.embodiments() == tuple(sample.embodiment for sample in table)
+        assert table.embodiments == tuple(sample.embodiment for sample in table)
     table, task = published("robocoin", "unseen"), "R1_Lite_move_the_position_of_the_spoon"
     assert table[1].group == f"{task}/ep_19"
-    assert table.embodiments()[:2] == ("G1edu-u3", "galaxea_r1_lite")
+    assert table.embodiments[:2] == ("G1edu-u3", "galaxea_r1_lite")
     assert placed(f"{task}/ep_19/frame_005506.png", "images", 1) == f"{task}/images/ep_19/frame_005506.png"
     assert placed("ep2.npy", "actions", 1) == "actions/ep2.npy"
     assert published("agibotbeta", "unseen")[0].group == "task_593/ep_804004"
@@ -163,7 +163,7 @@ def test_id_is_content_not_position(tmp_path: Path) -> None:
     first, second = list(written(tmp_path, HEADER + one + two)), list(written(tmp_path, HEADER + two + one))
     assert [sample.id for sample in first] == [sample.id for sample in reversed(second)]
     assert len({sample.id for sample in first}) == 2
-    assert row_of(tmp_path, PAIR, src_img="a", tgt_img="b", action="open", embodiment=" arm ").embodiments() == ("arm",)
+    assert row_of(tmp_path, PAIR, src_img="a", tgt_img="b", action="open", embodiment=" arm ").embodiments == ("arm",)
 
 
 def test_missing_media_are_listed_once_in_order_and_files_without_their_folder_found(tmp_path: Path) -> None:
@@ -171,9 +171,9 @@ def test_missing_media_are_listed_once_in_order_and_files_without_their_folder_f
     for file in ("images/a.png", "ep_1/a.png"):
         (table.root / file).parent.mkdir(parents=True)
         (table.root / file).touch()
-    assert table.missing_media() == [table.root / "images/b.png", table.root / "images/c.png"]
-    assert table.missing_media([2]) == [table.root / "images/c.png"]
-    assert table.media_path(table[3]) == (table.root / "ep_1/a.png", table.root / "images/b.png")
+    absent, another = table.root / "images/b.png", table.root / "images/c.png"
+    assert (table.missing_media(), table.missing_media([2])) == ([absent, another], [another])
+    assert table.media_path(table[3]) == (table.root / "ep_1/a.png", absent)
 
 
 OUTSIDE = (

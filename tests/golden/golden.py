@@ -1,7 +1,5 @@
 """What the golden tests share: a place to run commands in, expected values, what is in a file, tiny checkpoints."""
 
-from __future__ import annotations
-
 import hashlib
 import json
 import os
@@ -17,6 +15,7 @@ import pytest
 import yaml
 
 from tests.helpers import Done, lary
+from tests.parity.conftest import OWN, load_case
 from tests.parity.fill import fill_tensor
 
 REPOSITORY = Path(__file__).parents[2]
@@ -169,11 +168,6 @@ def summaries(file: Path) -> dict[str, Any]:
 # Tiny checkpoints of models whose sizes only the record says: their keys and sizes are those of the parity cases.
 
 
-def case_of(name: str) -> dict[str, Any]:
-    found: dict[str, Any] = json.loads((CASES / f"{name}_small.json").read_text())
-    return found
-
-
 def tensors_of(case: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
     """Weights under the published names, drawn from the names."""
     import torch
@@ -190,7 +184,7 @@ def write_plugin(folder: Path, cases: tuple[str, ...]) -> Path:
 
     records = {}
     for name in cases:
-        case = case_of(name)
+        case = load_case(f"{name}_small", OWN).about
         config, backbone = dict(case["config"]), dict(case.get("backbone", {}).get("config", {}))
         kind = config.pop("model_type", None)
         changes: dict[str, Any] = {"network": config}
@@ -206,13 +200,3 @@ def write_plugin(folder: Path, cases: tuple[str, ...]) -> Path:
     (folder / "tiny_models.json").write_text(json.dumps(records))
     (folder / "tiny_models.py").write_text(FILES["tiny_models.py"])
     return folder / "tiny_models.py"
-
-
-def write_villa(folder: Path) -> Path:
-    from safetensors.torch import save_file
-
-    case = case_of("villa-x")
-    folder.mkdir()
-    (folder / "model_config.json").write_text(json.dumps({"architecture": "IgorModel", "config": case["config"]}))
-    save_file(tensors_of(case), folder / "model.safetensors")
-    return folder

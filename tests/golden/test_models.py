@@ -1,14 +1,13 @@
 """Tokens and codes of every model, with tiny weights, of image pairs and clips, under both protocols."""
 
-from __future__ import annotations
-
 import shutil
 from pathlib import Path
 
 import pytest
 
-from tests.golden.golden import Golden, Place, summaries, write_plugin, write_villa
+from tests.golden.golden import Golden, Place, summaries, write_plugin
 from tests.helpers import rows_of
+from tests.parity.conftest import OWN, load_case, save_villa
 from tests.tiny import KINDS, save_tiny
 from tests.tree import make_calvin, make_robot
 
@@ -35,7 +34,7 @@ def root(tmp_path_factory: pytest.TempPathFactory) -> Path:
     weights = root / "weights"
     weights.mkdir()
     write_plugin(weights, FROM_CASES)
-    write_villa(weights / "villa-x")
+    save_villa(load_case("villa-x_small", OWN), weights / "villa-x")
     for name, kind in {**KINDS, "dinov2-registers": "dinov2-registers", "naflex": "siglip2-naflex"}.items():
         save_tiny(weights / name, kind)
     for name in NETWORKS:

@@ -3,8 +3,6 @@
 Sentences may be rewritten: they are compared by exit code, numbers and key words alone.
 """
 
-from __future__ import annotations
-
 import csv
 import json
 import re
@@ -164,7 +162,6 @@ def finished(corrected: Place) -> Place:
 def spoilt(tmp_path_factory: pytest.TempPathFactory) -> Place:
     """A place with latents of one model and one result, where no motion between images has been written."""
     place = make_place(tmp_path_factory.mktemp("spoilt"))
-    (place.root / "wrong.yaml").write_text("grid: {modle: [pixels]}")
     place("RIDGE")
     return place
 
@@ -230,11 +227,15 @@ def test_controls(corrected: Place, monkeypatch: pytest.MonkeyPatch, tmp_path: P
 
 @pytest.mark.parametrize("name", COMMANDS["mistakes"])
 def test_mistakes(name: str, spoilt: Place) -> None:
+    """Mistakes are refused in a sentence, and leave no file behind."""
     mistake = COMMANDS["mistakes"][name]
+    (spoilt.root / "wrong.yaml").write_text(mistake.get("file", ""))
+    before = files_below(spoilt.root).keys()
     done = spoilt(mistake["command"], code=None)
     message = " ".join(re.sub(r"[│╭╮╰╯─]", " ", done.out + done.err).split())
     assert (done.code, [word for word in mistake["names"] if word not in message]) == (mistake["code"], []), message
     assert "Traceback" not in message
+    assert files_below(spoilt.root).keys() == before
 
 
 STOPPED = [

@@ -1,7 +1,5 @@
 """Targets of every data set with actions: statistics, relative motion, the chunks that a probe is scored against."""
 
-from __future__ import annotations
-
 import json
 from pathlib import Path
 from typing import NamedTuple

@@ -1,7 +1,5 @@
 """What the tools for data and latents write: every new file, and the numbers that they print."""
 
-from __future__ import annotations
-
 import json
 import re
 import shutil

@@ -1,7 +1,5 @@
 """How a hostile input is judged: refused in one sentence, nothing run, nothing written, time and memory bounded."""
 
-from __future__ import annotations
-
 import os
 import resource
 import signal

@@ -1,7 +1,5 @@
 """JSON that others have written: nested, huge, of another kind; manifests of stores and records of data sets."""
 
-from __future__ import annotations
-
 from pathlib import Path
 
 import pytest

@@ -11,17 +11,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from lary.data.configs import MotionOptions
 from lary.data.spec import DATASETS
-from lary.importers.episodes import (
-    ATOMIC_CLASSES,
-    INVERSE,
-    AtomicRule,
-    PairCut,
-    atomic_segments,
-    label_of,
-)
-from lary.types import UsageError
+from lary.importers.episodes import ATOMIC_CLASSES, INVERSE, AtomicRule, PairCut, atomic_segments, label_of
 
 RULE = AtomicRule(threshold=0.03, reach=0.05, settle=2)
 OPENING = np.array([1, 1, 1, 0, 0, 0, 0, 1, 1, 1.0])
@@ -78,18 +69,3 @@ def test_segments_are_in_order_and_their_labels_right(steps: Steps, seed: int) -
     again = np.concatenate([np.zeros((1, 3)), np.cumsum(deltas[:-1], axis=0)])
     summed = atomic_segments(deltas, opening, replace(RULE, deltas=True))
     assert summed == atomic_segments(again, opening, RULE)
-
-
-@pytest.mark.parametrize(
-    ("options", "words"),
-    [
-        ({"threshold": 0.0}, "--threshold 0"),
-        ({"threshold": 0.2, "reach": 0.1}, "at most --reach 0.1"),
-        ({"settle": 0}, "--settle 0"),
-        ({"axes": "+x,+x,+z"}, "--axes"),
-        ({"axes": "x,y,z"}, "--axes"),
-    ],
-)
-def test_wrong_rules(options: dict[str, Any], words: str) -> None:
-    with pytest.raises(UsageError, match=words):
-        AtomicRule.of(MotionOptions(**options))

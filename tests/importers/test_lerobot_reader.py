@@ -16,9 +16,8 @@ from tests.lerobot_files import FPS, FRONT, LENGTHS, write_lerobot
 
 def described(root: Path, **info: Any) -> LeRobot:
     (root / "meta").mkdir(exist_ok=True)
-    (root / "meta/info.json").write_text(
-        json.dumps({"codebase_version": "v2.1", "fps": 10, "features": {}, "data_path": "", **info})
-    )
+    usual = {"codebase_version": "v2.1", "fps": 10, "features": {}, "data_path": ""}
+    (root / "meta/info.json").write_text(json.dumps({**usual, **info}))
     return LeRobot(root)
 
 
@@ -26,47 +25,37 @@ def test_what_is_no_lerobot_data_set(tmp_path: Path) -> None:
     for source, words in ((tmp_path, "no meta/info.json"), ("nowhere", "owner/name")):
         with pytest.raises(LaryError, match=words):
             open_lerobot(str(source))
-    for name, value in (("codebase_version", "v1.6"), ("codebase_version", "v4.0"), ("codebase_version", None),
-                        ("fps", 0), ("fps", "fast"), ("fps", None)):  # fmt: skip
-        with pytest.raises(LaryError, match=f"wrong at '{name}'"):
-            described(tmp_path, **{name: value})
-    for text in ("", "{", '{"episode_index": 0}', '{"episode_index": 0, "length": 1e30}', "[1]",
-                 '{"episode_index": 0, "length": 5}\n' * 2):  # fmt: skip
+    for name, values in {"codebase_version": ("v1.6", "v4.0", None), "fps": (0, "fast", None)}.items():
+        for value in values:
+            with pytest.raises(LaryError, match=f"wrong at '{name}'"):
+                described(tmp_path, **{name: value})
+    row = '{"episode_index": 0, "length": 5}\n'
+    for text in ("", "{", '{"episode_index": 0}', row.replace("5", "1e30"), "[1]", row * 2):
         (tmp_path / "meta/episodes.jsonl").write_text(text)
         with pytest.raises(LaryError, match="The list of episodes"):
             _ = described(tmp_path).episodes
 
 
-@pytest.mark.parametrize(
-    ("names", "dims"),
-    [
-        (["a", "b"], ("a", "b")),
-        ({"motors": ["a", "b"]}, ("a", "b")),
-        ({"left": ["a"], "right": ["b"]}, ("a", "b")),
-        ({"b": 1, "a": 0}, ("a", "b")),
-        (["a", "a"], ("a", "action_1_a")),
-        (["a"], ("action_0", "action_1")),
-        (None, ("action_0", "action_1")),
-    ],
-)
-def test_names_of_dimensions(tmp_path: Path, names: object, dims: tuple[str, ...]) -> None:
-    features = {"action": {"dtype": "float32", "shape": [2], "names": names}}
-    assert described(tmp_path, features=features).dimension_names(["action"]) == dims
+def test_names_of_dimensions(tmp_path: Path) -> None:
+    groups = {"left": ["a"], "right": ["b"]}
+    forms = (["a", "b"], {"motors": ["a", "b"]}, groups, {"b": 1, "a": 0}, ["a", "a"], ["a"], None)
+    found = []
+    for names in forms:
+        features = {"action": {"dtype": "float32", "shape": [2], "names": names}}
+        found.append(described(tmp_path, features=features).dimension_names(["action"]))
+    assert found == [("a", "b")] * 4 + [("a", "action_1_a")] + [("action_0", "action_1")] * 2
 
 
 def test_time_stamps_find_frames() -> None:
     seconds = np.arange(10) / 10
     assert frame_numbers(seconds, 0.3, [0.0, 0.1001, 0.2], 10).tolist() == [3, 4, 5]
-    for start, stamps, words in (
-        (0.9, [0.0, 0.1], "No frame"), (-0.2, [0.0, 0.3], "No frame"), (0.0, [0.0, float("nan")], "No frame"),
-        (0.0, [0.0, 0.04], "same frame"),
-    ):  # fmt: skip
-        with pytest.raises(MediaError, match=words):
+    away = [(0.9, [0.0, 0.1]), (-0.2, [0.0, 0.3]), (0.0, [0.0, float("nan")])]
+    for start, stamps in (*away, (0.0, [0.0, 0.04])):
+        with pytest.raises(MediaError, match="No frame" if (start, stamps) in away else "same frame"):
             frame_numbers(seconds, start, stamps, 10)
 
 
 @pytest.mark.parametrize("codec", ["h264", "av1"])
 def test_seconds_of_a_video(tmp_path: Path, codec: str) -> None:
-    source = write_lerobot(tmp_path / "source", "v3.0", codec)
-    path = next(source.glob(f"videos/{FRONT}/*/file-001.mp4"))
+    path = next(write_lerobot(tmp_path, "v3.0", codec).glob(f"videos/{FRONT}/*/file-001.mp4"))
     np.testing.assert_allclose(video_seconds(path), np.arange(sum(LENGTHS[2:])) / FPS, atol=1e-6)

@@ -1,4 +1,4 @@
-"""``lary latents``: info, verify and export."""
+"""``lary latents``: info, verify, convert and export."""
 
 from __future__ import annotations
 
@@ -6,17 +6,20 @@ import os
 import shutil
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 from safetensors.numpy import load_file
 
-from lary.configs import ExtractConfig
+from lary.configs import ConvertConfig, ExtractConfig
 from lary.latents.ref import LatentsRef, open_latents
+from lary.latents.tools import convert_store
 from lary.locks import LOCK
 from lary.runs.extract import extract
 from tests.helpers import lary, settings_of
 from tests.hostile.harness import refused
+from tests.latents.conftest import contents
 
 ASK = ("--model", "pixels", "--dataset", "calvin", "--split", "val")
 CONFIG = ExtractConfig(model="pixels", dataset="calvin", split="val", batch_size=2)
@@ -73,6 +76,66 @@ def test_info_and_verify_name_bad_rows_of_shards(root: Path) -> None:
     assert "kind        shards, 2 files" in done.out
     assert "damaged" in done.out
     assert "missing     1" in done.out
+
+
+@pytest.mark.parametrize("moment", ["2 shards", "manifest", "table", "old files", None])
+def test_convert_goes_on_after_a_kill(root: Path, moment: str | None, monkeypatch: pytest.MonkeyPatch) -> None:
+    settings, folder = settings_of(root), folder_of(root)
+    table, before = root / "data" / "val_la_calvin_5_pixels.csv", contents(folder)
+    cells, expected = table.read_bytes(), open_latents(settings, LatentsRef.of(CONFIG)).source.read(range(9))
+    asked = {"model": "pixels", "dataset": "calvin", "split": "val"}
+    config = ConvertConfig(**asked, store="shards", shard_rows=4)  # type: ignore[arg-type]
+    if moment:
+        calls = iter(range(99))
+        at = {"2 shards": 2, "manifest": 3, "table": 4, "old files": 3}[moment]
+        owner, name = (Path, "unlink") if moment == "old files" else (os, "replace")
+        true = getattr(owner, name)
+
+        def dies(*arguments: Any, **more: Any) -> Any:
+            if (name == "replace" or arguments[0].suffix == ".npz") and next(calls) == at:
+                raise KeyboardInterrupt
+            return true(*arguments, **more)
+
+        with monkeypatch.context() as patch:
+            patch.setattr(owner, name, dies)
+            with pytest.raises(KeyboardInterrupt):
+                convert_store(config, settings)
+        np.testing.assert_array_equal(open_latents(settings, LatentsRef.of(CONFIG)).source.read(range(9)), expected)
+    assert convert_store(config, settings) == 9
+    assert {path.name for path in folder.iterdir()} == {
+        "store.json", "extraction.json", *(f"shard_0000{unit}.safetensors" for unit in range(3))
+    }  # fmt: skip
+    np.testing.assert_array_equal(open_latents(settings, LatentsRef.of(CONFIG)).source.read(range(9)), expected)
+    assert "0 extracted now" in lary("extract", *ASK, "--store", "shards", "--batch-size", "2", root=root).out
+    assert "9 rows in npz" in lary("latents", "convert", *ASK, "--store", "npz", root=root).out
+    npz = [name for name in before if name.endswith(".npz")]
+    assert {name: data for name, data in contents(folder).items() if name.endswith("npz")} == {
+        name: before[name] for name in npz
+    }
+    assert table.read_bytes() == cells
+
+
+def test_convert_narrows_and_refuses_what_would_lose_rows_or_identity(root: Path) -> None:
+    def convert(*words: str) -> str:
+        done = lary("latents", "convert", *ASK, *words, root=root)
+        assert done.code == (0 if done.out else 2)
+        return done.out + done.err
+
+    settings, table = settings_of(root), root / "data" / "val_la_calvin_5_pixels.csv"
+    expected, cells = open_latents(settings, LatentsRef.of(CONFIG)).source.read(range(9)), table.read_bytes()
+    assert "only float32 is converted, and only into the other kind" in convert("--store", "npz", "--dtype", "float16")
+    assert "--shard-rows 0: must be at least 1" in convert("--store", "shards", "--shard-rows", "0")
+    assert lary("extract", *ASK, "--batch-size", "2", "--limit", "4", root=root).code == 0
+    assert "names fewer rows" in convert("--store", "shards")
+    table.write_bytes(cells)
+    assert "9 rows in shards" in convert("--store", "shards", "--dtype", "bfloat16")
+    found = open_latents(settings, LatentsRef.of(CONFIG))
+    assert found.store["identity"]["dtype"] == "bfloat16"
+    np.testing.assert_allclose(found.source.read(range(9)), expected, rtol=2.0**-8)
+    assert ".npz files can't hold it" in convert("--store", "npz")
+    assert "holds bfloat16 in shards; only float32" in convert("--store", "npz", "--dtype", "float16")
+    (folder_of(root) / "store.json").unlink()
+    assert "has no identity" in convert("--store", "shards")
 
 
 def test_export(root: Path, tmp_path: Path) -> None:

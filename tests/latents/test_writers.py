@@ -1,4 +1,4 @@
-"""What stores write: whole files of the library, the same bytes for the same rows, an index that can be checked."""
+"""What stores write: whole files of the library, the same bytes for the same rows."""
 
 from __future__ import annotations
 
@@ -8,7 +8,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import pyarrow.parquet
 import pytest
 import torch
 from hypothesis import given
@@ -19,7 +18,7 @@ from safetensors.numpy import load_file
 from lary.data.tables import SampleTable
 from lary.files import WriteError
 from lary.latents.sources import ShardSource, Stamp, read_shard
-from lary.latents.store import INDEX, StoreIdentity
+from lary.latents.store import StoreIdentity
 from lary.latents.writers import ShardStore, write_latents
 from lary.types import LaryError, MediaError
 from tests.latents.conftest import IDENTITY, contents, draw, fill, shards_in, source_of
@@ -38,7 +37,7 @@ def test_same_rows_same_bytes_in_any_order_and_whatever_came_between(tmp_path: P
         store.finish(table)
         folders.append(contents(store.folder))
     assert folders[0] == folders[1] == folders[2]
-    assert set(folders[0]) == {"shard_00000.safetensors", "index.parquet", "store.json"}
+    assert set(folders[0]) == {"shard_00000.safetensors", "store.json"}
     assert store.entries(table, tmp_path, failed=[3]) == [
         "2/shard_00000.safetensors#0", "2/shard_00000.safetensors#1", *[""] * 7
     ]  # fmt: skip
@@ -73,9 +72,10 @@ def test_an_exception_leaves_nothing(tmp_path: Path, table: SampleTable) -> None
     with store.writer(0):
         pass
     assert set(contents(tmp_path)) == {"store.json"}
-    (tmp_path / ".shard_00001.safetensors.abc.tmp").write_bytes(b"of a killed writer")
+    for name in (".shard_00001.safetensors.abc.tmp", "index.parquet"):
+        (tmp_path / name).write_bytes(b"of a killed writer, of version 0.1")
     store.finish(table)
-    assert set(contents(tmp_path)) == {"store.json", "index.parquet"}
+    assert set(contents(tmp_path)) == {"store.json"}
 
 
 def test_a_damaged_shard_is_done_again_under_its_name(tmp_path: Path, table: SampleTable) -> None:
@@ -162,14 +162,3 @@ def test_latents_larger_than_what_is_read_are_not_written(tmp_path: Path) -> Non
     with pytest.raises(LaryError, match="--pool mean"):
         write_latents(tmp_path / "a.npz", huge, None, Stamp("a", "b", "c"))
     assert not list(tmp_path.iterdir())
-
-
-def test_the_index_lists_every_row_where_it_is_now(tmp_path: Path, table: SampleTable) -> None:
-    store = shards_in(tmp_path)
-    fill(store, table, draw(9), [0, 1, 3])
-    fill(store, table, draw(9), [2])
-    found = pyarrow.parquet.read_table(tmp_path / INDEX).to_pydict()
-    assert found["sample"] == [table[row].id for row in range(4)]
-    places = [f"{shard}#{position}" for shard, position in zip(found["shard"], found["position"], strict=True)]
-    assert dict(zip(found["row"], places, strict=True)) == store.held(table)
-    assert len(set(found["checksum"])) == 4

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import shutil
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -13,69 +12,51 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from lary.models.running import LoadedEncoder, build
-from lary.models.spec import MODELS, ModelContext
+from lary.models.spec import ModelContext
 from lary.types import BenchmarkProtocol, LaryError
-from tests.tiny_networks import TINY, save_tiny_network
+from tests.tiny_networks import save_tiny_network, tiny_record
 
 SIDE = 32
 
 
-@pytest.fixture(scope="module")
-def folders(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
-    """A library's folder of each model."""
-    root = tmp_path_factory.mktemp("weights")
-    return {name: save_tiny_network(root / name, name) for name in TINY}
-
-
-@pytest.fixture
-def copies(folders: dict[str, Path], tmp_path: Path) -> dict[str, Path]:
-    """Copies to damage."""
-    return {name: Path(shutil.copytree(folder, tmp_path / name)) for name, folder in folders.items()}
-
-
 def make(name: str, weights: Path, protocol: BenchmarkProtocol = "corrected") -> LoadedEncoder:
     """The encoder of a model's record, with the tiny configuration and small frames."""
-    spec = MODELS.get(name)
+    spec = tiny_record(name)
     paper = spec.preprocess_paper and replace(spec.preprocess_paper, size=SIDE)
-    spec = replace(
-        spec, preprocess=replace(spec.preprocess, size=SIDE), preprocess_paper=paper, pair_shape=(), clip_shape=(),
-        pair_shape_paper=(), clip_shape_paper=(), options={**spec.options, "config": TINY[name]},
-    )  # fmt: skip
+    spec = replace(spec, preprocess=replace(spec.preprocess, size=SIDE), preprocess_paper=paper)
     return build(spec, ModelContext("cpu", protocol, weights=str(weights)))
 
 
-def draw(batch: int, frames: int) -> torch.Tensor:
-    return torch.rand(batch, frames, 3, SIDE, SIDE, generator=torch.Generator().manual_seed(0)) * 2 - 1
+CLIPS = torch.rand(1, 2, 3, SIDE, SIDE, generator=torch.Generator().manual_seed(0)) * 2 - 1
 
 
 def weight_file(folder: Path) -> Path:
     return next(folder.glob("*.safetensors"))
 
 
-def test_files_folders_and_pipelines_give_the_same(folders: dict[str, Path], tmp_path: Path) -> None:
+def test_files_folders_and_pipelines_give_the_same(tmp_path: Path) -> None:
     for name in ("wan2-2", "flux2"):
-        expected = make(name, folders[name])
-        shutil.copytree(folders[name], tmp_path / name / "vae")
+        folder = save_tiny_network(tmp_path / name / "vae", name)
+        expected = make(name, folder)
         (tmp_path / name / "config.json").write_text('{"_class_name": "SomePipeline"}')
-        for weights in (tmp_path / name, tmp_path / name / "vae", weight_file(folders[name])):
+        for weights in (tmp_path / name, weight_file(folder)):
             encoder = make(name, weights)
-            assert torch.equal(encoder.encode(draw(1, 2)).tokens, expected.encode(draw(1, 2)).tokens)
+            assert torch.equal(encoder.encode(CLIPS).tokens, expected.encode(CLIPS).tokens)
             assert encoder.identity == expected.identity
 
 
 @pytest.mark.parametrize(("name", "unused"), [("wan2-2", "decoder."), ("flux2", "decoder."), ("vjepa2", "predictor.")])
-def test_unused_parts_and_half_precision(name: str, unused: str, copies: dict[str, Path]) -> None:
-    expected = make(name, copies[name]).encode(draw(1, 2)).tokens
-    tensors = load_file(weight_file(copies[name]))
+def test_unused_parts_and_half_precision(name: str, unused: str, tmp_path: Path) -> None:
+    file = weight_file(save_tiny_network(tmp_path, name))
+    expected, tensors = make(name, tmp_path).encode(CLIPS).tokens, load_file(file)
     kept = {key: value for key, value in tensors.items() if not key.startswith(unused)}
     assert len(kept) < len(tensors)
-    save_file(kept, weight_file(copies[name]))
-    encoder = make(name, copies[name])
-    assert torch.equal(encoder.encode(draw(1, 2)).tokens, expected)
+    save_file(kept, file)
+    encoder = make(name, tmp_path)
+    assert torch.equal(encoder.encode(CLIPS).tokens, expected)
     assert not any(f".{unused}" in f".{key}" for key in encoder.module.state_dict())
-    halved = {key: value.bfloat16() if value.is_floating_point() else value for key, value in kept.items()}
-    save_file(halved, weight_file(copies[name]))
-    assert make(name, copies[name]).encode(draw(1, 2)).tokens.dtype == torch.float32
+    save_file({key: value.bfloat16() if value.is_floating_point() else value for key, value in kept.items()}, file)
+    assert make(name, tmp_path).encode(CLIPS).tokens.dtype == torch.float32
 
 
 def test_released_files_of_another_layout_or_content_are_refused(tmp_path: Path) -> None:
@@ -105,14 +86,14 @@ def test_released_files_of_another_layout_or_content_are_refused(tmp_path: Path)
     ],
 )
 def test_a_configuration_that_does_not_fit_is_named(
-    name: str, change: dict[str, Any], named: str, copies: dict[str, Path]
+    name: str, change: dict[str, Any], named: str, tmp_path: Path
 ) -> None:
-    config = json.loads((copies[name] / "config.json").read_text())
-    (copies[name] / "config.json").write_text(json.dumps({**config, **change}))
+    config = save_tiny_network(tmp_path, name) / "config.json"
+    config.write_text(json.dumps({**json.loads(config.read_text()), **change}))
     with pytest.raises(LaryError, match=named):
-        make(name, copies[name])
+        make(name, tmp_path)
 
 
-def test_clips_that_fill_no_tubelet_are_refused(folders: dict[str, Path]) -> None:
+def test_clips_that_fill_no_tubelet_are_refused(tmp_path: Path) -> None:
     with pytest.raises(LaryError, match="at least 2 frames"):
-        make("vjepa2", folders["vjepa2"], "paper").encode(torch.zeros(1, 1, 3, 32, 32))
+        make("vjepa2", save_tiny_network(tmp_path, "vjepa2"), "paper").encode(CLIPS[:, :1])

@@ -20,7 +20,7 @@ from tests.helpers import settings_of
 from tests.tiny import TINY_DIM, save_tiny
 from tests.tiny_networks import PUBLISHED, tiny_record
 
-WEIGHTLESS = ("pixels", "frame-difference", "optical-flow", "random-vit")
+WEIGHTLESS = [spec.name for spec in MODELS if spec.weights is None]
 RECORD = ModelSpec("own", "baseline", 4, Preprocess(size=8), pair_shape=(2, 3, 4), pair_shape_paper=(1, 3, 4))
 PAIRS = torch.zeros(5, 2, 3, 8, 8)
 
@@ -28,8 +28,8 @@ PAIRS = torch.zeros(5, 2, 3, 8, 8)
 def drawn(name: str, **how: Any) -> LoadedEncoder:
     """An encoder with a small network and random weights, or one that needs none."""
     protocol, known = how.pop("protocol", "corrected"), name in WEIGHTLESS
-    spec = MODELS.get(name) if known else tiny_record(name)
-    return build(spec, ModelContext("cpu", protocol, None if known else RANDOM), **how)
+    context = ModelContext("cpu", protocol, None if known else RANDOM)
+    return build(MODELS.get(name) if known else tiny_record(name), context, **how)
 
 
 def pairs_for(name: str, count: int = 2) -> torch.Tensor:
@@ -54,10 +54,9 @@ def own(
 def test_gradients_flow_through_every_published_model(name: str) -> None:
     encoder, clips = drawn(name, trainable=True), pairs_for(name, 1).requires_grad_()
     encoder.module(clips).square().sum().backward()
-    touched = [key for key, value in encoder.module.named_parameters() if value.grad is not None and value.grad.any()]
-    assert touched, "no parameter has a gradient"
+    assert any(value.grad is not None and value.grad.any() for value in encoder.module.parameters())
     assert clips.grad is not None
-    assert clips.grad.any(), "the frames have no gradient"
+    assert clips.grad.any()
     frozen = drawn(name).encode(clips.detach()).tokens
     assert not frozen.requires_grad
     torch.testing.assert_close(frozen, encoder.encode(clips).tokens.detach(), rtol=1e-4, atol=1e-5)
@@ -65,8 +64,8 @@ def test_gradients_flow_through_every_published_model(name: str) -> None:
 
 def test_load_model_takes_frames_or_prepared_clips(tmp_path: Path) -> None:
     folder = save_tiny(tmp_path / "vit", "dinov2")
-    settings = settings_of(tmp_path, DINO_V2_PATH=folder)
-    encoder = load_model("dinov2-origin", device="cpu", settings=settings)
+    load = functools.partial(load_model, device="cpu", settings=settings_of(tmp_path, DINO_V2_PATH=folder))
+    encoder = load("dinov2-origin")
     frames = torch.randint(0, 256, (2, 3, 40, 50, 3), dtype=torch.uint8)
     tokens = encoder.encode(frames).tokens
     assert (tokens.shape, tokens.requires_grad, encoder.dim) == ((2, 3, 256, TINY_DIM), True, TINY_DIM)
@@ -75,11 +74,11 @@ def test_load_model_takes_frames_or_prepared_clips(tmp_path: Path) -> None:
     assert torch.equal(encoder.encode(prepared).tokens, tokens)
     assert torch.equal(encoder.module(prepared), tokens)
     for place in (folder, str(folder)):
-        assert load_model(place, device="cpu", settings=settings).encode(frames).tokens.shape == tokens.shape
-    drawn = load_model("magvit2", weights=RANDOM, device="cpu", latent="quantized", seed=3, settings=settings)
-    assert drawn.identity == WeightsIdentity("random weights, seed 3", None, True)
+        assert load(place).encode(frames).tokens.shape == tokens.shape
+    identity = load("magvit2", weights=RANDOM, latent="quantized", seed=3).identity
+    assert identity == WeightsIdentity("random weights, seed 3", None, True)
     with pytest.raises(UsageError, match="Did you mean dinov2"):
-        load_model("dinov2-orign", settings=settings)
+        load("dinov2-orign")
     with pytest.raises(LaryError, match=r"uint8 frames \(H, W, 3\) of one size"):
         encoder.encode(frames.movedim(-1, 2))
 
@@ -96,42 +95,35 @@ def test_bf16_is_near_fp32(name: str) -> None:
     assert (rounded.identity, rounded.dim) == (encoder.identity, encoder.dim)
 
 
+def compile_by(backend: Callable[..., Any], monkeypatch: pytest.MonkeyPatch) -> None:
+    torch.compiler.reset()
+    monkeypatch.setattr(torch, "compile", functools.partial(torch.compile, backend=backend))
+
+
 @pytest.mark.parametrize("name", ["dinov2-origin", "lapa", "villa-x"])
 def test_compiled_encoders_give_the_same(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    graphs = []
-
-    def counting(graph: Any, _: Any) -> Any:
-        graphs.append(graph)
-        return graph.forward
-
-    torch.compiler.reset()
-    monkeypatch.setattr(torch, "compile", functools.partial(torch.compile, backend=counting))
+    graphs: list[Any] = []
+    compile_by(lambda graph, _: graphs.append(graph) or graph.forward, monkeypatch)
     encoder, compiled, clips = drawn(name), drawn(name, compiled=True), pairs_for(name)
     with torch.inference_mode():
         tokens = compiled.encode(clips).tokens
         torch.testing.assert_close(tokens, encoder.encode(clips).tokens, rtol=1e-4, atol=1e-5)
         torch.testing.assert_close(compiled.encode(clips[:1]).tokens, tokens[:1])
-    assert graphs
-    assert len(graphs) == 1 or name != "dinov2-origin", "it is compiled anew for another batch"
+    assert len(graphs) == 1 or (graphs and name != "dinov2-origin"), "it is compiled anew for another batch"
 
 
-def test_modules_of_a_plug_in_are_compiled(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_modules_of_a_plug_in_are_compiled_and_a_machine_that_cannot_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    def no_compiler(*_: Any) -> Any:
+        raise RuntimeError("No working C++ compiler found")
+
+    compile_by(no_compiler, monkeypatch)
+    with pytest.raises(LaryError, match=r"--compile: .*No working C\+\+ compiler found\)\. Leave the option out, or"):
+        drawn("random-vit", compiled=True).encode(torch.zeros(1, 2, 3, 224, 224))
     compiled: list[torch.nn.Module] = []
     monkeypatch.setattr(torch.nn.Module, "compile", lambda self: compiled.append(self))
     net: Any = torch.nn.Linear(2, 2)
     build(replace(RECORD, factory=lambda *_: Holder(net)), ModelContext("cpu", "corrected"), compiled=True)
     assert compiled == [net]
-
-
-def test_a_machine_that_cannot_compile_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
-    def no_compiler(*_: Any) -> Any:
-        raise RuntimeError("No working C++ compiler found")
-
-    torch.compiler.reset()
-    monkeypatch.setattr(torch, "compile", functools.partial(torch.compile, backend=no_compiler))
-    encoder = build(MODELS.get("random-vit"), ModelContext("cpu", "corrected"), compiled=True)
-    with pytest.raises(LaryError, match=r"--compile: .*No working C\+\+ compiler found\)\. Leave the option out, or"):
-        encoder.encode(torch.zeros(1, 2, 3, 224, 224))
 
 
 WHOLE = torch.zeros(5, 2, 3, dtype=torch.int64)
@@ -158,11 +150,10 @@ def test_answers_that_contradict_the_record_stop(answer: Any, named: str) -> Non
 
 def test_answers_that_keep_the_record_pass() -> None:
     for protocol, steps in (("corrected", 2), ("paper", 1)):
-        tokens = torch.zeros(5, steps, 3, 4)
-        for answer in (Latents(tokens, WHOLE[:, :steps]), (tokens, WHOLE[:, :steps]), tokens):
+        tokens, codes = torch.zeros(5, steps, 3, 4), WHOLE[:, :steps]
+        for answer in (Latents(tokens, codes), (tokens, codes), tokens):
             found = own(lambda clips, answer=answer: answer, protocol=protocol).encode(PAIRS)
-            assert found.tokens is tokens
-            assert (found.codes is None) == (answer is tokens)
+            assert (found.tokens is tokens, found.codes is codes) == (True, answer is not tokens)
     for shape, clips, how in (
         ((5, 2, 9, 6), PAIRS, {"dim": 6}),  # weights of another D than the record's, which say so
         ((5, 7, 3, 4), torch.zeros(5, 7, 3, 8, 8), {}),
@@ -183,9 +174,7 @@ def test_weights_of_a_plug_in_without_an_identity_are_hashed(tmp_path: Path) -> 
 
     def linear(value: float) -> torch.nn.Module:
         network = torch.nn.Linear(2, 2)
-        with torch.no_grad():
-            network.weight.fill_(value)
-            network.bias.zero_()
+        network.load_state_dict({"weight": torch.full((2, 2), value), "bias": torch.zeros(2)})
         return network
 
     def digest(weights: str | None = None, **attributes: Any) -> str:
@@ -218,14 +207,16 @@ def test_identity_of_a_plug_in_is_taken_over() -> None:
 def test_module_holds_the_networks_of_a_plug_in() -> None:
     net = torch.nn.Linear(3, 4)
     encoder = own(lambda clips: net(clips.mean((3, 4)))[:, :, None].expand(-1, -1, 3, -1), inner=Holder(net))
-    assert dict(encoder.module.named_parameters()).keys() == {"inner_network.weight", "inner_network.bias"}
-    assert not net.weight.requires_grad
+    found = {key: value.requires_grad for key, value in encoder.module.named_parameters()}
+    assert found == {"inner_network.weight": False, "inner_network.bias": False}
     assert encoder.module(PAIRS).shape == (5, 2, 3, 4)
 
 
 @pytest.mark.parametrize("name", [*PUBLISHED, *WEIGHTLESS])
 @pytest.mark.parametrize("protocol", ["corrected", "paper"])
-def test_tokens_have_the_shape_of_the_record_whatever_the_batch(name: str, protocol: Any) -> None:
+def test_tokens_have_the_shape_of_the_record_whatever_the_batch_and_frames_of_another_are_refused(
+    name: str, protocol: Any
+) -> None:
     encoder, side = drawn(name, protocol=protocol), MODELS.get(name).preprocess.size
     for media, frames in (("pair", 2), ("clip", 9)):
         clips = torch.rand(3 if frames == 2 else 2, frames, 3, side, side, generator=torch.Generator().manual_seed(0))
@@ -235,11 +226,6 @@ def test_tokens_have_the_shape_of_the_record_whatever_the_batch(name: str, proto
         assert (tokens.shape[-1], tokens.dtype) == (encoder.dim, torch.float32)
         assert torch.equal(encoder.encode(clips.flip(0)).tokens.flip(0), tokens)
         assert torch.equal(encoder.encode(clips[1:]).tokens, tokens[1:])
-
-
-@pytest.mark.parametrize("name", [*PUBLISHED, *WEIGHTLESS])
-def test_frames_of_another_size_are_refused(name: str) -> None:
-    encoder = drawn(name)
     with pytest.raises(LaryError, match=rf"{name} encodes clips \(B, T, 3, H, W\), not \[2, 3, 2"):
         encoder.encode(pairs_for(name).transpose(1, 2))
     if name != "villa-x":  # which fits frames of any size itself, as published

@@ -34,28 +34,30 @@ def make(name: str, weights: Path | str | None, revision: str | None = None) -> 
 
 
 def test_weights_are_searched_in_their_order(tmp_path: Path) -> None:
-    override, variable, models = tmp_path / "override", tmp_path / "variable", tmp_path / "models"
-    for folder in (override, variable, models / "DINOv2"):
-        folder.mkdir(parents=True)
-    values = {"DINO_V2_PATH": str(variable), "MODEL_DIR": str(models)}
+    override, variable, models = (str(tmp_path / name) for name in ("override", "variable", "models"))
+    for folder in (override, variable, f"{models}/DINOv2"):
+        Path(folder).mkdir(parents=True)
+    values, pixels = {"DINO_V2_PATH": variable, "MODEL_DIR": models}, MODELS.get("pixels")
     for found, wanted in (
-        (locate_weights(DINOV2, values, str(override)), str(override)),
-        (locate_weights(DINOV2, values), str(variable)),
-        (locate_weights(DINOV2, {"MODEL_DIR": str(models)}), str(models / "DINOv2")),
+        (locate_weights(DINOV2, values, override), override),
+        (locate_weights(DINOV2, values), variable),
+        (locate_weights(DINOV2, {"MODEL_DIR": models}), f"{models}/DINOv2"),
         (locate_weights(DINOV2, {"MODEL_DIR": str(tmp_path)}), HUB_OF["dinov2-origin"]),
         (locate_weights(DINOV2, {}, "someone/dinov2-tiny"), "someone/dinov2-tiny"),
         (locate_weights(DINOV2, {}, RANDOM), RANDOM),
-        (locate_weights(MODELS.get("pixels"), values), None),
+        (locate_weights(pixels, values), None),
     ):
         assert found == wanted
-    for value in ("/nowhere/at/all", RANDOM):
-        with pytest.raises(UsageError, match=rf"DINO_V2_PATH points to {value}, which does not exist"):
-            locate_weights(DINOV2, {**values, "DINO_V2_PATH": value})
-    with pytest.raises(UsageError, match="Set DINO_V2_PATH to them, or pass --weights PATH"):
-        locate_weights(replace(DINOV2, weights=Weights(variable="DINO_V2_PATH")), {})
-    for weights in (RANDOM, str(tmp_path)):
-        with pytest.raises(UsageError, match="'pixels' has no weights; leave the option out"):
-            locate_weights(MODELS.get("pixels"), {}, weights)
+    unnamed = replace(DINOV2, weights=Weights(variable="DINO_V2_PATH"))
+    for spec, given, weights, named in (
+        (DINOV2, {"DINO_V2_PATH": "/nowhere"}, None, "DINO_V2_PATH points to /nowhere, which does not exist"),
+        (DINOV2, {"DINO_V2_PATH": RANDOM}, None, "DINO_V2_PATH points to random, which does not exist"),
+        (unnamed, {}, None, "Set DINO_V2_PATH to them, or pass --weights PATH"),
+        (pixels, {}, RANDOM, "'pixels' has no weights; leave the option out"),
+        (pixels, {}, override, "'pixels' has no weights; leave the option out"),
+    ):
+        with pytest.raises(UsageError, match=named):
+            locate_weights(spec, given, weights)
 
 
 @pytest.mark.parametrize("name", PUBLISHED)
@@ -70,12 +72,16 @@ def test_absent_weights_name_every_variable_of_the_description(name: str, tmp_pa
         make(name, None)
     for place in (spec.weights.variable, spec.weights.folder, *extra):
         assert place is None or place in str(caught.value)
-    with pytest.raises(UsageError, match=r"holds no "):
-        make(name, tmp_path)
-    with pytest.raises(UsageError, match=r"--weights points to .*/absent\.pt, which does not exist"):
-        locate_weights(spec, {}, str(tmp_path / "absent.pt"))
-    with pytest.raises(UsageError, match=rf"--revision v2: the weights of '{name}' are on disk, .*Leave the option"):
-        make(name, tmp_path, "v2")
+    for words, call in (
+        ("holds no ", lambda: make(name, tmp_path)),
+        (
+            r"--weights points to .*/absent\.pt, which does not",
+            lambda: locate_weights(spec, {}, f"{tmp_path}/absent.pt"),
+        ),
+        (f"--revision v2: the weights of '{name}' are on disk, .*Leave the", lambda: make(name, tmp_path, "v2")),
+    ):
+        with pytest.raises(UsageError, match=words):
+            call()
 
 
 # Folders of transformers
@@ -87,8 +93,8 @@ def dinov2(tmp_path: Path) -> Path:
 
 
 def test_safetensors_pickled_tensors_and_shards_give_the_same(dinov2: Path) -> None:
-    expected, safe = make("dinov2-origin", dinov2), dinov2 / "model.safetensors"
-    tensors, pickle = load_file(safe), dinov2 / "pytorch_model.bin"
+    expected, safe, pickle = make("dinov2-origin", dinov2), dinov2 / "model.safetensors", dinov2 / "pytorch_model.bin"
+    tensors, index = load_file(safe), dinov2 / "model.safetensors.index.json"
     pickle.write_bytes(b"no weights")
     assert make("dinov2-origin", dinov2).identity == expected.identity, "safetensors come first"
     safe.unlink()
@@ -98,19 +104,16 @@ def test_safetensors_pickled_tensors_and_shards_give_the_same(dinov2: Path) -> N
     shards = {key: f"model-{number % 2}.safetensors" for number, key in enumerate(tensors)}
     for shard in set(shards.values()):
         save_file({key: value for key, value in tensors.items() if shards[key] == shard}, dinov2 / shard)
-    index = dinov2 / "model.safetensors.index.json"
     with pytest.raises(UsageError, match=r"holds 2 \.safetensors files and no model\.safetensors\.index\.json"):
         make("dinov2-origin", dinov2)
     index.write_text(json.dumps({"weight_map": shards}))
-    sharded = make("dinov2-origin", dinov2)
-    for encoder in (pickled, sharded):
+    for encoder in (pickled, make("dinov2-origin", dinov2)):
         assert torch.equal(encoder.encode(CLIPS).tokens, expected.encode(CLIPS).tokens)
     (dinov2 / "model-0.safetensors").unlink()
-    with pytest.raises(LaryError, match=r"names files that are not there: model-0\.safetensors"):
-        make("dinov2-origin", dinov2)
-    index.write_text(json.dumps({"weight_map": {}}))
-    with pytest.raises(LaryError, match="lists no weight files"):
-        make("dinov2-origin", dinov2)
+    for names, named in ((shards, r"names files that are not there: model-0\.saf"), ({}, "lists no weight files")):
+        index.write_text(json.dumps({"weight_map": names}))
+        with pytest.raises(LaryError, match=named):
+            make("dinov2-origin", dinov2)
 
 
 def test_identity_names_content_configuration_and_form(dinov2: Path) -> None:
@@ -129,14 +132,16 @@ def test_identity_names_content_configuration_and_form(dinov2: Path) -> None:
 
 def test_a_file_that_is_named_is_the_one_that_is_read(dinov2: Path) -> None:
     torch.save({"pickled": torch.zeros(1)}, dinov2 / "mine.pt")
-    with pytest.raises(LaryError, match="1 unexpected: pickled"):
-        make("dinov2-origin", dinov2 / "mine.pt")
     (dinov2 / "cat.png").write_bytes(b"png")
-    with pytest.raises(UsageError, match=r"cat\.png is no weight file .*Set DINO_V2_PATH"):
-        make("dinov2-origin", dinov2 / "cat.png")
-    (dinov2 / "config.json").unlink()
-    with pytest.raises(LaryError, match=r"config\.json does not exist"):
-        make("dinov2-origin", dinov2)
+    for name, named in (
+        ("mine.pt", "1 unexpected: pickled"),
+        ("cat.png", r"cat\.png is no weight file .*Set DINO_V2_PATH"),
+        ("model.safetensors", r"config\.json does not exist"),
+    ):
+        if name == "model.safetensors":
+            (dinov2 / "config.json").unlink()
+        with pytest.raises(LaryError, match=named):
+            make("dinov2-origin", dinov2 / name)
 
 
 # The hub
@@ -162,8 +167,8 @@ class FakeHub:
     def model_info(self, repository: str, *, revision: str | None, timeout: float) -> Any:
         if self.failure is not None:
             raise self.failure
-        names = [file.relative_to(self.repository).as_posix() for file in self.repository.rglob("*") if file.is_file()]
-        siblings = [SimpleNamespace(rfilename=name) for name in names]
+        files = [file for file in self.repository.rglob("*") if file.is_file()]
+        siblings = [SimpleNamespace(rfilename=file.relative_to(self.repository).as_posix()) for file in files]
         return SimpleNamespace(sha=self.folder(revision).name, gated=self.gated, siblings=siblings)
 
     def auth_check(self, repository: str) -> None:

@@ -13,18 +13,16 @@ import re
 from dataclasses import dataclass, replace
 from fnmatch import fnmatchcase
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 import pytest
+import torch
+from safetensors.torch import save_file
 
+from lary.models.running import LoadedEncoder, build
+from lary.models.spec import MODELS, ModelContext, ModelSpec, Preprocess
 from tests.parity import fill
-
-if TYPE_CHECKING:
-    import torch
-
-    from lary.models.running import LoadedEncoder
-    from lary.models.spec import Preprocess
 
 OWN = Path(__file__).parent / "cases"
 FOLDER = Path(os.environ.get("LARY_PARITY_DIR") or OWN)
@@ -32,6 +30,7 @@ CLAIMED: set[str] = set()
 """Names of the cases that some test has asked for."""
 SUMMARY = re.compile(r"[./](first4096|stats)$")
 """Ends of the names of arrays that stand for an output which is too large to be kept."""
+PLAIN = "0 + fill_tensor(name, shape)"
 
 
 @dataclass(frozen=True)
@@ -46,10 +45,10 @@ class Case:
     def config(self) -> dict[str, Any]:
         return self.about["config"]
 
-    def weights(self, *, without: tuple[str, ...] = ()) -> dict[str, np.ndarray]:
+    def weights(self, *, without: tuple[str, ...] = ()) -> dict[str, torch.Tensor]:
         """The state dict of the case, drawn from its key names, but for keys that begin with one of `without`."""
-        shapes = self.about["keys"]
-        return {key: self._weight(key, tuple(shapes[key])) for key in shapes if not key.startswith(without)}
+        kept = {key: shape for key, shape in self.about["keys"].items() if not key.startswith(without)}
+        return {key: torch.from_numpy(self._weight(key, tuple(shape))) for key, shape in kept.items()}
 
     def _weight(self, key: str, shape: tuple[int, ...]) -> np.ndarray:
         """One weight by the rule of `fill`, or by the case's exception from it."""
@@ -58,12 +57,12 @@ class Case:
             bare, whole = (words in backbone["fill"] for words in ("WITHOUT the prefix", "FULL key, with the prefix"))
             assert bare != whole, f"{self.name}: no reading for the fill of its backbone: {backbone['fill']}"
             name = key.removeprefix(backbone["prefix"]) if bare else key
-        drawn, rule = np.asarray(fill.fill_tensor(name, shape)), self.about.get("fill_overrides", {}).get(key)
-        if isinstance(rule, (int, float)):
+        rule = self.about.get("fill_overrides", {}).get(key, PLAIN)
+        if isinstance(rule, int | float):
             return np.full(shape, rule, dtype=np.float32)
-        shift = re.fullmatch(r"([\d.]+) \+ fill_tensor\(name, shape\)", str(rule or "0 + fill_tensor(name, shape)"))
+        shift = re.fullmatch(r"([\d.]+) \+ fill_tensor\(name, shape\)", rule)
         assert shift, f"{self.name}: no reading for the fill of {key}: {rule}"
-        return np.asarray(drawn + float(shift[1]), dtype=np.float32) if rule else drawn
+        return np.asarray(fill.fill_tensor(name, shape) + float(shift[1]), dtype=np.float32)
 
     def draw(self, name: str, then: str = "") -> np.ndarray:
         """The named input before its transform, float32 in [0, 1), whose description has to begin with `then`."""
@@ -72,17 +71,16 @@ class Case:
         assert described.startswith(then), f"{self.name} {name}: no reading for the input '{described}'"
         return fill.uniform(entry["draw"], tuple(entry["shape"]))
 
-    def check(self, name: str, value: Any) -> None:
+    def check(self, name: str, value: Any, within: float | None = None) -> None:
         """Compare `value` with the output called `name`, whole or as its first values and statistics, in tolerance."""
         actual, where = np.asarray(value), f"{self.name} {name}"
         if name not in self.arrays:
             return self._check_summary(name, actual)
         expected = self.arrays[name]
         assert actual.shape == expected.shape, f"{where}: shape {actual.shape}, expected {expected.shape}"
-        if expected.dtype.kind in "iub":
-            np.testing.assert_array_equal(actual, expected, err_msg=where)
-        else:
-            np.testing.assert_allclose(actual, expected, rtol=0, atol=self._tolerance(expected), err_msg=where)
+        exact = expected.dtype.kind in "iub"
+        limit = 0 if exact else self._tolerance(expected) if within is None else within
+        np.testing.assert_allclose(actual, expected, rtol=0, atol=limit, err_msg=where)
 
     def check_all(self, **values: Any) -> None:
         """Compare `values` with the outputs of the case, every one of them."""
@@ -102,14 +100,21 @@ class Case:
         flat = actual.astype(np.float64).ravel()
         tolerance = self._tolerance(flat)
         np.testing.assert_allclose(flat[: first.size], first, rtol=0, atol=tolerance, err_msg=where)
-        # Values that differ by at most t have means and deviations within t, and norms within t * sqrt(count).
-        limits = tolerance * np.array([1.0, 1.0, flat.size**0.5])
-        difference = np.abs(np.array([flat.mean(), flat.std(), np.linalg.norm(flat)]) - statistics)
-        assert (difference <= limits).all(), f"{where}: mean, std, norm differ by {difference}, not {limits}"
+        assert_statistics(flat, statistics, tolerance, where)
 
     def _tolerance(self, values: np.ndarray) -> float:
         largest = float(np.abs(values).max()) if values.size else 0.0
         return max(self.about["atol"], self.about["rtol_of_max"] * largest)
+
+
+def assert_statistics(values: np.ndarray, expected: np.ndarray, tolerance: float, where: str) -> None:
+    """Compare mean, standard deviation and norm of values that differ by at most `tolerance`, float64.
+
+    Means and deviations of such values are within it, too, and norms within its product with sqrt(count).
+    """
+    limits = tolerance * np.array([1.0, 1.0, values.size**0.5])
+    difference = np.abs(np.array([values.mean(), values.std(), np.linalg.norm(values)]) - expected)
+    assert (difference <= limits).all(), f"{where}: mean, std, norm differ by {difference}, not {limits}"
 
 
 @functools.cache
@@ -119,83 +124,71 @@ def models_of_cases() -> dict[str, str]:
     return {name: about["model"] for name, about in found.items() if "case" in about}
 
 
-def model_cases(*patterns: str, names: str = "*", but: tuple[str, ...] = ()) -> list[Any]:
-    """Names of the cases whose model matches one of the patterns, as parameters, of which full sizes are slow.
+def case_names(*models: str, names: str = "*", but: tuple[str, ...] = ()) -> list[Any]:
+    """Names of the cases as parameters, of which full sizes are slow.
 
-    `names` is a pattern of the file's name, which may begin like none of `but`.
+    `models` are patterns of their models, none of them: any; `names` is a pattern of the file's name, which may begin
+    like none of `but`.
     """
     found = [
         name
         for name, model in models_of_cases().items()
         if fnmatchcase(name, names)
         and not name.startswith(but)
-        and any(fnmatchcase(model, pattern) for pattern in patterns)
+        and any(fnmatchcase(model, pattern) for pattern in models or "*")
     ]
     CLAIMED.update(found)
     return [pytest.param(name, marks=pytest.mark.slow) if "_full" in name else name for name in found]
 
 
-def case_names(pattern: str, *, but: tuple[str, ...] = ()) -> list[Any]:
-    """Names of the cases whose file has a name of this pattern, as parameters."""
-    return model_cases("*", names=pattern, but=but)
-
-
 def load_case(name: str, folder: Path = FOLDER) -> Case:
     """Read a case by name."""
-    about = json.loads((folder / f"{name}.json").read_text())
-    arrays = {}
+    about, arrays = json.loads((folder / f"{name}.json").read_text()), {}
     if (folder / f"{name}.npz").exists():
         with np.load(folder / f"{name}.npz", allow_pickle=False) as file:
-            arrays = {key: file[key] for key in file.files}
+            arrays = dict(file)
     return Case(name, about, arrays)
 
 
 # Inputs and encoders that tests of several modules need
 
 
-def video_of(case: Case, preprocess: Preprocess) -> torch.Tensor:
-    """The case's pairs (B, 2, 3, H, W), normalised as a record says."""
-    import torch
-
-    video = case.draw("video", "none: values in [0, 1)").swapaxes(1, 2)
+def normalised(values: np.ndarray, preprocess: Preprocess) -> torch.Tensor:
+    """Frames (..., 3, H, W) in [0, 1) with the mean and deviation of a record."""
     mean, std = (np.float32(value)[:, None, None] for value in (preprocess.mean, preprocess.std))
-    return torch.from_numpy(np.ascontiguousarray((video - mean) / std))
+    return torch.from_numpy(np.ascontiguousarray((values - mean) / std))
+
+
+def open_model(spec: ModelSpec, weights: Path, protocol: Any = "corrected") -> LoadedEncoder:
+    """The encoder of a record whose sizes, and therefore shapes of tokens, are a case's."""
+    shapes = dict.fromkeys(("pair_shape", "clip_shape", "pair_shape_paper", "clip_shape_paper"), ())
+    return build(replace(spec, **shapes), ModelContext("cpu", protocol, weights=str(weights)))
+
+
+def kept_weights(case: Case) -> dict[str, torch.Tensor]:
+    """The weights of a case; small cases come with those that nobody reads, such as training decoders."""
+    return case.weights(without=tuple(case.about["ignored_keys"]) if case.about["size"] != "small" else ())
 
 
 def load_univla(case: Case, folder: Path, **changes: torch.Tensor) -> LoadedEncoder:
-    """UniVLA from a Lightning file with the case's weights; small cases come with the training decoder, too."""
-    import torch
-
-    from lary.models.running import build
-    from lary.models.spec import MODELS, ModelContext
-
-    ignored = tuple(case.about["ignored_keys"]) if case.about["size"] != "small" else ()
-    tensors = {key: torch.from_numpy(value) for key, value in case.weights(without=ignored).items()} | changes
-    content = {"epoch": 3, "state_dict": {f"lam.{key}": value for key, value in tensors.items()}}
+    """UniVLA from a Lightning file with the case's weights."""
+    content = {"epoch": 3, "state_dict": {f"lam.{key}": value for key, value in (kept_weights(case) | changes).items()}}
     torch.save({**content, "hyper_parameters": {"stage": "stage-2"}}, folder / "lam-stage-2.ckpt")
     backbone = {key: value for key, value in case.about["backbone"]["config"].items() if key not in ("hub", "name")}
     spec = MODELS.get("univla")
     assert backbone.keys() == spec.options["backbone"].keys()
-    spec = replace(spec, options={"network": case.config, "backbone": backbone}, pair_shape=(), clip_shape=())
-    return build(spec, ModelContext("cpu", "corrected", weights=str(folder)))
+    return open_model(replace(spec, options={"network": case.config, "backbone": backbone}), folder)
 
 
-def save_villa(case: Case, folder: Path, changes: dict[str, np.ndarray] | None = None, **config: Any) -> Path:
+def save_villa(case: Case, folder: Path, changes: dict[str, torch.Tensor] | None = None, **config: Any) -> Path:
     """villa-X's folder with the case's weights and configuration, some of them changed."""
-    from safetensors.numpy import save_file
-
-    ignored = tuple(case.about["ignored_keys"]) if case.about["size"] != "small" else ()
     folder.mkdir(parents=True, exist_ok=True)
     content = {"architecture": case.about["upstream_class"], "config": {**case.config, **config}}
     (folder / "model_config.json").write_text(json.dumps({**content, "description": "", "version": 0}))
-    save_file({**case.weights(without=ignored), **(changes or {})}, folder / "model.safetensors")
+    save_file(kept_weights(case) | (changes or {}), folder / "model.safetensors")
     return folder
 
 
 def open_villa(place: Path) -> LoadedEncoder:
     """villa-X from a folder or file."""
-    from lary.models.running import build
-    from lary.models.spec import MODELS, ModelContext
-
-    spec = replace(MODELS.get("villa-x"), pair_shape=(), clip_shape=())
-    return build(spec, ModelContext("cpu", "corrected", weights=str(place)))
+    return open_model(MODELS.get("villa-x"), place)

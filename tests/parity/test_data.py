@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import csv
 import json
 import re
 from pathlib import Path
@@ -19,7 +18,6 @@ from lary.data.spec import DATASETS
 from lary.data.tables import SampleTable, read_table
 from lary.types import LaryError
 from tests.helpers import settings_of
-from tests.parity import fill
 from tests.parity.conftest import FOLDER, Case, case_names, load_case
 from tests.parity.fill import uniform
 from tests.tree import SIZE, write_image, write_video
@@ -41,97 +39,35 @@ def sequence(case: Case, name: str) -> np.ndarray:
     assert text, name
     body, _, rest = text[1].partition(" else ")
     k, result = np.arange(len(x)), value(rest or body, x)
-    if chosen := re.fullmatch(r"(.+) where (?:(\d+) < )?k (<|>) (\d+)", body):
-        limit = int(chosen[4])
-        where = (k < limit) if chosen[3] == "<" else (k > limit)
-        where &= k > int(chosen[2] or -1)
-        result[where] = value(chosen[1], x)[where]
-        return result
-    for formula, position in re.findall(r"([^,]+?) at k = (\d+)", body):
-        result[int(position)] = value(formula.strip(), x)[int(position)]
+    chosen = [(formula, k == int(at)) for formula, at in re.findall(r"([^,]+?) at k = (\d+)", body)]
+    if found := re.fullmatch(r"(.+) where (?:(\d+) < )?k (<|>) (\d+)", body):
+        limit, least = int(found[4]), int(found[2] or -1)
+        chosen = [(found[1], (k < limit if found[3] == "<" else k > limit) & (k > least))]
+    for formula, where in chosen:
+        result[where] = value(formula.strip(), x)[where]
     return result
 
 
-@pytest.mark.parametrize("name", case_names("sampling*"))
+@pytest.mark.parametrize("name", case_names(names="sampling*"))
 def test_indices_are_the_published_ones(name: str) -> None:
     case = load_case(name)
-    count, seen = case.config["num_frames"], set()
-    for key, expected in case.arrays.items():
+    count = case.config["num_frames"]
+    for key in case.arrays:
         source, _, what = key.rpartition("/")
         if source == "uniform":
             found: Any = sampling.stored_indices(sampling.uniform_picks(int(what), count), count)
         elif source.startswith("video/"):
-            clip = FOLDER / source.removeprefix("video/")
-            sampled = sampling.sample_video(clip, count)
-            if what == "differences":
-                values = [-1.0] if sampled.differences is None else sampled.differences
-                tolerance = case.about["tolerance"]["differences"]
-                np.testing.assert_allclose(values, expected, rtol=0, atol=tolerance, err_msg=key)
-                seen.add(key)
-                continue
+            sampled = sampling.sample_video(FOLDER / source.removeprefix("video/"), count)
             found = sampled.indices
+            if what == "differences":
+                case.check(
+                    key, [-1.0] if sampled.differences is None else sampled.differences, case.about["tolerance"][what]
+                )
+                continue
         else:
             picks = sampling.motion_picks(sequence(case, source), count)
             found = picks if what == "raw" else sampling.stored_indices(picks, count)
-        np.testing.assert_array_equal(np.array(found, dtype=np.int64), expected, err_msg=key)
-        seen.add(key)
-    assert seen == set(case.arrays)
-
-
-def identity(size: int) -> Normaliser:
-    """Mean 0 and std 1, asked for by name."""
-    return Normaliser("the test", shared=Statistics(np.zeros(size), np.ones(size)))
-
-
-def lay_out(folder: Path, entry: dict[str, Any]) -> SampleTable:
-    """Write the action files, the statistics and the table of a case; returns the table."""
-    spec = DATASETS.get(entry["dataset"])
-    root = folder / spec.split(spec.train).root
-    (root / "actions").mkdir(parents=True)
-    robots = entry["robot_types"]
-    for row in range(len(robots)):
-        values = uniform(f"{entry['draw']}/{row}", tuple(entry["shape"]))
-        np.save(root / "actions" / f"{row}.npy", (values * 4 - 2).astype(np.float32))
-    if "stats" in entry:
-        rule = spec.actions.normalisation
-        name = relative_stats_file(spec) if entry["mode"] == "relative" else rule.stats_file
-        assert name is not None
-        (folder / name).parent.mkdir(parents=True, exist_ok=True)
-        (folder / name).write_text(json.dumps(entry["stats"]))
-    path = folder / "table.csv"
-    with path.open("w", newline="") as file:
-        writer = csv.writer(file)
-        writer.writerow(["src_img", "tgt_img", "action", "robot_type"])
-        writer.writerows(
-            [f"ep_0/{row}.png", f"ep_0/{row}.png", f"{row}.npy", robot or ""] for row, robot in enumerate(robots)
-        )
-    return read_table(spec, spec.train, path=path, data_dir=folder)
-
-
-@pytest.mark.parametrize("name", case_names("regression_targets*"))
-def test_targets(name: str, tmp_path: Path) -> None:
-    case = load_case(name)
-    for key, entry in case.about["input"].items():
-        check_targets(case, key, entry, tmp_path / key)
-
-
-def check_targets(case: Case, key: str, entry: dict[str, Any], folder: Path) -> None:
-    table = lay_out(folder, entry)
-    normaliser = load_normaliser(table.spec, folder, entry["mode"])
-    known = [row for row, robot in enumerate(table.embodiments()) if normaliser.shared or robot in normaliser.robots]
-    unknown = [row for row in range(len(table)) if row not in known]
-    expected = case.arrays[key]
-    found = np.empty_like(expected)
-    for rows, chosen in ((known, normaliser), (unknown, identity(len(table.spec.actions.dims)))):
-        if rows:
-            targets = load_targets(table.take(rows), chosen, mode=entry["mode"])
-            assert not targets.failures
-            assert targets.readable.all()
-            found[rows] = targets.values.reshape(len(rows), -1)
-    case.check(key, found)
-    if unknown:
-        with pytest.raises(LaryError, match=f"row {unknown[0] + 1} "):
-            load_targets(table, normaliser, mode=entry["mode"])
+        case.check(key, np.array(found, dtype=np.int64))
 
 
 def write_csv(path: Path, rows: list[dict[str, Any]]) -> Path:
@@ -140,19 +76,53 @@ def write_csv(path: Path, rows: list[dict[str, Any]]) -> Path:
     return path
 
 
-def save_drawn(path: Path, draw: str, shape: list[int], then: str) -> None:
-    """An action chunk: scaled, and a dimension set to a constant where the description says so."""
-    scaled = re.match(r"x \* ([\d.]+) - ([\d.]+) in float32", then)
+def save_drawn(root: Path, place: str, draw: str, shape: list[int], then: str) -> None:
+    """An action chunk below `root`: scaled, a dimension set to a constant where the description says so."""
+    scaled = re.match(r"x \* ([\d.]+) - ([\d.]+)", then)
     assert scaled, then
-    chunk = fill.uniform(draw, tuple(shape)) * np.float32(scaled[1]) - np.float32(scaled[2])
+    chunk = uniform(draw, tuple(shape)) * np.float32(scaled[1]) - np.float32(scaled[2])
     if constant := re.search(r"dimension (\d+) set to ([\d.]+)", then):
         chunk[:, int(constant[1])] = float(constant[2])
+    path = root / (place if "actions" in Path(place).parts else f"actions/{place}")
     path.parent.mkdir(parents=True, exist_ok=True)
     np.save(path, chunk)
 
 
-def with_actions(path: str) -> str:
-    return path if "actions" in Path(path).parts else f"actions/{path}"
+def lay_out(folder: Path, entry: dict[str, Any]) -> SampleTable:
+    """Write the action files, the statistics and the table of a case; returns the table."""
+    spec, rows = DATASETS.get(entry["dataset"]), []
+    for row, robot in enumerate(entry["robot_types"]):
+        draw = f"{entry['draw']}/{row}"
+        save_drawn(folder / spec.split(spec.train).root, f"{row}.npy", draw, entry["shape"], entry["then"])
+        picture = f"ep_0/{row}.png"
+        rows.append({"src_img": picture, "tgt_img": picture, "action": f"{row}.npy", "robot_type": robot})
+    if "stats" in entry:
+        rule = spec.actions.normalisation
+        file = folder / str(relative_stats_file(spec) if entry["mode"] == "relative" else rule.stats_file)
+        file.parent.mkdir(parents=True, exist_ok=True)
+        file.write_text(json.dumps(entry["stats"]))
+    return read_table(spec, spec.train, path=write_csv(folder / "table.csv", rows), data_dir=folder)
+
+
+@pytest.mark.parametrize("name", case_names(names="regression_targets*"))
+def test_targets(name: str, tmp_path: Path) -> None:
+    case = load_case(name)
+    for key, entry in case.about["input"].items():
+        table, mode = lay_out(tmp_path / key, entry), entry["mode"]
+        normaliser = load_normaliser(table.spec, tmp_path / key, mode)
+        known = [normaliser.shared is not None or robot in normaliser.robots for robot in table.embodiments]
+        found, size = np.empty_like(case.arrays[key]), len(table.spec.actions.dims)
+        plain = Normaliser("the test", shared=Statistics(np.zeros(size), np.ones(size)))  # asked for by name
+        for chosen, rows in ((normaliser, np.flatnonzero(known)), (plain, np.flatnonzero(~np.array(known)))):
+            if len(rows):
+                targets = load_targets(table.take(rows.tolist()), chosen, mode=mode)
+                assert not targets.failures
+                assert targets.readable.all()
+                found[rows] = targets.values.reshape(len(rows), -1)
+        case.check(key, found)
+        if not all(known):
+            with pytest.raises(LaryError, match=f"row {known.index(False) + 1} "):
+                load_targets(table, normaliser, mode=mode)
 
 
 def assert_robots(found: Any, expected: Any, tolerance: float) -> None:
@@ -164,29 +134,31 @@ def assert_robots(found: Any, expected: Any, tolerance: float) -> None:
             np.testing.assert_allclose(found[robot][key], entry[key], rtol=0, atol=tolerance)
 
 
-@pytest.mark.parametrize("name", case_names("tools_robot_stats*"))
+@pytest.mark.parametrize("name", case_names(names="tools_robot_stats*"))
 def test_robot_statistics(name: str, tmp_path: Path) -> None:
     case = load_case(name)
     spec, root = DATASETS.get(case.config["dataset"]), tmp_path / "all"
     rows = case.about["input"]["rows"]
     for row in rows:
         if row["kind"] != "missing":
-            place = root / spec.split(spec.train).root / with_actions(row["action"])
-            save_drawn(place, row["draw"], row["shape"], row["then"])
+            place = root / spec.split(spec.train).root
+            save_drawn(place, row["action"], row["draw"], row["shape"], row["then"])
     cells = [{"robot_type": row["robot_type"] or "", "action": row["action"]} for row in rows]
     table = write_csv(tmp_path / "table.csv", cells)
-    report = normalisation.measure_table(spec, table, root, workers=2)
-    found, expected = json.loads(report.out.read_text()), case.about["output"]
-    assert report.out == root / str(spec.actions.normalisation.stats_file)
-    for key in ("dataset", "action_mode", "action_dim", "missing_actions", "missing_action_examples"):
+    out, _ = normalisation.measure_table(spec, table, root, workers=2)
+    found, expected = json.loads(out.read_text()), case.about["output"]
+    assert out == root / str(spec.actions.normalisation.stats_file)
+    expected["action_root"] = expected["action_root"].replace("<data-root>", str(root))
+    for key in ("dataset", "action_mode", "action_dim", "missing_actions", "missing_action_examples", "action_root"):
         assert found[key] == expected[key], key
-    assert found["action_root"] == expected["action_root"].replace("<data-root>", str(root))
-    for key in ("global", "robot_stats"):
-        pair = [{"all": each[key]} if key == "global" else each[key] for each in (found, expected)]
-        assert_robots(*pair, case.about["atol"])
+    for both in (
+        [{"all": each["global"]} for each in (found, expected)],
+        [each["robot_stats"] for each in (found, expected)],
+    ):
+        assert_robots(*both, case.about["atol"])
 
 
-@pytest.mark.parametrize("name", case_names("tools_relative*"))
+@pytest.mark.parametrize("name", case_names(names="tools_relative*"))
 def test_relative_actions(name: str, tmp_path: Path) -> None:
     case = load_case(name)
     spec, tables = DATASETS.get(case.config["dataset"]), []
@@ -194,7 +166,7 @@ def test_relative_actions(name: str, tmp_path: Path) -> None:
         folder = tmp_path / spec.split(normalisation.split_of(spec, Path(file))).root
         for number, row in enumerate(entry["rows"]):
             draw = entry["draw"].replace("<row>", str(number))
-            save_drawn(folder / with_actions(row["action"]), draw, entry["shape"], entry["then"])
+            save_drawn(folder, row["action"], draw, entry["shape"], entry["then"])
         tables.append(write_csv(tmp_path / "tables" / file, entry["rows"]))
     config = RelativeConfig(dataset=spec.name, csv=tuple(tables), workers=2)
     first, second = (normalisation.write_relative(config, settings_of(tmp_path, DATA_DIR=tmp_path)) for _ in range(2))
@@ -203,9 +175,8 @@ def test_relative_actions(name: str, tmp_path: Path) -> None:
     made = [path.relative_to(tmp_path).as_posix() for path in (tmp_path / "regression_relative").rglob("*.*")]
     assert sorted(made) == sorted(case.about["files"])
     for key, expected in case.arrays.items():
-        values = np.load(tmp_path / key)
+        case.check(key, values := np.load(tmp_path / key))
         assert values.dtype == expected.dtype
-        case.check(key, values)
     for key, expected in case.about["stats"].items():
         found = json.loads((tmp_path / key).read_text())
         for field in ("action_mode", "definition", "dataset"):
@@ -214,7 +185,7 @@ def test_relative_actions(name: str, tmp_path: Path) -> None:
         assert_robots(*pair, case.about["atol"])
 
 
-@pytest.mark.parametrize("name", case_names("tools_split*"))
+@pytest.mark.parametrize("name", case_names(names="tools_split*"))
 def test_split(name: str, tmp_path: Path) -> None:
     case = load_case(name)
     labels, config = case.about["input"]["actions"], case.config
@@ -222,8 +193,8 @@ def test_split(name: str, tmp_path: Path) -> None:
     table = write_csv(tmp_path / "all_clips.csv", rows)
     for kind, strata in (("stratified", labels), ("plain", None)):
         parts = splits.split_rows(len(labels), config["test_size"], strata, config["random_state"])
-        for part, rows_of in zip(("train", "val"), parts, strict=True):
-            case.check(f"{kind}/{part}", rows_of)
+        case.check(f"{kind}/train", parts[0])
+        case.check(f"{kind}/val", parts[1])
     report = splits.write_split(table, SplitConfig(seed=config["random_state"], share=config["test_size"]))
     for part, path in (("train", report.train), ("val", report.val)):
         assert path.name == f"{part}_clips.csv"
@@ -231,7 +202,7 @@ def test_split(name: str, tmp_path: Path) -> None:
         assert order == case.arrays[f"stratified/{part}"].tolist()
 
 
-@pytest.mark.parametrize("name", case_names("tools_clips*"))
+@pytest.mark.parametrize("name", case_names(names="tools_clips*"))
 def test_clips(name: str) -> None:
     about = load_case(name).about
     for entry in about["table"]:
@@ -248,15 +219,15 @@ def test_clips(name: str) -> None:
     assert [(str(task[0]), task[1], task[2], str(task[3]), task[4]) for task in tasks] == expected
 
 
-KINDS = {"absent": None, "valid": "valid", "accepted by ffprobe": "valid", "not an image": b"text", "zero bytes": b""}
-
-
 def plant(path: Path, state: str) -> None:
     """A file as the case describes it."""
     path.parent.mkdir(parents=True, exist_ok=True)
     if state == "a directory":
         path.mkdir()
-    elif KINDS[state] == "valid":
+    elif state in ("not an image", "zero bytes"):
+        path.write_bytes(b"text" if state == "not an image" else b"")
+    elif state != "absent":
+        assert state in ("valid", "accepted by ffprobe"), state
         picture = np.zeros((SIZE, SIZE, 3), np.uint8)
         if path.suffix == ".npy":
             np.save(path, np.zeros((5, 7), np.float32))
@@ -264,26 +235,25 @@ def plant(path: Path, state: str) -> None:
             write_video(path, [picture] * 3)
         else:
             write_image(path, picture)
-    elif KINDS[state] is not None:
-        path.write_bytes(KINDS[state])
 
 
-@pytest.mark.parametrize("name", case_names("tools_integrity*"))
+@pytest.mark.parametrize("name", case_names(names="tools_integrity*"))
 def test_integrity_report(name: str, tmp_path: Path) -> None:
     about = load_case(name).about
-    root, groups, roots = tmp_path / "all", [], about["roots"]
+    root, groups, roots, states = tmp_path / "all", [], about["roots"], about["input"]["files"]
+    ours = {spec.integrity_group: [spec.table_name(split) for split in spec.splits] for spec in DATASETS}
+    assert {group: tables for group, tables in ours.items() if group} == about["groups"]
     for group, tables in about["groups"].items():
-        for table in tables:
-            if table not in about["input"]:
-                continue
+        for table in (table for table in tables if table in about["input"]):
             groups.append(group)
             entry = about["input"][table]
-            cells = [dict(zip(entry["columns"], row, strict=True)) for row in entry["rows"]]
-            write_csv(tmp_path / "data" / table, cells)
+            write_csv(
+                tmp_path / "data" / table, [dict(zip(entry["columns"], row, strict=True)) for row in entry["rows"]]
+            )
             folder = root / (roots[group][table] if isinstance(roots[group], dict) else roots[group])
-            for path in {cell for row in entry["rows"] for cell in row if cell in about["input"]["files"]}:
+            for path in {cell for row in entry["rows"] for cell in row if cell in states}:
                 if not (folder / path).exists():
-                    plant(folder / path, about["input"]["files"][path])
+                    plant(folder / path, states[path])
     output = tmp_path / "report.txt"
     config = CheckConfig(groups=tuple(groups), output=output, workers=1, timeout=60, depth="headers")
     report = verify.verify(config, settings_of(tmp_path, DATA_DIR=root))
@@ -292,10 +262,3 @@ def test_integrity_report(name: str, tmp_path: Path) -> None:
     method = next(row for row, line in enumerate(expected) if line.startswith("Check method"))
     assert found[method].startswith("Check method: ")
     assert found[:method] + found[method + 1 :] == expected[:method] + expected[method + 1 :]
-
-
-def test_groups_are_the_published_ones() -> None:
-    for name in case_names("tools_integrity*"):
-        published = load_case(name).about["groups"]
-        ours = {spec.integrity_group: [spec.table_name(split) for split in spec.splits] for spec in DATASETS}
-        assert {group: tables for group, tables in ours.items() if group} == published

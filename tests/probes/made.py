@@ -1,7 +1,5 @@
 """Made-up latents with something to learn, and small trainings on them, for the tests of all probes."""
 
-from __future__ import annotations
-
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields, replace

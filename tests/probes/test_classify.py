@@ -1,8 +1,5 @@
 """The classification probe end to end on made-up latents."""
 
-from __future__ import annotations
-
-import csv
 import math
 from dataclasses import replace
 from pathlib import Path
@@ -13,29 +10,20 @@ import pytest
 import torch
 
 from lary.probes.classify import ClassifierTraining, in_bfloat16
-from lary.probes.outcome import ClassificationOutcome, accuracy
+from lary.probes.outcome import ClassificationOutcome
 from lary.probes.presets import HeadSettings, ProbePreset
 from lary.probes.sources import training_rows
 from lary.probes.training import Session
 from lary.types import LaryError, UsageError
-from tests.probes.made import TINY, Bar, InMemory, assert_same, changed, classifier_inputs, numbers, train
+from tests.probes.made import TINY, InMemory, assert_same, changed, classifier_inputs, numbers, train
 
 
-def shares(outcome: ClassificationOutcome) -> dict[str, float]:
-    return {name: accuracy(outcome.labels, chosen.logits.argmax(axis=1)) for name, chosen in outcome.selections.items()}
+def accuracy(outcome: ClassificationOutcome) -> float:
+    return float(np.mean(outcome.labels == outcome.selections["held_out"].logits.argmax(axis=1)))
 
 
 def with_heads(*heads: HeadSettings, **more: Any) -> ProbePreset:
     return replace(TINY, classifier=replace(TINY.classifier, **{"heads": heads} if heads else {}, **more))
-
-
-def test_separable_latents_are_read_and_noise_stays_near_chance() -> None:
-    outcome = train("attentive")
-    assert list(outcome.selections) == ["held_out", "best_on_validation"]
-    assert min(shares(outcome).values()) > 0.9
-    assert (outcome.settings["preset"], outcome.warnings, len(outcome.history)) == ("tiny", (), 10)
-    noise = train("attentive", classifier_inputs(signal=0.0, validation=200))
-    assert 0.13 < shares(noise)["held_out"] < 0.37
 
 
 @pytest.mark.parametrize(("shape", "scale"), [((12, 6), 1e-3), ((72,), 1e3)])
@@ -43,18 +31,7 @@ def test_tokens_of_every_shape_are_read_and_every_scale_where_a_preset_standardi
     inputs = changed(classifier_inputs(), lambda tokens: np.float32(scale) * tokens.reshape(-1, *shape))
     outcome = train("attentive", inputs)
     assert outcome.settings["tokens"] == list(shape)
-    assert shares(outcome)["held_out"] > 0.8
-
-
-def test_paper_protocol_trains_on_all_rows_and_reports_the_last_epoch(tmp_path: Path) -> None:
-    outcome = train("attentive", protocol="paper", folder=tmp_path, epochs=2)
-    assert list(outcome.selections) == ["best_on_validation"]
-    assert (outcome.settings["fit_samples"], outcome.settings["held_out_samples"]) == (80, 0)
-    assert outcome.selections["best_on_validation"].epoch == 2
-    rows = list(csv.DictReader((tmp_path / "log_r0.csv").read_text().splitlines()))
-    assert [list(row) for row in rows] == [["epoch", "train_acc", "val_acc"]] * 2
-    assert [row["epoch"] for row in rows] == ["1", "2"]
-    assert rows[1]["val_acc"] == f"{100 * shares(outcome)['best_on_validation']:.5f}"
+    assert accuracy(outcome) > 0.8
 
 
 def test_held_out_rows_have_no_part_in_training(tmp_path: Path) -> None:
@@ -85,20 +62,10 @@ def test_head_and_epoch_are_the_best_on_the_held_out_rows() -> None:
     assert outcome.selections["best_on_validation"].head == last.index(max(last))
 
 
-def test_every_sample_counts_with_a_partial_last_batch() -> None:
-    inputs, bar = classifier_inputs(train=83, validation=35), Bar()
-    outcome = train("attentive", inputs, epochs=2, progress=bar)
-    assert outcome.selections["held_out"].logits.shape == (35, 4)
-    assert bar.total == 2 * 83
-    chosen = outcome.selections["best_on_validation"]
-    right = int((chosen.logits.argmax(axis=1) == inputs.labels).sum())
-    assert outcome.history[-1]["validation_accuracy"][chosen.head] == pytest.approx(right / 35)
-
-
 def test_a_head_that_diverges_is_never_picked_and_named() -> None:
     outcome = train("attentive", preset=with_heads(HeadSettings(1e30, 0.01), HeadSettings(1e-2, 0.01)))
     assert [chosen.head for chosen in outcome.selections.values()] == [1, 1]
-    assert shares(outcome)["held_out"] > 0.9
+    assert accuracy(outcome) > 0.9
     (warning,) = outcome.warnings
     assert warning.startswith("Head 0 (learning rate 1e+30) diverged in epoch 1: its outputs were not finite.")
     last = outcome.history[-1]

@@ -1,7 +1,5 @@
 """Networks of the probes by invariants; their outputs are checked against the published code in tests/parity."""
 
-from __future__ import annotations
-
 import math
 from pathlib import Path
 
@@ -40,17 +38,13 @@ def test_temporal_embedding_is_stretched_where_there_are_more_steps() -> None:
 
 
 def test_initialisation_scales_residual_branches() -> None:
+    """In networks deeper than those of golden values."""
     torch.manual_seed(0)
-    probe = AttentiveProbe(64, 3, 96, 4, 4).requires_grad_(False)
-    pooler = probe.classifier.pooler
-    assert float(pooler.cross_attention_block.xattn.kv.weight.std()) == pytest.approx(0.02, rel=0.05)
-    for index in range(3):
-        weight = pooler.get_parameter(f"blocks.{index}.mlp.fc2.weight")
-        assert float(weight.std()) == pytest.approx(0.02 / math.sqrt(2 * (index + 1)), rel=0.05)
-    last = pooler.cross_attention_block.mlp.fc2.weight
-    assert float(last.std()) == pytest.approx(0.02 / math.sqrt(6), rel=0.05)
-    assert float(probe.classifier.linear.weight.abs().max()) <= 1 / math.sqrt(96)
-    assert not pooler.cross_attention_block.xattn.kv.bias.any()
+    pooler = AttentiveProbe(64, 3, 96, 4, 4).classifier.pooler.requires_grad_(False)
+    parts = {f"blocks.{index}.mlp.fc2": 0.02 / math.sqrt(2 * index + 2) for index in range(3)}
+    parts |= {"cross_attention_block.xattn.kv": 0.02, "cross_attention_block.mlp.fc2": 0.02 / math.sqrt(6)}
+    for name, wanted in parts.items():
+        assert float(pooler.get_parameter(f"{name}.weight").std()) == pytest.approx(wanted, rel=0.05)
 
 
 @pytest.mark.parametrize("length", [nets.SHORT, nets.SHORT + 1])

@@ -1,7 +1,5 @@
 """The regression probes on made-up latents: MLP, DiT and ridge."""
 
-from __future__ import annotations
-
 from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
@@ -71,11 +69,6 @@ def test_it_is_deterministic_and_holds_rows_out(probe: str) -> None:
         assert [row[name] for row in first.history] == [row[name] for row in third.history]
     assert first.history[0]["held_out_mse"] != third.history[0]["held_out_mse"]
     assert first.settings["fit_samples"] == 120 - len(held_rows)
-    paper = train(probe, inputs, protocol="paper", epochs=epochs)
-    assert list(paper.splits["seen"].selections) == ["best_on_validation"]
-    assert paper.settings["fit_samples"] == 120
-    control = paper.splits["unseen"].controls["mean_action"]
-    np.testing.assert_allclose(control, np.broadcast_to(inputs.train_targets.mean(axis=0), (40, 2, 3)), atol=1e-6)
 
 
 @pytest.mark.parametrize("probe", ["mlp", "dit", "ridge"])

@@ -1,7 +1,5 @@
 """What all trainings share: resuming after a kill, several processes, trackers."""
 
-from __future__ import annotations
-
 import math
 import sys
 import time
@@ -133,19 +131,6 @@ def fail_in_one(team: Team, _: str) -> None:
 def test_the_error_of_one_process_ends_them_all() -> None:
     with pytest.raises(UsageError, match="this one is wrong"):
         launch(fail_in_one, (), ("cpu", "cpu"))
-
-
-@pytest.mark.parametrize(("count", "batch", "size"), [(7, 2, 3), (1, 4, 2), (12, 3, 2), (5, 100, 4)])
-def test_scored_rows_are_dealt_out_once_by_whole_batches(count: int, batch: int, size: int) -> None:
-    teams = [Team(rank, size) for rank in range(size)]
-    dealt = [team.dealt(count, batch).tolist() for team in teams]
-    assert sorted(row for own in dealt for row in own) == list(range(count))
-    for start in range(0, count, batch):
-        whole = set(range(start, min(count, start + batch)))
-        assert all(whole <= set(own) or not whole & set(own) for own in dealt)
-    shares = [list(range(count))[team.share] for team in teams]
-    assert sorted(row for share in shares for row in share) == list(range(count))
-    assert [team.leads for team in teams] == [True] + [False] * (size - 1)
 
 
 @pytest.mark.parametrize("name", ["wandb", "trackio"])

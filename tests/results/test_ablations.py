@@ -1,7 +1,5 @@
 """Ablations of finished runs: data sets of one series, settings that differ alone, numbers of the paper beside them."""
 
-from __future__ import annotations
-
 from pathlib import Path
 
 import pytest

@@ -1,7 +1,5 @@
 """Analyses of finished runs: the numbers by hand, the files, what is left out and why."""
 
-from __future__ import annotations
-
 import json
 from pathlib import Path
 from typing import Any

@@ -1,7 +1,5 @@
 """Diagnostics of latents: ranks, channels and codes of constructed data, by hand and by a library."""
 
-from __future__ import annotations
-
 import json
 from pathlib import Path
 from typing import Any
@@ -19,19 +17,9 @@ from tests.tree import write_table
 SAMPLES = 40
 
 
-def test_streamed_ranks_are_those_of_the_whole_matrix() -> None:
-    rng = np.random.default_rng(0)
-    rows = rng.normal(size=(500, 12)) @ np.diag(np.linspace(0.1, 4, 12)) + 50
-    scatter, even, flat = Scatter(12), Scatter(6), Scatter(6)
-    for start in range(0, 500, 37):
-        scatter.add(rows[start : start + 37])
-    values = np.linalg.svd(rows - rows.mean(axis=0), compute_uv=False)
-    shares = values / values.sum()
-    found = scatter.ranks()
-    assert found["effective_rank"] == pytest.approx(np.exp(-(shares * np.log(shares)).sum()), rel=1e-9)
-    assert found["participation_ratio"] == pytest.approx((values**2).sum() ** 2 / (values**4).sum(), rel=1e-9)
-    np.testing.assert_allclose(scatter.mean, rows.mean(axis=0), rtol=1e-12)
-    np.testing.assert_allclose(scatter.squares / 500, np.cov(rows.T, bias=True), rtol=1e-9, atol=1e-9)
+def test_ranks_of_even_and_of_constant_rows() -> None:
+    """Those of other rows are golden values, which the size of a batch does not change."""
+    even, flat = Scatter(6), Scatter(6)
     even.add(np.vstack([np.eye(6)[:3], -np.eye(6)[:3]]))
     assert even.ranks() == pytest.approx({"effective_rank": 3.0, "participation_ratio": 3.0, "limit": 5})
     flat.add(np.ones((5, 6)))
@@ -79,14 +67,7 @@ def test_diagnose_command_reads_a_store_in_batches(tmp_path: Path) -> None:
     assert by_hand["perplexity_per_place"] == pytest.approx((2**1.5 + 1) / 2)
 
 
-def test_wrong_requests_and_latents_name_the_remedy(tmp_path: Path) -> None:
-    for options, message in (
-        (["--split", "vall"], "Did you mean val"),
-        (["--rows", "0"], "--rows 0: must be at least 1"),
-        ([], "Run 'lary extract --model lapa --dataset calvin --split val' first"),
-    ):
-        done = run(tmp_path, *options)
-        assert (done.code, message in done.err) == (2, True)
+def test_latents_that_are_not_finite_name_their_sample(tmp_path: Path) -> None:
     write_store(tmp_path, np.where(np.arange(SAMPLES)[:, None, None] == 3, np.nan, np.ones((SAMPLES, 2, 6))))
     done = run(tmp_path)
     assert done.code == 1

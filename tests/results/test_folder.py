@@ -1,7 +1,5 @@
 """The folder of a run: files appear together, a kill at any moment loses nothing, and readers use what is named."""
 
-from __future__ import annotations
-
 import hashlib
 import os
 from collections.abc import Callable

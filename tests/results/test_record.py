@@ -1,7 +1,5 @@
 """The record of a result: its schema, older versions, and files that are no results."""
 
-from __future__ import annotations
-
 import json
 import re
 from pathlib import Path
@@ -48,6 +46,7 @@ def test_hostile_result(tmp_path: Path, case: str) -> None:
     with bounded():
         page = write_report(tmp_path).read_text()
     assert "Unreadable files" in page
+    assert f"<code>{FILE_NAME}</code>" in page
 
 
 @pytest.mark.parametrize("task", ["classification", "regression"])

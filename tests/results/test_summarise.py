@@ -1,33 +1,16 @@
 """Results from what probes hand on: metrics compared with their definitions, controls, angles, refusals."""
 
-from __future__ import annotations
-
 from dataclasses import replace
 
 import numpy as np
 import pytest
 from scipy.spatial.transform import Rotation
-from sklearn.metrics import top_k_accuracy_score
 
 from lary.data.spec import DATASETS, ActionSpace, Orientation
-from lary.probes import outcome as metrics
 from lary.probes.outcome import ActionPredictions, ClassPredictions, RegressionOutcome, SampleColumns, SplitOutcome
 from lary.results.summarise import angular_error, classification_result, regression_result
 from lary.types import LaryError
 from tests import fake_results as fake
-
-
-def test_metrics_of_a_classification_and_its_control() -> None:
-    outcome = fake.class_outcome(3.0)
-    result = classification_result(outcome, fake.facts("pixels", "verbs"))
-    logits = outcome.selections["held_out"].logits
-    assert result.score.value == pytest.approx(np.mean(logits.argmax(axis=1) == outcome.labels))
-    top5 = result.selections["held_out"].metrics["top5"].value
-    assert top5 == pytest.approx(top_k_accuracy_score(outcome.labels, logits, k=5))
-    control = result.controls["majority_class"]
-    assert control.gain.value == pytest.approx(result.score.value - control.metrics["top1"].value)
-    assert control.gain.reading() == "better"
-    assert result.history[0]["val_acc"] == [0.1, None], "JSON has no NaN"
 
 
 def test_ties_and_the_paper_protocol() -> None:
@@ -35,6 +18,7 @@ def test_ties_and_the_paper_protocol() -> None:
     even = {"held_out": ClassPredictions(1, 0, np.ones_like(outcome.selections["held_out"].logits))}
     found = classification_result(replace(outcome, selections=even), facts).selections["held_out"]
     assert found.metrics["top5"].value == pytest.approx(np.mean(outcome.labels < 5)), "equal scores: in class order"
+    assert classification_result(outcome, facts).history[0]["val_acc"] == [0.1, None], "JSON has no NaN"
     only = replace(outcome, selections={"best_on_validation": outcome.selections["best_on_validation"]})
     result = classification_result(only, fake.facts("pixels", "verbs", protocol="paper"))
     assert list(result.selections) == ["best_on_validation"] == [result.headline]
@@ -52,27 +36,19 @@ def test_predictions_that_are_not_finite_are_refused(value: float) -> None:
         regression_result(broken, fake.facts("pixels", "arm"))
 
 
-def test_errors_of_a_regression_and_its_parts() -> None:
-    outcome = fake.action_outcome(0.3)
-    seen, unseen = outcome.splits["seen"], outcome.splits["unseen"]
+def test_physical_errors_have_the_scale_of_each_robot() -> None:
+    """Other errors are golden values."""
+    outcome = fake.action_outcome(0.3, unseen=False)
+    seen = outcome.splits["seen"]
     robots = np.where(np.arange(len(seen.std)) % 2, 2, 1)[:, None].astype(np.float32)
-    seen = replace(seen, std=seen.std * robots)  # each robot has a scale of its own
-    outcome = replace(outcome, splits={"seen": seen, "unseen": unseen})
-    result = regression_result(outcome, fake.facts("pixels", "arm", action_mode="absolute"))
-    values = seen.selections["held_out"].values
-    assert result.score.value == pytest.approx(metrics.mse(values, seen.targets))
-    physical = np.square((values - seen.targets) * seen.std[:, None]).mean(axis=(0, 1))
-    rows = [row for row in result.dimensions if row.split == "seen"]
-    assert [row.rmse for row in rows] == pytest.approx(np.sqrt(physical), rel=1e-4)
-    groups = {(row.split, row.name): row for row in result.dimension_groups}
-    expected = metrics.mse_per_group(unseen.selections["held_out"].values, unseen.targets, fake.GROUPS)
-    for name, dims in fake.GROUPS.items():
-        assert groups["unseen", name].mse.value == pytest.approx(expected[name], rel=1e-5)
-        own = groups["seen", name].physical_mse
-        assert own is not None
-        assert own.value == pytest.approx(physical[list(dims)].mean(), rel=1e-4)
-    control = result.controls["mean_action"]
-    assert control.gain.value == pytest.approx(result.score.value - control.metrics["seen_mse"].value)
+    seen = replace(seen, std=seen.std * robots)
+    result = regression_result(replace(outcome, splits={"seen": seen}), fake.facts("pixels", "arm"))
+    errors = (seen.selections["held_out"].values - seen.targets) * seen.std[:, None]
+    physical = np.square(errors).mean(axis=(0, 1))
+    assert [row.rmse for row in result.dimensions] == pytest.approx(np.sqrt(physical), rel=1e-4)
+    for row in result.dimension_groups:
+        assert row.physical_mse is not None
+        assert row.physical_mse.value == pytest.approx(physical[list(fake.GROUPS[row.name])].mean(), rel=1e-4)
 
 
 # --- orientations ---

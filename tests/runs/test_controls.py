@@ -1,7 +1,5 @@
 """Controls of frames for models that mix their frames: the frames are changed before they are encoded."""
 
-from __future__ import annotations
-
 from pathlib import Path
 
 import numpy as np

@@ -18,7 +18,8 @@ from lary.latents.pipeline import Interrupted, UnitReport
 from lary.locks import LOCK
 from lary.models.spec import MODELS
 from lary.registry import load_plugin
-from lary.runs.extract import extract, open_run, prepare_run, work
+from lary.runs.engines import encode_all
+from lary.runs.extract import extract, open_run, prepare_run
 from tests.helpers import lary, settings_of
 from tests.tree import make_calvin
 
@@ -44,7 +45,8 @@ def contents(root: Path, model: str = "pixels") -> dict[str, bytes]:
 def on_two_processes(root: Path, config: ExtractConfig) -> tuple[list[UnitReport], bool]:
     run = replace(prepare_run(config, settings_of(root)), devices=["cpu", "cpu"])
     store = open_run(run)
-    return work(run, store, store.missing(run.table))
+    job = replace(run.job, store=store)
+    return encode_all(job, run.table, store.missing(run.table), run.devices, run.encoder, run.title)
 
 
 COUNTING = """

@@ -15,7 +15,7 @@ import pytest
 from lary.configs import ExtractConfig
 from lary.latents.store import MANIFEST
 from lary.locks import LOCK, locked
-from lary.runs.extract import FAILURES, TIMING, extract, read_timing
+from lary.runs.extract import FAILURES, TIMING, estimate, extract, read_timing
 from lary.types import LaryError, UsageError
 from tests.helpers import lary, rows_of, settings_of
 from tests.hostile.harness import bounded, refused, snapshot
@@ -176,7 +176,7 @@ def test_retry_failed_takes_only_the_failed_rows(root: Path) -> None:
     (media / rows[5]["tgt_img"]).write_bytes(kept[:100])
     (media / rows[11]["tgt_img"]).unlink()
     code, printed = run()
-    assert (code, "1 media files are missing" in printed) == (1, True)
+    assert (code, "1 media files of the first 12 rows are missing" in printed) == (1, True)
     found = rows_of(latents(root) / "failures.csv")
     assert [(row["row"], row["path"]) for row in found] == [("6", rows[5]["tgt_img"]), ("12", rows[11]["tgt_img"])]
     (latents(root) / "latent_action_00000009.npz").unlink()
@@ -193,10 +193,10 @@ WRONG = [
     (["--dataset", "calvinn"], "Did you mean calvin"),
     (["--split", "vall"], "no split 'vall'. Did you mean val"),
     (["--split", "../../val"], "no split"),
-    (["--mode", "video"], "--mode video: data set 'calvin' holds pairs"),
+    (["--mode", "video"], "--mode video: data set 'calvin' holds pairs and has mode image"),
     (["--stride", "10"], "has stride 5"),
-    (["--limit", "0"], "--limit 0: must be at least 1"),
-    (["--read-timeout", "0"], "--read-timeout 0: must be more than 0 seconds"),
+    (["--limit", "0"], "--limit 0: must be more than 0"),
+    (["--read-timeout", "0"], "--read-timeout 0: must be more than 0"),
     (["--gpus", "a"], "--gpus 'a'"),
     (["--input", "nowhere.csv"], "nowhere.csv"),
     (["--plugin", "nowhere.py"], "nowhere.py"),
@@ -278,6 +278,25 @@ def test_too_little_disk_is_refused_before_anything_is_written(root: Path, monke
     with pytest.raises(LaryError, match=r"12 rows of 2x64x50 float32 need 0\.0 GB"):
         extract(ask(), settings_of(root))
     assert not contents(latents(root))
+
+
+def test_dry_run_measures_and_changes_nothing(root: Path) -> None:
+    before = snapshot(root)
+    found = lary(*ASK, "--dry-run", "--batch-size", "4", root=root).out
+    for words in (": 12 rows, 0 done, 12 to do", "measured      12 rows in", " s on 1 devices", "free there"):
+        assert words in found
+    assert snapshot(root) == before
+    extract(ask(batch_size=4, limit=8), settings_of(root))
+    before, size = snapshot(root), sum(map(len, contents(latents(root)).values())) / 8
+    found = estimate(ask(batch_size=4), settings_of(root))
+    assert "12 rows, 8 done, 4 to do" in found
+    assert f"to write      {4 * size / 1e9:.3f} GB into {latents(root)}" in found
+    assert snapshot(root) == before
+    for picture in (root / "data" / "regression").rglob("*.png"):
+        picture.write_bytes(b"")
+    found = estimate(ask(batch_size=4), settings_of(root))
+    assert "time, bytes   unknown" in found
+    assert "unreadable    row 9: " in found
 
 
 LISTS = {

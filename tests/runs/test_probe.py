@@ -1,70 +1,42 @@
 """Probe runs from tables and latents to results: what is recorded, resumed, shared by processes, or refused."""
 
-from __future__ import annotations
-
 import json
-import shutil
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pytest
 import torch
 
-from lary.configs import ExtractConfig, RegressConfig
 from lary.probes.training import launch
 from lary.results.folder import finished_run
 from lary.results.published import read_scores
-from lary.results.record import EvalResult, read_result
-from lary.runs.extract import extract
-from lary.runs.probe import regress, run_member
+from lary.results.record import read_result
+from lary.runs.probe import run_member
 from lary.types import LaryError, UsageError
 from tests.helpers import lary, rows_of, settings_of
-from tests.tree import make_calvin, make_robot, write_table
+from tests.runs.conftest import config_of, probe
+from tests.tree import make_calvin, write_table
 
 pytestmark = pytest.mark.usefixtures("no_figures")
-MODEL = "pixels"
-"""Encodes each frame by itself, without weights."""
 
 
-@pytest.fixture(scope="module")
-def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A tree of pairs and clips with latents of `MODEL`."""
-    root = tmp_path_factory.mktemp("runs")
-    make_calvin(root, {"train": 10, "val": 7})
-    make_robot(root, {"train": 24, "val": 12})
-    for dataset in ("calvin", "robot_1st"):
-        for split in ("train", "val"):
-            extract(ExtractConfig(model=MODEL, dataset=dataset, split=split, workers=1), settings_of(root))
-    return root
-
-
-def config_of(**options: Any) -> RegressConfig:
-    return RegressConfig(**{"model": MODEL, "dataset": "calvin", "probe_preset": "demo", "epochs": 2, **options})
-
-
-def run(place: Path, logs: Path, **options: Any) -> tuple[Path, EvalResult]:
-    done = regress(config_of(**options), settings_of(place, LARY_LOG_DIR=logs))
-    assert read_result(done.folder / "result.json") == done.result
-    return done.folder, done.result
-
-
-def test_a_result_records_what_was_run_and_is_not_overwritten(place: Path, tmp_path: Path) -> None:
-    folder, result = run(place, tmp_path, tracker="tensorboard")
+def test_a_result_records_what_was_run_and_is_not_overwritten(made: Path, tmp_path: Path) -> None:
+    done = probe(made, logs=tmp_path, tracker="tensorboard")
+    folder, result = done.folder, done.result
     assert list((folder / "tensorboard").iterdir())
     first = (file := folder / "result.json").read_bytes()
+    assert read_result(file) == result
     assert (result.preset, result.protocol, result.headline) == ("demo", "corrected", "held_out")
     assert {name: (size.rows, size.groups) for name, size in result.dataset.splits.items()} == {
         "train": (30, 10), "val": (21, 7)
     }  # fmt: skip
     assert result.timings["probe"] > 0
-    settings = settings_of(place, LARY_LOG_DIR=tmp_path)
-    again = regress(config_of(), settings)  # a tracker is no part of a run's identity
+    again = probe(made, logs=tmp_path)  # a tracker is no part of a run's identity
     assert (again.new, again.result, file.read_bytes()) == (False, result, first)
     with pytest.raises(UsageError, match=r"another run .*--overwrite to replace it"):
-        regress(config_of(seed=3), settings)
+        probe(made, logs=tmp_path, seed=3)
     assert file.read_bytes() == first
-    assert regress(config_of(seed=3, overwrite=True), settings).result.seed == 3
+    assert probe(made, logs=tmp_path, seed=3, overwrite=True).result.seed == 3
     scores = read_scores(finished_run(folder))
     assert scores.scores.mean() == pytest.approx(read_result(file).score.value, rel=1e-5)
     (folder / "predictions.npz").write_bytes(b"PK")
@@ -72,21 +44,10 @@ def test_a_result_records_what_was_run_and_is_not_overwritten(place: Path, tmp_p
         read_scores(finished_run(folder))
 
 
-def test_several_seeds_make_one_result(place: Path, tmp_path: Path) -> None:
-    folder, whole = run(place, tmp_path / "all", seeds="3,1")
-    alone = [run(place, tmp_path / str(seed), seed=seed)[1] for seed in (3, 1)]
-    assert whole.seeds == tuple(row.seed for row in whole.per_seed) == (3, 1)
-    for name, value in whole.selections[whole.headline].metrics.items():
-        values = [one.selections[one.headline].metrics[name].value for one in alone]
-        assert [row.metrics[name] for row in whole.per_seed] == pytest.approx(values)
-        assert value.value == pytest.approx(np.mean(values))
-    assert (folder / "seed_1" / "best_model.pth").is_file()
-
-
-def test_every_device_of_a_list_trains(place: Path, tmp_path: Path) -> None:
+def test_every_device_of_a_list_trains(made: Path, tmp_path: Path) -> None:
     """Two processes leave one result, whose numbers are those of one process."""
-    _, alone = run(place, tmp_path / "one")
-    launch(run_member, (config_of(), settings_of(place, LARY_LOG_DIR=tmp_path / "two"), ()), ("cpu", "cpu"))
+    alone = probe(made, logs=tmp_path / "one").result
+    launch(run_member, (config_of(), settings_of(made, LARY_LOG_DIR=tmp_path / "two"), ()), ("cpu", "cpu"))
     pair = read_result(next((tmp_path / "two").rglob("result.json")))
     assert pair.score.value == pytest.approx(alone.score.value, rel=1e-3)
     assert pair.dataset.splits == alone.dataset.splits
@@ -94,33 +55,29 @@ def test_every_device_of_a_list_trains(place: Path, tmp_path: Path) -> None:
         assert two == pytest.approx(one, rel=1e-3)
 
 
-def test_relative_files_are_read_where_they_are(place: Path, tmp_path: Path) -> None:
+def test_relative_files_are_read_where_they_are(place: Path) -> None:
     """Files with other values than the chunks' own motion show which ones were read."""
-    folder = place / "data" / "regression_relative" / "calvin"
-    folder.mkdir(parents=True)
+    data, folder = place / "data" / "regression", place / "data" / "regression_relative"
+    (folder / "calvin").mkdir(parents=True)
     stats = {"mean": [0.0] * 7, "std": [0.5, 0.5, *([1.0] * 5)]}
-    (folder / "relative_action_stats_calvin.json").write_text(json.dumps(stats))
-    _, computed = run(place, tmp_path / "computed", action_mode="relative")
-    sources = sorted((place / "data/regression/calvin/val_stride5/actions").rglob("*.npy"))
-    moves = np.stack([chunk[-1] - chunk[0] for chunk in map(np.load, sources)])
+    (folder / "calvin" / "relative_action_stats_calvin.json").write_text(json.dumps(stats))
+    computed = probe(place, action_mode="relative").result
+    moves = np.stack([chunk[-1] - chunk[0] for chunk in map(np.load, (data / "calvin/val_stride5").rglob("*.npy"))])
     assert np.abs(moves - np.array(computed.examples[0].true[0])).max(axis=1).min() < 1e-4
-    for split in ("train", "val"):
-        root = place / "data" / "regression" / "calvin" / f"{split}_stride5" / "actions"
-        for source in root.rglob("*.npy"):
-            target = place / "data" / "regression_relative" / source.relative_to(place / "data" / "regression")
-            target.parent.mkdir(parents=True, exist_ok=True)
-            np.save(target, np.arange(7, dtype=np.float32))
-    _, result = run(place, tmp_path / "read", action_mode="relative")
+    for source in data.rglob("*.npy"):
+        target = folder / source.relative_to(data)
+        target.parent.mkdir(parents=True, exist_ok=True)
+        np.save(target, np.arange(7, dtype=np.float32))
+    result = probe(place, action_mode="relative", overwrite=True).result
     np.testing.assert_allclose(result.examples[0].true, [np.arange(7)], atol=1e-4)
 
 
-def test_a_bad_action_file_costs_its_row(place: Path, tmp_path: Path) -> None:
-    shutil.copytree(place, tmp_path / "root")
-    row = rows_of(tmp_path / "root" / "data" / "calvin_metadata_val.csv")[3]
-    (tmp_path / "root" / "data" / "regression" / "calvin" / "val_stride5" / row["action"]).write_bytes(b"torn")
-    folder, result = run(tmp_path / "root", tmp_path)
-    assert (result.status, result.failures) == ("incomplete", 1)
-    assert [row["row"] for row in rows_of(folder / "failures.csv")] == ["4"]
+def test_a_bad_action_file_costs_its_row(place: Path) -> None:
+    row = rows_of(place / "data" / "calvin_metadata_val.csv")[3]
+    (place / "data" / "regression" / "calvin" / "val_stride5" / row["action"]).write_bytes(b"torn")
+    done = probe(place)
+    assert (done.result.status, done.result.failures) == ("incomplete", 1)
+    assert [row["row"] for row in rows_of(done.folder / "failures.csv")] == ["4"]
 
 
 @pytest.mark.parametrize("shape", [(2, 4, 6), (4, 6), (6,), (2, 2, 2, 6)])
@@ -142,14 +99,12 @@ def test_latents_of_a_model_without_a_record_are_probed(tmp_path: Path, shape: t
     assert "The model 'my-model' is unregistered" in done.out
     result = read_result(next((tmp_path / "logs").rglob("result.json")))
     assert (result.model.paradigm, result.model.dim) == ("unregistered", 6)
-    wrong = lary(*words, "--model", "pixel", root=tmp_path)
-    assert (wrong.code, "Did you mean pixels" in wrong.err) == (2, True)
 
 
 def test_a_folder_that_can_not_be_written_to_stops_a_probe_before_its_training(
-    place: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    made: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(torch.optim, "AdamW", lambda *_, **__: pytest.fail("trained"))
     (tmp_path / "regression").touch()
     with pytest.raises(LaryError, match=r"Cannot write .*regression.*: "):
-        run(place, tmp_path)
+        probe(made, logs=tmp_path)

@@ -1,22 +1,17 @@
 """``lary run``, both parts in one go, and ``lary demo`` as a whole."""
 
-from __future__ import annotations
-
 import json
 import os
 import subprocess
 import sys
 from dataclasses import fields
 from pathlib import Path
-from typing import Any
 
 import pytest
 
 from lary.configs import ClassifyConfig, ExtractConfig, RegressConfig, RunConfig
 from lary.models.spec import MODELS
-from lary.runs.run import run
-from lary.types import UsageError
-from tests.helpers import lary, settings_of
+from tests.helpers import lary
 from tests.tree import make_calvin
 
 
@@ -33,26 +28,10 @@ def test_both_parts_are_done_once(tmp_path: Path) -> None:
     assert "1 samples extracted now; the probe was run now" in lary(*words, root=tmp_path).out
 
 
-@pytest.mark.parametrize(("options", "words"), [
-    ({"dataset": "robot_1st", "model_type": "ridge"}, "--model-type: data set 'robot_1st' is one of classes"),
-    ({"splits": "by-episodes"}, "--splits by-episodes: data set 'calvin' has"),
-    ({"probe_precision": "bf16"}, "--probe-precision: data set 'calvin' is one of actions"),
-    ({"model": "pixel"}, "Did you mean pixels"),
-    ({"dataset": "calvinn"}, "Did you mean calvin"),
-    ({"epochs": 0}, "--epochs 0"),
-])  # fmt: skip
-def test_wrong_runs_are_refused_before_anything_is_written(tmp_path: Path, options: dict[str, Any], words: str) -> None:
-    make_calvin(tmp_path, {"train": 1, "val": 1})
-    before = sorted(tmp_path.rglob("*"))
-    with pytest.raises(UsageError, match=words):
-        run(RunConfig(**{"model": "pixels", "dataset": "calvin", **options}), settings_of(tmp_path))
-    assert sorted(tmp_path.rglob("*")) == before
-
-
 def test_options_of_run_are_those_of_its_parts() -> None:
     """A new option of the extraction or of a probe has to be given to ``lary run`` too, or be named here."""
     own = {field.name for field in fields(RunConfig)}
-    left_out = {"split", "input", "retry_failed"}
+    left_out = {"split", "input", "retry_failed", "dry_run"}
     assert {field.name for field in fields(ExtractConfig)} - own == left_out
     for part in (ClassifyConfig, RegressConfig):
         assert {field.name for field in fields(part)} - own <= {"dim", "classes"}

@@ -1,7 +1,5 @@
 """A small simulation that the tests of this folder share."""
 
-from __future__ import annotations
-
 import importlib.util
 from pathlib import Path
 
