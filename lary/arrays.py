@@ -66,11 +66,7 @@ def _header_of(stream: IO[bytes]) -> tuple[tuple[int, ...], bool, np.dtype[Any]]
 
 
 def array_of(stream: IO[bytes], size: int) -> npt.NDArray[Any]:
-    """The array of an ``.npy`` that has `size` bytes.
-
-    Raises:
-        ValueError: it is none, holds objects, or announces more than the bytes that it has.
-    """
+    """The array of an ``.npy`` that has `size` bytes. Raises ValueError."""
     shape, fortran, dtype = _header_of(stream)
     if dtype.hasobject:
         raise ValueError("it holds pickled objects, which are never loaded")
@@ -89,10 +85,7 @@ def array_of(stream: IO[bytes], size: int) -> npt.NDArray[Any]:
 def read_npz(path: Path, *names: str, largest: int = LARGEST) -> list[npt.NDArray[Any]]:
     """The named arrays of an ``.npz``, in this order, each of at most `largest` bytes.
 
-    Raises:
-        FileNotFoundError: there is no such file.
-        KeyError: it has no array of a name.
-        ValueError: it can't be read, or would unpack to far more than its size.
+    Raises FileNotFoundError, KeyError, ValueError.
     """
     with open_regular(path) as file:
         size = file.seek(0, 2)

@@ -8,6 +8,7 @@ that an option was left out, and the records of model and data set decide.
 from __future__ import annotations
 
 import functools
+import importlib
 from collections.abc import Mapping
 from dataclasses import MISSING, dataclass, fields, is_dataclass
 from pathlib import Path
@@ -86,6 +87,12 @@ class Paths(Options):
             load_plugin(plugin)
         given = {name.upper(): value for name, value in vars(self).items() if name not in ("config", "plugin")}
         return load_settings(given, config=self.config)
+
+    def call(self, function: str, config: Options, *more: Any, **named: Any) -> Any:
+        """Import a function MODULE:NAME, which may take seconds, and call it with options and settings."""
+        settings = self.settings()
+        module, _, name = function.partition(":")
+        return getattr(importlib.import_module(module), name)(config, settings, *more, **named)
 
 
 class ProtocolOptions(Options):

@@ -61,12 +61,7 @@ class Worker:
         self._pipe: Connection[bytes, bytes]
 
     def tell(self, questions: Iterable[Question]) -> None:
-        """Hand over questions, whose answers come in the same order.
-
-        Raises:
-            NoAnswer: the process has died.
-            LaryError: no process starts.
-        """
+        """Hand over questions, whose answers come in the same order. Raises NoAnswer, LaryError."""
         if self._process is None:
             self._start()
         try:

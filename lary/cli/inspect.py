@@ -151,17 +151,13 @@ def schema(*, out: Path | None = None) -> None:
 @latents_app.command
 def info(config: configs.LatentsConfig, paths: Paths = Paths()) -> None:
     """Describe a store: identity, kind, rows, bytes, shape, and the samples of its table that it lacks."""
-    from lary.latents.tools import describe_store as work
-
-    print(work(config, paths.settings()))
+    print(paths.call("lary.latents.tools:describe_store", config))
 
 
 @latents_app.command
 def verify(config: configs.LatentsConfig, paths: Paths = Paths()) -> int:
     """Read every row of a store: checksums, finite values. Names what is wrong; exit code 1 then."""
-    from lary.latents.tools import verify_store as work
-
-    rows, problems = work(config, paths.settings())
+    rows, problems = paths.call("lary.latents.tools:verify_store", config)
     print(*problems, f"{rows} rows read, {len(problems)} problems", sep="\n")
     return 1 if problems else 0
 
@@ -169,9 +165,7 @@ def verify(config: configs.LatentsConfig, paths: Paths = Paths()) -> int:
 @latents_app.command
 def convert(config: configs.ConvertConfig, paths: Paths = Paths()) -> None:
     """Convert a store to the other kind, in its folder; the table then names the new files."""
-    from lary.latents.tools import convert_store as work
-
-    print(f"{work(config, paths.settings())} rows in {config.store}")
+    print(f"{paths.call('lary.latents.tools:convert_store', config)} rows in {config.store}")
 
 
 @latents_app.command
@@ -183,9 +177,7 @@ def export(
     paths: Paths = Paths(),
 ) -> None:
     """Write tokens to one file for other tools: .npz or .safetensors."""
-    from lary.latents.tools import export_latents as work
-
-    print(f"{out}: {work(config, paths.settings(), out, rows=rows)} samples")
+    print(f"{out}: {paths.call('lary.latents.tools:export_latents', config, out, rows=rows)} samples")
 
 
 @config_app.command

@@ -134,10 +134,7 @@ def prepare_clips(config: ClipConfig, settings: Settings) -> ClipReport:
     A reversed clip is made of its forward clip, which is cut even where it isn't named.
     """
     folder = settings.path("LARY_ROOT") / "data"
-    seed_tables = {
-        SOURCES[0]: config.seed_ssv2 or folder / "seed_ssv2.csv",
-        EGODEX: config.seed_egodex or folder / "seed_egodex.csv",
-    }
+    named_tables = dict(zip(SOURCES, (config.seed_ssv2, config.seed_egodex), strict=True))
     given = zip(SOURCES, (config.ssv2_root, config.egodex_root), strict=True)
     roots = {name: root for name, root in given if root is not None}
     if not roots:
@@ -145,7 +142,7 @@ def prepare_clips(config: ClipConfig, settings: Settings) -> ClipReport:
     for name, root in roots.items():
         if not root.is_dir():
             raise UsageError(f"The {name} folder {root} does not exist.")
-    tables = config.metadata or tuple(path for name in CLIP_TABLES if (path := folder / name).is_file())
+    tables = config.metadata or tuple(filter(Path.is_file, map(folder.joinpath, CLIP_TABLES)))
     if not tables:
         raise UsageError(f"There is none of {', '.join(CLIP_TABLES)} in {folder}: set LARY_ROOT or pass --metadata.")
     out = config.output_dir or settings.path("DATA_DIR") / "classification"
@@ -153,7 +150,8 @@ def prepare_clips(config: ClipConfig, settings: Settings) -> ClipReport:
     wanted = frozenset(path.strip().replace("\\", "/") for source, path in rows if source.strip() in roots)
     groups: dict[Path, list[Task]] = {}
     for source, root in roots.items():
-        seeds = read_columns(seed_tables[source], "video_path", "seed_output")
+        seed_table = named_tables[source] or folder / f"seed_{source.lower()}.csv"
+        seeds = read_columns(seed_table, "video_path", "seed_output")
         for task in clip_tasks(source, seeds, root, out, wanted, config.times):
             groups.setdefault(task.forward, []).append(task)
     named = {task.out.relative_to(out).as_posix() for group in groups.values() for task in group}

@@ -42,7 +42,6 @@ BYTES_TOGETHER = 1 << 20
 """Latents that a thread is handed at once: waking it costs as much as writing a small row."""
 WAITING = 16
 """Writes that wait for a thread, before the encoder has to."""
-ITEM_BYTES = {"float32": 4, "float16": 2, "bfloat16": 2}
 
 Advance = Callable[[int], None]
 Row = tuple[int, npt.NDArray[np.float32], "npt.NDArray[Any] | None"]
@@ -115,9 +114,9 @@ def encode_units(
     table: SampleTable,
     units: Iterable[Unit],
     device: str,
-    encoder: LoadedEncoder | None,
+    encoder: LoadedEncoder,
     *,
-    advance: Advance,
+    advance: Advance = lambda rows: None,
     stopped: Callable[[], bool] = lambda: False,
 ) -> Iterator[UnitReport]:
     """Read, encode and write units of rows; each is reported once it is committed.
@@ -133,7 +132,6 @@ def encode_units(
     assert job.store is not None
     config = job.config
     model = model_of(config)
-    encoder = encoder or make_encoder(job, model, device)
     preprocess = model.preprocessing(config.protocol, table.spec.media)
     encoding = Encoding(encoder, preprocess, device, config.pool, singly=device == "cpu")
     workers = config.workers or max(1, min(MOST_WORKERS, usable_cores() // job.processes))
@@ -251,7 +249,7 @@ class Encoding:
         return rows()
 
     def _encoded(self, clips: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor | None]:
-        """Pooled tokens of clips, float32, with the axes that a store has, and codes: on their way to the host."""
+        """Pooled float32 tokens of clips with the axes of a store, and codes, on the host."""
         import torch
 
         with torch.inference_mode():
@@ -271,7 +269,7 @@ class Encoding:
 
 
 class OpenUnit:
-    """A unit whose rows are written by threads. It is given up where its block is left by an exception."""
+    """A unit whose rows are written by threads; an exception in its block gives it up."""
 
     def __init__(self, store: LatentStore, number: int, threads: ThreadPoolExecutor) -> None:
         self._threads = threads
@@ -301,7 +299,7 @@ class OpenUnit:
             self.hand_over()
 
     def hand_over(self) -> None:
-        """Have the rows written that were gathered; waits where many others have to be written first."""
+        """Have the gathered rows written; waits where many others come first."""
         self._writes.append(self._threads.submit(self._write_all, self._rows))
         self._handed += len(self._rows)
         self._rows, self._bytes = [], 0
@@ -328,7 +326,8 @@ def check_space(store: LatentStore, tokens: npt.NDArray[Any], codes: npt.NDArray
     """Refuse to start what the disk has no free space for. Raises LaryError."""
     dtype, folder = store.identity.dtype, store.folder
     # Without what their container adds.
-    need = rows * (tokens.size * ITEM_BYTES[dtype] + (0 if codes is None else codes.nbytes))
+    size = tokens.size * (4 if dtype == "float32" else 2)
+    need = rows * (size + (0 if codes is None else codes.nbytes))
     free = shutil.disk_usage(folder).free
     if need > free:
         shape = "x".join(map(str, tokens.shape))

@@ -1,4 +1,4 @@
-"""Which latents: what names one extraction, its table and folder; opening its store to write, its latents to read.
+"""What names one extraction, its table and folder; opening a store to write, latents to read.
 
 What differs from the default (the ``paper`` protocol, another kind of latent, random weights, pooled tokens) is
 appended to the model's name in every file and folder name, as in ``lapa@paper``, so that numbers never mix. The
@@ -68,7 +68,7 @@ class LatentsRef:
 
     @classmethod
     def of(cls, config: Any, split: str | None = None) -> LatentsRef:
-        """The latents of a split (the options' own if left out) that the options of any command ask for."""
+        """The latents that the options of a command ask for, of `split` in place of theirs."""
         return cls(
             model=config.model, dataset=config.dataset, split=config.split if split is None else split,
             protocol=config.protocol, latent=config.latent, weights=config.weights,
@@ -87,7 +87,7 @@ class LatentsRef:
 
     @property
     def tag(self) -> str:
-        """The model's name as file and folder names have it, where slashes and colons are not allowed."""
+        """The model's name in file and folder names, without slashes and colons."""
         name = re.sub(r"[^\w.@+-]+", "_", self.model)
         differences = (
             self.protocol if self.protocol != "corrected" else None,
@@ -180,7 +180,7 @@ class SplitLatents:
 
 
 def open_latents(settings: Settings, ref: LatentsRef) -> SplitLatents:
-    """Open the latents of a split: those that are stored with its pooling, or all tokens, pooled when they are read.
+    """Open the latents of a split, stored with its pooling, or pooled when they are read.
 
     The model needs no record: the files hold all that is needed.
 
@@ -233,7 +233,7 @@ def open_files(settings: Settings, table: SampleTable, ref: LatentsRef, entries:
 
 
 def open_shards(settings: Settings, table: SampleTable, ref: LatentsRef, entries: list[str]) -> Opened:
-    """Latents in shards, every row checked against the id of its sample. Raises UsageError, LaryError."""
+    """Latents in shards, every row checked against the id of its sample."""
     number: dict[str, int] = {}
     places = np.empty((2, len(entries)), dtype=np.int64)
     for at, entry in enumerate(entries):

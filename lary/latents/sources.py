@@ -37,6 +37,8 @@ THREADS = 8
 VERSION = "lary-latents-1"
 TOKEN_TYPES: dict[str, LatentDtype] = {"F32": "float32", "F16": "float16", "BF16": "bfloat16"}
 CODE_TYPES = {"U8": "|u1", "I8": "|i1", "I16": "<i2", "I32": "<i4", "I64": "<i8"}
+ITEM_BYTES = {"F32": 4, "F16": 2, "BF16": 2, "U8": 1, "I8": 1, "I16": 2, "I32": 4, "I64": 8}
+"""Bytes of a number by the tag of its format in a shard."""
 STORED: dict[LatentDtype, str] = {"float32": "<f4", "float16": "<f2", "bfloat16": "<u2"}
 """The bytes of a number format as numpy sees them; it has no bfloat16."""
 MOST_OPEN = 256
@@ -73,7 +75,7 @@ def read_stamps(files: Iterable[Path]) -> Iterator[Stamp | None]:
 
 
 def read_array(path: Path, name: str) -> npt.NDArray[Any] | None:
-    """A numeric array of a file, None if it isn't there. Raises MediaError for a file that can't be read."""
+    """A numeric array of a file, None if it isn't there. Raises MediaError."""
     try:
         (array,) = read_npz(path, name, largest=MOST_BYTES)
         if array.dtype.kind not in "fiu":
@@ -88,7 +90,7 @@ def read_array(path: Path, name: str) -> npt.NDArray[Any] | None:
 
 
 def read_tokens(path: Path) -> npt.NDArray[Any]:
-    """The tokens of one sample in the file's number format, shaped by `token_shape`. Raises MediaError."""
+    """The tokens of one sample as stored, shaped by `token_shape`. Raises MediaError."""
     tokens = read_array(path, "tokens")
     if tokens is None:
         raise MediaError(f"The latents {path} can't be read (no array 'tokens'): extract them again.")
@@ -131,7 +133,7 @@ class NpzSource:
 # Shards
 
 Place = tuple[int, np.dtype[Any], tuple[int, ...]]
-"""The first byte of a tensor in a shard, its number format as numpy has it, and the shape of one row."""
+"""The first byte of a tensor in a shard, numpy's number format, the shape of one row."""
 
 
 @dataclass(frozen=True)
@@ -181,7 +183,7 @@ def stamp_of(handle: int) -> tuple[int, int, int]:
 
 
 def read_shard(path: Path) -> ShardHeader:
-    """The header of a shard, every statement of which was checked against the file. Raises LaryError."""
+    """The header of a shard, checked against its file. Raises LaryError."""
     try:
         with open_own(path) as file:
             stamp = stamp_of(file.fileno())
@@ -199,7 +201,7 @@ def read_shard(path: Path) -> ShardHeader:
 
 
 def _checked(path: Path, header: dict[str, Any], start: int, stamp: tuple[int, int, int]) -> ShardHeader:
-    """A header whose tensors the library has checked. Raises one of Python's errors where it contradicts itself."""
+    """A header whose tensors the library has checked. Raises one of Python's errors."""
     facts, tokens, codes = header.pop("__metadata__"), header.pop("tokens"), header.pop("codes", None)
     if header or facts["format"] != VERSION:
         raise ValueError(f"expected tokens and codes in the format {VERSION}")
@@ -227,7 +229,7 @@ def _checked(path: Path, header: dict[str, Any], start: int, stamp: tuple[int, i
 
 
 def scan_shards(folder: Path, key: str | None) -> tuple[list[ShardHeader], list[str]]:
-    """Headers of a folder's shards, those of a unit from the oldest to the newest, and what is wrong with others."""
+    """Headers of a folder's shards, the oldest of a unit first, and what is wrong with others."""
 
     def order(file: Path) -> list[int]:  # unit and further number; other names come last
         parts = file.name.removesuffix(".safetensors").split("_")[1:]
@@ -321,7 +323,7 @@ class ShardSource:
         return ShardSource(self.headers, self._file[chosen], self._position[chosen])
 
     def read(self, rows: Sequence[int] | npt.NDArray[np.int64]) -> Floats:
-        """Tokens of the samples at `rows`, (B, *shape) float32. Raises LaryError for a file that became shorter."""
+        """Tokens of the samples at `rows`, (B, *shape) float32. Raises LaryError."""
         import torch
 
         chosen = np.asarray(rows, dtype=np.int64)

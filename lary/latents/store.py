@@ -213,11 +213,7 @@ def copy_numbers(source: torch.Tensor, target: torch.Tensor) -> None:
 
 
 def parse_pool(text: str) -> tuple[str, int]:
-    """The pooling that ``--pool`` names: its kind, and the cells per side of a grid.
-
-    Raises:
-        UsageError: it names none.
-    """
+    """Kind of a pooling, and cells per side of a grid. Raises UsageError."""
     if text in (NONE, "mean", "cls"):
         return text, 0
     if found := re.fullmatch(r"grid:([1-9]\d{0,2})", text):

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 import re
 import zipfile
 from concurrent.futures import ThreadPoolExecutor
@@ -74,11 +73,7 @@ def _find(settings: Settings, config: LatentsConfig) -> _Found:
 
 
 def describe_store(config: LatentsConfig, settings: Settings) -> str:
-    """What a store is, what it holds, and what of its table is missing, in lines.
-
-    Raises:
-        UsageError, LaryError: as `verify_store`.
-    """
+    """What a store is and holds, and what of its table is missing, in lines."""
     store = _find(settings, config)
     held, problems, tokens = store.held(), list(store.problems), "unknown"
     files = {file for _, file in held.values()}
@@ -111,9 +106,7 @@ def verify_store(config: LatentsConfig, settings: Settings) -> tuple[int, list[s
     Returns:
         How many rows were read, and a sentence for everything that is wrong.
 
-    Raises:
-        UsageError: there is no such store.
-        LaryError: its manifest can't be read.
+    Raises UsageError, LaryError.
     """
     store = _find(settings, config)
     problems, key = list(store.problems), store.manifest.get("key")
@@ -161,7 +154,7 @@ def _npz_problems(file: Path, key: str | None) -> list[str]:
 
 
 def _all_finite(stored: npt.NDArray[Any], dtype: str) -> bool:
-    """Whether all numbers are finite; bfloat16 comes as its bits, whose exponent is all ones in others."""
+    """Whether all numbers are finite; bfloat16 comes as its bits, with all ones as exponent else."""
     if dtype == "bfloat16":
         return bool(((stored & 0x7F80) != 0x7F80).all())
     return bool(np.isfinite(stored).all())
@@ -176,10 +169,7 @@ def convert_store(config: ConvertConfig, settings: Settings) -> int:
     The new files grow beside the old ones, which are removed once the manifest and the table are of the new kind.
     Started again after a stop at any point, it resumes.
 
-    Raises:
-        UsageError: no such store, one without identity, options that it can't be converted to, a table that names fewer
-            rows than the store holds.
-        LaryError: latents that can't be read, or are too large for the number format; a full disk; another writer.
+    Raises UsageError, LaryError.
     """
     if config.shard_rows < 1:
         raise UsageError(f"--shard-rows {config.shard_rows}: must be at least 1.")
@@ -271,7 +261,7 @@ def export_latents(config: LatentsConfig, settings: Settings, out: Path, *, rows
                 "rows": ",".join(str(own.row + 1) for own in samples),
                 "samples": ",".join(own.id for own in samples),
             }
-            stream.write(header_bytes(facts, {"tokens": ("F32", shape, 4 * math.prod(shape))}))
+            stream.write(header_bytes(facts, {"tokens": ("F32", shape)}))
             write_tokens(stream)
             return len(samples)
         with zipfile.ZipFile(stream, "w") as archive:

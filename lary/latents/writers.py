@@ -10,6 +10,7 @@ from __future__ import annotations
 import json
 import math
 import os
+import re
 import threading
 import zipfile
 import zlib
@@ -26,6 +27,7 @@ import numpy.typing as npt
 from lary.files import atomic_write, cannot_write, create_temporary
 from lary.latents.sources import (
     CODE_TYPES,
+    ITEM_BYTES,
     MOST_BYTES,
     TOKEN_TYPES,
     VERSION,
@@ -48,6 +50,8 @@ BLOCK = 4096
 
 # One file per sample
 
+LATENT_NAME = re.compile(r"latent_action_(\d{8}|[1-9]\d{8,17})\.npz", re.ASCII)
+
 
 def latent_name(row: int) -> str:
     """File name of the latents of a row."""
@@ -59,17 +63,12 @@ def rows_in(folder: Path) -> dict[int, str]:
 
     From one listing, since millions of others may be missing.
     """
-    names = [entry.name for entry in os.scandir(folder)] if folder.is_dir() else []
-    found = {}
-    for name in names:
-        digits = name.removeprefix("latent_action_").removesuffix(".npz")
-        if digits.isascii() and digits.isdigit() and name == latent_name(int(digits)):
-            found[int(digits)] = name
-    return dict(sorted(found.items()))
+    names = os.listdir(folder) if folder.is_dir() else []
+    return dict(sorted((int(found[1]), found[0]) for found in map(LATENT_NAME.fullmatch, names) if found))
 
 
 def write_latents(path: Path, tokens: npt.NDArray[Any], codes: npt.NDArray[Any] | None, stamp: Stamp) -> None:
-    """Write one sample; its codes are an empty array for None. Raises LaryError for what couldn't be read again."""
+    """Write one sample, an empty array for no codes. Raises LaryError for too large tokens."""
     if tokens.nbytes > MOST_BYTES:
         shape, size = "x".join(map(str, tokens.shape)), tokens.nbytes / 1e9
         raise LaryError(
@@ -96,11 +95,11 @@ class NpzStore(LatentStore):
         if not check:
             return found
         stamps = read_stamps(self.folder / name for name in found.values())
-        own = {}
-        for (row, name), stamp in zip(found.items(), stamps, strict=True):
-            if stamp and stamp.store == self.identity.key and stamp.sample == table[row].id:
-                own[row] = name
-        return own
+        return {
+            row: name
+            for (row, name), stamp in zip(found.items(), stamps, strict=True)
+            if stamp and (stamp.store, stamp.sample) == (self.identity.key, table[row].id)
+        }
 
     @contextmanager
     def writer(self, unit: int) -> Iterator[Write]:
@@ -116,21 +115,20 @@ class NpzStore(LatentStore):
 # Shards
 
 
-def header_bytes(
-    metadata: dict[str, str], tensors: dict[str, tuple[str, tuple[int, ...], int]], least: int = 0
-) -> bytes:
-    """The beginning of a safetensors file, padded with blanks to whole blocks and at least `least` bytes.
+def header_bytes(metadata: dict[str, str], tensors: dict[str, tuple[str, tuple[int, ...]]], least: int = 0) -> bytes:
+    """The beginning of a safetensors file, padded to whole blocks and at least `least` bytes.
 
     Written by hand, since the library writes files whose tensors are all in memory.
 
     Args:
-        tensors: tag, shape and bytes by name, in the file's order.
+        tensors: number format and shape by name, in the file's order.
     """
     header: dict[str, Any] = {"__metadata__": metadata}
     begin = 0
-    for name, (tag, shape, size) in tensors.items():
-        header[name] = {"dtype": tag, "shape": list(shape), "data_offsets": [begin, begin + size]}
-        begin += size
+    for name, (tag, shape) in tensors.items():
+        end = begin + math.prod(shape) * ITEM_BYTES[tag]
+        header[name] = {"dtype": tag, "shape": list(shape), "data_offsets": [begin, end]}
+        begin = end
     text = json.dumps(header, separators=(",", ":")).encode()
     size = -(-max(least, 8 + len(text)) // BLOCK) * BLOCK
     return (size - 8).to_bytes(8, "little") + text.ljust(size - 8)
@@ -153,12 +151,12 @@ class ShardStore(LatentStore):
 
     def held(self, table: SampleTable, *, check: bool = True) -> dict[int, str]:
         """``<shard>#<row in the shard>`` by row of the table, by sample id and row."""
-        there: dict[int, dict[str, str]] = {}
+        found = {}
         for header in self.headers():
             for row, (sample, position) in header.positions().items():
-                there.setdefault(row, {})[sample] = f"{header.path.name}{SHARD_MARK}{position}"
-        rows = [row for row in there if row < len(table)]
-        return {row: there[row][own] for row in rows if (own := table[row].id) in there[row]}
+                if row < len(table) and table[row].id == sample:
+                    found[row] = f"{header.path.name}{SHARD_MARK}{position}"
+        return found
 
     @contextmanager
     def writer(self, unit: int) -> Iterator[Write]:
@@ -222,14 +220,13 @@ class ShardWriter:
             "checksums": ",".join(f"{value:08x}" for value in checksums),
         }  # fmt: skip
         tag = next(tag for tag, name in TOKEN_TYPES.items() if name == identity.dtype)
-        tensors = {"tokens": (tag, (len(rows), *shape), len(rows) * self._row_bytes)}
+        tensors = {"tokens": (tag, (len(rows), *shape))}
         if codes:
-            size = math.prod(codes[1]) * np.dtype(CODE_TYPES[codes[0]]).itemsize
-            tensors["codes"] = (codes[0], (len(rows), *codes[1]), len(rows) * size)
+            tensors["codes"] = codes[0], (len(rows), *codes[1])
         return header_bytes(metadata, tensors, self._start)
 
     def seal(self) -> Path | None:
-        """Close the gaps and write codes and header; returns the shard's name, None where there is nothing new."""
+        """Close the gaps, write codes and header; returns the shard's name, None if nothing is new."""
         if not self._done:
             return None
         rows, end = sorted(self._done), self._start
@@ -261,7 +258,7 @@ class ShardWriter:
 
 
 def checksum_of(stored: npt.NDArray[Any], codes: npt.NDArray[Any] | None) -> int:
-    """The CRC-32 of a row's bytes, which the standard library computes without the interpreter's lock."""
+    """The CRC-32 of a row's bytes, computed without the interpreter's lock."""
     checksum = zlib.crc32(stored.reshape(-1).data.cast("B"))
     return checksum if codes is None else zlib.crc32(codes.reshape(-1).data.cast("B"), checksum)
 

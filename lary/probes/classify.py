@@ -20,18 +20,10 @@ from torch import Tensor
 
 from lary.configs import ProbePrecision
 from lary.files import write_text
+from lary.probes import sources
 from lary.probes.nets import AttentiveProbe
 from lary.probes.outcome import ClassificationOutcome, ClassPredictions, Ints, SampleColumns
 from lary.probes.presets import ClassifierSettings, learning_rate, weight_decay
-from lary.probes.sources import (
-    balanced_indices,
-    channel_statistics,
-    check_memory,
-    check_splits,
-    class_weights,
-    samples_at_once,
-    standardised,
-)
 from lary.probes.training import Session, Training, adamw, save_checkpoint
 from lary.types import LaryError, LatentSource, UsageError
 
@@ -63,7 +55,7 @@ def train_classifier(
         UsageError: the inputs don't fit together or into memory, or nothing can be held out.
         LaryError: every head diverged.
     """
-    check_splits((inputs.train, inputs.train_targets), (inputs.validation, inputs.labels))
+    sources.check_splits((inputs.train, inputs.train_targets), (inputs.validation, inputs.labels))
     present = np.unique(inputs.train_targets)
     if len(present) == 1:
         raise UsageError(
@@ -88,18 +80,18 @@ class ClassifierTraining(Training):
         shape = inputs.train.shape
         # One head more than there are: the best one so far is kept as a copy.
         copies = 1 + len(own.heads)
-        check_memory(self.make_head, copies, own.batch_size, shape, self.device)
+        sources.check_memory(self.make_head, copies, own.batch_size, shape, self.device)
         self.train, self.validation, self.scaling = inputs.train, inputs.validation, None
         if own.standardise:
-            self.scaling = channel_statistics(inputs.train, self.fit_rows)
-            self.train = standardised(inputs.train, *self.scaling)
-            self.validation = standardised(inputs.validation, *self.scaling)
-        self.at_once = samples_at_once(shape, own.model_dim, own.depth, self.device)
+            self.scaling = sources.channel_statistics(inputs.train, self.fit_rows)
+            self.train = sources.standardised(inputs.train, *self.scaling)
+            self.validation = sources.standardised(inputs.validation, *self.scaling)
+        self.at_once = sources.samples_at_once(shape, own.model_dim, own.depth, self.device)
         self.networks = [self.make_head().to(self.device) for _ in own.heads]
         self.optimizers = [
             adamw(network, head.lr, head.weight_decay) for network, head in zip(self.networks, own.heads, strict=True)
         ]
-        self.chances = class_weights(inputs.train_targets[self.fit_rows])
+        self.chances = sources.class_weights(inputs.train_targets[self.fit_rows])
         return [*self.networks, *self.optimizers]
 
     def make_head(self) -> AttentiveProbe:
@@ -111,7 +103,7 @@ class ClassifierTraining(Training):
     def run_epoch(self, epoch: int) -> dict[str, Any]:
         inputs, held = self.inputs, self.held_rows
         row: dict[str, Any] = {"epoch": epoch, "learning_rate": self.rates(self.step + 1)}
-        drawn = balanced_indices(self.chances, epoch - 1, self.session.seed)
+        drawn = sources.balanced_indices(self.chances, epoch - 1, self.session.seed)
         self.train_epoch(row, self.fit_rows[drawn])
         decided = ["validation_loss"]
         if len(held):
@@ -135,9 +127,8 @@ class ClassifierTraining(Training):
                 state = self.networks[number].state_dict()
                 self.picks["held_out"]["weights"] = {key: value.cpu().clone() for key, value in state.items()}
         # The published choice: the first of the best heads of the last epoch.
-        first = max(usable, key=lambda number: row["validation_accuracy"][number])
-        values = logits[first].clone()
-        self.offer("best_on_validation", [epoch], epoch=epoch, head=first, values=values)
+        best = max(usable, key=lambda number: row["validation_accuracy"][number])
+        self.offer("best_on_validation", [epoch], epoch=epoch, head=best, values=logits[best].clone())
         return row
 
     def train_epoch(self, row: dict[str, Any], order: Ints) -> None:
@@ -216,16 +207,15 @@ class ClassifierTraining(Training):
         if epoch < self.settings.epochs:
             return
         states = [network.state_dict() for network in self.networks]
-        chosen = next(iter(self.picks.values()))
-        selected = {"head": chosen["head"], "epoch": chosen["epoch"]}
-        selected["weights"] = chosen.get("weights", states[chosen["head"]])
-        scaling = None
+        value: dict[str, Any] = {"classifiers": states, "epoch": epoch, "scaling": None}
+        value["settings"] = asdict(self.settings)
         if self.scaling is not None:
-            scaling = {"mean": torch.from_numpy(self.scaling[0]), "std": torch.from_numpy(self.scaling[1])}
-        value = {
-            "classifiers": states, "epoch": epoch, "selected": selected,
-            "settings": asdict(self.settings), "scaling": scaling,
-        }  # fmt: skip
+            mean, std = map(torch.from_numpy, self.scaling)
+            value["scaling"] = {"mean": mean, "std": std}
+        # Without held-out rows the head is one of the last epoch, as it is now.
+        chosen = next(iter(self.picks.values()))
+        weights = chosen.get("weights", states[chosen["head"]])
+        value["selected"] = {"head": chosen["head"], "epoch": chosen["epoch"], "weights": weights}
         save_checkpoint(self.folder / self.checkpoint, value)
 
     def outcome(self) -> ClassificationOutcome:

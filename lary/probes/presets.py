@@ -1,6 +1,7 @@
 """How large the probes are and how long they train: records by name, chosen with ``--probe-preset``.
 
-``paper`` is the published setting (arXiv 2604.11689 and its public configuration).
+``paper``, whose numbers are the defaults of all fields, is the published setting (arXiv
+2604.11689 and its public configuration).
 ``demo`` is a narrow, short one for a CPU: it ranks representations, and its numbers are
 not comparable with the published tables.
 """
@@ -25,8 +26,7 @@ class HeadSettings:
     """One head of the classification probe: its AdamW, and where a cosine takes it.
 
     `warmup` counts epochs, during which the learning rate rises from `start_lr`. Where
-    ``final_weight_decay`` or ``start_lr`` is None the value stays, or starts, at its
-    reference.
+    `final_weight_decay` or `start_lr` is None the value stays, or starts, at its reference.
     """
 
     lr: float
@@ -62,6 +62,10 @@ def _cosine(start: float, final: float, share: float) -> float:
     return final + (start - final) * 0.5 * (1.0 + math.cos(math.pi * share))
 
 
+PUBLISHED = (5e-3, 0.01), (3e-3, 0.1), (1e-3, 0.4), (3e-4, 0.8), (1e-4, 0.01)
+"""Learning rate and weight decay of the published heads."""
+
+
 @dataclass(frozen=True)
 class ClassifierSettings:
     """The attentive probe.
@@ -72,12 +76,12 @@ class ClassifierSettings:
     probe takes them as they are, and learns little from small values in few epochs.
     """
 
-    model_dim: int
-    num_heads: int
-    depth: int
-    epochs: int
-    batch_size: int
-    heads: tuple[HeadSettings, ...]
+    model_dim: int = 768
+    num_heads: int = 16
+    depth: int = 4
+    epochs: int = 20
+    batch_size: int = 256
+    heads: tuple[HeadSettings, ...] = tuple(HeadSettings(*rates) for rates in PUBLISHED)
     max_temporal_len: int = 128
     label_smoothing: float = 0.1
     bfloat16: bool = False
@@ -88,12 +92,12 @@ class ClassifierSettings:
 class RegressorSettings:
     """The MLP probe; `warmup` is the share of updates in which the learning rate rises."""
 
-    hidden_dim: int
-    num_blocks: int
-    epochs: int
-    batch_size: int
-    lr: float
-    weight_decay: float
+    hidden_dim: int = 4096
+    num_blocks: int = 2
+    epochs: int = 20
+    batch_size: int = 256
+    lr: float = 1e-4
+    weight_decay: float = 1e-4
     warmup: float = 0.1
 
 
@@ -135,16 +139,17 @@ class ProbePreset:
 
     name: str
     description: str
-    classifier: ClassifierSettings
-    regressor: RegressorSettings
+    classifier: ClassifierSettings = ClassifierSettings()
+    regressor: RegressorSettings = RegressorSettings()
     dit: DitSettings = DitSettings()
     ridge: RidgeSettings = RidgeSettings()
 
     def settings(
-        self, kind: ProbeKind, *, epochs: int | None, batch_size: int | None, sampler_steps: int | None = None
+        self, kind: ProbeKind, epochs: int | None, batch_size: int | None, sampler_steps: int | None = None
     ) -> Any:
-        """The settings of a kind of probe, with what was asked for in place. Raises UsageError."""
-        own: Any = {"attentive": self.classifier, "mlp": self.regressor, "dit": self.dit, "ridge": self.ridge}[kind]
+        """The settings of a kind of probe, with what was asked for. Raises UsageError."""
+        names: dict[str, str] = {"attentive": "classifier", "mlp": "regressor"}
+        own: Any = getattr(self, names.get(kind, kind))
         given = {"epochs": epochs, "batch_size": batch_size, "sampler_steps": sampler_steps}
         changes = {name: value for name, value in given.items() if value is not None}
         for name, value in changes.items():
@@ -162,35 +167,22 @@ PRESETS.add(
     ProbePreset(
         name="paper",
         description="the published widths, epochs and learning rates",
-        classifier=ClassifierSettings(
-            model_dim=768, num_heads=16, depth=4, epochs=20, batch_size=256,
-            heads=(
-                HeadSettings(5e-3, 0.01), HeadSettings(3e-3, 0.1), HeadSettings(1e-3, 0.4),
-                HeadSettings(3e-4, 0.8), HeadSettings(1e-4, 0.01),
-            ),
-            bfloat16=True,
-        ),
-        regressor=RegressorSettings(
-            hidden_dim=4096, num_blocks=2, epochs=20, batch_size=256, lr=1e-4, weight_decay=1e-4
-        ),
+        classifier=ClassifierSettings(bfloat16=True),
     )
-)  # fmt: skip
+)
+
+DEMO = (2e-2, 0.01), (1e-2, 0.1), (7e-3, 0.4), (5e-3, 0.01), (2e-3, 0.01)
+BRIEF: Any = {"epochs": 20, "batch_size": 32, "lr": 1e-3, "weight_decay": 1e-2}
 
 PRESETS.add(
     ProbePreset(
         name="demo",
         description="narrow and short, seconds on a CPU; not comparable with published numbers",
         classifier=ClassifierSettings(
-            model_dim=32, num_heads=4, depth=1, epochs=8, batch_size=16,
-            heads=(
-                HeadSettings(2e-2, 0.01), HeadSettings(1e-2, 0.1), HeadSettings(7e-3, 0.4),
-                HeadSettings(5e-3, 0.01), HeadSettings(2e-3, 0.01),
-            ),
-            standardise=True,
+            model_dim=32, num_heads=4, depth=1, epochs=8, batch_size=16, standardise=True,
+            heads=tuple(HeadSettings(*rates) for rates in DEMO),
         ),
-        regressor=RegressorSettings(hidden_dim=128, num_blocks=1, epochs=20, batch_size=32, lr=1e-3, weight_decay=1e-2),
-        dit=DitSettings(
-            hidden_dim=64, depth=2, num_heads=4, epochs=20, batch_size=32, lr=1e-3, weight_decay=1e-2, sampler_steps=10
-        ),
+        regressor=RegressorSettings(hidden_dim=128, num_blocks=1, **BRIEF),
+        dit=DitSettings(hidden_dim=64, depth=2, num_heads=4, sampler_steps=10, **BRIEF),
     )
 )  # fmt: skip

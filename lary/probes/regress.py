@@ -17,18 +17,10 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from lary.probes import outcome as metrics
 from lary.probes.dit import ActionExpertDiT
 from lary.probes.nets import ActionExpertMLP
-from lary.probes.outcome import (
-    ActionPredictions,
-    Floats,
-    Ints,
-    RegressionOutcome,
-    SampleColumns,
-    SplitOutcome,
-    huber_loss,
-    mse,
-)
+from lary.probes.outcome import ActionPredictions, Floats, Ints, RegressionOutcome, SampleColumns, SplitOutcome
 from lary.probes.presets import ActionSettings, DitSettings, RidgeSettings
 from lary.probes.sources import check_memory, check_splits, in_chunks
 from lary.probes.training import Session, Training, adamw, save_checkpoint
@@ -112,8 +104,8 @@ class ActionTraining(Training):
     def add_errors(self, row: dict[str, Any], name: str, found: Tensor, targets: Floats) -> Tensor:
         """Add loss and mean squared error to a row of the history; returns chunks (n, K, A)."""
         chunks = found.reshape(targets.shape)
-        row[f"{name}_loss"] = huber_loss(chunks.numpy(), targets, self.settings.batch_size)
-        row[f"{name}_mse"] = mse(chunks.numpy(), targets)
+        row[f"{name}_loss"] = metrics.huber_loss(chunks.numpy(), targets, self.settings.batch_size)
+        row[f"{name}_mse"] = metrics.mse(chunks.numpy(), targets)
         return chunks
 
     def close_epoch(self, epoch: int) -> None:

@@ -58,11 +58,9 @@ class ControlReport:
 
 
 def run_controls(config: ControlsConfig, settings: Settings) -> ControlReport:
-    """Run a model and its controls, what is done isn't done again, and write the margins into the model's result.
+    """Run a model and its controls, and write the margins into the model's result.
 
-    Raises:
-        UsageError: wrong options or missing tables.
-        LaryError: a failed extraction or training of the model itself.
+    Raises UsageError, LaryError.
     """
     model, dataset = MODELS.get(config.model), DATASETS.get(config.dataset)
     splits = splits_of(dataset, settings, config)
@@ -112,7 +110,7 @@ def run_one(
 
 
 def splits_of(dataset: DatasetSpec, settings: Settings, config: ControlsConfig) -> list[str]:
-    """Training and validation split; the unseen one too where the model's own latents of it are there."""
+    """Training and validation split; the unseen one where its latents are there."""
     roles = dataset.roles(config.splits)
     ref = LatentsRef(
         model=config.model, dataset=dataset.name, split=roles.get("unseen", ""), protocol=config.protocol,

@@ -1,4 +1,4 @@
-"""Who does the work in several processes: one per device of this machine, or Ray, the one way to use several machines.
+"""Work in several processes: one per device of this machine, or Ray for several machines.
 
 Tasks are taken from one queue, so that a slow device holds nobody up. A process or an actor that dies is started again
 with the task that it had. Under Ray every machine sees the same files under the same paths (a shared file system) and
@@ -39,7 +39,7 @@ TRIES = 3
 """How often a task of Ray is given out whose process dies."""
 SECONDS_PER_CHECK = 0.5
 TASK_ROWS, TASKS_EACH = 1024, 4
-"""Rows of a task, as it starts with an empty pipeline, unless a worker would have fewer tasks than these."""
+"""Rows of a task, which starts with an empty pipeline; tasks of a worker, where they are fewer."""
 
 Task = tuple[Unit, ...]
 Group = TypeVar("Group")
@@ -72,7 +72,7 @@ class StopRequest:
 def encode_all(
     job: Job, table: SampleTable, pending: Sequence[int], devices: Sequence[str], encoder: LoadedEncoder, title: str
 ) -> tuple[list[UnitReport], bool]:
-    """Do the pending rows with the engine that was asked for; returns also whether a stop was asked for.
+    """Do the pending rows with the engine asked for; returns also whether a stop was asked for.
 
     Raises:
         LaryError: as the engine.
@@ -98,7 +98,7 @@ def encode_all(
 
 
 class UnitWorker:
-    """An encoder on one device of one machine, made when it is first needed: what goes wrong shows in `run`."""
+    """An encoder on one device of one machine, made when it is first needed."""
 
     def __init__(self, job: Job, device: str | None = None) -> None:
         self._job, self._device = job, device
@@ -119,7 +119,7 @@ class UnitWorker:
             device = self._device or pick_devices(None, config.device)[0]
             self._ready = table, device, make_encoder(job, model_of(config), device)
         table, device, encoder = self._ready
-        return list(encode_units(job, table, units, device, encoder, advance=lambda rows: None))
+        return list(encode_units(job, table, units, device, encoder))
 
 
 def check_shared(job: Job) -> None:
@@ -169,11 +169,7 @@ def share_out(
 def run_processes(
     job: Job, units: Sequence[Unit], devices: Sequence[str], stop: StopRequest, advance: Advance
 ) -> Iterator[UnitReport]:
-    """Do the units in one process per device.
-
-    Raises:
-        LaryError: what a process raised, or one died twice on the same rows.
-    """
+    """Do the units in one process per device. Raises LaryError."""
     packed = base64.b64encode(pickle.dumps(job)).decode()
     with contextlib.ExitStack() as stack:
 
@@ -216,12 +212,7 @@ def unit_worker(packed: str, device: str) -> Callable[[Question], Answer]:
 
 
 def extract_on_ray(job: Job, units: Sequence[Unit], stop: StopRequest, advance: Advance) -> Iterator[UnitReport]:
-    """Do the units on the actors of a Ray cluster.
-
-    Raises:
-        UsageError: Ray is not installed, or there is no cluster at the address.
-        LaryError: what an actor raised, or a task whose actors die again and again.
-    """
+    """Do the units on the actors of a Ray cluster. Raises UsageError, LaryError."""
     with connected(job.config.address) as ray:
         count, processes, options = plan_actors(ray, job)
         remote = ray.remote(UnitWorker).options(max_restarts=-1, max_task_retries=TRIES - 1, **options)
@@ -264,9 +255,7 @@ def tasks_on_ray(
     Yields:
         Each group with what `work` returned, or why its task failed, in the order of completion.
 
-    Raises:
-        UsageError: Ray isn't installed, or there is no cluster.
-        LaryError: the cluster can never have what a task needs.
+    Raises UsageError, LaryError.
     """
     with connected(config.address) as ray:
         check_resources(ray.cluster_resources(), config)
@@ -303,7 +292,7 @@ def check_resources(there: dict[str, float], config: SweepConfig) -> None:
 
 @contextlib.contextmanager
 def connected(address: str) -> Iterator[Any]:
-    """The module ``ray``, connected to a cluster; one that was connected before stays so. Raises UsageError."""
+    """The module ``ray``, connected to a cluster, for the block only. Raises UsageError."""
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
     os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")  # no GPU asked for: leave the variable alone
     try:

@@ -53,7 +53,7 @@ MODES: dict[Media, Mode] = {"pair": "image", "clip": "video"}
 FAILURES = "failures.csv"
 TIMING = "extraction.json"
 ROWS_CHECKED = 10_000
-"""Rows of a long table that are inspected before the work starts; what is missing behind them shows when it is read."""
+"""Rows of a long table whose media are looked for before the work starts."""
 SECONDS_MEASURED, BATCHES_MEASURED = 10.0, 16
 """How long and how much a dry run measures at most; the current batch is finished."""
 CHANGED = "changed"
@@ -78,7 +78,7 @@ class ExtractReport:
 
 
 def extract(config: ExtractConfig, settings: Settings) -> ExtractReport:
-    """Extract the latents of one split; what is done already, by sample id and store identity, is not redone.
+    """Extract the latents of one split; what is done, by sample id and identity, is not redone.
 
     Raises:
         UsageError: unknown names, contradicting options, a folder that holds latents of another
@@ -188,7 +188,7 @@ def open_run(run: Run) -> LatentStore:
 
 
 def estimate(config: ExtractConfig, settings: Settings) -> str:
-    """Measure a few of the missing rows and say what an extraction needs; nothing is changed. Raises as `extract`."""
+    """Measure a few missing rows and say what an extraction needs; nothing is changed."""
     run = prepare_run(config, settings)
     there = (run.folder / MANIFEST).exists() and not config.overwrite
     missing = open_run(run).missing(run.table) if there else list(range(len(run.table)))
@@ -201,9 +201,10 @@ def estimate(config: ExtractConfig, settings: Settings) -> str:
         store = KINDS[config.store](Path(folder), run.identity, size)
         measured = replace(config, batch_size=size)
         job = replace(run.job, config=measured, store=store, processes=len(run.devices))
+        units = plan_units(range(len(chosen)), size)
         for report in encode_units(
-            job, run.table.take(chosen), plan_units(range(len(chosen)), size), run.devices[0], run.encoder,
-            advance=lambda rows: None, stopped=lambda: time.monotonic() - marks[0][0] > SECONDS_MEASURED,
+            job, run.table.take(chosen), units, run.devices[0], run.encoder,
+            stopped=lambda: time.monotonic() - marks[0][0] > SECONDS_MEASURED,
         ):  # fmt: skip
             marks.append((time.monotonic(), marks[-1][1] + report.done))
             failures += report.failures
@@ -239,7 +240,7 @@ def unfinished(run: Run, left: int) -> LaryError:
 
 
 def failed_rows(folder: Path, missing: Sequence[int]) -> list[int]:
-    """The missing rows that the failures file names. Raises UsageError if there is none, or it can't be read."""
+    """The missing rows that the failures file names. Raises UsageError."""
     file = folder / FAILURES
     if not file.is_file():
         raise UsageError(f"--retry-failed: there is no {file}: the last run had no failures, or didn't end.")
@@ -271,7 +272,7 @@ def check_media(dataset: DatasetSpec, mode: Mode | None, stride: int | None) -> 
 
 
 def as_before(folder: Path, identity: StoreIdentity) -> StoreIdentity:
-    """The identity, without its weights where a store of version 0.1 is there, which named none for some plug-ins."""
+    """The identity, without weights where a store of version 0.1 is there that names none."""
     unnamed = replace(identity, weights="")
     if identity.weights and (folder / MANIFEST).is_file() and read_manifest(folder).get("key") == unnamed.key:
         log.warning(
@@ -283,7 +284,7 @@ def as_before(folder: Path, identity: StoreIdentity) -> StoreIdentity:
 
 
 def warn_about_media(table: SampleTable, pending: Sequence[int]) -> None:
-    """Name the first missing files before the work starts. Raises LaryError if no file is there at all."""
+    """Name the first missing files. Raises LaryError if no file is there at all."""
     pending = pending[:ROWS_CHECKED]
     absent = table.missing_media(pending)
     if not absent:
@@ -307,7 +308,7 @@ def add_timing(folder: Path, rows: int, seconds: float) -> None:
 
 
 def read_timing(folder: Path) -> tuple[int, float]:
-    """How many rows of a store were extracted and in how many seconds; zeros without a file that says so."""
+    """Rows of a store that were extracted, and the seconds that took; zeros if unknown."""
     file = folder / TIMING
     if not file.exists():
         return 0, 0.0
@@ -326,7 +327,7 @@ def read_timing(folder: Path) -> tuple[int, float]:
 
 
 def separate(split: SplitLatents, protocol: BenchmarkProtocol) -> bool:
-    """Whether the latents hold one step per frame; under ``paper`` some encoders mix the frames even then."""
+    """Whether the latents hold each frame alone; under ``paper`` some encoders mix them."""
     shape = split.source.shape
     return protocol == "corrected" and len(shape) == 3 and shape[0] == split.frames
 
@@ -339,7 +340,7 @@ def place_of(settings: Settings, control: ProbeControl) -> Settings:
 
 
 def extract_changed(config: ExtractConfig, control: ProbeControl, settings: Settings) -> ExtractReport | None:
-    """Extract a split, whose own latents are there, from changed frames; None where those latents hold each frame.
+    """Extract a split from changed frames; None where its own latents hold each frame.
 
     Raises:
         UsageError, LaryError: as `extract`.
@@ -370,9 +371,7 @@ def changed_rows(table: SampleTable, control: ProbeControl) -> Iterator[list[str
 def open_changed(settings: Settings, split: SplitLatents, ref: LatentsRef) -> SplitLatents:
     """The samples of a split with their latents from the frames that the control of `ref` changed.
 
-    Raises:
-        UsageError: they were not extracted.
-        LaryError: they can't be read, or were made of another table.
+    Raises UsageError, LaryError.
     """
     if find_latent_table(settings, ref) is None:
         shape = split.source.shape

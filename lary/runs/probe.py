@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import time
-from collections.abc import Sequence
 from contextlib import nullcontext
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -16,18 +15,7 @@ from lary.files import digest
 from lary.latents.ref import LatentsRef
 from lary.registry import load_plugin, loaded_plugins
 from lary.results.folder import settle, writing
-from lary.results.record import (
-    FILE_NAME,
-    DatasetFacts,
-    EvalResult,
-    ModelFacts,
-    NamedDigest,
-    Provenance,
-    RunFacts,
-    SplitFacts,
-    read_result,
-    run_identity,
-)
+from lary.results.record import FILE_NAME, EvalResult, NamedDigest, read_result, run_identity
 from lary.runs.extract import read_timing
 from lary.runs.tasks import ActionTask, ClassTask, ProbeConfig, frame_of, seeds_of, shared_groups
 from lary.runtime import log, pick_devices, progress, provenance
@@ -42,9 +30,6 @@ Task = ClassTask | ActionTask
 # Options that leave the numbers of a run alone, and so are no part of its identity.
 NOT_DECIDING = ("device", "overwrite", "resume", "tracker")
 
-# Paradigm of a model whose latents another program wrote, or whose plug-in isn't named again.
-UNREGISTERED = "unregistered"
-
 
 @dataclass(frozen=True)
 class ProbeRun:
@@ -56,7 +41,7 @@ class ProbeRun:
 
 
 def run_probe(config: ProbeConfig, settings: Settings) -> ProbeRun:
-    """Train and score the probe that the options are for; a run that is done is not done again.
+    """Train and score the probe that the options are for; what is done is not done again.
 
     Raises:
         UsageError: contradicting options, missing latents, or a folder with another result.
@@ -67,9 +52,8 @@ def run_probe(config: ProbeConfig, settings: Settings) -> ProbeRun:
     task, folder = task_of(config, settings), run_folder(config, settings)
     if (found := finished(folder, task)) is not None:
         return ProbeRun(folder, found, new=False)
-    trained = task.kind != "ridge"
-    devices = pick_devices(config.gpus, config.device, every=trained)
-    if len(devices) > 1 and trained:
+    devices = pick_devices(config.gpus, config.device, every=task.kind != "ridge")
+    if len(devices) > 1 and task.kind != "ridge":
         log.info("one process on each of %s; --gpus 0 takes one device", ", ".join(devices))
         launch(run_member, (config, settings, loaded_plugins()), devices)
     else:
@@ -89,13 +73,16 @@ def run_member(config: ProbeConfig, settings: Settings, plugins: tuple[Path, ...
 
 def task_of(config: ProbeConfig, settings: Settings) -> Task:
     """The run that the options are for. Raises UsageError and LaryError."""
-    return ClassTask(config, settings) if isinstance(config, ClassifyConfig) else ActionTask(config, settings)
+    if isinstance(config, ClassifyConfig):
+        return ClassTask(config, settings)
+    return ActionTask(config, settings)
 
 
 def run_folder(config: ProbeConfig, settings: Settings) -> Path:
     """The folder of a run, by all that sets it apart: ``dinov2@by-episode@project16``."""
-    parts = [config.splits, config.control, None if config.project is None else f"project{config.project}"]
-    tag = "@".join([LatentsRef.of(config, "").tag, *filter(None, parts)])
+    project = None if config.project is None else f"project{config.project}"
+    parts = filter(None, [config.splits, config.control, project])
+    tag = "@".join([LatentsRef.of(config, "").tag, *parts])
     root, dataset = settings.path("LARY_LOG_DIR"), DATASETS.get(config.dataset)
     if isinstance(config, ClassifyConfig):
         return root / "classification" / dataset.name / tag
@@ -106,20 +93,22 @@ def run_folder(config: ProbeConfig, settings: Settings) -> Path:
 
 def deciding_options(config: ProbeConfig) -> dict[str, Any]:
     """The options that decide the numbers of a run."""
-    return {name: value for name, value in asdict(config).items() if name not in NOT_DECIDING and value is not None}
+    given = {name: value for name, value in asdict(config).items() if value is not None}
+    return {name: value for name, value in given.items() if name not in NOT_DECIDING}
 
 
 def inputs_of(task: Task) -> tuple[NamedDigest, ...]:
     """Digests of what decides a run: its options, and the tables and latents that it reads."""
-    found = [NamedDigest(name="options", digest=digest(json.dumps(deciding_options(task.config), sort_keys=True)))]
+    options = json.dumps(deciding_options(task.config), sort_keys=True)
+    found = {"options": digest(options)}
     for role, split in task.splits.items():
-        found.append(NamedDigest(name=f"table {role}", digest=split.table.digest))
-        found.append(NamedDigest(name=f"latents {role}", digest=str(split.store.get("key") or "")))
-    return tuple(found)
+        found[f"table {role}"] = split.table.digest
+        found[f"latents {role}"] = str(split.store.get("key") or "")
+    return tuple(NamedDigest(name=name, digest=own) for name, own in found.items())
 
 
 def finished(folder: Path, task: Task) -> EvalResult | None:
-    """The result of this very run if it is done. Raises UsageError for the result of another run."""
+    """The result of this very run if it is done. Raises UsageError for that of another run."""
     settle(folder)
     file = folder / FILE_NAME
     if task.config.overwrite or not file.exists():
@@ -127,14 +116,16 @@ def finished(folder: Path, task: Task) -> EvalResult | None:
     result = read_result(file)
     identity = run_identity(inputs_of(task))
     if not result.inputs:  # one of version 0.1 names no inputs, and has a digest of its own
-        read = {role: [split.table.digest, split.store.get("key")] for role, split in task.splits.items()}
+        splits = task.splits.items()
+        read = {role: [split.table.digest, split.store.get("key")] for role, split in splits}
         identity = digest(json.dumps([2, deciding_options(task.config), read], sort_keys=True))
     if result.identity == identity:
         log.info("%s is done; --overwrite does it again", file)
         return result
     raise UsageError(
-        f"{file} holds the result of another run (preset {result.preset}, seed {result.seed}, of {result.created}) or "
-        "of other latents. Pass --overwrite to replace it, or another --lary-log-dir."
+        f"{file} holds the result of another run (preset {result.preset}, seed {result.seed}, of "
+        f"{result.created}) or of other latents. Pass --overwrite to replace it, or another "
+        "--lary-log-dir."
     )
 
 
@@ -144,7 +135,9 @@ def train_and_write(task: Task, folder: Path, team: Team, device: str) -> None:
 
     started = time.monotonic()
     config, seeds, inputs = task.config, seeds_of(task.config), inputs_of(task)
-    with writing(folder, run_identity(inputs), resume=config.resume, leads=team.leads) as run:
+    identity = run_identity(inputs)
+    tracker: TrackerName = config.tracker if team.leads and task.kind != "ridge" else "none"
+    with writing(folder, identity, resume=config.resume, leads=team.leads) as run:
         task.read_targets()
         total = len(seeds) * task.probe.epochs * len(task.splits["train"].table)
         outcomes: list[Any] = []
@@ -152,72 +145,69 @@ def train_and_write(task: Task, folder: Path, team: Team, device: str) -> None:
         with progress(total, title) if team.leads else nullcontext() as bar:
             for seed in seeds:
                 own = run.work if seed == seeds[0] else run.work / f"seed_{seed}"
-                tracker: TrackerName = config.tracker if team.leads and task.kind != "ridge" else "none"
                 title = f"{config.dataset} {folder.name} seed {seed}"
                 with tracking(tracker, own, title, vars(config) | {"seed": seed}) as tracked:
                     session = Session(
-                        protocol=config.protocol, seed=seed, preset=config.probe_preset, device=device, folder=own,
-                        progress=bar, identity=run_identity(inputs), tracker=tracked, team=team,
+                        protocol=config.protocol, preset=config.probe_preset, seed=seed, device=device,
+                        folder=own, progress=bar, identity=identity, tracker=tracked, team=team,
                     )  # fmt: skip
                     outcomes.append(task.train(session))
         if not team.leads:
             return
-        files = task.write(run.work, outcomes)
-        facts = run_facts(task, inputs, outcomes[0].settings, files, time.monotonic() - started)
-        result = task.result(outcomes, facts)
-        warnings = (*result.warnings, *shared_groups(task.dataset, task.splits))
+        facts = run_facts(task, inputs) | {"options": outcomes[0].settings}
+        facts["timings"]["probe"] = round(time.monotonic() - started, 3)
+        result = task.write(run.work, outcomes, facts)
+        warnings = [*result.warnings, *shared_groups(task.dataset, task.splits)]
         if task.model is None:
-            warnings += (f"The model '{config.model}' is unregistered: dimension and shape are those of its files.",)
-        run.publish(result.model_copy(update={"warnings": warnings}))
+            warnings.append(f"The model '{config.model}' is unregistered: dimension and shape are those of its files.")
+        run.publish(result.model_copy(update={"warnings": tuple(warnings)}))
 
 
-def run_facts(
-    task: Task, inputs: tuple[NamedDigest, ...], resolved: dict[str, Any], files: Sequence[str], seconds: float
-) -> RunFacts:
-    """What is known about a run besides its outcome."""
-    config, dataset, model, train = task.config, task.dataset, task.model, task.splits["train"]
+def run_facts(task: Task, inputs: tuple[NamedDigest, ...]) -> dict[str, Any]:
+    """The fields of `RunFacts` that are known about a run without its outcome."""
+    config, data, model, train = task.config, task.dataset, task.model, task.splits["train"]
     splits = {split.table.split: split for split in task.splits.values()}
+    sizes, timings = {}, {}
+    for name, split in splits.items():
+        sizes[name] = {"rows": len(split.table), "groups": len(set(split.table.groups()))}
+        if seconds := read_timing(split.folder)[1]:
+            timings[f"extract {name}"] = seconds
     missing = sum(split.left_out for split in splits.values())
-    timings = {f"extract {name}": read_timing(split.folder)[1] for name, split in splits.items()}
-    return RunFacts(
-        status="incomplete" if missing else "complete", identity=run_identity(inputs), inputs=inputs,
-        dataset=DatasetFacts(
-            name=dataset.name, title=dataset.title, revision=dataset.revision, stride=dataset.stride,
-            units=getattr(dataset.target, "units", ()), split_set=config.splits or "",
-            tables={name: split.table.digest for name, split in splits.items()},
-            splits={
-                name: SplitFacts(rows=len(split.table), groups=len(set(split.table.groups())))
-                for name, split in splits.items()
-            },
-        ),
-        model=ModelFacts(
-            name=config.model, paradigm=model.paradigm if model else UNREGISTERED,
-            revision=str(train.store.get("weights_from") or ""),
-            weights=train.store.get("identity", {}).get("weights", ""), dim=train.source.shape[-1],
-            shape=train.source.shape, parameters_m=model.parameters_m if model else None,
-        ),
-        probe=task.kind, action_mode=getattr(config, "action_mode", None), relative_frame=frame_of(config),
-        protocol=config.protocol,
-        protocol_notes=model.paper_differences if model and config.protocol == "paper" else (),
-        preset=config.probe_preset, seed=seeds_of(config)[0], seeds=seeds_of(config), control=config.control,
-        project=config.project, options_given=asdict(config), options=resolved, provenance=Provenance(**provenance()),
-        timings={name: value for name, value in timings.items() if value} | {"probe": round(seconds, 3)},
-        failures=missing, files=dict.fromkeys(files, ""),
-    )  # fmt: skip
+    dataset = {name: getattr(data, name) for name in ("name", "title", "revision", "stride")}
+    units, shape = getattr(data.target, "units", ()), train.source.shape
+    tables = {name: split.table.digest for name, split in splits.items()}
+    dataset |= {"units": units, "split_set": config.splits or "", "tables": tables, "splits": sizes}
+    weights = {
+        "name": config.model, "dim": shape[-1], "shape": shape,
+        "revision": str(train.store.get("weights_from") or ""),
+        "weights": train.store.get("identity", {}).get("weights", ""),
+        # Of latents that another program wrote, or whose plug-in isn't named again.
+        "paradigm": model.paradigm if model else "unregistered",
+        "parameters_m": model.parameters_m if model else None,
+    }  # fmt: skip
+    notes = model.paper_differences if model and config.protocol == "paper" else ()
+    same = ("protocol", "control", "project", "action_mode")
+    return {name: getattr(config, name, None) for name in same} | {
+        "status": "incomplete" if missing else "complete", "failures": missing,
+        "identity": run_identity(inputs), "inputs": inputs, "dataset": dataset, "model": weights,
+        "probe": task.kind, "preset": config.probe_preset, "relative_frame": frame_of(config),
+        "protocol_notes": notes, "seed": seeds_of(config)[0], "seeds": seeds_of(config),
+        "options_given": asdict(config), "provenance": provenance(), "timings": timings,
+    }  # fmt: skip
 
 
 def summary(result: EvalResult) -> str:
     """A few lines for the terminal: all selections and controls, with intervals."""
-    setting = f"protocol {result.protocol}, preset {result.preset}"
+    primary, setting = result.primary, f"protocol {result.protocol}, preset {result.preset}"
     lines = [f"{result.task} of {result.dataset.name} with {result.label} ({setting})"]
     for name, selection in result.selections.items():
         mark = "  <- headline" if name == result.headline else ""
-        lines.append(f"  {name:20} {result.primary} {selection.metrics[result.primary].text()}{mark}")
-        if (unseen := selection.metrics.get(f"un{result.primary}")) is not None:
-            lines.append(f"  {'':20} un{result.primary} {unseen.text()}")
+        lines.append(f"  {name:20} {primary} {selection.metrics[primary].text()}{mark}")
+        if (unseen := selection.metrics.get(f"un{primary}")) is not None:
+            lines.append(f"  {'':20} un{primary} {unseen.text()}")
     for rule, control in result.controls.items():
-        lines.append(f"  control {rule:12} {result.primary} {control.metrics[result.primary].text()}")
+        lines.append(f"  control {rule:12} {primary} {control.metrics[primary].text()}")
     lines += [f"  note: {note}" for note in result.protocol_notes]
     lines += [f"  warning: {warning}" for warning in result.warnings]
-    lines += [f"  seed {row.seed}: {result.primary} {row.metrics[result.primary]:.4f}" for row in result.per_seed]
+    lines += [f"  seed {row.seed}: {primary} {row.metrics[primary]:.4f}" for row in result.per_seed]
     return "\n".join(lines)

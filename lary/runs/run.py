@@ -1,4 +1,4 @@
-"""``lary run`` and ``lary demo``: the latents that probes need, and the probes; what is done is not done again."""
+"""``lary run`` and ``lary demo``: the latents that probes need, and the probes."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ FOLDERS = ("LARY_ROOT", "DATA_DIR", "LARY_LA_DIR", "LARY_LOG_DIR")
 
 @dataclass(frozen=True)
 class RunReport:
-    """What ``lary run`` did: the probe's run, samples extracted now, rows without latents or actions."""
+    """The probe's run, samples extracted now, rows without latents or actions."""
 
     probe: ProbeRun
     extracted: int
@@ -40,9 +40,7 @@ class RunReport:
 def run(config: RunConfig, settings: Settings) -> RunReport:
     """Extract what is missing of every split and run the probe, unless that is done.
 
-    Raises:
-        UsageError: unknown names, contradicting options, folders that hold other latents or another result.
-        LaryError: a failed extraction or training.
+    Raises UsageError, LaryError.
     """
     dataset = DATASETS.get(config.dataset)
     probe_config(config, dataset)
@@ -103,7 +101,7 @@ def _of(kind: type[Any], values: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def run_demo(config: DemoConfig) -> int:
-    """Run what isn't done yet of the benchmark on simulated robots and print its table; returns the exit code.
+    """Run the benchmark on simulated robots and print its table; returns the exit code.
 
     Raises:
         UsageError: the folder holds a demo with other options, or MuJoCo isn't installed.
@@ -130,7 +128,7 @@ def run_demo(config: DemoConfig) -> int:
 
 
 def demo_models(settings: Settings) -> list[ModelSpec]:
-    """Every model that needs no weights, and those marked for the demo whose weights are on this machine."""
+    """Every model without weights, and those of the demo whose weights are here."""
     found = []
     for model in MODELS:
         if model.weights is None or (model.in_demo and weights_state(model, settings.values())[0]):

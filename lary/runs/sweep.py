@@ -1,4 +1,4 @@
-"""``lary sweep``: many runs from one file, planned and checked before the first one starts, each by itself.
+"""``lary sweep``: many runs from one file, all checked before the first one starts.
 
 The file is YAML with three keys: `options` for all runs, `grid` with lists whose
 combinations are run, `runs` with single ones. Keys are the options of ``lary run``.
@@ -35,7 +35,7 @@ MOST_RUNS = 10_000
 IN_FOLDER = (
     "model", "dataset", "protocol", "weights", "latent", "pool", "model_type", "action_mode", "control", "project",
 )  # fmt: skip
-"""Options that are part of a result's folder name; runs that differ in others get a folder of their own."""
+"""Options in a result's folder name; runs that differ in others get their own folder."""
 
 OF_LATENTS = (
     "revision", "precision", "model_seed", "dtype", "store", "shard_rows", "limit", "batch_size", "compile", "device",
@@ -46,7 +46,7 @@ OF_LATENTS = (
 
 @dataclass(frozen=True)
 class Planned:
-    """One run of a sweep: its number from 1, what is asked, and the folder of results that it has to itself."""
+    """One run of a sweep: its number from 1, its options, and the folder that it has to itself."""
 
     number: int
     config: RunConfig
@@ -84,11 +84,7 @@ Outcome = RunReport | str
 
 
 def run_sweep(file: Path, config: SweepConfig, settings: Settings) -> int:
-    """Plan, run what isn't done, and print a table; returns the exit code.
-
-    Raises:
-        UsageError: the file can't be read, or asks for something that there isn't; names the place in the file.
-    """
+    """Plan, run what isn't done, and print a table; returns the exit code. Raises UsageError."""
     plan = part_of(read_plan(file), config.part)
     print(f"{len(plan)} runs, those of one model and data set share their latents:")
     for each in plan:
@@ -109,7 +105,7 @@ def run_sweep(file: Path, config: SweepConfig, settings: Settings) -> int:
 
 
 def do(planned: Planned, settings: Settings) -> Outcome:
-    """Do one run. Whatever goes wrong is its own: the others go on. Raises Interrupted, which stops them all."""
+    """Do one run; whatever goes wrong, the others go on. Raises Interrupted."""
     try:
         return run(planned.config, planned.settings(settings))
     except Interrupted:

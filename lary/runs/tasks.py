@@ -25,14 +25,7 @@ from lary.models.spec import MODELS, ModelSpec, with_latent
 from lary.probes.outcome import ClassificationOutcome, RegressionOutcome, SampleColumns
 from lary.probes.presets import PRESETS, ProbeKind
 from lary.probes.sources import finite_latents, keep_in_memory, projected, reordered
-from lary.results.published import (
-    action_scores,
-    class_scores,
-    write_actions,
-    write_classification_files,
-    write_regression_files,
-    write_scores,
-)
+from lary.results import published
 from lary.results.record import EvalResult, RunFacts
 from lary.results.summarise import classification_result, regression_result
 from lary.runs.extract import CHANGED, FAILURES, FRAME_CONTROLS, check_media, open_changed, separate
@@ -55,7 +48,9 @@ SEEDS = 2**32  # seeds are numbers from 0 to one less
 
 def seeds_of(config: ProbeConfig) -> tuple[int, ...]:
     """The seeds to train with: ``--seeds``, or the one of ``--seed``. Raises UsageError."""
-    option, text = ("--seed", str(config.seed)) if config.seeds is None else ("--seeds", config.seeds)
+    option, text = "--seeds", config.seeds
+    if text is None:
+        option, text = "--seed", str(config.seed)
     try:
         seeds = tuple(int(part) for part in text.split(","))
     except ValueError:
@@ -72,18 +67,20 @@ def check_options(config: ProbeConfig) -> None:
     seeds_of(config)
     device_numbers(config.gpus or "0")
     for name in ("epochs", "probe_batch_size"):
-        if (value := getattr(config, name)) is not None and value < 1:
-            raise UsageError(f"--{name.replace('_', '-')} {value}: must be at least 1, or leave the option out.")
+        value, option = getattr(config, name), name.replace("_", "-")
+        if value is not None and value < 1:
+            raise UsageError(f"--{option} {value}: must be at least 1, or leave the option out.")
 
 
 def frame_of(config: ProbeConfig) -> RelativeFrame | None:
     """The frame of relative motion; None for other targets. Raises UsageError."""
     if isinstance(config, ClassifyConfig):
         return None
+    frame = config.relative_frame
     if config.action_mode == "relative":
-        return config.relative_frame or "world"
-    if config.relative_frame is not None:
-        raise UsageError(f"--relative-frame {config.relative_frame}: it needs --action-mode relative.")
+        return frame or "world"
+    if frame is not None:
+        raise UsageError(f"--relative-frame {frame}: it needs --action-mode relative.")
     return None
 
 
@@ -91,7 +88,7 @@ def frame_of(config: ProbeConfig) -> RelativeFrame | None:
 
 
 def find_model(config: ProbeConfig, dataset: DatasetSpec, settings: Settings) -> ModelSpec | None:
-    """The record of the model; None for latents of a name of its own. Raises UsageError without either."""
+    """The record of the model; None for latents of a name of their own. Raises UsageError."""
     try:
         return with_latent(MODELS.get(config.model), config.latent)
     except UsageError:
@@ -109,76 +106,83 @@ def open_splits(settings: Settings, dataset: DatasetSpec, config: ProbeConfig) -
     """
     roles = dataset.roles(config.splits)
     refs = {role: LatentsRef.of(config, split) for role, split in roles.items()}
-    if "unseen" in refs and find_latent_table(settings, refs["unseen"]) is None:
+    unseen = refs.get("unseen")
+    if unseen and find_latent_table(settings, unseen) is None:
         del refs["unseen"]
-        log.info("%s has no latents of %s %s: scored without it", config.model, dataset.name, roles["unseen"])
+        words = unseen.model, unseen.dataset, unseen.split
+        log.info("%s has no latents of %s %s: scored without it", *words)
     splits = {role: open_latents(settings, ref) for role, ref in refs.items()}
-    dim = getattr(config, "dim", None)
-    if dim not in (None, found := splits["train"].source.shape[-1]):
+    dim, found = getattr(config, "dim", None), splits["train"].source.shape[-1]
+    if dim not in (None, found):
         raise UsageError(f"--dim {dim}: the latents have dimension {found}; leave the option out.")
     for split in splits.values():
         check_samples(settings, split, splits)
-    if config.control in FRAME_CONTROLS:
-        for role, split in splits.items():
-            if not separate(split, config.protocol):
-                splits[role] = open_changed(settings, split, replace(refs[role], control=config.control))
+    for role, split in splits.items():
+        if config.control in FRAME_CONTROLS and not separate(split, config.protocol):
+            ref = replace(refs[role], control=config.control)
+            splits[role] = open_changed(settings, split, ref)
     return splits
 
 
 def check_samples(settings: Settings, split: SplitLatents, splits: Splits) -> None:
     """Refuse latents of another sample or extraction than their row names. Raises LaryError.
 
-    Rows of shards were checked when they were opened; files of other programs name no sample.
-    Of many rows some are checked: a table that was sorted or shifted shows in any of them.
+    Rows of shards were checked when they were opened; files of other programs name no
+    sample. Of many rows some are checked: a table that was sorted or shifted shows in any.
     """
     table, advice = split.table, "Run 'lary extract' on this split again"
     entries = table.frame["la_path"].tolist()
     for position in range(0, len(entries), -(-len(entries) // CHECKED_ROWS)):
         entry, own = entries[position], table[position]
-        if SHARD_MARK in entry:
-            continue
         file = settings.path("LARY_LA_DIR") / entry if "/" in entry else split.folder / entry
-        if (stamp := read_stamp(file)) is None:
+        stamp = None if SHARD_MARK in entry else read_stamp(file)
+        if stamp is None:
             continue
         where = f"{table.path}, row {own.row + 1}: {file}"
         if stamp.store != split.store.get("stamp", {}).get("store", stamp.store):
             raise LaryError(f"{where} was made by another extraction than the rows before. {advice}.")
+        if stamp.sample == own.id:
+            continue
         # A sample that no split has is the same one before its label was corrected.
-        known = (sample for each in splits.values() for sample in each.table if sample.id == stamp.sample)
-        if stamp.sample != own.id and (other := next(known, None)):
-            raise LaryError(
-                f"{where} holds the latents of {name_of(other)}, not of {name_of(own)}. {advice}; what is done is kept."
-            )
+        for other in (sample for each in splits.values() for sample in each.table):
+            if other.id == stamp.sample:
+                names = f"{name_of(other)}, not of {name_of(own)}"
+                raise LaryError(f"{where} holds the latents of {names}. {advice}; what is done is kept.")
 
 
 def shared_groups(dataset: DatasetSpec, splits: Splits) -> tuple[str, ...]:
     """A warning per scored split that shows episodes or videos of the training split."""
-    train = splits["train"].table
-    known, found = set(train.groups()), []
+    train, found = splits["train"].table, []
     for table in (split.table for role, split in splits.items() if role != "train"):
         groups = set(table.groups())
-        both = len(groups & known) if table.root == train.root else 0  # equal names under two roots are two episodes
-        if both:
-            apart = [name for name in dataset.split_sets if not dataset.drawn[dataset.roles(name)["train"]].pattern]
-            advice = f"; '--splits {apart[0]}' keeps them apart" if apart else ""
-            found.append(
-                f"{both:,} of the {len(groups):,} episodes or videos of {table.split} are in {train.split} as well: "
-                f"the scores say little about new ones{advice}"
-            )
+        both = groups & set(train.groups())
+        # Equal names under two roots are two episodes.
+        if not both or table.root != train.root:
+            continue
+        apart = [
+            f"; '--splits {name}' keeps them apart"
+            for name in dataset.split_sets
+            if not dataset.drawn[dataset.roles(name)["train"]].pattern
+        ]
+        found.append(
+            f"{len(both):,} of the {len(groups):,} episodes or videos of {table.split} are in "
+            f"{train.split} as well: the scores say little about new ones{''.join(apart[:1])}"
+        )
     return tuple(found)
 
 
 def shown(split: SplitLatents, config: ProbeConfig, seed: int, *, training: bool) -> LatentSource:
     """The latents of a split as the probe sees them: through its control and projection.
 
-    Every split goes through the same projection; orders are shuffled anew. Frames that were
-    changed before they were encoded stay as they are.
+    Every split goes through the same projection; orders are shuffled anew. Frames that
+    were changed before they were encoded stay as they are.
     """
     source = finite_latents(split.source, lambda row: name_of(split.table[row]))
-    control = None if CHANGED in split.store else config.control
-    if control in FRAME_CONTROLS:
-        source = reordered(source, control, seed if training else seed + 1)
-    return source if config.project is None else projected(source, config.project, seed)
+    if config.control in FRAME_CONTROLS and CHANGED not in split.store:
+        source = reordered(source, config.control, seed if training else seed + 1)
+    if config.project is not None:
+        source = projected(source, config.project, seed)
+    return source
 
 
 def name_of(sample: Sample) -> str:
@@ -188,7 +192,7 @@ def name_of(sample: Sample) -> str:
 
 def columns(table: SampleTable) -> SampleColumns:
     """Ids, media, groups and robot types of the samples of a split."""
-    found = ((sample.id, sample.media, sample.group, sample.embodiment) for sample in table)
+    found = ((one.id, one.media, one.group, one.embodiment) for one in table)
     return SampleColumns(*zip(*found, strict=True))
 
 
@@ -203,27 +207,29 @@ class ProbeTask:
         self.config, self.settings, self.kind = config, settings, kind
         self.dataset = DATASETS.get(config.dataset)
         self.model = find_model(config, self.dataset, settings)
-        steps = None if isinstance(config, ClassifyConfig) else config.sampler_steps
-        self.probe = PRESETS.get(config.probe_preset).settings(
-            kind, epochs=config.epochs, batch_size=config.probe_batch_size, sampler_steps=steps
-        )
-
-    def latents(self, role: str, session: Session) -> LatentSource:
-        """The latents of a split as the probe sees them, in memory where that is small."""
-        source = shown(self.splits[role], self.config, session.seed, training=role == "train")
-        return keep_in_memory(source, session.team.size)
-
-    def training(self, session: Session, targets: npt.NDArray[Any]) -> dict[str, Any]:
-        """The training split as inputs; ``shuffled-targets`` gives the samples those of others."""
-        if self.config.control == "shuffled-targets":
-            targets = targets[np.random.default_rng(session.seed).permutation(len(targets))]
-        groups = self.splits["train"].table.groups()
-        return {"train": self.latents("train", session), "train_targets": targets, "train_groups": groups}
+        steps, preset = getattr(config, "sampler_steps", None), PRESETS.get(config.probe_preset)
+        self.probe = preset.settings(kind, config.epochs, config.probe_batch_size, steps)
 
     @cached_property
     def splits(self) -> dict[str, SplitLatents]:
         """The latents by role."""
         return open_splits(self.settings, self.dataset, self.config)
+
+    def read_targets(self) -> None:
+        """Read what is not in the tables."""
+
+    def latents(self, role: str, session: Session) -> LatentSource:
+        """The latents of a split as the probe sees them, in memory where that is small."""
+        training = role == "train"
+        source = shown(self.splits[role], self.config, session.seed, training=training)
+        return keep_in_memory(source, session.team.size)
+
+    def training(self, session: Session, targets: npt.NDArray[Any]) -> tuple[Any, ...]:
+        """The training split; ``shuffled-targets`` gives the samples the targets of others."""
+        if self.config.control == "shuffled-targets":
+            order = np.random.default_rng(session.seed).permutation(len(targets))
+            targets = targets[order]
+        return self.latents("train", session), targets, self.splits["train"].table.groups()
 
 
 class ClassTask(ProbeTask):
@@ -234,32 +240,26 @@ class ClassTask(ProbeTask):
         self.classes = self.dataset.labels.classes
         if config.classes not in (None, len(self.classes)):
             raise UsageError(
-                f"--classes {config.classes}: data set '{self.dataset.name}' has {len(self.classes)} classes; leave "
-                "the option out."
+                f"--classes {config.classes}: data set '{self.dataset.name}' has "
+                f"{len(self.classes)} classes; leave the option out."
             )
-
-    def read_targets(self) -> None:
-        """Labels are in the tables."""
 
     def train(self, session: Session) -> ClassificationOutcome:
         """Train and score the heads of one seed."""
         from lary.probes.classify import ClassifierInputs, train_classifier
 
-        table = self.splits["seen"].table
-        inputs = ClassifierInputs(
-            **self.training(session, self.splits["train"].table.labels()), validation=self.latents("seen", session),
-            labels=table.labels(), samples=columns(table), classes=self.classes,
-        )  # fmt: skip
+        seen, train = self.splits["seen"].table, self.splits["train"].table
+        training, validation = self.training(session, train.labels()), self.latents("seen", session)
+        inputs = ClassifierInputs(*training, validation, seen.labels(), columns(seen), self.classes)
         return train_classifier(inputs, self.probe, session, self.config.precision)
 
-    def write(self, work: Path, outcomes: Sequence[ClassificationOutcome]) -> tuple[str, ...]:
-        """Write confusion matrix, class table and scores; returns their names."""
-        scores = write_scores(work, class_scores(outcomes), seeds_of(self.config))
-        return (*write_classification_files(work, outcomes[0]), scores)
-
-    def result(self, outcomes: Sequence[ClassificationOutcome], facts: RunFacts) -> EvalResult:
-        """The record of the run."""
-        return classification_result(outcomes[0], facts, outcomes[1:])
+    def write(self, work: Path, outcomes: Sequence[ClassificationOutcome], facts: dict[str, Any]) -> EvalResult:
+        """Write confusion matrix, class table and scores; returns the record of the run."""
+        files = published.write_classification_files(work, outcomes[0])
+        scores = published.class_scores(outcomes)
+        own = published.write_scores(work, scores, seeds_of(self.config))
+        record = RunFacts(files=dict.fromkeys([*files, own], ""), **facts)
+        return classification_result(outcomes[0], record, outcomes[1:])
 
 
 class ActionTask(ProbeTask):
@@ -274,27 +274,28 @@ class ActionTask(ProbeTask):
         self.failures: list[Failure] = []
 
     def read_targets(self) -> None:
-        """Read and normalise the actions, without the rows whose file can't be read. Raises LaryError."""
-        data_dir, mode = self.settings.path("DATA_DIR"), self.config.action_mode
-        normaliser = load_normaliser(self.dataset, data_dir, mode, self.splits["train"].table, self.frame)
+        """Read the actions, without rows whose file can't be read. Raises LaryError."""
+        folder, mode, train = self.settings.path("DATA_DIR"), self.config.action_mode, self.splits["train"]
+        normaliser = load_normaliser(self.dataset, folder, mode, train.table, self.frame)
         for role, split in self.splits.items():
             table = split.table
             if mode == "relative":
-                root = (data_dir / in_frame(table.spec.split(table.split).root, self.frame)).absolute()
-                moved = replace(table, root=root)
-                # Without such files the motion is computed from the absolute chunks; the values are the same.
+                root = folder / in_frame(table.spec.split(table.split).root, self.frame)
+                moved = replace(table, root=root.absolute())
+                # Without such files the motion is that of the absolute chunks, the same values.
                 table = moved if moved.action_path(0).is_file() else table
             found = load_targets(table, normaliser, mode=mode, frame=self.frame)
             rows = np.flatnonzero(found.readable)
             if not len(rows):
                 raise LaryError(
-                    f"None of the {len(found.failures)} action files of {table.path} can be read; the first: "
-                    f"{found.failures[0].reason} Check DATA_DIR: they are expected under {table.root}."
+                    f"None of the {len(found.failures)} action files of {table.path} can be read; "
+                    f"the first: {found.failures[0].reason} Check DATA_DIR: they are expected "
+                    f"under {table.root}."
                 )
             self.failures += found.failures
             if found.failures:
                 self.splits[role] = split.take(rows.tolist())
-                found = Targets(found.values[rows], found.mean[rows], found.std[rows], ())
+                found = Targets(*(part[rows] for part in found[:3]), ())
             self.targets[role] = found
 
     def train(self, session: Session) -> RegressionOutcome:
@@ -302,29 +303,31 @@ class ActionTask(ProbeTask):
         from lary.probes.regress import EvaluatedSplit, RegressorInputs, train_regressor
 
         evaluated = {}
-        for role in [role for role in self.splits if role != "train"]:
-            own, samples = self.targets[role], columns(self.splits[role].table)
-            evaluated[role] = EvaluatedSplit(self.latents(role, session), own.values, samples, own.mean, own.std)
-        inputs = RegressorInputs(
-            **self.training(session, self.targets["train"].values),
-            evaluated=evaluated, dims=self.actions.dims, groups=self.actions.groups,
-        )  # fmt: skip
+        for role, (values, mean, std, _) in self.targets.items():
+            if role != "train":
+                samples = columns(self.splits[role].table)
+                own = self.latents(role, session)
+                evaluated[role] = EvaluatedSplit(own, values, samples, mean, std)
+        training, actions = self.training(session, self.targets["train"].values), self.actions
+        inputs = RegressorInputs(*training, evaluated, actions.dims, actions.groups)
         return train_regressor(inputs, self.probe, session)
 
-    def write(self, work: Path, outcomes: Sequence[RegressionOutcome]) -> tuple[str, ...]:
-        """Write best row, trajectories, chunks, scores and failures; returns their names."""
+    def write(self, work: Path, outcomes: Sequence[RegressionOutcome], facts: dict[str, Any]) -> EvalResult:
+        """Write best row, trajectories, chunks, scores and failures; returns the record."""
+        first, *others = outcomes
+        count, actions = len(self.failures), self.actions
         write_failures(work / FAILURES, self.failures)
-        if self.failures:
-            log.error("%d rows have no readable action and are left out: see %s", len(self.failures), FAILURES)
-        written = write_regression_files(work, outcomes[0], frames_of(self.splits["seen"]), self.actions.units)
-        scores = write_scores(work, action_scores(outcomes), seeds_of(self.config))
-        return (*written, scores, write_actions(work, outcomes[0]))
-
-    def result(self, outcomes: Sequence[RegressionOutcome], facts: RunFacts) -> EvalResult:
-        """The record of the run."""
-        # The difference of two orientations' values is no orientation, the turn from one to the other is.
+        if count:
+            log.error("%d rows have no readable action and are left out: see %s", count, FAILURES)
+        frames = frames_of(self.splits["seen"])
+        files = published.write_regression_files(work, first, frames, actions.units)
+        scores = published.action_scores(outcomes)
+        own = published.write_scores(work, scores, seeds_of(self.config))
+        names = [*files, own, published.write_actions(work, first)]
+        record = RunFacts(files=dict.fromkeys(names, ""), **facts)
+        # The difference of two orientations' values is no orientation, the turn is one.
         turns = self.config.action_mode == "absolute" or self.frame != "world"
-        return regression_result(outcomes[0], facts, outcomes[1:], self.actions.orientations if turns else ())
+        return regression_result(first, record, others, actions.orientations if turns else ())
 
 
 def frames_of(split: SplitLatents) -> Callable[[int], npt.NDArray[np.uint8]] | None:

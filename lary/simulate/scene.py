@@ -74,20 +74,16 @@ def _palette(main: Colour, accent: Colour) -> dict[str, Material]:
     return painted | BARE
 
 
-def _mjcf(name: str) -> str:
-    return Path(__file__).with_name(f"{name}.xml").read_text(encoding="utf-8")
-
-
 def _materials(entry: Mapping[str, Any]) -> dict[str, Material]:
     return {part: Material(**look) for part, look in entry.items()}
 
 
 BARE = _materials(SCENERY["bare"])
 """What is not painted of arms and tables."""
-ROOM_XML = _mjcf("room")
+_MJCF = {name: Path(__file__).with_name(f"{name}.xml").read_text("utf-8") for name in ("room", *SCENERY["arms"])}
 ARMS = {
     name: Arm(
-        _mjcf(name), entry["home"], [_palette(*pair) for pair in entry["palettes"]], _palette(*entry["unseen_palette"])
+        _MJCF[name], entry["home"], [_palette(*pair) for pair in entry["palettes"]], _palette(*entry["unseen_palette"])
     )
     for name, entry in SCENERY["arms"].items()
 }
@@ -124,7 +120,7 @@ def build_scene(arm: Arm, palette: Mapping[str, Material], room: Room, placed: S
     model = mujoco.MjModel.from_xml_string(
         '<mujoco><compiler angle="radian" autolimits="true"/><option gravity="0 0 0"><flag contact="disable"/></option>'
         '<default><geom contype="0" conaffinity="0" density="1000"/></default>'
-        f"<worldbody>{arm.xml}{ROOM_XML}{things}</worldbody></mujoco>"
+        f"<worldbody>{arm.xml}{_MJCF['room']}{things}</worldbody></mujoco>"
     )
     fixed = {"table": room.table, "wall": room.wall, "floor": room.floor, **palette}
     names = [model.geom(number).name for number in range(model.ngeom)]

@@ -1,7 +1,5 @@
 """The records of the data sets: complete, as the benchmark describes them, and listed with their terms."""
 
-from __future__ import annotations
-
 import subprocess
 import sys
 from pathlib import Path

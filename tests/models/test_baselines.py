@@ -1,7 +1,5 @@
 """Baselines against values by hand."""
 
-from __future__ import annotations
-
 import numpy as np
 import torch
 

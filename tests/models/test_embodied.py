@@ -1,7 +1,5 @@
 """UniVLA and villa-X on the networks of the parity cases: steps of clips, gaps in latents, folders that don't fit."""
 
-from __future__ import annotations
-
 import json
 import logging
 from dataclasses import replace

@@ -1,7 +1,5 @@
 """The LAQ family as an encoder: ablations, files and encoders of frames, steps of clips, protocols."""
 
-from __future__ import annotations
-
 from dataclasses import replace
 from pathlib import Path
 from typing import Any

@@ -1,7 +1,5 @@
 """``--weights random``: every model of the benchmark runs without files, and its latents never mix with real ones."""
 
-from __future__ import annotations
-
 import copy
 import json
 from pathlib import Path

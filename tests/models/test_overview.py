@@ -1,7 +1,5 @@
 """The commands on models, the page made from their records, and the check of one model."""
 
-from __future__ import annotations
-
 import subprocess
 import sys
 from pathlib import Path

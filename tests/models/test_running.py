@@ -1,7 +1,5 @@
 """Loaded models: gradients, precisions, compilation, the identity of weights, and answers that contradict a record."""
 
-from __future__ import annotations
-
 import functools
 from collections.abc import Callable
 from dataclasses import replace

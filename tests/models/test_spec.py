@@ -1,7 +1,5 @@
 """Records of models, and models from outside the package: plug-ins and entry points."""
 
-from __future__ import annotations
-
 import json
 import subprocess
 import sys

@@ -1,7 +1,5 @@
 """Files of tensors: code is never run, bombs and false headers are refused, and every model names what it was given."""
 
-from __future__ import annotations
-
 import json
 import pickle
 import struct

@@ -1,7 +1,5 @@
 """Weights: where they are searched, what is printed where they are missing, the hub, and what names them."""
 
-from __future__ import annotations
-
 import json
 import logging
 import shutil
