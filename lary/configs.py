@@ -22,9 +22,7 @@ from lary.settings import Settings, load_settings
 from lary.types import BenchmarkProtocol, UsageError
 
 Mode = Literal["image", "video"]
-LatentKind = Literal["continuous", "quantized", "noisy"]
 Precision = Literal["fp32", "bf16", "fp16"]
-DeviceChoice = Literal["auto", "cpu", "cuda", "mps"]
 ProbePrecision = Literal["fp32", "bf16"]
 TrackerName = Literal["none", "tensorboard", "wandb", "trackio"]
 RelativeFrame = Literal["world", "local"]
@@ -99,7 +97,7 @@ class ProtocolOptions(Options):
     """Which of a model's latents."""
 
     protocol: BenchmarkProtocol = "corrected"
-    latent: LatentKind | None = None
+    latent: Literal["continuous", "quantized", "noisy"] | None = None
 
 
 class SubjectOptions(ProtocolOptions):
@@ -127,7 +125,7 @@ class DeviceOptions(Options):
     """Which devices of this machine compute."""
 
     gpus: str | None = None
-    device: DeviceChoice = "auto"
+    device: Literal["auto", "cpu", "cuda", "mps"] = "auto"
 
 
 class EncoderOptions(DeviceOptions, ProtocolOptions):

@@ -30,8 +30,8 @@ def doctor(*, paths: Paths = Paths()) -> int:
     from lary.models.spec import MODELS
     from lary.runtime import memory_bytes, usable_cores
 
-    memory = f"{memory_bytes() / 1e9:.1f} GB of memory"
-    lines = [(False, "cpu", f"{usable_cores()} of {os.cpu_count()} cores, {memory}")]
+    cores, memory = f"{usable_cores()} of {os.cpu_count()} cores", memory_bytes() / 1e9
+    lines = [(False, "cpu", f"{cores}, {memory:.1f} GB of memory")]
     for index in range(torch.cuda.device_count() if torch.cuda.is_available() else 0):
         free, total = (size / 1e9 for size in torch.cuda.mem_get_info(index))
         works = float((torch.ones(8, device=f"cuda:{index}") * 2).sum()) == 16
@@ -40,12 +40,15 @@ def doctor(*, paths: Paths = Paths()) -> int:
     if torch.backends.mps.is_available():
         lines.append((False, "mps", "Metal: pass --device mps"))
     for name, value in settings.values().items():
-        path, origin, broken = Path(value), settings.items[name].origin, False
-        if path.exists():
-            broken = not os.access(path, os.R_OK) or (VARIABLES[name].folder and not path.is_dir())
-            free_text = f"folder, {shutil.disk_usage(path).free / 1e9:.1f} GB free" if path.is_dir() else "file"
-            text = "can't be used" if broken else free_text
-        elif not VARIABLES[name].folder and value.count("/") == 1 and not path.is_absolute():
+        path, origin, folder = Path(value), settings.items[name].origin, VARIABLES[name].folder
+        broken = path.exists() and (not os.access(path, os.R_OK) or (folder and not path.is_dir()))
+        if broken:
+            text = "can't be used"
+        elif path.is_dir():
+            text = f"folder, {shutil.disk_usage(path).free / 1e9:.1f} GB free"
+        elif path.exists():
+            text = "file"
+        elif not folder and value.count("/") == 1 and not path.is_absolute():
             text = "no file here: taken for a hub id"
         else:  # commands make the folders that they write to
             broken, text = name not in ("LARY_LA_DIR", "LARY_LOG_DIR") and origin != "default", "does not exist"
@@ -57,7 +60,7 @@ def doctor(*, paths: Paths = Paths()) -> int:
         print(f"{'!' if broken else ' '} {name:24} {text}")
     count = sum(broken for broken, *_ in lines)
     print(f"{count} broken" if count else "Nothing is broken.")
-    return 1 if count else 0
+    return min(count, 1)
 
 
 def models(key: str | None = None, *, paths: Paths = Paths()) -> None:

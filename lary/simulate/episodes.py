@@ -229,7 +229,7 @@ def stage(recording: Recording) -> Staged:
         taken = [item.pose[0] for item in script.placed]
         taken += [script.path.at(step / 8).position for step in range(9)]
         placed = script.placed + scenes.distractors(rng, kinds, taken)
-        palette = arm.unseen_palette if recording.unseen else arm.palettes[rng.integers(len(arm.palettes))]
+        palette = arm.unseen_palette if recording.unseen else shapes.draw(rng, arm.palettes)
         view = scenes.view_of(room, rng, fixed=bool(recording.pairs))
         lamp = scenes.lamp_of(room, view, rng)
         scene = scenes.build_scene(arm, palette, scenes.tinted(room, rng), placed)

@@ -74,7 +74,7 @@ def _palette(main: Colour, accent: Colour) -> dict[str, Material]:
     return painted | BARE
 
 
-def _materials(entry: Mapping[str, Any]) -> dict[str, Material]:
+def _materials(entry: Mapping[str, Any]) -> dict[str, Any]:
     return {part: Material(**look) for part, look in entry.items()}
 
 
@@ -152,11 +152,12 @@ def distractors(rng: np.random.Generator, kinds: Sequence[str], taken: Sequence[
     points = [point[:2] for point in taken]
     for number in range(int(rng.integers(1, 4))):
         for _ in range(40):
-            place = np.array([rng.uniform(0.22, 0.78), rng.uniform(-0.46, 0.46), 0.0])
-            if all(float(np.hypot(*(place[:2] - point))) > 0.17 for point in points):
+            spot = rng.uniform((0.22, -0.46), (0.78, 0.46))
+            if all(float(np.hypot(*(spot - point))) > 0.17 for point in points):
                 thing = shapes.make_thing(shapes.draw(rng, kinds), rng, f"extra{number}")
-                result.append(Placed(thing, (place, turn(UP, float(rng.uniform(-3, 3))))))
-                points.append(place[:2])
+                pose = np.append(spot, 0.0), turn(UP, float(rng.uniform(-3, 3)))
+                result.append(Placed(thing, pose))
+                points.append(spot)
                 break
     return result
 
@@ -175,8 +176,8 @@ def tinted(room: Room, rng: np.random.Generator) -> Room:
 
 def view_of(room: Room, rng: np.random.Generator, *, fixed: bool) -> View:
     """The camera of a room, nudged by degrees and centimetres, or as a `fixed` tripod gives way."""
-    azimuth, elevation, distance = room.pair_camera if fixed else room.camera
-    azimuth, elevation = math.radians(azimuth), math.radians(elevation)
+    *angles, distance = room.pair_camera if fixed else room.camera
+    azimuth, elevation = map(math.radians, angles)
     shake = 0.004
     if not fixed:
         azimuth += float(rng.normal(0, 0.05))
@@ -192,6 +193,6 @@ def view_of(room: Room, rng: np.random.Generator, *, fixed: bool) -> View:
 def lamp_of(room: Room, view: View, rng: np.random.Generator) -> Lamp:
     """A lamp above and to one side of the camera, brighter or dimmer by the draw."""
     side = math.copysign(1.0, view.position[1]) * float(rng.choice([-1.0, 0.6]))
-    position = np.array([rng.uniform(0.5, 1.0), side * rng.uniform(0.5, 1.1), rng.uniform(1.5, 2.0)])
+    position = rng.uniform((0.5, 0.5, 1.5), (1.0, 1.1, 2.0)) * (1, side, 1)
     tint = np.array([1 + room.warmth, 1.0, 1 - room.warmth])
     return Lamp(position, tint * float(rng.uniform(0.80, 1.05)), tint[::-1] * float(rng.uniform(0.30, 0.42)))
