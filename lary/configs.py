@@ -8,6 +8,7 @@ that an option was left out, and the records of model and data set decide.
 from __future__ import annotations
 
 import functools
+import importlib
 from collections.abc import Mapping
 from dataclasses import MISSING, dataclass, fields, is_dataclass
 from pathlib import Path
@@ -21,9 +22,7 @@ from lary.settings import Settings, load_settings
 from lary.types import BenchmarkProtocol, UsageError
 
 Mode = Literal["image", "video"]
-LatentKind = Literal["continuous", "quantized", "noisy"]
 Precision = Literal["fp32", "bf16", "fp16"]
-DeviceChoice = Literal["auto", "cpu", "cuda", "mps"]
 ProbePrecision = Literal["fp32", "bf16"]
 TrackerName = Literal["none", "tensorboard", "wandb", "trackio"]
 RelativeFrame = Literal["world", "local"]
@@ -87,12 +86,18 @@ class Paths(Options):
         given = {name.upper(): value for name, value in vars(self).items() if name not in ("config", "plugin")}
         return load_settings(given, config=self.config)
 
+    def call(self, function: str, config: Options, *more: Any, **named: Any) -> Any:
+        """Import a function MODULE:NAME, which may take seconds, and call it with options and settings."""
+        settings = self.settings()
+        module, _, name = function.partition(":")
+        return getattr(importlib.import_module(module), name)(config, settings, *more, **named)
+
 
 class ProtocolOptions(Options):
     """Which of a model's latents."""
 
     protocol: BenchmarkProtocol = "corrected"
-    latent: LatentKind | None = None
+    latent: Literal["continuous", "quantized", "noisy"] | None = None
 
 
 class SubjectOptions(ProtocolOptions):
@@ -120,7 +125,7 @@ class DeviceOptions(Options):
     """Which devices of this machine compute."""
 
     gpus: str | None = None
-    device: DeviceChoice = "auto"
+    device: Literal["auto", "cpu", "cuda", "mps"] = "auto"
 
 
 class EncoderOptions(DeviceOptions, ProtocolOptions):

@@ -89,37 +89,32 @@ class ProgressBar:
         self._title, self._unit, self._total = title, unit, total
         self._first, self._done = done, done
         self._started = self._logged = time.monotonic()
-        self._bar: Any = None
-        if sys.stderr.isatty() or "ipykernel" in sys.modules:
-            from tqdm.auto import tqdm  # a widget in notebooks, text on terminals
+        from tqdm.auto import tqdm  # a widget in notebooks, text on terminals
 
-            self._bar = tqdm(total=total, initial=done, desc=title, unit=f" {unit}s", dynamic_ncols=True, leave=False)
+        off = not sys.stderr.isatty() and "ipykernel" not in sys.modules
+        self._bar = tqdm(total=total, initial=done, desc=title, unit=f" {unit}s", leave=False, disable=off)
 
     def advance(self, count: int = 1) -> None:
         """Count finished work."""
         self._done += count
-        if self._bar is not None:
-            self._bar.update(count)
-        elif time.monotonic() - self._logged > SECONDS_BETWEEN_LINES:
+        self._bar.update(count)
+        if self._bar.disable and time.monotonic() - self._logged > SECONDS_BETWEEN_LINES:
             self._logged = time.monotonic()
             rate = max(self._done - self._first, 1e-9) / (self._logged - self._started)
             left = (self._total - self._done) / rate
-            log.info(
-                "%s: %d of %d, %.1f %ss/s, %.0f s left", self._title, self._done, self._total, rate, self._unit, left
-            )
+            where = f"{self._title}: {self._done} of {self._total}"
+            log.info("%s, %.1f %ss/s, %.0f s left", where, rate, self._unit, left)
 
     def skip(self, count: int) -> None:
         """Count work that was done before; it says nothing about the rate."""
         self._first += count
         self._done += count
-        if self._bar is not None:
-            self._bar.initial += count
-            self._bar.update(count)
+        self._bar.initial = self._first
+        self._bar.update(count)
 
     def close(self) -> None:
         """End the bar with one line that says how long the work took."""
-        if self._bar is not None:
-            self._bar.close()
+        self._bar.close()
         seconds = time.monotonic() - self._started
         log.info("%s: %d of %d in %.1f s", self._title, self._done, self._total, seconds)
 

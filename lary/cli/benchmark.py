@@ -41,36 +41,27 @@ def simulate(out: Path, *, config: SimulateConfig = SimulateConfig()) -> None:
 
 def extract(config: ExtractConfig, paths: Paths = Paths()) -> int:
     """Extract latents of one split with a model."""
-    from lary.runs.extract import estimate
-    from lary.runs.extract import extract as work
-
     if config.dry_run:
-        print(estimate(config, paths.settings()))
+        print(paths.call("lary.runs.extract:estimate", config))
         return 0
-    report = work(config, paths.settings())
+    report = paths.call("lary.runs.extract:extract", config)
     print(f"{report.table}: {report.rows} rows, {report.extracted} extracted now, {len(report.failures)} failed")
     return 1 if report.failures else 0
 
 
 def classify(config: ClassifyConfig, paths: Paths = Paths()) -> int:
     """Train the attentive probe that classifies actions, and score it."""
-    from lary.runs.probe import classify as work
-
-    return show_run(work(config, paths.settings()))
+    return show_run(paths.call("lary.runs.probe:classify", config))
 
 
 def regress(config: RegressConfig, paths: Paths = Paths()) -> int:
     """Train the probe that decodes the robot's actions, and score it."""
-    from lary.runs.probe import regress as work
-
-    return show_run(work(config, paths.settings()))
+    return show_run(paths.call("lary.runs.probe:regress", config))
 
 
 def run(config: RunConfig, paths: Paths = Paths()) -> int:
     """Extract every split that the probe needs, train the probe, and score it; what is done is not done again."""
-    from lary.runs.run import run as work
-
-    report = work(config, paths.settings())
+    report = paths.call("lary.runs.run:run", config)
     now = "run now" if report.probe.new else "done before"
     show_run(report.probe, f"{report.extracted} samples extracted now; the probe was {now}")
     return 1 if report.failures else 0
@@ -93,9 +84,7 @@ def sweep(file: Path, *, config: SweepConfig = SweepConfig(), paths: Paths = Pat
 
 def controls(config: ControlsConfig, paths: Paths = Paths()) -> None:
     """Run a model with its controls and state its margin over each."""
-    from lary.runs.controls import run_controls
-
-    print(run_controls(config, paths.settings()).text())
+    print(paths.call("lary.runs.controls:run_controls", config).text())
 
 
 add_help(globals())

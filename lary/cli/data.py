@@ -37,9 +37,7 @@ def show_failures(failures: Sequence[Failure], where: str) -> int:
 @data_app.command
 def clip(config: configs.ClipConfig = configs.ClipConfig(), paths: Paths = Paths()) -> int:
     """Cut the clips of SSv2 and EgoDex out of their recordings; clips that are there are kept."""
-    from lary.data.clips import prepare_clips
-
-    report = prepare_clips(config, paths.settings())
+    report = paths.call("lary.data.clips:prepare_clips", config)
     code = show_failures(report.failures, f"all in {report.listed}")
     print(f"{report.wanted} clips asked for: {report.made} made, {report.kept} kept, {len(report.failures)} failed")
     return code
@@ -48,9 +46,7 @@ def clip(config: configs.ClipConfig = configs.ClipConfig(), paths: Paths = Paths
 @data_app.command
 def stats(config: configs.StatsConfig, paths: Paths = Paths()) -> int:
     """Measure the actions of a training split per robot type, for normalisation."""
-    from lary.data.normalisation import write_statistics
-
-    out, found = write_statistics(config, paths.settings())
+    out, found = paths.call("lary.data.normalisation:write_statistics", config)
     robots, missing = found["robot_stats"], found["missing_actions"]
     for robot, entry in robots.items():
         print(f"{robot}: {entry['count']} steps")
@@ -61,9 +57,7 @@ def stats(config: configs.StatsConfig, paths: Paths = Paths()) -> int:
 @data_app.command
 def relative(config: configs.RelativeConfig, paths: Paths = Paths()) -> int:
     """Write the motion between the images of every pair, and its statistics; files that are there are kept."""
-    from lary.data.normalisation import write_relative
-
-    report, code = write_relative(config, paths.settings()), 0
+    report, code = paths.call("lary.data.normalisation:write_relative", config), 0
     for each in report.tables:
         code |= show_failures(each.failures, f"all in {each.listed}")
         failed = len(each.failures)
@@ -75,9 +69,7 @@ def relative(config: configs.RelativeConfig, paths: Paths = Paths()) -> int:
 @data_app.command
 def check(config: configs.CheckConfig = configs.CheckConfig(), paths: Paths = Paths()) -> int:
     """Check that every file the tables name is there, whole, and of the shape that the data set has."""
-    from lary.data.verify import verify
-
-    report, listed = verify(config, paths.settings()), config.output.with_suffix(".json")
+    report, listed = paths.call("lary.data.verify:verify", config), config.output.with_suffix(".json")
     compared = f", {report.by_manifest} by the manifest" if config.manifest is not None else ""
     print(f"{report.files} files checked{compared}: {report.issues} issues, see {report.output} and {listed}")
     return 1 if report.issues else 0
@@ -150,9 +142,8 @@ def atomic(source: Path, out: Path, config: configs.AtomicConfig) -> int:
 @data_app.command
 def download(config: configs.DownloadConfig = configs.DownloadConfig(), paths: Paths = Paths()) -> int:
     """Download published data sets: terms first, then files, checked and unpacked into the benchmark's layout."""
-    from lary.data.fetch import download as work
-
-    report = work(config, paths.settings(), input if sys.stdin is not None and sys.stdin.isatty() else None)
+    ask = input if sys.stdin is not None and sys.stdin.isatty() else None
+    report = paths.call("lary.data.fetch:download", config, ask)
     origin = f"{report.repository} at {report.revision}"
     if config.dry_run:
         for file in report.files:

@@ -30,8 +30,8 @@ def doctor(*, paths: Paths = Paths()) -> int:
     from lary.models.spec import MODELS
     from lary.runtime import memory_bytes, usable_cores
 
-    memory = f"{memory_bytes() / 1e9:.1f} GB of memory"
-    lines = [(False, "cpu", f"{usable_cores()} of {os.cpu_count()} cores, {memory}")]
+    cores, memory = f"{usable_cores()} of {os.cpu_count()} cores", memory_bytes() / 1e9
+    lines = [(False, "cpu", f"{cores}, {memory:.1f} GB of memory")]
     for index in range(torch.cuda.device_count() if torch.cuda.is_available() else 0):
         free, total = (size / 1e9 for size in torch.cuda.mem_get_info(index))
         works = float((torch.ones(8, device=f"cuda:{index}") * 2).sum()) == 16
@@ -40,12 +40,15 @@ def doctor(*, paths: Paths = Paths()) -> int:
     if torch.backends.mps.is_available():
         lines.append((False, "mps", "Metal: pass --device mps"))
     for name, value in settings.values().items():
-        path, origin, broken = Path(value), settings.items[name].origin, False
-        if path.exists():
-            broken = not os.access(path, os.R_OK) or (VARIABLES[name].folder and not path.is_dir())
-            free_text = f"folder, {shutil.disk_usage(path).free / 1e9:.1f} GB free" if path.is_dir() else "file"
-            text = "can't be used" if broken else free_text
-        elif not VARIABLES[name].folder and value.count("/") == 1 and not path.is_absolute():
+        path, origin, folder = Path(value), settings.items[name].origin, VARIABLES[name].folder
+        broken = path.exists() and (not os.access(path, os.R_OK) or (folder and not path.is_dir()))
+        if broken:
+            text = "can't be used"
+        elif path.is_dir():
+            text = f"folder, {shutil.disk_usage(path).free / 1e9:.1f} GB free"
+        elif path.exists():
+            text = "file"
+        elif not folder and value.count("/") == 1 and not path.is_absolute():
             text = "no file here: taken for a hub id"
         else:  # commands make the folders that they write to
             broken, text = name not in ("LARY_LA_DIR", "LARY_LOG_DIR") and origin != "default", "does not exist"
@@ -57,7 +60,7 @@ def doctor(*, paths: Paths = Paths()) -> int:
         print(f"{'!' if broken else ' '} {name:24} {text}")
     count = sum(broken for broken, *_ in lines)
     print(f"{count} broken" if count else "Nothing is broken.")
-    return 1 if count else 0
+    return min(count, 1)
 
 
 def models(key: str | None = None, *, paths: Paths = Paths()) -> None:
@@ -151,17 +154,13 @@ def schema(*, out: Path | None = None) -> None:
 @latents_app.command
 def info(config: configs.LatentsConfig, paths: Paths = Paths()) -> None:
     """Describe a store: identity, kind, rows, bytes, shape, and the samples of its table that it lacks."""
-    from lary.latents.tools import describe_store as work
-
-    print(work(config, paths.settings()))
+    print(paths.call("lary.latents.tools:describe_store", config))
 
 
 @latents_app.command
 def verify(config: configs.LatentsConfig, paths: Paths = Paths()) -> int:
     """Read every row of a store: checksums, finite values. Names what is wrong; exit code 1 then."""
-    from lary.latents.tools import verify_store as work
-
-    rows, problems = work(config, paths.settings())
+    rows, problems = paths.call("lary.latents.tools:verify_store", config)
     print(*problems, f"{rows} rows read, {len(problems)} problems", sep="\n")
     return 1 if problems else 0
 
@@ -169,9 +168,7 @@ def verify(config: configs.LatentsConfig, paths: Paths = Paths()) -> int:
 @latents_app.command
 def convert(config: configs.ConvertConfig, paths: Paths = Paths()) -> None:
     """Convert a store to the other kind, in its folder; the table then names the new files."""
-    from lary.latents.tools import convert_store as work
-
-    print(f"{work(config, paths.settings())} rows in {config.store}")
+    print(f"{paths.call('lary.latents.tools:convert_store', config)} rows in {config.store}")
 
 
 @latents_app.command
@@ -183,9 +180,7 @@ def export(
     paths: Paths = Paths(),
 ) -> None:
     """Write tokens to one file for other tools: .npz or .safetensors."""
-    from lary.latents.tools import export_latents as work
-
-    print(f"{out}: {work(config, paths.settings(), out, rows=rows)} samples")
+    print(f"{out}: {paths.call('lary.latents.tools:export_latents', config, out, rows=rows)} samples")
 
 
 @config_app.command

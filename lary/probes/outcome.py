@@ -85,7 +85,7 @@ class SplitOutcome:
 
 @dataclass(frozen=True)
 class RegressionOutcome:
-    """A regression probe after training; `splits` by role: ``seen`` always, ``unseen`` where there is one."""
+    """A regression probe after training; `splits` by role: ``seen``, and ``unseen`` if any."""
 
     dims: tuple[str, ...]
     groups: Mapping[str, tuple[int, ...]]
@@ -137,11 +137,11 @@ def mse_per_group(predicted: Floats, targets: Floats, groups: Mapping[str, tuple
 
 
 def huber_loss(predicted: Floats, targets: Floats, batch_size: int) -> float:
-    """The published validation loss: the mean over batches, in order, of each batch's mean Huber loss.
+    """The published validation loss: the mean over batches, in order, of their mean Huber loss.
 
     A small last batch counts as much as a full one.
     """
     size = np.abs(predicted - targets)
     loss = np.where(size < 1, 0.5 * np.square(size), size - 0.5)
-    starts = range(0, len(loss), batch_size)
-    return float(np.mean([np.mean(loss[start : start + batch_size], dtype=np.float64) for start in starts]))
+    batches = (loss[start : start + batch_size] for start in range(0, len(loss), batch_size))
+    return float(np.mean([np.mean(batch, dtype=np.float64) for batch in batches]))

@@ -285,14 +285,13 @@ class Training(ABC):
         """Report numbers to the tracker, a list's as ``name/0``; None and NaN are left out."""
         if self.session.tracker is None or not self.team.leads:
             return
-        numbers: dict[str, Any] = {}
+        numbers: dict[str, float] = {}
         for name, value in values.items():
-            if isinstance(value, list):
-                numbers |= {f"{name}/{at}": each for at, each in enumerate(value)}
-            else:
-                numbers[name] = value
-        known = {name: float(each) for name, each in numbers.items() if each is not None and math.isfinite(each)}
-        self.session.tracker.log(known, step=self.step)
+            many = enumerate(value) if isinstance(value, list) else [(None, value)]
+            for at, each in many:
+                if each is not None and math.isfinite(each):
+                    numbers[name if at is None else f"{name}/{at}"] = float(each)
+        self.session.tracker.log(numbers, step=self.step)
 
     def batches(self, source: LatentSource, order: Ints) -> Iterator[tuple[Ints, Tensor, int]]:
         """The batches of `read_batches`, each counted as an update and its rows as progress."""
@@ -309,7 +308,8 @@ class Training(ABC):
         own = self.team.dealt(len(rows), size)
         batches = read_batches(source, rows[own], size, self.device)
         parts = [network(tokens).float().cpu() for _, tokens, _ in batches]
-        return self.team.collect(own, torch.cat(parts) if parts else torch.empty(0), len(rows))
+        values = torch.cat(parts) if parts else torch.empty(0)
+        return self.team.collect(own, values, len(rows))
 
     def stated(self, **more: Any) -> dict[str, Any]:
         """The settings of the training, as its outcome states them."""

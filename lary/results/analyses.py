@@ -1,8 +1,9 @@
-"""``lary analyze``: figures and tables made from finished runs; here those of classes.
+"""``lary analyze``: figures and tables made from finished runs; here those of classes and of ablations.
 
 F1 against how often a class occurs in training: a point of the moving average is the mean
 F1 of neighbouring classes by frequency, drawn at the geometric mean of their counts. The
-gap is F1 of people minus F1 of robots, class by class.
+gap is F1 of people minus F1 of robots, class by class. Ablations are the score by stride of
+the data set and by the settings of ablated models, with the paper's numbers as open marks.
 """
 
 from __future__ import annotations
@@ -10,18 +11,18 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from lary.configs import AnalysisKind, AnalyzeConfig
 from lary.data.spec import DATASETS
+from lary.models.spec import MODELS
 from lary.registry import suggest
 from lary.results import figures
-from lary.results.ablations import codebook_ablation, stride_ablation
 from lary.results.figures import Context, Files, Found, grouped, slug
 from lary.results.folder import FinishedRun, find_results
-from lary.results.report import dataset_title
+from lary.results.report import dataset_title, metric_name, published_score, read_reference
 from lary.results.samples import attention_maps, trajectories
 from lary.settings import Settings
 from lary.types import LaryError, UsageError
@@ -31,6 +32,13 @@ if TYPE_CHECKING:
 
 LEAST = 3
 """Classes that an average spans at least."""
+COLUMNS = {
+    "codebook size": "codebook_size",
+    "sequence length": "sequence_length",
+    "latent dimension": "latent_dim",
+}
+"""Names of the settings in the table of the paper's ablations."""
+NUMBERS = ("score", "low", "high", "published")
 
 
 @dataclass(frozen=True)
@@ -140,9 +148,11 @@ def _write_frequency(context: Context, group: Sequence[FinishedRun], window: int
             for other, average in averages.items():
                 if other != label:
                     axes.plot(np.exp(average.index), average, color=figures.LIGHT, linewidth=0.9, label="other models")
-            own = averages[label]
+            mean = averages[label]
             axes.scatter(table["train"], table["f1"], s=9, color=figures.BLUE, alpha=0.55, label="class")
-            axes.plot(np.exp(own.index), own, color=figures.VERMILION, linewidth=1.8, label=f"mean of {window} classes")
+            axes.plot(
+                np.exp(mean.index), mean, color=figures.VERMILION, linewidth=1.8, label=f"mean of {window} classes"
+            )
             axes.set_xscale("log")
             # A decade may hold no power of ten, so the ticks are our own.
             ticks = np.unique(np.geomspace(table["train"].min(), table["train"].max(), 3).round())
@@ -176,7 +186,7 @@ def human_robot_gap(context: Context) -> Found:
 
 
 def _write_gap(
-    context: Context, people: Sequence[FinishedRun], robots: Sequence[FinishedRun], shared: Sequence[str]
+    context: Context, people: Sequence[FinishedRun], robots: Sequence[FinishedRun], shared: list[str]
 ) -> Found:
     """A map of the gaps, a model per row and a class per column, by rising mean gap."""
     from pandas import DataFrame
@@ -204,7 +214,7 @@ def _write_gap(
     width = 1.5 + 0.075 * max(map(len, labels)) + 0.21 * len(order)
     height = 1.3 + 0.3 * len(both) + 0.07 * max(map(len, order))
     with figures.new_figure(max(width, 6.0), height) as figure:
-        axes, reach = figure.subplots(), max(0.05, float(gap.abs().max(axis=None)))
+        axes, reach = figure.subplots(), max(0.05, float(np.nanmax(gap.abs())))
         axes.set_facecolor("#eeeeee")  # a class that one of the data sets has no samples of
         image = axes.imshow(gap.T, cmap="PuOr_r", vmin=-reach, vmax=reach, aspect="auto")
         axes.set_xticks(range(len(order)), order, rotation=90, fontsize=8)
@@ -214,6 +224,122 @@ def _write_gap(
         facts = {"human": human, "robot": robot, "shared_classes": shared, "classes_shown": order}
         stem = f"gap_{slug(human)}_{slug(robot)}{first.suffix}"
         yield from context.write(stem, figure, rows, first, **facts, mean_gap=mean_gap)
+
+
+# --- ablations ---
+
+
+def _row(run: FinishedRun, setting: str, line: str, value: float, published: float | None) -> dict[str, Any]:
+    """A run at one value of a setting; runs of one `line` differ in it alone."""
+    result = run.result
+    return {
+        "setting": setting,
+        "value": value,
+        "line": line,
+        "model": result.model.name,
+        "label": result.label,
+        "dataset": result.dataset.name,
+        "metric": result.primary,
+        "score": result.score.value,
+        "low": result.score.low,
+        "high": result.score.high,
+        "published": published,
+    }
+
+
+def stride_ablation(context: Context) -> Found:
+    """The score of each model by stride, a figure per series of data sets."""
+    found: dict[tuple[str, ...], list[FinishedRun]] = {}
+    strided = [run for run in context.runs if run.result.dataset.stride]
+    for (dataset, *settings), runs in grouped(strided).items():
+        # The plug-in that made a data set may be absent.
+        known = dataset in DATASETS.names()
+        series = (DATASETS.get(dataset).stride_series if known else "") or dataset
+        found.setdefault((series, *settings), []).extend(runs)
+    files: Files = []
+    for (series, *_), runs in found.items():
+        rows = []
+        for run in runs:
+            paper, value = published_score(run.result), float(run.result.dataset.stride or 0)
+            rows.append(_row(run, "stride [frames]", run.result.label, value, paper.value if paper else None))
+        files += _write_ablation(context, f"stride_{slug(series)}", rows, runs[0], f"{series}: score by stride")
+    yield from files or [
+        "no model has finished runs at two strides: run 'lary regress' on data sets whose records share a "
+        "stride_series, such as vlabench, vlabench_15 and vlabench_30"
+    ]
+
+
+def codebook_ablation(context: Context) -> Found:
+    """The score of ablated models by each of their settings, a figure per data set."""
+    runs = [run for run in context.runs if _ablation_of(run) and run.result.label == run.result.model.name]
+    if not runs:
+        yield "there is no finished run of an ablated model, such as dinov3-cs64_sl49_dim256_lr1e-4: see 'lary models'"
+    for (dataset, *_), group in grouped(runs).items():
+        rows = []
+        for run in group:
+            own = _ablation_of(run)
+            for name, value in own.items():
+                fixed = (f"{other} {number:g}" for other, number in own.items() if other != name)
+                rows.append(_row(run, name, ", ".join(fixed), value, _published(run, own)))
+        title = f"{dataset_title(group[0].result)}: ablated models"
+        written = _write_ablation(context, f"codebook_{slug(dataset)}", rows, group[0], title)
+        yield from written or [f"no two runs on {dataset} differ in one setting alone"]
+
+
+def _ablation_of(run: FinishedRun) -> Mapping[str, float]:
+    """What an ablation varies in the record of a run's model; empty for other models."""
+    name = run.result.model.name  # the plug-in that made a model may be absent
+    return MODELS.get(name).ablation if name in MODELS.names() else {}
+
+
+def _published(run: FinishedRun, settings: Mapping[str, float]) -> float | None:
+    """The paper's number for an ablated model on this data set, on the scale of our score."""
+    result = run.result
+    column = f"{result.dataset.name}_{'accuracy' if result.score.unit == 'fraction' else 'mse'}"
+    for row in read_reference("lam_ablation") if result.action_mode != "relative" else ():
+        if column in row and all(float(row[key]) == settings.get(name) for name, key in COLUMNS.items()):
+            return float(row[column]) / result.score.scale
+    return None
+
+
+def _write_ablation(context: Context, stem: str, rows: Sequence[dict[str, Any]], run: FinishedRun, title: str) -> Files:
+    """Write a panel per line of runs that differ in one setting, the others in grey; nothing without any.
+
+    `run` is one of those in the rows, which all have its settings.
+    """
+    from pandas import DataFrame, concat
+
+    # Objects, since whole numbers among the settings stay whole.
+    table = DataFrame(rows, dtype=object).astype(dict.fromkeys(NUMBERS, float))
+    lines = [
+        (setting, line, own)
+        for setting, part in table.groupby("setting", sort=False)
+        for line, own in part.sort_values("value", kind="stable").groupby("line", sort=False)
+        if own["value"].nunique() > 1
+    ]
+    if not lines:
+        return []
+    table = concat([own for *_, own in lines])
+    score, scale = run.result.score, run.result.score.scale
+    unit = {"fraction": " [%]", "normalised": ", normalised"}.get(score.unit, "")
+    titles = [str(line).replace(", ", "\n") for _, line, _ in lines]
+    with figures.panels(titles, up=f"{metric_name(run.result.primary)}{unit}") as (figure, grid):
+        for axes, (setting, _, own) in zip(grid, lines, strict=True):
+            values = np.unique(table["value"][table["setting"] == setting])
+            for other, _, part in lines:
+                if other == setting:
+                    places = np.searchsorted(values, part["value"])
+                    colour = figures.BLUE if part is own else figures.LIGHT
+                    axes.plot(places, part["score"] * scale, "o-", markersize=4, color=colour)
+            places = np.searchsorted(values, own["value"])
+            axes.vlines(places, own["low"] * scale, own["high"] * scale, color=figures.BLUE)
+            axes.plot(places, own["published"] * scale, "o", color=figures.BLUE, markerfacecolor="white")
+            axes.set_xticks(range(len(values)), [f"{value:g}" for value in values])
+            axes.set_xlabel(setting, fontsize=8)
+        marks = "; open marks: paper" if table["published"].notna().any() else ""
+        figures.finish(figure, axes, f"{title}\n{run.about}, 95 % intervals; {score.better} is better{marks}")
+        facts = {"metric": run.result.primary, "higher_is_better": score.higher_is_better}
+        return context.write(f"{stem}{run.suffix}", figure, table, run, **facts)
 
 
 ANALYSES: Mapping[str, Callable[[Context], Found]] = {

@@ -26,8 +26,10 @@ if TYPE_CHECKING:
 
 RESAMPLES = 10_000
 """More than for an interval, since a p value depends on the tail."""
-FACTS = ("task", "label", "probe", "action_mode", "relative_frame", "protocol", "preset")
-FACTS += ("control", "project", "status", "primary")
+FACTS = (
+    *("task", "label", "probe", "action_mode", "relative_frame", "protocol"),
+    *("preset", "control", "project", "status", "primary"),
+)
 """Fields of a result that are columns of a table of runs."""
 
 

@@ -134,7 +134,7 @@ def diagnose_latents(latents: SplitLatents, model: ModelSpec, config: DiagnoseCo
             codes = source.codes(part) if coded else [None]
             coded = coded and all(own is not None for own in codes)
             if coded:  # codes of some samples alone say nothing of the split
-                by_place = np.stack([np.ravel(own) for own in codes]).astype(np.int64)
+                by_place = np.stack([np.ravel(own) for own in codes if own is not None]).astype(np.int64)
                 for code in np.unique(by_place).tolist():
                     counts[code] = counts.get(code, 0) + (by_place == code).sum(axis=0)
             bar.advance(len(part))

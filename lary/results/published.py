@@ -17,7 +17,7 @@ import io
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, fields
 from pathlib import Path
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import numpy as np
 import numpy.typing as npt
@@ -235,5 +235,5 @@ def _read_arrays(kind: type[Arrays], run: FinishedRun, name: str, role: str) -> 
         raise LaryError(f"{file} has no {parts[-1]} of the split '{role}'.") from None
     except (OSError, ValueError) as error:
         raise LaryError(f"{file} can't be read: {error}. Run the probe again with --overwrite.") from error
-    values = (tuple(map(str, own)) if own.dtype.kind == "U" else own.astype(np.float32) for own in found)
+    values: list[Any] = [tuple(map(str, own)) if own.dtype.kind == "U" else own.astype(np.float32) for own in found]
     return kind(*values)

@@ -111,7 +111,7 @@ def _write_maps(run: FinishedRun, context: Context, known: dict[str, None]) -> F
             "sample": sample.id,
             "media": list(sample.media),
             "true": sample.target,
-            "predicted": dataset.labels.classes[int(logits[place].argmax())],
+            "predicted": dataset.labels.classes[logits[place].argmax()],
             "probability": float(probability[place]),
             "frames": [f"frame {number}" for number in sample.frame_index] or ["source", "target"],
             "share_of_steps": weights[place].sum(axis=1).tolist(),
@@ -123,14 +123,6 @@ def _write_maps(run: FinishedRun, context: Context, known: dict[str, None]) -> F
     table = DataFrame(index=index).reset_index()
     table["row"], table["column"] = divmod(table["token"], layout.side) if layout.side else (None, None)
     table["weight"] = weights.ravel()
-    facts = {
-        "dataset": dataset.name,
-        "model": result.label,
-        "grid": layout.side,
-        "tokens_per_step": layout.tokens,
-        "frames_of_steps": [list(frames) for frames in layout.steps],
-        "samples": samples,
-    }
     cell = 1.25 if len(layout.steps) > 3 else 1.9
     height = sum(cell * (1 if shown is None else 2) + 0.6 for shown in pictures)
     with new_figure(max(1.2 + cell * len(layout.steps), 6.4), 0.7 + height) as figure:
@@ -141,8 +133,18 @@ def _write_maps(run: FinishedRun, context: Context, known: dict[str, None]) -> F
         kind = f"{layout.side} x {layout.side} places" if layout.side else f"{layout.tokens} tokens without a place"
         title = f"{dataset_title(result)}, {result.label}: attention of the probe"
         figure.suptitle(f"{title}\n{kind} per step; {run.about}", fontsize=9.5)
-        stem = f"attention_{slug(dataset.name)}_{slug(run.folder.name)}"
-        return context.write(stem, figure, table, run, **facts)
+        return context.write(
+            f"attention_{slug(dataset.name)}_{slug(run.folder.name)}",
+            figure,
+            table,
+            run,
+            dataset=dataset.name,
+            model=result.label,
+            grid=layout.side,
+            tokens_per_step=layout.tokens,
+            frames_of_steps=layout.steps,
+            samples=samples,
+        )
 
 
 def _chosen_rows(split: SplitLatents, context: Context, known: dict[str, None]) -> list[int]:
@@ -150,7 +152,8 @@ def _chosen_rows(split: SplitLatents, context: Context, known: dict[str, None]) 
 
     A sample is named by its id or by its last media path, as in case.txt.
     """
-    config, names = context.config, {}
+    config = context.config
+    names: dict[str, int] = {}
     for row, sample in enumerate(split.table):  # of equal names the first row counts
         names.setdefault(sample.id, row)
         names.setdefault(sample.media[-1], row)
@@ -300,25 +303,25 @@ def _write_episodes(context: Context, run: FinishedRun, chunks: Chunks, episodes
             rows, starts, numbered = rows_of_episode(chunks, episode)
             frames = np.array(starts)[:, None] + np.arange(steps)
             true, predicted = chunks.true[rows], chunks.predicted[rows]
-            sample, step, place = np.indices(true.shape).reshape(3, -1)
+            sample, step, dim = np.indices(true.shape).reshape(3, -1)
             about = {
                 "episode": episode,
                 "sample": np.array(chunks.ids)[rows][sample],
                 "frame": frames[sample, step],
                 "step": step,
-                "dimension": np.array(names)[place],
-                "unit": np.array(units)[place],
+                "dimension": np.array(names)[dim],
+                "unit": np.array(units)[dim],
                 "predicted": predicted.ravel(),
                 "true": true.ravel(),
             }
             tables.append(DataFrame(about))
             for place, axes in enumerate(grid[:, column]):
                 # A NaN behind each chunk ends its line.
-                lines = (
+                steps_at, truth, guess = (
                     np.pad(own.astype(np.float64), ((0, 0), (0, 1)), constant_values=np.nan).ravel()
                     for own in (frames, true[..., place], predicted[..., place])
                 )
-                plot_pair(axes, *lines, "." if steps == 1 else None)
+                plot_pair(axes, steps_at, truth, guess, "." if steps == 1 else None)
                 axes.tick_params(labelsize=7)
                 unit = f"\n[{units[place]}]" if units[place] else ""
                 axes.set_ylabel("" if column else f"{change}{names[place]}{unit}", fontsize=8)
@@ -326,11 +329,13 @@ def _write_episodes(context: Context, run: FinishedRun, chunks: Chunks, episodes
             grid[-1, column].set_xlabel("frame" if numbered else "step of the samples in turn", fontsize=8)
         title = f"{dataset_title(result)}, {result.label}: predicted and true actions\n{run.about}"
         finish(figure, grid[0, 0], title)
-        facts = {
-            "dataset": result.dataset.name,
-            "model": result.label,
-            "action_mode": result.action_mode,
-            "episodes": list(episodes),
-        }
-        stem = f"trajectories_{slug(run.folder.name)}"
-        return context.write(stem, figure, concat(tables), run, **facts)
+        return context.write(
+            f"trajectories_{slug(run.folder.name)}",
+            figure,
+            concat(tables),
+            run,
+            dataset=result.dataset.name,
+            model=result.label,
+            action_mode=result.action_mode,
+            episodes=episodes,
+        )

@@ -15,7 +15,7 @@ from lary.files import digest
 from lary.latents.ref import LatentsRef
 from lary.registry import load_plugin, loaded_plugins
 from lary.results.folder import settle, writing
-from lary.results.record import FILE_NAME, EvalResult, NamedDigest, RunFacts, read_result, run_identity
+from lary.results.record import FILE_NAME, EvalResult, NamedDigest, read_result, run_identity
 from lary.runs.extract import read_timing
 from lary.runs.tasks import ActionTask, ClassTask, ProbeConfig, frame_of, seeds_of, shared_groups
 from lary.runtime import log, pick_devices, progress, provenance
@@ -54,8 +54,7 @@ def run_probe(config: ProbeConfig, settings: Settings) -> ProbeRun:
         return ProbeRun(folder, found, new=False)
     devices = pick_devices(config.gpus, config.device, every=task.kind != "ridge")
     if len(devices) > 1 and task.kind != "ridge":
-        names = ", ".join(devices)
-        log.info("one process on each of %s; --gpus 0 takes one device", names)
+        log.info("one process on each of %s; --gpus 0 takes one device", ", ".join(devices))
         launch(run_member, (config, settings, loaded_plugins()), devices)
     else:
         train_and_write(task, folder, Team(), devices[0])
@@ -155,13 +154,9 @@ def train_and_write(task: Task, folder: Path, team: Team, device: str) -> None:
                     outcomes.append(task.train(session))
         if not team.leads:
             return
-        files = task.write(run.work, outcomes)
-        facts = run_facts(task, inputs) | {
-            "options": outcomes[0].settings,
-            "files": dict.fromkeys(files, ""),
-        }
+        facts = run_facts(task, inputs) | {"options": outcomes[0].settings}
         facts["timings"]["probe"] = round(time.monotonic() - started, 3)
-        result = task.result(outcomes, RunFacts(**facts))
+        result = task.write(run.work, outcomes, facts)
         warnings = [*result.warnings, *shared_groups(task.dataset, task.splits)]
         if task.model is None:
             warnings.append(f"The model '{config.model}' is unregistered: dimension and shape are those of its files.")
@@ -179,40 +174,26 @@ def run_facts(task: Task, inputs: tuple[NamedDigest, ...]) -> dict[str, Any]:
             timings[f"extract {name}"] = seconds
     missing = sum(split.left_out for split in splits.values())
     dataset = {name: getattr(data, name) for name in ("name", "title", "revision", "stride")}
-    dataset |= {
-        "units": getattr(data.target, "units", ()),
-        "split_set": config.splits or "",
-        "tables": {name: split.table.digest for name, split in splits.items()},
-        "splits": sizes,
-    }
+    units, shape = getattr(data.target, "units", ()), train.source.shape
+    tables = {name: split.table.digest for name, split in splits.items()}
+    dataset |= {"units": units, "split_set": config.splits or "", "tables": tables, "splits": sizes}
     weights = {
+        "name": config.model, "dim": shape[-1], "shape": shape,
         "revision": str(train.store.get("weights_from") or ""),
         "weights": train.store.get("identity", {}).get("weights", ""),
         # Of latents that another program wrote, or whose plug-in isn't named again.
         "paradigm": model.paradigm if model else "unregistered",
         "parameters_m": model.parameters_m if model else None,
-    }
-    shape = train.source.shape
+    }  # fmt: skip
     notes = model.paper_differences if model and config.protocol == "paper" else ()
     same = ("protocol", "control", "project", "action_mode")
-    return {
-        **{name: getattr(config, name, None) for name in same},
-        "status": "incomplete" if missing else "complete",
-        "identity": run_identity(inputs),
-        "inputs": inputs,
-        "dataset": dataset,
-        "model": {"name": config.model, "dim": shape[-1], "shape": shape, **weights},
-        "probe": task.kind,
-        "relative_frame": frame_of(config),
-        "protocol_notes": notes,
-        "preset": config.probe_preset,
-        "seed": seeds_of(config)[0],
-        "seeds": seeds_of(config),
-        "options_given": asdict(config),
-        "provenance": provenance(),
-        "timings": timings,
-        "failures": missing,
-    }
+    return {name: getattr(config, name, None) for name in same} | {
+        "status": "incomplete" if missing else "complete", "failures": missing,
+        "identity": run_identity(inputs), "inputs": inputs, "dataset": dataset, "model": weights,
+        "probe": task.kind, "preset": config.probe_preset, "relative_frame": frame_of(config),
+        "protocol_notes": notes, "seed": seeds_of(config)[0], "seeds": seeds_of(config),
+        "options_given": asdict(config), "provenance": provenance(), "timings": timings,
+    }  # fmt: skip
 
 
 def summary(result: EvalResult) -> str:

@@ -48,7 +48,9 @@ SEEDS = 2**32  # seeds are numbers from 0 to one less
 
 def seeds_of(config: ProbeConfig) -> tuple[int, ...]:
     """The seeds to train with: ``--seeds``, or the one of ``--seed``. Raises UsageError."""
-    option, text = ("--seed", str(config.seed)) if config.seeds is None else ("--seeds", config.seeds)
+    option, text = "--seeds", config.seeds
+    if text is None:
+        option, text = "--seed", str(config.seed)
     try:
         seeds = tuple(int(part) for part in text.split(","))
     except ValueError:
@@ -65,18 +67,20 @@ def check_options(config: ProbeConfig) -> None:
     seeds_of(config)
     device_numbers(config.gpus or "0")
     for name in ("epochs", "probe_batch_size"):
-        if (value := getattr(config, name)) is not None and value < 1:
-            raise UsageError(f"--{name.replace('_', '-')} {value}: must be at least 1, or leave the option out.")
+        value, option = getattr(config, name), name.replace("_", "-")
+        if value is not None and value < 1:
+            raise UsageError(f"--{option} {value}: must be at least 1, or leave the option out.")
 
 
 def frame_of(config: ProbeConfig) -> RelativeFrame | None:
     """The frame of relative motion; None for other targets. Raises UsageError."""
     if isinstance(config, ClassifyConfig):
         return None
+    frame = config.relative_frame
     if config.action_mode == "relative":
-        return config.relative_frame or "world"
-    if config.relative_frame is not None:
-        raise UsageError(f"--relative-frame {config.relative_frame}: it needs --action-mode relative.")
+        return frame or "world"
+    if frame is not None:
+        raise UsageError(f"--relative-frame {frame}: it needs --action-mode relative.")
     return None
 
 
@@ -84,7 +88,7 @@ def frame_of(config: ProbeConfig) -> RelativeFrame | None:
 
 
 def find_model(config: ProbeConfig, dataset: DatasetSpec, settings: Settings) -> ModelSpec | None:
-    """The record of the model; None for latents of a name of its own. Raises UsageError without either."""
+    """The record of the model; None for latents of a name of their own. Raises UsageError."""
     try:
         return with_latent(MODELS.get(config.model), config.latent)
     except UsageError:
@@ -102,20 +106,21 @@ def open_splits(settings: Settings, dataset: DatasetSpec, config: ProbeConfig) -
     """
     roles = dataset.roles(config.splits)
     refs = {role: LatentsRef.of(config, split) for role, split in roles.items()}
-    if "unseen" in refs and find_latent_table(settings, refs["unseen"]) is None:
+    unseen = refs.get("unseen")
+    if unseen and find_latent_table(settings, unseen) is None:
         del refs["unseen"]
-        log.info("%s has no latents of %s %s: scored without it", config.model, dataset.name, roles["unseen"])
+        words = unseen.model, unseen.dataset, unseen.split
+        log.info("%s has no latents of %s %s: scored without it", *words)
     splits = {role: open_latents(settings, ref) for role, ref in refs.items()}
-    dim = getattr(config, "dim", None)
-    found = splits["train"].source.shape[-1]
+    dim, found = getattr(config, "dim", None), splits["train"].source.shape[-1]
     if dim not in (None, found):
         raise UsageError(f"--dim {dim}: the latents have dimension {found}; leave the option out.")
     for split in splits.values():
         check_samples(settings, split, splits)
-    if config.control in FRAME_CONTROLS:
-        for role, split in splits.items():
-            if not separate(split, config.protocol):
-                splits[role] = open_changed(settings, split, replace(refs[role], control=config.control))
+    for role, split in splits.items():
+        if config.control in FRAME_CONTROLS and not separate(split, config.protocol):
+            ref = replace(refs[role], control=config.control)
+            splits[role] = open_changed(settings, split, ref)
     return splits
 
 
@@ -139,8 +144,7 @@ def check_samples(settings: Settings, split: SplitLatents, splits: Splits) -> No
         if stamp.sample == own.id:
             continue
         # A sample that no split has is the same one before its label was corrected.
-        known = [sample for each in splits.values() for sample in each.table]
-        for other in known:
+        for other in (sample for each in splits.values() for sample in each.table):
             if other.id == stamp.sample:
                 names = f"{name_of(other)}, not of {name_of(own)}"
                 raise LaryError(f"{where} holds the latents of {names}. {advice}; what is done is kept.")
@@ -188,7 +192,7 @@ def name_of(sample: Sample) -> str:
 
 def columns(table: SampleTable) -> SampleColumns:
     """Ids, media, groups and robot types of the samples of a split."""
-    found = ((sample.id, sample.media, sample.group, sample.embodiment) for sample in table)
+    found = ((one.id, one.media, one.group, one.embodiment) for one in table)
     return SampleColumns(*zip(*found, strict=True))
 
 
@@ -220,7 +224,9 @@ class ProbeTask:
         source = shown(self.splits[role], self.config, session.seed, training=training)
         return keep_in_memory(source, session.team.size)
 
-    def training(self, session: Session, targets: npt.NDArray[Any]) -> tuple[Any, ...]:
+    def training(
+        self, session: Session, targets: npt.NDArray[Any]
+    ) -> tuple[LatentSource, npt.NDArray[Any], tuple[str, ...]]:
         """The training split; ``shuffled-targets`` gives the samples the targets of others."""
         if self.config.control == "shuffled-targets":
             order = np.random.default_rng(session.seed).permutation(len(targets))
@@ -249,15 +255,13 @@ class ClassTask(ProbeTask):
         inputs = ClassifierInputs(*training, validation, seen.labels(), columns(seen), self.classes)
         return train_classifier(inputs, self.probe, session, self.config.precision)
 
-    def write(self, work: Path, outcomes: Sequence[ClassificationOutcome]) -> tuple[str, ...]:
-        """Write confusion matrix, class table and scores; returns their names."""
+    def write(self, work: Path, outcomes: Sequence[ClassificationOutcome], facts: dict[str, Any]) -> EvalResult:
+        """Write confusion matrix, class table and scores; returns the record of the run."""
+        files = published.write_classification_files(work, outcomes[0])
         scores = published.class_scores(outcomes)
         own = published.write_scores(work, scores, seeds_of(self.config))
-        return (*published.write_classification_files(work, outcomes[0]), own)
-
-    def result(self, outcomes: Sequence[ClassificationOutcome], facts: RunFacts) -> EvalResult:
-        """The record of the run."""
-        return classification_result(outcomes[0], facts, outcomes[1:])
+        record = RunFacts(files=dict.fromkeys([*files, own], ""), **facts)
+        return classification_result(outcomes[0], record, outcomes[1:])
 
 
 class ActionTask(ProbeTask):
@@ -293,7 +297,7 @@ class ActionTask(ProbeTask):
             self.failures += found.failures
             if found.failures:
                 self.splits[role] = split.take(rows.tolist())
-                found = Targets(*(part[rows] for part in found[:3]), ())
+                found = Targets(found.values[rows], found.mean[rows], found.std[rows], ())
             self.targets[role] = found
 
     def train(self, session: Session) -> RegressionOutcome:
@@ -310,24 +314,22 @@ class ActionTask(ProbeTask):
         inputs = RegressorInputs(*training, evaluated, actions.dims, actions.groups)
         return train_regressor(inputs, self.probe, session)
 
-    def write(self, work: Path, outcomes: Sequence[RegressionOutcome]) -> tuple[str, ...]:
-        """Write best row, trajectories, chunks, scores and failures; returns their names."""
-        first, count = outcomes[0], len(self.failures)
+    def write(self, work: Path, outcomes: Sequence[RegressionOutcome], facts: dict[str, Any]) -> EvalResult:
+        """Write best row, trajectories, chunks, scores and failures; returns the record."""
+        first, *others = outcomes
+        count, actions = len(self.failures), self.actions
         write_failures(work / FAILURES, self.failures)
         if count:
             log.error("%d rows have no readable action and are left out: see %s", count, FAILURES)
         frames = frames_of(self.splits["seen"])
-        written = published.write_regression_files(work, first, frames, self.actions.units)
+        files = published.write_regression_files(work, first, frames, actions.units)
         scores = published.action_scores(outcomes)
         own = published.write_scores(work, scores, seeds_of(self.config))
-        return (*written, own, published.write_actions(work, first))
-
-    def result(self, outcomes: Sequence[RegressionOutcome], facts: RunFacts) -> EvalResult:
-        """The record of the run."""
+        names = [*files, own, published.write_actions(work, first)]
+        record = RunFacts(files=dict.fromkeys(names, ""), **facts)
         # The difference of two orientations' values is no orientation, the turn is one.
         turns = self.config.action_mode == "absolute" or self.frame != "world"
-        orientations = self.actions.orientations if turns else ()
-        return regression_result(outcomes[0], facts, outcomes[1:], orientations)
+        return regression_result(first, record, others, actions.orientations if turns else ())
 
 
 def frames_of(split: SplitLatents) -> Callable[[int], npt.NDArray[np.uint8]] | None:

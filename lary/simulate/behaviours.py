@@ -70,7 +70,7 @@ class Stage:
 
 def spot(stage: Stage, low: float = 0.40, high: float = 0.56, y: float = 0.16) -> Array:
     """A place on the table (3,)."""
-    return np.array([stage.uniform(low, high), stage.uniform(-y, y), 0.0])
+    return np.append(stage.rng.uniform((low, -y), (high, y)), 0.0)
 
 
 def some_thing(stage: Stage, rolls: bool = True) -> tuple[Thing, Array]:
@@ -85,7 +85,7 @@ def approach(stage: Stage, away: Array, distance: float, width: float = 0.10, co
     """A path that starts in the air with a free hand, at least `distance` beside a place."""
     yaw = stage.uniform(-0.5, 0.5)
     for _ in range(100):
-        place = np.array([stage.uniform(0.33, 0.52), stage.uniform(-0.28, 0.28), stage.uniform(0.20, 0.31)])
+        place = stage.rng.uniform((0.33, -0.28, 0.20), (0.52, 0.28, 0.31))
         if float(np.hypot(*(place - away)[:2])) >= distance:
             break
     return Path(place, turn(UP, yaw), width, command, stage.rng)
@@ -164,8 +164,7 @@ def pull(stage: Stage) -> Script:
 
 def raised(stage: Stage) -> Array:
     """A way up from the table, not quite upright (3,)."""
-    aside = stage.rng.uniform(-0.04, 0.04, 2)
-    return np.array([*aside, stage.uniform(0.22, 0.30)])
+    return stage.rng.uniform((-0.04, -0.04, 0.22), (0.04, 0.04, 0.30))
 
 
 def lift(stage: Stage) -> Script:

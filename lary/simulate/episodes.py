@@ -11,7 +11,7 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import cv2
 import numpy as np
@@ -89,8 +89,8 @@ class Recording:
         return f"states/{self.name}/state_{self.first + frame:06d}.npy"
 
     def action(self, frame: int) -> str:
-        begin = self.first + frame
-        return f"actions/{self.name}/action_{begin:06d}to{begin + STRIDE - 1:06d}.npy"
+        first, last = self.first + frame, self.first + frame + STRIDE - 1
+        return f"actions/{self.name}/action_{first:06d}to{last:06d}.npy"
 
     @property
     def actions(self) -> list[str]:
@@ -102,7 +102,7 @@ class Recording:
         """Every file that it leaves, under DATA_DIR."""
         if not self.pairs:
             return [f"{self.folder}/{self.name}"]
-        names = [name for frame in self.wanted for name in (self.image(frame), self.state(frame))]
+        names = [*map(self.image, self.wanted), *map(self.state, self.wanted)]
         return [*(f"{self.folder}/{name}" for name in names), *self.actions]
 
     @property
@@ -188,8 +188,7 @@ def rows_of_tables(recordings: Sequence[Recording]) -> dict[str, list[dict[str, 
     return result
 
 
-@dataclass(frozen=True)
-class Staged:
+class Staged(NamedTuple):
     """A script in its scene, with the joints (T, 7) and tool poses (T, 6) that the arm goes through."""
 
     script: Script
@@ -203,10 +202,10 @@ class Staged:
 def follow(scene: scenes.Scene, script: Script, home: tuple[float, ...], frames: int) -> tuple[Array, Array] | None:
     """Joints (T, 7) and tool poses (T, 6) along a script, or None where the arm can't follow."""
     solver = Solver(scene.model, scene.data, home)
-    joints, _ = solver.solve(script.path.at(0.0).pose, np.array(home), iterations=400)
+    joints, _ = solver.solve(script.path.at(0.0), np.array(home), iterations=400)
     states, poses = [], []
     for time in np.linspace(0.0, 1.0, frames).tolist():
-        joints, miss = solver.solve(script.path.at(time).pose, joints)
+        joints, miss = solver.solve(script.path.at(time), joints)
         if miss > FARTHEST_MISS:
             return None
         position, rotation = solver.reached(joints)
@@ -230,7 +229,7 @@ def stage(recording: Recording) -> Staged:
         taken = [item.pose[0] for item in script.placed]
         taken += [script.path.at(step / 8).position for step in range(9)]
         placed = script.placed + scenes.distractors(rng, kinds, taken)
-        palette = arm.unseen_palette if recording.unseen else arm.palettes[rng.integers(len(arm.palettes))]
+        palette = arm.unseen_palette if recording.unseen else shapes.draw(rng, arm.palettes)
         view = scenes.view_of(room, rng, fixed=bool(recording.pairs))
         lamp = scenes.lamp_of(room, view, rng)
         scene = scenes.build_scene(arm, palette, scenes.tinted(room, rng), placed)
@@ -280,20 +279,17 @@ def perform(recording: Recording, data_dir: Path, size: int) -> None:
     if not recording.pairs:
         write_bytes(root / recording.name, encode_video(images))
         return
+    actions = np.concatenate([states[1:, :6], states[1:, 14:]], axis=1)
     for image, frame in zip(images, recording.wanted, strict=True):
         write_bytes(root / recording.image(frame), encode_png(image))
         write_bytes(root / recording.state(frame), npy_bytes(states[frame]))
-    actions = np.concatenate([states[1:, :6], states[1:, 14:]], axis=1)
-    for frame in recording.wanted[:-1]:
-        write_bytes(root / recording.action(frame), npy_bytes(actions[frame : frame + STRIDE]))
+        if frame < len(actions):
+            write_bytes(root / recording.action(frame), npy_bytes(actions[frame : frame + STRIDE]))
 
 
 def encode_png(image: Frame) -> bytes:
     """An RGB image (H, W, 3) as PNG."""
-    done, data = cv2.imencode(".png", image[..., ::-1], [cv2.IMWRITE_PNG_COMPRESSION, 4])
-    if not done:
-        raise LaryError("OpenCV could not encode a PNG.")
-    return data.tobytes()
+    return cv2.imencode(".png", image[..., ::-1], [cv2.IMWRITE_PNG_COMPRESSION, 4])[1].tobytes()
 
 
 def encode_video(frames: list[Frame]) -> bytes:
@@ -307,9 +303,8 @@ def encode_video(frames: list[Frame]) -> bytes:
     encoder = next((name for name in ENCODERS if name in av.codecs_available), None)
     if encoder is None:
         raise LaryError("This PyAV has no H.264 encoder: install the wheel of 'av' from PyPI.")
-    buffer = io.BytesIO()
+    buffer, options = io.BytesIO(), X264 if encoder == ENCODERS[0] else {}
     with av.open(buffer, "w", format="mp4") as container:
-        options = X264 if encoder == "libx264" else {}
         stream: Any = container.add_stream(encoder, rate=FRAMES_PER_SECOND, options=options)
         stream.height, stream.width = frames[0].shape[:2]
         stream.pix_fmt = "yuv420p"

@@ -155,7 +155,8 @@ def perform_all(recordings: Sequence[Recording], data_dir: Path, config: Simulat
     """Perform recordings here, or in several fresh processes; yields once for each that is done."""
     if config.processes == 1 or len(recordings) < 2:
         for recording in recordings:
-            yield perform(recording, data_dir, config.size)
+            perform(recording, data_dir, config.size)
+            yield
         return
     # Fresh processes: MuJoCo and OpenCV have threads of their own, which a fork would not survive.
     context = multiprocessing.get_context("spawn")

@@ -45,23 +45,17 @@ def turn(axis: tuple[float, float, float] | Array, angle: float) -> Array:
     return np.asarray(np.eye(3) + math.sin(angle) * cross + (1 - math.cos(angle)) * (cross @ cross))
 
 
-def from_rpy(roll: float, pitch: float, yaw: float) -> Array:
-    """Rotation (3, 3) from roll, pitch, yaw."""
-    return turn((0, 0, 1), yaw) @ turn((0, 1, 0), pitch) @ turn((1, 0, 0), roll)
-
-
 def to_rpy(rotation: Array) -> Array:
     """Roll, pitch, yaw (3,) of a rotation; pitch in [-pi/2, pi/2]."""
     pitch = math.asin(float(np.clip(-rotation[2, 0], -1, 1)))
-    roll = math.atan2(rotation[2, 1], rotation[2, 2])
-    return np.array([roll, pitch, math.atan2(rotation[1, 0], rotation[0, 0])])
+    roll, yaw = math.atan2(rotation[2, 1], rotation[2, 2]), math.atan2(rotation[1, 0], rotation[0, 0])
+    return np.array([roll, pitch, yaw])
 
 
 def rotation_vector(rotation: Array) -> Array:
     """Axis times angle (3,) of a rotation, angle in [0, pi)."""
-    vector = 0.5 * np.array(
-        [rotation[2, 1] - rotation[1, 2], rotation[0, 2] - rotation[2, 0], rotation[1, 0] - rotation[0, 1]]
-    )
+    skew = rotation - rotation.T
+    vector = 0.5 * np.array([skew[2, 1], skew[0, 2], skew[1, 0]])
     sine, cosine = float(np.linalg.norm(vector)), 0.5 * (float(np.trace(rotation)) - 1)
     if sine < 1e-9:
         return np.zeros(3)
@@ -77,6 +71,16 @@ def quaternion(rotation: Array) -> Array:
     return result
 
 
+@dataclass(frozen=True)
+class ToolState:
+    """The tool: position (3,), rotation (3, 3), opening in metres, command (-1 closed, 1 open)."""
+
+    position: Array
+    rotation: Array
+    width: float
+    command: float
+
+
 class Solver:
     """Damped least squares for the seven joints of an arm, drawn to the home posture."""
 
@@ -85,7 +89,7 @@ class Solver:
 
         self.model, self.data, self.home = model, data, np.array(home)
         self.site = mujoco.mj_name2id(model, mujoco.mjtObj.mjOBJ_SITE, "tool")
-        self.low, self.high = model.jnt_range[:7, 0].copy(), model.jnt_range[:7, 1].copy()
+        self.low, self.high = model.jnt_range[:7].T.copy()
         self.willing = np.where(model.jnt_type[:7] == mujoco.mjtJoint.mjJNT_SLIDE, RAIL, 1.0)
 
     def reached(self, joints: Array) -> Pose:
@@ -96,15 +100,15 @@ class Solver:
         mujoco.mj_kinematics(self.model, self.data)
         return self.data.site_xpos[self.site].copy(), self.data.site_xmat[self.site].reshape(3, 3).copy()
 
-    def solve(self, target: Pose, start: Array, iterations: int = 80) -> tuple[Array, float]:
+    def solve(self, target: ToolState, start: Array, iterations: int = 80) -> tuple[Array, float]:
         """Joints (7,) that bring the tool to `target`, and the distance in metres that is left."""
         import mujoco
 
-        joints = start.copy()
-        moves, turns = np.empty((3, self.model.nv)), np.empty((3, self.model.nv))
+        joints = start
+        moves, turns = np.empty((2, 3, self.model.nv))
         for step in range(iterations + 1):
             position, rotation = self.reached(joints)
-            error = np.concatenate([target[0] - position, rotation_vector(target[1] @ rotation.T)])
+            error = np.concatenate([target.position - position, rotation_vector(target.rotation @ rotation.T)])
             distance, angle = float(np.linalg.norm(error[:3])), float(np.linalg.norm(error[3:]))
             if step == iterations or (distance < POSITION_TOLERANCE and angle < ROTATION_TOLERANCE):
                 break
@@ -135,20 +139,6 @@ class Solver:
 
 
 # Paths
-
-
-@dataclass(frozen=True)
-class ToolState:
-    """The tool: position (3,), rotation (3, 3), opening in metres, command (-1 closed, 1 open)."""
-
-    position: Array
-    rotation: Array
-    width: float
-    command: float
-
-    @property
-    def pose(self) -> Pose:
-        return self.position, self.rotation
 
 
 Phase = Callable[[float], ToolState]

@@ -57,8 +57,7 @@ class Hits:
 
     def only(self, chosen: Mask) -> Hits:
         """Some of them."""
-        parts = (self.rays, self.geom, self.distance, self.normal)
-        return Hits(self.origin, *(part[chosen] for part in parts))
+        return Hits(self.origin, self.rays[chosen], self.geom[chosen], self.distance[chosen], self.normal[chosen])
 
 
 def dot(first: Array, second: Array) -> Array:

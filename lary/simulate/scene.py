@@ -74,20 +74,16 @@ def _palette(main: Colour, accent: Colour) -> dict[str, Material]:
     return painted | BARE
 
 
-def _mjcf(name: str) -> str:
-    return Path(__file__).with_name(f"{name}.xml").read_text(encoding="utf-8")
-
-
-def _materials(entry: Mapping[str, Any]) -> dict[str, Material]:
+def _materials(entry: Mapping[str, Any]) -> dict[str, Any]:
     return {part: Material(**look) for part, look in entry.items()}
 
 
 BARE = _materials(SCENERY["bare"])
 """What is not painted of arms and tables."""
-ROOM_XML = _mjcf("room")
+_MJCF = {name: Path(__file__).with_name(f"{name}.xml").read_text("utf-8") for name in ("room", *SCENERY["arms"])}
 ARMS = {
     name: Arm(
-        _mjcf(name), entry["home"], [_palette(*pair) for pair in entry["palettes"]], _palette(*entry["unseen_palette"])
+        _MJCF[name], entry["home"], [_palette(*pair) for pair in entry["palettes"]], _palette(*entry["unseen_palette"])
     )
     for name, entry in SCENERY["arms"].items()
 }
@@ -124,7 +120,7 @@ def build_scene(arm: Arm, palette: Mapping[str, Material], room: Room, placed: S
     model = mujoco.MjModel.from_xml_string(
         '<mujoco><compiler angle="radian" autolimits="true"/><option gravity="0 0 0"><flag contact="disable"/></option>'
         '<default><geom contype="0" conaffinity="0" density="1000"/></default>'
-        f"<worldbody>{arm.xml}{ROOM_XML}{things}</worldbody></mujoco>"
+        f"<worldbody>{arm.xml}{_MJCF['room']}{things}</worldbody></mujoco>"
     )
     fixed = {"table": room.table, "wall": room.wall, "floor": room.floor, **palette}
     names = [model.geom(number).name for number in range(model.ngeom)]
@@ -156,11 +152,12 @@ def distractors(rng: np.random.Generator, kinds: Sequence[str], taken: Sequence[
     points = [point[:2] for point in taken]
     for number in range(int(rng.integers(1, 4))):
         for _ in range(40):
-            place = np.array([rng.uniform(0.22, 0.78), rng.uniform(-0.46, 0.46), 0.0])
-            if all(float(np.hypot(*(place[:2] - point))) > 0.17 for point in points):
+            spot = rng.uniform((0.22, -0.46), (0.78, 0.46))
+            if all(float(np.hypot(*(spot - point))) > 0.17 for point in points):
                 thing = shapes.make_thing(shapes.draw(rng, kinds), rng, f"extra{number}")
-                result.append(Placed(thing, (place, turn(UP, float(rng.uniform(-3, 3))))))
-                points.append(place[:2])
+                pose = np.append(spot, 0.0), turn(UP, float(rng.uniform(-3, 3)))
+                result.append(Placed(thing, pose))
+                points.append(spot)
                 break
     return result
 
@@ -179,8 +176,8 @@ def tinted(room: Room, rng: np.random.Generator) -> Room:
 
 def view_of(room: Room, rng: np.random.Generator, *, fixed: bool) -> View:
     """The camera of a room, nudged by degrees and centimetres, or as a `fixed` tripod gives way."""
-    azimuth, elevation, distance = room.pair_camera if fixed else room.camera
-    azimuth, elevation = math.radians(azimuth), math.radians(elevation)
+    *angles, distance = room.pair_camera if fixed else room.camera
+    azimuth, elevation = map(math.radians, angles)
     shake = 0.004
     if not fixed:
         azimuth += float(rng.normal(0, 0.05))
@@ -196,6 +193,6 @@ def view_of(room: Room, rng: np.random.Generator, *, fixed: bool) -> View:
 def lamp_of(room: Room, view: View, rng: np.random.Generator) -> Lamp:
     """A lamp above and to one side of the camera, brighter or dimmer by the draw."""
     side = math.copysign(1.0, view.position[1]) * float(rng.choice([-1.0, 0.6]))
-    position = np.array([rng.uniform(0.5, 1.0), side * rng.uniform(0.5, 1.1), rng.uniform(1.5, 2.0)])
+    position = rng.uniform((0.5, 0.5, 1.5), (1.0, 1.1, 2.0)) * (1, side, 1)
     tint = np.array([1 + room.warmth, 1.0, 1 - room.warmth])
     return Lamp(position, tint * float(rng.uniform(0.80, 1.05)), tint[::-1] * float(rng.uniform(0.30, 0.42)))

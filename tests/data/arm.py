@@ -1,7 +1,5 @@
 """A small data set of one arm's actions, for tests of targets and statistics."""
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any

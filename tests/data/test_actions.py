@@ -1,7 +1,5 @@
 """Action chunks: reading their files, and the motion between their steps."""
 
-from __future__ import annotations
-
 from pathlib import Path
 
 import numpy as np

@@ -1,7 +1,5 @@
 """Unpacking: honest archives in every form come out whole, hostile ones leave nothing behind."""
 
-from __future__ import annotations
-
 import gzip
 import io
 import stat

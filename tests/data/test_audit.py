@@ -1,7 +1,5 @@
 """The audit: what it must find in the published tables, in planted files, and in splits drawn by episode."""
 
-from __future__ import annotations
-
 import json
 import lzma
 from dataclasses import replace

@@ -1,7 +1,5 @@
 """Clips are cut frame-exact and reversed; failures are named."""
 
-from __future__ import annotations
-
 from pathlib import Path
 from typing import Any
 

@@ -1,7 +1,5 @@
 """Download of data sets: terms first, then files, checked, resumed, unpacked; hubs are replaced at their libraries."""
 
-from __future__ import annotations
-
 import hashlib
 import io
 import json

@@ -1,7 +1,5 @@
 """Frames of clips: exact by index against decoding in order; torn and hostile videos are refused."""
 
-from __future__ import annotations
-
 import os
 import struct
 from pathlib import Path

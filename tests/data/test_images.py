@@ -1,7 +1,5 @@
 """Images: both readers agree, torn files are refused, and no header makes a decoder allocate gigabytes."""
 
-from __future__ import annotations
-
 import io
 import os
 import struct

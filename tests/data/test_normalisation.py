@@ -1,7 +1,5 @@
 """Normalisation: statistics and their file, targets and the inverse, relative actions, and failures by name."""
 
-from __future__ import annotations
-
 import json
 from dataclasses import replace
 from pathlib import Path

@@ -1,7 +1,5 @@
 """Frame indices: sampled where something moves; clips that fail are named."""
 
-from __future__ import annotations
-
 import shutil
 from pathlib import Path
 

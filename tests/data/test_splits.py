@@ -1,7 +1,5 @@
 """Tables of splits: found by name, drawn by group, and split by row, episode or segment."""
 
-from __future__ import annotations
-
 from collections import Counter
 from dataclasses import replace
 from pathlib import Path

@@ -1,7 +1,5 @@
 """Tables of samples: both published path forms, ids and groups, strict CSV, and what is refused in a sentence."""
 
-from __future__ import annotations
-
 import csv
 from dataclasses import replace
 from pathlib import Path

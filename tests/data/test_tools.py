@@ -1,7 +1,5 @@
 """The data tools as commands: the benchmark's own command lines, and tools that are stopped."""
 
-from __future__ import annotations
-
 import os
 import shutil
 import signal

@@ -1,7 +1,5 @@
 """The integrity checker: planted defects are found, good files are not accused, a killed run resumes."""
 
-from __future__ import annotations
-
 import json
 import os
 import signal

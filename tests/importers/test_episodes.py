@@ -1,7 +1,5 @@
 """Pairs on a grid, atomic motions and their labels."""
 
-from __future__ import annotations
-
 from dataclasses import replace
 from itertools import pairwise
 from typing import Any

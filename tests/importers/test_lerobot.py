@@ -1,7 +1,5 @@
 """LeRobot data sets in each format come back frame by frame, and run through extraction and a probe."""
 
-from __future__ import annotations
-
 import json
 import shutil
 from pathlib import Path

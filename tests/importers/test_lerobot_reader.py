@@ -1,7 +1,5 @@
 """Descriptions and lists of LeRobot data sets, and frames of their rows by time stamps."""
 
-from __future__ import annotations
-
 import json
 from pathlib import Path
 from typing import Any

@@ -1,7 +1,5 @@
 """Plain trajectories become pairs and motions, videos with a table of labels become clips."""
 
-from __future__ import annotations
-
 import shutil
 from collections.abc import Sequence
 from pathlib import Path

@@ -1,7 +1,5 @@
 """What the tests of the store share: an identity, drawn tokens, and stores of shards in small units."""
 
-from __future__ import annotations
-
 from pathlib import Path
 from typing import Any
 

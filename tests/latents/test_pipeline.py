@@ -1,7 +1,5 @@
 """The stages of an extraction: the same bits on a device as on the CPU, whatever shares a batch."""
 
-from __future__ import annotations
-
 import numpy as np
 import torch
 

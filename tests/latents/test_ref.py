@@ -1,7 +1,5 @@
 """Latents of a split by their reference: both kinds of stores, pooled when written or read, rows of other samples."""
 
-from __future__ import annotations
-
 import os
 import shutil
 from collections.abc import Callable

@@ -1,7 +1,5 @@
 """Latents read back: both layouts as other programs and hostile ones may have written them."""
 
-from __future__ import annotations
-
 import io
 import json
 import os

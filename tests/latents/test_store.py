@@ -1,7 +1,5 @@
 """What a store is: its identity, who may write into its folder, number formats, and pooling."""
 
-from __future__ import annotations
-
 from pathlib import Path
 from typing import Any
 

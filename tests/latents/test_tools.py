@@ -1,7 +1,5 @@
 """``lary latents``: info, verify, convert and export."""
 
-from __future__ import annotations
-
 import os
 import shutil
 from pathlib import Path

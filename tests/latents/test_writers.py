@@ -1,7 +1,5 @@
 """What stores write: whole files of the library, the same bytes for the same rows."""
 
-from __future__ import annotations
-
 import errno
 import os
 from pathlib import Path

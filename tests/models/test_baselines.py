@@ -1,7 +1,6 @@
 """Baselines against values by hand."""
 
-from __future__ import annotations
-
+import cv2
 import numpy as np
 import torch
 
@@ -11,23 +10,9 @@ from lary.models.running import LoadedEncoder, build
 from lary.models.spec import MODELS, ModelContext
 from lary.types import WeightsIdentity
 
-WEIGHTLESS = [spec.name for spec in MODELS if spec.weights is None]
-
 
 def make(name: str, seed: int = 0) -> LoadedEncoder:
     return build(MODELS.get(name), ModelContext("cpu", "corrected", seed=seed))
-
-
-def batch_for(name: str, frames: int) -> torch.Tensor:
-    """Smooth noise that moves a little from frame to frame, three clips."""
-    import cv2
-
-    clips = []
-    for seed in range(3):
-        noise = np.random.default_rng(seed).integers(0, 256, (15, 20, 3), dtype=np.uint8)
-        image = cv2.resize(noise, (80, 60), interpolation=cv2.INTER_CUBIC)
-        clips.append(np.stack([np.roll(image, (step, 2 * step), axis=(0, 1)) for step in range(frames)]))
-    return torch.from_numpy(np.stack([prepare(clip, MODELS.get(name).preprocess) for clip in clips]))
 
 
 def test_frame_difference_sees_change_alone() -> None:
@@ -40,8 +25,6 @@ def test_frame_difference_sees_change_alone() -> None:
 
 
 def test_optical_flow_finds_a_shift() -> None:
-    import cv2
-
     noise = np.random.default_rng(0).integers(0, 256, (128, 128, 3), dtype=np.uint8)
     image = cv2.normalize(cv2.GaussianBlur(noise, (0, 0), 3), None, 0, 255, cv2.NORM_MINMAX)
     clip = np.stack([image, np.roll(image, 3, axis=1), np.roll(image, (-2, 3), axis=(0, 1))])
@@ -52,7 +35,7 @@ def test_optical_flow_finds_a_shift() -> None:
 
 
 def test_random_vit_follows_the_seed_alone() -> None:
-    clips = batch_for("random-vit", 2)
+    clips = torch.rand(3, 2, 3, 224, 224, generator=torch.Generator().manual_seed(0))
     state = torch.get_rng_state()
     first = make("random-vit", seed=3)
     assert torch.equal(torch.get_rng_state(), state), "the caller's generator was used"
@@ -60,4 +43,4 @@ def test_random_vit_follows_the_seed_alone() -> None:
     again, other = make("random-vit", seed=3), make("random-vit", seed=4)
     assert first.identity == WeightsIdentity(random=True)
     assert torch.equal(first.encode(clips).tokens, again.encode(clips).tokens)
-    assert not torch.allclose(first.encode(clips).tokens, other.encode(clips).tokens, atol=0.1)
+    assert not torch.allclose(first.encode(clips).tokens, other.encode(clips).tokens, atol=0.01)

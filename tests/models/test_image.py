@@ -1,7 +1,5 @@
 """Image backbones on tiny checkpoints: tokens, protocols, strict keys; and any backbone of transformers."""
 
-from __future__ import annotations
-
 import json
 from collections.abc import Callable
 from dataclasses import replace

@@ -1,7 +1,5 @@
 """Clips that can't be prepared; what is prepared is in the parity cases."""
 
-from __future__ import annotations
-
 from dataclasses import replace
 
 import numpy as np

@@ -1,7 +1,5 @@
 """Wan2.2, FLUX.2 and V-JEPA 2 on tiny networks of the libraries: shapes, protocols, forms of weights, what is wrong."""
 
-from __future__ import annotations
-
 import json
 from dataclasses import replace
 from pathlib import Path

@@ -1,7 +1,5 @@
 """Records of models, and models from outside the package: plug-ins and entry points."""
 
-from __future__ import annotations
-
 import json
 import subprocess
 import sys
@@ -21,14 +19,20 @@ EXAMPLE = ROOT / "examples" / "my_encoder.py"
 pytestmark = pytest.mark.usefixtures("forget_plugins")
 
 
+def forget() -> None:
+    """What plug-ins have registered is loaded anew."""
+    for name in [name for name in sys.modules if name.startswith("lary_plugin_")]:
+        del sys.modules[name]
+    MODELS._records.pop("own", None)
+
+
 @pytest.fixture
 def forget_plugins(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     """What a test registers is gone after it: other tests run over every record."""
     MODELS.names()
     monkeypatch.setattr(MODELS, "_records", dict(MODELS._records))
     yield
-    for name in [name for name in sys.modules if name.startswith("lary_plugin_")]:
-        del sys.modules[name]
+    forget()
 
 
 @pytest.fixture(scope="module")
@@ -116,28 +120,25 @@ SOUND = "clips.mean((3, 4)).repeat(1, 1, 2)[:, :, None, :4] * self.table"
 
 def write_plugin(folder: Path, answer: str, value: float = 1.0) -> Path:
     """A plug-in whose `encode` gives this answer; an earlier one is forgotten."""
+    forget()
     file = folder / "plugin.py"
     file.write_text(PLUGIN.format(answer=answer, value=value))
-    for name in [name for name in sys.modules if name.startswith("lary_plugin_")]:
-        del sys.modules[name]
-    MODELS._records.pop("own", None)
     return file
 
 
 def test_extraction_with_a_plug_in(root: Path, tmp_path: Path) -> None:
     """Tokens alone are stored, weights that changed are noticed, wrong shapes stop and rows of NaN are reported."""
-    for value, (answer, code, named) in enumerate(
-        (
-            (f"({SOUND}, torch.zeros(len(clips), 9, 1).long())", 0, ""),
-            ("clips.mean((1, 3, 4)).repeat(1, 2)[:, :4]", 0, ""),  # one token per sample
-            ("clips.mean((3, 4)).repeat(1, 1, 16).reshape(len(clips), 9, 2, 6, 4)", 0, ""),
-            ("clips.mean((1, 2, 3, 4))", 1, "expected (B, P, N, D)"),
-            ("torch.full((len(clips), 2, 3, 4), float('nan'))", 1, "12 rows could not be read"),
-        )
-    ):
+    answers = {
+        f"({SOUND}, torch.zeros(len(clips), 9, 1).long())": "",
+        "clips.mean((1, 3, 4)).repeat(1, 2)[:, :4]": "",  # one token per sample
+        "clips.mean((3, 4)).repeat(1, 1, 16).reshape(len(clips), 9, 2, 6, 4)": "",
+        "clips.mean((1, 2, 3, 4))": "expected (B, P, N, D)",
+        "torch.full((len(clips), 2, 3, 4), float('nan'))": "12 rows could not be read",
+    }
+    for value, (answer, named) in enumerate(answers.items()):
         words = ("--plugin", write_plugin(tmp_path, answer, value), "--overwrite")
-        found, err = extract(root, "own", *words, dataset="robot_1st", split="train")
-        assert (found, named in err) == (code, True), err
+        code, err = extract(root, "own", *words, dataset="robot_1st", split="train")
+        assert (code, named in err) == (int(bool(named)), True), err
     for _ in range(2):
         assert extract(root, "own", "--plugin", write_plugin(tmp_path, SOUND))[0] == 0
     code, err = extract(root, "own", "--plugin", write_plugin(tmp_path, SOUND, value=2.0))

@@ -4,8 +4,6 @@ The cases are in the folder named by ``LARY_PARITY_DIR``, or else in ``cases`` b
 ``<name>.json`` and, where it has arrays, ``<name>.npz``.
 """
 
-from __future__ import annotations
-
 import functools
 import json
 import os

@@ -1,7 +1,5 @@
 """The folder of parity cases: it has cases, and every one of them is run."""
 
-from __future__ import annotations
-
 import importlib
 from pathlib import Path
 

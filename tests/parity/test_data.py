@@ -1,7 +1,5 @@
 """The data against the published code: indices of frames, regression targets, and what the tools write."""
 
-from __future__ import annotations
-
 import json
 import re
 from pathlib import Path

@@ -1,7 +1,5 @@
 """The models against what the published code computes: what they are given, every step of their networks, tokens."""
 
-from __future__ import annotations
-
 import json
 import math
 import re

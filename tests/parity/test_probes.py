@@ -1,7 +1,5 @@
 """The probes against the published code: network outputs, schedules, draws, errors, and the sampling of the DiT."""
 
-from __future__ import annotations
-
 import math
 import re
 from typing import Any

@@ -133,6 +133,10 @@ def test_the_error_of_one_process_ends_them_all() -> None:
         launch(fail_in_one, (), ("cpu", "cpu"))
 
 
+def test_scored_rows_are_dealt_out_once_by_whole_batches() -> None:
+    assert [Team(rank, 2).dealt(7, 2).tolist() for rank in range(2)] == [[0, 1, 4, 5], [2, 3, 6]]
+
+
 @pytest.mark.parametrize("name", ["wandb", "trackio"])
 def test_trackers_get_losses_rates_and_metrics(name: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     library = Mock(__spec__=ModuleSpec(name, None))

@@ -1,7 +1,5 @@
 """Who does the units of an extraction: several processes or a Ray cluster, though some die, and after Ctrl-C."""
 
-from __future__ import annotations
-
 import shutil
 import signal
 import sys

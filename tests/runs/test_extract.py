@@ -1,7 +1,5 @@
 """Extraction: files and stamps, resume, failures, limits, other requests, what it needs beforehand."""
 
-from __future__ import annotations
-
 import csv
 import os
 import shutil
