@@ -112,10 +112,7 @@ def run_one(
 def splits_of(dataset: DatasetSpec, settings: Settings, config: ControlsConfig) -> list[str]:
     """Training and validation split; the unseen one where its latents are there."""
     roles = dataset.roles(config.splits)
-    ref = LatentsRef(
-        model=config.model, dataset=dataset.name, split=roles.get("unseen", ""), protocol=config.protocol,
-        latent=config.latent,
-    )  # fmt: skip
+    ref = LatentsRef.of(config, roles.get("unseen", ""))
     if "unseen" in roles and find_latent_table(settings, ref) is None:
         del roles["unseen"]
     return list(roles.values())

@@ -224,7 +224,9 @@ class ProbeTask:
         source = shown(self.splits[role], self.config, session.seed, training=training)
         return keep_in_memory(source, session.team.size)
 
-    def training(self, session: Session, targets: npt.NDArray[Any]) -> tuple[Any, ...]:
+    def training(
+        self, session: Session, targets: npt.NDArray[Any]
+    ) -> tuple[LatentSource, npt.NDArray[Any], tuple[str, ...]]:
         """The training split; ``shuffled-targets`` gives the samples the targets of others."""
         if self.config.control == "shuffled-targets":
             order = np.random.default_rng(session.seed).permutation(len(targets))
@@ -295,7 +297,7 @@ class ActionTask(ProbeTask):
             self.failures += found.failures
             if found.failures:
                 self.splits[role] = split.take(rows.tolist())
-                found = Targets(*(part[rows] for part in found[:3]), ())
+                found = Targets(found.values[rows], found.mean[rows], found.std[rows], ())
             self.targets[role] = found
 
     def train(self, session: Session) -> RegressionOutcome:
