@@ -6,6 +6,7 @@ import os
 import socket
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -71,3 +72,21 @@ def test_a_full_disk_leaves_no_lock(tmp_path: Path, monkeypatch: pytest.MonkeyPa
     assert not list(tmp_path.iterdir())
     with locked(tmp_path):
         pass
+
+
+@pytest.mark.parametrize("make", [
+    lambda lock, victim: lock.symlink_to(victim),
+    lambda lock, victim: lock.symlink_to(victim.with_name("new")),
+    lambda lock, victim: os.link(victim, lock),
+    lambda lock, victim: os.mkfifo(lock),
+    lambda lock, victim: lock.symlink_to("/dev/zero"),
+    lambda lock, victim: lock.mkdir(),
+])  # fmt: skip
+def test_a_lock_that_leads_elsewhere_is_refused(tmp_path: Path, make: Callable[[Path, Path], None]) -> None:
+    victim = tmp_path / "victim"
+    victim.write_text("precious")
+    (tmp_path / "folder").mkdir()
+    make(tmp_path / "folder" / LOCK, victim)
+    refused(tmp_path / "folder", "can't be a lock|Is a directory")
+    assert victim.read_text() == "precious"
+    assert not (tmp_path / "new").exists()

@@ -69,11 +69,9 @@ class LatentsRef:
     @classmethod
     def of(cls, config: Any, split: str | None = None) -> LatentsRef:
         """The latents that the options of a command ask for, of `split` in place of theirs."""
-        return cls(
-            model=config.model, dataset=config.dataset, split=config.split if split is None else split,
-            protocol=config.protocol, latent=config.latent, weights=config.weights,
-            pool=config.pool,
-        )  # fmt: skip
+        names = ("model", "dataset", "protocol", "latent", "weights", "pool")
+        given = {name: getattr(config, name, None) for name in names}
+        return cls(split=config.split if split is None else split, **given)
 
     @property
     def spec(self) -> DatasetSpec:
@@ -211,11 +209,9 @@ def open_latents(settings: Settings, ref: LatentsRef) -> SplitLatents:
     kept = table.take(rows)
     opened = open_shards if any(SHARD_MARK in entry for entry in entries) else open_files
     whole, stamp, folder = opened(settings, kept, stored, [entries[row] for row in rows])
-    manifest = read_manifest(folder) if stamp and (folder / MANIFEST).exists() else {}
-    if stamp is None:
-        store: dict[str, Any] = {"origin": "made by another program: no identity to check"}
-    else:
-        store = {"origin": "lary extract", "stamp": stamp, **manifest}
+    store: dict[str, Any] = {"origin": "made by another program: no identity to check"}
+    if stamp:
+        store = {"origin": "lary extract", "stamp": stamp, **read_manifest(folder)}
         check_origin(store, file, stored)
     source = whole if stored.pooling == ref.pooling else PooledSource(whole, ref.pooling)
     return SplitLatents(kept, source, store, left_out, folder)
@@ -229,7 +225,7 @@ def open_files(settings: Settings, table: SampleTable, ref: LatentsRef, entries:
     """Latents in files of one sample each."""
     files = resolve_latents(settings, ref, entries, table.path)
     stamp = read_stamp(files[0])
-    return NpzSource(files), stamp and asdict(stamp), files[0].parent
+    return NpzSource(files), None if stamp is None else asdict(stamp), files[0].parent
 
 
 def open_shards(settings: Settings, table: SampleTable, ref: LatentsRef, entries: list[str]) -> Opened:
@@ -330,7 +326,7 @@ def open_store(
     """
     make = KINDS[kind]
     unit_rows = -(-unit_rows // batch_size) * batch_size if kind == "shards" else BATCHES * batch_size
-    found = read_manifest(folder) if (folder / MANIFEST).exists() else {}
+    found = read_manifest(folder)
     known = found.get("store", "npz")
     if found.get("key") == identity.key and (known == kind or not overwrite):
         if known != kind:

@@ -157,8 +157,10 @@ class LatentStore:
 
 
 def read_manifest(folder: Path) -> dict[str, Any]:
-    """The manifest of a store. Raises LaryError if it is missing, none, or of a newer lary."""
+    """The manifest of a store, empty where there is none. Raises LaryError for an odd or newer one."""
     file = folder / MANIFEST
+    if not file.exists():
+        return {}
     found = read_json(file, "store manifest")
     if not isinstance(found, dict) or not isinstance(found.get("identity", {}), dict):
         raise LaryError(f"{file} is no manifest of a latent store.")

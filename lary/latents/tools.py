@@ -1,7 +1,5 @@
 """What is done with stores after extraction: describe, verify, convert, export."""
 
-from __future__ import annotations
-
 import re
 import zipfile
 from concurrent.futures import ThreadPoolExecutor
@@ -64,7 +62,7 @@ def _find(settings: Settings, config: LatentsConfig) -> _Found:
     if not folder.is_dir():
         what = f"'{config.model}' for {config.dataset} {config.split}"
         raise UsageError(f"There are no latents of {what}: {folder} does not exist.")
-    manifest = read_manifest(folder) if (folder / MANIFEST).exists() else {}
+    manifest = read_manifest(folder)
     kind = manifest.get("store", "npz")
     if kind not in KINDS:
         raise LaryError(f"{folder / MANIFEST} names the kind {kind!r}, which this lary doesn't know: update lary.")
@@ -201,8 +199,8 @@ def convert_store(config: ConvertConfig, settings: Settings) -> int:
                 )
             _copy_rows(open_latents(settings, ref), new, set(new.missing(table)))
             facts = {"key": wanted.key, "identity": asdict(wanted), "store": config.store}
-            facts |= {"unit_rows": config.shard_rows, "batch_size": 1}
-            write_json(folder / MANIFEST, store.manifest | facts)
+            units = {"unit_rows": config.shard_rows, "batch_size": 1}
+            write_json(folder / MANIFEST, store.manifest | facts | units)
         if lost := set(new.missing(table)) - absent:
             raise LaryError(f"{len(lost)} rows of {file} are missing in {folder}: run 'lary extract' first.")
         new.write_table(table, file, ref.latent_root(settings), absent)

@@ -10,8 +10,6 @@ baselines: models without weights, such as raw pixels, frame difference and opti
 Majority class and mean action need no run of their own: they are in every result.
 """
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -112,10 +110,7 @@ def run_one(
 def splits_of(dataset: DatasetSpec, settings: Settings, config: ControlsConfig) -> list[str]:
     """Training and validation split; the unseen one where its latents are there."""
     roles = dataset.roles(config.splits)
-    ref = LatentsRef(
-        model=config.model, dataset=dataset.name, split=roles.get("unseen", ""), protocol=config.protocol,
-        latent=config.latent,
-    )  # fmt: skip
+    ref = LatentsRef.of(config, roles.get("unseen", ""))
     if "unseen" in roles and find_latent_table(settings, ref) is None:
         del roles["unseen"]
     return list(roles.values())

@@ -27,7 +27,7 @@ from lary.configs import SweepConfig
 from lary.data.spec import DATASETS
 from lary.data.tables import SampleTable, read_table
 from lary.latents.pipeline import Advance, Job, Unit, UnitReport, encode_units, make_encoder, model_of, plan_units
-from lary.latents.store import MANIFEST, read_manifest
+from lary.latents.store import read_manifest
 from lary.models.running import LoadedEncoder
 from lary.registry import load_plugin
 from lary.runtime import log, pick_devices, progress
@@ -80,10 +80,10 @@ def encode_all(
     import torch
 
     assert job.store is not None
+    units = plan_units(pending, job.store.unit_rows)
     local = job.config.engine == "local"
     processes = len(devices) if local else 1
     job = replace(job, pending=len(pending), threads=torch.get_num_threads(), processes=processes)
-    units = plan_units(pending, job.store.unit_rows)
     with StopRequest() as stop, progress(len(pending), title) as bar:
         if not local:
             found = extract_on_ray(job, units, stop, bar.advance)
@@ -128,7 +128,7 @@ def check_shared(job: Job) -> None:
 
     assert job.store is not None
     folder = job.store.folder
-    there = (folder / MANIFEST).is_file() and read_manifest(folder).get("key") == job.store.identity.key
+    there = read_manifest(folder).get("key") == job.store.identity.key
     if not (there and job.table.is_file()):
         raise LaryError(
             f"The machine {socket.gethostname()} does not see {folder} or {job.table}: all machines need one file "

@@ -7,8 +7,6 @@ own, with the source in place of the target, or the frames in another order, and
 extracted like any other into ``$LARY_LA_DIR/controls/<control>``.
 """
 
-from __future__ import annotations
-
 import json
 import math
 import shlex
@@ -39,7 +37,7 @@ from lary.latents.ref import (
     open_latents,
     open_store,
 )
-from lary.latents.store import MANIFEST, LatentStore, StoreIdentity, check_pool, read_manifest
+from lary.latents.store import LatentStore, StoreIdentity, check_pool, read_manifest
 from lary.locks import locked
 from lary.models.running import LoadedEncoder
 from lary.models.spec import locate_weights
@@ -190,7 +188,7 @@ def open_run(run: Run) -> LatentStore:
 def estimate(config: ExtractConfig, settings: Settings) -> str:
     """Measure a few missing rows and say what an extraction needs; nothing is changed."""
     run = prepare_run(config, settings)
-    there = (run.folder / MANIFEST).exists() and not config.overwrite
+    there = read_manifest(run.folder) and not config.overwrite
     missing = open_run(run).missing(run.table) if there else list(range(len(run.table)))
     # On a CPU, rows are encoded one by one anyway, and a few of them are enough for a slow model.
     size = 1 if run.devices[0] == "cpu" else config.batch_size
@@ -274,7 +272,7 @@ def check_media(dataset: DatasetSpec, mode: Mode | None, stride: int | None) -> 
 def as_before(folder: Path, identity: StoreIdentity) -> StoreIdentity:
     """The identity, without weights where a store of version 0.1 is there that names none."""
     unnamed = replace(identity, weights="")
-    if identity.weights and (folder / MANIFEST).is_file() and read_manifest(folder).get("key") == unnamed.key:
+    if identity.weights and read_manifest(folder).get("key") == unnamed.key:
         log.warning(
             "%s was begun by version 0.1, which did not record the weights of '%s': if they have changed since, pass "
             "--overwrite", folder, identity.model,

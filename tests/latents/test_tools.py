@@ -2,7 +2,6 @@
 
 import os
 import shutil
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -13,10 +12,8 @@ from safetensors.numpy import load_file
 from lary.configs import ConvertConfig, ExtractConfig
 from lary.latents.ref import LatentsRef, open_latents
 from lary.latents.tools import convert_store
-from lary.locks import LOCK
 from lary.runs.extract import extract
 from tests.helpers import lary, settings_of
-from tests.hostile.harness import refused
 from tests.latents.conftest import contents
 
 ASK = ("--model", "pixels", "--dataset", "calvin", "--split", "val")
@@ -163,20 +160,3 @@ def test_latents_that_nobody_has_extracted(root: Path, command: tuple[str, ...])
     done = lary("latents", *command, "--model", "random-vit", *ASK[2:], root=root)
     assert done.code == 2
     assert "There are no latents of 'random-vit' for calvin val" in done.err
-
-
-LOCKS: dict[str, Callable[[Path, Path], None]] = {
-    "link": lambda lock, victim: lock.symlink_to(victim),
-    "link to nowhere": lambda lock, victim: lock.symlink_to(victim.with_name("new")),
-    "second name": lambda lock, victim: os.link(victim, lock),
-    "pipe": lambda lock, victim: os.mkfifo(lock),
-    "device": lambda lock, victim: lock.symlink_to("/dev/zero"),
-    "folder": lambda lock, victim: lock.mkdir(),
-}
-
-
-@pytest.mark.parametrize("case", LOCKS)
-def test_lock_that_leads_elsewhere(root: Path, case: str) -> None:
-    (root / "victim").write_text("precious")
-    LOCKS[case](folder_of(root) / LOCK, root / "victim")
-    refused(root, lambda: extract(CONFIG, settings_of(root)), "can't be a lock|Is a directory")

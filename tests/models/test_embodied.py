@@ -79,8 +79,9 @@ def test_villa_refuses_a_configuration_that_does_not_fit(changes: dict[str, Any]
 
 
 def test_villa_refuses_another_architecture_and_names_unknown_fields(tmp_path: Path, caplog: Any) -> None:
+    plain = open_villa(save_villa(VILLA, tmp_path)).identity
     with caplog.at_level(logging.WARNING):
-        open_villa(save_villa(VILLA, tmp_path, proprio_dim=7, grid_size=2))
+        assert open_villa(save_villa(VILLA, tmp_path, proprio_dim=7, grid_size=2)).identity != plain
     assert ("proprio_dim" in caplog.text, "grid_size" in caplog.text) == (True, False)
     (tmp_path / "model_config.json").write_text(json.dumps({"architecture": "ActorModel", "config": VILLA.config}))
     with pytest.raises(LaryError, match="not the configuration of a villa-X latent action model"):

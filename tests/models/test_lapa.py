@@ -126,6 +126,8 @@ def test_backbone_comes_from_its_own_folder_where_the_file_has_none(tmp_path: Pa
     parts, whole = (load(tmp_path / name, spec, DINO_V3_PATH=tmp_path / "DINOv3") for name in ("own.pt", "whole.pt"))
     assert torch.equal(parts.encode(CLIPS).tokens, whole.encode(CLIPS).tokens)
     assert parts.identity != whole.identity
+    transformers.DINOv3ViTModel(transformers.DINOv3ViTConfig(**DINOV3)).save_pretrained(tmp_path / "DINOv3")
+    assert load(tmp_path / "own.pt", spec, DINO_V3_PATH=tmp_path / "DINOv3").identity != parts.identity
     with pytest.raises(UsageError, match=r"'dinov3, encoder of frames': DINO_V3_PATH points to /nowhere"):
         load(tmp_path / "own.pt", spec, DINO_V3_PATH="/nowhere")
 
