@@ -15,7 +15,7 @@ from lary.latents.ref import LatentsRef, PooledSource, SplitLatents, find_latent
 from lary.latents.sources import ShardSource
 from lary.runs.extract import extract
 from lary.types import RANDOM, LaryError, UsageError
-from tests.helpers import rows_of, settings_of
+from tests.helpers import fails, rows_of, settings_of
 from tests.hostile.harness import refused
 from tests.tiny import save_tiny
 from tests.tree import write_table
@@ -25,12 +25,6 @@ REF = LatentsRef(model="pixels", dataset="calvin", split="val")
 
 def config(split: str, model: str = "pixels", **changes: Any) -> ExtractConfig:
     return ExtractConfig(**{"model": model, "dataset": "calvin", "split": split, "batch_size": 2, **changes})
-
-
-@pytest.fixture
-def root(tree: Path, tmp_path: Path) -> Path:
-    shutil.copytree(tree, tmp_path / "root")
-    return tmp_path / "root"
 
 
 def opened(root: Path, **changes: Any) -> SplitLatents:
@@ -55,8 +49,7 @@ def test_tables_and_folders_have_the_published_names_and_differences_behind_them
     assert changed.table(settings) == tmp_path / "latent_actions/controls/static-pair/data/val_la_calvin_5_pixels.csv"
     assert clips.table(settings).name == "val_la_human_1st_pixels.csv"
     assert find_latent_table(settings, REF) is None
-    with pytest.raises(UsageError, match=r"'lary extract --model pixels --dataset calvin --split val' first"):
-        open_latents(settings, REF)
+    fails(UsageError, r"'lary extract --model pixels --dataset calvin --split val' first", open_latents, settings, REF)
 
 
 def test_latents_of_a_program_that_nobody_knows_are_opened(root: Path) -> None:
@@ -74,8 +67,7 @@ def test_latents_of_a_program_that_nobody_knows_are_opened(root: Path) -> None:
     assert "another program" in found.store["origin"]
     table = root / "data" / "val_la_calvin_5_stranger.csv"
     (root / "data" / "val_la_calvin_5_other.csv").write_text(table.read_text().replace("own_1", "a/stranger/own_1"))
-    with pytest.raises(UsageError, match="latents of another model than 'other'"):
-        opened(root, model="other")
+    fails(UsageError, "latents of another model than 'other'", opened, root, model="other")
 
 
 def test_both_kinds_give_the_same_latents(root: Path) -> None:
@@ -99,24 +91,19 @@ def test_both_kinds_give_the_same_latents(root: Path) -> None:
 def test_a_row_of_another_sample_is_noticed(root: Path) -> None:
     report = extract(config("val", store="shards", shard_rows=4), settings_of(root))
     text = report.table.read_text()
-    report.table.write_text(text.replace("shard_00000.safetensors#1", "shard_00000.safetensors#2", 1))
-    with pytest.raises(LaryError, match=r"row 2: .*shard_00000.safetensors has the latents of another sample in row 2"):
-        opened(root)
-    for cell, message in (
-        ("0.safetensors#99", "fewer rows"),
-        ("0.safetensors#x", "names no row of a shard"),
-        ("0.safetensors#", "names no row of a shard"),
-        ("9.safetensors#1", "1 of 4 latent files"),
-    ):
-        report.table.write_text(text.replace("0.safetensors#1", cell, 1))
-        with pytest.raises(LaryError, match=message):
-            opened(root)
-    report.table.write_text(text.replace("calvin/val/pixels/shard_00000", "../../val/pixels/shard_00000", 1))
-    with pytest.raises(UsageError, match="leaves its root"):
-        opened(root)
-    report.table.write_text(text.replace("shard_00000.safetensors#1", "latent_action_00000001.npz", 1))
-    with pytest.raises(UsageError, match="names no row of a shard"):
-        opened(root)
+    first, none = "shard_00000.safetensors#", "names no row of a shard"
+    cells = {
+        f"{first}2": r"row 2: .*shard_00000.safetensors has the latents of another sample in row 2",
+        f"{first}99": "fewer rows",
+        f"{first}x": none,
+        first: none,
+        "latent_action_00000001.npz": none,
+        "shard_00009.safetensors#1": "1 of 4 latent files",
+        f"../../../../{first}1": "leaves its root",
+    }
+    for cell, message in cells.items():
+        report.table.write_text(text.replace(f"{first}1", cell, 1))
+        fails(LaryError, message, opened, root)
 
 
 def test_pooled_when_written_or_when_read(root: Path) -> None:
@@ -135,12 +122,9 @@ def test_pooled_when_written_or_when_read(root: Path) -> None:
     np.testing.assert_allclose(opened(root, pool="mean").source.read([2])[0], plain[2].mean(1, keepdims=True), 1e-5)
     cells = plain[2].reshape(2, 4, 2, 4, 2, 50).mean((2, 4)).reshape(2, 16, 50)
     np.testing.assert_allclose(opened(root, pool="grid:4").source.read([2])[0], cells, 1e-5, 1e-6)
-    with pytest.raises(UsageError, match="grid of 8 x 8"):
-        opened(root, pool="grid:9")
-    with pytest.raises(UsageError, match="extract with --pool cls"):
-        opened(root, pool="cls")
-    with pytest.raises(UsageError, match="expected none, mean, cls or grid:K"):
-        opened(root, pool="max")
+    fails(UsageError, "grid of 8 x 8", opened, root, pool="grid:9")
+    fails(UsageError, "extract with --pool cls", opened, root, pool="cls")
+    fails(UsageError, "expected none, mean, cls or grid:K", opened, root, pool="max")
 
 
 def test_class_tokens_of_a_backbone_are_stored(root: Path, tmp_path: Path) -> None:

@@ -18,6 +18,7 @@ from lary.data.tables import SampleTable
 from lary.latents.sources import MOST_BYTES, NpzSource, ShardSource, Stamp, read_shard, read_stamp, read_tokens
 from lary.latents.writers import ShardStore, write_latents
 from lary.types import LaryError, MediaError
+from tests.helpers import fails
 from tests.latents.conftest import IDENTITY, draw, fill, shards_in, source_of
 
 # One file per sample
@@ -59,15 +60,13 @@ def test_sizes_that_contradict_the_file_are_refused_before_anything_unpacks(tmp_
     ):
         out.write(npy((1, size // 4)) + bytes(size))
     assert file.stat().st_size < size / 100
-    with pytest.raises(MediaError, match="which is refused"):
-        read_tokens(file)
+    fails(MediaError, "which is refused", read_tokens, file)
     archive(file, npy((2, 2), data=b"\0" * 16))
     data = bytearray(file.read_bytes())
     for claimed in (MOST_BYTES + 1, 1 << 20):
         struct.pack_into("<L", data, data.rfind(b"PK\x01\x02") + 24, claimed)
         file.write_bytes(bytes(data))
-        with pytest.raises(MediaError, match=r"latents\.npz"):
-            read_tokens(file)
+        fails(MediaError, r"latents\.npz", read_tokens, file)
 
 
 def test_damaged_bytes_and_odd_archives_are_refused(tmp_path: Path) -> None:
@@ -79,14 +78,11 @@ def test_damaged_bytes_and_odd_archives_are_refused(tmp_path: Path) -> None:
         encrypted[encrypted.find(signature) + offset] |= 1
     for data, message in ((whole.replace(b"ABCD", b"ABCE", 1), "CRC"), (bytes(encrypted), "encrypted")):
         file.write_bytes(data)
-        with pytest.raises(MediaError, match=message):
-            read_tokens(file)
+        fails(MediaError, message, read_tokens, file)
     archive(file, npy((2, 2), data=b"\0" * 16), method=zipfile.ZIP_LZMA)
-    with pytest.raises(MediaError, match="packed by method"):
-        read_tokens(file)
+    fails(MediaError, "packed by method", read_tokens, file)
     archive(file, npy((2, 2), data=b"\0" * 16), name="../tokens.npy")
-    with pytest.raises(MediaError, match="no array 'tokens'"):
-        read_tokens(file)
+    fails(MediaError, "no array 'tokens'", read_tokens, file)
 
 
 @pytest.mark.parametrize("kind", ["<f2", ">f4", "<f8", "<i4", "|u1"])
@@ -218,8 +214,7 @@ def test_what_is_no_shard_is_refused(shard: Path, case: str) -> None:
         shard.write_bytes(NO_SHARDS[case])
     else:
         rewritten(shard, LIES.get(case, lambda header: None), extra=b"" if case in LIES else b"x")
-    with pytest.raises(LaryError, match=r"shard_00000.safetensors is damaged or no shard"):
-        read_shard(shard)
+    fails(LaryError, r"shard_00000.safetensors is damaged or no shard", read_shard, shard)
 
 
 def test_links_and_other_kinds_of_files_are_refused(shard: Path, tmp_path: Path) -> None:
@@ -231,8 +226,7 @@ def test_links_and_other_kinds_of_files_are_refused(shard: Path, tmp_path: Path)
         ("no", "can't be opened"),
         ("pipe", "regular"),
     ):
-        with pytest.raises(LaryError, match=message):
-            read_shard(tmp_path / name)
+        fails(LaryError, message, read_shard, tmp_path / name)
 
 
 def test_a_file_that_is_exchanged_between_check_and_use_is_noticed(shard: Path, tmp_path: Path) -> None:
@@ -241,9 +235,7 @@ def test_a_file_that_is_exchanged_between_check_and_use_is_noticed(shard: Path, 
     other.write_bytes(shard.read_bytes())
     shard.unlink()
     shard.symlink_to(other)
-    with pytest.raises(LaryError, match="is a link"):
-        source.read([0])
+    fails(LaryError, "is a link", source.read, [0])
     shard.unlink()
     shard.write_bytes(other.read_bytes()[:-40])
-    with pytest.raises(LaryError, match="was changed while it was in use"):
-        source.read([0])
+    fails(LaryError, "was changed while it was in use", source.read, [0])

@@ -14,6 +14,7 @@ from lary.data.tables import SampleTable
 from lary.latents.ref import open_store
 from lary.latents.store import StoreIdentity, pooled_latents, pooled_tokens, read_manifest
 from lary.types import LaryError, Latents, MediaError, UsageError
+from tests.helpers import fails
 from tests.latents.conftest import IDENTITY, contents, draw, fill, shards_in
 
 
@@ -24,8 +25,7 @@ def test_float16_says_what_it_cannot_hold(tmp_path: Path, kind: Any) -> None:
     with store.writer(0) as write:
         with pytest.raises(MediaError, match=r"7e[+]04 is too large for float16.*bfloat16"):
             write(0, "sample", np.full((1, 1, 2), 70000, np.float32), None)
-        with pytest.raises(MediaError, match="not finite"):
-            write(0, "sample", np.full((1, 1, 2), np.nan, np.float32), None)
+        fails(MediaError, "not finite", write, 0, "sample", np.full((1, 1, 2), np.nan, np.float32), None)
         write(1, "sample", np.full((1, 1, 2), 60000, np.float32), None)
 
 
@@ -37,10 +37,8 @@ def test_stores_are_not_mixed(tmp_path: Path, table: SampleTable) -> None:
         ({"pool": "mean"}, "pool 'none' instead of 'mean'"),
         ({"revision": "2"}, "revision '' instead of '2'"),
     ):
-        with pytest.raises(UsageError, match=message):
-            shards_in(tmp_path, **changes)
-    with pytest.raises(UsageError, match="store of kind shards"):
-        open_store(tmp_path, IDENTITY, {}, overwrite=False, kind="npz")
+        fails(UsageError, message, shards_in, tmp_path, **changes)
+    fails(UsageError, "store of kind shards", open_store, tmp_path, IDENTITY, {}, overwrite=False, kind="npz")
     with pytest.raises(UsageError, match=r"--batch-size 3: the shards of .* hold 4 rows"):
         open_store(tmp_path, IDENTITY, {}, overwrite=False, kind="shards", batch_size=3)
     assert open_store(tmp_path, IDENTITY, {}, overwrite=False, kind="shards", unit_rows=99).unit_rows == 4
@@ -50,8 +48,7 @@ def test_stores_are_not_mixed(tmp_path: Path, table: SampleTable) -> None:
     assert store.unit_rows == read_manifest(tmp_path)["unit_rows"] == 12, "units hold whole batches"
     for text in ("[]", '{"format": 9}', "{"):
         (tmp_path / "store.json").write_text(text)
-        with pytest.raises(LaryError, match=r"store\.json"):
-            read_manifest(tmp_path)
+        fails(LaryError, r"store\.json", read_manifest, tmp_path)
 
 
 def test_a_key_stays_where_new_fields_have_their_old_meaning() -> None:
@@ -64,8 +61,7 @@ def test_class_tokens_of_an_encoder() -> None:
     cls = torch.arange(12.0).reshape(2, 2, 3)
     found = pooled_latents(Latents(torch.zeros(2, 2, 5, 3), cls=cls), "cls")
     assert torch.equal(found.tokens, cls[:, :, None])
-    with pytest.raises(UsageError, match="no class token"):
-        pooled_latents(Latents(torch.zeros(2, 2, 5, 3)), "cls")
+    fails(UsageError, "no class token", pooled_latents, Latents(torch.zeros(2, 2, 5, 3)), "cls")
 
 
 @given(side=st.integers(1, 7), cells=st.integers(1, 7), steps=st.sampled_from([(), (3,)]))

@@ -19,6 +19,7 @@ from lary.latents.sources import ShardSource, Stamp, read_shard
 from lary.latents.store import StoreIdentity
 from lary.latents.writers import ShardStore, write_latents
 from lary.types import LaryError, MediaError
+from tests.helpers import fails
 from tests.latents.conftest import IDENTITY, contents, draw, fill, shards_in, source_of
 
 
@@ -102,8 +103,7 @@ def test_rows_that_do_not_fit_are_refused(tmp_path: Path, change: dict[str, Any]
     row = {"row": 1, "sample": "sample-1", "tokens": tokens[1], "codes": None} | change
     with shards_in(tmp_path).writer(0) as write:
         write(0, "sample-0", tokens[0], None)
-        with pytest.raises(LaryError, match=message):
-            write(*row.values())
+        fails(LaryError, message, write, *row.values())
 
 
 @given(
@@ -157,6 +157,5 @@ def test_a_shard_on_a_full_disk(call: str, tmp_path: Path, monkeypatch: pytest.M
 
 def test_latents_larger_than_what_is_read_are_not_written(tmp_path: Path) -> None:
     huge = np.broadcast_to(np.float32(1), (2, 1 << 14, 1 << 14))
-    with pytest.raises(LaryError, match="--pool mean"):
-        write_latents(tmp_path / "a.npz", huge, None, Stamp("a", "b", "c"))
+    fails(LaryError, "--pool mean", write_latents, tmp_path / "a.npz", huge, None, Stamp("a", "b", "c"))
     assert not list(tmp_path.iterdir())

@@ -14,7 +14,7 @@ from lary.results.record import FILE_NAME, SCHEMA_VERSION, EvalResult, Metric, r
 from lary.results.report import write_report
 from lary.types import LaryError
 from tests import fake_results as fake
-from tests.helpers import FIXTURES, lary
+from tests.helpers import FIXTURES, fails, lary
 from tests.hostile.harness import bounded, refused
 from tests.hostile.test_json import JSON
 
@@ -30,8 +30,7 @@ def test_files_that_are_no_results_are_refused_in_a_sentence(tmp_path: Path) -> 
     }
     for message, content in wrong.items():
         path.write_text(json.dumps(content))
-        with pytest.raises(LaryError, match=message):
-            read_result(path)
+        fails(LaryError, message, read_result, path)
     assert data.pop("relative_frame") is None
     path.write_text(json.dumps({**data, "extra": {"acme": {"note": [1, 2]}}}))
     assert read_result(path).extra == {"acme": {"note": [1, 2]}}, "extensions have a place of their own"

@@ -16,7 +16,7 @@ from lary.runs.extract import extract
 from lary.runs.probe import classify
 from lary.types import LaryError, UsageError
 from tests import fake_results as fake
-from tests.helpers import settings_of
+from tests.helpers import fails, settings_of
 from tests.tree import make_robot
 
 MODEL = "frame-difference"
@@ -99,8 +99,7 @@ def test_attention_is_that_of_the_reported_head(tmp_path: Path) -> None:
         fake.analysed(tmp_path, "all", sample=(split.table[3].id[:-1] + "x",))
     checkpoint = run.folder / "latest.pt"
     checkpoint.write_bytes(checkpoint.read_bytes()[:100])
-    with pytest.raises(LaryError, match="holds no head that can be used"):
-        fake.analysed(tmp_path, "attention")
+    fails(LaryError, "holds no head that can be used", fake.analysed, tmp_path, "attention")
     checkpoint.unlink()
     with pytest.raises(LaryError, match=r"latest\.pt does not exist: run the probe again with --overwrite"):
         fake.analysed(tmp_path, "attention")

@@ -18,7 +18,7 @@ from lary.models.spec import MODELS
 from lary.registry import load_plugin
 from lary.runs.engines import encode_all
 from lary.runs.extract import extract, open_run, prepare_run
-from tests.helpers import lary, settings_of
+from tests.helpers import fails, lary, settings_of
 from tests.tree import make_calvin
 
 Counting = Callable[..., None]
@@ -162,8 +162,7 @@ def test_ctrl_c_finishes_the_unit_and_says_how_to_resume(
 
 def test_ctrl_c_at_the_last_row_counts_too(root: Path, counting: Counting) -> None:
     counting("late", "Counting.calls == 24", INTERRUPT)
-    with pytest.raises(Interrupted, match="Stopped: 0 of 24 rows"):
-        extract(ask("late"), settings_of(root))
+    fails(Interrupted, "Stopped: 0 of 24 rows", extract, ask("late"), settings_of(root))
     assert extract(ask("late"), settings_of(root)).done_before == 24
 
 

@@ -15,7 +15,7 @@ from lary.latents.store import MANIFEST
 from lary.locks import LOCK, locked
 from lary.runs.extract import FAILURES, TIMING, estimate, extract, read_timing
 from lary.types import LaryError, UsageError
-from tests.helpers import lary, rows_of, settings_of
+from tests.helpers import fails, lary, rows_of, settings_of
 from tests.hostile.harness import bounded, refused, snapshot
 from tests.tree import frame, make_calvin, make_robot, write_table, write_video
 
@@ -273,8 +273,7 @@ def test_a_second_writer_is_told_who_is_at_work(root: Path) -> None:
 def test_too_little_disk_is_refused_before_anything_is_written(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     usage = shutil.disk_usage(root)._replace(free=100_000)
     monkeypatch.setattr(shutil, "disk_usage", lambda place: usage)
-    with pytest.raises(LaryError, match=r"12 rows of 2x64x50 float32 need 0\.0 GB"):
-        extract(ask(), settings_of(root))
+    fails(LaryError, r"12 rows of 2x64x50 float32 need 0\.0 GB", extract, ask(), settings_of(root))
     assert not contents(latents(root))
 
 
@@ -328,5 +327,4 @@ def test_times_that_are_none_cost_no_extraction(root: Path) -> None:
     rows, seconds = read_timing(file.parent)
     assert rows == 1
     assert seconds > 0
-    with pytest.raises(UsageError, match="Unknown"):
-        extract(ask(model="nobody"), settings)
+    fails(UsageError, "Unknown", extract, ask(model="nobody"), settings)

@@ -12,7 +12,7 @@ from lary.latents.pipeline import Interrupted
 from lary.runs import sweep as sweeps
 from lary.runs.engines import check_resources
 from lary.types import LaryError
-from tests.helpers import Done, lary
+from tests.helpers import Done, fails, lary
 
 pytestmark = pytest.mark.usefixtures("no_figures")
 SWEEP = """
@@ -108,5 +108,4 @@ def test_a_sweep_without_a_cluster_or_on_a_small_one_is_refused(place: Path) -> 
     check_resources({"CPU": 4.0, "GPU": 1.0}, SweepConfig(gpus_per_run=0.5, cpus_per_run=4))
     for config, words in ((SweepConfig(gpus_per_run=1), "--gpus-per-run 1: the Ray cluster has 0 GPUs"),
                           (SweepConfig(cpus_per_run=8), "--cpus-per-run 8")):  # fmt: skip
-        with pytest.raises(LaryError, match=words):
-            check_resources({"CPU": 4.0}, config)
+        fails(LaryError, words, check_resources, {"CPU": 4.0}, config)
