@@ -23,25 +23,21 @@ def test_float16_says_what_it_cannot_hold(tmp_path: Path, kind: Any) -> None:
     identity = StoreIdentity(**(vars(IDENTITY) | {"dtype": "float16"}))
     store = open_store(tmp_path, identity, {}, overwrite=False, kind=kind)
     with store.writer(0) as write:
-        with pytest.raises(MediaError, match=r"7e[+]04 is too large for float16.*bfloat16"):
-            write(0, "sample", np.full((1, 1, 2), 70000, np.float32), None)
-        fails(MediaError, "not finite", write, 0, "sample", np.full((1, 1, 2), np.nan, np.float32), None)
+        for value, message in ((70000, r"7e[+]04 is too large for float16.*bfloat16"), (np.nan, "not finite")):
+            fails(MediaError, message, write, 0, "sample", np.full((1, 1, 2), value, np.float32), None)
         write(1, "sample", np.full((1, 1, 2), 60000, np.float32), None)
 
 
 def test_stores_are_not_mixed(tmp_path: Path, table: SampleTable) -> None:
     fill(shards_in(tmp_path), table, draw(9), range(9))
-    for changes, message in (
-        ({"weights": "other"}, "weights 'weights' instead of 'other'"),
-        ({"dtype": "float16"}, "dtype 'float32' instead of 'float16'"),
-        ({"pool": "mean"}, "pool 'none' instead of 'mean'"),
-        ({"revision": "2"}, "revision '' instead of '2'"),
-    ):
-        fails(UsageError, message, shards_in, tmp_path, **changes)
+    for name, other in {"weights": "other", "dtype": "float16", "pool": "mean", "revision": "2"}.items():
+        message = f"{name} '{getattr(IDENTITY, name)}' instead of '{other}'"
+        fails(UsageError, message, shards_in, tmp_path, **{name: other})
     fails(UsageError, "store of kind shards", open_store, tmp_path, IDENTITY, {}, overwrite=False, kind="npz")
-    with pytest.raises(UsageError, match=r"--batch-size 3: the shards of .* hold 4 rows"):
-        open_store(tmp_path, IDENTITY, {}, overwrite=False, kind="shards", batch_size=3)
-    assert open_store(tmp_path, IDENTITY, {}, overwrite=False, kind="shards", unit_rows=99).unit_rows == 4
+    shards: Any = {"overwrite": False, "kind": "shards"}
+    message = r"--batch-size 3: the shards of .* hold 4 rows"
+    fails(UsageError, message, open_store, tmp_path, IDENTITY, {}, **shards, batch_size=3)
+    assert open_store(tmp_path, IDENTITY, {}, **shards, unit_rows=99).unit_rows == 4
     other = StoreIdentity(**(vars(IDENTITY) | {"seed": 1}))
     store = open_store(tmp_path, other, {}, overwrite=True, kind="shards", unit_rows=10, batch_size=4)
     assert set(contents(tmp_path)) == {"store.json"}, "the shards of the other extraction are gone"
@@ -69,8 +65,7 @@ def test_class_tokens_of_an_encoder() -> None:
 def test_grid_cells_are_means_of_their_tokens(side: int, cells: int, steps: tuple[int, ...]) -> None:
     tokens = torch.randn(2, *steps, side * side, 3, generator=torch.Generator().manual_seed(0))
     if cells > side:
-        with pytest.raises(UsageError):
-            pooled_tokens(tokens, f"grid:{cells}")
+        fails(UsageError, "grid", pooled_tokens, tokens, f"grid:{cells}")
         return
     found = pooled_tokens(tokens, f"grid:{cells}").reshape(2, *steps, cells, cells, 3)
     grid = tokens.reshape(2, *steps, side, side, 3)

@@ -13,7 +13,7 @@ from lary.results.published import read_scores
 from lary.results.record import read_result
 from lary.runs.probe import run_member
 from lary.types import LaryError, UsageError
-from tests.helpers import fails, lary, rows_of, settings_of
+from tests.helpers import fails, printed, rows_of, settings_of
 from tests.runs.conftest import config_of, probe
 from tests.tree import make_calvin, write_table
 
@@ -92,9 +92,7 @@ def test_latents_of_a_model_without_a_record_are_probed(tmp_path: Path, shape: t
             np.savez(file, tokens=generator.normal(size=shape).astype(np.float32))
         write_table(tmp_path / "data" / f"{split}_la_calvin_5_my-model.csv", rows)
     words = ("regress", "--dataset", "calvin", "--stride", "5", "--model-type", "ridge", "--probe-preset", "demo")
-    done = lary(*words, "--model", "my-model", root=tmp_path)
-    assert done.code == 0, done.err
-    assert "The model 'my-model' is unregistered" in done.out
+    printed(*words, "--model", "my-model", root=tmp_path, has=["The model 'my-model' is unregistered"])
     result = read_result(next((tmp_path / "logs").rglob("result.json")))
     assert (result.model.paradigm, result.model.dim) == ("unregistered", 6)
 
