@@ -4,8 +4,6 @@ An array is never larger than its file can hold: unlike in ``np.load``, no memor
 checked (format: numpy.lib.format, versions 1.0 and 2.0).
 """
 
-from __future__ import annotations
-
 import io
 import lzma
 import math

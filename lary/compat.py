@@ -1,7 +1,5 @@
 """The import paths of version 0.1 that moved: they keep working, with a DeprecationWarning that names the new one."""
 
-from __future__ import annotations
-
 import functools
 import importlib
 import json

@@ -5,8 +5,6 @@ The same classes serve the Python functions, the command line, and sweep files.
 that an option was left out, and the records of model and data set decide.
 """
 
-from __future__ import annotations
-
 import functools
 import importlib
 from collections.abc import Mapping

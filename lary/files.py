@@ -1,7 +1,5 @@
 """Files that appear whole or not at all, and paths that stay inside their root."""
 
-from __future__ import annotations
-
 import csv
 import errno
 import hashlib

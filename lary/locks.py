@@ -5,8 +5,6 @@ the file system has no such locks, a file with the process's number is the lock;
 process is gone from this machine.
 """
 
-from __future__ import annotations
-
 import errno
 import json
 import os

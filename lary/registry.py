@@ -1,7 +1,5 @@
 """Named records with suggestions for wrong names, loaded on first use and open to plug-ins."""
 
-from __future__ import annotations
-
 import importlib
 import importlib.metadata
 import importlib.util

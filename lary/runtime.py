@@ -1,7 +1,5 @@
 """The run around the work: log, progress, seeds, devices, and where a number comes from."""
 
-from __future__ import annotations
-
 import functools
 import logging
 import os

@@ -4,8 +4,6 @@ Precedence: command line > environment > ``lary.yaml`` > default. ``lary.yaml`` 
 ``LARY_CONFIG``, or else the one in the current folder; its relative paths start from its own folder.
 """
 
-from __future__ import annotations
-
 import json
 import os
 import re

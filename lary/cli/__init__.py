@@ -3,8 +3,6 @@
 Exit codes: 0 done, 1 a failed run or skipped samples, 2 a wrong request, 130 stopped by Ctrl-C.
 """
 
-from __future__ import annotations
-
 import json
 import os
 import sys

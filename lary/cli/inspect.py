@@ -1,7 +1,5 @@
 """The commands that read what there is: settings, models, data sets, stored latents, finished runs, this machine."""
 
-from __future__ import annotations
-
 import os
 import shutil
 from pathlib import Path

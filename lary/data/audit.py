@@ -6,8 +6,6 @@ a warning or a note. Splits that are drawn from others (`DatasetSpec.drawn`) are
 when they are named.
 """
 
-from __future__ import annotations
-
 import hashlib
 import json
 import re

@@ -6,8 +6,6 @@ holds the row of its seed table and the line; ``_rev`` marks the reversed clip. 
 H.264 without sound, cut by PyAV; each file appears whole or not at all.
 """
 
-from __future__ import annotations
-
 import functools
 import itertools
 import os

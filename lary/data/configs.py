@@ -1,7 +1,5 @@
 """The options of the commands about data: one frozen dataclass each, without heavy imports."""
 
-from __future__ import annotations
-
 from pathlib import Path
 from typing import Annotated, Literal
 

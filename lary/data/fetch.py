@@ -4,8 +4,6 @@
 is in its place; it is written after each of them, so that the same command resumes where it stopped.
 """
 
-from __future__ import annotations
-
 import filecmp
 import fnmatch
 import hashlib

@@ -4,8 +4,6 @@ Clips are decoded by PyAV, exact by index: frame n is the n-th in order of
 presentation, whatever its time stamp.
 """
 
-from __future__ import annotations
-
 import functools
 import os
 import stat

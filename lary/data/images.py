@@ -5,8 +5,6 @@ differ in what they make of a torn PNG: nothing, grey rows or zeros. So its chun
 checksums and pixels are counted here; Pillow examines the other formats.
 """
 
-from __future__ import annotations
-
 import functools
 import io
 import struct

@@ -5,8 +5,6 @@ float64, and the result is rounded to float32 once. Unlike there, a robot type w
 is an error, never mean 0 and std 1. The files are the published JSON; ``m2`` is ours.
 """
 
-from __future__ import annotations
-
 import re
 from collections.abc import Mapping
 from contextlib import suppress

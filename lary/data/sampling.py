@@ -7,8 +7,6 @@ gather where something moves. Clips of at most two frames per wanted index are s
 uniformly.
 """
 
-from __future__ import annotations
-
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Literal, NamedTuple

@@ -13,8 +13,6 @@ published data were opened in full. Four fields need a reason:
 - ``unnamed_robot`` of RoboCOIN: the cell is empty for all tasks of this robot and for no other.
 """
 
-from __future__ import annotations
-
 import dataclasses
 import json
 from collections.abc import Mapping

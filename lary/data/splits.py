@@ -4,8 +4,6 @@ The paper splits composite actions 70:30 and everything else 75:25, stratified b
 ``sklearn.model_selection.train_test_split`` with its random state; rows keep the shuffled order.
 """
 
-from __future__ import annotations
-
 import math
 from collections.abc import Sequence
 from pathlib import Path

@@ -5,8 +5,6 @@ manifest of digests lets a later run compare instead of decode. The text report 
 published layout; ``depth="headers"`` inspects only what the published checker inspects.
 """
 
-from __future__ import annotations
-
 import itertools
 import json
 import os

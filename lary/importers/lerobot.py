@@ -4,8 +4,6 @@ Images and actions go below ``DATA_DIR``, for pairs with the statistics of the t
 beside them; tables and record go to ``LARY_ROOT/data``.
 """
 
-from __future__ import annotations
-
 import contextlib
 import json
 import re

@@ -7,8 +7,6 @@ which file and which seconds of it are an episode's. Images are frames of a vide
 bytes in a column with the fields ``bytes`` and ``path``.
 """
 
-from __future__ import annotations
-
 import json
 import math
 import re

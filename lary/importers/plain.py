@@ -7,8 +7,6 @@ A table of labels has a column with paths below the folder of videos and one wit
 columns ``split``, ``embodiment`` and ``sample_indices`` are used where they are there.
 """
 
-from __future__ import annotations
-
 import filecmp
 import os
 import re

@@ -4,8 +4,6 @@ A record is JSON; ``lary`` reads it by ``--plugin LARY_ROOT/data/<name>_dataset.
 that loads the JSON beside it, so that nothing of an imported data set is ever run as code.
 """
 
-from __future__ import annotations
-
 import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path

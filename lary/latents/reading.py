@@ -4,8 +4,6 @@ The memory is a ring of batches; nothing grows with the data set. A file that ha
 its sample only. The processes stay for the next extraction.
 """
 
-from __future__ import annotations
-
 import atexit
 import mmap
 import os

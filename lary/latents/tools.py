@@ -1,7 +1,5 @@
 """What is done with stores after extraction: describe, verify, convert, export."""
 
-from __future__ import annotations
-
 import re
 import zipfile
 from concurrent.futures import ThreadPoolExecutor

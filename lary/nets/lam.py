@@ -7,8 +7,6 @@ Vali and Bäckström 2022 (NSVQ), the tokenizer is Open-MAGVIT2 (Luo et al. 2024
 and running averages are not needed.
 """
 
-from __future__ import annotations
-
 from collections import OrderedDict
 from collections.abc import Sequence
 from itertools import pairwise

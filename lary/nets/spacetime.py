@@ -4,8 +4,6 @@
 Modules carry the names of the published state dicts, whose keys are the files' keys.
 """
 
-from __future__ import annotations
-
 import math
 from collections import OrderedDict
 from typing import Any, NamedTuple

@@ -6,8 +6,6 @@ epoch are reported is decided on a held-out tenth of the training split (protoco
 the reported split itself.
 """
 
-from __future__ import annotations
-
 import math
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import asdict, dataclass, replace

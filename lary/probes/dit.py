@@ -6,8 +6,6 @@ follows the action model of CogACT (arXiv 2411.19650) with the noise of DDPM (ar
 sampling steps are taken as in DDIM (arXiv 2010.02502) without noise.
 """
 
-from __future__ import annotations
-
 import math
 from collections import OrderedDict
 from collections.abc import Callable, Iterator

@@ -6,8 +6,6 @@ classifier of V-JEPA 2 (arXiv 2506.09985): a projector, self-attention, one lear
 that attends to all tokens, a linear layer.
 """
 
-from __future__ import annotations
-
 import math
 from collections import OrderedDict
 from collections.abc import Sequence

@@ -9,8 +9,6 @@ Shares are in [0, 1]; only printed tables turn them into percentages. Errors of 
 taken in the normalised space and never turned back into physical units.
 """
 
-from __future__ import annotations
-
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any, Literal

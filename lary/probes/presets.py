@@ -6,8 +6,6 @@
 not comparable with the published tables.
 """
 
-from __future__ import annotations
-
 import math
 from dataclasses import dataclass, replace
 from typing import Any, Literal

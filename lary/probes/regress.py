@@ -5,8 +5,6 @@ training split (protocol ``corrected``), and beside it as the published code doe
 with the smallest error on the reported split itself.
 """
 
-from __future__ import annotations
-
 import math
 from abc import abstractmethod
 from collections.abc import Iterable, Mapping

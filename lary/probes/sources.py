@@ -1,7 +1,5 @@
 """What a probe trains on: latents as they are read, rows drawn or held out, and their memory."""
 
-from __future__ import annotations
-
 import math
 from collections import Counter, deque
 from collections.abc import Callable, Iterator, Sequence

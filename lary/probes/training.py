@@ -5,8 +5,6 @@ sums of their gradients are those of one process, up to rounding, so the protoco
 depend on their number. Scored rows are dealt out by whole batches: none counts twice.
 """
 
-from __future__ import annotations
-
 import importlib
 import json
 import math

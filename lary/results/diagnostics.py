@@ -6,8 +6,6 @@ axes over the sum of their squares. Both are of the latents without their mean. 
 read in batches; memory grows with the batch and with D squared.
 """
 
-from __future__ import annotations
-
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any

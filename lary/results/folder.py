@@ -7,8 +7,6 @@ whose publication the next command completes. Readers use only files that the re
 and whose digest is still that of the result.
 """
 
-from __future__ import annotations
-
 import os
 import shutil
 from collections.abc import Iterator

@@ -11,8 +11,6 @@ mean squared error of the sample. ``actions.npz`` holds those of `Chunks`, of th
 selection and the first seed.
 """
 
-from __future__ import annotations
-
 import io
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, fields

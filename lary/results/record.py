@@ -4,8 +4,6 @@ What each field means is said in ``record.yaml``, from which the JSON Schema has
 descriptions.
 """
 
-from __future__ import annotations
-
 import json
 from collections.abc import Mapping, Sequence
 from datetime import datetime, timezone

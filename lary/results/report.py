@@ -1,7 +1,5 @@
 """``lary report``: every result below a folder as one HTML page."""
 
-from __future__ import annotations
-
 import base64
 import csv
 import io

@@ -10,8 +10,6 @@ Trajectories: predicted against true actions over whole episodes. Chunks of K st
 at the number in the name of their source frame, or one behind the other.
 """
 
-from __future__ import annotations
-
 import math
 import re
 from collections.abc import Sequence

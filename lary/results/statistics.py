@@ -7,8 +7,6 @@ section 5.2). Seeds are a second factor, crossed with the clusters: sums are (S,
 the variance of a mean of S seeds joins that over clusters. docs/number.md has the reasons.
 """
 
-from __future__ import annotations
-
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import lru_cache

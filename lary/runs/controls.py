@@ -10,8 +10,6 @@ baselines: models without weights, such as raw pixels, frame difference and opti
 Majority class and mean action need no run of their own: they are in every result.
 """
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any

@@ -7,8 +7,6 @@ own, with the source in place of the target, or the frames in another order, and
 extracted like any other into ``$LARY_LA_DIR/controls/<control>``.
 """
 
-from __future__ import annotations
-
 import json
 import math
 import shlex

@@ -1,7 +1,5 @@
 """``lary run`` and ``lary demo``: the latents that probes need, and the probes."""
 
-from __future__ import annotations
-
 import os
 import time
 from collections.abc import Iterable, Mapping

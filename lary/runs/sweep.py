@@ -4,8 +4,6 @@ The file is YAML with three keys: `options` for all runs, `grid` with lists whos
 combinations are run, `runs` with single ones. Keys are the options of ``lary run``.
 """
 
-from __future__ import annotations
-
 import itertools
 import math
 import re

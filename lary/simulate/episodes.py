@@ -4,8 +4,6 @@ The tables follow from the plan alone, and so does everything in an episode: eac
 generator of its own, so that neither the number of processes nor an interruption changes a byte.
 """
 
-from __future__ import annotations
-
 import io
 import math
 from collections.abc import Sequence

@@ -1,7 +1,5 @@
 """`lary simulate`: the whole data set, by several processes, resumable, and contact sheets."""
 
-from __future__ import annotations
-
 import importlib.util
 import multiprocessing
 import shutil

@@ -8,8 +8,6 @@ Time runs from 0 to 1 over an episode. A path is a row of phases, each with a sh
 and eased so that it starts and ends at rest.
 """
 
-from __future__ import annotations
-
 import math
 from bisect import bisect_right
 from collections.abc import Callable

@@ -1,7 +1,5 @@
 """A room with a table, an arm and things on it: MJCF, materials by geom, camera and light."""
 
-from __future__ import annotations
-
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace

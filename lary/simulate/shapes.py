@@ -4,8 +4,6 @@ The shapes and colours are in ``scenery.json``. The origin of a thing is the cen
 underside, so that it stands at (x, y, 0); sizes are in metres and, as in MJCF, half lengths.
 """
 
-from __future__ import annotations
-
 import json
 import re
 from collections.abc import Callable, Sequence

@@ -29,11 +29,16 @@ def member(name: str, content: bytes = b"", kind: bytes = tarfile.REGTYPE) -> tu
     return entry, content
 
 
-def write_tar(path: Path, *members: tuple[tarfile.TarInfo, bytes]) -> Path:
-    packing = path.suffix[1:].replace("tgz", "gz").replace("tar", "")
-    with tarfile.open(path, f"w:{packing}") as tar:  # type: ignore[call-overload]
+def packed(*members: tuple[tarfile.TarInfo, bytes], packing: str = "") -> bytes:
+    out = io.BytesIO()
+    with tarfile.open(fileobj=out, mode=f"w:{packing}") as tar:  # type: ignore[call-overload]
         for entry, content in members:
             tar.addfile(entry, io.BytesIO(content))
+    return out.getvalue()
+
+
+def write_tar(path: Path, *members: tuple[tarfile.TarInfo, bytes]) -> Path:
+    path.write_bytes(packed(*members, packing=path.suffix[1:].replace("tgz", "gz").replace("tar", "")))
     return path
 
 
@@ -47,7 +52,7 @@ def write_zip(path: Path, content: Mapping[Any, bytes]) -> Path:
 def write(path: Path, content: Mapping[str, bytes]) -> Path:
     if path.suffix == ".zip":
         return write_zip(path, {"calvin/": b"", **content})
-    files = [member(f"./{name}", data) for name, data in content.items()]
+    files = (member(f"./{name}", data) for name, data in content.items())
     return write_tar(path, member("./calvin", kind=tarfile.DIRTYPE), *files)
 
 
@@ -103,18 +108,15 @@ def test_names_of_archives_and_parts() -> None:
     assert [whole_name(name) for name in ("a.png", "tar", "a.csv")] == [""] * 3
 
 
-@pytest.mark.parametrize(
-    ("members", "words"),
-    [
+def test_hostile_tar_is_refused(tmp_path: Path) -> None:
+    for members, words in (
         *(([member(name, b"x")], "no plain path below the target") for name in NAMES),
         *(([member("a", kind=kind), member("a/evil", b"x")], words) for kind, words in KINDS.items()),
         ([member("a", b"x"), member("./a", b"y")], "twice"),
         ([member("a", b"x"), member("a/b", b"y")], "as a file and as a folder"),
         ([member("./", b"x")], "as a file and as a folder"),
-    ],
-)
-def test_hostile_tar_is_refused(tmp_path: Path, members: list[tuple[tarfile.TarInfo, bytes]], words: str) -> None:
-    refused(write_tar(tmp_path / "a.tar.gz", member("good", b"good"), *members), words)
+    ):
+        refused(write_tar(tmp_path / "a.tar.gz", member("good", b"good"), *members), words)
 
 
 def test_hostile_zip_is_refused(tmp_path: Path) -> None:

@@ -25,20 +25,18 @@ def lines_of(name: str) -> list[list[str]]:
 @pytest.fixture(scope="module")
 def published(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Published tables, from the parts of them that tell rows apart; the rows are sorted."""
-    root = tmp_path_factory.mktemp("published")
+    root, rows = tmp_path_factory.mktemp("published"), []
     for split in ("train", "val"):
-        rows = []
+        pairs = []
         for episode, number in lines_of(f"vlabench_30_{split}.csv.xz"):
             folder, at = f"ep_{episode}/" if episode else "ep", int(number)
             images = [f"images/{folder}frame_{at + step:06d}.png" for step in (0, 30)]
             action = f"actions/{folder}action_{at:06d}to{at + 29:06d}.npy"
-            rows.append({"src_img": images[0], "tgt_img": images[1], "action": action})
-        write_table(root / "data" / f"vlabench_30_metadata_{split}.csv", rows)
-    rows = []
+            pairs.append({"src_img": images[0], "tgt_img": images[1], "action": action})
+        write_table(root / "data" / f"vlabench_30_metadata_{split}.csv", pairs)
     for path, action in lines_of("libero_val.csv.xz"):
-        folder, _, name = path.rpartition("/")
-        other = {"action_start": "action_end", "action_end": "action_start"}[name]
-        rows.append({"src_img": f"{path}.png", "tgt_img": f"{folder}/{other}.png", "action": action})
+        other = path.removesuffix("start") + "end" if path.endswith("start") else path.removesuffix("end") + "start"
+        rows.append({"src_img": f"{path}.png", "tgt_img": f"{other}.png", "action": action})
     write_table(root / "data" / "libero_metadata_val.csv", rows)
     return root
 
@@ -101,21 +99,23 @@ def test_clean_splits_do_not_leak_and_rows_that_repeat_or_contradict_are_found(t
 
 def test_clip_and_its_reversal_in_two_splits(tmp_path: Path) -> None:
     row = {"dataset": "TACO", "video_path": "TACO/a/take.mp4", "action": "cut", "sample_indices": "0,1"}
-    other = {**row, "video_path": "TACO/a/take_rev.mp4", "action": "open"}
-    for split, cells in (("train", row), ("val", other)):
-        write_table(tmp_path / "data" / f"human_1st_metadata_{split}.csv", [cells])
+    for split, cells in ("train", {}), ("val", {"video_path": "TACO/a/take_rev.mp4", "action": "open"}):
+        write_table(tmp_path / "data" / f"human_1st_metadata_{split}.csv", [row | cells])
     report = run(tmp_path, "human_1st")
-    assert leaks(report) == {"same_group"}
-    assert found(report, "class_not_in_training").examples == ("open",)
+    assert (leaks(report), found(report, "class_not_in_training").examples) == ({"same_group"}, ("open",))
 
 
 def test_own_classes_need_no_public_record(tmp_path: Path) -> None:
     spec = replace(DATASETS.get("libero"), name="own", target=LabelSpace(("Close", "Open")), drawn={})
-    images = {"src_img": "s/t/demo_1/a/start.png", "tgt_img": "s/t/demo_1/a/end.png"}
-    others = {name: path.replace("/a/", "/b/") for name, path in images.items()}
-    write_table(tmp_path / "data/own_metadata_train.csv", [{**images, "action": "Open"}, {**others, "action": "Close"}])
-    swapped = {"src_img": images["tgt_img"], "tgt_img": images["src_img"], "action": "Close"}
-    write_table(tmp_path / "data" / "own_metadata_val.csv", [swapped])
+    start, end = (f"s/t/demo_1/a/{name}.png" for name in ("start", "end"))
+    pairs = (
+        (start, end, "Open"),
+        (start.replace("/a/", "/b/"), end.replace("/a/", "/b/"), "Close"),
+        (end, start, "Close"),
+    )
+    rows = [{"src_img": first, "tgt_img": second, "action": label} for first, second, label in pairs]
+    for split, part in ("train", rows[:2]), ("val", rows[2:]):
+        write_table(tmp_path / f"data/own_metadata_{split}.csv", part)
     assert leaks(run(tmp_path, spec)) == {"same_file", "same_sample", "same_group", "same_segment"}
 
 
@@ -127,8 +127,7 @@ def test_pairs_of_other_stride_and_episodes_without_a_name(tmp_path: Path) -> No
     rows[2]["src_img"] = "images/stray.png"
     write_table(table, rows)
     report = run(tmp_path, "calvin")
-    assert found(report, "other_stride").count == 2
-    assert found(report, "same_frame").count == 1
+    assert (found(report, "other_stride").count, found(report, "same_frame").count) == (2, 1)
     assert found(report, "no_group").examples == ("regression/calvin/train_stride5/images/stray.png",)
 
 
@@ -160,13 +159,14 @@ def test_command_writes_both_reports_and_names_what_is_wrong(published: Path, tm
     done = lary("data", "audit", "vlabench_30", *files, "--lary-root", published)
     assert (done.code, done.out) == (1, (tmp_path / "audit.txt").read_text())
     content = json.loads((tmp_path / "audit.json").read_text())
-    assert content["leaks"] == 2
-    assert content["findings"][0]["splits"] == ["train", "val"]
+    assert (content["leaks"], content["findings"][0]["splits"]) == (2, ["train", "val"])
     assert lary("data", "audit", "libero", "--lary-root", published).code == 0
     wrong = lary("data", "audit", "libero", "--table", "val", root=published)
     assert (wrong.code, "SPLIT=FILE" in wrong.err) == (2, True)
-    for splits, words in (
-        ((), "nothing to audit.*calvin val"), (("val",), "no table of calvin val"), (("vla",), "no split 'vla'")
-    ):  # fmt: skip
+    for splits, words in {
+        (): "nothing to audit.*calvin val",
+        ("val",): "no table of",
+        ("vla",): "no split 'vla'",
+    }.items():
         with pytest.raises(UsageError, match=words):
             run(tmp_path, "calvin", splits=splits)

@@ -42,16 +42,15 @@ def test_clips_are_cut_frame_exact_and_reversed_and_those_that_fail_are_named(tm
     config = clip_config(tmp_path, videos, ["SSv2/0_0.mp4", "SSv2/0_1_rev.mp4", *failing])
     report = prepare_clips(config, settings_of(tmp_path))
     assert (report.wanted, report.made, report.kept) == (6, 2, 0)
-    assert brightness(tmp_path / "out/SSv2/0_0.mp4") == list(range(5, 15))
-    assert brightness(tmp_path / "out/SSv2/0_1.mp4") == list(range(12, 24)), "the forward clip is made as well"
-    assert brightness(tmp_path / "out/SSv2/0_1_rev.mp4") == list(range(23, 11, -1))
-    for failure, name, words in zip(
-        report.failures, failing,
-        ("no frame from 9 s on", "torn.mp4 can't be read", "absent.mp4 does not exist", "no line of the seed table"),
-        strict=True,
-    ):  # fmt: skip
-        assert failure.path == name
-        assert words in failure.reason
+    shown = [brightness(tmp_path / f"out/SSv2/{name}.mp4") for name in ("0_0", "0_1", "0_1_rev")]
+    assert shown == [list(range(5, 15)), list(range(12, 24)), list(range(23, 11, -1))], "also the one that was turned"
+    reasons = (
+        "no frame from 9 s on",
+        "torn.mp4 can't be read",
+        "absent.mp4 does not exist",
+        "no line of the seed table",
+    )
+    assert [words for words, item in zip(reasons, report.failures, strict=True) if words not in item.reason] == []
     assert [row["path"] for row in rows_of(report.listed)] == failing
     made = {path: path.stat().st_mtime_ns for path in (tmp_path / "out").rglob("*.mp4")}
     assert len(made) == 3
@@ -88,16 +87,11 @@ def test_odd_sides_are_padded(tmp_path: Path) -> None:
     assert frames[2][-1].mean() < 4, "the added line is black"
 
 
-@pytest.mark.parametrize(
-    ("line", "clock", "published"),
-    [
-        ("00:01 - 00:05 open", (1.0, 4.0), None),
-        ("1:02.5 - 1:04 close", (62.5, 1.5), None),
-        ("1:00:00-1:00:02", (3600.0, 2.0), (0.0, 1.0)),
-        ("00:01 - 05:00 misread", (1.0, 299.0), (1.0, 4.0)),
-        ("1.0 - 2.0 push", (1.0, 1.0), (1.0, 1.0)),
-    ],
-)
-def test_minutes_and_seconds(line: str, clock: tuple[float, float], published: tuple[float, float] | None) -> None:
-    assert [span[1:] for span in parse_clips(line)] == [clock]
-    assert [span[1:] for span in parse_clips(line, "published")] == ([published] if published else [])
+def test_minutes_and_seconds() -> None:
+    for line, clock, published in (
+        ("00:01 - 00:05 open", (1.0, 4.0), []), ("1:02.5 - 1:04 close", (62.5, 1.5), []),
+        ("1:00:00-1:00:02", (3600.0, 2.0), [(0.0, 1.0)]), ("00:01 - 05:00 misread", (1.0, 299.0), [(1.0, 4.0)]),
+        ("1.0 - 2.0 push", (1.0, 1.0), [(1.0, 1.0)]),
+    ):  # fmt: skip
+        assert [span[1:] for span in parse_clips(line)] == [clock]
+        assert [span[1:] for span in parse_clips(line, "published")] == published

@@ -16,8 +16,9 @@ from lary.data.spec import DATASETS, Normalisation
 from lary.data.tables import read_table
 from lary.types import LaryError, MediaError, UsageError
 from tests.data.arm import ARM, SPACE, arm_table, draw
+from tests.golden.test_tools import robots
 from tests.helpers import FIXTURES, rows_of, settings_of
-from tests.tree import make_calvin, write_table
+from tests.tree import make_calvin
 
 
 def test_targets_of_two_robots(tmp_path: Path) -> None:
@@ -39,36 +40,35 @@ def test_targets_of_two_robots(tmp_path: Path) -> None:
 
 def test_robot_without_statistics_is_an_error(tmp_path: Path) -> None:
     (tmp_path / "stats.json").write_text('{"a": {"mean": [0, 0, 0], "std": [1, 1, 1]}, "b": {"mean": [0]}, "n": 3}')
-    for robots, words in (
+    for types, words in (
         ("acc", r"row 2 and 1 others: .*robot type 'c' in .*stats\.json, which has: 'a'\. make them"),
         (("a", "a", ""), r"row 3 and 0 others: .*without a robot type.*Fill the column .*make them"),
     ):
-        table = arm_table(tmp_path, [draw(4, 3)] * 3, robots)
+        table = arm_table(tmp_path, [draw(4, 3)] * 3, types)
         with pytest.raises(LaryError, match=words):
             load_targets(table, load_normaliser(ARM, tmp_path))
 
 
-@pytest.mark.parametrize(
-    ("text", "per_robot", "words"),
-    [
-        (None, True, "do not exist. Make them with: make them"), ("{", True, "can't be read"),
-        ("[]", True, "no robot type"), ("{}", True, "no robot type"),
-        ('{"robot_stats": {"a": {"mean": [0], "std": [1]}}}', True, "'a', are not 3 finite .*but 1. Make them"),
-        ('{"a": {"mean": [0, 0, 0], "std": [1, 1, NaN]}}', True, "are not 3 finite"),
-        ('{"a": {"mean": [0, 0, 0], "std": [1, 1, -1]}}', True, "are not 3 finite"),
-        ('{"a": {"mean": "abc", "std": [1, 1, 1]}}', True, "are not 3 finite"),
-        ('{"mean": [0, 0, 0], "std": [1, 2, 3]}', True, "no robot type"),
-        ('{"a": {"mean": [0, 0, 0], "std": [1, 1, 1]}}', False, "no mean and std"),
-    ],
-)  # fmt: skip
-def test_wrong_statistics_are_refused(tmp_path: Path, text: str | None, per_robot: bool, words: str) -> None:
-    path, alike = tmp_path / "stats.json", replace(ARM, target=replace(SPACE, normalisation=Normalisation()))
-    if text is not None:
+ALIKE = replace(ARM, target=replace(SPACE, normalisation=Normalisation()))
+"""One normalisation for all robots, measured on the training split."""
+
+
+def test_wrong_statistics_are_refused(tmp_path: Path) -> None:
+    path, one = tmp_path / "stats.json", '{"a": {"mean": [0, 0, 0], "std": [1, 1, 1]}}'
+    with pytest.raises(LaryError, match=r"do not exist\. Make them with: make them"):
+        normalisation.read_statistics(path, ARM, "make them")
+    for spec, text, words in (
+        (ARM, "{", "can't be read"), (ARM, "[]", "no robot type"), (ARM, "{}", "no robot type"),
+        (ARM, '{"mean": [0, 0, 0], "std": [1, 2, 3]}', "no robot type"), (ALIKE, one, "no mean and std"),
+        (ARM, '{"robot_stats": {"a": {"mean": [0], "std": [1]}}}', "'a', are not 3 finite .*but 1. Make them"),
+        *((ARM, one.replace("1]", wrong), "are not 3 finite") for wrong in ("NaN]", "-1]")),
+        (ARM, one.replace("[0, 0, 0]", '"abc"'), "are not 3 finite"),
+    ):  # fmt: skip
         path.write_text(text)
-    with pytest.raises(LaryError, match=words):
-        normalisation.read_statistics(path, ARM if per_robot else alike, "make them")
+        with pytest.raises(LaryError, match=words):
+            normalisation.read_statistics(path, spec, "make them")
     path.write_text('{"mean": [0, 0, 0], "std": [1, 2, 3]}')
-    assert normalisation.read_statistics(path, alike, "").statistics("any").std.tolist() == [1, 2, 3]
+    assert normalisation.read_statistics(path, ALIKE, "").statistics("any").std.tolist() == [1, 2, 3]
 
 
 def test_missing_statistics_name_the_published_command(tmp_path: Path) -> None:
@@ -83,19 +83,18 @@ def test_missing_statistics_name_the_published_command(tmp_path: Path) -> None:
 
 
 def test_statistics_measured_on_the_training_split(tmp_path: Path) -> None:
-    spec = replace(ARM, target=replace(SPACE, normalisation=Normalisation()))
     chunks: list[Any] = [draw(4, 3, seed=seed) * 0.01 + 1000 for seed in range(6)]
     chunks[3] = None
-    table = arm_table(tmp_path, chunks, ["a", "b", "a", "a", "b", "a"], spec)
+    table = arm_table(tmp_path, chunks, [*"abaaba"], ALIKE)
     with pytest.raises(UsageError, match="no normalisation"):
-        load_normaliser(spec, tmp_path)
-    normaliser = load_normaliser(spec, tmp_path, train=table)
+        load_normaliser(ALIKE, tmp_path)
+    normaliser = load_normaliser(ALIKE, tmp_path, train=table)
     assert list(normaliser.robots) == ["a", "b"]
     steps = np.concatenate([chunks[0], chunks[2], chunks[5]]).astype(np.float64)
-    np.testing.assert_allclose(normaliser.statistics("a").mean, steps.mean(axis=0), rtol=1e-12)
-    np.testing.assert_allclose(normaliser.statistics("a").std, steps.std(axis=0), rtol=1e-9)
+    found = normaliser.statistics("a")
+    np.testing.assert_allclose([found.mean, found.std], [steps.mean(axis=0), steps.std(axis=0)], rtol=1e-9)
     with pytest.raises(LaryError, match="None of the action files"):
-        load_normaliser(spec, tmp_path, train=table.take([3]))
+        load_normaliser(ALIKE, tmp_path, train=table.take([3]))
 
 
 def test_rows_that_lost_their_robot_are_read_as_the_record_says(tmp_path: Path) -> None:
@@ -122,13 +121,9 @@ def test_rows_that_lost_their_robot_are_read_as_the_record_says(tmp_path: Path) 
 
 def test_statistics_of_a_table_with_broken_and_missing_action_files(tmp_path: Path) -> None:
     """The numbers of a whole table are those of the published tool, see tests/parity."""
-    folder = tmp_path / "data" / "regression" / "robocoin_10" / "t" / "actions"
-    folder.mkdir(parents=True)
-    for number in range(4):
-        np.save(folder / f"{number}.npy", draw(10, 12, seed=number))
-    rows = [{"robot_type": "ab"[number % 2], "action": f"t/actions/{number}.npy"} for number in range(4)]
-    table = tmp_path / "data" / "robocoin_metadata_seen_train.csv"
-    write_table(table, rows)
+    robots(tmp_path, 4)
+    folder = tmp_path / "data/regression/robocoin_10/t/actions/ep_0"
+    table = (tmp_path / "one.csv").rename(tmp_path / "data" / "robocoin_metadata_seen_train.csv")
     config, settings = StatsConfig(dataset="robocoin", workers=2), settings_of(tmp_path)
     np.save(folder / "1.npy", np.full((10, 12), np.nan))
     with pytest.raises(MediaError, match="NaN"):

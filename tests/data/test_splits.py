@@ -1,6 +1,5 @@
 """Tables of splits: found by name, drawn by group, and split by row, episode or segment."""
 
-from collections import Counter
 from dataclasses import replace
 from pathlib import Path
 
@@ -12,6 +11,7 @@ from lary.data.splits import find_table, validates, write_split
 from lary.data.tables import read_table
 from lary.types import UsageError
 from tests.data.arm import PAIR
+from tests.golden.test_tools import tables
 from tests.helpers import FIXTURES, rows_of
 from tests.tree import write_table
 
@@ -67,36 +67,10 @@ def test_drawn_table_that_holds_something_else_is_refused(tmp_path: Path) -> Non
         find_table(spec, "val_by_episode", tmp_path)
 
 
-def pairs_table(path: Path) -> Path:
-    """Segments of demonstrations, two pairs of each, three unequal classes."""
-    rows = []
-    for number in range(300):
-        folder = f"suite/task_demo/demo_{number // 3}/action_{number % 3:02d}"
-        for pair in ("1", "2"):
-            label = ("Open", "Open", "Close", "Up")[number % 4]
-            rows.append({"src_img": f"{folder}/{pair}.png", "tgt_img": f"{folder}/{pair}b.png", "action": label})
-    write_table(path, rows)
-    return path
-
-
-@pytest.mark.parametrize(("by", "levels"), [("episode", 3), ("segment", 4)])
-def test_groups_stay_together_and_classes_keep_their_share(tmp_path: Path, by: str, levels: int) -> None:
-    table, config = pairs_table(tmp_path / "all_pairs.csv"), SplitConfig(by=by, dataset="libero")  # type: ignore[arg-type]
-    report = write_split(table, config)
-    train, val = rows_of(report.train), rows_of(report.val)
-    assert len(train) + len(val) == len(rows_of(table))
-    units = [{"/".join(row["src_img"].split("/")[:levels]) for row in part} for part in (train, val)]
-    assert not units[0] & units[1]
-    assert report.groups == (len(units[0]), len(units[1]))
-    counts, whole = (Counter(row["action"] for row in rows) for rows in (val, train + val))
-    for label, number in whole.items():
-        assert abs(counts[label] - 0.25 * number) <= 6
-    first = report.val.read_bytes()
-    assert write_split(table, config).val.read_bytes() == first
-
-
 def test_wrong_requests_are_named(tmp_path: Path) -> None:
-    table = pairs_table(tmp_path / "pairs.csv")
+    """What is split by row, video, episode and segment is compared with tests/parity and the golden tables."""
+    tables(tmp_path)
+    table = (tmp_path / "all_pairs.csv").rename(tmp_path / "pairs.csv")
     parts = {"train": tmp_path / "t.csv", "val": tmp_path / "v.csv"}
     with pytest.raises(UsageError, match="has no 'all_'"):
         write_split(table, SplitConfig())

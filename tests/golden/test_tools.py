@@ -3,6 +3,7 @@
 import json
 import re
 import shutil
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -101,14 +102,17 @@ def trajectories(root: Path) -> None:
         np.save(folder / "actions.npy", actions)
 
 
-def videos(root: Path) -> None:
+def videos(root: Path, count: int = 6, **columns: Sequence[str]) -> Path:
+    """Videos of 12 frames in which a square moves, labels by turns; the folder of the videos."""
     rows = []
-    for number in range(6):
+    for number in range(count):
         sign = 1 if number % 2 else -1
         steps = [frame(0.5 + sign * 0.03 * step, 0.1 + 0.1 * number, (220, 60, 60)) for step in range(12)]
         write_video(root / "videos" / f"day{number % 3}" / f"{number}.mp4", steps)
-        rows.append({"file": f"day{number % 3}/{number}.mp4", "label": ("push", "pull")[number % 2]})
+        row = {"file": f"day{number % 3}/{number}.mp4", "label": ("push", "pull")[number % 2]}
+        rows.append(row | {name: values[number] for name, values in columns.items()})
     write_table(root / "labels.csv", rows)
+    return root / "videos"
 
 
 def lerobot(root: Path) -> None:
@@ -116,15 +120,15 @@ def lerobot(root: Path) -> None:
     write_lerobot(root / "new", "v3.0", images="PNG")
 
 
-def robots(root: Path) -> None:
+def robots(root: Path, count: int = 40) -> None:
     rng, rows = np.random.default_rng(5), []
-    for number in range(40):
+    for number in range(count):
         path = f"t/actions/ep_0/{number}.npy"
         place = root / "data" / "regression" / "robocoin_10" / path
         place.parent.mkdir(parents=True, exist_ok=True)
         np.save(place, (rng.normal(size=(10, 12)) * 1e-3 + 100 * rng.random()).astype(np.float32))
         rows.append({"robot_type": "ab"[number % 2], "action": path, "src_img": "a.png", "tgt_img": "b.png"})
-    for name, part in (("one", rows[:25]), ("two", rows[25:])):
+    for name, part in (("one", rows[:25]), ("two", rows[25:] or rows)):
         write_table(root / f"{name}.csv", part)
 
 

@@ -7,9 +7,8 @@ from typing import Any
 import numpy as np
 import pytest
 
-from lary.importers.lerobot_reader import LeRobot, frame_numbers, open_lerobot, video_seconds
+from lary.importers.lerobot_reader import LeRobot, frame_numbers, open_lerobot
 from lary.types import LaryError, MediaError
-from tests.lerobot_files import FPS, FRONT, LENGTHS, write_lerobot
 
 
 def described(root: Path, **info: Any) -> LeRobot:
@@ -51,9 +50,3 @@ def test_time_stamps_find_frames() -> None:
     for start, stamps in (*away, (0.0, [0.0, 0.04])):
         with pytest.raises(MediaError, match="No frame" if (start, stamps) in away else "same frame"):
             frame_numbers(seconds, start, stamps, 10)
-
-
-@pytest.mark.parametrize("codec", ["h264", "av1"])
-def test_seconds_of_a_video(tmp_path: Path, codec: str) -> None:
-    path = next(write_lerobot(tmp_path, "v3.0", codec).glob(f"videos/{FRONT}/*/file-001.mp4"))
-    np.testing.assert_allclose(video_seconds(path), np.arange(sum(LENGTHS[2:])) / FPS, atol=1e-6)
