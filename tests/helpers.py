@@ -3,8 +3,12 @@
 import contextlib
 import csv
 import io
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
+
+import pytest
 
 from lary.cli import main
 from lary.settings import Settings, load_settings
@@ -41,6 +45,20 @@ def lary(*words: str | Path, root: Path | None = None) -> Done:
         except SystemExit as stop:
             code = stop.code if isinstance(stop.code, int) else int(bool(stop.code))
     return Done(code, out.getvalue(), err.getvalue())
+
+
+def printed(*words: str | Path, root: Path | None = None, code: int = 0, has: Iterable[str] = ()) -> str:
+    """What a command prints, which has to end with this code and to print these words."""
+    done = lary(*words, root=root)
+    text = done.out + done.err
+    assert (done.code, [part for part in has if part not in text], "Traceback" in text) == (code, [], False), text
+    return text
+
+
+def fails(kind: type[BaseException], words: str, call: Callable[..., object], /, *given: Any, **options: Any) -> None:
+    """The call raises an error of this kind, whose sentence has these words: a regular expression."""
+    with pytest.raises(kind, match=words):
+        call(*given, **options)
 
 
 def rows_of(path: Path) -> list[dict[str, str]]:

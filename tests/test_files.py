@@ -23,6 +23,7 @@ from lary.files import (
     write_text,
 )
 from lary.types import Failure, LaryError, UsageError
+from tests.helpers import fails
 
 
 def test_a_failed_write_leaves_the_old_file_and_no_other(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -33,8 +34,7 @@ def test_a_failed_write_leaves_the_old_file_and_no_other(tmp_path: Path, monkeyp
     write_text(file, "before")
     plain.touch()
     assert file.stat().st_mode == plain.stat().st_mode, "ordinary permissions"
-    with pytest.raises(LaryError, match=r"Cannot write .*plain/inner"):
-        write_text(plain / "inner", "x")
+    fails(LaryError, r"Cannot write .*plain/inner", write_text, plain / "inner", "x")
     for number, remedy in numbers.items():
         monkeypatch.setattr(os, "fsync", Mock(side_effect=OSError(number, os.strerror(number))))
         with pytest.raises(LaryError, match=f"^Cannot write {file}: {os.strerror(number)}. .*{remedy}") as caught:
@@ -54,10 +54,8 @@ def test_what_a_library_makes_of_a_full_disk_is_a_full_disk(tmp_path: Path) -> N
             stream.write(b"half")
             raise error from cause
 
-    with pytest.raises(WriteError, match="No space left"):
-        fail(RuntimeError("unexpected pos 64 vs 0"), full)  # as torch does
-    with pytest.raises(ValueError, match="mine"):
-        fail(ValueError("mine"))
+    fails(WriteError, "No space left", fail, RuntimeError("unexpected pos 64 vs 0"), full)  # as torch doe)
+    fails(ValueError, "mine", fail, ValueError("mine"))
     with pytest.raises(OSError, match="too large") as caught:
         fail(OSError(errno.EFBIG, "too large", "another file that was read"))
     assert not isinstance(caught.value, WriteError)
@@ -84,18 +82,15 @@ def test_extractions_that_are_killed() -> None:
 
 
 def test_json_refuses_nan_and_names_broken_files(tmp_path: Path) -> None:
-    with pytest.raises(ValueError, match="JSON"):
-        files.write_json(tmp_path / "a.json", float("nan"))
+    fails(ValueError, "JSON", files.write_json, tmp_path / "a.json", float("nan"))
     (tmp_path / "torn.json").write_text('{"a": ')
     for name, words in (("none.json", r"The record .*none.json does not exist"), ("torn.json", "can't be read")):
-        with pytest.raises(LaryError, match=words):
-            read_json(tmp_path / name, "record")
+        fails(LaryError, words, read_json, tmp_path / name, "record")
 
 
 @pytest.mark.parametrize("path", ["", "/etc/passwd", "../x", "a/../../x", "a\\..\\..\\x", "C:/x", "C:\\x"])
 def test_paths_that_leave_their_root(path: str) -> None:
-    with pytest.raises(UsageError, match="leaves its root"):
-        inside(Path("/data"), path)
+    fails(UsageError, "leaves its root", inside, Path("/data"), path)
 
 
 def test_digest_sees_borders() -> None:

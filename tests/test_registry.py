@@ -8,6 +8,7 @@ import pytest
 
 from lary.registry import Registry, load_plugin
 from lary.types import UsageError
+from tests.helpers import fails
 from tests.hostile.harness import refused
 
 
@@ -23,10 +24,8 @@ def test_registry_suggests_and_refuses_doubles() -> None:
     things.add_family(lambda name: Thing(name) if name.startswith("made:") else None)
     assert things.get("made:x") == Thing("made:x")
     for name, words in (("alhpa", r"Unknown thing 'alhpa'. Did you mean alpha\?"), ("zzz", "Known: alpha, beta")):
-        with pytest.raises(UsageError, match=words):
-            things.get(name)
-    with pytest.raises(UsageError, match="registered twice"):
-        things.add(Thing("beta"))
+        fails(UsageError, words, things.get, name)
+    fails(UsageError, "registered twice", things.add, Thing("beta"))
     assert [thing.name for thing in things] == ["alpha", "beta"]
 
 
@@ -36,8 +35,7 @@ def test_plugin_runs_once_and_names_its_failures(tmp_path: Path) -> None:
     bad.write_text("1 / 0")
     for _ in range(2):
         load_plugin(good)
-        with pytest.raises(UsageError, match=r"bad.py failed: ZeroDivisionError"):
-            load_plugin(bad)
+        fails(UsageError, r"bad.py failed: ZeroDivisionError", load_plugin, bad)
     assert os.environ.pop("LARY_PLUGIN_RUNS") == "x"
 
 

@@ -11,7 +11,7 @@ import pytest
 
 from lary.settings import NAMES, config_template, init_config, load_settings, set_config
 from lary.types import UsageError
-from tests.helpers import lary
+from tests.helpers import fails, lary
 from tests.hostile.harness import refused
 
 ROOT = Path(__file__).parents[1]
@@ -37,10 +37,8 @@ def test_precedence_and_origin(tmp_path: Path) -> None:
 def test_empty_values_count_as_not_given(tmp_path: Path) -> None:
     config = write(tmp_path / "lary.yaml", "DATA_DIR:\n")
     settings = load_settings({"DATA_DIR": None}, config=config, environment={"DATA_DIR": ""})
-    with pytest.raises(UsageError, match=r"DATA_DIR is not set.*lary config set DATA_DIR"):
-        settings.path("DATA_DIR")
-    with pytest.raises(UsageError, match="Did you mean DATA_DIR"):
-        settings.get("DATADIR")
+    fails(UsageError, r"DATA_DIR is not set.*lary config set DATA_DIR", settings.path, "DATA_DIR")
+    fails(UsageError, "Did you mean DATA_DIR", settings.get, "DATADIR")
 
 
 def test_hub_id_in_the_file_stays_a_hub_id(tmp_path: Path) -> None:
@@ -54,23 +52,20 @@ def test_named_configuration_must_be_a_file(tmp_path: Path) -> None:
     os.mkfifo(tmp_path / "pipe.yaml")
     for path in (tmp_path / "none.yaml", tmp_path, tmp_path / "pipe.yaml", Path("/dev/zero")):
         refused(tmp_path, lambda path=path: load_settings(config=path, environment={}), "does not exist")  # type: ignore[misc]
-    with pytest.raises(UsageError, match="does not exist"):
-        load_settings(environment={"LARY_CONFIG": str(tmp_path / "none.yaml")})
+    fails(UsageError, "does not exist", load_settings, environment={"LARY_CONFIG": str(tmp_path / "none.yaml")})
 
 
 def test_init_and_set_keep_comments(tmp_path: Path) -> None:
     file = init_config(tmp_path / "lary.yaml")
     assert all(f"# {name}:" in config_template() for name in NAMES)
-    with pytest.raises(UsageError, match="exists already"):
-        init_config(file)
+    fails(UsageError, "exists already", init_config, file)
     assert load_settings(config=file, environment={}).get("DATA_DIR") is None
     for value in ("/data: with colon", r"/second\1"):
         set_config(file, "DATA_DIR", value)
         assert load_settings(config=file, environment={}).get("DATA_DIR") == value
     assert file.read_text().count("DATA_DIR:") == 1
     assert "# Folder that extraction writes latents to." in file.read_text()
-    with pytest.raises(UsageError, match="Did you mean LARY_ROOT"):
-        set_config(file, "LARY_ROT", "x")
+    fails(UsageError, "Did you mean LARY_ROOT", set_config, file, "LARY_ROT", "x")
 
 
 @pytest.mark.parametrize("shell", ["bash", "sh"])

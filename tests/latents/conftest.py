@@ -1,5 +1,6 @@
 """What the tests of the store share: an identity, drawn tokens, and stores of shards in small units."""
 
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -29,6 +30,13 @@ def tree(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def table(tree: Path) -> SampleTable:
     path = tree / "data" / "calvin_metadata_val.csv"
     return read_table(DATASETS.get("calvin"), "val", path=path, data_dir=tree / "data")
+
+
+@pytest.fixture
+def root(tree: Path, tmp_path: Path) -> Path:
+    """A copy of the tree, to be written to."""
+    shutil.copytree(tree, tmp_path / "root")
+    return tmp_path / "root"
 
 
 def draw(count: int, shape: tuple[int, ...] = (2, 3, 4), seed: int = 0) -> np.ndarray:

@@ -8,14 +8,13 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import pytest
 
 from lary.configs import ExtractConfig
 from lary.latents.ref import LatentsRef, PooledSource, SplitLatents, find_latent_table, open_latents
 from lary.latents.sources import ShardSource
 from lary.runs.extract import extract
 from lary.types import RANDOM, LaryError, UsageError
-from tests.helpers import rows_of, settings_of
+from tests.helpers import fails, rows_of, settings_of
 from tests.hostile.harness import refused
 from tests.tiny import save_tiny
 from tests.tree import write_table
@@ -27,27 +26,21 @@ def config(split: str, model: str = "pixels", **changes: Any) -> ExtractConfig:
     return ExtractConfig(**{"model": model, "dataset": "calvin", "split": split, "batch_size": 2, **changes})
 
 
-@pytest.fixture
-def root(tree: Path, tmp_path: Path) -> Path:
-    shutil.copytree(tree, tmp_path / "root")
-    return tmp_path / "root"
-
-
 def opened(root: Path, **changes: Any) -> SplitLatents:
     return open_latents(settings_of(root), replace(REF, **changes))
 
 
 def test_tables_and_folders_have_the_published_names_and_differences_behind_them(tmp_path: Path) -> None:
     settings = settings_of(tmp_path)
-    for ref, tag in (
-        (REF, "pixels"),
-        (replace(REF, weights="/weights/laq.pt", pool="none"), "pixels"),
-        (replace(REF, model="hf:a/b"), "hf_a_b"),
-        (
-            replace(REF, protocol="paper", latent="noisy", weights=RANDOM, pool="grid:4"),
-            "pixels@paper@noisy@random@pool-grid4",
-        ),
-    ):
+    given: dict[str, dict[str, Any]] = {
+        "pixels": {"weights": "/weights/laq.pt", "pool": "none"},
+        "hf_a_b": {"model": "hf:a/b"},
+        "pixels@paper@noisy@random@pool-grid4": {
+            "protocol": "paper", "latent": "noisy", "weights": RANDOM, "pool": "grid:4"
+        },
+    }  # fmt: skip
+    for tag, changes in given.items():
+        ref = replace(REF, **changes)
         assert ref.tag == tag
         assert ref.folder(settings) == tmp_path / "latent_actions" / "calvin" / "val" / tag
         assert ref.table(settings) == tmp_path / "data" / f"val_la_calvin_5_{tag}.csv"
@@ -55,8 +48,7 @@ def test_tables_and_folders_have_the_published_names_and_differences_behind_them
     assert changed.table(settings) == tmp_path / "latent_actions/controls/static-pair/data/val_la_calvin_5_pixels.csv"
     assert clips.table(settings).name == "val_la_human_1st_pixels.csv"
     assert find_latent_table(settings, REF) is None
-    with pytest.raises(UsageError, match=r"'lary extract --model pixels --dataset calvin --split val' first"):
-        open_latents(settings, REF)
+    fails(UsageError, r"'lary extract --model pixels --dataset calvin --split val' first", open_latents, settings, REF)
 
 
 def test_latents_of_a_program_that_nobody_knows_are_opened(root: Path) -> None:
@@ -74,8 +66,7 @@ def test_latents_of_a_program_that_nobody_knows_are_opened(root: Path) -> None:
     assert "another program" in found.store["origin"]
     table = root / "data" / "val_la_calvin_5_stranger.csv"
     (root / "data" / "val_la_calvin_5_other.csv").write_text(table.read_text().replace("own_1", "a/stranger/own_1"))
-    with pytest.raises(UsageError, match="latents of another model than 'other'"):
-        opened(root, model="other")
+    fails(UsageError, "latents of another model than 'other'", opened, root, model="other")
 
 
 def test_both_kinds_give_the_same_latents(root: Path) -> None:
@@ -99,24 +90,19 @@ def test_both_kinds_give_the_same_latents(root: Path) -> None:
 def test_a_row_of_another_sample_is_noticed(root: Path) -> None:
     report = extract(config("val", store="shards", shard_rows=4), settings_of(root))
     text = report.table.read_text()
-    report.table.write_text(text.replace("shard_00000.safetensors#1", "shard_00000.safetensors#2", 1))
-    with pytest.raises(LaryError, match=r"row 2: .*shard_00000.safetensors has the latents of another sample in row 2"):
-        opened(root)
-    for cell, message in (
-        ("0.safetensors#99", "fewer rows"),
-        ("0.safetensors#x", "names no row of a shard"),
-        ("0.safetensors#", "names no row of a shard"),
-        ("9.safetensors#1", "1 of 4 latent files"),
-    ):
-        report.table.write_text(text.replace("0.safetensors#1", cell, 1))
-        with pytest.raises(LaryError, match=message):
-            opened(root)
-    report.table.write_text(text.replace("calvin/val/pixels/shard_00000", "../../val/pixels/shard_00000", 1))
-    with pytest.raises(UsageError, match="leaves its root"):
-        opened(root)
-    report.table.write_text(text.replace("shard_00000.safetensors#1", "latent_action_00000001.npz", 1))
-    with pytest.raises(UsageError, match="names no row of a shard"):
-        opened(root)
+    first, none = "shard_00000.safetensors#", "names no row of a shard"
+    cells = {
+        f"{first}2": r"row 2: .*shard_00000.safetensors has the latents of another sample in row 2",
+        f"{first}99": "fewer rows",
+        f"{first}x": none,
+        first: none,
+        "latent_action_00000001.npz": none,
+        "shard_00009.safetensors#1": "1 of 4 latent files",
+        f"../../../../{first}1": "leaves its root",
+    }
+    for cell, message in cells.items():
+        report.table.write_text(text.replace(f"{first}1", cell, 1))
+        fails(LaryError, message, opened, root)
 
 
 def test_pooled_when_written_or_when_read(root: Path) -> None:
@@ -135,12 +121,9 @@ def test_pooled_when_written_or_when_read(root: Path) -> None:
     np.testing.assert_allclose(opened(root, pool="mean").source.read([2])[0], plain[2].mean(1, keepdims=True), 1e-5)
     cells = plain[2].reshape(2, 4, 2, 4, 2, 50).mean((2, 4)).reshape(2, 16, 50)
     np.testing.assert_allclose(opened(root, pool="grid:4").source.read([2])[0], cells, 1e-5, 1e-6)
-    with pytest.raises(UsageError, match="grid of 8 x 8"):
-        opened(root, pool="grid:9")
-    with pytest.raises(UsageError, match="extract with --pool cls"):
-        opened(root, pool="cls")
-    with pytest.raises(UsageError, match="expected none, mean, cls or grid:K"):
-        opened(root, pool="max")
+    fails(UsageError, "grid of 8 x 8", opened, root, pool="grid:9")
+    fails(UsageError, "extract with --pool cls", opened, root, pool="cls")
+    fails(UsageError, "expected none, mean, cls or grid:K", opened, root, pool="max")
 
 
 def test_class_tokens_of_a_backbone_are_stored(root: Path, tmp_path: Path) -> None:
@@ -153,23 +136,17 @@ def test_class_tokens_of_a_backbone_are_stored(root: Path, tmp_path: Path) -> No
     assert not (cls.read([0]) == every.read([0])).all(-1).any(), "a class token is none of the patch tokens"
 
 
-@pytest.mark.parametrize(
-    ("cell", "words"),
-    [
-        ("../../secret.npz", "leaves its root"),
-        ("/etc/passwd", "leaves its root"),
-        ("calvin/val/pixels/a\x01b.npz", "control characters"),
-        ("calvin/val/pixels/" + "x" * 300, "too long"),
-        ("calvin/val/random-vit/latent_action_00000000.npz", "another model"),
-    ],
-    ids=["upwards", "absolute", "control", "long", "another model's"],
-)
-def test_latent_paths_that_lead_elsewhere(root: Path, cell: str, words: str) -> None:
+def test_latent_paths_that_lead_elsewhere(root: Path) -> None:
     table = extract(config("val"), settings_of(root)).table
     rows = rows_of(table)
-    rows[0]["la_path"] = cell
-    write_table(table, rows)
-    refused(root, lambda: opened(root), words)
+    for words, cells in {
+        "leaves its root": ("../../secret.npz", "/etc/passwd"), "control characters": ("calvin/val/pixels/a\x01b.npz",),
+        "too long": ("calvin/val/pixels/" + "x" * 300,),
+        "another model": ("calvin/val/random-vit/latent_action_00000000.npz",),
+    }.items():  # fmt: skip
+        for cell in cells:
+            write_table(table, [rows[0] | {"la_path": cell}, *rows[1:]])
+            refused(root, lambda: opened(root), words)
 
 
 def test_files_that_become_something_else_are_not_followed(root: Path) -> None:

@@ -14,6 +14,7 @@ from lary.data.tables import SampleTable
 from lary.latents.ref import open_store
 from lary.latents.store import StoreIdentity, pooled_latents, pooled_tokens, read_manifest
 from lary.types import LaryError, Latents, MediaError, UsageError
+from tests.helpers import fails
 from tests.latents.conftest import IDENTITY, contents, draw, fill, shards_in
 
 
@@ -22,36 +23,28 @@ def test_float16_says_what_it_cannot_hold(tmp_path: Path, kind: Any) -> None:
     identity = StoreIdentity(**(vars(IDENTITY) | {"dtype": "float16"}))
     store = open_store(tmp_path, identity, {}, overwrite=False, kind=kind)
     with store.writer(0) as write:
-        with pytest.raises(MediaError, match=r"7e[+]04 is too large for float16.*bfloat16"):
-            write(0, "sample", np.full((1, 1, 2), 70000, np.float32), None)
-        with pytest.raises(MediaError, match="not finite"):
-            write(0, "sample", np.full((1, 1, 2), np.nan, np.float32), None)
+        for value, message in ((70000, r"7e[+]04 is too large for float16.*bfloat16"), (np.nan, "not finite")):
+            fails(MediaError, message, write, 0, "sample", np.full((1, 1, 2), value, np.float32), None)
         write(1, "sample", np.full((1, 1, 2), 60000, np.float32), None)
 
 
 def test_stores_are_not_mixed(tmp_path: Path, table: SampleTable) -> None:
     fill(shards_in(tmp_path), table, draw(9), range(9))
-    for changes, message in (
-        ({"weights": "other"}, "weights 'weights' instead of 'other'"),
-        ({"dtype": "float16"}, "dtype 'float32' instead of 'float16'"),
-        ({"pool": "mean"}, "pool 'none' instead of 'mean'"),
-        ({"revision": "2"}, "revision '' instead of '2'"),
-    ):
-        with pytest.raises(UsageError, match=message):
-            shards_in(tmp_path, **changes)
-    with pytest.raises(UsageError, match="store of kind shards"):
-        open_store(tmp_path, IDENTITY, {}, overwrite=False, kind="npz")
-    with pytest.raises(UsageError, match=r"--batch-size 3: the shards of .* hold 4 rows"):
-        open_store(tmp_path, IDENTITY, {}, overwrite=False, kind="shards", batch_size=3)
-    assert open_store(tmp_path, IDENTITY, {}, overwrite=False, kind="shards", unit_rows=99).unit_rows == 4
+    for name, other in {"weights": "other", "dtype": "float16", "pool": "mean", "revision": "2"}.items():
+        message = f"{name} '{getattr(IDENTITY, name)}' instead of '{other}'"
+        fails(UsageError, message, shards_in, tmp_path, **{name: other})
+    fails(UsageError, "store of kind shards", open_store, tmp_path, IDENTITY, {}, overwrite=False, kind="npz")
+    shards: Any = {"overwrite": False, "kind": "shards"}
+    message = r"--batch-size 3: the shards of .* hold 4 rows"
+    fails(UsageError, message, open_store, tmp_path, IDENTITY, {}, **shards, batch_size=3)
+    assert open_store(tmp_path, IDENTITY, {}, **shards, unit_rows=99).unit_rows == 4
     other = StoreIdentity(**(vars(IDENTITY) | {"seed": 1}))
     store = open_store(tmp_path, other, {}, overwrite=True, kind="shards", unit_rows=10, batch_size=4)
     assert set(contents(tmp_path)) == {"store.json"}, "the shards of the other extraction are gone"
     assert store.unit_rows == read_manifest(tmp_path)["unit_rows"] == 12, "units hold whole batches"
     for text in ("[]", '{"format": 9}', "{"):
         (tmp_path / "store.json").write_text(text)
-        with pytest.raises(LaryError, match=r"store\.json"):
-            read_manifest(tmp_path)
+        fails(LaryError, r"store\.json", read_manifest, tmp_path)
 
 
 def test_a_key_stays_where_new_fields_have_their_old_meaning() -> None:
@@ -64,8 +57,7 @@ def test_class_tokens_of_an_encoder() -> None:
     cls = torch.arange(12.0).reshape(2, 2, 3)
     found = pooled_latents(Latents(torch.zeros(2, 2, 5, 3), cls=cls), "cls")
     assert torch.equal(found.tokens, cls[:, :, None])
-    with pytest.raises(UsageError, match="no class token"):
-        pooled_latents(Latents(torch.zeros(2, 2, 5, 3)), "cls")
+    fails(UsageError, "no class token", pooled_latents, Latents(torch.zeros(2, 2, 5, 3)), "cls")
 
 
 @given(side=st.integers(1, 7), cells=st.integers(1, 7), steps=st.sampled_from([(), (3,)]))
@@ -73,8 +65,7 @@ def test_class_tokens_of_an_encoder() -> None:
 def test_grid_cells_are_means_of_their_tokens(side: int, cells: int, steps: tuple[int, ...]) -> None:
     tokens = torch.randn(2, *steps, side * side, 3, generator=torch.Generator().manual_seed(0))
     if cells > side:
-        with pytest.raises(UsageError):
-            pooled_tokens(tokens, f"grid:{cells}")
+        fails(UsageError, "grid", pooled_tokens, tokens, f"grid:{cells}")
         return
     found = pooled_tokens(tokens, f"grid:{cells}").reshape(2, *steps, cells, cells, 3)
     grid = tokens.reshape(2, *steps, side, side, 3)

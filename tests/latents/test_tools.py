@@ -1,7 +1,6 @@
 """``lary latents``: info, verify, convert and export."""
 
 import os
-import shutil
 from pathlib import Path
 from typing import Any
 
@@ -13,22 +12,24 @@ from lary.configs import ConvertConfig, ExtractConfig
 from lary.latents.ref import LatentsRef, open_latents
 from lary.latents.tools import convert_store
 from lary.runs.extract import extract
-from tests.helpers import lary, settings_of
-from tests.latents.conftest import contents
+from tests.helpers import printed, settings_of
 
 ASK = ("--model", "pixels", "--dataset", "calvin", "--split", "val")
 CONFIG = ExtractConfig(model="pixels", dataset="calvin", split="val", batch_size=2)
 
 
 @pytest.fixture
-def root(tree: Path, tmp_path: Path) -> Path:
-    shutil.copytree(tree, tmp_path / "root")
-    extract(CONFIG, settings_of(tmp_path / "root"))
-    return tmp_path / "root"
+def root(root: Path) -> Path:
+    extract(CONFIG, settings_of(root))
+    return root
 
 
 def folder_of(root: Path) -> Path:
     return root / "latent_actions" / "calvin" / "val" / "pixels"
+
+
+def npz_in(folder: Path) -> dict[str, bytes]:
+    return {path.name: path.read_bytes() for path in folder.glob("*.npz")}
 
 
 def flip(file: Path, at: int) -> None:
@@ -41,42 +42,32 @@ def test_info_and_verify_of_npz(root: Path) -> None:
     absent = open_latents(settings_of(root), LatentsRef.of(CONFIG)).table[5].id
     flip(folder_of(root) / "latent_action_00000002.npz", 4000)
     (folder_of(root) / "latent_action_00000005.npz").unlink()
-    done = lary("latents", "verify", *ASK, root=root)
-    assert done.code == 1
-    assert "latent_action_00000002.npz can't be read (Bad CRC-32" in done.out
-    assert "8 rows read, 1 problems" in done.out
-    done = lary("latents", "info", *ASK, root=root)
-    for line in ("kind        npz, 8 files", "rows        8", "tokens      2 x 64 x 50 float32", "model       pixels"):
-        assert line in done.out
-    assert f"missing     1: {absent}" in done.out
+    torn = ("latent_action_00000002.npz can't be read (Bad CRC-32", "8 rows read, 1 problems")
+    printed("latents", "verify", *ASK, root=root, code=1, has=torn)
+    lines = ("kind        npz, 8 files", "rows        8", "tokens      2 x 64 x 50 float32", "model       pixels")
+    printed("latents", "info", *ASK, root=root, has=(*lines, f"missing     1: {absent}"))
     (folder_of(root) / "store.json").unlink()
-    assert "made by another program" in lary("latents", "info", *ASK, root=root).out
+    printed("latents", "info", *ASK, root=root, has=["made by another program"])
 
 
 def test_info_and_verify_name_bad_rows_of_shards(root: Path) -> None:
     again = ("--store", "shards", "--shard-rows", "4", "--batch-size", "2")
-    done = lary("extract", *ASK, *again, root=root)
-    assert (done.code, "store of kind npz: pass --store npz, or --overwrite" in done.err) == (2, True)
-    assert lary("extract", *ASK, *again, "--overwrite", root=root).code == 0
+    printed("extract", *ASK, *again, root=root, code=2, has=["store of kind npz: pass --store npz, or --overwrite"])
+    printed("extract", *ASK, *again, "--overwrite", root=root)
     assert not list(folder_of(root).glob("*.npz"))
-    assert lary("latents", "verify", *ASK, root=root).code == 0
+    printed("latents", "verify", *ASK, root=root)
     flip(folder_of(root) / "shard_00001.safetensors", -1)
     (folder_of(root) / "shard_00002.safetensors").write_bytes(b"torn")
-    done = lary("latents", "verify", *ASK, root=root)
-    assert done.code == 1
-    assert "shard_00001.safetensors, row 3 (row 8 of the table, sample " in done.out
-    assert "bytes are not those that were written" in done.out
-    assert "shard_00002.safetensors is damaged or no shard" in done.out
-    done = lary("latents", "info", *ASK, root=root)
-    assert "kind        shards, 2 files" in done.out
-    assert "damaged" in done.out
-    assert "missing     1" in done.out
+    row = "shard_00001.safetensors, row 3 (row 8 of the table, sample "
+    torn = "shard_00002.safetensors is damaged or no shard"
+    printed("latents", "verify", *ASK, root=root, code=1, has=[row, torn, "bytes are not those that were written"])
+    printed("latents", "info", *ASK, root=root, has=["kind        shards, 2 files", "damaged", "missing     1"])
 
 
 @pytest.mark.parametrize("moment", ["2 shards", "manifest", "table", "old files", None])
 def test_convert_goes_on_after_a_kill(root: Path, moment: str | None, monkeypatch: pytest.MonkeyPatch) -> None:
     settings, folder = settings_of(root), folder_of(root)
-    table, before = root / "data" / "val_la_calvin_5_pixels.csv", contents(folder)
+    table, before = root / "data" / "val_la_calvin_5_pixels.csv", npz_in(folder)
     cells, expected = table.read_bytes(), open_latents(settings, LatentsRef.of(CONFIG)).source.read(range(9))
     asked = {"model": "pixels", "dataset": "calvin", "split": "val"}
     config = ConvertConfig(**asked, store="shards", shard_rows=4)  # type: ignore[arg-type]
@@ -101,62 +92,50 @@ def test_convert_goes_on_after_a_kill(root: Path, moment: str | None, monkeypatc
         "store.json", "extraction.json", *(f"shard_0000{unit}.safetensors" for unit in range(3))
     }  # fmt: skip
     np.testing.assert_array_equal(open_latents(settings, LatentsRef.of(CONFIG)).source.read(range(9)), expected)
-    assert "0 extracted now" in lary("extract", *ASK, "--store", "shards", "--batch-size", "2", root=root).out
-    assert "9 rows in npz" in lary("latents", "convert", *ASK, "--store", "npz", root=root).out
-    npz = [name for name in before if name.endswith(".npz")]
-    assert {name: data for name, data in contents(folder).items() if name.endswith("npz")} == {
-        name: before[name] for name in npz
-    }
-    assert table.read_bytes() == cells
+    printed("extract", *ASK, "--store", "shards", "--batch-size", "2", root=root, has=["0 extracted now"])
+    printed("latents", "convert", *ASK, "--store", "npz", root=root, has=["9 rows in npz"])
+    assert (npz_in(folder), table.read_bytes()) == (before, cells)
 
 
 def test_convert_narrows_and_refuses_what_would_lose_rows_or_identity(root: Path) -> None:
-    def convert(*words: str) -> str:
-        done = lary("latents", "convert", *ASK, *words, root=root)
-        assert done.code == (0 if done.out else 2)
-        return done.out + done.err
+    def convert(has: str, *words: str, code: int = 2) -> None:
+        printed("latents", "convert", *ASK, *words, root=root, code=code, has=[has])
 
     settings, table = settings_of(root), root / "data" / "val_la_calvin_5_pixels.csv"
     expected, cells = open_latents(settings, LatentsRef.of(CONFIG)).source.read(range(9)), table.read_bytes()
-    assert "only float32 is converted, and only into the other kind" in convert("--store", "npz", "--dtype", "float16")
-    assert "--shard-rows 0: must be at least 1" in convert("--store", "shards", "--shard-rows", "0")
-    assert lary("extract", *ASK, "--batch-size", "2", "--limit", "4", root=root).code == 0
-    assert "names fewer rows" in convert("--store", "shards")
+    convert("only float32 is converted, and only into the other kind", "--store", "npz", "--dtype", "float16")
+    convert("--shard-rows 0: must be at least 1", "--store", "shards", "--shard-rows", "0")
+    printed("extract", *ASK, "--batch-size", "2", "--limit", "4", root=root)
+    convert("names fewer rows", "--store", "shards")
     table.write_bytes(cells)
-    assert "9 rows in shards" in convert("--store", "shards", "--dtype", "bfloat16")
+    convert("9 rows in shards", "--store", "shards", "--dtype", "bfloat16", code=0)
     found = open_latents(settings, LatentsRef.of(CONFIG))
     assert found.store["identity"]["dtype"] == "bfloat16"
     np.testing.assert_allclose(found.source.read(range(9)), expected, rtol=2.0**-8)
-    assert ".npz files can't hold it" in convert("--store", "npz")
-    assert "holds bfloat16 in shards; only float32" in convert("--store", "npz", "--dtype", "float16")
+    convert(".npz files can't hold it", "--store", "npz")
+    convert("holds bfloat16 in shards; only float32", "--store", "npz", "--dtype", "float16")
     (folder_of(root) / "store.json").unlink()
-    assert "has no identity" in convert("--store", "shards")
+    convert("has no identity", "--store", "shards")
 
 
 def test_export(root: Path, tmp_path: Path) -> None:
     latents = open_latents(settings_of(root), LatentsRef.of(CONFIG))
     expected, ids = latents.source.read(range(9)), [sample.id for sample in latents.table]
-    for kind in ("npz", "safetensors"):
-        assert lary("latents", "export", *ASK, "--out", tmp_path / f"all.{kind}", root=root).code == 0
+    for name, rows in (("all.npz", ()), ("all.safetensors", ()), ("some.npz", ("--rows", "7,2-4"))):
+        printed("latents", "export", *ASK, "--out", tmp_path / name, *rows, root=root)
     with np.load(tmp_path / "all.npz") as found:
         np.testing.assert_array_equal(found["tokens"], expected)
         assert (found["samples"].tolist(), found["rows"].tolist()) == (ids, list(range(9)))
     np.testing.assert_array_equal(load_file(tmp_path / "all.safetensors")["tokens"], expected)
-    assert lary("latents", "export", *ASK, "--out", tmp_path / "some.npz", "--rows", "7,2-4", root=root).code == 0
     with np.load(tmp_path / "some.npz") as found:
         np.testing.assert_array_equal(found["tokens"], expected[[1, 2, 3, 6]])
-    for wrong, message in (
-        (("--out", "a.npy"), "ends in .npz"),
-        (("--out", "a.npz", "--rows", "99"), "row 99 has no latents"),
-        (("--out", "a.npz", "--rows", "1-999999999"), "row 10 has no latents"),
-        (("--out", "a.npz", "--rows", "9" * 5000), "is no row or range"),
-    ):
-        done = lary("latents", "export", *ASK, *wrong, root=root)
-        assert (done.code, message in done.err) == (2, True)
+    printed("latents", "export", *ASK, "--out", "a.npy", root=root, code=2, has=["ends in .npz"])
+    wrong = {"99": "row 99 has no latents", "1-999999999": "row 10 has no latents", "9" * 5000: "is no row or range"}
+    for rows, message in wrong.items():
+        printed("latents", "export", *ASK, "--out", "a.npz", "--rows", rows, root=root, code=2, has=[message])
 
 
 @pytest.mark.parametrize("command", [("info",), ("verify",), ("export", "--out", "a.npz")])
 def test_latents_that_nobody_has_extracted(root: Path, command: tuple[str, ...]) -> None:
-    done = lary("latents", *command, "--model", "random-vit", *ASK[2:], root=root)
-    assert done.code == 2
-    assert "There are no latents of 'random-vit' for calvin val" in done.err
+    message = "There are no latents of 'random-vit' for calvin val"
+    printed("latents", *command, "--model", "random-vit", *ASK[2:], root=root, code=2, has=[message])

@@ -12,6 +12,7 @@ from lary.probes import nets
 from lary.probes.dit import ActionExpertDiT
 from lary.probes.nets import ActionExpertMLP, AttentiveProbe, attend, load_head
 from lary.types import LaryError
+from tests.helpers import fails
 from tests.probes.made import classifier_inputs, train
 
 
@@ -94,10 +95,7 @@ def test_the_reported_head_is_read_back(tmp_path: Path) -> None:
     np.testing.assert_allclose(logits, outcome.selections["held_out"].logits[[1, 4]], atol=1e-5)
     assert weights.shape == (2, 12)
     np.testing.assert_allclose(weights.sum(axis=1), 1, atol=1e-5)
-    with pytest.raises(LaryError, match=r"holds no head that can be used .*: run the probe again"):
-        load_head(tmp_path / "latest.pt", 5)
+    fails(LaryError, r"holds no head that can be used .*: run the probe again", load_head, tmp_path / "latest.pt", 5)
     (tmp_path / "latest.pt").write_bytes(b"PK torn")
-    with pytest.raises(LaryError, match="holds no head that can be used"):
-        load_head(tmp_path / "latest.pt", 4)
-    with pytest.raises(LaryError, match="does not exist: run the probe again with --overwrite"):
-        load_head(tmp_path / "none.pt", 4)
+    fails(LaryError, "holds no head that can be used", load_head, tmp_path / "latest.pt", 4)
+    fails(LaryError, "does not exist: run the probe again with --overwrite", load_head, tmp_path / "none.pt", 4)

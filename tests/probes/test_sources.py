@@ -23,6 +23,7 @@ from lary.probes.sources import (
     training_rows,
 )
 from lary.types import LaryError, UsageError
+from tests.helpers import fails
 from tests.probes.made import KINDS, InMemory, train
 
 TOKENS = np.random.default_rng(0).standard_normal((50, 2, 3, 4)).astype(np.float32)
@@ -70,8 +71,7 @@ def test_values_that_are_not_finite_are_found(dtype: str, wrong: float) -> None:
     assert source.read([0, 1]).shape == (2, *source.shape)
     with pytest.raises(LaryError, match=r"latents of sample 3f \(3.mp4\) hold NaN or infinity.*check-model"):
         projected(source, 2, 0).read(np.array([4, 3]))
-    with pytest.raises(LaryError, match=r"latents of sample 3f"):
-        list(read_batches(source, np.array([4, 3]), 8, "cpu"))
+    fails(LaryError, r"latents of sample 3f", list, read_batches(source, np.array([4, 3]), 8, "cpu"))
 
 
 @pytest.mark.parametrize("fits", [True, False])
@@ -127,8 +127,7 @@ def test_hold_out_takes_a_tenth_of_every_class() -> None:
 @pytest.mark.parametrize("kind", [kind for kind in KINDS if kind != "ridge"])
 def test_a_training_that_does_not_fit_is_refused(kind: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(psutil, "virtual_memory", lambda: SimpleNamespace(available=1000, total=1000))
-    with pytest.raises(UsageError, match=r"on latents of shape .* needs .* GB .*has 0\.0 GB free.*--pool.*--project"):
-        train(kind)
+    fails(UsageError, r"on latents of shape .* needs .* GB .*has 0\.0 GB free.*--pool.*--project", train, kind)
 
 
 def test_the_published_width_on_whole_feature_maps_is_refused_with_the_numbers(monkeypatch: pytest.MonkeyPatch) -> None:

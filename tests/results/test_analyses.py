@@ -10,7 +10,7 @@ import pytest
 from lary.data.spec import DATASETS
 from lary.types import LaryError
 from tests.fake_results import SUFFIXES, add_classification, add_regression, analysed
-from tests.helpers import lary, rows_of
+from tests.helpers import fails, printed, rows_of
 
 
 def test_frequency_orders_classes_and_averages_their_f1(tmp_path: Path) -> None:
@@ -24,11 +24,9 @@ def test_frequency_orders_classes_and_averages_their_f1(tmp_path: Path) -> None:
     assert float(rising[2]["moving_average"]) == pytest.approx(np.mean(values[:5]))
     assert float(rising[10]["moving_average"]) == pytest.approx(np.mean(values[8:13]))
     assert rising[1]["moving_average"] == table[-1]["moving_average"] == ""
-    with pytest.raises(LaryError, match="--window 400: libero has 27 classes"):
-        analysed(tmp_path, "frequency", window=400)
+    fails(LaryError, "--window 400: libero has 27 classes", analysed, tmp_path, "frequency", window=400)
     add_classification(tmp_path, "siglip2", "libero", 2.0, train=7)
-    with pytest.raises(LaryError, match="all classes of libero have 7 training samples"):
-        analysed(tmp_path, "frequency")
+    fails(LaryError, "all classes of libero have 7 training samples", analysed, tmp_path, "frequency")
 
 
 def test_gap_is_f1_of_people_minus_f1_of_robots_on_shared_classes(tmp_path: Path) -> None:
@@ -45,8 +43,7 @@ def test_gap_is_f1_of_people_minus_f1_of_robots_on_shared_classes(tmp_path: Path
     truth = {
         key: {row["name"]: row["f1"] for row in json.loads(path.read_text())["classes"]} for key, path in runs.items()
     }
-    table = [row for row in table if row["gap"]]
-    for row in table:
+    for row in (table := [row for row in table if row["gap"]]):
         wanted = [truth[row["model"], side][row["class"]] for side in ("human_1st", "robot_1st")]
         assert float(row["gap"]) == pytest.approx(wanted[0] - wanted[1])
     facts = json.loads((tmp_path / "logs" / "analysis" / "gap_human_1st_robot_1st.json").read_text())
@@ -60,23 +57,20 @@ def test_all_makes_what_the_runs_allow_and_says_the_rest(tmp_path: Path) -> None
     add_regression(tmp_path, "lapa", "calvin", 0.1, chunks=True)
     add_classification(tmp_path, "lapa", "libero", 9.0, control="shuffled-targets")
     asked = ("analyze", "--out", tmp_path / "out", "--count=1")
-    done = lary(*asked, root=tmp_path)
-    assert done.code == 0
-    for kind in ("gap", "stride", "codebook", "attention"):
-        assert f"left out: {kind}: " in done.out
+    kinds = ("gap", "stride", "codebook", "attention")
+    printed(*asked, root=tmp_path, has=[f"left out: {kind}: " for kind in kinds])
     first = {file.name: file.read_bytes() for file in (tmp_path / "out").iterdir()}
     stems = ("frequency_libero", "trajectories_calvin_lapa")
     assert set(first) == {f"{stem}{suffix}" for stem in stems for suffix in SUFFIXES}
     table = rows_of(tmp_path / "out" / "frequency_libero.csv")
     assert max(float(row["f1"]) for row in table) < 0.99, "controls are left out"
-    lary(*asked, root=tmp_path)
+    printed(*asked, root=tmp_path)
     assert {file.name: file.read_bytes() for file in (tmp_path / "out").iterdir()} == first
 
 
 def test_wrong_requests_name_the_remedy(tmp_path: Path) -> None:
     def refused(kind: str, message: str, **options: Any) -> None:
-        with pytest.raises(LaryError, match=message):
-            analysed(tmp_path, kind, **options)
+        fails(LaryError, message, analysed, tmp_path, kind, **options)
 
     refused("all", "There is no folder")
     (tmp_path / "logs").mkdir()
@@ -130,8 +124,6 @@ def test_codebook_holds_all_settings_but_one(tmp_path: Path) -> None:
 def test_runs_without_an_ablation_are_refused(tmp_path: Path) -> None:
     add_regression(tmp_path, "dinov3", "vlabench", 0.1)
     for kind, message in (("stride", "model has finished runs at two strides"), ("codebook", "of an ablated model")):
-        with pytest.raises(LaryError, match=message):
-            analysed(tmp_path, kind)
+        fails(LaryError, message, analysed, tmp_path, kind)
     add_regression(tmp_path, "dinov3-cs8_sl49_dim256_lr1e-4", "vlabench", 0.1)
-    with pytest.raises(LaryError, match="no two runs on vlabench differ in one setting alone"):
-        analysed(tmp_path, "codebook")
+    fails(LaryError, "no two runs on vlabench differ in one setting alone", analysed, tmp_path, "codebook")

@@ -15,7 +15,7 @@ from lary.results.record import read_result, write_result
 from lary.results.summarise import classification_result, regression_result
 from lary.types import LaryError, UsageError
 from tests import fake_results as fake
-from tests.helpers import lary
+from tests.helpers import fails, printed
 
 
 def write_actions(folder: Path, *gaps: float) -> None:
@@ -37,10 +37,8 @@ def test_the_difference_of_runs_is_paired(tmp_path: Path) -> None:
         write_actions(tmp_path / name, gap)
     (only,) = compare_results([tmp_path / "b", tmp_path / "a" / "result.json"]).differences
     assert (only.gain.value, only.gain.low) == (pytest.approx(0.75, abs=1e-5), pytest.approx(only.gain.high, abs=1e-5))
-    done = lary("compare", *(tmp_path / name for name in "abc"), "--role", "unseen", "--json", tmp_path / "out.json")
-    assert done.code == 0
-    assert "Holm, 2 comparisons" in done.out
-    assert "model b" in done.out
+    words = ("compare", *(tmp_path / name for name in "abc"), "--role", "unseen", "--json", tmp_path / "out.json")
+    printed(*words, has=["Holm, 2 comparisons", "model b"])
     rows = json.loads((tmp_path / "out.json").read_text())["differences"]
     assert [round(row["gain"]["value"], 4) for row in rows] == [-0.75, 0.0]
     assert rows[0]["p"] < rows[1]["p"] == 1.0
@@ -58,24 +56,18 @@ def test_samples_are_paired_by_id_not_by_place(tmp_path: Path) -> None:
     assert only.samples == len(scores.ids) - 5
     assert only.gain.value == only.gain.low == only.gain.high == 0
     write_scores(tmp_path / "b", {"seen": replace(turned, ids=tuple(f"x{name}" for name in ids))}, [0])
-    with pytest.raises(LaryError, match="share no sample"):
-        compare_results([tmp_path / "a", tmp_path / "b"])
+    fails(LaryError, "share no sample", compare_results, [tmp_path / "a", tmp_path / "b"])
 
 
 def test_what_can_not_be_compared_is_refused(tmp_path: Path) -> None:
-    write_actions(tmp_path / "a", 0.5)
-    write_actions(tmp_path / "b", 0.5)
-    with pytest.raises(UsageError, match="at least two"):
-        compare_results([tmp_path / "a"])
-    with pytest.raises(UsageError, match=r"nowhere holds no result\.json: name the folder of a finished run"):
-        compare_results([tmp_path / "a", tmp_path / "nowhere"])
+    """Golden tests have a single run and none."""
+    for name in "ab":
+        write_actions(tmp_path / name, 0.5)
     result = read_result(tmp_path / "b" / "result.json")
     write_result(tmp_path / "b" / "result.json", result.model_copy(update={"action_mode": "relative"}))
-    with pytest.raises(UsageError, match="their target is absolute and relative"):
-        compare_results([tmp_path / "a", tmp_path / "b"])
+    fails(UsageError, "their target is absolute and relative", compare_results, [tmp_path / "a", tmp_path / "b"])
     (tmp_path / "b" / PREDICTIONS).unlink()
-    with pytest.raises(LaryError, match="run the probe again with --overwrite"):
-        compare_results([tmp_path / "a", tmp_path / "b"])
+    fails(LaryError, "run the probe again with --overwrite", compare_results, [tmp_path / "a", tmp_path / "b"])
 
 
 def test_every_run_and_selection_has_a_row_with_intervals(tmp_path: Path) -> None:
@@ -87,8 +79,7 @@ def test_every_run_and_selection_has_a_row_with_intervals(tmp_path: Path) -> Non
     assert list(own["seeds"]) == [(0, 1, 2)]
     assert ((own["seen_mse_low"] < own["seen_mse"]) & (own["seen_mse"] < own["seen_mse_high"])).all()
     assert own["top1"].isna().all()
-    with pytest.raises(UsageError, match="no folder"):
-        load_results(tmp_path / "missing")
+    fails(UsageError, "no folder", load_results, tmp_path / "missing")
 
 
 @pytest.mark.usefixtures("no_figures")
@@ -103,5 +94,4 @@ def test_every_sample_of_a_classification_has_a_row(tmp_path: Path) -> None:
     assert (len(table), table["score"].mean()) == (len(outcome.labels), pytest.approx(result.score.value))
     assert ((table["predicted"] == table["true"]) == (table["score_0"] == 1)).all()
     (tmp_path / "case.txt").write_text("another")
-    with pytest.raises(LaryError, match="digest differs"):
-        load_samples(tmp_path)
+    fails(LaryError, "digest differs", load_samples, tmp_path)

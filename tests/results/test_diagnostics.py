@@ -11,7 +11,7 @@ from lary.latents.sources import Stamp
 from lary.latents.writers import write_latents
 from lary.models.spec import MODELS
 from lary.results.diagnostics import Scatter, code_use
-from tests.helpers import Done, lary
+from tests.helpers import printed
 from tests.tree import write_table
 
 SAMPLES = 40
@@ -37,13 +37,13 @@ def write_store(root: Path, tokens: np.ndarray) -> None:
     write_table(root / "data" / "val_la_calvin_5_lapa.csv", rows)
 
 
-def run(root: Path, *options: str) -> Done:
+def run(root: Path, *options: str, **expected: Any) -> None:
     words = ("diagnose", "--model", "lapa", "--dataset", "calvin", f"--lary-la-dir={root / 'la'}")
-    return lary(*words, *options, root=root)
+    printed(*words, *options, root=root, **expected)
 
 
 def numbers(root: Path, *options: str) -> Any:
-    assert run(root, f"--json={root / 'out.json'}", *options).code == 0
+    run(root, f"--json={root / 'out.json'}", *options)
     return json.loads((root / "out.json").read_text())
 
 
@@ -51,27 +51,25 @@ def test_diagnose_command_reads_a_store_in_batches(tmp_path: Path) -> None:
     tokens = np.random.default_rng(4).normal(size=(SAMPLES, 2, 6))
     tokens[..., 2] = 7.0
     write_store(tmp_path, tokens)
-    done = run(tmp_path)
-    assert done.code == 0
-    assert "calvin val with lapa (corrected): 40 samples of 8 episodes or videos, tokens 2 x 6" in done.out
-    assert "6, 1 dead" in done.out
-    assert "4 of 8 (50.0 %) used, perplexity 4.00 (2.00 at a single place)" in done.out
+    lines = [
+        "calvin val with lapa (corrected): 40 samples of 8 episodes or videos, tokens 2 x 6",
+        "6, 1 dead",
+        "4 of 8 (50.0 %) used, perplexity 4.00 (2.00 at a single place)",
+    ]
+    run(tmp_path, has=lines)
     found = json.loads((tmp_path / "logs" / "diagnostics" / "calvin" / "val" / "lapa.json").read_text())
     assert (found["channels"]["dead"], found["tokens"]["limit"]) == ([2], 6)
     assert found["codes"]["counts"] == {"0": 20, "1": 20, "3": 20, "5": 20}
     assert numbers(tmp_path) == found
     assert numbers(tmp_path, "--batch-size", "9")["tokens"] == pytest.approx(found["tokens"], rel=1e-9)
     assert numbers(tmp_path, "--rows", "10")["samples"] == 10
-    by_hand = code_use({0: np.array([1, 4]), 3: np.array([1, 0]), 7: np.array([2, 0])}, None)
-    assert by_hand is not None
+    by_hand: Any = code_use({0: np.array([1, 4]), 3: np.array([1, 0]), 7: np.array([2, 0])}, None)
     assert by_hand["perplexity_per_place"] == pytest.approx((2**1.5 + 1) / 2)
 
 
 def test_latents_that_are_not_finite_name_their_sample(tmp_path: Path) -> None:
     write_store(tmp_path, np.where(np.arange(SAMPLES)[:, None, None] == 3, np.nan, np.ones((SAMPLES, 2, 6))))
-    done = run(tmp_path)
-    assert done.code == 1
-    assert "images/ep_0/frame_000004.png) hold values that are not finite" in done.err
+    run(tmp_path, code=1, has=["images/ep_0/frame_000004.png) hold values that are not finite"])
 
 
 def test_codebooks_of_records_are_those_of_their_networks() -> None:

@@ -40,9 +40,8 @@ def test_a_run_publishes_its_files_with_their_digests(tmp_path: Path) -> None:
 
 
 def test_unfinished_files_are_kept_for_the_same_run_alone(tmp_path: Path) -> None:
-    (tmp_path / "seed_1").mkdir()
-    (tmp_path / "training_state.pt").write_text("of version 0.1")
-    (tmp_path / "seed_1" / "training_state.pt").write_text("of version 0.1")
+    for name in ("training_state.pt", "seed_1/training_state.pt"):
+        write_text(tmp_path / name, "of version 0.1")
     for identity, resume, expected in (
         ("one", True, False), ("one", True, True), ("one", False, False), ("one", True, True), ("two", True, False),
     ):  # fmt: skip

@@ -10,6 +10,7 @@ from lary.results.folder import FinishedRun
 from lary.results.summarise import regression_result
 from lary.types import LaryError
 from tests import fake_results as fake
+from tests.helpers import fails
 from tests.hostile.harness import MEBIBYTE, Code, deflated_zeros, refused, zipped
 
 
@@ -44,14 +45,12 @@ def test_arrays_that_are_torn_or_hold_code_or_a_bomb_are_refused(tmp_path: Path,
     def read(role: str = "seen") -> object:
         return reader(FinishedRun(tmp_path, result), role)
 
-    with pytest.raises(LaryError, match="does not exist: run the probe again with --overwrite"):
-        read()
+    fails(LaryError, "does not exist: run the probe again with --overwrite", read)
     code = np.array([Code(mark)], dtype=object)
     np.savez(path, **{f"seen_{part}": code for part in ("ids", "groups", "media", "scores", "predicted", "true")})
     refused(tmp_path, read, "pickled objects")
     assert not mark.exists()
-    with pytest.raises(LaryError, match="of the split 'unseen'"):
-        read("unseen")
+    fails(LaryError, "of the split 'unseen'", read, "unseen")
     zipped(path, "seen_ids.npy", deflated_zeros(size), size)
     refused(tmp_path, read, "which is refused")
     path.write_bytes(b"PK")

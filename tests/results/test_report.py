@@ -16,6 +16,7 @@ from lary.results.report import PUBLISHED, read_reference, write_report
 from lary.results.summarise import classification_result
 from lary.types import UsageError
 from tests import fake_results as fake
+from tests.helpers import fails
 
 BROWSER = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
 LOADING = {"src", "srcset", "poster", "data", "xlink:href", "action", "background"}
@@ -41,12 +42,9 @@ class Page(HTMLParser):
         pairs = [(tag, name, str(value)) for tag, own in self.found for name, value in own.items()]
         loaded = [value for tag, name, value in pairs if name in LOADING or (name == "href" and tag != "a")]
         links = [value for tag, name, value in pairs if name == "href" and tag == "a"]
-        return (
-            len(self.all("script")) == 1
-            and all(address.startswith("data:image/") for address in loaded)
-            and all(address.startswith(("#", "https://arxiv.org/")) for address in links)
-            and not any(name.startswith("on") for _, name, _ in pairs)
-        )
+        own = all(text.startswith("data:image/") for text in loaded) and len(self.all("script")) == 1
+        known = all(address.startswith(("#", "https://arxiv.org/")) for address in links)
+        return own and known and not any(name.startswith("on") for _, name, _ in pairs)
 
 
 @pytest.fixture(scope="module")
@@ -123,9 +121,8 @@ def test_a_run_shows_its_margins_seeds_robots_angles_warnings_and_how_intervals_
 
 
 def test_published_number_is_beside_a_run_and_nothing_to_report_is_a_sentence(tmp_path: Path) -> None:
-    for folder, message in ((tmp_path, r"No result\.json below"), (tmp_path / "missing", "no folder")):
-        with pytest.raises(UsageError, match=message):
-            write_report(folder)
+    fails(UsageError, r"No result\.json below", write_report, tmp_path)
+    fails(UsageError, "no folder", write_report, tmp_path / "missing")
     known = read_reference("leaderboard_classification")[0]
     facts = fake.facts(known["model"], "robot_1st", known["paradigm"])
     write_result(tmp_path / FILE_NAME, classification_result(fake.class_outcome(2.0), facts))

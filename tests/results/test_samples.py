@@ -16,7 +16,7 @@ from lary.runs.extract import extract
 from lary.runs.probe import classify
 from lary.types import LaryError, UsageError
 from tests import fake_results as fake
-from tests.helpers import settings_of
+from tests.helpers import fails, settings_of
 from tests.tree import make_robot
 
 MODEL = "frame-difference"
@@ -47,8 +47,8 @@ def test_trajectories_of_the_episodes_that_are_asked_for(tmp_path: Path) -> None
     fake.add_regression(tmp_path, "dinov3", "calvin", 0.1)
     _, left_out = fake.analysed(tmp_path, "trajectories", "trajectories_calvin_lapa", count=2)
     assert "actions.npz does not exist: run the probe again with --overwrite" in left_out
-    with pytest.raises(UsageError, match="--episode val/ep_99: no run was scored on such an episode"):
-        fake.analysed(tmp_path, "trajectories", episode=("val/ep_99",))
+    message = "--episode val/ep_99: no run was scored on such an episode"
+    fails(UsageError, message, fake.analysed, tmp_path, "trajectories", episode=("val/ep_99",))
 
 
 def test_frames_that_a_step_shows() -> None:
@@ -95,12 +95,7 @@ def test_attention_is_that_of_the_reported_head(tmp_path: Path) -> None:
         assert case[row].split("\t") == [own["media"][-1], own["predicted"], own["true"]]
     (tmp_path / "data" / "classification" / "AgiBotWorld-Beta").rename(tmp_path / "elsewhere")
     fake.analysed(tmp_path, "attention", stem, count=1)
-    with pytest.raises(UsageError, match=f"no run was scored on such a sample. Did you mean {split.table[3].id}"):
-        fake.analysed(tmp_path, "all", sample=(split.table[3].id[:-1] + "x",))
-    checkpoint = run.folder / "latest.pt"
-    checkpoint.write_bytes(checkpoint.read_bytes()[:100])
-    with pytest.raises(LaryError, match="holds no head that can be used"):
-        fake.analysed(tmp_path, "attention")
-    checkpoint.unlink()
-    with pytest.raises(LaryError, match=r"latest\.pt does not exist: run the probe again with --overwrite"):
-        fake.analysed(tmp_path, "attention")
+    message = f"no run was scored on such a sample. Did you mean {split.table[3].id}"
+    fails(UsageError, message, fake.analysed, tmp_path, "all", sample=(split.table[3].id[:-1] + "x",))
+    (run.folder / "latest.pt").write_bytes(b"torn")
+    fails(LaryError, "holds no head that can be used", fake.analysed, tmp_path, "attention")

@@ -1,6 +1,7 @@
 """Controls of frames for models that mix their frames: the frames are changed before they are encoded."""
 
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -14,13 +15,16 @@ from lary.runs.probe import regress
 from lary.runs.run import run
 from lary.settings import Settings
 from lary.types import LaryError, UsageError
-from tests.helpers import lary, settings_of
+from tests.helpers import fails, printed, settings_of
 from tests.tree import make_calvin, make_robot
 
 MODEL = "frame-difference"
 """One step for the two frames of a pair."""
 SIGNED = 48
 """Of its channels, the first: signed differences of three colours; 16 absolute ones and the place follow."""
+STATIC: dict[str, Any] = {
+    "model": MODEL, "dataset": "calvin", "model_type": "ridge", "probe_preset": "demo", "control": "static-pair"
+}  # fmt: skip
 
 pytestmark = pytest.mark.usefixtures("no_figures")
 
@@ -50,8 +54,8 @@ def changed_split(settings: Settings, control: str) -> tuple[np.ndarray, np.ndar
 
 @pytest.mark.parametrize("control", ["static-pair", "shuffled-order"])
 def test_the_encoder_sees_changed_frames(settings: Settings, control: ProbeControl) -> None:
-    with pytest.raises(UsageError, match=f"--control {control}: .*1 steps for 2 frames.*Run 'lary controls', or 'lary"):
-        changed_split(settings, control)
+    message = f"--control {control}: .*1 steps for 2 frames.*Run 'lary controls', or 'lary"
+    fails(UsageError, message, changed_split, settings, control)
     assert extract_changed(asked("val"), control, settings)
     own, other, named = changed_split(settings, control)
     assert named == control
@@ -68,25 +72,16 @@ def test_the_encoder_sees_changed_frames(settings: Settings, control: ProbeContr
 def test_controls_of_a_model_that_mixes_its_frames(settings: Settings, tmp_path: Path) -> None:
     """Every control is run; a margin stands in the model's result; nothing is left in the difference of a frame."""
     words = ("--model", MODEL, "--dataset", "calvin", "--model-type", "ridge", "--probe-preset", "demo")
-    done = lary("controls", *words, root=tmp_path)
-    assert done.code == 0, done
     names = ("shuffled targets", "static pair", "shuffled order", "16 random dimensions", "pixels", "random-vit")
-    assert [name for name in names if name not in done.out] == []
-    assert "left out" not in done.out
-    static = RegressConfig(
-        model=MODEL, dataset="calvin", probe_preset="demo", model_type="ridge", control="static-pair"
-    )
-    again = regress(static, settings)
+    assert "left out" not in printed("controls", *words, root=tmp_path, has=names)
+    again = regress(RegressConfig(**STATIC), settings)
     assert not again.new
     nothing = again.result.controls["mean_action"].metrics["seen_mse"].value
     assert again.result.score.value == pytest.approx(nothing, rel=0.02)
 
 
 def test_a_run_encodes_what_its_control_needs(settings: Settings) -> None:
-    config = RunConfig(
-        model=MODEL, dataset="calvin", model_type="ridge", probe_preset="demo", control="static-pair", workers=1
-    )
-    assert [run(config, settings).extracted for _ in range(2)] == [24 + 9, 0]
+    assert [run(RunConfig(**STATIC, workers=1), settings).extracted for _ in range(2)] == [24 + 9, 0]
 
 
 def test_latents_of_single_frames_need_no_second_extraction(settings: Settings) -> None:
@@ -99,8 +94,8 @@ def test_changed_frames_of_another_table_are_refused(settings: Settings) -> None
     extract_changed(asked("val"), "static-pair", settings)
     file = next((place_of(settings, "static-pair").path("LARY_ROOT") / "data").glob("val_la_*.csv"))
     file.write_text(file.read_text().replace("frame_000005.png", "frame_000010.png"))
-    with pytest.raises(LaryError, match=r"was made of another table than .*: run 'lary controls' again"):
-        changed_split(settings, "static-pair")
+    message = r"was made of another table than .*: run 'lary controls' again"
+    fails(LaryError, message, changed_split, settings, "static-pair")
 
 
 @pytest.mark.parametrize("control", ["static-pair", "shuffled-order"])
@@ -108,8 +103,8 @@ def test_frames_of_clips_are_changed_by_their_numbers(tmp_path: Path, control: P
     make_robot(tmp_path, {"val": 6})
     path = tmp_path / "data" / "robot_1st_metadata_val.csv"
     table = read_table(DATASETS.get("robot_1st"), "val", path=path, data_dir=tmp_path / "data")
-    rows = list(changed_rows(table, control))
-    assert rows == list(changed_rows(table, control))
+    rows, again = (list(changed_rows(table, control)) for _ in range(2))
+    assert rows == again
     at = list(table.frame.columns).index(INDEX_COLUMN)
     cells = [row.pop(at) for row in rows]
     assert rows == table.frame.drop(columns=INDEX_COLUMN).to_numpy().tolist()

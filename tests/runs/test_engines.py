@@ -18,7 +18,7 @@ from lary.models.spec import MODELS
 from lary.registry import load_plugin
 from lary.runs.engines import encode_all
 from lary.runs.extract import extract, open_run, prepare_run
-from tests.helpers import lary, settings_of
+from tests.helpers import fails, printed, settings_of
 from tests.tree import make_calvin
 
 Counting = Callable[..., None]
@@ -104,8 +104,8 @@ def test_the_rows_of_a_process_that_dies_are_done_all_the_same(root: Path, count
 
 def test_a_process_that_dies_again_and_again_is_an_error(root: Path, counting: Counting) -> None:
     counting("doomed", "Counting.in_worker", DIE)
-    with pytest.raises(Exception, match=r"A process that encodes died .*signal 9.*What was done is kept"):
-        on_two_processes(root, ask("doomed"))
+    message = r"A process that encodes died .*signal 9.*What was done is kept"
+    fails(Exception, message, on_two_processes, root, ask("doomed"))
 
 
 @pytest.fixture
@@ -138,9 +138,8 @@ def test_ray_gives_the_same_files_though_an_actor_is_killed(root: Path, counting
 
 def test_ray_without_a_cluster_is_a_wrong_request(root: Path) -> None:
     words = ("extract", "--model", "pixels", "--dataset", "calvin", "--split", "val")
-    done = lary(*words, "--engine", "ray", "--address", "127.0.0.1:1", root=root)
-    assert done.code == 2
-    assert "there is no Ray cluster" in done.err
+    has = ["there is no Ray cluster"]
+    printed(*words, "--engine", "ray", "--address", "127.0.0.1:1", root=root, code=2, has=has)
 
 
 def test_ctrl_c_finishes_the_unit_and_says_how_to_resume(
@@ -162,8 +161,7 @@ def test_ctrl_c_finishes_the_unit_and_says_how_to_resume(
 
 def test_ctrl_c_at_the_last_row_counts_too(root: Path, counting: Counting) -> None:
     counting("late", "Counting.calls == 24", INTERRUPT)
-    with pytest.raises(Interrupted, match="Stopped: 0 of 24 rows"):
-        extract(ask("late"), settings_of(root))
+    fails(Interrupted, "Stopped: 0 of 24 rows", extract, ask("late"), settings_of(root))
     assert extract(ask("late"), settings_of(root)).done_before == 24
 
 
@@ -177,7 +175,6 @@ def test_ctrl_c_ends_several_processes_after_their_tasks(root: Path, counting: C
 
 def test_second_ctrl_c_stops_at_once(root: Path, counting: Counting) -> None:
     counting("trial", "Counting.calls in (2, 3)", INTERRUPT)
-    with pytest.raises(KeyboardInterrupt):
-        extract(ask("trial"), settings_of(root))
+    fails(KeyboardInterrupt, "", extract, ask("trial"), settings_of(root))
     assert len(contents(root, "trial")) <= 3
     assert extract(ask("trial"), settings_of(root)).rows == 24

@@ -13,7 +13,7 @@ from lary.results.published import read_scores
 from lary.results.record import read_result
 from lary.runs.probe import run_member
 from lary.types import LaryError, UsageError
-from tests.helpers import lary, rows_of, settings_of
+from tests.helpers import fails, printed, rows_of, settings_of
 from tests.runs.conftest import config_of, probe
 from tests.tree import make_calvin, write_table
 
@@ -33,15 +33,13 @@ def test_a_result_records_what_was_run_and_is_not_overwritten(made: Path, tmp_pa
     assert result.timings["probe"] > 0
     again = probe(made, logs=tmp_path)  # a tracker is no part of a run's identity
     assert (again.new, again.result, file.read_bytes()) == (False, result, first)
-    with pytest.raises(UsageError, match=r"another run .*--overwrite to replace it"):
-        probe(made, logs=tmp_path, seed=3)
+    fails(UsageError, r"another run .*--overwrite to replace it", probe, made, logs=tmp_path, seed=3)
     assert file.read_bytes() == first
     assert probe(made, logs=tmp_path, seed=3, overwrite=True).result.seed == 3
     scores = read_scores(finished_run(folder))
     assert scores.scores.mean() == pytest.approx(read_result(file).score.value, rel=1e-5)
     (folder / "predictions.npz").write_bytes(b"PK")
-    with pytest.raises(LaryError, match="is not the file that the run wrote"):
-        read_scores(finished_run(folder))
+    fails(LaryError, "is not the file that the run wrote", read_scores, finished_run(folder))
 
 
 def test_every_device_of_a_list_trains(made: Path, tmp_path: Path) -> None:
@@ -94,9 +92,7 @@ def test_latents_of_a_model_without_a_record_are_probed(tmp_path: Path, shape: t
             np.savez(file, tokens=generator.normal(size=shape).astype(np.float32))
         write_table(tmp_path / "data" / f"{split}_la_calvin_5_my-model.csv", rows)
     words = ("regress", "--dataset", "calvin", "--stride", "5", "--model-type", "ridge", "--probe-preset", "demo")
-    done = lary(*words, "--model", "my-model", root=tmp_path)
-    assert done.code == 0, done.err
-    assert "The model 'my-model' is unregistered" in done.out
+    printed(*words, "--model", "my-model", root=tmp_path, has=["The model 'my-model' is unregistered"])
     result = read_result(next((tmp_path / "logs").rglob("result.json")))
     assert (result.model.paradigm, result.model.dim) == ("unregistered", 6)
 
@@ -106,5 +102,4 @@ def test_a_folder_that_can_not_be_written_to_stops_a_probe_before_its_training(
 ) -> None:
     monkeypatch.setattr(torch.optim, "AdamW", lambda *_, **__: pytest.fail("trained"))
     (tmp_path / "regression").touch()
-    with pytest.raises(LaryError, match=r"Cannot write .*regression.*: "):
-        probe(made, logs=tmp_path)
+    fails(LaryError, r"Cannot write .*regression.*: ", probe, made, logs=tmp_path)

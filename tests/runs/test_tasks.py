@@ -14,7 +14,7 @@ from lary.results.compare import compare_results
 from lary.runs.extract import extract
 from lary.runs.tasks import open_splits, shown
 from lary.types import LaryError, UsageError
-from tests.helpers import rows_of, settings_of
+from tests.helpers import fails, rows_of, settings_of
 from tests.runs.conftest import MODEL, config_of, probe
 from tests.tree import make_calvin, write_table
 
@@ -62,8 +62,7 @@ def test_tables_with_wrong_rows_are_refused(
     place: Path, split: str, edit: Callable[[Rows], None], message: str
 ) -> None:
     change(place, split, edit)
-    with pytest.raises(LaryError, match=message):
-        probe(place, "robot_1st")
+    fails(LaryError, message, probe, place, "robot_1st")
 
 
 def test_corrected_labels_keep_their_latents_and_classes_that_cannot_be_learned_are_named(place: Path) -> None:
@@ -83,10 +82,8 @@ def test_latents_of_another_model_or_data_set_are_refused(place: Path) -> None:
         write_table(place / "data" / f"{split}_la_calvin_5_random-vit.csv", short)
         moved = [{**row, "action": "Left", "la_path": row["la_path"].replace("calvin/", "libero/")} for row in rows]
         write_table(place / "data" / f"{split}_la_libero_{MODEL}.csv", moved)
-    with pytest.raises(UsageError, match="holds latents of --model pixels, not of random-vit"):
-        probe(place, model="random-vit")
-    with pytest.raises(UsageError, match="holds latents of --dataset calvin, not of libero"):
-        probe(place, "libero")
+    fails(UsageError, "holds latents of --model pixels, not of random-vit", probe, place, model="random-vit")
+    fails(UsageError, "holds latents of --dataset calvin, not of libero", probe, place, "libero")
 
 
 @pytest.mark.parametrize(
@@ -106,8 +103,7 @@ def test_latents_that_are_not_finite_name_their_sample(place: Path, dataset: str
 def test_latents_that_are_gone_are_counted(place: Path) -> None:
     gone = sorted((place / "latent_actions" / "calvin" / "val" / MODEL).glob("latent_action_*.npz"))[2]
     gone.unlink()
-    with pytest.raises(LaryError, match=rf"(?s)1 of 21 latent files .* are missing; extract again.*{gone.name}"):
-        probe(place)
+    fails(LaryError, rf"(?s)1 of 21 latent files .* are missing; extract again.*{gone.name}", probe, place)
 
 
 def test_every_split_goes_through_the_same_projection_and_orders_are_drawn_anew(made: Path) -> None:
@@ -149,5 +145,4 @@ def test_splits_by_episode_keep_episodes_apart(mixed: Path) -> None:
         compare_results([published.folder, drawn.folder])
     with pytest.raises(UsageError, match="--dataset vlabench --split train_by_episode' first"):
         probe(mixed, model="frame-difference", splits="by-episode", **options)
-    with pytest.raises(UsageError, match="it has: by-episode"):
-        probe(mixed, splits="by-day", **options)
+    fails(UsageError, "it has: by-episode", probe, mixed, splits="by-day", **options)
