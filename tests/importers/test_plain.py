@@ -8,7 +8,7 @@ import pytest
 
 from lary.importers.records import load_record
 from tests.golden.test_tools import trajectories, videos
-from tests.helpers import lary, rows_of
+from tests.helpers import INPUTS, lary, rows_of
 from tests.tree import frame, write_video
 
 LABELS = ("push", "pull")
@@ -151,16 +151,7 @@ def test_broken_videos_are_named_and_left_out(tmp_path: Path) -> None:
 
 def test_wrong_tables(tmp_path: Path) -> None:
     (tmp_path / "videos").mkdir()
-    for text, message in (
-        ("file,label\n../evil.mp4,push\nb.mp4,pull", "leaves its root"),
-        ("file,label\n/etc/passwd,push\nb.mp4,pull", "leaves its root"),
-        ("file,label\na.mp4,push\nb.mp4,push", "one class only"),
-        ("file,label\na.mp4,\nb.mp4,push", "row 1: the video or the label is empty"),
-        ("file,label,split\na.mp4,push,dev\nb.mp4,pull,val", "no split"),
-        ("file,label,split\na.mp4,push,\nb.mp4,pull,val", "some rows only"),
-        ("file,label,sample_indices\na.mp4,push,x\nb.mp4,pull,1", "no list of frame numbers"),
-        ("clip,label\na.mp4,push", "--video-column"), ("file,kind\na.mp4,push", "--label-column"),
-    ):  # fmt: skip
+    for text, message in INPUTS["wrong labels"].items():
         (tmp_path / "labels.csv").write_text(text)
         assert message in run(tmp_path, code=2)
     assert not (tmp_path / "data").exists()
