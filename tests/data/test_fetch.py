@@ -16,7 +16,7 @@ import pytest
 from lary.data.fetch import MANIFEST, accept, belongs, downloadable, find_place, known_folders
 from lary.types import LaryError, UsageError
 from tests.data.test_archives import member, packed, tree
-from tests.helpers import INPUTS, lary
+from tests.helpers import INPUTS, fails, lary, printed
 
 COMMIT = "c0ffee" + "0" * 34
 
@@ -88,9 +88,7 @@ def hub(monkeypatch: pytest.MonkeyPatch) -> FakeHub:
 
 def download(root: Path, *words: str, code: int = 0, accept: bool = True) -> str:
     """What ``lary data download`` prints."""
-    done = lary("data", "download", *words, *(["--accept-licenses"] if accept else []), root=root)
-    assert done.code == code, done
-    return done.out + done.err
+    return printed("data", "download", *words, *(["--accept-licenses"] if accept else []), root=root, code=code)
 
 
 def test_terms_name_every_source_and_are_accepted_first(
@@ -117,8 +115,7 @@ def test_files_belong_to_data_sets_and_archives_find_their_place() -> None:
     folders = known_folders(downloadable())
     for archive, name, place in INPUTS["places"]:
         assert find_place(archive, folders)(name) == place
-    with pytest.raises(LaryError, match=r"misc\.tar belongs, which holds stuff/a"):
-        find_place("misc.tar", folders)("stuff/a")
+    fails(LaryError, r"misc\.tar belongs, which holds stuff/a", find_place("misc.tar", folders), "stuff/a")
 
 
 def test_choice_by_key_pattern_and_neither(tmp_path: Path, hub: FakeHub) -> None:

@@ -16,7 +16,7 @@ from PIL import Image
 
 from lary.files import file_digest
 from tests.data.test_frames import encode
-from tests.helpers import lary, rows_of
+from tests.helpers import printed, rows_of
 from tests.tree import frame, make_calvin, make_robot, write_image, write_table
 
 HANDICAP = """
@@ -45,16 +45,15 @@ def handicap(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 def check(root: Path, *words: str | Path, code: int = 0) -> tuple[dict[str, dict[str, Any]], str]:
     """Issues by file name, or by table and column for those of a table; and what the command prints."""
     usual = [] if "--timeout" in words else ["--timeout", "60"]
-    done = lary("data", "check", "--output", root / "report.txt", *usual, *words, root=root)
-    assert done.code == code, done
+    text = printed("data", "check", "--output", root / "report.txt", *usual, *words, root=root, code=code)
     found: dict[str, dict[str, Any]] = {}
     if code < 2:
         for group in json.loads((root / "report.json").read_text())["groups"].values():
             for item in group["issues"]:
                 table = f"{item['table']}:{item['column']}"
                 found[table if item["kind"] == "table" else Path(item["path"]).name] = item
-        assert f": {len(found)} issues" in done.out
-    return found, done.out + done.err
+        assert f": {len(found)} issues" in text
+    return found, text
 
 
 def array(*shape: int, value: float = 0) -> Callable[[Path], object]:

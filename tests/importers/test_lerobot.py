@@ -14,7 +14,7 @@ import pytest
 from lary.data.images import read_image
 from lary.importers.episodes import ATOMIC_CLASSES, INVERSE
 from lary.importers.records import load_record
-from tests.helpers import lary, rows_of
+from tests.helpers import lary, printed, rows_of
 from tests.lerobot_files import FRONT, LENGTHS, WRIST, actions, hand, told, write_lerobot
 
 LABELS = ("--labels", "atomic", "--settle", "2")
@@ -24,9 +24,7 @@ STRIDE = ("--stride", "3")
 def run(root: Path, *words: str | Path, code: int = 0) -> str:
     """Import ``root/source`` as `arm`; what is printed."""
     name = () if "--name" in words else ("--name", "arm")
-    done = lary("data", "import-lerobot", root / "source", *name, *words, root=root)
-    assert done.code == code, done.err
-    return done.out + done.err
+    return printed("data", "import-lerobot", root / "source", *name, *words, root=root, code=code)
 
 
 def rows(root: Path) -> list[dict[str, str]]:
@@ -135,8 +133,7 @@ def test_an_import_is_not_mixed_with_another(tmp_path: Path) -> None:
     assert foreign.read_text() == "mine"
     path = tmp_path / "data/arm_dataset.json"
     path.write_text(json.dumps({**json.loads(path.read_text()), "media": "film"}))
-    done = lary("datasets", "arm", "--plugin", path.with_suffix(".py"), root=tmp_path)
-    assert (done.code, "wrong at 'media'" in done.err) == (2, True)
+    printed("datasets", "arm", "--plugin", path.with_suffix(".py"), root=tmp_path, code=2, has=["wrong at 'media'"])
 
 
 def test_a_data_set_of_the_hub_runs_through_the_benchmark(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
