@@ -9,6 +9,7 @@ import pytest
 
 from lary.runtime import PlainFormatter, in_threads, memory_bytes, pick_devices, provenance, setup_logging, tell_once
 from lary.types import UsageError
+from tests.helpers import fails
 
 
 def test_log_lines_do_not_steer_the_terminal() -> None:
@@ -64,5 +65,4 @@ def test_devices_are_chosen_and_printed(
     tell_once.cache_clear()
     assert pick_devices(**given) == devices  # type: ignore[arg-type]
     assert "cpu" in devices or f"working on {', '.join(devices)} of 3" in capsys.readouterr().err
-    with pytest.raises(UsageError, match="this machine has CUDA devices 0 to 2, not 3"):
-        pick_devices("0,3")
+    fails(UsageError, "this machine has CUDA devices 0 to 2, not 3", pick_devices, "0,3")

@@ -16,6 +16,7 @@ import torch
 from lary.probes.regress import RegressorTraining
 from lary.probes.training import STATE_FILE, Session, Team, launch, tracking
 from lary.types import LaryError, UsageError
+from tests.helpers import fails
 from tests.probes.made import TINY, Bar, Killed, assert_same, numbers, regressor_inputs, train
 
 
@@ -87,13 +88,10 @@ def test_a_state_is_written_where_it_costs_little(tmp_path: Path, monkeypatch: p
 
 
 def test_a_full_disk_is_one_sentence_and_leaves_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    def full(value: Any, stream: Any) -> None:
-        raise OSError(28, "No space left on device")
-
     (tmp_path / f".{STATE_FILE}.x1.tmp").write_bytes(b"what a killed training was writing")
-    monkeypatch.setattr(torch, "save", full)
-    with pytest.raises(LaryError, match=r"Cannot write .*best_model.pth.*No space left on device"):
-        train("mlp", folder=tmp_path, identity="me")
+    monkeypatch.setattr(torch, "save", Mock(side_effect=OSError(28, "No space left on device")))
+    message = r"Cannot write .*best_model.pth.*No space left on device"
+    fails(LaryError, message, train, "mlp", folder=tmp_path, identity="me")
     assert not list(tmp_path.iterdir())
 
 
@@ -129,8 +127,7 @@ def fail_in_one(team: Team, _: str) -> None:
 
 
 def test_the_error_of_one_process_ends_them_all() -> None:
-    with pytest.raises(UsageError, match="this one is wrong"):
-        launch(fail_in_one, (), ("cpu", "cpu"))
+    fails(UsageError, "this one is wrong", launch, fail_in_one, (), ("cpu", "cpu"))
 
 
 def test_scored_rows_are_dealt_out_once_by_whole_batches() -> None:
