@@ -33,8 +33,7 @@ def test_a_failed_write_leaves_the_old_file_and_no_other(tmp_path: Path, monkeyp
         assert isinstance(caught.value, OSError)  # for those who make a failed sample of it
         again = pickle.loads(pickle.dumps(caught.value))  # noqa: S301 (our own; errors come from other processes)
         assert (type(again), str(again)) == (WriteError, str(caught.value))
-        assert sorted(os.listdir(tmp_path)) == ["a.txt", "plain"]
-        assert file.read_text() == "before"
+        assert (sorted(os.listdir(tmp_path)), file.read_text()) == (["a.txt", "plain"], "before")
 
 
 def test_what_a_library_makes_of_a_full_disk_is_a_full_disk(tmp_path: Path) -> None:

@@ -41,8 +41,7 @@ def test_tables_and_folders_have_the_published_names_and_differences_behind_them
     }  # fmt: skip
     for tag, changes in given.items():
         ref = replace(REF, **changes)
-        assert ref.tag == tag
-        assert ref.folder(settings) == tmp_path / "latent_actions" / "calvin" / "val" / tag
+        assert (ref.tag, ref.folder(settings)) == (tag, tmp_path / "latent_actions" / "calvin" / "val" / tag)
         assert ref.table(settings) == tmp_path / "data" / f"val_la_calvin_5_{tag}.csv"
     changed, clips = replace(REF, control="static-pair"), replace(REF, dataset="human_1st")
     assert changed.table(settings) == tmp_path / "latent_actions/controls/static-pair/data/val_la_calvin_5_pixels.csv"
@@ -107,12 +106,10 @@ def test_pooled_when_written_or_when_read(root: Path) -> None:
     plain = opened(root).source.read(range(9))
     for pool, shape in (("mean", (2, 1, 50)), ("grid:4", (2, 16, 50))):
         on_the_fly = opened(root, pool=pool)
-        assert on_the_fly.source.shape == shape
-        assert isinstance(on_the_fly.source, PooledSource)
+        assert (type(on_the_fly.source), on_the_fly.source.shape) == (PooledSource, shape)
         extract(config("val", pool=pool, store="shards"), settings_of(root))
         stored = opened(root, pool=pool)
-        assert isinstance(stored.source, ShardSource)
-        assert stored.folder.name == f"pixels@pool-{pool.replace(':', '')}"
+        assert (type(stored.source), stored.folder.name) == (ShardSource, f"pixels@pool-{pool.replace(':', '')}")
         np.testing.assert_array_equal(stored.source.read(range(9)), on_the_fly.source.read(range(9)))
         np.testing.assert_array_equal(on_the_fly.take([3]).source.read([0]), on_the_fly.source.read([3]))
     np.testing.assert_allclose(opened(root, pool="mean").source.read([2])[0], plain[2].mean(1, keepdims=True), 1e-5)
@@ -163,5 +160,4 @@ def test_files_that_become_something_else_are_not_followed(root: Path) -> None:
         file.unlink(missing_ok=True)
         file.symlink_to(root / "victim")
     assert extract(config("val"), settings_of(root)).extracted == 4
-    assert (root / "victim").read_text() == "precious"
-    assert not path.is_symlink()
+    assert (path.is_symlink(), (root / "victim").read_text()) == (False, "precious")

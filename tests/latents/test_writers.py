@@ -124,8 +124,7 @@ def test_any_rows_come_back(
     if not rows:
         return
     header = read_shard(folder / "shard_00000.safetensors")
-    assert header.rows.tolist() == held
-    assert header.samples == tuple(f"{row:04d}" for row in held)
+    assert (header.rows.tolist(), header.samples) == (held, tuple(f"{row:04d}" for row in held))
     expected = torch.from_numpy(tokens[held]).to(getattr(torch, dtype)).float().numpy()
     order = np.random.default_rng(seed).permutation(len(rows))
     source = ShardSource([header], np.zeros(len(rows), np.int64), np.arange(len(rows)))

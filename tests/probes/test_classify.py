@@ -31,8 +31,7 @@ def with_heads(*heads: HeadSettings, **more: Any) -> ProbePreset:
 def test_tokens_of_every_shape_are_read_and_every_scale_where_a_preset_standardises(shape: Any, scale: float) -> None:
     inputs = changed(classifier_inputs(), lambda tokens: np.float32(scale) * tokens.reshape(-1, *shape))
     outcome = train("attentive", inputs)
-    assert outcome.settings["tokens"] == list(shape)
-    assert accuracy(outcome) > 0.8
+    assert (outcome.settings["tokens"], accuracy(outcome) > 0.8) == (list(shape), True)
 
 
 def test_held_out_rows_have_no_part_in_training(tmp_path: Path) -> None:
@@ -63,8 +62,7 @@ def test_head_and_epoch_are_the_best_on_the_held_out_rows() -> None:
 
 def test_a_head_that_diverges_is_never_picked_and_named() -> None:
     outcome = train("attentive", preset=with_heads(HeadSettings(1e30, 0.01), HeadSettings(1e-2, 0.01)))
-    assert [chosen.head for chosen in outcome.selections.values()] == [1, 1]
-    assert accuracy(outcome) > 0.9
+    assert ([chosen.head for chosen in outcome.selections.values()], accuracy(outcome) > 0.9) == ([1, 1], True)
     (warning,) = outcome.warnings
     assert warning.startswith("Head 0 (learning rate 1e+30) diverged in epoch 1: its outputs were not finite.")
     names = ("train_accuracy", "validation_accuracy", "train_loss", "validation_loss")
@@ -120,8 +118,7 @@ def test_the_published_precision_where_the_device_has_it(
     has: dict[str, bool], expected: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: has, raising=False)
-    assert in_bfloat16(True, None, "cpu") is expected
-    assert in_bfloat16(False, "bf16", "cpu")
+    assert (in_bfloat16(True, None, "cpu"), in_bfloat16(False, "bf16", "cpu")) == (expected, True)
     assert not any((in_bfloat16(False, None, "cpu"), in_bfloat16(True, "fp32", "cpu"), in_bfloat16(True, None, "mps")))
     for version, fast in (((9, 0), True), ((7, 5), False)):
         monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device, version=version: version)

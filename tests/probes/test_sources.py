@@ -131,9 +131,8 @@ def test_the_published_width_on_whole_feature_maps_is_refused_with_the_numbers(m
 
 
 def test_samples_at_once_bound_the_tokens(monkeypatch: pytest.MonkeyPatch) -> None:
-    assert samples_at_once((8, 16, 1024), 768, 4, "cpu") == 16
-    assert samples_at_once((9, 256, 1024), 768, 4, "cpu") == 1
-    assert samples_at_once((1024,), 768, 4, "cpu") == 2048
+    shapes = ((8, 16, 1024), (9, 256, 1024), (1024,))
+    assert [samples_at_once(shape, 768, 4, "cpu") for shape in shapes] == [16, 1, 2048]
     monkeypatch.setattr(torch.cuda, "get_device_properties", lambda _: SimpleNamespace(total_memory=80 << 30))
     assert samples_at_once((8, 16, 1024), 768, 4, "cuda:0") >= 256
     assert 1 <= samples_at_once((9, 256, 1024), 768, 4, "cuda:0") < 256

@@ -54,9 +54,7 @@ def test_a_state_of_another_training_is_never_taken(kind: str, tmp_path: Path) -
     others: list[dict[str, Any]] = [{"identity": "other"}, {"seed": 7}, {"epochs": 4}, {"protocol": "paper"}]
     for options in others:
         interrupted(10)
-        assert state.exists()
-        assert interrupted(1, **options) == 0, options
-        assert not state.exists()
+        assert (state.exists(), interrupted(1, **options), state.exists()) == (True, 0, False), options
     damages: list[Callable[[], Any]] = [
         lambda: state.write_bytes(b"PK\x03\x04 torn"), lambda: torch.save({"identity": "x"}, state)
     ]  # fmt: skip
@@ -64,8 +62,7 @@ def test_a_state_of_another_training_is_never_taken(kind: str, tmp_path: Path) -
     for damage in damages:
         interrupted(10)
         damage()
-        assert interrupted(1) == 0
-        assert not state.exists()
+        assert (interrupted(1), state.exists()) == (0, False)
 
 
 def test_a_state_is_written_where_it_costs_little(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -230,14 +230,12 @@ def test_dry_run_measures_and_changes_nothing(root: Path) -> None:
     extract(ask(batch_size=4, limit=8), settings_of(root))
     before, size = snapshot(root), sum(map(len, contents(latents(root)).values())) / 8
     found = estimate(ask(batch_size=4), settings_of(root))
-    assert "12 rows, 8 done, 4 to do" in found
-    assert f"to write      {4 * size / 1e9:.3f} GB into {latents(root)}" in found
-    assert snapshot(root) == before
+    words = ("12 rows, 8 done, 4 to do", f"to write      {4 * size / 1e9:.3f} GB into {latents(root)}")
+    assert ([part for part in words if part not in found], snapshot(root)) == ([], before)
     for picture in (root / "data" / "regression").rglob("*.png"):
         picture.write_bytes(b"")
     found = estimate(ask(batch_size=4), settings_of(root))
-    assert "time, bytes   unknown" in found
-    assert "unreadable    row 9: " in found
+    assert [part for part in ("time, bytes   unknown", "unreadable    row 9: ") if part not in found] == []
 
 
 @pytest.mark.parametrize(
