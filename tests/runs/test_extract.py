@@ -113,12 +113,12 @@ def test_five_percent_damaged_files(tmp_path: Path, monkeypatch: pytest.MonkeyPa
     write_video(folder / "0.mp4", [frame(0.1 * step, 0.5, (200, 60, 60)) for step in range(9)])
     for index in range(1, 180):
         shutil.copy(folder / "0.mp4", folder / f"{index}.mp4")
-    reasons, names = damage(folder), {7: "hangs", 8: "crashes"}
-    write_table(
-        tmp_path / "data" / "robot_1st_metadata_val.csv",
-        [{"video_path": f"AgiBotWorld-Beta/val/{names.get(index, index)}.mp4", "action": "pick",
-          "sample_indices": "0,2,4"} for index in range(180)],
-    )  # fmt: skip
+    reasons, names = damage(folder), ["hangs" if at == 7 else "crashes" if at == 8 else at for at in range(180)]
+    rows = [
+        {"video_path": f"AgiBotWorld-Beta/val/{name}.mp4", "action": "pick", "sample_indices": "0,2,4"}
+        for name in names
+    ]
+    write_table(tmp_path / "data" / "robot_1st_metadata_val.csv", rows)
     (tmp_path / "sitecustomize.py").write_text(BAD_DECODER)
     monkeypatch.setenv("PYTHONPATH", str(tmp_path), prepend=os.pathsep)
     words = ("extract", "--model", MODEL, "--dataset", "robot_1st", "--split", "val", "--read-timeout", "3")
@@ -188,10 +188,8 @@ def test_formulas_and_commands_are_names(tmp_path: Path, monkeypatch: pytest.Mon
     monkeypatch.chdir(tmp_path)
     make_calvin(tmp_path, {"val": 1})
     formulas = ("=HYPERLINK(1)", "+cmd|' /C calc'!A0", "-2+3", "$(touch executed)", "`touch executed`", "%n%n%s{0}")
-    rows = rows_of(tmp_path / "data" / "calvin_metadata_val.csv")
-    write_table(
-        tmp_path / "data" / "calvin_metadata_val.csv", rows + [rows[0] | {"tgt_img": each} for each in formulas]
-    )
+    rows = rows_of(table := tmp_path / "data" / "calvin_metadata_val.csv")
+    write_table(table, rows + [rows[0] | {"tgt_img": each} for each in formulas])
     report = extract(ask(workers=1), settings_of(tmp_path))
     assert [failure.row for failure in report.failures] == list(range(3, 3 + len(formulas)))
     assert not (tmp_path / "executed").exists()
