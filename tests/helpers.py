@@ -9,12 +9,14 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import yaml
 
 from lary.cli import main
 from lary.settings import Settings, load_settings
 
 FIXTURES = Path(__file__).parent / "fixtures"
 """Tables of the published form, results of older versions, and a tree that version 0.1 wrote."""
+INPUTS: dict[str, Any] = yaml.safe_load((FIXTURES / "inputs.yaml").read_text())
 
 
 @dataclass(frozen=True)

@@ -60,12 +60,6 @@ def hand(episode: int, length: int) -> np.ndarray:
     return values
 
 
-def image_cell(camera: str, episode: int, frame: int, images: str) -> dict[str, Any]:
-    out = io.BytesIO()
-    Image.fromarray(picture(camera, episode, frame)).save(out, format=images)
-    return {"bytes": out.getvalue(), "path": "frame.png"}
-
-
 def episode_rows(episode: int, length: int, start: int, images: str | None) -> dict[str, Any]:
     values, whole = actions(episode, length), pa.int64()
     rows: dict[str, Any] = {
@@ -76,7 +70,10 @@ def episode_rows(episode: int, length: int, start: int, images: str | None) -> d
         "index": pa.array(range(start, start + length), whole), "task_index": pa.array([0] * length, whole),
     }  # fmt: skip
     for camera in CAMERAS if images else ():
-        rows[camera] = pa.array([image_cell(camera, episode, at, str(images)) for at in range(length)])
+        files = [io.BytesIO() for _ in range(length)]
+        for at, file in enumerate(files):
+            Image.fromarray(picture(camera, episode, at)).save(file, format=images)
+        rows[camera] = pa.array([{"bytes": file.getvalue(), "path": "frame.png"} for file in files])
     return rows
 
 
@@ -122,9 +119,8 @@ def write_lerobot(root: Path, version: str, codec: str = "h264", images: str | N
             row = {"episode_index": episode, "tasks": ["pick, then place"], "length": LENGTHS[episode]}
             listed.append(row if old else row | {"data/chunk_index": 0, "data/file_index": file, "stats/mean": [0.0]})
             time = (starts[episode] - starts[members[0]]) / FPS
-            for place in [] if old else [f"videos/{camera}" for camera in videos]:
-                row |= {f"{place}/chunk_index": 0, f"{place}/file_index": file, f"{place}/from_timestamp": time}
-                listed[-1] |= row
+            for place in [] if old else [f"videos/{camera}/" for camera in videos]:
+                listed[-1] |= {f"{place}chunk_index": 0, f"{place}file_index": file, f"{place}from_timestamp": time}
     if old:
         (root / "meta" / "episodes.jsonl").write_text("\n".join(map(json.dumps, listed)) + "\n")
     else:

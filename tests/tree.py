@@ -72,16 +72,11 @@ def make_calvin(root: Path, episodes: dict[str, int], pairs: int = 3) -> None:
                 action = f"ep_{episode}/action_{first:06d}to{first + 4:06d}.npy"
                 (folder / "actions" / f"ep_{episode}").mkdir(parents=True, exist_ok=True)
                 np.save(folder / "actions" / action, chunk)
-                rows.append(
-                    {
-                        "dataset": "CALVIN", "type": "robot", "perspective": "1st",
-                        "src_img": f"images/ep_{episode}/frame_{first:06d}.png",
-                        "src_state": f"states/ep_{episode}/state_{first:06d}.npy",
-                        "tgt_img": f"images/ep_{episode}/frame_{first + 5:06d}.png",
-                        "tgt_state": f"states/ep_{episode}/state_{first + 5:06d}.npy",
-                        "action": f"actions/{action}",
-                    }
-                )  # fmt: skip
+                row = {"dataset": "CALVIN", "type": "robot", "perspective": "1st"}
+                for end, at in (("src", first), ("tgt", first + 5)):
+                    row[f"{end}_img"] = f"images/ep_{episode}/frame_{at:06d}.png"
+                    row[f"{end}_state"] = f"states/ep_{episode}/state_{at:06d}.npy"
+                rows.append(row | {"action": f"actions/{action}"})
             number += 5 * (pairs + 1)
         write_table(root / "data" / f"calvin_metadata_{split}.csv", rows)
 
@@ -99,10 +94,6 @@ def make_robot(root: Path, clips: dict[str, int], codec: str = "libx264") -> Non
             steps = [np.clip(start + 0.03 * step * np.array(moves[verb]), 0, 1) for step in range(12)]
             name = f"AgiBotWorld-Beta/{split}/{index}.mp4"
             write_video(folder / name, [frame(*point, (200, 60, 60)) for point in steps], codec)
-            rows.append(
-                {
-                    "dataset": "AgiBotWorld-Beta", "video_path": name, "action": verb,
-                    "sample_indices": "0,1,2,4,5,7,8,10,11",
-                }
-            )  # fmt: skip
+            row = {"dataset": "AgiBotWorld-Beta", "video_path": name, "action": verb}
+            rows.append(row | {"sample_indices": "0,1,2,4,5,7,8,10,11"})
         write_table(root / "data" / f"robot_1st_metadata_{split}.csv", rows)

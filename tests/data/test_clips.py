@@ -9,7 +9,7 @@ import pytest
 from lary.data.clips import cut_forward, parse_clips, prepare_clips
 from lary.data.configs import ClipConfig
 from lary.data.frames import decode_video, to_rgb
-from lary.types import MediaError, UsageError
+from lary.types import MediaError
 from tests.data.test_frames import cut_short, encode
 from tests.helpers import rows_of, settings_of
 from tests.tree import write_table, write_video
@@ -60,22 +60,12 @@ def test_clips_are_cut_frame_exact_and_reversed_and_those_that_fail_are_named(tm
     assert all(path.stat().st_mtime_ns == before for path, before in made.items() if path.name != "0_0.mp4")
 
 
-def test_wrong_clip_requests_are_named(tmp_path: Path) -> None:
+def test_torn_recording_makes_no_clip(tmp_path: Path) -> None:
     encode(tmp_path / "a.avi", "mpeg4", {})
     (tmp_path / "torn.avi").write_bytes(cut_short(tmp_path / "a.avi"))
     with pytest.raises(MediaError, match=r"torn\.avi can't be read: the file ends within a frame"):
         cut_forward(tmp_path / "torn.avi", 0, 9, tmp_path / "out.mp4")
     assert not list(tmp_path.glob("*.mp4"))
-    recording(tmp_path / "raw" / "a.mp4", 2)
-    config = clip_config(tmp_path, {"a.mp4": "0 - 1"}, ["SSv2/0_0.mp4"])
-    for changes, words in (
-        ({"ssv2_root": tmp_path / "none"}, "The SSv2 folder .*none does not exist"),
-        ({"ssv2_root": None}, "Name --ssv2-root, --egodex-root or both"),
-        ({"metadata": ()}, "none of human_1st_metadata_train.csv, .* or pass --metadata"),
-        ({"metadata": (tmp_path / "seed.csv",)}, "no column 'dataset'; it has: video_path, seed_output"),
-    ):
-        with pytest.raises(UsageError, match=words):
-            prepare_clips(ClipConfig(**{**vars(config), **changes}), settings_of(tmp_path))
 
 
 def test_odd_sides_are_padded(tmp_path: Path) -> None:

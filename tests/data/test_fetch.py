@@ -16,7 +16,7 @@ import pytest
 from lary.data.fetch import MANIFEST, accept, belongs, downloadable, find_place, known_folders
 from lary.types import LaryError, UsageError
 from tests.data.test_archives import member, packed, tree
-from tests.helpers import lary
+from tests.helpers import INPUTS, lary
 
 COMMIT = "c0ffee" + "0" * 34
 
@@ -111,34 +111,11 @@ def test_terms_name_every_source_and_are_accepted_first(
     assert all(spec.repository and spec.citation for spec in downloadable())
 
 
-def test_files_belong_to_data_sets() -> None:
-    files = {
-        "regression/calvin.tar.gz": {"calvin"}, "calvin/train_stride5.tar.part-aa": {"calvin"},
-        "regression/vlabench.tar": {"vlabench", "vlabench_15", "vlabench_30"}, "README.md": set(),
-        "regression/agibot_45/part1.tar": {"agibotbeta"}, "regression_robocoin_10.tar": {"robocoin"},
-        "classification/AgiBotWorld-Beta.tar.001": {"robot_1st"}, "classification/LIBERO.zip": {"libero"},
-        "classification/EPIC_KITCHENS.tar": {"human_1st"}, "Ego4D.tar": {"human_1st"},
-    }  # fmt: skip
-    assert {path: {spec.name for spec in downloadable() if belongs(path, spec)} for path in files} == files
-
-
-def test_archives_find_their_place() -> None:
-    """An archive, a member of it, and the member's place."""
-    lines = """
-        regression/calvin.tar  regression/calvin/train_stride5/a.png  regression/calvin/train_stride5/a.png
-        calvin.tar  LARYBench/data/regression/calvin/a.png  regression/calvin/a.png
-        calvin.tar  calvin/train_stride5/a.png  regression/calvin/train_stride5/a.png
-        calvin.tar  TACO/1.mp4  classification/TACO/1.mp4
-        calvin.tar.gz.part-aa  train_stride5/a.png  regression/calvin/train_stride5/a.png
-        regression/calvin.tar  train_stride5/a.png  regression/calvin/train_stride5/a.png
-        regression/calvin/train_stride5.tar  images/a.png  regression/calvin/train_stride5/images/a.png
-        regression/calvin/train_stride5.tar  train_stride5/a.png  regression/calvin/train_stride5/a.png
-        data/regression/robocoin_10/part3.tar  task/images/a.png  regression/robocoin_10/task/images/a.png
-        classification/TACO.tar  sub/1.mp4  classification/TACO/sub/1.mp4
-        TACO.zip  TACO/1.mp4  classification/TACO/1.mp4
-        LIBERO.tar  libero_10_clean/a.png  classification/LIBERO/libero_10_clean/a.png"""
+def test_files_belong_to_data_sets_and_archives_find_their_place() -> None:
+    for path, names in INPUTS["belongs"].items():
+        assert [spec.name for spec in downloadable() if belongs(path, spec)] == names
     folders = known_folders(downloadable())
-    for archive, name, place in map(str.split, lines.strip().splitlines()):
+    for archive, name, place in INPUTS["places"]:
         assert find_place(archive, folders)(name) == place
     with pytest.raises(LaryError, match=r"misc\.tar belongs, which holds stuff/a"):
         find_place("misc.tar", folders)("stuff/a")

@@ -4,11 +4,9 @@ import shutil
 from pathlib import Path
 
 import numpy as np
-import pytest
 
 from lary.data.configs import IndicesConfig
 from lary.data.sampling import sample_video, write_indices
-from lary.types import UsageError
 from tests.data.test_frames import encode
 from tests.helpers import rows_of, settings_of
 from tests.tree import write_table, write_video
@@ -33,12 +31,6 @@ def test_indices_of_a_table(tmp_path: Path) -> None:
     assert [item.row for item in report.failures] == [1, 3, 4]
     assert [row["path"] for row in rows_of(tmp_path / "out_failures.csv")] == [names[1], names[3], names[4]]
     assert write_indices(report.out, IndicesConfig(root=tmp_path), settings).out == tmp_path / "out_indices.csv"
-    for config, words in (
-        (IndicesConfig(root=tmp_path, out=table), "input itself"),
-        (IndicesConfig(root=tmp_path, frames=0), "must be at least 1"),
-    ):
-        with pytest.raises(UsageError, match=words):
-            write_indices(table, config, settings)
 
 
 def test_indices_that_need_no_decoding(tmp_path: Path) -> None:

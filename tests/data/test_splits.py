@@ -1,17 +1,15 @@
-"""Tables of splits: found by name, drawn by group, and split by row, episode or segment."""
+"""Tables of splits: found by name and drawn by group; tests/golden and tests/parity have those that are split."""
 
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
-from lary.data.configs import SplitConfig
 from lary.data.spec import DATASETS, Split
-from lary.data.splits import find_table, validates, write_split
+from lary.data.splits import find_table, validates
 from lary.data.tables import read_table
 from lary.types import UsageError
 from tests.data.arm import PAIR
-from tests.golden.test_tools import tables
 from tests.helpers import FIXTURES, rows_of
 from tests.tree import write_table
 
@@ -65,24 +63,3 @@ def test_drawn_table_that_holds_something_else_is_refused(tmp_path: Path) -> Non
     write_table(train, [{"src_img": "a", "other": "b"}])
     with pytest.raises(UsageError, match=r"no column 'other'; it has: src_img, tgt_img, action"):
         find_table(spec, "val_by_episode", tmp_path)
-
-
-def test_wrong_requests_are_named(tmp_path: Path) -> None:
-    """What is split by row, video, episode and segment is compared with tests/parity and the golden tables."""
-    tables(tmp_path)
-    table = (tmp_path / "all_pairs.csv").rename(tmp_path / "pairs.csv")
-    parts = {"train": tmp_path / "t.csv", "val": tmp_path / "v.csv"}
-    with pytest.raises(UsageError, match="has no 'all_'"):
-        write_split(table, SplitConfig())
-    for options, words in (
-        ({"train": table}, "three files"),
-        ({"stratify": "src_img"}, "can't be split so"),
-        ({"stratify": "verb"}, "no column 'verb'; it has: src_img, tgt_img, action"),
-        ({"by": "episode", "share": 1.0}, "--test-size 1.0: expected a share between 0 and 1"),
-        ({"by": "episode", "share": 1e-4, "dataset": "libero"}, "too few to put a share of 0.0001"),
-    ):
-        with pytest.raises(UsageError, match=words):
-            write_split(table, SplitConfig(**parts | options))
-    (tmp_path / "all_x.csv").write_text("a,b\n1,2\n")
-    with pytest.raises(UsageError, match="neither of the columns src_img and video_path"):
-        write_split(tmp_path / "all_x.csv", SplitConfig())

@@ -11,7 +11,7 @@ from lary.data.spec import DATASETS, DatasetSpec
 from lary.data.tables import SampleTable, line_of, placed, read_csv, read_frame, read_table
 from lary.types import UsageError
 from tests.data.arm import PAIR
-from tests.helpers import FIXTURES
+from tests.helpers import FIXTURES, INPUTS
 from tests.hostile.harness import MEBIBYTE, refused
 
 TABLES = FIXTURES / "metadata"
@@ -69,15 +69,7 @@ def test_cells_are_those_of_the_csv_module(tmp_path: Path, text: str) -> None:
 
 def test_wrong_tables_are_named(tmp_path: Path) -> None:
     for text, words in (
-        ("", "is empty"), ("\n", "is empty"), (HEADER, "is empty"), (HEADER.strip(), "is empty"),
-        ("src_img,action\na,open\n", r"no column 'tgt_img'; it has: src_img, action"),
-        ("src_img, src_img,action\na,b,open\n", "names a column twice"),
-        (HEADER + "a,b,open\na,b\n", r"row 2 \(line 3\): 2 cells under 3 column names; quote cells"),
-        (HEADER + "a,b,c,open\n", r"row 1 \(line 2\): 4 cells under 3"),
-        (HEADER + 'a,b,open\n\n"a\nb",open\n', r"row 2 \(line 5\): 2 cells under 3"),
-        (HEADER + "a,b,open\na, ,open\n", r"row 2 \(line 3\): column 'tgt_img' is empty"),
-        (HEADER + "a,b,open\n\na,b,opne\n", r"row 2 \(line 4\): 'opne' is no class.* Did you mean open"),
-        (HEADER + "../a,b,open\n", r"row 1 \(line 2\): the path '../a' leaves its root"),
+        *INPUTS["wrong tables"].items(),
         (HEADER.encode() + b"\xff\xfe,b,open\n", "can't be read as CSV in UTF-8"),
         ("a," * 10_000_000 + "\n1\n", "a row has more than"),
         (",".join(map(str, range(5000))) + "\n" + "1," * 4999 + "1\n", "names 5000 columns, more than"),

@@ -127,8 +127,8 @@ def test_every_planted_defect_is_found_and_no_good_file_accused(tmp_path: Path, 
     extend(calvin, "action", *(f"actions/{name}" for name in ARRAYS), "../../outside.npy")
     for column, cells in (("video_path", [*VIDEOS, ""]), ("action", ["juggle"]), ("sample_indices", ["one,two"])):
         extend(clips, column, *cells)
-    rows = rows_of(data / "calvin_metadata_val.csv")
-    write_table(data / "calvin_metadata_val.csv", [{"target": row.pop("tgt_img"), **row} for row in rows])
+    table = data / "calvin_metadata_val.csv"
+    table.write_text(table.read_text().replace("tgt_img", "target"))
     (data / "robot_1st_metadata_val.csv").write_text("video_path,action,sample_indices\na.mp4,pick\n")
 
     found, _ = check(tmp_path, "--groups", "CALVIN", "Robot_1st", "--timeout", "1", code=1)
@@ -168,10 +168,8 @@ def test_a_killed_run_resumes(tmp_path: Path, handicap: None) -> None:
     make_calvin(tmp_path, {"train": 3})
     journal = tmp_path / ".report.txt.manifest"
     words = [f"--lary-root={tmp_path}", f"--data-dir={tmp_path / 'data'}", f"--output={tmp_path / 'report.txt'}"]
-    first = subprocess.Popen(
-        [sys.executable, "-m", "lary.cli", "data", "check", "--workers=1", "--timeout=60", *words],
-        env={**os.environ, "PAUSE": "0.2"}, cwd=tmp_path,
-    )  # fmt: skip
+    words = [sys.executable, "-m", "lary.cli", "data", "check", "--workers=1", "--timeout=60", *words]
+    first = subprocess.Popen(words, env={**os.environ, "PAUSE": "0.2"}, cwd=tmp_path)
     for _ in range(600):
         if journal.exists() and len(journal.read_text().splitlines()) > 3:
             break
@@ -194,9 +192,6 @@ def test_a_killed_run_resumes(tmp_path: Path, handicap: None) -> None:
 
 
 def test_manifest_spares_decoding_and_finds_changes(tmp_path: Path) -> None:
-    assert "is no folder" in check(tmp_path, code=2)[1]
-    (tmp_path / "data").mkdir()
-    assert "no table" in check(tmp_path, code=2)[1]
     make_calvin(tmp_path, {"train": 1})
     manifest = tmp_path / "manifest.jsonl"
     assert "7 files checked, 0 by the manifest" in check(tmp_path, "--manifest", manifest)[1]
@@ -214,11 +209,6 @@ def test_manifest_spares_decoding_and_finds_changes(tmp_path: Path) -> None:
     for text, words in (("something else", "no manifest"), ("[]", "another version"), ('{"manifest": 9}', "another")):
         manifest.write_text(text)
         assert words in check(tmp_path, "--manifest", manifest, code=2)[1]
-    for wrong, words in (
-        ("--groups CALVINO", "Did you mean CALVIN"), ("--workers 0", "at least 1"),
-        (f"--manifest {manifest} --depth headers", "leave out --depth"),
-    ):  # fmt: skip
-        assert words in check(tmp_path, *wrong.split(), code=2)[1]
 
 
 def test_a_slow_file_gets_a_second_chance(tmp_path: Path, handicap: None, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -83,7 +83,9 @@ def tables(root: Path) -> None:
         demo, segment = divmod(number // 2, 3)
         images = [f"task/demo_{demo}/seg_{segment}/{10 * number + step}.png" for step in (0, 5)]
         cells.append({"src_img": images[0], "tgt_img": images[1], "action": ("up", "down", "left")[number % 3]})
-    write_table(root / "all_pairs.csv", cells)
+    for name in ("all_pairs", "pairs"):
+        write_table(root / f"{name}.csv", cells)
+    write_table(root / "all_x.csv", [{"a": 1}])
 
 
 def trajectories(root: Path) -> None:
@@ -193,3 +195,16 @@ def test_files_and_numbers(name: str, tmp_path: Path) -> None:
     files = "**/*.[cjn][spu]*" if name == "simulate" else "**/*"
     new = sorted(path for path in set(tmp_path.glob(files)) - before if path.is_file())
     GOLDEN.check(f"{name}, files", {path.relative_to(tmp_path).as_posix(): content(path, tmp_path) for path in new})
+
+
+@pytest.mark.parametrize("name", COMMANDS["refused"])
+def test_what_is_refused_or_shown_leaves_nothing(name: str, tmp_path: Path) -> None:
+    STARTS.get(name, Place)(tmp_path)
+    place = Place(tmp_path)
+    before = {path for path in tmp_path.rglob("*") if path.is_file()}
+    for command, texts in COMMANDS["refused"][name].items():
+        code, words = re.fullmatch(r"(?:!(\d) )?(.*)", command).groups()  # type: ignore[union-attr]
+        done = place(words, code=int(code or 2))
+        assert [text for text in texts if text not in done.out + done.err] == [], done
+    left = {path for path in tmp_path.rglob("*") if path.is_file()} - before
+    assert {path.name for path in left} <= {"mine_import_failures.csv"}

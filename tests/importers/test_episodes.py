@@ -1,13 +1,10 @@
 """Pairs on a grid, atomic motions and their labels."""
 
 from dataclasses import replace
-from itertools import pairwise
 from typing import Any
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
-from hypothesis import strategies as st
 
 from lary.data.spec import DATASETS
 from lary.importers.episodes import ATOMIC_CLASSES, INVERSE, AtomicRule, PairCut, atomic_segments, label_of
@@ -45,25 +42,9 @@ def test_classes_are_those_of_libero_and_have_inverses() -> None:
     ],
 )  # fmt: skip
 def test_segments(steps: Steps, opening: Any, rule: AtomicRule, segments: list[tuple[int, int, str]]) -> None:
-    assert atomic_segments(np.cumsum([(1, 2, 3), *steps], axis=0), opening, rule) == segments
-
-
-@settings(deadline=None)
-@given(st.lists(st.tuples(*[st.floats(-0.04, 0.04)] * 3), min_size=1, max_size=30), st.integers(0, 2**31))
-def test_segments_are_in_order_and_their_labels_right(steps: Steps, seed: int) -> None:
-    points = np.cumsum([(0, 0, 0), *steps], axis=0)
-    opening = np.random.default_rng(seed).integers(0, 2, len(points)).astype(float)
-    segments = atomic_segments(points, opening, RULE)
-    assert all(before.end <= after.start for before, after in pairwise(segments))
-    for item in segments:
-        assert 0 <= item.start < item.end < len(points)
-        moved = points[item.end] - points[item.start]
-        signs = np.where(abs(moved) >= RULE.threshold, np.sign(moved), 0).astype(int)
-        assert item.label in ("Open", "Close", label_of(signs.tolist()))
-    turned = [item._replace(label=INVERSE[item.label]) for item in segments]
-    assert atomic_segments(-points, 1 - opening, RULE) == turned
-    # The same motion from the displacement that follows each position; its sums are rounded otherwise.
-    deltas = np.concatenate([np.diff(points, axis=0), np.zeros((1, 3))])
-    again = np.concatenate([np.zeros((1, 3)), np.cumsum(deltas[:-1], axis=0)])
-    summed = atomic_segments(deltas, opening, replace(RULE, deltas=True))
-    assert summed == atomic_segments(again, opening, RULE)
+    """Also those of the motion turned round, and of the displacement that follows each position."""
+    points, turned = np.cumsum([(1, 2, 3), *steps], axis=0), None if opening is None else 1 - opening
+    assert atomic_segments(points, opening, rule) == segments
+    inverse = [(start, end, INVERSE[label]) for start, end, label in segments]
+    assert atomic_segments(-points, turned, rule) == inverse
+    assert atomic_segments(np.array([*steps, (0, 0, 0)]), opening, replace(rule, deltas=True)) == segments

@@ -62,36 +62,6 @@ def test_frames_and_actions_come_back_exactly(tmp_path: Path, kind: str, camera:
     assert (spec.actions.horizon, spec.stride, spec.samples, spec.licences[0].commercial) == (3, 3, len(seen), True)
 
 
-ATOMIC = "--labels atomic --settle 2"
-CHOICES = (
-    (0, "--robot mine", ("v2.1, mine", f"* {FRONT}", f"  {WRIST}", "licence: apache-2.0")),
-    (0, "--actions observation.state --actions action", ("dimensions: state_0, state_1, x, y, z, gripper, ",)),
-    (0, ATOMIC, ("labels: atomic motions of x, y, z; gripper: gripper, open above 50",)),
-    (0, f"{ATOMIC} --gripper none", ("gripper: none",)),
-    (0, f"{ATOMIC} --grip 0.5 --gripper-high closed", ("gripper, open below 0.5",)),
-    (2, "--camera observation.images.frnt", ("Did you mean observation.images.front",)),
-    (2, "--actions acton", ("Did you mean action",)), (2, "--actions timestamp", ("none of this name",)),
-    (2, "--stride 0", ("--stride",)), (2, "--stride 12", ("at least two",)), (2, "--episodes 1", ("at least two",)),
-    (2, "--val-share 1.0", ("--val-share",)), (2, "--threshold 0.01", ("add --labels atomic",)),
-    (2, f"{ATOMIC} --stride 3", ("--stride 3",)), (2, f"{ATOMIC} --position x,y", ("three values",)),
-    (2, f"{ATOMIC} --position x,y,w", ("--position w: the values are x, y, z",)),
-    (2, f"{ATOMIC} --gripper 9", ("--gripper 9",)),
-)  # fmt: skip
-
-
-def test_choices_are_shown_or_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("tests.lerobot_files.actions", hand)
-    write_lerobot(tmp_path / "source", "v2.1", images="PNG")
-    for code, words, messages in CHOICES:
-        printed = run(tmp_path, *words.split(), "--preview", code=code)
-        assert [text for text in messages if text not in printed] == []
-    turned = run(tmp_path, *LABELS, "--position", "z, 0,y", "--gripper", "4", "--preview")
-    assert "motions of z, x, y; gripper: action_4_gripper" in turned
-    for name, message in (("../evil", "--name '../evil'"), ("calvin", "exists already")):
-        assert message in run(tmp_path, "--name", name, code=2)
-    assert not (tmp_path / "data").exists()
-
-
 def test_templates_reach_nothing_else(tmp_path: Path) -> None:
     for number, template in enumerate(("../{episode_index}.parquet", "/etc/passwd", "{video_key.__class__}", "{no}")):
         source = write_lerobot(tmp_path / str(number), "v2.1", images="PNG", data_path=template)
@@ -209,7 +179,9 @@ def test_labels_of_atomic_motions(
     """Images of each motion's ends, both directions with inverse labels, in the split of their episode."""
     monkeypatch.setattr("tests.lerobot_files.actions", hand)
     write_lerobot(tmp_path / "source", version, images=images)
-    run(tmp_path, *LABELS)
+    turned = run(tmp_path, *LABELS, "--position", "z, 0,y", "--gripper", "4", "--preview")
+    assert "motions of z, x, y; gripper: action_4_gripper" in turned
+    assert "gripper: gripper, open above 50" in run(tmp_path, *LABELS)
     data, spec = tmp_path / "data/classification/arm", load_record(tmp_path / "data/arm_dataset.json")
     found = rows(tmp_path)
     assert (spec.labels.classes, spec.stride, spec.samples) == (ATOMIC_CLASSES, None, len(found))

@@ -71,8 +71,7 @@ def test_rays_see_what_is_there() -> None:
 def test_the_same_frames_are_the_same_bytes() -> None:
     rng = np.random.default_rng(0)
     for _ in range(20):  # an encoder that reads what it must not does so now and then
-        small = rng.integers(0, 255, (9, 9, 3), np.uint8)
-        wide = cv2.resize(small, (240, 240), interpolation=cv2.INTER_CUBIC).astype(np.uint8)
+        wide = cv2.resize(rng.integers(0, 255, (9, 9, 3), np.uint8), (240, 240), interpolation=cv2.INTER_CUBIC)
         frames = [np.ascontiguousarray(wide[at : at + 200, 2 * at : 2 * at + 200]) for at in range(20)]
         assert episodes.encode_video(frames) == episodes.encode_video(frames)
 
@@ -91,8 +90,7 @@ def test_plan_is_balanced() -> None:
 def test_unseen_objects_and_colours_are_not_trained_on() -> None:
     recordings = [recording for recording in make_plan(SimulateConfig(pairs=400, clips=40)) if recording.pairs]
     assert {recording.split for recording in recordings if recording.unseen} == {"unseen"}
-    assert not set(shapes.TRAIN_THINGS) & set(shapes.UNSEEN_THINGS)
-    assert not set(shapes.TRAIN_COLOURS) & set(shapes.UNSEEN_COLOURS)
+    assert not {*shapes.TRAIN_THINGS, *shapes.TRAIN_COLOURS} & {*shapes.UNSEEN_THINGS, *shapes.UNSEEN_COLOURS}
     for arm in scene.ARMS.values():
         trained = {palette[role].first for palette in arm.palettes for role in ("main", "accent")}
         assert not trained & {arm.unseen_palette[role].first for role in ("main", "accent")}
