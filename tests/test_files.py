@@ -12,16 +12,7 @@ from unittest.mock import Mock
 import pytest
 
 from lary import files
-from lary.files import (
-    WriteError,
-    atomic_write,
-    inside,
-    read_failures,
-    read_json,
-    remove_torn,
-    write_failures,
-    write_text,
-)
+from lary.files import WriteError, atomic_write, inside, read_failures, read_json, remove_torn, write_text
 from lary.types import Failure, LaryError, UsageError
 from tests.helpers import fails
 
@@ -42,8 +33,7 @@ def test_a_failed_write_leaves_the_old_file_and_no_other(tmp_path: Path, monkeyp
         assert isinstance(caught.value, OSError)  # for those who make a failed sample of it
         again = pickle.loads(pickle.dumps(caught.value))  # noqa: S301 (our own; errors come from other processes)
         assert (type(again), str(again)) == (WriteError, str(caught.value))
-        assert sorted(os.listdir(tmp_path)) == ["a.txt", "plain"]
-        assert file.read_text() == "before"
+        assert (sorted(os.listdir(tmp_path)), file.read_text()) == (["a.txt", "plain"], "before")
 
 
 def test_what_a_library_makes_of_a_full_disk_is_a_full_disk(tmp_path: Path) -> None:
@@ -102,7 +92,7 @@ def test_failures_file_is_one_row_per_failure(tmp_path: Path) -> None:
     odd = ('a\nb,"c"\r\n', "=cmd()", "\x1b[31m", "a;b\tc")
     for rows in (range(4), (None,) * 4):
         failures = [Failure(row, name, name) for row, name in zip(rows, odd, strict=True)]
-        write_failures(tmp_path / "failures.csv", failures)
+        files.write_failures(tmp_path / "failures.csv", failures)
         assert read_failures(tmp_path / "failures.csv") == failures
-    write_failures(tmp_path / "failures.csv", [])
+    files.write_failures(tmp_path / "failures.csv", [])
     assert not (tmp_path / "failures.csv").exists()

@@ -91,8 +91,7 @@ def test_killed_extraction_goes_on(root: Path, model: str, how: tuple[str, ...],
     printed("extract", *which, *SMALL, *how)
     after = states(folder, pattern)
     assert {name: after[name] for name in before} == before
-    assert len(after) == (4 if how else 16)
-    assert not list(folder.glob(".*.tmp"))
+    assert (len(after), list(folder.glob(".*.tmp"))) == (4 if how else 16, [])
     found = exported(root / "found.npz", *which)
     printed("latents", "verify", *which)
     printed("extract", *which, *SMALL, *how, *fresh)
@@ -128,8 +127,7 @@ def test_killed_training_ends_as_an_undisturbed_one(root: Path) -> None:
     for results in ("results", "undisturbed"):
         printed("regress", *words, "--lary-log-dir", root / results)
         folder = root / results / "regression/logs/calvin_5_own-weights@pool-mean_mlp_absolute"
-        assert (folder / "result.json").is_file()
-        assert not list(folder.rglob("training_state.pt"))
+        assert [(folder / "result.json").is_file(), *folder.rglob("training_state.pt")] == [True]
         scores += [float(row["val_seen_mse"]) for row in rows_of(folder / "best_result.csv")]
     assert scores == [pytest.approx(scores[1], rel=1e-3), scores[1]]
 

@@ -8,6 +8,7 @@ import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
+from unittest.mock import Mock
 
 import pytest
 
@@ -18,8 +19,7 @@ DIE = "import os, sys, pathlib\nfrom lary.locks import locked\nwith locked(pathl
 LACKING = "import fcntl, errno\ndef lacking(*_): raise OSError(errno.ENOLCK, 'no locks')\nfcntl.flock = lacking\n"
 
 
-def lacking(*_: object) -> None:
-    raise OSError(errno.ENOLCK, "no locks available")
+lacking = Mock(side_effect=OSError(errno.ENOLCK, "no locks available"))
 
 
 @pytest.fixture(params=[True, False], ids=["flock", "no-flock"])
@@ -63,11 +63,8 @@ def test_without_flock_another_machine_holds_the_lock(tmp_path: Path, monkeypatc
 
 
 def test_a_full_disk_leaves_no_lock(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    def full(*_: object) -> int:
-        raise OSError(errno.ENOSPC, "No space left on device")
-
     with monkeypatch.context() as patched:
-        patched.setattr(os, "pwrite", full)
+        patched.setattr(os, "pwrite", Mock(side_effect=OSError(errno.ENOSPC, "No space left on device")))
         refused(tmp_path, "Free space")
     assert not list(tmp_path.iterdir())
     with locked(tmp_path):

@@ -9,6 +9,7 @@ import pytest
 
 from lary.runtime import PlainFormatter, in_threads, memory_bytes, pick_devices, provenance, setup_logging, tell_once
 from lary.types import UsageError
+from tests.helpers import fails
 
 
 def test_log_lines_do_not_steer_the_terminal() -> None:
@@ -45,24 +46,16 @@ def test_memory_is_that_of_the_container(version: int, monkeypatch: pytest.Monke
     assert (memory_bytes(), memory_bytes(free=True)) == (1000, 900)
 
 
-@pytest.mark.parametrize(
-    ("given", "devices"),
-    [
-        ({"gpus": None}, ["cuda:0"]),
-        ({"gpus": None, "every": True}, ["cuda:0", "cuda:1", "cuda:2"]),
-        ({"gpus": "0", "every": True}, ["cuda:0"]),
-        ({"gpus": "2,1"}, ["cuda:2", "cuda:1"]),
-        ({"gpus": None, "choice": "cpu", "every": True}, ["cpu"]),
-    ],
-)
-def test_devices_are_chosen_and_printed(
-    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], given: dict[str, str], devices: list[str]
-) -> None:
+def test_devices_are_chosen_and_printed(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
     monkeypatch.setattr("torch.cuda.is_available", lambda: True)
     monkeypatch.setattr("torch.cuda.device_count", lambda: 3)
     setup_logging()
-    tell_once.cache_clear()
-    assert pick_devices(**given) == devices  # type: ignore[arg-type]
-    assert "cpu" in devices or f"working on {', '.join(devices)} of 3" in capsys.readouterr().err
-    with pytest.raises(UsageError, match="this machine has CUDA devices 0 to 2, not 3"):
-        pick_devices("0,3")
+    asked = [(None, False), (None, True), ("0", True), ("2,1", False)]
+    for (gpus, every), devices in zip(
+        asked, ("cuda:0", "cuda:0, cuda:1, cuda:2", "cuda:0", "cuda:2, cuda:1"), strict=True
+    ):
+        tell_once.cache_clear()
+        assert ", ".join(pick_devices(gpus, every=every)) == devices
+        assert f"working on {devices} of 3" in capsys.readouterr().err
+    assert pick_devices(None, choice="cpu", every=True) == ["cpu"]
+    fails(UsageError, "this machine has CUDA devices 0 to 2, not 3", pick_devices, "0,3")

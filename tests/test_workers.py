@@ -36,10 +36,8 @@ def test_every_question_has_its_answer_though_others_hang_or_crash(tmp_path: Pat
     numbers = [*range(20), "hangs", "crashes", *range(20, 40)]
     with Pool(SETUP, 2, arguments=(str(tmp_path),)) as pool:
         found = dict(pool.map(({"number": number} for number in numbers), 2))
-        assert isinstance(found[20], Hung)
-        assert "no answer within 2 s" in str(found[20])
-        assert isinstance(found[21], NoAnswer)
-        assert "crashed (signal 6)" in str(found[21])
+        assert [type(found[at]) for at in (20, 21)] == [Hung, NoAnswer]
+        assert ("no answer within 2 s" in str(found[20]), "crashed (signal 6)" in str(found[21])) == (True, True)
         assert [found[at]["twice"] for at in (*range(20), *range(22, 42))] == [2 * number for number in range(40)]
         (tmp_path / "crashed").unlink()
         ((_, once),) = pool.map([{"number": "crashes once"}], 5)

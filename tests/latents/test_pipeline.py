@@ -16,8 +16,7 @@ def test_normalising_on_a_device_gives_the_same_bits() -> None:
     for record in (MODELS.get("univla").preprocess, *others):
         wanted = normalise(planes, record)
         found = DeviceNormaliser(record, "cpu")(torch.from_numpy(planes)).numpy()
-        assert wanted.dtype == found.dtype == np.float32
-        assert wanted.tobytes() == found.tobytes()
+        assert (found.dtype, wanted.tobytes()) == (wanted.dtype, found.tobytes())
         mean, std = (np.array(values, np.float32)[:, None, None] for values in (record.mean, record.std))
         assert np.array_equal(wanted, (planes.astype(np.float32) / np.float32(record.scale) - mean) / std)
 
@@ -33,10 +32,8 @@ def test_batches_on_an_accelerator_give_what_single_rows_give() -> None:
 
     def batch(first: int) -> Batch:
         rows, lengths = [first, first + 1, first + 3], [4, 2, 4]
-        samples = [
-            Sample(str(row), row, ("a",), tuple(range(length)), "", "", "")
-            for row, length in zip(rows, lengths, strict=True)
-        ]
+        about = zip(rows, lengths, strict=True)
+        samples = [Sample(str(row), row, ("a",), tuple(range(length)), "", "", "") for row, length in about]
         clips = rng.integers(0, 256, (4, 4, 3, 8, 8), dtype=np.uint8)
         return Batch(0, rows, [0, 1, 3], samples, [["a"]] * 3, clips, {first + 3: "torn"} if first == 4 else {})
 

@@ -41,8 +41,7 @@ def test_tables_and_folders_have_the_published_names_and_differences_behind_them
     }  # fmt: skip
     for tag, changes in given.items():
         ref = replace(REF, **changes)
-        assert ref.tag == tag
-        assert ref.folder(settings) == tmp_path / "latent_actions" / "calvin" / "val" / tag
+        assert (ref.tag, ref.folder(settings)) == (tag, tmp_path / "latent_actions" / "calvin" / "val" / tag)
         assert ref.table(settings) == tmp_path / "data" / f"val_la_calvin_5_{tag}.csv"
     changed, clips = replace(REF, control="static-pair"), replace(REF, dataset="human_1st")
     assert changed.table(settings) == tmp_path / "latent_actions/controls/static-pair/data/val_la_calvin_5_pixels.csv"
@@ -61,8 +60,7 @@ def test_latents_of_a_program_that_nobody_knows_are_opened(root: Path) -> None:
         row["la_path"] = f"own_{at}.npz" if at else ""
     write_table(root / "data" / "val_la_calvin_5_stranger.csv", rows)
     found = opened(root, model="stranger")
-    assert (found.source.shape, found.left_out) == ((2, 12, 5), 1)
-    assert found.source.read([3]).mean() == 4
+    assert (found.source.shape, found.left_out, found.source.read([3]).mean()) == ((2, 12, 5), 1, 4)
     assert "another program" in found.store["origin"]
     table = root / "data" / "val_la_calvin_5_stranger.csv"
     (root / "data" / "val_la_calvin_5_other.csv").write_text(table.read_text().replace("own_1", "a/stranger/own_1"))
@@ -79,12 +77,10 @@ def test_both_kinds_give_the_same_latents(root: Path) -> None:
     assert "pixels/shard_00001.safetensors#1" in report.table.read_text()
     found = opened(root)
     np.testing.assert_array_equal(found.source.read(np.arange(9)), expected)
-    assert found.store["key"] == plain.store["key"]
-    assert found.store["table"]["rows"] == 9
+    assert (found.store["key"], found.store["table"]["rows"]) == (plain.store["key"], 9)
     taken = found.take([4, 1])
     assert [sample.id for sample in taken.table] == [found.table[4].id, found.table[1].id]
     assert (taken.left_out, len(taken.source)) == (7, 2)
-    assert extract(config("val", store="shards", shard_rows=4), settings_of(root)).extracted == 0
 
 
 def test_a_row_of_another_sample_is_noticed(root: Path) -> None:
@@ -97,7 +93,7 @@ def test_a_row_of_another_sample_is_noticed(root: Path) -> None:
         f"{first}x": none,
         first: none,
         "latent_action_00000001.npz": none,
-        "shard_00009.safetensors#1": "1 of 4 latent files",
+        "shard_00009.safetensors#1": r"(?s)1 of 4 latent files .* missing; extract again.*shard_00009",
         f"../../../../{first}1": "leaves its root",
     }
     for cell, message in cells.items():
@@ -110,12 +106,10 @@ def test_pooled_when_written_or_when_read(root: Path) -> None:
     plain = opened(root).source.read(range(9))
     for pool, shape in (("mean", (2, 1, 50)), ("grid:4", (2, 16, 50))):
         on_the_fly = opened(root, pool=pool)
-        assert on_the_fly.source.shape == shape
-        assert isinstance(on_the_fly.source, PooledSource)
+        assert (type(on_the_fly.source), on_the_fly.source.shape) == (PooledSource, shape)
         extract(config("val", pool=pool, store="shards"), settings_of(root))
         stored = opened(root, pool=pool)
-        assert isinstance(stored.source, ShardSource)
-        assert stored.folder.name == f"pixels@pool-{pool.replace(':', '')}"
+        assert (type(stored.source), stored.folder.name) == (ShardSource, f"pixels@pool-{pool.replace(':', '')}")
         np.testing.assert_array_equal(stored.source.read(range(9)), on_the_fly.source.read(range(9)))
         np.testing.assert_array_equal(on_the_fly.take([3]).source.read([0]), on_the_fly.source.read([3]))
     np.testing.assert_allclose(opened(root, pool="mean").source.read([2])[0], plain[2].mean(1, keepdims=True), 1e-5)
@@ -166,5 +160,4 @@ def test_files_that_become_something_else_are_not_followed(root: Path) -> None:
         file.unlink(missing_ok=True)
         file.symlink_to(root / "victim")
     assert extract(config("val"), settings_of(root)).extracted == 4
-    assert (root / "victim").read_text() == "precious"
-    assert not path.is_symlink()
+    assert (path.is_symlink(), (root / "victim").read_text()) == (False, "precious")

@@ -42,7 +42,7 @@ def test_stamps(tmp_path: Path) -> None:
     assert read_stamp(file) is None
 
 
-def npy(shape: Any, data: bytes = b"") -> bytes:
+def npy(shape: Any, data: bytes) -> bytes:
     text = repr({"descr": "<f4", "fortran_order": False, "shape": shape}).encode() + b"\n"
     return b"\x93NUMPY\x01\x00" + len(text).to_bytes(2, "little") + text + data
 
@@ -54,7 +54,7 @@ def archive(file: Path, member: bytes, name: str = "tokens.npy", method: int = z
 
 def test_sizes_that_contradict_the_file_are_refused_before_anything_unpacks(tmp_path: Path) -> None:
     file, size = tmp_path / "latents.npz", 80 << 20
-    archive(file, npy((1, size // 4)) + bytes(size), method=zipfile.ZIP_DEFLATED)
+    archive(file, npy((1, size // 4), bytes(size)), method=zipfile.ZIP_DEFLATED)
     assert file.stat().st_size < size / 100
     fails(MediaError, "which is refused", read_tokens, file)
     archive(file, npy((2, 2), data=b"\0" * 16))
@@ -167,36 +167,21 @@ def facts(**fields: Any) -> Callable[[dict[str, Any]], object]:
 
 LIES: dict[str, Callable[[dict[str, Any]], object]] = {
     "offsets beyond the file": tensor("codes", data_offsets=[TOKENS, TOKENS + 1 << 40]),
-    "offsets that overlap": tensor("codes", data_offsets=[0, ROWS * 16]),
-    "a gap": tensor("tokens", data_offsets=[8, TOKENS + 8]),
-    "offsets turned round": tensor("tokens", data_offsets=[TOKENS, 0]),
-    "negative offsets": tensor("tokens", data_offsets=[-TOKENS, 0]),
     "a huge shape": tensor("tokens", shape=[1 << 60, 1 << 60, 4]),
-    "a negative side": tensor("tokens", shape=[-3, -2, 4]),
-    "a side that is true": tensor("tokens", shape=[ROWS, True, 2, 4]),
     "a shape without end": tensor("tokens", shape=[1] * 500),
-    "an unknown number format": tensor("tokens", dtype="O"),
     "a wider number format": tensor("tokens", dtype="BF16"),
     "no tokens": lambda header: header.pop("tokens"),
     "another tensor": lambda header: header.update(more=header["codes"]),
     "no metadata": lambda header: header.pop("__metadata__"),
     "metadata that is a list": lambda header: header.update(__metadata__=[1]),
     "another format": facts(format="lary-latents-9"),
-    "rows that don't ascend": facts(rows="0,2,1"),
-    "rows that are negative": facts(rows="-1,0,1"),
-    "rows that are huge": facts(rows="0,1," + "9" * 5000),
-    "rows that don't fit": facts(rows="0,1,99999999999999999999"),
+    **{f"rows {rows[:9]}": facts(rows=rows) for rows in ("0,2,1", "-1,0,1", "0,1," + "9" * 5000, "0,1," + "9" * 20)},
     "too few samples": facts(samples="0000,0001"),
-    "checksums that are none": facts(checksums="x,y,z"),
-    "checksums that are too large": facts(checksums="fffffffff,1,1"),
+    **{f"checksums {values}": facts(checksums=values) for values in ("x,y,z", "fffffffff,1,1")},
     "rows of codes that are fewer": tensor("codes", shape=[2, 1, 2], data_offsets=[TOKENS, TOKENS + 32]),
 }
 NO_SHARDS = {
     "empty": b"",
-    "absurd length": (1 << 63).to_bytes(8, "little") + b"{}",
-    "longer than the file": (99).to_bytes(8, "little") + b"{}",
-    "a list": (2).to_bytes(8, "little") + b"[]",
-    "no text": (2).to_bytes(8, "little") + b"\xff\xff",
     "deep": (100_000).to_bytes(8, "little") + b"[" * 100_000,
     "a pickle": b"\x80\x04K\x01." * 9,
 }

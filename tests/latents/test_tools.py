@@ -12,7 +12,7 @@ from lary.configs import ConvertConfig, ExtractConfig
 from lary.latents.ref import LatentsRef, open_latents
 from lary.latents.tools import convert_store
 from lary.runs.extract import extract
-from tests.helpers import printed, settings_of
+from tests.helpers import fails, printed, settings_of
 
 ASK = ("--model", "pixels", "--dataset", "calvin", "--split", "val")
 CONFIG = ExtractConfig(model="pixels", dataset="calvin", split="val", batch_size=2)
@@ -84,8 +84,7 @@ def test_convert_goes_on_after_a_kill(root: Path, moment: str | None, monkeypatc
 
         with monkeypatch.context() as patch:
             patch.setattr(owner, name, dies)
-            with pytest.raises(KeyboardInterrupt):
-                convert_store(config, settings)
+            fails(KeyboardInterrupt, "", convert_store, config, settings)
         np.testing.assert_array_equal(open_latents(settings, LatentsRef.of(CONFIG)).source.read(range(9)), expected)
     assert convert_store(config, settings) == 9
     assert {path.name for path in folder.iterdir()} == {

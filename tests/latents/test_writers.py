@@ -32,8 +32,7 @@ def test_same_rows_same_bytes_in_any_order_and_whatever_came_between(tmp_path: P
         with store.writer(0) as write:
             for row in order:
                 write(row, table[row].id, tokens[row], None)
-                with pytest.raises(MediaError):
-                    write(2, table[2].id, np.full((2, 3, 4), np.nan, np.float32), None)
+                fails(MediaError, "", write, 2, table[2].id, np.full((2, 3, 4), np.nan, np.float32), None)
         store.finish(table)
         folders.append(contents(store.folder))
     assert folders[0] == folders[1] == folders[2]
@@ -124,8 +123,7 @@ def test_any_rows_come_back(
     if not rows:
         return
     header = read_shard(folder / "shard_00000.safetensors")
-    assert header.rows.tolist() == held
-    assert header.samples == tuple(f"{row:04d}" for row in held)
+    assert (header.rows.tolist(), header.samples) == (held, tuple(f"{row:04d}" for row in held))
     expected = torch.from_numpy(tokens[held]).to(getattr(torch, dtype)).float().numpy()
     order = np.random.default_rng(seed).permutation(len(rows))
     source = ShardSource([header], np.zeros(len(rows), np.int64), np.arange(len(rows)))

@@ -15,6 +15,7 @@ from lary.probes.presets import HeadSettings, ProbePreset
 from lary.probes.sources import training_rows
 from lary.probes.training import Session
 from lary.types import LaryError, UsageError
+from tests.helpers import fails
 from tests.probes.made import TINY, InMemory, assert_same, changed, classifier_inputs, numbers, train
 
 
@@ -30,8 +31,7 @@ def with_heads(*heads: HeadSettings, **more: Any) -> ProbePreset:
 def test_tokens_of_every_shape_are_read_and_every_scale_where_a_preset_standardises(shape: Any, scale: float) -> None:
     inputs = changed(classifier_inputs(), lambda tokens: np.float32(scale) * tokens.reshape(-1, *shape))
     outcome = train("attentive", inputs)
-    assert outcome.settings["tokens"] == list(shape)
-    assert accuracy(outcome) > 0.8
+    assert (outcome.settings["tokens"], accuracy(outcome) > 0.8) == (list(shape), True)
 
 
 def test_held_out_rows_have_no_part_in_training(tmp_path: Path) -> None:
@@ -40,9 +40,8 @@ def test_held_out_rows_have_no_part_in_training(tmp_path: Path) -> None:
     _, held_rows = training_rows("corrected", inputs.train_groups, inputs.train_targets, seed=42)
     assert len(held_rows) >= 4
     other.train.tokens[held_rows] = 7.0  # type: ignore[attr-defined]
-    outcomes = [
-        train("attentive", given, folder=tmp_path / name, epochs=2) for given, name in ((inputs, "a"), (other, "b"))
-    ]
+    given = {"a": inputs, "b": other}
+    outcomes = [train("attentive", own, folder=tmp_path / name, epochs=2) for name, own in given.items()]
     assert outcomes[0].settings["held_out_samples"] == len(held_rows)
     first, second = (torch.load(tmp_path / name / "latest.pt", weights_only=True)["classifiers"] for name in "ab")
     for one, two in zip(first, second, strict=True):
@@ -52,9 +51,8 @@ def test_held_out_rows_have_no_part_in_training(tmp_path: Path) -> None:
 
 def test_head_and_epoch_are_the_best_on_the_held_out_rows() -> None:
     outcome = train("attentive", classifier_inputs(signal=1.0))
-    ranks = [
-        (row["held_out_accuracy"][head], -row["held_out_loss"][head]) for row in outcome.history for head in range(2)
-    ]
+    rows = [(row["held_out_accuracy"], row["held_out_loss"]) for row in outcome.history]
+    ranks = [(right[head], -loss[head]) for right, loss in rows for head in range(2)]
     best = ranks.index(max(ranks))
     chosen = outcome.selections["held_out"]
     assert (chosen.epoch, chosen.head) == (best // 2 + 1, best % 2)
@@ -64,17 +62,14 @@ def test_head_and_epoch_are_the_best_on_the_held_out_rows() -> None:
 
 def test_a_head_that_diverges_is_never_picked_and_named() -> None:
     outcome = train("attentive", preset=with_heads(HeadSettings(1e30, 0.01), HeadSettings(1e-2, 0.01)))
-    assert [chosen.head for chosen in outcome.selections.values()] == [1, 1]
-    assert accuracy(outcome) > 0.9
+    assert ([chosen.head for chosen in outcome.selections.values()], accuracy(outcome) > 0.9) == ([1, 1], True)
     (warning,) = outcome.warnings
     assert warning.startswith("Head 0 (learning rate 1e+30) diverged in epoch 1: its outputs were not finite.")
-    last = outcome.history[-1]
-    assert (last["train_accuracy"][0], last["validation_accuracy"][0]) == (0.0, 0.0)
-    assert (last["train_loss"][0], last["validation_loss"][0]) == (None, None)
-    with pytest.raises(
-        LaryError, match=r"Every head of the probe diverged by epoch 1 \(learning rates 1e\+30, 3e\+29\)"
-    ):
-        train("attentive", preset=with_heads(HeadSettings(1e30, 0.01), HeadSettings(3e29, 0.01)))
+    names = ("train_accuracy", "validation_accuracy", "train_loss", "validation_loss")
+    assert [outcome.history[-1][name][0] for name in names] == [0.0, 0.0, None, None]
+    message = r"Every head of the probe diverged by epoch 1 \(learning rates 1e\+30, 3e\+29\)"
+    both = with_heads(HeadSettings(1e30, 0.01), HeadSettings(3e29, 0.01))
+    fails(LaryError, message, train, "attentive", preset=both)
 
 
 def started(*heads: HeadSettings, at_once: int | None = None) -> ClassifierTraining:
@@ -123,8 +118,7 @@ def test_the_published_precision_where_the_device_has_it(
     has: dict[str, bool], expected: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: has, raising=False)
-    assert in_bfloat16(True, None, "cpu") is expected
-    assert in_bfloat16(False, "bf16", "cpu")
+    assert (in_bfloat16(True, None, "cpu"), in_bfloat16(False, "bf16", "cpu")) == (expected, True)
     assert not any((in_bfloat16(False, None, "cpu"), in_bfloat16(True, "fp32", "cpu"), in_bfloat16(True, None, "mps")))
     for version, fast in (((9, 0), True), ((7, 5), False)):
         monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device, version=version: version)
@@ -155,5 +149,4 @@ def test_wrong_inputs_are_refused_before_training() -> None:
         given = changed(inputs, lambda tokens, shape=shape: np.zeros((len(tokens), *shape), np.float32))
         wrong.append((given, r"Latents of shape .* can't be probed: store tokens of shape \(P, N, D\)"))
     for given, message in wrong:
-        with pytest.raises(UsageError, match=message):
-            train("attentive", given)
+        fails(UsageError, message, train, "attentive", given)

@@ -13,6 +13,7 @@ from lary.probes.nets import ActionExpertMLP
 from lary.probes.outcome import huber_loss, mse
 from lary.probes.sources import training_rows
 from lary.types import LaryError, UsageError
+from tests.helpers import fails
 from tests.probes.made import TINY, assert_same, changed, numbers, regressor_inputs, train
 
 
@@ -50,8 +51,7 @@ def test_what_is_read_is_picked_on_the_held_out_tenth(probe: str, noise: float, 
 
 def test_the_dit_learns_and_warns_of_what_its_sampler_clips() -> None:
     outcome = train("dit", epochs=8, sampler_steps=3)
-    losses = [row["train_loss"] for row in outcome.history]
-    assert losses[-1] < losses[0]
+    assert outcome.history[-1]["train_loss"] < outcome.history[0]["train_loss"]
     assert np.abs(outcome.splits["seen"].selections["held_out"].values).max() <= 1 + 1e-5
     assert outcome.settings["sampler_steps"] == 3
     assert "within one standard deviation" in outcome.warnings[0]
@@ -84,8 +84,8 @@ def test_tokens_of_every_shape_and_precision_are_the_same_values(probe: str, sha
 
 
 def test_divergence_is_an_error() -> None:
-    with pytest.raises(LaryError, match=r"diverged in epoch 1, update \d+ \(learning rate .* of 1e\+30\)"):
-        train("mlp", preset=replace(TINY, regressor=replace(TINY.regressor, lr=1e30, epochs=4)))
+    preset = replace(TINY, regressor=replace(TINY.regressor, lr=1e30, epochs=4))
+    fails(LaryError, r"diverged in epoch 1, update \d+ \(learning rate .* of 1e\+30\)", train, "mlp", preset=preset)
 
 
 def test_a_ridge_reads_down_to_the_noise_and_says_that_its_smallest_penalty_was_best() -> None:
@@ -107,8 +107,7 @@ def test_a_value_that_is_still_in_training_does_not_blow_up() -> None:
 
 
 def test_more_than_fits_and_what_can_not_be_held_out_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:
-    with pytest.raises(UsageError, match="none can be held out"):
-        train("mlp", replace(regressor_inputs(), train_groups=("one episode",) * 120))
+    inputs = replace(regressor_inputs(), train_groups=("one episode",) * 120)
+    fails(UsageError, "none can be held out", train, "mlp", inputs)
     monkeypatch.setattr(psutil, "virtual_memory", lambda: SimpleNamespace(total=10_000))
-    with pytest.raises(UsageError, match=r"The ridge probe needs .*--pool or --project"):
-        train("ridge")
+    fails(UsageError, r"The ridge probe needs .*--pool or --project", train, "ridge")

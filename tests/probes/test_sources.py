@@ -9,19 +9,9 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from lary.probes import sources
 from lary.probes.nets import ActionExpertMLP
-from lary.probes.sources import (
-    channel_statistics,
-    check_memory,
-    finite_latents,
-    keep_in_memory,
-    projected,
-    read_batches,
-    reordered,
-    samples_at_once,
-    standardised,
-    training_rows,
-)
+from lary.probes.sources import check_memory, projected, read_batches, reordered, samples_at_once, training_rows
 from lary.types import LaryError, UsageError
 from tests.helpers import fails
 from tests.probes.made import KINDS, InMemory, train
@@ -55,8 +45,8 @@ def test_projections_keep_lengths() -> None:
 def test_channels_are_standardised() -> None:
     tokens = TOKENS * np.array([1, 10, 1e-3, 0], np.float32) + np.array([0, 5, 0, 3], np.float32)
     source = InMemory(tokens)
-    mean, std = channel_statistics(source, np.arange(50))
-    values = standardised(source, mean, std).read(np.arange(50)).reshape(-1, 4)
+    mean, std = sources.channel_statistics(source, np.arange(50))
+    values = sources.standardised(source, mean, std).read(np.arange(50)).reshape(-1, 4)
     np.testing.assert_allclose(values.mean(axis=0), 0, atol=1e-5)
     np.testing.assert_allclose(values.std(axis=0), [1, 1, 1, 0], atol=1e-4)
 
@@ -65,7 +55,7 @@ def test_channels_are_standardised() -> None:
 @pytest.mark.parametrize("wrong", [np.nan, np.inf, -np.inf])
 def test_values_that_are_not_finite_are_found(dtype: str, wrong: float) -> None:
     tokens = np.full((5, 2, 3), np.finfo(dtype).max, dtype)  # a sum of such values overflows
-    source = finite_latents(InMemory(tokens), lambda row: f"sample {row}f ({row}.mp4)")
+    source = sources.finite_latents(InMemory(tokens), lambda row: f"sample {row}f ({row}.mp4)")
     np.testing.assert_array_equal(source.read(np.arange(5)), tokens)
     tokens[3, 1, 2] = wrong
     assert source.read([0, 1]).shape == (2, *source.shape)
@@ -81,7 +71,7 @@ def test_batches_are_the_rows_in_order_and_float32(fits: bool, dtype: str, monke
         monkeypatch.setattr(psutil, "virtual_memory", lambda: SimpleNamespace(total=1000))
     tokens = TOKENS.astype(dtype)
     own = InMemory(tokens)
-    source = keep_in_memory(own)
+    source = sources.keep_in_memory(own)
     assert (source is own) is not fits
     rows = np.random.default_rng(2).permutation(50)
     found = list(read_batches(source, rows, 16, "cpu"))
@@ -131,24 +121,18 @@ def test_a_training_that_does_not_fit_is_refused(kind: str, monkeypatch: pytest.
 
 
 def test_the_published_width_on_whole_feature_maps_is_refused_with_the_numbers(monkeypatch: pytest.MonkeyPatch) -> None:
-    shape, free = (2, 256, 1024), 24 << 30
+    free = 24 << 30
     monkeypatch.setattr(torch.cuda, "mem_get_info", lambda device: (free, 80 << 30))
-
-    def check() -> None:
-        check_memory(lambda: ActionExpertMLP(2 * 256 * 1024, 7, 5), 1, 256, shape, "cuda:0")
-
-    with pytest.raises(
-        UsageError, match=r"2\.18 billion weights .*1024\) needs 34\.9 GB for weights.*4\.3 GB for batches"
-    ):
-        check()
+    given = (lambda: ActionExpertMLP(2 * 256 * 1024, 7, 5), 1, 256, (2, 256, 1024), "cuda:0")
+    numbers = r"2\.18 billion weights .*1024\) needs 34\.9 GB for weights.*4\.3 GB for batches"
+    fails(UsageError, numbers, check_memory, *given)
     free = 80 << 30
-    check()
+    check_memory(*given)
 
 
 def test_samples_at_once_bound_the_tokens(monkeypatch: pytest.MonkeyPatch) -> None:
-    assert samples_at_once((8, 16, 1024), 768, 4, "cpu") == 16
-    assert samples_at_once((9, 256, 1024), 768, 4, "cpu") == 1
-    assert samples_at_once((1024,), 768, 4, "cpu") == 2048
+    shapes = ((8, 16, 1024), (9, 256, 1024), (1024,))
+    assert [samples_at_once(shape, 768, 4, "cpu") for shape in shapes] == [16, 1, 2048]
     monkeypatch.setattr(torch.cuda, "get_device_properties", lambda _: SimpleNamespace(total_memory=80 << 30))
     assert samples_at_once((8, 16, 1024), 768, 4, "cuda:0") >= 256
     assert 1 <= samples_at_once((9, 256, 1024), 768, 4, "cuda:0") < 256

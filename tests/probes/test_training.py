@@ -16,6 +16,7 @@ import torch
 from lary.probes.regress import RegressorTraining
 from lary.probes.training import STATE_FILE, Session, Team, launch, tracking
 from lary.types import LaryError, UsageError
+from tests.helpers import fails
 from tests.probes.made import TINY, Bar, Killed, assert_same, numbers, regressor_inputs, train
 
 
@@ -28,8 +29,7 @@ def test_an_interrupted_training_resumes(kind: str, steps: int, tmp_path: Path) 
         return numbers(train(kind, folder=tmp_path / "parts", identity="me", progress=bar, epochs=epochs))
 
     for _ in range(2):  # in the middle of the second epoch, and of the one after it
-        with pytest.raises(Killed):
-            part(Bar(steps))
+        fails(Killed, "", part, Bar(steps))
     bar, again = Bar(), Bar(1)
     assert_same(whole, part(bar))
     rows = 80 if kind == "attentive" else 120
@@ -53,9 +53,7 @@ def test_a_state_of_another_training_is_never_taken(kind: str, tmp_path: Path) -
     others: list[dict[str, Any]] = [{"identity": "other"}, {"seed": 7}, {"epochs": 4}, {"protocol": "paper"}]
     for options in others:
         interrupted(10)
-        assert state.exists()
-        assert interrupted(1, **options) == 0, options
-        assert not state.exists()
+        assert (state.exists(), interrupted(1, **options), state.exists()) == (True, 0, False), options
     damages: list[Callable[[], Any]] = [
         lambda: state.write_bytes(b"PK\x03\x04 torn"), lambda: torch.save({"identity": "x"}, state)
     ]  # fmt: skip
@@ -63,8 +61,7 @@ def test_a_state_of_another_training_is_never_taken(kind: str, tmp_path: Path) -
     for damage in damages:
         interrupted(10)
         damage()
-        assert interrupted(1) == 0
-        assert not state.exists()
+        assert (interrupted(1), state.exists()) == (0, False)
 
 
 def test_a_state_is_written_where_it_costs_little(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -87,13 +84,10 @@ def test_a_state_is_written_where_it_costs_little(tmp_path: Path, monkeypatch: p
 
 
 def test_a_full_disk_is_one_sentence_and_leaves_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    def full(value: Any, stream: Any) -> None:
-        raise OSError(28, "No space left on device")
-
     (tmp_path / f".{STATE_FILE}.x1.tmp").write_bytes(b"what a killed training was writing")
-    monkeypatch.setattr(torch, "save", full)
-    with pytest.raises(LaryError, match=r"Cannot write .*best_model.pth.*No space left on device"):
-        train("mlp", folder=tmp_path, identity="me")
+    monkeypatch.setattr(torch, "save", Mock(side_effect=OSError(28, "No space left on device")))
+    message = r"Cannot write .*best_model.pth.*No space left on device"
+    fails(LaryError, message, train, "mlp", folder=tmp_path, identity="me")
     assert not list(tmp_path.iterdir())
 
 
@@ -129,8 +123,7 @@ def fail_in_one(team: Team, _: str) -> None:
 
 
 def test_the_error_of_one_process_ends_them_all() -> None:
-    with pytest.raises(UsageError, match="this one is wrong"):
-        launch(fail_in_one, (), ("cpu", "cpu"))
+    fails(UsageError, "this one is wrong", launch, fail_in_one, (), ("cpu", "cpu"))
 
 
 def test_scored_rows_are_dealt_out_once_by_whole_batches() -> None:

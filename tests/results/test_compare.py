@@ -53,8 +53,7 @@ def test_samples_are_paired_by_id_not_by_place(tmp_path: Path) -> None:
         write_result(tmp_path / name / "result.json", classification_result(outcome, fake.facts(name, "verbs")))
         write_scores(tmp_path / name, {"seen": own}, [0])
     only = compare_results([tmp_path / "a", tmp_path / "b"]).differences[0]
-    assert only.samples == len(scores.ids) - 5
-    assert only.gain.value == only.gain.low == only.gain.high == 0
+    assert (only.samples, only.gain.value, only.gain.low, only.gain.high) == (len(scores.ids) - 5, 0, 0, 0)
     write_scores(tmp_path / "b", {"seen": replace(turned, ids=tuple(f"x{name}" for name in ids))}, [0])
     fails(LaryError, "share no sample", compare_results, [tmp_path / "a", tmp_path / "b"])
 
@@ -73,8 +72,7 @@ def test_what_can_not_be_compared_is_refused(tmp_path: Path) -> None:
 def test_every_run_and_selection_has_a_row_with_intervals(tmp_path: Path) -> None:
     fake.write_runs(tmp_path)
     table = load_results(tmp_path)
-    assert len(table) == 6 * 2
-    assert set(table["selection"]) == {"held_out", "best_on_validation"}
+    assert (len(table), set(table["selection"])) == (6 * 2, {"held_out", "best_on_validation"})
     own = table[(table["model"] == "acme") & (table["task"] == "regression") & table["headline"]]
     assert list(own["seeds"]) == [(0, 1, 2)]
     assert ((own["seen_mse_low"] < own["seen_mse"]) & (own["seen_mse"] < own["seen_mse_high"])).all()

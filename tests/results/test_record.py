@@ -41,8 +41,7 @@ def test_hostile_result(tmp_path: Path, case: str) -> None:
     refused(tmp_path, lambda: open_scored(tmp_path), re.escape(FILE_NAME))
     with bounded():
         page = write_report(tmp_path).read_text()
-    assert "Unreadable files" in page
-    assert f"<code>{FILE_NAME}</code>" in page
+    assert [part for part in ("Unreadable files", f"<code>{FILE_NAME}</code>") if part not in page] == []
 
 
 @pytest.mark.parametrize("task", ["classification", "regression"])
@@ -100,6 +99,5 @@ def test_written_results_fit_the_exported_schema(tmp_path: Path) -> None:
 def test_reading_of_a_difference_goes_by_the_corrected_p() -> None:
     gain = Metric(value=-0.1, low=-0.2, high=-0.01, higher_is_better=False)
     assert [gain.reading(), gain.reading(0.01), gain.reading(0.2)] == ["better", "better", "even"]
-    assert gain.model_copy(update={"higher_is_better": True}).reading() == "worse"
-    assert gain.model_copy(update={"high": 0.01}).reading() == "even"
-    assert Metric(value=1.0).reading() == ""
+    others = [gain.model_copy(update=changes) for changes in ({"higher_is_better": True}, {"high": 0.01})]
+    assert [one.reading() for one in (*others, Metric(value=1.0))] == ["worse", "even", ""]

@@ -96,8 +96,7 @@ def test_the_rows_of_a_process_that_dies_are_done_all_the_same(root: Path, count
     """By a fresh process, and every file is as one process alone writes it."""
     counting("mortal", "Counting.calls == 3")
     reports, stopped = on_two_processes(root, ask("mortal"))
-    assert (root / "mortal.done").exists()
-    assert (sum(report.done for report in reports), stopped) == (24, False)
+    assert ((root / "mortal.done").exists(), sum(report.done for report in reports), stopped) == (True, 24, False)
     extract(ask(), settings_of(root))
     assert list(contents(root, "mortal").values()) == list(contents(root).values())
 
@@ -130,10 +129,8 @@ def test_ray_gives_the_same_files_though_an_actor_is_killed(root: Path, counting
     shutil.rmtree(root / "latent_actions")
     (root / "mortal.done").unlink()
     done = extract(ask("mortal", engine="ray", address=cluster.address), settings_of(root))
-    assert (root / "mortal.done").exists()
-    assert (done.extracted, done.failures) == (24, ())
-    assert contents(root, "mortal") == expected
-    assert done.table.read_bytes() == table
+    assert ((root / "mortal.done").exists(), done.extracted, done.failures) == (True, 24, ())
+    assert (contents(root, "mortal"), done.table.read_bytes()) == (expected, table)
 
 
 def test_ray_without_a_cluster_is_a_wrong_request(root: Path) -> None:
@@ -150,9 +147,7 @@ def test_ctrl_c_finishes_the_unit_and_says_how_to_resume(
     before = signal.getsignal(signal.SIGINT)
     with pytest.raises(Interrupted, match=r"resume with lary extract --model trial --input 'my table\.csv'") as stop:
         extract(ask("trial"), settings_of(root))
-    assert stop.value.exit_code == 130
-    assert signal.getsignal(signal.SIGINT) is before
-    assert len(contents(root, "trial")) == 8
+    assert (stop.value.exit_code, signal.getsignal(signal.SIGINT), len(contents(root, "trial"))) == (130, before, 8)
     assert not (root / "data" / "val_la_calvin_5_trial.csv").exists()
     assert not (root / "latent_actions" / "calvin" / "val" / "trial" / LOCK).exists()
     done = extract(ask("trial"), settings_of(root))

@@ -47,36 +47,11 @@ def latents(root: Path, dataset: str = "calvin", split: str = "val", model: str 
     return root / "latent_actions" / dataset / split / model
 
 
-def test_resume_gives_the_same_bits_and_redoes_nothing(root: Path) -> None:
-    settings, folder = settings_of(root), latents(root)
-    extract(ask(batch_size=5), settings)
-    before = contents(folder)
-    times = {path.name: path.stat().st_mtime_ns for path in folder.glob("*.npz")}
-    for row in (1, 7, 11):
-        (folder / f"latent_action_{row:08d}.npz").unlink()
-    (folder / "latent_action_00000003.npz").write_bytes(b"torn")
-    report = extract(ask(batch_size=5), settings)
-    assert (report.extracted, report.done_before) == (4, 8)
-    assert contents(folder) == before
-    kept = [name for name in times if int(name[-12:-4]) not in (1, 3, 7, 11)]
-    assert all((folder / name).stat().st_mtime_ns == times[name] for name in kept)
-
-
-def test_limit_then_all_is_as_all_at_once(root: Path) -> None:
-    settings, folder = settings_of(root), latents(root, "robot_1st", "train")
-    limited = extract(ask("train", "robot_1st", limit=6, batch_size=4), settings)
-    assert limited.rows == len(rows_of(limited.table)) == 6
-    extract(ask("train", "robot_1st", batch_size=4), settings)
-    pieces = contents(folder)
-    shutil.rmtree(folder)
-    extract(ask("train", "robot_1st", batch_size=4), settings)
-    assert contents(folder) == pieces
-
-
 def test_rows_behind_a_limit_come_in_further_shards(root: Path) -> None:
-    extract(ask(store="shards", shard_rows=4, batch_size=2, limit=5), settings_of(root))
-    report = extract(ask(store="shards", shard_rows=4, batch_size=2), settings_of(root))
-    assert (report.done_before, report.extracted) == (5, 7)
+    limited, report = (
+        extract(ask(store="shards", shard_rows=4, batch_size=2, limit=limit), settings_of(root)) for limit in (5, None)
+    )
+    assert (limited.rows, limited.extracted, report.done_before, report.extracted) == (5, 5, 5, 7)
     files = sorted(path.stem for path in latents(root).glob("shard*"))
     assert files == ["shard_00000", "shard_00001", "shard_00001_1", "shard_00002"]
 
@@ -138,12 +113,12 @@ def test_five_percent_damaged_files(tmp_path: Path, monkeypatch: pytest.MonkeyPa
     write_video(folder / "0.mp4", [frame(0.1 * step, 0.5, (200, 60, 60)) for step in range(9)])
     for index in range(1, 180):
         shutil.copy(folder / "0.mp4", folder / f"{index}.mp4")
-    reasons, names = damage(folder), {7: "hangs", 8: "crashes"}
-    write_table(
-        tmp_path / "data" / "robot_1st_metadata_val.csv",
-        [{"video_path": f"AgiBotWorld-Beta/val/{names.get(index, index)}.mp4", "action": "pick",
-          "sample_indices": "0,2,4"} for index in range(180)],
-    )  # fmt: skip
+    reasons, names = damage(folder), ["hangs" if at == 7 else "crashes" if at == 8 else at for at in range(180)]
+    rows = [
+        {"video_path": f"AgiBotWorld-Beta/val/{name}.mp4", "action": "pick", "sample_indices": "0,2,4"}
+        for name in names
+    ]
+    write_table(tmp_path / "data" / "robot_1st_metadata_val.csv", rows)
     (tmp_path / "sitecustomize.py").write_text(BAD_DECODER)
     monkeypatch.setenv("PYTHONPATH", str(tmp_path), prepend=os.pathsep)
     words = ("extract", "--model", MODEL, "--dataset", "robot_1st", "--split", "val", "--read-timeout", "3")
@@ -213,10 +188,8 @@ def test_formulas_and_commands_are_names(tmp_path: Path, monkeypatch: pytest.Mon
     monkeypatch.chdir(tmp_path)
     make_calvin(tmp_path, {"val": 1})
     formulas = ("=HYPERLINK(1)", "+cmd|' /C calc'!A0", "-2+3", "$(touch executed)", "`touch executed`", "%n%n%s{0}")
-    rows = rows_of(tmp_path / "data" / "calvin_metadata_val.csv")
-    write_table(
-        tmp_path / "data" / "calvin_metadata_val.csv", rows + [rows[0] | {"tgt_img": each} for each in formulas]
-    )
+    rows = rows_of(table := tmp_path / "data" / "calvin_metadata_val.csv")
+    write_table(table, rows + [rows[0] | {"tgt_img": each} for each in formulas])
     report = extract(ask(workers=1), settings_of(tmp_path))
     assert [failure.row for failure in report.failures] == list(range(3, 3 + len(formulas)))
     assert not (tmp_path / "executed").exists()
@@ -255,14 +228,12 @@ def test_dry_run_measures_and_changes_nothing(root: Path) -> None:
     extract(ask(batch_size=4, limit=8), settings_of(root))
     before, size = snapshot(root), sum(map(len, contents(latents(root)).values())) / 8
     found = estimate(ask(batch_size=4), settings_of(root))
-    assert "12 rows, 8 done, 4 to do" in found
-    assert f"to write      {4 * size / 1e9:.3f} GB into {latents(root)}" in found
-    assert snapshot(root) == before
+    words = ("12 rows, 8 done, 4 to do", f"to write      {4 * size / 1e9:.3f} GB into {latents(root)}")
+    assert ([part for part in words if part not in found], snapshot(root)) == ([], before)
     for picture in (root / "data" / "regression").rglob("*.png"):
         picture.write_bytes(b"")
     found = estimate(ask(batch_size=4), settings_of(root))
-    assert "time, bytes   unknown" in found
-    assert "unreadable    row 9: " in found
+    assert [part for part in ("time, bytes   unknown", "unreadable    row 9: ") if part not in found] == []
 
 
 @pytest.mark.parametrize(
