@@ -6,7 +6,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import pytest
 
 from lary.data import normalisation
 from lary.data.actions import FOLDERS
@@ -74,8 +73,7 @@ def test_missing_statistics_name_the_published_command(tmp_path: Path) -> None:
         (rf"{made}prepare_relative_actions\.py .*--frame local", {"mode": "relative", "frame": "local"}),
         (rf"{made}compute_robot_action_stats\.py --dataset robocoin", {}),
     ):
-        with pytest.raises(LaryError, match=words):
-            load_normaliser(spec, tmp_path, **options)  # type: ignore[arg-type]
+        fails(LaryError, words, load_normaliser, spec, tmp_path, **options)
 
 
 def test_statistics_measured_on_the_training_split(tmp_path: Path) -> None:
@@ -109,8 +107,8 @@ def test_rows_that_lost_their_robot_are_read_as_the_record_says(tmp_path: Path) 
     assert written == json.loads(out.read_text())
     del written["robot_stats"]["nan"]
     out.write_text(json.dumps(written))
-    with pytest.raises(LaryError, match=r"no action statistics of robot type 'G1edu-u3'.*galaxea_r1_lite"):
-        load_targets(table, load_normaliser(spec, tmp_path))
+    words = r"no action statistics of robot type 'G1edu-u3'.*galaxea_r1_lite"
+    fails(LaryError, words, load_targets, table, load_normaliser(spec, tmp_path))
 
 
 def test_statistics_of_a_table_with_broken_and_missing_action_files(tmp_path: Path) -> None:

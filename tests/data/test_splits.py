@@ -3,8 +3,6 @@
 from dataclasses import replace
 from pathlib import Path
 
-import pytest
-
 from lary.data.spec import DATASETS, Split
 from lary.data.splits import find_table, validates
 from lary.data.tables import read_table
@@ -58,5 +56,5 @@ def test_drawn_table_that_holds_something_else_is_refused(tmp_path: Path) -> Non
     train.unlink()
     assert find_table(spec, "val_by_episode", tmp_path) == path, "drawn on another machine"
     write_table(train, [{"src_img": "a", "other": "b"}])
-    with pytest.raises(UsageError, match=r"no column 'other'; it has: src_img, tgt_img, action"):
-        find_table(spec, "val_by_episode", tmp_path)
+    words = "no column 'other'; it has: src_img, tgt_img, action"
+    fails(UsageError, words, find_table, spec, "val_by_episode", tmp_path)

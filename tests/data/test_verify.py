@@ -158,9 +158,9 @@ def test_good_and_unusual_files_are_accepted_in_every_published_path_form(tmp_pa
     extend(data / "robot_1st_metadata_train.csv", "video_path", "b.mp4")
     table = data / "calvin_metadata_val.csv"
     table.write_text(table.read_text().replace("images/", "").replace("actions/", ""))
-    found, printed = check(tmp_path)
+    found, text = check(tmp_path)
     assert found == {}
-    assert f"{3 + 3 + 4 + 2 + 1 + 1} files checked: 0 issues" in printed
+    assert f"{3 + 3 + 4 + 2 + 1 + 1} files checked: 0 issues" in text
 
 
 def test_a_killed_run_resumes(tmp_path: Path, handicap: None) -> None:
@@ -185,9 +185,9 @@ def test_a_killed_run_resumes(tmp_path: Path, handicap: None) -> None:
     entries = [[name, file_digest(torn, 64), *known[1:]], *others]
     lines = [json.dumps(entry) for entry in ({"manifest": 1}, *entries)]
     journal.write_text("\n".join(lines) + '\n["torn')
-    found, printed = check(tmp_path)
+    found, text = check(tmp_path)
     assert found == {}
-    assert f"resuming after {len(entries)} files" in printed
+    assert f"resuming after {len(entries)} files" in text
 
 
 def test_manifest_spares_decoding_and_finds_changes(tmp_path: Path) -> None:
