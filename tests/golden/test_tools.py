@@ -1,4 +1,4 @@
-"""What the tools for data and latents write: every new file, and the numbers that they print."""
+"""What the tools for data and latents write: every new file, the numbers that they print, and what they refuse."""
 
 import json
 import re

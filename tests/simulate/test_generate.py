@@ -11,6 +11,7 @@ from lary.data.frames import decode_video, read_clip
 from lary.data.images import read_image
 from lary.simulate import VERBS
 from tests.helpers import lary, printed, rows_of
+from tests.hostile.harness import snapshot
 from tests.simulate.conftest import TINY
 
 
@@ -46,10 +47,10 @@ def test_same_bytes_with_two_processes_and_after_an_interruption(made: Path, tmp
 
 
 def test_folders_that_are_not_empty(made: Path, tmp_path: Path) -> None:
-    before = {path: path.stat().st_mtime_ns for path in made.rglob("*") if path.is_file()}
+    before = snapshot(made)
     printed("simulate", made, *TINY, has=["simarm_metadata_train: 7 rows", "nothing to do"])
     printed("simulate", made, "--seed", "4", *TINY[2:], code=2, has=["--overwrite"])
-    assert {path: path.stat().st_mtime_ns for path in made.rglob("*") if path.is_file()} == before
+    assert snapshot(made) == before
     out = tmp_path / "other"
     stray = out / "data" / "regression" / "simarm" / "train_stride5" / "stray.png"
     stray.parent.mkdir(parents=True)
