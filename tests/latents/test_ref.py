@@ -32,13 +32,12 @@ def opened(root: Path, **changes: Any) -> SplitLatents:
 
 def test_tables_and_folders_have_the_published_names_and_differences_behind_them(tmp_path: Path) -> None:
     settings = settings_of(tmp_path)
+    paper = {"protocol": "paper", "latent": "noisy", "weights": RANDOM, "pool": "grid:4"}
     given: dict[str, dict[str, Any]] = {
         "pixels": {"weights": "/weights/laq.pt", "pool": "none"},
         "hf_a_b": {"model": "hf:a/b"},
-        "pixels@paper@noisy@random@pool-grid4": {
-            "protocol": "paper", "latent": "noisy", "weights": RANDOM, "pool": "grid:4"
-        },
-    }  # fmt: skip
+        "pixels@paper@noisy@random@pool-grid4": paper,
+    }
     for tag, changes in given.items():
         ref = replace(REF, **changes)
         assert (ref.tag, ref.folder(settings)) == (tag, tmp_path / "latent_actions" / "calvin" / "val" / tag)
