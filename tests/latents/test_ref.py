@@ -44,8 +44,7 @@ def test_tables_and_folders_have_the_published_names_and_differences_behind_them
         assert ref.table(settings) == tmp_path / "data" / f"val_la_calvin_5_{tag}.csv"
     changed, clips = replace(REF, control="static-pair"), replace(REF, dataset="human_1st")
     assert changed.table(settings) == tmp_path / "latent_actions/controls/static-pair/data/val_la_calvin_5_pixels.csv"
-    assert clips.table(settings).name == "val_la_human_1st_pixels.csv"
-    assert find_latent_table(settings, REF) is None
+    assert (clips.table(settings).name, find_latent_table(settings, REF)) == ("val_la_human_1st_pixels.csv", None)
     fails(UsageError, r"'lary extract --model pixels --dataset calvin --split val' first", open_latents, settings, REF)
 
 
