@@ -3,12 +3,12 @@
 from pathlib import Path
 
 import numpy as np
-import pytest
 
 from lary.data.actions import motion, poses, read_chunk, read_relative
 from lary.data.spec import DATASETS
 from lary.types import MediaError, UsageError
 from tests.data.arm import SPACE, draw
+from tests.helpers import fails
 
 
 def test_chunk_is_step_major_in_every_layout(tmp_path: Path) -> None:
@@ -23,14 +23,12 @@ def test_chunk_is_step_major_in_every_layout(tmp_path: Path) -> None:
     for shape in ((3,), (1, 3)):
         np.save(path, np.arange(3.0).reshape(shape))
         np.testing.assert_array_equal(read_relative(path, SPACE), [[0, 1, 2]])
-        with pytest.raises(MediaError, match=r"a\.npy has shape .*expected \(4, 3\) or \(12,\)"):
-            read_chunk(path, SPACE)
+        fails(MediaError, r"a\.npy has shape .*expected \(4, 3\) or \(12,\)", read_chunk, path, SPACE)
 
 
 def test_wrong_files_are_refused(tmp_path: Path) -> None:
     path = tmp_path / "a.npy"
-    with pytest.raises(MediaError, match="No such file"):
-        read_chunk(path, SPACE)
+    fails(MediaError, "No such file", read_chunk, path, SPACE)
     for values, words in (
         (draw(3, 4), r"shape \(3, 4\)"), (draw(5, 3), r"shape \(5, 3\)"), (np.full((4, 3), np.nan), "NaN or infinity"),
         (np.full((4, 3), np.inf), "NaN or infinity"), (np.full((4, 3), 1e300), "NaN or infinity"),
@@ -38,13 +36,11 @@ def test_wrong_files_are_refused(tmp_path: Path) -> None:
         (np.array([{"pickled": True}], dtype=object), "pickled objects"),
     ):  # fmt: skip
         np.save(path, values, allow_pickle=True)
-        with pytest.raises(MediaError, match=words):
-            read_chunk(path, SPACE)
+        fails(MediaError, words, read_chunk, path, SPACE)
     np.save(path, draw(4, 3))
     for content in (path.read_bytes()[:-8], path.read_bytes()[:40], b""):
         path.write_bytes(content)
-        with pytest.raises(MediaError, match=r"a\.npy"):
-            read_chunk(path, SPACE)
+        fails(MediaError, r"a\.npy", read_chunk, path, SPACE)
 
 
 def test_local_motion_jumps_neither_at_half_a_turn_nor_with_a_sign() -> None:
@@ -59,5 +55,4 @@ def test_local_motion_jumps_neither_at_half_a_turn_nor_with_a_sign() -> None:
     for arm in arms:  # both signs of a quaternion mean one rotation
         steps[-1, arm.orientation] *= -1
     np.testing.assert_allclose(motion(steps, arms), local, atol=2e-6)
-    with pytest.raises(UsageError, match=r"needs poses .*the action dimensions are x, y, gripper"):
-        poses(SPACE)
+    fails(UsageError, r"needs poses .*the action dimensions are x, y, gripper", poses, SPACE)

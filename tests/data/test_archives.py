@@ -13,6 +13,7 @@ import pytest
 
 from lary.data.archives import SCRATCH, Limits, unpack, whole_name
 from lary.types import LaryError
+from tests.helpers import fails
 from tests.hostile import harness
 
 CONTENT = {"calvin/a.txt": b"first", "calvin/deep/b.bin": bytes(range(256)) * 500, "calvin/empty": b""}
@@ -69,8 +70,7 @@ def run(*parts: Path, limits: Limits | None = None) -> dict[str, bytes]:
 def refused(archive: Path, words: str, limits: Limits | None = None) -> None:
     """Refused with a reason, and the target as well as its surroundings stay as they were."""
     before = tree(archive.parent)
-    with pytest.raises(LaryError, match=words):
-        run(archive, limits=limits)
+    fails(LaryError, words, run, archive, limits=limits)
     assert (list((archive.parent / "out").iterdir()), tree(archive.parent)) == ([], before)
 
 
@@ -166,8 +166,7 @@ def test_files_that_are_there_are_kept_or_stop_the_move(tmp_path: Path) -> None:
     assert run(archive) == run(archive) == CONTENT
     (folder / "a.txt").write_bytes(b"own work")
     (folder / "empty").unlink()
-    with pytest.raises(LaryError, match=r"a\.txt exists with other content"):
-        run(archive)
+    fails(LaryError, r"a\.txt exists with other content", run, archive)
     del (left := {**CONTENT, "calvin/a.txt": b"own work"})["calvin/empty"]
     assert tree(tmp_path / "out") == left, "nothing is moved where a conflict stops"
 

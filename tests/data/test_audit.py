@@ -107,11 +107,8 @@ def test_clip_and_its_reversal_in_two_splits(tmp_path: Path) -> None:
 def test_own_classes_need_no_public_record(tmp_path: Path) -> None:
     spec = replace(DATASETS.get("libero"), name="own", target=LabelSpace(("Close", "Open")), drawn={})
     start, end = (f"s/t/demo_1/a/{name}.png" for name in ("start", "end"))
-    pairs = (
-        (start, end, "Open"),
-        (start.replace("/a/", "/b/"), end.replace("/a/", "/b/"), "Close"),
-        (end, start, "Close"),
-    )
+    others = (start.replace("/a/", "/b/"), end.replace("/a/", "/b/"), "Close")
+    pairs = ((start, end, "Open"), others, (end, start, "Close"))
     rows = [{"src_img": first, "tgt_img": second, "action": label} for first, second, label in pairs]
     for split, part in ("train", rows[:2]), ("val", rows[2:]):
         write_table(tmp_path / f"data/own_metadata_{split}.csv", part)

@@ -1,17 +1,15 @@
 """Clips are cut frame-exact and reversed; failures are named."""
 
 from pathlib import Path
-from typing import Any
 
 import numpy as np
-import pytest
 
 from lary.data.clips import cut_forward, parse_clips, prepare_clips
 from lary.data.configs import ClipConfig
 from lary.data.frames import decode_video, to_rgb
 from lary.types import MediaError
 from tests.data.test_frames import cut_short, encode
-from tests.helpers import rows_of, settings_of
+from tests.helpers import fails, rows_of, settings_of
 from tests.tree import write_table, write_video
 
 
@@ -25,31 +23,23 @@ def brightness(path: Path) -> list[int]:
     return [round(float(to_rgb(frame).mean()) / 8) for frame in decode_video(path)]
 
 
-def clip_config(root: Path, videos: dict[str, str], wanted: list[str], **options: Any) -> ClipConfig:
-    """SSv2 recordings by name with their seed text; `wanted` clips by name."""
-    write_table(root / "seed.csv", [{"video_path": name, "seed_output": text} for name, text in videos.items()])
-    write_table(root / "wanted.csv", [{"dataset": "SSv2", "video_path": name} for name in wanted])
-    given = {"ssv2_root": root / "raw", "seed_ssv2": root / "seed.csv", "metadata": (root / "wanted.csv",)}
-    return ClipConfig(**{**given, "output_dir": root / "out", "workers": 2, **options})
-
-
 def test_clips_are_cut_frame_exact_and_reversed_and_those_that_fail_are_named(tmp_path: Path) -> None:
     recording(tmp_path / "raw" / "a.mp4")
     (tmp_path / "raw" / "torn.mp4").write_bytes((tmp_path / "raw" / "a.mp4").read_bytes()[:200])
     text = "0.5 - 1.5 push\\n00:01.2 - 00:02.4 pull\\n9 - 10"
     videos = {"a.mp4": text, "torn.mp4": "0 - 1", "absent.mp4": "0 - 1"}
     failing = ["SSv2/0_2.mp4", "SSv2/1_0.mp4", "SSv2/2_0_rev.mp4", "SSv2/7_0.mp4"]
-    config = clip_config(tmp_path, videos, ["SSv2/0_0.mp4", "SSv2/0_1_rev.mp4", *failing])
+    seeds, wanted = tmp_path / "seeds.csv", tmp_path / "wanted.csv"
+    write_table(seeds, [{"video_path": name, "seed_output": text} for name, text in videos.items()])
+    names = ["SSv2/0_0.mp4", "SSv2/0_1_rev.mp4", *failing]
+    write_table(wanted, [{"dataset": "SSv2", "video_path": name} for name in names])
+    folders = {"ssv2_root": tmp_path / "raw", "output_dir": tmp_path / "out"}
+    config = ClipConfig(**folders, seed_ssv2=seeds, metadata=(wanted,), workers=2)  # type: ignore[arg-type]
     report = prepare_clips(config, settings_of(tmp_path))
     assert (report.wanted, report.made, report.kept) == (6, 2, 0)
     shown = [brightness(tmp_path / f"out/SSv2/{name}.mp4") for name in ("0_0", "0_1", "0_1_rev")]
     assert shown == [list(range(5, 15)), list(range(12, 24)), list(range(23, 11, -1))], "also the one that was turned"
-    reasons = (
-        "no frame from 9 s on",
-        "torn.mp4 can't be read",
-        "absent.mp4 does not exist",
-        "no line of the seed table",
-    )
+    reasons = ("no frame from 9 s on", "torn.mp4 can't be read", "absent.mp4 does not exist", "no line of the seed")
     assert [words for words, item in zip(reasons, report.failures, strict=True) if words not in item.reason] == []
     assert [row["path"] for row in rows_of(report.listed)] == failing
     made = {path: path.stat().st_mtime_ns for path in (tmp_path / "out").rglob("*.mp4")}
@@ -63,8 +53,8 @@ def test_clips_are_cut_frame_exact_and_reversed_and_those_that_fail_are_named(tm
 def test_torn_recording_makes_no_clip(tmp_path: Path) -> None:
     encode(tmp_path / "a.avi", "mpeg4", {})
     (tmp_path / "torn.avi").write_bytes(cut_short(tmp_path / "a.avi"))
-    with pytest.raises(MediaError, match=r"torn\.avi can't be read: the file ends within a frame"):
-        cut_forward(tmp_path / "torn.avi", 0, 9, tmp_path / "out.mp4")
+    words = r"torn\.avi can't be read: the file ends within a frame"
+    fails(MediaError, words, cut_forward, tmp_path / "torn.avi", 0, 9, tmp_path / "out.mp4")
     assert not list(tmp_path.glob("*.mp4"))
 
 

@@ -14,6 +14,7 @@ from lary.data import frames
 from lary.data.frames import announced_frames, decode_video, read_clip, to_rgb
 from lary.data.images import read_image
 from lary.types import MediaError, UsageError
+from tests.helpers import fails
 from tests.hostile.harness import bounded, refused
 
 COUNT = 60
@@ -91,8 +92,7 @@ def test_frames_are_those_of_sequential_decoding_unsorted_repeated_or_clamped(ki
     for index in ([0], [11, 12, 13], [35, 36], range(COUNT), [2, 9, 14, 23, 31, 38, 45, 52, 59], [59, 3, 3, 99, 40]):
         wanted = expected[np.minimum(index, COUNT - 1)]
         np.testing.assert_array_equal(read_clip([path], index), wanted, err_msg=f"{kind} {index}")
-    with pytest.raises(MediaError, match="ends with frame 59, and frame 99 is asked for"):
-        read_clip([path], [0, 99], clamp=False)
+    fails(MediaError, "ends with frame 59, and frame 99 is asked for", read_clip, [path], [0, 99], clamp=False)
 
 
 def test_far_frames_cost_no_decoding_of_all_before_them(videos: Videos) -> None:
@@ -168,12 +168,9 @@ def test_broken_videos_are_refused(videos: Videos, tmp_path: Path) -> None:
         if content is not None:
             (tmp_path / name).write_bytes(content)
         for read in (lambda path: read_clip([path], [0]), lambda path: list(decode_video(path))):
-            with pytest.raises(MediaError, match=rf"{name}.*{words}"):
-                read(tmp_path / name)
-    with pytest.raises(UsageError, match="count from 0"):
-        read_clip([tmp_path / "whole.avi"], [-1])
-    with pytest.raises(UsageError, match="one video"):
-        read_clip([tmp_path / "whole.avi"] * 2, [0])
+            fails(MediaError, rf"{name}.*{words}", read, tmp_path / name)
+    fails(UsageError, "count from 0", read_clip, [tmp_path / "whole.avi"], [-1])
+    fails(UsageError, "one video", read_clip, [tmp_path / "whole.avi"] * 2, [0])
 
 
 def test_paths_that_are_no_media_and_videos_that_open_others(videos: Videos, tmp_path: Path) -> None:

@@ -15,6 +15,7 @@ from PIL import Image as Pillow
 from lary.data.frames import read_clip
 from lary.data.images import PNG, Reader, read_image
 from lary.types import MediaError
+from tests.helpers import fails
 from tests.hostile.harness import MEBIBYTE, deflated_zeros, refused
 
 PICTURE = np.random.default_rng(0).integers(0, 256, (6, 8, 3), dtype=np.uint8).repeat(8, 0).repeat(8, 1)
@@ -82,8 +83,7 @@ def test_pair_is_rgb_in_order(reader: Reader, tmp_path: Path) -> None:
         (tmp_path / name).write_bytes(png(picture[..., ::-1]))
     clip = read_clip([tmp_path / "a.png", tmp_path / "b.png"], (), reader)
     np.testing.assert_array_equal(clip, np.stack([PICTURE, 255 - PICTURE]))
-    with pytest.raises(MediaError, match="differ in size: 64x48, 4x4"):
-        read_clip([tmp_path / "a.png", tmp_path / "c.png"], (), reader)
+    fails(MediaError, "differ in size: 64x48, 4x4", read_clip, [tmp_path / "a.png", tmp_path / "c.png"], (), reader)
 
 
 WHOLE, WHOLE_JPEG = png(PICTURE), saved(PICTURE, "JPEG")

@@ -6,7 +6,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import pytest
 
 from lary.data import normalisation
 from lary.data.actions import FOLDERS
@@ -17,7 +16,7 @@ from lary.data.tables import read_table
 from lary.types import LaryError, MediaError, UsageError
 from tests.data.arm import ARM, SPACE, arm_table, draw
 from tests.golden.test_tools import robots
-from tests.helpers import FIXTURES, rows_of, settings_of
+from tests.helpers import FIXTURES, fails, rows_of, settings_of
 from tests.tree import make_calvin
 
 
@@ -44,8 +43,7 @@ def test_robot_without_statistics_is_an_error(tmp_path: Path) -> None:
     other = r"row 2 and 1 others: .*robot type 'c' in .*stats\.json, which has: 'a'\. make them"
     for types, words in ((["a", "a", ""], lost), ("acc", other)):
         table = arm_table(tmp_path, [draw(4, 3)] * 3, types)
-        with pytest.raises(LaryError, match=words):
-            load_targets(table, load_normaliser(ARM, tmp_path))
+        fails(LaryError, words, load_targets, table, load_normaliser(ARM, tmp_path))
 
 
 ALIKE = replace(ARM, target=replace(SPACE, normalisation=Normalisation()))
@@ -54,8 +52,7 @@ ALIKE = replace(ARM, target=replace(SPACE, normalisation=Normalisation()))
 
 def test_wrong_statistics_are_refused(tmp_path: Path) -> None:
     path, one = tmp_path / "stats.json", '{"a": {"mean": [0, 0, 0], "std": [1, 1, 1]}}'
-    with pytest.raises(LaryError, match=r"do not exist\. Make them with: make them"):
-        normalisation.read_statistics(path, ARM, "make them")
+    fails(LaryError, r"do not exist\. Make them with: make them", normalisation.read_statistics, path, ARM, "make them")
     for spec, text, words in (
         (ARM, "{", "can't be read"), (ARM, "[]", "no robot type"), (ARM, "{}", "no robot type"),
         (ARM, '{"mean": [0, 0, 0], "std": [1, 2, 3]}', "no robot type"), (ALIKE, one, "no mean and std"),
@@ -64,8 +61,7 @@ def test_wrong_statistics_are_refused(tmp_path: Path) -> None:
         (ARM, one.replace("[0, 0, 0]", '"abc"'), "are not 3 finite"),
     ):  # fmt: skip
         path.write_text(text)
-        with pytest.raises(LaryError, match=words):
-            normalisation.read_statistics(path, spec, "make them")
+        fails(LaryError, words, normalisation.read_statistics, path, spec, "make them")
     path.write_text('{"mean": [0, 0, 0], "std": [1, 2, 3]}')
     assert normalisation.read_statistics(path, ALIKE, "").statistics("any").std.tolist() == [1, 2, 3]
 
@@ -77,23 +73,20 @@ def test_missing_statistics_name_the_published_command(tmp_path: Path) -> None:
         (rf"{made}prepare_relative_actions\.py .*--frame local", {"mode": "relative", "frame": "local"}),
         (rf"{made}compute_robot_action_stats\.py --dataset robocoin", {}),
     ):
-        with pytest.raises(LaryError, match=words):
-            load_normaliser(spec, tmp_path, **options)  # type: ignore[arg-type]
+        fails(LaryError, words, load_normaliser, spec, tmp_path, **options)
 
 
 def test_statistics_measured_on_the_training_split(tmp_path: Path) -> None:
     chunks: list[Any] = [draw(4, 3, seed=seed) * 0.01 + 1000 for seed in range(6)]
     chunks[3] = None
     table = arm_table(tmp_path, chunks, [*"abaaba"], ALIKE)
-    with pytest.raises(UsageError, match="no normalisation"):
-        load_normaliser(ALIKE, tmp_path)
+    fails(UsageError, "no normalisation", load_normaliser, ALIKE, tmp_path)
     normaliser = load_normaliser(ALIKE, tmp_path, train=table)
     assert list(normaliser.robots) == ["a", "b"]
     steps = np.concatenate([chunks[0], chunks[2], chunks[5]]).astype(np.float64)
     found = normaliser.statistics("a")
     np.testing.assert_allclose([found.mean, found.std], [steps.mean(axis=0), steps.std(axis=0)], rtol=1e-9)
-    with pytest.raises(LaryError, match="None of the action files"):
-        load_normaliser(ALIKE, tmp_path, train=table.take([3]))
+    fails(LaryError, "None of the action files", load_normaliser, ALIKE, tmp_path, train=table.take([3]))
 
 
 def test_rows_that_lost_their_robot_are_read_as_the_record_says(tmp_path: Path) -> None:
@@ -114,8 +107,8 @@ def test_rows_that_lost_their_robot_are_read_as_the_record_says(tmp_path: Path) 
     assert written == json.loads(out.read_text())
     del written["robot_stats"]["nan"]
     out.write_text(json.dumps(written))
-    with pytest.raises(LaryError, match=r"no action statistics of robot type 'G1edu-u3'.*galaxea_r1_lite"):
-        load_targets(table, load_normaliser(spec, tmp_path))
+    words = r"no action statistics of robot type 'G1edu-u3'.*galaxea_r1_lite"
+    fails(LaryError, words, load_targets, table, load_normaliser(spec, tmp_path))
 
 
 def test_statistics_of_a_table_with_broken_and_missing_action_files(tmp_path: Path) -> None:
@@ -125,8 +118,7 @@ def test_statistics_of_a_table_with_broken_and_missing_action_files(tmp_path: Pa
     (tmp_path / "one.csv").rename(tmp_path / "data" / "robocoin_metadata_seen_train.csv")
     config, settings = StatsConfig(dataset="robocoin", workers=2), settings_of(tmp_path)
     np.save(folder / "1.npy", np.full((10, 12), np.nan))
-    with pytest.raises(MediaError, match="NaN"):
-        write_statistics(config, settings)
+    fails(MediaError, "NaN", write_statistics, config, settings)
     assert not list((tmp_path / "data").rglob("*.json"))
     (folder / "1.npy").unlink()
     _, found = write_statistics(config, settings)
@@ -134,8 +126,7 @@ def test_statistics_of_a_table_with_broken_and_missing_action_files(tmp_path: Pa
     assert found["missing_actions"] == 1
     for file in folder.iterdir():
         file.unlink()
-    with pytest.raises(LaryError, match=r"All 4 action files of .* are missing, such as .*0\.npy"):
-        write_statistics(config, settings)
+    fails(LaryError, r"All 4 action files of .* are missing, such as .*0\.npy", write_statistics, config, settings)
 
 
 def test_relative_actions_keep_frames_apart_and_name_failures(tmp_path: Path) -> None:

@@ -10,7 +10,7 @@ from pydantic import TypeAdapter
 from lary.data import spec as specs
 from lary.data.spec import DATASETS, DatasetSpec, LabelSpace
 from lary.types import UsageError
-from tests.helpers import lary
+from tests.helpers import fails, lary
 
 
 def test_records_that_ship_would_pass_the_validation_of_imported_ones() -> None:
@@ -71,5 +71,4 @@ def test_wrong_names_are_answered_with_a_suggestion() -> None:
         ("lary classify", lambda: DATASETS.get("libero").actions),
         ("sorted", lambda: LabelSpace(("b", "a"))),
     ):
-        with pytest.raises(UsageError, match=words):
-            ask()
+        fails(UsageError, words, ask)

@@ -3,14 +3,12 @@
 from dataclasses import replace
 from pathlib import Path
 
-import pytest
-
 from lary.data.spec import DATASETS, Split
 from lary.data.splits import find_table, validates
 from lary.data.tables import read_table
 from lary.types import UsageError
 from tests.data.arm import PAIR
-from tests.helpers import FIXTURES, rows_of
+from tests.helpers import FIXTURES, fails, rows_of
 from tests.tree import write_table
 
 
@@ -23,8 +21,7 @@ def test_tables_are_found_by_both_names(tmp_path: Path) -> None:
         (PAIR, "train", None, "no split 'train'"),
         (DATASETS.get("calvin"), "val", None, "lary data download --include calvin"),
     ):
-        with pytest.raises(UsageError, match=words):
-            find_table(spec, split, tmp_path, explicit)
+        fails(UsageError, words, find_table, spec, split, tmp_path, explicit)
     own = replace(PAIR, splits={"val": Split("here", table="mine.csv")})
     for name, spec in (("two_val.csv", PAIR), ("two_metadata_val.csv", PAIR), ("mine.csv", own)):
         (folder / name).touch()
@@ -49,17 +46,15 @@ def test_drawn_table_that_holds_something_else_is_refused(tmp_path: Path) -> Non
     rows = [{"src_img": f"ep_{n}/a.png", "tgt_img": f"ep_{n}/b.png", "action": f"ep_{n}/a.npy"} for n in range(20)]
     train, val = (tmp_path / "data" / f"vlabench_15_metadata_{split}.csv" for split in ("train", "val"))
     write_table(train, rows)
-    with pytest.raises(UsageError, match="no table of vlabench_15 val"):
-        find_table(spec, "val_by_episode", tmp_path)
+    fails(UsageError, "no table of vlabench_15 val", find_table, spec, "val_by_episode", tmp_path)
     write_table(val, rows[:3])
     path = find_table(spec, "val_by_episode", tmp_path)
     before = path.read_bytes()
     assert find_table(spec, "val_by_episode", tmp_path).read_bytes() == before
     path.write_text("src_img,tgt_img,action\nep_1/a.png,ep_1/b.png,ep_1/a.npy\n")
-    with pytest.raises(UsageError, match="remove it"):
-        find_table(spec, "val_by_episode", tmp_path)
+    fails(UsageError, "remove it", find_table, spec, "val_by_episode", tmp_path)
     train.unlink()
     assert find_table(spec, "val_by_episode", tmp_path) == path, "drawn on another machine"
     write_table(train, [{"src_img": "a", "other": "b"}])
-    with pytest.raises(UsageError, match=r"no column 'other'; it has: src_img, tgt_img, action"):
-        find_table(spec, "val_by_episode", tmp_path)
+    words = "no column 'other'; it has: src_img, tgt_img, action"
+    fails(UsageError, words, find_table, spec, "val_by_episode", tmp_path)

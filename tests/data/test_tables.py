@@ -11,7 +11,7 @@ from lary.data.spec import DATASETS, DatasetSpec
 from lary.data.tables import SampleTable, line_of, placed, read_csv, read_frame, read_table
 from lary.types import UsageError
 from tests.data.arm import PAIR
-from tests.helpers import FIXTURES, INPUTS
+from tests.helpers import FIXTURES, INPUTS, fails
 from tests.hostile.harness import MEBIBYTE, refused
 
 TABLES = FIXTURES / "metadata"
@@ -60,10 +60,8 @@ def test_cells_are_those_of_the_csv_module(tmp_path: Path, text: str) -> None:
         assert frame.to_numpy(dtype=object).tolist() == rows[:limit]
         assert all(type(cell) is str for cell in frame.to_numpy(dtype=object).ravel())
     assert read_csv(path) == ([name.strip() for name in header], rows)
-    with pytest.raises(UsageError, match="at least 1"):
-        read_frame(path, 0)
-    with pytest.raises(UsageError, match=r"none\.csv does not exist"):
-        read_frame(tmp_path / "none.csv")
+    fails(UsageError, "at least 1", read_frame, path, 0)
+    fails(UsageError, r"none\.csv does not exist", read_frame, tmp_path / "none.csv")
     assert line_of(path, len(rows) - 1) == len(text.splitlines())
 
 
@@ -116,10 +114,8 @@ def test_libero_labels_groups_and_parts_of_a_table() -> None:
     assert part.media_path(part[0]) == table.media_path(table[3])
     assert part.labels().tolist() == table.labels()[[3, 1]].tolist()
     assert table[-1] == table[19]
-    with pytest.raises(IndexError):
-        _ = table[20]
-    with pytest.raises(UsageError, match="lary classify"):
-        table.action_path(0)
+    fails(IndexError, "", table.__getitem__, 20)
+    fails(UsageError, "lary classify", table.action_path, 0)
 
 
 def test_episode_that_the_published_tables_lost(tmp_path: Path) -> None:
@@ -183,9 +179,8 @@ def test_cells_that_no_file_should_have(tmp_path: Path, cells: tuple[str, ...], 
 
 def test_wrong_frame_indices_and_labels_are_named(tmp_path: Path) -> None:
     clip = {"video_path": "a.mp4", "action": "open", "sample_indices": "0,1"}
+    words = r"row 1 \(line 2\): column 'sample_indices'"
     for cell in ("", "1;2", "-1,2", "1,,2", "1.5", "a", "1,2,", "9" * 5000, "1," * 100_000 + "1", "9999999999", "٣٣٣"):
-        with pytest.raises(UsageError, match=r"row 1 \(line 2\): column 'sample_indices'"):
-            row_of(tmp_path, CLIPS, **clip | {"sample_indices": cell})
+        fails(UsageError, words, row_of, tmp_path, CLIPS, **clip | {"sample_indices": cell})
     for label in ("../../../../outside", "/etc/passwd", "pick\0", "a/b", "__import__('os')"):
-        with pytest.raises(UsageError, match="is no class"):
-            row_of(tmp_path, CLIPS, **clip | {"action": label})
+        fails(UsageError, "is no class", row_of, tmp_path, CLIPS, **clip | {"action": label})

@@ -16,7 +16,7 @@ from PIL import Image
 
 from lary.files import file_digest
 from tests.data.test_frames import encode
-from tests.helpers import lary, rows_of
+from tests.helpers import printed, rows_of
 from tests.tree import frame, make_calvin, make_robot, write_image, write_table
 
 HANDICAP = """
@@ -45,16 +45,15 @@ def handicap(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 def check(root: Path, *words: str | Path, code: int = 0) -> tuple[dict[str, dict[str, Any]], str]:
     """Issues by file name, or by table and column for those of a table; and what the command prints."""
     usual = [] if "--timeout" in words else ["--timeout", "60"]
-    done = lary("data", "check", "--output", root / "report.txt", *usual, *words, root=root)
-    assert done.code == code, done
+    text = printed("data", "check", "--output", root / "report.txt", *usual, *words, root=root, code=code)
     found: dict[str, dict[str, Any]] = {}
     if code < 2:
         for group in json.loads((root / "report.json").read_text())["groups"].values():
             for item in group["issues"]:
                 table = f"{item['table']}:{item['column']}"
                 found[table if item["kind"] == "table" else Path(item["path"]).name] = item
-        assert f": {len(found)} issues" in done.out
-    return found, done.out + done.err
+        assert f": {len(found)} issues" in text
+    return found, text
 
 
 def array(*shape: int, value: float = 0) -> Callable[[Path], object]:
@@ -159,9 +158,9 @@ def test_good_and_unusual_files_are_accepted_in_every_published_path_form(tmp_pa
     extend(data / "robot_1st_metadata_train.csv", "video_path", "b.mp4")
     table = data / "calvin_metadata_val.csv"
     table.write_text(table.read_text().replace("images/", "").replace("actions/", ""))
-    found, printed = check(tmp_path)
+    found, text = check(tmp_path)
     assert found == {}
-    assert f"{3 + 3 + 4 + 2 + 1 + 1} files checked: 0 issues" in printed
+    assert f"{3 + 3 + 4 + 2 + 1 + 1} files checked: 0 issues" in text
 
 
 def test_a_killed_run_resumes(tmp_path: Path, handicap: None) -> None:
@@ -186,9 +185,9 @@ def test_a_killed_run_resumes(tmp_path: Path, handicap: None) -> None:
     entries = [[name, file_digest(torn, 64), *known[1:]], *others]
     lines = [json.dumps(entry) for entry in ({"manifest": 1}, *entries)]
     journal.write_text("\n".join(lines) + '\n["torn')
-    found, printed = check(tmp_path)
+    found, text = check(tmp_path)
     assert found == {}
-    assert f"resuming after {len(entries)} files" in printed
+    assert f"resuming after {len(entries)} files" in text
 
 
 def test_manifest_spares_decoding_and_finds_changes(tmp_path: Path) -> None:

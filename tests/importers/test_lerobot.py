@@ -14,7 +14,7 @@ import pytest
 from lary.data.images import read_image
 from lary.importers.episodes import ATOMIC_CLASSES, INVERSE
 from lary.importers.records import load_record
-from tests.helpers import lary, rows_of
+from tests.helpers import lary, printed, rows_of
 from tests.lerobot_files import FRONT, LENGTHS, WRIST, actions, hand, told, write_lerobot
 
 LABELS = ("--labels", "atomic", "--settle", "2")
@@ -24,9 +24,7 @@ STRIDE = ("--stride", "3")
 def run(root: Path, *words: str | Path, code: int = 0) -> str:
     """Import ``root/source`` as `arm`; what is printed."""
     name = () if "--name" in words else ("--name", "arm")
-    done = lary("data", "import-lerobot", root / "source", *name, *words, root=root)
-    assert done.code == code, done.err
-    return done.out + done.err
+    return printed("data", "import-lerobot", root / "source", *name, *words, root=root, code=code)
 
 
 def rows(root: Path) -> list[dict[str, str]]:
@@ -130,13 +128,12 @@ def test_an_import_is_not_mixed_with_another(tmp_path: Path) -> None:
     foreign = tmp_path / "data/regression/own/work.txt"
     foreign.parent.mkdir()
     foreign.write_text("mine")
-    for words in ((), ("--overwrite",)):
-        run(tmp_path, "--name", "own", *words, code=2)
+    run(tmp_path, "--name", "own", code=2)
+    run(tmp_path, "--name", "own", "--overwrite", code=2)
     assert foreign.read_text() == "mine"
     path = tmp_path / "data/arm_dataset.json"
     path.write_text(json.dumps({**json.loads(path.read_text()), "media": "film"}))
-    done = lary("datasets", "arm", "--plugin", path.with_suffix(".py"), root=tmp_path)
-    assert (done.code, "wrong at 'media'" in done.err) == (2, True)
+    printed("datasets", "arm", "--plugin", path.with_suffix(".py"), root=tmp_path, code=2, has=["wrong at 'media'"])
 
 
 def test_a_data_set_of_the_hub_runs_through_the_benchmark(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -172,13 +169,11 @@ def test_a_data_set_of_the_hub_runs_through_the_benchmark(tmp_path: Path, monkey
     assert asked[3:] == [tables, tables + videos], "labels are made from the tables, before any video is fetched"
 
 
-@pytest.mark.parametrize(("version", "images"), [("v2.1", None), ("v3.0", None), ("v3.0", "JPEG")])
-def test_labels_of_atomic_motions(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, version: str, images: str | None
-) -> None:
+@pytest.mark.parametrize("kind", [("v2.1", None), ("v3.0", None), ("v3.0", "JPEG")])
+def test_labels_of_atomic_motions(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, kind: tuple[str, str]) -> None:
     """Images of each motion's ends, both directions with inverse labels, in the split of their episode."""
     monkeypatch.setattr("tests.lerobot_files.actions", hand)
-    write_lerobot(tmp_path / "source", version, images=images)
+    write_lerobot(tmp_path / "source", kind[0], images=kind[1])
     turned = run(tmp_path, *LABELS, "--position", "z, 0,y", "--gripper", "4", "--preview")
     assert "motions of z, x, y; gripper: action_4_gripper" in turned
     assert "gripper: gripper, open above 50" in run(tmp_path, *LABELS)

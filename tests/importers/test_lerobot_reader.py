@@ -9,6 +9,7 @@ import pytest
 
 from lary.importers.lerobot_reader import LeRobot, frame_numbers, open_lerobot
 from lary.types import LaryError, MediaError
+from tests.helpers import fails
 
 
 def described(root: Path, **info: Any) -> LeRobot:
@@ -20,12 +21,10 @@ def described(root: Path, **info: Any) -> LeRobot:
 
 def test_what_is_no_lerobot_data_set(tmp_path: Path) -> None:
     for source, words in ((tmp_path, "no meta/info.json"), ("nowhere", "owner/name")):
-        with pytest.raises(LaryError, match=words):
-            open_lerobot(str(source))
+        fails(LaryError, words, open_lerobot, str(source))
     for name, values in {"codebase_version": ("v1.6", "v4.0", None), "fps": (0, "fast", None)}.items():
         for value in values:
-            with pytest.raises(LaryError, match=f"wrong at '{name}'"):
-                described(tmp_path, **{name: value})
+            fails(LaryError, f"wrong at '{name}'", described, tmp_path, **{name: value})
     row = '{"episode_index": 0, "length": 5}\n'
     for text in ("", "{", '{"episode_index": 0}', row.replace("5", "1e30"), "[1]", row * 2):
         (tmp_path / "meta/episodes.jsonl").write_text(text)
@@ -48,5 +47,5 @@ def test_time_stamps_find_frames() -> None:
     assert frame_numbers(seconds, 0.3, [0.0, 0.1001, 0.2], 10).tolist() == [3, 4, 5]
     away = [(0.9, [0.0, 0.1]), (-0.2, [0.0, 0.3]), (0.0, [0.0, float("nan")])]
     for start, stamps in (*away, (0.0, [0.0, 0.04])):
-        with pytest.raises(MediaError, match="No frame" if (start, stamps) in away else "same frame"):
-            frame_numbers(seconds, start, stamps, 10)
+        words = "No frame" if (start, stamps) in away else "same frame"
+        fails(MediaError, words, frame_numbers, seconds, start, stamps, 10)

@@ -8,7 +8,7 @@ import pytest
 
 from lary.importers.records import load_record
 from tests.golden.test_tools import trajectories, videos
-from tests.helpers import INPUTS, lary, rows_of
+from tests.helpers import INPUTS, lary, printed, rows_of
 from tests.tree import frame, write_video
 
 LABELS = ("push", "pull")
@@ -32,9 +32,7 @@ def source(tmp_path: Path) -> Path:
 
 def cut(source: Path, *words: str, code: int = 0) -> str:
     """Import `source` into the folder ``out`` beside it; what is printed."""
-    done = lary("data", words[0], source, source.parent / "out", *words[1:])
-    assert done.code == code, done.err
-    return done.out + done.err
+    return printed("data", words[0], source, source.parent / "out", *words[1:], code=code)
 
 
 def test_an_import_is_read_as_a_plug_in_and_leaks_nothing(source: Path) -> None:
@@ -80,9 +78,7 @@ def run(root: Path, *words: str | Path, code: int = 0) -> str:
     """Import the videos of `videos` as `own`; what is printed."""
     name = () if "--name" in words else ("--name", "own")
     options = ("--labels", root / "labels.csv", "--val-share", "0.25", *name)
-    done = lary("data", "import-videos", root / "videos", *options, *words, root=root)
-    assert done.code == code, done.err
-    return done.out + done.err
+    return printed("data", "import-videos", root / "videos", *options, *words, root=root, code=code)
 
 
 def test_videos_become_clips(tmp_path: Path) -> None:

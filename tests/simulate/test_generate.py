@@ -10,7 +10,7 @@ import pytest
 from lary.data.frames import decode_video, read_clip
 from lary.data.images import read_image
 from lary.simulate import VERBS
-from tests.helpers import lary, rows_of
+from tests.helpers import lary, printed, rows_of
 from tests.simulate.conftest import TINY
 
 
@@ -47,11 +47,8 @@ def test_same_bytes_with_two_processes_and_after_an_interruption(made: Path, tmp
 
 def test_folders_that_are_not_empty(made: Path, tmp_path: Path) -> None:
     before = {path: path.stat().st_mtime_ns for path in made.rglob("*") if path.is_file()}
-    done = lary("simulate", made, *TINY)
-    assert "simarm_metadata_train: 7 rows" in done.out
-    assert "nothing to do" in done.err
-    done = lary("simulate", made, "--seed", "4", *TINY[2:])
-    assert (done.code, "--overwrite" in done.err) == (2, True)
+    printed("simulate", made, *TINY, has=["simarm_metadata_train: 7 rows", "nothing to do"])
+    printed("simulate", made, "--seed", "4", *TINY[2:], code=2, has=["--overwrite"])
     assert {path: path.stat().st_mtime_ns for path in made.rglob("*") if path.is_file()} == before
     out = tmp_path / "other"
     stray = out / "data" / "regression" / "simarm" / "train_stride5" / "stray.png"
@@ -66,8 +63,7 @@ def test_folders_that_are_not_empty(made: Path, tmp_path: Path) -> None:
 
 def test_a_missing_simulator_is_named(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setattr("importlib.util.find_spec", lambda _name: None)
-    done = lary("simulate", tmp_path / "none", *TINY)
-    assert (done.code, "pip install 'lary[demo]'" in done.err) == (2, True)
+    printed("simulate", tmp_path / "none", *TINY, code=2, has=["pip install 'lary[demo]'"])
     assert not (tmp_path / "none").exists()
 
 
