@@ -155,8 +155,6 @@ def write_runs(root: Path) -> None:
     write_json(path, {**json.loads(path.read_text()), "warnings": [warning], "margins": MARGINS})
 
 
-# --- finished runs as analyses find them ---
-
 SUFFIXES = (".png", ".svg", ".csv", ".json")
 
 

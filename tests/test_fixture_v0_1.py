@@ -62,9 +62,9 @@ def exported(out: Path, *words: str | Path) -> np.ndarray:
 @pytest.mark.parametrize(
     ("which", "how", "rows"),
     [
-        pytest.param((*GRID, "--dataset", "calvin"), (), 16, id="npz"),
-        pytest.param((*GRID, "--dataset", "robot_1st"), SHARDS, 8, id="shards"),
-        pytest.param((*OWN, "--dataset", "calvin"), (), 16, id="plug-in with a file of weights"),
+        ((*GRID, "--dataset", "calvin"), (), 16),
+        ((*GRID, "--dataset", "robot_1st"), SHARDS, 8),
+        ((*OWN, "--dataset", "calvin"), (), 16),  # a plug-in with a file of weights
     ],
 )
 def test_finished_extraction_is_found_as_done_and_inspected(

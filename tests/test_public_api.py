@@ -35,8 +35,7 @@ def test_the_whole_course_from_python(tmp_path: Path) -> None:
         assert report.extracted == report.rows > 0
     wanted = {"dataset": "calvin", "probe_preset": "demo", "model_type": "ridge", **folders}
     done = lary.regress(model="pixels", seeds=[0, 1], **wanted)
-    assert done.result.task == "regression"
-    assert not lary.regress(model="pixels", seeds="0,1", **wanted).new
+    assert (done.result.task, lary.regress(model="pixels", seeds="0,1", **wanted).new) == ("regression", False)
     other = lary.run(model="frame-difference", workers=1, **wanted)
     found = lary.load_results(tmp_path / "logs")
     assert set(found.model) == {"pixels", "frame-difference"}

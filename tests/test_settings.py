@@ -96,9 +96,6 @@ def test_requirements_name_the_project_and_its_constraints() -> None:
     assert lines[1:] == ["--constraint constraints.txt", "--editable .[demo]"]
 
 
-# What is refused
-
-
 def grown(form: str) -> str:
     """Lines that each hold the line before nine times over."""
     names = "abcdefghijklmno"

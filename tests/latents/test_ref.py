@@ -32,21 +32,19 @@ def opened(root: Path, **changes: Any) -> SplitLatents:
 
 def test_tables_and_folders_have_the_published_names_and_differences_behind_them(tmp_path: Path) -> None:
     settings = settings_of(tmp_path)
+    paper = {"protocol": "paper", "latent": "noisy", "weights": RANDOM, "pool": "grid:4"}
     given: dict[str, dict[str, Any]] = {
         "pixels": {"weights": "/weights/laq.pt", "pool": "none"},
         "hf_a_b": {"model": "hf:a/b"},
-        "pixels@paper@noisy@random@pool-grid4": {
-            "protocol": "paper", "latent": "noisy", "weights": RANDOM, "pool": "grid:4"
-        },
-    }  # fmt: skip
+        "pixels@paper@noisy@random@pool-grid4": paper,
+    }
     for tag, changes in given.items():
         ref = replace(REF, **changes)
         assert (ref.tag, ref.folder(settings)) == (tag, tmp_path / "latent_actions" / "calvin" / "val" / tag)
         assert ref.table(settings) == tmp_path / "data" / f"val_la_calvin_5_{tag}.csv"
     changed, clips = replace(REF, control="static-pair"), replace(REF, dataset="human_1st")
     assert changed.table(settings) == tmp_path / "latent_actions/controls/static-pair/data/val_la_calvin_5_pixels.csv"
-    assert clips.table(settings).name == "val_la_human_1st_pixels.csv"
-    assert find_latent_table(settings, REF) is None
+    assert (clips.table(settings).name, find_latent_table(settings, REF)) == ("val_la_human_1st_pixels.csv", None)
     fails(UsageError, r"'lary extract --model pixels --dataset calvin --split val' first", open_latents, settings, REF)
 
 

@@ -21,8 +21,6 @@ from lary.types import LaryError, MediaError
 from tests.helpers import fails
 from tests.latents.conftest import IDENTITY, draw, fill, shards_in, source_of
 
-# One file per sample
-
 
 def test_stamps(tmp_path: Path) -> None:
     file, stamp = tmp_path / "a.npz", Stamp("0123", "abcd", "modèle")
@@ -106,9 +104,6 @@ def test_all_axes_between_the_first_and_the_last_are_tokens(
     assert source.shape == read
     np.testing.assert_array_equal(source.read([0])[0], tokens.reshape(read))
     assert source.codes([0]) == [None]
-
-
-# Shards
 
 
 @pytest.mark.parametrize("dtype", ["float32", "float16", "bfloat16"])

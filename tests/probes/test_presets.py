@@ -12,8 +12,7 @@ from tests.probes.made import TINY, regressor_inputs
 @pytest.mark.parametrize("name", PRESETS.names())
 def test_presets_are_whole(name: str) -> None:
     preset = PRESETS.get(name)
-    assert preset.classifier.model_dim % preset.classifier.num_heads == 0
-    assert len(preset.classifier.heads) == 5
+    assert (preset.classifier.model_dim % preset.classifier.num_heads, len(preset.classifier.heads)) == (0, 5)
     dit = preset.settings("dit", epochs=3, batch_size=7, sampler_steps=9)
     assert (dit.epochs, dit.batch_size, dit.sampler_steps, dit.lr) == (3, 7, 9, preset.dit.lr)
     assert preset.settings("mlp", epochs=None, batch_size=None) == preset.regressor

@@ -48,8 +48,7 @@ def test_gap_is_f1_of_people_minus_f1_of_robots_on_shared_classes(tmp_path: Path
         assert float(row["gap"]) == pytest.approx(wanted[0] - wanted[1])
     facts = json.loads((tmp_path / "logs" / "analysis" / "gap_human_1st_robot_1st.json").read_text())
     mean = np.mean([float(row["gap"]) for row in table if row["model"] == "lapa"])
-    assert facts["mean_gap"]["lapa"] == pytest.approx(mean)
-    assert mean > 0.2
+    assert (facts["mean_gap"]["lapa"], mean > 0.2) == (pytest.approx(mean), True)
 
 
 def test_all_makes_what_the_runs_allow_and_says_the_rest(tmp_path: Path) -> None:
@@ -87,9 +86,6 @@ def test_wrong_requests_name_the_remedy(tmp_path: Path) -> None:
     refused("gap", "Did you mean human_1st", human="human_first")
     add_classification(tmp_path, "dinov3", "libero", 3.0)
     refused("all", "has both the --model and the --dataset", model=("dinov3",), dataset=("human_1st",))
-
-
-# Ablations
 
 
 def test_stride_takes_data_sets_of_one_series_beside_the_paper(tmp_path: Path) -> None:

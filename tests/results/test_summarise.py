@@ -51,9 +51,6 @@ def test_physical_errors_have_the_scale_of_each_robot() -> None:
         assert row.physical_mse.value == pytest.approx(physical[list(fake.GROUPS[row.name])].mean(), rel=1e-4)
 
 
-# --- orientations ---
-
-
 def turned(convention: str, degrees: np.ndarray) -> tuple[SplitOutcome, np.ndarray]:
     """Two robots whose predictions are turned by `degrees` (n,) against the truth, about random axes."""
     rng = np.random.default_rng(0)

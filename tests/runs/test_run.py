@@ -36,8 +36,6 @@ def test_options_of_run_are_those_of_its_parts() -> None:
         assert {field.name for field in fields(part)} - own <= {"dim", "classes"}
 
 
-# The demo
-
 LARY = (sys.executable, "-m", "lary.cli")
 DEMO = (*LARY, "demo", "--pairs", "40", "--clips", "40", "--size", "48", "--out")
 ENVIRONMENT = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(Path(__file__).parents[2])}

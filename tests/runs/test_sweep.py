@@ -70,8 +70,7 @@ def test_ctrl_c_stops_a_sweep_and_is_no_failure_of_a_run(place: Path, monkeypatc
         raise Interrupted("Stopped: 3 of 24 rows are still to be done.")
 
     monkeypatch.setattr(sweeps, "run", stopped)
-    assert sweep(place, SWEEP).code == 130
-    assert len(asked) == 1, "no run is started after it"
+    assert (sweep(place, SWEEP).code, len(asked)) == (130, 1), "no run is started after it"
 
 
 def test_parts_of_a_sweep_are_the_whole(place: Path) -> None:
@@ -92,9 +91,8 @@ def test_sweep_on_a_ray_cluster(place: Path) -> None:
     assert "cls" in done.out.split("failed:")[1]
     on_ray = [json.loads(found)["selections"] for found in results(place).values()]
     shutil.rmtree(place / "logs")
-    assert sweep(place, ON_RAY).code == 1
+    assert (sweep(place, ON_RAY).code, len(on_ray)) == (1, 1)
     assert on_ray == [json.loads(found)["selections"] for found in results(place).values()]
-    assert len(on_ray) == 1
 
 
 def test_a_sweep_without_a_cluster_or_on_a_small_one_is_refused(place: Path) -> None:
