@@ -1,8 +1,8 @@
 """Work in several processes: one per device of this machine, or Ray for several machines.
 
-Tasks are taken from one queue, so that a slow device holds nobody up. A process or an actor that dies is started again
-with the task that it had. Under Ray every machine sees the same files under the same paths (a shared file system) and
-has lary installed. Files are bit-identical on all engines.
+Tasks come from one queue, so that a slow device holds nobody up. A process or actor that dies is
+started again with its task. Under Ray every machine has lary and sees the same files under the same
+paths. Files are bit-identical on all engines.
 """
 
 from __future__ import annotations
@@ -72,11 +72,7 @@ class StopRequest:
 def encode_all(
     job: Job, table: SampleTable, pending: Sequence[int], devices: Sequence[str], encoder: LoadedEncoder, title: str
 ) -> tuple[list[UnitReport], bool]:
-    """Do the pending rows with the engine asked for; returns also whether a stop was asked for.
-
-    Raises:
-        LaryError: as the engine.
-    """
+    """Do the pending rows; returns also whether a stop was asked for. Raises LaryError."""
     import torch
 
     assert job.store is not None

@@ -228,7 +228,7 @@ def estimate(config: ExtractConfig, settings: Settings) -> str:
 
 
 def unfinished(run: Run, left: int) -> LaryError:
-    """What to say where rows are left over: after Ctrl-C, or where only failed rows were asked for."""
+    """The error for rows left over: after Ctrl-C, or with ``--retry-failed``."""
     rest = f"{left} of {len(run.table)} rows are still to be done"
     if run.job.config.retry_failed:
         return LaryError(f"{rest}, so there is no table yet: run the same command without --retry-failed.")
@@ -300,13 +300,13 @@ def warn_about_media(table: SampleTable, pending: Sequence[int]) -> None:
 
 
 def add_timing(folder: Path, rows: int, seconds: float) -> None:
-    """Add a run to the timing file of a store: how long its latents took, over all interrupted runs."""
+    """Add a run to the timing file of a store, over all interrupted runs."""
     before, spent = read_timing(folder)
     write_json(folder / TIMING, {"rows": before + rows, "seconds": round(spent + seconds, 3)})
 
 
 def read_timing(folder: Path) -> tuple[int, float]:
-    """Rows of a store that were extracted, and the seconds that took; zeros if unknown."""
+    """Extracted rows of a store and their seconds; zeros if unknown."""
     file = folder / TIMING
     if not file.exists():
         return 0, 0.0
@@ -338,11 +338,7 @@ def place_of(settings: Settings, control: ProbeControl) -> Settings:
 
 
 def extract_changed(config: ExtractConfig, control: ProbeControl, settings: Settings) -> ExtractReport | None:
-    """Extract a split from changed frames; None where its own latents hold each frame.
-
-    Raises:
-        UsageError, LaryError: as `extract`.
-    """
+    """Extract changed frames; None where the latents hold each frame. Raises as `extract`."""
     if separate(open_latents(settings, LatentsRef.of(config)), config.protocol):
         return None
     moved, table = place_of(settings, control), read_input(config, settings)
@@ -352,7 +348,7 @@ def extract_changed(config: ExtractConfig, control: ProbeControl, settings: Sett
 
 
 def changed_rows(table: SampleTable, control: ProbeControl) -> Iterator[list[str]]:
-    """The rows of a table with the source in place of all frames, or with frames in a drawn order."""
+    """The rows of a table with the source for all frames, or frames in a drawn order."""
     pair = table.spec.media == "pair"
     names = MEDIA_COLUMNS["pair"] if pair else (INDEX_COLUMN,)
     places = [list(table.frame.columns).index(name) for name in names]
@@ -367,10 +363,7 @@ def changed_rows(table: SampleTable, control: ProbeControl) -> Iterator[list[str
 
 
 def open_changed(settings: Settings, split: SplitLatents, ref: LatentsRef) -> SplitLatents:
-    """The samples of a split with their latents from the frames that the control of `ref` changed.
-
-    Raises UsageError, LaryError.
-    """
+    """A split with its latents from changed frames. Raises UsageError, LaryError."""
     if find_latent_table(settings, ref) is None:
         shape = split.source.shape
         held = f"{shape[0]} steps" if len(shape) == 3 else "no steps"

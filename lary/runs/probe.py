@@ -41,11 +41,10 @@ class ProbeRun:
 
 
 def run_probe(config: ProbeConfig, settings: Settings) -> ProbeRun:
-    """Train and score the probe that the options are for; what is done is not done again.
+    """Train and score the probe of the options, unless that is done.
 
-    Raises:
-        UsageError: contradicting options, missing latents, or a folder with another result.
-        LaryError: unreadable latents or actions, or a training that diverged.
+    Raises UsageError for contradicting options, missing latents or another result; LaryError for
+    unreadable latents or actions, or a training that diverged.
     """
     from lary.probes.training import Team, launch
 
