@@ -60,18 +60,11 @@ GROUP = r"^(.+?)(?:_rev)?\.[^./]+$"
 def import_trajectories(
     source: Path, out: Path, config: TrajectoryConfig, cut: Cut, dims: Sequence[str] = ()
 ) -> ImportReport:
-    """Write images, actions, tables and record; episodes that can't be used are left out and named.
+    """Write images, actions, tables and record; unusable episodes are left out and named.
 
-    Tables come last, so that they name only what is there. Episodes are split whole.
-
-    Args:
-        source: folder of episodes.
-        out: folder to write to: it serves as ``LARY_ROOT``, its data/ as ``DATA_DIR``.
-        dims: names of the action dimensions of pairs; by default ``a0``, ``a1`` and so on.
-
-    Raises:
-        UsageError: a wrong option, no episodes, or tables that are there already.
-        LaryError: no episode can be used.
+    `out` serves as ``LARY_ROOT``, its data/ as ``DATA_DIR``; `dims` name the action dimensions of
+    pairs, by default ``a0``, ``a1`` ... Episodes are split whole. Raises UsageError for a wrong
+    option, no episodes or an existing import; LaryError if no episode can be used.
     """
     check_name(config.name)
     names = list(dims) if isinstance(cut, PairCut) else None

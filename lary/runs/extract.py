@@ -1,10 +1,8 @@
 """Extraction: from a split's table to the latents of its rows and the table that points to them.
 
-The controls of frames change what the encoder sees. Where a model encodes each frame by
-itself, a static pair or another order is made of its latents. One that mixes its frames,
-such as a latent action model, has to see the changed frames: they are a table of their
-own, with the source in place of the target, or the frames in another order, and are
-extracted like any other into ``$LARY_LA_DIR/controls/<control>``.
+Frame controls repeat or reorder the latents of a model that encodes each frame by itself. One that
+mixes its frames, such as a latent action model, has to see the changed frames: a table of them is
+extracted into ``$LARY_LA_DIR/controls/<control>``.
 """
 
 import json
@@ -55,7 +53,7 @@ ROWS_CHECKED = 10_000
 SECONDS_MEASURED, BATCHES_MEASURED = 10.0, 16
 """How long and how much a dry run measures at most; the current batch is finished."""
 CHANGED = "changed"
-"""The entry of a store's facts that names the control whose frames its latents were encoded from."""
+"""The entry of a store's facts that names the control of its frames."""
 
 FRAME_CONTROLS: tuple[ProbeControl, ...] = ("static-pair", "shuffled-order")
 """Controls that change the frames that the encoder sees, not the targets of the probe."""
@@ -78,12 +76,8 @@ class ExtractReport:
 def extract(config: ExtractConfig, settings: Settings) -> ExtractReport:
     """Extract the latents of one split; what is done, by sample id and identity, is not redone.
 
-    Raises:
-        UsageError: unknown names, contradicting options, a folder that holds latents of another
-            extraction.
-        LaryError: a missing table, no readable media, a model that can't be loaded, another process
-            that writes the same latents, a full disk.
-        Interrupted: the user stopped it; what was begun is done.
+    Raises UsageError for a wrong request or a folder of another extraction; LaryError for a missing
+    table, media or model, another writer or a full disk; Interrupted after Ctrl-C.
     """
     started = time.monotonic()
     run = prepare_run(config, settings)

@@ -92,8 +92,8 @@ def run_folder(config: ProbeConfig, settings: Settings) -> Path:
 
 def deciding_options(config: ProbeConfig) -> dict[str, Any]:
     """The options that decide the numbers of a run."""
-    given = {name: value for name, value in asdict(config).items() if value is not None}
-    return {name: value for name, value in given.items() if name not in NOT_DECIDING}
+    given = asdict(config).items()
+    return {name: value for name, value in given if value is not None and name not in NOT_DECIDING}
 
 
 def inputs_of(task: Task) -> tuple[NamedDigest, ...]:
