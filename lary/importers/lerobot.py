@@ -81,10 +81,8 @@ class LeRobotImport:
         shortest = 1 if config.labels else pairs.stride
         self.episodes = [episode for episode in data.episodes[: config.episodes] if episode.length > shortest]
         if len(self.episodes) < 2:
-            raise UsageError(
-                f"{data.folder} has {len(self.episodes)} such episodes of more than {shortest} frames: at least two "
-                "are needed."
-            )
+            found = f"{len(self.episodes)} such episodes of more than {shortest} frames"
+            raise UsageError(f"{data.folder} has {found}: at least two are needed.")
         self.is_video = data.features[self.camera].dtype == "video"
         self.dims = data.dimension_names(self.actions)
         self.val = self._choose_validation()
@@ -93,7 +91,7 @@ class LeRobotImport:
         self.root = self.data_dir / self.cut.task / name
 
     def _motion_cut(self) -> MotionCut:
-        """How labels are made: the columns of position and gripper, and what counts as open."""
+        """The cut by labels: columns of position and gripper, and what counts as open."""
         self.data.fetch(self.data.data_path(episode) for episode in self.episodes)
         position, gripper = find_position(self.config.position, self.dims), self.config.gripper
         column = next((number for number, name in enumerate(self.dims) if "grip" in name.lower()), None)
@@ -173,7 +171,7 @@ class LeRobotImport:
         return save_import(spec, plugin, self.tables, self.data_dir, COLUMNS, rows, failures)
 
     def _prepare_root(self) -> None:
-        """Make the folder of the import, with its choices in a file. Raises UsageError as `run`."""
+        """Make the folder of the import, with a file of its choices. Raises UsageError."""
         cut = {"stride": self.cut.stride} if self.cut.stride else {"atomic": asdict(self.cut)}
         source = str(self.data.folder.resolve())
         chosen = {"source": source, "camera": self.camera, "actions": self.actions, **cut}

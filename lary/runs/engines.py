@@ -126,10 +126,8 @@ def check_shared(job: Job) -> None:
     folder = job.store.folder
     there = read_manifest(folder).get("key") == job.store.identity.key
     if not (there and job.table.is_file()):
-        raise LaryError(
-            f"The machine {socket.gethostname()} does not see {folder} or {job.table}: all machines need one file "
-            "system under the same paths."
-        )
+        where = f"The machine {socket.gethostname()} does not see {folder} or {job.table}"
+        raise LaryError(f"{where}: all machines need one file system under the same paths.")
 
 
 def in_tasks(units: Sequence[Unit], workers: int) -> list[Task]:
@@ -176,10 +174,8 @@ def run_processes(
         workers = [start(device) for device in devices]
         for answer in share_out(in_tasks(units, len(devices)), workers, stop, advance):
             if isinstance(answer, NoAnswer):
-                raise LaryError(
-                    f"A process that encodes died ({answer}), perhaps for want of memory. What was done is kept: start "
-                    "it again."
-                )
+                died = f"A process that encodes died ({answer}), perhaps for want of memory"
+                raise LaryError(f"{died}: what was done is kept, start it again.")
             if "error" in answer:
                 raise LaryError(answer["error"])
             for report in answer["reports"]:
@@ -218,7 +214,7 @@ def extract_on_ray(job: Job, units: Sequence[Unit], stop: StopRequest, advance: 
             raise (cause if isinstance(cause, LaryError) else RuntimeError(str(error))) from error
         except ray.exceptions.RayError as error:
             raise LaryError(
-                f"{TRIES} actors died one after another on the same rows: {_first_line(error)} What was done is kept."
+                f"{TRIES} actors died on the same rows, what was done is kept: {_first_line(error)}"
             ) from error
 
 

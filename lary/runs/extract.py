@@ -257,10 +257,8 @@ def check_media(dataset: DatasetSpec, mode: Mode | None, stride: int | None) -> 
     """Refuse a ``--mode`` or ``--stride`` that contradicts the record. Raises UsageError."""
     for name, found, asked in (("mode", MODES[dataset.media], mode), ("stride", dataset.stride, stride)):
         if asked not in (None, found):
-            raise UsageError(
-                f"--{name} {asked}: data set '{dataset.name}' holds {dataset.media}s and has {name} {found}; leave "
-                "the option out."
-            )
+            held = f"data set '{dataset.name}' holds {dataset.media}s and has {name} {found}"
+            raise UsageError(f"--{name} {asked}: {held}; leave the option out.")
 
 
 def as_before(folder: Path, identity: StoreIdentity) -> StoreIdentity:
@@ -375,8 +373,7 @@ def open_changed(settings: Settings, split: SplitLatents, ref: LatentsRef) -> Sp
     first = own.table.frame[columns[0]].to_numpy()
     same = [first == theirs.table.frame[name].to_numpy() for name in columns]
     if not kept or not np.logical_or.reduce(same).all():
-        raise LaryError(
-            f"{other.table.path} was made of another table than {split.table.path}: run 'lary controls' again."
-        )
+        paths = f"{other.table.path} was made of another table than {split.table.path}"
+        raise LaryError(f"{paths}: run 'lary controls' again.")
     store = {**other.store, CHANGED: ref.control}
     return replace(own, source=theirs.source, store=store, folder=other.folder)

@@ -22,7 +22,7 @@ from lary.settings import CONFIG_NAME, NAMES, Settings, load_settings
 from lary.types import RANDOM, UsageError
 
 OF_EXTRACTION = ("precision", "mode", "stride")
-"""Options that the extraction checks, or that mean something else to a probe."""
+"""Options of the extraction, or with another meaning for a probe."""
 FOLDERS = ("LARY_ROOT", "DATA_DIR", "LARY_LA_DIR", "LARY_LOG_DIR")
 
 

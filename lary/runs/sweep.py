@@ -122,7 +122,7 @@ def on_ray(plan: Sequence[Planned], config: SweepConfig, settings: Settings) -> 
 def do_group(
     group: Sequence[Planned], values: dict[str, str], plugins: tuple[Path, ...], gpus: str | None
 ) -> list[Outcome]:
-    """Do the runs of one group in a process of its own, on the GPUs that it was given."""
+    """Do the runs of one group in a process of its own, on its GPUs."""
     setup_logging()
     for plugin in plugins:
         load_plugin(plugin)
@@ -172,7 +172,7 @@ def read_plan(file: Path) -> list[Planned]:
         if (before := latents.setdefault((name, *each.latents), value)) != value:
             raise UsageError(
                 f"{where} asks for {each.config.model} on {each.config.dataset} with {name} {before} and {value}: "
-                "their latents would share a folder; make two sweeps of it, with another LARY_LA_DIR and LARY_ROOT."
+                "these share a folder; make two sweeps of it, with another LARY_LA_DIR and LARY_ROOT."
             )
     return plan
 

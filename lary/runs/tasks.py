@@ -217,7 +217,7 @@ class ProbeTask:
         """Read what is not in the tables."""
 
     def latents(self, role: str, session: Session) -> LatentSource:
-        """The latents of a split as the probe sees them, in memory where that is small."""
+        """The latents of a split for the probe, in memory if small."""
         training = role == "train"
         source = shown(self.splits[role], self.config, session.seed, training=training)
         return keep_in_memory(source, session.team.size)
@@ -239,10 +239,8 @@ class ClassTask(ProbeTask):
         super().__init__(config, settings, "attentive")
         self.classes = self.dataset.labels.classes
         if config.classes not in (None, len(self.classes)):
-            raise UsageError(
-                f"--classes {config.classes}: data set '{self.dataset.name}' has "
-                f"{len(self.classes)} classes; leave the option out."
-            )
+            there = f"data set '{self.dataset.name}' has {len(self.classes)} classes"
+            raise UsageError(f"--classes {config.classes}: {there}; leave the option out.")
 
     def train(self, session: Session) -> ClassificationOutcome:
         """Train and score the heads of one seed."""
@@ -254,7 +252,7 @@ class ClassTask(ProbeTask):
         return train_classifier(inputs, self.probe, session, self.config.precision)
 
     def write(self, work: Path, outcomes: Sequence[ClassificationOutcome], facts: dict[str, Any]) -> EvalResult:
-        """Write confusion matrix, class table and scores; returns the record of the run."""
+        """Write the output files; returns the record of the run."""
         files = published.write_classification_files(work, outcomes[0])
         scores = published.class_scores(outcomes)
         own = published.write_scores(work, scores, seeds_of(self.config))
@@ -274,7 +272,7 @@ class ActionTask(ProbeTask):
         self.failures: list[Failure] = []
 
     def read_targets(self) -> None:
-        """Read the actions, without rows whose file can't be read. Raises LaryError."""
+        """Read the actions, without unreadable rows. Raises LaryError."""
         folder, mode, train = self.settings.path("DATA_DIR"), self.config.action_mode, self.splits["train"]
         normaliser = load_normaliser(self.dataset, folder, mode, train.table, self.frame)
         for role, split in self.splits.items():
@@ -313,7 +311,7 @@ class ActionTask(ProbeTask):
         return train_regressor(inputs, self.probe, session)
 
     def write(self, work: Path, outcomes: Sequence[RegressionOutcome], facts: dict[str, Any]) -> EvalResult:
-        """Write best row, trajectories, chunks, scores and failures; returns the record."""
+        """Write the output files; returns the record of the run."""
         first, *others = outcomes
         count, actions = len(self.failures), self.actions
         write_failures(work / FAILURES, self.failures)
