@@ -1,8 +1,8 @@
 """The options of every command: one frozen dataclass each, whose fields are declared once, in groups that they share.
 
-The same classes serve the Python functions, the command line, and sweep files.
-``options.yaml`` holds the help of every option and its box of the help. None means
-that an option was left out, and the records of model and data set decide.
+They serve Python functions, the command line and sweep files. ``options.yaml`` holds
+the help of every option and its box of the help. None means that an option was left
+out, and the records of model and data set decide.
 """
 
 import functools

@@ -157,7 +157,7 @@ def write_failures(file: Path, failures: Sequence[Failure]) -> None:
 def open_regular(path: Path) -> Iterator[IO[bytes]]:
     """Open a regular file for reading; it is inspected once it is open, so that nothing can be swapped in between.
 
-    A pipe would be waited for without end, and a device read without end: neither is read at all.
+    A pipe or a device would be read without end, so neither is read.
 
     Raises:
         OSError, ValueError: the file can't be opened, or is none.

@@ -1,10 +1,11 @@
 """The stages of an extraction: read, encode, write. They overlap, and memory is a few batches.
 
-Units of rows come one by one; their rows are read by processes (`lary.latents.reading`), encoded here, and
-written by threads. A row's latents must depend on nothing but the row, since kernels round differently for
-batches of different sizes. On a CPU, where batches gain nothing, rows are encoded one by one. Elsewhere a batch
-always has the same number of positions, a row always the same one of them, and a row that isn't there leaves its
-position black. So a resumed extraction is bit-identical to an undisturbed one.
+Units of rows come one by one; their rows are read by processes
+(`lary.latents.reading`), encoded here, and written by threads. A row's latents must
+depend on nothing but the row, since kernels round differently for batches of different
+sizes. On a CPU, where batches gain nothing, rows are encoded one by one. Elsewhere a
+batch always has the same number of positions, a row always the same one; a missing row
+leaves it black. So a resumed extraction is bit-identical.
 """
 
 from __future__ import annotations

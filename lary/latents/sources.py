@@ -1,4 +1,4 @@
-"""Latents read back from their files, which are untrusted input.
+"""Latents read from files, which are untrusted.
 
 An ``.npz`` holds the arrays ``tokens`` and ``indices`` of one sample; its zip comment names the sample and the store.
 A shard is a safetensors file with the tensors ``tokens`` (R, P, N, D) or (R, N, D) and, for models with a codebook,

@@ -1,9 +1,10 @@
 """The latent store: its identity, what all its kinds have in common, number formats, pooling.
 
-A store holds the latents of one split and one identity (model, weights, protocol, preprocessing, data set
-revision, pooling, number format) in one folder, described by ``store.json``. Two kinds write them differently:
-``npz`` one file per sample, ``shards`` one safetensors file per unit of rows. Resuming and mixing are decided by
-sample ids and the identity's key, never by file names.
+A store holds the latents of one split and one identity (model, weights, protocol,
+preprocessing, data set revision, pooling, number format) in one folder, described by
+``store.json``. Two kinds write them differently: ``npz`` one file per sample,
+``shards`` one safetensors file per unit of rows. Sample ids and the identity's key
+decide about resuming and mixing, not file names.
 
 Pooling over the N tokens of each step saves bytes on disk, or tokens for the probe: ``mean`` averages all,
 ``cls`` takes the encoder's class token, ``grid:K`` averages a square grid of tokens down to K x K cells.
@@ -146,7 +147,8 @@ class LatentStore:
     def finish(self, table: SampleTable) -> None:
         """Bring what lists the latents up to date, and remove what killed writers have left.
 
-        The manifest notes the table that the latents were last extracted from; the samples' ids decide, not this.
+        The manifest notes the last table extracted from; the samples' ids decide, not
+        this.
         """
         remove_torn(self.folder)
         (self.folder / INDEX).unlink(missing_ok=True)

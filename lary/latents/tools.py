@@ -164,8 +164,8 @@ def _all_finite(stored: npt.NDArray[Any], dtype: str) -> bool:
 def convert_store(config: ConvertConfig, settings: Settings) -> int:
     """Turn a store into one of the other kind, in its folder; returns how many rows it has.
 
-    The new files grow beside the old ones, which are removed once the manifest and the table are of the new kind.
-    Started again after a stop at any point, it resumes.
+    The old files are removed once the manifest and the table are of the new kind. It
+    resumes after a stop at any point.
 
     Raises UsageError, LaryError.
     """

@@ -1,8 +1,9 @@
 """The two kinds of stores, as they are written.
 
-``npz`` is the published layout, one file per sample. ``shards`` writes one safetensors file per unit of rows.
-A shard appears whole, with the rows of its unit that could be done; rows that are done later come in a further
-file of the unit. Nothing is ever changed in place. The same rows give the same bytes, in whatever order they came.
+``npz`` is the published layout, one file per sample. ``shards`` writes one safetensors
+file per unit of rows. A shard appears whole, with the rows that could be done; later
+ones come in a further file. Nothing is changed in place. The same rows give the same
+bytes in any order.
 """
 
 from __future__ import annotations

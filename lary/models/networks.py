@@ -2,9 +2,9 @@
 drawn from the seed.
 
 Random weights (``--weights random``) are those of a model's architecture at its full
-size. What the tokens of such a model hold of an action, they hold by the architecture
-alone (a control, see Hewitt and Liang 2019). Every tensor is drawn on the CPU from the
-seed and its own name, so neither the device nor the order of construction matters.
+size. They show what the architecture alone holds (a control, Hewitt and Liang 2019).
+Every tensor is drawn on the CPU from the seed and its own name, whatever the device and
+the order of construction.
 """
 
 from __future__ import annotations
@@ -59,9 +59,8 @@ class NetworkEncoder:
     def run_alone(self, inputs: Tensor) -> Any:
         """`run` in float32 on the encoder's device, on the CPU one item at a time.
 
-        Convolutions and matrix products of a CPU round differently for batches of
-        different sizes. One by one costs no time there, and an item's result depends on
-        nothing but the item.
+        A CPU rounds differently for batches of different sizes. One by one, which costs
+        no time there, an item's result depends on it alone.
         """
         import torch
 

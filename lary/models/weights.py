@@ -24,7 +24,7 @@ COMMIT = re.compile(r"[0-9a-f]{40}")
 
 @dataclass(frozen=True)
 class Checkpoint:
-    """A checkpoint that was found, or that there are random weights instead.
+    """A checkpoint, or random weights.
 
     Attributes:
         files: the weight files; the word for random ones.
@@ -177,8 +177,8 @@ class HubRefusal(LaryError):
 def hub_folder(repository: str, revision: str | None, layout: Layout) -> Path:
     """The folder of a repository's files, named after its commit: downloaded, or from the cache.
 
-    A commit that is in the cache needs no network. Nothing is downloaded before the hub
-    has said that it gives it. Raises HubRefusal.
+    A cached commit needs no network. The hub is asked before any download. Raises
+    HubRefusal.
     """
     import huggingface_hub
     from huggingface_hub import errors

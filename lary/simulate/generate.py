@@ -106,7 +106,7 @@ def require_mujoco() -> None:
 
 
 def claim_folder(out: Path, record: dict[str, Any], *, overwrite: bool) -> None:
-    """Make sure that the folder may be filled, and write down what it is being filled with.
+    """Check that the folder may be filled, and record with what.
 
     Raises:
         UsageError: it holds another simulation, or files of one without a record.
