@@ -175,7 +175,7 @@ def run_processes(
         for answer in share_out(in_tasks(units, len(devices)), workers, stop, advance):
             if isinstance(answer, NoAnswer):
                 died = f"A process that encodes died ({answer}), perhaps for want of memory"
-                raise LaryError(f"{died}: what was done is kept, start it again.")
+                raise LaryError(f"{died}. What was done is kept: start it again.")
             if "error" in answer:
                 raise LaryError(answer["error"])
             for report in answer["reports"]:
