@@ -272,7 +272,7 @@ class Download:
         return bool(self.entries.get(file.path) == file.entry)
 
     def run(self) -> None:
-        """Fetch the files, and put each into the layout once all parts of its archive are here."""
+        """Fetch the files, and place each once all parts of its archive are here."""
         self.data_dir.mkdir(parents=True, exist_ok=True)
         for rest in self.data_dir.glob(f"{SCRATCH}*"):  # of a run that was killed
             shutil.rmtree(rest, ignore_errors=True)
@@ -320,9 +320,9 @@ class Download:
         return path
 
     def place(self, name: str, paths: Sequence[Path]) -> None:
-        """Unpack an archive, or move a file to its place, where none of other content is replaced.
+        """Unpack an archive, or move a file to its place, replacing no other content.
 
-        Raises LaryError if an archive is refused or nothing says where it belongs.
+        Raises LaryError for a refused archive or an unknown place.
         """
         if whole_name(name):
             where = find_place(name, known_folders(downloadable()))
@@ -344,12 +344,8 @@ class Download:
 def download(config: DownloadConfig, settings: Settings, ask: Callable[[str], str] | None = None) -> Download:
     """Show the terms, then fetch, check and unpack; with `config.dry_run` only choose the files.
 
-    Args:
-        ask: asks a person whether the terms are accepted; None where there is none.
-
-    Raises:
-        UsageError: terms are not accepted, the folder holds another repository, nothing is chosen.
-        LaryError: the hub can't be reached, or there is no space.
+    `ask` asks a person to accept the terms. Raises UsageError for refused terms, another repository
+    in the folder, or no files, and LaryError for an unreachable hub or too little space.
     """
     specs = downloadable([key for part in config.include for key in part.split(",") if key])
     repository = config.repo or ", ".join(sorted({spec.repository for spec in specs}))

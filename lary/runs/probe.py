@@ -41,11 +41,10 @@ class ProbeRun:
 
 
 def run_probe(config: ProbeConfig, settings: Settings) -> ProbeRun:
-    """Train and score the probe that the options are for; what is done is not done again.
+    """Train and score the probe of the options, unless that is done.
 
-    Raises:
-        UsageError: contradicting options, missing latents, or a folder with another result.
-        LaryError: unreadable latents or actions, or a training that diverged.
+    Raises UsageError for contradicting options, missing latents or another result; LaryError for
+    unreadable latents or actions, or a training that diverged.
     """
     from lary.probes.training import Team, launch
 
@@ -93,8 +92,8 @@ def run_folder(config: ProbeConfig, settings: Settings) -> Path:
 
 def deciding_options(config: ProbeConfig) -> dict[str, Any]:
     """The options that decide the numbers of a run."""
-    given = {name: value for name, value in asdict(config).items() if value is not None}
-    return {name: value for name, value in given.items() if name not in NOT_DECIDING}
+    given = asdict(config).items()
+    return {name: value for name, value in given if value is not None and name not in NOT_DECIDING}
 
 
 def inputs_of(task: Task) -> tuple[NamedDigest, ...]:

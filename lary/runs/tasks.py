@@ -99,10 +99,9 @@ def find_model(config: ProbeConfig, dataset: DatasetSpec, settings: Settings) ->
 
 
 def open_splits(settings: Settings, dataset: DatasetSpec, config: ProbeConfig) -> dict[str, SplitLatents]:
-    """Latents by role: ``train``, ``seen`` and, where it was extracted, ``unseen``.
+    """Latents by role: ``train``, ``seen`` and, if extracted, ``unseen``.
 
-    Raises:
-        LaryError: latents that are missing, can't be read, or belong to other samples.
+    Raises LaryError for latents that are missing, unreadable or of other samples.
     """
     roles = dataset.roles(config.splits)
     refs = {role: LatentsRef.of(config, split) for role, split in roles.items()}
@@ -127,8 +126,8 @@ def open_splits(settings: Settings, dataset: DatasetSpec, config: ProbeConfig) -
 def check_samples(settings: Settings, split: SplitLatents, splits: Splits) -> None:
     """Refuse latents of another sample or extraction than their row names. Raises LaryError.
 
-    Rows of shards were checked when they were opened; files of other programs name no
-    sample. Of many rows some are checked: a table that was sorted or shifted shows in any.
+    Shards were checked when opened; files of other programs name no sample. Of many rows
+    some are checked: a sorted or shifted table shows in any.
     """
     table, advice = split.table, "Run 'lary extract' on this split again"
     entries = table.frame["la_path"].tolist()
@@ -172,10 +171,9 @@ def shared_groups(dataset: DatasetSpec, splits: Splits) -> tuple[str, ...]:
 
 
 def shown(split: SplitLatents, config: ProbeConfig, seed: int, *, training: bool) -> LatentSource:
-    """The latents of a split as the probe sees them: through its control and projection.
+    """The latents of a split through the probe's control and projection.
 
-    Every split goes through the same projection; orders are shuffled anew. Frames that
-    were changed before they were encoded stay as they are.
+    All splits share the projection; orders are shuffled anew, but not of changed frames.
     """
     source = finite_latents(split.source, lambda row: name_of(split.table[row]))
     if config.control in FRAME_CONTROLS and CHANGED not in split.store:
@@ -333,7 +331,7 @@ class ActionTask(ProbeTask):
 
 
 def frames_of(split: SplitLatents) -> Callable[[int], npt.NDArray[np.uint8]] | None:
-    """Decoded frames by row, for pictures; None where the media aren't on this machine."""
+    """Decoded frames by row, for pictures; None where the media are missing."""
 
     def read(row: int) -> npt.NDArray[np.uint8]:
         sample = split.table[row]
