@@ -280,8 +280,8 @@ class AnalyzeConfig(Options):
 def make_options(kind: type[Config], given: Mapping[str, Any], where: str) -> Config:
     """The options of a command from their values by name, from a Python call or a sweep file.
 
-    Raises:
-        UsageError: an unknown or missing name, or a value of another type; begins with `where`.
+    Raises UsageError, beginning with `where`, for an unknown or missing name, or
+    another type.
     """
     from pydantic import ConfigDict, TypeAdapter, ValidationError
 

@@ -165,8 +165,7 @@ class Pool:
 
         Questions are taken as workers become free.
 
-        Raises:
-            LaryError: no process can be started.
+        Raises LaryError where no process can be started.
         """
         waiting = enumerate(questions)
         running: dict[Future[list[Answer | NoAnswer]], int] = {}

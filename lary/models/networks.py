@@ -81,8 +81,8 @@ def check_frames(spec: ModelSpec, clips: Tensor, *, side: int | None = None, mul
         multiple: what height and width have to be multiples of.
         least: how many frames a clip has to have.
 
-    Raises:
-        LaryError: clips aren't (B, T, 3, H, W), or have frames of another size, or too few.
+    Raises LaryError for clips that aren't (B, T, 3, H, W), or whose frames are too few
+    or of another size.
     """
     if clips.ndim != 5 or clips.shape[2] != 3 or not clips.numel():
         raise LaryError(f"{spec.name} encodes clips (B, T, 3, H, W), not {list(clips.shape)}.")

@@ -144,9 +144,8 @@ def build(
     Args:
         trainable: leave the parameters' gradients on.
 
-    Raises:
-        UsageError: the record has no class, or its class has read weights where random
-            ones were asked for.
+    Raises UsageError for a record without a class, or whose class read weights in place
+    of random ones.
     """
     if spec.factory is None:
         raise UsageError(f"Model '{spec.name}' has no class: register it with @register_model.")
@@ -189,9 +188,8 @@ def load_model(
         seed: of random weights.
         settings: in place of the environment and ``lary.yaml``.
 
-    Raises:
-        UsageError, LaryError: an unknown model, or weights that are missing or don't
-            fit.
+    Raises UsageError, LaryError for an unknown model, or weights that are missing or
+    don't fit.
     """
     name = str(key_or_path)
     if isinstance(key_or_path, Path) or (name not in MODELS.names() and as_path(name).is_dir()):

@@ -261,9 +261,8 @@ def locate_weights(spec: ModelSpec, values: Mapping[str, str], override: str | N
     ``--weights random`` is no path and stays as it is; a folder of that name is
     ``./random``.
 
-    Raises:
-        UsageError: the named path doesn't exist, nothing says where they are, or the
-            model has no weights to name.
+    Raises UsageError for a path that doesn't exist, or where nothing says where they
+    are, or the model has none.
     """
     weights = spec.weights
     if weights is None:

@@ -83,9 +83,8 @@ def first_names(keys: Iterable[str]) -> str:
 def read_tensors(files: Sequence[Path], layout: Layout) -> Tensors:
     """The tensors of files by their key, float32 where they are floating.
 
-    Raises:
-        LaryError: a file is damaged, holds code or something else than tensors by name,
-            or one key twice.
+    Raises LaryError for a damaged file, code, anything but tensors by name, or one key
+    twice.
     """
     import torch
 

@@ -61,9 +61,8 @@ def find_weights(spec: ModelSpec, context: ModelContext, layout: Layout = TRANSF
     """The checkpoint that ``context.weights`` names: a file, a folder, a repository of the
     hub, or random weights.
 
-    Raises:
-        UsageError: none given, the hub can't be reached or doesn't give it, or no known
-            file is there.
+    Raises UsageError where none is given, the hub can't be reached or doesn't give it,
+    or no known file is there.
     """
     location = context.weights
     if location == RANDOM:
@@ -128,9 +127,8 @@ def weight_files(folder: Path) -> tuple[Path, ...]:
     """The weight files of a folder of transformers, safetensors before pickled ones,
     single files before shards.
 
-    Raises:
-        UsageError: none, or several that no index orders.
-        LaryError: an index that lists none, or files that aren't there.
+    Raises UsageError for none, or several without an index, LaryError for an index of
+    none, or of missing files.
     """
     for suffix, single in ((".safetensors", "model"), (".bin", "pytorch_model")):
         if (file := folder / f"{single}{suffix}").is_file():

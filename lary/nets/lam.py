@@ -180,8 +180,7 @@ class DifferenceQuantizer(nn.Module):
         grid: rows and columns of the tokens.
         code_seq_len: which stack of convolutions shrinks the grid; a key of `CODE_STACKS`.
 
-    Raises:
-        ValueError: there is no stack for this code length.
+    Raises ValueError where no stack has this code length.
     """
 
     def __init__(self, dim: int, quant_dim: int, codebook_size: int, grid: int, code_seq_len: int) -> None:
@@ -361,9 +360,9 @@ class Tokenizer(nn.Module):
     their running averages.
 
     Arguments are those of the published ``ddconfig``: channels of the map, of the first
-    level and their multiples level by level, blocks per level, channels of images. A
-    `model_type` of ``en512`` gives the map before the last convolution. `out_ch` and
-    `use_ema` are about the parts that don't run.
+    level, their multiples, blocks per level, channels of images. A `model_type` of
+    ``en512`` gives the map before the last convolution. `out_ch` and `use_ema` are
+    about the parts that don't run.
     """
 
     def __init__(

@@ -241,8 +241,8 @@ class VillaBlock(nn.Module):
     """Attention among the patches of a frame, then causally among the frames of a patch,
     then a feed-forward part.
 
-    Shifts, scales and gates of the norms are learned constants; the attention over time
-    takes its input without a norm and shares the gate of the attention over patches.
+    Shifts, scales and gates are learned constants; attention over time takes its input
+    without a norm and shares the gate of that over patches.
     """
 
     def __init__(self, config: VillaConfig) -> None:
