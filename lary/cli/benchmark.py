@@ -5,16 +5,8 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from lary.configs import (
-    ClassifyConfig,
-    ControlsConfig,
-    ExtractConfig,
-    Paths,
-    RegressConfig,
-    RunConfig,
-    SweepConfig,
-    add_help,
-)
+from lary import configs
+from lary.configs import Paths, add_help
 from lary.data.configs import DemoConfig, SimulateConfig
 
 if TYPE_CHECKING:
@@ -39,7 +31,7 @@ def simulate(out: Path, *, config: SimulateConfig = SimulateConfig()) -> None:
         print(path)
 
 
-def extract(config: ExtractConfig, paths: Paths = Paths()) -> int:
+def extract(config: configs.ExtractConfig, paths: Paths = Paths()) -> int:
     """Extract latents of one split with a model."""
     if config.dry_run:
         print(paths.call("lary.runs.extract:estimate", config))
@@ -49,17 +41,17 @@ def extract(config: ExtractConfig, paths: Paths = Paths()) -> int:
     return 1 if report.failures else 0
 
 
-def classify(config: ClassifyConfig, paths: Paths = Paths()) -> int:
+def classify(config: configs.ClassifyConfig, paths: Paths = Paths()) -> int:
     """Train the attentive probe that classifies actions, and score it."""
     return show_run(paths.call("lary.runs.probe:classify", config))
 
 
-def regress(config: RegressConfig, paths: Paths = Paths()) -> int:
+def regress(config: configs.RegressConfig, paths: Paths = Paths()) -> int:
     """Train the probe that decodes the robot's actions, and score it."""
     return show_run(paths.call("lary.runs.probe:regress", config))
 
 
-def run(config: RunConfig, paths: Paths = Paths()) -> int:
+def run(config: configs.RunConfig, paths: Paths = Paths()) -> int:
     """Extract every split that the probe needs, train the probe, and score it; what is done is not done again."""
     report = paths.call("lary.runs.run:run", config)
     now = "run now" if report.probe.new else "done before"
@@ -75,14 +67,14 @@ def show_run(done: ProbeRun, *lines: str) -> int:
     return 1 if done.result.failures else 0
 
 
-def sweep(file: Path, *, config: SweepConfig = SweepConfig(), paths: Paths = Paths()) -> int:
+def sweep(file: Path, *, config: configs.SweepConfig = configs.SweepConfig(), paths: Paths = Paths()) -> int:
     """Run many models, data sets and options from a file. What is done is not done again."""
     from lary.runs.sweep import run_sweep
 
     return run_sweep(file, config, paths.settings())
 
 
-def controls(config: ControlsConfig, paths: Paths = Paths()) -> None:
+def controls(config: configs.ControlsConfig, paths: Paths = Paths()) -> None:
     """Run a model with its controls and state its margin over each."""
     print(paths.call("lary.runs.controls:run_controls", config).text())
 

@@ -126,8 +126,7 @@ def pairs(
     from lary.importers.episodes import PairCut
     from lary.importers.plain import import_trajectories
 
-    report = import_trajectories(source, out, config, PairCut(stride), dims)
-    return show_import(report, config.name, out, "pairs", "episodes ")
+    return show_import(import_trajectories(source, out, config, PairCut(stride), dims), config.name, out)
 
 
 @data_app.command
@@ -135,8 +134,7 @@ def atomic(source: Path, out: Path, config: configs.AtomicConfig) -> int:
     """Cut trajectories into atomic motions: 26 directions, open and close, each in both directions of time."""
     from lary.importers.plain import columns_cut, import_trajectories
 
-    report = import_trajectories(source, out, config, columns_cut(config))
-    return show_import(report, config.name, out, "pairs", "episodes ")
+    return show_import(import_trajectories(source, out, config, columns_cut(config)), config.name, out)
 
 
 @data_app.command
@@ -165,8 +163,7 @@ def import_lerobot(source: str, config: configs.LeRobotConfig = configs.LeRobotC
 
     plan = LeRobotImport(open_lerobot(source, config.revision), config, config.name or Path(source).name, settings)
     print(plan.preview())
-    root = settings.path("LARY_ROOT")
-    return 0 if config.preview else show_import(plan.run(), plan.name, root, "pairs", "episodes ")
+    return 0 if config.preview else show_import(plan.run(), plan.name, settings.path("LARY_ROOT"))
 
 
 @data_app.command
@@ -179,7 +176,7 @@ def import_videos(folder: Path, config: configs.VideosConfig, paths: Paths = Pat
     return show_import(work(folder, config, settings), name, root, "clips", "")
 
 
-def show_import(report: ImportReport, name: str, root: Path, what: str, of: str) -> int:
+def show_import(report: ImportReport, name: str, root: Path, what: str = "pairs", of: str = "episodes ") -> int:
     """Print what was imported; the exit code."""
     code = show_failures(report.failures, f"all in {root / 'data' / f'{name}_import_failures.csv'}")
     counts = ", ".join(f"{count} {part}" for part, count in report.rows.items())

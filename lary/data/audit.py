@@ -69,17 +69,13 @@ class AuditReport:
         """The report for people."""
         lines = [f"{self.dataset}: {', '.join(facts['split'] for facts in self.splits)}"]
         for facts in self.splits:
-            robots = sum(map(bool, facts["embodiments"]))
-            line = f"  {facts['split']}: {facts['rows']} rows, {facts['groups']} groups"
-            line += f", {robots} robot types"
-            if facts["classes"]:
-                line += f", {len(facts['classes'])} classes"
+            line = "  {split}: {rows} rows, {groups} groups".format(**facts)
+            line += f", {sum(map(bool, facts['embodiments']))} robot types"
+            line += f", {len(facts['classes'])} classes" * bool(facts["classes"])
             lines.append(f"{line} ({facts['table']})")
         for finding in self.findings:
             line = f"{finding.severity:8}{' and '.join(finding.splits)}: {finding.text}"
-            if finding.examples:
-                line += f", such as {', '.join(finding.examples)}"
-            lines.append(line)
+            lines.append(line + f", such as {', '.join(finding.examples)}" * bool(finding.examples))
         number = Counter(finding.severity for finding in self.findings)
         lines.append(", ".join(f"{number[name]} {name}s" for name in ORDER))
         return "\n".join(lines)
@@ -142,8 +138,7 @@ def finding(
 def audit(spec: DatasetSpec, config: AuditConfig, settings: Settings) -> AuditReport:
     """Audit the splits of a data set. Raises UsageError."""
     parts = open_parts(spec, config, settings)
-    findings: list[Finding] = []
-    contents = []
+    findings, contents = list[Finding](), []
     for part in parts:
         findings += inspect_table(part)
         contents.append(digest_frames(part, config.workers, findings) if config.frames else {})
@@ -159,7 +154,7 @@ def audit(spec: DatasetSpec, config: AuditConfig, settings: Settings) -> AuditRe
 
 def open_parts(spec: DatasetSpec, config: AuditConfig, settings: Settings) -> list[Part]:
     """Read the tables. Raises UsageError."""
-    tables: dict[str, Path] = {}
+    tables = {}
     for entry in config.table:
         name, _, file = entry.partition("=")
         if not file:
@@ -242,12 +237,8 @@ def digest_frames(part: Part, workers: int, findings: list[Finding]) -> dict[str
 
     with progress(len(files), f"frames of {part.name}", "file") as bar:
         results = list(in_threads(digests, list(files.values()), max(workers, 1), bar=bar))
-    content, failures = dict[str, list[bytes]](), []
-    for name, result in zip(files, results, strict=True):
-        if isinstance(result, str):
-            failures.append(result)
-        else:
-            content[name] = result
+    failures = [result for result in results if isinstance(result, str)]
+    content = {name: each for name, each in zip(files, results, strict=True) if not isinstance(each, str)}
     known = [pair for pair in pairs if pair[0] != pair[1] and content.keys() >= {*pair}]
     still = [source for source, target in known if content[source] == content[target]]
     findings += finding("unreadable", (part,), failures, len(files))

@@ -9,6 +9,7 @@ import functools
 import itertools
 import os
 import re
+from collections import defaultdict
 from collections.abc import Iterable, Iterator, Sequence
 from fractions import Fraction
 from pathlib import Path, PurePosixPath
@@ -77,16 +78,11 @@ def parse_clips(value: object, times: Times = "clock") -> list[tuple[int, float,
     found = []
     for number, line in enumerate(str(value).replace("\\n", "\n").strip().split("\n")):
         clock = CLOCK.search(line) if times == "clock" else None
-        match = clock or SECONDS.search(line)
-        if match is None:
-            continue
-        start, end = (
-            functools.reduce(lambda total, part: total * 60 + float(part), text.split(":"), 0.0)
-            for text in match.groups()
-        )
-        duration = round(end - start, 2)
-        if duration > 0:
-            found.append((number, start, duration))
+        if match := clock or SECONDS.search(line):
+            parts = (map(float, text.split(":")) for text in match.groups())
+            start, end = (functools.reduce(lambda total, part: total * 60 + part, each) for each in parts)
+            if (duration := round(end - start, 2)) > 0:
+                found.append((number, start, duration))
     return found
 
 
@@ -130,7 +126,6 @@ def prepare_clips(config: ClipConfig, settings: Settings) -> ClipReport:
     A reversed clip is made of its forward clip, which is cut even if not named.
     """
     folder = settings.path("LARY_ROOT") / "data"
-    named_tables = dict(zip(SOURCES, (config.seed_ssv2, config.seed_egodex), strict=True))
     given = zip(SOURCES, (config.ssv2_root, config.egodex_root), strict=True)
     roots = {name: root for name, root in given if root is not None}
     if not roots:
@@ -144,16 +139,16 @@ def prepare_clips(config: ClipConfig, settings: Settings) -> ClipReport:
     out = config.output_dir or settings.path("DATA_DIR") / "classification"
     rows = [row for table in tables for row in read_columns(table, "dataset", "video_path")]
     wanted = frozenset(path.strip().replace("\\", "/") for source, path in rows if source.strip() in roots)
-    groups: dict[Path, list[Task]] = {}
+    groups = defaultdict[Path, list[Task]](list)
     for source, root in roots.items():
-        seed_table = named_tables[source] or folder / f"seed_{source.lower()}.csv"
-        seeds = read_columns(seed_table, "video_path", "seed_output")
+        named = config.seed_egodex if source == EGODEX else config.seed_ssv2
+        seeds = read_columns(named or folder / f"seed_{source.lower()}.csv", "video_path", "seed_output")
         for task in clip_tasks(source, seeds, root, out, wanted, config.times):
-            groups.setdefault(task.forward, []).append(task)
-    named = {task.out.relative_to(out).as_posix() for group in groups.values() for task in group}
-    results = dict.fromkeys(wanted - named, "no line of the seed table gives this clip")
+            groups[task.forward].append(task)
+    found = {task.out.relative_to(out).as_posix() for group in groups.values() for task in group}
+    results = dict.fromkeys(wanted - found, "no line of the seed table gives this clip")
     workers = min(config.workers, 4 * (os.cpu_count() or 1))
-    with progress(len(named), "cutting", "clip") as bar:
+    with progress(len(found), "cutting", "clip") as bar:
         for done in in_threads(make_clips, list(groups.values()), workers):
             results |= {path.relative_to(out).as_posix(): result for path, result in done.items()}
             bar.advance(len(done))
@@ -166,8 +161,7 @@ def prepare_clips(config: ClipConfig, settings: Settings) -> ClipReport:
 
 def read_columns(table: Path, *names: str) -> list[list[str]]:
     """The rows of some columns of a CSV. Raises UsageError if there is none of a name."""
-    rows: list[list[str]] = read_frame(table, needed=names)[list(names)].to_numpy(dtype=object).tolist()
-    return rows
+    return [*read_frame(table, needed=names)[list(names)].to_numpy(dtype=object).tolist()]
 
 
 def make_clips(tasks: Sequence[Task]) -> dict[Path, str]:
@@ -207,11 +201,11 @@ def cut_reversed(forward: Path, out: Path) -> None:
         rate = stream.average_rate or Fraction(30)
         rate = rate.limit_denominator(max(1, min(1001, int(MPEG4_TICKS / rate))))
         count = sum(1 for _ in decode_video(forward))
-        blocks = (
-            list(itertools.islice(decode_video(forward), max(0, stop - BLOCK), stop))
+        frames = (
+            frame
             for stop in range(count, 0, -BLOCK)
+            for frame in reversed(list(itertools.islice(decode_video(forward), max(0, stop - BLOCK), stop)))
         )
-        frames = (frame for block in blocks for frame in reversed(block))
         _encode(frames, out, "mpeg4", rate)
 
 

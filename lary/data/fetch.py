@@ -173,11 +173,9 @@ def belongs(path: str, spec: DatasetSpec) -> bool:
     parts = path.split("/")
     folders = [folder.split("/") for folder in known_folders([spec])]
     words = {folded(name) for name in (spec.name, *(folder[1] for folder in folders))}
-    tracks = {split.root.split("/")[0] for split in spec.splits.values()}
+    tracks = {None, *(split.root.split("/")[0] for split in spec.splits.values())}
     track = next((part for part in parts if part in TRACKS), None)
-    if track is not None and track not in tracks:
-        return False
-    return any(word in folded(part) for word in words for part in parts)
+    return track in tracks and any(word in folded(part) for word in words for part in parts)
 
 
 def choose(files: Sequence[RemoteFile], specs: Sequence[DatasetSpec], config: DownloadConfig) -> list[RemoteFile]:
@@ -185,11 +183,9 @@ def choose(files: Sequence[RemoteFile], specs: Sequence[DatasetSpec], config: Do
 
     Archives, tables, and files in the layout's folders are data; the rest is documents.
     """
-    paths = []
-    for file in files:
-        tracks = set(TRACKS).intersection(file.path.split("/")[:-1])
-        if whole_name(file.path) or file.path.endswith(".csv") or tracks:
-            paths.append(file.path)
+    every = [file.path for file in files]
+    tracks = {path for path in every if set(TRACKS).intersection(path.split("/")[:-1])}
+    paths = [path for path in every if whole_name(path) or path.endswith(".csv") or path in tracks]
     wanted = {"data": paths}
     if config.files:
         wanted = {pattern: fnmatch.filter(paths, pattern) for pattern in config.files}
@@ -257,8 +253,9 @@ class Download:
         self.files: list[RemoteFile] = []
         self.failures: list[Failure] = []
         self.origin = {"version": VERSION, "source": config.source, "repository": repository}
-        there = self.manifest.exists()
-        found: Any = read_json(self.manifest, "download manifest") if there else {**self.origin}
+        found: Any = {**self.origin}
+        if self.manifest.exists():
+            found = read_json(self.manifest, "download manifest")
         if not isinstance(found, dict) or not isinstance(found.setdefault("files", {}), dict):
             raise LaryError(f"The download manifest {self.manifest} is damaged: move it away.")
         if any(found.get(key) != value for key, value in self.origin.items()):
@@ -276,7 +273,7 @@ class Download:
         self.data_dir.mkdir(parents=True, exist_ok=True)
         for rest in self.data_dir.glob(f"{SCRATCH}*"):  # of a run that was killed
             shutil.rmtree(rest, ignore_errors=True)
-        groups: dict[str, list[RemoteFile]] = {}
+        groups = dict[str, list[RemoteFile]]()
         for file in sorted(self.files, key=lambda file: (len(file.path), file.path)):  # part 2 before part 10
             groups.setdefault(whole_name(file.path) or file.path, []).append(file)
         groups = {whole: parts for whole, parts in groups.items() if not all(map(self.is_done, parts))}
@@ -305,10 +302,9 @@ class Download:
     def fetch(self, file: RemoteFile) -> Path:
         """Fetch a file, twice if it arrives damaged. Raises LaryError if it does so again."""
         path = inside(self.cache, file.path)
-        problem = file.problem(path) if path.is_file() else "it is missing"
-        for _ in range(TRIES):
-            if not problem:
-                break
+        problem, left = file.problem(path) if path.is_file() else "it is missing", TRIES
+        while problem and left:
+            left -= 1
             path.unlink(missing_ok=True)
             with hub_errors(self.config.source, self.repository):
                 self.hub.fetch(file.path, self.revision, self.cache)

@@ -127,10 +127,7 @@ def video_frames(path: Path, frame_index: Sequence[int], *, clamp: bool = True) 
 
 def scan_packets(container: Any, stream: Any) -> FrameTable | None:
     """Read all packets once; None where they don't number the frames. Raises ValueError."""
-    stamps: list[int] = []
-    keys: list[tuple[int, int]] = []
-    packets: list[Any] = []
-    budget = BYTES_KEPT
+    stamps, keys, packets, budget = list[Any](), list[tuple[Any, int]](), list[Any](), BYTES_KEPT
     countable = codec_name(stream) in SEEKABLE
     for number, packet in enumerate(container.demux(stream)):
         if packet.is_corrupt and packet.size:
@@ -141,13 +138,10 @@ def scan_packets(container: Any, stream: Any) -> FrameTable | None:
         # The last packet is empty; one outside the edit list is decoded but never shown.
         if not packet.size or packet.is_discard:
             continue
-        if packet.pts is None:
-            countable = False
-            continue
         stamps.append(packet.pts)
         if packet.is_keyframe and starts_afresh(packet, stream):
             keys.append((packet.pts, number))
-    if not countable or not keys or len(set(stamps)) < len(stamps):
+    if not countable or not keys or None in stamps or len(set(stamps)) < len(stamps):
         return None
     stamps.sort()
     order = {stamp: index for index, stamp in enumerate(stamps)}
@@ -186,11 +180,10 @@ def pick_frames(stream: Any, table: FrameTable, frame_index: Sequence[int]) -> d
     """The wanted frames by index; None where decoding doesn't give what was announced."""
     last, context = len(table.stamps) - 1, stream.codec_context
     missing = sorted({min(index, last) for index in frame_index})
-    index_of = {table.stamps[index]: index for index in missing}
+    index_of, found = {table.stamps[index]: index for index in missing}, dict[int, Image]()
     # H.264 says whether others refer to a picture (nal_ref_idc): if none, it is skipped.
     # HEVC says it for one temporal layer only.
     droppable = codec_name(stream) == "h264"
-    found: dict[int, Image] = {}
     for number, packet in enumerate(table.packets):
         _, start = table.starts[bisect_left(table.starts, (missing[0] + 1, 0)) - 1]
         if number < start:
@@ -211,8 +204,7 @@ def pick_frames(stream: Any, table: FrameTable, frame_index: Sequence[int]) -> d
 def decode_in_order(container: Any, stream: Any, frame_index: Sequence[int]) -> dict[int, Image]:
     """The wanted frames, decoded from the start to the last of them. Raises ValueError."""
     wanted = set(frame_index)
-    found: dict[int, Image] = {}
-    frame, number = None, 0
+    found, frame, number = {}, None, 0
     for number, frame in enumerate(container.decode(stream)):
         if number in wanted:
             found[number] = to_rgb(frame)

@@ -64,10 +64,8 @@ class Normaliser:
 
     def statistics(self, robot_type: str) -> Statistics:
         """The numbers for a robot type. Raises LaryError if there are none."""
-        if self.shared is not None:
-            return self.shared
-        if robot_type in self.robots:
-            return self.robots[robot_type]
+        if found := self.shared or self.robots.get(robot_type):
+            return found
         what = f"of robot type '{robot_type}'" if robot_type else "for samples without a robot type"
         known = ", ".join(map(repr, self.robots)) or "none"
         advice = self.command or "check the robot types of the training split."

@@ -79,17 +79,16 @@ def motion_picks(differences: Doubles, count: int = FRAMES) -> npt.NDArray[np.in
     """
     with np.errstate(invalid="ignore"):
         roots = np.sqrt(differences)
-    total = roots.sum()
-    if not total > 0:
+    if not roots.sum() > 0:
         return np.ones(count, dtype=np.int64)
-    share = np.cumsum(roots / total)
-    middles = (np.arange(count) + 0.5) / count
-    return np.array([np.abs(share - middle).argmin() + 1 for middle in middles], dtype=np.int64)
+    share = np.cumsum(roots / roots.sum())
+    middles = (np.arange(count)[:, None] + 0.5) / count
+    return np.asarray(np.abs(share - middles).argmin(axis=1) + 1, dtype=np.int64)
 
 
 def uniform_picks(frames: int, count: int = FRAMES) -> npt.NDArray[np.int64]:
     """The first frame of each of `count` equal parts of a clip, (count,) int64."""
-    return np.array([int(frames / count * part) for part in range(count)], dtype=np.int64)
+    return (frames / count * np.arange(count)).astype(np.int64)
 
 
 def stored_indices(picks: Iterable[int], count: int = FRAMES) -> tuple[int, ...]:

@@ -148,13 +148,10 @@ class SampleTable:
         if not -len(self) <= position < len(self):
             raise IndexError(position)
         media = tuple(self.shown(position, column) for column in self._media)
-        if is_class(self.spec, TARGET_COLUMN):
-            target = self._columns[TARGET_COLUMN][position]
-        else:
-            target = self.shown(position, TARGET_COLUMN)
-        frame_index: tuple[int, ...] = ()
-        if self.spec.media == "clip":
-            frame_index = tuple(map(int, self._columns[INDEX_COLUMN][position].split(",")))
+        columns, clip = self._columns, self.spec.media == "clip"
+        labelled = is_class(self.spec, TARGET_COLUMN)
+        target = columns[TARGET_COLUMN][position] if labelled else self.shown(position, TARGET_COLUMN)
+        frame_index = tuple(map(int, columns[INDEX_COLUMN][position].split(","))) if clip else ()
         name = digest(*media, ",".join(map(str, frame_index)), target)
         group = group_name(self.spec, media[0])
         return Sample(name, self.rows[position], media, frame_index, target, group, self.embodiments[position])
@@ -223,20 +220,17 @@ class SampleTable:
     @cached_property
     def embodiments(self) -> tuple[str, ...]:
         """The robot type of every sample; empty where the cell is, and no rule names it."""
-        pattern, robot = self.spec.unnamed_robot or ("", "")
-
-        def rule(position: int) -> str:
-            return robot if robot and re.search(pattern, self.shown(position, self._media[0])) else ""
-
-        return tuple(name or rule(position) for position, name in enumerate(self.robots()))
+        rule, names = self.spec.unnamed_robot, self.robots()
+        for position, name in enumerate(names):
+            if rule and not name and re.search(rule[0], self.shown(position, self._media[0])):
+                names[position] = rule[1]
+        return tuple(names)
 
     def _file(self, position: int, column: str) -> Path:
         """The file at the usual path, or the table's where only that exists."""
         found = places(self.spec, self._columns[column][position], folder_of(column))
-        usual, *others = (inside(self.root, place) for place in found)
-        if not others or usual.exists():
-            return usual
-        return next((path for path in others if path.exists()), usual)
+        paths = [inside(self.root, place) for place in found]
+        return paths[0] if len(paths) == 1 else next(filter(Path.exists, paths), paths[0])
 
 
 def read_table(
@@ -289,9 +283,8 @@ def cell_problem(spec: DatasetSpec, name: str, cell: str) -> str:
     if len(cell) > LONGEST_CELL:
         return f"column '{name}' holds {len(cell)} letters, more than the {LONGEST_CELL} allowed"
     if name == INDEX_COLUMN:
-        fits = INDICES.fullmatch(cell)
-        wanted = "which is no list of frame numbers such as '3,9,20'"
-        return "" if fits else f"column '{name}' holds '{cell}', {wanted}"
+        wrong = f"column '{name}' holds '{cell}', which is no list of frame numbers such as '3,9,20'"
+        return "" if INDICES.fullmatch(cell) else wrong
     if is_class(spec, name):
         classes = spec.labels.classes
         return "" if cell in classes else f"{cell!r} is no class of {spec.name}.{suggest(cell, classes)}"
@@ -329,7 +322,7 @@ def matched(pattern: str, path: str, short: bool = True) -> str:
 
 def usual_place(spec: DatasetSpec, cell: str, folder: str) -> str:
     """A table's path below its root, repaired and with its folder by the record."""
-    if spec.path_repair is not None and re.search(spec.path_repair[0], cell):
+    if spec.path_repair is not None:
         cell = re.sub(*spec.path_repair, cell)
     return placed(cell, folder, spec.media_depth)
 

@@ -75,15 +75,15 @@ class CheckedGroup:
         """The group as plain values; tables are counted only where one is wrong."""
         every = [*self.files.values(), *self.problems]
         counts = Counter((item.kind, item.status) for item in every)
-        summary, issues = {}, []
+        summary, names = {}, ("status", "kind", "refs", "table", "column")
         for kind in ("video", "image", "npy", *(("table",) if self.problems else ())):
             numbers = {status: counts[kind, status] for status in STATUSES}
             summary[kind] = {"total": sum(numbers.values()), **numbers}
-        for item in every:
-            if item.status != "ok":
-                names = ("status", "kind", "refs", "table", "column")
-                about = {name: getattr(item, name) for name in names}
-                issues.append({**about, "path": item.places[0], "reason": item.reason})
+        issues = [
+            {**{name: getattr(item, name) for name in names}, "path": item.places[0], "reason": item.reason}
+            for item in every
+            if item.status != "ok"
+        ]
         return {"tables": self.tables, "summary": summary, "issues": issues}
 
 
@@ -130,26 +130,25 @@ def verify(config: CheckConfig, settings: Settings) -> VerifyReport:
 def read_groups(config: CheckConfig, root: Path, data_dir: Path) -> dict[str, CheckedGroup]:
     """The named groups; by default the published ones and all with a table."""
     wanted, known = {name.lower() for name in config.groups}, list[str]()
-    found: dict[str, CheckedGroup] = {}
+    found = dict[str, CheckedGroup]()
     for spec in DATASETS:
         names = [spec.integrity_group or spec.name, spec.name]
         known += names
-        paths: dict[str, Path] = {}
+        paths = {}
         for split in spec.splits:
             with suppress(UsageError):
                 paths[split] = find_table(spec, split, root)
         usual = bool(spec.integrity_group or paths)
-        if wanted & {name.lower() for name in names} if wanted else usual:
+        if wanted.intersection(map(str.lower, names)) if wanted else usual:
             group = found.setdefault(names[0], CheckedGroup())
             for split in spec.splits:
                 read_split(group, spec, split, paths.get(split), data_dir)
             if config.depth == "headers":
                 group.problems.clear()
     for name in config.groups:
-        if name.lower() not in {entry.lower() for entry in known}:
+        if name.lower() not in map(str.lower, known):
             raise UsageError(f"There is no group '{name}'.{suggest(name, known)}")
-    listed = [table for group in found.values() for table in group.tables]
-    if not any(table["exists"] for table in listed):
+    if not any(table["exists"] for group in found.values() for table in group.tables):
         raise UsageError(f"There is no table in {root / 'data'} of what is to be checked. Set LARY_ROOT.")
     return dict(sorted(found.items()))
 
@@ -175,8 +174,7 @@ def read_split(group: CheckedGroup, spec: DatasetSpec, split: str, path: Path | 
     by_cell: dict[str, dict[str, CheckedFile]] = {}
     for column in tables.needed_columns(spec):
         if column not in frame:
-            listed = ", ".join(frame.columns)
-            problem(column, 1, f"there is no column '{column}'; the table has: {listed}")
+            problem(column, 1, f"there is no column '{column}'; the table has: {', '.join(frame.columns)}")
             continue
         kind, shape = "video" if spec.media == "clip" else "image", None
         if column == tables.TARGET_COLUMN and isinstance(spec.target, ActionSpace):
@@ -197,13 +195,11 @@ def read_split(group: CheckedGroup, spec: DatasetSpec, split: str, path: Path | 
         rows = [row for row, cell in enumerate(frame[column]) if cell in wrong]
         if rows:
             first, others = rows[0], len(rows) - 1
-            place = f"row {first + 1} (line {tables.line_of(path, first)})"
-            more = f", and {others} more rows" if others else ""
-            problem(column, len(rows), f"{place}: {wrong[frame[column].iloc[first]]}{more}")
+            about = f"row {first + 1} (line {tables.line_of(path, first)}): {wrong[frame[column].iloc[first]]}"
+            problem(column, len(rows), f"{about}, and {others} more rows" if others else about)
     if spec.media == "pair" and by_cell.keys() >= set(media):
-        cells = [map(by_cell[column].get, frame[column]) for column in media]
-        pairs = zip(*cells, strict=True)
-        group.pairs += [(source, target) for source, target in pairs if source and target]
+        sources, targets = (map(by_cell[column].get, frame[column]) for column in media)
+        group.pairs += [(one, other) for one, other in zip(sources, targets, strict=True) if one and other]
 
 
 def check_files(config: CheckConfig, data_dir: Path, files: Sequence[CheckedFile]) -> int:
@@ -353,9 +349,10 @@ def text_report(report: dict[str, Any]) -> str:
     issue = "  {status}\t{kind}\trefs={refs}\tcsv={table}\tcolumn={column}\tpath={path}\treason={reason}"
     for name, group in report["groups"].items():
         listed.append(f"[{name}]")
-        for table in group["tables"]:
-            word = "exists" if table["exists"] else "missing"
-            listed.append(f"  {table['name']}: {word}, rows={table['rows']}")
+        listed += [
+            f"  {table['name']}: {'exists' if table['exists'] else 'missing'}, rows={table['rows']}"
+            for table in group["tables"]
+        ]
         summary.append(f"[{name}]")
         for kind, counts in group["summary"].items():
             numbers = " ".join(f"{key}={count}" for key, count in counts.items())

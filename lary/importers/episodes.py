@@ -149,11 +149,9 @@ class PairCut:
 
     def segments(self, values: Values) -> list[Segment]:
         """The pairs of an episode with values (T, A)."""
-        found = []
-        for start in range(0, len(values) - self.stride, self.stride):
-            end = start + self.stride
-            found.append(Segment(start, end, f"action_{start:06d}to{end - 1:06d}.npy"))
-        return found
+        starts = range(0, len(values) - self.stride, self.stride)
+        spans = ((start, start + self.stride) for start in starts)
+        return [Segment(start, end, f"action_{start:06d}to{end - 1:06d}.npy") for start, end in spans]
 
 
 @dataclass(frozen=True)
@@ -221,8 +219,7 @@ def import_episodes(
 
     A folder of images gets its name once it is complete: `resume` does not decode it again.
     """
-    rows: dict[str, Rows] = {}
-    failures = []
+    rows, failures = {}, []
     with progress(len(episodes), "importing", "episode") as bar:
         for item in episodes:
             images = root / ("images" if cut.stride else "") / item.folder

@@ -64,16 +64,14 @@ class LeRobotImport:
         self.camera = config.camera or [*outside, *data.cameras, "observation.image"][0]
         usual = [key for key in ("action", "observation.state") if key in data.vectors]
         self.actions = config.actions or tuple(usual[:1] or ["action"])
-        asked = [("camera", self.camera, data.cameras)]
-        asked += [("actions", key, data.vectors) for key in self.actions]
-        for option, key, known in asked:
+        actions = [("actions", key, data.vectors) for key in self.actions]
+        for option, key, known in [("camera", self.camera, data.cameras), *actions]:
             if key not in known:
                 raise UsageError(f"--{option} {key}: {data.folder} has none of this name.{suggest(key, known)}")
         if config.labels and config.stride is not None:
             raise UsageError(f"--stride {config.stride}: motions end where the hand stops; leave it out with --labels.")
-        unused = LeRobotConfig()
         motion = [*vars(MotionOptions()), "position", "gripper"]
-        if not config.labels and any(getattr(config, option) != getattr(unused, option) for option in motion):
+        if not config.labels and any(getattr(config, name) != getattr(LeRobotConfig, name) for name in motion):
             raise UsageError("--position, --gripper, --threshold and so on are of labels: add --labels atomic.")
         if not 0 < config.share < 1:
             raise UsageError(f"--val-share {config.share:g}: expected a share between 0 and 1.")
@@ -157,9 +155,8 @@ class LeRobotImport:
         self._prepare_root()
         sources, opened = [], lru_cache(maxsize=1)(open_video)
         for item in episodes:
-            values = partial(data.values, item, self.actions)
-            images = partial(self._images, opened, item)
-            sources.append(SourceEpisode(f"ep_{item.index}", f"episode {item.index}", values, images))
+            reads = partial(data.values, item, self.actions), partial(self._images, opened, item)
+            sources.append(SourceEpisode(f"ep_{item.index}", f"episode {item.index}", *reads))
         found, failures = import_episodes(sources, self.cut, self.root, resume=True)
         rows = []
         for item in self.episodes:
@@ -178,9 +175,8 @@ class LeRobotImport:
         choices = json.loads(json.dumps(chosen))  # tuples become lists, as in the file
         path = self.root / OPTIONS
         if self.root.exists():
-            own = path.is_file()
-            same = own and read_json(path, "list of choices") == choices
-            if not own or not (same or self.config.overwrite):
+            same = path.is_file() and (self.config.overwrite or read_json(path, "list of choices") == choices)
+            if not same:
                 raise UsageError(
                     f"{self.root} holds something else, or an import with other choices: choose another --name, or "
                     "pass --overwrite to replace an import."

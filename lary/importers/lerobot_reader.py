@@ -95,7 +95,7 @@ class LeRobot:
         from pyarrow import parquet
 
         meta = self.folder / "meta"
-        rows: list[dict[str, Any]] = []
+        rows = list[Any]()
         try:
             if self.version == 2:
                 lines = (meta / "episodes.jsonl").read_text(encoding="utf-8").splitlines()
@@ -112,7 +112,7 @@ class LeRobot:
 
     def dimension_names(self, keys: Sequence[str]) -> tuple[str, ...]:
         """Distinct names of the values of some features, made up where there are none."""
-        names: list[str] = []
+        names = list[str]()
         for key in keys:
             feature, short = self.features[key], key.rsplit(".", 1)[-1]
             own = list(_flat_names(feature.names))

@@ -142,8 +142,7 @@ def choose_splits(groups: Sequence[str], strata: Sequence[str] | None, share: fl
     """The split of every row, with whole groups in either. Raises UsageError."""
     splits = np.full(len(groups), "train")
     splits[split_groups(groups, share, strata, seed)[1]] = "val"
-    found: list[str] = splits.tolist()
-    return found
+    return [*splits.tolist()]
 
 
 # Videos
@@ -219,17 +218,11 @@ def import_videos(folder: Path, config: VideosConfig, settings: Settings) -> Imp
 def read_clips(folder: Path, config: VideosConfig) -> list[Clip]:
     """The rows of the table of labels. Raises UsageError as `import_videos`."""
     columns, rows = read_csv(config.table)
-    chosen = []
-    for given, usual, option in (
-        (config.video_column, VIDEO_NAMES, "--video-column"),
-        (config.label_column, LABEL_NAMES, "--label-column"),
-    ):
-        column = given or next((name for name in usual if name in columns), usual[0])
+    video = config.video_column or next(filter(columns.__contains__, VIDEO_NAMES), VIDEO_NAMES[0])
+    label = config.label_column or next(filter(columns.__contains__, LABEL_NAMES), LABEL_NAMES[0])
+    for column, option in ((video, "--video-column"), (label, "--label-column")):
         if column not in columns:
-            there = ", ".join(columns)
-            raise UsageError(f"{config.table} has no column '{column}'; name it with {option}: {there}.")
-        chosen.append(column)
-    video, label = chosen
+            raise UsageError(f"{config.table} has no column '{column}'; name it with {option}: {', '.join(columns)}.")
     clips = []
     for number, cells in enumerate(rows):
         row = dict(zip(columns, (cell.strip() for cell in cells), strict=True))
