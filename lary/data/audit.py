@@ -138,7 +138,8 @@ def finding(
 def audit(spec: DatasetSpec, config: AuditConfig, settings: Settings) -> AuditReport:
     """Audit the splits of a data set. Raises UsageError."""
     parts = open_parts(spec, config, settings)
-    findings, contents = list[Finding](), []
+    findings: list[Finding] = []
+    contents = []
     for part in parts:
         findings += inspect_table(part)
         contents.append(digest_frames(part, config.workers, findings) if config.frames else {})
@@ -154,7 +155,7 @@ def audit(spec: DatasetSpec, config: AuditConfig, settings: Settings) -> AuditRe
 
 def open_parts(spec: DatasetSpec, config: AuditConfig, settings: Settings) -> list[Part]:
     """Read the tables. Raises UsageError."""
-    tables = {}
+    tables: dict[str, Path] = {}
     for entry in config.table:
         name, _, file = entry.partition("=")
         if not file:

@@ -130,11 +130,11 @@ def verify(config: CheckConfig, settings: Settings) -> VerifyReport:
 def read_groups(config: CheckConfig, root: Path, data_dir: Path) -> dict[str, CheckedGroup]:
     """The named groups; by default the published ones and all with a table."""
     wanted, known = {name.lower() for name in config.groups}, list[str]()
-    found = dict[str, CheckedGroup]()
+    found: dict[str, CheckedGroup] = {}
     for spec in DATASETS:
         names = [spec.integrity_group or spec.name, spec.name]
         known += names
-        paths = {}
+        paths: dict[str, Path] = {}
         for split in spec.splits:
             with suppress(UsageError):
                 paths[split] = find_table(spec, split, root)

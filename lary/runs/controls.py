@@ -62,7 +62,8 @@ def run_controls(config: ControlsConfig, settings: Settings) -> ControlReport:
     model, dataset = MODELS.get(config.model), DATASETS.get(config.dataset)
     splits = splits_of(dataset, settings, config)
     own = run_one(config, settings, splits, model)
-    others, left_out = [], []
+    others: list[ProbeRun] = []
+    left_out: list[str] = []
     for asked, changes in plan(config, model, own.result):
         try:
             others.append(run_one(config, settings, splits, asked, **changes))

@@ -204,13 +204,12 @@ def estimate(config: ExtractConfig, settings: Settings) -> str:
     ended, rows = marks[-1]
     parent = next(place for place in (run.folder, *run.folder.absolute().parents) if place.exists())
     free = shutil.disk_usage(parent).free
-    total, todo = len(run.table), len(missing)
-    lines = [f"{run.title}: {total} rows, {total - todo} done, {todo} to do"]
+    lines = [f"{run.title}: {len(run.table)} rows, {len(run.table) - len(missing)} done, {len(missing)} to do"]
     if rows:
         # The first batch also pays for what is done once.
         begun, first = marks[1] if marks[1][1] < rows else marks[0]
-        seconds = todo * (ended - begun) / (rows - first) / len(run.devices)
-        need = todo * written / rows
+        seconds = len(missing) * (ended - begun) / (rows - first) / len(run.devices)
+        need = len(missing) * written / rows
         lines += [
             f"  measured      {rows} rows in {ended - marks[0][0]:.1f} s",
             f"  time          {seconds:.0f} s on {len(run.devices)} devices",
@@ -319,13 +318,15 @@ def read_timing(folder: Path) -> tuple[int, float]:
 
 def separate(split: SplitLatents, protocol: BenchmarkProtocol) -> bool:
     """Whether the latents hold each frame alone; under ``paper`` some encoders mix them."""
-    return protocol == "corrected" and split.source.shape[:-2] == (split.frames,)
+    shape = split.source.shape
+    return protocol == "corrected" and len(shape) == 3 and shape[0] == split.frames
 
 
 def place_of(settings: Settings, control: ProbeControl) -> Settings:
     """Settings by which the changed frames are extracted and found."""
     root = str(settings.path("LARY_LA_DIR") / "controls" / control)
-    return load_settings(settings.values() | {"LARY_ROOT": root, "LARY_LA_DIR": root}, environment={})
+    folders = dict.fromkeys(("LARY_ROOT", "LARY_LA_DIR"), root)
+    return load_settings(settings.values() | folders, environment={})
 
 
 def extract_changed(config: ExtractConfig, control: ProbeControl, settings: Settings) -> ExtractReport | None:
@@ -374,4 +375,5 @@ def open_changed(settings: Settings, split: SplitLatents, ref: LatentsRef) -> Sp
     if not kept or not np.logical_or.reduce(same).all():
         paths = f"{other.table.path} was made of another table than {split.table.path}"
         raise LaryError(f"{paths}: run 'lary controls' again.")
-    return replace(own, source=theirs.source, store={**other.store, CHANGED: ref.control}, folder=other.folder)
+    store = {**other.store, CHANGED: ref.control}
+    return replace(own, source=theirs.source, store=store, folder=other.folder)

@@ -139,8 +139,9 @@ def results_table(results: list[EvalResult]) -> str:
     for task in dict.fromkeys(result.task for result in results):
         chosen = [result for result in results if result.task == task]
         first = chosen[0]
-        known, better = first.selections[first.headline].metrics, first.score.higher_is_better
+        known = first.selections[first.headline].metrics
         metrics = [name for name in known if name.endswith(("mse", "top1", "macro_f1"))]
+        better = first.score.higher_is_better
         chosen.sort(key=lambda result: result.score.value, reverse=better)
         rows = [(result.model.name, result.selections[result.headline].metrics) for result in chosen]
         rows += [(f"({name.replace('_', ' ')})", control.metrics) for name, control in first.controls.items()]

@@ -7,7 +7,6 @@ combinations are run, `runs` with single ones. Keys are the options of ``lary ru
 import itertools
 import math
 import re
-from collections import defaultdict
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -90,7 +89,7 @@ def run_sweep(file: Path, config: SweepConfig, settings: Settings) -> int:
         print(f"  {each.number:4d}  {each.title:70} {'result there' if each.is_done(settings) else 'to do'}")
     if config.dry_run:
         return 0
-    outcomes = {}
+    outcomes: dict[int, Outcome] = {}
     found = on_ray(plan, config, settings) if config.engine == "ray" else ((each, do(each, settings)) for each in plan)
     for each, outcome in found:
         outcomes[each.number] = outcome
@@ -151,21 +150,23 @@ def read_plan(file: Path) -> list[Planned]:
     # Every combination of the grid's values, the last key changing fastest, and then the single runs.
     asked = [dict(zip(grid, values, strict=True)) for values in itertools.product(*grid.values())] if grid else []
     common = named_options(shared, f"{file}, options")
-    plan, seen = [], dict[str, int]()
+    plan: list[Planned] = []
+    seen: dict[str, int] = {}
     for number, given in enumerate([*asked, *runs], start=1):
         place = f"{file}, run {number}"
         options = named_options(given, place)
         config = checked(common | options, place)
         if (other := seen.setdefault(repr(config), number)) != number:
             raise UsageError(f"{place}: this is the same run as number {other}.")
-        odd = sorted(
-            (name, str(value)) for name, value in options.items() if value is not None and name not in IN_FOLDER
+        own = ",".join(
+            f"{name}={re.sub(r'[^A-Za-z0-9.+-]+', '_', str(value))}"
+            for name, value in sorted(options.items())
+            if name not in IN_FOLDER and value is not None
         )
-        own = ",".join(f"{name}={re.sub(r'[^A-Za-z0-9.+-]+', '_', value)}" for name, value in odd)
         plan.append(Planned(number, config, own[:200]))
     if not plan:
         raise UsageError(f"{where} asks for no run: it needs a grid or runs.")
-    latents = dict[Any, Any]()
+    latents: dict[tuple[Any, ...], Any] = {}
     for each, name in itertools.product(plan, OF_LATENTS):
         value = getattr(each.config, name)
         if (before := latents.setdefault((name, *each.latents), value)) != value:
@@ -209,15 +210,16 @@ def part_of(plan: list[Planned], part: str | None) -> list[Planned]:
 
 def groups_of(plan: Sequence[Planned]) -> list[list[Planned]]:
     """Runs grouped by the latents that they read."""
-    groups = defaultdict[Any, list[Planned]](list)
+    groups: dict[tuple[str | None, ...], list[Planned]] = {}
     for each in plan:
-        groups[each.latents].append(each)
+        groups.setdefault(each.latents, []).append(each)
     return list(groups.values())
 
 
 def outcome_text(plan: Sequence[Planned], outcomes: Mapping[int, Outcome]) -> str:
     """Leaderboards of what there is, and what failed."""
-    boards, failed, new = defaultdict[Any, list[EvalResult]](list), [], 0
+    boards: dict[tuple[str, str], list[EvalResult]] = {}
+    failed, new = [], 0
     for each in plan:
         outcome = outcomes[each.number]
         if isinstance(outcome, str):
@@ -227,7 +229,8 @@ def outcome_text(plan: Sequence[Planned], outcomes: Mapping[int, Outcome]) -> st
         result = outcome.probe.result
         label = each.title.replace(f" on {each.config.dataset}", "")
         model = result.model.model_copy(update={"name": label})
-        boards[result.dataset.name, result.task].append(result.model_copy(update={"model": model}))
+        board = boards.setdefault((result.dataset.name, result.task), [])
+        board.append(result.model_copy(update={"model": model}))
     before = len(plan) - new - len(failed)
     last = f"{len(plan)} runs: {new} done now, {before} before, {len(failed)} failed"
     return "\n\n".join([*map(results_table, boards.values()), "\n".join([last, *failed])])

@@ -14,7 +14,6 @@ import numpy.typing as npt
 from lary.configs import ClassifyConfig, RegressConfig, RelativeFrame
 from lary.data.actions import in_frame
 from lary.data.frames import read_clip
-from lary.data.images import Image
 from lary.data.normalisation import Targets, load_normaliser, load_targets
 from lary.data.spec import DATASETS, DatasetSpec
 from lary.data.tables import SampleTable
@@ -39,7 +38,6 @@ if TYPE_CHECKING:
 
 ProbeConfig = ClassifyConfig | RegressConfig
 Splits = Mapping[str, SplitLatents]
-Array = npt.NDArray[Any]
 
 CHECKED_ROWS = 1024  # of a split, whose latents are checked against their sample
 SEEDS = 2**32  # seeds are numbers from 0 to one less
@@ -110,7 +108,8 @@ def open_splits(settings: Settings, dataset: DatasetSpec, config: ProbeConfig) -
     unseen = refs.get("unseen")
     if unseen and find_latent_table(settings, unseen) is None:
         del refs["unseen"]
-        log.info("%s has no latents of %s %s: scored without it", unseen.model, unseen.dataset, unseen.split)
+        words = unseen.model, unseen.dataset, unseen.split
+        log.info("%s has no latents of %s %s: scored without it", *words)
     splits = {role: open_latents(settings, ref) for role, ref in refs.items()}
     dim, found = getattr(config, "dim", None), splits["train"].source.shape[-1]
     if dim not in (None, found):
@@ -159,11 +158,14 @@ def shared_groups(dataset: DatasetSpec, splits: Splits) -> tuple[str, ...]:
         # Equal names under two roots are two episodes.
         if not both or table.root != train.root:
             continue
-        sets = (name for name in dataset.split_sets if not dataset.drawn[dataset.roles(name)["train"]].pattern)
-        apart = next((f"; '--splits {name}' keeps them apart" for name in sets), "")
+        apart = [
+            f"; '--splits {name}' keeps them apart"
+            for name in dataset.split_sets
+            if not dataset.drawn[dataset.roles(name)["train"]].pattern
+        ]
         found.append(
             f"{len(both):,} of the {len(groups):,} episodes or videos of {table.split} are in "
-            f"{train.split} as well: the scores say little about new ones{apart}"
+            f"{train.split} as well: the scores say little about new ones{''.join(apart[:1])}"
         )
     return tuple(found)
 
@@ -216,13 +218,17 @@ class ProbeTask:
 
     def latents(self, role: str, session: Session) -> LatentSource:
         """The latents of a split for the probe, in memory if small."""
-        source = shown(self.splits[role], self.config, session.seed, training=role == "train")
+        training = role == "train"
+        source = shown(self.splits[role], self.config, session.seed, training=training)
         return keep_in_memory(source, session.team.size)
 
-    def training(self, session: Session, targets: Array) -> tuple[LatentSource, Array, tuple[str, ...]]:
+    def training(
+        self, session: Session, targets: npt.NDArray[Any]
+    ) -> tuple[LatentSource, npt.NDArray[Any], tuple[str, ...]]:
         """The training split; ``shuffled-targets`` gives the samples the targets of others."""
         if self.config.control == "shuffled-targets":
-            targets = targets[np.random.default_rng(session.seed).permutation(len(targets))]
+            order = np.random.default_rng(session.seed).permutation(len(targets))
+            targets = targets[order]
         return self.latents("train", session), targets, self.splits["train"].table.groups()
 
 
@@ -248,7 +254,8 @@ class ClassTask(ProbeTask):
     def write(self, work: Path, outcomes: Sequence[ClassificationOutcome], facts: dict[str, Any]) -> EvalResult:
         """Write the output files; returns the record of the run."""
         files = published.write_classification_files(work, outcomes[0])
-        own = published.write_scores(work, published.class_scores(outcomes), seeds_of(self.config))
+        scores = published.class_scores(outcomes)
+        own = published.write_scores(work, scores, seeds_of(self.config))
         record = RunFacts(files=dict.fromkeys([*files, own], ""), **facts)
         return classification_result(outcomes[0], record, outcomes[1:])
 
@@ -296,7 +303,8 @@ class ActionTask(ProbeTask):
         evaluated = {}
         for role, (values, mean, std, _) in self.targets.items():
             if role != "train":
-                own, samples = self.latents(role, session), columns(self.splits[role].table)
+                samples = columns(self.splits[role].table)
+                own = self.latents(role, session)
                 evaluated[role] = EvaluatedSplit(own, values, samples, mean, std)
         training, actions = self.training(session, self.targets["train"].values), self.actions
         inputs = RegressorInputs(*training, evaluated, actions.dims, actions.groups)
@@ -309,8 +317,10 @@ class ActionTask(ProbeTask):
         write_failures(work / FAILURES, self.failures)
         if count:
             log.error("%d rows have no readable action and are left out: see %s", count, FAILURES)
-        files = published.write_regression_files(work, first, frames_of(self.splits["seen"]), actions.units)
-        own = published.write_scores(work, published.action_scores(outcomes), seeds_of(self.config))
+        frames = frames_of(self.splits["seen"])
+        files = published.write_regression_files(work, first, frames, actions.units)
+        scores = published.action_scores(outcomes)
+        own = published.write_scores(work, scores, seeds_of(self.config))
         names = [*files, own, published.write_actions(work, first)]
         record = RunFacts(files=dict.fromkeys(names, ""), **facts)
         # The difference of two orientations' values is no orientation, the turn is one.
@@ -318,10 +328,10 @@ class ActionTask(ProbeTask):
         return regression_result(first, record, others, actions.orientations if turns else ())
 
 
-def frames_of(split: SplitLatents) -> Callable[[int], Image] | None:
+def frames_of(split: SplitLatents) -> Callable[[int], npt.NDArray[np.uint8]] | None:
     """Decoded frames by row, for pictures; None where the media are missing."""
 
-    def read(row: int) -> Image:
+    def read(row: int) -> npt.NDArray[np.uint8]:
         sample = split.table[row]
         return read_clip(split.table.media_path(sample), sample.frame_index)
 
