@@ -78,7 +78,7 @@ class Recording:
     @property
     def wanted(self) -> list[int]:
         """The frames that are drawn, counted from the start of the episode."""
-        return list(range(0, self.frames, STRIDE)) if self.pairs else list(range(self.frames))
+        return list(range(0, self.frames, STRIDE if self.pairs else 1))
 
     def image(self, frame: int) -> str:
         return f"images/{self.name}/frame_{self.first + frame:06d}.png"
@@ -107,22 +107,13 @@ class Recording:
     def rows(self) -> list[dict[str, str]]:
         """Its rows in the table of its split, by column."""
         if not self.pairs:
-            return [
-                {
-                    "dataset": "SimArm",
-                    "robot_type": self.robot,
-                    "video_path": f"SimArm/{self.name}",
-                    "action": self.verb,
-                    "sample_indices": ",".join(map(str, sampled(self.frames))),
-                }
-            ]
+            row = {"dataset": "SimArm", "robot_type": self.robot, "video_path": f"SimArm/{self.name}"}
+            return [{**row, "action": self.verb, "sample_indices": ",".join(map(str, sampled(self.frames)))}]
+        about = {"dataset": "SimArm", "type": "robot", "perspective": "3rd"}
+        about |= {"robot_type": self.robot, "scene": self.room}
         return [
             {
-                "dataset": "SimArm",
-                "type": "robot",
-                "perspective": "3rd",
-                "robot_type": self.robot,
-                "scene": self.room,
+                **about,
                 "src_img": self.image(frame),
                 "src_state": self.state(frame),
                 "tgt_img": self.image(frame + STRIDE),
