@@ -267,8 +267,7 @@ def rows_of_episode(chunks: Chunks, name: str) -> tuple[list[int], list[int], bo
     frames = [int(found[-1]) if found else -1 for found in numbers]
     if len(set(frames)) < len(frames) or min(frames) < 0:
         return rows, list(range(0, len(rows) * chunks.true.shape[1], chunks.true.shape[1])), False
-    pairs = sorted(zip(frames, rows, strict=True))
-    return [row for _, row in pairs], [frame for frame, _ in pairs], True
+    return [row for _, row in sorted(zip(frames, rows, strict=True))], sorted(frames), True
 
 
 def _write_episodes(context: Context, run: FinishedRun, chunks: Chunks, episodes: Sequence[str]) -> Files:

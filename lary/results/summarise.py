@@ -175,8 +175,8 @@ def _class_rows(
     count, found = len(outcome.classes), metrics.class_statistics(matrix)
     sums = stats.class_sums(outcome.labels, predicted, count, clusters)
     recall = stats.fraction_interval(sums[None, :, : 2 * count])
-    table = DataFrame({"name": outcome.classes, "train": outcome.train_counts, "true": found.support})
-    table = table.assign(predicted=matrix.sum(axis=1), precision=found.precision, f1=found.f1)
+    about = {"name": outcome.classes, "train": outcome.train_counts, "true": found.support}
+    table = DataFrame({**about, "predicted": matrix.sum(axis=1), "precision": found.precision, "f1": found.f1})
     for index, row in enumerate(table.to_dict("records")):
         own = metric(recall, index, "fraction") if row["true"] else None
         yield record.ClassRow.model_validate({**row, "recall": own})
