@@ -31,6 +31,8 @@ PUBLISHED = {
     "lam_ablation": None,
 }
 """Tables of the paper, whose columns are keys of data sets: whether higher is better."""
+BoardRow = tuple[str, Mapping[str, Metric], FinishedRun | None]
+"""Label, metrics and run."""
 
 
 def write_report(folder: str | Path, target: str | Path | None = None) -> Path:
@@ -79,10 +81,10 @@ def _page(runs: Sequence[FinishedRun], broken: Sequence[Broken]) -> str:
 # --- what is compared with what ---
 
 
-def board_rows(runs: Sequence[FinishedRun]) -> list[tuple[str, Mapping[str, Metric], FinishedRun | None]]:
+def board_rows(runs: Sequence[FinishedRun]) -> list[BoardRow]:
     """Label, metrics and run of every run, and of every control once, best first."""
     primary = runs[0].result.primary
-    found: dict[Any, tuple[str, Mapping[str, Metric], FinishedRun | None]] = {}
+    found: dict[Any, BoardRow] = {}
     for run in runs:
         result = run.result
         found[run.number, run.folder] = (result.label, result.selections[result.headline].metrics, run)

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import functools
 import math
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -363,7 +363,7 @@ def angular_error(split: SplitOutcome, prediction: Floats, orientation: Orientat
         (values[..., chosen] * std + mean).reshape(-1, len(chosen)) for values in (prediction, split.targets)
     )
     there = np.ones(len(truth), dtype=bool)
-    turn: Callable[..., Any] = functools.partial(Rotation.from_euler, "xyz")
+    turn: Any = functools.partial(Rotation.from_euler, "xyz")
     if orientation.convention == "quaternion_xyzw":
         turn = Rotation.from_quat
         there = np.linalg.norm(truth, axis=1) > SMALLEST_NORM

@@ -146,7 +146,7 @@ def _episodes(seed: int, split: int, count: int) -> list[Recording]:
     rooms = ("D",) if name == "val" else ("A", "B", "C")
     recordings, first, order = [], 0, np.array([], dtype=int)
     for index in range(number):
-        if index // 2 % len(verbs) == 0 and index % 2 == 0:
+        if index % (2 * len(verbs)) == 0:
             order = rng.permutation(len(verbs))
         pairs = count // number + (index < count % number)
         recordings.append(Recording(
