@@ -42,7 +42,7 @@ FARTHEST_MISS = 0.003
 ATTEMPTS = 40
 FINGER_PLAY = 0.006
 """Metres from the middle of a finger to its inner face."""
-ENCODERS = ("libx264", "libopenh264", "h264")
+ENCODER = "libx264"
 X264 = {"crf": "18", "preset": "veryfast", "x264-params": "cpu-independent=1"}
 """Without the last option, machines disagree, and with AVX-512 even two encodings do."""
 
@@ -285,16 +285,15 @@ def encode_video(frames: list[Frame]) -> bytes:
     """RGB frames (H, W, 3) as H.264 in MP4, by one thread, so that the bytes depend on nothing else.
 
     Raises:
-        LaryError: this PyAV has no H.264 encoder.
+        LaryError: this PyAV has no encoder x264.
     """
     import av
 
-    encoder = next((name for name in ENCODERS if name in av.codecs_available), None)
-    if encoder is None:
-        raise LaryError("This PyAV has no H.264 encoder: install the wheel of 'av' from PyPI.")
-    buffer, options = io.BytesIO(), X264 if encoder == ENCODERS[0] else {}
+    if ENCODER not in av.codecs_available:
+        raise LaryError(f"This PyAV has no encoder {ENCODER}: install the wheel of 'av' from PyPI.")
+    buffer = io.BytesIO()
     with av.open(buffer, "w", format="mp4") as container:
-        stream: Any = container.add_stream(encoder, rate=FRAMES_PER_SECOND, options=options)
+        stream: Any = container.add_stream(ENCODER, rate=FRAMES_PER_SECOND, options=X264)
         stream.height, stream.width = frames[0].shape[:2]
         stream.pix_fmt = "yuv420p"
         stream.codec_context.thread_count = 1

@@ -11,6 +11,7 @@ from typing import Any
 
 import pytest
 
+from lary.models.overview import paper_rows
 from lary.results.record import FILE_NAME, read_result, write_result
 from lary.results.report import PUBLISHED, write_report
 from lary.results.summarise import classification_result
