@@ -125,7 +125,7 @@ def mse(predicted: Floats, targets: Floats) -> float:
 
 def mse_per_dim(predicted: Floats, targets: Floats) -> Values:
     """Mean squared error of every action dimension, (n, K, A) -> (A,)."""
-    return np.square(predicted - targets).mean(axis=(0, 1), dtype=np.float64)
+    return np.asarray(np.square(predicted - targets).mean(axis=(0, 1), dtype=np.float64))
 
 
 def mse_per_group(predicted: Floats, targets: Floats, groups: Mapping[str, tuple[int, ...]]) -> dict[str, float]:

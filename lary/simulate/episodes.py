@@ -285,7 +285,7 @@ def encode_video(frames: list[Frame]) -> bytes:
     """RGB frames (H, W, 3) as H.264 in MP4, by one thread, so that the bytes depend on nothing else.
 
     Raises:
-        LaryError: this PyAV has no encoder x264.
+        LaryError: this PyAV has no encoder libx264.
     """
     import av
 

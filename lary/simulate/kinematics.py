@@ -40,7 +40,7 @@ def turn(axis: tuple[float, float, float] | Array, angle: float) -> Array:
     """Rotation by `angle` about `axis` (Rodrigues)."""
     x, y, z = np.asarray(axis, dtype=float) / np.linalg.norm(axis)
     cross = np.array([[0, -z, y], [z, 0, -x], [-y, x, 0]])
-    return np.eye(3) + math.sin(angle) * cross + (1 - math.cos(angle)) * (cross @ cross)
+    return np.asarray(np.eye(3) + math.sin(angle) * cross + (1 - math.cos(angle)) * (cross @ cross))
 
 
 def to_rpy(rotation: Array) -> Array:
@@ -133,7 +133,7 @@ class Solver:
             if not beyond.any():
                 break
             free[beyond] = 0.0
-        return np.clip(wanted, self.low, self.high)
+        return np.asarray(np.clip(wanted, self.low, self.high))
 
 
 # Paths

@@ -52,7 +52,7 @@ class Hits:
     @property
     def point(self) -> Array:
         """Where they met it, (M, 3)."""
-        return self.origin + self.distance[:, None] * self.rays
+        return np.asarray(self.origin + self.distance[:, None] * self.rays)
 
     def only(self, chosen: Mask) -> Hits:
         """Some of them."""
@@ -61,13 +61,13 @@ class Hits:
 
 def dot(first: Array, second: Array) -> Array:
     """Row by row, (M, 3) and (M, 3) to (M,); several times faster than a sum along so short an axis."""
-    return np.einsum("ij,ij->i", first, second)
+    return np.asarray(np.einsum("ij,ij->i", first, second))
 
 
 def displayed(light: npt.NDArray[Any]) -> Frame:
     """Linear light as a file holds it."""
     levels = np.minimum(light, 1.0) * LEVELS + 0.5
-    return DISPLAY[levels.astype(np.int32)]
+    return np.asarray(DISPLAY[levels.astype(np.int32)])
 
 
 class Renderer:
@@ -100,7 +100,7 @@ class Renderer:
         u, v = (2 * x / self.size - 1) * self.reach, (1 - 2 * y / self.size) * self.reach
         right, up, forward = self.axes
         rays = forward + u[:, None] * right + v[:, None] * up
-        return rays / np.sqrt(dot(rays, rays))[:, None]
+        return np.asarray(rays / np.sqrt(dot(rays, rays))[:, None])
 
     def cast(self, origin: Array, rays: Array, *groups: int) -> Hits:
         """Nearest surface along unit rays (M, 3) from one point, among the geoms of some groups."""
@@ -131,7 +131,7 @@ class Renderer:
     @staticmethod
     def _passes(found: Hits, distance: Array) -> Mask:
         """Which rays (M,) meet nothing before a distance (M,)."""
-        return (found.geom < 0) | (found.distance > distance - OFF_SURFACE)
+        return np.asarray((found.geom < 0) | (found.distance > distance - OFF_SURFACE))
 
     def albedo(self, hits: Hits, point: Array) -> Array:
         """Linear colour (M, 3) of the surfaces."""
@@ -145,7 +145,7 @@ class Renderer:
             local = axes[:, 0] * rows[:, :1] + axes[:, 1] * rows[:, 1:2] + axes[:, 2] * rows[:, 2:]
             share = pattern(local, self.period[geom])
             colour[chosen] += share[:, None] * (self.second[geom] - colour[chosen])
-        return colour
+        return np.asarray(colour)
 
     def shade(self, hits: Hits) -> tuple[Array, Array]:
         """Light from all around and of the lamp (M, 3) that surfaces send back, unshadowed."""

@@ -144,7 +144,7 @@ def noise(u: Array, v: Array) -> Array:
     left, top = i.astype(np.int64) & 63, j.astype(np.int64) & 63
     right, bottom = (left + 1) & 63, (top + 1) & 63
     low = _LATTICE[left, top] * (1 - a) + _LATTICE[right, top] * a
-    return low * (1 - b) + (_LATTICE[left, bottom] * (1 - a) + _LATTICE[right, bottom] * a) * b
+    return np.asarray(low * (1 - b) + (_LATTICE[left, bottom] * (1 - a) + _LATTICE[right, bottom] * a) * b)
 
 
 def _edge(wave: Array, sharpness: float) -> Array:
