@@ -118,12 +118,10 @@ def _member(
     from accelerate import PartialState
 
     kind, _, number = devices[rank].partition(":")
-    size = str(len(devices))
-    os.environ |= {
-        "RANK": str(rank), "WORLD_SIZE": size, "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port),
-        # Accelerate takes the CUDA device of this number.
-        "LOCAL_RANK": number or str(rank), "LOCAL_WORLD_SIZE": size,
-    }  # fmt: skip
+    os.environ |= {"RANK": str(rank), "WORLD_SIZE": str(len(devices))}
+    os.environ |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
+    # Accelerate takes the CUDA device of this number.
+    os.environ |= {"LOCAL_RANK": number or str(rank), "LOCAL_WORLD_SIZE": str(len(devices))}
     setup_logging()
     if rank:
         log.setLevel("ERROR")  # the first one reports what all would
