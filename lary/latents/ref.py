@@ -70,7 +70,7 @@ class LatentsRef:
     def of(cls, config: Any, split: str | None = None) -> LatentsRef:
         """The latents that the options of a command ask for, of `split` in place of theirs."""
         names = ("model", "dataset", "protocol", "latent", "weights", "pool")
-        given = {name: getattr(config, name, None) for name in names}
+        given: dict[str, Any] = {name: getattr(config, name, None) for name in names}
         return cls(split=config.split if split is None else split, **given)
 
     @property
