@@ -7,6 +7,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+import lary
 from lary.probes.outcome import ActionPredictions, SplitOutcome
 from lary.results.compare import compare_results, load_results, load_samples
 from lary.results.folder import writing
@@ -39,6 +40,7 @@ def test_the_difference_of_runs_is_paired(tmp_path: Path) -> None:
     assert (only.gain.value, only.gain.low) == (pytest.approx(0.75, abs=1e-5), pytest.approx(only.gain.high, abs=1e-5))
     words = ("compare", *(tmp_path / name for name in "abc"), "--role", "unseen", "--json", tmp_path / "out.json")
     printed(*words, has=["Holm, 2 comparisons", "model b"])
+    assert lary.compare(tmp_path / "a", tmp_path / "b", role="unseen").role == "unseen"
     rows = json.loads((tmp_path / "out.json").read_text())["differences"]
     assert [round(row["gain"]["value"], 4) for row in rows] == [-0.75, 0.0]
     assert rows[0]["p"] < rows[1]["p"] == 1.0

@@ -7,14 +7,16 @@ import numpy as np
 import pytest
 import torch
 
+from lary.configs import RunConfig
 from lary.probes.training import launch
 from lary.results.folder import finished_run
 from lary.results.published import read_scores
 from lary.results.record import read_result
 from lary.runs.probe import run_member
+from lary.runs.run import run
 from lary.types import LaryError, UsageError
 from tests.helpers import fails, printed, rows_of, settings_of
-from tests.runs.conftest import config_of, probe
+from tests.runs.conftest import MODEL, config_of, probe
 from tests.tree import make_calvin, write_table
 
 pytestmark = pytest.mark.usefixtures("no_figures")
@@ -79,6 +81,8 @@ def test_a_bad_action_file_costs_its_row(place: Path) -> None:
     done = probe(place)
     assert (done.result.status, done.result.failures) == ("incomplete", 2)
     assert [row["row"] for row in rows_of(done.folder / "failures.csv")] == ["2", "4"]
+    again = run(RunConfig(model=MODEL, dataset="calvin", probe_preset="demo", epochs=2, workers=1), settings_of(place))
+    assert (again.probe.new, again.failures) == (False, 2)
 
 
 @pytest.mark.parametrize("shape", [(2, 4, 6), (4, 6), (6,), (2, 2, 2, 6)])
