@@ -1,8 +1,8 @@
 """The options of every command: one frozen dataclass each, whose fields are declared once, in groups that they share.
 
-The same classes serve the Python functions, the command line, and sweep files.
-``options.yaml`` holds the help of every option and its box of the help. None means
-that an option was left out, and the records of model and data set decide.
+They serve Python functions, the command line and sweep files. ``options.yaml`` holds
+the help of every option and its box of the help. None means that an option was left
+out, and the records of model and data set decide.
 """
 
 import functools
@@ -280,8 +280,8 @@ class AnalyzeConfig(Options):
 def make_options(kind: type[Config], given: Mapping[str, Any], where: str) -> Config:
     """The options of a command from their values by name, from a Python call or a sweep file.
 
-    Raises:
-        UsageError: an unknown or missing name, or a value of another type; begins with `where`.
+    Raises UsageError, beginning with `where`, for an unknown or missing name, or
+    another type.
     """
     from pydantic import ConfigDict, TypeAdapter, ValidationError
 

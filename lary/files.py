@@ -52,8 +52,7 @@ def cannot_write(path: Path, error: OSError) -> WriteError:
 def create_temporary(path: Path) -> tuple[int, str]:
     """Make a new file beside `path` under a name that `remove_torn` recognises; returns its descriptor and name.
 
-    Raises:
-        WriteError: the folder can't be made or written to.
+    Raises WriteError where the folder can't be made or written to.
     """
     flags = os.O_RDWR | os.O_CREAT | os.O_EXCL | getattr(os, "O_NOFOLLOW", 0) | getattr(os, "O_BINARY", 0)
     try:
@@ -157,10 +156,9 @@ def write_failures(file: Path, failures: Sequence[Failure]) -> None:
 def open_regular(path: Path) -> Iterator[IO[bytes]]:
     """Open a regular file for reading; it is inspected once it is open, so that nothing can be swapped in between.
 
-    A pipe would be waited for without end, and a device read without end: neither is read at all.
+    A pipe or a device would be read without end, so neither is read.
 
-    Raises:
-        OSError, ValueError: the file can't be opened, or is none.
+    Raises OSError, ValueError where the file can't be opened, or is none.
     """
     handle = os.open(path, os.O_RDONLY | getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_BINARY", 0))
     try:
@@ -192,8 +190,8 @@ def read_json(path: Path, what: str) -> Any:
 def read_yaml(path: Path, what: str) -> Any:
     """Read a small YAML file of plain values: no tags, and no anchors, whose aliases can grow without end.
 
-    Raises:
-        UsageError: the file is missing, too large, too deeply nested, or isn't plain YAML.
+    Raises UsageError for a file that is missing, too large, too deeply nested, or not
+    plain YAML.
     """
     return _parsed(path, what, LARGEST_YAML, _plain_yaml, UsageError)
 

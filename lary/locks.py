@@ -1,7 +1,7 @@
 """One writer at a time per folder: a lock that ends with its process, also when that is killed.
 
-The kernel frees the locks of a process that ends (``flock``; on NFS since version 4 also between machines). Where
-the file system has no such locks, a file with the process's number is the lock; it no longer counts once that
+The kernel frees a process's locks when it ends (``flock``; on NFS since version 4 also
+between machines). Elsewhere a file with the process's number is the lock, until that
 process is gone from this machine.
 """
 
@@ -30,8 +30,8 @@ NO_FLOCK = (errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP, errno.EINVAL)
 def locked(folder: Path) -> Iterator[None]:
     """Hold the lock of a folder, which is made if it isn't there.
 
-    Raises:
-        LaryError: another process holds it, the folder can't be written to, or the lock is no file of its own.
+    Raises LaryError where another process holds it, the folder can't be written to, or
+    the lock is no file of its own.
     """
     file = folder / LOCK
     try:

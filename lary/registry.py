@@ -92,8 +92,7 @@ def loaded_plugins() -> tuple[Path, ...]:
 def load_plugin(path: str | Path) -> None:
     """Run a Python file that registers models or data sets; a second call with the same file does nothing.
 
-    Raises:
-        UsageError: the file doesn't exist, or fails when run.
+    Raises UsageError where it doesn't exist, or fails when run.
     """
     file = as_path(path).absolute()
     if problem := path_problem(str(file)):

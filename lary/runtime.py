@@ -129,8 +129,7 @@ def in_threads(
 ) -> Iterator[Result]:
     """The results of `work`, in the order of the items; a thread takes a batch of them, as one may be less than a task.
 
-    Raises:
-        Exception: what `work` raises, in place of that result.
+    Raises what `work` raises, in place of that result.
     """
     parts = [items[start : start + batch] for start in range(0, len(items), batch)]
     with ThreadPoolExecutor(threads) as pool:
@@ -178,8 +177,7 @@ def pick_devices(gpus: str | None, choice: str = "auto", *, every: bool = False)
         choice: ``auto``, or the one kind of device that is allowed: ``cpu``, ``cuda`` or ``mps``.
         every: None is every visible device in place of the first one.
 
-    Raises:
-        UsageError: the list isn't one of numbers, or this machine lacks a device.
+    Raises UsageError for another list, or a device that this machine lacks.
     """
     import torch
 

@@ -103,8 +103,8 @@ def load_settings(
         config: the ``lary.yaml`` to read; it must exist if named.
         environment: in place of ``os.environ``.
 
-    Raises:
-        UsageError: the configuration file is missing, isn't a table of known names, or names them wrongly.
+    Raises UsageError for a configuration file that is missing, no table of known names,
+    or names them wrongly.
     """
     env = os.environ if environment is None else environment
     named = config or env.get("LARY_CONFIG")

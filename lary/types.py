@@ -58,10 +58,10 @@ class MediaError(LaryError):
 class Sample:
     """One item of a data set, made from one row of its table.
 
-    ``id`` is a hash of the row's content (media, frame index, target), never its position. ``group`` is the
-    episode or video that the sample was cut from: samples of one group depend on each other, so splits and
-    bootstrap resampling keep a group together. ``target`` is a class name, or the path of the action file
-    relative to the split's root.
+    ``id`` is a hash of the row's content (media, frame index, target), not its
+    position. ``group`` is the episode or video of the sample: samples of a group depend
+    on each other, so splits and the bootstrap keep it together. ``target`` is a class
+    name, or the path of the action file relative to the split's root.
     """
 
     id: str

@@ -1,9 +1,9 @@
 """Worker processes that answer questions within a time limit.
 
-Files can hang a decoder or crash it, so they are decoded in processes of their own. A `Pool` names a function
-that makes a worker's answers; questions and answers are JSON, so that a process which read an untrusted file
-hands back nothing but values. A question that hangs or crashes its process costs that process alone: the next one
-starts a fresh process.
+Files can hang or crash a decoder, so processes of their own decode them. A `Pool` names
+a function that makes a worker's answers; questions and answers are JSON, so that a
+process which read an untrusted file returns only values. A question that hangs or
+crashes costs its process alone: the next one starts a fresh one.
 """
 
 from __future__ import annotations
@@ -165,8 +165,7 @@ class Pool:
 
         Questions are taken as workers become free.
 
-        Raises:
-            LaryError: no process can be started.
+        Raises LaryError where no process can be started.
         """
         waiting = enumerate(questions)
         running: dict[Future[list[Answer | NoAnswer]], int] = {}

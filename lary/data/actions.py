@@ -1,9 +1,8 @@
 """Action chunks: reading their files, their moments, and the motion from first to last step.
 
-Motion in the frame ``world`` is the published one: last step minus first step, dimension by
-dimension. ``local`` is the last pose seen from the first one: position and orientation are
-composed as rigid motions, so that angles don't jump at +-pi and a quaternion's two signs mean the
-same; other dimensions are differences.
+Motion in the frame ``world``, as published, is last step minus first step. ``local`` is the last
+pose seen from the first, composed as rigid motions, so that angles don't jump at +-pi and a
+quaternion's two signs mean the same; other dimensions are differences.
 """
 
 from __future__ import annotations
@@ -34,7 +33,7 @@ DEFINITIONS: dict[Frame, str] = {
     "local": "last pose in the frame of the first pose, other dimensions last minus first",
 }
 FOLDERS: dict[Frame, str] = {"world": "regression_relative", "local": "regression_relative_local"}
-"""Folder of the motion of each kind below ``DATA_DIR``; the first one is the published path."""
+"""Folder of each motion below ``DATA_DIR``; the first is as published."""
 ORIENTATIONS = (("roll", "pitch", "yaw"), ("qx", "qy", "qz", "qw"))
 LARGEST_ACTIONS = 1 << 28
 """Bytes of one action file; a chunk has thousands."""
@@ -45,7 +44,7 @@ BATCH = 32
 
 
 def read_numbers(path: Path, dtype: npt.DTypeLike = np.float32) -> npt.NDArray[Any]:
-    """The array of a .npy file, as float32 or another type. Raises MediaError for all but finite numbers."""
+    """The finite numbers of a .npy file, float32 or another type. Raises MediaError."""
     try:
         data = read_limited(path, LARGEST_ACTIONS)
         values = array_of(io.BytesIO(data), len(data))
@@ -62,7 +61,7 @@ def read_numbers(path: Path, dtype: npt.DTypeLike = np.float32) -> npt.NDArray[A
 
 
 def read_chunk(path: Path, space: ActionSpace) -> Floats:
-    """The action chunk of a pair, (K, A) float32, also from K*A step-major values. Raises MediaError."""
+    """A pair's chunk (K, A) float32, also from K*A step-major values. Raises MediaError."""
     values, steps, size = read_numbers(path), space.horizon, len(space.dims)
     if values.shape not in ((steps, size), (steps * size,)):
         expected = f"({steps}, {size}) or ({steps * size},)"
@@ -71,7 +70,7 @@ def read_chunk(path: Path, space: ActionSpace) -> Floats:
 
 
 def read_relative(path: Path, space: ActionSpace, arms: tuple[Pose, ...] = ()) -> Floats:
-    """The motion between two images, (1, A) float32: of a chunk, or a file that holds it already."""
+    """The motion between two images, (1, A) float32, of a chunk or a file of motion."""
     values, size = read_numbers(path), len(space.dims)
     if values.shape in ((size,), (1, size)):
         return values.reshape(1, size)
@@ -89,7 +88,7 @@ def read_actions(
     threads: int = THREADS,
     bar: Progress | None = None,
 ) -> Iterator[Floats | Failure]:
-    """The actions of every row of a table, in order, read ahead; an unreadable file is a Failure."""
+    """The actions of all rows in order, read ahead; an unreadable file is a Failure."""
     space = table.spec.actions
     arms = poses(space, frame) if mode == "relative" else ()
 
@@ -111,7 +110,7 @@ class Pose(NamedTuple):
 
 
 def poses(space: ActionSpace, frame: Frame = "local") -> tuple[Pose, ...]:
-    """The poses that `motion` composes, by the names of their dimensions; none in the frame of the world.
+    """The poses that `motion` composes, by names of dimensions; none in the frame ``world``.
 
     A prefix such as ``l_`` distinguishes several arms. Raises UsageError where there are none.
     """
@@ -160,7 +159,7 @@ def in_frame(folder: str, frame: Frame) -> str:
 class Moments(NamedTuple):
     """Count, mean (A,) and sum of squared deviations (A,) of observations; float64.
 
-    Merged as by Chan, Golub and LeVeque (1979): sums of squares lose the digits of small deviations.
+    Merged by Chan, Golub and LeVeque (1979): sums of squares lose small deviations.
     """
 
     steps: int
@@ -181,7 +180,7 @@ class Moments(NamedTuple):
         return Moments(count, mean, self.m2 + other.m2 + step**2 * (self.steps * other.steps / count))
 
     def entry(self) -> dict[str, Any]:
-        """The entry of a statistics file: the deviation of a population, 1 for a constant dimension."""
+        """The entry of a statistics file: population deviation, 1 for a constant dimension."""
         std = np.sqrt(self.m2 / self.steps)
         std[std < SMALLEST_STD] = 1.0
         return {"count": self.steps, "mean": self.mean.tolist(), "std": std.tolist(), "m2": self.m2.tolist()}

@@ -1,7 +1,7 @@
 """Unpacking untrusted archives: files and folders below the target, nothing else, within limits.
 
-Tar (plain, gzip, bzip2, xz) and zip, also split into parts. Everything is written into a new
-folder beside the target, and moved into place only once the whole archive was read to its end.
+Tar (plain, gzip, bzip2, xz) and zip, also in parts. Files are written into a new folder and moved
+into place once the archive was read to its end.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ SCRATCH = ".lary_unpack_"
 """Prefix of the temporary folders."""
 BLOCK = 1 << 20
 LARGEST_EXTRA = 1 << 24
-"""Bytes of an extended tar header, which is read into memory, and of the padding at a tar's end."""
+"""Bytes of an extended tar header, read into memory, and of a tar's padding."""
 EXTENDED = (*b"LKxgX",)
 """Types of headers that hold more than their block: of GNU, pax and Solaris."""
 CONTENT = (tarfile.REGTYPE, tarfile.AREGTYPE, tarfile.CONTTYPE, tarfile.DIRTYPE)
@@ -49,13 +49,9 @@ Member = tuple[str, int, int, "IO[bytes] | None"]
 
 
 class Limits(NamedTuple):
-    """What an archive may grow to.
+    """What an archive may grow to: files and folders, and bytes of all files.
 
-    Attributes:
-        members: files and folders.
-        total_bytes: of all files.
-        ratio: bytes out per byte in; PNG, MP4 and NPY stay near 1.
-        free_bytes: bytes that may come out before the ratio counts.
+    `ratio` is bytes out per byte in (PNG, MP4 and NPY stay near 1), and counts after `free_bytes`.
     """
 
     members: int = 20_000_000
@@ -65,7 +61,7 @@ class Limits(NamedTuple):
 
 
 class _Refused(Exception):
-    """Why an archive is refused, as the end of a sentence that begins with its name."""
+    """Why an archive is refused: the sentence after its name."""
 
 
 def whole_name(name: str) -> str:
@@ -176,16 +172,11 @@ def unpack(
     limits: Limits | None = None,
     progress: Progress | None = None,
 ) -> None:
-    """Unpack an archive, whole or in parts, below `target`.
+    """Unpack an archive, given its `parts` in order, below `target`.
 
-    Args:
-        parts: its files in order; one for an archive that is not split.
-        place: path below `target` for the path of a member, with forward slashes.
-        progress: advanced by the bytes that are written.
-
-    Raises:
-        LaryError: the archive is torn, has a member that is no file or folder or leaves the target,
-            exceeds a limit, or would replace a file of other content. Nothing is left behind then.
+    `place` gives the path below `target` of a member, with forward slashes; `progress` counts bytes.
+    Raises LaryError, leaving nothing behind, if the archive is torn, has a member that is no file or
+    folder or leaves the target, exceeds a limit, or would replace other content.
     """
     name, limits = whole_name(parts[0].name), limits or Limits()
     allowed = max(limits.free_bytes, limits.ratio * sum(path.stat().st_size for path in parts))

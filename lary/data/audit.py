@@ -1,9 +1,8 @@
 """The audit of a data set: what its splits share, what they lack, and what is odd in them.
 
-The tables alone tell most of it. Frames are decoded where that is asked for. A leak is a
-file, an episode or video, a segment or a picture that is in two splits; everything else is
-a warning or a note. Splits that are drawn from others (`DatasetSpec.drawn`) are audited
-when they are named.
+The tables tell most of it; frames are decoded on request. A leak is a file, an episode or
+video, a segment or a picture in two splits; all else is a warning or a note. Drawn splits
+(`DatasetSpec.drawn`) are audited when they are named.
 """
 
 import hashlib
@@ -32,7 +31,7 @@ MOMENT = re.compile(r"(\d+|start|begin|first|end|last)\.[^./]+$")
 WORDS = {"start": 0, "begin": 0, "first": 0, "end": 1, "last": 1}
 
 KINDS = json.loads(Path(__file__).with_suffix(".json").read_text(encoding="utf-8"))
-"""Severity and text of all findings by name; names stay the same, for programs."""
+"""Severity and text of findings by name; programs rely on the names."""
 ORDER = ("leak", "warning", "note")
 
 
@@ -89,10 +88,9 @@ class AuditReport:
 class Part:
     """One split: its table, and its rows with paths as they are read.
 
-    The columns of ``rows``: ``first`` and ``last``, paths of the images or twice that of
-    the clip; ``shown``, both or the clip and its frame indices; ``group``, the episode or
-    video; ``target``, the class or the path of the action file; ``robot``; ``segment``,
-    the folder of a pair, or the video again.
+    Columns of ``rows``: ``first`` and ``last``, paths of the images or twice the clip's;
+    ``shown``, both or the clip and its frame indices; ``group``, the episode or video;
+    ``target``, class or action file; ``robot``; ``segment``, a pair's folder or the video.
     """
 
     def __init__(self, table: SampleTable) -> None:
@@ -223,9 +221,9 @@ def inspect_pairs(part: Part) -> list[Finding]:
 
 
 def digest_frames(part: Part, workers: int, findings: list[Finding]) -> dict[str, list[bytes]]:
-    """Digests of the pixels of a split's images, or of three sampled frames of each clip.
+    """Digests of the pixels of a split's images, or of three frames per clip.
 
-    What the split says by itself joins the findings.
+    The split's own faults join the findings.
     """
     files: dict[str, tuple[Path, tuple[int, ...]]] = {}
     pairs = list(zip(part.rows["first"], part.rows["last"], strict=True))
@@ -258,7 +256,7 @@ def digest_frames(part: Part, workers: int, findings: list[Finding]) -> dict[str
 
 
 def compare_tables(one: Part, other: Part) -> list[Finding]:
-    """What two splits share, and what the second alone has; `one` as a rule trains."""
+    """What two splits share, and what the second alone has; usually `one` trains."""
     both = (one, other)
     mine, theirs = ({*part.rows["first"], *part.rows["last"]} for part in both)
     found = finding("same_file", both, sorted(mine & theirs), len(theirs))

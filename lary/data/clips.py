@@ -1,9 +1,8 @@
 """Clips of SSv2 and EgoDex, cut and reversed out of their recordings.
 
-Both sources may not be redistributed, so the benchmark ships seed tables with the column
-``video_path`` and, in ``seed_output``, lines such as ``0.5 - 2.0 pick up``. A clip's name
-holds the row of its seed table and the line; ``_rev`` marks the reversed clip. Clips are
-H.264 without sound, cut by PyAV; each file appears whole or not at all.
+Neither source may be redistributed, so the benchmark ships seed tables: ``video_path``, and
+in ``seed_output`` lines such as ``0.5 - 2.0 pick up``. A clip's name holds its seed row and
+line, and ``_rev`` if reversed. Clips are H.264 without sound, cut by PyAV, and appear whole.
 """
 
 import functools
@@ -47,7 +46,7 @@ HALF_TICK = Fraction(1, 2_000_000)
 BLOCK = 48
 """Frames held at once while reversing: 150 MB of 1080p pictures."""
 REVERSED_BITS = 64
-"""Bits per pixel of a reversed clip at most, as OpenCV's writer allows: no visible loss."""
+"""Most bits per pixel of a reversed clip, as in OpenCV's writer: no visible loss."""
 MPEG4_TICKS = 65535
 """Largest number of ticks a second in MPEG-4 (ISO/IEC 14496-2)."""
 
@@ -71,9 +70,9 @@ class Task(NamedTuple):
 def parse_clips(value: object, times: Times = "clock") -> list[tuple[int, float, float]]:
     """Line (from 0), start and duration in seconds of the spans of a cell of the seed table.
 
-    The first range of a line counts. Under ``clock``, a line whose times have colons is
-    read as minutes and seconds; ``published`` reads the numbers at the colons' edges, as
-    the published tool does (``00:01 - 00:05`` gives nothing).
+    The first range of a line counts. ``clock`` reads times with colons as minutes and
+    seconds; ``published``, as the published tool, reads the numbers beside the dash
+    (``00:01 - 00:05`` gives nothing).
     """
     found = []
     for number, line in enumerate(str(value).replace("\\n", "\n").strip().split("\n")):
@@ -94,7 +93,7 @@ def parse_clips(value: object, times: Times = "clock") -> list[tuple[int, float,
 def clip_tasks(
     source: str, seeds: Iterable[Sequence[str]], root: Path, out: Path, wanted: frozenset[str], times: Times = "clock"
 ) -> list[Task]:
-    """The wanted clips that `seeds` (``video_path``, ``seed_output``) give, forward before reversed.
+    """The wanted clips of `seeds` (``video_path``, ``seed_output``), forward first.
 
     Named ``SSv2/<row>_<line>[_rev].mp4`` and ``EgoDex/<video>/<row>_<line>[_rev].mp4``.
     """
@@ -109,8 +108,7 @@ def clip_tasks(
             for ending in (SUFFIX, REVERSED + SUFFIX):
                 name = f"{stem}_{line}{ending}"
                 if name in wanted:
-                    # Both come from tables, which are untrusted: neither may lead out of
-                    # its folder.
+                    # Untrusted tables give both: neither may lead out of its folder.
                     recording, target = inside(root, inner), inside(out, name)
                     tasks.append(Task(recording, start, duration, target, ending != SUFFIX))
     return tasks
@@ -127,9 +125,9 @@ class ClipReport(NamedTuple):
 
 
 def prepare_clips(config: ClipConfig, settings: Settings) -> ClipReport:
-    """Cut every clip that the tables name and that isn't there yet. Raises UsageError.
+    """Cut every missing clip that the tables name. Raises UsageError.
 
-    A reversed clip is made of its forward clip, which is cut even where it isn't named.
+    A reversed clip is made of its forward clip, which is cut even if not named.
     """
     folder = settings.path("LARY_ROOT") / "data"
     named_tables = dict(zip(SOURCES, (config.seed_ssv2, config.seed_egodex), strict=True))
@@ -193,7 +191,7 @@ def make_clips(tasks: Sequence[Task]) -> dict[Path, str]:
 
 
 def cut_forward(source: Path, start: float, duration: float, out: Path) -> None:
-    """Cut `duration` seconds from `start` on, frame-exact, as H.264 with its own times. Raises MediaError."""
+    """Cut `duration` seconds from `start`, frame-exact, as H.264. Raises MediaError."""
     with opened_video(source) as (container, stream):
         # Cuts are counted from the recording's start, as the ffmpeg executable does.
         begin = Fraction(container.start_time or 0, 1_000_000) + Fraction(str(start))

@@ -1,7 +1,7 @@
 """Download of the published data sets: pinned, checked against digests, resumed, and unpacked.
 
-``DATA_DIR/lary_download.json`` names the revision that was fetched and the digests of every file that
-is in its place; it is written after each of them, so that the same command resumes where it stopped.
+``DATA_DIR/lary_download.json`` has the revision and the digest of every file in its place; it is
+written after each file, so that the same command resumes.
 """
 
 import filecmp
@@ -34,9 +34,9 @@ SECONDS = 30
 
 
 class RemoteFile(NamedTuple):
-    """A file of a repository: its path, its size in bytes, and the digest that the hub knows of it.
+    """A file of a repository: its path, its size in bytes, and the hub's digest.
 
-    ``sha256`` is of the content, ``git`` the SHA-1 of the content as a git object; either may be empty.
+    ``sha256`` is of the content, ``git`` its SHA-1 as a git object; either may be empty.
     """
 
     path: str
@@ -46,11 +46,11 @@ class RemoteFile(NamedTuple):
 
     @property
     def entry(self) -> dict[str, Any]:
-        """What the manifest says of the file once it is in its place."""
+        """The manifest's entry of the file in its place."""
         return {"size": self.size, "sha256": self.sha256, "git": self.git, "state": "done"}
 
     def problem(self, path: Path) -> str:
-        """What a fetched file has other than the hub says; empty if there is nothing."""
+        """How a fetched file differs from what the hub says; empty if it doesn't."""
         size = path.stat().st_size
         if size != self.size:
             return f"it has {size} bytes, not {self.size}"
@@ -72,7 +72,7 @@ class HuggingFace:
         self.repository, self._hub = repository, huggingface_hub
 
     def files(self, revision: str | None) -> tuple[str, list[RemoteFile]]:
-        """The commit that a branch, tag or commit stands for (None: the newest), and its files."""
+        """The commit of a branch, tag or commit (None: the newest), and its files."""
         api, found = self._hub.HfApi(), []
         commit = str(api.dataset_info(self.repository, revision=revision, timeout=SECONDS).sha)
         for entry in api.list_repo_tree(self.repository, recursive=True, revision=commit, repo_type="dataset"):
@@ -110,7 +110,7 @@ class ModelScope:
 
 @contextmanager
 def hub_errors(hub: str, repository: str) -> Iterator[None]:
-    """Turn whatever a hub's library raises into one sentence: HTTP libraries have own errors."""
+    """Turn any error of a hub's library, or of its HTTP library, into a LaryError."""
     try:
         yield
     except Exception as error:
@@ -125,7 +125,7 @@ def hub_errors(hub: str, repository: str) -> Iterator[None]:
 
 
 def downloadable(names: Sequence[str] = ()) -> list[DatasetSpec]:
-    """The records of `names`, or of all published data sets. Raises UsageError for another one."""
+    """The records of `names`, or of all published data sets. Raises UsageError."""
     if not names:
         return [spec for spec in DATASETS if spec.repository]
     specs = [DATASETS.get(name) for name in dict.fromkeys(names)]
@@ -136,7 +136,7 @@ def downloadable(names: Sequence[str] = ()) -> list[DatasetSpec]:
 
 
 def accept(specs: Sequence[DatasetSpec], accepted: bool, ask: Callable[[str], str] | None) -> None:
-    """Show the terms of every source and have them accepted. Raises UsageError if they aren't."""
+    """Show the terms of every source. Raises UsageError if they aren't accepted."""
     print(f"Sources and terms of: {', '.join(spec.name for spec in specs)}")
     for licence in dict.fromkeys(licence for spec in specs for licence in spec.licences):
         use = "commercial use allowed" if licence.commercial else "no commercial use"
@@ -154,7 +154,7 @@ def accept(specs: Sequence[DatasetSpec], accepted: bool, ask: Callable[[str], st
 
 
 def known_folders(specs: Iterable[DatasetSpec]) -> list[str]:
-    """Folders of the layout: roots of splits, what is above them, and those named by a source."""
+    """Folders of the layout: roots of splits, their parents, and those of sources."""
     found = []
     for spec in specs:
         for split in spec.splits.values():
@@ -181,9 +181,9 @@ def belongs(path: str, spec: DatasetSpec) -> bool:
 
 
 def choose(files: Sequence[RemoteFile], specs: Sequence[DatasetSpec], config: DownloadConfig) -> list[RemoteFile]:
-    """The files that are wanted. Raises UsageError where there are none.
+    """The wanted files. Raises UsageError where there are none.
 
-    Archives, tables, and what is in the folders of the layout are data; the rest is documents.
+    Archives, tables, and files in the layout's folders are data; the rest is documents.
     """
     paths = []
     for file in files:
@@ -205,8 +205,8 @@ def choose(files: Sequence[RemoteFile], specs: Sequence[DatasetSpec], config: Do
 def find_place(archive: str, folders: Sequence[str]) -> Callable[[str], str]:
     """Where the members of an archive belong below ``DATA_DIR``, among the folders of the layout.
 
-    In this order: a member names its track (``regression/calvin/...``); it starts with a folder of
-    the layout (``calvin/...``); the archive is in one or is called like one (``regression/calvin.tar``).
+    In this order: a member names its track (``regression/calvin/...``) or starts with a folder
+    (``calvin/...``); the archive is in one or has its name (``regression/calvin.tar``).
     """
     short = {folder.split("/")[1]: folder for folder in folders if folder.count("/") == 1}
     path = PurePosixPath(archive)
@@ -245,7 +245,7 @@ class Download:
     """One run: files are fetched beside the data, then unpacked or moved into the layout.
 
     Attributes:
-        fetched, kept, unpacked: files that came, files that were in their place before, archives.
+        fetched, kept, unpacked: files that came, files that were there before, archives.
     """
 
     def __init__(self, config: DownloadConfig, settings: Settings, repository: str) -> None:
@@ -272,7 +272,7 @@ class Download:
         return bool(self.entries.get(file.path) == file.entry)
 
     def run(self) -> None:
-        """Fetch the files, and put each into the layout once all parts of its archive are here."""
+        """Fetch the files, and place each once all parts of its archive are here."""
         self.data_dir.mkdir(parents=True, exist_ok=True)
         for rest in self.data_dir.glob(f"{SCRATCH}*"):  # of a run that was killed
             shutil.rmtree(rest, ignore_errors=True)
@@ -320,9 +320,9 @@ class Download:
         return path
 
     def place(self, name: str, paths: Sequence[Path]) -> None:
-        """Unpack an archive, or move a file to its place, where none of other content is replaced.
+        """Unpack an archive, or move a file to its place, replacing no other content.
 
-        Raises LaryError if an archive is refused or nothing says where it belongs.
+        Raises LaryError for a refused archive or an unknown place.
         """
         if whole_name(name):
             where = find_place(name, known_folders(downloadable()))
@@ -344,12 +344,8 @@ class Download:
 def download(config: DownloadConfig, settings: Settings, ask: Callable[[str], str] | None = None) -> Download:
     """Show the terms, then fetch, check and unpack; with `config.dry_run` only choose the files.
 
-    Args:
-        ask: asks a person whether the terms are accepted; None where there is none.
-
-    Raises:
-        UsageError: terms are not accepted, the folder holds another repository, nothing is chosen.
-        LaryError: the hub can't be reached, or there is no space.
+    `ask` asks a person to accept the terms. Raises UsageError for refused terms, another repository
+    in the folder, or no files, and LaryError for an unreachable hub or too little space.
     """
     specs = downloadable([key for part in config.include for key in part.split(",") if key])
     repository = config.repo or ", ".join(sorted({spec.repository for spec in specs}))

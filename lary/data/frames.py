@@ -138,8 +138,7 @@ def scan_packets(container: Any, stream: Any) -> FrameTable | None:
         budget -= packet.size
         if budget >= 0 and countable:
             packets.append(packet)
-        # The last packet is empty. One outside the container's edit list is decoded
-        # for the sake of others and never shown: it counts as no frame.
+        # The last packet is empty; one outside the edit list is decoded but never shown.
         if not packet.size or packet.is_discard:
             continue
         if packet.pts is None:
@@ -167,8 +166,8 @@ def codec_name(stream: Any) -> str:
 def starts_afresh(packet: Any, stream: Any) -> bool:
     """Whether every later frame can be decoded from this key packet on.
 
-    Containers mark H.264 recovery points (open groups, intra refresh) as key frames too;
-    only an instantaneous refresh (NAL type 5, ITU-T H.264 table 7-1) needs nothing before.
+    Containers mark H.264 recovery points as key frames too; only an instantaneous refresh
+    (NAL type 5, ITU-T H.264 table 7-1) needs nothing before.
     """
     if codec_name(stream) != "h264":
         return True
@@ -188,8 +187,8 @@ def pick_frames(stream: Any, table: FrameTable, frame_index: Sequence[int]) -> d
     last, context = len(table.stamps) - 1, stream.codec_context
     missing = sorted({min(index, last) for index in frame_index})
     index_of = {table.stamps[index]: index for index in missing}
-    # H.264 says whether other pictures refer to one (nal_ref_idc), so that unwanted ones
-    # that none needs are skipped. HEVC says it for one temporal layer only.
+    # H.264 says whether others refer to a picture (nal_ref_idc): if none, it is skipped.
+    # HEVC says it for one temporal layer only.
     droppable = codec_name(stream) == "h264"
     found: dict[int, Image] = {}
     for number, packet in enumerate(table.packets):
@@ -226,7 +225,7 @@ def decode_in_order(container: Any, stream: Any, frame_index: Sequence[int]) -> 
 
 
 def decode_video(path: Path) -> Iterator[Any]:
-    """All frames of a video in order of presentation, as PyAV has them, one at a time. Raises MediaError."""
+    """All frames of a video in order of presentation, from PyAV. Raises MediaError."""
     count = 0
     with opened_video(path) as (container, stream):
         for packet in container.demux(stream):
@@ -242,7 +241,7 @@ def decode_video(path: Path) -> Iterator[Any]:
 
 
 def announced_frames(path: Path) -> int:
-    """The number of frames that a container announces, as OpenCV reads it; 0 for none. Raises MediaError."""
+    """The announced number of frames, as OpenCV reads it, or 0. Raises MediaError."""
     with opened_video(path) as (container, stream):
         if stream.frames or not stream.average_rate:
             return int(stream.frames)
@@ -263,7 +262,7 @@ def to_rgb(frame: Any) -> Image:
 
 
 _own = threading.local()
-"""Each thread's converter: a new one for every frame would be set up anew for each."""
+"""Each thread's converter, since setting one up takes time."""
 
 
 @functools.cache

@@ -1,8 +1,8 @@
 """Images as pixels: uint8 RGB (H, W, 3), validated before they are decoded.
 
-Files are untrusted: a header of a few bytes can ask a decoder for gigabytes, and decoders
-differ in what they make of a torn PNG: nothing, grey rows or zeros. So its chunks,
-checksums and pixels are counted here; Pillow examines the other formats.
+Files are untrusted: a short header can ask for gigabytes, and decoders make nothing, grey
+rows or zeros of a torn PNG. So its chunks, checksums and pixels are counted here; Pillow
+examines other formats.
 """
 
 import functools
@@ -103,8 +103,7 @@ def image_problem(data: bytes, *, pixels: bool = True) -> str:
         with Pillow.open(io.BytesIO(data)) as image:
             if problem := size_problem(*image.size):
                 return problem
-            # A JPEG with its end marker needs no second decoding; some cameras append
-            # data behind the marker.
+            # A JPEG with its end marker, behind which some cameras append data, is whole.
             if not data.startswith(JPEG) or data.rfind(b"\xff\xd9") < data.rfind(b"\xff\xda"):
                 image.load()
     except (OSError, SyntaxError, ValueError, Pillow.DecompressionBombError, Pillow.DecompressionBombWarning) as error:
@@ -139,8 +138,8 @@ def png_problem(data: bytes, *, pixels: bool = True) -> str:
         return problem
     if not pixels and len(stream) <= UNCOUNTED:
         return ""
-    # Pillow fills a short stream with zeros and says nothing. Interlaced rows are up to
-    # twice as many; what is packed behind the picture would cost decoders hours.
+    # Pillow silently fills a short stream with zeros. Interlaced rows are up to twice as
+    # many; data packed behind the picture would cost decoders hours.
     row = 1 + (width * depth * PNG_SAMPLES.get(colour, 1) + 7) // 8
     least, most = (row, 2 * row * height) if interlaced else (row * height, row * height)
     inflate = zlib.decompressobj()

@@ -1,8 +1,8 @@
 """Normalisation of action chunks: statistics, their file, targets, and relative actions.
 
-Arithmetic as in the published code: the target is float32, mean and standard deviation are
-float64, and the result is rounded to float32 once. Unlike there, a robot type without statistics
-is an error, never mean 0 and std 1. The files are the published JSON; ``m2`` is ours.
+As published, the target is float32, mean and std are float64, and the result is rounded to
+float32 once. Unlike there, a robot type without statistics is an error, never mean 0 and std 1.
+The files are the published JSON; ``m2`` is ours.
 """
 
 import re
@@ -32,7 +32,7 @@ SLICE = 4096
 EXAMPLES = 20
 """Missing files that a statistics file names."""
 SPLIT_NAMES = ("seen_train", "seen_val", "unseen", "train", "val")
-"""Words in the name of a table that name its split, in this order; without any: training."""
+"""Words in a table's name that name its split, in this order; otherwise training."""
 
 
 class Statistics(NamedTuple):
@@ -119,10 +119,10 @@ def relative_stats_file(spec: DatasetSpec, frame: Frame = "world") -> str:
 
 
 def read_statistics(path: Path, spec: DatasetSpec, command: str) -> Normaliser:
-    """Read a statistics file: ``robot_stats`` (or what is in it, directly), or ``mean`` and ``std``.
+    """Read a statistics file: ``robot_stats`` (or its content alone), or ``mean`` and ``std``.
 
-    Entries without mean and std are passed over. A robot type that the record gives to rows
-    without one takes the numbers under `NO_ROBOT` where the file has none for it. Raises LaryError.
+    Entries without both are passed over. The record's robot type for rows without one takes
+    the numbers of `NO_ROBOT` where it has none. Raises LaryError.
     """
     make = f" Make them with: {command}" if command else ""
     if not path.is_file():
@@ -148,9 +148,9 @@ def read_statistics(path: Path, spec: DatasetSpec, command: str) -> Normaliser:
 
 
 class Targets(NamedTuple):
-    """Normalised targets of a split: values (n, K, A) float32, NaN in the rows that failed.
+    """Normalised targets of a split: values (n, K, A) float32, NaN in failed rows.
 
-    K is 1 for relative actions; mean and std (n, A) take them back to the data set's units.
+    K is 1 for relative actions; mean and std (n, A) restore the data set's units.
     """
 
     values: Floats
@@ -203,7 +203,7 @@ def write_statistics(config: StatsConfig, settings: Settings) -> tuple[Path, dic
 def measure_table(
     spec: DatasetSpec, csv: Path, data_dir: Path, out: Path | None = None, workers: int = 8
 ) -> tuple[Path, dict[str, Any]]:
-    """Measure the actions of a training table per robot type; the statistics file and its content.
+    """Measure a training table's actions per robot type; the statistics file and its content.
 
     Raises LaryError where an action file is broken, or all are missing.
     """
@@ -247,7 +247,7 @@ class TableReport(NamedTuple):
 
 
 class RelativeReport(NamedTuple):
-    """What was done: per table, and the statistics file if a training table was among them."""
+    """What was done per table, and the statistics file if there was a training table."""
 
     tables: tuple[TableReport, ...]
     statistics: Path | None
@@ -263,10 +263,10 @@ def split_of(spec: DatasetSpec, table: Path) -> str:
 
 
 def write_relative(config: RelativeConfig, settings: Settings) -> RelativeReport:
-    """Write the relative action of every row and the statistics; files that exist are kept.
+    """Write the relative action of every row and the statistics; existing files are kept.
 
-    The statistics are those of the published tool: of the first training table, or per robot type,
-    where a later table's numbers replace an earlier one's.
+    As published, statistics are of the first training table, or per robot type, where a later
+    table replaces an earlier one.
     """
     spec = DATASETS.get(config.dataset)
     per_robot = spec.actions.normalisation.stats_file is not None
@@ -297,7 +297,7 @@ def write_relative(config: RelativeConfig, settings: Settings) -> RelativeReport
 def convert_table(
     config: RelativeConfig, table: SampleTable, out: Path, lists: Path
 ) -> tuple[TableReport, dict[str, Moments]]:
-    """Convert one table; returns what was done and the moments by robot type of its rows."""
+    """Convert one table: what was done, and the moments by robot type."""
     space = table.spec.actions
     arms = actions.poses(space, config.frame)
     target = out / actions.in_frame(table.spec.split(table.split).root, config.frame)

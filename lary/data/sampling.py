@@ -1,10 +1,9 @@
 """The frames of a clip that are shown: where something moves, or at equal distances.
 
-By motion as MGSampler (arXiv 2104.09952) in the benchmark's form: motion between two
-frames is 1 - SSIM (Wang et al. 2004, 7 x 7 uniform window) of their 224 x 224 gray
-pictures. The cumulative sum of its square root is cut into equal parts, so that frames
-gather where something moves. Clips of at most two frames per wanted index are sampled
-uniformly.
+As in the benchmark's MGSampler (arXiv 2104.09952), motion between two frames is 1 - SSIM
+(Wang et al. 2004, 7 x 7 uniform window) of their 224 x 224 gray pictures. The cumulative
+sum of its root is cut into equal parts. Clips of at most two frames per wanted index are
+sampled uniformly.
 """
 
 from collections.abc import Iterable, Iterator
@@ -38,9 +37,8 @@ STABILISERS = (0.01 * 255) ** 2, (0.03 * 255) ** 2
 def frame_motion(pictures: Iterable[Gray]) -> Doubles:
     """1 - SSIM between neighbouring gray pictures (H, W) uint8, (n - 1,) float64.
 
-    Written here rather than taken from scikit-image: the window sums of a picture serve
-    both of its pairs, and OpenCV's box filter takes about a tenth of the time; equal to
-    its defaults for uint8 within rounding.
+    Equal to scikit-image's defaults for uint8 within rounding, in a tenth of the time:
+    window sums serve both pairs of a picture, by OpenCV's box filter.
     """
     import cv2
 

@@ -1,15 +1,13 @@
 """The record of a data set: what it shows, what is read from it, and where its files are.
 
-Loads no heavy library, since ``lary datasets`` prints the records. Those of the benchmark and of
-the simulated arms are in ``catalog.json``. Sources: arXiv 2604.11689, section 3 and appendix
-(tracks, splits, licences) and the published metadata tables; the revision is the day on which the
-published data were opened in full. Four fields need a reason:
+Loads no heavy library, since ``lary datasets`` prints the records. Those of the benchmark and the
+simulated arms are in ``catalog.json``, from arXiv 2604.11689, section 3 and appendix (tracks,
+splits, licences) and the published tables; the revision is the day on which all data were opened.
+Four fields need a reason:
 
-- ``drawn``: the published training and validation rows split anew, 75:25 by whole groups, since the
-  published split of these data sets is by row.
-- ``groups`` of VLABench are empty: the published results of these keys have single dimensions only.
-- ``path_repair`` of VLABench: a cleaning step took the text ``_<stride>/`` out of the paths of
-  episode ``<stride>``.
+- ``drawn``: the published split is by row, so its rows are split anew, 75:25 by whole groups.
+- ``groups`` of VLABench are empty: the published results have single dimensions only.
+- ``path_repair`` of VLABench: ``_<stride>/`` was cleaned out of the paths of episode ``<stride>``.
 - ``unnamed_robot`` of RoboCOIN: the cell is empty for all tasks of this robot and for no other.
 """
 
@@ -52,12 +50,12 @@ class Normalisation:
 EPISODE = r"^(.*?ep_[^/]+)/"
 """Group of a pair: its episode folder, with the task folder before it where there is one."""
 CLIP = r"^((?:SSv2|EgoDex)/(?:[^/]+/)*\d+(?=_\d+(?:_rev)?\.[^./]+$)|.+?(?=(?:_rev)?\.[^./]+$))"
-"""Group of a clip: its path without ``_rev`` and extension; those of one row of a seed table are one."""
+"""Group of a clip: its path without ``_rev`` and extension, or its row of a seed table."""
 NO_ROBOT = "nan"
 """Key of rows without a robot type in statistics files, as the published tool writes it."""
 
 Convention = Literal["euler_xyz", "quaternion_xyzw"]
-"""Roll, pitch, yaw in radians about the fixed axes x, y, z; or a quaternion with its real part last."""
+"""Roll, pitch, yaw (radians, fixed axes x, y, z), or a quaternion, real part last."""
 
 
 @dataclass(frozen=True)
@@ -96,8 +94,8 @@ class Split:
 class Draw:
     """A split drawn from the tables of `sources` (splits with one root) by whole groups.
 
-    A group validates if a hash of its name falls below `share`: so the draw needs no seed, and an
-    episode is on one side in every table. `pattern` names the groups in place of the record's.
+    A group validates if its name's hash is below `share`: without a seed, an episode is on one
+    side in every table. `pattern` replaces the record's.
     """
 
     sources: tuple[str, ...]
@@ -125,20 +123,20 @@ class DatasetSpec:
         media: ``pair`` (columns src_img, tgt_img) or ``clip`` (columns video_path, sample_indices).
         target: a LabelSpace (column ``action`` holds a class name) or an ActionSpace (a .npy path).
         splits: by name; a split without ``table`` is read from ``<name>_metadata_<split>.csv``.
-        drawn: further splits by name, drawn from the tables of the others when they are asked for.
-        train, validation, unseen: the splits that probes train on, validate on, and test on unseen.
-        stride: frames between source and target; data sets of one `stride_series` differ in it alone.
-        group_pattern: regular expression on the first media path without its ``images`` folder; the
-            match, or its group 1, names the episode or video of a sample.
-        media_depth: how many folders precede ``images`` / ``actions`` in a table's paths; None for
-            none such. Published tables exist with and without these folders.
-        path_repair: regular expression and replacement for paths that published tables spell wrongly.
-        embodiment_column: column with the robot type; None: ``embodiment``, where a table has it.
+        drawn: further splits by name, drawn from the tables of others on request.
+        train, validation, unseen: the splits by their use in probes.
+        stride: frames from source to target; in one `stride_series` only it differs.
+        group_pattern: regular expression on the first media path without ``images``; its group 1 or
+            match names the episode or video.
+        media_depth: how many folders precede ``images`` / ``actions``, which published tables name
+            or not; None: there are none.
+        path_repair: regular expression and replacement for wrong paths in published tables.
+        embodiment_column: column with the robot type; None: ``embodiment``, if there.
         embodiment: the robot type where there is no column.
-        unnamed_robot: regular expression on the first media path, and the robot type of the rows with
-            an empty cell that it matches; statistics files may hold theirs under `NO_ROBOT`.
-        integrity_group: name in the published integrity report; empty where it is not in there.
-        samples: number of samples over all splits; None where it isn't published.
+        unnamed_robot: regular expression on the first media path, and the robot type of matching rows
+            with an empty cell; statistics files may have it under `NO_ROBOT`.
+        integrity_group: name in the published integrity report, if it is there.
+        samples: number over all splits; None where it isn't published.
         repository: of the published files, owner/name.
         citation: BibTeX.
     """

@@ -1,7 +1,7 @@
 """Splits of a data set: finding their tables, drawing them from others, and splitting a table.
 
-The paper splits composite actions 70:30 and everything else 75:25, stratified by class. By row is
-``sklearn.model_selection.train_test_split`` with its random state; rows keep the shuffled order.
+The paper splits composite actions 70:30, all else 75:25, stratified by class. Splits by row are
+scikit-learn's ``train_test_split``, in its shuffled order.
 """
 
 import math
@@ -28,9 +28,9 @@ CLIPS, PAIRS = 0.3, 0.25
 
 
 def find_table(spec: DatasetSpec, split: str, root: Path, explicit: Path | None = None) -> Path:
-    """The CSV of a split: `explicit`, or else by the published names below `root`, ``$LARY_ROOT``.
+    """The CSV of a split: `explicit`, or by the published names below `root`, ``$LARY_ROOT``.
 
-    A drawn split is drawn. Raises UsageError with every path that was tried.
+    A drawn split is drawn. Raises UsageError with every path tried.
     """
     names = dict.fromkeys((spec.table_name(split), f"{spec.name}_metadata_{split}.csv", f"{spec.name}_{split}.csv"))
     if explicit is None and split in spec.drawn:
@@ -47,9 +47,9 @@ def find_table(spec: DatasetSpec, split: str, root: Path, explicit: Path | None 
 
 
 def draw_table(spec: DatasetSpec, split: str, root: Path) -> Path:
-    """Write the table of a drawn split, unless it is there: the rows of its groups, in order.
+    """Write the table of a drawn split unless it exists: the rows of its groups, in order.
 
-    Raises UsageError where a source is missing or a table of that name holds something else.
+    Raises UsageError where a source is missing or the existing table differs.
     """
     path, rule = root / "data" / spec.table_name(split), spec.drawn[split]
     try:
@@ -81,7 +81,7 @@ def draw_table(spec: DatasetSpec, split: str, root: Path) -> Path:
 
 
 def validates(group: str, share: float) -> bool:
-    """Whether a group is among the `share` of all groups that validate: a hash of its name decides."""
+    """Whether the hash of a group's name is in the `share` that validates."""
     return int(digest(group, length=8), 16) < share * 16**8
 
 
@@ -140,11 +140,10 @@ def split_rows(count: int, share: float, strata: Sequence[str] | None, seed: int
 
 
 def split_groups(groups: Sequence[str], share: float, strata: Sequence[str] | None, seed: int) -> tuple[Rows, Rows]:
-    """Row numbers of training and validation, in the table's order, with whole groups in either.
+    """Row numbers of training and validation, in the table's order, with whole groups.
 
-    Groups are taken in random order; one goes to validation where that brings the counts of its
-    classes nearer to their shares: every class ends within half of its largest group of its share.
-    Raises UsageError where a part would be empty.
+    In random order, a group validates where that brings its classes nearer to their shares:
+    every class ends within half of its largest group. Raises UsageError for an empty part.
     """
     if not 0 < share < 1:
         raise UsageError(f"--test-size {share}: expected a share between 0 and 1.")

@@ -35,15 +35,15 @@ EMBODIMENT_COLUMN = "embodiment"
 IMAGE_FOLDER, ACTION_FOLDER = "images", "actions"
 INDICES = re.compile(r"\s*[0-9]{1,9}\s*(,\s*[0-9]{1,9}\s*)*")
 UNSAFE_PATH = re.compile(r"[/\\]|[^/\\]*:|(.*[/\\])?\.\.([/\\]|$)")
-"""How a path that leaves its root starts: with a root, a drive, or a way upwards."""
+"""Paths that leave their root: by a root, a drive, or ``..``."""
 SEGMENT = r"[A-Za-z0-9_][A-Za-z0-9_.,()+ -]*"
 PLAIN = {INDEX_COLUMN: r"^[0-9]{1,9}(,[0-9]{1,9})*$", "path": rf"^{SEGMENT}(/{SEGMENT})*$"}
-"""Cells that are surely valid (RE2, a whole column at once); others are examined."""
+"""Surely valid cells (RE2, a whole column at once); others are examined."""
 PLAIN_PATH = re.compile(rf"{SEGMENT}(/{SEGMENT})*(?<! )")
 SHORT = 255
 """Letters within which no part of a path can be too long."""
 LONGEST_CELL = 4096
-"""Letters of a cell that is used: the longest path of common systems, or a thousand frame numbers."""
+"""Letters of a cell: the longest path of common systems, or a thousand frame numbers."""
 MOST_COLUMNS = 4096
 LONGEST_LINE = 1 << 22
 """Bytes of a row: bounds what a hostile table can make the parser allocate."""
@@ -52,10 +52,9 @@ THREADS = 16
 
 
 def read_frame(path: Path, limit: int | None = None, needed: Sequence[str] = ()) -> pandas.DataFrame:
-    """The columns of a CSV in UTF-8 as strings; a byte order mark and blank lines are skipped.
+    """The columns of a CSV in UTF-8 as strings, without byte order mark and blank lines.
 
-    Raises UsageError for a file without rows or one of the `needed` columns, or with a row of
-    another number of cells.
+    Raises UsageError where rows, cells, or `needed` columns are missing or too many.
     """
     import pandas
     import pyarrow as pa
@@ -128,10 +127,10 @@ def line_of(path: Path, row: int) -> int:
 
 @dataclass(frozen=True, eq=False)
 class SampleTable:
-    """The samples of one split, in the order of its table; each `Sample` is made when asked for.
+    """The samples of one split, in its table's order; each `Sample` is made when asked for.
 
-    `frame` holds all columns of the CSV at `path` as strings, its index the rows in the file, from 0.
-    Paths start from `root`; `digest` is that of the file's bytes.
+    `frame` has all columns of the CSV at `path` as strings; its index is the row in the file,
+    from 0. Paths start from `root`; `digest` is of the file's bytes.
     """
 
     spec: DatasetSpec
@@ -232,7 +231,7 @@ class SampleTable:
         return tuple(name or rule(position) for position, name in enumerate(self.robots()))
 
     def _file(self, position: int, column: str) -> Path:
-        """The file at the usual path, or at that in the table where only this exists."""
+        """The file at the usual path, or the table's where only that exists."""
         found = places(self.spec, self._columns[column][position], folder_of(column))
         usual, *others = (inside(self.root, place) for place in found)
         if not others or usual.exists():
@@ -243,10 +242,10 @@ class SampleTable:
 def read_table(
     spec: DatasetSpec, split: str, *, path: Path, data_dir: Path, limit: int | None = None, media: bool = True
 ) -> SampleTable:
-    """Read and validate the table of a split, or its first `limit` rows; nothing but the CSV is opened.
+    """Read and validate the table of a split, or its first `limit` rows; no other file is opened.
 
-    Without `media`, it need not name images or clips. Raises UsageError where the file is no table
-    (`read_frame`), or a column or cell is missing or wrong.
+    Without `media`, it need not name images or clips. Raises UsageError for a wrong table
+    (`read_frame`), column or cell.
     """
     root = data_dir / spec.split(split).root
     needed = needed_columns(spec) if media else (TARGET_COLUMN,)
@@ -309,14 +308,14 @@ def folder_of(column: str) -> str:
 
 
 def group_name(spec: DatasetSpec, first: str, pattern: str | None = None) -> str:
-    """The group of a sample from its first usual path, by the record's pattern or another."""
+    """The group of a sample from its first path, by the record's pattern or another."""
     return matched(pattern or spec.group_pattern, first, spec.media_depth is not None)
 
 
 def matched(pattern: str, path: str, short: bool = True) -> str:
-    """The first group or the match of a pattern in a path; without a match the path itself.
+    """The first group or the match of a pattern in a path; without a match, the path.
 
-    Where it is `short`, its first folder of images is left out: by string methods, which are fast.
+    Where `short`, its first image folder is left out, by fast string methods.
     """
     if short and path.startswith(f"{IMAGE_FOLDER}/"):
         path = path[len(IMAGE_FOLDER) + 1 :]
@@ -329,14 +328,14 @@ def matched(pattern: str, path: str, short: bool = True) -> str:
 
 
 def usual_place(spec: DatasetSpec, cell: str, folder: str) -> str:
-    """A path of a table below its root, repaired and with its folder, as the record says."""
+    """A table's path below its root, repaired and with its folder by the record."""
     if spec.path_repair is not None and re.search(spec.path_repair[0], cell):
         cell = re.sub(*spec.path_repair, cell)
     return placed(cell, folder, spec.media_depth)
 
 
 def places(spec: DatasetSpec, cell: str, folder: str) -> tuple[str, ...]:
-    """Where a file may be below its root: the usual path first, then what the table says."""
+    """Where a file may be below its root: the usual path, then the table's."""
     usual = usual_place(spec, cell, folder)
     if cell == usual:
         return (usual,)
@@ -344,7 +343,7 @@ def places(spec: DatasetSpec, cell: str, folder: str) -> tuple[str, ...]:
 
 
 def placed(cell: str, folder: str, depth: int | None) -> str:
-    """A path with forward slashes and, unless `depth` is None, `folder` behind `depth` folders."""
+    """A path with forward slashes and, given a `depth`, `folder` behind so many folders."""
     named = depth is None or cell.startswith(f"{folder}/") or f"/{folder}/" in cell
     if named and PLAIN_PATH.fullmatch(cell):
         return cell  # nearly all of them

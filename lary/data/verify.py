@@ -1,8 +1,8 @@
 """The integrity checker: are the files that the tables name there, whole, and of the right shape.
 
-Files are decoded in full by worker processes, since they can hang or crash a decoder. A
-manifest of digests lets a later run compare instead of decode. The text report has the
-published layout; ``depth="headers"`` inspects only what the published checker inspects.
+Worker processes decode the files, which can hang or crash a decoder. A manifest of digests
+lets a later run compare instead. The text report has the published layout, and
+``depth="headers"`` inspects what the published checker inspects.
 """
 
 import itertools
@@ -38,17 +38,17 @@ STATUSES = ("ok", "missing", "corrupt")
 VERSION = 1
 """Of the report in JSON, and of manifests."""
 PER_CORE, FILES_PER_WORKER = 4, 64
-"""More worker processes than these cost memory and time to start, and gain nothing."""
+"""More worker processes cost memory and time to start, and gain nothing."""
 PATIENCE = 4
-"""How much longer a file may take that failed to answer, when it is tried again."""
+"""How many times longer a second try may take."""
 
 
 @dataclass(slots=True, eq=False)
 class CheckedFile:
-    """A file that tables name, or a table itself, and which column names it first.
+    """A file that tables name, or a table itself, and the column that names it first.
 
-    The first of `places` that exists counts; `shape` is (K, A) of an action file as the
-    record has it, `found` that of a whole file as it was decoded.
+    The first of `places` that exists counts; `shape` is the record's (K, A) of an action
+    file, `found` the shape that was decoded.
     """
 
     kind: str
@@ -128,7 +128,7 @@ def verify(config: CheckConfig, settings: Settings) -> VerifyReport:
 
 
 def read_groups(config: CheckConfig, root: Path, data_dir: Path) -> dict[str, CheckedGroup]:
-    """The groups that were asked for by name; by default the published ones and all with a table."""
+    """The named groups; by default the published ones and all with a table."""
     wanted, known = {name.lower() for name in config.groups}, list[str]()
     found: dict[str, CheckedGroup] = {}
     for spec in DATASETS:
@@ -207,9 +207,9 @@ def read_split(group: CheckedGroup, spec: DatasetSpec, split: str, path: Path | 
 
 
 def check_files(config: CheckConfig, data_dir: Path, files: Sequence[CheckedFile]) -> int:
-    """Settle every file by its digest in the manifest or by decoding; how many by digest.
+    """Check every file by digest or by decoding; return how many by digest.
 
-    What is whole is noted in the manifest, or a hidden one, at once: a killed run resumes.
+    Whole files enter the manifest, or a hidden one, at once: a killed run resumes.
     """
     path = config.manifest or config.output.with_name(f".{config.output.name}.manifest")
     entries, questions = read_digests(path), list[Question]()
@@ -271,8 +271,8 @@ def read_digests(path: Path) -> dict[str, list[Any]]:
 def ask_all(questions: Sequence[Question], workers: int, seconds: float) -> Iterator[tuple[int, Answer]]:
     """Position of every question and its answer, in order of completion.
 
-    Files without an answer are asked about once more at the end by at most two workers
-    and with more time, so that a crowded machine accuses no good file.
+    Files without an answer are tried again at the end by at most two workers with more
+    time, so that a crowded machine accuses no good file.
     """
     left: Sequence[int] = range(len(questions))
     for processes, patience in ((workers, seconds), (2, PATIENCE * seconds)):
@@ -300,9 +300,8 @@ def answer(question: Question) -> Answer:
     """Inspect a file: ``status`` and ``reason``; if ok also ``shape``, ``size`` and ``sha256``.
 
     Args:
-        question: ``places``, ``kind`` and ``shape`` of the file; ``whole``, whether it is
-            decoded; ``sha256``, a known digest that replaces decoding; ``strict``, whether
-            another one is wrong.
+        question: ``places``, ``kind`` and ``shape`` of the file; ``whole``: decode it;
+            ``sha256``: a known digest that replaces decoding; ``strict``: another is wrong.
     """
     found: Answer = {"status": "ok", "reason": "", "shape": None, "sha256": None}
     try:

@@ -4,9 +4,8 @@ Files of a cut are named by frame: ``images/ep_0/frame_000005.png`` and
 ``actions/ep_0/action_000005to000009.npy`` for pairs (the layout of CALVIN),
 ``ep_0/action_03/action_start.png`` for motions (the layout of LIBERO).
 
-Atomic motions and their labels are the deterministic half of the benchmark's data engine
-(arXiv 2604.11689, section 3): the 26 combinations of forward/backward, left/right and up/down, and
-the opening and closing of the gripper.
+Atomic motions and their labels are those of the benchmark's data engine (arXiv 2604.11689,
+section 3): 26 combinations of forward/backward, left/right and up/down, and open and close.
 """
 
 from __future__ import annotations
@@ -67,11 +66,7 @@ ATOMIC_CLASSES = tuple(sorted(INVERSE))
 
 @dataclass(frozen=True)
 class AtomicRule:
-    """How a trajectory is cut into atomic motions: `MotionOptions`, checked.
-
-    ``axes`` are three signed names, ``grip`` is a number, and ``open_high`` says whether larger values
-    are open.
-    """
+    """How a trajectory is cut: `MotionOptions`, checked; `open_high`: larger values are open."""
 
     threshold: float = 0.03
     reach: float = 0.08
@@ -83,9 +78,7 @@ class AtomicRule:
 
     def __post_init__(self) -> None:
         if not 0 < self.threshold <= self.reach:
-            raise UsageError(
-                f"--threshold {self.threshold:g}: expected more than 0 and at most --reach {self.reach:g}."
-            )
+            raise UsageError(f"--threshold {self.threshold:g}: expected more than 0, at most --reach {self.reach:g}.")
         if self.settle < 1:
             raise UsageError(f"--settle {self.settle}: must be at least 1.")
         if sorted(axis[1:] for axis in self.axes) != ["x", "y", "z"] or any(axis[0] not in "+-" for axis in self.axes):
@@ -93,7 +86,7 @@ class AtomicRule:
 
     @classmethod
     def of(cls, options: MotionOptions, grip: float = 0.5) -> AtomicRule:
-        """The rule of a command, with the middle of the gripper's range. Raises UsageError."""
+        """The rule of a command; `grip` is the middle of the gripper's range. Raises UsageError."""
         return cls(
             options.threshold,
             options.reach,
@@ -106,14 +99,10 @@ class AtomicRule:
 
 
 def atomic_segments(positions: Values, gripper: Values | None, rule: AtomicRule) -> list[Segment]:
-    """Cut a trajectory into atomic motions, in order of time and without overlap.
+    """Cut positions (T, 3) and gripper openings (T,) into motions in order, without overlap.
 
-    A motion lasts until the hand is `reach` away from its start along some axis, the gripper changes,
-    or the trajectory ends. What has not moved by `threshold` along any axis by then is left out.
-
-    Args:
-        positions: of the end effector, (T, 3).
-        gripper: its opening, (T,); None for an arm without one.
+    A motion lasts until the hand is `reach` away along some axis, the gripper changes, or the
+    trajectory ends. One that moved less than `threshold` along all axes is left out.
     """
     columns = ["xyz".index(axis[1:]) for axis in rule.axes]
     signs = np.array([1.0 if axis[0] == "+" else -1.0 for axis in rule.axes])
@@ -171,9 +160,7 @@ class PairCut:
 class MotionCut:
     """First and last image of each atomic motion, in both directions of time.
 
-    Attributes:
-        position: columns of the values with the end effector's x, y and z.
-        gripper: column with the gripper's opening; None for an arm without one.
+    `position` and `gripper` are columns of the values; None for an arm without gripper.
     """
 
     position: tuple[int, ...]
@@ -216,13 +203,9 @@ def find_column(option: str, text: str, dims: Sequence[str]) -> int:
 
 
 class SourceEpisode(NamedTuple):
-    """An episode to import, read when it is asked for.
+    """An episode to import: its folder, such as ``ep_3``, and its name in messages.
 
-    Attributes:
-        folder: name of the folder of its files, such as ``ep_3``.
-        label: its name in messages.
-        values: reads its values (T, A).
-        images: finds for T the content of the image files of some of its frames, in ascending order.
+    `values` reads its values (T, A); `images` gives for T the image files of ascending frames.
     """
 
     folder: str
@@ -234,10 +217,9 @@ class SourceEpisode(NamedTuple):
 def import_episodes(
     episodes: Sequence[SourceEpisode], cut: Cut, root: Path, *, resume: bool = False
 ) -> tuple[dict[str, Rows], list[Failure]]:
-    """Write images and actions of episodes; their rows by folder, and those that can't be used.
+    """Write images and actions of episodes; returns their rows by folder, and the failures.
 
-    The folder of an episode's images gets its name once the episode is complete, so that with
-    `resume` those that are there are not decoded again.
+    A folder of images gets its name once it is complete: `resume` does not decode it again.
     """
     rows: dict[str, Rows] = {}
     failures = []
@@ -292,7 +274,7 @@ def _import_episode(item: SourceEpisode, cut: Cut, root: Path, images: Path, *, 
 
 
 def video_images(frames: Iterator[tuple[int, Any]], wanted: Iterable[int]) -> Iterator[bytes]:
-    """The image files of ascending frames; the video is only decoded forwards. Raises MediaError."""
+    """The image files of ascending frames of a video. Raises MediaError."""
     for number in wanted:
         frame = next((frame for at, frame in frames if at == number), None)
         if frame is None:
@@ -301,7 +283,7 @@ def video_images(frames: Iterator[tuple[int, Any]], wanted: Iterable[int]) -> It
 
 
 def image_bytes(image: Image) -> bytes:
-    """A frame (H, W, 3) uint8 RGB in the format of PNG files; packed fast rather than small."""
+    """A frame (H, W, 3) uint8 RGB as a PNG file; packed fast rather than small."""
     import cv2
 
     _, content = cv2.imencode(".png", cv2.cvtColor(image, cv2.COLOR_RGB2BGR), [cv2.IMWRITE_PNG_COMPRESSION, 1])

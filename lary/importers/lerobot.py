@@ -47,19 +47,13 @@ COLUMNS = ("dataset", "robot_type", "episode", "task", "src_img", "tgt_img", "ac
 
 
 class LeRobotImport:
-    """What is imported from a data set and how, with every choice made that the command leaves open.
+    """What is imported and how, with every choice that the command leaves open.
 
-    The camera is the first one that is not on a wrist and shows no depth; the actions are
-    ``action``, or else the state; the stride is a third of a second. Labels are made from the
-    tables, which are fetched for that.
+    By default: the first camera without wrist or depth, ``action`` or else the state, a stride of a
+    third of a second. `dims` name the values of `actions`; `val` are the validating episodes.
 
-    Attributes:
-        dims: names of the values of the features `actions`, side by side.
-        val: numbers of the episodes that validate.
-
-    Raises:
-        UsageError: the data set has no such camera or feature, or too few or too short episodes.
-        LaryError: the gripper's range is needed for labels, and no episode can be read.
+    Raises UsageError without such a camera, feature or episodes; LaryError if labels need the
+    gripper's range and no episode can be read.
     """
 
     def __init__(self, data: LeRobot, config: LeRobotConfig, name: str, settings: Settings) -> None:
@@ -87,10 +81,8 @@ class LeRobotImport:
         shortest = 1 if config.labels else pairs.stride
         self.episodes = [episode for episode in data.episodes[: config.episodes] if episode.length > shortest]
         if len(self.episodes) < 2:
-            raise UsageError(
-                f"{data.folder} has {len(self.episodes)} such episodes of more than {shortest} frames: at least two "
-                "are needed, one to train and one to validate."
-            )
+            found = f"{len(self.episodes)} such episodes of more than {shortest} frames"
+            raise UsageError(f"{data.folder} has {found}: at least two are needed.")
         self.is_video = data.features[self.camera].dtype == "video"
         self.dims = data.dimension_names(self.actions)
         self.val = self._choose_validation()
@@ -99,7 +91,7 @@ class LeRobotImport:
         self.root = self.data_dir / self.cut.task / name
 
     def _motion_cut(self) -> MotionCut:
-        """How labels are made: the columns of position and gripper, and what counts as open."""
+        """The cut by labels: columns of position and gripper, and what counts as open."""
         self.data.fetch(self.data.data_path(episode) for episode in self.episodes)
         position, gripper = find_position(self.config.position, self.dims), self.config.gripper
         column = next((number for number, name in enumerate(self.dims) if "grip" in name.lower()), None)
@@ -153,9 +145,7 @@ class LeRobotImport:
     def run(self) -> ImportReport:
         """Write all that is imported; episodes that fail are left out and named.
 
-        Raises:
-            UsageError: the name is taken, or the folder holds an import with other choices.
-            LaryError: no episode of a split could be read, or nothing moves in any.
+        Raises UsageError for a taken name or folder; LaryError if a split has no rows.
         """
         check_name(self.name)
         data, episodes = self.data, self.episodes
@@ -181,7 +171,7 @@ class LeRobotImport:
         return save_import(spec, plugin, self.tables, self.data_dir, COLUMNS, rows, failures)
 
     def _prepare_root(self) -> None:
-        """Make the folder of the import, with its choices in a file. Raises UsageError as `run`."""
+        """Make the folder of the import, with a file of its choices. Raises UsageError."""
         cut = {"stride": self.cut.stride} if self.cut.stride else {"atomic": asdict(self.cut)}
         source = str(self.data.folder.resolve())
         chosen = {"source": source, "camera": self.camera, "actions": self.actions, **cut}
@@ -248,12 +238,12 @@ class LeRobotImport:
 
 
 def open_video(path: Path) -> tuple[Any, Any]:
-    """When the frames of a video are shown, and the frames with their numbers, which only go on."""
+    """The seconds of a video's frames, and an iterator of its numbered frames."""
     return video_seconds(path), enumerate(decode_video(path))
 
 
 def stored_image(cell: Any) -> bytes:
-    """The file in an image cell, with the bytes that it has. Raises MediaError if it is none."""
+    """The bytes of the file in an image cell. Raises MediaError if it is none."""
     content: Any = cell.get("bytes") if isinstance(cell, dict) else None
     if problem := image_problem(content) if content else "its cell holds no bytes":
         raise MediaError(f"An image of the episode is broken: {problem}.")
@@ -261,7 +251,7 @@ def stored_image(cell: Any) -> bytes:
 
 
 def read_licence(data: LeRobot, name: str | None) -> Licence:
-    """The licence that the command names, or that in the head of the data set's README.md."""
+    """The licence of the command, or else of the head of the data set's README.md."""
     card = data.folder / "README.md"
     if name is None and card.is_file():
         text = card.read_text(encoding="utf-8", errors="replace")

@@ -1,10 +1,9 @@
 """Reading LeRobot data sets, formats v2.0, v2.1 and v3.0, by pyarrow and PyAV alone.
 
 By the documentation of ``huggingface/lerobot``, ``meta/info.json`` names version, rate, robot,
-features and the templates of paths. v2 has one Parquet file and one video per camera and episode,
-and ``meta/episodes.jsonl``. v3 joins episodes in larger files; ``meta/episodes/*/*.parquet`` says
-which file and which seconds of it are an episode's. Images are frames of a video, or PNG and JPEG
-bytes in a column with the fields ``bytes`` and ``path``.
+features and path templates. v2 has ``meta/episodes.jsonl``, and a Parquet file and a video per
+camera for each episode. v3 joins episodes in files; ``meta/episodes/*/*.parquet`` gives file and
+seconds of each. Images are video frames, or PNG and JPEG ``bytes`` in a column.
 """
 
 import json
@@ -63,19 +62,10 @@ class Episode(BaseModel, extra="allow"):
 
 
 class LeRobot:
-    """A LeRobot data set in a folder.
+    """A LeRobot data set in a folder: `cameras`, and `vectors` of actions and states, by key.
 
-    Args:
-        origin: repository on the hub that the folder is a snapshot of; empty for another folder.
-        commit: of the repository.
-
-    Attributes:
-        cameras: keys of videos and images, in the data set's order.
-        vectors: keys of numbers of a fixed count per frame: actions and states.
-
-    Raises:
-        UsageError: the folder holds none, or one of a version that is not read.
-        LaryError: its metadata are damaged.
+    A snapshot of the hub has its repository as `origin`, and its commit. Raises UsageError if
+    the folder holds none, LaryError for damaged metadata.
     """
 
     def __init__(self, folder: Path, origin: str = "", commit: str = "") -> None:
@@ -171,7 +161,7 @@ class LeRobot:
         return self._file(self.meta.data_path, episode, "data")
 
     def video(self, episode: Episode, camera: str) -> tuple[Path, float]:
-        """The video of a camera in an episode, and the second at which the episode begins in it."""
+        """A camera's video, and the second at which the episode begins in it."""
         part = f"videos/{camera}"
         start = self._number(episode, f"{part}/from_timestamp") if self.version == 3 else 0.0
         return self._file(self.meta.video_path or "{video_path}", episode, part, camera), start
@@ -250,15 +240,10 @@ def video_seconds(path: Path) -> npt.NDArray[np.float64]:
 def frame_numbers(
     seconds: npt.NDArray[np.float64], start: float, stamps: Sequence[float], fps: float
 ) -> npt.NDArray[np.int64]:
-    """The frames of a video that are shown nearest to the times of an episode's rows, (rows,) int64.
+    """The frames nearest to an episode's rows, (rows,) int64, from the `seconds` of all frames.
 
-    Args:
-        seconds: of the video's frames.
-        start: second at which the episode begins in it.
-        stamps: seconds of the rows since the episode began.
-
-    Raises:
-        MediaError: a row has no frame within half a frame's time, or two rows share one.
+    The episode begins at second `start`; its rows are at `stamps` from there. Raises MediaError
+    if a row has no frame within half a frame's time, or two rows share one.
     """
     import pandas
 

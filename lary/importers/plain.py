@@ -60,18 +60,11 @@ GROUP = r"^(.+?)(?:_rev)?\.[^./]+$"
 def import_trajectories(
     source: Path, out: Path, config: TrajectoryConfig, cut: Cut, dims: Sequence[str] = ()
 ) -> ImportReport:
-    """Write images, actions, tables and record; episodes that can't be used are left out and named.
+    """Write images, actions, tables and record; unusable episodes are left out and named.
 
-    Tables come last, so that they name only what is there. Episodes are split whole.
-
-    Args:
-        source: folder of episodes.
-        out: folder to write to: it serves as ``LARY_ROOT``, its data/ as ``DATA_DIR``.
-        dims: names of the action dimensions of pairs; by default ``a0``, ``a1`` and so on.
-
-    Raises:
-        UsageError: a wrong option, no episodes, or tables that are there already.
-        LaryError: no episode can be used.
+    `out` serves as ``LARY_ROOT``, its data/ as ``DATA_DIR``; `dims` name the action dimensions of
+    pairs, by default ``a0``, ``a1`` ... Episodes are split whole. Raises UsageError for a wrong
+    option, no episodes or an existing import; LaryError if no episode can be used.
     """
     check_name(config.name)
     names = list(dims) if isinstance(cut, PairCut) else None
@@ -113,7 +106,7 @@ def columns_cut(config: AtomicConfig) -> MotionCut:
 
 
 def read_values(folder: Path, names: list[str] | None) -> npt.NDArray[np.float64]:
-    """The actions (T, A) of an episode; an empty list of names is filled, another is compared."""
+    """The actions (T, A) of an episode; fills an empty list of names, compares another."""
     path = folder / ACTIONS
     actions = read_numbers(path, np.float64)
     if actions.ndim != 2 or not actions.size:
@@ -157,7 +150,7 @@ def choose_splits(groups: Sequence[str], strata: Sequence[str] | None, share: fl
 
 
 class Clip(NamedTuple):
-    """One row of the labels: its number, the video's path below the folder, and its cells."""
+    """A row of the labels: number, path of the video in the folder, and cells."""
 
     row: int
     path: str
@@ -168,12 +161,9 @@ class Clip(NamedTuple):
 
 
 def import_videos(folder: Path, config: VideosConfig, settings: Settings) -> ImportReport:
-    """Link videos into ``DATA_DIR``, or copy them; those that can't be read are left out and named.
+    """Link or copy videos into ``DATA_DIR``; unreadable ones are left out and named.
 
-    Raises:
-        UsageError: the name is taken; or the table lacks a column, names a path outside the folder, an
-            unknown split, fewer than two classes, or can't be split.
-        LaryError: no video could be read.
+    Raises UsageError for a taken name or a wrong table, LaryError if no video could be read.
     """
     name = check_name(config.name or folder.resolve().name)
     if not folder.is_dir():

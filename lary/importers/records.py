@@ -1,7 +1,7 @@
 """Records of imported data sets, the plug-ins that register them, and their tables.
 
-A record is JSON; ``lary`` reads it by ``--plugin LARY_ROOT/data/<name>_dataset.py``: a file of fixed text
-that loads the JSON beside it, so that nothing of an imported data set is ever run as code.
+A record is JSON, read by ``--plugin LARY_ROOT/data/<name>_dataset.py``: a file of fixed text, so
+that nothing of an imported data set is run as code.
 """
 
 import re
@@ -77,12 +77,9 @@ def save_import(
     failures: Sequence[Failure],
     wanted: Sequence[str] = ("train", "val"),
 ) -> ImportReport:
-    """Write tables, statistics and failures of an import, and at last its record.
+    """Write tables, statistics and failures of an import, and at last its record and plug-in.
 
-    Args:
-        plugin: file to write, which loads the record.
-        rows: each with its split.
-        wanted: splits; the table of another is removed. Raises LaryError if one of them has no rows.
+    Each row has its split. Raises LaryError if a wanted split has none; other tables are removed.
     """
     write_failures(tables / f"{spec.name}_import_failures.csv", failures)
     found = {split: [cells for part, cells in rows if part == split] for split in wanted}

@@ -1,7 +1,7 @@
 """The reading stage: samples decoded and resized by worker processes into shared memory.
 
-The memory is a ring of batches; nothing grows with the data set. A file that hangs a decoder or crashes it costs
-its sample only. The processes stay for the next extraction.
+The memory is a ring of batches; nothing grows with the data set. A file that hangs or
+crashes a decoder costs its sample only. The processes stay for the next extraction.
 """
 
 import atexit
@@ -106,8 +106,7 @@ class Readers:
             frames: the largest T of all samples.
             seconds: after which a sample is given up.
 
-        Raises:
-            LaryError: there is no memory, or no worker process starts.
+        Raises LaryError where there is no memory, or no worker process starts.
         """
         workers = len(self.pool.workers)
         count = 1 + max(2, -(-AHEAD * workers // places))

@@ -1,9 +1,10 @@
 """The latent store: its identity, what all its kinds have in common, number formats, pooling.
 
-A store holds the latents of one split and one identity (model, weights, protocol, preprocessing, data set
-revision, pooling, number format) in one folder, described by ``store.json``. Two kinds write them differently:
-``npz`` one file per sample, ``shards`` one safetensors file per unit of rows. Resuming and mixing are decided by
-sample ids and the identity's key, never by file names.
+A store holds the latents of one split and one identity (model, weights, protocol,
+preprocessing, data set revision, pooling, number format) in one folder, described by
+``store.json``. Two kinds write them differently: ``npz`` one file per sample,
+``shards`` one safetensors file per unit of rows. Sample ids and the identity's key
+decide about resuming and mixing, not file names.
 
 Pooling over the N tokens of each step saves bytes on disk, or tokens for the probe: ``mean`` averages all,
 ``cls`` takes the encoder's class token, ``grid:K`` averages a square grid of tokens down to K x K cells.
@@ -23,6 +24,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import numpy.typing as npt
 
+from lary.arrays import Array
 from lary.configs import LatentDtype
 from lary.files import digest, read_json, remove_torn, write_json, write_text
 from lary.models.spec import MODELS, ModelSpec
@@ -88,7 +90,7 @@ class StoreIdentity:
         return digest(json.dumps([FORMAT, fields], sort_keys=True))
 
 
-Write = Callable[[int, str, Floats, "npt.NDArray[Any] | None"], None]
+Write = Callable[[int, str, Floats, Array | None], None]
 """Takes a row, its sample's id, its tokens (P, N, D) or (N, D) float32, and its codes (P, N).
 
 It may be called from several threads and in any order. It raises MediaError for tokens that aren't finite in the
@@ -146,7 +148,8 @@ class LatentStore:
     def finish(self, table: SampleTable) -> None:
         """Bring what lists the latents up to date, and remove what killed writers have left.
 
-        The manifest notes the table that the latents were last extracted from; the samples' ids decide, not this.
+        The manifest notes the last table extracted from; the samples' ids decide, not
+        this.
         """
         remove_torn(self.folder)
         (self.folder / INDEX).unlink(missing_ok=True)
@@ -179,7 +182,7 @@ PIECE = 32768
 than the conversion takes."""
 
 
-def narrow(tokens: Floats, dtype: LatentDtype) -> npt.NDArray[Any]:
+def narrow(tokens: Floats, dtype: LatentDtype) -> Array:
     """Tokens in the store's number format, rounded to nearest; bfloat16 as its bits in uint16.
 
     Raises:
@@ -233,8 +236,8 @@ def check_pool(model: ModelSpec, text: str) -> None:
 def pooled_latents(latents: Latents, pool: str) -> Latents:
     """Latents as a store has them: tokens (B, P, N, D) or (B, N, D) float32, codes as they are.
 
-    Raises:
-        UsageError: ``cls`` without a class token, or a grid that the tokens don't have.
+    Raises UsageError for ``cls`` without a class token, or a grid that the tokens don't
+    have.
     """
     if pool == NONE:
         return latents

@@ -70,9 +70,8 @@ class ImageEncoder(NetworkEncoder):
     """Patch tokens of every frame, after the backbone's final norm: P = T, N patches in
     rows, D of the checkpoint.
 
-    The checkpoint's ``config.json`` decides about architecture, size and leading
-    tokens. A checkpoint of another size than the record's is run, with a line in the
-    log: the latents carry its D and its digest.
+    The checkpoint's ``config.json`` decides the architecture. One of another size than
+    the record's runs, with a line in the log: the latents carry its D and digest.
     """
 
     def __init__(self, spec: ModelSpec, context: ModelContext) -> None:

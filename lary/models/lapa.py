@@ -86,9 +86,8 @@ class LatentActions(NetworkEncoder):
     Codes have the same axes without D, int64. The record's option ``latent`` says what
     the tokens are made of: ``continuous``, the latent as it is; ``quantized``, its
     codebook rows; ``noisy``, the latent moved by its quantization error in a random
-    direction, as the published code stores it. The direction is drawn from the
-    context's seed and the frames of the sample, so it doesn't depend on the batch or on
-    the order of samples.
+    direction, as the published code stores it. The direction is drawn from the seed and
+    the sample's frames, whatever the batch.
     """
 
     def __init__(self, spec: ModelSpec, context: ModelContext) -> None:

@@ -2,9 +2,9 @@
 drawn from the seed.
 
 Random weights (``--weights random``) are those of a model's architecture at its full
-size. What the tokens of such a model hold of an action, they hold by the architecture
-alone (a control, see Hewitt and Liang 2019). Every tensor is drawn on the CPU from the
-seed and its own name, so neither the device nor the order of construction matters.
+size. They show what the architecture alone holds (a control, Hewitt and Liang 2019).
+Every tensor is drawn on the CPU from the seed and its own name, whatever the device and
+the order of construction.
 """
 
 from __future__ import annotations
@@ -59,9 +59,8 @@ class NetworkEncoder:
     def run_alone(self, inputs: Tensor) -> Any:
         """`run` in float32 on the encoder's device, on the CPU one item at a time.
 
-        Convolutions and matrix products of a CPU round differently for batches of
-        different sizes. One by one costs no time there, and an item's result depends on
-        nothing but the item.
+        A CPU rounds differently for batches of different sizes. One by one, which costs
+        no time there, an item's result depends on it alone.
         """
         import torch
 
@@ -82,8 +81,8 @@ def check_frames(spec: ModelSpec, clips: Tensor, *, side: int | None = None, mul
         multiple: what height and width have to be multiples of.
         least: how many frames a clip has to have.
 
-    Raises:
-        LaryError: clips aren't (B, T, 3, H, W), or have frames of another size, or too few.
+    Raises LaryError for clips that aren't (B, T, 3, H, W), or whose frames are too few
+    or of another size.
     """
     if clips.ndim != 5 or clips.shape[2] != 3 or not clips.numel():
         raise LaryError(f"{spec.name} encodes clips (B, T, 3, H, W), not {list(clips.shape)}.")

@@ -260,8 +260,7 @@ class ModelCheck:
 def check_model(spec: ModelSpec, config: CheckModelConfig, values: Mapping[str, str]) -> ModelCheck:
     """Run a model on generated frames on this machine, the first thing an author does.
 
-    Raises:
-        UsageError, LaryError: its weights aren't there or don't fit.
+    Raises UsageError, LaryError for weights that aren't there or don't fit.
     """
     from lary.models.running import MEDIA, build
     from lary.runtime import pick_devices

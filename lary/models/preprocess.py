@@ -79,8 +79,7 @@ def normalise(
 class DeviceNormaliser:
     """`normalise` on a device, equal to it bit by bit: (..., 3, H, W) uint8 tensors to float32.
 
-    Constants are tensors on the device, because CUDA divides by a number of the host by
-    multiplying with its inverse.
+    Constants are on the device: CUDA multiplies with the inverse of a host's number.
     """
 
     def __init__(self, preprocess: Preprocess, device: str) -> None:

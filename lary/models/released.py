@@ -3,9 +3,9 @@ and FLUX.2, and V-JEPA 2.
 
 The autoencoders, of diffusers, are encoded to the mean of their posterior, without
 sampling, and normalised by constants of the weights. V-JEPA 2, of transformers, gives
-tokens that each see the whole clip. Decoders and predictor take no part: they are
-neither read from the file nor built in memory. A checkpoint is the library's folder,
-known by its ``config.json``, or the released file, whose keys are renamed.
+tokens that each see the whole clip. Decoders and predictor are neither read nor built.
+A checkpoint is the library's folder, known by its ``config.json``, or the released
+file, whose keys are renamed.
 """
 
 from __future__ import annotations

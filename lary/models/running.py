@@ -108,8 +108,7 @@ class LoadedEncoder:
     def _broken_promise(self, latents: object, clips: Tensor) -> str | None:
         """What is wrong with an answer to clips, as the rest of a sentence; None if nothing.
 
-        Weights of another D than the record's, and frames of another size, give tokens of
-        another shape.
+        Another D than the record's, or another frame size, gives another shape.
         """
         if not isinstance(latents, Latents) or not hasattr(latents.tokens, "is_floating_point"):
             return f"returned {type(latents).__name__}, expected Latents, a tensor of tokens, or (tokens, indices)"
@@ -145,9 +144,8 @@ def build(
     Args:
         trainable: leave the parameters' gradients on.
 
-    Raises:
-        UsageError: the record has no class, or its class has read weights where random
-            ones were asked for.
+    Raises UsageError for a record without a class, or whose class read weights in place
+    of random ones.
     """
     if spec.factory is None:
         raise UsageError(f"Model '{spec.name}' has no class: register it with @register_model.")
@@ -177,8 +175,7 @@ def load_model(
     """A model of the benchmark, or any vision backbone of transformers, ready to encode
     frames.
 
-    Gradients flow through its `encode` and `module` unless the caller turns them off
-    (``torch.no_grad``).
+    Gradients flow unless the caller turns them off (``torch.no_grad``).
 
     Args:
         key_or_path: a model key of ``lary models``, or the folder of a transformers
@@ -191,9 +188,8 @@ def load_model(
         seed: of random weights.
         settings: in place of the environment and ``lary.yaml``.
 
-    Raises:
-        UsageError, LaryError: an unknown model, or weights that are missing or don't
-            fit.
+    Raises UsageError, LaryError for an unknown model, or weights that are missing or
+    don't fit.
     """
     name = str(key_or_path)
     if isinstance(key_or_path, Path) or (name not in MODELS.names() and as_path(name).is_dir()):
@@ -236,8 +232,8 @@ def identity_of(author: object, context: ModelContext) -> WeightsIdentity:
 def hash_weights(author: object, context: ModelContext) -> str:
     """A digest of the tensors, arrays and files that an object holds; empty where it holds none.
 
-    The weights that the context names are hashed too where the object shows no tensors:
-    another library has them.
+    Where it shows no tensors, the context's weights are hashed: another library has
+    them.
     """
     import numpy as np
     import torch

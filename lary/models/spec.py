@@ -56,7 +56,7 @@ class Weights:
         variable: with a path or a hub id.
         folder: a folder or file under ``MODEL_DIR``.
         hub: repository, at `revision`.
-        hint: what else a user should know who is looking for them, as a sentence.
+        hint: what else a user should know, as a sentence.
     """
 
     variable: str | None = None
@@ -100,17 +100,14 @@ class ModelSpec:
         pair_shape, clip_shape: tokens of one image pair, and of one clip of nine
             frames, (P, N, D) or (N, D); `pair_shape_paper` and `clip_shape_paper` where
             the ``paper`` protocol has others.
-        backbone: where the weights of an encoder of frames are that the model's own
-            file may lack; None without one.
+        backbone: where the encoder of frames is that the model's file may lack, or None.
         options: constants for the model class, differences between records that share
             one; `options_paper` are laid over them under the ``paper`` protocol.
-        paper_differences: what the ``paper`` protocol changes for this model, in
-            sentences; empty if nothing.
-        notes: known facts and defects, in sentences, for ``docs/models.md``.
+        paper_differences: what the ``paper`` protocol changes, if anything.
+        notes: known facts and defects, for ``docs/models.md``.
         class_token: whether the class gives a class token for every step, as
             ``Latents.cls``.
-        in_demo: whether ``lary demo`` runs the model where its weights are on the
-            machine; it runs every one without.
+        in_demo: whether ``lary demo`` runs it if its weights are on the machine; without any it always runs.
         grid: rows and columns of the square of image cells that the tokens of a step
             encode, row by row; 0 where a token encodes no cell, None where it is the
             root of N.
@@ -118,8 +115,7 @@ class ModelSpec:
             first frame alone and the others equal parts of the rest, as in causal
             autoencoders; elsewhere all steps show equal parts.
         codebook: how many codes the model has; None without a codebook.
-        ablation: what an ablation varies in this record, by name of the setting; empty
-            for other models.
+        ablation: what an ablation varies, by name of the setting, or empty.
     """
 
     name: str
@@ -197,8 +193,8 @@ def register_model(*specs: ModelSpec) -> Callable[[Factory], Any]:
 def builtin_tables() -> dict[str, dict[str, Any]]:
     """The content of ``records.json``.
 
-    It holds the models and what they share, in which files their weights come (see
-    `Layout`), how keys in these and fields of configurations are renamed, and how transformers runs its backbones.
+    It holds the models, their files (see `Layout`), renamed keys and fields, and
+    backbones.
     """
     file = Path(__file__).with_name("records.json")
     tables: dict[str, dict[str, Any]] = json.loads(file.read_text(encoding="utf-8"))
@@ -265,9 +261,8 @@ def locate_weights(spec: ModelSpec, values: Mapping[str, str], override: str | N
     ``--weights random`` is no path and stays as it is; a folder of that name is
     ``./random``.
 
-    Raises:
-        UsageError: the named path doesn't exist, nothing says where they are, or the
-            model has no weights to name.
+    Raises UsageError for a path that doesn't exist, or where nothing says where they
+    are, or the model has none.
     """
     weights = spec.weights
     if weights is None:

@@ -40,12 +40,10 @@ class Layout:
         kind: field and value in ``config.json`` beside the weights by which a library's
             folder is known; without them, or where no library has the model, the file
             is the released one and the record describes the network.
-        unused: beginnings of keys that play no part in encoding; they may be absent and
-            aren't kept.
+        unused: beginnings of keys without a part in encoding; they may be absent.
         sections: entries of a pickled file under which the tensors may be; else they
             are at the top.
-        wrappers: parts of keys that training around the model has left; they are taken
-            out wherever they are.
+        wrappers: parts of keys that training has left; they are taken out.
     """
 
     files: tuple[str, ...] = ()
@@ -85,9 +83,8 @@ def first_names(keys: Iterable[str]) -> str:
 def read_tensors(files: Sequence[Path], layout: Layout) -> Tensors:
     """The tensors of files by their key, float32 where they are floating.
 
-    Raises:
-        LaryError: a file is damaged, holds code or something else than tensors by name,
-            or one key twice.
+    Raises LaryError for a damaged file, code, anything but tensors by name, or one key
+    twice.
     """
     import torch
 
@@ -216,8 +213,7 @@ def _check_sizes(content: Any, size: int) -> None:
     """Refuse tensors that spread a few bytes over a giant shape: their first copy would
     fill the memory.
 
-    Tensors that are shared count every time; the most that checkpoints share is a few
-    embeddings. Raises ValueError.
+    Shared tensors, a few embeddings at most, count every time. Raises ValueError.
     """
     import torch
 

@@ -24,7 +24,7 @@ COMMIT = re.compile(r"[0-9a-f]{40}")
 
 @dataclass(frozen=True)
 class Checkpoint:
-    """A checkpoint that was found, or that there are random weights instead.
+    """A checkpoint, or random weights.
 
     Attributes:
         files: the weight files; the word for random ones.
@@ -61,9 +61,8 @@ def find_weights(spec: ModelSpec, context: ModelContext, layout: Layout = TRANSF
     """The checkpoint that ``context.weights`` names: a file, a folder, a repository of the
     hub, or random weights.
 
-    Raises:
-        UsageError: none given, the hub can't be reached or doesn't give it, or no known
-            file is there.
+    Raises UsageError where none is given, the hub can't be reached or doesn't give it,
+    or no known file is there.
     """
     location = context.weights
     if location == RANDOM:
@@ -128,9 +127,8 @@ def weight_files(folder: Path) -> tuple[Path, ...]:
     """The weight files of a folder of transformers, safetensors before pickled ones,
     single files before shards.
 
-    Raises:
-        UsageError: none, or several that no index orders.
-        LaryError: an index that lists none, or files that aren't there.
+    Raises UsageError for none, or several without an index, LaryError for an index of
+    none, or of missing files.
     """
     for suffix, single in ((".safetensors", "model"), (".bin", "pytorch_model")):
         if (file := folder / f"{single}{suffix}").is_file():
@@ -177,8 +175,8 @@ class HubRefusal(LaryError):
 def hub_folder(repository: str, revision: str | None, layout: Layout) -> Path:
     """The folder of a repository's files, named after its commit: downloaded, or from the cache.
 
-    A commit that is in the cache needs no network. Nothing is downloaded before the hub
-    has said that it gives it. Raises HubRefusal.
+    A cached commit needs no network. The hub is asked before any download. Raises
+    HubRefusal.
     """
     import huggingface_hub
     from huggingface_hub import errors

@@ -3,8 +3,7 @@ tokenizer that one of them uses.
 
 The family is from LAPA (Ye et al. 2024, arXiv 2410.11758), its noise substitution from
 Vali and Bäckström 2022 (NSVQ), the tokenizer is Open-MAGVIT2 (Luo et al. 2024, arXiv
-2409.04410). Parameters have the names of the published checkpoints, of which decoders
-and running averages are not needed.
+2409.04410). Parameters have the names of the published checkpoints.
 """
 
 from collections import OrderedDict
@@ -103,8 +102,8 @@ class PlaceConvolution(nn.Module):
         """Convolve x (..., D), read in memory order as (B, T, H, W, D) = (*grid, D).
 
         Sequences over time hold their values in another order than the grid. The
-        published code re-reads the buffer all the same, and its weights were trained
-        so: the temporal transformer depends on it.
+        published code re-reads the buffer all the same; the temporal transformer was
+        trained so.
         """
         batch, frames, rows, columns = grid
         maps = x.reshape(batch * frames, rows, columns, -1).permute(0, 3, 1, 2)
@@ -181,8 +180,7 @@ class DifferenceQuantizer(nn.Module):
         grid: rows and columns of the tokens.
         code_seq_len: which stack of convolutions shrinks the grid; a key of `CODE_STACKS`.
 
-    Raises:
-        ValueError: there is no stack for this code length.
+    Raises ValueError where no stack has this code length.
     """
 
     def __init__(self, dim: int, quant_dim: int, codebook_size: int, grid: int, code_seq_len: int) -> None:
@@ -362,9 +360,9 @@ class Tokenizer(nn.Module):
     their running averages.
 
     Arguments are those of the published ``ddconfig``: channels of the map, of the first
-    level and their multiples level by level, blocks per level, channels of images. A
-    `model_type` of ``en512`` gives the map before the last convolution. `out_ch` and
-    `use_ema` are about the parts that don't run.
+    level, their multiples, blocks per level, channels of images. A `model_type` of
+    ``en512`` gives the map before the last convolution. `out_ch` and `use_ema` are
+    about the parts that don't run.
     """
 
     def __init__(

@@ -1,7 +1,7 @@
 """The latent action encoders of UniVLA (Bu et al. 2025, arXiv 2505.06111) and villa-X
 (Chen et al. 2025, arXiv 2507.23682), without their training decoders.
 
-Modules carry the names of the published state dicts, whose keys are the files' keys.
+Modules carry the names of the published state dicts.
 """
 
 import math
@@ -180,8 +180,8 @@ class UniVLANetwork(nn.Module):
 class VillaConfig(BaseModel, strict=True, frozen=True, extra="allow"):
     """Fields of the published ``model_config.json`` with their defaults.
 
-    The augmentation, `use_xformers` (another kernel for the same attention), the decoder's
-    fields and `use_qk_norm` do not change what is encoded.
+    Augmentation, `use_xformers`, the decoder and `use_qk_norm` don't change what is
+    encoded.
     """
 
     resolution: PositiveInt = 224
@@ -241,8 +241,8 @@ class VillaBlock(nn.Module):
     """Attention among the patches of a frame, then causally among the frames of a patch,
     then a feed-forward part.
 
-    Shifts, scales and gates of the norms are learned constants; the attention over time
-    takes its input without a norm and shares the gate of the attention over patches.
+    Shifts, scales and gates are learned constants; attention over time takes its input
+    without a norm and shares the gate of that over patches.
     """
 
     def __init__(self, config: VillaConfig) -> None:

@@ -1,9 +1,8 @@
 """The classification probe: several attentive heads, trained at once on labelled clips.
 
-The heads see the same batches; each has its own AdamW and learning rate. Which head and
-epoch are reported is decided on a held-out tenth of the training split (protocol
-``corrected``), and beside it as the published code does: the best head of the last epoch on
-the reported split itself.
+The heads see the same batches; each has its own AdamW. Head and epoch are picked on a
+held-out tenth of the training split (protocol ``corrected``), and beside it as published:
+the best head of the last epoch on the reported split itself.
 """
 
 import math
@@ -47,11 +46,9 @@ def train_classifier(
     Every epoch, counted from 1, writes ``log_r0.csv`` (epoch, train_acc, val_acc: per cent,
     best head) into the session's folder; the last one ``latest.pt`` (``classifiers``: state
     dicts of all heads; ``selected``: the head to report; ``scaling``: mean and std by channel
-    that the heads expect taken off, or None). `precision` of None is that of the preset.
-
-    Raises:
-        UsageError: the inputs don't fit together or into memory, or nothing can be held out.
-        LaryError: every head diverged.
+    that the heads expect taken off, or None). `precision` of None is that of the preset. Raises
+    UsageError for inputs that don't fit together or into memory, or of which nothing can be
+    held out, LaryError if every head diverged.
     """
     sources.check_splits((inputs.train, inputs.train_targets), (inputs.validation, inputs.labels))
     present = np.unique(inputs.train_targets)

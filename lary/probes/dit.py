@@ -80,8 +80,7 @@ class ConditionEmbedder(nn.Module):
             return known
         if dropped is None:
             dropped = _dropped(len(x)).to(x.device)
-        # One product for the one learned vector: replaced before the layer, it would cost
-        # the gradient of all latents.
+        # Replaced before the layer, the vector would cost the gradient of all latents.
         return torch.where(dropped[:, None], self.linear(self.uncondition), known)
 
 
@@ -159,8 +158,7 @@ class ActionExpertDiT(nn.Module):
     def loss(self, tokens: Tensor, target: Tensor, count: int, share: slice) -> Tensor:
         """Huber loss of the predicted noise at a random timestep per sample of a `share` of `count`.
 
-        The sum over the size of the whole batch, for all of which is drawn, so that every
-        share sees what it would see in the whole.
+        The sum over the whole batch's size, for all of which is drawn: shares see the same.
         """
         drawn = torch.randn(count, *self.shape), torch.randint(TRAINING_STEPS, (count,)), _dropped(count)
         noise, timesteps, dropped = (each[share].to(tokens.device) for each in drawn)

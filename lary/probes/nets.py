@@ -190,11 +190,7 @@ SelectedHead = tuple[AttentiveProbe, tuple[Floats, Floats] | None]
 
 
 def load_head(file: Path, classes: int) -> SelectedHead:
-    """Load the reported head from a run's ``latest.pt``.
-
-    Raises:
-        LaryError: there is no such file, it is torn, or holds no head of this many classes.
-    """
+    """Load the reported head from a run's ``latest.pt``; LaryError if it is missing, torn or doesn't fit."""
     if not file.is_file():
         raise LaryError(f"{file} does not exist: run the probe again with --overwrite, then it is written.")
     try:
@@ -230,9 +226,8 @@ def attend(head: SelectedHead, source: LatentSource, rows: Sequence[int] | Ints)
 class _NormedLinear(torch.autograd.Function):
     """``linear(layer_norm(x))`` of an input (B, F) that needs no gradient, as latents don't.
 
-    The gradients of the norm's weights follow from the product that the linear layer's own
-    gradient is made of, so the backward pass has one matrix product where autograd has two.
-    For the published width that is a third of all work.
+    The norm's gradients follow from the product that makes the linear layer's, so backward has
+    one matrix product where autograd has two: a third of all work at the published width.
     """
 
     @staticmethod

@@ -68,10 +68,10 @@ PUBLISHED = (5e-3, 0.01), (3e-3, 0.1), (1e-3, 0.4), (3e-4, 0.8), (1e-4, 0.01)
 class ClassifierSettings:
     """The attentive probe.
 
-    `depth` counts the cross-attention block. `bfloat16` applies to training on devices
-    that have it, unless ``--precision`` says otherwise. `standardise` brings every channel
-    of the latents to mean 0 and standard deviation 1 on the training rows; the published
-    probe takes them as they are, and learns little from small values in few epochs.
+    `depth` counts the cross-attention block. `bfloat16` is for training where the device has
+    it and ``--precision`` is not given. `standardise` brings channels to mean 0 and standard
+    deviation 1 on the training rows; the published probe doesn't, and learns little from
+    small values in few epochs.
     """
 
     model_dim: int = 768

@@ -1,8 +1,7 @@
 """The regression probes: from the latents of image pairs to action chunks, by MLP, DiT or ridge.
 
-Which epoch, or which penalty of the ridge, is reported is decided on a held-out tenth of the
-training split (protocol ``corrected``), and beside it as the published code does: the one
-with the smallest error on the reported split itself.
+The epoch, or the ridge's penalty, is picked on a held-out tenth of the training split
+(protocol ``corrected``), and beside it as published: by the error on the reported split.
 """
 
 import math
@@ -59,11 +58,8 @@ def train_regressor(inputs: RegressorInputs, settings: ActionSettings, session: 
     Epochs count from 1; for the ridge an epoch is the number of a penalty. In the session's
     folder ``best_model.pth`` holds the weights of the reported epoch: the state dict of the
     network, or ``coef`` (F, K * A), ``intercept`` (K * A), ``mean`` and ``std`` (F) of the
-    ridge. The DiT draws every chunk that is scored.
-
-    Raises:
-        UsageError: the inputs don't fit together or into memory, or nothing can be held out.
-        LaryError: the training diverged.
+    ridge. The DiT draws every chunk that is scored. Raises UsageError for inputs that don't fit
+    together or into memory, or of which nothing can be held out, LaryError on divergence.
     """
     evaluated = [(split.latents, split.targets) for split in inputs.evaluated.values()]
     check_splits((inputs.train, inputs.train_targets), *evaluated)

@@ -57,8 +57,7 @@ def finite_latents(source: LatentSource, name: Callable[[int], str]) -> LatentSo
 
     def read(rows: Ints) -> Tokens:
         tokens = source.read(rows)
-        # Numpy's own function takes four times as long for half precision as the bits of
-        # the exponents.
+        # In half precision isfinite takes four times as long as the exponents' bits.
         half = tokens.dtype == np.float16
         finite = (tokens.view(np.uint16) & 0x7C00) != 0x7C00 if half else np.isfinite(tokens)
         if not finite.all():
@@ -75,8 +74,7 @@ def finite_latents(source: LatentSource, name: Callable[[int], str]) -> LatentSo
 def reordered(source: LatentSource, control: str, seed: int) -> LatentSource:
     """Latents (P, N, D) whose steps are shuffled per sample, or repeat the first one.
 
-    It acts on the axis P, and so only on latents with one step per frame; for others the
-    frames themselves are changed (`lary.runs.extract`).
+    Latents without one step per frame have their frames changed (`lary.runs.extract`).
     """
     if len(source.shape) != 3:
         raise UsageError(
@@ -200,9 +198,8 @@ def training_rows(
 ) -> tuple[Ints, Ints]:
     """Rows to fit on and rows held out, whole groups at a time; ``paper`` fits on all of them.
 
-    About a tenth of the rows, and of each class as far as whole groups allow, is held out;
-    a class is never taken out of the rows to fit on entirely. The order of the rows has no
-    influence on the choice. Raises UsageError where no group can be held out.
+    About a tenth of the rows, and of each class as far as groups allow, is held out, never a
+    whole class; the order of the rows has no influence. Raises UsageError where no group can be.
     """
     if protocol == "paper":
         return np.arange(len(groups), dtype=np.int64), np.empty(0, dtype=np.int64)
@@ -226,9 +223,8 @@ def training_rows(
 def _choose_groups(contents: Sequence[Counter[int]], totals: Sequence[int], seed: int) -> list[int]:
     """Go through the groups at random and take each that brings the counts nearer to their share.
 
-    The distance is the squared deviation from the share, relative to the total, summed
-    over the classes and the whole. Where no group brings it nearer, the one that harms
-    least is taken.
+    The distance is the squared deviation from the share over the total, summed over the
+    classes and the whole. Where no group helps, the one that harms least is taken.
     """
     whole, taken, taken_whole = sum(totals), [0] * len(totals), 0
     chosen: list[int] = []
@@ -257,10 +253,7 @@ def _choose_groups(contents: Sequence[Counter[int]], totals: Sequence[int], seed
 def check_memory(make: Callable[[], nn.Module], copies: int, batch: int, shape: tuple[int, ...], device: str) -> None:
     """Refuse to train `copies` of a network where the device can't hold them.
 
-    The weights are counted without being made; `batch` samples have tokens of `shape`.
-
-    Raises:
-        UsageError: with the numbers and the alternatives.
+    The weights are counted without being made; `batch` samples have tokens of `shape`. Raises UsageError.
     """
     with torch.device("meta"):
         weights = copies * sum(parameter.numel() for parameter in make().parameters())

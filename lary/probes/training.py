@@ -1,8 +1,8 @@
 """The part that the trainings of all probes share: processes, state on disk, epochs, trackers.
 
-Several processes, one per device, draw the same batches and work on their share of each; the
-sums of their gradients are those of one process, up to rounding, so the protocol does not
-depend on their number. Scored rows are dealt out by whole batches: none counts twice.
+Processes, one per device, draw the same batches and work on their share of each; the sums
+of their gradients are those of one process, up to rounding, so their number does not
+matter. Scored rows are dealt out by whole batches: none counts twice.
 """
 
 import importlib
@@ -89,11 +89,8 @@ class Team:
 def launch(work: Callable[..., None], arguments: tuple[Any, ...], devices: Sequence[str]) -> None:
     """Run ``work(*arguments, team, device)`` in one new process per device.
 
-    Accelerate's own launchers are for notebooks and tests: they fork, which CUDA and threads
-    do not survive.
-
-    Raises:
-        LaryError: what a process raised first, in its own words; the others are ended.
+    Accelerate's own launchers fork, which CUDA and threads do not survive. Raises what a
+    process raised first, as LaryError; the others are ended.
     """
     import multiprocessing
 
@@ -164,10 +161,9 @@ class Session:
 class Training(ABC):
     """A training in progress: its inputs, the updates so far, the history and the picks.
 
-    A subclass makes its networks, runs one epoch at a time, and offers what may be reported.
-    The state of a training, ``training_state.pt``, is rewritten at ends of epochs. It serves
-    the same session, settings and inputs alone; any other is removed before a training
-    replaces the weights beside it.
+    The state, ``training_state.pt``, is rewritten at ends of epochs. It serves the same
+    session, settings and inputs alone; any other is removed before a training replaces the
+    weights beside it.
     """
 
     checkpoint: ClassVar[str]  # the file with the weights, without which a state is of no use
@@ -185,9 +181,10 @@ class Training(ABC):
         self.history: list[dict[str, Any]] = []
         # What is reported, by selection: rank, epoch, and values as tensors.
         self.picks: dict[str, dict[str, Any]] = {}
-        versions = type(self).__name__, STATE_FORMAT, __version__, torch.__version__
-        outside = session.identity, session.protocol, session.seed, self.device.partition(":")[0]
-        deciding = [*versions, *outside, settings, inputs]
+        deciding = [
+            type(self).__name__, STATE_FORMAT, __version__, torch.__version__, session.identity,
+            session.protocol, session.seed, self.device.partition(":")[0], settings, inputs,
+        ]  # fmt: skip
         self._identity = digest(json.dumps(deciding, default=_plain))
         self._state = session.folder / STATE_FILE if session.folder and session.identity else None
         self._written, self._cost = time.monotonic(), 0.0
@@ -280,7 +277,7 @@ class Training(ABC):
             self.session.progress.advance(count)
 
     def log(self, values: Mapping[str, Any]) -> None:
-        """Report numbers to the tracker, a list's as ``name/0``; None and NaN are left out."""
+        """Report numbers to the tracker, a list's as ``name/0``, without None and NaN."""
         if self.session.tracker is None or not self.team.leads:
             return
         numbers: dict[str, float] = {}
@@ -340,10 +337,7 @@ def save_checkpoint(path: Path, value: Mapping[str, Any]) -> None:
 def tracking(name: TrackerName, folder: Path, run: str, options: Mapping[str, Any]) -> Iterator[Any]:
     """The tracker of accelerate that ``--tracker`` names; None for ``none``.
 
-    TensorBoard's event files go to ``tensorboard/`` of the folder.
-
-    Raises:
-        UsageError: its library isn't installed.
+    TensorBoard's files go to ``tensorboard/`` of the folder. Raises UsageError without the library.
     """
     if name == "none":
         yield None
@@ -364,8 +358,7 @@ def tracking(name: TrackerName, folder: Path, run: str, options: Mapping[str, An
         tracker.start()
     except ImportError:
         raise UsageError(
-            f"--tracker {name}: the library '{name}' is not installed. Run \"pip install "
-            f"'lary[{name}]'\", or leave the option out."
+            f"--tracker {name}: '{name}' is not installed. Run \"pip install 'lary[{name}]'\", or leave it out."
         ) from None
     try:
         yield tracker

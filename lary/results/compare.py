@@ -1,8 +1,8 @@
 """Finished runs together: a paired comparison on the samples that they share, and tables for notebooks.
 
-In a comparison the first run is compared with each of the others. Clusters (episodes,
-videos) are drawn for both runs at once, the seeds of each run add their own spread; p
-values come from the same resamples and are corrected by Holm (1979).
+The first run is compared with each of the others. Clusters (episodes, videos) are drawn for
+both at once, the seeds of each add their spread; p values are of the same resamples,
+corrected by Holm (1979).
 """
 
 from __future__ import annotations
@@ -49,7 +49,7 @@ class ScoredRun(FinishedRun):
 
 @dataclass(frozen=True)
 class Difference:
-    """The first run against another: its metric minus the other's, on `samples` samples of `groups` clusters.
+    """The first run's metric minus another's, on `samples` samples of `groups` clusters.
 
     ``p`` is two-sided and corrected for all comparisons; None with too few clusters.
     """
@@ -150,9 +150,9 @@ def _difference(first: ScoredRun, other: ScoredRun, seed: int) -> Difference:
 def load_results(folder: str | Path) -> DataFrame:
     """One row per run below a folder and way of choosing head and epoch.
 
-    Each metric has three columns: its value, and with ``_low`` and ``_high`` the ends of
-    its 95 % interval; a metric that a run doesn't have is NaN. Files that can't be read
-    are left out with a warning. Raises UsageError where there is no such folder.
+    A metric has its value and with ``_low`` and ``_high`` the ends of its 95 % interval, NaN
+    where a run lacks it. Unreadable files are left out with a warning. Raises UsageError
+    where there is no such folder.
     """
     from pandas import DataFrame
 
@@ -178,12 +178,12 @@ def load_results(folder: str | Path) -> DataFrame:
 
 
 def load_samples(run: str | Path) -> DataFrame:
-    """One row per evaluated sample of a run, which is named by its folder or its ``result.json``.
+    """One row per evaluated sample of a run, named by its folder or ``result.json``.
 
-    ``score`` is the mean over the seeds, whose own scores are in ``score_<seed>``: 1 for a
-    right and 0 for a wrong answer, or the normalised squared error. A classification also
-    has ``media``, ``predicted`` and ``true``. Raises UsageError without such a run,
-    LaryError for a file that is missing or another one than the run wrote.
+    ``score`` is the mean over the seeds' ``score_<seed>``: 1 for right, 0 for wrong, or the
+    normalised squared error. A classification also has ``media``, ``predicted`` and ``true``.
+    Raises UsageError without such a run, LaryError for a file that is missing or not the
+    run's own.
     """
     from pandas import DataFrame, concat
 

@@ -1,9 +1,8 @@
 """What the latents of a split are like before any probe: channels, rank, and use of the codebook.
 
 Effective rank is the exponential of the entropy of the normalised singular values (Roy and
-Vetterli 2007), the participation ratio the squared sum of the variances along the principal
-axes over the sum of their squares. Both are of the latents without their mean. The split is
-read in batches; memory grows with the batch and with D squared.
+Vetterli 2007), the participation ratio the squared sum of the principal variances over the
+sum of their squares, both without the mean. Memory grows with the batch and D squared.
 """
 
 from collections.abc import Mapping
@@ -159,9 +158,9 @@ def diagnose_latents(latents: SplitLatents, model: ModelSpec, config: DiagnoseCo
 
 
 def code_use(counts: Mapping[int, Rows], size: int | None) -> dict[str, Any] | None:
-    """Use of a codebook over all samples, steps and tokens, from counts by place; None without codes.
+    """Use of a codebook, from counts by place; None without codes.
 
-    `size` is None where the model's record doesn't have it.
+    `size` is None where the model's record lacks it.
     """
     if not counts:
         return None

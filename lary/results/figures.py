@@ -124,7 +124,7 @@ def confusion_figure(matrix: npt.ArrayLike, classes: Sequence[str], title: str =
 def trajectory_files(
     chunks: Sequence[Chunk], dims: Sequence[str], units: Sequence[str] = ()
 ) -> Iterator[tuple[str, bytes]]:
-    """Prediction and truth of each chunk as ``<number>_action.png`` and ``.pdf``, then ``action.pdf`` of all."""
+    """Each chunk as ``sample_<number>_action.png`` and ``.pdf``, then ``action.pdf`` of all."""
     from matplotlib.backends.backend_pdf import PdfPages
 
     stream = io.BytesIO()
@@ -195,9 +195,9 @@ class Context:
         return found
 
     def write(self, stem: str, figure: Figure, table: DataFrame, run: FinishedRun, **facts: Any) -> Files:
-        """Write a figure as PNG and SVG, its data as CSV, and data and facts as JSON; returns the files.
+        """Write a figure as PNG and SVG, its data as CSV, data and facts as JSON; returns the files.
 
-        `run` is one of those in the figure, which all have its settings.
+        All runs in the figure have the settings of `run`.
         """
         png, svg, data, lines = [self.out / f"{stem}.{kind}" for kind in ("png", "svg", "json", "csv")]
         write_bytes(png, render(figure, "png"))

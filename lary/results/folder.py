@@ -1,10 +1,9 @@
 """The one writer of a run's folder, and the readers that find finished runs.
 
-A run writes everything below ``.work/``. When it is complete, its result is staged there
-with the SHA-256 of every other file, the files move to the run's folder, and
-``result.json`` comes last. A kill at any moment leaves either no result, or a staged one
-whose publication the next command completes. Readers use only files that the result names
-and whose digest is still that of the result.
+A run writes below ``.work/``. Once complete, its result is staged there with the SHA-256 of
+every other file, the files move to the run's folder, and ``result.json`` comes last. A kill
+leaves no result, or a staged one that the next command publishes. Readers use only files
+that the result names, with its digest.
 """
 
 import os
@@ -58,10 +57,10 @@ class RunFolder:
 
 @contextmanager
 def writing(folder: Path, identity: str, *, resume: bool = True, leads: bool = True) -> Iterator[RunFolder]:
-    """Hold a run's folder for writing; unfinished files of the same `identity` are kept to `resume` from.
+    """Hold a run's folder for writing; files of the same `identity` are kept to `resume` from.
 
-    Of several processes that train together only the one that `leads` takes the lock and
-    prepares ``.work/``. Raises LaryError where another process writes to the folder.
+    Of processes that train together only the one that `leads` takes the lock and prepares
+    ``.work/``. Raises LaryError where another process writes there.
     """
     run = RunFolder(folder)
     if not leads:

@@ -40,9 +40,8 @@ Frames = Callable[[int], npt.NDArray[np.uint8]]
 def write_classification_files(folder: Path, outcome: ClassificationOutcome) -> tuple[str, ...]:
     """Write the files of a classification for its headline selection; returns their names.
 
-    The matrix has predicted classes in rows and true classes in columns. ``case.txt`` has
-    one line per validation sample: media path, predicted class, true class, with tabs
-    between them.
+    The matrix has predicted classes in rows, true ones in columns. ``case.txt`` has per
+    validation sample media path, predicted and true class, with tabs between.
     """
     from pandas import DataFrame
 
@@ -197,12 +196,12 @@ def action_scores(runs: Sequence[RegressionOutcome]) -> dict[str, SampleScores]:
 
 
 def write_scores(folder: Path, scores: Mapping[str, SampleScores], seeds: Sequence[int]) -> str:
-    """Write the scores of a run by role into its folder; returns the file's name."""
+    """Write the scores by role; returns the file's name."""
     return _write_arrays(folder / PREDICTIONS, scores, seeds=np.array(seeds, dtype=np.int64))
 
 
 def write_actions(folder: Path, outcome: RegressionOutcome) -> str:
-    """Write the chunks of all evaluated splits into a run's folder; returns the file's name."""
+    """Write the chunks of all splits; returns the file's name."""
     return _write_arrays(folder / ACTIONS, {role: chunks_of(split) for role, split in outcome.splits.items()})
 
 

@@ -37,9 +37,9 @@ PUBLISHED = {
 
 
 def write_report(folder: str | Path, target: str | Path | None = None) -> Path:
-    """Write the report of all results below `folder`, to ``report.html`` in it or to `target`; returns where.
+    """Write the report of all results below `folder` to ``report.html`` in it or `target`.
 
-    Raises UsageError where the folder doesn't exist or holds no result.
+    Returns where. Raises UsageError where there is no folder or no result in it.
     """
     folder = as_path(folder)
     runs, broken = find_results(folder)

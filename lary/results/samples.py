@@ -1,13 +1,11 @@
 """Figures of single samples and episodes of finished runs.
 
-Attention maps: how the query of the attentive probe weighs the tokens of a sample. The
-model's record says on how many places a side its tokens are (its ``grid``). A latent step
-shows its own frame where there are as many steps as frames, two neighbours where there is
-one step less, and equal parts of the clip where a model compresses time; in causal
-autoencoders the first step shows the first frame alone.
+Attention maps show how the query of the attentive probe weighs the tokens of a sample. A
+latent step shows its own frame where steps are as many as frames, two neighbours where one
+is less, else equal parts of the clip; in causal autoencoders the first frame is alone.
 
-Trajectories: predicted against true actions over whole episodes. Chunks of K steps begin
-at the number in the name of their source frame, or one behind the other.
+Trajectories show actions over episodes: chunks of K steps begin at the number in the name
+of their source frame, or one behind the other.
 """
 
 import math
@@ -37,6 +35,7 @@ OPACITY = 0.6
 BRIGHTEST = 99.5
 """Percentile with the brightest colour: single peaks would darken all else."""
 CHECKPOINT = "latest.pt"
+Pixels = npt.NDArray[np.uint8]
 NUMBER = re.compile(r"\d+")
 
 
@@ -146,10 +145,7 @@ def _write_maps(run: FinishedRun, context: Context, known: dict[str, None]) -> F
 
 
 def _chosen_rows(split: SplitLatents, context: Context, known: dict[str, None]) -> list[int]:
-    """The named samples that this split has; without names, samples of classes evenly spaced over all.
-
-    A sample is named by its id or by its last media path, as in case.txt.
-    """
+    """The samples named by id or last media path (as in case.txt); unnamed, of evenly spaced classes."""
     config = context.config
     names: dict[str, int] = {}
     for row, sample in enumerate(split.table):  # of equal names the first row counts
@@ -163,7 +159,7 @@ def _chosen_rows(split: SplitLatents, context: Context, known: dict[str, None]) 
     return [int(order[place]) for place in np.unique(places)]
 
 
-def _frames_as_seen(split: SplitLatents, sample: Sample, view: Preprocess) -> npt.NDArray[np.uint8] | None:
+def _frames_as_seen(split: SplitLatents, sample: Sample, view: Preprocess) -> Pixels | None:
     """Frames (T, H, W, 3) as the model sees them; None where they aren't on this machine."""
     try:
         return resize(read_clip(split.table.media_path(sample), sample.frame_index), view)
@@ -205,11 +201,11 @@ def _draw_maps(
     block: Any,
     about: dict[str, Any],
     weights: npt.NDArray[np.float32],
-    pictures: npt.NDArray[np.uint8] | None,
+    pictures: Pixels | None,
     layout: TokenLayout,
     limit: float,
 ) -> None:
-    """Draw the frames of a sample, and below them the attention of each step on the last frame that it shows.
+    """Draw the frames of a sample, below them the attention of each step on its last frame.
 
     Tokens without a place are a column of bars, the first one on top.
     """
@@ -256,8 +252,7 @@ def trajectories(context: Context) -> Found:
 def chosen_episodes(chunks: Chunks, wanted: Sequence[str], count: int) -> list[str]:
     """The named episodes, or `count` of the longest ones at even ranks of their error.
 
-    Longest: those with at least the median number of samples. Named episodes that the run
-    doesn't have are passed over.
+    Longest: with at least the median number of samples. Unknown names are passed over.
     """
     from pandas import Series
 

@@ -1,7 +1,7 @@
 """Metrics as functions of sums, their 95 % intervals, and p values of differences.
 
-Frames of one episode depend on each other, so episodes or videos (clusters) are drawn,
-never frames. Samples are added up per cluster, (G, M); a resample is a weighted sum.
+Frames of an episode depend on each other, so episodes or videos (clusters) are drawn.
+Samples are added up per cluster, (G, M); a resample is a weighted sum.
 Intervals are made by the studentised bootstrap (Efron 1981; Davison and Hinkley 1997,
 section 5.2). Seeds are a second factor, crossed with the clusters: sums are (S, G, M), and
 the variance of a mean of S seeds joins that over clusters. docs/number.md has the reasons.
@@ -170,9 +170,8 @@ class Interval:
 class Spread:
     """What is known of the spread of estimates (K,) on `support` (K,) clusters.
 
-    `ratios` (R, K) are the studentised deviations of the resamples; `variance` (K,) is
-    that over clusters; `parts` are pairs of a weight and the values (S, K) of all seeds;
-    `limits` (K, 2) is the range of the metric.
+    `ratios` (R, K) are studentised deviations of the resamples, `variance` (K,) is over
+    clusters, `parts` are weights and values (S, K) of all seeds, `limits` (K, 2) the range.
     """
 
     value: Array
@@ -266,8 +265,8 @@ def _without_resamples(parts: Sequence[Part], statistic: Statistic, support: Int
 def _resampled(parts: Sequence[Part], statistic: Statistic, draws: Array) -> tuple[Array, Array]:
     """Values and their standard errors over clusters, both (R, K), of resamples `draws` (R, G).
 
-    Each cluster pulls at a value by the slope of the value times the cluster's sums; the
-    standard error is the root of the summed squares of these pulls, which add up to zero.
+    A cluster pulls at a value by its slope times the cluster's sums; the standard error is
+    the root of the pulls' summed squares. The pulls add up to zero.
     """
     mean: Array = np.zeros(())
     slopes = []
@@ -288,13 +287,12 @@ def _resampled(parts: Sequence[Part], statistic: Statistic, draws: Array) -> tup
 
 
 def fraction_interval(sums: Array) -> Interval:
-    """Interval of fractions such as accuracy, or recall per class.
+    """Interval of fractions from `sums` (S, G, 2K): hits, then trials.
 
-    `sums` (S, G, 2K) are hits, then trials. The interval is that of Korn and
-    Graubard (1998, Survey Methodology 24): Clopper and Pearson's for as many independent
-    trials as have the variance found, fewer by what Student's quantile is above the
-    normal one; for as many trials as clusters where all or no trials hit. Resampling
-    fails for a class with a dozen samples, of which some resamples hold no hit.
+    It is that of Korn and Graubard (1998, Survey Methodology 24): Clopper and Pearson's for
+    as many independent trials as have the variance found, fewer by what Student's quantile is
+    above the normal one; for as many as clusters where all or none hit. Resampling fails for
+    a dozen samples, of which some resamples hold no hit.
     """
     counts = np.split(sums[0], 2, axis=1)[1]
     support: Ints = (counts > 0).sum(axis=0)

@@ -111,10 +111,10 @@ def _finished(
 def classification_result(
     outcome: ClassificationOutcome, facts: RunFacts, others: Sequence[ClassificationOutcome] = ()
 ) -> EvalResult:
-    """The record of a classification: Top-1, mean recall, macro F1, Top-5, controls, class table.
+    """The record of a classification.
 
-    `others` are probes with the further seeds of `facts`, on the same samples. Raises
-    LaryError where the split is empty or scores aren't finite.
+    `others` are probes with the further seeds, on the same samples. Raises LaryError where the
+    split is empty or scores aren't finite.
     """
     runs = (outcome, *others)
     labels, count = outcome.labels, len(outcome.classes)
@@ -288,10 +288,10 @@ def regression_result(
 ) -> EvalResult:
     """The record of a regression: MSE and R2 with intervals, tables, controls, examples.
 
-    Physical units come from `facts.dataset.units`; pictures of the examples from
-    `facts.files`. `others` are probes with the further seeds of `facts`, on the same
-    samples. `orientations` are for absolute actions: the difference of two orientations'
-    values is none. Raises LaryError where a split is empty or predictions aren't finite.
+    Units come from `facts.dataset.units`, pictures from `facts.files`. `others` are probes
+    with the further seeds, on the same samples. `orientations` are for absolute actions: a
+    difference of their values is none. Raises LaryError where a split is empty or predictions
+    aren't finite.
     """
     runs, seen, units = (outcome, *others), outcome.splits["seen"], facts.dataset.units
     first = headline(seen.selections)
@@ -344,16 +344,16 @@ def regression_result(
 
 
 def _row_means(table: Doubles) -> Doubles:
-    """Means of the rows (n, K) over what is there, (n,); NaN for a row without anything."""
+    """Means (n,) of rows (n, K) without NaN; NaN for an empty row."""
     found: Doubles = np.ma.masked_invalid(table).mean(axis=1).filled(np.nan)
     return found
 
 
 def angular_error(split: SplitOutcome, prediction: Floats, orientation: Orientation) -> Doubles:
-    """Mean angle over the steps between predicted and true orientation of each sample, (n,) degrees.
+    """Mean angle over the steps between predicted and true orientation, (n,) degrees.
 
-    Zero true quaternions (no orientation was recorded) don't count, a sample of nothing
-    else is NaN; a zero predicted one counts as no rotation.
+    Zero true quaternions (none recorded) don't count, a sample of nothing else is NaN; a
+    zero predicted one is no rotation.
     """
     from scipy.spatial.transform import Rotation
 

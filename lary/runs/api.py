@@ -1,8 +1,7 @@
-"""The functions of the public Python interface: keyword arguments are the options of the commands, folders included.
+"""The functions of the public Python interface, with the options of the commands as keyword arguments.
 
-Every function takes the fields of one class of `lary.configs`, and those of `Paths`
-(``lary_root``, ``data_dir``, ``plugin`` ...), which otherwise come from the environment,
-``lary.yaml`` and the defaults, as for a command.
+They are fields of one class of `lary.configs` and of `Paths` (``lary_root``, ``plugin`` ...); the
+latter otherwise come from the environment, ``lary.yaml`` and the defaults.
 """
 
 from __future__ import annotations
@@ -25,7 +24,7 @@ if TYPE_CHECKING:
 
 
 def paths_of(options: dict[str, Any]) -> Paths:
-    """Take the options that name folders, configuration and plug-ins out of `options`; values may be text or paths."""
+    """Take folders, configuration and plug-ins, text or paths, out of `options`."""
     given = {field.name: options.pop(field.name) for field in fields(Paths) if options.get(field.name) is not None}
     plugin, config = given.pop("plugin", ()), given.pop("config", None)
     plugins = (plugin,) if isinstance(plugin, (str, Path)) else plugin
@@ -34,7 +33,7 @@ def paths_of(options: dict[str, Any]) -> Paths:
 
 
 def interface(name: str, kind: type[Any], place: str) -> Callable[..., Any]:
-    """A function of the public interface that takes the options of `kind` and of `Paths`, and calls ``MODULE:NAME``."""
+    """A public function with the options of `kind` and of `Paths`; calls ``MODULE:NAME``."""
 
     def call(**options: Any) -> Any:
         settings = paths_of(options).settings()
@@ -58,15 +57,10 @@ controls: Callable[..., ControlReport] = interface("controls", ControlsConfig, "
 
 
 def compare(*runs: str | Path, role: Literal["seen", "unseen"] = "seen", seed: int = 0) -> Comparison:
-    """Compare the first of several finished runs with each of the others, on the samples that they share.
+    """Compare the first finished run with each other, on the shared samples of the split `role`.
 
-    Args:
-        runs: folders of runs, or their result.json files.
-        role: split to compare on.
-        seed: seed of the resampling.
-
-    Raises:
-        LaryError: fewer than two runs, or runs that can't be compared.
+    Runs are folders or result.json files; `seed` is that of the resampling. Raises LaryError
+    for fewer than two runs, or runs that can't be compared.
     """
     from lary.results.compare import compare_results
 

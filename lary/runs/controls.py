@@ -1,9 +1,8 @@
 """The controls of a model as ordinary runs, and the margin of the model over each.
 
-shuffled targets: trained on the targets of other samples; what remains is chance (Hewitt and Liang 2019).
-static pair, shuffled order: the frames are repeated or permuted; what remains is read off
-    single frames, or does not depend on their order. Where a model mixes its frames they
-    are changed before it sees them, in an extraction of its own.
+shuffled targets: trained on targets of other samples; the rest is chance (Hewitt and Liang 2019).
+static pair, shuffled order: frames repeated or permuted; the rest is of single frames, or of no
+    order. Where a model mixes its frames, they are changed before its own extraction.
 random projection: the same latents in few dimensions.
 random weights: the same architecture without training.
 baselines: models without weights, such as raw pixels, frame difference and optical flow.
@@ -35,7 +34,7 @@ MARKS = {"": "", "better": "", "even": "  (not significant)", "worse": "  (the c
 
 @dataclass(frozen=True)
 class ControlReport:
-    """The model's result with its margins, and the controls that could not be had, with the reason."""
+    """The model's result with its margins, and why controls were left out."""
 
     result: EvalResult
     left_out: tuple[str, ...]
@@ -87,7 +86,7 @@ def run_controls(config: ControlsConfig, settings: Settings) -> ControlReport:
 
 
 def plan(config: ControlsConfig, model: ModelSpec, own: EvalResult) -> list[tuple[ModelSpec, dict[str, Any]]]:
-    """The models to run besides the model's own run, and the options in which they differ from it."""
+    """The models to run besides the model's own run, and the options that differ."""
     found: list[tuple[ModelSpec, dict[str, Any]]] = [(model, {"control": control}) for control in CONTROLS]
     if own.model.dim is not None and config.project < own.model.dim:
         found.append((model, {"project": config.project}))

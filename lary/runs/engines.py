@@ -1,8 +1,8 @@
 """Work in several processes: one per device of this machine, or Ray for several machines.
 
-Tasks are taken from one queue, so that a slow device holds nobody up. A process or an actor that dies is started again
-with the task that it had. Under Ray every machine sees the same files under the same paths (a shared file system) and
-has lary installed. Files are bit-identical on all engines.
+Tasks come from one queue, so that a slow device holds nobody up. A process or actor that dies is
+started again with its task. Under Ray every machine has lary and sees the same files under the same
+paths. Files are bit-identical on all engines.
 """
 
 from __future__ import annotations
@@ -72,11 +72,7 @@ class StopRequest:
 def encode_all(
     job: Job, table: SampleTable, pending: Sequence[int], devices: Sequence[str], encoder: LoadedEncoder, title: str
 ) -> tuple[list[UnitReport], bool]:
-    """Do the pending rows with the engine asked for; returns also whether a stop was asked for.
-
-    Raises:
-        LaryError: as the engine.
-    """
+    """Do the pending rows; returns also whether a stop was asked for. Raises LaryError."""
     import torch
 
     assert job.store is not None
@@ -130,10 +126,8 @@ def check_shared(job: Job) -> None:
     folder = job.store.folder
     there = read_manifest(folder).get("key") == job.store.identity.key
     if not (there and job.table.is_file()):
-        raise LaryError(
-            f"The machine {socket.gethostname()} does not see {folder} or {job.table}: all machines need one file "
-            "system under the same paths."
-        )
+        where = f"The machine {socket.gethostname()} does not see {folder} or {job.table}"
+        raise LaryError(f"{where}: all machines need one file system under the same paths.")
 
 
 def in_tasks(units: Sequence[Unit], workers: int) -> list[Task]:
@@ -149,7 +143,7 @@ def share_out(
     stop: StopRequest,
     advance: Advance,
 ) -> Iterator[Any]:
-    """The answers to tasks, which are given to whichever worker is free, until a stop is asked for."""
+    """The answers to tasks, given to whichever worker is free, until a stop."""
     waiting, idle = deque(tasks), list(workers)
     running: dict[Future[list[Any]], tuple[Any, Task]] = {}
     while (waiting and not stop.asked) or running:
@@ -180,10 +174,8 @@ def run_processes(
         workers = [start(device) for device in devices]
         for answer in share_out(in_tasks(units, len(devices)), workers, stop, advance):
             if isinstance(answer, NoAnswer):
-                raise LaryError(
-                    f"A process that encodes died ({answer}), perhaps for want of memory. What was done is kept: start "
-                    "the same command again."
-                )
+                died = f"A process that encodes died ({answer}), perhaps for want of memory"
+                raise LaryError(f"{died}. What was done is kept: start it again.")
             if "error" in answer:
                 raise LaryError(answer["error"])
             for report in answer["reports"]:
@@ -191,11 +183,7 @@ def run_processes(
 
 
 def unit_worker(packed: str, device: str) -> Callable[[Question], Answer]:
-    """Make the answers of a process that encodes on one device.
-
-    Args:
-        packed: the job, pickled by the process that started this one.
-    """
+    """Make the answers of a process on one device; `packed` is the job, pickled by its parent."""
     worker = UnitWorker(pickle.loads(base64.b64decode(packed)), device)  # noqa: S301 (our own)
 
     def answer(question: Question) -> Answer:
@@ -226,14 +214,14 @@ def extract_on_ray(job: Job, units: Sequence[Unit], stop: StopRequest, advance: 
             raise (cause if isinstance(cause, LaryError) else RuntimeError(str(error))) from error
         except ray.exceptions.RayError as error:
             raise LaryError(
-                f"{TRIES} actors died one after another on the same rows: {_first_line(error)} What was done is kept."
+                f"{TRIES} actors died on the same rows, what was done is kept: {_first_line(error)}"
             ) from error
 
 
 def plan_actors(ray: Any, job: Job) -> tuple[int, int, dict[str, Any]]:
-    """How many actors, how many of them share a machine's cores, and what each one asks of Ray.
+    """Actors, most actors of a machine, and what each asks of Ray.
 
-    One per GPU; where the cluster has none, or ``--device cpu`` is asked for, one per machine.
+    There is one per GPU; without GPUs, or with ``--device cpu``, one per machine.
     """
     nodes = [node["Resources"] for node in ray.nodes() if node["Alive"]]
     gpus = [int(node.get("GPU", 0)) for node in nodes]
@@ -252,10 +240,7 @@ def tasks_on_ray(
 ) -> Iterator[tuple[Group, list[Found] | str]]:
     """Call ``work(group, settings, plug-ins, GPUs)`` for every group in a task of its own.
 
-    Yields:
-        Each group with what `work` returned, or why its task failed, in the order of completion.
-
-    Raises UsageError, LaryError.
+    Yields each group with its results, or why it failed, as completed. Raises LaryError.
     """
     with connected(config.address) as ray:
         check_resources(ray.cluster_resources(), config)

@@ -1,10 +1,8 @@
 """Extraction: from a split's table to the latents of its rows and the table that points to them.
 
-The controls of frames change what the encoder sees. Where a model encodes each frame by
-itself, a static pair or another order is made of its latents. One that mixes its frames,
-such as a latent action model, has to see the changed frames: they are a table of their
-own, with the source in place of the target, or the frames in another order, and are
-extracted like any other into ``$LARY_LA_DIR/controls/<control>``.
+Frame controls repeat or reorder the latents of a model that encodes each frame by itself. One that
+mixes its frames, such as a latent action model, has to see the changed frames: a table of them is
+extracted into ``$LARY_LA_DIR/controls/<control>``.
 """
 
 import json
@@ -55,7 +53,7 @@ ROWS_CHECKED = 10_000
 SECONDS_MEASURED, BATCHES_MEASURED = 10.0, 16
 """How long and how much a dry run measures at most; the current batch is finished."""
 CHANGED = "changed"
-"""The entry of a store's facts that names the control whose frames its latents were encoded from."""
+"""The entry of a store's facts that names the control of its frames."""
 
 FRAME_CONTROLS: tuple[ProbeControl, ...] = ("static-pair", "shuffled-order")
 """Controls that change the frames that the encoder sees, not the targets of the probe."""
@@ -78,12 +76,8 @@ class ExtractReport:
 def extract(config: ExtractConfig, settings: Settings) -> ExtractReport:
     """Extract the latents of one split; what is done, by sample id and identity, is not redone.
 
-    Raises:
-        UsageError: unknown names, contradicting options, a folder that holds latents of another
-            extraction.
-        LaryError: a missing table, no readable media, a model that can't be loaded, another process
-            that writes the same latents, a full disk.
-        Interrupted: the user stopped it; what was begun is done.
+    Raises UsageError for a wrong request or a folder of another extraction; LaryError for a missing
+    table, media or model, another writer or a full disk; Interrupted after Ctrl-C.
     """
     started = time.monotonic()
     run = prepare_run(config, settings)
@@ -228,7 +222,7 @@ def estimate(config: ExtractConfig, settings: Settings) -> str:
 
 
 def unfinished(run: Run, left: int) -> LaryError:
-    """What to say where rows are left over: after Ctrl-C, or where only failed rows were asked for."""
+    """The error for rows left over: after Ctrl-C, or with ``--retry-failed``."""
     rest = f"{left} of {len(run.table)} rows are still to be done"
     if run.job.config.retry_failed:
         return LaryError(f"{rest}, so there is no table yet: run the same command without --retry-failed.")
@@ -263,10 +257,8 @@ def check_media(dataset: DatasetSpec, mode: Mode | None, stride: int | None) -> 
     """Refuse a ``--mode`` or ``--stride`` that contradicts the record. Raises UsageError."""
     for name, found, asked in (("mode", MODES[dataset.media], mode), ("stride", dataset.stride, stride)):
         if asked not in (None, found):
-            raise UsageError(
-                f"--{name} {asked}: data set '{dataset.name}' holds {dataset.media}s and has {name} {found}; leave "
-                "the option out."
-            )
+            held = f"data set '{dataset.name}' holds {dataset.media}s and has {name} {found}"
+            raise UsageError(f"--{name} {asked}: {held}; leave the option out.")
 
 
 def as_before(folder: Path, identity: StoreIdentity) -> StoreIdentity:
@@ -300,13 +292,13 @@ def warn_about_media(table: SampleTable, pending: Sequence[int]) -> None:
 
 
 def add_timing(folder: Path, rows: int, seconds: float) -> None:
-    """Add a run to the timing file of a store: how long its latents took, over all interrupted runs."""
+    """Add a run to the timing file of a store, over all interrupted runs."""
     before, spent = read_timing(folder)
     write_json(folder / TIMING, {"rows": before + rows, "seconds": round(spent + seconds, 3)})
 
 
 def read_timing(folder: Path) -> tuple[int, float]:
-    """Rows of a store that were extracted, and the seconds that took; zeros if unknown."""
+    """Extracted rows of a store and their seconds; zeros if unknown."""
     file = folder / TIMING
     if not file.exists():
         return 0, 0.0
@@ -338,11 +330,7 @@ def place_of(settings: Settings, control: ProbeControl) -> Settings:
 
 
 def extract_changed(config: ExtractConfig, control: ProbeControl, settings: Settings) -> ExtractReport | None:
-    """Extract a split from changed frames; None where its own latents hold each frame.
-
-    Raises:
-        UsageError, LaryError: as `extract`.
-    """
+    """Extract changed frames; None where the latents hold each frame. Raises as `extract`."""
     if separate(open_latents(settings, LatentsRef.of(config)), config.protocol):
         return None
     moved, table = place_of(settings, control), read_input(config, settings)
@@ -352,7 +340,7 @@ def extract_changed(config: ExtractConfig, control: ProbeControl, settings: Sett
 
 
 def changed_rows(table: SampleTable, control: ProbeControl) -> Iterator[list[str]]:
-    """The rows of a table with the source in place of all frames, or with frames in a drawn order."""
+    """The rows of a table with the source for all frames, or frames in a drawn order."""
     pair = table.spec.media == "pair"
     names = MEDIA_COLUMNS["pair"] if pair else (INDEX_COLUMN,)
     places = [list(table.frame.columns).index(name) for name in names]
@@ -367,10 +355,7 @@ def changed_rows(table: SampleTable, control: ProbeControl) -> Iterator[list[str
 
 
 def open_changed(settings: Settings, split: SplitLatents, ref: LatentsRef) -> SplitLatents:
-    """The samples of a split with their latents from the frames that the control of `ref` changed.
-
-    Raises UsageError, LaryError.
-    """
+    """A split with its latents from changed frames. Raises UsageError, LaryError."""
     if find_latent_table(settings, ref) is None:
         shape = split.source.shape
         held = f"{shape[0]} steps" if len(shape) == 3 else "no steps"
@@ -388,8 +373,7 @@ def open_changed(settings: Settings, split: SplitLatents, ref: LatentsRef) -> Sp
     first = own.table.frame[columns[0]].to_numpy()
     same = [first == theirs.table.frame[name].to_numpy() for name in columns]
     if not kept or not np.logical_or.reduce(same).all():
-        raise LaryError(
-            f"{other.table.path} was made of another table than {split.table.path}: run 'lary controls' again."
-        )
+        paths = f"{other.table.path} was made of another table than {split.table.path}"
+        raise LaryError(f"{paths}: run 'lary controls' again.")
     store = {**other.store, CHANGED: ref.control}
     return replace(own, source=theirs.source, store=store, folder=other.folder)

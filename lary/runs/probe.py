@@ -41,11 +41,10 @@ class ProbeRun:
 
 
 def run_probe(config: ProbeConfig, settings: Settings) -> ProbeRun:
-    """Train and score the probe that the options are for; what is done is not done again.
+    """Train and score the probe of the options, unless that is done.
 
-    Raises:
-        UsageError: contradicting options, missing latents, or a folder with another result.
-        LaryError: unreadable latents or actions, or a training that diverged.
+    Raises UsageError for contradicting options, missing latents or another result; LaryError for
+    unreadable latents or actions, or a training that diverged.
     """
     from lary.probes.training import Team, launch
 
@@ -65,7 +64,7 @@ classify = regress = run_probe
 
 
 def run_member(config: ProbeConfig, settings: Settings, plugins: tuple[Path, ...], team: Team, device: str) -> None:
-    """Work of each process of a run on several devices; the first one writes the result."""
+    """Work of each process of a run on several devices; the first writes the result."""
     for plugin in plugins:
         load_plugin(plugin)
     train_and_write(task_of(config, settings), run_folder(config, settings), team, device)
@@ -79,7 +78,7 @@ def task_of(config: ProbeConfig, settings: Settings) -> Task:
 
 
 def run_folder(config: ProbeConfig, settings: Settings) -> Path:
-    """The folder of a run, by all that sets it apart: ``dinov2@by-episode@project16``."""
+    """The folder of a run, such as ``dinov2@by-episode@project16``."""
     project = None if config.project is None else f"project{config.project}"
     parts = filter(None, [config.splits, config.control, project])
     tag = "@".join([LatentsRef.of(config, "").tag, *parts])
@@ -93,12 +92,12 @@ def run_folder(config: ProbeConfig, settings: Settings) -> Path:
 
 def deciding_options(config: ProbeConfig) -> dict[str, Any]:
     """The options that decide the numbers of a run."""
-    given = {name: value for name, value in asdict(config).items() if value is not None}
-    return {name: value for name, value in given.items() if name not in NOT_DECIDING}
+    given = asdict(config).items()
+    return {name: value for name, value in given if value is not None and name not in NOT_DECIDING}
 
 
 def inputs_of(task: Task) -> tuple[NamedDigest, ...]:
-    """Digests of what decides a run: its options, and the tables and latents that it reads."""
+    """Digests of what decides a run: options, tables and latents."""
     options = json.dumps(deciding_options(task.config), sort_keys=True)
     found = {"options": digest(options)}
     for role, split in task.splits.items():
@@ -108,7 +107,7 @@ def inputs_of(task: Task) -> tuple[NamedDigest, ...]:
 
 
 def finished(folder: Path, task: Task) -> EvalResult | None:
-    """The result of this very run if it is done. Raises UsageError for that of another run."""
+    """The result of this run if it is done. Raises UsageError for that of another."""
     settle(folder)
     file = folder / FILE_NAME
     if task.config.overwrite or not file.exists():
@@ -130,7 +129,7 @@ def finished(folder: Path, task: Task) -> EvalResult | None:
 
 
 def train_and_write(task: Task, folder: Path, team: Team, device: str) -> None:
-    """Train the probes of all seeds on one device; the process that leads writes the result."""
+    """Train the probes of all seeds on one device; the leading process writes the result."""
     from lary.probes.training import Session, tracking
 
     started = time.monotonic()
@@ -197,7 +196,7 @@ def run_facts(task: Task, inputs: tuple[NamedDigest, ...]) -> dict[str, Any]:
 
 
 def summary(result: EvalResult) -> str:
-    """A few lines for the terminal: all selections and controls, with intervals."""
+    """All selections and controls with intervals, as lines of text."""
     primary, setting = result.primary, f"protocol {result.protocol}, preset {result.preset}"
     lines = [f"{result.task} of {result.dataset.name} with {result.label} ({setting})"]
     for name, selection in result.selections.items():

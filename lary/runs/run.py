@@ -22,7 +22,7 @@ from lary.settings import CONFIG_NAME, NAMES, Settings, load_settings
 from lary.types import RANDOM, UsageError
 
 OF_EXTRACTION = ("precision", "mode", "stride")
-"""Options that the extraction checks, or that mean something else to a probe."""
+"""Options of the extraction, or with another meaning for a probe."""
 FOLDERS = ("LARY_ROOT", "DATA_DIR", "LARY_LA_DIR", "LARY_LOG_DIR")
 
 
@@ -36,10 +36,7 @@ class RunReport:
 
 
 def run(config: RunConfig, settings: Settings) -> RunReport:
-    """Extract what is missing of every split and run the probe, unless that is done.
-
-    Raises UsageError, LaryError.
-    """
+    """Extract what is missing and run the probe, unless done. Raises UsageError, LaryError."""
     dataset = DATASETS.get(config.dataset)
     probe_config(config, dataset)
     roles = dataset.roles(config.splits)
@@ -72,7 +69,7 @@ def run_splits(
 
 
 def probe_config(config: RunConfig, dataset: DatasetSpec) -> ProbeConfig:
-    """The probe's part of the options. Raises UsageError for an option of the other kind of probe."""
+    """The probe's options. Raises UsageError for one of the other kind of probe."""
     given = {name: value for name, value in vars(config).items() if value is not None and name not in OF_EXTRACTION}
     odd = [name for name, default in vars(ActionOptions()).items() if given.get(name, default) != default]
     kind: type[ProbeConfig] = ClassifyConfig
@@ -99,10 +96,9 @@ def _of(kind: type[Any], values: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def run_demo(config: DemoConfig) -> int:
-    """Run the benchmark on simulated robots and print its table; returns the exit code.
+    """Run the benchmark on simulated robots; returns the exit code.
 
-    Raises:
-        UsageError: the folder holds a demo with other options, or MuJoCo isn't installed.
+    Raises UsageError for a folder of another demo, or without MuJoCo.
     """
     from lary.simulate import simulate
 

@@ -44,7 +44,7 @@ OF_LATENTS = (
 
 @dataclass(frozen=True)
 class Planned:
-    """One run of a sweep: its number from 1, its options, and the folder that it has to itself."""
+    """One run of a sweep: its number from 1, its options, and its own folder."""
 
     number: int
     config: RunConfig
@@ -60,7 +60,7 @@ class Planned:
 
     @property
     def latents(self) -> tuple[str | None, ...]:
-        """What names a folder of latents: runs in which it is equal share their latents."""
+        """What names a folder of latents: runs with equal ones share it."""
         return tuple(getattr(self.config, name) for name in IN_FOLDER[:6])
 
     def settings(self, settings: Settings) -> Settings:
@@ -113,7 +113,7 @@ def do(planned: Planned, settings: Settings) -> Outcome:
 
 
 def on_ray(plan: Sequence[Planned], config: SweepConfig, settings: Settings) -> Iterator[tuple[Planned, Outcome]]:
-    """Do the runs on a Ray cluster; those that share latents are one task, one after the other."""
+    """Do the runs on a Ray cluster; those that share latents are one task."""
     for group, found in tasks_on_ray(do_group, groups_of(plan), config, settings, loaded_plugins()):
         reasons = [f"its task failed: {found}"] * len(group)
         yield from zip(group, reasons if isinstance(found, str) else found, strict=True)
@@ -122,7 +122,7 @@ def on_ray(plan: Sequence[Planned], config: SweepConfig, settings: Settings) -> 
 def do_group(
     group: Sequence[Planned], values: dict[str, str], plugins: tuple[Path, ...], gpus: str | None
 ) -> list[Outcome]:
-    """Do the runs of one group in a process of its own, on the GPUs that it was given."""
+    """Do the runs of one group in a process of its own, on its GPUs."""
     setup_logging()
     for plugin in plugins:
         load_plugin(plugin)
@@ -172,7 +172,7 @@ def read_plan(file: Path) -> list[Planned]:
         if (before := latents.setdefault((name, *each.latents), value)) != value:
             raise UsageError(
                 f"{where} asks for {each.config.model} on {each.config.dataset} with {name} {before} and {value}: "
-                "their latents would share a folder; make two sweeps of it, with another LARY_LA_DIR and LARY_ROOT."
+                "these share a folder; make two sweeps of it, with another LARY_LA_DIR and LARY_ROOT."
             )
     return plan
 
@@ -185,7 +185,7 @@ def named_options(options: Any, place: str) -> dict[str, Any]:
 
 
 def checked(options: Mapping[str, Any], place: str) -> RunConfig:
-    """The run of these options, as far as it can be checked without its data. Raises UsageError."""
+    """The run of these options, checked without its data. Raises UsageError."""
     config = make_options(RunConfig, options, place)
     try:
         dataset = DATASETS.get(config.dataset)
@@ -209,7 +209,7 @@ def part_of(plan: list[Planned], part: str | None) -> list[Planned]:
 
 
 def groups_of(plan: Sequence[Planned]) -> list[list[Planned]]:
-    """Runs by the latents that they read: those of one group come one after the other."""
+    """Runs grouped by the latents that they read."""
     groups: dict[tuple[str | None, ...], list[Planned]] = {}
     for each in plan:
         groups.setdefault(each.latents, []).append(each)

@@ -99,10 +99,9 @@ def find_model(config: ProbeConfig, dataset: DatasetSpec, settings: Settings) ->
 
 
 def open_splits(settings: Settings, dataset: DatasetSpec, config: ProbeConfig) -> dict[str, SplitLatents]:
-    """Latents by role: ``train``, ``seen`` and, where it was extracted, ``unseen``.
+    """Latents by role: ``train``, ``seen`` and, if extracted, ``unseen``.
 
-    Raises:
-        LaryError: latents that are missing, can't be read, or belong to other samples.
+    Raises LaryError for latents that are missing, unreadable or of other samples.
     """
     roles = dataset.roles(config.splits)
     refs = {role: LatentsRef.of(config, split) for role, split in roles.items()}
@@ -127,8 +126,8 @@ def open_splits(settings: Settings, dataset: DatasetSpec, config: ProbeConfig) -
 def check_samples(settings: Settings, split: SplitLatents, splits: Splits) -> None:
     """Refuse latents of another sample or extraction than their row names. Raises LaryError.
 
-    Rows of shards were checked when they were opened; files of other programs name no
-    sample. Of many rows some are checked: a table that was sorted or shifted shows in any.
+    Shards were checked when opened; files of other programs name no sample. Of many rows
+    some are checked: a sorted or shifted table shows in any.
     """
     table, advice = split.table, "Run 'lary extract' on this split again"
     entries = table.frame["la_path"].tolist()
@@ -172,10 +171,9 @@ def shared_groups(dataset: DatasetSpec, splits: Splits) -> tuple[str, ...]:
 
 
 def shown(split: SplitLatents, config: ProbeConfig, seed: int, *, training: bool) -> LatentSource:
-    """The latents of a split as the probe sees them: through its control and projection.
+    """The latents of a split through the probe's control and projection.
 
-    Every split goes through the same projection; orders are shuffled anew. Frames that
-    were changed before they were encoded stay as they are.
+    All splits share the projection; orders are shuffled anew, but not of changed frames.
     """
     source = finite_latents(split.source, lambda row: name_of(split.table[row]))
     if config.control in FRAME_CONTROLS and CHANGED not in split.store:
@@ -219,7 +217,7 @@ class ProbeTask:
         """Read what is not in the tables."""
 
     def latents(self, role: str, session: Session) -> LatentSource:
-        """The latents of a split as the probe sees them, in memory where that is small."""
+        """The latents of a split for the probe, in memory if small."""
         training = role == "train"
         source = shown(self.splits[role], self.config, session.seed, training=training)
         return keep_in_memory(source, session.team.size)
@@ -241,10 +239,8 @@ class ClassTask(ProbeTask):
         super().__init__(config, settings, "attentive")
         self.classes = self.dataset.labels.classes
         if config.classes not in (None, len(self.classes)):
-            raise UsageError(
-                f"--classes {config.classes}: data set '{self.dataset.name}' has "
-                f"{len(self.classes)} classes; leave the option out."
-            )
+            there = f"data set '{self.dataset.name}' has {len(self.classes)} classes"
+            raise UsageError(f"--classes {config.classes}: {there}; leave the option out.")
 
     def train(self, session: Session) -> ClassificationOutcome:
         """Train and score the heads of one seed."""
@@ -256,7 +252,7 @@ class ClassTask(ProbeTask):
         return train_classifier(inputs, self.probe, session, self.config.precision)
 
     def write(self, work: Path, outcomes: Sequence[ClassificationOutcome], facts: dict[str, Any]) -> EvalResult:
-        """Write confusion matrix, class table and scores; returns the record of the run."""
+        """Write the output files; returns the record of the run."""
         files = published.write_classification_files(work, outcomes[0])
         scores = published.class_scores(outcomes)
         own = published.write_scores(work, scores, seeds_of(self.config))
@@ -276,7 +272,7 @@ class ActionTask(ProbeTask):
         self.failures: list[Failure] = []
 
     def read_targets(self) -> None:
-        """Read the actions, without rows whose file can't be read. Raises LaryError."""
+        """Read the actions, without unreadable rows. Raises LaryError."""
         folder, mode, train = self.settings.path("DATA_DIR"), self.config.action_mode, self.splits["train"]
         normaliser = load_normaliser(self.dataset, folder, mode, train.table, self.frame)
         for role, split in self.splits.items():
@@ -315,7 +311,7 @@ class ActionTask(ProbeTask):
         return train_regressor(inputs, self.probe, session)
 
     def write(self, work: Path, outcomes: Sequence[RegressionOutcome], facts: dict[str, Any]) -> EvalResult:
-        """Write best row, trajectories, chunks, scores and failures; returns the record."""
+        """Write the output files; returns the record of the run."""
         first, *others = outcomes
         count, actions = len(self.failures), self.actions
         write_failures(work / FAILURES, self.failures)
@@ -333,7 +329,7 @@ class ActionTask(ProbeTask):
 
 
 def frames_of(split: SplitLatents) -> Callable[[int], npt.NDArray[np.uint8]] | None:
-    """Decoded frames by row, for pictures; None where the media aren't on this machine."""
+    """Decoded frames by row, for pictures; None where the media are missing."""
 
     def read(row: int) -> npt.NDArray[np.uint8]:
         sample = split.table[row]

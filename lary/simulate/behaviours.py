@@ -1,8 +1,8 @@
 """The verbs: what the arm does, and what happens to the objects for it.
 
-Every behaviour draws its own situation (objects, places, directions, pace) and returns a
-`Script`. Nothing here is simulated physics: objects follow the tool by the geometry of the act,
-which is the same every time and never fails.
+Every behaviour draws its own situation (objects, places, directions, pace) and returns
+a `Script`. No physics is simulated: objects follow the tool by the act's geometry,
+which never fails.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
 """Episodes and clips: decided before the first ray is cast, staged, solved, drawn and written.
 
-The tables follow from the plan alone, and so does everything in an episode: each draws from a
-generator of its own, so that neither the number of processes nor an interruption changes a byte.
+Everything follows from the plan: each episode draws from a generator of its own, so
+that neither the number of processes nor an interruption changes a byte.
 """
 
 import io

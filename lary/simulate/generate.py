@@ -106,10 +106,9 @@ def require_mujoco() -> None:
 
 
 def claim_folder(out: Path, record: dict[str, Any], *, overwrite: bool) -> None:
-    """Make sure that the folder may be filled, and write down what it is being filled with.
+    """Check that the folder may be filled, and record with what.
 
-    Raises:
-        UsageError: it holds another simulation, or files of one without a record.
+    Raises UsageError for another simulation, or files of one without a record.
     """
     data_dir = out / "data"
     found = next((path for path in (out / RECORD, out / UNFINISHED) if path.is_file()), None)
@@ -133,7 +132,7 @@ def claim_folder(out: Path, record: dict[str, Any], *, overwrite: bool) -> None:
 def robot_stats(recordings: Sequence[Recording], data_dir: Path) -> dict[str, dict[str, Any]]:
     """Mean and population standard deviation (7,) of all training steps of each robot type.
 
-    A dimension that never changes has the standard deviation 1, so that it normalises to 0.
+    A constant dimension has the standard deviation 1, so that it normalises to 0.
     """
     chunks: dict[str, list[Array]] = {}
     for recording in recordings:
@@ -175,8 +174,7 @@ def write_sheets(out: Path, config: SimulateConfig) -> list[Path]:
 
     A row has nine frames of a clip of one verb and robot, or of an episode of one robot and scene.
 
-    Raises:
-        MediaError: a frame or video can't be read.
+    Raises MediaError for a frame or video that can't be read.
     """
     chosen: dict[tuple[str, str], Recording] = {}
     for recording in make_plan(config):

@@ -1,8 +1,7 @@
 """Frames by ray casting: one `mj_multiRay` call per pass, shading and textures in NumPy.
 
-What stands still is drawn once per episode; a frame casts rays only where something that
-moves can be seen or can throw its shadow. Pixels on outlines and sharp patterns get
-several rays, the others one.
+What stands still is drawn once per episode; a frame casts rays only where a moving
+thing or its shadow can be seen. Pixels on outlines and sharp patterns get several rays.
 """
 
 from __future__ import annotations

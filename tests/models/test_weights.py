@@ -201,6 +201,8 @@ def test_a_pinned_commit_is_fetched_once(hub: FakeHub) -> None:
     for hub.failure in (None, OSError("no network")):
         assert make("dinov2-origin", weights.hub).identity.revision == weights.revision
     assert hub.downloads == [(weights.hub, weights.revision, ["config.json", "*.safetensors*"])]
+    hub.failure = None
+    assert make("dinov2-origin", weights.hub, "main").identity.revision == NEWEST, "a revision that is asked for"
 
 
 @pytest.mark.parametrize("revision", [None, "main"])

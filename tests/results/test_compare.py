@@ -63,8 +63,12 @@ def test_what_can_not_be_compared_is_refused(tmp_path: Path) -> None:
     for name in "ab":
         write_actions(tmp_path / name, 0.5)
     result = read_result(tmp_path / "b" / "result.json")
-    write_result(tmp_path / "b" / "result.json", result.model_copy(update={"action_mode": "relative"}))
-    fails(UsageError, "their target is absolute and relative", compare_results, [tmp_path / "a", tmp_path / "b"])
+    for field, value, message in (
+        ("action_mode", "relative", "their target is absolute and relative"),
+        ("relative_frame", "local", "their frame of motion is None and local"),
+    ):
+        write_result(tmp_path / "b" / "result.json", result.model_copy(update={field: value}))
+        fails(UsageError, message, compare_results, [tmp_path / "a", tmp_path / "b"])
     (tmp_path / "b" / PREDICTIONS).unlink()
     fails(LaryError, "run the probe again with --overwrite", compare_results, [tmp_path / "a", tmp_path / "b"])
 

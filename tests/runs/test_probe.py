@@ -38,6 +38,8 @@ def test_a_result_records_what_was_run_and_is_not_overwritten(made: Path, tmp_pa
     assert probe(made, logs=tmp_path, seed=3, overwrite=True).result.seed == 3
     scores = read_scores(finished_run(folder))
     assert scores.scores.mean() == pytest.approx(read_result(file).score.value, rel=1e-5)
+    assert probe(made, "robot_1st", logs=tmp_path).new
+    fails(UsageError, "another run", probe, made, "robot_1st", logs=tmp_path, precision="bf16")
     (folder / "predictions.npz").write_bytes(b"PK")
     fails(LaryError, "is not the file that the run wrote", read_scores, finished_run(folder))
 
@@ -71,11 +73,12 @@ def test_relative_files_are_read_where_they_are(place: Path) -> None:
 
 
 def test_a_bad_action_file_costs_its_row(place: Path) -> None:
-    row = rows_of(place / "data" / "calvin_metadata_val.csv")[3]
-    (place / "data" / "regression" / "calvin" / "val_stride5" / row["action"]).write_bytes(b"torn")
+    for split, number in (("train", 1), ("val", 3)):
+        row = rows_of(place / "data" / f"calvin_metadata_{split}.csv")[number]
+        (place / "data" / "regression" / "calvin" / f"{split}_stride5" / row["action"]).write_bytes(b"torn")
     done = probe(place)
-    assert (done.result.status, done.result.failures) == ("incomplete", 1)
-    assert [row["row"] for row in rows_of(done.folder / "failures.csv")] == ["4"]
+    assert (done.result.status, done.result.failures) == ("incomplete", 2)
+    assert [row["row"] for row in rows_of(done.folder / "failures.csv")] == ["2", "4"]
 
 
 @pytest.mark.parametrize("shape", [(2, 4, 6), (4, 6), (6,), (2, 2, 2, 6)])
