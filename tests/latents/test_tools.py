@@ -45,7 +45,10 @@ def test_info_and_verify_of_npz(root: Path) -> None:
     printed("latents", "verify", *ASK, root=root, code=1, has=torn)
     lines = ("kind        npz, 8 files", "rows        8", "tokens      2 x 64 x 50 float32", "model       pixels")
     printed("latents", "info", *ASK, root=root, has=(*lines, f"missing     1: {absent}"))
-    (folder_of(root) / "store.json").unlink()
+    manifest = folder_of(root) / "store.json"
+    manifest.write_text(manifest.read_text().replace('"key": "', '"key": "another '))
+    printed("latents", "verify", *ASK, root=root, code=1, has=["00000.npz belongs to another store", "8 problems"])
+    manifest.unlink()
     printed("latents", "info", *ASK, root=root, has=["made by another program"])
 
 
