@@ -20,6 +20,8 @@ import numpy.typing as npt
 
 from lary.files import open_regular
 
+Array = npt.NDArray[Any]
+
 LARGEST = 1 << 32
 """Bytes of one array in an .npz."""
 FREE = 1 << 26
@@ -63,7 +65,7 @@ def _header_of(stream: IO[bytes]) -> tuple[tuple[int, ...], bool, np.dtype[Any]]
         raise ValueError(f"its header can't be read ({reason[0][:200]})") from None
 
 
-def array_of(stream: IO[bytes], size: int) -> npt.NDArray[Any]:
+def array_of(stream: IO[bytes], size: int) -> Array:
     """The array of an ``.npy`` that has `size` bytes. Raises ValueError."""
     shape, fortran, dtype = _header_of(stream)
     if dtype.hasobject:
@@ -80,7 +82,7 @@ def array_of(stream: IO[bytes], size: int) -> npt.NDArray[Any]:
     return values.view(dtype).reshape(shape, order="F" if fortran else "C")
 
 
-def read_npz(path: Path, *names: str, largest: int = LARGEST) -> list[npt.NDArray[Any]]:
+def read_npz(path: Path, *names: str, largest: int = LARGEST) -> list[Array]:
     """The named arrays of an ``.npz``, in this order, each of at most `largest` bytes.
 
     Raises FileNotFoundError, KeyError, ValueError.
@@ -97,7 +99,7 @@ def read_npz(path: Path, *names: str, largest: int = LARGEST) -> list[npt.NDArra
             raise ValueError(str(error) or type(error).__name__) from error
 
 
-def _member(archive: zipfile.ZipFile, entry: zipfile.ZipInfo, size: int, largest: int) -> npt.NDArray[Any]:
+def _member(archive: zipfile.ZipFile, entry: zipfile.ZipInfo, size: int, largest: int) -> Array:
     """One array of an archive of `size` bytes."""
     name, packed = entry.filename, min(entry.compress_size, size)
     if entry.compress_type not in METHODS:
@@ -113,7 +115,7 @@ def _member(archive: zipfile.ZipFile, entry: zipfile.ZipInfo, size: int, largest
     return found
 
 
-def npy_bytes(values: npt.NDArray[Any]) -> bytes:
+def npy_bytes(values: Array) -> bytes:
     """An array in the format of .npy files."""
     content = io.BytesIO()
     np.save(content, np.ascontiguousarray(values), allow_pickle=False)

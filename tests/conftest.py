@@ -15,13 +15,21 @@ from lary.data.spec import DATASETS
 from lary.settings import NAMES
 
 
+@pytest.fixture(scope="module", autouse=True)
+def own_records() -> Iterator[None]:
+    """What the fixtures of a module register is forgotten after it."""
+    DATASETS.names()
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(DATASETS, "_records", dict(DATASETS._records))
+        yield
+
+
 @pytest.fixture(autouse=True)
 def clean_environment(monkeypatch: pytest.MonkeyPatch) -> None:
     """Settings come from the test alone, and nothing reaches for a hub."""
     for name in (*NAMES, "LARY_CONFIG"):
         monkeypatch.delenv(name, raising=False)
     monkeypatch.setenv("HF_HUB_OFFLINE", "1")
-    DATASETS.names()
     monkeypatch.setattr(DATASETS, "_records", dict(DATASETS._records))  # what a test registers is forgotten after it
     monkeypatch.setattr("lary.registry._plugins", {})  # those of other tests are not for the processes of this one
 

@@ -177,7 +177,7 @@ def export(
     rows: str | None = None,
     paths: Paths = Paths(),
 ) -> None:
-    """Write tokens to one file for other tools: .npz or .safetensors."""
+    """Write tokens to one .npz file for other tools."""
     print(f"{out}: {paths.call('lary.latents.tools:export_latents', config, out, rows=rows)} samples")
 
 

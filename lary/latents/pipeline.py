@@ -23,6 +23,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import numpy.typing as npt
 
+from lary.arrays import Array
 from lary.configs import ExtractConfig
 from lary.data.tables import INDEX_COLUMN, SampleTable
 from lary.latents.reading import Batch, idle_readers
@@ -45,7 +46,7 @@ WAITING = 16
 """Writes that wait for a thread, before the encoder has to."""
 
 Advance = Callable[[int], None]
-Row = tuple[int, npt.NDArray[np.float32], "npt.NDArray[Any] | None"]
+Row = tuple[int, npt.NDArray[np.float32], Array | None]
 """Index in the batch, tokens (P, N, D) or (N, D) and codes (P, N) of one row."""
 
 
@@ -127,8 +128,8 @@ def encode_units(
         advance: called with the number of rows that are completed.
         stopped: whether to end after the current unit.
 
-    Raises:
-        LaryError: a worker that doesn't start, a full disk, an encoder that returns something else than latents.
+    Raises LaryError for a worker that doesn't start, a full disk, or an encoder's wrong
+    answer.
     """
     assert job.store is not None
     config = job.config
@@ -323,7 +324,7 @@ class OpenUnit:
         return UnitReport(self._handed - len(self._unwritten), tuple(failures))
 
 
-def check_space(store: LatentStore, tokens: npt.NDArray[Any], codes: npt.NDArray[Any] | None, rows: int) -> None:
+def check_space(store: LatentStore, tokens: Array, codes: Array | None, rows: int) -> None:
     """Refuse to start what the disk has no free space for. Raises LaryError."""
     dtype, folder = store.identity.dtype, store.folder
     # Without what their container adds.

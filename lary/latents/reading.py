@@ -106,8 +106,7 @@ class Readers:
             frames: the largest T of all samples.
             seconds: after which a sample is given up.
 
-        Raises:
-            LaryError: there is no memory, or no worker process starts.
+        Raises LaryError where there is no memory, or no worker process starts.
         """
         workers = len(self.pool.workers)
         count = 1 + max(2, -(-AHEAD * workers // places))

@@ -1,8 +1,9 @@
-"""What names one extraction, its table and folder; opening a store to write, latents to read.
+"""Names of an extraction, its table and folder; opening a store to write, latents to
+read.
 
-What differs from the default (the ``paper`` protocol, another kind of latent, random weights, pooled tokens) is
-appended to the model's name in every file and folder name, as in ``lapa@paper``, so that numbers never mix. The
-default has the published names.
+What differs from the default (the ``paper`` protocol, another latent, random weights,
+pooled tokens) is appended to the model's name in files and folders, as in
+``lapa@paper``, so that numbers never mix. The default has the published names.
 """
 
 from __future__ import annotations
@@ -16,6 +17,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from lary.arrays import Array
 from lary.configs import LatentDtype, StoreKind
 from lary.data.spec import DATASETS, DatasetSpec
 from lary.data.tables import SampleTable, read_table
@@ -54,7 +56,7 @@ class LatentsRef:
 
     Attributes:
         pool: pooling of the stored tokens; None and ``none`` are all tokens.
-        control: the control whose changed frames were encoded in place of the split's own; None for the latter.
+        control: the control whose frames were encoded in place of the split's own, or None.
     """
 
     model: str
@@ -70,7 +72,7 @@ class LatentsRef:
     def of(cls, config: Any, split: str | None = None) -> LatentsRef:
         """The latents that the options of a command ask for, of `split` in place of theirs."""
         names = ("model", "dataset", "protocol", "latent", "weights", "pool")
-        given = {name: getattr(config, name, None) for name in names}
+        given: dict[str, Any] = {name: getattr(config, name, None) for name in names}
         return cls(split=config.split if split is None else split, **given)
 
     @property
@@ -115,7 +117,7 @@ class LatentsRef:
 def find_latent_table(settings: Settings, ref: LatentsRef) -> Path | None:
     """The table of an extraction, or None. Under ``paper`` the published file name is taken too.
 
-    Where pooled latents are asked for and weren't stored, the table of all tokens is taken.
+    Where pooled latents weren't stored, the table of all tokens is taken.
     """
     refs = [ref, replace(ref, pool=None)]
     if ref.protocol == "paper" and not ref.latent and not ref.weights:
@@ -139,7 +141,7 @@ class PooledSource:
     def read(self, rows: Sequence[int] | npt.NDArray[np.int64]) -> Floats:
         return self._pool(self._source.read(rows))
 
-    def codes(self, rows: Collection[int]) -> list[npt.NDArray[Any] | None]:
+    def codes(self, rows: Collection[int]) -> list[Array | None]:
         return self._source.codes(rows)
 
     def _pool(self, tokens: Floats) -> Floats:
@@ -172,9 +174,8 @@ class SplitLatents:
     def take(self, positions: Sequence[int]) -> SplitLatents:
         """Some of the samples; the others count as left out."""
         left_out = self.left_out + len(self.table) - len(positions)
-        return replace(
-            self, table=self.table.take(positions), source=self.source.take(positions), left_out=left_out
-        )  # fmt: skip
+        table, source = self.table.take(positions), self.source.take(positions)
+        return replace(self, table=table, source=source, left_out=left_out)
 
 
 def open_latents(settings: Settings, ref: LatentsRef) -> SplitLatents:
@@ -278,8 +279,7 @@ def resolve_latents(settings: Settings, ref: LatentsRef, entries: list[str], tab
 def check_origin(store: dict[str, Any], table: Path, ref: LatentsRef) -> None:
     """Refuse latents whose stamp or manifest names another store, model, data set, protocol or pooling.
 
-    Raises:
-        UsageError: it is so.
+    Raises UsageError.
     """
     stamp, identity = store["stamp"], store.get("identity", {})
     if store.get("key", stamp["store"]) != stamp["store"]:
@@ -291,9 +291,7 @@ def check_origin(store: dict[str, Any], table: Path, ref: LatentsRef) -> None:
         ("pool", identity.get("pool", NONE), ref.pooling),
     ):
         if found != asked:
-            raise UsageError(
-                f"{table} holds latents of --{name} {found}, not of {asked}: extract with --{name} {asked} again."
-            )
+            raise UsageError(f"{table} holds latents of --{name} {found}: extract with --{name} {asked} again.")
 
 
 def check_format(kind: StoreKind, dtype: LatentDtype) -> None:
@@ -321,8 +319,8 @@ def open_store(
         batch_size: rows per forward pass; a unit holds whole batches.
 
     Raises:
-        UsageError: the folder holds latents of another identity and `overwrite` is off, or latents of another
-            kind or units that the batches don't fit into.
+        UsageError: the folder holds another identity and `overwrite` is off, or another kind,
+            or units that the batches don't fit into.
     """
     make = KINDS[kind]
     unit_rows = -(-unit_rows // batch_size) * batch_size if kind == "shards" else BATCHES * batch_size
@@ -330,9 +328,7 @@ def open_store(
     known = found.get("store", "npz")
     if found.get("key") == identity.key and (known == kind or not overwrite):
         if known != kind:
-            raise UsageError(
-                f"{folder} is a store of kind {known}: pass --store {known}, or --overwrite to extract it anew."
-            )
+            raise UsageError(f"{folder} is a store of kind {known}: pass --store {known}, or --overwrite.")
         if kind == "shards":
             unit_rows = found.get("unit_rows", 0)
             if not isinstance(unit_rows, int) or not 0 < unit_rows <= MOST_ROWS:
@@ -350,15 +346,14 @@ def open_store(
             for name, value in asdict(identity).items()
             if before.get(name) != value
         )
-        raise UsageError(
-            f"{folder} holds latents of another extraction ({differences}). Pass --overwrite to replace them."
-        )
+        raise UsageError(f"{folder} holds latents of another extraction ({differences}). Pass --overwrite.")
     # Files of single samples are replaced one by one.
     patterns = [SHARDS, NPZ] if kind == "shards" else [SHARDS]
     for file in [file for pattern in patterns for file in folder.glob(pattern)] if found else ():
         file.unlink()
-    facts = {"store": kind, "unit_rows": unit_rows} if kind == "shards" else {"store": kind}
-    write_json(
-        folder / MANIFEST, {"format": FORMAT, "key": identity.key, "identity": asdict(identity), **facts, **details}
-    )
+    facts: dict[str, Any] = {"store": kind}
+    if kind == "shards":
+        facts["unit_rows"] = unit_rows
+    facts = {"format": FORMAT, "key": identity.key, "identity": asdict(identity), **facts}
+    write_json(folder / MANIFEST, facts | details)
     return make(folder, identity, unit_rows)

@@ -24,7 +24,7 @@ import numpy as np
 import numpy.typing as npt
 from safetensors import SafetensorError, safe_open
 
-from lary.arrays import BROKEN, read_npz
+from lary.arrays import BROKEN, Array, read_npz
 from lary.configs import LatentDtype
 from lary.files import open_regular
 from lary.latents.store import SHARDS, Floats, copy_numbers, token_shape
@@ -74,7 +74,7 @@ def read_stamps(files: Iterable[Path]) -> Iterator[Stamp | None]:
         yield from pool.map(read_stamp, files)
 
 
-def read_array(path: Path, name: str) -> npt.NDArray[Any] | None:
+def read_array(path: Path, name: str) -> Array | None:
     """A numeric array of a file, None if it isn't there. Raises MediaError."""
     try:
         (array,) = read_npz(path, name, largest=MOST_BYTES)
@@ -89,7 +89,7 @@ def read_array(path: Path, name: str) -> npt.NDArray[Any] | None:
         raise MediaError(f"The latents {path} can't be read ({error}): extract them again.") from error
 
 
-def read_tokens(path: Path) -> npt.NDArray[Any]:
+def read_tokens(path: Path) -> Array:
     """The tokens of one sample as stored, shaped by `token_shape`. Raises MediaError."""
     tokens = read_array(path, "tokens")
     if tokens is None:
@@ -125,7 +125,7 @@ class NpzSource:
     def take(self, positions: Collection[int]) -> NpzSource:
         return NpzSource([self.files[position] for position in positions])
 
-    def codes(self, rows: Collection[int]) -> list[npt.NDArray[Any] | None]:
+    def codes(self, rows: Collection[int]) -> list[Array | None]:
         found = [read_array(self.files[row], "indices") for row in rows]
         return [codes if codes is not None and codes.size else None for codes in found]
 
@@ -144,7 +144,7 @@ class ShardHeader:
         codes: None without.
         rows: numbers (R,) int64 in the table, ascending.
         checksums: (R,) uint32, of the bytes of tokens and codes of each row.
-        stamp: file number, size and time of change, which show whether the file is still the same.
+        stamp: file number, size and time of change, by which a changed file is known.
     """
 
     path: Path
@@ -271,7 +271,7 @@ class OpenShard:
                 raise LaryError(f"{self.header.path} is damaged: it ends before its last row. Extract its rows again.")
             data, place = data[size:], place + size
 
-    def row(self, position: int) -> tuple[npt.NDArray[Any], npt.NDArray[Any] | None]:
+    def row(self, position: int) -> tuple[Array, Array | None]:
         """Tokens and codes of one row as they are stored, bfloat16 as uint16; None without codes."""
         found: list[Any] = []
         for place in (self.header.tokens, self.header.codes):
@@ -289,8 +289,7 @@ class ShardSource:
         headers: of the shards, all with one shape and number format.
         files, positions: (n,) for each sample its shard and its row there.
 
-    Raises:
-        LaryError: no rows, or shards that don't fit together.
+    Raises LaryError for no rows, or shards that don't fit together.
     """
 
     def __init__(
@@ -361,5 +360,5 @@ class ShardSource:
             weakref.finalize(found, self._spare.append, memory).atexit = False
         return found.reshape(shape)
 
-    def codes(self, rows: Collection[int]) -> list[npt.NDArray[Any] | None]:
+    def codes(self, rows: Collection[int]) -> list[Array | None]:
         return [self._open(int(self._file[row])).row(int(self._position[row]))[1] for row in rows]

@@ -24,6 +24,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import numpy.typing as npt
 
+from lary.arrays import Array
 from lary.configs import LatentDtype
 from lary.files import digest, read_json, remove_torn, write_json, write_text
 from lary.models.spec import MODELS, ModelSpec
@@ -89,7 +90,7 @@ class StoreIdentity:
         return digest(json.dumps([FORMAT, fields], sort_keys=True))
 
 
-Write = Callable[[int, str, Floats, "npt.NDArray[Any] | None"], None]
+Write = Callable[[int, str, Floats, Array | None], None]
 """Takes a row, its sample's id, its tokens (P, N, D) or (N, D) float32, and its codes (P, N).
 
 It may be called from several threads and in any order. It raises MediaError for tokens that aren't finite in the
@@ -181,7 +182,7 @@ PIECE = 32768
 than the conversion takes."""
 
 
-def narrow(tokens: Floats, dtype: LatentDtype) -> npt.NDArray[Any]:
+def narrow(tokens: Floats, dtype: LatentDtype) -> Array:
     """Tokens in the store's number format, rounded to nearest; bfloat16 as its bits in uint16.
 
     Raises:
@@ -235,8 +236,8 @@ def check_pool(model: ModelSpec, text: str) -> None:
 def pooled_latents(latents: Latents, pool: str) -> Latents:
     """Latents as a store has them: tokens (B, P, N, D) or (B, N, D) float32, codes as they are.
 
-    Raises:
-        UsageError: ``cls`` without a class token, or a grid that the tokens don't have.
+    Raises UsageError for ``cls`` without a class token, or a grid that the tokens don't
+    have.
     """
     if pool == NONE:
         return latents

@@ -1,18 +1,16 @@
 """What is done with stores after extraction: describe, verify, convert, export."""
 
 import re
-import zipfile
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass, replace
 from functools import partial
 from itertools import groupby
 from pathlib import Path
-from typing import IO, Any
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
-from lary.arrays import npy_bytes
 from lary.configs import ConvertConfig, LatentsConfig
 from lary.data.spec import DATASETS
 from lary.data.splits import find_table
@@ -21,15 +19,13 @@ from lary.files import atomic_write, remove_torn, write_json
 from lary.latents.ref import KINDS, LatentsRef, SplitLatents, check_format, open_latents
 from lary.latents.sources import OpenShard, ShardHeader, read_array, read_stamp, read_stamps, read_tokens, scan_shards
 from lary.latents.store import INDEX, MANIFEST, NPZ, SHARDS, LatentStore, StoreIdentity, read_manifest
-from lary.latents.writers import checksum_of, header_bytes, rows_in
+from lary.latents.writers import checksum_of, rows_in
 from lary.locks import locked
 from lary.runtime import progress
 from lary.settings import Settings
 from lary.types import LaryError, MediaError, UsageError
 
 THREADS = 4
-CHUNK = 64
-"""Rows in memory at a time."""
 
 
 @dataclass(frozen=True)
@@ -226,10 +222,9 @@ def _copy_rows(latents: SplitLatents, new: LatentStore, lacking: set[int]) -> No
 
 
 def export_latents(config: LatentsConfig, settings: Settings, out: Path, *, rows: str | None = None) -> int:
-    """Write tokens as float32 to one file for other tools; returns how many samples.
+    """Write ``tokens`` (float32), ``rows`` (from 0) and ``samples`` to one ``.npz`` file.
 
-    ``.npz``: arrays ``tokens``, ``rows`` (from 0), ``samples``. ``.safetensors``: the tensor ``tokens``,
-    the rows (from 1) and ids in the metadata.
+    They are in memory together. Returns how many samples there are.
 
     Args:
         rows: rows of the table from 1, such as 1-100,205.
@@ -237,39 +232,16 @@ def export_latents(config: LatentsConfig, settings: Settings, out: Path, *, rows
     Raises:
         UsageError: another ending, or rows that have no latents.
     """
-    if out.suffix not in (".npz", ".safetensors"):
-        raise UsageError(f"{out}: expected a file that ends in .npz or .safetensors.")
+    if out.suffix != ".npz":
+        raise UsageError(f"{out}: expected a file that ends in .npz.")
     latents = open_latents(settings, LatentsRef.of(config))
     if rows is not None:
         latents = latents.take(_positions(latents, rows))
-    samples, source = list(latents.table), latents.source
-    shape = (len(samples), *source.shape)
-    with progress(len(samples), f"writing {out.name}") as bar, atomic_write(out) as stream:
-
-        def write_tokens(target: IO[bytes]) -> None:
-            for start in range(0, len(samples), CHUNK):
-                part = np.arange(start, min(start + CHUNK, len(samples)))
-                tokens = np.ascontiguousarray(source.read(part), dtype="<f4")
-                target.write(tokens.reshape(-1).data.cast("B"))
-                bar.advance(len(part))
-
-        if out.suffix == ".safetensors":
-            facts = {
-                "store": str(latents.store.get("key", "")),
-                "rows": ",".join(str(own.row + 1) for own in samples),
-                "samples": ",".join(own.id for own in samples),
-            }
-            stream.write(header_bytes(facts, {"tokens": ("F32", shape)}))
-            write_tokens(stream)
-            return len(samples)
-        with zipfile.ZipFile(stream, "w") as archive:
-            header = {"descr": "<f4", "fortran_order": False, "shape": shape}
-            with archive.open("tokens.npy", "w", force_zip64=True) as member:
-                np.lib.format.write_array_header_1_0(member, header)
-                write_tokens(member)
-            archive.writestr("rows.npy", npy_bytes(np.array([own.row for own in samples])))
-            archive.writestr("samples.npy", npy_bytes(np.array([own.id for own in samples])))
-    return len(samples)
+    table = latents.table
+    tokens = np.asarray(latents.source.read(range(len(table))), dtype=np.float32)
+    with atomic_write(out) as stream:
+        np.savez(stream, tokens=tokens, rows=list(table.rows), samples=[own.id for own in table])
+    return len(table)
 
 
 def _positions(latents: SplitLatents, rows: str) -> list[int]:

@@ -23,8 +23,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
-import numpy.typing as npt
 
+from lary.arrays import Array
 from lary.files import atomic_write, cannot_write, create_temporary
 from lary.latents.sources import (
     CODE_TYPES,
@@ -68,7 +68,7 @@ def rows_in(folder: Path) -> dict[int, str]:
     return dict(sorted((int(found[1]), found[0]) for found in map(LATENT_NAME.fullmatch, names) if found))
 
 
-def write_latents(path: Path, tokens: npt.NDArray[Any], codes: npt.NDArray[Any] | None, stamp: Stamp) -> None:
+def write_latents(path: Path, tokens: Array, codes: Array | None, stamp: Stamp) -> None:
     """Write one sample, an empty array for no codes. Raises LaryError for too large tokens."""
     if tokens.nbytes > MOST_BYTES:
         shape, size = "x".join(map(str, tokens.shape)), tokens.nbytes / 1e9
@@ -106,7 +106,7 @@ class NpzStore(LatentStore):
     def writer(self, unit: int) -> Iterator[Write]:
         identity = self.identity
 
-        def write(row: int, sample: str, tokens: Floats, codes: npt.NDArray[Any] | None) -> None:
+        def write(row: int, sample: str, tokens: Floats, codes: Array | None) -> None:
             stamp = Stamp(sample, identity.key, identity.model)
             write_latents(self.folder / latent_name(row), narrow(tokens, identity.dtype), codes, stamp)
 
@@ -177,9 +177,9 @@ class ShardStore(LatentStore):
 class ShardWriter:
     """Writes the rows of one unit; `add` may be called from several threads.
 
-    Rows go straight to their places in the file, so memory holds no tokens. Places are counted from the unit's
-    first row; where one stayed empty, the rows behind it move up once at the end. The header comes last, into as
-    much space as one of all places needs.
+    Rows go straight to their places in the file, counted from the unit's first row, so
+    memory holds no tokens. Rows behind an empty place move up at the end. The header
+    comes last, into as much space as one of all places needs.
     """
 
     def __init__(self, store: ShardStore, unit: int, handle: int) -> None:
@@ -188,9 +188,9 @@ class ShardWriter:
         self._lock = threading.Lock()
         self._kind: tuple[Any, ...] = ()
         self._start = self._row_bytes = 0
-        self._done: dict[int, tuple[str, int, npt.NDArray[Any] | None]] = {}
+        self._done: dict[int, tuple[str, int, Array | None]] = {}
 
-    def add(self, row: int, sample: str, tokens: Floats, codes: npt.NDArray[Any] | None) -> None:
+    def add(self, row: int, sample: str, tokens: Floats, codes: Array | None) -> None:
         """Write a row to its place. Raises as `Write`, and OSError."""
         if row not in self._rows:
             raise LaryError(f"Row {row} is none of unit {self._unit} of {self._store.folder}.")
@@ -258,7 +258,7 @@ class ShardWriter:
         raise AssertionError
 
 
-def checksum_of(stored: npt.NDArray[Any], codes: npt.NDArray[Any] | None) -> int:
+def checksum_of(stored: Array, codes: Array | None) -> int:
     """The CRC-32 of a row's bytes, computed without the interpreter's lock."""
     checksum = zlib.crc32(stored.reshape(-1).data.cast("B"))
     return checksum if codes is None else zlib.crc32(codes.reshape(-1).data.cast("B"), checksum)

@@ -87,7 +87,7 @@ class FrameDifference(_Weightless):
         import torch
 
         pairs = neighbour_pairs(clips.to(self._device))
-        change = (pairs[:, :, 1] - pairs[:, :, 0]).flatten(0, 1)
+        change = pairs.diff(dim=2).flatten(0, 2)
         changes = torch.cat([change, change.abs().mean(dim=1, keepdim=True)], dim=1)
         tokens = cells(torch.nn.functional.avg_pool2d(changes, self._size // (GRID * FINE)), FINE)
         return tokens.unflatten(0, pairs.shape[:2])

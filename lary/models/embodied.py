@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 from lary.files import digest, read_json
 from lary.models.networks import NetworkEncoder, built_from, check_frames, transformers_model, with_weights
+from lary.models.preprocess import neighbour_pairs
 from lary.models.spec import ModelContext, ModelSpec, builtin, register_model, renamed_fields
 from lary.models.tensors import first_names, read_tensors, rename_keys, split_off, weight_layout
 from lary.models.weights import Checkpoint, find_weights
@@ -93,10 +94,7 @@ class UniVLA(NetworkEncoder):
 
     def run(self, clips: Tensor) -> tuple[Tensor, ...]:
         """Clips (B, T, 3, H, W) to tokens (B, T - 1, 4, D) and codes (B, T - 1, 4)."""
-        import torch
-
-        features = self.features(clips)
-        pairs = torch.stack([features[:, :-1], features[:, 1:]], dim=2)
+        pairs = neighbour_pairs(self.features(clips)[..., None]).squeeze(-1)
         actions = self.network(pairs.flatten(0, 1))
         return tuple(part.unflatten(0, pairs.shape[:2]) for part in (actions.tokens, actions.codes))
 
@@ -202,8 +200,7 @@ def read_villa_config(file: Path) -> VillaConfig:
     if unknown := sorted((config.model_extra or {}).keys() - set(DERIVED)):
         log.warning("%s has fields that the published loader ignores: %s", file, ", ".join(unknown))
     for whole, part in MULTIPLES:
-        sizes = getattr(config, whole), getattr(config, part)
-        if sizes[0] % sizes[1]:
-            reason = f"{whole} {sizes[0]} is no multiple of {part} {sizes[1]}"
-            raise LaryError(f"{file} describes no network: {reason}.")
+        width, divisor = getattr(config, whole), getattr(config, part)
+        if width % divisor:
+            raise LaryError(f"{file} describes no network: {whole} {width} is no multiple of {part} {divisor}.")
     return config

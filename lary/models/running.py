@@ -81,7 +81,8 @@ class LoadedEncoder:
         import torch
 
         if clips.dtype == torch.uint8:
-            clips = self._prepared(clips)
+            preprocess = self.spec.preprocessing(self._protocol, "pair" if clips.shape[1] == 2 else "clip")
+            clips = torch.stack([torch.from_numpy(prepare(clip, preprocess)) for clip in clips.cpu().numpy()])
         try:
             with torch.autocast(torch.device(self.device).type, self._dtype, enabled=self._dtype is not None):
                 latents = as_latents(self.author.encode(clips.to(self.device)))
@@ -98,12 +99,6 @@ class LoadedEncoder:
                 f"Model '{self.spec.name}' {wrong}. Correct its encode or its record; `lary check-model` shows both."
             )
         return latents
-
-    def _prepared(self, frames: Tensor) -> Tensor:
-        import torch
-
-        preprocess = self.spec.preprocessing(self._protocol, "pair" if frames.shape[1] == 2 else "clip")
-        return torch.stack([torch.from_numpy(prepare(clip, preprocess)) for clip in frames.cpu().numpy()])
 
     def _broken_promise(self, latents: object, clips: Tensor) -> str | None:
         """What is wrong with an answer to clips, as the rest of a sentence; None if nothing.
@@ -257,7 +252,7 @@ def hash_weights(author: object, context: ModelContext) -> str:
             state.update(data.tobytes())
     if not parameters and context.weights not in (None, RANDOM):
         given = as_path(context.weights)
-        files += [given] if given.is_file() else sorted(item for item in given.rglob("*") if item.is_file())
+        files += [given] if given.is_file() else sorted(filter(Path.is_file, given.rglob("*")))
     for file in files:
         state.update(f"{file.name}\n".encode())
         state.update(file_digest(file, 64).encode())

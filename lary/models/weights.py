@@ -6,6 +6,7 @@ import os
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -149,7 +150,7 @@ def weight_files(folder: Path) -> tuple[Path, ...]:
                 f"{folder} holds {len(found)} {suffix} files and no {index.name}: name the one that is meant."
             )
         if found:
-            return (found[0],)
+            return tuple(found)
     raise UsageError(f"{folder} holds no weights: expected {TRANSFORMERS.expected}.")
 
 
@@ -158,8 +159,7 @@ def digest_of(files: Sequence[Path]) -> str:
     from concurrent.futures import ThreadPoolExecutor
 
     with ThreadPoolExecutor(min(4, os.cpu_count() or 1)) as pool:
-        values = list(pool.map(lambda file: file_digest(file, 64), files))
-    return digest(*(part for file, value in zip(files, values, strict=True) for part in (file.name, value)))
+        return digest(*chain.from_iterable(pool.map(lambda file: (file.name, file_digest(file, 64)), files)))
 
 
 class HubRefusal(LaryError):

@@ -140,8 +140,8 @@ class GridBias(nn.Module):
         table = self.net((offsets.sign() * torch.log(offsets.abs() + 1.0)).to(weight.dtype))
         places = torch.arange(side, device=weight.device)
         place = torch.cartesian_prod(places, places)
-        down, right = (place[:, None] - place[None, :]).unbind(dim=-1)
-        index = (down + side - 1) * (2 * side - 1) + right + side - 1
+        down, right = (place[:, None] - place + side - 1).unbind(dim=-1)
+        index = down * (2 * side - 1) + right
         return table[index].permute(2, 0, 1).contiguous()
 
 
@@ -191,11 +191,10 @@ class DifferenceQuantizer(nn.Module):
         self.codebooks = nn.Parameter(torch.randn(codebook_size, quant_dim))
         self.project_in = nn.Linear(dim, quant_dim)
         self.project_out = nn.Linear(quant_dim, dim)
-        self.cnn_encoder = nn.Sequential()
-        for kernel, stride, padding in CODE_STACKS[code_seq_len]:
-            if len(self.cnn_encoder):
-                self.cnn_encoder.append(nn.ReLU())
-            self.cnn_encoder.append(nn.Conv2d(quant_dim, quant_dim, kernel, stride=stride, padding=padding))
+        layers: list[nn.Module] = []
+        for sizes in CODE_STACKS[code_seq_len]:
+            layers += nn.ReLU(), nn.Conv2d(quant_dim, quant_dim, *sizes)
+        self.cnn_encoder = nn.Sequential(*layers[1:])
 
     def latent(self, first: Tensor, last: Tensor) -> Tensor:
         """Tokens (B, H * W, D) of two frames to the continuous latent (B, N, Q)."""
@@ -203,8 +202,7 @@ class DifferenceQuantizer(nn.Module):
 
     def _rows(self, tokens: Tensor) -> Tensor:
         projected = self.project_in(tokens).transpose(1, 2)
-        maps = projected.unflatten(-1, (self.grid, -1))
-        return self.cnn_encoder(maps).flatten(2).transpose(1, 2)
+        return self.cnn_encoder(projected.unflatten(-1, (self.grid, -1))).flatten(2).transpose(1, 2)
 
     def codes(self, latent: Tensor) -> Tensor:
         """The nearest codebook row of each latent row: (B, N, Q) to int64 (B, N)."""
@@ -230,9 +228,8 @@ class DifferenceQuantizer(nn.Module):
         was flattened: every token mixes entries of several rows. The published weights
         were trained with it.
         """
-        batch, count, width = rows.shape
-        mixed = rows.reshape(batch, width, count).transpose(1, 2)
-        return self.project_out(mixed)
+        _, count, width = rows.shape
+        return self.project_out(rows.reshape(-1, width, count).transpose(1, 2))
 
 
 class PixelPatches(nn.Sequential):
@@ -339,9 +336,8 @@ class ResidualBlock(nn.Module):
         self.norm2 = nn.GroupNorm(GROUPS, out_channels, eps=1e-6)
         self.conv1 = nn.Conv2d(channels, out_channels, 3, padding=1, bias=False)
         self.conv2 = nn.Conv2d(out_channels, out_channels, 3, padding=1, bias=False)
-        self.nin_shortcut: nn.Module = nn.Identity()
-        if channels != out_channels:
-            self.nin_shortcut = nn.Conv2d(channels, out_channels, 1, bias=False)
+        same = channels == out_channels
+        self.nin_shortcut = nn.Identity() if same else nn.Conv2d(channels, out_channels, 1, bias=False)
 
     def forward(self, x: Tensor) -> Tensor:
         out: Tensor = self.conv1(F.silu(self.norm1(x)))
@@ -377,15 +373,14 @@ class Tokenizer(nn.Module):
             if len(down) < len(ch_mult) - 1:  # every level but the last halves the resolution
                 level.add_module("downsample", nn.Conv2d(wide, wide, 3, stride=2, padding=1))
             down.append(level)
-        layers = OrderedDict(
+        self.encoder = nn.Sequential(OrderedDict(
             conv_in=nn.Conv2d(in_channels, ch, 3, padding=1, bias=False),
             down=down,
             mid_block=residual_blocks(widths[-1], widths[-1], num_res_blocks),
             norm_out=nn.GroupNorm(GROUPS, widths[-1], eps=1e-6),
             activation=nn.SiLU(),
             conv_out=nn.Conv2d(widths[-1], z_channels, 1),
-        )
-        self.encoder = nn.Sequential(layers)
+        ))  # fmt: skip
         self.projects = model_type != "en512"
 
     def forward(self, images: Tensor) -> Tensor:

@@ -84,9 +84,7 @@ class UniVLAAttention(nn.Module):
     def __init__(self, dim: int, heads: int, dropout: float) -> None:
         super().__init__()
         self.heads = heads
-        self.to_q = nn.Linear(dim, dim, bias=False)
-        self.to_k = nn.Linear(dim, dim, bias=False)
-        self.to_v = nn.Linear(dim, dim, bias=False)
+        self.to_q, self.to_k, self.to_v = (nn.Linear(dim, dim, bias=False) for _ in "qkv")
         self.to_out = nn.Sequential(nn.Linear(dim, dim), nn.Dropout(dropout))
 
     def forward(self, x: Tensor, causal: bool = False) -> Tensor:
@@ -105,9 +103,7 @@ class UniVLABlock(nn.Module):
         self.spatial_attn = UniVLAAttention(dim, heads, dropout)
         self.temporal_attn = UniVLAAttention(dim, heads, dropout)
         self.ffn = nn.Sequential(nn.Linear(dim, 4 * dim), nn.GELU(), nn.Dropout(dropout), nn.Linear(4 * dim, dim))
-        self.norm1 = nn.LayerNorm(dim)
-        self.norm2 = nn.LayerNorm(dim)
-        self.norm3 = nn.LayerNorm(dim)
+        self.norm1, self.norm2, self.norm3 = (nn.LayerNorm(dim) for _ in range(3))
 
     def forward(self, x: Tensor) -> Tensor:
         """(B, T, N, D) to the same shape."""
@@ -227,8 +223,7 @@ class VillaAttention(nn.Module):
         super().__init__()
         self.heads = heads
         self.qkv = nn.Linear(dim, 3 * dim)
-        self.q_norm = nn.LayerNorm(dim // heads) if norms else nn.Identity()
-        self.k_norm = nn.LayerNorm(dim // heads) if norms else nn.Identity()
+        self.q_norm, self.k_norm = (nn.LayerNorm(dim // heads) if norms else nn.Identity() for _ in "qk")
         self.proj = nn.Linear(dim, dim)
 
     def forward(self, x: Tensor, causal: bool = False) -> Tensor:

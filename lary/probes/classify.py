@@ -6,7 +6,6 @@ the best head of the last epoch on the reported split itself.
 """
 
 import math
-from contextlib import AbstractContextManager, nullcontext
 from dataclasses import asdict, dataclass, replace
 from typing import Any
 
@@ -150,7 +149,7 @@ class ClassifierTraining(Training):
         optimizer.zero_grad(set_to_none=True)
         sums = torch.zeros(2, device=self.device)
         for part, wanted in zip(*(each.split(self.at_once) for each in (tokens, labels)), strict=True):
-            with training_precision(self.device, own.bfloat16):
+            with torch.autocast(self.device.partition(":")[0], torch.bfloat16, own.bfloat16):
                 logits = network(part)
                 loss = self.loss(logits, wanted, "sum") / count
             torch.autograd.backward(loss)
@@ -202,11 +201,8 @@ class ClassifierTraining(Training):
         if epoch < self.settings.epochs:
             return
         states = [network.state_dict() for network in self.networks]
-        value: dict[str, Any] = {"classifiers": states, "epoch": epoch, "scaling": None}
-        value["settings"] = asdict(self.settings)
-        if self.scaling is not None:
-            mean, std = map(torch.from_numpy, self.scaling)
-            value["scaling"] = {"mean": mean, "std": std}
+        scaling = self.scaling and dict(zip(("mean", "std"), map(torch.from_numpy, self.scaling), strict=True))
+        value = {"classifiers": states, "epoch": epoch, "scaling": scaling, "settings": asdict(self.settings)}
         # Without held-out rows the head is one of the last epoch, as it is now.
         chosen = next(iter(self.picks.values()))
         weights = chosen.get("weights", states[chosen["head"]])
@@ -266,9 +262,3 @@ def in_bfloat16(preset: bool, precision: ProbePrecision | None, device: str) -> 
     look: Any = getattr(torch.cpu, "get_capabilities", dict)
     found = look() if device == "cpu" else {}
     return bool(found.get("avx512_bf16") or found.get("amx_bf16"))
-
-
-def training_precision(device: str, bfloat16: bool) -> AbstractContextManager[Any]:
-    """bfloat16 autocast, or none."""
-    kind = device.partition(":")[0]
-    return torch.autocast(kind, dtype=torch.bfloat16) if bfloat16 else nullcontext()

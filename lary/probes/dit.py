@@ -38,8 +38,7 @@ def alphas_cumprod() -> Tensor:
 
 def sampling_timesteps(steps: int) -> list[int]:
     """The timesteps of a sampling, falling to 0: every (1000 // steps)-th one."""
-    stride = TRAINING_STEPS // steps
-    return [stride * index for index in range(steps)][::-1]
+    return [TRAINING_STEPS // steps * index for index in reversed(range(steps))]
 
 
 def add_noise(action: Tensor, noise: Tensor, timesteps: Tensor) -> Tensor:

@@ -127,8 +127,8 @@ class _Pooler(nn.Module):
 class _AttentiveClassifier(nn.Module):
     """Projected tokens (B, P, N, D), (B, N, D) or (B, D) -> logits (B, L).
 
-    Only tokens with the axis P get the temporal embedding of their step; positions along N
-    have no embedding.
+    Only tokens with the axis P get the temporal embedding of their step, stretched for more
+    steps than it has; positions along N have none.
     """
 
     def __init__(self, dim: int, classes: int, heads: int, depth: int, max_temporal_len: int) -> None:
@@ -139,18 +139,15 @@ class _AttentiveClassifier(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         if x.ndim == 4:
-            x = (x + self._steps(x.shape[1])).flatten(1, 2)
+            table: Tensor = self.temporal_embed
+            count = x.shape[1]
+            if count > table.shape[1]:
+                channels_first = table.permute(0, 3, 1, 2)
+                table = F.interpolate(channels_first, size=(count, 1), mode="bilinear").permute(0, 2, 3, 1)
+            x = (x + table[:, :count]).flatten(1, 2)
         elif x.ndim == 2:
             x = x[:, None]
         return self.linear(self.pooler(x))
-
-    def _steps(self, count: int) -> Tensor:
-        """Embedding of the first `count` steps (1, P, 1, D), stretched where it has fewer."""
-        table = self.temporal_embed
-        if count <= table.shape[1]:
-            return table[:, :count]
-        channels_first = table.permute(0, 3, 1, 2)
-        return F.interpolate(channels_first, size=(count, 1), mode="bilinear").permute(0, 2, 3, 1)
 
 
 class AttentiveProbe(nn.Module):

@@ -203,9 +203,7 @@ def training_rows(
     """
     if protocol == "paper":
         return np.arange(len(groups), dtype=np.int64), np.empty(0, dtype=np.int64)
-    kinds = np.zeros(len(groups), dtype=np.int64)
-    if labels is not None:
-        kinds = np.unique(labels, return_inverse=True)[1]
+    kinds = np.unique(np.zeros(len(groups)) if labels is None else labels, return_inverse=True)[1]
     names, members = np.unique(np.asarray(groups, dtype=np.str_), return_inverse=True)
     contents = [Counter[int]() for _ in names]
     for group, kind in sorted(zip(members.tolist(), kinds.tolist(), strict=True)):

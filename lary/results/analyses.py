@@ -16,12 +16,13 @@ import numpy as np
 
 from lary.configs import AnalysisKind, AnalyzeConfig
 from lary.data.spec import DATASETS
+from lary.models.overview import paper_rows
 from lary.models.spec import MODELS
 from lary.registry import suggest
 from lary.results import figures
 from lary.results.figures import Context, Files, Found, grouped, slug
 from lary.results.folder import FinishedRun, find_results
-from lary.results.report import dataset_title, metric_name, published_score, read_reference
+from lary.results.report import dataset_title, metric_name, published_score
 from lary.results.samples import attention_maps, trajectories
 from lary.settings import Settings
 from lary.types import LaryError, UsageError
@@ -295,7 +296,7 @@ def _published(run: FinishedRun, settings: Mapping[str, float]) -> float | None:
     """The paper's number for an ablated model on this data set, on the scale of our score."""
     result = run.result
     column = f"{result.dataset.name}_{'accuracy' if result.score.unit == 'fraction' else 'mse'}"
-    for row in read_reference("lam_ablation") if result.action_mode != "relative" else ():
+    for row in paper_rows("lam_ablation") if result.action_mode != "relative" else ():
         if column in row and all(float(row[key]) == settings.get(name) for name, key in COLUMNS.items()):
             return float(row[column]) / result.score.scale
     return None

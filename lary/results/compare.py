@@ -111,14 +111,12 @@ def compare_results(places: Sequence[str | Path], role: str = "seen", seed: int 
 
 def _check_alike(first: FinishedRun, other: FinishedRun) -> None:
     """Refuse runs whose scores mean different things. Raises UsageError."""
-    one, two = first.result, other.result
-    for what, own, theirs in (
-        ("data set", one.dataset.name, two.dataset.name),
-        ("choice of splits", one.dataset.split_set or "published", two.dataset.split_set or "published"),
-        ("metric", one.primary, two.primary),
-        ("target", one.action_mode, two.action_mode),
-        ("frame of motion", one.relative_frame, two.relative_frame),
-    ):
+    sides = (
+        (each.dataset.name, each.dataset.split_set or "published", each.primary, each.action_mode, each.relative_frame)
+        for each in (first.result, other.result)
+    )
+    names = "data set", "choice of splits", "metric", "target", "frame of motion"
+    for what, own, theirs in zip(names, *sides, strict=True):
         if own != theirs:
             raise UsageError(
                 f"{first.folder} and {other.folder} can't be compared: their {what} is {own} and {theirs}."

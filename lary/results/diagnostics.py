@@ -56,14 +56,12 @@ class Scatter:
 
         powers = np.linalg.eigvalsh(self.squares)
         powers = powers[powers > len(powers) * np.finfo(np.float64).eps * max(float(powers[-1]), 0.0)]
+        found = np.zeros(2)
+        if len(powers):
+            found = np.array([np.exp(entropy(np.sqrt(powers))), powers.sum() ** 2 / np.square(powers).sum()])
+        effective, participation = found.tolist()
         limit = min(len(self.mean), max(self.count - 1, 0))
-        if not len(powers):
-            return {"effective_rank": 0.0, "participation_ratio": 0.0, "limit": limit}
-        return {
-            "effective_rank": float(np.exp(entropy(np.sqrt(powers)))),
-            "participation_ratio": float(powers.sum() ** 2 / np.square(powers).sum()),
-            "limit": limit,
-        }
+        return {"effective_rank": effective, "participation_ratio": participation, "limit": limit}
 
 
 def diagnosis_text(found: Mapping[str, Any]) -> str:
@@ -101,8 +99,8 @@ def diagnose_split(config: DiagnoseConfig, settings: Settings) -> tuple[dict[str
     dataset.split(split)
     ref = LatentsRef.of(config, split)
     found = diagnose_latents(open_latents(settings, ref), model, config)
-    folder = settings.path("LARY_LOG_DIR") / "diagnostics" / ref.dataset / ref.split
-    file = config.json or folder / f"{ref.tag}.json"
+    folder = settings.path("LARY_LOG_DIR") / "diagnostics"
+    file = config.json or folder / ref.dataset / ref.split / f"{ref.tag}.json"
     write_json(file, found)
     return found, file
 

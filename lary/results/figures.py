@@ -205,9 +205,9 @@ class Context:
         # JSON has null where a number is missing, and plain numbers.
         plain = table.astype(object).where(table.notna(), None)
         write_text(lines, csv_text([plain.columns, *plain.to_numpy()]))
-        about = {"format": 1, "analysis": stem.partition("_")[0]}
-        about |= {"protocol": run.result.protocol, "preset": run.result.preset}
-        write_json(data, {**about, **facts, "rows": plain.to_dict("records")})
+        own = {"format": 1, "analysis": stem.partition("_")[0]}
+        own |= {"protocol": run.result.protocol, "preset": run.result.preset}
+        write_json(data, own | facts | {"rows": plain.to_dict("records")})
         return [png, svg, lines, data]
 
 

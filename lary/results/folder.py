@@ -44,11 +44,11 @@ class RunFolder:
     def publish(self, result: EvalResult) -> EvalResult:
         """Move all files out of ``.work/``, the result last; returns the result with their digests."""
         remove_torn(self.work, below=True)
-        digests = {}
-        for path in sorted(self.work.rglob("*")):
-            name = path.relative_to(self.work).as_posix()
-            if path.is_file() and name not in (IDENTITY, FILE_NAME) and path.name != STATE:
-                digests[name] = file_digest(path, 64)
+        digests = {
+            path.relative_to(self.work).as_posix(): file_digest(path, 64)
+            for path in sorted(self.work.rglob("*"))
+            if path.is_file() and path.name != STATE and path not in (self.work / IDENTITY, self.work / FILE_NAME)
+        }
         result = result.model_copy(update={"files": digests})
         write_result(self.work / FILE_NAME, result)
         _move(self.folder)

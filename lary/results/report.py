@@ -1,11 +1,9 @@
 """``lary report``: every result below a folder as one HTML page."""
 
 import base64
-import csv
 import io
 import json
 from collections.abc import Iterator, Mapping, Sequence
-from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -13,14 +11,13 @@ import numpy as np
 
 from lary import __version__
 from lary.files import write_text
+from lary.models.overview import paper_rows
 from lary.results.folder import Broken, FinishedRun, find_results
 from lary.results.published import png_of
 from lary.results.record import FILE_NAME, EvalResult, Example, Metric, number
 from lary.types import LaryError, UsageError, as_path
 
 TEMPLATES = Path(__file__).parent / "templates"
-REFERENCE = Path(__file__).parent / "reference"
-"""Tables of the paper, which ship with the package."""
 REPORT_NAME = "report.html"
 PICTURE_SIZE = 192
 PICTURE_BYTES = 20_000_000
@@ -34,6 +31,8 @@ PUBLISHED = {
     "lam_ablation": None,
 }
 """Tables of the paper, whose columns are keys of data sets: whether higher is better."""
+BoardRow = tuple[str, Mapping[str, Metric], FinishedRun | None]
+"""Label, metrics and run."""
 
 
 def write_report(folder: str | Path, target: str | Path | None = None) -> Path:
@@ -68,7 +67,7 @@ def _page(runs: Sequence[FinishedRun], broken: Sequence[Broken]) -> str:
         "verdict": lambda gain, p=None: READINGS[gain.reading(p)],
         "confusion_picture": _confusion_picture,
         "pictures": _pictures,
-        "read_reference": read_reference,
+        "paper_rows": paper_rows,
     }
     return environment.get_template("report.html").render(
         version=__version__,
@@ -82,10 +81,10 @@ def _page(runs: Sequence[FinishedRun], broken: Sequence[Broken]) -> str:
 # --- what is compared with what ---
 
 
-def board_rows(runs: Sequence[FinishedRun]) -> list[tuple[str, Mapping[str, Metric], FinishedRun | None]]:
+def board_rows(runs: Sequence[FinishedRun]) -> list[BoardRow]:
     """Label, metrics and run of every run, and of every control once, best first."""
     primary = runs[0].result.primary
-    found: dict[Any, tuple[str, Mapping[str, Metric], FinishedRun | None]] = {}
+    found: dict[Any, BoardRow] = {}
     for run in runs:
         result = run.result
         found[run.number, run.folder] = (result.label, result.selections[result.headline].metrics, run)
@@ -163,19 +162,12 @@ def _pictures(run: FinishedRun, example: Example) -> Iterator[tuple[str, str]]:
 # --- tables of the paper ---
 
 
-@lru_cache
-def read_reference(name: str) -> list[dict[str, str]]:
-    """Rows of a table that ships with the package."""
-    with (REFERENCE / f"{name}.csv").open(encoding="utf-8", newline="") as stream:
-        return list(csv.DictReader(stream))
-
-
 def published_score(result: EvalResult) -> Metric | None:
     """The paper's number for the same model, data set and kind of probe, where it has one."""
     if result.action_mode == "relative" or result.dataset.split_set or result.label != result.model.name:
         return None
     for name, higher in PUBLISHED.items():
-        for row in read_reference(name) if higher is result.score.higher_is_better else ():
+        for row in paper_rows(name) if higher is result.score.higher_is_better else ():
             if row["model"] == result.model.name and result.dataset.name in row:
                 return Metric(value=float(row[result.dataset.name]) / result.score.scale, unit=result.score.unit)
     return None

@@ -11,7 +11,7 @@ of their source frame, or one behind the other.
 import math
 import re
 from collections.abc import Sequence
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 from pathlib import PurePosixPath
 from typing import Any
 
@@ -53,8 +53,6 @@ def _check_known(option: str, what: str, wanted: Sequence[str], known: Sequence[
     for name in wanted if known else ():
         if name not in known:
             hint = suggest(name, known[:5000])
-            if len(known) > 12 and "Did you mean" not in hint:
-                hint = f" One that is there: {known[0]}."
             raise UsageError(f"--{option} {name}: no run was scored on such {what}.{hint}")
 
 
@@ -83,9 +81,9 @@ def _write_maps(run: FinishedRun, context: Context, known: dict[str, None]) -> F
     if not result.options_given:
         raise LaryError("its result doesn't tell the options that it was made with")
     dataset, model = DATASETS.get(result.dataset.name), MODELS.get(result.model.name)
-    names = {field.name for field in fields(LatentsRef)}
+    names = LatentsRef.__dataclass_fields__
     given = {name: value for name, value in result.options_given.items() if name in names}
-    ref = LatentsRef(**{**given, "dataset": dataset.name, "split": dataset.validation})
+    ref = LatentsRef(**given | {"dataset": dataset.name, "split": dataset.validation})
     split = open_latents(context.settings, ref)
     if result.dataset.tables.get(ref.split, split.table.digest) != split.table.digest:
         log.warning("%s: the table of its latents has changed since the run", run.folder)
@@ -176,18 +174,14 @@ def layout_of(shape: tuple[int, ...], frames: int, model: ModelSpec) -> TokenLay
     else:
         steps = shape[0] // side**2 if side and shape[0] % side**2 == 0 else 1
         tokens = shape[0] // steps
-    if side is None:
-        side = math.isqrt(tokens)
-    if side**2 != tokens:
-        side = 0
-    return TokenLayout(frames_of_steps(frames, steps, model.first_frame_alone), tokens, side)
+    side = math.isqrt(tokens) if side is None else side
+    shown = frames_of_steps(frames, steps, model.first_frame_alone)
+    return TokenLayout(shown, tokens, side if side**2 == tokens else 0)
 
 
 def frames_of_steps(frames: int, steps: int, first_alone: bool) -> tuple[tuple[int, ...], ...]:
     """Which of the frames 0 to T - 1 each latent step shows."""
-    if steps == frames:
-        return tuple((frame,) for frame in range(frames))
-    if first_alone:
+    if first_alone and steps != frames:
         rest = np.array_split(np.arange(1, frames), max(steps - 1, 1))
         return ((0,), *(tuple(part.tolist()) for part in rest))[:steps]
     if steps == frames - 1:
@@ -273,8 +267,7 @@ def rows_of_episode(chunks: Chunks, name: str) -> tuple[list[int], list[int], bo
     frames = [int(found[-1]) if found else -1 for found in numbers]
     if len(set(frames)) < len(frames) or min(frames) < 0:
         return rows, list(range(0, len(rows) * chunks.true.shape[1], chunks.true.shape[1])), False
-    pairs = sorted(zip(frames, rows, strict=True))
-    return [row for _, row in pairs], [frame for frame, _ in pairs], True
+    return [row for _, row in sorted(zip(frames, rows, strict=True))], sorted(frames), True
 
 
 def _write_episodes(context: Context, run: FinishedRun, chunks: Chunks, episodes: Sequence[str]) -> Files:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import functools
 import math
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -175,8 +175,8 @@ def _class_rows(
     count, found = len(outcome.classes), metrics.class_statistics(matrix)
     sums = stats.class_sums(outcome.labels, predicted, count, clusters)
     recall = stats.fraction_interval(sums[None, :, : 2 * count])
-    table = DataFrame({"name": outcome.classes, "train": outcome.train_counts, "true": found.support})
-    table = table.assign(predicted=matrix.sum(axis=1), precision=found.precision, f1=found.f1)
+    about = {"name": outcome.classes, "train": outcome.train_counts, "true": found.support}
+    table = DataFrame({**about, "predicted": matrix.sum(axis=1), "precision": found.precision, "f1": found.f1})
     for index, row in enumerate(table.to_dict("records")):
         own = metric(recall, index, "fraction") if row["true"] else None
         yield record.ClassRow.model_validate({**row, "recall": own})
@@ -363,7 +363,7 @@ def angular_error(split: SplitOutcome, prediction: Floats, orientation: Orientat
         (values[..., chosen] * std + mean).reshape(-1, len(chosen)) for values in (prediction, split.targets)
     )
     there = np.ones(len(truth), dtype=bool)
-    turn: Callable[..., Any] = functools.partial(Rotation.from_euler, "xyz")
+    turn: Any = functools.partial(Rotation.from_euler, "xyz")
     if orientation.convention == "quaternion_xyzw":
         turn = Rotation.from_quat
         there = np.linalg.norm(truth, axis=1) > SMALLEST_NORM

@@ -42,7 +42,7 @@ FARTHEST_MISS = 0.003
 ATTEMPTS = 40
 FINGER_PLAY = 0.006
 """Metres from the middle of a finger to its inner face."""
-ENCODERS = ("libx264", "libopenh264", "h264")
+ENCODER = "libx264"
 X264 = {"crf": "18", "preset": "veryfast", "x264-params": "cpu-independent=1"}
 """Without the last option, machines disagree, and with AVX-512 even two encodings do."""
 
@@ -78,7 +78,7 @@ class Recording:
     @property
     def wanted(self) -> list[int]:
         """The frames that are drawn, counted from the start of the episode."""
-        return list(range(0, self.frames, STRIDE)) if self.pairs else list(range(self.frames))
+        return list(range(0, self.frames, STRIDE if self.pairs else 1))
 
     def image(self, frame: int) -> str:
         return f"images/{self.name}/frame_{self.first + frame:06d}.png"
@@ -107,22 +107,13 @@ class Recording:
     def rows(self) -> list[dict[str, str]]:
         """Its rows in the table of its split, by column."""
         if not self.pairs:
-            return [
-                {
-                    "dataset": "SimArm",
-                    "robot_type": self.robot,
-                    "video_path": f"SimArm/{self.name}",
-                    "action": self.verb,
-                    "sample_indices": ",".join(map(str, sampled(self.frames))),
-                }
-            ]
+            row = {"dataset": "SimArm", "robot_type": self.robot, "video_path": f"SimArm/{self.name}"}
+            return [{**row, "action": self.verb, "sample_indices": ",".join(map(str, sampled(self.frames)))}]
+        about = {"dataset": "SimArm", "type": "robot", "perspective": "3rd"}
+        about |= {"robot_type": self.robot, "scene": self.room}
         return [
             {
-                "dataset": "SimArm",
-                "type": "robot",
-                "perspective": "3rd",
-                "robot_type": self.robot,
-                "scene": self.room,
+                **about,
                 "src_img": self.image(frame),
                 "src_state": self.state(frame),
                 "tgt_img": self.image(frame + STRIDE),
@@ -155,7 +146,7 @@ def _episodes(seed: int, split: int, count: int) -> list[Recording]:
     rooms = ("D",) if name == "val" else ("A", "B", "C")
     recordings, first, order = [], 0, np.array([], dtype=int)
     for index in range(number):
-        if index // 2 % len(verbs) == 0 and index % 2 == 0:
+        if index % (2 * len(verbs)) == 0:
             order = rng.permutation(len(verbs))
         pairs = count // number + (index < count % number)
         recordings.append(Recording(
@@ -294,16 +285,15 @@ def encode_video(frames: list[Frame]) -> bytes:
     """RGB frames (H, W, 3) as H.264 in MP4, by one thread, so that the bytes depend on nothing else.
 
     Raises:
-        LaryError: this PyAV has no H.264 encoder.
+        LaryError: this PyAV has no encoder libx264.
     """
     import av
 
-    encoder = next((name for name in ENCODERS if name in av.codecs_available), None)
-    if encoder is None:
-        raise LaryError("This PyAV has no H.264 encoder: install the wheel of 'av' from PyPI.")
-    buffer, options = io.BytesIO(), X264 if encoder == ENCODERS[0] else {}
+    if ENCODER not in av.codecs_available:
+        raise LaryError(f"This PyAV has no encoder {ENCODER}: install the wheel of 'av' from PyPI.")
+    buffer = io.BytesIO()
     with av.open(buffer, "w", format="mp4") as container:
-        stream: Any = container.add_stream(encoder, rate=FRAMES_PER_SECOND, options=options)
+        stream: Any = container.add_stream(ENCODER, rate=FRAMES_PER_SECOND, options=X264)
         stream.height, stream.width = frames[0].shape[:2]
         stream.pix_fmt = "yuv420p"
         stream.codec_context.thread_count = 1

@@ -57,7 +57,7 @@ def rotation_vector(rotation: Array) -> Array:
     sine, cosine = float(np.linalg.norm(vector)), 0.5 * (float(np.trace(rotation)) - 1)
     if sine < 1e-9:
         return np.zeros(3)
-    return np.asarray(vector * (math.atan2(sine, cosine) / sine))
+    return vector * (math.atan2(sine, cosine) / sine)
 
 
 def quaternion(rotation: Array) -> Array:

@@ -165,12 +165,12 @@ def _wood(p: Array, period: Array) -> Array:
     bend = noise(along * 5 + 7, across * 9 + 3)
     rings = (across + 0.035 * bend) / period
     grain = noise(along * 12, across * 260)
-    return np.asarray(0.55 * (rings - np.floor(rings)) ** 2 + 0.30 * grain + 0.15 * bend)
+    return 0.55 * (rings - np.floor(rings)) ** 2 + 0.30 * grain + 0.15 * bend
 
 
 def _stone(p: Array, period: Array) -> Array:
     u, v = (p[:, 0] + 0.6 * p[:, 2]) / period, (p[:, 1] + 0.5 * p[:, 2]) / period
-    return np.asarray(0.55 * noise(u, v) + 0.30 * noise(3.1 * u, 3.1 * v) + 0.15 * noise(9.7 * u, 9.7 * v))
+    return 0.55 * noise(u, v) + 0.30 * noise(3.1 * u, 3.1 * v) + 0.15 * noise(9.7 * u, 9.7 * v)
 
 
 def _bricks(p: Array, period: Array) -> Array:
@@ -179,7 +179,7 @@ def _bricks(p: Array, period: Array) -> Array:
     u = p[:, 0] / (2.4 * period) + 0.5 * (row % 2)
     column = np.floor(u)
     mortar = np.minimum(np.minimum(u - column, 1 - u + column) * 2.4, np.minimum(v - row, 1 - v + row))
-    return np.asarray(np.clip(1.0 - (mortar - 0.03) * 25, 0, 1) * 0.8 + 0.2 * noise(column * 7.3, row * 5.1))
+    return np.clip(1.0 - (mortar - 0.03) * 25, 0, 1) * 0.8 + 0.2 * noise(column * 7.3, row * 5.1)
 
 
 def _dots(p: Array, period: Array) -> Array:

@@ -125,6 +125,7 @@ def test_pairs_of_other_stride_and_episodes_without_a_name(tmp_path: Path) -> No
     report = run(tmp_path, "calvin")
     assert (found(report, "other_stride").count, found(report, "same_frame").count) == (2, 1)
     assert found(report, "no_group").examples == ("regression/calvin/train_stride5/images/stray.png",)
+    assert "equal_images" not in {item.kind for item in run(tmp_path, "calvin", frames=True).findings}
 
 
 def test_frames_under_another_name(tmp_path: Path) -> None:

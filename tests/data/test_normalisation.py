@@ -17,7 +17,7 @@ from lary.types import LaryError, MediaError, UsageError
 from tests.data.arm import ARM, SPACE, arm_table, draw
 from tests.golden.test_tools import robots
 from tests.helpers import FIXTURES, fails, rows_of, settings_of
-from tests.tree import make_calvin
+from tests.tree import make_calvin, write_table
 
 
 def test_targets_of_two_robots(tmp_path: Path) -> None:
@@ -134,7 +134,9 @@ def test_relative_actions_keep_frames_apart_and_name_failures(tmp_path: Path) ->
     data, settings = tmp_path / "data", settings_of(tmp_path)
     sorted((data / "regression").rglob("*.npy"))[1].write_bytes(b"")
     config = RelativeConfig(dataset="calvin", csv=(Path("data/calvin_metadata_train.csv"),), workers=1)
-    for one in (config, replace(config, frame="local")):
+    write_table(data / "few_train.csv", rows_of(data / "calvin_metadata_train.csv")[:1])
+    both = replace(config, csv=(*config.csv, Path("data/few_train.csv")))  # the first table's statistics count
+    for one in (config, replace(config, frame="local"), both):
         report = write_relative(one, settings)
         assert [item.row for item in report.tables[0].failures] == [1]
         assert [row["row"] for row in rows_of(report.tables[0].listed)] == ["2"]

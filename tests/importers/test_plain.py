@@ -120,7 +120,7 @@ def test_a_video_and_its_reversal_stay_together(tmp_path: Path, monkeypatch: pyt
             lines.append(f"{path.parent.name}/{path.stem}{end}.mp4,{label}")
     (tmp_path / "labels.csv").write_text("\n".join(lines))
     monkeypatch.setattr("os.link", lambda *_: (_ for _ in ()).throw(OSError("no links here")))
-    run(tmp_path)
+    run(tmp_path, "--seed", "1")  # with seed 0 they stay together by chance
     rows = tables(tmp_path / "data", "own")
     names = [{row["video_path"].replace("_rev", "") for row in part} for part in rows]
     assert (len(names[0] | names[1]), len(names[0] & names[1])) == (8, 0)

@@ -201,6 +201,11 @@ def test_a_pinned_commit_is_fetched_once(hub: FakeHub) -> None:
     for hub.failure in (None, OSError("no network")):
         assert make("dinov2-origin", weights.hub).identity.revision == weights.revision
     assert hub.downloads == [(weights.hub, weights.revision, ["config.json", "*.safetensors*"])]
+    hub.failure = None
+    (hub.cache / str(weights.revision) / "config.json").unlink()
+    make("dinov2-origin", weights.hub)
+    assert len(hub.downloads) == 2, "a download that was interrupted"
+    assert make("dinov2-origin", weights.hub, "main").identity.revision == NEWEST, "a revision that is asked for"
 
 
 @pytest.mark.parametrize("revision", [None, "main"])

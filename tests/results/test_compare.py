@@ -7,6 +7,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+import lary
 from lary.probes.outcome import ActionPredictions, SplitOutcome
 from lary.results.compare import compare_results, load_results, load_samples
 from lary.results.folder import writing
@@ -39,6 +40,7 @@ def test_the_difference_of_runs_is_paired(tmp_path: Path) -> None:
     assert (only.gain.value, only.gain.low) == (pytest.approx(0.75, abs=1e-5), pytest.approx(only.gain.high, abs=1e-5))
     words = ("compare", *(tmp_path / name for name in "abc"), "--role", "unseen", "--json", tmp_path / "out.json")
     printed(*words, has=["Holm, 2 comparisons", "model b"])
+    assert lary.compare(tmp_path / "a", tmp_path / "b", role="unseen").role == "unseen"
     rows = json.loads((tmp_path / "out.json").read_text())["differences"]
     assert [round(row["gain"]["value"], 4) for row in rows] == [-0.75, 0.0]
     assert rows[0]["p"] < rows[1]["p"] == 1.0
@@ -63,8 +65,12 @@ def test_what_can_not_be_compared_is_refused(tmp_path: Path) -> None:
     for name in "ab":
         write_actions(tmp_path / name, 0.5)
     result = read_result(tmp_path / "b" / "result.json")
-    write_result(tmp_path / "b" / "result.json", result.model_copy(update={"action_mode": "relative"}))
-    fails(UsageError, "their target is absolute and relative", compare_results, [tmp_path / "a", tmp_path / "b"])
+    for field, value, message in (
+        ("action_mode", "relative", "their target is absolute and relative"),
+        ("relative_frame", "local", "their frame of motion is None and local"),
+    ):
+        write_result(tmp_path / "b" / "result.json", result.model_copy(update={field: value}))
+        fails(UsageError, message, compare_results, [tmp_path / "a", tmp_path / "b"])
     (tmp_path / "b" / PREDICTIONS).unlink()
     fails(LaryError, "run the probe again with --overwrite", compare_results, [tmp_path / "a", tmp_path / "b"])
 

@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 from lary.files import write_text
-from lary.results.folder import FinishedRun, settle, writing
+from lary.results.folder import FinishedRun, find_results, settle, writing
 from lary.results.record import EvalResult, NamedDigest, read_result, run_identity
 from lary.results.summarise import classification_result
 from lary.types import LaryError
@@ -77,6 +77,7 @@ def test_a_publication_that_was_killed_is_completed(tmp_path: Path, monkeypatch:
             patch.setattr(os, name, fragile(getattr(os, name)))
         with suppress(KeyboardInterrupt):
             do_run(tmp_path, "new", "case.txt", "log.csv", "latest.pt", identity="two")
+    assert all(run.folder == tmp_path for run in find_results(tmp_path)[0]), "what is staged is no run"
     settle(tmp_path)
     found = {name: data for name, data in contents(tmp_path).items() if not name.startswith(".work/")}
     result = read_result(tmp_path / "result.json")

@@ -11,8 +11,9 @@ from typing import Any
 
 import pytest
 
+from lary.models.overview import paper_rows
 from lary.results.record import FILE_NAME, read_result, write_result
-from lary.results.report import PUBLISHED, read_reference, write_report
+from lary.results.report import PUBLISHED, write_report
 from lary.results.summarise import classification_result
 from lary.types import UsageError
 from tests import fake_results as fake
@@ -84,7 +85,7 @@ def test_page_holds_runs_controls_and_published_tables(page: str) -> None:
     assert "static pair" not in page.split('id="heat-1"')[1].split("</table>")[0]
     for name in PUBLISHED:
         assert f'id="published-{name}"' in page
-        assert all(value in page for row in read_reference(name) for value in row.values())
+        assert all(value in page for row in paper_rows(name) for value in row.values())
 
 
 def rows(page: str, table: str) -> list[list[str]]:
@@ -120,7 +121,7 @@ def test_a_run_shows_its_margins_seeds_robots_angles_warnings_and_how_intervals_
 def test_published_number_is_beside_a_run_and_nothing_to_report_is_a_sentence(tmp_path: Path) -> None:
     fails(UsageError, r"No result\.json below", write_report, tmp_path)
     fails(UsageError, "no folder", write_report, tmp_path / "missing")
-    known = read_reference("leaderboard_classification")[0]
+    known = paper_rows("leaderboard_classification")[0]
     facts = fake.facts(known["model"], "robot_1st", known["paradigm"])
     write_result(tmp_path / FILE_NAME, classification_result(fake.class_outcome(2.0), facts))
     board = write_report(tmp_path).read_text().split('id="board-1"')[1].split("</table>")[0]

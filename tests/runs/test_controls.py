@@ -1,5 +1,6 @@
 """Controls of frames for models that mix their frames: the frames are changed before they are encoded."""
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -77,6 +78,9 @@ def test_controls_of_a_model_that_mixes_its_frames(settings: Settings, tmp_path:
     assert not again.new
     nothing = again.result.controls["mean_action"].metrics["seen_mse"].value
     assert again.result.score.value == pytest.approx(nothing, rel=0.02)
+    extract(replace(asked("val"), seed=1, overwrite=True), settings)
+    words = (*words, "--overwrite")  # of results, never of latents
+    printed("controls", *words, root=tmp_path, code=2, has=["holds latents of another extraction"])
 
 
 def test_a_run_encodes_what_its_control_needs(settings: Settings) -> None:

@@ -218,6 +218,7 @@ def test_too_little_disk_is_refused_before_anything_is_written(root: Path, monke
     monkeypatch.setattr(shutil, "disk_usage", lambda place: usage)
     fails(LaryError, r"12 rows of 2x64x50 float32 need 0\.0 GB", extract, ask(), settings_of(root))
     assert not contents(latents(root))
+    assert f"into {latents(root)}: NOT ENOUGH SPACE" in estimate(ask(), settings_of(root))
 
 
 def test_dry_run_measures_and_changes_nothing(root: Path) -> None:
@@ -228,7 +229,7 @@ def test_dry_run_measures_and_changes_nothing(root: Path) -> None:
     extract(ask(batch_size=4, limit=8), settings_of(root))
     before, size = snapshot(root), sum(map(len, contents(latents(root)).values())) / 8
     found = estimate(ask(batch_size=4), settings_of(root))
-    words = ("12 rows, 8 done, 4 to do", f"to write      {4 * size / 1e9:.3f} GB into {latents(root)}")
+    words = ("12 rows, 8 done, 4 to do", f"to write      {4 * size / 1e9:.3f} GB into {latents(root)}\n")
     assert ([part for part in words if part not in found], snapshot(root)) == ([], before)
     for picture in (root / "data" / "regression").rglob("*.png"):
         picture.write_bytes(b"")

@@ -7,14 +7,16 @@ import numpy as np
 import pytest
 import torch
 
+from lary.configs import RunConfig
 from lary.probes.training import launch
 from lary.results.folder import finished_run
 from lary.results.published import read_scores
 from lary.results.record import read_result
 from lary.runs.probe import run_member
+from lary.runs.run import run
 from lary.types import LaryError, UsageError
 from tests.helpers import fails, printed, rows_of, settings_of
-from tests.runs.conftest import config_of, probe
+from tests.runs.conftest import MODEL, config_of, probe
 from tests.tree import make_calvin, write_table
 
 pytestmark = pytest.mark.usefixtures("no_figures")
@@ -38,6 +40,8 @@ def test_a_result_records_what_was_run_and_is_not_overwritten(made: Path, tmp_pa
     assert probe(made, logs=tmp_path, seed=3, overwrite=True).result.seed == 3
     scores = read_scores(finished_run(folder))
     assert scores.scores.mean() == pytest.approx(read_result(file).score.value, rel=1e-5)
+    assert probe(made, "robot_1st", logs=tmp_path).new
+    fails(UsageError, "another run", probe, made, "robot_1st", logs=tmp_path, precision="bf16")
     (folder / "predictions.npz").write_bytes(b"PK")
     fails(LaryError, "is not the file that the run wrote", read_scores, finished_run(folder))
 
@@ -71,11 +75,14 @@ def test_relative_files_are_read_where_they_are(place: Path) -> None:
 
 
 def test_a_bad_action_file_costs_its_row(place: Path) -> None:
-    row = rows_of(place / "data" / "calvin_metadata_val.csv")[3]
-    (place / "data" / "regression" / "calvin" / "val_stride5" / row["action"]).write_bytes(b"torn")
+    for split, number in (("train", 1), ("val", 3)):
+        row = rows_of(place / "data" / f"calvin_metadata_{split}.csv")[number]
+        (place / "data" / "regression" / "calvin" / f"{split}_stride5" / row["action"]).write_bytes(b"torn")
     done = probe(place)
-    assert (done.result.status, done.result.failures) == ("incomplete", 1)
-    assert [row["row"] for row in rows_of(done.folder / "failures.csv")] == ["4"]
+    assert (done.result.status, done.result.failures) == ("incomplete", 2)
+    assert [row["row"] for row in rows_of(done.folder / "failures.csv")] == ["2", "4"]
+    again = run(RunConfig(model=MODEL, dataset="calvin", probe_preset="demo", epochs=2, workers=1), settings_of(place))
+    assert (again.probe.new, again.failures) == (False, 2)
 
 
 @pytest.mark.parametrize("shape", [(2, 4, 6), (4, 6), (6,), (2, 2, 2, 6)])
