@@ -31,10 +31,28 @@ _HOMES = {
     "lary.types": ("Encoder", "Latents"),
 }
 __all__ = [
-    "ActionSpace", "DatasetSpec", "Encoder", "LabelSpace", "Latents", "ModelSpec", "Preprocess", "Split", "Weights",
-    "classify", "compare", "controls", "extract", "load_model", "load_results", "load_samples", "register_dataset",
-    "register_model", "regress", "run", "write_report",
-]  # fmt: skip
+    "ActionSpace",
+    "DatasetSpec",
+    "Encoder",
+    "LabelSpace",
+    "Latents",
+    "ModelSpec",
+    "Preprocess",
+    "Split",
+    "Weights",
+    "classify",
+    "compare",
+    "controls",
+    "extract",
+    "load_model",
+    "load_results",
+    "load_samples",
+    "register_dataset",
+    "register_model",
+    "regress",
+    "run",
+    "write_report",
+]
 
 
 def __getattr__(name: str) -> Any:

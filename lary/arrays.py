@@ -36,9 +36,18 @@ PLAIN_HEADER = re.compile(
 """A header as np.save writes it."""
 METHODS = (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED)
 BROKEN = (
-    OSError, ValueError, EOFError, RuntimeError, NotImplementedError, OverflowError,
-    MemoryError, struct.error, zipfile.BadZipFile, zlib.error, lzma.LZMAError,
-)  # fmt: skip
+    OSError,
+    ValueError,
+    EOFError,
+    RuntimeError,
+    NotImplementedError,
+    OverflowError,
+    MemoryError,
+    struct.error,
+    zipfile.BadZipFile,
+    zlib.error,
+    lzma.LZMAError,
+)
 """What the reader of a torn or odd zip may raise."""
 
 _parsing = threading.Lock()

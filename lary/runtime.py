@@ -36,8 +36,16 @@ CGROUP_FILES = (
 CONTROL = re.compile("[\\x00-\\x08\\x0b-\\x1f\\x7f-\\x9f]")
 
 REPORTED_PACKAGES = (
-    "numpy", "torch", "transformers", "diffusers", "av", "opencv-python-headless", "pillow", "mujoco", "scikit-learn",
-)  # fmt: skip
+    "numpy",
+    "torch",
+    "transformers",
+    "diffusers",
+    "av",
+    "opencv-python-headless",
+    "pillow",
+    "mujoco",
+    "scikit-learn",
+)
 
 
 def usable_cores() -> int:
@@ -218,9 +226,11 @@ def provenance() -> dict[str, Any]:
     torch = sys.modules.get("torch")
     cuda = torch is not None and torch.cuda.is_available()
     machine = {
-        "system": platform.platform(), "processor": platform.machine(), "cores": os.cpu_count() or 1,
+        "system": platform.platform(),
+        "processor": platform.machine(),
+        "cores": os.cpu_count() or 1,
         "device": torch.cuda.get_device_name() if torch and cuda else "cpu",
-    }  # fmt: skip
+    }
     return {"command": list(sys.argv), "versions": versions, "commit": commit, "dirty": dirty, "machine": machine}
 
 

@@ -149,8 +149,10 @@ def download(config: configs.DownloadConfig = configs.DownloadConfig(), paths: P
         print(f"{origin}: {len(report.files)} files, {sum(file.size for file in report.files) / 1e9:.3f} GB")
         return 0
     code = show_failures(report.failures, "start the same command again to resume")
-    print(f"{origin}: {report.fetched} files fetched, {report.kept} were there, {report.unpacked} archives unpacked, "
-          f"{len(report.failures)} failed")  # fmt: skip
+    print(
+        f"{origin}: {report.fetched} files fetched, {report.kept} were there, {report.unpacked} archives unpacked, "
+        f"{len(report.failures)} failed"
+    )
     return code
 
 

@@ -16,7 +16,7 @@ from lary.types import UsageError
 config_app = App(name="config", help="Show or change settings.", help_format="plaintext")
 latents_app = App(
     name="latents", help="Inspect, verify, convert and export extracted latents.", help_format="plaintext"
-)  # fmt: skip
+)
 
 
 def doctor(*, paths: Paths = Paths()) -> int:

@@ -37,7 +37,7 @@ from lary.latents.store import (
     parse_pool,
     pooled_tokens,
     read_manifest,
-)  # fmt: skip
+)
 from lary.latents.writers import NpzStore, ShardStore
 from lary.runtime import log
 from lary.settings import Settings

@@ -222,10 +222,17 @@ def _checked(path: Path, header: dict[str, Any], start: int, stamp: tuple[int, i
     if len(rows) and (rows[0] < 0 or (np.diff(rows) <= 0).any()):
         raise ValueError("its rows don't ascend")
     return ShardHeader(
-        path, str(facts["store"]), str(facts["model"]), dtype, place(tokens, STORED[dtype]),
-        None if codes is None else place(codes, CODE_TYPES[codes["dtype"]]), rows, tuple(listed["samples"]),
-        np.array([int(part, 16) for part in listed["checksums"]], dtype=np.uint32), stamp,
-    )  # fmt: skip
+        path,
+        str(facts["store"]),
+        str(facts["model"]),
+        dtype,
+        place(tokens, STORED[dtype]),
+        None if codes is None else place(codes, CODE_TYPES[codes["dtype"]]),
+        rows,
+        tuple(listed["samples"]),
+        np.array([int(part, 16) for part in listed["checksums"]], dtype=np.uint32),
+        stamp,
+    )
 
 
 def scan_shards(folder: Path, key: str | None) -> tuple[list[ShardHeader], list[str]]:

@@ -37,7 +37,7 @@ from lary.latents.sources import (
     read_shard,
     read_stamps,
     scan_shards,
-)  # fmt: skip
+)
 from lary.latents.store import SHARD_MARK, Floats, LatentStore, Write, narrow
 from lary.types import LaryError
 
@@ -216,10 +216,14 @@ class ShardWriter:
     def _header(self, rows: Sequence[int], samples: Sequence[str], checksums: Sequence[int]) -> bytes:
         identity, (shape, codes, _) = self._store.identity, self._kind
         metadata = {
-            "format": VERSION, "store": identity.key, "model": identity.model, "pool": identity.pool,
-            "rows": ",".join(map(str, rows)), "samples": ",".join(samples),
+            "format": VERSION,
+            "store": identity.key,
+            "model": identity.model,
+            "pool": identity.pool,
+            "rows": ",".join(map(str, rows)),
+            "samples": ",".join(samples),
             "checksums": ",".join(f"{value:08x}" for value in checksums),
-        }  # fmt: skip
+        }
         tag = next(tag for tag, name in TOKEN_TYPES.items() if name == identity.dtype)
         tensors = {"tokens": (tag, (len(rows), *shape))}
         if codes:

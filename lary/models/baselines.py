@@ -142,7 +142,7 @@ class RandomViT(NetworkEncoder):
             )
             blocks = nn.TransformerEncoder(
                 block, spec.options["layers"], norm=nn.LayerNorm(dim), enable_nested_tensor=False
-            )  # fmt: skip
+            )
         generator = torch.Generator().manual_seed(context.seed)
         count = (spec.preprocess.size // patch) ** 2
         place = torch.empty(1, count, dim).normal_(0, 1, generator=generator)

@@ -35,9 +35,11 @@ accepted, too.
 DERIVED = ("grid_size", "embed_tokens")
 """Fields that follow from others: the published loader overwrites them."""
 MULTIPLES = (
-    ("resolution", "patch_size"), ("encoder_embed_dim", "encoder_n_heads"), ("encoder_embed_dim", "map_heads"),
+    ("resolution", "patch_size"),
+    ("encoder_embed_dim", "encoder_n_heads"),
+    ("encoder_embed_dim", "map_heads"),
     ("decoder_embed_dim", "decoder_n_heads"),
-)  # fmt: skip
+)
 """Pairs of fields of villa-X's configuration of which the first has to be a multiple of
 the second.
 """

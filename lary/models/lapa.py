@@ -70,12 +70,14 @@ def ablation(name: str) -> ModelSpec | None:
         parameters_m=round(parameters / 1e6, 2),
         codebook=codebook,
         ablation={
-            "codebook size": codebook, "sequence length": length, "latent dimension": width,
+            "codebook size": codebook,
+            "sequence length": length,
+            "latent dimension": width,
             "learning rate": float(match[5]),
         },
         factory=LatentActions,
         description=f"Ablation of dinov3: {codebook} codes of width {width}, code length {length}",
-    )  # fmt: skip
+    )
 
 
 @register_model(*map(builtin, ("lapa", "dinov2", "dinov3", "siglip2", "magvit2")))

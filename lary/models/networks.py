@@ -161,9 +161,13 @@ def transformers_model(
     try:
         with _quiet_transformers():
             model, report = model_class.from_pretrained(
-                None, config=config, state_dict=tensors, dtype=torch.float32,
-                output_loading_info=True, ignore_mismatched_sizes=True,
-            )  # fmt: skip
+                None,
+                config=config,
+                state_dict=tensors,
+                dtype=torch.float32,
+                output_loading_info=True,
+                ignore_mismatched_sizes=True,
+            )
     except Exception as error:  # the library has its own for values that it can't use
         reason = f"describes no {model_class.__name__}: {reason_of(error)}"
         raise LaryError(f"The configuration of {found.folder} {reason}.") from error

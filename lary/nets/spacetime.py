@@ -134,9 +134,16 @@ class UniVLANetwork(nn.Module):
     """
 
     def __init__(
-        self, *, model_dim: int, latent_dim: int, num_latents: int, enc_blocks: int, num_heads: int,
-        dropout: float = 0.0, **others: int,
-    ) -> None:  # fmt: skip
+        self,
+        *,
+        model_dim: int,
+        latent_dim: int,
+        num_latents: int,
+        enc_blocks: int,
+        num_heads: int,
+        dropout: float = 0.0,
+        **others: int,
+    ) -> None:
         super().__init__()
         self.action_latent = nn.Parameter(torch.zeros(1, 1, CODES, FEATURES))
         self.action_latent_controllable = nn.Parameter(torch.zeros(1, 1, CODES, FEATURES))

@@ -219,11 +219,16 @@ class ClassifierTraining(Training):
         counts = np.bincount(inputs.train_targets, minlength=len(inputs.classes))
         majority = np.full(len(inputs.labels), int(np.argmax(counts)), dtype=np.int64)
         return ClassificationOutcome(
-            classes=inputs.classes, samples=inputs.samples, labels=inputs.labels, selections=selections,
-            controls={"majority_class": majority}, train_counts=counts.astype(np.int64),
-            history=self.history, warnings=self.warnings(),
+            classes=inputs.classes,
+            samples=inputs.samples,
+            labels=inputs.labels,
+            selections=selections,
+            controls={"majority_class": majority},
+            train_counts=counts.astype(np.int64),
+            history=self.history,
+            warnings=self.warnings(),
             settings=self.stated(precision="bf16" if self.settings.bfloat16 else "fp32"),
-        )  # fmt: skip
+        )
 
     def warnings(self) -> tuple[str, ...]:
         """Classes without training samples, and heads that diverged."""

@@ -142,9 +142,16 @@ class ActionExpertDiT(nn.Module):
     """
 
     def __init__(
-        self, latent_dim: int, action_dim: int, action_steps: int, hidden_size: int = 512, depth: int = 6,
-        num_heads: int = 8, sampler_steps: int = PUBLISHED_SAMPLER_STEPS, seed: int = 0,
-    ) -> None:  # fmt: skip
+        self,
+        latent_dim: int,
+        action_dim: int,
+        action_steps: int,
+        hidden_size: int = 512,
+        depth: int = 6,
+        num_heads: int = 8,
+        sampler_steps: int = PUBLISHED_SAMPLER_STEPS,
+        seed: int = 0,
+    ) -> None:
         super().__init__()
         self.shape = (action_steps, action_dim)
         self.sampler_steps, self.seed = sampler_steps, seed

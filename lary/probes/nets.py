@@ -110,10 +110,14 @@ class _Pooler(nn.Module):
     def __init__(self, dim: int, heads: int, depth: int) -> None:
         super().__init__()
         self.query_tokens = nn.Parameter(torch.zeros(1, 1, dim))
-        self.cross_attention_block = nn.ModuleDict({
-            "norm1": nn.LayerNorm(dim), "xattn": QueryAttention(dim, heads),
-            "norm2": nn.LayerNorm(dim), "mlp": gelu_mlp(dim),
-        })  # fmt: skip
+        self.cross_attention_block = nn.ModuleDict(
+            {
+                "norm1": nn.LayerNorm(dim),
+                "xattn": QueryAttention(dim, heads),
+                "norm2": nn.LayerNorm(dim),
+                "mlp": gelu_mlp(dim),
+            }
+        )
         self.blocks = nn.ModuleList(SelfBlock(dim, heads) for _ in range(depth - 1))
 
     def forward(self, x: Tensor) -> Tensor:
@@ -154,9 +158,14 @@ class AttentiveProbe(nn.Module):
     """One head: tokens (B, P, N, D), (B, N, D) or (B, D) -> logits (B, L)."""
 
     def __init__(
-        self, input_dim: int, num_classes: int, model_dim: int = 768, num_heads: int = 16, depth: int = 4,
+        self,
+        input_dim: int,
+        num_classes: int,
+        model_dim: int = 768,
+        num_heads: int = 16,
+        depth: int = 4,
         max_temporal_len: int = 128,
-    ) -> None:  # fmt: skip
+    ) -> None:
         super().__init__()
         self.projector = nn.Sequential(nn.Linear(input_dim, model_dim), nn.LayerNorm(model_dim), nn.GELU())
         self.classifier = _AttentiveClassifier(model_dim, num_classes, num_heads, depth, max_temporal_len)
@@ -273,11 +282,15 @@ class ActionExpertMLP(nn.Module):
         self, input_dim: int, action_dim: int, action_steps: int, hidden_dim: int = 4096, num_blocks: int = 2
     ) -> None:
         super().__init__()
-        self.model = nn.ModuleDict({
-            "layer_norm1": nn.LayerNorm(input_dim), "fc1": nn.Linear(input_dim, hidden_dim),
-            "mlp_resnet_blocks": nn.Sequential(*(_ResidualBlock(hidden_dim) for _ in range(num_blocks))),
-            "layer_norm2": nn.LayerNorm(hidden_dim), "fc2": nn.Linear(hidden_dim, action_dim * action_steps),
-        })  # fmt: skip
+        self.model = nn.ModuleDict(
+            {
+                "layer_norm1": nn.LayerNorm(input_dim),
+                "fc1": nn.Linear(input_dim, hidden_dim),
+                "mlp_resnet_blocks": nn.Sequential(*(_ResidualBlock(hidden_dim) for _ in range(num_blocks))),
+                "layer_norm2": nn.LayerNorm(hidden_dim),
+                "fc2": nn.Linear(hidden_dim, action_dim * action_steps),
+            }
+        )
 
     def forward(self, tokens: Tensor) -> Tensor:
         x, model = tokens.flatten(1), self.model

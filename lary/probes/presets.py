@@ -177,10 +177,15 @@ PRESETS.add(
         name="demo",
         description="narrow and short, seconds on a CPU; not comparable with published numbers",
         classifier=ClassifierSettings(
-            model_dim=32, num_heads=4, depth=1, epochs=8, batch_size=16, standardise=True,
+            model_dim=32,
+            num_heads=4,
+            depth=1,
+            epochs=8,
+            batch_size=16,
+            standardise=True,
             heads=tuple(HeadSettings(*rates) for rates in DEMO),
         ),
         regressor=RegressorSettings(hidden_dim=128, num_blocks=1, **BRIEF),
         dit=DitSettings(hidden_dim=64, depth=2, num_heads=4, sampler_steps=10, **BRIEF),
     )
-)  # fmt: skip
+)

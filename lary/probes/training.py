@@ -182,9 +182,17 @@ class Training(ABC):
         # What is reported, by selection: rank, epoch, and values as tensors.
         self.picks: dict[str, dict[str, Any]] = {}
         deciding = [
-            type(self).__name__, STATE_FORMAT, __version__, torch.__version__, session.identity,
-            session.protocol, session.seed, self.device.partition(":")[0], settings, inputs,
-        ]  # fmt: skip
+            type(self).__name__,
+            STATE_FORMAT,
+            __version__,
+            torch.__version__,
+            session.identity,
+            session.protocol,
+            session.seed,
+            self.device.partition(":")[0],
+            settings,
+            inputs,
+        ]
         self._identity = digest(json.dumps(deciding, default=_plain))
         self._state = session.folder / STATE_FILE if session.folder and session.identity else None
         self._written, self._cost = time.monotonic(), 0.0
@@ -255,11 +263,14 @@ class Training(ABC):
         if self._state is None or not self.team.leads or not (due or last):
             return
         state = {
-            "identity": self._identity, "step": self.step, "history": self.history,
-            "picks": self.picks, "built": [each.state_dict() for each in built],
+            "identity": self._identity,
+            "step": self.step,
+            "history": self.history,
+            "picks": self.picks,
+            "built": [each.state_dict() for each in built],
             "random": torch.get_rng_state(),
             "beside": (self._state.parent / self.checkpoint).exists(),
-        }  # fmt: skip
+        }
         save_checkpoint(self._state, state)
         self._written = time.monotonic()
         self._cost = self._written - started

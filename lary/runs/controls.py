@@ -75,11 +75,14 @@ def run_controls(config: ControlsConfig, settings: Settings) -> ControlReport:
     compared = compare_results([own.folder, *(other.folder for other in others)])
     margins = tuple(
         Margin(
-            name=each.other.result.label, value=each.other.result.score.value, gain=each.gain, p=each.p,
+            name=each.other.result.label,
+            value=each.other.result.score.value,
+            gain=each.gain,
+            p=each.p,
             result=each.other.result.identity,
         )
         for each in compared.differences
-    )  # fmt: skip
+    )
     result = own.result.model_copy(update={"margins": margins})
     write_result(own.folder / FILE_NAME, result)
     return ControlReport(result, tuple(left_out))

@@ -147,9 +147,16 @@ def train_and_write(task: Task, folder: Path, team: Team, device: str) -> None:
                 title = f"{config.dataset} {folder.name} seed {seed}"
                 with tracking(tracker, own, title, vars(config) | {"seed": seed}) as tracked:
                     session = Session(
-                        protocol=config.protocol, preset=config.probe_preset, seed=seed, device=device,
-                        folder=own, progress=bar, identity=identity, tracker=tracked, team=team,
-                    )  # fmt: skip
+                        protocol=config.protocol,
+                        preset=config.probe_preset,
+                        seed=seed,
+                        device=device,
+                        folder=own,
+                        progress=bar,
+                        identity=identity,
+                        tracker=tracked,
+                        team=team,
+                    )
                     outcomes.append(task.train(session))
         if not team.leads:
             return
@@ -177,22 +184,34 @@ def run_facts(task: Task, inputs: tuple[NamedDigest, ...]) -> dict[str, Any]:
     tables = {name: split.table.digest for name, split in splits.items()}
     dataset |= {"units": units, "split_set": config.splits or "", "tables": tables, "splits": sizes}
     weights = {
-        "name": config.model, "dim": shape[-1], "shape": shape,
+        "name": config.model,
+        "dim": shape[-1],
+        "shape": shape,
         "revision": str(train.store.get("weights_from") or ""),
         "weights": train.store.get("identity", {}).get("weights", ""),
         # Of latents that another program wrote, or whose plug-in isn't named again.
         "paradigm": model.paradigm if model else "unregistered",
         "parameters_m": model.parameters_m if model else None,
-    }  # fmt: skip
+    }
     notes = model.paper_differences if model and config.protocol == "paper" else ()
     same = ("protocol", "control", "project", "action_mode")
     return {name: getattr(config, name, None) for name in same} | {
-        "status": "incomplete" if missing else "complete", "failures": missing,
-        "identity": run_identity(inputs), "inputs": inputs, "dataset": dataset, "model": weights,
-        "probe": task.kind, "preset": config.probe_preset, "relative_frame": frame_of(config),
-        "protocol_notes": notes, "seed": seeds_of(config)[0], "seeds": seeds_of(config),
-        "options_given": asdict(config), "provenance": provenance(), "timings": timings,
-    }  # fmt: skip
+        "status": "incomplete" if missing else "complete",
+        "failures": missing,
+        "identity": run_identity(inputs),
+        "inputs": inputs,
+        "dataset": dataset,
+        "model": weights,
+        "probe": task.kind,
+        "preset": config.probe_preset,
+        "relative_frame": frame_of(config),
+        "protocol_notes": notes,
+        "seed": seeds_of(config)[0],
+        "seeds": seeds_of(config),
+        "options_given": asdict(config),
+        "provenance": provenance(),
+        "timings": timings,
+    }
 
 
 def summary(result: EvalResult) -> str:

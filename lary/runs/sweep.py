@@ -31,14 +31,33 @@ SECTIONS = {"options": dict, "grid": dict, "runs": list}
 MOST_RUNS = 10_000
 
 IN_FOLDER = (
-    "model", "dataset", "protocol", "weights", "latent", "pool", "model_type", "action_mode", "control", "project",
-)  # fmt: skip
+    "model",
+    "dataset",
+    "protocol",
+    "weights",
+    "latent",
+    "pool",
+    "model_type",
+    "action_mode",
+    "control",
+    "project",
+)
 """Options in a result's folder name; runs that differ in others get their own folder."""
 
 OF_LATENTS = (
-    "revision", "precision", "model_seed", "dtype", "store", "shard_rows", "limit", "batch_size", "compile", "device",
-    "mode", "stride",
-)  # fmt: skip
+    "revision",
+    "precision",
+    "model_seed",
+    "dtype",
+    "store",
+    "shard_rows",
+    "limit",
+    "batch_size",
+    "compile",
+    "device",
+    "mode",
+    "stride",
+)
 """Options that change latents but not their folder: all runs of a sweep share them."""
 
 

@@ -360,6 +360,14 @@ def close(stage: Stage) -> Script:
 
 
 BEHAVIOURS: dict[str, Callable[[Stage], Script]] = {
-    "close": close, "lift": lift, "lower": lower, "open": open_, "pour": pour,
-    "pull": pull, "push": push, "reach": reach, "rotate": rotate, "sweep": sweep_crumbs,
-}  # fmt: skip
+    "close": close,
+    "lift": lift,
+    "lower": lower,
+    "open": open_,
+    "pour": pour,
+    "pull": pull,
+    "push": push,
+    "reach": reach,
+    "rotate": rotate,
+    "sweep": sweep_crumbs,
+}

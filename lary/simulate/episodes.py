@@ -149,11 +149,20 @@ def _episodes(seed: int, split: int, count: int) -> list[Recording]:
         if index % (2 * len(verbs)) == 0:
             order = rng.permutation(len(verbs))
         pairs = count // number + (index < count % number)
-        recordings.append(Recording(
-            key=(seed, 1, split, index), split=name, name=f"ep_{index}", robot=ROBOTS[index % 2],
-            verb=verbs[order[index // 2 % len(verbs)]], room=rooms[rng.integers(len(rooms))], frames=STRIDE * pairs + 1,
-            pairs=pairs, first=first, unseen=name == "unseen",
-        ))  # fmt: skip
+        recordings.append(
+            Recording(
+                key=(seed, 1, split, index),
+                split=name,
+                name=f"ep_{index}",
+                robot=ROBOTS[index % 2],
+                verb=verbs[order[index // 2 % len(verbs)]],
+                room=rooms[rng.integers(len(rooms))],
+                frames=STRIDE * pairs + 1,
+                pairs=pairs,
+                first=first,
+                unseen=name == "unseen",
+            )
+        )
         first += STRIDE * pairs + 1
     return recordings
 
@@ -163,10 +172,14 @@ def _clip(seed: int, number: int) -> Recording:
     turn, verb = divmod(number, len(VERBS))
     rng = np.random.Generator(np.random.PCG64([seed, 2, number]))
     return Recording(
-        key=(seed, 3, number), split="val" if (turn + verb) * 3 % 10 < 3 else "train",
-        name=f"clip_{digest(f'{seed}/{number}', length=12)}.mp4", robot=ROBOTS[(turn + verb // 2) % 2],
-        verb=VERBS[verb], room="ABCD"[rng.integers(4)], frames=int(rng.integers(18, 23)),
-    )  # fmt: skip
+        key=(seed, 3, number),
+        split="val" if (turn + verb) * 3 % 10 < 3 else "train",
+        name=f"clip_{digest(f'{seed}/{number}', length=12)}.mp4",
+        robot=ROBOTS[(turn + verb // 2) % 2],
+        verb=VERBS[verb],
+        room="ABCD"[rng.integers(4)],
+        frames=int(rng.integers(18, 23)),
+    )
 
 
 def rows_of_tables(recordings: Sequence[Recording]) -> dict[str, list[dict[str, str]]]:

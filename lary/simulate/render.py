@@ -112,9 +112,19 @@ class Renderer:
         if count:
             chosen = np.array([number in groups for number in range(6)], np.uint8)
             mujoco.mj_multiRay(
-                self.scene.model, self.scene.data, origin, np.ascontiguousarray(rays).ravel(),
-                chosen, True, -1, geom, distance, normal.reshape(-1), count, FURTHEST,
-            )  # fmt: skip
+                self.scene.model,
+                self.scene.data,
+                origin,
+                np.ascontiguousarray(rays).ravel(),
+                chosen,
+                True,
+                -1,
+                geom,
+                distance,
+                normal.reshape(-1),
+                count,
+                FURTHEST,
+            )
         return Hits(origin, rays, geom, distance, normal)
 
     def lit(self, hits: Hits, *groups: int) -> Mask:
