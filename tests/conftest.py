@@ -12,15 +12,17 @@ else:
 import pytest
 
 from lary.data.spec import DATASETS
+from lary.models.spec import MODELS
 from lary.settings import NAMES
 
 
 @pytest.fixture(scope="module", autouse=True)
 def own_records() -> Iterator[None]:
     """What the fixtures of a module register is forgotten after it."""
-    DATASETS.names()
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(DATASETS, "_records", dict(DATASETS._records))
+        for registry in (DATASETS, MODELS):
+            registry.names()
+            patch.setattr(registry, "_records", dict(registry._records))
         yield
 
 

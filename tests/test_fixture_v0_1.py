@@ -1,17 +1,12 @@
 """What version 0.1 wrote, in `fixtures/v0_1`, is read and taken up through commands."""
 
-import copy
 import re
 import shutil
-import sys
-from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
 import pytest
 
-from lary.data.spec import DATASETS
-from lary.models.spec import MODELS
 from tests.helpers import FIXTURES, printed, rows_of
 
 FIXTURE = FIXTURES / "v0_1"
@@ -21,19 +16,6 @@ SMALL = ("--batch-size", "2", "--workers", "1")
 SHARDS = ("--store", "shards", "--shard-rows", "4")
 ERRORS = ("18.206", "20.783", "0.290")
 """Mean squared errors of the probes mlp, dit and ridge, as 0.1 printed them."""
-
-
-@pytest.fixture(scope="module", autouse=True)
-def registries() -> Iterator[None]:
-    """What the plug-ins register is gone after these tests: other tests run over every record."""
-    found = [vars(registry) for registry in (MODELS, DATASETS) if registry.names()]
-    kept = [{name: copy.copy(value) for name, value in values.items()} for values in found]
-    yield
-    for values, before in zip(found, kept, strict=True):
-        values.update(before)
-    for name, module in list(sys.modules.items()):
-        if str(getattr(module, "__file__", "")).startswith(str(FIXTURE)):
-            del sys.modules[name]
 
 
 @pytest.fixture

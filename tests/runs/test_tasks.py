@@ -82,8 +82,8 @@ def test_latents_of_another_model_or_data_set_are_refused(place: Path) -> None:
         write_table(place / "data" / f"{split}_la_calvin_5_random-vit.csv", short)
         moved = [{**row, "action": "Left", "la_path": row["la_path"].replace("calvin/", "libero/")} for row in rows]
         write_table(place / "data" / f"{split}_la_libero_{MODEL}.csv", moved)
-    fails(UsageError, "holds latents of --model pixels, not of random-vit", probe, place, model="random-vit")
-    fails(UsageError, "holds latents of --dataset calvin, not of libero", probe, place, "libero")
+    fails(UsageError, "holds latents of --model pixels: extract", probe, place, model="random-vit")
+    fails(UsageError, "holds latents of --dataset calvin: extract", probe, place, "libero")
 
 
 @pytest.mark.parametrize(
