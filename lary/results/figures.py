@@ -215,7 +215,8 @@ def grouped(runs: Sequence[FinishedRun]) -> dict[tuple[str, ...], list[FinishedR
     """Runs by data set and settings; of several of one label, the latest counts."""
     latest = {}
     for run in sorted(runs, key=lambda run: (run.result.created, run.folder)):
-        latest[(run.result.dataset.name, *run.settings, run.result.label)] = run
+        key = (run.result.dataset.name, *run.settings, run.result.label)
+        latest[key] = run
     found: dict[tuple[str, ...], list[FinishedRun]] = {}
     for (*place, _), run in sorted(latest.items(), key=lambda item: item[0]):
         found.setdefault(tuple(place), []).append(run)
