@@ -36,7 +36,7 @@ METHODS = {
 }
 STATUSES = ("ok", "missing", "corrupt")
 VERSION = 1
-"""Of the report in JSON, and of manifests."""
+"""Version of the report in JSON, and of manifests."""
 PER_CORE, FILES_PER_WORKER = 4, 64
 """More worker processes cost memory and time to start, and gain nothing."""
 PATIENCE = 4

@@ -343,8 +343,8 @@ class ShardSource:
             shard.header.tokens[0] + len(data) * position
             for shard, position in zip(shards, self._position[chosen][order].tolist(), strict=True)
         ]
-        # The kernel is told of all rows before the first one is waited for: a disk, or a network file system, then
-        # fetches them at the same time.
+        # All rows are announced to the kernel before the first one is read, so that a disk or a network
+        # file system fetches them at the same time.
         if hasattr(os, "posix_fadvise"):
             for shard, start in zip(shards, starts, strict=True):
                 os.posix_fadvise(shard.handle, start, len(data), os.POSIX_FADV_WILLNEED)

@@ -44,7 +44,7 @@ FINGER_PLAY = 0.006
 """Metres from the middle of a finger to its inner face."""
 ENCODER = "libx264"
 X264 = {"crf": "18", "preset": "veryfast", "x264-params": "cpu-independent=1"}
-"""Without the last option, machines disagree, and with AVX-512 even two encodings do."""
+"""Options of the encoder. Without the last one, machines encode differently, and with AVX-512 even two runs do."""
 
 
 @dataclass(frozen=True)

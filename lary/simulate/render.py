@@ -24,6 +24,8 @@ Floats = npt.NDArray[np.float32]
 Pixels = npt.NDArray[np.int64]
 """Positions in a flattened image."""
 Mask = npt.NDArray[np.bool_]
+Axes = tuple[Array, Array, Array]
+"""Unit vectors to the right, up and forward of a level view."""
 
 FURTHEST = 8.0
 CONTRAST = 0.08
@@ -35,6 +37,8 @@ OFF_SURFACE = 0.003
 """Metres by which shadow rays end above the surface."""
 FLANKS = ((-0.32, -0.20), (0.32, 0.20))
 """Where in a pixel the further rays of outlines and patterns go, from its centre."""
+LAMP_VIEW, LAMP_REACH = 320, 1.6
+"""Size and half width (tangent) of the lamp's own view, in which shadows are looked for."""
 SQUARE = np.ones((3, 3), np.uint8)
 CROSS = cv2.getStructuringElement(cv2.MORPH_CROSS, (3, 3))
 
@@ -64,6 +68,14 @@ def dot(first: Array, second: Array) -> Array:
     return np.asarray(np.einsum("ij,ij->i", first, second))
 
 
+def axes_towards(forward: Array) -> Axes:
+    """The axes of a view along a vector."""
+    forward = forward / np.linalg.norm(forward)
+    right = np.cross(forward, UP)
+    right = right / np.linalg.norm(right)
+    return right, np.cross(right, forward), forward
+
+
 def displayed(light: npt.NDArray[Any]) -> Frame:
     """Linear light as a file holds it."""
     levels = np.minimum(light, 1.0) * LEVELS + 0.5
@@ -75,11 +87,7 @@ class Renderer:
 
     def __init__(self, scene: Scene, view: View, lamp: Lamp, size: int) -> None:
         self.scene, self.view, self.lamp, self.size = scene, view, lamp, size
-        forward = view.target - view.position
-        forward = forward / np.linalg.norm(forward)
-        right = np.cross(forward, UP)
-        right = right / np.linalg.norm(right)
-        self.axes = right, np.cross(right, forward), forward
+        self.axes = axes_towards(view.target - view.position)
         self.reach = math.tan(view.angle / 2)
         looks = scene.materials
         self.first = np.array([look.first for look in looks]) ** 2.2
@@ -87,8 +95,7 @@ class Renderer:
         self.period = np.array([look.period for look in looks])
         self.gloss = np.array([look.gloss for look in looks])
         self.wearing = {name: np.array([look.pattern == name for look in looks]) for name in PATTERNS}
-        self.moving = np.flatnonzero(scene.model.geom_group == MOVING)
-        self.radius = 1.01 * scene.model.geom_rbound[self.moving]
+        self._wrap_moving()
         self.rays = self.through(np.arange(size * size), [(0.0, 0.0)])
         self._draw_still()
 
@@ -130,13 +137,14 @@ class Renderer:
     def lit(self, hits: Hits, *groups: int) -> Mask:
         """Which surfaces (M,) the lamp reaches: rays go from the lamp, the one origin of all."""
         rays, distance = self._from_lamp(hits)
-        return self._passes(self.cast(self.lamp.position, rays, *groups), distance)
+        found = self.cast(self.lamp.position, rays / distance[:, None], *groups)
+        return self._passes(found, distance)
 
     def _from_lamp(self, hits: Hits) -> tuple[Array, Array]:
-        """Unit rays (M, 3) from the lamp to just above surfaces, and their lengths (M,)."""
+        """Rays (M, 3) from the lamp to just above surfaces, and their lengths (M,)."""
         rays = hits.point + OFF_SURFACE * hits.normal - self.lamp.position
         distance = np.sqrt(dot(rays, rays))
-        return rays / distance[:, None], distance
+        return rays, distance
 
     @staticmethod
     def _passes(found: Hits, distance: Array) -> Mask:
@@ -194,24 +202,60 @@ class Renderer:
         stride = 2 if size >= 96 else 1
         coarse = np.zeros((size, size), bool)
         coarse[::stride, ::stride] = True
-        self.coarse = self._from_lamp(self.still.only(coarse.ravel()))
+        rays, distance = self._from_lamp(self.still.only(coarse.ravel()))
+        self.lamp_axes = axes_towards(self.view.target - self.lamp.position)
+        across, above, depth = (rays @ axis for axis in self.lamp_axes)
+        scale, middle = LAMP_VIEW / (2 * LAMP_REACH), LAMP_VIEW / 2
+        x = middle + scale * across / np.maximum(depth, 0.05)
+        y = middle - scale * above / np.maximum(depth, 0.05)
+        inside = (depth > 0.05) & (np.minimum(x, y) >= 0) & (np.maximum(x, y) < LAMP_VIEW)
+        place = np.where(inside, y.astype(np.int64) * LAMP_VIEW + x.astype(np.int64), 0)
+        self.coarse = rays / distance[:, None], distance, inside, place
 
     def _still_light(self, hits: Hits) -> tuple[Array, Array]:
         around, direct = self.shade(hits)
         return around, direct * self.lit(hits, STATIC)[:, None]
 
-    def _cast_at_moving(self, origin: Array, rays: Array) -> tuple[Pixels, Hits]:
-        """What rays from one point meet of what moves, and which rays come near it at all."""
-        balls = self.scene.data.geom_xpos[self.moving] - origin
-        furthest = np.sqrt(dot(balls, balls) - self.radius**2)
-        along = balls.astype(np.float32) @ rays.T.astype(np.float32)
-        chosen = np.flatnonzero((along > furthest.astype(np.float32)[:, None]).any(0))
-        return chosen, self.cast(origin, rays[chosen], MOVING)
+    def _wrap_moving(self) -> None:
+        """Balls along each moving geom, so that few rays are cast in vain."""
+        model = self.scene.model
+        owners, offsets, radii = [], [], []
+        for geom in np.flatnonzero(model.geom_group == MOVING):
+            x, y, z = (float(value) for value in model.geom_size[geom])
+            kind = int(model.geom_type[geom])
+            halves = {2: (x, x, x), 3: (x, x, x + y), 5: (x, x, y)}.get(kind, (x, y, z))
+            axis = int(np.argmax(halves))
+            flat = [half for number, half in enumerate(halves) if number != axis]
+            width = math.hypot(*flat) if kind == 6 or (kind == 5 and axis != 2) else max(flat)
+            count = math.ceil(1.6 * halves[axis] / width) if halves[axis] > 1.2 * width else 1
+            step = halves[axis] / count
+            for number in range(count):
+                offset = np.zeros(3)
+                offset[axis] = (2 * number + 1 - count) * step
+                owners.append(geom)
+                offsets.append(offset)
+                radii.append(math.hypot(step, width))
+        self.owner, self.offset, self.radius = np.array(owners), np.array(offsets), np.array(radii)
 
-    def _shadows(self) -> Floats:
+    def _covered(self, centres: Array, origin: Array, axes: Axes, size: int, reach: float) -> Mask:
+        """Pixels (size * size,) that balls may cover, seen from a point along axes."""
+        relative = centres - origin
+        across, above, depth = (dot(relative, np.broadcast_to(axis, relative.shape)) for axis in axes)
+        depth, scale = np.maximum(depth, 0.05), size / (2 * reach)
+        x, y = size / 2 + scale * across / depth, size / 2 - scale * above / depth
+        radius = 1.06 * scale * self.radius / np.maximum(depth - self.radius, 0.05) + 1.0
+        mask = np.zeros((size, size), np.uint8)
+        discs = np.stack([np.rint(x), np.rint(y), np.ceil(radius)], axis=1)
+        for cx, cy, r in discs.astype(np.int32).tolist():
+            cv2.circle(mask, (cx, cy), r, 1, -1)
+        return mask.astype(bool).ravel()
+
+    def _shadows(self, centres: Array) -> Floats:
         """How much of the lamp (H * W,) what moves leaves to the rest, from every other pixel."""
-        rays, distance = self.coarse
-        chosen, hits = self._cast_at_moving(self.lamp.position, rays)
+        rays, distance, inside, place = self.coarse
+        covered = self._covered(centres, self.lamp.position, self.lamp_axes, LAMP_VIEW, LAMP_REACH)
+        chosen = np.flatnonzero(covered[place] & inside)
+        hits = self.cast(self.lamp.position, rays[chosen], MOVING)
         free = np.ones(len(rays), np.float32)
         free[chosen] = self._passes(hits, distance[chosen])
         side = math.isqrt(len(rays))
@@ -222,12 +266,17 @@ class Renderer:
 
     def frame(self) -> Frame:
         """The scene as it is now, RGB (H, W, 3) uint8."""
-        shadow = self._shadows()
+        data = self.scene.data
+        axes = data.geom_xmat.reshape(-1, 3, 3)[self.owner]
+        centres = data.geom_xpos[self.owner] + (axes * self.offset[:, None, :]).sum(2)
+        shadow = self._shadows(centres)
         dark = np.flatnonzero(shadow < 1)
         still = self.unshadowed.copy()
         still[dark] -= self.direct[dark] * (1 - shadow[dark])[:, None]
         image = still.copy()
-        pixels, hits = self._cast_at_moving(self.view.position, self.rays)
+        covered = self._covered(centres, self.view.position, self.axes, self.size, self.reach)
+        pixels = np.flatnonzero(covered)
+        hits = self.cast(self.view.position, self.rays[pixels], MOVING)
         seen = (hits.geom >= 0) & (hits.distance < self.still.distance[pixels])
         front, pixels = hits.only(seen), pixels[seen]
         light = self._soft_light(front, pixels)
