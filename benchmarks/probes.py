@@ -160,7 +160,7 @@ def classification(shape: tuple[int, ...], batch: int, samples: int, precision: 
     import torch
     from torch.nn.functional import cross_entropy
 
-    from lary.probes.classify import ClassifierInputs, ClassifierTraining, training_precision
+    from lary.probes.classify import ClassifierInputs, ClassifierTraining
     from lary.probes.outcome import SampleColumns
     from lary.probes.presets import PRESETS
     from lary.probes.training import Session
@@ -190,7 +190,7 @@ def classification(shape: tuple[int, ...], batch: int, samples: int, precision: 
                 tokens = torch.from_numpy(source.read(rows[start : start + batch])).to(device)
                 targets = torch.from_numpy(labels[start : start + batch]).to(device)
                 optimizer.zero_grad()
-                with training_precision(device, half):
+                with torch.autocast(torch.device(device).type, torch.bfloat16, half):
                     loss = cross_entropy(checkpointed(network, tokens), targets, label_smoothing=0.1)
                 loss.backward()  # type: ignore[no-untyped-call]
                 optimizer.step()
@@ -225,7 +225,9 @@ def checkpointed(network: Any, tokens: torch.Tensor) -> torch.Tensor:
         x = (x + own.temporal_embed[:, : x.shape[1]]).flatten(1, 2)
     for block in own.pooler.blocks:
         x = checkpoint(block, x, use_reentrant=False)
-    pooled = own.pooler.cross_attention_block(own.pooler.query_tokens.expand(len(x), -1, -1), x)
+    cross, query = own.pooler.cross_attention_block, own.pooler.query_tokens.expand(len(x), -1, -1)
+    query = query + cross["xattn"](query, cross["norm1"](x))
+    pooled = query + cross["mlp"](cross["norm2"](query))
     logits: torch.Tensor = own.linear(pooled.squeeze(1))
     return logits
 

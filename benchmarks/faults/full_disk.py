@@ -166,7 +166,8 @@ def latents_alone(whole: Path, disk: Path, case: str, rows: int) -> int:
     """Pages that the tokens of the rows take that aren't there yet, without anything around them."""
     if case == "shards":
         held = scene.UNIT * len(list(disk.rglob("shard_*.safetensors")))
-        size = read_shard(next(whole.rglob("shard_*.safetensors"))).row_bytes
+        header = read_shard(next(whole.rglob("shard_*.safetensors")))
+        size = int(np.prod(header.shape)) * np.dtype(header.dtype).itemsize
     else:
         held = len(list(disk.rglob("*.npz")))
         with np.load(next(whole.rglob("*.npz"))) as arrays:
