@@ -21,6 +21,10 @@ import numpy.typing as npt
 from lary.files import open_regular
 
 Array = npt.NDArray[Any]
+Floats = npt.NDArray[np.float32]
+Doubles = npt.NDArray[np.float64]
+Ints = npt.NDArray[np.int64]
+Pixels = npt.NDArray[np.uint8]
 
 LARGEST = 1 << 32
 """Bytes of one array in an .npz."""

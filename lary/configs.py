@@ -17,7 +17,7 @@ from typing_extensions import dataclass_transform
 
 from lary.registry import load_plugin, suggest
 from lary.settings import Settings, load_settings
-from lary.types import BenchmarkProtocol, UsageError
+from lary.types import BenchmarkProtocol, JsonDict, UsageError
 
 Mode = Literal["image", "video"]
 Precision = Literal["fp32", "bf16", "fp16"]
@@ -287,7 +287,7 @@ def make_options(kind: type[Config], given: Mapping[str, Any], where: str) -> Co
 
     assert is_dataclass(kind)
     hints = get_type_hints(kind)
-    values: dict[str, Any] = {}
+    values: JsonDict = {}
     for name, value in given.items():
         if name not in hints:
             raise UsageError(f"{where}: there is no option '{name}'.{suggest(name, list(hints))}")

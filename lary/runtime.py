@@ -10,10 +10,10 @@ from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing, contextmanager, suppress
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import TypeVar
 
 from lary import __version__
-from lary.types import Progress, UsageError
+from lary.types import JsonDict, Progress, UsageError
 
 Item = TypeVar("Item")
 Result = TypeVar("Result")
@@ -213,7 +213,7 @@ def pick_devices(gpus: str | None, choice: str = "auto", *, every: bool = False)
     return devices
 
 
-def provenance() -> dict[str, Any]:
+def provenance() -> JsonDict:
     """Versions, commit, machine and command line of this run, for its result."""
     import importlib.metadata
     import platform

@@ -20,12 +20,15 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal, Protocol
+from typing import TYPE_CHECKING, Any, Literal, Protocol
 
 if TYPE_CHECKING:
     import numpy as np
     import numpy.typing as npt
     import torch
+
+JsonDict = dict[str, Any]
+"""Fields of a JSON object, or of anything else that goes by names."""
 
 BenchmarkProtocol = Literal["corrected", "paper"]
 """``corrected`` computes what the benchmark describes, ``paper`` what its published code computes."""

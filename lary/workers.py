@@ -27,10 +27,10 @@ from pathlib import Path
 from typing import Any
 
 import lary
-from lary.types import LaryError
+from lary.types import JsonDict, LaryError
 
-Question = dict[str, Any]
-Answer = dict[str, Any]
+Question = JsonDict
+Answer = JsonDict
 
 READY = "ready"
 SECONDS_TO_START = 120.0

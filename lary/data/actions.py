@@ -11,20 +11,18 @@ import functools
 import io
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path, PurePosixPath
-from typing import Any, Literal, NamedTuple
+from typing import Literal, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
 
-from lary.arrays import array_of
+from lary.arrays import Array, Doubles, Floats, array_of
 from lary.data.spec import ActionSpace
 from lary.data.tables import TARGET_COLUMN, THREADS, SampleTable
 from lary.files import read_limited
 from lary.runtime import in_threads
-from lary.types import Failure, MediaError, Progress, UsageError
+from lary.types import Failure, JsonDict, MediaError, Progress, UsageError
 
-Floats = npt.NDArray[np.float32]
-Doubles = npt.NDArray[np.float64]
 ActionMode = Literal["absolute", "relative"]
 Frame = Literal["world", "local"]
 
@@ -43,7 +41,7 @@ BATCH = 32
 """Files per task of a thread: one is read in less time than a task takes."""
 
 
-def read_numbers(path: Path, dtype: npt.DTypeLike = np.float32) -> npt.NDArray[Any]:
+def read_numbers(path: Path, dtype: npt.DTypeLike = np.float32) -> Array:
     """The finite numbers of a .npy file, float32 or another type. Raises MediaError."""
     try:
         data = read_limited(path, LARGEST_ACTIONS)
@@ -135,7 +133,7 @@ def motion(steps: Floats, arms: tuple[Pose, ...] = ()) -> Floats:
 
     Raises ValueError for a quaternion of zeros.
     """
-    moved: npt.NDArray[Any] = steps[-1] - steps[0]
+    moved: Array = steps[-1] - steps[0]
     if not arms:
         return moved
     from scipy.spatial.transform import Rotation
@@ -167,7 +165,7 @@ class Moments(NamedTuple):
     m2: Doubles
 
     @classmethod
-    def of(cls, values: npt.NDArray[Any]) -> Moments:
+    def of(cls, values: Array) -> Moments:
         """The moments of values (n, A)."""
         wide = values.astype(np.float64)
         mean = wide.mean(axis=0)
@@ -179,7 +177,7 @@ class Moments(NamedTuple):
         mean = self.mean + step * (other.steps / count)
         return Moments(count, mean, self.m2 + other.m2 + step**2 * (self.steps * other.steps / count))
 
-    def entry(self) -> dict[str, Any]:
+    def entry(self) -> JsonDict:
         """The entry of a statistics file: population deviation, 1 for a constant dimension."""
         std = np.sqrt(self.m2 / self.steps)
         std[std < SMALLEST_STD] = 1.0

@@ -13,7 +13,6 @@ from collections.abc import Collection
 from dataclasses import asdict, dataclass
 from itertools import combinations
 from pathlib import Path
-from typing import Any
 
 import pandas
 
@@ -24,7 +23,7 @@ from lary.data.splits import find_table
 from lary.data.tables import SampleTable, read_table
 from lary.runtime import in_threads, progress
 from lary.settings import Settings
-from lary.types import MediaError, UsageError
+from lary.types import JsonDict, MediaError, UsageError
 
 MOMENT = re.compile(r"(\d+|start|begin|first|end|last)\.[^./]+$")
 """When a frame was taken: the number or word at the end of its name."""
@@ -53,7 +52,7 @@ class AuditReport:
     """The splits in numbers, and what was found, leaks first."""
 
     dataset: str
-    splits: tuple[dict[str, Any], ...]
+    splits: tuple[JsonDict, ...]
     findings: tuple[Finding, ...]
 
     @property
@@ -61,7 +60,7 @@ class AuditReport:
         """The findings that make a comparison of splits worthless."""
         return tuple(finding for finding in self.findings if finding.severity == "leak")
 
-    def json(self) -> dict[str, Any]:
+    def json(self) -> JsonDict:
         """The report as plain values."""
         return {"version": 1, **asdict(self), "leaks": len(self.leaks)}
 
@@ -106,7 +105,7 @@ class Part:
         columns = ["first", "last", "shown", "group", "target", "robot", "segment"]
         self.rows = pandas.DataFrame(lines, columns=columns)
 
-    def facts(self) -> dict[str, Any]:
+    def facts(self) -> JsonDict:
         """The split in numbers."""
         classes = Counter(self.rows["target"] if self.labelled else ())
         return {

@@ -20,7 +20,7 @@ from lary.data.spec import DATASETS, DatasetSpec
 from lary.files import inside, read_json, write_bytes, write_json
 from lary.runtime import log, progress
 from lary.settings import Settings
-from lary.types import Failure, LaryError, UsageError
+from lary.types import Failure, JsonDict, LaryError, UsageError
 
 MANIFEST = "lary_download.json"
 CACHE = ".lary_download"
@@ -45,7 +45,7 @@ class RemoteFile(NamedTuple):
     git: str = ""
 
     @property
-    def entry(self) -> dict[str, Any]:
+    def entry(self) -> JsonDict:
         """The manifest's entry of the file in its place."""
         return {"size": self.size, "sha256": self.sha256, "git": self.git, "state": "done"}
 
@@ -262,7 +262,7 @@ class Download:
             other = ", ".join(f"{key} {found.get(key)}" for key in self.origin)
             raise UsageError(f"{self.data_dir} has files of {other}: choose another DATA_DIR, or update lary.")
         self.revision = str(found.get("revision", ""))
-        self.entries: dict[str, Any] = found["files"]
+        self.entries: JsonDict = found["files"]
 
     def is_done(self, file: RemoteFile) -> bool:
         """Whether a file is in its place, and is the same on the hub since."""

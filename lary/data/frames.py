@@ -16,7 +16,8 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from lary.data.images import LARGEST_PICTURE, Image, Reader, read_image, size_problem
+from lary.arrays import Pixels
+from lary.data.images import LARGEST_PICTURE, Reader, read_image, size_problem
 from lary.types import LaryError, MediaError, UsageError
 
 CONTAINERS = (
@@ -34,14 +35,14 @@ BYTES_KEPT = 64_000_000
 
 def read_clip(
     paths: Sequence[Path], frame_index: Sequence[int], reader: Reader = "cv2", *, clamp: bool = True
-) -> Image:
+) -> Pixels:
     """Decode a sample's frames, (T, H, W, 3) uint8 RGB; see `read_frames`."""
     return np.stack(read_frames(paths, frame_index, reader, clamp=clamp))
 
 
 def read_frames(
     paths: Sequence[Path], frame_index: Sequence[int], reader: Reader = "cv2", *, clamp: bool = True
-) -> list[Image]:
+) -> list[Pixels]:
     """Decode a sample's frames, T arrays (H, W, 3) uint8 RGB of one size. Raises MediaError.
 
     Args:
@@ -100,7 +101,7 @@ def opened_video(path: Path) -> Iterator[tuple[Any, Any]]:
         raise MediaError(f"The video {path} can't be read: {reason}.") from error
 
 
-def video_frames(path: Path, frame_index: Sequence[int], *, clamp: bool = True) -> list[Image]:
+def video_frames(path: Path, frame_index: Sequence[int], *, clamp: bool = True) -> list[Pixels]:
     """The wanted frames of a video, T times (H, W, 3) uint8 RGB, in the order asked for.
 
     The packets are read in full; pictures are decoded from the last key frame before a
@@ -176,11 +177,11 @@ def starts_afresh(packet: Any, stream: Any) -> bool:
     return False
 
 
-def pick_frames(stream: Any, table: FrameTable, frame_index: Sequence[int]) -> dict[int, Image] | None:
+def pick_frames(stream: Any, table: FrameTable, frame_index: Sequence[int]) -> dict[int, Pixels] | None:
     """The wanted frames by index; None where decoding doesn't give what was announced."""
     last, context = len(table.stamps) - 1, stream.codec_context
     missing = sorted({min(index, last) for index in frame_index})
-    index_of, found = {table.stamps[index]: index for index in missing}, dict[int, Image]()
+    index_of, found = {table.stamps[index]: index for index in missing}, dict[int, Pixels]()
     # H.264 says whether others refer to a picture (nal_ref_idc): if none, it is skipped.
     # HEVC says it for one temporal layer only.
     droppable = codec_name(stream) == "h264"
@@ -201,7 +202,7 @@ def pick_frames(stream: Any, table: FrameTable, frame_index: Sequence[int]) -> d
     return None
 
 
-def decode_in_order(container: Any, stream: Any, frame_index: Sequence[int]) -> dict[int, Image]:
+def decode_in_order(container: Any, stream: Any, frame_index: Sequence[int]) -> dict[int, Pixels]:
     """The wanted frames, decoded from the start to the last of them. Raises ValueError."""
     wanted = set(frame_index)
     found, frame, number = {}, None, 0
@@ -241,7 +242,7 @@ def announced_frames(path: Path) -> int:
         return int(seconds * stream.average_rate + 0.5)
 
 
-def to_rgb(frame: Any) -> Image:
+def to_rgb(frame: Any) -> Pixels:
     """A decoded frame as (H, W, 3) uint8 RGB, upright. Raises ValueError."""
     if frame.is_corrupt:
         raise ValueError("a wanted frame is damaged")

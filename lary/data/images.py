@@ -13,12 +13,11 @@ from pathlib import Path
 from typing import Literal
 
 import numpy as np
-import numpy.typing as npt
 
+from lary.arrays import Pixels
 from lary.files import read_limited
 from lary.types import MediaError
 
-Image = npt.NDArray[np.uint8]
 Reader = Literal["cv2", "pil"]
 
 LARGEST_FILE = 1 << 30
@@ -40,7 +39,7 @@ def size_problem(width: int, height: int) -> str:
     return f"it announces {width} x {height} pixels, more than the {LARGEST_PICTURE} that are decoded"
 
 
-def read_image(path: Path, reader: Reader = "cv2") -> Image:
+def read_image(path: Path, reader: Reader = "cv2") -> Pixels:
     """Decode a whole image, (H, W, 3) uint8 RGB, turned as EXIF says. Raises MediaError.
 
     Alpha is dropped, and 16 bits are cut to the upper 8.
@@ -66,7 +65,7 @@ def _opencv_version() -> int:
     return int(cv2.__version__.split(".")[0])
 
 
-def _decode_with_cv2(data: bytes) -> Image:
+def _decode_with_cv2(data: bytes) -> Pixels:
     """Decode as ``cv2.imread`` does, in the order RGB. Raises ValueError."""
     import cv2
 
@@ -79,7 +78,7 @@ def _decode_with_cv2(data: bytes) -> Image:
     return np.asarray(image, dtype=np.uint8)
 
 
-def _decode_with_pillow(data: bytes) -> Image:
+def _decode_with_pillow(data: bytes) -> Pixels:
     from PIL import Image as Pillow
     from PIL import ImageOps
 

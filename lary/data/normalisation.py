@@ -15,9 +15,9 @@ from typing import Any, NamedTuple
 import numpy as np
 import numpy.typing as npt
 
-from lary.arrays import npy_bytes
+from lary.arrays import Doubles, Floats, npy_bytes
 from lary.data import actions
-from lary.data.actions import ActionMode, Doubles, Floats, Frame, Moments, measure, read_actions, total
+from lary.data.actions import ActionMode, Frame, Moments, measure, read_actions, total
 from lary.data.configs import RelativeConfig, StatsConfig
 from lary.data.spec import DATASETS, NO_ROBOT, DatasetSpec
 from lary.data.splits import find_table
@@ -25,7 +25,7 @@ from lary.data.tables import TARGET_COLUMN, SampleTable, read_table
 from lary.files import inside, read_json, write_bytes, write_failures, write_json
 from lary.runtime import in_threads, progress
 from lary.settings import Settings
-from lary.types import Failure, LaryError, MediaError, UsageError
+from lary.types import Failure, JsonDict, LaryError, MediaError, UsageError
 
 SLICE = 4096
 """Rows that are normalised at once: bounds the float64 copies."""
@@ -191,7 +191,7 @@ def load_targets(
     return Targets(values, mean, std, tuple(failures))
 
 
-def write_statistics(config: StatsConfig, settings: Settings) -> tuple[Path, dict[str, Any]]:
+def write_statistics(config: StatsConfig, settings: Settings) -> tuple[Path, JsonDict]:
     """Measure the actions of a training split: the file and its content; see `measure_table`."""
     spec = DATASETS.get(config.dataset)
     table = find_table(spec, spec.train, settings.path("LARY_ROOT"), explicit=config.csv)
@@ -200,7 +200,7 @@ def write_statistics(config: StatsConfig, settings: Settings) -> tuple[Path, dic
 
 def measure_table(
     spec: DatasetSpec, csv: Path, data_dir: Path, out: Path | None = None, workers: int = 8
-) -> tuple[Path, dict[str, Any]]:
+) -> tuple[Path, JsonDict]:
     """Measure a training table's actions per robot type; the statistics file and its content.
 
     Raises LaryError where an action file is broken, or all are missing.
@@ -272,7 +272,7 @@ def write_relative(config: RelativeConfig, settings: Settings) -> RelativeReport
     out = config.output_root or source
     file = out / relative_stats_file(spec, config.frame)
     header = {"action_mode": "relative", "definition": actions.DEFINITIONS[config.frame], "dataset": spec.name}
-    body: dict[str, Any] = {}
+    body: JsonDict = {}
     reports = []
     for path in config.csv:
         csv = path if path.exists() else settings.path("LARY_ROOT") / path

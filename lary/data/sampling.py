@@ -11,8 +11,8 @@ from pathlib import Path
 from typing import Literal, NamedTuple
 
 import numpy as np
-import numpy.typing as npt
 
+from lary.arrays import Doubles, Ints, Pixels
 from lary.data.configs import IndicesConfig
 from lary.data.frames import announced_frames, decode_video, to_rgb
 from lary.data.tables import INDEX_COLUMN, MEDIA_COLUMNS, read_frame, write_csv
@@ -21,8 +21,6 @@ from lary.runtime import in_threads, progress
 from lary.settings import Settings
 from lary.types import Failure, MediaError, UsageError
 
-Doubles = npt.NDArray[np.float64]
-Gray = npt.NDArray[np.uint8]
 Method = Literal["motion", "uniform"]
 
 FRAMES = 9
@@ -34,7 +32,7 @@ STABILISERS = (0.01 * 255) ** 2, (0.03 * 255) ** 2
 """C1 and C2 of SSIM for 8 bit pictures."""
 
 
-def frame_motion(pictures: Iterable[Gray]) -> Doubles:
+def frame_motion(pictures: Iterable[Pixels]) -> Doubles:
     """1 - SSIM between neighbouring gray pictures (H, W) uint8, (n - 1,) float64.
 
     Equal to scikit-image's defaults for uint8 within rounding, in a tenth of the time:
@@ -63,7 +61,7 @@ def frame_motion(pictures: Iterable[Gray]) -> Doubles:
     return np.array(found, dtype=np.float64)
 
 
-def gray_frames(path: Path) -> Iterator[Gray]:
+def gray_frames(path: Path) -> Iterator[Pixels]:
     """All frames of a video as (224, 224) gray pictures, uint8. Raises MediaError."""
     import cv2
 
@@ -72,7 +70,7 @@ def gray_frames(path: Path) -> Iterator[Gray]:
         yield np.asarray(cv2.resize(gray, (SIDE, SIDE)), dtype=np.uint8)
 
 
-def motion_picks(differences: Doubles, count: int = FRAMES) -> npt.NDArray[np.int64]:
+def motion_picks(differences: Doubles, count: int = FRAMES) -> Ints:
     """The later frame of the pair at each of `count` equal parts of the motion, (count,) int64.
 
     A clip without any motion has no such parts: every pick is frame 1, as published.
@@ -86,7 +84,7 @@ def motion_picks(differences: Doubles, count: int = FRAMES) -> npt.NDArray[np.in
     return np.asarray(np.abs(share - middles).argmin(axis=1) + 1, dtype=np.int64)
 
 
-def uniform_picks(frames: int, count: int = FRAMES) -> npt.NDArray[np.int64]:
+def uniform_picks(frames: int, count: int = FRAMES) -> Ints:
     """The first frame of each of `count` equal parts of a clip, (count,) int64."""
     return (frames / count * np.arange(count)).astype(np.int64)
 

@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from lary.registry import Registry, suggest
-from lary.types import Media, UsageError
+from lary.types import JsonDict, Media, UsageError
 
 
 @dataclass(frozen=True)
@@ -266,7 +266,7 @@ def tupled(value: Any) -> Any:
     return tuple(map(tupled, value)) if isinstance(value, list) else value
 
 
-def shipped_record(entry: dict[str, Any]) -> DatasetSpec:
+def shipped_record(entry: JsonDict) -> DatasetSpec:
     """A record of ``catalog.json``, not validated: that library takes time to load."""
     fields = tupled(entry)
     target = fields["target"]

@@ -10,16 +10,14 @@ from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
-import numpy.typing as npt
 
+from lary.arrays import Ints
 from lary.data import tables
 from lary.data.configs import SplitConfig
 from lary.data.spec import CLIP, DATASETS, EPISODE, DatasetSpec, LabelSpace
 from lary.files import csv_text, digest, write_text
 from lary.settings import unexported
 from lary.types import UsageError
-
-Rows = npt.NDArray[np.int64]
 
 PATTERNS: dict[str, str] = {"video": CLIP, "episode": EPISODE, "segment": r"^(.*)/"}
 """What stays together, in the first path; a segment is the folder of the file."""
@@ -128,7 +126,7 @@ def write_split(table: Path, config: SplitConfig) -> SplitReport:
     return SplitReport(targets[0], targets[1], tuple(map(len, parts)), counts)
 
 
-def split_rows(count: int, share: float, strata: Sequence[str] | None, seed: int) -> tuple[Rows, Rows]:
+def split_rows(count: int, share: float, strata: Sequence[str] | None, seed: int) -> tuple[Ints, Ints]:
     """Row numbers of training and validation, shuffled by scikit-learn, as published."""
     from sklearn.model_selection import train_test_split
 
@@ -139,7 +137,7 @@ def split_rows(count: int, share: float, strata: Sequence[str] | None, seed: int
     return np.asarray(train, dtype=np.int64), np.asarray(val, dtype=np.int64)
 
 
-def split_groups(groups: Sequence[str], share: float, strata: Sequence[str] | None, seed: int) -> tuple[Rows, Rows]:
+def split_groups(groups: Sequence[str], share: float, strata: Sequence[str] | None, seed: int) -> tuple[Ints, Ints]:
     """Row numbers of training and validation, in the table's order, with whole groups.
 
     In random order, a group validates where that brings its classes nearer to their shares:

@@ -17,8 +17,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
-import numpy.typing as npt
 
+from lary.arrays import Ints
 from lary.data.spec import DatasetSpec, LabelSpace
 from lary.files import csv_text, digest, file_digest, inside, path_problem, write_text
 from lary.registry import suggest
@@ -167,7 +167,7 @@ class SampleTable:
         """The path in a cell, as `usual_place` gives it."""
         return usual_place(self.spec, self._columns[column][position], folder_of(column))
 
-    def labels(self) -> npt.NDArray[np.int64]:
+    def labels(self) -> Ints:
         """Labels (n,) int64: positions in the record's classes. Raises UsageError."""
         position = {name: label for label, name in enumerate(self.spec.labels.classes)}
         return np.array([position[name] for name in self._columns[TARGET_COLUMN]], dtype=np.int64)

@@ -27,7 +27,7 @@ from lary.files import file_digest, inside, write_json, write_text
 from lary.registry import suggest
 from lary.runtime import log, progress
 from lary.settings import Settings
-from lary.types import MediaError, UsageError
+from lary.types import JsonDict, MediaError, UsageError
 from lary.workers import Answer, NoAnswer, Pool, Question
 
 METHODS = {
@@ -66,12 +66,12 @@ class CheckedFile:
 class CheckedGroup:
     """A group of the report: its tables, files, image pairs, and table problems."""
 
-    tables: list[dict[str, Any]] = field(default_factory=list)
+    tables: list[JsonDict] = field(default_factory=list)
     files: dict[tuple[str, str], CheckedFile] = field(default_factory=dict)
     pairs: list[tuple[CheckedFile, CheckedFile]] = field(default_factory=list)
     problems: list[CheckedFile] = field(default_factory=list)
 
-    def report(self) -> dict[str, Any]:
+    def report(self) -> JsonDict:
         """The group as plain values; tables are counted only where one is wrong."""
         every = [*self.files.values(), *self.problems]
         counts = Counter((item.kind, item.status) for item in every)
@@ -343,7 +343,7 @@ def inspect(path: Path, kind: str, shape: list[int] | None, *, whole: bool) -> l
     return shape
 
 
-def text_report(report: dict[str, Any]) -> str:
+def text_report(report: JsonDict) -> str:
     """The report in the published layout; fields of an issue are separated by tabs."""
     listed, summary, issues = ["Metadata CSVs", ""], ["Summary", ""], ["Issues", ""]
     issue = "  {status}\t{kind}\trefs={refs}\tcsv={table}\tcolumn={column}\tpath={path}\treason={reason}"

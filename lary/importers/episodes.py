@@ -20,10 +20,10 @@ from typing import Any, NamedTuple
 import numpy as np
 import numpy.typing as npt
 
-from lary.arrays import npy_bytes
+from lary.arrays import Doubles, Pixels, npy_bytes
 from lary.data.configs import MotionOptions
 from lary.data.frames import to_rgb
-from lary.data.images import PNG, Image
+from lary.data.images import PNG
 from lary.registry import suggest
 from lary.runtime import progress
 from lary.types import Failure, LaryError, MediaError, UsageError
@@ -119,7 +119,7 @@ def atomic_segments(positions: Values, gripper: Values | None, rule: AtomicRule)
     return segments + _motions(points, start, len(points) - 1, rule)
 
 
-def _motions(points: npt.NDArray[np.float64], start: int, last: int, rule: AtomicRule) -> list[Segment]:
+def _motions(points: Doubles, start: int, last: int, rule: AtomicRule) -> list[Segment]:
     """Motions of the hand from `start` to `last`; points (T, 3) are forward, left and up."""
     found = []
     while start < last:
@@ -138,7 +138,7 @@ def _motions(points: npt.NDArray[np.float64], start: int, last: int, rule: Atomi
 
 @dataclass(frozen=True)
 class PairCut:
-    """Image pairs that don't overlap, and the actions from source up to and excluding target."""
+    """Pixels pairs that don't overlap, and the actions from source up to and excluding target."""
 
     stride: int
     task = "regression"
@@ -279,7 +279,7 @@ def video_images(frames: Iterator[tuple[int, Any]], wanted: Iterable[int]) -> It
         yield image_bytes(to_rgb(frame))
 
 
-def image_bytes(image: Image) -> bytes:
+def image_bytes(image: Pixels) -> bytes:
     """A frame (H, W, 3) uint8 RGB as a PNG file; packed fast rather than small."""
     import cv2
 

@@ -15,13 +15,13 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 from pydantic import BaseModel, Field, ValidationError
 
+from lary.arrays import Doubles, Floats, Ints
 from lary.data.fetch import hub_errors
 from lary.data.frames import decode_video, opened_video, scan_packets
 from lary.files import inside, read_json
-from lary.types import LaryError, MediaError, UsageError, as_path
+from lary.types import JsonDict, LaryError, MediaError, UsageError, as_path
 
 BOOKKEEPING = frozenset(
     ("index", "frame_index", "episode_index", "task_index", "timestamp", "next.done", "next.reward", "next.success")
@@ -47,7 +47,7 @@ class Info(BaseModel):
     fps: float = Field(gt=0)
     features: dict[str, Feature]
     robot_type: str | None = None
-    splits: dict[str, Any] | None = None
+    splits: JsonDict | None = None
     chunks_size: int = Field(1000, gt=0)
     data_path: str
     video_path: str | None = None
@@ -73,7 +73,7 @@ class LeRobot:
         path = folder / "meta" / "info.json"
         if not path.is_file():
             raise UsageError(f"{folder} is no LeRobot data set: it has no meta/info.json.")
-        self.info: dict[str, Any] = read_json(path, "description")
+        self.info: JsonDict = read_json(path, "description")
         try:
             self.meta = Info.model_validate(self.info)
         except ValidationError as error:
@@ -142,7 +142,7 @@ class LeRobot:
             raise MediaError(f"Episode {episode.index} has {rows.num_rows} rows in {path}, not {episode.length}.")
         return rows
 
-    def values(self, episode: Episode, keys: Sequence[str]) -> npt.NDArray[np.float32]:
+    def values(self, episode: Episode, keys: Sequence[str]) -> Floats:
         """Numbers of some features side by side, (frames, A). Raises MediaError as `table`."""
         rows, parts = self.table(episode, keys), []
         for key in keys:
@@ -175,7 +175,7 @@ class LeRobot:
 
     def _file(self, template: str, episode: Episode, part: str, camera: str = "") -> Path:
         """A path of the data set: fields of the template filled, and never outside the folder."""
-        fields: dict[str, Any] = {"episode_index": episode.index, "video_key": camera}
+        fields: JsonDict = {"episode_index": episode.index, "video_key": camera}
         fields["episode_chunk"] = episode.index // self.meta.chunks_size
         for name in ("chunk_index", "file_index") if self.version == 3 else ():
             fields[name] = int(self._number(episode, f"{part}/{name}"))
@@ -225,7 +225,7 @@ def _short(error: BaseException) -> str:
 # Frames
 
 
-def video_seconds(path: Path) -> npt.NDArray[np.float64]:
+def video_seconds(path: Path) -> Doubles:
     """The second at which every frame of a video is shown, ascending. Raises MediaError."""
     with opened_video(path) as (container, stream):
         table = scan_packets(container, stream)
@@ -237,9 +237,7 @@ def video_seconds(path: Path) -> npt.NDArray[np.float64]:
     return np.array(stamps, dtype=np.float64)
 
 
-def frame_numbers(
-    seconds: npt.NDArray[np.float64], start: float, stamps: Sequence[float], fps: float
-) -> npt.NDArray[np.int64]:
+def frame_numbers(seconds: Doubles, start: float, stamps: Sequence[float], fps: float) -> Ints:
     """The frames nearest to an episode's rows, (rows,) int64, from the `seconds` of all frames.
 
     The episode begins at second `start`; its rows are at `stamps` from there. Raises MediaError

@@ -17,8 +17,8 @@ from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
-import numpy.typing as npt
 
+from lary.arrays import Doubles
 from lary.data.actions import read_numbers
 from lary.data.configs import AtomicConfig, TrajectoryConfig, VideosConfig
 from lary.data.frames import decode_video, read_clip
@@ -105,7 +105,7 @@ def columns_cut(config: AtomicConfig) -> MotionCut:
     return MotionCut(find_position(config.position), gripper, AtomicRule.of(config))
 
 
-def read_values(folder: Path, names: list[str] | None) -> npt.NDArray[np.float64]:
+def read_values(folder: Path, names: list[str] | None) -> Doubles:
     """The actions (T, A) of an episode; fills an empty list of names, compares another."""
     path = folder / ACTIONS
     actions = read_numbers(path, np.float64)

@@ -21,9 +21,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
-import numpy.typing as npt
 
-from lary.arrays import Array
+from lary.arrays import Array, Floats
 from lary.configs import ExtractConfig
 from lary.data.tables import INDEX_COLUMN, SampleTable
 from lary.latents.reading import Batch, idle_readers
@@ -46,7 +45,7 @@ WAITING = 16
 """Writes that wait for a thread, before the encoder has to."""
 
 Advance = Callable[[int], None]
-Row = tuple[int, npt.NDArray[np.float32], Array | None]
+Row = tuple[int, Floats, Array | None]
 """Index in the batch, tokens (P, N, D) or (N, D) and codes (P, N) of one row."""
 
 
@@ -211,7 +210,7 @@ class Encoding:
     def _one_by_one(self, batch: Batch) -> Iterator[Row]:
         import torch
 
-        spare: dict[int, npt.NDArray[np.float32]] = {}  # fresh pages cost as much as the arithmetic
+        spare: dict[int, Floats] = {}  # fresh pages cost as much as the arithmetic
         for index, (row, place, length) in enumerate(zip(batch.rows, batch.places, batch.lengths, strict=True)):
             if row not in batch.problems:
                 frames = batch.clips[place : place + 1, :length]

@@ -15,15 +15,14 @@ from concurrent.futures import Future
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 
+from lary.arrays import Pixels
 from lary.data.frames import read_frames
 from lary.models.preprocess import resize, to_planes
 from lary.models.spec import Preprocess
-from lary.types import Failure, LaryError, Sample
+from lary.types import Failure, JsonDict, LaryError, Sample
 from lary.workers import Answer, NoAnswer, Pool, Question
 
 SETUP = f"{__name__}:reader"
@@ -51,7 +50,7 @@ class Batch:
     places: Sequence[int]
     samples: Sequence[Sample]
     paths: Sequence[Sequence[str]]
-    clips: npt.NDArray[np.uint8] = field(default_factory=lambda: np.empty(0, np.uint8))
+    clips: Pixels = field(default_factory=lambda: np.empty(0, np.uint8))
     problems: dict[int, str] = field(default_factory=dict)
     slot: int = -1
     answers: list[Future[list[Answer | NoAnswer]]] = field(default_factory=list)
@@ -138,7 +137,7 @@ class Readers:
         finally:
             self.pool.settle()
 
-    def _slots(self, count: int, shape: tuple[int, ...]) -> npt.NDArray[np.uint8]:
+    def _slots(self, count: int, shape: tuple[int, ...]) -> Pixels:
         """The memory as (count, *shape) uint8; it grows when it has to."""
         size = count * int(np.prod(shape, dtype=np.int64))
         if size > self._size:
@@ -201,7 +200,7 @@ def reader(descriptor: str) -> Callable[[Question], Answer]:
         nonlocal memory, known, preprocess
         if known != (common := (question["size"], question["preprocess"])):
             memory = mmap.mmap(int(descriptor), question["size"])
-            fields: dict[str, Any] = dict(question["preprocess"])
+            fields: JsonDict = dict(question["preprocess"])
             for name in ("mean", "std"):
                 fields[name] = tuple(fields[name])
             preprocess = Preprocess(**fields)

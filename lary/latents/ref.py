@@ -15,9 +15,8 @@ from pathlib import Path, PurePosixPath
 from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 
-from lary.arrays import Array
+from lary.arrays import Array, Floats, Ints
 from lary.configs import LatentDtype, StoreKind
 from lary.data.spec import DATASETS, DatasetSpec
 from lary.data.tables import SampleTable, read_table
@@ -31,7 +30,6 @@ from lary.latents.store import (
     NPZ,
     SHARD_MARK,
     SHARDS,
-    Floats,
     LatentStore,
     StoreIdentity,
     parse_pool,
@@ -41,7 +39,7 @@ from lary.latents.store import (
 from lary.latents.writers import NpzStore, ShardStore
 from lary.runtime import log
 from lary.settings import Settings
-from lary.types import RANDOM, BenchmarkProtocol, LaryError, UsageError
+from lary.types import RANDOM, BenchmarkProtocol, JsonDict, LaryError, UsageError
 
 TABLE_FOLDER = "data"
 BATCHES = 8
@@ -72,7 +70,7 @@ class LatentsRef:
     def of(cls, config: Any, split: str | None = None) -> LatentsRef:
         """The latents that the options of a command ask for, of `split` in place of theirs."""
         names = ("model", "dataset", "protocol", "latent", "weights", "pool")
-        given: dict[str, Any] = {name: getattr(config, name, None) for name in names}
+        given: JsonDict = {name: getattr(config, name, None) for name in names}
         return cls(split=config.split if split is None else split, **given)
 
     @property
@@ -138,7 +136,7 @@ class PooledSource:
     def take(self, positions: Collection[int]) -> PooledSource:
         return PooledSource(self._source.take(positions), self._pool_name)
 
-    def read(self, rows: Sequence[int] | npt.NDArray[np.int64]) -> Floats:
+    def read(self, rows: Sequence[int] | Ints) -> Floats:
         return self._pool(self._source.read(rows))
 
     def codes(self, rows: Collection[int]) -> list[Array | None]:
@@ -162,7 +160,7 @@ class SplitLatents:
 
     table: SampleTable
     source: NpzSource | ShardSource | PooledSource
-    store: dict[str, Any]
+    store: JsonDict
     left_out: int
     folder: Path
 
@@ -210,7 +208,7 @@ def open_latents(settings: Settings, ref: LatentsRef) -> SplitLatents:
     kept = table.take(rows)
     opened = open_shards if any(SHARD_MARK in entry for entry in entries) else open_files
     whole, stamp, folder = opened(settings, kept, stored, [entries[row] for row in rows])
-    store: dict[str, Any] = {"origin": "made by another program: no identity to check"}
+    store: JsonDict = {"origin": "made by another program: no identity to check"}
     if stamp:
         store = {"origin": "lary extract", "stamp": stamp, **read_manifest(folder)}
         check_origin(store, file, stored)
@@ -276,7 +274,7 @@ def resolve_latents(settings: Settings, ref: LatentsRef, entries: list[str], tab
     return files
 
 
-def check_origin(store: dict[str, Any], table: Path, ref: LatentsRef) -> None:
+def check_origin(store: JsonDict, table: Path, ref: LatentsRef) -> None:
     """Refuse latents whose stamp or manifest names another store, model, data set, protocol or pooling.
 
     Raises UsageError.
@@ -303,7 +301,7 @@ def check_format(kind: StoreKind, dtype: LatentDtype) -> None:
 def open_store(
     folder: Path,
     identity: StoreIdentity,
-    details: dict[str, Any],
+    details: JsonDict,
     *,
     overwrite: bool,
     kind: StoreKind = "npz",
@@ -351,7 +349,7 @@ def open_store(
     patterns = [SHARDS, NPZ] if kind == "shards" else [SHARDS]
     for file in [file for pattern in patterns for file in folder.glob(pattern)] if found else ():
         file.unlink()
-    facts: dict[str, Any] = {"store": kind}
+    facts: JsonDict = {"store": kind}
     if kind == "shards":
         facts["unit_rows"] = unit_rows
     facts = {"format": FORMAT, "key": identity.key, "identity": asdict(identity), **facts}

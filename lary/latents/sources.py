@@ -24,11 +24,11 @@ import numpy as np
 import numpy.typing as npt
 from safetensors import SafetensorError, safe_open
 
-from lary.arrays import BROKEN, Array, read_npz
+from lary.arrays import BROKEN, Array, Floats, Ints, read_npz
 from lary.configs import LatentDtype
 from lary.files import open_regular
-from lary.latents.store import SHARDS, Floats, copy_numbers, token_shape
-from lary.types import LaryError, MediaError
+from lary.latents.store import SHARDS, copy_numbers, token_shape
+from lary.types import JsonDict, LaryError, MediaError
 
 MOST_BYTES = 1 << 30
 """Most bytes of one sample's array in an .npz; the largest of the benchmark has 19 MB."""
@@ -111,7 +111,7 @@ class NpzSource:
     def __len__(self) -> int:
         return len(self.files)
 
-    def read(self, rows: Sequence[int] | npt.NDArray[np.int64]) -> Floats:
+    def read(self, rows: Sequence[int] | Ints) -> Floats:
         """Tokens of the samples at `rows`, (B, *shape) float32."""
         out = np.empty((len(rows), *self.shape), dtype=np.float32)
         for position, row in enumerate(rows):
@@ -153,7 +153,7 @@ class ShardHeader:
     dtype: LatentDtype
     tokens: Place
     codes: Place | None
-    rows: npt.NDArray[np.int64]
+    rows: Ints
     samples: tuple[str, ...]
     checksums: npt.NDArray[np.uint32]
     stamp: tuple[int, int, int]
@@ -200,7 +200,7 @@ def read_shard(path: Path) -> ShardHeader:
         ) from error
 
 
-def _checked(path: Path, header: dict[str, Any], start: int, stamp: tuple[int, int, int]) -> ShardHeader:
+def _checked(path: Path, header: JsonDict, start: int, stamp: tuple[int, int, int]) -> ShardHeader:
     """A header whose tensors the library has checked. Raises one of Python's errors."""
     facts, tokens, codes = header.pop("__metadata__"), header.pop("tokens"), header.pop("codes", None)
     if header or facts["format"] != VERSION:
@@ -209,7 +209,7 @@ def _checked(path: Path, header: dict[str, Any], start: int, stamp: tuple[int, i
     if not 2 <= len(tokens["shape"]) <= 5:
         raise ValueError(f"tokens of shape {tokens['shape']}")
 
-    def place(tensor: dict[str, Any], kind: str) -> Place:
+    def place(tensor: JsonDict, kind: str) -> Place:
         if tensor["shape"][0] != count:
             raise ValueError(f"{tensor['shape'][0]} rows beside {count}")
         return start + tensor["data_offsets"][0], np.dtype(kind), tuple(tensor["shape"][1:])
@@ -299,9 +299,7 @@ class ShardSource:
     Raises LaryError for no rows, or shards that don't fit together.
     """
 
-    def __init__(
-        self, headers: Sequence[ShardHeader], files: npt.NDArray[np.int64], positions: npt.NDArray[np.int64]
-    ) -> None:
+    def __init__(self, headers: Sequence[ShardHeader], files: Ints, positions: Ints) -> None:
         if not len(files):
             raise LaryError("There are no latents to read.")
         kinds = {(header.shape, header.dtype, header.store): header.path for header in headers}
@@ -328,7 +326,7 @@ class ShardSource:
         chosen = np.fromiter(positions, dtype=np.int64, count=len(positions))
         return ShardSource(self.headers, self._file[chosen], self._position[chosen])
 
-    def read(self, rows: Sequence[int] | npt.NDArray[np.int64]) -> Floats:
+    def read(self, rows: Sequence[int] | Ints) -> Floats:
         """Tokens of the samples at `rows`, (B, *shape) float32. Raises LaryError."""
         import torch
 

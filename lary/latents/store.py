@@ -19,16 +19,15 @@ from collections.abc import Callable, Collection
 from contextlib import AbstractContextManager
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
-import numpy.typing as npt
 
-from lary.arrays import Array
+from lary.arrays import Array, Floats
 from lary.configs import LatentDtype
 from lary.files import digest, read_json, remove_torn, write_json, write_text
 from lary.models.spec import MODELS, ModelSpec
-from lary.types import LaryError, Latents, MediaError, UsageError
+from lary.types import JsonDict, LaryError, Latents, MediaError, UsageError
 
 if TYPE_CHECKING:
     import torch
@@ -46,8 +45,6 @@ NONE = "none"
 FORMAT = 1
 LATER_FIELDS = {"revision": "", "pool": NONE, "dtype": "float32"}
 """Fields that identities of the first format lack; a key doesn't change where they are so."""
-
-Floats = npt.NDArray[np.float32]
 
 
 def token_shape(shape: tuple[int, ...]) -> tuple[int, ...]:
@@ -159,7 +156,7 @@ class LatentStore:
             write_json(self.folder / MANIFEST, found | {"table": facts})
 
 
-def read_manifest(folder: Path) -> dict[str, Any]:
+def read_manifest(folder: Path) -> JsonDict:
     """The manifest of a store, empty where there is none. Raises LaryError for an odd or newer one."""
     file = folder / MANIFEST
     if not file.exists():

@@ -9,8 +9,8 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 
+from lary.arrays import Array
 from lary.configs import ConvertConfig, LatentsConfig
 from lary.data.spec import DATASETS
 from lary.data.splits import find_table
@@ -23,7 +23,7 @@ from lary.latents.writers import checksum_of, rows_in
 from lary.locks import locked
 from lary.runtime import progress
 from lary.settings import Settings
-from lary.types import LaryError, MediaError, UsageError
+from lary.types import JsonDict, LaryError, MediaError, UsageError
 
 THREADS = 4
 
@@ -33,7 +33,7 @@ class _Found:
     """A store on the disk; without a manifest it holds ``.npz`` files of another program."""
 
     folder: Path
-    manifest: dict[str, Any]
+    manifest: JsonDict
     kind: str
     headers: list[ShardHeader]
     problems: list[str]
@@ -147,7 +147,7 @@ def _npz_problems(file: Path, key: str | None) -> list[str]:
     return [] if own else [f"{file} belongs to another store."]
 
 
-def _all_finite(stored: npt.NDArray[Any], dtype: str) -> bool:
+def _all_finite(stored: Array, dtype: str) -> bool:
     """Whether all numbers are finite; bfloat16 comes as its bits, with all ones as exponent else."""
     if dtype == "bfloat16":
         return bool(((stored & 0x7F80) != 0x7F80).all())

@@ -24,7 +24,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from lary.arrays import Array
+from lary.arrays import Array, Floats
 from lary.files import atomic_write, cannot_write, create_temporary
 from lary.latents.sources import (
     CODE_TYPES,
@@ -38,8 +38,8 @@ from lary.latents.sources import (
     read_stamps,
     scan_shards,
 )
-from lary.latents.store import SHARD_MARK, Floats, LatentStore, Write, narrow
-from lary.types import LaryError
+from lary.latents.store import SHARD_MARK, LatentStore, Write, narrow
+from lary.types import JsonDict, LaryError
 
 if TYPE_CHECKING:
     from lary.data.tables import SampleTable
@@ -124,7 +124,7 @@ def header_bytes(metadata: dict[str, str], tensors: dict[str, tuple[str, tuple[i
     Args:
         tensors: number format and shape by name, in the file's order.
     """
-    header: dict[str, Any] = {"__metadata__": metadata}
+    header: JsonDict = {"__metadata__": metadata}
     begin = 0
     for name, (tag, shape) in tensors.items():
         end = begin + math.prod(shape) * ITEM_BYTES[tag]

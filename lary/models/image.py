@@ -29,7 +29,7 @@ from lary.models.spec import (
 from lary.models.tensors import CONFIG, Layout, Tensors, read_tensors, weight_layout
 from lary.models.weights import Checkpoint, fetch_file, find_weights, random_weights, read_config
 from lary.runtime import log
-from lary.types import RANDOM, LaryError, Latents, UsageError, as_path
+from lary.types import RANDOM, JsonDict, LaryError, Latents, UsageError, as_path
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -124,7 +124,7 @@ class ImageEncoder(NetworkEncoder):
         return tokens.unflatten(0, clips.shape[:2])
 
 
-def image_tower(config: dict[str, Any]) -> dict[str, Any]:
+def image_tower(config: JsonDict) -> JsonDict:
     """The image tower's part of a configuration, without its pooling head, which the patch
     tokens don't pass.
     """
@@ -192,7 +192,7 @@ def read_preprocess(location: str) -> Preprocess:
         ) from error
 
 
-def _preprocess_of(config: dict[str, Any]) -> Preprocess:
+def _preprocess_of(config: JsonDict) -> Preprocess:
     """Translate an image processor's configuration."""
     size, crop = config.get("size", 224), config.get("crop_size")
     height = size if isinstance(size, int) else size.get("height", size.get("shortest_edge"))

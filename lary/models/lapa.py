@@ -29,7 +29,7 @@ from lary.models.spec import (
 from lary.models.tensors import Layout, Tensors, read_tensors, split_off, weight_layout
 from lary.models.weights import Checkpoint, find_weights
 from lary.nets import CODE_STACKS, code_rows, quantizer_parameters
-from lary.types import Latents, UsageError, WeightsIdentity, as_path
+from lary.types import JsonDict, Latents, UsageError, WeightsIdentity, as_path
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
@@ -256,7 +256,7 @@ def _load_tokenizer(
     return with_weights(tokenizer, found, lambda: tensors, "cpu"), own
 
 
-def read_tokenizer_config(file: Path) -> dict[str, Any]:
+def read_tokenizer_config(file: Path) -> JsonDict:
     """Fields of ``ddconfig`` of a published configuration file."""
     content: Any = read_yaml(file, "tokenizer configuration")
     for name in ("model", "init_args", "ddconfig"):

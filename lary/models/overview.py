@@ -13,14 +13,12 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 import lary
+from lary.arrays import Pixels
 from lary.configs import CheckModelConfig
 from lary.models.spec import MODELS, ModelContext, ModelSpec, Weights, locate_weights, with_latent
 from lary.types import LaryError, Media, UsageError, as_path
 
 if TYPE_CHECKING:
-    import numpy as np
-    import numpy.typing as npt
-
     from lary.models.running import LoadedEncoder
     from lary.types import Latents
 
@@ -178,7 +176,7 @@ DIFFERENT = 1e-3
 """Share of the largest token by which tokens of the same sample may differ."""
 
 
-def moving_texture(frames: int, seed: int) -> npt.NDArray[np.uint8]:
+def moving_texture(frames: int, seed: int) -> Pixels:
     """A clip (T, H, W, 3) of a coarse texture that moves a little from frame to frame;
     another seed, another clip.
     """
@@ -211,7 +209,7 @@ class ModelCheck:
         verdict = [f"  PROBLEM: {problem}" for problem in self.problems] or ["  everything as it should be"]
         return "\n".join([*self.lines, *verdict])
 
-    def encode(self, *clips: npt.NDArray[np.uint8]) -> Latents:
+    def encode(self, *clips: Pixels) -> Latents:
         """Latents of a batch of decoded clips, tokens in float32 on the CPU."""
         import numpy as np
         import torch

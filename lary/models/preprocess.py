@@ -8,25 +8,23 @@ and only then scaled.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING, TypeVar
 
+from lary.arrays import Array, Floats, Pixels
 from lary.models.spec import Preprocess
 from lary.types import LaryError
 
 if TYPE_CHECKING:
-    import numpy as np
-    import numpy.typing as npt
     from torch import Tensor
 
-    Frame = npt.NDArray[np.uint8]
 
-Clip = TypeVar("Clip", "npt.NDArray[Any]", "Tensor")
+Clip = TypeVar("Clip", Array, "Tensor")
 
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
 IMAGENET_STD = (0.229, 0.224, 0.225)
 
 
-def prepare(clip: Frame, preprocess: Preprocess) -> npt.NDArray[np.float32]:
+def prepare(clip: Pixels, preprocess: Preprocess) -> Floats:
     """Resize, scale and normalise a clip.
 
     Args:
@@ -43,7 +41,7 @@ def prepare(clip: Frame, preprocess: Preprocess) -> npt.NDArray[np.float32]:
     return normalise(planes, preprocess)
 
 
-def to_planes(frames: Frame, out: Frame) -> None:
+def to_planes(frames: Pixels, out: Pixels) -> None:
     """Frames (T, H, W, 3) as planes of colour: fills `out`, (T, 3, H, W) uint8."""
     import cv2
 
@@ -51,9 +49,7 @@ def to_planes(frames: Frame, out: Frame) -> None:
         cv2.split(frame, list(target))
 
 
-def normalise(
-    planes: Frame, preprocess: Preprocess, out: npt.NDArray[np.float32] | None = None
-) -> npt.NDArray[np.float32]:
+def normalise(planes: Pixels, preprocess: Preprocess, out: Floats | None = None) -> Floats:
     """Scale and normalise resized frames: (..., 3, H, W) uint8 to float32, in `out` if it
     is given.
     """
@@ -94,7 +90,7 @@ class DeviceNormaliser:
         return planes.float().div_(self._scale).sub_(self._mean).div_(self._std)
 
 
-def resize(clip: Frame | Sequence[Frame], preprocess: Preprocess) -> Frame:
+def resize(clip: Pixels | Sequence[Pixels], preprocess: Preprocess) -> Pixels:
     """The uint8 part of `prepare`: T frames (H, W, 3) of one size to (T, H', W', 3),
     rounded to grey levels.
     """
@@ -118,7 +114,7 @@ def resize(clip: Frame | Sequence[Frame], preprocess: Preprocess) -> Frame:
     return frames[:, top : top + size, left : left + size]
 
 
-def _resized(clip: Frame | Sequence[Frame], how: str, height: int, width: int) -> Frame:
+def _resized(clip: Pixels | Sequence[Pixels], how: str, height: int, width: int) -> Pixels:
     """Frames by one of the methods of `ResizeMethod`: a library, and its name for the filter."""
     import numpy as np
 
@@ -140,7 +136,7 @@ def _resized(clip: Frame | Sequence[Frame], how: str, height: int, width: int) -
 
         planes = torch.from_numpy(np.ascontiguousarray(clip)).permute(0, 3, 1, 2).float()
         planes = torch.nn.functional.interpolate(planes, (height, width), mode=name, antialias=True)
-        frames: Frame = planes.round_().clamp_(0, 255).byte().permute(0, 2, 3, 1).contiguous().numpy()
+        frames: Pixels = planes.round_().clamp_(0, 255).byte().permute(0, 2, 3, 1).contiguous().numpy()
         return frames
     if how != "none":
         raise LaryError(f"A record resizes by '{how}', which is no known method: correct its Preprocess.")

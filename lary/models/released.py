@@ -17,7 +17,7 @@ from lary.models.networks import NetworkEncoder, built_from, check_frames, with_
 from lary.models.spec import ModelContext, ModelSpec, builtin, register_model, renamed_fields
 from lary.models.tensors import Tensors, read_tensors, rename_keys, weight_layout
 from lary.models.weights import Checkpoint, find_weights
-from lary.types import LaryError, Latents
+from lary.types import JsonDict, LaryError, Latents
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -26,7 +26,7 @@ CHUNK = 4
 """Frames that Wan's encoder takes at once, after a first one that it takes alone."""
 
 
-def wan_arguments(*, dim: int, dec_dim: int, **config: Any) -> dict[str, Any]:
+def wan_arguments(*, dim: int, dec_dim: int, **config: Any) -> JsonDict:
     """Arguments of diffusers' AutoencoderKLWan for a configuration in the words of the
     published code.
     """
@@ -34,7 +34,7 @@ def wan_arguments(*, dim: int, dec_dim: int, **config: Any) -> dict[str, Any]:
     return {"base_dim": dim, "decoder_base_dim": dec_dim, **config, **fixed}
 
 
-def flux_arguments(**config: Any) -> dict[str, Any]:
+def flux_arguments(**config: Any) -> JsonDict:
     """Arguments of diffusers' AutoencoderKLFlux2; the configuration's `resolution` has no
     part in its arithmetic.
     """
@@ -50,7 +50,7 @@ def flux_arguments(**config: Any) -> dict[str, Any]:
     }
 
 
-def vjepa_arguments(**config: int) -> dict[str, Any]:
+def vjepa_arguments(**config: int) -> JsonDict:
     """Arguments of transformers' VJEPA2Config for a configuration in the words of the
     published code.
 

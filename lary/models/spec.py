@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from lary.registry import Registry
-from lary.types import RANDOM, BenchmarkProtocol, Encoder, Media, UsageError, as_path
+from lary.types import RANDOM, BenchmarkProtocol, Encoder, JsonDict, Media, UsageError, as_path
 
 ResizeMethod = Literal[
     "cv2_cubic", "cv2_linear", "cv2_area", "pil_lanczos", "pil_bicubic", "pil_bilinear", "torch_bilinear", "none"
@@ -130,8 +130,8 @@ class ModelSpec:
     backbone: Weights | None = None
     preprocess_paper: Preprocess | None = None
     preprocess_paper_clip: Preprocess | None = None
-    options: dict[str, Any] = field(default_factory=dict)
-    options_paper: dict[str, Any] = field(default_factory=dict)
+    options: JsonDict = field(default_factory=dict)
+    options_paper: JsonDict = field(default_factory=dict)
     paper_differences: tuple[str, ...] = ()
     notes: tuple[str, ...] = ()
     parameters_m: float | None = None
@@ -153,7 +153,7 @@ class ModelSpec:
         clip = self.preprocess_paper_clip if media == "clip" else None
         return clip or self.preprocess_paper or self.preprocess
 
-    def options_under(self, protocol: BenchmarkProtocol) -> dict[str, Any]:
+    def options_under(self, protocol: BenchmarkProtocol) -> JsonDict:
         """The options that a protocol asks for."""
         return self.options | (self.options_paper if protocol == "paper" else {})
 
@@ -190,14 +190,14 @@ def register_model(*specs: ModelSpec) -> Callable[[Factory], Any]:
 
 
 @functools.cache
-def builtin_tables() -> dict[str, dict[str, Any]]:
+def builtin_tables() -> dict[str, JsonDict]:
     """The content of ``records.json``.
 
     It holds the models, their files (see `Layout`), renamed keys and fields, and
     backbones.
     """
     file = Path(__file__).with_name("records.json")
-    tables: dict[str, dict[str, Any]] = json.loads(file.read_text(encoding="utf-8"))
+    tables: dict[str, JsonDict] = json.loads(file.read_text(encoding="utf-8"))
     return tables
 
 
@@ -229,12 +229,12 @@ def builtin(name: str) -> ModelSpec:
     return ModelSpec(name=name, **with_tuples(fields))
 
 
-def with_tuples(fields: Mapping[str, Any]) -> dict[str, Any]:
+def with_tuples(fields: Mapping[str, Any]) -> JsonDict:
     """Fields of a frozen record, whose lists in JSON are tuples."""
     return {name: tuple(value) if isinstance(value, list) else value for name, value in fields.items()}
 
 
-def renamed_fields(config: Mapping[str, Any], table: str) -> dict[str, Any]:
+def renamed_fields(config: Mapping[str, Any], table: str) -> JsonDict:
     """A configuration in the words of the published code, by the names of the library."""
     names = builtin_tables()["names"][table]
     return {names.get(name, name): value for name, value in config.items()}

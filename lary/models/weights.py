@@ -14,7 +14,7 @@ from lary.files import digest, file_digest, inside, read_json
 from lary.models.spec import ModelContext, ModelSpec, remedy
 from lary.models.tensors import CONFIG, Layout, first_names, reason_of
 from lary.runtime import log
-from lary.types import RANDOM, LaryError, UsageError, WeightsIdentity, as_path
+from lary.types import RANDOM, JsonDict, LaryError, UsageError, WeightsIdentity, as_path
 
 TRANSFORMERS = Layout()
 SUFFIXES = (".safetensors", ".bin", ".pt", ".pth")
@@ -96,7 +96,7 @@ def _missing(spec: ModelSpec, layout: Layout, reason: str) -> UsageError:
     return UsageError(f"Weights of '{spec.name}': {reason}. {remedy(spec, layout.expected)}")
 
 
-def read_config(folder: Path) -> dict[str, Any]:
+def read_config(folder: Path) -> JsonDict:
     """``config.json`` of a folder of transformers. Raises LaryError: missing, or no object
     with a ``model_type``.
     """

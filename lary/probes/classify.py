@@ -14,14 +14,15 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from lary.arrays import Ints
 from lary.configs import ProbePrecision
 from lary.files import write_text
 from lary.probes import sources
 from lary.probes.nets import AttentiveProbe
-from lary.probes.outcome import ClassificationOutcome, ClassPredictions, Ints, SampleColumns
+from lary.probes.outcome import ClassificationOutcome, ClassPredictions, SampleColumns
 from lary.probes.presets import ClassifierSettings, learning_rate, weight_decay
 from lary.probes.training import Session, Training, adamw, save_checkpoint
-from lary.types import LaryError, LatentSource, UsageError
+from lary.types import JsonDict, LaryError, LatentSource, UsageError
 
 
 @dataclass(frozen=True)
@@ -94,9 +95,9 @@ class ClassifierTraining(Training):
         sizes = own.model_dim, own.num_heads, own.depth, own.max_temporal_len
         return AttentiveProbe(inputs.train.shape[-1], len(inputs.classes), *sizes)
 
-    def run_epoch(self, epoch: int) -> dict[str, Any]:
+    def run_epoch(self, epoch: int) -> JsonDict:
         inputs, held = self.inputs, self.held_rows
-        row: dict[str, Any] = {"epoch": epoch, "learning_rate": self.rates(self.step + 1)}
+        row: JsonDict = {"epoch": epoch, "learning_rate": self.rates(self.step + 1)}
         drawn = sources.balanced_indices(self.chances, epoch - 1, self.session.seed)
         self.train_epoch(row, self.fit_rows[drawn])
         decided = ["validation_loss"]
@@ -125,7 +126,7 @@ class ClassifierTraining(Training):
         self.offer("best_on_validation", [epoch], epoch=epoch, head=best, values=logits[best].clone())
         return row
 
-    def train_epoch(self, row: dict[str, Any], order: Ints) -> None:
+    def train_epoch(self, row: JsonDict, order: Ints) -> None:
         """One pass over `order`; adds accuracy and mean loss by head, 0 and None if diverged."""
         right, losses = np.zeros((2, len(self.networks)))
         for rows, tokens, count in self.batches(self.train, order):
@@ -165,7 +166,7 @@ class ClassifierTraining(Training):
         smoothing = self.settings.label_smoothing
         return F.cross_entropy(logits, labels, label_smoothing=smoothing, reduction=reduction)
 
-    def score(self, row: dict[str, Any], name: str, source: LatentSource, labels: Ints, rows: Ints) -> Tensor:
+    def score(self, row: JsonDict, name: str, source: LatentSource, labels: Ints, rows: Ints) -> Tensor:
         """Logits (H, n, L) of `rows`; adds accuracy and loss by head to a row of the history.
 
         A sample whose logits aren't finite counts as wrong, and the loss of its head is None.

@@ -17,9 +17,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from lary.probes.outcome import Floats, Ints
+from lary.arrays import Floats, Ints
 from lary.probes.sources import standardised
-from lary.types import LaryError, LatentSource
+from lary.types import JsonDict, LaryError, LatentSource
 
 INIT_STD = 0.02
 
@@ -200,7 +200,7 @@ def load_head(file: Path, classes: int) -> SelectedHead:
     if not file.is_file():
         raise LaryError(f"{file} does not exist: run the probe again with --overwrite, then it is written.")
     try:
-        state: dict[str, Any] = torch.load(file, map_location="cpu", weights_only=True)
+        state: JsonDict = torch.load(file, map_location="cpu", weights_only=True)
         weights, settings, scaling = state["selected"]["weights"], state["settings"], state["scaling"]
         sizes = (settings[name] for name in ("model_dim", "num_heads", "depth", "max_temporal_len"))
         network = AttentiveProbe(weights["projector.0.weight"].shape[1], classes, *sizes)

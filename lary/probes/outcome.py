@@ -11,16 +11,15 @@ taken in the normalised space and never turned back into physical units.
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Any, Literal
+from typing import Literal
 
 import numpy as np
-import numpy.typing as npt
+
+from lary.arrays import Doubles, Floats, Ints
+from lary.types import JsonDict
 
 SelectionName = Literal["held_out", "best_on_validation"]
 
-Ints = npt.NDArray[np.int64]
-Floats = npt.NDArray[np.float32]
-Values = npt.NDArray[np.float64]
 
 EPSILON = 1e-9
 """Added to the denominators of precision, recall and F1, as the published code does."""
@@ -55,8 +54,8 @@ class ClassificationOutcome:
     selections: Mapping[SelectionName, ClassPredictions]
     controls: Mapping[str, Ints]
     train_counts: Ints
-    history: list[dict[str, Any]] = field(default_factory=list)
-    settings: dict[str, Any] = field(default_factory=dict)
+    history: list[JsonDict] = field(default_factory=list)
+    settings: JsonDict = field(default_factory=dict)
     warnings: tuple[str, ...] = ()
 
 
@@ -88,8 +87,8 @@ class RegressionOutcome:
     dims: tuple[str, ...]
     groups: Mapping[str, tuple[int, ...]]
     splits: Mapping[str, SplitOutcome]
-    history: list[dict[str, Any]] = field(default_factory=list)
-    settings: dict[str, Any] = field(default_factory=dict)
+    history: list[JsonDict] = field(default_factory=list)
+    settings: JsonDict = field(default_factory=dict)
     warnings: tuple[str, ...] = ()
 
 
@@ -97,9 +96,9 @@ class RegressionOutcome:
 class ClassStatistics:
     """Per class (L,): precision, recall, F1, and how many samples are truly of it."""
 
-    precision: Values
-    recall: Values
-    f1: Values
+    precision: Doubles
+    recall: Doubles
+    f1: Doubles
     support: Ints
 
 
@@ -123,7 +122,7 @@ def mse(predicted: Floats, targets: Floats) -> float:
     return float(np.mean(np.square(predicted - targets), dtype=np.float64))
 
 
-def mse_per_dim(predicted: Floats, targets: Floats) -> Values:
+def mse_per_dim(predicted: Floats, targets: Floats) -> Doubles:
     """Mean squared error of every action dimension, (n, K, A) -> (A,)."""
     return np.asarray(np.square(predicted - targets).mean(axis=(0, 1), dtype=np.float64))
 

@@ -14,15 +14,16 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from lary.arrays import Floats, Ints
 from lary.probes import outcome as metrics
 from lary.probes.dit import ActionExpertDiT
 from lary.probes.nets import ActionExpertMLP
-from lary.probes.outcome import ActionPredictions, Floats, Ints, RegressionOutcome, SampleColumns, SplitOutcome
+from lary.probes.outcome import ActionPredictions, RegressionOutcome, SampleColumns, SplitOutcome
 from lary.probes.presets import ActionSettings, DitSettings, RidgeSettings
 from lary.probes.sources import check_memory, check_splits, in_chunks
 from lary.probes.training import Session, Training, adamw, save_checkpoint
 from lary.runtime import memory_bytes
-from lary.types import LaryError, LatentSource, UsageError
+from lary.types import JsonDict, LaryError, LatentSource, UsageError
 
 SEEN = "seen"  # the role of the split that the published code picks its epoch on
 
@@ -84,7 +85,7 @@ class ActionTraining(Training):
     def decode(self, tokens: Tensor) -> Tensor:
         """Chunks (B, K * A) that the weights of the latest epoch make of tokens."""
 
-    def score(self, row: dict[str, Any]) -> None:
+    def score(self, row: JsonDict) -> None:
         """Predict all that is scored, and add the errors to a row of the history."""
         inputs, held = self.inputs, self.held_rows
         self.predicted: dict[str, Tensor] = {}
@@ -95,7 +96,7 @@ class ActionTraining(Training):
             found = self.predict(self.decode, split.latents, np.arange(len(split.latents)))
             self.predicted[role] = self.add_errors(row, role, found, split.targets)
 
-    def add_errors(self, row: dict[str, Any], name: str, found: Tensor, targets: Floats) -> Tensor:
+    def add_errors(self, row: JsonDict, name: str, found: Tensor, targets: Floats) -> Tensor:
         """Add loss and mean squared error to a row of the history; returns chunks (n, K, A)."""
         chunks = found.reshape(targets.shape)
         row[f"{name}_loss"] = metrics.huber_loss(chunks.numpy(), targets, self.settings.batch_size)
@@ -170,8 +171,8 @@ class RegressorTraining(ActionTraining):
     def decode(self, tokens: Tensor) -> Tensor:
         return self.network.predict(tokens)
 
-    def run_epoch(self, epoch: int) -> dict[str, Any]:
-        row: dict[str, Any] = {"epoch": epoch, "learning_rate": self.rate(self.step)}
+    def run_epoch(self, epoch: int) -> JsonDict:
+        row: JsonDict = {"epoch": epoch, "learning_rate": self.rate(self.step)}
         row["train_loss"] = self.train_epoch(self.order.permutation(self.fit_rows))
         self.network.eval()
         self.score(row)
@@ -251,7 +252,7 @@ class RidgeTraining(ActionTraining):
         features = (tokens.flatten(1).double().numpy() - own["mean"]) / own["std"]
         return torch.from_numpy(features @ own["coef"] + own["intercept"])
 
-    def run_epoch(self, epoch: int) -> dict[str, Any]:
+    def run_epoch(self, epoch: int) -> JsonDict:
         from sklearn.linear_model import Ridge
 
         shrinkage = self.settings.shrinkages[epoch - 1]
@@ -260,7 +261,7 @@ class RidgeTraining(ActionTraining):
         model.fit(self.features, targets.reshape(len(targets), -1))
         coef, intercept = np.atleast_2d(model.coef_).T, np.atleast_1d(model.intercept_)
         self.linear |= {"coef": coef, "intercept": intercept}
-        row: dict[str, Any] = {"epoch": epoch, "shrinkage": shrinkage}
+        row: JsonDict = {"epoch": epoch, "shrinkage": shrinkage}
         fitted = (self.features @ coef + intercept).astype(np.float32)
         self.add_errors(row, "train", torch.from_numpy(fitted), targets)
         self.score(row)

@@ -5,14 +5,13 @@ from collections import Counter, deque
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from itertools import islice
-from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 import torch
 from torch import Tensor, nn
 
-from lary.probes.outcome import Floats, Ints
+from lary.arrays import Array, Doubles, Floats, Ints
 from lary.runtime import memory_bytes
 from lary.types import BenchmarkProtocol, LaryError, LatentSource, UsageError
 
@@ -163,7 +162,7 @@ def read_batches(
             yield batch[share], tokens.float(), len(batch)
 
 
-def check_splits(*splits: tuple[LatentSource, npt.NDArray[Any]]) -> None:
+def check_splits(*splits: tuple[LatentSource, Array]) -> None:
     """Refuse latents that no probe reads, or that don't fit their targets. Raises UsageError."""
     shapes = [source.shape for source, _ in splits]
     if not 1 <= len(shapes[0]) <= 3 or 0 in shapes[0]:
@@ -181,13 +180,13 @@ def check_splits(*splits: tuple[LatentSource, npt.NDArray[Any]]) -> None:
 # --- rows ---
 
 
-def class_weights(labels: Ints) -> npt.NDArray[np.float64]:
+def class_weights(labels: Ints) -> Doubles:
     """Probability of drawing each sample (n,), the same in sum for every class."""
     _, positions, counts = np.unique(labels, return_inverse=True, return_counts=True)
     return np.asarray(1.0 / (counts[positions] * len(counts)), dtype=np.float64)
 
 
-def balanced_indices(weights: npt.NDArray[np.float64], epoch: int, seed: int = 0) -> Ints:
+def balanced_indices(weights: Doubles, epoch: int, seed: int = 0) -> Ints:
     """Rows of an epoch, counted from 0: as many draws as there are rows, with replacement."""
     count, generator = len(weights), np.random.default_rng(seed + epoch)
     return generator.choice(count, count, p=weights / weights.sum()).astype(np.int64)

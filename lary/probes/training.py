@@ -24,12 +24,12 @@ import torch
 from torch import Tensor, nn
 
 from lary import __version__
+from lary.arrays import Ints
 from lary.configs import TrackerName
 from lary.files import atomic_write, digest, remove_torn
-from lary.probes.outcome import Ints
 from lary.probes.sources import read_batches, training_rows
 from lary.runtime import log, seed_everything, setup_logging
-from lary.types import BenchmarkProtocol, LaryError, LatentSource, Progress, UsageError
+from lary.types import BenchmarkProtocol, JsonDict, LaryError, LatentSource, Progress, UsageError
 
 PROJECT = "lary"  # to which the runs of Weights & Biases and Trackio belong
 STATE_FILE = "training_state.pt"
@@ -178,9 +178,9 @@ class Training(ABC):
         self.folder = session.folder if self.team.leads else None  # one process alone writes
         self.per_epoch = math.ceil(len(self.fit_rows) / settings.batch_size)
         self.total, self.step = self.per_epoch * settings.epochs, 0  # updates: all, and so far
-        self.history: list[dict[str, Any]] = []
+        self.history: list[JsonDict] = []
         # What is reported, by selection: rank, epoch, and values as tensors.
-        self.picks: dict[str, dict[str, Any]] = {}
+        self.picks: dict[str, JsonDict] = {}
         deciding = [
             type(self).__name__,
             STATE_FORMAT,
@@ -202,7 +202,7 @@ class Training(ABC):
         """Make the networks; returns what has a state dict. Raises UsageError."""
 
     @abstractmethod
-    def run_epoch(self, epoch: int) -> dict[str, Any]:
+    def run_epoch(self, epoch: int) -> JsonDict:
         """Train and score one epoch; returns its entry of the history. Raises LaryError."""
 
     @abstractmethod
@@ -231,7 +231,7 @@ class Training(ABC):
             self.close_epoch(epoch)
             self.keep([] if epoch == last else built, last=epoch == last)
 
-    def _load(self) -> dict[str, Any] | None:
+    def _load(self) -> JsonDict | None:
         """The state that this very training left; None to start from nothing."""
         path, found = self._state, None
         if path is None:
@@ -317,7 +317,7 @@ class Training(ABC):
         values = torch.cat(parts) if parts else torch.empty(0)
         return self.team.collect(own, values, len(rows))
 
-    def stated(self, **more: Any) -> dict[str, Any]:
+    def stated(self, **more: Any) -> JsonDict:
         """The settings of the training, as its outcome states them."""
         names = "preset", "protocol", "seed", "device"
         own = {name: getattr(self.session, name) for name in names}

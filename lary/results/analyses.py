@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 
@@ -25,7 +25,7 @@ from lary.results.folder import FinishedRun, find_results
 from lary.results.report import dataset_title, metric_name, published_score
 from lary.results.samples import attention_maps, trajectories
 from lary.settings import Settings
-from lary.types import LaryError, UsageError
+from lary.types import JsonDict, LaryError, UsageError
 
 if TYPE_CHECKING:
     from pandas import DataFrame
@@ -229,7 +229,7 @@ def _write_gap(
 # --- ablations ---
 
 
-def _row(run: FinishedRun, setting: str, line: str, value: float, published: float | None) -> dict[str, Any]:
+def _row(run: FinishedRun, setting: str, line: str, value: float, published: float | None) -> JsonDict:
     """A run at one value of a setting; runs of one `line` differ in it alone."""
     result = run.result
     return {
@@ -302,7 +302,7 @@ def _published(run: FinishedRun, settings: Mapping[str, float]) -> float | None:
     return None
 
 
-def _write_ablation(context: Context, stem: str, rows: Sequence[dict[str, Any]], run: FinishedRun, title: str) -> Files:
+def _write_ablation(context: Context, stem: str, rows: Sequence[JsonDict], run: FinishedRun, title: str) -> Files:
     """Write a panel per line of runs that differ in one setting, the others in grey; nothing without any.
 
     `run` is one of those in the rows, which all have its settings.

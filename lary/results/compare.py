@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 
@@ -19,7 +19,7 @@ from lary.results.folder import FinishedRun, find_results, finished_run
 from lary.results.published import SampleScores, read_scores
 from lary.results.record import Metric, number
 from lary.results.summarise import metric
-from lary.types import LaryError, UsageError, as_path
+from lary.types import JsonDict, LaryError, UsageError, as_path
 
 if TYPE_CHECKING:
     from pandas import DataFrame
@@ -157,7 +157,7 @@ def load_results(folder: str | Path) -> DataFrame:
     rows = []
     for run in find_results(as_path(folder))[0]:
         result = run.result
-        facts: dict[str, Any] = {
+        facts: JsonDict = {
             "folder": str(run.folder),
             "dataset": result.dataset.name,
             "split_set": result.dataset.split_set,
@@ -194,7 +194,7 @@ def load_samples(run: str | Path) -> DataFrame:
                 raise
             continue
         result, scores = found.result, found.scores
-        columns: dict[str, Any] = {"split": role, "sample": scores.ids, "group": scores.groups}
+        columns: JsonDict = {"split": role, "sample": scores.ids, "group": scores.groups}
         columns["score"] = scores.scores.mean(axis=0, dtype=np.float64)
         columns |= {f"score_{seed}": own for seed, own in zip(result.seeds, scores.scores, strict=True)}
         if result.task == "classification":

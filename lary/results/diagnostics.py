@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from lary.arrays import Doubles, Ints
 from lary.configs import DiagnoseConfig
 from lary.data.spec import DATASETS
 from lary.files import write_json
@@ -19,15 +20,12 @@ from lary.latents.ref import LatentsRef, SplitLatents, open_latents
 from lary.models.spec import MODELS, ModelSpec, with_latent
 from lary.runtime import progress
 from lary.settings import Settings
-from lary.types import LaryError, UsageError
+from lary.types import JsonDict, LaryError, UsageError
 
 DEAD = 1e-6
 """A channel is dead if its deviation is below this share of its mean (of 1 for means below)."""
 PIECE = 8192
 """Tokens that are brought to float64 at once."""
-
-Doubles = npt.NDArray[np.float64]
-Rows = npt.NDArray[np.int64]
 
 
 class Scatter:
@@ -86,7 +84,7 @@ def diagnosis_text(found: Mapping[str, Any]) -> str:
     return "\n".join([*lines, f"  codes           {use}"])
 
 
-def diagnose_split(config: DiagnoseConfig, settings: Settings) -> tuple[dict[str, Any], Path]:
+def diagnose_split(config: DiagnoseConfig, settings: Settings) -> tuple[JsonDict, Path]:
     """Diagnose the latents of a split and write the numbers as JSON; returns them and the file.
 
     Raises UsageError without latents, LaryError for one that can't be read or isn't finite.
@@ -105,14 +103,14 @@ def diagnose_split(config: DiagnoseConfig, settings: Settings) -> tuple[dict[str
     return found, file
 
 
-def diagnose_latents(latents: SplitLatents, model: ModelSpec, config: DiagnoseConfig) -> dict[str, Any]:
+def diagnose_latents(latents: SplitLatents, model: ModelSpec, config: DiagnoseConfig) -> JsonDict:
     """All diagnostics of open latents as plain values. Raises as `diagnose_split`."""
     table, source = latents.table, latents.source
     rows = np.arange(len(table), dtype=np.int64)
     if config.rows is not None and config.rows < len(rows):
         rows = np.unique(np.linspace(0, len(rows) - 1, config.rows).round().astype(np.int64))
     tokens, pooled = Scatter(source.shape[-1]), Scatter(source.shape[-1])
-    counts: dict[int, Rows] = {}
+    counts: dict[int, Ints] = {}
     coded = True
     with progress(len(rows), f"diagnose {table.spec.name} {table.split}") as bar:
         for part in np.split(rows, range(config.batch_size, len(rows), config.batch_size)):
@@ -155,7 +153,7 @@ def diagnose_latents(latents: SplitLatents, model: ModelSpec, config: DiagnoseCo
     }
 
 
-def code_use(counts: Mapping[int, Rows], size: int | None) -> dict[str, Any] | None:
+def code_use(counts: Mapping[int, Ints], size: int | None) -> JsonDict | None:
     """Use of a codebook, from counts by place; None without codes.
 
     `size` is None where the model's record lacks it.

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any, Literal
 import numpy as np
 import numpy.typing as npt
 
+from lary.arrays import Doubles
 from lary.configs import AnalyzeConfig
 from lary.files import csv_text, write_bytes, write_json, write_text
 from lary.results.folder import FinishedRun
@@ -24,7 +25,6 @@ if TYPE_CHECKING:
     from pandas import DataFrame
 
 Format = Literal["svg", "png", "pdf"]
-Doubles = npt.NDArray[np.float64]
 Chunk = tuple[str, Doubles, Doubles]
 """Title, predicted and true action chunk, both (K, A) in physical units."""
 

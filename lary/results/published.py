@@ -18,12 +18,11 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 import numpy as np
-import numpy.typing as npt
 
-from lary.arrays import read_npz
+from lary.arrays import Floats, Ints, Pixels, read_npz
 from lary.files import atomic_write, csv_text, write_bytes, write_json, write_text
 from lary.probes import outcome as metrics
-from lary.probes.outcome import ClassificationOutcome, Floats, RegressionOutcome, SplitOutcome
+from lary.probes.outcome import ClassificationOutcome, RegressionOutcome, SplitOutcome
 from lary.results import figures
 from lary.results.folder import FinishedRun
 from lary.results.record import Example, headline
@@ -33,7 +32,7 @@ PREDICTIONS, ACTIONS = "predictions.npz", "actions.npz"
 EXAMPLE_QUANTILES = (0.1, 0.5, 0.9)
 """Ranks of the errors whose chunks are shown: a good one, the median, a bad one."""
 
-Frames = Callable[[int], npt.NDArray[np.uint8]]
+Frames = Callable[[int], Pixels]
 """From a row of the seen split to its frames, (T, H, W, 3) uint8 RGB."""
 
 
@@ -103,7 +102,7 @@ def write_regression_files(
     return tuple(files)
 
 
-def png_of(picture: npt.NDArray[np.uint8]) -> bytes:
+def png_of(picture: Pixels) -> bytes:
     """A picture (H, W, 3) or, with opacity, (H, W, 4) uint8 as PNG."""
     from PIL import Image
 
@@ -205,7 +204,7 @@ def write_actions(folder: Path, outcome: RegressionOutcome) -> str:
     return _write_arrays(folder / ACTIONS, {role: chunks_of(split) for role, split in outcome.splits.items()})
 
 
-def _write_arrays(file: Path, tables: Mapping[str, SampleScores | Chunks], **more: npt.NDArray[np.int64]) -> str:
+def _write_arrays(file: Path, tables: Mapping[str, SampleScores | Chunks], **more: Ints) -> str:
     arrays = {f"{role}_{name}": part for role, table in tables.items() for name, part in vars(table).items()}
     with atomic_write(file) as stream:
         np.savez_compressed(stream, **more, **arrays)  # type: ignore[arg-type]

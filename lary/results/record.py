@@ -14,7 +14,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from lary.files import digest, read_json, write_json
 from lary.probes.outcome import SelectionName
-from lary.types import RANDOM, BenchmarkProtocol, LaryError
+from lary.types import RANDOM, BenchmarkProtocol, JsonDict, LaryError
 
 SCHEMA_VERSION = 3
 FILE_NAME = "result.json"
@@ -155,13 +155,13 @@ class RunFacts(Strict):
     seeds: tuple[int, ...] = ()
     control: str | None = None
     project: int | None = None
-    options_given: dict[str, Any] = {}
-    options: dict[str, Any] = {}
+    options_given: JsonDict = {}
+    options: JsonDict = {}
     provenance: Provenance = Field(default_factory=lambda: Provenance())
     timings: dict[str, float] = {}
     failures: int = 0
     files: dict[str, str] = {}
-    extra: dict[str, Any] = {}
+    extra: JsonDict = {}
 
 
 class Selection(Strict):
@@ -289,7 +289,7 @@ class EvalResult(RunFacts):
     per_seed: tuple[SeedRow, ...] = ()
     margins: tuple[Margin, ...] = ()
     examples: tuple[Example, ...] = ()
-    history: tuple[dict[str, Any], ...] = ()
+    history: tuple[JsonDict, ...] = ()
     warnings: tuple[str, ...] = ()
 
     @property
@@ -357,7 +357,7 @@ def read_result(path: Path) -> EvalResult:
         raise LaryError(f"{path} does not fit the schema of a result: {place}: {first['msg']}.") from error
 
 
-def _migrated(data: dict[str, Any], version: int) -> dict[str, Any]:
+def _migrated(data: JsonDict, version: int) -> JsonDict:
     """A result of an older schema in this one.
 
     Version 1 had one seed and no tables of robots and orientations. Versions 1 and 2 named

@@ -15,7 +15,7 @@ from lary.models.overview import paper_rows
 from lary.results.folder import Broken, FinishedRun, find_results
 from lary.results.published import png_of
 from lary.results.record import FILE_NAME, EvalResult, Example, Metric, number
-from lary.types import LaryError, UsageError, as_path
+from lary.types import JsonDict, LaryError, UsageError, as_path
 
 TEMPLATES = Path(__file__).parent / "templates"
 REPORT_NAME = "report.html"
@@ -94,7 +94,7 @@ def board_rows(runs: Sequence[FinishedRun]) -> list[BoardRow]:
     return sorted(found.values(), key=lambda row: row[1][primary].rank if primary in row[1] else np.inf)
 
 
-def contests_of(runs: Sequence[FinishedRun]) -> list[dict[str, Any]]:
+def contests_of(runs: Sequence[FinishedRun]) -> list[JsonDict]:
     """Runs that may be ranked together, best first: the same data set, splits, task and target."""
     found: dict[str, list[FinishedRun]] = {}
     for run in runs:

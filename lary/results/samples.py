@@ -16,8 +16,8 @@ from pathlib import PurePosixPath
 from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 
+from lary.arrays import Floats, Pixels
 from lary.data.frames import read_clip
 from lary.data.spec import DATASETS
 from lary.latents.ref import LatentsRef, SplitLatents, open_latents
@@ -29,13 +29,12 @@ from lary.results.folder import FinishedRun
 from lary.results.published import Chunks, read_predicted
 from lary.results.report import dataset_title
 from lary.runtime import log
-from lary.types import LaryError, MediaError, Sample, UsageError
+from lary.types import JsonDict, LaryError, MediaError, Sample, UsageError
 
 OPACITY = 0.6
 BRIGHTEST = 99.5
 """Percentile with the brightest colour: single peaks would darken all else."""
 CHECKPOINT = "latest.pt"
-Pixels = npt.NDArray[np.uint8]
 NUMBER = re.compile(r"\d+")
 
 
@@ -193,8 +192,8 @@ def frames_of_steps(frames: int, steps: int, first_alone: bool) -> tuple[tuple[i
 
 def _draw_maps(
     block: Any,
-    about: dict[str, Any],
-    weights: npt.NDArray[np.float32],
+    about: JsonDict,
+    weights: Floats,
     pictures: Pixels | None,
     layout: TokenLayout,
     limit: float,

@@ -18,9 +18,9 @@ import torch
 from scipy.special import betaincinv, ndtri, stdtrit
 from torch import Tensor
 
-Array = npt.NDArray[np.float64]
-Ints = npt.NDArray[np.int64]
-Part = tuple[float, Array]
+from lary.arrays import Array, Doubles, Ints
+
+Part = tuple[float, Doubles]
 """A weight and the sums (S, G, M) of a run: weight 1 for a run, 1 and -1 for a difference."""
 
 MIN_CLUSTERS = 6
@@ -47,11 +47,11 @@ class Statistic:
     function: Callable[[Tensor], Tensor]
     limits: tuple[tuple[float, float], ...] = ((-inf, inf),)
 
-    def __call__(self, totals: Array) -> Array:
+    def __call__(self, totals: Doubles) -> Doubles:
         """Values (R, K) of totals (R, M)."""
         return self.function(torch.tensor(totals)).numpy()
 
-    def slopes(self, totals: Array) -> Iterator[Array]:
+    def slopes(self, totals: Doubles) -> Iterator[Doubles]:
         """Derivatives of each of the K values by the totals, (R, M) each."""
         point = torch.tensor(totals, requires_grad=True)
         values = self.function(point)
@@ -90,7 +90,7 @@ macro_scores = Statistic(_macro, ((0, 1),))
 (R, 3L) to (R, 2). Columns: correct, true and predicted samples per class."""
 
 
-def class_sums(labels: Ints, predicted: Ints, classes: int, clusters: Ints) -> Array:
+def class_sums(labels: Ints, predicted: Ints, classes: int, clusters: Ints) -> Doubles:
     """Sums per cluster for `macro_scores`, (G, 3L) float64."""
     true, guess = np.eye(classes)[labels], np.eye(classes)[predicted]
     return cluster_sums(np.hstack([true * guess, true, guess]), clusters)
@@ -113,7 +113,7 @@ steps). R2 is one minus the squared error over the squared deviation of the targ
 their mean per dimension, NaN for constant targets."""
 
 
-def error_columns(prediction: npt.ArrayLike, target: npt.ArrayLike) -> Array:
+def error_columns(prediction: npt.ArrayLike, target: npt.ArrayLike) -> Doubles:
     """One row per sample for `error_scores` from (n, K, A) arrays, (n, 4A) float64."""
     guess, truth = np.asarray(prediction, dtype=np.float64), np.asarray(target, dtype=np.float64)
     count = np.full((len(truth), truth.shape[2]), float(truth.shape[1]))
@@ -134,7 +134,7 @@ def cluster_index(groups: Sequence[str], seed: int = 0) -> Ints:
     return found
 
 
-def cluster_sums(columns: npt.ArrayLike, clusters: Ints) -> Array:
+def cluster_sums(columns: npt.ArrayLike, clusters: Ints) -> Doubles:
     """Sums of `columns` (n, M) within each cluster, (G, M) float64."""
     values = np.asarray(columns, dtype=np.float64)
     sums = np.zeros((int(clusters.max(initial=-1)) + 1, values.shape[1]))
@@ -143,7 +143,7 @@ def cluster_sums(columns: npt.ArrayLike, clusters: Ints) -> Array:
 
 
 @lru_cache(maxsize=4)
-def cluster_draws(clusters: int, seed: int, resamples: int) -> Array:
+def cluster_draws(clusters: int, seed: int, resamples: int) -> Doubles:
     """How often each cluster is in each resample, (R, G), which all metrics of a run share."""
     chances = np.full(clusters, 1 / clusters)
     draws = np.random.default_rng(seed).multinomial(clusters, chances, size=resamples)
@@ -160,10 +160,10 @@ class Interval:
     `seeds` (S, K) are the values of each seed, where there is one run.
     """
 
-    value: Array
-    low: Array
-    high: Array
-    seeds: Array
+    value: Doubles
+    low: Doubles
+    high: Doubles
+    seeds: Doubles
 
 
 @dataclass(frozen=True)
@@ -174,12 +174,12 @@ class Spread:
     clusters, `parts` are weights and values (S, K) of all seeds, `limits` (K, 2) the range.
     """
 
-    value: Array
+    value: Doubles
     support: Ints
-    ratios: Array
-    variance: Array
-    parts: tuple[tuple[float, Array], ...]
-    limits: Array
+    ratios: Doubles
+    variance: Doubles
+    parts: tuple[tuple[float, Doubles], ...]
+    limits: Doubles
 
     def interval(self) -> Interval:
         """The interval of each estimate, in the range of the metric."""
@@ -228,7 +228,7 @@ def _student(freedom: float, level: float) -> float:
     return float(stdtrit(freedom, (1 + level) / 2))
 
 
-def bootstrap(sums: Array, statistic: Statistic, *, seed: int = 0, resamples: int = RESAMPLES) -> Interval:
+def bootstrap(sums: Doubles, statistic: Statistic, *, seed: int = 0, resamples: int = RESAMPLES) -> Interval:
     """The statistic of all clusters and its interval, from sums (S, G, M)."""
     return spread_of([(1.0, sums)], statistic, seed=seed, resamples=resamples).interval()
 
@@ -262,7 +262,7 @@ def _without_resamples(parts: Sequence[Part], statistic: Statistic, support: Int
     return Spread(estimate[0], counts, np.empty((0, len(own))), own, values, limits)
 
 
-def _resampled(parts: Sequence[Part], statistic: Statistic, draws: Array) -> tuple[Array, Array]:
+def _resampled(parts: Sequence[Part], statistic: Statistic, draws: Doubles) -> tuple[Doubles, Doubles]:
     """Values and their standard errors over clusters, both (R, K), of resamples `draws` (R, G).
 
     A cluster pulls at a value by its slope times the cluster's sums; the standard error is
@@ -286,7 +286,7 @@ def _resampled(parts: Sequence[Part], statistic: Statistic, draws: Array) -> tup
     return mean, errors
 
 
-def fraction_interval(sums: Array) -> Interval:
+def fraction_interval(sums: Doubles) -> Interval:
     """Interval of fractions from `sums` (S, G, 2K): hits, then trials.
 
     It is that of Korn and Graubard (1998, Survey Methodology 24): Clopper and Pearson's for

@@ -16,20 +16,20 @@ import numpy as np
 import numpy.typing as npt
 from pydantic_core import from_json, to_json
 
+from lary.arrays import Array, Doubles, Floats, Ints
 from lary.data.spec import Orientation
 from lary.probes import outcome as metrics
-from lary.probes.outcome import ClassificationOutcome, Floats, RegressionOutcome, SplitOutcome
+from lary.probes.outcome import ClassificationOutcome, RegressionOutcome, SplitOutcome
 from lary.results import record
 from lary.results import statistics as stats
 from lary.results.published import examples_of
 from lary.results.record import EvalResult, Metric, RunFacts, Unit, headline
-from lary.types import LaryError
+from lary.types import JsonDict, LaryError
 
 TOP_K = 5
 SMALLEST_NORM = 1e-8
 """A quaternion below it has no direction."""
 
-Doubles = npt.NDArray[np.float64]
 Tables = Iterable[npt.ArrayLike]
 """A table (n, M) of the probe of each seed."""
 
@@ -53,7 +53,7 @@ def _metrics(scores: Scores) -> dict[str, Metric]:
     return {name: metric(*score) for name, score in scores.items()}
 
 
-def _check_finite(values: Sequence[npt.NDArray[Any]], what: str) -> None:
+def _check_finite(values: Sequence[Array], what: str) -> None:
     """Refuse an empty split, and numbers that aren't finite. Raises LaryError."""
     if len(values[0]) == 0:
         raise LaryError(f"No {what}: the validation split is empty.")
@@ -61,12 +61,12 @@ def _check_finite(values: Sequence[npt.NDArray[Any]], what: str) -> None:
         raise LaryError(f"The {what} contain NaN or infinity: the probe diverged; lower its learning rate.")
 
 
-def _seed_sums(tables: Tables, clusters: stats.Ints) -> stats.Array:
+def _seed_sums(tables: Tables, clusters: Ints) -> Doubles:
     """Sums (S, G, M) within clusters."""
     return np.stack([stats.cluster_sums(table, clusters) for table in tables])
 
 
-def _means(tables: Iterable[Doubles], clusters: stats.Ints, seed: int, kind: stats.Statistic) -> stats.Interval:
+def _means(tables: Iterable[Doubles], clusters: Ints, seed: int, kind: stats.Statistic) -> stats.Interval:
     """The interval of means of the columns, without NaN."""
     counted = (np.hstack([np.nan_to_num(table), ~np.isnan(table)]) for table in tables)
     return stats.bootstrap(_seed_sums(counted, clusters), kind, seed=seed)
@@ -124,7 +124,7 @@ def classification_result(
         tables = (np.stack([own, np.ones(len(labels))], axis=1) for own in right)
         return stats.fraction_interval(_seed_sums(tables, clusters))
 
-    def scores_of(predicted: Sequence[stats.Ints]) -> Scores:
+    def scores_of(predicted: Sequence[Ints]) -> Scores:
         sums = np.stack([stats.class_sums(labels, own, count, clusters) for own in predicted])
         macro = stats.bootstrap(sums, stats.macro_scores, seed=facts.seed)
         return {
@@ -168,7 +168,7 @@ def classification_result(
 
 
 def _class_rows(
-    outcome: ClassificationOutcome, predicted: stats.Ints, clusters: stats.Ints, matrix: stats.Ints
+    outcome: ClassificationOutcome, predicted: Ints, clusters: Ints, matrix: Ints
 ) -> Iterator[record.ClassRow]:
     from pandas import DataFrame
 
@@ -196,11 +196,11 @@ class _Predicted:
     seed: int
 
     @property
-    def clusters(self) -> stats.Ints:
+    def clusters(self) -> Ints:
         """The cluster of each sample."""
         return stats.cluster_index(self.groups, self.seed)
 
-    def take(self, rows: stats.Ints) -> _Predicted:
+    def take(self, rows: Ints) -> _Predicted:
         """Some of the samples."""
         split = self.split
         part = replace(split, targets=split.targets[rows], mean=split.mean[rows], std=split.std[rows])
@@ -222,7 +222,7 @@ class _Predicted:
             scores[f"{self.role}_r2"] = (found, 2 * dims + 1, "none")
         return scores
 
-    def parts(self, parts: Mapping[str, tuple[int, ...]], units: Sequence[str]) -> Iterator[dict[str, Any]]:
+    def parts(self, parts: Mapping[str, tuple[int, ...]], units: Sequence[str]) -> Iterator[JsonDict]:
         """A row for each part of an action, such as a dimension or a group of them.
 
         In physical units, too, where the dimensions of the part share one.

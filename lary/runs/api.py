@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from lary.configs import ClassifyConfig, ControlsConfig, ExtractConfig, Paths, RegressConfig, RunConfig, make_options
-from lary.types import as_path
+from lary.types import JsonDict, as_path
 
 if TYPE_CHECKING:
     from lary.results.compare import Comparison
@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from lary.runs.run import RunReport
 
 
-def paths_of(options: dict[str, Any]) -> Paths:
+def paths_of(options: JsonDict) -> Paths:
     """Take folders, configuration and plug-ins, text or paths, out of `options`."""
     given = {field.name: options.pop(field.name) for field in fields(Paths) if options.get(field.name) is not None}
     plugin, config = given.pop("plugin", ()), given.pop("config", None)

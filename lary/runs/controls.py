@@ -24,7 +24,7 @@ from lary.runs.probe import ProbeRun
 from lary.runs.run import run_splits
 from lary.runtime import log
 from lary.settings import Settings
-from lary.types import LaryError, UsageError
+from lary.types import JsonDict, LaryError, UsageError
 
 CONTROLS: tuple[ProbeControl, ...] = ("shuffled-targets", "static-pair", "shuffled-order")
 BASELINE = "baseline"
@@ -88,9 +88,9 @@ def run_controls(config: ControlsConfig, settings: Settings) -> ControlReport:
     return ControlReport(result, tuple(left_out))
 
 
-def plan(config: ControlsConfig, model: ModelSpec, own: EvalResult) -> list[tuple[ModelSpec, dict[str, Any]]]:
+def plan(config: ControlsConfig, model: ModelSpec, own: EvalResult) -> list[tuple[ModelSpec, JsonDict]]:
     """The models to run besides the model's own run, and the options that differ."""
-    found: list[tuple[ModelSpec, dict[str, Any]]] = [(model, {"control": control}) for control in CONTROLS]
+    found: list[tuple[ModelSpec, JsonDict]] = [(model, {"control": control}) for control in CONTROLS]
     if own.model.dim is not None and config.project < own.model.dim:
         found.append((model, {"project": config.project}))
     if model.weights is not None:

@@ -32,7 +32,7 @@ from lary.models.running import LoadedEncoder
 from lary.registry import load_plugin
 from lary.runtime import log, pick_devices, progress
 from lary.settings import VARIABLES, Settings
-from lary.types import Failure, LaryError, UsageError
+from lary.types import Failure, JsonDict, LaryError, UsageError
 from lary.workers import Answer, NoAnswer, Pool, Question
 
 TRIES = 3
@@ -218,7 +218,7 @@ def extract_on_ray(job: Job, units: Sequence[Unit], stop: StopRequest, advance: 
             ) from error
 
 
-def plan_actors(ray: Any, job: Job) -> tuple[int, int, dict[str, Any]]:
+def plan_actors(ray: Any, job: Job) -> tuple[int, int, JsonDict]:
     """Actors, most actors of a machine, and what each asks of Ray.
 
     There is one per GPU; without GPUs, or with ``--device cpu``, one per machine.

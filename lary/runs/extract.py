@@ -15,7 +15,6 @@ import time
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
@@ -43,7 +42,7 @@ from lary.registry import loaded_plugins
 from lary.runs.engines import encode_all
 from lary.runtime import log, pick_devices
 from lary.settings import Settings, load_settings
-from lary.types import BenchmarkProtocol, Failure, LaryError, Media, UsageError, as_path
+from lary.types import BenchmarkProtocol, Failure, JsonDict, LaryError, Media, UsageError, as_path
 
 MODES: dict[Media, Mode] = {"pair": "image", "clip": "video"}
 FAILURES = "failures.csv"
@@ -124,7 +123,7 @@ class Run:
     table: SampleTable
     devices: list[str]
     identity: StoreIdentity
-    details: dict[str, Any]
+    details: JsonDict
     folder: Path
     encoder: LoadedEncoder
 

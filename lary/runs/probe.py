@@ -20,7 +20,7 @@ from lary.runs.extract import read_timing
 from lary.runs.tasks import ActionTask, ClassTask, ProbeConfig, frame_of, seeds_of, shared_groups
 from lary.runtime import log, pick_devices, progress, provenance
 from lary.settings import Settings
-from lary.types import UsageError
+from lary.types import JsonDict, UsageError
 
 if TYPE_CHECKING:
     from lary.probes.training import Team
@@ -90,7 +90,7 @@ def run_folder(config: ProbeConfig, settings: Settings) -> Path:
     return root / "regression" / "logs" / f"{dataset.name}_{dataset.stride}_{tag}_{target}"
 
 
-def deciding_options(config: ProbeConfig) -> dict[str, Any]:
+def deciding_options(config: ProbeConfig) -> JsonDict:
     """The options that decide the numbers of a run."""
     given = asdict(config).items()
     return {name: value for name, value in given if value is not None and name not in NOT_DECIDING}
@@ -169,7 +169,7 @@ def train_and_write(task: Task, folder: Path, team: Team, device: str) -> None:
         run.publish(result.model_copy(update={"warnings": tuple(warnings)}))
 
 
-def run_facts(task: Task, inputs: tuple[NamedDigest, ...]) -> dict[str, Any]:
+def run_facts(task: Task, inputs: tuple[NamedDigest, ...]) -> JsonDict:
     """The fields of `RunFacts` that are known about a run without its outcome."""
     config, data, model, train = task.config, task.dataset, task.model, task.splits["train"]
     splits = {split.table.split: split for split in task.splits.values()}

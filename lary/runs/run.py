@@ -19,7 +19,7 @@ from lary.runs.probe import ProbeRun, run_probe
 from lary.runs.tasks import ProbeConfig, check_options
 from lary.runtime import log
 from lary.settings import CONFIG_NAME, NAMES, Settings, load_settings
-from lary.types import RANDOM, UsageError
+from lary.types import RANDOM, JsonDict, UsageError
 
 OF_EXTRACTION = ("precision", "mode", "stride")
 """Options of the extraction, or with another meaning for a probe."""
@@ -87,7 +87,7 @@ def probe_config(config: RunConfig, dataset: DatasetSpec) -> ProbeConfig:
     return found
 
 
-def _of(kind: type[Any], values: Mapping[str, Any]) -> dict[str, Any]:
+def _of(kind: type[Any], values: Mapping[str, Any]) -> JsonDict:
     """The values that are fields of a class of options."""
     return {field.name: values[field.name] for field in fields(kind) if field.name in values}
 

@@ -25,7 +25,7 @@ from lary.runs.probe import run_folder
 from lary.runs.run import RunReport, probe_config, results_table, run
 from lary.runtime import log, setup_logging
 from lary.settings import Settings, load_settings
-from lary.types import LaryError, UsageError
+from lary.types import JsonDict, LaryError, UsageError
 
 SECTIONS = {"options": dict, "grid": dict, "runs": list}
 MOST_RUNS = 10_000
@@ -196,7 +196,7 @@ def read_plan(file: Path) -> list[Planned]:
     return plan
 
 
-def named_options(options: Any, place: str) -> dict[str, Any]:
+def named_options(options: Any, place: str) -> JsonDict:
     """Options by field name; dashes are taken for underscores. Raises UsageError."""
     if not isinstance(options, dict):
         raise UsageError(f"{place}: expected options as lines of the form NAME: value.")

@@ -9,8 +9,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
-import numpy.typing as npt
 
+from lary.arrays import Array, Pixels
 from lary.configs import ClassifyConfig, RegressConfig, RelativeFrame
 from lary.data.actions import in_frame
 from lary.data.frames import read_clip
@@ -31,7 +31,7 @@ from lary.results.summarise import classification_result, regression_result
 from lary.runs.extract import CHANGED, FAILURES, FRAME_CONTROLS, check_media, open_changed, separate
 from lary.runtime import device_numbers, log
 from lary.settings import Settings
-from lary.types import Failure, LaryError, LatentSource, MediaError, Sample, UsageError
+from lary.types import Failure, JsonDict, LaryError, LatentSource, MediaError, Sample, UsageError
 
 if TYPE_CHECKING:
     from lary.probes.training import Session
@@ -222,9 +222,7 @@ class ProbeTask:
         source = shown(self.splits[role], self.config, session.seed, training=training)
         return keep_in_memory(source, session.team.size)
 
-    def training(
-        self, session: Session, targets: npt.NDArray[Any]
-    ) -> tuple[LatentSource, npt.NDArray[Any], tuple[str, ...]]:
+    def training(self, session: Session, targets: Array) -> tuple[LatentSource, Array, tuple[str, ...]]:
         """The training split; ``shuffled-targets`` gives the samples the targets of others."""
         if self.config.control == "shuffled-targets":
             order = np.random.default_rng(session.seed).permutation(len(targets))
@@ -251,7 +249,7 @@ class ClassTask(ProbeTask):
         inputs = ClassifierInputs(*training, validation, seen.labels(), columns(seen), self.classes)
         return train_classifier(inputs, self.probe, session, self.config.precision)
 
-    def write(self, work: Path, outcomes: Sequence[ClassificationOutcome], facts: dict[str, Any]) -> EvalResult:
+    def write(self, work: Path, outcomes: Sequence[ClassificationOutcome], facts: JsonDict) -> EvalResult:
         """Write the output files; returns the record of the run."""
         files = published.write_classification_files(work, outcomes[0])
         scores = published.class_scores(outcomes)
@@ -310,7 +308,7 @@ class ActionTask(ProbeTask):
         inputs = RegressorInputs(*training, evaluated, actions.dims, actions.groups)
         return train_regressor(inputs, self.probe, session)
 
-    def write(self, work: Path, outcomes: Sequence[RegressionOutcome], facts: dict[str, Any]) -> EvalResult:
+    def write(self, work: Path, outcomes: Sequence[RegressionOutcome], facts: JsonDict) -> EvalResult:
         """Write the output files; returns the record of the run."""
         first, *others = outcomes
         count, actions = len(self.failures), self.actions
@@ -328,10 +326,10 @@ class ActionTask(ProbeTask):
         return regression_result(first, record, others, actions.orientations if turns else ())
 
 
-def frames_of(split: SplitLatents) -> Callable[[int], npt.NDArray[np.uint8]] | None:
+def frames_of(split: SplitLatents) -> Callable[[int], Pixels] | None:
     """Decoded frames by row, for pictures; None where the media are missing."""
 
-    def read(row: int) -> npt.NDArray[np.uint8]:
+    def read(row: int) -> Pixels:
         sample = split.table[row]
         return read_clip(split.table.media_path(sample), sample.frame_index)
 

@@ -13,8 +13,9 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
+from lary.arrays import Doubles
 from lary.simulate import shapes
-from lary.simulate.kinematics import CLOSED, OPEN, UP, Array, Motion, Path, Pose, carried, turn
+from lary.simulate.kinematics import CLOSED, OPEN, UP, Motion, Path, Pose, carried, turn
 from lary.simulate.shapes import TRAIN_COLOURS, Thing, build_thing, draw
 
 BEADS = 20
@@ -68,12 +69,12 @@ class Stage:
         return float(self.rng.uniform(low, high))
 
 
-def spot(stage: Stage, low: float = 0.40, high: float = 0.56, y: float = 0.16) -> Array:
+def spot(stage: Stage, low: float = 0.40, high: float = 0.56, y: float = 0.16) -> Doubles:
     """A place on the table (3,)."""
     return np.append(stage.rng.uniform((low, -y), (high, y)), 0.0)
 
 
-def some_thing(stage: Stage, rolls: bool = True) -> tuple[Thing, Array]:
+def some_thing(stage: Stage, rolls: bool = True) -> tuple[Thing, Doubles]:
     """An object to handle and its rotation; without `rolls` no ball, which fingers hide."""
     while True:
         thing = shapes.make_thing(draw(stage.rng, stage.kinds), stage.rng)
@@ -81,7 +82,7 @@ def some_thing(stage: Stage, rolls: bool = True) -> tuple[Thing, Array]:
             return thing, turn(UP, stage.uniform(-0.7, 0.7))
 
 
-def approach(stage: Stage, away: Array, distance: float, width: float = 0.10, command: float = OPEN) -> Path:
+def approach(stage: Stage, away: Doubles, distance: float, width: float = 0.10, command: float = OPEN) -> Path:
     """A path that starts in the air with a free hand, at least `distance` beside a place."""
     yaw = stage.uniform(-0.5, 0.5)
     for _ in range(100):
@@ -91,7 +92,7 @@ def approach(stage: Stage, away: Array, distance: float, width: float = 0.10, co
     return Path(place, turn(UP, yaw), width, command, stage.rng)
 
 
-def grasp(path: Path, place: Array, hand: Array, width: float, rise: float, *shares: float) -> int:
+def grasp(path: Path, place: Doubles, hand: Doubles, width: float, rise: float, *shares: float) -> int:
     """Over a place, down, and close; returns the mark from which what is there moves with the hand."""
     path.move(place + rise * UP, shares[0], hand)
     path.move(place, shares[1])
@@ -162,7 +163,7 @@ def pull(stage: Stage) -> Script:
     return carry(path, thing, (place, rotation), mark)
 
 
-def raised(stage: Stage) -> Array:
+def raised(stage: Stage) -> Doubles:
     """A way up from the table, not quite upright (3,)."""
     return stage.rng.uniform((-0.04, -0.04, 0.22), (0.04, 0.04, 0.30))
 
@@ -226,7 +227,7 @@ def sweep_crumbs(stage: Stage) -> Script:
 
         # The values of this round of the loop: the motion is asked for long after it.
         def motion(
-            time: float, where: float = where, start: Array = start, slack: float = slack, spin: Array = spin
+            time: float, where: float = where, start: Doubles = start, slack: float = slack, spin: Doubles = spin
         ) -> Pose:
             front = float((path.at(time).position - centre) @ across) + slack
             gone = max(0.0, front - where)
@@ -270,7 +271,7 @@ def pour(stage: Stage) -> Script:
     return script
 
 
-def _poured(mug_motion: Motion, mouth: Array, released: float, landing: Array) -> Motion:
+def _poured(mug_motion: Motion, mouth: Doubles, released: float, landing: Doubles) -> Motion:
     """A bead hides in the mug, leaves its mouth at a time, falls, and lies in the bowl."""
     position, rotation = mug_motion(released)
     begin = position + rotation @ mouth
@@ -338,7 +339,7 @@ def _sliding(stage: Stage, opening: bool) -> Script:
     return carry(path, drawer, (rest, front), mark).put(shell, (base, front))
 
 
-def _furniture(stage: Stage) -> tuple[Array, Array, Array]:
+def _furniture(stage: Stage) -> tuple[Doubles, Doubles, Doubles]:
     """Place and rotation of something that opens, towards the robot and the camera, and of a hand at its front."""
     angle = stage.uniform(0.5, 1.1)
     yaw = math.atan2(stage.side * math.sin(angle), -math.cos(angle))

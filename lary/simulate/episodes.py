@@ -13,16 +13,15 @@ from typing import Any, NamedTuple
 
 import cv2
 import numpy as np
-import numpy.typing as npt
 
-from lary.arrays import npy_bytes
+from lary.arrays import Doubles, Floats, Pixels, npy_bytes
 from lary.data.configs import SimulateConfig
 from lary.files import digest, write_bytes
 from lary.simulate import scene as scenes
 from lary.simulate import shapes
 from lary.simulate.behaviours import BEHAVIOURS, Script, Stage
-from lary.simulate.kinematics import Array, Solver, to_rpy
-from lary.simulate.render import Frame, Renderer
+from lary.simulate.kinematics import Solver, to_rpy
+from lary.simulate.render import Renderer
 from lary.types import LaryError
 
 VERBS = ("close", "lift", "lower", "open", "pour", "pull", "push", "reach", "rotate", "sweep")
@@ -197,11 +196,11 @@ class Staged(NamedTuple):
     scene: scenes.Scene
     view: scenes.View
     lamp: scenes.Lamp
-    joints: Array
-    poses: Array
+    joints: Doubles
+    poses: Doubles
 
 
-def follow(scene: scenes.Scene, script: Script, home: tuple[float, ...], frames: int) -> tuple[Array, Array] | None:
+def follow(scene: scenes.Scene, script: Script, home: tuple[float, ...], frames: int) -> tuple[Doubles, Doubles] | None:
     """Joints (T, 7) and tool poses (T, 6) along a script, or None where the arm can't follow."""
     solver = Solver(scene.model, scene.data, home)
     joints, _ = solver.solve(script.path.at(0.0), np.array(home), iterations=400)
@@ -243,7 +242,7 @@ def stage(recording: Recording) -> Staged:
     )
 
 
-def play(recording: Recording, size: int) -> tuple[list[Frame], npt.NDArray[np.float32]]:
+def play(recording: Recording, size: int) -> tuple[list[Pixels], Floats]:
     """Stage a recording; returns the frames that it wants, and the states (T, 15) float32 of all.
 
     A state is: tool position x y z (metres) and roll pitch yaw (radians) in the robot's base frame,
@@ -289,12 +288,12 @@ def perform(recording: Recording, data_dir: Path, size: int) -> None:
             write_bytes(root / recording.action(frame), npy_bytes(actions[frame : frame + STRIDE]))
 
 
-def encode_png(image: Frame) -> bytes:
+def encode_png(image: Pixels) -> bytes:
     """An RGB image (H, W, 3) as PNG."""
     return cv2.imencode(".png", image[..., ::-1], [cv2.IMWRITE_PNG_COMPRESSION, 4])[1].tobytes()
 
 
-def encode_video(frames: list[Frame]) -> bytes:
+def encode_video(frames: list[Pixels]) -> bytes:
     """RGB frames (H, W, 3) as H.264 in MP4, by one thread, so that the bytes depend on nothing else.
 
     Raises:

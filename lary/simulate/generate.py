@@ -7,11 +7,11 @@ from collections.abc import Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from concurrent.futures.process import BrokenProcessPool
 from pathlib import Path
-from typing import Any
 
 import cv2
 import numpy as np
 
+from lary.arrays import Doubles, Pixels
 from lary.data.configs import SimulateConfig
 from lary.data.frames import read_clip
 from lary.data.images import read_image
@@ -19,9 +19,7 @@ from lary.data.tables import write_csv
 from lary.files import read_json, remove_torn, write_bytes, write_json, write_text
 from lary.runtime import log, progress
 from lary.simulate.episodes import CLIPS, PAIRS, Recording, encode_png, make_plan, perform, rows_of_tables, sampled
-from lary.simulate.kinematics import Array
-from lary.simulate.render import Frame
-from lary.types import LaryError, UsageError
+from lary.types import JsonDict, LaryError, UsageError
 from lary.workers import end_with_starter
 
 FEWEST = 10
@@ -99,7 +97,7 @@ def require_mujoco() -> None:
         raise UsageError("lary simulate needs MuJoCo: pip install 'lary[demo]'.")
 
 
-def claim_folder(out: Path, record: dict[str, Any], *, overwrite: bool) -> None:
+def claim_folder(out: Path, record: JsonDict, *, overwrite: bool) -> None:
     """Check that the folder may be filled, and record with what.
 
     Raises UsageError for another simulation, or files of one without a record.
@@ -123,12 +121,12 @@ def claim_folder(out: Path, record: dict[str, Any], *, overwrite: bool) -> None:
     write_json(out / UNFINISHED, record)
 
 
-def robot_stats(recordings: Sequence[Recording], data_dir: Path) -> dict[str, dict[str, Any]]:
+def robot_stats(recordings: Sequence[Recording], data_dir: Path) -> dict[str, JsonDict]:
     """Mean and population standard deviation (7,) of all training steps of each robot type.
 
     A constant dimension has the standard deviation 1, so that it normalises to 0.
     """
-    chunks: dict[str, list[Array]] = {}
+    chunks: dict[str, list[Doubles]] = {}
     for recording in recordings:
         if recording.pairs and recording.split == "train":
             found = [np.load(data_dir / name, allow_pickle=False) for name in recording.actions]
@@ -174,7 +172,7 @@ def write_sheets(out: Path, config: SimulateConfig) -> list[Path]:
     for recording in make_plan(config):
         label = (recording.robot, recording.room) if recording.pairs else (recording.verb, recording.robot)
         chosen.setdefault((recording.table, " ".join(label)), recording)
-    strips: dict[Path, list[Frame]] = {}
+    strips: dict[Path, list[Pixels]] = {}
     for (table, text), recording in sorted(chosen.items()):
         margin = np.full((config.size, MARGIN, 3), 255, np.uint8)
         cv2.putText(margin, text, (4, config.size // 2), cv2.FONT_HERSHEY_PLAIN, 0.8, (20, 20, 20))

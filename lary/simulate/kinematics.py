@@ -15,10 +15,10 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 
-Array = npt.NDArray[np.float64]
-Pose = tuple[Array, Array]
+from lary.arrays import Doubles
+
+Pose = tuple[Doubles, Doubles]
 Motion = Callable[[float], Pose]
 """Pose of an object at a time."""
 UP = np.array([0.0, 0.0, 1.0])
@@ -36,21 +36,21 @@ LARGEST_STEP = 0.25
 """Radians (metres on a rail) that a joint may move in one iteration."""
 
 
-def turn(axis: tuple[float, float, float] | Array, angle: float) -> Array:
+def turn(axis: tuple[float, float, float] | Doubles, angle: float) -> Doubles:
     """Rotation by `angle` about `axis` (Rodrigues)."""
     x, y, z = np.asarray(axis, dtype=float) / np.linalg.norm(axis)
     cross = np.array([[0, -z, y], [z, 0, -x], [-y, x, 0]])
     return np.asarray(np.eye(3) + math.sin(angle) * cross + (1 - math.cos(angle)) * (cross @ cross))
 
 
-def to_rpy(rotation: Array) -> Array:
+def to_rpy(rotation: Doubles) -> Doubles:
     """Roll, pitch, yaw (3,) of a rotation; pitch in [-pi/2, pi/2]."""
     pitch = math.asin(float(np.clip(-rotation[2, 0], -1, 1)))
     roll, yaw = math.atan2(rotation[2, 1], rotation[2, 2]), math.atan2(rotation[1, 0], rotation[0, 0])
     return np.array([roll, pitch, yaw])
 
 
-def rotation_vector(rotation: Array) -> Array:
+def rotation_vector(rotation: Doubles) -> Doubles:
     """Axis times angle (3,) of a rotation, angle in [0, pi)."""
     skew = rotation - rotation.T
     vector = 0.5 * np.array([skew[2, 1], skew[0, 2], skew[1, 0]])
@@ -60,7 +60,7 @@ def rotation_vector(rotation: Array) -> Array:
     return vector * (math.atan2(sine, cosine) / sine)
 
 
-def quaternion(rotation: Array) -> Array:
+def quaternion(rotation: Doubles) -> Doubles:
     """Unit quaternion (w, x, y, z) of a rotation."""
     import mujoco
 
@@ -73,8 +73,8 @@ def quaternion(rotation: Array) -> Array:
 class ToolState:
     """The tool: position (3,), rotation (3, 3), opening in metres, command (-1 closed, 1 open)."""
 
-    position: Array
-    rotation: Array
+    position: Doubles
+    rotation: Doubles
     width: float
     command: float
 
@@ -90,7 +90,7 @@ class Solver:
         self.low, self.high = model.jnt_range[:7].T.copy()
         self.willing = np.where(model.jnt_type[:7] == mujoco.mjtJoint.mjJNT_SLIDE, RAIL, 1.0)
 
-    def reached(self, joints: Array) -> Pose:
+    def reached(self, joints: Doubles) -> Pose:
         """Forward kinematics: the tool's pose at joints (7,)."""
         import mujoco
 
@@ -98,7 +98,7 @@ class Solver:
         mujoco.mj_kinematics(self.model, self.data)
         return self.data.site_xpos[self.site].copy(), self.data.site_xmat[self.site].reshape(3, 3).copy()
 
-    def solve(self, target: ToolState, start: Array, iterations: int = 80) -> tuple[Array, float]:
+    def solve(self, target: ToolState, start: Doubles, iterations: int = 80) -> tuple[Doubles, float]:
         """Joints (7,) that bring the tool to `target`, and the distance in metres that is left."""
         import mujoco
 
@@ -118,7 +118,7 @@ class Solver:
             joints = self._step(jacobian, error, joints, DAMPING**2 * min(1.0, distance + angle) + 1e-9)
         return joints, distance
 
-    def _step(self, jacobian: Array, error: Array, joints: Array, damping: float) -> Array:
+    def _step(self, jacobian: Doubles, error: Doubles, joints: Doubles, damping: float) -> Doubles:
         """One damped step; a joint that would pass its limit stays there, and the others try again."""
         free = np.ones(7)
         rest = 0.05 * (self.home - joints)
@@ -153,7 +153,7 @@ class Path:
     """A path of the tool, built phase by phase: `state` is its end, `at` the tool at any time."""
 
     def __init__(
-        self, position: Array, rotation: Array, width: float, command: float, rng: np.random.Generator
+        self, position: Doubles, rotation: Doubles, width: float, command: float, rng: np.random.Generator
     ) -> None:
         self.state = ToolState(position, rotation, width, command)
         self._phases: list[Phase] = []
@@ -174,7 +174,7 @@ class Path:
         self._ends.append(self._ends[-1] + share)
         self.state = phase(1.0)
 
-    def move(self, position: Array, share: float, rotation: Array | None = None) -> None:
+    def move(self, position: Doubles, share: float, rotation: Doubles | None = None) -> None:
         """In a straight line to a position, turning on the way."""
         begin, way = self.state, position - self.state.position
         vector = np.zeros(3) if rotation is None else rotation_vector(rotation @ begin.rotation.T)
@@ -186,11 +186,11 @@ class Path:
 
         self._add(share, phase)
 
-    def shift(self, way: Array, share: float) -> None:
+    def shift(self, way: Doubles, share: float) -> None:
         """In a straight line from where the tool is."""
         self.move(self.state.position + way, share)
 
-    def swing(self, centre: Array, axis: Array, angle: float, share: float, hand: float = 1.0) -> None:
+    def swing(self, centre: Doubles, axis: Doubles, angle: float, share: float, hand: float = 1.0) -> None:
         """On an arc about an axis through a point; the hand turns by a fraction of the angle."""
         begin = self.state
 

@@ -9,22 +9,18 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import cv2
 import numpy as np
 import numpy.typing as npt
 
-from lary.simulate.kinematics import UP, Array
+from lary.arrays import Array, Doubles, Floats, Ints, Pixels
+from lary.simulate.kinematics import UP
 from lary.simulate.scene import MOVING, STATIC, Lamp, Scene, View
 from lary.simulate.shapes import PATTERNS
 
-Frame = npt.NDArray[np.uint8]
-Floats = npt.NDArray[np.float32]
-Pixels = npt.NDArray[np.int64]
-"""Positions in a flattened image."""
 Mask = npt.NDArray[np.bool_]
-Axes = tuple[Array, Array, Array]
+Axes = tuple[Doubles, Doubles, Doubles]
 """Unit vectors to the right, up and forward of a level view."""
 
 FURTHEST = 8.0
@@ -47,14 +43,14 @@ CROSS = cv2.getStructuringElement(cv2.MORPH_CROSS, (3, 3))
 class Hits:
     """What unit rays (M, 3) met: geom (M,), -1 for nothing, distance (M,), normal (M, 3)."""
 
-    origin: Array
-    rays: Array
+    origin: Doubles
+    rays: Doubles
     geom: npt.NDArray[np.int32]
-    distance: Array
-    normal: Array
+    distance: Doubles
+    normal: Doubles
 
     @property
-    def point(self) -> Array:
+    def point(self) -> Doubles:
         """Where they met it, (M, 3)."""
         return np.asarray(self.origin + self.distance[:, None] * self.rays)
 
@@ -63,12 +59,12 @@ class Hits:
         return Hits(self.origin, self.rays[chosen], self.geom[chosen], self.distance[chosen], self.normal[chosen])
 
 
-def dot(first: Array, second: Array) -> Array:
+def dot(first: Doubles, second: Doubles) -> Doubles:
     """Row by row, (M, 3) and (M, 3) to (M,); several times faster than a sum along so short an axis."""
     return np.asarray(np.einsum("ij,ij->i", first, second))
 
 
-def axes_towards(forward: Array) -> Axes:
+def axes_towards(forward: Doubles) -> Axes:
     """The axes of a view along a vector."""
     forward = forward / np.linalg.norm(forward)
     right = np.cross(forward, UP)
@@ -76,7 +72,7 @@ def axes_towards(forward: Array) -> Axes:
     return right, np.cross(right, forward), forward
 
 
-def displayed(light: npt.NDArray[Any]) -> Frame:
+def displayed(light: Array) -> Pixels:
     """Linear light as a file holds it."""
     levels = np.minimum(light, 1.0) * LEVELS + 0.5
     return np.asarray(DISPLAY[levels.astype(np.int32)])
@@ -99,7 +95,7 @@ class Renderer:
         self.rays = self.through(np.arange(size * size), [(0.0, 0.0)])
         self._draw_still()
 
-    def through(self, pixels: Pixels, places: Sequence[tuple[float, float]]) -> Array:
+    def through(self, pixels: Ints, places: Sequence[tuple[float, float]]) -> Doubles:
         """Unit rays (places * M, 3) through pixels, all pixels for the first place first."""
         rows, columns = np.divmod(pixels, self.size)
         x = np.concatenate([columns + 0.5 + across for across, _ in places])
@@ -109,7 +105,7 @@ class Renderer:
         rays = forward + u[:, None] * right + v[:, None] * up
         return np.asarray(rays / np.sqrt(dot(rays, rays))[:, None])
 
-    def cast(self, origin: Array, rays: Array, *groups: int) -> Hits:
+    def cast(self, origin: Doubles, rays: Doubles, *groups: int) -> Hits:
         """Nearest surface along unit rays (M, 3) from one point, among the geoms of some groups."""
         import mujoco
 
@@ -140,18 +136,18 @@ class Renderer:
         found = self.cast(self.lamp.position, rays / distance[:, None], *groups)
         return self._passes(found, distance)
 
-    def _from_lamp(self, hits: Hits) -> tuple[Array, Array]:
+    def _from_lamp(self, hits: Hits) -> tuple[Doubles, Doubles]:
         """Rays (M, 3) from the lamp to just above surfaces, and their lengths (M,)."""
         rays = hits.point + OFF_SURFACE * hits.normal - self.lamp.position
         distance = np.sqrt(dot(rays, rays))
         return rays, distance
 
     @staticmethod
-    def _passes(found: Hits, distance: Array) -> Mask:
+    def _passes(found: Hits, distance: Doubles) -> Mask:
         """Which rays (M,) meet nothing before a distance (M,)."""
         return np.asarray((found.geom < 0) | (found.distance > distance - OFF_SURFACE))
 
-    def albedo(self, hits: Hits, point: Array) -> Array:
+    def albedo(self, hits: Hits, point: Doubles) -> Doubles:
         """Linear colour (M, 3) of the surfaces."""
         data = self.scene.data
         colour = self.first[hits.geom]
@@ -165,7 +161,7 @@ class Renderer:
             colour[chosen] += share[:, None] * (self.second[geom] - colour[chosen])
         return np.asarray(colour)
 
-    def shade(self, hits: Hits) -> tuple[Array, Array]:
+    def shade(self, hits: Hits) -> tuple[Doubles, Doubles]:
         """Light from all around and of the lamp (M, 3) that surfaces send back, unshadowed."""
         point, normal = hits.point, hits.normal
         colour = self.albedo(hits, point)
@@ -212,7 +208,7 @@ class Renderer:
         place = np.where(inside, y.astype(np.int64) * LAMP_VIEW + x.astype(np.int64), 0)
         self.coarse = rays / distance[:, None], distance, inside, place
 
-    def _still_light(self, hits: Hits) -> tuple[Array, Array]:
+    def _still_light(self, hits: Hits) -> tuple[Doubles, Doubles]:
         around, direct = self.shade(hits)
         return around, direct * self.lit(hits, STATIC)[:, None]
 
@@ -237,7 +233,7 @@ class Renderer:
                 radii.append(math.hypot(step, width))
         self.owner, self.offset, self.radius = np.array(owners), np.array(offsets), np.array(radii)
 
-    def _covered(self, centres: Array, origin: Array, axes: Axes, size: int, reach: float) -> Mask:
+    def _covered(self, centres: Doubles, origin: Doubles, axes: Axes, size: int, reach: float) -> Mask:
         """Pixels (size * size,) that balls may cover, seen from a point along axes."""
         relative = centres - origin
         across, above, depth = (dot(relative, np.broadcast_to(axis, relative.shape)) for axis in axes)
@@ -250,7 +246,7 @@ class Renderer:
             cv2.circle(mask, (cx, cy), r, 1, -1)
         return mask.astype(bool).ravel()
 
-    def _shadows(self, centres: Array) -> Floats:
+    def _shadows(self, centres: Doubles) -> Floats:
         """How much of the lamp (H * W,) what moves leaves to the rest, from every other pixel."""
         rays, distance, inside, place = self.coarse
         covered = self._covered(centres, self.lamp.position, self.lamp_axes, LAMP_VIEW, LAMP_REACH)
@@ -264,7 +260,7 @@ class Renderer:
             image = cv2.resize(image, (self.size, self.size), interpolation=cv2.INTER_LINEAR)
         return np.asarray(image.ravel(), np.float32)
 
-    def frame(self) -> Frame:
+    def frame(self) -> Pixels:
         """The scene as it is now, RGB (H, W, 3) uint8."""
         data = self.scene.data
         axes = data.geom_xmat.reshape(-1, 3, 3)[self.owner]
@@ -289,7 +285,7 @@ class Renderer:
         result[changed] = displayed(image[changed])
         return result.reshape(self.size, self.size, 3)
 
-    def _soft_light(self, front: Hits, pixels: Pixels) -> Floats:
+    def _soft_light(self, front: Hits, pixels: Ints) -> Floats:
         """How much of the lamp (H * W,) reaches what moves: one ray for four pixels, blurred."""
         asked = (pixels // self.size % 2 == 0) & (pixels % 2 == 0)
         light, known = np.zeros((2, self.size, self.size), np.float32)
@@ -298,7 +294,7 @@ class Renderer:
         spread, weight = cv2.blur(light, (3, 3)), cv2.blur(known, (3, 3))
         return np.where(weight > 0, spread / np.maximum(weight, 1e-6), np.float32(0.5)).ravel()
 
-    def _outlines(self, image: Floats, still: Floats, light: Floats, ids: Floats) -> Pixels:
+    def _outlines(self, image: Floats, still: Floats, light: Floats, ids: Floats) -> Ints:
         """Draw the pixels where geoms meet again, as the mean of three rays each; returns which."""
         square = ids.reshape(self.size, self.size)
         pixels = np.flatnonzero(cv2.morphologyEx(square, cv2.MORPH_GRADIENT, CROSS))

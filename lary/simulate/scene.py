@@ -8,10 +8,12 @@ from typing import Any
 
 import numpy as np
 
+from lary.arrays import Doubles
 from lary.simulate import shapes
 from lary.simulate.behaviours import Placed
-from lary.simulate.kinematics import UP, Array, quaternion, turn
+from lary.simulate.kinematics import UP, quaternion, turn
 from lary.simulate.shapes import SCENERY, Colour, Material
+from lary.types import JsonDict
 
 STATIC, MOVING = 0, 1
 """Geom groups: what stands still for a whole episode is drawn once."""
@@ -37,8 +39,8 @@ class Room:
 class View:
     """Camera: place (3,), the point it looks at (3,), and its vertical angle of view in radians."""
 
-    position: Array
-    target: Array
+    position: Doubles
+    target: Doubles
     angle: float
 
 
@@ -46,9 +48,9 @@ class View:
 class Lamp:
     """A lamp at a place (3,), the colour of its light and of the light from all around, linear (3,)."""
 
-    position: Array
-    direct: Array
-    around: Array
+    position: Doubles
+    direct: Doubles
+    around: Doubles
 
 
 @dataclass(frozen=True)
@@ -72,7 +74,7 @@ def _palette(main: Colour, accent: Colour) -> dict[str, Material]:
     return painted | BARE
 
 
-def _materials(entry: Mapping[str, Any]) -> dict[str, Any]:
+def _materials(entry: Mapping[str, Any]) -> JsonDict:
     return {part: Material(**look) for part, look in entry.items()}
 
 
@@ -99,13 +101,13 @@ class Scene:
     materials: tuple[Material, ...]
     movers: Mapping[str, int]
 
-    def place(self, name: str, position: Array, rotation: Array) -> None:
+    def place(self, name: str, position: Doubles, rotation: Doubles) -> None:
         """Put a moving thing somewhere; seen after the next kinematics."""
         number = self.movers[name]
         self.data.mocap_pos[number], self.data.mocap_quat[number] = position, quaternion(rotation)
 
 
-def _numbers(values: Sequence[float] | Array) -> str:
+def _numbers(values: Sequence[float] | Doubles) -> str:
     return " ".join(f"{float(value):.9g}" for value in values)
 
 
@@ -144,7 +146,7 @@ def _thing_xml(item: Placed, materials: dict[str, Material]) -> str:
     return f'<body name="{item.thing.name}" {place}{mocap}>{"".join(parts)}</body>'
 
 
-def distractors(rng: np.random.Generator, kinds: Sequence[str], taken: Sequence[Array]) -> list[Placed]:
+def distractors(rng: np.random.Generator, kinds: Sequence[str], taken: Sequence[Doubles]) -> list[Placed]:
     """Up to three things at the rim of the table, away from where something happens."""
     result: list[Placed] = []
     points = [point[:2] for point in taken]

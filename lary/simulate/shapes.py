@@ -9,12 +9,13 @@ import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import TypeVar
 
 import numpy as np
 
+from lary.arrays import Doubles
 from lary.data.spec import tupled
-from lary.simulate.kinematics import Array
+from lary.types import JsonDict
 
 Option = TypeVar("Option")
 Colour = tuple[float, ...]
@@ -54,7 +55,7 @@ class Thing:
     rolls: bool = False
 
 
-SCENERY: dict[str, Any] = tupled(json.loads(Path(__file__).with_name("scenery.json").read_text(encoding="utf-8")))
+SCENERY: JsonDict = tupled(json.loads(Path(__file__).with_name("scenery.json").read_text(encoding="utf-8")))
 """Shapes and colours: ``arms``, ``rooms``, ``colours`` and ``things``.
 
 A size of a thing is a number, or a text such as ``2*r-0.003``: its letter is one of the thing's
@@ -99,12 +100,12 @@ def build_thing(kind: str, name: str, scale: float = 1.0, **looks: Colour | Mate
         factor, letter, offset = found.groups()
         return float(factor or 1) * sizes[letter] + float(offset or 0)
 
-    def material(value: str | dict[str, Any]) -> Material:
+    def material(value: str | JsonDict) -> Material:
         if isinstance(value, str):
             look = looks[value]
             assert isinstance(look, Material)
             return look
-        colours = {part: looks.get(value[part], value[part]) for part in ("first", "second") if part in value}
+        colours: JsonDict = {part: looks.get(value[part], value[part]) for part in ("first", "second") if part in value}
         return Material(**value | colours | {"period": number(value.get("period", Material.period))})
 
     geoms = []
@@ -133,10 +134,10 @@ def crumb(name: str, rng: np.random.Generator) -> Thing:
 # Patterns: how much of a material's second colour shows at a point of a primitive, in its own frame
 
 _LATTICE = np.random.Generator(np.random.PCG64(20260611)).random((64, 64))
-Pattern = Callable[[Array, Array], Array]
+Pattern = Callable[[Doubles, Doubles], Doubles]
 
 
-def noise(u: Array, v: Array) -> Array:
+def noise(u: Doubles, v: Doubles) -> Doubles:
     """Smooth value noise in [0, 1] with period 64 and a feature size of 1."""
     i, j = np.floor(u), np.floor(v)
     a, b = u - i, v - j
@@ -147,7 +148,7 @@ def noise(u: Array, v: Array) -> Array:
     return np.asarray(low * (1 - b) + (_LATTICE[left, bottom] * (1 - a) + _LATTICE[right, bottom] * a) * b)
 
 
-def _edge(wave: Array, sharpness: float) -> Array:
+def _edge(wave: Doubles, sharpness: float) -> Doubles:
     return np.clip(0.5 + sharpness * wave, 0.0, 1.0)
 
 
@@ -155,12 +156,12 @@ def _stripes(axis: int) -> Pattern:
     return lambda p, period: _edge(np.sin(2 * np.pi * p[:, axis] / period), 4.0)
 
 
-def _checker(p: Array, period: Array) -> Array:
+def _checker(p: Doubles, period: Doubles) -> Doubles:
     across, along, _ = np.sin(np.pi * p.T / period + 0.4)
     return _edge(across * along, 8.0)
 
 
-def _wood(p: Array, period: Array) -> Array:
+def _wood(p: Doubles, period: Doubles) -> Doubles:
     along, across = p[:, 0], p[:, 1] + 0.7 * p[:, 2]
     bend = noise(along * 5 + 7, across * 9 + 3)
     rings = (across + 0.035 * bend) / period
@@ -168,12 +169,12 @@ def _wood(p: Array, period: Array) -> Array:
     return 0.55 * (rings - np.floor(rings)) ** 2 + 0.30 * grain + 0.15 * bend
 
 
-def _stone(p: Array, period: Array) -> Array:
+def _stone(p: Doubles, period: Doubles) -> Doubles:
     u, v = (p[:, 0] + 0.6 * p[:, 2]) / period, (p[:, 1] + 0.5 * p[:, 2]) / period
     return 0.55 * noise(u, v) + 0.30 * noise(3.1 * u, 3.1 * v) + 0.15 * noise(9.7 * u, 9.7 * v)
 
 
-def _bricks(p: Array, period: Array) -> Array:
+def _bricks(p: Doubles, period: Doubles) -> Doubles:
     v = p[:, 1] / period
     row = np.floor(v)
     u = p[:, 0] / (2.4 * period) + 0.5 * (row % 2)
@@ -182,7 +183,7 @@ def _bricks(p: Array, period: Array) -> Array:
     return np.clip(1.0 - (mortar - 0.03) * 25, 0, 1) * 0.8 + 0.2 * noise(column * 7.3, row * 5.1)
 
 
-def _dots(p: Array, period: Array) -> Array:
+def _dots(p: Doubles, period: Doubles) -> Doubles:
     v = p[:, 1] / period
     row = np.floor(v)
     u = p[:, 0] / period + 0.5 * (row % 2)
