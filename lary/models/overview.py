@@ -1,6 +1,4 @@
-"""What models there are and what each needs, and whether one behaves: ``lary models``,
-``lary check-model`` and ``docs/models.md``.
-"""
+"""What models there are and what each needs, and whether one behaves: ``lary models`` and ``lary check-model``."""
 
 from __future__ import annotations
 
@@ -34,20 +32,6 @@ ABLATED = {"codebook_size": "codebook_size", "sequence_length": "code_seq_len", 
 """Columns of the table of ablations, and the fields of a network that they name."""
 FACTS = ("model", "paradigm", "params_m", "ablation", *ABLATED)
 """Columns that are no numbers of a result."""
-
-
-INTRODUCTION = """\
-# Models
-
-Made from the records by `python -m lary.models.overview`; a test holds it against them.
-
-- *tokens* are (P, N, D): latent steps, tokens per step, latent dimension; (N, D) for a model without steps.
-- *parameters* are counted as in the paper's tables, parts that only training needs included.
-- *published* are the numbers in the tables of the paper (Nie et al. 2026, arXiv 2604.11689): Top-1 accuracy in % for
-  classification, MSE of normalised actions for regression. The `paper` protocol computes as their code does.
-- *paper* is what that protocol changes for the model; without such a line both protocols give the same tokens.
-- *known* are facts and defects that a reader of the numbers should know.
-"""
 
 
 def weights_state(spec: ModelSpec, values: Mapping[str, str]) -> tuple[bool, str]:
@@ -146,27 +130,6 @@ def paper_rows(name: str) -> list[dict[str, str]]:
     """Rows of one of the paper's tables, arXiv 2604.11689."""
     with (REFERENCE / f"{name}.csv").open(encoding="utf-8", newline="") as stream:
         return list(csv.DictReader(stream))
-
-
-def models_page() -> str:
-    """``docs/models.md``, made from the records."""
-    lines = INTRODUCTION.splitlines()
-    for spec in MODELS:
-        rows = [*facts(spec)[1:], ("weights", where_to_put(spec.weights) + hub_text(spec.weights))]
-        if spec.backbone:
-            place = where_to_put(spec.backbone) + hub_text(spec.backbone)
-            rows.append(("backbone", f"needed where the weights hold none; {place}"))
-        lines += ["", f"## `{spec.name}`", "", spec.description + ".", "", "| | |", "|---|---|"]
-        lines += [f"| {name} | {text} |" for name, text in rows]
-    return "\n".join(lines) + "\n"
-
-
-def hub_text(weights: Weights | None) -> str:
-    """Where the hub has weights, as a half sentence."""
-    if weights is None or not weights.hub:
-        return ""
-    pinned = f" at {weights.revision[:7]}" if weights.revision else ""
-    return f", or fetched from `{weights.hub}`{pinned}"
 
 
 # The check of one model
@@ -275,7 +238,3 @@ def check_model(spec: ModelSpec, config: CheckModelConfig, values: Mapping[str, 
         except LaryError as error:
             check.problems.append(f"{media}: {error}")
     return check
-
-
-if __name__ == "__main__":
-    print(models_page(), end="")

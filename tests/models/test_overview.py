@@ -36,9 +36,9 @@ def test_models_lists_every_record_and_names_what_is_missing(tmp_path: Path) -> 
 
 
 def test_docs_are_made_from_the_records() -> None:
-    command = [sys.executable, "-m", "lary.models.overview"]  # other tests of this process register models of their own
-    made = subprocess.run(command, capture_output=True, text=True, check=True, cwd=ROOT).stdout
-    assert (ROOT / "docs" / "models.md").read_text() == made, f"run: {' '.join(command[1:])} > docs/models.md"
+    code = "import make_models; print(make_models.models_page(), end='')"  # a process without plug-ins of other tests
+    made = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, cwd=ROOT / "docs")
+    assert (ROOT / "docs" / "models.md").read_text() == made.stdout, "run: python docs/make_models.py"
 
 
 @pytest.mark.usefixtures("forget_plugins")
