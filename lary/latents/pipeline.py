@@ -1,11 +1,12 @@
-"""The stages of an extraction: read, encode, write. They overlap, and memory is a few batches.
+"""The stages of an extraction: read, encode and write, all at the same time.
 
 Units of rows come one by one; their rows are read by processes
-(`lary.latents.reading`), encoded here, and written by threads. A row's latents must
-depend on nothing but the row, since kernels round differently for batches of different
-sizes. On a CPU, where batches gain nothing, rows are encoded one by one. Elsewhere a
-batch always has the same number of positions, a row always the same one; a missing row
-leaves it black. So a resumed extraction is bit-identical.
+(`lary.latents.reading`), encoded here, and written by threads. Memory holds a
+few batches. A resumed extraction is bit-identical: a row's latents must not
+depend on other rows, yet kernels round differently for other sizes of batches.
+On a CPU, where batches gain nothing, rows are encoded one by one. Elsewhere
+every batch has the same number of positions, and a row always the same one; a
+missing row leaves it black.
 """
 
 from __future__ import annotations
@@ -38,11 +39,11 @@ if TYPE_CHECKING:
 
 MOST_WORKERS = 8
 WRITERS = 3
-"""Threads that write: one may be waiting for the disk to have a whole unit."""
+"""Threads that write: one may be waiting for the disk to commit a unit."""
 BYTES_TOGETHER = 1 << 20
-"""Latents that a thread is handed at once: waking it costs as much as writing a small row."""
+"""Bytes that a thread is handed at once: waking it costs as much as a small row."""
 WAITING = 16
-"""Writes that wait for a thread, before the encoder has to."""
+"""Writes that may be pending before the encoder waits for one."""
 
 Advance = Callable[[int], None]
 Row = tuple[int, Floats, Array | None]
@@ -51,7 +52,7 @@ Row = tuple[int, Floats, Array | None]
 
 @dataclass(frozen=True)
 class Unit:
-    """What is left to do of the rows ``[number * unit_rows, (number + 1) * unit_rows)``."""
+    """Pending rows in ``[number * unit_rows, (number + 1) * unit_rows)``."""
 
     number: int
     rows: tuple[int, ...]
@@ -59,26 +60,26 @@ class Unit:
 
 @dataclass(frozen=True)
 class UnitReport:
-    """How many rows of a committed unit have latents now, and which ones failed."""
+    """How many rows of a committed unit got latents, and which ones failed."""
 
     done: int
     failures: tuple[Failure, ...]
 
 
 class Interrupted(LaryError):
-    """The user stopped the run: what was begun is finished and kept. Exit code 130, as in shells."""
+    """The user stopped the run; what was begun is kept. Exit code 130, as in shells."""
 
     exit_code = 130
 
 
 @dataclass(frozen=True)
 class Job:
-    """One extraction with everything looked up: what a worker process needs.
+    """One extraction with everything that a worker process needs.
 
     Attributes:
         pending: how many rows are to be done, by all workers together.
         processes: how many share this machine's cores.
-        threads: of torch: their number decides the last bits of a product on a CPU.
+        threads: of torch; their number decides how products round on a CPU.
     """
 
     config: ExtractConfig
@@ -104,7 +105,7 @@ def model_of(config: ExtractConfig) -> ModelSpec:
 
 
 def make_encoder(job: Job, model: ModelSpec, device: str) -> LoadedEncoder:
-    """The model on its device, in the arithmetic that was asked for."""
+    """Load the model on a device, in the requested precision. Raises LaryError."""
     config = job.config
     context = ModelContext(device, config.protocol, job.weights, config.revision, config.seed, job.variables)
     return build(model, context, precision=config.precision, compiled=config.compile)
@@ -120,15 +121,14 @@ def encode_units(
     advance: Advance = lambda rows: None,
     stopped: Callable[[], bool] = lambda: False,
 ) -> Iterator[UnitReport]:
-    """Read, encode and write units of rows; each is reported once it is committed.
+    """Read, encode and write units of rows; yields each once it is committed.
 
     Args:
-        units: taken one at a time, the next one while the last one is still encoded.
+        units: taken one at a time, while the one before is encoded.
         advance: called with the number of rows that are completed.
-        stopped: whether to end after the current unit.
+        stopped: whether to end before the next unit.
 
-    Raises LaryError for a worker that doesn't start, a full disk, or an encoder's wrong
-    answer.
+    Raises LaryError for no worker, a full disk, or an encoder's wrong output.
     """
     assert job.store is not None
     config = job.config
@@ -148,7 +148,7 @@ def encode_units(
                 with OpenUnit(job.store, number, threads) as unit:
                     for batch, rows in group:
                         for index, tokens, codes in rows:
-                            if pending:
+                            if pending:  # the first row shows how large all are
                                 check_space(job.store, tokens, codes, pending)
                                 pending = 0
                             unit.add(batch.rows[index], batch.samples[index], tokens, codes)
@@ -157,21 +157,21 @@ def encode_units(
                         advance(len(batch.rows))
                         while commits and commits[0].done():
                             yield commits.popleft().result()
-                # Tasks begin in their order: all of the unit's writes have begun before its commit does.
+                # Tasks begin in order: no commit waits for writes behind it.
                 commits.append(threads.submit(unit.commit))
         for commit in commits:
             yield commit.result()
 
 
 def most_frames(table: SampleTable) -> int:
-    """The largest T of a table's samples."""
+    """The largest number of frames T of a table's samples."""
     if table.spec.media == "pair":
         return 2
     return 1 + max(str(cell).count(",") for cell in table.frame[INDEX_COLUMN])
 
 
 def plan_batches(table: SampleTable, units: Iterable[Unit], unit_rows: int, size: int) -> Iterator[Batch]:
-    """The batches of units, in order; positions are counted from the first row of their unit."""
+    """Batches of units in order; a row's position counts from its unit's first row."""
     for unit in units:
         first = unit.number * unit_rows
         for _, group in groupby(unit.rows, lambda row: (row - first) // size):  # noqa: B023 (used at once)
@@ -182,7 +182,7 @@ def plan_batches(table: SampleTable, units: Iterable[Unit], unit_rows: int, size
 
 
 class Encoding:
-    """An encoder with the arithmetic in front of it and the pooling behind it, on one device.
+    """An encoder on a device, with normalisation before and pooling after it.
 
     Args:
         singly: encode rows one by one.
@@ -194,7 +194,7 @@ class Encoding:
         self._normalise = None if singly else DeviceNormaliser(preprocess, device)
 
     def stream(self, batches: Iterable[Batch]) -> Iterator[tuple[Batch, Iterable[Row]]]:
-        """The rows of every batch that could be read, in order."""
+        """Encode batches; yields each with those of its rows that could be read."""
         before: tuple[Batch, Iterator[Row]] | None = None
         for batch in batches:
             if self._normalise is None:
@@ -217,11 +217,12 @@ class Encoding:
                 clip = spare[length] = normalise(frames, self._preprocess, spare.get(length))
                 tokens, codes = self._encoded(torch.from_numpy(clip))
                 found = tokens[0].numpy()
+                # It may be a view of the input, which is overwritten next.
                 found = found.copy() if np.may_share_memory(found, clip) else found
                 yield index, found, None if codes is None else codes[0].numpy()
 
     def _launch(self, batch: Batch, normaliser: DeviceNormaliser) -> Iterator[Row]:
-        """Have the accelerator compute a batch; the rows, when asked for, wait for it."""
+        """Start a batch on the accelerator; the rows, when asked for, wait for it."""
         import torch
 
         lengths: dict[int, list[int]] = {}
@@ -230,6 +231,7 @@ class Encoding:
                 lengths.setdefault(length, []).append(index)
         parts = []
         for length, indices in lengths.items():
+            # All positions: a batch's size decides how kernels round.
             planes = torch.from_numpy(batch.clips[:, :length])
             planes = planes.pin_memory() if self._cuda else planes  # copied while the device computes
             with torch.inference_mode():
@@ -250,7 +252,7 @@ class Encoding:
         return rows()
 
     def _encoded(self, clips: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor | None]:
-        """Pooled float32 tokens of clips with the axes of a store, and codes, on the host."""
+        """Encode clips; returns pooled float32 tokens, and codes, on the host."""
         import torch
 
         with torch.inference_mode():
@@ -270,7 +272,7 @@ class Encoding:
 
 
 class OpenUnit:
-    """A unit whose rows are written by threads; an exception in its block gives it up."""
+    """A unit whose rows threads write; an exception in its block discards it."""
 
     def __init__(self, store: LatentStore, number: int, threads: ThreadPoolExecutor) -> None:
         self._threads = threads
@@ -293,14 +295,14 @@ class OpenUnit:
             self._stack.__exit__(kind, error, trace)
 
     def add(self, row: int, sample: Sample, tokens: Any, codes: Any) -> None:
-        """Have a row written. Raises what an earlier write has raised."""
+        """Have a row written. Raises what an earlier write raised."""
         self._rows.append((row, sample, tokens, codes))
         self._bytes += tokens.nbytes
         if self._bytes >= BYTES_TOGETHER:
             self.hand_over()
 
     def hand_over(self) -> None:
-        """Have the gathered rows written; waits where many others come first."""
+        """Have the gathered rows written; waits while too many writes are pending."""
         self._writes.append(self._threads.submit(self._write_all, self._rows))
         self._handed += len(self._rows)
         self._rows, self._bytes = [], 0
@@ -315,7 +317,7 @@ class OpenUnit:
                 self._unwritten.append(Failure(row, sample.media[0], str(error)))
 
     def commit(self) -> UnitReport:
-        """Make the rows stay, once all of them were written."""
+        """Wait for the writes and commit the rows. Raises what a write raised."""
         with self._stack:
             for write in self._writes:
                 write.result()
@@ -324,9 +326,9 @@ class OpenUnit:
 
 
 def check_space(store: LatentStore, tokens: Array, codes: Array | None, rows: int) -> None:
-    """Refuse to start what the disk has no free space for. Raises LaryError."""
+    """Raise LaryError if the disk has no space for so many rows like this one."""
     dtype, folder = store.identity.dtype, store.folder
-    # Without what their container adds.
+    # The little that a container adds is left out.
     size = tokens.size * (4 if dtype == "float32" else 2)
     need = rows * (size + (0 if codes is None else codes.nbytes))
     free = shutil.disk_usage(folder).free

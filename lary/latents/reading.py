@@ -1,7 +1,7 @@
-"""The reading stage: samples decoded and resized by worker processes into shared memory.
+"""The reading stage: worker processes decode and resize into shared memory.
 
-The memory is a ring of batches; nothing grows with the data set. A file that hangs or
-crashes a decoder costs its sample only. The processes stay for the next extraction.
+The memory is a ring of batches; nothing grows with the data set. A file that
+hangs or crashes a decoder costs its sample only. Processes are used again.
 """
 
 import atexit
@@ -37,12 +37,13 @@ class Batch:
     """Rows that go through the network together.
 
     Attributes:
-        unit: the unit of work that they belong to.
-        places: the position of every row in the batch.
+        unit: number of their unit of work.
+        places: the position of every row in the batch, in [0, B).
         paths: the files of every row.
-        clips: (B, T, 3, H, W) uint8, B positions and the largest T; black where nothing could be read. The memory
-            belongs to the reading stage, which reuses it.
+        clips: (B, T, 3, H, W) uint8 for the largest T; black where nothing
+            could be read. `Readers` own the memory and reuse it.
         problems: why rows could not be read.
+        slot: index of its memory in the ring.
     """
 
     unit: int
@@ -57,11 +58,11 @@ class Batch:
 
     @property
     def lengths(self) -> list[int]:
-        """Frames T of every row."""
+        """The number of frames T of every row."""
         return [len(sample.frame_index) or len(sample.media) for sample in self.samples]
 
     def wait(self) -> None:
-        """Wait until all rows were read or given up. Raises LaryError: no process starts."""
+        """Wait until rows are read or given up. Raises LaryError without workers."""
         found = [answer for future in self.answers for answer in future.result()]
         for row, place, paths, answer in zip(self.rows, self.places, self.paths, found, strict=True):
             problem = f"{paths[0]} can't be read: {answer}." if isinstance(answer, NoAnswer) else answer.get("error")
@@ -70,7 +71,7 @@ class Batch:
                 self.clips[place] = 0
 
     def failures(self) -> list[Failure]:
-        """The rows that could not be read, with the file that the reason names, or the first."""
+        """The rows that could not be read, each with the file at fault or its first."""
         found = []
         for row, sample, paths in zip(self.rows, self.samples, self.paths, strict=True):
             if reason := self.problems.get(row):
@@ -80,9 +81,9 @@ class Batch:
 
 
 class Readers:
-    """Reading processes, and memory that they share with this one by its descriptor.
+    """Reading processes, and memory that they share by its descriptor.
 
-    The memory has no name in any folder.
+    The memory has no name in any folder: a killed process leaves nothing.
     """
 
     def __init__(self, workers: int) -> None:
@@ -98,16 +99,17 @@ class Readers:
     def read(
         self, batches: Iterable[Batch], preprocess: Preprocess, places: int, frames: int, seconds: float
     ) -> Generator[Batch, None, None]:
-        """Read batches ahead; the clips of each are valid until the next one is asked for.
+        """Read batches ahead; clips are valid until the next one is asked for.
 
         Args:
             places: B of every batch.
             frames: the largest T of all samples.
             seconds: after which a sample is given up.
 
-        Raises LaryError where there is no memory, or no worker process starts.
+        Raises LaryError where memory is short, or no worker process starts.
         """
         workers = len(self.pool.workers)
+        # One more than is read ahead: the batch that the caller works on.
         count = 1 + max(2, -(-AHEAD * workers // places))
         memory = self._slots(count, (places, frames, 3, preprocess.size, preprocess.size))
         common = {"preprocess": asdict(preprocess), "size": self._size}
@@ -155,13 +157,13 @@ class Readers:
 
 
 idle: list[Readers] = []
-"""Readers of this process that nobody uses."""
+"""Readers of this process that no extraction uses now."""
 _idle_lock = threading.Lock()
 
 
 @contextmanager
 def idle_readers(workers: int) -> Iterator[Readers]:
-    """Readers with at least so many processes; they stay for the next extraction."""
+    """Readers with at least `workers` processes, which stay for the next extraction."""
     with _idle_lock:
         enough = [each for each in idle if len(each.pool.workers) >= workers]
         if enough:
@@ -181,10 +183,10 @@ def _close_readers() -> None:
 
 
 def reader(descriptor: str) -> Callable[[Question], Answer]:
-    """Make the answers of a reading process: each puts a sample's frames into the memory.
+    """Make the function that puts a sample into the shared memory.
 
     Args:
-        descriptor: of the shared memory.
+        descriptor: of the shared memory, as a decimal number.
     """
     import av
     import cv2
@@ -196,7 +198,7 @@ def reader(descriptor: str) -> Callable[[Question], Answer]:
     memory, known, preprocess = mmap.mmap(-1, 1), None, Preprocess()
 
     def answer(question: Question) -> Answer:
-        """Read one sample; the answer says what was wrong with it, or nothing."""
+        """Read one sample; the answer is empty, or has the ``error``."""
         nonlocal memory, known, preprocess
         if known != (common := (question["size"], question["preprocess"])):
             memory = mmap.mmap(int(descriptor), question["size"])
@@ -216,7 +218,7 @@ def reader(descriptor: str) -> Callable[[Question], Answer]:
             return {"error": str(error)}
         except MemoryError:
             return {"error": "It does not fit into memory."}
-        except Exception as error:  # a reader that fails in a way of its own is a finding about the file
+        except Exception as error:  # whatever a decoder raises concerns this file alone
             return {"error": f"{type(error).__name__}: {error}"}
 
     return answer

@@ -1,9 +1,8 @@
-"""Names of an extraction, its table and folder; opening a store to write, latents to
-read.
+"""Names, tables and folders of extractions; opening stores and their latents.
 
-What differs from the default (the ``paper`` protocol, another latent, random weights,
-pooled tokens) is appended to the model's name in files and folders, as in
-``lapa@paper``, so that numbers never mix. The default has the published names.
+What differs from the default (the ``paper`` protocol, another latent, random
+weights, pooled tokens) is appended to the model's name in files and folders,
+as in ``lapa@paper``, so that numbers never mix. Defaults have published names.
 """
 
 from __future__ import annotations
@@ -43,8 +42,9 @@ from lary.types import RANDOM, BenchmarkProtocol, JsonDict, LaryError, UsageErro
 
 TABLE_FOLDER = "data"
 BATCHES = 8
-"""Per unit of a store whose units are nothing on disk."""
+"""Batches per unit of a store of ``.npz``, where a unit is no file."""
 MOST_ROWS = 1 << 20
+"""Rows per unit that a manifest may claim."""
 KINDS: dict[StoreKind, type[LatentStore]] = {"npz": NpzStore, "shards": ShardStore}
 
 
@@ -53,8 +53,10 @@ class LatentsRef:
     """The latents of one split, as one extraction makes them.
 
     Attributes:
-        pool: pooling of the stored tokens; None and ``none`` are all tokens.
-        control: the control whose frames were encoded in place of the split's own, or None.
+        latent: kind of latent, None for the model's default.
+        weights: ``random`` for random weights; others don't change names.
+        pool: pooling of the tokens; None and ``none`` keep all.
+        control: the control whose changed frames were encoded, or None.
     """
 
     model: str
@@ -68,7 +70,7 @@ class LatentsRef:
 
     @classmethod
     def of(cls, config: Any, split: str | None = None) -> LatentsRef:
-        """The latents that the options of a command ask for, of `split` in place of theirs."""
+        """The latents that a command's options name, of `split` if it is given."""
         names = ("model", "dataset", "protocol", "latent", "weights", "pool")
         given: JsonDict = {name: getattr(config, name, None) for name in names}
         return cls(split=config.split if split is None else split, **given)
@@ -80,7 +82,7 @@ class LatentsRef:
 
     @property
     def pooling(self) -> str:
-        """The pooling by its word, ``none`` for all tokens."""
+        """The pooling as on the command line, ``none`` for all tokens."""
         return self.pool or "none"
 
     @property
@@ -113,9 +115,10 @@ class LatentsRef:
 
 
 def find_latent_table(settings: Settings, ref: LatentsRef) -> Path | None:
-    """The table of an extraction, or None. Under ``paper`` the published file name is taken too.
+    """The table of an extraction, or None where there is none.
 
-    Where pooled latents weren't stored, the table of all tokens is taken.
+    Pooled latents that weren't stored are found in the table of all tokens,
+    and those of ``paper`` under the published name, which has no protocol.
     """
     refs = [ref, replace(ref, pool=None)]
     if ref.protocol == "paper" and not ref.latent and not ref.weights:
@@ -124,7 +127,7 @@ def find_latent_table(settings: Settings, ref: LatentsRef) -> Path | None:
 
 
 class PooledSource:
-    """Latents whose tokens are pooled as they are read."""
+    """A `LatentSource` that pools the tokens of another as they are read."""
 
     def __init__(self, source: NpzSource | ShardSource, pool: str) -> None:
         self._source, self._pool_name = source, pool
@@ -150,12 +153,11 @@ class PooledSource:
 
 @dataclass(frozen=True)
 class SplitLatents:
-    """The samples of one split that have latents, in table order, and their tokens.
+    """Samples of a split that have latents, in table order, and their tokens.
 
     Attributes:
-        store: the manifest of the store, or a note that another program made the latents.
-        left_out: how many rows of the table have no latents, or were taken out.
-        folder: of the store.
+        store: its manifest and stamp, or a note that another program made it.
+        left_out: how many rows have no latents, or were taken out.
     """
 
     table: SampleTable
@@ -166,24 +168,24 @@ class SplitLatents:
 
     @property
     def frames(self) -> int:
-        """How many frames the first sample has."""
+        """Number of frames T of the first sample."""
         return len(self.table[0].frame_index) or len(self.table[0].media)
 
     def take(self, positions: Sequence[int]) -> SplitLatents:
-        """Some of the samples; the others count as left out."""
+        """The samples at some positions; the others count as left out."""
         left_out = self.left_out + len(self.table) - len(positions)
         table, source = self.table.take(positions), self.source.take(positions)
         return replace(self, table=table, source=source, left_out=left_out)
 
 
 def open_latents(settings: Settings, ref: LatentsRef) -> SplitLatents:
-    """Open the latents of a split, stored with its pooling, or pooled when they are read.
+    """Open the latents of a split, pooled as stored or as they are read.
 
     The model needs no record: the files hold all that is needed.
 
     Raises:
-        UsageError: there is no table, or its latents belong to another model, protocol or pooling.
-        LaryError: a latent file that the table names is missing or torn, or no row has latents.
+        UsageError: no table, or one of another model, protocol or pooling.
+        LaryError: a latent file is missing or torn, or no row has latents.
     """
     parse_pool(ref.pooling)
     file = find_latent_table(settings, ref)
@@ -217,18 +219,18 @@ def open_latents(settings: Settings, ref: LatentsRef) -> SplitLatents:
 
 
 Opened = tuple[NpzSource | ShardSource, dict[str, str] | None, Path]
-"""Latents that ``la_path`` cells name, which store and model made them, and their folder."""
+"""Latents that ``la_path`` cells name, the stamp of the first file, the folder."""
 
 
 def open_files(settings: Settings, table: SampleTable, ref: LatentsRef, entries: list[str]) -> Opened:
-    """Latents in files of one sample each."""
+    """Open latents in files of one sample each."""
     files = resolve_latents(settings, ref, entries, table.path)
     stamp = read_stamp(files[0])
     return NpzSource(files), None if stamp is None else asdict(stamp), files[0].parent
 
 
 def open_shards(settings: Settings, table: SampleTable, ref: LatentsRef, entries: list[str]) -> Opened:
-    """Latents in shards, every row checked against the id of its sample."""
+    """Open latents in shards, and check every row against its sample's id."""
     number: dict[str, int] = {}
     places = np.empty((2, len(entries)), dtype=np.int64)
     for at, entry in enumerate(entries):
@@ -248,11 +250,13 @@ def open_shards(settings: Settings, table: SampleTable, ref: LatentsRef, entries
 
 
 def resolve_latents(settings: Settings, ref: LatentsRef, entries: list[str], table: Path) -> list[Path]:
-    """The files that ``la_path`` cells name: under LARY_LA_DIR, or bare names in the model's folder.
+    """The files that ``la_path`` cells name, relative to the latent root.
 
-    Raises UsageError for a path that leaves these folders, LaryError for missing files.
+    Published tables may hold bare names of files in the model's folders.
+    Raises UsageError for other paths, LaryError for missing files.
     """
     root, spec, tag = ref.latent_root(settings), ref.spec, ref.tag
+    # Published folders have the plain name.
     folders = dict.fromkeys((tag, tag.split("@")[0]))
     layouts = [root / spec.name, root / spec.name / f"stride_{spec.stride}"]
     usual = [layout / ref.split / folder for folder in folders for layout in layouts]
@@ -275,7 +279,7 @@ def resolve_latents(settings: Settings, ref: LatentsRef, entries: list[str], tab
 
 
 def check_origin(store: JsonDict, table: Path, ref: LatentsRef) -> None:
-    """Refuse latents whose stamp or manifest names another store, model, data set, protocol or pooling.
+    """Refuse latents whose stamp or manifest doesn't match the request.
 
     Raises UsageError.
     """
@@ -312,13 +316,14 @@ def open_store(
 
     Args:
         details: further facts for the manifest.
-        unit_rows: rows per unit of a new store of shards, rounded up to a multiple of `batch_size`; units of
-            other kinds are a few batches.
+        unit_rows: rows per unit of a new store of shards, rounded up to a
+            multiple of `batch_size`; units of ``.npz`` are a few batches.
         batch_size: rows per forward pass; a unit holds whole batches.
 
     Raises:
-        UsageError: the folder holds another identity and `overwrite` is off, or another kind,
-            or units that the batches don't fit into.
+        UsageError: without `overwrite`, the folder holds another identity or
+            kind; or its units don't hold whole batches.
+        LaryError: the manifest is wrong, or can't be written.
     """
     make = KINDS[kind]
     unit_rows = -(-unit_rows // batch_size) * batch_size if kind == "shards" else BATCHES * batch_size
@@ -345,7 +350,7 @@ def open_store(
             if before.get(name) != value
         )
         raise UsageError(f"{folder} holds latents of another extraction ({differences}). Pass --overwrite.")
-    # Files of single samples are replaced one by one.
+    # A store of ``.npz`` replaces its old files one by one.
     patterns = [SHARDS, NPZ] if kind == "shards" else [SHARDS]
     for file in [file for pattern in patterns for file in folder.glob(pattern)] if found else ():
         file.unlink()

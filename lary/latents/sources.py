@@ -1,8 +1,11 @@
-"""Latents read from files, which are untrusted.
+"""Reading latents from files, which are untrusted.
 
-An ``.npz`` holds the arrays ``tokens`` and ``indices`` of one sample; its zip comment names the sample and the store.
-A shard is a safetensors file with the tensors ``tokens`` (R, P, N, D) or (R, N, D) and, for models with a codebook,
-``codes`` (R, P, N); its metadata name the store, and of every row the table's row, the sample id and the CRC-32.
+An ``.npz`` holds the arrays ``tokens`` and ``indices`` of one sample; its zip
+comment names the sample and the store. A shard is a safetensors file with the
+tensors ``tokens`` (R, P, N, D) or (R, N, D) and, for models with a codebook,
+``codes`` (R, P, N); its metadata hold the store's key, and for every row its
+row in the table, its sample id and its CRC-32. Rows are read from their
+offsets, since mapped tensors are slower on network file systems.
 """
 
 from __future__ import annotations
@@ -31,7 +34,7 @@ from lary.latents.store import SHARDS, copy_numbers, token_shape
 from lary.types import JsonDict, LaryError, MediaError
 
 MOST_BYTES = 1 << 30
-"""Most bytes of one sample's array in an .npz; the largest of the benchmark has 19 MB."""
+"""Bytes that an array in an .npz may have; the benchmark's largest has 19 MB."""
 THREADS = 8
 
 VERSION = "lary-latents-1"
@@ -40,11 +43,11 @@ CODE_TYPES = {"U8": "|u1", "I8": "|i1", "I16": "<i2", "I32": "<i4", "I64": "<i8"
 ITEM_BYTES = {"F32": 4, "F16": 2, "BF16": 2, "U8": 1, "I8": 1, "I16": 2, "I32": 4, "I64": 8}
 """Bytes of a number by the tag of its format in a shard."""
 STORED: dict[LatentDtype, str] = {"float32": "<f4", "float16": "<f2", "bfloat16": "<u2"}
-"""The bytes of a number format as numpy sees them; it has no bfloat16."""
+"""numpy's type by number format; it has no bfloat16, whose bits are read as uint16."""
 MOST_OPEN = 256
-"""Shards that are open at once: a process may often open a thousand files."""
+"""Shards open at once: the usual limit of a process is a thousand files."""
 MOST_KEPT = 1 << 26
-"""Bytes of a batch's memory that is kept for the next one."""
+"""Largest memory of a batch, in bytes, that is kept for the next one."""
 
 
 # One file per sample
@@ -52,7 +55,7 @@ MOST_KEPT = 1 << 26
 
 @dataclass(frozen=True)
 class Stamp:
-    """The zip comment of one file."""
+    """The zip comment of one file: sample id, key of the store, name of the model."""
 
     sample: str
     store: str
@@ -60,7 +63,7 @@ class Stamp:
 
 
 def read_stamp(path: Path) -> Stamp | None:
-    """The stamp of a file; None where it is missing or torn, or another program wrote it."""
+    """The stamp of a file; None if it is missing, torn or of another program."""
     try:
         with open_regular(path) as file, zipfile.ZipFile(file) as archive:
             return Stamp(**json.loads(archive.comment))
@@ -69,13 +72,13 @@ def read_stamp(path: Path) -> Stamp | None:
 
 
 def read_stamps(files: Iterable[Path]) -> Iterator[Stamp | None]:
-    """Stamps of files, in their order."""
+    """Read the stamps of files with threads, in order."""
     with ThreadPoolExecutor(THREADS) as pool:
         yield from pool.map(read_stamp, files)
 
 
 def read_array(path: Path, name: str) -> Array | None:
-    """A numeric array of a file, None if it isn't there. Raises MediaError."""
+    """A numeric array of a file, or None if it isn't there. Raises MediaError."""
     try:
         (array,) = read_npz(path, name, largest=MOST_BYTES)
         if array.dtype.kind not in "fiu":
@@ -90,7 +93,7 @@ def read_array(path: Path, name: str) -> Array | None:
 
 
 def read_tokens(path: Path) -> Array:
-    """The tokens of one sample as stored, shaped by `token_shape`. Raises MediaError."""
+    """Stored tokens of one sample, (P, N, D) or (N, D). Raises MediaError."""
     tokens = read_array(path, "tokens")
     if tokens is None:
         raise MediaError(f"The latents {path} can't be read (no array 'tokens'): extract them again.")
@@ -100,7 +103,7 @@ def read_tokens(path: Path) -> Array:
 
 
 class NpzSource:
-    """Latents in ``.npz`` files, one per sample, in the samples' order."""
+    """A `LatentSource` of ``.npz`` files, one per sample, at least one."""
 
     def __init__(self, files: Sequence[Path]) -> None:
         if not files:
@@ -112,7 +115,7 @@ class NpzSource:
         return len(self.files)
 
     def read(self, rows: Sequence[int] | Ints) -> Floats:
-        """Tokens of the samples at `rows`, (B, *shape) float32."""
+        """Tokens of the samples at `rows`, (B, *shape) float32. Raises LaryError."""
         out = np.empty((len(rows), *self.shape), dtype=np.float32)
         for position, row in enumerate(rows):
             tokens = read_tokens(self.files[row])
@@ -133,7 +136,7 @@ class NpzSource:
 # Shards
 
 Place = tuple[int, np.dtype[Any], tuple[int, ...]]
-"""The first byte of a tensor in a shard, numpy's number format, the shape of one row."""
+"""First byte of a tensor in a shard, numpy's number format, shape of one row."""
 
 
 @dataclass(frozen=True)
@@ -141,10 +144,12 @@ class ShardHeader:
     """What a shard holds; made by `read_shard`, so all of it fits the file.
 
     Attributes:
-        codes: None without.
-        rows: numbers (R,) int64 in the table, ascending.
-        checksums: (R,) uint32, of the bytes of tokens and codes of each row.
-        stamp: file number, size and time of change, by which a changed file is known.
+        store: key of the store.
+        codes: None for a model without a codebook.
+        rows: (R,) int64, rows of the table, ascending.
+        samples: R sample ids.
+        checksums: (R,) uint32, over the bytes of each row's tokens and codes.
+        stamp: inode, size and time of change, to notice changed files.
     """
 
     path: Path
@@ -170,14 +175,14 @@ class ShardHeader:
 
 
 def open_own(path: Path) -> Any:
-    """A file of a store for reading. Raises LaryError for a link, whose target may be exchanged."""
+    """Open a file of a store; LaryError for a link, whose target could be anything."""
     if path.is_symlink():
         raise LaryError(f"{path} is a link: a store holds files only.")
     return open_regular(path)
 
 
 def stamp_of(handle: int) -> tuple[int, int, int]:
-    """What shows whether a file has been exchanged or changed."""
+    """Inode, size and time of change of an open file."""
     found = os.fstat(handle)
     return found.st_ino, found.st_size, found.st_mtime_ns
 
@@ -201,7 +206,7 @@ def read_shard(path: Path) -> ShardHeader:
 
 
 def _checked(path: Path, header: JsonDict, start: int, stamp: tuple[int, int, int]) -> ShardHeader:
-    """A header whose tensors the library has checked. Raises one of Python's errors."""
+    """Check a header whose tensors the library has checked. Raises built-in errors."""
     facts, tokens, codes = header.pop("__metadata__"), header.pop("tokens"), header.pop("codes", None)
     if header or facts["format"] != VERSION:
         raise ValueError(f"expected tokens and codes in the format {VERSION}")
@@ -236,7 +241,7 @@ def _checked(path: Path, header: JsonDict, start: int, stamp: tuple[int, int, in
 
 
 def scan_shards(folder: Path, key: str | None) -> tuple[list[ShardHeader], list[str]]:
-    """Headers of a folder's shards, the oldest of a unit first, and what is wrong with others."""
+    """Headers of a folder's shards, oldest of a unit first, and problems of others."""
 
     def order(file: Path) -> list[int]:  # unit and further number; other names come last
         parts = file.name.removesuffix(".safetensors").split("_")[1:]
@@ -257,7 +262,7 @@ def scan_shards(folder: Path, key: str | None) -> tuple[list[ShardHeader], list[
 
 
 class OpenShard:
-    """A shard that is open; closed with the last who knows it."""
+    """An open shard, closed when nothing refers to it any more."""
 
     def __init__(self, header: ShardHeader) -> None:
         self.header = header
@@ -271,7 +276,7 @@ class OpenShard:
             os.close(self.handle)
 
     def read_into(self, data: memoryview, place: int) -> None:
-        """Fill memory from a place of the file. Raises LaryError where the file ends before."""
+        """Fill memory from a byte offset. Raises LaryError if the file ends early."""
         while data:
             size = os.preadv(self.handle, [data], place)
             if size <= 0:
@@ -279,7 +284,7 @@ class OpenShard:
             data, place = data[size:], place + size
 
     def row(self, position: int) -> tuple[Array, Array | None]:
-        """Tokens and codes of one row as they are stored, bfloat16 as uint16; None without codes."""
+        """Tokens and codes, or None, of one row as stored; bfloat16 as uint16."""
         found: list[Any] = []
         for place in (self.header.tokens, self.header.codes):
             if place is None:
@@ -290,13 +295,13 @@ class OpenShard:
 
 
 class ShardSource:
-    """Latents in rows of shards, which are read by their positions in the files.
+    """A `LatentSource` of rows in shards.
 
     Args:
         headers: of the shards, all with one shape and number format.
-        files, positions: (n,) for each sample its shard and its row there.
+        files, positions: (n,) index of each sample's shard, and its row there.
 
-    Raises LaryError for no rows, or shards that don't fit together.
+    Raises LaryError without rows, or for shards that don't fit together.
     """
 
     def __init__(self, headers: Sequence[ShardHeader], files: Ints, positions: Ints) -> None:
@@ -312,7 +317,7 @@ class ShardSource:
             raise LaryError(f"{folder} has shards with fewer rows than were asked for: extract again.")
         self.headers, self.shape, self.dtype = tuple(headers), headers[0].shape, headers[0].dtype
         self._file, self._position = files, positions
-        # The cache must not refer to this object, or both would stay until the garbage collector runs.
+        # The cache must not refer to this object: a cycle keeps files open.
         self._open = lru_cache(MOST_OPEN)(lambda file: OpenShard(headers[file]))
         self._spare: list[mmap.mmap] = []
 
@@ -335,14 +340,14 @@ class ShardSource:
         out = torch.from_numpy(found.reshape(len(chosen), math.prod(self.shape)))
         raw = torch.empty(math.prod(self.shape), dtype=getattr(torch, self.dtype))
         data = raw.view(torch.uint8).numpy().data
-        order = np.lexsort((self._position[chosen], self._file[chosen]))  # as on the disk
+        order = np.lexsort((self._position[chosen], self._file[chosen]))  # as on disk
         shards = [self._open(file) for file in self._file[chosen][order].tolist()]
         starts = [
             shard.header.tokens[0] + len(data) * position
             for shard, position in zip(shards, self._position[chosen][order].tolist(), strict=True)
         ]
-        # All rows are announced to the kernel before the first one is read, so that a disk or a network
-        # file system fetches them at the same time.
+        # All rows are announced first, so that a disk or a network fetches
+        # them at once: 1.5 to 4 times as fast where they aren't cached.
         if hasattr(os, "posix_fadvise"):
             for shard, start in zip(shards, starts, strict=True):
                 os.posix_fadvise(shard.handle, start, len(data), os.POSIX_FADV_WILLNEED)
@@ -352,16 +357,17 @@ class ShardSource:
         return found
 
     def _memory(self, shape: tuple[int, ...]) -> Floats:
-        """Memory for a batch: that of an earlier one which nobody uses any more.
+        """Memory for a batch: that of an earlier one which is out of use.
 
-        Fresh pages cost as much time as the numbers that are put into them.
+        Fresh pages cost as much time as filling them with numbers.
         """
         size = 4 * math.prod(shape)
         memory = self._spare.pop() if self._spare else None
         if memory is None or len(memory) < size:
             memory = mmap.mmap(-1, max(size, 1))
         found = np.frombuffer(memory, np.float32, size // 4)
-        if len(memory) <= MOST_KEPT:  # all views of the array keep it alive, since it doesn't own its memory
+        # Every view refers to `found`, since that doesn't own its memory.
+        if len(memory) <= MOST_KEPT:
             weakref.finalize(found, self._spare.append, memory).atexit = False
         return found.reshape(shape)
 

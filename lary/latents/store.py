@@ -1,13 +1,15 @@
-"""The latent store: its identity, what all its kinds have in common, number formats, pooling.
+"""The latent store: identity, interface, number formats and pooling.
 
-A store holds the latents of one split and one identity (model, weights, protocol,
-preprocessing, data set revision, pooling, number format) in one folder, described by
-``store.json``. Two kinds write them differently: ``npz`` one file per sample,
-``shards`` one safetensors file per unit of rows. Sample ids and the identity's key
-decide about resuming and mixing, not file names.
+A store holds the latents of one split and one identity (model, weights,
+protocol, preprocessing, data set revision, pooling, number format) in one
+folder, described by ``store.json``. Two kinds write them differently: ``npz``
+one file per sample, ``shards`` one safetensors file per unit of rows. Which
+rows are done, and whether latents fit together, is decided by sample ids and
+the identity's key, not by names.
 
-Pooling over the N tokens of each step saves bytes on disk, or tokens for the probe: ``mean`` averages all,
-``cls`` takes the encoder's class token, ``grid:K`` averages a square grid of tokens down to K x K cells.
+Pooling over the N tokens of each step saves bytes on disk, or tokens for the
+probe: ``mean`` averages all, ``cls`` takes the encoder's class token,
+``grid:K`` averages a square grid of tokens down to K x K cells.
 """
 
 from __future__ import annotations
@@ -39,18 +41,21 @@ NPZ, SHARDS = "latent_action_*.npz", "shard_*.safetensors"
 INDEX = "index.parquet"
 """A list of the rows that version 0.1 wrote beside shards."""
 SHARD_MARK = "#"
-"""Between a shard and a row in it, in ``la_path``."""
+"""Separates the file of a shard and the row in it, in ``la_path``."""
 NONE = "none"
 """The pooling that keeps all tokens."""
 FORMAT = 1
 LATER_FIELDS = {"revision": "", "pool": NONE, "dtype": "float32"}
-"""Fields that identities of the first format lack; a key doesn't change where they are so."""
+"""Fields that early identities lack, with the value that this means. A key
+leaves them out where they have it, so that old stores keep their keys.
+"""
 
 
 def token_shape(shape: tuple[int, ...]) -> tuple[int, ...]:
-    """The axes (P, N, D) or (N, D) under which one sample's tokens of any shape are stored.
+    """The shape (P, N, D) or (N, D) in which tokens of any shape are stored.
 
-    (D,) is one token, and all axes between the first and the last are tokens: (9, 2, 2, 24) is (9, 4, 24).
+    (D,) is one token, and all axes between the first and the last are tokens:
+    (9, 2, 2, 24) becomes (9, 4, 24).
     """
     if len(shape) == 1:
         return (1, *shape)
@@ -59,13 +64,13 @@ def token_shape(shape: tuple[int, ...]) -> tuple[int, ...]:
 
 @dataclass(frozen=True)
 class StoreIdentity:
-    """What the latents of one folder have in common. Two identities never share a folder.
+    """What the latents of one folder have in common; another needs its own.
 
     Attributes:
         record: digest of the model's preprocessing, options and precision.
         weights: digest of the weights.
         revision: of the data set.
-        pool: pooling of the tokens when they were written.
+        pool: pooling before tokens were written.
         dtype: number format of the tokens on disk.
     """
 
@@ -82,26 +87,27 @@ class StoreIdentity:
 
     @property
     def key(self) -> str:
-        """A digest of all fields."""
+        """A digest of all fields, which names the store in its files."""
         fields = {name: value for name, value in asdict(self).items() if LATER_FIELDS.get(name) != value}
         return digest(json.dumps([FORMAT, fields], sort_keys=True))
 
 
 Write = Callable[[int, str, Floats, Array | None], None]
-"""Takes a row, its sample's id, its tokens (P, N, D) or (N, D) float32, and its codes (P, N).
+"""Takes a row, its sample id, tokens (P, N, D) or (N, D) float32, codes (P,
+N).
 
-It may be called from several threads and in any order. It raises MediaError for tokens that aren't finite in the
-store's number format, which costs this row alone, and LaryError for a row of another unit or shape, or a full
-disk.
+It may be called from several threads and in any order. It raises MediaError
+for tokens that aren't finite in the store's number format, which costs this
+row alone, and LaryError for a row of another unit or shape, or a full disk.
 """
 
 
 @dataclass(frozen=True)
 class LatentStore:
-    """The latents of one split and one identity in one folder. Stores can be pickled.
+    """The latents of one split and one identity in a folder; can be pickled.
 
     Attributes:
-        unit_rows: a unit of work is the rows ``[k * unit_rows, (k + 1) * unit_rows)``.
+        unit_rows: rows per unit of work.
     """
 
     folder: Path
@@ -109,7 +115,7 @@ class LatentStore:
     unit_rows: int
 
     def held(self, table: SampleTable, *, check: bool = True) -> dict[int, str]:
-        """Rows of the table whose latents are there, with their names in the folder.
+        """Names in the folder, by row of the table, of latents that exist.
 
         Args:
             check: leave out what is torn, or is of another sample or store.
@@ -117,9 +123,9 @@ class LatentStore:
         raise NotImplementedError
 
     def writer(self, unit: int) -> AbstractContextManager[Write]:
-        """A function that writes rows of a unit. No two may be in use for one unit at once.
+        """A context with a function that writes rows of a unit, one at a time.
 
-        Leaving the block commits the rows for good, unless an exception gives them up.
+        Leaving the block commits the rows, unless an exception discards them.
         """
         raise NotImplementedError
 
@@ -129,7 +135,7 @@ class LatentStore:
         return [row for row in range(len(table)) if row not in there]
 
     def entries(self, table: SampleTable, root: Path, failed: Collection[int | None] = ()) -> list[str]:
-        """The ``la_path`` of every row, relative to `root`; empty where it has no latents."""
+        """The ``la_path`` of every row, relative to `root`; empty without latents."""
         relative = self.folder.relative_to(root).as_posix()
         found = [""] * len(table)
         for row, name in self.held(table, check=False).items():
@@ -137,16 +143,15 @@ class LatentStore:
         return found
 
     def write_table(self, table: SampleTable, path: Path, root: Path, failed: Collection[int | None]) -> None:
-        """Write a table with the column ``la_path``."""
+        """Write a table with the column ``la_path``. Raises LaryError."""
         frame = table.frame.copy()
         frame["la_path"] = self.entries(table, root, failed)
         write_text(path, str(frame.to_csv(index=False, lineterminator="\n")))
 
     def finish(self, table: SampleTable) -> None:
-        """Bring what lists the latents up to date, and remove what killed writers have left.
+        """Update the manifest, and remove what killed writers have left.
 
-        The manifest notes the last table extracted from; the samples' ids decide, not
-        this.
+        The table noted there is for readers: sample ids decide what is done.
         """
         remove_torn(self.folder)
         (self.folder / INDEX).unlink(missing_ok=True)
@@ -157,7 +162,7 @@ class LatentStore:
 
 
 def read_manifest(folder: Path) -> JsonDict:
-    """The manifest of a store, empty where there is none. Raises LaryError for an odd or newer one."""
+    """The manifest of a store, empty without one; LaryError if it is wrong or newer."""
     file = folder / MANIFEST
     if not file.exists():
         return {}
@@ -172,15 +177,16 @@ def read_manifest(folder: Path) -> JsonDict:
 # Number formats
 
 LARGEST: dict[LatentDtype, float] = {"float32": np.inf, "float16": 65520.0, "bfloat16": 255.5 * 2.0**120}
-"""What is rounded to infinity: half a step above the largest number of the format."""
+"""From here on numbers round to infinity: half a step above the largest finite one."""
 
 PIECE = 32768
-"""Numbers per conversion: as many as torch leaves to one thread. More threads would wait for each other longer
-than the conversion takes."""
+"""Numbers per conversion: torch's grain size, up to which it uses one thread.
+More threads would wait for each other longer than the conversion takes.
+"""
 
 
 def narrow(tokens: Floats, dtype: LatentDtype) -> Array:
-    """Tokens in the store's number format, rounded to nearest; bfloat16 as its bits in uint16.
+    """Round tokens to a number format; bfloat16 comes as its bits in uint16.
 
     Raises:
         MediaError: a value is not finite, or too large for the format.
@@ -215,7 +221,7 @@ def copy_numbers(source: torch.Tensor, target: torch.Tensor) -> None:
 
 
 def parse_pool(text: str) -> tuple[str, int]:
-    """Kind of a pooling, and cells per side of a grid. Raises UsageError."""
+    """Kind of a pooling, and K of ``grid:K`` or 0. Raises UsageError."""
     if text in (NONE, "mean", "cls"):
         return text, 0
     if found := re.fullmatch(r"grid:([1-9]\d{0,2})", text):
@@ -224,17 +230,16 @@ def parse_pool(text: str) -> tuple[str, int]:
 
 
 def check_pool(model: ModelSpec, text: str) -> None:
-    """Refuse a pooling that isn't one, or that the model's record can't offer."""
+    """Raise UsageError for a pooling that is none, or that the model can't offer."""
     if parse_pool(text)[0] == "cls" and not model.class_token:
         offered = ", ".join(other.name for other in MODELS if other.class_token)
         raise UsageError(f"--pool cls: '{model.name}' gives no class token; these models do: {offered}.")
 
 
 def pooled_latents(latents: Latents, pool: str) -> Latents:
-    """Latents as a store has them: tokens (B, P, N, D) or (B, N, D) float32, codes as they are.
+    """Pool tokens to (B, P, N, D) or (B, N, D) float32; codes stay.
 
-    Raises UsageError for ``cls`` without a class token, or a grid that the tokens don't
-    have.
+    Raises UsageError for a missing class token or grid.
     """
     if pool == NONE:
         return latents
@@ -246,7 +251,7 @@ def pooled_latents(latents: Latents, pool: str) -> Latents:
 
 
 def pooled_tokens(tokens: torch.Tensor, pool: str) -> torch.Tensor:
-    """Tokens (..., N, D) pooled by ``mean`` or ``grid``, (..., 1 or K * K, D)."""
+    """Pool tokens (..., N, D) to (..., 1, D), or (..., K * K, D). Raises UsageError."""
     import torch
 
     kind, cells = parse_pool(pool)

@@ -1,4 +1,4 @@
-"""What is done with stores after extraction: describe, verify, convert, export."""
+"""Tools for stores after extraction: describe, verify, convert, export."""
 
 import re
 from concurrent.futures import ThreadPoolExecutor
@@ -30,7 +30,7 @@ THREADS = 4
 
 @dataclass(frozen=True)
 class _Found:
-    """A store on the disk; without a manifest it holds ``.npz`` files of another program."""
+    """A store on disk; without a manifest, ``.npz`` files of another program."""
 
     folder: Path
     manifest: JsonDict
@@ -39,7 +39,7 @@ class _Found:
     problems: list[str]
 
     def held(self) -> dict[int, tuple[str, Path]]:
-        """Sample id and file by row; of a row that is there twice, the newest."""
+        """Sample id and file by row, from the newest shard that holds it."""
         found: dict[int, tuple[str, Path]] = {}
         if self.kind == "npz":
             files = {row: self.folder / name for row, name in rows_in(self.folder).items()}
@@ -52,7 +52,7 @@ class _Found:
 
 
 def _find(settings: Settings, config: LatentsConfig) -> _Found:
-    """The store of a split. Raises UsageError if there is none, LaryError for its manifest."""
+    """Find the store of a split. Raises UsageError, or LaryError for its manifest."""
     DATASETS.get(config.dataset).split(config.split)
     folder = LatentsRef.of(config).folder(settings)
     if not folder.is_dir():
@@ -67,7 +67,7 @@ def _find(settings: Settings, config: LatentsConfig) -> _Found:
 
 
 def describe_store(config: LatentsConfig, settings: Settings) -> str:
-    """What a store is and holds, and what of its table is missing, in lines."""
+    """Describe a store in lines. Raises UsageError, LaryError."""
     store = _find(settings, config)
     held, problems, tokens = store.held(), list(store.problems), "unknown"
     files = {file for _, file in held.values()}
@@ -95,7 +95,7 @@ def describe_store(config: LatentsConfig, settings: Settings) -> str:
 
 
 def verify_store(config: LatentsConfig, settings: Settings) -> tuple[int, list[str]]:
-    """Read every row of a store: checksums, number formats, finite values, and stamps.
+    """Read every row of a store; checks checksums, stamps and finite values.
 
     Returns:
         How many rows were read, and a sentence for everything that is wrong.
@@ -135,7 +135,7 @@ def _shard_problems(header: ShardHeader) -> list[str]:
 
 
 def _npz_problems(file: Path, key: str | None) -> list[str]:
-    """What is wrong with one ``.npz`` file, whose checksums are those of the archive."""
+    """What is wrong with one ``.npz`` file; reading checks the checksums."""
     try:
         tokens, _ = read_tokens(file), read_array(file, "indices")
     except MediaError as error:
@@ -148,8 +148,8 @@ def _npz_problems(file: Path, key: str | None) -> list[str]:
 
 
 def _all_finite(stored: Array, dtype: str) -> bool:
-    """Whether all numbers are finite; bfloat16 comes as its bits, with all ones as exponent else."""
-    if dtype == "bfloat16":
+    """Whether all numbers are finite; bfloat16 comes as its bits in uint16."""
+    if dtype == "bfloat16":  # an exponent of ones is infinity or NaN
         return bool(((stored & 0x7F80) != 0x7F80).all())
     return bool(np.isfinite(stored).all())
 
@@ -158,10 +158,10 @@ def _all_finite(stored: Array, dtype: str) -> bool:
 
 
 def convert_store(config: ConvertConfig, settings: Settings) -> int:
-    """Turn a store into one of the other kind, in its folder; returns how many rows it has.
+    """Convert a store to the other kind, in its folder; returns its row count.
 
-    The old files are removed once the manifest and the table are of the new kind. It
-    resumes after a stop at any point.
+    The old files are removed once the manifest and the table are of the new
+    kind. It resumes after a stop at any point.
 
     Raises UsageError, LaryError.
     """
@@ -207,7 +207,7 @@ def convert_store(config: ConvertConfig, settings: Settings) -> int:
 
 
 def _copy_rows(latents: SplitLatents, new: LatentStore, lacking: set[int]) -> None:
-    """Write the rows that a new store lacks. Raises LaryError."""
+    """Write the rows that are `lacking` to a new store. Raises LaryError."""
     pending = [position for position, own in enumerate(latents.table) if own.row in lacking]
     with progress(len(pending), f"converting {new.folder.name}") as bar:
         for unit, members in groupby(pending, lambda position: latents.table[position].row // new.unit_rows):
@@ -222,15 +222,17 @@ def _copy_rows(latents: SplitLatents, new: LatentStore, lacking: set[int]) -> No
 
 
 def export_latents(config: LatentsConfig, settings: Settings, out: Path, *, rows: str | None = None) -> int:
-    """Write ``tokens`` (float32), ``rows`` (from 0) and ``samples`` to one ``.npz`` file.
+    """Write ``tokens``, ``rows`` and ``samples`` to one ``.npz`` file.
 
-    They are in memory together. Returns how many samples there are.
+    Tokens are (n, *shape) float32, all in memory at once; rows count from 0.
+    Returns the number of samples.
 
     Args:
         rows: rows of the table from 1, such as 1-100,205.
 
     Raises:
         UsageError: another ending, or rows that have no latents.
+        LaryError: latents can't be read, or the file can't be written.
     """
     if out.suffix != ".npz":
         raise UsageError(f"{out}: expected a file that ends in .npz.")

@@ -1,9 +1,9 @@
-"""The two kinds of stores, as they are written.
+"""Writing the two kinds of stores: ``npz`` and ``shards``.
 
-``npz`` is the published layout, one file per sample. ``shards`` writes one safetensors
-file per unit of rows. A shard appears whole, with the rows that could be done; later
-ones come in a further file. Nothing is changed in place. The same rows give the same
-bytes in any order.
+``npz`` is the published layout, one file per sample. ``shards`` writes one
+safetensors file per unit of rows. A shard appears whole, with the rows that
+could be done; those done later (``--retry-failed``) come in a further file. No
+file is changed in place. The same rows give the same bytes in any order.
 """
 
 from __future__ import annotations
@@ -46,7 +46,7 @@ if TYPE_CHECKING:
 
 CODE_TAGS = {np.dtype(name): tag for tag, name in CODE_TYPES.items()}
 BLOCK = 4096
-"""The data of a shard begin at a multiple of it: rows as large as a page are on pages of their own."""
+"""The data of a shard begin at a multiple of it, so that rows align with pages."""
 
 
 # One file per sample
@@ -62,14 +62,14 @@ def latent_name(row: int) -> str:
 def rows_in(folder: Path) -> dict[int, str]:
     """The latent files of a folder by their rows, ascending.
 
-    From one listing, since millions of others may be missing.
+    One listing is read, since asking for millions of files would take long.
     """
     names = os.listdir(folder) if folder.is_dir() else []
     return dict(sorted((int(found[1]), found[0]) for found in map(LATENT_NAME.fullmatch, names) if found))
 
 
 def write_latents(path: Path, tokens: Array, codes: Array | None, stamp: Stamp) -> None:
-    """Write one sample, an empty array for no codes. Raises LaryError for too large tokens."""
+    """Write one sample; an empty array stands for no codes. Raises LaryError."""
     if tokens.nbytes > MOST_BYTES:
         shape, size = "x".join(map(str, tokens.shape)), tokens.nbytes / 1e9
         raise LaryError(
@@ -89,7 +89,7 @@ def write_latents(path: Path, tokens: Array, codes: Array | None, stamp: Stamp) 
 
 
 class NpzStore(LatentStore):
-    """A store of ``.npz`` files. Every row is on disk once it was written; there is no commit."""
+    """A store of ``.npz`` files, in which every write is final: there is no commit."""
 
     def held(self, table: SampleTable, *, check: bool = True) -> dict[int, str]:
         found = {row: name for row, name in rows_in(self.folder).items() if row < len(table)}
@@ -117,9 +117,9 @@ class NpzStore(LatentStore):
 
 
 def header_bytes(metadata: dict[str, str], tensors: dict[str, tuple[str, tuple[int, ...]]], least: int = 0) -> bytes:
-    """The beginning of a safetensors file, padded to whole blocks and at least `least` bytes.
+    """The header of a safetensors file: whole blocks, at least `least` bytes.
 
-    Written by hand, since the library writes files whose tensors are all in memory.
+    The library only writes files whose tensors are all in memory.
 
     Args:
         tensors: number format and shape by name, in the file's order.
@@ -136,10 +136,10 @@ def header_bytes(metadata: dict[str, str], tensors: dict[str, tuple[str, tuple[i
 
 
 class ShardStore(LatentStore):
-    """A store of shards."""
+    """A store of safetensors files, one or more per unit."""
 
     def file(self, unit: int, further: int = 0) -> Path:
-        """The shard of a unit, or a further one with rows that were done later."""
+        """The path of a unit's shard, or of a further one with rows done later."""
         return self.folder / f"shard_{unit:05d}{f'_{further}' if further else ''}.safetensors"
 
     def owns(self, header: ShardHeader) -> bool:
@@ -147,11 +147,11 @@ class ShardStore(LatentStore):
         return (header.store, header.dtype) == (self.identity.key, self.identity.dtype)
 
     def headers(self) -> list[ShardHeader]:
-        """Headers of the store's whole shards, those of a unit from the oldest to the newest."""
+        """Headers of the store's undamaged shards, the oldest of a unit first."""
         return [header for header in scan_shards(self.folder, None)[0] if self.owns(header)]
 
     def held(self, table: SampleTable, *, check: bool = True) -> dict[int, str]:
-        """``<shard>#<row in the shard>`` by row of the table, by sample id and row."""
+        """``<shard>#<row in the shard>`` by row of the table, where the id fits."""
         found = {}
         for header in self.headers():
             for row, (sample, position) in header.positions().items():
@@ -177,9 +177,9 @@ class ShardStore(LatentStore):
 class ShardWriter:
     """Writes the rows of one unit; `add` may be called from several threads.
 
-    Rows go straight to their places in the file, counted from the unit's first row, so
-    memory holds no tokens. Rows behind an empty place move up at the end. The header
-    comes last, into as much space as one of all places needs.
+    Rows go straight to their places in the file, counted from the unit's first
+    row, so that memory holds no tokens. At the end rows after gaps move up.
+    The header comes last, into as much space as that of a full unit needs.
     """
 
     def __init__(self, store: ShardStore, unit: int, handle: int) -> None:
@@ -191,13 +191,14 @@ class ShardWriter:
         self._done: dict[int, tuple[str, int, Array | None]] = {}
 
     def add(self, row: int, sample: str, tokens: Floats, codes: Array | None) -> None:
-        """Write a row to its place. Raises as `Write`, and OSError."""
+        """Write a row to its place. Raises what `Write` does, and OSError."""
         if row not in self._rows:
             raise LaryError(f"Row {row} is none of unit {self._unit} of {self._store.folder}.")
         stored = np.ascontiguousarray(narrow(tokens, self._store.identity.dtype))
         if codes is not None:
             codes = np.ascontiguousarray(codes)
             codes = codes if codes.dtype in CODE_TAGS else codes.astype(np.int64)
+        # Ids of one length: the header's size is fixed before they are known.
         kind = (stored.shape, () if codes is None else (CODE_TAGS[codes.dtype], codes.shape), len(sample))
         with self._lock:
             if not self._kind:  # the first row shows what all are like, and so every row's place
@@ -231,7 +232,10 @@ class ShardWriter:
         return header_bytes(metadata, tensors, self._start)
 
     def seal(self) -> Path | None:
-        """Close the gaps, write codes and header; returns the shard's name, None if nothing is new."""
+        """Close gaps, write codes and header; returns the path or None.
+
+        It is None without rows, or if a shard of the unit has them already.
+        """
         if not self._done:
             return None
         rows, end = sorted(self._done), self._start
@@ -263,13 +267,13 @@ class ShardWriter:
 
 
 def checksum_of(stored: Array, codes: Array | None) -> int:
-    """The CRC-32 of a row's bytes, computed without the interpreter's lock."""
+    """The CRC-32 of a row's bytes, which finds damage but no forgery."""
     checksum = zlib.crc32(stored.reshape(-1).data.cast("B"))
     return checksum if codes is None else zlib.crc32(codes.reshape(-1).data.cast("B"), checksum)
 
 
 def write_at(handle: int, data: memoryview, place: int) -> None:
-    """Write all of `data` at a place of a file."""
+    """Write all of `data` at a byte offset of a file. Raises OSError."""
     while data:
         written = os.pwrite(handle, data, place)
         data, place = data[written:], place + written

@@ -1,8 +1,9 @@
-"""The classification probe: several attentive heads, trained at once on labelled clips.
+"""The classification probe: attentive heads, trained together on clips.
 
-The heads see the same batches; each has its own AdamW. Head and epoch are picked on a
-held-out tenth of the training split (protocol ``corrected``), and beside it as published:
-the best head of the last epoch on the reported split itself.
+The heads see the same batches; each has its own AdamW. Head and epoch are
+picked on a held-out tenth of the training split (protocol ``corrected``), and
+also as published: the best head of the last epoch on the reported split
+itself. L is the number of classes, H that of heads.
 """
 
 import math
@@ -27,7 +28,7 @@ from lary.types import JsonDict, LaryError, LatentSource, UsageError
 
 @dataclass(frozen=True)
 class ClassifierInputs:
-    """Latents and labels of both splits; labels (n,) int64 are positions in `classes`."""
+    """Latents and labels of both splits; labels (n,) are indices into `classes`."""
 
     train: LatentSource
     train_targets: Ints
@@ -41,14 +42,15 @@ class ClassifierInputs:
 def train_classifier(
     inputs: ClassifierInputs, settings: ClassifierSettings, session: Session, precision: ProbePrecision | None = None
 ) -> ClassificationOutcome:
-    """Train all heads and return the predictions of the selected ones on the validation split.
+    """Train all heads; returns the predictions of the selected ones.
 
-    Every epoch, counted from 1, writes ``log_r0.csv`` (epoch, train_acc, val_acc: per cent,
-    best head) into the session's folder; the last one ``latest.pt`` (``classifiers``: state
-    dicts of all heads; ``selected``: the head to report; ``scaling``: mean and std by channel
-    that the heads expect taken off, or None). `precision` of None is that of the preset. Raises
-    UsageError for inputs that don't fit together or into memory, or of which nothing can be
-    held out, LaryError if every head diverged.
+    Every epoch, counted from 1, writes ``log_r0.csv`` (epoch, train_acc,
+    val_acc: per cent, best head) into the session's folder; the last one
+    ``latest.pt`` (``classifiers``: state dicts of all heads; ``selected``: the
+    head to report; ``scaling``: mean and std by channel with which latents are
+    standardised, or None). `precision` of None is that of the preset. Raises
+    UsageError for inputs that don't fit together or into memory, or of which
+    nothing can be held out, LaryError if every head diverged.
     """
     sources.check_splits((inputs.train, inputs.train_targets), (inputs.validation, inputs.labels))
     present = np.unique(inputs.train_targets)
@@ -65,7 +67,7 @@ def train_classifier(
 
 
 class ClassifierTraining(Training):
-    """The heads in training; one whose outputs aren't finite is not picked from then on."""
+    """The heads in training; one that gives NaN or infinity can't be picked."""
 
     checkpoint = "latest.pt"
     by_class = True
@@ -73,7 +75,7 @@ class ClassifierTraining(Training):
     def build(self) -> list[Any]:
         inputs, own = self.inputs, self.settings
         shape = inputs.train.shape
-        # One head more than there are: the best one so far is kept as a copy.
+        # One more than there are heads, for the copy of the best one so far.
         copies = 1 + len(own.heads)
         sources.check_memory(self.make_head, copies, own.batch_size, shape, self.device)
         self.train, self.validation, self.scaling = inputs.train, inputs.validation, None
@@ -90,7 +92,7 @@ class ClassifierTraining(Training):
         return [*self.networks, *self.optimizers]
 
     def make_head(self) -> AttentiveProbe:
-        """The network of one head."""
+        """Make the network of one head."""
         own, inputs = self.settings, self.inputs
         sizes = own.model_dim, own.num_heads, own.depth, own.max_temporal_len
         return AttentiveProbe(inputs.train.shape[-1], len(inputs.classes), *sizes)
@@ -127,7 +129,7 @@ class ClassifierTraining(Training):
         return row
 
     def train_epoch(self, row: JsonDict, order: Ints) -> None:
-        """One pass over `order`; adds accuracy and mean loss by head, 0 and None if diverged."""
+        """Train on `order`; adds accuracy and loss by head, 0 and None if diverged."""
         right, losses = np.zeros((2, len(self.networks)))
         for rows, tokens, count in self.batches(self.train, order):
             labels = torch.from_numpy(self.inputs.train_targets[rows]).to(self.device)
@@ -142,7 +144,7 @@ class ClassifierTraining(Training):
         row["train_loss"] = finite_or_none(losses / len(order))
 
     def update(self, number: int, rate: float, tokens: Tensor, labels: Tensor, count: int) -> list[float]:
-        """One update by a share of `count` samples: the loss, and how many of all were right."""
+        """One update with a share of `count` samples; returns loss and hits of all."""
         own, network, optimizer = self.settings, self.networks[number], self.optimizers[number]
         decay = weight_decay(own.heads[number], self.step, self.total)
         for group in optimizer.param_groups:
@@ -167,9 +169,9 @@ class ClassifierTraining(Training):
         return F.cross_entropy(logits, labels, label_smoothing=smoothing, reduction=reduction)
 
     def score(self, row: JsonDict, name: str, source: LatentSource, labels: Ints, rows: Ints) -> Tensor:
-        """Logits (H, n, L) of `rows`; adds accuracy and loss by head to a row of the history.
+        """Logits (H, n, L) of `rows`; adds accuracy and loss by head to `row`.
 
-        A sample whose logits aren't finite counts as wrong, and the loss of its head is None.
+        Logits that aren't finite count as wrong, and such a loss is None.
         """
 
         def logits_of(tokens: Tensor) -> Tensor:
@@ -186,12 +188,12 @@ class ClassifierTraining(Training):
         return logits
 
     def rates(self, step: int) -> list[float]:
-        """The learning rates of all heads at an update."""
+        """Learning rates of all heads at update `step`, counted from 1."""
         heads = self.settings.heads
         return [learning_rate(head, step, self.total, self.per_epoch) for head in heads]
 
     def close_epoch(self, epoch: int) -> None:
-        """Write ``log_r0.csv`` of all epochs so far, and after the last one ``latest.pt``."""
+        """Write ``log_r0.csv`` so far, and after the last epoch ``latest.pt``."""
         if self.folder is None:
             return
         lines = ["epoch,train_acc,val_acc"]
@@ -204,14 +206,14 @@ class ClassifierTraining(Training):
         states = [network.state_dict() for network in self.networks]
         scaling = self.scaling and dict(zip(("mean", "std"), map(torch.from_numpy, self.scaling), strict=True))
         value = {"classifiers": states, "epoch": epoch, "scaling": scaling, "settings": asdict(self.settings)}
-        # Without held-out rows the head is one of the last epoch, as it is now.
+        # Under ``paper`` no weights are kept: the head is of this epoch.
         chosen = next(iter(self.picks.values()))
         weights = chosen.get("weights", states[chosen["head"]])
         value["selected"] = {"head": chosen["head"], "epoch": chosen["epoch"], "weights": weights}
         save_checkpoint(self.folder / self.checkpoint, value)
 
     def outcome(self) -> ClassificationOutcome:
-        """The predictions of the selected heads, and all that is reported beside them."""
+        """The predictions of the selected heads, with all else that is reported."""
         inputs = self.inputs
         selections: Any = {
             name: ClassPredictions(pick["epoch"], pick["head"], pick["values"].numpy())
@@ -232,7 +234,7 @@ class ClassifierTraining(Training):
         )
 
     def warnings(self) -> tuple[str, ...]:
-        """Classes without training samples, and heads that diverged."""
+        """Sentences about classes without training samples, and heads that diverged."""
         inputs, found = self.inputs, []
         unseen = np.setdiff1d(inputs.labels, inputs.train_targets)
         if len(unseen):
@@ -253,15 +255,15 @@ class ClassifierTraining(Training):
 
 
 def finite_or_none(losses: Any) -> list[float | None]:
-    """Losses as the history has them, None in place of those that aren't finite."""
+    """Losses as numbers for JSON, None in place of those that aren't finite."""
     return [float(loss) if math.isfinite(loss) else None for loss in losses]
 
 
 def in_bfloat16(preset: bool, precision: ProbePrecision | None, device: str) -> bool:
-    """Whether to train in bfloat16: as asked for, or as the preset and the device have it."""
+    """Whether to train in bfloat16; without `precision`, preset and device decide."""
     if precision is not None or not preset:
         return precision == "bf16"
-    # Devices that don't multiply bfloat16 themselves emulate it, slower than float32.
+    # Devices without bfloat16 units emulate it, slower than float32.
     if device.startswith("cuda"):
         return torch.cuda.get_device_capability(device)[0] >= 8
     # Older torch has no such function.

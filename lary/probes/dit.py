@@ -1,9 +1,10 @@
-"""The DiT probe of action regression: a transformer that denoises an action chunk, given the latents.
+"""The DiT probe of regression: a transformer that denoises action chunks.
 
-Keys, arithmetic and sampling are those of the published probe (arXiv 2604.11689), which
-follows the action model of CogACT (arXiv 2411.19650) with the noise of DDPM (arXiv
-2006.11239): the latents enter as one token in front of the steps of the chunk. Fewer
-sampling steps are taken as in DDIM (arXiv 2010.02502) without noise.
+Keys, arithmetic and sampling are those of the published probe (arXiv
+2604.11689), which follows the action model of CogACT (arXiv 2411.19650) with
+the noise of DDPM (arXiv 2006.11239): the latents enter as one token before the
+K steps of A dimensions. Fewer steps are DDIM's (arXiv 2010.02502) without
+noise.
 """
 
 import math
@@ -19,14 +20,14 @@ from lary.probes.presets import TRAINING_STEPS
 
 PUBLISHED_SAMPLER_STEPS = 500
 CONDITION_DROPOUT = 0.1
-CLIP = 1.0  # the published sampler keeps every value inside one standard deviation of the targets
+CLIP = 1.0  # published: no predicted value is beyond one standard deviation
 TIME_CHANNELS = 256
 
 
 def alphas_cumprod() -> Tensor:
-    """Share of the signal's variance that is left at each timestep, (1000,) float32.
+    """Share of the signal's variance left at each timestep, (1000,) float32.
 
-    The squared cosine of Nichol and Dhariwal (arXiv 2102.09672), no beta above 0.999.
+    The squared cosine of arXiv 2102.09672, with no beta above 0.999.
     """
 
     def left(step: int) -> float:
@@ -37,12 +38,12 @@ def alphas_cumprod() -> Tensor:
 
 
 def sampling_timesteps(steps: int) -> list[int]:
-    """The timesteps of a sampling, falling to 0: every (1000 // steps)-th one."""
+    """The timesteps of a sampling, descending to 0: every (1000 // steps)-th one."""
     return [TRAINING_STEPS // steps * index for index in reversed(range(steps))]
 
 
 def add_noise(action: Tensor, noise: Tensor, timesteps: Tensor) -> Tensor:
-    """The chunk (B, K, A) at `timesteps` (B,) of the diffusion."""
+    """Chunks (B, K, A) with the noise of `timesteps` (B,) added."""
     left = alphas_cumprod().to(action.device)[timesteps][:, None, None]
     return left.sqrt() * action + (1 - left).sqrt() * noise
 
@@ -53,19 +54,19 @@ def plain_norm(x: Tensor) -> Tensor:
 
 
 def _linear(size: int, dim: int) -> nn.Sequential:
-    """One linear layer under the key ``linear``."""
+    """One linear layer under the published key ``linear``."""
     return nn.Sequential(OrderedDict(linear=nn.Linear(size, dim)))
 
 
 def _dropped(count: int) -> Tensor:
-    """Which of so many samples go without their latents in training, (B,) bool."""
+    """Draw which of `count` samples train without their latents, (count,) bool."""
     return torch.rand(count) < CONDITION_DROPOUT
 
 
 class ConditionEmbedder(nn.Module):
-    """Latents (B, D') -> (B, C); in training one sample in ten gets a learned vector instead.
+    """Latents (B, D') -> (B, C); in training a learned vector replaces 10 %.
 
-    `dropped` (B,) bool says which samples; without it they are drawn.
+    `dropped` (B,) bool marks those samples; if it is None they are drawn.
     """
 
     def __init__(self, size: int, dim: int) -> None:
@@ -79,7 +80,7 @@ class ConditionEmbedder(nn.Module):
             return known
         if dropped is None:
             dropped = _dropped(len(x)).to(x.device)
-        # Replaced before the layer, the vector would cost the gradient of all latents.
+        # Selected after the layer: before it, latents would need a gradient.
         return torch.where(dropped[:, None], self.linear(self.uncondition), known)
 
 
@@ -92,9 +93,9 @@ def timestep_features(timesteps: Tensor) -> Tensor:
 
 
 class _DiffusionTransformer(nn.Module):
-    """A transformer over one token of condition and the steps of a noisy chunk.
+    """A transformer over a token of condition and the steps of a noisy chunk.
 
-    `history_embedder` takes no part; published checkpoints hold it.
+    `history_embedder` is not used, but published checkpoints hold it.
     """
 
     def __init__(self, latent_dim: int, action_dim: int, steps: int, dim: int, depth: int, heads: int) -> None:
@@ -105,14 +106,14 @@ class _DiffusionTransformer(nn.Module):
         layers = nn.Linear(TIME_CHANNELS, dim), nn.SiLU(), nn.Linear(dim, dim)
         self.t_embedder = nn.ModuleDict({"mlp": nn.Sequential(*layers)})
         self.z_embedder = ConditionEmbedder(latent_dim, dim)
-        # The timestep enters through the condition token alone; the norms have no weights.
+        # The timestep enters through the condition token, not through norms.
         norm = {"eps": 1e-6, "elementwise_affine": False}
         self.blocks = nn.ModuleList(SelfBlock(dim, heads, "tanh", **norm) for _ in range(depth))
         self.final_layer = _linear(dim, action_dim)
         self._initialise()
 
     def denoise(self, noisy: Tensor, timesteps: Tensor, embedded: Tensor) -> Tensor:
-        """The noise (B, K, A) in chunks at their timesteps, given embedded latents (B, C)."""
+        """Predict the noise (B, K, A) in chunks, given embedded latents (B, C)."""
         condition = self.t_embedder["mlp"](timestep_features(timesteps)) + embedded
         x = torch.cat([condition[:, None], self.x_embedder(noisy)], dim=1) + self.positional_embedding
         for block in self.blocks:
@@ -121,7 +122,7 @@ class _DiffusionTransformer(nn.Module):
 
     @torch.no_grad()
     def _initialise(self) -> None:
-        """As in DiT (arXiv 2212.09748) and CogACT: the last layer starts at zero."""
+        """Initialise as DiT (arXiv 2212.09748) and CogACT: the last layer is zero."""
         for module in self.modules():
             if isinstance(module, nn.Linear):
                 nn.init.xavier_uniform_(module.weight)
@@ -135,10 +136,9 @@ class _DiffusionTransformer(nn.Module):
 
 
 class ActionExpertDiT(nn.Module):
-    """Tokens (B, ...), flattened in storage order -> normalised chunk (B, K * A), step-major.
+    """Tokens (B, ...), flattened -> normalised chunk (B, K * A), step by step.
 
-    500 `sampler_steps` are those of DDPM as published, any other number is DDIM; `seed` is
-    that of the noise.
+    500 `sampler_steps` are DDPM as published, any other number is DDIM.
     """
 
     def __init__(
@@ -158,13 +158,14 @@ class ActionExpertDiT(nn.Module):
         self.dit = _DiffusionTransformer(latent_dim, action_dim, action_steps, hidden_size, depth, num_heads)
 
     def forward(self, noisy: Tensor, timesteps: Tensor, tokens: Tensor, dropped: Tensor | None = None) -> Tensor:
-        """Predicted noise (B, K, A)."""
+        """Predict the noise (B, K, A) in chunks `noisy` (B, K, A) at timesteps (B,)."""
         return self.dit.denoise(noisy, timesteps, self.dit.z_embedder(tokens.flatten(1), dropped))
 
     def loss(self, tokens: Tensor, target: Tensor, count: int, share: slice) -> Tensor:
-        """Huber loss of the predicted noise at a random timestep per sample of a `share` of `count`.
+        """Huber loss of the noise at random timesteps of a `share` of a batch.
 
-        The sum over the whole batch's size, for all of which is drawn: shares see the same.
+        A sum, divided by the size of the whole batch of `count`, for all of
+        which noise is drawn: the number of processes doesn't change it.
         """
         drawn = torch.randn(count, *self.shape), torch.randint(TRAINING_STEPS, (count,)), _dropped(count)
         noise, timesteps, dropped = (each[share].to(tokens.device) for each in drawn)
@@ -174,7 +175,7 @@ class ActionExpertDiT(nn.Module):
 
     @torch.no_grad()
     def predict(self, tokens: Tensor) -> Tensor:
-        """Draw one chunk (B, K * A) per sample, with the same noise on every device."""
+        """Sample chunks (B, K * A); every batch gets the same noise on any device."""
         generator = torch.Generator().manual_seed(self.seed)
         shape = (len(tokens), *self.shape)
         *_, last = self.trajectory(tokens, lambda _: torch.randn(shape, generator=generator))
@@ -182,9 +183,9 @@ class ActionExpertDiT(nn.Module):
 
     @torch.no_grad()
     def trajectory(self, tokens: Tensor, noise: Callable[[int | None], Tensor]) -> Iterator[Tensor]:
-        """The state (B, K, A) after each step of a sampling.
+        """Yield the state (B, K, A) after each step of a sampling.
 
-        `noise` gives its start for None, and what is added at a timestep.
+        `noise` gives the start for None, and what is added at a timestep.
         """
         left = alphas_cumprod().tolist()
         timesteps = sampling_timesteps(self.sampler_steps)
@@ -202,7 +203,7 @@ class ActionExpertDiT(nn.Module):
                 if timestep:  # the small fixed variance of DDPM
                     fresh = noise(timestep).to(tokens.device)
                     state = state + math.sqrt(max(unknown * (1 - alpha), 1e-20)) * fresh
-            else:  # the noise that fits the clipped value, not the predicted one
+            else:  # the noise that agrees with the clipped value
                 rest = (state - math.sqrt(here) * clean) / math.sqrt(1 - here)
                 state = math.sqrt(there) * clean + math.sqrt(1 - there) * rest
             yield state

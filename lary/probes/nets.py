@@ -1,9 +1,9 @@
-"""The networks of the attentive probe of classification and the MLP probe of action regression.
+"""Networks of the attentive probe and, for regression, the MLP probe.
 
-Keys of the state dicts, arithmetic and initialisation are those of the published probes
-(arXiv 2604.11689, appendix on probing). The attentive probe follows the attentive
-classifier of V-JEPA 2 (arXiv 2506.09985): a projector, self-attention, one learned query
-that attends to all tokens, a linear layer.
+Keys of the state dicts, arithmetic and initialisation are those of the
+published probes (arXiv 2604.11689, appendix on probing). The attentive probe
+follows the attentive classifier of V-JEPA 2 (arXiv 2506.09985): a projector,
+self-attention, one learned query that attends to all S tokens, a linear layer.
 """
 
 import math
@@ -23,10 +23,10 @@ from lary.types import JsonDict, LaryError, LatentSource
 
 INIT_STD = 0.02
 
-# Keys up to which plain products are 3 to 8 times as fast as torch's fused attention in
-# bfloat16 on a CPU.
+# Up to so many keys, plain products in bfloat16 on a CPU are 3 to 8 times as
+# fast as torch's fused attention.
 SHORT = 256
-# Rows of weights that a backward pass works on at once: no second copy of all is made.
+# Rows of weights per step of a backward pass, which so makes no copy of all.
 ROWS_AT_ONCE = 64
 
 
@@ -36,7 +36,7 @@ def split_heads(x: Tensor, heads: int) -> Tensor:
 
 
 def _attend(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
-    """Attention of (B, heads, Q, E) to (B, heads, S, E), heads side by side: (B, Q, heads * E)."""
+    """Attention of (B, heads, Q, E) to (B, heads, S, E) -> (B, Q, heads * E)."""
     if q.device.type == "cpu" and q.dtype == torch.bfloat16 and k.shape[-2] <= SHORT:
         found = torch.softmax(q @ k.transpose(-2, -1) * q.shape[-1] ** -0.5, dim=-1).to(v.dtype) @ v
     else:
@@ -45,7 +45,7 @@ def _attend(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
 
 
 def gelu_mlp(dim: int, approximate: str = "none") -> nn.Sequential:
-    """Linear, GELU, Linear, four times as wide inside."""
+    """Linear, GELU, Linear, with a hidden layer four times as wide."""
     first, second = nn.Linear(dim, 4 * dim), nn.Linear(4 * dim, dim)
     return nn.Sequential(OrderedDict(fc1=first, act=nn.GELU(approximate), fc2=second))
 
@@ -80,7 +80,7 @@ class SelfBlock(nn.Module):
 
 
 class QueryAttention(nn.Module):
-    """Queries (B, Q, D) attend to tokens (B, S, D); there is no projection of the output."""
+    """Queries (B, Q, D) attend to tokens (B, S, D), without an output projection."""
 
     def __init__(self, dim: int, heads: int) -> None:
         super().__init__()
@@ -102,7 +102,7 @@ class QueryAttention(nn.Module):
 
 
 class _Pooler(nn.Module):
-    """Self-attention blocks, then one query pools the tokens: (B, S, D) -> (B, D).
+    """Self-attention blocks, then pooling by one query: (B, S, D) -> (B, D).
 
     The query enters the attention without a norm.
     """
@@ -131,8 +131,8 @@ class _Pooler(nn.Module):
 class _AttentiveClassifier(nn.Module):
     """Projected tokens (B, P, N, D), (B, N, D) or (B, D) -> logits (B, L).
 
-    Only tokens with the axis P get the temporal embedding of their step, stretched for more
-    steps than it has; positions along N have none.
+    Only tokens with the axis P get a temporal embedding, interpolated for more
+    steps than it has. As published, the order within a step is not embedded.
     """
 
     def __init__(self, dim: int, classes: int, heads: int, depth: int, max_temporal_len: int) -> None:
@@ -176,8 +176,10 @@ class AttentiveProbe(nn.Module):
 
     @torch.no_grad()
     def _initialise(self) -> None:
-        """Truncated normal weights, residual branches scaled with depth, torch's default in the last layer."""
+        """As published: normal weights, smaller with depth, not in the last layer."""
         pooler: Any = self.classifier.pooler
+        # The bounds are absolute, 100 deviations: in effect nothing is
+        # truncated.
         for part in (self.projector, pooler):
             for module in part.modules():
                 if isinstance(module, nn.Linear):
@@ -192,11 +194,11 @@ class AttentiveProbe(nn.Module):
 
 
 SelectedHead = tuple[AttentiveProbe, tuple[Floats, Floats] | None]
-"""The head that the result of a run reports, and the scaling of channels that it expects."""
+"""The head that a result reports; mean and std (D,) that standardise latents for it."""
 
 
 def load_head(file: Path, classes: int) -> SelectedHead:
-    """Load the reported head from a run's ``latest.pt``; LaryError if it is missing, torn or doesn't fit."""
+    """Load the reported head of a ``latest.pt``. Raises LaryError."""
     if not file.is_file():
         raise LaryError(f"{file} does not exist: run the probe again with --overwrite, then it is written.")
     try:
@@ -213,9 +215,9 @@ def load_head(file: Path, classes: int) -> SelectedHead:
 
 @torch.no_grad()
 def attend(head: SelectedHead, source: LatentSource, rows: Sequence[int] | Ints) -> tuple[Floats, Floats]:
-    """Scores (B, L) of the samples at `rows` and their attention (B, S), computed on the CPU.
+    """Scores (B, L) and attention (B, S) of the samples at `rows`, on the CPU.
 
-    The attention is the mean over heads of softmax weights; rows sum to 1. S counts the
+    Attention is the mean over heads of softmax weights, and sums to 1 over the
     tokens of all steps, step by step.
     """
     network, scaling = head
@@ -230,24 +232,25 @@ def attend(head: SelectedHead, source: LatentSource, rows: Sequence[int] | Ints)
 
 
 class _NormedLinear(torch.autograd.Function):
-    """``linear(layer_norm(x))`` of an input (B, F) that needs no gradient, as latents don't.
+    """``linear(layer_norm(x))`` of an input without gradient, such as latents.
 
-    The norm's gradients follow from the product that makes the linear layer's, so backward has
-    one matrix product where autograd has two: a third of all work at the published width.
+    The gradients of both layers follow from one product, where autograd has
+    two: this saves a third of all work at the published width.
     """
 
     @staticmethod
     def forward(ctx: Any, x: Tensor, scale: Tensor, shift: Tensor, eps: float, weight: Tensor, bias: Tensor) -> Tensor:
-        """Tokens (B, F), norm's weights (F,) twice, linear's weights (H, F) and (H,) -> (B, H)."""
+        """`x` (B, F), `scale`, `shift` (F,), `weight` (H, F), `bias` (H,) -> (B, H)."""
         normed, mean, deviation = torch.native_layer_norm(x, (x.shape[1],), scale, shift, eps)
         ctx.save_for_backward(x, mean, deviation, scale, shift, weight)
         return F.linear(normed, weight, bias)
 
     @staticmethod
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:
-        """Gradients of y = W (s * z + t) + b by dy (B, H), where z is the normed x.
+        """Gradients of y = W (s * z + t) + b from dy (B, H), for z = normed x.
 
-        With p = dy' z: dW = p * s + db t', ds = the sum of W * p over its rows, dt = db W.
+        With p = dy' z: dW = p * s + db t', ds = sum of W * p over rows, dt =
+        db W.
         """
         x, mean, deviation, scale, shift, weight = ctx.saved_tensors
         (given,) = gradients
@@ -273,7 +276,7 @@ class _ResidualBlock(nn.Module):
 
 
 class ActionExpertMLP(nn.Module):
-    """Tokens (B, ...), flattened in storage order -> normalised chunk (B, K * A), step-major.
+    """Tokens (B, ...), flattened -> normalised chunk (B, K * A), step by step.
 
     LayerNorm, Linear, ReLU, residual blocks, LayerNorm, Linear.
     """
@@ -304,5 +307,5 @@ class ActionExpertMLP(nn.Module):
     predict = forward
 
     def loss(self, tokens: Tensor, target: Tensor, count: int, share: slice) -> Tensor:
-        """Huber loss of a share of `count` samples: the sum over the size of the whole batch."""
+        """Huber loss of a share: its sum, divided by the size of the whole batch."""
         return F.huber_loss(self(tokens), target, reduction="sum") / (count * target.shape[1])

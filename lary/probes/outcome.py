@@ -1,12 +1,13 @@
-"""Outcome of a probe: its predictions per validation sample, and the metrics that score them.
+"""Outcome of a probe: predictions per validation sample, and their metrics.
 
-Two selections are in every outcome: ``held_out`` (head and epoch picked on a held-out
-tenth of the training split, never on what is reported) and ``best_on_validation`` (picked
-on the reported split itself, as the published code does). The first is missing under the
-``paper`` protocol, which trains on the whole training split.
+An outcome has two selections: ``held_out`` (head and epoch picked on a
+held-out tenth of the training split, never on what is reported) and
+``best_on_validation`` (picked on the reported split itself, as the published
+code does). The first is missing under the ``paper`` protocol, which trains on
+the whole training split.
 
-Shares are in [0, 1]; only printed tables turn them into percentages. Errors of actions are
-taken in the normalised space and never turned back into physical units.
+Splits have n samples, L classes, and chunks of K steps and A dimensions.
+Shares are in [0, 1]; errors of actions are normalised, not in physical units.
 """
 
 from collections.abc import Mapping
@@ -27,7 +28,7 @@ EPSILON = 1e-9
 
 @dataclass(frozen=True)
 class SampleColumns:
-    """Identity of the samples of a split, in one order with all predictions."""
+    """Identity of the samples of a split, in the order of their predictions."""
 
     ids: tuple[str, ...]
     media: tuple[tuple[str, ...], ...]
@@ -37,7 +38,7 @@ class SampleColumns:
 
 @dataclass(frozen=True)
 class ClassPredictions:
-    """Scores of one selected head and epoch: `logits` (n, L) float32; `head` counts from 0."""
+    """Scores (n, L) float32 of a selected head (from 0) and epoch (from 1)."""
 
     epoch: int
     head: int
@@ -46,7 +47,7 @@ class ClassPredictions:
 
 @dataclass(frozen=True)
 class ClassificationOutcome:
-    """A classification probe after training; `controls` holds predicted labels (n,) by name."""
+    """A trained classification probe; `controls` are predicted labels (n,) by name."""
 
     classes: tuple[str, ...]
     samples: SampleColumns
@@ -69,7 +70,7 @@ class ActionPredictions:
 
 @dataclass(frozen=True)
 class SplitOutcome:
-    """One evaluated split: normalised `targets` (n, K, A); `mean`, `std` (n, A) give units back."""
+    """An evaluated split; `mean`, `std` (n, A) turn targets (n, K, A) into units."""
 
     samples: SampleColumns
     targets: Floats
@@ -82,7 +83,7 @@ class SplitOutcome:
 
 @dataclass(frozen=True)
 class RegressionOutcome:
-    """A regression probe after training; `splits` by role: ``seen``, and ``unseen`` if any."""
+    """A trained regression probe; `splits` by role, ``seen`` and perhaps ``unseen``."""
 
     dims: tuple[str, ...]
     groups: Mapping[str, tuple[int, ...]]
@@ -94,7 +95,7 @@ class RegressionOutcome:
 
 @dataclass(frozen=True)
 class ClassStatistics:
-    """Per class (L,): precision, recall, F1, and how many samples are truly of it."""
+    """Precision, recall, F1 and number of true samples of every class, (L,) each."""
 
     precision: Doubles
     recall: Doubles
@@ -109,7 +110,7 @@ def confusion_matrix(labels: Ints, predicted: Ints, classes: int) -> Ints:
 
 
 def class_statistics(confusion: Ints) -> ClassStatistics:
-    """Precision (share of a row), recall (of a column) and F1 from a confusion matrix."""
+    """Precision (share of a row), recall (of a column) and F1 of a confusion matrix."""
     hits = np.diagonal(confusion).astype(np.float64)
     precision = hits / (confusion.sum(axis=1) + EPSILON)
     recall = hits / (confusion.sum(axis=0) + EPSILON)
@@ -128,13 +129,13 @@ def mse_per_dim(predicted: Floats, targets: Floats) -> Doubles:
 
 
 def mse_per_group(predicted: Floats, targets: Floats, groups: Mapping[str, tuple[int, ...]]) -> dict[str, float]:
-    """Mean squared error over each named group of dimensions."""
+    """Mean squared error of (n, K, A) over each named group of dimensions."""
     per_dim = mse_per_dim(predicted, targets)
     return {name: float(np.mean(per_dim[list(dims)])) for name, dims in groups.items()}
 
 
 def huber_loss(predicted: Floats, targets: Floats, batch_size: int) -> float:
-    """The published validation loss: the mean over batches, in order, of their mean Huber loss.
+    """The published validation loss: the mean of the batches' Huber losses.
 
     A small last batch counts as much as a full one.
     """

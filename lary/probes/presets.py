@@ -1,9 +1,9 @@
-"""How large the probes are and how long they train: records by name, chosen with ``--probe-preset``.
+"""Presets, which set sizes and training of all probes (``--probe-preset``).
 
-``paper``, whose numbers are the defaults of all fields, is the published setting (arXiv
-2604.11689 and its public configuration).
-``demo`` is a narrow, short one for a CPU: it ranks representations, and its numbers are
-not comparable with the published tables.
+``paper``, whose numbers are the defaults of all fields, is the published
+setting (arXiv 2604.11689 and its public configuration). ``demo`` is a narrow,
+short one for a CPU: it ranks representations, and its numbers are not
+comparable with the published tables.
 """
 
 import math
@@ -21,10 +21,10 @@ TRAINING_STEPS = 1000
 
 @dataclass(frozen=True)
 class HeadSettings:
-    """One head of the classification probe: its AdamW, and where a cosine takes it.
+    """Learning rate and weight decay of a head, and the ends of their cosines.
 
-    `warmup` counts epochs, during which the learning rate rises from `start_lr`. Where
-    `final_weight_decay` or `start_lr` is None the value stays, or starts, at its reference.
+    The learning rate rises from `start_lr` during `warmup` epochs. None stands
+    for `lr` and `weight_decay`, respectively.
     """
 
     lr: float
@@ -36,10 +36,10 @@ class HeadSettings:
 
 
 def learning_rate(head: HeadSettings, step: int, total: int, per_epoch: int) -> float:
-    """Learning rate of update `step`, counted from 1, of `total` with `per_epoch` in an epoch.
+    """Learning rate of update `step` in 1..`total`, `per_epoch` in an epoch.
 
-    A linear rise over ``head.warmup`` epochs, then a half cosine that reaches ``final_lr``
-    with the very last update.
+    A linear rise over ``head.warmup`` epochs, then a half cosine that reaches
+    ``final_lr`` with the very last update.
     """
     rise = int(head.warmup * per_epoch)
     if step < rise:
@@ -50,7 +50,7 @@ def learning_rate(head: HeadSettings, step: int, total: int, per_epoch: int) -> 
 
 
 def weight_decay(head: HeadSettings, step: int, total: int) -> float:
-    """Weight decay of update `step`, counted from 1: a half cosine to the final value."""
+    """Weight decay of update `step`, from 1: a half cosine to its final value."""
     final = head.weight_decay if head.final_weight_decay is None else head.final_weight_decay
     value = _cosine(head.weight_decay, final, step / total)
     return max(final, value) if final <= head.weight_decay else min(final, value)
@@ -61,17 +61,17 @@ def _cosine(start: float, final: float, share: float) -> float:
 
 
 PUBLISHED = (5e-3, 0.01), (3e-3, 0.1), (1e-3, 0.4), (3e-4, 0.8), (1e-4, 0.01)
-"""Learning rate and weight decay of the published heads."""
+"""Learning rates and weight decays of the five published heads."""
 
 
 @dataclass(frozen=True)
 class ClassifierSettings:
     """The attentive probe.
 
-    `depth` counts the cross-attention block. `bfloat16` is for training where the device has
-    it and ``--precision`` is not given. `standardise` brings channels to mean 0 and standard
-    deviation 1 on the training rows; the published probe doesn't, and learns little from
-    small values in few epochs.
+    `depth` includes the cross-attention block. `bfloat16` applies where the
+    device has it and ``--precision`` is not given. `standardise` brings
+    channels to mean 0 and standard deviation 1 on the training rows; the
+    published probe doesn't, and learns little from small values in few epochs.
     """
 
     model_dim: int = 768
@@ -88,7 +88,7 @@ class ClassifierSettings:
 
 @dataclass(frozen=True)
 class RegressorSettings:
-    """The MLP probe; `warmup` is the share of updates in which the learning rate rises."""
+    """The MLP probe; the learning rate rises during a share `warmup` of updates."""
 
     hidden_dim: int = 4096
     num_blocks: int = 2
@@ -101,7 +101,7 @@ class RegressorSettings:
 
 @dataclass(frozen=True)
 class DitSettings:
-    """The DiT probe; 500 `sampler_steps` are published, any other number is DDIM."""
+    """The DiT probe; `sampler_steps` other than the published 500 are those of DDIM."""
 
     hidden_dim: int = 512
     depth: int = 6
@@ -116,7 +116,7 @@ class DitSettings:
 
 @dataclass(frozen=True)
 class RidgeSettings:
-    """The ridge probe: penalties as multiples of the mean eigenvalue of the Gram matrix."""
+    """The ridge probe: penalties in mean non-zero eigenvalues of the Gram matrix."""
 
     shrinkages: tuple[float, ...] = (1e-4, 1e-3, 1e-2, 1e-1, 1.0, 1e1, 1e2, 1e3)
     batch_size: int = 256
@@ -127,6 +127,7 @@ class RidgeSettings:
         return len(self.shrinkages)
 
 
+# Options of the command line by field, for messages.
 OPTIONS = {"epochs": "epochs", "batch_size": "probe-batch-size", "sampler_steps": "sampler-steps"}
 ActionSettings = RegressorSettings | DitSettings | RidgeSettings
 
@@ -145,7 +146,7 @@ class ProbePreset:
     def settings(
         self, kind: ProbeKind, epochs: int | None, batch_size: int | None, sampler_steps: int | None = None
     ) -> Any:
-        """The settings of a kind of probe, with what was asked for. Raises UsageError."""
+        """Settings of a kind of probe, with given values. Raises UsageError."""
         names: dict[str, str] = {"attentive": "classifier", "mlp": "regressor"}
         own: Any = getattr(self, names.get(kind, kind))
         given = {"epochs": epochs, "batch_size": batch_size, "sampler_steps": sampler_steps}

@@ -1,7 +1,8 @@
-"""The regression probes: from the latents of image pairs to action chunks, by MLP, DiT or ridge.
+"""The regression probes MLP, DiT and ridge: from latents to action chunks.
 
-The epoch, or the ridge's penalty, is picked on a held-out tenth of the training split
-(protocol ``corrected``), and beside it as published: by the error on the reported split.
+The epoch, or the ridge's penalty, is picked on a held-out tenth of the
+training split (protocol ``corrected``), and also as published: by the error on
+the reported split. Samples have F values of tokens, chunks of (K, A).
 """
 
 import math
@@ -32,7 +33,7 @@ RIDGE_SHARE = 0.6  # of this machine's memory, for the features of the ridge and
 
 @dataclass(frozen=True)
 class EvaluatedSplit:
-    """One split to report: normalised targets (n, K, A); `mean`, `std` (n, A) give units back."""
+    """A split to report; `mean`, `std` (n, A) turn targets (n, K, A) into units."""
 
     latents: LatentSource
     targets: Floats
@@ -43,7 +44,7 @@ class EvaluatedSplit:
 
 @dataclass(frozen=True)
 class RegressorInputs:
-    """Latents and normalised targets (n, K, A); `evaluated` by role, ``seen`` always."""
+    """Latents and normalised targets (n, K, A); `evaluated` by role has ``seen``."""
 
     train: LatentSource
     train_targets: Floats
@@ -54,13 +55,14 @@ class RegressorInputs:
 
 
 def train_regressor(inputs: RegressorInputs, settings: ActionSettings, session: Session) -> RegressionOutcome:
-    """Train the probe that the settings are for, and predict every evaluated sample.
+    """Train the probe of the settings, and predict every evaluated sample.
 
-    Epochs count from 1; for the ridge an epoch is the number of a penalty. In the session's
-    folder ``best_model.pth`` holds the weights of the reported epoch: the state dict of the
-    network, or ``coef`` (F, K * A), ``intercept`` (K * A), ``mean`` and ``std`` (F) of the
-    ridge. The DiT draws every chunk that is scored. Raises UsageError for inputs that don't fit
-    together or into memory, or of which nothing can be held out, LaryError on divergence.
+    Epochs count from 1; for the ridge an epoch is the number of a penalty. In
+    the session's folder ``best_model.pth`` holds the weights of the reported
+    epoch: the state dict of the network, or ``coef`` (F, K * A), ``intercept``
+    (K * A), ``mean`` and ``std`` (F) of the ridge. Raises UsageError for
+    inputs that don't fit together or into memory, or of which nothing can be
+    held out, LaryError on divergence.
     """
     evaluated = [(split.latents, split.targets) for split in inputs.evaluated.values()]
     check_splits((inputs.train, inputs.train_targets), *evaluated)
@@ -73,7 +75,7 @@ def train_regressor(inputs: RegressorInputs, settings: ActionSettings, session: 
 
 
 class ActionTraining(Training):
-    """What the regression probes share: the scores of an epoch, and the ways to choose one."""
+    """What regression probes share: the scores of epochs, and how one is picked."""
 
     checkpoint = "best_model.pth"
 
@@ -83,10 +85,10 @@ class ActionTraining(Training):
 
     @abstractmethod
     def decode(self, tokens: Tensor) -> Tensor:
-        """Chunks (B, K * A) that the weights of the latest epoch make of tokens."""
+        """Chunks (B, K * A) that the latest weights predict from tokens (B, ...)."""
 
     def score(self, row: JsonDict) -> None:
-        """Predict all that is scored, and add the errors to a row of the history."""
+        """Predict held-out rows and all evaluated splits; adds the errors to `row`."""
         inputs, held = self.inputs, self.held_rows
         self.predicted: dict[str, Tensor] = {}
         if len(held):
@@ -97,14 +99,14 @@ class ActionTraining(Training):
             self.predicted[role] = self.add_errors(row, role, found, split.targets)
 
     def add_errors(self, row: JsonDict, name: str, found: Tensor, targets: Floats) -> Tensor:
-        """Add loss and mean squared error to a row of the history; returns chunks (n, K, A)."""
+        """Add loss and mean squared error to `row`; returns the chunks (n, K, A)."""
         chunks = found.reshape(targets.shape)
         row[f"{name}_loss"] = metrics.huber_loss(chunks.numpy(), targets, self.settings.batch_size)
         row[f"{name}_mse"] = metrics.mse(chunks.numpy(), targets)
         return chunks
 
     def close_epoch(self, epoch: int) -> None:
-        """Offer the epoch to the picks, and write its weights where the reported pick takes it."""
+        """Offer the epoch to the picks; saves its weights if the reported one does."""
         row, values = self.history[-1], self.predicted
         columns = {"held_out": "held_out_mse", "best_on_validation": f"{SEEN}_mse"}
         # Without held-out rows the published choice is the only one.
@@ -150,14 +152,14 @@ class RegressorTraining(ActionTraining):
         check_memory(self.make, 1, own.batch_size, shape, self.device)
         self.network = self.make().to(self.device)
         self.optimizer = adamw(self.network, own.lr, own.weight_decay)
-        # The orders of the epochs that a resumed training has completed are drawn once more.
+        # A resumed training draws the orders of its completed epochs again.
         self.order = np.random.default_rng(self.session.seed)
         for _ in self.history:
             self.order.permutation(self.fit_rows)
         return [self.network, self.optimizer]
 
     def make(self) -> ActionExpertMLP | ActionExpertDiT:
-        """The network for tokens and targets of these shapes."""
+        """Make the network for the shapes of tokens and targets."""
         own, (_, steps, dims) = self.settings, self.inputs.train_targets.shape
         size = math.prod(self.inputs.train.shape)
         if not isinstance(own, DitSettings):
@@ -181,7 +183,7 @@ class RegressorTraining(ActionTraining):
         return row
 
     def train_epoch(self, order: Ints) -> float:
-        """One pass over `order`; returns the mean of the batches' losses. Raises LaryError."""
+        """Train on `order`; returns the mean loss of batches. Raises LaryError."""
         losses = []
         self.network.train()
         for rows, tokens, count in self.batches(self.inputs.train, order):
@@ -207,7 +209,7 @@ class RegressorTraining(ActionTraining):
         return float(self.settings.lr) * (update / rise if update < rise else 1.0)
 
     def check_finite(self, values: Iterable[float], what: str) -> None:
-        """Raise LaryError where a number isn't finite."""
+        """Raise LaryError, with `what` happened, if a number isn't finite."""
         if not all(map(math.isfinite, values)):
             raise LaryError(
                 f"The probe diverged in epoch {len(self.history) + 1}, update {self.step} (learning "
@@ -217,15 +219,16 @@ class RegressorTraining(ActionTraining):
 
 
 class RidgeTraining(ActionTraining):
-    """Action chunks as a linear function of the latents, in closed form; a fast reference.
+    """A linear map from latents to chunks in closed form, as a fast reference.
 
-    Every value is centred, and scaled by its channel: scaled by itself, a value that hardly
-    ever changes in training would blow up what is seen there for the first time.
+    Values are centred, and scaled by their channel: by itself, a value that
+    hardly changes in training could become huge on other splits.
     """
 
     def build(self) -> list[Any]:
         rows, shape = self.fit_rows, self.inputs.train.shape
         size, present = math.prod(shape), memory_bytes()
+        # In float64: features and a copy, the Gram matrix and its factor.
         needed = 8 * (2 * len(rows) * size + 2 * min(len(rows), size) ** 2)
         if needed > RIDGE_SHARE * present:
             raise UsageError(
@@ -257,6 +260,7 @@ class RidgeTraining(ActionTraining):
 
         shrinkage = self.settings.shrinkages[epoch - 1]
         targets = self.inputs.train_targets[self.fit_rows]
+        # The mean eigenvalue: the trace is n * F, the rank min(n, F).
         model = Ridge(alpha=shrinkage * max(self.features.shape), solver="cholesky")
         model.fit(self.features, targets.reshape(len(targets), -1))
         coef, intercept = np.atleast_2d(model.coef_).T, np.atleast_1d(model.intercept_)

@@ -1,4 +1,4 @@
-"""What a probe trains on: latents as they are read, rows drawn or held out, and their memory."""
+"""What a probe trains on: latents, rows drawn or held out, and memory for them."""
 
 import math
 from collections import Counter, deque
@@ -18,18 +18,18 @@ from lary.types import BenchmarkProtocol, LaryError, LatentSource, UsageError
 Rows = Sequence[int] | Ints
 Tokens = npt.NDArray[np.floating]
 
-MEMORY_SHARE = 0.125  # of the memory, up to which the latents of a split are kept there
+MEMORY_SHARE = 0.125  # of all memory that the latents of a split may stay in
 CHUNK = 256  # rows that are read at once where a split is read in order
-AHEAD = 2  # batches that are read ahead of the one in work
-SCALED_BY = 2048  # rows that the scale of the channels is measured on
+AHEAD = 2  # batches that are read ahead
+SCALED_BY = 2048  # most rows that the statistics of channels are taken from
 HELD_OUT_SHARE = 0.1
 
 FLOAT = 4  # bytes of a float32
 COPIES = 4  # of the weights: themselves, gradients, and two moments of AdamW
-# Batches read ahead, the one in work, its normalised form and their gradients.
+# Batches read ahead, the current one, its normalised form and their gradients.
 BATCH_COPIES = AHEAD + 6
-# Tokens that pass a network at once on a CPU: enough for its matrix products, few
-# enough for its cache. On CUDA the activations of a pass may take a share of the memory.
+# Tokens in a forward pass on a CPU: enough for its matrix products, few enough
+# for its cache. On CUDA, activations may take this share of the memory.
 CHUNK_TOKENS = 2048
 CUDA_SHARE = 0.2
 
@@ -38,7 +38,7 @@ CUDA_SHARE = 0.2
 
 
 class LatentView:
-    """Latents that a function reads by rows, in place of those of a source."""
+    """A `LatentSource` with a function that reads rows (B,) in place of another's."""
 
     def __init__(self, source: LatentSource, read: Callable[[Ints], Tokens], dim: int | None = None) -> None:
         self._count, self._read = len(source), read
@@ -52,11 +52,11 @@ class LatentView:
 
 
 def finite_latents(source: LatentSource, name: Callable[[int], str]) -> LatentSource:
-    """Latents that are refused, by the name of their sample, where one isn't finite."""
+    """Latents that raise LaryError, with a sample's name, where one isn't finite."""
 
     def read(rows: Ints) -> Tokens:
         tokens = source.read(rows)
-        # In half precision isfinite takes four times as long as the exponents' bits.
+        # Testing the exponents is four times as fast as isfinite for float16.
         half = tokens.dtype == np.float16
         finite = (tokens.view(np.uint16) & 0x7C00) != 0x7C00 if half else np.isfinite(tokens)
         if not finite.all():
@@ -71,9 +71,10 @@ def finite_latents(source: LatentSource, name: Callable[[int], str]) -> LatentSo
 
 
 def reordered(source: LatentSource, control: str, seed: int) -> LatentSource:
-    """Latents (P, N, D) whose steps are shuffled per sample, or repeat the first one.
+    """Latents (P, N, D) with shuffled steps, or all steps like the first.
 
-    Latents without one step per frame have their frames changed (`lary.runs.extract`).
+    They need a step per frame; of other models `lary.runs.extract` changes the
+    frames. Raises UsageError without the axis P.
     """
     if len(source.shape) != 3:
         raise UsageError(
@@ -87,9 +88,10 @@ def reordered(source: LatentSource, control: str, seed: int) -> LatentSource:
 
 
 def projected(source: LatentSource, size: int, seed: int) -> LatentSource:
-    """Latents with channels projected, (..., D) -> (..., size), by a Gaussian matrix.
+    """Latents (..., D) projected to (..., size) by a random matrix.
 
-    Lengths and angles survive in expectation (Johnson and Lindenstrauss 1984).
+    A Gaussian one keeps squared lengths in expectation (Johnson and
+    Lindenstrauss 1984). Raises UsageError for a wrong size.
     """
     dim = source.shape[-1]
     if not 1 <= size < dim:
@@ -105,13 +107,13 @@ def standardised(source: LatentSource, mean: Floats, std: Floats) -> LatentSourc
 
 
 def in_chunks(source: LatentSource, rows: Ints) -> Iterator[Tokens]:
-    """The tokens of `rows`, some at once."""
+    """The tokens of `rows`, 256 samples at once."""
     for start in range(0, len(rows), CHUNK):
         yield source.read(rows[start : start + CHUNK])
 
 
 def channel_statistics(source: LatentSource, rows: Ints) -> tuple[Floats, Floats]:
-    """Mean and standard deviation (D,) of each channel over `rows`, or 2,048 of many.
+    """Mean and standard deviation (D,) by channel, over up to 2,048 of `rows`.
 
     A channel that never changes gets the standard deviation 1.
     """
@@ -128,7 +130,7 @@ def channel_statistics(source: LatentSource, rows: Ints) -> tuple[Floats, Floats
 
 
 def keep_in_memory(source: LatentSource, processes: int = 1) -> LatentSource:
-    """`source`, or a copy where that is small against the memory for each of `processes`."""
+    """A copy of `source` in memory, or itself if `processes` copies are too large."""
     size = FLOAT * len(source) * math.prod(source.shape)
     if size > MEMORY_SHARE * memory_bytes() / processes:
         return source
@@ -139,14 +141,14 @@ def keep_in_memory(source: LatentSource, processes: int = 1) -> LatentSource:
 def read_batches(
     source: LatentSource, rows: Ints, size: int, device: str, share: slice = slice(None)
 ) -> Iterator[tuple[Ints, Tensor, int]]:
-    """Batches of `size` rows, read ahead by a thread; the last may be small.
+    """Batches of `size` rows, read ahead by a thread; the last may be smaller.
 
-    Yields of every batch the rows that are this process's `share`, their tokens (B, *shape)
-    as float32 on `device`, and how many rows the whole batch has.
+    Yields for every batch this process's `share` of its rows, their tokens (B,
+    *shape) as float32 on `device`, and the number of rows of the whole batch.
     """
 
     def read(own: Ints) -> Tensor:
-        if not len(own):
+        if not len(own):  # still a batch: other processes wait for its gradients
             return torch.empty((0, *source.shape))
         tensor = torch.from_numpy(np.require(source.read(own), requirements=["C", "W"]))
         return tensor.pin_memory() if device.startswith("cuda") else tensor
@@ -158,12 +160,12 @@ def read_batches(
         for batch in batches:
             pending.extend(pool.submit(read, own) for own in islice(coming, 1))
             tokens = pending.popleft().result().to(device, non_blocking=True)
-            # Half precision is widened on the device: half as many bytes are copied to it.
+            # Widened on the device: half as many bytes of float16 are copied.
             yield batch[share], tokens.float(), len(batch)
 
 
 def check_splits(*splits: tuple[LatentSource, Array]) -> None:
-    """Refuse latents that no probe reads, or that don't fit their targets. Raises UsageError."""
+    """Raise UsageError for latents of wrong shapes, or with too few or many targets."""
     shapes = [source.shape for source, _ in splits]
     if not 1 <= len(shapes[0]) <= 3 or 0 in shapes[0]:
         raise UsageError(
@@ -181,13 +183,13 @@ def check_splits(*splits: tuple[LatentSource, Array]) -> None:
 
 
 def class_weights(labels: Ints) -> Doubles:
-    """Probability of drawing each sample (n,), the same in sum for every class."""
+    """Probability of each sample (n,), so that every class is equally likely."""
     _, positions, counts = np.unique(labels, return_inverse=True, return_counts=True)
     return np.asarray(1.0 / (counts[positions] * len(counts)), dtype=np.float64)
 
 
 def balanced_indices(weights: Doubles, epoch: int, seed: int = 0) -> Ints:
-    """Rows of an epoch, counted from 0: as many draws as there are rows, with replacement."""
+    """Draw the rows of an epoch (from 0): as many as there are, with replacement."""
     count, generator = len(weights), np.random.default_rng(seed + epoch)
     return generator.choice(count, count, p=weights / weights.sum()).astype(np.int64)
 
@@ -195,16 +197,18 @@ def balanced_indices(weights: Doubles, epoch: int, seed: int = 0) -> Ints:
 def training_rows(
     protocol: BenchmarkProtocol, groups: Sequence[str], labels: Ints | None = None, *, seed: int
 ) -> tuple[Ints, Ints]:
-    """Rows to fit on and rows held out, whole groups at a time; ``paper`` fits on all of them.
+    """Rows to fit on and rows held out; ``paper`` holds out none.
 
-    About a tenth of the rows, and of each class as far as groups allow, is held out, never a
-    whole class; the order of the rows has no influence. Raises UsageError where no group can be.
+    About a tenth of the rows, and of each class as far as groups allow, is
+    held out, never a whole class. Groups don't depend on the order of the
+    rows. Raises UsageError if none can be held out.
     """
     if protocol == "paper":
         return np.arange(len(groups), dtype=np.int64), np.empty(0, dtype=np.int64)
     kinds = np.unique(np.zeros(len(groups)) if labels is None else labels, return_inverse=True)[1]
     names, members = np.unique(np.asarray(groups, dtype=np.str_), return_inverse=True)
     contents = [Counter[int]() for _ in names]
+    # Sorted, since the order of a Counter decides how its sums are rounded.
     for group, kind in sorted(zip(members.tolist(), kinds.tolist(), strict=True)):
         contents[group][kind] += 1
     chosen = _choose_groups(contents, np.bincount(kinds).tolist(), seed)
@@ -218,10 +222,11 @@ def training_rows(
 
 
 def _choose_groups(contents: Sequence[Counter[int]], totals: Sequence[int], seed: int) -> list[int]:
-    """Go through the groups at random and take each that brings the counts nearer to their share.
+    """Choose groups, in random order, that bring counts nearer to their share.
 
-    The distance is the squared deviation from the share over the total, summed over the
-    classes and the whole. Where no group helps, the one that harms least is taken.
+    The distance is the squared deviation from the share, over the total,
+    summed over classes and the whole. If no group helps, the least harmful is
+    taken.
     """
     whole, taken, taken_whole = sum(totals), [0] * len(totals), 0
     chosen: list[int] = []
@@ -250,9 +255,9 @@ def _choose_groups(contents: Sequence[Counter[int]], totals: Sequence[int], seed
 def check_memory(make: Callable[[], nn.Module], copies: int, batch: int, shape: tuple[int, ...], device: str) -> None:
     """Refuse to train `copies` of a network where the device can't hold them.
 
-    The weights are counted without being made; `batch` samples have tokens of `shape`. Raises UsageError.
+    `batch` samples have tokens of `shape`. Raises UsageError.
     """
-    with torch.device("meta"):
+    with torch.device("meta"):  # the weights are counted without being made
         weights = copies * sum(parameter.numel() for parameter in make().parameters())
     trained = FLOAT * COPIES * weights
     batches = FLOAT * BATCH_COPIES * batch * math.prod(shape)
@@ -270,14 +275,14 @@ def check_memory(make: Callable[[], nn.Module], copies: int, batch: int, shape: 
 
 
 def samples_at_once(tokens: tuple[int, ...], model_dim: int, depth: int, device: str) -> int:
-    """Samples whose activations are held at once; the gradients of such parts add up.
+    """Samples per forward pass of a batch, whose gradients add up.
 
-    On a CPU a part of the batch is faster than all of it; on CUDA it is what keeps long
-    sequences within memory without computing anything twice.
+    On a CPU a part of the batch is faster than all of it; on CUDA it is what
+    keeps long sequences within memory without computing anything twice.
     """
     length = math.prod(tokens[:-1])
     if not device.startswith("cuda"):
         return max(1, CHUNK_TOKENS // length)
     held = torch.cuda.get_device_properties(device).total_memory * CUDA_SHARE
-    # Norms, queries, keys, values, two wide MLP layers and residuals.
+    # 20: norms, queries, keys, values, two wide MLP layers and residuals.
     return max(1, int(held / (FLOAT * 20 * model_dim * depth * length)))

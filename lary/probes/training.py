@@ -1,8 +1,8 @@
-"""The part that the trainings of all probes share: processes, state on disk, epochs, trackers.
+"""What the trainings of all probes share: processes, state, epochs, trackers.
 
-Processes, one per device, draw the same batches and work on their share of each; the sums
-of their gradients are those of one process, up to rounding, so their number does not
-matter. Scored rows are dealt out by whole batches: none counts twice.
+Processes, one per device, draw the same batches and work on their share of
+each; the sums of their gradients are those of one process, up to rounding, so
+their number does not matter. Every row is scored once.
 """
 
 import importlib
@@ -34,7 +34,7 @@ from lary.types import BenchmarkProtocol, JsonDict, LaryError, LatentSource, Pro
 PROJECT = "lary"  # to which the runs of Weights & Biases and Trackio belong
 STATE_FILE = "training_state.pt"
 STATE_FORMAT = 4
-# Share of the time that writing states may take: long epochs are kept, not every short one.
+# Share of the time that saving states may take: short epochs are skipped.
 STATE_SHARE = 0.05
 
 
@@ -55,11 +55,13 @@ class Team:
 
     @property
     def share(self) -> slice:
-        """The rows of a batch that are this process's: every `size`-th one."""
+        """This process's rows of a batch: every `size`-th one."""
         return slice(self.rank, None, self.size)
 
     def dealt(self, count: int, batch: int) -> Ints:
         """Positions out of `count` that this process scores: every `size`-th batch."""
+        # Whole batches, since the DiT's noise goes by a row's place in its
+        # batch.
         return np.flatnonzero(np.arange(count) // batch % self.size == self.rank).astype(np.int64)
 
     def add(self, tensor: Tensor) -> None:
@@ -70,11 +72,11 @@ class Team:
     def add_gradients(self, network: nn.Module) -> None:
         """Sum the gradients of a network over the processes."""
         for weight in network.parameters():
-            if weight.grad is not None:  # it takes part in the network
+            if weight.grad is not None:  # None: the forward pass doesn't use it
                 self.add(weight.grad)
 
     def collect(self, rows: Ints, values: Tensor, count: int) -> Tensor:
-        """Put together what every process computed for its rows, (m, ...) -> (count, ...)."""
+        """Gather what every process computed for its rows, (m, ...) -> (count, ...)."""
         if self.size == 1:
             return values
         from accelerate.utils import gather_object
@@ -89,8 +91,8 @@ class Team:
 def launch(work: Callable[..., None], arguments: tuple[Any, ...], devices: Sequence[str]) -> None:
     """Run ``work(*arguments, team, device)`` in one new process per device.
 
-    Accelerate's own launchers fork, which CUDA and threads do not survive. Raises what a
-    process raised first, as LaryError; the others are ended.
+    Accelerate's own launchers fork, which CUDA and threads do not survive.
+    Raises what a process raised first, as LaryError; the others are ended.
     """
     import multiprocessing
 
@@ -114,7 +116,7 @@ def launch(work: Callable[..., None], arguments: tuple[Any, ...], devices: Seque
 def _member(
     rank: int, work: Callable[..., None], arguments: tuple[Any, ...], devices: Sequence[str], port: int, errors: Any
 ) -> None:
-    """One process of a team: its rank, the work, and its error for the one that started it."""
+    """Do the work as one process of a team; an error goes to the starting process."""
     from accelerate import PartialState
 
     kind, _, number = devices[rank].partition(":")
@@ -124,7 +126,7 @@ def _member(
     os.environ |= {"LOCAL_RANK": number or str(rank), "LOCAL_WORLD_SIZE": str(len(devices))}
     setup_logging()
     if rank:
-        log.setLevel("ERROR")  # the first one reports what all would
+        log.setLevel("ERROR")  # rank 0 logs what all would
     state = PartialState(cpu=kind == "cpu")
     try:
         work(*arguments, Team(state.process_index, state.num_processes), devices[rank])
@@ -141,10 +143,10 @@ def _member(
 
 @dataclass(frozen=True, kw_only=True)
 class Session:
-    """Surroundings of a training: protocol, seed, device, folder and progress bar.
+    """Surroundings of a training: protocol, seed, device, folder and so on.
 
-    `identity` names latents and options from outside; an empty one keeps no state to resume
-    from. `tracker` is what `tracking` gives.
+    `identity` names latents and options; without one no state is kept to
+    resume from. `tracker` is what `tracking` yields.
     """
 
     protocol: BenchmarkProtocol
@@ -159,11 +161,11 @@ class Session:
 
 
 class Training(ABC):
-    """A training in progress: its inputs, the updates so far, the history and the picks.
+    """A training in progress, with its history and the epochs picked so far.
 
-    The state, ``training_state.pt``, is rewritten at ends of epochs. It serves the same
-    session, settings and inputs alone; any other is removed before a training replaces the
-    weights beside it.
+    The state, ``training_state.pt``, is rewritten at ends of epochs. It is
+    used only for the same session, settings and inputs; any other is removed
+    before a training replaces the weights that belong to it.
     """
 
     checkpoint: ClassVar[str]  # the file with the weights, without which a state is of no use
@@ -179,7 +181,7 @@ class Training(ABC):
         self.per_epoch = math.ceil(len(self.fit_rows) / settings.batch_size)
         self.total, self.step = self.per_epoch * settings.epochs, 0  # updates: all, and so far
         self.history: list[JsonDict] = []
-        # What is reported, by selection: rank, epoch, and values as tensors.
+        # By name of the selection: rank, epoch, predictions as tensors.
         self.picks: dict[str, JsonDict] = {}
         deciding = [
             type(self).__name__,
@@ -199,18 +201,18 @@ class Training(ABC):
 
     @abstractmethod
     def build(self) -> Sequence[Any]:
-        """Make the networks; returns what has a state dict. Raises UsageError."""
+        """Make all that has a state dict: networks, optimizers. Raises UsageError."""
 
     @abstractmethod
     def run_epoch(self, epoch: int) -> JsonDict:
-        """Train and score one epoch; returns its entry of the history. Raises LaryError."""
+        """Train and score an epoch; returns its history entry. Raises LaryError."""
 
     @abstractmethod
     def close_epoch(self, epoch: int) -> None:
         """Write files, after the history has its entry."""
 
     def run(self) -> None:
-        """Train from the kept state to the end. Raises LaryError if the training diverges."""
+        """Train from the saved state to the end. Raises LaryError on divergence."""
         state, last = self._load(), self.settings.epochs
         seed_everything(self.session.seed)
         if state is not None:
@@ -224,15 +226,16 @@ class Training(ABC):
         if state is not None:
             for each, before in zip(built, state["built"], strict=True):
                 each.load_state_dict(before)
-            torch.set_rng_state(state["random"])  # after all that draws weights
+            torch.set_rng_state(state["random"])  # last, since `build` draws weights
         for epoch in range(len(self.history) + 1, last + 1):
             self.history.append(self.run_epoch(epoch))
             self.log(self.history[-1])
             self.close_epoch(epoch)
+            # Networks are left out of the last state: only its picks are read.
             self.keep([] if epoch == last else built, last=epoch == last)
 
     def _load(self) -> JsonDict | None:
-        """The state that this very training left; None to start from nothing."""
+        """Load the state of this very training; None if there is none to use."""
         path, found = self._state, None
         if path is None:
             return None
@@ -251,13 +254,13 @@ class Training(ABC):
                 log.warning("%s can't be taken up (%s): starting over", path, reason)
                 found = None
         if self.team.size > 1:
-            torch.distributed.barrier()  # none goes on before all have read it
+            torch.distributed.barrier()  # it is removed only after all have read it
         if found is None and self.team.leads:
             path.unlink(missing_ok=True)
         return found
 
     def keep(self, built: Sequence[Any], *, last: bool) -> None:
-        """Write the state, if that is worth its time or the `last` one."""
+        """Save the state if it is the `last`, or enough time has passed."""
         started = time.monotonic()
         due = self._cost <= STATE_SHARE * (started - self._written)
         if self._state is None or not self.team.leads or not (due or last):
@@ -276,7 +279,7 @@ class Training(ABC):
         self._cost = self._written - started
 
     def offer(self, name: str, rank: list[float], **pick: Any) -> bool:
-        """Take a pick if its rank is strictly better than before; returns whether it was."""
+        """Replace a pick if `rank` is strictly larger; returns whether it was."""
         if name in self.picks and rank <= self.picks[name]["rank"]:
             return False
         self.picks[name] = {"rank": rank, **pick}
@@ -288,7 +291,7 @@ class Training(ABC):
             self.session.progress.advance(count)
 
     def log(self, values: Mapping[str, Any]) -> None:
-        """Report numbers to the tracker, a list's as ``name/0``, without None and NaN."""
+        """Log finite numbers to the tracker, those of lists as ``name/0``."""
         if self.session.tracker is None or not self.team.leads:
             return
         numbers: dict[str, float] = {}
@@ -300,7 +303,7 @@ class Training(ABC):
         self.session.tracker.log(numbers, step=self.step)
 
     def batches(self, source: LatentSource, order: Ints) -> Iterator[tuple[Ints, Tensor, int]]:
-        """The batches of `read_batches`, each counted as an update and its rows as progress."""
+        """As `read_batches`, with each batch counted as an update and as progress."""
         size, share = self.settings.batch_size, self.team.share
         for rows, tokens, count in read_batches(source, order, size, self.device, share):
             self.step += 1
@@ -309,7 +312,7 @@ class Training(ABC):
 
     @torch.no_grad()
     def predict(self, network: Callable[[Tensor], Tensor], source: LatentSource, rows: Ints) -> Tensor:
-        """What `network` makes of the tokens at `rows`, float32 on the CPU, by all processes."""
+        """Outputs (n, ...) of `network` for `rows`, as float32 on the CPU."""
         size = self.settings.batch_size
         own = self.team.dealt(len(rows), size)
         batches = read_batches(source, rows[own], size, self.device)
@@ -318,7 +321,7 @@ class Training(ABC):
         return self.team.collect(own, values, len(rows))
 
     def stated(self, **more: Any) -> JsonDict:
-        """The settings of the training, as its outcome states them."""
+        """The settings and sizes of the training, for its outcome."""
         names = "preset", "protocol", "seed", "device"
         own = {name: getattr(self.session, name) for name in names}
         counts = {"fit_samples": len(self.fit_rows), "held_out_samples": len(self.held_rows)}
@@ -327,28 +330,28 @@ class Training(ABC):
 
 
 def _plain(value: Any) -> Any:
-    """A part of an identity as JSON: arrays by content, records by fields, latents by shape."""
+    """Part of an identity as JSON; latents by shape, since the session names them."""
     if isinstance(value, np.ndarray):
         return digest(value.tobytes())
     return vars(value) if is_dataclass(value) else list(value.shape)
 
 
 def adamw(network: nn.Module, lr: float, weight_decay: float) -> torch.optim.AdamW:
-    """AdamW with torch's defaults; biases and norms decay too, as in the published code."""
+    """AdamW with torch's defaults; as published, biases and norms decay too."""
     return torch.optim.AdamW(network.parameters(), lr=lr, weight_decay=weight_decay, fused=True)
 
 
 def save_checkpoint(path: Path, value: Mapping[str, Any]) -> None:
-    """Write what ``torch.load(..., weights_only=True)`` reads. Raises LaryError."""
+    """Save what ``torch.load(..., weights_only=True)`` reads. Raises LaryError."""
     with atomic_write(path) as stream:
         torch.save(value, stream)
 
 
 @contextmanager
 def tracking(name: TrackerName, folder: Path, run: str, options: Mapping[str, Any]) -> Iterator[Any]:
-    """The tracker of accelerate that ``--tracker`` names; None for ``none``.
+    """A started tracker of accelerate, by its name; None for ``none``.
 
-    TensorBoard's files go to ``tensorboard/`` of the folder. Raises UsageError without the library.
+    TensorBoard writes to ``tensorboard/`` of the folder. Raises UsageError.
     """
     if name == "none":
         yield None

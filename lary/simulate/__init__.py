@@ -1,4 +1,4 @@
-"""Simulated robots: a data set of our own in the layout of the benchmark, made with MuJoCo and NumPy."""
+"""Simulated robots: a small data set in the layout of the benchmark."""
 
 from lary.simulate.episodes import VERBS
 from lary.simulate.generate import simulate, write_sheets

@@ -1,8 +1,10 @@
-"""The verbs: what the arm does, and what happens to the objects for it.
+"""The verbs: what the arm does, and what happens to the objects.
 
-Every behaviour draws its own situation (objects, places, directions, pace) and returns
-a `Script`. No physics is simulated: objects follow the tool by the act's geometry,
-which never fails.
+Every behaviour draws its own situation (objects, places, directions, pace) and
+returns a `Script`. No physics is simulated: objects follow the tool by the
+geometry of the act, which never fails. Units are metres, radians, and shares
+of the episode's time. The order of the draws decides the bytes of the data
+set.
 """
 
 from __future__ import annotations
@@ -20,16 +22,16 @@ from lary.simulate.shapes import TRAIN_COLOURS, Thing, build_thing, draw
 
 BEADS = 20
 CABINET, CHEST = (shapes.SCENERY["things"][kind]["sizes"] for kind in ("cabinet", "chest"))
-"""Half sizes: a cabinet opens towards its +x; the lid of a chest turns about its edge at -x."""
+"""Half sizes; cabinets open towards +x, lids of chests turn about their edge at -x."""
 HANDLE = 0.042
-"""How far the handle of a drawer stands off its front."""
+"""Metres between the handle and the front of a drawer, as in ``scenery.json``."""
 FINGER = 0.014
 """Metres from the tool's centre to the outside of the closed fingers."""
 
 
 @dataclass(frozen=True)
 class Placed:
-    """A thing and where it stands; one that moves is moved by the script's motion of the same name."""
+    """A thing and its pose; if it `moves`, the script has a motion of its name."""
 
     thing: Thing
     pose: Pose
@@ -58,24 +60,24 @@ class Script:
 
 @dataclass(frozen=True)
 class Stage:
-    """What a behaviour may choose from: kinds of objects, and the camera's side along y (-1, 1)."""
+    """What a behaviour draws from; `side` is -1 or 1, the camera's side along y."""
 
     rng: np.random.Generator
     kinds: Sequence[str]
     side: float
 
     def uniform(self, low: float, high: float) -> float:
-        """A number between two, drawn."""
+        """Draw a number between `low` and `high`."""
         return float(self.rng.uniform(low, high))
 
 
 def spot(stage: Stage, low: float = 0.40, high: float = 0.56, y: float = 0.16) -> Doubles:
-    """A place on the table (3,)."""
+    """Draw a place (3,) on the table: x from `low` to `high`, y within `y` of 0."""
     return np.append(stage.rng.uniform((low, -y), (high, y)), 0.0)
 
 
 def some_thing(stage: Stage, rolls: bool = True) -> tuple[Thing, Doubles]:
-    """An object to handle and its rotation; without `rolls` no ball, which fingers hide."""
+    """Draw an object and its rotation; without `rolls` no ball, which fingers hide."""
     while True:
         thing = shapes.make_thing(draw(stage.rng, stage.kinds), stage.rng)
         if rolls or not thing.rolls:
@@ -83,7 +85,7 @@ def some_thing(stage: Stage, rolls: bool = True) -> tuple[Thing, Doubles]:
 
 
 def approach(stage: Stage, away: Doubles, distance: float, width: float = 0.10, command: float = OPEN) -> Path:
-    """A path that starts in the air with a free hand, at least `distance` beside a place."""
+    """A path that starts in the air, empty-handed, `distance` or more beside `away`."""
     yaw = stage.uniform(-0.5, 0.5)
     for _ in range(100):
         place = stage.rng.uniform((0.33, -0.28, 0.20), (0.52, 0.28, 0.31))
@@ -93,7 +95,7 @@ def approach(stage: Stage, away: Doubles, distance: float, width: float = 0.10, 
 
 
 def grasp(path: Path, place: Doubles, hand: Doubles, width: float, rise: float, *shares: float) -> int:
-    """Over a place, down, and close; returns the mark from which what is there moves with the hand."""
+    """Go over a place, down, and close; returns the mark at which the hand holds."""
     path.move(place + rise * UP, shares[0], hand)
     path.move(place, shares[1])
     path.grip(width, CLOSED, shares[2])
@@ -101,7 +103,7 @@ def grasp(path: Path, place: Doubles, hand: Doubles, width: float, rise: float, 
 
 
 def grasp_thing(path: Path, thing: Thing, pose: Pose, *shares: float) -> int:
-    """Grasp an object that stands on the table; returns the mark."""
+    """Grasp an object that stands on the table, as `grasp` does."""
     return grasp(path, pose[0] + thing.height * UP, pose[1], thing.grip, 0.10, *shares)
 
 
@@ -142,17 +144,19 @@ def push(stage: Stage) -> Script:
     path.wait(0.05)
 
     def motion(time: float) -> Pose:
+        # At first the hand may be beyond the object, high above the table.
         gone = max(0.0, float((path.at(time).position - contact) @ ahead)) if time > 0.2 else 0.0
         if not thing.rolls:
             return place + gone * ahead, rotation
         rolled = turn(np.cross(UP, ahead), gone / thing.radius) @ rotation
+        # A ball turns about its centre; its origin is the point it stood on.
         return place + gone * ahead + thing.radius * (UP - rolled @ UP), rolled
 
     return Script(path).move(thing, motion)
 
 
 def pull(stage: Stage) -> Script:
-    """The hand takes an object and drags it over the table to the robot."""
+    """The hand takes an object and drags it over the table towards the robot."""
     place, length = spot(stage, 0.56, 0.62, 0.14), stage.uniform(0.17, 0.23)
     thing, rotation = some_thing(stage)
     path = approach(stage, place, 0.15)
@@ -164,7 +168,7 @@ def pull(stage: Stage) -> Script:
 
 
 def raised(stage: Stage) -> Doubles:
-    """A way up from the table, not quite upright (3,)."""
+    """Draw a displacement (3,) up from the table, not quite upright."""
     return stage.rng.uniform((-0.04, -0.04, 0.22), (0.04, 0.04, 0.30))
 
 
@@ -194,10 +198,11 @@ def lower(stage: Stage) -> Script:
 
 
 def rotate(stage: Stage) -> Script:
-    """A held object is turned about the upright axis, by a quarter to nearly half a turn."""
+    """A held object is turned about the vertical, by about a third of a turn."""
     place = spot(stage) + stage.uniform(0.05, 0.14) * UP
     angle = float(stage.uniform(1.7, 2.7) * stage.rng.choice([-1.0, 1.0]))
     thing, _ = some_thing(stage, rolls=False)
+    # Half of the turn to each side keeps the wrist away from its limits.
     pose = place, turn(UP, -angle / 2)
     path = held(stage, thing, pose)
     path.wait(0.08)
@@ -207,7 +212,7 @@ def rotate(stage: Stage) -> Script:
 
 
 def sweep_crumbs(stage: Stage) -> Script:
-    """A brush in the hand goes sideways, to the camera's side, and gathers small pieces before it."""
+    """A brush in the hand goes towards the camera's side and gathers small pieces."""
     tool = build_thing("brush", "brush", colour=draw(stage.rng, TRAIN_COLOURS))
     centre = spot(stage, 0.42, 0.52, 0.04)
     hand = turn(UP, stage.uniform(-0.45, 0.45))
@@ -222,10 +227,11 @@ def sweep_crumbs(stage: Stage) -> Script:
         piece = shapes.crumb(f"crumb{number}", stage.rng)
         where = stage.uniform(-0.13, 0.12)
         start = centre + where * across + stage.uniform(-0.065, 0.065) * along
+        # Pieces pile up before the brush at different distances.
         slack = tool.radius + piece.radius + float(stage.rng.exponential(0.012))
         spin = turn(UP, stage.uniform(-1.5, 1.5))
 
-        # The values of this round of the loop: the motion is asked for long after it.
+        # Defaults keep this round's values: motions are called after the loop.
         def motion(
             time: float, where: float = where, start: Doubles = start, slack: float = slack, spin: Doubles = spin
         ) -> Pose:
@@ -238,7 +244,7 @@ def sweep_crumbs(stage: Stage) -> Script:
 
 
 def pour(stage: Stage) -> Script:
-    """A mug is taken by its handle, raised over a bowl and tilted: beads fall into the bowl."""
+    """A mug is raised by its handle and tilted: beads fall into a bowl."""
     rng = stage.rng
     towards = float(rng.choice([-1.0, 1.0]))
     content, colour = draw(rng, TRAIN_COLOURS), draw(rng, TRAIN_COLOURS)
@@ -248,6 +254,7 @@ def pour(stage: Stage) -> Script:
     place = spot(stage, 0.46, 0.54, 0.02) - 0.13 * towards * np.array([0, 1.0, 0])
     across, along = towards * upright[:, 1], upright[:, 0]
     dish = place + stage.uniform(0.24, 0.27) * across
+    # The middle of the mug's handle, as in ``scenery.json``.
     hand = place + 0.055 * UP - 0.072 * along
     path = Path(hand, upright @ turn((0, 1, 0), -stage.uniform(0.8, 1.0)), 0.020, CLOSED, rng)
     path.move(hand + 0.17 * UP, 0.17)
@@ -263,6 +270,7 @@ def pour(stage: Stage) -> Script:
     for number in range(BEADS):
         released = first + (0.40 + 0.60 * number / BEADS) * (last - first)
         radius, turned = 0.052 * math.sqrt(float(rng.random())), stage.uniform(0, 2 * math.pi)
+        # The second half of the beads comes to rest on the first.
         height = 0.064 + 0.012 * (2 * number > BEADS)
         landing = dish + np.array([radius * math.cos(turned), radius * math.sin(turned), height])
         mouth = np.array([stage.uniform(-0.02, 0.02), towards * stage.uniform(0.015, 0.03), 0.115])
@@ -272,7 +280,7 @@ def pour(stage: Stage) -> Script:
 
 
 def _poured(mug_motion: Motion, mouth: Doubles, released: float, landing: Doubles) -> Motion:
-    """A bead hides in the mug, leaves its mouth at a time, falls, and lies in the bowl."""
+    """The motion of a bead from `mouth` (3,), in the mug's frame, to `landing` (3,)."""
     position, rotation = mug_motion(released)
     begin = position + rotation @ mouth
 
@@ -288,7 +296,7 @@ def _poured(mug_motion: Motion, mouth: Doubles, released: float, landing: Double
 
 
 def _hinged(stage: Stage, opening: bool) -> Script:
-    """A chest whose lid is lifted by its knob, or let down."""
+    """The lid of a chest is lifted by its knob, or let down."""
     x, z = CHEST["x"], CHEST["z"]
     base, front, hand = _furniture(stage)
     base = base - np.array([0.08, 0.0, 0.0])
@@ -297,6 +305,7 @@ def _hinged(stage: Stage, opening: bool) -> Script:
     colour, metal = draw(stage.rng, TRAIN_COLOURS), shapes.metal(stage.rng)
     chest = build_thing("chest", "chest", wood=shapes.wood(stage.rng))
     lid = build_thing("lid", "lid", colour=colour, metal=metal)
+    # The knob of the lid, as in ``scenery.json``.
     start = hinge + front @ np.array([2 * x - 0.025, 0.0, 0.030])
     side, axis = front[:, 0], front[:, 1]
     turned = 0.0
@@ -306,6 +315,7 @@ def _hinged(stage: Stage, opening: bool) -> Script:
         hand = turn(axis, 0.25 * turned) @ hand
     path = approach(stage, start, 0.10, 0.07)
     mark = grasp(path, start, hand, 0.020, 0.07, 0.15, 0.10, 0.08)
+    # The hand turns a quarter as far as the lid: the fingers slip on the knob.
     path.swing(hinge, axis, angle, 0.60, hand=0.25)
     path.wait(0.07)
     first = path.time(mark)
@@ -322,7 +332,7 @@ def _hinged(stage: Stage, opening: bool) -> Script:
 
 
 def _sliding(stage: Stage, opening: bool) -> Script:
-    """A drawer that is drawn out by its handle, or shut."""
+    """A drawer is drawn out by its handle, or shut."""
     base, front, hand = _furniture(stage)
     out, way = front[:, 0], stage.uniform(0.11, 0.14)
     handle = base + front @ np.array([CABINET["x"] + HANDLE, 0.0, CABINET["z"] + 0.012])
@@ -340,12 +350,15 @@ def _sliding(stage: Stage, opening: bool) -> Script:
 
 
 def _furniture(stage: Stage) -> tuple[Doubles, Doubles, Doubles]:
-    """Place and rotation of something that opens, towards the robot and the camera, and of a hand at its front."""
+    """Draw place and rotation of furniture, and the rotation of a hand at it.
+
+    The front faces the robot and the side of the camera.
+    """
     angle = stage.uniform(0.5, 1.1)
     yaw = math.atan2(stage.side * math.sin(angle), -math.cos(angle))
     front = turn(UP, yaw)
     place = np.array([stage.uniform(0.50, 0.58), -stage.side * stage.uniform(0.02, 0.12), 0.0])
-    # Within a quarter turn, since the fingers look the same half a turn on.
+    # Folded to a quarter turn: fingers look the same after half a turn.
     across = math.atan2(front[1, 0], front[0, 0]) - math.pi / 2
     return place, front, turn(UP, (across + math.pi / 2) % math.pi - math.pi / 2)
 

@@ -1,7 +1,8 @@
-"""Episodes and clips: decided before the first ray is cast, staged, solved, drawn and written.
+"""Episodes and clips: planned, staged, solved, drawn and written.
 
-Everything follows from the plan: each episode draws from a generator of its own, so
-that neither the number of processes nor an interruption changes a byte.
+Everything follows from the plan, which is made before the first ray is cast:
+each episode draws from a generator of its own, so that neither the number of
+processes nor an interruption changes a byte.
 """
 
 import io
@@ -26,31 +27,40 @@ from lary.types import LaryError
 
 VERBS = ("close", "lift", "lower", "open", "pour", "pull", "push", "reach", "rotate", "sweep")
 HANDLING = ("lift", "lower", "pull", "push", "reach", "rotate")
-"""The verbs that are about one loose object, and so can show objects that training never held."""
+"""Verbs about one loose object, which can be of a kind that training lacks."""
 ROBOTS = ("heron", "badger")
 STRIDE = 5
 PAIRS_PER_EPISODE = 4
 SAMPLED = 9
 PAIR_SPLITS = ("train", "val", "unseen")
 PAIRS, CLIPS = "simarm_metadata_", "simarm_actions_metadata_"
-"""How the names of the tables begin; the split follows."""
+"""Beginnings of the names of the tables; the split follows."""
 TABLES = (*(PAIRS + split for split in PAIR_SPLITS), f"{CLIPS}train", f"{CLIPS}val")
 FRAMES_PER_SECOND = 10
 FARTHEST_MISS = 0.003
-"""Metres that the tool may miss its path by; a situation that the arm can't reach is drawn anew."""
+"""Metres that the tool may miss its path by; beyond, the situation is drawn anew."""
 ATTEMPTS = 40
 FINGER_PLAY = 0.006
-"""Metres from the middle of a finger to its inner face."""
+"""Metres from the middle of a finger to its inner face, half its thickness."""
 ENCODER = "libx264"
 X264 = {"crf": "18", "preset": "veryfast", "x264-params": "cpu-independent=1"}
-"""Options of the encoder. Without the last one, machines encode differently, and with AVX-512 even two runs do."""
+"""Options of the encoder; without the last one the bytes depend on the
+processor, and with AVX-512 two encodings of the same frames may differ.
+"""
 
 
 @dataclass(frozen=True)
 class Recording:
-    """One episode of image pairs, or one clip (then `pairs` is 0 and `name` the clip's file name).
+    """One episode of image pairs, or one clip.
 
-    `key` seeds all that is drawn for it; `first` is the number of its first frame in the split.
+    Attributes:
+        key: seeds all that is drawn for it.
+        name: of the episode's folder, or the file name of the clip.
+        room: letter of the scene.
+        frames: number T of frames, drawn or not.
+        pairs: number of image pairs; 0 for a clip.
+        first: number of its first frame in the split.
+        unseen: whether objects and colours are new to training.
     """
 
     key: tuple[int, ...]
@@ -71,7 +81,7 @@ class Recording:
 
     @property
     def folder(self) -> str:
-        """Where its files go, under DATA_DIR."""
+        """The folder of its files, under DATA_DIR."""
         return f"regression/simarm/{self.split}_stride{STRIDE}" if self.pairs else "classification/SimArm"
 
     @property
@@ -124,12 +134,12 @@ class Recording:
 
 
 def sampled(count: int) -> list[int]:
-    """Nine of `count` frame numbers, evenly from the first to the last, ascending."""
+    """Nine of `count` frame numbers, evenly spaced from the first to the last."""
     return [math.floor(step * (count - 1) / (SAMPLED - 1) + 0.5) for step in range(SAMPLED)]
 
 
 def make_plan(config: SimulateConfig) -> list[Recording]:
-    """All episodes, then all clips: 60, 20 and 20 % of the pairs train, validate and are unseen."""
+    """All episodes, with 60 % train, 20 % val and 20 % unseen pairs, then all clips."""
     train, val = round(0.6 * config.pairs), round(0.2 * config.pairs)
     counts = (train, val, config.pairs - train - val)
     recordings = [each for split, count in enumerate(counts) for each in _episodes(config.seed, split, count)]
@@ -137,7 +147,7 @@ def make_plan(config: SimulateConfig) -> list[Recording]:
 
 
 def _episodes(seed: int, split: int, count: int) -> list[Recording]:
-    """Episodes of a split: both robots by turns, each verb about as often as any other."""
+    """Episodes of a split: both robots in turn, every verb about equally often."""
     name = PAIR_SPLITS[split]
     number = max(2, math.ceil(count / PAIRS_PER_EPISODE))
     rng = np.random.Generator(np.random.PCG64([seed, 0, split]))
@@ -167,7 +177,7 @@ def _episodes(seed: int, split: int, count: int) -> list[Recording]:
 
 
 def _clip(seed: int, number: int) -> Recording:
-    """One clip. Three of ten of every verb validate; the file's name says nothing about the verb."""
+    """One clip: three in ten of a verb validate. The file name hides the verb."""
     turn, verb = divmod(number, len(VERBS))
     rng = np.random.Generator(np.random.PCG64([seed, 2, number]))
     return Recording(
@@ -190,7 +200,7 @@ def rows_of_tables(recordings: Sequence[Recording]) -> dict[str, list[dict[str, 
 
 
 class Staged(NamedTuple):
-    """A script in its scene, with the joints (T, 7) and tool poses (T, 6) that the arm goes through."""
+    """A script in its scene, with joints (T, 7) and tool poses (T, 6) of the arm."""
 
     script: Script
     scene: scenes.Scene
@@ -201,7 +211,7 @@ class Staged(NamedTuple):
 
 
 def follow(scene: scenes.Scene, script: Script, home: tuple[float, ...], frames: int) -> tuple[Doubles, Doubles] | None:
-    """Joints (T, 7) and tool poses (T, 6) along a script, or None where the arm can't follow."""
+    """Joints (T, 7) and tool poses (T, 6) along a script, None if out of reach."""
     solver = Solver(scene.model, scene.data, home)
     joints, _ = solver.solve(script.path.at(0.0), np.array(home), iterations=400)
     states, poses = [], []
@@ -219,12 +229,13 @@ def stage(recording: Recording) -> Staged:
     """Draw situations for a recording until the arm can follow the script.
 
     Raises:
-        LaryError: none could be reached, which only a changed behaviour or arm can cause.
+        LaryError: none is in reach, which only a changed behaviour can cause.
     """
     arm, room = scenes.ARMS[recording.robot], scenes.ROOMS[recording.room]
     kinds = shapes.UNSEEN_THINGS if recording.unseen else shapes.TRAIN_THINGS
     for attempt in range(ATTEMPTS):
         rng = np.random.Generator(np.random.PCG64([*recording.key, attempt]))
+        # The cameras of pairs are all on the side of +y.
         side = 1.0 if recording.pairs else math.copysign(1.0, room.camera[0])
         script = BEHAVIOURS[recording.verb](Stage(rng, kinds, side))
         taken = [item.pose[0] for item in script.placed]
@@ -243,11 +254,12 @@ def stage(recording: Recording) -> Staged:
 
 
 def play(recording: Recording, size: int) -> tuple[list[Pixels], Floats]:
-    """Stage a recording; returns the frames that it wants, and the states (T, 15) float32 of all.
+    """Stage a recording; returns frames that it wants, states (T, 15) of all.
 
-    A state is: tool position x y z (metres) and roll pitch yaw (radians) in the robot's base frame,
-    the gripper's opening (metres), the seven joints (radians; the first of ``badger`` is its rail,
-    in metres), and the gripper's command (-1 closed, 1 open).
+    A state is: tool position x y z (metres) and roll pitch yaw (radians) in
+    the robot's base frame, the gripper's opening (metres), the seven joints
+    (radians; the first of ``badger`` is its rail, in metres), and the
+    gripper's command (-1 closed, 1 open), float32. Raises LaryError.
     """
     import mujoco
 
@@ -262,7 +274,7 @@ def play(recording: Recording, size: int) -> tuple[list[Pixels], Floats]:
         for name, motion in motions.items():
             scene.place(name, *motion(times[index]))
         mujoco.mj_kinematics(scene.model, scene.data)
-        # After the first placement, since it draws at once what stands still.
+        # After the first placement: it draws what stands still at once.
         renderer = renderer or Renderer(scene, staged.view, staged.lamp, size)
         frames.append(renderer.frame())
     width, command = np.array([[tool.width, tool.command] for tool in tools]).T[..., None]
@@ -272,7 +284,7 @@ def play(recording: Recording, size: int) -> tuple[list[Pixels], Floats]:
 def perform(recording: Recording, data_dir: Path, size: int) -> None:
     """Play a recording and write its files.
 
-    The action at frame t is the pose that the state at t + 1 has, and its command.
+    The action (7,) at frame t is pose and command of the state at t + 1.
     """
     cv2.setNumThreads(1)
     root = data_dir / recording.folder
@@ -294,7 +306,9 @@ def encode_png(image: Pixels) -> bytes:
 
 
 def encode_video(frames: list[Pixels]) -> bytes:
-    """RGB frames (H, W, 3) as H.264 in MP4, by one thread, so that the bytes depend on nothing else.
+    """RGB frames (H, W, 3) as H.264 in MP4.
+
+    One thread encodes, so that the bytes depend on the frames alone.
 
     Raises:
         LaryError: this PyAV has no encoder libx264.

@@ -1,4 +1,4 @@
-"""`lary simulate`: the whole data set, by several processes, resumable, and contact sheets."""
+"""`lary simulate`: the whole data set, resumable, and its contact sheets."""
 
 import importlib.util
 import multiprocessing
@@ -24,7 +24,7 @@ from lary.workers import end_with_starter
 
 FEWEST = 10
 GENERATOR = "1"
-"""Version of what is drawn: another one makes other bytes from the same seed."""
+"""Version of what is drawn, to be raised when the same seed gives other bytes."""
 RECORD = "simulation.json"
 UNFINISHED = ".simulation-unfinished.json"
 OWN = ("regression/simarm", "classification/SimArm")
@@ -38,14 +38,15 @@ MARGIN = 96
 def simulate(out: Path, config: SimulateConfig) -> dict[str, int]:
     """Make the data set; returns the number of rows of each table.
 
-    An episode whose files are all there is not made again. The record `simulation.json` is
-    written last.
+    An episode whose files are all there is not made again. The record
+    `simulation.json` is written last.
 
     Args:
         out: becomes ``LARY_ROOT``, with ``data`` in it as ``DATA_DIR``.
 
     Raises:
-        UsageError: MuJoCo is missing, the numbers make no data set, or the folder holds another simulation.
+        UsageError: MuJoCo is missing, the numbers make no data set, or the
+            folder holds another simulation.
         LaryError: a file can't be written, or a worker process died.
     """
     check_numbers(config)
@@ -80,7 +81,7 @@ def simulate(out: Path, config: SimulateConfig) -> dict[str, int]:
 
 
 def check_numbers(config: SimulateConfig) -> None:
-    """Raise UsageError for numbers that make no data set."""
+    """Raise UsageError for options that give no usable data set."""
     if config.pairs < FEWEST or config.clips < FEWEST:
         raise UsageError(
             f"A simulation needs at least {FEWEST} pairs and {FEWEST} clips, not {config.pairs} and {config.clips}."
@@ -98,9 +99,9 @@ def require_mujoco() -> None:
 
 
 def claim_folder(out: Path, record: JsonDict, *, overwrite: bool) -> None:
-    """Check that the folder may be filled, and record with what.
+    """Check that the folder may be filled, and record what with.
 
-    Raises UsageError for another simulation, or files of one without a record.
+    Raises UsageError for another simulation, or files without a record.
     """
     data_dir = out / "data"
     found = next((path for path in (out / RECORD, out / UNFINISHED) if path.is_file()), None)
@@ -122,9 +123,9 @@ def claim_folder(out: Path, record: JsonDict, *, overwrite: bool) -> None:
 
 
 def robot_stats(recordings: Sequence[Recording], data_dir: Path) -> dict[str, JsonDict]:
-    """Mean and population standard deviation (7,) of all training steps of each robot type.
+    """Mean and standard deviation (7,) of the training actions, by robot type.
 
-    A constant dimension has the standard deviation 1, so that it normalises to 0.
+    Of the population; 1 for a constant dimension, which so normalises to 0.
     """
     chunks: dict[str, list[Doubles]] = {}
     for recording in recordings:
@@ -141,13 +142,13 @@ def robot_stats(recordings: Sequence[Recording], data_dir: Path) -> dict[str, Js
 
 
 def perform_all(recordings: Sequence[Recording], data_dir: Path, config: SimulateConfig) -> Iterator[None]:
-    """Perform recordings here, or in several fresh processes; yields once for each that is done."""
+    """Perform recordings here or in processes; yields once for each that is done."""
     if config.processes == 1 or len(recordings) < 2:
         for recording in recordings:
             perform(recording, data_dir, config.size)
             yield
         return
-    # Fresh processes: MuJoCo and OpenCV have threads of their own, which a fork would not survive.
+    # Spawned: threads of MuJoCo and OpenCV would not survive a fork.
     context = multiprocessing.get_context("spawn")
     pool = ProcessPoolExecutor(min(config.processes, len(recordings)), context, end_with_starter)
     try:
@@ -162,9 +163,9 @@ def perform_all(recordings: Sequence[Recording], data_dir: Path, config: Simulat
 
 
 def write_sheets(out: Path, config: SimulateConfig) -> list[Path]:
-    """Write a contact sheet of each table, ``sheets/<table>.png``; returns their paths.
+    """Write contact sheets of tables to ``sheets/<table>.png``; returns paths.
 
-    A row has nine frames of a clip of one verb and robot, or of an episode of one robot and scene.
+    A row has nine frames, of a verb and robot or of a robot and scene.
 
     Raises MediaError for a frame or video that can't be read.
     """

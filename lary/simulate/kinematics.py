@@ -1,11 +1,12 @@
-"""Rotations, inverse kinematics, the tool's path as a function of time, and how objects follow it.
+"""Rotations, inverse kinematics, paths of the tool and objects that follow.
 
-Rotations are matrices (3, 3) float64; a pose is a position in metres and a rotation, both in the
-robot's base frame, which is the world. Roll, pitch and yaw are turns about the fixed x, y and z
-axes in that order, in radians.
+Rotations are matrices (3, 3) float64; a pose is a position in metres and a
+rotation, both in the robot's base frame, which is the world. Roll, pitch and
+yaw are turns about the fixed x, y and z axes in that order, in radians.
 
-Time runs from 0 to 1 over an episode. A path is a row of phases, each with a share of the time
-and eased so that it starts and ends at rest.
+Time runs from 0 to 1 over an episode. A path is a sequence of phases, each
+with a share of the time and eased so that it starts and ends at rest. Since a
+path is a function of time, the same behaviour can be sampled slowly or fast.
 """
 
 import math
@@ -20,24 +21,25 @@ from lary.arrays import Doubles
 
 Pose = tuple[Doubles, Doubles]
 Motion = Callable[[float], Pose]
-"""Pose of an object at a time."""
+"""The pose of an object as a function of time in [0, 1]."""
 UP = np.array([0.0, 0.0, 1.0])
 OPEN, CLOSED = 1.0, -1.0
 """Commands of the gripper."""
 
 POSITION_TOLERANCE = 2e-4
-"""Metres; ten times finer than what one pixel of a frame shows."""
+"""Metres, about a tenth of what one pixel of a frame shows."""
 ROTATION_TOLERANCE = 2e-3
 """Radians."""
 DAMPING = 0.03
+"""Damping of least squares far from the target; near it there is less."""
 RAIL = 0.15
-"""How willingly a rail moves, compared with a turning joint."""
+"""Weight of a metre on a rail against a radian of a joint."""
 LARGEST_STEP = 0.25
 """Radians (metres on a rail) that a joint may move in one iteration."""
 
 
 def turn(axis: tuple[float, float, float] | Doubles, angle: float) -> Doubles:
-    """Rotation by `angle` about `axis` (Rodrigues)."""
+    """Rotation (3, 3) by `angle` about `axis` (3,), by Rodrigues' formula."""
     x, y, z = np.asarray(axis, dtype=float) / np.linalg.norm(axis)
     cross = np.array([[0, -z, y], [z, 0, -x], [-y, x, 0]])
     return np.asarray(np.eye(3) + math.sin(angle) * cross + (1 - math.cos(angle)) * (cross @ cross))
@@ -51,7 +53,7 @@ def to_rpy(rotation: Doubles) -> Doubles:
 
 
 def rotation_vector(rotation: Doubles) -> Doubles:
-    """Axis times angle (3,) of a rotation, angle in [0, pi)."""
+    """Axis times angle (3,) of a rotation by less than pi; by pi it is zero."""
     skew = rotation - rotation.T
     vector = 0.5 * np.array([skew[2, 1], skew[0, 2], skew[1, 0]])
     sine, cosine = float(np.linalg.norm(vector)), 0.5 * (float(np.trace(rotation)) - 1)
@@ -71,7 +73,7 @@ def quaternion(rotation: Doubles) -> Doubles:
 
 @dataclass(frozen=True)
 class ToolState:
-    """The tool: position (3,), rotation (3, 3), opening in metres, command (-1 closed, 1 open)."""
+    """The tool: position (3,), rotation (3, 3), opening in metres, command."""
 
     position: Doubles
     rotation: Doubles
@@ -80,7 +82,7 @@ class ToolState:
 
 
 class Solver:
-    """Damped least squares for the seven joints of an arm, drawn to the home posture."""
+    """Damped least squares for seven joints; what is left free is drawn `home`."""
 
     def __init__(self, model: Any, data: Any, home: tuple[float, ...]) -> None:
         import mujoco
@@ -99,7 +101,7 @@ class Solver:
         return self.data.site_xpos[self.site].copy(), self.data.site_xmat[self.site].reshape(3, 3).copy()
 
     def solve(self, target: ToolState, start: Doubles, iterations: int = 80) -> tuple[Doubles, float]:
-        """Joints (7,) that bring the tool to `target`, and the distance in metres that is left."""
+        """Joints (7,) that bring the tool to `target`, and the metres it misses by."""
         import mujoco
 
         joints = start
@@ -110,6 +112,7 @@ class Solver:
             distance, angle = float(np.linalg.norm(error[:3])), float(np.linalg.norm(error[3:]))
             if step == iterations or (distance < POSITION_TOLERANCE and angle < ROTATION_TOLERANCE):
                 break
+            # Linear only in small steps: at most 0.2 metres and 0.5 radians.
             error[:3] *= min(1.0, 0.2 / max(distance, 1e-9))
             error[3:] *= min(1.0, 0.5 / max(angle, 1e-9))
             mujoco.mj_comPos(self.model, self.data)
@@ -119,13 +122,14 @@ class Solver:
         return joints, distance
 
     def _step(self, jacobian: Doubles, error: Doubles, joints: Doubles, damping: float) -> Doubles:
-        """One damped step; a joint that would pass its limit stays there, and the others try again."""
+        """One damped step; joints beyond a limit stop there, and the others retry."""
         free = np.ones(7)
         rest = 0.05 * (self.home - joints)
         for _ in range(3):
             used = jacobian * free
             square = (used * self.willing) @ used.T
             inverse = self.willing[:, None] * np.linalg.solve(square + damping * np.eye(6), used).T
+            # The pull home is projected onto what doesn't move the tool.
             change = inverse @ error + free * rest - inverse @ (used @ rest)
             change *= min(1.0, LARGEST_STEP / float(np.abs(change).max() + 1e-12))
             wanted = joints + change
@@ -140,17 +144,21 @@ class Solver:
 
 
 Phase = Callable[[float], ToolState]
-"""The tool from the begin of a phase, 0, to its end, 1."""
+"""The tool as a function of progress, from 0 at the start of a phase to 1."""
 
 
 def ease(s: float) -> float:
-    """Minimum jerk from 0 to 1."""
+    """Progress from 0 to 1 with minimum jerk, for `s` in [0, 1]."""
     s = min(max(s, 0.0), 1.0)
     return s**3 * (10 - 15 * s + 6 * s * s)
 
 
 class Path:
-    """A path of the tool, built phase by phase: `state` is its end, `at` the tool at any time."""
+    """A path of the tool, built phase by phase.
+
+    `state` is the tool at its end, `at` the tool at any time. A phase takes a
+    share of the time, varied by up to 15 %; shares need no particular sum.
+    """
 
     def __init__(
         self, position: Doubles, rotation: Doubles, width: float, command: float, rng: np.random.Generator
@@ -161,7 +169,7 @@ class Path:
         self._rng = rng
 
     def mark(self) -> int:
-        """The number of phases so far; `time` makes it a time once the path is complete."""
+        """The number of phases so far, of which `time` makes a time at the end."""
         return len(self._phases)
 
     def time(self, mark: int) -> float:
@@ -175,7 +183,7 @@ class Path:
         self.state = phase(1.0)
 
     def move(self, position: Doubles, share: float, rotation: Doubles | None = None) -> None:
-        """In a straight line to a position, turning on the way."""
+        """Add a straight line to a position, with a turn to `rotation` on the way."""
         begin, way = self.state, position - self.state.position
         vector = np.zeros(3) if rotation is None else rotation_vector(rotation @ begin.rotation.T)
         angle = float(np.linalg.norm(vector))
@@ -187,11 +195,11 @@ class Path:
         self._add(share, phase)
 
     def shift(self, way: Doubles, share: float) -> None:
-        """In a straight line from where the tool is."""
+        """Add a straight line along the vector `way` (3,)."""
         self.move(self.state.position + way, share)
 
     def swing(self, centre: Doubles, axis: Doubles, angle: float, share: float, hand: float = 1.0) -> None:
-        """On an arc about an axis through a point; the hand turns by a fraction of the angle."""
+        """Add an arc about an axis; the tool turns by the fraction `hand` of it."""
         begin = self.state
 
         def phase(s: float) -> ToolState:
@@ -201,12 +209,12 @@ class Path:
         self._add(share, phase)
 
     def grip(self, width: float, command: float, share: float) -> None:
-        """Open or close the gripper in place."""
+        """Add opening or closing the gripper in place."""
         begin, way = self.state, width - self.state.width
         self._add(share, lambda s: replace(begin, width=begin.width + s * way, command=command))
 
     def wait(self, share: float) -> None:
-        """Stay."""
+        """Add a phase in which nothing moves."""
         begin = self.state
         self._add(share, lambda _: begin)
 
@@ -219,7 +227,7 @@ class Path:
 
 
 def carried(path: Path, rest: Pose, first: float, last: float = 1.0) -> Motion:
-    """An object at `rest` that moves with the tool from time `first` to time `last` and stays there."""
+    """The motion of an object that moves with the tool from time `first` to `last`."""
     begin = path.at(first)
     back = begin.rotation.T
     place, turned = back @ rest[0] - back @ begin.position, back @ rest[1]

@@ -1,7 +1,10 @@
-"""Frames by ray casting: one `mj_multiRay` call per pass, shading and textures in NumPy.
+"""Frames by ray casting with MuJoCo; shading and textures in NumPy.
 
-What stands still is drawn once per episode; a frame casts rays only where a moving
-thing or its shadow can be seen. Pixels on outlines and sharp patterns get several rays.
+Ray casting needs no graphics library, which slim machines lack. What stands
+still is drawn once per episode; a frame casts rays only where a moving thing
+or its shadow can be seen. Pixels on outlines and sharp patterns get several
+rays. M is a number of rays, H = W the size of a frame; linear light 1 is
+white.
 """
 
 from __future__ import annotations
@@ -24,24 +27,25 @@ Axes = tuple[Doubles, Doubles, Doubles]
 """Unit vectors to the right, up and forward of a level view."""
 
 FURTHEST = 8.0
+"""Metres that a ray goes; the walls are nearer, so every pixel shows something."""
 CONTRAST = 0.08
-"""Difference to a neighbour, of a colour from 0 to 1, from which a still pixel gets three rays."""
+"""Difference to a neighbour, in [0, 1], from which a still pixel gets three rays."""
 LEVELS = 4096
 DISPLAY = np.round(255 * (np.arange(LEVELS + 1) / LEVELS) ** (1 / 2.2)).astype(np.uint8)
-"""From linear light in steps of 1 / LEVELS to what a file holds."""
+"""Gamma-encoded value by linear light, in steps of 1 / LEVELS."""
 OFF_SURFACE = 0.003
-"""Metres by which shadow rays end above the surface."""
+"""Metres above a surface at which shadow rays end, or it would shade itself."""
 FLANKS = ((-0.32, -0.20), (0.32, 0.20))
-"""Where in a pixel the further rays of outlines and patterns go, from its centre."""
+"""Offsets in pixels of the further rays of outlines and patterns from the centre."""
 LAMP_VIEW, LAMP_REACH = 320, 1.6
-"""Size and half width (tangent) of the lamp's own view, in which shadows are looked for."""
+"""Pixels and half width (a tangent) of the lamp's view, which finds shadows."""
 SQUARE = np.ones((3, 3), np.uint8)
 CROSS = cv2.getStructuringElement(cv2.MORPH_CROSS, (3, 3))
 
 
 @dataclass(frozen=True)
 class Hits:
-    """What unit rays (M, 3) met: geom (M,), -1 for nothing, distance (M,), normal (M, 3)."""
+    """What unit rays (M, 3) met: geom (M,) or -1, distance (M,), normal (M, 3)."""
 
     origin: Doubles
     rays: Doubles
@@ -51,21 +55,21 @@ class Hits:
 
     @property
     def point(self) -> Doubles:
-        """Where they met it, (M, 3)."""
+        """The points (M, 3) where the rays met a surface."""
         return np.asarray(self.origin + self.distance[:, None] * self.rays)
 
     def only(self, chosen: Mask) -> Hits:
-        """Some of them."""
+        """The hits that a mask (M,) chooses."""
         return Hits(self.origin, self.rays[chosen], self.geom[chosen], self.distance[chosen], self.normal[chosen])
 
 
 def dot(first: Doubles, second: Doubles) -> Doubles:
-    """Row by row, (M, 3) and (M, 3) to (M,); several times faster than a sum along so short an axis."""
+    """Products of rows (M, 3) and (M, 3) -> (M,), faster than a sum over an axis."""
     return np.asarray(np.einsum("ij,ij->i", first, second))
 
 
 def axes_towards(forward: Doubles) -> Axes:
-    """The axes of a view along a vector."""
+    """The axes of a view along a vector (3,) that isn't vertical."""
     forward = forward / np.linalg.norm(forward)
     right = np.cross(forward, UP)
     right = right / np.linalg.norm(right)
@@ -73,13 +77,13 @@ def axes_towards(forward: Doubles) -> Axes:
 
 
 def displayed(light: Array) -> Pixels:
-    """Linear light as a file holds it."""
+    """Linear light as gamma-encoded uint8, of the same shape."""
     levels = np.minimum(light, 1.0) * LEVELS + 0.5
     return np.asarray(DISPLAY[levels.astype(np.int32)])
 
 
 class Renderer:
-    """Draws one scene from one camera; `frame` after every change of the state."""
+    """Draws one scene from one camera; `frame` after every `mj_kinematics`."""
 
     def __init__(self, scene: Scene, view: View, lamp: Lamp, size: int) -> None:
         self.scene, self.view, self.lamp, self.size = scene, view, lamp, size
@@ -96,7 +100,7 @@ class Renderer:
         self._draw_still()
 
     def through(self, pixels: Ints, places: Sequence[tuple[float, float]]) -> Doubles:
-        """Unit rays (places * M, 3) through pixels, all pixels for the first place first."""
+        """Unit rays (places * M, 3) through pixels (M,), by offset from the centre."""
         rows, columns = np.divmod(pixels, self.size)
         x = np.concatenate([columns + 0.5 + across for across, _ in places])
         y = np.concatenate([rows + 0.5 + down for _, down in places])
@@ -106,13 +110,14 @@ class Renderer:
         return np.asarray(rays / np.sqrt(dot(rays, rays))[:, None])
 
     def cast(self, origin: Doubles, rays: Doubles, *groups: int) -> Hits:
-        """Nearest surface along unit rays (M, 3) from one point, among the geoms of some groups."""
+        """Nearest surface of some groups along unit rays (M, 3) from one point."""
         import mujoco
 
         count = len(rays)
         geom, distance = np.full(count, -1, np.int32), np.full(count, -1.0)
         normal = np.zeros((count, 3))
         if count:
+            # MuJoCo has six groups; static geoms count, no body is left out.
             chosen = np.array([number in groups for number in range(6)], np.uint8)
             mujoco.mj_multiRay(
                 self.scene.model,
@@ -131,7 +136,10 @@ class Renderer:
         return Hits(origin, rays, geom, distance, normal)
 
     def lit(self, hits: Hits, *groups: int) -> Mask:
-        """Which surfaces (M,) the lamp reaches: rays go from the lamp, the one origin of all."""
+        """Which surfaces (M,) the lamp reaches.
+
+        Rays start at the lamp, since one call of MuJoCo has one origin.
+        """
         rays, distance = self._from_lamp(hits)
         found = self.cast(self.lamp.position, rays / distance[:, None], *groups)
         return self._passes(found, distance)
@@ -148,7 +156,7 @@ class Renderer:
         return np.asarray((found.geom < 0) | (found.distance > distance - OFF_SURFACE))
 
     def albedo(self, hits: Hits, point: Doubles) -> Doubles:
-        """Linear colour (M, 3) of the surfaces."""
+        """Linear colour (M, 3) of the surfaces at points (M, 3)."""
         data = self.scene.data
         colour = self.first[hits.geom]
         for name, pattern in PATTERNS.items():
@@ -162,7 +170,7 @@ class Renderer:
         return np.asarray(colour)
 
     def shade(self, hits: Hits) -> tuple[Doubles, Doubles]:
-        """Light from all around and of the lamp (M, 3) that surfaces send back, unshadowed."""
+        """Ambient and lamp light (M, 3) that surfaces reflect without shadows."""
         point, normal = hits.point, hits.normal
         colour = self.albedo(hits, point)
         lamp = self.lamp.position - point
@@ -170,6 +178,7 @@ class Renderer:
         to_lamp = np.maximum(dot(normal, lamp) * nearness, 0.0)
         to_eye = np.maximum(-dot(normal, hits.rays), 0.0)
         between = -dot(lamp, hits.rays) * nearness
+        # Blinn's highlight: cosine to the halfway vector, to the power 32.
         halfway = np.sqrt(np.maximum(2 + 2 * between, 1e-9))
         shine = np.minimum((to_lamp + to_eye) / halfway, 1.0)
         for _ in range(5):
@@ -181,7 +190,7 @@ class Renderer:
         return around, direct
 
     def _draw_still(self) -> None:
-        """What stands still: colours with and without the lamp, and the distance of each pixel."""
+        """Draw what stands still, once: its light and distance by pixel."""
         size = self.size
         self.still = self.cast(self.view.position, self.rays, STATIC)
         around, direct = self._still_light(self.still)
@@ -195,6 +204,7 @@ class Renderer:
         self.direct = direct.astype(np.float32)
         self.unshadowed = (around + direct).astype(np.float32)
         self.shown = displayed(self.unshadowed)
+        # Shadows are soft: in large frames every other pixel is enough.
         stride = 2 if size >= 96 else 1
         coarse = np.zeros((size, size), bool)
         coarse[::stride, ::stride] = True
@@ -209,16 +219,18 @@ class Renderer:
         self.coarse = rays / distance[:, None], distance, inside, place
 
     def _still_light(self, hits: Hits) -> tuple[Doubles, Doubles]:
+        """Light as by `shade`, with the shadows of what stands still."""
         around, direct = self.shade(hits)
         return around, direct * self.lit(hits, STATIC)[:, None]
 
     def _wrap_moving(self) -> None:
-        """Balls along each moving geom, so that few rays are cast in vain."""
+        """Cover each moving geom with balls, so that few rays are cast in vain."""
         model = self.scene.model
         owners, offsets, radii = [], [], []
         for geom in np.flatnonzero(model.geom_group == MOVING):
             x, y, z = (float(value) for value in model.geom_size[geom])
             kind = int(model.geom_type[geom])
+            # mjtGeom: 2 is a sphere, 3 a capsule, 5 a cylinder, 6 a box.
             halves = {2: (x, x, x), 3: (x, x, x + y), 5: (x, x, y)}.get(kind, (x, y, z))
             axis = int(np.argmax(halves))
             flat = [half for number, half in enumerate(halves) if number != axis]
@@ -234,20 +246,22 @@ class Renderer:
         self.owner, self.offset, self.radius = np.array(owners), np.array(offsets), np.array(radii)
 
     def _covered(self, centres: Doubles, origin: Doubles, axes: Axes, size: int, reach: float) -> Mask:
-        """Pixels (size * size,) that balls may cover, seen from a point along axes."""
+        """Pixels (size * size,) of a view that balls may cover."""
         relative = centres - origin
         across, above, depth = (dot(relative, np.broadcast_to(axis, relative.shape)) for axis in axes)
         depth, scale = np.maximum(depth, 0.05), size / (2 * reach)
         x, y = size / 2 + scale * across / depth, size / 2 - scale * above / depth
+        # Balls look larger off the middle of a view, and pixels are rounded.
         radius = 1.06 * scale * self.radius / np.maximum(depth - self.radius, 0.05) + 1.0
         mask = np.zeros((size, size), np.uint8)
         discs = np.stack([np.rint(x), np.rint(y), np.ceil(radius)], axis=1)
+        # Four times as fast as products of all balls and rays.
         for cx, cy, r in discs.astype(np.int32).tolist():
             cv2.circle(mask, (cx, cy), r, 1, -1)
         return mask.astype(bool).ravel()
 
     def _shadows(self, centres: Doubles) -> Floats:
-        """How much of the lamp (H * W,) what moves leaves to the rest, from every other pixel."""
+        """Share (H * W,) of the lamp that moving things leave to still ones."""
         rays, distance, inside, place = self.coarse
         covered = self._covered(centres, self.lamp.position, self.lamp_axes, LAMP_VIEW, LAMP_REACH)
         chosen = np.flatnonzero(covered[place] & inside)
@@ -286,16 +300,17 @@ class Renderer:
         return result.reshape(self.size, self.size, 3)
 
     def _soft_light(self, front: Hits, pixels: Ints) -> Floats:
-        """How much of the lamp (H * W,) reaches what moves: one ray for four pixels, blurred."""
+        """Share (H * W,) of the lamp that moving things get: a ray per 4 pixels."""
         asked = (pixels // self.size % 2 == 0) & (pixels % 2 == 0)
         light, known = np.zeros((2, self.size, self.size), np.float32)
         light.ravel()[pixels[asked]] = self.lit(front.only(asked), STATIC, MOVING)
         known.ravel()[pixels[asked]] = 1.0
+        # Where no neighbour was asked, half of the light is a guess.
         spread, weight = cv2.blur(light, (3, 3)), cv2.blur(known, (3, 3))
         return np.where(weight > 0, spread / np.maximum(weight, 1e-6), np.float32(0.5)).ravel()
 
     def _outlines(self, image: Floats, still: Floats, light: Floats, ids: Floats) -> Ints:
-        """Draw the pixels where geoms meet again, as the mean of three rays each; returns which."""
+        """Draw pixels where geoms meet with three rays each; returns which."""
         square = ids.reshape(self.size, self.size)
         pixels = np.flatnonzero(cv2.morphologyEx(square, cv2.MORPH_GRADIENT, CROSS))
         where = np.tile(pixels, len(FLANKS))
@@ -304,6 +319,7 @@ class Renderer:
         around, direct = self.shade(hits.only(seen))
         colours = still[where]
         colours[seen] = around + direct * light[where[seen], None]
+        # Clipped before the mean, or highlights would have jagged outlines.
         further = np.minimum(colours, 1).reshape(len(FLANKS), -1, 3).sum(0)
         image[pixels] = (np.minimum(image[pixels], 1) + further) / (1 + len(FLANKS))
         return pixels

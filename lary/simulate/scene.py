@@ -1,4 +1,4 @@
-"""A room with a table, an arm and things on it: MJCF, materials by geom, camera and light."""
+"""A room with a table, an arm and things on it: MJCF, materials, camera and light."""
 
 import math
 from collections.abc import Mapping, Sequence
@@ -21,10 +21,12 @@ STATIC, MOVING = 0, 1
 
 @dataclass(frozen=True)
 class Room:
-    """The look of one scene: surfaces, the colour of its light, and two cameras.
+    """The look of one scene: its surfaces, light and two cameras.
 
-    A camera is its azimuth from the arm's front and its elevation in degrees, and its distance. The one of pairs is
-    fixed and nearly the same in all scenes, as in CALVIN; clips look from the rooms' own sides.
+    Attributes:
+        camera: azimuth from the arm's front, elevation (degrees), distance.
+        warmth: how much redder than white the lamp is; negative for bluer.
+        pair_camera: that of pairs, nearly the same in all rooms, as in CALVIN.
     """
 
     table: Material
@@ -37,7 +39,7 @@ class Room:
 
 @dataclass(frozen=True)
 class View:
-    """Camera: place (3,), the point it looks at (3,), and its vertical angle of view in radians."""
+    """A camera: its position and target (3,), and its angle of view in radians."""
 
     position: Doubles
     target: Doubles
@@ -46,7 +48,7 @@ class View:
 
 @dataclass(frozen=True)
 class Lamp:
-    """A lamp at a place (3,), the colour of its light and of the light from all around, linear (3,)."""
+    """A lamp at a position (3,), its colour and that of ambient light, linear (3,)."""
 
     position: Doubles
     direct: Doubles
@@ -55,12 +57,13 @@ class Lamp:
 
 @dataclass(frozen=True)
 class Arm:
-    """One build of an arm, whose name is the robot type.
+    """One kind of arm, whose name is the robot type.
 
     Attributes:
-        xml: its bodies as MJCF; the name of a geom holds its role, such as ``arm_main_3``.
-        home: the posture that it returns to, seven joints.
-        palettes: materials by role.
+        xml: its bodies as MJCF; names of geoms hold roles: ``arm_main_3``.
+        home: the posture that it is drawn to, seven joints.
+        palettes: materials by role, one of which is drawn.
+        unseen_palette: that of the split ``unseen``.
     """
 
     xml: str
@@ -79,7 +82,7 @@ def _materials(entry: Mapping[str, Any]) -> JsonDict:
 
 
 BARE = _materials(SCENERY["bare"])
-"""What is not painted of arms and tables."""
+"""Materials of the parts of arms and tables that are not painted, by role."""
 _MJCF = {name: Path(__file__).with_name(f"{name}.xml").read_text("utf-8") for name in ("room", *SCENERY["arms"])}
 ARMS = {
     name: Arm(
@@ -89,12 +92,12 @@ ARMS = {
 }
 """Two arms of seven joints and a gripper, each with a file of MJCF."""
 ROOMS = {name: Room(**_materials(entry["looks"]), **entry["light"]) for name, entry in SCENERY["rooms"].items()}
-"""Scenes A, B and C are trained on; D shares no texture with them."""
+"""Pairs train in A, B and C and validate in D, which looks unlike them."""
 
 
 @dataclass(frozen=True)
 class Scene:
-    """A compiled model, its state, the materials of its geoms, and the moving things."""
+    """A compiled model, its state, materials by geom, mocap ids of what moves."""
 
     model: Any
     data: Any
@@ -102,7 +105,7 @@ class Scene:
     movers: Mapping[str, int]
 
     def place(self, name: str, position: Doubles, rotation: Doubles) -> None:
-        """Put a moving thing somewhere; seen after the next kinematics."""
+        """Put a moving thing somewhere; takes effect with the next `mj_kinematics`."""
         number = self.movers[name]
         self.data.mocap_pos[number], self.data.mocap_quat[number] = position, quaternion(rotation)
 
@@ -112,7 +115,7 @@ def _numbers(values: Sequence[float] | Doubles) -> str:
 
 
 def build_scene(arm: Arm, palette: Mapping[str, Material], room: Room, placed: Sequence[Placed]) -> Scene:
-    """Compile a scene. Things never collide: the scripts say where they are."""
+    """Compile a scene without contacts, since scripts say where things are."""
     import mujoco
 
     materials: dict[str, Material] = {}
@@ -147,7 +150,7 @@ def _thing_xml(item: Placed, materials: dict[str, Material]) -> str:
 
 
 def distractors(rng: np.random.Generator, kinds: Sequence[str], taken: Sequence[Doubles]) -> list[Placed]:
-    """Up to three things at the rim of the table, away from where something happens."""
+    """Draw one to three things on the table, away from points (3,) that are `taken`."""
     result: list[Placed] = []
     points = [point[:2] for point in taken]
     for number in range(int(rng.integers(1, 4))):
@@ -163,7 +166,7 @@ def distractors(rng: np.random.Generator, kinds: Sequence[str], taken: Sequence[
 
 
 def tinted(room: Room, rng: np.random.Generator) -> Room:
-    """The room in other shades, as paint and cloth differ from one day to the next."""
+    """The room with its surfaces in other, drawn shades."""
 
     def tint(material: Material) -> Material:
         factor = rng.uniform(0.7, 1.25) * rng.uniform(0.88, 1.12, 3)
@@ -175,7 +178,7 @@ def tinted(room: Room, rng: np.random.Generator) -> Room:
 
 
 def view_of(room: Room, rng: np.random.Generator, *, fixed: bool) -> View:
-    """The camera of a room, nudged by degrees and centimetres, or as a `fixed` tripod gives way."""
+    """Draw a room's camera, moved by degrees and centimetres, a `fixed` one less."""
     *angles, distance = room.pair_camera if fixed else room.camera
     azimuth, elevation = map(math.radians, angles)
     shake = 0.004
@@ -191,7 +194,7 @@ def view_of(room: Room, rng: np.random.Generator, *, fixed: bool) -> View:
 
 
 def lamp_of(room: Room, view: View, rng: np.random.Generator) -> Lamp:
-    """A lamp above and to one side of the camera, brighter or dimmer by the draw."""
+    """Draw a lamp above and to one side of the camera, and its brightness."""
     side = math.copysign(1.0, view.position[1]) * float(rng.choice([-1.0, 0.6]))
     position = rng.uniform((0.5, 0.5, 1.5), (1.0, 1.1, 2.0)) * (1, side, 1)
     tint = np.array([1 + room.warmth, 1.0, 1 - room.warmth])

@@ -1,7 +1,8 @@
 """Objects made of primitive shapes, with procedural patterns.
 
-The shapes and colours are in ``scenery.json``. The origin of a thing is the centre of its
-underside, so that it stands at (x, y, 0); sizes are in metres and, as in MJCF, half lengths.
+The shapes and colours are in ``scenery.json``. The origin of a thing is the
+centre of its underside (of a bead its centre), so that it stands at (x, y, 0);
+sizes are in metres and, as in MJCF, half lengths.
 """
 
 import json
@@ -23,7 +24,7 @@ Colour = tuple[float, ...]
 
 @dataclass(frozen=True)
 class Material:
-    """Two colours (sRGB, 0..1), the pattern that mixes them, its period, and its gloss."""
+    """Two colours (sRGB, 0 to 1), the pattern that mixes them, its period and gloss."""
 
     first: Colour
     second: Colour = (0.0, 0.0, 0.0)
@@ -34,7 +35,7 @@ class Material:
 
 @dataclass(frozen=True)
 class Geom:
-    """One primitive: kind and size as in MJCF, place in its thing, Euler angles in radians."""
+    """One primitive: kind and size as in MJCF, and its pose in the thing."""
 
     kind: str
     size: tuple[float, ...]
@@ -45,7 +46,7 @@ class Geom:
 
 @dataclass(frozen=True)
 class Thing:
-    """An object: its primitives, the opening and height to grip it, its radius on the table."""
+    """An object: its primitives, opening and height of a grip, radius on the table."""
 
     name: str
     geoms: tuple[Geom, ...]
@@ -58,9 +59,9 @@ class Thing:
 SCENERY: JsonDict = tupled(json.loads(Path(__file__).with_name("scenery.json").read_text(encoding="utf-8")))
 """Shapes and colours: ``arms``, ``rooms``, ``colours`` and ``things``.
 
-A size of a thing is a number, or a text such as ``2*r-0.003``: its letter is one of the thing's
-``sizes``, which grow with the thing, or ``s``, the scale itself. A material is named where a
-function gives it, and so are its colours.
+A size of a thing is a number, or a text such as ``2*r-0.003``, whose letter is
+one of the thing's ``sizes``, multiplied by its scale, or ``s``, the scale
+itself. A material or colour that is a name is an argument of `build_thing`.
 """
 TRAIN_COLOURS: tuple[Colour, ...] = SCENERY["colours"]["train"]
 UNSEEN_COLOURS: tuple[Colour, ...] = SCENERY["colours"]["unseen"]
@@ -68,28 +69,28 @@ PALE: tuple[Colour, ...] = SCENERY["colours"]["pale"]
 TRAIN_THINGS = ("block", "can", "ball", "mug", "bottle")
 UNSEEN_THINGS = ("tower", "cross", "pear")
 CONTENT: Colour = (0.20, 0.12, 0.08)
-"""Colour of what is in a mug that nobody pours."""
+"""Colour of what is in a mug, unless beads are poured from it."""
 SIZE = re.compile(r"(?:(-?[\d.]+)\*)?([a-z])([+-][\d.]+)?")
 
 
 def draw(rng: np.random.Generator, options: Sequence[Option]) -> Option:
-    """One of some options, drawn."""
+    """Draw one of some options."""
     return options[int(rng.integers(len(options)))]
 
 
 def wood(rng: np.random.Generator) -> Material:
-    """The wood of furniture, drawn."""
+    """Draw the wood of furniture."""
     first, second = draw(rng, SCENERY["colours"]["wood"])
     return Material(first, second, "wood", 0.03, 0.15)
 
 
 def metal(rng: np.random.Generator) -> Material:
-    """The metal of knobs and handles, drawn."""
+    """Draw the metal of knobs and handles."""
     return Material(draw(rng, SCENERY["colours"]["metal"]), gloss=0.7)
 
 
 def build_thing(kind: str, name: str, scale: float = 1.0, **looks: Colour | Material) -> Thing:
-    """A thing of ``scenery.json`` with the colours and materials that it leaves open."""
+    """A thing of ``scenery.json``; `looks` are colours and materials by name."""
     entry = SCENERY["things"][kind]
     sizes: dict[str, float] = {"s": scale, **{letter: size * scale for letter, size in entry.get("sizes", {}).items()}}
 
@@ -117,7 +118,7 @@ def build_thing(kind: str, name: str, scale: float = 1.0, **looks: Colour | Mate
 
 
 def make_thing(kind: str, rng: np.random.Generator, name: str = "target") -> Thing:
-    """An object of a kind of TRAIN_THINGS or UNSEEN_THINGS, with drawn sizes, colours and patterns."""
+    """Draw size and colours of an object of a kind of TRAIN_THINGS or UNSEEN_THINGS."""
     colour = draw(rng, UNSEEN_COLOURS if kind in UNSEEN_THINGS else TRAIN_COLOURS)
     pale = draw(rng, PALE)
     scale = SCENERY["things"][kind].get("scale", 1.0) * float(rng.uniform(1.0, 1.2))
@@ -125,13 +126,13 @@ def make_thing(kind: str, rng: np.random.Generator, name: str = "target") -> Thi
 
 
 def crumb(name: str, rng: np.random.Generator) -> Thing:
-    """One of the small pieces that are swept."""
+    """Draw one of the small pieces that are swept."""
     colour = draw(rng, TRAIN_COLOURS)
     half = float(rng.uniform(0.011, 0.016))
     return build_thing("round crumb" if rng.random() < 0.5 else "square crumb", name, half, colour=colour)
 
 
-# Patterns: how much of a material's second colour shows at a point of a primitive, in its own frame
+# Patterns: share of the second colour at a point in a primitive's frame
 
 _LATTICE = np.random.Generator(np.random.PCG64(20260611)).random((64, 64))
 Pattern = Callable[[Doubles, Doubles], Doubles]
@@ -202,7 +203,9 @@ PATTERNS: dict[str, Pattern] = {
     "bricks": _bricks,
     "dots": _dots,
 }
-"""Pattern by name: points (M, 3) in metres and periods (M,) to the share (M,) of the second colour.
+"""Pattern by name: points (M, 3), periods (M,) -> share (M,) of the 2nd
+colour.
 
-The period of ``sectors`` is a number of sectors, that of ``bands`` the height in which a belt is drawn.
+Points and periods are in metres, but the period of ``sectors`` is their
+number; that of ``bands`` the half height of a primitive with a belt.
 """
