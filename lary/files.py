@@ -187,6 +187,12 @@ def read_json(path: Path, what: str) -> Any:
     return _parsed(path, what, LARGEST_JSON, json.loads, LaryError)
 
 
+def first_error(error: Any) -> tuple[str, str]:
+    """Where a pydantic model rejects its values first, such as ``splits.train``, and why."""
+    first = error.errors()[0]
+    return ".".join(map(str, first["loc"])), first["msg"]
+
+
 def read_yaml(path: Path, what: str) -> Any:
     """Read a small YAML file of plain values: no tags, and no anchors, whose aliases can grow without end.
 
@@ -275,10 +281,13 @@ def digest(*parts: str | bytes, length: int = 16) -> str:
     return state.hexdigest()[:length]
 
 
-def file_digest(path: Path, length: int = 16) -> str:
-    """A hexadecimal SHA-256 prefix of a regular file's bytes; of length 64 it is whole. Raises OSError."""
-    state = hashlib.sha256()
+def file_digest(path: Path, length: int = 16, state: Any = None) -> str:
+    """A hexadecimal SHA-256 prefix of a regular file's bytes; of length 64 it is whole. Raises OSError.
+
+    A `state` of another hash, which may have read something before, takes the place of SHA-256.
+    """
+    state = state or hashlib.sha256()
     with open_regular(path) as file:
         while block := file.read(1 << 20):
             state.update(block)
-    return state.hexdigest()[:length]
+    return str(state.hexdigest()[:length])

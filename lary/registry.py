@@ -22,6 +22,12 @@ class Named(Protocol):
 Record = TypeVar("Record", bound=Named)
 
 
+def aligned(rows: Sequence[Sequence[str]]) -> list[str]:
+    """The lines of a table for people: every column as wide as its widest cell."""
+    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+    return ["  ".join(map(str.ljust, row, widths)).rstrip() for row in rows]
+
+
 def suggest(wrong: str, known: Sequence[str]) -> str:
     """``' Did you mean x?'``, or the list of what there is when nothing is near."""
     import difflib

@@ -9,7 +9,7 @@ import functools
 import itertools
 import os
 import re
-from collections import defaultdict
+from collections import Counter, defaultdict
 from collections.abc import Iterable, Iterator, Sequence
 from fractions import Fraction
 from pathlib import Path, PurePosixPath
@@ -18,7 +18,7 @@ from typing import Any, Literal, NamedTuple
 import numpy as np
 
 from lary.data.configs import ClipConfig
-from lary.data.frames import decode_video, opened_video, to_rgb
+from lary.data.frames import decode_video, opened_video, to_rgb, whole_packets
 from lary.data.tables import read_frame
 from lary.files import atomic_write, inside, write_failures
 from lary.runtime import in_threads, progress
@@ -152,11 +152,11 @@ def prepare_clips(config: ClipConfig, settings: Settings) -> ClipReport:
         for done in in_threads(make_clips, list(groups.values()), workers):
             results |= {path.relative_to(out).as_posix(): result for path, result in done.items()}
             bar.advance(len(done))
-    made, kept = (list(results.values()).count(word) for word in ("made", "kept"))
+    counts = Counter(results.values())
     failures = tuple(Failure(None, *item) for item in sorted(results.items()) if item[1] not in ("made", "kept"))
     listed = out / "clip_failures.csv"
     write_failures(listed, failures)
-    return ClipReport(len(wanted), made, kept, failures, listed)
+    return ClipReport(len(wanted), counts["made"], counts["kept"], failures, listed)
 
 
 def read_columns(table: Path, *names: str) -> list[list[str]]:
@@ -191,7 +191,7 @@ def cut_forward(source: Path, start: float, duration: float, out: Path) -> None:
         begin = Fraction(container.start_time or 0, 1_000_000) + Fraction(str(start))
         if start > 0:
             container.seek(int((begin - HALF_TICK) / stream.time_base), stream=stream, backward=True)
-        frames = _span(container.demux(stream), begin - HALF_TICK, Fraction(str(duration)))
+        frames = _span(whole_packets(container, stream), begin - HALF_TICK, Fraction(str(duration)))
         _encode(frames, out, "libx264", stream.average_rate or Fraction(30), origin=begin)
 
 
@@ -215,8 +215,6 @@ def _span(packets: Iterable[Any], begin: Fraction, duration: Fraction) -> Iterat
 
     first = None
     for packet in packets:
-        if packet.size and packet.is_corrupt:
-            raise ValueError("the file ends within a frame")
         for frame in packet.decode():
             if frame.pts is None:
                 raise ValueError("its frames have no time stamps")

@@ -11,13 +11,14 @@ import re
 import shutil
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
+from itertools import accumulate, chain
 from pathlib import Path, PurePosixPath
 from typing import Any, NamedTuple
 
 from lary.data.archives import SCRATCH, unpack, whole_name
 from lary.data.configs import DownloadConfig
 from lary.data.spec import DATASETS, DatasetSpec
-from lary.files import inside, read_json, write_bytes, write_json
+from lary.files import file_digest, inside, read_json, write_bytes, write_json
 from lary.runtime import log, progress
 from lary.settings import Settings
 from lary.types import Failure, JsonDict, LaryError, UsageError
@@ -25,7 +26,7 @@ from lary.types import Failure, JsonDict, LaryError, UsageError
 MANIFEST = "lary_download.json"
 CACHE = ".lary_download"
 VERSION = 1
-TRACKS = ("classification", "regression")
+TRACKS = frozenset(("classification", "regression"))
 TRIES = 2
 SECONDS = 30
 
@@ -56,11 +57,8 @@ class RemoteFile(NamedTuple):
             return f"it has {size} bytes, not {self.size}"
         head = f"blob {size}\0".encode()
         state = hashlib.sha256() if self.sha256 else hashlib.sha1(head, usedforsecurity=False)
-        with path.open("rb") as stream:
-            while block := stream.read(1 << 20):
-                state.update(block)
         wanted = self.sha256 or self.git
-        return "its digest differs" if wanted and state.hexdigest() != wanted.lower() else ""
+        return "its digest differs" if wanted and file_digest(path, 64, state) != wanted.lower() else ""
 
 
 class HuggingFace:
@@ -71,10 +69,13 @@ class HuggingFace:
 
         self.repository, self._hub = repository, huggingface_hub
 
+    def commit(self, revision: str | None) -> str:
+        """The commit of a branch, tag or commit; None: the newest."""
+        return str(self._hub.HfApi().dataset_info(self.repository, revision=revision, timeout=SECONDS).sha)
+
     def files(self, revision: str | None) -> tuple[str, list[RemoteFile]]:
-        """The commit of a branch, tag or commit (None: the newest), and its files."""
-        api, found = self._hub.HfApi(), []
-        commit = str(api.dataset_info(self.repository, revision=revision, timeout=SECONDS).sha)
+        """The `commit` of a revision, and its files."""
+        api, commit, found = self._hub.HfApi(), self.commit(revision), []
         for entry in api.list_repo_tree(self.repository, recursive=True, revision=commit, repo_type="dataset"):
             if isinstance(entry, self._hub.hf_api.RepoFile):
                 sha256 = entry.lfs.sha256 if entry.lfs is not None else ""
@@ -158,9 +159,8 @@ def known_folders(specs: Iterable[DatasetSpec]) -> list[str]:
     found = []
     for spec in specs:
         for split in spec.splits.values():
-            track, *below = split.root.split("/")
-            found += ["/".join([track, *below[: end + 1]]) for end in range(len(below))]
-            found += [] if below else [f"{track}/{licence.source}" for licence in spec.licences]
+            _, *folders = accumulate(split.root.split("/"), "{}/{}".format)
+            found += folders or [f"{split.root}/{licence.source}" for licence in spec.licences]
     return found
 
 
@@ -171,8 +171,7 @@ def belongs(path: str, spec: DatasetSpec) -> bool:
         return re.sub(r"[^a-z0-9]", "", text.lower())
 
     parts = path.split("/")
-    folders = [folder.split("/") for folder in known_folders([spec])]
-    words = {folded(name) for name in (spec.name, *(folder[1] for folder in folders))}
+    words = {folded(name) for name in (spec.name, *(folder.split("/")[1] for folder in known_folders([spec])))}
     tracks = {None, *(split.root.split("/")[0] for split in spec.splits.values())}
     track = next((part for part in parts if part in TRACKS), None)
     return track in tracks and any(word in folded(part) for word in words for part in parts)
@@ -184,8 +183,7 @@ def choose(files: Sequence[RemoteFile], specs: Sequence[DatasetSpec], config: Do
     Archives, tables, and files in the layout's folders are data; the rest is documents.
     """
     every = [file.path for file in files]
-    tracks = {path for path in every if set(TRACKS).intersection(path.split("/")[:-1])}
-    paths = [path for path in every if whole_name(path) or path.endswith(".csv") or path in tracks]
+    paths = [path for path in every if whole_name(path) or path.endswith(".csv") or TRACKS & {*path.split("/")[:-1]}]
     wanted = {"data": paths}
     if config.files:
         wanted = {pattern: fnmatch.filter(paths, pattern) for pattern in config.files}
@@ -207,12 +205,12 @@ def find_place(archive: str, folders: Sequence[str]) -> Callable[[str], str]:
     short = {folder.split("/")[1]: folder for folder in folders if folder.count("/") == 1}
     path = PurePosixPath(archive)
     stem = re.split(r"\.(?:tar|tgz|zip)\b", path.name, maxsplit=1)[0]
-    above = from_track(str(path.parent)) if set(path.parts) & set(TRACKS) else ""
+    above = from_track(str(path.parent)) if TRACKS.intersection(path.parts) else ""
     inner = f"{above}/{stem}" if f"{above}/{stem}" in folders else above or short.get(stem, "")
 
     def place(name: str) -> str:
         first, *rest = name.split("/")
-        if {first, *rest[:2]} & set(TRACKS):
+        if TRACKS & {first, *rest[:2]}:
             return from_track(name)
         root = above if first == stem else inner
         if first in short:
@@ -277,8 +275,8 @@ class Download:
         for file in sorted(self.files, key=lambda file: (len(file.path), file.path)):  # part 2 before part 10
             groups.setdefault(whole_name(file.path) or file.path, []).append(file)
         groups = {whole: parts for whole, parts in groups.items() if not all(map(self.is_done, parts))}
-        files = [file for parts in groups.values() for file in parts]
-        needed = sum(file.size for file in files if not (self.cache / file.path).is_file())
+        wanted = chain.from_iterable(groups.values())
+        needed = sum(file.size for file in wanted if not (self.cache / file.path).is_file())
         free = shutil.disk_usage(self.data_dir).free
         log.info("%s at %s: %.3f GB to fetch", self.repository, self.revision, needed / 1e9)
         if needed > free:
@@ -326,7 +324,7 @@ class Download:
                 unpack(paths, where, self.data_dir, progress=bar)
             self.unpacked += 1
             return
-        source, table = paths[0], name.endswith(".csv") and not set(name.split("/")) & set(TRACKS)
+        source, table = paths[0], name.endswith(".csv") and not TRACKS.intersection(name.split("/"))
         target = self.tables / source.name if table else inside(self.data_dir, from_track(name))
         if target.exists() and not filecmp.cmp(source, target, shallow=False):
             raise LaryError(f"{target} exists with other content than in {self.repository}: move it away.")

@@ -101,6 +101,14 @@ def opened_video(path: Path) -> Iterator[tuple[Any, Any]]:
         raise MediaError(f"The video {path} can't be read: {reason}.") from error
 
 
+def whole_packets(container: Any, stream: Any) -> Iterator[Any]:
+    """The packets of a stream, in the file's order. Raises ValueError for one that is torn."""
+    for packet in container.demux(stream):
+        if packet.size and packet.is_corrupt:
+            raise ValueError("the file ends within a frame")
+        yield packet
+
+
 def video_frames(path: Path, frame_index: Sequence[int], *, clamp: bool = True) -> list[Pixels]:
     """The wanted frames of a video, T times (H, W, 3) uint8 RGB, in the order asked for.
 
@@ -130,9 +138,7 @@ def scan_packets(container: Any, stream: Any) -> FrameTable | None:
     """Read all packets once; None where they don't number the frames. Raises ValueError."""
     stamps, keys, packets, budget = list[Any](), list[tuple[Any, int]](), list[Any](), BYTES_KEPT
     countable = codec_name(stream) in SEEKABLE
-    for number, packet in enumerate(container.demux(stream)):
-        if packet.is_corrupt and packet.size:
-            raise ValueError("the file ends within a frame")
+    for number, packet in enumerate(whole_packets(container, stream)):
         budget -= packet.size
         if budget >= 0 and countable:
             packets.append(packet)
@@ -221,9 +227,7 @@ def decode_video(path: Path) -> Iterator[Any]:
     """All frames of a video in order of presentation, from PyAV. Raises MediaError."""
     count = 0
     with opened_video(path) as (container, stream):
-        for packet in container.demux(stream):
-            if packet.size and packet.is_corrupt:
-                raise ValueError("the file ends within a frame")
+        for packet in whole_packets(container, stream):
             for frame in packet.decode():
                 if frame.is_corrupt:
                     raise ValueError(f"frame {count} is damaged")

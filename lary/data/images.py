@@ -5,7 +5,6 @@ rows or zeros of a torn PNG. So its chunks, checksums and pixels are counted her
 examines other formats.
 """
 
-import functools
 import io
 import struct
 import zlib
@@ -58,7 +57,6 @@ def read_image(path: Path, reader: Reader = "cv2") -> Pixels:
         raise MediaError(f"The image {path} can't be decoded: {problem}.") from error
 
 
-@functools.cache
 def _opencv_version() -> int:
     import cv2
 

@@ -42,14 +42,15 @@ class Statistics(NamedTuple):
     std: Doubles
 
 
-def statistics_of(entry: Mapping[str, Any], size: int, where: str) -> Statistics:
-    """Statistics from ``mean`` and ``std``. Raises LaryError."""
+def statistics_of(entry: Mapping[str, Any], size: int, where: str, advice: str = "") -> Statistics:
+    """Statistics from ``mean`` and ``std``. Raises LaryError, which ends with the `advice`."""
     try:
         mean, std = (np.array(entry[name], dtype=np.float64) for name in ("mean", "std"))
     except (TypeError, ValueError):
         mean = std = np.zeros(0)
     if not mean.shape == std.shape == (size,) or not np.isfinite([mean, std]).all() or (std < 0).any():
-        raise LaryError(f"The statistics of {where} are not {size} finite means and deviations, but {mean.size}.")
+        wrong = f"are not {size} finite means and deviations, but {mean.size}"
+        raise LaryError(f"The statistics of {where} {wrong}.{advice}")
     return Statistics(mean, np.where(std < actions.SMALLEST_STD, 1.0, std))
 
 
@@ -131,10 +132,7 @@ def read_statistics(path: Path, spec: DatasetSpec, command: str) -> Normaliser:
     for name, entry in entries.items() if isinstance(entries, dict) else ():
         if isinstance(entry, dict) and {"mean", "std"} <= set(entry):
             where = f"{path}, robot type '{name}'," if name else str(path)
-            try:
-                robots[str(name)] = statistics_of(entry, len(spec.actions.dims), where)
-            except LaryError as error:
-                raise LaryError(f"{error}{make}") from None
+            robots[name] = statistics_of(entry, len(spec.actions.dims), where, make)
     if not robots:
         what = "name no robot type with mean and std" if per_robot else "have no mean and std"
         raise LaryError(f"The action statistics {path} {what}.{make}")
@@ -167,25 +165,22 @@ def load_targets(
 ) -> Targets:
     """Read and normalise the actions of a split. Raises LaryError for an unknown robot type."""
     space, robots = table.spec.actions, table.embodiments
-    for robot in dict.fromkeys(robots):
-        try:
-            normaliser.statistics(robot)
-        except LaryError as error:
-            first, others = table.rows[robots.index(robot)] + 1, robots.count(robot) - 1
-            raise LaryError(f"{table.path}, row {first} and {others} others: {error}") from None
     shape = (len(table), 1 if mode == "relative" else space.horizon, len(space.dims))
-    values = np.full(shape, np.nan, np.float32)
     mean, std = np.empty((2, *shape[::2]), np.float32)
-    failures = []
+    rows_of = {robot: np.flatnonzero([name == robot for name in robots]) for robot in dict.fromkeys(robots)}
+    for robot, rows in rows_of.items():
+        try:
+            mean[rows], std[rows] = normaliser.statistics(robot)
+        except LaryError as error:
+            first, others = table.rows[rows[0]] + 1, len(rows) - 1
+            raise LaryError(f"{table.path}, row {first} and {others} others: {error}") from None
+    values, failures = np.full(shape, np.nan, np.float32), []
     for position, chunk in enumerate(read_actions(table, mode, frame)):
         if isinstance(chunk, Failure):
             failures.append(chunk)
         else:
             values[position] = chunk
-    for robot in set(robots):
-        rows = np.flatnonzero([name == robot for name in robots])
-        numbers = normaliser.statistics(robot)
-        mean[rows], std[rows] = numbers.mean, numbers.std
+    for robot, rows in rows_of.items():
         for part in np.array_split(rows, len(table) // SLICE + 1):
             values[part] = normaliser.normalise(values[part], robot)
     return Targets(values, mean, std, tuple(failures))

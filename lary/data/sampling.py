@@ -161,6 +161,6 @@ def write_indices(table: Path, config: IndicesConfig, settings: Settings) -> Ind
     frame[INDEX_COLUMN] = [found[cell][0] for cell in cells]
     failures = [Failure(row, cell, found[cell][1]) for row, cell in enumerate(cells) if found[cell][1]]
     kept = frame[frame[INDEX_COLUMN] != ""]
-    write_csv(out, list(kept.columns), kept.to_numpy(dtype=object).tolist())
+    write_csv(out, kept.columns, kept.to_numpy())
     write_failures(out.with_name(f"{out.stem}_failures.csv"), failures)
     return IndexReport(out, len(kept), tuple(failures))

@@ -18,7 +18,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
-from lary.registry import Registry, suggest
+from lary.registry import Registry, aligned, suggest
 from lary.types import JsonDict, Media, UsageError
 
 
@@ -242,11 +242,9 @@ def datasets_table() -> str:
         names = "; ".join(dict.fromkeys(licence.name for licence in spec.licences))
         size = f"{spec.samples:,} samples" if spec.samples is not None else "-"
         rows.append((spec.name, spec.title, kind_of(spec), ",".join(spec.splits), size, spec.commercial, names))
-    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
-    lines = ["  ".join(map(str.ljust, row, widths)).rstrip() for row in rows]
-    lines += ["", "Terms, splits and citation of one: lary datasets KEY."]
-    lines += ["Size in bytes, of its files on the hub: lary data download --include KEY --dry-run."]
-    return "\n".join(lines)
+    terms = "Terms, splits and citation of one: lary datasets KEY."
+    sizes = "Size in bytes, of its files on the hub: lary data download --include KEY --dry-run."
+    return "\n".join([*aligned(rows), "", terms, sizes])
 
 
 def dataset_text(spec: DatasetSpec) -> str:

@@ -33,13 +33,14 @@ def find_table(spec: DatasetSpec, split: str, root: Path, explicit: Path | None 
     names = dict.fromkeys((spec.table_name(split), f"{spec.name}_metadata_{split}.csv", f"{spec.name}_{split}.csv"))
     if explicit is None and split in spec.drawn:
         return draw_table(spec, split, root)
-    tried = [explicit] if explicit is not None else [root / "data" / name for name in names]
+    tried, hint = [root / "data" / name for name in names], "Set LARY_ROOT to the folder above data/, or pass --input"
+    if spec.repository:
+        hint += f"; 'lary data download --include {spec.name}' fetches it"
+    if explicit is not None:
+        tried, hint = [explicit], "Check the path"
     for path in tried:
         if path.is_file():
             return path
-    hint = "Check the path" if explicit is not None else "Set LARY_ROOT to the folder above data/, or pass --input"
-    if explicit is None and spec.repository:
-        hint += f"; 'lary data download --include {spec.name}' fetches it"
     listed = " nor ".join(map(str, tried))
     raise UsageError(f"There is no table of {spec.name} {split}: no file {listed}. {hint}.{unexported(root)}")
 
@@ -64,7 +65,7 @@ def draw_table(spec: DatasetSpec, split: str, root: Path) -> Path:
         if columns != header:
             raise UsageError(f"{table} has the columns {', '.join(columns)}; expected {', '.join(header)}.")
         for row in rows:
-            place = tables.usual_place(spec, row[columns.index(first)], tables.IMAGE_FOLDER)
+            place = tables.usual_place(spec, row[columns.index(first)], first)
             if validates(tables.group_name(spec, place, rule.pattern), rule.share) == rule.validates:
                 chosen.append(row)
     text = csv_text([header, *chosen])
@@ -102,26 +103,26 @@ def write_split(table: Path, config: SplitConfig) -> SplitReport:
     if len({path.resolve() for path in (*targets, table)}) < 3:
         raise UsageError(f"--train {targets[0]}, --val {targets[1]} and the table {table} must be three files.")
     spec = None if config.dataset is None else DATASETS.get(config.dataset)
-    columns, rows = tables.read_csv(table, () if config.stratify is None else (config.stratify,))
-    media = next((names[0] for names in tables.MEDIA_COLUMNS.values() if names[0] in columns), None)
+    frame = tables.read_frame(table, needed=() if config.stratify is None else (config.stratify,))
+    media = next((names[0] for names in tables.MEDIA_COLUMNS.values() if names[0] in frame), None)
     if media is None:
         raise UsageError(f"{table} has neither of the columns src_img and video_path.")
     clips = media in tables.MEDIA_COLUMNS["clip"]
     labelled = clips if spec is None else isinstance(spec.target, LabelSpace)
     column = config.stratify or (tables.TARGET_COLUMN if labelled else None)
-    strata = None if column is None else [row[columns.index(column)] for row in rows]
+    strata = None if column is None else frame[column].tolist()
     share = config.share if config.share is not None else CLIPS if clips else PAIRS
-    groups = list(map(str, range(len(rows))))
+    groups = list(map(str, range(len(frame))))
     if config.by == "row":
-        parts = split_rows(len(rows), share, strata, config.seed)
+        parts = split_rows(len(frame), share, strata, config.seed)
     else:
         pattern = PATTERNS[config.by] if spec is None or config.by == "segment" else spec.group_pattern
-        paths = [row[columns.index(media)].strip().replace("\\", "/") for row in rows]
-        paths = paths if spec is None else [tables.usual_place(spec, path, tables.IMAGE_FOLDER) for path in paths]
+        paths = [cell.strip().replace("\\", "/") for cell in frame[media]]
+        paths = paths if spec is None else [tables.usual_place(spec, path, media) for path in paths]
         groups = [tables.matched(pattern, path) for path in paths]
         parts = split_groups(groups, share, strata, config.seed)
     for path, part in zip(targets, parts, strict=True):
-        tables.write_csv(path, columns, [rows[index] for index in part])
+        tables.write_csv(path, frame.columns, frame.iloc[part].to_numpy())
     counts = tuple(len({groups[index] for index in part}) for part in parts)
     return SplitReport(targets[0], targets[1], tuple(map(len, parts)), counts)
 
@@ -132,9 +133,9 @@ def split_rows(count: int, share: float, strata: Sequence[str] | None, seed: int
 
     try:
         train, val = train_test_split(np.arange(count), test_size=share, random_state=seed, stratify=strata)
+        return train, val
     except ValueError as error:
         raise UsageError(f"The table can't be split so: {str(error).rstrip('.')}.") from error
-    return np.asarray(train, dtype=np.int64), np.asarray(val, dtype=np.int64)
 
 
 def split_groups(groups: Sequence[str], share: float, strata: Sequence[str] | None, seed: int) -> tuple[Ints, Ints]:
@@ -145,8 +146,8 @@ def split_groups(groups: Sequence[str], share: float, strata: Sequence[str] | No
     """
     if not 0 < share < 1:
         raise UsageError(f"--test-size {share}: expected a share between 0 and 1.")
-    names, group_of = np.unique(np.asarray(groups), return_inverse=True)
-    classes, class_of = np.unique(np.asarray(strata if strata is not None else [""] * len(groups)), return_inverse=True)
+    names, group_of = np.unique(groups, return_inverse=True)
+    classes, class_of = np.unique(strata or [""] * len(groups), return_inverse=True)
     totals = np.bincount(class_of, minlength=len(classes)).astype(np.float64)
     wanted, taken = share * totals, np.zeros(len(classes))
     order = np.argsort(group_of, kind="stable")

@@ -9,7 +9,7 @@ from __future__ import annotations
 import csv
 import os
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, replace
 from functools import cached_property
@@ -107,7 +107,7 @@ def read_csv(path: Path, needed: Sequence[str] = ()) -> tuple[list[str], list[li
     return list(frame.columns), frame.to_numpy(dtype=object).tolist()
 
 
-def write_csv(path: Path, columns: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
+def write_csv(path: Path, columns: Iterable[str], rows: Iterable[Iterable[str]]) -> None:
     """Write a whole CSV atomically."""
     write_text(path, csv_text([columns, *rows]))
 
@@ -165,7 +165,7 @@ class SampleTable:
 
     def shown(self, position: int, column: str) -> str:
         """The path in a cell, as `usual_place` gives it."""
-        return usual_place(self.spec, self._columns[column][position], folder_of(column))
+        return usual_place(self.spec, self._columns[column][position], column)
 
     def labels(self) -> Ints:
         """Labels (n,) int64: positions in the record's classes. Raises UsageError."""
@@ -228,7 +228,7 @@ class SampleTable:
 
     def _file(self, position: int, column: str) -> Path:
         """The file at the usual path, or the table's where only that exists."""
-        found = places(self.spec, self._columns[column][position], folder_of(column))
+        found = places(self.spec, self._columns[column][position], column)
         paths = [inside(self.root, place) for place in found]
         return paths[0] if len(paths) == 1 else next(filter(Path.exists, paths), paths[0])
 
@@ -310,26 +310,24 @@ def matched(pattern: str, path: str, short: bool = True) -> str:
 
     Where `short`, its first image folder is left out, by fast string methods.
     """
-    if short and path.startswith(f"{IMAGE_FOLDER}/"):
-        path = path[len(IMAGE_FOLDER) + 1 :]
-    elif short:
-        path = path.replace(f"/{IMAGE_FOLDER}/", "/", 1)
+    if short:
+        path = f"/{path}".replace(f"/{IMAGE_FOLDER}/", "/", 1)[1:]
     found = re.search(pattern, path)
     if found is None:
         return path
     return found[1] if found.re.groups and found[1] is not None else found[0]
 
 
-def usual_place(spec: DatasetSpec, cell: str, folder: str) -> str:
+def usual_place(spec: DatasetSpec, cell: str, column: str) -> str:
     """A table's path below its root, repaired and with its folder by the record."""
     if spec.path_repair is not None:
         cell = re.sub(*spec.path_repair, cell)
-    return placed(cell, folder, spec.media_depth)
+    return placed(cell, folder_of(column), spec.media_depth)
 
 
-def places(spec: DatasetSpec, cell: str, folder: str) -> tuple[str, ...]:
+def places(spec: DatasetSpec, cell: str, column: str) -> tuple[str, ...]:
     """Where a file may be below its root: the usual path, then the table's."""
-    usual = usual_place(spec, cell, folder)
+    usual, folder = usual_place(spec, cell, column), folder_of(column)
     if cell == usual:
         return (usual,)
     return tuple(dict.fromkeys((usual, placed(cell, folder, None), placed(cell, folder, 0))))

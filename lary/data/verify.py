@@ -12,7 +12,7 @@ import stat
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import suppress
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -180,22 +180,23 @@ def read_split(group: CheckedGroup, spec: DatasetSpec, split: str, path: Path | 
         if column == tables.TARGET_COLUMN and isinstance(spec.target, ActionSpace):
             kind, shape = "npy", (spec.target.horizon, len(spec.target.dims))
         wrong, here = dict[str, str](), by_cell.setdefault(column, {})
-        for cell, count in Counter(frame[column].tolist()).most_common():
+        cells = frame[column].tolist()
+        for cell, count in Counter(cells).most_common():
             try:
                 if reason := tables.cell_problem(spec, column, cell):
                     raise UsageError(reason)
                 if column in media or kind == "npy":
-                    places = tables.places(spec, cell, tables.folder_of(column))
+                    places = tables.places(spec, cell, column)
                     full = tuple(str(inside(root, place)) for place in places)
                     new = CheckedFile(kind, full, name, column, shape)
                     here[cell] = group.files.setdefault((kind, full[0]), new)
                     here[cell].refs += count
             except UsageError as error:
                 wrong[cell] = str(error).rstrip(".")
-        rows = [row for row, cell in enumerate(frame[column]) if cell in wrong]
+        rows = [row for row, cell in enumerate(cells) if cell in wrong]
         if rows:
             first, others = rows[0], len(rows) - 1
-            about = f"row {first + 1} (line {tables.line_of(path, first)}): {wrong[frame[column].iloc[first]]}"
+            about = f"row {first + 1} (line {tables.line_of(path, first)}): {wrong[cells[first]]}"
             problem(column, len(rows), f"{about}, and {others} more rows" if others else about)
     if spec.media == "pair" and by_cell.keys() >= set(media):
         sources, targets = (map(by_cell[column].get, frame[column]) for column in media)
@@ -214,11 +215,10 @@ def check_files(config: CheckConfig, data_dir: Path, files: Sequence[CheckedFile
     for item in files:
         name = Path(item.places[0]).relative_to(data_dir).as_posix()
         sha256, _, kind, shape = entries.get(name, (None,) * 4)
-        if kind != item.kind or (item.shape is not None and shape != list(item.shape)):
-            sha256 = None
-        about = {"places": item.places, "kind": item.kind, "shape": item.shape, "name": name, "sha256": sha256}
+        known = kind == item.kind and (item.shape is None or shape == list(item.shape))
+        question = {**asdict(item), "name": name, "sha256": sha256 if known else None}
         strict = config.manifest is not None and name in entries
-        questions.append({**about, "strict": strict, "whole": config.depth == "decode"})
+        questions.append({**question, "strict": strict, "whole": config.depth == "decode"})
     workers = min(config.workers, PER_CORE * (os.cpu_count() or 1), len(files) // FILES_PER_WORKER + 1)
     compared = 0
     write_text(path, digests_text(entries))  # without a line that was torn
@@ -325,9 +325,9 @@ def answer(question: Question) -> Answer:
 
 def inspect(path: Path, kind: str, shape: list[int] | None, *, whole: bool) -> list[int] | None:
     """Decode a file, or with `whole` unset its header; (H, W), (T, H, W) or (K, A)."""
-    if kind == "image" and whole:
-        return list(read_image(path).shape[:2])
     if kind == "image":
+        if whole:
+            return list(read_image(path).shape[:2])
         from PIL import Image
 
         with Image.open(path) as image:
@@ -339,7 +339,7 @@ def inspect(path: Path, kind: str, shape: list[int] | None, *, whole: bool) -> l
         return [count, height, width] if whole else None
     if shape is not None and whole:
         horizon, size = shape
-        read_chunk(path, ActionSpace(tuple(map(str, range(size))), horizon))
+        read_chunk(path, ActionSpace(("",) * size, horizon))
     return shape
 
 

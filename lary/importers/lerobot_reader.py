@@ -18,9 +18,9 @@ import numpy as np
 from pydantic import BaseModel, Field, ValidationError
 
 from lary.arrays import Doubles, Floats, Ints
-from lary.data.fetch import hub_errors
+from lary.data.fetch import HuggingFace, hub_errors
 from lary.data.frames import decode_video, opened_video, scan_packets
-from lary.files import inside, read_json
+from lary.files import first_error, inside, read_json
 from lary.types import JsonDict, LaryError, MediaError, UsageError, as_path
 
 BOOKKEEPING = frozenset(
@@ -77,9 +77,8 @@ class LeRobot:
         try:
             self.meta = Info.model_validate(self.info)
         except ValidationError as error:
-            first = error.errors()[0]
-            where = ".".join(str(part) for part in first["loc"])
-            raise LaryError(f"{path} is wrong at '{where}', or not of v2 or v3: {first['msg']}.") from error
+            where, why = first_error(error)
+            raise LaryError(f"{path} is wrong at '{where}', or not of v2 or v3: {why}.") from error
         self.version = int(self.meta.codebase_version[1])
         self.fps, self.features = self.meta.fps, self.meta.features
         self.cameras, self.vectors = [], []
@@ -204,10 +203,8 @@ def open_lerobot(source: str, revision: str | None = None) -> LeRobot:
         return LeRobot(folder)
     if not re.fullmatch(r"[A-Za-z0-9][\w.-]*/[\w.-]+", source):
         raise UsageError(f"There is no folder {source}, and it is no data set on the hub, which are called owner/name.")
-    import huggingface_hub
-
     with hub_errors("Hugging Face", source):
-        commit = str(huggingface_hub.HfApi().dataset_info(source, revision=revision, timeout=30).sha)
+        commit = HuggingFace(source).commit(revision)
     return LeRobot(_snapshot(source, commit, ["meta/*", "meta/**", "README.md"]), source, commit)
 
 

@@ -235,7 +235,7 @@ def read_clips(folder: Path, config: VideosConfig) -> list[Clip]:
         if indices and not INDICES.fullmatch(indices):
             raise UsageError(f"{where}: '{indices}' is no list of frame numbers such as '3,9,20'.")
         path = inside(folder, row[video]).relative_to(folder).as_posix()
-        numbers = tuple(int(part) for part in indices.split(",")) if indices else ()
+        numbers = tuple(map(int, indices.split(","))) if indices else ()
         robot = row.get(EMBODIMENT_COLUMN, "")
         clips.append(Clip(number, path, row[label], SPLITS.get(split.lower(), ""), robot, numbers))
     if len({clip.label for clip in clips}) < 2:

@@ -12,7 +12,7 @@ from typing import Any, NamedTuple
 from lary.data.normalisation import measure_table
 from lary.data.spec import DATASETS, EPISODE, ActionSpace, DatasetSpec, LabelSpace, Normalisation, Split
 from lary.data.tables import write_csv
-from lary.files import read_json, write_bytes, write_failures, write_text
+from lary.files import first_error, read_json, write_bytes, write_failures, write_text
 from lary.importers.episodes import ATOMIC_CLASSES, Cut, PairCut
 from lary.types import Failure, LaryError, UsageError
 
@@ -50,21 +50,13 @@ def pair_record(
     name: str, cut: Cut, dims: Sequence[str], normalisation: Normalisation | None = None, **fields: Any
 ) -> DatasetSpec:
     """The record of a data set of image pairs or of atomic motions, with further fields."""
-    pairs, root = isinstance(cut, PairCut), Split(f"{cut.task}/{name}")
-    target: ActionSpace | LabelSpace = LabelSpace(ATOMIC_CLASSES)
     if isinstance(cut, PairCut):
         target = ActionSpace(tuple(dims), cut.stride, normalisation or Normalisation())
-    return DatasetSpec(
-        name=name,
-        title=name,
-        media="pair",
-        splits={"train": root, "val": root},
-        target=target,
-        stride=cut.stride,
-        media_depth=0 if pairs else None,
-        group_pattern=EPISODE if pairs else r"^([^/]+)/",
-        **fields,
-    )
+        fields |= {"target": target, "group_pattern": EPISODE, "media_depth": 0}
+    else:
+        fields |= {"target": LabelSpace(ATOMIC_CLASSES), "group_pattern": r"^([^/]+)/"}
+    splits = dict.fromkeys(("train", "val"), Split(f"{cut.task}/{name}"))
+    return DatasetSpec(name=name, title=name, media="pair", splits=splits, stride=cut.stride, **fields)
 
 
 def save_import(
@@ -82,14 +74,14 @@ def save_import(
     Each row has its split. Raises LaryError if a wanted split has none; other tables are removed.
     """
     write_failures(tables / f"{spec.name}_import_failures.csv", failures)
-    found = {split: [cells for part, cells in rows if part == split] for split in wanted}
-    for split in wanted:
-        if not found[split]:
+    found = {split: [cells for name, cells in rows if name == split] for split in wanted}
+    for split, part in found.items():
+        if not part:
             reason = failures[0].reason if failures else "it is too short, or nothing in it moves far enough."
             raise LaryError(f"Nothing of the {split} split of {spec.name} could be imported: {reason}")
     for split in spec.splits:
         path = tables / spec.table_name(split)
-        if split in wanted:
+        if split in found:
             write_csv(path, columns, found[split])
         else:
             path.unlink(missing_ok=True)
@@ -114,6 +106,5 @@ def load_record(path: Path) -> DatasetSpec:
     try:
         return TypeAdapter(DatasetSpec).validate_python(read_json(path, "data set record"))
     except ValidationError as error:
-        first = error.errors()[0]
-        where = ".".join(str(part) for part in first["loc"])
-        raise LaryError(f"The data set record {path} is wrong at '{where}': {first['msg']}.") from error
+        where, why = first_error(error)
+        raise LaryError(f"The data set record {path} is wrong at '{where}': {why}.") from error

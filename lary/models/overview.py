@@ -14,6 +14,7 @@ import lary
 from lary.arrays import Pixels
 from lary.configs import CheckModelConfig
 from lary.models.spec import MODELS, ModelContext, ModelSpec, Weights, locate_weights, with_latent
+from lary.registry import aligned
 from lary.types import LaryError, Media, UsageError, as_path
 
 if TYPE_CHECKING:
@@ -73,9 +74,7 @@ def models_table(values: Mapping[str, str]) -> str:
         dim = str(spec.dim) if spec.dim is not None else "-"
         shapes = (shape_text(spec.pair_shape), shape_text(spec.clip_shape))
         rows.append((spec.name, spec.paradigm, dim, *shapes, parameters, state, spec.licence or "-"))
-    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
-    lines = ("  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip() for row in rows)
-    return "\n".join(lines)
+    return "\n".join(aligned(rows))
 
 
 def model_text(spec: ModelSpec, values: Mapping[str, str]) -> str:

@@ -12,7 +12,7 @@ from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
-from lary.files import digest, read_json, write_json
+from lary.files import digest, first_error, read_json, write_json
 from lary.probes.outcome import SelectionName
 from lary.types import RANDOM, BenchmarkProtocol, JsonDict, LaryError
 
@@ -352,9 +352,8 @@ def read_result(path: Path) -> EvalResult:
     try:
         return EvalResult.model_validate(_migrated(data, version))
     except ValidationError as error:
-        first = error.errors()[0]
-        place = ".".join(str(part) for part in first["loc"])
-        raise LaryError(f"{path} does not fit the schema of a result: {place}: {first['msg']}.") from error
+        where, why = first_error(error)
+        raise LaryError(f"{path} does not fit the schema of a result: {where}: {why}.") from error
 
 
 def _migrated(data: JsonDict, version: int) -> JsonDict:
