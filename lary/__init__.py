@@ -1,7 +1,7 @@
 """lary: how much of an action does a visual representation hold?
 
-The names in `__all__` are the public interface; all others may change. They are loaded on first use, so that
-``import lary`` costs nothing.
+The names in `__all__` are the public interface; all others may change. They
+are loaded on first use, so that ``import lary`` costs nothing.
 """
 
 from __future__ import annotations
@@ -21,6 +21,7 @@ if TYPE_CHECKING:
 
 __version__ = "0.2.0"
 
+# The names of the imports above, which only type checkers read.
 _HOMES = {
     "lary.data.spec": ("ActionSpace", "DatasetSpec", "LabelSpace", "Split", "register_dataset"),
     "lary.models.running": ("load_model",),

@@ -1,7 +1,7 @@
-"""Arrays from untrusted files: ``.npy`` and ``.npz`` without pickles.
+"""Arrays from untrusted ``.npy`` and ``.npz`` files, without pickles.
 
-An array is never larger than its file can hold: unlike in ``np.load``, no memory is allocated before a header was
-checked (format: numpy.lib.format, versions 1.0 and 2.0).
+Unlike ``np.load``, no memory is allocated before the header was checked
+against the size of its file (format: numpy.lib.format, versions 1.0 and 2.0).
 """
 
 import io
@@ -27,17 +27,17 @@ Ints = npt.NDArray[np.int64]
 Pixels = npt.NDArray[np.uint8]
 
 LARGEST = 1 << 32
-"""Bytes of one array in an .npz."""
+"""The most bytes of one array in an ``.npz``."""
 FREE = 1 << 26
-"""Bytes that may come out of any compressed file; above, the ratio counts."""
+"""Bytes that any compressed array may unpack to; above, `RATIO` limits it."""
 RATIO = 200
-"""Bytes out per byte in: the tokens of a network are noise to a packer and stay below 2."""
+"""The most bytes out per byte in, against zip bombs: tokens stay below 2."""
 LONGEST_HEADER = 1 << 16
 PLAIN_HEADER = re.compile(
     rb"\{'descr': '([<>|=]?[a-zA-Z]\d*)', 'fortran_order': (True|False), "
     rb"'shape': \(([\d, ]*)\),? *\} *\n?"
 )
-"""A header as np.save writes it."""
+"""A header as np.save writes it, which needs no parser of Python."""
 METHODS = (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED)
 BROKEN = (
     OSError,
@@ -52,14 +52,14 @@ BROKEN = (
     zlib.error,
     lzma.LZMAError,
 )
-"""What the reader of a torn or odd zip may raise."""
+"""The errors that zipfile raises for a damaged or hostile archive."""
 
-_parsing = threading.Lock()
 # Python 3.10 and 3.11 fail at random where two threads parse Python at once.
+_parsing = threading.Lock()
 
 
 def _header_of(stream: IO[bytes]) -> tuple[tuple[int, ...], bool, np.dtype[Any]]:
-    """Shape, order by columns, and type. Raises ValueError for what is no such header."""
+    """Shape, whether the order is Fortran's, and dtype. Raises ValueError."""
     version = np.lib.format.read_magic(stream)
     if version not in ((1, 0), (2, 0)):
         raise ValueError(f"format {version[0]}.{version[1]} is not read")
@@ -79,7 +79,7 @@ def _header_of(stream: IO[bytes]) -> tuple[tuple[int, ...], bool, np.dtype[Any]]
 
 
 def array_of(stream: IO[bytes], size: int) -> Array:
-    """The array of an ``.npy`` that has `size` bytes. Raises ValueError."""
+    """The array of an ``.npy`` of `size` bytes. Raises ValueError."""
     shape, fortran, dtype = _header_of(stream)
     if dtype.hasobject:
         raise ValueError("it holds pickled objects, which are never loaded")
@@ -96,9 +96,10 @@ def array_of(stream: IO[bytes], size: int) -> Array:
 
 
 def read_npz(path: Path, *names: str, largest: int = LARGEST) -> list[Array]:
-    """The named arrays of an ``.npz``, in this order, each of at most `largest` bytes.
+    """The named arrays of an ``.npz``, of at most `largest` bytes each.
 
-    Raises FileNotFoundError, KeyError, ValueError.
+    Raises OSError for the file, KeyError for a name that it lacks, ValueError
+    for broken or refused content.
     """
     with open_regular(path) as file:
         size = file.seek(0, 2)
@@ -113,7 +114,7 @@ def read_npz(path: Path, *names: str, largest: int = LARGEST) -> list[Array]:
 
 
 def _member(archive: zipfile.ZipFile, entry: zipfile.ZipInfo, size: int, largest: int) -> Array:
-    """One array of an archive of `size` bytes."""
+    """One array of an archive of `size` bytes. Raises ValueError."""
     name, packed = entry.filename, min(entry.compress_size, size)
     if entry.compress_type not in METHODS:
         raise ValueError(f"{name} is packed by method {entry.compress_type}")
@@ -129,7 +130,7 @@ def _member(archive: zipfile.ZipFile, entry: zipfile.ZipInfo, size: int, largest
 
 
 def npy_bytes(values: Array) -> bytes:
-    """An array in the format of .npy files."""
+    """The bytes of an ``.npy`` file of an array."""
     content = io.BytesIO()
     np.save(content, np.ascontiguousarray(values), allow_pickle=False)
     return content.getvalue()

@@ -1,4 +1,4 @@
-"""The import paths of version 0.1 that moved: they keep working, with a DeprecationWarning that names the new one."""
+"""Import paths of version 0.1 that moved: they work, with a DeprecationWarning."""
 
 import functools
 import importlib
@@ -14,13 +14,13 @@ from types import ModuleType
 
 @functools.cache
 def moved() -> dict[str, list[str]]:
-    """Old modules, each with the new ones that hold its names."""
+    """The old modules by name, each with the new ones that hold its names."""
     found: dict[str, list[str]] = json.loads(Path(__file__).with_name("moved.json").read_text(encoding="utf-8"))
     return found
 
 
 class OldPaths(MetaPathFinder, Loader):
-    """A finder for the modules of ``moved.json``: each has the names of the new ones."""
+    """A finder for the modules of ``moved.json``, with the names of the new ones."""
 
     def find_spec(
         self, fullname: str, path: Sequence[str] | None = None, target: ModuleType | None = None
@@ -36,5 +36,5 @@ class OldPaths(MetaPathFinder, Loader):
             module.__dict__.update({k: v for k, v in vars(importlib.import_module(name)).items() if k[:2] != "__"})
 
 
-# Behind all others, so that only a path that is no more reaches it.
+# The last finder, so that it is only asked for modules that no longer exist.
 sys.meta_path.append(OldPaths())

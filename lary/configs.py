@@ -1,8 +1,8 @@
-"""The options of every command: one frozen dataclass each, whose fields are declared once, in groups that they share.
+"""The options of every command, in frozen dataclasses made of shared groups.
 
-They serve Python functions, the command line and sweep files. ``options.yaml`` holds
-the help of every option and its box of the help. None means that an option was left
-out, and the records of model and data set decide.
+They serve Python functions, the command line and sweep files. ``options.yaml``
+holds the help of every option and the box that shows it. None means that an
+option was left out: the records of the model and the data set decide.
 """
 
 import functools
@@ -31,12 +31,12 @@ AnalysisKind = Literal["all", "frequency", "gap", "attention", "stride", "codebo
 
 Config = TypeVar("Config")
 WRITTEN = ("seeds", "gpus")
-"""Options whose value is text on the command line, and may be a number or a list of numbers elsewhere."""
+"""Options that are text on the command line; elsewhere numbers and lists, too."""
 
 
 @functools.cache
 def help_texts() -> dict[str, dict[str, dict[str, str]]]:
-    """What ``options.yaml`` says: the help of the boxes' options, of each class, and of each command."""
+    """The content of ``options.yaml``: help by box, by class, and by command."""
     import yaml
 
     found: dict[str, dict[str, dict[str, str]]] = yaml.safe_load(
@@ -46,7 +46,7 @@ def help_texts() -> dict[str, dict[str, dict[str, str]]]:
 
 
 def add_help(functions: Mapping[str, Any]) -> None:
-    """Give the own arguments of a module's commands their help."""
+    """Attach their help to the arguments of a module's commands, `functions`."""
     for name, texts in help_texts()["commands"].items():
         hints = getattr(functions.get(name), "__annotations__", {})
         hints.update({each: Annotated[hints[each], Parameter(help=text)] for each, text in texts.items() if hints})
@@ -54,9 +54,10 @@ def add_help(functions: Mapping[str, Any]) -> None:
 
 @dataclass_transform(frozen_default=True, kw_only_default=True)
 class Options:
-    """The base of all classes of options: each is a frozen dataclass whose fields have their help."""
+    """Base of all options, which makes a class a frozen dataclass with help."""
 
     def __init_subclass__(cls) -> None:
+        # cyclopts finds the help in annotations; dataclass() reads them below.
         boxes, own = help_texts()["boxes"], help_texts()["classes"].get(cls.__name__, {})
         for name, hint in cls.__annotations__.items():
             box = next((title for title, texts in boxes.items() if name in texts), "Options")
@@ -67,7 +68,7 @@ class Options:
 
 
 class Paths(Options):
-    """The folders of the benchmark, the configuration file, and plug-ins: what every command takes."""
+    """Options of every command: folders, the configuration file, and plug-ins."""
 
     lary_root: str | None = None
     data_dir: Annotated[str | None, Parameter(alias="--data-root")] = None
@@ -85,49 +86,49 @@ class Paths(Options):
         return load_settings(given, config=self.config)
 
     def call(self, function: str, config: Options, *more: Any, **named: Any) -> Any:
-        """Import a function MODULE:NAME, which may take seconds, and call it with options and settings."""
+        """Call a function MODULE:NAME with options and settings; import it now."""
         settings = self.settings()
         module, _, name = function.partition(":")
         return getattr(importlib.import_module(module), name)(config, settings, *more, **named)
 
 
 class ProtocolOptions(Options):
-    """Which of a model's latents."""
+    """Options that choose between the latents of a model."""
 
     protocol: BenchmarkProtocol = "corrected"
     latent: Literal["continuous", "quantized", "noisy"] | None = None
 
 
 class SubjectOptions(ProtocolOptions):
-    """A model on a data set."""
+    """Options that name a model and a data set."""
 
     model: str
     dataset: str
 
 
 class StoredOptions(SubjectOptions):
-    """Which of the latents that were extracted."""
+    """Options that choose between extracted latents."""
 
     weights: Literal["random"] | None = None
     pool: str | None = None
 
 
 class InputOptions(Options):
-    """What the record of a data set says, for command lines that say it too."""
+    """Options that a data set's record decides, for commands that name them."""
 
     mode: Mode | None = None
     stride: int | None = None
 
 
 class DeviceOptions(Options):
-    """Which devices of this machine compute."""
+    """Options that choose devices of this machine."""
 
     gpus: str | None = None
     device: Literal["auto", "cpu", "cuda", "mps"] = "auto"
 
 
 class EncoderOptions(DeviceOptions, ProtocolOptions):
-    """How a model is loaded and run."""
+    """Options of how a model is loaded and run."""
 
     weights: str | None = None
     revision: str | None = None
@@ -136,14 +137,14 @@ class EncoderOptions(DeviceOptions, ProtocolOptions):
 
 
 class ClusterOptions(Options):
-    """Where work runs."""
+    """Options of where work runs: on this machine, or by Ray."""
 
     engine: Literal["local", "ray"] = "local"
     address: str = "auto"
 
 
 class ExtractionOptions(ClusterOptions, InputOptions, EncoderOptions, SubjectOptions):
-    """How media are read, and how latents are stored."""
+    """Options of how media are read, and how latents are stored."""
 
     limit: int | None = None
     batch_size: int = 16
@@ -157,7 +158,7 @@ class ExtractionOptions(ClusterOptions, InputOptions, EncoderOptions, SubjectOpt
 
 
 class ExtractConfig(ExtractionOptions):
-    """Extraction of one split."""
+    """Options of the extraction of one split."""
 
     split: str
     input: Path | None = None
@@ -167,13 +168,13 @@ class ExtractConfig(ExtractionOptions):
 
 
 class LatentsConfig(StoredOptions):
-    """The extracted latents of one split."""
+    """Options that name the extracted latents of one split."""
 
     split: str
 
 
 class ConvertConfig(LatentsConfig):
-    """Another kind of store for the latents of one split."""
+    """Options of another kind of store for the latents of one split."""
 
     store: StoreKind
     dtype: LatentDtype | None = None
@@ -181,7 +182,7 @@ class ConvertConfig(LatentsConfig):
 
 
 class TrainingOptions(Options):
-    """The size of a probe and the splits that it is trained and scored on."""
+    """Options of a probe's size, and of its training and scored splits."""
 
     splits: str | None = None
     probe_preset: str = "paper"
@@ -191,7 +192,7 @@ class TrainingOptions(Options):
 
 
 class ProbeOptions(TrainingOptions):
-    """What a probe is trained on and how."""
+    """Options of what a probe is trained on and how."""
 
     control: ProbeControl | None = None
     project: int | None = None
@@ -201,7 +202,7 @@ class ProbeOptions(TrainingOptions):
 
 
 class ActionOptions(Options):
-    """The kind of a regression probe and of its target."""
+    """Options of the kind of a regression probe and of its target."""
 
     model_type: Literal["mlp", "dit", "ridge"] = "mlp"
     action_mode: Literal["absolute", "relative"] = "absolute"
@@ -210,7 +211,7 @@ class ActionOptions(Options):
 
 
 class ClassifyConfig(DeviceOptions, ProbeOptions, StoredOptions):
-    """A classification probe on extracted latents."""
+    """Options of a classification probe on extracted latents."""
 
     dim: int | None = None
     classes: int | None = None
@@ -219,13 +220,13 @@ class ClassifyConfig(DeviceOptions, ProbeOptions, StoredOptions):
 
 
 class RegressConfig(DeviceOptions, ProbeOptions, ActionOptions, StoredOptions, InputOptions):
-    """A regression probe on extracted latents."""
+    """Options of a regression probe on extracted latents."""
 
     seed: int = 42
 
 
 class RunConfig(ProbeOptions, ActionOptions, ExtractionOptions):
-    """Extraction of every split that a probe needs, and the probe."""
+    """Options of the extraction of all splits that a probe needs, and the probe."""
 
     model_seed: int = 0
     seed: int | None = None
@@ -233,13 +234,13 @@ class RunConfig(ProbeOptions, ActionOptions, ExtractionOptions):
 
 
 class ControlsConfig(DeviceOptions, TrainingOptions, ActionOptions, SubjectOptions):
-    """A model with its controls; latents that are missing are extracted."""
+    """Options of a model with its controls, which extracts missing latents."""
 
     project: int = 16
 
 
 class SweepConfig(ClusterOptions):
-    """Many runs from one file."""
+    """Options of many runs from one file."""
 
     dry_run: bool = False
     gpus_per_run: float = 0.0
@@ -248,13 +249,13 @@ class SweepConfig(ClusterOptions):
 
 
 class CheckModelConfig(EncoderOptions):
-    """A trial of one model on generated frames."""
+    """Options of a trial of one model on generated frames."""
 
     seed: int = 0
 
 
 class DiagnoseConfig(StoredOptions):
-    """Properties of the latents of one split, before any probe."""
+    """Options of a diagnosis of the latents of one split, before any probe."""
 
     split: str | None = None
     rows: int | None = None
@@ -263,7 +264,7 @@ class DiagnoseConfig(StoredOptions):
 
 
 class AnalyzeConfig(Options):
-    """Figures and tables from finished runs."""
+    """Options of figures and tables from finished runs."""
 
     folder: Path | None = None
     out: Path | None = None
@@ -278,10 +279,10 @@ class AnalyzeConfig(Options):
 
 
 def make_options(kind: type[Config], given: Mapping[str, Any], where: str) -> Config:
-    """The options of a command from their values by name, from a Python call or a sweep file.
+    """The options of a command by name, from a Python call or a sweep file.
 
-    Raises UsageError, beginning with `where`, for an unknown or missing name, or
-    another type.
+    Raises UsageError, beginning with `where`, for an unknown or missing name,
+    or another type.
     """
     from pydantic import ConfigDict, TypeAdapter, ValidationError
 

@@ -18,13 +18,17 @@ from lary.types import Failure, LaryError, UsageError
 LARGEST_JSON = 1 << 28
 LARGEST_FAILURES = 1 << 30
 LARGEST_YAML = 1 << 17
-"""Bytes of a file that people write by hand: a hundred pages."""
+"""The most bytes of a file that people write by hand: about a hundred pages."""
 DEEPEST_YAML = 16
 LONGEST_PATH, LONGEST_NAME = 4096, 255
 CONTROL = re.compile("[\\x00-\\x1f\\x7f\\ud800-\\udc7f\\udd00-\\udfff]")
-"""Characters that no path should have: they control terminals and break lines; and lone surrogates."""
+"""Characters that no path should have: controls, and lone surrogates.
+
+U+DC80 to U+DCFF stay: by them, Python's paths hold bytes that aren't UTF-8
+(PEP 383).
+"""
 PLAIN = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.-]*(?:/[A-Za-z0-9_][A-Za-z0-9_.-]*)*")
-"""Relative paths that are valid everywhere, unless they are too long: checked fast, since tables hold millions."""
+"""Relative paths that are valid everywhere unless too long: a fast check."""
 
 NO_ROOM = (errno.ENOSPC, getattr(errno, "EDQUOT", errno.ENOSPC))
 REMEDIES = {
@@ -37,22 +41,26 @@ REMEDIES = {
 
 
 class WriteError(LaryError, OSError):
-    """A file that can't be written; also an `OSError`, for callers that make a failed sample of one."""
+    """The error for a file that can't be written.
+
+    It is an `OSError`, too, for callers that count one as a failed sample.
+    """
 
 
 # Writing
 
 
 def cannot_write(path: Path, error: OSError) -> WriteError:
-    """The sentence for a file that can't be written."""
+    """The error for a file that can't be written, with what to do about it."""
     remedy = REMEDIES.get(error.errno or 0, "Check the folder and its permissions.")
     return WriteError(f"Cannot write {path}: {error.strerror or error}. {remedy}")
 
 
 def create_temporary(path: Path) -> tuple[int, str]:
-    """Make a new file beside `path` under a name that `remove_torn` recognises; returns its descriptor and name.
+    """Make a new file beside `path`; returns its descriptor and name.
 
-    Raises WriteError where the folder can't be made or written to.
+    `remove_torn` recognises the name. Raises WriteError where the folder can't
+    be made or written to.
     """
     flags = os.O_RDWR | os.O_CREAT | os.O_EXCL | getattr(os, "O_NOFOLLOW", 0) | getattr(os, "O_BINARY", 0)
     try:
@@ -70,12 +78,13 @@ def create_temporary(path: Path) -> tuple[int, str]:
 
 @contextmanager
 def atomic_write(path: Path) -> Iterator[IO[bytes]]:
-    """Open a binary stream into a file that takes its name only once it is complete and on disk.
+    """Open a binary stream into a file that appears once it is complete.
 
-    Written to a temporary file in the same folder, fsynced and renamed; removed if the block fails.
+    The stream goes to a temporary file in the same folder, which is synced to
+    disk and renamed, or removed if the block fails.
 
-    Raises:
-        WriteError: the folder can't be made or written to, or the disk is full or broken.
+    Raises WriteError where the folder can't be made or written to, or the disk
+    is full or broken.
     """
     handle, name = create_temporary(path)
     try:
@@ -97,9 +106,10 @@ def atomic_write(path: Path) -> Iterator[IO[bytes]]:
 
 
 def remove_torn(folder: Path, name: str = "*", *, below: bool = False) -> None:
-    """Remove what killed writers of `atomic_write` have left of files of a name; `below` also in folders below.
+    """Remove the temporary files that killed writers have left.
 
-    Only for a folder that no other process writes to.
+    They were to become files of this name or pattern, in `folder` or, with
+    `below`, below it. Only for a folder that no other process writes to.
     """
     for file in (folder.rglob if below else folder.glob)(f".{name}.*.tmp"):
         with suppress(OSError):
@@ -107,7 +117,7 @@ def remove_torn(folder: Path, name: str = "*", *, below: bool = False) -> None:
 
 
 def refuse_link(folder: Path) -> None:
-    """Raise LaryError where a folder that lary makes for itself is a link: somebody else made it."""
+    """Raise LaryError for a link in place of a folder: lary never makes one."""
     if folder.is_symlink():
         raise LaryError(f"{folder} is a link, which lary never makes: remove it.")
 
@@ -124,21 +134,22 @@ def write_text(path: Path, text: str) -> None:
 
 
 def write_json(path: Path, value: Any) -> None:
-    """Write JSON atomically; NaN and infinity are refused, since JSON has none."""
+    """Write JSON atomically; ValueError for NaN and infinity, which JSON lacks."""
     write_text(path, json.dumps(value, indent=1, allow_nan=False, ensure_ascii=False) + "\n")
 
 
 def csv_text(lines: Iterable[Iterable[Any]]) -> str:
-    """The text of a CSV, whose first line names the columns."""
+    """The text of a CSV; the first of the lines names the columns."""
     text = io.StringIO(newline="")
     csv.writer(text, lineterminator="\n").writerows(lines)
     return text.getvalue()
 
 
 def write_failures(file: Path, failures: Sequence[Failure]) -> None:
-    """Write failures as CSV with row, path and reason; without any, the list of an earlier run is removed.
+    """Write failures as CSV with row, path and reason.
 
-    Rows count from 1, as in messages; there is no such column where no failure has one.
+    Without any, the list of an earlier run is removed. Rows count from 1, as
+    in messages; there is no such column where no failure has one.
     """
     if not failures:
         file.unlink(missing_ok=True)
@@ -154,12 +165,12 @@ def write_failures(file: Path, failures: Sequence[Failure]) -> None:
 
 @contextmanager
 def open_regular(path: Path) -> Iterator[IO[bytes]]:
-    """Open a regular file for reading; it is inspected once it is open, so that nothing can be swapped in between.
+    """Open a regular file for reading; a pipe or device might never end.
 
-    A pipe or a device would be read without end, so neither is read.
-
-    Raises OSError, ValueError where the file can't be opened, or is none.
+    It is inspected once it is open, so that nothing can be swapped in between.
+    Raises OSError, or ValueError for a path with a null character.
     """
+    # O_NONBLOCK: to open a pipe would wait for its writer.
     handle = os.open(path, os.O_RDONLY | getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_BINARY", 0))
     try:
         mode = os.fstat(handle).st_mode
@@ -174,7 +185,7 @@ def open_regular(path: Path) -> Iterator[IO[bytes]]:
 
 
 def read_limited(path: Path, limit: int) -> bytes:
-    """Read a regular file of at most `limit` bytes. Raises OSError and ValueError as `open_regular` does."""
+    """Read a regular file of at most `limit` bytes. Raises as `open_regular`."""
     with open_regular(path) as stream:
         size = os.fstat(stream.fileno()).st_size
         if size > limit:
@@ -183,21 +194,22 @@ def read_limited(path: Path, limit: int) -> bytes:
 
 
 def read_json(path: Path, what: str) -> Any:
-    """Read a JSON file that `what` names for the user. Raises LaryError where it is missing or isn't JSON."""
+    """Read JSON; `what` names it in the LaryError where it is missing or broken."""
     return _parsed(path, what, LARGEST_JSON, json.loads, LaryError)
 
 
 def first_error(error: Any) -> tuple[str, str]:
-    """Where a pydantic model rejects its values first, such as ``splits.train``, and why."""
+    """Where a pydantic model first rejects a value (``splits.train``), and why."""
     first = error.errors()[0]
     return ".".join(map(str, first["loc"])), first["msg"]
 
 
 def read_yaml(path: Path, what: str) -> Any:
-    """Read a small YAML file of plain values: no tags, and no anchors, whose aliases can grow without end.
+    """Read a small YAML file of plain values.
 
-    Raises UsageError for a file that is missing, too large, too deeply nested, or not
-    plain YAML.
+    Tags are refused, and anchors, whose aliases can grow without end. Raises
+    UsageError for these, and for a file that is missing, too large, too deeply
+    nested, or not YAML.
     """
     return _parsed(path, what, LARGEST_YAML, _plain_yaml, UsageError)
 
@@ -232,7 +244,7 @@ def _plain_yaml(content: bytes) -> Any:
 
 
 def read_failures(file: Path) -> list[Failure]:
-    """Read the failures that `write_failures` wrote. Raises OSError or ValueError where the file is none of these."""
+    """Read the failures of `write_failures`. Raises OSError, ValueError."""
     text = io.StringIO(read_limited(file, LARGEST_FAILURES).decode("utf-8", "surrogateescape"), newline="")
     try:
         lines = [(line.get("row"), line["path"], line["reason"]) for line in csv.DictReader(text)]
@@ -245,10 +257,10 @@ def read_failures(file: Path) -> list[Failure]:
 
 
 def path_problem(text: str) -> str:
-    """Why a text can't be a path on any system, in words; empty if it can."""
+    """Why no system takes a text as a path, in words; empty where one does."""
     if CONTROL.search(text):
         return "it holds control characters"
-    if len(text) <= LONGEST_NAME // 4:  # letters have up to four bytes
+    if len(text) <= LONGEST_NAME // 4:  # UTF-8 has up to four bytes per character
         return ""
     data = text.encode("utf-8", "surrogateescape")
     if len(data) > LONGEST_PATH or any(len(part) > LONGEST_NAME for part in data.split(b"/")):
@@ -257,10 +269,10 @@ def path_problem(text: str) -> str:
 
 
 def inside(root: Path, relative: str) -> Path:
-    """Join `relative` to `root`, refusing absolute paths and ``..`` (a table is data, not to be trusted).
+    """Join `relative` to `root`, refusing absolute paths, drives and ``..``.
 
-    Raises:
-        UsageError: the path would leave the root.
+    Tables are untrusted. Raises UsageError for a path that would leave the
+    root, or that can't be a path.
     """
     if len(relative) <= LONGEST_NAME and PLAIN.fullmatch(relative):
         return root / relative
@@ -273,7 +285,10 @@ def inside(root: Path, relative: str) -> Path:
 
 
 def digest(*parts: str | bytes, length: int = 16) -> str:
-    """A hexadecimal SHA-256 prefix over parts, each counted with its length so that borders matter."""
+    """A hexadecimal SHA-256 prefix over parts, each with its length.
+
+    So ("ab", "c") and ("a", "bc") differ.
+    """
     state = hashlib.sha256()
     for part in parts:
         data = part.encode() if isinstance(part, str) else part
@@ -282,9 +297,10 @@ def digest(*parts: str | bytes, length: int = 16) -> str:
 
 
 def file_digest(path: Path, length: int = 16, state: Any = None) -> str:
-    """A hexadecimal SHA-256 prefix of a regular file's bytes; of length 64 it is whole. Raises OSError.
+    """A hexadecimal SHA-256 prefix of a regular file. Raises OSError.
 
-    A `state` of another hash, which may have read something before, takes the place of SHA-256.
+    A `length` of 64 is the whole. A `state` of another hash, which may have
+    read something before, takes the place of SHA-256.
     """
     state = state or hashlib.sha256()
     with open_regular(path) as file:

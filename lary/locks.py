@@ -1,8 +1,9 @@
-"""One writer at a time per folder: a lock that ends with its process, also when that is killed.
+"""One writer at a time per folder, by a lock that ends with its process.
 
-The kernel frees a process's locks when it ends (``flock``; on NFS since version 4 also
-between machines). Elsewhere a file with the process's number is the lock, until that
-process is gone from this machine.
+The kernel frees a process's locks when it ends, also when it is killed
+(``flock``; on NFS since version 4 also between machines). Elsewhere a file
+with the process's number is the lock, until that process is gone from this
+machine.
 """
 
 import errno
@@ -22,16 +23,17 @@ from lary.types import LaryError
 
 LOCK, WITHOUT_FLOCK = "lock", "lock.pid"
 PATIENCE = 0.2
-"""Seconds in which a holder that is just leaving may remove its file."""
+"""Seconds to wait for a lock, whose holder may just be leaving."""
 NO_FLOCK = (errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP, errno.EINVAL)
+"""Errors of file systems without ``flock``."""
 
 
 @contextmanager
 def locked(folder: Path) -> Iterator[None]:
     """Hold the lock of a folder, which is made if it isn't there.
 
-    Raises LaryError where another process holds it, the folder can't be written to, or
-    the lock is no file of its own.
+    Raises LaryError where another process holds it, the folder can't be
+    written to, or a link is in place of the lock.
     """
     file = folder / LOCK
     try:
@@ -48,7 +50,7 @@ def locked(folder: Path) -> Iterator[None]:
         _sign(file)
         yield
     finally:
-        # The folder may have been exchanged meanwhile, and the file be another one.
+        # The folder may have been replaced: another writer's lock has to stay.
         with suppress(OSError):
             if own is not None and os.path.samestat(own, file.lstat()):
                 file.unlink()
@@ -56,7 +58,7 @@ def locked(folder: Path) -> Iterator[None]:
 
 
 def _check_own(file: Path) -> None:
-    """Refuse what is no lock, since the file behind a link would be overwritten."""
+    """Refuse links and folders: the file behind a link would be overwritten."""
     with suppress(FileNotFoundError):
         facts = file.lstat()
         if stat.S_ISDIR(facts.st_mode):
@@ -66,7 +68,7 @@ def _check_own(file: Path) -> None:
 
 
 def _taken(file: Path) -> filelock.BaseFileLock:
-    """The kernel's lock, or, where it has none for this folder, a file with the process's number."""
+    """The kernel's lock, or a file with the process's number where there is none."""
     lock: filelock.BaseFileLock = filelock.FileLock(file, PATIENCE)
     try:
         lock.acquire()
@@ -79,7 +81,7 @@ def _taken(file: Path) -> filelock.BaseFileLock:
 
 
 def _sign(file: Path) -> None:
-    """Write who holds the lock into its file, unless the library keeps a record there."""
+    """Write who holds the lock into its file, unless it is the library's own."""
     about = {
         "pid": os.getpid(),
         "host": socket.gethostname(),

@@ -1,4 +1,4 @@
-"""Named records with suggestions for wrong names, loaded on first use and open to plug-ins."""
+"""Named records, loaded on first use, open to plug-ins, with hints for wrong names."""
 
 import importlib
 import importlib.metadata
@@ -29,7 +29,7 @@ def aligned(rows: Sequence[Sequence[str]]) -> list[str]:
 
 
 def suggest(wrong: str, known: Sequence[str]) -> str:
-    """``' Did you mean x?'``, or the list of what there is when nothing is near."""
+    """``' Did you mean x?'``, or the list of known names where none is near."""
     import difflib
 
     near = difflib.get_close_matches(wrong, known, n=2, cutoff=0.6)
@@ -41,8 +41,9 @@ def suggest(wrong: str, known: Sequence[str]) -> str:
 class Registry(Generic[Record]):
     """Records of one kind by name.
 
-    ``modules`` are imported at the first look-up (they register what they define), then
-    every entry point of ``group`` that other packages declare. The same name twice is an error.
+    ``modules`` are imported at the first look-up (they register what they
+    define), then every entry point of ``group`` that other packages declare.
+    ``kind`` is for messages.
     """
 
     def __init__(self, kind: str, *, modules: Sequence[str] = (), group: str | None = None) -> None:
@@ -60,11 +61,14 @@ class Registry(Generic[Record]):
         return record
 
     def add_family(self, make: Callable[[str], Record | None]) -> None:
-        """Register records that are made from their name: `make` gives one, or None for a name of another form."""
+        """Register records that are made from their name.
+
+        `make` returns one, or None for a name of another form.
+        """
         self._families.append(make)
 
     def get(self, name: str) -> Record:
-        """The record called `name`. Raises UsageError with a suggestion if there is none."""
+        """The record of a name. Raises UsageError with a suggestion."""
         known = self.names()
         if name in self._records:
             return self._records[name]
@@ -96,7 +100,7 @@ def loaded_plugins() -> tuple[Path, ...]:
 
 
 def load_plugin(path: str | Path) -> None:
-    """Run a Python file that registers models or data sets; a second call with the same file does nothing.
+    """Run a Python file that registers models or data sets, once per process.
 
     Raises UsageError where it doesn't exist, or fails when run.
     """

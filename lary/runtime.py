@@ -1,4 +1,4 @@
-"""The run around the work: log, progress, seeds, devices, and where a number comes from."""
+"""What every run needs beside its work: log, progress, seeds, devices, provenance."""
 
 import functools
 import logging
@@ -24,16 +24,17 @@ SECONDS_BETWEEN_LINES = 10.0
 """Time between two lines of progress where stderr is no terminal."""
 
 QUEUED = 128
-"""Tasks that wait for a thread at most: bounds the results that wait to be taken."""
+"""Batches that threads are given at once, which bounds the results in memory."""
 
 CGROUP = Path("/sys/fs/cgroup")
 CGROUP_FILES = (
     ("memory.max", "memory.current", "memory.stat"),
     ("memory/memory.limit_in_bytes", "memory/memory.usage_in_bytes", "memory/memory.stat"),
 )
-"""Limit, use and facts of memory, in the two versions of control groups."""
+"""Files of limit, use, and details of memory, for control groups v2 and v1."""
 
 CONTROL = re.compile("[\\x00-\\x08\\x0b-\\x1f\\x7f-\\x9f]")
+"""Control characters besides tab and line feed."""
 
 REPORTED_PACKAGES = (
     "numpy",
@@ -49,12 +50,12 @@ REPORTED_PACKAGES = (
 
 
 def usable_cores() -> int:
-    """Cores that this process may use, which can be fewer than the machine has."""
+    """The number of cores that this process may use, maybe not all there are."""
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def memory_bytes(*, free: bool = False) -> int:
-    """Memory of this machine, or of the container that this process runs in: all of it, or what is free."""
+    """Memory of this machine or container: all of it, or what is free."""
     import psutil
 
     machine = psutil.virtual_memory()
@@ -64,7 +65,7 @@ def memory_bytes(*, free: bool = False) -> int:
             within = int((CGROUP / limit).read_text())
             if free:
                 stat = dict(line.split() for line in (CGROUP / facts).read_text().splitlines())
-                # What is cached of files that were read counts as used, and is given up where it is needed.
+                # The page cache of files counts as used, but gives way.
                 within -= int((CGROUP / used).read_text()) - int(stat["inactive_file"])
         except (OSError, ValueError, KeyError):
             continue
@@ -73,7 +74,10 @@ def memory_bytes(*, free: bool = False) -> int:
 
 
 class PlainFormatter(logging.Formatter):
-    """Lines in which no file name can control the terminal: control characters are written as ``\\x1b``."""
+    """Lines of the log in which no file name can control the terminal.
+
+    Control characters are written as ``\\x1b``.
+    """
 
     def format(self, record: logging.LogRecord) -> str:
         return CONTROL.sub(lambda found: f"\\x{ord(found[0]):02x}", super().format(record))
@@ -89,7 +93,7 @@ def setup_logging() -> None:
 
 
 class ProgressBar:
-    """Rate and remaining time on stderr: a bar on a terminal, elsewhere a line of the log every few seconds."""
+    """Progress on stderr: a bar on a terminal, elsewhere lines of the log."""
 
     def __init__(self, total: int, title: str, unit: str, done: int) -> None:
         self._title, self._unit, self._total = title, unit, total
@@ -135,8 +139,9 @@ def progress(total: int, title: str, unit: str = "sample", done: int = 0) -> Ite
 def in_threads(
     work: Callable[[Item], Result], items: Sequence[Item], threads: int, *, batch: int = 1, bar: Progress | None = None
 ) -> Iterator[Result]:
-    """The results of `work`, in the order of the items; a thread takes a batch of them, as one may be less than a task.
+    """The results of `work` for all items, in their order, from threads.
 
+    A thread takes `batch` items, as one may be less work than handing it over.
     Raises what `work` raises, in place of that result.
     """
     parts = [items[start : start + batch] for start in range(0, len(items), batch)]
@@ -162,12 +167,12 @@ def seed_everything(seed: int) -> None:
 
 @functools.cache
 def tell_once(message: str) -> None:
-    """Log a line that would otherwise come again and again."""
+    """Log a line at its first call only."""
     log.info(message)
 
 
 def device_numbers(gpus: str) -> list[int]:
-    """The numbers of a list such as 0,1. Raises UsageError."""
+    """The numbers in a list such as ``0,1``. Raises UsageError."""
     try:
         wanted = [int(part) for part in gpus.split(",")]
     except ValueError:
@@ -178,12 +183,14 @@ def device_numbers(gpus: str) -> list[int]:
 
 
 def pick_devices(gpus: str | None, choice: str = "auto", *, every: bool = False) -> list[str]:
-    """Torch device names for ``--gpus 0,1``; one CPU, with a line that says so, where there is no CUDA.
+    """Torch device names for ``--gpus 0,1``, or the CPU where CUDA isn't.
 
     Args:
-        gpus: numbers of CUDA devices, which count among those of CUDA_VISIBLE_DEVICES; None is the first one.
-        choice: ``auto``, or the one kind of device that is allowed: ``cpu``, ``cuda`` or ``mps``.
-        every: None is every visible device in place of the first one.
+        gpus: numbers of CUDA devices among those of CUDA_VISIBLE_DEVICES; None
+            for the first one.
+        choice: ``auto``, or the kind of device to use: ``cpu``, ``cuda`` or
+            ``mps``.
+        every: without `gpus`, all visible devices in place of the first one.
 
     Raises UsageError for another list, or a device that this machine lacks.
     """
@@ -235,7 +242,7 @@ def provenance() -> JsonDict:
 
 
 def _git_state(folder: Path) -> tuple[str | None, bool | None]:
-    """Commit and whether tracked files differ from it, where lary runs from a checkout of its own."""
+    """The commit of lary's checkout, and whether tracked files differ from it."""
     import subprocess
 
     command = ["git", "-C", str(folder), "describe", "--always", "--dirty", "--abbrev=40", "--exclude=*"]

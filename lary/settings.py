@@ -1,7 +1,8 @@
 """Settings: the variables of the benchmark, and where each value comes from.
 
-Precedence: command line > environment > ``lary.yaml`` > default. ``lary.yaml`` is the file of ``--config`` or
-``LARY_CONFIG``, or else the one in the current folder; its relative paths start from its own folder.
+Precedence: command line > environment > ``lary.yaml`` > default. ``lary.yaml``
+is the file of ``--config`` or ``LARY_CONFIG``, or else the one in the current
+folder; its relative paths start from its own folder.
 """
 
 import json
@@ -19,9 +20,10 @@ CONFIG_NAME = "lary.yaml"
 
 
 class Variable(NamedTuple):
-    """What ``settings.json`` says of a setting: its meaning in a sentence, and its default.
+    """A setting in ``settings.json``: its meaning, default, and kind.
 
-    ``{OTHER}`` in a default is the value of another setting.
+    ``{OTHER}`` in a default is the value of another setting; `folder` is the
+    kind.
     """
 
     meaning: str
@@ -43,18 +45,18 @@ NAMES = tuple(VARIABLES)
 
 
 class Settings:
-    """All settings, resolved."""
+    """The value and the origin of every setting."""
 
     def __init__(self, items: Mapping[str, Setting], config_file: Path) -> None:
         self.items, self.config_file = dict(items), config_file
 
     def get(self, name: str) -> str | None:
-        """The value of a variable, or None. Raises UsageError for a name that is no setting."""
+        """The value of a variable, or None. Raises UsageError for an unknown name."""
         check_setting(name, "There is no setting")
         return self.items[name].value
 
     def path(self, name: str) -> Path:
-        """The folder that a variable names. Raises UsageError with how to set it if it has no value."""
+        """The folder that a variable names. Raises UsageError where it has no value."""
         value = self.get(name)
         if value is None:
             raise UsageError(
@@ -72,9 +74,10 @@ class Settings:
 
 
 def unexported(root: Path | None = None) -> str:
-    """A sentence about an env.sh, here or in `root`, whose variables did not arrive: bare NAME=value lines export none.
+    """A sentence about an env.sh, here or in `root`, that had no effect.
 
-    Empty where there is no such file, or its variables are set.
+    Its variables did not arrive: bare NAME=value lines export none. Empty
+    where there is no such file, or its variables are set.
     """
     for file in (Path("env.sh"), (root or Path()) / "env.sh"):
         try:
@@ -103,8 +106,8 @@ def load_settings(
         config: the ``lary.yaml`` to read; it must exist if named.
         environment: in place of ``os.environ``.
 
-    Raises UsageError for a configuration file that is missing, no table of known names,
-    or names them wrongly.
+    Raises UsageError for a value that is no path, or a configuration file that
+    is missing, isn't lines of names and values, or has an unknown name.
     """
     env = os.environ if environment is None else environment
     named = config or env.get("LARY_CONFIG")
@@ -136,7 +139,7 @@ def load_settings(
 
 
 def check_setting(name: str, problem: str) -> None:
-    """Refuse a name that is no setting. Raises UsageError that begins with `problem`."""
+    """Raise UsageError, beginning with `problem`, for a name that is no setting."""
     if name not in VARIABLES:
         raise UsageError(f"{problem} {name}.{suggest(name, NAMES)}")
 
@@ -177,7 +180,7 @@ def init_config(file: Path, *, overwrite: bool = False) -> Path:
 
 
 def set_config(file: Path, name: str, value: str) -> None:
-    """Set one variable in a ``lary.yaml``, keeping its comments; the file is made if there is none."""
+    """Set one variable in a ``lary.yaml``, or in a new one, keeping its comments."""
     check_setting(name, "There is no setting")
     import yaml
 

@@ -1,18 +1,19 @@
-"""The data contract: every type that passes between two parts of lary, written once.
+"""The data contract: the types that pass between parts of lary, written once.
 
-Letters in shapes, here and everywhere: B batch, T frames, H W pixels, P latent steps, N tokens per step,
-D latent dimension, K length of an action chunk, A action dimensions, L classes.
+Letters in shapes, here and everywhere: B batch, T frames, H W pixels, P latent
+steps, N tokens per step, D latent dimension, K length of an action chunk, A
+action dimensions, L classes.
 
-====================  ==========  ==================  ====================================================
-what                  dtype       axes                range and meaning
-====================  ==========  ==================  ====================================================
-clip (decoded)        uint8       (T, H, W, 3)        RGB, 0..255; an image pair is T = 2 (source, target)
-clip (preprocessed)   float32     (B, T, 3, H, W)     as the model's ``Preprocess`` says
-tokens                float32     (B, P, N, D)        or (B, N, D) if the encoder mixes time
-codes                 int64       (B, P, N)           codebook ids; empty if the model has no codebook
-action chunk          float32     (K, A)              units of the data set; step-major when flattened
-label                 int64       ()                  position of the class in its ``LabelSpace``
-====================  ==========  ==================  ====================================================
+====================  =======  ===============  ===============================
+what                  dtype    axes             range and meaning
+====================  =======  ===============  ===============================
+clip (decoded)        uint8    (T, H, W, 3)     RGB; a pair is source, target
+clip (preprocessed)   float32  (B, T, 3, H, W)  as ``Preprocess`` says
+tokens                float32  (B, P, N, D)     or (B, N, D), if time is mixed
+codes                 int64    (B, P, N)        ids; None without a codebook
+action chunk          float32  (K, A)           units of the data set; by step
+label                 int64    ()               position in its ``LabelSpace``
+====================  =======  ===============  ===============================
 """
 
 from __future__ import annotations
@@ -31,30 +32,30 @@ JsonDict = dict[str, Any]
 """Fields of a JSON object, or of anything else that goes by names."""
 
 BenchmarkProtocol = Literal["corrected", "paper"]
-"""``corrected`` computes what the benchmark describes, ``paper`` what its published code computes."""
+"""``corrected`` computes what the benchmark describes, ``paper`` what its code does."""
 
 Media = Literal["pair", "clip"]
-"""What a sample shows: an image pair (source, target) or a video clip with sampled frame indices."""
+"""An image pair (source, target), or a video clip with sampled frame indices."""
 
 
 RANDOM = "random"
-"""What ``--weights`` takes in place of a path: the same architecture with weights drawn from the seed."""
+"""The value of ``--weights`` for weights that are drawn from the seed."""
 
 
 class LaryError(Exception):
-    """A failed run, reported in one sentence: what is wrong, where, and what to do. Exit code 1."""
+    """A failed run in a sentence: what is wrong, where, what to do. Exit code 1."""
 
     exit_code = 1
 
 
 class UsageError(LaryError):
-    """A wrong request: an unknown name, a contradicting option, a missing setting. Exit code 2."""
+    """A wrong request, such as an unknown name or a missing setting. Exit code 2."""
 
     exit_code = 2
 
 
 class MediaError(LaryError):
-    """An image, video or array that can't be read. Costs its own sample, never the run."""
+    """A broken image, video or array: costs its own sample, never the run."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -62,9 +63,11 @@ class Sample:
     """One item of a data set, made from one row of its table.
 
     ``id`` is a hash of the row's content (media, frame index, target), not its
-    position. ``group`` is the episode or video of the sample: samples of a group depend
-    on each other, so splits and the bootstrap keep it together. ``target`` is a class
-    name, or the path of the action file relative to the split's root.
+    position; ``row`` is the position, from 0. ``frame_index`` is empty for
+    images. ``group`` is the episode or video of the sample: samples of a group
+    depend on each other, so splits and the bootstrap keep it together.
+    ``target`` is a class name, or the path of the action file relative to the
+    split's root.
     """
 
     id: str
@@ -78,12 +81,13 @@ class Sample:
 
 @dataclass(frozen=True)
 class Latents:
-    """What an encoder returns for a batch.
+    """The answer of an encoder to a batch.
 
     Attributes:
         tokens: (B, P, N, D) or (B, N, D) float.
         codes: (B, P, N), or None for a model without a codebook.
-        cls: class token of every step, (B, P, D) or (B, D) float, or None for a model that has none.
+        cls: class token of every step, (B, P, D) or (B, D) float, or None for
+            a model that has none.
     """
 
     tokens: torch.Tensor
@@ -93,10 +97,11 @@ class Latents:
 
 @dataclass(frozen=True)
 class WeightsIdentity:
-    """Which weights a model runs with: latents of one identity are never mixed with those of another.
+    """The name of a model's weights: latents of two are never mixed.
 
     Attributes:
-        digest: of the weights and of what configures them; empty where the record and the seed decide everything.
+        digest: of the weights and of what configures them; empty where the
+            record and the seed decide everything.
         revision: the hub's commit, if they came from there.
         random: the weights were drawn from the seed instead of trained.
     """
@@ -107,14 +112,16 @@ class WeightsIdentity:
 
 
 class Encoder(Protocol):
-    """What a model class has to offer. No base class: a constructor ``(spec, context)`` and this method.
+    """What a model class has to offer, without a base class.
 
-    An attribute `identity` (`WeightsIdentity`) names its weights; without one, the networks, tensors, arrays and paths
-    that its attributes hold are hashed. An attribute `dim` names D where the weights may have another than the record.
+    Its constructor takes ``(spec, context)``. An attribute `identity`
+    (`WeightsIdentity`) names its weights; without one, the networks, tensors,
+    arrays and paths that its attributes hold are hashed. An attribute `dim`
+    names D where the weights may have another than the record.
     """
 
     def encode(self, clips: torch.Tensor) -> Latents | torch.Tensor | tuple[torch.Tensor, torch.Tensor]:
-        """Encode clips (B, T, 3, H, W), preprocessed as the model's record says: tokens alone or with indices too."""
+        """Encode clips (B, T, 3, H, W), preprocessed as the model's record says."""
         ...
 
 
@@ -137,7 +144,8 @@ class LatentSource(Protocol):
 class Failure:
     """A sample, episode or file that was skipped.
 
-    ``row`` is the row of its table, counted from 0, and None for what is no row of a table.
+    ``row`` is the row of its table, counted from 0, and None for what is no
+    row of a table.
     """
 
     row: int | None
@@ -154,7 +162,7 @@ class Progress(Protocol):
 
 
 def as_path(text: str | Path) -> Path:
-    """A path from a setting or option, with ``~`` expanded. Raises UsageError for the home of an unknown user."""
+    """A path of a setting or option, with ``~`` expanded. Raises UsageError."""
     try:
         return Path(text).expanduser()
     except RuntimeError:

@@ -1,9 +1,10 @@
 """Worker processes that answer questions within a time limit.
 
-Files can hang or crash a decoder, so processes of their own decode them. A `Pool` names
-a function that makes a worker's answers; questions and answers are JSON, so that a
-process which read an untrusted file returns only values. A question that hangs or
-crashes costs its process alone: the next one starts a fresh one.
+Files can hang or crash a decoder, so processes of their own decode them. A
+`Pool` names a function that makes a worker's answers; questions and answers
+are JSON, so that a process which read an untrusted file returns only values. A
+question that hangs or crashes costs its process alone: the next one starts a
+fresh one.
 """
 
 from __future__ import annotations
@@ -52,7 +53,7 @@ class Hung(NoAnswer):
 
 
 class Worker:
-    """One process, started when it is first asked, and again after it was killed."""
+    """One process, started with its first question, and anew after it was killed."""
 
     def __init__(self, arguments: Sequence[str], pass_fds: Sequence[int] = ()) -> None:
         self._arguments = arguments
@@ -61,7 +62,7 @@ class Worker:
         self._pipe: Connection[bytes, bytes]
 
     def tell(self, questions: Iterable[Question]) -> None:
-        """Hand over questions, whose answers come in the same order. Raises NoAnswer, LaryError."""
+        """Hand over questions; answers keep the order. Raises NoAnswer, LaryError."""
         if self._process is None:
             self._start()
         try:
@@ -71,8 +72,8 @@ class Worker:
             raise self._crash() from None
 
     def answer(self, seconds: float) -> Any:
-        """The next answer. Raises NoAnswer where there is none in time, and kills the process."""
-        # In slices: time in which this process or its machine sleeps is no waiting.
+        """Return the next answer, or kill the process and raise NoAnswer."""
+        # In slices, so that suspended machines or processes don't use it up.
         left = seconds
         try:
             while not self._pipe.poll(min(SLICE, left)):
@@ -85,12 +86,12 @@ class Worker:
             raise self._crash() from None
 
     def kill(self) -> None:
-        """Kill the process from another thread: a caller that waits for its answer gets none."""
+        """Kill the process from another thread, whose waiting caller gets NoAnswer."""
         if (process := self._process) is not None:
             process.kill()
 
     def stop(self) -> None:
-        """Kill the process. One that can't be killed (a dead network file system) is left."""
+        """Kill the process; one that can't be (a dead network file system) is left."""
         process, self._process = self._process, None
         if process is not None:
             process.kill()
@@ -103,7 +104,7 @@ class Worker:
         paths = os.pathsep.join(filter(None, [package, os.environ.get("PYTHONPATH")]))
         self._pipe, theirs = Pipe()
         number = theirs.fileno()
-        # Libraries write to the standard streams as they like: answers have a pipe of their own.
+        # Answers have their own pipe: libraries write to the standard streams.
         self._process = subprocess.Popen(
             [sys.executable, "-m", __name__, str(number), *self._arguments],
             stdin=subprocess.DEVNULL,
@@ -134,8 +135,9 @@ class Pool:
     """Worker processes, which start when there is work for them, and stay.
 
     Args:
-        setup: ``module:function``; the function is called in each process with `arguments` and returns what
-            answers one question.
+        setup: ``module:function``; each process calls it with `arguments`, and
+            it returns the function that answers one question.
+        pass_fds: descriptors that the processes inherit.
     """
 
     def __init__(
@@ -163,9 +165,8 @@ class Pool:
     def map(self, questions: Iterable[Question], seconds: float) -> Iterator[tuple[int, Answer | NoAnswer]]:
         """Position and answer of every question, in order of completion.
 
-        Questions are taken as workers become free.
-
-        Raises LaryError where no process can be started.
+        Questions are taken as workers become free; each has `seconds`, or gets
+        NoAnswer. Raises LaryError where no process can be started.
         """
         waiting = enumerate(questions)
         running: dict[Future[list[Answer | NoAnswer]], int] = {}
@@ -181,7 +182,7 @@ class Pool:
             self.settle()
 
     def submit(self, questions: Sequence[Question], seconds: float) -> Future[list[Answer | NoAnswer]]:
-        """Hand questions to whichever worker is free first; each has so many seconds.
+        """Hand questions to the worker that is free first; each has `seconds`.
 
         The future raises LaryError where no process can be started.
         """
@@ -191,7 +192,7 @@ class Pool:
         return future
 
     def settle(self) -> None:
-        """Drop the questions that nobody waits for any more; the pool stays usable."""
+        """Drop the questions whose answers nobody awaits; the pool stays usable."""
         asked = list(self._asked)
         self._dropping = True
         for future in asked:
@@ -221,8 +222,9 @@ class Pool:
                     while len(found) < len(questions):
                         found.append(worker.answer(seconds))
                 except NoAnswer as error:
-                    # A process may also be killed from outside, say for memory: it gets
-                    # a second chance. One that hung would hang again.
+                    # A process may also be killed from outside, say for
+                    # memory: it gets a second chance, but one that hung would
+                    # hang again.
                     if crashed == len(found) or isinstance(error, Hung):
                         found.append(error)
                     else:
@@ -233,7 +235,7 @@ class Pool:
 
 
 def end_with_starter() -> None:
-    """Leave Ctrl-C to the starter, and end once it is gone, even where a decoder hangs."""
+    """Ignore Ctrl-C; end with the starting process, even if a decoder hangs."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     starter = os.getppid()
 

@@ -1,6 +1,7 @@
-"""The command line: commands by import path, so that help answers at once, and exit codes.
+"""The command line: commands by import path, and their exit codes.
 
-Exit codes: 0 done, 1 a failed run or skipped samples, 2 a wrong request, 130 stopped by Ctrl-C.
+Exit codes: 0 done, 1 a failed run or skipped samples, 2 a wrong request, 130
+stopped by Ctrl-C.
 """
 
 import json
@@ -22,14 +23,15 @@ app = App(
     help_format="plaintext",
     default_parameter=Parameter(negative_iterable=()),
 )
-# Function and help of every command: no module is imported before its command is called.
+# Function and help of every command. Its module is only imported when it is
+# called, so that help answers at once.
 _COMMANDS = json.loads(Path(__file__).with_name("commands.json").read_text(encoding="utf-8"))
 for name, (function, meaning) in _COMMANDS.items():
     app.command(f"lary.cli.{function}", name=name, help=meaning)
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
-    """Run a command and exit; a user's mistake becomes a sentence and an exit code, never a traceback."""
+    """Run a command and exit; errors become a sentence and a code, not a traceback."""
     setup_logging()
     words = list(sys.argv[1:] if arguments is None else arguments)
     code: object = LaryError.exit_code

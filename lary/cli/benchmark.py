@@ -1,4 +1,4 @@
-"""The commands that make numbers: each builds the options of one function and calls it."""
+"""The commands that compute results: each builds options and calls one function."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ if TYPE_CHECKING:
 
 
 def demo(config: DemoConfig = DemoConfig()) -> int:
-    """Simulate robots, extract latents, train probes, write the report: the whole benchmark in minutes."""
+    """Run the whole benchmark on simulated robots in minutes, and write the report."""
     from lary.runs.run import run_demo
 
     return run_demo(config)
@@ -52,7 +52,7 @@ def regress(config: configs.RegressConfig, paths: Paths = Paths()) -> int:
 
 
 def run(config: configs.RunConfig, paths: Paths = Paths()) -> int:
-    """Extract every split that the probe needs, train the probe, and score it; what is done is not done again."""
+    """Extract the splits that the probe needs and train it; finished parts are kept."""
     report = paths.call("lary.runs.run:run", config)
     now = "run now" if report.probe.new else "done before"
     show_run(report.probe, f"{report.extracted} samples extracted now; the probe was {now}")
@@ -68,7 +68,7 @@ def show_run(done: ProbeRun, *lines: str) -> int:
 
 
 def sweep(file: Path, *, config: configs.SweepConfig = configs.SweepConfig(), paths: Paths = Paths()) -> int:
-    """Run many models, data sets and options from a file. What is done is not done again."""
+    """Run many models, data sets and options from a file; finished runs are kept."""
     from lary.runs.sweep import run_sweep
 
     return run_sweep(file, config, paths.settings())

@@ -1,4 +1,4 @@
-"""The commands that read what there is: settings, models, data sets, stored latents, finished runs, this machine."""
+"""The commands that inspect: settings, models, data sets, latents, runs, machine."""
 
 import os
 import shutil
@@ -20,7 +20,7 @@ latents_app = App(
 
 
 def doctor(*, paths: Paths = Paths()) -> int:
-    """Inspect this machine: its devices, and whether what the settings name can be used. Nothing is written."""
+    """Check this machine: its devices, and whether what settings name can be used."""
     settings = paths.settings()
     import torch
 
@@ -71,7 +71,7 @@ def models(key: str | None = None, *, paths: Paths = Paths()) -> None:
 
 
 def datasets(key: str | None = None, *, paths: Paths = Paths()) -> None:
-    """List the data sets with their terms, or show the record of one and how to cite it."""
+    """List the data sets with their terms, or show one and how to cite it."""
     paths.settings()
     from lary.data.spec import DATASETS, dataset_text, datasets_table
 
@@ -79,7 +79,7 @@ def datasets(key: str | None = None, *, paths: Paths = Paths()) -> None:
 
 
 def check_model(key: str, config: configs.CheckModelConfig = configs.CheckModelConfig(), paths: Paths = Paths()) -> int:
-    """Try a model on generated frames: shapes, range, determinism, use of the second frame, time."""
+    """Try a model on generated frames: shapes, range, determinism, last frame, time."""
     values = paths.settings().values()
     file, colon, name = key.rpartition(":")
     if colon and file.endswith(".py"):
@@ -123,7 +123,7 @@ def report(folder: Path | None = None, *, out: Path | None = None, paths: Paths 
 
 
 def compare(*results: Path, role: Literal["seen", "unseen"] = "seen", seed: int = 0, json: Path | None = None) -> None:
-    """Compare the first result with each of the others: paired difference, interval, p value corrected by Holm."""
+    """Compare the first result with each other: paired differences, Holm's p values."""
     from lary.files import write_json
     from lary.results.compare import compare_results
 

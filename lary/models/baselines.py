@@ -1,8 +1,8 @@
-"""Baselines that need no weights: what pixels, their differences, optical flow and random
-features hold of an action.
+"""Baselines without trained weights: pixels, differences, flow, random ViT.
 
-All give a grid of 8 x 8 tokens. Probes treat tokens as a set, so the hand-made ones end
-with their cell's position: row and column of its centre in [-1, 1].
+They show what these alone hold of an action. All give a grid of 8 x 8 tokens.
+Probes treat tokens as a set, so all but the random features end with their
+cell's position: row and column of its centre in [-1, 1].
 """
 
 from __future__ import annotations
@@ -19,15 +19,15 @@ if TYPE_CHECKING:
     from torch import Tensor
 
 GRID = 8
-"""Cells per side."""
+"""Cells per side of the grid."""
 PLACE = 2
-"""Values of a token's position."""
+"""Values of a token's position: row and column."""
 FINE = 4
 """Averages per side of a cell, in the baselines made of pixels."""
 
 
 def cells(maps: Tensor, side: int) -> Tensor:
-    """Cut maps (..., C, 8 * side, 8 * side) into cells (..., 64, C * side * side), row by row."""
+    """Cut maps (..., C, 8 * side, 8 * side) into cells (..., 64, C * side * side)."""
     front = maps.shape[:-3]
     grid = maps.reshape(*front, -1, GRID, side, GRID, side)
     return grid.movedim((-4, -2), (-5, -4)).reshape(*front, GRID * GRID, -1)
@@ -43,19 +43,17 @@ def with_place(tokens: Tensor) -> Tensor:
 
 
 class _Weightless:
-    """Base of the hand-made baselines."""
+    """Base of the baselines that have no network."""
 
     identity = WeightsIdentity()
     least = 1
-    """Frames that a clip needs."""
+    """The fewest frames that a clip may have."""
 
     def __init__(self, spec: ModelSpec, context: ModelContext) -> None:
         self._spec, self._device, self._size = spec, context.device, spec.preprocess.size
 
     def encode(self, clips: Tensor) -> Latents:
-        """Clips to tokens with their positions. Raises LaryError for frames of another
-        size, or too few.
-        """
+        """Clips (B, T, 3, H, W) to tokens (B, P, 64, D). Raises LaryError."""
         check_frames(self._spec, clips, side=self._size, least=self.least)
         return Latents(with_place(self.measure(clips)))
 
@@ -74,11 +72,12 @@ class Pixels(_Weightless):
 
 @register_model(builtin("frame-difference"))
 class FrameDifference(_Weightless):
-    """What changes between neighbours: P = T - 1, N = 64, D = 66 (red, green, blue signed,
-    grey absolute, position).
+    """What changes between neighbours: P = T - 1, N = 64, D = 66.
 
-    Differences of moving things are about a tenth of the range: the record divides by
-    0.1, so that they are near 1.
+    A token holds 16 averages each of signed red, green and blue, and of
+    absolute grey changes, and its position. Differences of moving things are
+    about a tenth of the range: the record divides by 0.1, so that they are
+    near 1.
     """
 
     least = 2
@@ -95,11 +94,11 @@ class FrameDifference(_Weightless):
 
 @register_model(builtin("optical-flow"))
 class OpticalFlow(_Weightless):
-    """Motion between neighbours: P = T - 1, N = 64, D = 6 (mean and standard deviation of
-    right and down, position).
+    """Motion between neighbours: P = T - 1, N = 64, D = 6.
 
-    Flow is in pixels of the 128 x 128 frame, computed on grey levels by OpenCV's
-    DISOpticalFlow, on the CPU.
+    A token holds the means and standard deviations of right and down in a
+    cell, and its position. Flow is in pixels of the 128 x 128 frame, computed
+    on grey levels by OpenCV's DISOpticalFlow, on the CPU.
     """
 
     least = 2
@@ -124,15 +123,15 @@ class OpticalFlow(_Weightless):
 class RandomViT(NetworkEncoder):
     """A transformer that was never trained: P = T, N = 64, D = 192.
 
-    Weights are drawn from ``context.seed`` on the CPU, so they are the same on every
-    device. Matrices keep the size of what passes them.
+    Weights are drawn from ``context.seed`` on the CPU, so they are the same on
+    every device. Matrices keep the scale of what passes them.
     """
 
     def __init__(self, spec: ModelSpec, context: ModelContext) -> None:
         import torch
         from torch import nn
 
-        # The seed, which is part of the identity of latents, decides the weights.
+        # The seed decides the weights, and is part of the latents' identity.
         super().__init__(spec, context, WeightsIdentity(random=True))
         dim, patch = spec.dim or 0, spec.options["patch"]
         with torch.random.fork_rng(devices=[]):  # modules draw their own start, which the caller mustn't feel
@@ -156,9 +155,7 @@ class RandomViT(NetworkEncoder):
         self._blocks = blocks.eval().to(context.device)
 
     def encode(self, clips: Tensor) -> Latents:
-        """Clips (B, T, 3, 224, 224) to tokens (B, T, 64, 192). Raises LaryError for frames
-        of another size.
-        """
+        """Clips (B, T, 3, 224, 224) to tokens (B, T, 64, 192). Raises LaryError."""
         check_frames(self._spec, clips, side=self._spec.preprocess.size)
         return Latents(self.run_alone(clips))
 

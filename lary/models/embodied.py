@@ -1,7 +1,7 @@
-"""UniVLA and villa-X: latent actions between neighbouring frames, as rows of a codebook.
+"""UniVLA and villa-X: codebook rows for pairs of neighbouring frames.
 
-UniVLA takes the features of a DINOv2 with registers, villa-X an encoder that sees
-windows of up to `d_t` frames.
+UniVLA takes the features of a DINOv2 with registers, villa-X has an encoder of
+its own that sees windows of up to `d_t` frames.
 """
 
 from __future__ import annotations
@@ -26,12 +26,11 @@ if TYPE_CHECKING:
     from lary.nets.spacetime import VillaConfig
 
 BACKBONE = "dino_encoder."
+"""The beginning of the backbone's keys in UniVLA's file."""
 ARCHITECTURE = "IgorModel"
-"""What villa-X's configuration calls the network."""
+"""The name of the network in villa-X's configuration."""
 HUB_FOLDER = "lam"
-"""Where villa-X's hub repository keeps its files; a copy of the whole repository is
-accepted, too.
-"""
+"""The folder of villa-X in its hub repository, a whole copy of which will do."""
 DERIVED = ("grid_size", "embed_tokens")
 """Fields that follow from others: the published loader overwrites them."""
 MULTIPLES = (
@@ -40,18 +39,16 @@ MULTIPLES = (
     ("encoder_embed_dim", "map_heads"),
     ("decoder_embed_dim", "decoder_n_heads"),
 )
-"""Pairs of fields of villa-X's configuration of which the first has to be a multiple of
-the second.
-"""
+"""Pairs of fields of villa-X, of which the first is a multiple of the second."""
 
 
 @register_model(builtin("univla"))
 class UniVLA(NetworkEncoder):
-    """Codebook rows of the transitions between frames: N = 4 controllable latent actions.
+    """Codebook rows of transitions between frames: N = 4 controllable actions.
 
-    A pair gives tokens (B, 4, D) and codes (B, 4), a clip of T frames tokens (B, T - 1,
-    4, D) and codes (B, T - 1, 4). The backbone's weights come from the same file; each
-    frame passes it once.
+    A pair gives tokens (B, 4, D) and codes (B, 4), a clip of T frames tokens
+    (B, T - 1, 4, D) and codes (B, T - 1, 4). The backbone's weights come from
+    the same file; each frame passes it once.
 
     Attributes:
         backbone: DINOv2 of transformers.
@@ -80,29 +77,30 @@ class UniVLA(NetworkEncoder):
         self._leading: int = 1 + backbone["num_register_tokens"]
 
     def encode(self, clips: Tensor) -> Latents:
-        """Clips (B, T, 3, H, W), T at least 2, to tokens float32 and codes int64 on the
-        encoder's device.
+        """Clips (B, T, 3, H, W) to tokens float32 and codes int64.
+
+        Raises LaryError for fewer than two frames, or sides that patches don't
+        divide.
         """
         check_frames(self._spec, clips, multiple=self._patch, least=2)
         tokens, codes = self.run_alone(clips)
         return Latents(tokens[:, 0], codes[:, 0]) if clips.shape[1] == 2 else Latents(tokens, codes)
 
     def features(self, clips: Tensor) -> Tensor:
-        """Patch features (B, T, N, 768) of clips (B, T, 3, H, W), after the backbone's
-        final norm.
-        """
+        """Patch features (B, T, N, 768) of clips, after the backbone's final norm."""
         hidden = self.backbone(pixel_values=clips.flatten(0, 1)).last_hidden_state
         return hidden[:, self._leading :].unflatten(0, clips.shape[:2])
 
     def run(self, clips: Tensor) -> tuple[Tensor, ...]:
         """Clips (B, T, 3, H, W) to tokens (B, T - 1, 4, D) and codes (B, T - 1, 4)."""
+        # With a last axis for `neighbour_pairs`, which expects images.
         pairs = neighbour_pairs(self.features(clips)[..., None]).squeeze(-1)
         actions = self.network(pairs.flatten(0, 1))
         return tuple(part.unflatten(0, pairs.shape[:2]) for part in (actions.tokens, actions.codes))
 
 
 def backbone_config(config: Mapping[str, Any]) -> Any:
-    """The configuration of transformers for a backbone in the words of DINOv2's published code."""
+    """Fields of DINOv2's published code as a configuration of transformers."""
     import transformers
 
     return transformers.Dinov2WithRegistersConfig(**renamed_fields(config, "dinov2"))
@@ -110,11 +108,11 @@ def backbone_config(config: Mapping[str, Any]) -> Any:
 
 @register_model(builtin("villa-x"))
 class VillaX(NetworkEncoder):
-    """Codebook rows of the transitions between frames: N learned tokens of width D, as the
-    weights' config says.
+    """Codebook rows of transitions between frames: N tokens of width D.
 
-    A pair gives tokens (B, N, D) and codes (B, N, 1), a clip of T frames tokens (B, T -
-    1, N, D) and codes (B, T - 1, N): the shapes that the benchmark stores.
+    The weights' configuration decides N and D. A pair gives tokens (B, N, D)
+    and codes (B, N, 1), a clip of T frames tokens (B, T - 1, N, D) and codes
+    (B, T - 1, N): the shapes that the benchmark stores.
 
     Attributes:
         network: the encoder and its codebook.
@@ -138,8 +136,9 @@ class VillaX(NetworkEncoder):
         self._preprocess = spec.preprocessing(context.protocol)
 
     def encode(self, clips: Tensor) -> Latents:
-        """Clips (B, T, 3, H, W), T at least 2, to tokens float32 and codes int64 on the
-        encoder's device.
+        """Clips (B, T, 3, H, W) to tokens float32 and codes int64.
+
+        Raises LaryError for fewer than two frames.
         """
         check_frames(self._spec, clips, least=2)
         tokens, codes = self.run_alone(self.fitted(clips))
@@ -152,9 +151,7 @@ class VillaX(NetworkEncoder):
         return self.network(clips)
 
     def fitted(self, clips: Tensor) -> Tensor:
-        """Clips in the resolution of the weights, resized as grey levels where they have
-        another, as published.
-        """
+        """Clips in the weights' resolution, resized as grey levels, as published."""
         import torch
 
         side = self._resolution
@@ -169,7 +166,7 @@ class VillaX(NetworkEncoder):
 
 
 def find_parts(spec: ModelSpec, context: ModelContext) -> tuple[Checkpoint, Checkpoint]:
-    """The configuration of villa-X and the weights beside it."""
+    """The configuration of villa-X and the weights beside it. Raises UsageError."""
     given = as_path(context.weights) if context.weights not in (None, RANDOM) else None
     if given is not None and given.is_file():
         given = given.parent
@@ -177,14 +174,16 @@ def find_parts(spec: ModelSpec, context: ModelContext) -> tuple[Checkpoint, Chec
     config = find_weights(spec, context, weight_layout("villa-x configuration"))
     folder = config.file.parent
     layout = weight_layout("villa-x")
+    # Found in `HUB_FOLDER`, below the given folder or the hub's repository.
     if folder != given and folder.name != config.identity.revision:
         layout = replace(layout, files=tuple(f"{HUB_FOLDER}/{name}" for name in layout.files))
     return config, find_weights(spec, context, layout)
 
 
 def read_villa_config(file: Path) -> VillaConfig:
-    """The network's configuration, every field of it; fields that it does not have are
-    named in the log.
+    """The configuration of villa-X; unknown fields are named in the log.
+
+    Raises LaryError where it is another network's, or its values make none.
     """
     from pydantic import ValidationError
 

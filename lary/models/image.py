@@ -1,8 +1,8 @@
-"""Image backbones, each frame by itself, through transformers: DINOv2, DINOv3, SigLIP 2,
-and any ``hf:<folder or id>``.
+"""Image backbones of transformers, each frame by itself.
 
-Of the latter, the checkpoint's ``preprocessor_config.json`` says how its frames are
-prepared, its ``config.json`` which class runs it.
+They are DINOv2, DINOv3, SigLIP 2, and any ``hf:<folder or id>``, whose
+``preprocessor_config.json`` says how frames are prepared, and whose
+``config.json`` says which class runs it.
 """
 
 from __future__ import annotations
@@ -41,13 +41,15 @@ class Backbone:
 
     Attributes:
         model: class of transformers.
-        leading: tokens before the patches, besides the register tokens that the
-            configuration counts.
+        leading: tokens before the patches, besides the register tokens that
+            the configuration counts.
         patches: the model wants flattened patches instead of an image.
-        one_size: position embeddings exist for the configuration's image size alone.
-        prefix: of the image tower's keys in a file that holds a text tower too.
-        unused: beginnings of keys on which the patch tokens don't depend; they may be
-            missing and aren't read.
+        one_size: position embeddings exist for the configuration's image size
+            alone.
+        prefix: the beginning of the image tower's keys in a file with a text
+            tower.
+        unused: beginnings of keys on which the patch tokens don't depend; they
+            may be missing and aren't read.
     """
 
     model: str
@@ -59,19 +61,17 @@ class Backbone:
 
 
 def backbone_of(kind: str) -> Backbone:
-    """The entry of ``records.json`` for a ``model_type``, of a whole model or of its image
-    tower.
-    """
+    """The entry of ``records.json`` for the ``model_type`` of a model or its tower."""
     return Backbone(**with_tuples(builtin_tables()["backbones"][kind.removesuffix("_vision_model")]))
 
 
 @register_model(builtin("dinov2-origin"), builtin("dinov3-origin"), builtin("siglip2-origin"))
 class ImageEncoder(NetworkEncoder):
-    """Patch tokens of every frame, after the backbone's final norm: P = T, N patches in
-    rows, D of the checkpoint.
+    """Patch tokens of every frame, after the backbone's final norm: P = T.
 
-    The checkpoint's ``config.json`` decides the architecture. One of another size than
-    the record's runs, with a line in the log: the latents carry its D and digest.
+    N are the patches in rows, D is the checkpoint's, whose ``config.json``
+    decides the architecture. One of another size than the record's runs, with
+    a line in the log: the latents carry its D and digest.
     """
 
     def __init__(self, spec: ModelSpec, context: ModelContext) -> None:
@@ -108,9 +108,7 @@ class ImageEncoder(NetworkEncoder):
         self._patch: int | None = settings.patch_size if backbone.patches else None
 
     def encode(self, clips: Tensor) -> Latents:
-        """Clips (B, T, 3, H, W) to tokens (B, T, N, D) and class tokens (B, T, D) float32,
-        on its device.
-        """
+        """Clips to tokens (B, T, N, D), class tokens (B, T, D). Raises LaryError."""
         check_frames(self._spec, clips, side=self._side)
         tokens = self.run_alone(mix_planes(clips) if self._mix_planes else clips)
         cls = tokens[:, :, 0] if self._class_token else None
@@ -125,24 +123,20 @@ class ImageEncoder(NetworkEncoder):
 
 
 def image_tower(config: JsonDict) -> JsonDict:
-    """The image tower's part of a configuration, without its pooling head, which the patch
-    tokens don't pass.
-    """
+    """The image tower's part of a configuration, without the pooling head."""
     tower = dict(config.get("vision_config", config))
     return {**tower, "vision_use_head": False} if "siglip" in config["model_type"] else tower
 
 
 def patch_inputs(images: Tensor, patch: int) -> Tensors:
-    """Inputs of a model of variable resolution: images (B, 3, H, W) cut into patches (B,
-    N, patch * patch * 3).
-    """
+    """Inputs of a model of variable resolution: images (B, 3, H, W) cut in patches."""
     import torch
 
     batch, channels, height, width = images.shape
     rows, columns = height // patch, width // patch
     cut = images[:, :, : rows * patch, : columns * patch].reshape(batch, channels, rows, patch, columns, patch)
     return {
-        "pixel_values": cut.permute(0, 2, 4, 3, 5, 1).flatten(3).flatten(1, 2),
+        "pixel_values": cut.permute(0, 2, 4, 3, 5, 1).flatten(3).flatten(1, 2),  # (B, N, patch * patch * 3)
         "pixel_attention_mask": torch.ones(batch, rows * columns, dtype=torch.int32, device=images.device),
         "spatial_shapes": torch.tensor([[rows, columns]], device=images.device).expand(batch, 2),
     }
@@ -151,15 +145,19 @@ def patch_inputs(images: Tensor, patch: int) -> Tensors:
 PREFIX = "hf:"
 PROCESSOR = "preprocessor_config.json"
 RESAMPLING: dict[int, ResizeMethod] = {1: "pil_lanczos", 2: "pil_bilinear", 3: "pil_bicubic"}
-"""Pillow's numbers, which the configuration holds."""
+"""Methods by Pillow's numbers, which the configuration holds."""
 
 
 def any_backbone(name: str) -> ModelSpec | None:
-    """The record of ``hf:<folder or hub id>``; None for a name of another form."""
+    """The record of ``hf:<folder or hub id>``; None for another form.
+
+    Raises UsageError where nothing is behind the prefix, or as
+    `read_preprocess`.
+    """
     if not name.startswith(PREFIX):
         return None
     location = name.removeprefix(PREFIX)
-    if not location or location == RANDOM:  # which is no folder in a model's context
+    if not location or location == RANDOM:  # reserved for drawn weights
         raise UsageError(f"Model '{name}': name a folder or a hub id, such as {PREFIX}google/vit-base-patch16-224.")
     return ModelSpec(
         name=name,
@@ -177,8 +175,9 @@ MODELS.add_family(any_backbone)
 
 
 def read_preprocess(location: str) -> Preprocess:
-    """How frames are prepared, from ``preprocessor_config.json``; without one, 224 pixels
-    and ImageNet's statistics.
+    """How frames are prepared, from ``preprocessor_config.json``.
+
+    Without one: 224 pixels and ImageNet's statistics. Raises UsageError.
     """
     file = as_path(location) / PROCESSOR if as_path(location).exists() else fetch_file(location, PROCESSOR)
     if file is None or not file.is_file():
@@ -208,7 +207,7 @@ def _preprocess_of(config: JsonDict) -> Preprocess:
     return Preprocess(
         size=int(target),
         short_side=None if short is None else int(short),
-        resize=RESAMPLING[int(config.get("resample", 2))],
+        resize=RESAMPLING[int(config.get("resample", 2))],  # the library's default
         scale=1 / float(config.get("rescale_factor", 1 / 255)) if config.get("do_rescale", True) else 1.0,
         mean=three("image_mean", IMAGENET_MEAN, 0.0),
         std=three("image_std", IMAGENET_STD, 1.0),
@@ -217,9 +216,7 @@ def _preprocess_of(config: JsonDict) -> Preprocess:
 
 
 def find_configuration(spec: ModelSpec, context: ModelContext) -> tuple[Path, Checkpoint]:
-    """The folder of the checkpoint's ``config.json``, which is all that random weights
-    need, and their identity.
-    """
+    """The folder of a ``config.json``, and random weights for it. Raises UsageError."""
     location = spec.weights.hub if spec.weights and spec.weights.hub else ""
     file = as_path(location) / CONFIG
     if not file.parent.exists():
@@ -230,10 +227,10 @@ def find_configuration(spec: ModelSpec, context: ModelContext) -> tuple[Path, Ch
 
 
 class AnyBackbone(NetworkEncoder):
-    """Patch tokens of every frame: P = T, N patches in rows, D of the checkpoint.
+    """Patch tokens of every frame: P = T, N in rows, D of the checkpoint.
 
-    Tokens before the patches (class and register tokens) are those that the
-    configuration's grid doesn't explain.
+    What the model returns beyond the configuration's grid comes first (class
+    and register tokens) and is dropped.
     """
 
     def __init__(self, spec: ModelSpec, context: ModelContext) -> None:

@@ -1,8 +1,9 @@
-"""Latent action models of the LAQ family: LAPA on pixels, and the same on features of
-DINOv2, DINOv3, SigLIP 2 and Open-MAGVIT2, with the ablations of the benchmark's paper.
+"""Latent action models of the LAQ family, and the ablations of the paper.
 
-One file holds the latent action model and, mostly, the encoder of frames inside it;
-where it doesn't, that encoder is read from its own file.
+They are LAPA on pixels, and the same on features of DINOv2, DINOv3, SigLIP 2
+and Open-MAGVIT2. One file holds the latent action model and, mostly, the
+encoder of frames inside it; where it doesn't, that encoder is read from its
+own file.
 """
 
 from __future__ import annotations
@@ -38,16 +39,17 @@ if TYPE_CHECKING:
 
 Options = Mapping[str, Any]
 LATENTS = ("continuous", "quantized", "noisy")
-"""What tokens can be made of: the latent, its codebook rows, or random draws around it."""
+"""What tokens are made of: the latent, its codebook rows, or draws around it."""
 TOKENIZER_FIELDS = ("z_channels", "ch", "ch_mult", "num_res_blocks", "in_channels", "out_ch")
 ABLATION = re.compile(r"dinov3-(cs(\d+)_sl(\d+)_dim(\d+)_lr([0-9.]+[eE][-+]?[0-9]+))")
-"""Codebook size, code length, width of a code, learning rate (it names the file and
-nothing else).
+"""Codebook size, code length, width of a code, learning rate.
+
+The last one names the file and nothing else.
 """
 
 
 def ablation(name: str) -> ModelSpec | None:
-    """The record of an ablation model, made from its name; None for a name of another form."""
+    """The record of an ablation model from its name, or None. Raises UsageError."""
     match = ABLATION.fullmatch(name)
     if match is None:
         return None
@@ -58,7 +60,7 @@ def ablation(name: str) -> ModelSpec | None:
     rows = code_rows(length, sizes["image_size"] // sizes["patch_size"])
     if not rows:
         raise UsageError(f"Model '{name}': no code has length {length}; there is {', '.join(map(str, CODE_STACKS))}.")
-    # The quantizer is the one part of the network that ablations vary.
+    # Ablations vary the quantizer alone; the number is dinov3's in the paper.
     parameters = 472_454_512 - quantizer_parameters(sizes) + quantizer_parameters(network)
     return replace(
         base,
@@ -82,14 +84,14 @@ def ablation(name: str) -> ModelSpec | None:
 
 @register_model(*map(builtin, ("lapa", "dinov2", "dinov3", "siglip2", "magvit2")))
 class LatentActions(NetworkEncoder):
-    """What changed between neighbouring frames: tokens (B, N, D) of a pair, (B, P, N, D)
-    of a clip, P = T - 1.
+    """What changed between neighbouring frames, in P = T - 1 latent steps.
 
-    Codes have the same axes without D, int64. The record's option ``latent`` says what
-    the tokens are made of: ``continuous``, the latent as it is; ``quantized``, its
-    codebook rows; ``noisy``, the latent moved by its quantization error in a random
-    direction, as the published code stores it. The direction is drawn from the seed and
-    the sample's frames, whatever the batch.
+    A pair has tokens (B, N, D), a clip (B, P, N, D). Codes have the same axes
+    without D, int64. The record's option ``latent`` says what the tokens are
+    made of: ``continuous``, the latent as it is; ``quantized``, its codebook
+    rows; ``noisy``, the latent moved by its quantization error in a random
+    direction, as the published code stores it. The direction is drawn from the
+    seed and the sample's frames, whatever the batch.
     """
 
     def __init__(self, spec: ModelSpec, context: ModelContext) -> None:
@@ -112,7 +114,7 @@ class LatentActions(NetworkEncoder):
         self._size = spec.preprocessing(context.protocol).size
 
     def encode(self, clips: Tensor) -> Latents:
-        """Clips (B, T, 3, H, W) to latents, float32, on the encoder's device."""
+        """Clips (B, T, 3, H, W) to latents on the device. Raises LaryError."""
         check_frames(self._spec, clips, side=self._size, least=2)
         tokens, codes = self.run_alone(clips)
         if clips.shape[1] == 2:  # a pair has no axis of latent steps
@@ -134,9 +136,7 @@ class LatentActions(NetworkEncoder):
         return network.vq.tokens(rows).unflatten(0, steps), codes.unflatten(0, steps)
 
     def _draw(self, clips: Tensor, latent: Tensor) -> Tensor:
-        """Standard-normal values like `latent` (B * P, N, Q), for each sample from the
-        seed and its own frames.
-        """
+        """Normal values like `latent` (B * P, N, Q), from seed and own frames."""
         import torch
 
         like = latent.unflatten(0, (len(clips), -1))[0]
@@ -155,20 +155,22 @@ MODELS.add_family(ablation)
 def load_network(
     spec: ModelSpec, options: Options, found: Checkpoint, tensors: Tensors, settings: Options
 ) -> tuple[LatentActionModel, str]:
-    """The network that a record's options describe, with exactly these tensors, or with
-    random weights.
+    """The network that a record's options describe, with its weights.
 
-    The encoder of frames is read from `tensors` too; where they hold nothing of it,
-    from its own file.
+    They are exactly `tensors`, or random. The encoder of frames is read from
+    `tensors` too; where they hold nothing of it, from its own file.
 
     Args:
-        options: ``network`` (sizes of `LatentActionModel`) and ``features`` (how frames
-            are encoded, or None).
+        options: ``network`` (sizes of `LatentActionModel`) and ``features``
+            (how frames are encoded, or None).
         found: where the tensors come from.
         settings: values of the variables that name the encoder's own files.
 
     Returns:
-        The network, and the digest of the encoder's own file where one was read.
+        The network, and the digest of the encoder's own file, or an empty
+        text where none was read.
+
+    Raises LaryError, UsageError for what is missing or doesn't fit.
     """
     import torch
 
@@ -182,6 +184,7 @@ def load_network(
     features, own = options["features"], ""
     rest = dict(tensors)
     inside = split_off(rest, features["prefix"]) if features else {}
+    # Without the encoder of frames yet: the other keys have to fit exactly.
     with_weights(network, found, lambda: rest, "cpu")
     if features and "library" in features:
         backbone, own = _load_backbone(spec, features, found, inside, settings)
@@ -194,9 +197,7 @@ def load_network(
 def _load_backbone(
     spec: ModelSpec, features: Options, found: Checkpoint, tensors: Tensors, settings: Options
 ) -> tuple[Any, str]:
-    """A backbone of transformers; its own weights are where its variable says, in
-    MODEL_DIR or on the hub.
-    """
+    """A backbone of transformers, from these tensors or else from its own weights."""
     import transformers
 
     beginning, own = features["prefix_on_disk"], ""
@@ -205,7 +206,7 @@ def _load_backbone(
         found = find_weights(record, ModelContext("cpu", "corrected", locate_weights(record, settings)))
         tensors = read_tensors(found.files, Layout(unused=tuple(features["unused"])))
         own = found.identity.digest
-    # Files of the image tower alone lack the beginning, and so do the keys inside the model's own file.
+    # The image tower's and the model's own files lack the beginning.
     named = {beginning + key.removeprefix(beginning): value for key, value in tensors.items()}
     model_class = getattr(transformers, features["library"])
     config = model_class.config_class(**features["config"])
@@ -213,9 +214,7 @@ def _load_backbone(
 
 
 def _patch_tokens(model: Any, features: Options, grid: int) -> nn.Module:
-    """A backbone's patch tokens, without the head that pools them: files hold it, and it
-    is never needed.
-    """
+    """A backbone's patch tokens, without its pooling head, which nothing needs."""
     from lary.nets.lam import PatchTokens
 
     tower = getattr(model, "vision_model", model)
@@ -229,8 +228,9 @@ def _patch_tokens(model: Any, features: Options, grid: int) -> nn.Module:
 def _load_tokenizer(
     spec: ModelSpec, features: Options, found: Checkpoint, tensors: Tensors, settings: Options
 ) -> tuple[Any, str]:
-    """The encoder of Open-MAGVIT2, of the configuration that its variable names, or else
-    the record's.
+    """The encoder of Open-MAGVIT2, with the digest of its own file, if any.
+
+    Its configuration is that which its variable names, or else the record's.
     """
     from lary.nets.lam import Tokenizer
 
@@ -257,7 +257,7 @@ def _load_tokenizer(
 
 
 def read_tokenizer_config(file: Path) -> JsonDict:
-    """Fields of ``ddconfig`` of a published configuration file."""
+    """Fields of ``ddconfig`` in a published configuration. Raises UsageError."""
     content: Any = read_yaml(file, "tokenizer configuration")
     for name in ("model", "init_args", "ddconfig"):
         if isinstance(content, dict) and isinstance(content.get(name), dict):

@@ -1,10 +1,10 @@
-"""Networks: how encoders run them, and their weights, from files, from transformers, or
-drawn from the seed.
+"""How encoders run networks, and the networks' weights.
 
-Random weights (``--weights random``) are those of a model's architecture at its full
-size. They show what the architecture alone holds (a control, Hewitt and Liang 2019).
-Every tensor is drawn on the CPU from the seed and its own name, whatever the device and
-the order of construction.
+Weights come from files, from transformers, or are drawn from the seed. Random
+weights (``--weights random``) are those of a model's architecture at its full
+size. They show what the architecture alone holds (a control, Hewitt and Liang
+2019). Every tensor is drawn on the CPU from the seed and its own name,
+whatever the device and the order of construction.
 """
 
 from __future__ import annotations
@@ -25,14 +25,15 @@ if TYPE_CHECKING:
     from torch import Tensor, nn
 
 Reader = Callable[[], Tensors]
-"""Gives a checkpoint's tensors under the network's names; not called for random weights."""
+"""A function that gives a checkpoint's tensors under the network's names.
+
+It is not called for random weights.
+"""
 
 TABLE_STD = 0.02
-"""Standard deviation of position embeddings and learned tokens, as vision transformers begin."""
+"""Standard deviation of position embeddings and learned tokens, as in ViTs."""
 CODEBOOK = "vq"
-"""What the names of codebooks begin with; their rows have the scale of the latents that
-they quantize.
-"""
+"""The beginning of codebooks' names; their rows have the scale of latents."""
 STARTS_AT_ZERO = ("bias", "beta", "running_mean")
 
 
@@ -57,10 +58,11 @@ class NetworkEncoder:
         raise NotImplementedError
 
     def run_alone(self, inputs: Tensor) -> Any:
-        """`run` in float32 on the encoder's device, on the CPU one item at a time.
+        """`run` in float32 on the device, on the CPU one item at a time.
 
-        A CPU rounds differently for batches of different sizes. One by one, which costs
-        no time there, an item's result depends on it alone.
+        Convolutions and matrix products of a CPU round differently for batches
+        of different sizes. One by one, which costs no time there, an item's
+        result depends on it alone.
         """
         import torch
 
@@ -81,8 +83,8 @@ def check_frames(spec: ModelSpec, clips: Tensor, *, side: int | None = None, mul
         multiple: what height and width have to be multiples of.
         least: how many frames a clip has to have.
 
-    Raises LaryError for clips that aren't (B, T, 3, H, W), or whose frames are too few
-    or of another size.
+    Raises LaryError for clips that aren't (B, T, 3, H, W), or whose frames are
+    too few or of another size.
     """
     if clips.ndim != 5 or clips.shape[2] != 3 or not clips.numel():
         raise LaryError(f"{spec.name} encodes clips (B, T, 3, H, W), not {list(clips.shape)}.")
@@ -97,8 +99,9 @@ def check_frames(spec: ModelSpec, clips: Tensor, *, side: int | None = None, mul
 
 @contextmanager
 def built_from(origin: object, name: str) -> Iterator[None]:
-    """A block that builds a network without memory from a user's configuration, which
-    `origin` names.
+    """Build a network without memory from a configuration, in this block.
+
+    Raises LaryError, with `origin` and `name`, where it describes none.
     """
     import torch
 
@@ -112,7 +115,11 @@ def built_from(origin: object, name: str) -> Iterator[None]:
 
 
 def with_weights(network: Any, found: Checkpoint, read: Reader, device: str) -> Any:
-    """A network, which is without memory yet, with its weights, on its device and in eval mode."""
+    """A network with its weights, on its device and in eval mode.
+
+    `network` has no memory yet. Raises LaryError where weights don't fit
+    exactly.
+    """
     if found.seed is not None:
         return draw_weights(network, found.seed).to(device)
     tensors = read()
@@ -141,25 +148,27 @@ def _refuse_misfits(found: Checkpoint, network: object, problems: Mapping[str, l
 def transformers_model(
     model_class: Any, config: Any, found: Checkpoint, read: Reader, device: str, unused: tuple[str, ...] = ()
 ) -> Any:
-    """A model of transformers in float32 and eval mode, with drawn weights or exactly a
-    checkpoint's tensors.
+    """A model of transformers in float32 and eval mode, with its weights.
 
-    Keys are those of the checkpoint on disk; the library maps them to its own. Missing,
-    unexpected and misshaped keys stop, except missing ones that start with one of
-    `unused`.
+    They are random, or exactly a checkpoint's tensors under its keys on disk.
+    Raises LaryError for missing, unexpected and misshaped keys, but for
+    missing ones that start with one of `unused`.
     """
     import torch
 
     if found.seed is not None:
         from accelerate import init_empty_weights
 
-        # The library's own draws would be lost, its buffers are computed; the caller's draws stay what they were.
+        # Its draws would be lost, its buffers are computed; the random state
+        # of the caller stays what it was.
         with init_empty_weights(), torch.random.fork_rng(devices=[]):
             network = model_class(config)
         return draw_weights(network, found.seed).to(device)
     tensors = dict(read())
     try:
         with _quiet_transformers():
+            # Maps keys on disk to those of the library's version. Misshaped
+            # ones are reported with the others below.
             model, report = model_class.from_pretrained(
                 None,
                 config=config,
@@ -183,9 +192,7 @@ def transformers_model(
 
 @contextmanager
 def _quiet_transformers() -> Iterator[None]:
-    """No bars and reports of the library while weights load: what matters is checked and
-    reported here.
-    """
+    """Silence the library while weights load; what matters is checked here."""
     from transformers.utils import logging as untyped
 
     logging: Any = untyped
@@ -201,11 +208,12 @@ def _quiet_transformers() -> Iterator[None]:
 
 
 def draw_weights(network: nn.Module, seed: int) -> nn.Module:
-    """Give a network, which may be without memory yet, random weights; returns it in eval mode.
+    """Give a network, which may have no memory yet, random weights.
 
-    Matrices and convolutions have a standard deviation of 1 / sqrt(inputs), tables of rows
-    `TABLE_STD`, codebooks 1; scales of norms are 1, shifts 0. Buffers that have memory
-    already are constants of the architecture and stay.
+    Matrices and convolutions have a standard deviation of 1 / sqrt(inputs),
+    tables of rows `TABLE_STD`, codebooks 1; scales of norms are 1, shifts 0.
+    Buffers that have memory already are constants of the architecture and
+    stay. Returns the network in eval mode.
     """
     from torch import nn
 
@@ -220,6 +228,7 @@ def draw_weights(network: nn.Module, seed: int) -> nn.Module:
 
 
 def _drawn(module: nn.Module, name: str, like: Tensor, seed: int) -> Tensor:
+    """A random value for the tensor of this full name, on the CPU."""
     import torch
     from torch import nn
 

@@ -1,4 +1,4 @@
-"""What models there are and what each needs, and whether one behaves: ``lary models`` and ``lary check-model``."""
+"""The lists and the check of models: ``lary models`` and ``lary check-model``."""
 
 from __future__ import annotations
 
@@ -30,15 +30,13 @@ TABLES = {
 }
 """Titles of the tables by model."""
 ABLATED = {"codebook_size": "codebook_size", "sequence_length": "code_seq_len", "latent_dim": "quant_dim"}
-"""Columns of the table of ablations, and the fields of a network that they name."""
+"""Columns of the table of ablations, with the fields of a network that they name."""
 FACTS = ("model", "paradigm", "params_m", "ablation", *ABLATED)
 """Columns that are no numbers of a result."""
 
 
 def weights_state(spec: ModelSpec, values: Mapping[str, str]) -> tuple[bool, str]:
-    """Whether a model's weights are here, and where, or what is missing; nothing is loaded
-    or fetched.
-    """
+    """Whether a model's weights are here, and where they are or what is missing."""
     if spec.weights is None:
         return True, "needs none"
     try:
@@ -51,7 +49,7 @@ def weights_state(spec: ModelSpec, values: Mapping[str, str]) -> tuple[bool, str
 
 
 def where_to_put(weights: Weights | None) -> str:
-    """The file or variable that weights are looked for in."""
+    """Where weights are looked for on this machine, as a part of a sentence."""
     if weights is None:
         return "needs no weights"
     places = [weights.variable] if weights.variable else []
@@ -65,7 +63,7 @@ def shape_text(shape: tuple[int, ...]) -> str:
 
 
 def models_table(values: Mapping[str, str]) -> str:
-    """One line per model: key, paradigm, tokens per pair and clip, parameters, licence, weights."""
+    """One line per model: key, paradigm, D, shapes, parameters, weights, licence."""
     rows = [("key", "paradigm", "D", "pair", "clip", "params (M)", "weights", "licence")]
     for spec in MODELS:
         here, _ = weights_state(spec, values)
@@ -78,7 +76,7 @@ def models_table(values: Mapping[str, str]) -> str:
 
 
 def model_text(spec: ModelSpec, values: Mapping[str, str]) -> str:
-    """The record of one model, and the exact file or variable that is missing."""
+    """The record of a model, and the file or variable that is missing, if any."""
     rows = [*facts(spec), ("weights", weights_state(spec, values)[1])]
     if spec.backbone:
         _, state = weights_state(replace(spec, weights=spec.backbone), values)
@@ -87,7 +85,7 @@ def model_text(spec: ModelSpec, values: Mapping[str, str]) -> str:
 
 
 def facts(spec: ModelSpec) -> list[tuple[str, str]]:
-    """Name and text of every field that a reader asks for."""
+    """Name and text of the fields of a record that are printed."""
     preprocess = spec.preprocess
     resize = f"{preprocess.size} x {preprocess.size}"
     if preprocess.short_side:
@@ -108,11 +106,11 @@ def facts(spec: ModelSpec) -> list[tuple[str, str]]:
 
 
 def published_numbers(spec: ModelSpec) -> list[str]:
-    """A model's numbers in the tables of the benchmark's paper, one line per table."""
+    """A model's numbers in the paper's tables, one line per table."""
     network = spec.options.get("network", {})
     sizes = {column: str(network.get(field)) for column, field in ABLATED.items()}
     found = {title: row for table, title in TABLES.items() for row in paper_rows(table) if row["model"] == spec.name}
-    # A setting that several ablations share is in the table more than once, with the same numbers.
+    # Settings that ablations share are repeated, with the same numbers.
     for row in paper_rows("lam_ablation"):
         if sizes.items() <= row.items():
             found["ablations"] = row
@@ -135,13 +133,11 @@ def paper_rows(name: str) -> list[dict[str, str]]:
 
 BATCH = 3
 DIFFERENT = 1e-3
-"""Share of the largest token by which tokens of the same sample may differ."""
+"""Share of the largest token by which two results of one sample may differ."""
 
 
 def moving_texture(frames: int, seed: int) -> Pixels:
-    """A clip (T, H, W, 3) of a coarse texture that moves a little from frame to frame;
-    another seed, another clip.
-    """
+    """A clip (T, 200, 200, 3) of a coarse texture that moves, drawn from the seed."""
     import numpy as np
 
     coarse = np.random.default_rng(seed).integers(0, 256, (25, 25, 3), dtype=np.uint8)
@@ -181,9 +177,7 @@ class ModelCheck:
             return replace(latents, tokens=latents.tokens.float().cpu())
 
     def check_media(self, media: Media, frames: int) -> None:
-        """Shapes, range, determinism, use of the last frame, time. Raises LaryError for a
-        wrong shape.
-        """
+        """Check shapes, range, determinism, last frame, time. Raises LaryError."""
         seed, strict = self.config.seed, self.config.protocol == "corrected"
         clips = [moving_texture(frames, seed + number) for number in range(BATCH)]
         latents = self.encode(*clips)
@@ -218,9 +212,10 @@ class ModelCheck:
 
 
 def check_model(spec: ModelSpec, config: CheckModelConfig, values: Mapping[str, str]) -> ModelCheck:
-    """Run a model on generated frames on this machine, the first thing an author does.
+    """Run a model on generated frames on this machine.
 
-    Raises UsageError, LaryError for weights that aren't there or don't fit.
+    It shows the author of a model what extraction would refuse. Raises
+    LaryError for weights that aren't there or don't fit.
     """
     from lary.models.running import MEDIA, build
     from lary.runtime import pick_devices

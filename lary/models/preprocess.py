@@ -1,8 +1,7 @@
-"""From decoded frames to a model's input, with exactly the arithmetic that each model's
-record asks for.
+"""From decoded frames to a model's input, as the model's record says.
 
-Frames are resized as uint8, which every record's resize defines down to the grey level,
-and only then scaled.
+Frames are resized as uint8, which every record's resize defines down to the
+grey level, and only then scaled.
 """
 
 from __future__ import annotations
@@ -50,15 +49,13 @@ def to_planes(frames: Pixels, out: Pixels) -> None:
 
 
 def normalise(planes: Pixels, preprocess: Preprocess, out: Floats | None = None) -> Floats:
-    """Scale and normalise resized frames: (..., 3, H, W) uint8 to float32, in `out` if it
-    is given.
-    """
+    """Scale and normalise frames (..., 3, H, W), uint8 to float32, maybe into `out`."""
     import numpy as np
 
     if out is None:
         out = np.empty(planes.shape, dtype=np.float32)
     scale = np.float32(preprocess.scale)
-    # Plane by plane: what one step has written is in the processor's cache for the next one.
+    # Plane by plane: what one step writes is in the cache for the next one.
     for plane, target in zip(
         planes.reshape(-1, 3, *planes.shape[-2:]), out.reshape(-1, 3, *out.shape[-2:]), strict=True
     ):
@@ -73,9 +70,10 @@ def normalise(planes: Pixels, preprocess: Preprocess, out: Floats | None = None)
 
 
 class DeviceNormaliser:
-    """`normalise` on a device, equal to it bit by bit: (..., 3, H, W) uint8 tensors to float32.
+    """`normalise` on a device, bit-identical: uint8 (..., 3, H, W) to float32.
 
-    Constants are on the device: CUDA multiplies with the inverse of a host's number.
+    Constants are tensors there, because CUDA divides by a number of the host
+    by multiplying with its inverse.
     """
 
     def __init__(self, preprocess: Preprocess, device: str) -> None:
@@ -91,8 +89,10 @@ class DeviceNormaliser:
 
 
 def resize(clip: Pixels | Sequence[Pixels], preprocess: Preprocess) -> Pixels:
-    """The uint8 part of `prepare`: T frames (H, W, 3) of one size to (T, H', W', 3),
-    rounded to grey levels.
+    """The uint8 part of `prepare`: T frames (H, W, 3) to (T, H', W', 3).
+
+    Raises LaryError for frames that aren't uint8 RGB of one size, or that are
+    too small for the record's crop.
     """
     import numpy as np
 
@@ -110,12 +110,13 @@ def resize(clip: Pixels | Sequence[Pixels], preprocess: Preprocess) -> Pixels:
         return frames
     if min(frames.shape[1:3]) < size:
         raise LaryError(f"A frame of {width} x {height} pixels is too small for the record's crop of {size}.")
+    # These roundings, and int() above, are those of V-JEPA 2's published code.
     top, left = (round((side - size) / 2) for side in frames.shape[1:3])
     return frames[:, top : top + size, left : left + size]
 
 
 def _resized(clip: Pixels | Sequence[Pixels], how: str, height: int, width: int) -> Pixels:
-    """Frames by one of the methods of `ResizeMethod`: a library, and its name for the filter."""
+    """Resize frames by a `ResizeMethod`: a library, and its name for the filter."""
     import numpy as np
 
     library, _, name = how.partition("_")
@@ -144,10 +145,9 @@ def _resized(clip: Pixels | Sequence[Pixels], how: str, height: int, width: int)
 
 
 def neighbour_pairs(clips: Clip) -> Clip:
-    """Pairs of neighbouring frames: (..., T, 3, H, W) to (..., P, 2, 3, H, W) with P = T - 1.
+    """Pairs of neighbours: (..., T, 3, H, W) to (..., T - 1, 2, 3, H, W).
 
-    Raises:
-        LaryError: fewer than two frames.
+    Raises LaryError for fewer than two frames.
     """
     count = clips.shape[-4]
     if count < 2:
@@ -157,11 +157,10 @@ def neighbour_pairs(clips: Clip) -> Clip:
 
 
 def mix_planes(clips: Clip) -> Clip:
-    """The published code's reshape in place of the permutation that was meant: (..., T, 3,
-    H, W) to the same shape.
+    """Reshape (..., T, 3, H, W) as the published code, which meant to permute.
 
-    A sample's planes are ordered channel by channel (all frames of R, then G, then B)
-    and image k is made of planes 3k to 3k + 2, so each image holds colour planes of
-    several frames.
+    A sample's planes are ordered channel by channel (all frames of R, then G,
+    then B) and image k is made of planes 3k to 3k + 2, so each image holds
+    colour planes of several frames. The shape stays.
     """
     return clips.swapaxes(-4, -3).reshape(clips.shape)

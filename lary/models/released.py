@@ -1,11 +1,10 @@
-"""Networks of libraries whose released files have other names: the autoencoders of Wan2.2
-and FLUX.2, and V-JEPA 2.
+"""Models in libraries: the autoencoders of Wan2.2 and FLUX.2, V-JEPA 2.
 
-The autoencoders, of diffusers, are encoded to the mean of their posterior, without
-sampling, and normalised by constants of the weights. V-JEPA 2, of transformers, gives
-tokens that each see the whole clip. Decoders and predictor are neither read nor built.
-A checkpoint is the library's folder, known by its ``config.json``, or the released
-file, whose keys are renamed.
+The autoencoders, of diffusers, are encoded to the mean of their posterior,
+without sampling, and normalised by constants of the weights. V-JEPA 2, of
+transformers, gives tokens that each see the whole clip. Decoders and predictor
+are neither read nor built. A checkpoint is the library's folder, known by its
+``config.json``, or the released file, whose keys are renamed.
 """
 
 from __future__ import annotations
@@ -27,16 +26,15 @@ CHUNK = 4
 
 
 def wan_arguments(*, dim: int, dec_dim: int, **config: Any) -> JsonDict:
-    """Arguments of diffusers' AutoencoderKLWan for a configuration in the words of the
-    published code.
-    """
+    """Fields of Wan's published code as arguments of diffusers' AutoencoderKLWan."""
     fixed = {"is_residual": True, "in_channels": 12, "out_channels": 12, "patch_size": 2}
     return {"base_dim": dim, "decoder_base_dim": dec_dim, **config, **fixed}
 
 
 def flux_arguments(**config: Any) -> JsonDict:
-    """Arguments of diffusers' AutoencoderKLFlux2; the configuration's `resolution` has no
-    part in its arithmetic.
+    """Fields of FLUX.2's published code for diffusers' AutoencoderKLFlux2.
+
+    The configuration's `resolution` has no part in its arithmetic.
     """
     multiples = config["ch_mult"]
     return {
@@ -51,18 +49,21 @@ def flux_arguments(**config: Any) -> JsonDict:
 
 
 def vjepa_arguments(**config: int) -> JsonDict:
-    """Arguments of transformers' VJEPA2Config for a configuration in the words of the
-    published code.
+    """Fields of V-JEPA's published code for transformers' VJEPA2Config.
 
-    `img_size` and `num_frames` have no part in the arithmetic: rotary positions count
-    the cells of the clip.
+    `img_size` and `num_frames` have no part in the arithmetic: rotary
+    positions count the cells of the clip.
     """
     named = renamed_fields(config, "vjepa2")
     return {**named, "mlp_ratio": 4.0, "layer_norm_eps": 1e-6, "qkv_bias": True}
 
 
 def empty_autoencoder(name: str, arguments: Mapping[str, Any], origin: object = "the record") -> Any:
-    """An autoencoder of diffusers without memory yet, and without its decoder."""
+    """An autoencoder of diffusers without memory yet, and without its decoder.
+
+    Raises LaryError where the arguments, which come from `origin`, describe
+    none.
+    """
     import diffusers
 
     with built_from(origin, name):
@@ -72,8 +73,9 @@ def empty_autoencoder(name: str, arguments: Mapping[str, Any], origin: object = 
 
 
 def empty_vjepa(arguments: Mapping[str, Any], origin: object = "the record") -> Any:
-    """VJEPA2Model without memory yet, and without its predictor. Raises LaryError as
-    `empty_autoencoder`.
+    """VJEPA2Model without memory yet, and without its predictor.
+
+    Raises LaryError as `empty_autoencoder`.
     """
     import transformers
 
@@ -85,19 +87,19 @@ def empty_vjepa(arguments: Mapping[str, Any], origin: object = "the record") -> 
 
 
 def read_renamed(found: Checkpoint, table: str) -> Tensors:
-    """The tensors of a checkpoint under the library's names, which its own folder has already."""
+    """The tensors of a checkpoint under the names that the library's folder has."""
     tensors = read_tensors(found.files, weight_layout(table))
     return rename_keys(tensors, table) if found.config is None else tensors
 
 
 @register_model(builtin("wan2-2"))
 class WanEncoder(NetworkEncoder):
-    """Latents of Wan2.2's autoencoder: P = 1 + (T - 1) // 4, N cells of 16 x 16 pixels in
-    rows, D = 48.
+    """Latents of Wan2.2's autoencoder: P = 1 + (T - 1) // 4, D = 48.
 
-    Frames behind the last whole chunk of four are not encoded. A clip that has no whole
-    chunk, a pair above all, is encoded frame by frame (P = T) under ``corrected``;
-    under ``paper`` only its first frame is.
+    N are cells of 16 x 16 pixels in rows. Frames behind the last whole chunk
+    of four are not encoded. A clip that has no whole chunk, a pair above all,
+    is encoded frame by frame (P = T) under ``corrected``; under ``paper`` only
+    its first frame is.
     """
 
     def __init__(self, spec: ModelSpec, context: ModelContext) -> None:
@@ -107,7 +109,7 @@ class WanEncoder(NetworkEncoder):
         found = find_weights(spec, context, weight_layout("wan2-2"))
         network = empty_autoencoder("AutoencoderKLWan", found.config or wan_arguments(**options["config"]), found.file)
         self._network = with_weights(network, found, lambda: read_renamed(found, "wan2-2"), context.device)
-        # The released file doesn't hold the mean and deviation of each channel.
+        # The released file lacks the mean and deviation of each channel.
         constants = options if found.config is None else self._network.config
         mean, std = (torch.tensor(constants[name], device=context.device) for name in ("latents_mean", "latents_std"))
         super().__init__(spec, context, found.identity, self._network.config.z_dim)
@@ -146,8 +148,9 @@ def read_flux(found: Checkpoint) -> Tensors:
 
 @register_model(builtin("flux2"))
 class FluxEncoder(NetworkEncoder):
-    """Latents of FLUX.2's autoencoder, each frame by itself: P = T, N cells of 16 x 16
-    pixels in rows, D = 128.
+    """Latents of FLUX.2's autoencoder, each frame by itself: P = T, D = 128.
+
+    N are cells of 16 x 16 pixels in rows.
     """
 
     def __init__(self, spec: ModelSpec, context: ModelContext) -> None:
@@ -169,6 +172,8 @@ class FluxEncoder(NetworkEncoder):
         check_frames(self._spec, clips, multiple=self._cell)
         batch, frames = clips.shape[:2]
         if self._reshaped:
+            # As published: colours last re-read as colours first, and below
+            # latents (D, h, w) as tokens (h * w, D).
             clips = clips.movedim(2, -1).reshape(clips.shape)
         latents = self.run_alone(clips.flatten(0, 1))
         if not self._reshaped:
@@ -176,7 +181,11 @@ class FluxEncoder(NetworkEncoder):
         return Latents(latents.reshape(batch, frames, -1, self.dim))
 
     def run(self, images: Tensor) -> Tensor:
-        """Images (B, 3, H, W) to normalised latents (B, D, h, w), channel-major within a fold."""
+        """Images (B, 3, H, W) to normalised latents (B, D, h, w).
+
+        A cell is a fold of 2 x 2 latents, whose values are ordered (channel,
+        row, column).
+        """
         import torch
 
         mean = self._network.encode(images).latent_dist.mode()
@@ -186,11 +195,11 @@ class FluxEncoder(NetworkEncoder):
 
 @register_model(builtin("vjepa2"))
 class VJepaEncoder(NetworkEncoder):
-    """Tokens of a whole clip, (N, D) per sample: N = steps of tubelets x rows x columns,
-    in this order.
+    """Tokens of a whole clip, (N, D) per sample.
 
-    A pair fills one tubelet. Under ``corrected`` the last frame is repeated until the
-    last tubelet is full (nine frames: five steps), under ``paper`` an incomplete
+    N are tubelets in time x rows x columns, in this order. A pair fills one
+    tubelet. Under ``corrected`` the last frame is repeated until the last
+    tubelet is full (nine frames: five steps), under ``paper`` an incomplete
     tubelet is dropped (four steps).
     """
 
@@ -199,7 +208,7 @@ class VJepaEncoder(NetworkEncoder):
         found = find_weights(spec, context, weight_layout("vjepa2"))
         self._size = spec.preprocessing(context.protocol).size
         arguments = found.config or vjepa_arguments(**options["config"])
-        # The library lays out the grid of positions by this size, not by the frames that come.
+        # The library lays out positions by this size, not by the frames'.
         network = empty_vjepa({**arguments, "crop_size": self._size}, found.file)
         self._network = with_weights(network, found, lambda: read_renamed(found, "vjepa2"), context.device)
         super().__init__(spec, context, found.identity, network.config.hidden_size)

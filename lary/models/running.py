@@ -1,6 +1,4 @@
-"""Loaded models: a record with its weights on a device, how its network is run, and the
-check of what it returns.
-"""
+"""Loaded models: a record with its weights on a device, run and checked."""
 
 from __future__ import annotations
 
@@ -34,23 +32,25 @@ if TYPE_CHECKING:
     from torch import Tensor, nn
 
 MEDIA: dict[int, Media] = {2: "pair", 9: "clip"}
-"""The numbers of frames for which records name a shape."""
+"""The numbers of frames of samples for which records name a shape."""
 DEEPEST = 5
-"""How far into the attributes of a plug-in's object weights are searched."""
+"""How many levels of attributes and containers are searched for weights."""
 
 
 class LoadedEncoder:
-    """A model with its weights on a device, whatever its class provides beside `encode`.
+    """A model with its weights on a device, and with its answers checked.
 
     Attributes:
         author: the object of the model's class.
         spec: its record.
         device: the torch device that it computes on.
         identity: names the weights.
-        dim: D of the tokens; None where neither the class nor the record names it.
-        module: holds all networks of the model; called with clips as `encode` takes
-            them, it returns the tokens. Move or convert it by loading the model anew,
-            because a class may keep constants outside its networks.
+        dim: D of the tokens; None where neither the class nor the record names
+            it.
+        module: holds all networks of the model; called with clips as `encode`
+            takes them, it returns the tokens. Move or convert it by loading
+            the model anew, because a class may keep constants outside its
+            networks.
     """
 
     def __init__(
@@ -66,6 +66,7 @@ class LoadedEncoder:
         self._dtype = {"fp32": None, "bf16": torch.bfloat16, "fp16": torch.float16}[precision]
         self._compiled = compiled
         if compiled and isinstance(author, NetworkEncoder):
+            # The network alone: `encode` checks, copies and loops around it.
             author.run = torch.compile(author.run)  # type: ignore[method-assign]
         elif compiled:
             for network in self.module.children():
@@ -75,8 +76,11 @@ class LoadedEncoder:
         """Encode clips into latents on the model's device.
 
         Args:
-            clips: frames (B, T, H, W, 3) uint8, which are prepared as the record says;
-                or clips (B, T, 3, H, W) that are prepared already.
+            clips: frames (B, T, H, W, 3) uint8, which are prepared as the
+                record says; or clips (B, T, 3, H, W) that are prepared
+                already.
+
+        Raises LaryError for an answer that the record rules out.
         """
         import torch
 
@@ -101,9 +105,10 @@ class LoadedEncoder:
         return latents
 
     def _broken_promise(self, latents: object, clips: Tensor) -> str | None:
-        """What is wrong with an answer to clips, as the rest of a sentence; None if nothing.
+        """What is wrong with an answer, to end a sentence; None if nothing.
 
-        Another D than the record's, or another frame size, gives another shape.
+        The record's shape counts only for weights of the record's D, and
+        frames of its size: others give other shapes.
         """
         if not isinstance(latents, Latents) or not hasattr(latents.tokens, "is_floating_point"):
             return f"returned {type(latents).__name__}, expected Latents, a tensor of tokens, or (tokens, indices)"
@@ -137,10 +142,11 @@ def build(
     """The encoder of a record, with its weights, on its device.
 
     Args:
+        precision, compiled: as ``--precision`` and ``--compile``.
         trainable: leave the parameters' gradients on.
 
-    Raises UsageError for a record without a class, or whose class read weights in place
-    of random ones.
+    Raises UsageError for a record without a class, or a class that read
+    weights in place of random ones.
     """
     if spec.factory is None:
         raise UsageError(f"Model '{spec.name}' has no class: register it with @register_model.")
@@ -167,24 +173,27 @@ def load_model(
     seed: int = 0,
     settings: Settings | None = None,
 ) -> LoadedEncoder:
-    """A model of the benchmark, or any vision backbone of transformers, ready to encode
-    frames.
+    """A model of the benchmark, or a vision backbone of transformers.
 
-    Gradients flow unless the caller turns them off (``torch.no_grad``).
+    Its `encode` takes frames. Gradients flow unless the caller turns them off
+    (``torch.no_grad``).
 
     Args:
-        key_or_path: a model key of ``lary models``, or the folder of a transformers
-            checkpoint.
-        weights: a file, a folder, a hub id, or ``random``; without it, where the
-            settings say.
+        key_or_path: a model key of ``lary models``, or the folder of a
+            transformers checkpoint.
+        weights: a file, a folder, a hub id, or ``random``; without it, where
+            the settings say.
         revision: commit, branch or tag of a hub repository.
+        protocol: ``corrected``, or ``paper`` for what the published code
+            computes.
         latent: kind of latent of the models that have several.
         device: ``auto``, ``cpu``, ``cuda``, ``cuda:1``, ``mps``.
+        precision: ``fp32``, or the type of autocast.
         seed: of random weights.
         settings: in place of the environment and ``lary.yaml``.
 
-    Raises UsageError, LaryError for an unknown model, or weights that are missing or
-    don't fit.
+    Raises UsageError, LaryError for an unknown model, or weights that are
+    missing or don't fit.
     """
     name = str(key_or_path)
     if isinstance(key_or_path, Path) or (name not in MODELS.names() and as_path(name).is_dir()):
@@ -198,7 +207,10 @@ def load_model(
 
 
 def as_latents(answer: Any) -> Any:
-    """Latents, made of the tokens alone or of (tokens, indices) where a class returns these."""
+    """Latents, from tokens alone or (tokens, codes) if a class returns these.
+
+    Anything else stays, and is refused later.
+    """
     import torch
 
     if isinstance(answer, torch.Tensor):
@@ -209,11 +221,11 @@ def as_latents(answer: Any) -> Any:
 
 
 def identity_of(author: object, context: ModelContext) -> WeightsIdentity:
-    """The identity that a model's class names, or else a digest of the weights that its
-    object holds.
+    """The identity that a model's class names, or a digest of its weights.
 
-    A class of version 0.1 names it by `weights_digest` and `weights_revision`; a digest
-    of None says that there are no weights besides what the record and the seed decide.
+    A class of version 0.1 names it by `weights_digest` and `weights_revision`;
+    a digest of None says that there are no weights besides what the record and
+    the seed decide.
     """
     own = getattr(author, "identity", None)
     if isinstance(own, WeightsIdentity):
@@ -225,10 +237,11 @@ def identity_of(author: object, context: ModelContext) -> WeightsIdentity:
 
 
 def hash_weights(author: object, context: ModelContext) -> str:
-    """A digest of the tensors, arrays and files that an object holds; empty where it holds none.
+    """A digest of the tensors, arrays and files that an object holds.
 
-    Where it shows no tensors, the context's weights are hashed: another library has
-    them.
+    Where it shows no tensors, for instance because another library has them,
+    the files of the context's weights are hashed. Empty where there is
+    nothing.
     """
     import numpy as np
     import torch
@@ -262,8 +275,10 @@ def hash_weights(author: object, context: ModelContext) -> str:
 def holdings(
     value: Any, path: tuple[str, ...] = (), seen: set[int] | None = None
 ) -> Iterator[tuple[tuple[str, ...], Any]]:
-    """The networks, tensors, arrays and paths that an object holds in its attributes and
-    containers, by name.
+    """The networks, tensors, arrays and paths that an object holds, by name.
+
+    Attributes and containers are searched, `DEEPEST` levels down, each object
+    once.
     """
     import numpy as np
     import torch
@@ -287,7 +302,7 @@ def holdings(
 
 
 def module_of(author: object, forward: Callable[[Tensor], Tensor]) -> nn.Module:
-    """One module over all networks that an encoder holds, by the names of its attributes."""
+    """One module over all networks of an encoder, by the names of its attributes."""
     import torch
 
     class Networks(torch.nn.Module):

@@ -1,6 +1,4 @@
-"""The record of a model: what it encodes, how its frames are prepared, and where its
-weights come from.
-"""
+"""The record of a model: what it encodes, from which frames, with which weights."""
 
 from __future__ import annotations
 
@@ -23,19 +21,19 @@ Paradigm = Literal["semantic encoder", "pixel encoder", "embodied LAM", "general
 
 @dataclass(frozen=True)
 class Preprocess:
-    """From decoded frames (T, H, W, 3) uint8 to the model's input (T, 3, H', W') float32.
+    """From decoded frames (T, H, W, 3) uint8 to (T, 3, H', W') float32.
 
     Attributes:
         size: height and width of the output in pixels.
         resize: whose arithmetic resizes.
-        short_side: resize the short side to this and crop the centre, instead of
-            resizing to `size` directly.
+        short_side: resize the short side to this and crop the centre, instead
+            of resizing to `size` directly.
         scale: divide by this (255 maps to [0, 1]).
         mean, std: per channel, after scaling.
-        reader: library that decodes images; both give the same pixels for PNG, JPEG may
-            differ by a grey level.
-        clamp: an index behind the last frame of a clip gives that frame; without it the
-            sample fails.
+        reader: library that decodes images; both give the same pixels for PNG,
+            JPEG may differ by a grey level.
+        clamp: an index behind the last frame of a clip gives that frame;
+            without it the sample fails.
     """
 
     size: int = 224
@@ -53,7 +51,7 @@ class Weights:
     """Where a model's weights are.
 
     Attributes:
-        variable: with a path or a hub id.
+        variable: the setting that holds a path or a hub id.
         folder: a folder or file under ``MODEL_DIR``.
         hub: repository, at `revision`.
         hint: what else a user should know, as a sentence.
@@ -68,8 +66,15 @@ class Weights:
 
 @dataclass(frozen=True)
 class ModelContext:
-    """What the constructor of a model class gets besides its record; `settings` are the
-    variables that have a value.
+    """What the constructor of a model class gets besides its record.
+
+    Attributes:
+        device: a torch device.
+        weights: a path, a hub id, or ``random``; None for a model without
+            weights.
+        revision: of the hub's repository, if one was asked for.
+        seed: of random weights and noise.
+        settings: the variables that have a value.
     """
 
     device: str
@@ -80,7 +85,7 @@ class ModelContext:
     settings: Mapping[str, str] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
-        """Refuse a revision that would lead the hub's cache elsewhere. Raises UsageError."""
+        """Raise UsageError for a revision that leads the hub's cache elsewhere."""
         if self.revision is not None and not REVISION.fullmatch(self.revision):
             raise UsageError(f"--revision {self.revision!r}: expected a branch, a tag or a commit.")
 
@@ -93,27 +98,30 @@ class ModelSpec:
         name: the key on the command line.
         paradigm: as in the paper's tables.
         dim: D of the tokens; None if the weights decide.
-        preprocess: under the ``corrected`` protocol; `preprocess_paper` under ``paper``
-            where it differs, and `preprocess_paper_clip` for clips where the published
-            code prepares them in yet another way.
+        preprocess: under the ``corrected`` protocol; `preprocess_paper` under
+            ``paper`` where it differs, and `preprocess_paper_clip` for clips
+            where the published code prepares them in yet another way.
         weights: None for a model that needs none.
-        pair_shape, clip_shape: tokens of one image pair, and of one clip of nine
-            frames, (P, N, D) or (N, D); `pair_shape_paper` and `clip_shape_paper` where
-            the ``paper`` protocol has others.
-        backbone: where the encoder of frames is that the model's file may lack, or None.
-        options: constants for the model class, differences between records that share
-            one; `options_paper` are laid over them under the ``paper`` protocol.
+        pair_shape, clip_shape: tokens of one image pair, and of one clip of
+            nine frames, (P, N, D) or (N, D); `pair_shape_paper` and
+            `clip_shape_paper` where the ``paper`` protocol has others.
+        backbone: where the encoder of frames is that the model's file may
+            lack, or None.
+        options: constants for the model class, differences between records
+            that share one; `options_paper` are laid over them under the
+            ``paper`` protocol.
         paper_differences: what the ``paper`` protocol changes, if anything.
         notes: known facts and defects, for ``docs/models.md``.
         class_token: whether the class gives a class token for every step, as
             ``Latents.cls``.
-        in_demo: whether ``lary demo`` runs it if its weights are on the machine; without any it always runs.
-        grid: rows and columns of the square of image cells that the tokens of a step
-            encode, row by row; 0 where a token encodes no cell, None where it is the
-            root of N.
-        first_frame_alone: whether the first latent step of a compressed clip shows the
-            first frame alone and the others equal parts of the rest, as in causal
-            autoencoders; elsewhere all steps show equal parts.
+        in_demo: whether ``lary demo`` runs it if its weights are on the
+            machine; without any it always runs.
+        grid: rows and columns of the square of image cells that the tokens of
+            a step encode, row by row; 0 where a token encodes no cell, None
+            where it is the root of N.
+        first_frame_alone: whether the first latent step of a compressed clip
+            shows the first frame alone and the others equal parts of the rest,
+            as in causal autoencoders; elsewhere all steps show equal parts.
         codebook: how many codes the model has; None without a codebook.
         ablation: what an ablation varies, by name of the setting, or empty.
     """
@@ -167,7 +175,7 @@ Factory = Callable[[ModelSpec, ModelContext], Encoder]
 """A model class, or a function in its place."""
 
 REVISION = re.compile(r"(?!.*\.\.)\w[\w./+-]{0,254}")
-"""A name of git: no way upwards, no option, no root."""
+"""A name of git that is no option, no absolute path, and leads nowhere upwards."""
 
 MODELS: Registry[ModelSpec] = Registry(
     "model",
@@ -177,8 +185,10 @@ MODELS: Registry[ModelSpec] = Registry(
 
 
 def register_model(*specs: ModelSpec) -> Callable[[Factory], Any]:
-    """Class decorator: register records that this class runs. The class is called as
-    ``cls(spec, context)``.
+    """Class decorator: register records that this class runs.
+
+    The class is called as ``cls(spec, context)``. Raises UsageError for a name
+    that is taken.
     """
 
     def decorate(factory: Factory) -> Any:
@@ -193,8 +203,8 @@ def register_model(*specs: ModelSpec) -> Callable[[Factory], Any]:
 def builtin_tables() -> dict[str, JsonDict]:
     """The content of ``records.json``.
 
-    It holds the models, their files (see `Layout`), renamed keys and fields, and
-    backbones.
+    It holds the models, their files (see `Layout`), renamed keys and fields,
+    and backbones.
     """
     file = Path(__file__).with_name("records.json")
     tables: dict[str, JsonDict] = json.loads(file.read_text(encoding="utf-8"))
@@ -204,8 +214,8 @@ def builtin_tables() -> dict[str, JsonDict]:
 def builtin(name: str) -> ModelSpec:
     """A record of this package, still without its class.
 
-    In ``records.json`` ``{"$ref": NAME}`` is the shared value or the model of that name;
-    keys beside it replace those of what it names.
+    In ``records.json``, ``{"$ref": NAME}`` is the shared value or the model of
+    that name; keys beside it replace those of what it names.
     """
     tables = builtin_tables()
     known = tables["shared"] | tables["models"]
@@ -235,16 +245,16 @@ def with_tuples(fields: Mapping[str, Any]) -> JsonDict:
 
 
 def renamed_fields(config: Mapping[str, Any], table: str) -> JsonDict:
-    """A configuration in the words of the published code, by the names of the library."""
+    """Fields of a published configuration under the library's names."""
     names = builtin_tables()["names"][table]
     return {names.get(name, name): value for name, value in config.items()}
 
 
 def with_latent(spec: ModelSpec, latent: str | None) -> ModelSpec:
-    """The record with another kind of latent, under both protocols; None leaves it as it is.
+    """The record with another kind of latent, under both protocols.
 
-    Raises:
-        UsageError: the model has one kind of latent only.
+    None leaves it as it is. Raises UsageError where the model has one kind
+    only.
     """
     if latent is None:
         return spec
@@ -255,14 +265,14 @@ def with_latent(spec: ModelSpec, latent: str | None) -> ModelSpec:
 
 
 def locate_weights(spec: ModelSpec, values: Mapping[str, str], override: str | None = None) -> str | None:
-    """The path or hub id to load from: ``--weights``, the record's variable, its folder
-    under MODEL_DIR, its hub id.
+    """The path or hub id to load weights from.
 
-    ``--weights random`` is no path and stays as it is; a folder of that name is
-    ``./random``.
+    It is that of ``--weights``, the record's variable, its folder under
+    MODEL_DIR, or its hub id, in this order. ``--weights random`` is no path
+    and stays as it is; a folder of that name is ``./random``.
 
-    Raises UsageError for a path that doesn't exist, or where nothing says where they
-    are, or the model has none.
+    Raises UsageError for a path that doesn't exist, or where nothing says
+    where they are, or the model has none.
     """
     weights = spec.weights
     if weights is None:
@@ -275,6 +285,7 @@ def locate_weights(spec: ModelSpec, values: Mapping[str, str], override: str | N
         path = as_path(named)
         if path.exists():
             return str(path)
+        # Anything else that doesn't exist can only be a hub id: OWNER/NAME.
         if named.startswith((".", "/", "~")) or path.is_absolute() or named.count("/") != 1:
             source = "--weights" if override else weights.variable
             raise UsageError(f"Weights of '{spec.name}': {source} points to {named}, which does not exist. Correct it.")
@@ -289,7 +300,7 @@ def locate_weights(spec: ModelSpec, values: Mapping[str, str], override: str | N
 
 
 def remedy(spec: ModelSpec, expected: str) -> str:
-    """Where weights, called `expected`, have to be put to be found, as a sentence."""
+    """Where weights, called `expected`, have to be to be found, as a sentence."""
     weights = spec.weights or Weights()
     places = [f"set {weights.variable} to {expected}"] if weights.variable else []
     places += [f"put {weights.folder} into MODEL_DIR"] if weights.folder else []

@@ -1,6 +1,4 @@
-"""Tensors of weight files: read without running anything in them, and renamed to the keys
-of the libraries.
-"""
+"""Tensors of weight files, read without running anything in them, and renamed."""
 
 from __future__ import annotations
 
@@ -20,13 +18,13 @@ if TYPE_CHECKING:
     from torch import Tensor
 
 Tensors = dict[str, "Tensor"]
-"""By their keys."""
+"""Tensors by their keys."""
 
 CONFIG = "config.json"
 LISTED = 8
 """How many keys an error names before it only counts."""
 SHARED = 8
-"""How often a byte of a file may be part of a tensor, on average."""
+"""How many tensors may hold a byte of a file, on average."""
 
 
 @dataclass(frozen=True)
@@ -34,16 +32,19 @@ class Layout:
     """In which files a model's checkpoint comes, and what of them is read.
 
     Attributes:
-        files: names under a folder or repository; the first that is there is read. None
-            of them: a folder of transformers, with its weights in one file or in
-            shards.
-        kind: field and value in ``config.json`` beside the weights by which a library's
-            folder is known; without them, or where no library has the model, the file
-            is the released one and the record describes the network.
-        unused: beginnings of keys without a part in encoding; they may be absent.
-        sections: entries of a pickled file under which the tensors may be; else they
-            are at the top.
-        wrappers: parts of keys that training has left; they are taken out.
+        files: names under a folder or repository, of which the first that is
+            there is read. Empty for a folder of transformers, with its weights
+            in one file or in shards.
+        kind: field and value in ``config.json`` beside the weights by which a
+            library's folder is known; without them, or where no library has
+            the model, the file is the released one and the record describes
+            the network.
+        unused: beginnings of keys without a part in encoding; they may be
+            absent.
+        sections: entries of a pickled file under which the tensors may be;
+            else they are at the top.
+        wrappers: parts of keys that training has left; like the published
+            loaders, they are taken out wherever they are.
     """
 
     files: tuple[str, ...] = ()
@@ -54,19 +55,17 @@ class Layout:
 
     @property
     def expected(self) -> str:
-        """The files in words."""
+        """The files in words, for messages."""
         return " or ".join(self.files) or f"model.safetensors beside {CONFIG}"
 
 
 def weight_layout(name: str) -> Layout:
-    """A layout of ``records.json``."""
+    """A layout of ``records.json`` by its name."""
     return Layout(**with_tuples(builtin_tables()["layouts"][name]))
 
 
 def reason_of(error: Exception) -> str:
-    """The beginning of another library's message, without its full stop; a heading with
-    what follows it.
-    """
+    """The first line of a library's message, and the next where that is a heading."""
     first, *rest = [line.strip() for line in str(error).splitlines() if line.strip()] or [type(error).__name__]
     if first.endswith(":") and rest:
         first = f"{first} {rest[0]}"
@@ -74,7 +73,7 @@ def reason_of(error: Exception) -> str:
 
 
 def first_names(keys: Iterable[str]) -> str:
-    """The first keys by name, the rest as a number."""
+    """The first keys by name, the number of the others."""
     names = list(keys)
     more = f" and {len(names) - LISTED} more" if len(names) > LISTED else ""
     return ", ".join(names[:LISTED]) + more
@@ -83,8 +82,8 @@ def first_names(keys: Iterable[str]) -> str:
 def read_tensors(files: Sequence[Path], layout: Layout) -> Tensors:
     """The tensors of files by their key, float32 where they are floating.
 
-    Raises LaryError for a damaged file, code, anything but tensors by name, or one key
-    twice.
+    Raises LaryError for a damaged file, code, anything but tensors by name, or
+    one key twice.
     """
     import torch
 
@@ -99,7 +98,8 @@ def read_tensors(files: Sequence[Path], layout: Layout) -> Tensors:
             if name in tensors:
                 raise LaryError(f"The weights {file} hold {name} twice, in two files or within and without a wrapper.")
             if not name.startswith(layout.unused):
-                # A copy of what is used, since a file of torch.save is mapped: a training state is never read.
+                # Copies what is used of a mapped file of torch.save, so that
+                # the training state in it is never read.
                 kind = torch.float32 if value.is_floating_point() else value.dtype
                 tensors[name] = value.to(kind, copy=pickled)
     return tensors
@@ -139,9 +139,7 @@ def _unreadable(file: Path, kind: str, reason: str) -> LaryError:
 
 
 def _unpickle(file: Path) -> Any:
-    """The content of a file of ``torch.save``. Its tensors are mapped: what nobody uses is
-    never read.
-    """
+    """The content of a file of ``torch.save``, mapped until used. Raises LaryError."""
     import torch
 
     packed = False
@@ -160,15 +158,13 @@ def _unpickle(file: Path) -> Any:
                 f"The weights {file} are refused: besides tensors they hold {first_names(others)}, and reading that "
                 "would run code. Convert them to safetensors, where you trust them."
             ) from error
-        # Torch advises to read a file that it refuses without its safeguard, which is nothing to pass on.
+        # Torch advises to drop its safeguard, which isn't passed on.
         telling = isinstance(error, ValueError) or (packed and "weights_only" not in str(error))
         raise _unreadable(file, "plain tensors", reason_of(error) if telling else "") from error
 
 
 def _names_besides_tensors(file: Path) -> list[str]:
-    """Names of classes and functions besides tensors that a pickled file asks for; nothing
-    of it is run.
-    """
+    """Names in a pickled file besides tensors, found without running anything."""
     from torch.serialization import get_unsafe_globals_in_checkpoint
 
     names: set[str] = set()
@@ -191,15 +187,16 @@ def _names_of_next(stream: BinaryIO) -> set[str]:
         if operation.name == "GLOBAL":
             names.add(str(value).replace(" ", "."))
         elif operation.name == "STACK_GLOBAL":
-            names.add(".".join(texts[-2:]))
+            names.add(".".join(texts[-2:]))  # module and name are the last strings
         elif isinstance(value, str):
             texts = [texts[-1], value]
     return names
 
 
 def _check_stored(file: Path) -> None:
-    """Refuse a zip that torch did not write: it packs nothing, so no entry unpacks to
-    more. Raises ValueError.
+    """Refuse a zip that torch did not write. Raises ValueError.
+
+    Torch packs nothing, so no entry unpacks to more than the file has.
     """
     with zipfile.ZipFile(file) as archive:
         entries = archive.infolist()
@@ -210,10 +207,10 @@ def _check_stored(file: Path) -> None:
 
 
 def _check_sizes(content: Any, size: int) -> None:
-    """Refuse tensors that spread a few bytes over a giant shape: their first copy would
-    fill the memory.
+    """Raise ValueError for tensors that spread a few bytes over a giant shape.
 
-    Shared tensors, a few embeddings at most, count every time. Raises ValueError.
+    Their first copy would fill the memory. Shared tensors count every time;
+    the most that checkpoints share is a few embeddings.
     """
     import torch
 
@@ -230,17 +227,15 @@ def _check_sizes(content: Any, size: int) -> None:
 
 
 def split_off(tensors: Tensors, prefix: str) -> Tensors:
-    """Remove the tensors whose key starts with `prefix` and return them by the rest of
-    their key.
-    """
+    """Remove the tensors under `prefix`; returns them by the rest of their key."""
     return {key[len(prefix) :]: tensors.pop(key) for key in list(tensors) if key.startswith(prefix)}
 
 
 def rename(key: str, table: str) -> str:
-    """A key's name in the library, by a table of ``records.json``: beginnings of keys, a
-    star for any number.
+    """A key's name in the library, by a table of ``records.json``.
 
-    A key that the table lacks is marked so that it fits nothing.
+    The table maps beginnings of keys, in which a star is any number. A key
+    that it lacks is marked, so that it fits nothing and is reported.
     """
     for source, target in builtin_tables()["keys"][table].items():
         pattern = re.escape(source).replace(r"\*", r"(\d+)")
@@ -252,9 +247,10 @@ def rename(key: str, table: str) -> str:
 
 
 def rename_keys(tensors: Tensors, table: str) -> Tensors:
-    """The same tensors under the library's names; a key with the component ``qkv`` is three there.
+    """The same tensors under the library's names.
 
-    Its rows are those of query, key and value, in this order.
+    A key with the component ``qkv`` has the rows of query, key and value, in
+    this order: the library has three keys.
     """
     out: Tensors = {}
     for key, value in tensors.items():

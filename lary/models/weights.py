@@ -1,5 +1,7 @@
-"""Where a model's weights are: a file, a library's folder, the hub or its cache, or random
-ones; and their digest.
+"""Where a model's weights are, and their digest.
+
+They are a file, a library's folder, a repository of the hub or its cache, or
+random.
 """
 
 import os
@@ -19,7 +21,7 @@ from lary.types import RANDOM, JsonDict, LaryError, UsageError, WeightsIdentity,
 TRANSFORMERS = Layout()
 SUFFIXES = (".safetensors", ".bin", ".pt", ".pth")
 HUB_SECONDS = 10
-"""How long the hub may take to answer before its cache, or an error, answers instead."""
+"""Seconds after which the hub's cache, or an error, answers in its place."""
 COMMIT = re.compile(r"[0-9a-f]{40}")
 
 
@@ -28,8 +30,9 @@ class Checkpoint:
     """A checkpoint, or random weights.
 
     Attributes:
-        files: the weight files; the word for random ones.
-        config: the library's configuration beside them, where the layout names its kind; else None.
+        files: the weight files; the path ``random`` for random weights.
+        config: the library's configuration beside them, where the layout names
+            its kind; else None.
         identity: names the weights and their configuration.
         seed: of random weights; None where files are read.
     """
@@ -46,24 +49,26 @@ class Checkpoint:
 
     @property
     def folder(self) -> Path:
-        """The folder of the files; the word for random weights."""
+        """The folder of the files; ``random`` for random weights."""
         return self.file if self.seed is not None else self.file.parent
 
 
 def random_weights(seed: int, configuration: str = "") -> Checkpoint:
-    """Weights that are drawn; `configuration` is the network's, where the model's record
-    does not hold it.
+    """Weights that are drawn from the seed.
+
+    `configuration` is the network's, where the model's record does not hold
+    it.
     """
     name = f"random weights, seed {seed}" + (f", configuration {digest(configuration)}" if configuration else "")
     return Checkpoint((Path(RANDOM),), None, WeightsIdentity(name, random=True), seed)
 
 
 def find_weights(spec: ModelSpec, context: ModelContext, layout: Layout = TRANSFORMERS) -> Checkpoint:
-    """The checkpoint that ``context.weights`` names: a file, a folder, a repository of the
-    hub, or random weights.
+    """The checkpoint that ``context.weights`` names.
 
-    Raises UsageError where none is given, the hub can't be reached or doesn't give it,
-    or no known file is there.
+    It is a file, a folder, a repository of the hub, or random weights. Raises
+    UsageError where none is given, the hub can't be reached or doesn't give
+    it, or no known file is there.
     """
     location = context.weights
     if location == RANDOM:
@@ -77,7 +82,7 @@ def find_weights(spec: ModelSpec, context: ModelContext, layout: Layout = TRANSF
             path = hub_folder(location, context.revision or pinned, layout)
         except HubRefusal as error:
             raise _missing(spec, layout, f"{location} {error}") from error
-        revision = path.name
+        revision = path.name  # the cache names folders after commits
     elif context.revision is not None:
         raise UsageError(
             f"--revision {context.revision}: the weights of '{spec.name}' are on disk, in {path}, and only the hub "
@@ -97,9 +102,7 @@ def _missing(spec: ModelSpec, layout: Layout, reason: str) -> UsageError:
 
 
 def read_config(folder: Path) -> JsonDict:
-    """``config.json`` of a folder of transformers. Raises LaryError: missing, or no object
-    with a ``model_type``.
-    """
+    """``config.json`` of a folder of transformers. Raises LaryError."""
     config = read_json(folder / CONFIG, "model configuration")
     if not isinstance(config, dict) or not isinstance(config.get("model_type"), str):
         raise LaryError(f"{folder / CONFIG} has no model_type: it is not the configuration of a transformers model.")
@@ -107,7 +110,7 @@ def read_config(folder: Path) -> JsonDict:
 
 
 def _files_at(spec: ModelSpec, path: Path, layout: Layout) -> tuple[Path, ...]:
-    """The weight files in a folder, or the one that is named. Raises UsageError, LaryError."""
+    """The weight files in a folder, or the named one. Raises UsageError, LaryError."""
     if layout.files:
         if not path.is_dir():
             return (path,)
@@ -125,10 +128,10 @@ def _files_at(spec: ModelSpec, path: Path, layout: Layout) -> tuple[Path, ...]:
 
 
 def weight_files(folder: Path) -> tuple[Path, ...]:
-    """The weight files of a folder of transformers, safetensors before pickled ones,
-    single files before shards.
+    """The weight files of a folder of transformers.
 
-    Raises UsageError for none, or several without an index, LaryError for an index of
+    Safetensors come before pickled files, single files before shards. Raises
+    UsageError for none, or several without an index, LaryError for an index of
     none, or of missing files.
     """
     for suffix, single in ((".safetensors", "model"), (".bin", "pytorch_model")):
@@ -163,8 +166,9 @@ def digest_of(files: Sequence[Path]) -> str:
 
 
 class HubRefusal(LaryError):
-    """Why the hub gives no files, as the rest of a sentence; `known` where it, or its
-    cache, knows the repository.
+    """The reason why the hub gives no files, as the rest of a sentence.
+
+    `known` says whether the hub has answered, or its cache has the repository.
     """
 
     def __init__(self, reason: str, known: bool = True) -> None:
@@ -173,10 +177,10 @@ class HubRefusal(LaryError):
 
 
 def hub_folder(repository: str, revision: str | None, layout: Layout) -> Path:
-    """The folder of a repository's files, named after its commit: downloaded, or from the cache.
+    """The folder of a repository's files, named after its commit.
 
-    A cached commit needs no network. The hub is asked before any download. Raises
-    HubRefusal.
+    It is downloaded, or from the cache: a cached commit needs no network,
+    anything else is asked of the hub first. Raises HubRefusal.
     """
     import huggingface_hub
     from huggingface_hub import errors
@@ -225,8 +229,10 @@ def _is_complete(folder: Path, layout: Layout) -> bool:
 
 
 def fetch_file(repository: str, name: str, revision: str | None = None) -> Path | None:
-    """One file of a repository, from the hub or its cache; None where the repository has
-    none, or isn't to be had.
+    """One file of a repository, from the hub or its cache.
+
+    None where the repository lacks it, or the hub denies it. Raises UsageError
+    where neither the hub nor its cache can answer.
     """
     try:
         return hub_folder(repository, revision, Layout(files=(name,))) / name
@@ -238,9 +244,7 @@ def fetch_file(repository: str, name: str, revision: str | None = None) -> Path 
 
 
 def _wanted(names: Sequence[str], layout: Layout) -> list[str]:
-    """Files of a repository, or patterns of them, that are needed; pickled ones only where
-    there is no safetensors.
-    """
+    """The needed files of a repository; pickled ones only without safetensors."""
     if layout.files:
         name = next((name for name in layout.files if name in names), None)
         return [] if name is None else [name, (Path(name).parent / CONFIG).as_posix()]
@@ -251,9 +255,7 @@ def _wanted(names: Sequence[str], layout: Layout) -> list[str]:
 
 
 def _refusal(error: Exception, repository: str, revision: str | None) -> str:
-    """Why a repository's files can't be had, as the rest of a sentence that begins with
-    its name.
-    """
+    """Why files can't be had, as the rest of a sentence about the repository."""
     from huggingface_hub import errors
 
     reasons: dict[type[Exception], str] = {

@@ -1,5 +1,7 @@
-"""The networks that no library has, and the code tables of the LAQ family, without torch,
-because records need them.
+"""Networks that no library provides, and the sizes of the LAQ family's codes.
+
+This module itself imports no torch, because the records of models need the
+sizes.
 """
 
 from collections.abc import Mapping
@@ -17,14 +19,17 @@ CODE_STACKS: dict[int, tuple[Conv, ...]] = {
     64: ((2, 2, 1),),
     256: ((3, 2, 1),),
 }
-"""Convolutions by the code length of a configuration. How many rows come out depends on
-the grid as well.
+"""Convolutions by the `code_seq_len` of a configuration.
+
+ReLU is between them, all channels are Q. How many rows come out depends on the
+grid, too: for 64, a grid of 14 gives 64 and one of 16 gives 81.
 """
 
 
 def code_rows(code_seq_len: int, grid: int) -> int:
-    """Rows of a code: positions that are left of a grid after its convolutions; 0 for a
-    length that has none.
+    """The number of rows of a code: what convolutions leave of a square grid.
+
+    It is 0 for a code length that `CODE_STACKS` lacks.
     """
     height = width = grid
     for kernel, stride, padding in CODE_STACKS.get(code_seq_len, ()):
@@ -35,9 +40,7 @@ def code_rows(code_seq_len: int, grid: int) -> int:
 
 
 def quantizer_parameters(sizes: Mapping[str, Any]) -> int:
-    """Parameters of a `DifferenceQuantizer` of these sizes: codebook, projections in and
-    out, convolutions.
-    """
+    """The number of parameters of a `DifferenceQuantizer` of these sizes."""
     dim, width = sizes["dim"], sizes["quant_dim"]
     count = sizes["codebook_size"] * width + (dim + 1) * width + (width + 1) * dim
     for kernel, _, _ in CODE_STACKS[sizes["code_seq_len"]]:

@@ -1,9 +1,9 @@
-"""Latent action models of the LAQ family over pixels or frame features, and the image
-tokenizer that one of them uses.
+"""Latent action models of the LAQ family, and the tokenizer of one of them.
 
-The family is from LAPA (Ye et al. 2024, arXiv 2410.11758), its noise substitution from
-Vali and Bäckström 2022 (NSVQ), the tokenizer is Open-MAGVIT2 (Luo et al. 2024, arXiv
-2409.04410). Parameters have the names of the published checkpoints.
+The family is from LAPA (Ye et al. 2024, arXiv 2410.11758), its noise
+substitution from Vali and Bäckström 2022 (NSVQ), the tokenizer is Open-MAGVIT2
+(Luo et al. 2024, arXiv 2409.04410). Parameters have the names of the published
+checkpoints. Decoders, which encoding doesn't need, are not built.
 """
 
 from collections import OrderedDict
@@ -18,14 +18,12 @@ from torch.nn import functional as F
 from lary.nets import CODE_STACKS
 
 LOGIT_SCALE = 8.0
-"""Fixed factor of the cosine similarities, whatever the width of a head."""
+"""Factor of the cosine similarities, in place of 1 / sqrt(width of a head)."""
 GROUPS = 32
 
 
 class ShiftNorm(nn.Module):
-    """Layer norm (eps 1e-5) whose weight is called ``gamma`` and whose shift ``beta`` is
-    stored but not learned.
-    """
+    """Layer norm (eps 1e-5) with weight ``gamma`` and a stored shift ``beta``."""
 
     beta: Tensor
 
@@ -39,15 +37,17 @@ class ShiftNorm(nn.Module):
 
 
 class CosineAttention(nn.Module):
-    """Self-attention over unit queries and keys; keys and values come from the input
-    before its norm, as published.
+    """Self-attention over unit queries and keys.
+
+    As published, only queries are made of the normed input.
     """
 
     def __init__(self, dim: int, heads: int, dim_head: int) -> None:
         super().__init__()
         inner = heads * dim_head
         self.heads = heads
-        # Checkpoints hold these two, the first of length 0: they belong to the cross attention of the decoder.
+        # Unused, but in every checkpoint, the first with length 0: they are
+        # parts of the decoder's cross attention.
         self.null_kv = nn.Parameter(torch.randn(heads, 0, dim_head))
         self.context_norm = ShiftNorm(dim)
         self.q_scale = nn.Parameter(torch.ones(dim_head))
@@ -58,7 +58,7 @@ class CosineAttention(nn.Module):
         self.to_out = nn.Linear(inner, dim, bias=False)
 
     def forward(self, x: Tensor, bias: Tensor | None = None) -> Tensor:
-        """Sequences (S, N, D) to the same shape, with `bias` (heads, N, N) added to the logits."""
+        """Sequences (S, N, D) to their shape; logits get `bias` (heads, N, N)."""
         parts = (self.to_q(self.norm(x)), *self.to_kv(x).chunk(2, dim=-1))
         q, k, v = (part.unflatten(-1, (self.heads, -1)).transpose(1, 2) for part in parts)
         q = F.normalize(q, dim=-1) * self.q_scale
@@ -68,7 +68,7 @@ class CosineAttention(nn.Module):
 
 
 class GatedGelu(nn.Module):
-    """First half times the exact GELU of the second half: (..., 2 * inner) to (..., inner)."""
+    """First half times the exact GELU of the second: (..., 2 * M) to (..., M)."""
 
     def forward(self, x: Tensor) -> Tensor:
         value, gate = x.chunk(2, dim=-1)
@@ -76,9 +76,7 @@ class GatedGelu(nn.Module):
 
 
 def feed_forward(dim: int) -> nn.Sequential:
-    """Norm, gated hidden layer of int(4 * 2/3 * D), projection back; index 3 is the
-    dropout of training.
-    """
+    """Norm, gated layer of int(4 * 2/3 * D), dropout in training, projection to D."""
     inner = int(4 * (2 / 3) * dim)
     return nn.Sequential(
         nn.LayerNorm(dim),
@@ -90,24 +88,23 @@ def feed_forward(dim: int) -> nn.Sequential:
 
 
 class PlaceConvolution(nn.Module):
-    """Depthwise 3 x 3 x 3 convolution over time, rows and columns, causal in time and
-    zero-padded.
-    """
+    """Position encoding: a depthwise 3 x 3 x 3 convolution, causal and zero-padded."""
 
     def __init__(self, dim: int) -> None:
         super().__init__()
         self.dsconv = nn.Conv3d(dim, dim, 3, groups=dim)
 
     def forward(self, x: Tensor, grid: tuple[int, int, int, int]) -> Tensor:
-        """Convolve x (..., D), read in memory order as (B, T, H, W, D) = (*grid, D).
+        """Convolve x (..., D), re-read in memory order as (*grid, D).
 
-        Sequences over time hold their values in another order than the grid. The
-        published code re-reads the buffer all the same; the temporal transformer was
-        trained so.
+        `grid` is (B, T, H, W). Sequences over time hold their values in
+        another order than it. The published code re-reads the buffer all the
+        same, and the weights of its temporal transformer were trained so.
         """
         batch, frames, rows, columns = grid
         maps = x.reshape(batch * frames, rows, columns, -1).permute(0, 3, 1, 2)
-        # One two-dimensional convolution per step back in time: the three-dimensional one is slow where D is large.
+        # One two-dimensional convolution per step back in time, because the
+        # three-dimensional one is slow where D is large.
         kernels = self.dsconv.weight.unbind(dim=2)
         channels = maps.shape[1]
         out = F.conv2d(maps, kernels[-1], self.dsconv.bias, padding=1, groups=channels).unflatten(0, (batch, frames))
@@ -119,7 +116,7 @@ class PlaceConvolution(nn.Module):
 
 
 class GridBias(nn.Module):
-    """Attention bias from the distance of two positions on a grid, through a small network."""
+    """Attention bias from signed log distances on a grid, by a small network."""
 
     def __init__(self, dim: int, heads: int) -> None:
         super().__init__()
@@ -130,39 +127,33 @@ class GridBias(nn.Module):
         )
 
     def forward(self, side: int) -> Tensor:
-        """The bias (heads, N, N) between all positions of a grid of `side` rows and
-        columns, N = side * side.
-        """
+        """The bias (heads, N, N) of all pairs among N = side * side positions."""
         weight = next(self.parameters())
-        # Few different offsets occur among the N * N pairs: the network sees each once.
+        # Few offsets occur among the N * N pairs: the network sees each once.
         steps = torch.arange(1 - side, side, device=weight.device)
         offsets = torch.cartesian_prod(steps, steps)
         table = self.net((offsets.sign() * torch.log(offsets.abs() + 1.0)).to(weight.dtype))
-        places = torch.arange(side, device=weight.device)
-        place = torch.cartesian_prod(places, places)
-        down, right = (place[:, None] - place + side - 1).unbind(dim=-1)
+        sides = torch.arange(side, device=weight.device)
+        position = torch.cartesian_prod(sides, sides)
+        down, right = (position[:, None] - position + side - 1).unbind(dim=-1)
         index = down * (2 * side - 1) + right
         return table[index].permute(2, 0, 1).contiguous()
 
 
 class LaqTransformer(nn.Module):
-    """Layers of place convolution, attention and feed-forward, each added to its input,
-    and a final norm.
-    """
+    """Layers of place convolution, attention and feed-forward, then a final norm."""
 
     def __init__(self, dim: int, depth: int, heads: int, dim_head: int) -> None:
         super().__init__()
         self.layers = nn.ModuleList()
         for _ in range(depth):
-            # Index 2 is the cross attention of the decoder.
+            # Published names; "2" is the cross attention of the decoder.
             layer = {"0": PlaceConvolution(dim), "1": CosineAttention(dim, heads, dim_head), "3": feed_forward(dim)}
             self.layers.append(nn.ModuleDict(layer))
         self.norm_out = ShiftNorm(dim)
 
     def forward(self, x: Tensor, grid: tuple[int, int, int, int], bias: Tensor | None = None) -> Tensor:
-        """Sequences (S, N, D), cut from a video of B, T, H, W = `grid` positions, to the
-        same shape.
-        """
+        """Sequences (S, N, D) of a video (B, T, H, W) = `grid` to the same shape."""
         for layer in self.layers:
             x = layer["0"](x, grid) + x  # type: ignore[index]
             x = layer["1"](x, bias) + x  # type: ignore[index]
@@ -175,12 +166,13 @@ class DifferenceQuantizer(nn.Module):
 
     Args:
         dim: D of the tokens.
-        quant_dim: Q, width of a code row.
-        codebook_size: rows of the codebook.
-        grid: rows and columns of the tokens.
-        code_seq_len: which stack of convolutions shrinks the grid; a key of `CODE_STACKS`.
+        quant_dim: Q, the width of a code row.
+        codebook_size: the number of rows of the codebook.
+        grid: rows, and columns, of the tokens.
+        code_seq_len: the key in `CODE_STACKS` of the convolutions that shrink
+            the grid.
 
-    Raises ValueError where no stack has this code length.
+    Raises ValueError where `CODE_STACKS` lacks this code length.
     """
 
     def __init__(self, dim: int, quant_dim: int, codebook_size: int, grid: int, code_seq_len: int) -> None:
@@ -194,18 +186,19 @@ class DifferenceQuantizer(nn.Module):
         layers: list[nn.Module] = []
         for sizes in CODE_STACKS[code_seq_len]:
             layers += nn.ReLU(), nn.Conv2d(quant_dim, quant_dim, *sizes)
-        self.cnn_encoder = nn.Sequential(*layers[1:])
+        self.cnn_encoder = nn.Sequential(*layers[1:])  # ReLU only between convolutions
 
     def latent(self, first: Tensor, last: Tensor) -> Tensor:
         """Tokens (B, H * W, D) of two frames to the continuous latent (B, N, Q)."""
         return self._rows(last) - self._rows(first)
 
     def _rows(self, tokens: Tensor) -> Tensor:
+        """Tokens (B, H * W, D) of one frame to rows (B, N, Q)."""
         projected = self.project_in(tokens).transpose(1, 2)
         return self.cnn_encoder(projected.unflatten(-1, (self.grid, -1))).flatten(2).transpose(1, 2)
 
     def codes(self, latent: Tensor) -> Tensor:
-        """The nearest codebook row of each latent row: (B, N, Q) to int64 (B, N)."""
+        """Ids of the codebook rows nearest to a latent (B, N, Q), int64 (B, N)."""
         book = self.codebooks
         distances = latent.square().sum(-1, keepdim=True) - 2 * latent @ book.T + book.square().sum(-1)
         return distances.argmin(dim=-1)
@@ -215,30 +208,32 @@ class DifferenceQuantizer(nn.Module):
         return self.codebooks[codes]
 
     def with_noise(self, latent: Tensor, codes: Tensor, draw: Tensor) -> Tensor:
-        """Latent rows moved by their quantization error in the direction of a
-        standard-normal `draw`, all (B, N, Q).
+        """Move a latent by its quantization error in the direction of `draw`.
+
+        All are (B, N, Q), `draw` is standard-normal. The published code does
+        so in evaluation, too.
         """
         error = (latent - self.quantized(codes)).norm(dim=-1, keepdim=True)
+        # As published, 1e-12 is added to the ratio, not to the denominator.
         return latent + (error / draw.norm(dim=-1, keepdim=True) + 1e-12) * draw
 
     def tokens(self, rows: Tensor) -> Tensor:
         """Rows (B, N, Q) of a latent, quantized or not, to tokens (B, N, D).
 
-        The buffer of a sample is re-read as (Q, N) and transposed, which is not how it
-        was flattened: every token mixes entries of several rows. The published weights
-        were trained with it.
+        The buffer of a sample is re-read as (Q, N) and transposed, which is
+        not how it was flattened: every token mixes entries of several rows.
+        The published weights were trained with it.
         """
         _, count, width = rows.shape
         return self.project_out(rows.reshape(-1, width, count).transpose(1, 2))
 
 
 class PixelPatches(nn.Sequential):
-    """Square patches with features ordered (colour, row, column), normed, projected to D
-    and normed again.
-    """
+    """Embedding of square patches, whose features are ordered (colour, row, column)."""
 
     def __init__(self, patch: int, dim: int) -> None:
         features = 3 * patch**2
+        # Index 0 is the published code's cutting, which has no weights.
         super().__init__(nn.Identity(), nn.LayerNorm(features), nn.Linear(features, dim), nn.LayerNorm(dim))
         self.patch = patch
 
@@ -251,8 +246,9 @@ class PixelPatches(nn.Sequential):
 
 
 class PatchTokens(nn.Module):
-    """A backbone of transformers as an embedding: patch tokens, behind `leading` others,
-    on a grid of `grid` rows.
+    """The patch tokens of a transformers backbone, after its final norm.
+
+    They follow `leading` other tokens, and form a grid of `grid` rows.
     """
 
     def __init__(self, backbone: nn.Module, leading: int, grid: int) -> None:
@@ -269,24 +265,24 @@ class PatchTokens(nn.Module):
 
 
 class LatentActionModel(nn.Module):
-    """Encoder and quantizer of a LAQ model; the names of its sizes are those of the
-    published code.
+    """Encoder and quantizer of a LAQ model, with the published names.
 
     Args:
         dim: D of tokens.
         quant_dim, codebook_size, code_seq_len: see `DifferenceQuantizer`.
-        image_size, patch_size: in pixels; the grid has image_size // patch_size rows
-            and columns.
-        spatial_depth, temporal_depth: layers over the positions of a frame, and over
-            time.
+        image_size, patch_size: in pixels; the grid has image_size //
+            patch_size rows and columns.
+        spatial_depth, temporal_depth: layers over the positions of a frame,
+            and over time.
         heads, dim_head: of every attention.
-        patch_input: the model embeds patches of pixels itself, instead of taking
-            features of an encoder.
-        pixel_output: the decoder, which is not read, ends in pixels of a patch.
+        patch_input: whether the model embeds patches of pixels itself, instead
+            of taking features of an encoder.
+        pixel_output: about the decoder, and ignored.
 
     Attributes:
-        features: the encoder of frames, images (B, 3, H', W') to tokens (B, H, W, D),
-            set from outside; None for a model with its own patch embedding.
+        features: the encoder of frames, images (B, 3, H', W') to tokens
+            (B, H, W, D), set once the model's own weights are loaded; None
+            with `patch_input`.
     """
 
     def __init__(
@@ -310,14 +306,13 @@ class LatentActionModel(nn.Module):
         return embedding(images)
 
     def encode(self, embedded: Tensor) -> tuple[Tensor, Tensor]:
-        """Embedded pairs (B, 2, H, W, D) to tokens (B, H * W, D) of the first and of the
-        last frame.
-        """
+        """Embedded pairs (B, 2, H, W, D) to the tokens (B, H * W, D) of each frame."""
         batch, frames, rows, columns, dim = embedded.shape
         grid = (batch, frames, rows, columns)
         sequences = embedded.flatten(0, 1).flatten(1, 2)
         x = self.enc_spatial_transformer(sequences, grid, self.spatial_rel_pos_bias(rows))
         x = x.reshape(batch, frames, -1, dim).transpose(1, 2)  # (B, H * W, T, D)
+        # Not in the order of `grid`, as published: see `PlaceConvolution`.
         x = self.enc_temporal_transformer(x.reshape(-1, frames, dim), grid)
         first, last = x.reshape(batch, -1, frames, dim).unbind(dim=2)
         return first, last
@@ -352,13 +347,13 @@ def residual_blocks(channels: int, out_channels: int, count: int) -> nn.Sequenti
 
 
 class Tokenizer(nn.Module):
-    """The encoder of Open-MAGVIT2; its raw weights run, as in the published code, not
-    their running averages.
+    """The encoder of Open-MAGVIT2, without quantization.
 
-    Arguments are those of the published ``ddconfig``: channels of the map, of the first
-    level, their multiples, blocks per level, channels of images. A `model_type` of
-    ``en512`` gives the map before the last convolution. `out_ch` and `use_ema` are
-    about the parts that don't run.
+    Arguments are those of the published ``ddconfig``: channels of the map, of
+    the first level, their multiples, blocks per level, channels of images. A
+    `model_type` of ``en512`` gives the map before the last convolution.
+    `out_ch` and `use_ema` are ignored: as in the published code, the raw
+    weights run, not their running averages.
     """
 
     def __init__(
@@ -384,6 +379,6 @@ class Tokenizer(nn.Module):
         self.projects = model_type != "en512"
 
     def forward(self, images: Tensor) -> Tensor:
-        """Images (B, 3, H', W') to tokens (B, H, W, Z)."""
+        """Images (B, 3, H', W') to tokens (B, H, W, Z), Z = `z_channels`."""
         encoder = self.encoder if self.projects else self.encoder[:-1]
         return encoder(images).permute(0, 2, 3, 1)

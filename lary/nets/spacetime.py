@@ -1,7 +1,7 @@
-"""The latent action encoders of UniVLA (Bu et al. 2025, arXiv 2505.06111) and villa-X
-(Chen et al. 2025, arXiv 2507.23682), without their training decoders.
+"""Latent action encoders of UniVLA and villa-X, without training decoders.
 
-Modules carry the names of the published state dicts.
+UniVLA: Bu et al. 2025, arXiv 2505.06111. villa-X: Chen et al. 2025, arXiv
+2507.23682. Modules carry the names of the published state dicts.
 """
 
 import math
@@ -14,24 +14,22 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 FEATURES = 768
-"""Width of the features that UniVLA takes, whatever `model_dim` is: that of DINOv2 ViT-B."""
+"""Width of the DINOv2 ViT-B features that UniVLA takes, whatever `model_dim` is."""
 CODES = 4
-"""UniVLA's latents of each kind: controllable ones first, then uncontrollable ones, then
-the patches.
-"""
+"""Tokens of each kind in UniVLA: controllable, then uncontrollable, then patches."""
 UNCONTROLLABLE_ROWS = 16
 """Rows of UniVLA's codebook of uncontrollable actions, whatever `num_latents` is."""
 COLOURS = 3
-"""What villa-X's patch embedding takes; `in_channels` is what its training decoder gives back."""
+"""Channels that villa-X takes; `in_channels` is what its decoder returns."""
 
 
 def nearest_rows(latent: Tensor, codebook: Tensor) -> tuple[Tensor, Tensor]:
-    """The codebook's row (R, D) nearest to each latent (..., D) by Euclidean distance, and
-    its id (...) int64.
+    """The nearest codebook row (R, D) of latents (..., D), and its id (...).
 
-    The published sum latent + (row - latent) equals the row up to rounding. As there, a
-    latent that isn't finite shows: it stays what it is.
+    The published sum latent + (row - latent) equals the row up to rounding. As
+    there, a latent that isn't finite stays what it is, so that it is noticed.
     """
+    # Above 25 latents, torch would use a matrix product: other rounding.
     exact = "donot_use_mm_for_euclid_dist"
     distances = torch.cdist(latent.flatten(0, -2).float(), codebook.float(), compute_mode=exact)
     codes = distances.argmin(dim=-1).reshape(latent.shape[:-1])
@@ -53,16 +51,14 @@ def among_patches(attention: nn.Module, x: Tensor) -> Tensor:
 
 
 def among_frames(attention: nn.Module, x: Tensor) -> Tensor:
-    """Causal attention among the frames of each token: (B, T, N, D) to the same shape."""
+    """Causal attention over frames of a token: (B, T, N, D) to the same shape."""
     x = x.transpose(1, 2)
     mixed: Tensor = attention(x.flatten(0, 1), causal=True)
     return mixed.unflatten(0, x.shape[:2]).transpose(1, 2)
 
 
 class UniVLAActions(NamedTuple):
-    """The latents of B pairs: continuous ones and their codebook rows, (B, 4, D) each, and
-    their ids (B, 4) int64.
-    """
+    """Latents (B, 4, D) of B pairs, their codebook rows, and the ids (B, 4) int64."""
 
     latent: Tensor
     tokens: Tensor
@@ -70,16 +66,14 @@ class UniVLAActions(NamedTuple):
 
 
 def sinusoid(count: int, dim: int) -> Tensor:
-    """Position code (N, D) float32: sine at even columns, cosine at odd ones, frequencies
-    10000^(-2i/D).
-    """
+    """Fixed positions (N, D): sine and cosine in turn, frequencies 10000^(-2i/D)."""
     frequencies = torch.exp(torch.arange(0, dim, 2).float() * -(math.log(10000.0) / dim))
     angles = torch.arange(count).float()[:, None] * frequencies
     return torch.stack([angles.sin(), angles.cos()], dim=-1).flatten(-2)[:, :dim]
 
 
 class UniVLAAttention(nn.Module):
-    """Self-attention whose projections in have no bias."""
+    """Self-attention whose input projections have no bias."""
 
     def __init__(self, dim: int, heads: int, dropout: float) -> None:
         super().__init__()
@@ -94,9 +88,7 @@ class UniVLAAttention(nn.Module):
 
 
 class UniVLABlock(nn.Module):
-    """Attention among the tokens of a frame, then causally among the frames of a token,
-    then a feed-forward part.
-    """
+    """Attention within frames, then causally over frames, then a feed-forward part."""
 
     def __init__(self, dim: int, heads: int, dropout: float) -> None:
         super().__init__()
@@ -113,7 +105,7 @@ class UniVLABlock(nn.Module):
 
 
 class SpaceTimeTransformer(nn.Module):
-    """Projection of the features, position code, blocks; no final norm."""
+    """UniVLA's encoder: projection, position code, and blocks, without a final norm."""
 
     def __init__(self, dim: int, depth: int, heads: int, dropout: float) -> None:
         super().__init__()
@@ -129,8 +121,9 @@ class SpaceTimeTransformer(nn.Module):
 class UniVLANetwork(nn.Module):
     """Latent actions between two frames, from the patch features of both.
 
-    Arguments are fields of the published configuration. `others` describe the pixels,
-    which are the backbone's, and the decoder of training.
+    Arguments are fields of the published configuration. `others` are ignored:
+    they describe the pixels, which the backbone takes, and the decoder of
+    training.
     """
 
     def __init__(
@@ -154,9 +147,8 @@ class UniVLANetwork(nn.Module):
         self.vq_action = nn.ModuleDict({"codebook": nn.Embedding(num_latents, latent_dim)})
 
     def encode(self, features: Tensor) -> Tensor:
-        """Patch features of pairs (B, 2, N, 768) to the encoder's output at the 8 latents,
-        (B, 2, 8, model_dim).
-        """
+        """Patch features (B, 2, N, 768) to 8 encoded latents (B, 2, 8, model_dim)."""
+        # The same 8 learned tokens precede the patches of every frame.
         latents = torch.cat([self.action_latent_controllable, self.action_latent], dim=2)
         x = torch.cat([latents.expand(*features.shape[:2], -1, -1).to(features), features], dim=2)
         encoded: Tensor = self.encoder(x)
@@ -183,8 +175,8 @@ class UniVLANetwork(nn.Module):
 class VillaConfig(BaseModel, strict=True, frozen=True, extra="allow"):
     """Fields of the published ``model_config.json`` with their defaults.
 
-    Augmentation, `use_xformers`, the decoder and `use_qk_norm` don't change what is
-    encoded.
+    Augmentation, `use_xformers` (another kernel of the same attention),
+    `use_qk_norm` and the decoder's fields don't change what is encoded.
     """
 
     resolution: PositiveInt = 224
@@ -224,7 +216,7 @@ class VillaRMSNorm(nn.Module):
 
 
 class VillaAttention(nn.Module):
-    """Self-attention with optional norms of queries and keys per head."""
+    """Self-attention whose queries and keys may be normed per head."""
 
     def __init__(self, dim: int, heads: int, norms: bool) -> None:
         super().__init__()
@@ -240,11 +232,11 @@ class VillaAttention(nn.Module):
 
 
 class VillaBlock(nn.Module):
-    """Attention among the patches of a frame, then causally among the frames of a patch,
-    then a feed-forward part.
+    """Attention within frames, then causally over frames, then feed-forward.
 
-    Shifts, scales and gates are learned constants; attention over time takes its input
-    without a norm and shares the gate of that over patches.
+    Shifts, scales and gates are learned constants. As published, attention
+    over time takes its input without a norm, and has the gate of the attention
+    within a frame.
     """
 
     def __init__(self, config: VillaConfig) -> None:
@@ -258,9 +250,7 @@ class VillaBlock(nn.Module):
         self.attn_temp = VillaAttention(dim, config.encoder_n_heads, config.st_use_qk_norm)
 
     def forward(self, x: Tensor, time: Tensor | None) -> Tensor:
-        """(B, T, N, D) to the same shape; `time` (T, 1, D) is added to what the attention
-        over time takes.
-        """
+        """(B, T, N, D) to the same; `time` (T, 1, D) enters attention over time."""
         shift, scale, gate, shift_mlp, scale_mlp, gate_mlp = self.scale_shift_table
         normed = F.layer_norm(x, x.shape[-1:], eps=1e-6) * (1 + scale) + shift
         x = x + gate * among_patches(self.attn, normed)
@@ -299,9 +289,7 @@ class GatedUnit(nn.Module):
 
 
 class AttentionPool(nn.Module):
-    """Learned queries that gather the content of a transition's patches; norms come after
-    each part.
-    """
+    """Pooling of a transition's patches by learned queries, with post-norms."""
 
     def __init__(self, config: VillaConfig) -> None:
         super().__init__()
@@ -315,7 +303,7 @@ class AttentionPool(nn.Module):
         self.final_proj = nn.Sequential(nn.Linear(dim, config.action_latent_dim))
 
     def forward(self, x: Tensor) -> Tensor:
-        """(B, N, width) to (B, learned tokens, D)."""
+        """Tokens (B, N, width) of B transitions to latents (B, learned tokens, D)."""
         queries = self.latents.expand(len(x), -1, -1).to(x)
         queries = self.attn_norm(queries + self.attn(queries, self.pre_projection(x)))
         queries = self.mlp_norm(queries + self.mlp(queries))
@@ -323,9 +311,7 @@ class AttentionPool(nn.Module):
 
 
 class VillaEncoder(nn.Module):
-    """From frames to patch tokens that have seen the frames before, and from neighbouring
-    frames to latents.
-    """
+    """villa-X's encoder: patch tokens of frames, and latents of neighbouring frames."""
 
     def __init__(self, config: VillaConfig) -> None:
         super().__init__()
@@ -339,25 +325,20 @@ class VillaEncoder(nn.Module):
         self.map_block = AttentionPool(config)
 
     def patches(self, clips: Tensor) -> Tensor:
-        """Clips (B, T, 3, H, W) to patch embeddings, row by row, with their positions, (B,
-        T, N, width).
-        """
+        """Clips (B, T, 3, H, W) to patches (B, T, N, width) with their positions."""
         maps: Tensor = self.embed["proj"](clips.flatten(0, 1))
         return (maps.flatten(2).transpose(1, 2) + self.pe_spatial).unflatten(0, clips.shape[:2])
 
     def tokens(self, patches: Tensor) -> Tensor:
-        """Patch embeddings of one window (B, T, N, width), T at most `d_t`, to the blocks'
-        normed output.
-        """
+        """Encode the patches (B, T, N, width) of one window, T at most `d_t`."""
         x = patches
+        # As published, positions in time enter the first block alone.
         for index, layer in enumerate(self.layers):
             x = layer(x, self.pe_temporal[0, : x.shape[1], None] if index == 0 else None)
         return self.norm(x)
 
     def pool(self, tokens: Tensor) -> Tensor:
-        """Tokens (B, T, N, width) of T frames to latents (B, T - 1, learned tokens, D) of
-        T - 1 transitions.
-        """
+        """Tokens (B, T, N, width) to latents (B, T - 1, learned tokens, D)."""
         between = (tokens[:, 1:] + tokens[:, :-1]) / 2
         return self.map_block(between.flatten(0, 1)).unflatten(0, between.shape[:2])
 
@@ -372,17 +353,17 @@ class VillaNetwork(nn.Module):
         self.vq = nn.ModuleDict({"embedding": nn.Embedding(config.n_codes, config.action_latent_dim)})
 
     def latents(self, clips: Tensor) -> Tensor:
-        """Normalised clips (B, T, 3, H, W), T at least 2, to continuous latents (B, T - 1,
-        learned tokens, D).
+        """Clips (B, T, 3, H, W) to latents (B, T - 1, learned tokens, D).
 
-        Longer clips than the window: windows slide by one frame, the first gives all
-        its transitions, every later one its last.
+        The latents are continuous. Clips are normalised, T is at least 2.
+        Above `d_t` frames, windows slide by one frame: the first gives all its
+        transitions, every later one only its last.
         """
         patches = self.encoder.patches(clips)
         count = patches.shape[1] - self.window + 1
         if count <= 1:
             return self.encoder.pool(self.encoder.tokens(patches))
-        index = torch.arange(count)[:, None] + torch.arange(self.window)
+        index = torch.arange(count)[:, None] + torch.arange(self.window)  # (windows, d_t)
         tokens = self.encoder.tokens(patches[:, index].flatten(0, 1)).unflatten(0, (-1, count))
         first, last = self.encoder.pool(tokens[:, 0]), self.encoder.pool(tokens[:, 1:, -2:].flatten(0, 1))
         return torch.cat([first, last.flatten(0, 1).unflatten(0, (len(clips), -1))], dim=1)
@@ -393,7 +374,5 @@ class VillaNetwork(nn.Module):
         return nearest_rows(latent, weight)
 
     def forward(self, clips: Tensor) -> tuple[Tensor, Tensor]:
-        """Normalised clips (B, T, 3, H, W) to tokens (B, T - 1, learned tokens, D) and
-        their ids.
-        """
+        """Normalised clips (B, T, 3, H, W) to codebook rows as `latents`, and ids."""
         return self.quantize(self.latents(clips))
