@@ -11,13 +11,13 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 import lary
-from lary.arrays import Pixels
 from lary.configs import CheckModelConfig
 from lary.models.spec import MODELS, ModelContext, ModelSpec, Weights, locate_weights, with_latent
 from lary.registry import aligned
 from lary.types import LaryError, Media, UsageError, as_path
 
 if TYPE_CHECKING:
+    from lary.arrays import Pixels
     from lary.models.running import LoadedEncoder
     from lary.types import Latents
 

@@ -9,15 +9,15 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, TypeVar
 
-from lary.arrays import Array, Floats, Pixels
 from lary.models.spec import Preprocess
 from lary.types import LaryError
 
 if TYPE_CHECKING:
     from torch import Tensor
 
+    from lary.arrays import Array, Floats, Pixels
 
-Clip = TypeVar("Clip", Array, "Tensor")
+Clip = TypeVar("Clip", "Array", "Tensor")
 
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
 IMAGENET_STD = (0.229, 0.224, 0.225)
