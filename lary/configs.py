@@ -66,6 +66,13 @@ class Options:
             cls.__annotations__[name] = Annotated[hint, Parameter(help=text, group=group)]
         Parameter(name="*")(dataclass(frozen=True, kw_only=True)(cls))  # its options get no prefix
 
+    def check_counts(self, *names: str, advice: str = "") -> None:
+        """Refuse numbers below 1 in some options. Raises UsageError."""
+        for name in names:
+            value = getattr(self, name)
+            if value is not None and value < 1:
+                raise UsageError(f"--{name.replace('_', '-')} {value}: must be at least 1{advice}.")
+
 
 class Paths(Options):
     """Options of every command: folders, the configuration file, and plug-ins."""

@@ -165,8 +165,7 @@ def convert_store(config: ConvertConfig, settings: Settings) -> int:
 
     Raises UsageError, LaryError.
     """
-    if config.shard_rows < 1:
-        raise UsageError(f"--shard-rows {config.shard_rows}: must be at least 1.")
+    config.check_counts("shard_rows")
     ref, folder = LatentsRef.of(config), _find(settings, config).folder
     with locked(folder):
         store, file = _find(settings, config), ref.table(settings)

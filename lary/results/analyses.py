@@ -18,7 +18,6 @@ from lary.configs import AnalysisKind, AnalyzeConfig
 from lary.data.spec import DATASETS
 from lary.models.overview import paper_rows
 from lary.models.spec import MODELS
-from lary.registry import suggest
 from lary.results import figures
 from lary.results.figures import Context, Files, Found, grouped, slug
 from lary.results.folder import FinishedRun, find_results
@@ -39,6 +38,8 @@ COLUMNS = {
 }
 """Names of the settings in the table of the paper's ablations."""
 NUMBERS = ("score", "low", "high", "published")
+OCCURRING = "train > 0 and validation > 0"
+"""Which rows of a table of classes have an F1."""
 
 
 @dataclass(frozen=True)
@@ -59,9 +60,7 @@ def make_analysis(kind: AnalysisKind, config: AnalyzeConfig, settings: Settings)
     Raises UsageError for a model, data set, sample or episode that isn't there, LaryError
     where nothing can be made of the runs.
     """
-    for name, value in (("count", config.count), ("window", config.window)):
-        if value is not None and value < 1:
-            raise UsageError(f"--{name} {value}: must be at least 1.")
+    config.check_counts("count", "window")
     out = config.out or settings.path("LARY_LOG_DIR") / "analysis"
     context = Context(_chosen_runs(config, settings), out, config, settings)
     files: list[Path] = []
@@ -89,9 +88,7 @@ def _chosen_runs(config: AnalyzeConfig, settings: Settings) -> tuple[FinishedRun
     runs = found
     for option, wanted in (("model", config.model), ("dataset", config.dataset)):
         known = sorted({getattr(run.result, option).name for run in found})
-        for name in wanted:
-            if name not in known:
-                raise UsageError(f"--{option} {name}: no run below {folder} has it.{suggest(name, known)}")
+        figures.check_known(option, wanted, known, f"no run below {folder} has it")
         runs = [run for run in runs if not wanted or getattr(run.result, option).name in wanted]
     if not runs:
         raise UsageError(f"No run below {folder} has both the --model and the --dataset that were asked for.")
@@ -123,7 +120,7 @@ def _class_table(run: FinishedRun, window: int) -> DataFrame:
     table = DataFrame(rows).rename(columns={"name": "class", "true": "validation"})
     table.insert(0, "model", run.result.label)
     table["recall"] = [row.recall.value if row.recall else None for row in run.result.classes]
-    rising = table[(table.train > 0) & (table.validation > 0)].sort_values(["train", "class"])
+    rising = table.query(OCCURRING).sort_values(["train", "class"])
     table["moving_average"] = rising["f1"].rolling(window).mean().shift(-(window // 2))
     table["centre"] = np.log(rising["train"]).rolling(window).mean().shift(-(window // 2))
     return table
@@ -136,7 +133,7 @@ def _write_frequency(context: Context, group: Sequence[FinishedRun], window: int
     tables = {run.result.label: _class_table(run, window) for run in group}
     drawn, averages, models, titles = {}, {}, {}, []
     for label, table in tables.items():
-        own = drawn[label] = table[(table.train > 0) & (table.validation > 0)]
+        own = drawn[label] = table.query(OCCURRING)
         # Equally frequent classes have no order: the average has one point per place.
         averages[label] = own.groupby("centre")["moving_average"].mean()
         varied = min(own["train"].nunique(), own["f1"].nunique()) > 1

@@ -118,9 +118,8 @@ def _check_alike(first: FinishedRun, other: FinishedRun) -> None:
     names = "data set", "choice of splits", "metric", "target", "frame of motion"
     for what, own, theirs in zip(names, *sides, strict=True):
         if own != theirs:
-            raise UsageError(
-                f"{first.folder} and {other.folder} can't be compared: their {what} is {own} and {theirs}."
-            )
+            both = f"{first.folder} and {other.folder} can't be compared"
+            raise UsageError(f"{both}: their {what} is {own} and {theirs}.")
 
 
 def _difference(first: ScoredRun, other: ScoredRun, seed: int) -> Difference:
@@ -133,9 +132,7 @@ def _difference(first: ScoredRun, other: ScoredRun, seed: int) -> Difference:
     clusters = stats.cluster_index(groups.tolist(), seed)
     parts = []
     for weight, run, chosen in ((1.0, first, rows[order]), (-1.0, other, theirs[order])):
-        scores = run.scores.scores[:, chosen]
-        sums = [stats.cluster_sums(np.stack([own, np.ones_like(own)], axis=1), clusters) for own in scores]
-        parts.append((weight, np.stack(sums)))
+        parts.append((weight, stats.mean_sums(run.scores.scores[:, chosen], clusters)))
     found = stats.spread_of(parts, seed=seed, resamples=RESAMPLES)
     gain = metric(found.interval(), 0, first.result.score.unit)
     p = stats.p_value(found)

@@ -20,7 +20,7 @@ from lary.latents.ref import LatentsRef, SplitLatents, open_latents
 from lary.models.spec import MODELS, ModelSpec, with_latent
 from lary.runtime import progress
 from lary.settings import Settings
-from lary.types import JsonDict, LaryError, UsageError
+from lary.types import JsonDict, LaryError
 
 DEAD = 1e-6
 """A channel is dead if its deviation is below this share of its mean (of 1 for means below)."""
@@ -89,16 +89,14 @@ def diagnose_split(config: DiagnoseConfig, settings: Settings) -> tuple[JsonDict
 
     Raises UsageError without latents, LaryError for one that can't be read or isn't finite.
     """
-    for name, value in (("rows", config.rows), ("batch-size", config.batch_size)):
-        if value is not None and value < 1:
-            raise UsageError(f"--{name} {value}: must be at least 1.")
+    config.check_counts("rows", "batch_size")
     model, dataset = with_latent(MODELS.get(config.model), config.latent), DATASETS.get(config.dataset)
     split = config.split or dataset.validation
     dataset.split(split)
     ref = LatentsRef.of(config, split)
     found = diagnose_latents(open_latents(settings, ref), model, config)
-    folder = settings.path("LARY_LOG_DIR") / "diagnostics"
-    file = config.json or folder / ref.dataset / ref.split / f"{ref.tag}.json"
+    folder = settings.path("LARY_LOG_DIR") / "diagnostics" / ref.dataset / ref.split
+    file = config.json or folder / f"{ref.tag}.json"
     write_json(file, found)
     return found, file
 
@@ -106,9 +104,8 @@ def diagnose_split(config: DiagnoseConfig, settings: Settings) -> tuple[JsonDict
 def diagnose_latents(latents: SplitLatents, model: ModelSpec, config: DiagnoseConfig) -> JsonDict:
     """All diagnostics of open latents as plain values. Raises as `diagnose_split`."""
     table, source = latents.table, latents.source
-    rows = np.arange(len(table), dtype=np.int64)
-    if config.rows is not None and config.rows < len(rows):
-        rows = np.unique(np.linspace(0, len(rows) - 1, config.rows).round().astype(np.int64))
+    count = min(config.rows or len(table), len(table))
+    rows = np.linspace(0, len(table) - 1, count).round().astype(np.int64)
     tokens, pooled = Scatter(source.shape[-1]), Scatter(source.shape[-1])
     counts: dict[int, Ints] = {}
     coded = True
@@ -117,7 +114,7 @@ def diagnose_latents(latents: SplitLatents, model: ModelSpec, config: DiagnoseCo
             values = source.read(part)
             finite = np.isfinite(values).reshape(len(values), -1).all(axis=1)
             if not finite.all():
-                sample = table[int(part[int(np.argmin(finite))])]
+                sample = table[int(part[finite.argmin()])]
                 raise LaryError(
                     f"The latents of sample {sample.id} ({sample.media[-1]}) hold values that are not "
                     "finite: check the model and extract this split again."
@@ -162,11 +159,13 @@ def code_use(counts: Mapping[int, Ints], size: int | None) -> JsonDict | None:
         return None
     from scipy.stats import entropy
 
-    table = np.stack([counts[code] for code in sorted(counts)])
+    codes = sorted(counts)
+    table = np.stack([counts[code] for code in codes])
+    totals = table.sum(axis=1)
     return {
         "size": size,
-        "used": len(counts),
-        "perplexity": float(np.exp(entropy(table.sum(axis=1)))),
+        "used": len(codes),
+        "perplexity": float(np.exp(entropy(totals))),
         "perplexity_per_place": float(np.exp(entropy(table, axis=0)).mean()),
-        "counts": {str(code): int(counts[code].sum()) for code in sorted(counts)},
+        "counts": dict(zip(map(str, codes), totals.tolist(), strict=True)),
     }

@@ -7,6 +7,7 @@ import re
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from itertools import groupby
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -16,9 +17,10 @@ import numpy.typing as npt
 from lary.arrays import Doubles
 from lary.configs import AnalyzeConfig
 from lary.files import csv_text, write_bytes, write_json, write_text
+from lary.registry import suggest
 from lary.results.folder import FinishedRun
 from lary.settings import Settings
-from lary.types import LaryError
+from lary.types import LaryError, UsageError
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -161,8 +163,7 @@ def _trajectory(chunk: Chunk, dims: Sequence[str], units: Sequence[str]) -> Iter
                 axes.set_visible(False)
                 continue
             unit = units[index] if index < len(units) else ""
-            marker = "o" if len(truth) <= 15 else None
-            plot_pair(axes, steps, truth[:, index], guess[:, index], marker)
+            plot_pair(axes, steps, truth[:, index], guess[:, index], "o" if len(truth) <= 15 else None)
             axes.set_title(f"{dims[index]} [{unit}]" if unit else dims[index])
         labels = grid[0].get_legend_handles_labels()
         figure.legend(*labels, loc="lower center", ncols=2, frameon=False)
@@ -213,14 +214,17 @@ class Context:
 
 def grouped(runs: Sequence[FinishedRun]) -> dict[tuple[str, ...], list[FinishedRun]]:
     """Runs by data set and settings; of several of one label, the latest counts."""
-    latest = {}
-    for run in sorted(runs, key=lambda run: (run.result.created, run.folder)):
-        key = (run.result.dataset.name, *run.settings, run.result.label)
-        latest[key] = run
-    found: dict[tuple[str, ...], list[FinishedRun]] = {}
-    for (*place, _), run in sorted(latest.items(), key=lambda item: item[0]):
-        found.setdefault(tuple(place), []).append(run)
-    return found
+    ordered = sorted(runs, key=lambda run: (run.result.created, run.folder))
+    latest = {(run.result.dataset.name, *run.settings, run.result.label): run for run in ordered}
+    groups = groupby(sorted(latest), key=lambda key: key[:-1])
+    return {place: [latest[key] for key in keys] for place, keys in groups}
+
+
+def check_known(option: str, wanted: Sequence[str], known: Sequence[str], problem: str) -> None:
+    """Refuse names that no run has, with a suggestion. Raises UsageError."""
+    for name in wanted if known else ():
+        if name not in known:
+            raise UsageError(f"--{option} {name}: {problem}.{suggest(name, known[:5000])}")
 
 
 def slug(text: str) -> str:

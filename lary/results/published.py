@@ -36,8 +36,8 @@ Frames = Callable[[int], Pixels]
 """From a row of the seen split to its frames, (T, H, W, 3) uint8 RGB."""
 
 
-def write_classification_files(folder: Path, outcome: ClassificationOutcome) -> tuple[str, ...]:
-    """Write the files of a classification for its headline selection; returns their names.
+def write_classification_files(folder: Path, outcome: ClassificationOutcome) -> None:
+    """Write the files of a classification for its headline selection.
 
     The matrix has predicted classes in rows, true ones in columns. ``case.txt`` has per
     validation sample media path, predicted and true class, with tabs between.
@@ -57,7 +57,6 @@ def write_classification_files(folder: Path, outcome: ClassificationOutcome) -> 
     samples = zip(outcome.samples.media, predicted, outcome.labels, strict=True)
     lines = (f"{media[-1]}\t{names[guess]}\t{names[label]}\n" for media, guess, label in samples)
     write_text(folder / "case.txt", "".join(lines))
-    return ("confusion_matrix.json", "confusion_matrix.png", "classification_stats.json", "case.txt")
 
 
 def best_result(outcome: RegressionOutcome) -> dict[str, float]:
@@ -125,11 +124,10 @@ def examples_of(split: SplitOutcome, files: Iterable[str]) -> Iterator[Example]:
     chunks = chunks_of(split)
     for index, (row, quantile, error) in enumerate(example_rows(split)):
         predicted, true = (
-            tuple(tuple(float(f"{value:.5g}") for value in step) for step in part[row].tolist())
+            [[float(f"{value:.5g}") for value in step] for step in part[row].tolist()]
             for part in (chunks.predicted, chunks.true)
         )
         ends = f"/sample_{index}_src.png", f"/sample_{index}_tgt.png"
-        pictures = (name for end in ends for name in files if name.endswith(end))
         yield Example(
             sample=chunks.ids[row],
             media=split.samples.media[row],
@@ -138,7 +136,7 @@ def examples_of(split: SplitOutcome, files: Iterable[str]) -> Iterator[Example]:
             mse=error,
             predicted=predicted,
             true=true,
-            pictures=tuple(pictures),
+            pictures=[name for name in files if name.endswith(ends)],
         )
 
 
@@ -194,21 +192,20 @@ def action_scores(runs: Sequence[RegressionOutcome]) -> dict[str, SampleScores]:
     return found
 
 
-def write_scores(folder: Path, scores: Mapping[str, SampleScores], seeds: Sequence[int]) -> str:
-    """Write the scores by role; returns the file's name."""
-    return _write_arrays(folder / PREDICTIONS, scores, seeds=np.array(seeds, dtype=np.int64))
+def write_scores(folder: Path, scores: Mapping[str, SampleScores], seeds: Sequence[int]) -> None:
+    """Write the scores by role."""
+    _write_arrays(folder / PREDICTIONS, scores, seeds=np.array(seeds, dtype=np.int64))
 
 
-def write_actions(folder: Path, outcome: RegressionOutcome) -> str:
-    """Write the chunks of all splits; returns the file's name."""
-    return _write_arrays(folder / ACTIONS, {role: chunks_of(split) for role, split in outcome.splits.items()})
+def write_actions(folder: Path, outcome: RegressionOutcome) -> None:
+    """Write the chunks of all splits."""
+    _write_arrays(folder / ACTIONS, {role: chunks_of(split) for role, split in outcome.splits.items()})
 
 
-def _write_arrays(file: Path, tables: Mapping[str, SampleScores | Chunks], **more: Ints) -> str:
+def _write_arrays(file: Path, tables: Mapping[str, SampleScores | Chunks], **more: Ints) -> None:
     arrays = {f"{role}_{name}": part for role, table in tables.items() for name, part in vars(table).items()}
     with atomic_write(file) as stream:
         np.savez_compressed(stream, **more, **arrays)  # type: ignore[arg-type]
-    return file.name
 
 
 def read_scores(run: FinishedRun, role: str = "seen") -> SampleScores:

@@ -363,12 +363,12 @@ def _migrated(data: JsonDict, version: int) -> JsonDict:
     files without digests. Before relative motion had a choice of frames it was that of the
     world.
     """
+    new: JsonDict = {"schema_version": SCHEMA_VERSION}
     if version < 2:
-        data = {**data, "seeds": [data.get("seed", 0)]}
+        new["seeds"] = [data.get("seed", 0)]
     if version < 3:
         names = data.get("files")
-        files = {str(name): "" for name in names} if isinstance(names, list) else names or {}
-        data = {**data, "schema_version": SCHEMA_VERSION, "files": files}
+        new["files"] = dict.fromkeys(map(str, names), "") if isinstance(names, list) else names or {}
     if data.get("action_mode") == "relative" and data.get("relative_frame") is None:
-        data = {**data, "relative_frame": "world"}
-    return data
+        new["relative_frame"] = "world"
+    return data | new

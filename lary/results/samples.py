@@ -17,19 +17,18 @@ from typing import Any
 
 import numpy as np
 
-from lary.arrays import Floats, Pixels
+from lary.arrays import Floats, Ints, Pixels
 from lary.data.frames import read_clip
 from lary.data.spec import DATASETS
 from lary.latents.ref import LatentsRef, SplitLatents, open_latents
 from lary.models.preprocess import resize
 from lary.models.spec import MODELS, ModelSpec, Preprocess
-from lary.registry import suggest
-from lary.results.figures import Context, Files, Found, finish, new_figure, plot_pair, slug
+from lary.results.figures import Context, Files, Found, check_known, finish, new_figure, plot_pair, slug
 from lary.results.folder import FinishedRun
 from lary.results.published import Chunks, read_predicted
 from lary.results.report import dataset_title
 from lary.runtime import log
-from lary.types import JsonDict, LaryError, MediaError, Sample, UsageError
+from lary.types import JsonDict, LaryError, MediaError, Sample
 
 OPACITY = 0.6
 BRIGHTEST = 99.5
@@ -47,14 +46,6 @@ class TokenLayout:
     side: int
 
 
-def _check_known(option: str, what: str, wanted: Sequence[str], known: Sequence[str]) -> None:
-    """Refuse names that no run has, with a suggestion. Raises UsageError."""
-    for name in wanted if known else ():
-        if name not in known:
-            hint = suggest(name, known[:5000])
-            raise UsageError(f"--{option} {name}: no run was scored on such {what}.{hint}")
-
-
 # --- attention ---
 
 
@@ -67,12 +58,13 @@ def attention_maps(context: Context) -> Found:
             yield from _write_maps(run, context, known)
         except LaryError as error:
             yield f"{run.result.label} on {run.result.dataset.name}: {error}"
-    _check_known("sample", "a sample", context.config.sample, list(known))
+    check_known("sample", context.config.sample, list(known), "no run was scored on such a sample")
 
 
 def _write_maps(run: FinishedRun, context: Context, known: dict[str, None]) -> Files:
     """The figure and data of one run; the names of its samples are added to `known`."""
     from pandas import DataFrame, MultiIndex
+    from scipy.special import softmax
 
     from lary.probes.nets import attend, load_head
 
@@ -98,8 +90,7 @@ def _write_maps(run: FinishedRun, context: Context, known: dict[str, None]) -> F
     view = model.preprocessing(ref.protocol, split.table.spec.media)
     chosen = [split.table[row] for row in rows]
     pictures = [_frames_as_seen(split, sample, view) for sample in chosen]
-    scores = np.exp(logits - logits.max(axis=1, keepdims=True))
-    probability = scores.max(axis=1) / scores.sum(axis=1)
+    probability = softmax(logits, axis=1).max(axis=1)
     samples = [
         {
             "sample": sample.id,
@@ -152,8 +143,13 @@ def _chosen_rows(split: SplitLatents, context: Context, known: dict[str, None]) 
     if config.sample:
         return [names[name] for name in config.sample if name in names]
     order = np.argsort(split.table.labels(), kind="stable")
-    places = ((np.arange(config.count) + 0.5) / config.count * len(order)).astype(int)
-    return [int(order[place]) for place in np.unique(places)]
+    chosen: list[int] = order[_even_places(config.count, len(order))].tolist()
+    return chosen
+
+
+def _even_places(count: int, length: int) -> Ints:
+    """Up to `count` evenly spaced places among `length`."""
+    return np.unique(((np.arange(count) + 0.5) / count * length).astype(np.int64))
 
 
 def _frames_as_seen(split: SplitLatents, sample: Sample, view: Preprocess) -> Pixels | None:
@@ -239,7 +235,7 @@ def trajectories(context: Context) -> Found:
         known |= dict.fromkeys(chunks.groups)
         if names := chosen_episodes(chunks, context.config.episode, context.config.count):
             yield from _write_episodes(context, run, chunks, names)
-    _check_known("episode", "an episode", context.config.episode, list(known))
+    check_known("episode", context.config.episode, list(known), "no run was scored on such an episode")
 
 
 def chosen_episodes(chunks: Chunks, wanted: Sequence[str], count: int) -> list[str]:
@@ -255,8 +251,7 @@ def chosen_episodes(chunks: Chunks, wanted: Sequence[str], count: int) -> list[s
     error = Series(np.square((chunks.predicted - chunks.true) / scale).mean(axis=(1, 2)))
     table = error.groupby(list(chunks.groups), sort=False).agg(["size", "mean"])
     long = table[table["size"] >= table["size"].median()].sort_values("mean", kind="stable")
-    ranks = np.unique(((np.arange(count) + 0.5) / count * len(long)).astype(int))
-    return list(long.index[ranks])
+    return list(long.index[_even_places(count, len(long))])
 
 
 def rows_of_episode(chunks: Chunks, name: str) -> tuple[list[int], list[int], bool]:

@@ -7,7 +7,7 @@ section 5.2). Seeds are a second factor, crossed with the clusters: sums are (S,
 the variance of a mean of S seeds joins that over clusters. docs/number.md has the reasons.
 """
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import lru_cache
 from math import inf
@@ -140,6 +140,16 @@ def cluster_sums(columns: npt.ArrayLike, clusters: Ints) -> Doubles:
     sums = np.zeros((int(clusters.max(initial=-1)) + 1, values.shape[1]))
     np.add.at(sums, clusters, values)
     return sums
+
+
+def mean_sums(tables: Iterable[npt.ArrayLike], clusters: Ints) -> Doubles:
+    """Sums (S, G, 2M) for `ratio`, from a table (n, M) or column (n,) of each seed.
+
+    First come the sums of the values, then how many there are, without NaN.
+    """
+    columns = [np.asarray(table, dtype=np.float64).reshape(len(clusters), -1) for table in tables]
+    counted = (np.hstack([np.nan_to_num(own), ~np.isnan(own)]) for own in columns)
+    return np.stack([cluster_sums(own, clusters) for own in counted])
 
 
 @lru_cache(maxsize=4)
@@ -341,8 +351,8 @@ def p_value(found: Spread) -> float:
 
 def holm(values: Sequence[float]) -> list[float]:
     """p values corrected for their number as by Holm (1979), in the given order."""
-    corrected, reached = [0.0] * len(values), 0.0
-    for rank, index in enumerate(sorted(range(len(values)), key=values.__getitem__)):
-        reached = max(reached, min(1.0, (len(values) - rank) * values[index]))
-        corrected[index] = reached
+    found = np.asarray(values, dtype=np.float64)
+    order = found.argsort(kind="stable")
+    found[order] = np.maximum.accumulate(np.minimum(found[order] * np.arange(len(found), 0, -1), 1))
+    corrected: list[float] = found.tolist()
     return corrected

@@ -20,7 +20,6 @@ from lary.arrays import Array, Doubles, Floats, Ints
 from lary.data.spec import Orientation
 from lary.probes import outcome as metrics
 from lary.probes.outcome import ClassificationOutcome, RegressionOutcome, SplitOutcome
-from lary.results import record
 from lary.results import statistics as stats
 from lary.results.published import examples_of
 from lary.results.record import EvalResult, Metric, RunFacts, Unit, headline
@@ -30,23 +29,16 @@ TOP_K = 5
 SMALLEST_NORM = 1e-8
 """A quaternion below it has no direction."""
 
-Tables = Iterable[npt.ArrayLike]
-"""A table (n, M) of the probe of each seed."""
-
 Scores = dict[str, tuple[stats.Interval, int, Unit]]
 """Metrics by name: each is a column of an interval, and has a unit."""
 
 
 def metric(found: stats.Interval, index: int, unit: Unit) -> Metric:
     """One value of an interval as a metric; errors and angles are better if lower."""
-    value, low, high = (float(part[index]) for part in (found.value, found.low, found.high))
-    return Metric(
-        value=value,
-        low=None if math.isnan(low) else low,
-        high=None if math.isnan(high) else high,
-        unit=unit,
-        higher_is_better=unit in ("fraction", "none"),
-    )
+    ends = {"low": found.low[index], "high": found.high[index]}
+    known = {name: end for name, end in ends.items() if not math.isnan(end)}
+    higher = unit in ("fraction", "none")
+    return Metric(value=found.value[index], unit=unit, higher_is_better=higher, **known)
 
 
 def _metrics(scores: Scores) -> dict[str, Metric]:
@@ -61,30 +53,26 @@ def _check_finite(values: Sequence[Array], what: str) -> None:
         raise LaryError(f"The {what} contain NaN or infinity: the probe diverged; lower its learning rate.")
 
 
-def _seed_sums(tables: Tables, clusters: Ints) -> Doubles:
-    """Sums (S, G, M) within clusters."""
-    return np.stack([stats.cluster_sums(table, clusters) for table in tables])
-
-
 def _means(tables: Iterable[Doubles], clusters: Ints, seed: int, kind: stats.Statistic) -> stats.Interval:
     """The interval of means of the columns, without NaN."""
-    counted = (np.hstack([np.nan_to_num(table), ~np.isnan(table)]) for table in tables)
-    return stats.bootstrap(_seed_sums(counted, clusters), kind, seed=seed)
+    return stats.bootstrap(stats.mean_sums(tables, clusters), kind, seed=seed)
 
 
 def _finished(
-    runs: Sequence[ClassificationOutcome | RegressionOutcome], facts: RunFacts, scores: Scores, **parts: Any
+    runs: Sequence[Any], facts: RunFacts, scores: Mapping[str, Scores], gains: Mapping[str, Metric], **parts: Any
 ) -> EvalResult:
-    """The record with what both tasks have; `scores` are those of the headline selection."""
-    splits: list[Any] = [run if isinstance(run, ClassificationOutcome) else run.splits["seen"] for run in runs]
+    """The record with what both tasks have: `scores` of selections and controls, `gains` over the latter."""
+    roles: JsonDict = getattr(runs[0], "splits", {})
+    splits = [run.splits["seen"] if roles else run for run in runs]
     groups = splits[0].samples.groups
     count, first = len(set(groups)), headline(splits[0].selections)
-    per_seed = []
+    selections, per_seed = {}, []
+    for name, own in splits[0].selections.items():
+        loss = {role: split.loss[name] for role, split in roles.items() if name in split.loss}
+        selections[name] = {**_picked(own), "loss": loss, "metrics": _metrics(scores[name])}
     for row, (seed, split) in enumerate(zip(facts.seeds, splits, strict=False)):
-        chosen = split.selections[first]
-        values = {name: float(found.seeds[row, column]) for name, (found, column, _) in scores.items()}
-        head = getattr(chosen, "head", None)
-        per_seed.append(record.SeedRow(seed=seed, epoch=chosen.epoch, head=head, metrics=values))
+        values = {name: found.seeds[row, column] for name, (found, column, _) in scores[first].items()}
+        per_seed.append({"seed": seed, **_picked(split.selections[first]), "metrics": values})
     several = f", with the spread of {len(runs)} seeds by Student's t" if len(runs) > 1 else ""
     interval = (
         f"95 % studentised bootstrap, {stats.RESAMPLES} resamples, for shares of right answers "
@@ -98,11 +86,18 @@ def _finished(
         **dict(facts),
         **parts,
         headline=first,
+        selections=selections,
+        controls={name: {"metrics": _metrics(scores[name]), "gain": gain} for name, gain in gains.items()},
         interval=interval,
-        per_seed=tuple(per_seed) if len(runs) > 1 else (),
-        history=tuple(from_json(history)),
+        per_seed=per_seed if len(runs) > 1 else (),
+        history=from_json(history),
         warnings=tuple(dict.fromkeys(warning for run in runs for warning in run.warnings)),
     )
+
+
+def _picked(selection: Any) -> JsonDict:
+    """The epoch of a selection, and its head where there are several."""
+    return {"epoch": selection.epoch, "head": getattr(selection, "head", None)}
 
 
 # --- classification ---
@@ -121,8 +116,7 @@ def classification_result(
     clusters = stats.cluster_index(outcome.samples.groups, facts.seed)
 
     def share(right: Iterable[npt.ArrayLike]) -> stats.Interval:
-        tables = (np.stack([own, np.ones(len(labels))], axis=1) for own in right)
-        return stats.fraction_interval(_seed_sums(tables, clusters))
+        return stats.fraction_interval(stats.mean_sums(right, clusters))
 
     def scores_of(predicted: Sequence[Ints]) -> Scores:
         sums = np.stack([stats.class_sums(labels, own, count, clusters) for own in predicted])
@@ -134,8 +128,7 @@ def classification_result(
         }
 
     scores: dict[str, Scores] = {}
-    selections = {}
-    for name, chosen in outcome.selections.items():
+    for name in outcome.selections:
         logits = [run.selections[name].logits for run in runs]
         _check_finite(logits, "scores of the probe")
         own = scores[name] = scores_of([each.argmax(axis=1) for each in logits])
@@ -143,43 +136,38 @@ def classification_result(
             best = (np.argsort(-each, axis=1, kind="stable")[:, :TOP_K] for each in logits)
             right = ((each == labels[:, None]).any(axis=1) for each in best)
             own[f"top{TOP_K}"] = (share(right), 0, "fraction")
-        selections[name] = record.Selection(epoch=chosen.epoch, head=chosen.head, metrics=_metrics(own))
     first = headline(outcome.selections)
     predicted = [run.selections[first].logits.argmax(axis=1) for run in runs]
-    controls = {}
+    gains = {}
     for control in outcome.controls:
         guesses = [run.controls[control] for run in runs]
+        scores[control] = scores_of(guesses)
         pairs = zip(predicted, guesses, strict=True)
-        gains = ((np.equal(own, labels) - 1.0 * (guess == labels))[:, None] for own, guess in pairs)
-        gain = metric(_means(gains, clusters, facts.seed, stats.ratio), 0, "fraction")
-        controls[control] = record.Control(metrics=_metrics(scores_of(guesses)), gain=gain)
+        better = (np.equal(own, labels) - 1.0 * (guess == labels) for own, guess in pairs)
+        gains[control] = metric(_means(better, clusters, facts.seed, stats.ratio), 0, "fraction")
     matrix = metrics.confusion_matrix(labels, predicted[0], count)
     return _finished(
         runs,
         facts,
-        scores[first],
+        scores,
+        gains,
         task="classification",
         primary="top1",
-        selections=selections,
-        controls=controls,
-        classes=tuple(_class_rows(outcome, predicted[0], clusters, matrix)),
-        confusion=tuple(map(tuple, matrix.tolist())),
+        classes=_class_rows(outcome, predicted[0], clusters, matrix),
+        confusion=matrix.tolist(),
     )
 
 
-def _class_rows(
-    outcome: ClassificationOutcome, predicted: Ints, clusters: Ints, matrix: Ints
-) -> Iterator[record.ClassRow]:
+def _class_rows(outcome: ClassificationOutcome, predicted: Ints, clusters: Ints, matrix: Ints) -> Iterator[Any]:
     from pandas import DataFrame
 
-    count, found = len(outcome.classes), metrics.class_statistics(matrix)
+    count = len(outcome.classes)
     sums = stats.class_sums(outcome.labels, predicted, count, clusters)
     recall = stats.fraction_interval(sums[None, :, : 2 * count])
-    about = {"name": outcome.classes, "train": outcome.train_counts, "true": found.support}
-    table = DataFrame({**about, "predicted": matrix.sum(axis=1), "precision": found.precision, "f1": found.f1})
+    table = DataFrame(vars(metrics.class_statistics(matrix))).rename(columns={"support": "true"})
+    table = table.assign(name=outcome.classes, train=outcome.train_counts, predicted=matrix.sum(axis=1))
     for index, row in enumerate(table.to_dict("records")):
-        own = metric(recall, index, "fraction") if row["true"] else None
-        yield record.ClassRow.model_validate({**row, "recall": own})
+        yield row | {"recall": metric(recall, index, "fraction") if row["true"] else None}
 
 
 # --- regression ---
@@ -215,7 +203,8 @@ class _Predicted:
     def overall(self) -> Scores:
         """Error and R2 of all dimensions; no R2 where the targets are constant."""
         columns = (stats.error_columns(own, self.split.targets) for own in self.values)
-        found = stats.bootstrap(_seed_sums(columns, self.clusters), stats.error_scores, seed=self.seed)
+        sums = np.stack([stats.cluster_sums(own, self.clusters) for own in columns])
+        found = stats.bootstrap(sums, stats.error_scores, seed=self.seed)
         dims = self.split.targets.shape[2]
         scores: Scores = {f"{self.role}_mse": (found, dims, "normalised")}
         if not np.isnan(found.value[-1]):
@@ -240,15 +229,16 @@ class _Predicted:
         sums = np.stack([stats.error_columns(own, self.split.targets).sum(axis=0) for own in self.values])
         for index, (name, dims) in enumerate(zip(parts, chosen, strict=True)):
             columns = np.add.outer(np.arange(4) * self.split.targets.shape[2], dims).ravel()
-            explained = float(stats.error_scores(sums[:, columns])[:, -1].mean())
+            explained = stats.error_scores(sums[:, columns])[:, -1].mean()
             shared = {units[dim] for dim in dims if dim < len(units)}
+            unit = shared.pop() if len(shared) == 1 else None
             yield {
                 "split": self.role,
                 "name": name,
                 "mse": metric(normalised, index, "normalised"),
                 "r2": None if math.isnan(explained) else explained,
-                "physical_mse": metric(physical, index, "physical") if len(shared) == 1 else None,
-                "unit": shared.pop() if len(shared) == 1 else "",
+                "physical_mse": metric(physical, index, "physical") if unit is not None else None,
+                "unit": unit or "",
             }
 
     def angle(self, orientations: Sequence[Orientation]) -> Metric | None:
@@ -256,28 +246,28 @@ class _Predicted:
         angles = []
         for values in self.values if orientations else ():
             errors = [angular_error(self.split, values, each) for each in orientations]
-            angles.append(_row_means(np.stack(errors, axis=1))[:, None])
+            angles.append(_row_means(np.stack(errors, axis=1)))
         if not angles or np.isnan(angles[0]).all():
             return None
         return metric(_means(angles, self.clusters, self.seed, stats.magnitude), 0, "degrees")
 
     def robot(
         self, name: str, groups: Mapping[str, tuple[int, ...]], facts: RunFacts, turns: Sequence[Orientation]
-    ) -> record.RobotRow:
+    ) -> JsonDict:
         """The row of a robot type, whose samples these are."""
         scores = _metrics(self.overall())
         explained = scores.get(f"{self.role}_r2")
         rows = [row for row in self.parts(groups, facts.dataset.units) if row["physical_mse"]]
-        return record.RobotRow(
-            split=self.role,
-            name=name,
-            rows=len(self.groups),
-            groups=len(set(self.groups)),
-            mse=scores[f"{self.role}_mse"],
-            r2=explained.value if explained else None,
-            degrees=self.angle(turns),
-            physical={row["name"]: record.PhysicalError(mse=row["physical_mse"], unit=row["unit"]) for row in rows},
-        )
+        return {
+            "split": self.role,
+            "name": name,
+            "rows": len(self.groups),
+            "groups": len(set(self.groups)),
+            "mse": scores[f"{self.role}_mse"],
+            "r2": explained.value if explained else None,
+            "degrees": self.angle(turns),
+            "physical": {row["name"]: {"mse": row["physical_mse"], "unit": row["unit"]} for row in rows},
+        }
 
 
 def regression_result(
@@ -305,13 +295,13 @@ def regression_result(
             _check_finite(values, f"predictions on the {role} split")
             own = predicted[role, name] = _Predicted(role, split, split.samples.groups, values, facts.seed)
             scores.setdefault(name, {}).update(own.overall())
-    tables: dict[str, list[Any]] = {"dimensions": [], "dimension_groups": [], "robots": [], "orientations": []}
+    tables: dict[str, list[JsonDict]] = {"dimensions": [], "dimension_groups": [], "robots": [], "orientations": []}
     dims = {name: (index,) for index, name in enumerate(outcome.dims)}
     for role, split in outcome.splits.items():
         own = predicted[role, first]
         for row in own.parts(dims, [*units, *[""] * len(dims)]):
-            tables["dimensions"].append(record.DimensionRow(**row, rmse=row["physical_mse"].value ** 0.5))
-        tables["dimension_groups"] += [record.GroupRow(**row) for row in own.parts(outcome.groups, units)]
+            tables["dimensions"].append({**row, "rmse": row["physical_mse"].value ** 0.5})
+        tables["dimension_groups"] += own.parts(outcome.groups, units)
         robots = np.array(split.samples.embodiments)
         for robot in np.unique(robots).tolist():
             part = own.take(np.flatnonzero(robots == robot))
@@ -319,28 +309,14 @@ def regression_result(
         for each in orientations:
             if (degrees := own.angle([each])) is not None:
                 about = {"split": role, "name": each.name, "convention": each.convention}
-                tables["orientations"].append(record.OrientationRow(**about, degrees=degrees))
-    own, controls = predicted["seen", first], {}
+                tables["orientations"].append({**about, "degrees": degrees})
+    own, gains = predicted["seen", first], {}
     for name in seen.controls:
         pairs = zip(own.squared(), predicted["seen", name].squared(), strict=True)
-        errors = ((ours - theirs).mean(axis=1)[:, None] for ours, theirs in pairs)
-        gain = metric(_means(errors, own.clusters, facts.seed, stats.ratio), 0, "normalised")
-        controls[name] = record.Control(metrics=_metrics(scores[name]), gain=gain)
-    selections = {}
-    for name, chosen in seen.selections.items():
-        loss = {role: float(split.loss[name]) for role, split in outcome.splits.items() if name in split.loss}
-        selections[name] = record.Selection(epoch=chosen.epoch, loss=loss, metrics=_metrics(scores[name]))
-    return _finished(
-        runs,
-        facts,
-        scores[first],
-        task="regression",
-        primary="seen_mse",
-        selections=selections,
-        controls=controls,
-        examples=tuple(examples_of(seen, facts.files)),
-        **{name: tuple(rows) for name, rows in tables.items()},
-    )
+        errors = ((ours - theirs).mean(axis=1) for ours, theirs in pairs)
+        gains[name] = metric(_means(errors, own.clusters, facts.seed, stats.ratio), 0, "normalised")
+    examples = examples_of(seen, facts.files)
+    return _finished(runs, facts, scores, gains, task="regression", primary="seen_mse", examples=examples, **tables)
 
 
 def _row_means(table: Doubles) -> Doubles:

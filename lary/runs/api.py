@@ -6,7 +6,6 @@ latter otherwise come from the environment, ``lary.yaml`` and the defaults.
 
 from __future__ import annotations
 
-import importlib
 from collections.abc import Callable
 from dataclasses import fields
 from pathlib import Path
@@ -36,10 +35,8 @@ def interface(name: str, kind: type[Any], place: str) -> Callable[..., Any]:
     """A public function with the options of `kind` and of `Paths`; calls ``MODULE:NAME``."""
 
     def call(**options: Any) -> Any:
-        settings = paths_of(options).settings()
-        config = make_options(kind, options, f"lary.{name}")
-        module, _, function = place.partition(":")
-        return getattr(importlib.import_module(module), function)(config, settings)
+        paths = paths_of(options)
+        return paths.call(place, make_options(kind, options, f"lary.{name}"))
 
     call.__name__ = call.__qualname__ = name
     call.__doc__ = (

@@ -62,28 +62,22 @@ def run_controls(config: ControlsConfig, settings: Settings) -> ControlReport:
     model, dataset = MODELS.get(config.model), DATASETS.get(config.dataset)
     splits = splits_of(dataset, settings, config)
     own = run_one(config, settings, splits, model)
-    others: list[ProbeRun] = []
-    left_out: list[str] = []
+    folders, left_out = [own.folder], []
     for asked, changes in plan(config, model, own.result):
         try:
-            others.append(run_one(config, settings, splits, asked, **changes))
+            folders.append(run_one(config, settings, splits, asked, **changes).folder)
         except LaryError as error:
             if not isinstance(error, UsageError) and changes.get("control") not in FRAME_CONTROLS:
                 raise
             left_out.append(f"{' '.join([asked.name, *map(str, changes.values())])}: {error}")
             log.warning("%s", error)
-    compared = compare_results([own.folder, *(other.folder for other in others)])
-    margins = tuple(
-        Margin(
-            name=each.other.result.label,
-            value=each.other.result.score.value,
-            gain=each.gain,
-            p=each.p,
-            result=each.other.result.identity,
-        )
-        for each in compared.differences
-    )
-    result = own.result.model_copy(update={"margins": margins})
+    compared = compare_results(folders)
+    margins = []
+    for each in compared.differences:
+        other = each.other.result
+        value, identity = other.score.value, other.identity
+        margins.append(Margin(name=other.label, value=value, gain=each.gain, p=each.p, result=identity))
+    result = own.result.model_copy(update={"margins": tuple(margins)})
     write_result(own.folder / FILE_NAME, result)
     return ControlReport(result, tuple(left_out))
 

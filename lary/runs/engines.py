@@ -20,6 +20,7 @@ from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, as_completed, wait
 from dataclasses import asdict, replace
+from functools import cached_property
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -29,7 +30,7 @@ from lary.data.tables import SampleTable, read_table
 from lary.latents.pipeline import Advance, Job, Unit, UnitReport, encode_units, make_encoder, model_of, plan_units
 from lary.latents.store import read_manifest
 from lary.models.running import LoadedEncoder
-from lary.registry import load_plugin
+from lary.registry import load_plugin, loaded_plugins
 from lary.runtime import log, pick_devices, progress
 from lary.settings import VARIABLES, Settings
 from lary.types import Failure, JsonDict, LaryError, UsageError
@@ -42,6 +43,7 @@ TASK_ROWS, TASKS_EACH = 1024, 4
 """Rows of a task, which starts with an empty pipeline; tasks of a worker, where they are fewer."""
 
 Task = tuple[Unit, ...]
+Worker = Callable[[Task], Future[list[Any]]]
 Group = TypeVar("Group")
 Found = TypeVar("Found")
 
@@ -98,24 +100,25 @@ class UnitWorker:
 
     def __init__(self, job: Job, device: str | None = None) -> None:
         self._job, self._device = job, device
-        self._ready: tuple[Any, ...] = ()
+
+    @cached_property
+    def _ready(self) -> tuple[SampleTable, str, LoadedEncoder]:
+        import torch
+
+        job, config = self._job, self._job.config
+        check_shared(job)
+        for plugin in job.plugins:
+            load_plugin(plugin)
+        torch.set_num_threads(job.threads)
+        dataset = DATASETS.get(config.dataset)
+        table = read_table(dataset, config.split, path=job.table, data_dir=job.data_dir, limit=config.limit)
+        device = self._device or pick_devices(None, config.device)[0]
+        return table, device, make_encoder(job, model_of(config), device)
 
     def run(self, units: Sequence[Unit]) -> list[UnitReport]:
         """Do some units. Raises LaryError."""
-        job, config = self._job, self._job.config
-        if not self._ready:
-            import torch
-
-            check_shared(job)
-            for plugin in job.plugins:
-                load_plugin(plugin)
-            torch.set_num_threads(job.threads)
-            dataset = DATASETS.get(config.dataset)
-            table = read_table(dataset, config.split, path=job.table, data_dir=job.data_dir, limit=config.limit)
-            device = self._device or pick_devices(None, config.device)[0]
-            self._ready = table, device, make_encoder(job, model_of(config), device)
         table, device, encoder = self._ready
-        return list(encode_units(job, table, units, device, encoder))
+        return list(encode_units(self._job, table, units, device, encoder))
 
 
 def check_shared(job: Job) -> None:
@@ -137,15 +140,10 @@ def in_tasks(units: Sequence[Unit], workers: int) -> list[Task]:
     return [tuple(units[start : start + together]) for start in range(0, len(units), together)]
 
 
-def share_out(
-    tasks: Sequence[Task],
-    workers: Sequence[Callable[[Task], Future[list[Any]]]],
-    stop: StopRequest,
-    advance: Advance,
-) -> Iterator[Any]:
+def share_out(tasks: Sequence[Task], workers: Sequence[Worker], stop: StopRequest, advance: Advance) -> Iterator[Any]:
     """The answers to tasks, given to whichever worker is free, until a stop."""
     waiting, idle = deque(tasks), list(workers)
-    running: dict[Future[list[Any]], tuple[Any, Task]] = {}
+    running: dict[Future[list[Any]], tuple[Worker, Task]] = {}
     while (waiting and not stop.asked) or running:
         while waiting and idle and not stop.asked:
             worker, task = idle.pop(), waiting.popleft()
@@ -167,7 +165,7 @@ def run_processes(
     packed = base64.b64encode(pickle.dumps(job)).decode()
     with contextlib.ExitStack() as stack:
 
-        def start(device: str) -> Callable[[Task], Future[list[Any]]]:
+        def start(device: str) -> Worker:
             pool = stack.enter_context(Pool(f"{__name__}:unit_worker", 1, arguments=(packed, device)))
             return lambda task: pool.submit([{"units": [(unit.number, unit.rows) for unit in task]}], math.inf)
 
@@ -213,9 +211,8 @@ def extract_on_ray(job: Job, units: Sequence[Unit], stop: StopRequest, advance: 
             cause = getattr(error, "cause", None)
             raise (cause if isinstance(cause, LaryError) else RuntimeError(str(error))) from error
         except ray.exceptions.RayError as error:
-            raise LaryError(
-                f"{TRIES} actors died on the same rows, what was done is kept: {_first_line(error)}"
-            ) from error
+            died = f"{TRIES} actors died on the same rows, what was done is kept"
+            raise LaryError(f"{died}: {_lines(error)[0]}") from error
 
 
 def plan_actors(ray: Any, job: Job) -> tuple[int, int, JsonDict]:
@@ -232,11 +229,7 @@ def plan_actors(ray: Any, job: Job) -> tuple[int, int, JsonDict]:
 
 
 def tasks_on_ray(
-    work: Callable[[Group, dict[str, str], tuple[Path, ...], str | None], list[Found]],
-    groups: Sequence[Group],
-    config: SweepConfig,
-    settings: Settings,
-    plugins: tuple[Path, ...],
+    work: Callable[..., list[Found]], groups: Sequence[Group], config: SweepConfig, settings: Settings
 ) -> Iterator[tuple[Group, list[Found] | str]]:
     """Call ``work(group, settings, plug-ins, GPUs)`` for every group in a task of its own.
 
@@ -251,13 +244,13 @@ def tasks_on_ray(
             name: str(Path(value).absolute()) if VARIABLES[name].folder or Path(value).exists() else value
             for name, value in settings.values().items()
         }
-        files = tuple(plugin.absolute() for plugin in plugins)
+        files = tuple(plugin.absolute() for plugin in loaded_plugins())
         pending = {task.remote(work, group, values, files).future(): group for group in groups}
         for future in as_completed(pending):
             try:
                 yield pending[future], future.result()
             except ray.exceptions.RayError as error:
-                yield pending[future], (str(error).strip().splitlines() or [type(error).__name__])[-1]
+                yield pending[future], _lines(error)[-1]
 
 
 def _with_gpus(work: Callable[..., Any], *given: Any) -> Any:
@@ -292,7 +285,7 @@ def connected(address: str) -> Iterator[Any]:
         ray.init(address=address, logging_level=logging.ERROR, log_to_driver=False)
     except (OSError, ValueError, RuntimeError) as error:
         raise UsageError(
-            f"--address {address}: there is no Ray cluster ({_first_line(error)}). Start one with 'ray start --head', "
+            f"--address {address}: there is no Ray cluster ({_lines(error)[0]}). Start one with 'ray start --head', "
             "or pass --address local to use this machine alone. One that asks for a token needs ~/.ray/auth_token of "
             "its first machine and RAY_AUTH_MODE=token here."
         ) from error
@@ -311,6 +304,6 @@ def knock(address: str) -> None:
         socket.create_connection((host.strip("[]"), int(port)), timeout=10).close()
 
 
-def _first_line(error: BaseException) -> str:
-    """The first line of an error's text."""
-    return (str(error).strip().splitlines() or [type(error).__name__])[0]
+def _lines(error: BaseException) -> list[str]:
+    """The lines of an error's text, or the name of its kind."""
+    return str(error).strip().splitlines() or [type(error).__name__]

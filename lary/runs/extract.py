@@ -99,14 +99,15 @@ def extract(config: ExtractConfig, settings: Settings) -> ExtractReport:
         failures = [failure for report in reports for failure in report.failures]
         failures.sort(key=lambda failure: failure.row or 0)
         if missing:
-            add_timing(store.folder, done, time.monotonic() - started)
+            rows, seconds = read_timing(store.folder)
+            seconds = round(seconds + time.monotonic() - started, 3)
+            write_json(store.folder / TIMING, {"rows": rows + done, "seconds": seconds})
         store.finish(table)
-        write_failures(store.folder / FAILURES, failures)
+        listed = store.folder / FAILURES
+        write_failures(listed, failures)
         if failures:
-            log.error(
-                "%d rows could not be read: see %s; 'lary extract --retry-failed' takes only these",
-                len(failures), store.folder / FAILURES,
-            )  # fmt: skip
+            again = "'lary extract --retry-failed' takes only these"
+            log.error("%d rows could not be read: see %s; %s", len(failures), listed, again)
         left = len(missing) - done - len(failures)
         if left or stopped:
             raise unfinished(run, left)
@@ -290,14 +291,8 @@ def warn_about_media(table: SampleTable, pending: Sequence[int]) -> None:
     )  # fmt: skip
 
 
-def add_timing(folder: Path, rows: int, seconds: float) -> None:
-    """Add a run to the timing file of a store, over all interrupted runs."""
-    before, spent = read_timing(folder)
-    write_json(folder / TIMING, {"rows": before + rows, "seconds": round(spent + seconds, 3)})
-
-
 def read_timing(folder: Path) -> tuple[int, float]:
-    """Extracted rows of a store and their seconds; zeros if unknown."""
+    """Extracted rows of a store and their seconds over all interrupted runs; zeros if unknown."""
     file = folder / TIMING
     if not file.exists():
         return 0, 0.0
@@ -342,15 +337,13 @@ def changed_rows(table: SampleTable, control: ProbeControl) -> Iterator[list[str
     """The rows of a table with the source for all frames, or frames in a drawn order."""
     pair = table.spec.media == "pair"
     names = MEDIA_COLUMNS["pair"] if pair else (INDEX_COLUMN,)
-    places = [list(table.frame.columns).index(name) for name in names]
     draw = np.random.default_rng(SEED_OF_ORDERS)
-    for row in table.frame.to_numpy(dtype=object).tolist():
-        frames = [row[place] for place in places] if pair else row[places[0]].split(",")
+    for row in table.frame.to_dict("records"):
+        frames = [row[name] for name in names] if pair else row[INDEX_COLUMN].split(",")
         order = draw.permutation(len(frames)) if control == "shuffled-order" else [0] * len(frames)
         changed = [frames[place] for place in order]
-        for place, cell in zip(places, changed if pair else [",".join(changed)], strict=True):
-            row[place] = cell
-        yield row
+        row.update(zip(names, changed if pair else [",".join(changed)], strict=True))
+        yield list(row.values())
 
 
 def open_changed(settings: Settings, split: SplitLatents, ref: LatentsRef) -> SplitLatents:
@@ -364,14 +357,12 @@ def open_changed(settings: Settings, split: SplitLatents, ref: LatentsRef) -> Sp
             f"changed frames of {ref.dataset} {ref.split}. Run 'lary controls', or 'lary run' with this option."
         )
     other = open_latents(settings, ref)
-    places = {row: place for place, row in enumerate(other.table.rows)}
-    kept = [position for position, row in enumerate(split.table.rows) if row in places]
-    own = split if len(kept) == len(split.table) else split.take(kept)
-    theirs = other.take([places[row] for row in own.table.rows])
+    rows, kept, places = np.intersect1d(split.table.rows, other.table.rows, return_indices=True)
+    own, theirs = split.take(kept.tolist()), other.take(places.tolist())
     columns = MEDIA_COLUMNS[split.table.spec.media]
     first = own.table.frame[columns[0]].to_numpy()
     same = [first == theirs.table.frame[name].to_numpy() for name in columns]
-    if not kept or not np.logical_or.reduce(same).all():
+    if not len(rows) or not np.logical_or.reduce(same).all():
         paths = f"{other.table.path} was made of another table than {split.table.path}"
         raise LaryError(f"{paths}: run 'lary controls' again.")
     store = {**other.store, CHANGED: ref.control}

@@ -56,7 +56,7 @@ def run_probe(config: ProbeConfig, settings: Settings) -> ProbeRun:
         log.info("one process on each of %s; --gpus 0 takes one device", ", ".join(devices))
         launch(run_member, (config, settings, loaded_plugins()), devices)
     else:
-        train_and_write(task, folder, Team(), devices[0])
+        train_and_write(task, Team(), devices[0])
     return ProbeRun(folder, read_result(folder / FILE_NAME), new=True)
 
 
@@ -67,7 +67,7 @@ def run_member(config: ProbeConfig, settings: Settings, plugins: tuple[Path, ...
     """Work of each process of a run on several devices; the first writes the result."""
     for plugin in plugins:
         load_plugin(plugin)
-    train_and_write(task_of(config, settings), run_folder(config, settings), team, device)
+    train_and_write(task_of(config, settings), team, device)
 
 
 def task_of(config: ProbeConfig, settings: Settings) -> Task:
@@ -128,13 +128,13 @@ def finished(folder: Path, task: Task) -> EvalResult | None:
     )
 
 
-def train_and_write(task: Task, folder: Path, team: Team, device: str) -> None:
+def train_and_write(task: Task, team: Team, device: str) -> None:
     """Train the probes of all seeds on one device; the leading process writes the result."""
     from lary.probes.training import Session, tracking
 
     started = time.monotonic()
     config, seeds, inputs = task.config, seeds_of(task.config), inputs_of(task)
-    identity = run_identity(inputs)
+    identity, folder = run_identity(inputs), run_folder(config, task.settings)
     tracker: TrackerName = config.tracker if team.leads and task.kind != "ridge" else "none"
     with writing(folder, identity, resume=config.resume, leads=team.leads) as run:
         task.read_targets()
@@ -173,15 +173,15 @@ def run_facts(task: Task, inputs: tuple[NamedDigest, ...]) -> JsonDict:
     """The fields of `RunFacts` that are known about a run without its outcome."""
     config, data, model, train = task.config, task.dataset, task.model, task.splits["train"]
     splits = {split.table.split: split for split in task.splits.values()}
-    sizes, timings = {}, {}
+    tables, sizes, timings = {}, {}, {}
     for name, split in splits.items():
+        tables[name] = split.table.digest
         sizes[name] = {"rows": len(split.table), "groups": len(set(split.table.groups()))}
         if seconds := read_timing(split.folder)[1]:
             timings[f"extract {name}"] = seconds
     missing = sum(split.left_out for split in splits.values())
-    dataset = {name: getattr(data, name) for name in ("name", "title", "revision", "stride")}
     units, shape = getattr(data.target, "units", ()), train.source.shape
-    tables = {name: split.table.digest for name, split in splits.items()}
+    dataset = {name: getattr(data, name) for name in ("name", "title", "revision", "stride")}
     dataset |= {"units": units, "split_set": config.splits or "", "tables": tables, "splits": sizes}
     weights = {
         "name": config.model,

@@ -3,7 +3,7 @@
 import os
 import time
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, fields, replace
+from dataclasses import dataclass, fields
 from typing import Any
 
 from lary.configs import ActionOptions, ClassifyConfig, ExtractConfig, RegressConfig, RunConfig
@@ -58,8 +58,9 @@ def run_splits(
     probe = probe_config(config, DATASETS.get(config.dataset))
     reports = []
     for split in splits:
-        asked = ExtractConfig(**_of(ExtractConfig, vars(config)) | {"split": split, "seed": config.model_seed})
-        asked = replace(asked, overwrite=asked.overwrite and replace_latents)
+        given = vars(config) | {"split": split, "seed": config.model_seed}
+        given["overwrite"] = config.overwrite and replace_latents
+        asked = ExtractConfig(**_of(ExtractConfig, given))
         reports.append(extract(asked, settings))
         if probe.control in FRAME_CONTROLS and (changed := extract_changed(asked, probe.control, settings)):
             reports.append(changed)
@@ -141,11 +142,10 @@ def results_table(results: list[EvalResult]) -> str:
         first = chosen[0]
         known = first.selections[first.headline].metrics
         metrics = [name for name in known if name.endswith(("mse", "top1", "macro_f1"))]
-        better = first.score.higher_is_better
-        chosen.sort(key=lambda result: result.score.value, reverse=better)
+        chosen.sort(key=lambda result: result.score.rank)
         rows = [(result.model.name, result.selections[result.headline].metrics) for result in chosen]
         rows += [(f"({name.replace('_', ' ')})", control.metrics) for name, control in first.controls.items()]
-        lines += ["", f"{first.dataset.title}: {task}, 95 % intervals, {'higher' if better else 'lower'} is better"]
+        lines += ["", f"{first.dataset.title}: {task}, 95 % intervals, {first.score.better} is better"]
         lines.append(f"  {'':18}" + "".join(f"{name:>26}" for name in metrics))
         for name, values in rows:
             cells = (values[metric].text() if metric in values else "" for metric in metrics)

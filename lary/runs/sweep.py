@@ -18,7 +18,7 @@ from lary.files import read_yaml
 from lary.latents.pipeline import Interrupted
 from lary.models.spec import MODELS, with_latent
 from lary.probes.presets import PRESETS
-from lary.registry import load_plugin, loaded_plugins
+from lary.registry import load_plugin
 from lary.results.record import FILE_NAME, EvalResult
 from lary.runs.engines import tasks_on_ray
 from lary.runs.probe import run_folder
@@ -133,7 +133,7 @@ def do(planned: Planned, settings: Settings) -> Outcome:
 
 def on_ray(plan: Sequence[Planned], config: SweepConfig, settings: Settings) -> Iterator[tuple[Planned, Outcome]]:
     """Do the runs on a Ray cluster; those that share latents are one task."""
-    for group, found in tasks_on_ray(do_group, groups_of(plan), config, settings, loaded_plugins()):
+    for group, found in tasks_on_ray(do_group, groups_of(plan), config, settings):
         reasons = [f"its task failed: {found}"] * len(group)
         yield from zip(group, reasons if isinstance(found, str) else found, strict=True)
 
@@ -229,7 +229,7 @@ def part_of(plan: list[Planned], part: str | None) -> list[Planned]:
 
 def groups_of(plan: Sequence[Planned]) -> list[list[Planned]]:
     """Runs grouped by the latents that they read."""
-    groups: dict[tuple[str | None, ...], list[Planned]] = {}
+    groups: dict[Any, list[Planned]] = {}
     for each in plan:
         groups.setdefault(each.latents, []).append(each)
     return list(groups.values())

@@ -48,9 +48,7 @@ SEEDS = 2**32  # seeds are numbers from 0 to one less
 
 def seeds_of(config: ProbeConfig) -> tuple[int, ...]:
     """The seeds to train with: ``--seeds``, or the one of ``--seed``. Raises UsageError."""
-    option, text = "--seeds", config.seeds
-    if text is None:
-        option, text = "--seed", str(config.seed)
+    option, text = ("--seed", str(config.seed)) if config.seeds is None else ("--seeds", config.seeds)
     try:
         seeds = tuple(int(part) for part in text.split(","))
     except ValueError:
@@ -66,10 +64,7 @@ def check_options(config: ProbeConfig) -> None:
     """Refuse options that no data can make right. Raises UsageError."""
     seeds_of(config)
     device_numbers(config.gpus or "0")
-    for name in ("epochs", "probe_batch_size"):
-        value, option = getattr(config, name), name.replace("_", "-")
-        if value is not None and value < 1:
-            raise UsageError(f"--{option} {value}: must be at least 1, or leave the option out.")
+    config.check_counts("epochs", "probe_batch_size", advice=", or leave the option out")
 
 
 def frame_of(config: ProbeConfig) -> RelativeFrame | None:
@@ -251,11 +246,9 @@ class ClassTask(ProbeTask):
 
     def write(self, work: Path, outcomes: Sequence[ClassificationOutcome], facts: JsonDict) -> EvalResult:
         """Write the output files; returns the record of the run."""
-        files = published.write_classification_files(work, outcomes[0])
-        scores = published.class_scores(outcomes)
-        own = published.write_scores(work, scores, seeds_of(self.config))
-        record = RunFacts(files=dict.fromkeys([*files, own], ""), **facts)
-        return classification_result(outcomes[0], record, outcomes[1:])
+        published.write_classification_files(work, outcomes[0])
+        published.write_scores(work, published.class_scores(outcomes), seeds_of(self.config))
+        return classification_result(outcomes[0], RunFacts(**facts), outcomes[1:])
 
 
 class ActionTask(ProbeTask):
@@ -311,19 +304,17 @@ class ActionTask(ProbeTask):
     def write(self, work: Path, outcomes: Sequence[RegressionOutcome], facts: JsonDict) -> EvalResult:
         """Write the output files; returns the record of the run."""
         first, *others = outcomes
-        count, actions = len(self.failures), self.actions
         write_failures(work / FAILURES, self.failures)
-        if count:
-            log.error("%d rows have no readable action and are left out: see %s", count, FAILURES)
+        if self.failures:
+            log.error("%d rows have no readable action and are left out: see %s", len(self.failures), FAILURES)
         frames = frames_of(self.splits["seen"])
-        files = published.write_regression_files(work, first, frames, actions.units)
-        scores = published.action_scores(outcomes)
-        own = published.write_scores(work, scores, seeds_of(self.config))
-        names = [*files, own, published.write_actions(work, first)]
-        record = RunFacts(files=dict.fromkeys(names, ""), **facts)
+        files = published.write_regression_files(work, first, frames, self.actions.units)
+        published.write_scores(work, published.action_scores(outcomes), seeds_of(self.config))
+        published.write_actions(work, first)
+        record = RunFacts(files=dict.fromkeys(files, ""), **facts)
         # The difference of two orientations' values is no orientation, the turn is one.
         turns = self.config.action_mode == "absolute" or self.frame != "world"
-        return regression_result(first, record, others, actions.orientations if turns else ())
+        return regression_result(first, record, others, self.actions.orientations if turns else ())
 
 
 def frames_of(split: SplitLatents) -> Callable[[int], Pixels] | None:
