@@ -18,7 +18,7 @@ from pathlib import Path
 
 import numpy as np
 
-from lary.configs import ExtractConfig, Mode, ProbeControl
+from lary.configs import ExtractConfig, InputOptions, Mode, ProbeControl
 from lary.data.spec import DATASETS, DatasetSpec
 from lary.data.splits import find_table
 from lary.data.tables import INDEX_COLUMN, MEDIA_COLUMNS, SampleTable, read_table, write_csv
@@ -246,16 +246,17 @@ def failed_rows(folder: Path, missing: Sequence[int]) -> list[int]:
 def check_request(dataset: DatasetSpec, config: ExtractConfig) -> None:
     """Refuse options that contradict the record. Raises UsageError."""
     dataset.split(config.split)
-    check_media(dataset, config.mode, config.stride)
+    check_media(dataset, config)
     for name in ("limit", "batch_size", "workers", "shard_rows", "read_timeout"):
         value = getattr(config, name)
         if value is not None and not value > 0:
             raise UsageError(f"--{name.replace('_', '-')} {value:g}: must be more than 0.")
 
 
-def check_media(dataset: DatasetSpec, mode: Mode | None, stride: int | None) -> None:
+def check_media(dataset: DatasetSpec, config: InputOptions) -> None:
     """Refuse a ``--mode`` or ``--stride`` that contradicts the record. Raises UsageError."""
-    for name, found, asked in (("mode", MODES[dataset.media], mode), ("stride", dataset.stride, stride)):
+    for name, found in (("mode", MODES[dataset.media]), ("stride", dataset.stride)):
+        asked = getattr(config, name)
         if asked not in (None, found):
             held = f"data set '{dataset.name}' holds {dataset.media}s and has {name} {found}"
             raise UsageError(f"--{name} {asked}: {held}; leave the option out.")

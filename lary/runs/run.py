@@ -8,7 +8,7 @@ from typing import Any
 
 from lary.configs import ActionOptions, ClassifyConfig, ExtractConfig, RegressConfig, RunConfig
 from lary.data.configs import DemoConfig, SimulateConfig
-from lary.data.spec import DATASETS, DatasetSpec, LabelSpace
+from lary.data.spec import DATASETS, LabelSpace
 from lary.data.splits import find_table
 from lary.models.overview import weights_state
 from lary.models.spec import MODELS, ModelSpec
@@ -38,7 +38,7 @@ class RunReport:
 def run(config: RunConfig, settings: Settings) -> RunReport:
     """Extract what is missing and run the probe, unless done. Raises UsageError, LaryError."""
     dataset = DATASETS.get(config.dataset)
-    probe_config(config, dataset)
+    probe_config(config)
     roles = dataset.roles(config.splits)
     if "unseen" in roles:
         try:
@@ -55,7 +55,7 @@ def run_splits(
 
     Without `replace_latents`, ``--overwrite`` is for results alone.
     """
-    probe = probe_config(config, DATASETS.get(config.dataset))
+    probe = probe_config(config)
     reports = []
     for split in splits:
         given = vars(config) | {"split": split, "seed": config.model_seed}
@@ -69,8 +69,9 @@ def run_splits(
     return RunReport(found, sum(report.extracted for report in reports), max(failures, found.result.failures))
 
 
-def probe_config(config: RunConfig, dataset: DatasetSpec) -> ProbeConfig:
+def probe_config(config: RunConfig) -> ProbeConfig:
     """The probe's options. Raises UsageError for one of the other kind of probe."""
+    dataset = DATASETS.get(config.dataset)
     given = {name: value for name, value in vars(config).items() if value is not None and name not in OF_EXTRACTION}
     odd = [name for name, default in vars(ActionOptions()).items() if given.get(name, default) != default]
     kind: type[ProbeConfig] = ClassifyConfig

@@ -91,8 +91,7 @@ class Planned:
 
     def is_done(self, settings: Settings) -> bool:
         """Whether the run's folder has a result."""
-        dataset = DATASETS.get(self.config.dataset)
-        folder = run_folder(probe_config(self.config, dataset), self.settings(settings))
+        folder = run_folder(probe_config(self.config), self.settings(settings))
         return (folder / FILE_NAME).is_file()
 
 
@@ -210,7 +209,7 @@ def checked(options: Mapping[str, Any], place: str) -> RunConfig:
         dataset = DATASETS.get(config.dataset)
         with_latent(MODELS.get(config.model), config.latent)
         PRESETS.get(config.probe_preset)
-        probe_config(config, dataset)
+        probe_config(config)
         dataset.roles(config.splits)
     except UsageError as error:
         raise UsageError(f"{place}: {error}") from None

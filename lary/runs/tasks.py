@@ -256,7 +256,7 @@ class ActionTask(ProbeTask):
 
     def __init__(self, config: RegressConfig, settings: Settings) -> None:
         super().__init__(config, settings, config.model_type)
-        check_media(self.dataset, config.mode, config.stride)
+        check_media(self.dataset, config)
         self.actions = self.dataset.actions
         self.frame: RelativeFrame = frame_of(config) or "world"
         self.targets: dict[str, Targets] = {}
