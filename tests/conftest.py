@@ -2,6 +2,7 @@
 
 import os
 from collections.abc import Iterator
+from pathlib import Path
 
 # Two test processes with two threads each would fight over two cores; a worker inherits what its controller has set.
 if "PYTEST_XDIST_WORKER" in os.environ:
@@ -14,6 +15,21 @@ import pytest
 from lary.data.spec import DATASETS
 from lary.models.spec import MODELS
 from lary.settings import NAMES
+
+HANDICAP = """
+import os, signal, sys, time
+real = os.stat
+
+def stat(path, *given, **options):
+    name = os.path.basename(path) if isinstance(path, (str, os.PathLike)) else ""
+    if name.endswith((".png", ".npy", ".mp4")):
+        time.sleep(600 if name.startswith("hangs") else float(os.environ.get("PAUSE", "0")))
+        if name.startswith("crashes"):
+            os.kill(os.getpid(), signal.SIGKILL)
+    return real(path, *given, **options)
+
+os.stat = stat
+"""
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -44,3 +60,10 @@ def no_figures() -> Iterator[None]:
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(matplotlib.figure.Figure, "draw", lambda *_: None)
         yield
+
+
+@pytest.fixture
+def handicap(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A system that hangs or kills the processes that start, at files of certain names, or is slow."""
+    (tmp_path / "sitecustomize.py").write_text(HANDICAP)
+    monkeypatch.setenv("PYTHONPATH", os.pathsep.join([str(Path(__file__).parents[1]), str(tmp_path)]))

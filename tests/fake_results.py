@@ -19,6 +19,7 @@ from tests.helpers import rows_of, settings_of
 
 VERBS = ("close", "lift", "lower", "open", "pour", "pull", "push", "reach", "rotate", "sweep")
 DIMS = ("x", "y", "z", "roll", "pitch", "yaw", "gripper")
+SUFFIXES = (".png", ".svg", ".csv", ".json")
 UNITS = ("m", "m", "m", "rad", "rad", "rad", "")
 GROUPS = {"position": (0, 1, 2), "orientation": (3, 4, 5), "gripper": (6,)}
 ORIENTATIONS = (Orientation("hand", (3, 4, 5), "euler_xyz"),)
@@ -153,9 +154,6 @@ def write_runs(root: Path) -> None:
     write_regression(root / "regression" / "pixels@static-pair", "pixels", 0.9, control="static-pair")
     path = write_regression(root / "regression" / "acme", "acme", 0.2, "general LAM", failures=2, seeds=3)
     write_json(path, {**json.loads(path.read_text()), "warnings": [warning], "margins": MARGINS})
-
-
-SUFFIXES = (".png", ".svg", ".csv", ".json")
 
 
 def add_classification(

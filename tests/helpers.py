@@ -36,14 +36,12 @@ def settings_of(root: Path, **given: str | Path) -> Settings:
 
 def lary(*words: str | Path, root: Path | None = None) -> Done:
     """Run a command in this process, as ``lary WORDS``; `root` serves as LARY_ROOT with data/ and logs/ below it."""
-    folders = (
-        [] if root is None else ["--lary-root", root, "--data-dir", root / "data", "--lary-log-dir", root / "logs"]
-    )
-    out, err = io.StringIO(), io.StringIO()
-    code = 0
+    if root is not None:
+        words = (*words, "--lary-root", root, "--data-dir", root / "data", "--lary-log-dir", root / "logs")
+    out, err, code = io.StringIO(), io.StringIO(), 0
     with contextlib.redirect_stdout(out), contextlib.redirect_stderr(err):
         try:
-            main([str(word) for word in (*words, *folders)])
+            main([str(word) for word in words])
         except SystemExit as stop:
             code = stop.code if isinstance(stop.code, int) else int(bool(stop.code))
     return Done(code, out.getvalue(), err.getvalue())
@@ -61,6 +59,12 @@ def fails(kind: type[BaseException], words: str, call: Callable[..., object], /,
     """The call raises an error of this kind, whose sentence has these words: a regular expression."""
     with pytest.raises(kind, match=words or None):
         call(*given, **options)
+
+
+def contents(folder: Path, pattern: str = "*") -> dict[str, bytes]:
+    """The files below a folder whose names are like the pattern, by their paths in it."""
+    files = sorted(path for path in folder.rglob(pattern) if path.is_file())
+    return {path.relative_to(folder).as_posix(): path.read_bytes() for path in files}
 
 
 def rows_of(path: Path) -> list[dict[str, str]]:

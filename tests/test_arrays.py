@@ -16,7 +16,7 @@ from lary.arrays import array_of, npy_bytes, read_npz
 from lary.data.actions import LARGEST_ACTIONS, read_chunk
 from lary.data.spec import DATASETS
 from lary.latents.sources import read_tokens
-from tests.hostile.harness import MEBIBYTE, Code, refused
+from tests.hostile.harness import MEBIBYTE, Code, refused, write_zip
 
 SPACE = DATASETS.get("calvin").actions
 GIANT = 16 * 1024 * MEBIBYTE
@@ -40,8 +40,7 @@ def put(folder: Path, reader: str, data: bytes) -> Path:
     if reader == "actions":
         path.write_bytes(data)
     else:
-        with zipfile.ZipFile(path, "w") as archive:
-            archive.writestr("tokens.npy", data)
+        write_zip(path, {"tokens.npy": data}, zipfile.ZIP_STORED)
     return path
 
 

@@ -17,8 +17,6 @@ from lary.types import LaryError
 
 DIE = "import os, sys, pathlib\nfrom lary.locks import locked\nwith locked(pathlib.Path(sys.argv[1])): os._exit(0)"
 LACKING = "import fcntl, errno\ndef lacking(*_): raise OSError(errno.ENOLCK, 'no locks')\nfcntl.flock = lacking\n"
-
-
 lacking = Mock(side_effect=OSError(errno.ENOLCK, "no locks available"))
 
 

@@ -14,6 +14,13 @@ from lary.types import UsageError
 from tests.helpers import fails
 from tests.tree import make_calvin
 
+NAMES = {
+    "lary.results.evaluate": "classify regress", "lary.latents.extract": "extract", "lary.fileio": "write_json",
+    "lary.tool_configs": "DemoConfig", "lary.data.records": "save_record", "lary.data.samples": "read_table",
+    "lary.data.simulate": "simulate",
+}  # fmt: skip
+"""Names that modules of version 0.1 had, by their old paths."""
+
 
 def test_no_submodule_replaces_an_exported_name() -> None:
     for module in pkgutil.walk_packages(lary.__path__, "lary."):
@@ -64,13 +71,6 @@ def test_a_loaded_model_is_a_module_whose_gradients_flow() -> None:
     clips = torch.rand(1, 2, 3, 32, 32, requires_grad=True)
     encoder.encode(clips).tokens.sum().backward()
     assert clips.grad is not None
-
-
-NAMES = {
-    "lary.results.evaluate": "classify regress", "lary.latents.extract": "extract", "lary.fileio": "write_json",
-    "lary.tool_configs": "DemoConfig", "lary.data.records": "save_record", "lary.data.samples": "read_table",
-    "lary.data.simulate": "simulate",
-}  # fmt: skip
 
 
 @pytest.mark.parametrize("old", moved())

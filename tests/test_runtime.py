@@ -23,10 +23,8 @@ def test_results_of_threads_keep_the_order_of_their_items() -> None:
 
 def test_provenance_names_versions_and_machine() -> None:
     found = provenance()
-    assert ({"lary", "python", "numpy", "torch"} - set(found["versions"]), found["machine"]["cores"] > 0) == (
-        set(),
-        True,
-    )
+    assert {"lary", "python", "numpy", "torch"} <= set(found["versions"])
+    assert found["machine"]["cores"] > 0
     assert found["commit"] is None or len(found["commit"]) == 40
 
 

@@ -24,10 +24,10 @@ LAYERS = {
 }  # fmt: skip
 """Parts of the package: a module may import from its own layer and from those before it."""
 APART = (("models", "data"), ("data", "models"), ("probes", "models"))
-# Goals that don't hold yet: 160,000 tokens, 43 characters per line, 12,000 lines of tests.
+# Goals that don't hold yet: 160,000 tokens, 43 characters per line.
 LIMITS = {
     "lines": 22_000, "modules": 100, "tokens": 161_400, "characters per line": 43.7, "longest module": 400,
-    "templates, scripts and styles": 900, "lines of tests": 12_010, "lines of utils/ and benchmarks/": 2_422,
+    "templates, scripts and styles": 900, "lines of tests": 12_000, "lines of utils/ and benchmarks/": 2_422,
     "words of the README": 1_000,
 }  # fmt: skip
 """Budgets of the whole; they only ever become smaller, but for allowances that an issue names."""

@@ -46,8 +46,8 @@ def save_tiny_network(folder: Path, name: str) -> Path:
     return folder
 
 
-_VIT = {"hidden_size": 24, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 32}
-_LAQ = {"dim": 24, "quant_dim": 8, "spatial_depth": 1, "temporal_depth": 1, "dim_head": 8, "heads": 2}
+VIT = {"hidden_size": 24, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 32}
+LAQ = {"dim": 24, "quant_dim": 8, "spatial_depth": 1, "temporal_depth": 1, "dim_head": 8, "heads": 2}
 _UNIVLA = {
     "network": {"model_dim": 24, "latent_dim": 5, "enc_blocks": 1, "num_heads": 2},
     "backbone": {"depth": 1, "mlp_ratio": 1},
@@ -70,12 +70,12 @@ def tiny_record(name: str) -> ModelSpec:
     spec = MODELS.get(name)
     options = spec.options
     if "network" in options and "features" in options:
-        config = {**_VIT, "z_channels": 24, "ch": 32, "ch_mult": [1, 1, 1, 1, 1], "num_res_blocks": 1}
+        config = {**VIT, "z_channels": 24, "ch": 32, "ch_mult": [1, 1, 1, 1, 1], "num_res_blocks": 1}
         features = options["features"] or {}
         known = {key: value for key, value in config.items() if key in features.get("config", ())}
-        changes: dict[str, Any] = {"network": _LAQ, **({"features": {"config": known}} if features else {})}
+        changes: dict[str, Any] = {"network": LAQ, **({"features": {"config": known}} if features else {})}
     elif "accepts" in options:
-        changes = {"config": _VIT}
+        changes = {"config": VIT}
     elif name in TINY:
         changes = {"config": TINY[name]}
     else:

@@ -27,6 +27,11 @@ def write_image(path: Path, picture: np.ndarray) -> None:
     Image.fromarray(picture).save(path)
 
 
+def write_array(path: Path, values: Any) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    np.save(path, values)
+
+
 def write_video(path: Path, frames: Sequence[np.ndarray], codec: str = "libx264", rate: int = 10, **how: str) -> None:
     """A video in H.264 without loss, or in another codec with its options: "png" keeps the colours, too.
 
@@ -45,12 +50,13 @@ def write_video(path: Path, frames: Sequence[np.ndarray], codec: str = "libx264"
         container.mux(stream.encode(None))
 
 
-def write_table(path: Path, rows: list[dict[str, Any]]) -> None:
+def write_table(path: Path, rows: list[dict[str, Any]]) -> Path:
     path.parent.mkdir(parents=True, exist_ok=True)
     with path.open("w", newline="") as file:
         writer = csv.DictWriter(file, list(rows[0]))
         writer.writeheader()
         writer.writerows(rows)
+    return path
 
 
 def make_calvin(root: Path, episodes: dict[str, int], pairs: int = 3) -> None:
@@ -70,8 +76,7 @@ def make_calvin(root: Path, episodes: dict[str, int], pairs: int = 3) -> None:
                 chunk[:, :2] = np.linspace(points[index], points[index + 1], 5)
                 chunk[:, 6] = 1
                 action = f"ep_{episode}/action_{first:06d}to{first + 4:06d}.npy"
-                (folder / "actions" / f"ep_{episode}").mkdir(parents=True, exist_ok=True)
-                np.save(folder / "actions" / action, chunk)
+                write_array(folder / "actions" / action, chunk)
                 row = {"dataset": "CALVIN", "type": "robot", "perspective": "1st"}
                 for end, at in (("src", first), ("tgt", first + 5)):
                     row[f"{end}_img"] = f"images/ep_{episode}/frame_{at:06d}.png"

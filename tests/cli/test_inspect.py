@@ -4,16 +4,14 @@ from pathlib import Path
 
 import pytest
 
-from tests.helpers import lary
+from tests.helpers import lary, printed
 
 
 def test_this_machine_is_fit(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("HF_TOKEN", "hf_secret")
-    done = lary("doctor", "--lary-root", tmp_path)
-    assert (done.code, "hf_secret" in done.out) == (0, False), done.out
     words = ("cores", "GB of memory", "(default)", "weights", "not on this machine", "Nothing is broken")
-    assert [word for word in words if word not in done.out] == []
+    assert "hf_secret" not in printed("doctor", "--lary-root", tmp_path, has=words)
     assert list(tmp_path.iterdir()) == [], "nothing is left behind"
 
 

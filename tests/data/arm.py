@@ -8,6 +8,7 @@ import numpy as np
 
 from lary.data.spec import ActionSpace, DatasetSpec, LabelSpace, Normalisation, Split
 from lary.data.tables import SampleTable, read_table
+from tests.tree import write_array
 
 SPACE = ActionSpace(
     dims=("x", "y", "gripper"), horizon=4, normalisation=Normalisation(stats_file="stats.json", command="make them")
@@ -24,12 +25,10 @@ ARM = DatasetSpec(
 
 def arm_table(folder: Path, chunks: Sequence[Any], robots: Sequence[str], spec: DatasetSpec = ARM) -> SampleTable:
     """A table whose rows have these chunks; None for a missing file."""
-    actions = folder / "regression/arm/actions"
-    actions.mkdir(parents=True, exist_ok=True)
     lines = ["src_img,tgt_img,action,robot_type"]
     for row, (chunk, robot) in enumerate(zip(chunks, robots, strict=True)):
         if chunk is not None:
-            np.save(actions / f"{row}.npy", chunk)
+            write_array(folder / f"regression/arm/actions/{row}.npy", chunk)
         lines.append(f"{row}.png,{row}.png,{row}.npy,{robot}")
     (folder / "table.csv").write_text("\n".join(lines))
     return read_table(spec, "train", path=folder / "table.csv", data_dir=folder)

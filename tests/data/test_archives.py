@@ -7,14 +7,14 @@ import tarfile
 import zipfile
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
 
 import pytest
 
 from lary.data.archives import SCRATCH, Limits, unpack, whole_name
 from lary.types import LaryError
-from tests.helpers import fails
+from tests.helpers import contents, fails
 from tests.hostile import harness
+from tests.hostile.harness import write_zip
 
 CONTENT = {"calvin/a.txt": b"first", "calvin/deep/b.bin": bytes(range(256)) * 500, "calvin/empty": b""}
 NOISE = bytes((number * 7919 >> 3) & 255 for number in range(30000))
@@ -43,13 +43,6 @@ def write_tar(path: Path, *members: tuple[tarfile.TarInfo, bytes]) -> Path:
     return path
 
 
-def write_zip(path: Path, content: Mapping[Any, bytes]) -> Path:
-    with zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED) as archive:
-        for name, data in content.items():
-            archive.writestr(name, data)
-    return path
-
-
 def write(path: Path, content: Mapping[str, bytes]) -> Path:
     if path.suffix == ".zip":
         return write_zip(path, {"calvin/": b"", **content})
@@ -57,21 +50,17 @@ def write(path: Path, content: Mapping[str, bytes]) -> Path:
     return write_tar(path, member("./calvin", kind=tarfile.DIRTYPE), *files)
 
 
-def tree(folder: Path) -> dict[str, bytes]:
-    return {path.relative_to(folder).as_posix(): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
-
-
 def run(*parts: Path, limits: Limits | None = None) -> dict[str, bytes]:
     out = parts[0].parent / "out"
     unpack(parts, lambda name: name, out, limits)
-    return tree(out)
+    return contents(out)
 
 
 def refused(archive: Path, words: str, limits: Limits | None = None) -> None:
     """Refused with a reason, and the target as well as its surroundings stay as they were."""
-    before = tree(archive.parent)
+    before = contents(archive.parent)
     fails(LaryError, words, run, archive, limits=limits)
-    assert (list((archive.parent / "out").iterdir()), tree(archive.parent)) == ([], before)
+    assert (list((archive.parent / "out").iterdir()), contents(archive.parent)) == ([], before)
 
 
 @pytest.mark.parametrize("suffix", SUFFIXES)
@@ -168,7 +157,7 @@ def test_files_that_are_there_are_kept_or_stop_the_move(tmp_path: Path) -> None:
     (folder / "empty").unlink()
     fails(LaryError, r"a\.txt exists with other content", run, archive)
     del (left := {**CONTENT, "calvin/a.txt": b"own work"})["calvin/empty"]
-    assert tree(tmp_path / "out") == left, "nothing is moved where a conflict stops"
+    assert contents(tmp_path / "out") == left, "nothing is moved where a conflict stops"
 
 
 @pytest.mark.parametrize(("swapped", "words"), [("calvin", "exchanged"), ("a.txt", "became a link")])
@@ -186,4 +175,4 @@ def test_target_that_is_swapped_for_a_link(tmp_path: Path, swapped: str, words: 
         return name
 
     harness.refused(outside, lambda: unpack([archive], place, target), words)
-    assert (tree(outside), list(target.iterdir())) == ({"a.txt": b"secret"}, [])
+    assert (contents(outside), list(target.iterdir())) == ({"a.txt": b"secret"}, [])

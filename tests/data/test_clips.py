@@ -13,18 +13,13 @@ from tests.helpers import fails, rows_of, settings_of
 from tests.tree import write_table, write_video
 
 
-def recording(path: Path, frames: int = 30) -> None:
-    """Ten frames a second, whose brightness is their number."""
-    write_video(path, [np.full((48, 48, 3), 8 * number, np.uint8) for number in range(frames)])
-
-
 def brightness(path: Path) -> list[int]:
-    """Frame numbers of a clip of `recording`."""
+    """Frame numbers of a clip of a recording whose brightness is their number."""
     return [round(float(to_rgb(frame).mean()) / 8) for frame in decode_video(path)]
 
 
 def test_clips_are_cut_frame_exact_and_reversed_and_those_that_fail_are_named(tmp_path: Path) -> None:
-    recording(tmp_path / "raw" / "a.mp4")
+    write_video(tmp_path / "raw" / "a.mp4", [np.full((48, 48, 3), 8 * number, np.uint8) for number in range(30)])
     (tmp_path / "raw" / "torn.mp4").write_bytes((tmp_path / "raw" / "a.mp4").read_bytes()[:200])
     text = "0.5 - 1.5 push\\n00:01.2 - 00:02.4 pull\\n9 - 10"
     videos = {"a.mp4": text, "torn.mp4": "0 - 1", "absent.mp4": "0 - 1"}

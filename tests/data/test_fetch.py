@@ -15,12 +15,10 @@ import pytest
 
 from lary.data.fetch import MANIFEST, accept, belongs, downloadable, find_place, known_folders
 from lary.types import LaryError, UsageError
-from tests.data.test_archives import member, packed, tree
-from tests.helpers import INPUTS, fails, lary, printed
+from tests.data.test_archives import member, packed
+from tests.helpers import INPUTS, contents, fails, lary, printed
 
 COMMIT = "c0ffee" + "0" * 34
-
-
 CALVIN = packed(member("calvin/train_stride5/images/ep_0/frame_000000.png", b"pixels"))
 AGIBOT = packed(member("task_1/images/ep_1/frame_000000.png", b"agibot"))
 LINK = packed(member("calvin/a.png", b"x"), member("calvin/out", kind=tarfile.SYMTYPE))
@@ -137,7 +135,7 @@ def test_choice_by_key_pattern_and_neither(tmp_path: Path, hub: FakeHub) -> None
 def test_everything_ends_in_its_place_and_stays_pinned(tmp_path: Path, hub: FakeHub) -> None:
     (tmp_path / "data" / ".lary_unpack_abc" / "calvin").mkdir(parents=True)  # left by a killed run
     assert "5 files fetched, 0 were there, 2 archives unpacked, 0 failed" in download(tmp_path)
-    data = tree(tmp_path / "data")
+    data = contents(tmp_path / "data")
     manifest = json.loads(data.pop(MANIFEST))
     assert (data, list((tmp_path / "data").glob(".lary*"))) == (WHOLE, [])
     entry, digest = manifest["files"]["regression/calvin.tar"], hashlib.sha256(CALVIN).hexdigest()
@@ -165,7 +163,7 @@ def test_what_is_damaged_or_refused_costs_itself_alone(tmp_path: Path, hub: Fake
     damaged = ("part-ab arrived damaged 2 times: its digest differs", "train.csv arrived damaged")
     download(tmp_path, code=1, has=(*damaged, "1 archives unpacked, 2 failed"))
     assert "2 files fetched, 2 were there, 1 archives" in download(tmp_path)
-    assert {path: data for path, data in tree(tmp_path / "data").items() if path != MANIFEST} == WHOLE
+    assert {path: data for path, data in contents(tmp_path / "data").items() if path != MANIFEST} == WHOLE
     hub.content["regression/calvin.tar"], hub.content["misc.tar"] = LINK, packed(member("stuff/a", b"x"))
     hub.content |= {"../evil.tar": b"", "regression/../../evil.csv": b""}
     refused = ("regression/calvin.tar: The archive calvin.tar holds a link", "leaves its root")

@@ -17,7 +17,10 @@ from lary.types import LaryError, MediaError, UsageError
 from tests.data.arm import ARM, SPACE, arm_table, draw
 from tests.golden.test_tools import robots
 from tests.helpers import FIXTURES, fails, rows_of, settings_of
-from tests.tree import make_calvin, write_table
+from tests.tree import make_calvin, write_array, write_table
+
+ALIKE = replace(ARM, target=replace(SPACE, normalisation=Normalisation()))
+"""One normalisation for all robots, measured on the training split."""
 
 
 def test_targets_of_two_robots(tmp_path: Path) -> None:
@@ -44,10 +47,6 @@ def test_robot_without_statistics_is_an_error(tmp_path: Path) -> None:
     for types, words in ((["a", "a", ""], lost), ("acc", other)):
         table = arm_table(tmp_path, [draw(4, 3)] * 3, types)
         fails(LaryError, words, load_targets, table, load_normaliser(ARM, tmp_path))
-
-
-ALIKE = replace(ARM, target=replace(SPACE, normalisation=Normalisation()))
-"""One normalisation for all robots, measured on the training split."""
 
 
 def test_wrong_statistics_are_refused(tmp_path: Path) -> None:
@@ -95,9 +94,7 @@ def test_rows_that_lost_their_robot_are_read_as_the_record_says(tmp_path: Path) 
     source = FIXTURES / "metadata" / "robocoin_metadata_unseen.csv"
     table = read_table(spec, "unseen", path=source, data_dir=tmp_path)
     for number in range(len(table)):
-        path = table.action_path(number)
-        path.parent.mkdir(parents=True, exist_ok=True)
-        np.save(path, draw(10, 12, seed=number))
+        write_array(table.action_path(number), draw(10, 12, seed=number))
     lost = [name == "" for name in table.frame["robot_type"]]
     assert [name == "G1edu-u3" for name in table.embodiments] == lost
     out, written = normalisation.measure_table(spec, source, tmp_path)

@@ -63,12 +63,10 @@ assert not {heavy!r} & set(sys.modules)
 
 
 def test_wrong_names_are_answered_with_a_suggestion() -> None:
-    for words, ask in (
-        ("Did you mean calvin", lambda: DATASETS.get("calvn")),
-        (r"no split 'seen_trian'.*Did you mean seen_train", lambda: DATASETS.get("robocoin").split("seen_trian")),
-        (r"has no splits of that name, it has: by-episode", lambda: DATASETS.get("vlabench").roles("by-row")),
-        ("lary regress", lambda: DATASETS.get("calvin").labels),
-        ("lary classify", lambda: DATASETS.get("libero").actions),
-        ("sorted", lambda: LabelSpace(("b", "a"))),
-    ):
-        fails(UsageError, words, ask)
+    fails(UsageError, "Did you mean calvin", DATASETS.get, "calvn")
+    words = r"no split 'seen_trian'.*Did you mean seen_train"
+    fails(UsageError, words, DATASETS.get("robocoin").split, "seen_trian")
+    fails(UsageError, "has no splits of that name, it has: by-episode", DATASETS.get("vlabench").roles, "by-row")
+    fails(UsageError, "lary regress", lambda: DATASETS.get("calvin").labels)
+    fails(UsageError, "lary classify", lambda: DATASETS.get("libero").actions)
+    fails(UsageError, "sorted", LabelSpace, ("b", "a"))

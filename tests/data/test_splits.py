@@ -15,13 +15,11 @@ from tests.tree import write_table
 def test_tables_are_found_by_both_names(tmp_path: Path) -> None:
     folder = tmp_path / "data"
     folder.mkdir()
-    for spec, split, explicit, words in (
-        (PAIR, "val", None, r"no file .*two_metadata_val\.csv nor .*two_val\.csv.*LARY_ROOT"),
-        (PAIR, "val", tmp_path / "other.csv", r"no file .*other\.csv\. Check"),
-        (PAIR, "train", None, "no split 'train'"),
-        (DATASETS.get("calvin"), "val", None, "lary data download --include calvin"),
-    ):
-        fails(UsageError, words, find_table, spec, split, tmp_path, explicit)
+    words = r"no file .*two_metadata_val\.csv nor .*two_val\.csv.*LARY_ROOT"
+    fails(UsageError, words, find_table, PAIR, "val", tmp_path)
+    fails(UsageError, r"no file .*other\.csv\. Check", find_table, PAIR, "val", tmp_path, tmp_path / "other.csv")
+    fails(UsageError, "no split 'train'", find_table, PAIR, "train", tmp_path)
+    fails(UsageError, "lary data download --include calvin", find_table, DATASETS.get("calvin"), "val", tmp_path)
     own = replace(PAIR, splits={"val": Split("here", table="mine.csv")})
     for name, spec in (("two_val.csv", PAIR), ("two_metadata_val.csv", PAIR), ("mine.csv", own)):
         (folder / name).touch()

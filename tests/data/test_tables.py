@@ -9,6 +9,7 @@ import pytest
 
 from lary.data.spec import DATASETS, DatasetSpec
 from lary.data.tables import SampleTable, line_of, placed, read_csv, read_frame, read_table
+from lary.files import write_text
 from lary.types import UsageError
 from tests.data.arm import PAIR
 from tests.helpers import FIXTURES, INPUTS, fails
@@ -124,8 +125,7 @@ def test_episode_that_the_published_tables_lost(tmp_path: Path) -> None:
     assert table[0].media[0] == "images/ep_15/frame_001451.png"
     assert table[0].group == "ep_15"
     literal = table.root / "images" / "epframe_001451.png"
-    literal.parent.mkdir(parents=True)
-    literal.touch()
+    write_text(literal, "")
     assert table.media_path(table[0]) == (literal, table.root / "images/ep_15/frame_001466.png")
 
 
@@ -151,8 +151,7 @@ def test_id_is_content_not_position(tmp_path: Path) -> None:
 def test_missing_media_are_listed_once_in_order_and_files_without_their_folder_found(tmp_path: Path) -> None:
     table = written(tmp_path, HEADER + "a.png,b.png,open\nb.png,a.png,close\nc.png,a.png,open\nep_1/a.png,b.png,open\n")
     for file in ("images/a.png", "ep_1/a.png"):
-        (table.root / file).parent.mkdir(parents=True)
-        (table.root / file).touch()
+        write_text(table.root / file, "")
     absent, another = table.root / "images/b.png", table.root / "images/c.png"
     assert (table.missing_media(), table.missing_media([2])) == ([absent, another], [another])
     assert table.media_path(table[3]) == (table.root / "ep_1/a.png", absent)

@@ -12,6 +12,7 @@ import pytest
 from tests.data.test_clips import brightness
 from tests.golden.golden import Place
 from tests.golden.test_tools import recordings, robots, tables, trajectories
+from tests.helpers import contents
 from tests.tree import make_calvin, make_robot
 
 REPOSITORY = Path(__file__).parents[2]
@@ -70,12 +71,8 @@ STOPPED = {
 
 def tree(folder: Path) -> dict[str, bytes]:
     """Files under their own names: what a killed process leaves is hidden and doesn't count."""
-    found = {}
-    for path in sorted((folder / "out").rglob("*")):
-        name = path.relative_to(folder).as_posix()
-        if path.is_file() and "/." not in name:
-            found[name] = path.read_bytes().replace(str(folder).encode(), b"ROOT")
-    return found
+    found = {name: data for name, data in contents(folder).items() if name.startswith("out/") and "/." not in name}
+    return {name: data.replace(str(folder).encode(), b"ROOT") for name, data in found.items()}
 
 
 @pytest.mark.parametrize("command", STOPPED)

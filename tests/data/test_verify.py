@@ -19,28 +19,6 @@ from tests.data.test_frames import encode
 from tests.helpers import printed, rows_of
 from tests.tree import frame, make_calvin, make_robot, write_image, write_table
 
-HANDICAP = """
-import os, signal, sys, time
-real = os.stat
-
-def stat(path, *given, **options):
-    name = os.path.basename(path) if isinstance(path, (str, os.PathLike)) else ""
-    if name.endswith((".png", ".npy", ".mp4")):
-        time.sleep(600 if name == "hangs.npy" else float(os.environ.get("PAUSE", "0")))
-        if name == "crashes.npy":
-            os.kill(os.getpid(), signal.SIGKILL)
-    return real(path, *given, **options)
-
-os.stat = stat
-"""
-
-
-@pytest.fixture
-def handicap(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A system that hangs or kills workers at files of certain names, or is slow."""
-    (tmp_path / "sitecustomize.py").write_text(HANDICAP)
-    monkeypatch.setenv("PYTHONPATH", os.pathsep.join([str(Path(__file__).parents[2]), str(tmp_path)]))
-
 
 def check(root: Path, *words: str | Path, code: int = 0) -> tuple[dict[str, dict[str, Any]], str]:
     """Issues by file name, or by table and column for those of a table; and what the command prints."""

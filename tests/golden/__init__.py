@@ -1,1 +1,0 @@
-"""Golden outputs of the commands: what a version of the package computed is what later versions compute."""

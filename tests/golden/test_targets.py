@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from tests.golden.golden import Golden, Place, summaries, summary
-from tests.tree import frame, write_image, write_table
+from tests.tree import frame, write_array, write_image, write_table
 
 
 class Layout(NamedTuple):
@@ -53,9 +53,8 @@ def write_dataset(root: Path, name: str, layout: Layout) -> None:
             for image in images:
                 write_image(folder / image, frame(*rng.random(2), (250, 200, 20 * row)))
             action = f"{task}actions/ep_{episode}/action_{first:06d}to{first + layout.shape[0] - 1:06d}.npy"
-            (folder / action).parent.mkdir(parents=True, exist_ok=True)
             chunk = rng.uniform(-1, 1, layout.shape).astype(np.float32)
-            np.save(folder / action, chunk.ravel() if row == 1 else chunk)
+            write_array(folder / action, chunk.ravel() if row == 1 else chunk)
             robot = {"robot_type": layout.robots[(row + number) % len(layout.robots)]} if layout.robots else {}
             rows.append({"dataset": name, **robot, "src_img": images[0], "tgt_img": images[1], "action": action})
         write_table(root / "data" / f"{name}_metadata_{split}.csv", rows)

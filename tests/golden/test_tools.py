@@ -13,7 +13,7 @@ import pytest
 from tests.golden.golden import CASES, COMMANDS, Golden, Place, sha256, summaries
 from tests.helpers import rows_of
 from tests.lerobot_files import write_lerobot
-from tests.tree import frame, make_calvin, make_robot, write_image, write_table, write_video
+from tests.tree import frame, make_calvin, make_robot, write_array, write_image, write_table, write_video
 
 GOLDEN = Golden("tools")
 NUMBER = re.compile(r"-?\d+(?:\.\d+)?(?:e-?\d+)?")
@@ -126,9 +126,8 @@ def robots(root: Path, count: int = 40) -> None:
     rng, rows = np.random.default_rng(5), []
     for number in range(count):
         path = f"t/actions/ep_0/{number}.npy"
-        place = root / "data" / "regression" / "robocoin_10" / path
-        place.parent.mkdir(parents=True, exist_ok=True)
-        np.save(place, (rng.normal(size=(10, 12)) * 1e-3 + 100 * rng.random()).astype(np.float32))
+        values = rng.normal(size=(10, 12)) * 1e-3 + 100 * rng.random()
+        write_array(root / "data/regression/robocoin_10" / path, values.astype(np.float32))
         rows.append({"robot_type": "ab"[number % 2], "action": path, "src_img": "a.png", "tgt_img": "b.png"})
     for name, part in (("one", rows[:25]), ("two", rows[25:] or rows)):
         write_table(root / f"{name}.csv", part)

@@ -7,7 +7,7 @@ import struct
 import time
 import zipfile
 import zlib
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -89,6 +89,14 @@ def deflated_zeros(size: int) -> bytes:
     first = packer.compress(bytes(block)) + packer.flush(zlib.Z_FULL_FLUSH)
     again = packer.compress(bytes(block)) + packer.flush(zlib.Z_FULL_FLUSH)
     return first + again * (size // block - 1) + zlib.compressobj(9, zlib.DEFLATED, -15).flush()
+
+
+def write_zip(path: Path, content: Mapping[Any, bytes], method: int = zipfile.ZIP_DEFLATED) -> Path:
+    """A zip of these members."""
+    with zipfile.ZipFile(path, "w", method) as archive:
+        for name, data in content.items():
+            archive.writestr(name, data)
+    return path
 
 
 def zipped(path: Path, name: str, packed: bytes, size: int) -> None:

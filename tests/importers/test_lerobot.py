@@ -12,6 +12,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from lary.data.images import read_image
+from lary.files import write_bytes
 from lary.importers.episodes import ATOMIC_CLASSES, INVERSE
 from lary.importers.records import load_record
 from tests.helpers import lary, printed, rows_of
@@ -126,8 +127,7 @@ def test_an_import_is_not_mixed_with_another(tmp_path: Path) -> None:
     assert "other choices" in run(tmp_path, *STRIDE, "--camera", WRIST, code=2)
     run(tmp_path, *STRIDE, "--camera", WRIST, "--overwrite")
     foreign = tmp_path / "data/regression/own/work.txt"
-    foreign.parent.mkdir()
-    foreign.write_text("mine")
+    write_bytes(foreign, b"mine")
     run(tmp_path, "--name", "own", code=2)
     run(tmp_path, "--name", "own", "--overwrite", code=2)
     assert foreign.read_text() == "mine"
@@ -145,8 +145,7 @@ def test_a_data_set_of_the_hub_runs_through_the_benchmark(tmp_path: Path, monkey
         asked.append(allow_patterns)
         for path in (path for pattern in allow_patterns for path in hub.glob(pattern.replace("**", "**/*"))):
             if path.is_file():
-                (cache / path.relative_to(hub)).parent.mkdir(parents=True, exist_ok=True)
-                shutil.copy(path, cache / path.relative_to(hub))
+                write_bytes(cache / path.relative_to(hub), path.read_bytes())
         return str(cache)
 
     info = SimpleNamespace(dataset_info=lambda name, revision, timeout: SimpleNamespace(sha="abc"))

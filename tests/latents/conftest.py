@@ -66,7 +66,3 @@ def source_of(store: ShardStore, table: SampleTable) -> ShardSource:
     places = [held[row].split("#") for row in sorted(held)]
     files = np.array([names.index(name) for name, _ in places])
     return ShardSource(list(headers.values()), files, np.array([int(at) for _, at in places]))
-
-
-def contents(folder: Path) -> dict[str, bytes]:
-    return {path.name: path.read_bytes() for path in folder.glob("*") if path.is_file()}

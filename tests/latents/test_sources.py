@@ -19,7 +19,13 @@ from lary.latents.sources import MOST_BYTES, NpzSource, ShardSource, Stamp, read
 from lary.latents.writers import ShardStore, write_latents
 from lary.types import LaryError, MediaError
 from tests.helpers import fails
+from tests.hostile.harness import write_zip
 from tests.latents.conftest import IDENTITY, draw, fill, shards_in, source_of
+from tests.test_arrays import announce, npy
+
+ROWS = 3
+TOKENS = ROWS * 8 * 4
+SQUARE = npy(announce("(2, 2)"), data=b"ABCDEFGHIJKLMNOP")
 
 
 def test_stamps(tmp_path: Path) -> None:
@@ -40,22 +46,12 @@ def test_stamps(tmp_path: Path) -> None:
     assert read_stamp(file) is None
 
 
-def npy(shape: Any, data: bytes) -> bytes:
-    text = repr({"descr": "<f4", "fortran_order": False, "shape": shape}).encode() + b"\n"
-    return b"\x93NUMPY\x01\x00" + len(text).to_bytes(2, "little") + text + data
-
-
-def archive(file: Path, member: bytes, name: str = "tokens.npy", method: int = zipfile.ZIP_STORED) -> None:
-    with zipfile.ZipFile(file, "w", method) as found:
-        found.writestr(name, member)
-
-
 def test_sizes_that_contradict_the_file_are_refused_before_anything_unpacks(tmp_path: Path) -> None:
     file, size = tmp_path / "latents.npz", 80 << 20
-    archive(file, npy((1, size // 4), bytes(size)), method=zipfile.ZIP_DEFLATED)
+    write_zip(file, {"tokens.npy": npy(announce(f"(1, {size // 4})"), data=bytes(size))})
     assert file.stat().st_size < size / 100
     fails(MediaError, "which is refused", read_tokens, file)
-    archive(file, npy((2, 2), data=b"\0" * 16))
+    write_zip(file, {"tokens.npy": SQUARE}, zipfile.ZIP_STORED)
     data = bytearray(file.read_bytes())
     for claimed in (MOST_BYTES + 1, 1 << 20):
         struct.pack_into("<L", data, data.rfind(b"PK\x01\x02") + 24, claimed)
@@ -65,7 +61,7 @@ def test_sizes_that_contradict_the_file_are_refused_before_anything_unpacks(tmp_
 
 def test_damaged_bytes_and_odd_archives_are_refused(tmp_path: Path) -> None:
     file = tmp_path / "latents.npz"
-    archive(file, npy((2, 2), data=b"ABCDEFGHIJKLMNOP"))
+    write_zip(file, {"tokens.npy": SQUARE}, zipfile.ZIP_STORED)
     whole = file.read_bytes()
     encrypted = bytearray(whole)
     for signature, offset in ((b"PK\x03\x04", 6), (b"PK\x01\x02", 8)):
@@ -73,10 +69,10 @@ def test_damaged_bytes_and_odd_archives_are_refused(tmp_path: Path) -> None:
     for data, message in ((whole.replace(b"ABCD", b"ABCE", 1), "CRC"), (bytes(encrypted), "encrypted")):
         file.write_bytes(data)
         fails(MediaError, message, read_tokens, file)
-    odd: dict[str, Any] = {"packed by method": {"method": zipfile.ZIP_LZMA}, "no array 'tokens'": {"name": "../a.npy"}}
-    for message, options in odd.items():
-        archive(file, npy((2, 2), data=b"\0" * 16), **options)
-        fails(MediaError, message, read_tokens, file)
+    write_zip(file, {"tokens.npy": SQUARE}, zipfile.ZIP_LZMA)
+    fails(MediaError, "packed by method", read_tokens, file)
+    write_zip(file, {"../a.npy": SQUARE}, zipfile.ZIP_STORED)
+    fails(MediaError, "no array 'tokens'", read_tokens, file)
 
 
 @pytest.mark.parametrize("kind", ["<f2", ">f4", "<f8", "<i4", "|u1"])
@@ -87,7 +83,7 @@ def test_other_number_formats_and_orders_are_read(tmp_path: Path, kind: str) -> 
         np.testing.assert_array_equal(NpzSource([file]).read([0])[0], tokens.astype(np.float32))
     buffer = io.BytesIO()
     np.save(buffer, tokens)
-    archive(file, buffer.getvalue(), method=zipfile.ZIP_DEFLATED)
+    write_zip(file, {"tokens.npy": buffer.getvalue()})
     assert NpzSource([file]).read([0]).dtype == np.float32
 
 
@@ -129,10 +125,6 @@ def test_shards_give_back_what_was_written(tmp_path: Path, table: SampleTable, d
     copy = pickle.loads(pickle.dumps(source))  # noqa: S301 (our own)
     np.testing.assert_array_equal(copy.read([4]), expected[[4]])
     assert (np.abs(expected - tokens) <= np.abs(tokens) * 2.0**-8).all()
-
-
-ROWS = 3
-TOKENS = ROWS * 8 * 4
 
 
 @pytest.fixture

@@ -14,8 +14,8 @@ from lary.data.tables import SampleTable
 from lary.latents.ref import open_store
 from lary.latents.store import StoreIdentity, pooled_latents, pooled_tokens, read_manifest
 from lary.types import LaryError, Latents, MediaError, UsageError
-from tests.helpers import fails
-from tests.latents.conftest import IDENTITY, contents, draw, fill, shards_in
+from tests.helpers import contents, fails
+from tests.latents.conftest import IDENTITY, draw, fill, shards_in
 
 
 @pytest.mark.parametrize("kind", ["npz", "shards"])

@@ -11,7 +11,7 @@ from lary.configs import ConvertConfig, ExtractConfig
 from lary.latents.ref import LatentsRef, open_latents
 from lary.latents.tools import convert_store
 from lary.runs.extract import extract
-from tests.helpers import fails, printed, settings_of
+from tests.helpers import contents, fails, printed, settings_of
 
 ASK = ("--model", "pixels", "--dataset", "calvin", "--split", "val")
 CONFIG = ExtractConfig(model="pixels", dataset="calvin", split="val", batch_size=2)
@@ -25,10 +25,6 @@ def root(root: Path) -> Path:
 
 def folder_of(root: Path) -> Path:
     return root / "latent_actions" / "calvin" / "val" / "pixels"
-
-
-def npz_in(folder: Path) -> dict[str, bytes]:
-    return {path.name: path.read_bytes() for path in folder.glob("*.npz")}
 
 
 def flip(file: Path, at: int) -> None:
@@ -69,10 +65,9 @@ def test_info_and_verify_name_bad_rows_of_shards(root: Path) -> None:
 @pytest.mark.parametrize("moment", ["2 shards", "manifest", "table", "old files", None])
 def test_convert_goes_on_after_a_kill(root: Path, moment: str | None, monkeypatch: pytest.MonkeyPatch) -> None:
     settings, folder = settings_of(root), folder_of(root)
-    table, before = root / "data" / "val_la_calvin_5_pixels.csv", npz_in(folder)
+    table, before = root / "data" / "val_la_calvin_5_pixels.csv", contents(folder, "*.npz")
     cells, expected = table.read_bytes(), open_latents(settings, LatentsRef.of(CONFIG)).source.read(range(9))
-    asked = {"model": "pixels", "dataset": "calvin", "split": "val"}
-    config = ConvertConfig(**asked, store="shards", shard_rows=4)  # type: ignore[arg-type]
+    config = ConvertConfig(model="pixels", dataset="calvin", split="val", store="shards", shard_rows=4)
     if moment:
         calls = iter(range(99))
         at = {"2 shards": 2, "manifest": 3, "table": 4, "old files": 3}[moment]
@@ -95,7 +90,7 @@ def test_convert_goes_on_after_a_kill(root: Path, moment: str | None, monkeypatc
     np.testing.assert_array_equal(open_latents(settings, LatentsRef.of(CONFIG)).source.read(range(9)), expected)
     printed("extract", *ASK, "--store", "shards", "--batch-size", "2", root=root, has=["0 extracted now"])
     printed("latents", "convert", *ASK, "--store", "npz", root=root, has=["9 rows in npz"])
-    assert (npz_in(folder), table.read_bytes()) == (before, cells)
+    assert (contents(folder, "*.npz"), table.read_bytes()) == (before, cells)
 
 
 def test_convert_narrows_and_refuses_what_would_lose_rows_or_identity(root: Path) -> None:

@@ -20,8 +20,8 @@ from lary.latents.sources import ShardSource, Stamp, read_shard
 from lary.latents.store import StoreIdentity
 from lary.latents.writers import ShardStore, write_latents
 from lary.types import LaryError, MediaError
-from tests.helpers import fails
-from tests.latents.conftest import IDENTITY, contents, draw, fill, shards_in, source_of
+from tests.helpers import contents, fails
+from tests.latents.conftest import IDENTITY, draw, fill, shards_in, source_of
 
 
 def test_same_rows_same_bytes_in_any_order_and_whatever_came_between(tmp_path: Path, table: SampleTable) -> None:

@@ -13,6 +13,7 @@ import torch
 from lary.models.preprocess import prepare
 from lary.models.spec import MODELS
 from lary.types import LaryError, UsageError
+from tests.helpers import fails
 from tests.parity.conftest import OWN, load_case, load_univla, open_villa, save_villa
 
 UNIVLA, VILLA = load_case("univla_small", OWN), load_case("villa-x_small", OWN)
@@ -27,8 +28,7 @@ def test_univla_sees_both_frames_and_refuses_what_it_cannot_encode(tmp_path: Pat
         latents = [encoder.author.network(encoder.author.features(pair)).latent for pair in (CLIPS, other)]
         assert not torch.allclose(*latents, atol=1e-3)
     for wrong, named in ((CLIPS[..., :30, :30], "multiples of 14"), (CLIPS[:, :1], "at least 2 frames")):
-        with pytest.raises(LaryError, match=named):
-            encoder.encode(wrong)
+        fails(LaryError, named, encoder.encode, wrong)
 
 
 def test_latents_that_are_not_finite_show(tmp_path: Path) -> None:
@@ -57,8 +57,7 @@ def test_villa_is_found_by_folder_by_file_and_in_a_copy_of_the_repository(tmp_pa
     assert open_villa(folder).identity not in found
     for name, named in (("model.bin", r"no .*model\.safetensors"), ("model_config.json", r"no model_config\.json")):
         (folder / name).unlink()
-        with pytest.raises(UsageError, match=f"holds {named}"):
-            open_villa(folder)
+        fails(UsageError, f"holds {named}", open_villa, folder)
 
 
 @pytest.mark.parametrize(
@@ -74,8 +73,7 @@ def test_villa_is_found_by_folder_by_file_and_in_a_copy_of_the_repository(tmp_pa
     ],
 )
 def test_villa_refuses_a_configuration_that_does_not_fit(changes: dict[str, Any], named: str, tmp_path: Path) -> None:
-    with pytest.raises(LaryError, match=named):
-        open_villa(save_villa(VILLA, tmp_path, **changes))
+    fails(LaryError, named, open_villa, save_villa(VILLA, tmp_path, **changes))
 
 
 def test_villa_refuses_another_architecture_and_names_unknown_fields(tmp_path: Path, caplog: Any) -> None:
@@ -84,5 +82,4 @@ def test_villa_refuses_another_architecture_and_names_unknown_fields(tmp_path: P
         assert open_villa(save_villa(VILLA, tmp_path, proprio_dim=7, grid_size=2)).identity != plain
     assert ("proprio_dim" in caplog.text, "grid_size" in caplog.text) == (True, False)
     (tmp_path / "model_config.json").write_text(json.dumps({"architecture": "ActorModel", "config": VILLA.config}))
-    with pytest.raises(LaryError, match="not the configuration of a villa-X latent action model"):
-        open_villa(tmp_path)
+    fails(LaryError, "not the configuration of a villa-X latent action model", open_villa, tmp_path)

@@ -16,7 +16,7 @@ from lary.models.image import backbone_of, image_tower
 from lary.models.running import build
 from lary.models.spec import MODELS, ModelContext
 from lary.types import LaryError, UsageError
-from tests.helpers import lary
+from tests.helpers import fails, lary, printed
 from tests.models.test_weights import NEWEST, FakeHub, make
 from tests.tiny import KINDS, save_tiny
 
@@ -76,8 +76,7 @@ def test_unused_keys_and_half_precision_change_nothing(tmp_path: Path) -> None:
 
 def test_checkpoints_of_something_else_are_named(tmp_path: Path) -> None:
     folder = save_tiny(tmp_path / "siglip2", "siglip2")
-    with pytest.raises(UsageError, match=r"holds a siglip model, expected dinov3_vit"):
-        make("dinov3-origin", folder)
+    fails(UsageError, r"holds a siglip model, expected dinov3_vit", make, "dinov3-origin", folder)
     spec = MODELS.get("siglip2-origin")
     other = replace(spec, preprocess=replace(spec.preprocess, size=256))
     with pytest.raises(UsageError, match=r"images of 224 pixels, the record prepares 256"):
@@ -88,8 +87,7 @@ def test_checkpoints_of_something_else_are_named(tmp_path: Path) -> None:
         ("siglip2-origin", {"hidden_size": 10, "num_attention_heads": 3}),
     ):
         (folder / "config.json").write_text(json.dumps({**MODELS.get(name).options["config"], **changes}))
-        with pytest.raises(LaryError, match=rf"configuration of {folder} describes no \w+Model"):
-            make(name, folder)
+        fails(LaryError, rf"configuration of {folder} describes no \w+Model", make, name, folder)
 
 
 # Any backbone
@@ -104,16 +102,11 @@ def test_any_transformers_backbone(tmp_path: Path) -> None:
     processor.write_text(json.dumps({"size": size, "image_mean": [0.5] * 3, "image_std": [0.25] * 3, "resample": 3}))
     record = MODELS.get(f"hf:{folder}").preprocess
     assert (record.size, record.resize, record.mean, record.std) == (32, "pil_bicubic", (0.5,) * 3, (0.25,) * 3)
-    done = lary("check-model", f"hf:{folder}")
-    assert (done.code, "2 x 16 x 16" in done.out) == (0, True)
+    printed("check-model", f"hf:{folder}", has=["2 x 16 x 16"])
     processor.write_text("{")
-    for model, named in (
-        (folder, "can't be used"),
-        ("", "name a folder or a hub"),
-        ("random", "name a folder or a hub"),
-    ):
-        done = lary("check-model", f"hf:{model}")
-        assert (done.code, named in done.err) == (2, True)
+    printed("check-model", f"hf:{folder}", code=2, has=["can't be used"])
+    for model in ("", "random"):
+        printed("check-model", f"hf:{model}", code=2, has=["name a folder or a hub"])
 
 
 @pytest.mark.parametrize("name", ["hf:../../etc", "hf:a/../../b", "hf:/etc/passwd"])

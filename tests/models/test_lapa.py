@@ -15,15 +15,11 @@ from lary.models.spec import MODELS, ModelContext, ModelSpec
 from lary.nets import code_rows, quantizer_parameters
 from lary.nets.lam import DifferenceQuantizer, LatentActionModel, Tokenizer
 from lary.types import LaryError, UsageError
+from tests.helpers import fails
+from tests.tiny_networks import LAQ, VIT
 
-TINY = {
-    "dim": 24, "quant_dim": 8, "codebook_size": 8, "image_size": 28, "patch_size": 2, "spatial_depth": 1,
-    "temporal_depth": 1, "dim_head": 8, "heads": 2, "code_seq_len": 16,
-}  # fmt: skip
-DINOV3 = {
-    "hidden_size": 24, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 32, "image_size": 28,
-    "patch_size": 2, "num_register_tokens": 4,
-}  # fmt: skip
+TINY = {**LAQ, "codebook_size": 8, "image_size": 28, "patch_size": 2, "code_seq_len": 16}
+DINOV3 = {**VIT, "image_size": 28, "patch_size": 2, "num_register_tokens": 4}
 MAGVIT2 = {"z_channels": 6, "ch": 32, "ch_mult": [1, 2], "num_res_blocks": 1, "in_channels": 3, "out_ch": 3}
 CLIPS = torch.rand(3, 2, 3, 28, 28, generator=torch.Generator().manual_seed(0))
 
@@ -84,20 +80,12 @@ def test_any_ablation_has_a_record_made_from_its_name(weights: Path) -> None:
         assert spec.parameters_m - dinov3.parameters_m == pytest.approx(changed / 1e6, abs=0.011)
     assert (network["codebook_size"], network["code_seq_len"], network["quant_dim"]) == (512, 4, 48)
     assert spec.name not in MODELS.names()
-    for name, named in (
-        ("dinov3-cs64_sl49_dim256_lr0.0001", "Did you mean dinov3-cs"),
-        ("dinov3-cs8_sl196_dim32_lr1e-4", r"no code has length 196; there is 1, 2, 4, 16, 49, 64, 256\."),
-    ):
-        with pytest.raises(UsageError, match=named):
-            MODELS.get(name)
-    for changes, named in (
-        ({"network": {**TINY, "code_seq_len": 196}}, "code length 196"),
-        ({"latent": "soft"}, "'soft'.*continuous, quantized, noisy"),
-    ):
-        with pytest.raises(UsageError, match=named):
-            load(weights, tiny(**changes))
-    with pytest.raises(LaryError, match="at least 2 frames"):
-        load(weights).encode(CLIPS[:, :1])
+    fails(UsageError, "Did you mean dinov3-cs", MODELS.get, "dinov3-cs64_sl49_dim256_lr0.0001")
+    lengths = r"no code has length 196; there is 1, 2, 4, 16, 49, 64, 256\."
+    fails(UsageError, lengths, MODELS.get, "dinov3-cs8_sl196_dim32_lr1e-4")
+    fails(UsageError, "code length 196", load, weights, tiny(network={**TINY, "code_seq_len": 196}))
+    fails(UsageError, "'soft'.*continuous, quantized, noisy", load, weights, tiny(latent="soft"))
+    fails(LaryError, "at least 2 frames", load(weights).encode, CLIPS[:, :1])
 
 
 def test_files_folders_and_misfits(weights: Path, tmp_path: Path) -> None:
@@ -110,10 +98,8 @@ def test_files_folders_and_misfits(weights: Path, tmp_path: Path) -> None:
     del tensors["vq.project_in.bias"]
     torch.save(tensors, tmp_path / "w.pt")
     wanted = r"1 missing: vq.project_in.bias; 1 unexpected: extra; 1 misshaped: vq.codebooks \[9, 8\] for \[8, 8\]"
-    with pytest.raises(LaryError, match=wanted):
-        load(tmp_path / "w.pt")
-    with pytest.raises(UsageError, match=r"absent\.pt is neither on this .*Put laq_openx\.pt into MODEL_DIR"):
-        load(tmp_path / "absent.pt")
+    fails(LaryError, wanted, load, tmp_path / "w.pt")
+    fails(UsageError, r"absent\.pt is neither on this .*Put laq_openx\.pt into MODEL_DIR", load, tmp_path / "absent.pt")
 
 
 def test_backbone_comes_from_its_own_folder_where_the_file_has_none(tmp_path: Path) -> None:
@@ -160,8 +146,7 @@ def test_tokenizer_comes_from_its_own_files_where_the_file_has_none(tmp_path: Pa
         (f'model: !!python/object/apply:os.system ["touch {mark}"]', complete, "can't be read"),
     ):
         config.write_text(content)
-        with pytest.raises(LaryError, match=named):
-            load(tmp_path / "own.pt", asked, **settings)
+        fails(LaryError, named, load, tmp_path / "own.pt", asked, **settings)
     assert not mark.exists()
 
 

@@ -13,8 +13,9 @@ from lary.models.running import LoadedEncoder, build
 from lary.models.spec import MODELS, ModelContext, ModelSpec
 from lary.models.weights import random_weights
 from lary.types import RANDOM, Latents, UsageError, WeightsIdentity
+from tests.helpers import fails
 from tests.tiny import save_tiny
-from tests.tiny_networks import PUBLISHED, tiny_record
+from tests.tiny_networks import PUBLISHED, VIT, tiny_record
 
 
 def run(spec: ModelSpec, seed: int = 0) -> tuple[LoadedEncoder, Latents]:
@@ -44,9 +45,7 @@ def test_a_tensor_depends_on_its_name_alone_and_buffers_are_computed() -> None:
     assert torch.equal(first["a.weight"], second["a.weight"])
     assert not torch.equal(first["b.weight"], second["c.weight"])
     assert float(first["a.weight"].std()) == pytest.approx(1 / 20, rel=0.05)
-    config = transformers.DINOv3ViTConfig(
-        hidden_size=24, num_hidden_layers=1, num_attention_heads=2, intermediate_size=32, image_size=32, patch_size=16
-    )
+    config = transformers.DINOv3ViTConfig(**VIT, image_size=32, patch_size=16)
     drawn = transformers_model(transformers.DINOv3ViTModel, config, random_weights(0), dict, "cpu")
     wanted = dict(transformers.DINOv3ViTModel(config).named_buffers())
     torch.testing.assert_close(dict(drawn.named_buffers()), wanted, rtol=0, atol=0)  # they are computed, not drawn
@@ -63,5 +62,4 @@ def test_any_backbone_needs_its_configuration_only(tmp_path: Path) -> None:
     (folder / "config.json").write_text(json.dumps({**config, "mlp_ratio": 3}))
     assert run(spec)[0].identity != encoder.identity
     (folder / "config.json").unlink()
-    with pytest.raises(UsageError, match=r"has no config\.json"):
-        run(spec)
+    fails(UsageError, r"has no config\.json", run, spec)

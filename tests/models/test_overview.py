@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from lary.models.spec import MODELS
-from tests.helpers import lary, rows_of
+from tests.helpers import lary, printed, rows_of
 from tests.models.test_spec import EXAMPLE, ROOT, SOUND, forget_plugins, write_plugin
 
 __all__ = ["forget_plugins"]
@@ -24,15 +24,10 @@ def test_records_have_the_parameters_and_numbers_of_the_leaderboards(name: str) 
 
 def test_models_lists_every_record_and_names_what_is_missing(tmp_path: Path) -> None:
     assert [line.split()[0] for line in lary("models").out.splitlines()[1:]] == MODELS.names()
-    for words, named in (
-        (("lapa", "--model-dir", tmp_path), "laq_openx.pt"),
-        (("univla",), "UNIVLA_CKPT_PATH"),
-        (("magvit2",), "MAGVIT2_TOKENIZER_PATH"),
-    ):
-        done = lary("models", *words)
-        assert (done.code, named in done.out) == (0, True)
-    done = lary("models", "dinov4")
-    assert (done.code, "Did you mean dinov" in done.err) == (2, True)
+    printed("models", "lapa", "--model-dir", tmp_path, has=["laq_openx.pt"])
+    printed("models", "univla", has=["UNIVLA_CKPT_PATH"])
+    printed("models", "magvit2", has=["MAGVIT2_TOKENIZER_PATH"])
+    printed("models", "dinov4", code=2, has=["Did you mean dinov"])
 
 
 def test_docs_are_made_from_the_records() -> None:
@@ -55,14 +50,11 @@ def test_docs_are_made_from_the_records() -> None:
     ],
 )
 def test_check_model_finds_what_is_wrong(answer: str, named: str | None, tmp_path: Path) -> None:
-    done = lary("check-model", f"{write_plugin(tmp_path, answer)}:own")
-    assert done.code == (1 if named else 0)
-    assert (named or "everything as it should be") in done.out
+    words, code = named or "everything as it should be", 1 if named else 0
+    printed("check-model", f"{write_plugin(tmp_path, answer)}:own", code=code, has=[words])
 
 
 @pytest.mark.usefixtures("forget_plugins")
 def test_check_model_knows_the_example_and_asks_for_a_name() -> None:
-    done = lary("check-model", f"{EXAMPLE}:colour-grid")
-    assert (done.code, "2 x 16 x 6" in done.out) == (0, True)
-    done = lary("check-model", EXAMPLE)
-    assert (done.code, f"as {EXAMPLE}:NAME." in done.err) == (2, True)
+    printed("check-model", f"{EXAMPLE}:colour-grid", has=["2 x 16 x 6"])
+    printed("check-model", EXAMPLE, code=2, has=[f"as {EXAMPLE}:NAME."])

@@ -8,6 +8,7 @@ import pytest
 from lary.models.preprocess import neighbour_pairs, prepare
 from lary.models.spec import MODELS, Preprocess
 from lary.types import LaryError
+from tests.helpers import fails
 
 VJEPA2 = MODELS.get("vjepa2").preprocess
 
@@ -15,11 +16,9 @@ VJEPA2 = MODELS.get("vjepa2").preprocess
 def test_clips_that_cannot_be_prepared_are_named() -> None:
     clip = np.zeros((2, 8, 8, 3), dtype=np.uint8)
     for wrong in (clip.astype(np.float32), clip[0]):
-        with pytest.raises(LaryError, match="uint8 frames"):
-            prepare(wrong, Preprocess())
+        fails(LaryError, "uint8 frames", prepare, wrong, Preprocess())
     with pytest.raises(LaryError, match=r"8 x 8 pixels is too small for the record's crop of 300"):
         prepare(clip, replace(VJEPA2, size=300))
     with pytest.raises(LaryError, match="'cubic', which is no known method"):
         prepare(clip, Preprocess(resize="cubic"))  # type: ignore[arg-type]
-    with pytest.raises(LaryError, match="at least two"):
-        neighbour_pairs(np.zeros((1, 1, 3, 2, 2)))
+    fails(LaryError, "at least two", neighbour_pairs, np.zeros((1, 1, 3, 2, 2)))

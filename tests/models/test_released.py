@@ -12,9 +12,11 @@ from safetensors.torch import load_file, save_file
 from lary.models.running import LoadedEncoder, build
 from lary.models.spec import ModelContext
 from lary.types import BenchmarkProtocol, LaryError
+from tests.helpers import fails
 from tests.tiny_networks import save_tiny_network, tiny_record
 
 SIDE = 32
+CLIPS = torch.rand(1, 2, 3, SIDE, SIDE, generator=torch.Generator().manual_seed(0)) * 2 - 1
 
 
 def make(name: str, weights: Path, protocol: BenchmarkProtocol = "corrected") -> LoadedEncoder:
@@ -23,9 +25,6 @@ def make(name: str, weights: Path, protocol: BenchmarkProtocol = "corrected") ->
     paper = spec.preprocess_paper and replace(spec.preprocess_paper, size=SIDE)
     spec = replace(spec, preprocess=replace(spec.preprocess, size=SIDE), preprocess_paper=paper)
     return build(spec, ModelContext("cpu", protocol, weights=str(weights)))
-
-
-CLIPS = torch.rand(1, 2, 3, SIDE, SIDE, generator=torch.Generator().manual_seed(0)) * 2 - 1
 
 
 def weight_file(folder: Path) -> Path:
@@ -60,16 +59,14 @@ def test_unused_parts_and_half_precision(name: str, unused: str, tmp_path: Path)
 def test_released_files_of_another_layout_or_content_are_refused(tmp_path: Path) -> None:
     other, section = tmp_path / "ae.safetensors", tmp_path / "vitl.pt"
     save_file({"encoder.down.0.block.0.norm9.weight": torch.zeros(2)}, other)
-    with pytest.raises(LaryError, match=r"1 unexpected: encoder\.down\.0\.block\.0\.norm9\.weight \(unknown\)"):
-        make("flux2", other)
+    fails(LaryError, r"1 unexpected: encoder\.down\.0\.block\.0\.norm9\.weight \(unknown\)", make, "flux2", other)
     for content, named in (
         ({"encoder": {}, "epoch": 3}, "under 'target_encoder', only entries encoder, epoch"),
         ({"target_encoder": {"module.backbone.norm.weight": 1.0}}, "only entries target_encoder"),
         ({"target_encoder": {"module.backbone.blocks.0.attn.qkv.bias": torch.zeros(7)}}, r"attn\.qkv\.bias \(unknown"),
     ):
         torch.save(content, section)
-        with pytest.raises(LaryError, match=named):
-            make("vjepa2", section)
+        fails(LaryError, named, make, "vjepa2", section)
 
 
 @pytest.mark.parametrize(
@@ -88,8 +85,7 @@ def test_a_configuration_that_does_not_fit_is_named(
 ) -> None:
     config = save_tiny_network(tmp_path, name) / "config.json"
     config.write_text(json.dumps({**json.loads(config.read_text()), **change}))
-    with pytest.raises(LaryError, match=named):
-        make(name, tmp_path)
+    fails(LaryError, named, make, name, tmp_path)
 
 
 def test_clips_that_fill_no_tubelet_are_refused(tmp_path: Path) -> None:

@@ -11,7 +11,7 @@ import pytest
 import torch
 
 from lary.models.spec import MODELS
-from tests.helpers import lary
+from tests.helpers import printed
 from tests.tree import make_calvin, make_robot
 
 ROOT = Path(__file__).parents[2]
@@ -56,14 +56,14 @@ def test_records_are_complete(name: str) -> None:
         assert spec.weights.variable or spec.weights.folder
 
 
-def extract(root: Path, model: str, *words: str | Path, split: str = "val", dataset: str = "calvin") -> tuple[int, str]:
-    done = lary("extract", "--model", model, "--dataset", dataset, "--split", split, *words, root=root)
-    return done.code, done.err
+def extract(root: Path, *words: str | Path, split: str = "val", dataset: str = "calvin", **expected: Any) -> None:
+    """Extract with the model that `words` begin with."""
+    printed("extract", "--dataset", dataset, "--split", split, "--model", *words, root=root, **expected)
 
 
 def test_options_that_make_no_sense_are_refused(root: Path) -> None:
     few = ("random-vit", "--limit", "2")  # precision is part of what latents are
-    assert extract(root, *few)[0] == 0
+    extract(root, *few)
     refusals: list[tuple[Any, str]] = [
         (("pixels", "--latent", "quantized"), "has one kind of latent"),
         ((*few, "--precision", "bf16"), "latents of another extraction"),
@@ -71,9 +71,8 @@ def test_options_that_make_no_sense_are_refused(root: Path) -> None:
     if not (torch.cuda.is_available() or torch.backends.mps.is_available()):
         refusals += [(("pixels", "--device", device), f"--device {device}") for device in ("cuda", "mps")]
     for words, named in refusals:
-        code, err = extract(root, *words)
-        assert (code, named in err) == (2, True)
-    assert extract(root, *few, "--precision", "bf16", "--overwrite")[0] == 0
+        extract(root, *words, code=2, has=[named])
+    extract(root, *few, "--precision", "bf16", "--overwrite")
 
 
 @pytest.mark.usefixtures("no_figures")
@@ -81,10 +80,10 @@ def test_example_runs_through_extract_classify_and_regress(root: Path) -> None:
     plugin = ("colour-grid", "--plugin", EXAMPLE)
     for dataset in ("calvin", "robot_1st"):
         for split in ("train", "val"):
-            assert extract(root, *plugin, dataset=dataset, split=split)[0] == 0
+            extract(root, *plugin, dataset=dataset, split=split)
     for command, dataset in (("classify", "robot_1st"), ("regress", "calvin")):
         words = ("--plugin", EXAMPLE, "--dataset", dataset, "--probe-preset", "demo", "--epochs", "1")
-        assert lary(command, "--model", "colour-grid", *words, root=root).code == 0
+        printed(command, "--model", "colour-grid", *words, root=root)
     found = [json.loads(path.read_text()) for path in (root / "logs").rglob("result.json")]
     facts = sorted((result["task"], result["model"]["name"], result["model"]["dim"]) for result in found)
     assert facts == [("classification", "colour-grid", 6), ("regression", "colour-grid", 6)]
@@ -136,10 +135,8 @@ def test_extraction_with_a_plug_in(root: Path, tmp_path: Path) -> None:
         "torch.full((len(clips), 2, 3, 4), float('nan'))": "12 rows could not be read",
     }
     for value, (answer, named) in enumerate(answers.items()):
-        words = ("--plugin", write_plugin(tmp_path, answer, value), "--overwrite")
-        code, err = extract(root, "own", *words, dataset="robot_1st", split="train")
-        assert (code, named in err) == (int(bool(named)), True), err
+        words = ("own", "--plugin", write_plugin(tmp_path, answer, value), "--overwrite")
+        extract(root, *words, dataset="robot_1st", split="train", code=int(bool(named)), has=[named])
     for _ in range(2):
-        assert extract(root, "own", "--plugin", write_plugin(tmp_path, SOUND))[0] == 0
-    code, err = extract(root, "own", "--plugin", write_plugin(tmp_path, SOUND, value=2.0))
-    assert (code, "weights" in err) == (2, True), "latents of other weights were reused"
+        extract(root, "own", "--plugin", write_plugin(tmp_path, SOUND))
+    extract(root, "own", "--plugin", write_plugin(tmp_path, SOUND, value=2.0), code=2, has=["weights"])

@@ -3,7 +3,6 @@
 import json
 import pickle
 import struct
-import zipfile
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -15,7 +14,8 @@ from safetensors.torch import save_file
 from lary.models.spec import MODELS
 from lary.models.tensors import Layout, read_tensors
 from lary.types import LaryError
-from tests.hostile.harness import Code, refused
+from tests.helpers import fails
+from tests.hostile.harness import Code, refused, write_zip
 from tests.models.test_weights import make
 from tests.tiny_networks import PUBLISHED
 
@@ -84,8 +84,7 @@ def test_bombs_are_refused_before_they_take_memory(tmp_path: Path) -> None:
         grown = [grown, grown]  # 2**60 leaves, sixty lists
     torch.save({"state": grown}, path)
     refused(tmp_path, lambda: read(path), "no tensors by name")
-    with zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED) as archive:
-        archive.writestr("archive/data.pkl", bytes(1 << 26))
+    write_zip(path, {"archive/data.pkl": bytes(1 << 26)})
     refused(tmp_path, lambda: read(path), "compressed")
 
     torch.save({"w": torch.ones(4096)}, path)
@@ -121,5 +120,4 @@ def test_honest_files_pass(tmp_path: Path) -> None:
     assert torch.equal(found["b"], shared)
     assert (found["e"].dtype, found["f"].dtype) == (torch.int64, torch.float32)
     torch.save({"model": {"a": shared, "module.a": shared}}, file)
-    with pytest.raises(LaryError, match=r"model\.pt hold a twice"):
-        read(file)
+    fails(LaryError, r"model\.pt hold a twice", read, file)

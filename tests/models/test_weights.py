@@ -14,9 +14,11 @@ import torch
 from huggingface_hub import constants, errors
 from safetensors.torch import load_file, save_file
 
+from lary.files import write_bytes
 from lary.models.running import build
 from lary.models.spec import MODELS, ModelContext, Weights, locate_weights
 from lary.types import RANDOM, LaryError, UsageError
+from tests.helpers import fails
 from tests.hostile.harness import refused
 from tests.tiny import save_tiny
 from tests.tiny_networks import PUBLISHED
@@ -36,16 +38,13 @@ def test_weights_are_searched_in_their_order(tmp_path: Path) -> None:
     for folder in (override, variable, f"{models}/DINOv2"):
         Path(folder).mkdir(parents=True)
     values, pixels = {"DINO_V2_PATH": variable, "MODEL_DIR": models}, MODELS.get("pixels")
-    for found, wanted in (
-        (locate_weights(DINOV2, values, override), override),
-        (locate_weights(DINOV2, values), variable),
-        (locate_weights(DINOV2, {"MODEL_DIR": models}), f"{models}/DINOv2"),
-        (locate_weights(DINOV2, {"MODEL_DIR": str(tmp_path)}), HUB_OF["dinov2-origin"]),
-        (locate_weights(DINOV2, {}, "someone/dinov2-tiny"), "someone/dinov2-tiny"),
-        (locate_weights(DINOV2, {}, RANDOM), RANDOM),
-        (locate_weights(pixels, values), None),
-    ):
-        assert found == wanted
+    assert locate_weights(DINOV2, values, override) == override
+    assert locate_weights(DINOV2, values) == variable
+    assert locate_weights(DINOV2, {"MODEL_DIR": models}) == f"{models}/DINOv2"
+    assert locate_weights(DINOV2, {"MODEL_DIR": str(tmp_path)}) == HUB_OF["dinov2-origin"]
+    for given in ("someone/dinov2-tiny", RANDOM):
+        assert locate_weights(DINOV2, {}, given) == given
+    assert locate_weights(pixels, values) is None
     unnamed = replace(DINOV2, weights=Weights(variable="DINO_V2_PATH"))
     for spec, given, weights, named in (
         (DINOV2, {"DINO_V2_PATH": "/nowhere"}, None, "DINO_V2_PATH points to /nowhere, which does not exist"),
@@ -54,8 +53,7 @@ def test_weights_are_searched_in_their_order(tmp_path: Path) -> None:
         (pixels, {}, RANDOM, "'pixels' has no weights; leave the option out"),
         (pixels, {}, override, "'pixels' has no weights; leave the option out"),
     ):
-        with pytest.raises(UsageError, match=named):
-            locate_weights(spec, given, weights)
+        fails(UsageError, named, locate_weights, spec, given, weights)
 
 
 @pytest.mark.parametrize("name", PUBLISHED)
@@ -70,16 +68,10 @@ def test_absent_weights_name_every_variable_of_the_description(name: str, tmp_pa
         make(name, None)
     for place in (spec.weights.variable, spec.weights.folder, *extra):
         assert place is None or place in str(caught.value)
-    for words, call in (
-        ("holds no ", lambda: make(name, tmp_path)),
-        (
-            r"--weights points to .*/absent\.pt, which does not",
-            lambda: locate_weights(spec, {}, f"{tmp_path}/absent.pt"),
-        ),
-        (f"--revision v2: the weights of '{name}' are on disk, .*Leave the", lambda: make(name, tmp_path, "v2")),
-    ):
-        with pytest.raises(UsageError, match=words):
-            call()
+    absent = str(tmp_path / "absent.pt")
+    fails(UsageError, "holds no ", make, name, tmp_path)
+    fails(UsageError, r"--weights points to .*/absent\.pt, which does not", locate_weights, spec, {}, absent)
+    fails(UsageError, f"--revision v2: the weights of '{name}' are on disk, .*Leave the", make, name, tmp_path, "v2")
 
 
 # Folders of transformers
@@ -110,8 +102,7 @@ def test_safetensors_pickled_tensors_and_shards_give_the_same(dinov2: Path) -> N
     (dinov2 / "model-0.safetensors").unlink()
     for names, named in ((shards, r"names files that are not there: model-0\.saf"), ({}, "lists no weight files")):
         index.write_text(json.dumps({"weight_map": names}))
-        with pytest.raises(LaryError, match=named):
-            make("dinov2-origin", dinov2)
+        fails(LaryError, named, make, "dinov2-origin", dinov2)
 
 
 def test_identity_names_content_configuration_and_form(dinov2: Path) -> None:
@@ -131,15 +122,10 @@ def test_identity_names_content_configuration_and_form(dinov2: Path) -> None:
 def test_a_file_that_is_named_is_the_one_that_is_read(dinov2: Path) -> None:
     torch.save({"pickled": torch.zeros(1)}, dinov2 / "mine.pt")
     (dinov2 / "cat.png").write_bytes(b"png")
-    for name, named in (
-        ("mine.pt", "1 unexpected: pickled"),
-        ("cat.png", r"cat\.png is no weight file .*Set DINO_V2_PATH"),
-        ("model.safetensors", r"config\.json does not exist"),
-    ):
-        if name == "model.safetensors":
-            (dinov2 / "config.json").unlink()
-        with pytest.raises(LaryError, match=named):
-            make("dinov2-origin", dinov2 / name)
+    fails(LaryError, "1 unexpected: pickled", make, "dinov2-origin", dinov2 / "mine.pt")
+    fails(LaryError, r"cat\.png is no weight file .*Set DINO_V2_PATH", make, "dinov2-origin", dinov2 / "cat.png")
+    (dinov2 / "config.json").unlink()
+    fails(LaryError, r"config\.json does not exist", make, "dinov2-origin", dinov2 / "model.safetensors")
 
 
 # The hub
@@ -184,9 +170,7 @@ class FakeHub:
         self.downloads.append((repository, revision, options["allow_patterns"]))
         for pattern in options["allow_patterns"]:
             for file in self.repository.glob(pattern):
-                target = folder / file.relative_to(self.repository)
-                target.parent.mkdir(parents=True, exist_ok=True)
-                shutil.copy(file, target)
+                write_bytes(folder / file.relative_to(self.repository), file.read_bytes())
         return str(folder)
 
 
@@ -230,10 +214,8 @@ def test_a_branch_is_asked_for_its_newest(hub: FakeHub, revision: str | None, ca
 )
 def test_the_file_of_a_record_alone_is_fetched(hub: FakeHub, name: str, file: str) -> None:
     shutil.rmtree(hub.repository)
-    (hub.repository / file).parent.mkdir(parents=True)
-    (hub.repository / file).write_text("no weights")
-    with pytest.raises(LaryError):
-        make(name, HUB_OF[name])
+    write_bytes(hub.repository / file, b"no weights")
+    fails(LaryError, "", make, name, HUB_OF[name])
     asked = [file, (Path(file).parent / "config.json").as_posix()]
     assert (hub.downloads[0][0], hub.downloads[0][2]) == (HUB_OF[name], asked)
 
@@ -260,8 +242,7 @@ def test_refusals_of_the_hub_come_before_any_download(
         monkeypatch.undo()
         monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
         monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path))
-    with pytest.raises(UsageError, match=f"'dinov3-origin': some/one {named}"):
-        make("dinov3-origin", "some/one", "v9")
+    fails(UsageError, f"'dinov3-origin': some/one {named}", make, "dinov3-origin", "some/one", "v9")
     assert not hub.downloads
 
 

@@ -6,7 +6,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import pandas as pd
 import pytest
 
 from lary.data import clips, normalisation, sampling, splits, verify
@@ -15,10 +14,10 @@ from lary.data.normalisation import Normaliser, Statistics, load_normaliser, loa
 from lary.data.spec import DATASETS
 from lary.data.tables import SampleTable, read_table
 from lary.types import LaryError
-from tests.helpers import settings_of
+from tests.helpers import fails, rows_of, settings_of
 from tests.parity.conftest import FOLDER, Case, case_names, load_case
 from tests.parity.fill import uniform
-from tests.tree import SIZE, write_image, write_video
+from tests.tree import SIZE, write_array, write_image, write_table, write_video
 
 
 def value(text: str, x: np.ndarray) -> np.ndarray:
@@ -58,20 +57,13 @@ def test_indices_are_the_published_ones(name: str) -> None:
             sampled = sampling.sample_video(FOLDER / source.removeprefix("video/"), count)
             found = sampled.indices
             if what == "differences":
-                case.check(
-                    key, [-1.0] if sampled.differences is None else sampled.differences, case.about["tolerance"][what]
-                )
+                differences = [-1.0] if sampled.differences is None else sampled.differences
+                case.check(key, differences, case.about["tolerance"][what])
                 continue
         else:
             picks = sampling.motion_picks(sequence(case, source), count)
             found = picks if what == "raw" else sampling.stored_indices(picks, count)
         case.check(key, np.array(found, dtype=np.int64))
-
-
-def write_csv(path: Path, rows: list[dict[str, Any]]) -> Path:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    pd.DataFrame(rows).to_csv(path, index=False)
-    return path
 
 
 def save_drawn(root: Path, place: str, draw: str, shape: list[int], then: str) -> None:
@@ -81,9 +73,7 @@ def save_drawn(root: Path, place: str, draw: str, shape: list[int], then: str) -
     chunk = uniform(draw, tuple(shape)) * np.float32(scaled[1]) - np.float32(scaled[2])
     if constant := re.search(r"dimension (\d+) set to ([\d.]+)", then):
         chunk[:, int(constant[1])] = float(constant[2])
-    path = root / (place if "actions" in Path(place).parts else f"actions/{place}")
-    path.parent.mkdir(parents=True, exist_ok=True)
-    np.save(path, chunk)
+    write_array(root / (place if "actions" in Path(place).parts else f"actions/{place}"), chunk)
 
 
 def lay_out(folder: Path, entry: dict[str, Any]) -> SampleTable:
@@ -99,7 +89,7 @@ def lay_out(folder: Path, entry: dict[str, Any]) -> SampleTable:
         file = folder / str(relative_stats_file(spec) if entry["mode"] == "relative" else rule.stats_file)
         file.parent.mkdir(parents=True, exist_ok=True)
         file.write_text(json.dumps(entry["stats"]))
-    return read_table(spec, spec.train, path=write_csv(folder / "table.csv", rows), data_dir=folder)
+    return read_table(spec, spec.train, path=write_table(folder / "table.csv", rows), data_dir=folder)
 
 
 @pytest.mark.parametrize("name", case_names(names="regression_targets*"))
@@ -119,8 +109,7 @@ def test_targets(name: str, tmp_path: Path) -> None:
                 found[rows] = targets.values.reshape(len(rows), -1)
         case.check(key, found)
         if not all(known):
-            with pytest.raises(LaryError, match=f"row {known.index(False) + 1} "):
-                load_targets(table, normaliser, mode=mode)
+            fails(LaryError, f"row {known.index(False) + 1} ", load_targets, table, normaliser, mode=mode)
 
 
 def assert_robots(found: Any, expected: Any, tolerance: float) -> None:
@@ -142,18 +131,15 @@ def test_robot_statistics(name: str, tmp_path: Path) -> None:
             place = root / spec.split(spec.train).root
             save_drawn(place, row["action"], row["draw"], row["shape"], row["then"])
     cells = [{"robot_type": row["robot_type"] or "", "action": row["action"]} for row in rows]
-    table = write_csv(tmp_path / "table.csv", cells)
+    table = write_table(tmp_path / "table.csv", cells)
     out, _ = normalisation.measure_table(spec, table, root, workers=2)
     found, expected = json.loads(out.read_text()), case.about["output"]
     assert out == root / str(spec.actions.normalisation.stats_file)
     expected["action_root"] = expected["action_root"].replace("<data-root>", str(root))
     for key in ("dataset", "action_mode", "action_dim", "missing_actions", "missing_action_examples", "action_root"):
         assert found[key] == expected[key], key
-    for both in (
-        [{"all": each["global"]} for each in (found, expected)],
-        [each["robot_stats"] for each in (found, expected)],
-    ):
-        assert_robots(*both, case.about["atol"])
+    both = [{"all": each["global"], **each["robot_stats"]} for each in (found, expected)]
+    assert_robots(*both, case.about["atol"])
 
 
 @pytest.mark.parametrize("name", case_names(names="tools_relative*"))
@@ -165,7 +151,7 @@ def test_relative_actions(name: str, tmp_path: Path) -> None:
         for number, row in enumerate(entry["rows"]):
             draw = entry["draw"].replace("<row>", str(number))
             save_drawn(folder, row["action"], draw, entry["shape"], entry["then"])
-        tables.append(write_csv(tmp_path / "tables" / file, entry["rows"]))
+        tables.append(write_table(tmp_path / "tables" / file, entry["rows"]))
     config = RelativeConfig(dataset=spec.name, csv=tuple(tables), workers=2)
     first, second = (normalisation.write_relative(config, settings_of(tmp_path, DATA_DIR=tmp_path)) for _ in range(2))
     assert [[each.written, each.skipped] for each in second.tables] == case.about["second_run_written_skipped"]
@@ -188,7 +174,7 @@ def test_split(name: str, tmp_path: Path) -> None:
     case = load_case(name)
     labels, config = case.about["input"]["actions"], case.config
     rows = [{"video_path": f"{row}.mp4", "action": label} for row, label in enumerate(labels)]
-    table = write_csv(tmp_path / "all_clips.csv", rows)
+    table = write_table(tmp_path / "all_clips.csv", rows)
     for kind, strata in (("stratified", labels), ("plain", None)):
         parts = splits.split_rows(len(labels), config["test_size"], strata, config["random_state"])
         case.check(f"{kind}/train", parts[0])
@@ -196,7 +182,7 @@ def test_split(name: str, tmp_path: Path) -> None:
     report = splits.write_split(table, SplitConfig(seed=config["random_state"], share=config["test_size"]))
     for part, path in (("train", report.train), ("val", report.val)):
         assert path.name == f"{part}_clips.csv"
-        order = [int(Path(cell).stem) for cell in pd.read_csv(path)["video_path"]]
+        order = [int(Path(cell).stem) for cell in (row["video_path"] for row in rows_of(path))]
         assert order == case.arrays[f"stratified/{part}"].tolist()
 
 
@@ -211,9 +197,8 @@ def test_clips(name: str) -> None:
     for source in clips.SOURCES:
         seeds = [(row["video_path"], row["seed_output"]) for row in naming[f"seed_{source.lower()}"]]
         tasks += clips.clip_tasks(source, seeds, Path(f"<{source.lower()}-root>"), out, wanted, "published")
-    expected = [
-        (task["src"], task["start_t"], task["duration"], task["out_path"], task["rev"]) for task in naming["tasks"]
-    ]
+    fields = ("src", "start_t", "duration", "out_path", "rev")
+    expected = [tuple(task[field] for field in fields) for task in naming["tasks"]]
     assert [(str(task[0]), task[1], task[2], str(task[3]), task[4]) for task in tasks] == expected
 
 
@@ -245,9 +230,8 @@ def test_integrity_report(name: str, tmp_path: Path) -> None:
         for table in (table for table in tables if table in about["input"]):
             groups.append(group)
             entry = about["input"][table]
-            write_csv(
-                tmp_path / "data" / table, [dict(zip(entry["columns"], row, strict=True)) for row in entry["rows"]]
-            )
+            rows = [dict(zip(entry["columns"], row, strict=True)) for row in entry["rows"]]
+            write_table(tmp_path / "data" / table, rows)
             folder = root / (roots[group][table] if isinstance(roots[group], dict) else roots[group])
             for path in {cell for row in entry["rows"] for cell in row if cell in states}:
                 if not (folder / path).exists():

@@ -41,6 +41,9 @@ pytestmark = pytest.mark.timeout(1200)  # full sizes take minutes on a busy mach
 Array = npt.NDArray[Any]
 Output = tuple[str, Array, tuple[int, int], Preprocess, "int | None"]
 
+CASES = case_names("lapa", "dinov2", "dinov3", "siglip2", "magvit2", "dinov3-cs*")
+VILLA_CASES = case_names("villa-x")
+DRAWN = Checkpoint((Path("drawn"),), None, WeightsIdentity())
 # Output of case "preprocess": the record, and the axes of the output among (T, C, H, W).
 SINGLE = {
     "vjepa2": (MODELS.get("vjepa2").preprocess, (1, 0, 2, 3)),
@@ -239,10 +242,6 @@ def test_vjepa_tokens_equal_the_published_ones_and_the_last_frame_is_repeated(na
     assert torch.equal(encode(case, file, "corrected", clip), encode(case, file, "paper", padded))
 
 
-CASES = case_names("lapa", "dinov2", "dinov3", "siglip2", "magvit2", "dinov3-cs*")
-DRAWN = Checkpoint((Path("drawn"),), None, WeightsIdentity())
-
-
 def record(case: Case) -> ModelSpec:
     """The record that the case names, with the case's sizes."""
     spec = MODELS.get(case.about["model"])
@@ -303,9 +302,6 @@ def test_encoder_from_a_file_gives_the_published_tokens(name: str, tmp_path: Pat
         latents = open_model(spec, file).encode(pairs_of(case, spec.preprocess))
         case.check("tokens_no_noise", latents.tokens)
         case.check("indices", latents.codes)
-
-
-VILLA_CASES = case_names("villa-x")
 
 
 def assert_alone(encoder: Any, clips: torch.Tensor) -> None:

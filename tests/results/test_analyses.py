@@ -10,7 +10,7 @@ import pytest
 from lary.data.spec import DATASETS
 from lary.types import LaryError
 from tests.fake_results import SUFFIXES, add_classification, add_regression, analysed
-from tests.helpers import fails, printed, rows_of
+from tests.helpers import contents, fails, printed, rows_of
 
 
 def test_frequency_orders_classes_and_averages_their_f1(tmp_path: Path) -> None:
@@ -58,13 +58,13 @@ def test_all_makes_what_the_runs_allow_and_says_the_rest(tmp_path: Path) -> None
     asked = ("analyze", "--out", tmp_path / "out", "--count=1")
     kinds = ("gap", "stride", "codebook", "attention")
     printed(*asked, root=tmp_path, has=[f"left out: {kind}: " for kind in kinds])
-    first = {file.name: file.read_bytes() for file in (tmp_path / "out").iterdir()}
+    first = contents(tmp_path / "out")
     stems = ("frequency_libero", "trajectories_calvin_lapa")
     assert set(first) == {f"{stem}{suffix}" for stem in stems for suffix in SUFFIXES}
     table = rows_of(tmp_path / "out" / "frequency_libero.csv")
     assert max(float(row["f1"]) for row in table) < 0.99, "controls are left out"
     printed(*asked, root=tmp_path)
-    assert {file.name: file.read_bytes() for file in (tmp_path / "out").iterdir()} == first
+    assert contents(tmp_path / "out") == first
 
 
 def test_wrong_requests_name_the_remedy(tmp_path: Path) -> None:

@@ -15,10 +15,7 @@ from lary.results.record import EvalResult, NamedDigest, read_result, run_identi
 from lary.results.summarise import classification_result
 from lary.types import LaryError
 from tests import fake_results as fake
-
-
-def contents(folder: Path) -> dict[str, bytes]:
-    return {path.relative_to(folder).as_posix(): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+from tests.helpers import contents, fails
 
 
 def do_run(folder: Path, text: str, *names: str, identity: str = "one") -> EvalResult:
@@ -94,8 +91,7 @@ def test_readers_use_files_that_are_named_and_unchanged(tmp_path: Path) -> None:
     (tmp_path / "log.csv").unlink()
     (tmp_path / "old.txt").write_text("left by another run")
     for name, message in (("case.txt", "digest differs"), ("log.csv", "can't be read"), ("old.txt", "names no file")):
-        with pytest.raises(LaryError, match=message):
-            FinishedRun(tmp_path, result).file(name)
+        fails(LaryError, message, FinishedRun(tmp_path, result).file, name)
     before = result.model_copy(update={"files": {"case.txt": ""}})
     assert FinishedRun(tmp_path, before).file("old.txt").exists(), "results of version 0.1 name no digests"
 

@@ -21,6 +21,10 @@ from tests.helpers import fails
 
 BROWSER = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
 LOADING = {"src", "srcset", "poster", "data", "xlink:href", "action", "background"}
+SCRIPT = "<script>alert(1)</script><img src=x onerror=alert(2)>\"'></style></title>&lt;${version}{{version}}javascript:"
+KEPT = ("schema_version", "status", "task", "unit", "headline", "primary", "created", "protocol", "control", "seed",
+        "action_mode")  # fmt: skip
+FREE = ("options", "options_given", "timings", "versions", "tables", "splits", "controls")
 needs_browser = pytest.mark.skipif(BROWSER is None, reason="Chromium is not installed")
 
 
@@ -126,12 +130,6 @@ def test_published_number_is_beside_a_run_and_nothing_to_report_is_a_sentence(tm
     write_result(tmp_path / FILE_NAME, classification_result(fake.class_outcome(2.0), facts))
     board = write_report(tmp_path).read_text().split('id="board-1"')[1].split("</table>")[0]
     assert ("Paper" in board, f">{float(known['robot_1st']):.1f}<" in board) == (True, True)
-
-
-SCRIPT = "<script>alert(1)</script><img src=x onerror=alert(2)>\"'></style></title>&lt;${version}{{version}}javascript:"
-KEPT = ("schema_version", "status", "task", "unit", "headline", "primary", "created", "protocol", "control", "seed",
-        "action_mode")  # fmt: skip
-FREE = ("options", "options_given", "timings", "versions", "tables", "splits", "controls")
 
 
 def poisoned(value: Any, key: str = "") -> Any:

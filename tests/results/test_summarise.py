@@ -11,6 +11,7 @@ from lary.probes.outcome import ActionPredictions, ClassPredictions, RegressionO
 from lary.results.summarise import angular_error, classification_result, regression_result
 from lary.types import LaryError
 from tests import fake_results as fake
+from tests.helpers import fails
 
 
 def test_ties_and_the_paper_protocol() -> None:
@@ -32,8 +33,7 @@ def test_predictions_that_are_not_finite_are_refused(value: float) -> None:
         classification_result(replace(outcome, selections=logits), fake.facts("pixels", "verbs"))
     actions = {"held_out": ActionPredictions(1, np.full_like(seen.targets, value))}
     broken = replace(fake.action_outcome(0.3), splits={"seen": replace(seen, selections=actions)})
-    with pytest.raises(LaryError, match="diverged"):
-        regression_result(broken, fake.facts("pixels", "arm"))
+    fails(LaryError, "diverged", regression_result, broken, fake.facts("pixels", "arm"))
 
 
 def test_physical_errors_have_the_scale_of_each_robot() -> None:

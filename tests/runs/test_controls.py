@@ -7,10 +7,12 @@ from typing import Any
 import numpy as np
 import pytest
 
-from lary.configs import ExtractConfig, ProbeControl, RegressConfig, RunConfig
+from lary.configs import ControlsConfig, ExtractConfig, ProbeControl, RegressConfig, RunConfig
 from lary.data.spec import DATASETS
 from lary.data.tables import INDEX_COLUMN, read_table
 from lary.latents.ref import LatentsRef, open_latents
+from lary.models.spec import MODELS
+from lary.runs.controls import plan
 from lary.runs.extract import CHANGED, changed_rows, extract, extract_changed, open_changed, place_of
 from lary.runs.probe import regress
 from lary.runs.run import run
@@ -78,6 +80,10 @@ def test_controls_of_a_model_that_mixes_its_frames(settings: Settings, tmp_path:
     assert not again.new
     nothing = again.result.controls["mean_action"].metrics["seen_mse"].value
     assert again.result.score.value == pytest.approx(nothing, rel=0.02)
+    for project, listed in ((65, True), (66, False)):
+        config = ControlsConfig(model=MODEL, dataset="calvin", project=project)
+        options = [changes for _, changes in plan(config, MODELS.get(MODEL), again.result)]
+        assert ({"project": project} in options) is listed, "66 dimensions of 66 are no control"
     extract(replace(asked("val"), seed=1, overwrite=True), settings)
     words = (*words, "--overwrite")  # of results, never of latents
     printed("controls", *words, root=tmp_path, code=2, has=["holds latents of another extraction"])

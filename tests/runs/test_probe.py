@@ -17,7 +17,7 @@ from lary.runs.run import run
 from lary.types import LaryError, UsageError
 from tests.helpers import fails, printed, rows_of, settings_of
 from tests.runs.conftest import MODEL, config_of, probe
-from tests.tree import make_calvin, write_table
+from tests.tree import make_calvin, write_array, write_table
 
 pytestmark = pytest.mark.usefixtures("no_figures")
 
@@ -67,9 +67,7 @@ def test_relative_files_are_read_where_they_are(place: Path) -> None:
     moves = np.stack([chunk[-1] - chunk[0] for chunk in map(np.load, (data / "calvin/val_stride5").rglob("*.npy"))])
     assert np.abs(moves - np.array(computed.examples[0].true[0])).max(axis=1).min() < 1e-4
     for source in data.rglob("*.npy"):
-        target = folder / source.relative_to(data)
-        target.parent.mkdir(parents=True, exist_ok=True)
-        np.save(target, np.arange(7, dtype=np.float32))
+        write_array(folder / source.relative_to(data), np.arange(7, dtype=np.float32))
     result = probe(place, action_mode="relative", overwrite=True).result
     np.testing.assert_allclose(result.examples[0].true, [np.arange(7)], atol=1e-4)
 

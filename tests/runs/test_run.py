@@ -14,6 +14,11 @@ from lary.models.spec import MODELS
 from tests.helpers import printed
 from tests.tree import make_calvin
 
+LARY = (sys.executable, "-m", "lary.cli")
+DEMO = (*LARY, "demo", "--pairs", "40", "--clips", "40", "--size", "48", "--out")
+ENVIRONMENT = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(Path(__file__).parents[2])}
+WEIGHTLESS = [spec.name for spec in MODELS if spec.weights is None]
+
 
 @pytest.mark.usefixtures("no_figures")
 def test_both_parts_are_done_once(tmp_path: Path) -> None:
@@ -34,12 +39,6 @@ def test_options_of_run_are_those_of_its_parts() -> None:
     assert {field.name for field in fields(ExtractConfig)} - own == left_out
     for part in (ClassifyConfig, RegressConfig):
         assert {field.name for field in fields(part)} - own <= {"dim", "classes"}
-
-
-LARY = (sys.executable, "-m", "lary.cli")
-DEMO = (*LARY, "demo", "--pairs", "40", "--clips", "40", "--size", "48", "--out")
-ENVIRONMENT = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(Path(__file__).parents[2])}
-WEIGHTLESS = [spec.name for spec in MODELS if spec.weights is None]
 
 
 def ended(*words: str | Path, code: int = 0, folder: Path | None = None) -> subprocess.CompletedProcess[str]:

@@ -8,11 +8,12 @@ from typing import Any
 import pytest
 
 from lary.configs import RunConfig, SweepConfig
+from lary.files import write_text
 from lary.latents.pipeline import Interrupted
 from lary.runs import sweep as sweeps
 from lary.runs.engines import check_resources
 from lary.types import LaryError
-from tests.helpers import Done, fails, lary
+from tests.helpers import Done, contents, fails, lary
 
 pytestmark = pytest.mark.usefixtures("no_figures")
 SWEEP = """
@@ -37,27 +38,22 @@ def sweep(root: Path, text: str, *words: str) -> Done:
     return lary("sweep", root / "sweep.yaml", *words, root=root)
 
 
-def results(root: Path) -> dict[str, bytes]:
-    return {path.parent.relative_to(root).as_posix(): path.read_bytes() for path in root.rglob("result.json")}
-
-
 def test_a_sweep_does_what_is_left_and_continues_after_a_failure(place: Path) -> None:
     plan = sweep(place, SWEEP, "--dry-run")
-    assert (plan.code, plan.out.count("to do"), results(place)) == (0, 5, {})
-    broken = "logs/regression/logs/calvin_5_frame-difference_mlp_absolute"
-    (place / broken).mkdir(parents=True)
-    (place / broken / "result.json").write_text("{}")
+    assert (plan.code, plan.out.count("to do"), contents(place, "result.json")) == (0, 5, {})
+    broken = "logs/regression/logs/calvin_5_frame-difference_mlp_absolute/result.json"
+    write_text(place / broken, "{}")
     first = sweep(place, SWEEP)
     words = ("5 runs: 4 done now, 0 before, 1 failed", "failed: frame-difference on calvin", "schema_version")
     assert (first.code, [part for part in words if part not in first.out]) == (1, [])
-    before = results(place)
+    before = contents(place, "result.json")
     assert any("seed=7" in folder for folder in before)
-    (place / broken / "result.json").unlink()
+    (place / broken).unlink()
     second = sweep(place, SWEEP)
     assert (second.code, second.out.count("result there")) == (0, 4)
     assert "5 runs: 1 done now, 4 before, 0 failed" in second.out
     assert "pixels, project 4" in second.out.split("better")[1], "a table of all runs"
-    after = results(place)
+    after = contents(place, "result.json")
     assert after.pop(broken) != before.pop(broken)
     assert after == before
 
@@ -91,10 +87,10 @@ def test_sweep_on_a_ray_cluster(place: Path) -> None:
         ray.shutdown()
     assert (done.code, "2 runs: 1 done now, 0 before, 1 failed" in done.out) == (1, True)
     assert "cls" in done.out.split("failed:")[1]
-    on_ray = [json.loads(found)["selections"] for found in results(place).values()]
+    on_ray = [json.loads(found)["selections"] for found in contents(place, "result.json").values()]
     shutil.rmtree(place / "logs")
     assert (sweep(place, ON_RAY).code, len(on_ray)) == (1, 1)
-    assert on_ray == [json.loads(found)["selections"] for found in results(place).values()]
+    assert on_ray == [json.loads(found)["selections"] for found in contents(place, "result.json").values()]
 
 
 def test_a_sweep_without_a_cluster_or_on_a_small_one_is_refused(place: Path) -> None:
@@ -102,6 +98,6 @@ def test_a_sweep_without_a_cluster_or_on_a_small_one_is_refused(place: Path) -> 
     done = sweep(place, ON_RAY, "--engine", "ray", "--address", "127.0.0.1:1")
     assert (done.code, "there is no Ray cluster" in done.err, "RAY_AUTH_MODE" in done.err) == (2, True, True)
     check_resources({"CPU": 4.0, "GPU": 1.0}, SweepConfig(gpus_per_run=0.5, cpus_per_run=4))
-    for config, words in ((SweepConfig(gpus_per_run=1), "--gpus-per-run 1: the Ray cluster has 0 GPUs"),
-                          (SweepConfig(cpus_per_run=8), "--cpus-per-run 8")):  # fmt: skip
-        fails(LaryError, words, check_resources, {"CPU": 4.0}, config)
+    words = "--gpus-per-run 1: the Ray cluster has 0 GPUs"
+    fails(LaryError, words, check_resources, {"CPU": 4.0}, SweepConfig(gpus_per_run=1))
+    fails(LaryError, "--cpus-per-run 8", check_resources, {"CPU": 4.0}, SweepConfig(cpus_per_run=8))

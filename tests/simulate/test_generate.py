@@ -1,6 +1,5 @@
 """Simulated data: clips, sameness of bytes, folders that are not empty; tests/golden has the tables and arrays."""
 
-import hashlib
 import shutil
 from pathlib import Path
 
@@ -10,14 +9,9 @@ import pytest
 from lary.data.frames import decode_video, read_clip
 from lary.data.images import read_image
 from lary.simulate import VERBS
-from tests.helpers import lary, printed, rows_of
+from tests.helpers import contents, lary, printed, rows_of
 from tests.hostile.harness import snapshot
 from tests.simulate.conftest import TINY
-
-
-def hashes(out: Path) -> dict[str, str]:
-    files = sorted(path for path in out.rglob("*") if path.is_file())
-    return {str(path.relative_to(out)): hashlib.sha256(path.read_bytes()).hexdigest() for path in files}
 
 
 def test_clips_decode_and_do_not_name_their_verb(made: Path) -> None:
@@ -35,15 +29,15 @@ def test_clips_decode_and_do_not_name_their_verb(made: Path) -> None:
 
 
 def test_same_bytes_with_two_processes_and_after_an_interruption(made: Path, tmp_path: Path) -> None:
-    out, first = tmp_path / "again", hashes(made)
+    out, first = tmp_path / "again", contents(made)
     assert lary("simulate", out, *TINY[:-1], "2").code == 0
-    assert hashes(out) == first
+    assert contents(out) == first
     for name in [*list(first)[::7], "simulation.json"]:
         (out / name).unlink(missing_ok=True)
     (out / "data" / "classification" / "SimArm" / ".clip.mp4.abc.tmp").write_bytes(b"half")
     (out / ".simulation-unfinished.json").write_bytes((made / "simulation.json").read_bytes())
     assert lary("simulate", out, *TINY).code == 0
-    assert hashes(out) == first
+    assert contents(out) == first
 
 
 def test_folders_that_are_not_empty(made: Path, tmp_path: Path) -> None:
@@ -59,7 +53,7 @@ def test_folders_that_are_not_empty(made: Path, tmp_path: Path) -> None:
     (out / "data" / "mine.csv").write_text("stays")
     assert lary("simulate", out, *TINY, "--overwrite").code == 0
     (out / "data" / "mine.csv").unlink()
-    assert hashes(out) == hashes(made)
+    assert contents(out) == contents(made)
 
 
 def test_a_missing_simulator_is_named(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
