@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 
 from lary.cli import app
+from tests.helpers import printed
 
 ROOT = Path(__file__).parent.parent
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
@@ -39,6 +40,12 @@ def test_commands_are_taken() -> None:
             app.parse_args(words, print_error=False, exit_on_error=False)
         except Exception as error:
             pytest.fail(f"{page.name}: {command.strip()}: {error}")
+
+
+def test_the_record_in_the_guide_is_taken(tmp_path: Path) -> None:
+    block = (ROOT / "docs" / "guide-data.md").read_text().split("```python\n")[1].split("```")[0]
+    (tmp_path / "record.py").write_text(block)
+    printed("datasets", "my-arm", "--plugin", tmp_path / "record.py", root=tmp_path, has=["my_arm_train.csv"])
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)

@@ -192,7 +192,8 @@ class Context:
         """The runs of one task. Raises LaryError if there are none."""
         found = [run for run in self.runs if run.result.task == task]
         if not found:
-            raise LaryError(f"there is no finished {task} run: run 'lary {command}' first")
+            chosen = " of the chosen models and data sets" if self.config.model or self.config.dataset else ""
+            raise LaryError(f"there is no finished {task} run{chosen}: run 'lary {command}' first")
         return found
 
     def write(self, stem: str, figure: Figure, table: DataFrame, run: FinishedRun, **facts: Any) -> Files:

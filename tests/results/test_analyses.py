@@ -78,6 +78,7 @@ def test_wrong_requests_name_the_remedy(tmp_path: Path) -> None:
     refused("stride", r"--model dinov: no run below .* has it\. Did you mean dinov3", model=("dinov",))
     refused("trajectories", "--count 0: must be at least 1", count=0)
     refused("frequency", "frequency: there is no finished classification run: run 'lary classify'")
+    refused("frequency", "no finished classification run of the chosen models and data sets: run", model=("dinov3",))
     refused("all", "No analysis can be made of these runs:\n  frequency: ")
     add_classification(tmp_path, "lapa", "human_1st", 3.0)
     add_classification(tmp_path, "lapa", "robot_1st", 3.0, preset="demo")
