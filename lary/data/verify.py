@@ -131,6 +131,7 @@ def read_groups(config: CheckConfig, root: Path, data_dir: Path) -> dict[str, Ch
     """The named groups; by default the published ones and all with a table."""
     wanted, known = {name.lower() for name in config.groups}, list[str]()
     found: dict[str, CheckedGroup] = {}
+    claimed = set[Path]()
     for spec in DATASETS:
         names = [spec.integrity_group or spec.name, spec.name]
         known += names
@@ -138,8 +139,10 @@ def read_groups(config: CheckConfig, root: Path, data_dir: Path) -> dict[str, Ch
         for split in spec.splits:
             with suppress(UsageError):
                 paths[split] = find_table(spec, split, root)
-        usual = bool(spec.integrity_group or paths)
+        # By default a table that another record has already is checked once.
+        usual = spec.integrity_group or not claimed.issuperset(paths.values())
         if wanted.intersection(map(str.lower, names)) if wanted else usual:
+            claimed.update(paths.values())
             group = found.setdefault(names[0], CheckedGroup())
             for split in spec.splits:
                 read_split(group, spec, split, paths.get(split), data_dir)
