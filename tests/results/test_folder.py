@@ -74,7 +74,10 @@ def test_a_publication_that_was_killed_is_completed(tmp_path: Path, monkeypatch:
             patch.setattr(os, name, fragile(getattr(os, name)))
         with suppress(KeyboardInterrupt):
             do_run(tmp_path, "new", "case.txt", "log.csv", "latest.pt", identity="two")
-    assert all(run.folder == tmp_path for run in find_results(tmp_path)[0]), "what is staged is no run"
+    for run in find_results(tmp_path)[0]:
+        assert run.folder == tmp_path, "what is staged is no run"
+        for name in run.result.files:
+            assert run.file(name).exists(), "the old result is removed before its files are replaced"
     settle(tmp_path)
     found = {name: data for name, data in contents(tmp_path).items() if not name.startswith(".work/")}
     result = read_result(tmp_path / "result.json")
