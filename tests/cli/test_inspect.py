@@ -20,7 +20,7 @@ def test_settings_that_name_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPa
     for name, value in (
         ("LARY_ROOT", tmp_path), ("DATA_DIR", tmp_path / "none"), ("DINO_V2_PATH", "facebook/dinov2-large"),
         ("AE_MODEL_PATH", tmp_path / "weights.pt"), ("WAN22_VAE_PATH", tmp_path / "none.pth"),
-        ("MODEL_DIR", tmp_path / "weights.pt"),
+        ("MODEL_DIR", tmp_path / "weights.pt"), ("LARY_LA_DIR", tmp_path / "made later"),
     ):  # fmt: skip
         monkeypatch.setenv(name, str(value))
     done = lary("doctor")

@@ -16,7 +16,7 @@ from lary.data.tables import read_table
 from lary.types import LaryError, MediaError, UsageError
 from tests.data.arm import ARM, SPACE, arm_table, draw
 from tests.golden.test_tools import robots
-from tests.helpers import FIXTURES, fails, rows_of, settings_of
+from tests.helpers import FIXTURES, fails, printed, rows_of, settings_of
 from tests.tree import make_calvin, write_array, write_table
 
 ALIKE = replace(ARM, target=replace(SPACE, normalisation=Normalisation()))
@@ -121,6 +121,7 @@ def test_statistics_of_a_table_with_broken_and_missing_action_files(tmp_path: Pa
     _, found = write_statistics(config, settings)
     assert {name: entry["count"] for name, entry in found["robot_stats"].items()} == {"a": 20, "b": 10}
     assert found["missing_actions"] == 1
+    printed("data", "stats", "--dataset", "robocoin", root=tmp_path, code=1, has=["1 action files missing"])
     for file in folder.iterdir():
         file.unlink()
     fails(LaryError, r"All 4 action files of .* are missing, such as .*0\.npy", write_statistics, config, settings)

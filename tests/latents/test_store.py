@@ -42,6 +42,9 @@ def test_stores_are_not_mixed(tmp_path: Path, table: SampleTable) -> None:
     store = open_store(tmp_path, other, {}, overwrite=True, kind="shards", unit_rows=10, batch_size=4)
     assert set(contents(tmp_path)) == {"store.json"}, "the shards of the other extraction are gone"
     assert store.unit_rows == read_manifest(tmp_path)["unit_rows"] == 12, "units hold whole batches"
+    fill(store, table, draw(9), range(9))
+    open_store(tmp_path, other, {}, overwrite=True, kind="npz")
+    assert set(contents(tmp_path)) == {"store.json"}, "a store of files per sample leaves no shards either"
     for text in ("[]", '{"format": 9}', "{"):
         (tmp_path / "store.json").write_text(text)
         fails(LaryError, r"store\.json", read_manifest, tmp_path)

@@ -43,7 +43,9 @@ def test_info_and_verify_of_npz(root: Path) -> None:
     printed("latents", "info", *ASK, root=root, has=(*lines, f"missing     1: {absent}"))
     manifest = folder_of(root) / "store.json"
     manifest.write_text(manifest.read_text().replace('"key": "', '"key": "another '))
-    printed("latents", "verify", *ASK, root=root, code=1, has=["00000.npz belongs to another store", "8 problems"])
+    np.savez(folder_of(root) / "latent_action_00000005.npz", tokens=np.ones((2, 64, 50), np.float32), indices=[])
+    foreign = ("00000.npz belongs to another store", "00005.npz belongs to another store", "9 problems")
+    printed("latents", "verify", *ASK, root=root, code=1, has=foreign)
     manifest.unlink()
     printed("latents", "info", *ASK, root=root, has=["made by another program"])
 

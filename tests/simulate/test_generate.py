@@ -43,7 +43,9 @@ def test_same_bytes_with_two_processes_and_after_an_interruption(made: Path, tmp
 def test_folders_that_are_not_empty(made: Path, tmp_path: Path) -> None:
     before = snapshot(made)
     printed("simulate", made, *TINY, has=["simarm_metadata_train: 7 rows", "nothing to do"])
-    printed("simulate", made, "--seed", "4", *TINY[2:], code=2, has=["--overwrite"])
+    for option in range(0, 8, 2):  # seed, pairs, clips and size
+        changed = [*TINY[: option + 1], str(int(TINY[option + 1]) + 2), *TINY[option + 2 :]]
+        printed("simulate", made, *changed, code=2, has=["--overwrite"])
     assert snapshot(made) == before
     out = tmp_path / "other"
     stray = out / "data" / "regression" / "simarm" / "train_stride5" / "stray.png"
