@@ -56,6 +56,10 @@ def finite_latents(source: LatentSource, name: Callable[[int], str]) -> LatentSo
 
     def read(rows: Ints) -> Tokens:
         tokens = source.read(rows)
+        # One pass without a temporary array, three times as fast as isfinite;
+        # where squares of finite numbers overflow, every number is tested.
+        if tokens.dtype == np.float32 and math.isfinite(np.vdot(tokens, tokens)):
+            return tokens
         # Testing the exponents is four times as fast as isfinite for float16.
         half = tokens.dtype == np.float16
         finite = (tokens.view(np.uint16) & 0x7C00) != 0x7C00 if half else np.isfinite(tokens)
