@@ -283,6 +283,17 @@ class OpenShard:
                 raise LaryError(f"{self.header.path} is damaged: it ends before its last row. Extract its rows again.")
             data, place = data[size:], place + size
 
+    def read_cached(self, data: memoryview, place: int) -> bool:
+        """Fill memory from a byte offset if that needs no disk; otherwise announce the read."""
+        try:
+            if os.preadv(self.handle, [data], place, os.RWF_NOWAIT) == len(data):
+                return True
+        except (OSError, AttributeError):  # not cached, or a system without such reads
+            pass
+        if hasattr(os, "posix_fadvise"):
+            os.posix_fadvise(self.handle, place, len(data), os.POSIX_FADV_WILLNEED)
+        return False
+
     def row(self, position: int) -> tuple[Array, Array | None]:
         """Tokens and codes, or None, of one row as stored; bfloat16 as uint16."""
         found: list[Any] = []
@@ -346,12 +357,15 @@ class ShardSource:
             shard.header.tokens[0] + len(data) * position
             for shard, position in zip(shards, self._position[chosen][order].tolist(), strict=True)
         ]
-        # All rows are announced first, so that a disk or a network fetches
-        # them at once: 1.5 to 4 times as fast where they aren't cached.
-        if hasattr(os, "posix_fadvise"):
-            for shard, start in zip(shards, starts, strict=True):
-                os.posix_fadvise(shard.handle, start, len(data), os.POSIX_FADV_WILLNEED)
+        # All rows that aren't cached are announced first, so that a disk or a
+        # network fetches them at once: 1.5 to 4 times as fast.
+        absent = []
         for place, shard, start in zip(order.tolist(), shards, starts, strict=True):
+            if shard.read_cached(data, start):
+                copy_numbers(raw, out[place])
+            else:
+                absent.append((place, shard, start))
+        for place, shard, start in absent:
             shard.read_into(data, start)
             copy_numbers(raw, out[place])
         return found
