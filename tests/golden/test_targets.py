@@ -29,11 +29,7 @@ LAYOUTS = {
     "robocoin": Layout("robocoin_10", (10, 12), ("a1", "b2"), SEEN),
     "agibotbeta": Layout("agibot_45", (45, 16), ("a2d",), SEEN),
 }
-MODES = {
-    "absolute": "",
-    "relative": "--action-mode relative",
-    "local": "--action-mode relative --relative-frame local",
-}
+MODES = {"absolute": "", "relative": "--action-mode relative", "local": "--action-mode relative --relative-frame local"}
 ROWS = 6
 GOLDEN = Golden("targets")
 pytestmark = pytest.mark.usefixtures("no_figures")

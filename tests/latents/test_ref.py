@@ -63,6 +63,10 @@ def test_latents_of_a_program_that_nobody_knows_are_opened(root: Path) -> None:
     table = root / "data" / "val_la_calvin_5_stranger.csv"
     (root / "data" / "val_la_calvin_5_other.csv").write_text(table.read_text().replace("own_1", "a/stranger/own_1"))
     fails(UsageError, "latents of another model than 'other'", opened, root, model="other")
+    write_table(table, [row | {"la_path": ""} for row in rows])
+    fails(LaryError, "No row of .* has latents: the failures file", opened, root, model="stranger")
+    table.write_text(table.read_text().replace("la_path", "path"))
+    fails(UsageError, "has no column la_path", opened, root, model="stranger")
 
 
 def test_both_kinds_give_the_same_latents(root: Path) -> None:
@@ -79,6 +83,9 @@ def test_both_kinds_give_the_same_latents(root: Path) -> None:
     taken = found.take([4, 1])
     assert [sample.id for sample in taken.table] == [found.table[4].id, found.table[1].id]
     assert (taken.left_out, len(taken.source)) == (7, 2)
+    manifest = found.folder / "store.json"
+    manifest.write_text(manifest.read_text().replace('"key": "', '"key": "x'))
+    fails(UsageError, "of another store than store.json beside them: extract again", opened, root)
 
 
 def test_a_row_of_another_sample_is_noticed(root: Path) -> None:

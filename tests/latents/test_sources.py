@@ -167,11 +167,7 @@ LIES: dict[str, Callable[[dict[str, Any]], object]] = {
     **{f"checksums {values}": facts(checksums=values) for values in ("x,y,z", "fffffffff,1,1")},
     "rows of codes that are fewer": tensor("codes", shape=[2, 1, 2], data_offsets=[TOKENS, TOKENS + 32]),
 }
-NO_SHARDS = {
-    "empty": b"",
-    "deep": (100_000).to_bytes(8, "little") + b"[" * 100_000,
-    "a pickle": b"\x80\x04K\x01." * 9,
-}
+NO_SHARDS = {"empty": b"", "deep": (100_000).to_bytes(8, "little") + b"[" * 100_000, "a pickle": b"\x80\x04K\x01." * 9}
 
 
 @pytest.mark.parametrize("case", [*LIES, *NO_SHARDS, "bytes behind the last tensor"])

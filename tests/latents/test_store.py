@@ -12,30 +12,34 @@ from hypothesis import strategies as st
 
 from lary.data.tables import SampleTable
 from lary.latents.ref import open_store
-from lary.latents.store import StoreIdentity, pooled_latents, pooled_tokens, read_manifest
+from lary.latents.store import StoreIdentity, narrow, pooled_latents, pooled_tokens, read_manifest
 from lary.types import LaryError, Latents, MediaError, UsageError
 from tests.helpers import contents, fails
 from tests.latents.conftest import IDENTITY, draw, fill, shards_in
 
 
 @pytest.mark.parametrize("kind", ["npz", "shards"])
-def test_float16_says_what_it_cannot_hold(tmp_path: Path, kind: Any) -> None:
+def test_float16_says_what_it_cannot_hold(tmp_path: Path, table: SampleTable, kind: Any) -> None:
     identity = StoreIdentity(**(vars(IDENTITY) | {"dtype": "float16"}))
     store = open_store(tmp_path, identity, {}, overwrite=False, kind=kind)
     with store.writer(0) as write:
-        for value, message in ((70000, r"7e[+]04 is too large for float16.*bfloat16"), (np.nan, "not finite")):
+        for value, message in ((65520, r"6.552e[+]04 is too large for float16.*bfloat16"), (np.nan, "not finite")):
             fails(MediaError, message, write, 0, "sample", np.full((1, 1, 2), value, np.float32), None)
-        write(1, "sample", np.full((1, 1, 2), 60000, np.float32), None)
+        for row in (1, 2):
+            write(row, table[1].id, np.full((1, 1, 2), 65519, np.float32), None)
+    assert store.missing(table) == [0, *range(2, 9)], "row 2 has the latents of another sample"
+    message = "too large for bfloat16: extract with --dtype bfloat16 or float32"
+    fails(MediaError, message, narrow, np.full(2, 3.4e38, np.float32), "bfloat16")
 
 
 def test_stores_are_not_mixed(tmp_path: Path, table: SampleTable) -> None:
     fill(shards_in(tmp_path), table, draw(9), range(9))
     for name, other in {"weights": "other", "dtype": "float16", "pool": "mean", "revision": "2"}.items():
-        message = f"{name} '{getattr(IDENTITY, name)}' instead of '{other}'"
+        message = f"{name} '{getattr(IDENTITY, name)}' instead of '{other}'.*Pass --overwrite"
         fails(UsageError, message, shards_in, tmp_path, **{name: other})
     fails(UsageError, "store of kind shards", open_store, tmp_path, IDENTITY, {}, overwrite=False, kind="npz")
     shards: Any = {"overwrite": False, "kind": "shards"}
-    message = r"--batch-size 3: the shards of .* hold 4 rows"
+    message = r"--batch-size 3: the shards of .* hold 4 rows; pass a batch size that divides this, such as 1"
     fails(UsageError, message, open_store, tmp_path, IDENTITY, {}, **shards, batch_size=3)
     assert open_store(tmp_path, IDENTITY, {}, **shards, unit_rows=99).unit_rows == 4
     other = StoreIdentity(**(vars(IDENTITY) | {"seed": 1}))
@@ -45,9 +49,12 @@ def test_stores_are_not_mixed(tmp_path: Path, table: SampleTable) -> None:
     fill(store, table, draw(9), range(9))
     open_store(tmp_path, other, {}, overwrite=True, kind="npz")
     assert set(contents(tmp_path)) == {"store.json"}, "a store of files per sample leaves no shards either"
-    for text in ("[]", '{"format": 9}', "{"):
+    for text, message in (("[]", "is no manifest"), ('{"format": 9}', "update lary"), ("{", r"store\.json")):
         (tmp_path / "store.json").write_text(text)
-        fails(LaryError, r"store\.json", read_manifest, tmp_path)
+        fails(LaryError, message, read_manifest, tmp_path)
+    for rows in ("0", "1048577", '"x"'):
+        (tmp_path / "store.json").write_text(f'{{"key": "{IDENTITY.key}", "store": "shards", "unit_rows": {rows}}}')
+        fails(LaryError, "rows per shard: it is no manifest", open_store, tmp_path, IDENTITY, {}, **shards)
 
 
 def test_a_key_stays_where_new_fields_have_their_old_meaning() -> None:

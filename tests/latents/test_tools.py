@@ -47,10 +47,13 @@ def test_info_and_verify_of_npz(root: Path) -> None:
     foreign = ("00000.npz belongs to another store", "00005.npz belongs to another store", "9 problems")
     printed("latents", "verify", *ASK, root=root, code=1, has=foreign)
     manifest.unlink()
-    printed("latents", "info", *ASK, root=root, has=["made by another program"])
+    np.savez(folder_of(root) / "latent_action_00000006.npz", tokens=np.full((2, 64, 50), np.inf, np.float32))
+    printed("latents", "verify", *ASK, root=root, code=1, has=["00006.npz holds values that are not finite"])
+    (root / "data" / "calvin_metadata_val.csv").unlink()
+    printed("latents", "info", *ASK, root=root, has=["made by another program", "unknown: the table isn't here"])
 
 
-def test_info_and_verify_name_bad_rows_of_shards(root: Path) -> None:
+def test_info_and_verify_name_bad_rows_of_shards(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     again = ("--store", "shards", "--shard-rows", "4", "--batch-size", "2")
     printed("extract", *ASK, *again, root=root, code=2, has=["store of kind npz: pass --store npz, or --overwrite"])
     printed("extract", *ASK, *again, "--overwrite", root=root)
@@ -62,6 +65,11 @@ def test_info_and_verify_name_bad_rows_of_shards(root: Path) -> None:
     torn = "shard_00002.safetensors is damaged or no shard"
     printed("latents", "verify", *ASK, root=root, code=1, has=[row, torn, "bytes are not those that were written"])
     printed("latents", "info", *ASK, root=root, has=["kind        shards, 2 files", "damaged", "missing     1"])
+    for dtype, value in (("float16", np.float16(np.nan)), ("bfloat16", np.uint16(0x7F80))):
+        monkeypatch.setattr("lary.latents.writers.narrow", lambda tokens, _, value=value: np.full(tokens.shape, value))
+        printed("extract", *ASK, *again, "--overwrite", "--dtype", dtype, root=root)
+        wrong = ["it holds values that are not finite", "9 problems"]
+        printed("latents", "verify", *ASK, root=root, code=1, has=wrong)
 
 
 @pytest.mark.parametrize("moment", ["2 shards", "manifest", "table", "old files", None])
@@ -85,6 +93,7 @@ def test_convert_goes_on_after_a_kill(root: Path, moment: str | None, monkeypatc
             patch.setattr(owner, name, dies)
             fails(KeyboardInterrupt, "", convert_store, config, settings)
         np.testing.assert_array_equal(open_latents(settings, LatentsRef.of(CONFIG)).source.read(range(9)), expected)
+    (folder / "index.parquet").touch()  # of version 0.1
     assert convert_store(config, settings) == 9
     assert {path.name for path in folder.iterdir()} == {
         "store.json", "extraction.json", *(f"shard_0000{unit}.safetensors" for unit in range(3))
@@ -112,6 +121,8 @@ def test_convert_narrows_and_refuses_what_would_lose_rows_or_identity(root: Path
     np.testing.assert_allclose(found.source.read(range(9)), expected, rtol=2.0**-8)
     convert(".npz files can't hold it", "--store", "npz")
     convert("holds bfloat16 in shards; only float32", "--store", "npz", "--dtype", "float16")
+    table.unlink()
+    convert("run 'lary extract' first", "--store", "shards")
     (folder_of(root) / "store.json").unlink()
     convert("has no identity", "--store", "shards")
 
@@ -124,8 +135,10 @@ def test_export(root: Path, tmp_path: Path) -> None:
     with np.load(tmp_path / "all.npz") as found:
         np.testing.assert_array_equal(found["tokens"], expected)
         assert (found["samples"].tolist(), found["rows"].tolist()) == (ids, list(range(9)))
+        assert found["tokens"].dtype == np.float32
     with np.load(tmp_path / "some.npz") as found:
-        np.testing.assert_array_equal(found["tokens"], expected[[1, 2, 3, 6]])
+        np.testing.assert_array_equal(found["tokens"], expected[found["rows"]])
+        assert found["rows"].tolist() == [1, 2, 3, 6]
     printed("latents", "export", *ASK, "--out", "a.npy", root=root, code=2, has=["ends in .npz"])
     wrong = {"99": "row 99 has no latents", "1-999999999": "row 10 has no latents", "9" * 5000: "is no row or range"}
     for rows, message in wrong.items():

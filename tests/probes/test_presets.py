@@ -1,11 +1,15 @@
 """Presets of the probes, what replaces their numbers, and schedules."""
 
+from dataclasses import astuple, replace
+
 import numpy as np
 import pytest
 
 from lary.probes.presets import PRESETS
 from lary.probes.regress import RegressorTraining
 from lary.probes.training import Session
+from lary.types import UsageError
+from tests.helpers import fails
 from tests.probes.made import TINY, regressor_inputs
 
 
@@ -13,9 +17,17 @@ from tests.probes.made import TINY, regressor_inputs
 def test_presets_are_whole(name: str) -> None:
     preset = PRESETS.get(name)
     assert (preset.classifier.model_dim % preset.classifier.num_heads, len(preset.classifier.heads)) == (0, 5)
-    dit = preset.settings("dit", epochs=3, batch_size=7, sampler_steps=9)
-    assert (dit.epochs, dit.batch_size, dit.sampler_steps, dit.lr) == (3, 7, 9, preset.dit.lr)
+    dit = preset.settings("dit", epochs=3, batch_size=7, sampler_steps=1000)
+    assert (dit.epochs, dit.batch_size, dit.sampler_steps, dit.lr) == (3, 7, 1000, preset.dit.lr)
+    fails(UsageError, "--sampler-steps 1001: must be from 1 to 1000", preset.settings, "dit", None, None, 1001)
     assert preset.settings("mlp", epochs=None, batch_size=None) == preset.regressor
+
+
+def test_the_paper_preset_is_the_published_setting() -> None:
+    paper = PRESETS.get("paper")
+    assert astuple(replace(paper.classifier, heads=())) == (768, 16, 4, 20, 256, (), 128, 0.1, True, False)
+    assert astuple(paper.regressor) == (4096, 2, 20, 256, 1e-4, 1e-4, 0.1)
+    assert astuple(paper.dit) == (512, 6, 8, 20, 256, 1e-4, 1e-4, 0.1, 500)
 
 
 def test_warmup_rises_over_the_first_tenth() -> None:

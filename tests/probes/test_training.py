@@ -17,7 +17,7 @@ from lary.probes.regress import RegressorTraining
 from lary.probes.training import STATE_FILE, Session, Team, launch, tracking
 from lary.types import LaryError, UsageError
 from tests.helpers import fails
-from tests.probes.made import TINY, Bar, Killed, assert_same, numbers, regressor_inputs, train
+from tests.probes.made import TINY, Bar, Killed, assert_same, classifier_inputs, numbers, regressor_inputs, train
 
 BATCHES = {"attentive": 71, "mlp": 107, "dit": 50}
 """Of two processes: one sample is left for the last batch of 72 and 108, in which one of them has no share."""
@@ -53,7 +53,9 @@ def test_a_state_of_another_training_is_never_taken(kind: str, tmp_path: Path) -
         return bar.skipped
 
     others: list[dict[str, Any]] = [{"identity": "other"}, {"seed": 7}, {"epochs": 4}, {"protocol": "paper"}]
-    for options in others:
+    turned = classifier_inputs() if kind == "attentive" else regressor_inputs()
+    turned.train_targets[:] = turned.train_targets[::-1].copy()
+    for options in (*others, {"inputs": turned}):
         interrupted(10)
         assert (state.exists(), interrupted(1, **options), state.exists()) == (True, 0, False), options
     damages: list[Callable[[], Any]] = [

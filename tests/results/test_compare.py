@@ -66,6 +66,8 @@ def test_what_can_not_be_compared_is_refused(tmp_path: Path) -> None:
         write_actions(tmp_path / name, 0.5)
     result = read_result(tmp_path / "b" / "result.json")
     for field, value, message in (
+        ("dataset", result.dataset.model_copy(update={"name": "leg"}), "their data set is arm and leg"),
+        ("primary", "seen_r2", "their metric is seen_mse and seen_r2"),
         ("action_mode", "relative", "their target is absolute and relative"),
         ("relative_frame", "local", "their frame of motion is None and local"),
     ):
@@ -78,6 +80,8 @@ def test_what_can_not_be_compared_is_refused(tmp_path: Path) -> None:
 def test_every_run_and_selection_has_a_row_with_intervals(tmp_path: Path) -> None:
     fake.write_runs(tmp_path)
     table = load_results(tmp_path)
+    kept = {"split_set", "paradigm", "label", "probe", "protocol", "preset", "control", "status", "epoch", "head"}
+    assert kept <= set(table.columns)
     assert (len(table), set(table["selection"])) == (6 * 2, {"held_out", "best_on_validation"})
     own = table[(table["model"] == "acme") & (table["task"] == "regression") & table["headline"]]
     assert (list(own["seeds"]), own["top1"].isna().all()) == ([(0, 1, 2)], True)

@@ -54,6 +54,9 @@ def test_one_process_writes_a_run(tmp_path: Path) -> None:
         pass
     with writing(tmp_path, "one"), writing(tmp_path, "one", leads=False) as second:
         assert second.work == tmp_path / ".work"
+    (tmp_path / "other").mkdir()
+    (tmp_path / "other" / ".work").symlink_to(tmp_path)
+    fails(LaryError, "is a link, which lary never makes", do_run, tmp_path / "other", "text")
 
 
 @pytest.mark.parametrize("kill", range(10))

@@ -53,6 +53,8 @@ def test_results_that_the_first_schema_wrote_are_brought_to_this_one(tmp_path: P
     assert (result.schema_version, result.seeds, result.task) == (SCHEMA_VERSION, (before["seed"],), task)
     assert after["files"] == dict.fromkeys(before.pop("files"), "")
     assert kept_in(before, {**after, "schema_version": 1})
+    random = result.model_copy(update={"model": result.model.model_copy(update={"revision": "random"})})
+    assert (random.label, random.is_control) == (f"{result.model.name} (random weights)", True)
     jsonschema.Draft202012Validator(json.loads(schema_text())).validate(after)
     write_result(tmp_path / FILE_NAME, result)
     assert (read_result(tmp_path / FILE_NAME), find_results(tmp_path)[1]) == (result, [])

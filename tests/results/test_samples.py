@@ -6,6 +6,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 
 from lary.configs import ClassifyConfig, ExtractConfig
 from lary.latents.ref import LatentsRef, open_latents
@@ -96,5 +97,7 @@ def test_attention_is_that_of_the_reported_head(tmp_path: Path) -> None:
     fake.analysed(tmp_path, "attention", stem, count=1)
     message = f"no run was scored on such a sample. Did you mean {split.table[3].id}"
     fails(UsageError, message, fake.analysed, tmp_path, "all", sample=(split.table[3].id[:-1] + "x",))
+    torch.save(torch.load(run.folder / "latest.pt", weights_only=True) | {"epoch": 9}, run.folder / "latest.pt")
+    fails(LaryError, "is not the file that the run wrote", fake.analysed, tmp_path, "attention")
     (run.folder / "latest.pt").write_bytes(b"torn")
     fails(LaryError, "holds no head that can be used", fake.analysed, tmp_path, "attention")

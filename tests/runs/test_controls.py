@@ -12,7 +12,7 @@ from lary.data.spec import DATASETS
 from lary.data.tables import INDEX_COLUMN, read_table
 from lary.latents.ref import LatentsRef, open_latents
 from lary.models.spec import MODELS
-from lary.runs.controls import plan
+from lary.runs.controls import ControlReport, plan
 from lary.runs.extract import CHANGED, changed_rows, extract, extract_changed, open_changed, place_of
 from lary.runs.probe import regress
 from lary.runs.run import run
@@ -78,6 +78,7 @@ def test_controls_of_a_model_that_mixes_its_frames(settings: Settings, tmp_path:
     assert "left out" not in printed("controls", *words, root=tmp_path, has=names)
     again = regress(RegressConfig(**STATIC), settings)
     assert not again.new
+    assert ControlReport(again.result, ("a: why",)).text().endswith("\n  left out: a: why")
     nothing = again.result.controls["mean_action"].metrics["seen_mse"].value
     assert again.result.score.value == pytest.approx(nothing, rel=0.02)
     for project, listed in ((65, True), (66, False)):

@@ -134,8 +134,10 @@ WRONG = [
     (["--split", "vall"], "no split 'vall'. Did you mean val"),
     (["--mode", "video"], "--mode video: data set 'calvin' holds pairs and has mode image"),
     (["--stride", "10"], "has stride 5"),
-    (["--limit", "0"], "--limit 0: must be more than 0"),
-    (["--read-timeout", "0"], "--read-timeout 0: must be more than 0"),
+    *(
+        ([f"--{name}", "0"], f"--{name} 0: must be more than 0")
+        for name in ("limit", "batch-size", "workers", "shard-rows", "read-timeout")
+    ),
     (["--gpus", "a"], "--gpus 'a'"),
     (["--input", "nowhere.csv"], "nowhere.csv"),
     (["--plugin", "nowhere.py"], "nowhere.py"),
@@ -190,13 +192,16 @@ def test_a_second_writer_is_told_who_is_at_work(root: Path) -> None:
     with locked(latents(root)):
         printed(*ASK, root=root, code=1, has=[f"by process {os.getpid()} on "])
         assert [path.name for path in latents(root).iterdir()] == [LOCK]
+    (torn := root / "data" / ".val_la_calvin_5_pixels.csv.x1.tmp").touch()
     printed(*ASK, root=root)
+    assert not torn.exists(), "what a killed run was writing"
 
 
 def test_too_little_disk_is_refused_before_anything_is_written(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    usage = shutil.disk_usage(root)._replace(free=100_000)
+    usage = shutil.disk_usage(root)._replace(free=12 * 2 * 64 * 50 * 4 - 1)
     monkeypatch.setattr(shutil, "disk_usage", lambda place: usage)
-    fails(LaryError, r"12 rows of 2x64x50 float32 need 0\.0 GB", extract, ask(), settings_of(root))
+    message = r"12 rows of 2x64x50 float32 need 0\.0 GB.* free some, choose --dtype or --pool"
+    fails(LaryError, message, extract, ask(), settings_of(root))
     assert not contents(latents(root))
     assert f"into {latents(root)}: NOT ENOUGH SPACE" in estimate(ask(), settings_of(root))
 
@@ -226,6 +231,7 @@ def test_list_of_failures_that_is_none(root: Path, data: bytes) -> None:
     (latents(root) / "latent_action_00000001.npz").unlink()
     refused(root / "data", lambda: extract(ask(retry_failed=True), settings_of(root)), f"{FAILURES} can't be read")
     assert extract(ask(), settings_of(root)).extracted == 1
+    assert not (latents(root) / FAILURES).exists()
 
 
 def test_times_that_are_none_cost_no_extraction(root: Path) -> None:
@@ -238,8 +244,10 @@ def test_times_that_are_none_cost_no_extraction(root: Path) -> None:
     ):  # fmt: skip
         file.write_text(text)
         assert read_timing(file.parent) == (0, 0.0)
-    (latents(root) / "latent_action_00000001.npz").unlink()
-    assert extract(ask(), settings).extracted == 1
-    rows, seconds = read_timing(file.parent)
-    assert (rows, seconds > 0) == (1, True)
+    for known, least in ((text, 0), ('{"rows": 8, "seconds": 1000}', 1000)):
+        file.write_text(known)
+        (latents(root) / "latent_action_00000001.npz").unlink()
+        assert extract(ask(), settings).extracted == 1
+        rows, seconds = read_timing(file.parent)
+        assert (rows, seconds > least) == (9 if least else 1, True), "times of interrupted runs add up"
     fails(UsageError, "Unknown", extract, ask(model="nobody"), settings)

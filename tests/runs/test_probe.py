@@ -1,6 +1,7 @@
 """Probe runs from tables and latents to results: what is recorded, resumed, shared by processes, or refused."""
 
 import json
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -32,8 +33,9 @@ def test_a_result_records_what_was_run_and_is_not_overwritten(made: Path, tmp_pa
     assert {name: (size.rows, size.groups) for name, size in result.dataset.splits.items()} == {
         "train": (30, 10), "val": (21, 7)
     }  # fmt: skip
-    assert result.timings["probe"] > 0
-    again = probe(made, logs=tmp_path)  # a tracker is no part of a run's identity
+    assert (min(result.timings.values()) > 0, set(result.timings)) == (True, {"extract train", "extract val", "probe"})
+    assert [len(digest) for digest in result.dataset.tables.values()] == [16, 16]
+    again = probe(made, logs=tmp_path, resume=False, device="cpu")  # nor a tracker: no part of a run's identity
     assert (again.new, again.result, file.read_bytes()) == (False, result, first)
     fails(UsageError, r"another run .*--overwrite to replace it", probe, made, logs=tmp_path, seed=3)
     assert file.read_bytes() == first
@@ -76,7 +78,9 @@ def test_a_bad_action_file_costs_its_row(place: Path) -> None:
     for split, number in (("train", 1), ("val", 3)):
         row = rows_of(place / "data" / f"calvin_metadata_{split}.csv")[number]
         (place / "data" / "regression" / "calvin" / f"{split}_stride5" / row["action"]).write_bytes(b"torn")
+    shutil.rmtree(place / "data" / "regression" / "calvin" / "val_stride5" / "images")
     done = probe(place)
+    assert {path.name[9:] for path in done.folder.rglob("sample_*.png")} == {"action.png"}, "no pictures without images"
     assert (done.result.status, done.result.failures) == ("incomplete", 2)
     assert [row["row"] for row in rows_of(done.folder / "failures.csv")] == ["2", "4"]
     again = run(RunConfig(model=MODEL, dataset="calvin", probe_preset="demo", epochs=2, workers=1), settings_of(place))

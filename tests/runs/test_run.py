@@ -11,6 +11,7 @@ import pytest
 
 from lary.configs import ClassifyConfig, ExtractConfig, RegressConfig, RunConfig
 from lary.models.spec import MODELS
+from lary.runs.sweep import IN_FOLDER, OF_LATENTS
 from tests.helpers import printed
 from tests.tree import make_calvin
 
@@ -37,6 +38,9 @@ def test_options_of_run_are_those_of_its_parts() -> None:
     own = {field.name for field in fields(RunConfig)}
     left_out = {"split", "input", "retry_failed", "dry_run"}
     assert {field.name for field in fields(ExtractConfig)} - own == left_out
+    harmless = {*left_out, "engine", "address", "workers", "read_timeout", "gpus", "overwrite", "seed"}
+    deciding = {field.name for field in fields(ExtractConfig)} - harmless | {"model_seed"}
+    assert {*OF_LATENTS, *IN_FOLDER[:6]} == deciding, "what a sweep takes for an option of the latents"
     for part in (ClassifyConfig, RegressConfig):
         assert {field.name for field in fields(part)} - own <= {"dim", "classes"}
 

@@ -36,8 +36,15 @@ def test_same_bytes_with_two_processes_and_after_an_interruption(made: Path, tmp
         (out / name).unlink(missing_ok=True)
     (out / "data" / "classification" / "SimArm" / ".clip.mp4.abc.tmp").write_bytes(b"half")
     (out / ".simulation-unfinished.json").write_bytes((made / "simulation.json").read_bytes())
+    kept = {path: path.stat().st_mtime_ns for path in out.rglob("SimArm/[!.]*.mp4")}
     assert lary("simulate", out, *TINY).code == 0
     assert contents(out) == first
+    assert kept
+    assert kept == {path: path.stat().st_mtime_ns for path in kept}, "what is there is not made again"
+    (out / "lary.yaml").write_text("of the user")
+    (out / "data" / "simarm_metadata_val.csv").unlink()
+    assert lary("simulate", out, *TINY).code == 0
+    assert contents(out) == first | {"lary.yaml": b"of the user"}
 
 
 def test_folders_that_are_not_empty(made: Path, tmp_path: Path) -> None:
