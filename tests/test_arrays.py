@@ -16,6 +16,7 @@ from lary.arrays import array_of, npy_bytes, read_npz
 from lary.data.actions import LARGEST_ACTIONS, read_chunk
 from lary.data.spec import DATASETS
 from lary.latents.sources import read_tokens
+from tests.helpers import fails
 from tests.hostile.harness import MEBIBYTE, Code, refused, write_zip
 
 SPACE = DATASETS.get("calvin").actions
@@ -98,6 +99,7 @@ def test_honest_arrays_pass(tmp_path: Path) -> None:
         save(tmp_path / "a.npz", tokens=np.asfortranarray(values), indices=np.array([]))
         tokens, indices = read_npz(tmp_path / "a.npz", "tokens", "indices")
         assert (np.array_equal(tokens, values), indices.size) == (True, 0)
+        fails(ValueError, "which is refused", read_npz, tmp_path / "a.npz", "tokens", largest=100)
     data = io.BytesIO()
     np.lib.format.write_array(data, np.ones((5, 7)), version=(2, 0))
     (tmp_path / "action.npy").write_bytes(data.getvalue())

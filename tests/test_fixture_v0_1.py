@@ -41,17 +41,12 @@ def exported(out: Path, *words: str | Path) -> np.ndarray:
         return arrays["tokens"]
 
 
-@pytest.mark.parametrize(
-    ("which", "how", "rows"),
-    [
-        ((*GRID, "--dataset", "calvin"), (), 16),
-        ((*GRID, "--dataset", "robot_1st"), SHARDS, 8),
-        ((*OWN, "--dataset", "calvin"), (), 16),  # a plug-in with a file of weights
-    ],
-)
-def test_finished_extraction_is_found_as_done_and_inspected(
-    root: Path, which: tuple[str, ...], how: tuple[str, ...], rows: int
-) -> None:
+@pytest.mark.parametrize(("which", "how", "rows"), [
+    ((*GRID, "--dataset", "calvin"), (), 16),
+    ((*GRID, "--dataset", "robot_1st"), SHARDS, 8),
+    ((*OWN, "--dataset", "calvin"), (), 16),  # a plug-in with a file of weights
+])  # fmt: skip
+def test_finished_extraction_is_found(root: Path, which: tuple[str, ...], how: tuple[str, ...], rows: int) -> None:
     kind, pattern = ("shards", "shard_*") if how else ("npz", "latent_action_*")
     before = states(root / "latents", pattern)
     split = (*which, "--split", "train")
@@ -124,15 +119,12 @@ def test_settings_sweeps_and_plugins_are_read(root: Path) -> None:
         assert "2 x 4 x 6" in printed("check-model", f"{which[1]}:{which[3]}")
 
 
-@pytest.mark.parametrize(
-    ("dataset", "plugin", "place", "rows"),
-    [
-        ("own_pairs", "plugins/own_dataset.py", ".", 16),
-        ("own_videos", "data/own_videos_dataset.py", ".", 2),
-        ("own_lerobot", "data/own_lerobot_dataset.py", ".", 7),
-        ("own_trajectories", "trajectories/own_trajectories.py", "trajectories", 6),
-    ],
-)
+@pytest.mark.parametrize(("dataset", "plugin", "place", "rows"), [
+    ("own_pairs", "plugins/own_dataset.py", ".", 16),
+    ("own_videos", "data/own_videos_dataset.py", ".", 2),
+    ("own_lerobot", "data/own_lerobot_dataset.py", ".", 7),
+    ("own_trajectories", "trajectories/own_trajectories.py", "trajectories", 6),
+])  # fmt: skip
 def test_records_of_data_sets_are_extracted(root: Path, dataset: str, plugin: str, place: str, rows: int) -> None:
     words = (*GRID, "--plugin", FIXTURE / plugin, "--dataset", dataset, "--split", "train", *SMALL)
     printed("extract", *words, "--lary-root", root / place, "--data-dir", root / place / "data")

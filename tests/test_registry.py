@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from lary.registry import Registry, load_plugin
+from lary.registry import Registry, load_plugin, loaded_plugins
 from lary.types import UsageError
 from tests.helpers import fails
 from tests.hostile.harness import refused
@@ -37,16 +37,16 @@ def test_plugin_runs_once_and_names_its_failures(tmp_path: Path) -> None:
         load_plugin(good)
         fails(UsageError, r"bad.py failed: ZeroDivisionError", load_plugin, bad)
     assert os.environ.pop("LARY_PLUGIN_RUNS") == "x"
+    assert loaded_plugins() == (good,)
+    bad.write_text("from lary.types import UsageError\nraise UsageError('its own sentence')")
+    fails(UsageError, "^its own sentence$", load_plugin, bad)
 
 
-@pytest.mark.parametrize(
-    "name",
-    [
-        "no-such.py", "folder.py", "notes.txt", "pipe.py", "/dev/zero", "x" * 5000 + ".py", "a\0b.py", "a\nb.py",
-        "~nobody-here/a.py", "bytes.py", "exits.py", "recurses.py", "raises.py",
-        pytest.param("secret.py", marks=pytest.mark.skipif(os.geteuid() == 0, reason="root reads every file")),
-    ],
-)  # fmt: skip
+@pytest.mark.parametrize("name", [
+    "no-such.py", "folder.py", "notes.txt", "pipe.py", "/dev/zero", "x" * 5000 + ".py", "a\0b.py", "a\nb.py",
+    "~nobody-here/a.py", "bytes.py", "exits.py", "recurses.py", "raises.py",
+    pytest.param("secret.py", marks=pytest.mark.skipif(os.geteuid() == 0, reason="root reads every file")),
+])  # fmt: skip
 def test_plugins_that_are_none(tmp_path: Path, name: str) -> None:
     (tmp_path / "folder.py").mkdir()
     os.mkfifo(tmp_path / "pipe.py")

@@ -1,6 +1,7 @@
 """The run around the work: the lines of the log, and the devices that are chosen and printed."""
 
 import logging
+import sys
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -23,8 +24,9 @@ def test_results_of_threads_keep_the_order_of_their_items() -> None:
 
 def test_provenance_names_versions_and_machine() -> None:
     found = provenance()
+    assert (list(found), found["command"]) == (["command", "versions", "commit", "dirty", "machine"], sys.argv)
     assert {"lary", "python", "numpy", "torch"} <= set(found["versions"])
-    assert found["machine"]["cores"] > 0
+    assert list(found["machine"]) == ["system", "processor", "cores", "device"]
     assert found["commit"] is None or len(found["commit"]) == 40
 
 
@@ -50,12 +52,15 @@ def test_devices_are_chosen_and_printed(monkeypatch: pytest.MonkeyPatch, capsys:
     monkeypatch.setattr("torch.cuda.is_available", lambda: True)
     monkeypatch.setattr("torch.cuda.device_count", lambda: 3)
     setup_logging()
-    asked = [(None, False), (None, True), ("0", True), ("2,1", False)]
-    for (gpus, every), devices in zip(
-        asked, ("cuda:0", "cuda:0, cuda:1, cuda:2", "cuda:0", "cuda:2, cuda:1"), strict=True
-    ):
+    some = {(None, False): "cuda:0", (None, True): "cuda:0, cuda:1, cuda:2", ("2,1", False): "cuda:2, cuda:1"}
+    for (gpus, every), devices in {**some, ("0", True): "cuda:0"}.items():
         tell_once.cache_clear()
         assert ", ".join(pick_devices(gpus, every=every)) == devices
         assert f"working on {devices} of 3" in capsys.readouterr().err
     assert pick_devices(None, choice="cpu", every=True) == ["cpu"]
     fails(UsageError, "this machine has CUDA devices 0 to 2, not 3", pick_devices, "0,3")
+    monkeypatch.setattr("torch.cuda.is_available", lambda: False)
+    assert (pick_devices("0"), pick_devices(None)) == (["cpu"], ["cpu"])
+    absent = "no CUDA device here: one process on the CPU"
+    lines = f"lary: --gpus 0: torch finds {absent}; to use one, install its driver", f"lary: {absent}"
+    assert list(map(str.startswith, capsys.readouterr().err.splitlines(), lines)) == [True, True]

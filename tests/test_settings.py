@@ -24,7 +24,7 @@ def write(path: Path, text: str) -> Path:
 
 def test_precedence_and_origin(tmp_path: Path) -> None:
     config = write(tmp_path / "lary.yaml", "LARY_ROOT: here\nDATA_DIR: data\nMODEL_DIR: models\n")
-    environment = {"DATA_DIR": "/from/env", "MODEL_DIR": "/from/env"}
+    environment = {"DATA_DIR": "/from/env", "MODEL_DIR": "/from/env", "LARY_CONFIG": "/none.yaml"}
     items = load_settings({"MODEL_DIR": "/from/cli"}, config=config, environment=environment).items
     assert {name: (items[name].value, items[name].origin) for name in NAMES[:5] if name != "LARY_LA_DIR"} == {
         "MODEL_DIR": ("/from/cli", "command line"),
@@ -58,7 +58,7 @@ def test_named_configuration_must_be_a_file(tmp_path: Path) -> None:
 def test_init_and_set_keep_comments(tmp_path: Path) -> None:
     file = init_config(tmp_path / "lary.yaml")
     assert all(f"# {name}:" in config_template() for name in NAMES)
-    fails(UsageError, "exists already", init_config, file)
+    fails(UsageError, "exists already; .* or pass --overwrite", init_config, file)
     assert load_settings(config=file, environment={}).get("DATA_DIR") is None
     for value in ("/data: with colon", r"/second\1"):
         set_config(file, "DATA_DIR", value)
@@ -66,6 +66,11 @@ def test_init_and_set_keep_comments(tmp_path: Path) -> None:
     assert file.read_text().count("DATA_DIR:") == 1
     assert "# Folder that extraction writes latents to." in file.read_text()
     fails(UsageError, "Did you mean LARY_ROOT", set_config, file, "LARY_ROT", "x")
+    printed("config", "set", "DATA_DIR", "here", "--config", file, has=[f"{file}: DATA_DIR = here"])
+    (line,) = (line for line in lary("config", "show", "--config", file).out.splitlines() if "DATA_DIR" in line)
+    assert line.split() == ["DATA_DIR", f"{tmp_path}/here", str(file)]
+    printed("config", "init", file, "--overwrite", has=[f"Wrote {file}"])
+    assert file.read_text() == config_template()
 
 
 @pytest.mark.parametrize("shell", ["bash", "sh"])

@@ -179,6 +179,8 @@ def unpack(
     folder or leaves the target, exceeds a limit, or would replace other content.
     """
     name, limits = whole_name(parts[0].name), limits or Limits()
+    if name.lower().endswith(".tar.zst"):
+        raise LaryError(f"The archive {name} is packed by zstd, which isn't read here: unpack it with 'zstd -d' first.")
     allowed = max(limits.free_bytes, limits.ratio * sum(path.stat().st_size for path in parts))
     target.mkdir(parents=True, exist_ok=True)
     scratch = Path(tempfile.mkdtemp(prefix=SCRATCH, dir=target)).resolve()

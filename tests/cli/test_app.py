@@ -4,8 +4,8 @@ import json
 import resource
 import subprocess
 import sys
-from collections.abc import Iterator
 from pathlib import Path
+from unittest.mock import Mock
 
 import pytest
 import yaml
@@ -14,6 +14,7 @@ import lary.configs
 import lary.data.configs
 from lary.cli import app
 from lary.configs import Options
+from lary.types import LaryError, UsageError
 from tests.helpers import FIXTURES
 from tests.helpers import lary as command
 
@@ -32,6 +33,11 @@ GONE = {
 }
 """Options of version 0.1 that are no more."""
 GROUPS = ("Model and data set", "Latents", "Probe", "Reading of media", "Storage", "Machine", "Paths")
+
+
+def kinds_of(of: type) -> list[type]:
+    """The classes of options, in the order in which they are made."""
+    return [each for kind in of.__subclasses__() for each in (kind, *kinds_of(kind))]
 
 
 def names_of(words: str) -> set[str]:
@@ -59,12 +65,7 @@ def test_help_has_groups_in_the_order_of_their_use() -> None:
 def test_every_option_has_one_help_and_every_help_an_option() -> None:
     texts = yaml.safe_load((Path(lary.configs.__file__).with_name("options.yaml")).read_text())
     shared = {name for names in texts["boxes"].values() for name in names}
-
-    def classes(of: type) -> Iterator[type]:
-        for kind in of.__subclasses__():
-            yield from (kind, *classes(kind))
-
-    kinds = {kind.__name__: set(kind.__annotations__) for kind in classes(Options)}
+    kinds = {kind.__name__: set(kind.__annotations__) for kind in kinds_of(Options)}
     own = {name: set(texts["classes"].get(name, ())) for name in kinds}
     assert texts["classes"].keys() <= kinds.keys()
     assert not {name: extra for name in kinds if (extra := own[name] - kinds[name])}, "help without an option"
@@ -92,3 +93,24 @@ def test_help_answers_at_once() -> None:
 )
 def test_exit_codes(words: str, code: int) -> None:
     assert command(*words.split()).code == code
+
+
+def test_errors_are_sentences(monkeypatch: pytest.MonkeyPatch) -> None:
+    for error, code, words in (
+        (LaryError("wrong"), 1, "wrong"), (UsageError("wrong"), 2, "wrong"), (OSError("gone"), 1, "gone"),
+        (MemoryError(), 1, "out of memory: a file or option asks for more than this machine has"),
+        (KeyboardInterrupt(), 130, "stopped; start the same command again to resume"),
+    ):  # fmt: skip
+        monkeypatch.setattr("lary.cli.app", Mock(side_effect=error))
+        assert (command("models").code, command("models").err) == (code, f"lary: {words}\n")
+    shell = f"{sys.executable} -m lary.cli schema | true; exit ${{PIPESTATUS[0]}}"
+    done = subprocess.run(["bash", "-c", shell], capture_output=True, check=False)
+    assert (done.returncode, done.stderr) == (0, b""), "a reader that has seen enough is no error"
+
+
+def test_defaults_of_options_stay() -> None:
+    """A changed default changes results without a word."""
+    found = {}
+    for kind in kinds_of(Options):
+        found[kind.__name__] = {name: getattr(kind, name, "needed") for name in kind.__annotations__}
+    assert json.loads(json.dumps(found, default=str)) == json.loads((FIXTURES / "defaults.json").read_text())

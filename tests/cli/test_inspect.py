@@ -1,5 +1,6 @@
 """``lary doctor``: what it finds on this machine, and what it reports as broken."""
 
+import os
 from pathlib import Path
 
 import pytest
@@ -20,12 +21,14 @@ def test_settings_that_name_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPa
     for name, value in (
         ("LARY_ROOT", tmp_path), ("DATA_DIR", tmp_path / "none"), ("DINO_V2_PATH", "facebook/dinov2-large"),
         ("AE_MODEL_PATH", tmp_path / "weights.pt"), ("WAN22_VAE_PATH", tmp_path / "none.pth"),
-        ("MODEL_DIR", tmp_path / "weights.pt"), ("LARY_LA_DIR", tmp_path / "made later"),
+        ("MODEL_DIR", tmp_path / "weights.pt"), ("LARY_LA_DIR", tmp_path / "new"), ("VILLA_X_DIR", Path(__file__)),
     ):  # fmt: skip
         monkeypatch.setenv(name, str(value))
+    monkeypatch.setattr(os, "access", lambda path, mode: path != Path(__file__))  # root may read every file
     done = lary("doctor")
     lines = {line[2:].split()[0]: line for line in done.out.splitlines()}
-    assert {name for name, line in lines.items() if line[0] == "!"} == {"DATA_DIR", "WAN22_VAE_PATH", "MODEL_DIR"}
+    broken = {"DATA_DIR", "WAN22_VAE_PATH", "MODEL_DIR", "VILLA_X_DIR"}
+    assert {name for name, line in lines.items() if line[0] == "!"} == broken
     assert "hub id" in lines["DINO_V2_PATH"]
     assert lines["AE_MODEL_PATH"].endswith(": file")
-    assert (done.code, done.out.splitlines()[-1]) == (1, "3 broken")
+    assert (done.code, done.out.splitlines()[-1]) == (1, "4 broken")

@@ -90,7 +90,9 @@ def test_archive_comes_out_whole_also_in_parts_but_not_torn(tmp_path: Path, suff
         refused(torn, "Fetch it again")
 
 
-def test_names_of_archives_and_parts() -> None:
+def test_names_of_archives_and_parts(tmp_path: Path) -> None:
+    (tmp_path / "a.tar.zst").write_bytes(b"(\xb5/\xfd")
+    fails(LaryError, r"a\.tar\.zst is packed by zstd.* 'zstd -d' first", run, tmp_path / "a.tar.zst")
     for name in ("a.tar.part.00", "a.tar.aa", "a.tar", "a.tar.part-ab", "a.tar_003"):
         assert whole_name(name) == "a.tar"
     assert [whole_name(name) for name in ("a.TGZ", "r/a.tar.gz", "a.zip.aa")] == ["a.TGZ", "r/a.tar.gz", "a.zip"]

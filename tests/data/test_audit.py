@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from lary.data.audit import AuditReport, Finding, audit
+from lary.data.audit import KINDS, AuditReport, Finding, audit, digest_frames, open_parts
 from lary.data.configs import AuditConfig
 from lary.data.spec import DATASETS, DatasetSpec, LabelSpace
 from tests.helpers import FIXTURES, lary, rows_of, settings_of
@@ -94,6 +94,7 @@ def test_clean_splits_do_not_leak_and_rows_that_repeat_or_contradict_are_found(t
     write_table(table, [*rows, rows[0], {**rows[1], "action": "pour"}, {**rows[1], "sample_indices": "0,1"}])
     report = run(tmp_path, "robot_1st")
     assert (found(report, "repeated_row").count, found(report, "contradiction").count) == (1, 1)
+    assert found(report, "contradiction").text == "1 of 7 rows show what another row shows, with another target"
 
 
 def test_clip_and_its_reversal_in_two_splits(tmp_path: Path) -> None:
@@ -102,6 +103,21 @@ def test_clip_and_its_reversal_in_two_splits(tmp_path: Path) -> None:
         write_table(tmp_path / "data" / f"human_1st_metadata_{split}.csv", [row | cells])
     report = run(tmp_path, "human_1st")
     assert (leaks(report), found(report, "class_not_in_training").examples) == ({"same_group"}, ("open",))
+
+
+def test_severities_and_what_unseen_splits_have_alone(tmp_path: Path) -> None:
+    severe = {name for name, (severity, _) in KINDS.items() if severity == "leak"}
+    assert severe == {f"same_{name}" for name in ("file", "sample", "group", "segment", "action_file", "frame_content")}
+    rows = rows_of(FIXTURES / "metadata" / "robocoin_metadata_unseen.csv")
+    known = [row for row in rows if row["robot_type"] != "galaxea_r1_lite"]
+    write_table(tmp_path / "data/robocoin_metadata_seen_train.csv", [*known, known[0]])
+    table = write_table(tmp_path / "data/robocoin_metadata_unseen.csv", rows)
+    report = run(tmp_path, "robocoin")
+    assert [facts["split"] for facts in report.splits] == ["seen_train", "unseen"]
+    assert found(report, "robot_not_in_training").examples == ("galaxea_r1_lite",)
+    assert [item.severity for item in report.findings] == ["leak"] * 4 + ["warning"] * 2
+    named = run(tmp_path, "robocoin", splits=("seen_train",), table=(f"seen_val={table}",))
+    assert [facts["rows"] for facts in named.splits] == [len(known) + 1, len(rows)]
 
 
 def test_own_classes_need_no_public_record(tmp_path: Path) -> None:
@@ -149,6 +165,8 @@ def test_frames_under_another_name(tmp_path: Path) -> None:
     report = run(tmp_path, "robot_1st", frames=True)
     assert found(report, "same_frame_content").examples[0].startswith("classification/AgiBotWorld-Beta/val/1.mp4 = ")
     assert found(report, "unreadable").count == 1
+    part, *_ = open_parts(DATASETS.get("robot_1st"), AuditConfig(frames=True), settings_of(tmp_path))
+    assert {len(frames) for frames in digest_frames(part, 1, []).values()} == {3}, "first, middle and last"
 
 
 def test_command_writes_both_reports(published: Path, tmp_path: Path) -> None:

@@ -3,6 +3,7 @@
 from pathlib import Path
 
 import numpy as np
+import pytest
 
 from lary.data.clips import cut_forward, parse_clips, prepare_clips
 from lary.data.configs import ClipConfig
@@ -18,7 +19,8 @@ def brightness(path: Path) -> list[int]:
     return [round(float(to_rgb(frame).mean()) / 8) for frame in decode_video(path)]
 
 
-def test_clips_are_cut_frame_exact_and_reversed_and_those_that_fail_are_named(tmp_path: Path) -> None:
+def test_clips_are_exact_and_turned_and_failures_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("lary.data.clips.BLOCK", 5)  # a clip is turned in several
     write_video(tmp_path / "raw" / "a.mp4", [np.full((48, 48, 3), 8 * number, np.uint8) for number in range(30)])
     (tmp_path / "raw" / "torn.mp4").write_bytes((tmp_path / "raw" / "a.mp4").read_bytes()[:200])
     text = "0.5 - 1.5 push\\n00:01.2 - 00:02.4 pull\\n9 - 10"
@@ -27,7 +29,8 @@ def test_clips_are_cut_frame_exact_and_reversed_and_those_that_fail_are_named(tm
     seeds, wanted = tmp_path / "seeds.csv", tmp_path / "wanted.csv"
     write_table(seeds, [{"video_path": name, "seed_output": text} for name, text in videos.items()])
     names = ["SSv2/0_0.mp4", "SSv2/0_1_rev.mp4", *failing]
-    write_table(wanted, [{"dataset": "SSv2", "video_path": name} for name in names])
+    names.append("EgoDex/a/0_0.mp4")  # its folder is not named
+    write_table(wanted, [{"dataset": name.split("/")[0], "video_path": name} for name in names])
     folders = {"ssv2_root": tmp_path / "raw", "output_dir": tmp_path / "out"}
     config = ClipConfig(**folders, seed_ssv2=seeds, metadata=(wanted,), workers=2)  # type: ignore[arg-type]
     report = prepare_clips(config, settings_of(tmp_path))

@@ -25,7 +25,7 @@ LINK = packed(member("calvin/a.png", b"x"), member("calvin/out", kind=tarfile.SY
 TABLE, CLIP = "data/calvin_metadata_train.csv", "classification/AgiBotWorld-Beta/1.mp4"
 CONTENT = {
     "README.md": b"card", ".gitattributes": b"", "regression/calvin.tar": CALVIN, CLIP: b"video",
-    "regression/agibot_45.tar.part-aa": AGIBOT[:700], "regression/agibot_45.tar.part-ab": AGIBOT[700:],
+    "regression/agibot_45.tar.part2": AGIBOT[:700], "regression/agibot_45.tar.part10": AGIBOT[700:],
     TABLE: b"src_img,tgt_img,action\n",
 }  # fmt: skip
 WHOLE = {
@@ -90,9 +90,7 @@ def download(root: Path, *words: str, code: int = 0, accept: bool = True, has: I
     return printed("data", "download", *words, *terms, root=root, code=code, has=has)
 
 
-def test_terms_name_every_source_and_are_accepted_first(
-    tmp_path: Path, hub: FakeHub, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_terms_of_every_source_are_accepted(tmp_path: Path, hub: FakeHub, capsys: pytest.CaptureFixture[str]) -> None:
     download(tmp_path, "--include", "calvin", code=2, accept=False, has=("CALVIN: MIT", "--accept-licenses"))
     assert [hub.asked, hub.fetched, list(tmp_path.iterdir())] == [[], [], []]
     accept(downloadable(["human_1st", "robot_1st", "agibotbeta"]), False, lambda _: " YES ")
@@ -122,6 +120,7 @@ def test_choice_by_key_pattern_and_neither(tmp_path: Path, hub: FakeHub) -> None
         return [line.split()[-1] for line in out.splitlines()[:-1]]
 
     assert listed("--include", "calvin") == ["regression/calvin.tar", TABLE]
+    download(tmp_path, "--dry-run", accept=False, has=(f"at {COMMIT}: 5 files, 0.000 GB", " 0.000 GB  regression/"))
     assert len(listed("--include", "calvin,agibotbeta")) == 4
     assert len(listed()) == 5, "documents of the repository are no data"
     assert len(listed("--include", "calvin", "--files", "*agibot*")) == 2
@@ -147,6 +146,8 @@ def test_everything_ends_in_its_place_and_stays_pinned(tmp_path: Path, hub: Fake
     hub.content["classification/AgiBotWorld-Beta/2.mp4"] = b"new"
     assert "at v2: 1 files fetched" in download(tmp_path, "--revision", "v2")
     assert hub.fetched == ["classification/AgiBotWorld-Beta/2.mp4"]
+    hub.content[CLIP] = b"other"
+    download(tmp_path, "--revision", "v3", code=1, has=(f"{CLIP} exists with other content than in ", "1 failed"))
 
 
 def test_a_stopped_run_resumes(tmp_path: Path, hub: FakeHub, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -159,8 +160,8 @@ def test_a_stopped_run_resumes(tmp_path: Path, hub: FakeHub, monkeypatch: pytest
 
 
 def test_what_is_damaged_or_refused_costs_itself_alone(tmp_path: Path, hub: FakeHub) -> None:
-    hub.broken = {"regression/calvin.tar": 1, "regression/agibot_45.tar.part-ab": 2, TABLE: 2}
-    damaged = ("part-ab arrived damaged 2 times: its digest differs", "train.csv arrived damaged")
+    hub.broken = {"regression/calvin.tar": 1, "regression/agibot_45.tar.part10": 2, TABLE: 2}
+    damaged = ("part10 arrived damaged 2 times: its digest differs", "train.csv arrived damaged")
     download(tmp_path, code=1, has=(*damaged, "1 archives unpacked, 2 failed"))
     assert "2 files fetched, 2 were there, 1 archives" in download(tmp_path)
     assert {path: data for path, data in contents(tmp_path / "data").items() if path != MANIFEST} == WHOLE
@@ -185,9 +186,7 @@ def test_what_stops_a_download(tmp_path: Path, hub: FakeHub, monkeypatch: pytest
     assert own.read_bytes() == b"mine", "a table of one's own is not replaced"
 
 
-def test_a_folder_holds_one_repository_and_archives_can_be_kept(
-    tmp_path: Path, hub: FakeHub, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_folder_holds_one_repository(tmp_path: Path, hub: FakeHub, monkeypatch: pytest.MonkeyPatch) -> None:
     """ModelScope is another one, and is read by its own library."""
     download(tmp_path, "--keep-archives")
     assert (tmp_path / "data" / ".lary_download" / "regression" / "calvin.tar").read_bytes() == CALVIN

@@ -1,6 +1,7 @@
 """Normalisation: statistics and their file, targets and the inverse, relative actions, and failures by name."""
 
 import json
+import shutil
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -128,7 +129,7 @@ def test_statistics_of_a_table_with_broken_and_missing_action_files(tmp_path: Pa
 
 
 def test_relative_actions_keep_frames_apart_and_name_failures(tmp_path: Path) -> None:
-    make_calvin(tmp_path, {"train": 1})
+    make_calvin(tmp_path, {"train": 1, "val": 1})
     data, settings = tmp_path / "data", settings_of(tmp_path)
     sorted((data / "regression").rglob("*.npy"))[1].write_bytes(b"")
     config = RelativeConfig(dataset="calvin", csv=(Path("data/calvin_metadata_train.csv"),), workers=1)
@@ -149,3 +150,12 @@ def test_relative_actions_keep_frames_apart_and_name_failures(tmp_path: Path) ->
         report = write_relative(config, settings)
         assert [(each.written, each.skipped) for each in report.tables] == [(1, 1)]
         assert path.read_bytes() == whole
+    relative, some = ("data", "relative", "--dataset", "calvin", "--csv"), "(train): 0 written, 2 there before, 1 "
+    printed(*relative, *config.csv, "--csv", "data/few_train.csv", root=tmp_path, code=1, has=[some, "Statistics: /"])
+    printed(*relative, data / "calvin_metadata_val.csv", root=tmp_path, has=["(val): 3 written, 0 ", "none, since no "])
+    names = {"calvin": ("trainer_val.csv", "my-train.csv", "mine.csv"), "robocoin": ("la_val.csv", "unseen.csv")}
+    splits = [normalisation.split_of(DATASETS.get(key), Path(name)) for key in names for name in names[key]]
+    assert splits == ["val", "train", "train", "seen_val", "unseen"]
+    shutil.rmtree(data / "regression")
+    shutil.rmtree(data / "regression_relative")
+    fails(LaryError, "None of the actions of .* can be read, such as: .*No such file", write_relative, config, settings)

@@ -8,7 +8,7 @@ import numpy as np
 from lary.data.configs import IndicesConfig
 from lary.data.sampling import sample_video, write_indices
 from tests.data.test_frames import encode
-from tests.helpers import rows_of, settings_of
+from tests.helpers import printed, rows_of, settings_of
 from tests.tree import write_table, write_video
 
 CASES = Path(__file__).parents[1] / "parity" / "cases"
@@ -31,6 +31,11 @@ def test_indices_of_a_table(tmp_path: Path) -> None:
     assert [item.row for item in report.failures] == [1, 3, 4]
     assert [row["path"] for row in rows_of(tmp_path / "out_failures.csv")] == [names[1], names[3], names[4]]
     assert write_indices(report.out, IndicesConfig(root=tmp_path), settings).out == tmp_path / "out_indices.csv"
+    assert not (tmp_path / "out_indices_failures.csv").exists()
+    write_table(table, [{"video_path": name, "action": "a,b"} for name in names * 7])
+    words = ("one.mp4 has 1 frame, at least two", "and 1 more failures, left out of the table", "14 rows, 21 failed")
+    text = printed("indices", table, "--root", tmp_path, root=tmp_path, code=1, has=words)
+    assert text.count("failed: ") == 20
 
 
 def test_indices_that_need_no_decoding(tmp_path: Path) -> None:
@@ -41,14 +46,16 @@ def test_indices_that_need_no_decoding(tmp_path: Path) -> None:
 
 
 def test_indices_are_kept_by_content(tmp_path: Path) -> None:
-    clip, cache, table = tmp_path / "a.mp4", tmp_path / "cache", tmp_path / "clips.csv"
-    shutil.copy(CLIP, clip)
+    folder, cache, table = tmp_path / "data/classification", tmp_path / "cache", tmp_path / "clips.csv"
+    folder.mkdir(parents=True)
+    clip = Path(shutil.copy(CLIP, folder / "a.mp4"))
     for name in ("a.mp4", "renamed.mp4"):
         write_table(table, [{"video_path": name, "action": "push"}])
-        report = write_indices(table, IndicesConfig(root=tmp_path, cache=cache), settings_of(tmp_path))
+        report = write_indices(table, IndicesConfig(cache=cache), settings_of(tmp_path))
         assert rows_of(report.out)[0]["sample_indices"] == ("3,9,20,24,27,30,34,39,44" if name == "a.mp4" else "7,8")
         (kept,) = cache.iterdir()
         kept.write_text("7,8")
-        clip.rename(tmp_path / "renamed.mp4") if name == "a.mp4" else None
-    write_indices(table, IndicesConfig(root=tmp_path, cache=cache, frames=4), settings_of(tmp_path))
-    assert len(list(cache.iterdir())) == 2
+        clip.rename(folder / "renamed.mp4") if name == "a.mp4" else None
+    for count, options in ((2, {"frames": 4}), (3, {"method": "uniform"})):
+        write_indices(table, IndicesConfig(cache=cache, **options), settings_of(tmp_path))  # type: ignore[arg-type]
+        assert len(list(cache.iterdir())) == count

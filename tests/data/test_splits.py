@@ -51,6 +51,7 @@ def test_drawn_table_that_holds_something_else_is_refused(tmp_path: Path) -> Non
     assert find_table(spec, "val_by_episode", tmp_path).read_bytes() == before
     path.write_text("src_img,tgt_img,action\nep_1/a.png,ep_1/b.png,ep_1/a.npy\n")
     fails(UsageError, "remove it", find_table, spec, "val_by_episode", tmp_path)
+    assert find_table(spec, "val_by_episode", tmp_path, path) == path, "as --input has it"
     train.unlink()
     assert find_table(spec, "val_by_episode", tmp_path) == path, "drawn on another machine"
     write_table(train, [{"src_img": "a", "other": "b"}])

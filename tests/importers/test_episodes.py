@@ -11,6 +11,7 @@ from lary.importers.episodes import ATOMIC_CLASSES, INVERSE, AtomicRule, PairCut
 
 RULE = AtomicRule(threshold=0.03, reach=0.05, settle=2)
 OPENING = np.array([1, 1, 1, 0, 0, 0, 0, 1, 1, 1.0])
+TURNED = ("-y", "+x", "+z")
 LEFT = [(0.0, 0.02, 0.0)] * 9
 Steps = list[tuple[float, float, float]]
 
@@ -26,21 +27,15 @@ def test_classes_are_those_of_libero_and_have_inverses() -> None:
     assert (label_of((1, 0, 1)), INVERSE["Forward_Right_Up"]) == ("Forward_Up", "Backward_Left_Down")
 
 
-@pytest.mark.parametrize(
-    ("steps", "opening", "rule", "segments"),
-    [
-        # A motion ends at its reach and names the axes over the threshold: after three steps 0.06, -0.036, 0.003.
-        ([(0.02, -0.012, 0.001)] * 3 + [(0, 0, -0.03)] * 2, None, RULE, [(0, 3, "Forward_Right"), (3, 5, "Down")]),
-        ([(0.005, 0, 0)] * 5, None, RULE, []),
-        ([(0.0051, 0, 0)] * 6, None, RULE, [(0, 6, "Forward")]),
-        (LEFT, OPENING, RULE, [(0, 2, "Left"), (2, 4, "Close"), (4, 6, "Left"), (6, 8, "Open")]),
-        (LEFT, OPENING, replace(RULE, open_high=False, grip=0.9, settle=9), [(0, 2, "Left"), (2, 9, "Open")]),
-        (
-            [(0, 0.06, 0), (0.06, 0, 0)], None, replace(RULE, axes=("-y", "+x", "+z")),
-            [(0, 1, "Backward"), (1, 2, "Left")],
-        ),
-    ],
-)  # fmt: skip
+@pytest.mark.parametrize(("steps", "opening", "rule", "segments"), [
+    # A motion ends at its reach and names the axes over the threshold: after three steps 0.06, -0.036, 0.003.
+    ([(0.02, -0.012, 0.001)] * 3 + [(0, 0, -0.03)] * 2, None, RULE, [(0, 3, "Forward_Right"), (3, 5, "Down")]),
+    ([(0.005, 0, 0)] * 5, None, RULE, []),
+    ([(0.0051, 0, 0)] * 6, None, RULE, [(0, 6, "Forward")]),
+    (LEFT, OPENING, RULE, [(0, 2, "Left"), (2, 4, "Close"), (4, 6, "Left"), (6, 8, "Open")]),
+    (LEFT, OPENING, replace(RULE, open_high=False, grip=0.9, settle=9), [(0, 2, "Left"), (2, 9, "Open")]),
+    ([(0, 0.06, 0), (0.06, 0, 0)], None, replace(RULE, axes=TURNED), [(0, 1, "Backward"), (1, 2, "Left")]),
+])  # fmt: skip
 def test_segments(steps: Steps, opening: Any, rule: AtomicRule, segments: list[tuple[int, int, str]]) -> None:
     """Also those of the motion turned round, and of the displacement that follows each position."""
     points, turned = np.cumsum([(1, 2, 3), *steps], axis=0), None if opening is None else 1 - opening

@@ -124,7 +124,10 @@ def test_a_stopped_import_resumes(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
 def test_an_import_is_not_mixed_with_another(tmp_path: Path) -> None:
     write_lerobot(tmp_path / "source", "v2.1", images="PNG")
     run(tmp_path, *STRIDE)
-    assert "other choices" in run(tmp_path, *STRIDE, "--camera", WRIST, code=2)
+    for other in ((*STRIDE, "--camera", WRIST), (*STRIDE, "--actions", "observation.state"), ("--stride", "2")):
+        assert "other choices" in run(tmp_path, *other, code=2)
+    other = shutil.copytree(tmp_path / "source", tmp_path / "other")
+    printed("data", "import-lerobot", other, "--name", "arm", *STRIDE, root=tmp_path, code=2, has=["other choices"])
     run(tmp_path, *STRIDE, "--camera", WRIST, "--overwrite")
     foreign = tmp_path / "data/regression/own/work.txt"
     write_bytes(foreign, b"mine")

@@ -6,6 +6,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from lary.data.spec import Licence
 from lary.importers.records import load_record
 from tests.golden.test_tools import trajectories, videos
 from tests.helpers import INPUTS, lary, printed, rows_of
@@ -104,12 +105,14 @@ def test_columns_of_the_table_are_used(tmp_path: Path) -> None:
     table = tmp_path / "labels.csv"
     for renamed in (False, True):
         table.write_text(table.read_text().replace("file,label", "clip,kind" if renamed else "file,label"))
-        run(tmp_path, *(("--video-column", "clip", "--label-column", "kind") if renamed else ()))
+        terms = ("--licence", "CC BY 4.0", "--commercial")
+        run(tmp_path, *terms, *(("--video-column", "clip", "--label-column", "kind") if renamed else ()))
         train, val = tables(tmp_path / "data", "own")
         assert (len(train), len(val)) == (5, 3)
         assert {row["embodiment"] for row in train} == {"arm", "hand"}
         assert {row["sample_indices"] for row in val} == {"0,3,11"}
-    assert load_record(tmp_path / "data/own_dataset.json").embodiment_column == "embodiment"
+    spec = load_record(tmp_path / "data/own_dataset.json")
+    assert (spec.embodiment_column, spec.licences) == ("embodiment", (Licence("videos", "CC BY 4.0", True),))
 
 
 def test_a_video_and_its_reversal_stay_together(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
