@@ -7,6 +7,7 @@ line, and ``_rev`` if reversed. Clips are H.264 without sound, cut by PyAV, and 
 
 import functools
 import itertools
+import math
 import os
 import re
 from collections import Counter, defaultdict
@@ -213,11 +214,14 @@ def _span(packets: Iterable[Any], begin: Fraction, duration: Fraction) -> Iterat
     """The upright frames from `begin` on, for `duration` from the first of them, in seconds."""
     import av
 
-    first = None
+    first, before = None, -math.inf
     for packet in packets:
         for frame in packet.decode():
             if frame.pts is None:
                 raise ValueError("its frames have no time stamps")
+            if frame.pts < before:  # of H.264 with B-frames in AVI, which FFmpeg makes up
+                raise ValueError("the time stamps of its frames don't rise")
+            before = frame.pts
             if frame.pts * frame.time_base < begin:
                 continue
             first = frame.pts if first is None else first

@@ -5,7 +5,9 @@ presentation, whatever its time stamp.
 """
 
 import functools
+import math
 import os
+import re
 import stat
 import threading
 from bisect import bisect_left
@@ -68,25 +70,27 @@ class FrameTable(NamedTuple):
     Attributes:
         stamps: time stamps of all frames, ascending; the n-th belongs to frame n.
         starts: frames from which decoding can start, ascending from 0, and their packets' numbers.
+        reordered: whether the stamps don't ascend in the file's order, as with B-frames.
         packets: all packets in the file's order; empty if they are too large to keep.
     """
 
     stamps: tuple[int, ...]
     starts: tuple[tuple[int, int], ...]
+    reordered: bool
     packets: tuple[Any, ...] = ()
 
 
 @contextmanager
 def opened_video(path: Path) -> Iterator[tuple[Any, Any]]:
-    """A container that PyAV reads from this file alone, and its first video stream. Raises MediaError."""
+    """A container that PyAV reads from this file alone, and its `main_stream`. Raises MediaError."""
     try:
         if not stat.S_ISREG(os.stat(path).st_mode):  # a pipe would be waited for without end
             raise OSError(22, "it is no regular file")
         options = {"format_whitelist": CONTAINERS, "protocol_whitelist": "file"}
         with _av().open(str(path), options=options) as container:
-            if not container.streams.video:
-                raise ValueError("it holds no video stream")
-            stream = container.streams.video[0]
+            if "matroska" in container.format.name and is_cut_off(path):
+                raise ValueError("the file is cut off")
+            stream = main_stream(container)
             codec = stream.codec_context
             codec.thread_count = 1  # samples are read in parallel
             if problem := size_problem(codec.width, codec.height):
@@ -99,6 +103,33 @@ def opened_video(path: Path) -> Iterator[tuple[Any, Any]]:
     except (_av().error.FFmpegError, OSError, ValueError) as error:
         reason = getattr(error, "strerror", None) or error
         raise MediaError(f"The video {path} can't be read: {reason}.") from error
+
+
+def main_stream(container: Any) -> Any:
+    """The first video stream that is neither a cover picture nor depth. Raises ValueError."""
+    kinds = _av().stream.Disposition
+    covers = kinds.attached_pic | kinds.timed_thumbnails
+    streams = [stream for stream in container.streams.video if not stream.disposition & covers]
+    for stream in streams:
+        named = " ".join(stream.metadata.values()).lower()
+        # Depth is stored as gray of more than 8 bits: gray10le, gray16le, grayf32le.
+        if "depth" not in named and not re.match("gray.", stream.codec_context.pix_fmt or ""):
+            return stream
+    raise ValueError("its only video stream is depth" if streams else "it holds no video stream")
+
+
+def is_cut_off(path: Path) -> bool:
+    """Whether a Matroska file ends before its segment does (RFC 8794, section 6), which FFmpeg ignores."""
+    with path.open("rb") as file:
+        head = file.read(4096)
+    at = head.find(b"\x18\x53\x80\x67", 0, 4000)
+    if at < 0:
+        return False
+    at += 4  # behind the segment's identifier is its size, whose leading zero bits count its bytes
+    length = 9 - head[at].bit_length()
+    unknown = (1 << 7 * length) - 1  # of recordings that were written live
+    size = int.from_bytes(head[at : at + length], "big") & unknown
+    return size != unknown and at + length + size > path.stat().st_size
 
 
 def whole_packets(container: Any, stream: Any) -> Iterator[Any]:
@@ -150,12 +181,13 @@ def scan_packets(container: Any, stream: Any) -> FrameTable | None:
             keys.append((packet.pts, number))
     if not countable or not keys or None in stamps or len(set(stamps)) < len(stamps):
         return None
-    stamps.sort()
-    order = {stamp: index for index, stamp in enumerate(stamps)}
+    shown = tuple(sorted(stamps))
+    order = {stamp: index for index, stamp in enumerate(shown)}
     starts = sorted((order[pts], number) for pts, number in keys)
-    if starts[0][0] != 0:
+    if starts[0][0] != 0 or keys != sorted(keys):
         return None
-    return FrameTable(tuple(stamps), tuple(starts), tuple(packets) if budget >= 0 else ())
+    reordered = shown != tuple(stamps)
+    return FrameTable(shown, tuple(starts), reordered, tuple(packets) if budget >= 0 else ())
 
 
 def codec_name(stream: Any) -> str:
@@ -190,18 +222,28 @@ def pick_frames(stream: Any, table: FrameTable, frame_index: Sequence[int]) -> d
     index_of, found = {table.stamps[index]: index for index in missing}, dict[int, Pixels]()
     # H.264 says whether others refer to a picture (nal_ref_idc): if none, it is skipped.
     # HEVC says it for one temporal layer only.
-    droppable = codec_name(stream) == "h264"
+    # AVI and ASF keep no presentation times: FFmpeg counts packets, though frames may come in
+    # another order. So where stamps ascend in the file, none is skipped and each is checked.
+    droppable = table.reordered and codec_name(stream) == "h264"
+    at, before = 0, -math.inf
     for number, packet in enumerate(table.packets):
-        _, start = table.starts[bisect_left(table.starts, (missing[0] + 1, 0)) - 1]
+        first, start = table.starts[bisect_left(table.starts, (missing[0] + 1, 0)) - 1]
         if number < start:
             continue
         if number == start:
             context.flush_buffers()
+            at, before = first, -math.inf
         if droppable:
             context.skip_frame = "DEFAULT" if packet.pts in index_of else "NONREF"
         for frame in packet.decode():
-            if frame.pts in index_of:
-                found[index_of[frame.pts]] = to_rgb(frame)
+            stamp = frame.pts
+            if stamp is None or stamp <= before:
+                return None
+            if not table.reordered and table.stamps[at : at + 1] != (stamp,):
+                return None
+            at, before = at + 1, stamp
+            if stamp in index_of:
+                found[index_of[stamp]] = to_rgb(frame)
         missing = [index for index in missing if index not in found]
         if not missing:
             return found
@@ -237,13 +279,16 @@ def decode_video(path: Path) -> Iterator[Any]:
             raise ValueError("it holds no frames")
 
 
-def announced_frames(path: Path) -> int:
-    """The announced number of frames, as OpenCV reads it, or 0. Raises MediaError."""
+def count_frames(path: Path) -> int:
+    """The number of frames that can be read, whatever the container announces. Raises MediaError."""
     with opened_video(path) as (container, stream):
-        if stream.frames or not stream.average_rate:
-            return int(stream.frames)
-        seconds = stream.duration * stream.time_base if stream.duration else (container.duration or 0) / 1e6
-        return int(seconds * stream.average_rate + 0.5)
+        table = scan_packets(container, stream)
+        if table is not None:
+            last = len(table.stamps) - 1
+            if not table.packets or pick_frames(stream, table, [last]) is not None:
+                return last + 1
+    with opened_video(path) as (container, stream):
+        return sum(1 for _ in container.decode(stream))
 
 
 def to_rgb(frame: Any) -> Pixels:

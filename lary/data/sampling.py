@@ -14,7 +14,7 @@ import numpy as np
 
 from lary.arrays import Doubles, Ints, Pixels
 from lary.data.configs import IndicesConfig
-from lary.data.frames import announced_frames, decode_video, to_rgb
+from lary.data.frames import count_frames, decode_video, to_rgb
 from lary.data.tables import INDEX_COLUMN, MEDIA_COLUMNS, read_frame, write_csv
 from lary.files import file_digest, inside, write_failures, write_text
 from lary.runtime import in_threads, progress
@@ -106,14 +106,9 @@ class Sampled(NamedTuple):
 
 def sample_video(path: Path, count: int = FRAMES, method: Method = "motion") -> Sampled:
     """Choose the indices of a video. Raises MediaError."""
-    frames, differences = announced_frames(path), None
-    if method == "motion" and not 1 <= frames <= 2 * count:
+    frames, differences = count_frames(path), None
+    if method == "motion" and frames > 2 * count:
         differences = frame_motion(gray_frames(path))
-        frames = frames or len(differences) + 1
-        if len(differences) < 2 * count:  # fewer frames can be decoded than are announced
-            differences = None
-    elif not frames:
-        frames = sum(1 for _ in decode_video(path))
     picks = uniform_picks(frames, count) if differences is None else motion_picks(differences, count)
     indices = stored_indices(picks, count)
     if not indices:
@@ -143,7 +138,7 @@ def write_indices(table: Path, config: IndicesConfig, settings: Settings) -> Ind
         try:
             path, kept = inside(root, cell), None
             if config.cache is not None and path.is_file():  # by content: copies are found again
-                kept = config.cache / f"{file_digest(path)}_{config.method}_{config.frames}.txt"
+                kept = config.cache / f"{file_digest(path)}_{config.method}_{config.frames}_counted.txt"
                 if kept.is_file():
                     return kept.read_text(encoding="utf-8"), ""
             chosen = sample_video(path, config.frames, config.method)

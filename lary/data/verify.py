@@ -64,11 +64,15 @@ class CheckedFile:
 
 @dataclass
 class CheckedGroup:
-    """A group of the report: its tables, files, image pairs, and table problems."""
+    """A group of the report: its tables, files, image pairs, and table problems.
+
+    `frames` has, for every table of clips, its path, and the clip and the frame numbers of each row.
+    """
 
     tables: list[JsonDict] = field(default_factory=list)
     files: dict[tuple[str, str], CheckedFile] = field(default_factory=dict)
     pairs: list[tuple[CheckedFile, CheckedFile]] = field(default_factory=list)
+    frames: list[tuple[Path, list[CheckedFile | None], list[str]]] = field(default_factory=list)
     problems: list[CheckedFile] = field(default_factory=list)
 
     def report(self) -> JsonDict:
@@ -113,6 +117,8 @@ def verify(config: CheckConfig, settings: Settings) -> VerifyReport:
             sizes = [f"{width}x{height}" for height, width in (target.found, source.found)]
             target.status, target.found = "corrupt", None
             target.reason = f"{sizes[0]} pixels, its source image {source.places[0]} has {sizes[1]}"
+    for group in groups.values():
+        check_frame_numbers(group)
     found = {name: group.report() for name, group in groups.items()}
     report = {
         "version": VERSION,
@@ -198,12 +204,34 @@ def read_split(group: CheckedGroup, spec: DatasetSpec, split: str, path: Path | 
                 wrong[cell] = str(error).rstrip(".")
         rows = [row for row, cell in enumerate(cells) if cell in wrong]
         if rows:
-            first, others = rows[0], len(rows) - 1
-            about = f"row {first + 1} (line {tables.line_of(path, first)}): {wrong[cells[first]]}"
-            problem(column, len(rows), f"{about}, and {others} more rows" if others else about)
+            group.problems.append(rows_problem(path, column, rows, wrong[cells[rows[0]]]))
     if spec.media == "pair" and by_cell.keys() >= set(media):
         sources, targets = (map(by_cell[column].get, frame[column]) for column in media)
         group.pairs += [(one, other) for one, other in zip(sources, targets, strict=True) if one and other]
+    if spec.media == "clip" and by_cell.keys() >= {media[0], tables.INDEX_COLUMN}:
+        clips = [by_cell[media[0]].get(cell) for cell in frame[media[0]]]
+        group.frames.append((path, clips, frame[tables.INDEX_COLUMN].tolist()))
+
+
+def rows_problem(path: Path, column: str, rows: Sequence[int], reason: str) -> CheckedFile:
+    """A problem of some rows of a table; `reason` is that of the first."""
+    about = f"row {rows[0] + 1} (line {tables.line_of(path, rows[0])}): {reason}"
+    if len(rows) > 1:
+        about = f"{about}, and {len(rows) - 1} more rows"
+    return CheckedFile("table", (str(path),), path.name, column, None, len(rows), "corrupt", about)
+
+
+def check_frame_numbers(group: CheckedGroup) -> None:
+    """Report frame numbers behind the end of their clip, of clips that were decoded in full."""
+    for path, clips, cells in group.frames:
+        wrong = dict[int, str]()
+        for row, (clip, cell) in enumerate(zip(clips, cells, strict=True)):
+            if clip and clip.found and tables.INDICES.fullmatch(cell):
+                count, last = clip.found[0], max(map(int, cell.split(",")))
+                if last >= count:
+                    wrong[row] = f"frame {last} is asked for, and {clip.places[0]} ends with frame {count - 1}"
+        if wrong:
+            group.problems.append(rows_problem(path, tables.INDEX_COLUMN, [*wrong], next(iter(wrong.values()))))
 
 
 def check_files(config: CheckConfig, data_dir: Path, files: Sequence[CheckedFile]) -> int:

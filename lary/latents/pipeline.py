@@ -134,6 +134,8 @@ def encode_units(
     config = job.config
     model = model_of(config)
     preprocess = model.preprocessing(config.protocol, table.spec.media)
+    if config.protocol == "corrected":  # not in the record, whose digest identifies stored latents
+        preprocess = replace(preprocess, clamp=False)
     encoding = Encoding(encoder, preprocess, device, config.pool, singly=device == "cpu")
     workers = config.workers or max(1, min(MOST_WORKERS, usable_cores() // job.processes))
     planned = plan_batches(table, units, job.store.unit_rows, config.batch_size)

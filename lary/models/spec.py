@@ -32,8 +32,9 @@ class Preprocess:
         mean, std: per channel, after scaling.
         reader: library that decodes images; both give the same pixels for PNG,
             JPEG may differ by a grey level.
-        clamp: an index behind the last frame of a clip gives that frame;
-            without it the sample fails.
+        clamp: under the ``paper`` protocol, an index behind the last frame of
+            a clip gives that frame; without it the sample fails, and under
+            ``corrected`` always.
     """
 
     size: int = 224

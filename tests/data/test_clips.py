@@ -53,6 +53,8 @@ def test_torn_recording_makes_no_clip(tmp_path: Path) -> None:
     (tmp_path / "torn.avi").write_bytes(cut_short(tmp_path / "a.avi"))
     words = r"torn\.avi can't be read: the file ends within a frame"
     fails(MediaError, words, cut_forward, tmp_path / "torn.avi", 0, 9, tmp_path / "out.mp4")
+    encode(tmp_path / "b.avi", "libx264", {"bf": "3"})
+    fails(MediaError, "stamps of its frames don't rise", cut_forward, tmp_path / "b.avi", 0.5, 1, tmp_path / "out.mp4")
     assert not list(tmp_path.glob("*.mp4"))
 
 

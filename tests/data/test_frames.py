@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 
 from lary.data import frames
-from lary.data.frames import announced_frames, decode_video, read_clip, to_rgb
+from lary.data.frames import count_frames, decode_video, read_clip, to_rgb
 from lary.data.images import read_image
 from lary.types import MediaError, UsageError
 from tests.helpers import fails
@@ -61,6 +61,10 @@ KINDS: dict[str, tuple[str, str, dict[str, str], dict[str, Any]]] = {
     "h264-intra-refresh": ("mp4", "libx264", {"x264-params": "intra-refresh=1:scenecut=0"}, {}),
     "h264-tiny-groups": ("mp4", "libx264", {"bf": "2", "x264-params": "b-adapt=0:scenecut=0"}, {"gop": 3}),
     "h264-matroska": ("mkv", "libx264", {"bf": "3"}, {"varied": True}),
+    "h264-avi": ("avi", "libx264", {"bf": "1", "x264-params": "b-adapt=0"}, {}),
+    "h264-avi-open-gop": ("avi", "libx264", {"bf": "3", "x264-params": "open-gop=1:b-adapt=0:scenecut=0"}, {}),
+    "h264-asf": ("asf", "libx264", {"bf": "3"}, {}),
+    "h264-avi-no-b-frames": ("avi", "libx264", {"bf": "0"}, {}),
     "h264-stream": ("h264", "libx264", {"bf": "3"}, {}),
     "hevc-open-gop": ("mp4", "libx265", {"x265-params": "log-level=none:open-gop=1", "preset": "ultrafast"}, {}),
     "vp9": ("webm", "libvpx-vp9", {"deadline": "realtime", "cpu-used": "8"}, {}),
@@ -70,6 +74,11 @@ KINDS: dict[str, tuple[str, str, dict[str, str], dict[str, Any]]] = {
     "mpeg4": ("mp4", "mpeg4", {"bf": "2"}, {}),
     "mjpeg": ("avi", "mjpeg", {}, {}),
 }  # fmt: skip
+
+
+CHOICES = (
+    [0], [1], [5], [26], [11, 12, 13], [35, 36], range(COUNT), [2, 9, 14, 23, 31, 38, 45, 52, 59], [59, 3, 3, 99, 40]
+)  # fmt: skip
 
 
 @pytest.fixture(scope="module")
@@ -88,8 +97,8 @@ def test_frames_are_those_of_sequential_decoding_unsorted_repeated_or_clamped(ki
     if kind not in videos:
         pytest.skip(f"this FFmpeg has no encoder {KINDS[kind][1]}")
     path, expected = videos[kind]
-    assert len(expected) == COUNT == len(list(decode_video(path)))
-    for index in ([0], [11, 12, 13], [35, 36], range(COUNT), [2, 9, 14, 23, 31, 38, 45, 52, 59], [59, 3, 3, 99, 40]):
+    assert len(expected) == COUNT == len(list(decode_video(path))) == count_frames(path)
+    for index in CHOICES:
         wanted = expected[np.minimum(index, COUNT - 1)]
         np.testing.assert_array_equal(read_clip([path], index), wanted, err_msg=f"{kind} {index}")
     fails(MediaError, "ends with frame 59, and frame 99 is asked for", read_clip, [path], [0, 99], clamp=False)
@@ -106,7 +115,24 @@ def test_far_frames_cost_no_decoding_of_all_before_them(videos: Videos) -> None:
             _, start = table.starts[-1]
             table = table._replace(packets=(None,) * start + table.packets[start:])
             assert set(frames.pick_frames(stream, table, [59]) or {}) == {59}
-        assert announced_frames(videos[kind][0]) == COUNT, "of VP9 from duration and rate"
+
+
+def test_frames_that_come_in_another_order_than_stamped_are_counted_in_the_order_of_decoding(
+    videos: Videos, tmp_path: Path
+) -> None:
+    """AVI keeps no presentation times, and what FFmpeg makes up is copied into other containers."""
+    path, expected = videos["h264-avi"]
+    for suffix in ("mp4", "mkv", "ts"):
+        copied = tmp_path / f"copied.{suffix}"
+        with av.open(str(path)) as source, av.open(str(copied), "w") as target:
+            stream = target.add_stream_from_template(source.streams.video[0])
+            for packet in source.demux(video=0):
+                if packet.size:
+                    packet.stream = stream
+                    target.mux(packet)
+        np.testing.assert_array_equal(in_order(copied), expected)
+        for index in range(0, COUNT, 7):
+            np.testing.assert_array_equal(read_clip([copied], [index])[0], expected[index], err_msg=f"{suffix} {index}")
 
 
 def test_packets_that_an_edit_list_leaves_out_are_no_frames(videos: Videos, tmp_path: Path) -> None:
@@ -125,6 +151,47 @@ def test_packets_that_an_edit_list_leaves_out_are_no_frames(videos: Videos, tmp_
     np.testing.assert_array_equal(in_order(edited), expected[5:])
     for index in ([0], [10], [30, 40], list(range(COUNT - 5))):
         np.testing.assert_array_equal(read_clip([edited], index), expected[5:][index])
+    assert count_frames(edited) == COUNT - 5
+
+
+@pytest.mark.parametrize("suffix", ["mp4", "mkv"])
+def test_neither_cover_pictures_nor_depth_are_taken_for_the_video(tmp_path: Path, suffix: str) -> None:
+    """A cover that is stream 0 of an MP4, and a depth stream that is stream 0 of a Matroska file."""
+    path, depth = tmp_path / f"a.{suffix}", suffix == "mkv"
+    with av.open(str(path), "w") as container:
+        other: Any = container.add_stream("ffv1" if depth else "mjpeg", rate=30)
+        stream: Any = container.add_stream("libx264", rate=30)
+        other.pix_fmt, stream.pix_fmt = "gray16le" if depth else "yuvj420p", "yuv420p"
+        if not depth:
+            other.disposition = av.stream.Disposition.attached_pic
+        for each in (other, stream):
+            each.width, each.height = 64, 48
+        for each, count in ((other, COUNT if depth else 1), (stream, COUNT)):
+            for index in range(count):
+                shown = av.VideoFrame.from_ndarray(np.full((48, 64, 3), 4 * index * (each is stream), np.uint8))
+                shown.pts = index
+                container.mux(each.encode(shown))
+            container.mux(each.encode(None))
+    if not depth:  # the user data, which hold the cover, are put before the tracks
+        data = path.read_bytes()
+        tracks, user = data.index(b"trak") - 4, data.index(b"udta") - 4
+        path.write_bytes(data[:tracks] + data[user:] + data[tracks:user])
+    with av.open(str(path)) as container:
+        assert [each.codec_context.name for each in container.streams.video][1] == "h264"
+    means = [picture.mean() for picture in read_clip([path], [0, 30, 59])]
+    np.testing.assert_allclose(means, [0, 120, 236], atol=3)
+    assert count_frames(path) == len(list(decode_video(path))) == COUNT
+
+
+def test_a_file_with_depth_alone_is_refused(tmp_path: Path) -> None:
+    for name, pixels, title in (("gray.mkv", "gray10le", ""), ("named.mkv", "yuv420p", "Depth of the camera")):
+        with av.open(str(tmp_path / name), "w") as container:
+            stream: Any = container.add_stream("ffv1", rate=30)
+            stream.width, stream.height, stream.pix_fmt = 64, 48, pixels
+            stream.metadata["title"] = title
+            container.mux(stream.encode(av.VideoFrame.from_ndarray(np.zeros((48, 64, 3), np.uint8))))
+            container.mux(stream.encode(None))
+        fails(MediaError, "its only video stream is depth", read_clip, [tmp_path / name], [0])
 
 
 def by_opencv(path: Path, count: int = 1) -> np.ndarray:
@@ -163,6 +230,8 @@ def test_broken_videos_are_refused(videos: Videos, tmp_path: Path) -> None:
     for name, content, words in (
         ("empty.mp4", b"", "can't be read"), ("noise.mp4", bytes(range(256)) * 8, "can't be read"),
         ("half.mp4", data[: len(data) // 2], "can't be read"), ("sound.wav", None, "no video stream"),
+        ("cut.mkv", cut_short(videos["h264-matroska"][0]), "the file is cut off"),
+        ("end.webm", videos["vp9"][0].read_bytes()[:-1], "the file is cut off"),
         ("cut.avi", cut_short(tmp_path / "whole.avi"), "ends within a frame"),
     ):  # fmt: skip
         if content is not None:
@@ -183,7 +252,7 @@ def test_paths_that_are_no_media_and_videos_that_open_others(videos: Videos, tmp
     (tmp_path / "list.m3u8").write_text(playlist.format(f"file://{secret}"))
     (tmp_path / "net.m3u8").write_text(playlist.format("http://127.0.0.1:9/a.ts"))
     (tmp_path / "sdp.mp4").write_text("v=0\no=- 0 0 IN IP4 127.0.0.1\ns=x\nt=0 0\nm=video 5004 RTP/AVP 26\n")
-    reads = (lambda path: read_clip([path], (0, 1)), announced_frames)
+    reads = (lambda path: read_clip([path], (0, 1)), count_frames)
     for name in ("concat.mp4", "list.m3u8", "net.m3u8", "sdp.mp4"):
         for read in reads:
             refused(tmp_path, lambda name=name, read=read: read(tmp_path / name), "can't be read")  # type: ignore[misc]

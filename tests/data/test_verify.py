@@ -119,6 +119,27 @@ def test_every_planted_defect_is_found_and_no_good_file_accused(tmp_path: Path, 
     assert not list(tmp_path.glob(".report.txt*"))
 
 
+def test_frame_numbers_behind_the_end_of_a_clip_and_clips_that_are_cut_off(tmp_path: Path) -> None:
+    """Each clip is held against the frames that can be decoded; also where a manifest spares decoding."""
+    make_robot(tmp_path, {"train": 4})
+    table = tmp_path / "data/robot_1st_metadata_train.csv"
+    encode(tmp_path / "data/classification/vfr.webm", "libvpx-vp9", {}, count=40, varied=True)  # announces 99
+    whole = (tmp_path / "data/classification/vfr.webm").read_bytes()
+    (tmp_path / "data/classification/cut.webm").write_bytes(whole[: len(whole) * 6 // 10])
+    extend(table, "sample_indices", "0,3,11", "0,900,3", "12")
+    extend(table, "video_path", "vfr.webm", "cut.webm")
+    rows = rows_of(table)
+    write_table(table, [*rows, {**rows[-2], "sample_indices": "40"}, {**rows[-2], "sample_indices": "39"}])
+    for _ in range(2):
+        found, _ = check(tmp_path, "--manifest", tmp_path / "manifest.jsonl", code=1)
+        assert set(found) == {"cut.webm", "robot_1st_metadata_train.csv:sample_indices"}
+        assert "the file is cut off" in found["cut.webm"]["reason"]
+        about = found["robot_1st_metadata_train.csv:sample_indices"]
+        assert about["reason"].startswith("row 6 (line 7): frame 900 is asked for, and ")
+        assert about["reason"].endswith("0.mp4 ends with frame 11, and 2 more rows")
+        assert about["refs"] == 3
+
+
 def test_good_and_unusual_files_are_accepted_in_every_published_path_form(tmp_path: Path) -> None:
     make_calvin(tmp_path, {"train": 1, "val": 1}, pairs=1)
     make_robot(tmp_path, {"train": 1})

@@ -70,6 +70,16 @@ def test_other_rows_do_not_feel_a_bad_one(root: Path) -> None:
     assert dirty == clean
 
 
+def test_frames_behind_the_end_of_a_clip_fail_and_are_clamped_under_the_published_protocol(root: Path) -> None:
+    table = root / "data" / "robot_1st_metadata_val.csv"
+    found = rows_of(table)
+    write_table(table, [*found[:-1], {**found[-1], "sample_indices": "0,1,2,4,5,7,8,10,900"}])
+    (failure,) = extract(ask("val", "robot_1st"), settings_of(root)).failures
+    assert failure.row == len(found) - 1
+    assert failure.reason.endswith("ends with frame 11, and frame 900 is asked for.")
+    assert extract(ask("val", "robot_1st", protocol="paper"), settings_of(root)).failures == ()
+
+
 def damage(folder: Path) -> dict[str, str]:
     """Nine clips, each damaged in its own way; the reason that each one has to get."""
     good = (folder / "0.mp4").read_bytes()
