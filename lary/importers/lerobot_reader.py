@@ -369,6 +369,7 @@ def stretch_ends(first: Ints, rows: Ints, count: int) -> Ints:
         # Without a gap between the stretches, an overlap alone tells whose frames are lost.
         if outside or (clashes and gaps and not fits):
             lost[run] = True
+            lost[max(low - 1, 0)] |= rows.sum() > count  # the episode before may have lost the frames that are missing
     return np.where(lost, first, after)
 
 
