@@ -16,8 +16,8 @@ from typing import Any
 
 import numpy as np
 
+from lary.arrays import Floats, Ints
 from lary.data.configs import LeRobotConfig, MotionOptions
-from lary.data.frames import decode_video
 from lary.data.images import image_problem
 from lary.data.spec import DatasetSpec, Licence, Normalisation
 from lary.files import digest, read_json, write_json
@@ -30,11 +30,11 @@ from lary.importers.episodes import (
     find_column,
     find_position,
     import_episodes,
-    video_images,
 )
-from lary.importers.lerobot_reader import Episode, LeRobot, frame_numbers, video_seconds
+from lary.importers.lerobot_reader import BOOKKEEPING, Episode, EpisodeVideo, LeRobot
 from lary.importers.records import ImportReport, check_name, pair_record, save_import
 from lary.registry import suggest
+from lary.runtime import log
 from lary.settings import Settings
 from lary.types import LaryError, MediaError, UsageError
 
@@ -43,14 +43,15 @@ FREE = frozenset(("apache-2.0", "mit", "bsd-3-clause", "bsd-2-clause", "cc-by-4.
 """Licences of data set cards that allow commercial use."""
 PAIRS_PER_SECOND = 3
 OPTIONS = "import.json"
+STATE = "observation.state"
 COLUMNS = ("dataset", "robot_type", "episode", "task", "src_img", "tgt_img", "action")
 
 
 class LeRobotImport:
     """What is imported and how, with every choice that the command leaves open.
 
-    By default: the first camera without wrist or depth, ``action`` or else the state, a stride of a
-    third of a second. `dims` name the values of `actions`; `val` are the validating episodes.
+    By default: the first camera without wrist or depth, ``action``, ``actions`` or else the state,
+    a stride of a third of a second. `dims` name the values of `actions`; `val` are the validating episodes.
 
     Raises UsageError without such a camera, feature or episodes; LaryError if labels need the
     gripper's range and no episode can be read.
@@ -60,13 +61,16 @@ class LeRobotImport:
         self.data, self.config, self.name = data, config, name
         self.data_dir, self.tables = settings.path("DATA_DIR"), settings.path("LARY_ROOT") / "data"
         self.robot = config.robot or (data.meta.robot_type or "").strip() or "unknown"
-        outside = [key for key in data.cameras if not re.search(r"wrist|hand|gripper|depth", key.rsplit(".", 1)[-1])]
-        self.camera = config.camera or [*outside, *data.cameras, "observation.image"][0]
-        usual = [key for key in ("action", "observation.state") if key in data.vectors]
-        self.actions = config.actions or tuple(usual[:1] or ["action"])
+        self.camera = config.camera or default_camera(data)
+        usual = [key for key in ("action", "actions") if key in data.features]
+        self.replaces_action = not config.actions and not usual and STATE in data.vectors
+        self.actions = config.actions or tuple([STATE] if self.replaces_action else usual[:1] or ["action"])
         actions = [("actions", key, data.vectors) for key in self.actions]
         for option, key, known in [("camera", self.camera, data.cameras), *actions]:
             if key not in known:
+                if option == "actions" and key in data.features and key not in BOOKKEEPING:
+                    kind, shape = data.features[key].dtype, data.features[key].shape
+                    raise UsageError(f"--actions {key}: it is '{kind}' of shape {shape}, which can't be decoded.")
                 raise UsageError(f"--{option} {key}: {data.folder} has none of this name.{suggest(key, known)}")
         if config.labels and config.stride is not None:
             raise UsageError(f"--stride {config.stride}: motions end where the hand stops; leave it out with --labels.")
@@ -82,6 +86,9 @@ class LeRobotImport:
             found = f"{len(self.episodes)} such episodes of more than {shortest} frames"
             raise UsageError(f"{data.folder} has {found}: at least two are needed.")
         self.is_video = data.features[self.camera].dtype == "video"
+        self.members = data.members(self.camera) if self.is_video else {}
+        self.numbers: dict[int, Ints] = {}
+        self.in_order: list[int] = []
         self.dims = data.dimension_names(self.actions)
         self.val = self._choose_validation()
         self.licence = read_licence(data, config.licence)
@@ -127,7 +134,10 @@ class LeRobotImport:
             kind = "camera" if key in data.cameras else "values"
             mark = "*" if key in (self.camera, *self.actions) else " "
             sides = " x ".join(map(str, data.features[key].shape))
-            lines.append(f"{kind} {mark} {key} ({sides})")
+            depth = ", depth" if key in data.cameras and data.shows_depth(key) else ""
+            lines.append(f"{kind} {mark} {key} ({sides}{depth})")
+        if self.replaces_action:
+            lines.append(f"There is no action or actions: {STATE} is decoded in its place; --actions names another.")
         lines.append(f"dimensions: {', '.join(self.dims)}")
         if isinstance(cut, PairCut):
             lines.append(f"stride: {cut.stride} frames of {data.fps:g} in a second")
@@ -149,15 +159,23 @@ class LeRobotImport:
         data, episodes = self.data, self.episodes
         files = {data.data_path(item) for item in episodes}
         if self.is_video:  # episodes of one video come one after the other, so that it is decoded once
-            episodes = sorted(episodes, key=lambda item: data.video(item, self.camera))
-            files |= {data.video(item, self.camera)[0] for item in episodes}
+            places = {item[2]: (path, item[0]) for path, members in self.members.items() for item in members}
+            episodes = sorted(episodes, key=lambda item: places.get(item.index, (Path(), 0.0)))
+            files |= {places[item.index][0] for item in episodes if item.index in places}
         data.fetch(files)
         self._prepare_root()
-        sources, opened = [], lru_cache(maxsize=1)(open_video)
+        sources, opened = [], lru_cache(maxsize=1)(self._open_video)
         for item in episodes:
-            reads = partial(data.values, item, self.actions), partial(self._images, opened, item)
+            reads = partial(self._values, opened, item), partial(self._images, opened, item)
             sources.append(SourceEpisode(f"ep_{item.index}", f"episode {item.index}", *reads))
         found, failures = import_episodes(sources, self.cut, self.root, resume=True)
+        if self.in_order:
+            numbers = ", ".join(map(str, sorted(self.in_order)[:10]))
+            log.warning(
+                "%s: the time stamps of %d episodes contradict their videos, which have as many frames as the tables "
+                "have rows: the frames are taken in order (episodes %s%s)",
+                *(self.name, len(self.in_order), numbers, ", ..." if len(self.in_order) > 10 else ""),
+            )
         rows = []
         for item in self.episodes:
             cells = [self.name, self.robot, str(item.index), "; ".join(map(str, item.tasks))]
@@ -190,10 +208,21 @@ class LeRobotImport:
         if not self.is_video:
             cells = self.data.table(item, [self.camera]).column(self.camera)
             return (stored_image(cells[at].as_py()) for at in wanted)
-        path, start = self.data.video(item, self.camera)
-        seconds, frames = opened(path)
-        stamps = self.data.table(item, []).column("timestamp").to_pylist()
-        return video_images(frames, frame_numbers(seconds, start, stamps, self.data.fps)[wanted])
+        video: EpisodeVideo = opened(self.data.video(item, self.camera)[0])
+        return video.images(self.numbers.pop(item.index)[wanted].tolist())
+
+    def _open_video(self, path: Path) -> EpisodeVideo:
+        return EpisodeVideo(path, self.members[path], self.data.fps)
+
+    def _values(self, opened: Any, item: Episode) -> Floats:
+        """The values of an episode, once the frames of its rows are known, also of a resumed import."""
+        if self.is_video:
+            video: EpisodeVideo = opened(self.data.video(item, self.camera)[0])
+            stamps = self.data.table(item, []).column("timestamp").to_pylist()
+            self.numbers[item.index], in_order = video.numbers(item.index, stamps)
+            if in_order:
+                self.in_order.append(item.index)
+        return self.data.values(item, self.actions)
 
     def _record(self, plugin: Path, samples: int) -> DatasetSpec:
         """The record of the imported data set."""
@@ -233,9 +262,15 @@ class LeRobotImport:
         )
 
 
-def open_video(path: Path) -> tuple[Any, Any]:
-    """The seconds of a video's frames, and an iterator of its numbered frames."""
-    return video_seconds(path), enumerate(decode_video(path))
+def default_camera(data: LeRobot) -> str:
+    """The first camera without depth, on no wrist if there is one. Raises UsageError."""
+    cameras = [key for key in data.cameras if not data.shows_depth(key)]
+    if data.cameras and not cameras:
+        raise UsageError(
+            f"{data.folder} has cameras of depth alone: name one with --camera: {', '.join(data.cameras)}."
+        )
+    outside = [key for key in cameras if not re.search(r"wrist|hand|gripper", key.rsplit(".", 1)[-1])]
+    return [*outside, *cameras, "observation.image"][0]
 
 
 def stored_image(cell: Any) -> bytes:

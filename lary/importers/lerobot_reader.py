@@ -6,11 +6,13 @@ camera for each episode. v3 joins episodes in files; ``meta/episodes/*/*.parquet
 seconds of each. Images are video frames, or PNG and JPEG ``bytes`` in a column.
 """
 
+import contextlib
 import json
 import math
 import re
 from collections.abc import Iterable, Iterator, Sequence
 from functools import cached_property
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -19,8 +21,9 @@ from pydantic import BaseModel, Field, ValidationError
 
 from lary.arrays import Doubles, Floats, Ints
 from lary.data.fetch import HuggingFace, hub_errors
-from lary.data.frames import decode_video, opened_video, scan_packets
+from lary.data.frames import FrameTable, decode_video, opened_video, scan_packets, whole_packets
 from lary.files import first_error, inside, read_json
+from lary.importers.episodes import video_images
 from lary.types import JsonDict, LaryError, MediaError, UsageError, as_path
 
 BOOKKEEPING = frozenset(
@@ -29,15 +32,22 @@ BOOKKEEPING = frozenset(
 """Columns that every data set has, which are no actions or states."""
 LONGEST = 1 << 31
 """Frames of an episode: two years at 30 frames/s."""
+EXACT = 1 << 24
+"""Up to here float32 holds every integer."""
 FIELD = re.compile(r"\{(\w+)(?::(0?\d{1,2}d))?\}")
 
 
-class Feature(BaseModel):
+class Feature(BaseModel, extra="allow"):
     """One column or camera: its kind, its shape, and the names of its values if it has them."""
 
     dtype: str
     shape: tuple[int, ...] = ()
     names: Any = None
+
+    @property
+    def size(self) -> int:
+        """Values in a frame; those of several axes are read row by row."""
+        return math.prod(self.shape)
 
 
 class Info(BaseModel):
@@ -85,7 +95,7 @@ class LeRobot:
         for key, feature in self.features.items():
             if feature.dtype in ("video", "image"):
                 self.cameras.append(key)
-            elif feature.dtype.startswith(("float", "int")) and len(feature.shape) == 1 and key not in BOOKKEEPING:
+            elif feature.dtype.startswith(("float", "int", "uint", "bool")) and feature.size and key not in BOOKKEEPING:
                 self.vectors.append(key)
 
     @cached_property
@@ -109,14 +119,19 @@ class LeRobot:
             raise LaryError(f"The list of episodes in {meta} is empty, or names one twice.")
         return [found[index] for index in sorted(found)]
 
+    def shows_depth(self, camera: str) -> bool:
+        """Whether a camera shows depth by any part of its key, or by a mark in its features."""
+        details = json.dumps(self.features[camera].model_extra)
+        return "depth" in camera.lower() or bool(re.search(r'\bis_depth\w*": "?(true|1\b)', details))
+
     def dimension_names(self, keys: Sequence[str]) -> tuple[str, ...]:
         """Distinct names of the values of some features, made up where there are none."""
         names = list[str]()
         for key in keys:
             feature, short = self.features[key], key.rsplit(".", 1)[-1]
             own = list(_flat_names(feature.names))
-            for at in range(feature.shape[0]):
-                name = own[at] if len(own) == feature.shape[0] else f"{short}_{at}"
+            for at in range(feature.size):
+                name = own[at] if len(own) == feature.size else f"{short}_{at}"
                 names.append(name if name not in names else f"{short}_{at}_{name}")
         return tuple(names)
 
@@ -131,6 +146,8 @@ class LeRobot:
         from pyarrow import parquet
 
         path = self.data_path(episode)
+        if not path.is_file():  # a pipe would be waited for without end
+            raise MediaError(f"The table {path} of episode {episode.index} does not exist, or is no regular file.")
         wanted = list(dict.fromkeys([*columns, "episode_index", "frame_index", "timestamp"]))
         try:
             rows = parquet.read_table(path, columns=wanted, filters=[("episode_index", "=", episode.index)])
@@ -145,13 +162,17 @@ class LeRobot:
         """Numbers of some features side by side, (frames, A). Raises MediaError as `table`."""
         rows, parts = self.table(episode, keys), []
         for key in keys:
-            shape = episode.length, self.features[key].shape[0]
+            feature = self.features[key]
             try:
-                part: Any = np.array(rows.column(key).to_pylist(), dtype=np.float32).reshape(episode.length, -1)
+                exact: Any = np.array(rows.column(key).to_pylist(), dtype=np.float64).reshape(episode.length, -1)
             except (ValueError, TypeError):
-                part = np.full(1, np.nan, np.float32)
-            if part.shape != shape or not np.isfinite(part).all():
-                raise MediaError(f"The column '{key}' is not {shape[1]} finite numbers in every frame.")
+                exact = np.full(1, np.nan)
+            with np.errstate(over="ignore"):
+                part = exact.astype(np.float32)
+            if part.shape != (episode.length, feature.size) or not np.isfinite(part).all():
+                raise MediaError(f"The column '{key}' is not {feature.size} finite numbers in every frame.")
+            if not feature.dtype.startswith("float") and np.abs(exact).max() > EXACT:
+                raise MediaError(f"The column '{key}' has integers above {EXACT}, which float32 does not hold exactly.")
             parts.append(part)
         return np.concatenate(parts, axis=1)
 
@@ -164,6 +185,15 @@ class LeRobot:
         part = f"videos/{camera}"
         start = self._number(episode, f"{part}/from_timestamp") if self.version == 3 else 0.0
         return self._file(self.meta.video_path or "{video_path}", episode, part, camera), start
+
+    def members(self, camera: str) -> dict[Path, list[tuple[float, int, int]]]:
+        """The start, the rows and the number of every episode in each video, ascending by start."""
+        found: dict[Path, list[tuple[float, int, int]]] = {}
+        for item in self.episodes:
+            with contextlib.suppress(LaryError):  # reading the episode names what is missing
+                path, start = self.video(item, camera)
+                found.setdefault(path, []).append((start, item.length, item.index))
+        return {path: sorted(found[path]) for path in found}
 
     def _number(self, episode: Episode, key: str) -> float:
         """A number of an episode's metadata. Raises LaryError if it is missing or none."""
@@ -224,14 +254,20 @@ def _short(error: BaseException) -> str:
 
 def video_seconds(path: Path) -> Doubles:
     """The second at which every frame of a video is shown, ascending. Raises MediaError."""
+    return video_times(path)[0]
+
+
+def video_times(path: Path) -> tuple[Doubles, FrameTable | None]:
+    """As `video_seconds`, with the table of frames, or None where the packets don't name the frames."""
     with opened_video(path) as (container, stream):
         table = scan_packets(container, stream)
         if table is not None:
-            return np.asarray(float(stream.time_base or 0) * np.array(table.stamps, dtype=np.float64))
-    stamps = [frame.time for frame in decode_video(path)]  # the packets don't name the frames
+            seconds = float(stream.time_base or 0) * np.array(table.stamps, dtype=np.float64)
+            return np.asarray(seconds), table._replace(packets=())
+    stamps = [frame.time for frame in decode_video(path)]
     if None in stamps or sorted(set(stamps)) != stamps:
         raise MediaError(f"The video {path} has no ascending time stamps.")
-    return np.array(stamps, dtype=np.float64)
+    return np.array(stamps, dtype=np.float64), None
 
 
 def frame_numbers(seconds: Doubles, start: float, stamps: Sequence[float], fps: float) -> Ints:
@@ -249,3 +285,104 @@ def frame_numbers(seconds: Doubles, start: float, stamps: Sequence[float], fps: 
     if (np.diff(near) <= 0).any():
         raise MediaError("Two rows of the episode fall on the same frame: rate and time stamps contradict each other.")
     return near.astype(np.int64)
+
+
+class EpisodeVideo:
+    """A video of one or several episodes, read forward: which frames are whose, and their images.
+
+    `members` are those of `LeRobot.members`. Raises MediaError.
+    """
+
+    def __init__(self, path: Path, members: Sequence[tuple[float, int, int]], fps: float) -> None:
+        self.path, self.fps = path, fps
+        self.seconds, self.table = video_times(path)
+        self.frames: Iterator[tuple[int, Any]] = enumerate(decode_video(path))
+        starts, rows = np.array([item[:2] for item in members]).T
+        rows = rows.astype(np.int64)
+        first = first_frames(self.seconds, starts, fps)
+        if len(members) == 1 and len(self.seconds) == rows[0]:
+            first[0] = 0  # the whole video is the episode, whenever it begins
+        ends = stretch_ends(first, rows, len(self.seconds))
+        numbers = [item[2] for item in members]
+        self.stretches = dict(zip(numbers, zip(starts, first.tolist(), ends.tolist(), strict=True), strict=True))
+
+    def numbers(self, episode: int, stamps: Sequence[float]) -> tuple[Ints, bool]:
+        """The frames of an episode's rows, and whether they are in order because the stamps contradict them.
+
+        Raises MediaError if the stamps contradict the frames, whose number is not that of the rows.
+        """
+        start, first, end = self.stretches[episode]
+        try:
+            near = frame_numbers(self.seconds, start, stamps, self.fps)
+            if near[0] < first or near[-1] >= end:
+                raise MediaError(
+                    f"The starts and lengths of the episodes in {self.path} contradict each other or its "
+                    f"{len(self.seconds)} frames: some of the frames {near[0]} to {near[-1]} may be of another episode."
+                )
+        except MediaError:
+            if end - first != len(stamps):
+                raise
+            return np.arange(first, end, dtype=np.int64), True
+        return near, False
+
+    def images(self, wanted: list[int]) -> Iterator[bytes]:
+        """The image files of some frames, ascending. Raises MediaError, for these frames alone."""
+        try:
+            content = next(video_images(self.frames, wanted[:1]))
+        except (LaryError, ValueError):  # a damaged picture of an earlier episode has ended the reading
+            if self.table is None:
+                raise
+            self.frames = decode_from(self.path, self.table, wanted[0])
+            content = next(video_images(self.frames, wanted[:1]))
+        yield content
+        yield from video_images(self.frames, wanted[1:])
+
+
+def first_frames(seconds: Doubles, starts: Doubles, fps: float) -> Ints:
+    """The frame nearest to each start, (episodes,) int64; outside the video counted on at its rate."""
+    import pandas
+
+    first: Ints = pandas.Index(seconds).get_indexer(starts, method="nearest").astype(np.int64)  # type: ignore[arg-type]
+    away = np.clip(np.rint((starts - seconds[first]) * fps), -LONGEST, LONGEST).astype(np.int64)
+    return np.where((first == 0) | (first == len(seconds) - 1), first + away, first)
+
+
+def stretch_ends(first: Ints, rows: Ints, count: int) -> Ints:
+    """Where the stretches of a video's episodes end, (episodes,) int64: empty for those of unknown place.
+
+    The episodes begin at the frames `first`, ascending, and have so many `rows`; the video has
+    `count` frames. A start that drifts, or frames that are lost, make a stretch reach into the
+    next one. Which of the two is wrong is told by runs of episodes without a gap: a run that
+    fits to the start or the end of the video is where it says.
+    """
+    ends = first + rows
+    if rows.sum() == count:  # nothing is lost, so the order alone gives the places
+        return np.where(ends == np.cumsum(rows), ends, first)
+    before, after = np.insert(ends[:-1], 0, 0), np.minimum(np.append(first[1:], count), count)
+    lost = ends > after
+    gaps = bool((first > before).any()) or ends[-1] < count
+    for run in np.split(np.arange(len(rows)), np.flatnonzero(first[1:] != ends[:-1]) + 1):
+        low, high = run[0], run[-1]
+        outside = first[low] < 0 or ends[high] > count
+        fits = first[low] == 0 or ends[high] == count
+        clashes = first[low] < before[low] or lost[high]
+        # Without a gap between the stretches, an overlap alone tells whose frames are lost.
+        if outside or (clashes and gaps and not fits):
+            lost[run] = True
+            lost[max(low - 1, 0)] |= rows.sum() > count  # the episode before may have lost the frames that are missing
+    return np.where(lost, first, after)
+
+
+def decode_from(path: Path, table: FrameTable, wanted: int) -> Iterator[tuple[int, Any]]:
+    """The numbered frames of a video, from the last key frame up to `wanted` on. Raises MediaError."""
+    number, packet_number = [start for start in table.starts if start[0] <= wanted][-1]
+    key = table.stamps[number]
+    with opened_video(path) as (container, stream):
+        for packet in islice(whole_packets(container, stream), packet_number, None):
+            for frame in packet.decode():
+                if frame.pts is not None and frame.pts < key:
+                    continue  # shown before the key frame, and decoded from frames before it
+                if frame.is_corrupt or table.stamps[number : number + 1] != (frame.pts,):
+                    raise ValueError(f"frame {number} is damaged")
+                yield number, frame
+                number += 1
