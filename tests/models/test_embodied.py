@@ -38,7 +38,7 @@ def test_latents_that_are_not_finite_show(tmp_path: Path) -> None:
         assert not encoder.encode(CLIPS).tokens.isfinite().any()
 
 
-def test_villa_takes_frames_of_another_size_as_the_published_code_does(tmp_path: Path) -> None:
+def test_villa_takes_frames_of_another_size_as_the_published_code_does_and_refuses_one_frame(tmp_path: Path) -> None:
     encoder = open_villa(save_villa(VILLA, tmp_path))
     frames = np.random.default_rng(0).integers(0, 256, (2, 80, 80, 3), dtype=np.uint8)
     as_it_is = replace(MODELS.get("villa-x").preprocess, resize="none", size=80)
@@ -46,6 +46,7 @@ def test_villa_takes_frames_of_another_size_as_the_published_code_does(tmp_path:
     fitted = torch.from_numpy(prepare(frames, replace(as_it_is, resize="torch_bilinear", size=56)))[None]
     torch.testing.assert_close(encoder.author.fitted(whole), fitted, rtol=0, atol=1e-5)
     assert torch.equal(encoder.encode(whole).tokens, encoder.encode(fitted).tokens)
+    fails(LaryError, "at least 2 frames", encoder.encode, whole[:, :1])
 
 
 def test_villa_is_found_by_folder_by_file_and_in_a_copy_of_the_repository(tmp_path: Path) -> None:

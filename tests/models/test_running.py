@@ -79,6 +79,7 @@ def test_load_model_takes_frames_or_prepared_clips(tmp_path: Path) -> None:
     prepared = torch.from_numpy(np.stack([prepare(clip.numpy(), encoder.spec.preprocess) for clip in frames]))
     assert torch.equal(encoder.encode(prepared).tokens, tokens)
     assert torch.equal(encoder.module(prepared), tokens)
+    assert not torch.equal(load("dinov2-origin", precision="bf16").encode(frames).tokens, tokens), "bf16 was not used"
     for place in (folder, str(folder)):
         assert load(place).encode(frames).tokens.shape == tokens.shape
     identity = load("magvit2", weights=RANDOM, latent="quantized", seed=3).identity

@@ -138,11 +138,12 @@ def test_classes_that_cannot_be_learned_are_named_and_the_majority_is_a_control(
 
 def test_wrong_inputs_are_refused_before_training() -> None:
     inputs = classifier_inputs()
-    narrow = InMemory(np.zeros((36, 3, 4, 5), np.float32))
+    narrow, empty = (InMemory(np.zeros(shape, np.float32)) for shape in ((36, 3, 4, 5), (0, 3, 4, 6)))
     wrong = [
         (replace(inputs, train_groups=("one video",) * 80), "none can be held out"),
         (replace(inputs, train_targets=inputs.train_targets[:-1]), r"latents and targets \[\(80, 79\), \(36, 36\)\]"),
         (replace(inputs, validation=narrow), r"shapes \[\(3, 4, 6\), \(3, 4, 5\)\]"),
+        (replace(inputs, validation=empty, labels=inputs.labels[:0]), "a sample in every split"),
         (replace(inputs, train_targets=np.ones(80, np.int64)), "All 80 training samples are of the class 'open'"),
     ]
     for shape in ((3, 2, 2, 6), (), (0, 6)):
