@@ -209,16 +209,21 @@ def configured_size(location: str) -> int | None:
     None for networks without patches, the benchmark's own that take any size,
     and images that aren't square.
     """
+    import transformers
+
     file = as_path(location) / CONFIG if as_path(location).exists() else fetch_file(location, CONFIG)
     if file is None or not file.is_file():
         return None  # the weights are looked for next, and their error says so
-    config = read_config(file.parent)
-    tower = {**config, **(config.get("vision_config") or {})}
-    known = builtin_tables()["backbones"].get(tower["model_type"])
-    if (known and not known.get("one_size")) or not any(key.startswith("patch") for key in tower):
+    try:
+        tower: Any = transformers.AutoConfig.for_model(**read_config(file.parent))
+    except Exception:  # loading says what is wrong with the configuration
         return None
-    size = tower.get("image_size")
-    sides = set(size) if isinstance(size, list) else {size}
+    tower = getattr(tower, "vision_config", None) or tower
+    known = builtin_tables()["backbones"].get(tower.model_type)
+    if (known and not known.get("one_size")) or not (hasattr(tower, "patch_size") or hasattr(tower, "patch_sizes")):
+        return None
+    size = getattr(tower, "image_size", None)
+    sides = set(size) if isinstance(size, list | tuple) else {size}
     side = sides.pop() if len(sides) == 1 else None
     return side if isinstance(side, int) and side > 0 else None
 

@@ -166,25 +166,21 @@ def transformers_model(
 
         # Its draws would be lost, its buffers are computed; the random state
         # of the caller stays what it was.
-        with init_empty_weights(), torch.random.fork_rng(devices=[]):
+        with described_by(found, model_class), init_empty_weights(), torch.random.fork_rng(devices=[]):
             network = model_class(config)
         return draw_weights(network, found.seed).to(device)
     tensors = dict(read())
-    try:
-        with _quiet_transformers():
-            # Maps keys on disk to those of the library's version. Misshaped
-            # ones are reported with the others below.
-            model, report = model_class.from_pretrained(
-                None,
-                config=config,
-                state_dict=tensors,
-                dtype=torch.float32,
-                output_loading_info=True,
-                ignore_mismatched_sizes=True,
-            )
-    except Exception as error:  # the library has its own for values that it can't use
-        reason = f"describes no {model_class.__name__}: {reason_of(error)}"
-        raise LaryError(f"The configuration of {found.folder} {reason}.") from error
+    with described_by(found, model_class), _quiet_transformers():
+        # Maps keys on disk to those of the library's version. Misshaped ones
+        # are reported with the others below.
+        model, report = model_class.from_pretrained(
+            None,
+            config=config,
+            state_dict=tensors,
+            dtype=torch.float32,
+            output_loading_info=True,
+            ignore_mismatched_sizes=True,
+        )
     problems = {
         "missing": sorted(key for key in report["missing_keys"] if not key.startswith(unused)),
         "unexpected": sorted(report["unexpected_keys"]),
@@ -193,6 +189,16 @@ def transformers_model(
     }
     _refuse_misfits(found, model, problems)
     return model.eval().to(device)
+
+
+@contextmanager
+def described_by(found: Checkpoint, model_class: Any) -> Iterator[None]:
+    """Raise LaryError where a checkpoint's configuration makes no such model."""
+    try:
+        yield
+    except Exception as error:  # the library has its own for values that it can't use
+        reason = f"describes no {model_class.__name__}: {reason_of(error)}"
+        raise LaryError(f"The configuration of {found.folder} {reason}.") from error
 
 
 @contextmanager
