@@ -29,7 +29,7 @@ from lary.data.tables import INDEX_COLUMN, SampleTable
 from lary.latents.reading import Batch, idle_readers
 from lary.latents.store import LatentStore, pooled_latents, token_shape
 from lary.models.preprocess import DeviceNormaliser, normalise
-from lary.models.running import LoadedEncoder, build
+from lary.models.running import DIFFERENT, LoadedEncoder, build
 from lary.models.spec import MODELS, ModelContext, ModelSpec, Preprocess, with_latent
 from lary.runtime import usable_cores
 from lary.types import Failure, LaryError, MediaError, Sample
@@ -40,6 +40,8 @@ if TYPE_CHECKING:
 MOST_WORKERS = 8
 WRITERS = 3
 """Threads that write: one may be waiting for the disk to commit a unit."""
+ROWS_REPEATED = 2
+"""Rows that a CPU encodes twice, to see whether their tokens stay the same."""
 BYTES_TOGETHER = 1 << 20
 """Bytes that a thread is handed at once: waking it costs as much as a small row."""
 WAITING = 16
@@ -143,8 +145,11 @@ def encode_units(
     commits: deque[Future[UnitReport]] = deque()
     with idle_readers(workers) as readers, ThreadPoolExecutor(WRITERS) as threads:
         batches = readers.read(planned, preprocess, config.batch_size, frames, config.read_timeout)
+        # Draws are what ``--latent noisy`` asks for, and what some models are under ``paper``.
+        drawn = config.protocol != "corrected" or config.latent == "noisy"
+        checked = batches if drawn else map(encoding.check_repeats, batches)
         with closing(batches):
-            for begun, (number, group) in enumerate(groupby(encoding.stream(batches), lambda found: found[0].unit)):
+            for begun, (number, group) in enumerate(groupby(encoding.stream(checked), lambda found: found[0].unit)):
                 if begun and stopped():
                     break
                 with OpenUnit(job.store, number, threads) as unit:
@@ -208,6 +213,43 @@ class Encoding:
             before = batch, launched
         if before is not None:
             yield before
+
+    def check_repeats(self, batch: Batch) -> Batch:
+        """Once for each encoder, encode the first rows twice, among other ones.
+
+        Both passes have the same size, because it decides how kernels round.
+        Returns the batch. Raises LaryError where tokens change by chance or
+        with the batch.
+        """
+        import torch
+
+        readable = [
+            (place, length)
+            for row, place, length in zip(batch.rows, batch.places, batch.lengths, strict=True)
+            if row not in batch.problems
+        ]
+        if self._encoder.checked or not readable:
+            return batch
+        length = readable[0][1]
+        places = [place for place, own in readable if own == length]
+        most = ROWS_REPEATED if self._normalise is None else max(1, len(batch.clips) - 1)
+        planes = batch.clips[places[:most], :length]
+        passes = (np.concatenate([planes, np.zeros_like(planes[:1])]), np.concatenate([255 - planes[:1], planes]))
+        found = []
+        for each in passes:
+            with torch.inference_mode():
+                tokens = self._encoder.encode(torch.from_numpy(normalise(each, self._preprocess))).tokens
+            found.append(tokens.float().cpu().nan_to_num(0.0, 0.0, 0.0))  # such rows fail later
+        first, second = found[0][:-1], found[1][1:]
+        largest = float((first - second).abs().max())
+        if largest > DIFFERENT * float(first.abs().max()):
+            raise LaryError(
+                f"Tokens of '{self._encoder.spec.name}' depend on chance or on the batch that a sample is in: in two "
+                f"passes, the same rows differ by {largest:.2g}. Switch off what draws or mixes samples, such as "
+                "dropout, masking or batch statistics; `lary check-model` shows how much it is."
+            )
+        self._encoder.checked = True
+        return batch
 
     def _one_by_one(self, batch: Batch) -> Iterator[Row]:
         import torch

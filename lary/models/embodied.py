@@ -151,7 +151,11 @@ class VillaX(NetworkEncoder):
         return self.network(clips)
 
     def fitted(self, clips: Tensor) -> Tensor:
-        """Clips in the weights' resolution, resized as grey levels, as published."""
+        """Clips in the weights' resolution, resized as grey levels, as published.
+
+        The result of a resize is often halfway between two levels: the levels
+        have to be whole numbers again before it, or it is rounded otherwise.
+        """
         import torch
 
         side = self._resolution
@@ -159,7 +163,7 @@ class VillaX(NetworkEncoder):
             return clips
         record = self._preprocess
         mean, std = (torch.tensor(value, device=clips.device)[:, None, None] for value in (record.mean, record.std))
-        levels = ((clips * std + mean) * record.scale).flatten(0, 1)
+        levels = ((clips * std + mean) * record.scale).round().flatten(0, 1)
         levels = torch.nn.functional.interpolate(levels, (side, side), mode="bilinear", antialias=True)
         fitted = (levels.round().clamp(0, record.scale) / record.scale - mean) / std
         return fitted.reshape(*clips.shape[:3], side, side)

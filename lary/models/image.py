@@ -7,12 +7,21 @@ They are DINOv2, DINOv3, SigLIP 2, and any ``hf:<folder or id>``, whose
 
 from __future__ import annotations
 
+from collections.abc import Collection
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from lary.files import read_json
-from lary.models.networks import NetworkEncoder, built_from, check_frames, transformers_model
+from lary.models.networks import (
+    Cells,
+    NetworkEncoder,
+    built_from,
+    check_frames,
+    count_extra,
+    find_cells,
+    transformers_model,
+)
 from lary.models.preprocess import IMAGENET_MEAN, IMAGENET_STD, mix_planes
 from lary.models.spec import (
     MODELS,
@@ -26,7 +35,7 @@ from lary.models.spec import (
     register_model,
     with_tuples,
 )
-from lary.models.tensors import CONFIG, Layout, Tensors, read_tensors, weight_layout
+from lary.models.tensors import CONFIG, Layout, Tensors, read_tensors, reason_of, weight_layout
 from lary.models.weights import Checkpoint, fetch_file, find_weights, random_weights, read_config
 from lary.runtime import log
 from lary.types import RANDOM, JsonDict, LaryError, Latents, UsageError, as_path
@@ -177,18 +186,46 @@ MODELS.add_family(any_backbone)
 def read_preprocess(location: str) -> Preprocess:
     """How frames are prepared, from ``preprocessor_config.json``.
 
-    Without one: 224 pixels and ImageNet's statistics. Raises UsageError.
+    Without one: the image size of ``config.json``, or 224 pixels, and
+    ImageNet's statistics. Raises UsageError.
     """
     file = as_path(location) / PROCESSOR if as_path(location).exists() else fetch_file(location, PROCESSOR)
     if file is None or not file.is_file():
-        log.info("%s has no %s: frames are resized to 224 with ImageNet's mean and std", location, PROCESSOR)
-        return Preprocess(resize="pil_bicubic", mean=IMAGENET_MEAN, std=IMAGENET_STD, reader="pil")
+        size = configured_size(location) or 224
+        text = "%s has no %s: frames are resized to %d with ImageNet's mean and std"
+        log.info(text, location, PROCESSOR, size)
+        return Preprocess(size=size, resize="pil_bicubic", mean=IMAGENET_MEAN, std=IMAGENET_STD, reader="pil")
     try:
         return _preprocess_of(read_json(file, "preparation of frames"))
     except (LaryError, ValueError, KeyError, TypeError, AttributeError) as error:
         raise UsageError(
             f"The preparation of frames in {file} can't be used: {type(error).__name__}: {error}"
         ) from error
+
+
+def configured_size(location: str) -> int | None:
+    """The image size in ``config.json`` of a network that is made for one.
+
+    None for networks without patches, the benchmark's own that take any size,
+    and images that aren't square.
+    """
+    import transformers
+
+    file = as_path(location) / CONFIG if as_path(location).exists() else fetch_file(location, CONFIG)
+    if file is None or not file.is_file():
+        return None  # the weights are looked for next, and their error says so
+    try:
+        tower: Any = transformers.AutoConfig.for_model(**read_config(file.parent))
+    except Exception:  # loading says what is wrong with the configuration
+        return None
+    tower = getattr(tower, "vision_config", None) or tower
+    known = builtin_tables()["backbones"].get(tower.model_type)
+    if (known and not known.get("one_size")) or not (hasattr(tower, "patch_size") or hasattr(tower, "patch_sizes")):
+        return None
+    size = getattr(tower, "image_size", None)
+    sides = set(size) if isinstance(size, list | tuple) else {size}
+    side = sides.pop() if len(sides) == 1 else None
+    return side if isinstance(side, int) and side > 0 else None
 
 
 def _preprocess_of(config: JsonDict) -> Preprocess:
@@ -229,8 +266,9 @@ def find_configuration(spec: ModelSpec, context: ModelContext) -> tuple[Path, Ch
 class AnyBackbone(NetworkEncoder):
     """Patch tokens of every frame: P = T, N in rows, D of the checkpoint.
 
-    What the model returns beyond the configuration's grid comes first (class
-    and register tokens) and is dropped.
+    Only the cells of the image are tokens: class, register and detection
+    tokens and pooled vectors are dropped. Two images are encoded at once when
+    the model is loaded, which shows where the cells are.
     """
 
     def __init__(self, spec: ModelSpec, context: ModelContext) -> None:
@@ -243,18 +281,20 @@ class AnyBackbone(NetworkEncoder):
             folder = found.folder
         with built_from(folder, "model of transformers"):
             config = transformers.AutoConfig.for_model(**read_config(folder))
-        config = getattr(config, "vision_config", config)
+        config = getattr(config, "vision_config", None) or config
         model_class: Any = transformers.MODEL_MAPPING.get(type(config), None)
         if model_class is None:
             raise UsageError(f"Model '{spec.name}': transformers has no backbone for a '{config.model_type}' model.")
+        self._config, self._masked = config, config.model_type == "vit_mae"
+        if self._masked:
+            config.mask_ratio = 0.0  # masking is part of the pretraining alone
         unused = weight_layout("any backbone").unused
         unused += tuple(f"{model_class.base_model_prefix}.{key}" for key in unused)
         self._model = transformers_model(
             model_class, config, found, lambda: read_tensors(found.files, Layout(unused=unused)), context.device, unused
         )
-        patch = getattr(config, "patch_size", None)  # a convolutional network has none
-        self._patches = (spec.preprocess.size // patch) ** 2 if isinstance(patch, int) and patch > 0 else None
         super().__init__(spec, context, found.identity)
+        self._cells = self._find_cells()
 
     def encode(self, clips: Tensor) -> Latents:
         """Clips (B, T, 3, H, W) to tokens (B, T, N, D) float32."""
@@ -262,11 +302,75 @@ class AnyBackbone(NetworkEncoder):
         return Latents(self.run_alone(clips))
 
     def run(self, clips: Tensor) -> Tensor:
-        features = getattr(self._model(clips.flatten(0, 1)), "last_hidden_state", None)
-        if features is None or features.ndim not in (3, 4):
-            raise LaryError(f"Model '{self._spec.name}' gives no tokens or feature map: it is no vision backbone.")
-        if features.ndim == 4:  # a convolutional map (B, C, H, W)
-            features = features.flatten(2).transpose(1, 2)
-        elif self._patches is not None and features.shape[1] > self._patches:
-            features = features[:, features.shape[1] - self._patches :]
-        return features.unflatten(0, clips.shape[:2])
+        features: Tensor = self._outputs(clips.flatten(0, 1)).last_hidden_state
+        return self._cells.of(features).unflatten(0, clips.shape[:2])
+
+    def _outputs(self, images: Tensor) -> Any:
+        """What the network returns for images (B, 3, H, W)."""
+        import torch
+
+        if not self._masked:
+            return self._model(images)
+        # Without noise, even a mask of nothing has the patches in a random order.
+        count = (images.shape[-1] // self._config.patch_size) ** 2
+        return self._model(images, noise=torch.arange(count, device=images.device).expand(len(images), -1))
+
+    def _find_cells(self) -> Cells:
+        """Where the tokens of image cells are. Raises UsageError where they aren't."""
+        import torch
+
+        side, name = self._spec.preprocess.size, self._spec.name
+        kind = f"Model '{name}': {type(self._model).__name__} of transformers"
+        if self._config.model_type in video_types() or self._model.main_input_name == "pixel_values_videos":
+            raise UsageError(f"{kind} is a video model, and hf: encodes single frames; for V-JEPA 2, use vjepa2.")
+        maps: list[tuple[int, int]] = []  # sides and channels of square maps
+
+        def note(module: object, inputs: object, output: Tensor) -> None:
+            if output.ndim == 4 and output.shape[2] == output.shape[3]:
+                maps.append((output.shape[2], output.shape[1]))
+
+        modules = self._model.modules()
+        hooks = [each.register_forward_hook(note) for each in modules if isinstance(each, torch.nn.Conv2d)]
+        images = torch.rand(2, 3, side, side, generator=torch.Generator().manual_seed(0)).to(self._device)
+        try:
+            with torch.inference_mode():
+                outputs = self._outputs(images)
+        except Exception as error:  # a network of another kind fails in its own way
+            raise UsageError(
+                f"{kind} can't encode images of {side} x {side} pixels ({reason_of(error)}): hf: takes backbones that "
+                "need an image alone, of the size in the preparation of frames."
+            ) from error
+        finally:
+            for hook in hooks:
+                hook.remove()
+        features = getattr(outputs, "last_hidden_state", None)
+        queries = getattr(outputs, "encoder_last_hidden_state", None) is not None
+        # Hiera has its tokens in rows after a pooling behind each stage but the last.
+        pools = getattr(self._config, "num_query_pool", None)
+        unordered = pools is not None and pools < len(self._config.depths) - 1
+        if (
+            unordered
+            or queries
+            or not isinstance(features, torch.Tensor)
+            or features.ndim not in (3, 4)
+            or len(features) != 2
+        ):
+            raise UsageError(f"{kind} gives no tokens or feature map: it is no vision backbone.")
+        patch = getattr(self._config, "patch_size", None)
+        if not maps and isinstance(patch, int) and patch > 0:
+            maps.append((side // patch, getattr(self._config, "hidden_size", 0)))
+        cells = find_cells(features, maps, count_extra(self._model))
+        if cells is None:
+            raise UsageError(
+                f"{kind} gives {' x '.join(map(str, features.shape[1:]))} values for an image of {side} x {side} "
+                "pixels, in which no square of patches can be told from other tokens."
+            )
+        return cells
+
+
+def video_types() -> Collection[str]:
+    """The ``model_type`` of video models, some of which take images by name."""
+    from transformers.models.auto import modeling_auto
+
+    names: Collection[str] = modeling_auto.MODEL_FOR_VIDEO_CLASSIFICATION_MAPPING_NAMES
+    return names

@@ -10,8 +10,9 @@ whatever the device and the order of construction.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from lary.files import digest
@@ -34,6 +35,10 @@ TABLE_STD = 0.02
 """Standard deviation of position embeddings and learned tokens, as in ViTs."""
 CODEBOOK = "vq"
 """The beginning of codebooks' names; their rows have the scale of latents."""
+TOKENS = (
+    "cls_token", "class_token", "class_embedding", "distillation_token", "register_tokens", "cls_register_token",
+)  # fmt: skip
+"""Names of learned tokens that precede those of the image."""
 STARTS_AT_ZERO = ("bias", "beta", "running_mean")
 
 
@@ -161,25 +166,21 @@ def transformers_model(
 
         # Its draws would be lost, its buffers are computed; the random state
         # of the caller stays what it was.
-        with init_empty_weights(), torch.random.fork_rng(devices=[]):
+        with described_by(found, model_class), init_empty_weights(), torch.random.fork_rng(devices=[]):
             network = model_class(config)
         return draw_weights(network, found.seed).to(device)
     tensors = dict(read())
-    try:
-        with _quiet_transformers():
-            # Maps keys on disk to those of the library's version. Misshaped
-            # ones are reported with the others below.
-            model, report = model_class.from_pretrained(
-                None,
-                config=config,
-                state_dict=tensors,
-                dtype=torch.float32,
-                output_loading_info=True,
-                ignore_mismatched_sizes=True,
-            )
-    except Exception as error:  # the library has its own for values that it can't use
-        reason = f"describes no {model_class.__name__}: {reason_of(error)}"
-        raise LaryError(f"The configuration of {found.folder} {reason}.") from error
+    with described_by(found, model_class), _quiet_transformers():
+        # Maps keys on disk to those of the library's version. Misshaped ones
+        # are reported with the others below.
+        model, report = model_class.from_pretrained(
+            None,
+            config=config,
+            state_dict=tensors,
+            dtype=torch.float32,
+            output_loading_info=True,
+            ignore_mismatched_sizes=True,
+        )
     problems = {
         "missing": sorted(key for key in report["missing_keys"] if not key.startswith(unused)),
         "unexpected": sorted(report["unexpected_keys"]),
@@ -188,6 +189,16 @@ def transformers_model(
     }
     _refuse_misfits(found, model, problems)
     return model.eval().to(device)
+
+
+@contextmanager
+def described_by(found: Checkpoint, model_class: Any) -> Iterator[None]:
+    """Raise LaryError where a checkpoint's configuration makes no such model."""
+    try:
+        yield
+    except Exception as error:  # the library has its own for values that it can't use
+        reason = f"describes no {model_class.__name__}: {reason_of(error)}"
+        raise LaryError(f"The configuration of {found.folder} {reason}.") from error
 
 
 @contextmanager
@@ -242,3 +253,67 @@ def _drawn(module: nn.Module, name: str, like: Tensor, seed: int) -> Tensor:
     if key == "weight" and not isinstance(module, nn.Embedding):
         return drawn.mul_(1 / math.sqrt(math.prod(shape[1:])))
     return drawn if name.startswith(CODEBOOK) else drawn.mul_(TABLE_STD)
+
+
+@dataclass(frozen=True)
+class Cells:
+    """Where the cells of an image are in the output of a network.
+
+    Attributes:
+        side: rows and columns of the square.
+        first: the position of the first cell in a sequence.
+        channels_last: a feature map is (B, H, W, C) and not (B, C, H, W).
+    """
+
+    side: int
+    first: int = 0
+    channels_last: bool = False
+
+    def of(self, features: Tensor) -> Tensor:
+        """Tokens (B, N, D), row by row, of a sequence or a feature map."""
+        if features.ndim == 3:
+            return features[:, self.first : self.first + self.side**2]
+        return features.flatten(1, 2) if self.channels_last else features.flatten(2).transpose(1, 2)
+
+
+def find_cells(features: Tensor, maps: Sequence[tuple[int, int]], extra: tuple[int, int]) -> Cells | None:
+    """The cells in features (B, L, D), (B, C, H, W) or (B, H, W, C).
+
+    Args:
+        maps: sides and channels of the maps that convolutions gave.
+        extra: learned tokens before and behind the cells.
+
+    Returns None where no square accounts for all tokens.
+    """
+    shape, sides = features.shape, set[int]()
+    for side, channels in maps:
+        sides.add(side)
+        down, up = side, side
+        # Stages that merge cells without a convolution widen their tokens.
+        while up > 1 and channels not in (shape[1], shape[-1]):
+            down, up = max(1, down // 2), (up + 1) // 2
+            sides |= {down, up}
+    sides.discard(1)  # a pooled map
+    if features.ndim == 4:
+        first, last = shape[2] == shape[3] in sides, shape[1] == shape[2] in sides
+        return Cells(shape[2], channels_last=last) if first != last else None
+    before, behind = extra
+    for side in sorted(sides, reverse=True):
+        left = shape[1] - side**2
+        if left in (0, before + behind):
+            return Cells(side, before if left else 0)
+        if left == 1:  # a pooled vector
+            return Cells(side, first=1)
+    return None
+
+
+def count_extra(network: nn.Module) -> tuple[int, int]:
+    """How many learned tokens a network puts before and behind the image cells."""
+    before = behind = 0
+    for path, parameter in network.named_parameters():
+        name = path.rpartition(".")[2]
+        if "detection_token" in name:
+            behind += parameter.numel() // parameter.shape[-1]
+        elif name in TOKENS:
+            before += parameter.numel() // parameter.shape[-1]
+    return before, behind

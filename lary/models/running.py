@@ -33,6 +33,8 @@ if TYPE_CHECKING:
 
 MEDIA: dict[int, Media] = {2: "pair", 9: "clip"}
 """The numbers of frames of samples for which records name a shape."""
+DIFFERENT = 1e-3
+"""Share of the largest token by which two results of one sample may differ."""
 DEEPEST = 5
 """How many levels of attributes and containers are searched for weights."""
 
@@ -51,7 +53,10 @@ class LoadedEncoder:
             takes them, it returns the tokens. Move or convert it by loading
             the model anew, because a class may keep constants outside its
             networks.
+        checked: whether an extraction has found that its tokens repeat.
     """
+
+    checked = False
 
     def __init__(
         self, author: Encoder, spec: ModelSpec, context: ModelContext, *, precision: Precision, compiled: bool

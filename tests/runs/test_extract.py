@@ -261,3 +261,42 @@ def test_times_that_are_none_cost_no_extraction(root: Path) -> None:
         rows, seconds = read_timing(file.parent)
         assert (rows, seconds > least) == (9 if least else 1, True), "times of interrupted runs add up"
     fails(UsageError, "Unknown", extract, ask(model="nobody"), settings)
+
+
+CHANGING = """
+import torch
+from lary.models.spec import ModelSpec, Preprocess, register_model
+from lary.types import WeightsIdentity
+
+def means(clips):
+    return clips.mean((-2, -1))[:, :, None]  # (B, T, 1, 3)
+
+KINDS = {
+    "chance": lambda clips: means(clips) + 0.01 * torch.rand(len(clips), 1, 1, 1),
+    "company": lambda clips: means(clips) - 0.01 * means(clips).mean(0),
+    "position": lambda clips: means(clips) + 0.01 * torch.arange(len(clips))[:, None, None, None],
+    "rounding": lambda clips: means(clips) * (1 + 1e-5 * torch.rand(len(clips), 1, 1, 1)),
+}
+
+class Changing:
+    identity = WeightsIdentity("none")
+    def __init__(self, spec, context):
+        self.encode = KINDS[spec.name.removeprefix("changing-")]
+
+for kind in KINDS:
+    register_model(ModelSpec(f"changing-{kind}", "baseline", 3, Preprocess(size=16)))(Changing)
+"""
+
+
+def test_tokens_that_change_between_passes_or_with_the_batch_are_refused(root: Path) -> None:
+    (root / "changing.py").write_text(CHANGING)
+    common = ["--dataset", "calvin", "--split", "val", "--plugin", root / "changing.py"]
+    for kind in ("chance", "company", "position"):
+        model = f"changing-{kind}"
+        command = ["extract", "--model", model, *common]
+        for limit in (1, 8):
+            found = [f"'{model}' depend on chance or on the batch that a sample is in"]
+            printed(*command, "--limit", str(limit), root=root, code=1, has=found)
+            assert not list(latents(root, model=model).glob("*.npz"))
+        printed(*command, "--protocol", "paper", root=root)
+    printed("extract", "--model", "changing-rounding", *common, root=root)

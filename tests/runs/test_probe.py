@@ -8,12 +8,13 @@ import numpy as np
 import pytest
 import torch
 
-from lary.configs import RunConfig
+from lary.configs import ExtractConfig, RunConfig
 from lary.probes.training import launch
 from lary.results.folder import finished_run
 from lary.results.published import read_scores
 from lary.results.record import read_result
-from lary.runs.probe import run_member
+from lary.runs.extract import extract
+from lary.runs.probe import run_member, summary
 from lary.runs.run import run
 from lary.types import LaryError, UsageError
 from tests.helpers import fails, printed, rows_of, settings_of
@@ -46,6 +47,27 @@ def test_a_result_records_what_was_run_and_is_not_overwritten(made: Path, tmp_pa
     fails(UsageError, "another run", probe, made, "robot_1st", logs=tmp_path, precision="bf16")
     (folder / "predictions.npz").write_bytes(b"PK")
     fails(LaryError, "is not the file that the run wrote", read_scores, finished_run(folder))
+
+
+def test_what_the_paper_protocol_changes_is_named(place: Path) -> None:
+    picked = {
+        "mlp": "the epoch is picked",
+        "ridge": "the penalty is picked",
+        "attentive": "the head, in the last epoch, is",
+    }
+    for dataset in ("calvin", "robot_1st"):
+        for split in ("train", "val"):
+            extract(ExtractConfig(model=MODEL, dataset=dataset, split=split, protocol="paper"), settings_of(place))
+    for kind, first in picked.items():
+        options = {} if kind == "attentive" else {"model_type": kind, "epochs": None if kind == "ridge" else 2}
+        done = probe(place, "robot_1st" if kind == "attentive" else "calvin", protocol="paper", **options)
+        notes = done.result.protocol_notes
+        assert notes[0].startswith(first)
+        assert "on the reported split itself" in notes[0]
+        assert len(notes) == (1 if kind == "ridge" else 2)
+        assert kind == "ridge" or "256 in each of eight processes (2,048 together) and drops the last" in notes[1]
+        assert f"note: {notes[-1]}" in summary(done.result)
+    assert probe(place).result.protocol_notes == ()
 
 
 def test_every_device_of_a_list_trains(made: Path, tmp_path: Path) -> None:
