@@ -18,9 +18,9 @@ import threading
 import traceback
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import FIRST_COMPLETED, Future, as_completed, wait
+from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, as_completed, wait
 from dataclasses import asdict, replace
-from functools import cached_property
+from functools import cached_property, partial
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -201,18 +201,45 @@ def extract_on_ray(job: Job, units: Sequence[Unit], stop: StopRequest, advance: 
     """Do the units on the actors of a Ray cluster. Raises UsageError, LaryError."""
     with connected(job.config.address) as ray:
         count, processes, options = plan_actors(ray, job)
-        remote = ray.remote(UnitWorker).options(max_restarts=-1, max_task_retries=TRIES - 1, **options)
+        remote = ray.remote(UnitWorker).options(**options)
         shared, tasks = ray.put(replace(job, processes=processes)), in_tasks(units, count)
-        actors = [remote.remote(shared) for _ in range(min(count, len(tasks)))]
-        workers = [lambda task, own=actor: own.run.remote(task).future() for actor in actors]
         try:
-            yield from share_out(tasks, workers, stop, advance)
+            with ThreadPoolExecutor(count) as threads:
+                actors = [LastingActor(ray, partial(remote.remote, shared)) for _ in range(min(count, len(tasks)))]
+                workers = [lambda task, own=actor: threads.submit(own.run, task) for actor in actors]
+                yield from share_out(tasks, workers, stop, advance)
         except ray.exceptions.RayTaskError as error:
             cause = getattr(error, "cause", None)
             raise (cause if isinstance(cause, LaryError) else RuntimeError(str(error))) from error
         except ray.exceptions.RayError as error:
             died = f"{TRIES} actors died on the same rows, what was done is kept"
             raise LaryError(f"{died}: {_lines(error)[0]}") from error
+
+
+class LastingActor:
+    """An actor that another one replaces when it dies.
+
+    Ray's own restarts lose a whole task's tries within a second on a machine that is gone.
+    """
+
+    def __init__(self, ray: Any, start: Callable[[], Any]) -> None:
+        self._ray, self._start, self._actor = ray, start, start()
+
+    def run(self, task: Task) -> list[Any]:
+        """Do a task. Raises ray's errors: of the task, or the last one of `TRIES` dead actors."""
+        tries = 0
+        while True:
+            tries += 1
+            try:
+                return list(self._ray.get(self._actor.run.remote(task)))
+            except self._ray.exceptions.RayTaskError:
+                raise
+            except self._ray.exceptions.RayError as error:
+                if tries == TRIES:
+                    raise
+                log.warning("an actor died, another one takes its place: %s", _lines(error)[0])
+                self._ray.kill(self._actor)
+                self._actor = self._start()
 
 
 def plan_actors(ray: Any, job: Job) -> tuple[int, int, JsonDict]:
