@@ -141,12 +141,7 @@ class Pool:
     """
 
     def __init__(
-        self,
-        setup: str,
-        processes: int,
-        *,
-        arguments: Sequence[str] = (),
-        pass_fds: Sequence[int] = (),
+        self, setup: str, processes: int, *, arguments: Sequence[str] = (), pass_fds: Sequence[int] = ()
     ) -> None:
         self.workers = [Worker((setup, *arguments), pass_fds) for _ in range(max(1, processes))]
         self._free: queue.SimpleQueue[Worker] = queue.SimpleQueue()

@@ -57,6 +57,13 @@ def read_image(path: Path, reader: Reader = "cv2") -> Pixels:
         raise MediaError(f"The image {path} can't be decoded: {problem}.") from error
 
 
+def png_bytes(image: Pixels, packing: int) -> bytes:
+    """An image (H, W, 3) uint8 RGB as a PNG file, from `packing` 0, fast, to 9, small."""
+    import cv2
+
+    return cv2.imencode(".png", image[..., ::-1], [cv2.IMWRITE_PNG_COMPRESSION, packing])[1].tobytes()
+
+
 def _opencv_version() -> int:
     import cv2
 

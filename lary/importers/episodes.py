@@ -20,10 +20,10 @@ from typing import Any, NamedTuple
 import numpy as np
 import numpy.typing as npt
 
-from lary.arrays import Doubles, Pixels, npy_bytes
+from lary.arrays import Doubles, npy_bytes
 from lary.data.configs import MotionOptions
 from lary.data.frames import to_rgb
-from lary.data.images import PNG
+from lary.data.images import PNG, png_bytes
 from lary.registry import suggest
 from lary.runtime import progress
 from lary.types import Failure, LaryError, MediaError, UsageError
@@ -276,12 +276,4 @@ def video_images(frames: Iterator[tuple[int, Any]], wanted: Iterable[int]) -> It
         frame = next((frame for at, frame in frames if at == number), None)
         if frame is None:
             raise MediaError("The video is damaged, or ends before the last frame of the episode.")
-        yield image_bytes(to_rgb(frame))
-
-
-def image_bytes(image: Pixels) -> bytes:
-    """A frame (H, W, 3) uint8 RGB as a PNG file; packed fast rather than small."""
-    import cv2
-
-    _, content = cv2.imencode(".png", cv2.cvtColor(image, cv2.COLOR_RGB2BGR), [cv2.IMWRITE_PNG_COMPRESSION, 1])
-    return content.tobytes()
+        yield png_bytes(to_rgb(frame), packing=1)

@@ -87,6 +87,7 @@ class LeRobotImport:
             raise UsageError(f"{data.folder} has {found}: at least two are needed.")
         self.is_video = data.features[self.camera].dtype == "video"
         self.members = data.members(self.camera) if self.is_video else {}
+        self._opened = lru_cache(maxsize=1)(lambda path: EpisodeVideo(path, self.members[path], data.fps))
         self.numbers: dict[int, Ints] = {}
         self.in_order: list[int] = []
         self.dims = data.dimension_names(self.actions)
@@ -164,9 +165,9 @@ class LeRobotImport:
             files |= {places[item.index][0] for item in episodes if item.index in places}
         data.fetch(files)
         self._prepare_root()
-        sources, opened = [], lru_cache(maxsize=1)(self._open_video)
+        sources = []
         for item in episodes:
-            reads = partial(self._values, opened, item), partial(self._images, opened, item)
+            reads = partial(self._values, item), partial(self._images, item)
             sources.append(SourceEpisode(f"ep_{item.index}", f"episode {item.index}", *reads))
         found, failures = import_episodes(sources, self.cut, self.root, resume=True)
         if self.in_order:
@@ -203,23 +204,21 @@ class LeRobotImport:
                 shutil.rmtree(self.root)
         write_json(path, choices)
 
-    def _images(self, opened: Any, item: Episode, length: int, wanted: list[int]) -> Iterable[bytes]:
+    def _images(self, item: Episode, length: int, wanted: list[int]) -> Iterable[bytes]:
         """The image files of some frames of an episode, from its video or its table."""
         if not self.is_video:
             cells = self.data.table(item, [self.camera]).column(self.camera)
             return (stored_image(cells[at].as_py()) for at in wanted)
-        video: EpisodeVideo = opened(self.data.video(item, self.camera)[0])
-        return video.images(self.numbers.pop(item.index)[wanted].tolist())
+        return self._video(item).images(self.numbers.pop(item.index)[wanted].tolist())
 
-    def _open_video(self, path: Path) -> EpisodeVideo:
-        return EpisodeVideo(path, self.members[path], self.data.fps)
+    def _video(self, item: Episode) -> EpisodeVideo:
+        return self._opened(self.data.video(item, self.camera)[0])
 
-    def _values(self, opened: Any, item: Episode) -> Floats:
+    def _values(self, item: Episode) -> Floats:
         """The values of an episode, once the frames of its rows are known, also of a resumed import."""
         if self.is_video:
-            video: EpisodeVideo = opened(self.data.video(item, self.camera)[0])
             stamps = self.data.table(item, []).column("timestamp").to_pylist()
-            self.numbers[item.index], in_order = video.numbers(item.index, stamps)
+            self.numbers[item.index], in_order = self._video(item).numbers(item.index, stamps)
             if in_order:
                 self.in_order.append(item.index)
         return self.data.values(item, self.actions)

@@ -252,13 +252,11 @@ def _short(error: BaseException) -> str:
 # Frames
 
 
-def video_seconds(path: Path) -> Doubles:
-    """The second at which every frame of a video is shown, ascending. Raises MediaError."""
-    return video_times(path)[0]
-
-
 def video_times(path: Path) -> tuple[Doubles, FrameTable | None]:
-    """As `video_seconds`, with the table of frames, or None where the packets don't name the frames."""
+    """The second at which every frame of a video is shown, ascending, and the table of frames.
+
+    The table is None where the packets don't name the frames. Raises MediaError.
+    """
     with opened_video(path) as (container, stream):
         table = scan_packets(container, stream)
         if table is not None:

@@ -22,7 +22,7 @@ from lary.arrays import Doubles
 from lary.data.actions import read_numbers
 from lary.data.configs import AtomicConfig, TrajectoryConfig, VideosConfig
 from lary.data.frames import decode_video, read_clip
-from lary.data.images import read_image
+from lary.data.images import png_bytes, read_image
 from lary.data.sampling import sample_video
 from lary.data.spec import DatasetSpec, LabelSpace, Licence, Split
 from lary.data.splits import split_groups
@@ -35,11 +35,10 @@ from lary.importers.episodes import (
     PairCut,
     SourceEpisode,
     find_position,
-    image_bytes,
     import_episodes,
     video_images,
 )
-from lary.importers.lerobot_reader import video_seconds
+from lary.importers.lerobot_reader import video_times
 from lary.importers.records import ImportReport, check_name, pair_record, save_import
 from lary.runtime import in_threads, progress
 from lary.settings import Settings
@@ -125,11 +124,11 @@ def find_images(folder: Path, length: int, wanted: list[int]) -> Iterable[bytes]
     videos = [path for path in files if path.suffix.lower() in VIDEOS]
     if bool(images) == bool(videos) or len(videos) > 1:
         raise MediaError(f"{folder} holds {len(images)} images and {len(videos)} videos: expected images or one video.")
-    count = len(images) or len(video_seconds(videos[0]))
+    count = len(images) or len(video_times(videos[0])[0])
     if count != length:
         raise MediaError(f"{folder} holds {count} {'images' if images else 'frames'} but {length} rows of actions.")
     if images:
-        return (image_bytes(read_image(images[at])) for at in wanted)
+        return (png_bytes(read_image(images[at]), packing=1) for at in wanted)
     return video_images(enumerate(decode_video(videos[0])), wanted)
 
 

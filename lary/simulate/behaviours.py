@@ -12,6 +12,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 
 import numpy as np
 
@@ -102,11 +103,6 @@ def grasp(path: Path, place: Doubles, hand: Doubles, width: float, rise: float, 
     return path.mark()
 
 
-def grasp_thing(path: Path, thing: Thing, pose: Pose, *shares: float) -> int:
-    """Grasp an object that stands on the table, as `grasp` does."""
-    return grasp(path, pose[0] + thing.height * UP, pose[1], thing.grip, 0.10, *shares)
-
-
 def held(stage: Stage, thing: Thing, pose: Pose) -> Path:
     """A path that starts with the object in the hand."""
     return Path(pose[0] + thing.height * UP, pose[1], thing.grip, CLOSED, stage.rng)
@@ -155,16 +151,20 @@ def push(stage: Stage) -> Script:
     return Script(path).move(thing, motion)
 
 
+def take(stage: Stage, place: Doubles, distance: float, draw_way: Callable[[], Doubles], *shares: float) -> Script:
+    """The hand grasps an object and moves it along a vector (3,), which is drawn after that."""
+    thing, rotation = some_thing(stage)
+    path = approach(stage, place, distance)
+    mark = grasp(path, place + thing.height * UP, rotation, thing.grip, 0.10, *shares)
+    path.shift(draw_way(), 0.55)
+    path.wait(0.05)
+    return carry(path, thing, (place, rotation), mark)
+
+
 def pull(stage: Stage) -> Script:
     """The hand takes an object and drags it over the table towards the robot."""
     place, length = spot(stage, 0.56, 0.62, 0.14), stage.uniform(0.17, 0.23)
-    thing, rotation = some_thing(stage)
-    path = approach(stage, place, 0.15)
-    mark = grasp_thing(path, thing, (place, rotation), 0.20, 0.12, 0.08)
-    back = -turn(UP, stage.uniform(-0.4, 0.4))[:, 0]
-    path.shift(length * back, 0.55)
-    path.wait(0.05)
-    return carry(path, thing, (place, rotation), mark)
+    return take(stage, place, 0.15, lambda: -length * turn(UP, stage.uniform(-0.4, 0.4))[:, 0], 0.20, 0.12, 0.08)
 
 
 def raised(stage: Stage) -> Doubles:
@@ -174,13 +174,7 @@ def raised(stage: Stage) -> Doubles:
 
 def lift(stage: Stage) -> Script:
     """The hand takes an object and raises it."""
-    place = spot(stage)
-    thing, rotation = some_thing(stage)
-    path = approach(stage, place, 0.10)
-    mark = grasp_thing(path, thing, (place, rotation), 0.16, 0.14, 0.10)
-    path.shift(raised(stage), 0.55)
-    path.wait(0.05)
-    return carry(path, thing, (place, rotation), mark)
+    return take(stage, spot(stage), 0.10, lambda: raised(stage), 0.16, 0.14, 0.10)
 
 
 def lower(stage: Stage) -> Script:
@@ -363,21 +357,16 @@ def _furniture(stage: Stage) -> tuple[Doubles, Doubles, Doubles]:
     return place, front, turn(UP, (across + math.pi / 2) % math.pi - math.pi / 2)
 
 
-def open_(stage: Stage) -> Script:
-    """A drawer is drawn out, or a lid is lifted."""
-    return (_sliding if stage.rng.random() < 0.5 else _hinged)(stage, True)
-
-
-def close(stage: Stage) -> Script:
-    """A drawer is shut, or a lid is let down."""
-    return (_sliding if stage.rng.random() < 0.5 else _hinged)(stage, False)
+def use_furniture(stage: Stage, *, opening: bool) -> Script:
+    """A drawer is drawn out or shut, or a lid is lifted or let down."""
+    return (_sliding if stage.rng.random() < 0.5 else _hinged)(stage, opening)
 
 
 BEHAVIOURS: dict[str, Callable[[Stage], Script]] = {
-    "close": close,
+    "close": partial(use_furniture, opening=False),
     "lift": lift,
     "lower": lower,
-    "open": open_,
+    "open": partial(use_furniture, opening=True),
     "pour": pour,
     "pull": pull,
     "push": push,

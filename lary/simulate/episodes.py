@@ -17,6 +17,7 @@ import numpy as np
 
 from lary.arrays import Doubles, Floats, Pixels, npy_bytes
 from lary.data.configs import SimulateConfig
+from lary.data.images import png_bytes
 from lary.files import digest, write_bytes
 from lary.simulate import scene as scenes
 from lary.simulate import shapes
@@ -25,7 +26,7 @@ from lary.simulate.kinematics import Solver, to_rpy
 from lary.simulate.render import Renderer
 from lary.types import LaryError
 
-VERBS = ("close", "lift", "lower", "open", "pour", "pull", "push", "reach", "rotate", "sweep")
+VERBS = tuple(BEHAVIOURS)
 HANDLING = ("lift", "lower", "pull", "push", "reach", "rotate")
 """Verbs about one loose object, which can be of a kind that training lacks."""
 ROBOTS = ("heron", "badger")
@@ -294,15 +295,10 @@ def perform(recording: Recording, data_dir: Path, size: int) -> None:
         return
     actions = np.concatenate([states[1:, :6], states[1:, 14:]], axis=1)
     for image, frame in zip(images, recording.wanted, strict=True):
-        write_bytes(root / recording.image(frame), encode_png(image))
+        write_bytes(root / recording.image(frame), png_bytes(image, packing=4))
         write_bytes(root / recording.state(frame), npy_bytes(states[frame]))
         if frame < len(actions):
             write_bytes(root / recording.action(frame), npy_bytes(actions[frame : frame + STRIDE]))
-
-
-def encode_png(image: Pixels) -> bytes:
-    """An RGB image (H, W, 3) as PNG."""
-    return cv2.imencode(".png", image[..., ::-1], [cv2.IMWRITE_PNG_COMPRESSION, 4])[1].tobytes()
 
 
 def encode_video(frames: list[Pixels]) -> bytes:

@@ -11,14 +11,15 @@ from pathlib import Path
 import cv2
 import numpy as np
 
-from lary.arrays import Doubles, Pixels
+from lary.arrays import Floats, Pixels
+from lary.data.actions import Moments
 from lary.data.configs import SimulateConfig
 from lary.data.frames import read_clip
-from lary.data.images import read_image
+from lary.data.images import png_bytes, read_image
 from lary.data.tables import write_csv
 from lary.files import read_json, remove_torn, write_bytes, write_json, write_text
 from lary.runtime import log, progress
-from lary.simulate.episodes import CLIPS, PAIRS, Recording, encode_png, make_plan, perform, rows_of_tables, sampled
+from lary.simulate.episodes import CLIPS, PAIRS, Recording, make_plan, perform, rows_of_tables, sampled
 from lary.types import JsonDict, LaryError, UsageError
 from lary.workers import end_with_starter
 
@@ -50,7 +51,8 @@ def simulate(out: Path, config: SimulateConfig) -> dict[str, int]:
         LaryError: a file can't be written, or a worker process died.
     """
     check_numbers(config)
-    require_mujoco()
+    if importlib.util.find_spec("mujoco") is None:
+        raise UsageError("lary simulate needs MuJoCo: pip install 'lary[demo]'.")
     data_dir = out / "data"
     decisive = {"seed": config.seed, "pairs": config.pairs, "clips": config.clips, "size": config.size}
     record = {"version": 1, "generator": GENERATOR, "config": decisive}
@@ -92,12 +94,6 @@ def check_numbers(config: SimulateConfig) -> None:
         raise UsageError("The number of processes is at least 1 and the seed at least 0.")
 
 
-def require_mujoco() -> None:
-    """Raise UsageError if MuJoCo is missing."""
-    if importlib.util.find_spec("mujoco") is None:
-        raise UsageError("lary simulate needs MuJoCo: pip install 'lary[demo]'.")
-
-
 def claim_folder(out: Path, record: JsonDict, *, overwrite: bool) -> None:
     """Check that the folder may be filled, and record what with.
 
@@ -123,22 +119,14 @@ def claim_folder(out: Path, record: JsonDict, *, overwrite: bool) -> None:
 
 
 def robot_stats(recordings: Sequence[Recording], data_dir: Path) -> dict[str, JsonDict]:
-    """Mean and standard deviation (7,) of the training actions, by robot type.
-
-    Of the population; 1 for a constant dimension, which so normalises to 0.
-    """
-    chunks: dict[str, list[Doubles]] = {}
+    """Mean and standard deviation (7,) of the training actions, by robot type, as in `Moments.entry`."""
+    chunks: dict[str, list[Floats]] = {}
     for recording in recordings:
         if recording.pairs and recording.split == "train":
             found = [np.load(data_dir / name, allow_pickle=False) for name in recording.actions]
             chunks.setdefault(recording.robot, []).extend(found)
-    result = {}
-    for robot, each in sorted(chunks.items()):
-        steps = np.concatenate(each).astype(np.float64)
-        spread = steps.std(axis=0)
-        spread[spread < 1e-6] = 1.0
-        result[robot] = {"mean": steps.mean(axis=0).tolist(), "std": spread.tolist(), "count": len(steps)}
-    return result
+    entries = {robot: Moments.of(np.concatenate(each)).entry() for robot, each in sorted(chunks.items())}
+    return {robot: {name: entry[name] for name in ("mean", "std", "count")} for robot, entry in entries.items()}
 
 
 def perform_all(recordings: Sequence[Recording], data_dir: Path, config: SimulateConfig) -> Iterator[None]:
@@ -186,5 +174,5 @@ def write_sheets(out: Path, config: SimulateConfig) -> list[Path]:
         sheet = out / "sheets" / f"{table}.png"
         strips.setdefault(sheet, []).append(np.concatenate([margin, *frames], axis=1))
     for sheet, rows in strips.items():
-        write_bytes(sheet, encode_png(np.concatenate(rows)))
+        write_bytes(sheet, png_bytes(np.concatenate(rows), packing=4))
     return list(strips)

@@ -113,26 +113,14 @@ class Renderer:
         """Nearest surface of some groups along unit rays (M, 3) from one point."""
         import mujoco
 
-        count = len(rays)
+        count, flat = len(rays), np.ascontiguousarray(rays).ravel()
         geom, distance = np.full(count, -1, np.int32), np.full(count, -1.0)
         normal = np.zeros((count, 3))
         if count:
             # MuJoCo has six groups; static geoms count, no body is left out.
             chosen = np.array([number in groups for number in range(6)], np.uint8)
-            mujoco.mj_multiRay(
-                self.scene.model,
-                self.scene.data,
-                origin,
-                np.ascontiguousarray(rays).ravel(),
-                chosen,
-                True,
-                -1,
-                geom,
-                distance,
-                normal.reshape(-1),
-                count,
-                FURTHEST,
-            )
+            met = geom, distance, normal.reshape(-1)
+            mujoco.mj_multiRay(self.scene.model, self.scene.data, origin, flat, chosen, True, -1, *met, count, FURTHEST)
         return Hits(origin, rays, geom, distance, normal)
 
     def lit(self, hits: Hits, *groups: int) -> Mask:

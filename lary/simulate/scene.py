@@ -24,14 +24,13 @@ class Room:
     """The look of one scene: its surfaces, light and two cameras.
 
     Attributes:
+        looks: materials of ``table``, ``wall`` and ``floor``.
         camera: azimuth from the arm's front, elevation (degrees), distance.
         warmth: how much redder than white the lamp is; negative for bluer.
         pair_camera: that of pairs, nearly the same in all rooms, as in CALVIN.
     """
 
-    table: Material
-    wall: Material
-    floor: Material
+    looks: Mapping[str, Material]
     camera: tuple[float, float, float]
     warmth: float
     pair_camera: tuple[float, float, float]
@@ -91,7 +90,7 @@ ARMS = {
     for name, entry in SCENERY["arms"].items()
 }
 """Two arms of seven joints and a gripper, each with a file of MJCF."""
-ROOMS = {name: Room(**_materials(entry["looks"]), **entry["light"]) for name, entry in SCENERY["rooms"].items()}
+ROOMS = {name: Room(_materials(entry["looks"]), **entry["light"]) for name, entry in SCENERY["rooms"].items()}
 """Pairs train in A, B and C and validate in D, which looks unlike them."""
 
 
@@ -125,7 +124,7 @@ def build_scene(arm: Arm, palette: Mapping[str, Material], room: Room, placed: S
         '<default><geom contype="0" conaffinity="0" density="1000"/></default>'
         f"<worldbody>{arm.xml}{_MJCF['room']}{things}</worldbody></mujoco>"
     )
-    fixed = {"table": room.table, "wall": room.wall, "floor": room.floor, **palette}
+    fixed = {**room.looks, **palette}
     names = [model.geom(number).name for number in range(model.ngeom)]
     looks = tuple(materials[name] if name in materials else fixed[name.split("_")[1]] for name in names)
     moving = [item.thing.name for item in placed if item.moves]
@@ -174,7 +173,7 @@ def tinted(room: Room, rng: np.random.Generator) -> Room:
         first, second = np.clip(colours, 0.02, 0.95).tolist()
         return replace(material, first=tuple(first), second=tuple(second))
 
-    return replace(room, table=tint(room.table), wall=tint(room.wall), floor=tint(room.floor))
+    return replace(room, looks={name: tint(look) for name, look in room.looks.items()})
 
 
 def view_of(room: Room, rng: np.random.Generator, *, fixed: bool) -> View:

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from lary.importers.lerobot_reader import LeRobot, frame_numbers, open_lerobot, video_seconds
+from lary.importers.lerobot_reader import LeRobot, frame_numbers, open_lerobot, video_times
 from lary.types import LaryError, MediaError
 from tests.helpers import fails
 
@@ -45,7 +45,7 @@ def test_names_of_dimensions(tmp_path: Path) -> None:
 
 def test_a_pipe_in_the_place_of_a_video_is_not_waited_for(tmp_path: Path) -> None:
     os.mkfifo(tmp_path / "pipe.mp4")
-    fails(MediaError, "no regular file", video_seconds, tmp_path / "pipe.mp4")
+    fails(MediaError, "no regular file", video_times, tmp_path / "pipe.mp4")
 
 
 def test_time_stamps_find_frames() -> None:

@@ -50,7 +50,7 @@ def test_rays_see_what_is_there() -> None:
     """A red block on a plain table: red where it projects to, its shadow darker than the table, nothing else red."""
     red, plain = shapes.Material((0.9, 0.05, 0.05)), shapes.Material((0.6, 0.6, 0.6), gloss=0.0)
     block = shapes.Thing("target", (shapes.Geom("box", (0.05, 0.05, 0.05), red, (0, 0, 0.05)),))
-    room = replace(scene.ROOMS["A"], table=plain, wall=plain, floor=plain)
+    room = replace(scene.ROOMS["A"], looks=dict.fromkeys(("table", "wall", "floor"), plain))
     place, arm = np.array([0.45, 0.0, 0.0]), scene.ARMS["heron"]
     view = scene.View(np.array([0.65, 0.0, 1.4]), place, math.radians(36))
     lamp = scene.Lamp(np.array([0.45, 1.5, 1.5]), np.full(3, 0.9), np.full(3, 0.3))
